@@ -1,0 +1,166 @@
+// Package release describes one release of the operating system: the file
+// release.json, which the distributor signs and which says everything a machine
+// must know to check the rest.
+//
+// It refuses a description that names a file twice, leaves one out, or whose
+// parts do not belong together; it never says that a signature is good, since
+// it does not look at signatures.
+package release
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"halogenos.internal/boot/contract"
+)
+
+// Format is the number of this format; another is refused.
+const Format = 1
+
+// MaxSize bounds release.json in bytes.
+const MaxSize = 4 << 20
+
+// Names of a release's files, in the order they have in the archive.
+const (
+	ManifestFile    = "release.json"
+	UKIFile         = "uki.efi"
+	BootManagerFile = "bootx64.efi"
+	ImageFile       = "system.erofs"
+)
+
+// A File is one file of the release.
+type File struct {
+	Name   string       `json:"name"`
+	Size   int64        `json:"size"` // bytes
+	SHA256 contract.Hex `json:"sha256"`
+	// Authenticode is the SHA-256 PE hash of an EFI file. It stays the same
+	// when a machine signs the file for itself.
+	Authenticode contract.Hex `json:"authenticode,omitempty"`
+}
+
+// A Release is the content of release.json.
+type Release struct {
+	Format  int              `json:"format"`
+	ImageID string           `json:"image_id"`
+	Arch    string           `json:"arch"`
+	Version contract.Version `json:"version"`
+	Epoch   uint64           `json:"epoch"`
+
+	RootHash  contract.Hex `json:"root_hash"`
+	Salt      contract.Hex `json:"salt"`
+	ImageSize int64        `json:"image_size"`
+	SlotSize  int64        `json:"slot_size"`
+
+	// PCR11 is the value that the UKI's measurements leave in PCR 11 of the
+	// SHA-256 bank before the kernel starts.
+	PCR11 contract.Hex `json:"pcr11"`
+	// SourceDate is the date of everything in the release, in seconds since
+	// 1970 (SOURCE_DATE_EPOCH).
+	SourceDate int64 `json:"source_date"`
+
+	Files []File `json:"files"`
+}
+
+// File returns the file of that name.
+func (r *Release) File(name string) (File, bool) {
+	for _, f := range r.Files {
+		if f.Name == name {
+			return f, true
+		}
+	}
+	return File{}, false
+}
+
+// Matches reports why a boot contract does not belong to this release.
+func (r *Release) Matches(c *contract.Contract) error {
+	for _, pair := range []struct{ name, release, contract string }{
+		{"image ID", r.ImageID, c.ImageID},
+		{"architecture", r.Arch, c.Arch},
+		{"version", r.Version.String(), c.Version.String()},
+		{"epoch", fmt.Sprint(r.Epoch), fmt.Sprint(c.Epoch)},
+		{"root hash", fmt.Sprintf("%x", r.RootHash), fmt.Sprintf("%x", c.RootHash)},
+		{"salt", fmt.Sprintf("%x", r.Salt), fmt.Sprintf("%x", c.Salt)},
+		{"image size", fmt.Sprint(r.ImageSize), fmt.Sprint(c.ImageSize)},
+		{"slot size", fmt.Sprint(r.SlotSize), fmt.Sprint(c.SlotSize)},
+	} {
+		if pair.release != pair.contract {
+			return fmt.Errorf("%s is %s in %s and %s in the UKI's boot contract", pair.name, pair.release, ManifestFile, pair.contract)
+		}
+	}
+	return nil
+}
+
+// Validate reports the first thing that is wrong with the description.
+func (r *Release) Validate() error {
+	if r.Format != Format {
+		return fmt.Errorf("%s has format %d, want %d", ManifestFile, r.Format, Format)
+	}
+	// The same rules as for the contract; what it has beyond is filled in.
+	c := contract.Contract{
+		Format: contract.Format, ImageID: r.ImageID, Arch: r.Arch, Version: r.Version, Epoch: r.Epoch,
+		RootHash: r.RootHash, Salt: r.Salt, ImageSize: r.ImageSize, SlotSize: r.SlotSize,
+		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4",
+	}
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if len(r.PCR11) != 32 {
+		return fmt.Errorf("pcr11 has %d bytes, want 32", len(r.PCR11))
+	}
+	if r.SourceDate < 0 {
+		return fmt.Errorf("source date %d lies before 1970", r.SourceDate)
+	}
+	return r.validateFiles()
+}
+
+func (r *Release) validateFiles() error {
+	want := []struct {
+		name string
+		efi  bool
+		max  int64
+	}{{UKIFile, true, 512 << 20}, {BootManagerFile, true, 16 << 20}, {ImageFile, false, r.ImageSize}}
+	if len(r.Files) != len(want) {
+		return fmt.Errorf("%s names %d files, want %d", ManifestFile, len(r.Files), len(want))
+	}
+	for i, w := range want {
+		f := r.Files[i]
+		switch {
+		case f.Name != w.name:
+			return fmt.Errorf("file %d is %q, want %q", i+1, f.Name, w.name)
+		case f.Size <= 0 || f.Size > w.max:
+			return fmt.Errorf("%s has %d bytes, want 1 to %d", f.Name, f.Size, w.max)
+		case len(f.SHA256) != 32:
+			return fmt.Errorf("%s: SHA-256 has %d bytes, want 32", f.Name, len(f.SHA256))
+		case w.efi != (len(f.Authenticode) == 32) || !w.efi && len(f.Authenticode) != 0:
+			return fmt.Errorf("%s: Authenticode hash has %d bytes", f.Name, len(f.Authenticode))
+		}
+	}
+	return nil
+}
+
+// Encode returns release.json.
+func (r *Release) Encode() ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	out, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", ManifestFile, err)
+	}
+	return append(out, '\n'), nil
+}
+
+// Parse reads what Encode wrote.
+func Parse(text []byte) (*Release, error) {
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", ManifestFile, len(text), MaxSize)
+	}
+	r := new(Release)
+	if err := contract.DecodeStrict(text, r); err != nil {
+		return nil, fmt.Errorf("parse %s: %w", ManifestFile, err)
+	}
+	if err := r.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", ManifestFile, err)
+	}
+	return r, nil
+}
