@@ -1,0 +1,141 @@
+package verity
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+)
+
+const (
+	// chunkSize is what one hash block covers: 512 KiB.
+	chunkSize = fanOut * BlockSize
+	// maxWorkers bounds the memory on machines with very many cores, long
+	// after the disk has become what everything waits for.
+	maxWorkers = 16
+)
+
+// chunk is the unit of work: the blocks below one hash block.
+type chunk struct {
+	index  uint64
+	blocks []byte          // the blocks below, as read
+	above  [BlockSize]byte // the hash block: computed, or read to be compared with
+	digest Root            // of above, where computed
+	err    error
+	done   chan struct{}
+}
+
+// pass runs work over the chunks of count blocks on all cores, and collect
+// over the results, in order, on the caller's goroutine. It returns when
+// nothing of it runs any more; the first error in the order of the chunks is
+// the one returned.
+func pass(ctx context.Context, count uint64, work func(*hasher, *chunk), collect func(*chunk) error, salt []byte) error {
+	ctx, cancel := context.WithCancel(ctx)
+	chunks := (count + fanOut - 1) / fanOut
+	workers := min(runtime.GOMAXPROCS(0), maxWorkers, int(min(chunks, maxWorkers)))
+
+	// A fixed set of chunks circulates, which is what bounds the memory:
+	// free -> ordered (to collect) and todo (to a worker) -> free.
+	inFlight := workers + 2
+	free := make(chan *chunk, inFlight)
+	todo := make(chan *chunk, inFlight)
+	ordered := make(chan *chunk, inFlight)
+	for range inFlight {
+		free <- &chunk{blocks: make([]byte, 0, int(min(count, fanOut))*BlockSize)}
+	}
+	go func() {
+		defer close(ordered)
+		defer close(todo)
+		for i := range chunks {
+			select {
+			case <-ctx.Done():
+				return
+			case c := <-free:
+				n := min(count-i*fanOut, fanOut)
+				c.index, c.blocks = i, c.blocks[:n*BlockSize]
+				c.err, c.done = nil, make(chan struct{})
+				ordered <- c
+				todo <- c
+			}
+		}
+	}()
+	for range workers {
+		go func() {
+			h := newHasher(salt)
+			for c := range todo {
+				if c.err = ctx.Err(); c.err == nil {
+					work(h, c)
+				}
+				close(c.done)
+			}
+		}()
+	}
+
+	var failed error
+	var collected uint64
+	for c := range ordered {
+		<-c.done
+		if failed == nil {
+			if failed = c.err; failed == nil {
+				failed = ctx.Err()
+			}
+			if failed == nil {
+				failed = collect(c)
+				collected++
+			}
+			if failed != nil {
+				cancel() // the rest is drained, unworked
+			}
+		}
+		free <- c
+	}
+	// A cancellation between two chunks leaves no chunk that carries it.
+	if failed == nil && collected != chunks {
+		failed = ctx.Err()
+	}
+	cancel()
+	return failed
+}
+
+// hasher computes the digest of blocks under one salt.
+type hasher struct {
+	salt []byte
+	h    hash.Hash
+}
+
+func newHasher(salt []byte) *hasher { return &hasher{salt: salt, h: sha256.New()} }
+
+// sum writes the digest of the salt and the block (hash type 1) to dst.
+func (h *hasher) sum(dst *Root, block []byte) {
+	h.h.Reset()
+	h.h.Write(h.salt)
+	h.h.Write(block)
+	h.h.Sum(dst[:0])
+}
+
+// sums writes the digests of all blocks to dst and zeros behind them, which
+// makes dst a hash block.
+func (h *hasher) sums(dst *[BlockSize]byte, blocks []byte) {
+	n := 0
+	for ; len(blocks) > 0; blocks = blocks[BlockSize:] {
+		h.sum((*Root)(dst[n:n+digestSize]), blocks[:BlockSize])
+		n += digestSize
+	}
+	clear(dst[n:])
+}
+
+// readFull reads len(b) bytes at off. An early end is never io.EOF, which
+// callers could take for a normal one.
+func readFull(r io.ReaderAt, b []byte, off int64, what string) error {
+	n, err := r.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("verity: read %s: %d of %d bytes at offset %d: %w", what, n, len(b), off, err)
+}
