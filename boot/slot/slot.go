@@ -1,0 +1,284 @@
+// Package slot decides what a boot does next. Next is one pure function over
+// what is on the disk (State) and what this boot has seen so far (Facts); it
+// never acts, never waits and never remembers.
+//
+// It refuses to unlock anything before the system image is verified, and to
+// call a slot bad while there is a doubt that is not the slot's.
+package slot
+
+import (
+	"fmt"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+)
+
+// State is what the machine keeps, read from where it lives: the partition
+// table, the ESP, the LUKS2 header and the TPM. There is no second copy.
+type State struct {
+	Table Table
+	// Booted is the slot whose system partition's UUID spells the root hash of
+	// the running UKI; none when no partition does.
+	Booted layout.Slot
+	// TreeNamed: the booted slot's verity partition spells it as well, so its
+	// tree is complete.
+	TreeNamed bool
+	// Trial: the running UKI's name carries counters.
+	Trial bool
+	// Fallback: another UKI on the ESP is one the boot manager would start.
+	Fallback bool
+	Keys     Keys
+	Root     Root
+	// Floor is the lowest epoch that the TPM releases keys to.
+	Floor uint64
+}
+
+// Table is the condition of the partition table.
+type Table int
+
+// Conditions of the partition table.
+const (
+	TableUnknown  Table = iota // no disk was found
+	TableForeign               // partitions where none should be, or no room
+	TableNew                   // the ESP and the first system partition, as an installation leaves them
+	TableDamaged               // ours, with one copy to be restored
+	TableComplete              // ours, all six partitions
+)
+
+// Keys is how far this machine's Secure Boot keys have come.
+type Keys int
+
+// Conditions of the Secure Boot keys.
+const (
+	KeysUnneeded Keys = iota // optional, and the firmware is not in Setup Mode
+	KeysMissing              // Setup Mode: nothing is enrolled
+	KeysEnrolled             // the firmware enforces exactly our keys
+	KeysForeign              // the firmware enforces, or could enforce, something else
+	KeysOff                  // our keys are there, and Secure Boot is switched off
+	KeysFinished             // enrolled in this boot: they count from the next one
+)
+
+// Root is the condition of the root partition.
+type Root int
+
+// Conditions of the root partition.
+const (
+	RootAbsent     Root = iota // there is none (or there cannot be one)
+	RootBlank                  // never made
+	RootUnfinished             // begun by a provisioning that was cut
+	RootLocked                 // made, and closed
+	RootOpen                   // opened in this boot
+	RootDamaged                // was made, and its header is gone or not ours
+)
+
+// An Outcome is what came of a step that can fail.
+type Outcome int
+
+// Outcomes.
+const (
+	NotTried Outcome = iota
+	Done
+	Failed
+)
+
+// Facts is what this boot has seen and done.
+type Facts struct {
+	Epoch      uint64               // of the running UKI
+	SecureBoot contract.Requirement // what the boot contract wants
+	TPM        contract.Requirement
+	TPMPresent bool
+
+	// Problem is why the boot cannot even begin: no disk, two disks, a
+	// contract that does not fit. It is meant for the person at the console.
+	Problem string
+	// ConsoleAsked: somebody at the machine asked for the recovery console.
+	ConsoleAsked bool
+
+	Healed Outcome // the partition table's restoration
+	Verity Outcome // dm-verity, the first read through it, and the image's mount
+	Unlock Outcome // the root partition
+	Record Outcome // the TPM's policy, brought up to date
+	Mount  Outcome // state.conf's folders
+	// Cause is the error of the outcome that failed last.
+	Cause string
+
+	// Stage: the fetcher left a release to be staged. Policy: the TPM's policy
+	// is not the one that the ESP's UKIs call for.
+	Stage, Policy bool
+}
+
+// Kind is what a step does.
+type Kind int
+
+// The closed set of steps.
+const (
+	Recovery     Kind = iota // open the recovery console
+	Heal                     // restore the damaged copy of the partition table
+	Partition                // make the partitions that are missing
+	MakeTree                 // generate the first slot's verity tree and name the slot
+	OpenVerity               // verify the system image and mount it
+	Enrol                    // make, sign with and enrol this machine's keys
+	MakeRoot                 // make the root partition and seal its key
+	Unlock                   // open the root partition
+	Stage                    // activate a fetched release
+	UpdatePolicy             // write the TPM's policy
+	MountState               // mount the root partition's folders
+	Condemn                  // take the slot's tries away
+	Reboot                   // start again
+	SwitchRoot               // hand over to the system
+)
+
+var kindNames = [...]string{
+	Recovery: "recovery", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", Stage: "stage", UpdatePolicy: "update-policy",
+	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
+}
+
+// String returns the step's name as the journal has it.
+func (k Kind) String() string {
+	if k < 0 || int(k) >= len(kindNames) {
+		return fmt.Sprintf("step-%d", int(k))
+	}
+	return kindNames[k]
+}
+
+// MarshalText writes the step's name.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// A Step is what to do next, and why, in words for the console and the journal.
+type Step struct {
+	Kind   Kind
+	Reason string
+}
+
+// Next decides. The order of its checks is the order of the boot: nothing is
+// written before the machine is known to be ours, nothing is unlocked before
+// the system is verified, nothing is handed over before everything is done.
+func Next(s State, f Facts) Step {
+	for _, decide := range []func(State, Facts) (Step, bool){
+		interrupted, table, system, keys, root, pending,
+	} {
+		if step, ok := decide(s, f); ok {
+			return step
+		}
+	}
+	return Step{SwitchRoot, "the system is verified and everything is in place"}
+}
+
+// interrupted is what stops a boot before it begins.
+func interrupted(s State, f Facts) (Step, bool) {
+	switch {
+	case f.Problem != "":
+		return Step{Recovery, f.Problem}, true
+	case f.ConsoleAsked:
+		return Step{Recovery, "the recovery console was asked for"}, true
+	case f.TPM == contract.Required && !f.TPMPresent:
+		return Step{Recovery, "this machine has no TPM 2.0, or it is switched off: enable it in the firmware's setup (it may be called PTT, fTPM or Security Device), then start again"}, true
+	}
+	return Step{}, false
+}
+
+// table brings the partition table into its shape.
+func table(s State, f Facts) (Step, bool) {
+	switch s.Table {
+	case TableUnknown:
+		return Step{Recovery, "the disk that this system was started from was not found"}, true
+	case TableForeign:
+		return Step{Recovery, "the disk is not laid out as an installation leaves it: " + f.Cause}, true
+	case TableDamaged:
+		if f.Healed == NotTried {
+			return Step{Heal, "one copy of the partition table is damaged; the other is good"}, true
+		}
+		// A table that cannot be written back is no reason not to boot.
+	case TableNew:
+		if f.Epoch < s.Floor {
+			break // never provision for a system that may not run here
+		}
+		return Step{Partition, "first boot: partitions are missing"}, true
+	}
+	return Step{}, false
+}
+
+// system finds the running UKI's slot and opens it.
+func system(s State, f Facts) (Step, bool) {
+	switch {
+	case f.Epoch < s.Floor:
+		return condemn(s, fmt.Sprintf("this system's epoch is %d and the TPM's floor is %d: it was replaced for good", f.Epoch, s.Floor)), true
+	case f.Verity == Failed:
+		return condemn(s, "the system image is not what the UKI names: "+f.Cause), true
+	case s.Booted.Valid() && s.TreeNamed && f.Verity == NotTried:
+		return Step{OpenVerity, "slot " + s.Booted.String() + " holds the content that the UKI names"}, true
+	case f.Verity == Done:
+		return Step{}, false
+	case provisioned(s):
+		return condemn(s, "no slot on this disk holds the content that the UKI names"), true
+	}
+	return Step{MakeTree, "first boot: the verity tree of slot a is missing"}, true
+}
+
+// provisioned reports whether this machine has ever run its system: then
+// nothing may be made from scratch on its disk.
+func provisioned(s State) bool {
+	return s.Root == RootLocked || s.Root == RootOpen || s.Root == RootDamaged || s.Trial
+}
+
+// condemn gives the slot up: the other one boots next, or, where none is left,
+// the recovery console opens.
+func condemn(s State, reason string) Step {
+	if s.Fallback {
+		return Step{Condemn, reason}
+	}
+	return Step{Recovery, reason + "; and there is no other system to fall back to"}
+}
+
+// keys sees to Secure Boot.
+func keys(s State, f Facts) (Step, bool) {
+	switch s.Keys {
+	case KeysFinished:
+		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true
+	case KeysMissing:
+		if provisioned(s) {
+			// The firmware lost its keys, or somebody took them away. Enrolling
+			// again by itself would help whoever did it: the TPM decides.
+			return Step{}, false
+		}
+		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
+	case KeysForeign, KeysOff:
+		if f.SecureBoot == contract.Required && !provisioned(s) {
+			return Step{Recovery, "Secure Boot is not in Setup Mode: open the firmware's setup, choose to reset or clear the Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again"}, true
+		}
+	}
+	return Step{}, false
+}
+
+// root makes or opens the root partition.
+func root(s State, f Facts) (Step, bool) {
+	switch s.Root {
+	case RootBlank, RootUnfinished:
+		return Step{MakeRoot, "the root partition has not been made yet"}, true
+	case RootDamaged:
+		return Step{Recovery, "the root partition was made on this machine, and what is there now is not it: " + f.Cause}, true
+	case RootLocked:
+		if f.Unlock == Failed {
+			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
+		}
+		return Step{Unlock, "the root partition is encrypted"}, true
+	}
+	return Step{}, false
+}
+
+// pending is what a boot does with an open root partition.
+func pending(s State, f Facts) (Step, bool) {
+	switch {
+	case f.Mount == Failed:
+		// The system image is open and good: this is not the slot's fault.
+		return Step{Recovery, "the folders that may change could not be mounted: " + f.Cause}, true
+	case f.Policy && f.Record == NotTried:
+		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
+	case f.Stage && s.Root == RootOpen && !s.Trial:
+		return Step{Stage, "a fetched release waits to be activated"}, true
+	case f.Mount == NotTried:
+		return Step{MountState, "the system image is open"}, true
+	}
+	return Step{}, false
+}

@@ -1,0 +1,143 @@
+package hw
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
+const sectorUnit = 512
+
+// LinuxDisks finds disks in sysfs and opens them in /dev.
+type LinuxDisks struct{ Sys, Dev string }
+
+// List implements Disks. Loop devices, RAM disks, device-mapper devices and
+// disks without a medium are left out.
+func (l LinuxDisks) List() ([]Disk, error) {
+	entries, err := os.ReadDir(filepath.Join(l.Sys, "block"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // no block device has appeared yet
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list disks: %w", err)
+	}
+	var disks []Disk
+	for _, e := range entries {
+		if virtual(e.Name()) {
+			continue
+		}
+		size, err := l.number(e.Name(), "size")
+		if err != nil || size == 0 {
+			continue
+		}
+		sector, err := l.number(e.Name(), "queue/logical_block_size")
+		if err != nil || sector < sectorUnit {
+			continue
+		}
+		disks = append(disks, Disk{
+			Name:       e.Name(),
+			Model:      l.text(e.Name(), "device/model"),
+			Serial:     l.serial(e.Name()),
+			SectorSize: int(sector),
+			Sectors:    size * sectorUnit / sector,
+		})
+	}
+	return disks, nil
+}
+
+func virtual(name string) bool {
+	for _, prefix := range []string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l LinuxDisks) text(disk, attribute string) string {
+	b, _ := os.ReadFile(filepath.Join(l.Sys, "block", disk, attribute))
+	return strings.TrimSpace(string(b))
+}
+
+// serial is where the drivers put it: virtio beside the disk, the others on
+// the device.
+func (l LinuxDisks) serial(disk string) string {
+	if s := l.text(disk, "serial"); s != "" {
+		return s
+	}
+	return l.text(disk, "device/serial")
+}
+
+func (l LinuxDisks) number(disk, attribute string) (uint64, error) {
+	return strconv.ParseUint(l.text(disk, attribute), 10, 63)
+}
+
+// Open implements Disks.
+func (l LinuxDisks) Open(d Disk, write bool) (File, error) {
+	return openDevice(filepath.Join(l.Dev, d.Name), write)
+}
+
+// OpenPartition implements Disks.
+func (l LinuxDisks) OpenPartition(d Disk, number int, write bool) (File, error) {
+	path, err := l.PartitionPath(d, number)
+	if err != nil {
+		return nil, err
+	}
+	return openDevice(path, write)
+}
+
+func openDevice(path string, write bool) (File, error) {
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
+	}
+	return os.OpenFile(path, flag|unix.O_CLOEXEC, 0)
+}
+
+// PartitionPath implements Disks. The kernel spells partitions of vda vda2 and
+// of nvme0n1 nvme0n1p2; sysfs says which.
+func (l LinuxDisks) PartitionPath(d Disk, number int) (string, error) {
+	folder := filepath.Join(l.Sys, "block", d.Name)
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return "", fmt.Errorf("list partitions of %s: %w", d.Name, err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), d.Name) {
+			continue
+		}
+		if n, err := l.number(d.Name, filepath.Join(e.Name(), "partition")); err == nil && n == uint64(number) {
+			return filepath.Join(l.Dev, e.Name()), nil
+		}
+	}
+	return "", fmt.Errorf("%s has no partition %d: %w", d.Name, number, fs.ErrNotExist)
+}
+
+// Reread implements Disks. The kernel refuses while a partition is in use;
+// something that has just been closed may be for a moment longer.
+func (l LinuxDisks) Reread(d Disk) error {
+	f, err := os.OpenFile(filepath.Join(l.Dev, d.Name), os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for try := 0; ; try++ {
+		err = unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0)
+		if !errors.Is(err, unix.EBUSY) || try == 50 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("read the partition table of %s again: %w", d.Name, err)
+	}
+	return nil
+}

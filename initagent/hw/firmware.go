@@ -1,0 +1,66 @@
+package hw
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"unicode/utf16"
+)
+
+// Namespaces of EFI variables: the boot loader interface's vendor GUID and the
+// UEFI global variables (UEFI 2.10 section 3.3).
+const (
+	loaderGUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+	globalGUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+)
+
+// maxVariable bounds what is taken from one of these variables, in bytes.
+const maxVariable = 4096
+
+// LinuxFirmware reads efivarfs.
+type LinuxFirmware struct{ EFIVars string }
+
+// read returns the value without the four bytes of attributes that efivarfs
+// puts before it; an absent variable is nil.
+func (l LinuxFirmware) read(name, guid string) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(l.EFIVars, name+"-"+guid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read EFI variable %s: %w", name, err)
+	}
+	if len(b) < 4 || len(b) > maxVariable {
+		return nil, fmt.Errorf("EFI variable %s has %d bytes, want 4 to %d", name, len(b), maxVariable)
+	}
+	return b[4:], nil
+}
+
+// LoaderString implements Firmware.
+func (l LinuxFirmware) LoaderString(name string) (string, error) {
+	b, err := l.read(name, loaderGUID)
+	if err != nil || b == nil {
+		return "", err
+	}
+	var units []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		u := binary.LittleEndian.Uint16(b)
+		if u == 0 {
+			break
+		}
+		units = append(units, u)
+	}
+	return string(utf16.Decode(units)), nil
+}
+
+// Flag implements Firmware.
+func (l LinuxFirmware) Flag(name string) (bool, error) {
+	b, err := l.read(name, globalGUID)
+	if err != nil || b == nil {
+		return false, err
+	}
+	return len(b) == 1 && b[0] == 1, nil
+}

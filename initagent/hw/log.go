@@ -1,0 +1,119 @@
+package hw
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Log takes what initagent says to the console and to the kernel's log, each
+// step with how long it took.
+type Log struct {
+	mu      sync.Mutex
+	console io.Writer
+	kmsg    io.Writer
+	entries []Entry
+}
+
+// An Entry is one step of the boot, for the journal.
+type Entry struct {
+	Step     string        `json:"step"`
+	Reason   string        `json:"reason,omitempty"`
+	Error    string        `json:"error,omitempty"`
+	Duration time.Duration `json:"ns"`
+}
+
+// NewLog returns a log that writes to the given places.
+func NewLog(console, kmsg io.Writer) *Log { return &Log{console: console, kmsg: kmsg} }
+
+// OpenLog opens the console and the kernel's log. What cannot be opened is done
+// without: a machine must boot without a console.
+func OpenLog() *Log {
+	l := NewLog(io.Discard, io.Discard)
+	if f, err := os.OpenFile("/dev/console", os.O_RDWR|unix.O_NOCTTY, 0); err == nil {
+		l.console = f
+	}
+	// Or the kernel drops all but ten lines in five seconds.
+	_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
+	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		l.kmsg = f
+	}
+	return l
+}
+
+// debug is the kernel's log level that no console shows: we write there
+// ourselves.
+const debug = "<15>"
+
+// Say writes one message to both places.
+func (l *Log) Say(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := fmt.Sprintf(format, args...)
+	fmt.Fprintf(l.console, "halogen: %s\r\n", strings.ReplaceAll(text, "\n", "\r\n         "))
+	for line := range strings.SplitSeq(text, "\n") {
+		fmt.Fprintf(l.kmsg, "%sinitagent: %s\n", debug, line)
+	}
+}
+
+// Step runs one step of the boot and records it.
+func (l *Log) Step(step, reason string, run func() error) error {
+	start := time.Now()
+	err := run()
+	e := Entry{Step: step, Reason: reason, Duration: time.Since(start)}
+	if err != nil {
+		e.Error = err.Error()
+		l.Say("%s FAILED after %s: %v", step, short(e.Duration), err)
+	} else {
+		l.Say("%s (%s): %s", step, short(e.Duration), reason)
+	}
+	l.mu.Lock()
+	l.entries = append(l.entries, e)
+	l.mu.Unlock()
+	return err
+}
+
+// Entries returns the steps so far.
+func (l *Log) Entries() []Entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]Entry(nil), l.entries...)
+}
+
+// Console is where a secret may be shown: it is not logged.
+func (l *Log) Console() io.Writer { return l.console }
+
+func short(d time.Duration) time.Duration {
+	if d < time.Second {
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(10 * time.Millisecond)
+}
+
+// Progress returns a function that reports how much of total is done: at most
+// once a second, and only of work that lasts longer than two.
+func (l *Log) Progress(what string, total int64) func(done int64) {
+	start := time.Now()
+	var mu sync.Mutex
+	last := start.Add(time.Second)
+	return func(done int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		now := time.Now()
+		if total <= 0 || now.Sub(last) < time.Second {
+			return
+		}
+		last = now
+		line := fmt.Sprintf("%s: %d %%", what, done*100/total)
+		if done > 0 {
+			rest := time.Duration(float64(now.Sub(start)) * float64(total-done) / float64(done))
+			line += fmt.Sprintf(", %s left", rest.Round(time.Second))
+		}
+		l.Say("%s", line)
+	}
+}
