@@ -1,0 +1,169 @@
+package vm
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// The descriptors that QEMU inherits: connected sockets, so that a machine has no
+// socket files whose path could be too long or that could be left behind.
+const (
+	serialFD = 3
+	qmpFD    = 4
+	tpmFD    = 5
+)
+
+// arguments returns QEMU's command line (without the program) for a machine. It
+// touches nothing: the files need not exist.
+func arguments(o Options, fw Firmware) ([]string, error) {
+	disks, err := o.disks()
+	if err != nil {
+		return nil, err
+	}
+	a := []string{
+		"-name", "halogen",
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-machine", "q35,smm=on,pflash0=code,pflash1=vars",
+		"-accel", o.Accel,
+		"-cpu", cpuModel(o.Accel),
+		"-smp", strconv.Itoa(o.CPUs),
+		"-m", strconv.Itoa(o.Memory),
+		// The variables may be written from SMM only; a suspend to RAM would open a way around that.
+		"-global", "driver=cfi.pflash01,property=secure,value=on",
+		"-global", "ICH9-LPC.disable_s3=1",
+		"-blockdev", asJSON(map[string]any{"driver": "file", "node-name": "code", "filename": fw.Code, "read-only": true}),
+		"-blockdev", asJSON(map[string]any{"driver": "file", "node-name": "vars", "filename": o.State.Vars()}),
+		"-chardev", fmt.Sprintf("socket,id=serial,fd=%d", serialFD), "-serial", "chardev:serial",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-action", "panic=none",
+	}
+	a = append(a, tpmArguments(o.TPM)...)
+	a = append(a, watchdogArguments(o.Watchdog)...)
+	a = append(a, diskArguments(disks, o.Volatile)...)
+	a = append(a, networkArguments(o)...)
+	for _, s := range o.SMBIOS {
+		a = append(a, "-smbios", "type=11,value="+escape(s))
+	}
+	if !o.Clock.IsZero() {
+		a = append(a, "-rtc", "base="+o.Clock.UTC().Format("2006-01-02T15:04:05"))
+	}
+	if o.Display {
+		a = append(a, "-device", "VGA")
+	}
+	if o.PVPanic {
+		a = append(a, "-device", "pvpanic-pci")
+	}
+	if o.NoReboot {
+		a = append(a, "-action", "reboot=shutdown")
+	}
+	return append(a, o.Extra...), nil
+}
+
+// cpuModel is the most that the accelerator offers; "host" is the only model that
+// every hardware accelerator takes.
+func cpuModel(accel string) string {
+	if name, _, _ := strings.Cut(accel, ","); name == "tcg" {
+		return "max"
+	}
+	return "host"
+}
+
+func tpmArguments(model TPMModel) []string {
+	if model == NoTPM {
+		return nil
+	}
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", tpmFD),
+		"-tpmdev", "emulator,id=tpm0,chardev=tpm",
+		"-device", "tpm-" + string(model) + ",tpmdev=tpm0",
+	}
+}
+
+func watchdogArguments(w Watchdog) []string {
+	switch w {
+	case I6300ESB:
+		return []string{"-device", "i6300esb", "-action", "watchdog=reset"}
+	case ITCO:
+		return []string{"-global", "ICH9-LPC.noreboot=off", "-action", "watchdog=reset"}
+	}
+	return nil
+}
+
+// diskArguments attaches disks, each with a serial number of its own (disk0,
+// disk1, ...), by which a test can tell them apart in the guest.
+func diskArguments(disks []Disk, volatile bool) []string {
+	var a []string
+	usb := false
+	for i, d := range disks {
+		id := fmt.Sprintf("disk%d", i)
+		node := map[string]any{
+			"driver": "raw", "node-name": id, "read-only": d.ReadOnly,
+			"file": map[string]any{
+				"driver": "file", "filename": d.Path, "read-only": d.ReadOnly, "discard": "unmap",
+				"cache": map[string]any{"no-flush": volatile},
+			},
+		}
+		if d.WriteLog != "" {
+			a = append(a, "-blockdev", asJSON(withNode(node, id+"-raw")))
+			node = map[string]any{
+				"driver": "blklogwrites", "node-name": id, "file": id + "-raw",
+				"log": map[string]any{"driver": "file", "filename": d.WriteLog},
+				// A killed QEMU must leave a superblock that counts every entry.
+				"log-sector-size": d.SectorSize, "log-super-update-interval": 1,
+			}
+		}
+		a = append(a, "-blockdev", asJSON(node))
+		device := map[string]any{"id": id + "-dev", "drive": id, "serial": id}
+		if d.BootIndex > 0 {
+			device["bootindex"] = d.BootIndex
+		}
+		switch d.Bus {
+		case Virtio:
+			device["driver"] = "virtio-blk-pci"
+		case NVMe:
+			device["driver"] = "nvme"
+		case SATA:
+			device["driver"], device["bus"] = "ide-hd", fmt.Sprintf("ide.%d", i%6)
+		case USB:
+			device["driver"], device["bus"] = "usb-storage", "xhci.0"
+			if !usb {
+				a, usb = append(a, "-device", "qemu-xhci,id=xhci"), true
+			}
+		}
+		if d.SectorSize != 512 {
+			device["logical_block_size"], device["physical_block_size"] = d.SectorSize, d.SectorSize
+		}
+		a = append(a, "-device", asJSON(device))
+	}
+	return a
+}
+
+func withNode(node map[string]any, name string) map[string]any {
+	node["node-name"] = name
+	return node
+}
+
+func networkArguments(o Options) []string {
+	if !o.Network {
+		return nil
+	}
+	netdev := "user,id=net0"
+	for _, f := range o.Forwards {
+		netdev += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
+	}
+	return []string{"-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,romfile="}
+}
+
+// escape protects a comma in the value of a comma-separated QEMU option.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// asJSON renders a map of strings, numbers, booleans and maps, with sorted keys.
+func asJSON(m map[string]any) string {
+	b, err := json.Marshal(m)
+	if err != nil {
+		panic(err) // not reachable: the maps above hold nothing that JSON cannot express
+	}
+	return string(b)
+}

@@ -1,0 +1,77 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a child that cannot outlive this program.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended and was waited for
+	err  error         // how it ended; valid once done is closed
+}
+
+// spawn starts a program in its own process group, with further descriptors 3, 4,
+// ... and its messages in log. The child gets lastWord when this program dies.
+func spawn(cmd *exec.Cmd, log *os.File, lastWord syscall.Signal, files ...*os.File) (*process, error) {
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: lastWord}
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		// The parent-death signal is tied to the thread that forked, so that thread
+		// has to live as long as the child (prctl(2), PR_SET_PDEATHSIG).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := cmd.Start(); err != nil {
+			started <- fmt.Errorf("start %s: %w", cmd.Path, err)
+			return
+		}
+		started <- nil
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, <-started
+}
+
+// signal reaches the child's whole process group.
+func (p *process) signal(s syscall.Signal) {
+	select {
+	case <-p.done: // its number may be somebody else's by now
+	default:
+		_ = unix.Kill(-p.cmd.Process.Pid, s) // it may end at this very moment
+	}
+}
+
+// end waits for a child that is about to end, and insists step by step.
+func (p *process) end(patience time.Duration) {
+	for _, s := range []syscall.Signal{0, unix.SIGTERM, unix.SIGKILL} {
+		p.signal(s)
+		select {
+		case <-p.done:
+			return
+		case <-time.After(patience):
+		}
+	}
+	<-p.done
+}
+
+// socketPair returns two connected Unix stream sockets: ours and the child's.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socket pair for %s: %w", name, err)
+	}
+	// Non-blocking, so that a Close wakes a Read.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, fmt.Errorf("socket pair for %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}

@@ -1,0 +1,177 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// State is the folder of a machine: disk.img, vars.fd and tpm/. The three are only
+// ever copied together, since the TPM's answers depend on what the other two hold.
+type State struct {
+	Dir string
+}
+
+// Disk is the path of the machine's own disk, a raw image.
+func (s State) Disk() string { return filepath.Join(s.Dir, "disk.img") }
+
+// Vars is the path of the firmware's variable store.
+func (s State) Vars() string { return filepath.Join(s.Dir, "vars.fd") }
+
+// TPM is the folder in which swtpm keeps the state of the TPM.
+func (s State) TPM() string { return filepath.Join(s.Dir, "tpm") }
+
+// NewState makes the folder of a machine that was never switched on: its disk a
+// sparse copy of image (none when image is empty), the firmware in Setup Mode,
+// the TPM fresh from the factory. The folder must be absent or empty.
+func NewState(dir, image string) (State, error) {
+	s, err := emptyState(dir)
+	if err != nil {
+		return State{}, err
+	}
+	if image != "" {
+		if err := CopySparse(s.Disk(), image); err != nil {
+			return State{}, fmt.Errorf("new machine: %w", err)
+		}
+	}
+	if err := s.ResetVars(); err != nil {
+		return State{}, err
+	}
+	return s, s.ResetTPM()
+}
+
+// emptyState makes a folder to fill, with its absolute path, since swtpm needs one.
+func emptyState(dir string) (State, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return State{}, fmt.Errorf("machine folder: %w", err)
+	}
+	if err := os.MkdirAll(abs, 0o755); err != nil {
+		return State{}, fmt.Errorf("machine folder: %w", err)
+	}
+	entries, err := os.ReadDir(abs)
+	if err != nil {
+		return State{}, fmt.Errorf("machine folder: %w", err)
+	}
+	if len(entries) > 0 {
+		return State{}, fmt.Errorf("machine folder %s is not empty: it holds %s", abs, entries[0].Name())
+	}
+	return State{Dir: abs}, nil
+}
+
+// ResetVars gives the machine the variables of a new mainboard: Setup Mode, no
+// boot entries.
+func (s State) ResetVars() error {
+	fw, err := FindFirmware()
+	if err != nil {
+		return err
+	}
+	if err := CopySparse(s.Vars(), fw.Vars); err != nil {
+		return fmt.Errorf("firmware variables: %w", err)
+	}
+	return nil
+}
+
+// ResetTPM gives the machine another TPM: one with new seeds, that never saw this
+// disk.
+func (s State) ResetTPM() error {
+	if err := os.RemoveAll(s.TPM()); err != nil {
+		return fmt.Errorf("reset TPM: %w", err)
+	}
+	if err := os.Mkdir(s.TPM(), 0o755); err != nil {
+		return fmt.Errorf("reset TPM: %w", err)
+	}
+	return nil
+}
+
+// Clone copies the machine into a new folder, which must be absent or empty. The
+// machine must not be running. Blocks are shared where the file system can, and
+// holes stay holes.
+func (s State) Clone(dir string) (State, error) {
+	unlock, err := s.lock(unix.LOCK_SH)
+	if err != nil {
+		return State{}, err
+	}
+	defer unlock()
+	return s.copyTo(dir)
+}
+
+// Replace puts the machine back to what from holds; neither may be running.
+func (s State) Replace(from State) error {
+	unlockTo, err := s.lock(unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlockTo()
+	unlockFrom, err := from.lock(unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer unlockFrom()
+	for _, path := range []string{s.Disk(), s.Vars(), s.TPM()} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("restore machine: %w", err)
+		}
+	}
+	return from.copyInto(s)
+}
+
+// copyTo copies without asking whether the machine runs.
+func (s State) copyTo(dir string) (State, error) {
+	to, err := emptyState(dir)
+	if err != nil {
+		return State{}, err
+	}
+	return to, s.copyInto(to)
+}
+
+func (s State) copyInto(to State) error {
+	for _, pair := range [][2]string{{s.Disk(), to.Disk()}, {s.Vars(), to.Vars()}} {
+		err := CopySparse(pair[1], pair[0])
+		if errors.Is(err, fs.ErrNotExist) && pair[0] == s.Disk() {
+			continue // a machine may have no disk of its own
+		}
+		if err != nil {
+			return fmt.Errorf("copy machine: %w", err)
+		}
+	}
+	if err := os.MkdirAll(to.TPM(), 0o755); err != nil {
+		return fmt.Errorf("copy machine: %w", err)
+	}
+	entries, err := os.ReadDir(s.TPM())
+	if err != nil {
+		return fmt.Errorf("copy machine: %w", err)
+	}
+	for _, e := range entries {
+		// swtpm's lock belongs to the process, not to the TPM.
+		if strings.HasPrefix(e.Name(), ".") || !e.Type().IsRegular() {
+			continue
+		}
+		if err := CopySparse(filepath.Join(to.TPM(), e.Name()), filepath.Join(s.TPM(), e.Name())); err != nil {
+			return fmt.Errorf("copy machine: %w", err)
+		}
+	}
+	return nil
+}
+
+// lock takes the folder for this process, or fails at once when it is taken. The
+// lock ends with the process, however that ends.
+func (s State) lock(how int) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.Dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock machine: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("machine %s is in use: it is running or being copied", s.Dir)
+		}
+		return nil, fmt.Errorf("lock machine %s: %w", s.Dir, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
