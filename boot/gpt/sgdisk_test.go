@@ -48,6 +48,7 @@ func facts(p Partition) []string {
 }
 
 func TestSgdiskReadsOurs(t *testing.T) {
+	t.Parallel()
 	testkit.Need(t, "sgdisk")
 	f := newImage(t, diskSectors*512)
 	table := sample(diskSectors, 512)
@@ -72,6 +73,7 @@ func TestSgdiskReadsOurs(t *testing.T) {
 }
 
 func TestWeReadSgdisks(t *testing.T) {
+	t.Parallel()
 	testkit.Need(t, "sgdisk")
 	f := newImage(t, diskSectors*512)
 	testkit.Run(t, "sgdisk", "-a", "1", "-U", diskGUID.String(),
@@ -107,6 +109,7 @@ func TestWeReadSgdisks(t *testing.T) {
 }
 
 func TestSgdiskTableOf256Entries(t *testing.T) {
+	t.Parallel()
 	testkit.Need(t, "sgdisk")
 	f := newImage(t, diskSectors*512)
 	testkit.Run(t, "sgdisk", "-S", "256", "-n", "200:2048:4095", f.Name())
@@ -121,6 +124,7 @@ func TestSgdiskTableOf256Entries(t *testing.T) {
 
 // FAULTS 41
 func TestSgdiskAcceptsWhatWeHealed(t *testing.T) {
+	t.Parallel()
 	testkit.Need(t, "sgdisk")
 	for _, lba := range []int64{1, diskSectors - 1} {
 		f := newImage(t, diskSectors*512)
@@ -140,6 +144,7 @@ func TestSgdiskAcceptsWhatWeHealed(t *testing.T) {
 }
 
 func TestSgdiskAcceptsAGrownDisk(t *testing.T) {
+	t.Parallel()
 	testkit.Need(t, "sgdisk")
 	f := newImage(t, diskSectors*512)
 	if err := sample(diskSectors, 512).Write(f); err != nil {
