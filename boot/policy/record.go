@@ -1,0 +1,172 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// RecordSize is the size of the NV index in bytes. All of it is written by one
+// TPM2_NV_Write, so it must not exceed the TPM's MAX_NV_BUFFER_SIZE (at least
+// 512 on the PC Client TPMs that are sold; asked before the index is defined).
+const RecordSize = recordSum + sha256.Size
+
+// Offsets in a record; integers are big-endian, as everything in a TPM is.
+const (
+	recordDigest   = 2  // digest of the TPMT_HA, after its algorithm
+	recordMagic    = 34 // "HALR"
+	recordVersion  = 38 // uint16
+	recordCount    = 40 // uint16, branches in use
+	recordFloor    = 42 // uint64
+	recordVolume   = 50 // 32 bytes
+	recordBranches = 82 // MaxBranches of them
+	branchSize     = sha256.Size + 8 + 8
+	recordSum      = recordBranches + MaxBranches*branchSize // SHA-256 of all before it
+
+	recordMagicText  = "HALR"
+	recordVersionNow = 1
+)
+
+// ErrRecord is wrapped by every refusal to decode a record.
+var ErrRecord = errors.New("policy record")
+
+// Branch is one boot that the record allows, by the policy digest of its PCRs.
+type Branch struct {
+	Policy  Digest // of [Boot.Branch]
+	Version uint64 // of the release, for people and for picking what to drop
+	Epoch   uint64 // of the release; not below the record's floor
+}
+
+// Record is the content of the NV index. Its first 34 bytes are the TPMT_HA
+// that TPM2_PolicyAuthorizeNV compares the session with: the policy OR over the
+// branches. What follows is for initagent, which needs the branches to satisfy
+// that OR; the TPM does not look at it.
+type Record struct {
+	Floor    uint64   // lowest epoch that any allowed boot has
+	Volume   [32]byte // VolumeFingerprint of the root partition
+	Branches []Branch // 1 to MaxBranches, no two alike
+}
+
+// Validate refuses a record that must not be written: without a branch, with
+// too many, with one twice, or with one below the floor.
+func (r *Record) Validate() error {
+	if n := len(r.Branches); n == 0 || n > MaxBranches {
+		return fmt.Errorf("%w: %d branches, want 1 to %d", ErrRecord, n, MaxBranches)
+	}
+	for i, b := range r.Branches {
+		if b.Epoch < r.Floor {
+			return fmt.Errorf("%w: version %d has epoch %d, the floor is %d", ErrRecord, b.Version, b.Epoch, r.Floor)
+		}
+		for _, o := range r.Branches[:i] {
+			if o.Policy == b.Policy {
+				return fmt.Errorf("%w: versions %d and %d have the same policy", ErrRecord, o.Version, b.Version)
+			}
+		}
+	}
+	return nil
+}
+
+// Digests returns the branches' policy digests in their order.
+func (r *Record) Digests() []Digest {
+	out := make([]Digest, len(r.Branches))
+	for i, b := range r.Branches {
+		out[i] = b.Policy
+	}
+	return out
+}
+
+// Allows reports whether the record has a branch for this boot.
+func (r *Record) Allows(b *Boot) bool {
+	want := b.Branch()
+	for _, have := range r.Branches {
+		if have.Policy == want {
+			return true
+		}
+	}
+	return false
+}
+
+// Succeeds refuses a record that must not replace an older one: a floor never
+// falls, and the volume stays the same.
+func (r *Record) Succeeds(old *Record) error {
+	if r.Floor < old.Floor {
+		return fmt.Errorf("%w: floor %d would replace floor %d", ErrRecord, r.Floor, old.Floor)
+	}
+	if r.Volume != old.Volume {
+		return fmt.Errorf("%w: it is for another volume than the one it would replace", ErrRecord)
+	}
+	return nil
+}
+
+// Encode returns the RecordSize bytes to write.
+func (r *Record) Encode() ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	or, err := OR(r.Digests())
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, RecordSize)
+	be := binary.BigEndian
+	be.PutUint16(b, algSHA256)
+	copy(b[recordDigest:], or[:])
+	copy(b[recordMagic:], recordMagicText)
+	be.PutUint16(b[recordVersion:], recordVersionNow)
+	be.PutUint16(b[recordCount:], uint16(len(r.Branches)))
+	be.PutUint64(b[recordFloor:], r.Floor)
+	copy(b[recordVolume:], r.Volume[:])
+	for i, branch := range r.Branches {
+		p := b[recordBranches+i*branchSize:]
+		copy(p, branch.Policy[:])
+		be.PutUint64(p[sha256.Size:], branch.Version)
+		be.PutUint64(p[sha256.Size+8:], branch.Epoch)
+	}
+	sum := sha256.Sum256(b[:recordSum])
+	copy(b[recordSum:], sum[:])
+	return b, nil
+}
+
+// DecodeRecord takes back what Encode returned and nothing else. The checksum
+// finds what a TPM that lost power during the write may have left.
+func DecodeRecord(b []byte) (*Record, error) {
+	if len(b) != RecordSize {
+		return nil, fmt.Errorf("%w: %d bytes, want %d", ErrRecord, len(b), RecordSize)
+	}
+	be := binary.BigEndian
+	if string(b[recordMagic:recordVersion]) != recordMagicText {
+		return nil, fmt.Errorf("%w: magic %q, want %q", ErrRecord, b[recordMagic:recordVersion], recordMagicText)
+	}
+	if v := be.Uint16(b[recordVersion:]); v != recordVersionNow {
+		return nil, fmt.Errorf("%w: version %d, want %d", ErrRecord, v, recordVersionNow)
+	}
+	if sum := sha256.Sum256(b[:recordSum]); !bytes.Equal(sum[:], b[recordSum:]) {
+		return nil, fmt.Errorf("%w: checksum does not match: a write was cut, or something else wrote it", ErrRecord)
+	}
+	n := int(be.Uint16(b[recordCount:]))
+	if n > MaxBranches {
+		return nil, fmt.Errorf("%w: %d branches, want 1 to %d", ErrRecord, n, MaxBranches)
+	}
+	r := &Record{Floor: be.Uint64(b[recordFloor:])}
+	copy(r.Volume[:], b[recordVolume:])
+	for i := range n {
+		p := b[recordBranches+i*branchSize:]
+		r.Branches = append(r.Branches, Branch{
+			Policy:  Digest(p[:sha256.Size]),
+			Version: be.Uint64(p[sha256.Size:]),
+			Epoch:   be.Uint64(p[sha256.Size+8:]),
+		})
+	}
+	// Encoding again checks what is left: the rules of Validate, the TPMT_HA
+	// against the branches, and that unused room is zero.
+	again, err := r.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(again, b) {
+		return nil, fmt.Errorf("%w: the policy digest is not that of its branches, or unused room is not zero", ErrRecord)
+	}
+	return r, nil
+}

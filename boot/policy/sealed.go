@@ -1,0 +1,185 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// Bounds of what is read from a disk.
+const (
+	maxSealedJSON  = 8 << 10
+	maxSealedBlob  = 1 << 10
+	sealedVersion1 = 1
+)
+
+// ErrSealed is wrapped by every refusal to take a stored sealed object.
+var ErrSealed = errors.New("sealed object")
+
+// Kind says which policy a sealed object is under. The zero value is invalid.
+type Kind string
+
+const (
+	// KindNV is PolicyAuthorizeNV over the machine's NV index: what may unlock
+	// changes by writing the index, and an older policy cannot come back.
+	KindNV Kind = "nv"
+	// KindPCR is a fixed list of boots. A change means sealing again, and an
+	// older copy of the object still opens for the boots it was made for:
+	// there is no floor. For the time between the first and the second boot,
+	// and for a TPM that has no room or no command for KindNV.
+	KindPCR Kind = "pcr"
+)
+
+// Sealed is the portable form of a sealed object, stored where an attacker may
+// change it (a LUKS2 token, the ESP). Nothing in it is secret, and nothing in
+// it is believed: the TPM checks the blobs, and a swapped volume is found out
+// by its fingerprint and by PCR 15.
+type Sealed struct {
+	Version int    `json:"version"`
+	Kind    Kind   `json:"kind"`
+	SRKName Name   `json:"srk-name"` // of the storage root key when sealing
+	Public  []byte `json:"public"`   // TPMT_PUBLIC
+	Private []byte `json:"private"`  // contents of TPM2B_PRIVATE
+
+	NVIndex uint32 `json:"nv-index,omitempty"` // KindNV: handle
+	NVName  *Name  `json:"nv-name,omitempty"`  // KindNV: Name once written
+
+	PCRs     []int    `json:"pcrs,omitempty"`     // KindPCR: ascending
+	Branches []Digest `json:"branches,omitempty"` // KindPCR: 1 to MaxBranches
+}
+
+// Policy returns the policy digest that the object must be under.
+func (s *Sealed) Policy() (Digest, error) {
+	switch s.Kind {
+	case KindNV:
+		if s.NVName == nil {
+			return Digest{}, fmt.Errorf("%w: no name of an NV index", ErrSealed)
+		}
+		return AuthorizeNV(*s.NVName), nil
+	case KindPCR:
+		return Fixed(s.Branches)
+	}
+	return Digest{}, fmt.Errorf("%w: kind %q, want %q or %q", ErrSealed, s.Kind, KindNV, KindPCR)
+}
+
+// Fixed is the policy of KindPCR: the branch itself when there is one, else
+// their OR.
+func Fixed(branches []Digest) (Digest, error) {
+	if len(branches) == 1 {
+		return branches[0], nil
+	}
+	return OR(branches)
+}
+
+// Validate checks everything that can be checked without the TPM, so that a
+// damaged or altered token is told from a TPM that refuses.
+func (s *Sealed) Validate() error {
+	if s.Version != sealedVersion1 {
+		return fmt.Errorf("%w: version %d, want %d", ErrSealed, s.Version, sealedVersion1)
+	}
+	for what, blob := range map[string][]byte{"public": s.Public, "private": s.Private} {
+		if n := len(blob); n == 0 || n > maxSealedBlob {
+			return fmt.Errorf("%w: %s area of %d bytes, want 1 to %d", ErrSealed, what, n, maxSealedBlob)
+		}
+	}
+	if s.SRKName.IsZero() {
+		return fmt.Errorf("%w: no name of a storage root key", ErrSealed)
+	}
+	if err := s.validateKind(); err != nil {
+		return err
+	}
+	want, err := s.Policy()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrSealed, err)
+	}
+	return s.checkPublic(want)
+}
+
+func (s *Sealed) validateKind() error {
+	switch s.Kind {
+	case KindNV:
+		if len(s.PCRs)+len(s.Branches) > 0 {
+			return fmt.Errorf("%w: PCRs given for an object bound to an NV index", ErrSealed)
+		}
+		// TPM_HT_NV_INDEX is the handle's first byte (Part 2, 7.2).
+		if s.NVIndex>>24 != 0x01 || s.NVName == nil {
+			return fmt.Errorf("%w: %#x with name %v is no NV index", ErrSealed, s.NVIndex, s.NVName)
+		}
+	case KindPCR:
+		if s.NVIndex != 0 || s.NVName != nil {
+			return fmt.Errorf("%w: an NV index given for an object bound to PCRs", ErrSealed)
+		}
+		if n := len(s.Branches); n == 0 || n > MaxBranches {
+			return fmt.Errorf("%w: %d branches, want 1 to %d", ErrSealed, n, MaxBranches)
+		}
+		var b Boot
+		if _, err := b.BranchOver(s.PCRs); err != nil {
+			return fmt.Errorf("%w: %w", ErrSealed, err)
+		}
+		if !slices.Contains(s.PCRs, 11) {
+			return fmt.Errorf("%w: PCRs %v do not hold the UKI's, 11", ErrSealed, s.PCRs)
+		}
+	default:
+		return fmt.Errorf("%w: kind %q, want %q or %q", ErrSealed, s.Kind, KindNV, KindPCR)
+	}
+	return nil
+}
+
+// sealedUnique is the size of a keyed hash object's unique field, the digest of
+// its seed and content, with the size in front.
+const sealedUnique = 2 + 32
+
+// checkPublic compares the public area with the template; only the digest at
+// its end is the object's own.
+func (s *Sealed) checkPublic(policy Digest) error {
+	want := tpm2.Marshal(SealedTemplate(policy))
+	fixed := len(want) - 2 // the template's unique field is empty: its size alone
+	if len(s.Public) != fixed+sealedUnique || !bytes.Equal(s.Public[:fixed], want[:fixed]) ||
+		!bytes.Equal(s.Public[fixed:fixed+2], []byte{0, sealedUnique - 2}) {
+		return fmt.Errorf("%w: its public area is not that of an object under the policy it names", ErrSealed)
+	}
+	return nil
+}
+
+// Name returns the TPM Name of the sealed object.
+func (s *Sealed) Name() Name { return NameOf(s.Public) }
+
+// Encode returns the JSON form, for a LUKS2 token or a file.
+func (s *Sealed) Encode() ([]byte, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	return json.Marshal(s)
+}
+
+// ParseSealed reads what Encode returned. It takes at most 8 KiB, and no field
+// that it does not know.
+func ParseSealed(b []byte) (*Sealed, error) {
+	if len(b) > maxSealedJSON {
+		return nil, fmt.Errorf("%w: %d bytes, want at most %d", ErrSealed, len(b), maxSealedJSON)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	s := new(Sealed)
+	if err := d.Decode(s); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSealed, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: more after its JSON", ErrSealed)
+	}
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// NewSealed puts a sealed object's stored form together; the caller fills in
+// what the kind needs.
+func NewSealed(kind Kind, srk Name, public, private []byte) *Sealed {
+	return &Sealed{Version: sealedVersion1, Kind: kind, SRKName: srk, Public: public, Private: private}
+}
