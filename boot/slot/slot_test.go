@@ -1,0 +1,234 @@
+package slot
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+)
+
+var update = flag.Bool("update", false, "rewrite the steps of the golden traces")
+
+// A trace is a text file: what is given, what goes wrong, and the steps that
+// follow with their reasons. A step that is not said to fail succeeds.
+type trace struct {
+	head  string // everything up to and with the line "steps:"
+	steps string
+	state State
+	facts Facts
+	fails map[Kind]string
+}
+
+var (
+	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete}
+	keyss  = map[string]Keys{"unneeded": KeysUnneeded, "missing": KeysMissing, "enrolled": KeysEnrolled, "foreign": KeysForeign, "off": KeysOff, "finished": KeysFinished}
+	roots  = map[string]Root{"absent": RootAbsent, "blank": RootBlank, "unfinished": RootUnfinished, "locked": RootLocked, "open": RootOpen, "damaged": RootDamaged}
+	flags  = map[string]func(*State, *Facts){
+		"tree-named":    func(s *State, f *Facts) { s.TreeNamed = true },
+		"trial":         func(s *State, f *Facts) { s.Trial = true },
+		"fallback":      func(s *State, f *Facts) { s.Fallback = true },
+		"console-asked": func(s *State, f *Facts) { f.ConsoleAsked = true },
+		"no-tpm":        func(s *State, f *Facts) { f.TPMPresent = false },
+		"stage":         func(s *State, f *Facts) { f.Stage = true },
+		"policy":        func(s *State, f *Facts) { f.Policy = true },
+	}
+)
+
+func parseTrace(t *testing.T, text string) *trace {
+	t.Helper()
+	head, steps, ok := strings.Cut(text, "steps:\n")
+	if !ok {
+		t.Fatal("no line \"steps:\"")
+	}
+	tr := &trace{head: head + "steps:\n", steps: steps, fails: map[Kind]string{}}
+	tr.facts = Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true, Epoch: 1}
+	for line := range strings.Lines(head) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line[0] == '#':
+		case strings.HasPrefix(line, "fails "):
+			name, cause, _ := strings.Cut(line[len("fails "):], ": ")
+			tr.fails[kindNamed(t, name)] = cause
+		case strings.HasPrefix(line, "problem "):
+			tr.facts.Problem = line[len("problem "):]
+		default:
+			for _, word := range strings.Fields(line) {
+				tr.set(t, word)
+			}
+		}
+	}
+	return tr
+}
+
+func kindNamed(t *testing.T, name string) Kind {
+	t.Helper()
+	for k, n := range kindNames {
+		if n == name {
+			return Kind(k)
+		}
+	}
+	t.Fatalf("there is no step %q", name)
+	return 0
+}
+
+func (tr *trace) set(t *testing.T, word string) {
+	t.Helper()
+	name, value, has := strings.Cut(word, "=")
+	ok := true
+	switch name {
+	case "table":
+		tr.state.Table, ok = tables[value]
+	case "keys":
+		tr.state.Keys, ok = keyss[value]
+	case "root":
+		tr.state.Root, ok = roots[value]
+	case "booted":
+		ok = tr.state.Booted.UnmarshalText([]byte(value)) == nil
+	case "epoch", "floor":
+		n, err := strconv.ParseUint(value, 10, 64)
+		ok = err == nil
+		if name == "epoch" {
+			tr.facts.Epoch = n
+		} else {
+			tr.state.Floor = n
+		}
+	case "secure-boot":
+		tr.facts.SecureBoot = contract.Requirement(value)
+	case "tpm":
+		tr.facts.TPM = contract.Requirement(value)
+	default:
+		var set func(*State, *Facts)
+		if set, ok = flags[word]; ok && !has {
+			set(&tr.state, &tr.facts)
+		}
+	}
+	if !ok {
+		t.Fatalf("cannot read %q", word)
+	}
+}
+
+// apply is what the machine does with a step: it keeps what was done, and
+// decides nothing.
+func (tr *trace) apply(k Kind) {
+	s, f := &tr.state, &tr.facts
+	outcome := map[Kind]*Outcome{Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
+	if cause, fails := tr.fails[k]; fails {
+		f.Cause = cause
+		if outcome != nil {
+			*outcome = Failed
+		} else {
+			f.Problem = fmt.Sprintf("%s: %s", k, cause)
+		}
+		return
+	}
+	if outcome != nil {
+		*outcome = Done
+	}
+	switch k {
+	case Heal, Partition:
+		s.Table = TableComplete
+	case MakeTree:
+		s.Booted, s.TreeNamed = layout.SlotA, true
+	case Enrol:
+		s.Keys = KeysFinished
+	case MakeRoot, Unlock:
+		s.Root = RootOpen
+	}
+}
+
+func (tr *trace) run() string {
+	var out strings.Builder
+	for range 40 {
+		step := Next(tr.state, tr.facts)
+		fmt.Fprintf(&out, "%-13s %s\n", step.Kind, step.Reason)
+		switch step.Kind {
+		case Recovery, Condemn, Reboot, SwitchRoot, Stage:
+			return out.String()
+		}
+		tr.apply(step.Kind)
+	}
+	return out.String() + "and does not end\n"
+}
+
+// FAULTS 38, 43, 46, 51
+func TestTraces(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no traces: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr := parseTrace(t, string(text))
+			got := tr.run()
+			if *update {
+				if err := os.WriteFile(file, []byte(tr.head+got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got != tr.steps {
+				t.Errorf("steps are\n%swant\n%s", got, tr.steps)
+			}
+		})
+	}
+}
+
+// Whatever is found, a boot ends, and it never hands over a system that was not
+// verified, whose epoch is under the floor, or whose root could not be opened.
+func TestEveryBootEnds(t *testing.T) {
+	cases := 0
+	each(func(s State, f Facts, fails map[Kind]string) {
+		cases++
+		tr := &trace{state: s, facts: f, fails: fails}
+		out := tr.run()
+		if strings.Contains(out, "does not end") {
+			t.Fatalf("%+v %+v fails %v:\n%s", s, f, fails, out)
+		}
+		if !strings.Contains(out, SwitchRoot.String()) {
+			return
+		}
+		switch {
+		case tr.facts.Verity != Done, tr.facts.Mount != Done, f.Epoch < s.Floor, f.Problem != "",
+			s.Root == RootLocked && tr.facts.Unlock != Done, s.Root == RootDamaged:
+			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
+		}
+	})
+	t.Logf("%d boots", cases)
+}
+
+// each calls visit with every combination of conditions and of one failing step.
+func each(visit func(State, Facts, map[Kind]string)) {
+	for table := TableUnknown; table <= TableComplete; table++ {
+		for keys := KeysUnneeded; keys <= KeysFinished; keys++ {
+			for root := RootAbsent; root <= RootDamaged; root++ {
+				for bits := range 1 << 9 {
+					bit := func(n int) bool { return bits>>n&1 == 1 }
+					s := State{Table: table, Keys: keys, Root: root, TreeNamed: bit(0), Trial: bit(1), Fallback: bit(2)}
+					if bit(3) {
+						s.Booted = layout.SlotB
+					}
+					if bit(4) {
+						s.Floor = 2
+					}
+					f := Facts{Epoch: 1, SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: bit(5), Stage: bit(6), Policy: bit(7)}
+					if bit(8) {
+						f.SecureBoot = contract.Optional
+					}
+					for fail := Recovery; fail <= SwitchRoot; fail++ {
+						visit(s, f, map[Kind]string{fail: "cause"})
+					}
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,172 @@
+// Package agent is the boot: it observes the machine, asks slot.Next what to
+// do, does it, and starts over, until the system has taken over, the machine
+// restarts, or the recovery console is open.
+//
+// It refuses to decide: every branch that matters is in boot/slot, where it can
+// be read and tested without a machine.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/hw"
+)
+
+// Where things are while the initramfs is the root.
+const (
+	sysroot   = "/sysroot"     // the system
+	stateRoot = "/run/state"   // the root partition's file system
+	runFolder = "/run/halogen" // what the running system may read of this boot
+)
+
+// maxSteps bounds a boot: a loop that makes no headway ends in the recovery
+// console.
+const maxSteps = 32
+
+// diskTimeout is how long the disk may take to appear. USB disks take seconds.
+const diskTimeout = 20 * time.Second
+
+// A PCR measures into the TPM. A machine without one has one that does nothing.
+type Measurer interface {
+	// Phase extends PCR 11 with the word, as systemd-pcrphase does.
+	Phase(word string) error
+	// Present reports whether there is a TPM.
+	Present() bool
+}
+
+// An Agent is one boot.
+type Agent struct {
+	hw.Machine
+	TPM Measurer
+	// Root is where the initramfs is; "/" but in tests.
+	Root string
+
+	contract *contract.Contract
+	disk     hw.Disk
+	table    *gpt.Table
+	system   string // device node of the verified system image
+	init     []string
+
+	state slot.State
+	facts slot.Facts
+}
+
+// Boot runs the machine until it hands over. It returns only when neither the
+// system, nor a restart, nor the recovery console could be had.
+func (a *Agent) Boot(ctx context.Context) error {
+	a.init = []string{"/sbin/init"}
+	a.begin()
+	for range maxSteps {
+		a.observe()
+		step := slot.Next(a.state, a.facts)
+		if step.Kind == slot.Recovery {
+			return a.recover(step.Reason)
+		}
+		a.act(ctx, step)
+	}
+	return a.recover(fmt.Sprintf("the boot made no headway in %d steps", maxSteps))
+}
+
+// begin is what comes before there is anything to decide. What fails here is a
+// fact for Next, or missed later by whatever needs it.
+func (a *Agent) begin() {
+	steps := []struct {
+		name, reason string
+		run          func() error
+	}{
+		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
+		{"contract", "the facts that the signed UKI carries", a.readContract},
+		{"measure", "the initramfs phase begins", func() error { return a.TPM.Phase("enter-initrd") }},
+		{"disk", "the disk that the firmware started from", a.findDisk},
+	}
+	for _, s := range steps {
+		if err := a.Log.Step(s.name, s.reason, s.run); err != nil {
+			a.facts.Problem = err.Error()
+			return
+		}
+	}
+	a.facts.TPMPresent = a.TPM.Present()
+}
+
+func (a *Agent) readContract() error {
+	text, err := os.ReadFile(filepath.Join(a.Root, contract.Path))
+	if err != nil {
+		return fmt.Errorf("the UKI carries no boot contract: %w", err)
+	}
+	if a.contract, err = contract.Parse(text); err != nil {
+		return err
+	}
+	a.facts.Epoch = a.contract.Epoch
+	a.facts.SecureBoot, a.facts.TPM = a.contract.SecureBoot, a.contract.TPM
+	a.Log.Say("%s %s, epoch %d", a.contract.ImageID, a.contract.Version, a.contract.Epoch)
+	if len(a.contract.ReleaseKey) == 0 {
+		a.Log.Say("WARNING: this system has no release key: its updates are not signed")
+	}
+	return nil
+}
+
+// observe brings the state up to date with the machine.
+func (a *Agent) observe() {
+	if a.facts.Problem != "" {
+		return
+	}
+	if err := a.observeTable(); err != nil {
+		a.state.Table, a.facts.Cause = slot.TableForeign, err.Error()
+		return
+	}
+	if err := a.observeESP(); err != nil {
+		// The ESP only says what there is to fall back to.
+		a.Log.Say("the ESP cannot be read: %v", err)
+	}
+}
+
+// act does one step and turns what came of it into facts.
+func (a *Agent) act(ctx context.Context, step slot.Step) {
+	outcome := map[slot.Kind]*slot.Outcome{
+		slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Unlock: &a.facts.Unlock,
+		slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
+	}[step.Kind]
+	err := a.Log.Step(step.Kind.String(), step.Reason, func() error { return a.do(ctx, step) })
+	switch {
+	case err == nil && outcome != nil:
+		*outcome = slot.Done
+	case err == nil:
+	case outcome != nil:
+		*outcome, a.facts.Cause = slot.Failed, err.Error()
+	case step.Kind == slot.SwitchRoot:
+		// The system's own init could not be started: the image is not usable.
+		a.facts.Verity, a.facts.Cause = slot.Failed, err.Error()
+	default:
+		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)
+	}
+}
+
+func (a *Agent) do(ctx context.Context, step slot.Step) error {
+	switch step.Kind {
+	case slot.Heal:
+		return a.writeTable(a.table)
+	case slot.Partition:
+		return a.partition()
+	case slot.MakeTree:
+		return a.makeTree(ctx)
+	case slot.OpenVerity:
+		return a.openVerity(ctx)
+	case slot.MountState:
+		return a.mountState()
+	case slot.Condemn:
+		return errors.Join(a.condemn(), a.Power.Reboot())
+	case slot.Reboot:
+		return a.Power.Reboot()
+	case slot.SwitchRoot:
+		return a.handOver()
+	}
+	return fmt.Errorf("this machine cannot %s", step.Kind)
+}

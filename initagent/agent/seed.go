@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// seed copies a folder of the image to where it can change, with owners, modes,
+// times, links and extended attributes. The copy is complete and flushed before
+// it gets its name.
+func seed(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	unfinished := to + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	if err := copyTree(from, unfinished); err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("flush the copy of %s: %w", from, err)
+	}
+	if err := os.Rename(unfinished, to); err != nil {
+		return err
+	}
+	return dir.Sync()
+}
+
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if err := copyNode(path, target, d); err != nil {
+			return err
+		}
+		return copyAttributes(path, target)
+	})
+}
+
+func copyNode(path, target string, d fs.DirEntry) error {
+	switch d.Type() {
+	case fs.ModeDir:
+		return os.Mkdir(target, 0o700)
+	case fs.ModeSymlink:
+		link, err := os.Readlink(path)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(link, target)
+	case 0:
+		return copyFile(path, target)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	return unix.Mknod(target, st.Mode, int(st.Rdev))
+}
+
+func copyFile(path, target string) error {
+	in, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// copyAttributes comes after the content: the owner before the mode, since
+// changing it takes setuid away, and the times last.
+func copyAttributes(path, target string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	if err := unix.Lchown(target, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := unix.Chmod(target, st.Mode&0o7777); err != nil {
+			return err
+		}
+	}
+	if err := copyXattrs(path, target); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, target, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// maxXattrs bounds the names and each value of a file's extended attributes in
+// bytes; Linux has no larger ones (xattr(7)).
+const maxXattrs = 64 << 10
+
+func copyXattrs(path, target string) error {
+	names := make([]byte, maxXattrs)
+	n, err := unix.Llistxattr(path, names)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	value := make([]byte, maxXattrs)
+	for _, name := range splitNames(names[:n]) {
+		size, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return err
+		}
+		if err := unix.Lsetxattr(target, name, value[:size], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return err
+		}
+	}
+	return nil
+}
+
+func splitNames(list []byte) []string {
+	var names []string
+	start := 0
+	for i, c := range list {
+		if c == 0 {
+			names = append(names, string(list[start:i]))
+			start = i + 1
+		}
+	}
+	return names
+}

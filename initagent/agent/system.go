@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/hw"
+)
+
+// random is the kernel's generator, which is seeded before user space runs.
+type random struct{}
+
+func (random) Read(p []byte) (int, error) { return rand.Read(p) }
+
+// writeTable puts a table on the disk and makes the kernel use it. Cut before
+// it, the old table stands; cut during it, one of the two copies is good
+// (gpt.Table.Write); cut after it, the kernel reads the new one at the next
+// boot.
+func (a *Agent) writeTable(t *gpt.Table) error {
+	f, err := a.Disks.Open(a.disk, true)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(t.Write(f), f.Close())
+	if err != nil {
+		return fmt.Errorf("write the partition table of %s: %w", a.disk.Name, err)
+	}
+	return a.Disks.Reread(a.disk)
+}
+
+// partition makes the partitions that an installation leaves out. All come in
+// one table, so a cut leaves all of them or none; their contents are made
+// afterwards, and each carries a UUID that names no content until then.
+func (a *Agent) partition() error {
+	plan, err := layout.NewPlan(a.table, a.contract.SlotSize, random{})
+	if err != nil {
+		return err
+	}
+	for _, change := range plan.Changes {
+		a.Log.Say("%s: %s", a.disk.Name, change)
+	}
+	return a.writeTable(plan.Table)
+}
+
+// makeTree generates the verity tree of slot A and gives the slot its name.
+//
+// The order: the tree is written and flushed, and only then the partition
+// table names it. Cut before that, the slot has no name and the tree is
+// generated again; there is no state in which a name stands over an unfinished
+// tree.
+func (a *Agent) makeTree(ctx context.Context) error {
+	const s = layout.SlotA
+	data, err := a.Disks.OpenPartition(a.disk, s.SystemNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	tree, err := a.Disks.OpenPartition(a.disk, s.VerityNumber(), true)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	want := a.contract.Root()
+	got, err := verity.Generate(ctx, data, a.contract.VerityParams(), tree, a.Log.Progress("verity tree", a.contract.ImageSize))
+	if err != nil {
+		return fmt.Errorf("verity tree of %s: %w", s.SystemLabel(), err)
+	}
+	if got != want {
+		return fmt.Errorf("partition %s does not hold the system image of %s %s: its root hash is %s, the UKI names %s: install the image again",
+			s.SystemLabel(), a.contract.ImageID, a.contract.Version, got, want)
+	}
+	if err := tree.Sync(); err != nil {
+		return fmt.Errorf("flush %s: %w", s.VerityLabel(), err)
+	}
+	if err := errors.Join(data.Close(), tree.Close()); err != nil {
+		return err
+	}
+	return a.writeTable(layout.Rename(a.table, s, layout.SystemUUID(want), layout.VerityUUID(want)))
+}
+
+// openVerity opens and mounts the system image. The first block is read before
+// the file system is: a wrong root hash shows there, and nowhere earlier.
+func (a *Agent) openVerity(ctx context.Context) error {
+	s := a.state.Booted
+	data, err := a.Disks.PartitionPath(a.disk, s.SystemNumber())
+	if err != nil {
+		return err
+	}
+	hash, err := a.Disks.PartitionPath(a.disk, s.VerityNumber())
+	if err != nil {
+		return err
+	}
+	if err := a.Kernel.Load("dm_verity", "erofs"); err != nil {
+		return err
+	}
+	device, err := a.Mapper.OpenVerity(hw.Verity{
+		Name: "system", DataDevice: data, HashDevice: hash,
+		Params: a.contract.VerityParams(), Root: a.contract.Root(),
+		RestartOnCorruption: a.state.Trial,
+	})
+	if err != nil {
+		return err
+	}
+	if err := readFirst(device); err != nil {
+		return errors.Join(err, a.diagnose(ctx))
+	}
+	if err := a.Mounts.Mount(device, sysroot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+		return errors.Join(err, a.diagnose(ctx))
+	}
+	a.system = device
+	return nil
+}
+
+func readFirst(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.ReadFull(f, make([]byte, verity.BlockSize)); err != nil {
+		return fmt.Errorf("first read through dm-verity: %w", err)
+	}
+	return nil
+}
+
+// diagnose reads the whole slot against its root hash, to say what is corrupt
+// where. The boot has failed already, so there is time.
+func (a *Agent) diagnose(ctx context.Context) error {
+	s := a.state.Booted
+	data, err := a.Disks.OpenPartition(a.disk, s.SystemNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	tree, err := a.Disks.OpenPartition(a.disk, s.VerityNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	err = verity.Verify(ctx, data, tree, a.contract.VerityParams(), a.contract.Root(), a.Log.Progress("looking for what is corrupt", a.contract.ImageSize))
+	if err == nil {
+		return errors.New("every block of the slot is as its root hash says: the kernel or the disk is at fault")
+	}
+	return fmt.Errorf("slot %s: %w", s, err)
+}
