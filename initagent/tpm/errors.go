@@ -9,9 +9,8 @@ import (
 	"halogenos.internal/boot/policy"
 )
 
-// What can be wrong with a TPM, for callers that branch on it. Every error of
-// this package wraps at most one of them; what remains is a fault that no
-// branch cures.
+// What can be wrong with a TPM, for callers that branch on it. An error that
+// wraps none of them is a fault that no branch cures.
 var (
 	ErrAbsent      = errors.New("no TPM 2.0 was found (is it switched on in the firmware setup?)")
 	ErrBusy        = errors.New("the TPM stays busy")

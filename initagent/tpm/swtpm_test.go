@@ -45,8 +45,7 @@ func startTPM(t *testing.T) *emulator {
 func (e *emulator) start(swtpm string) {
 	e.t.Helper()
 	e.cmd = exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+e.dir,
-		"--server", "type=unixio,path="+e.socket, "--ctrl", "type=unixio,path="+e.dir+"/c", "--flags", "not-need-init")
-	e.cmd.Stderr = os.Stderr
+		"--server", "type=unixio,path="+e.socket, "--ctrl", "type=unixio,path="+e.socket+".ctrl", "--flags", "not-need-init")
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}

@@ -36,6 +36,11 @@ func provision(t *testing.T, boots ...string) *machine {
 	t.Helper()
 	e := startTPM(t)
 	e.boot(boots[0])
+	return provisionOn(t, e, boots...)
+}
+
+func provisionOn(t *testing.T, e *emulator, boots ...string) *machine {
+	t.Helper()
 	m := &machine{emulator: e, record: &policy.Record{Floor: 1, Volume: policy.VolumeFingerprint(volumeKey)}}
 	for i, b := range boots {
 		m.record.Branches = append(m.record.Branches, branch(predict(b), uint64(i+1), 1))

@@ -133,11 +133,16 @@ func (t *TPM) assert(s *policy.Sealed, session tpm2.Session, pcrs []int, branche
 // parent already, and its Name, computed here, is in the hash that the session
 // authenticates: another object in its place makes the unseal fail.
 func (t *TPM) load(s *policy.Sealed, session tpm2.Session) (*policy.Secret, error) {
-	loaded, err := tpm2.Load{
-		ParentHandle: t.key.parent(tpm2.PasswordAuth(nil)),
-		InPrivate:    tpm2.TPM2BPrivate{Buffer: s.Private},
-		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](s.Public),
-	}.Execute(t.t)
+	loaded, err := t.loadUnder(t.key, s)
+	if isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) && t.key.handle == storageHandle {
+		// The right key, but somebody keeps it there with a password, which is
+		// no part of its Name. Made anew it has none.
+		key, perr := t.primary()
+		if perr != nil {
+			return nil, perr
+		}
+		loaded, err = t.loadUnder(key, s)
+	}
 	if isCode(err, tpm2.TPMRCIntegrity) {
 		return nil, fmt.Errorf("%w: it was altered, or sealed by another TPM: %w", policy.ErrSealed, err)
 	}
@@ -158,6 +163,14 @@ func (t *TPM) load(s *policy.Sealed, session tpm2.Session) (*policy.Secret, erro
 		return nil, err
 	}
 	return policy.SecretFrom(rsp.OutData.Buffer)
+}
+
+func (t *TPM) loadUnder(key *storageKey, s *policy.Sealed) (*tpm2.LoadResponse, error) {
+	return tpm2.Load{
+		ParentHandle: key.parent(tpm2.PasswordAuth(nil)),
+		InPrivate:    tpm2.TPM2BPrivate{Buffer: s.Private},
+		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](s.Public),
+	}.Execute(t.t)
 }
 
 // explain turns a mismatch into one that names PCRs. The PCRs are read after

@@ -1,0 +1,159 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"reflect"
+	"testing"
+)
+
+func full(n int) *Record {
+	r := &Record{Floor: 3, Volume: sum("volume")}
+	for i := range n {
+		r.Branches = append(r.Branches, Branch{Policy: sum(string(rune('a' + i))), Version: uint64(20 + i), Epoch: 3})
+	}
+	return r
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	for n := 1; n <= MaxBranches; n++ {
+		r := full(n)
+		b, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) != RecordSize || len(b) > 512 {
+			t.Errorf("%d bytes, want %d and no more than 512", len(b), RecordSize)
+		}
+		or, err := OR(r.Digests())
+		if err != nil || binary.BigEndian.Uint16(b) != 0x000B || !bytes.Equal(b[2:34], or[:]) {
+			t.Errorf("it begins with %x, want a TPMT_HA of %s (%v)", b[:34], or, err)
+		}
+		back, err := DecodeRecord(b)
+		if err != nil || !reflect.DeepEqual(back, r) {
+			t.Errorf("%+v, %v, want %+v", back, err, r)
+		}
+	}
+}
+
+func TestRecordRefuses(t *testing.T) {
+	for name, change := range map[string]func(*Record){
+		"no branch":       func(r *Record) { r.Branches = nil },
+		"nine branches":   func(r *Record) { r.Branches = full(9).Branches },
+		"a branch twice":  func(r *Record) { r.Branches[1].Policy = r.Branches[0].Policy },
+		"below the floor": func(r *Record) { r.Branches[1].Epoch = 2 },
+	} {
+		r := full(2)
+		change(r)
+		if _, err := r.Encode(); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// reseal makes a changed record's checksum right again.
+func reseal(b []byte) []byte {
+	s := sha256.Sum256(b[:recordSum])
+	copy(b[recordSum:], s[:])
+	return b
+}
+
+func TestDecodeRecordRefuses(t *testing.T) {
+	good, err := full(3).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(b []byte) []byte{
+		"nothing":            func([]byte) []byte { return nil },
+		"a byte short":       func(b []byte) []byte { return b[1:] },
+		"a byte more":        func(b []byte) []byte { return append(b, 0) },
+		"zeros":              func([]byte) []byte { return make([]byte, RecordSize) },
+		"erased flash":       func([]byte) []byte { return bytes.Repeat([]byte{0xff}, RecordSize) },
+		"magic":              func(b []byte) []byte { b[recordMagic]++; return reseal(b) },
+		"version":            func(b []byte) []byte { b[recordVersion+1]++; return reseal(b) },
+		"algorithm":          func(b []byte) []byte { b[1]++; return reseal(b) },
+		"policy":             func(b []byte) []byte { b[recordDigest]++; return reseal(b) },
+		"a branch":           func(b []byte) []byte { b[recordBranches]++; return reseal(b) },
+		"count 0":            func(b []byte) []byte { b[recordCount+1] = 0; return reseal(b) },
+		"count 2":            func(b []byte) []byte { b[recordCount+1] = 2; return reseal(b) },
+		"count 8":            func(b []byte) []byte { b[recordCount+1] = 8; return reseal(b) },
+		"count 9":            func(b []byte) []byte { b[recordCount+1] = 9; return reseal(b) },
+		"count 65535":        func(b []byte) []byte { b[recordCount], b[recordCount+1] = 255, 255; return reseal(b) },
+		"unused room in use": func(b []byte) []byte { b[recordBranches+3*branchSize]++; return reseal(b) },
+		"epoch under floor":  func(b []byte) []byte { b[recordFloor+7] = 4; return reseal(b) },
+		"torn floor":         func(b []byte) []byte { b[recordFloor+7] = 0; return b },
+		"torn volume":        func(b []byte) []byte { b[recordVolume] ^= 1; return b },
+	} {
+		if r, err := DecodeRecord(change(bytes.Clone(good))); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+}
+
+// A write that a TPM tore in two, at any byte, is never taken for a record
+// unless it is the old one or the new one.
+func TestTornRecord(t *testing.T) {
+	before, err := full(2).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := full(3).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := range RecordSize {
+		torn := append(bytes.Clone(after[:cut]), before[cut:]...)
+		_, err := DecodeRecord(torn)
+		if whole := bytes.Equal(torn, before) || bytes.Equal(torn, after); (err == nil) != whole {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+	}
+}
+
+func TestRecordRules(t *testing.T) {
+	b := sample()
+	r := &Record{Floor: 1, Branches: []Branch{{Policy: b.Branch(), Epoch: 1}}}
+	if !r.Allows(&b) {
+		t.Error("its own boot is not allowed")
+	}
+	b.PCR15[3] = 1
+	if r.Allows(&b) {
+		t.Error("an unlocked boot is allowed")
+	}
+	higher := &Record{Floor: 2, Volume: r.Volume}
+	if err := higher.Succeeds(r); err != nil {
+		t.Error(err)
+	}
+	if err := r.Succeeds(higher); !errors.Is(err, ErrRecord) {
+		t.Errorf("the floor fell: %v", err)
+	}
+	if err := (&Record{Floor: 9, Volume: sum("x")}).Succeeds(r); !errors.Is(err, ErrRecord) {
+		t.Errorf("another volume: %v", err)
+	}
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	for _, n := range []int{1, 3, MaxBranches} {
+		b, err := full(n).Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, true)
+	}
+	f.Add([]byte{}, false)
+	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
+		if fix && len(b) == RecordSize { // get past the checksum
+			reseal(b)
+		}
+		r, err := DecodeRecord(b)
+		if err != nil {
+			return
+		}
+		again, err := r.Encode()
+		if err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%x encodes as %x, %v", b, again, err)
+		}
+	})
+}
