@@ -1,0 +1,356 @@
+// Package config reads uki.conf, the description of an image to be built.
+//
+// The section [UKI] is ukify's, as far as its keys are honoured here; [Image]
+// and [Initramfs] are our own. The package refuses whatever it does not know,
+// naming the line: a misspelled key would otherwise be a weaker image.
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+)
+
+// A Config is what uki.conf says, with defaults filled in.
+type Config struct {
+	// UKI. Paths of Linux, Stub and BootManager lie in the root file system;
+	// empty means: find it.
+	Linux       string
+	Stub        string
+	BootManager string
+	OSRelease   string // text to use in place of the root file system's; may be empty
+	Cmdline     string // complete, with the fixed arguments
+	Uname       string // empty: the kernel's own
+	Splash      []byte // BMP; may be empty
+
+	// Image.
+	ImageID        string
+	Arch           string
+	Epoch          uint64
+	SlotSize       int64  // bytes
+	Compression    string // as mkfs.erofs -z takes it; empty for none
+	ReleaseKey     []byte // OpenPGP transferable public key; empty for none
+	SecureBoot     contract.Requirement
+	TPM            contract.Requirement
+	VendorKeys     contract.VendorKeys
+	RootFileSystem string
+
+	// Modules of the initramfs, in the order of the file.
+	Modules []Module
+}
+
+// A Module is a kernel module that the initramfs shall have.
+type Module struct {
+	Name     string // '-' and '_' mean the same
+	Optional bool   // a kernel without it is fine
+}
+
+// Load reads a configuration. Files that it refers to are looked for from its
+// own folder.
+func Load(path string) (*Config, error) {
+	text, err := readBounded(path, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Parse(string(text), filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads the text of a configuration; dir is where the paths in it start.
+func Parse(text, dir string) (*Config, error) {
+	entries, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{dir: dir, config: defaults()}
+	for _, e := range entries {
+		if err := r.set(e); err != nil {
+			return nil, &LineError{Line: e.line, Err: err}
+		}
+	}
+	if err := r.finish(); err != nil {
+		return nil, err
+	}
+	return &r.config, nil
+}
+
+func defaults() Config {
+	return Config{
+		Arch:           "x86_64",
+		SlotSize:       4 << 30,
+		Compression:    "lz4hc",
+		SecureBoot:     contract.Required,
+		TPM:            contract.Required,
+		VendorKeys:     contract.VendorAuto,
+		RootFileSystem: "ext4",
+	}
+}
+
+type reader struct {
+	dir                  string
+	config               Config
+	cmdline              string
+	fingerprint, keyFile string
+}
+
+// set takes one entry over.
+func (r *reader) set(e entry) error {
+	sections := map[string]map[string]func(string) error{
+		"UKI": {
+			"Linux":     r.path(&r.config.Linux),
+			"Stub":      r.path(&r.config.Stub),
+			"OSRelease": r.textOrFile(&r.config.OSRelease),
+			"Cmdline":   r.textOrFile(&r.cmdline),
+			"Uname":     r.uname,
+			"Splash":    r.splash,
+		},
+		"Image": {
+			"ImageID":        r.imageID,
+			"Arch":           r.oneOf(&r.config.Arch, "x86_64"),
+			"Epoch":          r.epoch,
+			"SlotSize":       r.slotSize,
+			"Compression":    r.compression,
+			"BootManager":    r.path(&r.config.BootManager),
+			"ReleaseKey":     r.text(&r.fingerprint),
+			"ReleaseKeyFile": r.text(&r.keyFile),
+			"SecureBoot":     r.oneOf((*string)(&r.config.SecureBoot), "required", "optional"),
+			"TPM":            r.oneOf((*string)(&r.config.TPM), "required", "optional"),
+			"VendorKeys":     r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
+			"RootFileSystem": r.oneOf(&r.config.RootFileSystem, "ext4", "btrfs"),
+		},
+		"Initramfs": {"Modules": r.modules},
+	}
+	keys, ok := sections[e.section]
+	if !ok {
+		return fmt.Errorf("unknown section [%s]: want [UKI], [Image] or [Initramfs]", e.section)
+	}
+	set, ok := keys[e.key]
+	if !ok {
+		return unknownKey(e)
+	}
+	if err := set(e.value); err != nil {
+		return fmt.Errorf("%s: %w", e.key, err)
+	}
+	return nil
+}
+
+// unknownKey says why a key that ukify has is not honoured here.
+func unknownKey(e entry) error {
+	why := ""
+	if e.section == "UKI" {
+		why = map[string]string{
+			"Initrd":                "the initramfs is made by the builder",
+			"Microcode":             "ship microcode in the root file system",
+			"SecureBootPrivateKey":  "each machine signs with its own key",
+			"SecureBootCertificate": "each machine signs with its own key",
+			"SecureBootSigningTool": "each machine signs with its own key",
+			"SignKernel":            "each machine signs with its own key",
+			"EFIArch":               "use Arch of [Image]",
+			"PCRBanks":              "PCR 11 is predicted for SHA-256",
+			"PCRPKey":               "the TPM's policy lives in an NV index",
+			"DeviceTree":            "there is none on x86_64",
+		}[e.key]
+	}
+	if why != "" {
+		return fmt.Errorf("key %s of [%s] is not supported: %s", e.key, e.section, why)
+	}
+	return fmt.Errorf("unknown key %s in [%s]", e.key, e.section)
+}
+
+// finish checks what needs more than one key.
+func (r *reader) finish() error {
+	if r.config.ImageID == "" {
+		return fmt.Errorf("ImageID of [Image] is missing")
+	}
+	cmdline, err := completeCmdline(r.cmdline)
+	if err != nil {
+		return fmt.Errorf("Cmdline: %w", err)
+	}
+	r.config.Cmdline = cmdline
+	return r.releaseKey()
+}
+
+func (r *reader) text(to *string) func(string) error {
+	return func(value string) error {
+		if value == "" {
+			return fmt.Errorf("has no value")
+		}
+		*to = value
+		return nil
+	}
+}
+
+// path takes a path within the root file system.
+func (r *reader) path(to *string) func(string) error {
+	return func(value string) error {
+		clean := filepath.Clean("/" + value)
+		if value == "" || strings.ContainsAny(value, "\n\x00") || slices.Contains(strings.Split(value, "/"), "..") {
+			return fmt.Errorf("%q is not a path in the root file system", value)
+		}
+		*to = clean
+		return nil
+	}
+}
+
+// textOrFile takes a text, or with a leading '@' the name of a file with it.
+func (r *reader) textOrFile(to *string) func(string) error {
+	return func(value string) error {
+		if name, ok := strings.CutPrefix(value, "@"); ok {
+			text, err := readBounded(r.local(name), maxFile)
+			if err != nil {
+				return err
+			}
+			value = string(text)
+		}
+		if strings.ContainsRune(value, 0) {
+			return fmt.Errorf("has a NUL byte")
+		}
+		*to = value
+		return nil
+	}
+}
+
+func (r *reader) local(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(r.dir, name)
+}
+
+func (r *reader) oneOf(to *string, choices ...string) func(string) error {
+	return func(value string) error {
+		if !slices.Contains(choices, value) {
+			return fmt.Errorf("%q: want %s", value, strings.Join(choices, " or "))
+		}
+		*to = value
+		return nil
+	}
+}
+
+func (r *reader) uname(value string) error {
+	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}$`).MatchString(value) {
+		return fmt.Errorf("%q is not a kernel version", value)
+	}
+	r.config.Uname = value
+	return nil
+}
+
+func (r *reader) splash(value string) error {
+	picture, err := readBounded(r.local(value), 16<<20)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(picture), "BM") {
+		return fmt.Errorf("%s is not a BMP picture", value)
+	}
+	r.config.Splash = picture
+	return nil
+}
+
+func (r *reader) imageID(value string) error {
+	if !contract.ValidID(value) {
+		return fmt.Errorf("%q: want 1 to 64 of a-z, 0-9 and '-', starting with a letter", value)
+	}
+	r.config.ImageID = value
+	return nil
+}
+
+func (r *reader) epoch(value string) error {
+	n, err := strconv.ParseUint(value, 10, 63)
+	if err != nil {
+		return fmt.Errorf("%q is not a number from 0", value)
+	}
+	r.config.Epoch = n
+	return nil
+}
+
+func (r *reader) slotSize(value string) error {
+	size, err := ParseSize(value)
+	if err != nil {
+		return err
+	}
+	if size <= 0 || size%layout.Align != 0 || size > layout.MaxSlot {
+		return fmt.Errorf("%d bytes: want a multiple of %d up to %d", size, int64(layout.Align), int64(layout.MaxSlot))
+	}
+	r.config.SlotSize = size
+	return nil
+}
+
+func (r *reader) compression(value string) error {
+	if value == "none" {
+		r.config.Compression = ""
+		return nil
+	}
+	if !regexp.MustCompile(`^(lz4|lz4hc|lzma|deflate|zstd)(,[0-9]{1,3})?$`).MatchString(value) {
+		return fmt.Errorf("%q: want none, lz4, lz4hc, lzma, deflate or zstd, with ',LEVEL' if need be", value)
+	}
+	r.config.Compression = value
+	return nil
+}
+
+func (r *reader) modules(value string) error {
+	name := regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	for _, word := range strings.Fields(value) {
+		m := Module{Name: strings.TrimPrefix(word, "?"), Optional: strings.HasPrefix(word, "?")}
+		if !name.MatchString(m.Name) {
+			return fmt.Errorf("%q is not a module's name", word)
+		}
+		same := func(have Module) bool { return canonical(have.Name) == canonical(m.Name) }
+		if slices.ContainsFunc(r.config.Modules, same) {
+			return fmt.Errorf("%s is named twice", m.Name)
+		}
+		r.config.Modules = append(r.config.Modules, m)
+	}
+	return nil
+}
+
+func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// ParseSize reads a size in bytes, with K, M, G or T for powers of 1024.
+func ParseSize(s string) (int64, error) {
+	digits := strings.TrimRight(s, "KMGT")
+	shift := 0
+	switch s[len(digits):] {
+	case "":
+	case "K":
+		shift = 10
+	case "M":
+		shift = 20
+	case "G":
+		shift = 30
+	case "T":
+		shift = 40
+	default:
+		return 0, fmt.Errorf("size %q: want a number with K, M, G or T", s)
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if err != nil || n > (1<<62)>>shift {
+		return 0, fmt.Errorf("size %q: want a number with K, M, G or T", s)
+	}
+	return int64(n) << shift, nil
+}
+
+// readBounded reads a file that may not have more than limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", path, info.Size(), limit)
+	}
+	return os.ReadFile(path)
+}

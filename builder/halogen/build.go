@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/image"
+)
+
+const buildSummary = `usage: halogen build --rootfs SRC --version N --out DIR [OPTION]...
+
+Makes a release out of a root file system that has its own kernel, modules,
+systemd-stub and systemd-boot: system.erofs, uki.efi, bootx64.efi and
+release.json, and with --disk a disk as a manual installation leaves it.
+
+SRC is a directory, a tar archive (plain, gzip, xz, zstd) or an OCI image (a
+layout in a directory or an archive), and is never changed. To keep owners
+other than root, device nodes and capabilities, run as root.
+
+The same SRC, configuration and source date give the same bytes. The source
+date is SOURCE_DATE_EPOCH (seconds since 1970) or else the latest modification
+time of a file in SRC, directories not counted; nothing in the image is later.
+`
+
+// buildFlags are the options of build as they are given.
+type buildFlags struct {
+	config, rootfs, version, out, machine, diskSize string
+	disk, json                                      bool
+}
+
+func (c command) build(ctx context.Context, args []string) error {
+	var b buildFlags
+	f := flag.NewFlagSet("build", flag.ContinueOnError)
+	f.StringVar(&b.config, "config", "uki.conf", "description of the image, a `FILE`")
+	f.StringVar(&b.rootfs, "rootfs", "", "root file system, `SRC`")
+	f.StringVar(&b.version, "version", "", "version of the release, a decimal number `N`")
+	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
+	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
+	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
+	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
+	f.BoolVar(&b.json, "json", false, "print a summary in JSON on the standard output")
+	if err := c.parse(f, args, buildSummary); err != nil {
+		return err
+	}
+	o, err := c.buildOptions(f, b)
+	if err != nil {
+		return err
+	}
+	if o.Config, err = config.Load(b.config); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	c.warn(o)
+	start := time.Now()
+	r, err := image.Build(ctx, o)
+	if err != nil {
+		return err
+	}
+	o.Progress.Note("release %s of %s in %.1f s", r.Release.Version, r.Release.ImageID, time.Since(start).Seconds())
+	if b.json {
+		return c.printJSON(map[string]any{"release": r.Release, "files": r.Files})
+	}
+	for _, file := range r.Files {
+		fmt.Fprintln(c.stdout, file)
+	}
+	return nil
+}
+
+// buildOptions checks everything that the command line and the environment
+// say, before anything is read.
+func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
+	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Progress: image.NewProgress(c.stderr)}
+	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
+		if given.value == "" {
+			return o, c.misused(f, "--%s is missing", given.name)
+		}
+	}
+	if f.NArg() > 0 {
+		return o, c.misused(f, "unexpected argument %q", f.Arg(0))
+	}
+	var err error
+	if o.Version, err = contract.ParseVersion(b.version); err != nil {
+		return o, c.misused(f, "--version: %v", err)
+	}
+	if o.DiskSize, err = config.ParseSize(b.diskSize); err != nil {
+		return o, c.misused(f, "--disk-size: %v", err)
+	}
+	f.Visit(func(given *flag.Flag) {
+		if given.Name == "disk-size" && !b.disk {
+			err = c.misused(f, "--disk-size without --disk")
+		}
+	})
+	if err != nil {
+		return o, err
+	}
+	if text := c.getenv("SOURCE_DATE_EPOCH"); text != "" {
+		seconds, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || seconds < 1 || seconds > 1<<40 {
+			return o, c.misused(f, "SOURCE_DATE_EPOCH %q is not a number of seconds since 1970", text)
+		}
+		o.Date = time.Unix(seconds, 0)
+	}
+	if o.Machine == "" {
+		self, err := c.executable()
+		if err != nil {
+			return o, fmt.Errorf("find the folder of the program: %w", err)
+		}
+		o.Machine = filepath.Dir(self)
+	}
+	return o, nil
+}
+
+// warn says which protections the configuration does without.
+func (c command) warn(o image.Options) {
+	if len(o.Config.ReleaseKey) == 0 {
+		o.Progress.Note("WARNING: ReleaseKey=none: machines of this image take updates that nobody signed; for development only")
+	}
+	if o.Config.SecureBoot == contract.Optional {
+		o.Progress.Note("WARNING: SecureBoot=optional: this image also starts where nothing checks it; for development only")
+	}
+	if o.Config.TPM == contract.Optional {
+		o.Progress.Note("WARNING: TPM=optional: without a TPM this image's data is protected by what its user types alone")
+	}
+}
+
+func (c command) printJSON(v any) error {
+	e := json.NewEncoder(c.stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// command is the program with what it has of its surroundings.
+type command struct {
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	executable     func() (string, error)
+}
+
+// errUsage marks a command line that makes no sense; what is wrong with it has
+// been said already.
+var errUsage = errors.New("usage")
+
+const usage = `usage: halogen COMMAND [OPTION]...
+
+Commands:
+  build     make a release out of a root file system
+  help      show this
+
+'halogen COMMAND --help' shows a command's options.
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+`
+
+// run executes one command line and returns the exit code.
+func (c command) run(args []string) int {
+	if len(args) == 0 {
+		fmt.Fprint(c.stderr, usage)
+		return exitUsage
+	}
+	commands := map[string]func(context.Context, []string) error{"build": c.build}
+	name := args[0]
+	if name == "help" || name == "--help" || name == "-h" {
+		fmt.Fprint(c.stdout, usage)
+		return exitOK
+	}
+	do, ok := commands[name]
+	if !ok {
+		fmt.Fprintf(c.stderr, "halogen: unknown command %q\n%s", name, usage)
+		return exitUsage
+	}
+	// A build that is interrupted takes its working folder away.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	switch err := do(ctx, args[1:]); {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case ctx.Err() != nil:
+		fmt.Fprintf(c.stderr, "halogen %s: interrupted\n", name)
+		return exitFailure
+	default:
+		fmt.Fprintf(c.stderr, "halogen %s: %v\n", name, err)
+		return exitFailure
+	}
+}
+
+// parse reads the options of a command. Help goes to the standard output,
+// faults to the standard error.
+func (c command) parse(f *flag.FlagSet, args []string, summary string) error {
+	f.SetOutput(io.Discard)
+	f.Usage = func() {}
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		c.help(f, summary)
+		return err
+	case err != nil:
+		return c.misused(f, "%v", err)
+	}
+	return nil
+}
+
+func (c command) help(f *flag.FlagSet, summary string) {
+	fmt.Fprint(c.stdout, summary, "\nOptions:\n")
+	f.VisitAll(func(o *flag.Flag) {
+		value, text := flag.UnquoteUsage(o)
+		fmt.Fprintf(c.stdout, "  --%s", o.Name)
+		if value != "" {
+			fmt.Fprintf(c.stdout, " %s", value)
+		}
+		fmt.Fprintf(c.stdout, "\n        %s", text)
+		if o.DefValue != "" && o.DefValue != "false" {
+			fmt.Fprintf(c.stdout, " (default %s)", o.DefValue)
+		}
+		fmt.Fprintln(c.stdout)
+	})
+}
+
+// misused says what is wrong with a command line.
+func (c command) misused(f *flag.FlagSet, format string, args ...any) error {
+	fmt.Fprintf(c.stderr, "halogen %s: %s; see 'halogen %s --help'\n", f.Name(), fmt.Sprintf(format, args...), f.Name())
+	return errUsage
+}

@@ -1,0 +1,368 @@
+// Package image turns a root file system into the files of a release: system
+// image, UKI, boot manager, release.json, and a disk with them.
+//
+// It refuses a root file system that leaves a choice open (no kernel, two
+// kernels) and parts that do not fit together. A build that fails leaves
+// nothing behind, and no clock but the source date gets into what it makes.
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/initramfs"
+	"halogenos.internal/builder/rootfs"
+)
+
+// DiskFile is the name of the disk image.
+const DiskFile = "disk.img"
+
+// Options say what to build.
+type Options struct {
+	Config  *config.Config
+	RootFS  string // directory, tar archive or OCI image
+	Version contract.Version
+	Out     string // folder for the results
+	Machine string // folder with the machine's programs
+	// Date is the source date. The zero time stands for the latest
+	// modification time of a file in the root file system, directories not
+	// counted.
+	Date     time.Time
+	Disk     bool
+	DiskSize int64 // bytes of the disk image
+	Progress *Progress
+}
+
+// A Result is what was built.
+type Result struct {
+	Release *release.Release
+	Files   []string // paths of what was written
+}
+
+// salt of the verity trees of an image: fixed, so that the trees of two
+// releases can be compared block by block.
+func salt(imageID string) []byte {
+	sum := sha256.Sum256([]byte("halogen verity salt\x00" + imageID))
+	return sum[:]
+}
+
+// derive returns a UUID of a thing of a release (RFC 9562, version 8: the
+// other bits are the start of a SHA-256).
+func derive(thing, imageID string, v contract.Version) gpt.GUID {
+	sum := sha256.Sum256([]byte("halogen " + thing + "\x00" + imageID + "\x00" + v.String()))
+	id := gpt.GUID(sum[:16])
+	id[6] = id[6]&0x0f | 0x80
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// Build makes a release.
+func Build(ctx context.Context, o Options) (r *Result, err error) {
+	if err := outside(o.Out, o.RootFS); err != nil {
+		return nil, err
+	}
+	busybox, commands, err := loadMachine(o.Machine)
+	if err != nil {
+		return nil, err
+	}
+	out, err := newOutputs(o.Out)
+	if err != nil {
+		return nil, err
+	}
+	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
+	defer func() { err = errors.Join(err, b.close()) }()
+	for _, step := range []func(context.Context) error{b.stage, b.find, b.complete, b.pack, b.seal, b.describe, b.disk} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return b.publish()
+}
+
+// outside refuses to write into the root file system that is read.
+func outside(out, source string) error {
+	from, err := filepath.Abs(source)
+	if err != nil {
+		return err
+	}
+	to, err := filepath.Abs(out)
+	if err != nil {
+		return err
+	}
+	if rel, err := filepath.Rel(from, to); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		return fmt.Errorf("the output folder %s lies in the root file system", out)
+	}
+	return nil
+}
+
+// build is a build under way; each step fills in more.
+type build struct {
+	Options
+	out       *outputs
+	busybox   initramfs.Busybox
+	commands  rootfs.Commands
+	tree      *rootfs.Tree
+	parts     *parts
+	index     *initramfs.Index
+	modules   []string
+	initramfs []byte // without the boot contract
+	contract  *contract.Contract
+	uki       []byte
+	release   *release.Release
+}
+
+func (b *build) close() error {
+	if b.tree == nil {
+		return b.out.Close()
+	}
+	return errors.Join(b.tree.Close(), b.out.Close())
+}
+
+// stage copies the root file system, so that the source is never changed.
+func (b *build) stage(ctx context.Context) error {
+	done := b.Progress.Step("reading the root file system")
+	dir := b.out.path("root")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	tree, err := rootfs.NewTree(dir)
+	if err != nil {
+		return err
+	}
+	b.tree = tree
+	if err := tree.Fill(ctx, b.RootFS, b.Config.Arch); err != nil {
+		return fmt.Errorf("read root file system: %w", err)
+	}
+	done("")
+	return nil
+}
+
+// find looks for what the build needs in the tree, before anything takes long.
+func (b *build) find(context.Context) error {
+	var err error
+	if b.parts, err = findParts(b.tree, b.Config, b.Version); err != nil {
+		return err
+	}
+	k := b.parts.kernel
+	if b.index, err = initramfs.LoadIndex(b.tree, k.modules, k.release); err != nil {
+		return err
+	}
+	if b.modules, err = b.index.Select(b.Config.Modules); err != nil {
+		return err
+	}
+	if b.Date.IsZero() {
+		b.Date = b.tree.Newest()
+	}
+	b.Date = b.Date.Truncate(time.Second).UTC()
+	if b.Date.Unix() < 0 {
+		return fmt.Errorf("source date %s lies before 1970", b.Date.Format(time.DateTime))
+	}
+	b.Progress.Note("kernel %s, %d modules for the initramfs, source date %s", k.release, len(b.modules), b.Date.Format(time.DateTime))
+	return nil
+}
+
+func (b *build) complete(context.Context) error {
+	notes, err := b.tree.Complete(b.commands, b.Date)
+	if err != nil {
+		return fmt.Errorf("complete the root file system: %w", err)
+	}
+	for _, note := range notes {
+		b.Progress.Note("%s", note)
+	}
+	if err := b.tree.Seal(b.Date); err != nil {
+		return fmt.Errorf("complete the root file system: %w", err)
+	}
+	return nil
+}
+
+// pack makes the system image and, on the other core, the initramfs.
+func (b *build) pack(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	made := make(chan error, 1)
+	go func() {
+		err := b.packInitramfs()
+		if err != nil {
+			cancel()
+		}
+		made <- err
+	}()
+	err := b.packSystem(ctx)
+	if failed := <-made; failed != nil {
+		return failed // and not that mkfs was stopped for it
+	}
+	return err
+}
+
+func (b *build) packInitramfs() error {
+	done := b.Progress.Step("packing the initramfs")
+	packed, err := initramfs.Build(b.busybox, b.index, b.tree, b.modules)
+	if err != nil {
+		return err
+	}
+	b.initramfs = packed
+	done(megabytes(int64(len(packed))))
+	return nil
+}
+
+func (b *build) packSystem(ctx context.Context) error {
+	done := b.Progress.Step("packing the system image")
+	file := b.out.path(release.ImageFile)
+	err := erofs.Make(ctx, file, b.tree.Dir(), erofs.Options{
+		UUID: derive("system image", b.Config.ImageID, b.Version), Date: b.Date,
+		Compression: b.Config.Compression, AllRoot: b.tree.Squash(),
+	})
+	if err != nil {
+		return fmt.Errorf("make system image: %w", err)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if info.Size()%verity.BlockSize != 0 {
+		return fmt.Errorf("make system image: %s wrote %d bytes, not whole blocks of %d", erofs.Tool, info.Size(), verity.BlockSize)
+	}
+	done(megabytes(info.Size()))
+	return nil
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// discard is the place for a verity tree of which only the root is wanted.
+type discard struct{}
+
+func (discard) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+// seal computes the root hash, writes the boot contract with it and makes the
+// UKI with that.
+func (b *build) seal(ctx context.Context) error {
+	done := b.Progress.Step("hashing the system image")
+	image, err := os.Open(b.out.path(release.ImageFile))
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	info, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	c := &contract.Contract{
+		Format: contract.Format, ImageID: b.Config.ImageID, Arch: b.Config.Arch, Version: b.Version, Epoch: b.Config.Epoch,
+		Salt: salt(b.Config.ImageID), ImageSize: info.Size(), SlotSize: b.Config.SlotSize,
+		ReleaseKey: b.Config.ReleaseKey, SecureBoot: b.Config.SecureBoot, TPM: b.Config.TPM,
+		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootFileSystem,
+	}
+	root, err := verity.Generate(ctx, image, verity.Params{DataBlocks: uint64(c.ImageSize / verity.BlockSize), Salt: c.Salt}, discard{}, nil)
+	if err != nil {
+		return fmt.Errorf("hash system image: %w", err)
+	}
+	c.RootHash = root[:]
+	b.contract = c
+	done("root hash " + root.String())
+	first, err := contract.Archive(c)
+	if err != nil {
+		return err
+	}
+	b.uki, err = uki.Build(b.parts.stub, uki.Payload{
+		OSRelease: b.parts.osRelease, Cmdline: []byte(b.Config.Cmdline), Uname: []byte(b.parts.kernel.release),
+		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: append(first, b.initramfs...),
+	}.Sections())
+	if err != nil {
+		return fmt.Errorf("make UKI: %w", err)
+	}
+	return nil
+}
+
+// describe writes the EFI files and release.json.
+func (b *build) describe(context.Context) error {
+	img, err := uki.Parse(b.uki)
+	if err != nil {
+		return fmt.Errorf("read back the UKI: %w", err)
+	}
+	measured, err := pcr.PredictUKI(img)
+	if err != nil {
+		return fmt.Errorf("predict PCR 11: %w", err)
+	}
+	c := b.contract
+	b.release = &release.Release{
+		Format: release.Format, ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch,
+		RootHash: c.RootHash, Salt: c.Salt, ImageSize: c.ImageSize, SlotSize: c.SlotSize,
+		PCR11: measured[:], SourceDate: b.Date.Unix(),
+	}
+	for _, f := range []struct {
+		name  string
+		image []byte
+	}{{release.UKIFile, b.uki}, {release.BootManagerFile, b.parts.bootManager}} {
+		if err := b.out.write(f.name, f.image); err != nil {
+			return fmt.Errorf("write %s: %w", f.name, err)
+		}
+		sum := sha256.Sum256(f.image)
+		signed, err := authenticode.Digest(f.image)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		b.release.Files = append(b.release.Files, release.File{
+			Name: f.name, Size: int64(len(f.image)), SHA256: sum[:], Authenticode: signed[:],
+		})
+	}
+	sum, err := hashFile(b.out.path(release.ImageFile))
+	if err != nil {
+		return err
+	}
+	b.release.Files = append(b.release.Files, release.File{Name: release.ImageFile, Size: c.ImageSize, SHA256: sum})
+	text, err := b.release.Encode()
+	if err != nil {
+		return err
+	}
+	return b.out.write(release.ManifestFile, text)
+}
+
+func hashFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, fmt.Errorf("hash %s: %w", path, err)
+	}
+	return h.Sum(nil), nil
+}
+
+// publish makes the results visible.
+func (b *build) publish() (*Result, error) {
+	names := []string{release.ImageFile, release.UKIFile, release.BootManagerFile}
+	if b.Disk {
+		names = append(names, DiskFile)
+	}
+	done := b.Progress.Step("syncing the results")
+	if err := b.out.publish(names...); err != nil {
+		return nil, err
+	}
+	done("")
+	r := &Result{Release: b.release}
+	for _, name := range append(names, release.ManifestFile) {
+		r.Files = append(r.Files, filepath.Join(b.Options.Out, name))
+	}
+	return r, nil
+}

@@ -1,0 +1,65 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"halogenos.internal/builder/initramfs"
+	"halogenos.internal/builder/rootfs"
+)
+
+// Files of the folder that holds the machine's programs.
+const (
+	busyboxFile = "bb"
+	listFile    = "bb.list"
+)
+
+const maxProgram = 256 << 20 // bytes
+
+// osCommands are the machine's programs that the running system has too, with
+// their place in the image. The ones that the folder does not have are left
+// out.
+var osCommands = map[string]string{"ota": "usr/bin/ota"}
+
+// loadMachine reads the programs of the machine from a folder.
+func loadMachine(dir string) (initramfs.Busybox, rootfs.Commands, error) {
+	var b initramfs.Busybox
+	program, err := readProgram(filepath.Join(dir, busyboxFile))
+	if err != nil {
+		return b, nil, fmt.Errorf("the machine's busybox: %w (`make build` makes it; --machine names its folder)", err)
+	}
+	list, err := readProgram(filepath.Join(dir, listFile))
+	if err != nil {
+		return b, nil, fmt.Errorf("list of the busybox's commands: %w", err)
+	}
+	names, err := initramfs.ParseCommands(string(list))
+	if err != nil {
+		return b, nil, fmt.Errorf("%s: %w", filepath.Join(dir, listFile), err)
+	}
+	commands := make(rootfs.Commands)
+	for name, place := range osCommands {
+		program, err := readProgram(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return b, nil, err
+		}
+		commands[place] = program
+	}
+	return initramfs.Busybox{Program: program, Commands: names}, commands, nil
+}
+
+func readProgram(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxProgram {
+		return nil, fmt.Errorf("%s is not a file of up to %d bytes", path, maxProgram)
+	}
+	return os.ReadFile(path)
+}

@@ -1,0 +1,102 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"unicode/utf8"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/rootfs"
+)
+
+// Where systemd installs what we take from a root file system.
+const (
+	stubPath        = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+	bootManagerPath = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+)
+
+const (
+	maxStub      = 16 << 20 // bytes of the stub, and of the boot manager
+	maxOSRelease = 64 << 10
+)
+
+// parts is what a UKI and an ESP are made of, taken from the root file system.
+type parts struct {
+	kernel      *kernel
+	stub        []byte
+	bootManager []byte
+	osRelease   []byte
+}
+
+func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, error) {
+	p := new(parts)
+	var err error
+	if p.kernel, err = findKernel(t, c.Linux); err != nil {
+		return nil, err
+	}
+	if c.Uname != "" && c.Uname != p.kernel.release {
+		return nil, fmt.Errorf("Uname of [UKI] is %s, but /%s is %s", c.Uname, p.kernel.path, p.kernel.release)
+	}
+	if p.stub, err = readEFI(t, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]"); err != nil {
+		return nil, err
+	}
+	if p.bootManager, err = readEFI(t, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]"); err != nil {
+		return nil, err
+	}
+	p.osRelease, err = findOSRelease(t, c, v)
+	return p, err
+}
+
+// readEFI reads a PE file from where the configuration says, or from where
+// systemd installs it.
+func readEFI(t *rootfs.Tree, chosen, usual, what, key string) ([]byte, error) {
+	name := usual
+	if chosen != "" {
+		name = chosen
+	}
+	image, err := t.ReadFile(name, maxStub)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the root file system has no %s: looked for %s (install systemd-boot's EFI files, or name it with %s)", what, name, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if _, err := uki.Parse(image); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", what, name, err)
+	}
+	return image, nil
+}
+
+// findOSRelease returns the os-release of the UKI: the system's, or the one of
+// the configuration, as this version of this image. By these two lines the
+// boot manager sorts (systemd-boot 257: IMAGE_ID is the sort key).
+func findOSRelease(t *rootfs.Tree, c *config.Config, v contract.Version) ([]byte, error) {
+	text := []byte(c.OSRelease)
+	if c.OSRelease == "" {
+		var err error
+		text, err = t.ReadFile("etc/os-release", maxOSRelease)
+		if errors.Is(err, fs.ErrNotExist) {
+			text, err = t.ReadFile("usr/lib/os-release", maxOSRelease)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("os-release: %w", err)
+		}
+	}
+	if !utf8.Valid(text) || bytes.ContainsRune(text, 0) {
+		return nil, errors.New("os-release is not UTF-8 text")
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(text)) {
+		key, _, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if key != "IMAGE_ID" && key != "IMAGE_VERSION" {
+			out.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	fmt.Fprintf(&out, "IMAGE_ID=%s\nIMAGE_VERSION=%s\n", c.ImageID, v)
+	return []byte(out.String()), nil
+}

@@ -1,0 +1,157 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/stateconf"
+)
+
+// Commands maps the path of a command of the machine in the image, such as
+// /usr/bin/ota, to its content.
+type Commands map[string][]byte
+
+// mountPoints are the folders that the boot and every init expect, with their
+// modes. They are made where they are missing.
+var mountPoints = []struct {
+	name string
+	mode uint32
+}{
+	{"boot", 0o755}, {"dev", 0o755}, {"efi", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"proc", 0o555},
+	{"root", 0o700}, {"run", 0o755}, {"sys", 0o555}, {"tmp", 0o1777}, {"var", 0o755},
+}
+
+// perMachine are files that would make all machines of an image share what
+// must be each one's own secret or name, or that differ from build to build.
+var perMachine = []struct{ name, why string }{
+	{"var/lib/systemd/random-seed", "a random seed must not be shared"},
+	{"var/lib/systemd/credential.secret", "a secret must not be shared"},
+	{"var/lib/dbus/machine-id", "each machine makes its own"},
+}
+
+// Complete adds what a system image must have beside the root file system:
+// the machine's commands, state.conf, mount points. It takes away what must
+// not be in an image, and returns a line for each thing that it took away.
+func (t *Tree) Complete(commands Commands, date time.Time) ([]string, error) {
+	for _, m := range mountPoints {
+		if _, err := t.AddDirectory(m.name, m.mode); err != nil {
+			return nil, fmt.Errorf("add mount point /%s: %w", m.name, err)
+		}
+	}
+	if err := t.completeState(date); err != nil {
+		return nil, err
+	}
+	for name, content := range commands {
+		if _, err := t.Lstat(name); err == nil {
+			return nil, fmt.Errorf("the root file system has a file of its own at %s, where the machine's command belongs", name)
+		}
+		if err := t.AddFile(name, content, 0o755, date); err != nil {
+			return nil, fmt.Errorf("add command: %w", err)
+		}
+	}
+	return t.depersonalize(date)
+}
+
+// completeState sees that there is a state.conf and that its folders exist.
+func (t *Tree) completeState(date time.Time) error {
+	text, err := t.ReadFile(stateconf.Path, stateconf.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		text = []byte(stateconf.Default)
+		err = t.AddFile(stateconf.Path, text, 0o644, date)
+	}
+	if err != nil {
+		return fmt.Errorf("state.conf: %w", err)
+	}
+	entries, err := stateconf.Parse(text)
+	if err != nil {
+		return fmt.Errorf("/%s: %w", stateconf.Path, err)
+	}
+	for _, e := range entries {
+		if _, err := t.AddDirectory(e.Path, 0o755); err != nil {
+			return fmt.Errorf("add state folder %s: %w", e.Path, err)
+		}
+	}
+	return nil
+}
+
+// depersonalize takes out what belongs to one machine or one build.
+func (t *Tree) depersonalize(date time.Time) ([]string, error) {
+	var notes []string
+	for _, p := range perMachine {
+		info, err := t.Lstat(p.name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().Type() == fs.ModeSymlink {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if err := t.removeAt(p.name); err != nil {
+			return nil, err
+		}
+		notes = append(notes, fmt.Sprintf("left out /%s: %s", p.name, p.why))
+	}
+	initrds, err := t.removeInitrds()
+	if err != nil {
+		return nil, err
+	}
+	id, err := t.resetMachineID(date)
+	return append(append(notes, initrds...), id...), err
+}
+
+// removeInitrds takes the distribution's initramfs out of /boot: it is never
+// booted, it is large, and it is seldom the same twice.
+func (t *Tree) removeInitrds() ([]string, error) {
+	names, err := t.List("boot")
+	if err != nil {
+		return nil, err
+	}
+	var notes []string
+	for _, name := range names {
+		if !strings.HasPrefix(name, "initrd") && !strings.HasPrefix(name, "initramfs") {
+			continue
+		}
+		if err := t.removeAt(path.Join("boot", name)); err != nil {
+			return nil, err
+		}
+		notes = append(notes, fmt.Sprintf("left out /boot/%s: the UKI has an initramfs of its own", name))
+	}
+	return notes, nil
+}
+
+func (t *Tree) removeAt(name string) error {
+	at, err := t.locate(name)
+	if err != nil {
+		return err
+	}
+	return t.Remove(at)
+}
+
+// uninitialized is what machine-id(5) has for an image whose machines shall
+// make their own ID at their first boot.
+const uninitialized = "uninitialized\n"
+
+// resetMachineID replaces a machine's ID. An empty or missing file stays: it
+// says something else to systemd, and the distributor may have meant it.
+func (t *Tree) resetMachineID(date time.Time) ([]string, error) {
+	text, err := t.ReadFile("etc/machine-id", 4096)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("machine-id: %w", err)
+	}
+	if len(text) == 0 || string(text) == uninitialized {
+		return nil, nil
+	}
+	at, err := t.Resolve("etc/machine-id")
+	if err != nil {
+		return nil, err
+	}
+	if err := t.AddFile(at, []byte(uninitialized), 0o444, date); err != nil {
+		return nil, fmt.Errorf("machine-id: %w", err)
+	}
+	return []string{"set /etc/machine-id to uninitialized: each machine makes its own"}, nil
+}

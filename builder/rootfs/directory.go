@@ -1,0 +1,162 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// CopyDirectory puts a copy of a directory into the tree. The source is only
+// read. Sockets are left out; a file system mounted inside is refused, since
+// /proc or a bind mount is nothing of the image's.
+func (t *Tree) CopyDirectory(ctx context.Context, source string) error {
+	root, err := os.OpenRoot(source)
+	if err != nil {
+		return fmt.Errorf("open root file system: %w", err)
+	}
+	defer root.Close()
+	top, err := root.Lstat(".")
+	if err != nil {
+		return err
+	}
+	c := &copier{tree: t, source: source, root: root, device: top.Sys().(*syscall.Stat_t).Dev, links: make(map[uint64]string)}
+	return c.copy(ctx, ".", top)
+}
+
+type copier struct {
+	tree   *Tree
+	source string
+	root   *os.Root
+	device uint64
+	links  map[uint64]string // first name of an inode that has several
+}
+
+func (c *copier) copy(ctx context.Context, name string, info fs.FileInfo) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	if stat.Dev != c.device {
+		return fmt.Errorf("%s is on another file system: unmount it, or pack the root file system as a tar", filepath.Join(c.source, name))
+	}
+	e, err := c.entry(name, info, stat)
+	if err != nil || e.Kind == 0 {
+		return err
+	}
+	if e.Kind == Regular {
+		f, err := c.root.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return c.tree.Put(e, f)
+	}
+	if err := c.tree.Put(e, nil); err != nil {
+		return err
+	}
+	if e.Kind == Directory {
+		return c.children(ctx, name)
+	}
+	return nil
+}
+
+func (c *copier) children(ctx context.Context, name string) error {
+	dir, err := c.root.Open(name)
+	if err != nil {
+		return err
+	}
+	list, err := dir.ReadDir(-1)
+	if err := errors.Join(err, dir.Close()); err != nil {
+		return fmt.Errorf("list %s: %w", filepath.Join(c.source, name), err)
+	}
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	for _, child := range list {
+		at := path.Join(name, child.Name())
+		info, err := c.root.Lstat(at)
+		if err != nil {
+			return err
+		}
+		if err := c.copy(ctx, at, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry describes a file of the source; its kind is zero for a socket.
+func (c *copier) entry(name string, info fs.FileInfo, stat *syscall.Stat_t) (Entry, error) {
+	e := Entry{
+		Name: name, Mode: stat.Mode & 0o7777, UID: int(stat.Uid), GID: int(stat.Gid), ModTime: info.ModTime(),
+		Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev),
+	}
+	switch stat.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		e.Kind = Directory
+	case unix.S_IFREG:
+		e.Kind, e.Size = Regular, info.Size()
+	case unix.S_IFLNK:
+		target, err := c.root.Readlink(name)
+		if err != nil {
+			return e, err
+		}
+		e.Kind, e.Target = Symlink, target
+	case unix.S_IFCHR:
+		e.Kind = CharDevice
+	case unix.S_IFBLK:
+		e.Kind = BlockDevice
+	case unix.S_IFIFO:
+		e.Kind = FIFO
+	case unix.S_IFSOCK:
+		return e, nil
+	}
+	if e.Kind != Directory && stat.Nlink > 1 {
+		if first, ok := c.links[stat.Ino]; ok {
+			e.Kind, e.Target = HardLink, first
+			return e, nil
+		}
+		c.links[stat.Ino] = name
+	}
+	xattrs, err := readXattrs(filepath.Join(c.source, name))
+	e.Xattrs = xattrs
+	return e, err
+}
+
+// readXattrs returns the extended attributes that go into an image.
+func readXattrs(file string) (map[string]string, error) {
+	n, err := unix.Llistxattr(file, nil)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
+		return nil, nil
+	}
+	buf := make([]byte, 64<<10) // the kernel's limit for a list and for a value
+	if err == nil {
+		n, err = unix.Llistxattr(file, buf)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list extended attributes of %s: %w", file, err)
+	}
+	var xattrs map[string]string
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+		if !keepXattr(name) {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		size, err := unix.Lgetxattr(file, name, value)
+		if err != nil {
+			return nil, fmt.Errorf("read extended attribute %s of %s: %w", name, file, err)
+		}
+		if xattrs == nil {
+			xattrs = make(map[string]string)
+		}
+		xattrs[name] = string(value[:size])
+	}
+	return xattrs, nil
+}

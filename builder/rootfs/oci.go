@@ -1,0 +1,316 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+)
+
+// Limits of an image's description (OCI Image Format Specification 1.1).
+const (
+	maxDocument = 4 << 20 // bytes of an index or a manifest
+	maxLayers   = 1024
+	maxNesting  = 4 // indexes that name an index
+)
+
+// blobs is where the files of an OCI image layout lie.
+type blobs interface {
+	// open returns a file of the layout and its size in bytes.
+	open(name string) (io.ReadCloser, int64, error)
+}
+
+// folder is a layout in a directory.
+type folder struct{ root *os.Root }
+
+func (f folder) open(name string) (io.ReadCloser, int64, error) {
+	file, err := f.root.Open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", name)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, file.Close())
+	}
+	return file, info.Size(), nil
+}
+
+// archive is a layout in an uncompressed tar, read where it lies.
+type archive struct {
+	file  *os.File
+	files map[string]extent
+}
+
+type extent struct{ offset, size int64 }
+
+func (a archive) open(name string) (io.ReadCloser, int64, error) {
+	e, ok := a.files[name]
+	if !ok {
+		return nil, 0, fmt.Errorf("%s is not in the archive", name)
+	}
+	return io.NopCloser(io.NewSectionReader(a.file, e.offset, e.size)), e.size, nil
+}
+
+// indexArchive finds the regular files of an uncompressed tar. The tar reader
+// reads no further than the header it returns, so the file's position is
+// where the content starts.
+func indexArchive(file *os.File) (archive, error) {
+	a := archive{file: file, files: make(map[string]extent)}
+	in := tar.NewReader(file)
+	for {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return a, nil
+		}
+		if err != nil {
+			return a, fmt.Errorf("read tar archive: %w", err)
+		}
+		offset, err := file.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return a, err
+		}
+		if h.Typeflag == tar.TypeReg && len(a.files) < maxEntries {
+			a.files[path.Clean(h.Name)] = extent{offset, h.Size}
+		}
+	}
+}
+
+func (a archive) has(name string) bool {
+	_, ok := a.files[name]
+	return ok
+}
+
+type descriptor struct {
+	MediaType string `json:"mediaType"`
+	Digest    string `json:"digest"`
+	Size      int64  `json:"size"`
+	Platform  *struct {
+		Architecture string `json:"architecture"`
+		OS           string `json:"os"`
+	} `json:"platform"`
+}
+
+// document is an index or a manifest: the fields that either has.
+type document struct {
+	Manifests []descriptor `json:"manifests"`
+	Layers    []descriptor `json:"layers"`
+}
+
+var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// openBlob returns the content of a descriptor and a hash of what is read.
+func openBlob(b blobs, d descriptor) (io.ReadCloser, error) {
+	if !digestForm.MatchString(d.Digest) {
+		return nil, fmt.Errorf("OCI digest %q is not a SHA-256", d.Digest)
+	}
+	r, size, err := b.open("blobs/sha256/" + strings.TrimPrefix(d.Digest, "sha256:"))
+	if err != nil {
+		return nil, fmt.Errorf("open OCI blob: %w", err)
+	}
+	if size != d.Size {
+		return nil, errors.Join(fmt.Errorf("OCI blob %s has %d bytes, want %d", d.Digest, size, d.Size), r.Close())
+	}
+	return r, nil
+}
+
+// readDocument reads a small blob and checks its digest.
+func readDocument(b blobs, d descriptor) (*document, error) {
+	if d.Size > maxDocument {
+		return nil, fmt.Errorf("OCI manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxDocument)
+	}
+	r, err := openBlob(b, d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read OCI manifest: %w", err)
+	}
+	if sum := sha256.Sum256(text); "sha256:"+hex.EncodeToString(sum[:]) != d.Digest {
+		return nil, fmt.Errorf("OCI manifest %s has the digest sha256:%x", d.Digest, sum)
+	}
+	return parseDocument(text)
+}
+
+func parseDocument(text []byte) (*document, error) {
+	doc := new(document)
+	if err := json.Unmarshal(text, doc); err != nil {
+		return nil, fmt.Errorf("parse OCI manifest: %w", err)
+	}
+	if len(doc.Layers) > maxLayers {
+		return nil, fmt.Errorf("OCI image has %d layers, more than %d", len(doc.Layers), maxLayers)
+	}
+	return doc, nil
+}
+
+// findManifest returns the one image of the layout for an architecture, by
+// Go's name of it as OCI uses.
+func findManifest(b blobs, arch string) (*document, error) {
+	r, size, err := b.open("index.json")
+	if err != nil {
+		return nil, fmt.Errorf("open OCI index: %w", err)
+	}
+	defer r.Close()
+	if size > maxDocument {
+		return nil, fmt.Errorf("OCI index has %d bytes, more than %d", size, maxDocument)
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read OCI index: %w", err)
+	}
+	doc, err := parseDocument(text)
+	if err != nil {
+		return nil, err
+	}
+	for range maxNesting {
+		d, err := choose(doc.Manifests, arch)
+		if err != nil {
+			return nil, err
+		}
+		if doc, err = readDocument(b, d); err != nil {
+			return nil, err
+		}
+		if len(doc.Layers) > 0 {
+			return doc, nil
+		}
+	}
+	return nil, errors.New("OCI image has no layers")
+}
+
+// choose takes the one manifest for linux on arch. A manifest that names no
+// platform fits any; others (such as attestations) name one that is not ours.
+func choose(list []descriptor, arch string) (descriptor, error) {
+	var fit []descriptor
+	var names []string
+	for _, d := range list {
+		if d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == arch {
+			fit = append(fit, d)
+			continue
+		}
+		names = append(names, d.Platform.OS+"/"+d.Platform.Architecture)
+	}
+	switch len(fit) {
+	case 1:
+		return fit[0], nil
+	case 0:
+		return descriptor{}, fmt.Errorf("OCI index has no image for linux/%s, only %q", arch, names)
+	}
+	return descriptor{}, fmt.Errorf("OCI index has %d images for linux/%s: want one", len(fit), arch)
+}
+
+// unpackOCI applies the layers of an image from the lowest to the highest.
+func (t *Tree) unpackOCI(ctx context.Context, b blobs, arch string) error {
+	manifest, err := findManifest(b, arch)
+	if err != nil {
+		return err
+	}
+	for i, d := range manifest.Layers {
+		if err := t.unpackLayer(ctx, b, d); err != nil {
+			return fmt.Errorf("OCI layer %d of %d: %w", i+1, len(manifest.Layers), err)
+		}
+	}
+	return nil
+}
+
+func (t *Tree) unpackLayer(ctx context.Context, b blobs, d descriptor) error {
+	if !strings.Contains(d.MediaType, ".tar") || strings.Contains(d.MediaType, "encrypted") {
+		return fmt.Errorf("media type %q is not a tar archive", d.MediaType)
+	}
+	blob, err := openBlob(b, d)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	hash := sha256.New()
+	in := io.TeeReader(blob, hash)
+	plain, close, err := decompress(in)
+	if err != nil {
+		return err
+	}
+	defer close()
+	l := layer{tree: t, own: make(map[string]bool)}
+	if err := t.unpackTar(ctx, plain, l.put); err != nil {
+		return err
+	}
+	// What follows the end of the tar belongs to the digest too.
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return fmt.Errorf("read to its end: %w", err)
+	}
+	if sum := "sha256:" + hex.EncodeToString(hash.Sum(nil)); sum != d.Digest {
+		return fmt.Errorf("has the digest %s, want %s", sum, d.Digest)
+	}
+	return nil
+}
+
+// layer is one layer while it is applied.
+type layer struct {
+	tree *Tree
+	own  map[string]bool // what this layer brought, with the directories above
+}
+
+const (
+	whiteout = ".wh."         // prefix: the file of that name below is gone
+	opaque   = ".wh..wh..opq" // the directory's content below is gone
+)
+
+// put adds a file, or takes away what a whiteout names. A whiteout is about
+// the layers below, wherever in its layer it comes.
+func (l *layer) put(e Entry, content io.Reader) error {
+	name, err := cleanName(e.Name)
+	if err != nil {
+		return err
+	}
+	dir, base := path.Dir(name), path.Base(name)
+	switch {
+	case base == opaque:
+		return l.hideChildren(dir)
+	case strings.HasPrefix(base, whiteout):
+		hidden, err := cleanName(strings.TrimPrefix(base, whiteout))
+		if err != nil || hidden == "." || dir != "." && l.tree.dirs[dir] == nil {
+			return fmt.Errorf("whiteout %q names no file", name)
+		}
+		return l.hide(path.Join(dir, hidden))
+	}
+	for at := name; at != "." && !l.own[at]; at = path.Dir(at) {
+		l.own[at] = true
+	}
+	return l.tree.Put(e, content)
+}
+
+func (l *layer) hide(name string) error {
+	if !l.own[name] {
+		return l.tree.Remove(name)
+	}
+	if l.tree.dirs[name] == nil {
+		return nil
+	}
+	return l.hideChildren(name)
+}
+
+func (l *layer) hideChildren(dir string) error {
+	if l.tree.dirs[dir] == nil {
+		return nil
+	}
+	names, err := l.tree.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := l.hide(path.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

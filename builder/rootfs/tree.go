@@ -1,0 +1,364 @@
+// Package rootfs puts a root file system into a staging folder and completes it
+// to what a system image holds.
+//
+// It refuses whatever would leave the staging folder: names with "..",
+// absolute names, names below a symbolic link. It never changes the source,
+// never follows a link of the tree out of it, and never drops an owner or an
+// attribute silently: what it may not set, it reports.
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind is the type of a file.
+type Kind uint8
+
+// Kinds. The zero value is none.
+const (
+	Directory Kind = iota + 1
+	Regular
+	Symlink
+	HardLink
+	CharDevice
+	BlockDevice
+	FIFO
+)
+
+// An Entry is one file of a tree.
+type Entry struct {
+	Name     string // slash-separated, relative to the tree; "." is its top
+	Kind     Kind
+	Mode     uint32 // permission, set-ID and sticky bits: 07777
+	UID, GID int
+	ModTime  time.Time
+	Size     int64  // of a regular file's content, in bytes
+	Target   string // a symbolic link's text, or the name that a hard link is another name of
+	Major    uint32 // of a device
+	Minor    uint32
+	Xattrs   map[string]string
+}
+
+// Limits of a tree. They only keep a broken source from filling the disk.
+const (
+	maxBytes   = 64 << 30
+	maxEntries = 8 << 20
+)
+
+// A Tree is a root file system in a staging folder. Close removes nothing: the
+// folder belongs to the caller.
+type Tree struct {
+	dir  string
+	root *os.Root
+	// dirs are all directories of the tree; their attributes are set by Seal,
+	// since writing into them changes their time and may need permissions
+	// that they do not give.
+	dirs    map[string]*Entry
+	bytes   int64
+	entries int
+	newest  time.Time
+	squash  bool // not root: every file becomes root's in the image
+}
+
+// NewTree makes an empty tree in an empty folder that only the caller may read.
+func NewTree(dir string) (*Tree, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open staging folder: %w", err)
+	}
+	t := &Tree{dir: dir, root: root, dirs: make(map[string]*Entry), squash: os.Geteuid() != 0}
+	t.dirs["."] = implied(".")
+	return t, nil
+}
+
+// Close releases the staging folder.
+func (t *Tree) Close() error { return t.root.Close() }
+
+// Dir is the staging folder.
+func (t *Tree) Dir() string { return t.dir }
+
+// Squash reports that the tree was made without root's rights, so that the
+// owners in it are the caller and stand for root.
+func (t *Tree) Squash() bool { return t.squash }
+
+// Newest is the latest modification time among the files that are no
+// directories; the zero time for a tree without any.
+func (t *Tree) Newest() time.Time { return t.newest }
+
+// implied is a directory that was not in the source, its time left to Seal.
+func implied(name string) *Entry {
+	return &Entry{Name: name, Kind: Directory, Mode: 0o755}
+}
+
+// cleanName returns the form of a name that the tree uses.
+func cleanName(name string) (string, error) {
+	switch {
+	case name == "":
+		return "", errors.New("file without a name")
+	case strings.HasPrefix(name, "/"):
+		return "", fmt.Errorf("%q is an absolute name", name)
+	case strings.ContainsRune(name, 0):
+		return "", fmt.Errorf("%q has a NUL byte", name)
+	case slices.Contains(strings.Split(name, "/"), ".."):
+		return "", fmt.Errorf("%q leads out of the tree", name)
+	}
+	return path.Clean(name), nil
+}
+
+// Put adds a file and replaces what had its name, but a directory keeps what
+// is in it when another directory comes. Content is read for a regular file
+// only and must have e.Size bytes.
+func (t *Tree) Put(e Entry, content io.Reader) error {
+	name, err := cleanName(e.Name)
+	if err != nil {
+		return err
+	}
+	e.Name = name
+	if err := t.admit(e); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if e.Kind == Directory {
+		err = t.putDirectory(e)
+	} else {
+		err = t.putFile(e, content)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// admit checks what must not exceed a limit or cannot be kept.
+func (t *Tree) admit(e Entry) error {
+	if t.entries++; t.entries > maxEntries {
+		return fmt.Errorf("the tree has more than %d files", maxEntries)
+	}
+	if e.Kind == Regular {
+		if e.Size < 0 || e.Size > maxBytes-t.bytes {
+			return fmt.Errorf("the tree has more than %d bytes", int64(maxBytes))
+		}
+		t.bytes += e.Size
+	}
+	if !t.squash || e.Kind == HardLink {
+		return nil
+	}
+	if (e.UID != 0 || e.GID != 0) && (e.UID != os.Geteuid() || e.GID != os.Getegid()) {
+		return fmt.Errorf("belongs to %d:%d, which only root can keep: run as root", e.UID, e.GID)
+	}
+	if e.Kind == CharDevice || e.Kind == BlockDevice {
+		return errors.New("is a device, which only root can make: run as root")
+	}
+	return nil
+}
+
+func (t *Tree) putDirectory(e Entry) error {
+	if e.Name == "." || t.dirs[e.Name] != nil {
+		t.dirs[e.Name] = &e
+		return nil
+	}
+	if err := t.makeRoom(e.Name); err != nil {
+		return err
+	}
+	if err := t.root.Mkdir(e.Name, 0o700); err != nil {
+		return err
+	}
+	t.dirs[e.Name] = &e
+	return nil
+}
+
+func (t *Tree) putFile(e Entry, content io.Reader) error {
+	if e.Name == "." {
+		return errors.New("the top of the tree is not a directory")
+	}
+	if err := t.makeRoom(e.Name); err != nil {
+		return err
+	}
+	if e.Kind != HardLink && e.ModTime.After(t.newest) {
+		t.newest = e.ModTime
+	}
+	switch e.Kind {
+	case Regular:
+		return t.write(e, content)
+	case Symlink:
+		if err := t.root.Symlink(e.Target, e.Name); err != nil {
+			return err
+		}
+		return t.attributes(e)
+	case HardLink:
+		return t.link(e)
+	case CharDevice, BlockDevice, FIFO:
+		return t.node(e)
+	}
+	return fmt.Errorf("file of unknown kind %d", e.Kind)
+}
+
+// makeRoom makes the directories above a name and removes what has the name.
+func (t *Tree) makeRoom(name string) error {
+	parent := path.Dir(name)
+	if t.dirs[parent] == nil {
+		if err := t.makeParents(parent); err != nil {
+			return err
+		}
+	}
+	if _, err := t.root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return t.Remove(name)
+}
+
+func (t *Tree) makeParents(name string) error {
+	if t.dirs[name] != nil {
+		return nil
+	}
+	if err := t.makeParents(path.Dir(name)); err != nil {
+		return err
+	}
+	if info, err := t.root.Lstat(name); err == nil {
+		return fmt.Errorf("lies below %s, which is no directory (%s)", name, info.Mode().Type())
+	}
+	if err := t.root.Mkdir(name, 0o700); err != nil {
+		return err
+	}
+	t.dirs[name] = implied(name)
+	return nil
+}
+
+// Remove takes a file, or a directory with all that is in it, out of the tree.
+func (t *Tree) Remove(name string) error {
+	if name == "." {
+		return errors.New("the top of the tree cannot be removed")
+	}
+	if err := t.root.RemoveAll(name); err != nil {
+		return err
+	}
+	if t.dirs[name] != nil {
+		maps.DeleteFunc(t.dirs, func(dir string, _ *Entry) bool {
+			return dir == name || strings.HasPrefix(dir, name+"/")
+		})
+	}
+	return nil
+}
+
+func (t *Tree) write(e Entry, content io.Reader) (err error) {
+	f, err := t.root.OpenFile(e.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if e.Size > 0 {
+		n, err := io.Copy(f, io.LimitReader(content, e.Size))
+		if err != nil {
+			return fmt.Errorf("copy content: %w", err)
+		}
+		if n != e.Size {
+			return fmt.Errorf("content ends after %d bytes of %d", n, e.Size)
+		}
+	}
+	return t.attributes(e)
+}
+
+func (t *Tree) link(e Entry) error {
+	target, err := cleanName(e.Target)
+	if err != nil {
+		return fmt.Errorf("hard link to %w", err)
+	}
+	if t.dirs[path.Dir(target)] == nil || t.dirs[target] != nil {
+		return fmt.Errorf("hard link to %q, which is no file of the tree", target)
+	}
+	if err := t.root.Link(target, e.Name); err != nil {
+		return fmt.Errorf("hard link to %q: %w", target, err)
+	}
+	return nil
+}
+
+func (t *Tree) node(e Entry) error {
+	kind := map[Kind]uint32{CharDevice: unix.S_IFCHR, BlockDevice: unix.S_IFBLK, FIFO: unix.S_IFIFO}[e.Kind]
+	err := t.inParent(e.Name, func(dir int, base string) error {
+		return unix.Mknodat(dir, base, kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+	})
+	if err != nil {
+		return fmt.Errorf("make device node: %w", err)
+	}
+	return t.attributes(e)
+}
+
+// inParent calls f with the descriptor of the directory that a name is in.
+func (t *Tree) inParent(name string, f func(dir int, base string) error) error {
+	dir, err := t.root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return f(int(dir.Fd()), path.Base(name))
+}
+
+// attributes sets owner, mode, extended attributes and time, in this order:
+// changing the owner takes set-ID bits and capabilities away.
+func (t *Tree) attributes(e Entry) error {
+	if !t.squash {
+		if err := t.root.Lchown(e.Name, e.UID, e.GID); err != nil {
+			return fmt.Errorf("set owner %d:%d: %w", e.UID, e.GID, err)
+		}
+	}
+	return t.inParent(e.Name, func(dir int, base string) error {
+		if e.Kind != Symlink {
+			if err := unix.Fchmodat(dir, base, e.Mode&0o7777, 0); err != nil {
+				return fmt.Errorf("set mode %04o: %w", e.Mode, err)
+			}
+		}
+		// There is no setxattrat yet; the descriptor's name in /proc is the
+		// directory itself, and the last name is not followed.
+		file := fmt.Sprintf("/proc/self/fd/%d/%s", dir, base)
+		for _, key := range slices.Sorted(maps.Keys(e.Xattrs)) {
+			if err := unix.Lsetxattr(file, key, []byte(e.Xattrs[key]), 0); err != nil {
+				return fmt.Errorf("set extended attribute %s: %w", key, err)
+			}
+		}
+		times := []unix.Timespec{unix.NsecToTimespec(e.ModTime.UnixNano()), unix.NsecToTimespec(e.ModTime.UnixNano())}
+		if err := unix.UtimesNanoAt(dir, base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("set time: %w", err)
+		}
+		return nil
+	})
+}
+
+// Seal sets the attributes of all directories. Directories that were not in
+// the source get the given time, and none gets a later one. Nothing can be
+// added afterwards.
+func (t *Tree) Seal(date time.Time) error {
+	names := slices.Sorted(maps.Keys(t.dirs))
+	slices.Reverse(names) // children first, while their parents can be entered
+	for _, name := range names {
+		e := *t.dirs[name]
+		if e.ModTime.IsZero() || e.ModTime.After(date) {
+			e.ModTime = date
+		}
+		if err := t.attributes(e); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// keepXattr reports whether an extended attribute belongs to the file rather
+// than to the machine that the tree lay on.
+func keepXattr(name string) bool {
+	switch name {
+	case "security.capability", "security.ima", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.")
+}
