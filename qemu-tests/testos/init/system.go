@@ -35,7 +35,7 @@ func (s *system) mountMissing() {
 	for _, m := range []mount{
 		{"/proc", "proc", "/proc/self", plain},
 		{"/sys", "sysfs", "/sys/kernel", plain},
-		{"/dev", "devtmpfs", "/dev/console", unix.MS_NOSUID},
+		{"/dev", "devtmpfs", "/dev/null", unix.MS_NOSUID},
 		{"/run", "tmpfs", "", unix.MS_NOSUID | unix.MS_NODEV},
 		{"/sys/firmware/efi/efivars", "efivarfs", "", plain},
 		{"/sys/kernel/security", "securityfs", "/sys/kernel/security/lockdown", plain},
@@ -113,11 +113,13 @@ func text(path string) string {
 
 // encode renders one line of the protocol.
 func encode(word string, value any) (string, error) {
-	b, err := json.Marshal(value)
-	if err != nil {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // people read it too
+	if err := e.Encode(value); err != nil {
 		return "", err
 	}
-	return word + " " + string(b), nil
+	return word + " " + strings.TrimSuffix(b.String(), "\n"), nil
 }
 
 // oneLine keeps a message on its line.

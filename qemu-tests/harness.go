@@ -1,0 +1,330 @@
+// Package qemutests boots images in emulated machines and watches them. It holds
+// what the boot tests share: machines that start from an image or from a machine
+// provisioned earlier, the test system's language, and logs that outlive a failure.
+//
+// It refuses to run more machines at once than there are cores, over all test
+// processes; to let two tests share a machine's folder; and, in CI, to skip.
+//
+// Environment: HALOGEN_IMAGES is the folder with the images (testos-1/disk.img,
+// ...); HALOGEN_OUT takes logs of failed tests and provisioned machines, default
+// out/qemu in the module; HALOGEN_MACHINES is how many machines may run at once;
+// CI=true turns skips into failures.
+package qemutests
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/builder/vm"
+	"halogenos.internal/qemu-tests/testos/protocol"
+)
+
+// DefaultTimeout bounds one wait of a test. An emulated boot takes half a minute on
+// an idle core; a host that is busy must not fail a test.
+const DefaultTimeout = 5 * time.Minute
+
+// Options describe the machine of a test.
+type Options struct {
+	Image string   // folder under HALOGEN_IMAGES whose disk.img a new machine gets
+	State vm.State // or: a machine to clone, such as one from Provisioned
+	// Prepare changes the machine's folder before it is switched on for the first time.
+	Prepare func(s vm.State) error
+	VM      vm.Options    // State and Log are the harness's
+	Timeout time.Duration // of one wait, default DefaultTimeout
+}
+
+// Guest is a machine under test. Its methods fail the test, so it belongs to the
+// test's goroutine.
+type Guest struct {
+	*vm.Machine            // of the last PowerOn; nil before
+	VM          vm.Options // for the next PowerOn
+
+	t       testing.TB
+	timeout time.Duration
+	state   vm.State
+	logs    string // folder with one folder for each start
+	starts  int
+}
+
+// Machine clones or makes the machine and switches it on. It is switched off and
+// removed when the test ends; when the test has failed, its logs are kept.
+func Machine(t testing.TB, o Options) *Guest {
+	t.Helper()
+	g := newGuest(t, o)
+	g.PowerOn()
+	return g
+}
+
+// newGuest makes the machine's folder.
+func newGuest(t testing.TB, o Options) *Guest {
+	t.Helper()
+	Need(t)
+	takeSlot(t)
+	g := &Guest{t: t, VM: o.VM, timeout: o.Timeout, logs: filepath.Join(t.TempDir(), "logs")}
+	if g.timeout == 0 {
+		g.timeout = DefaultTimeout
+	}
+	dir := filepath.Join(t.TempDir(), "machine")
+	var err error
+	if o.State.Dir != "" {
+		g.state, err = o.State.Clone(dir)
+	} else {
+		g.state, err = vm.NewState(dir, Image(t, o.Image))
+	}
+	if err == nil && o.Prepare != nil {
+		err = o.Prepare(g.state)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.finish)
+	return g
+}
+
+// finish runs when the test has ended.
+func (g *Guest) finish() {
+	if g.Machine == nil {
+		return
+	}
+	g.Close()
+	if g.t.Failed() {
+		g.keepLogs()
+	}
+}
+
+// Need skips the test, or fails it in CI, when a machine cannot be run here.
+func Need(t testing.TB) {
+	t.Helper()
+	if err := vm.Check(); err != nil {
+		skip(t, err.Error())
+	}
+}
+
+// Image returns the path of an image's disk; without it the test is skipped, or
+// fails in CI.
+func Image(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("HALOGEN_IMAGES")
+	if dir == "" {
+		skip(t, "HALOGEN_IMAGES is not set: `make test` builds the images and sets it")
+	}
+	path := filepath.Join(dir, name, "disk.img")
+	if _, err := os.Stat(path); err != nil {
+		skip(t, fmt.Sprintf("image %s: %v", name, err))
+	}
+	return path
+}
+
+// skip is a failure where everything must be there.
+func skip(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// State is the machine's folder; it may be changed while the machine is off.
+func (g *Guest) State() vm.State { return g.state }
+
+// PowerOn switches the machine on, with the options in g.VM.
+func (g *Guest) PowerOn() {
+	g.t.Helper()
+	g.starts++
+	o := g.VM
+	o.State, o.Log, o.Volatile = g.state, filepath.Join(g.logs, fmt.Sprint(g.starts)), true
+	if o.Progress == nil {
+		o.Progress = g.t.Output()
+	}
+	m, err := vm.Start(g.t.Context(), o)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.Machine = m
+}
+
+// PowerCut pulls the plug.
+func (g *Guest) PowerCut() { g.Kill() }
+
+// wait returns a context for one wait.
+func (g *Guest) wait() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(g.t.Context(), g.timeout, fmt.Errorf("nothing for %v", g.timeout))
+}
+
+// Expect waits until the console shows what the expression matches, and returns the
+// match and its groups.
+func (g *Guest) Expect(pattern string) []string {
+	g.t.Helper()
+	_, match := g.ExpectAny(pattern)
+	return match
+}
+
+// ExpectAny waits for several expressions and tells which came first.
+func (g *Guest) ExpectAny(patterns ...string) (int, []string) {
+	g.t.Helper()
+	res := make([]*regexp.Regexp, len(patterns))
+	for i, p := range patterns {
+		res[i] = regexp.MustCompile(p)
+	}
+	ctx, cancel := g.wait()
+	defer cancel()
+	i, match, err := g.Console().WaitForAny(ctx, res...)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return i, match
+}
+
+// ExpectOff waits until the guest has ended the machine and returns the reason, such
+// as guest-shutdown.
+func (g *Guest) ExpectOff() string {
+	g.t.Helper()
+	ctx, cancel := g.wait()
+	defer cancel()
+	reason, err := g.Wait(ctx)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return reason
+}
+
+// answer matches the only line that answers a command of the test system. The
+// prompt may stand before it, when the command was typed ahead.
+var answer = regexp.MustCompile(`(?m)^(?:` + regexp.QuoteMeta(protocol.Prompt) + `)?(` + protocol.OK + `|` + protocol.Failed + `) (.*)\n`)
+
+// Boot waits until the test system is up and returns its report.
+func (g *Guest) Boot() protocol.Report {
+	g.t.Helper()
+	match := g.Expect(`(?m)^` + protocol.Greeting + ` (\{.*\})\n(?s:.*?)` + regexp.QuoteMeta(protocol.Prompt))
+	var r protocol.Report
+	if err := json.Unmarshal([]byte(match[1]), &r); err != nil {
+		g.t.Fatalf("report of the test system: %v: %.200s", err, match[1])
+	}
+	return r
+}
+
+// ErrRefused is a command that the test system answered with ERR.
+var ErrRefused = errors.New("the test system refused")
+
+// Try sends a command to the test system and decodes its answer into result (nil:
+// dropped). An answer of ERR is an error that wraps ErrRefused.
+func (g *Guest) Try(result any, words ...string) error {
+	g.t.Helper()
+	line, err := protocol.Line(words...)
+	if err == nil {
+		err = g.SendLine(line)
+	}
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := g.wait()
+	defer cancel()
+	match, err := g.WaitFor(ctx, answer)
+	if err != nil {
+		g.t.Fatalf("command %.80q: %v", words, err)
+	}
+	if match[1] == protocol.Failed {
+		return fmt.Errorf("%w %.80q: %s", ErrRefused, words, match[2])
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal([]byte(match[2]), result); err != nil {
+		g.t.Fatalf("answer to %.80q: %v: %.200s", words, err, match[2])
+	}
+	return nil
+}
+
+// Do is Try for a command that has to succeed.
+func (g *Guest) Do(result any, words ...string) {
+	g.t.Helper()
+	if err := g.Try(result, words...); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// Report asks the test system for a new report.
+func (g *Guest) Report() protocol.Report {
+	g.t.Helper()
+	var r protocol.Report
+	g.Do(&r, "report")
+	return r
+}
+
+// RunResult is how a program ended in the test system.
+type RunResult struct {
+	Exit           int
+	State          string // as in os.ProcessState
+	Stdout, Stderr string // the last 64 KiB of each
+}
+
+// Run executes a program in the test system.
+func (g *Guest) Run(program string, args ...string) RunResult {
+	g.t.Helper()
+	var r RunResult
+	g.Do(&r, append([]string{"run", program}, args...)...)
+	return r
+}
+
+// Reboot has the test system restart the machine and returns the report of the next
+// boot.
+func (g *Guest) Reboot() protocol.Report {
+	g.t.Helper()
+	g.Do(nil, "reboot")
+	return g.Boot()
+}
+
+// PowerOff has the test system switch the machine off.
+func (g *Guest) PowerOff() {
+	g.t.Helper()
+	g.Do(nil, "poweroff")
+	if reason := g.ExpectOff(); reason != "guest-shutdown" {
+		g.t.Fatalf("the machine went off by %s", reason)
+	}
+}
+
+// logLines is how much of the console of a failed test is printed.
+const logLines = 60
+
+// keepLogs saves the consoles of a failed test and prints the end of the last.
+func (g *Guest) keepLogs() {
+	to := filepath.Join(OutDir(g.t), "failed", fileName(g.t.Name()), time.Now().UTC().Format("20060102-150405.000"))
+	if err := os.CopyFS(to, os.DirFS(g.logs)); err != nil {
+		g.t.Logf("keep logs: %v", err)
+	}
+	g.t.Logf("logs of %d starts are in %s; the last %d lines of the console:\n%s", g.starts, to, logLines, g.Console().Tail(logLines))
+}
+
+// fileName makes a test's name fit for a folder.
+func fileName(name string) string {
+	return strings.Trim(regexp.MustCompile(`[^A-Za-z0-9._-]+`).ReplaceAllString(name, "_"), "_.")
+}
+
+// OutDir is where results that outlive a test go.
+func OutDir(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("HALOGEN_OUT"); dir != "" {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return abs
+	}
+	dir, err := os.Getwd()
+	for err == nil && dir != "/" {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return filepath.Join(dir, "out", "qemu")
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatalf("HALOGEN_OUT is not set, and no go.mod above (%v)", err)
+	return ""
+}

@@ -1,0 +1,90 @@
+package qemutests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// holders are the tests that have a slot, so that a second machine of the same test
+// needs no second one: two tests that each hold one and wait for another would wait
+// for ever.
+var holders sync.Map // testing.TB: struct{}
+
+// takeSlot waits until fewer machines run than there are cores, counting other test
+// processes, and holds a place until the test ends.
+func takeSlot(t testing.TB) {
+	t.Helper()
+	if _, held := holders.LoadOrStore(t, struct{}{}); held {
+		return
+	}
+	t.Cleanup(func() { holders.Delete(t) })
+	count := runtime.NumCPU()
+	if s := os.Getenv("HALOGEN_MACHINES"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			t.Fatalf("HALOGEN_MACHINES=%q is no number of machines", s)
+		}
+		count = n
+	}
+	began := time.Now()
+	release, err := acquire(t.Context(), filepath.Join(os.TempDir(), fmt.Sprintf("halogen-machines-%d", os.Getuid())), count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(release)
+	if waited := time.Since(began); waited > time.Second {
+		t.Logf("waited %v for one of %d machines", waited.Round(time.Second), count)
+	}
+}
+
+// acquire takes one of count locks in a folder. A lock ends with its process.
+func acquire(ctx context.Context, dir string, count int) (release func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("machine slots: %w", err)
+	}
+	for {
+		for i := range count {
+			f, err := tryLock(filepath.Join(dir, strconv.Itoa(i)), unix.LOCK_NB)
+			if err == nil {
+				return func() { _ = f.Close() }, nil
+			}
+			if !errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("machine slots: %w", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for one of %d machine slots: %w", count, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// tryLock locks a file exclusively until it is closed.
+func tryLock(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|flags)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
+}
