@@ -195,7 +195,12 @@ func TestWeReadOurs(t *testing.T) {
 
 func TestFSBehavesAsIoFsWants(t *testing.T) {
 	disk := blocktest.New(64<<20, blocktest.Zero)
-	files := sampleFiles()
+	files := map[string]int{} // it reads each byte by byte
+	for path, n := range sampleFiles() {
+		if n < 10_000 && !strings.HasPrefix(path, "many/") {
+			files[path] = n
+		}
+	}
 	if err := Format(disk, 64<<20, sampleOptions(512), asFiles(files)); err != nil {
 		t.Fatal(err)
 	}

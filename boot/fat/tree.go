@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
+	"iter"
 	"slices"
 	"strings"
 )
@@ -173,14 +173,18 @@ func (root *node) allocate(g *geometry, label string) (runs []*node, free uint32
 var errFull = errors.New("the files do not fit")
 
 // files yields the files of the tree in order.
-func (root *node) files() func(yield func(*node) bool) {
-	stop := io.EOF
-	return func(yield func(*node) bool) {
-		_ = root.walk(func(n *node) error {
-			if !n.isDir() && !yield(n) {
-				return stop
-			}
-			return nil
-		})
+func (n *node) files() iter.Seq[*node] {
+	return func(yield func(*node) bool) { n.yieldFiles(yield) }
+}
+
+func (n *node) yieldFiles(yield func(*node) bool) bool {
+	if !n.isDir() {
+		return yield(n)
 	}
+	for _, c := range n.children {
+		if !c.yieldFiles(yield) {
+			return false
+		}
+	}
+	return true
 }
