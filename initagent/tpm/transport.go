@@ -111,12 +111,20 @@ type conn struct {
 	timeout time.Duration
 }
 
-// Send implements transport.TPM.
+// Send implements transport.TPM. After a failure the connection is closed: an
+// answer that comes late must not be taken for that of the next command.
 func (c *conn) Send(command []byte) ([]byte, error) {
 	if c.fd < 0 {
 		return nil, fmt.Errorf("%w: it is closed", errTransport)
 	}
-	deadline := time.Now().Add(c.timeout)
+	answer, err := c.exchange(command, time.Now().Add(c.timeout))
+	if err != nil {
+		_ = c.Close()
+	}
+	return answer, err
+}
+
+func (c *conn) exchange(command []byte, deadline time.Time) ([]byte, error) {
 	for len(command) > 0 {
 		n, err := unix.Write(c.fd, command)
 		switch {

@@ -209,6 +209,9 @@ func TestConnTimesOut(t *testing.T) { // FAULTS 71
 	if _, err := c.Send([]byte("command")); !errors.Is(err, ErrTimeout) {
 		t.Errorf("silence: %v", err)
 	}
+	if _, err := c.Send([]byte("command")); !errors.Is(err, errTransport) {
+		t.Errorf("after silence: %v", err)
+	}
 	c, other := pipe(t, unix.SOCK_STREAM, true)
 	c.timeout = 30 * time.Millisecond
 	half := failure(0)
