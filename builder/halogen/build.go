@@ -46,8 +46,12 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
 	f.BoolVar(&b.json, "json", false, "print a summary in JSON on the standard output")
-	if err := c.parse(f, args, buildSummary); err != nil {
+	rest, err := c.parse(f, args, buildSummary)
+	if err != nil {
 		return err
+	}
+	if len(rest) > 0 {
+		return c.misused(f, "unexpected argument %q", rest[0])
 	}
 	o, err := c.buildOptions(f, b)
 	if err != nil {
@@ -80,9 +84,6 @@ func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, err
 		if given.value == "" {
 			return o, c.misused(f, "--%s is missing", given.name)
 		}
-	}
-	if f.NArg() > 0 {
-		return o, c.misused(f, "unexpected argument %q", f.Arg(0))
 	}
 	var err error
 	if o.Version, err = contract.ParseVersion(b.version); err != nil {
@@ -119,7 +120,7 @@ func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, err
 // warn says which protections the configuration does without.
 func (c command) warn(o image.Options) {
 	if len(o.Config.ReleaseKey) == 0 {
-		o.Progress.Note("WARNING: ReleaseKey=none: machines of this image take updates that nobody signed; for development only")
+		o.Progress.Note("WARNING: ReleaseKey=none: nobody can tell an update of this image from an attacker's; for development only")
 	}
 	if o.Config.SecureBoot == contract.Optional {
 		o.Progress.Note("WARNING: SecureBoot=optional: this image also starts where nothing checks it; for development only")

@@ -33,6 +33,7 @@ const usage = `usage: halogen COMMAND [OPTION]...
 
 Commands:
   build     make a release out of a root file system
+  inspect   show what is in a UKI, a disk, a system image or a release.json
   help      show this
 
 'halogen COMMAND --help' shows a command's options.
@@ -45,7 +46,7 @@ func (c command) run(args []string) int {
 		fmt.Fprint(c.stderr, usage)
 		return exitUsage
 	}
-	commands := map[string]func(context.Context, []string) error{"build": c.build}
+	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect}
 	name := args[0]
 	if name == "help" || name == "--help" || name == "-h" {
 		fmt.Fprint(c.stdout, usage)
@@ -73,20 +74,27 @@ func (c command) run(args []string) int {
 	}
 }
 
-// parse reads the options of a command. Help goes to the standard output,
-// faults to the standard error.
-func (c command) parse(f *flag.FlagSet, args []string, summary string) error {
+// parse reads the options of a command and returns its arguments, which may
+// stand before or behind them. Help goes to the standard output, faults to the
+// standard error.
+func (c command) parse(f *flag.FlagSet, args []string, summary string) ([]string, error) {
 	f.SetOutput(io.Discard)
 	f.Usage = func() {}
-	err := f.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		c.help(f, summary)
-		return err
-	case err != nil:
-		return c.misused(f, "%v", err)
+	var rest []string
+	for {
+		err := f.Parse(args)
+		switch {
+		case errors.Is(err, flag.ErrHelp):
+			c.help(f, summary)
+			return nil, err
+		case err != nil:
+			return nil, c.misused(f, "%v", err)
+		case f.NArg() == 0:
+			return rest, nil
+		}
+		rest = append(rest, f.Arg(0))
+		args = f.Args()[1:]
 	}
-	return nil
 }
 
 func (c command) help(f *flag.FlagSet, summary string) {

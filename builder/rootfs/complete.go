@@ -129,29 +129,26 @@ func (t *Tree) removeAt(name string) error {
 	return t.Remove(at)
 }
 
-// uninitialized is what machine-id(5) has for an image whose machines shall
-// make their own ID at their first boot.
-const uninitialized = "uninitialized\n"
-
-// resetMachineID replaces a machine's ID. An empty or missing file stays: it
-// says something else to systemd, and the distributor may have meant it.
+// resetMachineID takes the ID of one machine out of the image. With systemd an
+// empty file stays, which it fills in without taking the boot for the first
+// (machine-id(5), "First Boot Semantics"): that would set all units to their
+// presets, whatever the distributor enabled. Others look for no file at all.
 func (t *Tree) resetMachineID(date time.Time) ([]string, error) {
-	text, err := t.ReadFile("etc/machine-id", 4096)
-	if errors.Is(err, fs.ErrNotExist) {
+	const name = "etc/machine-id"
+	text, err := t.ReadFile(name, 4096)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && (len(text) == 0 || string(text) == "uninitialized\n") {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("machine-id: %w", err)
 	}
-	if len(text) == 0 || string(text) == uninitialized {
-		return nil, nil
-	}
-	at, err := t.Resolve("etc/machine-id")
-	if err != nil {
-		return nil, err
-	}
-	if err := t.AddFile(at, []byte(uninitialized), 0o444, date); err != nil {
+	if err := t.removeAt(name); err != nil {
 		return nil, fmt.Errorf("machine-id: %w", err)
 	}
-	return []string{"set /etc/machine-id to uninitialized: each machine makes its own"}, nil
+	if _, err := t.Resolve("usr/lib/systemd/systemd"); err == nil {
+		if err := t.AddFile(name, nil, 0o444, date); err != nil {
+			return nil, fmt.Errorf("machine-id: %w", err)
+		}
+	}
+	return []string{"took the ID out of /etc/machine-id: each machine makes its own"}, nil
 }

@@ -1,0 +1,123 @@
+// Package inspect describes the files that the builder makes: UKIs and other
+// EFI images, disks, system images, release.json.
+//
+// It refuses to judge: what it shows of a file is what the file says, checked
+// for consistency but not for whose it is. It opens files for reading only.
+package inspect
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/builder/erofs"
+)
+
+// maxEFI bounds what is read of an EFI image in bytes.
+const maxEFI = 512 << 20
+
+// A Report is what is known about a file. One of the pointers is set.
+type Report struct {
+	Kind    string           `json:"kind"` // efi, disk, system or release
+	Size    int64            `json:"size"` // bytes
+	EFI     *EFI             `json:"efi,omitempty"`
+	Disk    *Disk            `json:"disk,omitempty"`
+	System  *System          `json:"system,omitempty"`
+	Release *release.Release `json:"release,omitempty"`
+}
+
+// System describes a system image by its superblock.
+type System struct {
+	Blocks   uint64    `json:"blocks"` // of 4096 bytes
+	Inodes   uint64    `json:"inodes"`
+	Created  time.Time `json:"created"`
+	UUID     string    `json:"uuid"`
+	Features uint32    `json:"features"` // that a reader must know
+}
+
+// ErrUnknown is returned for a file that is none of what the builder makes.
+var ErrUnknown = errors.New("neither an EFI image, a disk with a GPT, an EROFS image nor a release.json")
+
+// File describes a file by what is in it, whatever its name.
+func File(path string) (*Report, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	r, err := describe(f, info.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	r.Size = info.Size()
+	return r, nil
+}
+
+func describe(f io.ReaderAt, size int64) (*Report, error) {
+	start := make([]byte, min(size, 8192))
+	if _, err := f.ReadAt(start, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(start, []byte("MZ")):
+		image, err := readAll(f, size, maxEFI)
+		if err != nil {
+			return nil, err
+		}
+		efi, err := describeEFI(image)
+		return &Report{Kind: "efi", EFI: efi}, err
+	case bytes.HasPrefix(bytes.TrimLeft(start, " \t\r\n"), []byte("{")):
+		text, err := readAll(f, size, release.MaxSize)
+		if err != nil {
+			return nil, err
+		}
+		r, err := release.Parse(text)
+		return &Report{Kind: "release", Release: r}, err
+	case hasGPT(start, f, size):
+		disk, err := describeDisk(f, size)
+		return &Report{Kind: "disk", Disk: disk}, err
+	}
+	system, err := describeSystem(f)
+	if errors.Is(err, erofs.ErrNotErofs) {
+		return nil, ErrUnknown
+	}
+	return &Report{Kind: "system", System: system}, err
+}
+
+func readAll(f io.ReaderAt, size, limit int64) ([]byte, error) {
+	if size > limit {
+		return nil, fmt.Errorf("has %d bytes, more than %d", size, limit)
+	}
+	content := make([]byte, size)
+	_, err := f.ReadAt(content, 0)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return content, err
+}
+
+func describeSystem(r io.ReaderAt) (*System, error) {
+	h, err := erofs.ReadHeader(r)
+	if err != nil {
+		return nil, err
+	}
+	return &System{Blocks: h.Blocks, Inodes: h.Inodes, Created: h.Created, UUID: h.UUID.String(), Features: h.Features}, nil
+}
+
+func sum(b []byte) contract.Hex {
+	s := sha256.Sum256(b)
+	return s[:]
+}
