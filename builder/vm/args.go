@@ -99,7 +99,7 @@ func diskArguments(disks []Disk, volatile bool) []string {
 	for i, d := range disks {
 		id := fmt.Sprintf("disk%d", i)
 		node := map[string]any{
-			"driver": "raw", "node-name": id, "read-only": d.ReadOnly,
+			"driver": "raw", "node-name": id, "read-only": d.ReadOnly, "discard": "unmap",
 			"file": map[string]any{
 				"driver": "file", "filename": d.Path, "read-only": d.ReadOnly, "discard": "unmap",
 				"cache": map[string]any{"no-flush": volatile},
@@ -108,7 +108,7 @@ func diskArguments(disks []Disk, volatile bool) []string {
 		if d.WriteLog != "" {
 			a = append(a, "-blockdev", asJSON(withNode(node, id+"-raw")))
 			node = map[string]any{
-				"driver": "blklogwrites", "node-name": id, "file": id + "-raw",
+				"driver": "blklogwrites", "node-name": id, "file": id + "-raw", "discard": "unmap",
 				"log": map[string]any{"driver": "file", "filename": d.WriteLog},
 				// A killed QEMU must leave a superblock that counts every entry.
 				"log-sector-size": d.SectorSize, "log-super-update-interval": 1,
