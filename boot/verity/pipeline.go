@@ -46,22 +46,7 @@ func pass(ctx context.Context, count uint64, work func(*hasher, *chunk), collect
 	for range inFlight {
 		free <- &chunk{blocks: make([]byte, 0, int(min(count, fanOut))*BlockSize)}
 	}
-	go func() {
-		defer close(ordered)
-		defer close(todo)
-		for i := range chunks {
-			select {
-			case <-ctx.Done():
-				return
-			case c := <-free:
-				n := min(count-i*fanOut, fanOut)
-				c.index, c.blocks = i, c.blocks[:n*BlockSize]
-				c.err, c.done = nil, make(chan struct{})
-				ordered <- c
-				todo <- c
-			}
-		}
-	}()
+	go deal(ctx, count, free, todo, ordered)
 	for range workers {
 		go func() {
 			h := newHasher(salt)
@@ -98,6 +83,25 @@ func pass(ctx context.Context, count uint64, work func(*hasher, *chunk), collect
 	}
 	cancel()
 	return failed
+}
+
+// deal hands out the chunks of count blocks, in order, until the context ends.
+// It never blocks on todo or ordered: they have room for every chunk there is.
+func deal(ctx context.Context, count uint64, free <-chan *chunk, todo, ordered chan<- *chunk) {
+	defer close(ordered)
+	defer close(todo)
+	for i := range (count + fanOut - 1) / fanOut {
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-free:
+			n := min(count-i*fanOut, fanOut)
+			c.index, c.blocks = i, c.blocks[:n*BlockSize]
+			c.err, c.done = nil, make(chan struct{})
+			ordered <- c
+			todo <- c
+		}
+	}
 }
 
 // hasher computes the digest of blocks under one salt.
