@@ -26,6 +26,10 @@ type Boot struct {
 // Bound are the PCRs of a [Boot], in the order in which the TPM hashes them.
 func Bound() []int { return []int{7, 11, 12, 13, 15} }
 
+// Provisional are the PCRs that a provisional record is over: all but PCR 7,
+// which holds other keys after the restart that enrols this machine's own.
+func Provisional() []int { return []int{11, 12, 13, 15} }
+
 // Value returns what the boot expects in a PCR, which must be one of [Bound].
 func (b *Boot) Value(n int) (pcr.Digest, error) {
 	p := b.at(n)

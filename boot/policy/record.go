@@ -43,10 +43,29 @@ type Branch struct {
 // that TPM2_PolicyAuthorizeNV compares the session with: the policy OR over the
 // branches. What follows is for initagent, which needs the branches to satisfy
 // that OR; the TPM does not look at it.
+//
+// A record without a volume is provisional: it stands from the first boot, which
+// makes the Secure Boot keys, to the second, which makes the volume. Its
+// branches leave PCR 7 out, since no firmware can be trusted to measure what was
+// predicted for keys it has never seen, and the machine would be lost if it did
+// not. Nothing but the new keys is at stake then; and since an object sealed to
+// the index obeys whatever record is there, the first full record shuts that
+// door for good.
 type Record struct {
 	Floor    uint64   // lowest epoch that any allowed boot has
-	Volume   [32]byte // VolumeFingerprint of the root partition
+	Volume   [32]byte // VolumeFingerprint of the root partition; zero while there is none
 	Branches []Branch // 1 to MaxBranches, no two alike
+}
+
+// Provisional reports whether there is no volume yet.
+func (r *Record) Provisional() bool { return r.Volume == [32]byte{} }
+
+// PCRs returns the registers that the branches are over.
+func (r *Record) PCRs() []int {
+	if r.Provisional() {
+		return Provisional()
+	}
+	return Bound()
 }
 
 // Validate refuses a record that must not be written: without a branch, with
@@ -79,7 +98,10 @@ func (r *Record) Digests() []Digest {
 
 // Allows reports whether the record has a branch for this boot.
 func (r *Record) Allows(b *Boot) bool {
-	want := b.Branch()
+	want, err := b.BranchOver(r.PCRs())
+	if err != nil {
+		return false
+	}
 	for _, have := range r.Branches {
 		if have.Policy == want {
 			return true
@@ -89,12 +111,12 @@ func (r *Record) Allows(b *Boot) bool {
 }
 
 // Succeeds refuses a record that must not replace an older one: a floor never
-// falls, and the volume stays the same.
+// falls, and the volume stays the same once there is one.
 func (r *Record) Succeeds(old *Record) error {
 	if r.Floor < old.Floor {
 		return fmt.Errorf("%w: floor %d would replace floor %d", ErrRecord, r.Floor, old.Floor)
 	}
-	if r.Volume != old.Volume {
+	if r.Volume != old.Volume && !old.Provisional() {
 		return fmt.Errorf("%w: it is for another volume than the one it would replace", ErrRecord)
 	}
 	return nil

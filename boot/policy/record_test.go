@@ -114,7 +114,7 @@ func TestTornRecord(t *testing.T) {
 
 func TestRecordRules(t *testing.T) {
 	b := sample()
-	r := &Record{Floor: 1, Branches: []Branch{{Policy: b.Branch(), Epoch: 1}}}
+	r := &Record{Floor: 1, Volume: sum("volume"), Branches: []Branch{{Policy: b.Branch(), Epoch: 1}}}
 	if !r.Allows(&b) {
 		t.Error("its own boot is not allowed")
 	}
@@ -131,6 +131,37 @@ func TestRecordRules(t *testing.T) {
 	}
 	if err := (&Record{Floor: 9, Volume: sum("x")}).Succeeds(r); !errors.Is(err, ErrRecord) {
 		t.Errorf("another volume: %v", err)
+	}
+}
+
+// A provisional record allows a boot whatever its PCR 7 holds, and is followed
+// by one for whichever volume was made.
+func TestProvisionalRecord(t *testing.T) {
+	b := sample()
+	over, err := b.BranchOver(Provisional())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Branches: []Branch{{Policy: over}}}
+	b.PCR7[0] ^= 1
+	if !r.Provisional() || !r.Allows(&b) {
+		t.Error("another PCR 7 is not allowed")
+	}
+	for n, change := range map[int]func(*Boot){
+		11: func(b *Boot) { b.PCR11[0] ^= 1 }, 12: func(b *Boot) { b.PCR12[0] ^= 1 },
+		13: func(b *Boot) { b.PCR13[0] ^= 1 }, 15: func(b *Boot) { b.PCR15[0] ^= 1 },
+	} {
+		other := b
+		if change(&other); r.Allows(&other) {
+			t.Errorf("another PCR %d is allowed", n)
+		}
+	}
+	full := &Record{Volume: sum("volume"), Branches: []Branch{{Policy: b.Branch()}}}
+	if err := full.Succeeds(r); err != nil {
+		t.Error(err)
+	}
+	if err := r.Succeeds(full); !errors.Is(err, ErrRecord) {
+		t.Errorf("a full record became provisional: %v", err)
 	}
 }
 

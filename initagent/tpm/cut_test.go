@@ -98,7 +98,7 @@ func TestCutProvisioning(t *testing.T) {
 		if err != nil {
 			return nil, nil, err
 		}
-		record := &policy.Record{Branches: []policy.Branch{branch(predict("uki 1"), 1, 1)}}
+		record := &policy.Record{Volume: sum("volume"), Branches: []policy.Branch{branch(predict("uki 1"), 1, 1)}}
 		if err := c.WriteRecord(index.Handle, key, record); err != nil {
 			return nil, nil, err
 		}
@@ -207,7 +207,7 @@ func (panicking) Send([]byte) ([]byte, error) { panic("index out of range") }
 func TestFence(t *testing.T) { // FAULTS 76
 	s := sealedForTest(t)
 	key := newKey(t)
-	record := &policy.Record{Branches: []policy.Branch{{}}}
+	record := &policy.Record{Volume: sum("volume"), Branches: []policy.Branch{{}}}
 	m, err := policy.SecretFrom(make([]byte, 32))
 	if err != nil {
 		t.Fatal(err)

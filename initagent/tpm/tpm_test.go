@@ -148,6 +148,33 @@ func TestStory(t *testing.T) { // FAULTS 73, 74
 	}
 }
 
+// From the first boot to the second PCR 7 changes; the full record that follows
+// binds the very same sealed object to it.
+func TestProvisional(t *testing.T) {
+	m := provision(t, "uki 1")
+	full := m.record
+	first := predict("uki 1")
+	over, err := first.BranchOver(policy.Provisional())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.write(&policy.Record{Floor: 1, Branches: []policy.Branch{{Policy: over, Version: 1, Epoch: 1}}})
+	m.reboot()
+	c := m.open()
+	for n, text := range map[int]string{7: "other keys", 11: "uki 1"} {
+		if err := c.ExtendText(n, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if record, err := m.unlock(); err != nil || !record.Provisional() {
+		t.Fatalf("second boot: %+v, %v", record, err)
+	}
+	m.write(full)
+	if _, err := m.unlock(); !errors.Is(err, ErrPolicy) {
+		t.Fatalf("other keys, once there is a volume: %v", err)
+	}
+}
+
 func TestUnsealTakesTenCommands(t *testing.T) {
 	m := provision(t, "uki 1", "uki 2", "uki 3")
 	s := &spy{inner: m.raw}

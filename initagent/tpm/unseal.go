@@ -76,7 +76,7 @@ func (t *TPM) unseal(s *policy.Sealed, known []policy.Boot) (*policy.Secret, *po
 		if record, err = policy.DecodeRecord(data); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", ErrPolicy, err)
 		}
-		pcrs, branches = policy.Bound(), record.Digests()
+		pcrs, branches = record.PCRs(), record.Digests()
 	}
 	if err := t.assert(s, session, pcrs, branches); err != nil {
 		return nil, nil, t.explain(err, pcrs, branches, known)
