@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -222,14 +221,12 @@ func deviceWrite(_ *system, a []string) (_ any, err error) {
 }
 
 // tailBuffer keeps the last maxRead bytes written to it.
-type tailBuffer struct{ bytes.Buffer }
+type tailBuffer struct{ kept []byte }
 
 func (t *tailBuffer) Write(b []byte) (int, error) {
-	n, err := t.Buffer.Write(b)
-	if over := t.Len() - maxRead; over > 0 {
-		t.Next(over)
-	}
-	return n, err
+	t.kept = append(t.kept, b...)
+	t.kept = t.kept[max(0, len(t.kept)-maxRead):]
+	return len(b), nil
 }
 
 // runProgram answers with the exit status and the end of the output. That a program
@@ -247,7 +244,7 @@ func runProgram(_ *system, a []string) (any, error) {
 		return nil, err
 	}
 	return map[string]any{"exit": cmd.ProcessState.ExitCode(), "state": cmd.ProcessState.String(),
-		"stdout": stdout.String(), "stderr": stderr.String()}, nil
+		"stdout": string(stdout.kept), "stderr": string(stderr.kept)}, nil
 }
 
 // loadModule loads a module file, compressed or not, so that the kernel itself
