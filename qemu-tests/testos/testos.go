@@ -16,6 +16,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"halogenos.internal/builder/config"
 )
 
 // Options say what goes into the root file system.
@@ -23,7 +25,8 @@ type Options struct {
 	Debian  string   // an unpacked Debian: linux-image, systemd-boot-efi, e2fsprogs
 	Init    string   // the program made from testos/init, statically linked
 	Out     string   // a folder, absent or empty
-	Modules []string // names; nil: DefaultModules
+	Config  string   // the uki.conf it will be built with, which names modules; "": none
+	Modules []string // names of more; nil: TestModules
 }
 
 // The parts that are text.
@@ -50,8 +53,9 @@ func folders() []string {
 
 // Make assembles the root file system.
 func Make(o Options) error {
-	if o.Modules == nil {
-		o.Modules = DefaultModules()
+	modules, err := o.modules()
+	if err != nil {
+		return fmt.Errorf("test system: %w", err)
 	}
 	if entries, err := os.ReadDir(o.Out); err == nil && len(entries) > 0 {
 		return fmt.Errorf("test system: %s is not empty", o.Out)
@@ -70,10 +74,33 @@ func Make(o Options) error {
 	}
 	defer to.Close()
 	m := &maker{from: from, to: to}
-	if err := errors.Join(m.tree(), m.init(o.Init), m.kernel(o.Modules), m.boot(), m.mke2fs()); err != nil {
+	if err := errors.Join(m.tree(), m.init(o.Init), m.kernel(modules), m.boot(), m.mke2fs()); err != nil {
 		return fmt.Errorf("test system from %s: %w", o.Debian, err)
 	}
 	return nil
+}
+
+// modules returns the names of all modules wanted.
+func (o Options) modules() ([]string, error) {
+	names := o.Modules
+	if names == nil {
+		names = TestModules()
+	}
+	if o.Config == "" {
+		return names, nil
+	}
+	c, err := config.Load(o.Config)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range c.Modules {
+		name := m.Name
+		if m.Optional {
+			name = "?" + name
+		}
+		names = append(names, name)
+	}
+	return names, nil
 }
 
 type maker struct{ from, to *os.Root }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -150,14 +149,20 @@ func TestMakeRefuses(t *testing.T) {
 	}
 }
 
-// TestDefaultModules: a name that is there twice would hide a typing error.
-func TestDefaultModules(t *testing.T) {
-	names := DefaultModules()
-	for i := range names {
-		names[i] = moduleName(strings.TrimPrefix(names[i], "?"))
+// TestModulesOfConfig: the image has what its own uki.conf wants.
+func TestModulesOfConfig(t *testing.T) {
+	conf := filepath.Join(lay(t, map[string]string{"uki.conf": "[UKI]\nCmdline=quiet\n[Image]\nImageID=x\nReleaseKey=none\n" +
+		"[Initramfs]\nModules=other ?nowhere2\n"}), "uki.conf")
+	o := options(t, debian())
+	o.Config = conf
+	if err := Make(o); err != nil {
+		t.Fatal(err)
 	}
-	slices.Sort(names)
-	if once := slices.Compact(slices.Clone(names)); len(once) != len(names) {
-		t.Errorf("%d names, %d different", len(names), len(once))
+	if _, err := os.Stat(filepath.Join(o.Out, modulesDir, "kernel/other.ko.xz")); err != nil {
+		t.Error(err)
+	}
+	o.Config, o.Out = filepath.Join(t.TempDir(), "absent"), filepath.Join(t.TempDir(), "out")
+	if err := Make(o); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("without its uki.conf: %v", err)
 	}
 }
