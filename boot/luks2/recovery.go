@@ -79,6 +79,9 @@ func (k *RecoveryKey) Passphrase() []byte {
 	return b
 }
 
+// Bytes returns the 32 bytes that the text stands for. The caller wipes them.
+func (k *RecoveryKey) Bytes() []byte { return bytes.Clone(k.key[:]) }
+
 // Wipe overwrites the key.
 func (k *RecoveryKey) Wipe() { Wipe(k.key[:]) }
 

@@ -80,6 +80,15 @@ func (s *Secret) LUKSPassphrase() []byte {
 	return hex.AppendEncode(nil, key)
 }
 
+// Key returns a key derived for this purpose, for a package that encrypts by
+// itself. The caller wipes it.
+func (s *Secret) Key(purpose string) *[32]byte {
+	key := derive(s.key[:], labelBox+purpose, 32)
+	defer clear(key)
+	out := [32]byte(key)
+	return &out
+}
+
 // WriteKey returns the P-256 key whose signature lets the TPM write the NV
 // index. Like the secret it never leaves the initramfs.
 func (s *Secret) WriteKey() (*ecdsa.PrivateKey, error) {

@@ -1,0 +1,370 @@
+// Package vault is the lock of the root partition: what its LUKS2 header says
+// beyond LUKS2, how it is made, and who may open it.
+//
+// It refuses to make a volume over anything that may have been one, to accept a
+// volume that this machine did not make (its fingerprint is in the TPM, and its
+// deed is signed by this machine's Secure Boot key), and to keep a secret longer
+// than the call that needed it.
+package vault
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/slot"
+)
+
+// Types of our tokens in the LUKS2 header, and the field that the recovery
+// key's token has besides what systemd knows.
+const (
+	tpmToken        = "halogen-tpm2"
+	unfinishedToken = "halogen-unfinished"
+	escrowField     = "halogen-escrow"
+	sealedField     = "sealed"
+	deedField       = "deed"
+)
+
+// HeaderArea is how much of a partition, in bytes, must be zero for it to count
+// as never used: provisioning zeroes it before the partition exists.
+const HeaderArea = luks2.DataOffset
+
+// ErrForeign is wrapped by errors about a volume that this machine did not make.
+var ErrForeign = errors.New("this volume was not made by this machine")
+
+// A Lock is what the header says about who opens the volume. Nothing of it is
+// secret, and nothing of it is believed before the volume is open.
+type Lock struct {
+	Header *luks2.Header
+	Health luks2.Health
+
+	Sealed       *policy.Sealed // nil: not bound to a TPM
+	TPMSlot      int
+	Deed         []byte // signature over the volume's fingerprint
+	Escrow       []byte // the machine secret under the recovery key
+	RecoverySlot int
+	Unfinished   bool // provisioning was cut
+}
+
+// Look reads a partition of size bytes and says in which condition the root
+// partition is. The lock is nil unless there is a volume.
+func Look(r io.ReaderAt, size int64) (slot.Root, *Lock, error) {
+	header, health, err := luks2.Open(r, size)
+	switch {
+	case errors.Is(err, luks2.ErrNotLUKS):
+		return lookUnused(r)
+	case err != nil:
+		return slot.RootDamaged, nil, err
+	}
+	lock, err := read(header)
+	if err != nil {
+		return slot.RootDamaged, nil, err
+	}
+	lock.Health = health
+	if lock.Unfinished {
+		return slot.RootUnfinished, lock, nil
+	}
+	return slot.RootLocked, lock, nil
+}
+
+// lookUnused tells a partition that was never used from one that holds
+// something else.
+func lookUnused(r io.ReaderAt) (slot.Root, *Lock, error) {
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < HeaderArea; off += int64(len(buf)) {
+		if _, err := r.ReadAt(buf, off); err != nil {
+			return slot.RootDamaged, nil, fmt.Errorf("read the start of the root partition: %w", err)
+		}
+		if !block.IsZero(buf) {
+			return slot.RootDamaged, nil, errors.New("it holds no LUKS2 volume, and is not empty either: `reset` makes a new one, if nothing on it is wanted")
+		}
+	}
+	return slot.RootBlank, nil, nil
+}
+
+func read(header *luks2.Header) (*Lock, error) {
+	l := &Lock{Header: header, TPMSlot: -1, RecoverySlot: -1}
+	for _, t := range header.Tokens() {
+		switch t.Type {
+		case unfinishedToken:
+			l.Unfinished = true
+		case tpmToken:
+			if l.Sealed != nil || len(t.Keyslots) != 1 {
+				return nil, fmt.Errorf("LUKS2 header: want one %s token, for one keyslot", tpmToken)
+			}
+			sealed, err := policy.ParseSealed(t.Fields[sealedField])
+			if err != nil {
+				return nil, fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
+			}
+			l.Sealed, l.TPMSlot = sealed, t.Keyslots[0]
+			if err := field(t, deedField, &l.Deed); err != nil {
+				return nil, err
+			}
+		case luks2.RecoveryTokenType:
+			if len(t.Keyslots) == 1 {
+				l.RecoverySlot = t.Keyslots[0]
+			}
+			if err := field(t, escrowField, &l.Escrow); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return l, nil
+}
+
+func field(t luks2.Token, name string, into *[]byte) error {
+	raw, ok := t.Fields[name]
+	if !ok {
+		return nil
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("LUKS2 token %s, field %s: %w", t.Type, name, err)
+	}
+	return nil
+}
+
+// Options is what a new volume is made from.
+type Options struct {
+	UUID       string
+	Size       int64 // of the partition, bytes
+	SectorSize int   // of the encryption, bytes
+	Memory     uint64
+	CPUs       int
+
+	Secret   *policy.Secret     // stays the caller's
+	Recovery *luks2.RecoveryKey // stays the caller's
+	Sealed   *policy.Sealed     // nil: no TPM
+	Owner    *rsa.PrivateKey    // signs the deed; nil without Secure Boot keys
+}
+
+// Make formats a volume with a TPM keyslot (where there is one to bind to) and
+// a recovery keyslot, marked as unfinished, and returns its volume key, which
+// the caller wipes. Whatever the partition held is lost.
+func Make(d block.Device, o Options) (*Lock, []byte, error) {
+	header, volumeKey, err := luks2.Format(rand.Reader, d, luks2.Options{
+		UUID: o.UUID, Label: "halogen-root", SectorSize: o.SectorSize, Size: o.Size,
+	}, func(c *luks2.Change, volumeKey []byte) error {
+		if err := addTPM(c, volumeKey, o); err != nil {
+			return err
+		}
+		if err := addRecovery(c, volumeKey, o); err != nil {
+			return err
+		}
+		_, err := c.AddToken(luks2.Token{Type: unfinishedToken, Keyslots: []int{}})
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, err := read(header)
+	if err != nil {
+		luks2.Wipe(volumeKey)
+		return nil, nil, err
+	}
+	return lock, volumeKey, nil
+}
+
+func addTPM(c *luks2.Change, volumeKey []byte, o Options) error {
+	if o.Sealed == nil {
+		return nil
+	}
+	passphrase := o.Secret.LUKSPassphrase()
+	defer luks2.Wipe(passphrase)
+	n, err := c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2())
+	if err != nil {
+		return err
+	}
+	token, err := newTPMToken(n, volumeKey, o.Sealed, o.Owner)
+	if err != nil {
+		return err
+	}
+	_, err = c.AddToken(token)
+	return err
+}
+
+func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey) (luks2.Token, error) {
+	text, err := sealed.Encode()
+	if err != nil {
+		return luks2.Token{}, err
+	}
+	t := luks2.Token{Type: tpmToken, Keyslots: []int{keyslot}, Fields: map[string]json.RawMessage{sealedField: text}}
+	if owner == nil {
+		return t, nil
+	}
+	deed, err := SignDeed(owner, volumeKey)
+	if err != nil {
+		return luks2.Token{}, err
+	}
+	t.Fields[deedField], err = json.Marshal(deed)
+	return t, err
+}
+
+func addRecovery(c *luks2.Change, volumeKey []byte, o Options) error {
+	passphrase := o.Recovery.Passphrase()
+	defer luks2.Wipe(passphrase)
+	n, err := c.AddKeyslot(volumeKey, passphrase, luks2.Argon2id(o.Memory, o.CPUs))
+	if err != nil {
+		return err
+	}
+	raw := o.Recovery.Bytes()
+	defer luks2.Wipe(raw)
+	escrow, err := policy.Escrow(rand.Reader, raw, o.Secret)
+	if err != nil {
+		return err
+	}
+	token := luks2.RecoveryToken(n)
+	if token.Fields == nil {
+		token.Fields = map[string]json.RawMessage{}
+	}
+	if token.Fields[escrowField], err = json.Marshal(escrow); err != nil {
+		return err
+	}
+	_, err = c.AddToken(token)
+	return err
+}
+
+// Finish takes the mark of an unfinished volume away: from then on it is never
+// made again. It is the last write of provisioning; cut before it, provisioning
+// starts over, and nobody's data is on the volume yet.
+func (l *Lock) Finish(d block.Device) error {
+	err := l.Header.Change(rand.Reader, d, func(c *luks2.Change) error {
+		for n, t := range l.Header.Tokens() {
+			if t.Type == unfinishedToken {
+				if err := c.RemoveToken(n); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("finish the root partition's header: %w", err)
+	}
+	l.Unfinished = false
+	return nil
+}
+
+// Rebind replaces what the TPM's keyslot is bound to, after the machine secret
+// was sealed anew: by another TPM, or one that was cleared.
+func (l *Lock) Rebind(d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+	err := l.Header.Change(rand.Reader, d, func(c *luks2.Change) error {
+		n := l.TPMSlot
+		if n < 0 {
+			passphrase := secret.LUKSPassphrase()
+			defer luks2.Wipe(passphrase)
+			var err error
+			if n, err = c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2()); err != nil {
+				return err
+			}
+		}
+		token, err := newTPMToken(n, volumeKey, sealed, owner)
+		if err != nil {
+			return err
+		}
+		for number, t := range l.Header.Tokens() {
+			if t.Type == tpmToken {
+				return c.SetToken(number, token)
+			}
+		}
+		_, err = c.AddToken(token)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("bind the root partition to this TPM: %w", err)
+	}
+	l.Sealed = sealed
+	return nil
+}
+
+// deedText is what a deed signs: that the machine whose Secure Boot key this is
+// made the volume with this fingerprint.
+func deedText(volumeKey []byte) []byte {
+	fingerprint := policy.VolumeFingerprint(volumeKey)
+	return append([]byte("halogenos/1/deed\x00"), fingerprint[:]...)
+}
+
+// SignDeed signs that this machine made the volume. Anybody can seal a volume
+// of his own to this TPM and let the machine boot with it; nobody else can sign
+// with the key that the firmware's db holds.
+func SignDeed(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
+	sum := sha256.Sum256(deedText(volumeKey))
+	deed, err := rsa.SignPKCS1v15(nil, owner, crypto.SHA256, sum[:])
+	if err != nil {
+		return nil, fmt.Errorf("sign the root partition's deed: %w", err)
+	}
+	return deed, nil
+}
+
+// CheckDeed verifies a deed by the certificates of the firmware's db.
+func CheckDeed(deed, volumeKey []byte, db []*x509.Certificate) error {
+	if len(deed) == 0 {
+		return fmt.Errorf("%w: it carries no deed", ErrForeign)
+	}
+	sum := sha256.Sum256(deedText(volumeKey))
+	for _, c := range db {
+		key, ok := c.PublicKey.(*rsa.PublicKey)
+		if ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], deed) == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: its deed is signed by none of the %d keys in this machine's db", ErrForeign, len(db))
+}
+
+// CheckFingerprint compares an open volume with what the TPM's record says.
+func CheckFingerprint(record *policy.Record, volumeKey []byte) error {
+	have := policy.VolumeFingerprint(volumeKey)
+	if record.Provisional() || !bytes.Equal(have[:], record.Volume[:]) {
+		return fmt.Errorf("%w: the TPM knows another one", ErrForeign)
+	}
+	return nil
+}
+
+// OpenTPM opens the volume with the machine secret that the TPM released. The
+// caller wipes the volume key.
+func (l *Lock) OpenTPM(r io.ReaderAt, secret *policy.Secret, memory uint64) ([]byte, error) {
+	passphrase := secret.LUKSPassphrase()
+	defer luks2.Wipe(passphrase)
+	volumeKey, _, err := l.Header.Unlock(r, passphrase, memory, l.TPMSlot)
+	if err != nil {
+		return nil, fmt.Errorf("open the root partition with the TPM's key: %w", err)
+	}
+	return volumeKey, nil
+}
+
+// OpenRecovery opens the volume with a recovery key that somebody typed, and
+// returns the machine secret with it. The caller wipes both.
+func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte, *policy.Secret, error) {
+	key, err := luks2.ParseRecoveryKey(typed)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer key.Wipe()
+	passphrase := key.Passphrase()
+	defer luks2.Wipe(passphrase)
+	slots := []int{}
+	if l.RecoverySlot >= 0 {
+		slots = append(slots, l.RecoverySlot)
+	}
+	volumeKey, _, err := l.Header.Unlock(r, passphrase, memory, slots...)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the root partition with the recovery key: %w", err)
+	}
+	raw := key.Bytes()
+	defer luks2.Wipe(raw)
+	secret, err := policy.OpenEscrow(raw, l.Escrow)
+	if err != nil {
+		luks2.Wipe(volumeKey)
+		return nil, nil, fmt.Errorf("the recovery key opens the volume and not what was kept under it: %w", err)
+	}
+	return volumeKey, secret, nil
+}
