@@ -1,0 +1,198 @@
+package enrol
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxEFIFile bounds an EFI file in bytes: the ESP has 512 MiB for two UKIs and
+// a third while it is replaced.
+const MaxEFIFile = 256 << 20
+
+// maxFolder bounds how many names of one folder are looked at.
+const maxFolder = 4096
+
+// A FileInfo is one name in a folder.
+type FileInfo struct {
+	Name   string
+	Folder bool
+}
+
+// Dir is the ESP as far as signing needs it. Names are relative, with slashes.
+// There is no rename: on vfat, a name that was renamed can be of length zero
+// after a power cut.
+type Dir interface {
+	// List returns a folder's names in no order.
+	List(folder string) ([]FileInfo, error)
+	// Read returns a file as it is on the disk, not as the cache has it. More
+	// than MaxEFIFile bytes are an error.
+	Read(name string) ([]byte, error)
+	// Create makes a file that is not there yet. A cut leaves any part of it,
+	// until SyncFile and then SyncDir have returned.
+	Create(name string, data []byte) error
+	// Open opens a file that is there for changes in place.
+	Open(name string) (File, error)
+	// Remove takes a file away; a cut may bring it back until SyncDir.
+	Remove(name string) error
+	SyncFile(name string) error
+	SyncDir(folder string) error
+}
+
+// File is a file that is changed where it lies.
+type File interface {
+	// Reserve gives the file room for size bytes without changing its length.
+	Reserve(size int64) error
+	WriteAt(p []byte, off int64) (int, error)
+	// Sync returns when content, length and room survive a power cut.
+	Sync() error
+	Close() error
+}
+
+// MountedDir is a folder of the running system, the ESP's mount point. The ESP
+// is mounted with errors=continue: a chain of clusters that a cut left longer
+// than its file is reported by the kernel as an error of the file system when
+// the file next grows, and must not make it read-only.
+type MountedDir struct{ Root string }
+
+func (d MountedDir) path(name string) (string, error) {
+	if name != "" && !filepath.IsLocal(name) {
+		return "", fmt.Errorf("%q is not a name inside the EFI system partition", name)
+	}
+	return filepath.Join(d.Root, name), nil
+}
+
+// List implements Dir.
+func (d MountedDir) List(folder string) ([]FileInfo, error) {
+	path, err := d.path(folder)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(maxFolder + 1)
+	if err != nil && len(entries) == 0 && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if len(entries) > maxFolder {
+		return nil, fmt.Errorf("folder %s has more than %d names", folder, maxFolder)
+	}
+	out := make([]FileInfo, 0, len(entries))
+	for _, e := range entries {
+		if e.IsDir() || e.Type().IsRegular() {
+			out = append(out, FileInfo{e.Name(), e.IsDir()})
+		}
+	}
+	return out, nil
+}
+
+// Read implements Dir. Clean pages are dropped first; whoever wants to read
+// back what was just written has synced it.
+func (d MountedDir) Read(name string) ([]byte, error) {
+	path, err := d.path(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > MaxEFIFile {
+		return nil, fmt.Errorf("read %s: %d bytes of %s, at most %d of a regular file are read", name, info.Size(), info.Mode().Type(), MaxEFIFile)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return nil, fmt.Errorf("drop what is cached of %s: %w", name, err)
+	}
+	b := make([]byte, info.Size())
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !(errors.Is(err, io.EOF) && n == len(b)) {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return b, nil
+}
+
+// Create implements Dir.
+func (d MountedDir) Create(name string, data []byte) error {
+	path, err := d.path(name)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+// Remove implements Dir.
+func (d MountedDir) Remove(name string) error {
+	path, err := d.path(name)
+	if err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// SyncFile implements Dir.
+func (d MountedDir) SyncFile(name string) error { return d.sync(name, os.O_WRONLY) }
+
+// SyncDir implements Dir.
+func (d MountedDir) SyncDir(folder string) error { return d.sync(folder, os.O_RDONLY) }
+
+func (d MountedDir) sync(name string, flag int) error {
+	path, err := d.path(name)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Open implements Dir.
+func (d MountedDir) Open(name string) (File, error) {
+	path, err := d.path(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	return mountedFile{f}, nil
+}
+
+type mountedFile struct{ *os.File }
+
+// Reserve implements File. vfat forgets room beyond the end when the file is
+// put away, so the file stays open until its length has been written.
+func (f mountedFile) Reserve(size int64) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// Truncating to the length it has takes away the room that an earlier,
+	// interrupted Reserve left, which vfat would stumble over.
+	if err := f.Truncate(info.Size()); err != nil {
+		return fmt.Errorf("trim %s: %w", f.Name(), err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size); err != nil {
+		return fmt.Errorf("reserve %d bytes for %s: %w", size, f.Name(), err)
+	}
+	return nil
+}

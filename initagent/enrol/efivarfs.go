@@ -1,0 +1,138 @@
+package enrol
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/secureboot"
+)
+
+const (
+	// immutableFlag is FS_IMMUTABLE_FL: efivarfs sets it on variables that a
+	// careless rm should not take away, the Secure Boot keys among them.
+	immutableFlag  = 0x10
+	attributesSize = 4
+	// maxInterrupted bounds how often a call is repeated after EINTR. Firmware
+	// that aborts a call looks the same as a signal; os.File would try for ever.
+	maxInterrupted = 16
+)
+
+// EFIVarFS is the variable store through Linux's efivarfs, mounted at Root.
+type EFIVarFS struct{ Root string }
+
+func (e EFIVarFS) path(name string, guid gpt.GUID) string {
+	return filepath.Join(e.Root, name+"-"+guid.String())
+}
+
+// Read implements Variables. An empty file is what a refused write leaves
+// behind until the next mount: no variable.
+func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []byte, err error) {
+	fd, err := open(e.path(name, guid), unix.O_RDONLY)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, attributesSize+secureboot.MaxDatabase+1)
+	n := 0
+	for n < len(b) {
+		m, err := uninterrupted(func() (int, error) { return unix.Read(fd, b[n:]) })
+		if err != nil {
+			return 0, nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if m == 0 {
+			break
+		}
+		n += m
+	}
+	switch {
+	case n == 0:
+		return 0, nil, fs.ErrNotExist
+	case n < attributesSize:
+		return 0, nil, fmt.Errorf("read %s: %d bytes, want %d for the attributes alone", name, n, attributesSize)
+	case n == len(b):
+		return 0, nil, fmt.Errorf("read %s: more than %d bytes", name, secureboot.MaxDatabase)
+	}
+	return binary.LittleEndian.Uint32(b), append([]byte(nil), b[attributesSize:n]...), nil
+}
+
+// WriteAuthenticated implements Variables. efivarfs makes one SetVariable call
+// of one write call.
+func (e EFIVarFS) WriteAuthenticated(name string, guid gpt.GUID, attributes uint32, payload []byte) error {
+	path := e.path(name, guid)
+	restore, err := makeMutable(path)
+	if err != nil {
+		return fmt.Errorf("make %s writable: %w", name, err)
+	}
+	defer restore()
+	fd, err := open(path, unix.O_WRONLY|unix.O_CREAT)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	b := append(binary.LittleEndian.AppendUint32(nil, attributes), payload...)
+	n, err := uninterrupted(func() (int, error) { return unix.Write(fd, b) })
+	if err == nil && n != len(b) {
+		err = fmt.Errorf("%d of %d bytes were taken: %w", n, len(b), unix.EIO)
+	}
+	if closing := unix.Close(fd); err == nil {
+		err = closing
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+func open(path string, flags int) (int, error) {
+	fd, err := uninterrupted(func() (int, error) { return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600) })
+	if errors.Is(err, unix.ENOENT) {
+		return -1, fs.ErrNotExist
+	}
+	return fd, err
+}
+
+func uninterrupted(call func() (int, error)) (n int, err error) {
+	for range maxInterrupted {
+		if n, err = call(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+	return n, err
+}
+
+// makeMutable takes the immutable flag away from a variable that is there, and
+// returns what puts it back. A kernel that cannot say has no such flag.
+func makeMutable(path string) (restore func(), err error) {
+	nothing := func() {}
+	fd, err := open(path, unix.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nothing, nil
+	}
+	if err != nil {
+		return nothing, err
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) || err == nil && flags&immutableFlag == 0 {
+		return nothing, nil
+	}
+	if err != nil {
+		return nothing, fmt.Errorf("read its flags: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^immutableFlag); err != nil {
+		return nothing, fmt.Errorf("take its immutable flag away: %w", err)
+	}
+	return func() {
+		// A flag that stays away protects from nothing but rm, and the next mount
+		// sets it again.
+		if fd, err := open(path, unix.O_RDONLY); err == nil {
+			_ = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
+			unix.Close(fd)
+		}
+	}, nil
+}

@@ -1,0 +1,190 @@
+package enrol
+
+import (
+	"bytes"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/testkit"
+)
+
+func tempESP(t *testing.T, files map[string][]byte) MountedDir {
+	t.Helper()
+	root := t.TempDir()
+	for name, data := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return MountedDir{root}
+}
+
+func TestMountedDirSigns(t *testing.T) {
+	s := toySigner{"machine"}
+	d := tempESP(t, installed())
+	results, err := SignAll(d, State{SetupMode: On}, s)
+	if err != nil || len(results) != 4 {
+		t.Fatalf("results %v, %v", results, err)
+	}
+	if err := CheckSigned(d, s); err != nil {
+		t.Error(err)
+	}
+	if err := SignTo(d, "EFI/Linux/example_1.efi", "EFI/Linux/example_1+3.efi", toySigner{"other"}); err != nil {
+		t.Error(err)
+	}
+	if names, err := EFIFiles(d); err != nil || len(names) != 4 || names[0] != "EFI/Linux/example_1+3.efi" {
+		t.Errorf("files %v, %v", names, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(d.Root, "EFI/*/*"+noteSuffix)); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestMountedDirRefuses(t *testing.T) {
+	d := tempESP(t, installed())
+	for _, name := range []string{"../x", "/etc/passwd", "EFI/../../x"} {
+		if _, err := d.Read(name); err == nil {
+			t.Errorf("%s was read", name)
+		}
+		if err := d.Create(name, nil); err == nil {
+			t.Errorf("%s was made", name)
+		}
+		if err := d.Remove(name); err == nil {
+			t.Errorf("%s was removed", name)
+		}
+		if _, err := d.Open(name); err == nil {
+			t.Errorf("%s was opened", name)
+		}
+		if _, err := d.List(name); err == nil {
+			t.Errorf("%s was listed", name)
+		}
+	}
+	if err := d.Create(removablePath, nil); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a file was made over another: %v", err)
+	}
+	if _, err := d.Read("EFI"); err == nil {
+		t.Error("a folder was read")
+	}
+	if err := os.Truncate(filepath.Join(d.Root, secondCopy), MaxEFIFile+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Read(secondCopy); err == nil {
+		t.Error("an oversized file was read")
+	}
+}
+
+// What the design relies on: room is reserved without the length changing.
+func TestReserveKeepsTheLength(t *testing.T) {
+	d := tempESP(t, installed())
+	f, err := d.Open(removablePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 2 {
+		if err := errors.Join(f.Reserve(1<<20), f.Sync()); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := d.Read(removablePath); err != nil || !bytes.Equal(b, installed()[removablePath]) {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+	}
+}
+
+// The real signer signs the real boot manager in place, a single sector of the
+// headers changes, and sbverify agrees.
+func TestRealBootManager(t *testing.T) {
+	const manager = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+	image, err := os.ReadFile(manager)
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skipf("%s is not installed (systemd-boot-efi)", manager)
+	}
+	testkit.Need(t, "sbverify")
+	k, other := testSets(t)
+	dir := tempESP(t, map[string][]byte{removablePath: image, secondCopy: image, "EFI/Linux/a_1.efi": image})
+	for _, set := range []*secureboot.KeySet{k, other} {
+		s := DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}
+		if err := CheckSigned(dir, s); err == nil {
+			t.Fatal("not signed yet, and it passed")
+		}
+		if _, err := SignAll(dir, State{SetupMode: On}, s); err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckSigned(dir, s); err != nil {
+			t.Error(err)
+		}
+		crt := filepath.Join(t.TempDir(), "db.crt")
+		if err := os.WriteFile(crt, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: set.DB.Certificate.Raw}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{removablePath, secondCopy} {
+			testkit.Run(t, "sbverify", "--cert", crt, filepath.Join(dir.Root, name))
+		}
+	}
+	s := DBSigner{Pair: k.DB, Time: buildDate}
+	signed, err := s.Sign(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := changedSector(image, signed); err != nil {
+		t.Error(err)
+	}
+	if _, err := (DBSigner{Pair: secureboot.Pair{Certificate: k.DB.Certificate}, Time: buildDate}).Sign(image); err == nil {
+		t.Error("a wiped key signs")
+	}
+}
+
+func TestEFIVarFS(t *testing.T) {
+	e := EFIVarFS{t.TempDir()}
+	v := secureboot.DB
+	if _, _, err := e.Read(v.Name, v.GUID); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("absent: %v", err)
+	}
+	if err := e.WriteAuthenticated(v.Name, v.GUID, secureboot.KeyAttributes, []byte("payload")); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(e.Root, "db-d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+	if b, err := os.ReadFile(path); err != nil || string(b) != "\x27\x00\x00\x00payload" {
+		t.Errorf("file %q, %v", b, err)
+	}
+	attributes, data, err := e.Read(v.Name, v.GUID)
+	if err != nil || attributes != secureboot.KeyAttributes || string(data) != "payload" {
+		t.Errorf("%#x, %q, %v", attributes, data, err)
+	}
+	for name, b := range map[string][]byte{"short": []byte("abc"), "huge": make([]byte, secureboot.MaxDatabase+5)} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := e.Read(v.Name, v.GUID); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// efivarfs keeps an empty file where a first write was refused.
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := e.Read(v.Name, v.GUID); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("empty: %v", err)
+	}
+	missing := EFIVarFS{filepath.Join(e.Root, "none")}
+	if err := missing.WriteAuthenticated(v.Name, v.GUID, 7, nil); err == nil || !strings.Contains(err.Error(), "db") {
+		t.Errorf("no efivarfs: %v", err)
+	}
+	s, err := Observe(missing)
+	if err != nil || s.SetupMode != Absent {
+		t.Errorf("no efivarfs: %+v, %v", s, err)
+	}
+}

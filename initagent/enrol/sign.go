@@ -1,0 +1,286 @@
+package enrol
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/secureboot"
+)
+
+const (
+	// Bounds for what is looked at on the ESP.
+	maxDepth = 6
+	maxFiles = 1024
+)
+
+// A Signer signs EFI images for this machine. The same image always comes to
+// the same bytes.
+type Signer interface {
+	Sign(image []byte) ([]byte, error)
+	// Verify returns nil when the image is soundly signed by this machine's key.
+	Verify(image []byte) error
+}
+
+// DBSigner signs with the db key.
+type DBSigner struct {
+	Pair secureboot.Pair // stays the caller's
+	// Time that signatures state; the same at every boot (the certificate's
+	// NotBefore will do), or a signature would differ from boot to boot.
+	Time time.Time
+}
+
+// Sign implements Signer.
+func (s DBSigner) Sign(image []byte) ([]byte, error) {
+	if s.Pair.Key == nil {
+		return nil, errors.New("the db key was wiped")
+	}
+	return authenticode.Sign(image, s.Pair.Key, s.Pair.Certificate, s.Time)
+}
+
+// Verify implements Signer.
+func (s DBSigner) Verify(image []byte) error {
+	_, err := authenticode.Verify(image, []*x509.Certificate{s.Pair.Certificate})
+	return err
+}
+
+// An Outcome is what became of a file.
+type Outcome uint8
+
+// Outcomes.
+const (
+	Signed        Outcome = iota + 1 // just now
+	AlreadySigned                    // by this machine's key
+	NotEFI                           // no EFI image by its first bytes: nothing can start it
+)
+
+// String returns the outcome for the console.
+func (o Outcome) String() string {
+	switch o {
+	case Signed:
+		return "signed"
+	case AlreadySigned:
+		return "already signed"
+	case NotEFI:
+		return "not an EFI image, left alone"
+	}
+	return "untouched"
+}
+
+func looksEFI(image []byte) bool { return bytes.HasPrefix(image, []byte("MZ")) }
+
+func readsBack(d Dir, name string, want []byte) error {
+	got, err := d.Read(name)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("read back: %d bytes with SHA-256 %x, wrote %d with %x", len(got), sha256.Sum256(got), len(want), sha256.Sum256(want))
+	}
+	return nil
+}
+
+// writeFresh writes a file under a name that nothing has or refers to yet, and
+// returns when it is known to be on the disk.
+func writeFresh(d Dir, name string, data []byte) error {
+	if err := d.Create(name, data); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := d.SyncFile(name); err != nil {
+		return fmt.Errorf("flush %s: %w", name, err)
+	}
+	if err := d.SyncDir(path.Dir(name)); err != nil {
+		return fmt.Errorf("flush folder of %s: %w", name, err)
+	}
+	if err := readsBack(d, name, data); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// Replace puts data on the ESP under a fresh name and then takes away the files
+// that it replaces. Cut before the new file is known to be on the disk: the old
+// ones are all there, and the next run starts the new one again. Cut after it:
+// both are there, and the next run goes on with the removal.
+func Replace(d Dir, fresh string, data []byte, old ...string) error {
+	if slices.ContainsFunc(old, func(o string) bool { return strings.EqualFold(o, fresh) }) {
+		return fmt.Errorf("replace %s: the fresh name is that of a file to be replaced", fresh)
+	}
+	now, err := d.Read(fresh)
+	switch {
+	case err == nil && bytes.Equal(now, data):
+		// Perhaps never flushed: a reading proves the cache alone.
+		if err := errors.Join(d.SyncFile(fresh), d.SyncDir(path.Dir(fresh)), readsBack(d, fresh, data)); err != nil {
+			return fmt.Errorf("flush %s: %w", fresh, err)
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		if err := writeFresh(d, fresh, data); err != nil {
+			return err
+		}
+	default: // something half written, perhaps not even readable
+		if err := d.Remove(fresh); err != nil {
+			return fmt.Errorf("remove what is left of %s: %w", fresh, err)
+		}
+		if err := writeFresh(d, fresh, data); err != nil {
+			return err
+		}
+	}
+	for _, o := range old {
+		if err := d.Remove(o); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove %s, which %s replaces: %w", o, fresh, err)
+		}
+		if err := d.SyncDir(path.Dir(o)); err != nil {
+			return fmt.Errorf("flush removal of %s: %w", o, err)
+		}
+	}
+	return nil
+}
+
+// SignTo signs a file under a fresh name and takes the unsigned one away. It
+// does when the firmware enforces Secure Boot, too.
+func SignTo(d Dir, name, fresh string, s Signer) error {
+	image, err := d.Read(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Cut after the removal: the fresh one must be it.
+		if image, err = d.Read(fresh); err == nil {
+			err = s.Verify(image)
+		}
+		if err != nil {
+			return fmt.Errorf("sign %s: it is gone, and %s is not it: %w", name, fresh, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sign %s: %w", name, err)
+	}
+	signed := image
+	if s.Verify(image) != nil {
+		if signed, err = s.Sign(image); err != nil {
+			return fmt.Errorf("sign %s: %w", name, err)
+		}
+		if err := s.Verify(signed); err != nil {
+			return fmt.Errorf("sign %s: the signature just made does not verify: %w", name, err)
+		}
+	}
+	return Replace(d, fresh, signed, name)
+}
+
+// A Result is what became of one file of the ESP.
+type Result struct {
+	Name    string
+	Outcome Outcome
+}
+
+// SignAll signs every EFI file of the ESP in place. The removable path comes
+// last: should anything be wrong with signing on this machine, it shows before
+// the file that the machine cannot do without is touched.
+func SignAll(d Dir, state State, s Signer) ([]Result, error) {
+	if state.SecureBoot == On {
+		return nil, errors.New("sign the EFI files in place: the firmware enforces Secure Boot, so a half signed file would not start")
+	}
+	names, err := EFIFiles(d)
+	if err != nil {
+		return nil, err
+	}
+	var results []Result
+	for _, name := range names {
+		outcome, err := SignInPlace(d, name, s)
+		if err != nil {
+			return results, err
+		}
+		results = append(results, Result{name, outcome})
+	}
+	return results, nil
+}
+
+// CheckSigned returns nil when every EFI file of the ESP that could be started
+// is signed by this machine's key, and the boot manager and a UKI are there.
+func CheckSigned(d Dir, s Signer) error {
+	names, err := EFIFiles(d)
+	if err != nil {
+		return err
+	}
+	manager, uki := false, false
+	for _, name := range names {
+		image, err := d.Read(name)
+		if err != nil {
+			return fmt.Errorf("check signature of %s: %w", name, err)
+		}
+		if !looksEFI(image) {
+			continue
+		}
+		if err := s.Verify(image); err != nil {
+			return fmt.Errorf("check signature of %s: %w", name, err)
+		}
+		manager = manager || strings.EqualFold(name, removablePath)
+		uki = uki || strings.EqualFold(path.Dir(name), ukiFolder)
+	}
+	if !manager {
+		return fmt.Errorf("there is no boot manager at %s", removablePath)
+	}
+	if !uki {
+		return fmt.Errorf("there is no UKI in %s", ukiFolder)
+	}
+	return nil
+}
+
+const (
+	removablePath = "EFI/BOOT/BOOTX64.EFI"
+	ukiFolder     = "EFI/Linux"
+)
+
+// EFIFiles lists the files of the ESP whose names end in .efi, in an order that
+// does not change, the removable path last.
+func EFIFiles(d Dir) ([]string, error) {
+	names, err := walk(d, "", 0)
+	if err != nil {
+		return nil, fmt.Errorf("list the EFI system partition: %w", err)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		last := func(s string) int {
+			if strings.EqualFold(s, removablePath) {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(cmp.Compare(last(a), last(b)), strings.Compare(a, b))
+	})
+	return names, nil
+}
+
+func walk(d Dir, folder string, depth int) ([]string, error) {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("folder %s is more than %d deep", folder, maxDepth)
+	}
+	entries, err := d.List(folder)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		name := path.Join(folder, e.Name)
+		switch {
+		case e.Folder && e.Name != "." && e.Name != "..":
+			below, err := walk(d, name, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			names = append(names, below...)
+		case !e.Folder && strings.EqualFold(path.Ext(e.Name), ".efi"):
+			names = append(names, name)
+		}
+		if len(names) > maxFiles {
+			return nil, fmt.Errorf("more than %d EFI files", maxFiles)
+		}
+	}
+	return names, nil
+}
