@@ -30,8 +30,11 @@ func TestTestOS(t *testing.T) {
 	if r.EFI["SetupMode"] == "" || r.EFI["SecureBoot"] == "" || r.EFI["StubInfo"] == "" {
 		t.Errorf("EFI variables %q", r.EFI)
 	}
-	if r.Writable["/usr"] && r.Mounts[0].Type == "erofs" {
-		t.Error("/usr is writable")
+	if r.Writable["/"] || r.Writable["/usr"] || !r.Writable["/etc"] || !r.Writable["/var"] {
+		t.Errorf("writable: %v; want /etc and /var, not / and /usr", r.Writable)
+	}
+	if len(r.Problems) > 0 {
+		t.Errorf("problems: %q", r.Problems)
 	}
 	checkFiles(g)
 	checkDisk(t, g, r)
@@ -79,6 +82,7 @@ func checkFiles(g *Guest) {
 	if err := g.Try(nil, "ls", "/run/x"); !errors.Is(err, ErrRefused) {
 		g.t.Errorf("ls of what was removed: %v", err)
 	}
+	g.Do(nil, "modprobe", "loop")
 	g.Do(nil, "sync")
 	var mem map[string]uint64
 	g.Do(&mem, "mem")

@@ -51,7 +51,8 @@ func commands() map[string]command {
 		"ddread":     {usage: "DEVICE OFFSET LENGTH", min: 3, max: 3, do: deviceRead},
 		"ddwrite":    {usage: "DEVICE OFFSET HEX", min: 3, max: 3, do: deviceWrite},
 		"run":        {usage: "PROGRAM [ARGUMENT...]", min: 1, max: -1, do: runProgram},
-		"loadmodule": {usage: "PATH", min: 1, max: 1, do: loadModule},
+		"loadmodule": {usage: "PATH", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(loadModule(a[0])) }},
+		"modprobe":   {usage: "NAME", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(modprobe(a[0])) }},
 		"mem":        {usage: "", do: func(*system, []string) (any, error) { return memory(), nil }},
 		"dmesg":      {usage: "", do: kernelLog},
 		"loglevel":   {usage: "NUMBER", min: 1, max: 1, do: logLevel},
@@ -173,7 +174,7 @@ func mount(_ *system, a []string) (any, error) {
 		}
 		flags = unix.MS_RDONLY
 	}
-	return done(unix.Mount(a[0], a[1], a[2], flags, ""))
+	return done(mountAs(a[0], a[1], a[2], flags))
 }
 
 func deviceRead(_ *system, a []string) (any, error) {
@@ -245,24 +246,6 @@ func runProgram(_ *system, a []string) (any, error) {
 	}
 	return map[string]any{"exit": cmd.ProcessState.ExitCode(), "state": cmd.ProcessState.String(),
 		"stdout": string(stdout.kept), "stderr": string(stderr.kept)}, nil
-}
-
-// loadModule loads a module file, compressed or not, so that the kernel itself
-// checks its signature (finit_module(2)).
-func loadModule(_ *system, a []string) (any, error) {
-	f, err := os.Open(a[0])
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	flags := 0
-	if ext := filepath.Ext(a[0]); ext == ".xz" || ext == ".zst" || ext == ".gz" {
-		flags = unix.MODULE_INIT_COMPRESSED_FILE
-	}
-	if err := unix.FinitModule(int(f.Fd()), "", flags); err != nil {
-		return nil, fmt.Errorf("load %s: %w", a[0], err)
-	}
-	return done(nil)
 }
 
 // kernelLog answers with the end of the kernel's log, as syslog(2) gives it.

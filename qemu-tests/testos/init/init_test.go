@@ -140,6 +140,17 @@ func TestReport(t *testing.T) {
 	}
 }
 
+func TestLoadOrder(t *testing.T) {
+	const dep = "kernel/a-b.ko.xz: kernel/c.ko.xz kernel/d.ko.xz\nkernel/c.ko.xz: kernel/d.ko.xz\nkernel/d.ko.xz:\n"
+	got, err := loadOrder(dep, "a_b")
+	if want := []string{"kernel/d.ko.xz", "kernel/c.ko.xz", "kernel/a-b.ko.xz"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v; want %q", got, err, want)
+	}
+	if _, err := loadOrder(dep, "e"); err == nil {
+		t.Error("an unknown module was found")
+	}
+}
+
 func TestTexts(t *testing.T) {
 	if got := chosen("none [integrity] confidentiality"); got != "integrity" {
 		t.Errorf("chosen: %q", got)

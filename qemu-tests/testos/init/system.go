@@ -52,8 +52,8 @@ func (s *system) mountMissing() {
 		if m.probe == "" && unix.Stat(filepath.Dir(m.target), &parent) == nil && parent.Dev != st.Dev {
 			continue
 		}
-		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, ""); err != nil {
-			s.problem("mount %s: %v", m.target, err)
+		if err := mountAs(m.kind, m.target, m.kind, m.flags); err != nil {
+			s.problem("%v", err)
 		}
 	}
 }
