@@ -6,6 +6,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -170,11 +171,11 @@ func unknownKey(e entry) error {
 // finish checks what needs more than one key.
 func (r *reader) finish() error {
 	if r.config.ImageID == "" {
-		return fmt.Errorf("ImageID of [Image] is missing")
+		return errors.New("no ImageID in [Image]")
 	}
 	cmdline, err := completeCmdline(r.cmdline)
 	if err != nil {
-		return fmt.Errorf("Cmdline: %w", err)
+		return fmt.Errorf("key Cmdline: %w", err)
 	}
 	r.config.Cmdline = cmdline
 	return r.releaseKey()

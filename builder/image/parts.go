@@ -40,7 +40,7 @@ func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, er
 		return nil, err
 	}
 	if c.Uname != "" && c.Uname != p.kernel.release {
-		return nil, fmt.Errorf("Uname of [UKI] is %s, but /%s is %s", c.Uname, p.kernel.path, p.kernel.release)
+		return nil, fmt.Errorf("kernel /%s is %s, and Uname of [UKI] is %s", p.kernel.path, p.kernel.release, c.Uname)
 	}
 	if p.stub, err = readEFI(t, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]"); err != nil {
 		return nil, err

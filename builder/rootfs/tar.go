@@ -56,7 +56,8 @@ var errOCI = errors.New("the archive is an OCI image")
 
 // unpackTar hands the files of a tar archive to put.
 func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader) error) error {
-	in := tar.NewReader(archive)
+	tail := &tail{r: archive}
+	in := tar.NewReader(tail)
 	for count := 0; ; count++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -66,7 +67,7 @@ func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry,
 			if count == 0 {
 				return errors.New("the archive is empty")
 			}
-			return nil
+			return tail.ended()
 		}
 		if err != nil {
 			return fmt.Errorf("read tar archive: %w", err)
@@ -82,6 +83,31 @@ func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry,
 			return err
 		}
 	}
+}
+
+// tail watches for the zero block that a tar archive ends with: the tar reader
+// takes the end of the data for the end of the archive too, and half a root
+// file system for a whole one.
+type tail struct {
+	r     io.Reader
+	zeros int64 // bytes of zero at the end of what was read
+}
+
+func (t *tail) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	rest := bytes.TrimRight(p[:n], "\x00")
+	if len(rest) > 0 {
+		t.zeros = 0
+	}
+	t.zeros += int64(n - len(rest))
+	return n, err
+}
+
+func (t *tail) ended() error {
+	if t.zeros < 512 {
+		return errors.New("the archive is cut off: it has no end mark")
+	}
+	return nil
 }
 
 // entryOf translates a tar header.

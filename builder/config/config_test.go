@@ -1,0 +1,284 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+
+	"halogenos.internal/boot/contract"
+)
+
+const least = "[Image]\nImageID=test\nReleaseKey=none\n"
+
+func TestExampleOfTheRepository(t *testing.T) {
+	c, err := Load("../../uki.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ImageID != "halogen" || c.SecureBoot != contract.Required || c.TPM != contract.Required || len(c.Modules) < 20 {
+		t.Errorf("uki.conf gives %+v", c)
+	}
+}
+
+func TestParse(t *testing.T) {
+	text := `# a comment
+[UKI]
+Cmdline=console=tty0   # not part of it
+	quiet
+  # between the lines
+	panic=10
+Linux=boot/vmlinuz-1
+Stub = /usr/lib/stub
+Uname=6.1.0-1-amd64
+OSRelease=ID=x
+	NAME="X # not a comment"
+
+[Image]
+ImageID=my-os
+Epoch=3
+SlotSize=512M
+Compression=zstd,12
+BootManager=/boot/manager.efi
+ReleaseKey=none
+SecureBoot=optional
+TPM=optional
+VendorKeys=microsoft
+RootFileSystem=btrfs
+[Initramfs]
+Modules=nvme
+	dm-verity ?tpm_tis # why
+`
+	c, err := Parse(text, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Linux: "/boot/vmlinuz-1", Stub: "/usr/lib/stub", BootManager: "/boot/manager.efi", Uname: "6.1.0-1-amd64",
+		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
+		Cmdline:   "console=tty0 quiet lockdown=integrity module.sig_enforce=1 panic=10",
+		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
+		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs",
+		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
+	}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("have %+v\nwant %+v", c, want)
+	}
+}
+
+func TestFilesOfTheConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"cmdline": "quiet\n splash\n", "logo.bmp": "BMpicture", "logo.png": "\x89PNG"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Parse(least+"[UKI]\nCmdline=@cmdline\nSplash=logo.bmp\n", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(c.Cmdline, "quiet splash lockdown=") || string(c.Splash) != "BMpicture" {
+		t.Errorf("command line %q, splash %q", c.Cmdline, c.Splash)
+	}
+	for _, text := range []string{"Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
+		if _, err := Parse(least+"[UKI]\n"+text+"\n", dir); err == nil {
+			t.Errorf("%s was taken", text)
+		}
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		line       int // 0: the fault is in no one line
+		say        string
+	}{
+		{"unknown key", "[Image]\nImageID=a\nImagID=b\n", 3, "unknown key ImagID in [Image]"},
+		{"unknown section", "[Image]\nImageID=a\n\n[Kernel]\nX=1\n", 5, "unknown section [Kernel]"},
+		{"key of ukify's that has no use", "[UKI]\nSecureBootPrivateKey=/key\n", 2, "not supported: each machine signs"},
+		{"signature section of ukify's", "[PCRSignature:initrd]\nPhases=x\n", 2, "unknown section"},
+		{"wrong case", "[UKI]\ncmdline=x\n", 2, "unknown key cmdline"},
+		{"key twice", "[Image]\nImageID=a\nImageID=b\n", 3, "given again, first in line 2"},
+		{"key before a section", "ImageID=a\n", 1, "before any section"},
+		{"no key", "[Image]\n=a\n", 2, "not Key=value"},
+		{"no value sign", "[Image]\nImageID\n", 2, "not Key=value"},
+		{"header that does not end", "[Image\n", 1, "not a section"},
+		{"continuation of nothing", "[Image]\n  ImageID=a\n", 2, "continues no value"},
+		{"continuation after an empty line", "[Initramfs]\nModules=a\n\n  b\n", 4, "continues no value"},
+		{"image ID", "[Image]\nImageID=My_OS\n", 2, "ImageID"},
+		{"architecture", "[Image]\nArch=riscv64\n", 2, "want x86_64"},
+		{"epoch", "[Image]\nEpoch=-1\n", 2, "Epoch"},
+		{"slot size without a unit it knows", "[Image]\nSlotSize=4X\n", 2, "SlotSize"},
+		{"slot size of no whole MiB", "[Image]\nSlotSize=1500K\n", 2, "multiple"},
+		{"slot size that overflows", "[Image]\nSlotSize=9999999999T\n", 2, "SlotSize"},
+		{"compression", "[Image]\nCompression=xz -C1\n", 2, "Compression"},
+		{"choice", "[Image]\nTPM=maybe\n", 2, "required or optional"},
+		{"path out of the tree", "[UKI]\nLinux=/boot/../../x\n", 2, "not a path in the root file system"},
+		{"kernel version", "[UKI]\nUname=a/b\n", 2, "not a kernel version"},
+		{"module's name", "[Initramfs]\nModules=../x\n", 2, "not a module's name"},
+		{"module twice", "[Initramfs]\nModules=dm-mod ?dm_mod\n", 2, "named twice"},
+		{"no image ID", "[Image]\nReleaseKey=none\n", 0, "ImageID"},
+		{"no word about a key", "[Image]\nImageID=a\n", 0, "ReleaseKey"},
+		{"fingerprint without a file", "[Image]\nImageID=a\nReleaseKey=" + strings.Repeat("ab", 20) + "\n", 0, "ReleaseKeyFile is missing"},
+		{"file without a fingerprint", least + "ReleaseKeyFile=k\n", 0, "yet there is a ReleaseKeyFile"},
+		{"short fingerprint", "[Image]\nImageID=a\nReleaseKey=0123456789ABCDEF\nReleaseKeyFile=k\n", 0, "not a whole"},
+		{"not text", "[Image]\nImageID=\xff\n", 0, "UTF-8"},
+		{"NUL", "[Image]\nImageID=a\x00\n", 0, "UTF-8"},
+		{"too long", strings.Repeat("#", maxFile+1), 0, "more than"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Parse(c.text, t.TempDir())
+			if err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Fatalf("error %v, want one that says %q", err, c.say)
+			}
+			if fault := (*LineError)(nil); errors.As(err, &fault) != (c.line > 0) || c.line > 0 && fault.Line != c.line {
+				t.Errorf("error %v, want line %d", err, c.line)
+			}
+		})
+	}
+}
+
+func TestCommandLineThatContradicts(t *testing.T) {
+	for _, word := range []string{
+		"lockdown=none", "lockdown=confidentiality", "module.sig_enforce=0", "module.sig-enforce=0", `"module.sig_enforce=0"`, "panic=0",
+		"rdinit=/bin/sh", "initrd=/x", "noinitrd", "root=/dev/sda", "dm-mod.create=x", "--", "--\tlockdown=integrity",
+		strings.Repeat("x", maxCmdline), "a\x01b",
+	} {
+		if line, err := completeCmdline("quiet " + word); err == nil {
+			t.Errorf("%q was taken: %s", word, line)
+		}
+	}
+	line, err := completeCmdline("lockdown=integrity  a=b panic=10\nc")
+	if want := "a=b c lockdown=integrity module.sig_enforce=1 panic=10"; err != nil || line != want {
+		t.Errorf("%q, %v; want %q", line, err, want)
+	}
+}
+
+func newKey(t *testing.T) *openpgp.Entity {
+	t.Helper()
+	key, err := openpgp.NewEntity("Releases", "", "r@example.org", &packet.Config{
+		Algorithm: packet.PubKeyAlgoEdDSA, Time: func() time.Time { return time.Unix(1_700_000_000, 0) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func armored(t *testing.T, kind string, write func(w *bytes.Buffer) error) []byte {
+	t.Helper()
+	var plain, out bytes.Buffer
+	if err := write(&plain); err != nil {
+		t.Fatal(err)
+	}
+	w, err := armor.Encode(&out, kind, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(plain.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestReleaseKey(t *testing.T) {
+	key, other := newKey(t), newKey(t)
+	public := func(w *bytes.Buffer) error { return key.Serialize(w) }
+	var binary bytes.Buffer
+	if err := public(&binary); err != nil {
+		t.Fatal(err)
+	}
+	right := key.PrimaryKey.Fingerprint
+	for _, c := range []struct {
+		name string
+		text []byte
+		want []byte
+		say  string // empty: it is taken
+	}{
+		{"binary", binary.Bytes(), right, ""},
+		{"armored", armored(t, openpgp.PublicKeyType, public), right, ""},
+		{"other fingerprint", binary.Bytes(), other.PrimaryKey.Fingerprint, "fingerprint"},
+		{"private", armored(t, openpgp.PrivateKeyType, func(w *bytes.Buffer) error { return key.SerializePrivate(w, nil) }), right, "private"},
+		{"two keys", append(bytes.Clone(binary.Bytes()), binary.Bytes()...), right, "2 keys"},
+		{"cut off", binary.Bytes()[:binary.Len()/2], right, "OpenPGP"},
+		{"empty", nil, right, "0 keys"},
+		{"text", []byte("hello"), right, "OpenPGP"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			have, err := publicKey(c.text, c.want)
+			if c.say == "" {
+				if err != nil || !bytes.Equal(have, binary.Bytes()) {
+					t.Fatalf("%d bytes, %v", len(have), err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Fatalf("error %v, want one that says %q", err, c.say)
+			}
+		})
+	}
+}
+
+func TestReleaseKeyFromFile(t *testing.T) {
+	key := newKey(t)
+	dir := t.TempDir()
+	var binary bytes.Buffer
+	if err := key.Serialize(&binary); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "key.pgp"), binary.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	text := "[Image]\nImageID=a\nReleaseKeyFile=key.pgp\nReleaseKey=" + strings.ToUpper(hexOf(key.PrimaryKey.Fingerprint)) + "\n"
+	c, err := Parse(text, dir)
+	if err != nil || !bytes.Equal(c.ReleaseKey, binary.Bytes()) {
+		t.Fatalf("%v, %v", c, err)
+	}
+}
+
+func hexOf(b []byte) string {
+	text, _ := contract.Hex(b).MarshalText()
+	return string(text)
+}
+
+func TestParseSize(t *testing.T) {
+	for text, want := range map[string]int64{"0": 0, "7": 7, "1K": 1 << 10, "3M": 3 << 20, "8G": 8 << 30, "1T": 1 << 40} {
+		if have, err := ParseSize(text); err != nil || have != want {
+			t.Errorf("%s: %d, %v; want %d", text, have, err, want)
+		}
+	}
+	for _, text := range []string{"", "G", "1KB", "1MM", "-1", "+1", "1.5G", " 1", "9223372036854775807G", "1k"} {
+		if have, err := ParseSize(text); err == nil {
+			t.Errorf("%q gives %d", text, have)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(least)
+	f.Add("[UKI]\nCmdline=a\n b\n#c\n\n[Image]\nSlotSize=1G\n[Initramfs]\nModules=?a\n")
+	f.Add("[a]\n=\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if strings.Contains(text, "@") || strings.Contains(text, "Splash") || strings.Contains(text, "File") {
+			return // names of files are not this test's affair
+		}
+		c, err := Parse(text, "/nonexistent")
+		if err != nil {
+			return
+		}
+		if !strings.HasSuffix(c.Cmdline, "lockdown=integrity module.sig_enforce=1 panic=10") || !contract.ValidID(c.ImageID) {
+			t.Errorf("taken: %+v", c)
+		}
+	})
+}

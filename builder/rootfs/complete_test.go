@@ -1,0 +1,182 @@
+package rootfs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/stateconf"
+)
+
+// treeOf makes a tree of files; "-> target" as content makes a symbolic link.
+func treeOf(t *testing.T, files map[string]string) *Tree {
+	t.Helper()
+	tree := newTree(t)
+	for name, content := range files {
+		e := Entry{Name: name, Kind: Regular, Mode: 0o644, UID: os.Geteuid(), GID: os.Getegid(), ModTime: date, Size: int64(len(content))}
+		if target, ok := strings.CutPrefix(content, "-> "); ok {
+			e.Kind, e.Target = Symlink, target
+		}
+		if err := tree.Put(e, strings.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tree
+}
+
+func TestResolve(t *testing.T) {
+	tree := treeOf(t, map[string]string{
+		"usr/bin/sh":   "shell",
+		"bin":          "-> usr/bin",
+		"abs":          "-> /usr",
+		"up":           "-> ../../../../usr/bin/sh",
+		"usr/lib/link": "-> ../bin/sh",
+		"loop":         "-> loop",
+		"long":         "-> /long/long",
+		"dangling":     "-> /nothing",
+	})
+	for name, want := range map[string]string{
+		"": ".", "/": ".", "..": ".", "bin/sh": "usr/bin/sh", "/abs/bin/sh": "usr/bin/sh", "up": "usr/bin/sh", "usr/lib/link": "usr/bin/sh",
+		"abs/lib/../bin/./sh": "usr/bin/sh", "abs": "usr",
+	} {
+		if have, err := tree.Resolve(name); err != nil || have != want {
+			t.Errorf("%s is %q, %v; want %q", name, have, err, want)
+		}
+	}
+	for name, missing := range map[string]bool{"loop": false, "long": false, "dangling": true, "usr/nothing/x": true, "usr/bin/sh/x": false} {
+		if have, err := tree.Resolve(name); err == nil || errors.Is(err, fs.ErrNotExist) != missing {
+			t.Errorf("%s is %q, %v", name, have, err)
+		}
+	}
+	if text, err := tree.ReadFile("up", 5); err != nil || string(text) != "shell" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := tree.ReadFile("up", 4); err == nil || !strings.Contains(err.Error(), "more than 4") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := tree.ReadFile("abs", 4); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestComplete(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 2) + "\n"
+	tree := treeOf(t, map[string]string{
+		"usr/sbin":                       "-> bin",
+		"usr/bin/true":                   "",
+		"usr/lib/systemd/systemd":        "",
+		"etc/machine-id":                 id,
+		"var/lib/dbus/machine-id":        "-> /etc/machine-id",
+		"var/lib/systemd/random-seed":    "seed",
+		"boot/initrd.img-6":              "initrd",
+		"boot/vmlinuz-6":                 "kernel",
+		"boot/initramfs-linux.img":       "initrd",
+		"usr/lib/halogen/something-else": "",
+	})
+	notes, err := tree.Complete(Commands{"usr/sbin/ota": []byte("ota")}, date)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Seal(date); err != nil {
+		t.Fatal(err)
+	}
+	want := "boot/vmlinuz-6 etc/machine-id usr/bin/ota usr/bin/true usr/lib/halogen/something-else usr/lib/halogen/state.conf usr/lib/systemd/systemd usr/sbin var/lib/dbus/machine-id"
+	if have := names(t, tree); have != want {
+		t.Errorf("have %s\nwant %s", have, want)
+	}
+	for _, left := range []string{"random-seed", "initrd.img-6", "initramfs-linux.img", "machine-id"} {
+		if !strings.Contains(strings.Join(notes, "\n"), left) {
+			t.Errorf("nothing is said about %s: %q", left, notes)
+		}
+	}
+	for name, content := range map[string]string{"etc/machine-id": "", stateconf.Path: stateconf.Default, "usr/bin/ota": "ota"} {
+		if have, err := tree.ReadFile(name, 1<<20); err != nil || string(have) != content {
+			t.Errorf("%s has %q, %v", name, have, err)
+		}
+	}
+	for name, mode := range map[string]fs.FileMode{
+		"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o777 | fs.ModeSticky, "root": 0o700, "efi": 0o755,
+		"srv": 0o755, "usr/local": 0o755, // by state.conf
+	} {
+		info, err := os.Lstat(filepath.Join(tree.Dir(), name))
+		if err != nil || info.Mode() != mode|fs.ModeDir || !info.ModTime().Equal(date) {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+}
+
+func TestCompleteKeepsWhatTheDistributorSays(t *testing.T) {
+	const conf = "bind /var\ntmpfs /scratch\n"
+	tree := treeOf(t, map[string]string{stateconf.Path: conf, "etc/machine-id": "uninitialized\n", "tmp": "-> var/tmp"})
+	if notes, err := tree.Complete(nil, date); err != nil || len(notes) != 0 {
+		t.Fatalf("%q, %v", notes, err)
+	}
+	for name, content := range map[string]string{stateconf.Path: conf, "etc/machine-id": "uninitialized\n"} {
+		if have, err := tree.ReadFile(name, 1<<20); err != nil || string(have) != content {
+			t.Errorf("%s has %q, %v", name, have, err)
+		}
+	}
+	if _, err := tree.Resolve("scratch"); err != nil {
+		t.Error(err)
+	}
+	if info, err := tree.Lstat("tmp"); err != nil || info.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("/tmp is %v, %v", info, err)
+	}
+}
+
+func TestMachineIDWithoutSystemd(t *testing.T) {
+	tree := treeOf(t, map[string]string{"etc/machine-id": "0123\n"})
+	if _, err := tree.Complete(nil, date); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree.Lstat("etc/machine-id"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v, want none to be there", err)
+	}
+}
+
+// A link out of the tree must not bring a file of this machine into the image.
+func TestStateConfIsNotReadFromOutside(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "state.conf")
+	if err := os.WriteFile(outside, []byte("bind /secret\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tree := treeOf(t, map[string]string{stateconf.Path: "-> " + outside})
+	if _, err := tree.Complete(nil, date); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := tree.ReadFile(stateconf.Path, 1<<20); err != nil || string(have) != stateconf.Default {
+		t.Errorf("state.conf has %q, %v", have, err)
+	}
+	if text, err := os.ReadFile(outside); err != nil || string(text) != "bind /secret\n" {
+		t.Errorf("the file outside has %q, %v", text, err)
+	}
+}
+
+func TestCompleteRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		say   string
+	}{
+		{"state.conf that would undo the verification", map[string]string{stateconf.Path: "bind /usr/bin\n"}, "stays read-only"},
+		{"state.conf that is a folder", map[string]string{stateconf.Path + "/file": ""}, "state.conf"},
+		{"a command of the root file system's own", map[string]string{"usr/bin/ota": "other"}, "a file of its own"},
+		{"a file where folders must be", map[string]string{"srv": "-> srv"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := treeOf(t, c.files).Complete(Commands{"usr/bin/ota": []byte("ota")}, date)
+			if c.say == "" {
+				if err != nil {
+					t.Error(err) // something is there; what it is, is the distributor's affair
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Errorf("error %v, want one that says %q", err, c.say)
+			}
+		})
+	}
+}

@@ -1,0 +1,384 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
+)
+
+var date = time.Unix(1_700_000_000, 0)
+
+func newTree(t testing.TB) *Tree {
+	t.Helper()
+	tree, err := NewTree(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tree.Close() })
+	return tree
+}
+
+// header describes a tar entry of the caller's, who need not be root.
+func header(name string, kind byte, change ...func(*tar.Header)) *tar.Header {
+	h := &tar.Header{Name: name, Typeflag: kind, Mode: 0o644, Uid: os.Geteuid(), Gid: os.Getegid(), ModTime: date, Format: tar.FormatPAX}
+	if kind == tar.TypeDir {
+		h.Mode = 0o755
+	}
+	for _, c := range change {
+		c(h)
+	}
+	return h
+}
+
+func linkTo(target string) func(*tar.Header) { return func(h *tar.Header) { h.Linkname = target } }
+
+// pack makes a tar archive. A regular file's content is its own name.
+func pack(t testing.TB, headers ...*tar.Header) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, h := range headers {
+		if h.Typeflag == tar.TypeReg {
+			h.Size = int64(len(h.Name))
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatalf("%s: %v", h.Name, err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			if _, err := w.Write([]byte(h.Name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// fill puts an archive into a new tree.
+func fill(t testing.TB, archive []byte) (*Tree, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "root.tar")
+	if err := os.WriteFile(file, archive, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tree := newTree(t)
+	return tree, tree.Fill(t.Context(), file, "x86_64")
+}
+
+// FAULTS 24, 25, 26, 29, 30
+func TestHostileArchives(t *testing.T) {
+	outside := t.TempDir()
+	secret := filepath.Join(outside, "file")
+	if err := os.WriteFile(secret, []byte("untouched"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reg, dir, sym, hard := byte(tar.TypeReg), byte(tar.TypeDir), byte(tar.TypeSymlink), byte(tar.TypeLink)
+	for _, c := range []struct {
+		name    string
+		entries []*tar.Header
+		say     string
+	}{
+		{"name that leads out", []*tar.Header{header("../file", reg)}, "leads out"},
+		{"name that leads out from within", []*tar.Header{header("a/../../file", reg)}, "leads out"},
+		{"absolute name", []*tar.Header{header(secret, reg)}, "absolute"},
+		{"write through a link that leads out", []*tar.Header{header("a", sym, linkTo(outside)), header("a/file", reg)}, "below a"},
+		{"write through a link that stays inside", []*tar.Header{header("b", dir), header("a", sym, linkTo("b")), header("a/file", reg)}, "below a"},
+		{"link in place of a directory", []*tar.Header{header("a", dir), header("a", sym, linkTo(outside)), header("a/file", reg)}, "below a"},
+		{"write below a file", []*tar.Header{header("a", reg), header("a/file", reg)}, "below a"},
+		{"hard link to outside", []*tar.Header{header("a", hard, linkTo("../file"))}, "leads out"},
+		{"hard link to an absolute name", []*tar.Header{header("a", hard, linkTo(secret))}, "absolute"},
+		{"hard link through a link", []*tar.Header{header("a", sym, linkTo(outside)), header("b", hard, linkTo("a/file"))}, "no file of the tree"},
+		{"hard link to nothing", []*tar.Header{header("b", hard, linkTo("a"))}, "hard link"},
+		{"hard link to a directory", []*tar.Header{header("a", dir), header("b", hard, linkTo("a"))}, "no file of the tree"},
+		{"top that is a file", []*tar.Header{header("./", sym, linkTo(outside))}, "top of the tree"},
+		{"device number", []*tar.Header{header("a", tar.TypeChar, func(h *tar.Header) { h.Devmajor = 1 << 20 })}, "device number"},
+		{"unknown type", []*tar.Header{header("a", 'Z')}, "unknown type"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := fill(t, pack(t, c.entries...))
+			if err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Errorf("error %v, want one that says %q", err, c.say)
+			}
+		})
+	}
+	if text, err := os.ReadFile(secret); err != nil || string(text) != "untouched" {
+		t.Errorf("the file outside has %q, %v", text, err)
+	}
+	if list, err := os.ReadDir(outside); err != nil || len(list) != 1 {
+		t.Errorf("outside there are %d files, %v", len(list), err)
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	tree := newTree(t)
+	e := Entry{Name: "sparse", Kind: Regular, Size: maxBytes + 1, UID: os.Geteuid(), GID: os.Getegid()}
+	if err := tree.Put(e, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("error %v", err)
+	}
+	e.Size = 10
+	if err := tree.Put(e, strings.NewReader("short")); err == nil || !strings.Contains(err.Error(), "after 5 bytes of 10") {
+		t.Errorf("error %v", err)
+	}
+	tree.entries = maxEntries
+	if err := tree.Put(Entry{Name: "d", Kind: Directory, UID: os.Geteuid(), GID: os.Getegid()}, nil); err == nil {
+		t.Error("too many files were taken")
+	}
+}
+
+func TestCutArchive(t *testing.T) {
+	whole := pack(t, header("a", tar.TypeReg), header("b", tar.TypeReg))
+	for _, n := range []int{0, 1, 511, 512, 513, 1024, 1300, 2048} {
+		if _, err := fill(t, whole[:n]); err == nil {
+			t.Errorf("%d of %d bytes were taken for an archive", n, len(whole))
+		}
+	}
+}
+
+func compressed(t *testing.T, kind string, plain []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	var w io.WriteCloser
+	var err error
+	switch kind {
+	case "gz":
+		w = gzip.NewWriter(&out)
+	case "xz":
+		w, err = xz.NewWriter(&out)
+	case "zst":
+		w, err = zstd.NewWriter(&out)
+	}
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestUnpack(t *testing.T) {
+	plain := pack(t,
+		header("./", tar.TypeDir),
+		header("./bin", tar.TypeDir, func(h *tar.Header) { h.Mode = 0o500 }),
+		header("./bin/su", tar.TypeReg, func(h *tar.Header) { h.Mode = 0o4755 }),
+		header("./bin/su2", tar.TypeLink, linkTo("./bin/su")),
+		header("./sbin", tar.TypeSymlink, linkTo("/bin")),
+		header("./deep/er/file", tar.TypeReg, func(h *tar.Header) { h.ModTime = date.Add(time.Hour) }),
+		header(`./unit\x2dname`, tar.TypeReg),
+		header("./pipe", tar.TypeFifo),
+		header("./twice", tar.TypeReg),
+		header("./twice", tar.TypeSymlink, linkTo("bin")),
+		header("./noted", tar.TypeReg, func(h *tar.Header) {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.user.note": "hello", "SCHILY.xattr.trusted.overlay.opaque": "y"}
+		}),
+	)
+	for _, kind := range []string{"", "gz", "xz", "zst"} {
+		t.Run("."+kind, func(t *testing.T) {
+			archive := plain
+			if kind != "" {
+				archive = compressed(t, kind, plain)
+			}
+			tree, err := fill(t, archive)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tree.Seal(date); err != nil {
+				t.Fatal(err)
+			}
+			checkUnpacked(t, tree)
+		})
+	}
+}
+
+func checkUnpacked(t *testing.T, tree *Tree) {
+	t.Helper()
+	stat := func(name string) syscall.Stat_t {
+		var s syscall.Stat_t
+		if err := syscall.Lstat(filepath.Join(tree.Dir(), name), &s); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return s
+	}
+	for name, mode := range map[string]uint32{
+		"bin": unix.S_IFDIR | 0o500, "bin/su": unix.S_IFREG | 0o4755, "bin/su2": unix.S_IFREG | 0o4755, "sbin": unix.S_IFLNK | 0o777,
+		"deep": unix.S_IFDIR | 0o755, "pipe": unix.S_IFIFO | 0o644, "twice": unix.S_IFLNK | 0o777, `unit\x2dname`: unix.S_IFREG | 0o644,
+	} {
+		if have := stat(name).Mode; have != mode {
+			t.Errorf("%s has mode %o, want %o", name, have, mode)
+		}
+	}
+	if stat("bin/su").Ino != stat("bin/su2").Ino {
+		t.Error("a hard link became a file of its own")
+	}
+	if have := stat("bin/su").Mtim.Sec; have != date.Unix() {
+		t.Errorf("bin/su is of %d, want %d", have, date.Unix())
+	}
+	if have := stat("deep").Mtim.Sec; have != date.Unix() {
+		t.Errorf("a directory that was not in the archive is of %d, want %d", have, date.Unix())
+	}
+	if want := date.Add(time.Hour); !tree.Newest().Equal(want) {
+		t.Errorf("the newest file is of %s, want %s", tree.Newest(), want)
+	}
+	if have, err := readXattrs(filepath.Join(tree.Dir(), "noted")); err != nil || len(have) != 1 || have["user.note"] != "hello" {
+		t.Errorf("extended attributes %q, %v", have, err)
+	}
+}
+
+func TestOwners(t *testing.T) {
+	archive := pack(t, header("a", tar.TypeReg, func(h *tar.Header) { h.Uid, h.Gid = 12, 34 }), header("null", tar.TypeChar, func(h *tar.Header) { h.Devmajor, h.Devminor = 1, 3 }))
+	tree, err := fill(t, archive)
+	if os.Geteuid() != 0 {
+		if err == nil || !strings.Contains(err.Error(), "run as root") {
+			t.Errorf("without root: error %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s syscall.Stat_t
+	if err := syscall.Lstat(filepath.Join(tree.Dir(), "a"), &s); err != nil || s.Uid != 12 || s.Gid != 34 {
+		t.Errorf("owner %d:%d, %v", s.Uid, s.Gid, err)
+	}
+	if err := syscall.Lstat(filepath.Join(tree.Dir(), "null"), &s); err != nil || s.Mode != unix.S_IFCHR|0o644 || s.Rdev != unix.Mkdev(1, 3) {
+		t.Errorf("device of mode %o, number %x, %v", s.Mode, s.Rdev, err)
+	}
+}
+
+func TestSquash(t *testing.T) {
+	tree := newTree(t)
+	tree.squash = true // as without root
+	for _, e := range []Entry{
+		{Name: "a", Kind: Regular, UID: 4242},
+		{Name: "b", Kind: Regular, GID: 4242},
+		{Name: "c", Kind: CharDevice},
+		{Name: "d", Kind: BlockDevice},
+	} {
+		if err := tree.Put(e, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "run as root") {
+			t.Errorf("%s: error %v", e.Name, err)
+		}
+	}
+	if err := tree.Put(Entry{Name: "e", Kind: Regular, Mode: 0o644, ModTime: date}, strings.NewReader("")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCopyDirectory(t *testing.T) {
+	source := t.TempDir()
+	at := func(name string) string { return filepath.Join(source, name) }
+	for _, err := range []error{
+		os.MkdirAll(at("dir/sub"), 0o750),
+		os.WriteFile(at("dir/file"), []byte("content"), 0o640),
+		os.Link(at("dir/file"), at("dir/sub/again")),
+		os.Symlink("/etc/passwd", at("link")),
+		syscall.Mkfifo(at("pipe"), 0o600),
+		os.Chtimes(at("dir/file"), date, date),
+		os.Chmod(at("dir"), 0o3750|os.ModeSetgid|os.ModeSticky),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Setxattr(at("dir/file"), "user.note", []byte("hello"), 0); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		defer syscall.Close(socket)
+		err = syscall.Bind(socket, &syscall.SockaddrUnix{Name: at("socket")})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := newTree(t)
+	if err := tree.Fill(t.Context(), source, "x86_64"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Seal(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	checkCopied(t, source, tree)
+}
+
+func checkCopied(t *testing.T, source string, tree *Tree) {
+	t.Helper()
+	for _, name := range []string{"dir", "dir/file", "dir/sub", "dir/sub/again", "link", "pipe"} {
+		want, err := os.Lstat(filepath.Join(source, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := os.Lstat(filepath.Join(tree.Dir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have.Mode() != want.Mode() || !have.ModTime().Equal(want.ModTime()) {
+			t.Errorf("%s: %s of %s, want %s of %s", name, have.Mode(), have.ModTime(), want.Mode(), want.ModTime())
+		}
+	}
+	a, _ := os.Stat(filepath.Join(tree.Dir(), "dir/file"))
+	b, _ := os.Stat(filepath.Join(tree.Dir(), "dir/sub/again"))
+	original, _ := os.Stat(filepath.Join(source, "dir/file"))
+	if !os.SameFile(a, b) || os.SameFile(a, original) {
+		t.Error("hard links: want the two copies to be one file, and not the source's")
+	}
+	if target, err := os.Readlink(filepath.Join(tree.Dir(), "link")); err != nil || target != "/etc/passwd" {
+		t.Errorf("link to %q, %v", target, err)
+	}
+	if _, err := os.Lstat(filepath.Join(tree.Dir(), "socket")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket was copied: %v", err)
+	}
+	if have, err := readXattrs(filepath.Join(tree.Dir(), "dir/file")); err != nil || have["user.note"] != "hello" {
+		t.Errorf("extended attributes %q, %v", have, err)
+	}
+}
+
+func TestSourcesThatAreNone(t *testing.T) {
+	tree := newTree(t)
+	for _, source := range []string{"/nonexistent", "/dev/null"} {
+		if err := tree.Fill(t.Context(), source, "x86_64"); err == nil {
+			t.Errorf("%s was taken", source)
+		}
+	}
+	// A file system inside another is none of the image's.
+	if err := tree.Fill(t.Context(), "/sys", "x86_64"); err == nil {
+		t.Error("/sys was taken")
+	}
+}
+
+func FuzzArchive(f *testing.F) {
+	f.Add(pack(f, header("a", tar.TypeDir), header("a/b", tar.TypeReg), header("c", tar.TypeSymlink, linkTo("/etc")), header("d", tar.TypeLink, linkTo("a/b"))))
+	f.Add(pack(f, header("../a", tar.TypeReg)))
+	f.Add(pack(f, header("a", tar.TypeSymlink, linkTo("..")), header("a/canary", tar.TypeReg)))
+	f.Fuzz(func(t *testing.T, archive []byte) {
+		around := t.TempDir()
+		canary, stage := filepath.Join(around, "canary"), filepath.Join(around, "stage")
+		if err := errors.Join(os.WriteFile(canary, []byte("alive"), 0o600), os.Mkdir(stage, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		tree, err := NewTree(stage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tree.Close()
+		_ = tree.unpackTar(t.Context(), bytes.NewReader(archive), tree.Put)
+		list, err := os.ReadDir(around)
+		if text, readErr := os.ReadFile(canary); err != nil || readErr != nil || string(text) != "alive" || len(list) != 2 {
+			t.Errorf("outside of the tree: %q, %v, %v", text, list, errors.Join(err, readErr))
+		}
+	})
+}
