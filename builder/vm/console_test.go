@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStrip(t *testing.T) {
@@ -201,4 +204,69 @@ func TestQMPReplies(t *testing.T) {
 	if q.shutdownReason() != "guest-panic" {
 		t.Errorf("reason %q", q.shutdownReason())
 	}
+}
+
+// TestAttachTerminal attaches a terminal: it is raw meanwhile, so that Ctrl-C
+// reaches the guest, and as before afterwards.
+func TestAttachTerminal(t *testing.T) {
+	master, terminal := openPTY(t)
+	c, guest, _ := pipeConsole(t)
+	m := &Machine{console: c}
+	before := lineMode(t, terminal)
+	type outcome struct {
+		detached bool
+		err      error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		detached, err := m.Attach(t.Context(), terminal, io.Discard)
+		done <- outcome{detached, err}
+	}()
+	for lineMode(t, terminal)&(unix.ICANON|unix.ISIG|unix.ECHO) != 0 {
+		time.Sleep(time.Millisecond)
+	}
+	write(t, master, "a\x03")
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(guest, got); err != nil || string(got) != "a\x03" {
+		t.Errorf("the guest got %q, %v", got, err)
+	}
+	write(t, master, string(rune(EscapeKey)))
+	if o := <-done; !o.detached || o.err != nil {
+		t.Errorf("%+v; want detached", o)
+	}
+	if after := lineMode(t, terminal); after != before {
+		t.Errorf("the terminal's mode was %#x and is %#x", before, after)
+	}
+}
+
+// openPTY returns both ends of a pseudo terminal (pty(7)).
+func openPTY(t *testing.T) (master, terminal *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = terminal.Close() })
+	return master, terminal
+}
+
+func lineMode(t *testing.T, f *os.File) uint32 {
+	t.Helper()
+	mode, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mode.Lflag
 }
