@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"halogenos.internal/initagent/agent"
+	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -44,8 +45,8 @@ func run(ctx context.Context) error {
 			Log:      log,
 			Now:      time.Now,
 		},
-		TPM:  agent.OpenTPM(),
-		Root: "/",
+		Variables: enrol.EFIVarFS{Root: "/sys/firmware/efi/efivars"},
+		Root:      "/",
 	}
 	return a.Boot(ctx)
 }

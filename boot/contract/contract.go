@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
@@ -105,6 +106,10 @@ type Contract struct {
 	// boot; the TPM's floor follows it.
 	Epoch uint64 `json:"epoch"`
 
+	// SourceDate is the date of everything in the release, in seconds since
+	// 1970: the earliest that it can be on a machine that runs it.
+	SourceDate int64 `json:"source_date"`
+
 	RootHash Hex `json:"root_hash"` // of the verity tree, 32 bytes
 	Salt     Hex `json:"salt"`      // of the verity tree, fixed per image ID
 	// ImageSize is the size in bytes of the system image, whole verity blocks.
@@ -121,6 +126,9 @@ type Contract struct {
 	VendorKeys     VendorKeys  `json:"vendor_keys"`
 	RootFileSystem string      `json:"root_file_system"` // ext4 or btrfs
 }
+
+// Date is SourceDate.
+func (c *Contract) Date() time.Time { return time.Unix(c.SourceDate, 0).UTC() }
 
 // Root is the root hash as the verity package has it. Only a contract that
 // Validate accepts has one.
@@ -148,6 +156,8 @@ func (c *Contract) Validate() error {
 		return fmt.Errorf("architecture %q: want 1 to 32 of a-z, 0-9 and '_'", c.Arch)
 	case c.Version == 0 || c.Version > MaxVersion:
 		return fmt.Errorf("version %d is out of range", c.Version)
+	case c.SourceDate < 0:
+		return fmt.Errorf("source date %d lies before 1970", c.SourceDate)
 	case len(c.RootHash) != len(verity.Root{}):
 		return fmt.Errorf("root hash has %d bytes, want %d", len(c.RootHash), len(verity.Root{}))
 	case len(c.Salt) == 0 || len(c.Salt) > 256:

@@ -95,13 +95,17 @@ type Facts struct {
 	ConsoleAsked bool
 
 	Healed Outcome // the partition table's restoration
+	Enrol  Outcome // the Secure Boot keys
 	Verity Outcome // dm-verity, the first read through it, and the image's mount
-	Unlock Outcome // the root partition
+	Unlock Outcome // the root partition, by the TPM
+	Key    Outcome // the root partition, by the recovery key
 	Record Outcome // the TPM's policy, brought up to date
 	Mount  Outcome // state.conf's folders
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
+	// RootMade: the root partition was made in this boot.
+	RootMade bool
 	// Stage: the fetcher left a release to be staged. Policy: the TPM's policy
 	// is not the one that the ESP's UKIs call for.
 	Stage, Policy bool
@@ -119,7 +123,8 @@ const (
 	OpenVerity               // verify the system image and mount it
 	Enrol                    // make, sign with and enrol this machine's keys
 	MakeRoot                 // make the root partition and seal its key
-	Unlock                   // open the root partition
+	Unlock                   // open the root partition with the TPM
+	AskKey                   // open the root partition with a key that somebody types
 	Stage                    // activate a fetched release
 	UpdatePolicy             // write the TPM's policy
 	MountState               // mount the root partition's folders
@@ -130,7 +135,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", Stage: "stage", UpdatePolicy: "update-policy",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Stage: "stage", UpdatePolicy: "update-policy",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
 }
 
@@ -237,9 +242,17 @@ func keys(s State, f Facts) (Step, bool) {
 	case KeysFinished:
 		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true
 	case KeysMissing:
-		if provisioned(s) {
+		switch {
+		case f.Enrol == Failed && f.SecureBoot == contract.Required:
+			return Step{Recovery, "this machine's Secure Boot keys were not enrolled: " + f.Cause}, true
+		case f.Enrol == Failed:
+			return Step{}, false
+		case provisioned(s) && !f.RootMade:
 			// The firmware lost its keys, or somebody took them away. Enrolling
 			// again by itself would help whoever did it: the TPM decides.
+			return Step{}, false
+		case !f.TPMPresent && s.Root != RootOpen:
+			// Without a TPM the keys have no safe place but the root partition.
 			return Step{}, false
 		}
 		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
@@ -259,8 +272,13 @@ func root(s State, f Facts) (Step, bool) {
 	case RootDamaged:
 		return Step{Recovery, "the root partition was made on this machine, and what is there now is not it: " + f.Cause}, true
 	case RootLocked:
-		if f.Unlock == Failed {
+		switch {
+		case f.Key == Failed:
 			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
+		case f.Unlock == Failed:
+			return Step{AskKey, "the TPM did not open the root partition: " + f.Cause}, true
+		case !f.TPMPresent:
+			return Step{AskKey, "there is no TPM to open the root partition"}, true
 		}
 		return Step{Unlock, "the root partition is encrypted"}, true
 	}

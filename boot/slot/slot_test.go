@@ -117,7 +117,7 @@ func (tr *trace) set(t *testing.T, word string) {
 // decides nothing.
 func (tr *trace) apply(k Kind) {
 	s, f := &tr.state, &tr.facts
-	outcome := map[Kind]*Outcome{Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
+	outcome := map[Kind]*Outcome{Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
 		if outcome != nil {
@@ -137,7 +137,9 @@ func (tr *trace) apply(k Kind) {
 		s.Booted, s.TreeNamed = layout.SlotA, true
 	case Enrol:
 		s.Keys = KeysFinished
-	case MakeRoot, Unlock:
+	case MakeRoot:
+		s.Root, f.RootMade = RootOpen, true
+	case Unlock, AskKey:
 		s.Root = RootOpen
 	}
 }
@@ -199,7 +201,7 @@ func TestEveryBootEnds(t *testing.T) {
 		}
 		switch {
 		case tr.facts.Verity != Done, tr.facts.Mount != Done, f.Epoch < s.Floor, f.Problem != "",
-			s.Root == RootLocked && tr.facts.Unlock != Done, s.Root == RootDamaged:
+			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
 	})

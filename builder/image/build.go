@@ -266,7 +266,7 @@ func (b *build) seal(ctx context.Context) error {
 		return err
 	}
 	c := &contract.Contract{
-		Format: contract.Format, ImageID: b.Config.ImageID, Arch: b.Config.Arch, Version: b.Version, Epoch: b.Config.Epoch,
+		Format: contract.Format, ImageID: b.Config.ImageID, Arch: b.Config.Arch, Version: b.Version, Epoch: b.Config.Epoch, SourceDate: b.Date.Unix(),
 		Salt: salt(b.Config.ImageID), ImageSize: info.Size(), SlotSize: b.Config.SlotSize,
 		ReleaseKey: b.Config.ReleaseKey, SecureBoot: b.Config.SecureBoot, TPM: b.Config.TPM,
 		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootFileSystem,

@@ -16,8 +16,13 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/vault"
 )
 
 // Where things are while the initramfs is the root.
@@ -34,25 +39,21 @@ const maxSteps = 32
 // diskTimeout is how long the disk may take to appear. USB disks take seconds.
 const diskTimeout = 20 * time.Second
 
-// A PCR measures into the TPM. A machine without one has one that does nothing.
-type Measurer interface {
-	// Phase extends PCR 11 with the word, as systemd-pcrphase does.
-	Phase(word string) error
-	// Present reports whether there is a TPM.
-	Present() bool
-}
-
 // An Agent is one boot.
 type Agent struct {
 	hw.Machine
-	TPM Measurer
+	Variables enrol.Variables
+	TPM       Chip
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 
 	contract *contract.Contract
 	disk     hw.Disk
 	table    *gpt.Table
-	system   string // device node of the verified system image
+	firmware enrol.State
+	pending  *provision.Pending // what the first boot left for the second; or nil
+	lock     *vault.Lock        // of the root partition; or nil
+	secret   *policy.Secret     // only between making the root partition and enrolling, without a TPM
 	init     []string
 
 	state slot.State
@@ -84,8 +85,10 @@ func (a *Agent) begin() {
 	}{
 		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
-		{"measure", "the initramfs phase begins", func() error { return a.TPM.Phase("enter-initrd") }},
+		{"tpm", "the machine's TPM", a.openTPM},
+		{"measure", "the initramfs phase begins", func() error { return a.TPM.Phase(pcr.EnterInitrd) }},
 		{"disk", "the disk that the firmware started from", a.findDisk},
+		{"pending", "what an earlier start has left to do", a.readPending},
 	}
 	for _, s := range steps {
 		if err := a.Log.Step(s.name, s.reason, s.run); err != nil {
@@ -93,7 +96,6 @@ func (a *Agent) begin() {
 			return
 		}
 	}
-	a.facts.TPMPresent = a.TPM.Present()
 }
 
 func (a *Agent) readContract() error {
@@ -126,13 +128,19 @@ func (a *Agent) observe() {
 		// The ESP only says what there is to fall back to.
 		a.Log.Say("the ESP cannot be read: %v", err)
 	}
+	for _, observe := range []func() error{a.observeRoot, a.observeKeys, a.observeLoss} {
+		if err := observe(); err != nil {
+			a.facts.Problem = err.Error()
+			return
+		}
+	}
 }
 
 // act does one step and turns what came of it into facts.
 func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := map[slot.Kind]*slot.Outcome{
-		slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Unlock: &a.facts.Unlock,
-		slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
+		slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
+		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
 	}[step.Kind]
 	err := a.Log.Step(step.Kind.String(), step.Reason, func() error { return a.do(ctx, step) })
 	switch {
@@ -159,6 +167,14 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.makeTree(ctx)
 	case slot.OpenVerity:
 		return a.openVerity(ctx)
+	case slot.Enrol:
+		return a.enrol()
+	case slot.MakeRoot:
+		return a.makeRoot()
+	case slot.Unlock:
+		return a.unlock()
+	case slot.AskKey:
+		return a.askKey()
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"halogenos.internal/boot/bls"
-	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
@@ -133,33 +131,3 @@ func (a *Agent) observeESP() error {
 	}
 	return nil
 }
-
-// isOurs reports whether a UKI is the running one.
-func (a *Agent) isOurs(n bls.Name) bool {
-	return n.ImageID == a.contract.ImageID && n.Version == a.contract.Version
-}
-
-// ukiNames are the names of the UKIs on the ESP that follow our rules.
-func (a *Agent) ukiNames() ([]bls.Name, error) {
-	f, err := a.Disks.OpenPartition(a.disk, layout.ESPNumber, false)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	esp, err := fat.Open(f)
-	if err != nil {
-		return nil, err
-	}
-	entries, err := esp.ReadDir(bls.Folder)
-	if err != nil {
-		return nil, err
-	}
-	var names []bls.Name
-	for _, e := range entries {
-		if n, err := bls.Parse(e.Name()); err == nil {
-			names = append(names, n)
-		}
-	}
-	return names, nil
-}
-

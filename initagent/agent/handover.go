@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/hw"
@@ -118,7 +119,7 @@ type report struct {
 // handOver ends the initramfs phase and starts the system's init.
 func (a *Agent) handOver() error {
 	// From here on nothing that is bound to the initramfs phase unseals.
-	if err := a.TPM.Phase("leave-initrd"); err != nil {
+	if err := a.TPM.Phase(pcr.LeaveInitrd); err != nil {
 		return err
 	}
 	if err := a.writeReport(); err != nil {

@@ -116,7 +116,6 @@ func (a *Agent) openVerity(ctx context.Context) error {
 	if err := a.Mounts.Mount(device, sysroot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
-	a.system = device
 	return nil
 }
 

@@ -1,0 +1,112 @@
+// Package provision keeps what a machine must remember between its first boot,
+// which makes its keys, and its second, which makes the place where they stay:
+// one file on the ESP, with nothing in it that is not sealed or public.
+//
+// It refuses a file that it did not write itself, as far as that can be told;
+// whatever else is in it, only the TPM opens it.
+package provision
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+)
+
+// Folder is where the ESP has what is ours besides UKIs and boot manager.
+const Folder = "EFI/halogen"
+
+// MaxSize bounds the file in bytes.
+const MaxSize = 1 << 20
+
+const format = 1
+
+// purpose is what the key that wraps the Secure Boot keys is derived for.
+const purpose = "secure-boot-keys"
+
+// A Pending is the content of the file.
+type Pending struct {
+	Format int `json:"format"`
+	// Sealed holds the machine secret, which this UKI alone may unseal.
+	Sealed json.RawMessage `json:"sealed"`
+	// Keys are the Secure Boot keys under the machine secret.
+	Keys []byte `json:"keys"`
+	// Wanted is what the firmware shall hold once they are enrolled.
+	Wanted []byte `json:"wanted"`
+	// Enrolments is how often an enrolment came to its end on this machine.
+	Enrolments int `json:"enrolments"`
+}
+
+// Name is the file's name for a count of enrolments: each rewrite has a fresh
+// one, since a file on FAT cannot be replaced in one piece.
+func Name(enrolments int) string { return fmt.Sprintf("%s/keys-%d.json", Folder, enrolments) }
+
+// Count is the reverse of Name for a name without its folder.
+func Count(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, "keys-")
+	if digits, ok = cutSuffix(digits, ".json", ok); !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 10, 8)
+	return int(n), err == nil && strconv.FormatUint(n, 10) == digits
+}
+
+func cutSuffix(s, suffix string, ok bool) (string, bool) {
+	rest, cut := strings.CutSuffix(s, suffix)
+	return rest, ok && cut
+}
+
+// Parse reads the file.
+func Parse(text []byte) (*Pending, error) {
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(text), MaxSize)
+	}
+	p := new(Pending)
+	if err := contract.DecodeStrict(text, p); err != nil {
+		return nil, fmt.Errorf("parse pending keys: %w", err)
+	}
+	if p.Format != format {
+		return nil, fmt.Errorf("pending keys have format %d, want %d", p.Format, format)
+	}
+	if len(p.Keys) > secureboot.MaxWrapped {
+		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(p.Keys), secureboot.MaxWrapped)
+	}
+	if _, err := p.SealedSecret(); err != nil {
+		return nil, err
+	}
+	if _, err := secureboot.ParseWanted(p.Wanted); err != nil {
+		return nil, fmt.Errorf("pending keys: %w", err)
+	}
+	return p, nil
+}
+
+// Encode writes the file.
+func (p *Pending) Encode() ([]byte, error) {
+	p.Format = format
+	text, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode pending keys: %w", err)
+	}
+	return append(text, '\n'), nil
+}
+
+// SealedSecret is the machine secret as the TPM takes it.
+func (p *Pending) SealedSecret() (*policy.Sealed, error) { return policy.ParseSealed(p.Sealed) }
+
+// WrapKeys encrypts the Secure Boot keys under the machine secret.
+func WrapKeys(random interface{ Read([]byte) (int, error) }, secret *policy.Secret, keys *secureboot.KeySet) ([]byte, error) {
+	key := secret.Key(purpose)
+	defer clear(key[:])
+	return secureboot.Wrap(random, key, purpose, keys)
+}
+
+// UnwrapKeys is the reverse. The caller wipes the keys.
+func UnwrapKeys(secret *policy.Secret, wrapped []byte) (*secureboot.KeySet, error) {
+	key := secret.Key(purpose)
+	defer clear(key[:])
+	return secureboot.Unwrap(key, purpose, wrapped)
+}
