@@ -83,6 +83,7 @@ func (a *Agent) begin() {
 		name, reason string
 		run          func() error
 	}{
+		{"firmware", "the firmware's variables", a.openFirmware},
 		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},
@@ -96,6 +97,11 @@ func (a *Agent) begin() {
 			return
 		}
 	}
+}
+
+func (a *Agent) openFirmware() error {
+	_ = a.Kernel.Load("efivarfs") // it may be built in; the mount tells
+	return a.Mounts.Firmware()
 }
 
 func (a *Agent) readContract() error {

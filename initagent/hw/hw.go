@@ -114,8 +114,10 @@ type Mapper interface {
 // Mounts is the mount table.
 type Mounts interface {
 	// Base mounts what every Linux program expects: /proc, /sys, /dev, /run
-	// and the firmware's and the kernel's security variables.
+	// and the kernel's security files.
 	Base() error
+	// Firmware mounts the firmware's variables, once the kernel can.
+	Firmware() error
 	Mount(source, target, fstype string, flags uintptr, data string) error
 	Unmount(target string) error
 	// SwitchRoot moves the base mounts into newRoot, makes it the root, empties

@@ -19,7 +19,7 @@ type LinuxKernel struct {
 	Sys     string // /sys
 	Modules string // /lib/modules
 	prober  *kmodule.Prober
-	aliases []alias
+	aliases map[string][]alias  // by bus, the part before the first colon
 	pre     map[string][]string // softdep: modules to load first
 	seen    map[string]bool     // modaliases that were looked up already
 }
@@ -32,7 +32,7 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 	if err := unix.Uname(&u); err != nil {
 		return nil, fmt.Errorf("name of the running kernel: %w", err)
 	}
-	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), pre: map[string][]string{}, seen: map[string]bool{}}
+	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), aliases: map[string][]alias{}, pre: map[string][]string{}, seen: map[string]bool{}}
 	var err error
 	// Nothing is loaded yet, so there is no need to look at /proc/modules.
 	if k.prober, err = kmodule.NewProber(kmodule.ProbeOpts{IgnoreProcMods: true}); err != nil {
@@ -61,7 +61,8 @@ func (k *LinuxKernel) lines(file string, visit func(words []string)) error {
 func (k *LinuxKernel) readAliases() error {
 	return k.lines("modules.alias", func(w []string) {
 		if len(w) == 3 && w[0] == "alias" {
-			k.aliases = append(k.aliases, alias{w[1], w[2]})
+			bus := busOf(w[1])
+			k.aliases[bus] = append(k.aliases[bus], alias{w[1], w[2]})
 		}
 	})
 }
@@ -120,13 +121,18 @@ func (k *LinuxKernel) Coldplug() (int, error) {
 	return tried, nil
 }
 
+func busOf(modalias string) string {
+	bus, _, _ := strings.Cut(modalias, ":")
+	return bus
+}
+
 func (k *LinuxKernel) loadAlias(modalias string) int {
 	if modalias == "" || k.seen[modalias] {
 		return 0
 	}
 	k.seen[modalias] = true
 	tried := 0
-	for _, a := range k.aliases {
+	for _, a := range k.aliases[busOf(modalias)] {
 		if ok, err := filepath.Match(a.pattern, modalias); err == nil && ok {
 			_ = k.Load(a.module)
 			tried++

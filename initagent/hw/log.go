@@ -88,11 +88,12 @@ func (l *Log) Entries() []Entry {
 // Console is where a secret may be shown: it is not logged.
 func (l *Log) Console() io.Writer { return l.console }
 
-func short(d time.Duration) time.Duration {
+// short is a duration in ASCII, which every console can show.
+func short(d time.Duration) string {
 	if d < time.Second {
-		return d.Round(100 * time.Microsecond)
+		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
 	}
-	return d.Round(10 * time.Millisecond)
+	return fmt.Sprintf("%.2f s", d.Seconds())
 }
 
 // Progress returns a function that reports how much of total is done: at most

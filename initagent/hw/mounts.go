@@ -24,7 +24,6 @@ var baseMounts = []struct {
 	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false},
 	{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", false},
 	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", false},
-	{"efivarfs", "/sys/firmware/efi/efivars", "efivarfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
 	{"securityfs", "/sys/kernel/security", "securityfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
 }
 
@@ -43,6 +42,18 @@ func (m LinuxMounts) Base() error {
 		if err != nil && !errors.Is(err, unix.EBUSY) && !b.optional {
 			return fmt.Errorf("mount %s on %s: %w", b.fstype, b.target, err)
 		}
+	}
+	return nil
+}
+
+// Firmware implements Mounts. The mount point exists only on UEFI machines.
+func (m LinuxMounts) Firmware() error {
+	err := unix.Mount("efivarfs", "/sys/firmware/efi/efivars", "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return errors.New("this machine was not started by UEFI firmware, or its kernel cannot reach the firmware's variables")
+	case err != nil:
+		return fmt.Errorf("mount the firmware's variables: %w", err)
 	}
 	return nil
 }
