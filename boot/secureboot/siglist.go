@@ -45,6 +45,10 @@ func Hash(owner gpt.GUID, digest [32]byte) Entry {
 	return Entry{Type: TypeSHA256, Owner: owner, Data: digest[:]}
 }
 
+// SignatureData returns the entry as EFI_SIGNATURE_DATA: what firmware measures
+// into PCR 7 as the authority that let an image start.
+func (e Entry) SignatureData() []byte { return append(appendGUID(nil, e.Owner), e.Data...) }
+
 // Equal reports whether both entries are the same in every byte.
 func (e Entry) Equal(other Entry) bool {
 	return e.Type == other.Type && e.Owner == other.Owner && bytes.Equal(e.Data, other.Data)
@@ -150,7 +154,7 @@ func (d Database) Marshal() ([]byte, error) {
 		out = binary.LittleEndian.AppendUint32(out, 0)
 		out = binary.LittleEndian.AppendUint32(out, uint32(each))
 		for ; i < end; i++ {
-			out = append(appendGUID(out, d[i].Owner), d[i].Data...)
+			out = append(out, d[i].SignatureData()...)
 		}
 	}
 	return out, nil

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/testkit"
 )
@@ -186,5 +188,40 @@ func TestEFIVarFS(t *testing.T) {
 	s, err := Observe(missing)
 	if err != nil || s.SetupMode != Absent {
 		t.Errorf("no efivarfs: %+v, %v", s, err)
+	}
+}
+
+// efivarfs marks its keys immutable; ext4 knows the same flag.
+func TestImmutableVariable(t *testing.T) {
+	e := EFIVarFS{t.TempDir()}
+	v := secureboot.KEK
+	path := e.path(v.Name, v.GUID)
+	if err := e.WriteAuthenticated(v.Name, v.GUID, secureboot.KeyAttributes, []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|immutableFlag)
+	}
+	if err != nil {
+		t.Skipf("the immutable flag needs root and a file system that has it: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) })
+	if _, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+		t.Fatal("the flag does not protect the file, so this test shows nothing")
+	}
+	if err := e.WriteAuthenticated(v.Name, v.GUID, secureboot.KeyAttributes, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if _, data, err := e.Read(v.Name, v.GUID); err != nil || string(data) != "new" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if now, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err != nil || now&immutableFlag == 0 {
+		t.Errorf("flags %#x afterwards, %v", now, err)
 	}
 }

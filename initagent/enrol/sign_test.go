@@ -407,3 +407,17 @@ func TestEFIFilesBounds(t *testing.T) {
 		t.Errorf("got %v, want %v (%v)", got, want, err)
 	}
 }
+
+func FuzzNote(f *testing.F) {
+	image := installed()[removablePath]
+	f.Add(note(image), image)
+	f.Add(note(image[:700]), image)
+	f.Add([]byte(noteMagic+" -1 00"), image)
+	f.Fuzz(func(t *testing.T, text, image []byte) {
+		d := newDisk(always(), map[string][]byte{"a.efi" + noteSuffix: text})
+		n := originalLength(d, "a.efi", image)
+		if n != len(image) && (n <= 0 || n > len(image) || !bytes.Equal(text, note(image[:n]))) {
+			t.Errorf("%d of %d bytes by the note %q", n, len(image), text)
+		}
+	})
+}
