@@ -49,6 +49,10 @@ var ErrNotInPlace = errors.New("the signature does not fit into the file in plac
 //     and step 3 holds, or the new one, and the image is signed and whole.
 //  6. It is read back and verified, and the note goes. Cut: a note beside a
 //     signed file is removed the next time.
+//
+// On Linux 6.12's vfat, the writes between any two flushes of signing three
+// files were replayed in every order of their sectors (where there were more
+// than seven, in many): the file was always whole, at the old or the new length.
 func SignInPlace(d Dir, name string, s Signer) (Outcome, error) {
 	image, err := d.Read(name)
 	if err != nil {
