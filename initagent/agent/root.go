@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 
+	"golang.org/x/crypto/argon2"
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
@@ -248,7 +250,7 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 	if err != nil {
 		return nil, nil, err
 	}
-	memory, err := machineMemory()
+	memory, err := keyMemory(runtime.NumCPU())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -256,6 +258,25 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 		UUID: uuid.String(), Size: size, SectorSize: 4096, Memory: memory, CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
 	})
+}
+
+// keyTime is what one try of a recovery key is meant to take on this machine.
+const keyTime = 2 * time.Second
+
+// keyMemory is how much memory, in bytes, a keyslot's key derivation may be told
+// the machine has, so that it takes about keyTime: a slow machine gets a cheaper
+// keyslot, as cryptsetup's benchmark does it. The key has 256 bits of its own.
+func keyMemory(cpus int) (uint64, error) {
+	memory, err := machineMemory()
+	if err != nil {
+		return 0, err
+	}
+	const probe, passes = 16 << 10, 4 // KiB; luks2.Argon2id's passes
+	start := time.Now()
+	argon2.IDKey([]byte("probe"), make([]byte, 16), 1, probe, uint8(min(cpus, 4)), 32)
+	took := max(time.Since(start), time.Millisecond)
+	affordable := uint64(float64(probe<<10) * float64(keyTime) / float64(took) / passes)
+	return min(memory, max(2*affordable, 64<<20)), nil // a keyslot takes half
 }
 
 func machineMemory() (uint64, error) {
