@@ -51,7 +51,7 @@ var ErrNotInPlace = errors.New("the signature does not fit into the file in plac
 //     signed file is removed the next time.
 //
 // On Linux 6.12's vfat, the writes between any two flushes of signing three
-// files were replayed in every order of their sectors (where there were more
+// files were replayed in every subset of their sectors (where there were more
 // than seven, in many): the file was always whole, at the old or the new length.
 func SignInPlace(d Dir, name string, s Signer) (Outcome, error) {
 	image, err := d.Read(name)
