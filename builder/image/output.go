@@ -57,7 +57,7 @@ func (o *outputs) write(name string, content []byte) error {
 // comes last: wherever this stops, a release.json that is there describes the
 // files beside it.
 func (o *outputs) publish(names ...string) error {
-	for _, name := range names {
+	for _, name := range append(names, release.ManifestFile) {
 		if err := o.finish(name); err != nil {
 			return fmt.Errorf("sync %s: %w", name, err)
 		}

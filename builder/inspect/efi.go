@@ -158,7 +158,7 @@ func subjects(der []byte) []string {
 		Rest         asn1.RawValue `asn1:"optional"`
 		Signers      asn1.RawValue `asn1:"optional"`
 	}
-	if _, err := asn1.Unmarshal(outer.Content.FullBytes, &data); err != nil {
+	if _, err := asn1.Unmarshal(outer.Content.Bytes, &data); err != nil {
 		return nil
 	}
 	certificates, err := x509.ParseCertificates(data.Certificates.Bytes)

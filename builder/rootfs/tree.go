@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/block"
 )
 
 // Kind is the type of a file.
@@ -66,6 +68,7 @@ type Tree struct {
 	// that they do not give.
 	dirs    map[string]*Entry
 	bytes   int64
+	limit   int64 // of bytes
 	entries int
 	newest  time.Time
 	squash  bool // not root: every file becomes root's in the image
@@ -77,7 +80,7 @@ func NewTree(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open staging folder: %w", err)
 	}
-	t := &Tree{dir: dir, root: root, dirs: make(map[string]*Entry), squash: os.Geteuid() != 0}
+	t := &Tree{dir: dir, root: root, limit: maxBytes, dirs: make(map[string]*Entry), squash: os.Geteuid() != 0}
 	t.dirs["."] = implied(".")
 	return t, nil
 }
@@ -145,8 +148,8 @@ func (t *Tree) admit(e Entry) error {
 		return fmt.Errorf("the tree has more than %d files", maxEntries)
 	}
 	if e.Kind == Regular {
-		if e.Size < 0 || e.Size > maxBytes-t.bytes {
-			return fmt.Errorf("the tree has more than %d bytes", int64(maxBytes))
+		if e.Size < 0 || e.Size > t.limit-t.bytes {
+			return fmt.Errorf("the tree has more than %d bytes", t.limit)
 		}
 		t.bytes += e.Size
 	}
@@ -258,16 +261,43 @@ func (t *Tree) write(e Entry, content io.Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if e.Size > 0 {
-		n, err := io.Copy(f, io.LimitReader(content, e.Size))
-		if err != nil {
-			return fmt.Errorf("copy content: %w", err)
-		}
-		if n != e.Size {
-			return fmt.Errorf("content ends after %d bytes of %d", n, e.Size)
-		}
+	n, err := copyContent(f, content, e.Size)
+	if err != nil {
+		return fmt.Errorf("copy content: %w", err)
+	}
+	if n != e.Size {
+		return fmt.Errorf("content ends after %d bytes of %d", n, e.Size)
 	}
 	return t.attributes(e)
+}
+
+// copyContent copies up to size bytes. A file is copied by the kernel, which
+// can share its blocks; of other content, zeros become holes, so that a few
+// bytes of a sparse archive cannot fill the disk.
+func copyContent(f *os.File, content io.Reader, size int64) (int64, error) {
+	if size == 0 {
+		return 0, nil
+	}
+	limited := io.LimitReader(content, size)
+	if _, ok := content.(*os.File); ok {
+		return io.Copy(f, limited)
+	}
+	buf := make([]byte, min(size, 256<<10))
+	for at := int64(0); ; {
+		n, err := io.ReadFull(limited, buf)
+		if n > 0 && !block.IsZero(buf[:n]) {
+			if _, err := f.WriteAt(buf[:n], at); err != nil {
+				return at, err
+			}
+		}
+		at += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return at, f.Truncate(at)
+		}
+		if err != nil {
+			return at, err
+		}
+	}
 }
 
 func (t *Tree) link(e Entry) error {

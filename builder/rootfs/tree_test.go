@@ -140,6 +140,33 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// FAULTS 29
+func TestZerosBecomeHoles(t *testing.T) {
+	const size = 1 << 30
+	content := io.MultiReader(io.LimitReader(zeros{}, size-4), strings.NewReader("end!"))
+	tree := newTree(t)
+	if err := tree.Put(Entry{Name: "sparse", Kind: Regular, Mode: 0o644, UID: os.Geteuid(), GID: os.Getegid(), Size: size}, content); err != nil {
+		t.Fatal(err)
+	}
+	var s syscall.Stat_t
+	if err := syscall.Lstat(filepath.Join(tree.Dir(), "sparse"), &s); err != nil || s.Size != size || s.Blocks*512 > 1<<20 {
+		t.Errorf("%d bytes take %d, %v", s.Size, s.Blocks*512, err)
+	}
+	f, err := tree.Open("sparse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	end := make([]byte, 6)
+	if _, err := f.ReadAt(end, size-6); err != nil || string(end) != "\x00\x00end!" {
+		t.Errorf("it ends with %q, %v", end, err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
 func TestCutArchive(t *testing.T) {
 	whole := pack(t, header("a", tar.TypeReg), header("b", tar.TypeReg))
 	for _, n := range []int{0, 1, 511, 512, 513, 1024, 1300, 2048} {
@@ -375,6 +402,7 @@ func FuzzArchive(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer tree.Close()
+		tree.limit = 1 << 20
 		_ = tree.unpackTar(t.Context(), bytes.NewReader(archive), tree.Put)
 		list, err := os.ReadDir(around)
 		if text, readErr := os.ReadFile(canary); err != nil || readErr != nil || string(text) != "alive" || len(list) != 2 {
