@@ -16,7 +16,7 @@ export CGO_ENABLED := 0
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # What the build and the tests call. Each is in Debian 12 and 13.
-PACKAGES := qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
+PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	tpm2-tools openssl gpg gpg-agent zstd xz-utils binutils git ca-certificates
 
@@ -61,3 +61,96 @@ bin/bb: $(MACHINE)
 	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@mv $@.new $@
+
+# --- Images -------------------------------------------------------------------
+
+RECIPE := $(shell find builder/recipes/debian -type f)
+HALOGEN_BUILD = bin/halogen build --version $(VERSION) --disk
+
+$(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
+	@mkdir -p $(@D)
+	@echo "making a Debian root file system from its packages (a minute)"
+	@DEV=1 builder/recipes/debian/make-rootfs $@
+
+# The same tree unpacked: the test system takes its kernel from it.
+$(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
+	@rm -rf $(OUT)/rootfs/debian && mkdir -p $(OUT)/rootfs/debian
+	@tar -C $(OUT)/rootfs/debian --exclude=./dev/* -xf $<
+	@touch $@
+
+$(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qemu-tests/testos -name '*.go') go.mod
+	@mkdir -p $(OUT)/rootfs
+	@go build -trimpath -buildvcs=false -o $(OUT)/rootfs/testos-init ./qemu-tests/testos/init
+	@rm -rf $(OUT)/rootfs/testos
+	@go run ./qemu-tests/testos/mkrootfs -debian $(OUT)/rootfs/debian -init $(OUT)/rootfs/testos-init -config uki.conf -out $(OUT)/rootfs/testos
+	@touch $@
+
+$(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf bin/halogen bin/bb
+	@$(HALOGEN_BUILD) --rootfs $< --out $(@D) >/dev/null
+
+$(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
+	@$(HALOGEN_BUILD) --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+
+# The test system for machines without TPM or Secure Boot.
+$(OUT)/images/testos-optional-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
+	@sed 's/^SecureBoot=.*/SecureBoot=optional/; s/^TPM=.*/TPM=optional/' uki.conf >$(OUT)/optional.conf
+	@$(HALOGEN_BUILD) --config $(OUT)/optional.conf --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+
+.PHONY: image
+image: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image of ROOTFS
+
+.PHONY: run
+run: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image and boot it in a fresh machine; Ctrl-] ends it
+	@[ $(ROOTFS) != debian ] || echo 'the first boot makes keys and restarts; then log in as root with the password "halogen"'
+	@bin/halogen run --fresh --state $(OUT)/run/$(ROOTFS) --image $<
+
+.PHONY: resume
+resume: bin/halogen ## boot the machine of the last `make run` again
+	@bin/halogen run --state $(OUT)/run/$(ROOTFS)
+
+# --- Tests --------------------------------------------------------------------
+
+# The judges that are not in Debian 12 come from a Debian 13 of their own.
+$(OUT)/tools13.stamp: | $(OUT)/tools.stamp
+	@echo "making a Debian 13 for its ukify and systemd-measure (20 s)"
+	@rm -rf $(OUT)/tools13
+	@builder/recipes/debian/mirror >$(OUT)/mirror
+	@mmdebstrap --quiet --variant=apt --include=systemd-ukify,systemd,systemd-boot-efi,erofs-utils trixie $(OUT)/tools13 "$$(cat $(OUT)/mirror)"
+	@touch $@
+
+.PHONY: test
+test: tools lint unit fuzz boot-test ## everything CI runs
+
+.PHONY: lint
+lint: | $(OUT)/tools.stamp ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
+	@go vet ./...
+	@go tool staticcheck ./...
+
+.PHONY: unit
+unit: $(OUT)/tools13.stamp ## the unit tests
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) go test $$(go list ./... | grep -v '/qemu-tests$$')
+
+FUZZTIME ?= 5s
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	@for pkg in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | cut -c6-); do \
+			echo "fuzz $$pkg $$target"; \
+			go test ./$$pkg -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x >$(OUT)/fuzz.log 2>&1 || { cat $(OUT)/fuzz.log; exit 1; }; \
+		done; \
+	done
+
+.PHONY: boot-test
+boot-test: $(OUT)/images/debian-1/disk.img $(OUT)/images/testos-1/disk.img $(OUT)/images/testos-optional-1/disk.img $(OUT)/tools13.stamp ## boot the images in QEMU
+	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) \
+		go test -count=1 -timeout 60m ./qemu-tests
+
+.PHONY: faults
+faults: ## list the numbered faults that no test names
+	@git grep -hoE 'FAULTS [0-9, ]+' -- '*_test.go' | grep -oE '[0-9]+' | sort -nu >$(OUT)/faults.covered
+	@seq 84 | grep -vxFf $(OUT)/faults.covered | paste -sd' ' | fold -sw 78
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf bin $(OUT)
