@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,6 +169,9 @@ func (b *build) find(context.Context) error {
 	}
 	if b.modules, err = b.index.Select(b.Config.Modules); err != nil {
 		return err
+	}
+	if fs := b.Config.RootFileSystem; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {
+		return fmt.Errorf("RootFileSystem is %s, but Modules in [Initramfs] has no %s", fs, fs)
 	}
 	if b.Date.IsZero() {
 		b.Date = b.tree.Newest()

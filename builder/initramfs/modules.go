@@ -113,6 +113,9 @@ func moduleName(file string) string {
 
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
+// BuiltIn reports whether the kernel has a module built in.
+func (x *Index) BuiltIn(name string) bool { return x.builtins[canonical(name)] }
+
 // Select returns the names of the wanted modules with all that they depend on,
 // sorted. A module that the kernel has built in is left out, one that it does
 // not have at all is an error unless it is optional.

@@ -54,7 +54,7 @@ func Minimal() Files {
 		modules + "kernel/fs/one.ko":                   Module(Release),
 		modules + "kernel/lib/two-parts.ko":            Module(Release),
 		modules + "modules.dep":                        []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
-		modules + "modules.builtin":                    []byte("kernel/drivers/tpm.ko\n"),
+		modules + "modules.builtin":                    []byte("kernel/drivers/tpm.ko\nkernel/fs/ext4/ext4.ko\n"),
 		modules + "modules.alias":                      []byte("alias fs-one one\nalias pci:v1* two_parts\nalias usb:x other\n"),
 		modules + "modules.softdep":                    []byte("softdep other pre: one\n"),
 	}
