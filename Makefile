@@ -65,7 +65,9 @@ bin/bb: $(MACHINE)
 # --- Images -------------------------------------------------------------------
 
 RECIPE := $(shell find builder/recipes/debian -type f)
-HALOGEN_BUILD = bin/halogen build --version $(VERSION) --disk
+# Only root can keep owners other than root.
+HALOGEN_BUILD = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)) bin/halogen build --version $(VERSION) --disk
+MINE = $(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(@D))
 
 $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
@@ -75,7 +77,7 @@ $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 # The same tree unpacked: the test system takes its kernel from it.
 $(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
 	@rm -rf $(OUT)/rootfs/debian && mkdir -p $(OUT)/rootfs/debian
-	@tar -C $(OUT)/rootfs/debian --exclude=./dev/* -xf $<
+	@tar -C $(OUT)/rootfs/debian --xattrs --xattrs-include='*' --exclude='./dev/*' -xf $<
 	@touch $@
 
 $(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qemu-tests/testos -name '*.go') go.mod
@@ -87,14 +89,17 @@ $(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qem
 
 $(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf bin/halogen bin/bb
 	@$(HALOGEN_BUILD) --rootfs $< --out $(@D) >/dev/null
+	$(MINE)
 
 $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
 	@$(HALOGEN_BUILD) --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+	$(MINE)
 
 # The test system for machines without TPM or Secure Boot.
 $(OUT)/images/testos-optional-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
 	@sed 's/^SecureBoot=.*/SecureBoot=optional/; s/^TPM=.*/TPM=optional/' uki.conf >$(OUT)/optional.conf
 	@$(HALOGEN_BUILD) --config $(OUT)/optional.conf --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+	$(MINE)
 
 .PHONY: image
 image: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image of ROOTFS

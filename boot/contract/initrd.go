@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 
 	"github.com/u-root/u-root/pkg/cpio"
 )
@@ -42,7 +43,8 @@ func Archive(c *Contract) ([]byte, error) {
 	}
 	var out bytes.Buffer
 	w := cpio.Newc.Writer(&out)
-	if err := cpio.WriteRecordsAndDirs(w, []cpio.Record{cpio.StaticFile(Path, string(text), 0o444)}); err != nil {
+	records := []cpio.Record{cpio.Directory(path.Dir(Path), 0o755), cpio.StaticFile(Path, string(text), 0o444)}
+	if err := cpio.WriteRecords(w, records); err != nil {
 		return nil, fmt.Errorf("write %s: %w", Path, err)
 	}
 	if err := cpio.WriteTrailer(w); err != nil {
