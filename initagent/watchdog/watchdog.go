@@ -1,0 +1,159 @@
+// Package watchdog keeps the machine's hardware watchdog fed while the boot gets
+// on, and hands it on running, so that a hang at any moment ends in a restart,
+// which the boot manager counts.
+//
+// It refuses to feed for its own sake: a boot that stands still, and is not
+// waiting for a person, is no longer fed.
+package watchdog
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/u-root/u-root/pkg/watchdog"
+)
+
+// Timer is a watchdog device (kernel documentation, watchdog/watchdog-api.rst).
+type Timer interface {
+	// SetTimeout sets how long the device waits to be fed. A device may choose
+	// another time.
+	SetTimeout(time.Duration) error
+	Timeout() (time.Duration, error)
+	KeepAlive() error
+	// MagicClose stops the device and closes it; Close leaves it running.
+	MagicClose() error
+	Close() error
+}
+
+// feedTimeout is what the device is set to during the boot.
+const feedTimeout = 60 * time.Second
+
+// A Dog feeds a device for as long as the boot gets on.
+type Dog struct {
+	Name  string // of the device, for the console
+	timer Timer
+	now   func() time.Time
+
+	mu       sync.Mutex
+	deadline time.Time // feeding ends then; zero: never
+	stop     chan struct{}
+	stopped  sync.WaitGroup
+}
+
+// Start takes a device and feeds it from then on. Allow says for how long.
+func Start(name string, timer Timer, now func() time.Time) (*Dog, error) {
+	if err := timer.SetTimeout(feedTimeout); err != nil {
+		// Some have a fixed time, which has to do.
+		if _, terr := timer.Timeout(); terr != nil {
+			return nil, errors.Join(err, terr, timer.Close())
+		}
+	}
+	every, err := timer.Timeout()
+	if err != nil || every <= 0 {
+		every = feedTimeout
+	}
+	d := &Dog{Name: name, timer: timer, now: now, stop: make(chan struct{})}
+	d.stopped.Add(1)
+	go d.feed(every / 4)
+	return d, nil
+}
+
+func (d *Dog) feed(every time.Duration) {
+	defer d.stopped.Done()
+	tick := time.NewTicker(max(every, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		if d.due() {
+			_ = d.timer.KeepAlive() // the device restarts the machine if this goes on failing
+		}
+		select {
+		case <-d.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *Dog) due() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deadline.IsZero() || d.now().Before(d.deadline)
+}
+
+// Allow lets the boot take that much longer before it counts as hanging; zero
+// is for ever, while a person is asked.
+func (d *Dog) Allow(more time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deadline = time.Time{}
+	if more > 0 {
+		d.deadline = d.now().Add(more)
+	}
+}
+
+// Hand gives the device on, running and freshly fed, to a system that takes it
+// over within that time. Zero stops the device: the system has nothing that
+// feeds it.
+func (d *Dog) Hand(within time.Duration) error {
+	close(d.stop)
+	d.stopped.Wait()
+	if within == 0 {
+		if err := d.timer.MagicClose(); err != nil {
+			return fmt.Errorf("stop watchdog %s: %w", d.Name, err)
+		}
+		return nil
+	}
+	// A device that cannot wait so long keeps its own time.
+	_ = d.timer.SetTimeout(within)
+	err := errors.Join(d.timer.KeepAlive(), d.timer.Close())
+	if err != nil {
+		return fmt.Errorf("hand watchdog %s over: %w", d.Name, err)
+	}
+	return nil
+}
+
+// ErrNone says that the machine has no watchdog.
+var ErrNone = errors.New("no watchdog was found")
+
+// Find opens the machine's watchdog: hardware before the kernel's own timer,
+// which a hanging kernel stops as well.
+func Find(sys, dev string) (name string, t Timer, err error) {
+	entries, err := os.ReadDir(filepath.Join(sys, "class/watchdog"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil, ErrNone
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("look for watchdogs: %w", err)
+	}
+	type candidate struct {
+		node, identity string
+		soft           bool
+	}
+	var all []candidate
+	for _, e := range entries {
+		text, _ := os.ReadFile(filepath.Join(sys, "class/watchdog", e.Name(), "identity"))
+		identity := strings.TrimSpace(string(text))
+		all = append(all, candidate{e.Name(), identity, strings.HasPrefix(identity, "Software Watchdog")})
+	}
+	sort.SliceStable(all, func(i, j int) bool { return !all[i].soft && all[j].soft })
+	var errs []error
+	for _, c := range all {
+		w, err := watchdog.Open(filepath.Join(dev, c.node))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		return fmt.Sprintf("%s (%s)", c.node, c.identity), w, nil
+	}
+	if len(errs) > 0 {
+		return "", nil, fmt.Errorf("open a watchdog: %w", errors.Join(errs...))
+	}
+	return "", nil, ErrNone
+}
