@@ -125,7 +125,14 @@ type Contract struct {
 	TPM            Requirement `json:"tpm"`
 	VendorKeys     VendorKeys  `json:"vendor_keys"`
 	RootFileSystem string      `json:"root_file_system"` // ext4 or btrfs
+	// WatchdogSeconds is how long the hardware watchdog, handed over running,
+	// waits for the system to feed it. Zero: the system feeds none.
+	WatchdogSeconds int `json:"watchdog_seconds"`
 }
+
+// MaxWatchdogSeconds bounds WatchdogSeconds: a machine that hangs is to restart
+// within the hour.
+const MaxWatchdogSeconds = 3600
 
 // Date is SourceDate.
 func (c *Contract) Date() time.Time { return time.Unix(c.SourceDate, 0).UTC() }
@@ -180,6 +187,9 @@ func (c *Contract) validateChoices() error {
 		if r.have != Required && r.have != Optional {
 			return fmt.Errorf("%s is %q, want required or optional", r.name, r.have)
 		}
+	}
+	if c.WatchdogSeconds < 0 || c.WatchdogSeconds > MaxWatchdogSeconds {
+		return fmt.Errorf("watchdog_seconds is %d, want 0 to %d", c.WatchdogSeconds, MaxWatchdogSeconds)
 	}
 	switch c.VendorKeys {
 	case VendorAuto, VendorNone, VendorMicrosoft:

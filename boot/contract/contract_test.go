@@ -17,6 +17,7 @@ func sample() *Contract {
 		Format: Format, ImageID: "desktop", Arch: "x86_64", Version: 2025091101, Epoch: 3, SourceDate: 1767225600,
 		RootHash: bytes.Repeat([]byte{0xab}, 32), Salt: []byte{1, 2, 3}, ImageSize: 8192, SlotSize: 1 << 30,
 		ReleaseKey: []byte("a key"), SecureBoot: Required, TPM: Optional, VendorKeys: VendorAuto, RootFileSystem: "ext4",
+		WatchdogSeconds: 120,
 	}
 }
 
@@ -75,6 +76,7 @@ func TestRefused(t *testing.T) {
 		"secure_boot":                   func(c *Contract) { c.SecureBoot = "" },
 		"tpm is":                        func(c *Contract) { c.TPM = "maybe" },
 		"vendor_keys":                   func(c *Contract) { c.VendorKeys = "all" },
+		"watchdog_seconds":              func(c *Contract) { c.WatchdogSeconds = 3601 },
 		"root_file_system":              func(c *Contract) { c.RootFileSystem = "vfat" },
 	} {
 		c := sample()

@@ -42,6 +42,8 @@ type Config struct {
 	TPM            contract.Requirement
 	VendorKeys     contract.VendorKeys
 	RootFileSystem string
+	// WatchdogSeconds is how long a watchdog waits for the system; 0 is off.
+	WatchdogSeconds int
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
@@ -128,6 +130,7 @@ func (r *reader) set(e entry) error {
 			"TPM":            r.oneOf((*string)(&r.config.TPM), "required", "optional"),
 			"VendorKeys":     r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
 			"RootFileSystem": r.oneOf(&r.config.RootFileSystem, "ext4", "btrfs"),
+			"Watchdog":       r.watchdog,
 		},
 		"Initramfs": {"Modules": r.modules},
 	}
@@ -142,6 +145,19 @@ func (r *reader) set(e entry) error {
 	if err := set(e.value); err != nil {
 		return fmt.Errorf("%s: %w", e.key, err)
 	}
+	return nil
+}
+
+func (r *reader) watchdog(value string) error {
+	if value == "off" {
+		r.config.WatchdogSeconds = 0
+		return nil
+	}
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || n == 0 || n > contract.MaxWatchdogSeconds {
+		return fmt.Errorf("%q is neither off nor a number of seconds from 1 to %d", value, contract.MaxWatchdogSeconds)
+	}
+	r.config.WatchdogSeconds = int(n)
 	return nil
 }
 

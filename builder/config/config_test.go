@@ -53,6 +53,7 @@ SecureBoot=optional
 TPM=optional
 VendorKeys=microsoft
 RootFileSystem=btrfs
+Watchdog=90
 [Initramfs]
 Modules=nvme
 	dm-verity ?tpm_tis # why
@@ -66,7 +67,7 @@ Modules=nvme
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 		Cmdline:   "console=tty0 quiet lockdown=integrity module.sig_enforce=1 panic=10",
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
-		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs",
+		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs", WatchdogSeconds: 90,
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
 	if !reflect.DeepEqual(c, want) {

@@ -273,7 +273,7 @@ func (b *build) seal(ctx context.Context) error {
 		Format: contract.Format, ImageID: b.Config.ImageID, Arch: b.Config.Arch, Version: b.Version, Epoch: b.Config.Epoch, SourceDate: b.Date.Unix(),
 		Salt: salt(b.Config.ImageID), ImageSize: info.Size(), SlotSize: b.Config.SlotSize,
 		ReleaseKey: b.Config.ReleaseKey, SecureBoot: b.Config.SecureBoot, TPM: b.Config.TPM,
-		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootFileSystem,
+		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootFileSystem, WatchdogSeconds: b.Config.WatchdogSeconds,
 	}
 	root, err := verity.Generate(ctx, image, verity.Params{DataBlocks: uint64(c.ImageSize / verity.BlockSize), Salt: c.Salt}, discard{}, nil)
 	if err != nil {

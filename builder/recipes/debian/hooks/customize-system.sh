@@ -23,6 +23,10 @@ echo LANG=C.UTF-8 >"$root/etc/locale.conf"
 ln -sf /usr/share/zoneinfo/Etc/UTC "$root/etc/localtime"
 : >"$root/etc/fstab"
 
+# systemd takes over the watchdog that it is handed, see Watchdog= in uki.conf.
+mkdir -p "$root/etc/systemd/system.conf.d"
+printf '[Manager]\nRuntimeWatchdogSec=60s\nRebootWatchdogSec=3min\n' >"$root/etc/systemd/system.conf.d/watchdog.conf"
+
 # Work for a system that changes its own packages or file system.
 chroot "$root" systemctl --quiet disable dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
 
