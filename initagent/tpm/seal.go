@@ -110,6 +110,7 @@ func (t *TPM) create(m *policy.Secret, kind policy.Kind, digest policy.Digest) (
 		if perr != nil {
 			return nil, perr
 		}
+		t.keepLoaded(key)
 		t.key, t.session = key, nil
 		rsp, err = t.createUnder(key, m, digest)
 	}

@@ -54,7 +54,9 @@ func (t *TPM) StorageKey() (name policy.Name, err error) {
 			key = t.persist(key)
 		}
 	} else if errors.Is(err, errForeignKey) {
-		key, err = t.primary()
+		if key, err = t.primary(); err == nil {
+			t.keepLoaded(key)
+		}
 	}
 	if err != nil {
 		return policy.Name{}, wrap(op, err)
@@ -81,9 +83,11 @@ func (t *TPM) UseStorageKey(want policy.Name) (err error) {
 		if key, err = t.primary(); err != nil {
 			return wrap(op, err)
 		}
-	}
-	if key.name != want {
-		return fmt.Errorf("%s: %w", op, ErrChanged)
+		if key.name != want {
+			_ = t.flush(key.handle)
+			return fmt.Errorf("%s: %w", op, ErrChanged)
+		}
+		t.keepLoaded(key)
 	}
 	// A session of another key proves nothing about this one.
 	t.key, t.session = key, nil
@@ -133,7 +137,9 @@ func checkKey(h tpm2.TPMHandle, public []byte) (*storageKey, error) {
 }
 
 // primary makes the storage root key from the owner seed. It is always the same
-// key until the TPM is cleared.
+// key until the TPM is cleared. The caller flushes it or has it kept: a TPM has
+// room for three objects, and the kernel's resource manager brings all that we
+// hold back into it for every command.
 func (t *TPM) primary() (*storageKey, error) {
 	rsp, err := tpm2.CreatePrimary{
 		PrimaryHandle: owner(tpm2.PasswordAuth(nil)),
@@ -147,8 +153,12 @@ func (t *TPM) primary() (*storageKey, error) {
 		_ = t.flush(rsp.ObjectHandle)
 		return nil, fmt.Errorf("%w: a primary key other than asked for: %w", ErrMalformed, err)
 	}
-	t.endings = append(t.endings, func() error { return t.flush(key.handle) })
 	return key, nil
+}
+
+// keepLoaded leaves a primary key in the TPM until the end.
+func (t *TPM) keepLoaded(key *storageKey) {
+	t.endings = append(t.endings, func() error { return t.flush(key.handle) })
 }
 
 // persist keeps a primary key at the persistent handle, so that later boots
@@ -160,8 +170,10 @@ func (t *TPM) persist(key *storageKey) *storageKey {
 		PersistentHandle: storageHandle,
 	}.Execute(t.t)
 	if err != nil {
+		t.keepLoaded(key)
 		return key
 	}
+	_ = t.flush(key.handle)
 	kept := *key
 	kept.handle = storageHandle
 	return &kept

@@ -141,6 +141,7 @@ func (t *TPM) load(s *policy.Sealed, session tpm2.Session) (*policy.Secret, erro
 		if perr != nil {
 			return nil, perr
 		}
+		defer func() { _ = t.flush(key.handle) }()
 		loaded, err = t.loadUnder(key, s)
 	}
 	if isCode(err, tpm2.TPMRCIntegrity) {
