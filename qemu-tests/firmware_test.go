@@ -1,0 +1,171 @@
+package qemutests
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"unicode/utf16"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/builder/vm"
+)
+
+// secureBootEnable is the variable behind the switch in OVMF's setup: one byte, 1
+// when Secure Boot is on (edk2, SecurityPkg/Include/Guid/AuthenticatedVariableFormat.h).
+var secureBootEnable = secureboot.Variable{Name: "SecureBootEnable", GUID: gpt.MustGUID("f0a30bc7-af08-4556-99c4-001009c93a44")}
+
+// A firmwareVars is OVMF's variable store, as somebody writes it who has the machine
+// open and a programmer on its flash (edk2, MdeModulePkg/Include/Guid/VariableFormat.h).
+type firmwareVars struct {
+	raw []byte // of the file
+	end int    // of the store
+}
+
+const (
+	volumeHeader   = 0x48 // of the firmware volume that holds the store
+	storeHeader    = 28
+	variableHeader = 60
+	variableStart  = 0x55aa
+	variableAdded  = 0x3f
+	variableGone   = 0x3c // was added, in deletion, deleted
+)
+
+// readFirmwareVars reads vars.fd.
+func readFirmwareVars(path string) (*firmwareVars, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) < volumeHeader+storeHeader || raw[volumeHeader+20] != 0x5a {
+		return nil, fmt.Errorf("%s is no variable store", path)
+	}
+	size := int(binary.LittleEndian.Uint32(raw[volumeHeader+16:]))
+	if size > len(raw)-volumeHeader {
+		return nil, fmt.Errorf("%s: a variable store of %d bytes in %d", path, size, len(raw))
+	}
+	return &firmwareVars{raw, volumeHeader + size}, nil
+}
+
+// find returns where a variable's header is and its data begins and ends, and where
+// the next one would be added.
+func (f *firmwareVars) find(v secureboot.Variable) (header, data, end, free int, err error) {
+	var name []byte
+	for _, u := range utf16.Encode([]rune(v.Name + "\x00")) {
+		name = binary.LittleEndian.AppendUint16(name, u)
+	}
+	le := binary.LittleEndian
+	at := volumeHeader + storeHeader
+	for at+variableHeader <= f.end && le.Uint16(f.raw[at:]) == variableStart {
+		h := f.raw[at:]
+		nameSize, dataSize := int(le.Uint32(h[36:])), int(le.Uint32(h[40:]))
+		from := at + variableHeader + nameSize
+		if nameSize < 0 || dataSize < 0 || from+dataSize > f.end {
+			return 0, 0, 0, 0, fmt.Errorf("variable at %#x of %d and %d bytes", at, nameSize, dataSize)
+		}
+		if h[2] == variableAdded && bytes.Equal(h[variableHeader:variableHeader+nameSize], name) && bytes.Equal(h[44:60], diskGUID(v.GUID)) {
+			header, data, end = at, from, from+dataSize
+		}
+		at = (from + dataSize + 3) &^ 3
+	}
+	if header == 0 {
+		err = fmt.Errorf("the firmware has no variable %s", v)
+	}
+	return header, data, end, at, err
+}
+
+// diskGUID is a GUID as firmware stores it: the first three fields little-endian.
+func diskGUID(g gpt.GUID) []byte {
+	return []byte{g[3], g[2], g[1], g[0], g[5], g[4], g[7], g[6], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]}
+}
+
+// get returns a variable's value.
+func (f *firmwareVars) get(v secureboot.Variable) ([]byte, error) {
+	_, data, end, _, err := f.find(v)
+	return f.raw[data:end], err
+}
+
+// set gives a variable that exists another value, and keeps attributes and time.
+func (f *firmwareVars) set(v secureboot.Variable, value []byte) error {
+	header, data, _, free, err := f.find(v)
+	if err != nil {
+		return err
+	}
+	if free+data-header+len(value) > f.end {
+		return errors.New("the variable store is full")
+	}
+	fresh := append(bytes.Clone(f.raw[header:data]), value...)
+	binary.LittleEndian.PutUint32(fresh[40:], uint32(len(value)))
+	copy(f.raw[free:], fresh)
+	f.raw[header+2] = variableGone
+	return nil
+}
+
+// change rewrites a variable of a machine that is off.
+func change(path string, v secureboot.Variable, to func(value []byte) ([]byte, error)) error {
+	f, err := readFirmwareVars(path)
+	if err != nil {
+		return err
+	}
+	value, err := f.get(v)
+	if err == nil {
+		value, err = to(bytes.Clone(value))
+	}
+	if err == nil {
+		err = f.set(v, value)
+	}
+	if err != nil {
+		return fmt.Errorf("change %s: %w", v, err)
+	}
+	return os.WriteFile(path, f.raw, 0o644)
+}
+
+// switchSecureBootOff is the switch in the firmware's setup: the keys stay.
+func switchSecureBootOff(path string) error {
+	return change(path, secureBootEnable, func([]byte) ([]byte, error) { return []byte{0}, nil })
+}
+
+// addToDB lets db trust one more certificate.
+func addToDB(path string, e secureboot.Entry) error {
+	return change(path, secureboot.DB, func(value []byte) ([]byte, error) {
+		db, err := secureboot.ParseDatabase(value)
+		if err != nil {
+			return nil, err
+		}
+		return append(db, e).Marshal()
+	})
+}
+
+// keyEntry is the only entry of a key variable.
+func keyEntry(t testing.TB, s vm.State, v secureboot.Variable) secureboot.Entry {
+	t.Helper()
+	f, err := readFirmwareVars(s.Vars())
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := f.get(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := secureboot.ParseDatabase(value)
+	if err != nil || len(db) != 1 {
+		t.Fatalf("%s holds %v, %v; want one certificate", v, db, err)
+	}
+	return db[0]
+}
+
+// certificatePEM writes the only certificate of a key variable as sbverify wants it.
+func certificatePEM(t testing.TB, s vm.State, v secureboot.Variable) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), v.Name+".pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: keyEntry(t, s, v).Data})
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

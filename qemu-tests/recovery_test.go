@@ -1,0 +1,61 @@
+package qemutests
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/builder/vm"
+)
+
+// TestAcceptAgain: somebody has let db trust one more key. The TPM refuses, wrong
+// recovery keys cost nothing, the right one opens, and once the change was accepted
+// the machine starts by itself again.
+func TestAcceptAgain(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
+		return addToDB(s.Vars(), strangersEntry(t, s))
+	}})
+	g.expectRefusal("PCR 7 (Secure Boot)", "db gained", "stranger")
+	for _, wrong := range []string{wrongKey(p.Notes[recoveryKeyNote]), "not a recovery key"} {
+		g.typeLine(wrong)
+		g.Expect(`Nothing is lost: try again`)
+		g.Expect(asksForKey)
+	}
+	g.openAndAccept(p, "Accepted")
+}
+
+// openAndAccept types the recovery key, accepts the machine as it is, and expects
+// that nothing is asked from the next start on.
+func (g *Guest) openAndAccept(p Provisioned, want string) {
+	g.t.Helper()
+	g.typeLine(p.Notes[recoveryKeyNote])
+	g.Expect(`Say yes only if you know what changed it[^\n]*\[y/N\] `)
+	g.typeLine("y")
+	g.Expect(want)
+	checkSecured(g.t, "opened by the recovery key", g.Boot())
+	var read struct{ Text string }
+	if g.Do(&read, "read", "/var/lib/kept"); read.Text != keptFiles["/var/lib/kept"] {
+		g.t.Errorf("/var/lib/kept holds %q", read.Text)
+	}
+	before := len(g.Console().Text())
+	checkSecured(g.t, "after accepting", g.Reboot())
+	for _, question := range []string{"Recovery key (", "[y/N]"} {
+		if strings.Contains(g.Console().Text()[before:], question) {
+			g.t.Errorf("the boot after accepting asks %q", question)
+		}
+	}
+}
+
+// TestOtherMachine: the disk, and the firmware's keys, in a machine with another TPM.
+func TestOtherMachine(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State, Prepare: vm.State.ResetTPM})
+	g.expectRefusal("the TPM was cleared, is another one, or something stands in between")
+	g.openAndAccept(p, "Bound to this TPM")
+	g.PowerOff()
+	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
+}
