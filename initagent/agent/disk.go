@@ -27,7 +27,7 @@ func (a *Agent) findDisk() error {
 	esp = strings.ToLower(esp)
 	deadline := a.Now().Add(diskTimeout)
 	for {
-		found, err := a.candidates(esp)
+		found, unread, err := a.candidates(esp)
 		if err != nil {
 			return err
 		}
@@ -39,7 +39,8 @@ func (a *Agent) findDisk() error {
 		case len(found) > 1:
 			return fmt.Errorf("%w (%s and %s): detach the one that does not belong here", errTwoDisks, found[0].Name, found[1].Name)
 		case a.Now().After(deadline):
-			return fmt.Errorf("no disk has the partition %s that this system was started from (waited %s)", esp, diskTimeout)
+			none := fmt.Errorf("no disk has the partition %s that this system was started from (waited %s)", esp, diskTimeout)
+			return errors.Join(append([]error{none}, unread...)...)
 		}
 		// A hub or a controller that has just got its driver shows its devices
 		// a little later.
@@ -49,17 +50,19 @@ func (a *Agent) findDisk() error {
 	}
 }
 
-// candidates are the disks present now that can be the one.
-func (a *Agent) candidates(esp string) ([]hw.Disk, error) {
+// candidates are the disks present now that can be the one. Why others could not
+// be read explains, where there is none, what became of it.
+func (a *Agent) candidates(esp string) (found []hw.Disk, unread []error, err error) {
 	disks, err := a.Disks.List()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var found []hw.Disk
 	for _, d := range disks {
 		table, _, err := a.readTable(d)
 		if err != nil {
-			continue // not ours, not ready, or unreadable
+			// Not ours, not ready, or damaged.
+			unread = append(unread, fmt.Errorf("%s: %w", d.Name, err))
+			continue
 		}
 		first, ok := table.ByNumber(layout.ESPNumber)
 		if !ok || first.Type != layout.TypeESP {
@@ -70,7 +73,7 @@ func (a *Agent) candidates(esp string) ([]hw.Disk, error) {
 			found = append(found, d)
 		}
 	}
-	return found, nil
+	return found, unread, nil
 }
 
 func (a *Agent) readTable(d hw.Disk) (*gpt.Table, gpt.Health, error) {
