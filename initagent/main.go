@@ -3,11 +3,14 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"time"
 
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/agent"
+	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 )
@@ -34,18 +37,28 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	const efivars = "/sys/firmware/efi/efivars"
+	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
 	a := &agent.Agent{
 		Machine: hw.Machine{
-			Disks:    hw.LinuxDisks{Sys: "/sys", Dev: "/dev"},
-			Firmware: hw.LinuxFirmware{EFIVars: "/sys/firmware/efi/efivars"},
+			Disks:    disks,
+			Firmware: hw.LinuxFirmware{EFIVars: efivars},
 			Kernel:   kernel,
 			Mapper:   hw.LinuxMapper{Dev: "/dev"},
 			Mounts:   mounts,
 			Power:    hw.LinuxPower{},
+			ESP:      hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Folder: "/run/esp"},
+			Store:    hw.LinuxStore{Root: agent.StateFolder, Mounts: mounts},
+			TPM:      hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
+			Person:   console.Person{ShellPath: "/bin/gosh"},
 			Log:      log,
 			Now:      time.Now,
+			Sleep:    time.Sleep,
+			Memory:   hw.Memory,
 		},
-		Variables: enrol.EFIVarFS{Root: "/sys/firmware/efi/efivars"},
+		Variables: enrol.EFIVarFS{Root: efivars},
+		Random:    rand.Reader,
+		NewKeys:   secureboot.Generate,
 		Root:      "/",
 	}
 	return a.Boot(ctx)

@@ -104,7 +104,8 @@ type Facts struct {
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
-	// RootMade: the root partition was made in this boot.
+	// RootMade: the root partition was made in this boot, or by one that was cut
+	// before the keys were enrolled which lie on it alone.
 	RootMade bool
 	// Stage: the fetcher left a release to be staged. Policy: the TPM's policy
 	// is not the one that the ESP's UKIs call for.
@@ -196,8 +197,13 @@ func table(s State, f Facts) (Step, bool) {
 		}
 		// A table that cannot be written back is no reason not to boot.
 	case TableNew:
-		if f.Epoch < s.Floor {
-			break // never provision for a system that may not run here
+		switch {
+		case f.Epoch < s.Floor:
+			return Step{}, false // never provision for a system that may not run here
+		case f.SecureBoot == contract.Required && (s.Keys == KeysForeign || s.Keys == KeysOff):
+			// Nothing is written to a machine that could not be finished, or that
+			// is in use and only looks new.
+			return Step{Recovery, setupModeWanted}, true
 		}
 		return Step{Partition, "first boot: partitions are missing"}, true
 	}
@@ -236,6 +242,9 @@ func condemn(s State, reason string) Step {
 	return Step{Recovery, reason + "; and there is no other system to fall back to"}
 }
 
+// setupModeWanted tells how a new machine gets its own keys.
+const setupModeWanted = "Secure Boot is not in Setup Mode: open the firmware's setup, choose to reset or clear the Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again"
+
 // keys sees to Secure Boot.
 func keys(s State, f Facts) (Step, bool) {
 	switch s.Keys {
@@ -258,7 +267,7 @@ func keys(s State, f Facts) (Step, bool) {
 		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
 	case KeysForeign, KeysOff:
 		if f.SecureBoot == contract.Required && !provisioned(s) {
-			return Step{Recovery, "Secure Boot is not in Setup Mode: open the firmware's setup, choose to reset or clear the Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again"}, true
+			return Step{Recovery, setupModeWanted}, true
 		}
 	}
 	return Step{}, false

@@ -10,14 +10,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
@@ -27,9 +28,9 @@ import (
 
 // Where things are while the initramfs is the root.
 const (
-	sysroot   = "/sysroot"     // the system
-	stateRoot = "/run/state"   // the root partition's file system
-	runFolder = "/run/halogen" // what the running system may read of this boot
+	systemFolder = "/sysroot"     // the system
+	StateFolder  = "/run/state"   // the root partition's file system
+	runFolder    = "/run/halogen" // what the running system may read of this boot
 )
 
 // maxSteps bounds a boot: a loop that makes no headway ends in the recovery
@@ -43,26 +44,40 @@ const diskTimeout = 20 * time.Second
 type Agent struct {
 	hw.Machine
 	Variables enrol.Variables
-	TPM       Chip
+	// Random is the kernel's generator, which is seeded before user space runs.
+	Random io.Reader
+	// NewKeys makes Secure Boot keys: secureboot.Generate.
+	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 
-	contract *contract.Contract
-	disk     hw.Disk
-	table    *gpt.Table
-	firmware enrol.State
-	pending  *provision.Pending // what the first boot left for the second; or nil
-	lock     *vault.Lock        // of the root partition; or nil
-	secret   *policy.Secret     // only between making the root partition and enrolling, without a TPM
-	init     []string
+	contract  *contract.Contract
+	disk      hw.Disk
+	table     *gpt.Table
+	firmware  enrol.State
+	chip      chip
+	pending   *provision.Pending // what the first boot left for the second; or nil
+	leftovers bool               // the ESP has files of that kind
+	unlocked  bool               // the ESP says that the root partition was opened before
+	lock      *vault.Lock        // of the root partition; or nil
+	secret    *policy.Secret     // only between opening the root partition and enrolling, without a TPM
+	rootOpen  bool               // the kernel has the volume
+	mounted   []string           // what lies on the root partition, or in memory in its place
+	init      []string
 
 	state slot.State
 	facts slot.Facts
 }
 
+// path is where something of the initramfs is.
+func (a *Agent) path(elements ...string) string {
+	return filepath.Join(append([]string{a.Root}, elements...)...)
+}
+
 // Boot runs the machine until it hands over. It returns only when neither the
 // system, nor a restart, nor the recovery console could be had.
 func (a *Agent) Boot(ctx context.Context) error {
+	a.chip.err = errNotOpened
 	a.init = []string{"/sbin/init"}
 	a.begin()
 	for range maxSteps {
@@ -87,7 +102,7 @@ func (a *Agent) begin() {
 		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},
-		{"measure", "the initramfs phase begins", func() error { return a.TPM.Phase(pcr.EnterInitrd) }},
+		{"measure", "the initramfs phase begins", a.enterPhase},
 		{"disk", "the disk that the firmware started from", a.findDisk},
 		{"pending", "what an earlier start has left to do", a.readPending},
 	}
@@ -105,7 +120,7 @@ func (a *Agent) openFirmware() error {
 }
 
 func (a *Agent) readContract() error {
-	text, err := os.ReadFile(filepath.Join(a.Root, contract.Path))
+	text, err := os.ReadFile(a.path(contract.Path))
 	if err != nil {
 		return fmt.Errorf("the UKI carries no boot contract: %w", err)
 	}
@@ -155,8 +170,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	case err == nil:
 	case outcome != nil:
 		*outcome, a.facts.Cause = slot.Failed, err.Error()
-	case step.Kind == slot.SwitchRoot:
-		// The system's own init could not be started: the image is not usable.
+	case errors.Is(err, errNoSystem):
 		a.facts.Verity, a.facts.Cause = slot.Failed, err.Error()
 	default:
 		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)
@@ -184,9 +198,9 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:
-		return errors.Join(a.condemn(), a.Power.Reboot())
+		return errors.Join(a.condemn(), a.reboot())
 	case slot.Reboot:
-		return a.Power.Reboot()
+		return a.reboot()
 	case slot.SwitchRoot:
 		return a.handOver()
 	}

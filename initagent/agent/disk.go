@@ -45,7 +45,7 @@ func (a *Agent) findDisk() error {
 		// A hub or a controller that has just got its driver shows its devices
 		// a little later.
 		if tried, err := a.Kernel.Coldplug(); err != nil || tried == 0 {
-			time.Sleep(20 * time.Millisecond)
+			a.Sleep(20 * time.Millisecond)
 		}
 	}
 }
@@ -93,7 +93,7 @@ func (a *Agent) observeTable() error {
 	}
 	a.table = table
 	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.contract.Root()), layout.VerityUUID(a.contract.Root()))
-	plan, err := layout.NewPlan(table, a.contract.SlotSize, random{})
+	plan, err := layout.NewPlan(table, a.contract.SlotSize, a.Random)
 	switch {
 	case err != nil && a.state.TreeNamed:
 		// It was complete once, or the tree would not carry its name. A

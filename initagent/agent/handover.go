@@ -21,12 +21,12 @@ import (
 // partition it lies in memory and is gone at the next boot.
 func (a *Agent) mountState() error {
 	if a.state.Root != slot.RootOpen {
-		if err := a.Mounts.Mount("tmpfs", stateRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		if err := a.mount("tmpfs", a.path(StateFolder), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
-	text, err := os.ReadFile(filepath.Join(sysroot, stateconf.Path))
+	text, err := os.ReadFile(a.path(systemFolder, stateconf.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = []byte(stateconf.Default), nil
 	}
@@ -46,7 +46,7 @@ func (a *Agent) mountState() error {
 }
 
 func (a *Agent) mountEntry(e stateconf.Entry) error {
-	lower := filepath.Join(sysroot, e.Path)
+	lower := a.path(systemFolder, e.Path)
 	info, err := os.Lstat(lower)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the image has no such folder, so nothing can want it
@@ -61,11 +61,11 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 	name := strings.ReplaceAll(strings.Trim(e.Path, "/"), "/", "-")
 	switch e.Mode {
 	case stateconf.Tmpfs:
-		return a.Mounts.Mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
+		return a.mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
 	case stateconf.Overlay:
-		return a.mountOverlay(lower, filepath.Join(stateRoot, "overlay", name), info)
+		return a.mountOverlay(lower, filepath.Join("overlay", name), info)
 	}
-	return a.mountBind(lower, filepath.Join(stateRoot, "bind", name))
+	return a.mountBind(lower, filepath.Join("bind", name))
 }
 
 func sticky(info fs.FileInfo) fs.FileMode {
@@ -82,27 +82,31 @@ func (a *Agent) mountOverlay(lower, base string, info fs.FileInfo) error {
 		return err
 	}
 	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
-	for _, dir := range []string{upper, work} {
-		if err := os.MkdirAll(dir, info.Mode().Perm()); err != nil {
+	for _, folder := range []string{upper, work} {
+		if err := a.Store.MakeFolder(folder, info.Mode().Perm()); err != nil {
 			return err
 		}
 	}
-	return a.Mounts.Mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work))
+	return a.mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.path(StateFolder, upper), a.path(StateFolder, work)))
 }
 
 // mountBind mounts a folder of the root partition over the image's. It starts
-// as a copy, made beside it and renamed when it is complete and on the disk:
-// cut before the rename, the copy is made again; cut after it, it is there.
-func (a *Agent) mountBind(lower, folder string) error {
-	if _, err := os.Lstat(folder); errors.Is(err, fs.ErrNotExist) {
-		if err := seed(lower, folder); err != nil {
-			return err
-		}
-	} else if err != nil {
+// as a copy.
+func (a *Agent) mountBind(lower, name string) error {
+	if err := a.Store.Seed(lower, name); err != nil {
 		return err
 	}
-	return a.Mounts.Mount(folder, lower, "", unix.MS_BIND, "")
+	return a.mount(a.path(StateFolder, name), lower, "", unix.MS_BIND, "")
+}
+
+// mount mounts what must be gone before the root partition can be closed.
+func (a *Agent) mount(source, target, fstype string, flags uintptr, data string) error {
+	if err := a.Mounts.Mount(source, target, fstype, flags, data); err != nil {
+		return err
+	}
+	a.mounted = append(a.mounted, target)
+	return nil
 }
 
 // A report is what the running system may know of its boot.
@@ -116,20 +120,26 @@ type report struct {
 	Steps   []hw.Entry `json:"steps"`
 }
 
+// errNoSystem marks a failure to start the system's own init: the image is not
+// usable.
+var errNoSystem = errors.New("the system cannot be started")
+
 // handOver ends the initramfs phase and starts the system's init.
 func (a *Agent) handOver() error {
+	a.forget()
 	// From here on nothing that is bound to the initramfs phase unseals.
-	if err := a.TPM.Phase(pcr.LeaveInitrd); err != nil {
+	if err := a.leavePhase(pcr.LeaveInitrd); err != nil {
 		return err
 	}
 	if err := a.writeReport(); err != nil {
 		a.Log.Say("the report of this boot was not written: %v", err)
 	}
-	return a.Mounts.SwitchRoot(sysroot, a.init)
+	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemFolder), a.init))
 }
 
 func (a *Agent) writeReport() error {
-	if err := os.MkdirAll(runFolder, 0o755); err != nil {
+	folder := a.path(runFolder)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
 	text, err := json.MarshalIndent(report{
@@ -140,5 +150,5 @@ func (a *Agent) writeReport() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(runFolder, "boot.json"), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(folder, "boot.json"), append(text, '\n'), 0o644)
 }

@@ -1,22 +1,20 @@
 package agent
 
 import (
-	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
-	"time"
+	"slices"
+	"strings"
 
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 )
 
@@ -43,14 +41,14 @@ func (a *Agent) observeKeys() error {
 
 // judgeKeys: a machine in use has no list of what it enrolled within reach
 // before its root partition is open; whether the firmware holds the same keys
-// still is for PCR 7 to say.
+// still is for PCR 7 to say. What the ESP says about it counts for nothing,
+// since anybody can write there.
 func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys {
-	inUse := a.pending == nil && (a.state.Root == slot.RootLocked || a.state.Root == slot.RootOpen || a.state.Root == slot.RootDamaged)
-	enforced := state.SecureBoot == enrol.On && state.SetupMode != enrol.On
+	inUse := a.state.Root == slot.RootLocked || a.state.Root == slot.RootOpen || a.state.Root == slot.RootDamaged
 	switch {
 	case a.facts.Enrol == slot.Done:
 		return slot.KeysFinished
-	case inUse && enforced:
+	case inUse && enforces(state):
 		return slot.KeysEnrolled
 	case inUse && state.SetupMode == enrol.On:
 		return slot.KeysMissing
@@ -64,36 +62,53 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 	return keys
 }
 
+func enforces(state enrol.State) bool {
+	return state.SecureBoot == enrol.On && state.SetupMode != enrol.On
+}
+
+// ownEnforced reports whether the firmware starts what this machine's own keys
+// signed, so that its db can vouch for a deed. Where Secure Boot is optional it
+// may be somebody else's.
+func (a *Agent) ownEnforced() bool {
+	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, "HalogenOS ") }
+	return enforces(a.firmware) && (a.contract.SecureBoot == contract.Required || slices.ContainsFunc(a.certificates(), own))
+}
+
 // readPending reads what the first boot left for the second, the newest file
-// that makes sense. None is nil.
+// that makes sense. None is nil, and so is an ESP that cannot be read: a machine
+// in use does without, and on any other nothing is lost by starting over.
 func (a *Agent) readPending() error {
-	a.pending = nil
-	return a.readESP(func(esp *fat.FS) error {
-		entries, err := fs.ReadDir(esp, provision.Folder)
+	a.pending, a.leftovers = nil, false
+	err := a.readESP(func(files fs.FS) error {
+		entries, err := fs.ReadDir(files, provision.Folder)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
 		newest := -1
 		for _, e := range entries {
+			a.unlocked = a.unlocked || isGoodLog(e.Name())
 			n, ok := provision.Count(e.Name())
-			if !ok || n < newest {
+			if !ok {
 				continue
 			}
-			text, err := fs.ReadFile(esp, path.Join(provision.Folder, e.Name()))
-			if err != nil {
-				return err
-			}
+			a.leftovers = true
 			// A file that a cut left unfinished is as good as none: it is
 			// written before anything depends on it.
-			if p, err := provision.Parse(text); err == nil {
+			text, err := readFile(files, path.Join(provision.Folder, e.Name()), provision.MaxSize)
+			if err != nil {
+				a.Log.Say("%v", err)
+				continue
+			}
+			if p, err := provision.Parse(text); err == nil && n > newest {
 				a.pending, newest = p, n
 			}
 		}
-		return nil
+		return err
 	})
+	if err != nil {
+		a.Log.Say("what an earlier start may have left on the ESP is not known: %v", err)
+	}
+	return nil
 }
 
 // enrol makes this machine's Secure Boot keys, signs with them what the machine
@@ -110,19 +125,12 @@ func (a *Agent) enrol() error {
 	}
 	defer secret.Wipe()
 	defer keys.Wipe()
-	vendor, err := a.vendorKeys(keys)
+	wanted, err := a.wanted(secret, keys)
 	if err != nil {
 		return err
 	}
-	wanted := keys.Wanted(vendor)
-	a.Log.Say("vendor keys: %s", vendor.Reason)
-	if a.pending == nil {
-		if err := a.keepKeys(secret, keys, wanted); err != nil {
-			return err
-		}
-	}
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
-	return a.writeESP(func(dir enrol.MountedDir) error {
+	err = a.writeESP(func(dir hw.ESPDir) error {
 		results, err := enrol.SignAll(dir, a.firmware, signer)
 		for _, r := range results {
 			a.Log.Say("%s: %s", r.Name, r.Outcome)
@@ -138,7 +146,7 @@ func (a *Agent) enrol() error {
 			Variables: a.Variables, Keys: keys, Wanted: wanted,
 			Time:   secureboot.Timestamp(a.Now(), a.contract.Date()),
 			Signed: func() error { return enrol.CheckSigned(dir, signer) },
-			Pause:  time.Sleep,
+			Pause:  a.Sleep,
 			Say:    func(m string) { a.Log.Say("%s", m) },
 		}
 		if err := e.Run(enrolments); err != nil {
@@ -146,12 +154,31 @@ func (a *Agent) enrol() error {
 		}
 		return a.countEnrolment(dir)
 	})
+	if err == nil && a.state.Root == slot.RootOpen {
+		err = a.Store.Keep(enrolledFile, nil)
+	}
+	return err
+}
+
+// wanted returns what is to be enrolled: what an enrolment that was cut decided,
+// or what is decided now, and then kept together with the keys.
+func (a *Agent) wanted(secret *policy.Secret, keys *secureboot.KeySet) (secureboot.Wanted, error) {
+	if a.pending != nil {
+		return secureboot.ParseWanted(a.pending.Wanted)
+	}
+	vendor, err := a.vendorKeys(keys)
+	if err != nil {
+		return secureboot.Wanted{}, err
+	}
+	a.Log.Say("vendor keys: %s", vendor.Reason)
+	wanted := keys.Wanted(vendor)
+	return wanted, a.keepKeys(secret, keys, wanted)
 }
 
 // countEnrolment makes firmware that forgets its keys at every restart end in
 // the recovery console and not in a loop. Cut before it, one enrolment is not
 // counted.
-func (a *Agent) countEnrolment(dir enrol.MountedDir) error {
+func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 	if a.pending == nil {
 		return nil
 	}
@@ -165,10 +192,13 @@ func (a *Agent) countEnrolment(dir enrol.MountedDir) error {
 }
 
 // ownKeys returns the machine secret and the keys: those that an enrolment which
-// was cut has made, or new ones.
+// was cut has made, or new ones. The caller wipes both.
 func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
+	if a.secret != nil {
+		return a.keysInRoot()
+	}
 	if a.pending != nil {
-		secret, keys, err := a.openPending()
+		secret, keys, _, err := a.openPending()
 		if err == nil {
 			return secret, keys, nil
 		}
@@ -176,14 +206,11 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
 		a.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
 		a.pending = nil
 	}
-	secret := a.secret
-	if secret == nil {
-		var err error
-		if secret, err = policy.NewSecret(rand.Reader); err != nil {
-			return nil, nil, err
-		}
+	secret, err := policy.NewSecret(a.Random)
+	if err != nil {
+		return nil, nil, err
 	}
-	keys, err := secureboot.Generate(rand.Reader, a.contract.Date())
+	keys, err := a.NewKeys(a.Random, a.contract.Date())
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, err
@@ -191,31 +218,48 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
 	return secret, keys, nil
 }
 
-// openPending unseals what the first boot left.
-func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, error) {
-	if a.TPM.Err != nil {
-		return nil, nil, a.TPM.Err
+// keysInRoot is ownKeys for a machine without a TPM, whose keys lie on the root
+// partition from the beginning. It takes the secret over.
+func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, error) {
+	secret := a.secret
+	a.secret = nil
+	keys, err := a.storedKeys(secret)
+	if err == nil && keys == nil {
+		keys, err = a.NewKeys(a.Random, a.contract.Date())
 	}
-	sealed, err := a.pending.SealedSecret()
-	if err != nil {
-		return nil, nil, err
-	}
-	secret, _, err := a.TPM.tpm.Unseal(sealed)
-	if err != nil {
-		return nil, nil, err
-	}
-	keys, err := provision.UnwrapKeys(secret, a.pending.Keys)
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, err
 	}
 	return secret, keys, nil
+}
+
+// openPending unseals what the first boot left, and returns the record that
+// allowed it; nil where the TPM holds none. The caller wipes secret and keys.
+func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Record, error) {
+	if a.chip.err != nil {
+		return nil, nil, nil, a.chip.err
+	}
+	sealed, err := a.pending.SealedSecret()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	secret, record, err := a.chip.tpm.Unseal(sealed)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	keys, err := provision.UnwrapKeys(secret, a.pending.Keys)
+	if err != nil {
+		secret.Wipe()
+		return nil, nil, nil, err
+	}
+	return secret, keys, record, nil
 }
 
 // keepKeys puts the private keys where only the initramfs phase of this UKI on
 // this machine can read them.
 func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, wanted secureboot.Wanted) error {
-	wrapped, err := provision.WrapKeys(rand.Reader, secret, keys)
+	wrapped, err := provision.WrapKeys(a.Random, secret, keys)
 	if err != nil {
 		return err
 	}
@@ -237,7 +281,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, wanted 
 	if err != nil {
 		return err
 	}
-	if err := a.writeESP(func(dir enrol.MountedDir) error { return writePending(dir, text) }); err != nil {
+	if err := a.writeESP(func(dir hw.ESPDir) error { return writePending(dir, text) }); err != nil {
 		return err
 	}
 	a.pending = p
@@ -246,25 +290,63 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, wanted 
 
 // writePending writes the first file of its kind. What lies under its name is
 // of a start that was cut before anything depended on it.
-func writePending(dir enrol.MountedDir, text []byte) error {
-	if err := os.MkdirAll(filepath.Join(dir.Root, provision.Folder), 0o700); err != nil {
+func writePending(dir hw.ESPDir, text []byte) error {
+	if err := dir.MakeFolder(provision.Folder); err != nil {
 		return err
 	}
 	if err := dir.SyncDir(path.Dir(provision.Folder)); err != nil {
 		return err
 	}
+	if err := removeFiles(dir, isPending); err != nil {
+		return err
+	}
+	return enrol.Replace(dir, provision.Name(0), text)
+}
+
+func isPending(name string) bool {
+	_, ours := provision.Count(name)
+	return ours
+}
+
+// removeFiles takes away those files of our folder whose name is one of these.
+// Each is overwritten first, as far as the medium lets us: where the TPM has no
+// NV index, the object that the first boot leaves is bound to less than the one
+// that takes its place. Cut before the name is gone, it is removed the next
+// time.
+func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
 	names, err := dir.List(provision.Folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if _, ours := provision.Count(n.Name); ours {
-			if err := dir.Remove(path.Join(provision.Folder, n.Name)); err != nil {
-				return err
-			}
+		if n.Folder || !these(n.Name) {
+			continue
+		}
+		name := path.Join(provision.Folder, n.Name)
+		if err := overwrite(dir, name); err != nil {
+			return fmt.Errorf("overwrite %s: %w", name, err)
+		}
+		if err := dir.Remove(name); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
 		}
 	}
-	return enrol.Replace(dir, provision.Name(0), text)
+	return dir.SyncDir(provision.Folder)
+}
+
+func overwrite(dir hw.ESPDir, name string) error {
+	old, err := dir.Read(name)
+	if err != nil {
+		return nil // damaged: its name can go, and that is all that can be done
+	}
+	f, err := dir.Open(name)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, len(old)), 0)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // sealProvisionally seals the machine secret to the initramfs phase of the
@@ -288,7 +370,7 @@ func (a *Agent) sealProvisionally(secret *policy.Secret) (*policy.Sealed, error)
 // vendorKeys decides about the certificates of others, from the event log.
 func (a *Agent) vendorKeys(keys *secureboot.KeySet) (secureboot.Vendor, error) {
 	var drivers secureboot.Drivers
-	if log, _, err := readLog(); err == nil {
+	if log, _, err := a.readLog(); err == nil {
 		drivers = log.Drivers()
 	} else {
 		a.Log.Say("option ROMs are not known: %v", err)
@@ -296,8 +378,8 @@ func (a *Agent) vendorKeys(keys *secureboot.KeySet) (secureboot.Vendor, error) {
 	return secureboot.VendorCertificates(a.contract.VendorKeys, keys.Owner, drivers, a.firmware.Factory)
 }
 
-// ownCertificates are the certificates that the firmware's db holds.
-func (a *Agent) ownCertificates() []*x509.Certificate {
+// certificates are those that the firmware's db holds.
+func (a *Agent) certificates() []*x509.Certificate {
 	var out []*x509.Certificate
 	for _, e := range a.firmware.DB.Content {
 		if e.Type != secureboot.TypeX509 {

@@ -2,39 +2,26 @@ package agent
 
 import (
 	"errors"
-	"os"
-	"os/exec"
-	"sync"
-	"syscall"
+	"fmt"
 	"time"
-
-	"halogenos.internal/initagent/console"
 )
 
-// recover opens the recovery console: a shell on every console, with nothing in
-// reach that was not typed in. Leaving one of them restarts the machine.
+// recover opens the recovery console: a shell on every terminal, with nothing in
+// reach that was not typed in. Leaving it restarts the machine.
+//
+// The order: the secrets go, the root partition is closed, and the TPM learns
+// that the boot has ended; only then anybody but us gets to run anything. If one
+// of these fails there is no console.
 func (a *Agent) recover(reason string) error {
 	a.Log.Say("RECOVERY: %s", reason)
-	// Whatever the TPM releases to the initramfs phase, it no longer does.
-	if err := a.TPM.Phase("recovery"); err != nil {
-		a.Log.Say("no console: the TPM could not be told that the boot has ended: %v", err)
+	a.forget()
+	if err := errors.Join(a.closeRoot(), a.leavePhase("recovery")); err != nil {
+		a.Log.Say("no console: %v", err)
 		return errors.Join(err, a.restart())
 	}
 	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
-	shellPath, err := exec.LookPath("/bin/gosh")
-	if err != nil {
-		return errors.Join(err, a.restart())
-	}
-	var once sync.Once
-	left := make(chan error, 1)
-	for _, tty := range console.Terminals() {
-		go func() {
-			err := shell(shellPath, tty)
-			once.Do(func() { left <- err })
-		}()
-	}
-	if err := <-left; err != nil {
-		a.Log.Say("the recovery console ended: %v", err)
+	if err := a.Person.Shell(); err != nil {
+		a.Log.Say("%v", err)
 	}
 	return a.restart()
 }
@@ -42,20 +29,43 @@ func (a *Agent) recover(reason string) error {
 // restart waits long enough for what is on the screen to be read.
 func (a *Agent) restart() error {
 	a.Log.Say("restarting in 10 seconds")
-	time.Sleep(10 * time.Second)
+	a.Sleep(10 * time.Second)
+	return a.reboot()
+}
+
+// reboot ends the boot.
+func (a *Agent) reboot() error {
+	a.forget()
+	if err := a.closeRoot(); err != nil {
+		a.Log.Say("%v", err) // what was written is flushed by the restart all the same
+	}
 	return a.Power.Reboot()
 }
 
-func shell(path, tty string) error {
-	f, err := os.OpenFile(tty, os.O_RDWR, 0)
-	if err != nil {
-		return err
+// forget wipes what the boot still knows.
+func (a *Agent) forget() {
+	if a.secret != nil {
+		a.secret.Wipe()
+		a.secret = nil
 	}
-	defer f.Close()
-	cmd := exec.Command(path)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, f
-	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=linux"}
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	return cmd.Run()
+}
+
+// closeRoot takes the root partition away again, and the volume key out of the
+// kernel with it.
+func (a *Agent) closeRoot() error {
+	for len(a.mounted) > 0 {
+		last := len(a.mounted) - 1
+		if err := a.Mounts.Unmount(a.mounted[last]); err != nil {
+			return fmt.Errorf("close the root partition: %w", err)
+		}
+		a.mounted = a.mounted[:last]
+	}
+	if !a.rootOpen {
+		return nil
+	}
+	if err := a.Mapper.Close(rootDevice); err != nil {
+		return fmt.Errorf("close the root partition: %w", err)
+	}
+	a.rootOpen = false
+	return nil
 }

@@ -1,15 +1,10 @@
 package agent
 
 import (
-	"crypto/rand"
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/argon2"
@@ -32,9 +27,10 @@ const rootDevice = "root"
 
 // Where the root partition has what is initagent's own.
 const (
-	ownFolder  = "halogen"
-	keysFile   = "secure-boot-keys"
-	wantedFile = "secure-boot-wanted"
+	ownFolder    = "halogen"
+	keysFile     = ownFolder + "/secure-boot-keys"
+	wantedFile   = ownFolder + "/secure-boot-wanted"
+	enrolledFile = ownFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 
 // observeRoot looks at the root partition, until it is open.
@@ -61,25 +57,54 @@ func (a *Agent) observeRoot() error {
 	return nil
 }
 
-// observeLoss tells a root partition that was never made from one whose header
-// was lost. Only a machine between its first and second boot makes one: what it
-// made its keys with is still there.
+// observeLoss tells a root partition that was never finished from one that was
+// lost. Between its first boot, which cleared the place and made the keys, and
+// the end of its second a machine may find anything there that a cut has left,
+// and makes it anew. After that it makes none, whatever the disk looks like.
 func (a *Agent) observeLoss() error {
 	making := a.state.Root == slot.RootBlank || a.state.Root == slot.RootUnfinished
-	if making && a.state.Keys == slot.KeysEnrolled && a.pending == nil {
+	if !making && a.state.Root != slot.RootDamaged {
+		return nil
+	}
+	between, err := a.betweenBoots()
+	if err != nil {
+		a.Log.Say("whether the root partition was made before is not known: %v", err)
+	}
+	switch {
+	case between:
+		if !making {
+			a.state.Root = slot.RootUnfinished
+		}
+	case making && (a.unlocked || a.state.Keys == slot.KeysEnrolled || a.state.Keys == slot.KeysUnneeded && a.ownEnforced()):
 		a.state.Root = slot.RootDamaged
-		a.facts.Cause = "its header is empty, although this machine's keys were enrolled before"
+		a.facts.Cause = "its header is empty, although it was made before"
 	}
 	return nil
+}
+
+// betweenBoots reports whether this machine's first boot has left its keys, and
+// no second one has finished since. Where the TPM holds a record that is for it
+// to say, since on the ESP anybody can put back what was there.
+func (a *Agent) betweenBoots() (bool, error) {
+	if a.pending == nil || a.chip.err != nil || a.state.Keys != slot.KeysEnrolled {
+		return false, nil
+	}
+	sealed, err := a.pending.SealedSecret()
+	if err != nil || sealed.Kind != policy.KindNV {
+		return err == nil, err
+	}
+	record, err := a.chip.tpm.ReadRecord(sealed)
+	return err == nil && record.Provisional(), err
 }
 
 // seal seals the machine secret to an NV index with this record, or, where the
 // TPM has no room or no command for one, to the one boot.
 func (a *Agent) seal(secret *policy.Secret, boot policy.Boot, record *policy.Record) (*policy.Sealed, error) {
-	t := a.TPM.tpm
+	t := a.chip.tpm
 	if _, err := t.StorageKey(); err != nil {
 		return nil, err
 	}
+	a.clearIndexes()
 	sealed, err := a.sealIndex(secret, record)
 	if err == nil {
 		return sealed, nil
@@ -91,10 +116,22 @@ func (a *Agent) seal(secret *policy.Secret, boot policy.Boot, record *policy.Rec
 	return t.SealPCR(secret, record.PCRs(), boot)
 }
 
+// clearIndexes deletes the NV indexes that a provisioning left when it was cut
+// before anything depended on them: a TPM has room for a few only.
+func (a *Agent) clearIndexes() {
+	left, err := a.chip.tpm.Abandoned()
+	for _, index := range left {
+		err = errors.Join(err, a.chip.tpm.Undefine(index.Handle))
+	}
+	if err != nil {
+		a.Log.Say("what an earlier start left in the TPM was not cleared: %v", err)
+	}
+}
+
 // sealIndex defines the index, writes the record, seals, and unseals once to see
 // that this TPM does what was computed.
 func (a *Agent) sealIndex(secret *policy.Secret, record *policy.Record) (*policy.Sealed, error) {
-	t := a.TPM.tpm
+	t := a.chip.tpm
 	key, err := secret.WriteKey()
 	if err != nil {
 		return nil, err
@@ -130,7 +167,9 @@ type owner struct {
 }
 
 func (o *owner) wipe() {
-	o.secret.Wipe()
+	if o.secret != nil {
+		o.secret.Wipe()
+	}
 	if o.keys != nil {
 		o.keys.Wipe()
 	}
@@ -143,40 +182,61 @@ func (o *owner) deedKey() *rsa.PrivateKey {
 	return o.keys.DB.Key
 }
 
+// errMade refuses to make a root partition where there was one: what is left on
+// the ESP, and in the header, anybody can write.
+var errMade = errors.New("the TPM knows that this machine's root partition was made before: it is not made again by itself")
+
 // owner takes up what the first boot left, or, where Secure Boot is optional and
-// nothing was enrolled, makes a secret.
+// nothing was enrolled, makes a secret. The caller wipes it.
 func (a *Agent) owner() (*owner, error) {
 	o := new(owner)
 	var err error
-	if a.pending != nil {
-		if o.secret, o.keys, err = a.openPending(); err != nil {
-			return nil, fmt.Errorf("the keys of the first boot: %w", err)
-		}
-		if o.sealed, err = a.pending.SealedSecret(); err != nil {
-			return nil, err
-		}
-		if err := a.checkEnforced(); err != nil {
-			return nil, err
-		}
-	} else if o.secret, err = policy.NewSecret(rand.Reader); err != nil {
+	if a.pending != nil && a.state.Keys == slot.KeysEnrolled {
+		err = a.takePending(o)
+	} else {
+		o.secret, err = policy.NewSecret(a.Random)
+	}
+	if err == nil && a.chip.err == nil {
+		err = a.bind(o)
+	}
+	if err != nil {
+		o.wipe()
 		return nil, err
 	}
-	if a.TPM.Err != nil {
-		return o, nil
+	return o, nil
+}
+
+func (a *Agent) takePending(o *owner) (err error) {
+	if err := a.checkEnforced(); err != nil {
+		return err
 	}
+	var record *policy.Record
+	if o.secret, o.keys, record, err = a.openPending(); err != nil {
+		return fmt.Errorf("the keys of the first boot: %w", err)
+	}
+	if record != nil && !record.Provisional() {
+		return errMade
+	}
+	o.sealed, err = a.pending.SealedSecret()
+	return err
+}
+
+// bind seals the secret, where it is not: to an index whose record says that
+// there is no volume yet, or to this boot alone.
+func (a *Agent) bind(o *owner) (err error) {
 	if o.boot, err = a.expected(); err != nil {
-		return nil, err
+		return err
 	}
-	switch {
-	case o.sealed == nil:
-		o.sealed, err = a.seal(o.secret, o.boot, &policy.Record{
-			Floor: a.contract.Epoch, Branches: []policy.Branch{a.branch(o.boot)}, Volume: [32]byte{1}, // replaced once there is a volume
-		})
-	case o.sealed.Kind == policy.KindPCR:
-		// The first boot could not bind it to PCR 7.
-		o.sealed, err = a.TPM.tpm.SealPCR(o.secret, policy.Bound(), o.boot)
+	if o.sealed == nil {
+		if o.sealed, err = a.sealProvisionally(o.secret); err != nil {
+			return err
+		}
 	}
-	return o, err
+	if o.sealed.Kind == policy.KindPCR {
+		// The provisional object leaves PCR 7 out.
+		o.sealed, err = a.chip.tpm.SealPCR(o.secret, policy.Bound(), o.boot)
+	}
+	return err
 }
 
 // branch is the running release's entry in the record.
@@ -187,22 +247,20 @@ func (a *Agent) branch(boot policy.Boot) policy.Branch {
 // makeRoot makes the root partition.
 //
 // The order: the volume is formatted with a mark that says unfinished; file
-// system, keys and the TPM's record follow; the recovery key is shown; then the
-// mark goes. Cut before that, all of it is made again, with another recovery
-// key, and nobody has used the one that was shown. Cut after it, the volume
-// opens, and what the first boot left on the ESP is removed at the next boot.
+// system and keys follow; the recovery key is shown; the mark goes; and the
+// TPM's record binds everything to this volume and to PCR 7. Cut before the mark
+// is gone, all of it is made again, with another recovery key, and nobody has
+// used the one that was shown. Cut after it, the volume opens under the first
+// boot's record, which the unlock then completes. Once the record is complete
+// nothing on the disk makes this machine make another root partition. What the
+// first boot left on the ESP goes last.
 func (a *Agent) makeRoot() error {
 	o, err := a.owner()
 	if err != nil {
 		return err
 	}
-	keep := false
-	defer func() {
-		if !keep {
-			o.wipe()
-		}
-	}()
-	recovery, err := luks2.NewRecoveryKey(rand.Reader)
+	defer o.wipe()
+	recovery, err := luks2.NewRecoveryKey(a.Random)
 	if err != nil {
 		return err
 	}
@@ -223,68 +281,72 @@ func (a *Agent) makeRoot() error {
 	if err := a.keepInRoot(o); err != nil {
 		return err
 	}
-	if err := a.recordVolume(o, volumeKey); err != nil {
+	if err := a.showRecoveryKey(&recovery); err != nil {
+		return err
+	}
+	if err := lock.Finish(a.Random, f); err != nil {
+		return err
+	}
+	if err := a.recordVolume(o.secret, o.sealed, o.boot, volumeKey); err != nil {
 		return err
 	}
 	if err := a.capVolume(volumeKey); err != nil {
 		return err
 	}
-	if err := a.showRecoveryKey(&recovery); err != nil {
-		return err
-	}
-	if err := lock.Finish(f); err != nil {
-		return err
-	}
 	a.lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
-	if a.TPM.Err != nil {
-		a.secret, keep = o.secret, true // the Secure Boot keys are still to come
-		return nil
+	if a.chip.err != nil {
+		a.secret, o.secret = o.secret, nil // the Secure Boot keys are still to come
 	}
-	return a.removePending()
+	a.tidyUp()
+	return nil
 }
 
 func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*vault.Lock, []byte, error) {
 	partition, _ := a.table.ByNumber(layout.RootNumber)
 	_, size := a.table.Bytes(partition)
-	uuid, err := gpt.RandomGUID(rand.Reader)
+	uuid, err := gpt.RandomGUID(a.Random)
 	if err != nil {
 		return nil, nil, err
 	}
-	memory, err := keyMemory(runtime.NumCPU())
+	memory, err := a.keyMemory(runtime.NumCPU())
 	if err != nil {
 		return nil, nil, err
 	}
-	return vault.Make(f, vault.Options{
+	return vault.Make(a.Random, f, vault.Options{
 		UUID: uuid.String(), Size: size, SectorSize: 4096, Memory: memory, CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
 	})
 }
 
-// keyTime is what one try of a recovery key is meant to take on this machine.
-const keyTime = 2 * time.Second
+// keyTime is what one try of a recovery key is meant to take on this machine,
+// and minKeyMemory what it takes at least of its memory, in bytes, if there is
+// so much.
+const (
+	keyTime      = 2 * time.Second
+	minKeyMemory = 64 << 20
+)
 
 // keyMemory is how much memory, in bytes, a keyslot's key derivation may be told
 // the machine has, so that it takes about keyTime: a slow machine gets a cheaper
 // keyslot, as cryptsetup's benchmark does it. The key has 256 bits of its own.
-func keyMemory(cpus int) (uint64, error) {
-	memory, err := machineMemory()
-	if err != nil {
-		return 0, err
+func (a *Agent) keyMemory(cpus int) (uint64, error) {
+	memory, err := a.Memory()
+	if err != nil || memory <= minKeyMemory {
+		return memory, err
 	}
 	const probe, passes = 16 << 10, 4 // KiB; luks2.Argon2id's passes
 	start := time.Now()
 	argon2.IDKey([]byte("probe"), make([]byte, 16), 1, probe, uint8(min(cpus, 4)), 32)
 	took := max(time.Since(start), time.Millisecond)
 	affordable := uint64(float64(probe<<10) * float64(keyTime) / float64(took) / passes)
-	return min(memory, max(2*affordable, 64<<20)), nil // a keyslot takes half
+	return min(memory, max(2*affordable, minKeyMemory)), nil // a keyslot takes half
 }
 
-func machineMemory() (uint64, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, fmt.Errorf("size of the machine's memory: %w", err)
-	}
-	return info.Totalram * uint64(info.Unit), nil
+// keyLimit is how much memory, in bytes, a key derivation that a header asks for
+// may take. It comes from the disk, and running out of memory ends PID 1.
+func (a *Agent) keyLimit() (uint64, error) {
+	memory, err := a.Memory()
+	return memory / 4 * 3, err
 }
 
 // openRoot gives the volume to the kernel and mounts its file system, which it
@@ -310,41 +372,38 @@ func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
 	if err != nil {
 		return err
 	}
+	a.rootOpen = true
 	if err := a.Kernel.Load(a.contract.RootFileSystem); err != nil {
 		return err
 	}
 	if fresh {
-		if err := a.makeFileSystem(device); err != nil {
+		if err := a.Store.MakeFileSystem(a.contract.RootFileSystem, device, a.path(systemFolder)); err != nil {
 			return err
 		}
 	}
-	return a.Mounts.Mount(device, stateRoot, a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
+	return a.mount(device, a.path(StateFolder), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
 }
 
-// makeFileSystem runs the mkfs of the verified system image, inside it: the
-// initramfs needs none, and what runs is as verified as we are.
-func (a *Agent) makeFileSystem(device string) error {
-	dev := filepath.Join(sysroot, "dev")
-	if err := a.Mounts.Mount("/dev", dev, "", unix.MS_BIND, ""); err != nil {
-		return err
+// healHeader restores the copy of the LUKS2 header that a cut or a bad sector has
+// left behind the other one. It is not worth a boot.
+func (a *Agent) healHeader() {
+	if a.lock.Health.Good() {
+		return
 	}
-	args := map[string][]string{
-		"ext4":  {"-q", "-F", "-L", "halogen-root", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1", device},
-		"btrfs": {"-q", "-f", "-L", "halogen-root", device},
-	}[a.contract.RootFileSystem]
-	cmd := exec.Command("/sbin/mkfs."+a.contract.RootFileSystem, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: sysroot}
-	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	out, err := cmd.CombinedOutput()
+	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
+	if err == nil {
+		err = errors.Join(a.lock.Header.Heal(a.Random, f), f.Close())
+	}
 	if err != nil {
-		err = fmt.Errorf("make the root partition's file system: mkfs.%s of the system image: %w: %s", a.contract.RootFileSystem, err, out)
+		a.Log.Say("one copy of the root partition's header is damaged, and was not restored: %v", err)
+		return
 	}
-	return errors.Join(err, a.Mounts.Unmount(dev))
+	a.Log.Say("one copy of the root partition's header was damaged, and is restored")
 }
 
 // keepInRoot moves what the first boot left on the ESP to the root partition.
 func (a *Agent) keepInRoot(o *owner) error {
-	if a.pending == nil {
+	if o.keys == nil {
 		return nil
 	}
 	wanted, err := secureboot.ParseWanted(a.pending.Wanted)
@@ -360,26 +419,23 @@ func (a *Agent) storeKeys(wrapped []byte, wanted secureboot.Wanted) error {
 	if err != nil {
 		return err
 	}
-	folder := filepath.Join(stateRoot, ownFolder)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	if err := a.Store.MakeFolder(ownFolder, 0o700); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{keysFile: wrapped, wantedFile: public} {
-		if err := writeSynced(filepath.Join(folder, name), content); err != nil {
-			return err
-		}
+	if err := a.Store.Keep(wantedFile, public); err != nil {
+		return err
 	}
-	return syncFolder(folder)
+	return a.Store.Keep(keysFile, wrapped)
 }
 
 // recordVolume binds the TPM's record to the volume and to PCR 7 as it is now.
 // Nothing that an earlier record allowed unseals any more.
-func (a *Agent) recordVolume(o *owner, volumeKey []byte) error {
-	if o.sealed == nil || o.sealed.Kind != policy.KindNV {
+func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, boot policy.Boot, volumeKey []byte) error {
+	if sealed == nil || sealed.Kind != policy.KindNV {
 		return nil
 	}
-	return a.writeRecord(o.secret, o.sealed, &policy.Record{
-		Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(o.boot)},
+	return a.writeRecord(secret, sealed, &policy.Record{
+		Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(boot)},
 	})
 }
 
@@ -388,31 +444,18 @@ func (a *Agent) writeRecord(secret *policy.Secret, sealed *policy.Sealed, r *pol
 	if err != nil {
 		return err
 	}
-	return a.TPM.tpm.WriteRecord(sealed.NVIndex, key, r)
+	return a.chip.tpm.WriteRecord(sealed.NVIndex, key, r)
 }
 
 // capVolume measures the volume key, so that nothing unseals a second time.
 func (a *Agent) capVolume(volumeKey []byte) error {
-	if a.TPM.Err != nil {
+	if a.chip.err != nil {
 		return nil
 	}
 	event := policy.VolumeEvent(volumeKey)
-	return a.TPM.tpm.Extend(pcr.SystemID, event[:])
-}
-
-func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	if err := a.chip.tpm.Extend(pcr.SystemID, event[:]); err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncFolder(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	a.chip.capped = true
+	return nil
 }

@@ -2,24 +2,18 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/vault"
 )
-
-// random is the kernel's generator, which is seeded before user space runs.
-type random struct{}
-
-func (random) Read(p []byte) (int, error) { return rand.Read(p) }
 
 // writeTable puts a table on the disk and makes the kernel use it. Cut before
 // it, the old table stands; cut during it, one of the two copies is good
@@ -40,15 +34,55 @@ func (a *Agent) writeTable(t *gpt.Table) error {
 // partition makes the partitions that an installation leaves out. All come in
 // one table, so a cut leaves all of them or none; their contents are made
 // afterwards, and each carries a UUID that names no content until then.
+//
+// What a disk held before must not pass for a root partition, so the place of
+// its header is zeroed while no table leads there yet; and what an earlier
+// installation left on the ESP goes. Cut before the table is written, all of
+// this is done again.
 func (a *Agent) partition() error {
-	plan, err := layout.NewPlan(a.table, a.contract.SlotSize, random{})
+	plan, err := layout.NewPlan(a.table, a.contract.SlotSize, a.Random)
 	if err != nil {
 		return err
 	}
 	for _, change := range plan.Changes {
 		a.Log.Say("%s: %s", a.disk.Name, change)
 	}
+	if _, there := a.table.ByNumber(layout.RootNumber); !there {
+		if err := errors.Join(a.clearFolder(), a.clearRoot(plan.Table)); err != nil {
+			return err
+		}
+	}
 	return a.writeTable(plan.Table)
+}
+
+func (a *Agent) clearFolder() error {
+	if !a.leftovers && !a.unlocked {
+		return nil
+	}
+	err := a.writeESP(func(dir hw.ESPDir) error {
+		return removeFiles(dir, func(name string) bool { return isPending(name) || isGoodLog(name) })
+	})
+	if err != nil {
+		return fmt.Errorf("clear what an earlier installation left on the ESP: %w", err)
+	}
+	a.pending, a.leftovers, a.unlocked = nil, false, false
+	return nil
+}
+
+func (a *Agent) clearRoot(t *gpt.Table) error {
+	root, ok := t.ByNumber(layout.RootNumber)
+	if !ok {
+		return fmt.Errorf("the plan for %s has no root partition", a.disk.Name)
+	}
+	at, _ := t.Bytes(root)
+	f, err := a.Disks.Open(a.disk, true)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(block.Zero(f, at, vault.HeaderArea), f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("clear the start of the root partition: %w", err)
+	}
+	return nil
 }
 
 // makeTree generates the verity tree of slot A and gives the slot its name.
@@ -87,8 +121,7 @@ func (a *Agent) makeTree(ctx context.Context) error {
 	return a.writeTable(layout.Rename(a.table, s, layout.SystemUUID(want), layout.VerityUUID(want)))
 }
 
-// openVerity opens and mounts the system image. The first block is read before
-// the file system is: a wrong root hash shows there, and nowhere earlier.
+// openVerity opens and mounts the system image.
 func (a *Agent) openVerity(ctx context.Context) error {
 	s := a.state.Booted
 	data, err := a.Disks.PartitionPath(a.disk, s.SystemNumber())
@@ -108,25 +141,10 @@ func (a *Agent) openVerity(ctx context.Context) error {
 		RestartOnCorruption: a.state.Trial,
 	})
 	if err != nil {
-		return err
-	}
-	if err := readFirst(device); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
-	if err := a.Mounts.Mount(device, sysroot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.path(systemFolder), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
-	}
-	return nil
-}
-
-func readFirst(device string) error {
-	f, err := os.Open(device)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := io.ReadFull(f, make([]byte, verity.BlockSize)); err != nil {
-		return fmt.Errorf("first read through dm-verity: %w", err)
 	}
 	return nil
 }

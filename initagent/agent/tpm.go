@@ -3,8 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
@@ -12,56 +10,76 @@ import (
 	"halogenos.internal/initagent/tpm"
 )
 
-// Where the kernel keeps the TPM's resource manager and the firmware's log.
-const (
-	tpmDevice = "/dev/tpmrm0"
-	eventLog  = "/sys/kernel/security/tpm0/binary_bios_measurements"
-)
-
-// A Chip is the machine's TPM, or the reason why there is none: absence is a
-// fact, and everything that needs a TPM asks Err first.
-type Chip struct {
-	tpm *tpm.TPM
-	Err error
+// A chip is the machine's TPM, or the reason why there is none: absence is a
+// fact, and everything that needs a TPM asks err first.
+type chip struct {
+	tpm    *tpm.TPM
+	err    error
+	capped bool // PCR 15 was extended in this boot
 }
 
-// OpenTPM opens the machine's TPM.
-func OpenTPM() Chip {
-	t, err := tpm.Open(tpmDevice)
-	return Chip{t, err}
-}
+// errNotOpened is why there is no TPM before the boot has come to it.
+var errNotOpened = errors.New("the TPM was not opened yet")
 
-// openTPM is OpenTPM as a step: a missing TPM is a fact and no error.
+// openTPM opens the TPM; that one is missing is a fact and no error.
 func (a *Agent) openTPM() error {
-	a.TPM = OpenTPM()
-	if a.TPM.Err != nil && !errors.Is(a.TPM.Err, tpm.ErrAbsent) {
-		a.Log.Say("the TPM cannot be used: %v", a.TPM.Err)
+	a.chip.tpm, a.chip.err = a.TPM.Open()
+	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
+		a.Log.Say("the TPM cannot be used: %v", a.chip.err)
 	}
-	a.facts.TPMPresent = a.TPM.Err == nil
+	a.facts.TPMPresent = a.chip.err == nil
 	return nil
 }
 
-// Phase measures a phase of the boot into PCR 11, as systemd-pcrphase does.
-func (c Chip) Phase(word string) error {
-	if c.Err != nil {
+// enterPhase measures the beginning of the initramfs phase into PCR 11, as
+// systemd-pcrphase does.
+func (a *Agent) enterPhase() error {
+	if a.chip.err != nil {
 		return nil // nothing is bound to it
 	}
-	if err := c.tpm.ExtendText(pcr.KernelImage, word); err != nil {
-		return fmt.Errorf("measure phase %q: %w", word, err)
+	if err := a.chip.tpm.ExtendText(pcr.KernelImage, pcr.EnterInitrd); err != nil {
+		return fmt.Errorf("measure phase %q: %w", pcr.EnterInitrd, err)
+	}
+	return nil
+}
+
+// leavePhase ends the initramfs phase, for the TPM: from here on it releases
+// nothing that is bound to it, whoever asks. It comes before anything but
+// initagent runs, on every path. A TPM that was not there or did not answer
+// when the boot began may be there now, and what runs afterwards could measure
+// and unseal at leisure: so it is asked once more, and only one that is absent
+// or dead is passed over.
+func (a *Agent) leavePhase(word string) error {
+	if a.chip.err != nil {
+		a.chip.tpm, a.chip.err = a.TPM.Open()
+	}
+	switch {
+	case errors.Is(a.chip.err, tpm.ErrAbsent):
+		return nil
+	case a.chip.err != nil:
+		return fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", a.chip.err)
+	}
+	err := a.chip.tpm.ExtendText(pcr.KernelImage, word)
+	if err == nil && !a.chip.capped {
+		if err = a.chip.tpm.ExtendText(pcr.SystemID, word); err == nil {
+			a.chip.capped = true
+		}
+	}
+	if errors.Is(err, tpm.ErrFailed) {
+		a.Log.Say("the TPM is in failure mode: it releases nothing before the machine is switched off and on")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
 	}
 	return nil
 }
 
 // readLog reads the firmware's event log.
-func readLog() (*pcr.Log, []byte, error) {
-	f, err := os.Open(eventLog)
+func (a *Agent) readLog() (*pcr.Log, []byte, error) {
+	raw, err := a.TPM.EventLog()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the event log: %w", err)
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, pcr.MaxLog+1))
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the event log: %w", err)
+		return nil, nil, err
 	}
 	log, err := pcr.ParseLog(raw)
 	return log, raw, err
@@ -99,7 +117,7 @@ func (a *Agent) expected() (policy.Boot, error) {
 	if err != nil {
 		return policy.Boot{}, fmt.Errorf("the UKI on the ESP: %w", err)
 	}
-	log, _, err := readLog()
+	log, _, err := a.readLog()
 	if err != nil {
 		return policy.Boot{}, err
 	}
@@ -108,7 +126,7 @@ func (a *Agent) expected() (policy.Boot, error) {
 		return policy.Boot{}, err
 	}
 	want := policy.Boot{PCR7: told.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}
-	now, err := a.TPM.tpm.Now()
+	now, err := a.chip.tpm.Now()
 	if err != nil {
 		return policy.Boot{}, err
 	}

@@ -5,17 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
@@ -28,7 +27,9 @@ import (
 // goodLog is the event log of the last boot whose TPM opened the root partition.
 // It lies on the ESP, since it is wanted when the root partition is closed. It
 // explains and decides nothing.
-const goodLog = provision.Folder + "/eventlog-"
+const goodLog = "eventlog-"
+
+func isGoodLog(name string) bool { return strings.HasPrefix(name, goodLog) }
 
 // unlock opens the root partition with the TPM.
 func (a *Agent) unlock() error {
@@ -42,26 +43,28 @@ func (a *Agent) unlock() error {
 			known = append(known, b)
 		}
 	}
-	secret, record, err := a.TPM.tpm.Unseal(a.lock.Sealed, known...)
+	secret, record, err := a.chip.tpm.Unseal(a.lock.Sealed, known...)
 	if err != nil {
 		return a.explain(err, last)
 	}
 	defer secret.Wipe()
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	volumeKey, err := a.lock.OpenTPM(f, secret, ^uint64(0))
+	volumeKey, err := a.openByTPM(secret)
 	if err != nil {
 		return err
 	}
 	defer luks2.Wipe(volumeKey)
+	complete, err := a.completion(record, secret, volumeKey)
+	if err != nil {
+		return err
+	}
 	// Whatever volume this is, the secret is not unsealed again in this boot.
 	if err := a.capVolume(volumeKey); err != nil {
 		return err
 	}
 	if err := a.mayOpen(record, volumeKey); err != nil {
+		return err
+	}
+	if err := complete(); err != nil {
 		return err
 	}
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
@@ -71,32 +74,59 @@ func (a *Agent) unlock() error {
 		a.state.Floor = record.Floor
 	}
 	a.state.Root = slot.RootOpen
-	return a.afterUnlock(last)
+	a.healHeader()
+	a.afterUnlock(last)
+	return nil
 }
 
-// mayOpen refuses a volume that this machine did not make.
+func (a *Agent) openByTPM(secret *policy.Secret) ([]byte, error) {
+	limit, err := a.keyLimit()
+	if err != nil {
+		return nil, err
+	}
+	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return a.lock.OpenTPM(f, secret, limit)
+}
+
+// completion returns what is left to do with the TPM's record: nothing, or,
+// where making the root partition was cut right before its last step, that one.
+func (a *Agent) completion(record *policy.Record, secret *policy.Secret, volumeKey []byte) (func() error, error) {
+	if record == nil || !record.Provisional() {
+		return func() error { return nil }, nil
+	}
+	boot, err := a.expected()
+	if err != nil {
+		return nil, fmt.Errorf("complete the TPM's record: %w", err)
+	}
+	return func() error { return a.recordVolume(secret, a.lock.Sealed, boot, volumeKey) }, nil
+}
+
+// mayOpen refuses a volume that this machine did not make. A record without a
+// volume vouches for none, and neither does one that an attacker has made
+// together with a volume: the deed does.
 func (a *Agent) mayOpen(record *policy.Record, volumeKey []byte) error {
-	if record != nil {
+	if record != nil && !record.Provisional() {
 		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
 			return err
 		}
 	}
-	if a.state.Keys != slot.KeysEnrolled {
+	if !a.ownEnforced() {
 		return nil // no db that could vouch for a deed
 	}
-	return vault.CheckDeed(a.lock.Deed, volumeKey, a.ownCertificates())
+	return vault.CheckDeed(a.lock.Deed, volumeKey, a.certificates())
 }
 
 // afterUnlock keeps what explains a later failure, and removes what the first
 // boot left. Neither is worth a boot.
-func (a *Agent) afterUnlock(last *pcr.Log) error {
+func (a *Agent) afterUnlock(last *pcr.Log) {
 	if err := a.keepLog(last); err != nil {
 		a.Log.Say("the event log of this boot was not kept: %v", err)
 	}
-	if err := a.removePending(); err != nil {
-		a.Log.Say("%s on the ESP was not tidied up: %v", provision.Folder, err)
-	}
-	return nil
+	a.tidyUp()
 }
 
 // explain says why the TPM refused, for the person at the machine.
@@ -104,13 +134,13 @@ func (a *Agent) explain(err error, last *pcr.Log) error {
 	if _, ok := errors.AsType[*tpm.MismatchError](err); !ok {
 		return err
 	}
-	if record, rerr := a.TPM.tpm.ReadRecord(a.lock.Sealed); rerr == nil {
+	if record, rerr := a.chip.tpm.ReadRecord(a.lock.Sealed); rerr == nil {
 		// An old system that was replaced for good explains itself by this.
 		a.state.Floor = record.Floor
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%v", err)
-	now, _, lerr := readLog()
+	now, _, lerr := a.readLog()
 	switch {
 	case lerr != nil:
 		fmt.Fprintf(&out, "\nwhat changed is not known: %v", lerr)
@@ -137,12 +167,12 @@ func bound(n int) bool {
 
 // lastGood reads the kept event log; none, or one that makes no sense, is nil.
 func (a *Agent) lastGood() (log *pcr.Log) {
-	_ = a.readESP(func(esp *fat.FS) error {
+	_ = a.readESP(func(esp fs.FS) error {
 		name, err := goodLogName(esp)
 		if err != nil || name == "" {
 			return err
 		}
-		raw, err := fs.ReadFile(esp, name)
+		raw, err := readFile(esp, name, pcr.MaxLog)
 		if err != nil {
 			return err
 		}
@@ -153,15 +183,15 @@ func (a *Agent) lastGood() (log *pcr.Log) {
 }
 
 // goodLogName is the kept log's path on the ESP: the last of its kind.
-func goodLogName(esp *fat.FS) (string, error) {
+func goodLogName(esp fs.FS) (string, error) {
 	entries, err := fs.ReadDir(esp, provision.Folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	name := ""
 	for _, e := range entries {
-		if full := path.Join(provision.Folder, e.Name()); strings.HasPrefix(full, goodLog) {
-			name = full
+		if isGoodLog(e.Name()) {
+			name = path.Join(provision.Folder, e.Name())
 		}
 	}
 	return name, err
@@ -170,7 +200,7 @@ func goodLogName(esp *fat.FS) (string, error) {
 // keepLog keeps this boot's event log where it differs from the last one in a
 // PCR that matters. The new file is there before the old one goes.
 func (a *Agent) keepLog(last *pcr.Log) error {
-	now, raw, err := readLog()
+	now, raw, err := a.readLog()
 	if err != nil {
 		return err
 	}
@@ -183,8 +213,8 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 	if !changed {
 		return nil
 	}
-	return a.writeESP(func(dir enrol.MountedDir) error {
-		if err := os.MkdirAll(espFolder+"/"+provision.Folder, 0o700); err != nil {
+	return a.writeESP(func(dir hw.ESPDir) error {
+		if err := dir.MakeFolder(provision.Folder); err != nil {
 			return err
 		}
 		names, err := dir.List(provision.Folder)
@@ -192,9 +222,9 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 			return err
 		}
 		var old []string
-		fresh := fmt.Sprintf("%s%d.bin", goodLog, a.Now().UnixNano())
+		fresh := fmt.Sprintf("%s/%s%d.bin", provision.Folder, goodLog, a.Now().UnixNano())
 		for _, n := range names {
-			if full := path.Join(provision.Folder, n.Name); strings.HasPrefix(full, goodLog) && full != fresh {
+			if full := path.Join(provision.Folder, n.Name); isGoodLog(n.Name) && full != fresh {
 				old = append(old, full)
 			}
 		}
@@ -202,31 +232,19 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 	})
 }
 
-// removePending takes away what the first boot left on the ESP. The object in it
-// is the one that opens the root partition, under the record that is there now,
-// so that who finds it in free space has nothing.
-func (a *Agent) removePending() error {
-	if a.pending == nil {
-		return nil
+// tidyUp removes what the first boot left on the ESP. Where the TPM has an NV
+// index the object in it is the one that opens the root partition, under the
+// record that is there now, so that who finds it in free space has nothing. It
+// is not worth a boot: what stays is removed at the next one.
+func (a *Agent) tidyUp() {
+	if !a.leftovers && a.pending == nil {
+		return
 	}
-	err := a.writeESP(func(dir enrol.MountedDir) error {
-		names, err := dir.List(provision.Folder)
-		if err != nil {
-			return err
-		}
-		for _, n := range names {
-			if _, ours := provision.Count(n.Name); ours {
-				if err := dir.Remove(path.Join(provision.Folder, n.Name)); err != nil {
-					return err
-				}
-			}
-		}
-		return dir.SyncDir(provision.Folder)
-	})
-	if err == nil {
-		a.pending = nil
+	if err := a.writeESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
+		a.Log.Say("%s on the ESP was not tidied up: %v", provision.Folder, err)
+		return
 	}
-	return err
+	a.pending, a.leftovers = nil, false
 }
 
 // keyTimeout is how long the console waits for a recovery key before it becomes
@@ -236,7 +254,11 @@ const keyTimeout = 10 * time.Minute
 // askKey opens the root partition with the recovery key. Every try costs the
 // keyslot's key derivation, and nothing else.
 func (a *Agent) askKey() error {
-	c, err := console.Open()
+	limit, err := a.keyLimit()
+	if err != nil {
+		return err
+	}
+	c, err := a.Person.Open()
 	if err != nil {
 		return err
 	}
@@ -254,25 +276,38 @@ func (a *Agent) askKey() error {
 		if len(typed) == 0 {
 			return errors.New("no recovery key was given")
 		}
-		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, ^uint64(0))
+		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
-		defer luks2.Wipe(volumeKey)
-		defer secret.Wipe()
 		return a.openTyped(c, f, volumeKey, secret)
 	}
 }
 
-// openTyped goes on with a volume that the recovery key opened. The key itself
-// proves the volume: a foreign one does not open by it.
-func (a *Agent) openTyped(c *console.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+// openTyped goes on with a volume that a recovery key opened. It wipes both
+// secrets.
+//
+// Whoever puts a volume of his own in place of the real one knows its recovery
+// key, and could have his system ask for the real one: so the deed is asked for
+// here, too, where every volume has one.
+func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	defer luks2.Wipe(volumeKey)
+	defer func() {
+		if secret != nil {
+			secret.Wipe()
+		}
+	}()
+	if a.contract.TPM == contract.Required {
+		if err := a.mayOpen(nil, volumeKey); err != nil {
+			return err
+		}
+	}
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
-	if a.TPM.Err == nil {
+	if a.chip.err == nil {
 		if err := a.offerAccept(c, f, volumeKey, secret); err != nil {
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
@@ -281,12 +316,24 @@ func (a *Agent) openTyped(c *console.Console, f hw.File, volumeKey []byte, secre
 		return err
 	}
 	a.state.Root = slot.RootOpen
+	if a.chip.err != nil && a.state.Keys == slot.KeysMissing && a.unenrolled() {
+		// Without a TPM the keys come after the root partition. That was cut.
+		a.facts.RootMade = true
+		a.secret, secret = secret, nil
+	}
 	return nil
+}
+
+// unenrolled reports whether an enrolment of keys that lie on the root partition
+// alone has not come to its end.
+func (a *Agent) unenrolled() bool {
+	_, err := a.Store.Read(enrolledFile, 0)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing anew.
-func (a *Agent) offerAccept(c *console.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
@@ -297,55 +344,79 @@ func (a *Agent) offerAccept(c *console.Console, f hw.File, volumeKey []byte, sec
 		return err
 	}
 	record := &policy.Record{Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(boot)}}
-	if a.lock.Sealed != nil && a.lock.Sealed.Kind == policy.KindNV {
-		if old, err := a.TPM.tpm.ReadRecord(a.lock.Sealed); err == nil {
-			if err := record.Succeeds(old); err != nil {
-				return err
-			}
-			if err := a.writeRecord(secret, a.lock.Sealed, record); err != nil {
-				return err
-			}
-			c.Print("Accepted.\n")
-			return nil
-		}
+	accepted, err := a.acceptRecord(secret, record)
+	if err != nil {
+		return err
 	}
+	if accepted {
+		c.Print("Accepted.\n")
+		return nil
+	}
+	return a.rebind(c, f, volumeKey, secret, boot, record)
+}
+
+// acceptRecord writes the record where its index is still there. The floor stays
+// as it is: it rises when a release has proven itself, and no other time.
+func (a *Agent) acceptRecord(secret *policy.Secret, record *policy.Record) (bool, error) {
+	if a.lock.Sealed == nil || a.lock.Sealed.Kind != policy.KindNV {
+		return false, nil
+	}
+	old, err := a.chip.tpm.ReadRecord(a.lock.Sealed)
+	switch {
+	case err == nil:
+		if record.Floor < old.Floor {
+			return false, fmt.Errorf("this system's epoch is %d and the TPM's floor is %d: it was replaced for good", record.Floor, old.Floor)
+		}
+		record.Floor = old.Floor
+		if err := record.Succeeds(old); err != nil {
+			return false, err
+		}
+	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
+		return false, nil
+	}
+	return true, a.writeRecord(secret, a.lock.Sealed, record)
+}
+
+// rebind seals the secret to a TPM that does not know it.
+func (a *Agent) rebind(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret, boot policy.Boot, record *policy.Record) error {
 	sealed, err := a.seal(secret, boot, record)
 	if err != nil {
 		return err
 	}
-	deedKey, err := a.deedKey(secret)
+	keys, err := a.storedKeys(secret)
 	if err != nil {
 		return err
 	}
-	if err := a.lock.Rebind(f, volumeKey, secret, sealed, deedKey); err != nil {
+	var deedKey *rsa.PrivateKey
+	if keys != nil {
+		defer keys.Wipe()
+		deedKey = keys.DB.Key
+	}
+	if err := a.lock.Rebind(a.Random, f, volumeKey, secret, sealed, deedKey); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
 	return nil
 }
 
-// deedKey is this machine's db key, from the open root partition; nil where it
-// has none.
-func (a *Agent) deedKey(secret *policy.Secret) (*rsa.PrivateKey, error) {
-	wrapped, err := os.ReadFile(filepath.Join(stateRoot, ownFolder, keysFile))
+// storedKeys are this machine's Secure Boot keys, from the open root partition;
+// nil where it has none. The caller wipes them.
+func (a *Agent) storedKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
+	wrapped, err := a.Store.Read(keysFile, int64(secureboot.MaxWrapped))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	keys, err := provision.UnwrapKeys(secret, wrapped)
-	if err != nil {
-		return nil, err
-	}
-	return keys.DB.Key, nil
+	return provision.UnwrapKeys(secret, wrapped)
 }
 
 // measured is this boot as the TPM has it, for an owner who says that it is
 // good. A log that accounts for it is required all the same: what nobody can
 // explain is not accepted.
 func (a *Agent) measured() (policy.Boot, error) {
-	log, _, err := readLog()
+	log, _, err := a.readLog()
 	if err != nil {
 		return policy.Boot{}, err
 	}
@@ -353,7 +424,7 @@ func (a *Agent) measured() (policy.Boot, error) {
 	if err != nil {
 		return policy.Boot{}, err
 	}
-	now, err := a.TPM.tpm.Now()
+	now, err := a.chip.tpm.Now()
 	if err != nil {
 		return policy.Boot{}, err
 	}
@@ -365,7 +436,7 @@ func (a *Agent) measured() (policy.Boot, error) {
 
 // showRecoveryKey shows the key on every console, once, and nowhere else.
 func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
-	c, err := console.Open()
+	c, err := a.Person.Open()
 	if err != nil {
 		return fmt.Errorf("the recovery key cannot be shown: %w", err)
 	}
@@ -378,7 +449,7 @@ func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
 	}
 	c.Print("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + advice)
 	_, err = c.Ask("Press Enter when you have written it down (or wait a minute). ", false, time.Minute)
-	if err != nil && !errors.Is(err, console.ErrTimeout) {
+	if err != nil && !errors.Is(err, hw.ErrNobody) {
 		return err
 	}
 	c.Print("\033[H\033[2J\033[3J") // and off the screen

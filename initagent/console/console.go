@@ -14,10 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// ErrTimeout is returned when nobody answers in time.
-var ErrTimeout = errors.New("nobody answered at the console")
+	"halogenos.internal/initagent/hw"
+)
 
 // maxLine bounds what is taken as one answer, in bytes.
 const maxLine = 1024
@@ -104,7 +103,7 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 			return nil, fmt.Errorf("wait for an answer: %w", err)
 		}
 		if n == 0 {
-			return nil, ErrTimeout
+			return nil, hw.ErrNobody
 		}
 		return readReady(fds)
 	}

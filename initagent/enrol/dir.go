@@ -145,6 +145,42 @@ func (d MountedDir) Remove(name string) error {
 	return os.Remove(path)
 }
 
+// MakeFolder makes a folder and those above it, where they are missing. A cut
+// may take it away again until it was flushed with SyncDir, and the folder
+// above it with it.
+func (d MountedDir) MakeFolder(name string) error {
+	path, err := d.path(name)
+	if err != nil {
+		return err
+	}
+	return os.MkdirAll(path, 0o700)
+}
+
+// Rename gives a file another name in the same folder. It is for the boot
+// counter alone, which is a part of the name: everything else gets a fresh name
+// and is written anew (Replace).
+//
+// Flushing the folder right after the rename can leave the new name with a
+// length of zero on vfat; measured on Linux 6.1, flushing the file once more
+// before the folder leaves the old name or the new one, each with its content.
+func (d MountedDir) Rename(from, to string) error {
+	if filepath.Dir(from) != filepath.Dir(to) {
+		return fmt.Errorf("rename %s to %s: not the same folder", from, to)
+	}
+	old, err := d.path(from)
+	if err != nil {
+		return err
+	}
+	fresh, err := d.path(to)
+	if err != nil {
+		return err
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, fresh, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, err)
+	}
+	return errors.Join(d.SyncFile(to), d.SyncDir(filepath.Dir(to)))
+}
+
 // SyncFile implements Dir.
 func (d MountedDir) SyncFile(name string) error { return d.sync(name, os.O_WRONLY) }
 

@@ -7,11 +7,15 @@
 package hw
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"time"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/tpm"
 )
 
 // A Machine holds everything with an effect. It is built once, in main, and
@@ -23,9 +27,16 @@ type Machine struct {
 	Mapper   Mapper
 	Mounts   Mounts
 	Power    Power
+	ESP      ESP
+	Store    Store
+	TPM      TPM
+	Person   Person
 	Log      *Log
 	// Now is the clock. It may be years off: nothing that matters trusts it.
-	Now func() time.Time
+	Now   func() time.Time
+	Sleep func(time.Duration)
+	// Memory is the machine's, in bytes.
+	Memory func() (uint64, error)
 }
 
 // A Disk is a whole disk.
@@ -104,7 +115,8 @@ type Crypt struct {
 
 // Mapper is the kernel's device mapper.
 type Mapper interface {
-	// OpenVerity returns the device node.
+	// OpenVerity returns the device node, once its first block was read: a
+	// wrong root hash shows there, and nowhere earlier.
 	OpenVerity(v Verity) (string, error)
 	// OpenCrypt returns the device node.
 	OpenCrypt(c Crypt) (string, error)
@@ -124,6 +136,77 @@ type Mounts interface {
 	// the initramfs, and executes init. It returns only an error.
 	SwitchRoot(newRoot string, init []string) error
 }
+
+// ESP is the EFI system partition of a disk.
+type ESP interface {
+	// Read calls read with the partition's files. Nothing is mounted for it, and
+	// a damaged file system is an error and no more.
+	Read(d Disk, read func(files fs.FS) error) error
+	// Write calls write with the partition mounted, for only so long: a file
+	// system that is not mounted cannot be left half written by others.
+	Write(d Disk, write func(dir ESPDir) error) error
+}
+
+// ESPDir is the mounted ESP.
+type ESPDir interface {
+	enrol.Dir
+	// MakeFolder makes a folder and those above it, where they are missing.
+	MakeFolder(name string) error
+	// Rename gives a file another name in the same folder. When it has returned
+	// the name and the content survive a power cut; a cut before that leaves
+	// the old name or the new one.
+	Rename(from, to string) error
+}
+
+// Store is the root partition's file system, once it is mounted. Names are
+// relative to its root.
+type Store interface {
+	// MakeFileSystem makes a file system of a kind on a device, with the mkfs of
+	// the system image that is mounted at system. When it has returned the file
+	// system survives a power cut.
+	MakeFileSystem(kind, device, system string) error
+	// Read returns a file of at most limit bytes, or fs.ErrNotExist.
+	Read(name string, limit int64) ([]byte, error)
+	// Keep puts a file there, readable by root alone, in place of what has its
+	// name. A cut leaves the old file or the new one; once Keep has returned,
+	// the new one.
+	Keep(name string, content []byte) error
+	// MakeFolder makes a folder and those above it, where they are missing.
+	MakeFolder(name string, mode fs.FileMode) error
+	// Seed makes a folder as a copy of one of the system image, unless it is
+	// there. A cut leaves the whole copy or none.
+	Seed(from, name string) error
+}
+
+// TPM is the machine's TPM and what the firmware measured into it.
+type TPM interface {
+	// Open opens the TPM; without one the error wraps tpm.ErrAbsent.
+	Open() (*tpm.TPM, error)
+	// EventLog returns the firmware's event log, at most pcr.MaxLog bytes.
+	EventLog() ([]byte, error)
+}
+
+// Person is whoever is at the machine.
+type Person interface {
+	// Open opens the terminals. Having none is an error.
+	Open() (Console, error)
+	// Shell opens the recovery console on every terminal, and returns when one
+	// of them is left.
+	Shell() error
+}
+
+// Console is all terminals at once. What is shown or typed is nowhere else.
+type Console interface {
+	Print(text string)
+	// Ask shows a prompt and returns the line that is typed first, without its
+	// end. With hidden, what is typed is not shown. The caller wipes an answer
+	// that is secret. When nobody answers in time the error is ErrNobody.
+	Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error)
+	Close() error
+}
+
+// ErrNobody is returned when nobody answers in time.
+var ErrNobody = errors.New("nobody answered at the console")
 
 // Power ends the boot.
 type Power interface {

@@ -3,6 +3,8 @@ package hw
 import (
 	"encoding/hex"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"runtime"
 
@@ -44,7 +46,23 @@ func (l LinuxMapper) OpenVerity(v Verity) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make verity device %s: %w", v.Name, err)
 	}
-	return l.node(v.Name)
+	node, err := l.node(v.Name)
+	if err != nil {
+		return "", err
+	}
+	return node, readFirst(node)
+}
+
+func readFirst(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.ReadFull(f, make([]byte, verity.BlockSize)); err != nil {
+		return fmt.Errorf("first read through dm-verity: %w", err)
+	}
+	return nil
 }
 
 // OpenCrypt implements Mapper. The volume key goes to the kernel through a key

@@ -98,6 +98,34 @@ func (t *TPM) Indexes() (list []IndexInfo, err error) {
 	return list, nil
 }
 
+// Abandoned lists those of Indexes that hold no record of a volume: never
+// written, provisional, or with a record that makes no sense. They are of a
+// provisioning that was cut, unless one is going on right now.
+func (t *TPM) Abandoned() (list []IndexInfo, err error) {
+	const op = "looking for abandoned NV indexes"
+	defer fence(op, &err)
+	if _, err := t.StorageKey(); err != nil {
+		return nil, err
+	}
+	all, err := t.Indexes()
+	if err != nil {
+		return nil, err
+	}
+	for _, index := range all {
+		if index.Written {
+			data, err := t.readIndex(index.Handle, index.Name)
+			if err != nil {
+				return nil, wrap(op, err)
+			}
+			if record, err := policy.DecodeRecord(data); err == nil && !record.Provisional() {
+				continue
+			}
+		}
+		list = append(list, index)
+	}
+	return list, nil
+}
+
 // Undefine deletes an index that has the shape of ours, and no other. Whatever
 // is sealed to it can never be unsealed again: for an index that Indexes lists
 // and that is known to be left over.

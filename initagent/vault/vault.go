@@ -10,7 +10,6 @@ package vault
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -38,6 +37,9 @@ const (
 // HeaderArea is how much of a partition, in bytes, must be zero for it to count
 // as never used: provisioning zeroes it before the partition exists.
 const HeaderArea = luks2.DataOffset
+
+// headers is how much of it, in bytes, the two copies of a header take.
+const headers = 32 << 10
 
 // ErrForeign is wrapped by errors about a volume that this machine did not make.
 var ErrForeign = errors.New("this volume was not made by this machine")
@@ -77,19 +79,25 @@ func Look(r io.ReaderAt, size int64) (slot.Root, *Lock, error) {
 	return slot.RootLocked, lock, nil
 }
 
-// lookUnused tells a partition that was never used from one that holds
-// something else.
+// lookUnused tells a partition that was never used, or whose formatting was cut
+// before it had a header, from one that holds something else. luks2.Format
+// zeroes the place of both headers before it touches anything else, and
+// partitioning has zeroed all of the area: what neither has done is not ours.
 func lookUnused(r io.ReaderAt) (slot.Root, *Lock, error) {
 	buf := make([]byte, 1<<20)
+	found := slot.RootBlank
 	for off := int64(0); off < HeaderArea; off += int64(len(buf)) {
 		if _, err := r.ReadAt(buf, off); err != nil {
 			return slot.RootDamaged, nil, fmt.Errorf("read the start of the root partition: %w", err)
 		}
-		if !block.IsZero(buf) {
+		if off == 0 && !block.IsZero(buf[:headers]) {
 			return slot.RootDamaged, nil, errors.New("it holds no LUKS2 volume, and is not empty either: `reset` makes a new one, if nothing on it is wanted")
 		}
+		if !block.IsZero(buf) {
+			found = slot.RootUnfinished
+		}
 	}
-	return slot.RootBlank, nil, nil
+	return found, nil, nil
 }
 
 func read(header *luks2.Header) (*Lock, error) {
@@ -150,14 +158,14 @@ type Options struct {
 // Make formats a volume with a TPM keyslot (where there is one to bind to) and
 // a recovery keyslot, marked as unfinished, and returns its volume key, which
 // the caller wipes. Whatever the partition held is lost.
-func Make(d block.Device, o Options) (*Lock, []byte, error) {
-	header, volumeKey, err := luks2.Format(rand.Reader, d, luks2.Options{
+func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
+	header, volumeKey, err := luks2.Format(random, d, luks2.Options{
 		UUID: o.UUID, Label: "halogen-root", SectorSize: o.SectorSize, Size: o.Size,
 	}, func(c *luks2.Change, volumeKey []byte) error {
 		if err := addTPM(c, volumeKey, o); err != nil {
 			return err
 		}
-		if err := addRecovery(c, volumeKey, o); err != nil {
+		if err := addRecovery(random, c, volumeKey, o); err != nil {
 			return err
 		}
 		_, err := c.AddToken(luks2.Token{Type: unfinishedToken, Keyslots: []int{}})
@@ -209,7 +217,7 @@ func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rs
 	return t, err
 }
 
-func addRecovery(c *luks2.Change, volumeKey []byte, o Options) error {
+func addRecovery(random io.Reader, c *luks2.Change, volumeKey []byte, o Options) error {
 	passphrase := o.Recovery.Passphrase()
 	defer luks2.Wipe(passphrase)
 	n, err := c.AddKeyslot(volumeKey, passphrase, luks2.Argon2id(o.Memory, o.CPUs))
@@ -218,7 +226,7 @@ func addRecovery(c *luks2.Change, volumeKey []byte, o Options) error {
 	}
 	raw := o.Recovery.Bytes()
 	defer luks2.Wipe(raw)
-	escrow, err := policy.Escrow(rand.Reader, raw, o.Secret)
+	escrow, err := policy.Escrow(random, raw, o.Secret)
 	if err != nil {
 		return err
 	}
@@ -236,8 +244,8 @@ func addRecovery(c *luks2.Change, volumeKey []byte, o Options) error {
 // Finish takes the mark of an unfinished volume away: from then on it is never
 // made again. It is the last write of provisioning; cut before it, provisioning
 // starts over, and nobody's data is on the volume yet.
-func (l *Lock) Finish(d block.Device) error {
-	err := l.Header.Change(rand.Reader, d, func(c *luks2.Change) error {
+func (l *Lock) Finish(random io.Reader, d block.Device) error {
+	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		for n, t := range l.Header.Tokens() {
 			if t.Type == unfinishedToken {
 				if err := c.RemoveToken(n); err != nil {
@@ -256,8 +264,8 @@ func (l *Lock) Finish(d block.Device) error {
 
 // Rebind replaces what the TPM's keyslot is bound to, after the machine secret
 // was sealed anew: by another TPM, or one that was cleared.
-func (l *Lock) Rebind(d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
-	err := l.Header.Change(rand.Reader, d, func(c *luks2.Change) error {
+func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		n := l.TPMSlot
 		if n < 0 {
 			passphrase := secret.LUKSPassphrase()

@@ -1,4 +1,4 @@
-package agent
+package hw
 
 import (
 	"errors"
@@ -11,10 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// seed copies a folder of the image to where it can change, with owners, modes,
-// times, links and extended attributes. The copy is complete and flushed before
-// it gets its name.
-func seed(from, to string) error {
+// Seed implements Store. The copy has owners, modes, times, links and extended
+// attributes. It is complete and flushed before it gets its name: cut before
+// the rename, it is made again; cut after it, it is there.
+func (l LinuxStore) Seed(from, name string) error {
+	to := filepath.Join(l.Root, name)
+	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}

@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/tpm"
+)
+
+// emulator is a software TPM that runs for a whole test; its state is swapped
+// while it is switched off.
+type emulator struct {
+	folder        string
+	conn, control net.Conn
+}
+
+func startEmulator(t testing.TB) *emulator {
+	t.Helper()
+	swtpm := testkit.Need(t, "swtpm")
+	folder, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket's name
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(folder, "s")
+	cmd := exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+folder,
+		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "not-need-init")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	e := &emulator{folder: folder}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = os.RemoveAll(folder)
+	})
+	if e.conn, err = dial(socket); err != nil {
+		t.Fatal(err)
+	}
+	if e.control, err = dial(socket + ".ctrl"); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func dial(socket string) (conn net.Conn, err error) {
+	for range 300 {
+		if conn, err = net.Dial("unix", socket); err == nil {
+			return conn, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, fmt.Errorf("swtpm does not listen: %w", err)
+}
+
+// Commands of swtpm's control channel (swtpm_ioctls(3)).
+const (
+	controlInit = 0x02
+	controlStop = 0x0e
+)
+
+func (e *emulator) command(code uint32, arguments ...uint32) error {
+	msg := binary.BigEndian.AppendUint32(nil, code)
+	for _, a := range arguments {
+		msg = binary.BigEndian.AppendUint32(msg, a)
+	}
+	if _, err := e.control.Write(msg); err != nil {
+		return err
+	}
+	answer := make([]byte, 64)
+	n, err := e.control.Read(answer)
+	if err != nil {
+		return err
+	}
+	if n < 4 || binary.BigEndian.Uint32(answer) != 0 {
+		return fmt.Errorf("swtpm control command %#x: %x", code, answer[:n])
+	}
+	return nil
+}
+
+// stateFile is what swtpm keeps over a restart.
+const stateFile = "tpm2-00.permall"
+
+// powerOn starts the TPM with this state; nil is a TPM that was never used.
+func (e *emulator) powerOn(state []byte) error {
+	if err := e.command(controlStop); err != nil {
+		return err
+	}
+	path := filepath.Join(e.folder, stateFile)
+	if state == nil {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	} else if err := os.WriteFile(path, state, 0o600); err != nil {
+		return err
+	}
+	if err := e.command(controlInit, 0); err != nil {
+		return err
+	}
+	_, err := tpm2.Startup{StartupType: tpm2.TPMSUClear}.Execute(e)
+	return err
+}
+
+func (e *emulator) state() ([]byte, error) { return os.ReadFile(filepath.Join(e.folder, stateFile)) }
+
+// Send implements transport.TPM.
+func (e *emulator) Send(command []byte) ([]byte, error) {
+	if _, err := e.conn.Write(command); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 4096)
+	have := 0
+	for have < 10 || have < int(binary.BigEndian.Uint32(buf[2:])) {
+		n, err := e.conn.Read(buf[have:])
+		if err != nil {
+			return nil, err
+		}
+		have += n
+	}
+	return buf[:have], nil
+}
+
+func (e *emulator) extend(register int, digest pcr.Digest) error {
+	_, err := tpm2.PCRExtend{
+		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)},
+		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{
+			HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:],
+		}}},
+	}.Execute(e)
+	return err
+}
+
+// lasting are the commands that change what a TPM keeps over a restart.
+var lasting = map[tpm2.TPMCC]string{
+	tpm2.TPMCCEvictControl: "tpm persist key", tpm2.TPMCCNVDefineSpace: "tpm define index",
+	tpm2.TPMCCNVUndefineSpace: "tpm delete index", tpm2.TPMCCNVWrite: "tpm write index",
+}
+
+// wire is the way to the TPM of a running machine.
+type wire struct{ m *machine }
+
+func (w wire) Send(command []byte) ([]byte, error) {
+	if name, ok := lasting[tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))]; ok {
+		w.m.op(name)
+		w.m.chipChanged = true
+		w.m.durable++
+	}
+	return w.m.emulator.Send(command)
+}
+
+// Open implements hw.TPM.
+func (m *machine) openTPM() (*tpm.TPM, error) {
+	if m.noTPM != nil {
+		return nil, m.noTPM
+	}
+	return tpm.OpenTransport(wire{m}), nil
+}

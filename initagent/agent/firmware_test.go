@@ -1,0 +1,266 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"strings"
+	"syscall"
+	"unicode/utf16"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/uki"
+)
+
+type efiVariable struct {
+	attributes uint32
+	data       []byte
+}
+
+// firmware keeps variables by the rules of Setup Mode. It verifies no update:
+// in Setup Mode firmware takes any, and out of it nothing here writes one.
+type firmware struct {
+	vars   map[string]efiVariable
+	op     func(string)
+	done   func()
+	refuse error // of every write
+}
+
+func newVariables() map[string]efiVariable {
+	v := map[string]efiVariable{}
+	setFlag(v, "SecureBoot", 0)
+	setFlag(v, "SetupMode", 1)
+	return v
+}
+
+func setFlag(vars map[string]efiVariable, name string, value byte) {
+	vars[name] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, []byte{value}}
+}
+
+func (f *firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
+	v, ok := f.vars[name]
+	if !ok {
+		return 0, nil, fs.ErrNotExist
+	}
+	return v.attributes, bytes.Clone(v.data), nil
+}
+
+func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
+	f.op("variable " + name)
+	if f.refuse != nil {
+		return f.refuse
+	}
+	_, _, content, err := secureboot.SplitUpdate(payload)
+	if err != nil {
+		return syscall.EINVAL
+	}
+	if f.vars["SetupMode"].data[0] != 1 || attributes != secureboot.KeyAttributes {
+		return syscall.EACCES
+	}
+	f.vars[name] = efiVariable{attributes, bytes.Clone(content)}
+	if name == "PK" {
+		setFlag(f.vars, "SetupMode", 0)
+	}
+	f.done()
+	return nil
+}
+
+// certificates are those of db.
+func certificatesIn(vars map[string]efiVariable) (entries secureboot.Database, certificates []*x509.Certificate, err error) {
+	db, err := secureboot.ParseDatabase(vars["db"].data)
+	for _, e := range db {
+		if c, err := x509.ParseCertificate(e.Data); err == nil {
+			entries, certificates = append(entries, e), append(certificates, c)
+		}
+	}
+	return entries, certificates, err
+}
+
+const (
+	removable     = "EFI/BOOT/BOOTX64.EFI"
+	managerCopy   = "EFI/systemd/systemd-bootx64.efi"
+	firmwareEvent = "firmware" // measured into PCR 7 as part of its configuration
+)
+
+// start is what firmware, boot manager and stub do: they choose, verify, count
+// and measure. It returns the name of the UKI and the path with its counter.
+func (m *machine) start() (chosen bls.Name, counted string, err error) {
+	setFlag(m.vars, "SecureBoot", 1-m.vars["SetupMode"].data[0])
+	if err := m.startable(removable, m.manager); err != nil {
+		return chosen, "", fmt.Errorf("the firmware starts no boot manager: %w", err)
+	}
+	var names []bls.Name
+	for name, f := range m.esp.files {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder && !f.now.absent {
+			names = append(names, n)
+		}
+	}
+	chosen, ok := bls.Choose(names)
+	if !ok {
+		return chosen, "", errors.New("the boot manager finds no UKI")
+	}
+	if chosen.Trial() {
+		old := path.Join(bls.Folder, chosen.String())
+		chosen = chosen.Tried()
+		counted = path.Join(bls.Folder, chosen.String())
+		m.esp.files[counted] = m.esp.files[old]
+		delete(m.esp.files, old)
+	}
+	file := path.Join(bls.Folder, chosen.String())
+	if m.releases[chosen.Version] == nil {
+		return chosen, "", fmt.Errorf("nobody made version %s", chosen.Version)
+	}
+	if err := m.startable(file, m.releases[chosen.Version].uki); err != nil {
+		return chosen, "", fmt.Errorf("the boot manager cannot start the UKI: %w", err)
+	}
+	return chosen, counted, m.measure(m.releases[chosen.Version].uki)
+}
+
+// startable verifies a file as LoadImage does, and that nothing but a signature
+// has changed in it.
+func (m *machine) startable(name string, original []byte) error {
+	f, err := m.esp.get(name)
+	if err != nil || f.now.unreadable {
+		return fmt.Errorf("%s cannot be read (%v)", name, err)
+	}
+	got, err := authenticode.Digest(f.now.data)
+	want, _ := authenticode.Digest(original)
+	if err != nil || got != want {
+		// Garbage behind the end that no header points to starts as well, in
+		// Setup Mode.
+		if m.vars["SecureBoot"].data[0] == 1 || !bytes.HasPrefix(f.now.data, original[:64]) || len(f.now.data) < len(original) {
+			return fmt.Errorf("%s is not what was installed (%v)", name, err)
+		}
+	}
+	if m.vars["SecureBoot"].data[0] == 0 {
+		return nil
+	}
+	_, certificates, err := certificatesIn(m.vars)
+	if err != nil {
+		return err
+	}
+	_, err = authenticode.Verify(f.now.data, certificates)
+	return err
+}
+
+// measure extends the TPM and writes the log of it.
+func (m *machine) measure(image []byte) error {
+	b := newLog()
+	for _, v := range []secureboot.Variable{secureboot.SecureBoot, secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
+		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, m.vars[v.Name].data))
+	}
+	b.event(pcr.SecureBoot, pcr.EventSeparator, []byte{0, 0, 0, 0})
+	if m.extra != "" {
+		b.event(pcr.SecureBoot, pcr.EventEFIAction, []byte(m.extra))
+	}
+	if m.vars["SecureBoot"].data[0] == 1 {
+		entries, _, err := certificatesIn(m.vars)
+		if err != nil {
+			return err
+		}
+		b.event(pcr.SecureBoot, pcr.EventVariableAuthority, variableData(secureboot.DB, entries[0].SignatureData()))
+	}
+	parsed, err := uki.Parse(image)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{".linux", ".osrel", ".cmdline", ".initrd", ".sbat"} {
+		data, ok := parsed.Section(name)
+		if !ok {
+			return fmt.Errorf("the UKI has no section %s", name)
+		}
+		b.event(pcr.KernelImage, pcr.EventIPL, []byte(name+"\x00"))
+		b.event(pcr.KernelImage, pcr.EventIPL, data)
+	}
+	m.log = b.out
+	if m.noTPM != nil {
+		return nil
+	}
+	for _, e := range b.events {
+		if err := m.emulator.extend(e.register, e.digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// logBuilder writes an event log with a SHA-256 bank.
+type logBuilder struct {
+	out    []byte
+	events []struct {
+		register int
+		digest   pcr.Digest
+	}
+}
+
+func newLog() *logBuilder {
+	le := binary.LittleEndian
+	id := []byte("Spec ID Event03\x00\x00\x00\x00\x00\x00\x02\x00\x02")
+	id = le.AppendUint32(id, 1)
+	id = le.AppendUint16(id, uint16(pcr.SHA256))
+	id = le.AppendUint16(id, sha256.Size)
+	id = append(id, 0)
+	b := &logBuilder{}
+	b.out = le.AppendUint32(b.out, 0)
+	b.out = le.AppendUint32(b.out, uint32(pcr.EventNoAction))
+	b.out = append(b.out, make([]byte, 20)...)
+	b.out = le.AppendUint32(b.out, uint32(len(id)))
+	b.out = append(b.out, id...)
+	return b
+}
+
+func (b *logBuilder) event(register int, kind pcr.EventType, data []byte) {
+	le := binary.LittleEndian
+	digest := sha256.Sum256(data)
+	b.out = le.AppendUint32(b.out, uint32(register))
+	b.out = le.AppendUint32(b.out, uint32(kind))
+	b.out = le.AppendUint32(b.out, 1)
+	b.out = le.AppendUint16(b.out, uint16(pcr.SHA256))
+	b.out = append(b.out, digest[:]...)
+	b.out = le.AppendUint32(b.out, uint32(len(data)))
+	b.out = append(b.out, data...)
+	b.events = append(b.events, struct {
+		register int
+		digest   pcr.Digest
+	}{register, digest})
+}
+
+// variableData encodes UEFI_VARIABLE_DATA.
+func variableData(v secureboot.Variable, data []byte) []byte {
+	g := v.GUID
+	out := []byte{g[3], g[2], g[1], g[0], g[5], g[4], g[7], g[6]} // mixed-endian
+	out = append(out, g[8:]...)
+	units := utf16.Encode([]rune(v.Name))
+	out = binary.LittleEndian.AppendUint64(out, uint64(len(units)))
+	out = binary.LittleEndian.AppendUint64(out, uint64(len(data)))
+	for _, unit := range units {
+		out = binary.LittleEndian.AppendUint16(out, unit)
+	}
+	return append(out, data...)
+}
+
+// LoaderString implements hw.Firmware.
+func (m *machine) LoaderString(name string) (string, error) {
+	switch name {
+	case "LoaderDevicePartUUID":
+		return strings.ToUpper(m.espUUID), nil
+	case "LoaderBootCountPath":
+		return strings.ReplaceAll(m.counted, "/", `\`), nil
+	}
+	return "", nil
+}
+
+// Flag implements hw.Firmware.
+func (m *machine) Flag(name string) (bool, error) { return m.vars[name].data[0] == 1, nil }
+
+func cloneVariables(v map[string]efiVariable) map[string]efiVariable { return maps.Clone(v) }

@@ -1,0 +1,54 @@
+package hw
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/enrol"
+)
+
+// LinuxESP reads the ESP by itself, and writes it through the kernel's vfat.
+type LinuxESP struct {
+	Disks  Disks
+	Kernel Kernel
+	Mounts Mounts
+	Folder string // where it is mounted while it is written to
+}
+
+// Read implements ESP.
+func (l LinuxESP) Read(d Disk, read func(files fs.FS) error) error {
+	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	files, err := fat.Open(f)
+	if err != nil {
+		return fmt.Errorf("read the ESP: %w", err)
+	}
+	return read(files)
+}
+
+// Write implements ESP.
+func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
+	device, err := l.Disks.PartitionPath(d, layout.ESPNumber)
+	if err != nil {
+		return err
+	}
+	if err := l.Kernel.Load("vfat"); err != nil {
+		return err
+	}
+	for _, table := range []string{"nls_cp437", "nls_ascii"} {
+		_ = l.Kernel.Load(table) // it may be built in, or not be needed
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := l.Mounts.Mount(device, l.Folder, "vfat", flags, "umask=0077,errors=continue"); err != nil {
+		return err
+	}
+	return errors.Join(write(enrol.MountedDir{Root: l.Folder}), l.Mounts.Unmount(l.Folder))
+}

@@ -1,0 +1,95 @@
+package hw
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// LinuxStore is the root partition's file system, mounted at Root.
+type LinuxStore struct {
+	Root   string
+	Mounts Mounts
+}
+
+// MakeFileSystem implements Store. It runs the mkfs of the verified system
+// image, inside it: the initramfs needs none, and what runs is as verified as
+// we are. Each mkfs flushes the device before it ends.
+func (l LinuxStore) MakeFileSystem(kind, device, system string) error {
+	args, ok := map[string][]string{
+		"ext4":  {"-q", "-F", "-L", "halogen-root", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1", device},
+		"btrfs": {"-q", "-f", "-L", "halogen-root", device},
+	}[kind]
+	if !ok {
+		return fmt.Errorf("make the root partition's file system: %q is not known here", kind)
+	}
+	dev := filepath.Join(system, "dev")
+	if err := l.Mounts.Mount("/dev", dev, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	cmd := exec.Command("/sbin/mkfs."+kind, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: system}
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("make the root partition's file system: mkfs.%s of the system image: %w: %s", kind, err, out)
+	}
+	return errors.Join(err, l.Mounts.Unmount(dev))
+}
+
+// Read implements Store.
+func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(filepath.Join(l.Root, name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("read %s: more than %d bytes", name, limit)
+	}
+	return b, err
+}
+
+// Keep implements Store. The file gets its name when it is complete and on the
+// disk: cut before the rename, the old one is there, and what is left of the
+// new one is overwritten the next time.
+func (l LinuxStore) Keep(name string, content []byte) error {
+	path := filepath.Join(l.Root, name)
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// MakeFolder implements Store.
+func (l LinuxStore) MakeFolder(name string, mode fs.FileMode) error {
+	path := filepath.Join(l.Root, name)
+	if err := os.MkdirAll(path, mode); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
