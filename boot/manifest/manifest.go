@@ -1,0 +1,241 @@
+// Package manifest reads and writes manifest.env, the one file of a release
+// server that changes: it names the release of every channel.
+//
+// The file has shell assignments, KEY=VALUE a line, so that a script can source
+// it. Nothing is ever expanded: the package refuses every value that a shell
+// would read differently, every variable that is set twice, and a manifest
+// without STABLE. It does not say that a manifest is genuine; what it names is
+// signed, and so may it be.
+package manifest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/contract"
+)
+
+// Names on the server, relative to the folder <arch>/<image-id>.
+const (
+	FileName      = "manifest.env"
+	SignatureName = FileName + ".pgp"
+)
+
+// ArchiveName is the release's archive, relative to the image's folder.
+func ArchiveName(v contract.Version) string { return v.String() + "/" + v.String() + ".tar.gz" }
+
+// ArchiveSignatureName is the detached signature over the archive.
+func ArchiveSignatureName(v contract.Version) string { return ArchiveName(v) + ".pgp" }
+
+// Bounds.
+const (
+	MaxSize    = 64 << 10 // bytes of the file
+	maxName    = 128      // bytes of the key's file name
+	maxUnknown = 64       // variables of others
+)
+
+// A Channel is a kind of release that a machine follows.
+type Channel string
+
+// The channels, from the one with the most tried releases on.
+const (
+	Stable Channel = "stable"
+	Beta   Channel = "beta"
+	Alpha  Channel = "alpha"
+)
+
+// Channels returns all of them, the most tried first.
+func Channels() []Channel { return []Channel{Stable, Beta, Alpha} }
+
+// ParseChannel reads a channel's name.
+func ParseChannel(s string) (Channel, error) {
+	if c := Channel(s); slices.Contains(Channels(), c) {
+		return c, nil
+	}
+	return "", fmt.Errorf("channel %q: want stable, beta or alpha", s)
+}
+
+// variable is the channel's name in the file.
+func (c Channel) variable() string { return strings.ToUpper(string(c)) }
+
+// An Entry is what the manifest says about one channel.
+type Entry struct {
+	Version contract.Version // 0: the channel has no release of its own
+	// Limited says that only a share of the machines takes the release:
+	// Percent of them.
+	Limited bool
+	Percent int // 0 to 100
+}
+
+// A Variable is an assignment that this package has no use for.
+type Variable struct{ Name, Value string }
+
+// A Manifest is the content of manifest.env.
+type Manifest struct {
+	Stable, Beta, Alpha Entry
+	// PubKey is the file name of the release key beside the manifest; without
+	// one, the releases are not signed.
+	PubKey string
+	// Expires is when the manifest must no longer be believed, in whole
+	// seconds; the zero time is never.
+	Expires time.Time
+	// Sequence grows with every manifest that is published; 0 is none.
+	Sequence uint64
+	// Unknown are the variables that others may know, in their order.
+	Unknown []Variable
+}
+
+// Entry returns what the manifest says about a channel.
+func (m *Manifest) Entry(c Channel) Entry {
+	if e := m.entry(c); e != nil {
+		return *e
+	}
+	return Entry{}
+}
+
+// Set changes what the manifest says about a channel.
+func (m *Manifest) Set(c Channel, e Entry) error {
+	at := m.entry(c)
+	if at == nil {
+		return fmt.Errorf("channel %q: want stable, beta or alpha", c)
+	}
+	*at = e
+	return nil
+}
+
+func (m *Manifest) entry(c Channel) *Entry {
+	switch c {
+	case Stable:
+		return &m.Stable
+	case Beta:
+		return &m.Beta
+	case Alpha:
+		return &m.Alpha
+	default:
+		return nil
+	}
+}
+
+// Resolve returns the release that a machine on channel c is offered, and the
+// channel that offers it. A channel without a release of its own follows the
+// next one that is more tried, down to stable, which always has one.
+func (m *Manifest) Resolve(c Channel) (Entry, Channel, error) {
+	if m.entry(c) == nil {
+		return Entry{}, "", fmt.Errorf("channel %q: want stable, beta or alpha", c)
+	}
+	all := Channels()
+	for i := slices.Index(all, c); i >= 0; i-- {
+		if e := m.Entry(all[i]); e.Version != 0 {
+			return e, all[i], nil
+		}
+	}
+	return Entry{}, "", fmt.Errorf("%s names no stable release", FileName)
+}
+
+// Includes reports whether a machine belongs to the share that takes the
+// release already. Which machines come first differs from release to release,
+// and a greater share always includes a smaller one. machine is any ID that
+// stays the same.
+func (e Entry) Includes(machine []byte) bool {
+	if !e.Limited {
+		return true
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "halogen rollout\x00%s\x00", e.Version)
+	h.Write(machine)
+	return binary.BigEndian.Uint64(h.Sum(nil))%100 < uint64(e.Percent)
+}
+
+// ValidKeyName reports whether s can be the key's file name: it stays in its
+// folder, is not hidden, and is none of the names that the server's layout
+// uses.
+func ValidKeyName(s string) bool {
+	if len(s) == 0 || len(s) > maxName || s[0] == '.' || s[0] == '-' || s == FileName || s == SignatureName {
+		return false
+	}
+	if _, err := contract.ParseVersion(s); err == nil || slices.Contains(Channels(), Channel(s)) {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@") == ""
+}
+
+// Validate reports the first thing that is wrong with the manifest.
+func (m *Manifest) Validate() error {
+	if m.Stable.Version == 0 {
+		return fmt.Errorf("%s does not define STABLE", FileName)
+	}
+	for _, c := range Channels() {
+		e := m.Entry(c)
+		switch {
+		case e.Version > contract.MaxVersion:
+			return fmt.Errorf("%s: version %d is out of range", c.variable(), uint64(e.Version))
+		case e.Limited && (e.Percent < 0 || e.Percent > 100), !e.Limited && e.Percent != 0:
+			return fmt.Errorf("ROLLOUT_%s is %d, want 0 to 100", c.variable(), e.Percent)
+		}
+	}
+	switch {
+	case m.PubKey != "" && !ValidKeyName(m.PubKey):
+		return fmt.Errorf("PUBKEY is %.60q, want the name of a file beside %s", m.PubKey, FileName)
+	case !m.Expires.IsZero() && (m.Expires.Nanosecond() != 0 || m.Expires.UTC().Year() < 1970 || m.Expires.UTC().Year() > 9999):
+		return fmt.Errorf("EXPIRES is %s, want whole seconds in the years 1970 to 9999", m.Expires)
+	case m.Sequence > uint64(contract.MaxVersion):
+		return fmt.Errorf("SEQUENCE %d is out of range", m.Sequence)
+	case len(m.Unknown) > maxUnknown:
+		return fmt.Errorf("%d variables are not known, more than %d", len(m.Unknown), maxUnknown)
+	}
+	return m.validateUnknown()
+}
+
+func (m *Manifest) validateUnknown() error {
+	for i, v := range m.Unknown {
+		same := func(other Variable) bool { return other.Name == v.Name }
+		switch {
+		case !validName(v.Name) || isKnown(v.Name):
+			return fmt.Errorf("variable %.60q cannot be one of others", v.Name)
+		case slices.ContainsFunc(m.Unknown[:i], same):
+			return fmt.Errorf("%s is set twice", v.Name)
+		case !plain(v.Value):
+			return fmt.Errorf("%s has a value with control characters, quotes, $, ` or \\", v.Name)
+		}
+	}
+	return nil
+}
+
+// Encode returns manifest.env: always the same bytes for the same manifest.
+func (m *Manifest) Encode() ([]byte, error) {
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	for _, c := range Channels() {
+		e := m.Entry(c)
+		if e.Version != 0 {
+			fmt.Fprintf(&out, "%s=%s\n", c.variable(), e.Version)
+		}
+		if e.Limited {
+			fmt.Fprintf(&out, "ROLLOUT_%s=%d\n", c.variable(), e.Percent)
+		}
+	}
+	if m.PubKey != "" {
+		fmt.Fprintf(&out, "PUBKEY=%s\n", m.PubKey)
+	}
+	if !m.Expires.IsZero() {
+		fmt.Fprintf(&out, "EXPIRES=%s\n", m.Expires.UTC().Format(time.RFC3339))
+	}
+	if m.Sequence != 0 {
+		fmt.Fprintf(&out, "SEQUENCE=%s\n", strconv.FormatUint(m.Sequence, 10))
+	}
+	for _, v := range m.Unknown {
+		fmt.Fprintf(&out, "%s=%s\n", v.Name, quote(v.Value))
+	}
+	if out.Len() > MaxSize {
+		return nil, fmt.Errorf("%s would have %d bytes, more than %d", FileName, out.Len(), MaxSize)
+	}
+	return out.Bytes(), nil
+}
