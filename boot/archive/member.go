@@ -1,0 +1,207 @@
+package archive
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/klauspost/compress/flate"
+)
+
+// MaxMember is the greatest number of bytes that a gzip member unpacks to.
+const MaxMember = 1 << 20
+
+const (
+	memberHead = 24    // bytes before the deflate stream
+	memberTail = 8     // CRC-32 and length after it
+	maxStored  = 65535 // bytes of a stored deflate block, RFC 1951 section 3.2.4
+	storedHead = 5
+
+	// level is where klauspost's deflate is as small as zlib's default.
+	level = 6
+)
+
+// memberPrefix is what every member starts with: deflate, an extra field,
+// no time, no operating system; the field's subfield "HG" of eight bytes.
+const memberPrefix = "\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x0c\x00HG\x08\x00"
+
+// storedSize is the size of n bytes as stored deflate blocks.
+func storedSize(n int) int { return n + (n+maxStored-1)/maxStored*storedHead }
+
+// appendMember appends a gzip member around the deflate stream of plain.
+func appendMember(out, plain []byte, deflate func(out []byte) ([]byte, error)) ([]byte, error) {
+	start := len(out)
+	out = append(out, memberPrefix...)
+	out = append(out, make([]byte, memberHead-len(memberPrefix))...)
+	out, err := deflate(out)
+	if err != nil {
+		return nil, err
+	}
+	packed := len(out) - start - memberHead
+	binary.LittleEndian.PutUint32(out[start+16:], uint32(packed))
+	binary.LittleEndian.PutUint32(out[start+20:], uint32(len(plain)))
+	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(plain))
+	return binary.LittleEndian.AppendUint32(out, uint32(len(plain))), nil
+}
+
+// appendStored appends deflate blocks that hold plain as it is.
+func appendStored(out, plain []byte) []byte {
+	for {
+		n := min(len(plain), maxStored)
+		last := byte(0)
+		if n == len(plain) {
+			last = 1
+		}
+		out = append(out, last)
+		out = binary.LittleEndian.AppendUint16(out, uint16(n))
+		out = binary.LittleEndian.AppendUint16(out, ^uint16(n))
+		out = append(out, plain[:n]...)
+		if plain = plain[n:]; last == 1 {
+			return out
+		}
+	}
+}
+
+// A packer compresses one member at a time.
+type packer struct {
+	w   *flate.Writer
+	out bytes.Buffer
+}
+
+func newPacker() (*packer, error) {
+	w, err := flate.NewWriter(io.Discard, level)
+	if err != nil {
+		return nil, err
+	}
+	return &packer{w: w}, nil
+}
+
+// member returns the member for plain, in memory that the next call uses again.
+func (p *packer) member(out, plain []byte) ([]byte, error) {
+	return appendMember(out, plain, func(out []byte) ([]byte, error) {
+		p.out.Reset()
+		p.w.Reset(&p.out)
+		if _, err := p.w.Write(plain); err != nil {
+			return nil, err
+		}
+		if err := p.w.Close(); err != nil {
+			return nil, err
+		}
+		if p.out.Len() >= storedSize(len(plain)) {
+			return appendStored(out, plain), nil
+		}
+		return append(out, p.out.Bytes()...), nil
+	})
+}
+
+// storedMember appends plain, of at most MaxMember bytes, without compression.
+func storedMember(out, plain []byte) []byte {
+	out, _ = appendMember(out, plain, func(out []byte) ([]byte, error) { return appendStored(out, plain), nil }) // fails only if that does
+	return out
+}
+
+// readMember reads the next member into packed, from the deflate stream to the
+// end, and returns its size unpacked. io.EOF means that there is none.
+func readMember(r io.Reader, packed []byte) ([]byte, int, error) {
+	var head [memberHead]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, 0, io.EOF
+		}
+		return nil, 0, fmt.Errorf("read archive: %w", err)
+	}
+	if string(head[:len(memberPrefix)]) != memberPrefix {
+		return nil, 0, fmt.Errorf("not a gzip member as a release has them: starts with %x", head[:len(memberPrefix)])
+	}
+	size := int64(binary.LittleEndian.Uint32(head[16:]))
+	plain := int64(binary.LittleEndian.Uint32(head[20:]))
+	if plain < 1 || plain > MaxMember {
+		return nil, 0, fmt.Errorf("gzip member of %d bytes, want 1 to %d", plain, MaxMember)
+	}
+	if limit := storedSize(int(plain)); size < 1 || size > int64(limit) {
+		return nil, 0, fmt.Errorf("gzip member packs %d bytes into %d, want 1 to %d", plain, size, limit)
+	}
+	n := int(size) + memberTail
+	if cap(packed) < n {
+		packed = make([]byte, n)
+	}
+	packed = packed[:n]
+	if _, err := io.ReadFull(r, packed); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, 0, fmt.Errorf("read archive: %w", err)
+	}
+	return packed, int(plain), nil
+}
+
+// checkTail compares what was unpacked with the member's end.
+func checkTail(packed, plain []byte) error {
+	tail := packed[len(packed)-memberTail:]
+	if binary.LittleEndian.Uint32(tail[4:]) != uint32(len(plain)) {
+		return errors.New("gzip member has another length than it says")
+	}
+	if binary.LittleEndian.Uint32(tail) != crc32.ChecksumIEEE(plain) {
+		return errors.New("gzip member is damaged: its checksum differs")
+	}
+	return nil
+}
+
+// unpackStored unpacks a member that is not compressed.
+func unpackStored(plain, packed []byte) error {
+	stream := packed[:len(packed)-memberTail]
+	at := 0
+	for last := false; !last; {
+		if len(stream) < storedHead || stream[0] > 1 {
+			return errors.New("what comes before the signature's check must not be compressed")
+		}
+		last = stream[0] == 1
+		n := int(binary.LittleEndian.Uint16(stream[1:]))
+		if binary.LittleEndian.Uint16(stream[3:]) != ^uint16(n) || n > len(stream)-storedHead || n > len(plain)-at {
+			return errors.New("stored gzip member is damaged")
+		}
+		at += copy(plain[at:], stream[storedHead:storedHead+n])
+		stream = stream[storedHead+n:]
+	}
+	if at != len(plain) || len(stream) > 0 {
+		return errors.New("stored gzip member has another length than it says")
+	}
+	return checkTail(packed, plain)
+}
+
+// An unpacker decompresses one member at a time.
+type unpacker struct {
+	in bytes.Reader
+	r  io.ReadCloser
+}
+
+func newUnpacker() *unpacker {
+	u := new(unpacker)
+	u.r = flate.NewReader(&u.in)
+	return u
+}
+
+// unpack fills plain with what packed holds, and refuses a stream that holds
+// less or more.
+func (u *unpacker) unpack(plain, packed []byte) error {
+	u.in.Reset(packed[:len(packed)-memberTail])
+	if err := u.r.(flate.Resetter).Reset(&u.in, nil); err != nil {
+		return fmt.Errorf("unpack gzip member: %w", err)
+	}
+	if _, err := io.ReadFull(u.r, plain); err != nil {
+		return fmt.Errorf("unpack gzip member: %w", err)
+	}
+	var more [1]byte
+	if n, err := io.ReadFull(u.r, more[:]); n > 0 {
+		return errors.New("gzip member holds more than it says")
+	} else if !errors.Is(err, io.EOF) {
+		return fmt.Errorf("unpack gzip member: %w", err)
+	}
+	if u.in.Len() > 0 {
+		return fmt.Errorf("gzip member has %d bytes behind its data", u.in.Len())
+	}
+	return checkTail(packed, plain)
+}

@@ -1,0 +1,146 @@
+package archive
+
+import (
+	"context"
+	"io"
+	"sync"
+)
+
+// A job is one member on its way, packed and unpacked.
+type job struct {
+	plain, packed []byte
+	stored        bool
+	err           error
+	done          chan struct{} // closed when a worker is through with it
+}
+
+// A pipeline takes jobs in order, has them done by workers in any order, and
+// returns them in the order they came. As many jobs as it starts with are
+// used again and again: its memory does not grow.
+type pipeline struct {
+	ctx     context.Context
+	free    chan *job
+	work    chan *job
+	ordered chan *job
+	workers sync.WaitGroup
+}
+
+// newPipeline starts workers, each of which runs do until there is no more
+// work. The pipeline stops when ctx does.
+func newPipeline(ctx context.Context, workers int, do func(<-chan *job)) *pipeline {
+	depth := workers + 2 // one is being read or written at either end
+	p := &pipeline{ctx: ctx, free: make(chan *job, depth), work: make(chan *job, depth), ordered: make(chan *job, depth)}
+	for range depth {
+		p.free <- new(job)
+	}
+	for range workers {
+		p.workers.Go(func() { do(p.work) })
+	}
+	return p
+}
+
+// job waits for a job that is free.
+func (p *pipeline) job() (*job, error) {
+	select {
+	case j := <-p.free:
+		*j = job{plain: j.plain, packed: j.packed, done: make(chan struct{})}
+		return j, nil
+	case <-p.ctx.Done():
+		return nil, context.Cause(p.ctx)
+	}
+}
+
+// submit hands a job over. There is room for every job that there is.
+func (p *pipeline) submit(j *job) {
+	p.ordered <- j
+	p.work <- j
+}
+
+// fail puts an error in a job's place.
+func (p *pipeline) fail(j *job, err error) {
+	j.err = err
+	close(j.done)
+	p.ordered <- j
+}
+
+// end says that no more jobs are to come.
+func (p *pipeline) end() {
+	close(p.work)
+	close(p.ordered)
+}
+
+// wait returns when no worker runs any more.
+func (p *pipeline) wait() { p.workers.Wait() }
+
+// next returns the next job in order when it is done, and nil after the last.
+// The caller gives it back with release.
+func (p *pipeline) next() (*job, error) {
+	var j *job
+	select {
+	case next, ok := <-p.ordered:
+		if !ok {
+			return nil, nil
+		}
+		j = next
+	case <-p.ctx.Done():
+		return nil, context.Cause(p.ctx)
+	}
+	<-j.done // workers always finish what they have begun
+	return j, j.err
+}
+
+func (p *pipeline) release(j *job) { p.free <- j }
+
+// store submits bytes that are not to be compressed.
+func (p *pipeline) store(b []byte) error {
+	for len(b) > 0 {
+		j, err := p.job()
+		if err != nil {
+			return err
+		}
+		j.plain = append(j.plain[:0], b[:min(len(b), MaxMember)]...)
+		j.stored = true
+		b = b[len(j.plain):]
+		p.submit(j)
+	}
+	return nil
+}
+
+// drain writes the packed jobs in order.
+func (p *pipeline) drain(w io.Writer) error {
+	for {
+		j, err := p.next()
+		if j == nil || err != nil {
+			return err
+		}
+		if _, err := w.Write(j.packed); err != nil {
+			return err
+		}
+		p.release(j)
+	}
+}
+
+// packJobs is the work of a worker that packs.
+func packJobs(work <-chan *job) {
+	pack, err := newPacker()
+	for j := range work {
+		switch {
+		case err != nil:
+			j.err = err
+		case j.stored:
+			j.packed = storedMember(j.packed[:0], j.plain)
+		default:
+			j.packed, j.err = pack.member(j.packed[:0], j.plain)
+		}
+		close(j.done)
+	}
+}
+
+// unpackJobs is the work of a worker that unpacks.
+func unpackJobs(work <-chan *job) {
+	unpack := newUnpacker()
+	for j := range work {
+		j.err = unpack.unpack(j.plain, j.packed)
+		close(j.done)
+	}
+}
