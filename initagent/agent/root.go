@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/argon2"
@@ -365,7 +366,7 @@ func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
 	}
 	_ = a.Kernel.Load("aesni_intel") // faster, where the processor can
 	device, err := a.Mapper.OpenCrypt(hw.Crypt{
-		Name: rootDevice, UUID: "CRYPT-LUKS2-" + lock.Header.UUID + "-" + rootDevice, Device: path,
+		Name: rootDevice, UUID: mapperUUID(lock.Header.UUID), Device: path,
 		Cipher: segment.Cipher, Offset: int64(segment.Offset) * luks2.SectorSize, Length: int64(segment.Sectors) * luks2.SectorSize,
 		IVTweak: segment.IVOffset, SectorSize: segment.CryptSector, VolumeKey: volumeKey,
 	})
@@ -382,6 +383,12 @@ func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
 		}
 	}
 	return a.mount(device, a.path(StateFolder), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
+}
+
+// mapperUUID is the open root partition's device-mapper UUID, in the form in which
+// cryptsetup's tools know a LUKS2 volume by it.
+func mapperUUID(volume string) string {
+	return "CRYPT-LUKS2-" + strings.ReplaceAll(volume, "-", "") + "-" + rootDevice
 }
 
 // healHeader restores the copy of the LUKS2 header that a cut or a bad sector has
