@@ -184,6 +184,12 @@ func TestOtherGzips(t *testing.T) {
 	for _, c := range plain[head : head+10000] {
 		tiny = storedMember(tiny, []byte{c})
 	}
+	// A member between two files that holds nothing, whatever it says.
+	content := repack(plain[head : head+100_001])
+	nothing, err := appendMember(nil, plain[head+100_001:head+100_001+700], func(out []byte) ([]byte, error) { return append(out, 3, 0), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
 	damaged := repack(plain, head)
 	damaged[len(firsts)+memberHead+storedHead] ^= 1
 	for _, c := range []struct {
@@ -207,6 +213,7 @@ func TestOtherGzips(t *testing.T) {
 		{"members of a byte", append(append(bytes.Clone(firsts), tiny...), repack(plain[head+10000:])...), "too many gzip members"},
 		{"holds more than it says", append(bytes.Clone(firsts), lies...), "more than it says"},
 		{"holds less than it says", append(bytes.Clone(firsts), member([]byte("ab"), 0, 3)...), "unpack gzip member"},
+		{"holds nothing", bytes.Join([][]byte{firsts, content, nothing}, nil), "unexpected EOF"},
 		{"bytes behind a member's data", append(bytes.Clone(firsts), behind...), "bytes behind its data"},
 		{"damaged", damaged, "checksum"},
 		{"a byte behind", append(bytes.Clone(packed), 0), "data follows"},
@@ -300,6 +307,9 @@ func FuzzOpen(f *testing.F) {
 		got, err := unpack(t.Context(), bytes.NewReader(packed), trust)
 		if err != nil {
 			return
+		}
+		if len(got) != len(s.release.Files) {
+			t.Fatalf("accepted %d files", len(got))
 		}
 		// What is accepted is what any gzip and tar would unpack.
 		r := tar.NewReader(bytes.NewReader(plainTar(t, packed)))

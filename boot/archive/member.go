@@ -191,7 +191,10 @@ func (u *unpacker) unpack(plain, packed []byte) error {
 	if err := u.r.(flate.Resetter).Reset(&u.in, nil); err != nil {
 		return fmt.Errorf("unpack gzip member: %w", err)
 	}
-	if _, err := io.ReadFull(u.r, plain); err != nil {
+	switch _, err := io.ReadFull(u.r, plain); {
+	case errors.Is(err, io.EOF): // which would look like the archive's end
+		return fmt.Errorf("unpack gzip member: %w", io.ErrUnexpectedEOF)
+	case err != nil:
 		return fmt.Errorf("unpack gzip member: %w", err)
 	}
 	var more [1]byte
