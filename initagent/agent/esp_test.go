@@ -34,6 +34,7 @@ type memESP struct {
 	files map[string]*espFile
 	op    func(string) // before everything that changes something
 	fails error        // of every attempt to write
+	lying bool         // flushes are reported and not made
 }
 
 func newESP(files map[string]remains, op func(string)) *memESP {
@@ -179,12 +180,15 @@ func (e espDir) SyncFile(name string) error {
 	if err != nil {
 		return err
 	}
-	f.flush()
+	e.flush(f)
 	return nil
 }
 
 // flush puts the content on the disk; whether the name is there is the folder's.
-func (f *espFile) flush() {
+func (e *memESP) flush(f *espFile) {
+	if e.lying {
+		return
+	}
 	absent := slices.ContainsFunc(f.disk, func(r remains) bool { return r.absent })
 	f.disk = []remains{f.now}
 	if absent {
@@ -196,7 +200,7 @@ func (e espDir) SyncDir(folder string) error {
 	e.op("esp sync folder " + folder)
 	for name, f := range e.files {
 		switch {
-		case path.Dir(name) != folder:
+		case path.Dir(name) != folder || e.lying:
 		case f.now.absent:
 			f.disk = []remains{f.now}
 		default:
@@ -242,7 +246,7 @@ func (h *espHandle) Close() error        { return nil }
 
 func (h *espHandle) Sync() error {
 	h.e.op("esp sync " + h.name)
-	h.f.flush()
+	h.e.flush(h.f)
 	return nil
 }
 

@@ -87,9 +87,8 @@ func certificatesIn(vars map[string]efiVariable) (entries secureboot.Database, c
 }
 
 const (
-	removable     = "EFI/BOOT/BOOTX64.EFI"
-	managerCopy   = "EFI/systemd/systemd-bootx64.efi"
-	firmwareEvent = "firmware" // measured into PCR 7 as part of its configuration
+	removable   = "EFI/BOOT/BOOTX64.EFI"
+	managerCopy = "EFI/systemd/systemd-bootx64.efi"
 )
 
 // start is what firmware, boot manager and stub do: they choose, verify, count
