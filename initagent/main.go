@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/watchdog"
 )
 
 func main() {
@@ -52,6 +53,7 @@ func run(ctx context.Context) error {
 			TPM:      hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
 			Person:   console.Person{ShellPath: "/bin/gosh"},
 			Log:      log,
+			Watchdog: func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") },
 			Now:      time.Now,
 			Sleep:    time.Sleep,
 			Memory:   hw.Memory,

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/watchdog"
 )
 
 // Where things are while the initramfs is the root.
@@ -56,6 +57,7 @@ type Agent struct {
 	table     *gpt.Table
 	firmware  enrol.State
 	chip      chip
+	dog       *watchdog.Dog      // or nil
 	pending   *provision.Pending // what the first boot left for the second; or nil
 	leftovers bool               // the ESP has files of that kind
 	unlocked  bool               // the ESP says that the root partition was opened before
@@ -86,6 +88,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 		if step.Kind == slot.Recovery {
 			return a.recover(step.Reason)
 		}
+		a.allow(step.Kind)
 		a.act(ctx, step)
 	}
 	return a.recover(fmt.Sprintf("the boot made no headway in %d steps", maxSteps))
@@ -100,6 +103,7 @@ func (a *Agent) begin() {
 	}{
 		{"firmware", "the firmware's variables", a.openFirmware},
 		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
+		{"watchdog", "a hang becomes a restart", a.startWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},
 		{"measure", "the initramfs phase begins", a.enterPhase},

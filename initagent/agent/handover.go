@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -118,6 +119,8 @@ type report struct {
 	Trial   bool       `json:"trial"`
 	Signed  bool       `json:"signed_updates"`
 	Steps   []hw.Entry `json:"steps"`
+	// Total is how long it took from initagent's start until now, in ns.
+	Total time.Duration `json:"total_ns"`
 }
 
 // errNoSystem marks a failure to start the system's own init: the image is not
@@ -134,6 +137,8 @@ func (a *Agent) handOver() error {
 	if err := a.writeReport(); err != nil {
 		a.Log.Say("the report of this boot was not written: %v", err)
 	}
+	a.Log.Say("handing over %s after initagent started", a.Log.Age())
+	a.releaseWatchdog(time.Duration(a.contract.WatchdogSeconds) * time.Second)
 	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemFolder), a.init))
 }
 
@@ -145,7 +150,7 @@ func (a *Agent) writeReport() error {
 	text, err := json.MarshalIndent(report{
 		ImageID: a.contract.ImageID, Version: a.contract.Version.String(), Epoch: a.contract.Epoch,
 		Slot: a.state.Booted.String(), Trial: a.state.Trial, Signed: len(a.contract.ReleaseKey) > 0,
-		Steps: a.Log.Entries(),
+		Steps: a.Log.Entries(), Total: a.Log.Total(),
 	}, "", "  ")
 	if err != nil {
 		return err

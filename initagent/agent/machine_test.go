@@ -282,7 +282,8 @@ func (m *machine) boot() (end string) {
 			Disks: disks{m}, Firmware: m, Kernel: kernel{}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),
 			Now: func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
-			Memory: func() (uint64, error) { return 128 << 10, nil },
+			Memory:   func() (uint64, error) { return 128 << 10, nil },
+			Watchdog: m.watchdog,
 		},
 		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}

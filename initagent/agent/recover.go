@@ -19,7 +19,8 @@ func (a *Agent) recover(reason string) error {
 		a.Log.Say("no console: %v", err)
 		return errors.Join(err, a.restart())
 	}
-	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
+	a.releaseWatchdog(0) // a person takes as long as he takes
+	a.Log.Say("the boot has stopped, and nothing was lost. A shell follows; `ls /bin` shows its commands, `exit` restarts the machine.")
 	if err := a.Person.Shell(); err != nil {
 		a.Log.Say("%v", err)
 	}

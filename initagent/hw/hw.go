@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/watchdog"
 )
 
 // A Machine holds everything with an effect. It is built once, in main, and
@@ -32,6 +33,9 @@ type Machine struct {
 	TPM      TPM
 	Person   Person
 	Log      *Log
+	// Watchdog opens the machine's hardware watchdog; watchdog.ErrNone where
+	// there is none.
+	Watchdog func() (name string, t watchdog.Timer, err error)
 	// Now is the clock. It may be years off: nothing that matters trusts it.
 	Now   func() time.Time
 	Sleep func(time.Duration)

@@ -18,6 +18,7 @@ type Log struct {
 	console io.Writer
 	kmsg    io.Writer
 	entries []Entry
+	started time.Time
 }
 
 // An Entry is one step of the boot, for the journal.
@@ -29,7 +30,7 @@ type Entry struct {
 }
 
 // NewLog returns a log that writes to the given places.
-func NewLog(console, kmsg io.Writer) *Log { return &Log{console: console, kmsg: kmsg} }
+func NewLog(console, kmsg io.Writer) *Log { return &Log{console: console, kmsg: kmsg, started: time.Now()} }
 
 // OpenLog opens the console and the kernel's log. What cannot be opened is done
 // without: a machine must boot without a console.
@@ -77,6 +78,12 @@ func (l *Log) Step(step, reason string, run func() error) error {
 	l.mu.Unlock()
 	return err
 }
+
+// Total is how long ago the log was opened.
+func (l *Log) Total() time.Duration { return time.Since(l.started) }
+
+// Age is Total in words.
+func (l *Log) Age() string { return short(l.Total()) }
 
 // Entries returns the steps so far.
 func (l *Log) Entries() []Entry {

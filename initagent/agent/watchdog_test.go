@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/watchdog"
+)
+
+// timer is a watchdog device that keeps what it was told.
+type timer struct {
+	timeout time.Duration
+	stopped bool
+	closed  bool
+}
+
+func (t *timer) SetTimeout(d time.Duration) error            { t.timeout = d; return nil }
+func (t *timer) Timeout() (time.Duration, error)             { return t.timeout, nil }
+func (t *timer) KeepAlive() error                            { return nil }
+func (t *timer) MagicClose() error                           { t.stopped, t.closed = true, true; return nil }
+func (t *timer) Close() error                                { t.closed = true; return nil }
+func (m *machine) watchdog() (string, watchdog.Timer, error) { return "", nil, watchdog.ErrNone }
+
+func guarded(open func() (string, watchdog.Timer, error)) (*Agent, *bytes.Buffer) {
+	said := new(bytes.Buffer)
+	return &Agent{Machine: hw.Machine{Log: hw.NewLog(said, io.Discard), Now: time.Now, Kernel: kernel{}, Watchdog: open}}, said
+}
+
+func TestWatchdog(t *testing.T) {
+	for within, stopped := range map[time.Duration]bool{0: true, 3 * time.Minute: false} {
+		device := new(timer)
+		a, said := guarded(func() (string, watchdog.Timer, error) { return "watchdog0 (test)", device, nil })
+		if err := a.startWatchdog(); err != nil || !strings.Contains(said.String(), "watchdog0 (test) guards this boot") {
+			t.Fatalf("%v, said %q", err, said)
+		}
+		for _, kind := range []slot.Kind{slot.MakeTree, slot.AskKey, slot.Unlock} {
+			a.allow(kind)
+		}
+		a.releaseWatchdog(within)
+		if !device.closed || device.stopped != stopped || !stopped && device.timeout != within {
+			t.Errorf("handed over for %s: %+v", within, device)
+		}
+		a.releaseWatchdog(within) // there is nothing left to hand over
+		a.allow(slot.Unlock)
+	}
+}
+
+func TestNoWatchdog(t *testing.T) {
+	a, said := guarded(func() (string, watchdog.Timer, error) { return "", nil, watchdog.ErrNone })
+	if err := a.startWatchdog(); err != nil || said.Len() > 0 {
+		t.Errorf("none: %v, said %q", err, said)
+	}
+	a, said = guarded(func() (string, watchdog.Timer, error) { return "", nil, errors.New("device or resource busy") })
+	if err := a.startWatchdog(); err != nil || !strings.Contains(said.String(), "no watchdog guards this boot: device or resource busy") {
+		t.Errorf("busy: %v, said %q", err, said)
+	}
+	a.allow(slot.Unlock)
+	a.releaseWatchdog(0)
+}
