@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ func (a *Agent) findDisk() error {
 		if err != nil {
 			return err
 		}
+		found = a.startedFrom(found)
 		switch {
 		case len(found) == 1:
 			a.disk = found[0]
@@ -48,6 +50,24 @@ func (a *Agent) findDisk() error {
 			a.Sleep(20 * time.Millisecond)
 		}
 	}
+}
+
+// startedFrom picks, of several disks that carry the same partition, those on
+// the controller that the firmware started from. Where it does not say, or names
+// none of them, all stay.
+func (a *Agent) startedFrom(found []hw.Disk) []hw.Disk {
+	if len(found) < 2 {
+		return found
+	}
+	way, err := a.Firmware.BootedFrom()
+	if err != nil || len(way) == 0 {
+		return found
+	}
+	elsewhere := func(d hw.Disk) bool { return !slices.Equal(d.PCI, way) }
+	if near := slices.DeleteFunc(slices.Clone(found), elsewhere); len(near) > 0 {
+		return near
+	}
+	return found
 }
 
 // candidates are the disks present now that can be the one. Why others could not

@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
@@ -260,6 +261,8 @@ func (m *machine) LoaderString(name string) (string, error) {
 }
 
 // Flag implements hw.Firmware.
+func (m *machine) BootedFrom() ([]bootoption.Function, error) { return m.bootedFrom, nil }
+
 func (m *machine) Flag(name string) (bool, error) { return m.vars[name].data[0] == 1, nil }
 
 func cloneVariables(v map[string]efiVariable) map[string]efiVariable { return maps.Clone(v) }

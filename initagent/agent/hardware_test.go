@@ -76,9 +76,9 @@ func (d *recordedDisk) after(all bool, r *mrand.Rand) *blocktest.Disk {
 type disks struct{ m *machine }
 
 func (d disks) List() ([]hw.Disk, error) {
-	list := []hw.Disk{{Name: "disk0", SectorSize: sectorSize, Sectors: uint64(d.m.disk.now.Size() / sectorSize)}}
+	list := []hw.Disk{{Name: "disk0", SectorSize: sectorSize, Sectors: uint64(d.m.disk.now.Size() / sectorSize), PCI: d.m.pci[0]}}
 	if d.m.second != nil {
-		list = append(list, hw.Disk{Name: "disk1", SectorSize: sectorSize, Sectors: uint64(d.m.second.Size() / sectorSize)})
+		list = append(list, hw.Disk{Name: "disk1", SectorSize: sectorSize, Sectors: uint64(d.m.second.Size() / sectorSize), PCI: d.m.pci[1]})
 	}
 	return list, nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -117,9 +118,12 @@ type machine struct {
 
 	disk   *recordedDisk
 	second *blocktest.Disk // another disk, or nil
-	esp    *memESP
-	vars   map[string]efiVariable
-	refuse error // of the firmware, for every write
+	// bootedFrom is what the firmware says, pci where the disk and the other hang.
+	bootedFrom []bootoption.Function
+	pci        [2][]bootoption.Function
+	esp        *memESP
+	vars       map[string]efiVariable
+	refuse     error // of the firmware, for every write
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error

@@ -6,11 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bootoption"
 )
 
 // sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
@@ -48,9 +51,28 @@ func (l LinuxDisks) List() ([]Disk, error) {
 			Serial:     l.serial(e.Name()),
 			SectorSize: int(sector),
 			Sectors:    size * sectorUnit / sector,
+			PCI:        l.pci(e.Name()),
 		})
 	}
 	return disks, nil
+}
+
+// pciAddress is how sysfs names a PCI function: domain, bus, device, function.
+var pciAddress = regexp.MustCompile(`^[0-9a-f]{4,}:[0-9a-f]{2}:([0-9a-f]{2})\.([0-7])$`)
+
+// pci reads the way to a disk's controller off the disk's place in sysfs.
+func (l LinuxDisks) pci(disk string) (way []bootoption.Function) {
+	place, err := filepath.EvalSymlinks(filepath.Join(l.Sys, "block", disk))
+	if err != nil {
+		return nil
+	}
+	for element := range strings.SplitSeq(place, "/") {
+		if m := pciAddress.FindStringSubmatch(element); m != nil {
+			device, _ := strconv.ParseUint(m[1], 16, 8) // two hexadecimal digits
+			way = append(way, bootoption.Function{Device: uint8(device), Function: m[2][0] - '0'})
+		}
+	}
+	return way
 }
 
 func virtual(name string) bool {

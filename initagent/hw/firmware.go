@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"unicode/utf16"
+
+	"halogenos.internal/boot/bootoption"
 )
 
 // Namespaces of EFI variables: the boot loader interface's vendor GUID and the
@@ -18,7 +20,7 @@ const (
 )
 
 // maxVariable bounds what is taken from one of these variables, in bytes.
-const maxVariable = 4096
+const maxVariable = bootoption.MaxSize
 
 // LinuxFirmware reads efivarfs.
 type LinuxFirmware struct{ EFIVars string }
@@ -63,4 +65,18 @@ func (l LinuxFirmware) Flag(name string) (bool, error) {
 		return false, err
 	}
 	return len(b) == 1 && b[0] == 1, nil
+}
+
+// BootedFrom implements Firmware (UEFI 2.10, section 3.3: BootCurrent names the
+// Boot#### variable that was used).
+func (l LinuxFirmware) BootedFrom() ([]bootoption.Function, error) {
+	current, err := l.read("BootCurrent", globalGUID)
+	if err != nil || len(current) != 2 {
+		return nil, err
+	}
+	option, err := l.read(fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(current)), globalGUID)
+	if err != nil || option == nil {
+		return nil, err
+	}
+	return bootoption.Parse(option)
 }

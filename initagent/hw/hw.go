@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/tpm"
@@ -50,6 +51,9 @@ type Disk struct {
 	Serial     string
 	SectorSize int
 	Sectors    uint64
+	// PCI is the way from the root bridge to the disk's controller, one function
+	// a bus; empty where it hangs elsewhere.
+	PCI []bootoption.Function
 }
 
 // A File is an open disk or partition.
@@ -78,6 +82,9 @@ type Firmware interface {
 	// LoaderString reads one of the boot loader interface's string variables
 	// (https://systemd.io/BOOT_LOADER_INTERFACE/); absent is "".
 	LoaderString(name string) (string, error)
+	// BootedFrom is the way through PCI to the controller that the firmware
+	// started from; empty where it does not say.
+	BootedFrom() ([]bootoption.Function, error)
 	// Flag reads a one-byte variable of the UEFI global namespace, such as
 	// SecureBoot; absent is false.
 	Flag(name string) (bool, error)

@@ -30,7 +30,9 @@ type Entry struct {
 }
 
 // NewLog returns a log that writes to the given places.
-func NewLog(console, kmsg io.Writer) *Log { return &Log{console: console, kmsg: kmsg, started: time.Now()} }
+func NewLog(console, kmsg io.Writer) *Log {
+	return &Log{console: console, kmsg: kmsg, started: time.Now()}
+}
 
 // OpenLog opens the console and the kernel's log. What cannot be opened is done
 // without: a machine must boot without a console.

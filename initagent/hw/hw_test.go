@@ -1,0 +1,121 @@
+package hw
+
+import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/verity"
+)
+
+// tree makes files, and links where the content starts with "->".
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if target, link := strings.CutPrefix(content, "->"); link {
+			err = os.Symlink(target, path)
+		} else {
+			err = os.WriteFile(path, []byte(content), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func TestDisks(t *testing.T) {
+	const nvme = "devices/pci0000:00/0000:00:1c.5/0000:03:00.0/nvme/nvme0/nvme0n1/"
+	const vda = "devices/pci0000:00/0000:00:03.0/virtio1/block/vda/"
+	sys := tree(t, map[string]string{
+		nvme + "size": "8192\n", nvme + "queue/logical_block_size": "4096\n", nvme + "device/model": "Some Disk  \n", nvme + "device/serial": " S1 \n",
+		nvme + "nvme0n1p2/partition": "2\n", nvme + "nvme0n1p10/partition": "10\n",
+		vda + "size": "2048\n", vda + "queue/logical_block_size": "512\n", vda + "serial": "V1",
+		"block/nvme0n1": "->../" + nvme, "block/vda": "->../" + vda,
+		"block/loop0/size": "100", "block/dm-0/size": "100", "block/sr0/size": "100",
+		"block/sdb/size": "0", "block/sdc/size": "many",
+	})
+	l := LinuxDisks{Sys: sys, Dev: "/dev"}
+	got, err := l.List()
+	want := []Disk{
+		{Name: "nvme0n1", Model: "Some Disk", Serial: "S1", SectorSize: 4096, Sectors: 1024, PCI: []bootoption.Function{{Device: 0x1c, Function: 5}, {}}},
+		{Name: "vda", Serial: "V1", SectorSize: 512, Sectors: 2048, PCI: []bootoption.Function{{Device: 3}}},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("List = %+v, %v", got, err)
+	}
+	if path, err := l.PartitionPath(got[0], 10); err != nil || path != "/dev/nvme0n1p10" {
+		t.Errorf("partition 10 is %q, %v", path, err)
+	}
+	if path, err := l.PartitionPath(got[0], 1); err == nil {
+		t.Errorf("partition 1 is %q", path)
+	}
+	if none, err := (LinuxDisks{Sys: t.TempDir()}).List(); err != nil || none != nil {
+		t.Errorf("without disks: %v, %v", none, err)
+	}
+}
+
+func TestFirmware(t *testing.T) {
+	text := "\x07\x00\x00\x00" + "A\x00-\x00" + "\x00\x00" + "x\x00"
+	option := make([]byte, 8)
+	binary.LittleEndian.PutUint16(option[4:], 10)
+	option = append(option, 1, 1, 6, 0, 2, 0x1f, 0x7f, 0xff, 4, 0)
+	vars := tree(t, map[string]string{
+		"LoaderDevicePartUUID-" + loaderGUID: text,
+		"SecureBoot-" + globalGUID:           "\x06\x00\x00\x00\x01",
+		"SetupMode-" + globalGUID:            "\x06\x00\x00\x00\x00",
+		"Short-" + globalGUID:                "\x06",
+		"BootCurrent-" + globalGUID:          "\x06\x00\x00\x00\x0a\x00",
+		"Boot000A-" + globalGUID:             "\x07\x00\x00\x00" + string(option),
+	})
+	l := LinuxFirmware{EFIVars: vars}
+	if s, err := l.LoaderString("LoaderDevicePartUUID"); err != nil || s != "A-" {
+		t.Errorf("string %q, %v", s, err)
+	}
+	if s, err := l.LoaderString("LoaderBootCountPath"); err != nil || s != "" {
+		t.Errorf("absent string %q, %v", s, err)
+	}
+	for name, want := range map[string]bool{"SecureBoot": true, "SetupMode": false, "AuditMode": false} {
+		if got, err := l.Flag(name); err != nil || got != want {
+			t.Errorf("%s is %v, %v", name, got, err)
+		}
+	}
+	if _, err := l.Flag("Short"); err == nil {
+		t.Error("a variable without attributes was read")
+	}
+	if way, err := l.BootedFrom(); err != nil || !reflect.DeepEqual(way, []bootoption.Function{{Device: 0x1f, Function: 2}}) {
+		t.Errorf("started from %v, %v", way, err)
+	}
+	if way, err := (LinuxFirmware{EFIVars: t.TempDir()}).BootedFrom(); err != nil || way != nil {
+		t.Errorf("without variables: started from %v, %v", way, err)
+	}
+}
+
+// FAULTS 36
+func TestVerityTable(t *testing.T) {
+	v := Verity{Params: verity.Params{DataBlocks: 7, Salt: []byte{0xab}}, DataDevice: "/dev/a", HashDevice: "/dev/b"}
+	table := VerityTable(v)
+	if table.Params != nil || table.Length != 7*4096 || table.Salt != "ab" || table.HashStartBlock != 1 || table.Algorithm != "sha256" || len(table.Digest) != 64 {
+		t.Errorf("table %+v", table)
+	}
+	v.RestartOnCorruption = true
+	if table = VerityTable(v); !reflect.DeepEqual(table.Params, []string{"1", "restart_on_corruption"}) {
+		t.Errorf("on trial: options %q", table.Params)
+	}
+}
+
+func TestSplitNames(t *testing.T) {
+	if got := splitNames([]byte("user.a\x00security.capability\x00cut")); !reflect.DeepEqual(got, []string{"user.a", "security.capability"}) {
+		t.Errorf("names %q", got)
+	}
+}
