@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/image"
+	"halogenos.internal/builder/release"
+)
+
+const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY [OPTION]...
+       halogen release --verify ROOT|URL [--pinned FILE]
+
+Publishes what 'halogen build' made in a static web server's folder:
+
+  ROOT/<arch>/<image-id>/manifest.env            names the releases of the channels
+  ROOT/<arch>/<image-id>/release-key.pgp         the release key
+  ROOT/<arch>/<image-id>/<n>/<n>.tar.gz          the release, and .pgp its signature
+  ROOT/<arch>/<image-id>/stable, beta, alpha     links to the releases
+
+Every file changes in one step and the manifest last. What machines would not
+take is refused: another key or image, a version that is not newer, a lower
+epoch. Publishing a release that is there to another channel only moves the
+channel.
+
+With --verify it checks a server as a machine would: a folder ROOT, or the URL
+of one image, <base>/<arch>/<image-id>.
+
+KEY is a secret OpenPGP key as 'gpg --export-secret-keys' writes it, such as a
+container's secret. It is read where it lies.
+`
+
+// releaseFlags are the options of release as they are given.
+type releaseFlags struct {
+	options            release.Options
+	channel            string
+	verify, pinned     string
+	rollout            int
+	expires            time.Duration
+	expiresSet, shared bool
+	json               bool
+}
+
+func (c command) release(ctx context.Context, args []string) error {
+	var r releaseFlags
+	o := &r.options
+	f := flag.NewFlagSet("release", flag.ContinueOnError)
+	f.StringVar(&o.Build, "build", "", "`DIR` that 'halogen build' filled")
+	f.StringVar(&o.Server, "server", "", "`ROOT` of the web server's folders; made when missing")
+	f.StringVar(&r.channel, "channel", string(manifest.Stable), "channel that names the release: `stable`, beta or alpha")
+	f.StringVar(&o.Key.Path, "key", "", "secret release `KEY`; without one the release is not signed")
+	f.StringVar(&o.Key.Password, "password-file", "", "`FILE` whose first line is the key's password")
+	f.BoolVar(&o.Key.Unprotected, "allow-unprotected-key", false, "take a key without a password: whoever reads its file can then sign what every machine installs")
+	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
+	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
+	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")
+	f.DurationVar(&r.expires, "expires", 0, "how long machines may believe the manifest, a `DURATION` such as 720h; 0 for ever")
+	f.StringVar(&r.verify, "verify", "", "check the server `ROOT|URL` instead")
+	f.StringVar(&r.pinned, "pinned", "", "public key `FILE` that machines have pinned, for --verify")
+	f.BoolVar(&r.json, "json", false, "print a summary in JSON on the standard output")
+	rest, err := c.parse(f, args, releaseSummary)
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return c.misused(f, "unexpected argument %q", rest[0])
+	}
+	f.Visit(func(given *flag.Flag) {
+		r.expiresSet = r.expiresSet || given.Name == "expires"
+		r.shared = r.shared || given.Name == "rollout"
+		if (given.Name == "pinned") != (r.verify != "") && given.Name != "verify" && err == nil {
+			err = c.misused(f, "--%s does not go with what else is asked for", given.Name)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	progress := image.NewProgress(c.stderr)
+	if r.verify != "" {
+		return c.verifyServer(ctx, r, progress)
+	}
+	if o.Build == "" || o.Server == "" {
+		return c.misused(f, "want --build and --server, or --verify")
+	}
+	return c.publish(ctx, f, r, progress)
+}
+
+func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, progress *image.Progress) error {
+	o := r.options
+	var err error
+	if o.Channel, err = manifest.ParseChannel(r.channel); err != nil {
+		return c.misused(f, "--channel: %v", err)
+	}
+	if r.rollout < 0 || r.rollout > 100 {
+		return c.misused(f, "--rollout %d is not 0 to 100", r.rollout)
+	}
+	if r.expires < 0 {
+		return c.misused(f, "--expires %s lies in the past", r.expires)
+	}
+	if r.shared && r.rollout < 100 {
+		o.Rollout = release.Rollout{Limited: true, Percent: r.rollout}
+	}
+	if o.Lifetime = r.expires; r.expiresSet && r.expires == 0 {
+		o.Lifetime = -1
+	}
+	o.Now, o.Note = time.Now(), progress.Note
+	result, err := release.Publish(ctx, o)
+	if err != nil {
+		return err
+	}
+	if r.json {
+		return c.printJSON(result)
+	}
+	progress.Note("%s names release %s, in %s", o.Channel, result.Version, result.Folder)
+	_, err = fmt.Fprintln(c.stdout, result.Archive)
+	return err
+}
+
+// verifyServer checks every image of a folder, or the one of a URL.
+func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *image.Progress) error {
+	o := release.VerifyOptions{Now: time.Now(), Note: progress.Note}
+	if r.pinned != "" {
+		text, err := os.ReadFile(r.pinned)
+		if err != nil {
+			return err
+		}
+		if o.Key, err = pgp.ParseKey(text); err != nil {
+			return fmt.Errorf("%s: %w", r.pinned, err)
+		}
+	}
+	servers, err := servers(r.verify)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, s := range servers {
+		if err := release.Verify(ctx, s, o); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", s, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func servers(place string) ([]release.Server, error) {
+	if strings.HasPrefix(place, "https://") || strings.HasPrefix(place, "http://") {
+		web, err := release.NewWeb(place)
+		return []release.Server{web}, err
+	}
+	folders, err := release.Folders(place)
+	if err != nil {
+		return nil, err
+	}
+	var all []release.Server
+	for _, f := range folders {
+		all = append(all, f)
+	}
+	return all, nil
+}

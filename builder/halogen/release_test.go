@@ -1,0 +1,73 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReleaseCommandLines(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{}, exitUsage, "want --build and --server"},
+		{[]string{"--build", "b"}, exitUsage, "want --build and --server"},
+		{[]string{"x"}, exitUsage, "unexpected argument"},
+		{[]string{"--build", "b", "--server", "s", "--channel", "nightly"}, exitUsage, "--channel"},
+		{[]string{"--build", "b", "--server", "s", "--rollout", "101"}, exitUsage, "--rollout"},
+		{[]string{"--build", "b", "--server", "s", "--expires", "-1h"}, exitUsage, "--expires"},
+		{[]string{"--build", "b", "--server", "s", "--pinned", "k"}, exitUsage, "--pinned does not go"},
+		{[]string{"--verify", "s", "--build", "b"}, exitUsage, "--build does not go"},
+		{[]string{"--build", t.TempDir(), "--server", "s"}, exitFailure, "release.json"},
+		{[]string{"--verify", t.TempDir()}, exitFailure, "no manifest.env"},
+		{[]string{"--verify", t.TempDir(), "--pinned", "/nowhere"}, exitFailure, "/nowhere"},
+		{[]string{"--verify", "https://"}, exitFailure, "not the http or https address"},
+	} {
+		code, stdout, stderr := run(t, nil, append([]string{"release"}, c.args...)...)
+		if code != c.code || stdout != "" || !strings.Contains(stderr, c.want) {
+			t.Errorf("release %q: exit code %d, stdout %q, stderr %q; want %d, %q", c.args, code, stdout, stderr, c.code, c.want)
+		}
+	}
+}
+
+func TestReleaseAndVerify(t *testing.T) {
+	out, _, _ := build(t)
+	root := filepath.Join(t.TempDir(), "www")
+	code, stdout, stderr := run(t, nil, "release", "--build", out, "--server", root, "--json")
+	var result struct {
+		Archive string
+		Size    int64
+		New     bool
+	}
+	if err := json.Unmarshal([]byte(stdout), &result); code != exitOK || err != nil || !result.New || result.Archive != filepath.Join(root, "x86_64/test-os/7/7.tar.gz") {
+		t.Fatalf("exit code %d, %s: %+v, %v", code, stderr, result, err)
+	}
+	if !strings.Contains(stderr, "WARNING: test-os is published unsigned") {
+		t.Errorf("nothing said of the missing signature: %s", stderr)
+	}
+	web := httptest.NewServer(http.FileServer(http.Dir(root)))
+	defer web.Close()
+	for _, place := range []string{root, filepath.Dir(filepath.Dir(result.Archive)), web.URL + "/x86_64/test-os"} {
+		code, stdout, stderr := run(t, nil, "release", "--verify", place)
+		if code != exitOK || stdout != "" || !strings.Contains(stderr, "release 7, in stable, is good") {
+			t.Errorf("%s: exit code %d, %q, %s", place, code, stdout, stderr)
+		}
+	}
+	packed, err := os.ReadFile(result.Archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed[len(packed)/2] ^= 1
+	if err := os.WriteFile(result.Archive, packed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := run(t, nil, "release", "--verify", root); code != exitFailure || !strings.Contains(stderr, "release 7, in stable: ") {
+		t.Errorf("damaged: exit code %d, %s", code, stderr)
+	}
+}

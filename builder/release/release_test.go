@@ -1,0 +1,540 @@
+package release
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/image"
+	"halogenos.internal/builder/rootfs/rootfstest"
+)
+
+var now = time.Unix(1_800_000_000, 0).UTC()
+
+// world is a folder with keys and builds.
+type world struct {
+	t    testing.TB
+	dir  string
+	home string // of gpg
+}
+
+const password = "correct horse"
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	testkit.Need(t, "gpg")
+	testkit.Need(t, "mkfs.erofs")
+	home, err := os.MkdirTemp("", "g") // short: a socket lies in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
+		os.RemoveAll(home)
+	})
+	w := &world{t, t.TempDir(), home}
+	w.write("password", password+"\n")
+	return w
+}
+
+func (w *world) write(name, content string) string {
+	w.t.Helper()
+	path := filepath.Join(w.dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+func (w *world) gpg(args ...string) string {
+	w.t.Helper()
+	args = append([]string{"--homedir", w.home, "--batch", "--yes", "--quiet", "--no-auto-check-trustdb", "--trust-model", "always", "--pinentry-mode", "loopback",
+		"--faked-system-time", now.Format("20060102T150405!")}, args...)
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command("gpg", args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		w.t.Fatalf("gpg %q: %v\n%s", args, err, stderr.Bytes())
+	}
+	return stdout.String()
+}
+
+// key makes a key with gpg and writes its parts to <name>.pub and <name>.sec.
+func (w *world) key(name, algorithm, password string) string {
+	w.t.Helper()
+	id := name + "@example.org"
+	w.gpg("--passphrase", password, "--quick-generate-key", id, algorithm, "sign", "never")
+	w.export(name, password)
+	for line := range strings.Lines(w.gpg("--with-colons", "--list-keys", id)) {
+		if f := strings.Split(line, ":"); f[0] == "fpr" {
+			return f[9]
+		}
+	}
+	w.t.Fatal("gpg made no key")
+	return ""
+}
+
+func (w *world) export(name, password string) {
+	w.t.Helper()
+	id := name + "@example.org"
+	w.write(name+".pub", w.gpg("--export", id))
+	w.write(name+".sec", w.gpg("--passphrase", password, "--armor", "--export-secret-keys", id))
+}
+
+// build makes a build of a version with a pinned key.
+func (w *world) build(version contract.Version, key, fingerprint string, more ...string) string {
+	w.t.Helper()
+	text := "[UKI]\nCmdline=quiet\n[Image]\nImageID=test-os\nSlotSize=16M\nReleaseKey=none\n[Initramfs]\nModules=one\n"
+	if key != "" {
+		text = strings.Replace(text, "ReleaseKey=none", "ReleaseKeyFile="+key+".pub\nReleaseKey="+fingerprint, 1)
+	}
+	for i := 0; i < len(more); i += 2 {
+		text = strings.Replace(text, more[i], more[i+1], 1)
+	}
+	c, err := config.Parse(text, w.dir)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := filepath.Join(w.t.TempDir(), "build")
+	_, err = image.Build(w.t.Context(), image.Options{
+		Config: c, RootFS: rootfstest.Minimal().Write(w.t, false), Version: version, Out: out,
+		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(io.Discard),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *world) options(build, key string) Options {
+	o := Options{Build: build, Server: filepath.Join(w.dir, "server"), Channel: manifest.Stable, Now: now, Note: w.t.Logf}
+	if key != "" {
+		o.Key = KeyFile{Path: filepath.Join(w.dir, key+".sec"), Password: filepath.Join(w.dir, "password")}
+	}
+	return o
+}
+
+func (w *world) publish(o Options) *Result {
+	w.t.Helper()
+	r, err := Publish(w.t.Context(), o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
+
+// refused publishes and wants it refused, with the server as it was.
+func (w *world) refused(name string, o Options, want string) {
+	w.t.Helper()
+	before := snapshot(w.t, o.Server)
+	if _, err := Publish(w.t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
+		w.t.Errorf("%s: %v, want %q", name, err, want)
+	}
+	if after := snapshot(w.t, o.Server); after != before {
+		w.t.Errorf("%s: the server changed from\n%s\nto\n%s", name, before, after)
+	}
+}
+
+// snapshot lists files, links and contents.
+func snapshot(t testing.TB, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		if err != nil || info.IsDir() {
+			return err
+		}
+		link, _ := os.Readlink(path)
+		content, err := os.ReadFile(path)
+		if link != "" {
+			content, err = nil, nil
+		}
+		fmt.Fprintf(&out, "%s %s %s %x\n", path, info.Mode(), link, sum(content))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func (w *world) verify(o Options) error {
+	folders, err := Folders(o.Server)
+	if err != nil {
+		return err
+	}
+	for _, f := range folders {
+		if err := Verify(w.t.Context(), f, VerifyOptions{Now: now, Note: w.t.Logf}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mustRead(t testing.TB, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func TestPublish(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	first := w.options(w.build(1, "release", fpr), "release")
+	r := w.publish(first)
+	dir := filepath.Join(first.Server, "x86_64", "test-os")
+	if r.Folder != dir || !r.New || r.Archive != filepath.Join(dir, "1", "1.tar.gz") {
+		t.Errorf("published %+v", r)
+	}
+	if text := mustRead(t, filepath.Join(dir, "manifest.env")); string(text) != "STABLE=1\nPUBKEY=release-key.pgp\n" {
+		t.Errorf("manifest %q", text)
+	}
+	if link, err := os.Readlink(filepath.Join(dir, "stable")); err != nil || link != "1" {
+		t.Errorf("stable leads to %q, %v", link, err)
+	}
+	// gpg and tar take what was published.
+	w.gpg("--verify", r.Archive+".pgp", r.Archive)
+	unpacked := t.TempDir()
+	testkit.Run(t, "tar", "xzf", r.Archive, "-C", unpacked)
+	w.gpg("--verify", filepath.Join(unpacked, "release.json.pgp"), filepath.Join(unpacked, "release.json"))
+	for _, name := range []string{"release.json", "uki.efi", "bootx64.efi", "system.erofs"} {
+		if !bytes.Equal(mustRead(t, filepath.Join(unpacked, name)), mustRead(t, filepath.Join(first.Build, name))) {
+			t.Errorf("%s differs from what was built", name)
+		}
+	}
+	if err := w.verify(first); err != nil {
+		t.Error(err)
+	}
+
+	// The same again says nothing new, in the same bytes elsewhere.
+	elsewhere := first
+	elsewhere.Server = filepath.Join(w.dir, "elsewhere")
+	if again := w.publish(elsewhere); !bytes.Equal(mustRead(t, again.Archive), mustRead(t, r.Archive)) {
+		t.Error("the archive is another the second time")
+	}
+	w.refused("the same version", first, "version 1 is not newer than 1")
+
+	// Version 3 for a share of beta, then for stable; version 2 comes too late.
+	third := w.options(w.build(3, "release", fpr), "release")
+	third.Channel, third.Rollout = manifest.Beta, Rollout{Limited: true, Percent: 10}
+	third.SignManifest, third.Lifetime = true, 48*time.Hour
+	w.publish(third)
+	third.Rollout = Rollout{}
+	if again := w.publish(third); again.New || again.Size == 0 {
+		t.Errorf("published %+v, want the release that is there", again)
+	}
+	if text, want := string(mustRead(t, filepath.Join(dir, "manifest.env"))), "STABLE=1\nBETA=3\nPUBKEY=release-key.pgp\nEXPIRES=2027-01-17T08:00:00Z\nSEQUENCE=2\n"; text != want {
+		t.Errorf("manifest %q, want %q", text, want)
+	}
+	w.gpg("--verify", filepath.Join(dir, "manifest.env.pgp"), filepath.Join(dir, "manifest.env"))
+	second := w.options(w.build(2, "release", fpr), "release")
+	second.Lifetime = -1
+	second.Channel = manifest.Beta
+	w.refused("older than beta", second, "not newer than 3")
+	second.Channel = manifest.Alpha
+	w.refused("older than a more tried one", second, "not newer than 3")
+	third.Channel = manifest.Stable
+	w.publish(third)
+	if err := w.verify(third); err != nil {
+		t.Error(err)
+	}
+	third.Lifetime = 0
+	w.refused("expiry forgotten", third, "expires")
+}
+
+func (w *world) with(o Options, change func(o *Options)) Options {
+	change(&o)
+	return o
+}
+
+// FAULTS 2, 6
+func TestPublishRefused(t *testing.T) {
+	w := newWorld(t)
+	fpr, other := w.key("release", "ed25519", password), w.key("other", "ed25519", password)
+	built := w.build(5, "release", fpr, "ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n")
+	good := w.options(built, "release")
+	w.refused("not stable first", w.with(good, func(o *Options) { o.Channel = manifest.Beta }), "stable first")
+	w.refused("no channel", w.with(good, func(o *Options) { o.Channel = "nightly" }), "channel")
+	w.refused("no key", w.with(good, func(o *Options) { o.Key = KeyFile{} }), "name the key")
+	w.refused("another key", w.with(good, func(o *Options) { o.Key.Path = filepath.Join(w.dir, "other.sec") }), "has pinned "+fpr)
+	w.refused("public key", w.with(good, func(o *Options) { o.Key.Path = filepath.Join(w.dir, "release.pub") }), "public key")
+	w.refused("no password", w.with(good, func(o *Options) { o.Key.Password = "" }), "is encrypted")
+	w.refused("wrong password", w.with(good, func(o *Options) { o.Key.Password = w.write("wrong", "x") }), "does not open it")
+	w.refused("percentage", w.with(good, func(o *Options) { o.Rollout = Rollout{true, 101} }), "101 percent")
+	unsigned := w.build(6, "", "")
+	w.refused("key for an unsigned image", w.options(unsigned, "release"), "pinned no release key")
+	w.publish(good)
+
+	later := func(change ...string) string { return w.build(6, "release", fpr, change...) }
+	w.refused("lower epoch", w.options(later("ImageID=test-os\n", "ImageID=test-os\nEpoch=2\n"), "release"), "epoch 2 is lower than 3")
+	w.refused("other key on the server", w.options(w.build(6, "other", other), "other"), "are signed by "+fpr)
+	w.refused("unsigned after signed", w.options(unsigned, ""), "which is not")
+	w.refused("other previous image", w.with(w.options(later("ImageID=test-os", "ImageID=other-os"), "release"), func(o *Options) { o.Previous = built }), "previous build is test-os")
+	w.refused("previous version", w.with(good, func(o *Options) { o.Previous = built }), "not newer than 5, the previous")
+	w.refused("previous key", w.with(w.options(w.build(6, "other", other, "ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n"), "other"), func(o *Options) { o.Previous = built }), "the previous build has pinned")
+
+	// A build whose parts do not belong together.
+	next := later("ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n")
+	for name, want := range map[string]string{"uki.efi": "is not the one", "bootx64.efi": "is not the one", "system.erofs": "root hash", "release.json": "parse release.json"} {
+		broken := filepath.Join(t.TempDir(), "broken")
+		if err := os.CopyFS(broken, os.DirFS(next)); err != nil {
+			t.Fatal(err)
+		}
+		content := mustRead(t, filepath.Join(broken, name))
+		content[len(content)/2] ^= 0x80
+		if err := os.WriteFile(filepath.Join(broken, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.refused("damaged "+name, w.options(broken, "release"), want)
+	}
+}
+
+// Keys that gpg makes sign, whatever their kind.
+func TestSigners(t *testing.T) {
+	w := newWorld(t)
+	for _, algorithm := range []string{"ed25519", "nistp256", "nistp384", "nistp521", "rsa3072"} {
+		w.key(algorithm, algorithm, "")
+		pinned, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, algorithm+".pub")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := KeyFile{Path: filepath.Join(w.dir, algorithm+".sec")}
+		if _, err := LoadSigner(file, pinned, now); err == nil || !strings.Contains(err.Error(), "has no password") {
+			t.Errorf("%s without a password: %v", algorithm, err)
+		}
+		file.Unprotected = true
+		s, err := LoadSigner(file, pinned, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc := w.write("doc", "a document")
+		sig, err := s.Sign(strings.NewReader("a document"), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.gpg("--verify", w.write("sig", string(sig)), doc)
+		s.Close()
+		if _, err := s.Sign(strings.NewReader("a document"), now); err == nil {
+			t.Errorf("%s: a closed signer still signs", algorithm)
+		}
+	}
+}
+
+// A signing subkey signs for a primary key that is kept elsewhere.
+func TestSubkeySigns(t *testing.T) {
+	w := newWorld(t)
+	w.gpg("--passphrase", "", "--quick-generate-key", "sub@example.org", "ed25519", "cert", "never")
+	w.export("sub", "")
+	primary, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "sub.pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := KeyFile{Path: filepath.Join(w.dir, "sub.sec"), Unprotected: true}
+	if _, err := LoadSigner(file, primary, now); err == nil || !strings.Contains(err.Error(), "only keys") {
+		t.Errorf("a key that only certifies: %v", err)
+	}
+	w.gpg("--passphrase", "", "--quick-add-key", primary.Fingerprint().String(), "ed25519", "sign", "never")
+	w.export("sub", "")
+	w.write("sub.sec", w.gpg("--passphrase", "", "--export-secret-subkeys", "sub@example.org"))
+	pinned, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "sub.pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := LoadSigner(file, pinned, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	sig, err := s.Sign(strings.NewReader("x"), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hex.EncodeToString(s.key.Fingerprint) == strings.ToLower(pinned.Fingerprint().String()) {
+		t.Error("the primary key signed")
+	}
+	w.gpg("--verify", w.write("sig", string(sig)), w.write("doc", "x"))
+}
+
+// FAULTS 1, 2, 5, 6
+func TestVerifyFindsFaults(t *testing.T) {
+	w := newWorld(t)
+	fpr, _ := w.key("release", "ed25519", password), w.key("other", "ed25519", password)
+	o := w.with(w.options(w.build(1, "release", fpr), "release"), func(o *Options) { o.SignManifest, o.Lifetime = true, time.Hour })
+	w.publish(o)
+	o.Build = w.build(2, "release", fpr)
+	w.publish(o)
+	dir := filepath.Join(o.Server, "x86_64", "test-os")
+	pinned := func(name string) *pgp.Key {
+		k, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, name+".pub")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	copyOf := func() string {
+		fresh := filepath.Join(t.TempDir(), "x86_64", "test-os")
+		if err := os.CopyFS(fresh, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return fresh
+	}
+	edit := func(name string, change func(b []byte) []byte) func(dir string) {
+		return func(dir string) {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, change(mustRead(t, path)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	rename := func(from, to string) func(dir string) {
+		return func(dir string) {
+			if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name, want string
+		change     func(dir string)
+	}{
+		{"nothing", "", func(string) {}},
+		{"archive damaged", "release 2, in stable", edit("2/2.tar.gz", flip)},
+		{"archive cut", "unexpected EOF", edit("2/2.tar.gz", func(b []byte) []byte { return b[:len(b)*3/4] })},
+		{"archive longer", "data follows", edit("2/2.tar.gz", func(b []byte) []byte { return append(b, 0) })},
+		{"archive missing", "no such file", rename("2/2.tar.gz", "2/x")},
+		{"signature missing", "no such file", rename("2/2.tar.gz.pgp", "2/x")},
+		{"signature damaged", "2.tar.gz.pgp", edit("2/2.tar.gz.pgp", flip)},
+		{"signature of another release", "does not fit", edit("2/2.tar.gz.pgp", func([]byte) []byte { return mustRead(t, filepath.Join(dir, "1/1.tar.gz.pgp")) })},
+		{"another release in its place", "is test-os 1 for x86_64, in the place of", func(dir string) {
+			edit("2/2.tar.gz", func([]byte) []byte { return mustRead(t, filepath.Join(dir, "1/1.tar.gz")) })(dir)
+			edit("2/2.tar.gz.pgp", func([]byte) []byte { return mustRead(t, filepath.Join(dir, "1/1.tar.gz.pgp")) })(dir)
+		}},
+		{"another key", "want " + fpr, edit("release-key.pgp", func([]byte) []byte { return mustRead(t, filepath.Join(w.dir, "other.pub")) })},
+		{"key missing", "no such file", rename("release-key.pgp", "x")},
+		{"manifest changed", "manifest.env.pgp", edit("manifest.env", func(b []byte) []byte { return append(b, "# x\n"...) })},
+		{"manifest without a key", "not signed", edit("manifest.env", func([]byte) []byte { return []byte("STABLE=2\n") })},
+		{"manifest names nothing", "9/9.tar.gz", edit("manifest.env", func(b []byte) []byte { return bytes.Replace(b, []byte("STABLE=2"), []byte("STABLE=9"), 1) })},
+		{"link elsewhere", "leads to 1", func(dir string) {
+			if err := writeLink(dir, "stable", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		fresh := copyOf()
+		c.change(fresh)
+		err := Verify(t.Context(), Folder(fresh), VerifyOptions{Key: pinned("release"), Now: now, Note: t.Logf})
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Key: pinned("other"), Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "want "+pinned("other").Fingerprint().String()) {
+		t.Errorf("another key pinned: %v", err)
+	}
+	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Now: now.Add(time.Hour), Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "has expired") {
+		t.Errorf("an hour later: %v", err)
+	}
+	moved := filepath.Join(t.TempDir(), "x86_64", "other-os")
+	if err := os.CopyFS(moved, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), Folder(moved), VerifyOptions{Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "in the place of other-os") {
+		t.Errorf("in another image's folder: %v", err)
+	}
+	w.overHTTP(o.Server, pinned("release"))
+}
+
+// overHTTP checks the same server as a machine would.
+func (w *world) overHTTP(root string, key *pgp.Key) {
+	w.t.Helper()
+	server := httptest.NewServer(http.FileServer(http.Dir(root)))
+	defer server.Close()
+	web, err := NewWeb(server.URL + "/x86_64/test-os/")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := Verify(w.t.Context(), web, VerifyOptions{Key: key, Now: now, Note: w.t.Logf}); err != nil {
+		w.t.Error(err)
+	}
+	for _, bad := range []string{"ftp://x/y", "/x", "file:///x", "http:///x", "http://x/?a"} {
+		if _, err := NewWeb(bad); err == nil {
+			w.t.Errorf("NewWeb(%q) succeeded", bad)
+		}
+	}
+}
+
+func TestUnsigned(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	o := w.options(w.build(1, "", ""), "")
+	var said []string
+	o.Note = func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }
+	r := w.publish(o)
+	if all := strings.Join(said, "\n"); !strings.Contains(all, "WARNING") {
+		t.Errorf("said only %q", all)
+	}
+	if _, err := os.Stat(r.Archive + ".pgp"); !os.IsNotExist(err) {
+		t.Errorf("a signature by nobody: %v", err)
+	}
+	if err := w.verify(o); err != nil {
+		t.Error(err)
+	}
+	w.refused("signed after unsigned", w.options(w.build(2, "release", fpr), "release"), "not signed")
+}
+
+// A publisher that was interrupted leaves nothing that the next one minds.
+func TestInterrupted(t *testing.T) {
+	w := newWorld(t)
+	o := w.options(w.build(1, "", ""), "")
+	w.publish(o)
+	dir := filepath.Join(o.Server, "x86_64", "test-os")
+	// Power cut: a folder half written; a release in place that nothing names.
+	half := filepath.Join(dir, unfinished+"123")
+	if err := os.MkdirAll(half, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "manifest.env")); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.publish(o); r.New {
+		t.Error("the release was written again")
+	}
+	if _, err := os.Stat(half); !os.IsNotExist(err) {
+		t.Errorf("what was half written is still there: %v", err)
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.refused("two at once", w.options(w.build(2, "", ""), ""), "another publisher")
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	// The same version with other content.
+	if err := os.Remove(filepath.Join(dir, "manifest.env")); err != nil {
+		t.Fatal(err)
+	}
+	w.refused("other content", w.options(w.build(1, "", "", "Cmdline=quiet", "Cmdline=loud"), ""), "with other content")
+}
+
+func sum(b []byte) []byte { h := sha256.Sum256(b); return h[:4] }

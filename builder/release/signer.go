@@ -1,0 +1,252 @@
+package release
+
+import (
+	"bytes"
+	"cmp"
+	"crypto"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/ecdsa"
+	"github.com/ProtonMail/go-crypto/openpgp/ed25519"
+	"github.com/ProtonMail/go-crypto/openpgp/eddsa"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+
+	"halogenos.internal/boot/pgp"
+)
+
+const maxPassword = 4 << 10 // bytes of a password file
+
+// KeyFile says where the secret release key lies.
+type KeyFile struct {
+	Path string // an OpenPGP secret key, binary or armored, as gpg --export-secret-keys writes it
+	// Password is a file whose first line is the key's password.
+	Password string
+	// Unprotected takes a key without a password: whoever reads the file can
+	// then sign what every machine takes.
+	Unprotected bool
+}
+
+// A Signer signs releases. It holds a secret until Close.
+type Signer struct {
+	key    *packet.PrivateKey
+	public *pgp.Key
+}
+
+// LoadSigner reads the secret key and finds the newest of its keys whose
+// signatures the machines, which have pinned the public key, accept at a time.
+func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
+	ring, err := readSecretKey(file.Path)
+	if err != nil {
+		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)
+	}
+	defer func() {
+		for _, k := range ring {
+			wipeKey(k)
+		}
+	}()
+	if have := ring[len(ring)-1].Fingerprint; !bytes.Equal(have, fingerprint(pinned)) {
+		return nil, fmt.Errorf("signing key %s is %X, but the image has pinned %s", file.Path, have, pinned.Fingerprint())
+	}
+	if err := unlock(ring, file); err != nil {
+		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)
+	}
+	var refusals []error
+	for i, k := range ring {
+		s := &Signer{key: k, public: pinned}
+		if _, err := s.Sign(bytes.NewReader(nil), at); err != nil {
+			refusals = append(refusals, fmt.Errorf("%X: %w", k.Fingerprint, err))
+			continue
+		}
+		ring = slices.Delete(ring, i, i+1) // and leave the others to be wiped
+		return s, nil
+	}
+	return nil, fmt.Errorf("signing key %s has no key whose signatures machines take: %w", file.Path, errors.Join(refusals...))
+}
+
+func fingerprint(k *pgp.Key) []byte {
+	f := k.Fingerprint()
+	return f[:]
+}
+
+// readSecretKey returns the key's secret parts that can sign: subkeys, newest
+// first, then the primary key.
+func readSecretKey(path string) ([]*packet.PrivateKey, error) {
+	text, err := readBounded(path, pgp.MaxKey)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	read := openpgp.ReadKeyRing
+	if bytes.HasPrefix(text, []byte("-----BEGIN ")) {
+		read = openpgp.ReadArmoredKeyRing
+	}
+	entities, err := read(bytes.NewReader(text))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read OpenPGP key: %w", err)
+	case len(entities) != 1:
+		return nil, fmt.Errorf("holds %d keys, want one", len(entities))
+	case entities[0].PrivateKey == nil:
+		return nil, errors.New("is a public key: export the secret one")
+	}
+	var keys []*packet.PrivateKey
+	for _, s := range entities[0].Subkeys {
+		if s.PrivateKey != nil && s.PublicKey.PubKeyAlgo.CanSign() {
+			keys = append(keys, s.PrivateKey)
+		}
+	}
+	slices.SortStableFunc(keys, func(a, b *packet.PrivateKey) int { return cmp.Compare(b.CreationTime.Unix(), a.CreationTime.Unix()) })
+	return append(keys, entities[0].PrivateKey), nil
+}
+
+// unlock decrypts the keys with the password, which it forgets again.
+func unlock(keys []*packet.PrivateKey, file KeyFile) error {
+	secret := func(k *packet.PrivateKey) bool { return !k.Dummy() }
+	if !slices.ContainsFunc(keys, secret) {
+		return errors.New("holds no secret: it lies on a card or was exported without")
+	}
+	if open := slices.ContainsFunc(keys, func(k *packet.PrivateKey) bool { return secret(k) && !k.Encrypted }); open && !file.Unprotected {
+		return errors.New("has no password: whoever reads the file can sign what every machine takes")
+	}
+	locked := slices.DeleteFunc(slices.Clone(keys), func(k *packet.PrivateKey) bool { return !secret(k) || !k.Encrypted })
+	if len(locked) == 0 {
+		return nil
+	}
+	if file.Password == "" {
+		return errors.New("is encrypted: name the file with its password")
+	}
+	text, err := readBounded(file.Password, maxPassword)
+	if err != nil {
+		return fmt.Errorf("read password: %w", err)
+	}
+	defer clear(text)
+	password, _, _ := bytes.Cut(text, []byte("\n"))
+	for _, k := range locked {
+		if err := k.Decrypt(bytes.TrimSuffix(password, []byte("\r"))); err != nil {
+			return fmt.Errorf("the password in %s does not open it: %w", file.Password, err)
+		}
+	}
+	return nil
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(f, limit)
+}
+
+// readAll reads at most limit bytes to the end.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(text)) > limit {
+		return nil, fmt.Errorf("has more than %d bytes", limit)
+	}
+	return text, nil
+}
+
+// Key returns the pinned public key.
+func (s *Signer) Key() *pgp.Key { return s.public }
+
+// Sign returns a detached binary signature that the pinned key verifies. The
+// same key, message and time give the same signature, but for ECDSA.
+func (s *Signer) Sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
+	k := s.key
+	if k == nil {
+		return nil, errors.New("sign: the signing key is closed")
+	}
+	if k.Dummy() {
+		return nil, errors.New("is not in the file")
+	}
+	once := false
+	config := &packet.Config{Time: func() time.Time { return at }, NonDeterministicSignaturesViaNotation: &once}
+	sig := &packet.Signature{
+		Version: 4, SigType: packet.SigTypeBinary, PubKeyAlgo: k.PubKeyAlgo, Hash: hashFor(k), CreationTime: at,
+		IssuerKeyId: &k.KeyId, IssuerKeyVersion: 4, IssuerFingerprint: k.Fingerprint,
+	}
+	h, err := sig.PrepareSign(config)
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	if _, err := io.Copy(h, message); err != nil {
+		return nil, fmt.Errorf("read what is to be signed: %w", err)
+	}
+	if err := sig.Sign(h, k, config); err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	var out bytes.Buffer
+	if err := sig.Serialize(&out); err != nil {
+		return nil, fmt.Errorf("encode signature: %w", err)
+	}
+	// What no machine would take is not published.
+	if _, err := message.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("read again what was signed: %w", err)
+	}
+	if err := s.public.Verify(message, out.Bytes(), at); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// hashFor is SHA-256, which is fast where the releases are checked, unless the
+// key's curve wants a longer digest.
+func hashFor(k *packet.PrivateKey) crypto.Hash {
+	if k.PubKeyAlgo == packet.PubKeyAlgoECDSA {
+		switch curve, _ := k.Curve(); curve {
+		case packet.CurveNistP384:
+			return crypto.SHA384
+		case packet.CurveNistP521:
+			return crypto.SHA512
+		}
+	}
+	return crypto.SHA256
+}
+
+// Close wipes the secret.
+func (s *Signer) Close() {
+	if s.key != nil {
+		wipeKey(s.key)
+		s.key = nil
+	}
+}
+
+// wipeKey overwrites the numbers of a secret key where the library keeps them;
+// copies that it made on its way it does not reach.
+func wipeKey(k *packet.PrivateKey) {
+	switch p := k.PrivateKey.(type) {
+	case *rsa.PrivateKey:
+		wipeInt(p.D)
+		for _, prime := range p.Primes {
+			wipeInt(prime)
+		}
+		wipeInt(p.Precomputed.Dp)
+		wipeInt(p.Precomputed.Dq)
+		wipeInt(p.Precomputed.Qinv)
+	case *ecdsa.PrivateKey:
+		wipeInt(p.D)
+	case *eddsa.PrivateKey:
+		clear(p.D)
+	case *ed25519.PrivateKey:
+		clear(p.Key)
+	}
+}
+
+func wipeInt(n *big.Int) {
+	if n != nil {
+		clear(n.Bits())
+	}
+}
