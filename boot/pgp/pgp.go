@@ -57,12 +57,17 @@ type Key struct {
 	fingerprint Fingerprint
 }
 
+var errPrivate = errors.New("OpenPGP key is a private one: want the public one, as gpg --export writes it")
+
 // ParseKey reads exactly one transferable public key (RFC 9580, section 10.1),
 // binary or armored, of at most MaxKey bytes. Whether it can sign today is for
 // Check to say.
 func ParseKey(input []byte) (*Key, error) {
 	if len(input) > MaxKey {
 		return nil, fmt.Errorf("OpenPGP key has %d bytes, more than %d: export it with --export-options export-minimal", len(input), MaxKey)
+	}
+	if bytes.HasPrefix(input, []byte("-----BEGIN PGP PRIVATE KEY BLOCK-----")) {
+		return nil, errPrivate
 	}
 	binary, err := dearmor(input, "PUBLIC KEY BLOCK")
 	if err != nil {
@@ -73,7 +78,7 @@ func ParseKey(input []byte) (*Key, error) {
 		return nil, fmt.Errorf("read OpenPGP key: %w", err)
 	}
 	if err := checkKeyForm(all); err != nil {
-		return nil, fmt.Errorf("OpenPGP key: %w", err)
+		return nil, err
 	}
 	k := &Key{binary: bytes.Clone(binary)}
 	entity, err := k.entity()
@@ -96,16 +101,16 @@ func checkKeyForm(all []frame) error {
 	for i, f := range all {
 		switch {
 		case f.tag == 5 || f.tag == 7:
-			return errors.New("is a private key: want the public one")
+			return errPrivate
 		case (f.tag == tagPublicKey) != (i == 0):
-			return fmt.Errorf("packet %d is of type %d: want one public key, and that first", i+1, f.tag)
+			return fmt.Errorf("OpenPGP key: packet %d is of type %d, want one public key, and that first", i+1, f.tag)
 		case f.tag == tagUserID:
 			if names[string(f.body)] {
-				return fmt.Errorf("has the name %.60q twice", f.body)
+				return fmt.Errorf("OpenPGP key has the name %.60q twice", f.body)
 			}
 			names[string(f.body)] = true
 		case f.tag != tagPublicKey && f.tag != tagPublicSubkey && f.tag != tagSignature && f.tag != tagUserAttribute:
-			return fmt.Errorf("holds a packet of type %d, which no public key has", f.tag)
+			return fmt.Errorf("OpenPGP key holds a packet of type %d, which no public key has", f.tag)
 		}
 		// Photographs, and keys and signatures of kinds that are not used here
 		// (to encrypt, by others), may well be beyond the library.
@@ -113,7 +118,7 @@ func checkKeyForm(all []frame) error {
 			continue
 		}
 		if _, err := f.parse(); err != nil && !isUnsupported(err) {
-			return fmt.Errorf("packet %d: %w", i+1, err)
+			return fmt.Errorf("OpenPGP key: packet %d: %w", i+1, err)
 		}
 	}
 	return nil

@@ -247,7 +247,8 @@ func TestParseKeyRefused(t *testing.T) {
 	}{
 		{"empty", nil, "no data"},
 		{"two keys", append(bytes.Clone(cert), second...), "want one public key"},
-		{"private", pack(5, secret.body()), "private key"},
+		{"private", pack(5, secret.body()), "private"},
+		{"private, armored", enarmor("PRIVATE KEY BLOCK", cert), "private"},
 		{"subkey first", append(pack(14, secret.body()), cert...), "want one public key"},
 		{"literal behind", append(bytes.Clone(cert), pack(11, []byte("b"))...), "type 11"},
 		{"compressed", pack(8, append([]byte{0}, cert...)), "want one public key"},

@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"strings"
 
-	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+	"halogenos.internal/boot/pgp"
 )
-
-const maxKey = 64 << 10 // bytes of a key file
 
 // releaseKey reads the pinned key, if there is one. Having none must be said.
 func (r *reader) releaseKey() error {
@@ -25,10 +23,10 @@ func (r *reader) releaseKey() error {
 		return fmt.Errorf("ReleaseKey is %q, but ReleaseKeyFile is missing", r.fingerprint)
 	}
 	want, err := hex.DecodeString(strings.ReplaceAll(r.fingerprint, " ", ""))
-	if err != nil || len(want) != 20 && len(want) != 32 {
+	if err != nil || len(want) != len(pgp.Fingerprint{}) {
 		return fmt.Errorf("ReleaseKey %q is not a whole OpenPGP fingerprint", r.fingerprint)
 	}
-	text, err := readBounded(r.local(r.keyFile), maxKey)
+	text, err := readBounded(r.local(r.keyFile), pgp.MaxKey)
 	if err != nil {
 		return fmt.Errorf("ReleaseKeyFile: %w", err)
 	}
@@ -41,29 +39,15 @@ func (r *reader) releaseKey() error {
 }
 
 // publicKey returns the binary form of the one public key in text, which is
-// binary or armored and whose fingerprint must be want.
+// binary or armored and whose fingerprint must be want. A key that machines
+// would refuse is refused here.
 func publicKey(text, want []byte) ([]byte, error) {
-	read := openpgp.ReadKeyRing
-	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("-----BEGIN ")) {
-		read = openpgp.ReadArmoredKeyRing
-	}
-	ring, err := read(bytes.NewReader(text))
+	key, err := pgp.ParseKey(text)
 	if err != nil {
-		return nil, fmt.Errorf("read OpenPGP key: %w", err)
+		return nil, err
 	}
-	if len(ring) != 1 {
-		return nil, fmt.Errorf("holds %d keys, want one", len(ring))
+	if have := key.Fingerprint(); !bytes.Equal(have[:], want) {
+		return nil, fmt.Errorf("has the fingerprint %s, want %X", have, want)
 	}
-	key := ring[0]
-	if key.PrivateKey != nil {
-		return nil, errors.New("is a private key: export the public one")
-	}
-	if have := key.PrimaryKey.Fingerprint; !bytes.Equal(have, want) {
-		return nil, fmt.Errorf("has the fingerprint %X, want %X", have, want)
-	}
-	var out bytes.Buffer
-	if err := key.Serialize(&out); err != nil {
-		return nil, fmt.Errorf("encode OpenPGP key: %w", err)
-	}
-	return out.Bytes(), nil
+	return key.Bytes(), nil
 }
