@@ -115,7 +115,7 @@ func TestFirstBoots(t *testing.T) {
 	p := provisioned(t)
 	inOrder(t, "first and second boot", p.Notes[firstBootNote],
 		"halogen: partition (", "halogen: make-tree (", "halogen: open-verity (", "halogen: enrol (",
-		"halogen: reboot (", "halogen: open-verity (", "RECOVERY KEY:", "Set a password in the firmware's setup", "halogen: make-root (",
+		"reboot: machine restart", "halogen: open-verity (", "RECOVERY KEY:", "Set a password in the firmware's setup", "halogen: make-root (",
 		"halogen: mount-state (", protocol.Greeting)
 	inOrder(t, "third boot", p.Notes[thirdBootNote],
 		"halogen: open-verity (", "halogen: unlock (", "halogen: mount-state (", protocol.Greeting)
@@ -367,7 +367,7 @@ func rootIsOpen(r protocol.Report) bool {
 // devices that are open there.
 func (g *Guest) expectConsole() (devices []string) {
 	g.t.Helper()
-	g.Expect("`help` lists the commands")
+	g.Expect("halogen: the boot has stopped, and nothing was lost")
 	answer := regexp.MustCompile(`(?m)^devices: (.*)end`)
 	for range 10 {
 		// A line editor that asks the terminal for its colours takes what comes

@@ -2,10 +2,14 @@ package qemutests
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/vm"
 )
 
@@ -58,4 +62,69 @@ func TestOtherMachine(t *testing.T) {
 	g.openAndAccept(p, "Bound to this TPM")
 	g.PowerOff()
 	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
+}
+
+// TestLockedOut: wrong authorisations of somebody else's objects have locked the TPM.
+// What unlocks the root partition takes no part in that.
+// FAULTS 71
+func TestLockedOut(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
+		lockOut(t, s)
+		return nil
+	}})
+	checkSecured(t, "with a TPM in lockout", g.Boot())
+}
+
+// lockOut brings the TPM of a machine that is off into dictionary attack lockout.
+func lockOut(t *testing.T, s vm.State) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket's name
+	must(t, err)
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	swtpm := exec.Command(testkit.Need(t, "swtpm"), "socket", "--tpm2", "--tpmstate", "dir="+s.TPM(),
+		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "not-need-init,startup-clear")
+	must(t, swtpm.Start())
+	defer func() {
+		_ = swtpm.Process.Kill()
+		_ = swtpm.Wait()
+	}()
+	for range 200 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	run := func(tool string, args ...string) (string, error) {
+		cmd := exec.Command(testkit.Need(t, tool), append([]string{"-T", "swtpm:path=" + socket}, args...)...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, args := range [][]string{
+		{"tpm2_dictionarylockout", "--setup-parameters", "--max-tries=1", "--recovery-time=100000", "--lockout-recovery-time=100000"},
+		{"tpm2_createprimary", "-Q", "-C", "o", "-G", "ecc", "-p", "right", "-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt", "-c", "key"},
+	} {
+		if out, err := run(args[0], args[1:]...); err != nil {
+			t.Fatalf("%q: %v: %s", args, err, out)
+		}
+	}
+	var out string
+	for range 3 {
+		if out, err := run("tpm2_flushcontext", "-t"); err != nil { // there is no resource manager
+			t.Fatalf("flush: %v: %s", err, out)
+		}
+		out, err = run("tpm2_create", "-Q", "-C", "key", "-P", "wrong", "-u", "pub", "-r", "priv")
+		if err == nil {
+			t.Fatal("a wrong authorisation was taken")
+		}
+	}
+	if !strings.Contains(out, "lockout") {
+		t.Fatalf("the TPM is not locked out: %s", out)
+	}
+	if out, err := run("tpm2_shutdown"); err != nil { // or the restart counts as one more try
+		t.Fatalf("shutdown: %v: %s", err, out)
+	}
 }
