@@ -1,0 +1,99 @@
+// Package find tells the disk that this system was started from, from all
+// others. Boot and commands find it the same way.
+//
+// It refuses to choose between two disks that nothing tells apart.
+package find
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/hw"
+)
+
+var (
+	// ErrNone says that no disk is the one, or that it has not appeared yet.
+	ErrNone = errors.New("no disk has the partition that this system was started from")
+	// ErrTwo says that several disks could be the one: writing to the wrong one
+	// cannot be undone.
+	ErrTwo = errors.New("two disks carry the partition that this system was started from")
+)
+
+// Disk returns the disk that holds the ESP the boot manager was started from.
+// The loader names it by partition UUID; where it does not, the disk is the only
+// one with our layout.
+func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
+	esp, err := firmware.LoaderString("LoaderDevicePartUUID")
+	if err != nil {
+		return hw.Disk{}, err
+	}
+	found, unread, err := candidates(disks, strings.ToLower(esp))
+	if err != nil {
+		return hw.Disk{}, err
+	}
+	switch found = startedFrom(firmware, found); len(found) {
+	case 0:
+		return hw.Disk{}, errors.Join(append([]error{fmt.Errorf("%w (%s)", ErrNone, esp)}, unread...)...)
+	case 1:
+		return found[0], nil
+	}
+	return hw.Disk{}, fmt.Errorf("%w (%s and %s): detach the one that does not belong here", ErrTwo, found[0].Name, found[1].Name)
+}
+
+// startedFrom picks, of several disks that carry the same partition, those on
+// the controller that the firmware started from. Where it does not say, or names
+// none of them, all stay.
+func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
+	if len(found) < 2 {
+		return found
+	}
+	way, err := firmware.BootedFrom()
+	if err != nil || len(way) == 0 {
+		return found
+	}
+	elsewhere := func(d hw.Disk) bool { return !slices.Equal(d.PCI, way) }
+	if near := slices.DeleteFunc(slices.Clone(found), elsewhere); len(near) > 0 {
+		return near
+	}
+	return found
+}
+
+// candidates are the disks present now that can be the one. Why others could not
+// be read explains, where there is none, what became of it.
+func candidates(disks hw.Disks, esp string) (found []hw.Disk, unread []error, err error) {
+	all, err := disks.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range all {
+		table, _, err := Table(disks, d)
+		if err != nil {
+			// Not ours, not ready, or damaged.
+			unread = append(unread, fmt.Errorf("%s: %w", d.Name, err))
+			continue
+		}
+		first, ok := table.ByNumber(layout.ESPNumber)
+		if !ok || first.Type != layout.TypeESP {
+			continue
+		}
+		second, ok := table.ByNumber(layout.SlotA.SystemNumber())
+		if esp == "" && ok && second.Label == layout.SlotA.SystemLabel() || first.UUID.String() == esp {
+			found = append(found, d)
+		}
+	}
+	return found, unread, nil
+}
+
+// Table reads a disk's partition table.
+func Table(disks hw.Disks, d hw.Disk) (*gpt.Table, gpt.Health, error) {
+	f, err := disks.Open(d, false)
+	if err != nil {
+		return nil, gpt.Health{}, err
+	}
+	defer f.Close()
+	return gpt.Read(f, d.Sectors, d.SectorSize)
+}
