@@ -47,6 +47,11 @@ func under(path string, folders ...string) bool {
 	})
 }
 
+// forTests reports whether a package serves tests alone, which its name says.
+func forTests(path string) bool {
+	return under(path, "boot/testkit", "qemu-tests") || strings.HasPrefix(path, module) && strings.HasSuffix(path, "test")
+}
+
 // Imports point one way: the commands of the machine use the boot's packages,
 // those use the contract, and the builder knows nothing of the machine.
 func TestImportsPointOneWay(t *testing.T) {
@@ -100,7 +105,7 @@ func TestBootIsPure(t *testing.T) {
 func TestForbiddenImports(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, i := range p.Imports {
-			if under(i, "boot/testkit", "boot/blocktest") && !under(p.ImportPath, "boot/testkit", "boot/blocktest", "qemu-tests") {
+			if forTests(i) && !forTests(p.ImportPath) {
 				t.Errorf("%s imports %s outside its tests", p.ImportPath, i)
 			}
 		}

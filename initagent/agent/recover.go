@@ -20,7 +20,7 @@ func (a *Agent) recover(reason string) error {
 		return errors.Join(err, a.restart())
 	}
 	a.releaseWatchdog(0) // a person takes as long as he takes
-	a.Log.Say("the boot has stopped, and nothing was lost. A shell follows; `ls /bin` shows its commands, `exit` restarts the machine.")
+	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
 	if err := a.Person.Shell(); err != nil {
 		a.Log.Say("%v", err)
 	}

@@ -1,0 +1,170 @@
+// Package inventory says what a machine has in its slots: the UKIs on the ESP,
+// and which partitions hold what they name. It reads and changes nothing.
+//
+// It refuses to believe a file name: what a UKI is, its boot contract says.
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/hw"
+)
+
+// A System is one UKI on the ESP and what belongs to it.
+type System struct {
+	File  string      `json:"file"`
+	State string      `json:"state"` // blessed, on trial with so many tries, or bad
+	Slot  layout.Slot `json:"slot"`  // that holds its content; "none" where no slot does
+	// Problem is what keeps it from starting, as far as can be seen.
+	Problem string             `json:"problem,omitempty"`
+	Release *contract.Contract `json:"-"`
+	Version string             `json:"version,omitempty"`
+	Epoch   uint64             `json:"epoch"`
+}
+
+// An Inventory is what the machine has.
+type Inventory struct {
+	Disk    string   `json:"disk"`
+	Systems []System `json:"systems"` // the one that starts next comes first
+
+	machine hw.Machine
+	disk    hw.Disk
+	table   *gpt.Table
+}
+
+// Take looks at the machine. It needs Disks, Firmware and ESP.
+func Take(m hw.Machine) (*Inventory, error) {
+	d, err := find.Disk(m.Disks, m.Firmware)
+	if err != nil {
+		return nil, err
+	}
+	table, _, err := find.Table(m.Disks, d)
+	if err != nil {
+		return nil, fmt.Errorf("partition table of %s: %w", d.Name, err)
+	}
+	inv := &Inventory{Disk: d.Name, machine: m, disk: d, table: table}
+	err = m.ESP.Read(d, func(files fs.FS) error {
+		entries, err := fs.ReadDir(files, bls.Folder)
+		if err != nil {
+			return err
+		}
+		var names []bls.Name
+		for _, e := range entries {
+			if n, err := bls.Parse(e.Name()); err == nil {
+				names = append(names, n)
+			}
+		}
+		for len(names) > 0 {
+			next, _ := bls.Choose(names)
+			inv.Systems = append(inv.Systems, inv.look(files, next))
+			rest := names[:0]
+			for _, n := range names {
+				if n != next {
+					rest = append(rest, n)
+				}
+			}
+			names = rest
+		}
+		return nil
+	})
+	return inv, err
+}
+
+func (inv *Inventory) look(files fs.FS, n bls.Name) System {
+	s := System{File: n.String(), State: state(n)}
+	c, err := read(files, path.Join(bls.Folder, n.String()))
+	if err != nil {
+		s.Problem = err.Error()
+		return s
+	}
+	s.Release, s.Version, s.Epoch = c, c.Version.String(), c.Epoch
+	named := false
+	s.Slot, named = layout.FindSlot(inv.table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
+	switch {
+	case c.ImageID != n.ImageID || c.Version != n.Version:
+		s.Problem = fmt.Sprintf("it is %s %s inside", c.ImageID, c.Version)
+	case !s.Slot.Valid():
+		s.Problem = "no slot holds the content that it names"
+	case !named:
+		s.Problem = "its verity tree is not complete"
+	}
+	return s
+}
+
+func state(n bls.Name) string {
+	switch {
+	case n.Bad():
+		return "bad"
+	case n.Trial():
+		return fmt.Sprintf("on trial, %d tries left", n.Left)
+	}
+	return "blessed"
+}
+
+// read returns the boot contract of a UKI.
+func read(files fs.FS, name string) (*contract.Contract, error) {
+	info, err := fs.Stat(files, name)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > enrol.MaxEFIFile {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", info.Size(), enrol.MaxEFIFile)
+	}
+	image, err := fs.ReadFile(files, name)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := uki.Parse(image)
+	if err != nil {
+		return nil, err
+	}
+	initrd, ok := parsed.Section(".initrd")
+	if !ok {
+		return nil, errors.New("it has no initramfs")
+	}
+	return contract.FromInitrd(initrd)
+}
+
+// ErrNoContent says that a slot has no content that a UKI names.
+var ErrNoContent = errors.New("no UKI names the content of this slot")
+
+// In returns the system whose content a slot holds.
+func (inv *Inventory) In(s layout.Slot) (System, error) {
+	for _, have := range inv.Systems {
+		if have.Slot == s && have.Release != nil {
+			return have, nil
+		}
+	}
+	return System{}, fmt.Errorf("slot %s: %w", s, ErrNoContent)
+}
+
+// Verify reads the whole slot of a system against its root hash. The error is a
+// *verity.CorruptError where a block is corrupt.
+func (inv *Inventory) Verify(ctx context.Context, s System, progress func(done int64)) error {
+	if s.Release == nil || !s.Slot.Valid() {
+		return fmt.Errorf("%s: %w", s.File, ErrNoContent)
+	}
+	data, err := inv.machine.Disks.OpenPartition(inv.disk, s.Slot.SystemNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	tree, err := inv.machine.Disks.OpenPartition(inv.disk, s.Slot.VerityNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return verity.Verify(ctx, data, tree, s.Release.VerityParams(), s.Release.Root(), progress)
+}

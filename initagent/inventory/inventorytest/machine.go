@@ -1,0 +1,134 @@
+// Package inventorytest is a machine for tests: a disk in memory with slots in
+// it, and an ESP. It is imported by tests only.
+package inventorytest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"testing"
+	"testing/fstest"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/hw"
+)
+
+const (
+	size     = 4 << 30
+	slotSize = 8 << 20
+)
+
+// A Machine has a provisioned disk with two empty slots, until Install.
+type Machine struct {
+	t    testing.TB
+	disk *blocktest.Recorder
+	Sys  hw.Disk
+	// Files is the ESP.
+	Files fstest.MapFS
+}
+
+// New makes a machine.
+func New(t testing.TB) *Machine {
+	t.Helper()
+	m := &Machine{t: t, disk: blocktest.Record(blocktest.New(size, blocktest.Zero)), Sys: hw.Disk{Name: "disk0", SectorSize: 512, Sectors: size / 512}, Files: fstest.MapFS{}}
+	first := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: 512, Sectors: size / 512, Partitions: []gpt.Partition{
+		{Number: 1, Type: layout.TypeESP, UUID: gpt.GUID{2}, First: 2048, Last: 2048 + layout.ESPSize/512 - 1, Label: layout.ESPLabel},
+		{Number: 2, Type: layout.TypeRoot, UUID: gpt.GUID{3}, First: 2 << 20, Last: 2<<20 + slotSize/512 - 1, Label: layout.SlotA.SystemLabel()},
+	}}
+	plan, err := layout.NewPlan(first, slotSize, bytes.NewReader(bytes.Repeat([]byte("0123456789abcdefghijklmnop"), 8)))
+	m.must(err)
+	m.must(plan.Table.Write(m.disk))
+	return m
+}
+
+func (m *Machine) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// Install puts a release into a slot, with a UKI of that file name.
+func (m *Machine) Install(s layout.Slot, file string) *contract.Contract {
+	m.t.Helper()
+	n, err := bls.Parse(file)
+	m.must(err)
+	image := bytes.Repeat([]byte(n.Version.String()+" "), 1<<20)[:1<<20]
+	c := &contract.Contract{
+		Format: contract.Format, ImageID: n.ImageID, Arch: "x86_64", Version: n.Version, Salt: []byte{1}, ImageSize: int64(len(image)), SlotSize: slotSize,
+		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4", RootHash: make([]byte, 32),
+	}
+	data, tree := m.Partition(s.SystemNumber()), m.Partition(s.VerityNumber())
+	_, err = data.WriteAt(image, 0)
+	m.must(err)
+	root, err := verity.Generate(context.Background(), data, c.VerityParams(), tree, nil)
+	m.must(err)
+	c.RootHash = root[:]
+	// Again, since the superblock carries a UUID that the root hash gives.
+	_, err = verity.Generate(context.Background(), data, c.VerityParams(), tree, nil)
+	m.must(err)
+	m.must(layout.Rename(m.table(), s, layout.SystemUUID(root), layout.VerityUUID(root)).Write(m.disk))
+	first, err := contract.Archive(c)
+	m.must(err)
+	m.Files[path.Join(bls.Folder, file)] = &fstest.MapFile{Data: ukitest.Image(ukitest.Section{Name: ".initrd", Data: first})}
+	return c
+}
+
+func (m *Machine) table() *gpt.Table {
+	table, _, err := gpt.Read(m.disk, size/512, 512)
+	m.must(err)
+	return table
+}
+
+// Partition is a partition's content.
+func (m *Machine) Partition(number int) block.Device {
+	p, ok := m.table().ByNumber(number)
+	if !ok {
+		m.t.Fatalf("no partition %d", number)
+	}
+	off, length := m.table().Bytes(p)
+	s, err := block.NewSection(m.disk, off, length)
+	m.must(err)
+	return s
+}
+
+// Hardware is what an inventory needs of the machine.
+func (m *Machine) Hardware() hw.Machine {
+	return hw.Machine{Disks: disks{m}, Firmware: firmware{}, ESP: esp{m}}
+}
+
+type disks struct{ m *Machine }
+
+type file struct{ block.Device }
+
+func (file) Close() error { return nil }
+
+func (d disks) List() ([]hw.Disk, error)                   { return []hw.Disk{d.m.Sys}, nil }
+func (d disks) Open(hw.Disk, bool) (hw.File, error)        { return file{d.m.disk}, nil }
+func (d disks) PartitionPath(hw.Disk, int) (string, error) { return "", errors.ErrUnsupported }
+func (d disks) Reread(hw.Disk) error                       { return errors.ErrUnsupported }
+
+func (d disks) OpenPartition(_ hw.Disk, number int, _ bool) (hw.File, error) {
+	return file{d.m.Partition(number)}, nil
+}
+
+type firmware struct{}
+
+func (firmware) LoaderString(string) (string, error)        { return "", nil }
+func (firmware) Flag(string) (bool, error)                  { return false, nil }
+func (firmware) BootedFrom() ([]bootoption.Function, error) { return nil, nil }
+
+type esp struct{ m *Machine }
+
+func (e esp) Read(_ hw.Disk, read func(fs.FS) error) error { return read(e.m.Files) }
+func (esp) Write(hw.Disk, func(hw.ESPDir) error) error     { return errors.ErrUnsupported }
