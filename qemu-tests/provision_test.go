@@ -315,6 +315,11 @@ func TestNoTPM(t *testing.T) {
 	g := Machine(t, Options{Image: "testos-1", VM: vm.Options{TPM: vm.NoTPM}})
 	g.Expect(`RECOVERY: this machine has no TPM 2.0, or it is switched off: enable it in the firmware's setup`)
 	g.expectConsole()
+	// The console's commands see what the boot sees.
+	g.typed("slots")
+	time.Sleep(time.Second) // or the line editor takes it for a paste
+	g.typed("\r")
+	g.Expect(`slot a +version 1 +epoch 0 +blessed \(halogen_1\.efi\)`)
 }
 
 // TestNoTPMOptional: where the TPM is optional, a machine without one provisions
