@@ -3,10 +3,8 @@ package qemutests
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/testkit"
@@ -80,23 +78,9 @@ func TestLockedOut(t *testing.T) {
 // lockOut brings the TPM of a machine that is off into dictionary attack lockout.
 func lockOut(t *testing.T, s vm.State) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket's name
-	must(t, err)
-	defer os.RemoveAll(dir)
-	socket := filepath.Join(dir, "s")
-	swtpm := exec.Command(testkit.Need(t, "swtpm"), "socket", "--tpm2", "--tpmstate", "dir="+s.TPM(),
-		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "not-need-init,startup-clear")
-	must(t, swtpm.Start())
-	defer func() {
-		_ = swtpm.Process.Kill()
-		_ = swtpm.Wait()
-	}()
-	for range 200 {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	socket, stop := softwareTPM(t, s)
+	defer stop()
+	dir := t.TempDir()
 	run := func(tool string, args ...string) (string, error) {
 		cmd := exec.Command(testkit.Need(t, tool), append([]string{"-T", "swtpm:path=" + socket}, args...)...)
 		cmd.Dir = dir
@@ -112,6 +96,7 @@ func lockOut(t *testing.T, s vm.State) {
 		}
 	}
 	var out string
+	var err error
 	for range 3 {
 		if out, err := run("tpm2_flushcontext", "-t"); err != nil { // there is no resource manager
 			t.Fatalf("flush: %v: %s", err, out)

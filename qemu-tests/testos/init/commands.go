@@ -53,6 +53,7 @@ func commands() map[string]command {
 		"run":        {usage: "PROGRAM [ARGUMENT...]", min: 1, max: -1, do: runProgram},
 		"loadmodule": {usage: "PATH", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(loadModule(a[0])) }},
 		"modprobe":   {usage: "NAME", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(modprobe(a[0])) }},
+		"steal":      {usage: "DEVICE", min: 1, max: 1, do: steal},
 		"mem":        {usage: "", do: func(*system, []string) (any, error) { return memory(), nil }},
 		"dmesg":      {usage: "", do: kernelLog},
 		"loglevel":   {usage: "NUMBER", min: 1, max: 1, do: logLevel},
