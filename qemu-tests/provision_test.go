@@ -377,7 +377,7 @@ func (g *Guest) expectConsole() (devices []string) {
 	for range 10 {
 		// A line editor that asks the terminal for its colours takes what comes
 		// meanwhile for the answer, and a line with its end at once for a paste.
-		time.Sleep(2 * time.Second)
+		time.Sleep(6 * time.Second)
 		g.typed("echo devices: $(cat /sys/block/dm-*/dm/name) end")
 		time.Sleep(time.Second)
 		g.typed("\r")
