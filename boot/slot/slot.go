@@ -107,10 +107,30 @@ type Facts struct {
 	// RootMade: the root partition was made in this boot, or by one that was cut
 	// before the keys were enrolled which lie on it alone.
 	RootMade bool
-	// Stage: the fetcher left a release to be staged. Policy: the TPM's policy
-	// is not the one that the ESP's UKIs call for.
-	Stage, Policy bool
+
+	// Policy: the TPM's record is not the one that the machine's systems call
+	// for. Record says what came of it.
+	Policy bool
+	// Stage: the fetcher left a release to be staged.
+	Stage  bool
+	Staged Outcome
+	// Verdict is about a system in the other slot whose tries are used up.
+	Verdict Verdict
+	Judged  Outcome
+	// Unwell: the ESP and the root partition's copies of it differ.
+	Unwell bool
+	Mended Outcome
 }
+
+// A Verdict is what is held of a trial that has used up its tries.
+type Verdict int
+
+// Verdicts.
+const (
+	NoTrial     Verdict = iota // none has, or it was judged before
+	Unfit                      // it failed: the version is not taken again
+	Interrupted                // it was cut off, and nothing says that it failed
+)
 
 // Kind is what a step does.
 type Kind int
@@ -126,6 +146,9 @@ const (
 	MakeRoot                 // make the root partition and seal its key
 	Unlock                   // open the root partition with the TPM
 	AskKey                   // open the root partition with a key that somebody types
+	Remember                 // note that a version failed its trial
+	Retry                    // give a trial that was only interrupted its tries again
+	Mend                     // make the ESP whole from the root partition's copies, or those from it
 	Stage                    // activate a fetched release
 	UpdatePolicy             // write the TPM's policy
 	MountState               // mount the root partition's folders
@@ -136,7 +159,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Stage: "stage", UpdatePolicy: "update-policy",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
 }
 
@@ -302,10 +325,31 @@ func pending(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the folders that may change could not be mounted: " + f.Cause}, true
 	case f.Policy && f.Record == NotTried:
 		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
-	case f.Stage && s.Root == RootOpen && !s.Trial:
-		return Step{Stage, "a fetched release waits to be activated"}, true
-	case f.Mount == NotTried:
+	case s.Root == RootOpen && !s.Trial:
+		if step, ok := upkeep(f); ok {
+			return step, true
+		}
+	}
+	if f.Mount == NotTried {
 		return Step{MountState, "the system image is open"}, true
+	}
+	return Step{}, false
+}
+
+// upkeep is what only a blessed system does, before it is handed over to. None
+// of it is worth a boot: what fails is reported, and tried again at the next.
+func upkeep(f Facts) (Step, bool) {
+	switch {
+	case f.Verdict == Unfit && f.Judged == NotTried:
+		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
+	case f.Verdict == Interrupted && f.Judged == NotTried:
+		return Step{Retry, "the trial of the other slot was cut off each time, and nothing says that it failed"}, true
+	case f.Unwell && f.Mended == NotTried:
+		return Step{Mend, "the ESP is not as it was left"}, true
+	case f.Stage && f.Staged == NotTried:
+		return Step{Stage, "a fetched release waits to be activated"}, true
+	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:
+		return Step{Reboot, "the trial of the other slot begins"}, true
 	}
 	return Step{}, false
 }

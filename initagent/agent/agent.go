@@ -62,7 +62,8 @@ type Agent struct {
 	leftovers bool               // the ESP has files of that kind
 	unlocked  bool               // the ESP says that the root partition was opened before
 	lock      *vault.Lock        // of the root partition; or nil
-	secret    *policy.Secret     // only between opening the root partition and enrolling, without a TPM
+	secret    *policy.Secret     // from opening the root partition to the end of the boot
+	record    *policy.Record     // that let the TPM release the secret; or nil
 	rootOpen  bool               // the kernel has the volume
 	mounted   []string           // what lies on the root partition, or in memory in its place
 	init      []string
@@ -153,7 +154,7 @@ func (a *Agent) observe() {
 		// The ESP only says what there is to fall back to.
 		a.Log.Say("the ESP cannot be read: %v", err)
 	}
-	for _, observe := range []func() error{a.observeRoot, a.observeKeys, a.observeLoss} {
+	for _, observe := range []func() error{a.observeRoot, a.observeKeys, a.observeLoss, a.observeUpkeep} {
 		if err := observe(); err != nil {
 			a.facts.Problem = err.Error()
 			return
@@ -166,6 +167,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := map[slot.Kind]*slot.Outcome{
 		slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
 		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
+		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged,
 	}[step.Kind]
 	err := a.Log.Step(step.Kind.String(), step.Reason, func() error { return a.do(ctx, step) })
 	switch {
@@ -199,6 +201,16 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.unlock()
 	case slot.AskKey:
 		return a.askKey()
+	case slot.UpdatePolicy:
+		return a.updatePolicy()
+	case slot.Remember:
+		return a.remember()
+	case slot.Retry:
+		return a.retry()
+	case slot.Mend:
+		return a.mend()
+	case slot.Stage:
+		return a.stage(ctx)
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:

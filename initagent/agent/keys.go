@@ -194,7 +194,7 @@ func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 // ownKeys returns the machine secret and the keys: those that an enrolment which
 // was cut has made, or new ones. The caller wipes both.
 func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
-	if a.secret != nil {
+	if a.state.Root == slot.RootOpen && a.secret != nil {
 		return a.keysInRoot()
 	}
 	if a.pending != nil {

@@ -47,7 +47,7 @@ func (a *Agent) unlock() error {
 	if err != nil {
 		return a.explain(err, last)
 	}
-	defer secret.Wipe()
+	defer a.keepOnlyOpen(secret)
 	volumeKey, err := a.openByTPM(secret)
 	if err != nil {
 		return err
@@ -73,10 +73,19 @@ func (a *Agent) unlock() error {
 	if record != nil {
 		a.state.Floor = record.Floor
 	}
-	a.state.Root = slot.RootOpen
+	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
 	a.afterUnlock(last)
 	return nil
+}
+
+// keepOnlyOpen wipes a machine secret that has not opened the root partition.
+// The one that has is needed until the boot hands over: to stage a release and
+// to write the TPM's record.
+func (a *Agent) keepOnlyOpen(secret *policy.Secret) {
+	if secret != nil && a.secret != secret {
+		secret.Wipe()
+	}
 }
 
 func (a *Agent) openByTPM(secret *policy.Secret) ([]byte, error) {
@@ -286,19 +295,15 @@ func (a *Agent) askKey() error {
 	}
 }
 
-// openTyped goes on with a volume that a recovery key opened. It wipes both
-// secrets.
+// openTyped goes on with a volume that a recovery key opened. It wipes the volume
+// key, and the secret when it fails.
 //
 // Whoever puts a volume of his own in place of the real one knows its recovery
 // key, and could have his system ask for the real one: so the deed is asked for
 // here, too, where every volume has one.
 func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	defer luks2.Wipe(volumeKey)
-	defer func() {
-		if secret != nil {
-			secret.Wipe()
-		}
-	}()
+	defer a.keepOnlyOpen(secret)
 	if a.contract.TPM == contract.Required {
 		if err := a.mayOpen(nil, volumeKey); err != nil {
 			return err
@@ -315,11 +320,10 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.capVolume(volumeKey); err != nil {
 		return err
 	}
-	a.state.Root = slot.RootOpen
+	a.state.Root, a.secret = slot.RootOpen, secret
 	if a.chip.err != nil && a.state.Keys == slot.KeysMissing && a.unenrolled() {
 		// Without a TPM the keys come after the root partition. That was cut.
 		a.facts.RootMade = true
-		a.secret, secret = secret, nil
 	}
 	return nil
 }

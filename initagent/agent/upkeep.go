@@ -1,0 +1,29 @@
+package agent
+
+import "halogenos.internal/boot/slot"
+
+// Where the root partition has what the running system shares with the boot; it
+// sees the folder as /var/lib/halogen.
+const (
+	sharedFolder = ownFolder + "/shared"
+	stagedFile   = sharedFolder + "/staged.json"
+	fetchFolder  = sharedFolder + "/fetch"
+)
+
+// observeUpkeep looks, once the root partition is open, for what a blessed
+// system has to see to.
+func (a *Agent) observeUpkeep() error {
+	if a.state.Root != slot.RootOpen || a.state.Trial {
+		a.facts.Policy, a.facts.Stage, a.facts.Verdict, a.facts.Unwell = false, false, slot.NoTrial, false
+		return nil
+	}
+	a.facts.Policy = a.policyOutdated()
+	a.facts.Stage = a.releaseWaits()
+	if a.facts.Judged == slot.NotTried {
+		a.facts.Verdict = a.judgeTrial()
+	}
+	if a.facts.Mended == slot.NotTried {
+		a.facts.Unwell = a.espUnwell()
+	}
+	return nil
+}
