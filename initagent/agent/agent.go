@@ -23,15 +23,16 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 	"halogenos.internal/initagent/watchdog"
 )
 
 // Where things are while the initramfs is the root.
 const (
-	systemFolder = "/sysroot"     // the system
-	StateFolder  = "/run/state"   // the root partition's file system
-	runFolder    = "/run/halogen" // what the running system may read of this boot
+	systemFolder = "/sysroot"      // the system
+	StateFolder  = rootpart.Folder // the root partition's file system
+	runFolder    = "/run/halogen"  // what the running system may read of this boot
 )
 
 // maxSteps bounds a boot: a loop that makes no headway ends in the recovery

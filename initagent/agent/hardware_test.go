@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -183,7 +184,7 @@ func (p mapper) OpenCrypt(c hw.Crypt) (string, error) {
 }
 
 func (p mapper) Close(name string) error {
-	if name != rootDevice || p.m.openVolume == nil {
+	if name != rootpart.Device || p.m.openVolume == nil {
 		return fmt.Errorf("no device %s", name)
 	}
 	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, StateFolder)) {

@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
-	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
@@ -16,6 +13,7 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // observeKeys says how far the Secure Boot keys have come.
@@ -48,7 +46,7 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 	switch {
 	case a.facts.Enrol == slot.Done:
 		return slot.KeysFinished
-	case inUse && enforces(state):
+	case inUse && rootpart.Enforces(state):
 		return slot.KeysEnrolled
 	case inUse && state.SetupMode == enrol.On:
 		return slot.KeysMissing
@@ -62,17 +60,8 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 	return keys
 }
 
-func enforces(state enrol.State) bool {
-	return state.SecureBoot == enrol.On && state.SetupMode != enrol.On
-}
-
-// ownEnforced reports whether the firmware starts what this machine's own keys
-// signed, so that its db can vouch for a deed. Where Secure Boot is optional it
-// may be somebody else's.
-func (a *Agent) ownEnforced() bool {
-	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, "HalogenOS ") }
-	return enforces(a.firmware) && (a.contract.SecureBoot == contract.Required || slices.ContainsFunc(a.certificates(), own))
-}
+// ownEnforced reports whether the firmware's db can vouch for a deed.
+func (a *Agent) ownEnforced() bool { return rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot) }
 
 // readPending reads what the first boot left for the second, the newest file
 // that makes sense. None is nil, and so is an ESP that cannot be read: a machine
@@ -361,7 +350,7 @@ func (a *Agent) sealProvisionally(secret *policy.Secret) (*policy.Sealed, error)
 	if err != nil {
 		return nil, err
 	}
-	return a.seal(secret, boot, &policy.Record{
+	return a.binding().Seal(secret, boot, &policy.Record{
 		Floor:    a.contract.Epoch,
 		Branches: []policy.Branch{{Policy: over, Version: uint64(a.contract.Version), Epoch: a.contract.Epoch}},
 	})
@@ -376,20 +365,6 @@ func (a *Agent) vendorKeys(keys *secureboot.KeySet) (secureboot.Vendor, error) {
 		a.Log.Say("option ROMs are not known: %v", err)
 	}
 	return secureboot.VendorCertificates(a.contract.VendorKeys, keys.Owner, drivers, a.firmware.Factory)
-}
-
-// certificates are those that the firmware's db holds.
-func (a *Agent) certificates() []*x509.Certificate {
-	var out []*x509.Certificate
-	for _, e := range a.firmware.DB.Content {
-		if e.Type != secureboot.TypeX509 {
-			continue
-		}
-		if c, err := x509.ParseCertificate(e.Data); err == nil {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // checkEnforced is the check after the restart that ends an enrolment.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"halogenos.internal/initagent/rootpart"
 )
 
 // recover opens the recovery console: a shell on every terminal, with nothing in
@@ -64,7 +66,7 @@ func (a *Agent) closeRoot() error {
 	if !a.rootOpen {
 		return nil
 	}
-	if err := a.Mapper.Close(rootDevice); err != nil {
+	if err := a.Mapper.Close(rootpart.Device); err != nil {
 		return fmt.Errorf("close the root partition: %w", err)
 	}
 	a.rootOpen = false

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
-	"time"
 
-	"golang.org/x/crypto/argon2"
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
@@ -19,19 +16,16 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
 
-// rootDevice is the device-mapper name of the open root partition.
-const rootDevice = "root"
-
 // Where the root partition has what is initagent's own.
 const (
-	ownFolder    = "halogen"
-	keysFile     = ownFolder + "/secure-boot-keys"
-	wantedFile   = ownFolder + "/secure-boot-wanted"
-	enrolledFile = ownFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
+	ownFolder    = rootpart.OwnFolder
+	keysFile     = rootpart.KeysFile
+	wantedFile   = rootpart.WantedFile
+	enrolledFile = rootpart.EnrolledFile
 )
 
 // observeRoot looks at the root partition, until it is open.
@@ -39,21 +33,13 @@ func (a *Agent) observeRoot() error {
 	if a.state.Root == slot.RootOpen {
 		return nil
 	}
-	partition, ok := a.table.ByNumber(layout.RootNumber)
-	if !ok {
-		a.state.Root = slot.RootAbsent
-		return nil
-	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
-	if err != nil {
+	root, lock, err := rootpart.Look(a.Disks, a.disk, a.table)
+	a.state.Root, a.lock = root, lock
+	if root == slot.RootAbsent {
 		return err
 	}
-	defer f.Close()
-	_, size := a.table.Bytes(partition)
-	a.state.Root, a.lock, err = vault.Look(f, size)
 	if err != nil {
 		a.facts.Cause = err.Error()
-		return nil
 	}
 	return nil
 }
@@ -98,65 +84,9 @@ func (a *Agent) betweenBoots() (bool, error) {
 	return err == nil && record.Provisional(), err
 }
 
-// seal seals the machine secret to an NV index with this record, or, where the
-// TPM has no room or no command for one, to the one boot.
-func (a *Agent) seal(secret *policy.Secret, boot policy.Boot, record *policy.Record) (*policy.Sealed, error) {
-	t := a.chip.tpm
-	if _, err := t.StorageKey(); err != nil {
-		return nil, err
-	}
-	a.clearIndexes()
-	sealed, err := a.sealIndex(secret, record)
-	if err == nil {
-		return sealed, nil
-	}
-	if !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
-		return nil, err
-	}
-	a.Log.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
-	return t.SealPCR(secret, record.PCRs(), boot)
-}
-
-// clearIndexes deletes the NV indexes that a provisioning left when it was cut
-// before anything depended on them: a TPM has room for a few only.
-func (a *Agent) clearIndexes() {
-	left, err := a.chip.tpm.Abandoned()
-	for _, index := range left {
-		err = errors.Join(err, a.chip.tpm.Undefine(index.Handle))
-	}
-	if err != nil {
-		a.Log.Say("what an earlier start left in the TPM was not cleared: %v", err)
-	}
-}
-
-// sealIndex defines the index, writes the record, seals, and unseals once to see
-// that this TPM does what was computed.
-func (a *Agent) sealIndex(secret *policy.Secret, record *policy.Record) (*policy.Sealed, error) {
-	t := a.chip.tpm
-	key, err := secret.WriteKey()
-	if err != nil {
-		return nil, err
-	}
-	index, err := t.Define(&key.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	if err := t.WriteRecord(index.Handle, key, record); err != nil {
-		return nil, err
-	}
-	sealed, err := t.Seal(secret, index)
-	if err != nil {
-		return nil, err
-	}
-	again, _, err := t.Unseal(sealed)
-	if err != nil {
-		return nil, fmt.Errorf("what was sealed just now does not unseal: %w", err)
-	}
-	defer again.Wipe()
-	if !again.Equal(secret) {
-		return nil, errors.New("what was sealed just now unseals to something else")
-	}
-	return sealed, nil
+// binding is the TPM for what is sealed in this phase.
+func (a *Agent) binding() rootpart.Binding {
+	return rootpart.Binding{TPM: a.chip.tpm, Say: a.Log.Say, Proves: true}
 }
 
 // owner is what a new root partition is made with.
@@ -319,57 +249,25 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 	})
 }
 
-// keyTime is what one try of a recovery key is meant to take on this machine,
-// and minKeyMemory what it takes at least of its memory, in bytes, if there is
-// so much.
-const (
-	keyTime      = 2 * time.Second
-	minKeyMemory = 64 << 20
-)
-
-// keyMemory is how much memory, in bytes, a keyslot's key derivation may be told
-// the machine has, so that it takes about keyTime: a slow machine gets a cheaper
-// keyslot, as cryptsetup's benchmark does it. The key has 256 bits of its own.
+// keyMemory is rootpart.KeyMemory of this machine.
 func (a *Agent) keyMemory(cpus int) (uint64, error) {
 	memory, err := a.Memory()
-	if err != nil || memory <= minKeyMemory {
-		return memory, err
+	if err != nil {
+		return 0, err
 	}
-	const probe, passes = 16 << 10, 4 // KiB; luks2.Argon2id's passes
-	start := time.Now()
-	argon2.IDKey([]byte("probe"), make([]byte, 16), 1, probe, uint8(min(cpus, 4)), 32)
-	took := max(time.Since(start), time.Millisecond)
-	affordable := uint64(float64(probe<<10) * float64(keyTime) / float64(took) / passes)
-	return min(memory, max(2*affordable, minKeyMemory)), nil // a keyslot takes half
+	return rootpart.KeyMemory(memory, cpus), nil
 }
 
-// keyLimit is how much memory, in bytes, a key derivation that a header asks for
-// may take. It comes from the disk, and running out of memory ends PID 1.
+// keyLimit is rootpart.KeyLimit of this machine.
 func (a *Agent) keyLimit() (uint64, error) {
 	memory, err := a.Memory()
-	return memory / 4 * 3, err
+	return rootpart.KeyLimit(memory), err
 }
 
 // openRoot gives the volume to the kernel and mounts its file system, which it
 // makes first where it is fresh.
 func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
-	segment, err := lock.Header.Segment()
-	if err != nil {
-		return err
-	}
-	path, err := a.Disks.PartitionPath(a.disk, layout.RootNumber)
-	if err != nil {
-		return err
-	}
-	if err := a.Kernel.Load("dm_crypt", "xts"); err != nil {
-		return err
-	}
-	_ = a.Kernel.Load("aesni_intel") // faster, where the processor can
-	device, err := a.Mapper.OpenCrypt(hw.Crypt{
-		Name: rootDevice, UUID: mapperUUID(lock.Header.UUID), Device: path,
-		Cipher: segment.Cipher, Offset: int64(segment.Offset) * luks2.SectorSize, Length: int64(segment.Sectors) * luks2.SectorSize,
-		IVTweak: segment.IVOffset, SectorSize: segment.CryptSector, VolumeKey: volumeKey,
-	})
+	device, err := rootpart.Attach(a.Machine, a.disk, lock, volumeKey)
 	if err != nil {
 		return err
 	}
@@ -383,12 +281,6 @@ func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
 		}
 	}
 	return a.mount(device, a.path(StateFolder), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
-}
-
-// mapperUUID is the open root partition's device-mapper UUID, in the form in which
-// cryptsetup's tools know a LUKS2 volume by it.
-func mapperUUID(volume string) string {
-	return "CRYPT-LUKS2-" + strings.ReplaceAll(volume, "-", "") + "-" + rootDevice
 }
 
 // healHeader restores the copy of the LUKS2 header that a cut or a bad sector has
@@ -447,11 +339,7 @@ func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, boot 
 }
 
 func (a *Agent) writeRecord(secret *policy.Secret, sealed *policy.Sealed, r *policy.Record) error {
-	key, err := secret.WriteKey()
-	if err != nil {
-		return err
-	}
-	return a.chip.tpm.WriteRecord(sealed.NVIndex, key, r)
+	return a.binding().WriteRecord(secret, sealed, r)
 }
 
 // capVolume measures the volume key, so that nothing unseals a second time.

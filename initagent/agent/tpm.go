@@ -7,6 +7,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -85,21 +86,6 @@ func (a *Agent) readLog() (*pcr.Log, []byte, error) {
 	return log, raw, err
 }
 
-// logged is the boot that an event log tells of, as it is when the initramfs
-// phase has begun.
-func logged(log *pcr.Log) (policy.Boot, error) {
-	values, err := log.PCRs()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	return policy.Boot{
-		PCR7:  values[pcr.SecureBoot],
-		PCR11: pcr.Phases(values[pcr.KernelImage], pcr.EnterInitrd),
-		PCR12: values[pcr.KernelConfig],
-		PCR13: values[pcr.SystemExts],
-	}, nil
-}
-
 // expected is what a boot of the running UKI looks like when nothing was added
 // to it: PCR 11 computed from the file on the ESP, PCR 7 from the event log,
 // the others zero. It is an error when this boot is not that one, since what is
@@ -121,7 +107,7 @@ func (a *Agent) expected() (policy.Boot, error) {
 	if err != nil {
 		return policy.Boot{}, err
 	}
-	told, err := logged(log)
+	told, err := rootpart.Logged(log)
 	if err != nil {
 		return policy.Boot{}, err
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,8 +19,8 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // goodLog is the event log of the last boot whose TPM opened the root partition.
@@ -39,7 +38,7 @@ func (a *Agent) unlock() error {
 	last := a.lastGood()
 	var known []policy.Boot
 	if last != nil {
-		if b, err := logged(last); err == nil {
+		if b, err := rootpart.Logged(last); err == nil {
 			known = append(known, b)
 		}
 	}
@@ -114,19 +113,9 @@ func (a *Agent) completion(record *policy.Record, secret *policy.Secret, volumeK
 	return func() error { return a.recordVolume(secret, a.lock.Sealed, boot, volumeKey) }, nil
 }
 
-// mayOpen refuses a volume that this machine did not make. A record without a
-// volume vouches for none, and neither does one that an attacker has made
-// together with a volume: the deed does.
+// mayOpen refuses a volume that this machine did not make.
 func (a *Agent) mayOpen(record *policy.Record, volumeKey []byte) error {
-	if record != nil && !record.Provisional() {
-		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
-			return err
-		}
-	}
-	if !a.ownEnforced() {
-		return nil // no db that could vouch for a deed
-	}
-	return vault.CheckDeed(a.lock.Deed, volumeKey, a.certificates())
+	return rootpart.MayOpen(a.lock, record, volumeKey, a.firmware, a.contract.SecureBoot)
 }
 
 // afterUnlock keeps what explains a later failure, and removes what the first
@@ -348,7 +337,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 		return err
 	}
 	record := &policy.Record{Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(boot)}}
-	accepted, err := a.acceptRecord(secret, record)
+	accepted, err := a.binding().Accept(a.lock, secret, record)
 	if err != nil {
 		return err
 	}
@@ -356,64 +345,23 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 		c.Print("Accepted.\n")
 		return nil
 	}
-	return a.rebind(c, f, volumeKey, secret, boot, record)
-}
-
-// acceptRecord writes the record where its index is still there. The floor stays
-// as it is: it rises when a release has proven itself, and no other time.
-func (a *Agent) acceptRecord(secret *policy.Secret, record *policy.Record) (bool, error) {
-	if a.lock.Sealed == nil || a.lock.Sealed.Kind != policy.KindNV {
-		return false, nil
-	}
-	old, err := a.chip.tpm.ReadRecord(a.lock.Sealed)
-	switch {
-	case err == nil:
-		if record.Floor < old.Floor {
-			return false, fmt.Errorf("this system's epoch is %d and the TPM's floor is %d: it was replaced for good", record.Floor, old.Floor)
-		}
-		record.Floor = old.Floor
-		if err := record.Succeeds(old); err != nil {
-			return false, err
-		}
-	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
-		return false, nil
-	}
-	return true, a.writeRecord(secret, a.lock.Sealed, record)
-}
-
-// rebind seals the secret to a TPM that does not know it.
-func (a *Agent) rebind(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret, boot policy.Boot, record *policy.Record) error {
-	sealed, err := a.seal(secret, boot, record)
-	if err != nil {
-		return err
-	}
 	keys, err := a.storedKeys(secret)
 	if err != nil {
 		return err
 	}
-	var deedKey *rsa.PrivateKey
 	if keys != nil {
 		defer keys.Wipe()
-		deedKey = keys.DB.Key
 	}
-	if err := a.lock.Rebind(a.Random, f, volumeKey, secret, sealed, deedKey); err != nil {
+	if err := a.binding().Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
 	return nil
 }
 
-// storedKeys are this machine's Secure Boot keys, from the open root partition;
-// nil where it has none. The caller wipes them.
+// storedKeys are this machine's Secure Boot keys, from the open root partition.
 func (a *Agent) storedKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
-	wrapped, err := a.Store.Read(keysFile, int64(secureboot.MaxWrapped))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return provision.UnwrapKeys(secret, wrapped)
+	return rootpart.StoredKeys(a.Store, secret)
 }
 
 // measured is this boot as the TPM has it, for an owner who says that it is
@@ -424,7 +372,7 @@ func (a *Agent) measured() (policy.Boot, error) {
 	if err != nil {
 		return policy.Boot{}, err
 	}
-	told, err := logged(log)
+	told, err := rootpart.Logged(log)
 	if err != nil {
 		return policy.Boot{}, err
 	}

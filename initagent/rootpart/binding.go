@@ -1,0 +1,149 @@
+package rootpart
+
+import (
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
+)
+
+// Logged is the boot that an event log tells of, as it is when the initramfs
+// phase has begun.
+func Logged(log *pcr.Log) (policy.Boot, error) {
+	values, err := log.PCRs()
+	if err != nil {
+		return policy.Boot{}, err
+	}
+	return policy.Boot{
+		PCR7:  values[pcr.SecureBoot],
+		PCR11: pcr.Phases(values[pcr.KernelImage], pcr.EnterInitrd),
+		PCR12: values[pcr.KernelConfig],
+		PCR13: values[pcr.SystemExts],
+	}, nil
+}
+
+// A Binding is a TPM that the machine secret is bound to.
+type Binding struct {
+	TPM *tpm.TPM
+	Say func(format string, args ...any)
+	// Proves: this phase of the boot is one that may unseal, so that what was
+	// sealed is unsealed once before anything depends on it. The recovery
+	// console's is not.
+	Proves bool
+}
+
+// Seal seals the machine secret to an NV index with this record, or, where the
+// TPM has no room or no command for one, to the one boot.
+func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Record) (*policy.Sealed, error) {
+	if _, err := b.TPM.StorageKey(); err != nil {
+		return nil, err
+	}
+	if err := b.Clear(); err != nil {
+		b.Say("what an earlier start left in the TPM was not cleared: %v", err)
+	}
+	sealed, err := b.sealIndex(secret, record)
+	if err == nil {
+		return sealed, nil
+	}
+	if !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
+		return nil, err
+	}
+	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
+	return b.TPM.SealPCR(secret, record.PCRs(), boot)
+}
+
+// Clear deletes the NV indexes that a provisioning left when it was cut before
+// anything depended on them: a TPM has room for a few only.
+func (b Binding) Clear() error {
+	left, err := b.TPM.Abandoned()
+	for _, index := range left {
+		err = errors.Join(err, b.TPM.Undefine(index.Handle))
+	}
+	return err
+}
+
+// sealIndex defines the index, writes the record, seals, and unseals once to see
+// that this TPM does what was computed.
+func (b Binding) sealIndex(secret *policy.Secret, record *policy.Record) (*policy.Sealed, error) {
+	key, err := secret.WriteKey()
+	if err != nil {
+		return nil, err
+	}
+	index, err := b.TPM.Define(&key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.TPM.WriteRecord(index.Handle, key, record); err != nil {
+		return nil, err
+	}
+	sealed, err := b.TPM.Seal(secret, index)
+	if err != nil || !b.Proves {
+		return sealed, err
+	}
+	again, _, err := b.TPM.Unseal(sealed)
+	if err != nil {
+		return nil, fmt.Errorf("what was sealed just now does not unseal: %w", err)
+	}
+	defer again.Wipe()
+	if !again.Equal(secret) {
+		return nil, errors.New("what was sealed just now unseals to something else")
+	}
+	return sealed, nil
+}
+
+// WriteRecord replaces the record of the index that an object is sealed to.
+func (b Binding) WriteRecord(secret *policy.Secret, sealed *policy.Sealed, r *policy.Record) error {
+	key, err := secret.WriteKey()
+	if err != nil {
+		return err
+	}
+	return b.TPM.WriteRecord(sealed.NVIndex, key, r)
+}
+
+// ErrReplaced refuses to accept a system below the floor.
+var ErrReplaced = errors.New("it was replaced for good")
+
+// Accept writes the record where its index is still there, and reports whether
+// it was. The floor stays as it is: it rises when a release has proven itself,
+// and no other time.
+func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
+	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
+		return false, nil
+	}
+	old, err := b.TPM.ReadRecord(lock.Sealed)
+	switch {
+	case err == nil:
+		if record.Floor < old.Floor {
+			return false, fmt.Errorf("this system's epoch is %d and the TPM's floor is %d: %w", record.Floor, old.Floor, ErrReplaced)
+		}
+		record.Floor = old.Floor
+		if err := record.Succeeds(old); err != nil {
+			return false, err
+		}
+	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
+		return false, nil
+	}
+	return true, b.WriteRecord(secret, lock.Sealed, record)
+}
+
+// Rebind seals the secret to a TPM that does not know it, and has the header say
+// so. keys sign the deed; nil where the machine has none. Cut before the header
+// is written, the TPM keeps an index that nothing names.
+func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record) error {
+	sealed, err := b.Seal(secret, boot, record)
+	if err != nil {
+		return err
+	}
+	var deedKey *rsa.PrivateKey
+	if keys != nil {
+		deedKey = keys.DB.Key
+	}
+	return lock.Rebind(random, d, volumeKey, secret, sealed, deedKey)
+}

@@ -1,0 +1,170 @@
+// Package rootpart is the root partition as the boot and the recovery console's
+// commands open it and bind it to this machine: the same checks, whoever asks.
+//
+// It refuses to open a volume that this machine did not make, and keeps no
+// secret: each belongs to its caller.
+package rootpart
+
+import (
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/vault"
+)
+
+// Device is the device-mapper name of the open root partition.
+const Device = "root"
+
+// Folder is where its file system is while the initramfs is the root.
+const Folder = "/run/state"
+
+// Where the root partition has what is initagent's own.
+const (
+	OwnFolder    = "halogen"
+	KeysFile     = OwnFolder + "/secure-boot-keys"
+	WantedFile   = OwnFolder + "/secure-boot-wanted"
+	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
+)
+
+// Look says in which condition the root partition of a disk is; the lock is nil
+// unless it holds a volume. Where there is none it is slot.RootAbsent; where it
+// could not be looked at too, with an error. With
+// slot.RootDamaged the error says what is wrong.
+func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (slot.Root, *vault.Lock, error) {
+	partition, ok := table.ByNumber(layout.RootNumber)
+	if !ok {
+		return slot.RootAbsent, nil, nil
+	}
+	f, err := disks.OpenPartition(d, layout.RootNumber, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer f.Close()
+	_, size := table.Bytes(partition)
+	return vault.Look(f, size)
+}
+
+// Attach gives the volume to the kernel and returns the device node of what is
+// in it. The volume key stays the caller's.
+func Attach(m hw.Machine, d hw.Disk, lock *vault.Lock, volumeKey []byte) (string, error) {
+	segment, err := lock.Header.Segment()
+	if err != nil {
+		return "", err
+	}
+	path, err := m.Disks.PartitionPath(d, layout.RootNumber)
+	if err != nil {
+		return "", err
+	}
+	if err := m.Kernel.Load("dm_crypt", "xts"); err != nil {
+		return "", err
+	}
+	_ = m.Kernel.Load("aesni_intel") // faster, where the processor can
+	return m.Mapper.OpenCrypt(hw.Crypt{
+		Name: Device, UUID: mapperUUID(lock.Header.UUID), Device: path,
+		Cipher: segment.Cipher, Offset: int64(segment.Offset) * luks2.SectorSize, Length: int64(segment.Sectors) * luks2.SectorSize,
+		IVTweak: segment.IVOffset, SectorSize: segment.CryptSector, VolumeKey: volumeKey,
+	})
+}
+
+// mapperUUID is the open root partition's device-mapper UUID, in the form in which
+// cryptsetup's tools know a LUKS2 volume by it.
+func mapperUUID(volume string) string {
+	return "CRYPT-LUKS2-" + strings.ReplaceAll(volume, "-", "") + "-" + Device
+}
+
+// Enforces reports whether the firmware starts signed images alone.
+func Enforces(s enrol.State) bool { return s.SecureBoot == enrol.On && s.SetupMode != enrol.On }
+
+// OwnEnforced reports whether the firmware starts what this machine's own keys
+// signed, so that its db can vouch for a deed. Where Secure Boot is optional it
+// may be somebody else's.
+func OwnEnforced(s enrol.State, wanted contract.Requirement) bool {
+	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, "HalogenOS ") }
+	return Enforces(s) && (wanted == contract.Required || slices.ContainsFunc(Certificates(s), own))
+}
+
+// Certificates are those that the firmware's db holds.
+func Certificates(s enrol.State) []*x509.Certificate {
+	var out []*x509.Certificate
+	for _, e := range s.DB.Content {
+		if e.Type != secureboot.TypeX509 {
+			continue
+		}
+		if c, err := x509.ParseCertificate(e.Data); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// MayOpen refuses a volume that this machine did not make. A record without a
+// volume vouches for none (nor does nil), and neither does one that an attacker
+// has made together with a volume: the deed does.
+func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.State, wanted contract.Requirement) error {
+	if record != nil && !record.Provisional() {
+		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
+			return err
+		}
+	}
+	if !OwnEnforced(s, wanted) {
+		return nil // no db that could vouch for a deed
+	}
+	return vault.CheckDeed(lock.Deed, volumeKey, Certificates(s))
+}
+
+// StoredKeys are this machine's Secure Boot keys, from the open root partition;
+// nil where it has none. The caller wipes them.
+func StoredKeys(store hw.Store, secret *policy.Secret) (*secureboot.KeySet, error) {
+	wrapped, err := store.Read(KeysFile, int64(secureboot.MaxWrapped))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return provision.UnwrapKeys(secret, wrapped)
+}
+
+// keyTime is what one try of a recovery key is meant to take on this machine,
+// and minKeyMemory what it takes at least of its memory, in bytes, if there is
+// so much.
+const (
+	keyTime      = 2 * time.Second
+	minKeyMemory = 64 << 20
+)
+
+// KeyMemory is how much of memory, in bytes, a keyslot's key derivation may be
+// told the machine has, so that it takes about keyTime: a slow machine gets a
+// cheaper keyslot, as cryptsetup's benchmark does it. The key has 256 bits of
+// its own.
+func KeyMemory(memory uint64, cpus int) uint64 {
+	if memory <= minKeyMemory {
+		return memory
+	}
+	const probe, passes = 16 << 10, 4 // KiB; luks2.Argon2id's passes
+	start := time.Now()
+	argon2.IDKey([]byte("probe"), make([]byte, 16), 1, probe, uint8(min(cpus, 4)), 32)
+	took := max(time.Since(start), time.Millisecond)
+	affordable := uint64(float64(probe<<10) * float64(keyTime) / float64(took) / passes)
+	return min(memory, max(2*affordable, minKeyMemory)) // a keyslot takes half
+}
+
+// KeyLimit is how much of memory, in bytes, a key derivation that a header asks
+// for may take. It comes from the disk, and running out of memory ends PID 1.
+func KeyLimit(memory uint64) uint64 { return memory / 4 * 3 }
