@@ -1,22 +1,25 @@
 // Package config reads uki.conf, the description of an image to be built.
 //
-// The section [UKI] is ukify's, as far as its keys are honoured here; [Image]
-// and [Initramfs] are our own. The package refuses whatever it does not know,
+// The section [UKI] is ukify's, as far as its keys are honoured here; [Image],
+// [Update] and [Initramfs] are our own. The package refuses whatever it does not know,
 // naming the line: a misspelled key would otherwise be a weaker image.
 package config
 
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
 )
 
 // A Config is what uki.conf says, with defaults filled in.
@@ -44,6 +47,11 @@ type Config struct {
 	RootFileSystem string
 	// WatchdogSeconds is how long a watchdog waits for the system; 0 is off.
 	WatchdogSeconds int
+
+	// Update: the defaults of the image's machines.
+	Server         string // base URL of the releases; empty for none
+	Channel        manifest.Channel
+	SignedManifest string // as ota.conf takes it: yes, no or auto
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
@@ -96,6 +104,8 @@ func defaults() Config {
 		TPM:            contract.Required,
 		VendorKeys:     contract.VendorAuto,
 		RootFileSystem: "ext4",
+		Channel:        manifest.Stable,
+		SignedManifest: "auto",
 	}
 }
 
@@ -132,11 +142,16 @@ func (r *reader) set(e entry) error {
 			"RootFileSystem": r.oneOf(&r.config.RootFileSystem, "ext4", "btrfs"),
 			"Watchdog":       r.watchdog,
 		},
+		"Update": {
+			"Server":                r.server,
+			"Channel":               r.oneOf((*string)(&r.config.Channel), "stable", "beta", "alpha"),
+			"RequireSignedManifest": r.oneOf(&r.config.SignedManifest, "yes", "no", "auto"),
+		},
 		"Initramfs": {"Modules": r.modules},
 	}
 	keys, ok := sections[e.section]
 	if !ok {
-		return fmt.Errorf("unknown section [%s]: want [UKI], [Image] or [Initramfs]", e.section)
+		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update] or [Initramfs]", e.section)
 	}
 	set, ok := keys[e.key]
 	if !ok {
@@ -194,7 +209,13 @@ func (r *reader) finish() error {
 		return fmt.Errorf("key Cmdline: %w", err)
 	}
 	r.config.Cmdline = cmdline
-	return r.releaseKey()
+	if err := r.releaseKey(); err != nil {
+		return err
+	}
+	if r.config.SignedManifest == "yes" && len(r.config.ReleaseKey) == 0 {
+		return errors.New("RequireSignedManifest is yes, yet ReleaseKey is none: no machine could check the signature")
+	}
+	return nil
 }
 
 func (r *reader) text(to *string) func(string) error {
@@ -252,6 +273,18 @@ func (r *reader) oneOf(to *string, choices ...string) func(string) error {
 		*to = value
 		return nil
 	}
+}
+
+// server takes the base URL of the releases. A password in it would be read by
+// everybody who has the image.
+func (r *reader) server(value string) error {
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil ||
+		u.RawQuery != "" || u.Fragment != "" || strings.ContainsFunc(value, unicode.IsSpace) {
+		return fmt.Errorf("%q: want an http or https URL without a password, query or fragment", value)
+	}
+	r.config.Server = strings.TrimRight(value, "/")
+	return nil
 }
 
 func (r *reader) uname(value string) error {

@@ -15,6 +15,7 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
 )
 
 const least = "[Image]\nImageID=test\nReleaseKey=none\n"
@@ -54,6 +55,10 @@ TPM=optional
 VendorKeys=microsoft
 RootFileSystem=btrfs
 Watchdog=90
+[Update]
+Server=https://updates.example.org/os/
+Channel=beta
+RequireSignedManifest=no
 [Initramfs]
 Modules=nvme
 	dm-verity ?tpm_tis # why
@@ -68,6 +73,7 @@ Modules=nvme
 		Cmdline:   "console=tty0 quiet lockdown=integrity module.sig_enforce=1 panic=10",
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
 		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs", WatchdogSeconds: 90,
+		Server: "https://updates.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -129,6 +135,12 @@ func TestRefuses(t *testing.T) {
 		{"kernel version", "[UKI]\nUname=a/b\n", 2, "not a kernel version"},
 		{"module's name", "[Initramfs]\nModules=../x\n", 2, "not a module's name"},
 		{"module twice", "[Initramfs]\nModules=dm-mod ?dm_mod\n", 2, "named twice"},
+		{"server without a host", "[Update]\nServer=https:///os\n", 2, "http or https URL"},
+		{"server of another kind", "[Update]\nServer=ftp://example.org\n", 2, "http or https URL"},
+		{"server with a password", "[Update]\nServer=https://u:p@example.org\n", 2, "without a password"},
+		{"server on two lines", "[Update]\nServer=https://example.org\n a\n", 2, "http or https URL"},
+		{"channel", "[Update]\nChannel=nightly\n", 2, "stable or beta or alpha"},
+		{"signed manifest without a key", least + "[Update]\nRequireSignedManifest=yes\n", 0, "ReleaseKey is none"},
 		{"no image ID", "[Image]\nReleaseKey=none\n", 0, "ImageID"},
 		{"no word about a key", "[Image]\nImageID=a\n", 0, "ReleaseKey"},
 		{"fingerprint without a file", "[Image]\nImageID=a\nReleaseKey=" + strings.Repeat("ab", 20) + "\n", 0, "ReleaseKeyFile is missing"},
