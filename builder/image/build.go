@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/initramfs"
+	"halogenos.internal/builder/osfiles"
 	"halogenos.internal/builder/rootfs"
 )
 
@@ -189,7 +190,11 @@ func (b *build) complete(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("complete the root file system: %w", err)
 	}
-	for _, note := range notes {
+	kept, err := osfiles.Add(b.tree, b.Config, b.Date)
+	if err != nil {
+		return fmt.Errorf("complete the root file system: %w", err)
+	}
+	for _, note := range append(notes, kept...) {
 		b.Progress.Note("%s", note)
 	}
 	if err := b.tree.Seal(b.Date); err != nil {

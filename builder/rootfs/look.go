@@ -142,6 +142,16 @@ func (t *Tree) AddFile(name string, content []byte, mode uint32, date time.Time)
 	return t.Put(e, strings.NewReader(string(content)))
 }
 
+// AddSymlink adds a symbolic link of root's with the given text. The directories
+// above it are made where they are missing.
+func (t *Tree) AddSymlink(name, target string, date time.Time) error {
+	at, err := t.under(name)
+	if err != nil {
+		return err
+	}
+	return t.Put(Entry{Name: at, Kind: Symlink, Mode: 0o777, ModTime: date, Target: target}, nil)
+}
+
 // AddDirectory adds a directory of root's where nothing has its name, and
 // reports whether it did.
 func (t *Tree) AddDirectory(name string, mode uint32) (bool, error) {

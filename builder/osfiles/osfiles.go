@@ -1,0 +1,119 @@
+// Package osfiles adds to a system image what makes its running system fetch
+// releases, bless a trial that is healthy and give up one that is not: systemd's
+// units where the image has systemd, and what another init can use.
+//
+// It refuses to replace a file of the distributor's: what is there already has
+// precedence, and is named.
+package osfiles
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/rootfs"
+)
+
+//go:embed files
+var files embed.FS
+
+// Where systemd has its own files.
+const (
+	systemd = "usr/lib/systemd/systemd"
+	units   = "usr/lib/systemd/system/"
+)
+
+// A file of the system. Its content is that of the embedded file, or else text,
+// or else it is a symbolic link.
+type file struct {
+	name     string // in the image
+	embedded string // below files/
+	text     string
+	link     string
+	mode     uint32
+}
+
+// common are the files of every image.
+var common = []file{
+	{name: "usr/lib/halogen/health", embedded: "health.sh", mode: 0o755},
+	{name: "usr/share/halogen/examples/ota.cron", embedded: "examples/ota.cron", mode: 0o644},
+	{name: "usr/share/halogen/examples/ota-boot", embedded: "examples/ota-boot", mode: 0o755},
+	{name: "usr/lib/sysusers.d/halogen-ota.conf", embedded: "sysusers.conf", mode: 0o644},
+}
+
+// forSystemd are the files of an image with systemd. What decides about a trial is
+// not for the machine's owner to switch off, so its links are the vendor's.
+var forSystemd = []file{
+	{name: units + "ota-fetch.service", embedded: "systemd/ota-fetch.service", mode: 0o644},
+	{name: units + "ota-fetch.timer", embedded: "systemd/ota-fetch.timer", mode: 0o644},
+	{name: units + "ota-bless.service", embedded: "systemd/ota-bless.service", mode: 0o644},
+	{name: units + "ota-health.service", embedded: "systemd/ota-health.service", mode: 0o644},
+	{name: units + "ota-unhealthy.service", embedded: "systemd/ota-unhealthy.service", mode: 0o644},
+	{name: units + "boot-complete.target.d/halogen.conf", embedded: "systemd/boot-complete.conf", mode: 0o644},
+	{name: units + "emergency.service.d/halogen.conf", embedded: "systemd/emergency.conf", mode: 0o644},
+	{name: units + "multi-user.target.wants/ota-bless.service", link: "../ota-bless.service"},
+	{name: units + "boot-complete.target.requires/ota-health.service", link: "../ota-health.service"},
+}
+
+// timer is what looks for releases by itself; `systemctl disable` ends that.
+var timer = file{name: "etc/systemd/system/timers.target.wants/ota-fetch.timer", link: "/" + units + "ota-fetch.timer"}
+
+// Add adds the files, all dated alike, and returns a line for each that the
+// image has of its own.
+func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err error) {
+	all := append([]file{{name: "usr/lib/halogen/ota.conf", text: settings(c), mode: 0o644}}, common...)
+	if _, err := t.Resolve(systemd); err == nil {
+		all = append(all, forSystemd...)
+		if c.Server != "" {
+			all = append(all, timer)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, f := range all {
+		if _, err := t.Lstat(f.name); err == nil {
+			notes = append(notes, fmt.Sprintf("kept the root file system's own /%s", f.name))
+			continue
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err := f.add(t, date); err != nil {
+			return nil, fmt.Errorf("add /%s: %w", f.name, err)
+		}
+	}
+	// What /var starts with: the boot mounts the folder of what was fetched here.
+	_, err = t.AddDirectory("var/lib/halogen", 0o755)
+	return notes, err
+}
+
+func (f file) add(t *rootfs.Tree, date time.Time) error {
+	if f.link != "" {
+		return t.AddSymlink(f.name, f.link, date)
+	}
+	text := []byte(f.text)
+	if f.embedded != "" {
+		var err error
+		if text, err = files.ReadFile(path.Join("files", f.embedded)); err != nil {
+			return err
+		}
+	}
+	return t.AddFile(f.name, text, f.mode, date)
+}
+
+// settings is the image's ota.conf.
+func settings(c *config.Config) string {
+	var s strings.Builder
+	s.WriteString("# Where this image's updates come from. What /etc/halogen/ota.conf says goes\n# over it, key by key; ota(1) lists the keys.\n")
+	if c.Server == "" {
+		s.WriteString("#Server=https://updates.example.org\n")
+	} else {
+		fmt.Fprintf(&s, "Server=%s\n", c.Server)
+	}
+	fmt.Fprintf(&s, "Channel=%s\nRequireSignedManifest=%s\n", c.Channel, c.SignedManifest)
+	return s.String()
+}
