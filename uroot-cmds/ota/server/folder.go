@@ -1,0 +1,146 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Folder is a server's content in a folder: a stick, a mirror, a network
+// file system.
+type Folder struct {
+	root *os.Root
+	path string
+}
+
+// OpenFolder opens a folder. Links inside it may not lead out of it.
+func OpenFolder(path string) (*Folder, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("open server's folder: %w", err)
+	}
+	return &Folder{root, path}, nil
+}
+
+// String implements Transport.
+func (f *Folder) String() string { return f.path }
+
+func (f *Folder) open(name string) (*os.File, Info, error) {
+	if err := valid(name); err != nil {
+		return nil, Info{}, err
+	}
+	// Without waiting, because a pipe could have the name.
+	file, err := f.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, Info{}, fmt.Errorf("%s in %s: %w", name, f.path, ErrNotFound)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, Info{}, fmt.Errorf("%s in %s: %w: files must be readable for everybody, since they are read without privileges (a stick: mount it with umask=022)", name, f.path, err)
+	}
+	if err != nil {
+		return nil, Info{}, fmt.Errorf("open %s in %s: %w", name, f.path, err)
+	}
+	info, err := infoOf(file)
+	if err != nil {
+		return nil, Info{}, errors.Join(fmt.Errorf("%s in %s: %w", name, f.path, err), file.Close())
+	}
+	return file, info, nil
+}
+
+// infoOf describes an open file, which must be a plain one.
+func infoOf(file *os.File) (Info, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return Info{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return Info{}, fmt.Errorf("not a plain file (%s)", info.Mode().Type())
+	}
+	return Info{Size: info.Size(), Tag: fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano())}, nil
+}
+
+// Get implements Transport.
+func (f *Folder) Get(_ context.Context, name string, limit int64) ([]byte, error) {
+	file, _, err := f.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return small(file, name, limit)
+}
+
+// small reads a file that has at most limit bytes.
+func small(r io.Reader, name string, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than the %d bytes that it may have", name, limit)
+	}
+	return b, nil
+}
+
+// Open implements Transport.
+func (f *Folder) Open(_ context.Context, name string) (io.ReadCloser, Info, error) {
+	return f.open(name)
+}
+
+// Range implements Transport.
+func (f *Folder) Range(_ context.Context, name string, p []byte, off int64, tag string) (int, Info, error) {
+	file, info, err := f.open(name)
+	if err != nil {
+		return 0, Info{}, err
+	}
+	defer file.Close()
+	return rangeOf(file, name, info, p, off, tag)
+}
+
+func rangeOf(file *os.File, name string, info Info, p []byte, off int64, tag string) (int, Info, error) {
+	if tag != "" && tag != info.Tag {
+		return 0, Info{}, fmt.Errorf("%s: %w", name, ErrChanged)
+	}
+	n, err := file.ReadAt(p, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return n, info, fmt.Errorf("read %d bytes of %s from byte %d on: %w", len(p), name, off, err)
+	}
+	return n, info, err
+}
+
+// A File is one archive that was opened already. It is there under every name
+// that is an archive's to Open and Range; nothing else is.
+type File struct{ file *os.File }
+
+// NewFile returns a transport over an open file, which stays the caller's.
+func NewFile(file *os.File) *File { return &File{file} }
+
+// String implements Transport.
+func (f *File) String() string { return f.file.Name() }
+
+// Get implements Transport.
+func (f *File) Get(_ context.Context, name string, _ int64) ([]byte, error) {
+	return nil, fmt.Errorf("%s beside %s: %w", name, f.file.Name(), ErrNotFound)
+}
+
+// Open implements Transport.
+func (f *File) Open(context.Context, string) (io.ReadCloser, Info, error) {
+	info, err := infoOf(f.file)
+	if err != nil {
+		return nil, Info{}, fmt.Errorf("%s: %w", f.file.Name(), err)
+	}
+	return io.NopCloser(io.NewSectionReader(f.file, 0, info.Size)), info, nil
+}
+
+// Range implements Transport.
+func (f *File) Range(_ context.Context, _ string, p []byte, off int64, tag string) (int, Info, error) {
+	info, err := infoOf(f.file)
+	if err != nil {
+		return 0, Info{}, fmt.Errorf("%s: %w", f.file.Name(), err)
+	}
+	return rangeOf(f.file, f.file.Name(), info, p, off, tag)
+}

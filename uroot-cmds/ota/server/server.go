@@ -1,0 +1,109 @@
+// Package server reads files from where releases are published: a web server
+// or a folder.
+//
+// It believes nothing that a server says about itself and bounds all of it:
+// headers, sizes, redirects, time. It refuses a part of a file that is not the
+// one that was asked for, a file that changed since its first part was read,
+// and a redirect to a less protected place. It never decompresses, and it does
+// not know what the files mean: that they are genuine is for others to say.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+)
+
+var (
+	// ErrNotFound says that there is no such file, or none for us.
+	ErrNotFound = errors.New("there is no such file")
+	// ErrNoRanges says that the server only sends whole files.
+	ErrNoRanges = errors.New("server sends no parts of files")
+	// ErrChanged says that the file is not the one any more that its first part
+	// was read from.
+	ErrChanged = errors.New("file has changed on the server")
+	// ErrSlow says that next to nothing arrived for a long time.
+	ErrSlow = errors.New("server is too slow")
+)
+
+// Info is what is known about a file.
+type Info struct {
+	Size int64 // bytes; -1 when the server does not say
+	// Tag stands for the file's content: another content has another tag. Empty
+	// when the server has none.
+	Tag string
+}
+
+// A Transport reads published files. Names are relative, with slashes. It may
+// be used by several goroutines.
+type Transport interface {
+	// Get returns a small file, which has at most limit bytes.
+	Get(ctx context.Context, name string, limit int64) ([]byte, error)
+	// Open streams a file from its start. What ends it early is an error of
+	// Read's.
+	Open(ctx context.Context, name string) (io.ReadCloser, Info, error)
+	// Range reads the part of a file from byte off on into p and returns how
+	// much that is: less than len(p) only where the file ends, and then with
+	// io.EOF. The file must still have the tag, if one is given.
+	Range(ctx context.Context, name string, p []byte, off int64, tag string) (int, Info, error)
+	// String is the address for people, without a password.
+	String() string
+}
+
+// Options of reading from a web server. Zero values stand for what is said.
+type Options struct {
+	UserAgent string
+	RateLimit int64         // bytes a second of all transfers together; 0: none
+	Attempts  int           // at a request before it has failed; 0: 5
+	Pause     time.Duration // before the second attempt, doubled for each one after; 0: 1 s
+	// A transfer of less than MinSpeed bytes a second over a Window is given up.
+	MinSpeed int64         // 0: 200
+	Window   time.Duration // 0: 30 s
+	// Note is told why a request is made again; nil: nobody is.
+	Note func(text string)
+}
+
+func (o Options) withDefaults() Options {
+	if o.UserAgent == "" {
+		o.UserAgent = "halogen-ota/1"
+	}
+	if o.Attempts <= 0 {
+		o.Attempts = 5
+	}
+	if o.Pause <= 0 {
+		o.Pause = time.Second
+	}
+	if o.MinSpeed <= 0 {
+		o.MinSpeed = 200
+	}
+	if o.Window <= 0 {
+		o.Window = 30 * time.Second
+	}
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	return o
+}
+
+// New returns what reads from a server's address: an http or https URL, or the
+// absolute path of a folder.
+func New(address string, o Options) (Transport, error) {
+	if address == "" {
+		return nil, errors.New("no server is set: write Server=https://... into /etc/halogen/ota.conf, or name one with --from")
+	}
+	if filepath.IsAbs(address) {
+		return OpenFolder(address)
+	}
+	return newWeb(address, o)
+}
+
+// valid refuses names that would lead elsewhere.
+func valid(name string) error {
+	if !filepath.IsLocal(name) || name == "." {
+		return fmt.Errorf("%q is no name on a server", name)
+	}
+	return nil
+}

@@ -1,0 +1,365 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of what a server may do.
+const (
+	maxHeaders   = 64 << 10 // bytes
+	maxRedirects = 5
+	dialTimeout  = 15 * time.Second
+	maxPause     = time.Minute
+)
+
+// web reads from a web server over HTTP/1.1 or 2, through one client that keeps
+// its connections.
+type web struct {
+	base   *url.URL // without a password
+	client *http.Client
+	Options
+	limit *limiter
+}
+
+func newWeb(address string, o Options) (*web, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("server's address: %w", err)
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("server %q is no http or https address", u.Redacted())
+	}
+	o = o.withDefaults()
+	password := u.User
+	u.User = nil
+	t := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:    dialTimeout,
+		ResponseHeaderTimeout:  o.Window,
+		IdleConnTimeout:        time.Minute,
+		MaxResponseHeaderBytes: maxHeaders,
+		MaxConnsPerHost:        16,
+		MaxIdleConnsPerHost:    8,
+		DisableCompression:     true, // the archive is compressed, and a bomb would be unpacked unseen
+		ForceAttemptHTTP2:      true,
+	}
+	w := &web{base: u, Options: o, limit: newLimiter(o.RateLimit)}
+	w.client = &http.Client{Transport: identified{t, u, password, o.UserAgent}, CheckRedirect: checkRedirect}
+	return w, nil
+}
+
+// identified sends the password to the server it is for and to no other,
+// wherever redirects lead.
+type identified struct {
+	next      http.RoundTripper
+	base      *url.URL
+	password  *url.Userinfo
+	userAgent string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (i identified) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Del("Authorization")
+	r.Header.Del("Referer")
+	r.Header.Set("User-Agent", i.userAgent)
+	r.Header.Set("Accept-Encoding", "identity")
+	if i.password != nil && r.URL.Scheme == i.base.Scheme && r.URL.Host == i.base.Host {
+		secret, _ := i.password.Password()
+		r.SetBasicAuth(i.password.Username(), secret)
+	}
+	return i.next.RoundTrip(r)
+}
+
+// errRedirect marks a redirect that is not followed.
+var errRedirect = errors.New("redirect is not followed")
+
+func checkRedirect(r *http.Request, via []*http.Request) error {
+	from, to := via[len(via)-1].URL.Scheme, r.URL.Scheme
+	switch {
+	case len(via) > maxRedirects:
+		return fmt.Errorf("%w: more than %d of them", errRedirect, maxRedirects)
+	case to != from && !(from == "http" && to == "https"):
+		return fmt.Errorf("%w: it leads from %s to %s", errRedirect, from, to)
+	}
+	r.URL.User = nil
+	return nil
+}
+
+// String implements Transport.
+func (w *web) String() string { return w.base.String() }
+
+// A statusError is an answer other than the file.
+type statusError struct {
+	code  int
+	after time.Duration // the server wants us to wait so long
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("server answers %d %s", e.code, http.StatusText(e.code))
+}
+
+func (e *statusError) Is(target error) bool {
+	// Object stores answer 403 where they will not say that there is nothing.
+	return target == ErrNotFound && (e.code == http.StatusNotFound || e.code == http.StatusForbidden || e.code == http.StatusGone)
+}
+
+// temporary reports whether it is worth asking again.
+func temporary(err error) bool {
+	if status, ok := errors.AsType[*statusError](err); ok {
+		switch status.code {
+		case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
+			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true
+		}
+		return false
+	}
+	for _, final := range []error{errRedirect, errAnswer, ErrNoRanges, ErrChanged, context.Canceled} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	return true
+}
+
+// errAnswer marks an answer that no server gives that works.
+var errAnswer = errors.New("server's answer makes no sense")
+
+// retry calls try until it succeeds or fails for good.
+func (w *web) retry(ctx context.Context, name string, try func() error) error {
+	pause := w.Pause
+	for attempt := 1; ; attempt++ {
+		err := try()
+		if err == nil || errors.Is(err, io.EOF) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if attempt == w.Attempts || !temporary(err) {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		// Half of the pause is chance, so that machines that failed together do
+		// not come back together.
+		wait := pause/2 + rand.N(pause/2+1)
+		if status, ok := errors.AsType[*statusError](err); ok {
+			wait = max(wait, status.after)
+		}
+		w.Note(fmt.Sprintf("%s: %v; trying again in %s", name, err, wait.Round(100*time.Millisecond)))
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// request sends one request. The answer's body is guarded against a server that
+// does not get on.
+func (w *web) request(ctx context.Context, name string, header map[string]string) (*http.Response, error) {
+	if err := valid(name); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.base.JoinPath(name).String(), nil)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	for key, value := range header {
+		r.Header.Set(key, value)
+	}
+	answer, err := w.client.Do(r)
+	if err != nil {
+		cancel(nil)
+		return nil, plainError(err)
+	}
+	answer.Body = w.guard(ctx, cancel, answer.Body)
+	return answer, nil
+}
+
+// plainError takes the address off an error, which is said elsewhere and may
+// name a place that a redirect chose.
+func plainError(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
+}
+
+// failed is the error of an answer that is not the one hoped for.
+func failed(answer *http.Response) error {
+	e := &statusError{code: answer.StatusCode}
+	if seconds, err := strconv.ParseUint(answer.Header.Get("Retry-After"), 10, 16); err == nil {
+		e.after = min(time.Duration(seconds)*time.Second, maxPause)
+	}
+	return e
+}
+
+// Get implements Transport.
+func (w *web) Get(ctx context.Context, name string, limit int64) (content []byte, err error) {
+	err = w.retry(ctx, name, func() error {
+		// These files change, and caches on the way must not hide it.
+		answer, err := w.request(ctx, name, map[string]string{"Cache-Control": "no-cache"})
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return failed(answer)
+		}
+		if answer.ContentLength > limit {
+			return fmt.Errorf("%w: %d bytes, more than the %d that the file may have", errAnswer, answer.ContentLength, limit)
+		}
+		b, err := io.ReadAll(io.LimitReader(answer.Body, limit+1))
+		if err != nil {
+			return err
+		}
+		if int64(len(b)) > limit {
+			return fmt.Errorf("%w: more than the %d bytes that the file may have", errAnswer, limit)
+		}
+		content = b
+		return nil
+	})
+	return content, err
+}
+
+// Open implements Transport.
+func (w *web) Open(ctx context.Context, name string) (body io.ReadCloser, info Info, err error) {
+	err = w.retry(ctx, name, func() error {
+		answer, err := w.request(ctx, name, nil)
+		if err != nil {
+			return err
+		}
+		if answer.StatusCode != http.StatusOK {
+			return errors.Join(failed(answer), answer.Body.Close())
+		}
+		body, info = answer.Body, Info{answer.ContentLength, tagOf(answer.Header)}
+		return nil
+	})
+	return body, info, err
+}
+
+// tagOf is what tells a file's content from another, if the server says.
+func tagOf(h http.Header) string {
+	if tag := h.Get("ETag"); tag != "" && !strings.HasPrefix(tag, "W/") {
+		return tag
+	}
+	return h.Get("Last-Modified")
+}
+
+// Range implements Transport. What arrived before a failure is kept, and only
+// the rest asked for again.
+func (w *web) Range(ctx context.Context, name string, p []byte, off int64, tag string) (n int, info Info, err error) {
+	info = Info{Size: -1}
+	err = w.retry(ctx, name, func() error {
+		got, now, err := w.part(ctx, name, p[n:], off+int64(n), tag)
+		n += got
+		if now.Size >= 0 {
+			info = now
+			tag = now.Tag // also within this call it stays the same file
+		}
+		switch {
+		case err != nil:
+			return err
+		case n == len(p):
+			return nil
+		case off+int64(n) == info.Size:
+			return io.EOF
+		}
+		return fmt.Errorf("%d of %d bytes from byte %d on arrived", n, len(p), off)
+	})
+	return n, info, err
+}
+
+// part sends one request for a part and reads what the server gives of it.
+func (w *web) part(ctx context.Context, name string, p []byte, off int64, tag string) (int, Info, error) {
+	header := map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1)}
+	if tag != "" {
+		header["If-Range"] = tag
+	}
+	unknown := Info{Size: -1}
+	answer, err := w.request(ctx, name, header)
+	if err != nil {
+		return 0, unknown, err
+	}
+	defer answer.Body.Close()
+	now := tagOf(answer.Header)
+	switch {
+	case answer.StatusCode == http.StatusOK && tag != "":
+		return 0, unknown, ErrChanged
+	case answer.StatusCode == http.StatusOK:
+		return 0, unknown, ErrNoRanges
+	case answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		return 0, unknown, fmt.Errorf("%w: it ends before byte %d", ErrChanged, off)
+	case answer.StatusCode != http.StatusPartialContent:
+		return 0, unknown, failed(answer)
+	case tag != "" && now != "" && now != tag:
+		return 0, unknown, ErrChanged
+	}
+	length, total, err := contentRange(answer.Header.Get("Content-Range"), off, int64(len(p)))
+	if err != nil {
+		return 0, unknown, err
+	}
+	if now == "" {
+		now = tag
+	}
+	info := Info{total, now}
+	n, err := io.ReadFull(answer.Body, p[:length])
+	if err != nil {
+		return n, info, fmt.Errorf("connection ended %d bytes early: %w", length-int64(n), noEOF(err))
+	}
+	// One byte more would be another answer than the header's.
+	if extra, _ := answer.Body.Read(make([]byte, 1)); extra > 0 {
+		return n, info, fmt.Errorf("%w: more than the range that it names", errAnswer)
+	}
+	return n, info, nil
+}
+
+// noEOF keeps an early end from looking like the file's.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("unexpected end")
+	}
+	return err
+}
+
+// contentRange reads the Content-Range of an answer (RFC 9110, section 14.4) to
+// a request for up to want bytes from off on.
+func contentRange(value string, off, want int64) (length, total int64, err error) {
+	wrong := fmt.Errorf("%w: asked for bytes %d to %d, it sends %.80q", errAnswer, off, off+want-1, value)
+	span, size, ok := strings.Cut(strings.TrimPrefix(value, "bytes "), "/")
+	first, last, both := strings.Cut(span, "-")
+	if !ok || !both || !strings.HasPrefix(value, "bytes ") {
+		return 0, 0, wrong
+	}
+	var n [3]int64
+	for i, s := range []string{first, last, size} {
+		v, err := strconv.ParseUint(s, 10, 62)
+		if err != nil || s[0] == '+' {
+			return 0, 0, wrong
+		}
+		n[i] = int64(v)
+	}
+	if n[0] != off || n[1] < n[0] || n[1]-n[0]+1 > want || n[1] >= n[2] {
+		return 0, 0, wrong
+	}
+	return n[1] - n[0] + 1, n[2], nil
+}

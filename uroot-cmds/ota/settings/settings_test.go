@@ -1,0 +1,99 @@
+package settings
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/manifest"
+)
+
+func TestLoad(t *testing.T) {
+	image := "# the distributor's\nServer=https://updates.example.org/os/\nChannel=beta\nRequireSignedManifest=yes\nFuture=1\n"
+	owner := "\n  RateLimit = 500K \nUserAgent=\"my machine\"\nChannel='alpha'\n"
+	got, err := Load([]byte(image), []byte(owner))
+	want := Settings{Server: "https://updates.example.org/os", Channel: manifest.Alpha, RateLimit: 500 << 10, UserAgent: "my machine", SignedManifest: Always}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	got, err = Load(nil, nil)
+	if err != nil || got.Channel != manifest.Stable || got.SignedManifest != Auto || got.UserAgent != DefaultUserAgent {
+		t.Errorf("defaults %+v, %v", got, err)
+	}
+	for in, want := range map[string]string{"file:///srv/os/": "/srv/os", "/srv//os/": "/srv/os", "http://u:p@h:81/a": "http://u:p@h:81/a"} {
+		if got, err := Load(nil, []byte("Server="+in)); err != nil || got.Server != want {
+			t.Errorf("Server=%s is %q, %v", in, got.Server, err)
+		}
+	}
+}
+
+func TestLoadRefused(t *testing.T) {
+	for text, want := range map[string]string{
+		"Channel=nightly":                  "stable, beta or alpha",
+		"Channel=stable\nChannel=beta":     "line 2: Channel is set twice",
+		"Server=ftp://x/":                  "no http, https or file",
+		"Server=https:///x":                "no http, https or file",
+		"Server=file://host/x":             "no http, https or file",
+		"Server=updates":                   "no http, https or file",
+		"Server=":                          "no http, https or file",
+		"Server=https://x/?a=b":            "query",
+		"RateLimit=fast":                   "bytes a second",
+		"RateLimit=":                       "bytes a second",
+		"RateLimit=-1":                     "bytes a second",
+		"RateLimit=1KM":                    "bytes a second",
+		"RateLimit=2000G":                  "bytes a second",
+		"RateLimit=12":                     "less than 1K",
+		"UserAgent=":                       "want 1 to 200",
+		"UserAgent=a\rX: b":                "control character",
+		"RequireSignedManifest=maybe":      "yes, no or auto",
+		"Server":                           "not KEY=VALUE",
+		"=x":                               "not KEY=VALUE",
+		strings.Repeat("#\n", MaxSize/2+1): "more than",
+	} {
+		if got, err := Load(nil, []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %+v, %v, want %q", text, got, err, want)
+		}
+		if _, err := Load([]byte(text), nil); err == nil || !strings.Contains(err.Error(), ImageFile) {
+			t.Errorf("%.40q in the image's file: %v", text, err)
+		}
+	}
+}
+
+func TestSetChannel(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                   "Channel=beta\n",
+		"# mine\nFuture= x\nRateLimit=1M\n":  "# mine\nFuture= x\nRateLimit=1M\nChannel=beta\n",
+		"Channel=stable\n\nServer=/srv\n# c": "Channel=beta\n\nServer=/srv\n# c\n",
+	} {
+		got, err := SetChannel([]byte(in), manifest.Beta)
+		if err != nil || string(got) != want {
+			t.Errorf("%q became %q, %v", in, got, err)
+		}
+	}
+	if _, err := SetChannel(nil, "nightly"); err == nil {
+		t.Error("an unknown channel was set")
+	}
+	if _, err := SetChannel([]byte("RateLimit=x\n"), manifest.Beta); err == nil {
+		t.Error("a file that cannot be read was kept")
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add([]byte("Server=https://x\nChannel=beta\nRateLimit=5M\n"))
+	f.Add([]byte("UserAgent=\"\nRateLimit=K\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if _, err := Load(nil, text); err != nil {
+			return
+		}
+		out, err := SetChannel(text, manifest.Alpha)
+		if len(out) > MaxSize || len(text) > MaxSize-20 {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Load(nil, out); err != nil || s.Channel != manifest.Alpha {
+			t.Fatalf("%+v, %v", s, err)
+		}
+	})
+}
