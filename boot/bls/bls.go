@@ -18,8 +18,12 @@ import (
 // Folder is where the boot manager looks for UKIs, from the root of the ESP.
 const Folder = "EFI/Linux"
 
-// MaxTries bounds the counters that a name may carry.
-const MaxTries = 99
+// MaxTries bounds the tries that a name may have left. MaxDone bounds those it has
+// had: the boot manager goes on counting when it starts a UKI that has none left.
+const (
+	MaxTries = 99
+	MaxDone  = 1<<31 - 1
+)
 
 // A Name is the file name of a UKI: <image-id>_<version>.efi once it is
 // blessed, <image-id>_<version>+<left>[-<done>].efi while it is on trial.
@@ -52,19 +56,23 @@ func Parse(file string) (Name, error) {
 		return n, nil
 	}
 	left, done, both := strings.Cut(counters, "-")
-	if n.Left, err = parseCount(left); err == nil && both {
-		n.Done, err = parseCount(done)
+	if n.Left, err = parseCount(left, MaxTries); err == nil && both {
+		n.Done, err = parseCount(done, MaxDone)
 	}
 	if err != nil {
 		return Name{}, fmt.Errorf("UKI name %q: %w", file, err)
 	}
+	if n.String() != file {
+		// A file is renamed by what its name says, so no two names may say the same.
+		return Name{}, fmt.Errorf("UKI name %q: it would be written %q", file, n)
+	}
 	return n, nil
 }
 
-func parseCount(s string) (int, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n > MaxTries || s[0] == '+' {
-		return 0, fmt.Errorf("counter %q is not a number from 0 to %d", s, MaxTries)
+func parseCount(s string, most uint64) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n > most {
+		return 0, fmt.Errorf("counter %q is not a number from 0 to %d", s, most)
 	}
 	return int(n), nil
 }
@@ -97,11 +105,12 @@ func (n Name) Condemned() Name {
 	return n
 }
 
-// Tried returns the name as the boot manager leaves it when it starts the UKI.
+// Tried returns the name that the boot manager gives a UKI which it starts: also one
+// that has no tries left, when there is nothing else.
 func (n Name) Tried() Name {
-	if n.Trial() {
-		n.Left--
-		n.Done = min(n.Done+1, MaxTries)
+	if n.Counted {
+		n.Left = max(n.Left-1, 0)
+		n.Done = min(n.Done+1, MaxDone)
 	}
 	return n
 }
@@ -145,4 +154,21 @@ func Choose(names []Name) (Name, bool) {
 		return Name{}, false
 	}
 	return slices.MinFunc(names, Compare), true
+}
+
+// Start returns what the boot manager starts and which names there are then. Where
+// another UKI has the name already that the started one would get, the boot manager
+// starts it uncounted: so there must never be two of one version.
+func Start(names []Name) (started Name, then []Name, ok bool) {
+	chosen, ok := Choose(names)
+	if !ok {
+		return Name{}, nil, false
+	}
+	started = chosen.Tried()
+	if slices.Contains(names, started) {
+		started = chosen
+	}
+	then = slices.Clone(names)
+	then[slices.Index(names, chosen)] = started
+	return started, then, true
 }
