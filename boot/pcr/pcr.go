@@ -26,6 +26,8 @@ const (
 const (
 	EnterInitrd = "enter-initrd"
 	LeaveInitrd = "leave-initrd"
+	// Recovery is ours: the recovery console opens, and nothing unseals any more.
+	Recovery = "recovery"
 )
 
 // Digest is a register's value in the SHA-256 bank, or what it is extended by.

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
@@ -75,7 +76,7 @@ func (a *Agent) readPending() error {
 		}
 		newest := -1
 		for _, e := range entries {
-			a.unlocked = a.unlocked || isGoodLog(e.Name())
+			a.unlocked = a.unlocked || goodlog.Is(e.Name())
 			n, ok := provision.Count(e.Name())
 			if !ok {
 				continue

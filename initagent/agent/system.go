@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/vault"
 )
@@ -60,7 +61,7 @@ func (a *Agent) clearFolder() error {
 		return nil
 	}
 	err := a.writeESP(func(dir hw.ESPDir) error {
-		return removeFiles(dir, func(name string) bool { return isPending(name) || isGoodLog(name) })
+		return removeFiles(dir, func(name string) bool { return isPending(name) || goodlog.Is(name) })
 	})
 	if err != nil {
 		return fmt.Errorf("clear what an earlier installation left on the ESP: %w", err)

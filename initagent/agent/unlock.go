@@ -17,18 +17,12 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
-
-// goodLog is the event log of the last boot whose TPM opened the root partition.
-// It lies on the ESP, since it is wanted when the root partition is closed. It
-// explains and decides nothing.
-const goodLog = "eventlog-"
-
-func isGoodLog(name string) bool { return strings.HasPrefix(name, goodLog) }
 
 // unlock opens the root partition with the TPM.
 func (a *Agent) unlock() error {
@@ -145,54 +139,20 @@ func (a *Agent) explain(err error, last *pcr.Log) error {
 	case last == nil:
 		out.WriteString("\nwhat changed is not known: there is no event log of an earlier boot")
 	default:
-		for _, d := range pcr.Diff(last, now) {
-			if bound(d.PCR) {
-				fmt.Fprintf(&out, "\n%s", strings.TrimRight(d.String(), "\n"))
-			}
+		for _, d := range goodlog.Differences(last, now) {
+			fmt.Fprintf(&out, "\n%s", strings.TrimRight(d.String(), "\n"))
 		}
 	}
 	return errors.New(out.String())
 }
 
-func bound(n int) bool {
-	for _, b := range policy.Bound() {
-		if b == n {
-			return true
-		}
-	}
-	return false
-}
-
 // lastGood reads the kept event log; none, or one that makes no sense, is nil.
 func (a *Agent) lastGood() (log *pcr.Log) {
-	_ = a.readESP(func(esp fs.FS) error {
-		name, err := goodLogName(esp)
-		if err != nil || name == "" {
-			return err
-		}
-		raw, err := readFile(esp, name, pcr.MaxLog)
-		if err != nil {
-			return err
-		}
-		log, err = pcr.ParseLog(raw)
+	_ = a.readESP(func(esp fs.FS) (err error) {
+		log, err = goodlog.Read(esp)
 		return err
 	})
 	return log
-}
-
-// goodLogName is the kept log's path on the ESP: the last of its kind.
-func goodLogName(esp fs.FS) (string, error) {
-	entries, err := fs.ReadDir(esp, provision.Folder)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	name := ""
-	for _, e := range entries {
-		if isGoodLog(e.Name()) {
-			name = path.Join(provision.Folder, e.Name())
-		}
-	}
-	return name, err
 }
 
 // keepLog keeps this boot's event log where it differs from the last one in a
@@ -202,13 +162,7 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 	if err != nil {
 		return err
 	}
-	changed := last == nil
-	if last != nil {
-		for _, d := range pcr.Diff(last, now) {
-			changed = changed || bound(d.PCR)
-		}
-	}
-	if !changed {
+	if last != nil && len(goodlog.Differences(last, now)) == 0 {
 		return nil
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
@@ -220,9 +174,9 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 			return err
 		}
 		var old []string
-		fresh := fmt.Sprintf("%s/%s%d.bin", provision.Folder, goodLog, a.Now().UnixNano())
+		fresh := goodlog.Fresh(a.Now())
 		for _, n := range names {
-			if full := path.Join(provision.Folder, n.Name); isGoodLog(n.Name) && full != fresh {
+			if full := path.Join(provision.Folder, n.Name); goodlog.Is(n.Name) && full != fresh {
 				old = append(old, full)
 			}
 		}

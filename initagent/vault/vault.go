@@ -17,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
@@ -50,12 +52,18 @@ type Lock struct {
 	Header *luks2.Header
 	Health luks2.Health
 
-	Sealed       *policy.Sealed // nil: not bound to a TPM
-	TPMSlot      int
-	Deed         []byte // signature over the volume's fingerprint
-	Escrow       []byte // the machine secret under the recovery key
-	RecoverySlot int
-	Unfinished   bool // provisioning was cut
+	Sealed     *policy.Sealed // nil: not bound to a TPM
+	TPMSlot    int
+	Deed       []byte     // signature over the volume's fingerprint
+	Recoveries []Recovery // by token: one, and two while the key is being replaced
+	Unfinished bool       // provisioning was cut
+}
+
+// A Recovery is what the header has for a recovery key.
+type Recovery struct {
+	Token   int
+	Keyslot int
+	Escrow  []byte // the machine secret under the key
 }
 
 // Look reads a partition of size bytes and says in which condition the root
@@ -101,8 +109,10 @@ func lookUnused(r io.ReaderAt) (slot.Root, *Lock, error) {
 }
 
 func read(header *luks2.Header) (*Lock, error) {
-	l := &Lock{Header: header, TPMSlot: -1, RecoverySlot: -1}
-	for _, t := range header.Tokens() {
+	l := &Lock{Header: header, TPMSlot: -1}
+	tokens := header.Tokens()
+	for _, number := range slices.Sorted(maps.Keys(tokens)) {
+		t := tokens[number]
 		switch t.Type {
 		case unfinishedToken:
 			l.Unfinished = true
@@ -119,11 +129,13 @@ func read(header *luks2.Header) (*Lock, error) {
 				return nil, err
 			}
 		case luks2.RecoveryTokenType:
-			if len(t.Keyslots) == 1 {
-				l.RecoverySlot = t.Keyslots[0]
-			}
-			if err := field(t, escrowField, &l.Escrow); err != nil {
+			r := Recovery{Token: number}
+			if err := field(t, escrowField, &r.Escrow); err != nil {
 				return nil, err
+			}
+			if len(t.Keyslots) == 1 { // a key that was being removed has none
+				r.Keyslot = t.Keyslots[0]
+				l.Recoveries = append(l.Recoveries, r)
 			}
 		}
 	}
@@ -165,7 +177,7 @@ func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 		if err := addTPM(c, volumeKey, o); err != nil {
 			return err
 		}
-		if err := addRecovery(random, c, volumeKey, o); err != nil {
+		if err := addRecovery(random, c, volumeKey, o.Secret, o.Recovery, luks2.Argon2id(o.Memory, o.CPUs)); err != nil {
 			return err
 		}
 		_, err := c.AddToken(luks2.Token{Type: unfinishedToken, Keyslots: []int{}})
@@ -217,16 +229,16 @@ func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rs
 	return t, err
 }
 
-func addRecovery(random io.Reader, c *luks2.Change, volumeKey []byte, o Options) error {
-	passphrase := o.Recovery.Passphrase()
+func addRecovery(random io.Reader, c *luks2.Change, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, k luks2.KDF) error {
+	passphrase := key.Passphrase()
 	defer luks2.Wipe(passphrase)
-	n, err := c.AddKeyslot(volumeKey, passphrase, luks2.Argon2id(o.Memory, o.CPUs))
+	n, err := c.AddKeyslot(volumeKey, passphrase, k)
 	if err != nil {
 		return err
 	}
-	raw := o.Recovery.Bytes()
+	raw := key.Bytes()
 	defer luks2.Wipe(raw)
-	escrow, err := policy.Escrow(random, raw, o.Secret)
+	escrow, err := policy.Escrow(random, raw, secret)
 	if err != nil {
 		return err
 	}
@@ -347,32 +359,4 @@ func (l *Lock) OpenTPM(r io.ReaderAt, secret *policy.Secret, memory uint64) ([]b
 		return nil, fmt.Errorf("open the root partition with the TPM's key: %w", err)
 	}
 	return volumeKey, nil
-}
-
-// OpenRecovery opens the volume with a recovery key that somebody typed, and
-// returns the machine secret with it. The caller wipes both.
-func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte, *policy.Secret, error) {
-	key, err := luks2.ParseRecoveryKey(typed)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer key.Wipe()
-	passphrase := key.Passphrase()
-	defer luks2.Wipe(passphrase)
-	slots := []int{}
-	if l.RecoverySlot >= 0 {
-		slots = append(slots, l.RecoverySlot)
-	}
-	volumeKey, _, err := l.Header.Unlock(r, passphrase, memory, slots...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open the root partition with the recovery key: %w", err)
-	}
-	raw := key.Bytes()
-	defer luks2.Wipe(raw)
-	secret, err := policy.OpenEscrow(raw, l.Escrow)
-	if err != nil {
-		luks2.Wipe(volumeKey)
-		return nil, nil, fmt.Errorf("the recovery key opens the volume and not what was kept under it: %w", err)
-	}
-	return volumeKey, secret, nil
 }
