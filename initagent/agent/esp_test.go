@@ -212,6 +212,8 @@ func (e espDir) SyncDir(folder string) error {
 
 func (e espDir) MakeFolder(string) error { return nil }
 
+func (e espDir) FreeBytes() (int64, error) { return 1 << 30, nil }
+
 // Rename leaves the old name or the new one, as hw.ESPDir promises.
 func (e espDir) Rename(from, to string) error {
 	e.op("esp rename " + from)

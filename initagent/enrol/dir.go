@@ -21,6 +21,7 @@ const maxFolder = 4096
 type FileInfo struct {
 	Name   string
 	Folder bool
+	Size   int64 // in bytes, of a file
 }
 
 // Dir is the ESP as far as signing needs it. Names are relative, with slashes.
@@ -85,9 +86,14 @@ func (d MountedDir) List(folder string) ([]FileInfo, error) {
 	}
 	out := make([]FileInfo, 0, len(entries))
 	for _, e := range entries {
-		if e.IsDir() || e.Type().IsRegular() {
-			out = append(out, FileInfo{e.Name(), e.IsDir()})
+		if !e.IsDir() && !e.Type().IsRegular() {
+			continue
 		}
+		found := FileInfo{Name: e.Name(), Folder: e.IsDir()}
+		if info, err := e.Info(); err == nil && !e.IsDir() {
+			found.Size = info.Size()
+		}
+		out = append(out, found)
 	}
 	return out, nil
 }
@@ -154,6 +160,15 @@ func (d MountedDir) MakeFolder(name string) error {
 		return err
 	}
 	return os.MkdirAll(path, 0o700)
+}
+
+// FreeBytes is how much room the file system has left.
+func (d MountedDir) FreeBytes() (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(d.Root, &s); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", d.Root, err)
+	}
+	return int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize, nil
 }
 
 // Rename gives a file another name in the same folder. It is for the boot

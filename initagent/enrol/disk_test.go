@@ -151,7 +151,7 @@ func (d *memDisk) List(folder string) ([]FileInfo, error) {
 		}
 		first, _, below := strings.Cut(rest, "/")
 		if !seen[first] {
-			out = append(out, FileInfo{first, below})
+			out = append(out, FileInfo{Name: first, Folder: below})
 		}
 		seen[first] = true
 	}

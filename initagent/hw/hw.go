@@ -167,6 +167,8 @@ type ESPDir interface {
 	// the name and the content survive a power cut; a cut before that leaves
 	// the old name or the new one.
 	Rename(from, to string) error
+	// FreeBytes is how much room the file system has left.
+	FreeBytes() (int64, error)
 }
 
 // Store is the root partition's file system, once it is mounted. Names are
