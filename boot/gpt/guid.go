@@ -55,6 +55,10 @@ func (g GUID) String() string {
 // IsZero reports whether g is the GUID of nothing: an unused entry's type.
 func (g GUID) IsZero() bool { return g == GUID{} }
 
+// Encoded returns the bytes as GPT and UEFI have them: the first three groups
+// are little-endian (UEFI 2.10, appendix A).
+func (g GUID) Encoded() [16]byte { return g.swapped() }
+
 // swapped turns the text order into the disk's, and back.
 func (g GUID) swapped() GUID {
 	slices.Reverse(g[0:4])

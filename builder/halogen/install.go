@@ -1,0 +1,317 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/install"
+	"halogenos.internal/builder/release"
+)
+
+const installSummary = `usage: halogen install --disk DISK [OPTION]... SOURCE
+       halogen install --list
+
+Installs a release on a disk, from any Linux that was started by UEFI, without
+any tool of it. SOURCE is a release archive, a folder that 'halogen build'
+left, or the address of an image's folder on a release server.
+
+Everything on the disk is lost. The program shows what it found and asks for
+the disk's name to be typed; --yes with the disk's serial number does without.
+Nothing is written before all checks have passed, and the partition table is
+written last: an installation that was interrupted leaves a disk that does not
+start and can be installed again.
+`
+
+type installFlags struct {
+	disk, key, channel, yes         string
+	list, dryRun, json, another, no bool
+}
+
+func (c command) install(ctx context.Context, args []string) error {
+	var o installFlags
+	f := flag.NewFlagSet("install", flag.ContinueOnError)
+	f.StringVar(&o.disk, "disk", "", "the `DISK` to install to, such as /dev/nvme0n1")
+	f.StringVar(&o.key, "key", "", "`FILE` with the distributor's OpenPGP public key; a release that it has not signed is refused")
+	f.StringVar(&o.channel, "channel", "stable", "which `CHANNEL` of a server to install: stable, beta or alpha")
+	f.StringVar(&o.yes, "yes", "", "do not ask: the disk's `SERIAL` number stands for its owner's consent to lose what is on it")
+	f.BoolVar(&o.list, "list", false, "list the disks and end")
+	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan and write nothing")
+	f.BoolVar(&o.another, "other-machine", false, "the disk is for another machine: leave this one's firmware out of it")
+	f.BoolVar(&o.no, "no-boot-entry", false, "leave the firmware's boot entries alone: the disk is found by its removable path")
+	f.BoolVar(&o.json, "json", false, "print the disks or the plan in JSON on the standard output")
+	rest, err := c.parse(f, args, installSummary)
+	switch {
+	case err != nil:
+		return err
+	case o.list && len(rest) == 0:
+		return c.listDisks(o.json)
+	case len(rest) != 1:
+		return c.misused(f, "want one SOURCE, have %d", len(rest))
+	case o.disk == "":
+		return c.misused(f, "--disk is missing")
+	}
+	return c.installFrom(ctx, rest[0], o)
+}
+
+func (c command) listDisks(asJSON bool) error {
+	disks, err := install.Running().Disks()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return c.printJSON(disks)
+	}
+	for _, d := range disks {
+		fmt.Fprintf(c.stdout, "%-14s %7.1f GB  %s %s\n", d.Path, float64(d.Size())/1e9, d.Model, d.Serial)
+		for _, line := range append(d.Uses, d.Contents...) {
+			fmt.Fprintf(c.stdout, "    %s\n", line)
+		}
+	}
+	return nil
+}
+
+func (c command) installFrom(ctx context.Context, from string, o installFlags) (err error) {
+	source, closeSource, err := openSource(ctx, from, o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	defer func() { err = errors.Join(err, closeSource()) }()
+	machine := install.Running()
+	disk, err := machine.Disk(o.disk)
+	if err != nil {
+		return err
+	}
+	ids, err := install.RandomIDs(rand.Reader)
+	if err != nil {
+		return err
+	}
+	plan := install.NewPlan(source, disk, machine.Facts(), ids, o.another)
+	if o.json {
+		if err := c.printJSON(plan); err != nil {
+			return err
+		}
+	} else {
+		c.showPlan(plan)
+	}
+	if err := plan.Err(true); err != nil || o.dryRun {
+		return err
+	}
+	if err := c.consent(disk, o.yes); err != nil {
+		return err
+	}
+	if err := c.write(ctx, plan, source, ids); err != nil {
+		return err
+	}
+	if !o.another && !o.no {
+		c.addBootEntry(machine, plan.Table)
+	}
+	c.nextSteps(plan)
+	return nil
+}
+
+// openSource opens what is installed, and tells by its look what it is.
+func openSource(ctx context.Context, from string, o installFlags) (*install.Source, func() error, error) {
+	key, err := readKey(o.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	if strings.HasPrefix(from, "https://") || strings.HasPrefix(from, "http://") {
+		return openServer(ctx, from, o.channel, key)
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return nil, nil, err
+	}
+	if info.IsDir() {
+		s, err := install.FromFolder(from)
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, s.Close, nil
+	}
+	f, err := os.Open(from)
+	if err != nil {
+		return nil, nil, err
+	}
+	return opened(ctx, f, key)
+}
+
+func opened(ctx context.Context, packed io.ReadCloser, key *pgp.Key) (*install.Source, func() error, error) {
+	s, err := install.FromArchive(ctx, packed, key, time.Now())
+	if err != nil {
+		return nil, nil, errors.Join(err, packed.Close())
+	}
+	return s, func() error { return errors.Join(s.Close(), packed.Close()) }, nil
+}
+
+func readKey(name string) (*pgp.Key, error) {
+	if name == "" {
+		return nil, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, pgp.MaxKey+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	key, err := pgp.ParseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+func openServer(ctx context.Context, from, channel string, key *pgp.Key) (*install.Source, func() error, error) {
+	web, err := release.NewWeb(from)
+	if err != nil {
+		return nil, nil, err
+	}
+	follow, err := manifest.ParseChannel(channel)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := web.Open(ctx, manifest.FileName)
+	if err != nil {
+		return nil, nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, manifest.MaxSize+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", manifest.FileName, err)
+	}
+	m, err := manifest.Parse(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry, _, err := m.Resolve(follow)
+	if err != nil {
+		return nil, nil, err
+	}
+	packed, err := web.Open(ctx, manifest.ArchiveName(entry.Version))
+	if err != nil {
+		return nil, nil, err
+	}
+	return opened(ctx, packed, key)
+}
+
+func (c command) showPlan(p *install.Plan) {
+	d := p.Disk
+	fmt.Fprintf(c.stdout, "install  %s %s, system image of %d MiB\n", p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
+	fmt.Fprintf(c.stdout, "on       %s: %s %s, %.1f GB, sectors of %d bytes\n", d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
+	if p.Table != nil {
+		for _, part := range p.Table.Partitions {
+			_, size := p.Table.Bytes(part)
+			fmt.Fprintf(c.stdout, "make     partition %d %q, %d MiB\n", part.Number, part.Label, size>>20)
+		}
+	}
+	for _, f := range p.Findings {
+		word := "note    "
+		if f.Fatal {
+			word = "REFUSED "
+		} else if f.Erases {
+			word = "ERASES  "
+		}
+		fmt.Fprintf(c.stdout, "%s %s\n", word, f.Text)
+	}
+}
+
+// consent has the disk's name typed, or takes its serial number for it.
+func (c command) consent(d install.Disk, serial string) error {
+	if serial != "" {
+		if serial != d.Serial {
+			return fmt.Errorf("--yes names the serial number %q, and that of %s is %q: nothing was written", serial, d.Path, d.Serial)
+		}
+		return nil
+	}
+	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil {
+		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q)", d.Path, d.Serial)
+	}
+	fmt.Fprintf(c.stdout, "Everything on %s will be lost. Type its name to go on: ", d.Path)
+	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if typed := strings.TrimSpace(line); typed != d.Path && typed != path.Base(d.Path) {
+		return fmt.Errorf("%q is not %s: nothing was written", typed, d.Path)
+	}
+	return nil
+}
+
+func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs) (err error) {
+	device, err := install.Open(p.Disk.Path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, device.Close()) }()
+	if err := install.Install(ctx, device, p.Table, s, ids, c.rate()); err != nil {
+		return fmt.Errorf("%w; %s has no partition table now and can be installed again", err, p.Disk.Path)
+	}
+	if err := device.Reread(); err != nil {
+		fmt.Fprintf(c.stderr, "the kernel still has the old partitions of %s (%v): they are new at the next start\n", p.Disk.Path, err)
+	}
+	return nil
+}
+
+// rate prints how far it has come, at most once a second.
+func (c command) rate() install.Progress {
+	var what string
+	var began, last time.Time
+	return func(now string, done, total int64) {
+		t := time.Now()
+		if now != what {
+			what, began, last = now, t, time.Time{}
+		}
+		if done < total && t.Sub(last) < time.Second {
+			return
+		}
+		last = t
+		left := ""
+		if spent := t.Sub(began); done > 0 && done < total {
+			left = fmt.Sprintf(", %s left", (time.Duration(float64(spent) * float64(total-done) / float64(done))).Round(time.Second))
+		}
+		if total == 0 {
+			fmt.Fprintf(c.stderr, "%s\n", now)
+			return
+		}
+		fmt.Fprintf(c.stderr, "%s: %d %% of %d MiB%s\n", now, done*100/total, total>>20, left)
+	}
+}
+
+func (c command) addBootEntry(l install.Linux, t *gpt.Table) {
+	esp, _ := t.ByNumber(layout.ESPNumber)
+	option := bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\EFI\systemd\systemd-bootx64.efi`)
+	if err := l.AddBootEntry(option); err != nil {
+		fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
+	}
+}
+
+func (c command) nextSteps(p *install.Plan) {
+	fmt.Fprintf(c.stdout, "\n%s is installed on %s. What next:\n", p.Release.ImageID, p.Disk.Path)
+	steps := []string{"take the live medium out and restart"}
+	if !p.Machine.SetupMode {
+		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled")
+	}
+	steps = append(steps, "set a password in the firmware's setup",
+		"the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
+	for i, s := range steps {
+		fmt.Fprintf(c.stdout, "  %d. %s\n", i+1, s)
+	}
+}

@@ -1,0 +1,271 @@
+// Package install puts a release on a disk, as a manual installation does: the
+// partition table, the ESP with UKI and boot manager, and the first slot's
+// system image. The machine makes everything else at its first boot.
+//
+// It refuses to write to a disk that is in use or that holds something nobody
+// has given up, to install a release whose signature was not checked, and to
+// leave a disk that looks installed and is not: the partition table comes last.
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"time"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/verity"
+)
+
+// LoaderConf starts the newest UKI at once. It names no default entry, since a
+// default would switch the counting of tries off. The editor would let whoever
+// sits there change a command line, where Secure Boot is off.
+const LoaderConf = `timeout 0
+editor no
+auto-entries no
+secure-boot-enroll off
+`
+
+// BootManagerPaths is where the boot manager lies on the ESP: where firmware
+// starts it unasked, and where its own tools look for it.
+var BootManagerPaths = []string{"EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"}
+
+// IDs are the identifiers that an installation gives.
+type IDs struct {
+	Disk, ESP gpt.GUID
+	Volume    uint32 // serial number of the ESP's file system
+}
+
+// RandomIDs returns IDs that no other machine has.
+func RandomIDs(random io.Reader) (ids IDs, err error) {
+	if ids.Disk, err = gpt.RandomGUID(random); err != nil {
+		return IDs{}, err
+	}
+	if ids.ESP, err = gpt.RandomGUID(random); err != nil {
+		return IDs{}, err
+	}
+	var volume [4]byte
+	if _, err := io.ReadFull(random, volume[:]); err != nil {
+		return IDs{}, fmt.Errorf("random serial number: %w", err)
+	}
+	ids.Volume = binary.BigEndian.Uint32(volume[:])
+	return ids, nil
+}
+
+// Table lays out what an installation makes on a disk of so many sectors of
+// sectorSize bytes: the ESP, and the first system partition. That has the size
+// of a slot where the disk has room for it, and else the size of the image.
+func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int) (*gpt.Table, error) {
+	if sectorSize != 512 && sectorSize != 4096 {
+		return nil, fmt.Errorf("sectors of %d bytes: only 512 and 4096 are supported", sectorSize)
+	}
+	if len(r.RootHash) != len(verity.Root{}) {
+		return nil, fmt.Errorf("root hash has %d bytes, want %d", len(r.RootHash), len(verity.Root{}))
+	}
+	const start = layout.Align + layout.ESPSize
+	room := int64(sectors)*int64(sectorSize) - start - layout.Align // the alternate table lies in the last piece
+	size := r.SlotSize
+	if size > room {
+		size = layout.AlignUp(r.ImageSize)
+	}
+	if size > room {
+		return nil, fmt.Errorf("disk of %d MiB is too small: the ESP and a system image of %d MiB need %d MiB",
+			int64(sectors)*int64(sectorSize)>>20, r.ImageSize>>20, (start+size+layout.Align)>>20)
+	}
+	unit := uint64(sectorSize)
+	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors, Partitions: []gpt.Partition{{
+		Number: layout.ESPNumber, Type: layout.TypeESP, UUID: ids.ESP, Label: layout.ESPLabel,
+		First: layout.Align / unit, Last: start/unit - 1,
+	}, {
+		Number: layout.SlotA.SystemNumber(), Type: layout.TypeRoot, UUID: layout.SystemUUID(verity.Root(r.RootHash)), Label: layout.SlotA.SystemLabel(),
+		First: start / unit, Last: uint64(start+size)/unit - 1,
+	}}}
+	return t, t.Validate()
+}
+
+// An ESP is what the EFI system partition gets.
+type ESP struct {
+	Release          *release.Release
+	UKI, BootManager []byte
+}
+
+// files are the ESP's files by their paths.
+func (e ESP) files() map[string][]byte {
+	files := map[string][]byte{"loader/loader.conf": []byte(LoaderConf)}
+	for _, name := range BootManagerPaths {
+		files[name] = e.BootManager
+	}
+	name := bls.Name{ImageID: e.Release.ImageID, Version: e.Release.Version}.String()
+	files[path.Join(bls.Folder, name)] = e.UKI
+	return files
+}
+
+// Format makes the ESP's file system of size bytes. zeroed says that
+// everything reads as zero already.
+func (e ESP) Format(w io.WriterAt, size int64, volume uint32, sectorSize int, zeroed bool) error {
+	var files []fat.File
+	for name, content := range e.files() {
+		files = append(files, fat.File{Path: name, Size: int64(len(content)), Open: func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(content)), nil
+		}})
+	}
+	o := fat.Options{Label: "ESP", VolumeID: volume, Time: time.Unix(e.Release.SourceDate, 0), SectorSize: sectorSize, Zeroed: zeroed}
+	if err := fat.Format(w, size, o, files); err != nil {
+		return fmt.Errorf("format ESP: %w", err)
+	}
+	return nil
+}
+
+// check reads the ESP back.
+func (e ESP) check(r io.ReaderAt) error {
+	files, err := fat.Open(r)
+	if err != nil {
+		return fmt.Errorf("read the ESP back: %w", err)
+	}
+	for name, want := range e.files() {
+		have, err := fs.ReadFile(files, name)
+		if err != nil {
+			return fmt.Errorf("read the ESP back: %w", err)
+		}
+		if !bytes.Equal(have, want) {
+			return fmt.Errorf("%s on the ESP does not read back as it was written: the disk is failing", name)
+		}
+	}
+	return nil
+}
+
+// A Target is a disk that is written to. Uncached makes what is read afterwards
+// come from the disk.
+type Target interface {
+	block.Device
+	Uncached() error
+}
+
+// Progress is told how many bytes of how many are done.
+type Progress func(what string, done, total int64)
+
+// Install writes the release to the disk and reads all of it back.
+//
+// The order: what the disk held is made unusable first, its partition tables
+// zeroed and flushed; then ESP and system image are written, flushed and read
+// back; and the new table comes last. Cut anywhere before that, the disk has no
+// partition table and no firmware starts it; it can be installed again. Cut
+// after it, the installation is whole.
+func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, progress Progress) error {
+	if err := erase(d, t); err != nil {
+		return err
+	}
+	esp, err := section(d, t, layout.ESPNumber)
+	if err != nil {
+		return err
+	}
+	system, err := section(d, t, layout.SlotA.SystemNumber())
+	if err != nil {
+		return err
+	}
+	progress("EFI system partition", 0, 0)
+	if err := s.ESP.Format(esp, esp.Size(), ids.Volume, t.SectorSize, false); err != nil {
+		return err
+	}
+	if err := copyImage(ctx, system, s, progress); err != nil {
+		return err
+	}
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("flush the disk: %w", err)
+	}
+	if err := d.Uncached(); err != nil {
+		return err
+	}
+	if err := s.ESP.check(esp); err != nil {
+		return err
+	}
+	if err := checkImage(ctx, system, s, progress); err != nil {
+		return err
+	}
+	if err := t.Write(d); err != nil {
+		return fmt.Errorf("write the partition table: %w", err)
+	}
+	return nil
+}
+
+func section(d block.Device, t *gpt.Table, number int) (*block.Section, error) {
+	p, ok := t.ByNumber(number)
+	if !ok {
+		return nil, fmt.Errorf("the plan has no partition %d", number)
+	}
+	off, size := t.Bytes(p)
+	return block.NewSection(d, off, size)
+}
+
+// erase zeroes both partition tables and what lies before the first partition.
+func erase(d block.Device, t *gpt.Table) error {
+	size := int64(t.Sectors) * int64(t.SectorSize)
+	for _, at := range []int64{0, size - layout.Align} {
+		if err := block.Zero(d, at, layout.Align); err != nil {
+			return fmt.Errorf("erase the old partition table: %w", err)
+		}
+	}
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("erase the old partition table: %w", err)
+	}
+	return nil
+}
+
+// chunk is how much is copied at a time.
+const chunk = 1 << 20
+
+func copyImage(ctx context.Context, w io.WriterAt, s *Source, progress Progress) error {
+	total := s.ESP.Release.ImageSize
+	buffer := make([]byte, chunk)
+	for done := int64(0); done < total; {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		n, err := io.ReadFull(s.Image, buffer[:min(chunk, total-done)])
+		if err != nil {
+			return fmt.Errorf("read system image: %w", err)
+		}
+		if _, err := w.WriteAt(buffer[:n], done); err != nil {
+			return fmt.Errorf("write system image at byte %d: %w", done, err)
+		}
+		done += int64(n)
+		progress("writing the system image", done, total)
+	}
+	return s.Finish()
+}
+
+func checkImage(ctx context.Context, r io.ReaderAt, s *Source, progress Progress) error {
+	f, ok := s.ESP.Release.File(release.ImageFile)
+	if !ok {
+		return errors.New("release.json names no system image")
+	}
+	h := sha256.New()
+	buffer := make([]byte, chunk)
+	for done := int64(0); done < f.Size; {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		n := min(chunk, f.Size-done)
+		if _, err := r.ReadAt(buffer[:n], done); err != nil {
+			return fmt.Errorf("read the system image back at byte %d: %w", done, err)
+		}
+		h.Write(buffer[:n])
+		done += n
+		progress("reading the system image back", done, f.Size)
+	}
+	if !bytes.Equal(h.Sum(nil), f.SHA256) {
+		return errors.New("the system image does not read back as it was written: the disk is failing")
+	}
+	return nil
+}

@@ -1,0 +1,473 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/verity"
+)
+
+const (
+	mib       = 1 << 20
+	imageSize = 3 * mib
+	slotSize  = 4 * mib
+	diskSize  = layout.ESPSize + 512*mib
+)
+
+// newBuild is a folder as halogen build leaves it.
+func newBuild(t testing.TB, change func(*contract.Contract)) string {
+	t.Helper()
+	image := make([]byte, imageSize)
+	if _, err := rand.Read(image); err != nil {
+		t.Fatal(err)
+	}
+	c := &contract.Contract{
+		Format: contract.Format, ImageID: "test", Arch: "x86_64", Version: 7, SourceDate: 1772604367,
+		Salt: []byte("salt"), ImageSize: imageSize, SlotSize: slotSize,
+		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4",
+	}
+	params := verity.Params{DataBlocks: imageSize / verity.BlockSize, Salt: c.Salt}
+	root, err := verity.Generate(t.Context(), bytes.NewReader(image), params, blocktest.New(mib, blocktest.Zero), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.RootHash = root[:]
+	if change != nil {
+		change(c)
+	}
+	text, err := contract.Archive(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := uki.Payload{OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("kernel"), Initrd: text}.Sections()
+	kernel, err := uki.Build(ukitest.Stub("257.13-1"), sections)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := uki.Parse(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	measured, err := pcr.PredictUKI(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &release.Release{
+		Format: release.Format, ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch, RootHash: c.RootHash, Salt: c.Salt,
+		ImageSize: c.ImageSize, SlotSize: c.SlotSize, PCR11: measured[:], SourceDate: c.SourceDate,
+	}
+	dir := t.TempDir()
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{release.UKIFile, kernel}, {release.BootManagerFile, ukitest.Stub("257.13-1")}, {release.ImageFile, image}} {
+		sum := sha256.Sum256(f.content)
+		described := release.File{Name: f.name, Size: int64(len(f.content)), SHA256: sum[:]}
+		if f.name != release.ImageFile {
+			digest, err := authenticode.Digest(f.content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			described.Authenticode = digest[:]
+		}
+		r.Files = append(r.Files, described)
+		if err := os.WriteFile(filepath.Join(dir, f.name), f.content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	description, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, release.ManifestFile), description, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func open(t testing.TB, dir string) *Source {
+	t.Helper()
+	s, err := FromFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func randomIDs(t testing.TB) IDs {
+	t.Helper()
+	ids, err := RandomIDs(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+// target is a disk without a cache.
+type target struct{ *blocktest.Recorder }
+
+func (target) Uncached() error { return nil }
+
+func quiet(string, int64, int64) {}
+
+// fileTarget is a disk in a file.
+type fileTarget struct{ *os.File }
+
+func (fileTarget) Uncached() error { return nil }
+
+// What is installed is judged by the tools of others. FAULTS 41
+func TestInstall(t *testing.T) {
+	for _, tool := range []string{"sgdisk", "fsck.vfat", "mcopy"} {
+		testkit.Need(t, tool)
+	}
+	for _, sector := range []int{512, 4096} {
+		t.Run(fmt.Sprint(sector), func(t *testing.T) {
+			dir := newBuild(t, nil)
+			s, ids := open(t, dir), randomIDs(t)
+			table, err := Table(s.ESP.Release, ids, uint64(diskSize/sector), sector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			disk := filepath.Join(t.TempDir(), "disk")
+			f, err := os.Create(disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := f.Truncate(diskSize); err != nil {
+				t.Fatal(err)
+			}
+			if err := Install(t.Context(), fileTarget{f}, table, s, ids, quiet); err != nil {
+				t.Fatal(err)
+			}
+			if sector == 512 {
+				run(t, "sgdisk", "--verify", disk)
+				if out := run(t, "sgdisk", "--print", disk); !strings.Contains(out, layout.ESPLabel) || !strings.Contains(out, "system-a") {
+					t.Errorf("sgdisk prints:\n%s", out)
+				}
+			}
+			esp := filepath.Join(t.TempDir(), "esp")
+			part := make([]byte, layout.ESPSize)
+			if _, err := f.ReadAt(part, layout.Align); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(esp, part, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			run(t, "fsck.vfat", "-n", esp)
+			got := filepath.Join(t.TempDir(), "uki")
+			run(t, "mcopy", "-i", esp, "::EFI/Linux/test_7.efi", got)
+			want, err := os.ReadFile(filepath.Join(dir, release.UKIFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if have, err := os.ReadFile(got); err != nil || !bytes.Equal(have, want) {
+				t.Errorf("the UKI on the ESP is another (%v)", err)
+			}
+		})
+	}
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// Cut anywhere, the disk has no partition table or it holds all of the
+// installation; and installing again succeeds. What it held before never comes
+// back. FAULTS 42
+func TestCut(t *testing.T) {
+	dir := newBuild(t, nil)
+	s, ids := open(t, dir), randomIDs(t)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := blocktest.New(diskSize, blocktest.Zero)
+	old := &gpt.Table{Disk: randomIDs(t).Disk, SectorSize: 512, Sectors: diskSize / 512, Partitions: []gpt.Partition{{
+		Number: 1, Type: layout.TypeESP, UUID: ids.ESP, Label: "old", First: 2048, Last: 4095,
+	}}}
+	if err := old.Write(base); err != nil {
+		t.Fatal(err)
+	}
+	recorder := blocktest.Record(base)
+	if err := Install(t.Context(), target{recorder}, table, s, ids, quiet); err != nil {
+		t.Fatal(err)
+	}
+	whole := 0
+	states, err := recorder.Cuts(blocktest.Options{}, func(c blocktest.Cut) error {
+		have, _, err := gpt.Read(c.Disk, diskSize/512, 512)
+		if err != nil {
+			return nil // nothing starts it
+		}
+		if have.Partitions[0].Label == "old" {
+			return nil // nothing was written yet, or the erasing of one copy was cut
+		}
+		whole++
+		return installed(c.Disk, have, s)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if whole == 0 {
+		t.Error("no state is a whole installation")
+	}
+	t.Logf("%d states, %d of them whole", states, whole)
+}
+
+func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {
+	esp, err := section(d, table, layout.ESPNumber)
+	if err != nil {
+		return err
+	}
+	if err := s.ESP.check(esp); err != nil {
+		return err
+	}
+	system, err := section(d, table, layout.SlotA.SystemNumber())
+	if err != nil {
+		return err
+	}
+	return checkImage(context.Background(), system, s, quiet)
+}
+
+// A disk that does not keep what it is told ends without a partition table.
+func TestLyingDisk(t *testing.T) {
+	dir := newBuild(t, nil)
+	s, ids := open(t, dir), randomIDs(t)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorder := blocktest.Record(blocktest.New(diskSize, blocktest.Zero))
+	lying := &forgetful{target{recorder}, layout.Align + layout.ESPSize + mib}
+	if err := Install(t.Context(), lying, table, s, ids, quiet); err == nil || !strings.Contains(err.Error(), "failing") {
+		t.Errorf("error %v", err)
+	}
+	if _, _, err := gpt.Read(recorder, diskSize/512, 512); err == nil {
+		t.Error("the disk has a partition table")
+	}
+}
+
+// forgetful loses the write of the byte at an offset.
+type forgetful struct {
+	target
+	at int64
+}
+
+func (f *forgetful) WriteAt(p []byte, off int64) (int, error) {
+	if off <= f.at && f.at < off+int64(len(p)) {
+		p = bytes.Clone(p)
+		p[f.at-off] ^= 1
+	}
+	return f.target.WriteAt(p, off)
+}
+
+func TestSourceRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, file string
+		at         int64
+		want       string
+	}{
+		{"system image", release.ImageFile, 5000, "system.erofs is not the one"},
+		{"UKI", release.UKIFile, 600, "uki.efi is not the one"},
+		{"boot manager", release.BootManagerFile, 600, "bootx64.efi is not the one"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := newBuild(t, nil)
+			flip(t, filepath.Join(dir, c.file), c.at)
+			s, err := FromFolder(dir)
+			if err == nil {
+				defer s.Close()
+				_, err = io.Copy(io.Discard, s.Image)
+				err = errors.Join(err, s.Finish())
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func flip(t testing.TB, name string, at int64) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[at] ^= 1
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	good := Disk{Path: "/dev/sda", Serial: "S1", SectorSize: 512, Sectors: 2 << 30 / 512}
+	machine := Facts{Arch: "x86_64", UEFI: true, SetupMode: true, TPM: true}
+	for _, c := range []struct {
+		name   string
+		change func(d *Disk, m *Facts)
+		want   string // of the refusal; empty for none
+		erase  bool   // was consented to
+	}{
+		{name: "good"},
+		{name: "too small for the image", change: func(d *Disk, _ *Facts) { d.Sectors = 100 << 20 / 512 }, want: "too small"},
+		{name: "too small for two slots", change: func(d *Disk, _ *Facts) { d.Sectors = 520 << 20 / 512 }, want: "too small for two slots"},
+		{name: "odd sectors", change: func(d *Disk, _ *Facts) { d.SectorSize = 2048 }, want: "only 512 and 4096"},
+		{name: "mounted", change: func(d *Disk, _ *Facts) { d.Uses = []string{"sda1 is mounted at /mnt"} }, want: "in use: sda1 is mounted at /mnt", erase: true},
+		{name: "write-protected", change: func(d *Disk, _ *Facts) { d.ReadOnly = true }, want: "write-protected"},
+		{name: "BIOS", change: func(_ *Disk, m *Facts) { m.UEFI = false }, want: "started by a BIOS"},
+		{name: "architecture", change: func(_ *Disk, m *Facts) { m.Arch = "aarch64" }, want: "the release is for x86_64, and this machine is aarch64"},
+		{name: "no TPM", change: func(_ *Disk, m *Facts) { m.TPM = false }, want: "no TPM 2.0"},
+		{name: "foreign system", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, want: "all of it will be lost"},
+		{name: "foreign system given up", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, erase: true},
+		{name: "no Setup Mode", change: func(_ *Disk, m *Facts) { m.SetupMode = false }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, m := good, machine
+			if c.change != nil {
+				c.change(&d, &m)
+			}
+			p := NewPlan(open(t, newBuild(t, nil)), d, m, randomIDs(t), false)
+			err := p.Err(c.erase)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("refused with %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// A folder in the place of /sys and /proc.
+func TestUses(t *testing.T) {
+	root := t.TempDir()
+	for name, content := range map[string]string{
+		"sys/block/sda/size": "8192", "sys/block/sda/queue/logical_block_size": "512", "sys/block/sda/dev": "8:0",
+		"sys/block/sda/device/model": "Disk ", "sys/block/sda/device/serial": "X1",
+		"sys/block/sda/sda1/dev": "8:1", "sys/block/sda/sda1/partition": "1", "sys/block/sda/sda2/dev": "8:2", "sys/block/sda/sda3/dev": "8:3",
+		"sys/block/sda/sda2/holders/dm-0/x": "", "sys/block/loop0/size": "8",
+		"proc/self/mountinfo": "22 1 8:1 / /boot rw - ext4 /dev/sda1 rw\n23 1 9:1 / /home rw - ext4 /dev/x rw\n",
+		"proc/swaps":          "Filename Type\n" + root + "/dev/sda3 partition\n",
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disks, err := Linux{filepath.Join(root, "sys"), filepath.Join(root, "dev"), filepath.Join(root, "proc")}.Disks()
+	if err != nil || len(disks) != 1 {
+		t.Fatalf("disks %v, %v", disks, err)
+	}
+	d := disks[0]
+	if d.Size() != 4*mib || d.Model != "Disk" || d.Serial != "X1" {
+		t.Errorf("disk %+v", d)
+	}
+	want := "dm-0 holds sda2 open; sda1 is mounted at /boot; sda3 is swapped to"
+	if got := strings.Join(d.Uses, "; "); got != want {
+		t.Errorf("uses %q, want %q", got, want)
+	}
+}
+
+func TestContents(t *testing.T) {
+	testkit.Need(t, "mkfs.ext4")
+	testkit.Need(t, "sgdisk")
+	name := filepath.Join(t.TempDir(), "disk")
+	make := func(tool string, args ...string) []string {
+		if err := errors.Join(os.RemoveAll(name), os.WriteFile(name, nil, 0o600), os.Truncate(name, 8*mib)); err != nil {
+			t.Fatal(err)
+		}
+		if tool != "" {
+			run(t, tool, append(args, name)...)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		return Contents(f, 8*mib/512, 512)
+	}
+	if got := make(""); len(got) != 0 {
+		t.Errorf("an empty disk holds %v", got)
+	}
+	if got := make("mkfs.ext4", "-q"); len(got) != 1 || got[0] != "an ext file system" {
+		t.Errorf("ext4: %v", got)
+	}
+	if got := make("sgdisk", "--new=1:2048:4095", "--change-name=1:data"); len(got) != 1 || got[0] != `partition 1 "data" (1 MiB)` {
+		t.Errorf("GPT: %v", got)
+	}
+}
+
+// efivarfs as files: attributes and content.
+func TestBootEntry(t *testing.T) {
+	sys := t.TempDir()
+	folder := filepath.Join(sys, "firmware/efi/efivars")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name string, content ...byte) {
+		if err := writeVariable(filepath.Join(folder, name+"-"+globalVariables), content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("Boot0000", 1, 2, 3)
+	write("BootOrder", 0, 0)
+	l := Linux{Sys: sys}
+	for range 2 {
+		if err := l.AddBootEntry([]byte("option")); err != nil {
+			t.Fatal(err)
+		}
+		order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+		if err != nil || !bytes.Equal(order, []byte{1, 0, 0, 0}) {
+			t.Errorf("order %v, %v", order, err)
+		}
+		if have, err := readVariable(filepath.Join(folder, "Boot0001-"+globalVariables)); err != nil || string(have) != "option" {
+			t.Errorf("option %q, %v", have, err)
+		}
+	}
+	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 3 {
+		t.Errorf("%d variables, %v", len(entries), err)
+	}
+}
+
+func TestTooLate(t *testing.T) {
+	dir := newBuild(t, nil)
+	s, ids := open(t, dir), randomIDs(t)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	<-ctx.Done()
+	recorder := blocktest.Record(blocktest.New(diskSize, blocktest.Zero))
+	if err := Install(ctx, target{recorder}, table, s, ids, quiet); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,309 @@
+package install
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/gpt"
+)
+
+// sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
+const sectorUnit = 512
+
+// A Linux is the running system as far as an installation asks it. The paths
+// are /sys, /dev and /proc but in tests.
+type Linux struct{ Sys, Dev, Proc string }
+
+// Running is the system that this program runs on.
+func Running() Linux { return Linux{"/sys", "/dev", "/proc"} }
+
+// Facts looks at the machine.
+func (l Linux) Facts() Facts {
+	arch, ok := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	if !ok {
+		arch = runtime.GOARCH
+	}
+	_, err := os.Stat(filepath.Join(l.Sys, "firmware/efi"))
+	version := l.text("class/tpm/tpm0/tpm_version_major")
+	return Facts{Arch: arch, UEFI: err == nil, SetupMode: l.flag("SetupMode"), SecureBoot: l.flag("SecureBoot"), TPM: version == "2"}
+}
+
+// globalVariables is the namespace of the specification's own variables
+// (UEFI 2.10, section 3.3).
+const globalVariables = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+// flag reads a variable of one byte, behind its four bytes of attributes.
+func (l Linux) flag(name string) bool {
+	b, err := os.ReadFile(filepath.Join(l.Sys, "firmware/efi/efivars", name+"-"+globalVariables))
+	return err == nil && len(b) == 5 && b[4] == 1
+}
+
+func (l Linux) text(name string) string {
+	b, _ := os.ReadFile(filepath.Join(l.Sys, name)) // absent is empty
+	return strings.TrimSpace(string(b))
+}
+
+// Disks lists the whole disks, without loop devices and the like.
+func (l Linux) Disks() ([]Disk, error) {
+	entries, err := os.ReadDir(filepath.Join(l.Sys, "block"))
+	if err != nil {
+		return nil, fmt.Errorf("list disks: %w", err)
+	}
+	var disks []Disk
+	for _, e := range entries {
+		virtual := slices.ContainsFunc([]string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"}, func(p string) bool {
+			return strings.HasPrefix(e.Name(), p)
+		})
+		if virtual {
+			continue
+		}
+		if d, err := l.disk(e.Name()); err == nil && d.Sectors > 0 {
+			disks = append(disks, d)
+		}
+	}
+	return disks, nil
+}
+
+// Disk looks at one disk, by its path.
+func (l Linux) Disk(path string) (Disk, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return Disk{}, err
+	}
+	name := filepath.Base(real)
+	if _, err := os.Stat(filepath.Join(l.Sys, "class/block", name, "partition")); err == nil {
+		return Disk{}, fmt.Errorf("%s is a partition: name the whole disk", path)
+	}
+	d, err := l.disk(name)
+	if err != nil {
+		return Disk{}, fmt.Errorf("%s is not a disk: %w", path, err)
+	}
+	d.Path = path
+	return d, nil
+}
+
+func (l Linux) disk(name string) (Disk, error) {
+	folder := filepath.Join("block", name)
+	size, err := strconv.ParseUint(l.text(filepath.Join(folder, "size")), 10, 63)
+	if err != nil {
+		return Disk{}, fmt.Errorf("%s: size: %w", name, err)
+	}
+	sector, err := strconv.Atoi(l.text(filepath.Join(folder, "queue/logical_block_size")))
+	if err != nil || sector < sectorUnit {
+		return Disk{}, fmt.Errorf("%s: sector size %d (%w)", name, sector, err)
+	}
+	d := Disk{
+		Path: filepath.Join(l.Dev, name), Model: l.text(filepath.Join(folder, "device/model")),
+		SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
+		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
+	}
+	if d.Serial = l.text(filepath.Join(folder, "serial")); d.Serial == "" {
+		d.Serial = l.text(filepath.Join(folder, "device/serial"))
+	}
+	if d.Uses, err = l.uses(name); err != nil {
+		return Disk{}, err
+	}
+	d.Contents = l.contents(d)
+	return d, nil
+}
+
+// uses lists what is mounted, swapped to, or built upon the disk or one of its
+// partitions.
+func (l Linux) uses(disk string) ([]string, error) {
+	devices := map[string]string{l.text(filepath.Join("block", disk, "dev")): disk}
+	folders := []string{filepath.Join(l.Sys, "block", disk)}
+	entries, err := os.ReadDir(folders[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if number := l.text(filepath.Join("block", disk, e.Name(), "dev")); number != "" && strings.HasPrefix(e.Name(), disk) {
+			devices[number] = e.Name()
+			folders = append(folders, filepath.Join(folders[0], e.Name()))
+		}
+	}
+	var uses []string
+	for _, folder := range folders {
+		holders, err := os.ReadDir(filepath.Join(folder, "holders"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, h := range holders {
+			uses = append(uses, fmt.Sprintf("%s holds %s open", h.Name(), filepath.Base(folder)))
+		}
+	}
+	mounts, err := os.ReadFile(filepath.Join(l.Proc, "self/mountinfo"))
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// proc_pid_mountinfo(5): the third field is the device, the fifth the place.
+		if f := strings.Fields(line); len(f) > 4 && devices[f[2]] != "" {
+			uses = append(uses, fmt.Sprintf("%s is mounted at %s", devices[f[2]], f[4]))
+		}
+	}
+	swaps, _ := os.ReadFile(filepath.Join(l.Proc, "swaps")) // a kernel without swap has no such file
+	for line := range strings.Lines(string(swaps)) {
+		f := strings.Fields(line)
+		for _, name := range devices {
+			if len(f) > 0 && f[0] == filepath.Join(l.Dev, name) {
+				uses = append(uses, name+" is swapped to")
+			}
+		}
+	}
+	return uses, nil
+}
+
+// contents says what is on a disk. What cannot be read looks unused here, and
+// fails when it is written.
+func (l Linux) contents(d Disk) []string {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return Contents(f, d.Sectors, d.SectorSize)
+}
+
+// Contents says what is on a disk, for people; nothing when it looks unused.
+func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
+	if t, _, err := gpt.Read(r, sectors, sectorSize); err == nil {
+		var found []string
+		for _, p := range t.Partitions {
+			_, size := t.Bytes(p)
+			found = append(found, fmt.Sprintf("partition %d %q (%d MiB)", p.Number, p.Label, size>>20))
+		}
+		if len(found) == 0 {
+			return []string{"an empty partition table"}
+		}
+		return found
+	}
+	start := make([]byte, 1<<20)
+	n, err := r.ReadAt(start, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	start = start[:n]
+	for _, known := range []struct {
+		at          int
+		magic, name string
+	}{
+		{0, "LUKS\xba\xbe", "an encrypted volume"}, {1080, "\x53\xef", "an ext file system"}, {0, "XFSB", "an XFS file system"},
+		{0x10040, "_BHRfS_M", "a btrfs file system"}, {536, "LVM2 001", "an LVM volume"}, {0x8001, "CD001", "a CD image"},
+		{1024, "\xe2\xe1\xf5\xe0", "an EROFS file system"}, {510, "\x55\xaa", "a boot sector"},
+	} {
+		if end := known.at + len(known.magic); end <= len(start) && string(start[known.at:end]) == known.magic {
+			return []string{known.name}
+		}
+	}
+	if len(bytes.Trim(start, "\x00")) > 0 {
+		return []string{"unknown data"}
+	}
+	return nil
+}
+
+// A Device is a disk, opened to be installed to.
+type Device struct{ *os.File }
+
+// Open opens a disk for itself alone: a kernel that has something on it open
+// refuses.
+func Open(path string) (Device, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return Device{}, fmt.Errorf("%s is in use: %w", path, err)
+	}
+	return Device{f}, err
+}
+
+// Uncached implements Target: what is cached of the disk is dropped.
+func (d Device) Uncached() error {
+	err := unix.IoctlSetInt(int(d.Fd()), unix.BLKFLSBUF, 0)
+	if errors.Is(err, unix.ENOTTY) {
+		err = unix.Fadvise(int(d.Fd()), 0, 0, unix.FADV_DONTNEED) // a file
+	}
+	if err != nil {
+		return fmt.Errorf("drop what is cached of %s: %w", d.Name(), err)
+	}
+	return nil
+}
+
+// Reread makes the kernel see the new partitions. The installation is complete
+// without it.
+func (d Device) Reread() error { return unix.IoctlSetInt(int(d.Fd()), unix.BLKRRPART, 0) }
+
+// A variable is written with its attributes before it: non-volatile, for boot
+// and run time (UEFI 2.10, section 8.2).
+const nonVolatile = 7
+
+// AddBootEntry makes a boot option of the firmware and puts it first. An option
+// of the same content is not made twice.
+func (l Linux) AddBootEntry(option []byte) error {
+	folder := filepath.Join(l.Sys, "firmware/efi/efivars")
+	order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read BootOrder: %w", err)
+	}
+	for number := range 0x10000 {
+		name := fmt.Sprintf("Boot%04X", number)
+		path := filepath.Join(folder, name+"-"+globalVariables)
+		have, err := readVariable(path)
+		if err == nil && !bytes.Equal(have, option) {
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := writeVariable(path, option); err != nil {
+				return fmt.Errorf("write %s: %w", name, err)
+			}
+		} else if err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		// Cut before this write there is an option that nothing refers to.
+		return l.putFirst(folder, order, uint16(number))
+	}
+	return errors.New("the firmware has no room for another boot option")
+}
+
+func (l Linux) putFirst(folder string, order []byte, number uint16) error {
+	fresh := binary.LittleEndian.AppendUint16(nil, number)
+	for at := 0; at+2 <= len(order); at += 2 {
+		if n := binary.LittleEndian.Uint16(order[at:]); n != number {
+			fresh = binary.LittleEndian.AppendUint16(fresh, n)
+		}
+	}
+	if bytes.Equal(fresh, order) {
+		return nil
+	}
+	if err := writeVariable(filepath.Join(folder, "BootOrder-"+globalVariables), fresh); err != nil {
+		return fmt.Errorf("write BootOrder: %w", err)
+	}
+	return nil
+}
+
+func readVariable(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) < 4 {
+		return nil, fmt.Errorf("%d bytes, want 4 for the attributes alone", len(b))
+	}
+	return b[4:], nil
+}
+
+// writeVariable makes one write call, which efivarfs turns into one call of the
+// firmware.
+func writeVariable(path string, content []byte) error {
+	return os.WriteFile(path, append(binary.LittleEndian.AppendUint32(nil, nonVolatile), content...), 0o644)
+}
