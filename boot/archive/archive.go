@@ -1,6 +1,6 @@
 // Package archive reads and writes a release's archive: a tar inside gzip that
-// any tar unpacks, with release.json, its signature, the UKI, the boot manager
-// and the system image, in this order.
+// any tar unpacks, with release.json, its signature, the UKI, the boot manager,
+// the block index and the system image, in this order.
 //
 // It refuses every other archive, however well formed. A tar header is not
 // parsed but compared with the one that the signed release.json calls for, so
@@ -8,13 +8,14 @@
 // records to fall for. Sizes come from release.json as well: nothing is
 // unpacked beyond them, and nothing may follow.
 //
-// The gzip is a row of independent members, each at most MaxMember bytes long
-// when unpacked, so that many cores can work at once. A member says in its
+// The gzip is a row of independent members, so that many cores can work at
+// once and any part of a file can be fetched alone. A member says in its
 // header how long it is packed and unpacked (an extra field, which RFC 1952
-// section 2.3.1.1 has for such things and other readers skip). Up to the first
-// byte after the signature members are stored, not compressed: what is
-// not authenticated yet meets no decompressor and no parser but the strict
-// ones of this package.
+// section 2.3.1.1 has for such things and other readers skip). No member holds
+// parts of two files, so that release.json's packed sizes say where each file
+// lies, and the index where each block of it. Up to the first byte after the
+// signature members are stored, not compressed: what is not authenticated yet
+// meets no decompressor and no parser but the strict ones of this package.
 //
 // The same release gives the same bytes, whatever the number of cores.
 package archive
@@ -24,6 +25,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
 )
 
@@ -41,9 +43,12 @@ const (
 // Options of writing and reading.
 type Options struct {
 	Workers int // goroutines that pack or unpack; 0 stands for one a core
-	// MemberSize is the number of bytes of a file that a gzip member holds, at
-	// most MaxMember; 0 stands for that. Members start where files start.
-	MemberSize int
+	// MemberBlocks is the number of 4 KiB blocks of a file that a gzip member
+	// holds, at most blockindex.MaxMemberBlocks; 0 stands for what suits most.
+	MemberBlocks int
+	// Members, if not nil, is told by a Reader of every gzip member behind the
+	// head, in order: its size in bytes, packed and unpacked.
+	Members func(packed, plain int)
 }
 
 func (o Options) workers() int {
@@ -53,11 +58,15 @@ func (o Options) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-func (o Options) memberSize() int {
-	if o.MemberSize > 0 {
-		return min(o.MemberSize, MaxMember)
+// memberBlocks of a Debian image: with more, a small change fetches much that
+// was not changed; with fewer, the archive grows.
+const memberBlocks = 4
+
+func (o Options) memberBlocks() int {
+	if o.MemberBlocks > 0 {
+		return min(o.MemberBlocks, blockindex.MaxMemberBlocks)
 	}
-	return MaxMember
+	return memberBlocks
 }
 
 // header returns the tar header of a file (POSIX.1-2017, pax, "ustar

@@ -17,15 +17,30 @@ import (
 	"testing/iotest"
 	"time"
 
+	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 )
 
 // sample is a small release with its files' contents.
 type sample struct {
-	release  *release.Release
-	text     []byte
+	build    *release.Release
 	contents map[string][]byte
+	// Of the archive that was written last.
+	release *release.Release
+	text    []byte
+}
+
+// memory is a Spool.
+type memory struct{ bytes.Buffer }
+
+func (m *memory) ReadAt(b []byte, off int64) (int, error) {
+	return bytes.NewReader(m.Bytes()).ReadAt(b, off)
+}
+
+// signWith returns what signs with the same bytes every time.
+func signWith(signature []byte) func([]byte) ([]byte, error) {
+	return func([]byte) ([]byte, error) { return signature, nil }
 }
 
 func newSample(t testing.TB, image int) *sample {
@@ -45,11 +60,11 @@ func newSample(t testing.TB, image int) *sample {
 	return s
 }
 
-// describe makes release.json fit the contents.
+// describe makes the build's description fit the contents.
 func (s *sample) describe(t testing.TB) {
 	t.Helper()
 	sum := make([]byte, 32)
-	s.release = &release.Release{
+	s.build = &release.Release{
 		Format: release.Format, ImageID: "test", Arch: "x86_64", Version: 7,
 		RootHash: sum, Salt: []byte{1}, ImageSize: int64(len(s.contents[release.ImageFile])), SlotSize: 64 << 20, PCR11: sum, SourceDate: 1_767_225_600,
 	}
@@ -60,11 +75,7 @@ func (s *sample) describe(t testing.TB) {
 		if name != release.ImageFile {
 			f.Authenticode = sum
 		}
-		s.release.Files = append(s.release.Files, f)
-	}
-	var err error
-	if s.text, err = s.release.Encode(); err != nil {
-		t.Fatal(err)
+		s.build.Files = append(s.build.Files, f)
 	}
 }
 
@@ -75,7 +86,25 @@ func (s *sample) open(f release.File) (io.ReadCloser, error) {
 func (s *sample) write(t testing.TB, signature []byte, o Options) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	if err := Write(t.Context(), &out, s.text, signature, s.open, o); err != nil {
+	var err error
+	sign := func(text []byte) ([]byte, error) {
+		s.text = text
+		return signature, nil
+	}
+	if s.release, err = Write(t.Context(), &out, new(memory), s.build, sign, s.open, o); err != nil {
+		t.Fatal(err)
+	}
+	// Its content is known once it is written.
+	head, err := ReadHead(bytes.NewReader(out.Bytes()), trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, _ := head.Place(release.IndexFile)
+	content, err := head.Content(bytes.NewReader(out.Bytes()[index.Offset:]), release.IndexFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.contents[release.IndexFile], err = io.ReadAll(content); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()
@@ -109,35 +138,38 @@ func TestRoundTrip(t *testing.T) {
 	for _, size := range []int{4096, 1 << 20, 5<<20 + 8192} {
 		s := newSample(t, size)
 		for _, signature := range [][]byte{nil, []byte("a signature")} {
-			var first []byte
-			for _, o := range []Options{{}, {Workers: 1}, {Workers: 7}} {
-				packed := s.write(t, signature, o)
-				if first == nil {
-					first = packed
-				}
-				if !bytes.Equal(packed, first) {
-					t.Errorf("%d workers give other bytes", o.Workers)
-				}
-			}
-			for name, src := range map[string]io.Reader{
-				"whole": bytes.NewReader(first), "halves": iotest.HalfReader(bytes.NewReader(first)), "data and error": iotest.DataErrReader(bytes.NewReader(first)),
-				"small members": bytes.NewReader(s.write(t, signature, Options{MemberSize: 4096})),
-			} {
-				got, err := unpack(t.Context(), src, func(text, sig []byte) error {
-					if !bytes.Equal(text, s.text) || !bytes.Equal(sig, signature) {
-						t.Errorf("%s: authenticates %q and %q", name, text, sig)
-					}
-					return nil
-				})
-				if err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
-				for file, want := range s.contents {
-					if !bytes.Equal(got[file], want) {
-						t.Errorf("%s: %s differs", name, file)
+			for _, blocks := range []int{0, 1, blockindex.MaxMemberBlocks} {
+				packed := s.write(t, signature, Options{MemberBlocks: blocks})
+				for _, workers := range []int{1, 7} {
+					if !bytes.Equal(packed, s.write(t, signature, Options{MemberBlocks: blocks, Workers: workers})) {
+						t.Errorf("%d workers give other bytes", workers)
 					}
 				}
+				for name, src := range map[string]io.Reader{
+					"whole": bytes.NewReader(packed), "halves": iotest.HalfReader(bytes.NewReader(packed)), "data and error": iotest.DataErrReader(bytes.NewReader(packed)),
+				} {
+					s.readBack(t, name, src, signature)
+				}
 			}
+		}
+	}
+}
+
+// readBack compares an archive with the sample.
+func (s *sample) readBack(t *testing.T, name string, src io.Reader, signature []byte) {
+	t.Helper()
+	got, err := unpack(t.Context(), src, func(text, sig []byte) error {
+		if !bytes.Equal(text, s.text) || !bytes.Equal(sig, signature) {
+			t.Errorf("%s: authenticates %q and %q", name, text, sig)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	for file, want := range s.contents {
+		if !bytes.Equal(got[file], want) {
+			t.Errorf("%s: %s differs", name, file)
 		}
 	}
 }
@@ -155,7 +187,7 @@ func TestTarAgrees(t *testing.T) {
 		t.Errorf("tar says %s", out)
 	}
 	list := testkit.Run(t, "tar", "tzf", file)
-	if want := "release.json\nrelease.json.pgp\nuki.efi\nbootx64.efi\nsystem.erofs\n"; list != want {
+	if want := "release.json\nrelease.json.pgp\nuki.efi\nbootx64.efi\nsystem.index\nsystem.erofs\n"; list != want {
 		t.Errorf("tar lists %q, want %q", list, want)
 	}
 	s.contents[release.ManifestFile], s.contents[SignatureFile] = s.text, []byte("signature")
@@ -193,7 +225,7 @@ func TestWriteRefused(t *testing.T) {
 		{name: "longer file", want: "has more than", change: func(s *sample) { s.contents[release.UKIFile] = append(s.contents[release.UKIFile], 0) }},
 		{name: "shorter file", want: "read the last", change: func(s *sample) { s.contents[release.ImageFile] = s.contents[release.ImageFile][1:] }},
 		{name: "other file", want: "another SHA-256", change: func(s *sample) { s.contents[release.ImageFile][9] ^= 1 }},
-		{name: "no description", want: "parse", change: func(s *sample) { s.text = []byte("{}x") }},
+		{name: "no description", want: "pcr11", change: func(s *sample) { s.build.PCR11 = nil }},
 		{name: "large signature", want: "signature has", signature: make([]byte, MaxSignature+1)},
 		{name: "no file", want: "broken", open: func(*sample) func(release.File) (io.ReadCloser, error) {
 			return func(release.File) (io.ReadCloser, error) { return nil, broken }
@@ -212,18 +244,18 @@ func TestWriteRefused(t *testing.T) {
 		if c.open != nil {
 			open = c.open(s)
 		}
-		if err := Write(t.Context(), io.Discard, s.text, c.signature, open, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Write(t.Context(), io.Discard, new(memory), s.build, signWith(c.signature), open, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
 	s := newSample(t, 3<<20)
 	full := writerFunc(func([]byte) (int, error) { return 0, broken })
-	if err := Write(t.Context(), full, s.text, nil, s.open, Options{}); !errors.Is(err, broken) {
+	if _, err := Write(t.Context(), full, new(memory), s.build, signWith(nil), s.open, Options{}); !errors.Is(err, broken) {
 		t.Errorf("a full disk: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Write(ctx, io.Discard, s.text, nil, s.open, Options{}); !errors.Is(err, context.Canceled) {
+	if _, err := Write(ctx, io.Discard, new(memory), s.build, signWith(nil), s.open, Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -277,7 +309,7 @@ func BenchmarkWrite(b *testing.B) {
 	s := newSample(b, 64<<20)
 	b.SetBytes(64 << 20)
 	for b.Loop() {
-		if err := Write(b.Context(), io.Discard, s.text, nil, s.open, Options{}); err != nil {
+		if _, err := Write(b.Context(), io.Discard, new(memory), s.build, signWith(nil), s.open, Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -172,21 +172,40 @@ func unpackStored(plain, packed []byte) error {
 	return checkTail(packed, plain)
 }
 
-// An unpacker decompresses one member at a time.
-type unpacker struct {
+// An Unpacker decompresses one member at a time.
+type Unpacker struct {
 	in bytes.Reader
 	r  io.ReadCloser
 }
 
-func newUnpacker() *unpacker {
-	u := new(unpacker)
+// NewUnpacker returns an Unpacker, which takes some 50 KiB of memory.
+func NewUnpacker() *Unpacker {
+	u := new(Unpacker)
 	u.r = flate.NewReader(&u.in)
 	return u
 }
 
+// Member fills content with what member holds, a whole gzip member as it lies
+// in the archive, and refuses one that holds less or more.
+func (u *Unpacker) Member(content, member []byte) error {
+	in := bytes.NewReader(member)
+	packed, size, err := readMember(in, nil)
+	switch {
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case err != nil:
+		return err
+	case in.Len() > 0:
+		return fmt.Errorf("%d bytes follow a gzip member", in.Len())
+	case size != len(content):
+		return fmt.Errorf("gzip member of %d bytes, want %d", size, len(content))
+	}
+	return u.unpack(content, packed)
+}
+
 // unpack fills plain with what packed holds, and refuses a stream that holds
 // less or more.
-func (u *unpacker) unpack(plain, packed []byte) error {
+func (u *Unpacker) unpack(plain, packed []byte) error {
 	u.in.Reset(packed[:len(packed)-memberTail])
 	if err := u.r.(flate.Resetter).Reset(&u.in, nil); err != nil {
 		return fmt.Errorf("unpack gzip member: %w", err)

@@ -2,14 +2,17 @@ package archive
 
 import (
 	"context"
-	"io"
+	"slices"
 	"sync"
+
+	"halogenos.internal/boot/blockindex"
 )
 
 // A job is one member on its way, packed and unpacked.
 type job struct {
 	plain, packed []byte
-	stored        bool
+	file          int               // which file it is part of
+	hashes        []blockindex.Hash // of the blocks of plain, where they are packed
 	err           error
 	done          chan struct{} // closed when a worker is through with it
 }
@@ -43,7 +46,7 @@ func newPipeline(ctx context.Context, workers int, do func(<-chan *job)) *pipeli
 func (p *pipeline) job() (*job, error) {
 	select {
 	case j := <-p.free:
-		*j = job{plain: j.plain, packed: j.packed, done: make(chan struct{})}
+		*j = job{plain: j.plain, packed: j.packed, hashes: j.hashes[:0], done: make(chan struct{})}
 		return j, nil
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
@@ -91,54 +94,41 @@ func (p *pipeline) next() (*job, error) {
 
 func (p *pipeline) release(j *job) { p.free <- j }
 
-// store submits bytes that are not to be compressed.
-func (p *pipeline) store(b []byte) error {
-	for len(b) > 0 {
-		j, err := p.job()
-		if err != nil {
-			return err
-		}
-		j.plain = append(j.plain[:0], b[:min(len(b), MaxMember)]...)
-		j.stored = true
-		b = b[len(j.plain):]
-		p.submit(j)
-	}
-	return nil
-}
-
-// drain writes the packed jobs in order.
-func (p *pipeline) drain(w io.Writer) error {
+// drain gives the jobs to take, in order, when they are done.
+func (p *pipeline) drain(take func(*job) error) error {
 	for {
 		j, err := p.next()
 		if j == nil || err != nil {
 			return err
 		}
-		if _, err := w.Write(j.packed); err != nil {
+		if err := take(j); err != nil {
 			return err
 		}
 		p.release(j)
 	}
 }
 
-// packJobs is the work of a worker that packs.
-func packJobs(work <-chan *job) {
-	pack, err := newPacker()
-	for j := range work {
-		switch {
-		case err != nil:
-			j.err = err
-		case j.stored:
-			j.packed = storedMember(j.packed[:0], j.plain)
-		default:
-			j.packed, j.err = pack.member(j.packed[:0], j.plain)
+// packJobs returns the work of a worker that packs blocks and hashes them with
+// the salt.
+func packJobs(salt []byte) func(<-chan *job) {
+	return func(work <-chan *job) {
+		pack, err := newPacker()
+		hasher := blockindex.NewHasher(salt)
+		for j := range work {
+			if j.err = err; err == nil {
+				for b := range slices.Chunk(j.plain, blockindex.BlockSize) {
+					j.hashes = append(j.hashes, hasher.Sum(b))
+				}
+				j.packed, j.err = pack.member(j.packed[:0], j.plain)
+			}
+			close(j.done)
 		}
-		close(j.done)
 	}
 }
 
 // unpackJobs is the work of a worker that unpacks.
 func unpackJobs(work <-chan *job) {
-	unpack := newUnpacker()
+	unpack := NewUnpacker()
 	for j := range work {
 		j.err = unpack.unpack(j.plain, j.packed)
 		close(j.done)

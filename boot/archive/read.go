@@ -10,12 +10,9 @@ import (
 	"hash"
 	"io"
 
+	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
 )
-
-// An Authenticate says why release.json is not to be believed. signature is
-// empty when the archive has none. Nothing has been parsed before it is asked.
-type Authenticate func(description, signature []byte) error
 
 // A Reader unpacks an archive front to back, in constant memory. It belongs to
 // one goroutine.
@@ -23,19 +20,19 @@ type Reader struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	src    *bufio.Reader
+	head   *Head
+	files  []release.File
+	places []blockindex.Place
+	note   func(packed, plain int)
+
 	plain  []byte // unpacked and not read yet
-	opened int64  // bytes unpacked so far
+	packed int64  // bytes of the archive that are unpacked
 
-	release     *release.Release
-	description []byte
-	signature   []byte
-	total       int64 // bytes of the whole tar
-
-	pipe *pipeline // nil until the release is authenticated
-	last *job      // what plain lies in
-	file int       // index of the file that Next returns next
-	body *body     // the file that is being read
-	err  error     // what ended it
+	pipe *pipeline
+	last *job  // what plain lies in
+	file int   // index of the file that Next returns next
+	body *body // the file that is being read
+	err  error // what ended it
 }
 
 // maxUnpackers bounds the memory that reading takes, on a machine with many
@@ -48,70 +45,28 @@ const maxUnpackers = 8
 func Open(ctx context.Context, src io.Reader, authenticate Authenticate, o Options) (*Reader, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &Reader{ctx: ctx, cancel: cancel, src: bufio.NewReaderSize(src, 64<<10)}
-	if err := r.open(authenticate, min(o.workers(), maxUnpackers)); err != nil {
+	var err error
+	if r.head, err = ReadHead(r.src, authenticate); err != nil {
 		cancel(err)
 		return nil, err
 	}
+	r.files, r.places, r.packed, r.note = r.head.Release.Files, r.head.Places(), r.head.Size, o.Members
+	r.pipe = newPipeline(r.ctx, min(o.workers(), maxUnpackers), unpackJobs)
+	go r.feed()
 	return r, nil
 }
 
-func (r *Reader) open(authenticate Authenticate, workers int) error {
-	h, err := r.header()
-	if err != nil {
-		return err
-	}
-	size, date, err := smallHeader(h, release.ManifestFile, release.MaxSize)
-	if err != nil {
-		return err
-	}
-	if r.description, err = r.small(size); err != nil {
-		return fmt.Errorf("%s: %w", release.ManifestFile, err)
-	}
-	if h, err = r.header(); err != nil {
-		return err
-	}
-	if bytes.HasPrefix(h[:], []byte(SignatureFile+"\x00")) {
-		size, signed, err := smallHeader(h, SignatureFile, MaxSignature)
-		if err != nil {
-			return err
-		}
-		if r.signature, err = r.small(size); err != nil {
-			return fmt.Errorf("%s: %w", SignatureFile, err)
-		}
-		if size == 0 || signed != date {
-			return fmt.Errorf("%s is empty or of another date than %s", SignatureFile, release.ManifestFile)
-		}
-		if h, err = r.header(); err != nil {
-			return err
-		}
-	}
-	if len(r.plain) > 0 {
-		return errors.New("gzip member holds a file's head and its content")
-	}
-	if err := authenticate(r.description, r.signature); err != nil {
-		return err
-	}
-	if r.release, err = release.Parse(r.description); err != nil {
-		return err
-	}
-	if first := r.release.Files[0]; date != r.release.SourceDate || h != header(first.Name, first.Size, date) {
-		return fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", first.Name, release.ManifestFile)
-	}
-	r.total = r.opened + trailer - block
-	for _, f := range r.release.Files {
-		r.total += block + f.Size + padding(f.Size)
-	}
-	r.pipe = newPipeline(r.ctx, workers, unpackJobs)
-	go r.feed()
-	return nil
-}
+// Head returns the archive's head, which was authenticated.
+func (r *Reader) Head() *Head { return r.head }
 
 // Release returns the description that was authenticated.
-func (r *Reader) Release() *release.Release { return r.release }
+func (r *Reader) Release() *release.Release { return r.head.Release }
 
 // Description returns release.json and its signature as they lie in the
 // archive; the signature is empty when there is none.
-func (r *Reader) Description() (description, signature []byte) { return r.description, r.signature }
+func (r *Reader) Description() (description, signature []byte) {
+	return r.head.Description, r.head.Signature
+}
 
 // Close stops what reads ahead.
 func (r *Reader) Close() error {
@@ -124,7 +79,7 @@ func (r *Reader) Close() error {
 // place in the row, so that it is the same error every time.
 func (r *Reader) feed() {
 	defer r.pipe.end()
-	left := r.total - r.opened
+	left := r.head.total() - r.head.plain
 	// Members as small as this serve no purpose but to cost time.
 	members := 64 + left/4096
 	for {
@@ -144,7 +99,7 @@ func (r *Reader) feed() {
 			err = fmt.Errorf("archive ends %d bytes early: %w", left, io.ErrUnexpectedEOF)
 		case err != nil:
 		case int64(size) > left:
-			err = fmt.Errorf("archive unpacks to more than the %d bytes that %s says", r.total, release.ManifestFile)
+			err = fmt.Errorf("archive unpacks to more than the %d bytes that %s says", r.head.total(), release.ManifestFile)
 		case members == 0:
 			err = errors.New("archive has too many gzip members for its size")
 		}
@@ -186,9 +141,6 @@ func (r *Reader) read(b []byte) (int, error) {
 
 // more unpacks the next member.
 func (r *Reader) more() error {
-	if r.pipe == nil {
-		return r.moreStored()
-	}
 	if r.last != nil {
 		r.pipe.release(r.last)
 		r.last = nil
@@ -203,24 +155,11 @@ func (r *Reader) more() error {
 		return io.ErrUnexpectedEOF
 	}
 	r.last, r.plain = j, j.plain
+	r.packed += memberHead + int64(len(j.packed))
+	if r.note != nil {
+		r.note(memberHead+len(j.packed), len(j.plain))
+	}
 	return nil
-}
-
-// moreStored unpacks a member of the head.
-func (r *Reader) moreStored() error {
-	packed, size, err := readMember(r.src, nil)
-	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("archive ends in its head: %w", io.ErrUnexpectedEOF)
-	}
-	if err != nil {
-		return err
-	}
-	if r.opened+int64(size) > release.MaxSize+MaxSignature+6*block {
-		return errors.New("archive's head is too large")
-	}
-	r.plain = make([]byte, size)
-	r.opened += int64(size)
-	return unpackStored(r.plain, packed)
 }
 
 type readerFunc func([]byte) (int, error)
@@ -234,18 +173,6 @@ func (r *Reader) full(b []byte) error {
 
 func (r *Reader) header() (h [block]byte, err error) { return h, r.full(h[:]) }
 
-// small reads a file of the head with its padding.
-func (r *Reader) small(size int64) ([]byte, error) {
-	b := make([]byte, size+padding(size))
-	if err := r.full(b); err != nil {
-		return nil, err
-	}
-	if !zero(b[size:]) {
-		return nil, errors.New("is not padded with zeros")
-	}
-	return b[:size:size], nil
-}
-
 // Next returns the next file that release.json describes, and its content. The
 // content's Read returns io.EOF only when all of it was there with the right
 // SHA-256: until then nothing that was read counts. The file before must have
@@ -258,7 +185,7 @@ func (r *Reader) Next() (release.File, io.Reader, error) {
 	if r.err != nil {
 		return release.File{}, nil, r.err
 	}
-	f := r.release.Files[r.file]
+	f := r.files[r.file]
 	r.file++
 	r.body = &body{r: r, file: f, left: f.Size, sum: sha256.New()}
 	return f, r.body, nil
@@ -269,9 +196,13 @@ func (r *Reader) advance() error {
 	if r.file == 0 {
 		return nil // its header was read with the head
 	}
-	previous := r.release.Files[r.file-1]
+	previous := r.files[r.file-1]
 	if !r.body.done {
 		return fmt.Errorf("%s was not read to its end", previous.Name)
+	}
+	// By this the parts of an archive are found that are fetched alone.
+	if place := r.places[r.file-1]; len(r.plain) > 0 || r.packed != place.Offset+place.Packed {
+		return fmt.Errorf("%s does not take the %d bytes of the archive that %s says", previous.Name, place.Packed, release.ManifestFile)
 	}
 	pad := make([]byte, padding(previous.Size))
 	if err := r.full(pad); err != nil {
@@ -280,14 +211,14 @@ func (r *Reader) advance() error {
 	if !zero(pad) {
 		return fmt.Errorf("%s is not padded with zeros", previous.Name)
 	}
-	if r.file == len(r.release.Files) {
+	if r.file == len(r.files) {
 		return r.finish()
 	}
 	h, err := r.header()
 	if err != nil {
 		return err
 	}
-	if f := r.release.Files[r.file]; h != header(f.Name, f.Size, r.release.SourceDate) {
+	if f := r.files[r.file]; h != header(f.Name, f.Size, r.head.Release.SourceDate) {
 		return fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", f.Name, release.ManifestFile)
 	}
 	return nil

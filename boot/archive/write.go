@@ -7,78 +7,104 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
+	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
 )
 
-// Write writes the archive of the release that description, the bytes of its
-// release.json, describes. signature is release.json's, or empty for a release
-// that is not signed. open returns the content of each file in turn; a file
-// that differs from its description fails the write.
-func Write(ctx context.Context, w io.Writer, description, signature []byte, open func(release.File) (io.ReadCloser, error), o Options) error {
-	r, err := release.Parse(description)
+// A Spool keeps what is packed until the archive's head is known, such as an
+// empty file: it is written front to back and then read.
+type Spool interface {
+	io.Writer
+	io.ReaderAt
+}
+
+// Write packs a build and writes the archive to w. release.json comes first
+// and says how large all that follows is packed, so that the files are packed
+// into the spool before. sign returns the signature of release.json, or
+// nothing for a release that is not signed. open returns the content of each
+// of the build's files in turn; one that differs from its description fails
+// the write. The description that the archive has is returned.
+func Write(ctx context.Context, w io.Writer, spool Spool, build *release.Release, sign func(description []byte) ([]byte, error),
+	open func(release.File) (io.ReadCloser, error), o Options) (*release.Release, error) {
+	if err := build.Validate(); err != nil {
+		return nil, err
+	}
+	if build.Published() {
+		return nil, errors.New("write archive: the release is packed already")
+	}
+	if build.SourceDate > maxDate {
+		return nil, fmt.Errorf("source date %d is more than a tar header holds", build.SourceDate)
+	}
+	k := &packing{spool: spool, packed: make([]int64, len(build.Files)), index: blockindex.NewBuilder(o.memberBlocks())}
+	if err := k.pack(ctx, build, open, o); err != nil {
+		return nil, fmt.Errorf("write archive: %w", err)
+	}
+	r, index := k.describe(build)
+	description, err := r.Encode()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	signature, err := sign(description)
+	if err != nil {
+		return nil, err
 	}
 	if len(signature) > MaxSignature {
-		return fmt.Errorf("signature has %d bytes, more than %d", len(signature), MaxSignature)
+		return nil, fmt.Errorf("signature has %d bytes, more than %d", len(signature), MaxSignature)
 	}
-	if r.SourceDate > maxDate {
-		return fmt.Errorf("source date %d is more than a tar header holds", r.SourceDate)
+	if err := k.write(ctx, w, r, description, signature, index); err != nil {
+		return nil, fmt.Errorf("write archive: %w", err)
 	}
+	return r, nil
+}
+
+// packing is a build's files on their way into the archive.
+type packing struct {
+	spool  Spool
+	packed []int64 // bytes of each file in the spool
+	index  *blockindex.Builder
+}
+
+// pack packs the files into the spool.
+func (k *packing) pack(ctx context.Context, build *release.Release, open func(release.File) (io.ReadCloser, error), o Options) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := newPipeline(ctx, o.workers(), packJobs)
+	p := newPipeline(ctx, o.workers(), packJobs(build.Salt))
 	var wrote sync.WaitGroup
 	wrote.Go(func() {
-		if err := p.drain(w); err != nil {
+		if err := p.drain(k.take); err != nil {
 			cancel(err)
 		}
 	})
-	err = produce(p, r, description, signature, open, o.memberSize())
+	var err error
+	for i, f := range build.Files {
+		if err = packFile(p, i, f, open, o.memberBlocks()*blockindex.BlockSize); err != nil {
+			err = fmt.Errorf("%s: %w", f.Name, err)
+			break
+		}
+	}
 	p.end()
 	if err != nil {
 		cancel(err)
 	}
 	wrote.Wait()
 	p.wait()
-	if cause := context.Cause(ctx); cause != nil {
-		return fmt.Errorf("write archive: %w", cause)
-	}
-	return nil
+	return context.Cause(ctx)
 }
 
-// produce cuts the archive into members.
-func produce(p *pipeline, r *release.Release, description, signature []byte, open func(release.File) (io.ReadCloser, error), size int) error {
-	var head bytes.Buffer
-	small := func(name string, content []byte) {
-		h := header(name, int64(len(content)), r.SourceDate)
-		head.Write(h[:])
-		head.Write(content)
-		head.Write(make([]byte, padding(int64(len(content)))))
+// take keeps a member.
+func (k *packing) take(j *job) error {
+	if _, err := k.spool.Write(j.packed); err != nil {
+		return err
 	}
-	small(release.ManifestFile, description)
-	if len(signature) > 0 {
-		small(SignatureFile, signature)
-	}
-	for _, f := range r.Files {
-		h := header(f.Name, f.Size, r.SourceDate)
-		head.Write(h[:])
-		if err := p.store(head.Bytes()); err != nil {
-			return err
-		}
-		if err := produceFile(p, f, open, size); err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
-		}
-		head.Reset()
-		head.Write(make([]byte, padding(f.Size)))
-	}
-	head.Write(make([]byte, trailer))
-	return p.store(head.Bytes())
+	k.packed[j.file] += int64(len(j.packed))
+	return k.index.Add(len(j.packed), j.hashes)
 }
 
-func produceFile(p *pipeline, f release.File, open func(release.File) (io.ReadCloser, error), size int) (err error) {
+// packFile cuts a file into members.
+func packFile(p *pipeline, file int, f release.File, open func(release.File) (io.ReadCloser, error), size int) (err error) {
 	content, err := open(f)
 	if err != nil {
 		return err
@@ -90,7 +116,7 @@ func produceFile(p *pipeline, f release.File, open func(release.File) (io.ReadCl
 		if err != nil {
 			return err
 		}
-		j.plain = grow(j.plain, int(min(int64(size), left)))
+		j.file, j.plain = file, grow(j.plain, int(min(int64(size), left)))
 		if _, err := io.ReadFull(content, j.plain); err != nil {
 			return fmt.Errorf("read the last %d of %d bytes: %w", left, f.Size, err)
 		}
@@ -108,6 +134,70 @@ func produceFile(p *pipeline, f release.File, open func(release.File) (io.ReadCl
 		return fmt.Errorf("has another SHA-256 than %s says", release.ManifestFile)
 	}
 	return nil
+}
+
+// describe returns the description of the archive, and the index's members.
+func (k *packing) describe(build *release.Release) (*release.Release, []byte) {
+	r := *build
+	r.Files = slices.Clone(build.Files)
+	for i := range r.Files {
+		r.Files[i].Packed = k.packed[i]
+	}
+	index := k.index.Encode()
+	sum := sha256.Sum256(index)
+	members := storedMembers(nil, index)
+	image := len(r.Files) - 1
+	r.Files = slices.Insert(r.Files, image, release.File{Name: release.IndexFile, Size: int64(len(index)), SHA256: sum[:], Packed: int64(len(members))})
+	return &r, members
+}
+
+// write puts head, files and end together.
+func (k *packing) write(ctx context.Context, w io.Writer, r *release.Release, description, signature, index []byte) error {
+	head := tarFile(nil, release.ManifestFile, description, r.SourceDate)
+	if len(signature) > 0 {
+		head = tarFile(head, SignatureFile, signature, r.SourceDate)
+	}
+	spooled := int64(0)
+	for _, f := range r.Files {
+		h := header(f.Name, f.Size, r.SourceDate)
+		if _, err := w.Write(storedMembers(nil, append(head, h[:]...))); err != nil {
+			return err
+		}
+		var content io.Reader = bytes.NewReader(index)
+		if f.Name != release.IndexFile {
+			content = io.NewSectionReader(k.spool, spooled, f.Packed)
+			spooled += f.Packed
+		}
+		switch n, err := io.Copy(w, readerFunc(func(b []byte) (int, error) {
+			if err := ctx.Err(); err != nil {
+				return 0, err
+			}
+			return content.Read(b)
+		})); {
+		case err != nil:
+			return err
+		case n != f.Packed:
+			return fmt.Errorf("%s: %d bytes were packed and %d are there", f.Name, f.Packed, n)
+		}
+		head = make([]byte, padding(f.Size))
+	}
+	_, err := w.Write(storedMembers(nil, append(head, make([]byte, trailer)...)))
+	return err
+}
+
+// tarFile appends a file with header and padding.
+func tarFile(out []byte, name string, content []byte, date int64) []byte {
+	h := header(name, int64(len(content)), date)
+	out = append(append(out, h[:]...), content...)
+	return append(out, make([]byte, padding(int64(len(content))))...)
+}
+
+// storedMembers appends members that hold plain without compression.
+func storedMembers(out, plain []byte) []byte {
+	for b := range slices.Chunk(plain, MaxMember) {
+		out = storedMember(out, b)
+	}
+	return out
 }
 
 // grow returns a slice of n bytes, in b's memory where that is enough.

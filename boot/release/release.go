@@ -2,6 +2,9 @@
 // release.json, which the distributor signs and which says everything a machine
 // must know to check the rest.
 //
+// What a build has made is described in the same way, before it is packed for
+// publication: without the index and the packed sizes.
+//
 // It refuses a description that names a file twice, leaves one out, or whose
 // parts do not belong together; it never says that a signature is good, since
 // it does not look at signatures.
@@ -25,6 +28,7 @@ const (
 	ManifestFile    = "release.json"
 	UKIFile         = "uki.efi"
 	BootManagerFile = "bootx64.efi"
+	IndexFile       = "system.index" // of package blockindex
 	ImageFile       = "system.erofs"
 )
 
@@ -36,6 +40,9 @@ type File struct {
 	// Authenticode is the SHA-256 PE hash of an EFI file. It stays the same
 	// when a machine signs the file for itself.
 	Authenticode contract.Hex `json:"authenticode,omitempty"`
+	// Packed is how many bytes the file takes in the archive; 0 as long as it
+	// is not published.
+	Packed int64 `json:"packed,omitempty"`
 }
 
 // A Release is the content of release.json.
@@ -113,12 +120,45 @@ func (r *Release) Validate() error {
 	return r.validateFiles()
 }
 
+// Published reports whether the description is that of an archive, and not of
+// a build.
+func (r *Release) Published() bool {
+	_, ok := r.File(IndexFile)
+	return ok
+}
+
+// Build returns the description of the build that was published.
+func (r *Release) Build() *Release {
+	b := *r
+	b.Files = nil
+	for _, f := range r.Files {
+		if f.Packed = 0; f.Name != IndexFile {
+			b.Files = append(b.Files, f)
+		}
+	}
+	return &b
+}
+
+// What the index may have for each file and for each block of 4 KiB.
+const (
+	indexHead  = 64
+	indexBlock = 18
+)
+
 func (r *Release) validateFiles() error {
-	want := []struct {
+	type rule struct {
 		name string
 		efi  bool
 		max  int64
-	}{{UKIFile, true, 512 << 20}, {BootManagerFile, true, 16 << 20}, {ImageFile, false, r.ImageSize}}
+	}
+	const maxUKI, maxBootManager = 512 << 20, 16 << 20
+	want := []rule{{UKIFile, true, maxUKI}, {BootManagerFile, true, maxBootManager}}
+	published := r.Published()
+	if published {
+		blocks := (r.ImageSize+maxUKI+maxBootManager)/4096 + 1
+		want = append(want, rule{IndexFile, false, 3*indexHead + indexBlock*blocks})
+	}
+	want = append(want, rule{ImageFile, false, r.ImageSize})
 	if len(r.Files) != len(want) {
 		return fmt.Errorf("%s names %d files, want %d", ManifestFile, len(r.Files), len(want))
 	}
@@ -133,10 +173,16 @@ func (r *Release) validateFiles() error {
 			return fmt.Errorf("%s: SHA-256 has %d bytes, want 32", f.Name, len(f.SHA256))
 		case w.efi != (len(f.Authenticode) == 32) || !w.efi && len(f.Authenticode) != 0:
 			return fmt.Errorf("%s: Authenticode hash has %d bytes", f.Name, len(f.Authenticode))
+		case published && (f.Packed < 1 || f.Packed > MaxPacked(f.Size)), !published && f.Packed != 0:
+			return fmt.Errorf("%s of %d bytes cannot take %d in the archive", f.Name, f.Size, f.Packed)
 		}
 	}
 	return nil
 }
+
+// MaxPacked is the most that a file of so many bytes may take in the archive:
+// gzip members of at least 4096 bytes that are not compressed.
+func MaxPacked(size int64) int64 { return size + size/64 + 64 }
 
 // Encode returns release.json.
 func (r *Release) Encode() ([]byte, error) {

@@ -347,7 +347,7 @@ func (p *publisher) reuse(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("release %s is on the server already: %w", v, err)
 	}
-	text, err := have.Encode()
+	text, err := have.Build().Encode()
 	if err != nil {
 		return err
 	}
@@ -368,25 +368,18 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
 	}
-	var signature []byte
-	if p.signer != nil {
-		var err error
-		if signature, err = p.signer.Sign(bytes.NewReader(p.build.text), p.Now); err != nil {
-			return fmt.Errorf("sign %s: %w", release.ManifestFile, err)
-		}
-	}
 	name := filepath.Base(p.result.Archive)
 	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
 	}
-	open := func(file release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(p.Build, file.Name)) }
 	start := time.Now()
-	err = archive.Write(ctx, f, p.build.text, signature, open, archive.Options{})
+	err = p.pack(ctx, f)
 	if err == nil {
 		p.result.Size, err = f.Seek(0, io.SeekEnd)
 		p.Note("packed %s: %.1f s, %.1f MB", name, time.Since(start).Seconds(), float64(p.result.Size)/1e6)
 	}
+	var signature []byte
 	if err == nil && p.signer != nil {
 		if _, err = f.Seek(0, io.SeekStart); err == nil {
 			signature, err = p.signer.Sign(f, p.Now)
@@ -399,6 +392,31 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 		return syncFolder(dir)
 	}
 	return writeFile(dir, name+".pgp", signature)
+}
+
+// pack writes the archive. What is packed lies beside it for a while, in a
+// file without a name.
+func (p *publisher) pack(ctx context.Context, w *os.File) error {
+	spool, err := os.CreateTemp(filepath.Dir(w.Name()), unfinished)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(spool.Name()); err != nil {
+		return errors.Join(err, spool.Close())
+	}
+	sign := func(description []byte) ([]byte, error) {
+		if p.signer == nil {
+			return nil, nil
+		}
+		signature, err := p.signer.Sign(bytes.NewReader(description), p.Now)
+		if err != nil {
+			return nil, fmt.Errorf("sign %s: %w", release.ManifestFile, err)
+		}
+		return signature, nil
+	}
+	open := func(file release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(p.Build, file.Name)) }
+	_, err = archive.Write(ctx, w, spool, p.build.release, sign, open, archive.Options{})
+	return errors.Join(err, spool.Close())
 }
 
 // writeKey shows the pinned key; machines compare it with theirs.

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	description "halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/image"
@@ -217,7 +218,14 @@ func TestPublish(t *testing.T) {
 	unpacked := t.TempDir()
 	testkit.Run(t, "tar", "xzf", r.Archive, "-C", unpacked)
 	w.gpg("--verify", filepath.Join(unpacked, "release.json.pgp"), filepath.Join(unpacked, "release.json"))
-	for _, name := range []string{"release.json", "uki.efi", "bootx64.efi", "system.erofs"} {
+	published, err := description.Parse(mustRead(t, filepath.Join(unpacked, "release.json")))
+	if err != nil || !published.Published() {
+		t.Fatalf("published %+v, %v", published, err)
+	}
+	if text, err := published.Build().Encode(); err != nil || !bytes.Equal(text, mustRead(t, filepath.Join(first.Build, "release.json"))) {
+		t.Errorf("release.json describes another build: %s, %v", text, err)
+	}
+	for _, name := range []string{"uki.efi", "bootx64.efi", "system.erofs"} {
 		if !bytes.Equal(mustRead(t, filepath.Join(unpacked, name)), mustRead(t, filepath.Join(first.Build, name))) {
 			t.Errorf("%s differs from what was built", name)
 		}

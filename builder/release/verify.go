@@ -221,9 +221,12 @@ func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contrac
 		if err != nil {
 			return err
 		}
-		if f.Name == release.ImageFile {
+		switch f.Name {
+		case release.ImageFile:
 			err = unpackImage(ctx, c, content)
-		} else {
+		case release.IndexFile:
+			_, err = io.Copy(io.Discard, content)
+		default:
 			c, err = v.unpackEFI(d, f, content, c)
 		}
 		if err != nil {

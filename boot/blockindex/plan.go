@@ -1,0 +1,264 @@
+package blockindex
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"sort"
+
+	"halogenos.internal/boot/verity"
+)
+
+// Where the blocks of a file come from. Higher values stand for block
+// v-fromBlock of the source.
+const (
+	fromArchive = iota
+	fromNowhere // zeros
+	inPlace
+	fromBlock
+)
+
+// A Plan says where each block of a file comes from: it is in place, all
+// zeros, in a source that the machine has, such as its active slot, or in the
+// archive. A fresh plan takes all from the archive. It takes 8 bytes a block,
+// and belongs to one goroutine.
+type Plan struct {
+	file *File
+	from []uint32
+	// order has the blocks sorted by digest, so that those that a source has
+	// are found while it is read, and nothing of the source is kept.
+	order []uint32
+}
+
+// NewPlan plans a file of a release with that verity salt.
+func NewPlan(f *File, salt []byte) *Plan {
+	p := &Plan{file: f, from: make([]uint32, f.Blocks()), order: make([]uint32, f.Blocks())}
+	for i := range p.order {
+		p.order[i] = uint32(i)
+	}
+	slices.SortFunc(p.order, func(a, b uint32) int {
+		return cmp.Or(bytes.Compare(p.hash(a), p.hash(b)), cmp.Compare(a, b))
+	})
+	p.set(NewHasher(salt).Sum(nil), fromNowhere)
+	return p
+}
+
+func (p *Plan) hash(block uint32) []byte {
+	return p.file.hashes[int(block)*HashSize:][:HashSize]
+}
+
+// set notes where the blocks with a digest come from, unless something better
+// is known.
+func (p *Plan) set(h Hash, from uint32) {
+	i := sort.Search(len(p.order), func(i int) bool { return bytes.Compare(p.hash(p.order[i]), h[:]) >= 0 })
+	for ; i < len(p.order) && bytes.Equal(p.hash(p.order[i]), h[:]); i++ {
+		if block := p.order[i]; p.from[block] == fromArchive {
+			p.from[block] = from
+		}
+	}
+}
+
+// Have says that the source has a block with this digest. The first of equal
+// ones counts, and that it is so is checked when it is copied.
+func (p *Plan) Have(source int, h Hash) {
+	if source >= 0 && source < MaxBlocks {
+		p.set(h, uint32(source)+fromBlock)
+	}
+}
+
+// readAhead is how much of a source is read at once.
+const readAhead = 16 * BlockSize
+
+// HaveTree takes the source's digests from its verity tree, which has the same
+// salt. blocks is the number of the source's blocks.
+func (p *Plan) HaveTree(ctx context.Context, tree io.ReaderAt, blocks uint64) error {
+	if blocks > MaxBlocks {
+		return fmt.Errorf("source of %d blocks, at most %d are possible", blocks, MaxBlocks)
+	}
+	levels, err := verity.Levels(blocks)
+	if err != nil || len(levels) == 0 {
+		return err // the tree of a single block has no digest of it
+	}
+	const digest = 32
+	leaves := io.NewSectionReader(tree, levels[0].Offset, int64(blocks)*digest)
+	return pieces(ctx, leaves, int64(blocks)*digest, func(at int64, b []byte) {
+		for i := 0; i+digest <= len(b); i += digest {
+			p.Have(int(at+int64(i))/digest, Hash(b[i:]))
+		}
+	})
+}
+
+// HaveContent hashes a source of size bytes. salt is the release's.
+func (p *Plan) HaveContent(ctx context.Context, source io.ReaderAt, size int64, salt []byte) error {
+	if size < 0 || size > MaxBlocks*BlockSize {
+		return fmt.Errorf("source of %d bytes, at most %d are possible", size, int64(MaxBlocks*BlockSize))
+	}
+	h := NewHasher(salt)
+	return pieces(ctx, source, size, func(at int64, b []byte) {
+		for ; len(b) >= BlockSize; b = b[BlockSize:] { // a part of a block is no source
+			p.Have(int(at/BlockSize), h.Sum(b[:BlockSize]))
+			at += BlockSize
+		}
+	})
+}
+
+// InPlace finds the blocks that the destination holds in their place already,
+// such as those that an earlier try has written. The destination must not be
+// shorter than the file.
+func (p *Plan) InPlace(ctx context.Context, destination io.ReaderAt, salt []byte) error {
+	h := NewHasher(salt)
+	return pieces(ctx, destination, p.file.Size, func(at int64, b []byte) {
+		for len(b) > 0 {
+			n := min(BlockSize, len(b))
+			if block := int(at / BlockSize); h.Sum(b[:n]) == p.file.Hash(block) {
+				p.from[block] = inPlace
+			}
+			at, b = at+int64(n), b[n:]
+		}
+	})
+}
+
+// pieces reads size bytes in pieces of whole blocks.
+func pieces(ctx context.Context, r io.ReaderAt, size int64, take func(at int64, b []byte)) error {
+	buffer := make([]byte, readAhead)
+	for at := int64(0); at < size; at += readAhead {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b := buffer[:min(readAhead, size-at)]
+		if n, err := r.ReadAt(b, at); n < len(b) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read %d bytes at offset %d: %w", len(b), at, err)
+		}
+		take(at, b)
+	}
+	return nil
+}
+
+// Refuse says that what the source has for a block, or what is in place, is
+// not what it was said to be: it comes from the archive.
+func (p *Plan) Refuse(block int) { p.from[block] = fromArchive }
+
+// Wanted reports whether a block comes from the archive.
+func (p *Plan) Wanted(block int) bool { return p.from[block] == fromArchive }
+
+// A Copy is a run of blocks that come from the source. Each is to be hashed
+// and compared with the index.
+type Copy struct {
+	To, From int // first block of the file, and of the source
+	Blocks   int
+}
+
+// Copies returns the runs of blocks to copy, in the file's order.
+func (p *Plan) Copies() iter.Seq[Copy] {
+	return func(yield func(Copy) bool) {
+		for i := 0; i < len(p.from); {
+			n := i + 1
+			if p.from[i] >= fromBlock {
+				for n < len(p.from) && p.from[n] == p.from[i]+uint32(n-i) {
+					n++
+				}
+				if !yield(Copy{To: i, From: int(p.from[i] - fromBlock), Blocks: n - i}) {
+					return
+				}
+			}
+			i = n
+		}
+	}
+}
+
+// Zeros returns the runs of blocks that are all zeros, in the file's order.
+func (p *Plan) Zeros() iter.Seq2[int, int] {
+	return func(yield func(first, blocks int) bool) {
+		for i := 0; i < len(p.from); {
+			n := i
+			for n < len(p.from) && p.from[n] == fromNowhere {
+				n++
+			}
+			if n > i && !yield(i, n-i) {
+				return
+			}
+			i = max(n, i+1)
+		}
+	}
+}
+
+// A Range is a part of the archive to fetch: whole gzip members of one file.
+type Range struct {
+	Offset, Size   int64 // bytes of the archive
+	First, Members int   // members that lie there
+}
+
+// Ranges returns what to fetch, in the archive's order. Two ranges with at
+// most gap bytes between them become one, with these bytes, unless it would be
+// larger than limit; no range is, but for that of a single member.
+func (p *Plan) Ranges(gap, limit int64) iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		var open Range
+		offset := p.file.Offset
+		for i := range p.file.Members() {
+			size := int64(p.file.size(i))
+			if p.wants(i) {
+				end := open.Offset + open.Size
+				if open.Members > 0 && (offset-end > gap || offset+size-open.Offset > limit) {
+					if !yield(open) {
+						return
+					}
+					open = Range{}
+				}
+				if open.Members == 0 {
+					open = Range{Offset: offset, First: i}
+				}
+				open.Size, open.Members = offset+size-open.Offset, i+1-open.First
+			}
+			offset += size
+		}
+		if open.Members > 0 {
+			yield(open)
+		}
+	}
+}
+
+// wants reports whether a member holds a block that is wanted.
+func (p *Plan) wants(member int) bool {
+	for i := p.file.First(member); i < p.file.First(member+1); i++ {
+		if p.from[i] == fromArchive {
+			return true
+		}
+	}
+	return false
+}
+
+// A Cost says how much work a plan is.
+type Cost struct {
+	Blocks  int   // of the file
+	Wanted  int   // blocks that come from the archive
+	Copied  int   // blocks that come from the source
+	Ranges  int   // requests
+	Fetched int64 // bytes of these ranges
+}
+
+// Cost adds up what Ranges with the same gap and limit returns.
+func (p *Plan) Cost(gap, limit int64) Cost {
+	c := Cost{Blocks: len(p.from)}
+	for _, from := range p.from {
+		switch {
+		case from == fromArchive:
+			c.Wanted++
+		case from >= fromBlock:
+			c.Copied++
+		}
+	}
+	for r := range p.Ranges(gap, limit) {
+		c.Ranges++
+		c.Fetched += r.Size
+	}
+	return c
+}
