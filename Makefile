@@ -18,7 +18,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the build and the tests call. Each is in Debian 12 and 13.
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
-	tpm2-tools openssl gpg gpg-agent zstd xz-utils binutils git ca-certificates
+	tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours.
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
@@ -66,13 +66,26 @@ bin/bb: $(MACHINE)
 
 RECIPE := $(shell find builder/recipes/debian -type f)
 # Only root can keep owners other than root.
-HALOGEN_BUILD = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)) bin/halogen build --version $(VERSION) --disk
+AS_ROOT = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH))
+HALOGEN_BUILD = $(AS_ROOT) bin/halogen build --version $(VERSION) --disk
 MINE = $(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(@D))
 
 $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
 	@echo "making a Debian root file system from its packages (a minute)"
 	@DEV=1 builder/recipes/debian/make-rootfs $@
+
+# What a machine is updated from: the same without the latest updates.
+$(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
+	@mkdir -p $(@D)
+	@echo "making a Debian root file system without the latest updates (a minute)"
+	@DEV=1 POINT_RELEASE=1 builder/recipes/debian/make-rootfs $@
+
+# Debian with the files of a folder: one more change, and a system that does
+# not pass its health check.
+$(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/update)
+	@cp $< $@
+	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --no-recursion -T -
 
 # The same tree unpacked: the test system takes its kernel from it.
 $(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
@@ -99,6 +112,20 @@ $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bi
 $(OUT)/images/testos-optional-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
 	@sed 's/^SecureBoot=.*/SecureBoot=optional/; s/^TPM=.*/TPM=optional/' uki.conf >$(OUT)/optional.conf
 	@$(HALOGEN_BUILD) --config $(OUT)/optional.conf --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+	$(MINE)
+
+# The releases that the update tests publish, with a key of their own pinned.
+KEY := $(OUT)/images/update-key
+$(KEY)/uki.conf: qemu-tests/update/make-release-key uki.conf | $(OUT)/tools.stamp
+	@qemu-tests/update/make-release-key $(@D)
+
+$(OUT)/images/update-1/disk.img: $(OUT)/rootfs/debian-before.tar
+$(OUT)/images/update-2/disk.img: $(OUT)/rootfs/debian.tar
+$(OUT)/images/update-bad-2/disk.img: $(OUT)/rootfs/debian-bad.tar
+$(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
+UPDATES := $(patsubst %,$(OUT)/images/update-%/disk.img,1 2 bad-2 3)
+$(UPDATES): $(KEY)/uki.conf bin/halogen bin/bb
+	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
 .PHONY: image
@@ -148,8 +175,12 @@ fuzz: ## each fuzz target for FUZZTIME
 		done; \
 	done
 
+.PHONY: test-images
+test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-optional-1) $(UPDATES)
+
 .PHONY: boot-test
-boot-test: $(OUT)/images/debian-1/disk.img $(OUT)/images/testos-1/disk.img $(OUT)/images/testos-optional-1/disk.img $(OUT)/tools13.stamp ## boot the images in QEMU
+boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
+	@$(MAKE) --no-print-directory -j2 test-images
 	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) \
 		go test -count=1 -timeout 60m ./qemu-tests
 
