@@ -302,3 +302,14 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+func TestCreated(t *testing.T) {
+	secret, _ := pinned()
+	at := epoch.Add(90 * time.Minute)
+	if got, err := Created(forgedSig{created: at}.packet(secret, document)); err != nil || !got.Equal(at) {
+		t.Errorf("made on %s, %v, want %s", got, err, at)
+	}
+	if got, err := Created([]byte("no signature")); err == nil {
+		t.Errorf("made on %s", got)
+	}
+}

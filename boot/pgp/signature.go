@@ -69,6 +69,17 @@ func parseSignature(input []byte) (*signature, error) {
 	return s, nil
 }
 
+// Created returns when a detached signature says that it was made. Nobody has
+// vouched for it before Verify has: it is for a machine without a clock, which
+// judges a signature at the time it was made.
+func Created(detached []byte) (time.Time, error) {
+	s, err := parseSignature(detached)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.created, nil
+}
+
 // checkForm checks a signature packet of version 4 (RFC 9580, section 5.2.3).
 func (s *signature) checkForm(body []byte) error {
 	if len(body) == 0 || body[0] != 4 {

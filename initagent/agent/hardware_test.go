@@ -299,6 +299,16 @@ func (s store) Keep(name string, content []byte) error {
 	return nil
 }
 
+func (s store) Remove(name string) error {
+	if _, ok := s.files()[name]; !ok {
+		return nil
+	}
+	s.m.op("root remove " + name)
+	delete(s.files(), name)
+	s.m.durable++
+	return nil
+}
+
 func (s store) MakeFolder(string, fs.FileMode) error { return nil }
 
 func (s store) Seed(_, name string) error {

@@ -178,18 +178,25 @@ type Store interface {
 	// the system image that is mounted at system. When it has returned the file
 	// system survives a power cut.
 	MakeFileSystem(kind, device, system string) error
-	// Read returns a file of at most limit bytes, or fs.ErrNotExist.
+	// Read returns a file of at most limit bytes, or fs.ErrNotExist. The running
+	// system has written there: what is no file, too large, or has a link in its
+	// path, is refused with ErrUnfit.
 	Read(name string, limit int64) ([]byte, error)
 	// Keep puts a file there, readable by root alone, in place of what has its
 	// name. A cut leaves the old file or the new one; once Keep has returned,
 	// the new one.
 	Keep(name string, content []byte) error
+	// Remove takes a file away for good; one that is not there is fine.
+	Remove(name string) error
 	// MakeFolder makes a folder and those above it, where they are missing.
 	MakeFolder(name string, mode fs.FileMode) error
 	// Seed makes a folder as a copy of one of the system image, unless it is
 	// there. A cut leaves the whole copy or none.
 	Seed(from, name string) error
 }
+
+// ErrUnfit is wrapped by Store's refusals to read what is there.
+var ErrUnfit = errors.New("not what is read here")
 
 // TPM is the machine's TPM and what the firmware measured into it.
 type TPM interface {

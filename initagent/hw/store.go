@@ -44,18 +44,38 @@ func (l LinuxStore) MakeFileSystem(kind, device, system string) error {
 	return errors.Join(err, l.Mounts.Unmount(dev))
 }
 
-// Read implements Store.
+// Read implements Store. It opens a pipe without waiting for its other end, and
+// follows no link.
 func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(filepath.Join(l.Root, name))
+	root, err := unix.Open(l.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", l.Root, err)
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	switch {
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENXIO):
+		return nil, fmt.Errorf("read %s: %w: %w", name, ErrUnfit, err)
+	case err != nil:
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("read %s: more than %d bytes", name, limit)
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("read %s: %w: %d bytes (%s), at most %d of a file", name, ErrUnfit, info.Size(), info.Mode().Type(), limit)
 	}
-	return b, err
+	b := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return b, nil
 }
 
 // Keep implements Store. The file gets its name when it is complete and on the
@@ -72,6 +92,18 @@ func (l LinuxStore) Keep(name string, content []byte) error {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// Remove implements Store.
+func (l LinuxStore) Remove(name string) error {
+	path := filepath.Join(l.Root, name)
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		return err
 	}
 	return syncFolder(filepath.Dir(path))

@@ -1,0 +1,72 @@
+package hw
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The running system writes to the folder that Read is used on. FAULTS 12, 80
+func TestStoreRead(t *testing.T) {
+	root := tree(t, map[string]string{
+		"a/file": "content", "a/empty": "", "outside": "secret", "a/link": "->file", "b": "->a", "a/out": "->../outside", "a/nowhere": "->none",
+	})
+	for name, make := range map[string]func(string) error{
+		"a/pipe":   func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a/folder": func(p string) error { return os.Mkdir(p, 0o700) },
+		"a/large":  func(p string) error { return os.WriteFile(p, []byte("12345678"), 0o600) },
+		"a/socket": func(p string) error { return unix.Mknod(p, unix.S_IFSOCK|0o600, 0) },
+	} {
+		if err := make(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := LinuxStore{Root: filepath.Join(root)}
+	for name, want := range map[string]string{"a/file": "content", "a/empty": ""} {
+		if got, err := store.Read(name, 7); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	for name, want := range map[string]error{
+		"a/none": fs.ErrNotExist, "none/none": fs.ErrNotExist, "a/link": ErrUnfit, "b/file": ErrUnfit, "a/out": ErrUnfit, "a/nowhere": ErrUnfit,
+		"a/pipe": ErrUnfit, "a/folder": ErrUnfit, "a/large": ErrUnfit, "a/socket": ErrUnfit, "a/file/file": ErrUnfit, "../x": unix.EXDEV, "/etc/passwd": unix.EXDEV,
+	} {
+		done := make(chan error)
+		go func() {
+			_, err := store.Read(name, 7)
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: it waits", name)
+		}
+	}
+}
+
+func TestStoreRemove(t *testing.T) {
+	root := tree(t, map[string]string{"a/file": "content", "target": "stays", "a/link": "->../target"})
+	store := LinuxStore{Root: root}
+	for _, name := range []string{"a/file", "a/file", "a/link", "none/none"} {
+		if err := store.Remove(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(root, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is there still (%v)", name, err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "target")); err != nil || string(b) != "stays" {
+		t.Errorf("target: %q, %v", b, err)
+	}
+	if err := store.Remove("a"); err != nil { // an empty folder goes as well
+		t.Error(err)
+	}
+}
