@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
@@ -121,6 +122,8 @@ type report struct {
 	Steps   []hw.Entry `json:"steps"`
 	// Total is how long it took from initagent's start until now, in ns.
 	Total time.Duration `json:"total_ns"`
+	// Contract is the running UKI's: what a new release is compared with.
+	Contract *contract.Contract `json:"contract"`
 }
 
 // errNoSystem marks a failure to start the system's own init: the image is not
@@ -150,7 +153,7 @@ func (a *Agent) writeReport() error {
 	text, err := json.MarshalIndent(report{
 		ImageID: a.contract.ImageID, Version: a.contract.Version.String(), Epoch: a.contract.Epoch,
 		Slot: a.state.Booted.String(), Trial: a.state.Trial, Signed: len(a.contract.ReleaseKey) > 0,
-		Steps: a.Log.Entries(), Total: a.Log.Total(),
+		Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
 	}, "", "  ")
 	if err != nil {
 		return err
