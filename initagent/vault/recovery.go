@@ -71,9 +71,21 @@ func (l *Lock) RemoveRecoveries(random io.Reader, d block.Device, keep int) erro
 	if !slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == keep }) {
 		return fmt.Errorf("remove recovery keys: %w", errOnlyKey)
 	}
+	return l.remove(random, d, func(r Recovery) bool { return r.Keyslot != keep })
+}
+
+// RemoveRecovery removes one recovery key, by its keyslot.
+func (l *Lock) RemoveRecovery(random io.Reader, d block.Device, keyslot int) error {
+	if !slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot != keyslot }) {
+		return fmt.Errorf("remove recovery key: %w", errOnlyKey)
+	}
+	return l.remove(random, d, func(r Recovery) bool { return r.Keyslot == keyslot })
+}
+
+func (l *Lock) remove(random io.Reader, d block.Device, which func(Recovery) bool) error {
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		for _, r := range l.Recoveries {
-			if r.Keyslot == keep {
+			if !which(r) {
 				continue
 			}
 			if err := c.RemoveKeyslot(r.Keyslot); err != nil {
@@ -126,5 +138,44 @@ func (l *Lock) again() error {
 	}
 	now.Health = l.Health
 	*l = *now
+	return nil
+}
+
+// EraseKeys overwrites the place of every keyslot of a volume, so that no key
+// and no passphrase opens it any more, whatever the header still says. When it
+// has returned that survives a power cut. On flash memory the medium may keep
+// copies that cannot be reached; what they are worth without the TPM's secret or
+// the recovery key is nothing.
+func EraseKeys(random io.Reader, d block.Device) error {
+	buf := make([]byte, 1<<20)
+	for at := int64(headers); at < HeaderArea; at += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), HeaderArea-at)]
+		if _, err := io.ReadFull(random, buf); err != nil {
+			return fmt.Errorf("random bytes: %w", err)
+		}
+		if _, err := d.WriteAt(buf, at); err != nil {
+			return fmt.Errorf("overwrite the keyslots: %w", err)
+		}
+	}
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("flush the overwritten keyslots: %w", err)
+	}
+	return nil
+}
+
+// EraseHeader zeroes all that makes a partition a volume, after EraseKeys: it
+// then looks as if it was never used. Cut anywhere, it looks so, or like a volume
+// that nothing opens.
+func EraseHeader(d block.Device) error {
+	// The keyslots first: what lookUnused takes for a start that was cut is a
+	// zeroed place of the headers, and nothing else.
+	for _, part := range [][2]int64{{headers, HeaderArea - headers}, {0, headers}} {
+		if err := block.Zero(d, part[0], part[1]); err != nil {
+			return fmt.Errorf("zero the root partition's header: %w", err)
+		}
+		if err := d.Sync(); err != nil {
+			return fmt.Errorf("flush the root partition's header: %w", err)
+		}
+	}
 	return nil
 }

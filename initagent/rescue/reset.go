@@ -1,0 +1,114 @@
+package rescue
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/goodlog"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
+)
+
+// Reset wipes the root partition, and with it the user's data, this machine's
+// Secure Boot keys and the TPM's record. The slots stay: the machine then makes
+// itself new from the system that it has.
+//
+// The order: the keyslots go first, since without them the data is noise; then
+// the TPM's index, which only the header names; then the header; then the
+// medium is told, and the ESP loses what the first boots left. Cut after the
+// first write, nothing opens the volume any more; cut before the header is
+// gone, the boot ends here again, and so does one whose ESP still remembers:
+// this command then does all of it once more.
+func (m *Machine) Reset(c hw.Console) error {
+	p, err := m.find()
+	if err != nil {
+		return err
+	}
+	partition, ok := p.table.ByNumber(layout.RootNumber)
+	if !ok {
+		return errors.New("this disk has no root partition")
+	}
+	_, size := p.table.Bytes(partition)
+	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+
+		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", p.disk.Name, p.disk.Model, p.disk.Serial, size>>20))
+	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", p.contract.ImageID), false, 0)
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(string(answer)) != p.contract.ImageID {
+		return errRefused
+	}
+	if err := m.Lock(); err != nil {
+		return err
+	}
+	// One that cannot be read names no index; it is wiped all the same.
+	_, lock, _ := rootpart.Look(m.Disks, p.disk, p.table)
+	f, err := m.root(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := vault.EraseKeys(m.Random, f); err != nil {
+		return err
+	}
+	c.Print("The keys are gone, and nothing opens the root partition any more.\n")
+	if err := m.release(lock); err != nil {
+		c.Print(fmt.Sprintf("The TPM keeps a record that nothing needs any more: %v\n", err))
+	}
+	if err := vault.EraseHeader(f); err != nil {
+		return err
+	}
+	if err := m.Discard(f, vault.HeaderArea, size-vault.HeaderArea); err != nil {
+		c.Print(fmt.Sprintf("The medium was not told to forget (%v); what is on it is noise without the keys.\n", err))
+	}
+	if err := m.ESP.Write(p.disk, clearESP); err != nil {
+		return fmt.Errorf("the root partition is wiped; the ESP still knows of it, so `reset` again once it can be written (or after `esp-rebuild`): %w", err)
+	}
+	c.Print("The root partition is wiped. Now open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave\n" +
+		"Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.\n")
+	return nil
+}
+
+// release frees the TPM's index, and those that nothing was ever bound to.
+func (m *Machine) release(lock *vault.Lock) error {
+	chip, err := m.TPM.Open()
+	if errors.Is(err, tpm.ErrAbsent) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer chip.Close()
+	err = rootpart.Binding{TPM: chip}.Clear()
+	if lock != nil && lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
+		if gone := chip.Undefine(lock.Sealed.NVIndex); !errors.Is(gone, tpm.ErrIndexMissing) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
+}
+
+// clearESP removes what says that this machine was ever in use.
+func clearESP(dir hw.ESPDir) error {
+	names, err := dir.List(provision.Folder)
+	if err != nil {
+		return notMissing(err)
+	}
+	for _, n := range names {
+		_, pending := provision.Count(n.Name)
+		if n.Folder || !pending && !goodlog.Is(n.Name) {
+			continue
+		}
+		if err := dir.Remove(path.Join(provision.Folder, n.Name)); err != nil {
+			return err
+		}
+	}
+	return dir.SyncDir(provision.Folder)
+}

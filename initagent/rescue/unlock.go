@@ -1,0 +1,122 @@
+package rescue
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+)
+
+// Unlock opens the root partition with the recovery key and mounts it where the
+// boot does. The checks are those of a boot that is opened by a typed key: a
+// volume that this machine did not make is not opened, or its system could ask
+// for the keys of the real one.
+func (m *Machine) Unlock(c hw.Console) error {
+	if open, err := m.Keeper.Kept(); err == nil {
+		open.Wipe()
+		return fmt.Errorf("the root partition is open already, at %s", m.path(rootpart.Folder))
+	}
+	p, err := m.find()
+	if err != nil {
+		return err
+	}
+	lock, err := m.locked(p)
+	if err != nil {
+		return err
+	}
+	memory, err := m.Memory()
+	if err != nil {
+		return err
+	}
+	f, err := m.root(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		typed, err := c.Ask("Recovery key (an empty line gives up): ", true, 0)
+		if err != nil {
+			return err
+		}
+		if len(typed) == 0 {
+			return errors.New("no recovery key was given")
+		}
+		var open Opened
+		open.VolumeKey, open.Secret, err = lock.OpenRecovery(f, typed, rootpart.KeyLimit(memory))
+		luks2.Wipe(typed)
+		if err != nil {
+			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			continue
+		}
+		defer open.Wipe()
+		if p.contract.TPM == contract.Required {
+			state, err := enrol.Observe(m.Variables)
+			if err != nil {
+				return err
+			}
+			if err := rootpart.MayOpen(lock, nil, open.VolumeKey, state, p.contract.SecureBoot); err != nil {
+				return err
+			}
+		}
+		return m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) })
+	}
+}
+
+// open keeps what was opened and mounts it. What was kept is there before the
+// device, so that whatever goes wrong in between Lock takes away.
+func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) error {
+	if err := m.Keeper.Keep(open); err != nil {
+		return fmt.Errorf("keep the root partition's keys for the commands that follow: %w", err)
+	}
+	device, err := attach()
+	if err == nil {
+		err = m.Kernel.Load(p.contract.RootFileSystem)
+	}
+	if err == nil {
+		err = m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, "")
+	}
+	if err != nil {
+		return errors.Join(err, m.Lock())
+	}
+	return nil
+}
+
+// Lock closes the root partition again, and forgets its keys. One that is not
+// open is fine.
+func (m *Machine) Lock() error {
+	err := m.Keeper.Forget()
+	if gone := m.Mounts.Unmount(m.path(rootpart.Folder)); gone != nil && !notThere(gone) {
+		return errors.Join(err, fmt.Errorf("close the root partition (is something open in it?): %w", gone))
+	}
+	if gone := m.Mapper.Close(rootpart.Device); gone != nil && !notThere(gone) {
+		err = errors.Join(err, fmt.Errorf("close the root partition: %w", gone))
+	}
+	return err
+}
+
+// notThere: what is to be taken away is not there. The kernel says EINVAL of a
+// folder on which nothing is mounted, and ENXIO of a device that it has not.
+func notThere(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENXIO)
+}
+
+// kept returns what Unlock has opened.
+func (m *Machine) kept() (*place, *Opened, error) {
+	open, err := m.Keeper.Kept()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := m.find()
+	if err != nil {
+		open.Wipe()
+		return nil, nil, err
+	}
+	return p, open, nil
+}
