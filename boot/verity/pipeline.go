@@ -2,12 +2,12 @@ package verity
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"runtime"
+
+	"halogenos.internal/boot/internal/sha256pair"
 )
 
 const (
@@ -105,30 +105,18 @@ func deal(ctx context.Context, count uint64, free <-chan *chunk, todo, ordered c
 }
 
 // hasher computes the digest of blocks under one salt.
-type hasher struct {
-	salt []byte
-	h    hash.Hash
-}
+type hasher struct{ h *sha256pair.Hasher }
 
-func newHasher(salt []byte) *hasher { return &hasher{salt: salt, h: sha256.New()} }
+func newHasher(salt []byte) *hasher { return &hasher{sha256pair.New(salt, BlockSize)} }
 
 // sum writes the digest of the salt and the block (hash type 1) to dst.
-func (h *hasher) sum(dst *Root, block []byte) {
-	h.h.Reset()
-	h.h.Write(h.salt)
-	h.h.Write(block)
-	h.h.Sum(dst[:0])
-}
+func (h *hasher) sum(dst *Root, block []byte) { h.h.Sum((*[digestSize]byte)(dst), block) }
 
 // sums writes the digests of all blocks to dst and zeros behind them, which
 // makes dst a hash block.
 func (h *hasher) sums(dst *[BlockSize]byte, blocks []byte) {
-	n := 0
-	for ; len(blocks) > 0; blocks = blocks[BlockSize:] {
-		h.sum((*Root)(dst[n:n+digestSize]), blocks[:BlockSize])
-		n += digestSize
-	}
-	clear(dst[n:])
+	h.h.SumAll(dst[:], blocks)
+	clear(dst[len(blocks)/BlockSize*digestSize:])
 }
 
 // readFull reads len(b) bytes at off. An early end is never io.EOF, which
