@@ -15,8 +15,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -67,7 +69,14 @@ type Agent struct {
 	record    *policy.Record     // that let the TPM release the secret; or nil
 	rootOpen  bool               // the kernel has the volume
 	mounted   []string           // what lies on the root partition, or in memory in its place
-	init      []string
+	inMemory  bool               // there is no root partition: its folders lie in memory
+	names     []bls.Name         // the UKIs on the ESP
+	bitten    bool               // the watchdog ended the boot before this one
+	unwritten []journal.Entry    // what the boot journal is still to get
+	judged    bls.Name           // the trial that has used up its tries
+	// judgedReason is why it is held to be what the verdict says.
+	judgedReason string
+	init         []string
 
 	state slot.State
 	facts slot.Facts
@@ -170,7 +179,13 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
 		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged,
 	}[step.Kind]
-	err := a.Log.Step(step.Kind.String(), step.Reason, func() error { return a.do(ctx, step) })
+	run := func() error { return a.do(ctx, step) }
+	var err error
+	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {
+		err = a.last(step, run)
+	} else {
+		err = a.Log.Step(step.Kind.String(), step.Reason, run)
+	}
 	switch {
 	case err == nil && outcome != nil:
 		*outcome = slot.Done
@@ -184,10 +199,24 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	}
 }
 
+// last does a step that this boot does not survive: what it is, and why, is said
+// and written down first.
+func (a *Agent) last(step slot.Step, run func() error) error {
+	a.Log.Announce(step.Kind.String(), step.Reason)
+	if step.Kind == slot.Condemn {
+		a.noteSelf(journal.Condemned, step.Reason)
+	}
+	return run()
+}
+
 func (a *Agent) do(ctx context.Context, step slot.Step) error {
 	switch step.Kind {
 	case slot.Heal:
-		return a.writeTable(a.table)
+		if err := a.writeTable(a.table); err != nil {
+			return err
+		}
+		a.noteSelf(journal.Healed, "one copy of the partition table was damaged")
+		return nil
 	case slot.Partition:
 		return a.partition()
 	case slot.MakeTree:
@@ -215,7 +244,11 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:
-		return errors.Join(a.condemn(), a.reboot())
+		// A system that cannot be condemned would be started again and again.
+		if err := a.condemn(); err != nil {
+			return err
+		}
+		return a.reboot()
 	case slot.Reboot:
 		return a.reboot()
 	case slot.SwitchRoot:

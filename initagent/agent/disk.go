@@ -66,17 +66,21 @@ func (a *Agent) observeTable() error {
 // observeESP lists the UKIs. It reads the file system itself: nothing is
 // mounted for it, and a damaged one costs no boot.
 func (a *Agent) observeESP() error {
-	a.state.Trial, a.state.Fallback = false, false
-	running, err := a.Firmware.LoaderString("LoaderBootCountPath")
+	a.state.Trial, a.state.Fallback, a.names = false, false, nil
+	counted, err := a.Firmware.LoaderString("LoaderBootCountPath")
 	if err != nil {
 		return err
 	}
-	a.state.Trial = running != ""
-	names, err := a.ukiNames()
-	if err != nil {
+	a.state.Trial = counted != ""
+	if a.names, err = a.ukiNames(); err != nil {
 		return err
 	}
-	for _, n := range names {
+	// A boot manager that could not rename the file counts nothing, and does not
+	// mention it: the system is on trial all the same.
+	if booted, known := a.bootedName(); known && booted.Counted {
+		a.state.Trial = true
+	}
+	for _, n := range a.names {
 		if !a.isOurs(n) && !n.Bad() {
 			a.state.Fallback = true
 		}

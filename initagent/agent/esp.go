@@ -6,10 +6,12 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/systems"
 )
 
 func (a *Agent) readESP(read func(files fs.FS) error) error { return a.ESP.Read(a.disk, read) }
@@ -70,24 +72,22 @@ func (a *Agent) runningUKI() (image []byte, err error) {
 	return image, err
 }
 
-// condemn takes the running UKI's tries away, so that the boot manager prefers
-// the other one from now on.
-//
-// A rename is the only way, since the counter is the name. Cut before it, the
-// UKI has the tries it had: it boots again, fails again and is condemned then.
-// Cut after it, the new name is there with its content.
+// condemn takes the tries away of the file that this boot was started from, so
+// that the boot manager prefers another from now on. Where that file is not
+// known, every file of this version loses them.
 func (a *Agent) condemn() error {
-	names, err := a.ukiNames()
-	if err != nil {
-		return err
+	these := slices.DeleteFunc(slices.Clone(a.names), func(n bls.Name) bool { return !a.isOurs(n) })
+	if booted, known := a.bootedName(); known {
+		these = []bls.Name{booted}
+	}
+	these = slices.DeleteFunc(these, bls.Name.Bad)
+	if len(these) == 0 {
+		return nil // its last try was counted when it was started
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
 		var errs []error
-		for _, n := range names {
-			if !a.isOurs(n) || n.Bad() {
-				continue
-			}
-			err := dir.Rename(path.Join(bls.Folder, n.String()), path.Join(bls.Folder, n.Condemned().String()))
+		for _, n := range these {
+			err := systems.Condemn(dir, n)
 			if err == nil {
 				a.Log.Say("%s has no tries left", n.Condemned())
 			}

@@ -14,6 +14,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/hw"
@@ -26,6 +27,7 @@ func (a *Agent) mountState() error {
 		if err := a.mount("tmpfs", a.path(StateFolder), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
+		a.inMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
 	text, err := os.ReadFile(a.path(systemFolder, stateconf.Path))
@@ -44,6 +46,7 @@ func (a *Agent) mountState() error {
 			return fmt.Errorf("state folder %s: %w", e.Path, err)
 		}
 	}
+	a.mountShared()
 	return nil
 }
 
@@ -113,13 +116,28 @@ func (a *Agent) mount(source, target, fstype string, flags uintptr, data string)
 
 // A report is what the running system may know of its boot.
 type report struct {
-	ImageID string     `json:"image_id"`
-	Version string     `json:"version"`
-	Epoch   uint64     `json:"epoch"`
-	Slot    string     `json:"slot"`
-	Trial   bool       `json:"trial"`
-	Signed  bool       `json:"signed_updates"`
-	Steps   []hw.Entry `json:"steps"`
+	ImageID string `json:"image_id"`
+	Arch    string `json:"arch"`
+	Version string `json:"version"`
+	Epoch   uint64 `json:"epoch"`
+	// Floor is the lowest epoch that the TPM releases keys to; 0 where no TPM
+	// holds one.
+	Floor uint64 `json:"floor"`
+	Slot  string `json:"slot"`
+	Trial bool   `json:"trial"`
+	// Reason says why this system was started and not the other.
+	Reason string `json:"slot_reason"`
+	Signed bool   `json:"signed_updates"`
+	// ReleaseKey is the fingerprint of the OpenPGP key that signs updates.
+	ReleaseKey string `json:"release_key,omitempty"`
+	// Root says what opened the root partition: "tpm", "key", "new" where this
+	// boot made it; "none" where there is none, and everything lies in memory.
+	Root string `json:"root"`
+	// Watchdog is the device that is handed over running; "" for none.
+	Watchdog string `json:"watchdog,omitempty"`
+	// WatchdogReset: the watchdog ended the boot before this one.
+	WatchdogReset bool       `json:"watchdog_reset"`
+	Steps         []hw.Entry `json:"steps"`
 	// Total is how long it took from initagent's start until now, in ns.
 	Total time.Duration `json:"total_ns"`
 	// Contract is the running UKI's: what a new release is compared with.
@@ -133,11 +151,13 @@ var errNoSystem = errors.New("the system cannot be started")
 // handOver ends the initramfs phase and starts the system's init.
 func (a *Agent) handOver() error {
 	a.forget()
+	entry := a.bootEntry()
+	a.note(entry)
 	// From here on nothing that is bound to the initramfs phase unseals.
 	if err := a.leavePhase(pcr.LeaveInitrd); err != nil {
 		return err
 	}
-	if err := a.writeReport(); err != nil {
+	if err := a.writeReport(entry.Reason); err != nil {
 		a.Log.Say("the report of this boot was not written: %v", err)
 	}
 	a.Log.Say("handing over %s after initagent started", a.Log.Age())
@@ -145,18 +165,38 @@ func (a *Agent) handOver() error {
 	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemFolder), a.init))
 }
 
-func (a *Agent) writeReport() error {
+func (a *Agent) writeReport(reason string) error {
 	folder := a.path(runFolder)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	text, err := json.MarshalIndent(report{
-		ImageID: a.contract.ImageID, Version: a.contract.Version.String(), Epoch: a.contract.Epoch,
-		Slot: a.state.Booted.String(), Trial: a.state.Trial, Signed: len(a.contract.ReleaseKey) > 0,
-		Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
-	}, "", "  ")
+	r := report{
+		ImageID: a.contract.ImageID, Arch: a.contract.Arch, Version: a.contract.Version.String(), Epoch: a.contract.Epoch, Floor: a.state.Floor,
+		Slot: a.state.Booted.String(), Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
+		Root: a.openedBy(), WatchdogReset: a.bitten, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
+	}
+	if key, err := pgp.ParseKey(a.contract.ReleaseKey); r.Signed && err == nil {
+		r.ReleaseKey = key.Fingerprint().String()
+	}
+	if a.dog != nil && a.contract.WatchdogSeconds > 0 {
+		r.Watchdog = a.dog.Name
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(folder, "boot.json"), append(text, '\n'), 0o644)
+}
+
+// openedBy says what opened the root partition.
+func (a *Agent) openedBy() string {
+	switch {
+	case a.state.Root != slot.RootOpen:
+		return "none"
+	case a.facts.Unlock == slot.Done:
+		return "tpm"
+	case a.facts.Key == slot.Done:
+		return "key"
+	}
+	return "new"
 }

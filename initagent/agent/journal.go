@@ -2,13 +2,229 @@ package agent
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
 
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/systems"
 )
 
-// judgeTrial says what is held of a trial that has used up its tries.
-func (a *Agent) judgeTrial() slot.Verdict { return slot.NoTrial }
+const (
+	journalFile = sharedFolder + "/" + journal.Name
+	// maxJournal bounds what is read of a journal in bytes. It is rewritten at
+	// journal.MaxSize; what is so much larger is none.
+	maxJournal = 16 << 20
+	// freshTries is how many tries a trial gets, the first time and the second.
+	freshTries = 3
+)
 
-func (a *Agent) remember() error { return errors.ErrUnsupported }
+// note puts an entry into the boot journal: at once where the root partition is
+// open, or else as soon as it is. One that cannot be written is not worth a boot.
+func (a *Agent) note(e journal.Entry) {
+	e.Time, e.Boot = a.Now(), a.bootID()
+	a.unwritten = append(a.unwritten, e)
+	a.writeJournal()
+}
 
-func (a *Agent) retry() error { return errors.ErrUnsupported }
+// noteSelf is note about the running system.
+func (a *Agent) noteSelf(kind journal.Kind, reason string) {
+	e := journal.Entry{Kind: kind, Reason: reason, Slot: a.state.Booted, Trial: a.state.Trial}
+	if a.contract != nil {
+		e.Version = a.contract.Version
+	}
+	a.note(e)
+}
+
+// writeJournal writes the entries that have been waiting.
+func (a *Agent) writeJournal() {
+	if !a.storeReady() || len(a.unwritten) == 0 {
+		return
+	}
+	if err := a.appendJournal(); err != nil {
+		a.Log.Say("the boot journal was not written: %v", err)
+	}
+}
+
+// storeReady reports whether there is a place for files: the root partition, or
+// what a machine without one has in memory.
+func (a *Agent) storeReady() bool {
+	return a.inMemory || a.rootOpen && a.state.Root == slot.RootOpen
+}
+
+func (a *Agent) appendJournal() error {
+	text := a.journalText()
+	var err error
+	for _, e := range a.unwritten {
+		if text, err = journal.Append(text, e); err != nil {
+			return err
+		}
+	}
+	if err := a.makeShared(); err != nil {
+		return err
+	}
+	if err := a.Store.Keep(journalFile, text); err != nil {
+		return err
+	}
+	a.unwritten = nil
+	return nil
+}
+
+// journalText reads the journal. One that cannot be read is as good as none.
+func (a *Agent) journalText() []byte {
+	text, err := a.Store.Read(journalFile, maxJournal)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.Log.Say("the boot journal cannot be read, and begins anew: %v", err)
+		return nil
+	}
+	return text
+}
+
+// history is the journal as it will be once this boot has handed over.
+func (a *Agent) history() []journal.Entry {
+	var entries []journal.Entry
+	if a.storeReady() {
+		entries = journal.Parse(a.journalText())
+	}
+	entries = append(entries, a.unwritten...)
+	return append(entries, a.bootEntry())
+}
+
+// bootEntry is what a boot leaves when it hands over.
+func (a *Agent) bootEntry() journal.Entry {
+	return journal.Entry{
+		Kind: journal.Boot, Version: a.contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
+		Reason: a.slotReason(), Watchdog: a.bitten,
+	}
+}
+
+// bootID is the kernel's name for this boot.
+func (a *Agent) bootID() string {
+	text, err := os.ReadFile(a.path("proc/sys/kernel/random/boot_id"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// slotReason says why the boot manager chose this system, as far as the names on
+// the ESP tell.
+func (a *Agent) slotReason() string {
+	booted, known := a.bootedName()
+	if !known {
+		return "the file it was started from is not known"
+	}
+	others := slices.DeleteFunc(slices.Clone(a.names), func(n bls.Name) bool { return n == booted })
+	if booted.Counted {
+		return trialReason(booted, others)
+	}
+	if len(others) == 0 {
+		return "it is the only system"
+	}
+	for _, n := range others {
+		switch {
+		case n.Version > booted.Version && n.Bad():
+			return fmt.Sprintf("version %s has no tries left", n.Version)
+		case n.Version > booted.Version:
+			return fmt.Sprintf("it was chosen by hand: version %s would be next", n.Version)
+		}
+	}
+	return "it is the newest that was blessed"
+}
+
+func trialReason(booted bls.Name, others []bls.Name) string {
+	spare := slices.ContainsFunc(others, func(n bls.Name) bool { return !n.Bad() })
+	if booted.Left == 0 && !spare {
+		return "no system has tries left"
+	}
+	return fmt.Sprintf("it is on trial: try %d of %d", max(booted.Done, 1), booted.Left+max(booted.Done, 1))
+}
+
+// bootedName is the name of the UKI that this boot was started from, as it is
+// now: the boot manager says what it renamed, and the stub where it lay.
+func (a *Agent) bootedName() (bls.Name, bool) {
+	for _, variable := range []string{"LoaderBootCountPath", "StubImageIdentifier"} {
+		value, err := a.Firmware.LoaderString(variable)
+		if err != nil || value == "" {
+			continue
+		}
+		file := path.Base(strings.ReplaceAll(value, `\`, "/"))
+		for _, n := range a.names {
+			if strings.EqualFold(n.String(), file) && a.isOurs(n) {
+				return n, true
+			}
+		}
+	}
+	// Where neither says, the only file of this version is the one.
+	var ours []bls.Name
+	for _, n := range a.names {
+		if a.isOurs(n) {
+			ours = append(ours, n)
+		}
+	}
+	if len(ours) == 1 {
+		return ours[0], true
+	}
+	return bls.Name{}, false
+}
+
+// judgeTrial says what is held of a newer system that has used up its tries.
+func (a *Agent) judgeTrial() slot.Verdict {
+	for _, n := range a.names {
+		if n.ImageID != a.contract.ImageID || n.Version <= a.contract.Version || !n.Bad() {
+			continue
+		}
+		verdict, reason := journal.Judge(a.history(), n.Version)
+		if verdict != slot.NoTrial {
+			a.judged, a.judgedReason = n, reason
+			return verdict
+		}
+	}
+	return slot.NoTrial
+}
+
+// remember notes that a version failed. The fetcher takes it no more.
+func (a *Agent) remember() error {
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Failed, a.judgedReason))
+	if err := a.appendJournal(); err != nil {
+		return err
+	}
+	a.Log.Say("version %s is not taken again: %s", a.judged.Version, a.judgedReason)
+	return nil
+}
+
+// retry gives a trial that was only interrupted its tries once more.
+//
+// The journal comes first. Cut before it, all is as it was, and judged again.
+// Cut between it and the rename, the journal has a second round in which the
+// system was never reached, and it counts as failed: a good release may have to
+// be fetched again, but no cut can give it a third round. Cut after it, the trial
+// goes on.
+func (a *Agent) retry() error {
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Retry, a.judgedReason))
+	if err := a.appendJournal(); err != nil {
+		return err
+	}
+	return a.writeESP(func(dir hw.ESPDir) error {
+		fresh, err := systems.Retry(dir, a.judged, freshTries)
+		if err == nil {
+			a.Log.Say("%s gets its tries again: %s", fresh, a.judgedReason)
+		}
+		return err
+	})
+}
+
+// entryAbout is an entry about a system that is not the running one.
+func (a *Agent) entryAbout(n bls.Name, kind journal.Kind, reason string) journal.Entry {
+	return journal.Entry{Time: a.Now(), Boot: a.bootID(), Kind: kind, Version: n.Version, Slot: a.state.Booted.Other(), Reason: reason}
+}
+
+// failures are the versions that are not taken again.
+func (a *Agent) failures() map[contract.Version]string { return journal.Failures(a.history()) }

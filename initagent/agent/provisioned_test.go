@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -168,7 +169,8 @@ func (m *machine) checkEveryDay() error {
 		if len(m.shown) > shown || m.printed.Len() > 0 {
 			return fmt.Errorf("the next boot says: %s", m.printed.String())
 		}
-		if day == 1 && len(m.ops) > 0 {
+		// Its line in the boot journal is all that an ordinary boot writes.
+		if day == 1 && !slices.Equal(m.ops, []string{"root keep " + journalFile}) {
 			return fmt.Errorf("an ordinary boot writes: %q", m.ops)
 		}
 		if m.openVolume == nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -18,6 +19,7 @@ import (
 func (a *Agent) recover(reason string) error {
 	a.Log.Say("RECOVERY: %s", reason)
 	a.forget()
+	a.noteSelf(journal.Recovery, reason)
 	if err := errors.Join(a.closeRoot(), a.leavePhase(pcr.Recovery)); err != nil {
 		a.Log.Say("no console: %v", err)
 		return errors.Join(err, a.restart())

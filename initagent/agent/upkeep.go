@@ -17,11 +17,12 @@ func (a *Agent) observeUpkeep() error {
 		a.facts.Policy, a.facts.Stage, a.facts.Verdict, a.facts.Unwell = false, false, slot.NoTrial, false
 		return nil
 	}
-	a.facts.Policy = a.policyOutdated()
-	a.facts.Stage = a.releaseWaits()
+	// First: a trial that gets its tries again keeps its place in the record.
 	if a.facts.Judged == slot.NotTried {
 		a.facts.Verdict = a.judgeTrial()
 	}
+	a.facts.Policy = a.policyOutdated()
+	a.facts.Stage = a.releaseWaits()
 	if a.facts.Mended == slot.NotTried {
 		a.facts.Unwell = a.espUnwell()
 	}

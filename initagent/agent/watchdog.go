@@ -39,6 +39,9 @@ func (a *Agent) startWatchdog() error {
 	}
 	a.dog.Allow(stepLimit)
 	a.Log.Say("watchdog %s guards this boot", name)
+	if a.bitten = a.dog.Bitten; a.bitten {
+		a.Log.Say("the watchdog ended the boot before this one: it hung")
+	}
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	uroot "github.com/u-root/u-root/pkg/watchdog"
+
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/watchdog"
@@ -18,7 +20,10 @@ type timer struct {
 	timeout time.Duration
 	stopped bool
 	closed  bool
+	status  uroot.Status
 }
+
+func (t *timer) BootStatus() (uroot.Status, error) { return t.status, nil }
 
 func (t *timer) SetTimeout(d time.Duration) error            { t.timeout = d; return nil }
 func (t *timer) Timeout() (time.Duration, error)             { return t.timeout, nil }

@@ -81,6 +81,14 @@ func (l *Log) Step(step, reason string, run func() error) error {
 	return err
 }
 
+// Announce says and records a step from which the boot does not come back.
+func (l *Log) Announce(step, reason string) {
+	l.Say("%s: %s", step, reason)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entries = append(l.entries, Entry{Step: step, Reason: reason})
+}
+
 // Total is how long ago the log was opened.
 func (l *Log) Total() time.Duration { return time.Since(l.started) }
 

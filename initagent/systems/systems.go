@@ -64,7 +64,8 @@ func List(dir hw.ESPDir) ([]File, error) {
 func Bless(dir hw.ESPDir, n bls.Name) error { return rename(dir, n, n.Blessed()) }
 
 // Condemn takes a UKI's tries away, so that the boot manager prefers any other
-// one.
+// one. Where there is a file of that name, it is said to have been tried more
+// often.
 //
 // Cut before the rename, the UKI has the tries it had: whoever condemned it will
 // see the same again. Cut after it, it has none.
@@ -72,7 +73,15 @@ func Condemn(dir hw.ESPDir, n bls.Name) error {
 	if n.Bad() {
 		return nil
 	}
-	return rename(dir, n, n.Condemned())
+	have, err := List(dir)
+	if err != nil {
+		return err
+	}
+	bad := n.Condemned()
+	for slices.ContainsFunc(have, func(f File) bool { return f.Name == bad }) {
+		bad.Done++
+	}
+	return rename(dir, n, bad)
 }
 
 // Retry gives a UKI without tries its tries again, and returns its new name.
@@ -121,18 +130,27 @@ func Put(dir hw.ESPDir, n bls.Name, data []byte) error {
 	return put(dir, Path(n), data)
 }
 
+// CheckRoom returns ErrNoRoom where Put would for a UKI of so many bytes, for who
+// wants to know before he changes anything else.
+func CheckRoom(dir hw.ESPDir, size int64) error {
+	free, err := dir.FreeBytes()
+	if err != nil {
+		return err
+	}
+	if need := size + slack; free < need {
+		return fmt.Errorf("%w: it needs %d bytes, %d are free", ErrNoRoom, need, free)
+	}
+	return nil
+}
+
 // put writes a file that is not there.
 func put(dir hw.ESPDir, name string, data []byte) (err error) {
 	part := name + partSuffix
 	if err := discard(dir, part); err != nil {
 		return err
 	}
-	free, err := dir.FreeBytes()
-	if err != nil {
-		return err
-	}
-	if need := int64(len(data)) + slack; free < need {
-		return fmt.Errorf("write %s: %w: it needs %d bytes, %d are free", name, ErrNoRoom, need, free)
+	if err := CheckRoom(dir, int64(len(data))); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
 	}
 	defer func() {
 		if err != nil {

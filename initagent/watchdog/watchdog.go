@@ -27,6 +27,9 @@ type Timer interface {
 	SetTimeout(time.Duration) error
 	Timeout() (time.Duration, error)
 	KeepAlive() error
+	// BootStatus says, among other things, whether the device ended the boot
+	// before (WDIOC_GETBOOTSTATUS).
+	BootStatus() (watchdog.Status, error)
 	// MagicClose stops the device and closes it; Close leaves it running.
 	MagicClose() error
 	Close() error
@@ -37,7 +40,10 @@ const feedTimeout = 60 * time.Second
 
 // A Dog feeds a device for as long as the boot gets on.
 type Dog struct {
-	Name  string // of the device, for the console
+	Name string // of the device, for the console
+	// Bitten: the device ended the boot before this one, as far as it tells.
+	Bitten bool
+
 	timer Timer
 	now   func() time.Time
 
@@ -49,6 +55,9 @@ type Dog struct {
 
 // Start takes a device and feeds it from then on. Allow says for how long.
 func Start(name string, timer Timer, now func() time.Time) (*Dog, error) {
+	// Read first: some devices forget when they are set.
+	status, err := timer.BootStatus()
+	bitten := err == nil && status != watchdog.StatusUnknown && status&watchdog.StatusCardReset != 0
 	if err := timer.SetTimeout(feedTimeout); err != nil {
 		// Some have a fixed time, which has to do.
 		if _, terr := timer.Timeout(); terr != nil {
@@ -59,7 +68,7 @@ func Start(name string, timer Timer, now func() time.Time) (*Dog, error) {
 	if err != nil || every <= 0 {
 		every = feedTimeout
 	}
-	d := &Dog{Name: name, timer: timer, now: now, stop: make(chan struct{})}
+	d := &Dog{Name: name, Bitten: bitten, timer: timer, now: now, stop: make(chan struct{})}
 	d.stopped.Add(1)
 	go d.feed(every / 4)
 	return d, nil

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/u-root/u-root/pkg/watchdog"
 )
 
 // timer is a watchdog device that keeps what it was told.
@@ -18,6 +20,15 @@ type timer struct {
 	stopped  bool
 	closed   bool
 	fedAfter bool // fed after it was closed
+	status   watchdog.Status
+	statusOK bool // it tells
+}
+
+func (t *timer) BootStatus() (watchdog.Status, error) {
+	if !t.statusOK {
+		return watchdog.StatusUnknown, errors.New("not supported")
+	}
+	return t.status, nil
 }
 
 func (t *timer) SetTimeout(d time.Duration) error {
@@ -154,4 +165,29 @@ func TestFind(t *testing.T) {
 		t.Fatalf("found %q, %v", name, err)
 	}
 	_ = timer.Close()
+}
+
+// What ended the boot before is asked of the device, which may not say.
+func TestBitten(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		device *timer
+		want   bool
+	}{
+		{"it did", &timer{status: watchdog.StatusCardReset | watchdog.StatusMagicClose, statusOK: true}, true},
+		{"it did not", &timer{status: watchdog.StatusMagicClose, statusOK: true}, false},
+		{"nothing is known", &timer{}, false},
+		{"the device knows nothing", &timer{status: watchdog.StatusUnknown, statusOK: true}, false},
+	} {
+		d, err := Start("watchdog0", c.device, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Bitten != c.want {
+			t.Errorf("%s: the watchdog ended the boot before: %v", c.name, d.Bitten)
+		}
+		if err := d.Hand(0); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// systemShared is where the running system sees sharedFolder.
+const systemShared = "/var/lib/halogen"
+
+// makeShared makes the folder that the running system shares with the boot. The
+// one above it is ours alone.
+func (a *Agent) makeShared() error {
+	if err := a.Store.MakeFolder(ownFolder, 0o700); err != nil {
+		return err
+	}
+	return a.Store.MakeFolder(sharedFolder, 0o755)
+}
+
+// mountShared shows it to the running system. No program but ours wants it, so
+// it is not worth a boot.
+func (a *Agent) mountShared() {
+	err := a.makeShared()
+	if err == nil {
+		err = a.bindShared()
+	}
+	if err != nil {
+		a.Log.Say("the system does not see the boot journal, and cannot be updated: %v", err)
+	}
+}
+
+func (a *Agent) bindShared() error {
+	target, err := a.folderInSystem(systemShared)
+	if err != nil {
+		return err
+	}
+	return a.mount(a.path(StateFolder, sharedFolder), target, "", unix.MS_BIND, "")
+}
+
+// folderInSystem makes a folder of the system where it is missing. What an
+// earlier run of the system has put in its place must not lead out of the
+// system: a link would be followed from the initramfs.
+func (a *Agent) folderInSystem(name string) (string, error) {
+	at := a.path(systemFolder)
+	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
+		at = path.Join(at, part)
+		info, err := os.Lstat(at)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = os.Mkdir(at, 0o755); err == nil {
+				info, err = os.Lstat(at)
+			}
+		}
+		if err != nil {
+			return "", err
+		}
+		if !info.IsDir() {
+			return "", fmt.Errorf("%s of the system is no folder (%s)", strings.TrimPrefix(at, a.path(systemFolder)), info.Mode())
+		}
+	}
+	return at, nil
+}
