@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/gpt"
@@ -185,7 +187,7 @@ func (p mapper) OpenCrypt(c hw.Crypt) (string, error) {
 
 func (p mapper) Close(name string) error {
 	if name != rootpart.Device || p.m.openVolume == nil {
-		return fmt.Errorf("no device %s", name)
+		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
 	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, StateFolder)) {
 		return errors.New("device is busy")
@@ -223,7 +225,7 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error 
 func (o mounts) Unmount(target string) error {
 	at := slices.Index(o.m.mounted, target)
 	if at < 0 {
-		return fmt.Errorf("%s is not mounted", target)
+		return fmt.Errorf("%s is not mounted: %w", target, unix.EINVAL)
 	}
 	for _, later := range o.m.mounted[at+1:] {
 		if target == filepath.Join(o.m.root, StateFolder) && later != target {
@@ -345,6 +347,9 @@ func (p person) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
 	if strings.HasPrefix(prompt, "Press Enter") {
 		return nil, nil
+	}
+	if strings.HasPrefix(prompt, "Write it down, and type it back") && p.m.echo {
+		return []byte(p.m.shown[len(p.m.shown)-1]), nil
 	}
 	if len(p.m.typed) == 0 {
 		return nil, hw.ErrNobody

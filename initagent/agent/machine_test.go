@@ -59,16 +59,16 @@ func copyKeys(k *secureboot.KeySet) (*secureboot.KeySet, error) {
 	return secureboot.Unwrap(key, "copy", wrapped)
 }
 
-// release is one version of the system.
-type release struct {
+// edition is one version of the system.
+type edition struct {
 	contract *contract.Contract
 	image    []byte
 	uki      []byte
 }
 
-func newRelease(t testing.TB, version, epoch uint64, change func(*contract.Contract)) *release {
+func newRelease(t testing.TB, version, epoch uint64, change func(*contract.Contract)) *edition {
 	t.Helper()
-	r := &release{image: bytes.Repeat([]byte{byte(version), 7, 9, 11}, imageSize/4)}
+	r := &edition{image: bytes.Repeat([]byte{byte(version), 7, 9, 11}, imageSize/4)}
 	c := &contract.Contract{
 		Format: contract.Format, ImageID: "test", Arch: "x86_64", Version: contract.Version(version), Epoch: epoch,
 		SourceDate: buildDate.Unix(), Salt: []byte("salt"), ImageSize: imageSize, SlotSize: slotSize,
@@ -83,13 +83,13 @@ func newRelease(t testing.TB, version, epoch uint64, change func(*contract.Contr
 	if change != nil {
 		change(c)
 	}
-	text, err := c.Encode()
+	initrd, err := contract.Archive(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.contract = c
 	r.uki, err = uki.Build(ukitest.Stub("257.13-1"), uki.Payload{
-		OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("kernel"), Initrd: text,
+		OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("kernel"), Initrd: initrd,
 	}.Sections())
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ type world struct {
 type machine struct {
 	t        testing.TB
 	emulator *emulator
-	releases map[contract.Version]*release
+	releases map[contract.Version]*edition
 	manager  []byte
 	espUUID  string
 	root     string // the initramfs, and what is mounted in it
@@ -131,6 +131,7 @@ type machine struct {
 	volumes             map[[32]byte]map[string][]byte
 	shown               []string
 	typed               []string // answers to come
+	echo                bool     // types a new recovery key back
 	said                bytes.Buffer
 	printed             bytes.Buffer
 	clock               time.Time
@@ -168,7 +169,7 @@ func newMachine(t testing.TB, change func(*contract.Contract)) *machine {
 	}
 	m := &machine{
 		t: t, emulator: startEmulator(t), manager: ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("boot manager")}),
-		releases: map[contract.Version]*release{1: newRelease(t, 1, 5, change)}, root: t.TempDir(), random: mrand.NewChaCha8([32]byte{1}), clock: buildDate.AddDate(0, 1, 0),
+		releases: map[contract.Version]*edition{1: newRelease(t, 1, 5, change)}, root: t.TempDir(), random: mrand.NewChaCha8([32]byte{1}), clock: buildDate.AddDate(0, 1, 0),
 	}
 	m.installRoot()
 	m.powerOn(m.installed(diskSize))
