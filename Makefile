@@ -85,7 +85,7 @@ $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
 # not pass its health check.
 $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/update)
 	@cp $< $@
-	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --no-recursion -T -
+	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --mode=u=rwX,go=rX --no-recursion -T -
 
 # The same tree unpacked: the test system takes its kernel from it.
 $(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
