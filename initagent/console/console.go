@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"time"
 
@@ -58,6 +59,19 @@ func Open() (*Console, error) {
 	return c, nil
 }
 
+// Here opens the terminal that this program runs on, whatever its standard input
+// is.
+func Here() (*Console, error) {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("there is no terminal to ask at: %w", err)
+	}
+	return &Console{files: []*os.File{f}}, nil
+}
+
+// ErrInterrupted is returned when Ctrl-C answers a question.
+var ErrInterrupted = errors.New("interrupted")
+
 // Close closes the terminals.
 func (c *Console) Close() error {
 	var errs []error
@@ -90,22 +104,34 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 	if hidden {
 		defer c.Print("\n")
 	}
-	wait := -1
-	if timeout > 0 {
-		wait = int(timeout.Milliseconds())
-	}
+	// A signal that was caught would not end the waiting.
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	defer signal.Stop(interrupted)
+	return await(fds, timeout, interrupted)
+}
+
+// slice is how often an interruption is looked for.
+const slice = 100 * time.Millisecond
+
+func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signal) ([]byte, error) {
+	start := time.Now()
 	for {
-		n, err := unix.Poll(fds, wait)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		n, err := unix.Poll(fds, int(slice.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
 			return nil, fmt.Errorf("wait for an answer: %w", err)
-		}
-		if n == 0 {
+		case n > 0:
+			return readReady(fds)
+		case timeout > 0 && time.Since(start) > timeout:
 			return nil, hw.ErrNobody
 		}
-		return readReady(fds)
+		select {
+		case <-interrupted:
+			return nil, ErrInterrupted
+		default:
+		}
 	}
 }
 

@@ -5,15 +5,24 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
+	"time"
 
 	"halogenos.internal/initagent/hw"
 )
 
 // Person is whoever is at the terminals of this machine.
 type Person struct {
-	// ShellPath is the program that the recovery console runs.
+	// ShellPath is the program that the recovery console runs. It reads whole
+	// lines, which the kernel's terminal edits: an editor that paints its line
+	// anew with every key, and asks the terminal for its colours, garbles what
+	// goes over a serial line.
 	ShellPath string
+	// Leave takes away what the commands have opened, once the console is left;
+	// may be nil.
+	Leave func() error
 }
 
 // Open implements hw.Person.
@@ -31,10 +40,18 @@ func (p Person) Shell() error {
 	if err != nil {
 		return fmt.Errorf("the recovery console cannot be opened: %w", err)
 	}
-	terminals := Terminals()
+	err = everywhere(path, Terminals())
+	if p.Leave != nil {
+		err = errors.Join(err, p.Leave())
+	}
+	return err
+}
+
+// everywhere runs the shell on every terminal, until it is left on one of them.
+func everywhere(path string, terminals []string) error {
 	left := make(chan error, len(terminals))
 	for _, tty := range terminals {
-		go func() { left <- shell(path, tty) }()
+		go func() { left <- stay(path, tty) }()
 	}
 	// A terminal that cannot be opened ends nothing while another can.
 	var last error
@@ -46,6 +63,32 @@ func (p Person) Shell() error {
 	return fmt.Errorf("the recovery console ended on every terminal: %w", last)
 }
 
+const (
+	// hasty is how long a shell runs that nobody can have typed at, and maxHasty
+	// how many of them in a row are taken for a terminal that does not work.
+	hasty    = time.Second
+	maxHasty = 3
+)
+
+// stay runs the shell on a terminal until somebody leaves it. It ends with a
+// failure for a typing error that it cannot parse, too: that restarts no machine.
+func stay(path, tty string) error {
+	for early := 0; ; {
+		start := time.Now()
+		err := shell(path, tty)
+		exit, ran := errors.AsType[*exec.ExitError](err)
+		if !ran {
+			return err
+		}
+		if early++; time.Since(start) > hasty {
+			early = 0
+		}
+		if early >= maxHasty {
+			return fmt.Errorf("%s on %s: %w", filepath.Base(path), tty, exit)
+		}
+	}
+}
+
 func shell(path, tty string) error {
 	f, err := os.OpenFile(tty, os.O_RDWR, 0)
 	if err != nil {
@@ -54,12 +97,18 @@ func shell(path, tty string) error {
 	defer f.Close()
 	cmd := exec.Command(path)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, f
-	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=linux"}
+	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=" + kind(tty)}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	err = cmd.Run()
-	if _, ran := errors.AsType[*exec.ExitError](err); ran {
-		return nil // whatever it ended with, somebody was there and left it
+	return cmd.Run()
+}
+
+// kind is what programs may expect of a terminal: of one at the end of a line,
+// nothing.
+func kind(tty string) string {
+	digits, virtual := strings.CutPrefix(filepath.Base(tty), "tty")
+	if virtual && digits != "" && strings.Trim(digits, "0123456789") == "" {
+		return "linux"
 	}
-	return err
+	return "dumb"
 }
