@@ -323,8 +323,6 @@ func pending(s State, f Facts) (Step, bool) {
 	case f.Mount == Failed:
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the folders that may change could not be mounted: " + f.Cause}, true
-	case f.Policy && f.Record == NotTried:
-		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
 	case s.Root == RootOpen && !s.Trial:
 		if step, ok := upkeep(f); ok {
 			return step, true
@@ -346,6 +344,9 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Retry, "the trial of the other slot was cut off each time, and nothing says that it failed"}, true
 	case f.Unwell && f.Mended == NotTried:
 		return Step{Mend, "the ESP is not as it was left"}, true
+	case f.Policy && f.Record == NotTried:
+		// Only now is it known which systems the ESP has.
+		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
 	case f.Stage && f.Staged == NotTried:
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:

@@ -280,7 +280,7 @@ func TestCorruptTrial(t *testing.T) { // FAULTS 32
 }
 
 // stage puts a release into slot B, as staging would.
-func (m *machine) stage(r *release, corrupt bool) {
+func (m *machine) stage(r *edition, corrupt bool) {
 	m.t.Helper()
 	system, err := m.partition(layout.SlotB.SystemNumber())
 	m.must(err)

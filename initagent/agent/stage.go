@@ -1,11 +1,346 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/systems"
 )
 
-// releaseWaits reports whether the fetcher has left a release to be staged.
-func (a *Agent) releaseWaits() bool { return false }
+// maxNote bounds stagedFile in bytes, and noteFormat is its format's number.
+const (
+	maxNote    = 4 << 10
+	noteFormat = 1
+)
 
-func (a *Agent) stage(context.Context) error { return errors.ErrUnsupported }
+// A stagedNote is what the fetcher leaves when a slot is complete.
+type stagedNote struct {
+	Format  int              `json:"format"`
+	Version contract.Version `json:"version"`
+	Slot    layout.Slot      `json:"slot"`
+}
+
+// A refusal is a release that is not staged, today or later. Any other error is
+// of the machine, and the release is looked at again at the next boot.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+func refuse(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+
+// releaseWaits reports whether the fetcher has left a release to be staged. Whether
+// it may be is for stage to say, which reads more.
+func (a *Agent) releaseWaits() bool {
+	if a.facts.Staged != slot.NotTried || !a.runsBlessed() {
+		return false
+	}
+	note, err := a.readNote()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		return true
+	case note.Version == a.contract.Version:
+		return false // it is running, and the cut that left the note harmed nothing
+	}
+	_, there := a.nameOf(note.Version)
+	return !there // or else it is staged
+}
+
+// nameOf is the name of a version's UKI on the ESP.
+func (a *Agent) nameOf(v contract.Version) (bls.Name, bool) {
+	for _, n := range a.names {
+		if n.ImageID == a.contract.ImageID && n.Version == v {
+			return n, true
+		}
+	}
+	return bls.Name{}, false
+}
+
+func (a *Agent) readNote() (*stagedNote, error) {
+	text, err := a.Store.Read(stagedFile, maxNote)
+	if errors.Is(err, hw.ErrUnfit) {
+		return nil, refusal{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	note := new(stagedNote)
+	if err := contract.DecodeStrict(text, note); err != nil {
+		return nil, refuse("what the fetcher left cannot be read: %w", err)
+	}
+	if note.Format != noteFormat || note.Version == 0 || !note.Slot.Valid() {
+		return note, refuse("what the fetcher left makes no sense: format %d, version %s, slot %s", note.Format, note.Version, note.Slot)
+	}
+	return note, nil
+}
+
+// stage makes a fetched release the next one to be tried. Everything that the
+// fetcher has checked is checked again: it may have been taken over since, or
+// have been somebody else. The one thing not read again is the content of the
+// slot, which the running trial will read through dm-verity.
+//
+// What is refused is forgotten; what could not be done is tried at the next boot.
+func (a *Agent) stage(context.Context) error {
+	note, err := a.readNote()
+	if err == nil {
+		err = a.stageNoted(note)
+	}
+	r, refused := errors.AsType[refusal](err)
+	if !refused {
+		return err
+	}
+	e := journal.Entry{Kind: journal.Refused, Reason: r.Error()}
+	if note != nil {
+		e.Version, e.Slot = note.Version, note.Slot
+	}
+	a.note(e)
+	return errors.Join(err, a.Store.Remove(stagedFile))
+}
+
+func (a *Agent) stageNoted(note *stagedNote) error {
+	c, err := a.checkRelease(note)
+	if err != nil {
+		return err
+	}
+	if err := a.sign(c); err != nil {
+		return err
+	}
+	if err := a.activate(c); err != nil {
+		return err
+	}
+	a.note(journal.Entry{Kind: journal.Staged, Version: note.Version, Slot: note.Slot})
+	a.Log.Say("%s %s is in slot %s and gets %d tries", c.contract.ImageID, note.Version, note.Slot, freshTries)
+	if err := a.Store.Remove(stagedFile); err != nil {
+		a.Log.Say("what the fetcher left was not removed: %v", err) // it is staged all the same
+	}
+	return nil
+}
+
+// sign has this machine's own key sign the UKI, where there is one, and makes sure
+// that the firmware will start it.
+func (a *Agent) sign(c *candidate) error {
+	if a.secret == nil {
+		return errors.New("the machine's keys are not at hand in this boot")
+	}
+	keys, err := a.storedKeys(a.secret)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		defer keys.Wipe()
+		if c.uki, err = dbSigner(keys).Sign(c.uki); err != nil {
+			return refusal{err}
+		}
+	}
+	if !rootpart.Enforces(a.firmware) {
+		return nil
+	}
+	if err := rootpart.CheckStarts(c.uki, a.firmware, rootpart.Certificates(a.firmware)); err != nil {
+		return refuse("the firmware would not start the UKI: %w", err)
+	}
+	return nil
+}
+
+// dbSigner signs what this machine starts. The date is fixed, so that the same
+// image is signed to the same bytes.
+func dbSigner(keys *secureboot.KeySet) enrol.DBSigner {
+	return enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+}
+
+// activate gives a release that was checked its place: in the TPM's record, in the
+// partition table, and, last of all, on the ESP.
+//
+// Until its UKI has its name nothing starts it. So, cut before the record is
+// written, or while it is: the running system unlocks by the old record or the
+// new one, and the note is still there: this is done again. Cut after it: the
+// record allows a system that is not there; updatePolicy takes it out again, or
+// this puts it to use. Cut while the table is written: one of its copies is good,
+// and the running slot's entries are the same in both. Cut after it: the other
+// slot has its name, which matters to no UKI there is. Cut while the UKI is written:
+// systems.Put leaves a file that nothing starts. Cut after it: the trial begins,
+// and the note says what is true.
+//
+// The fallback's branch leaves the record here, and not before: its slot was given
+// up when the fetcher emptied it, and what is left of its UKI goes first.
+func (a *Agent) activate(c *candidate) error {
+	admit, err := a.admission(c)
+	if err != nil {
+		return err
+	}
+	table := a.renamed(c)
+	if table != nil {
+		if err := table.Validate(); err != nil {
+			return err
+		}
+	}
+	if err := a.makeRoom(c); err != nil {
+		return err
+	}
+	if err := admit(); err != nil {
+		return fmt.Errorf("let version %s unlock the root partition: %w", c.contract.Version, err)
+	}
+	if table != nil {
+		if err := a.writeTable(table); err != nil {
+			return err
+		}
+	}
+	return a.writeESP(func(dir hw.ESPDir) error { return systems.Put(dir, c.name, c.uki) })
+}
+
+// renamed is the table in which the slot's partitions spell the release's root
+// hash; nil where none has to be written. Where the running slot has the same
+// content the release runs from that one, since two partitions of one name would
+// leave nobody sure which is meant.
+func (a *Agent) renamed(c *candidate) *gpt.Table {
+	system, tree := layout.SystemUUID(c.contract.Root()), layout.VerityUUID(c.contract.Root())
+	if s, named := layout.FindSlot(a.table, system, tree); named && (s == c.slot || s == a.state.Booted) {
+		return nil
+	}
+	return layout.Rename(a.table, c.slot, system, tree)
+}
+
+// makeRoom takes away what is left of the systems whose content is gone, and asks
+// for room for the new one before anything else is changed.
+func (a *Agent) makeRoom(c *candidate) error {
+	var gone []bls.Name
+	for _, n := range a.names {
+		if n.ImageID == a.contract.ImageID && n.Version != a.contract.Version && a.isGone(n, c) {
+			gone = append(gone, n)
+		}
+	}
+	return a.writeESP(func(dir hw.ESPDir) error {
+		for _, n := range gone {
+			a.Log.Say("%s goes: no slot holds its content", n)
+			if err := systems.Remove(dir, n); err != nil {
+				return err
+			}
+		}
+		return systems.CheckRoom(dir, int64(len(c.uki)))
+	})
+}
+
+// isGone reports whether a UKI names content that neither the running slot has nor
+// the one that holds the new release.
+func (a *Agent) isGone(n bls.Name, c *candidate) bool {
+	gone := false
+	err := a.readESP(func(files fs.FS) error {
+		image, err := rootpart.ReadUKI(files, n)
+		if err != nil {
+			return err
+		}
+		have, _, err := rootpart.Describe(image)
+		if err != nil {
+			return err
+		}
+		gone = !bytes.Equal(have.RootHash, a.contract.RootHash) && !bytes.Equal(have.RootHash, c.contract.RootHash)
+		return nil
+	})
+	return err == nil && gone
+}
+
+// admission returns what lets the release unlock the root partition, having done
+// all of it that can fail without writing. Secure Boot's register will hold what it
+// holds now: the same keys, and the same one of them signs.
+func (a *Agent) admission(c *candidate) (func() error, error) {
+	if a.lock == nil || a.lock.Sealed == nil {
+		return func() error { return nil }, nil // a person unlocks it
+	}
+	if a.chip.err != nil {
+		return nil, fmt.Errorf("the TPM cannot be told of the new system: %w", a.chip.err)
+	}
+	now, err := a.toldBoot()
+	if err != nil {
+		return nil, err
+	}
+	next := policy.Boot{PCR7: now.PCR7, PCR11: pcr.Phases(c.started, pcr.EnterInitrd)}
+	if a.lock.Sealed.Kind == policy.KindPCR {
+		return a.resealing(now, next)
+	}
+	if !a.recordsPolicy() {
+		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
+	}
+	record, err := a.record.Admit(now.Branch(), policy.Branch{
+		Policy: next.Branch(), Version: uint64(c.contract.Version), Epoch: c.contract.Epoch,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		if record == a.record {
+			return nil
+		}
+		if err := a.writeRecord(a.secret, a.lock.Sealed, record); err != nil {
+			return err
+		}
+		a.record = record
+		return nil
+	}, nil
+}
+
+// resealing is admission for a TPM without room for a record: the secret is sealed
+// once more, to both systems, and the root partition's header gets that object in
+// place of the old one. The header has two copies, of which a cut leaves one.
+// Whoever keeps a copy of the old header still has an object that the old system
+// unseals: there is no floor on such a machine.
+func (a *Agent) resealing(now, next policy.Boot) (func() error, error) {
+	pcrs := a.lock.Sealed.PCRs
+	mine, err := now.BranchOver(pcrs)
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := next.BranchOver(pcrs)
+	if err != nil {
+		return nil, err
+	}
+	known := func(d policy.Digest) bool { return slices.Contains(a.lock.Sealed.Branches, d) }
+	switch {
+	case !known(mine):
+		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
+	case known(theirs):
+		return func() error { return nil }, nil
+	}
+	return func() error { return a.reseal(pcrs, now, next) }, nil
+}
+
+func (a *Agent) reseal(pcrs []int, boots ...policy.Boot) error {
+	keys, err := a.storedKeys(a.secret)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		defer keys.Wipe()
+	}
+	volumeKey, err := a.openByTPM(a.secret)
+	if err != nil {
+		return err
+	}
+	defer luks2.Wipe(volumeKey)
+	sealed, err := a.chip.tpm.SealPCR(a.secret, pcrs, boots...)
+	if err != nil {
+		return err
+	}
+	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
+	if err != nil {
+		return err
+	}
+	err = a.lock.Rebind(a.Random, f, volumeKey, a.secret, sealed, deedKey(keys))
+	return errors.Join(err, f.Close())
+}

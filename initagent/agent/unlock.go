@@ -290,12 +290,13 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil {
 		return err
 	}
-	record := &policy.Record{Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(boot)}}
+	record, others := a.acceptable(boot, volumeKey)
 	accepted, err := a.binding().Accept(a.lock, secret, record)
 	if err != nil {
 		return err
 	}
 	if accepted {
+		a.record = record
 		c.Print("Accepted.\n")
 		return nil
 	}
@@ -306,7 +307,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	if err := a.binding().Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record); err != nil {
+	if err := a.binding().Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record, others...); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")

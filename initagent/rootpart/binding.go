@@ -40,8 +40,8 @@ type Binding struct {
 }
 
 // Seal seals the machine secret to an NV index with this record, or, where the
-// TPM has no room or no command for one, to the one boot.
-func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Record) (*policy.Sealed, error) {
+// TPM has no room or no command for one, to the one boot and the others.
+func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Record, others ...policy.Boot) (*policy.Sealed, error) {
 	if _, err := b.TPM.StorageKey(); err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 		return nil, err
 	}
 	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
-	return b.TPM.SealPCR(secret, record.PCRs(), boot)
+	return b.TPM.SealPCR(secret, record.PCRs(), append([]policy.Boot{boot}, others...)...)
 }
 
 // Clear deletes the NV indexes that a provisioning left when it was cut before
@@ -136,8 +136,8 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 // Rebind seals the secret to a TPM that does not know it, and has the header say
 // so. keys sign the deed; nil where the machine has none. Cut before the header
 // is written, the TPM keeps an index that nothing names.
-func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record) error {
-	sealed, err := b.Seal(secret, boot, record)
+func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
+	sealed, err := b.Seal(secret, boot, record, others...)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,285 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+)
+
+// A candidate is a release that may be staged.
+type candidate struct {
+	release  *release.Release
+	contract *contract.Contract
+	slot     layout.Slot
+	name     bls.Name   // with its tries
+	uki      []byte     // as fetched, and then signed by this machine
+	started  pcr.Digest // PCR 11 before the kernel
+}
+
+// releaseFile reads a file of a fetched release. One that is missing or unfit is
+// the release's fault.
+func (a *Agent) releaseFile(v contract.Version, name string, limit int64) ([]byte, error) {
+	b, err := a.Store.Read(path.Join(fetchFolder, v.String(), name), limit)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hw.ErrUnfit) {
+		return nil, refusal{err}
+	}
+	return b, err
+}
+
+// checkRelease checks a release that the fetcher says is complete, the cheapest
+// first, and nothing is changed before all of it is good.
+func (a *Agent) checkRelease(note *stagedNote) (*candidate, error) {
+	if err := a.checkTurn(note); err != nil {
+		return nil, err
+	}
+	c := &candidate{slot: note.Slot}
+	var err error
+	if c.release, err = a.readRelease(note.Version); err != nil {
+		return nil, err
+	}
+	if err := a.checkFits(note, c.release); err != nil {
+		return nil, refusal{err}
+	}
+	if err := a.readCandidate(c); err != nil {
+		return nil, err
+	}
+	if err := a.checkContract(c.contract); err != nil {
+		return nil, refusal{err}
+	}
+	if err := a.checkSlot(c); err != nil {
+		return nil, err
+	}
+	c.name = bls.Name{ImageID: c.contract.ImageID, Version: c.contract.Version, Counted: true, Left: freshTries}
+	return c, a.checkManager(c.release)
+}
+
+// checkTurn refuses what is not to be staged now, whatever it is.
+func (a *Agent) checkTurn(note *stagedNote) error {
+	v := note.Version
+	if v <= a.contract.Version {
+		return refuse("version %s is not newer than %s, which is running", v, a.contract.Version)
+	}
+	if note.Slot != a.state.Booted.Other() {
+		return refuse("version %s is for slot %s, and slot %s is running", v, note.Slot, a.state.Booted)
+	}
+	for _, n := range a.names {
+		if n.ImageID == a.contract.ImageID && !n.Bad() && n.Version >= v {
+			return refuse("version %s is not newer than %s, which is there", v, n)
+		}
+	}
+	if reason, failed := a.failures()[v]; failed {
+		return refuse("version %s has failed before: %s", v, reason)
+	}
+	return nil
+}
+
+// readRelease reads the description of a release and checks who signed it.
+func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
+	text, err := a.releaseFile(v, release.ManifestFile, release.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.contract.ReleaseKey) > 0 {
+		signature, err := a.releaseFile(v, release.ManifestFile+".pgp", pgp.MaxSignature)
+		if err != nil {
+			return nil, err
+		}
+		if err := a.checkSignature(text, signature); err != nil {
+			return nil, refuse("%s: %w", release.ManifestFile, err)
+		}
+	}
+	r, err := release.Parse(text)
+	if err != nil {
+		return nil, refusal{err}
+	}
+	return r, nil
+}
+
+// clockRange is how far ahead of the running image's date a clock is believed.
+const clockRange = 20 * 365 * 24 * time.Hour
+
+// checkSignature checks that the pinned key has signed.
+//
+// A machine's clock may be in 1970 or in 2100. It is believed from the date of the
+// running image on, for clockRange; any other counts as that date. And a signature
+// from the future is judged at the time it was made: that the clock is behind is
+// the likelier reason, and a key that signs ahead of time gains nothing. A key that
+// has expired by such a clock signs nothing any more: the release is refused.
+func (a *Agent) checkSignature(text, signature []byte) error {
+	key, err := pgp.ParseKey(a.contract.ReleaseKey)
+	if err != nil {
+		return err
+	}
+	built := a.contract.Date()
+	now := a.Now()
+	if now.Before(built) || now.After(built.Add(clockRange)) {
+		now = built
+	}
+	made, err := pgp.Created(signature)
+	if err != nil {
+		return err
+	}
+	if made.After(now) && made.Before(built.Add(clockRange)) {
+		now = made
+	}
+	if err := key.Verify(bytes.NewReader(text), signature, now); err != nil {
+		return fmt.Errorf("judged as of %s: %w", now.UTC().Format(time.DateOnly), err)
+	}
+	return nil
+}
+
+// checkFits refuses a release that is not meant for this machine.
+func (a *Agent) checkFits(note *stagedNote, r *release.Release) error {
+	floor := max(a.state.Floor, a.contract.Epoch)
+	switch {
+	case r.Version != note.Version:
+		return fmt.Errorf("%s is of version %s, want %s", release.ManifestFile, r.Version, note.Version)
+	case r.ImageID != a.contract.ImageID:
+		return fmt.Errorf("the release is of image %s, this machine's is %s", r.ImageID, a.contract.ImageID)
+	case r.Arch != a.contract.Arch:
+		return fmt.Errorf("the release is for %s, this machine's is %s", r.Arch, a.contract.Arch)
+	case r.Epoch < floor:
+		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, floor)
+	case r.SlotSize != a.contract.SlotSize:
+		return fmt.Errorf("the release wants slots of %d bytes, this machine's have %d", r.SlotSize, a.contract.SlotSize)
+	}
+	return nil
+}
+
+// readCandidate reads the UKI and checks that it is the release's.
+func (a *Agent) readCandidate(c *candidate) error {
+	file, _ := c.release.File(release.UKIFile)
+	var err error
+	if c.uki, err = a.checkedFile(c.release, file); err != nil {
+		return err
+	}
+	if c.contract, c.started, err = rootpart.Describe(c.uki); err != nil {
+		return refuse("%s: %w", release.UKIFile, err)
+	}
+	if err := c.release.Matches(c.contract); err != nil {
+		return refusal{err}
+	}
+	if !bytes.Equal(c.started[:], c.release.PCR11) {
+		return refuse("%s leaves %s in PCR 11, and %s says %x", release.UKIFile, c.started, release.ManifestFile, []byte(c.release.PCR11))
+	}
+	return nil
+}
+
+// checkedFile reads an EFI file of the release and compares its hashes.
+func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) {
+	if f.Size > enrol.MaxEFIFile {
+		return nil, refuse("%s has %d bytes, at most %d fit", f.Name, f.Size, enrol.MaxEFIFile)
+	}
+	b, err := a.releaseFile(r.Version, f.Name, f.Size)
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(b); !bytes.Equal(sum[:], f.SHA256) {
+		return nil, refuse("%s has SHA-256 %x, want %x", f.Name, sum, []byte(f.SHA256))
+	}
+	digest, err := authenticode.Digest(b)
+	if err != nil {
+		return nil, refuse("%s: %w", f.Name, err)
+	}
+	if !bytes.Equal(digest[:], f.Authenticode) {
+		return nil, refuse("%s has the image hash %x, want %x", f.Name, digest, []byte(f.Authenticode))
+	}
+	return b, nil
+}
+
+// checkContract refuses a system that this machine could not come back from, or
+// that asks less of it than the running one. Requirements stay: a release that
+// drops one would let whoever takes the machine's protection away go on, and one
+// that adds what the machine lacks would stop in its trial until somebody comes.
+func (a *Agent) checkContract(c *contract.Contract) error {
+	mine := a.contract
+	switch {
+	case !bytes.Equal(c.ReleaseKey, mine.ReleaseKey):
+		return errors.New("the release pins another release key")
+	case mine.SecureBoot == contract.Required && c.SecureBoot != contract.Required:
+		return errors.New("the release does without Secure Boot, which this machine requires")
+	case mine.TPM == contract.Required && c.TPM != contract.Required:
+		return errors.New("the release does without a TPM, which this machine requires")
+	case c.SecureBoot == contract.Required && !rootpart.OwnEnforced(a.firmware, mine.SecureBoot):
+		return errors.New("the release requires Secure Boot with this machine's own keys, which is off")
+	case c.TPM == contract.Required && (a.chip.err != nil || a.lock == nil || a.lock.Sealed == nil):
+		return errors.New("the release requires a TPM, and this machine's root partition is not bound to one")
+	case c.RootFileSystem != mine.RootFileSystem:
+		return fmt.Errorf("the release wants %s on the root partition, which has %s", c.RootFileSystem, mine.RootFileSystem)
+	}
+	return nil
+}
+
+// checkSlot checks that the slot's partitions have room for what the release says
+// is in them, and that the tree there is the release's. Its superblock is not
+// looked at: nothing is opened by what it says.
+func (a *Agent) checkSlot(c *candidate) error {
+	p := c.contract.VerityParams()
+	tree, err := verity.TreeSize(p.DataBlocks)
+	if err != nil {
+		return refusal{err}
+	}
+	for number, need := range map[int]int64{c.slot.SystemNumber(): c.contract.ImageSize, c.slot.VerityNumber(): tree} {
+		part, ok := a.table.ByNumber(number)
+		_, have := a.table.Bytes(part)
+		if !ok || have < need {
+			return refuse("partition %d of slot %s has %d bytes, the release needs %d", number, c.slot, have, need)
+		}
+	}
+	data, err := a.Disks.OpenPartition(a.disk, c.slot.SystemNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	hash, err := a.Disks.OpenPartition(a.disk, c.slot.VerityNumber(), false)
+	if err != nil {
+		return err
+	}
+	defer hash.Close()
+	// The last block of each: a disk that got smaller is found out here.
+	block := make([]byte, verity.BlockSize)
+	if _, err := data.ReadAt(block, c.contract.ImageSize-verity.BlockSize); err != nil {
+		return fmt.Errorf("read the end of slot %s: %w", c.slot, err)
+	}
+	if _, err := hash.ReadAt(block, tree-verity.BlockSize); err != nil {
+		return fmt.Errorf("read the end of slot %s's tree: %w", c.slot, err)
+	}
+	err = verity.CheckTop(data, hash, p, c.contract.Root())
+	if _, corrupt := errors.AsType[*verity.CorruptError](err); corrupt {
+		return refuse("slot %s does not hold the release: %w", c.slot, err)
+	}
+	return err
+}
+
+// checkManager checks the boot manager that the release brings.
+func (a *Agent) checkManager(r *release.Release) error {
+	file, _ := r.File(release.BootManagerFile)
+	_, err := a.checkedFile(r, file)
+	return err
+}
+
+// deedKey is the key that signs the root partition's deed; nil where there is none.
+func deedKey(keys *secureboot.KeySet) *rsa.PrivateKey {
+	if keys == nil {
+		return nil
+	}
+	return keys.DB.Key
+}

@@ -1,0 +1,196 @@
+package rootpart
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/initagent/enrol"
+)
+
+// A Fallback is a system besides the running one that can be started.
+type Fallback struct {
+	Name   bls.Name
+	Boot   policy.Boot // as it will be
+	Branch policy.Branch
+}
+
+// Fallbacks finds the systems that a machine whose owner accepts it must not
+// lose: a record with the running system alone would make every rollback ask for
+// the recovery key.
+type Fallbacks struct {
+	Table    *gpt.Table
+	Running  *contract.Contract
+	Boot     policy.Boot // the running system's
+	Firmware enrol.State
+	Old      *policy.Record // that is to be replaced; nil where it cannot be read
+	Known    []policy.Boot  // earlier boots that were good
+	Say      func(format string, args ...any)
+}
+
+// Find looks at the UKIs on the ESP. Anybody can put one there, so one counts
+// only when a slot holds its content, it is not under the floor, and it is known
+// to be this machine's own: the old record has its version, where there is one,
+// and it is signed by this machine's key, or, where that means nothing, the old
+// record had this very UKI.
+func (q Fallbacks) Find(files fs.FS) ([]Fallback, error) {
+	entries, err := fs.ReadDir(files, bls.Folder)
+	if err != nil {
+		return nil, err
+	}
+	var out []Fallback
+	for _, e := range entries {
+		n, err := bls.Parse(e.Name())
+		if err != nil || n.Bad() || n.ImageID != q.Running.ImageID || n.Version == q.Running.Version {
+			continue
+		}
+		f, err := q.look(files, n)
+		if err != nil {
+			q.Say("%s is not taken along: %v", n, err)
+			continue
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func (q Fallbacks) look(files fs.FS, n bls.Name) (Fallback, error) {
+	image, err := ReadUKI(files, n)
+	if err != nil {
+		return Fallback{}, err
+	}
+	c, started, err := Describe(image)
+	if err != nil {
+		return Fallback{}, err
+	}
+	if c.ImageID != n.ImageID || c.Version != n.Version {
+		return Fallback{}, fmt.Errorf("it is %s %s inside", c.ImageID, c.Version)
+	}
+	if s, named := layout.FindSlot(q.Table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root())); !s.Valid() || !named {
+		return Fallback{}, errors.New("no slot holds its content")
+	}
+	if q.Old != nil && c.Epoch < q.Old.Floor {
+		return Fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, q.Old.Floor)
+	}
+	f := Fallback{Name: n, Boot: policy.Boot{PCR7: q.Boot.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}}
+	f.Branch = policy.Branch{Policy: f.Boot.Branch(), Version: uint64(c.Version), Epoch: c.Epoch}
+	return f, q.own(image, f)
+}
+
+// own reports why a UKI may be somebody else's.
+func (q Fallbacks) own(image []byte, f Fallback) error {
+	version := func(b policy.Branch) bool { return b.Version == f.Branch.Version }
+	if q.Old != nil && !slices.ContainsFunc(q.Old.Branches, version) {
+		return errors.New("the TPM's record does not have it")
+	}
+	if OwnEnforced(q.Firmware, q.Running.SecureBoot) {
+		return CheckStarts(image, q.Firmware, OwnCertificates(q.Firmware))
+	}
+	for _, known := range append(q.Known, q.Boot) {
+		b := policy.Boot{PCR7: known.PCR7, PCR11: f.Boot.PCR11}
+		if q.Old != nil && q.Old.Allows(&b) {
+			return nil
+		}
+	}
+	return errors.New("nothing shows that it is this machine's own")
+}
+
+// ReadUKI reads a UKI of the ESP.
+func ReadUKI(files fs.FS, n bls.Name) ([]byte, error) {
+	name := path.Join(bls.Folder, n.String())
+	info, err := fs.Stat(files, name)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > enrol.MaxEFIFile {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enrol.MaxEFIFile)
+	}
+	return fs.ReadFile(files, name)
+}
+
+// Describe returns a UKI's boot contract, and what it leaves in PCR 11 before the
+// kernel starts. It looks at no signature.
+func Describe(image []byte) (*contract.Contract, pcr.Digest, error) {
+	parsed, err := uki.Parse(image)
+	if err != nil {
+		return nil, pcr.Digest{}, err
+	}
+	initrd, ok := parsed.Section(".initrd")
+	if !ok {
+		return nil, pcr.Digest{}, errors.New("it has no initramfs")
+	}
+	c, err := contract.FromInitrd(initrd)
+	if err != nil {
+		return nil, pcr.Digest{}, err
+	}
+	started, err := pcr.PredictUKI(parsed)
+	return c, started, err
+}
+
+// OwnCertificates are those of the firmware's db that are this machine's.
+func OwnCertificates(s enrol.State) []*x509.Certificate {
+	return slices.DeleteFunc(Certificates(s), func(c *x509.Certificate) bool {
+		return !strings.HasPrefix(c.Subject.CommonName, "HalogenOS ")
+	})
+}
+
+// CheckStarts reports why firmware in this state does not start an image: it is
+// signed by none of the certificates, or its hash or its signer is in dbx.
+func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) error {
+	signer, err := authenticode.Verify(image, certificates)
+	if err != nil {
+		return err
+	}
+	digest, err := authenticode.Digest(image)
+	if err != nil {
+		return err
+	}
+	for _, e := range s.DBX.Content {
+		switch {
+		case e.Type == secureboot.TypeSHA256 && slices.Equal(e.Data, digest[:]):
+			return fmt.Errorf("its hash %x is in the firmware's dbx", digest)
+		case e.Type == secureboot.TypeX509 && slices.Equal(e.Data, signer.Raw):
+			return fmt.Errorf("its signer %q is in the firmware's dbx", signer.Subject)
+		}
+	}
+	return nil
+}
+
+// Accepted returns the record of a machine that its owner accepts as it is, and
+// which boots besides the running one it allows. Where there is no old record to
+// say how low an epoch may be, it is the running system's that does, unless that
+// is on trial: its fallback must not be shut out before it has proven itself.
+func (q Fallbacks) Accepted(volumeKey []byte, trial bool, others []Fallback) (*policy.Record, []policy.Boot) {
+	r := &policy.Record{Floor: q.Running.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{
+		{Policy: q.Boot.Branch(), Version: uint64(q.Running.Version), Epoch: q.Running.Epoch},
+	}}
+	if trial && q.Old == nil {
+		for _, o := range others {
+			r.Floor = min(r.Floor, o.Branch.Epoch)
+		}
+	}
+	var boots []policy.Boot
+	floor := r.Floor
+	if q.Old != nil {
+		floor = q.Old.Floor // which the record gets when it is written
+	}
+	for _, o := range others {
+		if o.Branch.Epoch >= floor && len(r.Branches) < policy.MaxBranches {
+			r.Branches, boots = append(r.Branches, o.Branch), append(boots, o.Boot)
+		}
+	}
+	return r, boots
+}
