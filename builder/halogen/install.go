@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -25,11 +26,14 @@ import (
 )
 
 const installSummary = `usage: halogen install --disk DISK [OPTION]... SOURCE
+       halogen install [OPTION]... [SOURCE]
        halogen install --list
 
 Installs a release on a disk, from any Linux that was started by UEFI, without
 any tool of it. SOURCE is a release archive, a folder that 'halogen build'
-left, or the address of an image's folder on a release server.
+left, or the address of an image's folder on a release server; by default the
+folder 'release' beside the program, as an installer stick has it. Without
+--disk, on a terminal, the disk is chosen from a list.
 
 Everything on the disk is lost. The program shows what it found and asks for
 the disk's name to be typed; --yes with the disk's serial number does without.
@@ -61,12 +65,40 @@ func (c command) install(ctx context.Context, args []string) error {
 		return err
 	case o.list && len(rest) == 0:
 		return c.listDisks(o.json)
-	case len(rest) != 1:
+	case len(rest) > 1:
 		return c.misused(f, "want one SOURCE, have %d", len(rest))
-	case o.disk == "":
+	case o.disk == "" && (o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin)):
 		return c.misused(f, "--disk is missing")
 	}
-	return c.installFrom(ctx, rest[0], o)
+	from, err := c.sourceOr(rest)
+	switch {
+	case err != nil:
+		return err
+	case o.disk == "":
+		return c.installByScreen(ctx, from, o)
+	}
+	return c.installFrom(ctx, from, o)
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// sourceOr returns the source that was named, or the one beside the program.
+func (c command) sourceOr(rest []string) (string, error) {
+	if len(rest) == 1 {
+		return rest[0], nil
+	}
+	self, err := c.executable()
+	if err != nil {
+		return "", fmt.Errorf("find the folder of the program: %w", err)
+	}
+	beside := filepath.Join(filepath.Dir(self), "release")
+	if _, err := os.Stat(beside); err != nil {
+		return "", fmt.Errorf("no SOURCE was named, and there is none beside the program: %w", err)
+	}
+	return beside, nil
 }
 
 func (c command) listDisks(asJSON bool) error {
@@ -115,11 +147,13 @@ func (c command) installFrom(ctx context.Context, from string, o installFlags) (
 	if err := c.consent(disk, o.yes); err != nil {
 		return err
 	}
-	if err := c.write(ctx, plan, source, ids); err != nil {
+	if err := c.write(ctx, plan, source, ids, c.rate()); err != nil {
 		return err
 	}
 	if !o.another && !o.no {
-		c.addBootEntry(machine, plan.Table)
+		if err := addBootEntry(machine, plan.Table); err != nil {
+			fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
+		}
 	}
 	c.nextSteps(plan)
 	return nil
@@ -223,13 +257,7 @@ func (c command) showPlan(p *install.Plan) {
 		}
 	}
 	for _, f := range p.Findings {
-		word := "note    "
-		if f.Fatal {
-			word = "REFUSED "
-		} else if f.Erases {
-			word = "ERASES  "
-		}
-		fmt.Fprintf(c.stdout, "%s %s\n", word, f.Text)
+		fmt.Fprintf(c.stdout, "%s %s\n", f.Word(), f.Text)
 	}
 }
 
@@ -241,7 +269,7 @@ func (c command) consent(d install.Disk, serial string) error {
 		}
 		return nil
 	}
-	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil {
+	if !isTerminal(os.Stdin) {
 		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q)", d.Path, d.Serial)
 	}
 	fmt.Fprintf(c.stdout, "Everything on %s will be lost. Type its name to go on: ", d.Path)
@@ -255,13 +283,13 @@ func (c command) consent(d install.Disk, serial string) error {
 	return nil
 }
 
-func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs) (err error) {
+func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs, progress install.Progress) (err error) {
 	device, err := install.Open(p.Disk.Path)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
-	if err := install.Install(ctx, device, p.Table, s, ids, c.rate()); err != nil {
+	if err := install.Install(ctx, device, p.Table, s, ids, progress); err != nil {
 		return fmt.Errorf("%w; %s has no partition table now and can be installed again", err, p.Disk.Path)
 	}
 	if err := device.Reread(); err != nil {
@@ -295,23 +323,16 @@ func (c command) rate() install.Progress {
 	}
 }
 
-func (c command) addBootEntry(l install.Linux, t *gpt.Table) {
+// addBootEntry names the disk in the firmware's boot order. Without an entry the
+// firmware finds the disk by its removable path.
+func addBootEntry(l install.Linux, t *gpt.Table) error {
 	esp, _ := t.ByNumber(layout.ESPNumber)
-	option := bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\EFI\systemd\systemd-bootx64.efi`)
-	if err := l.AddBootEntry(option); err != nil {
-		fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
-	}
+	return l.AddBootEntry(bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\EFI\systemd\systemd-bootx64.efi`))
 }
 
 func (c command) nextSteps(p *install.Plan) {
 	fmt.Fprintf(c.stdout, "\n%s is installed on %s. What next:\n", p.Release.ImageID, p.Disk.Path)
-	steps := []string{"take the live medium out and restart"}
-	if !p.Machine.SetupMode {
-		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled")
-	}
-	steps = append(steps, "set a password in the firmware's setup",
-		"the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
-	for i, s := range steps {
+	for i, s := range p.Next() {
 		fmt.Fprintf(c.stdout, "  %d. %s\n", i+1, s)
 	}
 }

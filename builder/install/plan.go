@@ -47,19 +47,31 @@ type Finding struct {
 	Text   string `json:"text"`
 }
 
+// Word says of what kind a finding is, in eight characters.
+func (f Finding) Word() string {
+	switch {
+	case f.Fatal:
+		return "REFUSED "
+	case f.Erases:
+		return "ERASES  "
+	}
+	return "note    "
+}
+
 // A Plan is an installation before anything is written.
 type Plan struct {
 	Disk     Disk             `json:"disk"`
 	Release  *release.Release `json:"release"`
 	Machine  Facts            `json:"machine"`
 	Table    *gpt.Table       `json:"-"`
+	IDs      IDs              `json:"-"`
 	Findings []Finding        `json:"findings"`
 }
 
 // NewPlan decides. another is set when the disk is meant for another machine
 // than the one that writes it, so that this one's firmware does not matter.
 func NewPlan(s *Source, d Disk, m Facts, ids IDs, another bool) *Plan {
-	p := &Plan{Disk: d, Release: s.ESP.Release, Machine: m}
+	p := &Plan{Disk: d, Release: s.ESP.Release, Machine: m, IDs: ids}
 	p.checkDisk(s, ids)
 	if !another {
 		p.checkMachine(s.Contract)
@@ -148,4 +160,14 @@ func room(t *gpt.Table, slotSize int64) error {
 		return fmt.Errorf("the disk is too small for two slots of %d MiB and a root partition: %w", slotSize>>20, err)
 	}
 	return nil
+}
+
+// Next says what a person does after the installation.
+func (p *Plan) Next() []string {
+	steps := []string{"take the medium out that you installed from, and restart"}
+	if !p.Machine.SetupMode {
+		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled")
+	}
+	return append(steps, "set a password in the firmware's setup",
+		"the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
 }

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"halogenos.internal/builder/install"
+	"halogenos.internal/builder/install/screen"
+)
+
+// installByScreen lets the disk be chosen from a list.
+func (c command) installByScreen(ctx context.Context, from string, o installFlags) error {
+	b := &screenBackend{command: c, from: from, flags: o, machine: install.Running()}
+	source, closeSource, err := openSource(ctx, from, o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	b.source = source
+	err = screen.Run(ctx, b, nil)
+	return errors.Join(err, closeSource())
+}
+
+// screenBackend is what the text interface shows and starts.
+type screenBackend struct {
+	command
+	from    string
+	flags   installFlags
+	machine install.Linux
+	source  *install.Source // for what it says of itself; its image is not read
+}
+
+// Release implements screen.Backend.
+func (b *screenBackend) Release() string {
+	r := b.source.ESP.Release
+	return r.ImageID + " " + r.Version.String()
+}
+
+// Disks implements screen.Backend.
+func (b *screenBackend) Disks() ([]install.Disk, error) { return b.machine.Disks() }
+
+// Plan implements screen.Backend.
+func (b *screenBackend) Plan(d install.Disk) (*install.Plan, error) {
+	ids, err := install.RandomIDs(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	now, err := b.machine.Disk(d.Path) // it may have been mounted meanwhile
+	if err != nil {
+		return nil, err
+	}
+	return install.NewPlan(b.source, now, b.machine.Facts(), ids, b.flags.another), nil
+}
+
+// Install implements screen.Backend. Each installation reads the source anew.
+func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress install.Progress) (err error) {
+	source, closeSource, err := openSource(ctx, b.from, b.flags)
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.from, err)
+	}
+	defer func() { err = errors.Join(err, closeSource()) }()
+	if err := b.write(ctx, p, source, p.IDs, progress); err != nil {
+		return err
+	}
+	if b.flags.another || b.flags.no {
+		return nil
+	}
+	progress("boot entry of the firmware", 0, 0)
+	_ = addBootEntry(b.machine, p.Table) // the removable path does without
+	return nil
+}
+
+// Next implements screen.Backend.
+func (b *screenBackend) Next(p *install.Plan) []string { return p.Next() }

@@ -1,0 +1,211 @@
+package screen
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gdamore/tcell/v2"
+
+	"halogenos.internal/builder/install"
+)
+
+// fake is a machine with these disks.
+type fake struct {
+	disks     []install.Disk
+	findings  []install.Finding
+	fails     error
+	installed chan string
+}
+
+func (f *fake) Release() string                { return "test 7" }
+func (f *fake) Disks() ([]install.Disk, error) { return f.disks, nil }
+func (f *fake) Plan(d install.Disk) (*install.Plan, error) {
+	return &install.Plan{Disk: d, Findings: f.findings}, nil
+}
+
+func (f *fake) Install(_ context.Context, p *install.Plan, progress install.Progress) error {
+	progress("writing", 1<<20, 2<<20)
+	progress("writing", 2<<20, 2<<20)
+	f.installed <- p.Disk.Path
+	return f.fails
+}
+
+func (f *fake) Next(*install.Plan) []string { return []string{"restart the machine"} }
+
+// terminal has 80 by 24 characters and remembers what it showed last.
+type terminal struct {
+	tcell.SimulationScreen
+	mu    sync.Mutex
+	shown string
+}
+
+func (s *terminal) Init() error {
+	err := s.SimulationScreen.Init()
+	s.SetSize(80, 24)
+	return err
+}
+
+func (s *terminal) Show() {
+	s.SimulationScreen.Show()
+	var out strings.Builder
+	for y := range 24 {
+		out.WriteByte('\n')
+		for x := range 80 {
+			r, _, _, _ := s.GetContent(x, y)
+			out.WriteRune(r)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shown = out.String()
+}
+
+// person is somebody at a terminal.
+type person struct {
+	t      *testing.T
+	screen *terminal
+	result chan error
+}
+
+func start(t *testing.T, b Backend) *person {
+	t.Helper()
+	p := &person{t, &terminal{SimulationScreen: tcell.NewSimulationScreen("UTF-8")}, make(chan error, 1)}
+	go func() { p.result <- Run(t.Context(), b, p.screen) }()
+	return p
+}
+
+func (p *person) seen() string {
+	p.screen.mu.Lock()
+	defer p.screen.mu.Unlock()
+	return p.screen.shown
+}
+
+// sees waits until the terminal shows a text.
+func (p *person) sees(want string) {
+	p.t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if strings.Contains(p.seen(), want) {
+			return
+		}
+	}
+	p.t.Fatalf("the terminal never shows %q:%s", want, p.seen())
+}
+
+func (p *person) types(text string) {
+	for _, r := range text {
+		p.screen.InjectKey(tcell.KeyRune, r, 0)
+	}
+}
+
+func (p *person) presses(keys ...tcell.Key) {
+	for _, k := range keys {
+		p.screen.InjectKey(k, 0, 0)
+	}
+}
+
+func (p *person) ends() error {
+	p.t.Helper()
+	select {
+	case err := <-p.result:
+		return err
+	case <-time.After(10 * time.Second):
+		p.t.Fatalf("the interface does not end:%s", p.seen())
+		return nil
+	}
+}
+
+func twoDisks() *fake {
+	return &fake{installed: make(chan string, 1), disks: []install.Disk{
+		{Path: "/dev/sda", Model: "Small", SectorSize: 512, Sectors: 1 << 22, Contents: []string{"an ext file system"}},
+		{Path: "/dev/nvme0n1", Model: "Large", Serial: "X9", SectorSize: 4096, Sectors: 1 << 26},
+	}}
+}
+
+func TestInstalls(t *testing.T) {
+	f := twoDisks()
+	f.findings = []install.Finding{{Text: "Secure Boot is not in Setup Mode"}}
+	p := start(t, f)
+	p.sees("holds an ext file system")
+	p.sees("/dev/nvme0n1  274.9 GB  Large X9")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("Everything on /dev/nvme0n1 will be lost")
+	p.sees("Secure Boot is not in Setup Mode")
+	p.types("sda")
+	p.presses(tcell.KeyEnter)
+	p.sees("That was not nvme0n1")
+	if len(f.installed) > 0 {
+		t.Fatal("installed on the name of another disk")
+	}
+	p.types("nvme0n1")
+	p.presses(tcell.KeyEnter)
+	p.sees("1. restart the machine")
+	if got := <-f.installed; got != "/dev/nvme0n1" {
+		t.Errorf("installed on %s", got)
+	}
+	p.presses(tcell.KeyEnter)
+	if err := p.ends(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	f := twoDisks()
+	f.findings = []install.Finding{{Fatal: true, Text: "this machine has no TPM 2.0"}}
+	p := start(t, f)
+	p.sees("which disk?")
+	p.presses(tcell.KeyEnter)
+	p.sees("This disk cannot be installed to")
+	p.sees("this machine has no TPM 2.0")
+	p.presses(tcell.KeyEnter)
+	p.sees("which disk?")
+	p.presses(tcell.KeyEscape)
+	if err := p.ends(); !errors.Is(err, ErrLeft) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestFails(t *testing.T) {
+	f := twoDisks()
+	f.fails = errors.New("write system image: no space [red]left")
+	p := start(t, f)
+	p.sees("which disk?")
+	p.presses(tcell.KeyEnter)
+	p.sees("Type the disk's name")
+	p.types("/dev/sda")
+	p.presses(tcell.KeyEnter)
+	p.sees("no space [red]left")
+	p.sees("it can be installed again")
+	p.presses(tcell.KeyEnter)
+	if err := p.ends(); err == nil || !errors.Is(err, f.fails) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestNoDisk(t *testing.T) {
+	p := start(t, &fake{})
+	p.sees("No disk was found")
+	p.presses(tcell.KeyEnter)
+	if err := p.ends(); !errors.Is(err, ErrLeft) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestMeter(t *testing.T) {
+	m, now := newMeter(), time.Unix(1000, 0)
+	m.at(now, "writing", 0, 100<<20)
+	if _, changed := m.at(now.Add(time.Millisecond), "writing", 1<<20, 100<<20); changed {
+		t.Error("drawn again after a millisecond")
+	}
+	lines, _ := m.at(now.Add(10*time.Second), "writing", 25<<20, 100<<20)
+	if !strings.Contains(lines, " 25 %  25 of 100 MiB, 30s left") {
+		t.Errorf("lines %q", lines)
+	}
+	lines, _ = m.at(now.Add(11*time.Second), "reading", 0, 0)
+	if lines != "writing: done\nreading ..." {
+		t.Errorf("lines %q", lines)
+	}
+}
