@@ -1,0 +1,167 @@
+// Package fetch brings a release into a slot: the system image straight into its
+// partition, the small files into a folder.
+//
+// It refuses every byte that the signed release.json does not vouch for, writes
+// nowhere else than it was told, and holds a bounded amount of memory whatever
+// the release and the server are like. It needs no privileges but the open
+// files it is given.
+//
+// There is no list of what was done so far. What a slot holds is compared with
+// the block index each time, so that neither a power cut nor a kill leaves
+// anything to be wrong about: a block that is in place is never fetched again,
+// and one that is not is never taken for it.
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/server"
+)
+
+const (
+	// parallel is how many ranges are in flight.
+	parallel = 4
+	// maxRange and maxGap bound a request: its bytes, and the bytes that are
+	// fetched in vain to save another one.
+	maxRange = 512 << 10
+	maxGap   = 8 << 10
+)
+
+// Phase says what is going on.
+type Phase string
+
+// The phases.
+const (
+	Checking  Phase = "checking"  // what is there already
+	Copying   Phase = "copying"   // from the running system's slot
+	Fetching  Phase = "fetching"  // from the server
+	Verifying Phase = "verifying" // building the verity tree
+)
+
+// Progress is how far a phase of a file is, in bytes.
+type Progress struct {
+	Phase   Phase  `json:"phase"`
+	File    string `json:"file"`
+	Done    int64  `json:"done"`
+	Total   int64  `json:"total"`
+	Fetched int64  `json:"fetched"` // from the server so far, of all files
+}
+
+// A Result says where the release came from, in bytes.
+type Result struct {
+	Fetched int64 `json:"fetched"` // from the server
+	Copied  int64 `json:"copied"`  // from the running system
+	Kept    int64 `json:"kept"`    // were in place
+}
+
+// A Source is what the machine has of the release before: the content of its
+// other slot. What is copied is checked like what is fetched.
+type Source struct {
+	System, Tree io.ReaderAt
+	Blocks       uint64
+	Salt         []byte
+	// UKI opens the running UKI; nil where there is none to be had.
+	UKI func() (io.ReadCloser, int64, error)
+}
+
+// A Job is one release to be brought into one slot.
+type Job struct {
+	Server  server.Transport
+	Archive string // its name on the server
+	Found   *Found
+	Self    *offer.Self
+	Folder  *os.Root // that the small files go to
+	System  block.Device
+	Tree    block.Device
+	Source  *Source // nil: everything is fetched
+	// Progress and Note may be called by several goroutines.
+	Progress func(Progress)
+	Note     func(text string)
+
+	head   *archive.Head
+	index  *blockindex.Index
+	meter  meter
+	result Result
+}
+
+// Run brings the release into the slot. When it has returned without error, all
+// of it is there, flushed, and has the root hash that was signed.
+func (j *Job) Run(ctx context.Context) (Result, error) {
+	var err error
+	if j.head, err = j.Found.head(j.Self); err != nil {
+		return Result{}, err
+	}
+	// What is left of another release must not be taken for this one's.
+	if err := j.tidy(); err != nil {
+		return Result{}, err
+	}
+	if j.Found.Ranges {
+		err = j.byRanges(ctx)
+	} else {
+		err = j.byStream(ctx)
+	}
+	if err == nil {
+		err = j.finish(ctx)
+	}
+	j.result.Fetched = j.meter.fetched.Load()
+	return j.result, err
+}
+
+// byRanges fetches only what the machine lacks.
+func (j *Job) byRanges(ctx context.Context) error {
+	if err := j.fetchIndex(ctx); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name  string
+		check func() error
+	}{{release.UKIFile, j.checkUKI}, {release.BootManagerFile, nil}} {
+		if err := j.smallFile(ctx, f.name, f.check); err != nil {
+			return err
+		}
+	}
+	return j.fill(ctx, release.ImageFile, j.System, j.imageSource(), true)
+}
+
+// checkUKI refuses a UKI of another key as soon as it is there, before the image
+// is fetched.
+func (j *Job) checkUKI() error {
+	f, err := j.Folder.Open(release.UKIFile)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return j.Self.UKI(j.head.Release, f)
+}
+
+// imageSource is what the image's blocks can be copied from.
+func (j *Job) imageSource() *source {
+	s := j.Source
+	if s == nil || s.System == nil || s.Tree == nil || string(s.Salt) != string(j.head.Release.Salt) {
+		return nil
+	}
+	return &source{r: s.System, have: func(ctx context.Context, p *blockindex.Plan) error { return p.HaveTree(ctx, s.Tree, s.Blocks) }}
+}
+
+// ErrOther says that the server has another archive than a moment ago.
+var ErrOther = errors.New("the server's archive is another one than a moment ago: it may be publishing; run this again later")
+
+// explain says what an error of the server's means here.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, server.ErrChanged):
+		return fmt.Errorf("%w (%w)", ErrOther, err)
+	case errors.Is(err, server.ErrSlow):
+		return fmt.Errorf("%w: what has arrived is kept; run this again later and it goes on from there", err)
+	}
+	return err
+}

@@ -1,0 +1,94 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/verity"
+)
+
+// finish makes the verity tree and compares the root hash with the signed one.
+// Where it differs, the blocks that are not right are named and fetched once
+// more. The description goes into the folder last: where it is, all is.
+func (j *Job) finish(ctx context.Context) error {
+	root, err := j.tree(ctx)
+	if err != nil {
+		return err
+	}
+	want := verity.Root(j.head.Release.RootHash)
+	if root != want {
+		if err := j.again(ctx, root, want); err != nil {
+			return err
+		}
+		if root, err = j.tree(ctx); err != nil {
+			return err
+		}
+	}
+	if root != want {
+		return fmt.Errorf("system image has the root hash %s after it was fetched again, want %s: the disk does not keep what is written to it", root, want)
+	}
+	if len(j.head.Signature) > 0 {
+		if err := j.keep(archive.SignatureFile, j.head.Signature); err != nil {
+			return err
+		}
+	}
+	return j.keep(release.ManifestFile, j.head.Description)
+}
+
+// tree generates the slot's verity tree from what the slot holds.
+func (j *Job) tree(ctx context.Context) (verity.Root, error) {
+	r := j.head.Release
+	s := j.step(Verifying, release.ImageFile, r.ImageSize)
+	dropCache(j.System)
+	root, err := verity.Generate(ctx, j.System, verity.Params{
+		DataBlocks: uint64(r.ImageSize) / verity.BlockSize,
+		Salt:       r.Salt,
+		UUID:       layout.VerityUUID(verity.Root(r.RootHash)),
+	}, j.Tree, func(done int64) { s.add(done - s.done.Load()) })
+	if err != nil {
+		return root, err
+	}
+	if err := j.Tree.Sync(); err != nil {
+		return root, fmt.Errorf("flush the verity tree: %w", err)
+	}
+	return root, nil
+}
+
+// again names the blocks that are not what the index says and fetches them.
+func (j *Job) again(ctx context.Context, got, want verity.Root) error {
+	file, ok := j.index.File(release.ImageFile)
+	if !ok {
+		return fmt.Errorf("block index has no file %s", release.ImageFile)
+	}
+	plan, err := j.plan(ctx, file, j.System)
+	if err != nil {
+		return err
+	}
+	var wrong []string
+	count := 0
+	for i := range file.Blocks() {
+		if plan.Wanted(i) {
+			if count++; count <= 8 {
+				wrong = append(wrong, fmt.Sprint(i))
+			}
+		}
+	}
+	for first, blocks := range plan.Zeros() {
+		count += blocks
+		wrong = append(wrong, fmt.Sprint(first))
+	}
+	if count == 0 {
+		return fmt.Errorf("system image has the root hash %s, want %s, though each block is as %s says: the release contradicts itself, tell its distributor", got, want, release.IndexFile)
+	}
+	j.note("%d blocks of %d bytes are not what was written (block %s): fetching them once more", count, blockindex.BlockSize, strings.Join(wrong[:min(len(wrong), 8)], ", "))
+	if j.Found.Ranges {
+		return j.fill(ctx, release.ImageFile, j.System, nil, true)
+	}
+	_, err = j.stream(ctx)
+	return err
+}

@@ -1,0 +1,192 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"time"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/server"
+)
+
+// Found is what a server offers, as it was read. Whoever has it can judge it
+// again.
+type Found struct {
+	Manifest  []byte `json:"manifest,omitempty"` // empty: there is only an archive
+	Signature []byte `json:"signature,omitempty"`
+	// Archive is the name of the offered release's archive; empty when there is
+	// nothing to take.
+	Archive string `json:"archive,omitempty"`
+	Head    []byte `json:"head,omitempty"` // the archive's start, with its head in it
+	Tag     string `json:"tag,omitempty"`  // of the archive
+	Ranges  bool   `json:"ranges,omitempty"`
+}
+
+// head reads the archive's head, for whoever Self says it is.
+func (f *Found) head(self *offer.Self) (*archive.Head, error) {
+	return archive.ReadHead(bytes.NewReader(f.Head), self.Authenticate)
+}
+
+// Judge decides over what was found: from the bytes alone, so that nothing has
+// to be believed of whoever found it. The release is nil where the manifest
+// alone decides.
+func (f *Found) Judge(self *offer.Self) (offer.Decision, *archive.Head, offer.Seen, error) {
+	entry, channel, seen := manifest.Entry{}, self.Channel, self.Seen
+	if len(f.Manifest) > 0 {
+		m, now, err := self.Manifest(f.Manifest, f.Signature)
+		if err != nil {
+			return offer.Decision{}, nil, seen, err
+		}
+		seen = now
+		if entry, channel, err = m.Resolve(self.Channel); err != nil {
+			return offer.Decision{}, nil, seen, err
+		}
+		if d := self.ByVersion(entry, channel); d.Verdict != offer.Take || len(f.Head) == 0 {
+			return d, nil, seen, nil
+		}
+	}
+	head, err := f.head(self)
+	if err != nil {
+		return offer.Decision{}, nil, seen, fmt.Errorf("%s: %w", f.Archive, err)
+	}
+	if len(f.Manifest) == 0 {
+		entry = manifest.Entry{Version: head.Release.Version}
+	}
+	return self.ByRelease(head.Release, entry, channel), head, seen, nil
+}
+
+// settling is how often and how long a manifest that does not fit its signature
+// is waited for: somebody may be publishing.
+const settling = 4
+
+// Look asks a server what it offers. archiveName is that of an archive without a
+// manifest; empty is the usual case. wait is how long to wait before a manifest
+// is read again that does not fit its signature.
+func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName string, wait time.Duration) (*Found, error) {
+	if archiveName != "" {
+		f := &Found{Archive: archiveName}
+		return f, f.readHead(ctx, t, self)
+	}
+	folder, f, err := lookManifest(ctx, t, self)
+	for try := 1; errors.Is(err, offer.ErrUnsettled) && try < settling; try++ {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		folder, f, err = lookManifest(ctx, t, self)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, _, _, err := f.Judge(self)
+	if err != nil || d.Verdict != offer.Take {
+		return f, err
+	}
+	m, _, err := self.Manifest(f.Manifest, f.Signature)
+	if err != nil {
+		return nil, err
+	}
+	if m.PubKey != "" {
+		key, err := t.Get(ctx, path.Join(folder, m.PubKey), pgp.MaxKey)
+		if err != nil {
+			return nil, fmt.Errorf("the release key that the manifest names: %w", err)
+		}
+		if err := self.ServerKey(key); err != nil {
+			return nil, err
+		}
+	}
+	f.Archive = path.Join(folder, manifest.ArchiveName(d.Version))
+	return f, f.readHead(ctx, t, self)
+}
+
+// lookManifest reads the manifest and its signature. A folder may be the whole
+// server's or the image's alone.
+func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (folder string, f *Found, err error) {
+	f = new(Found)
+	for _, folder = range []string{self.Folder(), ""} {
+		f.Manifest, err = t.Get(ctx, path.Join(folder, manifest.FileName), manifest.MaxSize)
+		if !errors.Is(err, server.ErrNotFound) {
+			break
+		}
+	}
+	if errors.Is(err, server.ErrNotFound) {
+		return "", nil, fmt.Errorf("%s has no %s for %s: %w", t, manifest.FileName, self.Folder(), err)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	f.Signature, err = t.Get(ctx, path.Join(folder, manifest.SignatureName), pgp.MaxSignature)
+	if err != nil && !errors.Is(err, server.ErrNotFound) {
+		return "", nil, err
+	}
+	_, _, err = self.Manifest(f.Manifest, f.Signature)
+	return folder, f, err
+}
+
+// readHead reads the start of the archive until its head is whole and found to
+// be genuine.
+func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Self) error {
+	var err error
+	f.Ranges = true
+	part := make([]byte, 16<<10)
+	for err = io.ErrUnexpectedEOF; errors.Is(err, io.ErrUnexpectedEOF) && len(f.Head) < archive.MaxHead; {
+		n, info, failed := t.Range(ctx, f.Archive, part, int64(len(f.Head)), f.Tag)
+		if errors.Is(failed, server.ErrNoRanges) {
+			f.Ranges = false
+			return f.streamHead(ctx, t, self)
+		}
+		if failed != nil && !errors.Is(failed, io.EOF) {
+			return f.missing(failed)
+		}
+		f.Head, f.Tag = append(f.Head, part[:n]...), info.Tag
+		if _, err = f.head(self); err != nil && failed != nil {
+			break // the archive ends here
+		}
+		part = make([]byte, min(2*len(part), 1<<20))
+	}
+	return f.checkHead(self, err)
+}
+
+// streamHead reads the head from a server that sends only whole files.
+func (f *Found) streamHead(ctx context.Context, t server.Transport, self *offer.Self) error {
+	body, info, err := t.Open(ctx, f.Archive)
+	if err != nil {
+		return f.missing(err)
+	}
+	defer body.Close()
+	f.Tag = info.Tag
+	var read bytes.Buffer
+	_, err = archive.ReadHead(io.TeeReader(io.LimitReader(body, archive.MaxHead), &read), self.Authenticate)
+	f.Head = read.Bytes()
+	return f.checkHead(self, err)
+}
+
+// missing explains why an archive that a manifest names cannot be read.
+func (f *Found) missing(err error) error {
+	if errors.Is(err, server.ErrNotFound) {
+		return fmt.Errorf("the server offers %s and does not have it: it may be publishing; run this again later (%w)", f.Archive, err)
+	}
+	return explain(err)
+}
+
+// checkHead refuses an archive whose description lies in another one's place.
+func (f *Found) checkHead(self *offer.Self, err error) error {
+	if err == nil {
+		_, err = f.head(self)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s is not whole: it may be half uploaded; run this again later (%w)", f.Archive, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Archive, err)
+	}
+	return nil
+}

@@ -1,0 +1,328 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/release"
+)
+
+// Endings of files that are not complete.
+const (
+	partial = ".part"   // blocks of it are missing
+	packed  = ".packed" // as it lies in the archive
+)
+
+// own are all names that the fetcher writes.
+func own() []string {
+	return []string{
+		release.ManifestFile, archive.SignatureFile, release.UKIFile, release.BootManagerFile, release.IndexFile, release.IndexFile + packed,
+		release.UKIFile + partial, release.BootManagerFile + partial, release.IndexFile + partial, release.ManifestFile + partial, archive.SignatureFile + partial,
+	}
+}
+
+// tidy takes away what is no regular file, or belongs to another release: so
+// nothing that lies in the folder decides where anything is written.
+func (j *Job) tidy() error {
+	have, err := fs.ReadFile(j.Folder.FS(), release.ManifestFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	other := len(have) > 0 && !bytes.Equal(have, j.head.Description)
+	for _, name := range own() {
+		info, err := j.Folder.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().IsRegular() && !other {
+			continue
+		}
+		if err == nil {
+			err = j.Folder.RemoveAll(name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return j.syncFolder()
+}
+
+func (j *Job) syncFolder() error {
+	f, err := j.Folder.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// create opens a file of the folder's, new or as it is.
+func (j *Job) create(name string) (*os.File, error) {
+	return j.Folder.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+}
+
+// settle gives a complete file its name: cut before the rename, the part is
+// there, and after it the whole.
+func (j *Job) settle(f *os.File, from, name string) error {
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("flush %s: %w", name, err)
+	}
+	if err := j.Folder.Rename(from, name); err != nil {
+		return err
+	}
+	return j.syncFolder()
+}
+
+// whole reports whether a file of the folder's is the release's.
+func (j *Job) whole(name string) (bool, error) {
+	f, err := j.Folder.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return j.matches(f, name)
+}
+
+// matches compares a file with its description.
+func (j *Job) matches(f *os.File, name string) (bool, error) {
+	want, ok := j.head.Release.File(name)
+	info, err := f.Stat()
+	if err != nil || !ok || info.Size() != want.Size {
+		return false, err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, want.Size)); err != nil {
+		return false, fmt.Errorf("read %s: %w", name, err)
+	}
+	return bytes.Equal(sum.Sum(nil), want.SHA256), nil
+}
+
+// smallFile brings a file that is described in the index into the folder.
+func (j *Job) smallFile(ctx context.Context, name string, check func() error) error {
+	done, err := j.whole(name)
+	if err != nil {
+		return err
+	}
+	if !done {
+		if err := j.fillSmall(ctx, name); err != nil {
+			return err
+		}
+	}
+	if check != nil {
+		return check()
+	}
+	return nil
+}
+
+func (j *Job) fillSmall(ctx context.Context, name string) error {
+	want, _ := j.head.Release.File(name)
+	f, err := j.create(name + partial)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // a second time, where it was settled
+	if err := f.Truncate(want.Size); err != nil {
+		return err
+	}
+	from := j.runningUKI(name)
+	for try := 0; ; try++ {
+		if err := j.fill(ctx, name, f, from, true); err != nil {
+			return err
+		}
+		good, err := j.matches(f, name)
+		if err != nil {
+			return err
+		}
+		if good {
+			return j.settle(f, name+partial, name)
+		}
+		if try == 1 {
+			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", name, release.ManifestFile, release.IndexFile)
+		}
+		from = nil
+	}
+}
+
+// runningUKI is what blocks of the new UKI can be copied from.
+func (j *Job) runningUKI(name string) *source {
+	if name != release.UKIFile || j.Source == nil || j.Source.UKI == nil {
+		return nil
+	}
+	r := &rereader{open: j.Source.UKI}
+	return &source{r: r, have: func(ctx context.Context, p *blockindex.Plan) error {
+		body, size, err := j.Source.UKI()
+		if err != nil {
+			return err
+		}
+		if err := body.Close(); err != nil {
+			return err
+		}
+		return p.HaveContent(ctx, r, min(size, maxUKI), j.head.Release.Salt)
+	}}
+}
+
+// maxUKI bounds what is read of the running UKI, in bytes.
+const maxUKI = 512 << 20
+
+// A rereader reads at places of what can only be read front to back, as long as
+// they do not lie too far apart.
+type rereader struct {
+	open  func() (io.ReadCloser, int64, error)
+	body  io.ReadCloser
+	at    int64
+	again int
+}
+
+// maxAgain bounds how often it is read from the start.
+const maxAgain = 64
+
+// ReadAt implements io.ReaderAt.
+func (r *rereader) ReadAt(p []byte, off int64) (int, error) {
+	if r.body == nil || off < r.at {
+		if r.again++; r.again > maxAgain {
+			return 0, errors.New("read from the start too often")
+		}
+		if r.body != nil {
+			if err := r.body.Close(); err != nil {
+				return 0, err
+			}
+		}
+		body, _, err := r.open()
+		if err != nil {
+			return 0, err
+		}
+		r.body, r.at = body, 0
+	}
+	skipped, err := io.CopyN(io.Discard, r.body, off-r.at)
+	r.at += skipped
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.ReadFull(r.body, p)
+	r.at += int64(n)
+	return n, err
+}
+
+// fetchIndex brings the block index. Whatever arrived of it is kept.
+func (j *Job) fetchIndex(ctx context.Context) error {
+	if ok, err := j.loadIndex(); ok || err != nil {
+		return err
+	}
+	place, ok := j.head.Place(release.IndexFile)
+	if !ok {
+		return fmt.Errorf("%s names no %s", release.ManifestFile, release.IndexFile)
+	}
+	for try := 0; ; try++ {
+		err := j.downloadIndex(ctx, place)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errDamaged) || try == 1 {
+			return err
+		}
+		if err := j.Folder.Remove(release.IndexFile + packed); err != nil {
+			return err
+		}
+	}
+}
+
+// loadIndex reads the index that is there already.
+func (j *Job) loadIndex() (bool, error) {
+	want, _ := j.head.Release.File(release.IndexFile)
+	f, err := j.Folder.Open(release.IndexFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	raw := make([]byte, want.Size)
+	if _, err := io.ReadFull(f, raw); err != nil {
+		return false, nil // too short: it is fetched again
+	}
+	index, err := j.head.Index(raw)
+	if err != nil {
+		return false, nil // damaged: likewise
+	}
+	j.index = index
+	return true, nil
+}
+
+func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
+	f, err := j.create(release.IndexFile + packed)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	have := min(info.Size(), place.Packed)
+	s := j.step(Fetching, release.IndexFile, place.Packed)
+	s.add(have)
+	buffer := make([]byte, maxRange)
+	for have < place.Packed {
+		b := buffer[:min(maxRange, place.Packed-have)]
+		if err := j.read(ctx, b, place.Offset+have); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(b, have); err != nil {
+			return fmt.Errorf("%s: %w", release.IndexFile, err)
+		}
+		have += int64(len(b))
+		s.add(int64(len(b)))
+	}
+	content, err := j.head.Content(io.NewSectionReader(f, 0, place.Packed), release.IndexFile)
+	if err != nil {
+		return err
+	}
+	if err := j.keepIndex(content); err != nil {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return j.Folder.Remove(release.IndexFile + packed)
+}
+
+// keepIndex reads the index and puts it into the folder.
+func (j *Job) keepIndex(content io.Reader) error {
+	want, _ := j.head.Release.File(release.IndexFile)
+	raw := make([]byte, want.Size)
+	if _, err := io.ReadFull(content, raw); err != nil {
+		return err
+	}
+	if n, err := content.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s does not end where it should: %w", release.IndexFile, err)
+	}
+	if err := j.keep(release.IndexFile, raw); err != nil {
+		return err
+	}
+	index, err := j.head.Index(raw)
+	j.index = index
+	return err
+}
+
+// keep puts a file into the folder.
+func (j *Job) keep(name string, content []byte) error {
+	f, err := j.create(name + partial)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.Write(content); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return j.settle(f, name+partial, name)
+}

@@ -1,0 +1,102 @@
+package offer
+
+import (
+	"fmt"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/verity"
+)
+
+// Verdict is what becomes of an offer.
+type Verdict string
+
+// The verdicts.
+const (
+	Take    Verdict = "take"
+	Current Verdict = "current" // nothing newer is offered
+	Later   Verdict = "later"   // it is not this machine's turn
+	Refuse  Verdict = "refuse"
+)
+
+// A Decision is a verdict, and the reason with the way out of it.
+type Decision struct {
+	Verdict Verdict          `json:"verdict"`
+	Version contract.Version `json:"version,omitempty"` // that is offered
+	Reason  string           `json:"reason"`
+}
+
+// Refused is a Decision that is an error to whoever wanted the release.
+type Refused struct{ Decision }
+
+// Error implements error.
+func (r *Refused) Error() string { return r.Reason }
+
+// Err is the decision as an error; nil unless it is a refusal.
+func (d Decision) Err() error {
+	if d.Verdict == Refuse {
+		return &Refused{d}
+	}
+	return nil
+}
+
+// ByVersion decides over a version that a channel offers, before anything of
+// it is fetched.
+func (s *Self) ByVersion(e manifest.Entry, channel manifest.Channel) Decision {
+	d := Decision{Verdict: Refuse, Version: e.Version}
+	running := s.Running.Version
+	why, failed := s.Failed[e.Version]
+	switch {
+	case e.Version == running:
+		d.Verdict, d.Reason = Current, fmt.Sprintf("version %s, the newest of channel %s, is running", running, channel)
+	case e.Version < running:
+		d.Verdict = Current
+		d.Reason = fmt.Sprintf("channel %s offers version %s, older than %s, which is running: a version that is not newer is never taken; there is nothing to do until a newer one is released", channel, e.Version, running)
+	case failed:
+		d.Reason = fmt.Sprintf("version %s has failed on this machine (%s) and is not tried again: the next release will be", e.Version, why)
+	case !s.Impatient && !e.Includes(s.Machine):
+		d.Verdict = Later
+		d.Reason = fmt.Sprintf("version %s goes to %d %% of the machines first, and it is not this one's turn: wait, or take it at once with --now", e.Version, e.Percent)
+	default:
+		d.Verdict, d.Reason = Take, fmt.Sprintf("version %s is newer than %s, which is running", e.Version, running)
+	}
+	return d
+}
+
+// ByRelease decides over a release whose signature was checked, offered as
+// that version.
+func (s *Self) ByRelease(r *release.Release, e manifest.Entry, channel manifest.Channel) Decision {
+	d := Decision{Verdict: Refuse, Version: e.Version}
+	running := s.Running
+	switch {
+	case r.ImageID != running.ImageID:
+		d.Reason = fmt.Sprintf("release is of the image %s, and this machine runs %s: another image is another installation", r.ImageID, running.ImageID)
+	case r.Arch != running.Arch:
+		d.Reason = fmt.Sprintf("release is for %s machines, and this one is %s", r.Arch, running.Arch)
+	case r.Version != e.Version:
+		d.Reason = fmt.Sprintf("archive of version %s holds version %s: the server mixes releases, tell its distributor", e.Version, r.Version)
+	case r.Epoch < max(s.Floor, running.Epoch):
+		d.Reason = fmt.Sprintf("version %s has epoch %d, and this machine's floor is %d: its keys would stay locked; only a release of a higher epoch can follow", r.Version, r.Epoch, max(s.Floor, running.Epoch))
+	default:
+		if d.Reason = s.fits(r); d.Reason == "" {
+			return s.ByVersion(e, channel)
+		}
+	}
+	return d
+}
+
+// fits says why a release does not fit into its slot.
+func (s *Self) fits(r *release.Release) string {
+	tree, err := verity.TreeSize(uint64(r.ImageSize) / verity.BlockSize)
+	switch {
+	case err != nil:
+		return err.Error()
+	case s.SlotSize != 0 && r.ImageSize > s.SlotSize:
+		return fmt.Sprintf("system image has %d MiB, and this machine's slots have %d: install it anew with larger ones", layout.AlignUp(r.ImageSize)>>20, s.SlotSize>>20)
+	case s.TreeSize != 0 && tree > s.TreeSize:
+		return fmt.Sprintf("verity tree takes %d MiB, and this machine's partition for it has %d: install it anew with larger slots", layout.AlignUp(tree)>>20, s.TreeSize>>20)
+	}
+	return ""
+}

@@ -1,0 +1,218 @@
+// Package offer judges what a server offers: whether it is genuine and whether
+// this machine takes it.
+//
+// It refuses whatever the machine's pinned key did not sign, and everything
+// older than what the machine has or has tried in vain. All of it works on
+// bytes that others have fetched: nothing here reads a network, a disk or a
+// clock, so that the part with privileges can judge again what the part without
+// them has brought.
+package offer
+
+import (
+	"bytes"
+	"debug/pe"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"time"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/uroot-cmds/ota/settings"
+)
+
+// Self is what this machine is, and what it has seen.
+type Self struct {
+	// Running is the boot contract of the running system.
+	Running *contract.Contract
+	// Floor is the lowest epoch that the TPM still releases keys to.
+	Floor uint64
+	// Failed are the versions that are not tried again, and why.
+	Failed map[contract.Version]string
+	// Machine is an ID that stays the same, for the share of machines that a
+	// release goes to first.
+	Machine []byte
+	Channel manifest.Channel
+	// Impatient takes a release before it is this machine's turn.
+	Impatient bool
+	Signed    settings.Demand
+	Seen      Seen
+	// SlotSize and TreeSize are the bytes of the partitions that a release goes
+	// to; 0 is unknown.
+	SlotSize, TreeSize int64
+	// Now is the clock. It may be off.
+	Now time.Time
+}
+
+// Seen is what is remembered of signed manifests.
+type Seen struct {
+	Sequence uint64 `json:"sequence"` // the highest; 0: none had a number
+	Signed   bool   `json:"signed"`
+}
+
+// now is the best that is known of the time: a clock without battery starts in
+// 1970, and the running system cannot be younger than its release.
+func (s *Self) now() time.Time {
+	if date := s.Running.Date(); s.Now.Before(date) {
+		return date
+	}
+	return s.Now
+}
+
+// Folder is where the image's releases lie on a server.
+func (s *Self) Folder() string { return path.Join(s.Running.Arch, s.Running.ImageID) }
+
+// key returns the pinned key; nil stands for an image that has none.
+func (s *Self) key() (*pgp.Key, error) {
+	if len(s.Running.ReleaseKey) == 0 {
+		return nil, nil
+	}
+	k, err := pgp.ParseKey(s.Running.ReleaseKey)
+	if err != nil {
+		return nil, fmt.Errorf("pinned release key: %w", err)
+	}
+	return k, nil
+}
+
+// ErrUnsettled says that a manifest and its signature do not belong together.
+// So it looks while a distributor publishes; it is worth asking again.
+var ErrUnsettled = errors.New("manifest and its signature do not belong together")
+
+// Manifest reads a manifest; signature is empty when the server has none.
+func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error) {
+	seen := s.Seen
+	key, err := s.key()
+	if err != nil {
+		return nil, seen, err
+	}
+	switch {
+	case len(signature) > 0 && key != nil:
+		if err := key.Verify(bytes.NewReader(text), signature, s.now()); err != nil {
+			return nil, seen, fmt.Errorf("%w: %s: %w", ErrUnsettled, manifest.SignatureName, err)
+		}
+	case s.Signed == settings.Always && key == nil:
+		return nil, seen, errors.New("RequireSignedManifest is yes, and this image has no release key to check a signature with: set it to auto in " + settings.OwnerFile)
+	case s.Signed == settings.Always:
+		return nil, seen, fmt.Errorf("server has no %s, and RequireSignedManifest is yes", manifest.SignatureName)
+	case s.Signed == settings.Auto && key != nil && s.Seen.Signed:
+		return nil, seen, fmt.Errorf("server has no %s any more: it may hide newer releases. If the distributor has given it up, set RequireSignedManifest=no in %s", manifest.SignatureName, settings.OwnerFile)
+	}
+	m, err := manifest.Parse(text)
+	if err != nil {
+		return nil, seen, err
+	}
+	if len(signature) > 0 && key != nil {
+		if m.Sequence < seen.Sequence {
+			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one", m.Sequence, seen.Sequence)
+		}
+		seen = Seen{Sequence: m.Sequence, Signed: true}
+	}
+	if !m.Expires.IsZero() && !s.now().Before(m.Expires) {
+		return nil, seen, fmt.Errorf("manifest has expired on %s, and it is %s: either somebody hides a newer one, or the clock is wrong", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
+	}
+	if m.PubKey == "" && key != nil {
+		return nil, seen, errors.New("manifest names no PUBKEY: the server's releases are not signed, and this machine takes only signed ones")
+	}
+	if m.PubKey != "" && key == nil {
+		return nil, seen, errors.New("manifest names a PUBKEY: the server's releases are signed, and this image was built for unsigned ones (ReleaseKey=none). Install a signed image to change over")
+	}
+	return m, seen, nil
+}
+
+// ServerKey compares the key that a server shows with the pinned one.
+func (s *Self) ServerKey(shown []byte) error {
+	pinned, err := s.key()
+	if err != nil || pinned == nil {
+		return err
+	}
+	k, err := pgp.ParseKey(shown)
+	if err != nil {
+		return fmt.Errorf("server's PUBKEY: %w", err)
+	}
+	if k.Fingerprint() != pinned.Fingerprint() {
+		return fmt.Errorf("server shows the release key %s, this machine has pinned %s: it is another distributor's, or somebody's who took the server over", k.Fingerprint(), pinned.Fingerprint())
+	}
+	if err := k.Check(s.now()); err != nil {
+		return fmt.Errorf("server's PUBKEY: %w", err)
+	}
+	return nil
+}
+
+// Authenticate checks the signature of a release.json, before anything of it
+// is parsed.
+func (s *Self) Authenticate(description, signature []byte) error {
+	key, err := s.key()
+	switch {
+	case err != nil:
+		return err
+	case key == nil && len(signature) > 0:
+		return fmt.Errorf("%s is there, and this image has no key to check it: install a signed image to change over", archive.SignatureFile)
+	case key == nil:
+		return nil
+	case len(signature) == 0:
+		return fmt.Errorf("%s is not signed, and this machine takes only signed releases", release.ManifestFile)
+	}
+	if err := key.Verify(bytes.NewReader(description), signature, s.now()); err != nil {
+		return fmt.Errorf("%s: %w", archive.SignatureFile, err)
+	}
+	return nil
+}
+
+// maxInitrdHead is how much of an initramfs can hold its boot contract: the
+// contract, and the head of the archive around it.
+const maxInitrdHead = contract.MaxSize + 64<<10
+
+// UKI refuses a UKI, which was found to be the release's, whose boot contract
+// is another one's or carries another release key. Its bytes must have been
+// compared with their signed hash before.
+func (s *Self) UKI(r *release.Release, image io.ReaderAt) error {
+	file, err := pe.NewFile(image)
+	if err != nil {
+		return fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	initrd := file.Section(".initrd")
+	if initrd == nil {
+		return fmt.Errorf("%s has no initramfs", release.UKIFile)
+	}
+	head := make([]byte, min(int64(initrd.Size), maxInitrdHead))
+	if _, err := io.ReadFull(initrd.Open(), head); err != nil {
+		return fmt.Errorf("%s: read the initramfs: %w", release.UKIFile, err)
+	}
+	c, err := contract.FromInitrd(head)
+	if err != nil {
+		return fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	if err := r.Matches(c); err != nil {
+		return err
+	}
+	if err := sameKey(s.Running.ReleaseKey, c.ReleaseKey); err != nil {
+		return fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	return nil
+}
+
+// sameKey compares whole fingerprints: a renewed key is still the same.
+func sameKey(pinned, next []byte) error {
+	if len(pinned) == 0 && len(next) == 0 {
+		return nil
+	}
+	if len(pinned) == 0 || len(next) == 0 {
+		return errors.New("only one of the running system and the new one has pinned a release key: install the new one anew to change over")
+	}
+	a, err := pgp.ParseKey(pinned)
+	if err != nil {
+		return fmt.Errorf("pinned release key: %w", err)
+	}
+	b, err := pgp.ParseKey(next)
+	if err != nil {
+		return fmt.Errorf("release key that the new system has pinned: %w", err)
+	}
+	if a.Fingerprint() != b.Fingerprint() {
+		return fmt.Errorf("new system has pinned the release key %s, this one %s", b.Fingerprint(), a.Fingerprint())
+	}
+	return nil
+}
