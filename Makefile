@@ -54,11 +54,12 @@ bin/halogen: $(SOURCES)
 	@go build -trimpath -buildvcs=false -o $@ ./builder/halogen
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
-# Go runtime, not thirty.
+# Go runtime, not thirty. goshsmall: the shell leaves the editing of lines to the
+# terminal.
 bin/bb: $(MACHINE)
 	@echo "building the machine's commands (20 s)"
 	@mkdir -p bin
-	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@go tool makebb -go-build-tags goshsmall -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@mv $@.new $@
 

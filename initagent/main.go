@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rescue"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -51,7 +52,7 @@ func run(ctx context.Context) error {
 			ESP:      hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Folder: "/run/esp"},
 			Store:    hw.LinuxStore{Root: agent.StateFolder, Mounts: mounts},
 			TPM:      hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
-			Person:   console.Person{ShellPath: "/bin/gosh"},
+			Person:   console.Person{ShellPath: "/bin/gosh", Leave: lock},
 			Log:      log,
 			Watchdog: func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") },
 			Now:      time.Now,
@@ -64,4 +65,13 @@ func run(ctx context.Context) error {
 		Root:      "/",
 	}
 	return a.Boot(ctx)
+}
+
+// lock closes what `unlock` has opened.
+func lock() error {
+	m, err := rescue.Linux()
+	if err != nil {
+		return err
+	}
+	return m.Lock()
 }
