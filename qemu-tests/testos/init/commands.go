@@ -45,6 +45,7 @@ func commands() map[string]command {
 		"mkdir":      {usage: "PATH", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(os.MkdirAll(a[0], 0o755)) }},
 		"rm":         {usage: "PATH", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(os.RemoveAll(a[0])) }},
 		"mv":         {usage: "FROM TO", min: 2, max: 2, do: func(_ *system, a []string) (any, error) { return done(os.Rename(a[0], a[1])) }},
+		"cp":         {usage: "FROM TO", min: 2, max: 2, do: func(_ *system, a []string) (any, error) { return done(copyFile(a[0], a[1])) }},
 		"mount":      {usage: "SOURCE TARGET TYPE [ro]", min: 3, max: 4, do: mount},
 		"umount":     {usage: "TARGET", min: 1, max: 1, do: func(_ *system, a []string) (any, error) { return done(unix.Unmount(a[0], 0)) }},
 		"sync":       {usage: "", do: func(*system, []string) (any, error) { unix.Sync(); return done(nil) }},
@@ -57,6 +58,7 @@ func commands() map[string]command {
 		"mem":        {usage: "", do: func(*system, []string) (any, error) { return memory(), nil }},
 		"dmesg":      {usage: "", do: kernelLog},
 		"loglevel":   {usage: "NUMBER", min: 1, max: 1, do: logLevel},
+		"watchdog":   {usage: "SECONDS", min: 1, max: 1, do: func(s *system, a []string) (any, error) { return done(s.setWatchdogs(a[0])) }},
 		"reboot":     {usage: "", then: func(*system) { calm(); power(unix.LINUX_REBOOT_CMD_RESTART) }},
 		"poweroff":   {usage: "", then: func(*system) { calm(); power(unix.LINUX_REBOOT_CMD_POWER_OFF) }},
 		"reset":      {usage: "(no sync)", then: func(*system) { power(unix.LINUX_REBOOT_CMD_RESTART) }},
@@ -127,6 +129,24 @@ func writeSynced(path string, b []byte) (err error) {
 		return err
 	}
 	return nil
+}
+
+// copyFile copies a file and waits until the copy is on the disk.
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	return out.Sync()
 }
 
 type entry struct {

@@ -73,6 +73,11 @@ func TestCommands(t *testing.T) {
 		{[]string{"read", file}, `OK {"text":"<x>\n"}`},
 		{[]string{"writehex", file, "00ff"}, `OK {}`},
 		{[]string{"read", file}, `OK {"hex":"00ff"}`},
+		{[]string{"cp", file, file + "2"}, `OK {}`},
+		{[]string{"read", file + "2"}, `OK {"hex":"00ff"}`},
+		{[]string{"cp", file + "3", file}, `no such file`},
+		{[]string{"rm", file + "2"}, `OK {}`},
+		{[]string{"watchdog", "10"}, `no watchdog is fed`},
 		{[]string{"ddwrite", file, "0x1", "41"}, `OK {}`},
 		{[]string{"ddread", file, "0", "2"}, `OK {"hex":"0041"}`},
 		{[]string{"ddread", file, "1", "2"}, `read 2 bytes`},
@@ -89,7 +94,7 @@ func TestCommands(t *testing.T) {
 		{[]string{"mount", "a", "b", "c", "rw"}, `only ro`},
 		{[]string{"read"}, `usage: read PATH`},
 		{[]string{"sync", "now"}, `usage: sync`},
-		{[]string{"dance"}, `"dance" is none of: ddread DEVICE`},
+		{[]string{"dance"}, `"dance" is none of: cp FROM TO; ddread DEVICE`},
 	}
 	for _, tt := range tests {
 		answer, then, err := s.execute(tt.words)

@@ -190,7 +190,7 @@ func (s *system) watchdogs() []protocol.Watchdog {
 		w := protocol.Watchdog{Name: filepath.Base(path), Identity: text(filepath.Join(path, "identity")),
 			State: text(filepath.Join(path, "state"))}
 		w.Timeout, _ = strconv.Atoi(text(filepath.Join(path, "timeout"))) // the kernel's own number
-		w.Fed = s.fed[w.Name] && !s.hung.Load()
+		w.Fed = s.fed[w.Name] != nil && !s.hung.Load()
 		all = append(all, w)
 	}
 	return all

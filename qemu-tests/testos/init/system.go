@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -17,7 +19,7 @@ type system struct {
 	started  time.Time
 	problems []string // for the report
 	hung     atomic.Bool
-	fed      map[string]bool // watchdogs
+	fed      map[string]*os.File // watchdogs
 }
 
 func (s *system) problem(format string, args ...any) {
@@ -69,7 +71,7 @@ func (s *system) quiet() {
 // feedWatchdogs takes over every watchdog that is running already, as the one before
 // us left it, and feeds it until the command hang.
 func (s *system) feedWatchdogs() {
-	s.fed = make(map[string]bool)
+	s.fed = make(map[string]*os.File)
 	paths, _ := filepath.Glob("/sys/class/watchdog/watchdog*") // the pattern is good
 	for _, path := range paths {
 		name := filepath.Base(path)
@@ -81,7 +83,7 @@ func (s *system) feedWatchdogs() {
 			s.problem("watchdog %s: %v", name, err)
 			continue
 		}
-		s.fed[name] = true
+		s.fed[name] = f
 		go func() {
 			for !s.hung.Load() {
 				_, _ = f.Write([]byte{0}) // a watchdog that refuses food bites, which tells
@@ -89,6 +91,25 @@ func (s *system) feedWatchdogs() {
 			}
 		}()
 	}
+}
+
+// setWatchdogs sets how many seconds the watchdogs that are fed wait for the next
+// time (kernel documentation, watchdog/watchdog-api.rst).
+func (s *system) setWatchdogs(seconds string) error {
+	n, err := strconv.Atoi(seconds)
+	if err != nil {
+		return err
+	}
+	if len(s.fed) == 0 {
+		return errors.New("no watchdog is fed")
+	}
+	var errs []error
+	for name, f := range s.fed {
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, n); err != nil {
+			errs = append(errs, fmt.Errorf("watchdog %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // calm makes file systems whole before the machine is switched off: what can be is
