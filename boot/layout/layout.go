@@ -93,12 +93,26 @@ const (
 	RootNumber = 6
 )
 
+// An installer stick has an ESP like an installed disk, and beside it only this
+// partition, with the release and the program that installs it.
+const (
+	InstallerLabel  = "halogen-installer"
+	InstallerNumber = 2
+)
+
+// IsInstaller reports whether a disk is an installer stick.
+func IsInstaller(t *gpt.Table) bool {
+	p, ok := t.ByNumber(InstallerNumber)
+	return ok && len(t.Partitions) == 2 && p.Label == InstallerLabel && p.Type == TypeData
+}
+
 // Partition types: UEFI 2.10 section 5.3.3 for the ESP, the Discoverable
 // Partitions Specification (x86-64) for the rest.
 var (
 	TypeESP        = gpt.MustGUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 	TypeRoot       = gpt.MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 	TypeRootVerity = gpt.MustGUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")
+	TypeData       = gpt.MustGUID("0fc63daf-8483-4772-8e79-3d69d8477de4") // Linux file system
 	TypeLUKS       = gpt.MustGUID("ca7d7ccb-63ed-4c53-861c-1742536059cc")
 )
 

@@ -38,11 +38,12 @@ type Table int
 
 // Conditions of the partition table.
 const (
-	TableUnknown  Table = iota // no disk was found
-	TableForeign               // partitions where none should be, or no room
-	TableNew                   // the ESP and the first system partition, as an installation leaves them
-	TableDamaged               // ours, with one copy to be restored
-	TableComplete              // ours, all six partitions
+	TableUnknown   Table = iota // no disk was found
+	TableForeign                // partitions where none should be, or no room
+	TableNew                    // the ESP and the first system partition, as an installation leaves them
+	TableDamaged                // ours, with one copy to be restored
+	TableComplete               // ours, all six partitions
+	TableInstaller              // an installer stick's
 )
 
 // Keys is how far this machine's Secure Boot keys have come.
@@ -94,13 +95,14 @@ type Facts struct {
 	// ConsoleAsked: somebody at the machine asked for the recovery console.
 	ConsoleAsked bool
 
-	Healed Outcome // the partition table's restoration
-	Enrol  Outcome // the Secure Boot keys
-	Verity Outcome // dm-verity, the first read through it, and the image's mount
-	Unlock Outcome // the root partition, by the TPM
-	Key    Outcome // the root partition, by the recovery key
-	Record Outcome // the TPM's policy, brought up to date
-	Mount  Outcome // state.conf's folders
+	Install Outcome // on another disk, by the stick that was started
+	Healed  Outcome // the partition table's restoration
+	Enrol   Outcome // the Secure Boot keys
+	Verity  Outcome // dm-verity, the first read through it, and the image's mount
+	Unlock  Outcome // the root partition, by the TPM
+	Key     Outcome // the root partition, by the recovery key
+	Record  Outcome // the TPM's policy, brought up to date
+	Mount   Outcome // state.conf's folders
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
@@ -138,6 +140,7 @@ type Kind int
 // The closed set of steps.
 const (
 	Recovery     Kind = iota // open the recovery console
+	Install                  // let a person install the release on another disk
 	Heal                     // restore the damaged copy of the partition table
 	Partition                // make the partitions that are missing
 	MakeTree                 // generate the first slot's verity tree and name the slot
@@ -158,7 +161,7 @@ const (
 )
 
 var kindNames = [...]string{
-	Recovery: "recovery", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
+	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
 	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
 }
@@ -212,6 +215,14 @@ func table(s State, f Facts) (Step, bool) {
 	switch s.Table {
 	case TableUnknown:
 		return Step{Recovery, "the disk that this system was started from was not found"}, true
+	case TableInstaller:
+		switch f.Install {
+		case NotTried:
+			return Step{Install, "this is an installer stick"}, true
+		case Done:
+			return Step{Reboot, "the installation is complete: take the stick out"}, true
+		}
+		return Step{Recovery, "nothing was installed: " + f.Cause}, true
 	case TableForeign:
 		return Step{Recovery, "the disk is not laid out as an installation leaves it: " + f.Cause}, true
 	case TableDamaged:

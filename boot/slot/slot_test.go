@@ -26,7 +26,7 @@ type trace struct {
 }
 
 var (
-	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete}
+	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete, "installer": TableInstaller}
 	keyss  = map[string]Keys{"unneeded": KeysUnneeded, "missing": KeysMissing, "enrolled": KeysEnrolled, "foreign": KeysForeign, "off": KeysOff, "finished": KeysFinished}
 	roots  = map[string]Root{"absent": RootAbsent, "blank": RootBlank, "unfinished": RootUnfinished, "locked": RootLocked, "open": RootOpen, "damaged": RootDamaged}
 	flags  = map[string]func(*State, *Facts){
@@ -117,7 +117,7 @@ func (tr *trace) set(t *testing.T, word string) {
 // decides nothing.
 func (tr *trace) apply(k Kind) {
 	s, f := &tr.state, &tr.facts
-	outcome := map[Kind]*Outcome{Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
 		if outcome != nil {
@@ -210,7 +210,7 @@ func TestEveryBootEnds(t *testing.T) {
 
 // each calls visit with every combination of conditions and of one failing step.
 func each(visit func(State, Facts, map[Kind]string)) {
-	for table := TableUnknown; table <= TableComplete; table++ {
+	for table := TableUnknown; table <= TableInstaller; table++ {
 		for keys := KeysUnneeded; keys <= KeysFinished; keys++ {
 			for root := RootAbsent; root <= RootDamaged; root++ {
 				for bits := range 1 << 9 {
