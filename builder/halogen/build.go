@@ -18,7 +18,8 @@ const buildSummary = `usage: halogen build --rootfs SRC --version N --out DIR [O
 
 Makes a release out of a root file system that has its own kernel, modules,
 systemd-stub and systemd-boot: system.erofs, uki.efi, bootx64.efi and
-release.json, and with --disk a disk as a manual installation leaves it.
+release.json, with --disk a disk as a manual installation leaves it, and with
+--installer a stick that installs it.
 
 SRC is a directory, a tar archive (plain, gzip, xz, zstd) or an OCI image (a
 layout in a directory or an archive), and is never changed. To keep owners
@@ -32,7 +33,7 @@ time of a file in SRC, directories not counted; nothing in the image is later.
 // buildFlags are the options of build as they are given.
 type buildFlags struct {
 	config, rootfs, version, out, machine, diskSize string
-	disk, json                                      bool
+	disk, installer, json                           bool
 }
 
 func (c command) build(ctx context.Context, args []string) error {
@@ -44,6 +45,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
 	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
+	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
 	f.BoolVar(&b.json, "json", false, "print a summary in JSON on the standard output")
 	rest, err := c.parse(f, args, buildSummary)
@@ -66,6 +68,11 @@ func (c command) build(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if b.installer {
+		if err := c.stick(ctx, r, o); err != nil {
+			return err
+		}
+	}
 	o.Progress.Note("release %s of %s in %.1f s", r.Release.Version, r.Release.ImageID, time.Since(start).Seconds())
 	if b.json {
 		return c.printJSON(map[string]any{"release": r.Release, "files": r.Files})
@@ -73,6 +80,21 @@ func (c command) build(ctx context.Context, args []string) error {
 	for _, file := range r.Files {
 		fmt.Fprintln(c.stdout, file)
 	}
+	return nil
+}
+
+// stick makes the installer stick, with this program on it.
+func (c command) stick(ctx context.Context, r *image.Result, o image.Options) error {
+	self, err := c.executable()
+	if err != nil {
+		return fmt.Errorf("find the program itself: %w", err)
+	}
+	done := o.Progress.Step("making the installer stick")
+	if err := image.Stick(ctx, o.Out, self); err != nil {
+		return err
+	}
+	done("")
+	r.Files = append(r.Files, filepath.Join(o.Out, image.StickFile))
 	return nil
 }
 
