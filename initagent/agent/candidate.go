@@ -38,10 +38,13 @@ type candidate struct {
 // the release's fault.
 func (a *Agent) releaseFile(v contract.Version, name string, limit int64) ([]byte, error) {
 	b, err := a.Store.Read(path.Join(fetchFolder, v.String(), name), limit)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hw.ErrUnfit) {
-		return nil, refusal{err}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit):
+		return nil, refuse("%s of version %s: %w", name, v, err)
+	case err != nil:
+		return nil, fmt.Errorf("%s of version %s: %w", name, v, err)
 	}
-	return b, err
+	return b, nil
 }
 
 // checkRelease checks a release that the fetcher says is complete, the cheapest

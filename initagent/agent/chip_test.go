@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,6 +151,9 @@ var lasting = map[tpm2.TPMCC]string{
 type wire struct{ m *machine }
 
 func (w wire) Send(command []byte) ([]byte, error) {
+	if w.m.refuseRecord && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
+		return nil, syscall.EIO
+	}
 	if name, ok := lasting[tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))]; ok {
 		w.m.op(name)
 		w.m.chipChanged = true

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"testing/fstest"
 
 	"halogenos.internal/initagent/enrol"
@@ -35,6 +36,8 @@ type memESP struct {
 	op    func(string) // before everything that changes something
 	fails error        // of every attempt to write
 	lying bool         // flushes are reported and not made
+	taken int64        // bytes of the GiB that it has
+	full  bool         // it has no room for another file, and does not say so
 }
 
 func newESP(files map[string]remains, op func(string)) *memESP {
@@ -158,6 +161,11 @@ func (e espDir) Create(name string, data []byte) error {
 		return fs.ErrExist
 	}
 	garbage := bytes.Repeat([]byte{0xaa}, len(data))
+	if e.full {
+		f.now = remains{data: bytes.Clone(data[:len(data)/2])}
+		f.disk = append(f.disk, remains{unreadable: true}, remains{data: []byte{}}, remains{data: garbage}, f.now)
+		return syscall.ENOSPC
+	}
 	f.now = remains{data: bytes.Clone(data)}
 	f.disk = append(f.disk, remains{unreadable: true}, remains{data: []byte{}}, remains{data: garbage}, f.now)
 	return nil
@@ -212,7 +220,7 @@ func (e espDir) SyncDir(folder string) error {
 
 func (e espDir) MakeFolder(string) error { return nil }
 
-func (e espDir) FreeBytes() (int64, error) { return 1 << 30, nil }
+func (e espDir) FreeBytes() (int64, error) { return 1<<30 - e.taken, nil }
 
 // Rename leaves the old name or the new one, as hw.ESPDir promises.
 func (e espDir) Rename(from, to string) error {

@@ -41,6 +41,15 @@ func newSigner(name string, lifetime time.Duration) (*signer, error) {
 	if err := entity.Serialize(&public); err != nil {
 		return nil, err
 	}
+	// Who has the key does not care what its own signature says about its end.
+	for _, name := range entity.Identities {
+		for _, s := range name.SelfCertifications {
+			s.Packet.KeyLifetimeSecs = nil
+		}
+	}
+	for _, s := range entity.DirectSignatures {
+		s.Packet.KeyLifetimeSecs = nil
+	}
 	return &signer{entity, public.Bytes()}, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 	"unicode/utf16"
@@ -104,6 +105,9 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder && !f.now.absent {
 			names = append(names, n)
 		}
+	}
+	if by := slices.IndexFunc(names, func(n bls.Name) bool { return n.Version == m.byHand }); by >= 0 {
+		names = names[by : by+1]
 	}
 	chosen, ok := bls.Choose(names)
 	if !ok {

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -109,8 +110,17 @@ func (d disks) Open(disk hw.Disk, write bool) (hw.File, error) {
 	return opened(d.m.disk, write), nil
 }
 
+// broken is a partition that cannot be read.
+type broken struct{ block.Device }
+
+func (broken) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
+func (broken) Close() error                      { return nil }
+
 func (d disks) OpenPartition(_ hw.Disk, number int, write bool) (hw.File, error) {
 	s, err := d.m.partition(number)
+	if err == nil && number == d.m.unreadable {
+		return broken{s}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -286,10 +296,16 @@ func (s store) MakeFileSystem(string, string, string) error {
 	return nil
 }
 
-func (s store) Read(name string, _ int64) ([]byte, error) {
+func (s store) Read(name string, limit int64) ([]byte, error) {
 	b, ok := s.files()[name]
 	if !ok {
 		return nil, fs.ErrNotExist
+	}
+	if name == s.m.unreadableFile {
+		return nil, syscall.EIO
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", name, hw.ErrUnfit, limit)
 	}
 	return slices.Clone(b), nil
 }
@@ -357,6 +373,12 @@ func (p person) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	answer := p.m.typed[0]
 	p.m.typed = p.m.typed[1:]
 	return []byte(answer), nil
+}
+
+func (p person) Program(path string, args ...string) error {
+	p.m.nothingUnseals("what an installer stick brings")
+	p.m.program = append([]string{path}, args...)
+	return p.m.programEnds
 }
 
 func (p person) Shell() error {

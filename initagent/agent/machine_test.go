@@ -128,15 +128,23 @@ type machine struct {
 	lyingDisk, lyingESP bool
 	noTPM               error
 	extra               string // measured into PCR 7 besides
-	volumes             map[[32]byte]map[string][]byte
-	shown               []string
-	typed               []string // answers to come
-	echo                bool     // types a new recovery key back
-	said                bytes.Buffer
-	printed             bytes.Buffer
-	clock               time.Time
-	random              io.Reader
-	keysNo              int
+	// What cannot be read or written: a partition, a file of the root partition,
+	// the TPM's record.
+	unreadable     int
+	unreadableFile string
+	refuseRecord   bool
+	byHand         contract.Version // chosen in the boot manager's menu
+	volumes        map[[32]byte]map[string][]byte
+	shown          []string
+	typed          []string // answers to come
+	program        []string // that an installer stick had run
+	programEnds    error
+	echo           bool // types a new recovery key back
+	said           bytes.Buffer
+	printed        bytes.Buffer
+	clock          time.Time
+	random         io.Reader
+	keysNo         int
 
 	agent       *Agent
 	log         []byte
