@@ -175,7 +175,7 @@ func (a *Agent) observe() {
 // act does one step and turns what came of it into facts.
 func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := map[slot.Kind]*slot.Outcome{
-		slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
+		slot.Install: &a.facts.Install, slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
 		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
 		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged,
 	}[step.Kind]
@@ -211,6 +211,8 @@ func (a *Agent) last(step slot.Step, run func() error) error {
 
 func (a *Agent) do(ctx context.Context, step slot.Step) error {
 	switch step.Kind {
+	case slot.Install:
+		return a.install()
 	case slot.Heal:
 		if err := a.writeTable(a.table); err != nil {
 			return err

@@ -41,6 +41,10 @@ func (a *Agent) observeTable() error {
 		return fmt.Errorf("partition table of %s: %w", a.disk.Name, err)
 	}
 	a.table = table
+	if layout.IsInstaller(table) {
+		a.state.Table = slot.TableInstaller
+		return nil
+	}
 	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.contract.Root()), layout.VerityUUID(a.contract.Root()))
 	plan, err := layout.NewPlan(table, a.contract.SlotSize, a.Random)
 	switch {

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -63,6 +64,35 @@ func everywhere(path string, terminals []string) error {
 	return fmt.Errorf("the recovery console ended on every terminal: %w", last)
 }
 
+// Program implements hw.Person. It ends on all terminals when it ends on one; a
+// terminal on which it cannot be started ends nothing while another can.
+func (Person) Program(path string, args ...string) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	terminals := Terminals()
+	ended := make(chan error, len(terminals))
+	for _, tty := range terminals {
+		go func() { ended <- run(ctx, tty, drawing(tty), path, args...) }()
+	}
+	var last error
+	for range terminals {
+		last = <-ended
+		if _, ran := errors.AsType[*exec.ExitError](last); ran || last == nil {
+			break
+		}
+	}
+	return last
+}
+
+// drawing is what programs that draw may expect of a terminal: one at the end of
+// a line is most likely an emulator of a VT220.
+func drawing(tty string) string {
+	if k := kind(tty); k != "dumb" {
+		return k
+	}
+	return "vt220"
+}
+
 const (
 	// hasty is how long a shell runs that nobody can have typed at, and maxHasty
 	// how many of them in a row are taken for a terminal that does not work.
@@ -90,14 +120,19 @@ func stay(path, tty string) error {
 }
 
 func shell(path, tty string) error {
+	return run(context.Background(), tty, kind(tty), path)
+}
+
+// run runs a program on a terminal of a kind.
+func run(ctx context.Context, tty, kind, path string, args ...string) error {
 	f, err := os.OpenFile(tty, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	cmd := exec.Command(path)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, f
-	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=" + kind(tty)}
+	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=" + kind}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	return cmd.Run()

@@ -213,6 +213,9 @@ type Person interface {
 	// Shell opens the recovery console on every terminal, and returns when one
 	// of them is left.
 	Shell() error
+	// Program runs a program on every terminal, and returns when it has ended on
+	// one of them: with an error unless it ended well.
+	Program(path string, args ...string) error
 }
 
 // Console is all terminals at once. What is shown or typed is nowhere else.

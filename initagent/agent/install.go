@@ -1,0 +1,35 @@
+package agent
+
+import (
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/layout"
+)
+
+// Where an installer stick has its program, once it is mounted.
+const (
+	installerFolder  = "/run/installer"
+	installerProgram = installerFolder + "/halogen"
+)
+
+// install lets a person install what is on the stick. What is on a stick nobody
+// has verified, so that it is treated as a person at the recovery console is:
+// the TPM learns that the boot has ended before anything of it runs, and nothing
+// that this machine has is open.
+func (a *Agent) install() error {
+	if err := a.leavePhase("installer"); err != nil {
+		return err
+	}
+	device, err := a.Disks.PartitionPath(a.disk, layout.InstallerNumber)
+	if err != nil {
+		return err
+	}
+	if err := a.Kernel.Load("erofs"); err != nil {
+		return err
+	}
+	if err := a.Mounts.Mount(device, a.path(installerFolder), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+		return err
+	}
+	a.releaseWatchdog(0) // a person takes as long as he takes
+	return a.Person.Program(a.path(installerProgram), "install")
+}
