@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/builder/scan"
 )
 
 // A Config is what uki.conf says, with defaults filled in.
@@ -55,6 +56,9 @@ type Config struct {
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
+
+	// Allow lists the findings of the search for secrets that are wanted.
+	Allow []scan.Allow
 }
 
 // A Module is a kernel module that the initramfs shall have.
@@ -149,9 +153,12 @@ func (r *reader) set(e entry) error {
 		},
 		"Initramfs": {"Modules": r.modules},
 	}
+	if e.section == "Allow" {
+		return r.allow(e.key, e.value)
+	}
 	keys, ok := sections[e.section]
 	if !ok {
-		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update] or [Initramfs]", e.section)
+		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update], [Initramfs] or [Allow]", e.section)
 	}
 	set, ok := keys[e.key]
 	if !ok {
@@ -160,6 +167,16 @@ func (r *reader) set(e entry) error {
 	if err := set(e.value); err != nil {
 		return fmt.Errorf("%s: %w", e.key, err)
 	}
+	return nil
+}
+
+// allow takes what may be found in an image: the key is the name of a rule.
+func (r *reader) allow(rule, value string) error {
+	entries, err := scan.ParseAllow(rule, value)
+	if err != nil {
+		return fmt.Errorf("key %s of [Allow]: %w", rule, err)
+	}
+	r.config.Allow = append(r.config.Allow, entries...)
 	return nil
 }
 

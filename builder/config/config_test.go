@@ -120,6 +120,8 @@ func TestRefuses(t *testing.T) {
 		{"header that does not end", "[Image\n", 1, "not a section"},
 		{"continuation of nothing", "[Image]\n  ImageID=a\n", 2, "continues no value"},
 		{"continuation after an empty line", "[Initramfs]\nModules=a\n\n  b\n", 4, "continues no value"},
+		{"allowed without a reason", "[Image]\nImageID=a\n[Allow]\nprivate-key-pem=/etc/key\n", 4, "no reason"},
+		{"allowed by a rule that there is not", "[Allow]\neverything=/etc/key because\n", 2, "no rule"},
 		{"image ID", "[Image]\nImageID=My_OS\n", 2, "ImageID"},
 		{"architecture", "[Image]\nArch=riscv64\n", 2, "want x86_64"},
 		{"epoch", "[Image]\nEpoch=-1\n", 2, "Epoch"},

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
@@ -30,6 +32,7 @@ import (
 	"halogenos.internal/builder/initramfs"
 	"halogenos.internal/builder/osfiles"
 	"halogenos.internal/builder/rootfs"
+	"halogenos.internal/builder/scan"
 )
 
 // DiskFile is the name of the disk image.
@@ -89,7 +92,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.stage, b.find, b.complete, b.pack, b.seal, b.describe, b.disk} {
+	for _, step := range []func(context.Context) error{b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -127,7 +130,9 @@ type build struct {
 	index     *initramfs.Index
 	modules   []string
 	initramfs []byte // without the boot contract
+	scanner   *scan.Scanner
 	contract  *contract.Contract
+	initrd    []byte // the boot contract and the initramfs
 	uki       []byte
 	release   *release.Release
 }
@@ -203,23 +208,18 @@ func (b *build) complete(context.Context) error {
 	return nil
 }
 
-// pack makes the system image and, on the other core, the initramfs.
+// pack makes the system image, which keeps one core busy, and beside it the
+// initramfs, and searches what goes into both.
 func (b *build) pack(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	made := make(chan error, 1)
-	go func() {
-		err := b.packInitramfs()
-		if err != nil {
-			cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.packSystem(ctx) })
+	g.Go(func() error {
+		if err := b.packInitramfs(); err != nil {
+			return err
 		}
-		made <- err
-	}()
-	err := b.packSystem(ctx)
-	if failed := <-made; failed != nil {
-		return failed // and not that mkfs was stopped for it
-	}
-	return err
+		return b.search(ctx)
+	})
+	return g.Wait() // the first error, and not that mkfs was stopped for it
 }
 
 func (b *build) packInitramfs() error {
@@ -291,9 +291,10 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.initrd = append(first, b.initramfs...)
 	b.uki, err = uki.Build(b.parts.stub, uki.Payload{
 		OSRelease: b.parts.osRelease, Cmdline: []byte(b.Config.Cmdline), Uname: []byte(b.parts.kernel.release),
-		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: append(first, b.initramfs...),
+		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: b.initrd,
 	}.Sections())
 	if err != nil {
 		return fmt.Errorf("make UKI: %w", err)

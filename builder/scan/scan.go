@@ -1,0 +1,306 @@
+// Package scan searches the files of an image for keys, passwords and what
+// else must not be in one, by what is in a file and not by its name.
+//
+// It refuses to pass over what it cannot look into: an encrypted archive, or
+// one nested too deep or too large, is a finding of its own. It judges by form
+// alone. Secrets that have none (a password in a script) it cannot find.
+package scan
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Initramfs is the name under which findings in the initramfs are reported.
+const Initramfs = "initramfs"
+
+const (
+	maxPerFile  = 100       // findings
+	maxDepth    = 8         // archives within archives
+	maxMember   = 256 << 20 // bytes of a file in an archive, unpacked
+	maxUnpacked = 16 << 30  // bytes that one file of the image may unpack to
+)
+
+// A Finding is a secret, or what looks like one.
+type Finding struct {
+	// File is its name from the top of the image, such as /etc/shadow. What
+	// lies in an archive follows a '!': /srv/backup.tar.gz!/etc/shadow.
+	File   string `json:"file"`
+	Offset int64  `json:"offset"` // bytes from the start of that file, unpacked
+	Rule   string `json:"rule"`
+}
+
+func (f Finding) String() string { return fmt.Sprintf("%s at byte %d: %s", f.File, f.Offset, f.Rule) }
+
+// A Scanner collects findings. Its methods may run at the same time.
+type Scanner struct {
+	rules   []rule
+	matcher *matcher
+	allow   []Allow
+	// Unpacked, if set, gets every file of a tree whose name has the form
+	// *.ko*, with its content as the kernel would load it. It must not keep
+	// the content.
+	Unpacked func(name string, content []byte) error
+
+	xz sync.Pool // of readers
+
+	mu       sync.Mutex
+	findings []Finding
+	allowed  []Finding
+	used     []bool
+	files    int
+	bytes    int64
+}
+
+// New makes a scanner that does without the findings that are allowed.
+func New(allow []Allow) *Scanner {
+	all := rules()
+	return &Scanner{rules: all, matcher: newMatcher(all), allow: allow, used: make([]bool, len(allow))}
+}
+
+// Tree searches all regular files below a folder.
+func (s *Scanner) Tree(ctx context.Context, dir string) error {
+	files, err := list(dir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	work := make(chan string)
+	failed := make(chan error, runtime.GOMAXPROCS(0))
+	var workers sync.WaitGroup
+	for range cap(failed) {
+		workers.Go(func() {
+			for name := range work {
+				if err := s.file(ctx, dir, name); err != nil {
+					failed <- fmt.Errorf("search %s: %w", filepath.Join(dir, name), err)
+					cancel()
+					return
+				}
+			}
+		})
+	}
+	for _, name := range files {
+		select {
+		case work <- name:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	close(work)
+	workers.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return ctx.Err()
+	}
+}
+
+// list returns the names of all regular files below a folder, the largest
+// first, so that none is left for the end.
+func list(dir string) ([]string, error) {
+	type file struct {
+		name string
+		size int64
+	}
+	var files []file
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		files = append(files, file{name, info.Size()})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the files of the image: %w", err)
+	}
+	slices.SortStableFunc(files, func(a, b file) int { return cmp.Compare(b.size, a.size) })
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.name
+	}
+	return names, nil
+}
+
+// file searches one file of a tree, which lies in memory for it as the kernel
+// maps it.
+func (s *Scanner) file(ctx context.Context, dir, name string) error {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	var content []byte
+	if info.Size() > 0 {
+		if content, err = unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+			return fmt.Errorf("map: %w", err)
+		}
+		defer unix.Munmap(content)
+	}
+	return s.Bytes(ctx, "/"+filepath.ToSlash(name), content)
+}
+
+// Bytes searches one file that lies in memory.
+func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error {
+	j := &job{Scanner: s, ctx: ctx, budget: maxUnpacked}
+	err := j.object(name, content, 0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files++
+	s.bytes += int64(len(content)) + maxUnpacked - j.budget
+	for _, f := range j.findings {
+		s.add(f)
+	}
+	return err
+}
+
+// add keeps a finding.
+func (s *Scanner) add(f Finding) {
+	allowed := false
+	for i := range s.allow {
+		if s.allow[i].Matches(f) {
+			allowed, s.used[i] = true, true
+		}
+	}
+	if allowed {
+		s.allowed = append(s.allowed, f)
+	} else {
+		s.findings = append(s.findings, f)
+	}
+}
+
+// Searched returns how many files were searched, and how many bytes, what was
+// unpacked included.
+func (s *Scanner) Searched() (files int, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.files, s.bytes
+}
+
+// Findings returns what was found, in the order of the names, and beside it
+// what is allowed.
+func (s *Scanner) Findings() (refused, allowed []Finding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	order := func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Rule, b.Rule))
+	}
+	slices.SortFunc(s.findings, order)
+	slices.SortFunc(s.allowed, order)
+	return slices.Compact(slices.Clone(s.findings)), slices.Compact(slices.Clone(s.allowed))
+}
+
+const maxListed = 50 // findings in an error's text
+
+// A SecretsError names the secrets that are in the image.
+type SecretsError struct{ Findings []Finding }
+
+func (e *SecretsError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the image holds %d secrets, which every machine and everybody who has a copy would share:", len(e.Findings))
+	for i, f := range e.Findings {
+		if i == maxListed {
+			fmt.Fprintf(&b, "\n  and %d more", len(e.Findings)-i)
+			break
+		}
+		fmt.Fprintf(&b, "\n  %s", f)
+	}
+	b.WriteString("\ntake them out, or say in [Allow] why they may be there")
+	return b.String()
+}
+
+// Finish returns an error when anything was found that is not allowed, or when
+// an entry of the allow list has matched nothing: it would hide what is put
+// there later.
+func (s *Scanner) Finish() error {
+	refused, _ := s.Findings()
+	if len(refused) > 0 {
+		return &SecretsError{Findings: refused}
+	}
+	var unused []error
+	for i, a := range s.allow {
+		if !s.used[i] && !a.Optional {
+			unused = append(unused, fmt.Errorf("[Allow] has %s for %s, which matches nothing: take it out, or mark it with '?'", a.Rule, a.Pattern))
+		}
+	}
+	return errors.Join(unused...)
+}
+
+// job is the search of one file of the image, with all that is in it.
+type job struct {
+	*Scanner
+	ctx      context.Context
+	budget   int64 // bytes that may still be unpacked
+	findings []Finding
+}
+
+func (j *job) found(file, rule string, at int64) {
+	if len(j.findings) < maxPerFile {
+		j.findings = append(j.findings, Finding{File: file, Offset: at, Rule: rule})
+	}
+}
+
+// object searches a file, and what is in it when it is an archive.
+func (j *job) object(name string, data []byte, depth int) error {
+	if err := j.ctx.Err(); err != nil {
+		return err
+	}
+	inside, err := j.archive(name, data, depth)
+	if err != nil || inside == contents {
+		return err
+	}
+	j.match(name, data)
+	if inside == nothing {
+		j.packets(name, data)
+		whole(data, func(rule string, at int) { j.found(name, rule, int64(at)) })
+		if depth == 0 && j.Unpacked != nil && strings.HasSuffix(name, ".ko") {
+			return j.Unpacked(name, data)
+		}
+	}
+	return nil
+}
+
+// match applies the rules that have anchors.
+func (j *job) match(name string, data []byte) {
+	before := len(j.findings)
+	j.matcher.find(data, func(rule, at int) bool {
+		if start, ok := j.rules[rule].check(data, at); ok {
+			j.found(name, j.rules[rule].name, int64(start))
+		}
+		return len(j.findings)-before < maxPerFile
+	})
+}
+
+// packets looks for OpenPGP keys, which have nothing fixed to look for.
+func (j *job) packets(name string, data []byte) {
+	if len(data) > 18 && string(data[:4]) == "\x7fELF" && data[16] == 1 {
+		return // object code, of which kernels have hundreds of megabytes
+	}
+	for i, b := range data {
+		if secretTag[b] && secretPacket(data[i:]) {
+			j.found(name, ruleOpenPGP, int64(i))
+		}
+	}
+}

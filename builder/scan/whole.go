@@ -1,0 +1,125 @@
+package scan
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// whole judges a file as a whole. It calls found for each secret.
+func whole(data []byte, found func(rule string, at int)) {
+	if keytab(data) {
+		found(ruleStore, 0)
+	}
+	if len(data) <= 4096 && keyFile(data) {
+		found(ruleKeyFile, 0)
+	}
+	if machineID.Match(data[:min(len(data), 64)]) {
+		found(ruleMachineID, 0)
+	}
+	if len(data) > 1<<20 || bytes.IndexByte(data, 0) >= 0 {
+		return
+	}
+	shadow(data, found)
+	sections(data, found)
+	if gitCredentials.Match(data) {
+		found(ruleLogin, 0)
+	}
+}
+
+var (
+	machineID      = regexp.MustCompile(`\A[0-9a-f]{32}\n?\z`)
+	gitCredentials = regexp.MustCompile(`\A(?:https?://[^:@/\s]+:[^@/\s]+@[^\s/]+[^\s]*\n)+\z`)
+)
+
+// keySizes are those of keys, in bytes: of ciphers, of key files that
+// cryptsetup's manual and installers make.
+var keySizes = []int{16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096}
+
+// keyFile reports whether a file is nothing but random bytes in the size of a
+// key, or such bytes as one word of hexadecimal or Base64.
+func keyFile(data []byte) bool {
+	if slices.Contains(keySizes, len(data)) && random(data) {
+		return true
+	}
+	word := strings.TrimRight(string(data), "\r\n")
+	if len(word) < 32 || len(word) > 1024 || strings.ContainsAny(word, " \t\n") {
+		return false
+	}
+	for _, decode := range []func(string) ([]byte, error){
+		hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawURLEncoding.DecodeString,
+	} {
+		if plain, err := decode(word); err == nil && slices.Contains(keySizes, len(plain)) && random(plain) {
+			return true
+		}
+	}
+	return false
+}
+
+// random reports whether bytes look as if drawn by chance: about as many
+// different ones, and as many bits set, as chance gives.
+func random(data []byte) bool {
+	var counts [256]int
+	bits, printable := 0, 0
+	for _, b := range data {
+		counts[b]++
+		for ; b != 0; b &= b - 1 {
+			bits++
+		}
+	}
+	different := 0
+	for b, n := range counts {
+		if n > 0 {
+			different++
+		}
+		if b == '\n' || b == '\t' || b >= ' ' && b <= '~' {
+			printable += n
+		}
+	}
+	n := float64(len(data))
+	expected := 256 * (1 - math.Pow(255.0/256, n))
+	// Five standard deviations of the number of bits, and for the others a
+	// margin that no file of 16 random bytes is likely to miss.
+	return printable < len(data)*9/10 && float64(different) > expected*0.8-2 && math.Abs(float64(bits)-4*n) < 5*math.Sqrt(2*n)
+}
+
+// shadow finds hashes in a file of the form of shadow(5), whatever their kind.
+// Those that cryptHash finds by themselves are not found again.
+func shadow(data []byte, found func(rule string, at int)) {
+	at := 0
+	for line := range bytes.Lines(data) {
+		start := at
+		at += len(line)
+		fields := bytes.Split(bytes.TrimRight(line, "\r\n"), []byte(":"))
+		if len(fields) != 9 {
+			if len(bytes.TrimSpace(line)) > 0 {
+				return
+			}
+			continue
+		}
+		hash := bytes.TrimLeft(fields[1], "!")
+		if len(hash) >= 13 && !bytes.HasPrefix(hash, []byte("$")) {
+			found(ruleShadow, start+len(fields[0])+1)
+		}
+	}
+}
+
+// sections finds secrets in files of NetworkManager's and wpa_supplicant's
+// form, where a key's name alone would say too little.
+func sections(data []byte, found func(rule string, at int)) {
+	manager := bytes.Contains(data, []byte("[connection]\n")) && bytes.Contains(data, []byte("\ntype="))
+	supplicant := bytes.Contains(data, []byte("network={"))
+	if !manager && !supplicant {
+		return
+	}
+	for _, m := range sectionSecret.FindAllIndex(data, maxPerFile) {
+		found(ruleWiFi, m[0])
+	}
+}
+
+// psk= has a rule of its own.
+var sectionSecret = regexp.MustCompile(`(?m)^[ \t]*(?:password|wep-key[0-3]|wep_key[0-3]|leap-password|private-key-password|private_key_passwd|pin|secret|wpa-psk)=[^\s][^\n]{2,}$`)
