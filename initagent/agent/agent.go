@@ -71,6 +71,7 @@ type Agent struct {
 	mounted   []string           // what lies on the root partition, or in memory in its place
 	inMemory  bool               // there is no root partition: its folders lie in memory
 	names     []bls.Name         // the UKIs on the ESP
+	looked    bool               // the ESP was compared with its copies
 	bitten    bool               // the watchdog ended the boot before this one
 	unwritten []journal.Entry    // what the boot journal is still to get
 	judged    bls.Name           // the trial that has used up its tries

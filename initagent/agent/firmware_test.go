@@ -97,7 +97,11 @@ const (
 // and measure. It returns the name of the UKI and the path with its counter.
 func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	setFlag(m.vars, "SecureBoot", 1-m.vars["SetupMode"].data[0])
-	if err := m.startable(removable, m.manager); err != nil {
+	err = m.startable(removable, m.manager)
+	if err != nil && m.bootEntry {
+		err = m.startable(managerCopy, m.manager)
+	}
+	if err != nil {
 		return chosen, "", fmt.Errorf("the firmware starts no boot manager: %w", err)
 	}
 	var names []bls.Name

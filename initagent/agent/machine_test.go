@@ -134,6 +134,7 @@ type machine struct {
 	unreadableFile string
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
+	bootEntry      bool             // the firmware knows the boot manager's other path too
 	volumes        map[[32]byte]map[string][]byte
 	shown          []string
 	typed          []string // answers to come

@@ -1,8 +1,78 @@
 package agent
 
-import "errors"
+import (
+	"fmt"
+	"io/fs"
+	"strings"
 
-// espUnwell reports whether the ESP and the root partition's copies differ.
-func (a *Agent) espUnwell() bool { return false }
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/systems"
+)
 
-func (a *Agent) mend() error { return errors.ErrUnsupported }
+// copiesFolder is where the root partition has the copies of the ESP's files.
+const copiesFolder = ownFolder + "/esp"
+
+// keeper keeps the copies. Where the firmware enforces this machine's keys, they
+// tell a sound file from a damaged one.
+func (a *Agent) keeper() *systems.Keeper {
+	k := &systems.Keeper{
+		Store: a.Store, Folder: copiesFolder, ImageID: a.contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
+	}
+	if a.ownEnforced() {
+		certificates := rootpart.Certificates(a.firmware)
+		k.Starts = func(image []byte) error { return rootpart.CheckStarts(image, a.firmware, certificates) }
+	}
+	return k
+}
+
+// belongs says why a system that is gone from the ESP stays so. A slot that the
+// fetcher has emptied carries random UUIDs, and is nobody's.
+func (a *Agent) belongs(c *contract.Contract) error {
+	s, named := layout.FindSlot(a.table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
+	if !s.Valid() || !named {
+		return fmt.Errorf("no slot holds the content of version %s", c.Version)
+	}
+	if c.Epoch < a.state.Floor {
+		return fmt.Errorf("epoch %d of version %s is under the floor of %d", c.Epoch, c.Version, a.state.Floor)
+	}
+	if reason, failed := a.failures()[c.Version]; failed {
+		return fmt.Errorf("version %s failed: %s", c.Version, reason)
+	}
+	return nil
+}
+
+// espUnwell reports whether the ESP and the root partition's copies differ, and
+// says how.
+func (a *Agent) espUnwell() bool {
+	if a.looked {
+		return a.facts.Unwell // nothing but mend changes it
+	}
+	a.looked = true
+	var found []string
+	err := a.readESP(func(files fs.FS) (err error) {
+		found, err = a.keeper().Look(files)
+		return err
+	})
+	if err != nil {
+		a.Log.Say("the ESP cannot be looked after: %v\n`esp-rebuild` at the recovery console makes it anew", err)
+		return false
+	}
+	if len(found) > 0 {
+		a.Log.Say("the ESP: %s", strings.Join(found, "; "))
+	}
+	return len(found) > 0
+}
+
+// mend makes the ESP whole from the copies, and the copies from what is sound on
+// the ESP.
+func (a *Agent) mend() error {
+	healed, err := a.keeper().Mend(a.ESP, a.disk)
+	for _, h := range healed {
+		a.Log.Say("%s", h)
+		a.noteSelf(journal.Healed, h)
+	}
+	return err
+}

@@ -52,3 +52,20 @@ func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
 	}
 	return errors.Join(write(enrol.MountedDir{Root: l.Folder}), l.Mounts.Unmount(l.Folder))
 }
+
+// Repair implements ESP. A file system that cannot be followed to its end keeps
+// what no file has: that is said, when the names are gone.
+func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
+	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, true)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for _, name := range names {
+		if err := fat.Forget(f, name); err != nil {
+			return 0, err
+		}
+	}
+	freed, err := fat.Reclaim(f)
+	return freed, errors.Join(err, f.Close())
+}

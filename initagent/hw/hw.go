@@ -156,6 +156,10 @@ type ESP interface {
 	// Write calls write with the partition mounted, for only so long: a file
 	// system that is not mounted cannot be left half written by others.
 	Write(d Disk, write func(dir ESPDir) error) error
+	// Repair frees what no file has, and returns how many bytes that was. Before
+	// that it takes names away whose content is that of another file, and leaves
+	// the content alone. The partition must not be mounted.
+	Repair(d Disk, names []string) (int64, error)
 }
 
 // ESPDir is the mounted ESP.

@@ -127,7 +127,7 @@ func Put(dir hw.ESPDir, n bls.Name, data []byte) error {
 	if err := dir.MakeFolder(bls.Folder); err != nil {
 		return err
 	}
-	return put(dir, Path(n), data)
+	return put(dir, Path(n), data, false)
 }
 
 // CheckRoom returns ErrNoRoom where Put would for a UKI of so many bytes, for who
@@ -143,8 +143,10 @@ func CheckRoom(dir hw.ESPDir, size int64) error {
 	return nil
 }
 
-// put writes a file that is not there.
-func put(dir hw.ESPDir, name string, data []byte) (err error) {
+// put writes a file that is not there; or, with replace, one that is damaged. A
+// damaged one goes when the new one is known to be on the disk: cut between the
+// two the machine is without both, and could not start the damaged one either.
+func put(dir hw.ESPDir, name string, data []byte, replace bool) (err error) {
 	part := name + partSuffix
 	if err := discard(dir, part); err != nil {
 		return err
@@ -169,6 +171,11 @@ func put(dir hw.ESPDir, name string, data []byte) (err error) {
 	}
 	if got, want := sha256.Sum256(back), sha256.Sum256(data); got != want {
 		return fmt.Errorf("read %s back: %d bytes with SHA-256 %x, wrote %d with %x", name, len(back), got, len(data), want)
+	}
+	if replace {
+		if err := discard(dir, name); err != nil {
+			return err
+		}
 	}
 	return dir.Rename(part, name)
 }

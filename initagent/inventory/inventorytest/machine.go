@@ -132,3 +132,4 @@ type esp struct{ m *Machine }
 
 func (e esp) Read(_ hw.Disk, read func(fs.FS) error) error { return read(e.m.Files) }
 func (esp) Write(hw.Disk, func(hw.ESPDir) error) error     { return errors.ErrUnsupported }
+func (esp) Repair(hw.Disk, []string) (int64, error)        { return 0, errors.ErrUnsupported }

@@ -1,0 +1,171 @@
+package systems
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/bls"
+)
+
+// A survey is what the ESP has in the folders of ours, as far as it can be seen
+// without reading a file.
+type survey struct {
+	sizes  map[string]int64  // of the files, by their path
+	broken map[string]error  // files whose clusters make no sense
+	shared map[string]string // files that have clusters of another one
+	dirty  bool              // the file system was not unmounted
+}
+
+// chained is a file system that knows which clusters a file has.
+type chained interface {
+	Clusters(path string) ([]uint32, error)
+}
+
+// look surveys the ESP. A folder that cannot be read is an error: what it holds
+// is not known, and must not be taken for lost.
+func look(files fs.FS) (*survey, error) {
+	s := &survey{sizes: map[string]int64{}, broken: map[string]error{}, shared: map[string]string{}}
+	if d, ok := files.(interface{ Dirty() bool }); ok {
+		s.dirty = d.Dirty()
+	}
+	owner := map[uint32]string{}
+	for _, folder := range folders {
+		entries, err := fs.ReadDir(files, folder)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look at the ESP: %w", err)
+		}
+		for _, e := range entries {
+			info, err := e.Info()
+			if err != nil || e.IsDir() {
+				continue
+			}
+			name := canonical(path.Join(folder, e.Name()))
+			s.sizes[name] = info.Size()
+			s.follow(files, name, owner)
+		}
+	}
+	return s, nil
+}
+
+// follow looks at the clusters of one file.
+func (s *survey) follow(files fs.FS, name string, owner map[uint32]string) {
+	c, ok := files.(chained)
+	if !ok {
+		f, err := files.Open(name)
+		if err != nil {
+			s.broken[name] = err
+			return
+		}
+		_ = f.Close() // nothing was written
+		return
+	}
+	clusters, err := c.Clusters(name)
+	if err != nil {
+		s.broken[name] = err
+		return
+	}
+	for _, at := range clusters {
+		if other, taken := owner[at]; taken {
+			s.shared[name], s.shared[other] = other, name
+			return
+		}
+		owner[at] = name
+	}
+}
+
+// canonical is the path of a file as we write it: FAT does not tell upper case
+// from lower.
+func canonical(name string) string {
+	for _, fixed := range []string{removablePath, managerPath, settingsPath} {
+		if strings.EqualFold(name, fixed) {
+			return fixed
+		}
+	}
+	return name
+}
+
+// systems are the UKIs of ours, in the order in which the boot manager prefers
+// them.
+func (s *survey) systems(k *Keeper) (names []bls.Name) {
+	for name := range s.sizes {
+		if n, ok := k.system(name); ok {
+			names = append(names, n)
+		}
+	}
+	slices.SortFunc(names, bls.Compare)
+	return names
+}
+
+// strays are what a cut has left of files of ours.
+func (s *survey) strays(k *Keeper) (names []string) {
+	for name := range s.sizes {
+		if Stray(name) || k.Starts != nil && strings.HasSuffix(name, noteSuffix) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// noteSuffix ends the name of the note that signing in place keeps beside a file.
+// Where the firmware enforces our keys, nothing is signed in place any more.
+const noteSuffix = ".signing"
+
+// doubles are the names that a version has besides the one that counts. A blessed
+// one counts; or else the one with the least tries left, since tries never rise.
+func (s *survey) doubles(k *Keeper) (extra []bls.Name) {
+	kept := map[string]bls.Name{}
+	for _, n := range s.systems(k) {
+		version := n.Blessed().String()
+		have, there := kept[version]
+		switch {
+		case !there:
+			kept[version] = n
+		case !have.Counted, n.Counted && n.Left >= have.Left:
+			extra = append(extra, n)
+		default:
+			extra, kept[version] = append(extra, have), n
+		}
+	}
+	return extra
+}
+
+// changes says in words what the index does not know, or what is not as it says.
+func (k *Keeper) changes(s *survey, x *Index) (changes []string) {
+	for _, c := range x.Copies {
+		size, there := s.sizes[c.Name]
+		switch {
+		case !there:
+			changes = append(changes, c.Name+" is gone")
+		case size != c.Size:
+			changes = append(changes, fmt.Sprintf("%s has %d bytes, it had %d", c.Name, size, c.Size))
+		case s.broken[c.Name] != nil && !c.Damaged:
+			changes = append(changes, fmt.Sprintf("%s cannot be read: %v", c.Name, s.broken[c.Name]))
+		}
+	}
+	for name := range s.sizes {
+		if k.guards(name) && x.get(name) == nil {
+			changes = append(changes, "there is no copy of "+name)
+		}
+	}
+	for _, name := range s.strays(k) {
+		changes = append(changes, name+" was left behind")
+	}
+	for _, n := range s.doubles(k) {
+		changes = append(changes, n.String()+" is there besides the one that counts")
+	}
+	for name, other := range s.shared {
+		if name < other {
+			changes = append(changes, fmt.Sprintf("%s and %s lie in the same place", name, other))
+		}
+	}
+	slices.Sort(changes)
+	return changes
+}
