@@ -106,6 +106,10 @@ type Facts struct {
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
+	// Replaced: the TPM's record names systems, and the running one is none of
+	// them. It was replaced, and somebody has brought it back.
+	Replaced bool
+
 	// RootMade: the root partition was made in this boot, or by one that was cut
 	// before the keys were enrolled which lie on it alone.
 	RootMade bool
@@ -318,6 +322,8 @@ func root(s State, f Facts) (Step, bool) {
 		switch {
 		case f.Key == Failed:
 			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
+		case f.Unlock == Failed && f.Replaced && s.Fallback:
+			return Step{Condemn, "the TPM releases no key to this system, since another one has replaced it"}, true
 		case f.Unlock == Failed:
 			return Step{AskKey, "the TPM did not open the root partition: " + f.Cause}, true
 		case !f.TPMPresent:

@@ -35,6 +35,7 @@ var (
 		"fallback":      func(s *State, f *Facts) { s.Fallback = true },
 		"console-asked": func(s *State, f *Facts) { f.ConsoleAsked = true },
 		"no-tpm":        func(s *State, f *Facts) { f.TPMPresent = false },
+		"replaced":      func(s *State, f *Facts) { f.Replaced = true },
 		"stage":         func(s *State, f *Facts) { f.Stage = true },
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
 	}

@@ -114,6 +114,12 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		names = names[by : by+1]
 	}
 	chosen, ok := bls.Choose(names)
+	once, told := m.vars["LoaderEntryOneShot"]
+	delete(m.vars, "LoaderEntryOneShot")
+	if told {
+		chosen, err = bls.Parse(string(once.data))
+		ok = err == nil
+	}
 	if !ok {
 		return chosen, "", errors.New("the boot manager finds no UKI")
 	}

@@ -6,6 +6,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/verity"
 )
 
 // A release is staged, tried, blessed, and becomes what later ones fall back to.
@@ -55,6 +56,41 @@ func TestFloorRises(t *testing.T) {
 	m.runs(2)
 	if len(m.written("tpm"))+len(m.written("esp")) > 0 {
 		t.Errorf("an ordinary boot writes %q", m.ops)
+	}
+}
+
+// The same with the first one's slot put back as well, in place of the fallback's:
+// it is started once, gets no key, and gives itself up. FAULTS 2, 73
+func TestReplacedWithItsSlot(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	kept := m.esp.files["EFI/Linux/test_1.efi"]
+	for v := contract.Version(2); v <= 3; v++ {
+		m.fetch(newRelease(t, uint64(v), 5, pinned))
+		m.runs(v)
+		m.bless()
+		m.runs(v)
+	}
+	first := m.releases[1]
+	slotB, err := m.partition(layout.SlotB.SystemNumber())
+	m.must(err)
+	_, err = slotB.WriteAt(first.image, 0)
+	m.must(err)
+	tree, err := m.partition(layout.SlotB.VerityNumber())
+	m.must(err)
+	_, err = verity.Generate(t.Context(), slotB, first.contract.VerityParams(), tree, func(int64) {})
+	m.must(err)
+	table, _, err := m.table()
+	m.must(err)
+	m.must(layout.Rename(table, layout.SlotB, layout.SystemUUID(first.contract.Root()), layout.VerityUUID(first.contract.Root())).Write(m.disk))
+	m.esp.files["EFI/Linux/test_1.efi"] = kept
+	m.rename("test_2.efi", "test_2+0.efi")
+	m.vars["LoaderEntryOneShot"] = efiVariable{data: []byte("test_1.efi")}
+	m.boot()
+	if m.agent.contract.Version != 1 || m.openVolume != nil || strings.Contains(m.printed.String(), "Recovery key") {
+		t.Fatalf("version %s runs, and asks %q:\n%s", m.agent.contract.Version, m.printed.String(), m.said.String())
+	}
+	if m.esp.files["EFI/Linux/test_1+0.efi"] == nil {
+		t.Errorf("it did not give itself up:\n%s", m.said.String())
 	}
 }
 

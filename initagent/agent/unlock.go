@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,8 +128,8 @@ func (a *Agent) explain(err error, last *pcr.Log) error {
 		return err
 	}
 	if record, rerr := a.chip.tpm.ReadRecord(a.lock.Sealed); rerr == nil {
-		// An old system that was replaced for good explains itself by this.
-		a.state.Floor = record.Floor
+		// An old system that was replaced for good explains itself by these.
+		a.state.Floor, a.facts.Replaced = record.Floor, a.isReplaced(record)
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%v", err)
@@ -144,6 +145,14 @@ func (a *Agent) explain(err error, last *pcr.Log) error {
 		}
 	}
 	return errors.New(out.String())
+}
+
+// isReplaced reports whether the TPM's record names systems and the running one's
+// version is not among them. That is more than a measurement that differs: such a
+// system keeps its version.
+func (a *Agent) isReplaced(record *policy.Record) bool {
+	mine := func(b policy.Branch) bool { return b.Version == uint64(a.contract.Version) }
+	return !record.Provisional() && len(record.Branches) > 0 && !slices.ContainsFunc(record.Branches, mine)
 }
 
 // lastGood reads the kept event log; none, or one that makes no sense, is nil.
