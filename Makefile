@@ -185,6 +185,13 @@ boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
 	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) \
 		go test -count=1 -timeout 60m ./qemu-tests
 
+# For people in the terminal, for programs in $(OUT)/bench/update.json.
+.PHONY: bench
+bench: $(OUT)/images/update-1/disk.img $(OUT)/images/update-2/disk.img ## what an update costs: bytes, time, memory
+	@rm -rf $(OUT)/bench && mkdir -p $(OUT)/bench
+	@for version in 1 2; do bin/halogen release --build $(OUT)/images/update-$$version --server $(OUT)/bench/server --key $(KEY)/secret.asc --password-file $(KEY)/password >/dev/null; done
+	@go run ./uroot-cmds/ota/benchtest -old $(OUT)/images/update-1 -new $(OUT)/images/update-2 -server $(OUT)/bench/server -json $(OUT)/bench/update.json
+
 .PHONY: faults
 faults: ## list the numbered faults that no test names
 	@git grep -hoE 'FAULTS [0-9, ]+' -- '*_test.go' | grep -oE '[0-9]+' | sort -nu >$(OUT)/faults.covered

@@ -46,6 +46,10 @@ type Measurement struct {
 	Memory int64 `json:"memory"`
 }
 
+// The updates that are measured: nothing is there; nothing is there, and the
+// server sends only whole files; the running system is there to copy from.
+const full, streamed, incremental = "full", "streamed", "incremental"
+
 type bench struct {
 	old, new, server, work string
 	archive                int64
@@ -95,7 +99,7 @@ func run(ctx context.Context, args []string) error {
 
 func mega(n int64) float64 { return float64(n) / 1e6 }
 
-// measure makes the running system's slot and fetches into another one, twice.
+// measure makes the running system's slot and fetches into another one, once for each kind.
 func (b *bench) measure(ctx context.Context) ([]Measurement, error) {
 	r, err := describe(b.new)
 	if err != nil {
@@ -114,7 +118,8 @@ func (b *bench) measure(ctx context.Context) ([]Measurement, error) {
 		return nil, err
 	}
 	b.url = "http://" + l.Addr().String()
-	server := &http.Server{Handler: counted(b.sent, http.FileServer(http.Dir(b.server))), ReadHeaderTimeout: time.Minute}
+	var whole atomic.Bool
+	server := &http.Server{Handler: counted(b.sent, &whole, http.FileServer(http.Dir(b.server))), ReadHeaderTimeout: time.Minute}
 	stopped := make(chan error, 1)
 	go func() { stopped <- server.Serve(l) }()
 	defer func() {
@@ -122,7 +127,8 @@ func (b *bench) measure(ctx context.Context) ([]Measurement, error) {
 		<-stopped
 	}()
 	var all []Measurement
-	for _, update := range []string{"full", "incremental"} {
+	for _, update := range []string{full, streamed, incremental} {
+		whole.Store(update == streamed)
 		m, err := b.child(ctx, update)
 		if err != nil {
 			return nil, fmt.Errorf("%s update: %w", update, err)
@@ -143,7 +149,7 @@ func (b *bench) child(ctx context.Context, update string) (*Measurement, error) 
 		return nil, err
 	}
 	args := []string{"-fetch", folder, "-url", b.url, "-old", b.old}
-	if update == "incremental" {
+	if update == incremental {
 		args = append(args, "-copies")
 	}
 	before, start := b.sent.Load(), time.Now()
@@ -192,9 +198,15 @@ func describe(build string) (*release.Release, error) {
 	return release.Parse(text)
 }
 
-// counted counts the bytes of a server's answers.
-func counted(n *atomic.Int64, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(&counter{w, n}, r) })
+// counted counts the bytes of a server's answers. It can be one that sends only
+// whole files.
+func counted(n *atomic.Int64, whole *atomic.Bool, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if whole.Load() {
+			r.Header.Del("Range")
+		}
+		h.ServeHTTP(&counter{w, n}, r)
+	})
 }
 
 type counter struct {
