@@ -58,9 +58,11 @@ func (o Options) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// memberBlocks of a Debian image: with more, a small change fetches much that
-// was not changed; with fewer, the archive grows.
-const memberBlocks = 4
+// memberBlocks is 1 since changes are scattered: between two Debian images with
+// nine packages of another version 9 % of the archive changes in members of a
+// block, 13 % in those of two and 20 % in those of four, and in an image that
+// is compressed already they take a percent each.
+const memberBlocks = 1
 
 func (o Options) memberBlocks() int {
 	if o.MemberBlocks > 0 {

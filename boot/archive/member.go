@@ -67,33 +67,42 @@ func appendStored(out, plain []byte) []byte {
 
 // A packer compresses one member at a time.
 type packer struct {
-	w   *flate.Writer
-	out bytes.Buffer
+	levels []*flate.Writer // tried in turn until one makes the member smaller
+	out    bytes.Buffer
 }
 
 func newPacker() (*packer, error) {
-	w, err := flate.NewWriter(io.Discard, level)
-	if err != nil {
-		return nil, err
+	p := new(packer)
+	// A system image is compressed already, and klauspost's deflate stores
+	// what has no repetitions. Of half of a Debian image's blocks Huffman's
+	// codes alone still take 7 %.
+	for _, l := range []int{level, flate.HuffmanOnly} {
+		w, err := flate.NewWriter(io.Discard, l)
+		if err != nil {
+			return nil, err
+		}
+		p.levels = append(p.levels, w)
 	}
-	return &packer{w: w}, nil
+	return p, nil
 }
 
-// member returns the member for plain, in memory that the next call uses again.
+// member appends the member for plain.
 func (p *packer) member(out, plain []byte) ([]byte, error) {
 	return appendMember(out, plain, func(out []byte) ([]byte, error) {
-		p.out.Reset()
-		p.w.Reset(&p.out)
-		if _, err := p.w.Write(plain); err != nil {
-			return nil, err
+		for _, w := range p.levels {
+			p.out.Reset()
+			w.Reset(&p.out)
+			if _, err := w.Write(plain); err != nil {
+				return nil, err
+			}
+			if err := w.Close(); err != nil {
+				return nil, err
+			}
+			if p.out.Len() < len(plain) {
+				return append(out, p.out.Bytes()...), nil
+			}
 		}
-		if err := p.w.Close(); err != nil {
-			return nil, err
-		}
-		if p.out.Len() >= storedSize(len(plain)) {
-			return appendStored(out, plain), nil
-		}
-		return append(out, p.out.Bytes()...), nil
+		return appendStored(out, plain), nil
 	})
 }
 
