@@ -49,6 +49,7 @@ var common = []file{
 // forSystemd are the files of an image with systemd. What decides about a trial is
 // not for the machine's owner to switch off, so its links are the vendor's.
 var forSystemd = []file{
+	{name: "usr/lib/halogen/unhealthy", embedded: "unhealthy.sh", mode: 0o755},
 	{name: units + "ota-fetch.service", embedded: "systemd/ota-fetch.service", mode: 0o644},
 	{name: units + "ota-fetch.timer", embedded: "systemd/ota-fetch.timer", mode: 0o644},
 	{name: units + "ota-bless.service", embedded: "systemd/ota-bless.service", mode: 0o644},
