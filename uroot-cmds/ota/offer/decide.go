@@ -18,6 +18,7 @@ const (
 	Take    Verdict = "take"
 	Current Verdict = "current" // nothing newer is offered
 	Later   Verdict = "later"   // it is not this machine's turn
+	Spent   Verdict = "spent"   // it has failed here before
 	Refuse  Verdict = "refuse"
 )
 
@@ -36,7 +37,7 @@ func (r *Refused) Error() string { return r.Reason }
 
 // Err is the decision as an error; nil unless it is a refusal.
 func (d Decision) Err() error {
-	if d.Verdict == Refuse {
+	if d.Verdict == Refuse || d.Verdict == Spent {
 		return &Refused{d}
 	}
 	return nil
@@ -55,6 +56,7 @@ func (s *Self) ByVersion(e manifest.Entry, channel manifest.Channel) Decision {
 		d.Verdict = Current
 		d.Reason = fmt.Sprintf("channel %s offers version %s, older than %s, which is running: a version that is not newer is never taken; there is nothing to do until a newer one is released", channel, e.Version, running)
 	case failed:
+		d.Verdict = Spent
 		d.Reason = fmt.Sprintf("version %s has failed on this machine (%s) and is not tried again: the next release will be", e.Version, why)
 	case !s.Impatient && !e.Includes(s.Machine):
 		d.Verdict = Later

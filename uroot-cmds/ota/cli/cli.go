@@ -1,0 +1,356 @@
+// Package cli is what a person or a script sees of ota: its commands, what it
+// prints, and its exit codes. It decides nothing.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// Exit codes.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRefused = 3
+	exitBusy    = 4
+)
+
+const usage = `usage: ota COMMAND [--json] [--help] ...
+
+  check    ask the server whether there is a newer release
+  fetch    bring it into the other slot; the next start tries it
+  status   what runs, what is in the slots, what failed and why
+  bless    keep the system that runs (or say that its check failed)
+  rollback give up what was installed last
+  channel  show the channel that is followed, or follow another
+
+Needs root. Settings: /etc/halogen/ota.conf, which goes over
+/usr/lib/halogen/ota.conf. A command's --help says more.
+
+Exit codes: 0 done, or nothing to do; 1 failed, and may work later; 2 wrong
+usage; 3 a release is offered and refused; 4 another ota is at work.
+`
+
+// Streams are the process's.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// A command is one of ota's.
+type command struct {
+	usage string
+	run   func(ctx context.Context, c *call) (any, error)
+}
+
+// A call is one use of a command.
+type call struct {
+	*flag.FlagSet
+	machine *machine.Machine
+	json    *bool
+	from    *string
+	now     *bool
+	auto    *bool
+	failed  *bool
+	screen  *screen
+	out     io.Writer // for people
+}
+
+func commands() map[string]command {
+	return map[string]command{
+		"check":    {checkUsage, check},
+		"fetch":    {fetchUsage, fetchRelease},
+		"status":   {statusUsage, status},
+		"bless":    {blessUsage, bless},
+		"rollback": {rollbackUsage, rollback},
+		"channel":  {channelUsage, channel},
+	}
+}
+
+// Run is the program; args are without its name. It returns the exit code.
+func Run(args []string, s Streams, open func() *machine.Machine) int {
+	if len(args) == 0 {
+		fmt.Fprint(s.Err, usage)
+		return exitUsage
+	}
+	switch args[0] {
+	case worker.Argument:
+		return worker.Main(s.In, s.Out)
+	case "--help", "-h", "-help", "help":
+		fmt.Fprint(s.Out, usage)
+		return exitDone
+	}
+	c, ok := commands()[args[0]]
+	if !ok {
+		fmt.Fprintf(s.Err, "ota: there is no command %q\n%s", args[0], usage)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return c.call(ctx, args, s, open)
+}
+
+func (c command) call(ctx context.Context, args []string, s Streams, open func() *machine.Machine) int {
+	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	on := &call{FlagSet: f, out: s.Out, json: f.Bool("json", false, "")}
+	switch args[0] {
+	case "check":
+		on.from = f.String("from", "", "")
+	case "fetch":
+		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
+	case "bless":
+		on.failed = f.Bool("failed", false, "")
+	}
+	err := f.Parse(args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(s.Out, c.usage)
+		return exitDone
+	}
+	if err != nil {
+		fmt.Fprintf(s.Err, "ota %s: %v\n%s", args[0], err, c.usage)
+		return exitUsage
+	}
+	on.screen = newScreen(s.Err, isTerminal(s.Err), on.auto != nil && *on.auto)
+	if *on.json {
+		on.out = io.Discard
+	}
+	on.machine = open()
+	result, err := c.run(ctx, on)
+	on.screen.end()
+	return on.report(s, args[0], result, err)
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// errUsage is returned for arguments that make no sense.
+var errUsage = errors.New("wrong arguments")
+
+// report prints the result for programs, and what went wrong for people.
+func (c *call) report(s Streams, name string, result any, err error) int {
+	code := exitCode(err)
+	if *c.json && code != exitUsage {
+		text, encodeErr := encode(result, err, code)
+		if encodeErr != nil {
+			err = errors.Join(err, encodeErr)
+			code = max(code, exitFailed)
+		}
+		fmt.Fprintf(s.Out, "%s\n", text)
+	}
+	if err != nil {
+		fmt.Fprintf(s.Err, "ota %s: %s\n", name, plain(err.Error()))
+	}
+	if code == exitUsage {
+		fmt.Fprint(s.Err, commands()[name].usage)
+	}
+	return code
+}
+
+// encode returns one JSON object: the result, with the error in it if there was
+// one.
+func encode(result any, err error, code int) ([]byte, error) {
+	if err == nil {
+		return json.MarshalIndent(result, "", "  ")
+	}
+	failure := struct {
+		Error  string `json:"error"`
+		Code   int    `json:"code"`
+		Result any    `json:"result,omitempty"`
+	}{plain(err.Error()), code, nil}
+	if out, ok := result.(*machine.Outcome); ok && out != nil {
+		failure.Result = out
+	}
+	return json.MarshalIndent(failure, "", "  ")
+}
+
+func exitCode(err error) int {
+	var refused *offer.Refused
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, machine.ErrBusy):
+		return exitBusy
+	case errors.As(err, &refused):
+		return exitRefused
+	}
+	return exitFailed
+}
+
+// plain is text that cannot steer a terminal.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069:
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+const checkUsage = `usage: ota check [--from PLACE] [--json]
+
+Asks the server what it offers, checks its signatures, and says whether this
+machine would take it. Changes nothing on the machine but its memory of the
+newest signed manifest. --from: see ota fetch --help.
+`
+
+func check(ctx context.Context, c *call) (any, error) {
+	if c.NArg() > 0 {
+		return nil, errUsage
+	}
+	out, err := c.machine.Check(ctx, machine.Options{From: *c.from, Tell: c.screen.event})
+	if err == nil {
+		fmt.Fprintln(c.out, plain(out.Reason))
+		if out.Verdict == offer.Take {
+			fmt.Fprintf(c.out, "its archive has %s; `ota fetch` fetches what this machine lacks of it\n", size(out.Size))
+		}
+	}
+	return out, err
+}
+
+const fetchUsage = `usage: ota fetch [--from PLACE] [--now] [--auto] [--json]
+
+Brings the release that the channel offers into the other slot, where the next
+start tries it. What the running system has of it is copied, the rest fetched.
+Interrupted at any point, it goes on where it was. The system that runs must be
+blessed; the one in the other slot is given up.
+
+  --from PLACE  instead of the server that ota.conf names: another one's URL, a
+                folder (a stick, a mirror), or a release's archive (.tar.gz).
+                Its releases must be signed like any other
+  --now         before it is this machine's turn, where a release goes to a
+                share of the machines first
+  --auto        for timers: says nothing unless something was fetched or failed
+
+Exit codes: 0 fetched, or nothing to do; 1 failed, and may work later; 2 wrong
+usage; 3 a release is offered and refused; 4 another ota is at work.
+`
+
+func fetchRelease(ctx context.Context, c *call) (any, error) {
+	if c.NArg() > 0 {
+		return nil, errUsage
+	}
+	out, err := c.machine.Fetch(ctx, machine.Options{From: *c.from, Impatient: *c.now, Tell: c.screen.event})
+	c.screen.end()
+	// A version that has failed before is no news, and no failure, every night.
+	var refused *offer.Refused
+	if *c.auto && errors.As(err, &refused) && refused.Verdict == offer.Spent {
+		return out, nil
+	}
+	if err == nil && (!*c.auto || out.Result != nil) {
+		fmt.Fprintln(c.out, plain(out.Reason))
+	}
+	if err == nil && out.Result != nil {
+		fmt.Fprintf(c.out, "%s fetched of an archive of %s, %s copied from the running system\n", size(out.Result.Fetched), size(out.Size), size(out.Result.Copied))
+	}
+	return out, err
+}
+
+const blessUsage = `usage: ota bless [--json]
+       ota bless --failed [--json] [REASON...]
+
+Keeps the system that runs: its trial is over. Does nothing where it is none.
+With --failed, notes that its health check has failed: the trial is not given a
+second round of tries, and the version is not fetched again. Nothing is
+restarted.
+`
+
+func bless(_ context.Context, c *call) (any, error) {
+	if *c.failed {
+		reason := strings.Join(c.Args(), " ")
+		if reason == "" {
+			reason = "the health check has failed"
+		}
+		r, err := c.machine.Unhealthy(reason)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(c.out, "noted that version %s is not healthy: %s\n", r.Contract.Version, plain(reason))
+		return map[string]any{"version": r.Contract.Version, "slot": r.Slot, "unhealthy": reason}, nil
+	}
+	if c.NArg() > 0 {
+		return nil, errUsage
+	}
+	b, err := c.machine.Bless()
+	if err != nil {
+		return nil, err
+	}
+	if b.Already {
+		fmt.Fprintf(c.out, "version %s is blessed\n", b.Version)
+	} else {
+		fmt.Fprintf(c.out, "version %s has proven itself and stays\n", b.Version)
+	}
+	c.screen.warn(b.Warning)
+	return b, nil
+}
+
+const rollbackUsage = `usage: ota rollback [--json] [REASON...]
+
+Gives up what was installed last: a release that was fetched and not tried yet,
+a trial that has not begun, or the system that runs, if the one in the other slot
+can start. It is not fetched again. Nothing is restarted.
+`
+
+func rollback(_ context.Context, c *call) (any, error) {
+	r, err := c.machine.GiveUp(strings.Join(c.Args(), " "))
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(c.out, "version %s is given up\n", r.Given)
+	if r.Restart {
+		fmt.Fprintf(c.out, "restart to go back to version %s\n", r.Next)
+	}
+	c.screen.warn(r.Warning)
+	return r, nil
+}
+
+const channelUsage = `usage: ota channel [--json] [stable|beta|alpha]
+
+Shows the channel that this machine follows, or makes it follow another one from
+the next check on (in /etc/halogen/ota.conf; all else there stays as it is).
+`
+
+func channel(_ context.Context, c *call) (any, error) {
+	if c.NArg() > 1 {
+		return nil, errUsage
+	}
+	if c.NArg() == 1 {
+		wanted := manifest.Channel(c.Arg(0))
+		if !slices.Contains(manifest.Channels(), wanted) {
+			return nil, fmt.Errorf("%w: channel %q is none of stable, beta and alpha", errUsage, wanted)
+		}
+		if err := c.machine.SetChannel(wanted); err != nil {
+			return nil, err
+		}
+	}
+	s, err := c.machine.Settings()
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(c.out, s.Channel)
+	return map[string]any{"channel": s.Channel}, nil
+}

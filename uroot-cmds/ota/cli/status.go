@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"halogenos.internal/uroot-cmds/ota/machine"
+)
+
+const statusUsage = `usage: ota status [--json]
+
+Says what runs and whether it is on trial, what is in both slots and starts next,
+what was fetched, which versions failed and why, and the boot journal's end.
+`
+
+func status(_ context.Context, c *call) (any, error) {
+	if c.NArg() > 0 {
+		return nil, errUsage
+	}
+	s, err := c.machine.Status()
+	if err == nil {
+		show(c.out, s)
+	}
+	return s, err
+}
+
+func show(w io.Writer, s *machine.Status) {
+	state := "blessed"
+	switch {
+	case s.Console:
+		state = "recovery console"
+	case s.Trial:
+		state = "on trial"
+	}
+	fmt.Fprintf(w, "%s %s for %s, epoch %d, slot %s, %s\n", s.ImageID, s.Version, s.Arch, s.Epoch, s.Slot, state)
+	from := s.Server
+	if from == "" {
+		from = "no server (set Server= in /etc/halogen/ota.conf)"
+	}
+	fmt.Fprintf(w, "follows channel %s of %s\n", s.Channel, plain(from))
+	for _, text := range s.Warnings {
+		fmt.Fprintf(w, "WARNING: %s\n", plain(text))
+	}
+	if s.Staged != nil {
+		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)
+	}
+	if s.Fetching != 0 {
+		fmt.Fprintf(w, "version %s is partly fetched: `ota fetch` goes on\n", s.Fetching)
+	}
+	if len(s.Systems) > 0 {
+		fmt.Fprintln(w, "systems, the one that starts next first:")
+	}
+	for _, have := range s.Systems {
+		fmt.Fprintf(w, "  slot %-4s version %-12s %s\n", have.Slot, have.Version, have.State)
+		if have.Problem != "" {
+			fmt.Fprintf(w, "       %s\n", plain(have.Problem))
+		}
+	}
+	if len(s.Failed) > 0 {
+		fmt.Fprintln(w, "versions that are not tried again:")
+	}
+	for _, v := range slices.Sorted(maps.Keys(s.Failed)) {
+		fmt.Fprintf(w, "  %s: %s\n", v, plain(s.Failed[v]))
+	}
+	if len(s.Journal) > 0 {
+		fmt.Fprintln(w, "journal:")
+	}
+	for _, e := range s.Journal {
+		fmt.Fprintf(w, "  %s\n", plain(e.String()))
+	}
+}

@@ -1,0 +1,238 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/systems"
+)
+
+// A Blessing says what Bless did.
+type Blessing struct {
+	Version contract.Version `json:"version"`
+	Slot    layout.Slot      `json:"slot"`
+	Already bool             `json:"already"` // it was no trial
+	// Warning is what went wrong without harm to the blessing.
+	Warning string `json:"warning,omitempty"`
+}
+
+// Bless keeps the running system: its UKI loses its counter. A system that is no
+// trial stays as it is, and nothing is written.
+func (m *Machine) Bless() (*Blessing, error) {
+	r, err := m.system()
+	if err != nil {
+		return nil, err
+	}
+	inv, err := inventory.Take(m.Hardware)
+	if err != nil {
+		return nil, err
+	}
+	b := &Blessing{Version: r.Contract.Version, Slot: r.Slot}
+	files := r.runningFiles(names(inv))
+	if len(files) == 1 && !files[0].Counted {
+		b.Already = true
+		return b, nil
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("the EFI system partition has no UKI of version %s, which runs: restart, so that it is mended", r.Contract.Version)
+	}
+	if err := m.writeESP(func(dir hw.ESPDir) error { return r.bless(dir) }); err != nil {
+		return nil, fmt.Errorf("bless version %s: %w", r.Contract.Version, err)
+	}
+	// Cut here the system is blessed, and the journal does not say when.
+	if err := m.note(r, journal.Entry{Kind: journal.Blessed, Version: b.Version, Slot: b.Slot}); err != nil {
+		b.Warning = fmt.Sprintf("the journal does not tell of it: %v", err)
+	}
+	return b, nil
+}
+
+// system is Running for what makes no sense at the recovery console.
+func (m *Machine) system() (*Running, error) {
+	r, err := m.Running()
+	if err == nil && r.Console {
+		err = errors.New("this is the recovery console, and no system runs")
+	}
+	return r, err
+}
+
+// writeESP mounts the ESP of the disk that this system was started from.
+func (m *Machine) writeESP(write func(dir hw.ESPDir) error) error {
+	d, err := find.Disk(m.Hardware.Disks, m.Hardware.Firmware)
+	if err != nil {
+		return err
+	}
+	return m.Hardware.ESP.Write(d, write)
+}
+
+// bless takes the counter out of the running UKI's name. Where the name without
+// it is taken by the same file, which a boot manager that was cut may leave, the
+// one with the counter goes.
+func (r *Running) bless(dir hw.ESPDir) error {
+	list, err := systems.List(dir)
+	if err != nil {
+		return err
+	}
+	var all []bls.Name
+	for _, f := range list {
+		all = append(all, f.Name)
+	}
+	var blessed, counted []bls.Name
+	for _, n := range r.runningFiles(all) {
+		if n.Counted {
+			counted = append(counted, n)
+		} else {
+			blessed = append(blessed, n)
+		}
+	}
+	if len(blessed) == 0 && len(counted) > 0 {
+		if err := systems.Bless(dir, counted[0]); err != nil {
+			return err
+		}
+		blessed, counted = []bls.Name{counted[0].Blessed()}, counted[1:]
+	}
+	for _, n := range counted {
+		if err := removeCopy(dir, blessed[0], n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeCopy removes a UKI that is the same as another one.
+func removeCopy(dir hw.ESPDir, keep, remove bls.Name) error {
+	a, err := dir.Read(systems.Path(keep))
+	if err != nil {
+		return err
+	}
+	b, err := dir.Read(systems.Path(remove))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(a, b) {
+		return fmt.Errorf("%s and %s are not the same: remove the one that does not belong there", keep, remove)
+	}
+	return systems.Remove(dir, remove)
+}
+
+// Unhealthy notes that a check of the running system has failed. The next boots
+// decide by it; nothing is restarted.
+func (m *Machine) Unhealthy(reason string) (*Running, error) {
+	r, err := m.system()
+	if err != nil {
+		return nil, err
+	}
+	inv, err := inventory.Take(m.Hardware)
+	if err != nil {
+		return nil, err
+	}
+	trial, err := m.onTrial(r, inv)
+	if err != nil {
+		return nil, err
+	}
+	return r, m.note(r, journal.Entry{Kind: journal.Unhealthy, Version: r.Contract.Version, Slot: r.Slot, Trial: trial, Reason: reason})
+}
+
+// A Rollback says what GiveUp did.
+type Rollback struct {
+	Given   contract.Version `json:"given_up"`
+	Next    contract.Version `json:"next"`    // that the next boot starts
+	Restart bool             `json:"restart"` // for that to happen
+	Warning string           `json:"warning,omitempty"`
+}
+
+// GiveUp gives up what was installed last: a release that waits to be staged, a
+// trial that has not begun, or the running system, where another one can start.
+func (m *Machine) GiveUp(reason string) (*Rollback, error) {
+	r, err := m.system()
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := m.lock(r)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	inv, err := inventory.Take(m.Hardware)
+	if err != nil {
+		return nil, err
+	}
+	out, slot, trial, err := m.giveUp(r, inv)
+	if err != nil {
+		return nil, err
+	}
+	// Cut here it is given up, and the boot finds its own words for it.
+	e := journal.Entry{Kind: journal.Rollback, Version: out.Given, Slot: slot, Trial: trial, Reason: reason}
+	if err := m.note(r, e); err != nil {
+		out.Warning = fmt.Sprintf("the journal does not tell of it: %v", err)
+	}
+	return out, nil
+}
+
+func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layout.Slot, bool, error) {
+	staged, err := m.staged(r)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	running := r.Contract.Version
+	if staged != nil {
+		out := &Rollback{Given: staged.Version, Next: running}
+		return out, staged.Slot, false, discard(m.state(r, stagedFile))
+	}
+	trial, err := m.onTrial(r, inv)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	other, name, err := other(r, inv)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if !trial && name.Trial() {
+		out := &Rollback{Given: other.Release.Version, Next: running}
+		return out, other.Slot, true, m.condemn(name)
+	}
+	switch {
+	case other.Problem != "":
+		err = fmt.Errorf("the other system, version %s, cannot start: %s", other.Version, other.Problem)
+	case name.Bad():
+		err = fmt.Errorf("the other system, version %s, has no tries left: it has failed itself", other.Version)
+	case other.Epoch < r.Contract.Epoch && !trial:
+		err = fmt.Errorf("the other system, version %s, has epoch %d and this machine's floor is %d: its keys stay locked", other.Version, other.Epoch, r.Contract.Epoch)
+	}
+	if err != nil {
+		return nil, 0, false, err
+	}
+	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true}
+	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)
+}
+
+// other returns the system in the other slot and its name.
+func other(r *Running, inv *inventory.Inventory) (inventory.System, bls.Name, error) {
+	for _, s := range inv.Systems {
+		if s.Slot != r.Slot.Other() || s.Release == nil {
+			continue
+		}
+		n, err := bls.Parse(s.File)
+		return s, n, err
+	}
+	return inventory.System{}, bls.Name{}, fmt.Errorf("there is no other system to go back to: slot %s is empty", r.Slot.Other())
+}
+
+// condemn takes the tries of UKIs away.
+func (m *Machine) condemn(names ...bls.Name) error {
+	return m.writeESP(func(dir hw.ESPDir) error {
+		for _, n := range names {
+			if err := systems.Condemn(dir, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

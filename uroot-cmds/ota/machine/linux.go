@@ -1,0 +1,153 @@
+package machine
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// workerUser is whose rights the worker has; nobody's, where the system has no
+// such user.
+const (
+	workerUser = "_ota"
+	nobody     = 65534
+)
+
+// espFolder is where the ESP is mounted while it is written to.
+const espFolder = "run/halogen/esp"
+
+// verityDevice is the name that initagent gives the running system's device.
+const verityDevice = "system"
+
+// Linux is the machine that this runs on.
+func Linux() *Machine {
+	h := inventory.Linux()
+	h.ESP = hw.LinuxESP{Disks: h.Disks, Kernel: modules{}, Mounts: hw.LinuxMounts{}, Folder: "/" + espFolder}
+	return &Machine{
+		Hardware: h, Root: "/", Random: rand.Reader, Now: time.Now,
+		Worker:  worker.Starter{Program: "/proc/self/exe", User: credential()},
+		Corrupt: func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
+	}
+}
+
+func credential() *syscall.Credential {
+	c := &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{}}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	u, err := user.Lookup(workerUser)
+	if err != nil {
+		return c
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if err == nil && err2 == nil && uid != 0 && gid != 0 {
+		c.Uid, c.Gid = uint32(uid), uint32(gid)
+	}
+	return c
+}
+
+// modules loads what mounting needs. A running system's kernel asks modprobe by
+// itself; at the recovery console there is none, and the initramfs has the
+// modules.
+type modules struct{}
+
+// Coldplug implements hw.Kernel.
+func (modules) Coldplug() (int, error) { return 0, errors.ErrUnsupported }
+
+// Load implements hw.Kernel.
+func (modules) Load(names ...string) error {
+	if _, err := os.Stat(filepath.Join("/", reportFile)); err == nil {
+		return nil
+	}
+	k, err := hw.NewLinuxKernel("/sys", "/lib/modules")
+	if err != nil {
+		return err
+	}
+	return k.Load(names...)
+}
+
+// The device mapper's interface (Linux, include/uapi/linux/dm-ioctl.h, version
+// 4): a header, for this call with the device's name, and room for the answer.
+const (
+	dmTableStatus  = 0xc138fd0c
+	dmHeaderSize   = 312
+	dmBufferSize   = 16 << 10
+	dmTargetSize   = 40
+	dmOffSize      = 12
+	dmOffStart     = 16
+	dmOffTargets   = 20
+	dmOffFlags     = 28
+	dmOffName      = 48
+	dmNameSize     = 128
+	dmBufferFull   = 1 << 8
+	dmVersionMajor = 4
+)
+
+// verityCorrupt asks the device mapper for a verity device's status: V, or C once
+// a block was found that is corrupt.
+func verityCorrupt(control, name string) (bool, error) {
+	f, err := os.OpenFile(control, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, ErrNotOpen
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	b := dmRequest(name)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), dmTableStatus, uintptr(unsafe.Pointer(&b[0])))
+	if errno == unix.ENXIO {
+		return false, ErrNotOpen
+	}
+	if errno != 0 {
+		return false, fmt.Errorf("status of device %s: %w", name, errno)
+	}
+	return dmStatus(b)
+}
+
+func dmRequest(name string) []byte {
+	b := make([]byte, dmBufferSize)
+	le := binary.LittleEndian
+	le.PutUint32(b, dmVersionMajor)
+	le.PutUint32(b[dmOffSize:], dmBufferSize)
+	le.PutUint32(b[dmOffStart:], dmHeaderSize)
+	copy(b[dmOffName:dmOffName+dmNameSize-1], name)
+	return b
+}
+
+// dmStatus reads the answer.
+func dmStatus(b []byte) (corrupt bool, err error) {
+	le := binary.LittleEndian
+	start := int(min(le.Uint32(b[dmOffStart:]), dmBufferSize))
+	if le.Uint32(b[dmOffFlags:])&dmBufferFull != 0 || le.Uint32(b[dmOffTargets:]) != 1 || len(b)-start <= dmTargetSize {
+		return false, errors.New("device is not made of one target")
+	}
+	kind, _, _ := bytes.Cut(b[start+24:start+dmTargetSize], []byte{0})
+	status, _, _ := bytes.Cut(b[start+dmTargetSize:], []byte{0})
+	if string(kind) != "verity" {
+		return false, ErrNotOpen
+	}
+	switch {
+	case bytes.HasPrefix(status, []byte("V")):
+		return false, nil
+	case bytes.HasPrefix(status, []byte("C")):
+		return true, nil
+	}
+	return false, fmt.Errorf("verity device has the status %.20q, want V or C", status)
+}

@@ -1,0 +1,354 @@
+// Package machine is what ota changes on the machine it runs on, with
+// privileges: it empties a slot, hands it to a worker, and says that it is
+// ready to be staged; it blesses and gives up systems.
+//
+// It refuses to touch the slot of the running system, to empty the other one
+// unless the running system is blessed and intact, and to believe a worker: all
+// that one brings is judged again.
+package machine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// A Machine is everything with an effect. It is built once and passed on.
+type Machine struct {
+	Hardware hw.Machine // Disks, Firmware and ESP
+	// Root is where the paths of this package start; "/" on a machine.
+	Root   string
+	Worker worker.Starter
+	Random io.Reader
+	Now    func() time.Time
+	// Corrupt reports whether dm-verity has seen a block of the running system
+	// that is not what it should be. ErrNotOpen: the system runs from no slot.
+	Corrupt func() (bool, error)
+}
+
+// ErrNotOpen says that no dm-verity device holds the running system.
+var ErrNotOpen = errors.New("no system is open through dm-verity")
+
+// Places, from Root on.
+const (
+	reportFile   = "run/halogen/boot.json"
+	stateFolder  = "var/lib/halogen"
+	contractFile = contract.Path                    // at the recovery console
+	consoleState = "run/state/halogen/shared"       // likewise
+	machineID    = "etc/machine-id"                 //
+	bootID       = "proc/sys/kernel/random/boot_id" //
+)
+
+// Names in the state folder.
+const (
+	stagedFile  = "staged.json"
+	fetchFolder = "fetch"
+	seenFile    = "fetch/seen.json"
+	slotFile    = "fetch/slot.json"
+	lockFile    = "ota.lock"
+)
+
+// maxFile bounds the small files that are read here, in bytes.
+const maxFile = 1 << 20
+
+// A Running is the system that runs now.
+type Running struct {
+	Contract *contract.Contract
+	Slot     layout.Slot
+	// Console is true at the recovery console, where no system runs.
+	Console bool
+}
+
+// report is what this package needs of the boot's report.
+type report struct {
+	Slot     layout.Slot        `json:"slot"`
+	Contract *contract.Contract `json:"contract"`
+}
+
+func (m *Machine) path(name ...string) string {
+	return filepath.Join(append([]string{m.Root}, name...)...)
+}
+
+// read reads a small file.
+func (m *Machine) read(name ...string) ([]byte, error) { return readSmall(m.path(name...), maxFile) }
+
+func readSmall(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("read %s: more than %d bytes", path, limit)
+	}
+	return b, err
+}
+
+// Running says what system this is.
+func (m *Machine) Running() (*Running, error) {
+	text, err := m.read(reportFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m.console()
+	}
+	if err != nil {
+		return nil, err
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("read /%s: %w", reportFile, err)
+	}
+	if r.Contract == nil || !r.Slot.Valid() {
+		return nil, fmt.Errorf("/%s does not say which system this is", reportFile)
+	}
+	if err := r.Contract.Validate(); err != nil {
+		return nil, fmt.Errorf("/%s: %w", reportFile, err)
+	}
+	return &Running{Contract: r.Contract, Slot: r.Slot}, nil
+}
+
+// console finds out at the recovery console, which the same UKI has opened.
+func (m *Machine) console() (*Running, error) {
+	text, err := m.read(contractFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("neither /%s nor /%s is there: this system was not started by initagent", reportFile, contractFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, err := contract.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	inv, err := inventory.Take(m.Hardware)
+	if err != nil {
+		return nil, err
+	}
+	r := &Running{Contract: c, Console: true}
+	for _, s := range inv.Systems {
+		if s.Release != nil && s.Release.Root() == c.Root() && s.Slot.Valid() {
+			r.Slot = s.Slot
+		}
+	}
+	if !r.Slot.Valid() {
+		return nil, errors.New("no slot holds the content that this console's UKI names: what is in the slots cannot be told apart")
+	}
+	return r, nil
+}
+
+// state is the folder that is shared with the boot.
+func (m *Machine) state(r *Running, name ...string) string {
+	folder := stateFolder
+	if r.Console {
+		folder = consoleState
+	}
+	return m.path(append([]string{folder}, name...)...)
+}
+
+// haveState refuses to go on without the root partition.
+func (m *Machine) haveState(r *Running) error {
+	_, err := os.Stat(m.state(r))
+	if errors.Is(err, fs.ErrNotExist) && r.Console {
+		return errors.New("the root partition is not open: unlock it first")
+	}
+	return err
+}
+
+// Settings are what ota.conf says.
+func (m *Machine) Settings() (settings.Settings, error) {
+	var text [2][]byte
+	for i, name := range []string{settings.ImageFile, settings.OwnerFile} {
+		var err error
+		// The owner's may be a link into a folder of his.
+		text[i], err = os.ReadFile(m.path(name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return settings.Settings{}, err
+		}
+	}
+	return settings.Load(text[0], text[1])
+}
+
+// note appends to the boot journal.
+func (m *Machine) note(r *Running, e journal.Entry) error {
+	e.Time = m.Now()
+	if id, err := m.read(bootID); err == nil {
+		e.Boot = strings.TrimSpace(string(id))
+	}
+	return journalfile.Append(m.state(r), e)
+}
+
+// runningFiles are the names of the running UKI on the ESP: more than one only
+// where a cut has left them.
+func (r *Running) runningFiles(names []bls.Name) []bls.Name {
+	var out []bls.Name
+	for _, n := range names {
+		if n.ImageID == r.Contract.ImageID && n.Version == r.Contract.Version {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// names lists the UKIs on the ESP without mounting it.
+func names(inv *inventory.Inventory) []bls.Name {
+	var out []bls.Name
+	for _, s := range inv.Systems {
+		if n, err := bls.Parse(s.File); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// onTrial reports whether the running system still has a counter.
+func (m *Machine) onTrial(r *Running, inv *inventory.Inventory) (bool, error) {
+	files := r.runningFiles(names(inv))
+	if len(files) == 0 {
+		return false, fmt.Errorf("the EFI system partition has no UKI of version %s, which runs: restart, so that it is mended", r.Contract.Version)
+	}
+	return !slices.ContainsFunc(files, func(n bls.Name) bool { return !n.Counted }), nil
+}
+
+// ErrBusy says that another ota is at work.
+var ErrBusy = errors.New("another ota is at work")
+
+// lock takes the machine for one ota alone, until unlock.
+func (m *Machine) lock(r *Running) (unlock func(), err error) {
+	if err := m.haveState(r); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(m.state(r, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		other, _ := io.ReadAll(io.LimitReader(f, 20))
+		return nil, errors.Join(fmt.Errorf("%w (process %s)", ErrBusy, strings.TrimSpace(string(other))), f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// For people; the lock itself is the kernel's and ends with the process.
+	if err := f.Truncate(0); err == nil {
+		_, _ = fmt.Fprintln(f, os.Getpid())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// keep puts a file into the state folder in one step. Cut before the rename, the
+// old one is there, and what is left of the new one is overwritten the next time.
+func keep(path string, content []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(path+".new")))
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// discard takes a file away for good.
+func discard(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// decode reads a JSON file of the state folder; an absent one is false, and so
+// is one that makes no sense.
+func decode(path string, v any) (bool, error) {
+	text, err := readSmall(path, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return json.Unmarshal(text, v) == nil, nil
+}
+
+// A Staged is the release that the next boot is to stage.
+type Staged struct {
+	Format  int              `json:"format"`
+	Version contract.Version `json:"version"`
+	Slot    layout.Slot      `json:"slot"`
+}
+
+const stagedFormat = 1
+
+// staged returns what waits to be staged; nil is nothing.
+func (m *Machine) staged(r *Running) (*Staged, error) {
+	var s Staged
+	ok, err := decode(m.state(r, stagedFile), &s)
+	if err != nil || !ok || s.Format != stagedFormat || s.Version == 0 {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// fetchFolders are the versions that a fetch was begun for.
+func (m *Machine) fetchFolders(r *Running) []contract.Version {
+	entries, err := os.ReadDir(m.state(r, fetchFolder))
+	if err != nil {
+		return nil
+	}
+	var out []contract.Version
+	for _, e := range entries {
+		if v, err := contract.ParseVersion(e.Name()); err == nil && e.IsDir() {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// readOwner reads the owner's settings, and makes their folder when it is
+// missing.
+func readOwner(path string) ([]byte, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	text, err := readSmall(path, settings.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return text, err
+}

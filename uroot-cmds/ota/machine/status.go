@@ -1,0 +1,139 @@
+package machine
+
+import (
+	"errors"
+	"net/url"
+	"slices"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/uroot-cmds/ota/settings"
+)
+
+// Redacted is a server's address without a password.
+func Redacted(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "(an address that cannot be read)"
+	}
+	u.User = nil
+	return u.String()
+}
+
+// entriesShown is how many of the journal's last entries a Status has.
+const entriesShown = 10
+
+// A Status is what there is to know about this machine's systems.
+type Status struct {
+	ImageID string             `json:"image_id"`
+	Arch    string             `json:"arch"`
+	Version contract.Version   `json:"version"`
+	Epoch   uint64             `json:"epoch"`
+	Slot    layout.Slot        `json:"slot"`
+	Trial   bool               `json:"trial"`
+	Console bool               `json:"console,omitempty"` // of recovery: no system runs
+	Signed  bool               `json:"signed_updates"`
+	Corrupt bool               `json:"corrupt"` // dm-verity has seen a block that is
+	Systems []inventory.System `json:"systems"` // the one that starts next comes first
+	Staged  *Staged            `json:"staged,omitempty"`
+	// Fetching is the version that is partly in the other slot; 0 is none.
+	Fetching contract.Version            `json:"fetching,omitempty"`
+	Failed   map[contract.Version]string `json:"failed,omitempty"`
+	Channel  manifest.Channel            `json:"channel"`
+	Server   string                      `json:"server"`
+	Journal  []journal.Entry             `json:"journal"`
+	Warnings []string                    `json:"warnings,omitempty"`
+}
+
+// Status gathers it. What cannot be found out becomes a warning.
+func (m *Machine) Status() (*Status, error) {
+	r, err := m.Running()
+	if err != nil {
+		return nil, err
+	}
+	c := r.Contract
+	s := &Status{ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch, Slot: r.Slot, Console: r.Console, Signed: len(c.ReleaseKey) > 0, Channel: manifest.Stable}
+	warn := func(what string, err error) {
+		if err != nil {
+			s.Warnings = append(s.Warnings, what+err.Error())
+		}
+	}
+	if !s.Signed {
+		s.Warnings = append(s.Warnings, "this image takes unsigned updates (ReleaseKey=none): whoever can write to its server or stands in between owns this machine")
+	}
+	inv, err := inventory.Take(m.Hardware)
+	warn("what is in the slots: ", err)
+	if err == nil {
+		s.Systems = inv.Systems
+		s.Trial, err = m.onTrial(r, inv)
+		warn("", err)
+	}
+	s.Corrupt, err = m.Corrupt()
+	if !errors.Is(err, ErrNotOpen) {
+		warn("dm-verity's view of the running system: ", err)
+	}
+	if s.Corrupt {
+		s.Warnings = append(s.Warnings, "a block of the running system is corrupt: `verify "+r.Slot.String()+"` says which; restart into recovery to repair it, or install a newer release")
+	}
+	set, err := m.Settings()
+	warn("", err)
+	if err == nil {
+		s.Channel, s.Server = set.Channel, Redacted(set.Server)
+	}
+	warn("", m.stateStatus(r, s))
+	return s, nil
+}
+
+// stateStatus adds what the state folder has.
+func (m *Machine) stateStatus(r *Running, s *Status) error {
+	if err := m.haveState(r); err != nil {
+		return err
+	}
+	entries, err := journalfile.Read(m.state(r))
+	if err != nil {
+		return err
+	}
+	s.Failed = failures(entries)
+	s.Journal = entries[max(0, len(entries)-entriesShown):]
+	if s.Staged, err = m.staged(r); err != nil {
+		return err
+	}
+	s.Fetching = m.partly(r, s)
+	return nil
+}
+
+// partly finds the release that an interrupted fetch has left.
+func (m *Machine) partly(r *Running, s *Status) contract.Version {
+	if s.Staged != nil {
+		return 0
+	}
+	for _, v := range m.fetchFolders(r) {
+		installed := slices.ContainsFunc(s.Systems, func(have inventory.System) bool {
+			n, err := bls.Parse(have.File)
+			return err == nil && n.Version == v
+		})
+		if v > r.Contract.Version && !installed {
+			return v
+		}
+	}
+	return 0
+}
+
+// SetChannel makes the machine follow another channel.
+func (m *Machine) SetChannel(c manifest.Channel) error {
+	path := m.path(settings.OwnerFile)
+	old, err := readOwner(path)
+	if err != nil {
+		return err
+	}
+	text, err := settings.SetChannel(old, c)
+	if err != nil {
+		return err
+	}
+	return keep(path, text, 0o644)
+}

@@ -1,0 +1,251 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// fill has the worker bring the release.
+func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) error {
+	folder, err := u.folder(out.Version)
+	if err != nil {
+		return err
+	}
+	files, closeFiles, err := u.files()
+	if err != nil {
+		return err
+	}
+	request := u.request
+	request.Do, request.Found = worker.Fetch, u.found
+	if running := u.running.runningFiles(names(u.inv)); len(running) > 0 {
+		request.UKI = path.Join(bls.Folder, running[0].String())
+	}
+	err = u.Worker.Run(ctx, request, files, folder, func(e worker.Event) {
+		if e.Result != nil {
+			out.Result = e.Result
+			return
+		}
+		u.Tell(e)
+	})
+	if err == nil && out.Result == nil {
+		err = errors.New("worker ended without a result and does not say why")
+	}
+	if err == nil {
+		err = u.take(folder, head, files[worker.Tree])
+	}
+	return errors.Join(err, closeFiles())
+}
+
+// folder makes the version's folder, which is the worker's alone, and takes all
+// others away.
+func (u *update) folder(v contract.Version) (string, error) {
+	all := u.state(u.running, fetchFolder)
+	if err := os.MkdirAll(all, 0o755); err != nil {
+		return "", err
+	}
+	entries, err := os.ReadDir(all)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != v.String() {
+			if err := os.RemoveAll(filepath.Join(all, e.Name())); err != nil {
+				return "", err
+			}
+		}
+	}
+	folder := filepath.Join(all, v.String())
+	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	uid, gid := os.Getuid(), os.Getgid()
+	if u.Worker.User != nil {
+		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
+	}
+	return folder, errors.Join(own(folder, uid, gid), syncFolder(all))
+}
+
+// own gives a folder and what is in it to a user. The folder goes first, so that
+// whoever had it cannot change it meanwhile. What is no file, or has another
+// name elsewhere, is removed: it would give away something that is not ours.
+func own(folder string, uid, gid int) error {
+	if err := os.Lchown(folder, os.Getuid(), os.Getgid()); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := filepath.Join(folder, e.Name())
+		var s unix.Stat_t
+		if err := unix.Lstat(name, &s); err != nil {
+			return err
+		}
+		if s.Mode&unix.S_IFMT != unix.S_IFREG || s.Nlink != 1 {
+			err = os.RemoveAll(name)
+		} else {
+			err = os.Lchown(name, uid, gid)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.Lchown(folder, uid, gid)
+}
+
+// files opens what the worker works on.
+func (u *update) files() (files worker.Files, closeAll func() error, err error) {
+	var open []hw.File
+	closeAll = func() error {
+		var all []error
+		for _, f := range open {
+			all = append(all, f.Close())
+		}
+		return errors.Join(all...)
+	}
+	active, target := u.running.Slot, u.running.Slot.Other()
+	for _, want := range []struct{ file, number int }{
+		{worker.System, target.SystemNumber()}, {worker.Tree, target.VerityNumber()},
+		{worker.ActiveSystem, active.SystemNumber()}, {worker.ActiveTree, active.VerityNumber()}, {worker.ESP, layout.ESPNumber},
+	} {
+		write := want.file == worker.System || want.file == worker.Tree
+		f, err := u.Hardware.Disks.OpenPartition(u.disk, want.number, write)
+		if err != nil {
+			return files, nil, errors.Join(fmt.Errorf("open partition %d: %w", want.number, err), closeAll())
+		}
+		open = append(open, f)
+		plain, ok := f.(*os.File)
+		if !ok {
+			return files, nil, errors.Join(fmt.Errorf("partition %d is no open file", want.number), closeAll())
+		}
+		files[want.file] = plain
+	}
+	files[worker.Archive] = u.archive
+	return files, closeAll, nil
+}
+
+// kept are the files that the boot reads.
+func kept() []string {
+	return []string{release.ManifestFile, archive.SignatureFile, release.UKIFile, release.BootManagerFile}
+}
+
+// take looks at what the worker has brought, and takes it away from it: from
+// then on nobody but root can change it.
+func (u *update) take(folder string, head *archive.Head, tree io.ReaderAt) error {
+	if err := own(folder, os.Getuid(), os.Getgid()); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !slices.Contains(kept(), e.Name()) {
+			if err := os.RemoveAll(filepath.Join(folder, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for name, want := range map[string][]byte{release.ManifestFile: head.Description, archive.SignatureFile: head.Signature} {
+		have, err := readSmall(filepath.Join(folder, name), release.MaxSize)
+		if errors.Is(err, fs.ErrNotExist) && len(want) == 0 {
+			continue
+		}
+		if err != nil || !bytes.Equal(have, want) {
+			return fmt.Errorf("%s is not what was found before: %w", name, errors.Join(err, errWorker))
+		}
+	}
+	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
+		f, _ := head.Release.File(name)
+		if err := checkFile(filepath.Join(folder, name), f); err != nil {
+			return err
+		}
+	}
+	if err := checkTop(tree, head.Release); err != nil {
+		return err
+	}
+	return syncFolder(folder)
+}
+
+var errWorker = errors.New("the worker did not do what it was asked to")
+
+// checkFile compares a file with its description, and flushes it.
+func checkFile(name string, want release.File) error {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, io.LimitReader(f, want.Size+1))
+	if err != nil {
+		return err
+	}
+	if n != want.Size || !bytes.Equal(sum.Sum(nil), want.SHA256) {
+		return fmt.Errorf("%s is not the one that %s describes: %w", want.Name, release.ManifestFile, errWorker)
+	}
+	return f.Sync()
+}
+
+// checkTop compares the top of the verity tree with the signed root hash. All
+// below it the kernel compares, block by block, whenever it reads one.
+func checkTop(tree io.ReaderAt, r *release.Release) error {
+	levels, err := verity.Levels(uint64(r.ImageSize) / verity.BlockSize)
+	if err != nil || len(levels) == 0 {
+		return err
+	}
+	block := make([]byte, verity.BlockSize)
+	if _, err := tree.ReadAt(block, levels[len(levels)-1].Offset); err != nil {
+		return fmt.Errorf("read the top of the verity tree: %w", err)
+	}
+	sum := sha256.New()
+	sum.Write(r.Salt)
+	sum.Write(block)
+	if !bytes.Equal(sum.Sum(nil), r.RootHash) {
+		return fmt.Errorf("verity tree is not the one of root hash %x: %w", r.RootHash, errWorker)
+	}
+	return nil
+}
+
+// stage says that the slot is ready. It comes last: where staged.json is, all it
+// stands for is on the disk.
+func (u *update) stage(out *Outcome) error {
+	s := Staged{Format: stagedFormat, Version: out.Version, Slot: u.running.Slot.Other()}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := keep(u.state(u.running, stagedFile), append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	out.Staged = true
+	out.Reason = fmt.Sprintf("version %s is in slot %s: restart to try it", out.Version, s.Slot)
+	why := fmt.Sprintf("%d MiB fetched, %d MiB copied from slot %s", out.Result.Fetched>>20, out.Result.Copied>>20, u.running.Slot)
+	if err := u.note(u.running, journal.Entry{Kind: journal.Fetched, Version: s.Version, Slot: s.Slot, Reason: why}); err != nil {
+		u.Tell(worker.Event{Note: fmt.Sprintf("the journal does not tell of it: %v", err)})
+	}
+	return nil
+}

@@ -1,0 +1,395 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// Options of Check and Fetch.
+type Options struct {
+	From      string // a server, folder or archive instead of the configured server
+	Impatient bool   // before it is this machine's turn
+	Tell      func(worker.Event)
+}
+
+// An Outcome is what became of an offer.
+type Outcome struct {
+	offer.Decision
+	Running contract.Version `json:"running"`
+	From    string           `json:"from"`
+	// Size is the archive's, and what was done with it follows.
+	Size   int64         `json:"size,omitempty"`
+	Staged bool          `json:"staged"` // the next boot tries it
+	Result *fetch.Result `json:"result,omitempty"`
+}
+
+// update is one Check or Fetch under way.
+type update struct {
+	*Machine
+	Options
+	running  *Running
+	settings settings.Settings
+	disk     hw.Disk
+	table    *gpt.Table
+	inv      *inventory.Inventory
+	self     *offer.Self
+	request  worker.Request
+	archive  *os.File // that From names
+	found    *fetch.Found
+}
+
+// Check asks the server what it offers.
+func (m *Machine) Check(ctx context.Context, o Options) (*Outcome, error) {
+	u, err := m.begin(o)
+	if err != nil {
+		return nil, err
+	}
+	defer u.end()
+	out, _, err := u.look(ctx)
+	return out, err
+}
+
+// begin gathers what an update depends on, and changes nothing.
+func (m *Machine) begin(o Options) (*update, error) {
+	u := &update{Machine: m, Options: o}
+	if u.Tell == nil {
+		u.Tell = func(worker.Event) {}
+	}
+	var err error
+	if u.running, err = m.Running(); err != nil {
+		return nil, err
+	}
+	if err := m.haveState(u.running); err != nil {
+		return nil, err
+	}
+	if u.settings, err = m.Settings(); err != nil {
+		return nil, err
+	}
+	if u.disk, err = find.Disk(m.Hardware.Disks, m.Hardware.Firmware); err != nil {
+		return nil, err
+	}
+	if u.table, _, err = find.Table(m.Hardware.Disks, u.disk); err != nil {
+		return nil, fmt.Errorf("partition table of %s: %w", u.disk.Name, err)
+	}
+	if u.inv, err = inventory.Take(m.Hardware); err != nil {
+		return nil, err
+	}
+	if err := u.setSelf(); err != nil {
+		return nil, err
+	}
+	return u, u.setRequest()
+}
+
+// setSelf says what this machine is to whoever judges an offer.
+func (u *update) setSelf() error {
+	entries, err := journalfile.Read(u.state(u.running))
+	if err != nil {
+		return fmt.Errorf("read the boot journal: %w", err)
+	}
+	u.self = &offer.Self{
+		Running: u.running.Contract, Floor: u.running.Contract.Epoch, Failed: failures(entries), Machine: u.id(),
+		Channel: u.settings.Channel, Impatient: u.Impatient, Signed: u.settings.SignedManifest, Now: u.Now(),
+	}
+	if _, err := decode(u.state(u.running, seenFile), &u.self.Seen); err != nil {
+		return err
+	}
+	target := u.running.Slot.Other()
+	if p, ok := u.table.ByNumber(target.SystemNumber()); ok {
+		_, u.self.SlotSize = u.table.Bytes(p)
+	}
+	if p, ok := u.table.ByNumber(target.VerityNumber()); ok {
+		_, u.self.TreeSize = u.table.Bytes(p)
+	}
+	if u.self.SlotSize == 0 || u.self.TreeSize == 0 {
+		return fmt.Errorf("disk %s has no slot %s", u.disk.Name, target)
+	}
+	return nil
+}
+
+// failures are the versions that this machine does not take: those that have
+// failed, and those that somebody has given up.
+func failures(entries []journal.Entry) map[contract.Version]string {
+	failed := journal.Failures(entries)
+	given := map[contract.Version]string{}
+	for _, e := range entries {
+		switch e.Kind {
+		case journal.Rollback:
+			given[e.Version] = "given up by hand"
+			if e.Reason != "" {
+				given[e.Version] += ": " + e.Reason
+			}
+		case journal.Blessed:
+			delete(given, e.Version)
+		}
+	}
+	for v, why := range given {
+		if _, ok := failed[v]; !ok && v != 0 {
+			failed[v] = why
+		}
+	}
+	return failed
+}
+
+// id stays the same for this installation. It is sent to nobody.
+func (u *update) id() []byte {
+	if text, err := u.read(machineID); err == nil && len(bytes.TrimSpace(text)) > 0 {
+		return bytes.TrimSpace(text)
+	}
+	return u.table.Disk[:]
+}
+
+// setRequest says to the worker where to look.
+func (u *update) setRequest() error {
+	u.request = worker.Request{Address: u.settings.Server, UserAgent: u.settings.UserAgent, RateLimit: u.settings.RateLimit, Self: u.self}
+	if u.From == "" {
+		return nil
+	}
+	const ending = ".tar.gz"
+	if strings.HasPrefix(u.From, "http://") || strings.HasPrefix(u.From, "https://") {
+		u.request.Address = u.From
+		if strings.HasSuffix(u.From, ending) {
+			at := strings.LastIndexByte(u.From, '/')
+			u.request.Address, u.request.Archive = u.From[:at], u.From[at+1:]
+		}
+		return nil
+	}
+	place, err := filepath.Abs(strings.TrimPrefix(u.From, "file://"))
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(place)
+	if err != nil {
+		return err
+	}
+	u.request.Address = place
+	if !info.IsDir() {
+		u.request.Address, u.request.Archive = "", filepath.Base(place)
+		if u.archive, err = os.OpenFile(place, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *update) end() {
+	if u.archive != nil {
+		_ = u.archive.Close() // it was only read
+	}
+}
+
+// look has a worker ask the server, and judges what it brings. The head is nil
+// unless the release is to be taken.
+func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
+	request := u.request
+	request.Do = worker.Look
+	err := u.Worker.Run(ctx, request, worker.Files{worker.Archive: u.archive}, "/", func(e worker.Event) {
+		if e.Found != nil {
+			u.found = e.Found
+			return
+		}
+		u.Tell(e)
+	})
+	if err == nil && u.found == nil {
+		err = errors.New("worker found nothing and does not say why")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	d, head, seen, err := u.found.Judge(u.self)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := u.remember(seen); err != nil {
+		return nil, nil, err
+	}
+	out := &Outcome{Decision: d, Running: u.running.Contract.Version, From: u.from()}
+	if head != nil {
+		out.Size = head.ArchiveSize()
+	}
+	if err := d.Err(); err != nil {
+		return out, nil, err
+	}
+	if d.Verdict == offer.Take && head == nil {
+		return nil, nil, errors.New("worker brings no release and does not say why")
+	}
+	return out, head, nil
+}
+
+// from is where the offer comes from, for people.
+func (u *update) from() string {
+	if u.From != "" {
+		return u.From
+	}
+	return Redacted(u.settings.Server)
+}
+
+// remember keeps what was seen of signed manifests, so that an old one is
+// noticed.
+func (u *update) remember(seen offer.Seen) error {
+	if seen == u.self.Seen {
+		return nil
+	}
+	text, err := json.Marshal(seen)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
+		return err
+	}
+	u.self.Seen = seen
+	return keep(u.state(u.running, seenFile), append(text, '\n'), 0o644)
+}
+
+// Fetch brings the release that is offered into the other slot, if it is to be
+// taken.
+func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
+	r, err := m.Running()
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := m.lock(r)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	u, err := m.begin(o)
+	if err != nil {
+		return nil, err
+	}
+	defer u.end()
+	if err := u.mayFetch(ctx); err != nil {
+		return nil, err
+	}
+	out, head, err := u.look(ctx)
+	if err != nil || out.Verdict != offer.Take {
+		return out, err
+	}
+	if done, err := u.already(out); done || err != nil {
+		return out, err
+	}
+	if err := u.room(head.Release); err != nil {
+		return out, err
+	}
+	if err := u.empty(); err != nil {
+		return out, fmt.Errorf("empty slot %s: %w", u.running.Slot.Other(), err)
+	}
+	if err := u.fill(ctx, out, head); err != nil {
+		return out, err
+	}
+	return out, u.stage(out)
+}
+
+// mayFetch refuses to empty a slot whose content may be needed: the running
+// system must be blessed and intact, since it will be the only one.
+func (u *update) mayFetch(ctx context.Context) error {
+	trial, err := u.onTrial(u.running, u.inv)
+	if err != nil {
+		return err
+	}
+	if trial {
+		return fmt.Errorf("version %s is on trial, and the other slot may still be needed: wait until it is blessed (`ota bless`)", u.running.Contract.Version)
+	}
+	corrupt, err := u.Corrupt()
+	switch {
+	case errors.Is(err, ErrNotOpen):
+		// At the recovery console: then every block is looked at.
+		s, err := u.inv.In(u.running.Slot)
+		if err == nil {
+			err = u.inv.Verify(ctx, s, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("slot %s, which would be the only one left: %w", u.running.Slot, err)
+		}
+		return nil
+	case err != nil:
+		return err
+	case corrupt:
+		return fmt.Errorf("slot %s, which runs, has corrupt blocks, and the other slot may be the only good one: repair it first", u.running.Slot)
+	}
+	return nil
+}
+
+// already reports whether the offered release is in the slot and waits.
+func (u *update) already(out *Outcome) (bool, error) {
+	staged, err := u.staged(u.running)
+	if err != nil {
+		return false, err
+	}
+	if staged != nil && staged.Version == out.Version {
+		out.Verdict, out.Staged = offer.Current, true
+		out.Reason = fmt.Sprintf("version %s is fetched already: restart to try it", out.Version)
+		return true, nil
+	}
+	for _, s := range u.inv.Systems {
+		n, err := bls.Parse(s.File)
+		if err == nil && s.Release != nil && s.Problem == "" && s.Slot == u.running.Slot.Other() && s.Release.Version == out.Version && !n.Bad() {
+			out.Verdict, out.Staged = offer.Current, true
+			out.Reason = fmt.Sprintf("version %s is in slot %s already (%s): restart to try it", out.Version, s.Slot, s.State)
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// spare is the room that stays free on the root partition, in bytes.
+const spare = 16 << 20
+
+// room refuses a release whose small files do not fit, before anything is
+// emptied for it.
+func (u *update) room(r *release.Release) error {
+	need := int64(spare)
+	for _, f := range r.Files {
+		if f.Name != release.ImageFile {
+			need += f.Size
+		}
+		if f.Name == release.IndexFile {
+			need += f.Packed
+		}
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(u.state(u.running), &s); err != nil {
+		return fmt.Errorf("free space: %w", err)
+	}
+	free := int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize
+	// What an earlier try has left is used again, or makes room.
+	err := filepath.WalkDir(u.state(u.running, fetchFolder), func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil // what cannot be seen is no room
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			free += info.Size()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if free < need {
+		return fmt.Errorf("release needs %d MiB on the root partition, and %d are free: make room there", need>>20, free>>20)
+	}
+	return nil
+}

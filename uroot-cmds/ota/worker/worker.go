@@ -1,0 +1,251 @@
+// Package worker runs the part of the fetcher that talks to a server, as a
+// process of its own without privileges.
+//
+// The worker refuses to run as root. It has the rights of a user that owns one
+// folder, and the open files that it was given: the slot's two partitions, and
+// to read the running system's. It gets one request and answers with events;
+// whoever asked judges again what it brings.
+package worker
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/server"
+)
+
+// What a worker can be asked to do.
+const (
+	Look  = "look"
+	Fetch = "fetch"
+)
+
+// A Request is what a worker is started for.
+type Request struct {
+	Do        string      `json:"do"`
+	Address   string      `json:"address,omitempty"` // of the server
+	Archive   string      `json:"archive,omitempty"` // there is only this one, and no manifest
+	UserAgent string      `json:"user_agent,omitempty"`
+	RateLimit int64       `json:"rate_limit,omitempty"` // bytes a second; 0: none
+	Self      *offer.Self `json:"self"`
+	// Found is what a worker that looked has found.
+	Found *fetch.Found `json:"found,omitempty"`
+	// UKI is the running UKI's name on the ESP.
+	UKI string `json:"uki,omitempty"`
+	// Has says which of the files the worker was given.
+	Has [filesCount]bool `json:"has"`
+}
+
+// The files that a worker is given, in the order of their descriptors.
+const (
+	System       = iota // the slot's system partition, to write to
+	Tree                // the slot's verity partition, to write to
+	ActiveSystem        // the running system's partitions
+	ActiveTree
+	ESP
+	Archive // an archive, instead of a server
+	filesCount
+)
+
+// Files are the open files; absent ones are nil.
+type Files [filesCount]*os.File
+
+// firstFile is the descriptor of the first of them.
+const firstFile = 3
+
+// An Event is one line of what a worker says.
+type Event struct {
+	Progress *fetch.Progress `json:"progress,omitempty"`
+	Note     string          `json:"note,omitempty"`
+	Found    *fetch.Found    `json:"found,omitempty"`
+	Result   *fetch.Result   `json:"result,omitempty"`
+	Error    string          `json:"error,omitempty"`
+}
+
+const (
+	maxLine = 16 << 20 // bytes of a request or an event
+	// memory is what the worker keeps its heap under, in bytes, as long as
+	// nothing needs more.
+	memory = 36 << 20
+	// settle is how long to wait for a manifest that does not fit its signature.
+	settle = 3 * time.Second
+	// reports is how often progress is told.
+	reports = 100 * time.Millisecond
+)
+
+// Main is the worker's process. It returns the exit code.
+func Main(stdin io.Reader, stdout io.Writer) int {
+	events := &events{w: stdout}
+	err := harden()
+	if err == nil {
+		err = serve(stdin, events)
+	}
+	if err != nil {
+		events.send(Event{Error: err.Error()})
+		return 1
+	}
+	return 0
+}
+
+// harden gives up what the process could gain again, before it reads a byte.
+func harden() error {
+	if unix.Geteuid() == 0 {
+		return errors.New("the worker does not run as root: it is started by ota itself")
+	}
+	if err := noNewPrivileges(); err != nil {
+		return fmt.Errorf("give up privileges for good: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("switch core dumps off: %w", err)
+	}
+	unix.Umask(0o077)
+	debug.SetMemoryLimit(memory)
+	return nil
+}
+
+func serve(stdin io.Reader, events *events) error {
+	in := bufio.NewReader(io.LimitReader(stdin, maxLine))
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	var r Request
+	if err := json.Unmarshal(line, &r); err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, in) // ends when whoever asked has ended
+		cancel(errors.New("interrupted"))
+	}()
+	var files Files
+	for i := range files {
+		if r.Has[i] {
+			files[i] = os.NewFile(uintptr(firstFile+i), fmt.Sprint("file ", i))
+		}
+	}
+	return Do(ctx, r, files, ".", events.send)
+}
+
+// Do does what a request asks for; folder is the one that small files go to.
+func Do(ctx context.Context, r Request, files Files, folder string, send func(Event)) error {
+	if r.Self == nil || r.Self.Running == nil {
+		return errors.New("request says nothing of the machine")
+	}
+	note := func(text string) { send(Event{Note: text}) }
+	t, err := r.transport(files, note)
+	if err != nil {
+		return err
+	}
+	switch r.Do {
+	case Look:
+		f, err := fetch.Look(ctx, t, r.Self, r.Archive, settle)
+		if err != nil {
+			return err
+		}
+		send(Event{Found: f})
+		return nil
+	case Fetch:
+		return r.fetch(ctx, t, files, folder, note, send)
+	}
+	return fmt.Errorf("request %q is not known", r.Do)
+}
+
+func (r *Request) transport(files Files, note func(string)) (server.Transport, error) {
+	if files[Archive] != nil {
+		return server.NewFile(files[Archive]), nil
+	}
+	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, Note: note})
+}
+
+func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, folder string, note func(string), send func(Event)) error {
+	if r.Found == nil || files[System] == nil || files[Tree] == nil {
+		return errors.New("request names nothing to fetch, or no slot")
+	}
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	j := &fetch.Job{
+		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Folder: root, System: files[System], Tree: files[Tree],
+		Source: r.source(files), Progress: seldom(func(p fetch.Progress) { send(Event{Progress: &p}) }), Note: note,
+	}
+	result, err := j.Run(ctx)
+	if err != nil {
+		return err
+	}
+	send(Event{Result: &result})
+	return nil
+}
+
+// source is what the running system has.
+func (r *Request) source(files Files) *fetch.Source {
+	c := r.Self.Running
+	s := &fetch.Source{Blocks: uint64(c.ImageSize) / verity.BlockSize, Salt: c.Salt}
+	if files[ActiveSystem] != nil && files[ActiveTree] != nil {
+		s.System, s.Tree = files[ActiveSystem], files[ActiveTree]
+	}
+	if esp := files[ESP]; esp != nil && r.UKI != "" {
+		s.UKI = func() (io.ReadCloser, int64, error) {
+			fs, err := fat.Open(esp)
+			if err != nil {
+				return nil, 0, err
+			}
+			f, err := fs.Open(r.UKI)
+			if err != nil {
+				return nil, 0, err
+			}
+			info, err := f.Stat()
+			if err != nil {
+				return nil, 0, errors.Join(err, f.Close())
+			}
+			return f, info.Size(), nil
+		}
+	}
+	return s
+}
+
+// seldom passes progress on when a phase starts or ends, and now and then.
+func seldom(tell func(fetch.Progress)) func(fetch.Progress) {
+	var mu sync.Mutex
+	var last time.Time
+	return func(p fetch.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); p.Done == 0 || p.Done == p.Total || now.Sub(last) >= reports {
+			last = now
+			tell(p)
+		}
+	}
+}
+
+// events writes events as lines.
+type events struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (e *events) send(event Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	text, err := json.Marshal(event)
+	if err != nil {
+		text = []byte(`{"error":"an event cannot be encoded"}`)
+	}
+	_, _ = e.w.Write(append(text, '\n')) // whoever listened is gone: stdin ends too
+}
