@@ -24,6 +24,7 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(wildcard uroot-cmds/*/main.go))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+TOOLS   := bin/halogen bin/bb bin/ota
 MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
 .PHONY: help
@@ -47,7 +48,7 @@ $(OUT)/tools.stamp: Makefile
 	@touch $@
 
 .PHONY: build
-build: bin/halogen bin/bb ## the halogen command and the machine's commands, in bin/
+build: $(TOOLS) ## the halogen command and the machine's commands, in bin/
 
 bin/halogen: $(SOURCES)
 	@echo "building halogen"
@@ -62,6 +63,11 @@ bin/bb: $(MACHINE)
 	@go tool makebb -go-build-tags goshsmall -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@mv $@.new $@
+
+# What the running system has of them.
+bin/ota: $(MACHINE)
+	@mkdir -p bin
+	@go build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./uroot-cmds/ota
 
 # --- Images -------------------------------------------------------------------
 
@@ -101,16 +107,16 @@ $(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qem
 	@go run ./qemu-tests/testos/mkrootfs -debian $(OUT)/rootfs/debian -init $(OUT)/rootfs/testos-init -config uki.conf -out $(OUT)/rootfs/testos
 	@touch $@
 
-$(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf bin/halogen bin/bb
+$(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf $(TOOLS)
 	@$(HALOGEN_BUILD) --rootfs $< --out $(@D) >/dev/null
 	$(MINE)
 
-$(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
+$(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
 	@$(HALOGEN_BUILD) --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
 	$(MINE)
 
 # The test system for machines without TPM or Secure Boot.
-$(OUT)/images/testos-optional-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf bin/halogen bin/bb
+$(OUT)/images/testos-optional-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
 	@sed 's/^SecureBoot=.*/SecureBoot=optional/; s/^TPM=.*/TPM=optional/' uki.conf >$(OUT)/optional.conf
 	@$(HALOGEN_BUILD) --config $(OUT)/optional.conf --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
 	$(MINE)
@@ -125,7 +131,7 @@ $(OUT)/images/update-2/disk.img: $(OUT)/rootfs/debian.tar
 $(OUT)/images/update-bad-2/disk.img: $(OUT)/rootfs/debian-bad.tar
 $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
 UPDATES := $(patsubst %,$(OUT)/images/update-%/disk.img,1 2 bad-2 3)
-$(UPDATES): $(KEY)/uki.conf bin/halogen bin/bb
+$(UPDATES): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
