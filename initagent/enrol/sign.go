@@ -90,8 +90,17 @@ func readsBack(d Dir, name string, want []byte) error {
 }
 
 // writeFresh writes a file under a name that nothing has or refers to yet, and
-// returns when it is known to be on the disk.
-func writeFresh(d Dir, name string, data []byte) error {
+// returns when it is known to be on the disk. What was written of one that failed, as
+// on a full ESP, goes again.
+func writeFresh(d Dir, name string, data []byte) (err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		if rerr := d.Remove(name); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("remove what was written of it: %w", rerr))
+		}
+	}()
 	if err := d.Create(name, data); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

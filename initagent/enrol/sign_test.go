@@ -421,3 +421,24 @@ func FuzzNote(f *testing.F) {
 		}
 	})
 }
+
+// fullDisk has room for names, and for nothing in them.
+type fullDisk struct{ *memDisk }
+
+func (d fullDisk) SyncFile(string) error { return errors.New("no space left on device") }
+
+// FAULTS 47
+func TestReplaceOnFull(t *testing.T) {
+	const old, fresh = "EFI/halogen/log-1", "EFI/halogen/log-2"
+	d := fullDisk{newDisk(always(), map[string][]byte{old: []byte("old")})}
+	err := Replace(d, fresh, []byte("fresh"), old)
+	if err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("Replace: %v", err)
+	}
+	if b, err := d.Read(old); err != nil || string(b) != "old" {
+		t.Errorf("the old file: %q, %v", b, err)
+	}
+	if _, err := d.Read(fresh); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something is left of the fresh file: %v", err)
+	}
+}
