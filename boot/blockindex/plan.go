@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -25,28 +26,52 @@ const (
 
 // A Plan says where each block of a file comes from: it is in place, all
 // zeros, in a source that the machine has, such as its active slot, or in the
-// archive. A fresh plan takes all from the archive. It takes 8 bytes a block,
-// and belongs to one goroutine.
+// archive. A fresh plan takes all from the archive. It takes 8 bytes a block
+// and 256 KiB, and belongs to one goroutine.
 type Plan struct {
 	file *File
 	from []uint32
 	// order has the blocks sorted by digest, so that those that a source has
 	// are found while it is read, and nothing of the source is kept.
 	order []uint32
+	// ends has for each value of a digest's first 16 bits where the blocks
+	// with it end in order.
+	ends []uint32
+	// seen has a bit for the first block with each digest, set when a source
+	// has it: a second one with it is then passed by at once, however many
+	// blocks are the same.
+	seen []uint64
 }
 
 // NewPlan plans a file of a release with that verity salt.
 func NewPlan(f *File, salt []byte) *Plan {
-	p := &Plan{file: f, from: make([]uint32, f.Blocks()), order: make([]uint32, f.Blocks())}
-	for i := range p.order {
-		p.order[i] = uint32(i)
+	n := f.Blocks()
+	p := &Plan{file: f, from: make([]uint32, n), order: make([]uint32, n), ends: make([]uint32, 1<<16), seen: make([]uint64, (n+63)/64)}
+	for i := range n {
+		p.ends[start(f.Hash(i))]++
 	}
-	slices.SortFunc(p.order, func(a, b uint32) int {
-		return cmp.Or(bytes.Compare(p.hash(a), p.hash(b)), cmp.Compare(a, b))
-	})
+	sum := uint32(0)
+	for i, count := range p.ends {
+		p.ends[i] = sum // where they start, for now
+		sum += count
+	}
+	for i := range n {
+		bucket := start(f.Hash(i))
+		p.order[p.ends[bucket]] = uint32(i)
+		p.ends[bucket]++
+	}
+	first := uint32(0)
+	for _, end := range p.ends {
+		slices.SortFunc(p.order[first:end], func(a, b uint32) int {
+			return cmp.Or(bytes.Compare(p.hash(a), p.hash(b)), cmp.Compare(a, b))
+		})
+		first = end
+	}
 	p.set(NewHasher(salt).Sum(nil), fromNowhere)
 	return p
 }
+
+func start(h Hash) uint16 { return binary.BigEndian.Uint16(h[:]) }
 
 func (p *Plan) hash(block uint32) []byte {
 	return p.file.hashes[int(block)*HashSize:][:HashSize]
@@ -55,9 +80,25 @@ func (p *Plan) hash(block uint32) []byte {
 // set notes where the blocks with a digest come from, unless something better
 // is known.
 func (p *Plan) set(h Hash, from uint32) {
-	i := sort.Search(len(p.order), func(i int) bool { return bytes.Compare(p.hash(p.order[i]), h[:]) >= 0 })
-	for ; i < len(p.order) && bytes.Equal(p.hash(p.order[i]), h[:]); i++ {
-		if block := p.order[i]; p.from[block] == fromArchive {
+	bucket, first := start(h), uint32(0)
+	if bucket > 0 {
+		first = p.ends[bucket-1]
+	}
+	blocks := p.order[first:p.ends[bucket]]
+	i := sort.Search(len(blocks), func(i int) bool { return bytes.Compare(p.hash(blocks[i]), h[:]) >= 0 })
+	if at := int(first) + i; i < len(blocks) {
+		if p.seen[at/64]&(1<<(at%64)) != 0 {
+			return
+		}
+		if bytes.Equal(p.hash(blocks[i]), h[:]) {
+			p.seen[at/64] |= 1 << (at % 64)
+		}
+	}
+	for _, block := range blocks[i:] {
+		if !bytes.Equal(p.hash(block), h[:]) {
+			return
+		}
+		if p.from[block] == fromArchive {
 			p.from[block] = from
 		}
 	}
