@@ -108,3 +108,11 @@ func (c Command) wrong(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "%s: %v\n%s", c.Name, err, c.Help)
 	return Usage
 }
+
+// Bool is a Flags that adds one flag without a value.
+func Bool(name string, to *bool) func(*flag.FlagSet) {
+	return func(f *flag.FlagSet) {
+		*to = false
+		f.BoolVar(to, name, false, "")
+	}
+}

@@ -156,15 +156,34 @@ func (inv *Inventory) Verify(ctx context.Context, s System, progress func(done i
 	if s.Release == nil || !s.Slot.Valid() {
 		return fmt.Errorf("%s: %w", s.File, ErrNoContent)
 	}
-	data, err := inv.machine.Disks.OpenPartition(inv.disk, s.Slot.SystemNumber(), false)
+	data, tree, err := inv.Open(s.Slot, false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	tree, err := inv.machine.Disks.OpenPartition(inv.disk, s.Slot.VerityNumber(), false)
-	if err != nil {
-		return err
-	}
 	defer tree.Close()
 	return verity.Verify(ctx, data, tree, s.Release.VerityParams(), s.Release.Root(), progress)
+}
+
+// Open opens the two partitions of a slot.
+func (inv *Inventory) Open(s layout.Slot, write bool) (data, tree hw.File, err error) {
+	if data, err = inv.machine.Disks.OpenPartition(inv.disk, s.SystemNumber(), write); err != nil {
+		return nil, nil, err
+	}
+	if tree, err = inv.machine.Disks.OpenPartition(inv.disk, s.VerityNumber(), write); err != nil {
+		data.Close()
+		return nil, nil, err
+	}
+	return data, tree, nil
+}
+
+// SystemSize is the size of a slot's system partition, in bytes; 0 where the
+// table has none.
+func (inv *Inventory) SystemSize(s layout.Slot) int64 {
+	p, ok := inv.table.ByNumber(s.SystemNumber())
+	if !ok {
+		return 0
+	}
+	_, size := inv.table.Bytes(p)
+	return size
 }

@@ -1,60 +1,80 @@
-// Command slots shows what is in the machine's two slots, and which of them
-// starts next.
+// Command slots shows what is in the machine's two slots, which of them starts
+// next, and why the last boots went as they did.
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"os"
+	"strings"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/shared"
 )
 
-const usage = `usage: slots [--json]
+const help = `usage: slots [--json] [--all]
 
 Shows the systems on this machine's EFI system partition in the order in which
 the boot manager takes them, the slot that holds each one's content, and what
-keeps it from starting. Reads only; needs root.
+keeps it from starting; why this boot chose as it did; and the end of the boot
+journal (with --all: all of it). At the recovery console the journal can be read
+after unlock. Reads only.
+
+Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
 
-func main() {
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, func() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }))
+func main() { cmd(take, shared.Linux()).Main() }
+
+func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
+
+// shown is how many entries of the journal are, without --all.
+const shown = 12
+
+// output is what --json gives.
+type output struct {
+	*inventory.Inventory
+	Boot    *shared.Report  `json:"boot,omitempty"`
+	Journal []journal.Entry `json:"journal"`
 }
 
-func run(args []string, stdout, stderr io.Writer, take func() (*inventory.Inventory, error)) int {
-	f := flag.NewFlagSet("slots", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	asJSON := f.Bool("json", false, "")
-	err := f.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(stdout, usage)
-		return 0
+func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.Command {
+	var all bool
+	return command.Command{
+		Name: "slots", Help: help, JSON: true, Flags: command.Bool("all", &all),
+		Run: func(_ context.Context, c *command.Call) error {
+			inv, err := take()
+			if err != nil {
+				return err
+			}
+			boot, err := place.Boot()
+			if err != nil {
+				fmt.Fprintf(c.Stderr, "slots: %v\n", err)
+			}
+			entries, jerr := place.Journal()
+			hidden := 0
+			if !all && len(entries) > shown {
+				hidden = len(entries) - shown
+				entries = entries[hidden:]
+			}
+			if c.JSON {
+				if jerr != nil && !errors.Is(jerr, shared.ErrClosed) {
+					return jerr
+				}
+				return c.Encode(output{inv, boot, entries})
+			}
+			showSystems(c.Stdout, inv)
+			showBoot(c.Stdout, boot)
+			showJournal(c.Stdout, entries, hidden, jerr)
+			return nil
+		},
 	}
-	if err != nil || f.NArg() > 0 {
-		fmt.Fprint(stderr, usage)
-		return 2
-	}
-	inv, err := take()
-	if err == nil {
-		err = show(stdout, inv, *asJSON)
-	}
-	if err != nil {
-		fmt.Fprintln(stderr, "slots:", err)
-		return 1
-	}
-	return 0
 }
 
-func show(w io.Writer, inv *inventory.Inventory, asJSON bool) error {
-	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(inv)
-	}
+func showSystems(w io.Writer, inv *inventory.Inventory) {
 	fmt.Fprintf(w, "disk %s\n", inv.Disk)
 	if len(inv.Systems) == 0 {
 		fmt.Fprintln(w, "the EFI system partition has no system on it")
@@ -77,5 +97,43 @@ func show(w io.Writer, inv *inventory.Inventory, asJSON bool) error {
 		}
 	}
 	fmt.Fprintln(w, "* starts next")
-	return nil
+}
+
+func showBoot(w io.Writer, boot *shared.Report) {
+	if boot == nil {
+		return
+	}
+	trial := ""
+	if boot.Trial {
+		trial = ", on trial"
+	}
+	fmt.Fprintf(w, "\nthis boot: version %s from slot %s%s\n", boot.Version, boot.Slot, trial)
+	for _, s := range boot.Steps {
+		switch {
+		case s.Error != "":
+			fmt.Fprintf(w, "  %-14s FAILED: %s\n", s.Step, strings.ReplaceAll(s.Error, "\n", "\n    "))
+		case s.Reason != "":
+			fmt.Fprintf(w, "  %-14s %s\n", s.Step, s.Reason)
+		}
+	}
+}
+
+func showJournal(w io.Writer, entries []journal.Entry, hidden int, err error) {
+	switch {
+	case errors.Is(err, shared.ErrClosed):
+		fmt.Fprintf(w, "\n%v (unlock opens it)\n", err)
+		return
+	case err != nil:
+		fmt.Fprintf(w, "\nthe boot journal cannot be read: %v\n", err)
+	case len(entries) == 0:
+		fmt.Fprintln(w, "\nthe boot journal is empty")
+		return
+	}
+	fmt.Fprintln(w, "\nboot journal:")
+	if hidden > 0 {
+		fmt.Fprintf(w, "  (%d older ones: --all)\n", hidden)
+	}
+	for _, e := range entries {
+		fmt.Fprintf(w, "  %s\n", e)
+	}
 }

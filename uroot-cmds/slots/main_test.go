@@ -1,55 +1,76 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/inventory/inventorytest"
+	"halogenos.internal/initagent/shared"
 )
 
 func TestSlots(t *testing.T) {
 	m := inventorytest.New(t)
 	m.Install(layout.SlotA, "os_7.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	var out, errs bytes.Buffer
-	if code := run(nil, &out, &errs, take); code != 0 {
-		t.Fatalf("exit code %d: %s", code, &errs)
+	dir := t.TempDir()
+	place := shared.Place{Folders: []string{filepath.Join(dir, "shared")}, Report: filepath.Join(dir, "boot.json")}
+	run := func(args ...string) string {
+		t.Helper()
+		code, out, errs := commandtest.Run(cmd(take, place), args...)
+		if code != 0 || errs != "" {
+			t.Fatalf("exit code %d: %s", code, errs)
+		}
+		return out
 	}
-	for _, want := range []string{"disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("lacks %q:\n%s", want, &out)
+	has := func(out string, wants ...string) {
+		t.Helper()
+		for _, want := range wants {
+			if !strings.Contains(out, want) {
+				t.Errorf("lacks %q:\n%s", want, out)
+			}
 		}
 	}
-	out.Reset()
-	if code := run([]string{"--json"}, &out, &errs, take); code != 0 {
-		t.Fatalf("exit code %d: %s", code, &errs)
+	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "the root partition, which is not open (unlock opens it)")
+
+	report := `{"version":"7","slot":"a","trial":true,"steps":[{"step":"open verity","reason":"slot a holds it"},{"step":"unlock","error":"PCR 7\ndiffers"}]}`
+	if err := os.WriteFile(place.Report, []byte(report), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	var inv inventory.Inventory
-	if err := json.Unmarshal(out.Bytes(), &inv); err != nil || len(inv.Systems) != 1 || inv.Systems[0].Slot != layout.SlotA || inv.Systems[0].Version != "7" {
-		t.Errorf("%v: %s", err, &out)
+	if err := os.Mkdir(place.Folders[0], 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 15 {
+		e := journal.Entry{Time: time.Unix(int64(n), 0), Kind: journal.Boot, Version: 7, Slot: layout.SlotA, Reason: "as entry " + string(rune('a'+n))}
+		if err := place.Note(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := run()
+	has(out, "this boot: version 7 from slot a, on trial", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
+	if strings.Contains(out, "as entry c") || !strings.Contains(run("--all"), "as entry a") {
+		t.Errorf("without --all it ends with the last %d entries:\n%s", shown, out)
+	}
+
+	var got output
+	if err := json.Unmarshal([]byte(run("--json", "--all")), &got); err != nil || len(got.Systems) != 1 || got.Systems[0].Slot != layout.SlotA || got.Systems[0].Version != "7" ||
+		len(got.Journal) != 15 || !got.Boot.Trial {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
 func TestUse(t *testing.T) {
 	fails := func() (*inventory.Inventory, error) { return nil, errors.New("no disk") }
-	for _, c := range []struct {
-		args        []string
-		code        int
-		out, errOut string
-	}{
-		{[]string{"--help"}, 0, "usage: slots", ""},
-		{[]string{"--colour"}, 2, "", "usage: slots"},
-		{[]string{"a"}, 2, "", "usage: slots"},
-		{nil, 1, "", "slots: no disk"},
-	} {
-		var out, errs bytes.Buffer
-		if code := run(c.args, &out, &errs, fails); code != c.code || !strings.Contains(out.String(), c.out) || !strings.Contains(errs.String(), c.errOut) {
-			t.Errorf("slots %q: %d, %q, %q", c.args, code, &out, &errs)
-		}
+	commandtest.Use(t, cmd(fails, shared.Place{}))
+	if code, _, errs := commandtest.Run(cmd(fails, shared.Place{})); code != 1 || errs != "slots: no disk\n" {
+		t.Errorf("%d, %q", code, errs)
 	}
 }

@@ -4,89 +4,113 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
 	"time"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/inventory"
 )
 
-const usage = `usage: verify [a|b]
+const help = `usage: verify [--json] [a|b]
 
 Reads every block of a slot, or of both, and compares it with the root hash that
-the slot's signed UKI carries. Says which block is corrupt, if one is. Reads
-only; needs root. Exit codes: 0 intact, 1 corrupt or unreadable, 2 wrong usage.
+the slot's signed UKI carries. Says which block is corrupt first, if one is:
+repair finds and replaces them all. Reads only.
+
+Exit codes: 0 intact, 1 corrupt or unreadable, 2 wrong usage.
 `
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr, func() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) })
-	stop()
-	os.Exit(code)
+func main() { cmd(take).Main() }
+
+func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
+
+// outcome is what a slot is like.
+type outcome struct {
+	Slot    layout.Slot `json:"slot"`
+	File    string      `json:"file,omitempty"`
+	Version string      `json:"version,omitempty"`
+	Empty   bool        `json:"empty,omitempty"`
+	Intact  bool        `json:"intact"`
+	Bytes   int64       `json:"bytes,omitempty"`
+	Corrupt *block      `json:"corrupt,omitempty"` // the first such block
+	Error   string      `json:"error,omitempty"`
+	took    time.Duration
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, take func() (*inventory.Inventory, error)) int {
-	f := flag.NewFlagSet("verify", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	err := f.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(stdout, usage)
-		return 0
-	}
-	var wanted layout.Slot
-	if err == nil && f.NArg() == 1 {
-		err = wanted.UnmarshalText([]byte(f.Arg(0)))
-	}
-	if err != nil || f.NArg() > 1 || f.NArg() == 1 && !wanted.Valid() {
-		fmt.Fprint(stderr, usage)
-		return 2
-	}
-	inv, err := take()
-	if err != nil {
-		fmt.Fprintln(stderr, "verify:", err)
-		return 1
-	}
-	code, looked := 0, 0
-	for _, s := range layout.Slots {
-		if wanted.Valid() && s != wanted {
-			continue
-		}
-		system, err := inv.In(s)
-		if errors.Is(err, inventory.ErrNoContent) && !wanted.Valid() {
-			fmt.Fprintf(stdout, "slot %s: empty\n", s)
-			continue
-		}
-		looked++
-		if err == nil {
-			err = verify(ctx, stdout, inv, system)
-		}
+// block is a verity.CorruptError.
+type block struct {
+	Area   string `json:"area"`
+	Level  int    `json:"level"`
+	Block  uint64 `json:"block"`
+	Offset int64  `json:"offset"`
+}
+
+func cmd(take func() (*inventory.Inventory, error)) command.Command {
+	return command.Command{Name: "verify", Help: help, MaxArgs: 1, JSON: true, Run: func(ctx context.Context, c *command.Call) error {
+		slots, err := command.Slots(c.Args)
 		if err != nil {
-			fmt.Fprintf(stderr, "verify: %v\n", err)
-			code = 1
+			return err
 		}
-	}
-	if looked == 0 {
-		fmt.Fprintln(stderr, "verify: no slot has content to verify")
-		return 1
-	}
-	return code
+		inv, err := take()
+		if err != nil {
+			return err
+		}
+		var outcomes []outcome
+		var errs []error
+		looked := 0
+		for _, s := range slots {
+			system, err := inv.In(s)
+			if errors.Is(err, inventory.ErrNoContent) && len(c.Args) == 0 {
+				outcomes = append(outcomes, outcome{Slot: s, Empty: true})
+				continue
+			}
+			looked++
+			o, err := look(ctx, c, inv, s, system, err)
+			outcomes = append(outcomes, o)
+			errs = append(errs, err)
+		}
+		if c.JSON {
+			errs = append(errs, c.Encode(outcomes))
+		} else {
+			show(c, outcomes)
+		}
+		if looked == 0 {
+			return errors.New("no slot has content to verify")
+		}
+		return errors.Join(errs...)
+	}}
 }
 
-func verify(ctx context.Context, w io.Writer, inv *inventory.Inventory, s inventory.System) error {
-	start, last := time.Now(), time.Now().Add(time.Second)
-	err := inv.Verify(ctx, s, func(done int64) {
-		if now := time.Now(); now.Sub(last) > time.Second {
-			last = now
-			fmt.Fprintf(w, "slot %s: %d %%\n", s.Slot, done*100/s.Release.ImageSize)
+func look(ctx context.Context, c *command.Call, inv *inventory.Inventory, s layout.Slot, system inventory.System, err error) (outcome, error) {
+	o := outcome{Slot: s, File: system.File, Version: system.Version}
+	start := time.Now()
+	if err == nil {
+		o.Bytes = system.Release.ImageSize
+		progress := command.Progress(c, fmt.Sprintf("slot %s", s))
+		if err = inv.Verify(ctx, system, func(done int64) { progress(done, o.Bytes) }); err != nil {
+			err = fmt.Errorf("slot %s (%s): %w", s, system.File, err)
 		}
-	})
-	if err != nil {
-		return fmt.Errorf("slot %s (%s): %w", s.Slot, s.File, err)
 	}
-	fmt.Fprintf(w, "slot %s: %d MiB are what %s names (%.1f s)\n", s.Slot, s.Release.ImageSize>>20, s.File, time.Since(start).Seconds())
-	return nil
+	o.took = time.Since(start)
+	o.Intact = err == nil
+	if corrupt, ok := errors.AsType[*verity.CorruptError](err); ok {
+		o.Corrupt = (*block)(corrupt)
+	}
+	if err != nil {
+		o.Error = err.Error()
+	}
+	return o, err
+}
+
+func show(c *command.Call, outcomes []outcome) {
+	for _, o := range outcomes {
+		switch {
+		case o.Empty:
+			fmt.Fprintf(c.Stdout, "slot %s: empty\n", o.Slot)
+		case o.Intact:
+			fmt.Fprintf(c.Stdout, "slot %s: %d MiB are what %s names (%.1f s)\n", o.Slot, o.Bytes>>20, o.File, o.took.Seconds())
+		}
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -130,6 +131,36 @@ func (firmware) BootedFrom() ([]bootoption.Function, error) { return nil, nil }
 
 type esp struct{ m *Machine }
 
-func (e esp) Read(_ hw.Disk, read func(fs.FS) error) error { return read(e.m.Files) }
-func (esp) Write(hw.Disk, func(hw.ESPDir) error) error     { return errors.ErrUnsupported }
-func (esp) Repair(hw.Disk, []string) (int64, error)        { return 0, errors.ErrUnsupported }
+func (e esp) Read(_ hw.Disk, read func(fs.FS) error) error       { return read(e.m.Files) }
+func (e esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error { return write(dir{m: e.m}) }
+
+// dir lists and renames; it has nothing else.
+type dir struct {
+	hw.ESPDir
+	m *Machine
+}
+
+// List implements hw.ESPDir.
+func (d dir) List(folder string) (out []enrol.FileInfo, err error) {
+	for name, f := range d.m.Files {
+		if path.Dir(name) == folder {
+			out = append(out, enrol.FileInfo{Name: path.Base(name), Size: int64(len(f.Data))})
+		}
+	}
+	return out, nil
+}
+
+// Rename implements hw.ESPDir.
+func (d dir) Rename(from, to string) error {
+	f, ok := d.m.Files[from]
+	if !ok {
+		return fs.ErrNotExist
+	}
+	if _, ok := d.m.Files[to]; ok {
+		return fs.ErrExist
+	}
+	delete(d.m.Files, from)
+	d.m.Files[to] = f
+	return nil
+}
+func (esp) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }

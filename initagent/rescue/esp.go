@@ -1,0 +1,153 @@
+package rescue
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/systems"
+)
+
+// espCopies is where the root partition keeps the ESP's files.
+const espCopies = rootpart.OwnFolder + "/esp"
+
+// espSettings is the boot manager's configuration where no copy of it was kept.
+// It names no default entry, which would switch the counting of tries off.
+const espSettings = "timeout 0\n"
+
+// RebuildESP makes a new file system on the ESP, from the copies that the root
+// partition keeps. Nothing is written before all of them were read and found
+// good. From the first write until the boot sector, which comes last, there is no
+// file system, and a cut leaves none: so it asks.
+func (m *Machine) RebuildESP(c hw.Console) error {
+	p, open, err := m.kept()
+	if err != nil {
+		return err
+	}
+	open.Wipe()
+	files, err := m.saved(p, c)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		c.Print(fmt.Sprintf("%s, %d KiB\n", f.Path, (f.Size+1023)>>10))
+	}
+	question := "Make a new EFI system partition of this, and lose whatever else is on it?\n" +
+		"Until it is done the machine has nothing to start from: see that the power stays on."
+	if m.readable(p) {
+		question = "THE EFI SYSTEM PARTITION CAN BE READ: the next boot puts back by itself what is lost or damaged on it.\n" + question
+	}
+	if err := confirm(c, question); err != nil {
+		return err
+	}
+	if err := m.format(p, files); err != nil {
+		return fmt.Errorf("the EFI system partition is not whole, so try again before the machine is switched off: %w", err)
+	}
+	if err := m.compare(p, files); err != nil {
+		return fmt.Errorf("the EFI system partition does not read back, so the disk may be failing: %w", err)
+	}
+	c.Print("The EFI system partition is made.\n")
+	return nil
+}
+
+// saved is what the new file system is to hold.
+func (m *Machine) saved(p *place, c hw.Console) ([]fat.File, error) {
+	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
+	k := &systems.Keeper{
+		Store: m.Store, Folder: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
+		Belongs: func(*contract.Contract) error { return nil },
+	}
+	state, err := enrol.Observe(m.Variables)
+	if err == nil && rootpart.OwnEnforced(state, p.contract.SecureBoot) {
+		certificates := rootpart.Certificates(state)
+		k.Starts = func(image []byte) error { return rootpart.CheckStarts(image, state, certificates) }
+	}
+	saved, err := k.Saved()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("the root partition keeps no copies of the EFI system partition yet")
+	}
+	if err != nil {
+		return nil, err
+	}
+	var files []fat.File
+	settings := false
+	for _, s := range saved {
+		settings = settings || s.Name == settingsFile
+		files = append(files, file(s.Name, s.Data))
+	}
+	if !settings {
+		files = append(files, file(settingsFile, []byte(espSettings)))
+	}
+	return files, nil
+}
+
+const settingsFile = "loader/loader.conf"
+
+func file(name string, data []byte) fat.File {
+	return fat.File{Path: name, Size: int64(len(data)), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
+}
+
+// readable reports whether the file system that is there can be read.
+func (m *Machine) readable(p *place) bool {
+	err := m.ESP.Read(p.disk, func(files fs.FS) error {
+		_, err := fs.ReadDir(files, "EFI")
+		return err
+	})
+	return err == nil
+}
+
+func (m *Machine) format(p *place, files []fat.File) error {
+	partition, ok := p.table.ByNumber(layout.ESPNumber)
+	if !ok {
+		return fmt.Errorf("%s has no partition %d", p.disk.Name, layout.ESPNumber)
+	}
+	_, size := p.table.Bytes(partition)
+	var id [4]byte
+	if _, err := io.ReadFull(m.Random, id[:]); err != nil {
+		return err
+	}
+	f, err := m.Disks.OpenPartition(p.disk, layout.ESPNumber, true)
+	if err != nil {
+		return err
+	}
+	err = fat.Format(f, size, fat.Options{
+		SectorSize: p.disk.SectorSize, VolumeID: binary.LittleEndian.Uint32(id[:]), Label: "ESP", Time: m.Now(),
+	}, files)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// compare reads every file back.
+func (m *Machine) compare(p *place, files []fat.File) error {
+	return m.ESP.Read(p.disk, func(have fs.FS) error {
+		for _, f := range files {
+			r, err := f.Open()
+			if err != nil {
+				return err
+			}
+			want, err := io.ReadAll(r)
+			if err != nil {
+				return err
+			}
+			got, err := readFile(have, f.Path, enrol.MaxEFIFile)
+			if err != nil {
+				return err
+			}
+			if !bytes.Equal(got, want) {
+				return fmt.Errorf("%s reads back otherwise", f.Path)
+			}
+		}
+		return nil
+	})
+}

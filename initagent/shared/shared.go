@@ -1,0 +1,108 @@
+// Package shared is what the boot leaves for the running system and for the
+// commands of the recovery console: the boot journal, and the report of this
+// boot.
+//
+// It refuses to make the journal's folder: where there is none, the root
+// partition is closed, and there is nothing to read or to write.
+package shared
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/journalfile"
+)
+
+// A Place says where things are.
+type Place struct {
+	// Folders that may have the journal; the first that is there has it.
+	Folders []string
+	Report  string // of this boot
+	BootID  string // the kernel's file
+}
+
+// Linux is where they are in the recovery console and in the running system.
+func Linux() Place {
+	return Place{
+		Folders: []string{"/run/state/halogen/shared", journalfile.Folder},
+		Report:  "/run/halogen/boot.json", BootID: "/proc/sys/kernel/random/boot_id",
+	}
+}
+
+// ErrClosed says that there is no journal to be had.
+var ErrClosed = errors.New("the boot journal is on the root partition, which is not open")
+
+func (p Place) folder() (string, error) {
+	for _, f := range p.Folders {
+		if info, err := os.Stat(f); err == nil && info.IsDir() {
+			return f, nil
+		}
+	}
+	return "", ErrClosed
+}
+
+// Journal returns the entries, oldest first; ErrClosed where the root partition
+// is closed.
+func (p Place) Journal() ([]journal.Entry, error) {
+	folder, err := p.folder()
+	if err != nil {
+		return nil, err
+	}
+	return journalfile.Read(folder)
+}
+
+// Note appends an entry, as of this boot. Where the root partition is closed it
+// does nothing: what the commands do without it must not depend on it.
+func (p Place) Note(e journal.Entry) error {
+	folder, err := p.folder()
+	if err != nil {
+		return nil
+	}
+	if id, err := os.ReadFile(p.BootID); err == nil {
+		e.Boot = strings.TrimSpace(string(id))
+	}
+	return journalfile.Append(folder, e)
+}
+
+// A Step is one step of a boot.
+type Step struct {
+	Step   string `json:"step"`
+	Reason string `json:"reason,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+// A Report is what initagent said of this boot, as far as the commands want it.
+type Report struct {
+	ImageID string `json:"image_id"`
+	Version string `json:"version"`
+	Epoch   uint64 `json:"epoch"`
+	Slot    string `json:"slot"`
+	Trial   bool   `json:"trial"`
+	Steps   []Step `json:"steps"`
+}
+
+// maxReport bounds the report in bytes.
+const maxReport = 1 << 20
+
+// Boot returns the report of this boot; nil where there is none.
+func (p Place) Boot() (*Report, error) {
+	f, err := os.Open(p.Report)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r := new(Report)
+	if err := json.NewDecoder(io.LimitReader(f, maxReport)).Decode(r); err != nil {
+		return nil, fmt.Errorf("report of this boot: %w", err)
+	}
+	return r, nil
+}

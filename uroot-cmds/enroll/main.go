@@ -1,0 +1,42 @@
+// Command enroll gives the firmware this machine's Secure Boot keys again.
+package main
+
+import (
+	"context"
+
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/console"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rescue"
+)
+
+const help = `usage: enroll
+
+Gives the firmware this machine's own Secure Boot keys again, after it has lost
+them (a firmware reset, an empty battery). The firmware must be in Setup Mode:
+its setup calls it clearing or resetting the Secure Boot keys. Shows what it is
+going to write, and asks. Every file on the ESP that could be started is signed
+first, and the Platform Key, which makes it all count, is written last and only
+when everything else reads back right.
+
+Needs unlock. Recovery console only. Exit codes: 0 enrolled, 1 not, 2 wrong usage.
+`
+
+func main() { cmd(rescue.Linux, terminal).Main() }
+
+func terminal() (hw.Console, error) { return console.Here() }
+
+func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
+	return command.Command{Name: "enroll", Help: help, Run: func(context.Context, *command.Call) error {
+		m, err := machine()
+		if err != nil {
+			return err
+		}
+		t, err := terminal()
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		return m.Enroll(t)
+	}}
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"halogenos.internal/initagent/command/commandtest"
+)
+
+// Every command of ours that the console has is named, and nothing else is.
+func TestHelp(t *testing.T) {
+	code, out, errs := commandtest.Run(cmd())
+	if code != 0 || out != text || errs != "" {
+		t.Fatalf("%d, %q, %q", code, out, errs)
+	}
+	mains, err := filepath.Glob("../*/main.go")
+	if err != nil || len(mains) < 10 {
+		t.Fatalf("%q, %v", mains, err)
+	}
+	for _, m := range mains {
+		name := filepath.Base(filepath.Dir(m))
+		source, err := os.ReadFile(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		elsewhere := name == "help" || name == "halogenctl" || name == "ota" // of the running system
+		if elsewhere || !strings.Contains(string(source), "func main") {
+			continue
+		}
+		if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
+			t.Errorf("%s is not named", name)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if len(line) > 81 {
+			t.Errorf("a line of %d characters: %q", len(line)-1, line)
+		}
+	}
+}
+
+func TestUse(t *testing.T) { commandtest.Use(t, cmd()) }

@@ -1,0 +1,44 @@
+// Command reseal lets the TPM open the root partition again.
+package main
+
+import (
+	"context"
+
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/console"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rescue"
+)
+
+const help = `usage: reseal
+
+Lets the TPM open the root partition again, for this machine as it is now: after
+a firmware update, with new hardware, with a TPM that was cleared. Shows what
+has changed since the last boot that opened by itself, and asks. What cannot be
+explained from the firmware's event log is refused, and so is a machine whose
+firmware does not enforce Secure Boot.
+
+Say yes only if you know what changed: whoever changed it can from then on start
+this machine and have it open its data.
+
+Needs unlock. Recovery console only. Exit codes: 0 accepted, 1 not, 2 wrong usage.
+`
+
+func main() { cmd(rescue.Linux, terminal).Main() }
+
+func terminal() (hw.Console, error) { return console.Here() }
+
+func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
+	return command.Command{Name: "reseal", Help: help, Run: func(context.Context, *command.Call) error {
+		m, err := machine()
+		if err != nil {
+			return err
+		}
+		t, err := terminal()
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		return m.Reseal(t)
+	}}
+}

@@ -1,0 +1,98 @@
+// Command rollback makes the other system the one that starts next.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/console"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/shared"
+)
+
+const help = `usage: rollback [--yes] [--json]
+
+Gives up the system that would start next, so that the other one does: takes its
+tries away, as a failed trial does. Reads the other slot to its last block
+first, and refuses when that one would not start. Asks, unless given --yes. Data
+is not touched; an older system has to cope with what the newer one has written.
+
+The system that was given up stays where it is until an update replaces it, and
+is not started again by itself.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+`
+
+func main() {
+	cmd(machine{rescue.Linux, func() (hw.Console, error) { return console.Here() }, shared.Linux().Note}).Main()
+}
+
+type machine struct {
+	take     func() (*rescue.Machine, error)
+	terminal func() (hw.Console, error)
+	note     func(journal.Entry) error
+}
+
+var errRefused = errors.New("nothing was changed")
+
+func cmd(m machine) command.Command {
+	return command.Command{Name: "rollback", Help: help, Yes: true, JSON: true, Run: func(ctx context.Context, c *command.Call) error {
+		r, err := m.take()
+		if err != nil {
+			return err
+		}
+		inv, err := inventory.Take(r.Machine)
+		if err != nil {
+			return err
+		}
+		change, err := r.PlanRollback(inv)
+		if err != nil {
+			return err
+		}
+		if !c.Yes {
+			if err := m.ask(change); err != nil {
+				return err
+			}
+		}
+		progress := command.Progress(c, "reading slot "+change.To.Slot.String())
+		if err := r.Rollback(ctx, inv, change, func(done int64) { progress(done, change.To.Release.ImageSize) }); err != nil {
+			return err
+		}
+		e := journal.Entry{Time: time.Now(), Kind: journal.Rollback, Slot: change.From.Slot, Reason: "given up by hand for version " + change.To.Version}
+		if change.From.Release != nil {
+			e.Version = change.From.Release.Version
+		}
+		if err := m.note(e); err != nil {
+			fmt.Fprintf(c.Stderr, "rollback: %v\n", err)
+		}
+		if c.JSON {
+			return c.Encode(change)
+		}
+		fmt.Fprintf(c.Stdout, "Version %s starts next, from slot %s. Restart the machine.\n", change.To.Version, change.To.Slot)
+		return nil
+	}}
+}
+
+func (m machine) ask(c rescue.Change) error {
+	t, err := m.terminal()
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	answer, err := t.Ask(fmt.Sprintf("Give up %s (slot %s, %s) and start version %s (slot %s, %s) from now on? [y/N] ",
+		c.From.File, c.From.Slot, c.From.State, c.To.Version, c.To.Slot, c.To.State), false, 0)
+	if err != nil {
+		return err
+	}
+	if !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
+		return errRefused
+	}
+	return nil
+}

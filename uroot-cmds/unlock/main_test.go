@@ -1,0 +1,58 @@
+package main
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rescue"
+)
+
+// kept is what an unlock before has kept, or nothing.
+type kept struct {
+	rescue.Keeper
+	open bool
+}
+
+func (k kept) Kept() (*rescue.Opened, error) {
+	if k.open {
+		return &rescue.Opened{Secret: new(policy.Secret)}, nil
+	}
+	return nil, rescue.ErrLocked
+}
+
+type nobody struct{ hw.Console }
+
+func (nobody) Close() error { return nil }
+
+// What it does is tested where a whole machine is, in initagent/agent.
+func TestUse(t *testing.T) {
+	terminal := func() (hw.Console, error) { return nobody{}, nil }
+	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
+	machine := func(open bool) func() (*rescue.Machine, error) {
+		return func() (*rescue.Machine, error) {
+			return &rescue.Machine{Keeper: kept{open: open}, Root: elsewhere}, nil
+		}
+	}
+	commandtest.Use(t, cmd(machine(true), terminal))
+	fails := errors.New("not here")
+	for _, c := range []struct {
+		machine  func() (*rescue.Machine, error)
+		terminal func() (hw.Console, error)
+		want     string
+	}{
+		{machine(true), terminal, "the root partition is open already"},
+		{machine(false), terminal, "this is not the recovery console"},
+		{func() (*rescue.Machine, error) { return nil, fails }, terminal, "not here"},
+		{machine(true), func() (hw.Console, error) { return nil, fails }, "not here"},
+	} {
+		code, out, errs := commandtest.Run(cmd(c.machine, c.terminal))
+		if code != 1 || out != "" || !strings.HasPrefix(errs, "unlock: "+c.want) {
+			t.Errorf("%d, %q, %q, want %q", code, out, errs, c.want)
+		}
+	}
+}
