@@ -13,9 +13,9 @@ import (
 const help = `usage: esp-rebuild
 
 Makes a new file system on the EFI system partition, with the boot manager and
-the UKIs that the root partition keeps copies of. For an ESP that is damaged: the
-next boot mends one that can be read without this. Asks first: everything else
-on the ESP is lost, and from the first write to the last the
+the UKIs that the root partition keeps copies of. For an ESP that is damaged;
+the next boot mends one that can be read without this. Asks first: everything
+else on the ESP is lost, and from the first write to the last the
 machine has nothing to start from. Copies that this machine did not sign are
 refused.
 
