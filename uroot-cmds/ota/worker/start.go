@@ -76,7 +76,7 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, folder string,
 	}
 	var complaint tail
 	cmd.Stderr = &complaint
-	if err := cmd.Start(); err != nil {
+	if err := startWithout(cmd); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}
 	_, sendErr := stdin.Write(append(request, '\n'))

@@ -101,13 +101,11 @@ func Main(stdin io.Reader, stdout io.Writer) int {
 	return 0
 }
 
-// harden gives up what the process could gain again, before it reads a byte.
+// harden makes sure that there is nothing to be gained here, before a byte is
+// read.
 func harden() error {
-	if unix.Geteuid() == 0 {
-		return errors.New("the worker does not run as root: it is started by ota itself")
-	}
-	if err := noNewPrivileges(); err != nil {
-		return fmt.Errorf("give up privileges for good: %w", err)
+	if err := checkPrivileges(); err != nil {
+		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core dumps off: %w", err)
