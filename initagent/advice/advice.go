@@ -1,0 +1,114 @@
+// Package advice says which of the recovery console's commands cure what stopped
+// a boot.
+//
+// It refuses to guess: where a situation has no cure at the console it says what
+// to do elsewhere, and nothing that destroys data comes first.
+package advice
+
+import (
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/slot"
+)
+
+// For returns what to do about the state in which a boot stopped, and with these
+// facts, a line each: the first line first. It is never empty.
+func For(s slot.State, f slot.Facts) []string {
+	var out []string
+	for _, about := range []func(slot.State, slot.Facts) []string{disk, chip, system, keys, root, mounts} {
+		out = append(out, about(s, f)...)
+	}
+	if f.ConsoleAsked {
+		out = append(out, "`slots` shows the two systems, and `rollback` starts the other one from now on.")
+	}
+	if len(out) == 0 {
+		out = append(out, "`slots` shows the two systems, and `dmesg` what was said so far; `exit` starts again.")
+	}
+	return out
+}
+
+func disk(s slot.State, _ slot.Facts) []string {
+	switch s.Table {
+	case slot.TableUnknown:
+		return []string{
+			"Look whether the disk is attached and the firmware's setup lists it; detach a copy of it, or a stick with the same partitions. Then `exit`.",
+			"`blkid` and `dmesg` show what the kernel has found.",
+		}
+	case slot.TableForeign:
+		return []string{"Nothing was written to the disk. If it is the right one, install the system on it again."}
+	}
+	return nil
+}
+
+func chip(s slot.State, f slot.Facts) []string {
+	if f.TPM != contract.Required || f.TPMPresent || s.Table == slot.TableUnknown {
+		return nil
+	}
+	return []string{
+		"Switch the TPM on in the firmware's setup, or switch the machine off and on when it was on. Then `exit`.",
+		"Without it the data can still be reached here: `unlock`, with the recovery key.",
+	}
+}
+
+func system(s slot.State, f slot.Facts) []string {
+	switch {
+	case f.Epoch < s.Floor || f.Replaced:
+		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one."}
+	case f.Verity != slot.Failed:
+		return nil
+	}
+	return []string{
+		"`verify` says which slot is damaged, and where first.",
+		"`repair` writes its bad blocks again, from the other slot as far as that holds the same; then `exit`.",
+		"`rollback` starts the other system from now on, if it is whole.",
+		"If none of it helps, write the system image into its slot from the installation medium: the data is not touched.",
+	}
+}
+
+func keys(s slot.State, f slot.Facts) []string {
+	switch {
+	case f.SecureBoot != contract.Required:
+		return nil
+	case s.Root == slot.RootLocked && s.Keys == slot.KeysMissing:
+		return []string{
+			"The firmware has lost its Secure Boot keys. If it was you who reset it: `unlock`, then `enroll`, then `exit`.",
+			"If it was not, somebody else had the machine in hand: do not type the recovery key before you know who.",
+		}
+	case s.Root == slot.RootLocked && s.Keys == slot.KeysOff:
+		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there; then `unlock` and `enroll` here."}
+	case f.Enrol == slot.Failed:
+		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrolment goes on where it stopped."}
+	}
+	return nil
+}
+
+func root(s slot.State, f slot.Facts) []string {
+	switch s.Root {
+	case slot.RootDamaged:
+		return []string{
+			"Leave the disk as it is until you know what happened to it. A copy of the root partition's first 16 MiB, if there is one, puts it right.",
+			"If its data is lost or not wanted: `reset` makes the machine new, and keeps the system.",
+		}
+	case slot.RootLocked:
+		if f.Unlock != slot.Failed && f.Key != slot.Failed {
+			return nil
+		}
+		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
+		if f.SecureBoot == contract.Required && (s.Keys == slot.KeysMissing || s.Keys == slot.KeysOff) {
+			return out // what to do comes with the keys
+		}
+		return append(out,
+			"If you know what changed (a firmware update, new hardware): `unlock` with the recovery key, then `reseal`, then `exit`.",
+			"Without the recovery key nothing opens the data. `reset` gives it up, and makes the machine new.")
+	}
+	return nil
+}
+
+func mounts(_ slot.State, f slot.Facts) []string {
+	if f.Mount != slot.Failed {
+		return nil
+	}
+	return []string{
+		"`unlock` opens the root partition at /run/state: what the line above names is there, and so are your files.",
+		"`rollback` starts the other system from now on, if it is this one's settings that do not fit.",
+	}
+}

@@ -1,0 +1,78 @@
+package advice
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/slot"
+)
+
+func TestFor(t *testing.T) {
+	used := slot.State{Table: slot.TableComplete, Booted: 1, TreeNamed: true, Keys: slot.KeysEnrolled, Root: slot.RootLocked}
+	facts := slot.Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true, Epoch: 3}
+	for _, c := range []struct {
+		name   string
+		change func(s *slot.State, f *slot.Facts)
+		first  string   // what the first line has
+		wants  []string // anywhere
+		never  string
+	}{
+		{"asked for", func(_ *slot.State, f *slot.Facts) { f.ConsoleAsked = true }, "`slots`", []string{"`rollback`"}, "`reset`"},
+		{"nothing known", func(*slot.State, *slot.Facts) {}, "`slots`", []string{"`dmesg`"}, "`reset`"},
+		{"no disk", func(s *slot.State, _ *slot.Facts) { *s = slot.State{} }, "disk is attached", nil, "`reset`"},
+		{"another's disk", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableForeign }, "Nothing was written", nil, "`reset`"},
+		{"no TPM", func(_ *slot.State, f *slot.Facts) { f.TPMPresent = false }, "Switch the TPM on", []string{"`unlock`"}, "`reseal`"},
+		{"both corrupt", func(_ *slot.State, f *slot.Facts) { f.Verity = slot.Failed }, "`verify`", []string{"`repair`", "`rollback`"}, "`reset`"},
+		{"under the floor", func(s *slot.State, _ *slot.Facts) { s.Floor = 4 }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
+		{"TPM refused, no key", func(_ *slot.State, f *slot.Facts) { f.Unlock, f.Key = slot.Failed, slot.Failed }, "`eventlog`", []string{"`unlock`", "`reseal`"}, "`enroll`"},
+		{"keys lost", func(s *slot.State, f *slot.Facts) {
+			s.Keys, f.Unlock, f.Key = slot.KeysMissing, slot.Failed, slot.Failed
+		},
+			"`unlock`, then `enroll`", []string{"do not type"}, "`reseal`"},
+		{"Secure Boot off", func(s *slot.State, f *slot.Facts) { s.Keys, f.Unlock, f.Key = slot.KeysOff, slot.Failed, slot.Failed },
+			"Switch Secure Boot on", []string{"`enroll`"}, "`reseal`"},
+		{"header lost", func(s *slot.State, _ *slot.Facts) { s.Root = slot.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
+		{"mount", func(s *slot.State, f *slot.Facts) { s.Root, f.Mount = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"enrolment", func(s *slot.State, f *slot.Facts) {
+			s.Root, s.Keys, f.Enrol = slot.RootBlank, slot.KeysMissing, slot.Failed
+		},
+			"firmware's setup", []string{"goes on where it stopped"}, "`reset`"},
+	} {
+		s, f := used, facts
+		c.change(&s, &f)
+		lines := For(s, f)
+		all := strings.Join(lines, "\n")
+		if len(lines) == 0 || !strings.Contains(lines[0], c.first) || strings.Contains(all, c.never) {
+			t.Errorf("%s: want first %q and never %q:\n%s", c.name, c.first, c.never, all)
+			continue
+		}
+		for _, want := range c.wants {
+			if !strings.Contains(all, want) {
+				t.Errorf("%s lacks %q:\n%s", c.name, want, all)
+			}
+		}
+		if strings.Contains(lines[0], "`reset`") {
+			t.Errorf("%s: what destroys data comes first:\n%s", c.name, all)
+		}
+		named(t, c.name, all)
+	}
+}
+
+var quoted = regexp.MustCompile("`([a-z-]+)`")
+
+// named: every command that is recommended exists.
+func named(t *testing.T, name, text string) {
+	t.Helper()
+	for _, m := range quoted.FindAllStringSubmatch(text, -1) {
+		switch m[1] {
+		case "exit", "dmesg", "blkid": // the shell's, and u-root's
+			continue
+		}
+		if _, err := os.Stat("../../uroot-cmds/" + m[1] + "/main.go"); err != nil {
+			t.Errorf("%s recommends %s: %v", name, m[1], err)
+		}
+	}
+}
