@@ -6,6 +6,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -56,6 +57,10 @@ type Config struct {
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
+
+	// ModuleKey is the distributor's certificate for kernel modules, which
+	// vouches for them beside the kernel's own; nil for none.
+	ModuleKey *x509.Certificate
 
 	// Allow lists the findings of the search for secrets that are wanted.
 	Allow []scan.Allow
@@ -140,6 +145,7 @@ func (r *reader) set(e entry) error {
 			"BootManager":    r.path(&r.config.BootManager),
 			"ReleaseKey":     r.text(&r.fingerprint),
 			"ReleaseKeyFile": r.text(&r.keyFile),
+			"ModuleKey":      r.moduleKey,
 			"SecureBoot":     r.oneOf((*string)(&r.config.SecureBoot), "required", "optional"),
 			"TPM":            r.oneOf((*string)(&r.config.TPM), "required", "optional"),
 			"VendorKeys":     r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),

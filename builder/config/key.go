@@ -2,7 +2,9 @@ package config
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
@@ -50,4 +52,27 @@ func publicKey(text, want []byte) ([]byte, error) {
 		return nil, fmt.Errorf("has the fingerprint %s, want %X", have, want)
 	}
 	return key.Bytes(), nil
+}
+
+const maxCertificate = 64 << 10 // bytes
+
+// moduleKey reads the certificate whose key signs kernel modules, in PEM or
+// DER.
+func (r *reader) moduleKey(value string) error {
+	text, err := readBounded(r.local(value), maxCertificate)
+	if err != nil {
+		return err
+	}
+	if block, rest := pem.Decode(text); block != nil {
+		if block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
+			return fmt.Errorf("%s is not one certificate", value)
+		}
+		text = block.Bytes
+	}
+	cert, err := x509.ParseCertificate(text)
+	if err != nil {
+		return fmt.Errorf("%s is not a certificate: %w", value, err)
+	}
+	r.config.ModuleKey = cert
+	return nil
 }

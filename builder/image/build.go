@@ -8,6 +8,7 @@ package image
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/initramfs"
+	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/osfiles"
 	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/scan"
@@ -52,6 +54,10 @@ type Options struct {
 	Disk     bool
 	DiskSize int64 // bytes of the disk image
 	Progress *Progress
+	// ModuleSigner is the secret key of the configuration's ModuleKey, which
+	// signs the kernel modules that are not signed; nil for none. It stays the
+	// caller's to wipe.
+	ModuleSigner crypto.Signer
 }
 
 // A Result is what was built.
@@ -131,6 +137,7 @@ type build struct {
 	modules   []string
 	initramfs []byte // without the boot contract
 	scanner   *scan.Scanner
+	checker   *modules.Checker
 	contract  *contract.Contract
 	initrd    []byte // the boot contract and the initramfs
 	uki       []byte
@@ -179,6 +186,9 @@ func (b *build) find(context.Context) error {
 	if fs := b.Config.RootFileSystem; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {
 		return fmt.Errorf("RootFileSystem is %s, but Modules in [Initramfs] has no %s", fs, fs)
 	}
+	if err := b.trustModules(); err != nil {
+		return err
+	}
 	if b.Date.IsZero() {
 		b.Date = b.tree.Newest()
 	}
@@ -201,6 +211,9 @@ func (b *build) complete(context.Context) error {
 	}
 	for _, note := range append(notes, kept...) {
 		b.Progress.Note("%s", note)
+	}
+	if err := b.signModules(); err != nil {
+		return err
 	}
 	if err := b.tree.Seal(b.Date); err != nil {
 		return fmt.Errorf("complete the root file system: %w", err)

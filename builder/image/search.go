@@ -2,20 +2,35 @@ package image
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
 
+	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/scan"
 )
 
-// search looks for secrets in what the system image is made of.
+// search looks for secrets in what the system image is made of, and at its
+// kernel modules, which it has unpacked for that.
 func (b *build) search(ctx context.Context) error {
-	done := b.Progress.Step("searching the image for secrets")
+	done := b.Progress.Step("searching the image for secrets, checking its kernel modules")
 	b.scanner = scan.New(b.Config.Allow)
+	b.scanner.Unpacked = b.checker.Check
 	if err := b.scanner.Tree(ctx, b.tree.Dir()); err != nil {
-		return fmt.Errorf("search for secrets: %w", err)
+		return fmt.Errorf("search the image: %w", err)
+	}
+	if err := b.checker.Finish(); err != nil {
+		return fmt.Errorf("search the image: %w", err)
 	}
 	files, bytes := b.scanner.Searched()
-	done(fmt.Sprintf("%d files, %s unpacked", files, megabytes(bytes)))
+	all, own := b.checker.Counts()
+	done(fmt.Sprintf("%d files, %s unpacked, %d modules", files, megabytes(bytes), all))
+	if own > 0 {
+		b.Progress.Note("%d modules are signed with ModuleKey, which is not built into the kernel: it loads them where its keyring holds the certificate", own)
+	}
 	return nil
 }
 
@@ -29,8 +44,92 @@ func (b *build) judge(ctx context.Context) error {
 		return err
 	}
 	_, allowed := b.scanner.Findings()
-	for _, f := range allowed {
-		b.Progress.Note("allowed: %s", f)
+	for len(allowed) > 0 {
+		same := func(f scan.Finding) bool { return f.File == allowed[0].File && f.Rule == allowed[0].Rule }
+		rest := slices.DeleteFunc(slices.Clone(allowed), same)
+		b.Progress.Note("allowed: %s in %s, %d", allowed[0].Rule, allowed[0].File, len(allowed)-len(rest))
+		allowed = rest
 	}
 	return nil
+}
+
+// trustModules finds out whose signatures on modules count.
+func (b *build) trustModules() error {
+	k := b.parts.kernel
+	kernel, err := modules.ReadKernel(k.image, k.release)
+	if err != nil {
+		return fmt.Errorf("/%s: %w", k.path, err)
+	}
+	var own []*x509.Certificate
+	if b.Config.ModuleKey != nil {
+		own = append(own, b.Config.ModuleKey)
+	}
+	b.checker = modules.NewChecker(kernel, own...)
+	return nil
+}
+
+// signModules signs the modules that are not signed, if there is a key for it.
+func (b *build) signModules() error {
+	if b.ModuleSigner == nil {
+		return nil
+	}
+	if b.Config.ModuleKey == nil {
+		return errors.New("there is a key for kernel modules, but no certificate: name it with ModuleKey in [Image]")
+	}
+	done := b.Progress.Step("signing kernel modules")
+	signed := 0
+	folder, err := b.tree.Resolve(b.parts.kernel.modules)
+	if err != nil {
+		return err
+	}
+	err = filepath.WalkDir(filepath.Join(b.tree.Dir(), folder), func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !modules.IsModule(file) {
+			return err
+		}
+		name, err := filepath.Rel(b.tree.Dir(), file)
+		if err != nil {
+			return err
+		}
+		made, err := b.signModule(filepath.ToSlash(name))
+		if err != nil {
+			return fmt.Errorf("kernel module /%s: %w", name, err)
+		}
+		if made {
+			signed++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	done(fmt.Sprintf("%d were not signed", signed))
+	return nil
+}
+
+const maxModule = 256 << 20 // bytes
+
+// signModule signs one module where it has no signature, and keeps its mode
+// and time.
+func (b *build) signModule(name string) (bool, error) {
+	raw, err := b.tree.ReadFile(name, maxModule)
+	if err != nil {
+		return false, err
+	}
+	plain, err := modules.Unpack(name, raw)
+	if err != nil || modules.Signed(plain) {
+		return false, err
+	}
+	info, err := b.tree.Lstat(name)
+	if err != nil {
+		return false, err
+	}
+	signed, err := modules.Sign(plain, b.Config.ModuleKey, b.ModuleSigner)
+	if err != nil {
+		return false, err
+	}
+	packed, err := modules.Pack(name, signed)
+	if err != nil {
+		return false, err
+	}
+	return true, b.tree.AddFile(name, packed, uint32(info.Mode().Perm()), info.ModTime())
 }

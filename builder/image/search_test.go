@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/rootfs/rootfstest"
 	"halogenos.internal/builder/scan"
 )
@@ -81,6 +82,67 @@ func TestSecretsAreRefused(t *testing.T) {
 			}
 			if left := listing(t, o.Out); len(left) > 0 {
 				t.Errorf("left %q", left)
+			}
+		})
+	}
+}
+
+// TestModules breaks each rule for kernel modules in an image, and keeps each.
+func TestModules(t *testing.T) {
+	own, err := rootfstest.NewKeyPair("distributor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cert"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate.Raw}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	vouched, err := config.Parse(strings.Replace(configuration, "ReleaseKey=none", "ReleaseKey=none\nModuleKey=cert", 1), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := []string{"vermagic=" + rootfstest.Release + rootfstest.Config, "license=GPL"}
+	unsigned := rootfstest.UnsignedModule(info...)
+	byOwn, err := modules.Sign(unsigned, own.Certificate, own.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const extra = "usr/lib/modules/" + rootfstest.Release + "/extra/driver.ko.xz"
+	for _, c := range []struct {
+		name    string
+		module  []byte
+		vouched bool // ModuleKey is there
+		key     bool // and its secret key
+		say     string
+	}{
+		{name: "signed with the kernel's key", module: rootfstest.Module(rootfstest.Release)},
+		{name: "unsigned", module: unsigned, say: "extra/driver.ko.xz: is not signed"},
+		{name: "unsigned, with a certificate alone", module: unsigned, vouched: true, say: "extra/driver.ko.xz: is not signed"},
+		{name: "unsigned, and signed by the build", module: unsigned, vouched: true, key: true},
+		{name: "with a key but no certificate", module: unsigned, key: true, say: "ModuleKey"},
+		{name: "signed by the distributor", module: byOwn, vouched: true},
+		{name: "signed by a stranger", module: byOwn, say: "vouches for"},
+		{name: "of another kernel", module: rootfstest.Module("6.12.2"), say: "was built for kernel"},
+		{name: "damaged", module: append(rootfstest.Module(rootfstest.Release)[:300], rootfstest.Module(rootfstest.Release)[301:]...), say: "extra/driver.ko.xz"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			files := rootfstest.Minimal()
+			packed, err := modules.Pack(extra, c.module)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[extra] = packed
+			o := options(t, files.Write(t, false))
+			o.Disk = false
+			if c.vouched {
+				o.Config = vouched
+			}
+			if c.key {
+				o.ModuleSigner = own.Key
+			}
+			_, err = Build(t.Context(), o)
+			if c.say == "" && err != nil || c.say != "" && (err == nil || !strings.Contains(err.Error(), c.say)) {
+				t.Errorf("error %v, want %q", err, c.say)
 			}
 		})
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/ulikunitz/xz"
 
 	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
@@ -151,7 +152,7 @@ func TestModulesThatTheKernelRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := decompressModule("a.ko.lz4", nil); err == nil {
+	if _, err := modules.Unpack("a.ko.lz4", nil); err == nil {
 		t.Error("an unknown compression was taken")
 	}
 }

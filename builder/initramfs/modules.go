@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/modules"
 )
 
 // Files reads files of the root file system.
@@ -210,7 +211,7 @@ func (x *Index) module(files Files, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kernel module %s: %w", name, err)
 	}
-	data, err := decompressModule(at, raw)
+	data, err := modules.Unpack(at, raw)
 	if err != nil {
 		return nil, fmt.Errorf("kernel module /%s: %w", at, err)
 	}

@@ -4,16 +4,25 @@ package rootfstest
 
 import (
 	"bytes"
+	"compress/gzip"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"debug/elf"
 	"encoding/binary"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/builder/modules"
 )
 
 // Release is the version of the kernel.
@@ -23,19 +32,119 @@ const Release = "6.12.1-test"
 var Date = time.Unix(1_700_000_000, 0)
 
 // Kernel returns what passes for a bzImage of that version with an EFI stub.
+// Packed in it is what passes for the kernel: its vermagic, and the certificate
+// that Module's signatures are of.
 func Kernel(release string) []byte {
-	image := make([]byte, 0x2000)
+	image := make([]byte, 0x1200)
 	copy(image, "MZ")
+	image[0x1f1] = 4 // sectors of setup code, after the first
 	binary.LittleEndian.PutUint16(image[0x1fe:], 0xaa55)
 	copy(image[0x202:], "HdrS")
+	binary.LittleEndian.PutUint16(image[0x206:], 0x20f)
 	binary.LittleEndian.PutUint16(image[0x20e:], 0x1000-0x200)
 	copy(image[0x1000:], release+" (builder@host) #1 SMP\x00")
-	return image
+	packed := gzipped(vmlinux(release))
+	binary.LittleEndian.PutUint32(image[0x248:], uint32(len(image)-5*512))
+	binary.LittleEndian.PutUint32(image[0x24c:], uint32(len(packed)))
+	return append(image, packed...)
 }
 
-// Module returns what passes for a signed kernel module.
+// Config is how Kernel's kernels are configured, as their vermagic tells.
+const Config = " SMP preempt mod_unload "
+
+func vmlinux(release string) []byte {
+	cert := ModuleKey().Certificate.Raw
+	out := Program(false)
+	out = append(out, "\x00"+release+Config+"\x00Linux version "+release+" (builder@host)\x00"...)
+	for len(out)%8 != 0 {
+		out = append(out, 0)
+	}
+	out = append(out, cert...)
+	for len(out)%8 != 0 {
+		out = append(out, 0)
+	}
+	out = binary.LittleEndian.AppendUint64(out, uint64(len(cert)))
+	return binary.LittleEndian.AppendUint64(out, uint64(len(cert)))
+}
+
+func gzipped(data []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(data); err != nil {
+		panic(err) // memory takes everything
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return out.Bytes()
+}
+
+// A KeyPair is a key and a certificate of it.
+type KeyPair struct {
+	Key         *rsa.PrivateKey
+	Certificate *x509.Certificate
+}
+
+// NewKeyPair makes one that can sign modules.
+func NewKeyPair(name string) (KeyPair, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return KeyPair{}, err
+	}
+	serial := new(big.Int).SetBytes(key.N.Bytes()[:16])
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: Date, NotAfter: Date.AddDate(100, 0, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	if err != nil {
+		return KeyPair{}, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	return KeyPair{key, cert}, err
+}
+
+// ModuleKey is the key of this run that Module signs with.
+var ModuleKey = sync.OnceValue(func() KeyPair {
+	pair, err := NewKeyPair("key of the kernel")
+	if err != nil {
+		panic(err)
+	}
+	return pair
+})
+
+// Module returns what passes for a kernel module, signed with ModuleKey.
 func Module(release string) []byte {
-	return []byte("\x7fELF module\x00vermagic=" + release + " SMP preempt mod_unload\x00signature~Module signature appended~\n")
+	signed, err := modules.Sign(UnsignedModule("vermagic="+release+Config, "license=GPL"), ModuleKey().Certificate, ModuleKey().Key)
+	if err != nil {
+		panic(err)
+	}
+	return signed
+}
+
+// UnsignedModule returns an object file with these entries in its .modinfo.
+func UnsignedModule(info ...string) []byte {
+	text := strings.Join(info, "\x00") + "\x00"
+	const names = "\x00.modinfo\x00.shstrtab\x00"
+	header := elf.Header64{
+		Type: uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1,
+		Shoff: 64, Ehsize: 64, Shentsize: 64, Shnum: 3, Shstrndx: 2,
+	}
+	copy(header.Ident[:], elf.ELFMAG)
+	header.Ident[elf.EI_CLASS], header.Ident[elf.EI_DATA], header.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1
+	const end = 64 + 3*64
+	var out bytes.Buffer
+	for _, part := range []any{
+		header, elf.Section64{},
+		elf.Section64{Name: 1, Type: uint32(elf.SHT_PROGBITS), Off: end, Size: uint64(len(text))},
+		elf.Section64{Name: 10, Type: uint32(elf.SHT_STRTAB), Off: end + uint64(len(text)), Size: uint64(len(names))},
+		[]byte(text + names),
+	} {
+		if err := binary.Write(&out, binary.LittleEndian, part); err != nil {
+			panic(err) // all have a fixed size
+		}
+	}
+	return out.Bytes()
 }
 
 // Files are the files of a root file system by their names.
@@ -44,19 +153,19 @@ type Files map[string][]byte
 // Minimal returns the least that can be built: kernel, modules, stub, boot
 // manager, os-release.
 func Minimal() Files {
-	modules := "usr/lib/modules/" + Release + "/"
+	dir := "usr/lib/modules/" + Release + "/"
 	return Files{
 		"boot/vmlinuz-" + Release:                      Kernel(Release),
 		"etc/os-release":                               []byte("PRETTY_NAME=\"Test OS\"\nID=test\nIMAGE_VERSION=old\n"),
 		"usr/bin/hello":                                []byte("#!/bin/sh\necho hello\n"),
 		"usr/lib/systemd/boot/efi/linuxx64.efi.stub":   ukitest.Stub("257.13-1"),
 		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": ukitest.Stub("257.13-1"),
-		modules + "kernel/fs/one.ko":                   Module(Release),
-		modules + "kernel/lib/two-parts.ko":            Module(Release),
-		modules + "modules.dep":                        []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
-		modules + "modules.builtin":                    []byte("kernel/drivers/tpm.ko\nkernel/fs/ext4/ext4.ko\n"),
-		modules + "modules.alias":                      []byte("alias fs-one one\nalias pci:v1* two_parts\nalias usb:x other\n"),
-		modules + "modules.softdep":                    []byte("softdep other pre: one\n"),
+		dir + "kernel/fs/one.ko":                       Module(Release),
+		dir + "kernel/lib/two-parts.ko":                Module(Release),
+		dir + "modules.dep":                            []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
+		dir + "modules.builtin":                        []byte("kernel/drivers/tpm.ko\nkernel/fs/ext4/ext4.ko\n"),
+		dir + "modules.alias":                          []byte("alias fs-one one\nalias pci:v1* two_parts\nalias usb:x other\n"),
+		dir + "modules.softdep":                        []byte("softdep other pre: one\n"),
 	}
 }
 
