@@ -131,6 +131,7 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		delete(m.esp.files, old)
 	}
 	file := path.Join(bls.Folder, chosen.String())
+	m.image = file
 	if m.releases[chosen.Version] == nil {
 		return chosen, "", fmt.Errorf("nobody made version %s", chosen.Version)
 	}
@@ -268,6 +269,8 @@ func (m *machine) LoaderString(name string) (string, error) {
 	switch name {
 	case "LoaderDevicePartUUID":
 		return strings.ToUpper(m.espUUID), nil
+	case "StubImageIdentifier":
+		return `\` + strings.ToUpper(strings.ReplaceAll(m.image, "/", `\`)), nil
 	case "LoaderBootCountPath":
 		return strings.ReplaceAll(m.counted, "/", `\`), nil
 	}

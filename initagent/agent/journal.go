@@ -60,8 +60,10 @@ func (a *Agent) storeReady() bool {
 }
 
 func (a *Agent) appendJournal() error {
-	text := a.journalText()
-	var err error
+	text, err := a.journalText()
+	if err != nil {
+		return err // and is not replaced: it says what failed
+	}
 	for _, e := range a.unwritten {
 		if text, err = journal.Append(text, e); err != nil {
 			return err
@@ -77,21 +79,28 @@ func (a *Agent) appendJournal() error {
 	return nil
 }
 
-// journalText reads the journal. One that cannot be read is as good as none.
-func (a *Agent) journalText() []byte {
+// journalText reads the journal. What is no journal at all begins anew.
+func (a *Agent) journalText() ([]byte, error) {
 	text, err := a.Store.Read(journalFile, maxJournal)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		a.Log.Say("the boot journal cannot be read, and begins anew: %v", err)
-		return nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, hw.ErrUnfit):
+		a.Log.Say("the boot journal begins anew: %v", err)
+		return nil, nil
 	}
-	return text
+	return text, err
 }
 
 // history is the journal as it will be once this boot has handed over.
 func (a *Agent) history() []journal.Entry {
 	var entries []journal.Entry
 	if a.storeReady() {
-		entries = journal.Parse(a.journalText())
+		text, err := a.journalText()
+		if err != nil {
+			a.Log.Say("the boot journal cannot be read: %v", err)
+		}
+		entries = journal.Parse(text)
 	}
 	entries = append(entries, a.unwritten...)
 	return append(entries, a.bootEntry())

@@ -134,6 +134,7 @@ type machine struct {
 	unreadableFile string
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
+	bitten         bool             // its watchdog says that it ended the boot before
 	bootEntry      bool             // the firmware knows the boot manager's other path too
 	volumes        map[[32]byte]map[string][]byte
 	shown          []string
@@ -149,7 +150,8 @@ type machine struct {
 
 	agent       *Agent
 	log         []byte
-	counted     string
+	counted     string // path of the UKI that was started, when its tries were counted
+	image       string // path of the UKI that was started
 	openVolume  *[32]byte
 	openVerity  bool
 	mounted     []string

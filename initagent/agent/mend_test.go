@@ -69,15 +69,12 @@ func flipped(data []byte) []byte {
 
 // What the ESP loses is put back at the next boot. FAULTS 47, 48
 func TestMend(t *testing.T) {
-	m := provisionedMachine(t, nil)
+	m := provisionedMachine(t, pinned)
 	m.bootEntry = true
-	m.releases[2] = newRelease(t, 2, 5, nil)
-	m.stage(m.releases[2], false)
-	old := m.files()
-	m.setFile(path.Join(bls.Folder, "test_2.efi"), old[path.Join(bls.Folder, "test_2+3.efi")])
-	m.setFile(path.Join(bls.Folder, "test_2+3.efi"), nil)
-	m.typed = []string{m.recoveryKey(), "y"}
-	m.ends("system", "mend", "test_2.efi is copied")
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2, "mend", "test_2.efi is copied")
 	good := m.files()
 	for _, c := range []struct {
 		name, file string
@@ -168,8 +165,9 @@ func TestMendGivesUp(t *testing.T) {
 		want []string
 	}{
 		{"a trial that is lost", func(m *machine) {
-			m.stage(m.releases[2], false)
-			m.setFile(path.Join(bls.Folder, "test_2+3.efi"), nil)
+			m.fetch(newRelease(m.t, 2, 5, pinned))
+			m.boot()
+			m.rename("test_2+3.efi", "")
 		}, []string{"test_1.efi"}},
 		{"a system that was given up", func(m *machine) {
 			m.blessSecond()
@@ -191,8 +189,7 @@ func TestMendGivesUp(t *testing.T) {
 		}, []string{"test_2.efi"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := provisionedMachine(t, nil)
-			m.releases[2] = newRelease(t, 2, 5, nil)
+			m := provisionedMachine(t, pinned)
 			c.set(m)
 			m.ends("system")
 			for range 2 {
@@ -215,23 +212,20 @@ func TestMendGivesUp(t *testing.T) {
 	}
 }
 
-// blessSecond puts version 2 into slot B, blessed and copied.
+// blessSecond has version 2 fetched, blessed and copied.
 func (m *machine) blessSecond() {
 	m.t.Helper()
-	m.stage(m.releases[2], false)
-	trial := path.Join(bls.Folder, "test_2+3.efi")
-	m.setFile(path.Join(bls.Folder, "test_2.efi"), m.files()[trial])
-	m.setFile(trial, nil)
-	m.typed = []string{m.recoveryKey(), "y"}
-	m.ends("system")
+	m.fetch(newRelease(m.t, 2, 5, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2)
 }
 
 // The power is cut at every write of mending. The next boot comes up, and the
 // ESP is whole in the end. A flush that is not made is noticed. FAULTS 47, 48
 func TestCutMend(t *testing.T) {
-	base := provisionedMachine(t, nil)
+	base := provisionedMachine(t, pinned)
 	base.bootEntry = true
-	base.releases[2] = newRelease(t, 2, 5, nil)
 	base.blessSecond()
 	good := base.files()
 	cases := 0

@@ -23,7 +23,8 @@ func (a *Agent) observeUpkeep() error {
 	}
 	a.facts.Policy = a.policyOutdated()
 	a.facts.Stage = a.releaseWaits()
-	if a.facts.Mended == slot.NotTried {
+	// Last: a system that is given up loses its copy.
+	if a.facts.Mended == slot.NotTried && !a.facts.Policy {
 		a.facts.Unwell = a.espUnwell()
 	}
 	return nil

@@ -25,12 +25,19 @@ type timer struct {
 
 func (t *timer) BootStatus() (uroot.Status, error) { return t.status, nil }
 
-func (t *timer) SetTimeout(d time.Duration) error            { t.timeout = d; return nil }
-func (t *timer) Timeout() (time.Duration, error)             { return t.timeout, nil }
-func (t *timer) KeepAlive() error                            { return nil }
-func (t *timer) MagicClose() error                           { t.stopped, t.closed = true, true; return nil }
-func (t *timer) Close() error                                { t.closed = true; return nil }
-func (m *machine) watchdog() (string, watchdog.Timer, error) { return "", nil, watchdog.ErrNone }
+func (t *timer) SetTimeout(d time.Duration) error { t.timeout = d; return nil }
+func (t *timer) Timeout() (time.Duration, error)  { return t.timeout, nil }
+func (t *timer) KeepAlive() error                 { return nil }
+func (t *timer) MagicClose() error                { t.stopped, t.closed = true, true; return nil }
+func (t *timer) Close() error                     { t.closed = true; return nil }
+
+// watchdog is the machine's, where it has one.
+func (m *machine) watchdog() (string, watchdog.Timer, error) {
+	if m.bitten {
+		return "watchdog0 (test)", &timer{status: uroot.StatusCardReset}, nil
+	}
+	return "", nil, watchdog.ErrNone
+}
 
 func guarded(open func() (string, watchdog.Timer, error)) (*Agent, *bytes.Buffer) {
 	said := new(bytes.Buffer)

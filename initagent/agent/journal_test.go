@@ -1,0 +1,309 @@
+package agent
+
+import (
+	"fmt"
+	mrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+)
+
+// fetchedMachine has version 2 staged, and has not started it yet.
+func fetchedMachine(t *testing.T) *machine {
+	t.Helper()
+	m := provisionedMachine(t, pinned)
+	m.fetch(newRelease(t, 2, 5, pinned))
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("staging ends in %s:\n%s", end, m.said.String())
+	}
+	return m
+}
+
+// failed are the versions that the machine does not take again.
+func (m *machine) failed() map[contract.Version]string {
+	return journal.Failures(journal.Parse(m.rootFiles()[journalFile]))
+}
+
+// write adds an entry to the journal, as the running system does.
+func (m *machine) write(e journal.Entry) {
+	m.t.Helper()
+	text, err := journal.Append(m.rootFiles()[journalFile], e)
+	m.must(err)
+	m.rootFiles()[journalFile] = text
+}
+
+// A trial whose power is cut again and again gets its tries twice, and then it is
+// over. FAULTS 49
+func TestTrialInterrupted(t *testing.T) {
+	m := fetchedMachine(t)
+	for range 3 {
+		m.runs(2)
+	}
+	m.wants("test_1.efi", "test_2+0-3.efi")
+	m.runs(2, "test_2+3.efi gets its tries again", "nothing says that it failed")
+	m.wants("test_1.efi", "test_2+2-1.efi")
+	m.holds(5, 1, 2)
+	m.runs(2)
+	m.runs(2)
+	m.runs(1, "version 2 is not taken again: it was not blessed in two rounds of tries")
+	m.wants("test_1.efi", "test_2+0-3.efi")
+	m.runs(1)
+	if !strings.Contains(m.failed()[2], "two rounds") {
+		t.Errorf("failed are %v", m.failed())
+	}
+	// And stays out.
+	m.deliver(m.parcel(m.releases[2]))
+	m.runs(1)
+	if m.rootFiles()[stagedFile] != nil || slices.Contains(m.systems(), "test_2+3.efi") {
+		t.Errorf("a version that failed is staged again:\n%s", m.said.String())
+	}
+}
+
+// In the second round it proves itself.
+func TestTrialBlessedLate(t *testing.T) {
+	m := fetchedMachine(t)
+	for range 4 {
+		m.runs(2)
+	}
+	m.bless()
+	m.runs(2)
+	m.wants("test_1.efi", "test_2.efi")
+	if len(m.failed()) > 0 {
+		t.Errorf("failed are %v", m.failed())
+	}
+	// What loses its tries after it was blessed has not failed as a release.
+	m.rename("test_2.efi", "test_2+0.efi")
+	m.runs(1)
+	if len(m.failed()) > 0 {
+		t.Errorf("failed are %v", m.failed())
+	}
+}
+
+// FAULTS 50
+func TestTrialFails(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		run  func(m *machine)
+		says string
+	}{
+		{"it never reaches initagent", func(m *machine) { m.rename("test_2+3.efi", "test_2+0-3.efi") }, "it never reached the system"},
+		{"its health check fails", func(m *machine) {
+			m.runs(2)
+			m.write(journal.Entry{Kind: journal.Unhealthy, Version: 2, Reason: "no network"})
+			m.runs(2)
+			m.runs(2)
+		}, "unhealthy: no network"},
+		{"somebody goes back", func(m *machine) {
+			m.runs(2)
+			m.write(journal.Entry{Kind: journal.Rollback, Version: 2, Reason: "asked for"})
+			m.rename("test_2+2-1.efi", "test_2+0-1.efi")
+		}, "rollback: asked for"},
+		{"it hangs in the system", func(m *machine) {
+			m.runs(2)
+			m.bitten = true
+			m.runs(2, "the watchdog ended the boot before this one")
+			m.bitten = false
+			m.runs(2)
+		}, "the watchdog ended it"},
+		{"it hangs the last time", func(m *machine) {
+			m.runs(2)
+			m.runs(2)
+			m.runs(2)
+			m.bitten = true
+		}, "the watchdog ended it"},
+		{"its journal is gone", func(m *machine) {
+			m.runs(2)
+			m.runs(2)
+			m.runs(2)
+			delete(m.rootFiles(), journalFile)
+		}, "it never reached the system"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := fetchedMachine(t)
+			c.run(m)
+			m.runs(1, "version 2 is not taken again: "+c.says)
+			m.bitten = false
+			m.runs(1)
+			if m.failed()[2] != c.says {
+				t.Errorf("failed are %v", m.failed())
+			}
+		})
+	}
+}
+
+// Each boot says why it was this system's turn.
+func TestBootEntries(t *testing.T) {
+	m := fetchedMachine(t)
+	m.runs(2)
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.byHand = 1
+	m.runs(1)
+	m.byHand = 0
+	m.rename("test_2.efi", "test_2+0.efi")
+	m.runs(1)
+	m.rename("test_2+0.efi", "")
+	m.runs(1)
+	var got []string
+	for _, e := range m.entries() {
+		if e.Kind == journal.Boot {
+			got = append(got, fmt.Sprintf("%s %s %v: %s", e.Version, e.Slot, e.Trial, e.Reason))
+		}
+	}
+	want := []string{
+		"2 b true: it is on trial: try 1 of 3",
+		"2 b true: it is on trial: try 2 of 3",
+		"2 b false: it is the newest that was blessed",
+		"1 a false: it was chosen by hand: version 2 would be next",
+		"1 a false: version 2 has no tries left",
+		"1 a false: it is the only system",
+	}
+	if tail := got[max(0, len(got)-len(want)):]; !slices.Equal(tail, want) {
+		t.Errorf("boots\n%s\nwant\n%s", strings.Join(tail, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// A journal that cannot be read, or is none, costs no boot, and is not replaced
+// where it may come back. FAULTS 82
+func TestJournalUnreadable(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.write(journal.Entry{Kind: journal.Failed, Version: 9})
+	m.unreadableFile = journalFile
+	m.ends("system", "the boot journal was not written: input/output error")
+	m.unreadableFile = ""
+	if _, ok := m.failed()[9]; !ok {
+		t.Error("what failed is forgotten")
+	}
+	m.rootFiles()[journalFile] = []byte(strings.Repeat("x", maxJournal+1))
+	m.ends("system", "the boot journal begins anew")
+	if kinds := m.kinds(); len(kinds) != 1 || kinds[0] != journal.Boot {
+		t.Errorf("entries are %q", kinds)
+	}
+	m.rootFiles()[journalFile] = []byte("{\"kind\":\"boo")
+	m.ends("system")
+	if kinds := m.kinds(); len(kinds) != 1 {
+		t.Errorf("entries are %q", kinds)
+	}
+}
+
+// The system sees the folder that it shares with the boot; but what it has put in
+// its place leads nowhere else.
+func TestSharedFolder(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	shared := filepath.Join(m.root, systemFolder, systemShared)
+	if !slices.Contains(m.mounted, shared) {
+		t.Errorf("mounted are %q", m.mounted)
+	}
+	for _, part := range []string{"var/lib/halogen", "var/lib"} {
+		m.must(os.RemoveAll(filepath.Join(m.root, systemFolder, "var/lib")))
+		at := filepath.Join(m.root, systemFolder, part)
+		m.must(os.MkdirAll(filepath.Dir(at), 0o755))
+		m.must(os.Symlink("/run", at))
+		m.ends("system", "is no folder", "cannot be updated")
+		if slices.ContainsFunc(m.mounted, func(p string) bool { return strings.HasSuffix(p, "halogen") }) {
+			t.Errorf("mounted are %q", m.mounted)
+		}
+	}
+}
+
+// Of two files of one version the one that was started is condemned. FAULTS 45
+func TestCondemnTheOneStarted(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.releases[2] = newRelease(t, 2, 5, nil)
+	m.stage(m.releases[2], true)
+	trial := m.files()[bls.Folder+"/test_2+3.efi"]
+	m.setFile(bls.Folder+"/test_2+3.efi", nil)
+	m.setFile(bls.Folder+"/test_2.efi", trial)
+	m.setFile(bls.Folder+"/test_2+2-1.efi", trial)
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	m.wants("test_1.efi", "test_2+0.efi", "test_2+2-1.efi")
+	said := m.said.String()
+	if before, after := strings.Index(said, "condemn: the system image"), strings.Index(said, "has no tries left"); before < 0 || after < before {
+		t.Errorf("it says too late why:\n%s", said)
+	}
+	m.setFile(bls.Folder+"/test_2+0-2.efi", []byte("x"))
+	if end := m.boot(); end != "reboot" { // and finds a name that nothing has
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	m.wants("test_1.efi", "test_2+0-2.efi", "test_2+0-3.efi", "test_2+0.efi")
+	m.ends("system", "besides the one that counts")
+	m.wants("test_1.efi", "test_2+0.efi")
+}
+
+// A system that cannot be condemned is not started for ever. FAULTS 46, 47
+func TestCannotCondemn(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.releases[2] = newRelease(t, 2, 5, nil)
+	m.stage(m.releases[2], true)
+	m.setFile(bls.Folder+"/test_2.efi", m.files()[bls.Folder+"/test_2+3.efi"])
+	m.setFile(bls.Folder+"/test_2+3.efi", nil)
+	m.esp.fails = syscall.EROFS
+	m.ends("recovery", "read-only file system")
+}
+
+// The power is cut at every write of what follows a trial that has used up its
+// tries. However often that happens, the fallback stays blessed, the trial is
+// started no more than two rounds' worth of times, and it ends. FAULTS 49
+func TestCutJudgement(t *testing.T) {
+	m := fetchedMachine(t)
+	fresh := m.world(true, nil)
+	for _, c := range []struct {
+		name string
+		set  func()
+	}{
+		{"interrupted", func() { m.runs(2); m.runs(2); m.runs(2) }},
+		{"failed", func() { m.rename("test_2+3.efi", "test_2+0-3.efi") }},
+	} {
+		m.powerOn(fresh)
+		c.set()
+		states, end := m.record(m.world(true, nil), mrand.New(mrand.NewPCG(9, 10)), "")
+		if end != "system" {
+			t.Fatalf("%s: ends in %s", c.name, end)
+		}
+		for _, s := range states {
+			m.powerOn(s.world)
+			m.judgedInTheEnd(c.name + ": " + s.how)
+		}
+		t.Logf("%s: %d states after a cut", c.name, len(states))
+	}
+}
+
+// judgedInTheEnd starts the machine until version 2 has failed, as it goes on
+// being interrupted.
+func (m *machine) judgedInTheEnd(how string) {
+	m.t.Helper()
+	trials := 0
+	for range 10 {
+		m.said.Reset()
+		if end := m.boot(); end != "system" && end != "reboot" {
+			m.t.Fatalf("%s: ends in %s:\n%s", how, end, m.said.String())
+		}
+		if m.agent.contract.Version == 2 {
+			trials++
+		}
+		if !slices.Contains(m.systems(), "test_1.efi") {
+			m.t.Fatalf("%s: the fallback is gone: %q", how, m.systems())
+		}
+		if _, ok := m.failed()[2]; ok && m.agent.contract.Version == 1 {
+			if trials > 4 {
+				m.t.Errorf("%s: %d more starts of the trial", how, trials)
+			}
+			if s := m.runningSlot(); s != layout.SlotA {
+				m.t.Errorf("%s: slot %s runs", how, s)
+			}
+			return
+		}
+	}
+	m.t.Errorf("%s: it does not end: %q", how, m.systems())
+}
