@@ -29,7 +29,10 @@ var (
 	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete, "installer": TableInstaller}
 	keyss  = map[string]Keys{"unneeded": KeysUnneeded, "missing": KeysMissing, "enrolled": KeysEnrolled, "foreign": KeysForeign, "off": KeysOff, "finished": KeysFinished}
 	roots  = map[string]Root{"absent": RootAbsent, "blank": RootBlank, "unfinished": RootUnfinished, "locked": RootLocked, "open": RootOpen, "damaged": RootDamaged}
-	flags  = map[string]func(*State, *Facts){
+	// What the boot journal says about a trial in the other slot that has used up its
+	// tries.
+	verdicts = map[string]Verdict{"unfit": Unfit, "interrupted": Interrupted}
+	flags    = map[string]func(*State, *Facts){
 		"tree-named":    func(s *State, f *Facts) { s.TreeNamed = true },
 		"trial":         func(s *State, f *Facts) { s.Trial = true },
 		"fallback":      func(s *State, f *Facts) { s.Fallback = true },
@@ -38,6 +41,7 @@ var (
 		"replaced":      func(s *State, f *Facts) { f.Replaced = true },
 		"stage":         func(s *State, f *Facts) { f.Stage = true },
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
+		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
 	}
 )
 
@@ -99,6 +103,8 @@ func (tr *trace) set(t *testing.T, word string) {
 		} else {
 			tr.state.Floor = n
 		}
+	case "verdict":
+		tr.facts.Verdict, ok = verdicts[value]
 	case "secure-boot":
 		tr.facts.SecureBoot = contract.Requirement(value)
 	case "tpm":
@@ -118,7 +124,8 @@ func (tr *trace) set(t *testing.T, word string) {
 // decides nothing.
 func (tr *trace) apply(k Kind) {
 	s, f := &tr.state, &tr.facts
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount}[k]
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount,
+		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
 		if outcome != nil {
@@ -151,7 +158,7 @@ func (tr *trace) run() string {
 		step := Next(tr.state, tr.facts)
 		fmt.Fprintf(&out, "%-13s %s\n", step.Kind, step.Reason)
 		switch step.Kind {
-		case Recovery, Condemn, Reboot, SwitchRoot, Stage:
+		case Recovery, Condemn, Reboot, SwitchRoot:
 			return out.String()
 		}
 		tr.apply(step.Kind)
@@ -214,7 +221,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 	for table := TableUnknown; table <= TableInstaller; table++ {
 		for keys := KeysUnneeded; keys <= KeysFinished; keys++ {
 			for root := RootAbsent; root <= RootDamaged; root++ {
-				for bits := range 1 << 9 {
+				for bits := range 1 << 10 {
 					bit := func(n int) bool { return bits>>n&1 == 1 }
 					s := State{Table: table, Keys: keys, Root: root, TreeNamed: bit(0), Trial: bit(1), Fallback: bit(2)}
 					if bit(3) {
@@ -226,6 +233,10 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					f := Facts{Epoch: 1, SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: bit(5), Stage: bit(6), Policy: bit(7)}
 					if bit(8) {
 						f.SecureBoot = contract.Optional
+					}
+					if bit(9) {
+						// One case of each: what upkeep does depends on nothing else.
+						f.Unwell, f.Verdict = true, Verdict(1+bits>>6&1)
 					}
 					for fail := Recovery; fail <= SwitchRoot; fail++ {
 						visit(s, f, map[Kind]string{fail: "cause"})

@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
 )
@@ -65,6 +66,9 @@ func (a *Agent) espUnwell() bool {
 	}
 	return len(found) > 0
 }
+
+// lookAgain is for a step that changes on the ESP what there are copies of.
+func (a *Agent) lookAgain() { a.looked, a.facts.Mended = false, slot.NotTried }
 
 // mend makes the ESP whole from the copies, and the copies from what is sound on
 // the ESP.

@@ -156,6 +156,7 @@ func (a *Agent) updatePolicy() error {
 	if len(r.outdated) == 0 {
 		return nil
 	}
+	a.lookAgain() // what is given up loses its copy
 	return a.writeESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range r.outdated {

@@ -23,8 +23,7 @@ func (a *Agent) observeUpkeep() error {
 	}
 	a.facts.Policy = a.policyOutdated()
 	a.facts.Stage = a.releaseWaits()
-	// Last: a system that is given up loses its copy.
-	if a.facts.Mended == slot.NotTried && !a.facts.Policy {
+	if a.facts.Mended == slot.NotTried {
 		a.facts.Unwell = a.espUnwell()
 	}
 	return nil
