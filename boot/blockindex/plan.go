@@ -231,6 +231,13 @@ func (p *Plan) Zeros() iter.Seq2[int, int] {
 	}
 }
 
+// What suits most networks: a gap takes no longer than another request would,
+// and a range that got lost is soon fetched again.
+const (
+	UsualGap   = 8 << 10
+	UsualLimit = 512 << 10
+)
+
 // A Range is a part of the archive to fetch: whole gzip members of one file.
 type Range struct {
 	Offset, Size   int64 // bytes of the archive

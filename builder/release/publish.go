@@ -65,6 +65,8 @@ type Result struct {
 	Archive string // path
 	Size    int64  // bytes of the archive
 	New     bool   // false: the release was there, and a channel moved to it
+	// Delta is what machines with the version before fetch; nil: there is none.
+	Delta *Delta
 }
 
 // publisher is a publication under way.
@@ -111,6 +113,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 			return nil, err
 		}
 	}
+	p.result.Delta = noteDelta(ctx, source{Folder(p.dir), p.key(), p.Now}, b.release.Version, p.Note)
 	return p.result, nil
 }
 

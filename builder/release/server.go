@@ -13,6 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
 )
 
 // A Server is an image's folder on a release server, as a machine sees it.
@@ -20,6 +23,8 @@ type Server interface {
 	// Open opens a file by its path below the folder, with slashes. What is
 	// not there is fs.ErrNotExist.
 	Open(ctx context.Context, name string) (io.ReadCloser, error)
+	// Versions returns the releases that are there, as far as can be told.
+	Versions(ctx context.Context) ([]contract.Version, error)
 	// Place returns the last two names of the folder's path.
 	Place() (arch, imageID string)
 	String() string
@@ -31,6 +36,21 @@ type Folder string
 // Open implements Server.
 func (f Folder) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	return os.Open(filepath.Join(string(f), filepath.FromSlash(name)))
+}
+
+// Versions implements Server.
+func (f Folder) Versions(context.Context) ([]contract.Version, error) {
+	list, err := os.ReadDir(string(f))
+	if err != nil {
+		return nil, err
+	}
+	var all []contract.Version
+	for _, e := range list {
+		if v, err := contract.ParseVersion(e.Name()); err == nil && e.IsDir() {
+			all = append(all, v)
+		}
+	}
+	return all, nil
 }
 
 func (f Folder) String() string { return string(f) }
@@ -120,6 +140,30 @@ func (w *Web) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 		err = fmt.Errorf("%w: %w", err, fs.ErrNotExist)
 	}
 	return nil, errors.Join(err, response.Body.Close())
+}
+
+// Versions implements Server: a web server tells only of those that its
+// manifest names.
+func (w *Web) Versions(ctx context.Context) ([]contract.Version, error) {
+	f, err := w.Open(ctx, manifest.FileName)
+	if err != nil {
+		return nil, err
+	}
+	text, err := readAll(f, manifest.MaxSize)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	m, err := manifest.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var all []contract.Version
+	for _, c := range manifest.Channels() {
+		if v := m.Entry(c).Version; v != 0 {
+			all = append(all, v)
+		}
+	}
+	return all, nil
 }
 
 func (w *Web) String() string { return w.base.Redacted() }

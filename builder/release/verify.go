@@ -66,6 +66,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 			v.fault(fmt.Errorf("release %s, in %s: %w", version, c, err))
 		} else {
 			v.Note("release %s, in %s, is good", version, c)
+			noteDelta(ctx, source{v.server, v.Key, v.Now}, version, v.Note)
 		}
 		if ctx.Err() != nil {
 			break
@@ -202,32 +203,35 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version) (
 
 // unpack checks what is in an archive.
 func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contract.Version) error {
-	r, err := archive.Open(ctx, packed, authenticateWith(v.Key, v.Now), archive.Options{})
+	members := new(members)
+	r, err := archive.Open(ctx, packed, authenticateWith(v.Key, v.Now), archive.Options{Members: members.add})
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	members.next = r.Head().Size
 	d := r.Release()
 	arch, imageID := v.server.Place()
 	if err := belongs(d, arch, imageID, version); err != nil {
 		return err
 	}
 	var c *contract.Contract
+	files := indexed{salt: d.Salt}
 	for {
 		f, content, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return files.checkMembers(members)
 		}
 		if err != nil {
 			return err
 		}
 		switch f.Name {
 		case release.ImageFile:
-			err = unpackImage(ctx, c, content)
+			err = unpackImage(ctx, c, files, content)
 		case release.IndexFile:
-			_, err = io.Copy(io.Discard, content)
+			err = files.read(r.Head(), content)
 		default:
-			c, err = v.unpackEFI(d, f, content, c)
+			c, err = v.unpackEFI(d, f, content, c, &files)
 		}
 		if err != nil {
 			return err
@@ -236,11 +240,12 @@ func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contrac
 }
 
 // unpackEFI checks an EFI file; the UKI gives the boot contract.
-func (v *verifier) unpackEFI(d *release.Release, f release.File, content io.Reader, c *contract.Contract) (*contract.Contract, error) {
+func (v *verifier) unpackEFI(d *release.Release, f release.File, content io.Reader, c *contract.Contract, files *indexed) (*contract.Contract, error) {
 	image, err := io.ReadAll(content) // as long as the signed description says
 	if err != nil {
 		return nil, err
 	}
+	files.contents = append(files.contents, image)
 	if err := checkEFI(f, image); err != nil || f.Name != release.UKIFile {
 		return c, err
 	}
@@ -268,9 +273,9 @@ func (v *verifier) checkPinned(c *contract.Contract) error {
 	return nil
 }
 
-// unpackImage checks the root hash of the system image. The tree's blocks are
+// unpackImage checks the root hash and the blocks of the system image. The tree's blocks are
 // read by several goroutines, so that the image is kept until then.
-func unpackImage(ctx context.Context, c *contract.Contract, content io.Reader) (err error) {
+func unpackImage(ctx context.Context, c *contract.Contract, files indexed, content io.Reader) (err error) {
 	f, err := os.CreateTemp("", "halogen-verify-")
 	if err != nil {
 		return err
@@ -279,5 +284,8 @@ func unpackImage(ctx context.Context, c *contract.Contract, content io.Reader) (
 	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
-	return checkImage(ctx, c, f)
+	if err := checkImage(ctx, c, f); err != nil {
+		return err
+	}
+	return files.check(release.ImageFile, f)
 }

@@ -1,0 +1,214 @@
+package release
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/release"
+)
+
+// members are the gzip members of an archive behind its head, as they are.
+type members struct {
+	next int64 // offset of the next one
+	all  []member
+}
+
+type member struct {
+	offset        int64
+	packed, plain int
+}
+
+func (m *members) add(packed, plain int) {
+	m.all = append(m.all, member{m.next, packed, plain})
+	m.next += int64(packed)
+}
+
+// indexed compares files with the index of their archive.
+type indexed struct {
+	salt     []byte
+	contents [][]byte // of the files that come before the index
+	index    *blockindex.Index
+	files    []release.File
+}
+
+// read reads the index, and compares what came before.
+func (x *indexed) read(head *archive.Head, content io.Reader) error {
+	raw, err := io.ReadAll(content) // as long as the signed description says
+	if err != nil {
+		return err
+	}
+	if x.index, err = head.Index(raw); err != nil {
+		return err
+	}
+	x.files = head.Release.Build().Files
+	for i, content := range x.contents {
+		if err := x.check(x.files[i].Name, bytes.NewReader(content)); err != nil {
+			return err
+		}
+	}
+	x.contents = nil
+	return nil
+}
+
+// check compares all blocks of a file with the index.
+func (x *indexed) check(name string, content io.ReaderAt) error {
+	f, ok := x.index.File(name)
+	if !ok {
+		return fmt.Errorf("%s does not have %s", release.IndexFile, name)
+	}
+	h := blockindex.NewHasher(x.salt)
+	buffer := make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize)
+	for i := range f.Members() {
+		offset, size := f.Content(i)
+		if _, err := io.ReadFull(io.NewSectionReader(content, offset, int64(size)), buffer[:size]); err != nil {
+			return err
+		}
+		if err := f.Check(i, buffer[:size], h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkMembers compares where the index says that members lie with where they
+// do.
+func (x *indexed) checkMembers(m *members) error {
+	all := m.all
+	for _, described := range x.files {
+		f, ok := x.index.File(described.Name)
+		if !ok {
+			return fmt.Errorf("%s does not have %s", release.IndexFile, described.Name)
+		}
+		for i := range f.Members() {
+			offset, packed := f.Member(i)
+			_, plain := f.Content(i)
+			for len(all) > 0 && all[0].offset < offset {
+				all = all[1:]
+			}
+			if want := (member{offset, packed, plain}); len(all) == 0 || all[0] != want {
+				return fmt.Errorf("%s: no gzip member of %d bytes with %d of the file lies at byte %d of the archive, as %s says", f.Name, packed, plain, offset, release.IndexFile)
+			}
+		}
+	}
+	return nil
+}
+
+// A Delta is how much a machine with another version fetches.
+type Delta struct {
+	From     contract.Version
+	Blocks   int   // of 4 KiB, in all files
+	Changed  int   // of these
+	Requests int   // HTTP ranges
+	Bytes    int64 // that are fetched, head and index included
+	Archive  int64 // bytes of the whole archive
+}
+
+func (d *Delta) String() string {
+	return fmt.Sprintf("from version %s: %d of %d blocks changed, %.1f MB to fetch (%.1f %% of the archive) in %d requests",
+		d.From, d.Changed, d.Blocks, float64(d.Bytes)/1e6, 100*float64(d.Bytes)/float64(d.Archive), d.Requests)
+}
+
+// source is where releases lie, and by what their signatures are checked; a nil
+// key stands for releases that are not signed.
+type source struct {
+	server Server
+	key    *pgp.Key
+	now    time.Time
+}
+
+// noteDelta says what machines with the version before fetch, where that is on
+// the server too. It is a help for planning, and no reason to fail.
+func noteDelta(ctx context.Context, p source, v contract.Version, note func(string, ...any)) *Delta {
+	all, err := p.server.Versions(ctx)
+	var before contract.Version
+	for _, other := range all {
+		if other < v {
+			before = max(before, other)
+		}
+	}
+	if err == nil && before == 0 {
+		return nil
+	}
+	var d *Delta
+	if err == nil {
+		d, err = p.delta(ctx, before, v)
+	}
+	if err != nil {
+		note("cannot tell how much machines with an older version fetch: %v", err)
+		return nil
+	}
+	note("%s", d)
+	return d
+}
+
+// delta plans as a machine would.
+func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, error) {
+	_, old, err := p.index(ctx, from)
+	if err != nil {
+		return nil, fmt.Errorf("release %s: %w", from, err)
+	}
+	head, index, err := p.index(ctx, to)
+	if err != nil {
+		return nil, fmt.Errorf("release %s: %w", to, err)
+	}
+	d := &Delta{From: from, Archive: head.ArchiveSize(), Bytes: head.Size, Requests: 2}
+	for _, place := range head.Places() {
+		f, ok := index.File(place.Name)
+		if !ok { // the index itself
+			d.Bytes += place.Packed
+			continue
+		}
+		plan := blockindex.NewPlan(f, head.Release.Salt)
+		if source, ok := old.File(place.Name); ok {
+			// A part of a block at a file's end is no source.
+			for i := range int(source.Size / blockindex.BlockSize) {
+				plan.Have(i, source.Hash(i))
+			}
+		}
+		cost := plan.Cost(blockindex.UsualGap, blockindex.UsualLimit)
+		d.Blocks += cost.Blocks
+		d.Changed += cost.Wanted
+		d.Requests += cost.Ranges
+		d.Bytes += cost.Fetched
+	}
+	return d, nil
+}
+
+// index reads head and index of a release.
+func (p source) index(ctx context.Context, v contract.Version) (head *archive.Head, index *blockindex.Index, err error) {
+	f, err := p.server.Open(ctx, manifest.ArchiveName(v))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if head, err = archive.ReadHead(f, authenticateWith(p.key, p.now)); err != nil {
+		return nil, nil, err
+	}
+	arch, imageID := p.server.Place()
+	if err := belongs(head.Release, arch, imageID, v); err != nil {
+		return nil, nil, err
+	}
+	at, _ := head.Place(release.IndexFile)
+	if _, err := io.CopyN(io.Discard, f, at.Offset-head.Size); err != nil {
+		return nil, nil, err
+	}
+	content, err := head.Content(f, release.IndexFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, err := io.ReadAll(content) // as long as the signed description says
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err = head.Index(raw)
+	return head, index, err
+}
