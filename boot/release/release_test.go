@@ -22,6 +22,17 @@ func sample() *Release {
 	}
 }
 
+// published is the sample as an archive has it.
+func published() *Release {
+	r := sample()
+	for i := range r.Files {
+		r.Files[i].Packed = 90
+	}
+	image := r.Files[2]
+	r.Files = append(r.Files[:2], File{Name: IndexFile, Size: 60, SHA256: image.SHA256, Packed: 97}, image)
+	return r
+}
+
 func TestRoundTrip(t *testing.T) {
 	text, err := sample().Encode()
 	if err != nil {
@@ -36,6 +47,40 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if _, ok := got.File("other"); ok {
 		t.Error("found a file that is not there")
+	}
+}
+
+func TestPublished(t *testing.T) {
+	text, err := published().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(text)
+	if err != nil || !reflect.DeepEqual(got, published()) || !got.Published() {
+		t.Errorf("Parse = %+v, %v", got, err)
+	}
+	if b := got.Build(); !reflect.DeepEqual(b, sample()) || b.Published() {
+		t.Errorf("Build = %+v", b)
+	}
+	if !reflect.DeepEqual(got, published()) {
+		t.Error("Build changed what it describes")
+	}
+	for want, change := range map[string]func(r *Release){
+		"names 3 files":            func(r *Release) { r.Files = append(r.Files[:1], r.Files[2:]...) },
+		"names 5 files":            func(r *Release) { r.Files = append(r.Files, r.Files[2]) },
+		"want \"system.index\"":    func(r *Release) { r.Files[2], r.Files[3] = r.Files[3], r.Files[2] },
+		"cannot take 0":            func(r *Release) { r.Files[3].Packed = 0 },
+		"cannot take -1":           func(r *Release) { r.Files[0].Packed = -1 },
+		"cannot take 8385":         func(r *Release) { r.Files[3].Packed = 8192 + 8192/64 + 65 },
+		"cannot take 90":           func(r *Release) { *r = *sample(); r.Files[1].Packed = 90 },
+		"system.index has":         func(r *Release) { r.Files[2].Size = 1 << 30 },
+		"system.index: Authentico": func(r *Release) { r.Files[2].Authenticode = r.Files[2].SHA256 },
+	} {
+		r := published()
+		change(r)
+		if text, err := r.Encode(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Encode = %s, %v, want %q", text, err, want)
+		}
 	}
 }
 
@@ -97,11 +142,13 @@ func TestMatches(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	good, err := sample().Encode()
-	if err != nil {
-		f.Fatal(err)
+	for _, r := range []*Release{sample(), published()} {
+		good, err := r.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(good)
 	}
-	f.Add(good)
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)
 		if err != nil {
