@@ -23,7 +23,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
-const imageBlocks = 3000 // 12 MB
+const imageBlocks = 1300 // 5 MB
 
 // A machine has two slots in plain files and a folder.
 type machine struct {
@@ -195,6 +195,9 @@ type counting struct {
 	http.ResponseWriter
 	s *served
 }
+
+// Unwrap is for the response's controller.
+func (c *counting) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 func (c *counting) Write(p []byte) (int, error) {
 	n, err := c.ResponseWriter.Write(p)

@@ -34,21 +34,29 @@ func own() []string {
 // tidy takes away what is no regular file, or belongs to another release: so
 // nothing that lies in the folder decides where anything is written.
 func (j *Job) tidy() error {
-	have, err := fs.ReadFile(j.Folder.FS(), release.ManifestFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	other := len(have) > 0 && !bytes.Equal(have, j.head.Description)
+	var regular []string
 	for _, name := range own() {
 		info, err := j.Folder.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().IsRegular() && !other {
+		if err == nil && info.Mode().IsRegular() {
+			regular = append(regular, name)
 			continue
 		}
 		if err == nil {
 			err = j.Folder.RemoveAll(name)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
+		}
+	}
+	have, err := fs.ReadFile(j.Folder.FS(), release.ManifestFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err == nil && !bytes.Equal(have, j.head.Description) {
+		for _, name := range regular {
+			if err := j.Folder.Remove(name); err != nil {
+				return err
+			}
 		}
 	}
 	return j.syncFolder()

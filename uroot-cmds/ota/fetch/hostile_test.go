@@ -1,0 +1,577 @@
+package fetch
+
+import (
+	"bytes"
+	"compress/flate"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/otatest"
+	"halogenos.internal/uroot-cmds/ota/server"
+)
+
+// print is what a machine has besides the slot that is written and the fetcher's
+// folder, whose names and sizes are checked instead.
+func (m *machine) print() string {
+	m.t.Helper()
+	var out strings.Builder
+	total := int64(0)
+	err := filepath.WalkDir(m.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, info := d.Name(), fs.FileInfo(nil)
+		if info, err = d.Info(); err != nil {
+			return err
+		}
+		switch {
+		case filepath.Base(filepath.Dir(path)) == "folder":
+			if total += info.Size(); !slices.Contains(own(), name) || !info.Mode().IsRegular() {
+				m.t.Errorf("the folder has %s", name)
+			}
+		case name == "b" || name == "tree-b":
+			if info.Size() != otatest.SlotSize {
+				m.t.Errorf("%s has %d bytes", name, info.Size())
+			}
+		default:
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&out, "%s %x\n", path, sha256.Sum256(content))
+		}
+		return nil
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if total > 4<<20 {
+		m.t.Errorf("the folder has %d bytes", total)
+	}
+	return out.String()
+}
+
+// refused wants a fetch refused, with nothing changed that is none of its
+// business.
+func (m *machine) refused(address, want string) {
+	m.t.Helper()
+	before := m.print()
+	_, err := m.fetch(m.t.Context(), address)
+	if err == nil || !strings.Contains(err.Error(), want) {
+		m.t.Errorf("error %v, want %q", err, want)
+	}
+	if after := m.print(); after != before {
+		m.t.Errorf("the machine changed from\n%s\nto\n%s", before, after)
+	}
+	if _, err := os.Stat(filepath.Join(m.dir, "folder", release.ManifestFile)); err == nil {
+		m.t.Error("release.json says that all is there")
+	}
+}
+
+// Offers that are not taken. FAULTS 1, 3, 5, 6
+func TestOffersRefused(t *testing.T) {
+	key, stranger := otatest.NewKey(t), otatest.NewKey(t)
+	image := otatest.Image(60, 1, 0, 0)
+	old := otatest.Make(t, otatest.Spec{Version: 1, Key: key, Image: image})
+	spec := otatest.Spec{Version: 2, Key: key, Image: image}
+	make := func(change func(s *otatest.Spec)) *otatest.Release {
+		s := spec
+		change(&s)
+		return otatest.Make(t, s)
+	}
+	good := make(func(*otatest.Spec) {})
+	text := func(s string) func(site *otatest.Site) {
+		return func(site *otatest.Site) {
+			site.Put(otatest.Folder+manifest.FileName, []byte(s+"\nPUBKEY=release-key.pgp\n"))
+		}
+	}
+	place := func(r *otatest.Release) func(site *otatest.Site) {
+		return func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", r.Archive) }
+	}
+	for name, c := range map[string]struct {
+		change func(site *otatest.Site)
+		want   string
+	}{
+		"not signed":                             {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = nil, key })), "is not signed"},
+		"another signer":                         {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = stranger, key })), "signature is by the OpenPGP key"},
+		"another pin":                            {place(make(func(s *otatest.Spec) { s.Pinned = stranger })), "has pinned the release key"},
+		"another image":                          {place(make(func(s *otatest.Spec) { s.ImageID = "other-os" })), "another image is another installation"},
+		"another machine":                        {place(make(func(s *otatest.Spec) { s.Arch = "aarch64" })), "this one is x86_64"},
+		"an older release":                       {place(old), "holds version 1"},
+		"another UKI":                            {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.Epoch = 3 } })), "epoch is 3 in release.json and 0 in the UKI's"},
+		"another image ":                         {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.RootHash[0] ^= 1 } })), "root hash is"},
+		"too large":                              {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "slots have 32"},
+		"version 2^63":                           {text("STABLE=9223372036854775808"), "version"},
+		"version -1":                             {text("STABLE=-1"), "version"},
+		"version 02":                             {text("STABLE=02"), "version"},
+		"version 2a":                             {text("STABLE=2a"), "version"},
+		"version ../2":                           {text("STABLE=../2"), "version"},
+		"no manifest":                            {func(site *otatest.Site) { delete(site.Files, otatest.Folder+manifest.FileName) }, "has no manifest.env"},
+		"no archive":                             {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"2/2.tar.gz") }, "does not have it: it may be publishing"},
+		"half a head":                            {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", good.Archive[:900]) }, "half uploaded"},
+		"an empty archive":                       {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", nil) }, "2.tar.gz"},
+		"another file":                           {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", image) }, "not a gzip member"},
+		"another key":                            {func(site *otatest.Site) { site.Put(otatest.Folder+"release-key.pgp", stranger.Public) }, "this machine has pinned"},
+		"no key":                                 {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"release-key.pgp") }, "release key that the manifest names"},
+		"no PUBKEY":                              {func(site *otatest.Site) { site.Put(otatest.Folder+manifest.FileName, []byte("STABLE=2\n")) }, "names no PUBKEY"},
+		"no key in the key":                      {func(site *otatest.Site) { site.Put(otatest.Folder+"release-key.pgp", image[:100]) }, "PUBKEY"},
+		"a signature that is not the manifest's": {func(site *otatest.Site) { site.Put(otatest.Folder+manifest.SignatureName, key.Sign([]byte("x"))) }, "do not belong together"},
+		"a stranger's manifest": {func(site *otatest.Site) {
+			site.Put(otatest.Folder+manifest.SignatureName, stranger.Sign(site.Files[otatest.Folder+manifest.FileName].Data))
+		}, "do not belong together"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, ranges := range []bool{true, false} {
+				site := otatest.NewSite(key)
+				site.Publish(good, nil)
+				c.change(site)
+				m := newMachine(t, old)
+				m.self.SlotSize = otatest.SlotSize
+				s := serve(t, site, ranges)
+				// As the part with privileges does, before anything is written.
+				f, _, err := m.look(t.Context(), s.URL)
+				if err == nil {
+					var d offer.Decision
+					if d, _, _, err = f.Judge(m.self); err == nil {
+						err = d.Err()
+					}
+				}
+				if err == nil {
+					m.refused(s.URL, c.want)
+				} else if !strings.Contains(err.Error(), c.want) {
+					t.Errorf("error %v, want %q", err, c.want)
+				}
+			}
+		})
+	}
+}
+
+// Each bit of the head counts. FAULTS 1, 12
+func TestHeadFlipped(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine(t, w.old)
+	self := *m.self
+	step := 7
+	for at := 0; at < int(w.new.Head.Size); at += step {
+		flipped := bytes.Clone(w.new.Archive[:w.new.Head.Size])
+		flipped[at] ^= 1 << (at % 8)
+		if bytes.Equal(flipped, w.new.Archive[:w.new.Head.Size]) {
+			t.Fatal("nothing was flipped")
+		}
+		if _, err := (&Found{Archive: "x", Head: flipped}).head(&self); err == nil {
+			t.Errorf("byte %d can be flipped", at)
+		}
+	}
+}
+
+// A manifest that is being published fits its signature a moment later.
+func TestSettling(t *testing.T) {
+	w := newWorld(t)
+	w.site.SignManifest()
+	good := w.site.Files[otatest.Folder+manifest.SignatureName]
+	w.site.Put(otatest.Folder+manifest.SignatureName, w.key.Sign([]byte("the one before")))
+	bad := w.site.Files[otatest.Folder+manifest.SignatureName]
+	s := serve(t, w.site, true)
+	asked := 0
+	handler := s.Config.Handler
+	s.Config.Handler = http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, manifest.SignatureName) {
+			file := bad
+			if asked++; asked > 2 {
+				file = good
+			}
+			_, _ = out.Write(file.Data)
+			return
+		}
+		handler.ServeHTTP(out, r)
+	})
+	m := newMachine(t, w.old)
+	if _, _, err := m.look(t.Context(), s.URL); err != nil || asked != 3 {
+		t.Errorf("%v after %d times", err, asked)
+	}
+}
+
+// FAULTS 4, 81
+func TestExpiry(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	end := otatest.Date.Add(30 * 24 * time.Hour)
+	w.site.Publish(w.new, func(m *manifest.Manifest) { m.Expires, m.Sequence = end, 5 })
+	w.site.SignManifest()
+	for _, c := range []struct {
+		now  time.Time
+		want string
+	}{
+		{otatest.Date.Add(time.Hour), ""},
+		{time.Unix(0, 0), ""}, // a dead clock: it cannot be before the running system's date
+		{end, "has expired"},
+		{end.AddDate(74, 0, 0), "the clock is wrong"},
+	} {
+		m := newMachine(t, w.old)
+		m.self.Now = c.now
+		_, _, err := m.look(t.Context(), s.URL)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("at %s: %v, want %q", c.now, err, c.want)
+		}
+	}
+	// With the clock set back, the number still tells an old manifest.
+	m := newMachine(t, w.old)
+	m.self.Now, m.self.Seen = time.Unix(0, 0), offer.Seen{Sequence: 6, Signed: true}
+	if _, _, err := m.look(t.Context(), s.URL); err == nil || !strings.Contains(err.Error(), "has seen 6") {
+		t.Errorf("an old manifest: %v", err)
+	}
+}
+
+// stored is a gzip member as an archive's head has them.
+func stored(plain []byte) []byte {
+	stream := []byte{1}
+	stream = binary.LittleEndian.AppendUint16(stream, uint16(len(plain)))
+	stream = binary.LittleEndian.AppendUint16(stream, ^uint16(len(plain)))
+	return member(append(stream, plain...), plain, len(plain))
+}
+
+func member(stream, plain []byte, size int) []byte {
+	out := []byte("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x0c\x00HG\x08\x00")
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(stream)))
+	out = binary.LittleEndian.AppendUint32(out, uint32(size))
+	out = append(out, stream...)
+	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(plain))
+	return binary.LittleEndian.AppendUint32(out, uint32(size))
+}
+
+// unhead returns the tar that the head of an archive holds.
+func unhead(t *testing.T, head []byte) []byte {
+	t.Helper()
+	var tar []byte
+	for len(head) > 0 {
+		packed := binary.LittleEndian.Uint32(head[16:])
+		stream := head[24 : 24+packed]
+		for len(stream) > 0 {
+			n := binary.LittleEndian.Uint16(stream[1:])
+			tar = append(tar, stream[5:5+n]...)
+			stream = stream[5+n:]
+		}
+		head = head[24+packed+8:]
+	}
+	return tar
+}
+
+// header changes a tar header and makes its checksum right.
+func header(h []byte, change func(h []byte)) {
+	change(h)
+	copy(h[148:156], "        ")
+	sum := 0
+	for _, b := range h[:512] {
+		sum += int(b)
+	}
+	copy(h[148:156], fmt.Sprintf("%06o\x00 ", sum))
+}
+
+// Archives with more than a release in them: links, devices and names that lead
+// elsewhere are not parsed at all. FAULTS 24, 25, 26, 29
+func TestArchiveTricks(t *testing.T) {
+	w := newWorld(t)
+	head := w.new.Archive[:w.new.Head.Size]
+	tar := unhead(t, head)
+	first := len(tar) - 512 // the first file's header
+	for name, c := range map[string]struct {
+		at     int
+		change func(h []byte)
+	}{
+		"dot dot":            {0, func(h []byte) { copy(h, "../../etc/passwd\x00") }},
+		"absolute":           {0, func(h []byte) { copy(h, "/etc/passwd\x00\x00") }},
+		"symbolic link":      {0, func(h []byte) { h[156] = '2'; copy(h[157:], "/etc/passwd") }},
+		"first file's name":  {first, func(h []byte) { copy(h, "../uki.efi\x00") }},
+		"first file, a link": {first, func(h []byte) { h[156] = '2'; copy(h[157:], "/etc/passwd") }},
+		"a hard link":        {first, func(h []byte) { h[156] = '1'; copy(h[157:], "/etc/passwd") }},
+		"a device":           {first, func(h []byte) { h[156] = '3' }},
+		"a pipe":             {first, func(h []byte) { h[156] = '6' }},
+		"a PAX record":       {first, func(h []byte) { h[156] = 'g' }},
+		"a sparse file":      {first, func(h []byte) { h[156] = 'S' }},
+		"setuid":             {first, func(h []byte) { copy(h[100:], "0004755") }},
+		"another size":       {first, func(h []byte) { copy(h[124:], "77777777777") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changed := bytes.Clone(tar)
+			header(changed[c.at:][:512], c.change)
+			site := otatest.NewSite(w.key)
+			site.Publish(w.new, nil)
+			var evil []byte
+			for rest := changed; len(rest) > 0; {
+				n := min(len(rest), 60000)
+				evil = append(evil, stored(rest[:n])...)
+				rest = rest[n:]
+			}
+			site.Put(otatest.Folder+"2/2.tar.gz", append(evil, w.new.Archive[len(head):]...))
+			for _, ranges := range []bool{true, false} {
+				newMachine(t, w.old).refused(serve(t, site, ranges).URL, "where it belongs")
+			}
+		})
+	}
+}
+
+// Content that is not what was signed, wherever it lies and however it is sent.
+// FAULTS 1, 5, 11, 27, 28, 30, 31
+func TestContentRefused(t *testing.T) {
+	w := newWorld(t)
+	other := otatest.Make(t, otatest.Spec{Version: 2, Key: w.key, Image: otatest.Image(imageBlocks+100, 7, 0, 0)})
+	image, _ := w.new.Head.Place(release.ImageFile)
+	index, _ := w.new.Head.Place(release.IndexFile)
+	uki, _ := w.new.Head.Place(release.UKIFile)
+	flip := func(at int64) func(b []byte) []byte {
+		return func(b []byte) []byte { b[at] ^= 0x10; return b }
+	}
+	for name, c := range map[string]struct {
+		change         func(b []byte) []byte
+		ranges, stream string // what is said; "": taken all the same
+	}{
+		"a bit of the image":     {flip(image.Offset + image.Packed/2), "not what was signed", "gzip member"},
+		"a bit of the UKI":       {flip(uki.Offset + 200), "not what was signed", "gzip member"},
+		"a bit of the index":     {flip(index.Offset + 200), "not what was signed", "gzip member"},
+		"another release's body": {func(b []byte) []byte { return append(b[:w.new.Head.Size], other.Archive[other.Head.Size:]...) }, "not what was signed", "has another SHA-256"},
+		"another release's image": {func(b []byte) []byte {
+			return append(b[:image.Offset], other.Archive[len(other.Archive)-int(image.Packed)-2000:]...)
+		}, "not what was signed", "gzip member"},
+		"half of it":        {func(b []byte) []byte { return b[:len(b)/2] }, "run this again later", "unexpected EOF"},
+		"all but the end":   {func(b []byte) []byte { return b[:len(b)-20] }, "", "unexpected EOF"},
+		"bytes behind it":   {func(b []byte) []byte { return append(b, 0) }, "", "follows the end"},
+		"the archive twice": {func(b []byte) []byte { return append(b, b...) }, "", "follows the end"},
+		"ten thousand empty members": {func(b []byte) []byte {
+			return slices.Insert(b, int(image.Offset), bytes.Repeat(stored(nil), 10_000)...)
+		}, "not what was signed", "gzip member of 0 bytes"},
+		"a bomb": {func(b []byte) []byte {
+			copy(b[image.Offset:], bomb(t, binary.LittleEndian.Uint32(b[image.Offset+16:])))
+			return b
+		}, "not what was signed", "more than it says"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			site := otatest.NewSite(w.key)
+			site.Publish(w.new, nil)
+			site.Put(otatest.Folder+"2/2.tar.gz", c.change(bytes.Clone(w.new.Archive)))
+			for ranges, want := range map[bool]string{true: c.ranges, false: c.stream} {
+				m := newMachine(t, w.old)
+				m.source = nil
+				if want != "" {
+					m.refused(serve(t, site, ranges).URL, want)
+				} else if _, err := m.fetch(t.Context(), serve(t, site, ranges).URL); err != nil {
+					t.Error(err)
+				}
+				// The server is put right, and what had arrived is used.
+				if want != "" {
+					s := serve(t, w.site, true)
+					if _, err := m.fetch(t.Context(), s.URL); err != nil {
+						t.Error(err)
+					}
+				}
+				m.has(w.new)
+			}
+		})
+	}
+}
+
+// bomb is a gzip member with a deflate stream of size bytes that unpacks to a
+// thousand times as much.
+func bomb(t *testing.T, size uint32) []byte {
+	var stream bytes.Buffer
+	d, err := flate.NewWriter(&stream, flate.BestCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for stream.Len() < int(size)-200 {
+		if _, err := d.Write(make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	padded := append(stream.Bytes(), make([]byte, int(size)-stream.Len())...)
+	return member(padded, make([]byte, 4096), 4096)
+}
+
+// FAULTS 7: an archive that never ends, before and behind its head.
+func TestEndlessArchive(t *testing.T) {
+	w := newWorld(t)
+	for name, start := range map[string][]byte{
+		"from the start": stored(make([]byte, 50_000)), "behind the head": w.new.Archive[:w.new.Head.Size], "behind the end": w.new.Archive,
+	} {
+		for _, length := range []string{"", "1000000000000"} {
+			s := serve(t, w.site, false)
+			s.hook(func(out http.ResponseWriter, _ *http.Request) bool {
+				if length != "" {
+					out.Header().Set("Content-Length", length)
+				}
+				for b := start; ; b = stored(make([]byte, 50_000)) {
+					if _, err := out.Write(b); err != nil {
+						return true
+					}
+				}
+			})
+			m := newMachine(t, w.old)
+			before := m.print()
+			_, err := m.fetch(t.Context(), s.URL)
+			if err == nil || m.print() != before {
+				t.Errorf("%s: %v", name, err)
+			}
+			if n := s.bytes(); n > int64(len(w.new.Archive))+100<<20 {
+				t.Errorf("%s: %d bytes were sent", name, n)
+			}
+		}
+	}
+}
+
+// FAULTS 8: too slow a server is given up, what has arrived is kept, and the next
+// time it goes on from there.
+func TestSlowServer(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	m := newMachine(t, w.old)
+	m.source = nil
+	var asked atomic.Int32
+	s.hook(func(out http.ResponseWriter, r *http.Request) bool {
+		if asked.Add(1) < 5 {
+			return false
+		}
+		var first, last int
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
+			return false
+		}
+		out.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(w.new.Archive)))
+		out.Header().Set("ETag", out.Header().Get("ETag"))
+		out.WriteHeader(http.StatusPartialContent)
+		for i := first; i <= last; i++ {
+			if _, err := out.Write(w.new.Archive[i : i+1]); err != nil || http.NewResponseController(out).Flush() != nil {
+				return true
+			}
+			select {
+			case <-r.Context().Done():
+				return true
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		return true
+	})
+	before := m.print()
+	_, err := m.fetch(t.Context(), s.URL)
+	if !errors.Is(err, server.ErrSlow) || !strings.Contains(err.Error(), "goes on from there") || m.print() != before {
+		t.Errorf("error %v", err)
+	}
+	had := s.bytes()
+	s.hook(nil)
+	if _, err := m.fetch(t.Context(), s.URL); err != nil {
+		t.Fatal(err)
+	}
+	m.has(w.new)
+	if all := had + s.bytes(); all > int64(len(w.new.Archive))+4*maxRange {
+		t.Errorf("%d bytes in all for %d", all, len(w.new.Archive))
+	}
+}
+
+// FAULTS 9, 11: the archive becomes another one under way.
+func TestArchiveChanges(t *testing.T) {
+	w := newWorld(t)
+	other := otatest.Make(t, otatest.Spec{Version: 2, Key: w.key, Image: otatest.Image(imageBlocks+100, 7, 0, 0)})
+	for name, c := range map[string]struct {
+		ranges bool
+		change func(out http.ResponseWriter, r *http.Request) bool
+		want   string
+	}{
+		"another tag": {true, func(out http.ResponseWriter, r *http.Request) bool {
+			out.Header().Set("ETag", `"new"`)
+			return false
+		}, "another one than a moment ago"},
+		"no ranges any more": {true, func(out http.ResponseWriter, r *http.Request) bool {
+			r.Header.Del("Range")
+			return false
+		}, "another one than a moment ago"},
+		"shifted": {true, func(out http.ResponseWriter, r *http.Request) bool {
+			var first, last int
+			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+			r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first+1, last+1))
+			return false
+		}, "makes no sense"},
+		"gone": {true, func(out http.ResponseWriter, r *http.Request) bool {
+			out.WriteHeader(http.StatusNotFound)
+			return true
+		}, "404"},
+		"another archive, streamed": {false, func(out http.ResponseWriter, r *http.Request) bool {
+			_, _ = out.Write(other.Archive)
+			return true
+		}, "another one than a moment ago"},
+		"cut, streamed": {false, func(out http.ResponseWriter, r *http.Request) bool {
+			out.Header().Set("Content-Length", fmt.Sprint(len(w.new.Archive)))
+			_, _ = out.Write(w.new.Archive[:len(w.new.Archive)/2])
+			return true
+		}, "unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, w.site, c.ranges)
+			var asked atomic.Int32
+			s.hook(func(out http.ResponseWriter, r *http.Request) bool {
+				// A server without ranges is asked for the head twice.
+				looked := int32(1)
+				if !c.ranges {
+					looked = 2
+				}
+				return asked.Add(1) > looked && c.change(out, r)
+			})
+			m := newMachine(t, w.old)
+			m.source = nil
+			m.refused(s.URL, c.want)
+			s.hook(nil)
+			if _, err := m.fetch(t.Context(), s.URL); err != nil {
+				t.Error(err)
+			}
+			m.has(w.new)
+		})
+	}
+}
+
+// What lies in the fetcher's folder decides nothing. FAULTS 25
+func TestFolderTricks(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	m := newMachine(t, w.old)
+	victim := filepath.Join(m.dir, "victim")
+	if err := os.WriteFile(victim, []byte("not ours"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range own() {
+		if err := os.Symlink(victim, filepath.Join(m.dir, "folder", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.fetch(t.Context(), s.URL); err != nil {
+		t.Fatal(err)
+	}
+	m.has(w.new)
+	if got, err := os.ReadFile(victim); err != nil || string(got) != "not ours" {
+		t.Errorf("%q, %v", got, err)
+	}
+	// Nor does garbage in the place of what an earlier try has left.
+	m = newMachine(t, w.old)
+	for _, name := range own() {
+		if err := os.WriteFile(filepath.Join(m.dir, "folder", name), bytes.Repeat([]byte("garbage "), 20_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.fetch(t.Context(), s.URL); err != nil {
+		t.Fatal(err)
+	}
+	m.has(w.new)
+}
