@@ -20,11 +20,14 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
 
-# The recovery console's commands: those of u-root that go.mod pins, and ours.
+# The recovery console's commands: those of u-root that go.mod pins, and ours. The
+# running system has its own programs, one of which is halogenctl with what it runs.
+ELSEWHERE := ota halogenctl
+CONTROL := halogenctl slots verify repair eventlog
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
-OURS    := $(patsubst %/main.go,./%,$(wildcard uroot-cmds/*/main.go))
+OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
-TOOLS   := bin/halogen bin/bb bin/ota
+TOOLS   := bin/halogen bin/bb bin/ota bin/halogenctl bin/share
 MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
 .PHONY: help
@@ -68,6 +71,18 @@ bin/bb: $(MACHINE)
 bin/ota: $(MACHINE)
 	@mkdir -p bin
 	@go build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./uroot-cmds/ota
+
+bin/halogenctl: $(MACHINE)
+	@mkdir -p bin $(OUT)
+	@go tool makebb -o $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@mv $@.new $@
+
+# What goes below /usr/share of the image.
+PAGES := $(foreach c,ota $(CONTROL),uroot-cmds/$(c)/$(c).8)
+bin/share: $(PAGES) uroot-cmds/completions.bash
+	@rm -rf $@ && mkdir -p $@/man/man8 $@/bash-completion/completions
+	@cp $(PAGES) $@/man/man8/
+	@for c in ota halogenctl; do cp uroot-cmds/completions.bash $@/bash-completion/completions/$$c; done
 
 # --- Images -------------------------------------------------------------------
 

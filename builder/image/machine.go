@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 
 	"halogenos.internal/builder/initramfs"
@@ -22,7 +23,16 @@ const maxProgram = 256 << 20 // bytes
 // osCommands are the machine's programs that the running system has too, with
 // their place in the image. The ones that the folder does not have are left
 // out.
-var osCommands = map[string]string{"ota": "usr/bin/ota"}
+var osCommands = map[string]string{"ota": "usr/bin/ota", "halogenctl": "usr/sbin/halogenctl"}
+
+// Their manual pages and completions lie below a folder of this name, as they do
+// in the image.
+const (
+	shareFolder = "share"
+	sharePlace  = "usr/share"
+	maxShared   = 256     // files
+	maxPage     = 1 << 20 // bytes of each
+)
 
 // loadMachine reads the programs of the machine from a folder.
 func loadMachine(dir string) (initramfs.Busybox, rootfs.Commands, error) {
@@ -50,7 +60,33 @@ func loadMachine(dir string) (initramfs.Busybox, rootfs.Commands, error) {
 		}
 		commands[place] = program
 	}
+	if err := loadShare(dir, commands); err != nil {
+		return b, nil, err
+	}
 	return initramfs.Busybox{Program: program, Commands: names}, commands, nil
+}
+
+// loadShare adds the manual pages and completions, where the folder has them.
+func loadShare(dir string, into rootfs.Commands) error {
+	share := os.DirFS(filepath.Join(dir, shareFolder))
+	count := 0
+	return fs.WalkDir(share, ".", func(name string, e fs.DirEntry, err error) error {
+		if name == "." && errors.Is(err, fs.ErrNotExist) {
+			return fs.SkipAll
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if count++; !info.Mode().IsRegular() || info.Size() > maxPage || count > maxShared {
+			return fmt.Errorf("%s is not one of up to %d files of up to %d bytes", filepath.Join(dir, shareFolder, name), maxShared, maxPage)
+		}
+		into[path.Join(sharePlace, name)], err = fs.ReadFile(share, name)
+		return err
+	})
 }
 
 func readProgram(path string) ([]byte, error) {

@@ -12,8 +12,11 @@ import (
 )
 
 // Commands maps the path of a command of the machine in the image, such as
-// /usr/bin/ota, to its content.
+// usr/bin/ota, to its content. What lies below usr/share is documentation: it
+// makes way for the root file system's own.
 type Commands map[string][]byte
+
+const documentation = "usr/share/"
 
 // mountPoints are the folders that the boot and every init expect, with their
 // modes. They are made where they are missing.
@@ -45,15 +48,28 @@ func (t *Tree) Complete(commands Commands, date time.Time) ([]string, error) {
 	if err := t.completeState(date); err != nil {
 		return nil, err
 	}
-	for name, content := range commands {
-		if _, err := t.Lstat(name); err == nil {
-			return nil, fmt.Errorf("the root file system has a file of its own at %s, where the machine's command belongs", name)
-		}
-		if err := t.AddFile(name, content, 0o755, date); err != nil {
-			return nil, fmt.Errorf("add command: %w", err)
-		}
+	if err := t.addCommands(commands, date); err != nil {
+		return nil, err
 	}
 	return t.depersonalize(date)
+}
+
+func (t *Tree) addCommands(commands Commands, date time.Time) error {
+	for name, content := range commands {
+		mode, page := uint32(0o755), strings.HasPrefix(name, documentation)
+		if page {
+			mode = 0o644
+		}
+		if _, err := t.Lstat(name); err == nil && page {
+			continue
+		} else if err == nil {
+			return fmt.Errorf("the root file system has a file of its own at %s, where the machine's command belongs", name)
+		}
+		if err := t.AddFile(name, content, mode, date); err != nil {
+			return fmt.Errorf("add command: %w", err)
+		}
+	}
+	return nil
 }
 
 // completeState sees that there is a state.conf and that its folders exist.

@@ -75,15 +75,18 @@ func TestComplete(t *testing.T) {
 		"boot/vmlinuz-6":                 "kernel",
 		"boot/initramfs-linux.img":       "initrd",
 		"usr/lib/halogen/something-else": "",
+		"usr/share/man/man8/own.8":       "own",
 	})
-	notes, err := tree.Complete(Commands{"usr/sbin/ota": []byte("ota")}, date)
+	notes, err := tree.Complete(Commands{
+		"usr/sbin/ota": []byte("ota"), "usr/share/man/man8/ota.8": []byte("page"), "usr/share/man/man8/own.8": []byte("ours"),
+	}, date)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := tree.Seal(date); err != nil {
 		t.Fatal(err)
 	}
-	want := "boot/vmlinuz-6 etc/machine-id usr/bin/ota usr/bin/true usr/lib/halogen/something-else usr/lib/halogen/state.conf usr/lib/systemd/systemd usr/sbin var/lib/dbus/machine-id"
+	want := "boot/vmlinuz-6 etc/machine-id usr/bin/ota usr/bin/true usr/lib/halogen/something-else usr/lib/halogen/state.conf usr/lib/systemd/systemd usr/sbin usr/share/man/man8/ota.8 usr/share/man/man8/own.8 var/lib/dbus/machine-id"
 	if have := names(t, tree); have != want {
 		t.Errorf("have %s\nwant %s", have, want)
 	}
@@ -92,7 +95,7 @@ func TestComplete(t *testing.T) {
 			t.Errorf("nothing is said about %s: %q", left, notes)
 		}
 	}
-	for name, content := range map[string]string{"etc/machine-id": "", stateconf.Path: stateconf.Default, "usr/bin/ota": "ota"} {
+	for name, content := range map[string]string{"etc/machine-id": "", stateconf.Path: stateconf.Default, "usr/bin/ota": "ota", "usr/share/man/man8/own.8": "own"} {
 		if have, err := tree.ReadFile(name, 1<<20); err != nil || string(have) != content {
 			t.Errorf("%s has %q, %v", name, have, err)
 		}

@@ -19,17 +19,17 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   slots      what is in the two slots, which starts next, and the boot journal
   verify     read a slot against its root hash
   repair     write a slot's bad blocks again, from the other slot
-  rollback   start the other system from now on
   eventlog   what the firmware measured, and what differs from the last good boot
 
-halogenctl COMMAND --help says more. Only root may run them. Updates are ota's.
+halogenctl COMMAND --help says more. Only root may run them. Updates, and the
+way back from one, are ota's.
 
 Exit codes: those of the command; 2 wrong usage.
 `
 
 // commands are those that a running system may have. The others need the root
 // partition closed, or a person at a console whose keys nobody else can read.
-func commands() []string { return []string{"slots", "verify", "repair", "rollback", "eventlog"} }
+func commands() []string { return []string{"slots", "verify", "repair", "eventlog"} }
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, execute))

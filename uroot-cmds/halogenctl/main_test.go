@@ -41,6 +41,13 @@ func TestCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "CONTROL := halogenctl " + strings.Join(commands(), " ") + "\n"; !strings.Contains(string(makefile), want) {
+		t.Errorf("the Makefile lacks %q", want)
+	}
 	for _, name := range commands() {
 		if _, err := os.Stat("../" + name + "/main.go"); err != nil {
 			t.Error(err)

@@ -26,6 +26,9 @@ func TestHelp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if _, err := os.Stat(filepath.Join("..", name, name+".8")); err != nil {
+			t.Errorf("the man page: %v", err)
+		}
 		elsewhere := name == "help" || name == "halogenctl" || name == "ota" // of the running system
 		if elsewhere || !strings.Contains(string(source), "func main") {
 			continue

@@ -1,0 +1,29 @@
+# bash completion for ota and halogenctl, by what their --help says.
+
+_halogen_words() {
+	# Commands are the first words of lines that begin with two spaces; flags are
+	# whatever begins with two dashes.
+	"$@" --help 2>/dev/null | sed -n \
+		-e 's/^  \([a-z][a-z-]*\)  *[^ ].*/\1/p' \
+		-e 's/[^-]*\(--[a-z][a-z-]*\)/\1\n/gp' | grep -E '^(--)?[a-z][a-z-]*$' | sort -u
+}
+
+_halogen() {
+	local command=$1 current=$2 previous=$3
+	COMPREPLY=()
+	if [ "$COMP_CWORD" -eq 1 ]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_halogen_words "$command")" -- "$current")
+		return
+	fi
+	case "$command ${COMP_WORDS[1]} $previous" in
+	*" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+	*"ota channel channel") mapfile -t COMPREPLY < <(compgen -W "stable beta alpha --json --help" -- "$current"); return ;;
+	*"halogenctl verify"* | *"halogenctl repair"*)
+		mapfile -t COMPREPLY < <(compgen -W "a b --json --help" -- "$current")
+		return
+		;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$(_halogen_words "$command" "${COMP_WORDS[1]}" | grep '^--')" -- "$current")
+}
+
+complete -F _halogen ota halogenctl
