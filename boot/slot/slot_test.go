@@ -235,7 +235,9 @@ func each(visit func(State, Facts, map[Kind]string)) {
 						f.SecureBoot = contract.Optional
 					}
 					if bit(9) {
-						// One case of each: what upkeep does depends on nothing else.
+						if table != TableComplete || keys > KeysMissing || root < RootLocked {
+							continue // upkeep depends on nothing of this
+						}
 						f.Unwell, f.Verdict = true, Verdict(1+bits>>6&1)
 					}
 					for fail := Recovery; fail <= SwitchRoot; fail++ {

@@ -61,6 +61,7 @@ type Agent struct {
 	firmware  enrol.State
 	chip      chip
 	dog       *watchdog.Dog      // or nil
+	listener  hw.Listener        // or nil: nobody is listened to
 	pending   *provision.Pending // what the first boot left for the second; or nil
 	leftovers bool               // the ESP has files of that kind
 	unlocked  bool               // the ESP says that the root partition was opened before
@@ -93,6 +94,7 @@ func (a *Agent) path(elements ...string) string {
 func (a *Agent) Boot(ctx context.Context) error {
 	a.chip.err = errNotOpened
 	a.init = []string{"/sbin/init"}
+	a.listen()
 	a.begin()
 	for range maxSteps {
 		a.observe()
@@ -101,6 +103,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 			return a.recover(step.Reason)
 		}
 		a.allow(step.Kind)
+		a.hush(step.Kind)
 		a.act(ctx, step)
 	}
 	return a.recover(fmt.Sprintf("the boot made no headway in %d steps", maxSteps))
@@ -154,6 +157,7 @@ func (a *Agent) readContract() error {
 
 // observe brings the state up to date with the machine.
 func (a *Agent) observe() {
+	a.observePerson()
 	if a.facts.Problem != "" {
 		return
 	}

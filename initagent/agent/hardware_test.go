@@ -361,6 +361,9 @@ func (p person) Print(text string) {
 
 func (p person) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
+	if p.m.listening {
+		p.m.t.Errorf("two wait for what is typed after %q", prompt)
+	}
 	if strings.HasPrefix(prompt, "Press Enter") {
 		return nil, nil
 	}

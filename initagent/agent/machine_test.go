@@ -134,8 +134,11 @@ type machine struct {
 	unreadableFile string
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
-	bitten         bool             // its watchdog says that it ended the boot before
-	bootEntry      bool             // the firmware knows the boot manager's other path too
+	presses        int              // the console is asked for at that look, from 1 on; 0: never
+	looks          int              // at whether it is
+	listening      bool
+	bitten         bool // its watchdog says that it ended the boot before
+	bootEntry      bool // the firmware knows the boot manager's other path too
 	volumes        map[[32]byte]map[string][]byte
 	shown          []string
 	typed          []string // answers to come
@@ -267,7 +270,7 @@ func (m *machine) boot() (end string) {
 		m.t.Fatal(err)
 	}
 	m.chipChanged = true
-	m.openVolume, m.openVerity, m.mounted = nil, false, nil
+	m.openVolume, m.openVerity, m.mounted, m.listening = nil, false, nil, false
 	chosen, counted, err := m.start()
 	if err != nil {
 		fmt.Fprintf(&m.said, "DEAD: %v\n", err)

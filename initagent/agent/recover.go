@@ -17,6 +17,7 @@ import (
 // that the boot has ended; only then anybody but us gets to run anything. If one
 // of these fails there is no console.
 func (a *Agent) recover(reason string) error {
+	a.stopListening()
 	a.Log.Say("RECOVERY: %s", reason)
 	a.forget()
 	a.noteSelf(journal.Recovery, reason)

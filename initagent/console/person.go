@@ -26,6 +26,9 @@ type Person struct {
 	Leave func() error
 }
 
+// Listen implements hw.Person.
+func (Person) Listen() hw.Listener { return Listen() }
+
 // Open implements hw.Person.
 func (Person) Open() (hw.Console, error) {
 	c, err := Open()

@@ -212,6 +212,9 @@ type TPM interface {
 
 // Person is whoever is at the machine.
 type Person interface {
+	// Listen begins to notice that somebody asks for the recovery console. Having
+	// no terminal is fine: then nobody does.
+	Listen() Listener
 	// Open opens the terminals. Having none is an error.
 	Open() (Console, error)
 	// Shell opens the recovery console on every terminal, and returns when one
@@ -220,6 +223,15 @@ type Person interface {
 	// Program runs a program on every terminal, and returns when it has ended on
 	// one of them: with an error unless it ended well.
 	Program(path string, args ...string) error
+}
+
+// Listener notices that somebody asks for the recovery console.
+type Listener interface {
+	// Asked reports whether somebody has since. It does not wait. It takes what is
+	// typed, so that nothing else may ask for anything meanwhile.
+	Asked() bool
+	// Close stops listening, and leaves the terminals as they were.
+	Close()
 }
 
 // Console is all terminals at once. What is shown or typed is nowhere else.
