@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +68,38 @@ func TestSameBytes(t *testing.T) {
 		t.Setenv("SOURCE_DATE_EPOCH", "1")
 		if second := makeImage(t, folder(t, true), compression); !bytes.Equal(first, second) {
 			t.Errorf("compression %q: two images differ", compression)
+		}
+	}
+}
+
+// A file that grows moves all that follow. What a machine fetches for that are
+// the file's blocks and those of inodes, not a block for each file.
+func TestChangeStaysSmall(t *testing.T) {
+	for _, compression := range []string{"", "lz4hc"} {
+		have := map[string]bool{}
+		for i := range 2 {
+			dir := t.TempDir()
+			noise := rand.NewChaCha8([32]byte{2})
+			for n := range 200 {
+				content := make([]byte, 5000)
+				_, _ = noise.Read(content)
+				if n == 0 {
+					content = append(content, content[:5000*i]...)
+				}
+				if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file-%03d", n)), content, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			changed := 0
+			for b := range slices.Chunk(makeImage(t, dir, compression), BlockSize) {
+				if !have[string(b)] {
+					changed++
+				}
+				have[string(b)] = true
+			}
+			if i == 1 && (changed < 4 || changed > 20) {
+				t.Errorf("compression %q: %d blocks changed", compression, changed)
+			}
 		}
 	}
 }
