@@ -136,9 +136,10 @@ func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (fo
 func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Self) error {
 	var err error
 	f.Ranges = true
-	part := make([]byte, 16<<10)
-	for err = io.ErrUnexpectedEOF; errors.Is(err, io.ErrUnexpectedEOF) && len(f.Head) < archive.MaxHead; {
-		n, info, failed := t.Range(ctx, f.Archive, part, int64(len(f.Head)), f.Tag)
+	var head bytes.Buffer
+	size := int64(16 << 10)
+	for err = io.ErrUnexpectedEOF; errors.Is(err, io.ErrUnexpectedEOF) && head.Len() < archive.MaxHead; size = min(2*size, 1<<20) {
+		_, info, failed := t.Range(ctx, f.Archive, &head, int64(head.Len()), size, f.Tag)
 		if errors.Is(failed, server.ErrNoRanges) {
 			f.Ranges = false
 			return f.streamHead(ctx, t, self)
@@ -146,11 +147,10 @@ func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Se
 		if failed != nil && !errors.Is(failed, io.EOF) {
 			return f.missing(failed)
 		}
-		f.Head, f.Tag = append(f.Head, part[:n]...), info.Tag
+		f.Head, f.Tag = head.Bytes(), info.Tag
 		if _, err = f.head(self); err != nil && failed != nil {
 			break // the archive ends here
 		}
-		part = make([]byte, min(2*len(part), 1<<20))
 	}
 	return f.checkHead(self, err)
 }

@@ -20,13 +20,12 @@ func (j *Job) ranges(ctx context.Context, file *blockindex.File, plan *blockinde
 	var work sync.WaitGroup
 	for range parallel {
 		work.Go(func() {
-			g := newGetter(j, file, to)
+			g := newGetter(j, file, to, s)
 			for r := range todo {
 				if err := g.get(ctx, r); err != nil {
 					cancel(err)
 					return
 				}
-				s.add(r.Size)
 			}
 		})
 	}
@@ -44,20 +43,24 @@ func (j *Job) ranges(ctx context.Context, file *blockindex.File, plan *blockinde
 	return context.Cause(ctx)
 }
 
-// A getter fetches ranges one after the other, in memory that it uses again.
+// A getter fetches ranges one after the other, in memory that it uses again. It
+// takes the members as they arrive, so that of a range that is cut only the one
+// under way is lost.
 type getter struct {
 	job     *Job
 	file    *blockindex.File
 	to      io.WriterAt
-	packed  []byte
+	s       *step
+	packed  []byte // of the member that is arriving
 	content []byte
 	unpack  *archive.Unpacker
 	hasher  *blockindex.Hasher
+	next    int // member
 }
 
-func newGetter(j *Job, file *blockindex.File, to io.WriterAt) *getter {
+func newGetter(j *Job, file *blockindex.File, to io.WriterAt, s *step) *getter {
 	return &getter{
-		job: j, file: file, to: to, content: make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize),
+		job: j, file: file, to: to, s: s, content: make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize),
 		unpack: archive.NewUnpacker(), hasher: blockindex.NewHasher(j.head.Release.Salt),
 	}
 }
@@ -65,53 +68,81 @@ func newGetter(j *Job, file *blockindex.File, to io.WriterAt) *getter {
 // errDamaged says that what arrived is not what was signed.
 var errDamaged = errors.New("what arrived is not what was signed")
 
-// get fetches one range and writes what it holds. A range that arrives damaged
-// is fetched once more, since something on the way may be broken.
+// get fetches one range and writes what it holds. Where a member arrives damaged,
+// it and the rest are fetched once more, since something on the way may be
+// broken.
 func (g *getter) get(ctx context.Context, r blockindex.Range) error {
-	err := g.try(ctx, r)
-	if errors.Is(err, errDamaged) {
+	g.next = r.First
+	end := r.Offset + r.Size
+	for try := 0; ; try++ {
+		at, _ := g.file.Member(g.next)
+		g.packed = g.packed[:0]
+		err := g.job.read(ctx, g, at, end-at)
+		if err == nil && g.next != r.First+r.Members {
+			err = fmt.Errorf("%s: %d members arrived, want %d", g.file.Name, g.next-r.First, r.Members)
+		}
+		if !errors.Is(err, errDamaged) || try == 1 {
+			return err
+		}
 		g.job.note("%v; trying again", err)
-		err = g.try(ctx, r)
 	}
-	return err
 }
 
-func (g *getter) try(ctx context.Context, r blockindex.Range) error {
-	if int64(cap(g.packed)) < r.Size {
-		g.packed = make([]byte, max(r.Size, maxRange))
+// Write implements io.Writer: it takes what arrives of the range.
+func (g *getter) Write(p []byte) (int, error) {
+	taken := 0
+	for taken < len(p) {
+		_, size := g.file.Member(g.next)
+		n := min(size-len(g.packed), len(p)-taken)
+		g.packed = append(g.packed, p[taken:taken+n]...)
+		taken += n
+		if len(g.packed) < size {
+			break
+		}
+		if err := g.member(g.next); err != nil {
+			return taken, err
+		}
+		g.packed = g.packed[:0]
+		g.next++
 	}
-	b := g.packed[:r.Size]
-	if err := g.job.read(ctx, b, r.Offset); err != nil {
-		return err
+	g.s.add(int64(taken))
+	return taken, nil
+}
+
+// member takes one member that has arrived.
+func (g *getter) member(i int) error {
+	at, n := g.file.Content(i)
+	content := g.content[:n]
+	err := g.unpack.Member(content, g.packed)
+	if err == nil {
+		err = g.file.Check(i, content, g.hasher)
 	}
-	for i := r.First; i < r.First+r.Members; i++ {
-		_, size := g.file.Member(i)
-		at, n := g.file.Content(i)
-		content := g.content[:n]
-		err := g.unpack.Member(content, b[:size])
-		if err == nil {
-			err = g.file.Check(i, content, g.hasher)
-		}
-		if err != nil {
-			return fmt.Errorf("%s, bytes %d to %d: %w: %w", g.file.Name, at, at+int64(n)-1, errDamaged, err)
-		}
-		if _, err := g.to.WriteAt(content, at); err != nil {
-			return fmt.Errorf("%s: write %d bytes at byte %d: %w", g.file.Name, n, at, err)
-		}
-		b = b[size:]
+	if err != nil {
+		return fmt.Errorf("%s, bytes %d to %d: %w: %w", g.file.Name, at, at+int64(n)-1, errDamaged, err)
+	}
+	if _, err := g.to.WriteAt(content, at); err != nil {
+		return fmt.Errorf("%s: write %d bytes at byte %d: %w", g.file.Name, n, at, err)
 	}
 	return nil
 }
 
-// read reads a part of the archive, all of it.
-func (j *Job) read(ctx context.Context, b []byte, off int64) error {
-	n, _, err := j.Server.Range(ctx, j.Archive, b, off, j.Found.Tag)
-	j.meter.fetched.Add(int64(n))
-	if errors.Is(err, io.EOF) && n == len(b) {
-		err = nil
-	}
+// read has a part of the archive written to w, all of it.
+func (j *Job) read(ctx context.Context, w io.Writer, off, n int64) error {
+	got, _, err := j.Server.Range(ctx, j.Archive, &metered{w, j}, off, n, j.Found.Tag)
 	if errors.Is(err, io.EOF) {
-		err = fmt.Errorf("%s ends %d bytes early: it may be half uploaded; run this again later", j.Archive, len(b)-n)
+		err = fmt.Errorf("%s ends %d bytes early: it may be half uploaded; run this again later", j.Archive, n-got)
 	}
 	return explain(err)
+}
+
+// metered counts what arrives.
+type metered struct {
+	w io.Writer
+	j *Job
+}
+
+// Write implements io.Writer.
+func (m *metered) Write(p []byte) (int, error) {
+	m.j.meter.fetched.Add(int64(len(p)))
+	return m.w.Write(p)
 }

@@ -266,6 +266,24 @@ func (j *Job) loadIndex() (bool, error) {
 	return true, nil
 }
 
+// appended writes what arrives behind what is there.
+type appended struct {
+	f  io.WriterAt
+	at int64
+	s  *step
+}
+
+// Write implements io.Writer.
+func (a *appended) Write(p []byte) (int, error) {
+	n, err := a.f.WriteAt(p, a.at)
+	a.at += int64(n)
+	a.s.add(int64(n))
+	if err != nil {
+		err = fmt.Errorf("%s: %w", release.IndexFile, err)
+	}
+	return n, err
+}
+
 func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
 	f, err := j.create(release.IndexFile + packed)
 	if err != nil {
@@ -279,17 +297,10 @@ func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
 	have := min(info.Size(), place.Packed)
 	s := j.step(Fetching, release.IndexFile, place.Packed)
 	s.add(have)
-	buffer := make([]byte, maxRange)
-	for have < place.Packed {
-		b := buffer[:min(maxRange, place.Packed-have)]
-		if err := j.read(ctx, b, place.Offset+have); err != nil {
+	if have < place.Packed {
+		if err := j.read(ctx, &appended{f, have, s}, place.Offset+have, place.Packed-have); err != nil {
 			return err
 		}
-		if _, err := f.WriteAt(b, have); err != nil {
-			return fmt.Errorf("%s: %w", release.IndexFile, err)
-		}
-		have += int64(len(b))
-		s.add(int64(len(b)))
 	}
 	content, err := j.head.Content(io.NewSectionReader(f, 0, place.Packed), release.IndexFile)
 	if err != nil {

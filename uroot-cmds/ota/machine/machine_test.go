@@ -271,7 +271,7 @@ type world struct {
 	site             *otatest.Site
 	server           *httptest.Server
 	mu               sync.Mutex
-	onArchive        func(w http.ResponseWriter, r *http.Request)
+	onArchive        func(w http.ResponseWriter, r *http.Request) http.ResponseWriter
 	archiveRequested []string
 }
 
@@ -299,7 +299,7 @@ func newWorld(t testing.TB) *world {
 		}
 		w.mu.Unlock()
 		if hook != nil {
-			hook(out, r)
+			out = hook(out, r)
 		}
 		files.ServeHTTP(out, r)
 	}))

@@ -92,24 +92,27 @@ func (f *Folder) Open(_ context.Context, name string) (io.ReadCloser, Info, erro
 }
 
 // Range implements Transport.
-func (f *Folder) Range(_ context.Context, name string, p []byte, off int64, tag string) (int, Info, error) {
+func (f *Folder) Range(_ context.Context, name string, w io.Writer, off, n int64, tag string) (int64, Info, error) {
 	file, info, err := f.open(name)
 	if err != nil {
 		return 0, Info{}, err
 	}
 	defer file.Close()
-	return rangeOf(file, name, info, p, off, tag)
+	return rangeOf(file, name, info, w, off, n, tag)
 }
 
-func rangeOf(file *os.File, name string, info Info, p []byte, off int64, tag string) (int, Info, error) {
+func rangeOf(file *os.File, name string, info Info, w io.Writer, off, n int64, tag string) (int64, Info, error) {
 	if tag != "" && tag != info.Tag {
 		return 0, Info{}, fmt.Errorf("%s: %w", name, ErrChanged)
 	}
-	n, err := file.ReadAt(p, off)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return n, info, fmt.Errorf("read %d bytes of %s from byte %d on: %w", len(p), name, off, err)
+	got, err := io.Copy(w, io.NewSectionReader(file, off, n))
+	if err != nil {
+		return got, info, fmt.Errorf("read %d bytes of %s from byte %d on: %w", n, name, off, err)
 	}
-	return n, info, err
+	if got < n {
+		err = io.EOF
+	}
+	return got, info, err
 }
 
 // A File is one archive that was opened already. It is there under every name
@@ -137,10 +140,10 @@ func (f *File) Open(context.Context, string) (io.ReadCloser, Info, error) {
 }
 
 // Range implements Transport.
-func (f *File) Range(_ context.Context, _ string, p []byte, off int64, tag string) (int, Info, error) {
+func (f *File) Range(_ context.Context, _ string, w io.Writer, off, n int64, tag string) (int64, Info, error) {
 	info, err := infoOf(f.file)
 	if err != nil {
 		return 0, Info{}, fmt.Errorf("%s: %w", f.file.Name(), err)
 	}
-	return rangeOf(f.file, f.file.Name(), info, p, off, tag)
+	return rangeOf(f.file, f.file.Name(), info, w, off, n, tag)
 }

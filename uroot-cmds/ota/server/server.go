@@ -45,10 +45,10 @@ type Transport interface {
 	// Open streams a file from its start. What ends it early is an error of
 	// Read's.
 	Open(ctx context.Context, name string) (io.ReadCloser, Info, error)
-	// Range reads the part of a file from byte off on into p and returns how
-	// much that is: less than len(p) only where the file ends, and then with
-	// io.EOF. The file must still have the tag, if one is given.
-	Range(ctx context.Context, name string, p []byte, off int64, tag string) (int, Info, error)
+	// Range reads n bytes of a file from byte off on, writes them to w as they
+	// arrive, and returns how many those were: fewer only where the file ends,
+	// and then with io.EOF. The file must still have the tag, if one is given.
+	Range(ctx context.Context, name string, w io.Writer, off, n int64, tag string) (int64, Info, error)
 	// String is the address for people, without a password.
 	String() string
 }

@@ -127,7 +127,7 @@ func temporary(err error) bool {
 		}
 		return false
 	}
-	for _, final := range []error{errRedirect, errAnswer, ErrNoRanges, ErrChanged, context.Canceled} {
+	for _, final := range []error{errRedirect, errAnswer, errSink, ErrNoRanges, ErrChanged, context.Canceled} {
 		if errors.Is(err, final) {
 			return false
 		}
@@ -265,72 +265,95 @@ func tagOf(h http.Header) string {
 	return h.Get("Last-Modified")
 }
 
+// A sink counts what is written, and keeps its error apart from the server's.
+type sink struct {
+	w   io.Writer
+	n   int64
+	err error
+}
+
+// Write implements io.Writer.
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	s.n += int64(n)
+	s.err = err
+	return n, err
+}
+
 // Range implements Transport. What arrived before a failure is kept, and only
 // the rest asked for again.
-func (w *web) Range(ctx context.Context, name string, p []byte, off int64, tag string) (n int, info Info, err error) {
-	info = Info{Size: -1}
-	err = w.retry(ctx, name, func() error {
-		got, now, err := w.part(ctx, name, p[n:], off+int64(n), tag)
-		n += got
+func (w *web) Range(ctx context.Context, name string, to io.Writer, off, n int64, tag string) (int64, Info, error) {
+	info := Info{Size: -1}
+	s := &sink{w: to}
+	err := w.retry(ctx, name, func() error {
+		now, err := w.part(ctx, name, s, off+s.n, n-s.n, tag)
 		if now.Size >= 0 {
 			info = now
 			tag = now.Tag // also within this call it stays the same file
 		}
 		switch {
+		case s.err != nil:
+			return fmt.Errorf("%w: %w", errSink, s.err)
 		case err != nil:
 			return err
-		case n == len(p):
+		case s.n == n:
 			return nil
-		case off+int64(n) == info.Size:
+		case off+s.n == info.Size:
 			return io.EOF
 		}
-		return fmt.Errorf("%d of %d bytes from byte %d on arrived", n, len(p), off)
+		return fmt.Errorf("%d of %d bytes from byte %d on arrived", s.n, n, off)
 	})
-	return n, info, err
+	if s.err != nil {
+		err = s.err // as it was, for whoever has it
+	}
+	return s.n, info, err
 }
 
-// part sends one request for a part and reads what the server gives of it.
-func (w *web) part(ctx context.Context, name string, p []byte, off int64, tag string) (int, Info, error) {
-	header := map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1)}
+// errSink marks an error that is not the server's.
+var errSink = errors.New("what arrived is not taken")
+
+// part sends one request for a part, and passes on what the server gives of it.
+func (w *web) part(ctx context.Context, name string, to io.Writer, off, n int64, tag string) (Info, error) {
+	header := map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+n-1)}
 	if tag != "" {
 		header["If-Range"] = tag
 	}
 	unknown := Info{Size: -1}
 	answer, err := w.request(ctx, name, header)
 	if err != nil {
-		return 0, unknown, err
+		return unknown, err
 	}
 	defer answer.Body.Close()
 	now := tagOf(answer.Header)
 	switch {
 	case answer.StatusCode == http.StatusOK && tag != "":
-		return 0, unknown, ErrChanged
+		return unknown, ErrChanged
 	case answer.StatusCode == http.StatusOK:
-		return 0, unknown, ErrNoRanges
+		return unknown, ErrNoRanges
 	case answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return 0, unknown, fmt.Errorf("%w: it ends before byte %d", ErrChanged, off)
+		return unknown, fmt.Errorf("%w: it ends before byte %d", ErrChanged, off)
 	case answer.StatusCode != http.StatusPartialContent:
-		return 0, unknown, failed(answer)
+		return unknown, failed(answer)
 	case tag != "" && now != "" && now != tag:
-		return 0, unknown, ErrChanged
+		return unknown, ErrChanged
 	}
-	length, total, err := contentRange(answer.Header.Get("Content-Range"), off, int64(len(p)))
+	length, total, err := contentRange(answer.Header.Get("Content-Range"), off, n)
 	if err != nil {
-		return 0, unknown, err
+		return unknown, err
 	}
 	if now == "" {
 		now = tag
 	}
 	info := Info{total, now}
-	n, err := io.ReadFull(answer.Body, p[:length])
+	got, err := io.CopyN(to, answer.Body, length)
 	if err != nil {
-		return n, info, fmt.Errorf("connection ended %d bytes early: %w", length-int64(n), noEOF(err))
+		return info, fmt.Errorf("connection ended %d bytes early: %w", length-got, noEOF(err))
 	}
 	// One byte more would be another answer than the header's.
 	if extra, _ := answer.Body.Read(make([]byte, 1)); extra > 0 {
-		return n, info, fmt.Errorf("%w: more than the range that it names", errAnswer)
+		return info, fmt.Errorf("%w: more than the range that it names", errAnswer)
 	}
-	return n, info, nil
+	return info, nil
 }
 
 // noEOF keeps an early end from looking like the file's.

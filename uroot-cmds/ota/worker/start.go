@@ -82,7 +82,7 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, folder string,
 	_, sendErr := stdin.Write(append(request, '\n'))
 	said, listenErr := listen(stdout, tell)
 	if listenErr != nil {
-		_ = cmd.Process.Kill() // it says what no worker says
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it says what no worker says
 	}
 	closeErr := stdin.Close()
 	waitErr := cmd.Wait()
@@ -95,6 +95,8 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, folder string,
 		return errors.New(said)
 	case waitErr != nil:
 		return fmt.Errorf("worker ended: %w%s", waitErr, complaint.String())
+	case errors.Is(sendErr, syscall.EPIPE):
+		return nil // it ended without asking; what it lacks to say is missed elsewhere
 	case errors.Is(closeErr, os.ErrClosed):
 		closeErr = nil
 	}
