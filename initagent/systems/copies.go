@@ -72,26 +72,32 @@ type Index struct {
 	Copies []Copy `json:"copies"`
 }
 
-// Index reads the index. One that makes no sense is as good as none: the error
-// says so, and the copies are made again.
+// errIndex is wrapped where the index makes no sense: it is as good as none, and
+// the copies are made again.
+var errIndex = errors.New("the index of the ESP's copies makes no sense")
+
+// Index reads the index; fs.ErrNotExist where there is none.
 func (k *Keeper) Index() (*Index, error) {
 	text, err := k.Store.Read(path.Join(k.Folder, indexFile), maxIndex)
+	if errors.Is(err, hw.ErrUnfit) {
+		return nil, fmt.Errorf("%w: %w", errIndex, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	index := new(Index)
 	if err := json.Unmarshal(text, index); err != nil {
-		return nil, fmt.Errorf("index of the ESP's copies: %w", err)
+		return nil, fmt.Errorf("%w: %w", errIndex, err)
 	}
 	switch {
 	case index.Format != indexVersion:
-		return nil, fmt.Errorf("index of the ESP's copies has format %d, want %d", index.Format, indexVersion)
+		return nil, fmt.Errorf("%w: format %d, want %d", errIndex, index.Format, indexVersion)
 	case len(index.Copies) > maxCopies:
-		return nil, fmt.Errorf("index of the ESP's copies has %d entries, more than %d", len(index.Copies), maxCopies)
+		return nil, fmt.Errorf("%w: %d entries, more than %d", errIndex, len(index.Copies), maxCopies)
 	}
 	for _, c := range index.Copies {
 		if !k.guards(c.Name) || len(c.SHA256) != sha256.Size || c.Size < 0 || c.Size > enrol.MaxEFIFile {
-			return nil, fmt.Errorf("index of the ESP's copies: entry for %q makes no sense", c.Name)
+			return nil, fmt.Errorf("%w: entry %q", errIndex, c.Name)
 		}
 	}
 	return index, nil

@@ -27,11 +27,13 @@ func (k *Keeper) Look(files fs.FS) ([]string, error) {
 		return nil, err
 	}
 	x, err := k.Index()
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return []string{"there are no copies of it yet"}, nil
-	}
-	if err != nil {
+	case errors.Is(err, errIndex):
 		return []string{err.Error()}, nil
+	case err != nil:
+		return nil, err
 	}
 	changes := k.changes(s, x)
 	if why, due := k.whole(x, s.dirty); due {
@@ -45,18 +47,22 @@ type plan struct {
 	survey *survey
 	old    *Index // or nil
 	next   Index
-	forget []string // names whose clusters are another file's
-	remove []string
+	forget []removal // names whose clusters may be another file's
+	remove []removal
 	puts   []restored
-	healed []string // in words
+	healed []string // what was done, in words
 	errs   []error  // of what cannot be mended
 }
+
+// removal is a name to be taken away, and what to say then.
+type removal struct{ name, why string }
 
 // restored is a file to be written.
 type restored struct {
 	name    string
 	data    []byte
 	replace bool // what has the name is damaged
+	why     string
 }
 
 // Mend brings the ESP and its copies together, and says in words what it changed
@@ -77,12 +83,8 @@ func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	freed, err := esp.Repair(disk, p.forget)
-	if err != nil && len(p.forget) > 0 {
-		return nil, fmt.Errorf("repair the ESP's file system: %w", err)
-	}
-	if freed > 0 {
-		p.healed = append(p.healed, fmt.Sprintf("%d KiB that no file had were freed", freed>>10))
+	if err := p.repair(esp, disk); err != nil {
+		return nil, err
 	}
 	if len(p.remove)+len(p.puts) > 0 {
 		if err := esp.Write(disk, func(dir hw.ESPDir) error { k.apply(dir, p); return nil }); err != nil {
@@ -91,6 +93,31 @@ func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
 	}
 	p.errs = append(p.errs, k.close(p))
 	return p.healed, errors.Join(p.errs...)
+}
+
+// repair takes names away that the kernel must not, and frees what no file has.
+func (p *plan) repair(esp hw.ESP, disk hw.Disk) error {
+	var names []string
+	for _, f := range p.forget {
+		names = append(names, f.name)
+	}
+	freed, err := esp.Repair(disk, names)
+	if err != nil && len(names) > 0 {
+		return fmt.Errorf("repair the ESP's file system: %w", err)
+	}
+	for _, f := range p.forget {
+		p.say(f.why)
+	}
+	if freed > 0 {
+		p.say(fmt.Sprintf("%d KiB that no file had were freed", freed>>10))
+	}
+	return nil
+}
+
+func (p *plan) say(done string) {
+	if done != "" {
+		p.healed = append(p.healed, done)
+	}
 }
 
 // close drops the copies of what is no longer kept, and writes the index.
@@ -121,12 +148,13 @@ func (k *Keeper) plan(files fs.FS, p *plan) error {
 	switch {
 	case err == nil:
 		p.old = x
-	case !errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, errIndex):
 		k.Say("%v: the copies are made again", err)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	for _, name := range p.survey.strays(k) {
-		p.drop(name)
-		p.healed = append(p.healed, name+" was left behind by a power cut, and is removed")
+		p.drop(name, name+" was left behind by a power cut, and is removed")
 	}
 	for _, name := range k.names(p) {
 		k.planFile(files, p, name)
@@ -156,12 +184,12 @@ func (k *Keeper) names(p *plan) []string {
 }
 
 // drop takes a name away, in the way that harms no other file.
-func (p *plan) drop(name string) {
+func (p *plan) drop(name, why string) {
 	if p.tangled(name) {
-		p.forget = append(p.forget, name)
+		p.forget = append(p.forget, removal{name, why})
 		return
 	}
-	p.remove = append(p.remove, name)
+	p.remove = append(p.remove, removal{name, why})
 }
 
 // tangled reports whether the kernel, which frees what it takes a file to have,
@@ -180,8 +208,7 @@ func (k *Keeper) planDouble(p *plan, n bls.Name) {
 			return
 		}
 	}
-	p.drop(Path(n))
-	p.healed = append(p.healed, n.String()+" was there besides the one that counts, and is removed")
+	p.drop(Path(n), n.String()+" was there besides the one that counts, and is removed")
 }
 
 // planFile decides about one file.
@@ -208,8 +235,7 @@ func (k *Keeper) planFile(files fs.FS, p *plan, name string) {
 		p.next.Copies = append(p.next.Copies, c)
 		return
 	}
-	p.put(name, good, true)
-	p.healed = append(p.healed, fmt.Sprintf("%s was damaged (%v), and is put back", name, err))
+	p.put(restored{name, good, true, fmt.Sprintf("%s was damaged (%v), and is put back", name, err)})
 }
 
 // planLost decides about a file that was there and is gone. A system that is bad
@@ -227,19 +253,18 @@ func (k *Keeper) planLost(files fs.FS, p *plan, name string, old *Copy) {
 		k.Say("%s is gone, and stays so: %v", name, err)
 		return
 	}
-	p.put(name, data, false)
-	p.healed = append(p.healed, name+" was gone, and is put back")
+	p.put(restored{name, data, false, name + " was gone, and is put back"})
 }
 
 // put plans to write a file. A damaged one whose clusters are tangled is taken off
 // the file system first: then there is nothing to replace.
-func (p *plan) put(name string, data []byte, replace bool) {
-	if replace && p.tangled(name) {
-		p.forget = append(p.forget, name)
-		replace = false
+func (p *plan) put(r restored) {
+	if r.replace && p.tangled(r.name) {
+		p.forget = append(p.forget, removal{name: r.name})
+		r.replace = false
 	}
-	p.puts = append(p.puts, restored{name, data, replace})
-	p.next.Copies = append(p.next.Copies, entry(name, data))
+	p.puts = append(p.puts, r)
+	p.next.Copies = append(p.next.Copies, entry(r.name, r.data))
 }
 
 // planCopy copies a sound file, where the copy is not the same.
@@ -387,10 +412,12 @@ func twinOf(name string) string {
 // apply does what was planned on the ESP. What fails keeps nothing else from
 // being done; the index then does not have it, so that it is tried again.
 func (k *Keeper) apply(dir hw.ESPDir, p *plan) {
-	for _, name := range p.remove {
-		if err := discard(dir, name); err != nil {
+	for _, r := range p.remove {
+		if err := discard(dir, r.name); err != nil {
 			p.errs = append(p.errs, err)
+			continue
 		}
+		p.say(r.why)
 	}
 	for _, r := range p.puts {
 		err := dir.MakeFolder(path.Dir(r.name))
@@ -398,12 +425,12 @@ func (k *Keeper) apply(dir hw.ESPDir, p *plan) {
 			err = put(dir, r.name, r.data, r.replace)
 		}
 		if err == nil {
+			p.say(r.why)
 			continue
 		}
 		p.errs = append(p.errs, err)
-		was := p.old.get(r.name)
 		p.next.Copies = slices.DeleteFunc(p.next.Copies, func(c Copy) bool { return c.Name == r.name })
-		if was != nil {
+		if was := p.old.get(r.name); was != nil {
 			p.next.Copies = append(p.next.Copies, *was)
 		}
 	}

@@ -111,7 +111,7 @@ var ErrNoRoom = errors.New("the ESP is too full")
 //
 // It is written under a name that the boot manager does not look at, since half a
 // UKI under its own name would be started, and cost tries, or stop the machine.
-// Cut before the rename, that file is left behind, and the next Put or Tidy takes
+// Cut before the rename, that file is left behind, and the next Put or Mend takes
 // it away; cut after it, the UKI is there whole. Whatever fails, what was on the
 // ESP before stays, and what was written goes.
 func Put(dir hw.ESPDir, n bls.Name, data []byte) error {
@@ -202,31 +202,6 @@ var folders = []string{bls.Folder, "EFI/BOOT", "EFI/systemd", "loader"}
 // path.
 func Stray(name string) bool {
 	return slices.Contains(folders, path.Dir(name)) && strings.HasSuffix(name, partSuffix)
-}
-
-// Tidy takes away what a cut has left behind, and returns what it was. Files of
-// others stay, whatever they are called.
-func Tidy(dir hw.ESPDir) (removed []string, err error) {
-	for _, folder := range folders {
-		entries, err := dir.List(folder)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return removed, fmt.Errorf("tidy %s: %w", folder, err)
-		}
-		for _, e := range entries {
-			name := path.Join(folder, e.Name)
-			if e.Folder || !Stray(name) {
-				continue
-			}
-			if err := discard(dir, name); err != nil {
-				return removed, err
-			}
-			removed = append(removed, name)
-		}
-	}
-	return removed, nil
 }
 
 var _ hw.ESPDir = enrol.MountedDir{}
