@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/inventory/inventorytest"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// ota runs a command on a machine that runs version 7.
+func ota(t *testing.T, dir string, args ...string) (code int, out, errs string) {
+	t.Helper()
+	m := inventorytest.New(t)
+	c := m.Install(layout.SlotA, "os_7.efi")
+	text, err := json.Marshal(map[string]any{"slot": "a", "contract": c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"run/halogen/boot.json": text, "var/lib/halogen/x": nil} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
+		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: "/bin/false"}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil }}
+	})
+	return code, stdout.String(), stderr.String()
+}
+
+func TestUse(t *testing.T) {
+	for _, c := range []struct {
+		args       string
+		code       int
+		out, errOf string
+	}{
+		{"", 2, "", "usage: ota COMMAND"},
+		{"--help", 0, "Exit codes:", ""},
+		{"help", 0, "usage: ota COMMAND", ""},
+		{"update", 2, "", `there is no command "update"`},
+		{"check --help", 0, "usage: ota check", ""},
+		{"fetch --help", 0, "usage: ota fetch", ""},
+		{"status --help", 0, "usage: ota status", ""},
+		{"bless --help", 0, "usage: ota bless", ""},
+		{"rollback --help", 0, "usage: ota rollback", ""},
+		{"channel --help", 0, "usage: ota channel", ""},
+		{"status --colour", 2, "", "usage: ota status"},
+		{"status now", 2, "", "usage: ota status"},
+		{"fetch 3", 2, "", "usage: ota fetch"},
+		{"bless it", 2, "", "usage: ota bless"},
+		{"channel nightly", 2, "", "none of stable, beta and alpha"},
+		{"channel a b", 2, "", "usage: ota channel"},
+		{"channel", 0, "stable\n", ""},
+		{"channel beta", 0, "beta\n", ""},
+		{"status", 0, "os 7 for x86_64, epoch 0, slot a, blessed\nfollows channel stable of no server", ""},
+		{"status", 0, "WARNING: this image takes unsigned updates", ""},
+		{"bless", 0, "version 7 is blessed\n", ""},
+		{"bless --failed no network", 0, "noted that version 7 is not healthy: no network", ""},
+		{"bless --failed", 0, "the health check has failed", ""},
+		{"rollback", 1, "", "slot b is empty"},
+		{"fetch", 1, "", "worker ended: exit status 1"},
+		{"check --from /nowhere", 1, "", "no such file"},
+	} {
+		code, out, errs := ota(t, t.TempDir(), strings.Fields(c.args)...)
+		if code != c.code || !strings.Contains(out, c.out) || !strings.Contains(errs, c.errOf) || c.errOf == "" && errs != "" {
+			t.Errorf("ota %s: %d\n%s\n%s", c.args, code, out, errs)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		code int
+		key  string
+		want any
+	}{
+		{"status --json", 0, "version", "7"},
+		{"bless --json", 0, "already", true},
+		{"bless --json --failed", 0, "unhealthy", "the health check has failed"},
+		{"channel --json alpha", 0, "channel", "alpha"},
+		{"rollback --json", 1, "error", "there is no other system to go back to: slot b is empty"},
+		{"fetch --json", 1, "code", 1.0},
+		{"check --json", 1, "error", "worker ended: exit status 1"},
+	} {
+		code, out, _ := ota(t, t.TempDir(), strings.Fields(c.args)...)
+		var got map[string]any
+		if err := json.Unmarshal([]byte(out), &got); err != nil || code != c.code || got[c.key] != c.want {
+			t.Errorf("ota %s: %d, %v\n%s", c.args, code, err, out)
+		}
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for want, err := range map[int]error{
+		exitDone: nil, exitFailed: errors.New("x"), exitBusy: fmt.Errorf("x: %w", machine.ErrBusy),
+		exitRefused: fmt.Errorf("x: %w", &offer.Refused{}), exitUsage: errUsage,
+	} {
+		if got := exitCode(err); got != want {
+			t.Errorf("%v: %d, want %d", err, got, want)
+		}
+	}
+}
+
+func TestScreen(t *testing.T) {
+	now := time.Unix(1000, 0)
+	show := func(terminal, quiet bool) string {
+		var out bytes.Buffer
+		s := newScreen(&out, terminal, quiet)
+		s.now = func() time.Time { return now }
+		for i := range 5 {
+			s.event(worker.Event{Progress: &fetch.Progress{Phase: fetch.Fetching, File: "system.erofs", Done: int64(i) << 20, Total: 8 << 20}})
+			now = now.Add(4 * time.Second)
+		}
+		s.event(worker.Event{Note: "a note\x1b[2J\nof a server's"})
+		s.warn("beware")
+		s.end()
+		return out.String()
+	}
+	terminal := show(true, false)
+	for _, want := range []string{"\rfetching system.erofs 0 % of 8.0 MiB", "\rfetching system.erofs 50 % of 8.0 MiB, 256.0 KiB/s, 0:16 left", "a note?[2J of a server's\n", "warning: beware\n"} {
+		if !strings.Contains(terminal, want) {
+			t.Errorf("%q lacks %q", terminal, want)
+		}
+	}
+	want := "fetching system.erofs (8.0 MiB)\nfetching system.erofs 37 % of 8.0 MiB, 256.0 KiB/s, 0:20 left\na note?[2J of a server's\nwarning: beware\n"
+	if got := show(false, false); got != want {
+		t.Errorf("plain lines %q, want %q", got, want)
+	}
+	if got := show(true, true); got != "warning: beware\n" {
+		t.Errorf("quiet: %q", got)
+	}
+	for d, want := range map[time.Duration]string{0: "0:00", 61 * time.Second: "1:01", 2*time.Hour + 3*time.Second: "2:00:03"} {
+		if got := clock(d); got != want {
+			t.Errorf("%s: %q", d, got)
+		}
+	}
+	for n, want := range map[int64]string{5: "5 bytes", 2048: "2.0 KiB", 3 << 30: "3.0 GiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d: %q", n, got)
+		}
+	}
+}
+
+// The worker cannot be used by hand: it would have root's rights.
+func TestWorkerByHand(t *testing.T) {
+	var out bytes.Buffer
+	code := Run([]string{worker.Argument}, Streams{In: strings.NewReader("{}\n"), Out: &out, Err: &out}, nil)
+	if code != 1 || !strings.Contains(out.String(), "started by ota itself") {
+		t.Errorf("%d: %s", code, &out)
+	}
+}
