@@ -233,6 +233,9 @@ func (e espDir) Rename(from, to string) error {
 		return fs.ErrExist
 	}
 	e.files[to] = &espFile{f.now, []remains{f.now}}
+	if e.lying {
+		e.files[to].disk = slices.Concat(f.disk, []remains{{data: []byte{}}}) // as measured
+	}
 	delete(e.files, from)
 	return nil
 }
