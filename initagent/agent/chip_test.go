@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/tpm"
 )
@@ -159,8 +161,15 @@ func (w wire) Send(command []byte) ([]byte, error) {
 		w.m.chipChanged = true
 		w.m.durable++
 	}
-	return w.m.emulator.Send(command)
+	answer, err := w.m.emulator.Send(command)
+	if at := bytes.Index(command, []byte("HALR")) - policyDigestSize; err == nil && at >= 0 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
+		w.m.recordNow = bytes.Clone(command[at:][:policy.RecordSize])
+	}
+	return answer, err
 }
+
+// policyDigestSize is what a record begins with, before its mark.
+const policyDigestSize = 34
 
 // Open implements hw.TPM.
 func (m *machine) openTPM() (*tpm.TPM, error) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"path"
@@ -29,6 +30,7 @@ import (
 type signer struct {
 	entity *openpgp.Entity
 	public []byte
+	made   sync.Map // signatures, which are different each time
 }
 
 func newSigner(name string, lifetime time.Duration) (*signer, error) {
@@ -50,7 +52,7 @@ func newSigner(name string, lifetime time.Duration) (*signer, error) {
 	for _, s := range entity.DirectSignatures {
 		s.Packet.KeyLifetimeSecs = nil
 	}
-	return &signer{entity, public.Bytes()}, nil
+	return &signer{entity: entity, public: public.Bytes()}, nil
 }
 
 // distributor signs the releases, stranger is somebody else of the same name, and
@@ -60,9 +62,14 @@ var distributor, stranger, expired = sync.OnceValues(func() (*signer, error) { r
 	sync.OnceValues(func() (*signer, error) { return newSigner("distributor", 20*24*time.Hour) })
 
 func (s *signer) sign(text []byte, at time.Time) ([]byte, error) {
+	key := fmt.Sprintf("%s %s", text, at)
+	if made, ok := s.made.Load(key); ok {
+		return made.([]byte), nil
+	}
 	var out bytes.Buffer
 	err := openpgp.DetachSign(&out, []*openpgp.Entity{s.entity}, bytes.NewReader(text), &packet.Config{Time: func() time.Time { return at }})
-	return out.Bytes(), err
+	made, _ := s.made.LoadOrStore(key, out.Bytes())
+	return made.([]byte), err
 }
 
 // pinned has the contract pin the distributor's key.
@@ -145,12 +152,19 @@ func (m *machine) deliver(p *parcel) {
 			delete(m.esp.files, name)
 		}
 	}
+	done := func(what string) {
+		if m.watchDelivery != nil {
+			m.watchDelivery(what)
+		}
+	}
+	done("the system in the slot was given up")
 	random := func() gpt.GUID {
-		g, err := gpt.RandomGUID(m.random)
+		g, err := gpt.RandomGUID(rand.Reader) // machines in a test share a disk and not a sequence
 		m.must(err)
 		return g
 	}
 	m.must(layout.Rename(table, p.slot, random(), random()).Write(m.disk))
+	done("the slot lost its name")
 	system, err := m.partition(p.slot.SystemNumber())
 	m.must(err)
 	_, err = system.WriteAt(p.image, 0)
@@ -160,6 +174,7 @@ func (m *machine) deliver(p *parcel) {
 	_, err = verity.Generate(m.t.Context(), system, p.params, tree, func(int64) {})
 	m.must(err)
 	m.must(m.disk.Sync())
+	done("the slot was written")
 	files := m.rootFiles()
 	put := func(name string, content []byte) {
 		files[path.Join(fetchFolder, p.version.String(), name)] = content
@@ -178,6 +193,7 @@ func (m *machine) deliver(p *parcel) {
 	for name, content := range p.files {
 		put(name, content)
 	}
+	done("the files were written")
 	note := p.note
 	if note == "" {
 		note = fmt.Sprintf(`{"format":1,"version":%q,"slot":%q}`, p.version, p.slot)

@@ -105,6 +105,7 @@ type world struct {
 	chip    []byte
 	volumes map[[32]byte]map[string][]byte // files, by the volume's fingerprint
 	shown   []string                       // what the owner has written down, in turn
+	record  []byte                         // the TPM's, as it was written last
 }
 
 // machine is a running one, and all of its hardware.
@@ -141,8 +142,10 @@ type machine struct {
 	bootEntry      bool // the firmware knows the boot manager's other path too
 	volumes        map[[32]byte]map[string][]byte
 	shown          []string
-	typed          []string // answers to come
-	program        []string // that an installer stick had run
+	recordNow      []byte
+	watchDelivery  func(done string) // after each step of the fetcher's
+	typed          []string          // answers to come
+	program        []string          // that an installer stick had run
 	programEnds    error
 	echo           bool // types a new recovery key back
 	said           bytes.Buffer
@@ -236,13 +239,13 @@ func (m *machine) powerOn(w *world) {
 		m.volumes[k] = maps.Clone(v)
 	}
 	m.shown = slices.Clone(w.shown)
-	m.chipState, m.chipChanged = w.chip, false
+	m.chipState, m.chipChanged, m.recordNow = w.chip, false, w.record
 }
 
 // world returns what a cut leaves now: all of it, what was flushed, or, with r,
 // a mixture.
 func (m *machine) world(all bool, r *mrand.Rand) *world {
-	w := &world{disk: m.disk.after(all, r), esp: m.esp.after(all, r), vars: cloneVariables(m.vars),
+	w := &world{disk: m.disk.after(all, r), esp: m.esp.after(all, r), vars: cloneVariables(m.vars), record: m.recordNow,
 		volumes: map[[32]byte]map[string][]byte{}, shown: slices.Clone(m.shown)}
 	for k, v := range m.volumes {
 		w.volumes[k] = maps.Clone(v)

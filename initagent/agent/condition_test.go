@@ -1,0 +1,236 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/goodlog"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/systems"
+)
+
+// remaining visits every state that a cut now leaves: of each write to the disk
+// since the last flush nothing, the first half of its sectors or all of it, and of
+// each file of the ESP whatever it may be.
+func (m *machine) remaining(visit func(*world)) {
+	var names []string
+	var radix []int
+	for _, w := range m.disk.pending {
+		radix = append(radix, min(3, 1+len(w.Data)/sectorSize))
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.esp.files)) {
+		if n := len(m.esp.files[name].disk); n > 1 {
+			names, radix = append(names, name), append(radix, n)
+		}
+	}
+	digits := make([]int, len(radix))
+	writes := len(m.disk.pending)
+	for {
+		w := m.world(true, nil)
+		w.disk = m.disk.landed(digits[:writes])
+		for i, name := range names {
+			w.esp[name] = m.esp.files[name].disk[digits[writes+i]]
+		}
+		visit(w)
+		at := 0
+		for ; at < len(digits) && digits[at] == radix[at]-1; at++ {
+			digits[at] = 0
+		}
+		if at == len(digits) {
+			return
+		}
+		digits[at]++
+	}
+}
+
+// landed is the disk with none (0), all (1) or half (2) of each write that waits.
+func (d *recordedDisk) landed(choice []int) *blocktest.Disk {
+	out := d.base.Overlay()
+	for i, w := range d.pending {
+		data := w.Data
+		switch choice[i] {
+		case 0:
+			continue
+		case 2:
+			data = data[:len(data)/2/sectorSize*sectorSize]
+		}
+		if _, err := out.WriteAt(data, w.Off); err != nil {
+			d.m.t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// A condition is what can be said of a machine without power, as far as it matters
+// to what it will do. Two worlds of one condition behave alike.
+type condition struct {
+	systems []bls.Name
+	record  *policy.Record
+	slots   string // what they hold
+	history []journal.Entry
+	key     string // the same for all worlds of this condition
+}
+
+// condition reads it from the media. It fails where nothing good is left on one.
+func (m *machine) condition(w *world) (*condition, error) {
+	c := new(condition)
+	var out strings.Builder
+	c.readESP(&out, w)
+	table, health, err := gpt.Read(w.disk, uint64(w.disk.Size()/sectorSize), sectorSize)
+	if err != nil {
+		return nil, fmt.Errorf("no partition table is left: %w", err)
+	}
+	fmt.Fprintf(&out, "table %v\n", health.OK())
+	for _, s := range layout.Slots {
+		holds, err := m.content(w, table, s)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&out, "slot %s %s\n", s, holds)
+		c.slots += " " + holds
+	}
+	if c.record, err = policy.DecodeRecord(w.record); err != nil {
+		return nil, fmt.Errorf("the TPM's record: %w", err)
+	}
+	fmt.Fprintf(&out, "record %x\n", sha256.Sum256(w.record))
+	c.readRoot(&out, w)
+	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
+		c.rounds(&out, v)
+	}
+	c.key = fmt.Sprintf("%x", sha256.Sum256([]byte(out.String())))
+	return c, nil
+}
+
+func (c *condition) readESP(out io.Writer, w *world) {
+	for _, name := range slices.Sorted(maps.Keys(w.esp)) {
+		f := w.esp[name]
+		switch {
+		case f.absent, path.Dir(name) == provision.Folder && goodlog.Is(path.Base(name)):
+			continue // which explains, and decides nothing
+		case systems.Stray(name):
+			fmt.Fprintf(out, "%s\n", name)
+			continue
+		}
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder {
+			c.systems = append(c.systems, n)
+		}
+		fmt.Fprintf(out, "%s %v %x\n", name, f.unreadable, sha256.Sum256(f.data))
+	}
+}
+
+func (c *condition) readRoot(out io.Writer, w *world) {
+	for _, files := range w.volumes {
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			switch name {
+			case journalFile:
+			case path.Join(copiesFolder, "index.json"):
+				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
+			default:
+				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))
+			}
+		}
+		c.history = journal.Parse(files[journalFile])
+	}
+}
+
+// content says what a slot holds and what it is called.
+func (m *machine) content(w *world, t *gpt.Table, s layout.Slot) (string, error) {
+	system, _ := t.ByNumber(s.SystemNumber())
+	tree, _ := t.ByNumber(s.VerityNumber())
+	name := "unnamed"
+	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
+		root := m.releases[v].contract.Root()
+		if system.UUID == layout.SystemUUID(root) {
+			name = fmt.Sprintf("version %s, tree named %v", v, tree.UUID == layout.VerityUUID(root))
+		}
+	}
+	head := make([]byte, 8192)
+	for _, p := range []gpt.Partition{system, tree} {
+		at, _ := t.Bytes(p)
+		if _, err := w.disk.ReadAt(head[4096*(p.Number&1):][:4096], at); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%s, %x", name, sha256.Sum256(head)), nil
+}
+
+// checkedAt is the one thing in the index of the ESP's copies that every look
+// changes.
+var checkedAt = regexp.MustCompile(`"checked":"[^"]*"`)
+
+// rounds writes down how a version is judged, now and after whatever it may live
+// through before it is judged again: of its history nothing else matters.
+func (c *condition) rounds(out io.Writer, v contract.Version) {
+	boot, retry := journal.Entry{Kind: journal.Boot, Version: v, Trial: true}, journal.Entry{Kind: journal.Retry, Version: v}
+	_, failed := journal.Failures(c.history)[v]
+	fmt.Fprintf(out, "version %s failed %v", v, failed)
+	for _, more := range [][]journal.Entry{nil, {boot}, {retry}, {retry, boot}} {
+		verdict, _ := journal.Judge(slices.Concat(c.history, more), v)
+		fmt.Fprintf(out, " %d", verdict)
+	}
+	fmt.Fprintln(out)
+}
+
+func (c *condition) count(kind journal.Kind, v contract.Version) (n int) {
+	for _, e := range c.history {
+		if e.Kind == kind && e.Version == v {
+			n++
+		}
+	}
+	return n
+}
+
+// tries are those a version has left: none, where it is not on trial.
+func (c *condition) tries(v contract.Version) (left int, there bool) {
+	for _, n := range c.systems {
+		if n.Version == v && n.Counted {
+			return n.Left, true
+		}
+	}
+	return 0, false
+}
+
+// blessed are the versions that have proven themselves and may run.
+func (c *condition) blessed() (versions []contract.Version) {
+	for _, n := range c.systems {
+		if !n.Counted {
+			versions = append(versions, n.Version)
+		}
+	}
+	slices.Sort(versions)
+	return versions
+}
+
+// branch is a version's in the TPM's record.
+func (c *condition) branch(v contract.Version) (policy.Branch, bool) {
+	for _, b := range c.record.Branches {
+		if b.Version == uint64(v) {
+			return b, true
+		}
+	}
+	return policy.Branch{}, false
+}
+
+func (c *condition) String() string {
+	if c == nil {
+		return "nothing that could be read"
+	}
+	var versions []uint64
+	for _, b := range c.record.Branches {
+		versions = append(versions, b.Version)
+	}
+	return fmt.Sprintf("%v, the TPM's floor %d and versions %v", c.systems, c.record.Floor, versions)
+}
