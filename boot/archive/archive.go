@@ -58,11 +58,12 @@ func (o Options) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// memberBlocks is 1 since changes are scattered: between two Debian images with
-// nine packages of another version 9 % of the archive changes in members of a
-// block, 13 % in those of two and 20 % in those of four, and in an image that
-// is compressed already they take a percent each.
-const memberBlocks = 1
+// memberBlocks weighs two things. In members of 1, 2, 4, 8 and 15 blocks, the
+// archive of a Debian image is 5.3, 4.4, 3.7, 3.2 and 2.8 % larger than what
+// gzip -6 makes of the same tar, and nine packages of another version are 3.8,
+// 4.1, 4.8, 6.3 and 8.9 % of it. An image that is not compressed grows more,
+// with less than 4 blocks.
+const memberBlocks = 4
 
 func (o Options) memberBlocks() int {
 	if o.MemberBlocks > 0 {

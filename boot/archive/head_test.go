@@ -123,10 +123,10 @@ func TestContentRefused(t *testing.T) {
 		{"unpacks to more", "more than", bomb},
 		{"other content", "another SHA-256", func() []byte {
 			var out []byte
-			for b := range slices.Chunk(make([]byte, len(s.contents[release.UKIFile])), blockindex.BlockSize) {
+			for b := range slices.Chunk(make([]byte, len(s.contents[release.UKIFile])), memberBlocks*blockindex.BlockSize) {
 				out = storedMember(out, b)
 			}
-			return out[:len(uki):len(uki)]
+			return out
 		}()},
 		{"damaged", "checksum", func() []byte { b := bytes.Clone(uki); b[memberHead+storedHead+9] ^= 1; return b }()},
 	} {

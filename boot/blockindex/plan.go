@@ -231,10 +231,10 @@ func (p *Plan) Zeros() iter.Seq2[int, int] {
 	}
 }
 
-// What suits most networks: a gap takes no longer than another request would,
+// What machines use: a gap has at most a block that packs to next to nothing,
 // and a range that got lost is soon fetched again.
 const (
-	UsualGap   = 8 << 10
+	UsualGap   = 1 << 10
 	UsualLimit = 512 << 10
 )
 

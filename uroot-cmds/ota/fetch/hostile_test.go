@@ -355,7 +355,7 @@ func TestContentRefused(t *testing.T) {
 			return slices.Insert(b, int(image.Offset), bytes.Repeat(stored(nil), 10_000)...)
 		}, "not what was signed", "gzip member of 0 bytes"},
 		"a bomb": {func(b []byte) []byte {
-			copy(b[image.Offset:], bomb(t, binary.LittleEndian.Uint32(b[image.Offset+16:])))
+			copy(b[image.Offset:], bomb(t, binary.LittleEndian.Uint32(b[image.Offset+16:]), binary.LittleEndian.Uint32(b[image.Offset+20:])))
 			return b
 		}, "not what was signed", "more than it says"},
 	} {
@@ -385,8 +385,8 @@ func TestContentRefused(t *testing.T) {
 }
 
 // bomb is a gzip member with a deflate stream of size bytes that unpacks to a
-// thousand times as much.
-func bomb(t *testing.T, size uint32) []byte {
+// thousand times as much, and says that it holds plain bytes.
+func bomb(t *testing.T, size, plain uint32) []byte {
 	var stream bytes.Buffer
 	d, err := flate.NewWriter(&stream, flate.BestCompression)
 	if err != nil {
@@ -401,7 +401,7 @@ func bomb(t *testing.T, size uint32) []byte {
 		}
 	}
 	padded := append(stream.Bytes(), make([]byte, int(size)-stream.Len())...)
-	return member(padded, make([]byte, 4096), 4096)
+	return member(padded, make([]byte, plain), int(plain))
 }
 
 // FAULTS 7: an archive that never ends, before and behind its head.
