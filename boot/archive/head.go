@@ -235,12 +235,12 @@ func (r *headReader) more() error {
 	if err != nil {
 		return err
 	}
-	if r.opened+int64(size) > maxHead {
+	r.opened += int64(size)
+	r.packed += memberHead + int64(len(packed))
+	if r.opened > maxHead || r.packed > MaxHead { // the latter by members that hold next to nothing
 		return errors.New("archive's head is too large")
 	}
 	r.plain = make([]byte, size)
-	r.opened += int64(size)
-	r.packed += memberHead + int64(len(packed))
 	return unpackStored(r.plain, packed)
 }
 

@@ -225,6 +225,11 @@ func TestOtherGzips(t *testing.T) {
 		{"head and content in one", repack(plain), "head and its content"},
 		{"bomb", append(bytes.Clone(firsts), bytes.Repeat(bomb, 1000)...), "another SHA-256"},
 		{"bomb in the head", bytes.Repeat(bomb, 1000), "must not be compressed"},
+		{"head in single bytes", func() []byte {
+			h := header(release.ManifestFile, release.MaxSize, 0)
+			out := storedMembers(nil, h[:])
+			return append(out, bytes.Repeat(storedMember(nil, []byte("{")), 200_000)...)
+		}(), "head is too large"},
 		{"endless head", bytes.Repeat(storedMember(nil, plain[:head-1]), 5000), ""},
 		{"too much at once", append(bytes.Clone(firsts), member([]byte("a"), 0, 1<<30)...), "gzip member of 1073741824"},
 		{"claims 4 GiB packed", append(bytes.Clone(firsts), member([]byte("a"), 0xfffffff0, 1)...), "packs 1 bytes into"},
