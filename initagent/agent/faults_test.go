@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
@@ -175,19 +173,7 @@ func TestFirmwareRefuses(t *testing.T) {
 // A TPM without room for the record is used without one, and says so.
 func TestNoRoomInTPM(t *testing.T) {
 	m := newMachine(t, nil)
-	m.must(m.emulator.powerOn(nil))
-	size := uint16(2048)
-	for i := uint32(0); size > 0; i++ {
-		_, err := tpm2.NVDefineSpace{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{NVIndex: tpm2.TPMHandle(0x01800000 + i), NameAlg: tpm2.TPMAlgSHA256, DataSize: size,
-				Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true}}),
-		}.Execute(m.emulator)
-		if err != nil {
-			size /= 2
-		}
-	}
-	m.chipChanged = true
+	m.fillTPM()
 	m.ends("system", "WARNING: this TPM cannot hold the policy record")
 	m.printed.Reset()
 	m.ends("system")

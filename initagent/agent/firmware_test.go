@@ -96,7 +96,13 @@ const (
 // start is what firmware, boot manager and stub do: they choose, verify, count
 // and measure. It returns the name of the UKI and the path with its counter.
 func (m *machine) start() (chosen bls.Name, counted string, err error) {
+	if m.noSecureBoot {
+		setFlag(m.vars, "SetupMode", 0)
+	}
 	setFlag(m.vars, "SecureBoot", 1-m.vars["SetupMode"].data[0])
+	if m.noSecureBoot {
+		setFlag(m.vars, "SecureBoot", 0)
+	}
 	err = m.startable(removable, m.manager)
 	if err != nil && m.bootEntry {
 		err = m.startable(managerCopy, m.manager)
