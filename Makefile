@@ -210,7 +210,7 @@ boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
 .PHONY: bench
 bench: $(OUT)/images/update-1/disk.img $(OUT)/images/update-2/disk.img ## what an update costs: bytes, time, memory
 	@rm -rf $(OUT)/bench && mkdir -p $(OUT)/bench
-	@for version in 1 2; do bin/halogen release --build $(OUT)/images/update-$$version --server $(OUT)/bench/server --key $(KEY)/secret.asc --password-file $(KEY)/password >/dev/null; done
+	@for version in 1 2; do bin/halogen release --build $(OUT)/images/update-$$version --server $(OUT)/bench/server --key $(KEY)/secret.asc --password-file $(KEY)/password --allow-unencrypted-storage >/dev/null; done
 	@go run ./uroot-cmds/ota/benchtest -old $(OUT)/images/update-1 -new $(OUT)/images/update-2 -server $(OUT)/bench/server -json $(OUT)/bench/update.json
 
 .PHONY: faults

@@ -34,6 +34,9 @@ time of a file in SRC, directories not counted; nothing in the image is later.
 type buildFlags struct {
 	config, rootfs, version, out, machine, diskSize string
 	disk, installer, json                           bool
+
+	moduleKey, modulePassword string
+	agent, unencrypted        bool
 }
 
 func (c command) build(ctx context.Context, args []string) error {
@@ -44,6 +47,10 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.version, "version", "", "version of the release, a decimal number `N`")
 	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
 	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
+	f.StringVar(&b.moduleKey, "module-key", "", "secret `KEY` of ModuleKey, which signs the kernel modules that are not signed")
+	f.StringVar(&b.modulePassword, "module-key-password-file", "", "`FILE` whose first line is that key's password")
+	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
+	f.BoolVar(&b.unencrypted, "allow-unencrypted-storage", false, storageRisk)
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
 	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
@@ -63,6 +70,14 @@ func (c command) build(ctx context.Context, args []string) error {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	c.warn(o)
+	if b.moduleKey != "" {
+		key, wipe, err := c.loadModuleKey(ctx, b)
+		if err != nil {
+			return err
+		}
+		defer wipe()
+		o.ModuleSigner = key
+	}
 	start := time.Now()
 	r, err := image.Build(ctx, o)
 	if err != nil {

@@ -36,6 +36,7 @@ Commands:
   run       run a machine in QEMU
   release   publish a release on a web server, or check one
   install   put a release on a disk
+  keys      make a distributor's secret keys, and check how they are kept
   inspect   show what is in a UKI, a disk, a system image or a release.json
   help      show this
 
@@ -49,7 +50,7 @@ func (c command) run(args []string) int {
 		fmt.Fprint(c.stderr, usage)
 		return exitUsage
 	}
-	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "install": c.install, "release": c.release, "run": c.machine}
+	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "keys": c.keys, "install": c.install, "release": c.release, "run": c.machine}
 	name := args[0]
 	if name == "help" || name == "--help" || name == "-h" {
 		fmt.Fprint(c.stdout, usage)

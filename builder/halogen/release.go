@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/builder/image"
+	"halogenos.internal/builder/keys"
 	"halogenos.internal/builder/release"
 )
 
@@ -33,8 +34,9 @@ channel.
 With --verify it checks a server as a machine would: a folder ROOT, or the URL
 of one image, <base>/<arch>/<image-id>.
 
-KEY is a secret OpenPGP key as 'gpg --export-secret-keys' writes it, such as a
-container's secret. It is read where it lies.
+KEY is a secret OpenPGP key as 'halogen keys generate' makes it or 'gpg
+--export-secret-keys' writes it, such as a container's secret. It is read where
+it lies, and must pass 'halogen keys check'.
 `
 
 // releaseFlags are the options of release as they are given.
@@ -45,7 +47,7 @@ type releaseFlags struct {
 	rollout            int
 	expires            time.Duration
 	expiresSet, shared bool
-	json               bool
+	json, agent        bool
 }
 
 func (c command) release(ctx context.Context, args []string) error {
@@ -58,6 +60,9 @@ func (c command) release(ctx context.Context, args []string) error {
 	f.StringVar(&o.Key.Path, "key", "", "secret release `KEY`; without one the release is not signed")
 	f.StringVar(&o.Key.Password, "password-file", "", "`FILE` whose first line is the key's password")
 	f.BoolVar(&o.Key.Unprotected, "allow-unprotected-key", false, "take a key without a password: whoever reads its file can then sign what every machine installs")
+	f.BoolVar(&o.Key.UnencryptedStorage, "allow-unencrypted-storage", false, storageRisk)
+	f.BoolVar(&o.Key.GPG, "gpg", false, "sign with gpg, whose agent or smart card holds the pinned key's secret, instead of --key")
+	f.BoolVar(&r.agent, "agent", false, "get the key's password from gpg-agent")
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")
@@ -110,6 +115,10 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 	if o.Lifetime = r.expires; r.expiresSet && r.expires == 0 {
 		o.Lifetime = -1
 	}
+	if o.Key.GPG && (o.Key.Path != "" || r.agent) {
+		return c.misused(f, "--gpg stands in place of --key and its password")
+	}
+	o.Key.Ask = func() (*keys.Password, error) { return c.ask(ctx, r.agent, "Password of "+o.Key.Path) }
 	o.Now, o.Note = time.Now(), progress.Note
 	result, err := release.Publish(ctx, o)
 	if err != nil {

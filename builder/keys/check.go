@@ -81,12 +81,13 @@ func (r *Report) add(rule string, err error, good string) {
 }
 
 // Check looks at a secret key, OpenPGP or PKCS#8, by all rules. The password
-// may be nil; then it is only seen that there is one.
-func Check(path string, password *Password) (*Report, error) {
-	return thisHost().check(path, password)
+// may be nil; then it is only seen that there is one. The key must be valid at
+// the time.
+func Check(path string, password *Password, at time.Time) (*Report, error) {
+	return thisHost().check(path, password, at)
 }
 
-func (h host) check(path string, password *Password) (*Report, error) {
+func (h host) check(path string, password *Password, at time.Time) (*Report, error) {
 	r, err := h.checkPlace(path)
 	if err != nil {
 		return nil, err
@@ -99,7 +100,7 @@ func (h host) check(path string, password *Password) (*Report, error) {
 	if bytes.Contains(text, []byte("PRIVATE KEY-----")) && !bytes.Contains(text, []byte("BEGIN PGP")) {
 		err = r.checkPKCS8(text, password)
 	} else {
-		err = r.checkOpenPGP(text, password)
+		err = r.checkOpenPGP(text, password, at)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("key %s: %w", path, err)
@@ -176,7 +177,7 @@ func readKey(path string) ([]byte, error) {
 	return text, nil
 }
 
-func (r *Report) checkOpenPGP(text []byte, password *Password) error {
+func (r *Report) checkOpenPGP(text []byte, password *Password, at time.Time) error {
 	read := openpgp.ReadKeyRing
 	if bytes.HasPrefix(text, []byte("-----BEGIN ")) {
 		read = openpgp.ReadArmoredKeyRing
@@ -206,8 +207,8 @@ func (r *Report) checkOpenPGP(text []byte, password *Password) error {
 	for _, k := range secret {
 		err = errors.Join(err, strength(&k.PublicKey))
 	}
-	if _, invalid := e.VerifyPrimaryKey(time.Now(), nil); invalid != nil {
-		err = errors.Join(err, fmt.Errorf("%X is not valid now: %w", e.PrimaryKey.Fingerprint, invalid))
+	if _, invalid := e.VerifyPrimaryKey(at, nil); invalid != nil {
+		err = errors.Join(err, fmt.Errorf("%X is not valid: %w", e.PrimaryKey.Fingerprint, invalid))
 	}
 	r.add(RuleStrength, err, password.verdict())
 	return nil
@@ -350,7 +351,7 @@ func (p *Password) judge() error {
 	if p == nil {
 		return nil
 	}
-	return p.strong()
+	return p.Strong()
 }
 
 func (p *Password) verdict() string {

@@ -60,7 +60,7 @@ func (h host) generate(w Wanted) (*Made, error) {
 	if w.Password == nil {
 		return nil, errors.New("generate keys: there is no password")
 	}
-	if err := w.Password.strong(); err != nil {
+	if err := w.Password.Strong(); err != nil {
 		return nil, fmt.Errorf("generate keys: %w", err)
 	}
 	if err := os.MkdirAll(w.Dir, 0o700); err != nil {

@@ -283,7 +283,7 @@ func TestCheck(t *testing.T) {
 		{"a file that others read", encrypted(), write("readable", read(ReleaseSecret), 0o640), good, RulePermissions},
 		{"a folder that others write to", encrypted(), shared + "/key", good, RulePermissions},
 	} {
-		r, err := c.host.check(c.path, c.password)
+		r, err := c.host.check(c.path, c.password, time.Now())
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -298,7 +298,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{"nothing": "", "text": "text", "public": read(ReleasePublic)} {
-		if _, err := encrypted().check(write(name, text, 0o600), nil); err == nil {
+		if _, err := encrypted().check(write(name, text, 0o600), nil, time.Now()); err == nil {
 			t.Errorf("%s was taken for a key", name)
 		}
 	}
@@ -373,7 +373,7 @@ func TestStrength(t *testing.T) {
 		"password": false, "correct horse": false, "Tr0ub4dor&3": false, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaa": false, "qwertyuiopasdfghjkl": false,
 		"20260101": false, words: true, "kX9#vLq2@pZr7!wT": true,
 	} {
-		if err := passwordOf(t, text).strong(); (err == nil) != strong {
+		if err := passwordOf(t, text).Strong(); (err == nil) != strong {
 			t.Errorf("%q: %v", text, err)
 		}
 	}

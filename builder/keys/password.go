@@ -170,9 +170,9 @@ func unescape(data []byte) []byte {
 // graphics cards, 10^14 take three years.
 const leastGuesses = 1e14
 
-// strong refuses a password that can be guessed (Wheeler, "zxcvbn: Low-Budget
+// Strong refuses a password that can be guessed (Wheeler, "zxcvbn: Low-Budget
 // Password Strength Estimation", USENIX Security 2016).
-func (p *Password) strong() error {
+func (p *Password) Strong() error {
 	r := zxcvbn.PasswordStrength(string(p.text[:min(len(p.text), 100)]), nil)
 	if r.Guesses < leastGuesses {
 		return fmt.Errorf("the password can be guessed: %.0e guesses do, want %.0e (six words chosen by dice, or 14 random characters)", r.Guesses, float64(leastGuesses))

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
@@ -43,9 +44,9 @@ func sign(t testing.TB, pair rootfstest.KeyPair, content []byte) []byte {
 	return signed
 }
 
-func pair(t testing.TB) rootfstest.KeyPair {
+func pair(t testing.TB, name string) rootfstest.KeyPair {
 	t.Helper()
-	p, err := rootfstest.NewKeyPair("another")
+	p, err := rootfstest.NewKeyPair(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,7 @@ func TestKernel(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	own, other := pair(t), pair(t)
+	own, other := pair(t, "own"), pair(t, "other")
 	magic := "vermagic=" + release + rootfstest.Config
 	good := func(info ...string) []byte {
 		return sign(t, rootfstest.ModuleKey(), rootfstest.UnsignedModule(append([]string{magic, "license=GPL"}, info...)...))
@@ -169,21 +170,27 @@ func TestSignature(t *testing.T) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "curve"}, NotBefore: rootfstest.Date, NotAfter: rootfstest.Date.AddDate(99, 0, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, curve.Public(), curve)
+	certificate := func(key crypto.Signer) *x509.Certificate {
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	long, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rsa := pair(t)
 	content := rootfstest.UnsignedModule("vermagic="+release+rootfstest.Config, "license=GPL")
 	for _, c := range []struct {
 		name string
 		cert *x509.Certificate
 		key  crypto.Signer
-	}{{"RSA", rsa.Certificate, rsa.Key}, {"ECDSA", cert, curve}} {
+	}{{"RSA", certificate(long), long}, {"ECDSA", certificate(curve), curve}} {
 		signed, err := modules.Sign(content, c.cert, c.key)
 		if err != nil {
 			t.Fatal(err)
@@ -217,10 +224,10 @@ func TestSignature(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	if _, err := modules.Sign(content, cert, rsa.Key); err == nil {
+	if _, err := modules.Sign(content, certificate(curve), long); err == nil {
 		t.Error("signed with a key that is not the certificate's")
 	}
-	if _, err := modules.Sign(sign(t, rsa, content), rsa.Certificate, rsa.Key); err == nil {
+	if _, err := modules.Sign(rootfstest.Module(release), certificate(curve), curve); err == nil {
 		t.Error("signed twice")
 	}
 }
@@ -291,7 +298,7 @@ func TestDebian(t *testing.T) {
 		}
 	}
 	other := *k
-	other.Certificates = []*x509.Certificate{pair(t).Certificate}
+	other.Certificates = []*x509.Certificate{pair(t, "other").Certificate}
 	raw, err := os.ReadFile(files[0])
 	if err != nil {
 		t.Fatal(err)

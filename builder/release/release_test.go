@@ -34,7 +34,7 @@ type world struct {
 	home string // of gpg
 }
 
-const password = "correct horse"
+const password = "plinth oversee cobalt drizzle yearbook"
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
@@ -125,7 +125,7 @@ func (w *world) build(version contract.Version, key, fingerprint string, more ..
 func (w *world) options(build, key string) Options {
 	o := Options{Build: build, Server: filepath.Join(w.dir, "server"), Channel: manifest.Stable, Now: now, Note: w.t.Logf}
 	if key != "" {
-		o.Key = KeyFile{Path: filepath.Join(w.dir, key+".sec"), Password: filepath.Join(w.dir, "password")}
+		o.Key = KeyFile{Path: filepath.Join(w.dir, key+".sec"), Password: filepath.Join(w.dir, "password"), UnencryptedStorage: true}
 	}
 	return o
 }
@@ -326,7 +326,7 @@ func TestSigners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		file := KeyFile{Path: filepath.Join(w.dir, algorithm+".sec")}
+		file := KeyFile{Path: filepath.Join(w.dir, algorithm+".sec"), UnencryptedStorage: true}
 		if _, err := LoadSigner(file, pinned, now); err == nil || !strings.Contains(err.Error(), "has no password") {
 			t.Errorf("%s without a password: %v", algorithm, err)
 		}
@@ -357,7 +357,7 @@ func TestSubkeySigns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := KeyFile{Path: filepath.Join(w.dir, "sub.sec"), Unprotected: true}
+	file := KeyFile{Path: filepath.Join(w.dir, "sub.sec"), Unprotected: true, UnencryptedStorage: true}
 	if _, err := LoadSigner(file, primary, now); err == nil || !strings.Contains(err.Error(), "only keys") {
 		t.Errorf("a key that only certifies: %v", err)
 	}

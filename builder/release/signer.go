@@ -20,29 +20,43 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/keys"
 )
-
-const maxPassword = 4 << 10 // bytes of a password file
 
 // KeyFile says where the secret release key lies.
 type KeyFile struct {
 	Path string // an OpenPGP secret key, binary or armored, as gpg --export-secret-keys writes it
 	// Password is a file whose first line is the key's password.
 	Password string
+	// Ask gets the password where no file has it; nil for nobody to ask.
+	Ask func() (*keys.Password, error)
 	// Unprotected takes a key without a password: whoever reads the file can
 	// then sign what every machine takes.
 	Unprotected bool
+	// UnencryptedStorage takes a key that lies where nothing encrypts it:
+	// whoever gets the disk has nothing but the password before him.
+	UnencryptedStorage bool
+	// GPG has gpg sign, with the secret part of the pinned key that its agent
+	// or a smart card holds. The other fields are not used then.
+	GPG bool
 }
+
+// named reports whether there is anything to sign with.
+func (f KeyFile) named() bool { return f.Path != "" || f.GPG }
 
 // A Signer signs releases. It holds a secret until Close.
 type Signer struct {
 	key    *packet.PrivateKey
 	public *pgp.Key
+	gpg    bool
 }
 
 // LoadSigner reads the secret key and finds the newest of its keys whose
 // signatures the machines, which have pinned the public key, accept at a time.
 func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
+	if file.GPG {
+		return &Signer{public: pinned, gpg: true}, nil
+	}
 	ring, err := readSecretKey(file.Path)
 	if err != nil {
 		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)
@@ -54,6 +68,9 @@ func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 	}()
 	if have := ring[len(ring)-1].Fingerprint; !bytes.Equal(have, fingerprint(pinned)) {
 		return nil, fmt.Errorf("signing key %s is %X, but the image has pinned %s", file.Path, have, pinned.Fingerprint())
+	}
+	if err := kept(file, at); err != nil {
+		return nil, err
 	}
 	if err := unlock(ring, file); err != nil {
 		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)
@@ -69,6 +86,28 @@ func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 		return s, nil
 	}
 	return nil, fmt.Errorf("signing key %s has no key whose signatures machines take: %w", file.Path, errors.Join(refusals...))
+}
+
+// kept refuses a key, or a password, that is not kept as it must be.
+func kept(file KeyFile, at time.Time) error {
+	var without []string
+	if file.Unprotected {
+		without = append(without, keys.RulePassword)
+	}
+	if file.UnencryptedStorage {
+		without = append(without, keys.RuleStorage)
+	}
+	r, err := keys.Check(file.Path, nil, at)
+	if err != nil {
+		return fmt.Errorf("signing key: %w", err)
+	}
+	if err := r.Err(without...); err != nil || file.Password == "" {
+		return err
+	}
+	if r, err = keys.CheckPlace(file.Password); err != nil {
+		return fmt.Errorf("read password: %w", err)
+	}
+	return r.Err(without...)
 }
 
 func fingerprint(k *pgp.Key) []byte {
@@ -108,33 +147,40 @@ func readSecretKey(path string) ([]*packet.PrivateKey, error) {
 }
 
 // unlock decrypts the keys with the password, which it forgets again.
-func unlock(keys []*packet.PrivateKey, file KeyFile) error {
+func unlock(ring []*packet.PrivateKey, file KeyFile) (err error) {
 	secret := func(k *packet.PrivateKey) bool { return !k.Dummy() }
-	if !slices.ContainsFunc(keys, secret) {
+	if !slices.ContainsFunc(ring, secret) {
 		return errors.New("holds no secret: it lies on a card or was exported without")
 	}
-	if open := slices.ContainsFunc(keys, func(k *packet.PrivateKey) bool { return secret(k) && !k.Encrypted }); open && !file.Unprotected {
+	if open := slices.ContainsFunc(ring, func(k *packet.PrivateKey) bool { return secret(k) && !k.Encrypted }); open && !file.Unprotected {
 		return errors.New("has no password: whoever reads the file can sign what every machine takes")
 	}
-	locked := slices.DeleteFunc(slices.Clone(keys), func(k *packet.PrivateKey) bool { return !secret(k) || !k.Encrypted })
+	locked := slices.DeleteFunc(slices.Clone(ring), func(k *packet.PrivateKey) bool { return !secret(k) || !k.Encrypted })
 	if len(locked) == 0 {
 		return nil
 	}
-	if file.Password == "" {
-		return errors.New("is encrypted: name the file with its password")
-	}
-	text, err := readBounded(file.Password, maxPassword)
+	password, err := file.password()
 	if err != nil {
-		return fmt.Errorf("read password: %w", err)
+		return err
 	}
-	defer clear(text)
-	password, _, _ := bytes.Cut(text, []byte("\n"))
+	defer func() { err = errors.Join(err, password.Wipe()) }()
 	for _, k := range locked {
-		if err := k.Decrypt(bytes.TrimSuffix(password, []byte("\r"))); err != nil {
-			return fmt.Errorf("the password in %s does not open it: %w", file.Password, err)
+		if err := k.Decrypt(password.Bytes()); err != nil {
+			return fmt.Errorf("the password does not open it: %w", err)
 		}
 	}
-	return nil
+	return password.Strong()
+}
+
+// password gets the key's password.
+func (f KeyFile) password() (*keys.Password, error) {
+	switch {
+	case f.Password != "":
+		return keys.ReadPassword(f.Password)
+	case f.Ask != nil:
+		return f.Ask()
+	}
+	return nil, errors.New("is encrypted: name the file with its password")
 }
 
 // readBounded reads a file of at most limit bytes.
@@ -165,6 +211,9 @@ func (s *Signer) Key() *pgp.Key { return s.public }
 // Sign returns a detached binary signature that the pinned key verifies. The
 // same key, message and time give the same signature, but for ECDSA.
 func (s *Signer) Sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
+	if s.gpg {
+		return s.signByGPG(message, at)
+	}
 	k := s.key
 	if k == nil {
 		return nil, errors.New("sign: the signing key is closed")

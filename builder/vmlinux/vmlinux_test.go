@@ -19,7 +19,7 @@ import (
 
 // image packs a kernel into a bzImage.
 func image(packed []byte, size int) []byte {
-	head := rootfstest.Kernel("1.0")[:0x1200]
+	head := rootfstest.Kernel("1.0")[:0x2000]
 	packed = binary.LittleEndian.AppendUint32(slices.Clone(packed), uint32(size))
 	binary.LittleEndian.PutUint32(head[0x24c:], uint32(len(packed)))
 	return append(head, packed...)
@@ -82,8 +82,8 @@ func TestRefuses(t *testing.T) {
 		{"an old protocol", "not a bzImage", change(0x206, 7, 2)},
 		{"a kernel that is not there", "not in the image", change(0x24c, 0xff, 0xff, 0xff)},
 		{"a kernel that starts behind the end", "not in the image", change(0x248, 0xff, 0xff, 0xff, 0xff)},
-		{"an unknown compression", "not known", change(0x1200, 0x89, 'L', 'Z', 'O')},
-		{"a damaged kernel", "unpack kernel", change(0x1220, 1, 2, 3, 4, 5, 6, 7, 8)},
+		{"an unknown compression", "not known", change(0x2000, 0x89, 'L', 'Z', 'O')},
+		{"a damaged kernel", "unpack kernel", change(0x2020, 1, 2, 3, 4, 5, 6, 7, 8)},
 		{"a size of nothing", "says that it has 0", change(len(good)-4, 0, 0, 0, 0)},
 		{"too large a size", "says that it has", change(len(good)-4, 0xff, 0xff, 0xff, 0xff)},
 		{"a larger size", "bytes of", change(len(good)-4, 0, 0, 1)},

@@ -5,12 +5,15 @@ package rootfstest
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/rand"
-	"crypto/rsa"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"debug/elf"
 	"encoding/binary"
+	"io"
 	"maps"
 	"math/big"
 	"os"
@@ -35,7 +38,7 @@ var Date = time.Unix(1_700_000_000, 0)
 // Packed in it is what passes for the kernel: its vermagic, and the certificate
 // that Module's signatures are of.
 func Kernel(release string) []byte {
-	image := make([]byte, 0x1200)
+	image := make([]byte, 0x2000)
 	copy(image, "MZ")
 	image[0x1f1] = 4 // sectors of setup code, after the first
 	binary.LittleEndian.PutUint16(image[0x1fe:], 0xaa55)
@@ -81,22 +84,22 @@ func gzipped(data []byte) []byte {
 
 // A KeyPair is a key and a certificate of it.
 type KeyPair struct {
-	Key         *rsa.PrivateKey
+	Key         *ecdsa.PrivateKey
 	Certificate *x509.Certificate
 }
 
-// NewKeyPair makes one that can sign modules.
+// NewKeyPair makes one that can sign modules, always the same of a name.
 func NewKeyPair(name string) (KeyPair, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	secret := sha256.Sum256([]byte("key for tests: " + name))
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), secret[:])
 	if err != nil {
 		return KeyPair{}, err
 	}
-	serial := new(big.Int).SetBytes(key.N.Bytes()[:16])
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: Date, NotAfter: Date.AddDate(100, 0, 0),
+		SerialNumber: new(big.Int).SetBytes(secret[:8]), Subject: pkix.Name{CommonName: name}, NotBefore: Date, NotAfter: Date.AddDate(100, 0, 0),
 		KeyUsage: x509.KeyUsageDigitalSignature,
 	}
-	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	der, err := x509.CreateCertificate(nil, template, template, key.Public(), repeatable{key})
 	if err != nil {
 		return KeyPair{}, err
 	}
@@ -104,7 +107,14 @@ func NewKeyPair(name string) (KeyPair, error) {
 	return KeyPair{key, cert}, err
 }
 
-// ModuleKey is the key of this run that Module signs with.
+// repeatable signs without chance (RFC 6979).
+type repeatable struct{ *ecdsa.PrivateKey }
+
+func (r repeatable) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return r.PrivateKey.Sign(nil, digest, opts)
+}
+
+// ModuleKey is the key that Module signs with.
 var ModuleKey = sync.OnceValue(func() KeyPair {
 	pair, err := NewKeyPair("key of the kernel")
 	if err != nil {
