@@ -1,6 +1,7 @@
 package systems
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,7 +33,7 @@ func look(files fs.FS) (*survey, error) {
 	if d, ok := files.(interface{ Dirty() bool }); ok {
 		s.dirty = d.Dirty()
 	}
-	owner := map[uint32]string{}
+	var runs []run
 	for _, folder := range folders {
 		entries, err := fs.ReadDir(files, folder)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -48,35 +49,57 @@ func look(files fs.FS) (*survey, error) {
 			}
 			name := canonical(path.Join(folder, e.Name()))
 			s.sizes[name] = info.Size()
-			s.follow(files, name, owner)
+			runs = append(runs, s.follow(files, name)...)
 		}
 	}
+	s.compare(runs)
 	return s, nil
 }
 
+// A run is neighbouring clusters of a file.
+type run struct {
+	first, last uint32
+	name        string
+}
+
 // follow looks at the clusters of one file.
-func (s *survey) follow(files fs.FS, name string, owner map[uint32]string) {
+func (s *survey) follow(files fs.FS, name string) (runs []run) {
 	c, ok := files.(chained)
 	if !ok {
 		f, err := files.Open(name)
 		if err != nil {
 			s.broken[name] = err
-			return
+			return nil
 		}
 		_ = f.Close() // nothing was written
-		return
+		return nil
 	}
 	clusters, err := c.Clusters(name)
 	if err != nil {
 		s.broken[name] = err
-		return
+		return nil
 	}
 	for _, at := range clusters {
-		if other, taken := owner[at]; taken {
-			s.shared[name], s.shared[other] = other, name
-			return
+		if n := len(runs); n > 0 && runs[n-1].last+1 == at {
+			runs[n-1].last = at
+			continue
 		}
-		owner[at] = name
+		runs = append(runs, run{at, at, name})
+	}
+	return runs
+}
+
+// compare finds the files that have a cluster together.
+func (s *survey) compare(runs []run) {
+	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.first, b.first) })
+	var reaches run // of those before, the one that ends last
+	for _, r := range runs {
+		if reaches.name != "" && r.first <= reaches.last && r.name != reaches.name {
+			s.shared[r.name], s.shared[reaches.name] = reaches.name, r.name
+		}
+		if reaches.name == "" || r.last > reaches.last {
+			reaches = r
+		}
 	}
 }
 
