@@ -148,7 +148,13 @@ func (d disks) PartitionPath(_ hw.Disk, number int) (string, error) {
 	return fmt.Sprintf("/dev/disk0p%d", number), nil
 }
 
-func (disks) Reread(hw.Disk) error { return nil }
+// Reread refuses as the kernel does, which lets go of no partition that is in use.
+func (d disks) Reread(hw.Disk) error {
+	if d.m.openVolume != nil {
+		return unix.EBUSY
+	}
+	return nil
+}
 
 type kernel struct{}
 

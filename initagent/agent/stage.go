@@ -198,7 +198,7 @@ func (a *Agent) activate(c *candidate) error {
 		return fmt.Errorf("let version %s unlock the root partition: %w", c.contract.Version, err)
 	}
 	if table != nil {
-		if err := a.writeTable(table); err != nil {
+		if err := a.putTable(table); err != nil { // the running system is open
 			return err
 		}
 	}

@@ -16,11 +16,18 @@ import (
 	"halogenos.internal/initagent/vault"
 )
 
-// writeTable puts a table on the disk and makes the kernel use it. Cut before
-// it, the old table stands; cut during it, one of the two copies is good
-// (gpt.Table.Write); cut after it, the kernel reads the new one at the next
-// boot.
+// writeTable puts a table on the disk and makes the kernel use it.
 func (a *Agent) writeTable(t *gpt.Table) error {
+	if err := a.putTable(t); err != nil {
+		return err
+	}
+	return a.Disks.Reread(a.disk)
+}
+
+// putTable puts a table on the disk. The kernel, which lets go of no partition that
+// is in use, reads it at the next boot. Cut before it, the old table stands; cut
+// during it, one of the two copies is good (gpt.Table.Write).
+func (a *Agent) putTable(t *gpt.Table) error {
 	f, err := a.Disks.Open(a.disk, true)
 	if err != nil {
 		return err
@@ -29,7 +36,7 @@ func (a *Agent) writeTable(t *gpt.Table) error {
 	if err != nil {
 		return fmt.Errorf("write the partition table of %s: %w", a.disk.Name, err)
 	}
-	return a.Disks.Reread(a.disk)
+	return nil
 }
 
 // partition makes the partitions that an installation leaves out. All come in
