@@ -168,24 +168,13 @@ func (a *Agent) updatePolicy() error {
 }
 
 // acceptable returns the record for an owner who accepts the machine as it is,
-// and the boots that it allows besides the running one's: those of the systems
-// that can be started. A record of the running system alone would have every
-// rollback ask for the recovery key.
+// and the boots that it allows besides the running one's.
 func (a *Agent) acceptable(boot policy.Boot, volumeKey []byte) (*policy.Record, []policy.Boot) {
 	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Boot: boot, Firmware: a.firmware, Say: a.Log.Say}
-	if a.lock.Sealed != nil && a.lock.Sealed.Kind == policy.KindNV {
-		if old, err := a.chip.tpm.ReadRecord(a.lock.Sealed); err == nil && !old.Provisional() {
-			q.Old = old
-		}
-	}
 	if last := a.lastGood(); last != nil {
 		if b, err := rootpart.Logged(last); err == nil {
 			q.Known = append(q.Known, b)
 		}
 	}
-	var others []rootpart.Fallback
-	if err := a.readESP(func(files fs.FS) (err error) { others, err = q.Find(files); return err }); err != nil {
-		a.Log.Say("the ESP's other systems are not taken along: %v", err)
-	}
-	return q.Accepted(volumeKey, a.state.Trial, others)
+	return a.binding().Acceptable(q, a.lock, volumeKey, a.readESP)
 }

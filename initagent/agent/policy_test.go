@@ -249,3 +249,19 @@ func TestTrialGivesNothingUp(t *testing.T) { // FAULTS 74
 		t.Errorf("it stages:\n%s", m.said.String())
 	}
 }
+
+// The console's reseal takes the same along.
+func TestConsoleResealKeepsFallback(t *testing.T) {
+	m := updated(t)
+	m.extra = "another firmware"
+	m.ends("recovery")
+	r, c := m.console()
+	m.types(m.recoveryKey(), "y")
+	m.works(r.Unlock(c))
+	m.works(r.Reseal(c), "Accepted.")
+	m.works(r.Lock())
+	m.holds(5, 1, 2)
+	m.runs(2)
+	m.byHand = 1
+	m.runs(1)
+}

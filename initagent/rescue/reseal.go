@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/bls"
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/uki"
@@ -37,8 +36,8 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	if p.contract.SecureBoot == contract.Required && !rootpart.Enforces(state) {
-		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: `enroll` first (or switch Secure Boot on in the firmware's setup), and start again")
+	if err := rootpart.MayAccept(state, p.contract.SecureBoot); err != nil {
+		return err
 	}
 	chip, err := m.TPM.Open()
 	if err != nil {
@@ -54,10 +53,15 @@ func (m *Machine) Reseal(c hw.Console) error {
 		"Say yes only if you know what changed it (a firmware update, new hardware)."); err != nil {
 		return err
 	}
-	record := &policy.Record{Floor: p.contract.Epoch, Volume: policy.VolumeFingerprint(open.VolumeKey), Branches: []policy.Branch{
-		{Policy: boot.Branch(), Version: uint64(p.contract.Version), Epoch: p.contract.Epoch},
-	}}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
+	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Boot: boot, Firmware: state, Say: b.Say}
+	if last, err := m.lastGood(p); err == nil && last != nil {
+		if good, err := rootpart.Logged(last); err == nil {
+			q.Known = append(q.Known, good)
+		}
+	}
+	read := func(read func(fs.FS) error) error { return m.ESP.Read(p.disk, read) }
+	record, others := b.Acceptable(q, lock, open.VolumeKey, read)
 	accepted, err := b.Accept(lock, open.Secret, record)
 	if err != nil {
 		return err
@@ -77,7 +81,7 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(b.Rebind(m.Random, f, lock, open.VolumeKey, open.Secret, keys, boot, record), f.Close()); err != nil {
+	if err := errors.Join(b.Rebind(m.Random, f, lock, open.VolumeKey, open.Secret, keys, boot, record, others...), f.Close()); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")

@@ -19,13 +19,13 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/vault"
 )
 
-// A Fallback is a system besides the running one that can be started.
-type Fallback struct {
-	Name   bls.Name
-	Boot   policy.Boot // as it will be
-	Branch policy.Branch
+// A fallback is a system besides the running one that can be started.
+type fallback struct {
+	boot   policy.Boot // as it will be
+	branch policy.Branch
 }
 
 // Fallbacks finds the systems that a machine whose owner accepts it must not
@@ -36,25 +36,29 @@ type Fallbacks struct {
 	Running  *contract.Contract
 	Boot     policy.Boot // the running system's
 	Firmware enrol.State
-	Old      *policy.Record // that is to be replaced; nil where it cannot be read
-	Known    []policy.Boot  // earlier boots that were good
+	Known    []policy.Boot // earlier boots that were good
 	Say      func(format string, args ...any)
+
+	old *policy.Record // that is to be replaced; nil where it cannot be read
 }
 
-// Find looks at the UKIs on the ESP. Anybody can put one there, so one counts
-// only when a slot holds its content, it is not under the floor, and it is known
-// to be this machine's own: the old record has its version, where there is one,
-// and it is signed by this machine's key, or, where that means nothing, the old
-// record had this very UKI.
-func (q Fallbacks) Find(files fs.FS) ([]Fallback, error) {
+// find looks at the UKIs on the ESP, and reports whether the running one is on
+// trial. Anybody can put a UKI there, so one counts only when a slot holds its
+// content, it is not under the floor, and it is known to be this machine's own: the
+// old record has its version, where there is one, and it is signed by this machine's
+// key, or, where that means nothing, the old record had this very UKI.
+func (q Fallbacks) find(files fs.FS) (out []fallback, trial bool, err error) {
 	entries, err := fs.ReadDir(files, bls.Folder)
-	if err != nil {
-		return nil, err
-	}
-	var out []Fallback
 	for _, e := range entries {
 		n, err := bls.Parse(e.Name())
-		if err != nil || n.Bad() || n.ImageID != q.Running.ImageID || n.Version == q.Running.Version {
+		if err != nil || n.ImageID != q.Running.ImageID {
+			continue
+		}
+		if n.Version == q.Running.Version {
+			trial = trial || n.Counted
+			continue
+		}
+		if n.Bad() {
 			continue
 		}
 		f, err := q.look(files, n)
@@ -64,44 +68,44 @@ func (q Fallbacks) Find(files fs.FS) ([]Fallback, error) {
 		}
 		out = append(out, f)
 	}
-	return out, nil
+	return out, trial, err
 }
 
-func (q Fallbacks) look(files fs.FS, n bls.Name) (Fallback, error) {
+func (q Fallbacks) look(files fs.FS, n bls.Name) (fallback, error) {
 	image, err := ReadUKI(files, n)
 	if err != nil {
-		return Fallback{}, err
+		return fallback{}, err
 	}
 	c, started, err := Describe(image)
 	if err != nil {
-		return Fallback{}, err
+		return fallback{}, err
 	}
 	if c.ImageID != n.ImageID || c.Version != n.Version {
-		return Fallback{}, fmt.Errorf("it is %s %s inside", c.ImageID, c.Version)
+		return fallback{}, fmt.Errorf("it is %s %s inside", c.ImageID, c.Version)
 	}
 	if s, named := layout.FindSlot(q.Table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root())); !s.Valid() || !named {
-		return Fallback{}, errors.New("no slot holds its content")
+		return fallback{}, errors.New("no slot holds its content")
 	}
-	if q.Old != nil && c.Epoch < q.Old.Floor {
-		return Fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, q.Old.Floor)
+	if q.old != nil && c.Epoch < q.old.Floor {
+		return fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, q.old.Floor)
 	}
-	f := Fallback{Name: n, Boot: policy.Boot{PCR7: q.Boot.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}}
-	f.Branch = policy.Branch{Policy: f.Boot.Branch(), Version: uint64(c.Version), Epoch: c.Epoch}
+	f := fallback{boot: policy.Boot{PCR7: q.Boot.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}}
+	f.branch = policy.Branch{Policy: f.boot.Branch(), Version: uint64(c.Version), Epoch: c.Epoch}
 	return f, q.own(image, f)
 }
 
 // own reports why a UKI may be somebody else's.
-func (q Fallbacks) own(image []byte, f Fallback) error {
-	version := func(b policy.Branch) bool { return b.Version == f.Branch.Version }
-	if q.Old != nil && !slices.ContainsFunc(q.Old.Branches, version) {
+func (q Fallbacks) own(image []byte, f fallback) error {
+	version := func(b policy.Branch) bool { return b.Version == f.branch.Version }
+	if q.old != nil && !slices.ContainsFunc(q.old.Branches, version) {
 		return errors.New("the TPM's record does not have it")
 	}
 	if OwnEnforced(q.Firmware, q.Running.SecureBoot) {
 		return CheckStarts(image, q.Firmware, OwnCertificates(q.Firmware))
 	}
 	for _, known := range append(q.Known, q.Boot) {
-		b := policy.Boot{PCR7: known.PCR7, PCR11: f.Boot.PCR11}
-		if q.Old != nil && q.Old.Allows(&b) {
+		b := policy.Boot{PCR7: known.PCR7, PCR11: f.boot.PCR11}
+		if q.old != nil && q.old.Allows(&b) {
 			return nil
 		}
 	}
@@ -169,27 +173,40 @@ func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) 
 	return nil
 }
 
-// Accepted returns the record of a machine that its owner accepts as it is, and
-// which boots besides the running one it allows. Where there is no old record to
-// say how low an epoch may be, it is the running system's that does, unless that
-// is on trial: its fallback must not be shut out before it has proven itself.
-func (q Fallbacks) Accepted(volumeKey []byte, trial bool, others []Fallback) (*policy.Record, []policy.Boot) {
+// Acceptable returns the record of a machine that its owner accepts as it is, and
+// which boots besides the running one it allows. read reads the ESP; where that
+// fails nothing is taken along.
+//
+// Where there is no old record to say how low an epoch may be, it is the running
+// system's that does, unless that is on trial: its fallback must not be shut out
+// before it has proven itself.
+func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot) {
+	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
+		if old, err := b.TPM.ReadRecord(lock.Sealed); err == nil && !old.Provisional() {
+			q.old = old
+		}
+	}
+	var others []fallback
+	trial := false
+	if err := read(func(files fs.FS) (err error) { others, trial, err = q.find(files); return err }); err != nil {
+		q.Say("the ESP's other systems are not taken along: %v", err)
+	}
 	r := &policy.Record{Floor: q.Running.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{
 		{Policy: q.Boot.Branch(), Version: uint64(q.Running.Version), Epoch: q.Running.Epoch},
 	}}
-	if trial && q.Old == nil {
+	if trial && q.old == nil {
 		for _, o := range others {
-			r.Floor = min(r.Floor, o.Branch.Epoch)
+			r.Floor = min(r.Floor, o.branch.Epoch)
 		}
 	}
-	var boots []policy.Boot
 	floor := r.Floor
-	if q.Old != nil {
-		floor = q.Old.Floor // which the record gets when it is written
+	if q.old != nil {
+		floor = q.old.Floor // which the record gets when it is written
 	}
+	var boots []policy.Boot
 	for _, o := range others {
-		if o.Branch.Epoch >= floor && len(r.Branches) < policy.MaxBranches {
-			r.Branches, boots = append(r.Branches, o.Branch), append(boots, o.Boot)
+		if o.branch.Epoch >= floor && len(r.Branches) < policy.MaxBranches {
+			r.Branches, boots = append(r.Branches, o.branch), append(boots, o.boot)
 		}
 	}
 	return r, boots
