@@ -172,7 +172,7 @@ func TestConsoleResealRefuses(t *testing.T) {
 	m.types("y")
 	m.refuses(r.Reseal(c), "the running UKI is not the file on the ESP")
 	setFlag(m.vars, "SetupMode", 1)
-	m.refuses(r.Reseal(c), "`enroll` first")
+	m.refuses(r.Reseal(c), "`enroll` at the recovery console")
 }
 
 // A volume of somebody else's is not opened with a key that he knows.
@@ -357,5 +357,26 @@ func TestConsoleResetDamaged(t *testing.T) {
 	m.typed = nil
 	if end := m.run(); end != "system" || len(m.shown) != 1 || m.shown[0] == old {
 		t.Errorf("ends in %s:\n%s", end, m.said.String())
+	}
+}
+
+// A machine whose firmware starts anything is opened by its key, and not
+// accepted: its PCRs are whatever anybody wants them to be.
+// FAULTS 61
+func TestAcceptUnenforced(t *testing.T) {
+	m := newMachine(t, nil)
+	for range 2 {
+		if end := m.run(); end != "system" {
+			t.Fatalf("ends in %s:\n%s", end, m.said.String())
+		}
+	}
+	m.vars = newVariables()
+	m.printed.Reset()
+	m.typed = []string{m.shown[0]}
+	if end := m.boot(); end != "system" || m.openVolume == nil {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	if text := m.printed.String(); !strings.Contains(text, "the TPM was left as it is: the firmware does not enforce Secure Boot") || strings.Contains(text, "[y/N]") {
+		t.Error(text)
 	}
 }

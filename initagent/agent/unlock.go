@@ -290,6 +290,9 @@ func (a *Agent) unenrolled() bool {
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing anew.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot); err != nil {
+		return err
+	}
 	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
