@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
 )
 
 // with is pinned and one more change.
@@ -350,4 +353,37 @@ func (m *machine) again(w *world, version contract.Version) {
 	m.powerOn(w)
 	m.clock, m.byHand = buildDate.AddDate(0, 1, 0), 0
 	m.runs(version)
+}
+
+// Staging costs what hashing the UKI costs, a few times over. The slot's image may
+// have any size: it is not read.
+func TestStageTakesNoSecond(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	r := newRelease(t, 2, 5, pinned)
+	initrd, err := contract.Archive(r.contract)
+	m.must(err)
+	kernel := make([]byte, 32<<20)
+	_, err = rand.NewChaCha8([32]byte{2}).Read(kernel)
+	m.must(err)
+	r.uki, err = uki.Build(ukitest.Stub("257.13-1"), uki.Payload{
+		OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: append(ukitest.Stub("kernel"), kernel...), Initrd: initrd,
+	}.Sections())
+	m.must(err)
+	m.fetch(r)
+	// Time of the processor, since others may be at work on this machine.
+	worked := func() time.Duration {
+		var u syscall.Rusage
+		m.must(syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := worked()
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	took := worked() - before
+	t.Logf("the boot that stages a UKI of %d MiB works for %v", len(r.uki)>>20, took)
+	if took > time.Second {
+		t.Errorf("it works for %v, want less than a second", took)
+	}
+	m.runs(2)
 }
