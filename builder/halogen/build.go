@@ -35,8 +35,8 @@ type buildFlags struct {
 	config, rootfs, version, out, machine, diskSize string
 	disk, installer, json                           bool
 
-	moduleKey, modulePassword string
-	agent, unencrypted        bool
+	moduleKey, modulePassword, previous string
+	agent, unencrypted                  bool
 }
 
 func (c command) build(ctx context.Context, args []string) error {
@@ -47,6 +47,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.version, "version", "", "version of the release, a decimal number `N`")
 	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
 	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
+	f.StringVar(&b.previous, "previous", "", "`DIR` of the build that this one follows: what its machines would refuse is refused here")
 	f.StringVar(&b.moduleKey, "module-key", "", "secret `KEY` of ModuleKey, which signs the kernel modules that are not signed")
 	f.StringVar(&b.modulePassword, "module-key-password-file", "", "`FILE` whose first line is that key's password")
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
@@ -116,7 +117,7 @@ func (c command) stick(ctx context.Context, r *image.Result, o image.Options) er
 // buildOptions checks everything that the command line and the environment
 // say, before anything is read.
 func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
-	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Progress: image.NewProgress(c.stderr)}
+	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, Progress: image.NewProgress(c.stderr)}
 	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
 		if given.value == "" {
 			return o, c.misused(f, "--%s is missing", given.name)

@@ -58,6 +58,9 @@ type Options struct {
 	// signs the kernel modules that are not signed; nil for none. It stays the
 	// caller's to wipe.
 	ModuleSigner crypto.Signer
+	// Previous is the folder of the build that this one follows; empty for
+	// none.
+	Previous string
 }
 
 // A Result is what was built.
@@ -98,7 +101,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.disk} {
+	for _, step := range []func(context.Context) error{b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}

@@ -1,0 +1,92 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/uki"
+)
+
+const maxUKI = 1 << 30 // bytes
+
+// follow refuses a build that machines with the previous one would not take:
+// they have pinned its key, and go neither back nor to another image.
+func (b *build) follow(context.Context) error {
+	if b.Previous == "" {
+		return nil
+	}
+	was, err := previousContract(filepath.Join(b.Previous, release.UKIFile))
+	if err != nil {
+		return fmt.Errorf("previous build %s: %w", b.Previous, err)
+	}
+	c := b.Config
+	switch {
+	case was.ImageID != c.ImageID || was.Arch != c.Arch:
+		return fmt.Errorf("the previous build is %s for %s, this one %s for %s", was.ImageID, was.Arch, c.ImageID, c.Arch)
+	case b.Version <= was.Version:
+		return fmt.Errorf("version %s is not newer than %s of the previous build", b.Version, was.Version)
+	case c.Epoch < was.Epoch:
+		return fmt.Errorf("epoch %d is lower than %d of the previous build", c.Epoch, was.Epoch)
+	case c.SlotSize > was.SlotSize:
+		return fmt.Errorf("SlotSize is %d bytes, but machines with the previous build have system partitions of %d", c.SlotSize, was.SlotSize)
+	}
+	return samePinned(was.ReleaseKey, c.ReleaseKey)
+}
+
+// samePinned refuses another key than the one that was pinned. A key may change
+// what it says of itself (a subkey that is new, or revoked), but not its
+// fingerprint.
+func samePinned(was, is []byte) error {
+	name := func(text []byte) (string, error) {
+		if len(text) == 0 {
+			return "none", nil
+		}
+		key, err := pgp.ParseKey(text)
+		if err != nil {
+			return "", err
+		}
+		return key.Fingerprint().String(), nil
+	}
+	before, err := name(was)
+	if err != nil {
+		return fmt.Errorf("release key of the previous build: %w", err)
+	}
+	now, err := name(is)
+	if err != nil {
+		return fmt.Errorf("release key: %w", err)
+	}
+	if before != now {
+		return fmt.Errorf("ReleaseKey is %s, but machines with the previous build have pinned %s and would take nothing else", now, before)
+	}
+	return nil
+}
+
+// previousContract reads the boot contract out of a UKI.
+func previousContract(file string) (*contract.Contract, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxUKI {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", file, info.Size(), maxUKI)
+	}
+	image, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	u, err := uki.Parse(image)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	initrd, ok := u.Section(".initrd")
+	if !ok {
+		return nil, errors.New(file + " has no initramfs")
+	}
+	return contract.FromInitrd(initrd)
+}
