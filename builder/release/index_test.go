@@ -37,10 +37,10 @@ func TestVerifyFindsFalseIndex(t *testing.T) {
 			le.PutUint16(b[last:], le.Uint16(b[last:])+1)
 			le.PutUint16(b[last-2:], le.Uint16(b[last-2:])-1)
 		}, "system.erofs: no gzip member"},
-		"other sizes of the UKI": {func(b []byte, _ int) {
+		"a byte of another file's": {func(b []byte, last int) {
 			le.PutUint16(b[start:], le.Uint16(b[start:])+1)
-			le.PutUint16(b[start+2:], le.Uint16(b[start+2:])-1)
-		}, "uki.efi: no gzip member"},
+			le.PutUint16(b[last:], le.Uint16(b[last:])-1)
+		}, "uki.efi: members of"},
 		"sizes that do not add up":  {func(b []byte, last int) { le.PutUint16(b[last:], le.Uint16(b[last:])+1) }, "in all, want"},
 		"larger members":            {func(b []byte, _ int) { b[8] = 15 }, "bytes, want"},
 		"nothing, as a control":     {func([]byte, int) {}, ""},
