@@ -383,3 +383,47 @@ func TestFailingDisk(t *testing.T) {
 		}
 	}
 }
+
+// FAULTS 82: the slot is smaller than it was, or there is no room for the small
+// files.
+func TestNoRoom(t *testing.T) {
+	w := newWorld(t)
+	for _, ranges := range []bool{true, false} {
+		s := serve(t, w.site, ranges)
+		m := newMachine(t, w.old)
+		if err := m.file("b").Truncate(1 << 20); err != nil {
+			t.Fatal(err)
+		}
+		found, tr, err := m.look(t.Context(), s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.job(tr, found, &short{m.file("b"), 1 << 20}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "system.erofs") {
+			t.Errorf("ranges %v: a short slot: %v", ranges, err)
+		}
+		if got := m.names(); strings.Contains(got, release.ManifestFile) {
+			t.Errorf("the folder has %s", got)
+		}
+		m = newMachine(t, w.old)
+		j := m.job(tr, found, nil)
+		if err := os.Remove(filepath.Join(m.dir, "folder")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := j.Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("ranges %v: no folder: %v", ranges, err)
+		}
+	}
+}
+
+// short is a device that ends early, as a partition does.
+type short struct {
+	block.Device
+	size int64
+}
+
+func (s *short) WriteAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > s.size {
+		return 0, errors.New("no space left on device")
+	}
+	return s.Device.WriteAt(p, off)
+}

@@ -155,11 +155,11 @@ func (m *Machine) GiveUp(reason string) (*Rollback, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := m.lock(r)
+	lock, err := m.lock(r)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer lock.Close()
 	inv, err := inventory.Take(m.Hardware)
 	if err != nil {
 		return nil, err

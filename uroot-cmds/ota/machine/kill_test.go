@@ -2,6 +2,8 @@ package machine
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
@@ -167,7 +170,7 @@ func TestWorkerRights(t *testing.T) {
 	if _, groups, _ := strings.Cut(status, "\nGroups:\t"); strings.TrimSpace(strings.SplitN(groups, "\n", 2)[0]) != "" {
 		t.Errorf("the worker has groups: %.40q", groups)
 	}
-	if want := "/parts/4 /parts/5 /parts/2 /parts/3 /parts/1"; strings.TrimPrefix(fds, "/var/lib/halogen/fetch/3 ") != want {
+	if want := "/parts/4 /parts/5 /parts/2 /parts/3 /parts/1 /var/lib/halogen/ota.lock"; strings.TrimPrefix(fds, "/var/lib/halogen/fetch/3 ") != want {
 		t.Errorf("the worker has open %s, want %s", fds, want)
 	}
 	var peak int64
@@ -176,6 +179,36 @@ func TestWorkerRights(t *testing.T) {
 	}
 	if peak == 0 || peak > 64<<10 {
 		t.Errorf("the worker has taken %d KiB", peak)
+	}
+}
+
+// A worker that outlives the process that started it keeps the lock until it
+// ends, which it does at once. FAULTS 83
+func TestWorkerKeepsLock(t *testing.T) {
+	w := newWorld(t)
+	r, err := w.m.Running()
+	must(t, err)
+	lock, err := w.m.lock(r)
+	must(t, err)
+	script := filepath.Join(w.dir, "worker")
+	must(t, os.WriteFile(script, []byte("#!/bin/sh\ncat >/dev/null\n"), 0o755))
+	started := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		s := worker.Starter{Program: script, User: w.m.Worker.User}
+		started <- s.Run(ctx, worker.Request{}, worker.Files{worker.Lock: lock}, "/", func(worker.Event) {})
+	}()
+	time.Sleep(300 * time.Millisecond)
+	must(t, lock.Close())
+	if _, err := w.fetch(); !errors.Is(err, ErrBusy) {
+		t.Errorf("beside a worker: %v", err)
+	}
+	cancel()
+	if err := <-started; !errors.Is(err, context.Canceled) {
+		t.Errorf("the worker: %v", err)
+	}
+	if _, err := w.fetch(); err != nil {
+		t.Errorf("after the worker: %v", err)
 	}
 }
 

@@ -167,11 +167,18 @@ func (m *Machine) state(r *Running, name ...string) string {
 
 // haveState refuses to go on without the root partition.
 func (m *Machine) haveState(r *Running) error {
-	_, err := os.Stat(m.state(r))
+	var s unix.Statfs_t
+	err := unix.Statfs(m.state(r), &s)
 	if errors.Is(err, fs.ErrNotExist) && r.Console {
 		return errors.New("the root partition is not open: unlock it first")
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.state(r), err)
+	}
+	if m.Root == "/" && s.Type == unix.TMPFS_MAGIC {
+		return errors.New("this system runs without its root partition: what is written now is gone at the next boot")
+	}
+	return nil
 }
 
 // Settings are what ota.conf says.
@@ -232,8 +239,9 @@ func (m *Machine) onTrial(r *Running, inv *inventory.Inventory) (bool, error) {
 // ErrBusy says that another ota is at work.
 var ErrBusy = errors.New("another ota is at work")
 
-// lock takes the machine for one ota alone, until unlock.
-func (m *Machine) lock(r *Running) (unlock func(), err error) {
+// lock takes the machine for one ota alone, until the file is closed here and in
+// every process that was given it.
+func (m *Machine) lock(r *Running) (*os.File, error) {
 	if err := m.haveState(r); err != nil {
 		return nil, err
 	}
@@ -249,11 +257,11 @@ func (m *Machine) lock(r *Running) (unlock func(), err error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	// For people; the lock itself is the kernel's and ends with the process.
+	// For people; the lock itself is the kernel's and ends with the processes.
 	if err := f.Truncate(0); err == nil {
 		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
-	return func() { _ = f.Close() }, nil
+	return f, nil
 }
 
 // keep puts a file into the state folder in one step. Cut before the rename, the

@@ -459,9 +459,9 @@ func TestFetchRefused(t *testing.T) {
 		"another ota": {func(w *world) {
 			r, err := w.m.Running()
 			must(w.t, err)
-			unlock, err := w.m.lock(r)
+			lock, err := w.m.lock(r)
 			must(w.t, err)
-			w.t.Cleanup(unlock)
+			w.t.Cleanup(func() { _ = lock.Close() })
 		}, "another ota is at work", ErrBusy},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -143,7 +143,7 @@ func (u *update) files() (files worker.Files, closeAll func() error, err error) 
 		}
 		files[want.file] = plain
 	}
-	files[worker.Archive] = u.archive
+	files[worker.Archive], files[worker.Lock] = u.archive, u.lock
 	return files, closeAll, nil
 }
 

@@ -60,6 +60,7 @@ type update struct {
 	request  worker.Request
 	archive  *os.File // that From names
 	found    *fetch.Found
+	lock     *os.File // nil: another ota has it
 }
 
 // Check asks the server what it offers.
@@ -69,6 +70,12 @@ func (m *Machine) Check(ctx context.Context, o Options) (*Outcome, error) {
 		return nil, err
 	}
 	defer u.end()
+	// While another ota is at work, nothing is remembered.
+	if u.lock, err = m.lock(u.running); err == nil {
+		defer u.lock.Close()
+	} else if !errors.Is(err, ErrBusy) {
+		return nil, err
+	}
 	out, _, err := u.look(ctx)
 	return out, err
 }
@@ -250,7 +257,7 @@ func (u *update) from() string {
 // remember keeps what was seen of signed manifests, so that an old one is
 // noticed.
 func (u *update) remember(seen offer.Seen) error {
-	if seen == u.self.Seen {
+	if seen == u.self.Seen || u.lock == nil {
 		return nil
 	}
 	text, err := json.Marshal(seen)
@@ -271,16 +278,17 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := m.lock(r)
+	lock, err := m.lock(r)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer lock.Close()
 	u, err := m.begin(o)
 	if err != nil {
 		return nil, err
 	}
 	defer u.end()
+	u.lock = lock
 	if err := u.mayFetch(ctx); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -58,6 +59,9 @@ const (
 	ActiveTree
 	ESP
 	Archive // an archive, instead of a server
+	// Lock is held as long as either process has it: a worker that outlives
+	// whoever started it keeps others from its slot.
+	Lock
 	filesCount
 )
 
@@ -136,7 +140,9 @@ func serve(stdin io.Reader, events *events) error {
 			files[i] = os.NewFile(uintptr(firstFile+i), fmt.Sprint("file ", i))
 		}
 	}
-	return Do(ctx, r, files, ".", events.send)
+	err = Do(ctx, r, files, ".", events.send)
+	runtime.KeepAlive(files) // the lock is only held
+	return err
 }
 
 // Do does what a request asks for; folder is the one that small files go to.
