@@ -67,6 +67,9 @@ func (a *Agent) checkRelease(note *stagedNote) (*candidate, error) {
 	if err := a.checkContract(c.contract); err != nil {
 		return nil, refusal{err}
 	}
+	if err := a.checkMachine(c.contract); err != nil {
+		return nil, err
+	}
 	if err := a.checkSlot(c); err != nil {
 		return nil, err
 	}
@@ -208,10 +211,9 @@ func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) 
 	return b, nil
 }
 
-// checkContract refuses a system that this machine could not come back from, or
-// that asks less of it than the running one. Requirements stay: a release that
-// drops one would let whoever takes the machine's protection away go on, and one
-// that adds what the machine lacks would stop in its trial until somebody comes.
+// checkContract refuses a system that asks less of this machine than the running
+// one, or that is not meant to follow it. Requirements stay: a release that drops
+// one would let whoever takes the machine's protection away go on.
 func (a *Agent) checkContract(c *contract.Contract) error {
 	mine := a.contract
 	switch {
@@ -221,12 +223,29 @@ func (a *Agent) checkContract(c *contract.Contract) error {
 		return errors.New("the release does without Secure Boot, which this machine requires")
 	case mine.TPM == contract.Required && c.TPM != contract.Required:
 		return errors.New("the release does without a TPM, which this machine requires")
-	case c.SecureBoot == contract.Required && !rootpart.OwnEnforced(a.firmware, mine.SecureBoot):
-		return errors.New("the release requires Secure Boot with this machine's own keys, which is off")
-	case c.TPM == contract.Required && (a.chip.err != nil || a.lock == nil || a.lock.Sealed == nil):
-		return errors.New("the release requires a TPM, and this machine's root partition is not bound to one")
 	case c.RootFileSystem != mine.RootFileSystem:
 		return fmt.Errorf("the release wants %s on the root partition, which has %s", c.RootFileSystem, mine.RootFileSystem)
+	}
+	return nil
+}
+
+// checkMachine stops a release that requires what the machine lacks: its trial would
+// end in the recovery console until somebody comes. Where the running system requires
+// it too, it may be back at the next boot; otherwise the release is refused.
+func (a *Agent) checkMachine(c *contract.Contract) error {
+	if c.SecureBoot == contract.Required && !rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot) {
+		err := errors.New("the release requires Secure Boot with this machine's own keys, which is off")
+		if a.contract.SecureBoot == contract.Optional {
+			return refusal{err}
+		}
+		return err
+	}
+	if bound := a.chip.err == nil && a.lock != nil && a.lock.Sealed != nil; c.TPM == contract.Required && !bound {
+		err := errors.New("the release requires a TPM, and this machine's root partition is not bound to one")
+		if a.contract.TPM == contract.Optional {
+			return refusal{err}
+		}
+		return err
 	}
 	return nil
 }

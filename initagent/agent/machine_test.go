@@ -296,7 +296,7 @@ func (m *machine) boot() (end string) {
 		default:
 			panic(p)
 		}
-		if m.agent.secret != nil {
+		if m.agent.secret != nil && end != "death" {
 			m.t.Errorf("a boot that ended in %s still knows the machine secret", end)
 		}
 	}()

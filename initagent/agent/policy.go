@@ -33,7 +33,7 @@ func (a *Agent) runsBlessed() bool {
 // recordsPolicy reports whether the TPM keeps the list of systems, and has let
 // this boot unlock by it.
 func (a *Agent) recordsPolicy() bool {
-	return a.chip.err == nil && a.lock != nil && a.lock.Sealed != nil && a.lock.Sealed.Kind == policy.KindNV &&
+	return a.chip.err == nil && a.secret != nil && a.lock != nil && a.lock.Sealed != nil && a.lock.Sealed.Kind == policy.KindNV &&
 		a.record != nil && !a.record.Provisional()
 }
 

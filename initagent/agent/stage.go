@@ -30,6 +30,13 @@ const (
 	noteFormat = 1
 )
 
+// attemptsFile has the version that is being staged and how often that was begun,
+// while it is. maxAttempts is how many beginnings a release gets.
+const (
+	attemptsFile = ownFolder + "/staging"
+	maxAttempts  = 3
+)
+
 // A stagedNote is what the fetcher leaves when a slot is complete.
 type stagedNote struct {
 	Format  int              `json:"format"`
@@ -101,7 +108,7 @@ func (a *Agent) readNote() (*stagedNote, error) {
 func (a *Agent) stage(context.Context) error {
 	note, err := a.readNote()
 	if err == nil {
-		err = a.stageNoted(note)
+		err = a.attempt(note)
 	}
 	r, refused := errors.AsType[refusal](err)
 	if !refused {
@@ -113,6 +120,30 @@ func (a *Agent) stage(context.Context) error {
 	}
 	a.note(e)
 	return errors.Join(err, a.Store.Remove(stagedFile))
+}
+
+// attempt counts the beginnings that have no end: the running system is blessed and
+// has no tries to lose, so a release that takes the machine down while it is looked
+// at would do so at every boot.
+func (a *Agent) attempt(note *stagedNote) error {
+	var v contract.Version
+	n := 0
+	text, err := a.Store.Read(attemptsFile, maxNote)
+	if err == nil {
+		_, _ = fmt.Sscanf(string(text), "%d %d", &v, &n) // or else it counts from the start
+	}
+	if v != note.Version {
+		n = 0
+	}
+	if n < maxAttempts {
+		if err := a.Store.Keep(attemptsFile, fmt.Appendf(nil, "%d %d\n", note.Version, n+1)); err != nil {
+			return err
+		}
+		err = a.stageNoted(note)
+	} else {
+		err = refuse("the machine went down %d times while this was staged", n)
+	}
+	return errors.Join(err, a.Store.Remove(attemptsFile))
 }
 
 func (a *Agent) stageNoted(note *stagedNote) error {

@@ -121,3 +121,28 @@ func TestReplacedForGood(t *testing.T) {
 		t.Fatalf("version %s runs:\n%s", m.agent.contract.Version, m.said.String())
 	}
 }
+
+// A release that takes the machine down whenever it is looked at is given up: the
+// running system has no tries that would end it. FAULTS 78
+func TestStageGivesUp(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.snapshot = func() {
+		if len(m.ops) > 0 && m.ops[len(m.ops)-1] == "root keep "+attemptsFile {
+			panic(halt{"death"})
+		}
+	}
+	for range maxAttempts {
+		m.ops = nil
+		if end := m.boot(); end != "death" {
+			t.Fatalf("ends in %s:\n%s", end, m.said.String())
+		}
+	}
+	m.ops = nil
+	m.runs(1, "the machine went down 3 times while this was staged")
+	m.runs(1)
+	m.wants("test_1.efi")
+	m.snapshot = nil
+	m.fetch(m.releases[2])
+	m.runs(2)
+}
