@@ -13,7 +13,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/journalfile"
@@ -70,6 +73,34 @@ func (p Place) Note(e journal.Entry) error {
 	return journalfile.Append(folder, e)
 }
 
+// lockFile is what keeps two programs from changing the slots at once; ota holds
+// it, too.
+const lockFile = "ota.lock"
+
+// ErrBusy says that another program changes the slots just now.
+var ErrBusy = errors.New("an update is at work: try again when it is done")
+
+// Alone keeps others from changing the slots until release is called. Where the
+// root partition is closed nobody else can be at work.
+func (p Place) Alone() (release func(), err error) {
+	folder, err := p.folder()
+	if err != nil {
+		return func() {}, nil
+	}
+	f, err := os.OpenFile(filepath.Join(folder, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrBusy
+		}
+		return nil, fmt.Errorf("lock the slots: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
 // A Step is one step of a boot.
 type Step struct {
 	Step   string `json:"step"`
@@ -84,6 +115,7 @@ type Report struct {
 	Epoch   uint64 `json:"epoch"`
 	Slot    string `json:"slot"`
 	Trial   bool   `json:"trial"`
+	Reason  string `json:"reason,omitempty"` // why this system was started
 	Steps   []Step `json:"steps"`
 }
 

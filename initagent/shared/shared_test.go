@@ -16,6 +16,11 @@ func TestShared(t *testing.T) {
 	if err := p.Note(e); err != nil {
 		t.Error(err)
 	}
+	if release, err := p.Alone(); err != nil {
+		t.Error(err)
+	} else {
+		release()
+	}
 	if _, err := p.Journal(); !errors.Is(err, ErrClosed) {
 		t.Errorf("without a folder: %v", err)
 	}
@@ -41,6 +46,20 @@ func TestShared(t *testing.T) {
 	}
 	if r, err := p.Boot(); err != nil || r.Version != "7" || len(r.Steps) != 1 || r.Steps[0].Error != "no" {
 		t.Errorf("%+v, %v", r, err)
+	}
+	release, err := p.Alone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Alone(); !errors.Is(err, ErrBusy) {
+		t.Errorf("two at once: %v", err)
+	}
+	release()
+	for range 2 {
+		if release, err = p.Alone(); err != nil {
+			t.Fatal(err)
+		}
+		release()
 	}
 	write("boot.json", "{")
 	if _, err := p.Boot(); err == nil {

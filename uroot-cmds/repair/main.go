@@ -30,7 +30,7 @@ lost; fetch or install the release again.
 Exit codes: 0 whole, 1 not whole, 2 wrong usage.
 `
 
-func main() { cmd(take, shared.Linux().Note).Main() }
+func main() { cmd(take, shared.Linux()).Main() }
 
 func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
 
@@ -43,12 +43,17 @@ type outcome struct {
 	Error   string        `json:"error,omitempty"`
 }
 
-func cmd(take func() (*inventory.Inventory, error), note func(journal.Entry) error) command.Command {
+func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.Command {
 	return command.Command{Name: "repair", Help: help, MaxArgs: 1, JSON: true, Run: func(ctx context.Context, c *command.Call) error {
 		slots, err := command.Slots(c.Args)
 		if err != nil {
 			return err
 		}
+		release, err := place.Alone()
+		if err != nil {
+			return err
+		}
+		defer release()
 		inv, err := take()
 		if err != nil {
 			return err
@@ -65,7 +70,7 @@ func cmd(take func() (*inventory.Inventory, error), note func(journal.Entry) err
 				o.Report, err = repair.System(ctx, inv, system, command.Progress(c, fmt.Sprintf("slot %s", s)))
 			}
 			if o.Report.Data+o.Report.Hash > 0 {
-				if err := note(entry(system, o.Report)); err != nil {
+				if err := place.Note(entry(system, o.Report)); err != nil {
 					errs = append(errs, err)
 				}
 			}

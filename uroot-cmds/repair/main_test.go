@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/inventory/inventorytest"
+	"halogenos.internal/initagent/shared"
 )
 
 func TestRepair(t *testing.T) {
@@ -18,11 +19,18 @@ func TestRepair(t *testing.T) {
 	m.Install(layout.SlotA, "os_7.efi")
 	m.Install(layout.SlotB, "os_8+3.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	var noted []journal.Entry
-	note := func(e journal.Entry) error { noted = append(noted, e); return nil }
+	place := shared.Place{Folders: []string{t.TempDir()}}
+	noted := func() []journal.Entry {
+		t.Helper()
+		entries, err := place.Journal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entries
+	}
 	run := func(code int, args []string, wants ...string) string {
 		t.Helper()
-		got, out, errs := commandtest.Run(cmd(take, note), args...)
+		got, out, errs := commandtest.Run(cmd(take, place), args...)
 		if got != code {
 			t.Errorf("repair %q: exit code %d, want %d\n%s%s", args, got, code, out, errs)
 		}
@@ -40,14 +48,20 @@ func TestRepair(t *testing.T) {
 		}
 	}
 	run(0, nil, "slot a: nothing to repair", "slot b: nothing to repair")
-	if len(noted) > 0 {
-		t.Errorf("noted %v", noted)
+	if n := noted(); len(n) > 0 {
+		t.Errorf("noted %v", n)
 	}
+	release, err := place.Alone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(1, nil, "an update is at work")
+	release()
 	spoil(layout.SlotA.VerityNumber(), 2*4096)
 	spoil(layout.SlotA.VerityNumber(), 5) // the superblock
 	run(0, []string{"a"}, "slot a: whole again; 0 data blocks and 2 hash blocks written")
-	if len(noted) != 1 || noted[0].Kind != journal.Repaired || noted[0].Version != 7 || noted[0].Slot != layout.SlotA {
-		t.Errorf("noted %+v", noted)
+	if n := noted(); len(n) != 1 || n[0].Kind != journal.Repaired || n[0].Version != 7 || n[0].Slot != layout.SlotA {
+		t.Errorf("noted %+v", n)
 	}
 	// The blocks of version 7 are all alike but for where the text is cut.
 	spoil(layout.SlotA.SystemNumber(), 8*4096)
@@ -74,19 +88,19 @@ func TestRepairLost(t *testing.T) {
 		}
 	}
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	code, out, errs := commandtest.Run(cmd(take, func(journal.Entry) error { return nil }))
+	code, out, errs := commandtest.Run(cmd(take, shared.Place{}))
 	if code != 1 || !strings.Contains(out+errs, "damaged") {
 		t.Errorf("%d: %s%s", code, out, errs)
 	}
-	if code, _, errs := commandtest.Run(cmd(take, nil), "b"); code != 1 || !strings.Contains(errs, "no UKI names the content") {
+	if code, _, errs := commandtest.Run(cmd(take, shared.Place{}), "b"); code != 1 || !strings.Contains(errs, "no UKI names the content") {
 		t.Errorf("%d: %s", code, errs)
 	}
 }
 
 func TestUse(t *testing.T) {
 	take := func() (*inventory.Inventory, error) { return nil, errors.New("no disk") }
-	commandtest.Use(t, cmd(take, nil))
-	if code, _, errs := commandtest.Run(cmd(take, nil)); code != 1 || errs != "repair: no disk\n" {
+	commandtest.Use(t, cmd(take, shared.Place{}))
+	if code, _, errs := commandtest.Run(cmd(take, shared.Place{})); code != 1 || errs != "repair: no disk\n" {
 		t.Errorf("%d, %q", code, errs)
 	}
 }

@@ -108,6 +108,9 @@ func showBoot(w io.Writer, boot *shared.Report) {
 		trial = ", on trial"
 	}
 	fmt.Fprintf(w, "\nthis boot: version %s from slot %s%s\n", boot.Version, boot.Slot, trial)
+	if boot.Reason != "" {
+		fmt.Fprintf(w, "  because %s\n", boot.Reason)
+	}
 	for _, s := range boot.Steps {
 		switch {
 		case s.Error != "":

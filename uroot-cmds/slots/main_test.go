@@ -41,7 +41,7 @@ func TestSlots(t *testing.T) {
 	}
 	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "the root partition, which is not open (unlock opens it)")
 
-	report := `{"version":"7","slot":"a","trial":true,"steps":[{"step":"open verity","reason":"slot a holds it"},{"step":"unlock","error":"PCR 7\ndiffers"}]}`
+	report := `{"version":"7","slot":"a","trial":true,"reason":"it is the newest","steps":[{"step":"open verity","reason":"slot a holds it"},{"step":"unlock","error":"PCR 7\ndiffers"}]}`
 	if err := os.WriteFile(place.Report, []byte(report), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestSlots(t *testing.T) {
 		}
 	}
 	out := run()
-	has(out, "this boot: version 7 from slot a, on trial", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
+	has(out, "this boot: version 7 from slot a, on trial", "because it is the newest", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
 	if strings.Contains(out, "as entry c") || !strings.Contains(run("--all"), "as entry a") {
 		t.Errorf("without --all it ends with the last %d entries:\n%s", shown, out)
 	}
