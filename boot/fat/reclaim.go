@@ -2,6 +2,7 @@ package fat
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -12,10 +13,13 @@ import (
 // errors.
 func (f *FS) Dirty() bool { return f.info.Dirty }
 
+// ErrDamaged is wrapped when a volume cannot be followed to its end.
+var ErrDamaged = errors.New("the file system is damaged")
+
 // Reclaim frees the clusters that no file or folder has, on a volume that nobody
 // has mounted, and returns how many bytes that was. A write that was cut leaves
 // such clusters, and in the end the volume is full of them. Where anything on the
-// volume cannot be followed to its end, nothing is freed.
+// volume cannot be followed to its end, nothing is freed: ErrDamaged.
 //
 // It writes zeros over FAT entries that nothing leads to: cut anywhere, some of
 // them are freed, and every file is as it was.
@@ -26,7 +30,7 @@ func Reclaim(d block.Device) (int64, error) {
 	}
 	used, err := f.used()
 	if err != nil {
-		return 0, fmt.Errorf("free clusters that no file has: %w", err)
+		return 0, fmt.Errorf("free clusters that no file has: %w: %w", ErrDamaged, err)
 	}
 	var freed int64
 	for n := range f.g.fats {

@@ -53,12 +53,14 @@ func (a *Agent) espUnwell() bool {
 	}
 	a.looked = true
 	var found []string
-	err := a.readESP(func(files fs.FS) (err error) {
-		found, err = a.keeper().Look(files)
-		return err
+	err := a.Log.Step("esp", "the ESP is compared with its copies", func() error {
+		return a.readESP(func(files fs.FS) (err error) {
+			found, err = a.keeper().Look(files)
+			return err
+		})
 	})
 	if err != nil {
-		a.Log.Say("the ESP cannot be looked after: %v\n`esp-rebuild` at the recovery console makes it anew", err)
+		a.Log.Say("`esp-rebuild` at the recovery console makes the ESP anew")
 		return false
 	}
 	if len(found) > 0 {

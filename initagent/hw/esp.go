@@ -53,8 +53,7 @@ func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
 	return errors.Join(write(enrol.MountedDir{Root: l.Folder}), l.Mounts.Unmount(l.Folder))
 }
 
-// Repair implements ESP. A file system that cannot be followed to its end keeps
-// what no file has: that is said, when the names are gone.
+// Repair implements ESP.
 func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
 	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, true)
 	if err != nil {
@@ -67,5 +66,8 @@ func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
 		}
 	}
 	freed, err := fat.Reclaim(f)
+	if errors.Is(err, fat.ErrDamaged) {
+		err = nil // there is more that is damaged: nothing is freed today
+	}
 	return freed, errors.Join(err, f.Close())
 }

@@ -158,7 +158,8 @@ type ESP interface {
 	Write(d Disk, write func(dir ESPDir) error) error
 	// Repair frees what no file has, and returns how many bytes that was. Before
 	// that it takes names away whose content is that of another file, and leaves
-	// the content alone. The partition must not be mounted.
+	// the content alone. While anything else is damaged nothing is freed. The
+	// partition must not be mounted.
 	Repair(d Disk, names []string) (int64, error)
 }
 

@@ -102,7 +102,7 @@ func (p *plan) repair(esp hw.ESP, disk hw.Disk) error {
 		names = append(names, f.name)
 	}
 	freed, err := esp.Repair(disk, names)
-	if err != nil && len(names) > 0 {
+	if err != nil {
 		return fmt.Errorf("repair the ESP's file system: %w", err)
 	}
 	for _, f := range p.forget {
@@ -220,6 +220,10 @@ func (k *Keeper) planFile(files fs.FS, p *plan, name string) {
 		return
 	}
 	data, err := k.read(files, name)
+	if err == nil {
+		// It may be readable still, and its clusters lead nowhere behind that.
+		err = p.survey.broken[name]
+	}
 	if err == nil {
 		err = k.sound(files, name, data, old)
 	}

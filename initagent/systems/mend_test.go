@@ -56,6 +56,7 @@ type esp struct {
 	*disk
 	tangled map[string][]uint32 // clusters of files; nil: every file has its own
 	damaged map[string]bool     // files that cannot be read
+	loose   string              // a file whose clusters lead somewhere else behind its end
 	dirty   bool
 	repairs []string
 	refuses error
@@ -82,6 +83,9 @@ func (e *esp) Repair(_ hw.Disk, names []string) (int64, error) {
 		delete(e.files, name)
 		delete(e.tangled, name)
 		delete(e.damaged, name)
+		if e.loose == name {
+			e.loose = ""
+		}
 	}
 	return 0, nil
 }
@@ -101,7 +105,7 @@ func (f espFiles) Open(name string) (fs.File, error) {
 }
 
 func (f espFiles) Clusters(name string) ([]uint32, error) {
-	if f.e.damaged[name] {
+	if f.e.damaged[name] || f.e.loose == name {
 		return nil, errors.New("chain of clusters is broken")
 	}
 	return f.e.tangled[name], nil
@@ -184,6 +188,11 @@ func TestMendWithoutKeys(t *testing.T) {
 			}
 		}},
 		{"a file that cannot be read", func(_ *Keeper, e *esp, _ *store) { e.damaged[uki1] = true }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *esp, _ *store) {
+			if !slices.Equal(e.repairs, []string{uki1}) || !maps.EqualFunc(e.files, good, bytes.Equal) {
+				t.Errorf("forgotten %q, files %q", e.repairs, e.names())
+			}
+		}},
+		{"a file that can be read, but not followed", func(_ *Keeper, e *esp, _ *store) { e.loose = uki1 }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *esp, _ *store) {
 			if !slices.Equal(e.repairs, []string{uki1}) || !maps.EqualFunc(e.files, good, bytes.Equal) {
 				t.Errorf("forgotten %q, files %q", e.repairs, e.names())
 			}
