@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/block"
 )
@@ -46,7 +47,7 @@ func Forget(d block.Device, name string) error {
 }
 
 // places returns where on the volume the entries of a file are, in bytes: those
-// of its long name, and the short one. The name is compared exactly.
+// of its long name, and the short one.
 func (f *FS) places(first uint32, name string) ([]int64, error) {
 	c, err := f.chain(first)
 	if err != nil {
@@ -74,7 +75,7 @@ func (f *FS) places(first uint32, name string) ([]int64, error) {
 				continue
 			}
 			i := f.parseEntry(e, &long)
-			if i != nil && !i.dir && i.name == name {
+			if i != nil && !i.dir && strings.EqualFold(i.name, name) {
 				return append(run, start+int64(at)), nil
 			}
 			run = nil

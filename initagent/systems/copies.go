@@ -28,6 +28,7 @@ const (
 	maxIndex     = 64 << 10
 	maxCopies    = 32       // entries of an index
 	maxSettings  = 64 << 10 // bytes of loader.conf
+	maxFiles     = 1024     // of a folder
 	wholeEvery   = 7 * 24 * time.Hour
 	indexVersion = 1
 )
@@ -64,12 +65,15 @@ type Copy struct {
 // it, so that an ordinary boot need not read any file.
 type Index struct {
 	Format int `json:"format"`
-	// Checked is when every byte of the files was compared last.
+	// Checked is when every byte of the files was compared last; zero where
+	// something could not be put back then.
 	Checked time.Time `json:"checked"`
 	// Dirty: the file system said then that it was not unmounted. It goes on
 	// saying so.
-	Dirty  bool   `json:"dirty,omitempty"`
-	Copies []Copy `json:"copies"`
+	Dirty bool `json:"dirty,omitempty"`
+	// Tangled are files that lay in the same place as another, and were sound.
+	Tangled []string `json:"tangled,omitempty"`
+	Copies  []Copy   `json:"copies"`
 }
 
 // errIndex is wrapped where the index makes no sense: it is as good as none, and
@@ -137,6 +141,8 @@ func (k *Keeper) whole(x *Index, dirty bool) (string, bool) {
 	switch {
 	case dirty && !x.Dirty:
 		return "the power was cut while it was written to", true
+	case x.Checked.IsZero():
+		return "not all of it could be put back", true
 	case age > wholeEvery, age < -wholeEvery: // the clock may be off either way
 		return "it was not read for a week", true
 	}

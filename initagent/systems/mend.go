@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"time"
 	"unicode/utf8"
 
 	"halogenos.internal/boot/authenticode"
@@ -91,6 +92,7 @@ func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
 			p.errs = append(p.errs, err)
 		}
 	}
+	p.undone()
 	p.errs = append(p.errs, k.close(p))
 	return p.healed, errors.Join(p.errs...)
 }
@@ -122,7 +124,15 @@ func (p *plan) say(done string) {
 
 // close drops the copies of what is no longer kept, and writes the index.
 func (k *Keeper) close(p *plan) error {
-	p.next.Format, p.next.Checked, p.next.Dirty = indexVersion, k.Now.UTC(), p.survey.dirty
+	p.next.Format, p.next.Dirty = indexVersion, p.survey.dirty
+	if p.next.Checked = k.Now.UTC(); len(p.puts) > 0 {
+		p.next.Checked = time.Time{} // what could not be put back is tried again
+	}
+	for name := range p.survey.shared {
+		if p.next.get(name) != nil {
+			p.next.Tangled = append(p.next.Tangled, name)
+		}
+	}
 	if err := k.writeIndex(&p.next); err != nil {
 		return err
 	}
@@ -414,7 +424,7 @@ func twinOf(name string) string {
 }
 
 // apply does what was planned on the ESP. What fails keeps nothing else from
-// being done; the index then does not have it, so that it is tried again.
+// being done, and stays planned.
 func (k *Keeper) apply(dir hw.ESPDir, p *plan) {
 	for _, r := range p.remove {
 		if err := discard(dir, r.name); err != nil {
@@ -423,16 +433,23 @@ func (k *Keeper) apply(dir hw.ESPDir, p *plan) {
 		}
 		p.say(r.why)
 	}
-	for _, r := range p.puts {
+	p.puts = slices.DeleteFunc(p.puts, func(r restored) bool {
 		err := dir.MakeFolder(path.Dir(r.name))
 		if err == nil {
 			err = put(dir, r.name, r.data, r.replace)
 		}
-		if err == nil {
-			p.say(r.why)
-			continue
+		if err != nil {
+			p.errs = append(p.errs, err)
+			return false
 		}
-		p.errs = append(p.errs, err)
+		p.say(r.why)
+		return true
+	})
+}
+
+// undone gives what could not be put back the entry that it had.
+func (p *plan) undone() {
+	for _, r := range p.puts {
 		p.next.Copies = slices.DeleteFunc(p.next.Copies, func(c Copy) bool { return c.Name == r.name })
 		if was := p.old.get(r.name); was != nil {
 			p.next.Copies = append(p.next.Copies, *was)

@@ -42,6 +42,9 @@ func look(files fs.FS) (*survey, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look at the ESP: %w", err)
 		}
+		if len(entries) > maxFiles {
+			return nil, fmt.Errorf("look at the ESP: %s has %d files, more than %d", folder, len(entries), maxFiles)
+		}
 		for _, e := range entries {
 			info, err := e.Info()
 			if err != nil || e.IsDir() {
@@ -185,7 +188,7 @@ func (k *Keeper) changes(s *survey, x *Index) (changes []string) {
 		changes = append(changes, n.String()+" is there besides the one that counts")
 	}
 	for name, other := range s.shared {
-		if name < other {
+		if name < other && !slices.Contains(x.Tangled, name) {
 			changes = append(changes, fmt.Sprintf("%s and %s lie in the same place", name, other))
 		}
 	}
