@@ -58,13 +58,13 @@ bin/halogen: $(SOURCES)
 	@go build -trimpath -buildvcs=false -o $@ ./builder/halogen
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
-# Go runtime, not thirty. goshsmall: the shell leaves the editing of lines to the
-# terminal.
+# Go runtime, not thirty.
 bin/bb: $(MACHINE)
 	@echo "building the machine's commands (20 s)"
 	@mkdir -p bin
-	@go tool makebb -go-build-tags goshsmall -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
+	@go list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./initagent $(OURS) $(UROOT) | sort -u | sed '/^$$/d' >bin/bb.modules
 	@mv $@.new $@
 
 # What the running system has of them.

@@ -101,7 +101,7 @@ func build(t *testing.T, args ...string) (out, stdout, stderr string) {
 
 func TestBuildAndInspect(t *testing.T) {
 	out, stdout, stderr := build(t, "--disk", "--disk-size", "600M")
-	if want := "system.erofs\nuki.efi\nbootx64.efi\ndisk.img\nrelease.json\n"; strings.ReplaceAll(stdout, out+"/", "") != want {
+	if want := "system.erofs\nuki.efi\nbootx64.efi\nsbom.cdx.json\nprovenance.intoto.json\ndisk.img\nrelease.json\n"; strings.ReplaceAll(stdout, out+"/", "") != want {
 		t.Errorf("printed %q", stdout)
 	}
 	for _, say := range []string{"WARNING: ReleaseKey=none", "packing the system image: ", "release 7 of test-os in "} {
@@ -137,7 +137,7 @@ func TestJSON(t *testing.T) {
 		}
 		Files []string
 	}
-	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || len(summary.Files) != 4 || summary.Files[3] != filepath.Join(out, "release.json") {
+	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || len(summary.Files) != 6 || summary.Files[5] != filepath.Join(out, "release.json") {
 		t.Fatalf("%+v, %v", summary, err)
 	}
 	code, stdout, stderr := run(t, nil, "inspect", filepath.Join(out, "uki.efi"), "--json")

@@ -24,6 +24,8 @@ Publishes what 'halogen build' made in a static web server's folder:
   ROOT/<arch>/<image-id>/manifest.env            names the releases of the channels
   ROOT/<arch>/<image-id>/release-key.pgp         the release key
   ROOT/<arch>/<image-id>/<n>/<n>.tar.gz          the release, and .pgp its signature
+  ROOT/<arch>/<image-id>/<n>/<n>.cdx.json        its bill of materials, likewise
+  ROOT/<arch>/<image-id>/<n>/<n>.intoto.json     how it was made, likewise
   ROOT/<arch>/<image-id>/stable, beta, alpha     links to the releases
 
 Every file changes in one step and the manifest last. What machines would not

@@ -101,7 +101,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.disk} {
+	for _, step := range []func(context.Context) error{b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -377,7 +377,7 @@ func hashFile(path string) ([]byte, error) {
 
 // publish makes the results visible.
 func (b *build) publish() (*Result, error) {
-	names := []string{release.ImageFile, release.UKIFile, release.BootManagerFile}
+	names := []string{release.ImageFile, release.UKIFile, release.BootManagerFile, BillFile, ProvenanceFile}
 	if b.Disk {
 		names = append(names, DiskFile)
 	}

@@ -77,7 +77,7 @@ func listing(t testing.TB, dir string) []string {
 func TestPartsBelongTogether(t *testing.T) {
 	o := options(t, rootfstest.Minimal().Write(t, false))
 	r := mustBuild(t, o)
-	if have, want := listing(t, o.Out), []string{"bootx64.efi", "disk.img", "release.json", "system.erofs", "uki.efi"}; !slices.Equal(have, want) {
+	if have, want := listing(t, o.Out), []string{"bootx64.efi", "disk.img", ProvenanceFile, "release.json", BillFile, "system.erofs", "uki.efi"}; !slices.Equal(have, want) {
 		t.Errorf("the output folder has %q, want %q", have, want)
 	}
 	rel, err := release.Parse(read(t, o.Out, release.ManifestFile))
@@ -419,7 +419,7 @@ func TestBuildOverABuild(t *testing.T) {
 	o.Version = 8
 	mustBuild(t, o)
 	rel, err := release.Parse(read(t, o.Out, release.ManifestFile))
-	if err != nil || rel.Version != 8 || len(listing(t, o.Out)) != 5 {
+	if err != nil || rel.Version != 8 || len(listing(t, o.Out)) != 7 {
 		t.Errorf("%+v, %v, files %q", rel, err, listing(t, o.Out))
 	}
 }

@@ -221,3 +221,25 @@ func TestGPGSigns(t *testing.T) {
 		t.Errorf("without its secret: %v", err)
 	}
 }
+
+// TestPapers sees what a release is made of beside it, signed.
+func TestPapers(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	o := w.options(w.build(3, "release", fpr), "release")
+	w.publish(o)
+	key, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "release.pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(o.Server, "x86_64/test-os/3")
+	for suffix, file := range map[string]string{".cdx.json": image.BillFile, ".intoto.json": image.ProvenanceFile} {
+		text := mustRead(t, filepath.Join(folder, "3"+suffix))
+		if !bytes.Equal(text, mustRead(t, filepath.Join(o.Build, file))) {
+			t.Errorf("3%s is not the build's %s", suffix, file)
+		}
+		if err := key.Verify(bytes.NewReader(text), mustRead(t, filepath.Join(folder, "3"+suffix+".pgp")), now); err != nil {
+			t.Errorf("3%s: %v", suffix, err)
+		}
+	}
+}

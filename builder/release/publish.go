@@ -391,6 +391,9 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 	if err := errors.Join(err, finish(f)); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
+	if err := p.writePapers(dir); err != nil {
+		return err
+	}
 	if p.signer == nil {
 		return syncFolder(dir)
 	}
