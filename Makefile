@@ -24,7 +24,7 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 # running system has its own programs, one of which is halogenctl with what it runs.
 ELSEWHERE := ota halogenctl
 CONTROL := halogenctl slots verify repair eventlog
-UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
+UROOT   := $(filter-out %/gosh,$(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod))
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 TOOLS   := bin/halogen bin/bb bin/ota bin/halogenctl bin/share

@@ -16,10 +16,7 @@ import (
 
 // Person is whoever is at the terminals of this machine.
 type Person struct {
-	// ShellPath is the program that the recovery console runs. It reads whole
-	// lines, which the kernel's terminal edits: an editor that paints its line
-	// anew with every key, and asks the terminal for its colours, garbles what
-	// goes over a serial line.
+	// ShellPath is the program that the recovery console runs.
 	ShellPath string
 	// Leave takes away what the commands have opened, once the console is left;
 	// may be nil.
@@ -103,8 +100,8 @@ const (
 	maxHasty = 3
 )
 
-// stay runs the shell on a terminal until somebody leaves it. It ends with a
-// failure for a typing error that it cannot parse, too: that restarts no machine.
+// stay runs the shell on a terminal until somebody leaves it. One that was killed
+// restarts no machine.
 func stay(path, tty string) error {
 	for early := 0; ; {
 		start := time.Now()
