@@ -3,9 +3,11 @@ package qemutests
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -21,12 +23,15 @@ import (
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
+// bootManager is what the firmware starts.
+const bootManager = "EFI/BOOT/BOOTX64.EFI"
+
 // planted is a word that no command line of ours has.
 const planted = "halogen_planted=1"
 
 // TestTampered changes one thing each that decides what boots: the TPM refuses, the
 // console says which PCR and what is different, and the root partition stays closed.
-// FAULTS 54, 55, 57, 61
+// FAULTS 54, 55, 57, 61, 77
 func TestTampered(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -38,6 +43,8 @@ func TestTampered(t *testing.T) {
 	}{
 		{"command line by SMBIOS", nil, []string{"io.systemd.stub.kernel-cmdline-extra=" + planted},
 			[]string{"PCR 12 (command line", planted}, false},
+		{"another init by SMBIOS", nil, []string{"io.systemd.stub.kernel-cmdline-extra=rdinit=/bin/gosh init=/bin/gosh"},
+			[]string{"PCR 12 (command line", "rdinit=/bin/gosh"}, false},
 		{"command line by a boot entry", plantEntry, nil, []string{"PCR 12 (command line", planted}, true},
 		{"credential for all systems", func(t *testing.T, s vm.State) {
 			espWrite(t, s, "loader/credentials/planted.cred", []byte("planted"))
@@ -57,15 +64,21 @@ func TestTampered(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := provisioned(t)
+			var before string
 			g := Machine(t, Options{State: p.State, VM: vm.Options{SMBIOS: tt.smbios}, Prepare: func(s vm.State) error {
 				if tt.tamper != nil {
 					tt.tamper(t, s)
 				}
+				before = enrolled(t, s)
 				return nil
 			}})
 			g.expectRefusal(tt.want...)
 			if !tt.opened {
 				g.staysClosed()
+				g.PowerCut()
+				if after := enrolled(t, g.State()); after != before {
+					t.Errorf("the firmware had %q, and has %q", before, after)
+				}
 				return
 			}
 			g.typeLine(p.Notes[recoveryKeyNote])
@@ -84,6 +97,20 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// enrolled names the keys that the firmware has.
+func enrolled(t testing.TB, s vm.State) string {
+	t.Helper()
+	f, err := readFirmwareVars(s.Vars())
+	must(t, err)
+	var names []string
+	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB} {
+		if value, err := f.get(v); err == nil && len(value) > 0 {
+			names = append(names, fmt.Sprintf("%s %x", v.Name, sha256.Sum256(value)))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // plantEntry makes the boot manager start the UKI with load options.
@@ -145,7 +172,6 @@ func TestUnsignedAddon(t *testing.T) {
 // FAULTS 52
 func TestNotOurs(t *testing.T) {
 	t.Parallel()
-	const bootManager = "EFI/BOOT/BOOTX64.EFI"
 	tests := []struct {
 		name, image string
 		signed      bool   // by a stranger

@@ -17,8 +17,9 @@ import (
 // a test can see.
 func TestTestOS(t *testing.T) {
 	t.Parallel()
+	p := provisioned(t)
 	began := time.Now()
-	g := Machine(t, Options{Image: "testos-1", VM: vm.Options{Watchdog: vm.I6300ESB}})
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Watchdog: vm.I6300ESB}})
 	r := g.Boot()
 	t.Logf("boot: %v from power on to the report, kernel up for %.1f s", time.Since(began).Round(100*time.Millisecond), r.Uptime)
 	if r.OSRelease["ID"] != "testos" || r.Kernel == "" || !strings.Contains(r.Cmdline, "ttyS0") {
