@@ -123,6 +123,9 @@ type Facts struct {
 	// Verdict is about a system in the other slot whose tries are used up.
 	Verdict Verdict
 	Judged  Outcome
+	// Manager: the running release brought a boot manager that is not in place yet.
+	Manager bool
+	Managed Outcome
 	// Unwell: the ESP and the root partition's copies of it differ.
 	Unwell bool
 	Mended Outcome
@@ -143,30 +146,31 @@ type Kind int
 
 // The closed set of steps.
 const (
-	Recovery     Kind = iota // open the recovery console
-	Install                  // let a person install the release on another disk
-	Heal                     // restore the damaged copy of the partition table
-	Partition                // make the partitions that are missing
-	MakeTree                 // generate the first slot's verity tree and name the slot
-	OpenVerity               // verify the system image and mount it
-	Enrol                    // make, sign with and enrol this machine's keys
-	MakeRoot                 // make the root partition and seal its key
-	Unlock                   // open the root partition with the TPM
-	AskKey                   // open the root partition with a key that somebody types
-	Remember                 // note that a version failed its trial
-	Retry                    // give a trial that was only interrupted its tries again
-	Mend                     // make the ESP whole from the root partition's copies, or those from it
-	Stage                    // activate a fetched release
-	UpdatePolicy             // write the TPM's policy
-	MountState               // mount the root partition's folders
-	Condemn                  // take the slot's tries away
-	Reboot                   // start again
-	SwitchRoot               // hand over to the system
+	Recovery      Kind = iota // open the recovery console
+	Install                   // let a person install the release on another disk
+	Heal                      // restore the damaged copy of the partition table
+	Partition                 // make the partitions that are missing
+	MakeTree                  // generate the first slot's verity tree and name the slot
+	OpenVerity                // verify the system image and mount it
+	Enrol                     // make, sign with and enrol this machine's keys
+	MakeRoot                  // make the root partition and seal its key
+	Unlock                    // open the root partition with the TPM
+	AskKey                    // open the root partition with a key that somebody types
+	Remember                  // note that a version failed its trial
+	Retry                     // give a trial that was only interrupted its tries again
+	Mend                      // make the ESP whole from the root partition's copies, or those from it
+	Stage                     // activate a fetched release
+	UpdatePolicy              // write the TPM's policy
+	UpdateManager             // put the blessed release's boot manager in the place of an older one
+	MountState                // mount the root partition's folders
+	Condemn                   // take the slot's tries away
+	Reboot                    // start again
+	SwitchRoot                // hand over to the system
 )
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
 }
 
@@ -364,6 +368,8 @@ func upkeep(f Facts) (Step, bool) {
 	case f.Policy && f.Record == NotTried:
 		// Only now is it known which systems the ESP has.
 		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
+	case f.Manager && f.Managed == NotTried:
+		return Step{UpdateManager, "the release that runs has proven itself, and brought a boot manager"}, true
 	case f.Stage && f.Staged == NotTried:
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:

@@ -41,6 +41,7 @@ var (
 		"replaced":      func(s *State, f *Facts) { f.Replaced = true },
 		"stage":         func(s *State, f *Facts) { f.Stage = true },
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
+		"manager":       func(s *State, f *Facts) { f.Manager = true },
 		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
 	}
 )
@@ -124,7 +125,7 @@ func (tr *trace) set(t *testing.T, word string) {
 // decides nothing.
 func (tr *trace) apply(k Kind) {
 	s, f := &tr.state, &tr.facts
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause

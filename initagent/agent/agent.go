@@ -182,7 +182,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := map[slot.Kind]*slot.Outcome{
 		slot.Install: &a.facts.Install, slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
 		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
-		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged,
+		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged, slot.UpdateManager: &a.facts.Managed,
 	}[step.Kind]
 	run := func() error { return a.do(ctx, step) }
 	var err error
@@ -248,6 +248,8 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.mend()
 	case slot.Stage:
 		return a.stage(ctx)
+	case slot.UpdateManager:
+		return a.updateManager()
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:

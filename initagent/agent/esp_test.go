@@ -38,6 +38,9 @@ type memESP struct {
 	lying bool         // flushes are reported and not made
 	taken int64        // bytes of the GiB that it has
 	full  bool         // it has no room for another file, and does not say so
+	apart bool         // its names cannot be exchanged
+	// exchanged says of each exchange whether both files were flushed before.
+	exchanged []bool
 }
 
 func newESP(files map[string]remains, op func(string)) *memESP {

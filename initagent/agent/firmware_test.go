@@ -104,6 +104,9 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		setFlag(m.vars, "SecureBoot", 0)
 	}
 	err = m.startable(removable, m.manager)
+	if err != nil && m.nextManager != nil {
+		err = m.startable(removable, m.nextManager)
+	}
 	if err != nil && m.bootEntry {
 		err = m.startable(managerCopy, m.manager)
 	}

@@ -136,6 +136,7 @@ type machine struct {
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
 	noSecureBoot   bool             // it is switched off, and no keys are enrolled
+	nextManager    []byte           // another boot manager that starts, or nil
 	presses        int              // the console is asked for at that look, from 1 on; 0: never
 	looks          int              // at whether it is
 	listening      bool

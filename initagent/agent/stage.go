@@ -151,7 +151,7 @@ func (a *Agent) stageNoted(note *stagedNote) error {
 	if err != nil {
 		return err
 	}
-	if err := a.sign(c); err != nil {
+	if c.uki, err = a.signed(c.uki); err != nil {
 		return err
 	}
 	if err := a.activate(c); err != nil {
@@ -165,29 +165,29 @@ func (a *Agent) stageNoted(note *stagedNote) error {
 	return nil
 }
 
-// sign has this machine's own key sign the UKI, where there is one, and makes sure
-// that the firmware will start it.
-func (a *Agent) sign(c *candidate) error {
+// signed has this machine's own key sign an image, where there is one, and makes
+// sure that the firmware will start it.
+func (a *Agent) signed(image []byte) ([]byte, error) {
 	if a.secret == nil {
-		return errors.New("the machine's keys are not at hand in this boot")
+		return nil, errors.New("the machine's keys are not at hand in this boot")
 	}
 	keys, err := a.storedKeys(a.secret)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if keys != nil {
 		defer keys.Wipe()
-		if c.uki, err = dbSigner(keys).Sign(c.uki); err != nil {
-			return refusal{err}
+		if image, err = dbSigner(keys).Sign(image); err != nil {
+			return nil, refusal{err}
 		}
 	}
 	if !rootpart.Enforces(a.firmware) {
-		return nil
+		return image, nil
 	}
-	if err := rootpart.CheckStarts(c.uki, a.firmware, rootpart.Certificates(a.firmware)); err != nil {
-		return refuse("the firmware would not start the UKI: %w", err)
+	if err := rootpart.CheckStarts(image, a.firmware, rootpart.Certificates(a.firmware)); err != nil {
+		return nil, refuse("the firmware would not start it: %w", err)
 	}
-	return nil
+	return image, nil
 }
 
 // dbSigner signs what this machine starts. The date is fixed, so that the same

@@ -14,7 +14,7 @@ const (
 // system has to see to.
 func (a *Agent) observeUpkeep() error {
 	if a.state.Root != slot.RootOpen || a.state.Trial {
-		a.facts.Policy, a.facts.Stage, a.facts.Verdict, a.facts.Unwell = false, false, slot.NoTrial, false
+		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.Unwell = false, false, false, slot.NoTrial, false
 		return nil
 	}
 	// First: a trial that gets its tries again keeps its place in the record.
@@ -22,6 +22,7 @@ func (a *Agent) observeUpkeep() error {
 		a.facts.Verdict = a.judgeTrial()
 	}
 	a.facts.Policy = a.policyOutdated()
+	a.facts.Manager = a.managerWaits()
 	a.facts.Stage = a.releaseWaits()
 	if a.facts.Mended == slot.NotTried {
 		a.facts.Unwell = a.espUnwell()

@@ -71,3 +71,12 @@ func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
 	}
 	return freed, errors.Join(err, f.Close())
 }
+
+// Exchange implements ESP.
+func (l LinuxESP) Exchange(d Disk, a, b string) error {
+	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fat.Exchange(f, a, b, int64(d.SectorSize)), f.Close())
+}

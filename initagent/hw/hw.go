@@ -161,6 +161,10 @@ type ESP interface {
 	// the content alone. While anything else is damaged nothing is freed. The
 	// partition must not be mounted.
 	Repair(d Disk, names []string) (int64, error)
+	// Exchange gives two files of one folder each other's content, at once: a cut
+	// leaves both as they were or both changed. It is fat.ErrApart where that cannot
+	// be done. The partition must not be mounted.
+	Exchange(d Disk, a, b string) error
 }
 
 // ESPDir is the mounted ESP.

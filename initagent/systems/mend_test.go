@@ -90,6 +90,8 @@ func (e *esp) Repair(_ hw.Disk, names []string) (int64, error) {
 	return 0, nil
 }
 
+func (*esp) Exchange(hw.Disk, string, string) error { return errors.ErrUnsupported }
+
 type espFiles struct {
 	fstest.MapFS
 	e *esp

@@ -164,3 +164,4 @@ func (d dir) Rename(from, to string) error {
 	return nil
 }
 func (esp) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }
+func (esp) Exchange(hw.Disk, string, string) error  { return errors.ErrUnsupported }

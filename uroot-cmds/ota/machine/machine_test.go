@@ -246,6 +246,7 @@ func (e esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
 }
 
 func (esp) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }
+func (esp) Exchange(hw.Disk, string, string) error  { return errors.ErrUnsupported }
 
 type espDir struct {
 	enrol.MountedDir
