@@ -337,13 +337,12 @@ func (k *Keeper) sound(files fs.FS, name string, data []byte, old *Copy) error {
 
 // startable says why an image would not start, or is not the one of its name.
 func (k *Keeper) startable(name string, data []byte) error {
-	if _, err := authenticode.Digest(data); err != nil {
-		return err // it is no EFI image
+	starts := k.Starts
+	if starts == nil {
+		starts = isImage
 	}
-	if k.Starts != nil {
-		if err := k.Starts(data); err != nil {
-			return err
-		}
+	if err := starts(data); err != nil {
+		return err
 	}
 	n, ok := k.system(name)
 	if !ok {
@@ -357,6 +356,12 @@ func (k *Keeper) startable(name string, data []byte) error {
 		return fmt.Errorf("it is %s %s inside", c.ImageID, c.Version)
 	}
 	return nil
+}
+
+// isImage says why a file is no EFI image.
+func isImage(data []byte) error {
+	_, err := authenticode.Digest(data)
+	return err
 }
 
 // fits says why a copy is not to be put back.
