@@ -133,7 +133,7 @@ func lastGood(m hw.Machine) (log *pcr.Log, err error) {
 }
 
 func collect(now, last *pcr.Log, which []int) output {
-	o := output{Compared: last != nil, Differences: []difference{}}
+	o := output{Compared: last != nil, Differences: []difference{}, Events: []event{}}
 	if last != nil {
 		for _, d := range pcr.Diff(last, now) {
 			if !slices.Contains(which, d.PCR) {
