@@ -575,3 +575,22 @@ func TestFolderTricks(t *testing.T) {
 	}
 	m.has(w.new)
 }
+
+// FuzzJudge gives what a server sends to whoever has the privileges.
+func FuzzJudge(f *testing.F) {
+	key := otatest.NewKey(f)
+	one := otatest.Make(f, otatest.Spec{Version: 1, Key: key, Image: otatest.Image(4, 1, 0, 0)})
+	two := otatest.Make(f, otatest.Spec{Version: 2, Key: key, Image: otatest.Image(4, 2, 0, 0)})
+	text := []byte("STABLE=2\nPUBKEY=k\nSEQUENCE=3\n")
+	f.Add(text, key.Sign(text), two.Archive[:two.Head.Size])
+	f.Add(text, []byte(nil), two.Archive[:two.Head.Size])
+	f.Add([]byte(nil), []byte(nil), one.Archive[:one.Head.Size])
+	f.Fuzz(func(t *testing.T, text, signature, head []byte) {
+		self := &offer.Self{Running: one.Contract, Channel: "stable", Signed: "auto", Now: otatest.Date.Add(time.Hour)}
+		d, h, _, err := (&Found{Manifest: text, Signature: signature, Head: head}).Judge(self)
+		// Nothing is taken that the key did not sign.
+		if err == nil && h != nil && d.Verdict == offer.Take && !bytes.Equal(h.Description, two.Text) {
+			t.Fatalf("took %+v", d)
+		}
+	})
+}

@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
@@ -191,20 +190,20 @@ func TestWorkerKeepsLock(t *testing.T) {
 	lock, err := w.m.lock(r)
 	must(t, err)
 	script := filepath.Join(w.dir, "worker")
-	must(t, os.WriteFile(script, []byte("#!/bin/sh\ncat >/dev/null\n"), 0o755))
-	started := make(chan error, 1)
+	must(t, os.WriteFile(script, []byte("#!/bin/sh\necho '{\"note\":\"up\"}'\ncat >/dev/null\n"), 0o755))
+	up, ended := make(chan bool, 1), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		s := worker.Starter{Program: script, User: w.m.Worker.User}
-		started <- s.Run(ctx, worker.Request{}, worker.Files{worker.Lock: lock}, "/", func(worker.Event) {})
+		ended <- s.Run(ctx, worker.Request{}, worker.Files{worker.Lock: lock}, "/", func(worker.Event) { up <- true })
 	}()
-	time.Sleep(300 * time.Millisecond)
+	<-up
 	must(t, lock.Close())
 	if _, err := w.fetch(); !errors.Is(err, ErrBusy) {
 		t.Errorf("beside a worker: %v", err)
 	}
 	cancel()
-	if err := <-started; !errors.Is(err, context.Canceled) {
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the worker: %v", err)
 	}
 	if _, err := w.fetch(); err != nil {

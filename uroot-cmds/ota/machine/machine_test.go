@@ -58,6 +58,22 @@ type box struct {
 	corrupt bool
 	mounted int
 	atESP   func()
+	// cut fails what comes after so many effects; negative: nothing.
+	cut int
+}
+
+var errCut = errors.New("the power is cut")
+
+// effect notes what is done, or fails it.
+func (b *box) effect(what string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cut == 0 {
+		return errCut
+	}
+	b.cut--
+	b.log = append(b.log, what)
+	return nil
 }
 
 func newBox(t testing.TB) *box {
@@ -67,7 +83,7 @@ func newBox(t testing.TB) *box {
 	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		must(t, os.Chmod(d, 0o755))
 	}
-	b := &box{t: t, dir: dir}
+	b := &box{t: t, dir: dir, cut: -1}
 	for _, folder := range []string{"run/halogen", stateFolder, "etc", "esp/" + bls.Folder, "parts"} {
 		must(t, os.MkdirAll(filepath.Join(dir, folder), 0o755))
 	}
@@ -123,12 +139,6 @@ func (b *box) read(name string) string {
 		return err.Error()
 	}
 	return string(text)
-}
-
-func (b *box) note(what string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.log = append(b.log, what)
 }
 
 func (b *box) writeTable(table *gpt.Table) {
@@ -210,7 +220,9 @@ func (d disks) List() ([]hw.Disk, error) { return []hw.Disk{d.disk()}, nil }
 
 func (d disks) Open(_ hw.Disk, write bool) (hw.File, error) {
 	if write {
-		d.b.note("partition table")
+		if err := d.b.effect("partition table"); err != nil {
+			return nil, err
+		}
 		return os.OpenFile(d.b.path("disk"), os.O_RDWR, 0)
 	}
 	return os.Open(d.b.path("disk"))
@@ -218,7 +230,9 @@ func (d disks) Open(_ hw.Disk, write bool) (hw.File, error) {
 
 func (d disks) OpenPartition(_ hw.Disk, n int, write bool) (hw.File, error) {
 	if write {
-		d.b.note("open partition " + string(rune('0'+n)))
+		if err := d.b.effect("open partition " + string(rune('0'+n))); err != nil {
+			return nil, err
+		}
 		return os.OpenFile(d.b.part(n), os.O_RDWR, 0)
 	}
 	return os.Open(d.b.part(n))
@@ -254,12 +268,16 @@ type espDir struct {
 }
 
 func (e espDir) Remove(name string) error {
-	e.b.note("remove " + filepath.Base(name))
+	if err := e.b.effect("remove " + filepath.Base(name)); err != nil {
+		return err
+	}
 	return e.MountedDir.Remove(name)
 }
 
 func (e espDir) Rename(from, to string) error {
-	e.b.note("rename " + filepath.Base(from) + " to " + filepath.Base(to))
+	if err := e.b.effect("rename " + filepath.Base(from) + " to " + filepath.Base(to)); err != nil {
+		return err
+	}
 	return e.MountedDir.Rename(from, to)
 }
 
@@ -404,6 +422,34 @@ func TestFetch(t *testing.T) {
 	}
 	if got := w.read(filepath.Join(stateFolder, stagedFile)); !strings.Contains(got, `"4"`) {
 		t.Errorf("staged.json is %s", got)
+	}
+}
+
+// Cut between any two effects, the slot is either the whole one that it was, or
+// nobody's; and the next fetch ends well.
+func TestCutWhileEmptying(t *testing.T) {
+	for cut := range 4 {
+		w := newWorld(t)
+		w.cut = cut
+		if _, err := w.fetch(); !errors.Is(err, errCut) {
+			t.Fatalf("cut after %d effects: %v", cut, err)
+		}
+		system, _ := w.table().ByNumber(layout.SlotB.SystemNumber())
+		named := system.UUID == layout.SystemUUID(w.one.Contract.Root())
+		if written := slices.Contains(w.log, "open partition 4"); written && (named || strings.Contains(w.ukis(), "test-os_1")) {
+			t.Errorf("cut after %d effects: slot B is written to and is still version 1's", cut)
+		}
+		if !named && strings.Contains(w.ukis(), "test-os_1") {
+			t.Errorf("cut after %d effects: version 1 starts, and has lost its slot", cut)
+		}
+		if _, err := os.Stat(w.path(filepath.Join(stateFolder, stagedFile))); err == nil {
+			t.Errorf("cut after %d effects: it is staged", cut)
+		}
+		w.cut = -1
+		if _, err := w.fetch(); err != nil {
+			t.Errorf("cut after %d effects, then: %v", cut, err)
+		}
+		w.complete()
 	}
 }
 
