@@ -19,7 +19,9 @@ going to write, and asks. Every file on the ESP that could be started is signed
 first, and the Platform Key, which makes it all count, is written last and only
 when everything else reads back right.
 
-Needs unlock. Recovery console only. Exit codes: 0 enrolled, 1 not, 2 wrong usage.
+Needs unlock. Recovery console only.
+
+Exit codes: 0 enrolled, 1 not, 2 wrong usage.
 `
 
 func main() { cmd(rescue.Linux, terminal).Main() }

@@ -19,7 +19,9 @@ stays, and the new one is forgotten.
 The old key opens nothing afterwards, but a copy of the disk's first 16 MiB that
 somebody took before still opens with it.
 
-Needs unlock. Recovery console only. Exit codes: 0 replaced, 1 not, 2 wrong usage.
+Needs unlock. Recovery console only.
+
+Exit codes: 0 replaced, 1 not, 2 wrong usage.
 `
 
 func main() { cmd(rescue.Linux, terminal).Main() }

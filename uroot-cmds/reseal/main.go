@@ -21,7 +21,9 @@ firmware does not enforce Secure Boot.
 Say yes only if you know what changed: whoever changed it can from then on start
 this machine and have it open its data.
 
-Needs unlock. Recovery console only. Exit codes: 0 accepted, 1 not, 2 wrong usage.
+Needs unlock. Recovery console only.
+
+Exit codes: 0 accepted, 1 not, 2 wrong usage.
 `
 
 func main() { cmd(rescue.Linux, terminal).Main() }
