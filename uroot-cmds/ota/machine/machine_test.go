@@ -585,6 +585,10 @@ func TestFrom(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	w.complete()
+	out, err = w.m.Check(t.Context(), Options{From: strings.Replace(w.server.URL, "://", "://me:secret@", 1)})
+	if err != nil || out.From != w.server.URL {
+		t.Errorf("with a password: %+v, %v", out, err)
+	}
 	if _, err := w.m.Check(t.Context(), Options{From: filepath.Join(dir, "none")}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("from nowhere: %v", err)
 	}

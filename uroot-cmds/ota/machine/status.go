@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
@@ -15,8 +16,11 @@ import (
 	"halogenos.internal/uroot-cmds/ota/settings"
 )
 
-// Redacted is a server's address without a password.
+// Redacted is a server's address without a password. A path stays as it is.
 func Redacted(address string) string {
+	if !strings.Contains(address, "://") {
+		return address
+	}
 	u, err := url.Parse(address)
 	if err != nil {
 		return "(an address that cannot be read)"

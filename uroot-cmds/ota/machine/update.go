@@ -249,7 +249,7 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 // from is where the offer comes from, for people.
 func (u *update) from() string {
 	if u.From != "" {
-		return u.From
+		return Redacted(u.From)
 	}
 	return Redacted(u.settings.Server)
 }

@@ -35,7 +35,7 @@ type web struct {
 func newWeb(address string, o Options) (*web, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return nil, fmt.Errorf("server's address: %w", err)
+		return nil, fmt.Errorf("server's address: %w", plainError(err))
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("server %q is no http or https address", u.Redacted())

@@ -8,6 +8,7 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
@@ -144,11 +145,11 @@ func server(value string) (string, error) {
 	u, err := url.Parse(value)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("address: %w", err)
+		return "", errors.New("cannot be read as an address") // which may hold a password
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
 		return filepath.Clean(u.Path), nil
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return "", fmt.Errorf("%.100q is no http, https or file address and no absolute path", value)
+		return "", fmt.Errorf("%.100q is no http, https or file address and no absolute path", u.Redacted())
 	case u.RawQuery != "" || u.Fragment != "":
 		return "", fmt.Errorf("%.100q has a query or a fragment, and names are put behind it", u.Redacted())
 	}

@@ -36,6 +36,7 @@ func TestLoadRefused(t *testing.T) {
 		"Server=file://host/x":             "no http, https or file",
 		"Server=updates":                   "no http, https or file",
 		"Server=":                          "no http, https or file",
+		"Server=http://a:b@h:x/":           "cannot be read",
 		"Server=https://x/?a=b":            "query",
 		"RateLimit=fast":                   "bytes a second",
 		"RateLimit=":                       "bytes a second",
