@@ -74,7 +74,7 @@ func allowed(before, after *condition, asked bool) error {
 	}
 	for _, e := range after.history {
 		tooOften := e.Kind == journal.Refused && strings.Contains(e.Reason, "went down 3 times")
-		if e.Kind == journal.Refused && !tooOften || e.Kind == journal.Recovery {
+		if e.Kind == journal.Refused && !tooOften || e.Kind == journal.Recovery || e.Kind == journal.Condemned {
 			return fmt.Errorf("%s: version %s: %s", e.Kind, e.Version, e.Reason)
 		}
 	}
