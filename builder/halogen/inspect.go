@@ -9,10 +9,11 @@ import (
 
 const inspectSummary = `usage: halogen inspect [OPTION]... FILE
 
-Shows what is in a file that halogen makes, whatever its name: a UKI or another
-EFI image (sections, predicted PCR 11, command line, boot contract,
-signatures), a disk (partitions, files on the ESP), a system image, or a
-release.json. Signatures are listed, not verified.
+Shows what is in a file that halogen makes or a machine has, whatever its name: a
+UKI or another EFI image (sections, predicted PCR 11, command line, boot
+contract, signatures), a disk (partitions, files on the ESP), an ESP, a system
+image, a LUKS2 volume (keyslots, tokens), a release.json, a release's archive, or
+a key (OpenPGP, certificate, PKCS#8). Signatures are listed, not verified.
 `
 
 func (c command) inspect(_ context.Context, args []string) error {

@@ -51,6 +51,12 @@ func TestReleaseAndVerify(t *testing.T) {
 	if !strings.Contains(stderr, "WARNING: test-os is published unsigned") {
 		t.Errorf("nothing said of the missing signature: %s", stderr)
 	}
+	code, stdout, stderr = run(t, nil, "inspect", result.Archive)
+	for _, say := range []string{"release archive", "test-os 7 for x86_64", "uki.efi", "packed", "signature        none"} {
+		if code != exitOK || !strings.Contains(stdout, say) {
+			t.Errorf("inspect: exit code %d, no %q in %s%s", code, say, stdout, stderr)
+		}
+	}
 	web := httptest.NewServer(http.FileServer(http.Dir(root)))
 	defer web.Close()
 	for _, place := range []string{root, filepath.Dir(filepath.Dir(result.Archive)), web.URL + "/x86_64/test-os"} {

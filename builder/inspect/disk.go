@@ -33,6 +33,7 @@ type Partition struct {
 	Start  int64   `json:"start"` // bytes
 	Size   int64   `json:"size"`  // bytes
 	System *System `json:"system,omitempty"`
+	LUKS   *LUKS   `json:"luks,omitempty"`
 }
 
 // ESPFile is a file on the ESP.
@@ -84,6 +85,10 @@ func describeDisk(f io.ReaderAt, size int64) (*Disk, error) {
 		if p.Type == layout.TypeRoot {
 			// A partition without a file system is shown without one.
 			part.System, _ = describeSystem(section)
+		}
+		if p.Type == layout.TypeLUKS {
+			// Likewise.
+			part.LUKS, _ = describeLUKS(section, length)
 		}
 		d.Partitions = append(d.Partitions, part)
 		if p.Type == layout.TypeESP {

@@ -1,5 +1,6 @@
-// Package inspect describes the files that the builder makes: UKIs and other
-// EFI images, disks, system images, release.json.
+// Package inspect describes the files that the builder makes and machines have:
+// UKIs and other EFI images, disks, ESPs, system images, LUKS2 headers,
+// release.json, releases and keys.
 //
 // It refuses to judge: what it shows of a file is what the file says, checked
 // for consistency but not for whose it is. It opens files for reading only.
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/builder/erofs"
 )
@@ -24,12 +26,16 @@ const maxEFI = 512 << 20
 
 // A Report is what is known about a file. One of the pointers is set.
 type Report struct {
-	Kind    string           `json:"kind"` // efi, disk, system or release
+	Kind    string           `json:"kind"` // efi, disk, system, release, archive, esp, luks or key
 	Size    int64            `json:"size"` // bytes
 	EFI     *EFI             `json:"efi,omitempty"`
 	Disk    *Disk            `json:"disk,omitempty"`
 	System  *System          `json:"system,omitempty"`
 	Release *release.Release `json:"release,omitempty"`
+	Archive *Archive         `json:"archive,omitempty"`
+	ESP     []ESPFile        `json:"esp,omitempty"`
+	LUKS    *LUKS            `json:"luks,omitempty"`
+	Key     *Key             `json:"key,omitempty"`
 }
 
 // System describes a system image by its superblock.
@@ -42,7 +48,7 @@ type System struct {
 }
 
 // ErrUnknown is returned for a file that is none of what the builder makes.
-var ErrUnknown = errors.New("neither an EFI image, a disk with a GPT, an EROFS image nor a release.json")
+var ErrUnknown = errors.New("neither an EFI image, a disk with a GPT, an ESP, an EROFS image, a LUKS2 volume, a release.json, a release's archive nor a key")
 
 // File describes a file by what is in it, whatever its name.
 func File(path string) (*Report, error) {
@@ -91,10 +97,38 @@ func describe(f io.ReaderAt, size int64) (*Report, error) {
 		return &Report{Kind: "disk", Disk: disk}, err
 	}
 	system, err := describeSystem(f)
-	if errors.Is(err, erofs.ErrNotErofs) {
+	if !errors.Is(err, erofs.ErrNotErofs) {
+		return &Report{Kind: "system", System: system}, err
+	}
+	return describeMore(start, f, size)
+}
+
+// describeMore describes what is none of the parts of a build.
+func describeMore(start []byte, f io.ReaderAt, size int64) (*Report, error) {
+	switch {
+	case bytes.HasPrefix(start, luksMagic):
+		luks, err := describeLUKS(f, size)
+		return &Report{Kind: "luks", LUKS: luks}, err
+	case bytes.HasPrefix(start, []byte("\x1f\x8b")):
+		archive, err := describeArchive(f, size)
+		return &Report{Kind: "archive", Archive: archive}, err
+	}
+	if esp, err := describeESP(io.NewSectionReader(f, 0, size), new(gpt.Table)); err == nil {
+		return &Report{Kind: "esp", ESP: esp}, nil
+	}
+	if size > maxKey {
 		return nil, ErrUnknown
 	}
-	return &Report{Kind: "system", System: system}, err
+	text, err := readAll(f, size, maxKey)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	key, err := describeKey(text)
+	if err == nil && key == nil {
+		err = ErrUnknown
+	}
+	return &Report{Kind: "key", Key: key}, err
 }
 
 func readAll(f io.ReaderAt, size, limit int64) ([]byte, error) {

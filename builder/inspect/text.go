@@ -24,6 +24,17 @@ func (r *Report) Text(to io.Writer) error {
 		r.System.text(w)
 	case r.Release != nil:
 		releaseText(w, r.Release)
+	case r.Archive != nil:
+		r.Archive.text(w, r.Size)
+	case r.LUKS != nil:
+		r.LUKS.text(w, r.Size)
+	case r.Key != nil:
+		r.Key.text(w)
+	case r.Kind == "esp":
+		fmt.Fprintf(w, "ESP\t%d bytes\n", r.Size)
+		for _, f := range r.ESP {
+			fmt.Fprintf(w, "file\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
+		}
 	}
 	return w.Flush()
 }
@@ -94,6 +105,9 @@ func (d *Disk) text(w io.Writer, size int64) {
 		fmt.Fprintf(w, "partition %d\t%s, %d bytes from %d\n\ttype %s\n\tUUID %s\n", p.Number, p.Label, p.Size, p.Start, p.Type, p.UUID)
 		if p.System != nil {
 			fmt.Fprintf(w, "\tEROFS, %d blocks, %d inodes\n", p.System.Blocks, p.System.Inodes)
+		}
+		if p.LUKS != nil {
+			fmt.Fprintf(w, "\tLUKS2 %s, %s, %d keyslots, %d tokens\n", p.LUKS.UUID, p.LUKS.Cipher, len(p.LUKS.Keyslots), len(p.LUKS.Tokens))
 		}
 	}
 	for _, f := range d.ESP {
