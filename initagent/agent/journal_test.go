@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"fmt"
 	mrand "math/rand/v2"
 	"os"
@@ -306,4 +307,33 @@ func (m *machine) judgedInTheEnd(how string) {
 		}
 	}
 	m.t.Errorf("%s: it does not end: %q", how, m.systems())
+}
+
+// The running system gets to know what it is, and why it runs.
+func TestReport(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	read := func() (r report) {
+		text, err := os.ReadFile(filepath.Join(m.root, runFolder, "boot.json"))
+		m.must(err)
+		m.must(json.Unmarshal(text, &r))
+		return r
+	}
+	r := read()
+	s, err := distributor()
+	m.must(err)
+	want := fmt.Sprintf("%X", s.entity.PrimaryKey.Fingerprint)
+	if r.ImageID != "test" || r.Arch != "x86_64" || r.Version != "1" || r.Epoch != 5 || r.Floor != 5 || r.Slot != "a" || r.Trial ||
+		r.Reason != "it is the only system" || !r.Signed || r.ReleaseKey != want || r.Root != "tpm" || r.Watchdog != "" || r.WatchdogReset {
+		t.Errorf("report %+v", r)
+	}
+	if last := r.Steps[len(r.Steps)-1]; last.Step != "mount-state" || last.Error != "" {
+		t.Errorf("the last step is %+v", last)
+	}
+	m.extra = "another firmware"
+	m.bitten = true
+	m.typed = []string{m.recoveryKey(), "n"}
+	m.ends("system")
+	if r := read(); r.Root != "key" || !r.WatchdogReset || r.Watchdog != "" { // this system feeds none
+		t.Errorf("report %+v", r)
+	}
 }
