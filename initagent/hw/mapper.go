@@ -40,9 +40,13 @@ func VerityTable(v Verity) devmapper.VerityTable {
 	}
 }
 
-// OpenVerity implements Mapper.
+// OpenVerity implements Mapper. What is corrupt from the start is an error also where
+// later corruption restarts the machine: the boot then says what is wrong with the
+// slot, and need not find out again at each try.
 func (l LinuxMapper) OpenVerity(v Verity) (string, error) {
-	err := devmapper.CreateAndLoad(v.Name, "CRYPT-VERITY-halogen-"+v.Name, devmapper.ReadOnlyFlag, VerityTable(v))
+	first := v
+	first.RestartOnCorruption = false
+	err := devmapper.CreateAndLoad(v.Name, "CRYPT-VERITY-halogen-"+v.Name, devmapper.ReadOnlyFlag, VerityTable(first))
 	if err != nil {
 		return "", fmt.Errorf("make verity device %s: %w", v.Name, err)
 	}
@@ -50,7 +54,17 @@ func (l LinuxMapper) OpenVerity(v Verity) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return node, readFirst(node)
+	if err := readFirst(node); err != nil || !v.RestartOnCorruption {
+		return node, err
+	}
+	// The kernel puts the new table in the place of the old one when it resumes.
+	if err := devmapper.Load(v.Name, devmapper.ReadOnlyFlag, VerityTable(v)); err != nil {
+		return "", fmt.Errorf("load another table of verity device %s: %w", v.Name, err)
+	}
+	if err := devmapper.Resume(v.Name); err != nil {
+		return "", fmt.Errorf("change the table of verity device %s: %w", v.Name, err)
+	}
+	return node, nil
 }
 
 func readFirst(device string) error {
