@@ -1,0 +1,254 @@
+package qemutests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/builder/release"
+	"halogenos.internal/builder/vm"
+)
+
+// installed is a Debian of version 1 that was used: it has data of its own, and the
+// UKI that its ESP had.
+func installed(t *testing.T) Provisioned {
+	t.Helper()
+	o := Options{Image: "update-1", Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB}}
+	return Provision(t, o, "installed", func(g *Guest) map[string]string {
+		g.Expect(`RECOVERY KEY:`)
+		g.confirm()
+		g.login()
+		for _, name := range []string{"/etc/kept", "/var/lib/kept", "/home/kept"} {
+			g.says("echo kept >"+name, "")
+		}
+		g.says("cat /etc/machine-id >/var/lib/id", "")
+		g.says("dpkg-query -W >/var/lib/packages-1", "")
+		g.onESP("cp /mnt/EFI/Linux/halogen_1.efi /root/")
+		g.says("systemctl poweroff", "")
+		if reason := g.ExpectOff(); reason != "guest-shutdown" {
+			t.Fatalf("the machine went off by %s", reason)
+		}
+		return nil
+	})
+}
+
+// onESP runs a line in the shell with the ESP mounted at /mnt, and returns what it
+// says.
+func (g *Guest) onESP(line string) string {
+	g.t.Helper()
+	return g.says("mount -t vfat /dev/disk/by-partlabel/esp /mnt && { "+line+"; } && umount /mnt", "")
+}
+
+// publish puts a build on a web server as its stable release, signed with the key
+// that gpg made.
+func publish(t *testing.T, s *WebServer, image string) {
+	t.Helper()
+	key := filepath.Join(os.Getenv("HALOGEN_IMAGES"), "update-key")
+	r, err := release.Publish(t.Context(), release.Options{
+		Build: filepath.Dir(Image(t, image)), Server: s.Root, Channel: manifest.Stable,
+		Key: release.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true},
+		Now: time.Now(), Note: t.Logf,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.New {
+		t.Fatalf("version %s was there", r.Version)
+	}
+}
+
+// askServer has the machine look for releases at the server.
+func (g *Guest) askServer(s *WebServer) {
+	g.t.Helper()
+	g.says("mkdir -p /etc/halogen && echo Server="+s.URL+" >/etc/halogen/ota.conf", "")
+	g.says("for i in $(seq 60); do ip route | grep -q ^default && break; sleep 1; done; ip route", "default via ")
+}
+
+// updates fetches by the service, restarts, and comes to the login prompt of the
+// system under trial.
+func (g *Guest) updates(version int) {
+	g.t.Helper()
+	began := time.Now()
+	g.says("systemctl start ota-fetch.service; journalctl -u ota-fetch.service -b -o cat --no-pager | tail -n 20; systemctl show -P Result ota-fetch.service", `\nsuccess$`)
+	g.t.Logf("version %d is fetched after %v", version, time.Since(began).Round(time.Second))
+	began = time.Now()
+	g.says("systemctl reboot", "")
+	g.Expect(`halogen: stage \(`)
+	g.Expect(`halogen: reboot: `)
+	g.t.Logf("version %d is staged after %v", version, time.Since(began).Round(time.Second))
+	g.login()
+	g.t.Logf("version %d is up after %v", version, time.Since(began).Round(time.Second))
+	g.says("cat /run/halogen/boot.json", fmt.Sprintf(`"version": "%d"(?s:.*)"trial": true`, version))
+}
+
+// isBlessed waits until the running system is blessed and healthy.
+func (g *Guest) isBlessed() {
+	g.t.Helper()
+	g.says("systemctl is-system-running --wait; systemctl list-units --failed --no-legend --plain --no-pager", `^running$`)
+	g.says("systemctl is-active ota-bless.service ota-health.service boot-complete.target", `^active\nactive\nactive$`)
+}
+
+// keptData checks what has to outlive updates.
+func (g *Guest) keptData() {
+	g.t.Helper()
+	g.says("cat /etc/kept /var/lib/kept /home/kept && cmp /etc/machine-id /var/lib/id", `^kept\nkept\nkept$`)
+	g.says("mokutil --sb-state", `SecureBoot enabled`)
+}
+
+// ukis lists the UKIs of the ESP.
+func (g *Guest) ukis() string {
+	g.t.Helper()
+	return g.onESP("ls -1 /mnt/EFI/Linux")
+}
+
+// TestUpdate takes a machine from version 1 to 2 and on to 3, with nginx in between.
+// Version 1, brought back with its slot, gets no key then.
+// FAULTS 2, 73, 74
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	first := installed(t)
+	s := Serve(t)
+	publish(t, s, "update-2")
+	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB, Network: true}})
+	g.login()
+	g.askServer(s)
+	g.updates(2)
+	g.isBlessed()
+	g.keptData()
+	g.checkPackages()
+	if have := g.ukis(); have != "halogen_1.efi\nhalogen_2.efi" {
+		t.Errorf("UKIs %q; version 2 was to be blessed and version 1 to stay", have)
+	}
+	checkShare(t, s)
+
+	publish(t, s, "update-3")
+	g.updates(3)
+	g.isBlessed()
+	g.keptData()
+	g.says("cat /usr/share/halogen/news", `^What is new: this file\.$`)
+	if have := g.ukis(); have != "halogen_2.efi\nhalogen_3.efi" {
+		t.Errorf("UKIs %q; version 3 was to be blessed and version 2 to stay", have)
+	}
+	g.says("ota fetch 2>&1 | cat", `3`)
+	g.bringBack(first)
+}
+
+// checkPackages compares Debian's list of packages with version 1's.
+func (g *Guest) checkPackages() {
+	g.t.Helper()
+	changed := g.says("dpkg-query -W | diff /var/lib/packages-1 - | grep '^>' || true", "")
+	if changed == "" {
+		g.t.Log("the package archive has no updates since its last point release: version 2 differs from version 1 in nothing but its version")
+		return
+	}
+	g.t.Logf("%d packages were upgraded:\n%s", strings.Count(changed, "\n")+1, changed)
+}
+
+// checkShare checks how much of the archive a machine has asked for.
+func checkShare(t *testing.T, s *WebServer) {
+	t.Helper()
+	archive, err := os.Stat(filepath.Join(s.Root, "x86_64/halogen", manifest.ArchiveName(2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests := s.Requests()
+	sent := Sent(requests)
+	share := float64(sent) / float64(archive.Size())
+	t.Logf("%d requests for %.1f MB: %.1f %% of the archive", len(requests), float64(sent)/1e6, 100*share)
+	if share > 0.15 {
+		t.Errorf("%.1f %% of the archive was fetched; an update of a few packages may cost 15 %%", 100*share)
+	}
+}
+
+// oneShot is the variable by which whoever has the machine in hand makes the boot
+// manager start an entry once (systemd's Boot Loader Interface).
+const oneShot = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+// bringBack puts version 1 back, UKI and slot, and has it started once.
+func (g *Guest) bringBack(first Provisioned) {
+	g.t.Helper()
+	g.onESP("cp /root/halogen_1.efi /mnt/EFI/Linux/")
+	// Attributes: non-volatile, for boot services and at run time; UTF-16.
+	wide := strings.Join(strings.Split("halogen_1.efi", ""), `\000`) + `\000\000\000`
+	g.says(`printf '\007\000\000\000`+wide+`' >/root/once && cat /root/once >`+oneShot, "")
+	g.says("systemctl poweroff", "")
+	g.ExpectOff()
+	copySlot(g.t, first.State, layout.SlotA, g.State(), layout.SlotB)
+	g.PowerOn()
+	g.Expect(`halogen: halogen 1, epoch `)
+	g.Expect(`halogen: open-verity \(`)
+	g.Expect(`halogen: unlock FAILED after `)
+	g.Expect(`halogen: condemn: the TPM releases no key to this system`)
+	g.Expect(`halogen: halogen 3, epoch `)
+	g.login()
+	if strings.Contains(g.Console().Text(), "Recovery key (") {
+		g.t.Error("the machine asked for the recovery key")
+	}
+	g.keptData()
+	g.says("cat /run/halogen/boot.json", `"version": "3"(?s:.*)"trial": false`)
+	g.PowerCut()
+}
+
+// copySlot copies a slot of a machine that is off, with its name, into another
+// machine's.
+func copySlot(t testing.TB, from vm.State, a layout.Slot, to vm.State, b layout.Slot) {
+	t.Helper()
+	source, target := openDisk(t, from.Disk(), os.O_RDONLY), openDisk(t, to.Disk(), os.O_RDWR)
+	table := target.table
+	var names [2]gpt.GUID
+	for i, pair := range [][2]int{{a.SystemNumber(), b.SystemNumber()}, {a.VerityNumber(), b.VerityNumber()}} {
+		target.fill(pair[1], source.cut(pair[0]))
+		p, ok := source.table.ByNumber(pair[0])
+		if !ok {
+			t.Fatalf("no partition %d", pair[0])
+		}
+		names[i] = p.UUID
+	}
+	target.write(layout.Rename(table, b, names[0], names[1]))
+}
+
+// TestBadUpdate: a version 2 that does not pass its health check is tried, given up
+// and not taken again, and nobody has to help.
+// FAULTS 49
+func TestBadUpdate(t *testing.T) {
+	t.Parallel()
+	first := installed(t)
+	s := Serve(t)
+	publish(t, s, "update-bad-2")
+	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB, Network: true}})
+	g.login()
+	g.askServer(s)
+	g.says("systemctl start ota-fetch.service && systemctl reboot", "")
+	g.Expect(`halogen: stage \(`)
+	began := time.Now()
+	trials := 0
+	for {
+		i, match := g.ExpectAny(`halogen: halogen 2, epoch `, `halogen: remember \(`, `RECOVERY: [^\n]*`)
+		if i == 1 {
+			break
+		}
+		if trials++; i == 2 || trials > 3 {
+			t.Fatalf("after %d trials: %s", trials, match[0])
+		}
+	}
+	g.login()
+	t.Logf("version 1 is back after %d trials, %v", trials, time.Since(began).Round(time.Second))
+	g.says("cat /run/halogen/boot.json", `"version": "1"(?s:.*)"trial": false`)
+	g.keptData()
+	before := len(s.Requests())
+	output, status := g.shell("ota fetch 2>&1 | cat; echo ${PIPESTATUS[0]}")
+	if !strings.Contains(output, "never-well") && !strings.Contains(output, "health") || status == "0" && strings.HasSuffix(output, "\n0") {
+		t.Errorf("ota fetch ends with %s and says %q; it was to say why it does not take version 2", status, output)
+	}
+	if sent := Sent(s.Requests()[before:]); sent > 1<<20 {
+		t.Errorf("%d bytes were fetched of a release that is not taken", sent)
+	}
+	t.Logf("ota fetch says: %s", output)
+	g.PowerCut()
+}
