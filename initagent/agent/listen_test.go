@@ -16,7 +16,7 @@ func (p person) Listen() hw.Listener {
 		p.m.t.Error("two listen at once")
 	}
 	p.m.listening = true
-	return listener{p.m}
+	return listener(p)
 }
 
 func (l listener) Asked() bool {

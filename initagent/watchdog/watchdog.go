@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -146,7 +147,9 @@ func Find(sys, dev string) (name string, t Timer, err error) {
 		soft           bool
 	}
 	var all []candidate
+	var status watchdog.Status
 	for _, e := range entries {
+		status |= bootStatus(filepath.Join(sys, "class/watchdog", e.Name(), "bootstatus"))
 		text, _ := os.ReadFile(filepath.Join(sys, "class/watchdog", e.Name(), "identity"))
 		identity := strings.TrimSpace(string(text))
 		all = append(all, candidate{e.Name(), identity, strings.HasPrefix(identity, "Software Watchdog")})
@@ -159,10 +162,40 @@ func Find(sys, dev string) (name string, t Timer, err error) {
 			errs = append(errs, err)
 			continue
 		}
-		return fmt.Sprintf("%s (%s)", c.node, c.identity), w, nil
+		return fmt.Sprintf("%s (%s)", c.node, c.identity), device{w, status}, nil
 	}
 	if len(errs) > 0 {
 		return "", nil, fmt.Errorf("open a watchdog: %w", errors.Join(errs...))
 	}
 	return "", nil, ErrNone
+}
+
+// device is the one that was chosen. What it says about the boot before, it says
+// for all: the one that was fed then may have had another number.
+type device struct {
+	*watchdog.Watchdog
+	others watchdog.Status
+}
+
+// BootStatus implements Timer.
+func (d device) BootStatus() (watchdog.Status, error) {
+	own, err := d.Watchdog.BootStatus()
+	if err != nil {
+		own = 0
+	}
+	return own | d.others, nil
+}
+
+// bootStatus reads what the kernel has of a device's last restart (kernel
+// documentation, ABI/testing/sysfs-class-watchdog); 0 where it has nothing.
+func bootStatus(file string) watchdog.Status {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 0, 32)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return watchdog.Status(n)
 }

@@ -158,6 +158,20 @@ func TestFind(t *testing.T) {
 		t.Fatalf("found %q, %v", name, err)
 	}
 	_ = timer.Close()
+	for text, want := range map[string]watchdog.Status{"32\n": watchdog.StatusCardReset, "0x20": watchdog.StatusCardReset, "0": 0, "-1": 0, "x": 0, "": 0, "99999999999": 0} {
+		if err := os.WriteFile(filepath.Join(sys, "class/watchdog/watchdog0/bootstatus"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		// The one that is chosen cannot be asked here: it is no device.
+		_, timer, err := Find(sys, dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := timer.BootStatus(); err != nil || got != want {
+			t.Errorf("another one's status %q: %#x, %v", text, got, err)
+		}
+		_ = timer.Close()
+	}
 	if err := os.Remove(filepath.Join(dev, "watchdog1")); err != nil {
 		t.Fatal(err)
 	}
