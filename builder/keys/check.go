@@ -140,7 +140,7 @@ func permissions(path string) error {
 		return errors.New("it is not a regular file")
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("others may use it: its mode is %04o, want 0400 or 0600", mode)
+		return fmt.Errorf("others may use it: its mode is %04o, want 0400 or 0600 (a container's secret takes mode=0400)", mode)
 	}
 	for at := real; ; at = filepath.Dir(at) {
 		var s unix.Stat_t
