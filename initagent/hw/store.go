@@ -44,23 +44,31 @@ func (l LinuxStore) MakeFileSystem(kind, device, system string) error {
 	return errors.Join(err, l.Mounts.Unmount(dev))
 }
 
-// Read implements Store. It opens a pipe without waiting for its other end, and
-// follows no link.
-func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
+// open opens what has a name, without following any link on the way.
+func (l LinuxStore) open(name string, flags uint64) (int, error) {
 	root, err := unix.Open(l.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", l.Root, err)
+		return -1, fmt.Errorf("open %s: %w", l.Root, err)
 	}
 	defer unix.Close(root)
 	fd, err := unix.Openat2(root, name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
 	switch {
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENXIO):
-		return nil, fmt.Errorf("read %s: %w: %w", name, ErrUnfit, err)
+		return -1, fmt.Errorf("open %s: %w: %w", name, ErrUnfit, err)
 	case err != nil:
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
+}
+
+// Read implements Store. It opens a pipe without waiting for its other end.
+func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
+	fd, err := l.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
@@ -99,14 +107,23 @@ func (l LinuxStore) Keep(name string, content []byte) error {
 
 // Remove implements Store.
 func (l LinuxStore) Remove(name string) error {
-	path := filepath.Join(l.Root, name)
-	if err := os.Remove(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+	folder, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	f := os.NewFile(uintptr(folder), filepath.Dir(name))
+	defer f.Close()
+	err = unix.Unlinkat(folder, filepath.Base(name), 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return &fs.PathError{Op: "remove", Path: name, Err: err}
+	}
+	return f.Sync()
 }
 
 // MakeFolder implements Store.

@@ -53,7 +53,7 @@ func TestStoreRead(t *testing.T) {
 }
 
 func TestStoreRemove(t *testing.T) {
-	root := tree(t, map[string]string{"a/file": "content", "target": "stays", "a/link": "->../target"})
+	root := tree(t, map[string]string{"a/file": "content", "target": "stays", "a/link": "->../target", "b": "->."})
 	store := LinuxStore{Root: root}
 	for _, name := range []string{"a/file", "a/file", "a/link", "none/none"} {
 		if err := store.Remove(name); err != nil {
@@ -66,7 +66,9 @@ func TestStoreRemove(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(root, "target")); err != nil || string(b) != "stays" {
 		t.Errorf("target: %q, %v", b, err)
 	}
-	if err := store.Remove("a"); err != nil { // an empty folder goes as well
-		t.Error(err)
+	for _, name := range []string{"a", "b/target", "../x"} {
+		if err := store.Remove(name); err == nil {
+			t.Errorf("%s was removed: a folder, behind a link, or outside", name)
+		}
 	}
 }
