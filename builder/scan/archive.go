@@ -128,7 +128,8 @@ func (j *job) compressed(name string, data []byte, depth int, open func(*job, io
 	if errors.Is(err, errBudget) {
 		j.found(name, ruleUnsearched, 0)
 	}
-	if depth == 0 && j.Unpacked != nil && module(name) {
+	if depth == 0 && j.Unpacked != nil && module(name) && path.Ext(name) != ".ko" {
+		j.handed = true
 		if err := j.Unpacked(name, content); err != nil {
 			return err
 		}
@@ -136,9 +137,15 @@ func (j *job) compressed(name string, data []byte, depth int, open func(*job, io
 	return j.object(name, content, depth+1)
 }
 
-// module reports whether a name is one of a compressed kernel module.
+// module reports whether a name is one of a kernel module.
 func module(name string) bool {
-	return strings.HasSuffix(strings.TrimSuffix(name, path.Ext(name)), ".ko")
+	switch path.Ext(name) {
+	case ".ko":
+		return true
+	case ".gz", ".xz", ".zst":
+		return strings.HasSuffix(strings.TrimSuffix(name, path.Ext(name)), ".ko")
+	}
+	return false
 }
 
 // metered counts what is unpacked.

@@ -48,9 +48,9 @@ type Scanner struct {
 	rules   []rule
 	matcher *matcher
 	allow   []Allow
-	// Unpacked, if set, gets every file of a tree whose name has the form
-	// *.ko*, with its content as the kernel would load it. It must not keep
-	// the content.
+	// Unpacked, if set, gets every file of a tree whose name is that of a
+	// kernel module, with its content as the kernel would load it. It must not
+	// keep the content.
 	Unpacked func(name string, content []byte) error
 
 	xz sync.Pool // of readers
@@ -166,6 +166,9 @@ func (s *Scanner) file(ctx context.Context, dir, name string) error {
 func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error {
 	j := &job{Scanner: s, ctx: ctx, budget: maxUnpacked}
 	err := j.object(name, content, 0)
+	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
+		err = s.Unpacked(name, content) // it is as it is, whatever its name says
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files++
@@ -254,6 +257,7 @@ type job struct {
 	ctx      context.Context
 	budget   int64 // bytes that may still be unpacked
 	findings []Finding
+	handed   bool // Unpacked has had it
 }
 
 func (j *job) found(file, rule string, at int64) {
@@ -275,9 +279,6 @@ func (j *job) object(name string, data []byte, depth int) error {
 	if inside == nothing {
 		j.packets(name, data)
 		whole(data, func(rule string, at int) { j.found(name, rule, int64(at)) })
-		if depth == 0 && j.Unpacked != nil && strings.HasSuffix(name, ".ko") {
-			return j.Unpacked(name, data)
-		}
 	}
 	return nil
 }

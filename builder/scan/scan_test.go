@@ -244,7 +244,8 @@ func TestDoesNotLeaveTheTree(t *testing.T) {
 
 func TestModulesAreHandedOver(t *testing.T) {
 	dir := t.TempDir()
-	for name, data := range map[string][]byte{"a.ko": []byte("one"), "b.ko.xz": xzOf(t, []byte("two")), "c.ko.zst": zstdOf(t, []byte("three")), "d.txt": []byte("four"), "e.ko.catalog": []byte("five")} {
+	for name, data := range map[string][]byte{"a.ko": []byte("one"), "b.ko.xz": xzOf(t, []byte("two")), "c.ko.zst": zstdOf(t, []byte("three")), "d.txt": []byte("four"), "e.ko.catalog": []byte("five"),
+		"f.ko": append([]byte("six "), zipOf(t, "a", []byte("x"))...), "g.ko.xz": []byte("not packed"), "h.ko": xzOf(t, []byte("packed"))} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -252,7 +253,7 @@ func TestModulesAreHandedOver(t *testing.T) {
 	have := make(chan string, 9)
 	s := New(nil)
 	s.Unpacked = func(name string, content []byte) error {
-		have <- name + " " + string(content)
+		have <- name + " " + string(content[:min(len(content), 10)])
 		return nil
 	}
 	if err := s.Tree(t.Context(), dir); err != nil {
@@ -264,7 +265,7 @@ func TestModulesAreHandedOver(t *testing.T) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	if want := []string{"/a.ko one", "/b.ko.xz two", "/c.ko.zst three"}; !slices.Equal(names, want) {
+	if want := []string{"/a.ko one", "/b.ko.xz two", "/c.ko.zst three", "/f.ko six PK\x03\x04\x14\x00", "/g.ko.xz not packed", "/h.ko " + string(xzOf(t, nil)[:10])}; !slices.Equal(names, want) {
 		t.Errorf("have %q, want %q", names, want)
 	}
 	s.Unpacked = func(string, []byte) error { return errors.New("bad module") }
