@@ -120,7 +120,11 @@ func (h host) storage(path string, depth int) (string, error) {
 		if upper == "" {
 			return "", fmt.Errorf("%s lies on an overlay whose upper layer the kernel does not tell", path)
 		}
-		return h.storage(upper, depth+1)
+		how, err := h.storage(upper, depth+1)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("%s lies in a container's own file system: what is under it cannot be seen from inside", path)
+		}
+		return how, err
 	}
 	if unix.Major(dev) != 0 {
 		return h.block(dev, depth)

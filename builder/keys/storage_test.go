@@ -52,6 +52,7 @@ func newFake(t *testing.T) *fake {
 		"23 1 0:31 / /n rw - nfs server:/export rw",
 		`24 1 0:32 / /o rw - overlay overlay rw,lowerdir=/l,upperdir=/upper\040layer,workdir=/w`,
 		"25 1 0:33 / /h rw - overlay overlay rw",
+		"27 1 0:35 / /c rw - overlay overlay rw,upperdir=/var/lib/containers/x",
 		"26 1 0:34 / /u rw - fuse.thing /dev/mapper/crypt rw",
 	}, "\n")+"\n")
 	return f
@@ -140,6 +141,7 @@ func TestStorage(t *testing.T) {
 		{"NFS", fakeFile{magic: nfs, dev: unix.Mkdev(0, 31), mount: 23}, ""},
 		{"an overlay over dm-crypt", fakeFile{magic: magicOverlay, dev: unix.Mkdev(0, 32), mount: 24}, "dm-crypt"},
 		{"an overlay that tells nothing", fakeFile{magic: magicOverlay, dev: unix.Mkdev(0, 33), mount: 25}, ""},
+		{"a container's overlay", fakeFile{magic: magicOverlay, dev: unix.Mkdev(0, 35), mount: 27}, ""},
 		{"a mount that there is not", fakeFile{magic: nfs, dev: unix.Mkdev(0, 31), mount: 99}, ""},
 	} {
 		f.files["/key"] = c.file
