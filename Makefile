@@ -203,7 +203,7 @@ test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-opti
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
 	@$(MAKE) --no-print-directory -j2 test-images
-	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) \
+	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 		go test -count=1 -timeout 60m ./qemu-tests
 
 # For people in the terminal, for programs in $(OUT)/bench/update.json.

@@ -61,6 +61,7 @@ func TestDebian(t *testing.T) {
 	g.typeLine("")
 	g.login()
 	checkDebian(g, fmt.Sprintf("%x", []byte(r.RootHash)))
+	checkModules(g)
 	g.says("echo kept >/etc/kept && cp /etc/kept /var/lib/kept && cat /etc/machine-id >/var/lib/id && systemctl poweroff", "")
 	if reason := g.ExpectOff(); reason != "guest-shutdown" {
 		t.Fatalf("the machine went off by %s", reason)
