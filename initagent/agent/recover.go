@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/initagent/advice"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -26,7 +27,15 @@ func (a *Agent) recover(reason string) error {
 		return errors.Join(err, a.restart())
 	}
 	a.releaseWatchdog(0) // a person takes as long as he takes
+	if a.contract != nil {
+		if err := a.writeReport(reason); err != nil {
+			a.Log.Say("the report of this boot was not written: %v", err)
+		}
+	}
 	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
+	for _, line := range advice.For(a.state, a.facts) {
+		a.Log.Say("%s", line)
+	}
 	if err := a.Person.Shell(); err != nil {
 		a.Log.Say("%v", err)
 	}

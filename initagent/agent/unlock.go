@@ -366,7 +366,7 @@ func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
 	if err != nil {
 		return err
 	}
-	c.Print("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + advice)
+	c.Print("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + keepKey)
 	_, err = c.Ask("Press Enter when you have written it down (or wait a minute). ", false, time.Minute)
 	if err != nil && !errors.Is(err, hw.ErrNobody) {
 		return err
@@ -375,8 +375,8 @@ func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
 	return nil
 }
 
-// advice is what the machine cannot do for its owner.
-const advice = `Write it down and keep it away from this machine. It is shown this once. It opens
+// keepKey is what the machine cannot do for its owner.
+const keepKey = `Write it down and keep it away from this machine. It is shown this once. It opens
 your data when the TPM does not: after a firmware update, with a new mainboard.
 Set a password in the firmware's setup. Without one, somebody with the machine
 in hand can switch Secure Boot off. That opens nothing, since the TPM then keeps
