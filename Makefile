@@ -24,7 +24,7 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 # running system has its own programs, one of which is halogenctl with what it runs.
 ELSEWHERE := ota halogenctl
 CONTROL := halogenctl slots verify repair eventlog
-UROOT   := $(filter-out %/gosh,$(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod))
+UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 TOOLS   := bin/halogen bin/bb bin/ota bin/halogenctl bin/share
@@ -127,7 +127,7 @@ $(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf $(TO
 	$(MINE)
 
 $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
-	@$(HALOGEN_BUILD) --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+	@$(HALOGEN_BUILD) --installer --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
 	$(MINE)
 
 # The test system for machines without TPM or Secure Boot.
