@@ -217,18 +217,9 @@ func TestCorruptInstallation(t *testing.T) {
 // FAULTS 32, 36
 func TestCorruptLater(t *testing.T) {
 	t.Parallel()
-	testkit.Need(t, "dump.erofs")
 	const file = "/usr/sbin/e2fsck"
 	g := newGuest(t, Options{State: provisioned(t).State})
-	said := testkit.Run(t, "dump.erofs", "-e", "--path="+file, imageFile(t, "testos-1", release.ImageFile))
-	extent := regexp.MustCompile(`(?m)^ *0: .*\| +[0-9]+ : +([0-9]+)\.\.`).FindStringSubmatch(said)
-	if extent == nil {
-		t.Fatalf("dump.erofs tells no extent of %s:\n%s", file, said)
-	}
-	offset, err := strconv.ParseInt(extent[1], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	offset := fileOffset(t, "testos-1", file)
 	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotA.SystemNumber(), offset+100)
 	g.PowerOn()
 	g.Boot()
@@ -246,4 +237,18 @@ func TestCorruptLater(t *testing.T) {
 		}
 	}
 	g.PowerOff()
+}
+
+// fileOffset is where the first bytes of a file are in an image, as dump.erofs has it.
+func fileOffset(t *testing.T, image, file string) int64 {
+	t.Helper()
+	testkit.Need(t, "dump.erofs")
+	said := testkit.Run(t, "dump.erofs", "-e", "--path="+file, imageFile(t, image, release.ImageFile))
+	extent := regexp.MustCompile(`(?m)^ *0: .*\| +[0-9]+ : +([0-9]+)\.\.`).FindStringSubmatch(said)
+	if extent == nil {
+		t.Fatalf("dump.erofs tells no extent of %s:\n%s", file, said)
+	}
+	offset, err := strconv.ParseInt(extent[1], 10, 64)
+	must(t, err)
+	return offset
 }

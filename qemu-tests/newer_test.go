@@ -1,0 +1,277 @@
+package qemutests
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/vm"
+	"halogenos.internal/qemu-tests/testos/protocol"
+)
+
+// A newer is a release that follows an image's own, made of it: its system image has
+// one more block, and its UKI says so.
+type newer struct {
+	*release.Release
+	dir string // holds the release's files, and the tree
+}
+
+// A variant is what a newer release has of its own.
+type variant struct {
+	Epoch    uint64
+	Watchdog int    // seconds, 0: as the image has it
+	Cmdline  string // appended to the UKI's
+}
+
+const treeFile = "tree"
+
+// makeNewer makes version 2 of an image of version 1.
+func makeNewer(t testing.TB, image string, v variant) newer {
+	t.Helper()
+	n := newer{Release: imageRelease(t, image), dir: t.TempDir()}
+	n.Version, n.Epoch = 2, v.Epoch
+	n.system(t, image)
+	n.uki(t, image, v)
+	must(t, vm.CopySparse(n.path(release.BootManagerFile), imageFile(t, image, release.BootManagerFile)))
+	text, err := n.Encode()
+	must(t, err)
+	must(t, os.WriteFile(n.path(release.ManifestFile), text, 0o644))
+	return n
+}
+
+func (n *newer) path(name string) string { return filepath.Join(n.dir, name) }
+
+// describe brings a file's line in the release up to date.
+func (n *newer) describe(t testing.TB, name string) {
+	t.Helper()
+	b, err := os.ReadFile(n.path(name))
+	must(t, err)
+	i := slices.IndexFunc(n.Files, func(f release.File) bool { return f.Name == name })
+	if i < 0 {
+		t.Fatalf("the release has no %s", name)
+	}
+	sum := sha256.Sum256(b)
+	n.Files[i].Size, n.Files[i].SHA256 = int64(len(b)), sum[:]
+	if name == release.UKIFile {
+		digest, err := authenticode.Digest(b)
+		must(t, err)
+		n.Files[i].Authenticode = digest[:]
+	}
+}
+
+// system makes the system image and its tree.
+func (n *newer) system(t testing.TB, image string) {
+	t.Helper()
+	system, err := os.ReadFile(imageFile(t, image, release.ImageFile))
+	must(t, err)
+	system = append(system, bytes.Repeat([]byte("2"), verity.BlockSize)...)
+	must(t, os.WriteFile(n.path(release.ImageFile), system, 0o644))
+	n.ImageSize = int64(len(system))
+	n.describe(t, release.ImageFile)
+	tree, err := os.Create(n.path(treeFile))
+	must(t, err)
+	defer tree.Close()
+	root, err := verity.Generate(t.Context(), bytes.NewReader(system), verityParams(n.Release), tree, func(int64) {})
+	must(t, err)
+	n.RootHash = root[:]
+}
+
+// uki makes the UKI.
+func (n *newer) uki(t testing.TB, image string, v variant) {
+	t.Helper()
+	file, err := os.ReadFile(imageFile(t, image, release.UKIFile))
+	must(t, err)
+	parsed, err := uki.Parse(file)
+	must(t, err)
+	section := func(name string) []byte {
+		b, ok := parsed.Section(name)
+		if !ok {
+			t.Fatalf("the UKI has no %s", name)
+		}
+		return b
+	}
+	initrd := section(".initrd")
+	facts, err := contract.FromInitrd(initrd)
+	must(t, err)
+	before, err := contract.Archive(facts)
+	must(t, err)
+	if !bytes.HasPrefix(initrd, before) {
+		t.Fatalf("the UKI's first archive is not the %d bytes that its contract encodes to", len(before))
+	}
+	facts.Version, facts.Epoch, facts.RootHash, facts.ImageSize = n.Version, n.Epoch, n.RootHash, n.ImageSize
+	if v.Watchdog > 0 {
+		facts.WatchdogSeconds = v.Watchdog
+	}
+	after, err := contract.Archive(facts)
+	must(t, err)
+	osrel := bytes.Replace(section(".osrel"), []byte("IMAGE_VERSION=1\n"), []byte("IMAGE_VERSION="+n.Version.String()+"\n"), 1)
+	cmdline := strings.TrimRight(string(section(".cmdline")), "\x00")
+	made := slices.Clone(file)
+	resize(t, made, ".osrel", osrel)
+	resize(t, made, ".cmdline", []byte(strings.TrimSpace(cmdline+" "+v.Cmdline)))
+	made = replaceLast(t, made, ".initrd", append(after, initrd[len(before):]...))
+	parsed, err = uki.Parse(made)
+	must(t, err)
+	started, err := pcr.PredictUKI(parsed)
+	must(t, err)
+	n.PCR11 = started[:]
+	must(t, os.WriteFile(n.path(release.UKIFile), made, 0o644))
+	n.describe(t, release.UKIFile)
+}
+
+// Of a PE image's section header (PE format, "Section Table").
+const (
+	sectionHeader = 40
+	virtualSizeAt = 8
+	addressAt     = 12
+	rawSizeAt     = 16
+	rawOffsetAt   = 20
+	imageSizeAt   = 24 + 56 // from the PE signature
+	peAlignment   = 512
+	pePage        = 4096
+)
+
+// header finds a section's header, the PE signature, and whether no section follows.
+func header(t testing.TB, image []byte, name string) (section, signature []byte, last bool) {
+	t.Helper()
+	le := binary.LittleEndian
+	pe := image[le.Uint32(image[60:]):]
+	count, optional := int(le.Uint16(pe[6:])), int(le.Uint16(pe[20:]))
+	for i := range count {
+		h := pe[24+optional+i*sectionHeader:][:sectionHeader]
+		if string(bytes.TrimRight(h[:8], "\x00")) == name {
+			return h, pe, i == count-1
+		}
+	}
+	t.Fatalf("the image has no section %s", name)
+	return nil, nil, false
+}
+
+// resize gives a section other content, in the room it has.
+func resize(t testing.TB, image []byte, name string, content []byte) {
+	t.Helper()
+	le := binary.LittleEndian
+	h, _, _ := header(t, image, name)
+	room := image[le.Uint32(h[rawOffsetAt:]):][:le.Uint32(h[rawSizeAt:])]
+	if len(content) > len(room) {
+		t.Fatalf("section %s has room for %d bytes, not for %d", name, len(room), len(content))
+	}
+	clear(room)
+	copy(room, content)
+	le.PutUint32(h[virtualSizeAt:], uint32(len(content)))
+}
+
+// replaceLast gives the last section other content.
+func replaceLast(t testing.TB, image []byte, name string, content []byte) []byte {
+	t.Helper()
+	le := binary.LittleEndian
+	h, pe, last := header(t, image, name)
+	if !last {
+		t.Fatalf("section %s is not the last", name)
+	}
+	up := func(n, to int) int { return (n + to - 1) / to * to }
+	le.PutUint32(h[virtualSizeAt:], uint32(len(content)))
+	le.PutUint32(h[rawSizeAt:], uint32(up(len(content), peAlignment)))
+	le.PutUint32(pe[imageSizeAt:], uint32(up(int(le.Uint32(h[addressAt:]))+len(content), pePage)))
+	out := append(image[:le.Uint32(h[rawOffsetAt:]):le.Uint32(h[rawOffsetAt:])], content...)
+	return append(out, make([]byte, up(len(content), peAlignment)-len(content))...)
+}
+
+// fetched is a provisioned machine into which a newer release was fetched: slot B
+// holds its content, and the next boot will stage it. The content is written from
+// outside, as the fetcher leaves it; the files are given to the system to put down.
+func fetched(t testing.TB, v variant) Provisioned {
+	t.Helper()
+	p := provisioned(t)
+	o := Options{Image: "testos-1", State: p.State}
+	return Provision(t, o, fmt.Sprintf("fetched-2 %+v", v), func(g *Guest) map[string]string {
+		g.PowerCut()
+		n := makeNewer(t, "testos-1", v)
+		d := openDisk(t, g.State().Disk(), os.O_RDWR)
+		d.fill(layout.SlotB.SystemNumber(), n.path(release.ImageFile))
+		d.fill(layout.SlotB.VerityNumber(), n.path(treeFile))
+		files := filepath.Join(t.TempDir(), "files.img")
+		testkit.Run(t, "mkfs.vfat", "-C", files, "65536")
+		names := []string{release.ManifestFile, release.UKIFile, release.BootManagerFile}
+		for _, name := range names {
+			testkit.Run(t, "mcopy", "-i", files, n.path(name), "::"+name)
+		}
+		g.VM.Disks = []vm.Disk{{Path: files, ReadOnly: true}}
+		g.PowerOn()
+		g.deliver(names)
+		g.PowerOff()
+		return p.Notes
+	})
+}
+
+// deliver has the system put a release's files where the fetcher does.
+func (g *Guest) deliver(names []string) {
+	g.t.Helper()
+	r := g.Boot()
+	i := slices.IndexFunc(r.Disks, func(d protocol.Disk) bool { return d.Serial == "disk1" })
+	if i < 0 {
+		g.t.Fatalf("disks %+v; want one with files", r.Disks)
+	}
+	const folder = "/var/lib/halogen/fetch/2"
+	g.mountFAT("/dev/"+r.Disks[i].Device, "ro")
+	g.Do(nil, "mkdir", folder)
+	for _, name := range names {
+		g.Do(nil, "cp", "/mnt/"+name, folder+"/"+name)
+	}
+	g.Do(nil, "write", "/var/lib/halogen/staged.json", `{"format":1,"version":"2","slot":"b"}`)
+	g.Do(nil, "umount", "/mnt")
+}
+
+// mountFAT mounts a FAT file system at /mnt.
+func (g *Guest) mountFAT(device string, options ...string) {
+	g.t.Helper()
+	for _, module := range []string{"nls_cp437", "nls_ascii"} { // the kernel asks for them by a program that is not there
+		g.Do(nil, "modprobe", module)
+	}
+	g.Do(nil, append([]string{"mount", device, "/mnt", "vfat"}, options...)...)
+}
+
+// staged is a machine whose next start is the first try of version 2.
+func staged(t testing.TB, v variant) Provisioned {
+	t.Helper()
+	p := fetched(t, v)
+	o := Options{Image: "testos-1", State: p.State, VM: vm.Options{NoReboot: true}}
+	return Provision(t, o, fmt.Sprintf("staged-2 %+v", v), func(g *Guest) map[string]string {
+		if i, match := g.ExpectAny(`halogen: stage \(`, `halogen: stage FAILED[^\n]*`, protocol.Greeting+` \{`, `RECOVERY: [^\n]*`); i != 0 {
+			t.Fatalf("the boot came to %.300q; want it to stage version 2", match[0])
+		}
+		if reason := g.ExpectOff(); reason != "guest-reset" {
+			t.Fatalf("after staging the machine went off by %s", reason)
+		}
+		wantUKIs(t, g.State(), "halogen_1.efi", "halogen_2+3.efi")
+		return p.Notes
+	})
+}
+
+// wantUKIs compares the names of the UKIs on the ESP of a machine that is off.
+func wantUKIs(t testing.TB, s vm.State, want ...string) {
+	t.Helper()
+	var got []string
+	for _, name := range espFiles(t, s, ".efi") {
+		if file, ok := strings.CutPrefix(name, "EFI/Linux/"); ok {
+			got = append(got, file)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("UKIs on the ESP: %q, want %q", got, want)
+	}
+}
