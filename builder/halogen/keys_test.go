@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/keys"
+	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
 func TestKeysCommand(t *testing.T) {
@@ -44,5 +46,43 @@ func TestKeysCommand(t *testing.T) {
 	code, stdout, stderr := run(t, nil, "keys", "check", filepath.Join(dir, keys.ReleaseSecret))
 	if _, err := keys.Storage(dir); (err == nil) != (code == exitOK) || err != nil && !strings.Contains(stdout, "storage      BROKEN") {
 		t.Errorf("exit code %d, %s%s; storage: %v", code, stdout, stderr, err)
+	}
+}
+
+// TestDistributorsModules builds an image with a module that only the
+// distributor's key signs.
+func TestDistributorsModules(t *testing.T) {
+	testkit.Need(t, "mkfs.erofs")
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	password, other := write("password", "plinth oversee cobalt drizzle yearbook\n"), write("other", "yearbook drizzle cobalt oversee plinth\n")
+	if code, _, stderr := run(t, nil, "keys", "generate", "--out", dir+"/keys", "--name", "Example", "--password-file", password, "--allow-unencrypted-storage"); code != exitOK {
+		t.Fatal(stderr)
+	}
+	conf := write("uki.conf", "[UKI]\nCmdline=quiet\n[Image]\nImageID=test-os\nSlotSize=16M\nReleaseKey=none\nModuleKey=keys/module-key.crt\n[Initramfs]\nModules=one\n")
+	files := rootfstest.Minimal()
+	files["usr/lib/modules/"+rootfstest.Release+"/extra/own.ko"] = rootfstest.UnsignedModule("vermagic="+rootfstest.Release+rootfstest.Config, "license=GPL", "name=own")
+	rootfs := files.Write(t, false)
+	key := []string{"--module-key", dir + "/keys/module-key.pem"}
+	for _, c := range []struct {
+		args []string
+		say  string // empty: it is built
+	}{
+		{nil, "own.ko: is not signed"},
+		{append(key, "--module-key-password-file", other, "--allow-unencrypted-storage"), "does not open it"},
+		{append(key, "--module-key-password-file", dir+"/none", "--allow-unencrypted-storage"), "no such file"},
+		{append(key, "--module-key-password-file", password, "--allow-unencrypted-storage"), ""},
+	} {
+		args := append([]string{"build", "--config", conf, "--rootfs", rootfs, "--version", "7", "--out", dir + "/out"}, c.args...)
+		code, _, stderr := run(t, nil, args...)
+		if c.say == "" && (code != exitOK || !strings.Contains(stderr, "1 modules are signed with ModuleKey")) || c.say != "" && (code != exitFailure || !strings.Contains(stderr, c.say)) {
+			t.Errorf("%q: exit code %d, %s; want %q", c.args, code, stderr, c.say)
+		}
 	}
 }

@@ -23,6 +23,7 @@ func TestReleaseCommandLines(t *testing.T) {
 		{[]string{"--build", "b", "--server", "s", "--rollout", "101"}, exitUsage, "--rollout"},
 		{[]string{"--build", "b", "--server", "s", "--expires", "-1h"}, exitUsage, "--expires"},
 		{[]string{"--build", "b", "--server", "s", "--pinned", "k"}, exitUsage, "--pinned does not go"},
+		{[]string{"--build", "b", "--server", "s", "--key", "k", "--gpg"}, exitUsage, "in place of --key"},
 		{[]string{"--verify", "s", "--build", "b"}, exitUsage, "--build does not go"},
 		{[]string{"--build", t.TempDir(), "--server", "s"}, exitFailure, "release.json"},
 		{[]string{"--verify", t.TempDir()}, exitFailure, "no manifest.env"},
