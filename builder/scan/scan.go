@@ -159,7 +159,48 @@ func (s *Scanner) file(ctx context.Context, dir, name string) error {
 		}
 		defer unix.Munmap(content)
 	}
+	if err := s.attributes(ctx, f, "/"+filepath.ToSlash(name)); err != nil {
+		return err
+	}
 	return s.Bytes(ctx, "/"+filepath.ToSlash(name), content)
+}
+
+// attributes searches the extended attributes of a file, which go into the
+// image with it. They are reported as <file>#<attribute>.
+func (s *Scanner) attributes(ctx context.Context, f *os.File, name string) error {
+	n, err := unix.Flistxattr(int(f.Fd()), nil)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
+		return nil
+	}
+	list := make([]byte, 64<<10) // the kernel's limit, as of a value
+	if err == nil {
+		n, err = unix.Flistxattr(int(f.Fd()), list)
+	}
+	if err != nil {
+		return fmt.Errorf("list extended attributes: %w", err)
+	}
+	for key := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+		value := make([]byte, 64<<10)
+		n, err := unix.Fgetxattr(int(f.Fd()), key, value)
+		if err != nil {
+			return fmt.Errorf("read extended attribute %s: %w", key, err)
+		}
+		j := &job{Scanner: s, ctx: ctx, budget: maxUnpacked}
+		if err := j.object(name+"#"+key, value[:n], 0); err != nil {
+			return err
+		}
+		s.keep(j)
+	}
+	return nil
+}
+
+// keep takes over what a job has found.
+func (s *Scanner) keep(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range j.findings {
+		s.add(f)
+	}
 }
 
 // Bytes searches one file that lies in memory.
@@ -169,13 +210,11 @@ func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error 
 	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
 		err = s.Unpacked(name, content) // it is as it is, whatever its name says
 	}
+	s.keep(j)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files++
 	s.bytes += int64(len(content)) + maxUnpacked - j.budget
-	for _, f := range j.findings {
-		s.add(f)
-	}
 	return err
 }
 

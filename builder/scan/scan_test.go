@@ -18,6 +18,7 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+	"golang.org/x/sys/unix"
 )
 
 // grow puts files into a folder under names that say nothing.
@@ -224,6 +225,26 @@ func TestAllow(t *testing.T) {
 		if err := s.Finish(); c.say == "" && err != nil || c.say != "" && (err == nil || !strings.Contains(err.Error(), c.say)) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+func TestExtendedAttributes(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(name, "user.key", []byte("AGE-SECRET-KEY-1"+chance(t, 58, upper+digits)), 0); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("the folder for temporary files has no extended attributes")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	s := New(nil)
+	if err := s.Tree(t.Context(), filepath.Dir(name)); err != nil {
+		t.Fatal(err)
+	}
+	findings, _ := s.Findings()
+	if want := []Finding{{"/file#user.key", 0, ruleAge}}; !slices.Equal(findings, want) {
+		t.Errorf("found %v, want %v", findings, want)
 	}
 }
 
