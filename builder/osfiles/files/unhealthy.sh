@@ -8,4 +8,4 @@ if [ -n "$failed" ]; then
 else
 	ota bless --failed 'the boot was not complete in time'
 fi
-exec systemctl --no-block reboot
+systemctl --no-block reboot || exec systemctl --force reboot
