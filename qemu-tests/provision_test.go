@@ -373,12 +373,19 @@ func rootIsOpen(r protocol.Report) bool {
 func (g *Guest) expectConsole() (devices []string) {
 	g.t.Helper()
 	g.Expect("halogen: the boot has stopped, and nothing was lost")
+	return g.expectDevices()
+}
+
+// expectDevices has the recovery console name the mapped devices that are open.
+func (g *Guest) expectDevices() (devices []string) {
+	g.t.Helper()
+	// Where there is none the pattern is no word, and cat would wait for input.
 	answer := regexp.MustCompile(`(?m)^devices: (.*)end`)
 	for range 10 {
 		// A line editor that asks the terminal for its colours takes what comes
 		// meanwhile for the answer, and a line with its end at once for a paste.
 		time.Sleep(6 * time.Second)
-		g.typed("echo devices: $(cat /sys/block/dm-*/dm/name) end")
+		g.typed("echo devices: $(cat /dev/null /sys/block/dm-*/dm/name) end")
 		time.Sleep(time.Second)
 		g.typed("\r")
 		ctx, cancel := context.WithTimeout(g.t.Context(), 5*time.Second)
