@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
+	_ "halogenos.internal/initagent/pid1" // for all programs of the initramfs
 	"halogenos.internal/initagent/rescue"
 	"halogenos.internal/initagent/watchdog"
 )
