@@ -119,7 +119,7 @@ func TestFirstBoots(t *testing.T) {
 		"halogen: mount-state (", protocol.Greeting)
 	inOrder(t, "third boot", p.Notes[thirdBootNote],
 		"halogen: open-verity (", "halogen: unlock (", "halogen: mount-state (", protocol.Greeting)
-	for _, question := range []string{"ecovery", "RECOVERY", "[y/N]", "Press Enter", "FAILED"} {
+	for _, question := range []string{"ecovery key", "RECOVERY", "[y/N]", "Press Enter", "FAILED"} {
 		if strings.Contains(p.Notes[thirdBootNote], question) {
 			t.Errorf("the third boot says %q; nothing was to be asked, nothing to fail", question)
 		}
