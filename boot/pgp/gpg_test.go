@@ -123,6 +123,33 @@ func TestGPGKeysTooWeak(t *testing.T) {
 	}
 }
 
+// A key whose expiry was moved and that has got another subkey is still the one
+// that is pinned; another key of the same name is not. FAULTS 22
+func TestGPGSamePinned(t *testing.T) {
+	g := newGnuPG(t)
+	const id = "pinned@example.org"
+	g.run("--quick-generate-key", id, "ed25519", "sign", "30d")
+	before := g.run("--export", id)
+	primary := mustParse(t, before).Fingerprint().String()
+	g.run("--faked-system-time", epoch.Add(time.Minute).Format("20060102T150405!"), "--quick-set-expire", primary, "90d")
+	g.run("--quick-add-key", primary, "ed25519", "sign", "30d")
+	after := g.run("--export", id)
+	if bytes.Equal(before, after) {
+		t.Fatal("gpg has not renewed the key")
+	}
+	other := newGnuPG(t)
+	other.run("--quick-generate-key", id, "ed25519", "sign", "30d")
+	stranger := other.run("--export", id)
+	for _, c := range []struct {
+		was, is []byte
+		same    bool
+	}{{before, after, true}, {after, before, true}, {nil, nil, true}, {before, stranger, false}, {before, nil, false}, {nil, before, false}, {before, []byte("x"), false}} {
+		if err := SamePinned(c.was, c.is); (err == nil) != c.same {
+			t.Errorf("keys of %d and %d bytes: %v", len(c.was), len(c.is), err)
+		}
+	}
+}
+
 // FAULTS 17, 18
 func TestGPGSubkeys(t *testing.T) {
 	g := newGnuPG(t)

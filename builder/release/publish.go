@@ -155,27 +155,8 @@ func (p *publisher) follow(context.Context) error {
 	case was.Epoch > is.Epoch:
 		return fmt.Errorf("epoch %d is lower than %d, the previous build's", is.Epoch, was.Epoch)
 	}
-	return sameKey(b.contract.ReleaseKey, p.build.contract.ReleaseKey)
-}
-
-// sameKey refuses a pinned key that machines with another would not follow.
-func sameKey(was, is []byte) error {
-	if len(was) == 0 && len(is) == 0 {
-		return nil
-	}
-	if len(was) == 0 || len(is) == 0 {
-		return errors.New("only one of this build and the previous one has pinned a release key: its machines would refuse the other")
-	}
-	a, err := pgp.ParseKey(was)
-	if err != nil {
-		return fmt.Errorf("the previous build's release key: %w", err)
-	}
-	b, err := pgp.ParseKey(is)
-	if err != nil {
-		return fmt.Errorf("the image's release key: %w", err)
-	}
-	if a.Fingerprint() != b.Fingerprint() {
-		return fmt.Errorf("the previous build has pinned the key %s, this one %s: its machines would refuse it", a.Fingerprint(), b.Fingerprint())
+	if err := pgp.SamePinned(b.contract.ReleaseKey, p.build.contract.ReleaseKey); err != nil {
+		return fmt.Errorf("the previous build and this one: %w: its machines would refuse this one", err)
 	}
 	return nil
 }

@@ -299,7 +299,7 @@ func TestPublishRefused(t *testing.T) {
 	w.refused("unsigned after signed", w.options(unsigned, ""), "which is not")
 	w.refused("other previous image", w.with(w.options(later("ImageID=test-os", "ImageID=other-os"), "release"), func(o *Options) { o.Previous = built }), "previous build is test-os")
 	w.refused("previous version", w.with(good, func(o *Options) { o.Previous = built }), "not newer than 5, the previous")
-	w.refused("previous key", w.with(w.options(w.build(6, "other", other, "ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n"), "other"), func(o *Options) { o.Previous = built }), "the previous build has pinned")
+	w.refused("previous key", w.with(w.options(w.build(6, "other", other, "ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n"), "other"), func(o *Options) { o.Previous = built }), "have not pinned the same release key")
 
 	// A build whose parts do not belong together.
 	next := later("ImageID=test-os\n", "ImageID=test-os\nEpoch=3\n")

@@ -216,9 +216,10 @@ func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) 
 // one would let whoever takes the machine's protection away go on.
 func (a *Agent) checkContract(c *contract.Contract) error {
 	mine := a.contract
+	if err := pgp.SamePinned(mine.ReleaseKey, c.ReleaseKey); err != nil {
+		return fmt.Errorf("the running system and the release: %w", err)
+	}
 	switch {
-	case !bytes.Equal(c.ReleaseKey, mine.ReleaseKey):
-		return errors.New("the release pins another release key")
 	case mine.SecureBoot == contract.Required && c.SecureBoot != contract.Required:
 		return errors.New("the release does without Secure Boot, which this machine requires")
 	case mine.TPM == contract.Required && c.TPM != contract.Required:

@@ -106,7 +106,7 @@ func TestOffersRefused(t *testing.T) {
 	}{
 		"not signed":                             {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = nil, key })), "is not signed"},
 		"another signer":                         {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = stranger, key })), "signature is by the OpenPGP key"},
-		"another pin":                            {place(make(func(s *otatest.Spec) { s.Pinned = stranger })), "has pinned the release key"},
+		"another pin":                            {place(make(func(s *otatest.Spec) { s.Pinned = stranger })), "have not pinned the same release key"},
 		"another image":                          {place(make(func(s *otatest.Spec) { s.ImageID = "other-os" })), "another image is another installation"},
 		"another machine":                        {place(make(func(s *otatest.Spec) { s.Arch = "aarch64" })), "this one is x86_64"},
 		"an older release":                       {place(old), "holds version 1"},

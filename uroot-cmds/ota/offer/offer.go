@@ -189,30 +189,8 @@ func (s *Self) UKI(r *release.Release, image io.ReaderAt) error {
 	if err := r.Matches(c); err != nil {
 		return err
 	}
-	if err := sameKey(s.Running.ReleaseKey, c.ReleaseKey); err != nil {
-		return fmt.Errorf("%s: %w", release.UKIFile, err)
-	}
-	return nil
-}
-
-// sameKey compares whole fingerprints: a renewed key is still the same.
-func sameKey(pinned, next []byte) error {
-	if len(pinned) == 0 && len(next) == 0 {
-		return nil
-	}
-	if len(pinned) == 0 || len(next) == 0 {
-		return errors.New("only one of the running system and the new one has pinned a release key: install the new one anew to change over")
-	}
-	a, err := pgp.ParseKey(pinned)
-	if err != nil {
-		return fmt.Errorf("pinned release key: %w", err)
-	}
-	b, err := pgp.ParseKey(next)
-	if err != nil {
-		return fmt.Errorf("release key that the new system has pinned: %w", err)
-	}
-	if a.Fingerprint() != b.Fingerprint() {
-		return fmt.Errorf("new system has pinned the release key %s, this one %s", b.Fingerprint(), a.Fingerprint())
+	if err := pgp.SamePinned(s.Running.ReleaseKey, c.ReleaseKey); err != nil {
+		return fmt.Errorf("%s: this system and the new one: %w: install the new one anew to change over", release.UKIFile, err)
 	}
 	return nil
 }

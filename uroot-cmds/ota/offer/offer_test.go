@@ -143,9 +143,9 @@ func TestUKI(t *testing.T) {
 		t.Error(err)
 	}
 	for want, uki := range map[string][]byte{
-		"version is 2 in release.json and 1": one.UKI,
-		"has pinned the release key":         make(2, stranger).UKI,
-		"EOF":                                nil,
+		"version is 2 in release.json and 1":   one.UKI,
+		"have not pinned the same release key": make(2, stranger).UKI,
+		"EOF":                                  nil,
 	} {
 		if err := s.UKI(two.Head.Release, bytes.NewReader(uki)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
