@@ -34,3 +34,19 @@ func Run(t testing.TB, tool string, args ...string) string {
 	}
 	return string(out)
 }
+
+// Debian returns the folder with the files of a whole Debian, which `make unit`
+// makes. Without it the test is skipped on a developer's machine and fails in CI.
+func Debian(t testing.TB) string {
+	t.Helper()
+	dir := os.Getenv("HALOGEN_DEBIAN")
+	if dir != "" {
+		return dir
+	}
+	const why = "HALOGEN_DEBIAN names no root file system: `make unit` has one"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+	return ""
+}

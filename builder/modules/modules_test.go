@@ -255,13 +255,7 @@ func TestPack(t *testing.T) {
 
 // TestDebian reads a real kernel and a real module.
 func TestDebian(t *testing.T) {
-	dir := os.Getenv("HALOGEN_DEBIAN")
-	if dir == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("HALOGEN_DEBIAN names no root file system")
-		}
-		t.Skip("HALOGEN_DEBIAN names no root file system: make unit has one")
-	}
+	dir := testkit.Debian(t)
 	kernels, err := filepath.Glob(dir + "/boot/vmlinuz-*")
 	if err != nil || len(kernels) != 1 {
 		t.Fatalf("kernels %q, %v", kernels, err)

@@ -259,13 +259,7 @@ func (f folder) List(name string) ([]string, error) {
 }
 
 func TestDebian(t *testing.T) {
-	dir := os.Getenv("HALOGEN_DEBIAN")
-	if dir == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("HALOGEN_DEBIAN names no root file system")
-		}
-		t.Skip("HALOGEN_DEBIAN names no root file system: make unit has one")
-	}
+	dir := testkit.Debian(t)
 	all, err := Read(folder(dir))
 	if err != nil {
 		t.Fatal(err)

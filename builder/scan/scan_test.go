@@ -19,6 +19,8 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/testkit"
 )
 
 // grow puts files into a folder under names that say nothing.
@@ -152,13 +154,7 @@ func TestFindsNothingElse(t *testing.T) {
 
 // TestDebian searches a whole system, as it is and with secrets planted in it.
 func TestDebian(t *testing.T) {
-	source := os.Getenv("HALOGEN_DEBIAN")
-	if source == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("HALOGEN_DEBIAN names no root file system")
-		}
-		t.Skip("HALOGEN_DEBIAN names no root file system: make unit has one")
-	}
+	source := testkit.Debian(t)
 	dir := t.TempDir()
 	all := plants(t)
 	grow(t, dir, all)

@@ -1,0 +1,46 @@
+package commandtest
+
+import (
+	"errors"
+	"testing"
+
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rescue"
+)
+
+// locked keeps nothing.
+type locked struct{ rescue.Keeper }
+
+func (locked) Kept() (*rescue.Opened, error) { return nil, rescue.ErrLocked }
+
+// nobody is a console at which nobody may be asked.
+type nobody struct{ hw.Console }
+
+func (nobody) Close() error { return nil }
+
+// UseAtConsole is Use for a command of the recovery console that needs the root
+// partition open and a person. It checks, too, what the command says where it has
+// not got them.
+func UseAtConsole(t *testing.T, cmd func(func() (*rescue.Machine, error), func() (hw.Console, error)) command.Command) {
+	t.Helper()
+	machine := func() (*rescue.Machine, error) { return &rescue.Machine{Keeper: locked{}}, nil }
+	terminal := func() (hw.Console, error) { return nobody{}, nil }
+	whole := cmd(machine, terminal)
+	Use(t, whole)
+	fails := errors.New("not here")
+	for _, c := range []struct {
+		machine  func() (*rescue.Machine, error)
+		terminal func() (hw.Console, error)
+		want     string
+	}{
+		{machine, terminal, "the root partition is not open: type `unlock` first"},
+		{func() (*rescue.Machine, error) { return nil, fails }, terminal, "not here"},
+		{machine, func() (hw.Console, error) { return nil, fails }, "not here"},
+	} {
+		code, out, errs := Run(cmd(c.machine, c.terminal))
+		if code != command.Failed || out != "" || errs != whole.Name+": "+c.want+"\n" {
+			t.Errorf("%d, %q, %q, want %q", code, out, errs, c.want)
+		}
+	}
+}
