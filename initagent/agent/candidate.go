@@ -91,7 +91,11 @@ func (a *Agent) checkTurn(note *stagedNote) error {
 			return refuse("version %s is not newer than %s, which is there", v, n)
 		}
 	}
-	if reason, failed := a.failures()[v]; failed {
+	failures, err := a.failures()
+	if err != nil {
+		return err
+	}
+	if reason, failed := failures[v]; failed {
 		return refuse("version %s has failed before: %s", v, reason)
 	}
 	return nil

@@ -235,5 +235,12 @@ func (a *Agent) entryAbout(n bls.Name, kind journal.Kind, reason string) journal
 	return journal.Entry{Time: a.Now(), Boot: a.bootID(), Kind: kind, Version: n.Version, Slot: a.state.Booted.Other(), Reason: reason}
 }
 
-// failures are the versions that are not taken again.
-func (a *Agent) failures() map[contract.Version]string { return journal.Failures(a.history()) }
+// failures are the versions that are not taken again. That the journal cannot be
+// read does not mean that nothing has failed.
+func (a *Agent) failures() (map[contract.Version]string, error) {
+	text, err := a.journalText()
+	if err != nil {
+		return nil, fmt.Errorf("which versions have failed is not known: %w", err)
+	}
+	return journal.Failures(append(journal.Parse(text), a.unwritten...)), nil
+}

@@ -39,7 +39,11 @@ func (a *Agent) belongs(c *contract.Contract) error {
 	if c.Epoch < a.state.Floor {
 		return fmt.Errorf("epoch %d of version %s is under the floor of %d", c.Epoch, c.Version, a.state.Floor)
 	}
-	if reason, failed := a.failures()[c.Version]; failed {
+	failures, err := a.failures()
+	if err != nil {
+		return err
+	}
+	if reason, failed := failures[c.Version]; failed {
 		return fmt.Errorf("version %s failed: %s", c.Version, reason)
 	}
 	return nil

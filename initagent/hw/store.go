@@ -88,10 +88,14 @@ func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 
 // Keep implements Store. The file gets its name when it is complete and on the
 // disk: cut before the rename, the old one is there, and what is left of the
-// new one is overwritten the next time.
+// new one is removed the next time. So is what the running system may have put in
+// its place: opening a pipe would wait for ever.
 func (l LinuxStore) Keep(name string, content []byte) error {
 	path := filepath.Join(l.Root, name)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}

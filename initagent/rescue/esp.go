@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
@@ -67,6 +68,9 @@ func (m *Machine) saved(p *place, c hw.Console) ([]fat.File, error) {
 		Belongs: func(*contract.Contract) error { return nil },
 	}
 	state, err := enrol.Observe(m.Variables)
+	if err != nil && p.contract.SecureBoot == contract.Required {
+		return nil, fmt.Errorf("whether the firmware would start the copies is not known: %w", err)
+	}
 	if err == nil && rootpart.OwnEnforced(state, p.contract.SecureBoot) {
 		certificates := rootpart.Certificates(state)
 		k.Starts = func(image []byte) error { return rootpart.CheckStarts(image, state, certificates) }
@@ -119,14 +123,27 @@ func (m *Machine) format(p *place, files []fat.File) error {
 	if err != nil {
 		return err
 	}
-	err = fat.Format(f, size, fat.Options{
-		SectorSize: p.disk.SectorSize, VolumeID: binary.LittleEndian.Uint32(id[:]), Label: "ESP", Time: m.Now(),
-	}, files)
+	o := fat.Options{SectorSize: p.disk.SectorSize, VolumeID: binary.LittleEndian.Uint32(id[:]), Label: "ESP", Time: m.Now()}
+	// Whatever can fail without the disk fails before the old file system goes.
+	err = fat.Format(nowhere{}, size, o, files)
 	if err == nil {
-		err = f.Sync()
+		err = errors.Join(block.Zero(f, 0, bootSectors), f.Sync())
+	}
+	if err == nil {
+		err = errors.Join(fat.Format(f, size, o, files), f.Sync())
 	}
 	return errors.Join(err, f.Close())
 }
+
+// bootSectors is where a FAT32 file system has its boot sector and the copy of it,
+// in bytes, for sectors of up to 4096. Zeroed and flushed first, they let nothing
+// take what is half written for a file system.
+const bootSectors = 64 << 10
+
+// nowhere is a disk for trying.
+type nowhere struct{}
+
+func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
 // compare reads every file back.
 func (m *Machine) compare(p *place, files []fat.File) error {

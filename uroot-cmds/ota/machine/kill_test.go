@@ -247,7 +247,7 @@ func TestLyingWorker(t *testing.T) {
 		"a bad find":  {`echo '{"found":{"manifest":"U1RBQkxFPTk="}}'`, "no PUBKEY"},
 		"no head":     {`echo '{"found":{"manifest":"U1RBQkxFPTkKUFVCS0VZPWsK"}}'`, "brings no release"},
 		"endless":     {"yes | tr -d '\\n'", "listen to the worker"},
-		"bad release": {`echo '{"found":{"archive":"x","head":"AAAA"}}'`, "x: "},
+		"no manifest": {`echo '{"found":{"archive":"x","head":"AAAA"}}'`, "brought no manifest"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -94,6 +94,10 @@ func own(folder string, uid, gid int) error {
 	if err := os.Lchown(folder, os.Getuid(), os.Getgid()); err != nil {
 		return err
 	}
+	// Its modes go with it: the one who had it may have let anybody in.
+	if err := os.Chmod(folder, 0o700); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return err
@@ -106,7 +110,7 @@ func own(folder string, uid, gid int) error {
 		}
 		if s.Mode&unix.S_IFMT != unix.S_IFREG || s.Nlink != 1 {
 			err = os.RemoveAll(name)
-		} else {
+		} else if err = os.Chmod(name, 0o600); err == nil {
 			err = os.Lchown(name, uid, gid)
 		}
 		if err != nil {
@@ -194,7 +198,7 @@ var errWorker = errors.New("the worker did not do what it was asked to")
 
 // checkFile compares a file with its description, and flushes it.
 func checkFile(name string, want release.File) error {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -223,6 +224,9 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	if err == nil && u.found == nil {
 		err = errors.New("worker found nothing and does not say why")
 	}
+	if err == nil && u.request.Archive == "" && len(u.found.Manifest) == 0 {
+		err = fmt.Errorf("%w: it brought no manifest", errWorker)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -389,7 +393,9 @@ func (u *update) room(r *release.Release) error {
 			return nil // what cannot be seen is no room
 		}
 		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
-			free += info.Size()
+			if s, ok := info.Sys().(*syscall.Stat_t); ok {
+				free += s.Blocks * 512 // what it takes, not what it says
+			}
 		}
 		return nil
 	})

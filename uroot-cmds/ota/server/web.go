@@ -189,7 +189,7 @@ func (w *web) request(ctx context.Context, name string, header map[string]string
 	answer, err := w.client.Do(r)
 	if err != nil {
 		cancel(nil)
-		return nil, plainError(err)
+		return nil, noEOF(plainError(err)) // a connection that was closed is no end of a file
 	}
 	answer.Body = w.guard(ctx, cancel, answer.Body)
 	return answer, nil
