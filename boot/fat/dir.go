@@ -49,6 +49,10 @@ func clean(name string) string {
 	}, name)
 }
 
+// errBehindEnd says that a folder has entries behind its end. The specification ends
+// a folder at the first empty entry, and so does firmware; Linux goes on.
+var errBehindEnd = errors.New("a folder has entries behind its end")
+
 // readDir returns the files and folders in the folder at cluster first. With
 // an error it returns those found before it.
 func (f *FS) readDir(first uint32) ([]*info, error) {
@@ -59,6 +63,7 @@ func (f *FS) readDir(first uint32) ([]*info, error) {
 	}
 	buf := make([]byte, f.g.clusterSize())
 	var long longName
+	ended := false
 	for total := len(buf); ; total += len(buf) {
 		if total > maxDirBytes {
 			return found, fmt.Errorf("more than %d directory entries", maxDirBytes/dirEntrySize)
@@ -67,8 +72,14 @@ func (f *FS) readDir(first uint32) ([]*info, error) {
 			return found, fmt.Errorf("read cluster %d: %w", c.cluster, err)
 		}
 		for e := range slices.Chunk(buf, dirEntrySize) {
-			if e[0] == 0 {
+			switch {
+			case e[0] == 0 && !f.strict:
 				return found, nil
+			case e[0] == 0:
+				ended = true
+				continue
+			case ended && e[0] != 0xe5:
+				return found, errBehindEnd
 			}
 			if i := f.parseEntry(e, &long); i != nil {
 				found = append(found, i)

@@ -26,6 +26,7 @@ const (
 // On a volume of unknown origin use [FS.Walk], not [fs.WalkDir]: folders can
 // be made to contain each other.
 type FS struct {
+	strict bool // entries behind a folder's end are an error
 	r      io.ReaderAt
 	g      geometry
 	root   uint32

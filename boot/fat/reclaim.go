@@ -51,6 +51,9 @@ func Reclaim(d block.Device) (int64, error) {
 // used returns the clusters that files and folders have.
 func (f *FS) used() (clusterSet, error) {
 	used := clusterSet{}
+	// What another system may see behind a folder's end keeps its clusters.
+	f.strict = true
+	defer func() { f.strict = false }()
 	err := f.Walk(func(path string, i fs.FileInfo, err error) error {
 		if err != nil {
 			return err

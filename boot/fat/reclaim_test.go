@@ -170,6 +170,24 @@ func TestReclaimRefuses(t *testing.T) {
 	}
 }
 
+// Linux sees the names behind an empty entry, which end a folder for everybody else:
+// what they lead to is not free.
+func TestReclaimBehindEnd(t *testing.T) {
+	d := renamed(t)
+	f := mustOpen(t, d)
+	gap, err := f.places(mustLookup(t, f, "EFI/Linux").cluster, "testos_1+2-1.efi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt([]byte{0}, gap[0]); err != nil {
+		t.Fatal(err)
+	}
+	r := blocktest.Record(d)
+	if freed, err := Reclaim(r); !errors.Is(err, ErrDamaged) || !errors.Is(err, errBehindEnd) || freed != 0 || len(r.Log()) != 0 {
+		t.Errorf("%d bytes freed in %d writes, %v", freed, len(r.Log()), err)
+	}
+}
+
 // fsck.vfat finds nothing more than a summary that is out of date, which both it
 // and Linux compute anew.
 func TestFsckAfterMending(t *testing.T) {
