@@ -240,7 +240,7 @@ func (a *Agent) entryAbout(n bls.Name, kind journal.Kind, reason string) journal
 func (a *Agent) failures() (map[contract.Version]string, error) {
 	text, err := a.journalText()
 	if err != nil {
-		return nil, fmt.Errorf("which versions have failed is not known: %w", err)
+		return nil, fmt.Errorf("which versions have failed is not known: %w: %w", systems.ErrUnread, err)
 	}
 	return journal.Failures(append(journal.Parse(text), a.unwritten...)), nil
 }

@@ -158,17 +158,21 @@ func (k *Keeper) copyPath(name string) string {
 // errNoCopy is returned for a copy that is not there, or not what it was.
 var errNoCopy = errors.New("there is no good copy of it")
 
+// ErrUnread is wrapped where something cannot be read this time. Nothing is given up
+// for it.
+var ErrUnread = errors.New("it cannot be read now")
+
 // copyOf reads a copy.
 func (k *Keeper) copyOf(c *Copy) ([]byte, error) {
 	if c == nil || c.Damaged {
 		return nil, errNoCopy
 	}
 	data, err := k.Store.Read(k.copyPath(c.Name), enrol.MaxEFIFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit):
 		return nil, errNoCopy
-	}
-	if err != nil {
-		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnread, err)
 	}
 	if !c.is(data) {
 		return nil, fmt.Errorf("%w: it was changed", errNoCopy)

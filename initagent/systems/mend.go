@@ -242,6 +242,10 @@ func (k *Keeper) planFile(files fs.FS, p *plan, name string) {
 		return
 	}
 	good, cerr := k.source(files, name, old)
+	if errors.Is(cerr, ErrUnread) {
+		p.keepOld(old, fmt.Errorf("%s is damaged (%w), and %w", name, err, cerr))
+		return
+	}
 	if cerr != nil {
 		p.errs = append(p.errs, fmt.Errorf("%s is damaged (%w), and %w", name, err, cerr))
 		c := entry(name, data)
@@ -263,6 +267,10 @@ func (k *Keeper) planLost(files fs.FS, p *plan, name string, old *Copy) {
 		}
 	}
 	data, err := k.source(files, name, old)
+	if errors.Is(err, ErrUnread) {
+		p.keepOld(old, fmt.Errorf("%s is gone, and its copy: %w", name, err))
+		return
+	}
 	if err != nil {
 		k.Say("%s is gone, and stays so: %v", name, err)
 		return
@@ -281,11 +289,19 @@ func (p *plan) put(r restored) {
 	p.next.Copies = append(p.next.Copies, entry(r.name, r.data))
 }
 
+// keepOld leaves a copy as it is, since nothing better can be had this time.
+func (p *plan) keepOld(old *Copy, err error) {
+	p.errs = append(p.errs, err)
+	if old != nil {
+		p.next.Copies = append(p.next.Copies, *old)
+	}
+}
+
 // planCopy copies a sound file, where the copy is not the same.
 func (k *Keeper) planCopy(p *plan, name string, data []byte, old *Copy) {
 	if old == nil || old.Damaged || !old.is(data) || k.copyChanged(old) {
 		if err := k.Store.Keep(k.copyPath(name), data); err != nil {
-			p.errs = append(p.errs, fmt.Errorf("copy %s: %w", name, err))
+			p.keepOld(old, fmt.Errorf("copy %s: %w", name, err))
 			return
 		}
 		k.Say("%s is copied to the root partition", name)
