@@ -184,6 +184,8 @@ lint: | $(OUT)/tools.stamp ## gofmt, go vet, staticcheck
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
 	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -v '/qemu-tests$$')
+	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
+	@go test -v -run '^TestEverySequence$$' ./initagent/agent | grep -E 'explore_test.go|^ *--- |^FAIL'
 
 # A number of inputs and not a time: at the end of its time go test sometimes
 # reports the interrupted input as a failure.
