@@ -106,11 +106,8 @@ func (l Linux) disk(name string) (Disk, error) {
 	}
 	d := Disk{
 		Path: filepath.Join(l.Dev, name), Model: l.text(filepath.Join(folder, "device/model")),
-		SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
+		Serial: l.serial(name), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
 		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
-	}
-	if d.Serial = l.text(filepath.Join(folder, "serial")); d.Serial == "" {
-		d.Serial = l.text(filepath.Join(folder, "device/serial"))
 	}
 	if d.Uses, err = l.uses(name); err != nil {
 		return Disk{}, err
