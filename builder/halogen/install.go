@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -40,11 +39,17 @@ the disk's name to be typed; --yes with the disk's serial number does without.
 Nothing is written before all checks have passed, and the partition table is
 written last: an installation that was interrupted leaves a disk that does not
 start and can be installed again.
+
+--keep-root keeps the root partition of a HalogenOS that is on the disk, with
+everything that was ever stored there: nothing is written to it, however the
+installation ends. It opens with its recovery key at the first start, which
+then gives the firmware the machine's own keys again. So the firmware must be
+in Setup Mode, as for a new machine.
 `
 
 type installFlags struct {
-	disk, key, channel, yes         string
-	list, dryRun, json, another, no bool
+	disk, key, channel, yes               string
+	list, dryRun, json, another, no, keep bool
 }
 
 func (c command) install(ctx context.Context, args []string) error {
@@ -56,6 +61,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	f.StringVar(&o.yes, "yes", "", "do not ask: the disk's `SERIAL` number stands for its owner's consent to lose what is on it")
 	f.BoolVar(&o.list, "list", false, "list the disks and end")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan and write nothing")
+	f.BoolVar(&o.keep, "keep-root", false, "keep the root partition of the HalogenOS on the disk; its recovery key is asked for at the first start")
 	f.BoolVar(&o.another, "other-machine", false, "the disk is for another machine: leave this one's firmware out of it")
 	f.BoolVar(&o.no, "no-boot-entry", false, "leave the firmware's boot entries alone: the disk is found by its removable path")
 	f.BoolVar(&o.json, "json", false, "print the disks or the plan in JSON on the standard output")
@@ -133,7 +139,12 @@ func (c command) installFrom(ctx context.Context, from string, o installFlags) (
 	if err != nil {
 		return err
 	}
-	plan := install.NewPlan(source, disk, machine.Facts(), ids, o.another)
+	if !o.keep && disk.Root != nil && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
+		if o.keep, err = c.keepOrErase(disk); err != nil {
+			return err
+		}
+	}
+	plan := install.NewPlan(source, disk, machine.Facts(), ids, o.choice())
 	if o.json {
 		if err := c.printJSON(plan); err != nil {
 			return err
@@ -144,7 +155,7 @@ func (c command) installFrom(ctx context.Context, from string, o installFlags) (
 	if err := plan.Err(true); err != nil || o.dryRun {
 		return err
 	}
-	if err := c.consent(disk, o.yes); err != nil {
+	if err := c.consent(plan, o.yes); err != nil {
 		return err
 	}
 	if err := c.write(ctx, plan, source, ids, c.rate()); err != nil {
@@ -155,8 +166,14 @@ func (c command) installFrom(ctx context.Context, from string, o installFlags) (
 			fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
 		}
 	}
-	c.nextSteps(plan)
+	if !o.json {
+		c.nextSteps(plan)
+	}
 	return nil
+}
+
+func (o installFlags) choice() install.Choice {
+	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep}
 }
 
 // openSource opens what is installed, and tells by its look what it is.
@@ -261,8 +278,46 @@ func (c command) showPlan(p *install.Plan) {
 	}
 }
 
+// answer asks a question on the standard error, since the standard output may be
+// read by a program.
+func (c command) answer(format string, args ...any) (string, error) {
+	fmt.Fprintf(c.stderr, format, args...)
+	line, err := readLine(os.Stdin)
+	return strings.TrimSpace(line), err
+}
+
+// readLine reads a line and nothing behind it, which may be the next answer.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) < 4096; {
+		if _, err := io.ReadFull(r, b); err != nil {
+			return "", err
+		}
+		if b[0] == '\n' {
+			return string(line), nil
+		}
+		line = append(line, b[0])
+	}
+	return "", errors.New("the line has no end")
+}
+
+// keepOrErase asks what becomes of the root partition that is on the disk.
+func (c command) keepOrErase(d install.Disk) (keep bool, err error) {
+	for {
+		a, err := c.answer("%s has the root partition of a HalogenOS (%d MiB). Keep it, or erase it? Its recovery key\n"+
+			"is asked for at the next start if it is kept. Type keep or erase: ", d.Path, d.Root.Size>>20)
+		switch {
+		case err != nil:
+			return false, err
+		case a == "keep", a == "erase":
+			return a == "keep", nil
+		}
+	}
+}
+
 // consent has the disk's name typed, or takes its serial number for it.
-func (c command) consent(d install.Disk, serial string) error {
+func (c command) consent(p *install.Plan, serial string) error {
+	d := p.Disk
 	if serial != "" {
 		if serial != d.Serial {
 			return fmt.Errorf("--yes names the serial number %q, and that of %s is %q: nothing was written", serial, d.Path, d.Serial)
@@ -272,12 +327,11 @@ func (c command) consent(d install.Disk, serial string) error {
 	if !isTerminal(os.Stdin) {
 		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q)", d.Path, d.Serial)
 	}
-	fmt.Fprintf(c.stdout, "Everything on %s will be lost. Type its name to go on: ", d.Path)
-	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	typed, err := c.answer("%s Type its name to go on: ", p.Loss())
 	if err != nil {
 		return err
 	}
-	if typed := strings.TrimSpace(line); typed != d.Path && typed != path.Base(d.Path) {
+	if typed != d.Path && typed != path.Base(d.Path) {
 		return fmt.Errorf("%q is not %s: nothing was written", typed, d.Path)
 	}
 	return nil
@@ -290,7 +344,7 @@ func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, 
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
 	if err := install.Install(ctx, device, p.Table, s, ids, progress); err != nil {
-		return fmt.Errorf("%w; %s has no partition table now and can be installed again", err, p.Disk.Path)
+		return fmt.Errorf("%w; %s", err, p.Unfinished())
 	}
 	if err := device.Reread(); err != nil {
 		fmt.Fprintf(c.stderr, "the kernel still has the old partitions of %s (%v): they are new at the next start\n", p.Disk.Path, err)

@@ -41,7 +41,7 @@ func (b *screenBackend) Release() string {
 func (b *screenBackend) Disks() ([]install.Disk, error) { return b.machine.Disks() }
 
 // Plan implements screen.Backend.
-func (b *screenBackend) Plan(d install.Disk) (*install.Plan, error) {
+func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	ids, err := install.RandomIDs(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -50,7 +50,9 @@ func (b *screenBackend) Plan(d install.Disk) (*install.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return install.NewPlan(b.source, now, b.machine.Facts(), ids, b.flags.another), nil
+	choice := b.flags.choice()
+	choice.KeepRoot = choice.KeepRoot || keep
+	return install.NewPlan(b.source, now, b.machine.Facts(), ids, choice), nil
 }
 
 // Install implements screen.Backend. Each installation reads the source anew.

@@ -25,7 +25,7 @@ func (b *build) disk(context.Context) error {
 		return fmt.Errorf("disk size of %d bytes is not a multiple of %d", b.DiskSize, int64(layout.Align))
 	}
 	ids := b.diskIDs()
-	t, err := install.Table(b.release, ids, uint64(b.DiskSize/sectorSize), sectorSize)
+	t, err := install.Table(b.release, ids, uint64(b.DiskSize/sectorSize), sectorSize, nil)
 	if err != nil {
 		return fmt.Errorf("plan disk: %w", err)
 	}

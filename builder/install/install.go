@@ -17,6 +17,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"time"
 
 	"halogenos.internal/boot/block"
@@ -65,8 +66,9 @@ func RandomIDs(random io.Reader) (ids IDs, err error) {
 
 // Table lays out what an installation makes on a disk of so many sectors of
 // sectorSize bytes: the ESP, and the first system partition. That has the size
-// of a slot where the disk has room for it, and else the size of the image.
-func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int) (*gpt.Table, error) {
+// of a slot where the disk has room for it, and else the size of the image. kept
+// is the root partition that stays where it is, or nil.
+func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
 	if sectorSize != 512 && sectorSize != 4096 {
 		return nil, fmt.Errorf("sectors of %d bytes: only 512 and 4096 are supported", sectorSize)
 	}
@@ -75,13 +77,15 @@ func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int) (*gpt.Ta
 	}
 	const start = layout.Align + layout.ESPSize
 	room := int64(sectors)*int64(sectorSize) - start - layout.Align // the alternate table lies in the last piece
+	if kept != nil {
+		room = int64(kept.Partition.First)*int64(sectorSize) - start
+	}
 	size := r.SlotSize
 	if size > room {
 		size = layout.AlignUp(r.ImageSize)
 	}
 	if size > room {
-		return nil, fmt.Errorf("disk of %d MiB is too small: the ESP and a system image of %d MiB need %d MiB",
-			int64(sectors)*int64(sectorSize)>>20, r.ImageSize>>20, (start+size+layout.Align)>>20)
+		return nil, fmt.Errorf("%w: %d MiB behind the ESP for a system image of %d MiB", errNoRoom, max(room, 0)>>20, r.ImageSize>>20)
 	}
 	unit := uint64(sectorSize)
 	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors, Partitions: []gpt.Partition{{
@@ -91,6 +95,9 @@ func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int) (*gpt.Ta
 		Number: layout.SlotA.SystemNumber(), Type: layout.TypeRoot, UUID: layout.SystemUUID(verity.Root(r.RootHash)), Label: layout.SlotA.SystemLabel(),
 		First: start / unit, Last: uint64(start+size)/unit - 1,
 	}}}
+	if kept != nil {
+		t.Partitions = append(t.Partitions, kept.Partition)
+	}
 	return t, t.Validate()
 }
 
@@ -162,8 +169,15 @@ type Progress func(what string, done, total int64)
 // back; and the new table comes last. Cut anywhere before that, the disk has no
 // partition table and no firmware starts it; it can be installed again. Cut
 // after it, the installation is whole.
+//
+// Where the table keeps a root partition, the old one is not zeroed but replaced by
+// one that has the root partition alone (leave).
 func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, progress Progress) error {
-	if err := erase(d, t); err != nil {
+	clear := erase
+	if kept, ok := t.ByNumber(layout.RootNumber); ok {
+		clear = func(d Target, t *gpt.Table) error { return leave(d, t, kept) }
+	}
+	if err := clear(d, t); err != nil {
 		return err
 	}
 	esp, err := section(d, t, layout.ESPNumber)
@@ -193,8 +207,27 @@ func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, pr
 	if err := checkImage(ctx, system, s, progress); err != nil {
 		return err
 	}
+	return writeTable(d, t)
+}
+
+// writeTable writes a partition table and reads it back. Cut in it, one of its
+// copies is good: the old one or the new one, each as a whole (gpt.Table.Write).
+func writeTable(d Target, t *gpt.Table) error {
 	if err := t.Write(d); err != nil {
-		return fmt.Errorf("write the partition table: %w", err)
+		return err
+	}
+	if err := d.Uncached(); err != nil {
+		return err
+	}
+	have, health, err := gpt.Read(d, t.Sectors, t.SectorSize)
+	if err == nil && !health.OK() {
+		err = errors.New(health.String())
+	}
+	if err != nil {
+		return fmt.Errorf("read the partition table back: %w", err)
+	}
+	if have.Disk != t.Disk || !slices.Equal(have.Partitions, t.Partitions) {
+		return errors.New("the partition table does not read back as it was written: the disk is failing")
 	}
 	return nil
 }
@@ -209,7 +242,7 @@ func section(d block.Device, t *gpt.Table, number int) (*block.Section, error) {
 }
 
 // erase zeroes both partition tables and what lies before the first partition.
-func erase(d block.Device, t *gpt.Table) error {
+func erase(d Target, t *gpt.Table) error {
 	size := int64(t.Sectors) * int64(t.SectorSize)
 	for _, at := range []int64{0, size - layout.Align} {
 		if err := block.Zero(d, at, layout.Align); err != nil {

@@ -146,7 +146,7 @@ func TestInstall(t *testing.T) {
 		t.Run(fmt.Sprint(sector), func(t *testing.T) {
 			dir := newBuild(t, nil)
 			s, ids := open(t, dir), randomIDs(t)
-			table, err := Table(s.ESP.Release, ids, uint64(diskSize/sector), sector)
+			table, err := Table(s.ESP.Release, ids, uint64(diskSize/sector), sector, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -205,7 +205,7 @@ func run(t testing.TB, name string, args ...string) string {
 func TestCut(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {
 func TestLyingDisk(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestPlan(t *testing.T) {
 	}{
 		{name: "good"},
 		{name: "too small for the image", change: func(d *Disk, _ *Facts) { d.Sectors = 100 << 20 / 512 }, want: "too small"},
-		{name: "too small for two slots", change: func(d *Disk, _ *Facts) { d.Sectors = 520 << 20 / 512 }, want: "too small for two slots"},
+		{name: "too small for two slots", change: func(d *Disk, _ *Facts) { d.Sectors = 520 << 20 / 512 }, want: "too small: it has 520 MiB, and this release needs"},
 		{name: "odd sectors", change: func(d *Disk, _ *Facts) { d.SectorSize = 2048 }, want: "only 512 and 4096"},
 		{name: "mounted", change: func(d *Disk, _ *Facts) { d.Uses = []string{"sda1 is mounted at /mnt"} }, want: "in use: sda1 is mounted at /mnt", erase: true},
 		{name: "write-protected", change: func(d *Disk, _ *Facts) { d.ReadOnly = true }, want: "write-protected"},
@@ -353,7 +353,7 @@ func TestPlan(t *testing.T) {
 			if c.change != nil {
 				c.change(&d, &m)
 			}
-			p := NewPlan(open(t, newBuild(t, nil)), d, m, randomIDs(t), false)
+			p := NewPlan(open(t, newBuild(t, nil)), d, m, randomIDs(t), Choice{})
 			err := p.Err(c.erase)
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("refused with %v, want %q", err, c.want)
@@ -459,7 +459,7 @@ func TestBootEntry(t *testing.T) {
 func TestTooLate(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

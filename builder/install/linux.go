@@ -112,7 +112,7 @@ func (l Linux) disk(name string) (Disk, error) {
 	if d.Uses, err = l.uses(name); err != nil {
 		return Disk{}, err
 	}
-	d.Contents = l.contents(d)
+	look(&d)
 	return d, nil
 }
 
@@ -163,15 +163,18 @@ func (l Linux) uses(disk string) ([]string, error) {
 	return uses, nil
 }
 
-// contents says what is on a disk. What cannot be read looks unused here, and
-// fails when it is written.
-func (l Linux) contents(d Disk) []string {
+// look says what is on a disk. What cannot be read looks unused here, and fails
+// when it is written.
+func look(d *Disk) {
 	f, err := os.Open(d.Path)
 	if err != nil {
-		return nil
+		return
 	}
 	defer f.Close()
-	return Contents(f, d.Sectors, d.SectorSize)
+	d.Contents = Contents(f, d.Sectors, d.SectorSize)
+	if d.Root, err = FindRoot(f, d.Sectors, d.SectorSize); err != nil && !errors.Is(err, ErrNoRoot) {
+		d.NoRoot = err.Error()
+	}
 }
 
 // Contents says what is on a disk, for people; nothing when it looks unused.

@@ -2,6 +2,7 @@ package install
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -24,6 +25,10 @@ type Disk struct {
 	Uses []string `json:"uses,omitempty"`
 	// Contents says what is on the disk, for people; empty when it looks unused.
 	Contents []string `json:"contents,omitempty"`
+	// Root is the root partition that can be kept, or nil; NoRoot says why there
+	// is none, where there may have been one.
+	Root   *Root  `json:"root,omitempty"`
+	NoRoot string `json:"no_root,omitempty"`
 }
 
 // Size is the disk's size in bytes.
@@ -58,28 +63,52 @@ func (f Finding) Word() string {
 	return "note    "
 }
 
+// A Choice is what a person decides about an installation.
+type Choice struct {
+	// OtherMachine: the disk is meant for another machine than the one that writes
+	// it, so that this one's firmware does not matter.
+	OtherMachine bool
+	// KeepRoot: the root partition of an earlier installation stays as it is.
+	KeepRoot bool
+}
+
 // A Plan is an installation before anything is written.
 type Plan struct {
 	Disk     Disk             `json:"disk"`
 	Release  *release.Release `json:"release"`
 	Machine  Facts            `json:"machine"`
+	Kept     *Root            `json:"kept,omitempty"` // the root partition that stays
 	Table    *gpt.Table       `json:"-"`
 	IDs      IDs              `json:"-"`
 	Findings []Finding        `json:"findings"`
 }
 
-// NewPlan decides. another is set when the disk is meant for another machine
-// than the one that writes it, so that this one's firmware does not matter.
-func NewPlan(s *Source, d Disk, m Facts, ids IDs, another bool) *Plan {
+// NewPlan decides.
+func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 	p := &Plan{Disk: d, Release: s.ESP.Release, Machine: m, IDs: ids}
+	if c.KeepRoot {
+		p.keepRoot()
+	}
 	p.checkDisk(s, ids)
-	if !another {
+	if !c.OtherMachine {
 		p.checkMachine(s.Contract)
 	}
 	if !s.Signed {
 		p.note("nobody has signed this release: whoever gave it to you vouches for it")
 	}
 	return p
+}
+
+func (p *Plan) keepRoot() {
+	if p.Kept = p.Disk.Root; p.Kept == nil {
+		why := p.Disk.NoRoot
+		if why == "" {
+			why = ErrNoRoot.Error()
+		}
+		p.refuse("no root partition of %s can be kept: %s", p.Disk.Path, why)
+		return
+	}
+	p.note("the root partition (%d MiB) stays as it is, and opens with its recovery key at the first start: without that key, do not go on", p.Kept.Size>>20)
 }
 
 func (p *Plan) refuse(format string, args ...any) {
@@ -98,16 +127,29 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	for _, use := range d.Uses {
 		p.refuse("%s is in use: %s", d.Path, use)
 	}
-	t, err := Table(s.ESP.Release, ids, d.Sectors, d.SectorSize)
+	t, err := Table(s.ESP.Release, ids, d.Sectors, d.SectorSize, p.Kept)
 	if err == nil {
-		err = room(t, s.Contract.SlotSize)
+		// The UUIDs of a plan that is only looked at must differ, and no more.
+		if _, rerr := layout.NewPlan(t, s.Contract.SlotSize, rand.Reader); rerr != nil {
+			err = errNoRoom
+		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoRoom):
+		p.refuse("%s", tooSmall(d, s.Contract.SlotSize, p.Kept))
+	case err != nil:
 		p.refuse("%v", err)
 	}
 	p.Table = t
 	if len(d.Contents) > 0 {
-		p.Findings = append(p.Findings, Finding{Erases: true, Text: fmt.Sprintf("%s holds %s: all of it will be lost", d.Path, strings.Join(d.Contents, ", "))})
+		but := ""
+		if p.Kept != nil {
+			but = fmt.Sprintf(" but partition %d (%s)", p.Kept.Partition.Number, p.Kept.Partition.Label)
+		}
+		p.Findings = append(p.Findings, Finding{Erases: true, Text: fmt.Sprintf("%s holds %s: all of it%s will be lost", d.Path, strings.Join(d.Contents, ", "), but)})
+	}
+	if d.Root != nil && p.Kept == nil {
+		p.note("what is on the root partition of the HalogenOS on %s can be kept (--keep-root)", d.Path)
 	}
 	if d.Removable {
 		p.note("%s is removable", d.Path)
@@ -130,8 +172,16 @@ func (p *Plan) checkMachine(c *contract.Contract) {
 	}
 	if !m.SetupMode {
 		// It can be seen to after the installation: the first boot asks for it.
-		p.note("Secure Boot is not in Setup Mode: before the first start, reset or clear the Secure Boot keys in the firmware's setup")
+		p.note("Secure Boot is not in Setup Mode%s: before the first start, reset or clear the Secure Boot keys in the firmware's setup", p.unsigned())
 	}
+}
+
+// unsigned says why Setup Mode is wanted again where there were keys once.
+func (p *Plan) unsigned() string {
+	if p.Kept == nil || !p.Machine.SecureBoot {
+		return ""
+	}
+	return ", and the firmware would not start what is installed, which this machine's keys have not signed yet"
 }
 
 func (p *Plan) missing(r contract.Requirement, text string) {
@@ -153,13 +203,36 @@ func (p *Plan) Err(erase bool) error {
 	return nil
 }
 
-// room refuses a disk on which the first boot would find no place for the rest.
-func room(t *gpt.Table, slotSize int64) error {
-	// The UUIDs of a plan that is only looked at must differ, and no more.
-	if _, err := layout.NewPlan(t, slotSize, rand.Reader); err != nil {
-		return fmt.Errorf("the disk is too small for two slots of %d MiB and a root partition: %w", slotSize>>20, err)
+// errNoRoom is returned for a disk that has no room for the layout.
+var errNoRoom = errors.New("the disk is too small")
+
+// tooSmall says how much room is wanted.
+func tooSmall(d Disk, slotSize int64, kept *Root) string {
+	need := int64(layout.Align + layout.ESPSize)
+	if tree, err := layout.VeritySize(slotSize); err == nil { // or the boot contract was refused
+		need += 2 * (slotSize + tree)
 	}
-	return nil
+	if kept != nil {
+		return fmt.Sprintf("the root partition cannot be kept: this release needs the first %d MiB of %s, and the partition begins at %d MiB",
+			need>>20, d.Path, int64(kept.Partition.First)*int64(d.SectorSize)>>20)
+	}
+	return fmt.Sprintf("%s is too small: it has %d MiB, and this release needs %d MiB", d.Path, d.Size()>>20, (need+layout.MinRoot+layout.Align)>>20)
+}
+
+// Loss says what the disk loses.
+func (p *Plan) Loss() string {
+	if p.Kept != nil {
+		return fmt.Sprintf("Everything on %s but its root partition will be lost.", p.Disk.Path)
+	}
+	return fmt.Sprintf("Everything on %s will be lost.", p.Disk.Path)
+}
+
+// Unfinished says what an installation that failed leaves.
+func (p *Plan) Unfinished() string {
+	if p.Kept != nil {
+		return fmt.Sprintf("nothing that starts may be left on %s: its root partition is as it was, so install again with --keep-root", p.Disk.Path)
+	}
+	return fmt.Sprintf("nothing that starts is left on %s: it can be installed again", p.Disk.Path)
 }
 
 // Next says what a person does after the installation.
@@ -168,6 +241,9 @@ func (p *Plan) Next() []string {
 	if !p.Machine.SetupMode {
 		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled")
 	}
-	return append(steps, "set a password in the firmware's setup",
-		"the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
+	steps = append(steps, "set a password in the firmware's setup")
+	if p.Kept != nil {
+		return append(steps, "the first start asks for the recovery key and whether to enroll the machine's keys again: say yes; after the restart all is as it was")
+	}
+	return append(steps, "the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
 }

@@ -23,15 +23,15 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/rootvolume"
 	"halogenos.internal/boot/slot"
 )
 
-// Types of our tokens in the LUKS2 header, and the field that the recovery
-// key's token has besides what systemd knows.
+// Types of our tokens in the LUKS2 header, and their fields.
 const (
-	tpmToken        = "halogen-tpm2"
-	unfinishedToken = "halogen-unfinished"
-	escrowField     = "halogen-escrow"
+	tpmToken        = rootvolume.TPMToken
+	unfinishedToken = rootvolume.UnfinishedToken
+	escrowField     = rootvolume.EscrowField
 	sealedField     = "sealed"
 	deedField       = "deed"
 )
@@ -172,7 +172,7 @@ type Options struct {
 // the caller wipes. Whatever the partition held is lost.
 func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 	header, volumeKey, err := luks2.Format(random, d, luks2.Options{
-		UUID: o.UUID, Label: "halogen-root", SectorSize: o.SectorSize, Size: o.Size,
+		UUID: o.UUID, Label: rootvolume.Label, SectorSize: o.SectorSize, Size: o.Size,
 	}, func(c *luks2.Change, volumeKey []byte) error {
 		if err := addTPM(c, volumeKey, o); err != nil {
 			return err

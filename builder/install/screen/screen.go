@@ -26,8 +26,9 @@ type Backend interface {
 	// Release names what is installed.
 	Release() string
 	Disks() ([]install.Disk, error)
-	// Plan looks at one disk, before anything is written.
-	Plan(d install.Disk) (*install.Plan, error)
+	// Plan looks at one disk, before anything is written. keep says that its root
+	// partition shall stay as it is.
+	Plan(d install.Disk, keep bool) (*install.Plan, error)
 	// Install writes. It returns when all of it was read back.
 	Install(ctx context.Context, p *install.Plan, progress install.Progress) error
 	// Next says what the person does next.
@@ -112,7 +113,7 @@ func (u *ui) chooseDisk() error {
 		return err
 	}
 	u.disks = disks
-	list := tview.NewList().SetSelectedFunc(func(i int, _, _ string, _ rune) { u.check(u.disks[i]) }).SetDoneFunc(u.app.Stop)
+	list := tview.NewList().SetSelectedFunc(func(i int, _, _ string, _ rune) { u.choose(u.disks[i]) }).SetDoneFunc(u.app.Stop)
 	for _, d := range disks {
 		list.AddItem(tview.Escape(title(d)), tview.Escape("  "+contents(d)), 0, nil)
 	}
@@ -138,9 +139,28 @@ func contents(d install.Disk) string {
 	return "empty"
 }
 
+// choose asks what becomes of a root partition that is on the disk.
+func (u *ui) choose(d install.Disk) {
+	if d.Root == nil {
+		u.check(d, false)
+		return
+	}
+	list := tview.NewList().SetSelectedFunc(func(i int, _, _ string, _ rune) { u.check(d, i == 0) }).SetDoneFunc(u.back).
+		AddItem(fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "  its recovery key is asked for at the next start", 0, nil).
+		AddItem("Erase everything", "  nothing that was ever stored on it can be had again", 0, nil)
+	u.show("root", u.frame(d.Path+" has a HalogenOS on it", "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
+}
+
+// back shows the disks again.
+func (u *ui) back() {
+	if err := u.chooseDisk(); err != nil {
+		u.end(err, nil)
+	}
+}
+
 // check shows the plan for a disk, and asks.
-func (u *ui) check(d install.Disk) {
-	p, err := u.backend.Plan(d)
+func (u *ui) check(d install.Disk, keep bool) {
+	p, err := u.backend.Plan(d, keep)
 	if err != nil {
 		u.end(fmt.Errorf("look at %s: %w", d.Path, err), nil)
 		return
@@ -150,23 +170,18 @@ func (u *ui) check(d install.Disk) {
 	for _, f := range p.Findings {
 		fmt.Fprintf(&lines, "%s %s\n\n", f.Word(), f.Text)
 	}
-	back := func() {
-		if err := u.chooseDisk(); err != nil {
-			u.end(err, nil)
-		}
-	}
 	if p.Err(true) != nil {
-		view := text("%s", lines.String()).SetDoneFunc(func(tcell.Key) { back() })
+		view := text("%s", lines.String()).SetDoneFunc(func(tcell.Key) { u.back() })
 		u.show("checks", u.frame("This disk cannot be installed to", "Enter: back to the disks", view), view)
 		return
 	}
-	fmt.Fprintf(&lines, "Everything on %s will be lost.\n", d.Path)
+	fmt.Fprintf(&lines, "%s\n", p.Loss())
 	input := tview.NewInputField().SetLabel("Type the disk's name to install: ").SetFieldWidth(30).
 		SetFieldTextColor(tcell.ColorDefault).SetFieldBackgroundColor(tcell.ColorDefault)
 	input.SetDoneFunc(func(key tcell.Key) {
 		switch typed := strings.TrimSpace(input.GetText()); {
 		case key == tcell.KeyEscape:
-			back()
+			u.back()
 		case key != tcell.KeyEnter:
 		case typed == d.Path || typed == path.Base(d.Path):
 			u.install(p)
@@ -201,7 +216,7 @@ func (u *ui) end(err error, p *install.Plan) {
 	heading := "Done"
 	if err != nil {
 		heading, u.failed = "This failed", err
-		fmt.Fprintf(&lines, "%s\n\nNothing that starts was left on the disk: it can be installed again.\n", err)
+		fmt.Fprintf(&lines, "%s\n", err)
 	} else {
 		u.done = true
 		fmt.Fprintf(&lines, "%s is installed on %s. What next:\n\n", u.backend.Release(), p.Disk.Path)

@@ -1,0 +1,64 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/rootvolume"
+)
+
+// A Root is the root partition that an earlier installation has left on a disk.
+type Root struct {
+	Partition gpt.Partition `json:"-"`
+	Volume    string        `json:"volume"` // UUID of the LUKS2 volume
+	Size      int64         `json:"size"`   // bytes
+}
+
+// ErrNoRoot is returned for a disk that no HalogenOS was installed on.
+var ErrNoRoot = errors.New("the disk has no root partition of HalogenOS")
+
+// FindRoot looks for a root partition that can be kept: in the place of the layout,
+// with a whole header that a recovery key opens.
+func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
+	t, _, err := gpt.Read(r, sectors, sectorSize)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoRoot, err)
+	}
+	p, ok := t.ByNumber(layout.RootNumber)
+	if !ok || p.Label != layout.RootLabel || p.Type != layout.TypeLUKS {
+		return nil, ErrNoRoot
+	}
+	at, size := t.Bytes(p)
+	volume, err := rootvolume.Check(io.NewSectionReader(r, at, size), size)
+	if err != nil {
+		return nil, fmt.Errorf("partition %d is not a root partition of HalogenOS: %w", p.Number, err)
+	}
+	return &Root{p, volume, size}, nil
+}
+
+// leave takes everything but the root partition off the partition table.
+//
+// The table is never zeroed: with each write that replaces it one of its copies
+// is good, and every one of them has the root partition at its place. Cut before
+// it is done, the disk starts the old system, of which nothing else was touched, or
+// none; cut after it, there is no ESP in the table, and no firmware starts it. It
+// can be installed again, and the root partition kept again. Nothing is ever
+// written between the root partition's first and last sector.
+func leave(d Target, t *gpt.Table, kept gpt.Partition) error {
+	have, err := FindRoot(d, t.Sectors, t.SectorSize)
+	if err != nil {
+		return fmt.Errorf("keep the root partition: %w", err)
+	}
+	if have.Partition != kept {
+		return errors.New("keep the root partition: it has changed since it was looked at")
+	}
+	alone := *t
+	alone.Partitions = []gpt.Partition{kept}
+	if err := writeTable(d, &alone); err != nil {
+		return fmt.Errorf("keep the root partition alone: %w", err)
+	}
+	return nil
+}
