@@ -1,0 +1,216 @@
+// Command bench measures this project beside what people would use instead.
+//
+//	bench -images DIR -rootfs DIR -tools DIR -chroot DIR -out DIR
+//
+// `make bench` makes what it needs and calls it. Results are added to those in
+// OUT/bench.json, so that rows can be measured again alone; OUT/bench.svg is the
+// chart. It fails when a side's output is wrong, and not when a goal is missed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"halogenos.internal/qemu-tests/bench/measure"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// A bench is where things are.
+type bench struct {
+	images string // folder with the images that make builds
+	rootfs string // a Debian root file system, unpacked
+	tools  string // a Debian 13 with ukify and mkfs.erofs
+	chroot string // a Debian 13 with the kernel of rootfs and the generators of initramfs images
+	bin    string // folder with halogen, bb and what belongs to them
+	key    string // folder with a release key
+	out    string // for the results
+	work   string // for the files of this run
+	self   string // this program, which is also the child of some measurements
+}
+
+type options struct {
+	rows     map[int]bool // empty for all
+	runs     int
+	markdown bool
+	show     bool
+}
+
+func (o *options) wants(number int) bool { return len(o.rows) == 0 || o.rows[number] }
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "child" {
+		return child(ctx, args[1:])
+	}
+	b, o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(b.out, "bench.json")
+	report, err := measure.Load(file)
+	if err != nil {
+		return err
+	}
+	var failed error
+	if !o.show {
+		failed = b.measure(ctx, report, o, stderr)
+		if err := report.Save(file); err != nil {
+			return err
+		}
+	}
+	report.Add(nil) // results of an earlier version of this program are judged by this one
+	if err := b.chart(report); err != nil {
+		return err
+	}
+	write := report.Table
+	if o.markdown {
+		write = report.Markdown
+	}
+	return errors.Join(write(stdout), failed)
+}
+
+func parse(args []string, stderr io.Writer) (*bench, *options, error) {
+	b, o := new(bench), &options{rows: map[int]bool{}}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	for _, dir := range []struct {
+		at         *string
+		name, text string
+	}{
+		{&b.images, "images", "`FOLDER` with the images"},
+		{&b.rootfs, "rootfs", "`FOLDER` with a Debian root file system"},
+		{&b.tools, "tools", "`FOLDER` with a Debian 13 with ukify and mkfs.erofs"},
+		{&b.chroot, "chroot", "`FOLDER` with a Debian 13 with initramfs-tools and dracut"},
+		{&b.bin, "bin", "`FOLDER` with the project's programs"},
+		{&b.key, "key", "`FOLDER` with a release key"},
+		{&b.out, "out", "`FOLDER` for the results"},
+	} {
+		f.StringVar(dir.at, dir.name, "", dir.text)
+	}
+	rows := f.String("rows", "", "measure only these `NUMBERS`, such as 1,4")
+	f.IntVar(&o.runs, "runs", 5, "of each side, at least 5")
+	quick := f.Bool("quick", false, "fewer than five runs are enough, for a quick look")
+	f.BoolVar(&o.markdown, "markdown", false, "print a table for a document")
+	f.BoolVar(&o.show, "show", false, "measure nothing: print what was measured")
+	if err := f.Parse(args); err != nil {
+		return nil, nil, err
+	}
+	if b.out == "" {
+		return nil, nil, errors.New("-out is missing")
+	}
+	if o.runs < 1 || o.runs < 5 && !*quick {
+		return nil, nil, fmt.Errorf("%d runs are too few for a median without -quick", o.runs)
+	}
+	for _, number := range strings.FieldsFunc(*rows, func(r rune) bool { return r == ',' }) {
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return nil, nil, fmt.Errorf("-rows: %w", err)
+		}
+		o.rows[n] = true
+	}
+	return b, o, nil
+}
+
+// measure adds what is selected to the report.
+func (b *bench) measure(ctx context.Context, report *measure.Report, o *options, log io.Writer) (err error) {
+	for _, dir := range []*string{&b.images, &b.rootfs, &b.tools, &b.chroot, &b.bin, &b.key, &b.out} {
+		if *dir == "" {
+			return errors.New("a folder is missing: see -help")
+		}
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(b.out, 0o755); err != nil {
+		return err
+	}
+	if b.work, err = os.MkdirTemp(b.out, "work-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	var jobs []measure.Job
+	var growths []measure.Growth
+	var failed error
+	for _, p := range b.parts() {
+		if !slices.ContainsFunc(p.rows, o.wants) {
+			continue
+		}
+		j, g, err := p.plan(ctx)
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("rows %v: %w", p.rows, err))
+		}
+		jobs, growths = append(jobs, j...), append(growths, g...)
+	}
+	results, err := measure.Run(ctx, jobs, growths, measure.Options{Runs: o.runs, Commit: said(ctx, "git", "rev-parse", "--short=12", "HEAD"), Log: log})
+	report.Machine = machine()
+	report.Tools = b.versions(ctx)
+	report.Add(results)
+	return errors.Join(failed, err)
+}
+
+// A part plans what some rows measure, and makes what that needs.
+type part struct {
+	rows []int
+	plan func(context.Context) ([]measure.Job, []measure.Growth, error)
+}
+
+func (b *bench) parts() []part {
+	return []part{
+		{[]int{1}, b.verity},
+	}
+}
+
+func (b *bench) chart(report *measure.Report) error {
+	f, err := os.Create(filepath.Join(b.out, "bench.svg"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.Chart(f), f.Close())
+}
+
+// machine says on what was measured.
+func machine() string {
+	model := "unknown processor"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s, %d cores, %s", model, runtime.NumCPU(), runtime.Version())
+}
+
+// said is the first line that a program prints; for a report, so that a program
+// that is missing is no error.
+func said(ctx context.Context, name string, args ...string) string {
+	text, err := exec.CommandContext(ctx, name, args...).Output()
+	if err != nil {
+		return "unknown"
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	return line
+}
