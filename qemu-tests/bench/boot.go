@@ -33,8 +33,12 @@ func (b *bench) boot(ctx context.Context) ([]measure.Job, []measure.Growth, erro
 		return nil, nil, fmt.Errorf("set the machine up: %w", err)
 	}
 	sides := []measure.Side{b.starts("halogen", ours, vm.Options{}, `halogen: unlock \(`)}
+	rivals, err := b.provisionRivals(ctx, ours)
+	if err != nil {
+		return nil, nil, fmt.Errorf("set a machine up with dracut's initramfs: %w", err)
+	}
 	for _, r := range []rival{{name: dracutSame, sameModules: true}, {name: dracutAll}} {
-		state, err := b.provisionRival(ctx, r, ours)
+		state, err := b.provisionRival(ctx, rivals, r)
 		if err != nil {
 			return nil, nil, fmt.Errorf("set the machine up for %s: %w", r.name, err)
 		}
