@@ -179,6 +179,7 @@ type part struct {
 func (b *bench) parts() []part {
 	return []part{
 		{[]int{1}, b.verity},
+		{[]int{6}, b.update},
 		{[]int{8, 9}, b.boot},
 	}
 }

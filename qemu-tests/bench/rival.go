@@ -272,7 +272,7 @@ const dracutScript = `
 mount -t proc proc /proc
 dracut --quiet --force --no-hostonly --no-hostonly-cmdline --reproducible --zstd --kver "$1" \
 	--add "systemd systemd-initrd systemd-veritysetup systemd-cryptsetup tpm2-tss dm crypt" \
-	--omit "bluetooth btrfs biosdevname convertfs dbus dbus-broker dbus-daemon dmraid drm fido2 i18n kernel-modules-extra lunmask lvm mdraid memstrack multipath network nfs nvdimm overlay-root pcmcia pkcs11 plymouth pollcdrom resume terminfo virtfs virtiofs warpclock" \
+	--omit "bluetooth btrfs biosdevname convertfs dbus dbus-broker dbus-daemon dmraid drm i18n kernel-modules-extra lunmask lvm mdraid memstrack multipath network nfs nvdimm overlay-root pcmcia plymouth pollcdrom resume virtfs virtiofs warpclock" \
 	--filesystems "erofs ext4 overlay vfat" ${2:+--drivers "$2"} ${4:+--install "$4"} --include "$3" / /bench.img >&2
 cat /bench.img`
 
