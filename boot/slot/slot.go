@@ -114,6 +114,10 @@ type Facts struct {
 	// before the keys were enrolled which lie on it alone.
 	RootMade bool
 
+	// EnrolAgain: the owner, who has opened the root partition with the recovery
+	// key, wants the firmware to get the keys that lie on it.
+	EnrolAgain bool
+
 	// Policy: the TPM's record is not the one that the machine's systems call
 	// for. Record says what came of it.
 	Policy bool
@@ -247,6 +251,9 @@ func table(s State, f Facts) (Step, bool) {
 			// is in use and only looks new.
 			return Step{Recovery, setupModeWanted}, true
 		}
+		if s.Root == RootLocked {
+			return Step{Partition, "the system was installed again: partitions are missing"}, true
+		}
 		return Step{Partition, "first boot: partitions are missing"}, true
 	}
 	return Step{}, false
@@ -263,6 +270,8 @@ func system(s State, f Facts) (Step, bool) {
 		return Step{OpenVerity, "slot " + s.Booted.String() + " holds the content that the UKI names"}, true
 	case f.Verity == Done:
 		return Step{}, false
+	case reinstalled(s):
+		return Step{MakeTree, "the system was installed again: the verity tree of slot a is missing"}, true
 	case provisioned(s):
 		return condemn(s, "no slot on this disk holds the content that the UKI names"), true
 	}
@@ -273,6 +282,14 @@ func system(s State, f Facts) (Step, bool) {
 // nothing may be made from scratch on its disk.
 func provisioned(s State) bool {
 	return s.Root == RootLocked || s.Root == RootOpen || s.Root == RootDamaged || s.Trial
+}
+
+// reinstalled reports whether a system was installed beside a root partition that
+// was kept. The slot carries the UKI's name, and its tree does not: that tree is
+// nobody's, so that nothing is lost by making it. Staging names both at once, and
+// where there is anything to fall back to, that is what runs.
+func reinstalled(s State) bool {
+	return (s.Root == RootLocked || s.Root == RootDamaged) && s.Booted == layout.SlotA && !s.TreeNamed && !s.Trial && !s.Fallback
 }
 
 // condemn gives the slot up: the other one boots next, or, where none is left,
@@ -294,17 +311,23 @@ func keys(s State, f Facts) (Step, bool) {
 		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true
 	case KeysMissing:
 		switch {
+		case f.Enrol == Failed && f.EnrolAgain:
+			return Step{}, false // the root partition is open, and the firmware starts the system
 		case f.Enrol == Failed && f.SecureBoot == contract.Required:
 			return Step{Recovery, "this machine's Secure Boot keys were not enrolled: " + f.Cause}, true
 		case f.Enrol == Failed:
 			return Step{}, false
-		case provisioned(s) && !f.RootMade:
+		case provisioned(s) && !f.RootMade && !f.EnrolAgain:
 			// The firmware lost its keys, or somebody took them away. Enrolling
-			// again by itself would help whoever did it: the TPM decides.
+			// again by itself would help whoever did it: the TPM decides, or else
+			// the owner.
 			return Step{}, false
 		case !f.TPMPresent && s.Root != RootOpen:
 			// Without a TPM the keys have no safe place but the root partition.
 			return Step{}, false
+		}
+		if f.EnrolAgain {
+			return Step{Enrol, "the owner gives the firmware this machine's own Secure Boot keys again"}, true
 		}
 		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
 	case KeysForeign, KeysOff:

@@ -147,6 +147,7 @@ type machine struct {
 	recordNow      []byte
 	watchDelivery  func(done string) // after each step of the fetcher's
 	typed          []string          // answers to come
+	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
 	programEnds    error
 	echo           bool // types a new recovery key back

@@ -264,7 +264,10 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
-	if a.chip.err == nil {
+	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
+		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
+	}
+	if a.chip.err == nil && !a.facts.EnrolAgain {
 		if err := a.offerAccept(c, f, volumeKey, secret); err != nil {
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
@@ -302,8 +305,13 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil {
 		return err
 	}
+	return a.accept(c, f, a.binding(), volumeKey, secret, boot)
+}
+
+// accept lets the TPM open the root partition for a boot.
+func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, boot policy.Boot) error {
 	record, others := a.acceptable(boot, volumeKey)
-	accepted, err := a.binding().Accept(a.lock, secret, record)
+	accepted, err := b.Accept(a.lock, secret, record)
 	if err != nil {
 		return err
 	}
@@ -319,7 +327,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	if err := a.binding().Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record, others...); err != nil {
+	if err := b.Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record, others...); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")

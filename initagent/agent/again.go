@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/hw"
+)
+
+// offerKeys lets the owner give the firmware this machine's keys again: after the
+// system was installed anew beside a root partition that was kept, or after the
+// firmware was reset. Whoever put the firmware into Setup Mode does not have the
+// recovery key, which has just opened the root partition.
+//
+// The TPM is told first how the machine will start from then on. Cut before the
+// keys are enrolled, the machine is in Setup Mode, asks for the recovery key and
+// comes back here; cut after it, it starts as the TPM was told.
+func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	if a.state.Keys != slot.KeysMissing || a.chip.err != nil && a.unenrolled() {
+		return nil
+	}
+	keys, err := a.storedKeys(secret)
+	if keys == nil || err != nil {
+		return err
+	}
+	defer keys.Wipe()
+	answer, err := c.Ask("The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
+		"Say yes only if you have installed this system again, or cleared the keys yourself. [y/N] ", false, keyTimeout)
+	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
+		return err
+	}
+	a.facts.EnrolAgain = true
+	if a.chip.err != nil {
+		return nil
+	}
+	boot, err := a.enrolled(keys)
+	if err == nil {
+		b := a.binding()
+		b.Proves = false // what is sealed to the next boot does not unseal in this one
+		err = a.accept(c, f, b, volumeKey, secret, boot)
+	}
+	if err != nil {
+		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))
+	}
+	return nil
+}
+
+// enrolled is a boot of the running system as it will be once the keys are
+// enrolled: nothing but PCR 7 differs from this one.
+func (a *Agent) enrolled(keys *secureboot.KeySet) (policy.Boot, error) {
+	boot, err := a.expected()
+	if err != nil {
+		return policy.Boot{}, err
+	}
+	vendor, err := a.vendorKeys(keys)
+	if err != nil {
+		return policy.Boot{}, err
+	}
+	wanted := keys.Wanted(vendor)
+	if len(wanted.DB) != 1 {
+		return policy.Boot{}, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
+	}
+	log, _, err := a.readLog()
+	if err != nil {
+		return policy.Boot{}, err
+	}
+	vars := pcr.SecureBootVariables{SecureBoot: true}
+	revoked := a.firmware.DBX.Content
+	for _, v := range []struct {
+		into    *[]byte
+		content secureboot.Database
+	}{{&vars.PK, wanted.PK}, {&vars.KEK, wanted.KEK}, {&vars.DB, wanted.DB}, {&vars.DBX, slices.Concat(revoked, wanted.DBX.Without(revoked))}} {
+		if len(v.content) == 0 {
+			continue
+		}
+		if *v.into, err = v.content.Marshal(); err != nil {
+			return policy.Boot{}, err
+		}
+	}
+	boot.PCR7, err = pcr.PredictPCR7(log, vars, [][]byte{wanted.DB[0].SignatureData()})
+	return boot, err
+}
