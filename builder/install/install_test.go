@@ -239,6 +239,7 @@ func TestCut(t *testing.T) {
 		t.Error("no state is a whole installation")
 	}
 	t.Logf("%d states, %d of them whole", states, whole)
+	again(t, recorder, states, false)
 }
 
 func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {

@@ -1,0 +1,243 @@
+package install
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/rootvolume"
+)
+
+// tokens are those of a finished root partition.
+func tokens() []luks2.Token {
+	return []luks2.Token{
+		{Type: rootvolume.TPMToken, Keyslots: []int{0}},
+		{Type: luks2.RecoveryTokenType, Keyslots: []int{0}, Fields: map[string]json.RawMessage{rootvolume.EscrowField: []byte(`"AA=="`)}},
+	}
+}
+
+// inUse is a disk with a provisioned HalogenOS on it, whose root partition has these
+// tokens; without any, there is no volume in it.
+func inUse(t testing.TB, label string, tokens ...luks2.Token) (*blocktest.Disk, *gpt.Table) {
+	t.Helper()
+	dir := newBuild(t, nil)
+	s, ids := open(t, dir), randomIDs(t)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := layout.NewPlan(table, slotSize, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := blocktest.New(diskSize, blocktest.Zero)
+	if err := plan.Table.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if len(tokens) > 0 {
+		root, err := section(d, plan.Table, layout.RootNumber)
+		if err != nil {
+			t.Fatal(err)
+		}
+		format(t, root, label, tokens)
+	}
+	return d, plan.Table
+}
+
+func format(t testing.TB, d *block.Section, label string, tokens []luks2.Token) {
+	t.Helper()
+	o := luks2.Options{UUID: "01234567-89ab-cdef-0123-456789abcdef", Label: label, SectorSize: 512, Size: d.Size()}
+	_, _, err := luks2.Format(rand.Reader, d, o, func(c *luks2.Change, volumeKey []byte) error {
+		_, err := c.AddKeyslot(volumeKey, []byte("passphrase"), luks2.PBKDF2())
+		for _, token := range tokens {
+			_, terr := c.AddToken(token)
+			err = errors.Join(err, terr)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A root partition that only looks like ours is not kept.
+func TestFindRoot(t *testing.T) {
+	recovery, escrow := tokens()[1], tokens()[1]
+	recovery.Fields = nil
+	escrow.Keyslots = []int{}
+	for _, c := range []struct {
+		name, label string
+		tokens      []luks2.Token
+		change      func(t *gpt.Table)
+		want        string // empty: it is kept
+	}{
+		{name: "ours", label: rootvolume.Label, tokens: tokens()},
+		{name: "another label", label: "data", tokens: tokens(), want: `labelled "data"`},
+		{name: "another distribution's", label: rootvolume.Label, tokens: []luks2.Token{recovery}, want: "no recovery key of this system's"},
+		{name: "without its recovery key", label: rootvolume.Label, tokens: []luks2.Token{tokens()[0], escrow}, want: "no recovery key of this system's"},
+		{name: "unfinished", label: rootvolume.Label, tokens: append(tokens(), luks2.Token{Type: rootvolume.UnfinishedToken, Keyslots: []int{}}), want: "nothing is on it"},
+		{name: "no volume", want: "not a LUKS volume"},
+		{name: "another partition", label: rootvolume.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Label = "data" }, want: ErrNoRoot.Error()},
+		{name: "another number", label: rootvolume.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Number = 7 }, want: ErrNoRoot.Error()},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, table := inUse(t, c.label, c.tokens...)
+			if c.change != nil {
+				c.change(table)
+				if err := table.Write(d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			root, err := FindRoot(d, diskSize/512, 512)
+			if c.want == "" && (err != nil || root.Partition != table.Partitions[5] || root.Size < layout.MinRoot) {
+				t.Errorf("root %+v, %v", root, err)
+			}
+			if c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// plan plans an installation on a disk in memory.
+func plan(t testing.TB, s *Source, d block.Device, keep bool) *Plan {
+	t.Helper()
+	disk := Disk{Path: "/dev/sda", Serial: "S1", SectorSize: 512, Sectors: diskSize / 512, Contents: Contents(d, diskSize/512, 512)}
+	root, err := FindRoot(d, diskSize/512, 512)
+	if disk.Root = root; err != nil && !errors.Is(err, ErrNoRoot) {
+		disk.NoRoot = err.Error()
+	}
+	return NewPlan(s, disk, Facts{Arch: "x86_64", UEFI: true, SetupMode: true, TPM: true}, randomIDs(t), Choice{KeepRoot: keep})
+}
+
+func TestPlanKeeps(t *testing.T) {
+	d, table := inUse(t, rootvolume.Label, tokens()...)
+	s := open(t, newBuild(t, nil))
+	p := plan(t, s, d, true)
+	if err := p.Err(true); err != nil {
+		t.Fatal(err)
+	}
+	if kept, ok := p.Table.ByNumber(layout.RootNumber); !ok || kept != table.Partitions[5] || len(p.Table.Partitions) != 3 {
+		t.Errorf("table %+v", p.Table)
+	}
+	if !strings.Contains(p.Loss(), "but its root partition") || p.Err(false) == nil {
+		t.Errorf("%s; without consent: %v", p.Loss(), p.Err(false))
+	}
+	if p = plan(t, s, d, false); len(p.Table.Partitions) != 2 || p.Kept != nil {
+		t.Errorf("keeps without being asked: %+v", p.Table)
+	}
+	p.Disk.Root.Partition.First -= 1 << 11
+	if err := NewPlan(s, p.Disk, p.Machine, p.IDs, Choice{KeepRoot: true}).Err(true); err == nil || !strings.Contains(err.Error(), "cannot be kept: this release needs the first 5") {
+		t.Errorf("a root partition that lies in the way: %v", err)
+	}
+	empty := blocktest.New(diskSize, blocktest.Zero)
+	if err := plan(t, s, empty, true).Err(true); err == nil || !strings.Contains(err.Error(), "no root partition of /dev/sda can be kept") {
+		t.Errorf("an empty disk: %v", err)
+	}
+	foreign, _ := inUse(t, "data", tokens()...)
+	if err := plan(t, s, foreign, true).Err(true); err == nil || !strings.Contains(err.Error(), `labelled "data"`) {
+		t.Errorf("a foreign volume: %v", err)
+	}
+}
+
+// The disk is another one than the one that was looked at.
+func TestKeepLooksAgain(t *testing.T) {
+	d, _ := inUse(t, rootvolume.Label, tokens()...)
+	s := open(t, newBuild(t, nil))
+	p := plan(t, s, d, true)
+	moved := *p.Table
+	moved.Partitions = append(moved.Partitions[:2:2], p.Kept.Partition)
+	moved.Partitions[2].Last -= 8
+	recorder := blocktest.Record(d)
+	for name, disk := range map[string]*blocktest.Recorder{"another root partition": recorder, "none": blocktest.Record(blocktest.New(diskSize, blocktest.Zero))} {
+		if err := Install(t.Context(), target{disk}, &moved, s, p.IDs, quiet); err == nil || !strings.Contains(err.Error(), "keep the root partition") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := len(disk.Log()); n > 0 {
+			t.Errorf("%s: %d writes and flushes", name, n)
+		}
+	}
+}
+
+// Cut anywhere, the table has the root partition in its place, nothing was written to
+// it, and the disk starts the old system, nothing, or all of the new one. After ten of
+// the cuts the installation is made again. FAULTS 42, 43
+func TestCutKeeps(t *testing.T) {
+	base, table := inUse(t, rootvolume.Label, tokens()...)
+	s := open(t, newBuild(t, nil))
+	p := plan(t, s, base, true)
+	recorder := blocktest.Record(base)
+	if err := Install(t.Context(), target{recorder}, p.Table, s, p.IDs, quiet); err != nil {
+		t.Fatal(err)
+	}
+	at, size := table.Bytes(p.Kept.Partition)
+	for _, w := range recorder.Log() {
+		if !w.IsSync() && w.Off < at+size && w.Off+int64(len(w.Data)) > at {
+			t.Fatalf("%d bytes were written at %d, and the root partition has %d at %d", len(w.Data), w.Off, size, at)
+		}
+	}
+	count := map[int]int{} // by the number of partitions
+	check := func(c blocktest.Cut) error {
+		have, _, err := gpt.Read(c.Disk, diskSize/512, 512)
+		if err != nil {
+			return err
+		}
+		root, err := FindRoot(c.Disk, diskSize/512, 512)
+		if err != nil || root.Partition != p.Kept.Partition {
+			return fmt.Errorf("root partition %+v: %w", root, err)
+		}
+		count[len(have.Partitions)]++
+		switch len(have.Partitions) {
+		case len(table.Partitions): // the old one, of which nothing else was written
+			return nil
+		case 1:
+			return nil
+		}
+		return installed(c.Disk, have, s)
+	}
+	states, err := recorder.Cuts(blocktest.Options{}, check)
+	if err != nil {
+		t.Error(err)
+	}
+	if len(count) != 3 || count[1] == 0 || count[3] == 0 || count[6] == 0 {
+		t.Errorf("states by the number of partitions: %v", count)
+	}
+	t.Logf("%d states; by the number of partitions: %v", states, count)
+	again(t, recorder, states, true)
+}
+
+// again installs once more after ten of the cuts.
+func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool) {
+	t.Helper()
+	at, dir := 0, newBuild(t, nil)
+	_, err := recorder.Cuts(blocktest.Options{}, func(c blocktest.Cut) error {
+		at++
+		if at%max(states/10, 1) != 0 {
+			return nil
+		}
+		s, err := FromFolder(dir)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		p := plan(t, s, c.Disk, keep)
+		if err := p.Err(true); err != nil {
+			return err
+		}
+		if err := Install(t.Context(), target{blocktest.Record(c.Disk)}, p.Table, s, p.IDs, quiet); err != nil {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("installing again: %v", err)
+	}
+}
