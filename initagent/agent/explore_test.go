@@ -274,7 +274,7 @@ func explore(machines []*machine) *explorer {
 }
 
 // knowing are machines in use that know releases of these epochs.
-func knowing(t *testing.T, workers int, epochs ...uint64) (machines []*machine) {
+func knowing(t testing.TB, workers int, epochs ...uint64) (machines []*machine) {
 	releases := map[contract.Version]*edition{}
 	for i, epoch := range epochs {
 		releases[contract.Version(i+1)] = newRelease(t, uint64(i+1), epoch, pinned)

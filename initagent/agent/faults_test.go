@@ -27,7 +27,7 @@ import (
 
 // provisionedMachine is one that has been through its first two boots and an
 // ordinary one.
-func provisionedMachine(t *testing.T, change func(*contract.Contract)) *machine {
+func provisionedMachine(t testing.TB, change func(*contract.Contract)) *machine {
 	t.Helper()
 	m := newMachine(t, change)
 	m.ends("system")

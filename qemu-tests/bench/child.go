@@ -13,7 +13,9 @@ func child(ctx context.Context, args []string) error {
 		return errors.New("child: what shall it do?")
 	}
 	work, ok := map[string]func(context.Context, []string) error{
-		"verity": childVerity,
+		"verity":  childVerity,
+		"uki":     childUKI,
+		"archive": childArchive,
 	}[args[0]]
 	if !ok {
 		return fmt.Errorf("child: %q is not known", args[0])

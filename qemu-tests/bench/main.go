@@ -46,6 +46,9 @@ type bench struct {
 	out    string // for the results
 	work   string // for the files of this run
 	self   string // this program, which is also the child of some measurements
+
+	booster string   // folder with booster's generator and init; empty for none
+	rooms   []string // folders in Debian trees, to be removed
 }
 
 type options struct {
@@ -106,6 +109,7 @@ func parse(args []string, stderr io.Writer) (*bench, *options, error) {
 	} {
 		f.StringVar(dir.at, dir.name, "", dir.text)
 	}
+	f.StringVar(&b.booster, "booster", "", "`FOLDER` with booster's generator and init, where it could be had")
 	rows := f.String("rows", "", "measure only these `NUMBERS`, such as 1,4")
 	f.IntVar(&o.runs, "runs", 5, "of each side, at least 5")
 	quick := f.Bool("quick", false, "fewer than five runs are enough, for a quick look")
@@ -146,7 +150,11 @@ func (b *bench) measure(ctx context.Context, report *measure.Report, o *options,
 	if b.work, err = os.MkdirTemp(b.out, "work-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
+	defer func() {
+		for _, folder := range append(b.rooms, b.work) {
+			err = errors.Join(err, os.RemoveAll(folder))
+		}
+	}()
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
@@ -179,8 +187,14 @@ type part struct {
 func (b *bench) parts() []part {
 	return []part{
 		{[]int{1}, b.verity},
+		{[]int{2}, b.uki},
+		{[]int{3}, b.image},
+		{[]int{4}, b.archive},
+		{[]int{5}, b.fullUpdate},
 		{[]int{6}, b.update},
+		{[]int{7}, b.initramfsSizes},
 		{[]int{8, 9}, b.boot},
+		{[]int{10, 11}, b.goBenchmarks},
 	}
 }
 

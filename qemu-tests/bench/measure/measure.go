@@ -102,6 +102,7 @@ type Growth struct {
 	Over   string // what grows: "image"
 	Metric Metric
 	Points []Point
+	Runs   int // of each side, where it shall be fewer than of the jobs
 }
 
 // A Point of a growth is one size.
@@ -136,8 +137,12 @@ func Run(ctx context.Context, jobs []Job, growths []Growth, o Options) ([]Result
 	}
 	for _, g := range growths {
 		r := Result{Name: g.Name, Date: now(), Commit: o.Commit, Growth: &Grown{Number: g.Number, Work: g.Work, Over: g.Over, Metric: g.Metric}}
+		runs := o.Runs
+		if g.Runs > 0 {
+			runs = min(runs, g.Runs)
+		}
 		for _, p := range g.Points {
-			sides, err := inTurn(ctx, g.Name+" "+p.At, p.Sides, o.Runs, o.Log)
+			sides, err := inTurn(ctx, g.Name+" "+p.At, p.Sides, runs, o.Log)
 			if err != nil {
 				failed = errors.Join(failed, fmt.Errorf("%s at %s: %w", g.Name, p.At, err))
 				continue
