@@ -83,7 +83,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	case o.disk == "":
 		return c.installByScreen(ctx, from, o)
 	}
-	return c.installFrom(ctx, from, o)
+	return c.installFrom(ctx, install.Running(), from, o)
 }
 
 func isTerminal(f *os.File) bool {
@@ -124,14 +124,13 @@ func (c command) listDisks(asJSON bool) error {
 	return nil
 }
 
-func (c command) installFrom(ctx context.Context, from string, o installFlags) (err error) {
+func (c command) installFrom(ctx context.Context, machine install.Linux, from string, o installFlags) (err error) {
 	source, closeSource, err := openSource(ctx, from, o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
-	machine := install.Running()
-	disk, err := machine.Disk(o.disk)
+	disk, err := target(machine, o.disk, from)
 	if err != nil {
 		return err
 	}
@@ -170,6 +169,15 @@ func (c command) installFrom(ctx context.Context, from string, o installFlags) (
 		c.nextSteps(plan)
 	}
 	return nil
+}
+
+// target looks at the disk to install to.
+func target(machine install.Linux, path, from string) (install.Disk, error) {
+	d, err := machine.Disk(path)
+	if err == nil && machine.Holds(path, from) {
+		d.Uses = append(d.Uses, from+" lies on it, which is to be installed")
+	}
+	return d, err
 }
 
 func (o installFlags) choice() install.Choice {
@@ -267,11 +275,12 @@ func (c command) showPlan(p *install.Plan) {
 	d := p.Disk
 	fmt.Fprintf(c.stdout, "install  %s %s, system image of %d MiB\n", p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
 	fmt.Fprintf(c.stdout, "on       %s: %s %s, %.1f GB, sectors of %d bytes\n", d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
-	if p.Table != nil {
-		for _, part := range p.Table.Partitions {
-			_, size := p.Table.Bytes(part)
-			fmt.Fprintf(c.stdout, "make     partition %d %q, %d MiB\n", part.Number, part.Label, size>>20)
+	for _, part := range p.Partitions {
+		word := "make"
+		if part.Kept {
+			word = "keep"
 		}
+		fmt.Fprintf(c.stdout, "%s     partition %d %q, %d MiB\n", word, part.Number, part.Label, part.Size>>20)
 	}
 	for _, f := range p.Findings {
 		fmt.Fprintf(c.stdout, "%s %s\n", f.Word(), f.Text)

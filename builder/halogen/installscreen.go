@@ -46,7 +46,7 @@ func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, err := b.machine.Disk(d.Path) // it may have been mounted meanwhile
+	now, err := target(b.machine, d.Path, b.from) // it may have been mounted meanwhile
 	if err != nil {
 		return nil, err
 	}

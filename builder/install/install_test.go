@@ -11,99 +11,31 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
-	"halogenos.internal/boot/uki"
-	"halogenos.internal/boot/uki/ukitest"
-	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/install/installtest"
 )
 
 const (
-	mib       = 1 << 20
-	imageSize = 3 * mib
-	slotSize  = 4 * mib
-	diskSize  = layout.ESPSize + 512*mib
+	mib      = 1 << 20
+	slotSize = installtest.SlotSize
+	diskSize = layout.ESPSize + 512*mib
 )
 
-// newBuild is a folder as halogen build leaves it.
 func newBuild(t testing.TB, change func(*contract.Contract)) string {
 	t.Helper()
-	image := make([]byte, imageSize)
-	if _, err := rand.Read(image); err != nil {
-		t.Fatal(err)
-	}
-	c := &contract.Contract{
-		Format: contract.Format, ImageID: "test", Arch: "x86_64", Version: 7, SourceDate: 1772604367,
-		Salt: []byte("salt"), ImageSize: imageSize, SlotSize: slotSize,
-		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4",
-	}
-	params := verity.Params{DataBlocks: imageSize / verity.BlockSize, Salt: c.Salt}
-	root, err := verity.Generate(t.Context(), bytes.NewReader(image), params, blocktest.New(mib, blocktest.Zero), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.RootHash = root[:]
-	if change != nil {
-		change(c)
-	}
-	text, err := contract.Archive(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sections := uki.Payload{OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("kernel"), Initrd: text}.Sections()
-	kernel, err := uki.Build(ukitest.Stub("257.13-1"), sections)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := uki.Parse(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	measured, err := pcr.PredictUKI(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &release.Release{
-		Format: release.Format, ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch, RootHash: c.RootHash, Salt: c.Salt,
-		ImageSize: c.ImageSize, SlotSize: c.SlotSize, PCR11: measured[:], SourceDate: c.SourceDate,
-	}
-	dir := t.TempDir()
-	for _, f := range []struct {
-		name    string
-		content []byte
-	}{{release.UKIFile, kernel}, {release.BootManagerFile, ukitest.Stub("257.13-1")}, {release.ImageFile, image}} {
-		sum := sha256.Sum256(f.content)
-		described := release.File{Name: f.name, Size: int64(len(f.content)), SHA256: sum[:]}
-		if f.name != release.ImageFile {
-			digest, err := authenticode.Digest(f.content)
-			if err != nil {
-				t.Fatal(err)
-			}
-			described.Authenticode = digest[:]
-		}
-		r.Files = append(r.Files, described)
-		if err := os.WriteFile(filepath.Join(dir, f.name), f.content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	description, err := r.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, release.ManifestFile), description, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return installtest.Build(t, change)
 }
 
 func open(t testing.TB, dir string) *Source {
@@ -470,5 +402,80 @@ func TestTooLate(t *testing.T) {
 	recorder := blocktest.Record(blocktest.New(diskSize, blocktest.Zero))
 	if err := Install(ctx, target{recorder}, table, s, ids, quiet); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// zeros is an image of so many bytes that nobody keeps in memory.
+func zeros(t *testing.T, s *Source, size int64) *Source {
+	t.Helper()
+	h := sha256.New()
+	if _, err := io.CopyN(h, zeroReader{}, size); err != nil {
+		t.Fatal(err)
+	}
+	r := *s.ESP.Release
+	r.ImageSize, r.SlotSize = size, size
+	r.Files = slices.Clone(r.Files)
+	i := slices.IndexFunc(r.Files, func(f release.File) bool { return f.Name == release.ImageFile })
+	r.Files[i].Size, r.Files[i].SHA256 = size, h.Sum(nil)
+	esp := s.ESP
+	esp.Release = &r
+	return &Source{ESP: esp, Contract: s.Contract, Image: zeroReader{}, finish: func() error { return nil }, close: func() error { return nil }}
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// hole is a disk that keeps what is not zero.
+type hole struct{ *blocktest.Disk }
+
+func (hole) Uncached() error { return nil }
+
+func (h hole) WriteAt(p []byte, off int64) (int, error) {
+	if block.IsZero(p) {
+		return len(p), nil
+	}
+	return h.Disk.WriteAt(p, off)
+}
+
+// What an installation needs of memory does not grow with the image.
+func TestBoundedMemory(t *testing.T) {
+	s, ids := open(t, newBuild(t, nil)), randomIDs(t)
+	used := func(size int64) uint64 {
+		source := zeros(t, s, size)
+		table, err := Table(source.ESP.Release, ids, (layout.ESPSize+256*mib)/512, 512, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := hole{blocktest.New(layout.ESPSize+256*mib, blocktest.Zero)}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if err := Install(t.Context(), d, table, source, ids, quiet); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	small, large := used(4*mib), used(200*mib)
+	t.Logf("allocates %d KiB for an image of 4 MiB, %d KiB for one of 200 MiB", small>>10, large>>10)
+	if large > small+4*mib {
+		t.Errorf("an image of 200 MiB takes %d bytes of memory, one of 4 MiB %d", large, small)
+	}
+}
+
+// A partition table that the disk loses is found out.
+func TestLostTable(t *testing.T) {
+	s, ids := open(t, newBuild(t, nil)), randomIDs(t)
+	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{512 + 56, 1024 + 56, diskSize - 512 + 56} { // header, entries, alternate header
+		recorder := blocktest.Record(blocktest.New(diskSize, blocktest.Zero))
+		err := Install(t.Context(), &forgetful{target{recorder}, at}, table, s, ids, quiet)
+		if err == nil || !strings.Contains(err.Error(), "read the partition table back") {
+			t.Errorf("byte %d: error %v", at, err)
+		}
+		s = open(t, newBuild(t, nil))
 	}
 }

@@ -116,53 +116,6 @@ func (l Linux) disk(name string) (Disk, error) {
 	return d, nil
 }
 
-// uses lists what is mounted, swapped to, or built upon the disk or one of its
-// partitions.
-func (l Linux) uses(disk string) ([]string, error) {
-	devices := map[string]string{l.text(filepath.Join("block", disk, "dev")): disk}
-	folders := []string{filepath.Join(l.Sys, "block", disk)}
-	entries, err := os.ReadDir(folders[0])
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		if number := l.text(filepath.Join("block", disk, e.Name(), "dev")); number != "" && strings.HasPrefix(e.Name(), disk) {
-			devices[number] = e.Name()
-			folders = append(folders, filepath.Join(folders[0], e.Name()))
-		}
-	}
-	var uses []string
-	for _, folder := range folders {
-		holders, err := os.ReadDir(filepath.Join(folder, "holders"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		for _, h := range holders {
-			uses = append(uses, fmt.Sprintf("%s holds %s open", h.Name(), filepath.Base(folder)))
-		}
-	}
-	mounts, err := os.ReadFile(filepath.Join(l.Proc, "self/mountinfo"))
-	if err != nil {
-		return nil, fmt.Errorf("list mounts: %w", err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		// proc_pid_mountinfo(5): the third field is the device, the fifth the place.
-		if f := strings.Fields(line); len(f) > 4 && devices[f[2]] != "" {
-			uses = append(uses, fmt.Sprintf("%s is mounted at %s", devices[f[2]], f[4]))
-		}
-	}
-	swaps, _ := os.ReadFile(filepath.Join(l.Proc, "swaps")) // a kernel without swap has no such file
-	for line := range strings.Lines(string(swaps)) {
-		f := strings.Fields(line)
-		for _, name := range devices {
-			if len(f) > 0 && f[0] == filepath.Join(l.Dev, name) {
-				uses = append(uses, name+" is swapped to")
-			}
-		}
-	}
-	return uses, nil
-}
-
 // look says what is on a disk. What cannot be read looks unused here, and fails
 // when it is written.
 func look(d *Disk) {

@@ -81,6 +81,16 @@ type Plan struct {
 	Table    *gpt.Table       `json:"-"`
 	IDs      IDs              `json:"-"`
 	Findings []Finding        `json:"findings"`
+	// Partitions are those of the table, for who reads the plan.
+	Partitions []Partition `json:"partitions,omitempty"`
+}
+
+// A Partition is one that the disk will have.
+type Partition struct {
+	Number int    `json:"number"`
+	Label  string `json:"label"`
+	Size   int64  `json:"size"` // bytes
+	Kept   bool   `json:"kept,omitempty"`
 }
 
 // NewPlan decides.
@@ -141,6 +151,12 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 		p.refuse("%v", err)
 	}
 	p.Table = t
+	if t != nil {
+		for _, part := range t.Partitions {
+			_, size := t.Bytes(part)
+			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, part.Number == layout.RootNumber})
+		}
+	}
 	if len(d.Contents) > 0 {
 		but := ""
 		if p.Kept != nil {

@@ -34,7 +34,11 @@ func (f *fake) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 func (f *fake) Install(_ context.Context, p *install.Plan, progress install.Progress) error {
 	progress("writing", 1<<20, 2<<20)
 	progress("writing", 2<<20, 2<<20)
-	f.installed <- p.Disk.Path
+	installed := p.Disk.Path
+	if p.Kept != nil {
+		installed += ", kept"
+	}
+	f.installed <- installed
 	return f.fails
 }
 
@@ -148,6 +152,35 @@ func TestInstalls(t *testing.T) {
 	p.presses(tcell.KeyEnter)
 	p.sees("1. restart the machine")
 	if got := <-f.installed; got != "/dev/nvme0n1" {
+		t.Errorf("installed on %s", got)
+	}
+	p.presses(tcell.KeyEnter)
+	if err := p.ends(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A root partition that is there can be kept, and is not kept unasked.
+func TestKeeps(t *testing.T) {
+	f := twoDisks()
+	f.disks[1].Root = &install.Root{Size: 200 << 30}
+	p := start(t, f)
+	p.sees("which disk?")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("/dev/nvme0n1 has a HalogenOS on it")
+	p.sees("Keep the root partition (204800 MiB)")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("Everything on /dev/nvme0n1 will be lost")
+	p.presses(tcell.KeyEscape)
+	p.sees("which disk?")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("its recovery key is asked for at the next start")
+	p.presses(tcell.KeyEnter)
+	p.sees("Everything on /dev/nvme0n1 but its root partition will be lost")
+	p.types("nvme0n1")
+	p.presses(tcell.KeyEnter)
+	p.sees("1. restart the machine")
+	if got := <-f.installed; got != "/dev/nvme0n1, kept" {
 		t.Errorf("installed on %s", got)
 	}
 	p.presses(tcell.KeyEnter)
