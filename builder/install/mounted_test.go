@@ -1,0 +1,64 @@
+package install
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/testkit"
+)
+
+// A real disk in use, where the test may make one: a mount is seen, and the kernel
+// itself refuses to open the disk. The other tests have folders in the place of /proc
+// and /sys.
+func TestMountedDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root mounts")
+	}
+	testkit.Need(t, "mkfs.ext4")
+	dir := t.TempDir()
+	file, place := filepath.Join(dir, "disk"), filepath.Join(dir, "mounted")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 16*mib), os.Mkdir(place, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mkfs.ext4", "-q", file)
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Skipf("no loop device: %v", err)
+	}
+	disk := strings.TrimSpace(string(out))
+	t.Cleanup(func() { run(t, "losetup", "--detach", disk) })
+	if err := unix.Mount(disk, place, "ext4", 0, ""); err != nil {
+		t.Skipf("mount %s: %v", disk, err)
+	}
+	d, err := Running().Disk(disk)
+	holds := Running().Holds(disk, place)
+	_, oerr := Open(disk)
+	if err := unix.Unmount(place, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || len(d.Uses) != 1 || !strings.HasSuffix(d.Uses[0], "is mounted at "+place) {
+		t.Errorf("uses %q, %v", d.Uses, err)
+	}
+	if !holds {
+		t.Error("what is mounted does not lie on it")
+	}
+	if oerr == nil || !strings.Contains(oerr.Error(), "is in use") {
+		t.Errorf("opened: %v", oerr)
+	}
+	if d, err = Running().Disk(disk); err != nil || len(d.Uses) > 0 || len(d.Contents) != 1 {
+		t.Errorf("when it is no longer mounted: %+v, %v", d, err)
+	}
+	device, err := Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(device.Uncached(), device.Close()); err != nil {
+		t.Error(err)
+	}
+}
