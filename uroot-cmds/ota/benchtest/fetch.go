@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"debug/pe"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/release"
-	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -62,19 +62,24 @@ func (o job) fetch(ctx context.Context) error {
 	return json.NewEncoder(os.Stdout).Encode(map[string]int64{"copied": r.Copied})
 }
 
-// self is a machine that runs the old build.
+// contractHead is enough of an initramfs to have the boot contract, in bytes.
+const contractHead = contract.MaxSize + 64<<10
+
+// self is a machine that runs the old build. Its UKI is not kept in memory, which
+// is measured.
 func (o job) self() (*offer.Self, error) {
-	image, err := os.ReadFile(filepath.Join(o.old, release.UKIFile))
+	image, err := pe.Open(filepath.Join(o.old, release.UKIFile))
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := uki.Parse(image)
-	if err != nil {
-		return nil, err
-	}
-	initrd, ok := parsed.Section(".initrd")
-	if !ok {
+	defer image.Close()
+	section := image.Section(".initrd")
+	if section == nil {
 		return nil, errors.New("the UKI has no initramfs")
+	}
+	initrd := make([]byte, min(section.Size, contractHead))
+	if _, err := io.ReadFull(section.Open(), initrd); err != nil {
+		return nil, err
 	}
 	c, err := contract.FromInitrd(initrd)
 	if err != nil {
