@@ -21,8 +21,8 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 	tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
-# running system has its own programs, one of which is halogenctl with what it runs.
-ELSEWHERE := ota halogenctl
+# running system has programs of its own: ota, and halogenctl with what it runs.
+ELSEWHERE := halogenctl
 CONTROL := halogenctl slots verify repair eventlog
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/verity"
 )
@@ -117,5 +119,32 @@ func TestVerityTable(t *testing.T) {
 func TestSplitNames(t *testing.T) {
 	if got := splitNames([]byte("user.a\x00security.capability\x00cut")); !reflect.DeepEqual(got, []string{"user.a", "security.capability"}) {
 		t.Errorf("names %q", got)
+	}
+}
+
+// Of another folder's modules only the drivers that are wanted are tried, each once.
+func TestColdplugOnly(t *testing.T) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	modules := "usr/lib/modules/" + unix.ByteSliceToString(u.Release[:])
+	root := tree(t, map[string]string{
+		modules + "/modules.dep":           "kernel/drivers/net/some-net.ko.xz: kernel/lib/dep.ko\nkernel/lib/dep.ko:\nkernel/drivers/gpu/card.ko:\n",
+		modules + "/modules.alias":         "alias pci:v1* card\nalias pci:v2* some_net\n",
+		"sys/devices/pci/1/modalias":       "pci:v1\n",
+		"sys/devices/pci/2/modalias":       "pci:v2\n",
+		"sys/devices/pci/2/again/modalias": "pci:v2\n",
+	})
+	k, err := NewLinuxKernel(filepath.Join(root, "sys"), filepath.Join(root, "usr/lib/modules"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried, err := k.ColdplugOnly(func(file string) bool { return strings.HasPrefix(file, "kernel/drivers/net/") })
+	if err != nil || tried != 1 {
+		t.Errorf("%d modules were tried, %v; want one", tried, err)
+	}
+	if err := k.Load("card"); err == nil || !strings.Contains(err.Error(), "card.ko: no such file") {
+		t.Errorf("a module without a file: %v", err)
 	}
 }

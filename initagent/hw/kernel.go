@@ -14,10 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LinuxKernel loads the modules of the initramfs.
+// LinuxKernel loads the modules of a folder: the initramfs's, or the system
+// image's.
 type LinuxKernel struct {
 	Sys     string // /sys
-	Modules string // /lib/modules
+	Modules string // /lib/modules/6.12.1
 	prober  *kmodule.Prober
 	aliases map[string][]alias  // by bus, the part before the first colon
 	pre     map[string][]string // softdep: modules to load first
@@ -34,8 +35,9 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 	}
 	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), aliases: map[string][]alias{}, pre: map[string][]string{}, seen: map[string]bool{}}
 	var err error
-	// Nothing is loaded yet, so there is no need to look at /proc/modules.
-	if k.prober, err = kmodule.NewProber(kmodule.ProbeOpts{IgnoreProcMods: true}); err != nil {
+	// Nothing is loaded yet, so there is no need to look at /proc/modules; and one
+	// that is there counts as loaded.
+	if k.prober, err = kmodule.NewProber(kmodule.ProbeOpts{RootDir: strings.TrimSuffix(modules, "/lib/modules"), IgnoreProcMods: true}); err != nil {
 		return nil, fmt.Errorf("read list of kernel modules: %w", err)
 	}
 	if err := k.readAliases(); err != nil {
@@ -119,6 +121,32 @@ func (k *LinuxKernel) Coldplug() (int, error) {
 		return tried, fmt.Errorf("look for devices without a driver: %w", err)
 	}
 	return tried, nil
+}
+
+// ColdplugOnly is Coldplug for the modules whose file, as modules.dep has it, is
+// wanted.
+func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
+	only := map[string]bool{}
+	err := k.lines("modules.dep", func(w []string) {
+		if len(w) > 0 && wanted(strings.TrimSuffix(w[0], ":")) {
+			name, _, _ := strings.Cut(filepath.Base(w[0]), ".ko")
+			only[strings.ReplaceAll(name, "-", "_")] = true
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	all := k.aliases
+	defer func() { k.aliases = all }()
+	k.aliases = map[string][]alias{}
+	for bus, list := range all {
+		for _, a := range list {
+			if only[strings.ReplaceAll(a.module, "-", "_")] {
+				k.aliases[bus] = append(k.aliases[bus], a)
+			}
+		}
+	}
+	return k.Coldplug()
 }
 
 func busOf(modalias string) string {

@@ -22,6 +22,9 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
       verify             which slot is damaged, and where first
       repair             its bad blocks again, from the other slot
       rollback           start the other system from now on
+  both are, or a newer release mends it
+      unlock, network, ota fetch     it from the server, into the other slot
+      unlock, ota fetch --from DIR   it from a stick that is mounted there
   the TPM did not open the root partition (new firmware, new hardware, new TPM)
       eventlog           what differs from the last boot that opened by itself
       unlock             open it with the recovery key
@@ -36,6 +39,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
       reset              wipe all data, keep the system. There is no way back
 
   slots      what is in the two slots, which starts next, and the boot journal
+  network    an address by DHCP. By hand: ip addr add, ip link set, ip route add
   lock       close the root partition again
   dmesg      what the kernel and initagent said
   ls /bin    all commands

@@ -42,7 +42,8 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   channel  show the channel that is followed, or follow another
 
 Needs root. Settings: /etc/halogen/ota.conf, which goes over
-/usr/lib/halogen/ota.conf. A command's --help says more.
+/usr/lib/halogen/ota.conf. A command's --help says more. At the recovery console
+"unlock" comes first, then "network" or a stick; "exit" tries what was fetched.
 
 Exit codes: 0 done, or nothing to do; 1 failed, and may work later; 2 wrong
 usage; 3 a release is offered and refused; 4 another ota is at work.

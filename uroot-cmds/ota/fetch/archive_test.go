@@ -2,10 +2,7 @@ package fetch
 
 import (
 	"bytes"
-	"compress/flate"
 	"encoding/binary"
-	"fmt"
-	"hash/crc32"
 	"slices"
 	"testing"
 
@@ -13,57 +10,12 @@ import (
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
 
-// stored is a gzip member as an archive's head has them.
-func stored(plain []byte) []byte {
-	stream := []byte{1}
-	stream = binary.LittleEndian.AppendUint16(stream, uint16(len(plain)))
-	stream = binary.LittleEndian.AppendUint16(stream, ^uint16(len(plain)))
-	return member(append(stream, plain...), plain, len(plain))
-}
-
-func member(stream, plain []byte, size int) []byte {
-	out := []byte("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x0c\x00HG\x08\x00")
-	out = binary.LittleEndian.AppendUint32(out, uint32(len(stream)))
-	out = binary.LittleEndian.AppendUint32(out, uint32(size))
-	out = append(out, stream...)
-	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(plain))
-	return binary.LittleEndian.AppendUint32(out, uint32(size))
-}
-
-// unhead returns the tar that the head of an archive holds.
-func unhead(t *testing.T, head []byte) []byte {
-	t.Helper()
-	var tar []byte
-	for len(head) > 0 {
-		packed := binary.LittleEndian.Uint32(head[16:])
-		stream := head[24 : 24+packed]
-		for len(stream) > 0 {
-			n := binary.LittleEndian.Uint16(stream[1:])
-			tar = append(tar, stream[5:5+n]...)
-			stream = stream[5+n:]
-		}
-		head = head[24+packed+8:]
-	}
-	return tar
-}
-
-// header changes a tar header and makes its checksum right.
-func header(h []byte, change func(h []byte)) {
-	change(h)
-	copy(h[148:156], "        ")
-	sum := 0
-	for _, b := range h[:512] {
-		sum += int(b)
-	}
-	copy(h[148:156], fmt.Sprintf("%06o\x00 ", sum))
-}
-
 // Archives with more than a release in them: links, devices and names that lead
 // elsewhere are not parsed at all. FAULTS 24, 25, 26, 29
 func TestArchiveTricks(t *testing.T) {
 	w := newWorld(t)
 	head := w.new.Archive[:w.new.Head.Size]
-	tar := unhead(t, head)
+	tar := otatest.Unhead(head)
 	first := len(tar) - 512 // the first file's header
 	for name, c := range map[string]struct {
 		at     int
@@ -84,13 +36,13 @@ func TestArchiveTricks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			changed := bytes.Clone(tar)
-			header(changed[c.at:][:512], c.change)
+			otatest.ChangeHeader(changed[c.at:][:512], c.change)
 			site := otatest.NewSite(w.key)
 			site.Publish(w.new, nil)
 			var evil []byte
 			for rest := changed; len(rest) > 0; {
 				n := min(len(rest), 60000)
-				evil = append(evil, stored(rest[:n])...)
+				evil = append(evil, otatest.Stored(rest[:n])...)
 				rest = rest[n:]
 			}
 			site.Put(otatest.Folder+"2/2.tar.gz", append(evil, w.new.Archive[len(head):]...))
@@ -128,10 +80,10 @@ func TestContentRefused(t *testing.T) {
 		"bytes behind it":   {func(b []byte) []byte { return append(b, 0) }, "", "follows the end"},
 		"the archive twice": {func(b []byte) []byte { return append(b, b...) }, "", "follows the end"},
 		"ten thousand empty members": {func(b []byte) []byte {
-			return slices.Insert(b, int(image.Offset), bytes.Repeat(stored(nil), 10_000)...)
+			return slices.Insert(b, int(image.Offset), bytes.Repeat(otatest.Stored(nil), 10_000)...)
 		}, "not what was signed", "gzip member of 0 bytes"},
 		"a bomb": {func(b []byte) []byte {
-			copy(b[image.Offset:], bomb(t, binary.LittleEndian.Uint32(b[image.Offset+16:]), binary.LittleEndian.Uint32(b[image.Offset+20:])))
+			copy(b[image.Offset:], otatest.Bomb(t, binary.LittleEndian.Uint32(b[image.Offset+16:]), binary.LittleEndian.Uint32(b[image.Offset+20:])))
 			return b
 		}, "not what was signed", "more than it says"},
 	} {
@@ -158,24 +110,4 @@ func TestContentRefused(t *testing.T) {
 			}
 		})
 	}
-}
-
-// bomb is a gzip member with a deflate stream of size bytes that unpacks to a
-// thousand times as much, and says that it holds plain bytes.
-func bomb(t *testing.T, size, plain uint32) []byte {
-	var stream bytes.Buffer
-	d, err := flate.NewWriter(&stream, flate.BestCompression)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for stream.Len() < int(size)-200 {
-		if _, err := d.Write(make([]byte, 4096)); err != nil {
-			t.Fatal(err)
-		}
-		if err := d.Flush(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	padded := append(stream.Bytes(), make([]byte, int(size)-stream.Len())...)
-	return member(padded, make([]byte, plain), int(plain))
 }

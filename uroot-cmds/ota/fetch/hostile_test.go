@@ -238,7 +238,7 @@ func TestExpiry(t *testing.T) {
 func TestEndlessArchive(t *testing.T) {
 	w := newWorld(t)
 	for name, start := range map[string][]byte{
-		"from the start": stored(make([]byte, 50_000)), "behind the head": w.new.Archive[:w.new.Head.Size], "behind the end": w.new.Archive,
+		"from the start": otatest.Stored(make([]byte, 50_000)), "behind the head": w.new.Archive[:w.new.Head.Size], "behind the end": w.new.Archive,
 	} {
 		for _, length := range []string{"", "1000000000000"} {
 			s := serve(t, w.site, false)
@@ -246,7 +246,7 @@ func TestEndlessArchive(t *testing.T) {
 				if length != "" {
 					out.Header().Set("Content-Length", length)
 				}
-				for b := start; ; b = stored(make([]byte, 50_000)) {
+				for b := start; ; b = otatest.Stored(make([]byte, 50_000)) {
 					if _, err := out.Write(b); err != nil {
 						return true
 					}

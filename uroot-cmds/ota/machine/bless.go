@@ -58,7 +58,7 @@ func (m *Machine) Bless() (*Blessing, error) {
 func (m *Machine) system() (*Running, error) {
 	r, err := m.Running()
 	if err == nil && r.Console {
-		err = errors.New("this is the recovery console, and no system runs")
+		err = errors.New("this is the recovery console, and no system runs: `exit` starts one, which says itself whether it is healthy")
 	}
 	return r, err
 }
@@ -151,7 +151,7 @@ type Rollback struct {
 // GiveUp gives up what was installed last: a release that waits to be staged, a
 // trial that has not begun, or the running system, where another one can start.
 func (m *Machine) GiveUp(reason string) (*Rollback, error) {
-	r, err := m.system()
+	r, err := m.Running()
 	if err != nil {
 		return nil, err
 	}

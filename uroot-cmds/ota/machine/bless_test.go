@@ -181,41 +181,6 @@ func TestStatusOfAWreck(t *testing.T) {
 	}
 }
 
-// At the recovery console the same UKI's contract says what this is.
-func TestConsole(t *testing.T) {
-	w := newWorld(t)
-	must(t, os.Remove(w.path(reportFile)))
-	text, err := w.two.Contract.Encode()
-	must(t, err)
-	w.write(contractFile, text)
-	w.m.Corrupt = func() (bool, error) { return false, ErrNotOpen }
-	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "unlock it first") {
-		t.Errorf("without the root partition: %v", err)
-	}
-	if _, err := w.m.Bless(); err == nil || !strings.Contains(err.Error(), "no system runs") {
-		t.Errorf("bless: %v", err)
-	}
-	must(t, os.MkdirAll(w.path(consoleState), 0o755))
-	// The slot that would be the only one is read as a whole.
-	f, err := os.OpenFile(w.part(2), os.O_RDWR, 0)
-	must(t, err)
-	defer f.Close()
-	_, err = f.WriteAt([]byte("x"), 77*4096)
-	must(t, err)
-	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "data block 77") {
-		t.Errorf("with a corrupt slot: %v", err)
-	}
-	_, err = f.WriteAt(w.two.Image[77*4096:78*4096], 77*4096)
-	must(t, err)
-	out, err := w.fetch()
-	if err != nil || !out.Staged {
-		t.Errorf("%+v, %v", out, err)
-	}
-	if got := w.read(filepath.Join(consoleState, stagedFile)); !strings.Contains(got, `"3"`) {
-		t.Errorf("staged.json is %s", got)
-	}
-}
-
 func TestChannel(t *testing.T) {
 	w := newWorld(t)
 	w.write("etc/halogen/ota.conf", []byte("# mine\nServer=/srv\nOther=1\n"))

@@ -50,6 +50,8 @@ type box struct {
 	mu      sync.Mutex
 	log     []string
 	corrupt bool
+	offline bool
+	noImage error // why the recovery console cannot open the system image
 	mounted int
 	atESP   func()
 	// cut fails what comes after so many effects; negative: nothing.
@@ -103,7 +105,9 @@ func newBox(t testing.TB) *box {
 		Hardware: hw.Machine{Disks: disks{b}, Firmware: firmware{}, ESP: esp{b}}, Root: dir,
 		Worker: worker.Starter{Program: "/proc/self/exe", User: user},
 		Random: rand.Reader, Now: func() time.Time { return otatest.Date.Add(time.Hour) },
-		Corrupt: func() (bool, error) { return b.corrupt, nil },
+		Corrupt:    func() (bool, error) { return b.corrupt, nil },
+		OpenSystem: func() (string, error) { return b.path("sysroot"), b.noImage },
+		Online:     func() bool { return !b.offline },
 	}
 	return b
 }

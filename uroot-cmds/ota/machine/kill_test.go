@@ -169,7 +169,7 @@ func TestWorkerRights(t *testing.T) {
 	if _, groups, _ := strings.Cut(status, "\nGroups:\t"); strings.TrimSpace(strings.SplitN(groups, "\n", 2)[0]) != "" {
 		t.Errorf("the worker has groups: %.40q", groups)
 	}
-	if want := "/parts/4 /parts/5 /parts/2 /parts/3 /parts/1 /var/lib/halogen/ota.lock"; strings.TrimPrefix(fds, "/var/lib/halogen/fetch/3 ") != want {
+	if want := "/parts/4 /parts/5 /parts/2 /parts/3 /parts/1 /var/lib/halogen/ota.lock"; strings.ReplaceAll(fds, "/var/lib/halogen/fetch/3.work ", "") != want {
 		t.Errorf("the worker has open %s, want %s", fds, want)
 	}
 	var peak int64
@@ -195,7 +195,7 @@ func TestWorkerKeepsLock(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		s := worker.Starter{Program: script, User: w.m.Worker.User}
-		ended <- s.Run(ctx, worker.Request{}, worker.Files{worker.Lock: lock}, "/", func(worker.Event) { up <- true })
+		ended <- s.Run(ctx, worker.Request{}, worker.Files{worker.Lock: lock}, func(worker.Event) { up <- true })
 	}()
 	<-up
 	must(t, lock.Close())

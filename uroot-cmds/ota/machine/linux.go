@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -18,6 +20,7 @@ import (
 
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/sysimage"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -37,12 +40,23 @@ const verityDevice = "system"
 // Linux is the machine that this runs on.
 func Linux() *Machine {
 	h := inventory.Linux()
+	h.Kernel, h.Mapper, h.Mounts = modules{}, hw.LinuxMapper{Dev: "/dev"}, hw.LinuxMounts{}
 	h.ESP = hw.LinuxESP{Disks: h.Disks, Kernel: modules{}, Mounts: hw.LinuxMounts{}, Folder: "/" + espFolder}
 	return &Machine{
 		Hardware: h, Root: "/", Random: rand.Reader, Now: time.Now,
-		Worker:  worker.Starter{Program: "/proc/self/exe", User: credential()},
-		Corrupt: func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
+		Worker:     worker.Starter{Program: "/proc/self/exe", User: credential()},
+		Corrupt:    func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
+		OpenSystem: func() (string, error) { return sysimage.Open(h, "/") },
+		Online:     online,
 	}
+}
+
+func online() bool {
+	all, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(all, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.IsGlobalUnicast()
+	})
 }
 
 func credential() *syscall.Credential {
@@ -72,7 +86,7 @@ func (modules) Coldplug() (int, error) { return 0, errors.ErrUnsupported }
 
 // Load implements hw.Kernel.
 func (modules) Load(names ...string) error {
-	if _, err := os.Stat(filepath.Join("/", reportFile)); err == nil {
+	if _, err := os.Stat(filepath.Join("/", contractFile)); err != nil {
 		return nil
 	}
 	k, err := hw.NewLinuxKernel("/sys", "/lib/modules")

@@ -44,6 +44,11 @@ type Machine struct {
 	// Corrupt reports whether dm-verity has seen a block of the running system
 	// that is not what it should be. ErrNotOpen: the system runs from no slot.
 	Corrupt func() (bool, error)
+	// OpenSystem mounts the system image at the recovery console, and returns
+	// where.
+	OpenSystem func() (string, error)
+	// Online reports whether this machine has an address in a network.
+	Online func() bool
 }
 
 // ErrNotOpen says that no dm-verity device holds the running system.
@@ -55,7 +60,8 @@ const (
 	stateFolder  = "var/lib/halogen"
 	contractFile = contract.Path                    // at the recovery console
 	consoleState = "run/state/halogen/shared"       // likewise
-	machineID    = "etc/machine-id"                 //
+	consoleEtc   = "run/state/overlay/etc/upper"    // likewise, where /etc is an overlay
+	consoleBound = "run/state/bind/etc"             // likewise, where it is a folder of its own
 	bootID       = "proc/sys/kernel/random/boot_id" //
 )
 
@@ -107,9 +113,12 @@ func readSmall(path string, limit int64) ([]byte, error) {
 
 // Running says what system this is.
 func (m *Machine) Running() (*Running, error) {
+	if m.atConsole() {
+		return m.console()
+	}
 	text, err := m.read(reportFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m.console()
+		return nil, fmt.Errorf("/%s is not there: this system was not started by initagent", reportFile)
 	}
 	if err != nil {
 		return nil, err
@@ -127,12 +136,16 @@ func (m *Machine) Running() (*Running, error) {
 	return &Running{Contract: r.Contract, Slot: r.Slot}, nil
 }
 
+// atConsole reports whether this is the recovery console: where the initramfs is,
+// no system runs.
+func (m *Machine) atConsole() bool {
+	_, err := os.Lstat(m.path(contractFile))
+	return err == nil
+}
+
 // console finds out at the recovery console, which the same UKI has opened.
 func (m *Machine) console() (*Running, error) {
 	text, err := m.read(contractFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("neither /%s nor /%s is there: this system was not started by initagent", reportFile, contractFile)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +183,7 @@ func (m *Machine) haveState(r *Running) error {
 	var s unix.Statfs_t
 	err := unix.Statfs(m.state(r), &s)
 	if errors.Is(err, fs.ErrNotExist) && r.Console {
-		return errors.New("the root partition is not open: unlock it first")
+		return errLocked
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.state(r), err)
@@ -181,8 +194,14 @@ func (m *Machine) haveState(r *Running) error {
 	return nil
 }
 
+// errLocked is what is said at the recovery console before `unlock`.
+var errLocked = errors.New("the root partition is not open: type `unlock` first")
+
 // Settings are what ota.conf says.
 func (m *Machine) Settings() (settings.Settings, error) {
+	if m.atConsole() {
+		return m.consoleSettings()
+	}
 	var text [2][]byte
 	for i, name := range []string{settings.ImageFile, settings.OwnerFile} {
 		var err error
@@ -193,6 +212,57 @@ func (m *Machine) Settings() (settings.Settings, error) {
 		}
 	}
 	return settings.Load(text[0], text[1])
+}
+
+// consoleSettings are those of the system that does not run. What cannot be read of
+// them is an error: else the machine would follow another channel or server.
+func (m *Machine) consoleSettings() (none settings.Settings, err error) {
+	folder, err := m.OpenSystem()
+	if err != nil {
+		return none, fmt.Errorf("%w; %w", err, errNoImage)
+	}
+	image, err := readSmall(filepath.Join(folder, settings.ImageFile), settings.MaxSize)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return none, err
+	}
+	path, err := m.ownerFile()
+	if err != nil {
+		return none, err
+	}
+	owner, err := readSmall(path, settings.MaxSize)
+	if errors.Is(err, unix.ELOOP) {
+		err = fmt.Errorf("%s is a link, which leads elsewhere here: put the file itself there", path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return none, err
+	}
+	return settings.Load(image, owner)
+}
+
+// errNoImage says that the system image, and what it says, is not to be had.
+var errNoImage = errors.New("its settings cannot be read")
+
+// etc is the system's own /etc: at the recovery console, what lies over the
+// image's.
+func (m *Machine) etc() (string, error) {
+	if !m.atConsole() {
+		return m.path("etc"), nil
+	}
+	for _, folder := range []string{consoleBound, consoleEtc} {
+		if _, err := os.Stat(m.path(folder)); err == nil {
+			return m.path(folder), nil
+		}
+	}
+	if _, err := os.Stat(m.path(consoleState)); err != nil {
+		return "", errLocked
+	}
+	return "", errors.New("the root partition has no /etc of the system's")
+}
+
+// ownerFile is where the owner's settings are.
+func (m *Machine) ownerFile() (string, error) {
+	etc, err := m.etc()
+	return filepath.Join(etc, strings.TrimPrefix(settings.OwnerFile, "/etc/")), err
 }
 
 // note appends to the boot journal.
@@ -265,17 +335,32 @@ func (m *Machine) lock(r *Running) (*os.File, error) {
 }
 
 // keep puts a file into the state folder in one step. Cut before the rename, the
-// old one is there, and what is left of the new one is overwritten the next time.
+// old one is there, and what is left of the new one is removed the next time.
 func keep(path string, content []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
+	return put(path, mode, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	})
+}
+
+// put is keep for what write writes. The file is a new one: nobody has it open.
+func put(path string, mode os.FileMode, write func(w io.Writer) error) error {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(path+".new")))
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(fresh)))
+	}
+	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
 	return syncFolder(filepath.Dir(path))
@@ -304,6 +389,18 @@ func syncFolder(path string) error {
 // decode reads a JSON file of the state folder; an absent one is false, and so
 // is one that makes no sense.
 func decode(path string, v any) (bool, error) {
+	there, err := decodeStrictly(path, v)
+	if errors.Is(err, errDamaged) {
+		return false, nil
+	}
+	return there, err
+}
+
+// errDamaged says that a file makes no sense.
+var errDamaged = errors.New("it is damaged")
+
+// decodeStrictly is decode for what must not be taken for absent.
+func decodeStrictly(path string, v any) (bool, error) {
 	text, err := readSmall(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -311,7 +408,10 @@ func decode(path string, v any) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return json.Unmarshal(text, v) == nil, nil
+	if err := json.Unmarshal(text, v); err != nil {
+		return false, fmt.Errorf("%s: %w: %w", path, errDamaged, err)
+	}
+	return true, nil
 }
 
 // A Staged is the release that the next boot is to stage.
@@ -341,7 +441,8 @@ func (m *Machine) fetchFolders(r *Running) []contract.Version {
 	}
 	var out []contract.Version
 	for _, e := range entries {
-		if v, err := contract.ParseVersion(e.Name()); err == nil && e.IsDir() {
+		name := strings.TrimSuffix(e.Name(), workEnding)
+		if v, err := contract.ParseVersion(name); err == nil && e.IsDir() && !slices.Contains(out, v) {
 			out = append(out, v)
 		}
 	}

@@ -244,3 +244,33 @@ func TestFrom(t *testing.T) {
 		t.Errorf("from nowhere: %v", err)
 	}
 }
+
+// A damaged memory of signed manifests does not pass for none, and a machine that is at
+// work is not looked at half way. FAULTS 4
+func TestSeenDamaged(t *testing.T) {
+	w := newWorld(t)
+	w.site.Publish(w.three, func(m *manifest.Manifest) { m.Sequence = 7 })
+	w.site.SignManifest()
+	_, err := w.m.Check(t.Context(), Options{})
+	must(t, err)
+	name := filepath.Join(stateFolder, seenFile)
+	good := w.read(name)
+	w.site.Publish(w.three, func(m *manifest.Manifest) { m.Sequence = 6 })
+	w.site.SignManifest()
+	for _, text := range []string{"", "{", "{}", "null", "7", good[:len(good)/2], `{"sequence":0}`, strings.Repeat("\x00", len(good))} {
+		w.write(name, []byte(text))
+		_, err := w.fetch()
+		if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "`rm "+w.path(name)+"`") || len(w.log) > 0 {
+			t.Errorf("%q: %v, %v", text, err, w.log)
+		}
+	}
+	w.write(name, []byte(good))
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "has seen 7") {
+		t.Errorf("an old manifest: %v", err)
+	}
+	must(t, os.Remove(w.path(name)))
+	out, err := w.fetch()
+	if err != nil || !out.Staged {
+		t.Errorf("after the advice was followed: %+v, %v", out, err)
+	}
+}

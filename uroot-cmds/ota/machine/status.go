@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -63,8 +64,8 @@ func (m *Machine) Status() (*Status, error) {
 	c := r.Contract
 	s := &Status{ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch, Slot: r.Slot, Console: r.Console, Signed: len(c.ReleaseKey) > 0, Channel: manifest.Stable}
 	warn := func(what string, err error) {
-		if err != nil {
-			s.Warnings = append(s.Warnings, what+err.Error())
+		if text := fmt.Sprint(what, err); err != nil && !slices.Contains(s.Warnings, text) {
+			s.Warnings = append(s.Warnings, text)
 		}
 	}
 	if !s.Signed {
@@ -130,7 +131,10 @@ func (m *Machine) partly(r *Running, s *Status) contract.Version {
 
 // SetChannel makes the machine follow another channel.
 func (m *Machine) SetChannel(c manifest.Channel) error {
-	path := m.path(settings.OwnerFile)
+	path, err := m.ownerFile()
+	if err != nil {
+		return err
+	}
 	old, err := readOwner(path)
 	if err != nil {
 		return err

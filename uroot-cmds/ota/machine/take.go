@@ -12,7 +12,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,17 +22,15 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
 // fill has the worker bring the release.
 func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) error {
-	folder, err := u.folder(out.Version)
-	if err != nil {
+	if err := u.folder(out.Version); err != nil {
 		return err
 	}
-	files, closeFiles, err := u.files()
+	files, closeFiles, err := u.files(u.work(out.Version))
 	if err != nil {
 		return err
 	}
@@ -42,7 +39,7 @@ func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) err
 	if running := u.running.runningFiles(names(u.inv)); len(running) > 0 {
 		request.UKI = path.Join(bls.Folder, running[0].String())
 	}
-	err = u.Worker.Run(ctx, request, files, folder, func(e worker.Event) {
+	err = u.Worker.Run(ctx, request, files, func(e worker.Event) {
 		if e.Result != nil {
 			out.Result = e.Result
 			return
@@ -53,38 +50,48 @@ func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) err
 		err = errors.New("worker ended without a result and does not say why")
 	}
 	if err == nil {
-		err = u.take(folder, head, files[worker.Tree])
+		err = u.take(out.Version, head, files[worker.Tree])
 	}
 	return errors.Join(err, closeFiles())
 }
 
-// folder makes the version's folder, which is the worker's alone, and takes all
-// others away.
-func (u *update) folder(v contract.Version) (string, error) {
+// workEnding is that of a version's folder which is the worker's.
+const workEnding = ".work"
+
+// The version's folder, which is root's alone, and the worker's.
+func (u *update) finished(v contract.Version) string {
+	return u.state(u.running, fetchFolder, v.String())
+}
+
+func (u *update) work(v contract.Version) string { return u.finished(v) + workEnding }
+
+// folder makes the worker's folder for a version, and takes those of all other
+// versions away.
+func (u *update) folder(v contract.Version) error {
 	all := u.state(u.running, fetchFolder)
 	if err := os.MkdirAll(all, 0o755); err != nil {
-		return "", err
+		return err
 	}
 	entries, err := os.ReadDir(all)
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != v.String() {
-			if err := os.RemoveAll(filepath.Join(all, e.Name())); err != nil {
-				return "", err
+		name := filepath.Join(all, e.Name())
+		if e.IsDir() && name != u.finished(v) && name != u.work(v) {
+			if err := os.RemoveAll(name); err != nil {
+				return err
 			}
 		}
 	}
-	folder := filepath.Join(all, v.String())
-	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+	if err := os.Mkdir(u.work(v), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	uid, gid := os.Getuid(), os.Getgid()
 	if u.Worker.User != nil {
 		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
 	}
-	return folder, errors.Join(own(folder, uid, gid), syncFolder(all))
+	return errors.Join(own(u.work(v), uid, gid), syncFolder(all))
 }
 
 // own gives a folder and what is in it to a user. The folder goes first, so that
@@ -121,8 +128,8 @@ func own(folder string, uid, gid int) error {
 }
 
 // files opens what the worker works on.
-func (u *update) files() (files worker.Files, closeAll func() error, err error) {
-	var open []hw.File
+func (u *update) files(folder string) (files worker.Files, closeAll func() error, err error) {
+	var open []io.Closer
 	closeAll = func() error {
 		var all []error
 		for _, f := range open {
@@ -148,70 +155,78 @@ func (u *update) files() (files worker.Files, closeAll func() error, err error) 
 		files[want.file] = plain
 	}
 	files[worker.Archive], files[worker.Lock] = u.archive, u.lock
+	f, err := os.OpenFile(folder, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return files, nil, errors.Join(err, closeAll())
+	}
+	open = append(open, f)
+	files[worker.Folder] = f
 	return files, closeAll, nil
 }
 
-// kept are the files that the boot reads.
-func kept() []string {
-	return []string{release.ManifestFile, archive.SignatureFile, release.UKIFile, release.BootManagerFile}
-}
-
-// take looks at what the worker has brought, and takes it away from it: from
-// then on nobody but root can change it.
-func (u *update) take(folder string, head *archive.Head, tree io.ReaderAt) error {
-	if err := own(folder, os.Getuid(), os.Getgid()); err != nil {
+// take makes copies of what the worker has brought, which are root's alone: of
+// the worker's own files somebody may still have one open. Each is compared while it
+// is copied, and the two that say what the others are do not come from the worker
+// at all.
+//
+// The order: the files, their folder, then staged.json (stage), then the worker's
+// folder goes. Cut before staged.json, the next fetch finds the worker's files
+// and the slot as they are, and makes the copies anew.
+func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) error {
+	folder := u.finished(v)
+	if err := os.RemoveAll(folder); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(folder)
-	if err != nil {
+	if err := os.Mkdir(folder, 0o700); err != nil {
 		return err
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() || !slices.Contains(kept(), e.Name()) {
-			if err := os.RemoveAll(filepath.Join(folder, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	for name, want := range map[string][]byte{release.ManifestFile: head.Description, archive.SignatureFile: head.Signature} {
-		have, err := readSmall(filepath.Join(folder, name), release.MaxSize)
-		if errors.Is(err, fs.ErrNotExist) && len(want) == 0 {
-			continue
-		}
-		if err != nil || !bytes.Equal(have, want) {
-			return fmt.Errorf("%s is not what was found before: %w", name, errors.Join(err, errWorker))
-		}
 	}
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
-		f, _ := head.Release.File(name)
-		if err := checkFile(filepath.Join(folder, name), f); err != nil {
+		want, ok := head.Release.File(name)
+		if !ok {
+			return fmt.Errorf("%s names no %s", release.ManifestFile, name)
+		}
+		if err := copyFile(filepath.Join(folder, name), filepath.Join(u.work(v), name), want); err != nil {
 			return err
 		}
+	}
+	if len(head.Signature) > 0 {
+		if err := keep(filepath.Join(folder, archive.SignatureFile), head.Signature, 0o600); err != nil {
+			return err
+		}
+	}
+	if err := keep(filepath.Join(folder, release.ManifestFile), head.Description, 0o600); err != nil {
+		return err
 	}
 	if err := checkTop(tree, head.Release); err != nil {
 		return err
 	}
-	return syncFolder(folder)
+	return syncFolder(filepath.Dir(folder))
 }
 
 var errWorker = errors.New("the worker did not do what it was asked to")
 
-// checkFile compares a file with its description, and flushes it.
-func checkFile(name string, want release.File) error {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// copyFile makes a new file of what is in another one, if that is as described.
+func copyFile(to, from string, want release.File) error {
+	f, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	sum := sha256.New()
-	n, err := io.Copy(sum, io.LimitReader(f, want.Size+1))
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if n != want.Size || !bytes.Equal(sum.Sum(nil), want.SHA256) {
-		return fmt.Errorf("%s is not the one that %s describes: %w", want.Name, release.ManifestFile, errWorker)
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file: %w", want.Name, errWorker)
 	}
-	return f.Sync()
+	return put(to, 0o600, func(w io.Writer) error {
+		sum := sha256.New()
+		n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(f, want.Size))
+		if err == nil && (n != want.Size || !bytes.Equal(sum.Sum(nil), want.SHA256)) {
+			err = fmt.Errorf("%s is not the one that %s describes: %w", want.Name, release.ManifestFile, errWorker)
+		}
+		return err
+	})
 }
 
 // checkTop compares the top of the verity tree with the signed root hash. All
@@ -246,6 +261,9 @@ func (u *update) stage(out *Outcome) error {
 		return err
 	}
 	out.Staged = true
+	if err := os.RemoveAll(u.work(s.Version)); err != nil {
+		u.Tell(worker.Event{Note: fmt.Sprintf("what the fetch has left could not be removed: %v", err)}) // the next one does
+	}
 	out.Reason = fmt.Sprintf("version %s is in slot %s: restart to try it", out.Version, s.Slot)
 	why := fmt.Sprintf("%d MiB fetched, %d MiB copied from slot %s", out.Result.Fetched>>20, out.Result.Copied>>20, u.running.Slot)
 	if err := u.note(u.running, journal.Entry{Kind: journal.Fetched, Version: s.Version, Slot: s.Slot, Reason: why}); err != nil {

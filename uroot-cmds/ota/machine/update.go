@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
@@ -66,35 +67,41 @@ type update struct {
 
 // Check asks the server what it offers.
 func (m *Machine) Check(ctx context.Context, o Options) (*Outcome, error) {
-	u, err := m.begin(o)
+	r, err := m.Running()
+	if err != nil {
+		return nil, err
+	}
+	// While another ota is at work, nothing is remembered.
+	lock, err := m.lock(r)
+	if err == nil {
+		defer lock.Close()
+	} else if !errors.Is(err, ErrBusy) {
+		return nil, err
+	}
+	u, err := m.begin(r, o)
 	if err != nil {
 		return nil, err
 	}
 	defer u.end()
-	// While another ota is at work, nothing is remembered.
-	if u.lock, err = m.lock(u.running); err == nil {
-		defer u.lock.Close()
-	} else if !errors.Is(err, ErrBusy) {
-		return nil, err
-	}
+	u.lock = lock
 	out, _, err := u.look(ctx)
 	return out, err
 }
 
 // begin gathers what an update depends on, and changes nothing.
-func (m *Machine) begin(o Options) (*update, error) {
-	u := &update{Machine: m, Options: o}
+func (m *Machine) begin(r *Running, o Options) (*update, error) {
+	u := &update{Machine: m, Options: o, running: r}
 	if u.Tell == nil {
 		u.Tell = func(worker.Event) {}
 	}
 	var err error
-	if u.running, err = m.Running(); err != nil {
-		return nil, err
+	u.settings, err = m.Settings()
+	if errors.Is(err, errNoImage) && o.From != "" {
+		// The image may have demanded the most.
+		u.Tell(worker.Event{Note: err.Error()})
+		u.settings, err = settings.Load([]byte("RequireSignedManifest="+string(settings.Always)), nil)
 	}
-	if err := m.haveState(u.running); err != nil {
-		return nil, err
-	}
-	if u.settings, err = m.Settings(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if u.disk, err = find.Disk(m.Hardware.Disks, m.Hardware.Firmware); err != nil {
@@ -122,7 +129,7 @@ func (u *update) setSelf() error {
 		Running: u.running.Contract, Floor: u.running.Contract.Epoch, Failed: failures(entries), Machine: u.id(),
 		Channel: u.settings.Channel, Impatient: u.Impatient, Signed: u.settings.SignedManifest, Now: u.Now(),
 	}
-	if _, err := decode(u.state(u.running, seenFile), &u.self.Seen); err != nil {
+	if err := u.setSeen(); err != nil {
 		return err
 	}
 	target := u.running.Slot.Other()
@@ -136,6 +143,20 @@ func (u *update) setSelf() error {
 		return fmt.Errorf("disk %s has no slot %s", u.disk.Name, target)
 	}
 	return nil
+}
+
+// setSeen reads what was seen of signed manifests. A file that is damaged must not
+// pass for none: an old manifest would be taken, and an unsigned one.
+func (u *update) setSeen() error {
+	name := u.state(u.running, seenFile)
+	there, err := decodeStrictly(name, &u.self.Seen)
+	if err == nil && there && !u.self.Seen.Signed {
+		err = fmt.Errorf("%s: %w: it speaks of no signed manifest", name, errDamaged)
+	}
+	if errors.Is(err, errDamaged) {
+		err = fmt.Errorf("%w. It says which signed manifest was the newest. Look what has damaged it; if the server is to be trusted this once, `rm %s` and try again", err, name)
+	}
+	return err
 }
 
 // failures are the versions that this machine does not take: those that have
@@ -164,8 +185,11 @@ func failures(entries []journal.Entry) map[contract.Version]string {
 
 // id stays the same for this installation. It is sent to nobody.
 func (u *update) id() []byte {
-	if text, err := u.read(machineID); err == nil && len(bytes.TrimSpace(text)) > 0 {
-		return bytes.TrimSpace(text)
+	if etc, err := u.etc(); err == nil {
+		text, err := readSmall(filepath.Join(etc, "machine-id"), maxFile)
+		if text = bytes.TrimSpace(text); err == nil && len(text) > 0 {
+			return text
+		}
 	}
 	return u.table.Disk[:]
 }
@@ -214,7 +238,10 @@ func (u *update) end() {
 func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	request := u.request
 	request.Do = worker.Look
-	err := u.Worker.Run(ctx, request, worker.Files{worker.Archive: u.archive}, "/", func(e worker.Event) {
+	if u.running.Console && strings.HasPrefix(request.Address, "http") && !u.Online() {
+		return nil, nil, errors.New("this console has no network: type `network` first, or mount a stick and name it with --from")
+	}
+	err := u.Worker.Run(ctx, request, worker.Files{worker.Archive: u.archive}, func(e worker.Event) {
 		if e.Found != nil {
 			u.found = e.Found
 			return
@@ -287,13 +314,13 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	u, err := m.begin(o)
+	u, err := m.begin(r, o)
 	if err != nil {
 		return nil, err
 	}
 	defer u.end()
 	u.lock = lock
-	if err := u.mayFetch(ctx); err != nil {
+	if err := u.mayFetch(); err != nil {
 		return nil, err
 	}
 	out, head, err := u.look(ctx)
@@ -306,6 +333,11 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 	if err := u.room(head.Release); err != nil {
 		return out, err
 	}
+	if u.running.Console {
+		if err := u.consoleMayFetch(ctx); err != nil {
+			return out, err
+		}
+	}
 	if err := u.empty(); err != nil {
 		return out, fmt.Errorf("empty slot %s: %w", u.running.Slot.Other(), err)
 	}
@@ -317,32 +349,50 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 
 // mayFetch refuses to empty a slot whose content may be needed: the running
 // system must be blessed and intact, since it will be the only one.
-func (u *update) mayFetch(ctx context.Context) error {
+func (u *update) mayFetch() error {
 	trial, err := u.onTrial(u.running, u.inv)
 	if err != nil {
 		return err
 	}
-	if trial {
+	switch {
+	case trial && u.running.Console:
+		return fmt.Errorf("version %s is not blessed, and only a blessed system installs another one: `exit` and let it prove itself, or `rollback`", u.running.Contract.Version)
+	case trial:
 		return fmt.Errorf("version %s is on trial, and the other slot may still be needed: wait until it is blessed (`ota bless`)", u.running.Contract.Version)
+	case u.running.Console:
+		return nil // consoleMayFetch
 	}
 	corrupt, err := u.Corrupt()
-	switch {
-	case errors.Is(err, ErrNotOpen):
-		// At the recovery console: then every block is looked at.
-		s, err := u.inv.In(u.running.Slot)
-		if err == nil {
-			err = u.inv.Verify(ctx, s, nil)
-		}
-		if err != nil {
-			return fmt.Errorf("slot %s, which would be the only one left: %w", u.running.Slot, err)
-		}
-		return nil
-	case err != nil:
+	if err != nil {
 		return err
-	case corrupt:
+	}
+	if corrupt {
 		return fmt.Errorf("slot %s, which runs, has corrupt blocks, and the other slot may be the only good one: repair it first", u.running.Slot)
 	}
 	return nil
+}
+
+// consoleMayFetch is mayFetch at the recovery console, where every block is looked
+// at: the slot of this console's UKI must be whole, or the other one have nothing to
+// lose.
+func (u *update) consoleMayFetch(ctx context.Context) error {
+	u.Tell(worker.Event{Note: fmt.Sprintf("looking whether slot %s is whole, since it will be the only one", u.running.Slot)})
+	verify := func(s layout.Slot) error {
+		have, err := u.inv.In(s)
+		if err != nil {
+			return err
+		}
+		return u.inv.Verify(ctx, have, nil)
+	}
+	err := verify(u.running.Slot)
+	if err == nil {
+		return nil
+	}
+	if other := verify(u.running.Slot.Other()); ctx.Err() == nil && other != nil {
+		u.Tell(worker.Event{Note: fmt.Sprintf("slot %s: %v; but the other one is no better: %v", u.running.Slot, err, other)})
+		return nil
+	}
+	return fmt.Errorf("slot %s: %w; and the other one may be the only good one: `repair`, or `rollback`, first", u.running.Slot, err)
 }
 
 // already reports whether the offered release is in the slot and waits.
@@ -376,7 +426,7 @@ func (u *update) room(r *release.Release) error {
 	need := int64(spare)
 	for _, f := range r.Files {
 		if f.Name != release.ImageFile {
-			need += f.Size
+			need += 2 * f.Size // the worker's, and the copy that nobody can change
 		}
 		if f.Name == release.IndexFile {
 			need += f.Packed

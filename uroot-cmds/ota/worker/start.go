@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // Argument is what the program is started with as a worker.
@@ -40,9 +39,10 @@ func environment() []string {
 	return out
 }
 
-// Run has a worker do what a request asks for, in a folder that is the worker's
-// own, and tells of its events as they come. Its errors are the worker's.
-func (s Starter) Run(ctx context.Context, r Request, files Files, folder string, tell func(Event)) error {
+// Run has a worker do what a request asks for, and tells of its events as they
+// come. Its errors are the worker's. When it has returned, nothing is left that the
+// worker has started: what the files hold then stays as it is.
+func (s Starter) Run(ctx context.Context, r Request, files Files, tell func(Event)) error {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -50,9 +50,9 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, folder string,
 	defer null.Close()
 	cmd := exec.CommandContext(ctx, s.Program)
 	cmd.Args = []string{"ota", Argument}
-	cmd.Env, cmd.Dir = environment(), folder
+	cmd.Env, cmd.Dir = environment(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.User, Setpgid: true}
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = patience
 	for i, f := range files {
 		r.Has[i] = f != nil
 		if f == nil {
@@ -76,17 +76,23 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, folder string,
 	}
 	var complaint tail
 	cmd.Stderr = &complaint
+	if err := s.adopt(); err != nil {
+		return err
+	}
 	if err := startWithout(cmd); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}
+	done := ended(cmd, stdout)
 	_, sendErr := stdin.Write(append(request, '\n'))
 	said, listenErr := listen(stdout, tell)
 	if listenErr != nil {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it says what no worker says
+		killGroup(cmd) // it says what no worker says
 	}
 	closeErr := stdin.Close()
-	waitErr := cmd.Wait()
+	waitErr, endErr := s.end(cmd, done)
 	switch {
+	case endErr != nil:
+		return endErr
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case listenErr != nil:

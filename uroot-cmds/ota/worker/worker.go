@@ -62,6 +62,9 @@ const (
 	// Lock is held as long as either process has it: a worker that outlives
 	// whoever started it keeps others from its slot.
 	Lock
+	// Folder is the worker's own, for small files. It may lie where the worker's
+	// rights do not lead: at the recovery console it does.
+	Folder
 	filesCount
 )
 
@@ -138,6 +141,11 @@ func serve(stdin io.Reader, events *events) error {
 	for i := range files {
 		if r.Has[i] {
 			files[i] = os.NewFile(uintptr(firstFile+i), fmt.Sprint("file ", i))
+		}
+	}
+	if f := files[Folder]; f != nil {
+		if err := f.Chdir(); err != nil {
+			return err
 		}
 	}
 	err = Do(ctx, r, files, ".", events.send)

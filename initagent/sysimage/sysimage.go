@@ -1,0 +1,99 @@
+// Package sysimage opens the system image at the recovery console: for the drivers,
+// certificates and settings that the initramfs does not have.
+//
+// It refuses every other content than the one that this console's own UKI names,
+// and reads it through dm-verity alone, as a boot does. It opens nothing in a
+// running system, which has its image at / already.
+package sysimage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/hw"
+)
+
+const (
+	// Folder is where the image is mounted, as in a boot.
+	Folder = "/sysroot"
+	// device is the name of its verity device, as in a boot.
+	device = "system"
+)
+
+// Open mounts the image and returns where. One that is mounted already stays. It
+// uses Disks, Firmware, Kernel, Mapper and Mounts; root is where the initramfs is.
+func Open(m hw.Machine, root string) (string, error) {
+	folder := filepath.Join(root, Folder)
+	if mounted(folder) {
+		return folder, nil
+	}
+	text, err := os.ReadFile(filepath.Join(root, contract.Path))
+	if err != nil {
+		return "", fmt.Errorf("this is not the recovery console: %w", err)
+	}
+	c, err := contract.Parse(text)
+	if err != nil {
+		return "", err
+	}
+	if err := open(m, c, folder); err != nil {
+		return "", fmt.Errorf("the system image of version %s does not open: %w", c.Version, err)
+	}
+	return folder, nil
+}
+
+func open(m hw.Machine, c *contract.Contract, folder string) error {
+	d, err := find.Disk(m.Disks, m.Firmware)
+	if err != nil {
+		return err
+	}
+	table, _, err := find.Table(m.Disks, d)
+	if err != nil {
+		return fmt.Errorf("partition table of %s: %w", d.Name, err)
+	}
+	slot, named := layout.FindSlot(table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
+	if !slot.Valid() || !named {
+		return errors.New("no slot holds it")
+	}
+	data, err := m.Disks.PartitionPath(d, slot.SystemNumber())
+	if err != nil {
+		return err
+	}
+	hash, err := m.Disks.PartitionPath(d, slot.VerityNumber())
+	if err != nil {
+		return err
+	}
+	if err := m.Kernel.Load("dm_verity", "erofs"); err != nil {
+		return err
+	}
+	node, err := m.Mapper.OpenVerity(hw.Verity{Name: device, DataDevice: data, HashDevice: hash, Params: c.VerityParams(), Root: c.Root()})
+	if err == nil {
+		err = m.Mounts.Mount(node, folder, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "")
+	}
+	if err != nil {
+		return errors.Join(err, closeDevice(m.Mapper))
+	}
+	return nil
+}
+
+// closeDevice takes away what a failure has left; it may be nothing.
+func closeDevice(m hw.Mapper) error {
+	err := m.Close(device)
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// mounted reports whether something is mounted there.
+func mounted(folder string) bool {
+	var here, above unix.Stat_t
+	return unix.Stat(folder, &here) == nil && unix.Stat(filepath.Dir(folder), &above) == nil && here.Dev != above.Dev
+}

@@ -1,0 +1,51 @@
+package qemutests
+
+import (
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/builder/release"
+	"halogenos.internal/builder/vm"
+)
+
+// TestConsoleUpdate: at the recovery console the network comes up with the system
+// image's drivers, a release is fetched from a web server, and the next start tries
+// it.
+func TestConsoleUpdate(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	n := makeNewer(t, "testos-1", variant{})
+	s := Serve(t)
+	if _, err := release.Publish(t.Context(), release.Options{Build: n.dir, Server: s.Root, Channel: manifest.Stable, Now: time.Now(), Note: t.Logf}); err != nil {
+		t.Fatal(err)
+	}
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Network: true}})
+	g.Expect(`halogen: press r for the recovery console`)
+	g.typed("r")
+	g.Expect(`\$ `)
+	g.command("ota status", `halogen 1 for x86_64, epoch \d+, slot a, recovery console(?s:.*)WARNING: the root partition is not open`)
+	g.command("ota fetch", "ota fetch: the root partition is not open: type `unlock` first")
+	g.unlock(p.Notes[recoveryKeyNote])
+	g.command("ota fetch --from "+s.URL, "this console has no network: type `network` first")
+	g.command("network", `eth0: 10\.0\.2\.\d+/24`)
+	g.command("ota channel beta && ota channel", `beta\n(?s:.*)beta\n`)
+	g.command("ota bless", `no system runs`)
+	g.command("ota check --from "+s.URL, `version 2 is newer than 1`)
+	g.command("ota fetch --from "+s.URL, `version 2 is in slot b: restart to try it`)
+	sent, size := Sent(s.Requests()), n.ImageSize
+	if sent > size/2 {
+		t.Errorf("%d bytes were fetched for an image of %d that is in slot a but for one block", sent, size)
+	}
+	g.typeLine("exit")
+	g.Expect(`halogen: stage \(`)
+	g.Expect(`halogen: reboot: `)
+	r := g.Boot()
+	checkSecured(t, "after an update at the console", r)
+	var conf struct{ Text string }
+	if g.Do(&conf, "read", "/etc/halogen/ota.conf"); conf.Text != "Channel=beta\n" {
+		t.Errorf("ota.conf holds %q", conf.Text)
+	}
+	g.PowerOff()
+	wantUKIs(t, g.State(), "halogen_1.efi", "halogen_2+2-1.efi")
+}

@@ -1,0 +1,162 @@
+package machine
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/uroot-cmds/ota/otatest"
+)
+
+// newConsole is a world at the recovery console, which the UKI of version 2 has
+// opened. The root partition is locked.
+func newConsole(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	text, err := w.two.Contract.Encode()
+	must(t, err)
+	w.write(contractFile, text)
+	w.write("sysroot/usr/lib/halogen/ota.conf", []byte("Server="+w.server.URL+"\n"))
+	must(t, os.RemoveAll(w.path("etc")))
+	must(t, os.RemoveAll(w.path(stateFolder)))
+	w.m.Corrupt = func() (bool, error) { return false, ErrNotOpen }
+	return w
+}
+
+func (w *world) unlock() {
+	w.t.Helper()
+	must(w.t, os.MkdirAll(w.path(consoleState), 0o755))
+	must(w.t, os.MkdirAll(w.path(consoleEtc), 0o755))
+	// Of the folders above the shared one, its own is root's alone.
+	must(w.t, os.Chmod(filepath.Dir(w.path(consoleState)), 0o700))
+}
+
+// damage flips a byte of a block of a slot's image.
+func (w *world) damage(s layout.Slot, block int64) {
+	w.t.Helper()
+	f, err := os.OpenFile(w.part(s.SystemNumber()), os.O_RDWR, 0)
+	must(w.t, err)
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, block*4096)
+	must(w.t, err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b, block*4096)
+	must(w.t, errors.Join(err, f.Close()))
+}
+
+// At the recovery console the same UKI's contract says what this is, though a
+// report of the boot that failed is there.
+func TestConsole(t *testing.T) {
+	w := newConsole(t)
+	if s, err := w.m.Status(); err != nil || !s.Console || s.Version != 2 || !strings.Contains(strings.Join(s.Warnings, " "), "type `unlock` first") {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	for what, run := range map[string]func() error{
+		"fetch":    func() error { _, err := w.fetch(); return err },
+		"check":    func() error { _, err := w.m.Check(t.Context(), Options{}); return err },
+		"rollback": func() error { _, err := w.m.GiveUp(""); return err },
+		"channel":  func() error { return w.m.SetChannel("beta") },
+	} {
+		if err := run(); !errors.Is(err, errLocked) {
+			t.Errorf("%s without the root partition: %v", what, err)
+		}
+	}
+	if _, err := w.m.Bless(); err == nil || !strings.Contains(err.Error(), "no system runs") {
+		t.Errorf("bless: %v", err)
+	}
+	w.unlock()
+	w.offline = true
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "type `network` first") || len(w.log) > 0 {
+		t.Errorf("without a network: %v, %v", err, w.log)
+	}
+	if out, err := w.m.Check(t.Context(), Options{From: w.stick()}); err != nil || out.Version != 3 {
+		t.Errorf("from a stick: %+v, %v", out, err)
+	}
+	w.offline = false
+	out, err := w.fetch()
+	if err != nil || !out.Staged {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if got := w.read(filepath.Join(consoleState, stagedFile)); !strings.Contains(got, `"3"`) {
+		t.Errorf("staged.json is %s", got)
+	}
+	must(t, w.m.SetChannel("beta"))
+	if got := w.read(filepath.Join(consoleEtc, "halogen/ota.conf")); got != "Channel=beta\n" {
+		t.Errorf("ota.conf is %q", got)
+	}
+	if s, err := w.m.Settings(); err != nil || s.Channel != "beta" || s.Server != w.server.URL {
+		t.Errorf("settings %+v, %v", s, err)
+	}
+	given, err := w.m.GiveUp("no")
+	if err != nil || given.Given != 3 || given.Next != 2 {
+		t.Errorf("rollback: %+v, %v", given, err)
+	}
+}
+
+// The slot that would be the only one is read as a whole, and given up only where
+// the other one is no better.
+func TestConsoleDamaged(t *testing.T) {
+	w := newConsole(t)
+	w.unlock()
+	w.damage(layout.SlotA, 77)
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "data block 77") || len(w.log) > 0 {
+		t.Errorf("with a corrupt slot: %v, %v", err, w.log)
+	}
+	esp := w.path("esp/" + bls.Folder)
+	must(t, os.Rename(filepath.Join(esp, "test-os_2.efi"), filepath.Join(esp, "test-os_2+0-3.efi")))
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "only a blessed system installs") || len(w.log) > 0 {
+		t.Errorf("from a system that has failed: %v, %v", err, w.log)
+	}
+	must(t, os.Rename(filepath.Join(esp, "test-os_2+0-3.efi"), filepath.Join(esp, "test-os_2.efi")))
+	w.damage(layout.SlotB, 7)
+	out, err := w.fetch()
+	if err != nil || !out.Staged {
+		t.Errorf("with two corrupt slots: %+v, %v", out, err)
+	}
+}
+
+// What the image and the owner say about updates is not guessed.
+func TestConsoleSettings(t *testing.T) {
+	w := newConsole(t)
+	w.unlock()
+	owner := filepath.Join(consoleEtc, "halogen/ota.conf")
+	w.write("elsewhere", []byte("Channel=beta\n"))
+	must(t, os.MkdirAll(filepath.Dir(w.path(owner)), 0o755))
+	must(t, os.Symlink(w.path("elsewhere"), w.path(owner)))
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "is a link") {
+		t.Errorf("a link: %v", err)
+	}
+	must(t, os.Remove(w.path(owner)))
+	w.noImage = errors.New("its first block is corrupt")
+	if _, err := w.fetch(); !errors.Is(err, errNoImage) {
+		t.Errorf("without the system image: %v", err)
+	}
+	// Then the manifest must be signed, since the image may have wanted that.
+	if _, err := w.m.Check(t.Context(), Options{From: w.server.URL}); err == nil || !strings.Contains(err.Error(), "RequireSignedManifest is yes") {
+		t.Errorf("an unsigned manifest: %v", err)
+	}
+	if out, err := w.m.Check(t.Context(), Options{From: w.server.URL + "/" + otatest.Folder + "3/3.tar.gz"}); err != nil || out.Version != 3 {
+		t.Errorf("an archive: %+v, %v", out, err)
+	}
+	w.site.SignManifest()
+	if out, err := w.m.Check(t.Context(), Options{From: w.server.URL}); err != nil || out.Version != 3 {
+		t.Errorf("a signed manifest: %+v, %v", out, err)
+	}
+	// Where /etc is a folder of its own.
+	must(t, os.MkdirAll(w.path(consoleBound), 0o755))
+	must(t, w.m.SetChannel("alpha"))
+	if got := w.read(filepath.Join(consoleBound, "halogen/ota.conf")); got != "Channel=alpha\n" {
+		t.Errorf("ota.conf is %q", got)
+	}
+}
+
+// stick is a folder with what the server has.
+func (w *world) stick() string {
+	w.t.Helper()
+	must(w.t, os.CopyFS(w.path("stick"), w.site.Files))
+	return w.path("stick")
+}

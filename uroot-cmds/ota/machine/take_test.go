@@ -1,0 +1,193 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// brought is an update whose worker has brought everything.
+func (w *world) brought(manager string) *update {
+	w.t.Helper()
+	r, err := w.m.Running()
+	must(w.t, err)
+	u, err := w.m.begin(r, Options{})
+	must(w.t, err)
+	must(w.t, u.folder(3))
+	for name, content := range map[string][]byte{
+		release.UKIFile: w.three.UKI, release.BootManagerFile: []byte(manager),
+		release.ManifestFile: []byte("not what was signed"), archive.SignatureFile: []byte("nor this"),
+	} {
+		must(w.t, os.WriteFile(filepath.Join(u.work(3), name), content, 0o600))
+	}
+	return u
+}
+
+// whole fetches version 3, and returns its verity tree and its boot manager.
+func (w *world) whole() (tree *os.File, manager string) {
+	w.t.Helper()
+	_, err := w.fetch()
+	must(w.t, err)
+	f, err := os.Open(w.part(5))
+	must(w.t, err)
+	w.t.Cleanup(func() { _ = f.Close() })
+	return f, w.read(filepath.Join(stateFolder, fetchFolder, "3", release.BootManagerFile))
+}
+
+// A worker that was taken over may still have its files open: what the boot reads are
+// others, in a folder that only root enters. What says what they are does not come from
+// it at all.
+func TestCopies(t *testing.T) {
+	w := newWorld(t)
+	tree, manager := w.whole()
+	u := w.brought(manager)
+	kept, err := os.OpenFile(filepath.Join(u.work(3), release.UKIFile), os.O_RDWR, 0)
+	must(t, err)
+	defer kept.Close()
+	must(t, u.take(3, w.three.Head, tree))
+	_, err = kept.WriteAt([]byte("taken over"), 0)
+	must(t, err)
+	w.complete()
+	for _, name := range []string{"", release.UKIFile, release.ManifestFile} {
+		var s unix.Stat_t
+		must(t, unix.Lstat(filepath.Join(u.finished(3), name), &s))
+		if int(s.Uid) != os.Getuid() || s.Mode&0o077 != 0 {
+			t.Errorf("%q has the mode %o and is the user %d's", name, s.Mode, s.Uid)
+		}
+	}
+}
+
+// What a worker leaves in the place of a file is not followed, waited for or used.
+func TestCopiesRefused(t *testing.T) {
+	w := newWorld(t)
+	tree, manager := w.whole()
+	w.write("secret", w.three.UKI)
+	for name, c := range map[string]struct {
+		change func(uki string) error
+		want   string
+	}{
+		"nothing":  {os.Remove, "no such file"},
+		"a link":   {func(uki string) error { return errors.Join(os.Remove(uki), os.Symlink(w.path("secret"), uki)) }, "too many levels"},
+		"a pipe":   {func(uki string) error { return errors.Join(os.Remove(uki), syscall.Mkfifo(uki, 0o600)) }, "is no file"},
+		"a folder": {func(uki string) error { return errors.Join(os.Remove(uki), os.Mkdir(uki, 0o700)) }, "is no file"},
+		"one byte": {func(uki string) error {
+			return os.WriteFile(uki, append(bytes.Clone(w.three.UKI[:99]), w.three.UKI[100:]...), 0o600)
+		}, "not the one that"},
+		"another byte": {func(uki string) error { return os.WriteFile(uki, append([]byte("x"), w.three.UKI[1:]...), 0o600) }, "not the one that"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := w.brought(manager)
+			must(t, c.change(filepath.Join(u.work(3), release.UKIFile)))
+			if err := u.take(3, w.three.Head, tree); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			for _, left := range []string{release.UKIFile, release.UKIFile + ".new", release.ManifestFile} {
+				if _, err := os.Lstat(filepath.Join(u.finished(3), left)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s is there: %v", left, err)
+				}
+			}
+		})
+	}
+}
+
+// A worker that has left its process group, and its parent, has ended too before
+// anything is checked.
+func TestLeftBehind(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can start something with other rights")
+	}
+	w := newWorld(t)
+	script := filepath.Join(w.dir, "worker")
+	text := "#!/bin/sh\nsetsid sh -c 'sleep 1000 & sleep 1000' 2>&1 &\nsleep 1000 </dev/null >/dev/null 2>&1 &\necho '{\"note\":\"'$$'\"}'\n"
+	must(t, os.WriteFile(script, []byte(text), 0o755))
+	var said string
+	s := worker.Starter{Program: script, User: w.m.Worker.User}
+	err := s.Run(t.Context(), worker.Request{}, worker.Files{}, func(e worker.Event) { said = e.Note })
+	if err == nil || !strings.Contains(err.Error(), "listen to the worker") || said == "" {
+		t.Errorf("%q, %v", said, err)
+	}
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	must(t, err)
+	for _, name := range all {
+		text, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(text, fmt.Appendf(nil, "\nPPid:\t%d\n", os.Getpid())) && bytes.Contains(text, []byte("\nUid:\t65534\t")) {
+			t.Errorf("there is still\n%s", text)
+		}
+	}
+}
+
+// No more is begun than the root partition has room for. FAULTS 82
+func TestNoRoom(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can mount a small file system")
+	}
+	w := newWorld(t)
+	state := w.path(stateFolder)
+	mount := func(size string) {
+		if err := unix.Mount("tmpfs", state, "tmpfs", 0, "mode=0755,size="+size); err != nil {
+			t.Skipf("a small file system cannot be mounted here: %v", err)
+		}
+	}
+	mount("15m")
+	mounted := true
+	t.Cleanup(func() {
+		if mounted {
+			must(t, unix.Unmount(state, unix.MNT_DETACH))
+		}
+	})
+	before, table := w.ukis(), fmt.Sprint(w.table().Partitions)
+	_, err := w.fetch()
+	if err == nil || !strings.Contains(err.Error(), "MiB on the root partition, and 14 are free: make room there") {
+		t.Errorf("on a full root partition: %v", err)
+	}
+	if len(w.log) > 0 || w.ukis() != before || fmt.Sprint(w.table().Partitions) != table {
+		t.Errorf("the machine changed: %v, %s", w.log, w.ukis())
+	}
+	// Filled up in the middle, by somebody else, it fails; with room, it goes on.
+	must(t, unix.Mount("", state, "", unix.MS_REMOUNT, "size=40m"))
+	filled := false
+	w.m.Hardware.Disks = filling{w.m.Hardware.Disks, func() {
+		if !filled {
+			filled = true
+			must(t, unix.Mount("", state, "", unix.MS_REMOUNT, "size=100k"))
+		}
+	}}
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+		t.Errorf("without room in the middle: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(state, stagedFile)); err == nil {
+		t.Error("it is staged")
+	}
+	must(t, unix.Mount("", state, "", unix.MS_REMOUNT, "size=40m"))
+	_, err = w.fetch()
+	must(t, err)
+	w.complete()
+	must(t, unix.Unmount(state, unix.MNT_DETACH))
+	mounted = false
+}
+
+// filling are disks at which something happens when a slot is opened to be written.
+type filling struct {
+	hw.Disks
+	before func()
+}
+
+func (f filling) OpenPartition(d hw.Disk, n int, write bool) (hw.File, error) {
+	if write {
+		f.before()
+	}
+	return f.Disks.OpenPartition(d, n, write)
+}
