@@ -15,6 +15,7 @@ import (
 )
 
 const buildSummary = `usage: halogen build --rootfs SRC --version N --out DIR [OPTION]...
+       halogen build --container --version N --out DIR [OPTION]...
 
 Makes a release out of a root file system that has its own kernel, modules,
 systemd-stub and systemd-boot: system.erofs, uki.efi, bootx64.efi and
@@ -37,6 +38,8 @@ type buildFlags struct {
 
 	moduleKey, modulePassword, previous string
 	agent, unencrypted                  bool
+
+	container containerFlags
 }
 
 func (c command) build(ctx context.Context, args []string) error {
@@ -56,16 +59,23 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
 	f.BoolVar(&b.json, "json", false, "print a summary in JSON on the standard output")
-	rest, err := c.parse(f, args, buildSummary)
+	b.container.define(f)
+	rest, err := c.parse(f, args, buildSummary+containerSummary)
 	if err != nil {
 		return err
 	}
 	if len(rest) > 0 {
 		return c.misused(f, "unexpected argument %q", rest[0])
 	}
+	if err := c.checkWay(f, b.container.on); err != nil {
+		return err
+	}
 	o, err := c.buildOptions(f, b)
 	if err != nil {
 		return err
+	}
+	if b.container.on {
+		return c.buildInContainer(ctx, f, b, o)
 	}
 	if o.Config, err = config.Load(b.config); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -119,7 +129,7 @@ func (c command) stick(ctx context.Context, r *image.Result, o image.Options) er
 func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
 	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, Progress: image.NewProgress(c.stderr)}
 	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
-		if given.value == "" {
+		if given.value == "" && !(given.name == "rootfs" && b.container.on) {
 			return o, c.misused(f, "--%s is missing", given.name)
 		}
 	}

@@ -1,0 +1,290 @@
+// Package container builds a release in a container that has all of the
+// tooling, with docker, podman or buildah.
+//
+// It gives no key and no password to the making of the container's image: they
+// are shown to the running container, as files under /run/secrets, where they
+// lie. A `--secret` of buildah and podman would be copied into their storage,
+// which is a disk. The package refuses keys that are not kept as they must be,
+// since inside a container the kernel does not show on what they lie.
+package container
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"halogenos.internal/builder/recipes"
+)
+
+//go:embed Containerfile make-release
+var files embed.FS
+
+// Options say what to build.
+type Options struct {
+	Engine Engine
+	// Base is the image that the container is made of: a name, or the path of
+	// a tar archive with a root file system. Empty for the Containerfile's.
+	Base string
+	// Programs is the folder with halogen and the machine's programs.
+	Programs string
+	Config   string // path of uki.conf; files that it refers to lie in its folder
+	Out      string // folder for what is built
+	Previous string // folder of the build that this one follows; empty for none
+	Recipe   string
+	Stage3   string // archive that the recipe starts from; empty for none
+	// Environment of the recipe, as NAME=VALUE. MIRROR is where the
+	// container's own packages come from, too.
+	Environment []string
+	// Arguments of `halogen build` that name no file.
+	Arguments []string
+	Secrets   []Secret
+	// Log gets what the engine and the build say.
+	Log io.Writer
+}
+
+// A Secret is a file that the container sees as /run/secrets/<Name>. It must
+// have been checked.
+type Secret struct{ Name, Path string }
+
+// Names of the secrets.
+const (
+	ReleaseKey         = "release-key"
+	ReleaseKeyPassword = "release-key-password"
+	ModuleKey          = "module-key"
+	ModuleKeyPassword  = "module-key-password"
+)
+
+// programs are the files of the programs' folder; of them, those without which
+// there is nothing to build with.
+var programs = map[string]bool{"halogen": true, "bb": true, "bb.list": true, "bb.modules": false, "ota": false, "halogenctl": false, "share": false}
+
+// Recipes returns the names of the recipes.
+func Recipes() ([]string, error) {
+	found, err := fs.Glob(recipes.FS, "*/make-rootfs")
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range found {
+		found[i] = filepath.Dir(name)
+	}
+	return found, nil
+}
+
+// Build makes the container's image, and a release in a container of it.
+func Build(ctx context.Context, o Options) (err error) {
+	work, err := os.MkdirTemp("", "halogen-container-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
+		return err
+	}
+	for _, path := range []*string{&o.Config, &o.Out, &o.Previous, &o.Stage3, &o.Programs} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if o.Base, err = o.importBase(ctx, work); err != nil {
+		return fmt.Errorf("import the base image: %w", err)
+	}
+	folder := filepath.Join(work, "context")
+	if err := o.fill(folder); err != nil {
+		return fmt.Errorf("collect what the container is made of: %w", err)
+	}
+	name := filepath.Join(work, "image")
+	if err := o.exec(ctx, o.Engine.image(folder, name, o.Base, o.mirror())); err != nil {
+		return fmt.Errorf("make the container's image: %w", err)
+	}
+	image, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	return o.run(ctx, strings.TrimSpace(string(image)))
+}
+
+func (o Options) mirror() string {
+	for _, e := range o.Environment {
+		if value, ok := strings.CutPrefix(e, "MIRROR="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// importBase makes an image of an archive, if the base is one.
+func (o Options) importBase(ctx context.Context, work string) (string, error) {
+	info, err := os.Stat(o.Base)
+	if o.Base == "" || err != nil || !info.Mode().IsRegular() {
+		return o.Base, nil
+	}
+	folder := filepath.Join(work, "base")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		return "", err
+	}
+	if err := copyFile(os.DirFS(filepath.Dir(o.Base)), filepath.Base(o.Base), filepath.Join(folder, "base.tar")); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(folder, "Containerfile"), []byte("FROM scratch\nADD base.tar /\n"), 0o644); err != nil {
+		return "", err
+	}
+	const name = "localhost/halogen-base:latest"
+	return name, o.exec(ctx, o.Engine.base(folder, name))
+}
+
+// fill puts together what the Containerfile copies.
+func (o Options) fill(folder string) error {
+	if err := copyTree(files, ".", folder); err != nil {
+		return err
+	}
+	if err := copyTree(recipes.FS, ".", filepath.Join(folder, "recipes")); err != nil {
+		return err
+	}
+	bin := os.DirFS(o.Programs)
+	for name, needed := range programs {
+		info, err := fs.Stat(bin, name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && !needed:
+			continue
+		case err != nil:
+			return fmt.Errorf("%w (`make build` makes it)", err)
+		case info.IsDir():
+			err = copyTree(bin, name, filepath.Join(folder, "programs", name))
+		default:
+			err = copyFile(bin, name, filepath.Join(folder, "programs", name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTree copies what lies below a folder.
+func copyTree(from fs.FS, top, to string) error {
+	return fs.WalkDir(from, top, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(top, name)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		}
+		return copyFile(from, name, filepath.Join(to, rel))
+	})
+}
+
+// copyFile copies a file, of which it keeps no more than whether it is a
+// program. That it can tell by the content alone: what is embedded in this
+// program has no modes.
+func copyFile(from fs.FS, name, to string) (err error) {
+	in, err := from.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	head := make([]byte, 4)
+	n, err := io.ReadFull(in, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if text := string(head[:n]); strings.HasPrefix(text, "#!") || text == "\x7fELF" {
+		if err := out.Chmod(0o755); err != nil {
+			return err
+		}
+	}
+	if _, err := out.Write(head[:n]); err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return err
+}
+
+// run makes the release in a container of the image.
+func (o Options) run(ctx context.Context, image string) error {
+	r := running{image: image, command: append([]string{"make-release", o.Recipe}, o.Arguments...)}
+	r.volumes = []volume{{filepath.Dir(o.Config), "/config", true}, {o.Out, "/out", false}}
+	if o.Previous != "" {
+		r.volumes = append(r.volumes, volume{o.Previous, "/previous", true})
+	}
+	r.environment = append([]string{"CONFIG=" + filepath.Base(o.Config)}, o.Environment...)
+	if o.Stage3 != "" {
+		r.volumes = append(r.volumes, volume{o.Stage3, "/stage3", true})
+		r.environment = append(r.environment, "STAGE3=/stage3")
+	}
+	for _, s := range o.Secrets {
+		path, err := filepath.Abs(s.Path)
+		if err != nil {
+			return err
+		}
+		r.volumes = append(r.volumes, volume{path, "/run/secrets/" + s.Name, true})
+	}
+	if uid := os.Geteuid(); o.Engine == Docker && uid != 0 {
+		// The daemon's container is root's, and so is what it writes.
+		if len(o.Secrets) > 0 {
+			return errors.New("in a container of docker's, keys must belong to root: call halogen as root, or use podman")
+		}
+		r.environment = append(r.environment, "OWNER="+strconv.Itoa(uid)+":"+strconv.Itoa(os.Getegid()))
+	}
+	for _, v := range r.volumes {
+		if strings.ContainsAny(v.from, ":,\n") {
+			return fmt.Errorf("path %q has a character that container engines read otherwise", v.from)
+		}
+	}
+	if o.Engine != Buildah {
+		return o.exec(ctx, o.Engine.runOnce(r))
+	}
+	id, err := o.output(ctx, buildahFrom(r))
+	if err != nil {
+		return fmt.Errorf("make a container: %w", err)
+	}
+	err = o.exec(ctx, buildahRun(id, r))
+	// Also after an interruption nothing shall be left.
+	return errors.Join(err, o.exec(context.WithoutCancel(ctx), []string{"buildah", "rm", id}))
+}
+
+func (o Options) command(ctx context.Context, args []string) *exec.Cmd {
+	c := exec.CommandContext(ctx, args[0], args[1:]...)
+	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
+	c.Stderr = o.Log
+	return c
+}
+
+func (o Options) exec(ctx context.Context, args []string) error {
+	c := o.command(ctx, args)
+	c.Stdout = o.Log
+	if err := c.Run(); err != nil {
+		return fmt.Errorf("%s %s: %w", args[0], args[1], err)
+	}
+	return nil
+}
+
+func (o Options) output(ctx context.Context, args []string) (string, error) {
+	out, err := o.command(ctx, args).Output()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w", args[0], args[1], err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
