@@ -275,6 +275,7 @@ func (c command) showPlan(p *install.Plan) {
 	d := p.Disk
 	fmt.Fprintf(c.stdout, "install  %s %s, system image of %d MiB\n", p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
 	fmt.Fprintf(c.stdout, "on       %s: %s %s, %.1f GB, sectors of %d bytes\n", d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
+	fmt.Fprintf(c.stdout, "machine  %s\n", p.Machine)
 	for _, part := range p.Partitions {
 		word := "make"
 		if part.Kept {
@@ -353,6 +354,9 @@ func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, 
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
 	if err := install.Install(ctx, device, p.Table, s, ids, progress); err != nil {
+		if ctx.Err() != nil { // that it was interrupted is all that will be said
+			fmt.Fprintf(c.stderr, "%s\n", p.Unfinished())
+		}
 		return fmt.Errorf("%w; %s", err, p.Unfinished())
 	}
 	if err := device.Reread(); err != nil {

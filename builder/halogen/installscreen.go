@@ -29,6 +29,7 @@ type screenBackend struct {
 	flags   installFlags
 	machine install.Linux
 	source  *install.Source // for what it says of itself; its image is not read
+	noEntry error           // why the firmware got no boot entry
 }
 
 // Release implements screen.Backend.
@@ -69,9 +70,15 @@ func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress i
 		return nil
 	}
 	progress("boot entry of the firmware", 0, 0)
-	_ = addBootEntry(b.machine, p.Table) // the removable path does without
+	b.noEntry = addBootEntry(b.machine, p.Table)
 	return nil
 }
 
 // Next implements screen.Backend.
-func (b *screenBackend) Next(p *install.Plan) []string { return p.Next() }
+func (b *screenBackend) Next(p *install.Plan) []string {
+	steps := p.Next()
+	if b.noEntry != nil {
+		steps = append(steps, fmt.Sprintf("no boot entry was made (%v): choose the disk in the firmware's boot menu", b.noEntry))
+	}
+	return steps
+}

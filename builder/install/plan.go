@@ -43,6 +43,24 @@ type Facts struct {
 	TPM        bool   `json:"tpm"` // a TPM 2.0
 }
 
+// String says what was found, for people.
+func (f Facts) String() string {
+	if !f.UEFI {
+		return f.Arch + ", started by a BIOS"
+	}
+	secureBoot, chip := "Secure Boot off", "no TPM 2.0"
+	switch {
+	case f.SetupMode:
+		secureBoot = "Secure Boot in Setup Mode"
+	case f.SecureBoot:
+		secureBoot = "Secure Boot on"
+	}
+	if f.TPM {
+		chip = "TPM 2.0"
+	}
+	return fmt.Sprintf("%s, UEFI, %s, %s", f.Arch, secureBoot, chip)
+}
+
 // A Finding is something that a person should know before the disk is written.
 type Finding struct {
 	// Fatal: the installation is refused, since what it leaves would not start.

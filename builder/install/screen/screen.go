@@ -166,7 +166,7 @@ func (u *ui) check(d install.Disk, keep bool) {
 		return
 	}
 	var lines strings.Builder
-	fmt.Fprintf(&lines, "%s\n\n", title(d))
+	fmt.Fprintf(&lines, "%s\n%s\n\n", title(d), p.Machine)
 	for _, f := range p.Findings {
 		fmt.Fprintf(&lines, "%s %s\n\n", f.Word(), f.Text)
 	}
@@ -206,7 +206,9 @@ func (u *ui) install(p *install.Plan) {
 		})
 		if u.ctx.Err() == nil {
 			u.app.QueueUpdateDraw(func() { u.end(err, p) })
+			return
 		}
+		u.done, u.failed = err == nil, err // nobody is there to see the last page
 	})
 }
 

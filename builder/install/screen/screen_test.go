@@ -19,6 +19,7 @@ type fake struct {
 	findings  []install.Finding
 	fails     error
 	installed chan string
+	begun     chan bool // an installation that has no end, or nil
 }
 
 func (f *fake) Release() string                { return "test 7" }
@@ -31,7 +32,12 @@ func (f *fake) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	return p, nil
 }
 
-func (f *fake) Install(_ context.Context, p *install.Plan, progress install.Progress) error {
+func (f *fake) Install(ctx context.Context, p *install.Plan, progress install.Progress) error {
+	if f.begun != nil {
+		close(f.begun)
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	progress("writing", 1<<20, 2<<20)
 	progress("writing", 2<<20, 2<<20)
 	installed := p.Disk.Path
@@ -217,6 +223,23 @@ func TestFails(t *testing.T) {
 	p.sees("no space [red]left")
 	p.presses(tcell.KeyEnter)
 	if err := p.ends(); err == nil || !errors.Is(err, f.fails) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Who leaves while it is written learns what is left.
+func TestInterrupted(t *testing.T) {
+	f := twoDisks()
+	f.begun = make(chan bool)
+	p := start(t, f)
+	p.sees("which disk?")
+	p.presses(tcell.KeyEnter)
+	p.sees("Type the disk's name")
+	p.types("sda")
+	p.presses(tcell.KeyEnter)
+	<-f.begun
+	p.presses(tcell.KeyCtrlC)
+	if err := p.ends(); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
