@@ -135,6 +135,7 @@ func TestColdplugOnly(t *testing.T) {
 		"sys/devices/pci/1/modalias":       "pci:v1\n",
 		"sys/devices/pci/2/modalias":       "pci:v2\n",
 		"sys/devices/pci/2/again/modalias": "pci:v2\n",
+		"sys/bus/pci/devices/1":            "->../../../devices/pci/1", "sys/bus/pci/devices/2": "->../../../devices/pci/2",
 	})
 	k, err := NewLinuxKernel(filepath.Join(root, "sys"), filepath.Join(root, "usr/lib/modules"))
 	if err != nil {
