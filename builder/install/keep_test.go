@@ -171,7 +171,19 @@ func TestKeepLooksAgain(t *testing.T) {
 // it, and the disk starts the old system, nothing, or all of the new one. After ten of
 // the cuts the installation is made again. FAULTS 42, 43
 func TestCutKeeps(t *testing.T) {
+	for name, damaged := range map[string]int64{"whole table": -1, "primary table damaged": 512, "alternate table damaged": diskSize - 512} {
+		t.Run(name, func(t *testing.T) { cutKeeps(t, damaged) })
+	}
+}
+
+// cutKeeps is TestCutKeeps on a disk with a damaged sector; -1 for none.
+func cutKeeps(t *testing.T, damaged int64) {
 	base, table := inUse(t, rootvolume.Label, tokens()...)
+	if damaged >= 0 {
+		if err := block.Zero(base, damaged, 512); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := open(t, newBuild(t, nil))
 	p := plan(t, s, base, true)
 	recorder := blocktest.Record(base)

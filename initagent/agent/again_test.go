@@ -28,6 +28,8 @@ func inUse(t *testing.T) *machine {
 		m.ends("system")
 	}
 	m.rootFiles()[marker] = []byte("the only copy")
+	// What the fetcher has left, for a slot that will be gone.
+	m.rootFiles()[stagedFile] = []byte(`{"format":1,"version":"3","slot":"b"}`)
 	return m
 }
 
@@ -104,6 +106,9 @@ func TestInstalledAgain(t *testing.T) {
 				m.must(m.provisioned())
 			}
 			m.must(m.kept())
+			if note, there := m.rootFiles()[stagedFile]; there {
+				t.Errorf("%s is still to be staged", note)
+			}
 			m.owner = false
 			m.printed.Reset()
 			m.ends("system")
