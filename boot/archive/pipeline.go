@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"slices"
 	"sync"
 
 	"halogenos.internal/boot/blockindex"
@@ -116,8 +115,8 @@ func packJobs(salt []byte) func(<-chan *job) {
 		hasher := blockindex.NewHasher(salt)
 		for j := range work {
 			if j.err = err; err == nil {
-				for b := range slices.Chunk(j.plain, blockindex.BlockSize) {
-					j.hashes = append(j.hashes, hasher.Sum(b))
+				for _, sum := range hasher.All(j.plain) {
+					j.hashes = append(j.hashes, sum)
 				}
 				j.packed, j.err = pack.member(j.packed[:0], j.plain)
 			}

@@ -20,8 +20,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"iter"
 	"math"
 
+	"halogenos.internal/boot/internal/sha256pair"
 	"halogenos.internal/boot/verity"
 )
 
@@ -51,11 +53,35 @@ type Hasher struct {
 	sum  hash.Hash
 	out  [sha256.Size]byte
 	zero [BlockSize]byte
+	pair *sha256pair.Hasher
+	many [MaxMemberBlocks * sha256.Size]byte
 }
 
 // NewHasher returns a Hasher for the verity salt of a release.
 func NewHasher(salt []byte) *Hasher {
-	return &Hasher{salt: bytes.Clone(salt), sum: sha256.New()}
+	salt = bytes.Clone(salt)
+	return &Hasher{salt: salt, sum: sha256.New(), pair: sha256pair.New(salt, BlockSize)}
+}
+
+// All yields the number in content, from 0 on, and the digest of each of its
+// blocks, as Sum returns it; two at a time are computed where the processor can.
+func (h *Hasher) All(content []byte) iter.Seq2[int, Hash] {
+	return func(yield func(int, Hash) bool) {
+		n := 0
+		for whole := len(content) / BlockSize; n < whole; {
+			some := min(whole-n, MaxMemberBlocks)
+			h.pair.SumAll(h.many[:], content[n*BlockSize:(n+some)*BlockSize])
+			for i := range some {
+				if !yield(n, Hash(h.many[i*sha256.Size:])) {
+					return
+				}
+				n++
+			}
+		}
+		if rest := content[n*BlockSize:]; len(rest) > 0 {
+			yield(n, h.Sum(rest))
+		}
+	}
 }
 
 // Sum returns the digest of a block. The last block of a file counts as if
@@ -215,12 +241,11 @@ func (f *File) Check(i int, content []byte, h *Hasher) error {
 	if _, size := f.Content(i); len(content) != size {
 		return fmt.Errorf("%s: member %d has %d bytes, want %d", f.Name, i, len(content), size)
 	}
-	for n := f.First(i); len(content) > 0; n++ {
-		b := content[:min(BlockSize, len(content))]
-		if h.Sum(b) != f.Hash(n) {
-			return fmt.Errorf("%s: block %d has another digest than its index says", f.Name, n)
+	first := f.First(i)
+	for n, sum := range h.All(content) {
+		if sum != f.Hash(first+n) {
+			return fmt.Errorf("%s: block %d has another digest than its index says", f.Name, first+n)
 		}
-		content = content[len(b):]
 	}
 	return nil
 }

@@ -44,6 +44,30 @@ func sample(t testing.TB, random *rand.Rand, memberBlocks int, contents ...[]byt
 
 func newRandom(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
+// All gives what Sum gives, for any number of blocks and a part of one.
+func TestHasherAll(t *testing.T) {
+	content := make([]byte, 2*MaxMemberBlocks*BlockSize)
+	for i := range content {
+		content[i] = byte(i * i >> 5)
+	}
+	h := NewHasher([]byte("salt"))
+	for _, size := range []int{0, 1, BlockSize - 1, BlockSize, 2*BlockSize + 7, 15 * BlockSize, 16*BlockSize + 1, len(content)} {
+		next := 0
+		for n, sum := range h.All(content[:size]) {
+			if n != next || sum != NewHasher([]byte("salt")).Sum(content[n*BlockSize:min((n+1)*BlockSize, size)]) {
+				t.Errorf("%d bytes: block %d, number %d, has the digest %x", size, next, n, sum)
+			}
+			next++
+		}
+		if next != Blocks(int64(size)) {
+			t.Errorf("%d bytes: %d blocks", size, next)
+		}
+	}
+	for range h.All(content) {
+		break // a loop may end early
+	}
+}
+
 func TestHasher(t *testing.T) {
 	h := NewHasher(salt)
 	block := make([]byte, BlockSize)

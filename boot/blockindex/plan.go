@@ -141,9 +141,9 @@ func (p *Plan) HaveContent(ctx context.Context, source io.ReaderAt, size int64, 
 	}
 	h := NewHasher(salt)
 	return pieces(ctx, source, size, func(at int64, b []byte) {
-		for ; len(b) >= BlockSize; b = b[BlockSize:] { // a part of a block is no source
-			p.Have(int(at/BlockSize), h.Sum(b[:BlockSize]))
-			at += BlockSize
+		b = b[:len(b)/BlockSize*BlockSize] // a part of a block is no source
+		for n, sum := range h.All(b) {
+			p.Have(int(at/BlockSize)+n, sum)
 		}
 	})
 }
@@ -154,12 +154,10 @@ func (p *Plan) HaveContent(ctx context.Context, source io.ReaderAt, size int64, 
 func (p *Plan) InPlace(ctx context.Context, destination io.ReaderAt, salt []byte) error {
 	h := NewHasher(salt)
 	return pieces(ctx, destination, p.file.Size, func(at int64, b []byte) {
-		for len(b) > 0 {
-			n := min(BlockSize, len(b))
-			if block := int(at / BlockSize); h.Sum(b[:n]) == p.file.Hash(block) {
+		for n, sum := range h.All(b) {
+			if block := int(at/BlockSize) + n; sum == p.file.Hash(block) {
 				p.from[block] = inPlace
 			}
-			at, b = at+int64(n), b[n:]
 		}
 	})
 }

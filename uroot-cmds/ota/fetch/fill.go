@@ -167,13 +167,12 @@ func (j *Job) copy(ctx context.Context, file *blockindex.File, plan *blockindex.
 			b := buffer[:n*blockindex.BlockSize]
 			// A source that cannot be read does not have what it promised.
 			got, _ := from.r.ReadAt(b, int64(run.From+done)*blockindex.BlockSize)
-			for i := range n {
-				one := b[i*blockindex.BlockSize:][:blockindex.BlockSize]
-				if (i+1)*blockindex.BlockSize > got || h.Sum(one) != file.Hash(run.To+done+i) {
+			for i, sum := range h.All(b) {
+				if (i+1)*blockindex.BlockSize > got || sum != file.Hash(run.To+done+i) {
 					plan.Refuse(run.To + done + i)
 					continue
 				}
-				if err := writeBlock(file, run.To+done+i, one, to); err != nil {
+				if err := writeBlock(file, run.To+done+i, b[i*blockindex.BlockSize:][:blockindex.BlockSize], to); err != nil {
 					return err
 				}
 				j.result.Copied += blockindex.BlockSize

@@ -170,9 +170,8 @@ func (j *Job) streamImage(ctx context.Context, content io.Reader) error {
 		if err != nil {
 			return err
 		}
-		for i := 0; i < n; i += blockindex.BlockSize {
-			b := buffer[i:min(i+blockindex.BlockSize, n)]
-			if block := int((at + int64(i)) / blockindex.BlockSize); h.Sum(b) != file.Hash(block) {
+		for i, sum := range h.All(buffer[:n]) {
+			if block := int(at/blockindex.BlockSize) + i; sum != file.Hash(block) {
 				return fmt.Errorf("%s: block %d: %w", file.Name, block, errDamaged)
 			}
 		}
