@@ -275,7 +275,9 @@ func (c command) showPlan(p *install.Plan) {
 	d := p.Disk
 	fmt.Fprintf(c.stdout, "install  %s %s, system image of %d MiB\n", p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
 	fmt.Fprintf(c.stdout, "on       %s: %s %s, %.1f GB, sectors of %d bytes\n", d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
-	fmt.Fprintf(c.stdout, "machine  %s\n", p.Machine)
+	if !p.Choice.OtherMachine {
+		fmt.Fprintf(c.stdout, "machine  %s\n", p.Machine)
+	}
 	for _, part := range p.Partitions {
 		word := "make"
 		if part.Kept {
@@ -334,8 +336,12 @@ func (c command) consent(p *install.Plan, serial string) error {
 		}
 		return nil
 	}
-	if !isTerminal(os.Stdin) {
-		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q)", d.Path, d.Serial)
+	switch {
+	case isTerminal(os.Stdin):
+	case d.Serial == "":
+		return fmt.Errorf("nobody is there to ask, and %s has no serial number for --yes: nothing was written", d.Path)
+	default:
+		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q); nothing was written", d.Path, d.Serial)
 	}
 	typed, err := c.answer("%s Type its name to go on: ", p.Loss())
 	if err != nil {

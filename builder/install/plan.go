@@ -98,6 +98,7 @@ type Plan struct {
 	Kept     *Root            `json:"kept,omitempty"` // the root partition that stays
 	Table    *gpt.Table       `json:"-"`
 	IDs      IDs              `json:"-"`
+	Choice   Choice           `json:"-"`
 	Findings []Finding        `json:"findings"`
 	// Partitions are those of the table, for who reads the plan.
 	Partitions []Partition `json:"partitions,omitempty"`
@@ -113,7 +114,7 @@ type Partition struct {
 
 // NewPlan decides.
 func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
-	p := &Plan{Disk: d, Release: s.ESP.Release, Machine: m, IDs: ids}
+	p := &Plan{Disk: d, Release: s.ESP.Release, Machine: m, IDs: ids, Choice: c}
 	if c.KeepRoot {
 		p.keepRoot()
 	}
