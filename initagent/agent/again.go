@@ -18,9 +18,10 @@ import (
 // firmware was reset. Whoever put the firmware into Setup Mode does not have the
 // recovery key, which has just opened the root partition.
 //
-// The TPM is told first how the machine will start from then on. Cut before the
-// keys are enrolled, the machine is in Setup Mode, asks for the recovery key and
-// comes back here; cut after it, it starts as the TPM was told.
+// The TPM is told first how the machine will start from then on: with firmware that
+// enforces these keys, so that what it starts now, which is anything, gains nothing.
+// Cut before the keys are enrolled, the machine is in Setup Mode, asks for the
+// recovery key and comes back here; cut after it, it starts as the TPM was told.
 func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	if a.state.Keys != slot.KeysMissing || a.chip.err != nil && a.unenrolled() {
 		return nil
