@@ -18,14 +18,16 @@ import (
 var names = []string{"init", "initagent"}
 
 func init() {
-	if err := check(os.Getpid(), os.Args); err != nil {
+	if err := check(os.Getpid(), os.Geteuid(), os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "halogen:", err)
 		os.Exit(1)
 	}
 }
 
-func check(pid int, args []string) error {
-	if pid != 1 || len(args) > 0 && slices.Contains(names, filepath.Base(args[0])) {
+// check refuses the machine's process 1, which is root's. Another user's is that of a
+// PID namespace, such as ota's worker.
+func check(pid, user int, args []string) error {
+	if pid != 1 || user != 0 || len(args) > 0 && slices.Contains(names, filepath.Base(args[0])) {
 		return nil
 	}
 	return fmt.Errorf("only initagent may be process 1, and this is %q", args)

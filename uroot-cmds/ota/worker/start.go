@@ -51,7 +51,7 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, tell func(Even
 	cmd := exec.CommandContext(ctx, s.Program)
 	cmd.Args = []string{"ota", Argument}
 	cmd.Env, cmd.Dir = environment(), "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.User, Setpgid: true}
+	cmd.SysProcAttr = s.confine()
 	cmd.WaitDelay = patience
 	for i, f := range files {
 		r.Has[i] = f != nil
@@ -76,23 +76,19 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, tell func(Even
 	}
 	var complaint tail
 	cmd.Stderr = &complaint
-	if err := s.adopt(); err != nil {
-		return err
-	}
-	if err := startWithout(cmd); err != nil {
+	if err := startWithout(cmd); errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("start the worker: %w (the kernel must have CONFIG_PID_NS)", err)
+	} else if err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}
-	done := ended(cmd, stdout)
 	_, sendErr := stdin.Write(append(request, '\n'))
 	said, listenErr := listen(stdout, tell)
 	if listenErr != nil {
-		killGroup(cmd) // it says what no worker says
+		kill(cmd) // it says what no worker says
 	}
 	closeErr := stdin.Close()
-	waitErr, endErr := s.end(cmd, done)
+	waitErr := s.end(cmd)
 	switch {
-	case endErr != nil:
-		return endErr
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case listenErr != nil:
