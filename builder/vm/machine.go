@@ -289,6 +289,23 @@ func (m *Machine) Wait(ctx context.Context) (reason string, err error) {
 	}
 }
 
+// ProcessorTime is what the machine's processes have used so far: unlike the time
+// by a clock it does not depend on what else the host does.
+func (m *Machine) ProcessorTime() (time.Duration, error) {
+	var sum time.Duration
+	for _, p := range []*process{m.qemu, m.swtpm} {
+		if p == nil {
+			continue
+		}
+		spent, err := p.processorTime()
+		if err != nil {
+			return 0, fmt.Errorf("processor time of the machine: %w", err)
+		}
+		sum += spent
+	}
+	return sum, nil
+}
+
 // Kill cuts the power: QEMU gets SIGKILL, the TPM keeps what it had stored. It
 // returns when the folder is free again.
 func (m *Machine) Kill() {
