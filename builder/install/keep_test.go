@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,6 +146,9 @@ func TestPlanKeeps(t *testing.T) {
 	foreign, _ := inUse(t, "data", tokens()...)
 	if err := plan(t, s, foreign, true).Err(true); err == nil || !strings.Contains(err.Error(), `labelled "data"`) {
 		t.Errorf("a foreign volume: %v", err)
+	}
+	if p := plan(t, s, foreign, false); p.Err(true) != nil || !slices.ContainsFunc(p.Findings, func(f Finding) bool { return strings.Contains(f.Text, `labelled "data"`) }) {
+		t.Errorf("a foreign volume that goes: %+v", p.Findings)
 	}
 }
 

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -130,11 +131,7 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 
 func (p *Plan) keepRoot() {
 	if p.Kept = p.Disk.Root; p.Kept == nil {
-		why := p.Disk.NoRoot
-		if why == "" {
-			why = ErrNoRoot.Error()
-		}
-		p.refuse("no root partition of %s can be kept: %s", p.Disk.Path, why)
+		p.refuse("no root partition of %s can be kept: %s", p.Disk.Path, cmp.Or(p.Disk.NoRoot, ErrNoRoot.Error()))
 		return
 	}
 	p.note("the root partition (%d MiB) stays as it is, and opens with its recovery key at the first start: without that key, do not go on", p.Kept.Size>>20)
@@ -185,6 +182,9 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	}
 	if d.Root != nil && p.Kept == nil {
 		p.note("what is on the root partition of the HalogenOS on %s can be kept (--keep-root)", d.Path)
+	}
+	if d.NoRoot != "" && p.Kept == nil {
+		p.note("nothing on %s can be kept: %s", d.Path, d.NoRoot)
 	}
 	if d.Removable {
 		p.note("%s is removable", d.Path)
