@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
@@ -56,6 +57,7 @@ type Agent struct {
 	Root string
 
 	contract  *contract.Contract
+	way       []bootoption.Function // to the controller that the firmware started from; nil when it need not be that one
 	disk      hw.Disk
 	table     *gpt.Table
 	firmware  enrol.State
@@ -117,7 +119,7 @@ func (a *Agent) begin() {
 		run          func() error
 	}{
 		{"firmware", "the firmware's variables", a.openFirmware},
-		{"drivers", "devices get their kernel modules", func() error { _, err := a.Kernel.Coldplug(); return err }},
+		{"drivers", "devices get their kernel modules", a.loadDrivers},
 		{"watchdog", "a hang becomes a restart", a.startWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -10,25 +11,53 @@ import (
 	"halogenos.internal/initagent/find"
 )
 
+// wayTimeout is how long the controller that the firmware started from may take
+// to show the disk before the others are asked, too.
+const wayTimeout = time.Second
+
+// loadDrivers gives devices their modules. Other mass storage than that on the way
+// the firmware took can wait for the system: an empty SATA controller takes as long
+// as half the boot. The choice of the disk stays the same, since find.Disk
+// prefers the one on that way; when it is not there, all are loaded after all.
+func (a *Agent) loadDrivers() error {
+	if way, err := a.Firmware.BootedFrom(); err == nil {
+		a.way = way
+	}
+	_, err := a.Kernel.Coldplug(a.way)
+	return err
+}
+
+// loadAllDrivers is for whoever needs more disks than the machine's own.
+func (a *Agent) loadAllDrivers() {
+	a.way = nil
+	if _, err := a.Kernel.Coldplug(nil); err != nil {
+		a.Log.Say("%v", err)
+	}
+}
+
 // findDisk waits for the disk that this system was started from.
 func (a *Agent) findDisk() error {
-	deadline := a.Now().Add(diskTimeout)
+	start := a.Now()
 	for {
 		d, err := find.Disk(a.Disks, a.Firmware)
-		if err == nil {
+		if err == nil && (len(a.way) == 0 || slices.Equal(d.PCI, a.way)) {
 			a.disk = d
 			a.Log.Say("disk %s: %s %s, %d MiB", d.Name, d.Model, d.Serial, int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
 		}
-		if !errors.Is(err, find.ErrNone) {
+		if err != nil && !errors.Is(err, find.ErrNone) {
 			return err
 		}
-		if a.Now().After(deadline) {
+		waited := a.Now().Sub(start)
+		if err != nil && waited > diskTimeout {
 			return fmt.Errorf("waited %s: %w", diskTimeout, err)
+		}
+		if waited > wayTimeout {
+			a.way = nil
 		}
 		// A hub or a controller that has just got its driver shows its devices
 		// a little later.
-		if tried, err := a.Kernel.Coldplug(); err != nil || tried == 0 {
+		if tried, err := a.Kernel.Coldplug(a.way); err != nil || tried == 0 {
 			a.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -43,6 +72,7 @@ func (a *Agent) observeTable() error {
 	a.table = table
 	if layout.IsInstaller(table) {
 		a.state.Table = slot.TableInstaller
+		a.loadAllDrivers()
 		return nil
 	}
 	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.contract.Root()), layout.VerityUUID(a.contract.Root()))

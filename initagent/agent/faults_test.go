@@ -110,6 +110,11 @@ func TestDiskRefused(t *testing.T) { // FAULTS 39, 41
 			m.bootedFrom = []bootoption.Function{{Device: 4}}
 			m.pci = [2][]bootoption.Function{{{Device: 3}}, {{Device: 3}}}
 		}, "detach the one"},
+		{"two that look alike, on two controllers of which none was started from", func(m *machine) {
+			m.second = m.disk.now.Overlay()
+			m.bootedFrom = []bootoption.Function{{Device: 4}}
+			m.pci = [2][]bootoption.Function{{{Device: 3}}, {{Device: 5}}}
+		}, "detach the one"},
 		{"two that look alike on the controller that was started from", func(m *machine) {
 			m.second = m.disk.now.Overlay()
 			m.bootedFrom = []bootoption.Function{{Device: 3}}

@@ -17,6 +17,7 @@ import (
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
@@ -84,7 +85,7 @@ func (d disks) List() ([]hw.Disk, error) {
 	if d.m.second != nil {
 		list = append(list, hw.Disk{Name: "disk1", SectorSize: sectorSize, Sectors: uint64(d.m.second.Size() / sectorSize), PCI: d.m.pci[1]})
 	}
-	return list, nil
+	return slices.DeleteFunc(list, func(found hw.Disk) bool { return len(d.m.driven) > 0 && !slices.Equal(found.PCI, d.m.driven) }), nil
 }
 
 type openFile struct{ block.Device }
@@ -156,10 +157,17 @@ func (d disks) Reread(hw.Disk) error {
 	return nil
 }
 
-type kernel struct{}
+// kernel implements hw.Kernel. A disk shows when the driver of its controller was
+// loaded.
+type kernel struct{ m *machine }
 
-func (kernel) Coldplug() (int, error) { return 0, nil }
-func (kernel) Load(...string) error   { return nil }
+func (k kernel) Coldplug(way []bootoption.Function) (int, error) {
+	if k.m != nil {
+		k.m.driven = way
+	}
+	return 0, nil
+}
+func (kernel) Load(...string) error { return nil }
 
 // mapper implements hw.Mapper. What dm-verity finds out in the end it finds out
 // at once.

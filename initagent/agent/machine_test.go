@@ -121,6 +121,7 @@ type machine struct {
 	second *blocktest.Disk // another disk, or nil
 	// bootedFrom is what the firmware says, pci where the disk and the other hang.
 	bootedFrom []bootoption.Function
+	driven     []bootoption.Function // the controller whose driver is loaded; nil for all
 	pci        [2][]bootoption.Function
 	esp        *memESP
 	vars       map[string]efiVariable
@@ -304,7 +305,7 @@ func (m *machine) boot() (end string) {
 	}()
 	m.agent = &Agent{
 		Machine: hw.Machine{
-			Disks: disks{m}, Firmware: m, Kernel: kernel{}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
+			Disks: disks{m}, Firmware: m, Kernel: kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),
 			Now: func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
 			Memory:   func() (uint64, error) { return 128 << 10, nil },

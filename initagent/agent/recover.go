@@ -32,6 +32,7 @@ func (a *Agent) recover(reason string) error {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}
+	a.loadAllDrivers() // for sticks and disks that a person may want to use
 	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
 	for _, line := range advice.For(a.state, a.facts) {
 		a.Log.Say("%s", line)

@@ -66,13 +66,22 @@ func (l LinuxDisks) pci(disk string) (way []bootoption.Function) {
 	if err != nil {
 		return nil
 	}
-	for element := range strings.SplitSeq(place, "/") {
+	way, _ = pciFunctions(place)
+	return way
+}
+
+// pciFunctions are the PCI functions that a place in sysfs leads through, and the
+// place of the last one.
+func pciFunctions(place string) (way []bootoption.Function, last string) {
+	elements := strings.Split(place, "/")
+	for i, element := range elements {
 		if m := pciAddress.FindStringSubmatch(element); m != nil {
 			device, _ := strconv.ParseUint(m[1], 16, 8) // two hexadecimal digits
 			way = append(way, bootoption.Function{Device: uint8(device), Function: m[2][0] - '0'})
+			last = strings.Join(elements[:i+1], "/")
 		}
 	}
-	return way
+	return way, last
 }
 
 func virtual(name string) bool {

@@ -93,8 +93,9 @@ type Firmware interface {
 // Kernel loads drivers.
 type Kernel interface {
 	// Coldplug loads the drivers of all devices present now, and reports how
-	// many modules it tried for the first time.
-	Coldplug() (int, error)
+	// many modules it tried for the first time. With a way to a controller, in
+	// PCI functions, mass storage on other PCI controllers is left out.
+	Coldplug(way []bootoption.Function) (int, error)
 	// Load loads one module and what it depends on. A built-in one is fine.
 	Load(names ...string) error
 }

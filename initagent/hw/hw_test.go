@@ -2,9 +2,11 @@ package hw
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +121,55 @@ func TestVerityTable(t *testing.T) {
 func TestSplitNames(t *testing.T) {
 	if got := splitNames([]byte("user.a\x00security.capability\x00cut")); !reflect.DeepEqual(got, []string{"user.a", "security.capability"}) {
 		t.Errorf("names %q", got)
+	}
+}
+
+// devices resembles a machine with a disk on an NVMe controller, an empty SATA
+// controller, a disk by virtio and one that only its uevent tells of.
+func devices(t *testing.T) string {
+	const nvme, sata, virtio = "devices/pci0000:00/0000:00:1c.5/0000:03:00.0/", "devices/pci0000:00/0000:00:1f.2/", "devices/pci0000:00/0000:00:03.0/"
+	return tree(t, map[string]string{
+		nvme + "modalias": "pci:nvme\n", nvme + "class": "0x010802\n", sata + "modalias": "pci:sata\n", sata + "class": "0x010601\n",
+		virtio + "class": "0x010000\n", virtio + "virtio0/modalias": "virtio:d2\n",
+		"devices/pci0000:00/0000:00:14.0/modalias": "pci:usb\n", "devices/pci0000:00/0000:00:14.0/class": "0x0c0330\n",
+		"devices/platform/mmc/uevent": "DRIVER=\nMODALIAS=mmc:block\n", "devices/virtual/dmi/id/modalias": "dmi:machine\n", "devices/platform/odd/name": "odd",
+		"bus/pci/devices/0000:03:00.0": "->../../../" + nvme, "bus/pci/devices/0000:00:1f.2": "->../../../" + sata,
+		"bus/pci/devices/0000:00:14.0": "->../../../devices/pci0000:00/0000:00:14.0", "bus/virtio/devices/virtio0": "->../../../" + virtio + "virtio0",
+		"bus/mmc/devices/mmc": "->../../../devices/platform/mmc", "bus/platform/devices/odd": "->../../../devices/platform/odd",
+		"class/dmi/id": "->../../devices/virtual/dmi/id",
+	})
+}
+
+func TestColdplug(t *testing.T) {
+	for name, c := range map[string]struct {
+		way  []bootoption.Function
+		want []string
+	}{
+		"from anywhere":                      {nil, []string{"block", "machine", "nvme", "sata", "usb", "virtio"}},
+		"from NVMe":                          {[]bootoption.Function{{Device: 0x1c, Function: 5}, {}}, []string{"block", "machine", "nvme", "usb"}},
+		"from virtio":                        {[]bootoption.Function{{Device: 3}}, []string{"block", "machine", "usb", "virtio"}},
+		"from a stick":                       {[]bootoption.Function{{Device: 0x14}}, []string{"block", "machine", "usb"}},
+		"from what the firmware hides":       {[]bootoption.Function{{Device: 0x1c, Function: 5}}, []string{"block", "machine", "nvme", "usb"}},
+		"from a controller that is not here": {[]bootoption.Function{{Device: 0x1e}}, []string{"block", "machine", "usb"}},
+	} {
+		var loaded []string
+		k := &LinuxKernel{Sys: devices(t), aliases: map[string][]alias{}, seen: map[string]bool{}, load: func(module string) error {
+			loaded = append(loaded, module)
+			return errors.New("a driver that does not load stops nothing")
+		}}
+		for _, a := range []string{"pci:nvme nvme", "pci:nv* nvme", "pci:sata sata", "pci:usb usb", "virtio:d2 virtio", "mmc:block block", "dmi:* machine"} {
+			pattern, module, _ := strings.Cut(a, " ")
+			k.aliases[busOf(pattern)] = append(k.aliases[busOf(pattern)], alias{pattern, module})
+		}
+		tried, err := k.Coldplug(c.way)
+		slices.Sort(loaded)
+		if err != nil || tried != len(c.want) || !slices.Equal(loaded, c.want) {
+			t.Errorf("%s: tried %d, loaded %q, %v; want %q", name, tried, loaded, err, c.want)
+		}
+		rest, err := k.Coldplug(nil)
+		if err != nil || tried+rest != 6 || len(loaded) != 6 {
+			t.Errorf("%s: then %d more, loaded %q, %v; want 6 in all", name, rest, loaded, err)
+		}
 	}
 }
 

@@ -8,21 +8,24 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bootoption"
 )
 
 // LinuxKernel loads the modules of a folder: the initramfs's, or the system
 // image's.
 type LinuxKernel struct {
-	Sys     string // /sys
-	Modules string // /lib/modules/6.12.1
-	prober  *kmodule.Prober
-	aliases map[string][]alias  // by bus, the part before the first colon
-	pre     map[string][]string // softdep: modules to load first
-	seen    map[string]bool     // modaliases that were looked up already
+	Sys     string                    // /sys
+	Modules string                    // /lib/modules
+	load    func(module string) error // with what it depends on
+	aliases map[string][]alias        // by bus, the part before the first colon
+	pre     map[string][]string       // softdep: modules to load first
+	seen    map[string]bool           // modaliases that were looked up already
 }
 
 type alias struct{ pattern, module string }
@@ -34,12 +37,13 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 		return nil, fmt.Errorf("name of the running kernel: %w", err)
 	}
 	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), aliases: map[string][]alias{}, pre: map[string][]string{}, seen: map[string]bool{}}
-	var err error
 	// Nothing is loaded yet, so there is no need to look at /proc/modules; and one
 	// that is there counts as loaded.
-	if k.prober, err = kmodule.NewProber(kmodule.ProbeOpts{RootDir: strings.TrimSuffix(modules, "/lib/modules"), IgnoreProcMods: true}); err != nil {
+	prober, err := kmodule.NewProber(kmodule.ProbeOpts{RootDir: strings.TrimSuffix(modules, "/lib/modules"), IgnoreProcMods: true})
+	if err != nil {
 		return nil, fmt.Errorf("read list of kernel modules: %w", err)
 	}
+	k.load = func(module string) error { return prober.Probe(module, "") }
 	if err := k.readAliases(); err != nil {
 		return nil, err
 	}
@@ -93,9 +97,9 @@ func (k *LinuxKernel) readSoftdeps() error {
 func (k *LinuxKernel) Load(names ...string) error {
 	for _, name := range names {
 		for _, soft := range k.pre[strings.ReplaceAll(name, "-", "_")] {
-			_ = k.prober.Probe(soft, "") // soft: fine without, by definition
+			_ = k.load(soft) // soft: fine without, by definition
 		}
-		if err := k.prober.Probe(name, ""); err != nil {
+		if err := k.load(name); err != nil {
 			return fmt.Errorf("load kernel module %s: %w", name, err)
 		}
 	}
@@ -103,22 +107,35 @@ func (k *LinuxKernel) Load(names ...string) error {
 }
 
 // Coldplug implements Kernel. A driver that does not load is its device's
-// trouble: the boot misses the device by itself if it needs it.
-func (k *LinuxKernel) Coldplug() (int, error) {
-	tried := 0
-	err := filepath.WalkDir(filepath.Join(k.Sys, "devices"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() != "modalias" {
-			return nil // a device that vanishes while we look is none of ours
+// trouble: the boot misses the device by itself if it needs it. A device that
+// appears when another one gets its driver is found by the next pass.
+func (k *LinuxKernel) Coldplug(way []bootoption.Function) (int, error) {
+	for tried := 0; ; {
+		n, err := k.pass(way)
+		if err != nil || n == 0 {
+			return tried, err
 		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return nil
-		}
-		tried += k.loadAlias(strings.TrimSpace(string(text)))
-		return nil
-	})
+		tried += n
+	}
+}
+
+// pass looks at every device once: through the buses, since the tree below
+// /sys/devices has ten times as many folders, and the two classes that have
+// modules without being a bus.
+func (k *LinuxKernel) pass(way []bootoption.Function) (tried int, err error) {
+	buses, err := filepath.Glob(filepath.Join(k.Sys, "bus", "*", "devices"))
 	if err != nil {
-		return tried, fmt.Errorf("look for devices without a driver: %w", err)
+		return 0, fmt.Errorf("look for devices without a driver: %w", err)
+	}
+	for _, folder := range append(buses, filepath.Join(k.Sys, "class/dmi"), filepath.Join(k.Sys, "class/input")) {
+		devices, err := os.ReadDir(folder)
+		if err != nil {
+			continue // a machine need not have any
+		}
+		for _, d := range devices {
+			device := filepath.Join(folder, d.Name())
+			tried += k.loadAlias(modalias(device), device, way)
+		}
 	}
 	return tried, nil
 }
@@ -146,7 +163,25 @@ func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
 			}
 		}
 	}
-	return k.Coldplug()
+	return k.Coldplug(nil)
+}
+
+// modalias is what a device's driver is found by; empty for none, and for a device
+// that vanishes while we look. Some buses tell it in the uevent alone.
+func modalias(device string) string {
+	if text, err := os.ReadFile(filepath.Join(device, "modalias")); err == nil {
+		return strings.TrimSpace(string(text))
+	}
+	text, err := os.ReadFile(filepath.Join(device, "uevent"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if alias, ok := strings.CutPrefix(line, "MODALIAS="); ok {
+			return strings.TrimSpace(alias)
+		}
+	}
+	return ""
 }
 
 func busOf(modalias string) string {
@@ -154,17 +189,41 @@ func busOf(modalias string) string {
 	return bus
 }
 
-func (k *LinuxKernel) loadAlias(modalias string) int {
+func (k *LinuxKernel) loadAlias(modalias, device string, way []bootoption.Function) int {
 	if modalias == "" || k.seen[modalias] {
 		return 0
 	}
-	k.seen[modalias] = true
-	tried := 0
+	var names []string
 	for _, a := range k.aliases[busOf(modalias)] {
-		if ok, err := filepath.Match(a.pattern, modalias); err == nil && ok {
-			_ = k.Load(a.module)
-			tried++
+		if ok, err := filepath.Match(a.pattern, modalias); err == nil && ok && !slices.Contains(names, a.module) {
+			names = append(names, a.module)
 		}
 	}
-	return tried
+	if len(names) > 0 && k.isOtherStorage(device, way) {
+		return 0 // and not seen: a later call may want it
+	}
+	k.seen[modalias] = true
+	for _, name := range names {
+		_ = k.Load(name)
+	}
+	return len(names)
+}
+
+// isOtherStorage reports whether a device belongs to a PCI function of the mass
+// storage class (01h) that is neither on the way nor behind it.
+func (k *LinuxKernel) isOtherStorage(device string, way []bootoption.Function) bool {
+	if len(way) == 0 {
+		return false
+	}
+	place, err := filepath.EvalSymlinks(device)
+	if err != nil {
+		return false
+	}
+	functions, last := pciFunctions(place)
+	n := min(len(functions), len(way))
+	if n == 0 || slices.Equal(functions[:n], way[:n]) {
+		return false
+	}
+	class, err := os.ReadFile(filepath.Join(last, "class"))
+	return err == nil && strings.HasPrefix(string(class), "0x01")
 }

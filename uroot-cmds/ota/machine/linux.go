@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/sysimage"
@@ -82,7 +83,7 @@ func credential() *syscall.Credential {
 type modules struct{}
 
 // Coldplug implements hw.Kernel.
-func (modules) Coldplug() (int, error) { return 0, errors.ErrUnsupported }
+func (modules) Coldplug([]bootoption.Function) (int, error) { return 0, errors.ErrUnsupported }
 
 // Load implements hw.Kernel.
 func (modules) Load(names ...string) error {
