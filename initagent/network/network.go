@@ -176,7 +176,7 @@ func (m *Machine) wired(wanted []string) ([]string, error) {
 		case len(have) > 0:
 			return nil, fmt.Errorf("there is no wired network interface %s: there are %s", strings.Join(missing, ", "), strings.Join(have, ", "))
 		default:
-			return nil, errors.New("this machine has no wired network interface, or the system image has no driver for it (`dmesg` may say which). Releases can be brought on a stick: mount it, then `ota fetch --from FOLDER`")
+			return nil, errors.New("this machine has no wired network interface, or the system image has no driver for it (`dmesg` may say which). Releases can be brought on a stick: `ota fetch --from DEVICE`, and `blkid` lists those")
 		}
 	}
 }

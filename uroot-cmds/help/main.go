@@ -24,7 +24,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
       rollback           start the other system from now on
   both are, or a newer release mends it
       unlock, network, ota fetch     it from the server, into the other slot
-      unlock, ota fetch --from DIR   it from a stick that is mounted there
+      unlock, ota fetch --from /dev/sdb1   it from a stick (blkid lists them)
   the TPM did not open the root partition (new firmware, new hardware, new TPM)
       eventlog           what differs from the last boot that opened by itself
       unlock             open it with the recovery key

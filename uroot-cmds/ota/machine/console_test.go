@@ -7,8 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
 
@@ -159,4 +162,62 @@ func (w *world) stick() string {
 	w.t.Helper()
 	must(w.t, os.CopyFS(w.path("stick"), w.site.Files))
 	return w.path("stick")
+}
+
+// A stick's device is mounted for as long as it is read, and nothing of it runs. FAULTS
+// 80
+func TestStickDevice(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a device's node")
+	}
+	w := newConsole(t)
+	w.unlock()
+	device := w.path("sdb1")
+	if err := unix.Mknod(device, unix.S_IFBLK|0o600, int(unix.Mkdev(8, 17))); err != nil {
+		t.Skipf("a device's node cannot be made here: %v", err)
+	}
+	s := &stick{w: w, kind: "ext4"}
+	w.m.Hardware.Kernel, w.m.Hardware.Mounts = s, s
+	out, err := w.m.Check(t.Context(), Options{From: device})
+	if err != nil || out.Version != 3 || out.From != device {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if got := strings.Join(s.log, ", "); got != "mount vfat, mount ext4, unmount" {
+		t.Errorf("did %s", got)
+	}
+	s.kind, s.log = "ntfs", nil
+	if _, err := w.m.Check(t.Context(), Options{From: device}); err == nil || !strings.Contains(err.Error(), device) {
+		t.Errorf("another file system: %v", err)
+	}
+	if got := strings.Join(s.log, ", "); got != "mount vfat, mount ext4, mount exfat" {
+		t.Errorf("did %s", got)
+	}
+}
+
+// A stick has a file system of one kind.
+type stick struct {
+	hw.Kernel
+	hw.Mounts
+	w    *world
+	kind string
+	log  []string
+}
+
+func (*stick) Load(...string) error { return nil }
+
+func (s *stick) Mount(_, target, kind string, flags uintptr, _ string) error {
+	s.log = append(s.log, "mount "+kind)
+	const want = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if flags != want || target != s.w.path(stickFolder) {
+		s.w.t.Errorf("mounted on %s with the flags %x", target, flags)
+	}
+	if kind != s.kind {
+		return unix.EINVAL
+	}
+	return os.CopyFS(target, s.w.site.Files)
+}
+
+func (s *stick) Unmount(string) error {
+	s.log = append(s.log, "unmount")
+	return nil
 }

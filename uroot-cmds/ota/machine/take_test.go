@@ -191,3 +191,27 @@ func (f filling) OpenPartition(d hw.Disk, n int, write bool) (hw.File, error) {
 	}
 	return f.Disks.OpenPartition(d, n, write)
 }
+
+// Cut when all is there and nothing says so yet, the next fetch asks the server for its
+// offer and no more.
+func TestCutBeforeStaged(t *testing.T) {
+	w := newWorld(t)
+	inTheWay := filepath.Join(w.dir, stateFolder, stagedFile+".new")
+	must(t, os.MkdirAll(filepath.Join(inTheWay, "x"), 0o755))
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), stagedFile) {
+		t.Fatalf("without staged.json: %v", err)
+	}
+	must(t, os.RemoveAll(inTheWay))
+	before := len(w.archiveRequested)
+	out, err := w.fetch()
+	if err != nil || !out.Staged || out.Result.Fetched != 0 {
+		t.Errorf("%+v, %v; want nothing fetched", out, err)
+	}
+	if asked := w.archiveRequested[before:]; len(asked) != 1 {
+		t.Errorf("asked for %q; want the head alone", asked)
+	}
+	w.complete()
+	if _, err := os.Stat(w.path(filepath.Join(stateFolder, fetchFolder, "3"+workEnding))); err == nil {
+		t.Error("the worker's folder is still there")
+	}
+}

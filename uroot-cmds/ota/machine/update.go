@@ -61,6 +61,7 @@ type update struct {
 	self     *offer.Self
 	request  worker.Request
 	archive  *os.File // that From names
+	stick    bool     // From is one, and mounted
 	found    *fetch.Found
 	lock     *os.File // nil: another ota has it
 }
@@ -217,6 +218,11 @@ func (u *update) setRequest() error {
 	if err != nil {
 		return err
 	}
+	if isDisk(info) {
+		u.request.Address, err = u.mountStick(place)
+		u.stick = err == nil
+		return err
+	}
 	u.request.Address = place
 	if !info.IsDir() {
 		u.request.Address, u.request.Archive = "", filepath.Base(place)
@@ -231,6 +237,11 @@ func (u *update) end() {
 	if u.archive != nil {
 		_ = u.archive.Close() // it was only read
 	}
+	if u.stick {
+		if err := u.Hardware.Mounts.Unmount(u.path(stickFolder)); err != nil {
+			u.Tell(worker.Event{Note: err.Error()})
+		}
+	}
 }
 
 // look has a worker ask the server, and judges what it brings. The head is nil
@@ -239,7 +250,7 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	request := u.request
 	request.Do = worker.Look
 	if u.running.Console && strings.HasPrefix(request.Address, "http") && !u.Online() {
-		return nil, nil, errors.New("this console has no network: type `network` first, or mount a stick and name it with --from")
+		return nil, nil, errors.New("this console has no network: type `network` first, or name a stick's device with --from")
 	}
 	err := u.Worker.Run(ctx, request, worker.Files{worker.Archive: u.archive}, func(e worker.Event) {
 		if e.Found != nil {
