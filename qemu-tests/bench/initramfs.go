@@ -66,7 +66,7 @@ func (b *bench) initramfsSizes(context.Context) ([]measure.Job, []measure.Growth
 	for _, name := range []string{byInitramfsTools, byDracut, byBooster} {
 		file := fileName(name)
 		side := measure.Side{Name: name, Run: func(ctx context.Context) (measure.Sample, error) {
-			argv := within(b.chroot, "bash", "-euo", "pipefail", "-c", "mountpoint -q /proc || mount -t proc proc /proc\n"+sizeScripts[name], "script",
+			argv := within(b.chroot, "bash", "-euo", "pipefail", "-c", "mount -t proc proc /proc; mount -t sysfs sysfs /sys\n"+sizeScripts[name], "script",
 				filepath.Base(kernels[0]), filepath.Join(place.inside, file), strings.Join(modules, ","))
 			if _, err := measure.Command("unshare", append([]string{"--mount"}, argv...)...)(ctx); err != nil {
 				return nil, err
