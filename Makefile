@@ -208,12 +208,45 @@ boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
 	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 		go test -count=1 -timeout 60m ./qemu-tests
 
-# For people in the terminal, for programs in $(OUT)/bench/update.json.
+# --- Measurements ---------------------------------------------------------------
+
+# What others use instead, and is in no list above.
+RIVALS := pigz casync
+$(OUT)/rivals.stamp: Makefile | $(OUT)/tools.stamp
+	@missing=$$(for p in $(RIVALS); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	[ -z "$$missing" ] || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >$(OUT)/apt.log 2>&1 || { tail -n 20 $(OUT)/apt.log; exit 1; }
+	@touch $@
+
+# A Debian 13 with a kernel and the generators of initramfs images.
+$(OUT)/rivals13.stamp: | $(OUT)/tools.stamp
+	@echo "making a Debian 13 with initramfs-tools and dracut (a minute)"
+	@rm -rf $(OUT)/rivals13
+	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' \
+		--include=linux-image-amd64,initramfs-tools,cryptsetup-initramfs,dracut-core,systemd-cryptsetup,tpm2-tools,libtss2-tcti-device0,cryptsetup-bin,e2fsprogs,dmsetup,kmod,zstd,erofs-utils \
+		trixie $(OUT)/rivals13 "$$(builder/recipes/debian/mirror)"
+	@touch $@
+
+# The module proxy has no release of booster; without its source it is left out.
+BOOSTER := 57b030b1d65ff9bd3b1672a1c362461c68033a9a
+$(OUT)/booster.stamp: | $(OUT)/tools.stamp
+	@rm -rf $(OUT)/booster $(OUT)/booster-source && mkdir -p $(OUT)/booster-source
+	@cd $(OUT)/booster-source && git init -q && if timeout 60 git fetch -q --depth 1 https://github.com/anatol/booster $(BOOSTER) 2>/dev/null; then \
+		git checkout -q FETCH_HEAD && go build -o ../booster/generator ./generator && go build -trimpath -ldflags='-s -w' -o ../booster/init ./init; \
+	else echo "the source of booster cannot be had: it is not measured"; fi
+	@touch $@
+
+# ROWS=1,4 measures only these; RUNS=9 makes the medians better. The results are
+# $(OUT)/bench/bench.json, and as a picture bench.svg.
+ROWS ?=
+RUNS ?= 5
+BENCH = $(OUT)/bench/bench -out $(OUT)/bench
 .PHONY: bench
-bench: $(OUT)/images/update-1/disk.img $(OUT)/images/update-2/disk.img ## what an update costs: bytes, time, memory
-	@rm -rf $(OUT)/bench && mkdir -p $(OUT)/bench
-	@for version in 1 2; do bin/halogen release --build $(OUT)/images/update-$$version --server $(OUT)/bench/server --key $(KEY)/secret.asc --password-file $(KEY)/password --allow-unencrypted-storage >/dev/null; done
-	@go run ./uroot-cmds/ota/benchtest -old $(OUT)/images/update-1 -new $(OUT)/images/update-2 -server $(OUT)/bench/server -json $(OUT)/bench/update.json
+bench: $(OUT)/rivals.stamp $(OUT)/rivals13.stamp $(OUT)/tools13.stamp $(OUT)/booster.stamp $(OUT)/rootfs/debian.stamp \
+	$(patsubst %,$(OUT)/images/%/disk.img,debian-1 update-1 update-2) ## measure beside what others use: an hour
+	@mkdir -p $(OUT)/bench
+	@go build -o $(OUT)/bench/bench ./qemu-tests/bench
+	@$(if $(SUDO),$(SUDO) env PATH="$$PATH") $(BENCH) -images $(OUT)/images -rootfs $(OUT)/rootfs/debian -tools $(OUT)/tools13 -chroot $(OUT)/rivals13 -bin bin -key $(KEY) \
+		-runs $(RUNS) $(if $(ROWS),-rows $(ROWS)) $(if $(wildcard $(OUT)/booster/init),-booster $(OUT)/booster)
 
 .PHONY: faults
 faults: ## list the numbered faults that no test names
