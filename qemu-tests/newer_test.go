@@ -245,11 +245,13 @@ func (g *Guest) mountFAT(device string, options ...string) {
 	g.Do(nil, append([]string{"mount", device, "/mnt", "vfat"}, options...)...)
 }
 
-// staged is a machine whose next start is the first try of version 2.
+// staged is a machine whose next start is the first try of version 2. No power cut on
+// the way can leave a part of version 2 under a name that would be started.
 func staged(t testing.TB, v variant) Provisioned {
 	t.Helper()
 	p := fetched(t, v)
-	o := Options{Image: "testos-1", State: p.State, VM: vm.Options{NoReboot: true}}
+	writes := filepath.Join(t.TempDir(), "writes")
+	o := Options{Image: "testos-1", State: p.State, VM: vm.Options{NoReboot: true, WriteLog: writes}}
 	return Provision(t, o, fmt.Sprintf("staged-2 %+v", v), func(g *Guest) map[string]string {
 		if i, match := g.ExpectAny(`halogen: stage \(`, `halogen: stage FAILED[^\n]*`, protocol.Greeting+` \{`, `RECOVERY: [^\n]*`); i != 0 {
 			t.Fatalf("the boot came to %.300q; want it to stage version 2", match[0])
@@ -258,6 +260,9 @@ func staged(t testing.TB, v variant) Provisioned {
 			t.Fatalf("after staging the machine went off by %s", reason)
 		}
 		wantUKIs(t, g.State(), "halogen_1.efi", "halogen_2+3.efi")
+		cuts := openESPCuts(t, p.State.Disk(), writes)
+		cuts.keepsUKIs(1)
+		cuts.wholeOrAbsent(2)
 		return p.Notes
 	})
 }

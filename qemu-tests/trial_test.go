@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -59,12 +60,24 @@ func (g *Guest) boots(want bootOf) protocol.Report {
 // againTried is where the old system's boot gives version 2 another round of tries.
 const againTried = `halogen: halogen_2\+3\.efi gets its tries again: it reached the system, and nothing says that it failed`
 
-// goesBack has version 2 fail all its tries, and in as many rounds of them, and
-// expects the old system, by itself, which remembers why.
-func (g *Guest) goesBack(rounds int, why string, try func(n int)) {
+// onTrial is a machine, off, on which version 2 has so many tries left.
+func onTrial(t testing.TB, v variant, left int, o vm.Options) *Guest {
+	t.Helper()
+	g := newGuest(t, Options{State: staged(t, v).State, VM: o})
+	if left < tries {
+		mtools(t, g.State(), "mren", fmt.Sprintf("::%s/halogen_2+%d.efi", bls.Folder, tries), fmt.Sprintf("::%s/halogen_2+%d-%d.efi", bls.Folder, left, tries-left))
+	}
+	return g
+}
+
+// goesBack switches the machine on, has version 2 fail the tries that it has left, and
+// in as many rounds more all that it is given again, and expects the old system, by
+// itself, which remembers why.
+func (g *Guest) goesBack(left, more int, why string, try func(n int)) {
 	g.t.Helper()
-	for n := range rounds * tries {
-		if n > 0 && n%tries == 0 {
+	g.PowerOn()
+	for n := range left + more*tries {
+		if n >= left && (n-left)%tries == 0 {
 			g.Expect(againTried)
 		}
 		try(n)
@@ -114,24 +127,29 @@ func (g *Guest) bless(r protocol.Report) {
 	g.Do(nil, "umount", "/mnt")
 }
 
-// TestTrialBlessed: the plug is pulled on each try of version 2, which costs it nothing
+// TestTrialBlessed: the plug is pulled on version 2's last try, which costs it nothing
 // in the end: it is tried again, and blessed. Its epoch is higher, so the old system
-// gets no key from then on, even where it is all that is left.
+// gets no key from then on, even where it is all that is left. No cut while the names
+// on the ESP change loses a system.
 // FAULTS 49, 51
 func TestTrialBlessed(t *testing.T) {
 	t.Parallel()
-	g := Machine(t, Options{State: staged(t, successor()).State})
-	for range tries {
-		g.Expect(`halogen: handing over`)
-		time.Sleep(time.Second)
-		g.PowerCut()
-		g.PowerOn()
-	}
+	g := onTrial(t, successor(), 1, vm.Options{})
+	g.PowerOn()
+	g.Expect(`halogen: handing over`)
+	time.Sleep(time.Second)
+	g.PowerCut()
+	before := filepath.Join(t.TempDir(), "before.img")
+	must(t, vm.CopySparse(before, g.State().Disk()))
+	g.VM.WriteLog = filepath.Join(t.TempDir(), "writes")
+	g.PowerOn()
 	g.Expect(againTried)
 	g.bless(g.boots(newSystem()))
 	g.Do(nil, "reboot")
 	g.boots(blessed())
 	g.PowerOff()
+	openESPCuts(t, before, g.VM.WriteLog).keepsUKIs(1, 2)
+	g.VM.WriteLog = ""
 	openDisk(t, g.State().Disk(), os.O_RDONLY).checkTable()
 	wantUKIs(t, g.State(), "halogen_1+0.efi", "halogen_2.efi")
 	mtools(t, g.State(), "mdel", "::"+bls.Folder+"/halogen_2.efi")
@@ -144,17 +162,16 @@ func TestTrialBlessed(t *testing.T) {
 
 // TestTrialNeverBlessed: a system that starts again and again and is never blessed gets
 // two rounds of tries, and no more. In the first round it is the kernel that restarts
-// it, each time that it reads a corrupt block.
+// it, when it reads a corrupt block.
 // FAULTS 32
 func TestTrialNeverBlessed(t *testing.T) {
 	t.Parallel()
 	const file = "/usr/sbin/e2fsck"
-	g := newGuest(t, Options{State: staged(t, successor()).State})
+	g := onTrial(t, successor(), 1, vm.Options{})
 	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.SystemNumber(), fileOffset(t, "testos-1", file)+100)
-	g.PowerOn()
-	g.goesBack(2, "it was not blessed in two rounds of tries", func(n int) {
+	g.goesBack(1, 1, "it was not blessed in two rounds of tries", func(n int) {
 		g.boots(newSystem())
-		if n < tries {
+		if n == 0 {
 			g.restartsOn("sha256", file)
 		} else {
 			g.Do(nil, "reset")
@@ -167,8 +184,8 @@ func TestTrialNeverBlessed(t *testing.T) {
 // FAULTS 78
 func TestTrialPanics(t *testing.T) {
 	t.Parallel()
-	g := Machine(t, Options{State: staged(t, variant{Cmdline: "rdinit=/bin/uname"}).State})
-	g.goesBack(1, "it never reached the system", func(int) {
+	g := onTrial(t, variant{Cmdline: "rdinit=/bin/uname"}, 1, vm.Options{})
+	g.goesBack(1, 0, "it never reached the system", func(int) {
 		g.Expect(`Kernel panic - not syncing: Attempted to kill init!`)
 	})
 }
@@ -177,8 +194,8 @@ func TestTrialPanics(t *testing.T) {
 // initagent is at work and then in the system; the watchdog ends it.
 func TestTrialHangs(t *testing.T) {
 	t.Parallel()
-	g := Machine(t, Options{State: staged(t, successor()).State, VM: vm.Options{Watchdog: vm.I6300ESB}})
-	g.goesBack(1, "watchdog", func(n int) {
+	g := onTrial(t, successor(), 2, vm.Options{Watchdog: vm.I6300ESB})
+	g.goesBack(2, 0, "watchdog", func(n int) {
 		if n == 0 {
 			g.Expect(`halogen: open-verity \(`)
 		} else {
@@ -212,8 +229,8 @@ func (g *Guest) bites() {
 // FAULTS 50
 func TestTrialSystemHangs(t *testing.T) {
 	t.Parallel()
-	g := Machine(t, Options{State: staged(t, successor()).State, VM: vm.Options{Watchdog: vm.I6300ESB}})
-	g.goesBack(1, "watchdog", func(int) {
+	g := onTrial(t, successor(), 1, vm.Options{Watchdog: vm.I6300ESB})
+	g.goesBack(1, 0, "watchdog", func(int) {
 		g.boots(newSystem())
 		g.Do(nil, "watchdog", "5")
 		g.Do(nil, "hang")
