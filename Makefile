@@ -18,7 +18,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the build and the tests call. Each is in Debian 12 and 13.
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
-	tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
+	buildah shellcheck faketime tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
@@ -61,7 +61,7 @@ bin/halogen: $(SOURCES)
 # Go runtime, not thirty.
 bin/bb: $(MACHINE)
 	@echo "building the machine's commands (20 s)"
-	@mkdir -p bin
+	@mkdir -p bin $(OUT)
 	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@go list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./initagent $(OURS) $(UROOT) | sort -u | sed '/^$$/d' >bin/bb.modules
@@ -86,7 +86,7 @@ bin/share: $(PAGES) uroot-cmds/completions.bash
 
 # --- Images -------------------------------------------------------------------
 
-RECIPE := $(shell find builder/recipes/debian -type f)
+RECIPE := $(shell find builder/recipes/debian builder/recipes/finish-system -type f)
 # Only root can keep owners other than root.
 AS_ROOT = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH))
 HALOGEN_BUILD = $(AS_ROOT) bin/halogen build --version $(VERSION) --disk
@@ -150,8 +150,38 @@ $(UPDATES): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
+# What the build container is made of: any image with Debian 13, or an archive of
+# one, here of its packages.
+BASE ?= $(OUT)/base.tar
+$(OUT)/base.tar: | $(OUT)/tools.stamp
+	@mkdir -p $(@D)
+	@echo "making the container's base (20 s)"
+	@mmdebstrap --quiet --variant=apt trixie $@ "$$(builder/recipes/debian/mirror)"
+
+ENGINE ?= buildah
+# Isolation beyond a chroot wants a runtime (crun, runc) beside buildah.
+ISOLATION := BUILDAH_ISOLATION=$(or $(BUILDAH_ISOLATION),chroot)
+MIRROR ?= $(shell builder/recipes/debian/mirror)
+DEVELOPMENT := /dev/shm/halogen-development-$(shell id -u)
+ifndef RELEASE_KEY
+RELEASE_KEY      := $(DEVELOPMENT)/keys/release-key.secret.asc
+RELEASE_PASSWORD := $(DEVELOPMENT)/password
+CONFIG           := $(DEVELOPMENT)/config/uki.conf
+endif
+CONFIG ?= uki.conf
+
 .PHONY: image
-image: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image of ROOTFS
+image: image-$(ROOTFS) ## build a signed release of ROOTFS (Debian: in a container; RELEASE_KEY=, RELEASE_PASSWORD=, CONFIG=)
+
+.PHONY: image-testos
+image-testos: $(OUT)/images/testos-$(VERSION)/disk.img
+
+.PHONY: image-debian
+image-debian: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS)
+	@case $(RELEASE_KEY) in $(DEVELOPMENT)/*) $(AS_ROOT) builder/container/development-keys bin/halogen uki.conf $(DEVELOPMENT) ;; esac
+	@$(AS_ROOT) rm -rf $(OUT)/release/$(VERSION)
+	@$(AS_ROOT) $(ISOLATION) bin/halogen build --container --engine $(ENGINE) --base $(BASE) --mirror $(MIRROR) --config $(CONFIG) \
+		--version $(VERSION) --disk --out $(OUT)/release/$(VERSION) --release-key $(RELEASE_KEY) --release-key-password-file $(RELEASE_PASSWORD)
 
 .PHONY: run
 run: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image and boot it in a fresh machine; Ctrl-] ends it
@@ -173,19 +203,24 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 	@touch $@
 
 .PHONY: test
-test: tools lint unit fuzz boot-test ## everything CI runs
+test: tools lint unit container-test fuzz boot-test ## everything CI runs
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+	@shellcheck $$(git grep -lE '^#!/bin/(ba)?sh' -- ':!*.go')
 
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
-	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -v '/qemu-tests$$')
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container)$$')
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@go test -v -run '^TestEverySequence$$' ./initagent/agent | grep -E 'explore_test.go|^ *--- |^FAIL'
+
+.PHONY: container-test
+container-test: $(OUT)/base.tar ## a release in two containers: the same bytes, and no key left behind
+	@HALOGEN_BASE=$(abspath $(OUT)/base.tar) go test -count=1 -timeout 30m ./builder/container
 
 # A number of inputs and not a time: at the end of its time go test sometimes
 # reports the interrupted input as a failure.

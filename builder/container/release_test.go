@@ -1,0 +1,404 @@
+package container
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/ProtonMail/go-crypto/openpgp/eddsa"
+	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+	"golang.org/x/sync/errgroup"
+
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/uki"
+)
+
+// A whole release is made twice, by `make image` in a fresh copy of the sources
+// and by `halogen build --container` elsewhere: in two containers of two images
+// of their own, whose clocks are months apart. Both are the same to the byte,
+// and nothing that is left of the first knows the key or the password.
+func TestReleaseInContainers(t *testing.T) {
+	base := os.Getenv("HALOGEN_BASE")
+	if base == "" {
+		const why = "HALOGEN_BASE names no base image: `make container-test` has one"
+		if os.Getenv("CI") == "true" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	for _, tool := range []string{"buildah", "mkfs.erofs", "fsck.erofs", "gpg"} {
+		testkit.Need(t, tool)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("containers here are root's")
+	}
+	s := newScene(t)
+	a, b := s.builder(t, "a"), s.builder(t, "b")
+	b.base = s.otherTime(t, base)
+	var both errgroup.Group
+	both.Go(func() error {
+		return a.run(t.Context(), s.sources, "make", "image", "BASE="+a.base, "MIRROR="+s.mirror, "VERSION=7", "CONFIG="+s.config,
+			"RELEASE_KEY="+s.key, "RELEASE_PASSWORD="+s.password, "ENGINE=buildah")
+	})
+	both.Go(func() error {
+		return b.run(t.Context(), t.TempDir(), filepath.Join(s.sources, "bin/halogen"), "build", "--container", "--engine", "buildah",
+			"--base", b.base, "--mirror", s.mirror, "--version", "7", "--config", s.config, "--disk",
+			"--out", b.out, "--release-key", s.key, "--release-key-password-file", s.password)
+	})
+	if err := both.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	a.out = filepath.Join(s.sources, "out/release/7")
+
+	t.Run("the same", func(t *testing.T) { s.compare(t, a.out, b.out) })
+	t.Run("signed", func(t *testing.T) {
+		out := testkit.Run(t, filepath.Join(s.sources, "bin/halogen"), "release", "--verify", filepath.Join(a.out, "server"), "--pinned", s.public)
+		if strings.Contains(out, "WARNING") {
+			t.Errorf("the release is not what a machine takes:\n%s", out)
+		}
+	})
+	t.Run("no secret", func(t *testing.T) {
+		a.export(t)
+		a.open(t)
+		s.search(t, a, false)
+	})
+	t.Run("planted secrets", func(t *testing.T) {
+		s.plant(t, b)
+		s.search(t, b, true)
+	})
+}
+
+// scene is what both builds share.
+type scene struct {
+	sources                       string // a fresh copy
+	mirror                        string // URL of packages that do not change
+	config, key, password, public string // paths
+	secrets                       *hunt
+	word                          string // the password
+}
+
+// builder is one build with all that it leaves.
+type builder struct {
+	dir  string // everything
+	base string
+	out  string
+	env  []string
+}
+
+func newScene(t *testing.T) *scene {
+	s := &scene{sources: filepath.Join(t.TempDir(), "sources"), mirror: freeze(t), secrets: new(hunt)}
+	if err := os.Mkdir(s.sources, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Run(t, "sh", "-c", fmt.Sprintf("cd ../.. && git ls-files -z | tar --null --ignore-failed-read -cf - -T - | tar -C %s -xf -", s.sources))
+	s.make(t, "build")
+	s.makeKey(t)
+	return s
+}
+
+// make calls make in the fresh copy.
+func (s *scene) make(t *testing.T, target string) {
+	cmd := exec.CommandContext(t.Context(), "make", target)
+	cmd.Dir = s.sources
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make %s: %v\n%s", target, err, out)
+	}
+}
+
+// makeKey makes a release key in memory, as a distributor would, and learns
+// what nobody else may.
+func (s *scene) makeKey(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "halogen-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	random := make([]byte, 24)
+	if _, err := rand.Read(random); err != nil {
+		t.Fatal(err)
+	}
+	s.word = base64.RawURLEncoding.EncodeToString(random)
+	s.password = filepath.Join(dir, "password")
+	if err := os.WriteFile(s.password, []byte(s.word+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keys := filepath.Join(dir, "keys")
+	out := testkit.Run(t, filepath.Join(s.sources, "bin/halogen"), "keys", "generate", "--out", keys, "--name", "Test of containers", "--password-file", s.password)
+	fingerprint := regexp.MustCompile(`ReleaseKey=([0-9A-F]{40})`).FindStringSubmatch(out)
+	if fingerprint == nil {
+		t.Fatalf("no fingerprint in\n%s", out)
+	}
+	s.key, s.public = filepath.Join(keys, "release-key.secret.asc"), filepath.Join(keys, "release-key.asc")
+	config := string(read(t, "../../uki.conf"))
+	config = strings.Replace(config, "ReleaseKey=none", "ReleaseKey="+fingerprint[1], 1)
+	config = strings.Replace(config, "#ReleaseKeyFile=release-key.asc", "ReleaseKeyFile=release-key.asc", 1)
+	folder := t.TempDir() // beside no secret
+	s.config = filepath.Join(folder, "uki.conf")
+	for name, text := range map[string][]byte{"uki.conf": []byte(config), "release-key.asc": read(t, s.public)} {
+		if err := os.WriteFile(filepath.Join(folder, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.learn(t)
+}
+
+// learn takes down the password, the secret numbers, and the key's file as far
+// as it is not public.
+func (s *scene) learn(t *testing.T) {
+	s.secrets.add("password", []byte(s.word))
+	ring, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(read(t, s.key)))
+	if err != nil || len(ring) != 1 || len(ring[0].Subkeys) == 0 {
+		t.Fatalf("the release key has %d entities: %v", len(ring), err)
+	}
+	if err := ring[0].DecryptPrivateKeys([]byte(s.word)); err != nil {
+		t.Fatal(err)
+	}
+	numbers := []any{ring[0].PrivateKey.PrivateKey}
+	for _, sub := range ring[0].Subkeys {
+		numbers = append(numbers, sub.PrivateKey.PrivateKey)
+	}
+	for i, n := range numbers {
+		k, ok := n.(*eddsa.PrivateKey)
+		if !ok || len(k.D) != 32 {
+			t.Fatalf("key %d is a %T", i, n)
+		}
+		s.secrets.add(fmt.Sprintf("secret number %d", i), k.D)
+	}
+	secret, public := dearmor(t, s.key), dearmor(t, s.public)
+	chunks := 0
+	for at := 0; at+24 <= len(secret); at += 24 {
+		if chunk := secret[at : at+24]; !bytes.Contains(public, chunk[:8]) {
+			s.secrets.add(fmt.Sprintf("the key's file from %d", at), chunk)
+			chunks++
+		}
+	}
+	if chunks < 4 {
+		t.Fatalf("only %d parts of the key's file are not public", chunks)
+	}
+}
+
+func dearmor(t *testing.T, path string) []byte {
+	block, err := armor.Decode(bytes.NewReader(read(t, path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := io.ReadAll(block.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// builder makes a place for a build, with a storage for containers of its own
+// that forgets nothing: `buildah rm` does nothing there.
+func (s *scene) builder(t *testing.T, name string) *builder {
+	b := &builder{dir: filepath.Join(t.TempDir(), name), base: os.Getenv("HALOGEN_BASE")}
+	b.out = filepath.Join(b.dir, "out")
+	for _, dir := range []string{"bin", "tmp", "storage"} {
+		if err := os.MkdirAll(filepath.Join(b.dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shim := "#!/bin/sh\n[ \"$1\" != rm ] || exit 0\nexec " + testkit.Need(t, "buildah") + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(b.dir, "bin/buildah"), []byte(shim), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	storage := fmt.Sprintf("[storage]\ndriver = %q\ngraphroot = %q\nrunroot = %q\n", driver(t), b.dir+"/storage/graph", b.dir+"/storage/run")
+	if err := os.WriteFile(filepath.Join(b.dir, "storage.conf"), []byte(storage), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.env = append(os.Environ(), "PATH="+b.dir+"/bin:"+os.Getenv("PATH"), "CONTAINERS_STORAGE_CONF="+b.dir+"/storage.conf",
+		"TMPDIR="+b.dir+"/tmp", "BUILDAH_ISOLATION=chroot", "SOURCE_DATE_EPOCH=1767225600")
+	// What the storage has mounted must go before its folder can.
+	t.Cleanup(func() {
+		if out, err := b.command(context.WithoutCancel(t.Context()), "/", testkit.Need(t, "buildah"), "rm", "--all").CombinedOutput(); err != nil {
+			t.Errorf("remove the containers: %v\n%s", err, out)
+		}
+	})
+	return b
+}
+
+// driver is overlay where the kernel lets it be mounted here.
+func driver(t *testing.T) string {
+	dir := t.TempDir()
+	testkit.Run(t, "mkdir", "-p", dir+"/l", dir+"/u", dir+"/w", dir+"/m")
+	if exec.Command("unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", fmt.Sprintf("lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", dir, dir, dir), dir+"/m").Run() != nil {
+		return "vfs"
+	}
+	return "overlay"
+}
+
+func (b *builder) command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Env = dir, b.env
+	return cmd
+}
+
+func (b *builder) log() string { return filepath.Join(b.dir, "log") }
+
+func (b *builder) run(ctx context.Context, dir, name string, args ...string) error {
+	log, err := os.Create(b.log())
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := b.command(ctx, dir, name, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(b.log())
+		return fmt.Errorf("%s %s: %w\n%s", name, args[0], err, text[max(0, len(text)-4000):])
+	}
+	return nil
+}
+
+// otherTime makes a base whose programs see a clock that is months ahead.
+func (s *scene) otherTime(t *testing.T, base string) string {
+	found, err := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
+	if err != nil || len(found) == 0 {
+		testkit.Need(t, "faketime") // says what to do
+		t.Fatal("faketime has no library")
+	}
+	dir := t.TempDir()
+	out := filepath.Join(dir, "base.tar")
+	testkit.Run(t, "cp", base, out)
+	testkit.Run(t, "mkdir", dir+"/etc", dir+"/usr")
+	testkit.Run(t, "cp", found[0], dir+"/usr/libfaketime.so.1")
+	for name, text := range map[string]string{"etc/ld.so.preload": "/usr/libfaketime.so.1\n", "etc/faketimerc": "+100d\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testkit.Run(t, "tar", "-C", dir, "--owner=0", "--group=0", "--append", "-f", out, "./etc/ld.so.preload", "./etc/faketimerc", "./usr/libfaketime.so.1")
+	return out
+}
+
+// compare has halogen judge, and wants no other difference between the signed
+// releases than the signatures, which say when they were made.
+func (s *scene) compare(t *testing.T, a, b string) {
+	halogen := filepath.Join(s.sources, "bin/halogen")
+	for _, name := range []string{"system.erofs", "uki.efi", "bootx64.efi", "release.json", "sbom.cdx.json", "provenance.intoto.json", "disk.img"} {
+		if out, err := exec.Command(halogen, "diff", filepath.Join(a, name), filepath.Join(b, name)).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		// halogen judges itself here.
+		testkit.Run(t, "cmp", filepath.Join(a, name), filepath.Join(b, name))
+	}
+	out, err := exec.Command(halogen, "diff", filepath.Join(a, "server"), filepath.Join(b, "server")).Output()
+	if err == nil {
+		t.Error("two signatures are the same, made at two times")
+	}
+	for line := range strings.Lines(string(out)) {
+		if name, _, _ := strings.Cut(line, ": "); !strings.HasSuffix(name, ".pgp") {
+			t.Errorf("not only signatures differ: %s", line)
+		}
+	}
+}
+
+// export adds the images as an engine would hand them on, their layers
+// compressed.
+func (b *builder) export(t *testing.T) {
+	t.Helper()
+	out, err := b.command(t.Context(), "/", "buildah", "push", "localhost/halogen-builder:latest", "oci:"+b.dir+"/exported:latest").CombinedOutput()
+	if err != nil {
+		t.Fatalf("export the image: %v\n%s", err, out)
+	}
+	blobs, err := filepath.Glob(b.dir + "/exported/blobs/sha256/*")
+	if err != nil || len(blobs) < 3 {
+		t.Fatalf("the exported image has the files %q (%v)", blobs, err)
+	}
+}
+
+// open unpacks what the search does not see through.
+func (b *builder) open(t *testing.T) {
+	t.Helper()
+	testkit.Run(t, "fsck.erofs", "--extract="+b.dir+"/system", b.out+"/system.erofs")
+	image, err := uki.Parse(read(t, b.out+"/uki.efi"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd, ok := image.Section(".initrd")
+	packed := bytes.Index(initrd, []byte{0x28, 0xb5, 0x2f, 0xfd})
+	if !ok || packed < 0 {
+		t.Fatal("the UKI has no compressed initramfs")
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "initramfs"), initrd[packed:], 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// plant leaves secrets where careless builds leave them: in a layer, packed, in
+// an image's configuration, and in the log.
+func (s *scene) plant(t *testing.T, b *builder) {
+	t.Helper()
+	dir := t.TempDir()
+	testkit.Run(t, "sh", "-c", fmt.Sprintf("gzip <%s >%s/layer.gz", s.key, dir))
+	recipe := "FROM scratch\nCOPY layer.gz /layer.gz\nENV PASSWORD=" + s.word + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "Containerfile"), []byte(recipe), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := b.command(t.Context(), dir, "buildah", "build", "--layers", "--tag", "planted", "--file", dir+"/Containerfile", dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	log, err := os.OpenFile(b.log(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(log, "Authorization: Basic %s\n", base64.StdEncoding.EncodeToString([]byte("builder:"+s.word)))
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// search looks through everything that a build has left: its storage with all
+// layers, its temporary files, its log, the results.
+func (s *scene) search(t *testing.T, b *builder, planted bool) {
+	t.Helper()
+	start := time.Now()
+	places := []string{b.dir}
+	if !strings.HasPrefix(b.out, b.dir) {
+		places = append(places, b.out)
+	}
+	var found []string
+	for _, place := range places {
+		here, err := s.secrets.below(place)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, here...)
+	}
+	t.Logf("searched %q in %.1f s", places, time.Since(start).Seconds())
+	if !planted {
+		for _, f := range found {
+			t.Errorf("found: %s", f)
+		}
+		return
+	}
+	all := strings.Join(found, "\n")
+	for _, want := range []string{"/layer.gz unpacked: the key's file", "log: password, base64", "graph/.*: password"} {
+		if !regexp.MustCompile(want).MatchString(all) {
+			t.Errorf("%q was planted and not found in\n%s", want, all)
+		}
+	}
+}
