@@ -52,8 +52,8 @@ func (a *Agent) findDisk() error {
 		if err != nil && waited > diskTimeout {
 			return fmt.Errorf("waited %s: %w", diskTimeout, err)
 		}
-		if waited > wayTimeout {
-			a.way = nil
+		if err == nil || waited > wayTimeout {
+			a.way = nil // it is elsewhere: all disks count
 		}
 		// A hub or a controller that has just got its driver shows its devices
 		// a little later.
