@@ -115,7 +115,7 @@ func diskArguments(disks []Disk, volatile bool) []string {
 			}
 		}
 		a = append(a, "-blockdev", asJSON(node))
-		device := map[string]any{"id": id + "-dev", "drive": id, "serial": id}
+		device := map[string]any{"id": deviceID(i), "drive": id, "serial": id}
 		if d.BootIndex > 0 {
 			device["bootindex"] = d.BootIndex
 		}
@@ -127,9 +127,13 @@ func diskArguments(disks []Disk, volatile bool) []string {
 		case SATA:
 			device["driver"], device["bus"] = "ide-hd", fmt.Sprintf("ide.%d", i%6)
 		case USB:
-			device["driver"], device["bus"] = "usb-storage", "xhci.0"
 			if !usb {
 				a, usb = append(a, "-device", "qemu-xhci,id=xhci"), true
+			}
+			device["driver"], device["bus"] = "usb-storage", "xhci.0"
+			if d.SectorSize != 512 { // which usb-storage does not tell the disk in it
+				a = append(a, "-device", "usb-bot,id="+id+"-usb,bus=xhci.0,serial="+id)
+				device["driver"], device["bus"] = "scsi-hd", id+"-usb.0"
 			}
 		}
 		if d.SectorSize != 512 {
@@ -139,6 +143,9 @@ func diskArguments(disks []Disk, volatile bool) []string {
 	}
 	return a
 }
+
+// deviceID is QEMU's name of a disk's device.
+func deviceID(disk int) string { return fmt.Sprintf("disk%d-dev", disk) }
 
 func withNode(node map[string]any, name string) map[string]any {
 	node["node-name"] = name

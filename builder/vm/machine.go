@@ -332,6 +332,12 @@ func (m *Machine) Reset(ctx context.Context) error {
 	return m.qmp.Do(ctx, "system_reset", nil, nil)
 }
 
+// Unplug takes a disk out of the running machine, which must be at USB. Disks are
+// numbered from the machine's own, 0, on; without it Options.Disks begin at 0.
+func (m *Machine) Unplug(ctx context.Context, disk int) error {
+	return m.qmp.Do(ctx, "device_del", map[string]any{"id": deviceID(disk)}, nil)
+}
+
 // Screendump writes what the display shows to a PNG file; the machine needs
 // Options.Display.
 func (m *Machine) Screendump(ctx context.Context, path string) error {

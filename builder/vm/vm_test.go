@@ -85,7 +85,7 @@ func TestFirmware(t *testing.T) {
 		{"nvme 4096, tis, i6300esb", Options{Bus: NVMe, SectorSize: 4096, TPM: TPMTIS, Watchdog: I6300ESB, Volatile: true}},
 		{"sata, no TPM, iTCO", Options{Bus: SATA, TPM: NoTPM, Watchdog: ITCO, PVPanic: true, Display: true,
 			Clock: time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)}},
-		{"usb, network, OEM strings", Options{Bus: USB, Network: true, SMBIOS: []string{"one,two", "three=4"},
+		{"usb 4096, network, OEM strings", Options{Bus: USB, SectorSize: 4096, Network: true, SMBIOS: []string{"one,two", "three=4"},
 			Extra: []string{"-name", "extra"}}},
 		{"no disk", Options{NoDisk: true}},
 	}
