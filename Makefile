@@ -34,6 +34,7 @@ MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_tes
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ROOTFS=debian|testos  VERSION=n    what `make run` and `make image` build'
+	@echo '  INSTALL=1                          `make run` installs it from the installer stick first'
 
 .PHONY: tools
 tools: $(OUT)/tools.stamp ## install what is missing on this machine
@@ -123,7 +124,7 @@ $(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qem
 	@touch $@
 
 $(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf $(TOOLS)
-	@$(HALOGEN_BUILD) --rootfs $< --out $(@D) >/dev/null
+	@$(HALOGEN_BUILD) --installer --rootfs $< --out $(@D) >/dev/null
 	$(MINE)
 
 $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
@@ -185,8 +186,11 @@ image-debian: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS)
 
 .PHONY: run
 run: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image and boot it in a fresh machine; Ctrl-] ends it
+ifdef INSTALL
+	@echo 'the installer stick starts: choose vda; the machine restarts without the stick'
+endif
 	@[ $(ROOTFS) != debian ] || echo 'the first boot makes keys and restarts; then log in as root with the password "halogen"'
-	@bin/halogen run --fresh --state $(OUT)/run/$(ROOTFS) --image $<
+	@bin/halogen run --fresh --state $(OUT)/run/$(ROOTFS) $(if $(INSTALL),--installer $(<D)/installer.img,--image $<)
 
 .PHONY: resume
 resume: bin/halogen ## boot the machine of the last `make run` again
