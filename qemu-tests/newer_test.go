@@ -35,6 +35,7 @@ type variant struct {
 	Epoch    uint64
 	Watchdog int    // seconds, 0: as the image has it
 	Cmdline  string // appended to the UKI's
+	Key      string // release key that the UKI pins, binary; "": the image's
 }
 
 const treeFile = "tree"
@@ -115,6 +116,9 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	facts.Version, facts.Epoch, facts.RootHash, facts.ImageSize = n.Version, n.Epoch, n.RootHash, n.ImageSize
 	if v.Watchdog > 0 {
 		facts.WatchdogSeconds = v.Watchdog
+	}
+	if v.Key != "" {
+		facts.ReleaseKey = []byte(v.Key)
 	}
 	after, err := contract.Archive(facts)
 	must(t, err)

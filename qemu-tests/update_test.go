@@ -46,22 +46,31 @@ func (g *Guest) onESP(line string) string {
 	return g.says("mount -t vfat /dev/disk/by-partlabel/esp /mnt && { "+line+"; } && umount /mnt", "")
 }
 
-// publish puts a build on a web server as its stable release, signed with the key
-// that gpg made.
+// publish puts an image's build on a web server as its stable release, signed with
+// the key that gpg made.
 func publish(t *testing.T, s *WebServer, image string) {
 	t.Helper()
-	key := filepath.Join(os.Getenv("HALOGEN_IMAGES"), "update-key")
-	r, err := release.Publish(t.Context(), release.Options{
-		Build: filepath.Dir(Image(t, image)), Server: s.Root, Channel: manifest.Stable,
-		Key: release.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true},
-		Now: time.Now(), Note: t.Logf,
-	})
+	key := updateKey(t)
+	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), release.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true})
+}
+
+// updateKey is the folder with the release key that gpg made.
+func updateKey(t *testing.T) string {
+	t.Helper()
+	return filepath.Join(filepath.Dir(filepath.Dir(Image(t, "update-1"))), "update-key")
+}
+
+// publishBuild publishes what a build left in a folder; an empty key signs nothing.
+func publishBuild(t *testing.T, server, build string, key release.KeyFile) (archive string) {
+	t.Helper()
+	r, err := release.Publish(t.Context(), release.Options{Build: build, Server: server, Channel: manifest.Stable, Key: key, Now: time.Now(), Note: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !r.New {
 		t.Fatalf("version %s was there", r.Version)
 	}
+	return r.Archive
 }
 
 // askServer has the machine look for releases at the server.
