@@ -94,10 +94,8 @@ func (c command) machineState(dir, image string, empty, fresh bool) (vm.State, e
 		return vm.State{}, fmt.Errorf("there is no machine in %s: name the --image or the --installer that it starts with", dir)
 	}
 	if fresh {
-		for _, path := range []string{s.Disk(), s.Vars(), s.TPM()} {
-			if err := os.RemoveAll(path); err != nil {
-				return vm.State{}, err
-			}
+		if err := s.Forget(); err != nil {
+			return vm.State{}, err
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -46,11 +46,11 @@ func TestMachineForInstaller(t *testing.T) {
 		if info, err := os.Stat(s.Disk()); err != nil || info.Size() != step.want {
 			t.Errorf("fresh %v: disk %v, %v; want %d bytes", step.fresh, info, err, step.want)
 		}
-		if err := os.WriteFile(s.Disk(), []byte("in use"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Truncate(s.Disk(), 5); err != nil {
-			t.Fatal(err)
+		// What a start leaves.
+		for _, path := range []string{s.Disk(), filepath.Join(dir, ".lock"), filepath.Join(dir, "console.log"), filepath.Join(dir, "qemu.log")} {
+			if err := os.WriteFile(path, []byte("used\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

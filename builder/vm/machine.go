@@ -21,6 +21,12 @@ const (
 	patience = 2 * time.Second
 )
 
+// Names of the logs that a start writes.
+const (
+	consoleLog = "console.log"
+	qemuLog    = "qemu.log"
+)
+
 // ReasonKilled is what ended a machine that [Machine.Kill], [Machine.Close] or its
 // context ended; the other reasons are QEMU's, such as guest-shutdown, guest-reset,
 // host-qmp-quit.
@@ -124,10 +130,10 @@ func (m *Machine) launch(ctx context.Context, qemu string, args []string) (err e
 	if err := os.MkdirAll(m.options.Log, 0o755); err != nil {
 		return fmt.Errorf("log folder: %w", err)
 	}
-	if m.log, err = os.Create(filepath.Join(m.options.Log, "qemu.log")); err != nil {
+	if m.log, err = os.Create(filepath.Join(m.options.Log, qemuLog)); err != nil {
 		return fmt.Errorf("qemu log: %w", err)
 	}
-	if m.consoleLog, err = os.Create(filepath.Join(m.options.Log, "console.log")); err != nil {
+	if m.consoleLog, err = os.Create(filepath.Join(m.options.Log, consoleLog)); err != nil {
 		return fmt.Errorf("console log: %w", err)
 	}
 	theirs := make([]*os.File, 2, 3)

@@ -121,6 +121,25 @@ func (s State) Replace(from State) error {
 	return from.copyInto(s)
 }
 
+// Forget removes the machine from its folder, with the logs that Start leaves there
+// and nothing else; it may be absent. The machine must not be running.
+func (s State) Forget() error {
+	unlock, err := s.lock(unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, path := range []string{s.Disk(), s.Vars(), s.TPM(), filepath.Join(s.Dir, consoleLog), filepath.Join(s.Dir, qemuLog), s.lockFile()} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("forget machine: %w", err)
+		}
+	}
+	return nil
+}
+
 // copyTo copies without asking whether the machine runs.
 func (s State) copyTo(dir string) (State, error) {
 	to, err := emptyState(dir)
@@ -159,10 +178,12 @@ func (s State) copyInto(to State) error {
 	return nil
 }
 
+func (s State) lockFile() string { return filepath.Join(s.Dir, ".lock") }
+
 // lock takes the folder for this process, or fails at once when it is taken. The
 // lock ends with the process, however that ends.
 func (s State) lock(how int) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.Dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(s.lockFile(), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("lock machine: %w", err)
 	}
