@@ -98,7 +98,7 @@ func TestHostileServer(t *testing.T) {
 	const (
 		maxMemory = 64 << 10 // KiB
 		maxFolder = 4 << 20  // bytes
-		long      = 4 * time.Second
+		long      = 2 * time.Second
 	)
 	garbage := otatest.Stored(make([]byte, 50_000))
 	endless := func(out http.ResponseWriter, start []byte, length string) {
