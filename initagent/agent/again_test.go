@@ -120,6 +120,23 @@ func TestInstalledAgain(t *testing.T) {
 	}
 }
 
+// The keys that the firmware gets again are those on the root partition, whatever
+// somebody has written to the ESP.
+func TestInstalledAgainForged(t *testing.T) { // FAULTS 63
+	m := inUse(t)
+	forged := m.forgedPending()
+	m.powerOn(m.reinstalled(1))
+	m.plantPending(forged)
+	m.printed.Reset()
+	m.owner = true
+	m.ends("system", "gives the firmware this machine's own Secure Boot keys again")
+	if n := strings.Count(m.printed.String(), "Recovery key"); n != 1 {
+		t.Errorf("asks %d times for the recovery key:\n%s", n, m.printed.String())
+	}
+	m.must(m.provisioned())
+	m.must(m.kept())
+}
+
 // Nobody is asked to enrol twice, nothing is enrolled for somebody without the key,
 // and without a word from the owner the system runs all the same.
 func TestInstalledAgainUnenrolled(t *testing.T) {

@@ -109,6 +109,11 @@ func (a *Agent) readPending() error {
 // it count, comes last (enrol.Plan). Cut anywhere, the machine is in Setup Mode,
 // starts anything, and comes back here; cut after PK, everything is in place.
 func (a *Agent) enrol() error {
+	if a.state.Root == slot.RootOpen {
+		// The keys lie there. What the ESP says of them, anybody can have written: with
+		// that, the firmware would get somebody else's, and start nothing of ours.
+		a.pending = nil
+	}
 	secret, keys, err := a.ownKeys()
 	if err != nil {
 		return err
