@@ -62,6 +62,9 @@ type Options struct {
 	// A transfer of less than MinSpeed bytes a second over a Window is given up.
 	MinSpeed int64         // 0: 200
 	Window   time.Duration // 0: 30 s
+	// NotBefore is a time that has passed whatever the clock says: certificates are
+	// judged by the later of the two.
+	NotBefore time.Time
 	// Note is told why a request is made again; nil: nobody is.
 	Note func(text string)
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -447,4 +448,35 @@ func FuzzContentRange(f *testing.F) {
 			t.Fatalf("%q: %d of %d", s, n, total)
 		}
 	})
+}
+
+// Certificates are judged by a time that has passed for certain, where the clock is
+// behind it. FAULTS 81
+func TestClock(t *testing.T) {
+	safe := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("here")) }))
+	defer safe.Close()
+	for _, c := range []struct {
+		notBefore time.Time
+		want      string
+	}{
+		{time.Time{}, ""},
+		{time.Unix(0, 0), ""},
+		{safe.Certificate().NotAfter.Add(time.Hour), "expired"},
+	} {
+		o := quick
+		o.NotBefore = c.notBefore
+		w, err := newWeb(safe.URL, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool := x509.NewCertPool()
+		pool.AddCert(safe.Certificate())
+		w.client.Transport.(identified).next.(*http.Transport).TLSClientConfig.RootCAs = pool
+		got, err := w.Get(t.Context(), "x", 10)
+		if c.want != "" {
+			wants(t, err, c.want)
+		} else if err != nil || string(got) != "here" {
+			t.Errorf("at %s: %q, %v", c.notBefore, got, err)
+		}
+	}
 }

@@ -46,7 +46,7 @@ func newWeb(address string, o Options) (*web, error) {
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, Time: o.now},
 		TLSHandshakeTimeout:    dialTimeout,
 		ResponseHeaderTimeout:  o.Window,
 		IdleConnTimeout:        time.Minute,
@@ -59,6 +59,14 @@ func newWeb(address string, o Options) (*web, error) {
 	w := &web{base: u, Options: o, limit: newLimiter(o.RateLimit)}
 	w.client = &http.Client{Transport: identified{t, u, password, o.UserAgent}, CheckRedirect: checkRedirect}
 	return w, nil
+}
+
+// now is the best that is known of the time: a clock without battery starts in 1970.
+func (o Options) now() time.Time {
+	if now := time.Now(); now.After(o.NotBefore) {
+		return now
+	}
+	return o.NotBefore
 }
 
 // identified sends the password to the server it is for and to no other,

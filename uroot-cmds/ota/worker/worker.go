@@ -181,7 +181,7 @@ func (r *Request) transport(files Files, note func(string)) (server.Transport, e
 	if files[Archive] != nil {
 		return server.NewFile(files[Archive]), nil
 	}
-	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, Note: note})
+	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, NotBefore: r.Self.Running.Date(), Note: note})
 }
 
 func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, folder string, note func(string), send func(Event)) error {
