@@ -18,7 +18,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the build and the tests call. Each is in Debian 12 and 13.
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
-	buildah shellcheck faketime tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
+	buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx zstd xz-utils binutils git ca-certificates
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
@@ -223,7 +223,7 @@ unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
 	@go test -v -run '^TestEverySequence$$' ./initagent/agent | grep -E 'explore_test.go|^ *--- |^FAIL'
 
 .PHONY: container-test
-container-test: $(OUT)/base.tar ## a release in two containers: the same bytes, and no key left behind
+container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the same bytes, and no key left behind
 	@HALOGEN_BASE=$(abspath $(OUT)/base.tar) go test -count=1 -timeout 30m ./builder/container
 
 # A number of inputs and not a time: at the end of its time go test sometimes
