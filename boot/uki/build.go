@@ -1,9 +1,11 @@
 package uki
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 
 	"halogenos.internal/boot/internal/pe"
@@ -29,26 +31,50 @@ const (
 // gives the same bytes, a multiple of the file alignment (512 bytes in all
 // known stubs). Memory needed is that of the result.
 func Build(stub []byte, sections []Section) ([]byte, error) {
+	plan, file, err := prepare(stub, sections)
+	if err != nil {
+		return nil, err
+	}
+	out := bytes.NewBuffer(make([]byte, 0, plan.size))
+	err = plan.write(out, stub, file, sections)
+	return out.Bytes(), err
+}
+
+// Write writes what Build returns. Memory needed is that of the stub, beside the
+// sections.
+func Write(w io.Writer, stub []byte, sections []Section) error {
+	plan, file, err := prepare(stub, sections)
+	if err != nil {
+		return err
+	}
+	if err := plan.write(w, stub, file, sections); err != nil {
+		return fmt.Errorf("write UKI: %w", err)
+	}
+	return nil
+}
+
+// prepare checks stub and sections and decides where everything goes.
+func prepare(stub []byte, sections []Section) (*layout, *pe.File, error) {
 	file, err := pe.Parse(stub)
 	if err != nil {
-		return nil, fmt.Errorf("parse stub: %w", err)
+		return nil, nil, fmt.Errorf("parse stub: %w", err)
 	}
 	if err := checkTail(stub, file); err != nil {
-		return nil, fmt.Errorf("stub: %w", err)
+		return nil, nil, fmt.Errorf("stub: %w", err)
 	}
 	if err := checkNames(file, sections); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	plan, err := lay(file, sections)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, b := range stub[file.SectionTableEnd():plan.headers] {
 		if b != 0 {
-			return nil, errors.New("stub: the space behind the section table is in use")
+			return nil, nil, errors.New("stub: the space behind the section table is in use")
 		}
 	}
-	return plan.write(stub, file, sections), nil
+	return plan, file, nil
 }
 
 // checkTail refuses a stub whose file holds more than its sections, a symbol
@@ -204,9 +230,33 @@ func characteristics(name string) uint32 {
 	return sectionInitialized | sectionRead
 }
 
-func (l *layout) write(stub []byte, file *pe.File, sections []Section) []byte {
+// write writes the image front to back.
+func (l *layout) write(w io.Writer, stub []byte, file *pe.File, sections []Section) error {
+	head := make([]byte, l.stub)
+	l.head(head, stub, file, sections)
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	at := l.stub
+	for i, s := range sections {
+		place := l.places[i]
+		if place.Offset < l.stub {
+			continue // it has replaced one of the stub's
+		}
+		for _, part := range [][]byte{make([]byte, place.Offset-at), s.Data, make([]byte, int(place.Size)-len(s.Data))} {
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
+		}
+		at = place.Offset + place.Size
+	}
+	return nil
+}
+
+// head writes what comes before the new sections: the stub's, with headers that
+// have them all, and with those of its sections that are replaced.
+func (l *layout) head(out, stub []byte, file *pe.File, sections []Section) {
 	le := binary.LittleEndian
-	out := make([]byte, l.size)
 	copy(out, stub[:l.stub])
 	coff, optional := out[file.COFF:], out[file.Optional:]
 	le.PutUint32(coff[pe.OffPointerToSymbolTable:], 0)
@@ -221,8 +271,6 @@ func (l *layout) write(stub []byte, file *pe.File, sections []Section) []byte {
 	entry := file.SectionTableEnd()
 	for i, s := range sections {
 		place := l.places[i]
-		stored := out[place.Offset : uint64(place.Offset)+uint64(place.Size)]
-		clear(stored[copy(stored, s.Data):])
 		if s.Name == ".linux" && !kernelIsNX(s.Data) {
 			// The firmware must not protect the stub in a way that its kernel does not bear.
 			flags := le.Uint16(optional[pe.OffDLLCharacteristics:])
@@ -230,12 +278,13 @@ func (l *layout) write(stub []byte, file *pe.File, sections []Section) []byte {
 		}
 		if replaced := replacedEntry(file, s.Name); replaced >= 0 {
 			le.PutUint32(out[replaced+8:], uint32(len(s.Data)))
+			stored := out[place.Offset:place.End()]
+			clear(stored[copy(stored, s.Data):])
 			continue
 		}
 		putEntry(out[entry:], place)
 		entry += pe.SectionHeaderSize
 	}
-	return out
 }
 
 // replacedEntry returns the offset of the section table's entry of that name

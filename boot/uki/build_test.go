@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,6 +50,10 @@ func build(t testing.TB, stub []byte, sections ...uki.Section) []byte {
 	image, err := uki.Build(stub, sections)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var written bytes.Buffer
+	if err := uki.Write(&written, stub, sections); err != nil || !bytes.Equal(written.Bytes(), image) {
+		t.Errorf("Write writes %d bytes that are not the %d of Build: %v", written.Len(), len(image), err)
 	}
 	return image
 }
@@ -296,6 +301,18 @@ func BenchmarkBuild(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := uki.Build(stub, sections); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkWrite(b *testing.B) {
+	stub := ukitest.Stub("257.1")
+	sections := uki.Payload{Linux: make([]byte, 12<<20), Initrd: make([]byte, 36<<20)}.Sections()
+	b.SetBytes(48 << 20)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := uki.Write(io.Discard, stub, sections); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -25,7 +25,7 @@ func (b *bench) archive(ctx context.Context) ([]measure.Job, []measure.Growth, e
 		return nil, nil, err
 	}
 	growth := measure.Growth{Number: 4, Name: "archive-growth", Work: "release archive", Over: "image", Metric: measure.Wall, Runs: 1}
-	for _, s := range imageSizes {
+	for _, s := range b.sizes() {
 		image, err := b.sized(ctx, s.at, s.size)
 		if err != nil {
 			return nil, nil, err

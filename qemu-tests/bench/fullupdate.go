@@ -45,7 +45,7 @@ func (b *bench) fullUpdate(ctx context.Context) ([]measure.Job, []measure.Growth
 	for _, m := range []measure.Metric{measure.Wall, measure.Memory} {
 		growths = append(growths, measure.Growth{Number: 5, Name: "update-growth-" + m.Name, Work: "full update, " + m.Name, Over: "image", Metric: m, Runs: 1})
 	}
-	for _, s := range imageSizes {
+	for _, s := range b.sizes() {
 		image, err := b.sized(ctx, s.at, s.size)
 		if err != nil {
 			return nil, nil, err

@@ -50,7 +50,7 @@ func (b *bench) image(ctx context.Context) ([]measure.Job, []measure.Growth, err
 		return nil, nil, err
 	}
 	growth := measure.Growth{Number: 3, Name: "image-growth", Work: "whole image, not compressed", Over: "image", Metric: measure.Wall, Runs: 1}
-	for _, s := range imageSizes {
+	for _, s := range b.sizes() {
 		image, err := b.sized(ctx, s.at, s.size)
 		if err != nil {
 			return nil, nil, err

@@ -49,6 +49,8 @@ type bench struct {
 
 	booster string   // folder with booster's generator and init; empty for none
 	rooms   []string // folders in Debian trees, to be removed
+
+	noGrowth bool // over the image's size, which takes longest
 }
 
 type options struct {
@@ -110,6 +112,7 @@ func parse(args []string, stderr io.Writer) (*bench, *options, error) {
 		f.StringVar(dir.at, dir.name, "", dir.text)
 	}
 	f.StringVar(&b.booster, "booster", "", "`FOLDER` with booster's generator and init, where it could be had")
+	f.BoolVar(&b.noGrowth, "no-growth", false, "leave out how costs grow with the image")
 	rows := f.String("rows", "", "measure only these `NUMBERS`, such as 1,4")
 	f.IntVar(&o.runs, "runs", 5, "of each side, at least 5")
 	quick := f.Bool("quick", false, "fewer than five runs are enough, for a quick look")

@@ -20,11 +20,21 @@ import (
 
 const gib = 1 << 30
 
-// The growths over the image's size have these points.
-var imageSizes = []struct {
+type imageSize struct {
 	at   string
 	size int64
-}{{"0.25 GiB", gib / 4}, {"1 GiB", gib}, {"4 GiB", 4 * gib}}
+}
+
+// The growths over the image's size have these points.
+var imageSizes = []imageSize{{"0.25 GiB", gib / 4}, {"1 GiB", gib}, {"4 GiB", 4 * gib}}
+
+// sizes are imageSizes, or none where growths are not wanted.
+func (b *bench) sizes() []imageSize {
+	if b.noGrowth {
+		return nil
+	}
+	return imageSizes
+}
 
 // Salt and UUID of the trees: any will do, but the same for both sides.
 const (
@@ -39,7 +49,7 @@ func (b *bench) verity(context.Context) ([]measure.Job, []measure.Growth, error)
 		return nil, nil, err
 	}
 	growth := measure.Growth{Number: 1, Name: "verity-growth", Work: "verity tree", Over: "image", Metric: measure.Wall}
-	for _, s := range imageSizes {
+	for _, s := range b.sizes() {
 		growth.Points = append(growth.Points, measure.Point{At: s.at, Sides: b.trees(data, s.size)})
 	}
 	return []measure.Job{{

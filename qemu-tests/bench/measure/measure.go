@@ -137,6 +137,9 @@ func Run(ctx context.Context, jobs []Job, growths []Growth, o Options) ([]Result
 	}
 	for _, g := range growths {
 		r := Result{Name: g.Name, Date: now(), Commit: o.Commit, Growth: &Grown{Number: g.Number, Work: g.Work, Over: g.Over, Metric: g.Metric}}
+		if len(g.Points) == 0 {
+			continue
+		}
 		runs := o.Runs
 		if g.Runs > 0 {
 			runs = min(runs, g.Runs)
