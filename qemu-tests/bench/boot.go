@@ -48,7 +48,7 @@ func (b *bench) boot(ctx context.Context) ([]measure.Job, []measure.Growth, erro
 		if err != nil {
 			return nil, nil, fmt.Errorf("set the machine up for %s: %w", r.name, err)
 		}
-		sides = append(sides, b.starts(r.name, state, vm.Options{}, `Finished systemd-cryptsetup@data\.service`))
+		sides = append(sides, b.starts(r.name, state, vm.Options{}, `Finished systemd-cryptsetup@data`))
 	}
 	jobs := []measure.Job{{
 		Name: "boot", Sides: sides,
