@@ -55,6 +55,12 @@ type disk struct {
 // ends. flag is os.O_RDONLY or os.O_RDWR.
 func openDisk(t testing.TB, path string, flag int) *disk {
 	t.Helper()
+	return openSectors(t, path, 512, flag)
+}
+
+// openSectors is openDisk for a disk with sectors of so many bytes.
+func openSectors(t testing.TB, path string, sectorSize, flag int) *disk {
+	t.Helper()
 	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +70,7 @@ func openDisk(t testing.TB, path string, flag int) *disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, _, err := gpt.Read(f, uint64(info.Size())/512, 512)
+	table, _, err := gpt.Read(f, uint64(info.Size())/uint64(sectorSize), sectorSize)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,14 +1,18 @@
 package qemutests
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/builder/vm"
 )
 
@@ -56,14 +60,58 @@ func TestInstallerStick(t *testing.T) {
 			g.sees("Enter: leave")
 			g.send("\r")
 			g.Expect(`take the stick out`)
-			g.PowerCut() // and it was taken out
-			g.VM.Disks = nil
-			g.PowerOn()
+			ctx, cancel := g.wait()
+			defer cancel()
+			if _, err := g.QMP().WaitEvent(ctx, "RESET"); err != nil {
+				t.Fatal(err)
+			}
+			must(t, g.Unplug(ctx, 1))
 			_, r := g.provision()
 			checkSecured(t, "installed", r)
 			g.PowerOff()
+			checkNoStick(t, g.State().Disk(), plugged.Path, tt.o.SectorSize)
 		})
 	}
+}
+
+// checkNoStick looks for what an installer stick has and the disk of a machine that
+// was installed from it must not have.
+func checkNoStick(t testing.TB, disk, stick string, sectorSize int) {
+	t.Helper()
+	installed, from := openSectors(t, disk, sectorSize, os.O_RDONLY), openDisk(t, stick, os.O_RDONLY)
+	var labels []string
+	for _, p := range installed.table.Partitions {
+		labels = append(labels, p.Label)
+		if slices.ContainsFunc(from.table.Partitions, func(s gpt.Partition) bool { return s.UUID == p.UUID }) {
+			t.Errorf("partition %s has a UUID of the stick's", p.Label)
+		}
+	}
+	if want := []string{"esp", "system-a", "verity-a", "system-b", "verity-b", "root"}; !slices.Equal(labels, want) {
+		t.Errorf("partitions %q, want %q", labels, want)
+	}
+	const program = "usage: halogen install" // no program of the system has it
+	if !holds(t, from.File, program) || holds(t, installed.File, program) {
+		t.Errorf("the installer was to be found on the stick (%v) and not on the disk (%v)", holds(t, from.File, program), holds(t, installed.File, program))
+	}
+}
+
+// holds reports whether a text stands anywhere in a file.
+func holds(t testing.TB, f *os.File, text string) (found bool) {
+	t.Helper()
+	info, err := f.Stat()
+	must(t, err)
+	must(t, vm.DataExtents(f, info.Size(), func(off, length int64) error {
+		block := make([]byte, 1<<20)
+		for end := off + length; off < end && !found; off += int64(len(block) - len(text)) {
+			n, err := f.ReadAt(block[:min(int64(len(block)), end-off)], off)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			found = bytes.Contains(block[:n], []byte(text))
+		}
+		return nil
+	}))
+	return found
 }
 
 // sees waits for a text on a terminal that is drawn on: what stands there already
