@@ -183,6 +183,7 @@ image-debian: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS)
 	@$(AS_ROOT) rm -rf $(OUT)/release/$(VERSION)
 	@$(AS_ROOT) $(ISOLATION) bin/halogen build --container --engine $(ENGINE) --base $(BASE) --mirror $(MIRROR) --config $(CONFIG) \
 		--version $(VERSION) --disk --out $(OUT)/release/$(VERSION) --release-key $(RELEASE_KEY) --release-key-password-file $(RELEASE_PASSWORD)
+	$(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(OUT)/release/$(VERSION))
 
 .PHONY: run
 run: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image and boot it in a fresh machine; Ctrl-] ends it
