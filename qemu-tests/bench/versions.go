@@ -22,8 +22,9 @@ func (b *bench) versions(ctx context.Context) map[string]string {
 	here("sgdisk", "--version")
 	here("mtools", "--version")
 	here("qemu-system-x86_64", "--version")
+	versions["erofs-utils"] = said(ctx, "dpkg-query", "-W", "-f", "${Version}", "erofs-utils") // this machine's, which builds
 	for _, root := range []string{b.tools, b.chroot} {
-		for _, p := range []string{"systemd-ukify", "erofs-utils", "initramfs-tools-core", "dracut-core", "linux-image-amd64"} {
+		for _, p := range []string{"systemd-ukify", "initramfs-tools-core", "dracut-core", "linux-image-amd64"} {
 			if v := said(ctx, "dpkg-query", "--root="+root, "-W", "-f", "${Version}", p); v != "unknown" && v != "" {
 				versions[p] = v
 			}
