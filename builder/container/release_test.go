@@ -296,8 +296,9 @@ func (s *scene) compare(t *testing.T, a, b string) {
 		if out, err := exec.Command(halogen, "diff", filepath.Join(a, name), filepath.Join(b, name)).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
-		// halogen judges itself here.
-		testkit.Run(t, "cmp", filepath.Join(a, name), filepath.Join(b, name))
+		if name != "disk.img" { // which is long, and made of two of the others
+			testkit.Run(t, "cmp", filepath.Join(a, name), filepath.Join(b, name)) // halogen judges itself here
+		}
 	}
 	out, err := exec.Command(halogen, "diff", filepath.Join(a, "server"), filepath.Join(b, "server")).Output()
 	if err == nil {
@@ -346,6 +347,9 @@ func (b *builder) open(t *testing.T) {
 // an image's configuration, and in the log.
 func (s *scene) plant(t *testing.T, b *builder) {
 	t.Helper()
+	if err := os.RemoveAll(b.out); err != nil { // nothing is planted there
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	testkit.Run(t, "sh", "-c", fmt.Sprintf("gzip <%s >%s/layer.gz", s.key, dir))
 	recipe := "FROM scratch\nCOPY layer.gz /layer.gz\nENV PASSWORD=" + s.word + "\n"
