@@ -103,6 +103,20 @@ func TestCopiesRefused(t *testing.T) {
 	}
 }
 
+// A worker that says that the slot is complete, and has written another tree.
+func TestTopRefused(t *testing.T) {
+	w := newWorld(t)
+	tree, manager := w.whole()
+	u := w.brought(manager)
+	info, err := tree.Stat()
+	must(t, err)
+	must(t, u.take(3, w.three.Head, tree))
+	zero := bytes.NewReader(make([]byte, info.Size()))
+	if err := u.take(3, w.three.Head, zero); !errors.Is(err, errWorker) || !strings.Contains(err.Error(), "not the one of root hash") {
+		t.Errorf("another tree: %v", err)
+	}
+}
+
 // Whoever has left the worker's process group, and its output open, has ended with it
 // before anything is checked.
 func TestLeftBehind(t *testing.T) {
