@@ -40,7 +40,9 @@ func (a *Agent) findDisk() error {
 	start := a.Now()
 	for {
 		d, err := find.Disk(a.Disks, a.Firmware)
-		if err == nil && (len(a.way) == 0 || slices.Equal(d.PCI, a.way)) {
+		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
+		// controller that hides it (VMD) has a longer way than the firmware names.
+		if err == nil && len(d.PCI) >= len(a.way) && slices.Equal(d.PCI[:len(a.way)], a.way) {
 			a.disk = d
 			a.Log.Say("disk %s: %s %s, %d MiB", d.Name, d.Model, d.Serial, int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
@@ -52,7 +54,7 @@ func (a *Agent) findDisk() error {
 		if err != nil && waited > diskTimeout {
 			return fmt.Errorf("waited %s: %w", diskTimeout, err)
 		}
-		if err == nil || waited > wayTimeout {
+		if waited > wayTimeout {
 			a.way = nil // it is elsewhere: all disks count
 		}
 		// A hub or a controller that has just got its driver shows its devices
