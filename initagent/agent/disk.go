@@ -12,8 +12,9 @@ import (
 )
 
 // wayTimeout is how long the controller that the firmware started from may take
-// to show the disk before the others are asked, too.
-const wayTimeout = time.Second
+// to show the disk before the others are asked, too. The kernel itself gives a USB
+// disk a second to settle (usb-storage.delay_use).
+const wayTimeout = 3 * time.Second
 
 // loadDrivers gives devices their modules. Other mass storage than that on the way
 // the firmware took can wait for the system: an empty SATA controller takes as long
