@@ -17,11 +17,26 @@ func Need(t testing.TB, tool string) string {
 	if err == nil {
 		return path
 	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed, and CI must have it: run `make tools`", tool)
-	}
-	t.Skipf("%s is not installed: run `make tools`", tool)
+	Skip(t, tool+" is not installed: run `make tools`")
 	return ""
+}
+
+// Skip leaves a test out for want of something that this machine lacks. In CI,
+// which must have it all, the test fails.
+func Skip(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("CI skips nothing: %s", why)
+	}
+	t.Skip(why)
+}
+
+// Root is for tests of what only root can do, such as why.
+func Root(t testing.TB, why string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Skip(t, "only root can "+why)
+	}
 }
 
 // Run executes a tool and returns its combined output; a non-zero exit fails
@@ -43,10 +58,6 @@ func Debian(t testing.TB) string {
 	if dir != "" {
 		return dir
 	}
-	const why = "HALOGEN_DEBIAN names no root file system: `make unit` has one"
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
+	Skip(t, "HALOGEN_DEBIAN names no root file system: `make unit` has one")
 	return ""
 }

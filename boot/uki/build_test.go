@@ -25,11 +25,8 @@ const hostStub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 func readHostStub(t testing.TB) []byte {
 	t.Helper()
 	stub, err := os.ReadFile(hostStub)
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatalf("CI must have systemd-boot-efi: %v", err)
-	}
 	if err != nil {
-		t.Skipf("systemd-boot-efi is not installed: %v", err)
+		testkit.Skip(t, "systemd-boot-efi is not installed: "+err.Error())
 	}
 	return stub
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/vm"
 )
 
@@ -31,7 +32,7 @@ func TestRunUsage(t *testing.T) {
 // A machine that is there keeps its disk, unless it is to be forgotten.
 func TestMachineForInstaller(t *testing.T) {
 	if _, err := vm.FindFirmware(); err != nil {
-		t.Skip(err)
+		testkit.Skip(t, err.Error())
 	}
 	var c command
 	dir := filepath.Join(t.TempDir(), "machine")

@@ -17,9 +17,7 @@ import (
 // itself refuses to open the disk. The other tests have folders in the place of /proc
 // and /sys.
 func TestMountedDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root mounts")
-	}
+	testkit.Root(t, "mount")
 	testkit.Need(t, "mkfs.ext4")
 	dir := t.TempDir()
 	file, place := filepath.Join(dir, "disk"), filepath.Join(dir, "mounted")

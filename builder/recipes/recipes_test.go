@@ -89,9 +89,7 @@ func gentoo(t *testing.T, env ...string) (string, error) {
 
 // All of the Gentoo recipe but what Portage does.
 func TestGentoo(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting and chroot are root's")
-	}
+	testkit.Root(t, "mount and change the root")
 	testkit.Need(t, "xz")
 	env := []string{"STAGE3=" + stage(t), "MIRROR=https://mirror.example.org/gentoo", "EXTRA=app-editors/nano", "SOURCE_DATE_EPOCH=1767225600"}
 	first, err := gentoo(t, env...)

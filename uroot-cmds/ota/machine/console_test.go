@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
@@ -167,9 +168,7 @@ func (w *world) stick() string {
 // A stick's device is mounted for as long as it is read, and nothing of it runs. FAULTS
 // 80
 func TestStickDevice(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can make a device's node")
-	}
+	testkit.Root(t, "make a device's node")
 	w := newConsole(t)
 	w.unlock()
 	device := w.path("sdb1")

@@ -19,6 +19,7 @@ import (
 
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -130,9 +131,7 @@ func TestKilled(t *testing.T) {
 
 // The worker has no rights but its folder and its files, and little memory.
 func TestWorkerRights(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can start something with other rights")
-	}
+	testkit.Root(t, "start something with other rights")
 	w := newWorld(t)
 	var status, fds string
 	w.onArchive = func(out http.ResponseWriter, _ *http.Request) http.ResponseWriter {

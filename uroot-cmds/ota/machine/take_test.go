@@ -15,6 +15,7 @@ import (
 
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -120,9 +121,7 @@ func TestTopRefused(t *testing.T) {
 // Whoever has left the worker's process group, and its output open, has ended with it
 // before anything is checked.
 func TestLeftBehind(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can start something with other rights")
-	}
+	testkit.Root(t, "start something with other rights")
 	w := newWorld(t)
 	script := filepath.Join(w.dir, "worker")
 	const mark = "4242.4242"
@@ -145,9 +144,7 @@ func TestLeftBehind(t *testing.T) {
 
 // No more is begun than the root partition has room for. FAULTS 82
 func TestNoRoom(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can mount a small file system")
-	}
+	testkit.Root(t, "mount a small file system")
 	w := newWorld(t)
 	state := w.path(stateFolder)
 	mount := func(size string) {
