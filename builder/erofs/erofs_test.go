@@ -72,6 +72,22 @@ func TestSameBytes(t *testing.T) {
 	}
 }
 
+// What is compressed by its name, mkfs.erofs leaves alone: here that costs
+// something, since the name lies.
+func TestPackedFiles(t *testing.T) {
+	size := map[string]int{}
+	for _, name := range []string{"module.ko.xz", "module.ko", "xz"} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, name), bytes.Repeat([]byte("text "), 1<<18), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		size[name] = len(makeImage(t, dir, "lz4hc"))
+	}
+	if size["module.ko.xz"] < 5<<18 || size["module.ko"] > 1<<17 || size["xz"] != size["module.ko"] {
+		t.Errorf("images of %v bytes", size)
+	}
+}
+
 // A file that grows moves all that follow. What a machine fetches for that are
 // the file's blocks and those of inodes, not a block for each file.
 func TestChangeStaysSmall(t *testing.T) {
