@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -28,19 +27,19 @@ func (t *Tree) CopyDirectory(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{tree: t, source: source, root: root, device: top.Sys().(*syscall.Stat_t).Dev, links: make(map[uint64]string)}
-	return c.copy(ctx, ".", top)
+	c := &copier{tree: t, source: source, device: top.Sys().(*syscall.Stat_t).Dev, links: make(map[uint64]string)}
+	return c.copy(ctx, root, ".", top)
 }
 
 type copier struct {
 	tree   *Tree
 	source string
-	root   *os.Root
 	device uint64
 	links  map[uint64]string // first name of an inode that has several
 }
 
-func (c *copier) copy(ctx context.Context, name string, info fs.FileInfo) error {
+// copy copies the file of that name in the whole, which lies in the directory dir.
+func (c *copier) copy(ctx context.Context, dir *os.Root, name string, info fs.FileInfo) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -48,12 +47,12 @@ func (c *copier) copy(ctx context.Context, name string, info fs.FileInfo) error 
 	if stat.Dev != c.device {
 		return fmt.Errorf("%s is on another file system: unmount it, or pack the root file system as a tar", filepath.Join(c.source, name))
 	}
-	e, err := c.entry(name, info, stat)
+	e, err := c.entry(dir, name, info, stat)
 	if err != nil || e.Kind == 0 {
 		return err
 	}
 	if e.Kind == Regular {
-		f, err := c.root.Open(name)
+		f, err := dir.Open(path.Base(name))
 		if err != nil {
 			return err
 		}
@@ -63,29 +62,28 @@ func (c *copier) copy(ctx context.Context, name string, info fs.FileInfo) error 
 	if err := c.tree.Put(e, nil); err != nil {
 		return err
 	}
-	if e.Kind == Directory {
-		return c.children(ctx, name)
+	if e.Kind != Directory {
+		return nil
 	}
-	return nil
-}
-
-func (c *copier) children(ctx context.Context, name string) error {
-	dir, err := c.root.Open(name)
+	inside, err := dir.OpenRoot(path.Base(name))
 	if err != nil {
 		return err
 	}
-	list, err := dir.ReadDir(-1)
-	if err := errors.Join(err, dir.Close()); err != nil {
+	defer inside.Close()
+	return c.children(ctx, inside, name)
+}
+
+func (c *copier) children(ctx context.Context, dir *os.Root, name string) error {
+	list, err := fs.ReadDir(dir.FS(), ".")
+	if err != nil {
 		return fmt.Errorf("list %s: %w", filepath.Join(c.source, name), err)
 	}
-	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	for _, child := range list {
-		at := path.Join(name, child.Name())
-		info, err := c.root.Lstat(at)
+		info, err := dir.Lstat(child.Name())
 		if err != nil {
 			return err
 		}
-		if err := c.copy(ctx, at, info); err != nil {
+		if err := c.copy(ctx, dir, path.Join(name, child.Name()), info); err != nil {
 			return err
 		}
 	}
@@ -93,7 +91,7 @@ func (c *copier) children(ctx context.Context, name string) error {
 }
 
 // entry describes a file of the source; its kind is zero for a socket.
-func (c *copier) entry(name string, info fs.FileInfo, stat *syscall.Stat_t) (Entry, error) {
+func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscall.Stat_t) (Entry, error) {
 	e := Entry{
 		Name: name, Mode: stat.Mode & 0o7777, UID: int(stat.Uid), GID: int(stat.Gid), ModTime: info.ModTime(),
 		Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev),
@@ -104,7 +102,7 @@ func (c *copier) entry(name string, info fs.FileInfo, stat *syscall.Stat_t) (Ent
 	case unix.S_IFREG:
 		e.Kind, e.Size = Regular, info.Size()
 	case unix.S_IFLNK:
-		target, err := c.root.Readlink(name)
+		target, err := dir.Readlink(path.Base(name))
 		if err != nil {
 			return e, err
 		}

@@ -63,6 +63,7 @@ const (
 type Tree struct {
 	dir  string
 	root *os.Root
+	last *parent // that of the file before; nil for none
 	// dirs are all directories of the tree; their attributes are set by Seal,
 	// since writing into them changes their time and may need permissions
 	// that they do not give.
@@ -86,7 +87,7 @@ func NewTree(dir string) (*Tree, error) {
 }
 
 // Close releases the staging folder.
-func (t *Tree) Close() error { return t.root.Close() }
+func (t *Tree) Close() error { return errors.Join(t.leave(), t.root.Close()) }
 
 // Dir is the staging folder.
 func (t *Tree) Dir() string { return t.dir }
@@ -173,7 +174,11 @@ func (t *Tree) putDirectory(e Entry) error {
 	if err := t.makeRoom(e.Name); err != nil {
 		return err
 	}
-	if err := t.root.Mkdir(e.Name, 0o700); err != nil {
+	dir, err := t.parent(e.Name)
+	if err != nil {
+		return err
+	}
+	if err := dir.root.Mkdir(path.Base(e.Name), 0o700); err != nil {
 		return err
 	}
 	t.dirs[e.Name] = &e
@@ -194,7 +199,11 @@ func (t *Tree) putFile(e Entry, content io.Reader) error {
 	case Regular:
 		return t.write(e, content)
 	case Symlink:
-		if err := t.root.Symlink(e.Target, e.Name); err != nil {
+		dir, err := t.parent(e.Name)
+		if err != nil {
+			return err
+		}
+		if err := dir.root.Symlink(e.Target, path.Base(e.Name)); err != nil {
 			return err
 		}
 		return t.attributes(e)
@@ -208,13 +217,16 @@ func (t *Tree) putFile(e Entry, content io.Reader) error {
 
 // makeRoom makes the directories above a name and removes what has the name.
 func (t *Tree) makeRoom(name string) error {
-	parent := path.Dir(name)
-	if t.dirs[parent] == nil {
-		if err := t.makeParents(parent); err != nil {
+	if above := path.Dir(name); t.dirs[above] == nil {
+		if err := t.makeParents(above); err != nil {
 			return err
 		}
 	}
-	if _, err := t.root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+	dir, err := t.parent(name)
+	if err != nil {
+		return err
+	}
+	if _, err := dir.root.Lstat(path.Base(name)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
@@ -244,7 +256,7 @@ func (t *Tree) Remove(name string) error {
 	if name == "." {
 		return errors.New("the top of the tree cannot be removed")
 	}
-	if err := t.root.RemoveAll(name); err != nil {
+	if err := errors.Join(t.leave(), t.root.RemoveAll(name)); err != nil {
 		return err
 	}
 	if t.dirs[name] != nil {
@@ -256,7 +268,11 @@ func (t *Tree) Remove(name string) error {
 }
 
 func (t *Tree) write(e Entry, content io.Reader) (err error) {
-	f, err := t.root.OpenFile(e.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	dir, err := t.parent(e.Name)
+	if err != nil {
+		return err
+	}
+	f, err := dir.root.OpenFile(path.Base(e.Name), os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -316,53 +332,88 @@ func (t *Tree) link(e Entry) error {
 
 func (t *Tree) node(e Entry) error {
 	kind := map[Kind]uint32{CharDevice: unix.S_IFCHR, BlockDevice: unix.S_IFBLK, FIFO: unix.S_IFIFO}[e.Kind]
-	err := t.inParent(e.Name, func(dir int, base string) error {
-		return unix.Mknodat(dir, base, kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
-	})
+	dir, err := t.parent(e.Name)
 	if err != nil {
+		return err
+	}
+	if err := unix.Mknodat(dir.fd(), path.Base(e.Name), kind|0o600, int(unix.Mkdev(e.Major, e.Minor))); err != nil {
 		return fmt.Errorf("make device node: %w", err)
 	}
 	return t.attributes(e)
 }
 
-// inParent calls f with the descriptor of the directory that a name is in.
-func (t *Tree) inParent(name string, f func(dir int, base string) error) error {
-	dir, err := t.root.Open(path.Dir(name))
-	if err != nil {
-		return err
+// A parent is a directory of the tree that is open for the files in it: the way
+// there from the top takes some system calls for each part of its name.
+type parent struct {
+	name string
+	root *os.Root
+	file *os.File // of the same directory
+}
+
+func (p *parent) fd() int { return int(p.file.Fd()) }
+
+// parent opens the directory that a name is in, until another one is asked for.
+func (t *Tree) parent(name string) (*parent, error) {
+	above := path.Dir(name)
+	if t.last != nil && t.last.name == above {
+		return t.last, nil
 	}
-	defer dir.Close()
-	return f(int(dir.Fd()), path.Base(name))
+	if err := t.leave(); err != nil {
+		return nil, err
+	}
+	root, err := t.root.OpenRoot(above)
+	if err != nil {
+		return nil, err
+	}
+	file, err := root.Open(".")
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	t.last = &parent{above, root, file}
+	return t.last, nil
+}
+
+// leave closes the directory that parent has opened.
+func (t *Tree) leave() error {
+	p := t.last
+	if p == nil {
+		return nil
+	}
+	t.last = nil
+	return errors.Join(p.file.Close(), p.root.Close())
 }
 
 // attributes sets owner, mode, extended attributes and time, in this order:
 // changing the owner takes set-ID bits and capabilities away.
 func (t *Tree) attributes(e Entry) error {
+	dir, err := t.parent(e.Name)
+	if err != nil {
+		return err
+	}
+	base := path.Base(e.Name)
 	if !t.squash {
-		if err := t.root.Lchown(e.Name, e.UID, e.GID); err != nil {
+		if err := dir.root.Lchown(base, e.UID, e.GID); err != nil {
 			return fmt.Errorf("set owner %d:%d: %w", e.UID, e.GID, err)
 		}
 	}
-	return t.inParent(e.Name, func(dir int, base string) error {
-		if e.Kind != Symlink {
-			if err := unix.Fchmodat(dir, base, e.Mode&0o7777, 0); err != nil {
-				return fmt.Errorf("set mode %04o: %w", e.Mode, err)
-			}
+	if e.Kind != Symlink {
+		if err := unix.Fchmodat(dir.fd(), base, e.Mode&0o7777, 0); err != nil {
+			return fmt.Errorf("set mode %04o: %w", e.Mode, err)
 		}
-		// There is no setxattrat yet; the descriptor's name in /proc is the
-		// directory itself, and the last name is not followed.
-		file := fmt.Sprintf("/proc/self/fd/%d/%s", dir, base)
-		for _, key := range slices.Sorted(maps.Keys(e.Xattrs)) {
-			if err := unix.Lsetxattr(file, key, []byte(e.Xattrs[key]), 0); err != nil {
-				return fmt.Errorf("set extended attribute %s: %w", key, err)
-			}
+	}
+	// There is no setxattrat yet; the descriptor's name in /proc is the
+	// directory itself, and the last name is not followed.
+	file := fmt.Sprintf("/proc/self/fd/%d/%s", dir.fd(), base)
+	for _, key := range slices.Sorted(maps.Keys(e.Xattrs)) {
+		if err := unix.Lsetxattr(file, key, []byte(e.Xattrs[key]), 0); err != nil {
+			return fmt.Errorf("set extended attribute %s: %w", key, err)
 		}
-		times := []unix.Timespec{unix.NsecToTimespec(e.ModTime.UnixNano()), unix.NsecToTimespec(e.ModTime.UnixNano())}
-		if err := unix.UtimesNanoAt(dir, base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fmt.Errorf("set time: %w", err)
-		}
-		return nil
-	})
+	}
+	times := []unix.Timespec{unix.NsecToTimespec(e.ModTime.UnixNano()), unix.NsecToTimespec(e.ModTime.UnixNano())}
+	if err := unix.UtimesNanoAt(dir.fd(), base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
 }
 
 // Seal sets the attributes of all directories. Directories that were not in
