@@ -143,7 +143,8 @@ func childUKI(_ context.Context, args []string) error {
 	return errors.Join(uki.Write(out, files[0], p.Sections()), out.Close())
 }
 
-// mapped is a file in memory, without a copy of it.
+// mapped is a file in memory, without a copy of it. Its pages are mapped at once:
+// a write that has each mapped when it comes to it takes twice as long.
 func mapped(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -154,5 +155,5 @@ func mapped(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
+	return unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_POPULATE)
 }
