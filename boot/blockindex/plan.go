@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"runtime"
 	"slices"
 	"sort"
+	"sync"
+	"sync/atomic"
 
 	"halogenos.internal/boot/verity"
 )
@@ -148,18 +151,60 @@ func (p *Plan) HaveContent(ctx context.Context, source io.ReaderAt, size int64, 
 	})
 }
 
+// pieceSize is how much of the destination a goroutine reads at once, and
+// maxReaders bounds how many there are.
+const (
+	pieceSize  = 64 * BlockSize
+	maxReaders = 4
+)
+
 // InPlace finds the blocks that the destination holds in their place already,
 // such as those that an earlier try has written. The destination must not be
-// shorter than the file.
+// shorter than the file. It is read and hashed on several cores.
 func (p *Plan) InPlace(ctx context.Context, destination io.ReaderAt, salt []byte) error {
-	h := NewHasher(salt)
-	return pieces(ctx, destination, p.file.Size, func(at int64, b []byte) {
-		for n, sum := range h.All(b) {
-			if block := int(at/BlockSize) + n; sum == p.file.Hash(block) {
-				p.from[block] = inPlace
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var work sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), maxReaders) {
+		work.Go(func() {
+			h, buffer := NewHasher(salt), make([]byte, pieceSize)
+			for ctx.Err() == nil {
+				at := next.Add(pieceSize) - pieceSize
+				if at >= p.file.Size {
+					return
+				}
+				b := buffer[:min(pieceSize, p.file.Size-at)]
+				if err := readFull(destination, b, at); err != nil {
+					cancel(err)
+					return
+				}
+				p.compare(int(at/BlockSize), b, h)
 			}
+		})
+	}
+	work.Wait()
+	return context.Cause(ctx)
+}
+
+// compare notes which blocks of b, the destination's from first on, are in
+// place. Several goroutines may compare different blocks.
+func (p *Plan) compare(first int, b []byte, h *Hasher) {
+	note := func(block int, sum Hash) {
+		if sum == p.file.Hash(block) {
+			p.from[block] = inPlace
 		}
-	})
+	}
+	if b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) { // as in a slot that is new: one digest does
+		nothing := h.Sum(nil)
+		for i := range Blocks(int64(len(b))) {
+			note(first+i, nothing)
+		}
+		return
+	}
+	for i, sum := range h.All(b) {
+		note(first+i, sum)
+	}
 }
 
 // pieces reads size bytes in pieces of whole blocks.
@@ -170,15 +215,23 @@ func pieces(ctx context.Context, r io.ReaderAt, size int64, take func(at int64, 
 			return err
 		}
 		b := buffer[:min(readAhead, size-at)]
-		if n, err := r.ReadAt(b, at); n < len(b) {
-			if err == nil || errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return fmt.Errorf("read %d bytes at offset %d: %w", len(b), at, err)
+		if err := readFull(r, b, at); err != nil {
+			return err
 		}
 		take(at, b)
 	}
 	return nil
+}
+
+func readFull(r io.ReaderAt, b []byte, at int64) error {
+	n, err := r.ReadAt(b, at)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("read %d bytes at offset %d: %w", len(b), at, err)
 }
 
 // Refuse says that what the source has for a block, or what is in place, is

@@ -96,6 +96,35 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// A destination of several pieces, some of them nothing but zeros, with holes in
+// the file and without.
+func TestInPlaceByPieces(t *testing.T) {
+	random := newRandom(8)
+	content := blocksOf(random, 5*pieceSize/BlockSize+3, 4)
+	clear(content[pieceSize : 2*pieceSize])
+	clear(content[5*pieceSize:])
+	content = content[:len(content)-100]
+	destination := bytes.Clone(content)
+	clear(destination[2*pieceSize : 3*pieceSize])
+	destination[pieceSize-1]++
+	destination[5*pieceSize-1]++
+	raw, places := sample(t, random, 3, content)
+	x, err := Parse(raw, places)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, _ := x.File("a")
+	plan := NewPlan(file, salt)
+	if err := plan.InPlace(t.Context(), bytes.NewReader(destination), salt); err != nil {
+		t.Fatal(err)
+	}
+	for i := range file.Blocks() {
+		if got, want := plan.from[i] == inPlace, bytes.Equal(block(destination, i), block(content, i)); got != want {
+			t.Errorf("block %d is in place: %v, want %v", i, got, want)
+		}
+	}
+}
+
 // offer shows a plan the source, or its tree.
 func (w *world) offer(t *testing.T, plan *Plan, byTree bool) error {
 	if !byTree {
