@@ -2,18 +2,24 @@ package archive
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"halogenos.internal/boot/blockindex"
 )
 
-// A job is one member on its way, packed and unpacked.
+// A job is what is on its way, packed and unpacked: one member where it is
+// unpacked, and some members of a file where they are packed.
 type job struct {
 	plain, packed []byte
-	file          int               // which file it is part of
-	hashes        []blockindex.Hash // of the blocks of plain, where they are packed
 	err           error
 	done          chan struct{} // closed when a worker is through with it
+
+	// Where members are packed:
+	file   int               // which file they are part of
+	size   int               // bytes of plain in each, but for the last
+	sizes  []int             // bytes of packed that each has
+	hashes []blockindex.Hash // of the blocks of plain
 }
 
 // A pipeline takes jobs in order, has them done by workers in any order, and
@@ -45,7 +51,7 @@ func newPipeline(ctx context.Context, workers int, do func(<-chan *job)) *pipeli
 func (p *pipeline) job() (*job, error) {
 	select {
 	case j := <-p.free:
-		*j = job{plain: j.plain, packed: j.packed, hashes: j.hashes[:0], done: make(chan struct{})}
+		*j = job{plain: j.plain, packed: j.packed, sizes: j.sizes[:0], hashes: j.hashes[:0], done: make(chan struct{})}
 		return j, nil
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
@@ -114,11 +120,17 @@ func packJobs(salt []byte) func(<-chan *job) {
 		pack, err := newPacker()
 		hasher := blockindex.NewHasher(salt)
 		for j := range work {
-			if j.err = err; err == nil {
-				for _, sum := range hasher.All(j.plain) {
+			j.packed, j.err = j.packed[:0], err
+			for plain := range slices.Chunk(j.plain, j.size) {
+				if j.err != nil {
+					break
+				}
+				for _, sum := range hasher.All(plain) {
 					j.hashes = append(j.hashes, sum)
 				}
-				j.packed, j.err = pack.member(j.packed[:0], j.plain)
+				before := len(j.packed)
+				j.packed, j.err = pack.member(j.packed, plain)
+				j.sizes = append(j.sizes, len(j.packed)-before)
 			}
 			close(j.done)
 		}

@@ -94,16 +94,28 @@ func (k *packing) pack(ctx context.Context, build *release.Release, open func(re
 	return context.Cause(ctx)
 }
 
-// take keeps a member.
+// take keeps the members of a job.
 func (k *packing) take(j *job) error {
 	if _, err := k.spool.Write(j.packed); err != nil {
 		return err
 	}
 	k.packed[j.file] += int64(len(j.packed))
-	return k.index.Add(len(j.packed), j.hashes)
+	hashes := j.hashes
+	for _, size := range j.sizes {
+		n := min(j.size/blockindex.BlockSize, len(hashes))
+		if err := k.index.Add(size, hashes[:n]); err != nil {
+			return err
+		}
+		hashes = hashes[n:]
+	}
+	return nil
 }
 
-// packFile cuts a file into members.
+// jobSize is about how many bytes are read, packed and written at once: enough
+// that handing them over costs next to nothing.
+const jobSize = 256 << 10
+
+// packFile cuts a file into members of size bytes.
 func packFile(p *pipeline, file int, f release.File, open func(release.File) (io.ReadCloser, error), size int) (err error) {
 	content, err := open(f)
 	if err != nil {
@@ -111,12 +123,13 @@ func packFile(p *pipeline, file int, f release.File, open func(release.File) (io
 	}
 	defer func() { err = errors.Join(err, content.Close()) }()
 	sum := sha256.New()
+	some := int64(max(1, jobSize/size) * size)
 	for left := f.Size; left > 0; {
 		j, err := p.job()
 		if err != nil {
 			return err
 		}
-		j.file, j.plain = file, grow(j.plain, int(min(int64(size), left)))
+		j.file, j.size, j.plain = file, size, grow(j.plain, int(min(some, left)))
 		if _, err := io.ReadFull(content, j.plain); err != nil {
 			return fmt.Errorf("read the last %d of %d bytes: %w", left, f.Size, err)
 		}
@@ -158,6 +171,7 @@ func (k *packing) write(ctx context.Context, w io.Writer, r *release.Release, de
 		head = tarFile(head, SignatureFile, signature, r.SourceDate)
 	}
 	spooled := int64(0)
+	buffer := make([]byte, jobSize)
 	for _, f := range r.Files {
 		h := header(f.Name, f.Size, r.SourceDate)
 		if _, err := w.Write(storedMembers(nil, append(head, h[:]...))); err != nil {
@@ -168,16 +182,18 @@ func (k *packing) write(ctx context.Context, w io.Writer, r *release.Release, de
 			content = io.NewSectionReader(k.spool, spooled, f.Packed)
 			spooled += f.Packed
 		}
-		switch n, err := io.Copy(w, readerFunc(func(b []byte) (int, error) {
+		for left := f.Packed; left > 0; {
+			b := buffer[:min(left, int64(len(buffer)))]
 			if err := ctx.Err(); err != nil {
-				return 0, err
+				return err
 			}
-			return content.Read(b)
-		})); {
-		case err != nil:
-			return err
-		case n != f.Packed:
-			return fmt.Errorf("%s: %d bytes were packed and %d are there", f.Name, f.Packed, n)
+			if _, err := io.ReadFull(content, b); err != nil {
+				return fmt.Errorf("%s: read the last %d of %d bytes that were packed: %w", f.Name, left, f.Packed, err)
+			}
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+			left -= int64(len(b))
 		}
 		head = make([]byte, padding(f.Size))
 	}
