@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
@@ -80,6 +79,22 @@ func (g *Guest) askServer(s *WebServer) {
 	g.says("for i in $(seq 60); do ip route | grep -q ^default && break; sleep 1; done; ip route", "default via ")
 }
 
+// debianMachine is the machine of the update tests. Its guest's restarts end it: QEMU
+// keeps what it has translated of all that was in memory, and after a Debian was there
+// it takes minutes to load the next kernel over that.
+func debianMachine() vm.Options {
+	return vm.Options{Watchdog: vm.I6300ESB, Network: true, NoReboot: true}
+}
+
+// startsAnew waits until the guest restarts such a machine, and switches it on again.
+func (g *Guest) startsAnew() {
+	g.t.Helper()
+	if reason := g.ExpectOff(); reason != "guest-reset" {
+		g.t.Fatalf("the machine went off by %s; want a restart", reason)
+	}
+	g.PowerOn()
+}
+
 // updates fetches by the service, restarts, and comes to the login prompt of the
 // system under trial.
 func (g *Guest) updates(version int) {
@@ -89,8 +104,10 @@ func (g *Guest) updates(version int) {
 	g.t.Logf("version %d is fetched after %v", version, time.Since(began).Round(time.Second))
 	began = time.Now()
 	g.says("systemctl reboot", "")
+	g.startsAnew()
 	g.Expect(`halogen: stage \(`)
 	g.Expect(`halogen: reboot: `)
+	g.startsAnew()
 	g.t.Logf("version %d is staged after %v", version, time.Since(began).Round(time.Second))
 	g.login()
 	g.t.Logf("version %d is up after %v", version, time.Since(began).Round(time.Second))
@@ -125,7 +142,7 @@ func TestUpdate(t *testing.T) {
 	first := installed(t)
 	s := Serve(t)
 	publish(t, s, "update-2")
-	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB, Network: true}})
+	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: debianMachine()})
 	g.login()
 	g.askServer(s)
 	g.updates(2)
@@ -197,9 +214,11 @@ func (g *Guest) bringBack(first Provisioned) {
 	g.Expect(`halogen: open-verity \(`)
 	g.Expect(`halogen: unlock FAILED after `)
 	g.Expect(`halogen: condemn: the TPM releases no key to this system`)
+	said := g.Console().Text()
+	g.startsAnew()
 	g.Expect(`halogen: halogen 3, epoch `)
 	g.login()
-	if strings.Contains(g.Console().Text(), "Recovery key (") {
+	if strings.Contains(said+g.Console().Text(), "Recovery key (") {
 		g.t.Error("the machine asked for the recovery key")
 	}
 	g.keptData()
@@ -223,49 +242,4 @@ func copySlot(t testing.TB, from vm.State, a layout.Slot, to vm.State, b layout.
 		names[i] = p.UUID
 	}
 	target.write(layout.Rename(table, b, names[0], names[1]))
-}
-
-// TestBadUpdate: a version 2 that does not pass its health check is tried, given up
-// and not taken again, and nobody has to help.
-// FAULTS 49
-func TestBadUpdate(t *testing.T) {
-	t.Parallel()
-	first := installed(t)
-	s := Serve(t)
-	publish(t, s, "update-bad-2")
-	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB, Network: true}})
-	g.login()
-	g.askServer(s)
-	g.says("systemctl start ota-fetch.service && systemctl reboot", "")
-	g.Expect(`halogen: stage \(`)
-	g.Expect(`halogen: reboot: `)
-	g.PowerCut()
-	// Its first try is taken as failed, or this test would take minutes more.
-	mtools(t, g.State(), "mren", "::"+bls.Folder+"/halogen_2+3.efi", "::"+bls.Folder+"/halogen_2+2-1.efi")
-	g.PowerOn()
-	began := time.Now()
-	trials := 0
-	for {
-		i, match := g.ExpectAny(`halogen: halogen 2, epoch `, `halogen: remember \(`, `RECOVERY: [^\n]*`)
-		if i == 1 {
-			break
-		}
-		if trials++; i == 2 || trials > 2 {
-			t.Fatalf("after %d trials: %s", trials, match[0])
-		}
-	}
-	g.login()
-	t.Logf("version 1 is back after %d trials, %v", trials, time.Since(began).Round(time.Second))
-	g.says("cat /run/halogen/boot.json", `"version": "1"(?s:.*)"trial": false`)
-	g.keptData()
-	before := len(s.Requests())
-	output, status := g.shell("(set -o pipefail; ota fetch 2>&1 | cat)")
-	if !strings.Contains(output, "never-well.service") || status != "3" {
-		t.Errorf("ota fetch ends with %s and says %q; it was to say why it does not take version 2", status, output)
-	}
-	if sent := Sent(s.Requests()[before:]); sent > 1<<20 {
-		t.Errorf("%d bytes were fetched of a release that is not taken", sent)
-	}
-	t.Logf("ota fetch says: %s", output)
-	g.PowerCut()
 }
