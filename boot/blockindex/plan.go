@@ -283,10 +283,10 @@ func (p *Plan) Zeros() iter.Seq2[int, int] {
 }
 
 // What machines use: a gap has at most a block that packs to next to nothing,
-// and a range that got lost is soon fetched again.
+// and a range is large enough that asking for it costs little beside fetching it.
 const (
 	UsualGap   = 1 << 10
-	UsualLimit = 512 << 10
+	UsualLimit = 2 << 20
 )
 
 // A Range is a part of the archive to fetch: whole gzip members of one file.

@@ -34,8 +34,8 @@ const (
 	// fetched in vain to save another one. The gap is too small for a block that
 	// is in place but for one that packs to nothing; between two Debian releases
 	// a larger one saves one request of a hundred.
-	maxRange = 512 << 10
-	maxGap   = 1 << 10
+	maxRange = blockindex.UsualLimit
+	maxGap   = blockindex.UsualGap
 )
 
 // Phase says what is going on.

@@ -123,6 +123,14 @@ func dropCache(r any) {
 	}
 }
 
+// startWriting has what was written go to the medium now, where there is one, so
+// that it goes there while more arrives. It does not wait and promises nothing.
+func startWriting(w any, off, n int64) {
+	if f, ok := w.(*os.File); ok {
+		_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE) // the flush is what counts
+	}
+}
+
 // counted reports what is read.
 type counted struct {
 	r io.ReaderAt

@@ -81,6 +81,11 @@ func (g *getter) get(ctx context.Context, r blockindex.Range) error {
 		if err == nil && g.next != r.First+r.Members {
 			err = fmt.Errorf("%s: %d members arrived, want %d", g.file.Name, g.next-r.First, r.Members)
 		}
+		if err == nil {
+			first, _ := g.file.Content(r.First)
+			last, n := g.file.Content(g.next - 1)
+			startWriting(g.to, first, last+int64(n)-first)
+		}
 		if !errors.Is(err, errDamaged) || try == 1 {
 			return err
 		}
