@@ -29,13 +29,14 @@ const (
 
 // A Plan says where each block of a file comes from: it is in place, all
 // zeros, in a source that the machine has, such as its active slot, or in the
-// archive. A fresh plan takes all from the archive. It takes 8 bytes a block
-// and 256 KiB, and belongs to one goroutine.
+// archive. A fresh plan takes all from the archive. It takes 4 bytes a block,
+// twice as much and 256 KiB with a source, and belongs to one goroutine.
 type Plan struct {
 	file *File
 	from []uint32
 	// order has the blocks sorted by digest, so that those that a source has
-	// are found while it is read, and nothing of the source is kept.
+	// are found while it is read, and nothing of the source is kept. Empty until
+	// there is a source.
 	order []uint32
 	// ends has for each value of a digest's first 16 bits where the blocks
 	// with it end in order.
@@ -48,10 +49,22 @@ type Plan struct {
 
 // NewPlan plans a file of a release with that verity salt.
 func NewPlan(f *File, salt []byte) *Plan {
-	n := f.Blocks()
-	p := &Plan{file: f, from: make([]uint32, n), order: make([]uint32, n), ends: make([]uint32, 1<<16), seen: make([]uint64, (n+63)/64)}
+	p := &Plan{file: f, from: make([]uint32, f.Blocks())}
+	nothing := NewHasher(salt).Sum(nil)
+	for i := range p.from {
+		if f.Hash(i) == nothing {
+			p.from[i] = fromNowhere
+		}
+	}
+	return p
+}
+
+// sort makes what blocks are found with by their digests.
+func (p *Plan) sort() {
+	n := len(p.from)
+	p.order, p.ends, p.seen = make([]uint32, n), make([]uint32, 1<<16), make([]uint64, (n+63)/64)
 	for i := range n {
-		p.ends[start(f.Hash(i))]++
+		p.ends[start(p.file.Hash(i))]++
 	}
 	sum := uint32(0)
 	for i, count := range p.ends {
@@ -59,7 +72,7 @@ func NewPlan(f *File, salt []byte) *Plan {
 		sum += count
 	}
 	for i := range n {
-		bucket := start(f.Hash(i))
+		bucket := start(p.file.Hash(i))
 		p.order[p.ends[bucket]] = uint32(i)
 		p.ends[bucket]++
 	}
@@ -70,8 +83,6 @@ func NewPlan(f *File, salt []byte) *Plan {
 		})
 		first = end
 	}
-	p.set(NewHasher(salt).Sum(nil), fromNowhere)
-	return p
 }
 
 func start(h Hash) uint16 { return binary.BigEndian.Uint16(h[:]) }
@@ -110,9 +121,13 @@ func (p *Plan) set(h Hash, from uint32) {
 // Have says that the source has a block with this digest. The first of equal
 // ones counts, and that it is so is checked when it is copied.
 func (p *Plan) Have(source int, h Hash) {
-	if source >= 0 && source < MaxBlocks {
-		p.set(h, uint32(source)+fromBlock)
+	if source < 0 || source >= MaxBlocks {
+		return
 	}
+	if p.order == nil {
+		p.sort()
+	}
+	p.set(h, uint32(source)+fromBlock)
 }
 
 // readAhead is how much of a source is read at once.
