@@ -105,7 +105,11 @@ func (r *Row) cells() []string {
 		against = ""
 	}
 	if r.Absent {
-		return []string{number, r.Work, against, show(r.Ours, r.Metric.Unit), "", "", "", r.goal() + ": " + r.Note}
+		ours := ""
+		if r.Ours > 0 {
+			ours = show(r.Ours, r.Metric.Unit)
+		}
+		return []string{number, r.Work, against, ours, "", "", "", r.goal() + ": " + r.Note}
 	}
 	theirs, ratio := "", show(r.Value, r.Metric.Unit)
 	spread := show(r.Low, r.Metric.Unit) + " to " + show(r.High, r.Metric.Unit)
