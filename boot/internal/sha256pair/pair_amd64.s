@@ -71,12 +71,14 @@ no:
 	MOVOU  from, W \
 	PSHUFB X14, W
 
-// ROUNDS does four rounds with the words W.
+// ROUNDS does four rounds with the words W. The sums are made in X13, since X0,
+// which SHA256RNDS2 takes them from, would have each group wait for the last.
 #define ROUNDS(i, W, ABEF, CDGH) \
-	MOVO        W, X0            \
-	PADDD       (16*i)(AX), X0   \
+	MOVO        W, X13           \
+	PADDD       (16*i)(AX), X13  \
+	MOVO        X13, X0          \
 	SHA256RNDS2 X0, ABEF, CDGH   \
-	PSHUFD      $0x0e, X0, X0    \
+	PSHUFD      $0x0e, X13, X0   \
 	SHA256RNDS2 X0, CDGH, ABEF
 
 // SCHEDULE puts the next four words in the place of W0, the oldest.
