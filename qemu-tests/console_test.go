@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"halogenos.internal/builder/vm"
 )
@@ -40,7 +39,7 @@ func TestConsoleAsked(t *testing.T) {
 			if tt.name != "serial" {
 				return
 			}
-			g.consoleLine("unlock")
+			g.typeLine("unlock")
 			g.Expect(`Recovery key [^\n]*: `)
 			g.typeLine(wrongKey(p.Notes[recoveryKeyNote]))
 			g.Expect(`Recovery key [^\n]*: `)
@@ -48,11 +47,11 @@ func TestConsoleAsked(t *testing.T) {
 			if open := g.expectDevices(); slices.Contains(open, "root") {
 				t.Errorf("open after a wrong recovery key: %q", open)
 			}
-			g.consoleLine("unlock")
+			g.typeLine("unlock")
 			g.Expect(`Recovery key [^\n]*: `)
 			g.typeLine(p.Notes[recoveryKeyNote])
 			g.Expect(`The root partition is open`)
-			g.consoleLine("exit")
+			g.typeLine("exit")
 			r := g.Boot()
 			checkSecured(t, "after the console", r)
 			if text := g.Console().Text(); strings.Count(text, asksForKeyText) > 0 {
@@ -64,11 +63,3 @@ func TestConsoleAsked(t *testing.T) {
 
 // asksForKeyText is asksForKey as it is shown.
 const asksForKeyText = "(an empty line opens the recovery console)"
-
-// consoleLine types a line at the recovery console.
-func (g *Guest) consoleLine(line string) {
-	g.t.Helper()
-	g.typed(line)
-	time.Sleep(time.Second) // or the line editor takes it for a paste
-	g.typed("\r")
-}

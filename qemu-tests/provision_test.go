@@ -1,12 +1,10 @@
 package qemutests
 
 import (
-	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -316,10 +314,7 @@ func TestNoTPM(t *testing.T) {
 	g.Expect(`RECOVERY: this machine has no TPM 2.0, or it is switched off: enable it in the firmware's setup`)
 	g.expectConsole()
 	// The console's commands see what the boot sees.
-	g.typed("slots")
-	time.Sleep(time.Second) // or the line editor takes it for a paste
-	g.typed("\r")
-	g.Expect(`slot a +version 1 +epoch 0 +blessed \(halogen_1\.efi\)`)
+	g.command("slots", `slot a +version 1 +epoch 0 +blessed \(halogen_1\.efi\)`)
 }
 
 // TestNoTPMOptional: where the TPM is optional, a machine without one provisions
@@ -379,24 +374,9 @@ func (g *Guest) expectConsole() (devices []string) {
 // expectDevices has the recovery console name the mapped devices that are open.
 func (g *Guest) expectDevices() (devices []string) {
 	g.t.Helper()
+	g.Expect(`\$ `)
 	// Where there is none the pattern is no word, and cat would wait for input.
-	answer := regexp.MustCompile(`(?m)^devices: (.*)end`)
-	for range 10 {
-		// A line editor that asks the terminal for its colours takes what comes
-		// meanwhile for the answer, and a line with its end at once for a paste.
-		time.Sleep(6 * time.Second)
-		g.typed("echo devices: $(cat /dev/null /sys/block/dm-*/dm/name) end")
-		time.Sleep(time.Second)
-		g.typed("\r")
-		ctx, cancel := context.WithTimeout(g.t.Context(), 5*time.Second)
-		match, err := g.WaitFor(ctx, answer)
-		cancel()
-		if err == nil {
-			return strings.Fields(match[1])
-		}
-	}
-	g.t.Fatal("the recovery console does not answer")
-	return nil
+	return strings.Fields(g.command("echo devices: $(cat /dev/null /sys/block/dm-*/dm/name) end", `(?m)^devices: (.*)end`)[1])
 }
 
 func (g *Guest) typed(text string) {
