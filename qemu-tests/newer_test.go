@@ -34,7 +34,6 @@ type newer struct {
 type variant struct {
 	Epoch    uint64
 	Watchdog int    // seconds, 0: as the image has it
-	Cmdline  string // appended to the UKI's
 	Key      string // release key that the UKI pins, binary; "": the image's
 }
 
@@ -123,10 +122,8 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	after, err := contract.Archive(facts)
 	must(t, err)
 	osrel := bytes.Replace(section(".osrel"), []byte("IMAGE_VERSION=1\n"), []byte("IMAGE_VERSION="+n.Version.String()+"\n"), 1)
-	cmdline := strings.TrimRight(string(section(".cmdline")), "\x00")
 	made := slices.Clone(file)
 	resize(t, made, ".osrel", osrel)
-	resize(t, made, ".cmdline", []byte(strings.TrimSpace(cmdline+" "+v.Cmdline)))
 	made = replaceLast(t, made, ".initrd", append(after, initrd[len(before):]...))
 	parsed, err = uki.Parse(made)
 	must(t, err)

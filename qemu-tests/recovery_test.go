@@ -62,19 +62,6 @@ func TestOtherMachine(t *testing.T) {
 	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
 }
 
-// TestLockedOut: wrong authorisations of somebody else's objects have locked the TPM.
-// What unlocks the root partition takes no part in that.
-// FAULTS 71
-func TestLockedOut(t *testing.T) {
-	t.Parallel()
-	p := provisioned(t)
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
-		lockOut(t, s)
-		return nil
-	}})
-	checkSecured(t, "with a TPM in lockout", g.Boot())
-}
-
 // lockOut brings the TPM of a machine that is off into dictionary attack lockout.
 func lockOut(t *testing.T, s vm.State) {
 	t.Helper()

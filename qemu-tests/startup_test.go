@@ -21,8 +21,8 @@ func startMarks() []string {
 		`halogen: unlock \(`, `halogen: mount-state \(`, protocol.Greeting + ` \{`}
 }
 
-// TestStartupCuts pulls the plug ten times in a row while a machine starts. Then it
-// starts as if nothing had been.
+// TestStartupCuts pulls the plug again and again while a machine starts, some time
+// after each of the marks. Then it starts as if nothing had been.
 // FAULTS 49
 func TestStartupCuts(t *testing.T) {
 	t.Parallel()
@@ -33,9 +33,9 @@ func TestStartupCuts(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
 	marks := startMarks()
-	for range 10 {
+	for _, i := range random.Perm(len(marks)) {
 		g.PowerOn()
-		mark, after := marks[random.IntN(len(marks))], time.Duration(random.Int64N(int64(1500*time.Millisecond)))
+		mark, after := marks[i], time.Duration(random.Int64N(int64(1500*time.Millisecond)))
 		if i, match := g.ExpectAny(mark, `RECOVERY: [^\n]*`, asksForKey); i != 0 {
 			t.Fatalf("after a cut the boot came to %q", match[0])
 		}
@@ -44,7 +44,7 @@ func TestStartupCuts(t *testing.T) {
 		t.Logf("cut %v after %q", after.Round(time.Millisecond), mark)
 	}
 	g.PowerOn()
-	checkSecured(t, "after ten cuts", g.Boot())
+	checkSecured(t, "after the cuts", g.Boot())
 	for path, text := range keptFiles {
 		var read struct{ Text string }
 		if g.Do(&read, "read", path); read.Text != text {
@@ -58,11 +58,14 @@ func TestStartupCuts(t *testing.T) {
 	}
 }
 
-// TestHostileStick has a second disk in the machine, seen first, which looks like the
-// machine's own disk to the last UUID and offers a newer system, keys and credentials.
-// Nothing of it is used, mounted or written to.
-// FAULTS 39, 80
-func TestHostileStick(t *testing.T) {
+// TestUnmoved gives a machine three things at once that must not matter to it.
+//
+// A second disk, seen first, looks like the machine's own to the last UUID and offers a
+// newer system, keys and credentials: nothing of it is used, mounted or written to. An
+// addon that nobody signed changes nothing. Wrong authorisations of somebody else's
+// objects have locked the TPM: what unlocks the root partition takes no part in that.
+// FAULTS 39, 56, 71, 80
+func TestUnmoved(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	stick, err := p.State.Clone(filepath.Join(t.TempDir(), "stick"))
@@ -76,10 +79,15 @@ func TestHostileStick(t *testing.T) {
 	d.flip(layout.SlotA.SystemNumber(), 4096)
 	before := sparseDigest(t, stick.Disk())
 	g := newGuest(t, Options{State: p.State})
+	plantAddon(t, g.State())
+	lockOut(t, g.State())
 	g.VM.NoDisk, g.VM.Disks = true, []vm.Disk{{Path: stick.Disk()}, {Path: g.State().Disk(), BootIndex: 10}}
 	g.PowerOn()
 	r := g.Boot()
-	checkSecured(t, "with a hostile stick", r)
+	checkSecured(t, "with a hostile stick, an addon, and a TPM in lockout", r)
+	if want := notedReport(t, p, thirdReport).Cmdline; r.Cmdline != want {
+		t.Errorf("command line %q; want %q", r.Cmdline, want)
+	}
 	i := slices.IndexFunc(r.Disks, func(d protocol.Disk) bool { return d.Serial == "disk0" })
 	if len(r.Disks) != 2 || i < 0 {
 		t.Fatalf("disks %+v; want the stick and the machine's own", r.Disks)

@@ -179,15 +179,21 @@ func TestTrialNeverBlessed(t *testing.T) {
 	})
 }
 
-// TestTrialPanics: the kernel of version 2 panics before anything of ours has run, as
-// it does when its first program ends.
-// FAULTS 78
+// TestTrialPanics: a command line from outside the UKI names the console's shell as the
+// first process of version 2. It ends, and the kernel with it, before anything else of
+// ours has run.
+// FAULTS 77, 78
 func TestTrialPanics(t *testing.T) {
 	t.Parallel()
-	g := onTrial(t, variant{Cmdline: "rdinit=/bin/uname"}, 1, vm.Options{})
-	g.goesBack(1, 0, "it never reached the system", func(int) {
-		g.Expect(`Kernel panic - not syncing: Attempted to kill init!`)
-	})
+	g := onTrial(t, successor(), 1, vm.Options{NoReboot: true, SMBIOS: []string{"io.systemd.stub.kernel-cmdline-extra=rdinit=/bin/sh"}})
+	g.PowerOn()
+	g.Expect(`only initagent may be process 1, and this is \["/bin/sh"\]`)
+	g.Expect(`Kernel panic - not syncing: Attempted to kill init!`)
+	if reason := g.ExpectOff(); reason != "guest-reset" {
+		t.Fatalf("after the panic the machine went off by %s", reason)
+	}
+	g.VM = vm.Options{}
+	g.goesBack(0, 0, "it never reached the system", nil)
 }
 
 // TestTrialHangs: the kernel of version 2 hangs with interrupts disabled, once while
@@ -231,10 +237,8 @@ func TestTrialSystemHangs(t *testing.T) {
 	t.Parallel()
 	g := onTrial(t, successor(), 1, vm.Options{Watchdog: vm.I6300ESB})
 	g.goesBack(1, 0, "watchdog", func(int) {
-		g.boots(newSystem())
-		g.Do(nil, "watchdog", "5")
-		g.Do(nil, "hang")
-		g.bites()
+		checkWatchdog(t, g.boots(newSystem()), vm.I6300ESB)
+		g.systemHangs()
 	})
 }
 

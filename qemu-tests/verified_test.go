@@ -30,8 +30,8 @@ func named(t *testing.T) Provisioned {
 	})
 }
 
-// TestVerified looks at a machine that is in use, from inside and, when it is off,
-// from outside.
+// TestVerified looks at a machine that is in use, from inside, by what its third
+// boot reported, and, now that it is off, from outside.
 // FAULTS 36, 37
 func TestVerified(t *testing.T) {
 	t.Parallel()
@@ -43,8 +43,7 @@ func TestVerified(t *testing.T) {
 		d.checkESP()
 		d.checkTree(root)
 	}
-	g := Machine(t, Options{State: provisioned(t).State})
-	report := g.Boot()
+	report := notedReport(t, provisioned(t), thirdReport)
 	want := pcr.Phases(pcr.Digest(r.PCR11), pcr.EnterInitrd, pcr.LeaveInitrd)
 	if report.PCRs["11"] != want.String() {
 		t.Errorf("PCR 11 is %s, %s was predicted", report.PCRs["11"], want)
@@ -53,14 +52,6 @@ func TestVerified(t *testing.T) {
 		t.Errorf("PCR 12 is %s, PCR 13 %s: nothing from outside the UKI was to be measured", report.PCRs["12"], report.PCRs["13"])
 	}
 	checkRoot(t, report, r)
-	if text := g.Console().Text(); strings.Contains(text, "Press Enter") || strings.Contains(text, "FAILED") {
-		t.Error("the boot asked for something, or a step of it failed")
-	}
-	g.PowerOff()
-	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
-	d.checkTable()
-	d.checkESP()
-	d.checkTree(root)
 }
 
 // checkRoot checks that the system is mounted from the verity device of its root
