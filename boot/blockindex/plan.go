@@ -18,25 +18,26 @@ import (
 	"halogenos.internal/boot/verity"
 )
 
-// Where the blocks of a file come from. Higher values stand for block
-// v-fromBlock of the source.
+// Where the blocks of a file come from.
 const (
-	fromArchive = iota
-	fromNowhere // zeros
+	fromArchive uint8 = iota
+	fromNowhere       // zeros
 	inPlace
-	fromBlock
+	fromSource
 )
 
 // A Plan says where each block of a file comes from: it is in place, all
 // zeros, in a source that the machine has, such as its active slot, or in the
-// archive. A fresh plan takes all from the archive. It takes 4 bytes a block,
-// twice as much and 256 KiB with a source, and belongs to one goroutine.
+// archive. A fresh plan takes all from the archive. It takes a byte a block,
+// and with a source 8 more and 256 KiB. It belongs to one goroutine.
 type Plan struct {
 	file *File
-	from []uint32
+	from []uint8
+	// source has the source's block for those that come from there. Like all
+	// that follows it is empty until there is a source.
+	source []uint32
 	// order has the blocks sorted by digest, so that those that a source has
-	// are found while it is read, and nothing of the source is kept. Empty until
-	// there is a source.
+	// are found while it is read, and nothing of the source is kept.
 	order []uint32
 	// ends has for each value of a digest's first 16 bits where the blocks
 	// with it end in order.
@@ -49,7 +50,7 @@ type Plan struct {
 
 // NewPlan plans a file of a release with that verity salt.
 func NewPlan(f *File, salt []byte) *Plan {
-	p := &Plan{file: f, from: make([]uint32, f.Blocks())}
+	p := &Plan{file: f, from: make([]uint8, f.Blocks())}
 	nothing := NewHasher(salt).Sum(nil)
 	for i := range p.from {
 		if f.Hash(i) == nothing {
@@ -62,6 +63,7 @@ func NewPlan(f *File, salt []byte) *Plan {
 // sort makes what blocks are found with by their digests.
 func (p *Plan) sort() {
 	n := len(p.from)
+	p.source = make([]uint32, n)
 	p.order, p.ends, p.seen = make([]uint32, n), make([]uint32, 1<<16), make([]uint64, (n+63)/64)
 	for i := range n {
 		p.ends[start(p.file.Hash(i))]++
@@ -91,9 +93,9 @@ func (p *Plan) hash(block uint32) []byte {
 	return p.file.hashes[int(block)*HashSize:][:HashSize]
 }
 
-// set notes where the blocks with a digest come from, unless something better
+// set notes that the source has the blocks with a digest, unless something better
 // is known.
-func (p *Plan) set(h Hash, from uint32) {
+func (p *Plan) set(h Hash, source uint32) {
 	bucket, first := start(h), uint32(0)
 	if bucket > 0 {
 		first = p.ends[bucket-1]
@@ -113,7 +115,7 @@ func (p *Plan) set(h Hash, from uint32) {
 			return
 		}
 		if p.from[block] == fromArchive {
-			p.from[block] = from
+			p.from[block], p.source[block] = fromSource, source
 		}
 	}
 }
@@ -127,7 +129,7 @@ func (p *Plan) Have(source int, h Hash) {
 	if p.order == nil {
 		p.sort()
 	}
-	p.set(h, uint32(source)+fromBlock)
+	p.set(h, uint32(source))
 }
 
 // readAhead is how much of a source is read at once.
@@ -268,11 +270,11 @@ func (p *Plan) Copies() iter.Seq[Copy] {
 	return func(yield func(Copy) bool) {
 		for i := 0; i < len(p.from); {
 			n := i + 1
-			if p.from[i] >= fromBlock {
-				for n < len(p.from) && p.from[n] == p.from[i]+uint32(n-i) {
+			if p.from[i] == fromSource {
+				for n < len(p.from) && p.from[n] == fromSource && p.source[n] == p.source[i]+uint32(n-i) {
 					n++
 				}
-				if !yield(Copy{To: i, From: int(p.from[i] - fromBlock), Blocks: n - i}) {
+				if !yield(Copy{To: i, From: int(p.source[i]), Blocks: n - i}) {
 					return
 				}
 			}
@@ -366,7 +368,7 @@ func (p *Plan) Cost(gap, limit int64) Cost {
 		switch {
 		case from == fromArchive:
 			c.Wanted++
-		case from >= fromBlock:
+		case from == fromSource:
 			c.Copied++
 		}
 	}

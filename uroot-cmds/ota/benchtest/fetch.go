@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"halogenos.internal/boot/contract"
@@ -19,6 +20,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/server"
 	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
 // treeFile is the running system's tree, beside the folders of the fetches.
@@ -31,8 +33,9 @@ type job struct {
 }
 
 // fetch brings what the server offers into the folder's slot and prints how much
-// was copied.
+// was copied. It keeps to the worker's memory.
 func (o job) fetch(ctx context.Context) error {
+	debug.SetMemoryLimit(worker.Memory)
 	self, err := o.self()
 	if err != nil {
 		return err

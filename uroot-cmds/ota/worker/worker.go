@@ -85,9 +85,9 @@ type Event struct {
 
 const (
 	maxLine = 16 << 20 // bytes of a request or an event
-	// memory is what the worker keeps its heap under, in bytes, as long as
-	// nothing needs more.
-	memory = 36 << 20
+	// Memory is what the worker keeps its heap under, in bytes, as long as
+	// nothing needs more. The program's own pages come on top.
+	Memory = 24 << 20
 	// settle is how long to wait for a manifest that does not fit its signature.
 	settle = 3 * time.Second
 	// reports is how often progress is told.
@@ -118,7 +118,7 @@ func harden() error {
 		return fmt.Errorf("switch core dumps off: %w", err)
 	}
 	unix.Umask(0o077)
-	debug.SetMemoryLimit(memory)
+	debug.SetMemoryLimit(Memory)
 	return nil
 }
 
