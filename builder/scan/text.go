@@ -34,8 +34,11 @@ func pem(data []byte, at int) (int, bool) {
 // pemOther is pem without the labels that have rules of their own.
 func pemOther(data []byte, at int) (int, bool) {
 	start, ok := pem(data, at)
+	if !ok {
+		return 0, false // not a label: without one, all before it would be copied
+	}
 	label := string(data[start:at])
-	return start, ok && !strings.HasSuffix(label, "OPENSSH ") && !strings.HasSuffix(label, "PGP ")
+	return start, !strings.HasSuffix(label, "OPENSSH ") && !strings.HasSuffix(label, "PGP ")
 }
 
 // pemUTF16 finds the same in a text of two bytes a character.
