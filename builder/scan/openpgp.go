@@ -35,8 +35,12 @@ func secretPacket(data []byte) bool {
 // length and of the new one.
 var secretTag = [256]bool{0x94: true, 0x95: true, 0x96: true, 0x9c: true, 0x9d: true, 0x9e: true, 0xc5: true, 0xc7: true}
 
+// maxPacket is more than any key has, in bytes. What a large file seems to hold in
+// many places is longer, and would be copied each time.
+const maxPacket = 4 << 20
+
 // packetBody returns what a packet holds; none when it does not end in the
-// data.
+// data, or is too long for a key.
 func packetBody(data []byte) []byte {
 	header, size := 2, int(data[1])
 	switch {
@@ -50,7 +54,7 @@ func packetBody(data []byte) []byte {
 	case data[0]&0x40 != 0 && data[1] >= 192:
 		header, size = 3, (int(data[1])-192)<<8+int(data[2])+192
 	}
-	if size > len(data)-header {
+	if size > min(len(data)-header, maxPacket) {
 		return nil
 	}
 	return data[header : header+size]
