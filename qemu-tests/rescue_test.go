@@ -45,8 +45,8 @@ func (g *Guest) asksNothing(what string) {
 
 // TestRescue: the firmware has changed and a hash block is damaged. At the console the
 // owner looks around, replaces his recovery key, repairs the slot, and has the TPM open
-// the machine again.
-// FAULTS 32, 79
+// the machine again. Then the ESP is overwritten, and made anew from the root partition.
+// FAULTS 32, 48, 79
 func TestRescue(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
@@ -78,11 +78,17 @@ func TestRescue(t *testing.T) {
 	g.command("unlock", `Recovery key`)
 	g.command(old, `Nothing is lost: try again`)
 	g.command(fresh, `The root partition is open`)
-	g.asksNothing("after reseal")
+	g.command("dd if=/dev/zero of=/dev/vda1 bs=1048576 count=8; sync; echo gone", `gone`)
+	g.command("slots", `slots: read the ESP`)
+	g.command("esp-rebuild", `see that the power stays on\. \[y/N\] `)
+	g.command("y", `The EFI system partition is made`)
+	g.asksNothing("after reseal, from a new ESP")
 	var kept struct{ Text string }
 	if g.Do(&kept, "read", "/var/lib/kept"); kept.Text != keptFiles["/var/lib/kept"] {
 		t.Errorf("/var/lib/kept holds %q", kept.Text)
 	}
+	g.PowerOff()
+	openDisk(t, g.State().Disk(), os.O_RDONLY).checkESP()
 }
 
 // TestEnrollAgain: the firmware was reset, and has lost its keys.
@@ -108,27 +114,6 @@ func TestEnrollAgain(t *testing.T) {
 	if r := g.Run("/usr/sbin/halogenctl", "reset"); r.Exit != 2 {
 		t.Errorf("halogenctl reset: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
 	}
-}
-
-// TestRebuildESP: the ESP is overwritten, and made anew from the root partition.
-// FAULTS 48
-func TestRebuildESP(t *testing.T) {
-	t.Parallel()
-	p := provisioned(t)
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
-		return addToDB(s.Vars(), strangersEntry(t, s))
-	}})
-	g.toConsole()
-	g.unlock(p.Notes[recoveryKeyNote])
-	g.command("reseal", `\[y/N\] `)
-	g.command("y", `Accepted\.`)
-	g.command("dd if=/dev/zero of=/dev/vda1 bs=1048576 count=8; sync; echo gone", `gone`)
-	g.command("slots", `slots: read the ESP`)
-	g.command("esp-rebuild", `see that the power stays on\. \[y/N\] `)
-	g.command("y", `The EFI system partition is made`)
-	g.asksNothing("from a new ESP")
-	g.PowerOff()
-	openDisk(t, g.State().Disk(), os.O_RDONLY).checkESP()
 }
 
 // TestReset wipes the root partition. After its firmware was put into Setup Mode the
