@@ -21,65 +21,67 @@ type moment struct {
 // kernel got the machine's key from db.
 const enforced = `(?s)integrity: Loaded X.509 cert 'HalogenOS.*?halogen: open-verity \(`
 
-// TestProvisioningCut cuts the power at one moment of provisioning after the other,
-// in one machine's life: each boot goes on where the cut left it. Then it boots on,
-// and comes to what an undisturbed machine comes to.
+// TestProvisioningCut cuts while partitions, the tree, keys and signatures are made.
 // FAULTS 42, 60
 func TestProvisioningCut(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name    string
-		moments []moment
-	}{
-		{"partitions, tree, keys", []moment{
-			{`make partition 6`, 0}, // the table is written now
-			{`halogen: partition \(`, 300 * time.Millisecond},
-			{`halogen: make-tree \(`, 0},
-			{`halogen: open-verity \(`, 2 * time.Second}, // keys are generated, sealed, put on the ESP
-			{`vendor keys: `, 400 * time.Millisecond},
-			{`BOOTX64.EFI: signed`, 0},
-			{`db gets `, 0},
-			{`PK gets `, 0},
-		}},
-		{"signatures, enrolment, volume", []moment{
-			{`vendor keys: `, 0},
-			{`_1.efi: signed`, 0},
-			{`KEK gets `, 100 * time.Millisecond},
-			{`halogen: enrol \(`, 0},
-			{enforced, 1200 * time.Millisecond}, // LUKS2 header
-			{enforced, 3 * time.Second},         // file system, record
-			{`RECOVERY KEY:`, 0},                // shown, and not written down
-			{`halogen: make-root \(`, 0},
-		}},
+	provisionCut(t, []moment{
+		{`make partition 6`, 0}, // the table is written now
+		{`halogen: partition \(`, 300 * time.Millisecond},
+		{`halogen: make-tree \(`, 0},
+		{`halogen: open-verity \(`, 2 * time.Second}, // keys are generated, sealed, put on the ESP
+		{`vendor keys: `, 400 * time.Millisecond},
+		{`BOOTX64.EFI: signed`, 0},
+		{`db gets `, 0},
+		{`PK gets `, 0},
+	})
+}
+
+// TestEnrolmentCut cuts while signatures are made, keys are enrolled, and the volume is
+// made.
+// FAULTS 42, 60
+func TestEnrolmentCut(t *testing.T) {
+	t.Parallel()
+	provisionCut(t, []moment{
+		{`vendor keys: `, 0},
+		{`_1.efi: signed`, 0},
+		{`KEK gets `, 100 * time.Millisecond},
+		{`halogen: enrol \(`, 0},
+		{enforced, 1200 * time.Millisecond}, // LUKS2 header
+		{enforced, 3 * time.Second},         // file system, record
+		{`RECOVERY KEY:`, 0},                // shown, and not written down
+		{`halogen: make-root \(`, 0},
+	})
+}
+
+// provisionCut cuts the power at one moment of provisioning after the other, in one
+// machine's life: each boot goes on where the cut left it. Then it boots on, and comes
+// to what an undisturbed machine comes to.
+func provisionCut(t *testing.T, moments []moment) {
+	t.Helper()
+	g := newGuest(t, Options{Image: "testos-1"})
+	key, cuts := "", 0
+	for _, m := range moments {
+		if g.cutAt(m, &key) {
+			cuts++
+		} else {
+			t.Logf("no boot came to %q any more", m.shown)
+		}
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			g := newGuest(t, Options{Image: "testos-1"})
-			key, cuts := "", 0
-			for _, m := range tt.moments {
-				if g.cutAt(m, &key) {
-					cuts++
-				} else {
-					t.Logf("no boot came to %q any more", m.shown)
-				}
-			}
-			// A cut right before and one right after a write may skip what follows.
-			if least := len(tt.moments) - 2; cuts < least {
-				t.Errorf("%d cuts; want %d at least", cuts, least)
-			}
-			g.PowerOn()
-			r := g.bootThrough(&key)
-			checkSecured(t, "after the cuts", r)
-			before := len(g.Console().Text())
-			checkSecured(t, "after a restart", g.Reboot())
-			if strings.Contains(g.Console().Text()[before:], "Recovery key (") {
-				t.Error("the TPM does not open what was made between cuts")
-			}
-			g.PowerOff()
-			checkProvisionedDisk(t, Provisioned{State: g.State(), Notes: map[string]string{recoveryKeyNote: key}})
-		})
+	// A cut right before and one right after a write may skip what follows.
+	if least := len(moments) - 2; cuts < least {
+		t.Errorf("%d cuts; want %d at least", cuts, least)
 	}
+	g.PowerOn()
+	r := g.bootThrough(&key)
+	checkSecured(t, "after the cuts", r)
+	before := len(g.Console().Text())
+	checkSecured(t, "after a restart", g.Reboot())
+	if strings.Contains(g.Console().Text()[before:], "Recovery key (") {
+		t.Error("the TPM does not open what was made between cuts")
+	}
+	g.PowerOff()
+	checkProvisionedDisk(t, Provisioned{State: g.State(), Notes: map[string]string{recoveryKeyNote: key}})
 }
 
 // cutAt switches the machine on and cuts the power at the moment. It is false when
