@@ -106,33 +106,6 @@ func (f *espFAT) first(path string) uint32 {
 	return cluster
 }
 
-// TestESPFull: there is no room on the ESP for what a boot keeps there. It boots, says
-// so, and what was there stays.
-// FAULTS 47
-func TestESPFull(t *testing.T) {
-	t.Parallel()
-	p := provisioned(t)
-	var before []string
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
-		logs := espFiles(t, s, ".bin")
-		for _, name := range logs {
-			mtools(t, s, "mdel", "::"+name)
-		}
-		t.Logf("removed %q", logs)
-		openFAT(t, s).fill()
-		before = espFiles(t, s, "")
-		return nil
-	}})
-	checkSecured(t, "with a full ESP", g.Boot())
-	if !strings.Contains(g.Console().Text(), "the event log of this boot was not kept: ") {
-		t.Error("nothing says that the event log was not kept")
-	}
-	g.PowerOff()
-	if after := espFiles(t, g.State(), ""); !slices.Equal(after, before) {
-		t.Errorf("files on the ESP: %q, before that %q", after, before)
-	}
-}
-
 // TestESPDamaged: the ESP's file system is damaged where the firmware does not look. It
 // boots, and what it needs is as it was.
 // FAULTS 48

@@ -273,17 +273,27 @@ func TestBothBad(t *testing.T) {
 	}
 }
 
-// TestStageFull: there is no room on the ESP for version 2. The running system stays,
-// and starts.
+// TestStageFull: there is no room on the ESP, neither for version 2 nor for what every
+// boot keeps there. The running system starts, says so, and what was there stays.
 // FAULTS 47
 func TestStageFull(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t, Options{State: fetched(t, successor()).State})
+	for _, name := range espFiles(t, g.State(), ".bin") {
+		mtools(t, g.State(), "mdel", "::"+name)
+	}
 	openFAT(t, g.State()).fill()
+	before := espFiles(t, g.State(), "")
 	g.PowerOn()
 	g.Expect(`halogen: stage FAILED[^\n]*the ESP is too full`)
 	g.boots(oldSystem())
+	if !strings.Contains(g.Console().Text(), "the event log of this boot was not kept: ") {
+		t.Error("nothing says that the event log was not kept")
+	}
 	g.PowerOff()
+	if after := espFiles(t, g.State(), ""); !slices.Equal(after, before) {
+		t.Errorf("files on the ESP: %q, before that %q", after, before)
+	}
 	wantUKIs(t, g.State(), "halogen_1.efi")
 }
 
