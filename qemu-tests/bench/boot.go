@@ -79,7 +79,7 @@ func bootGoals() (goals []measure.Goal) {
 // nothing in particular, and by memory.
 func (b *bench) bootGrowths(ours vm.State) []measure.Growth {
 	growth := func(name, over string) measure.Growth {
-		return measure.Growth{Number: 8, Name: name, Work: "/init to switch_root", Over: over, Metric: initTime}
+		return measure.Growth{Number: 8, Name: name, Work: "/init to switch_root", Over: over, Metric: initTime, Runs: 3}
 	}
 	disks, memory := growth("boot-disks", "disks"), growth("boot-memory", "memory")
 	for _, n := range []int{1, 2, 8} {
