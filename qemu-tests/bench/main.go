@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/qemu-tests/bench/measure"
 )
 
@@ -150,6 +152,9 @@ func (b *bench) measure(ctx context.Context, report *measure.Report, o *options,
 	if err := os.MkdirAll(b.out, 0o755); err != nil {
 		return err
 	}
+	if err := b.fits(o); err != nil {
+		return err
+	}
 	if b.work, err = os.MkdirTemp(b.out, "work-"); err != nil {
 		return err
 	}
@@ -179,6 +184,26 @@ func (b *bench) measure(ctx context.Context, report *measure.Report, o *options,
 	report.Tools = b.versions(ctx)
 	report.Add(results)
 	return errors.Join(failed, err)
+}
+
+// growthRoom is what the images of up to 4 GiB and all that is made of them take, in
+// bytes.
+const growthRoom = 48 << 30
+
+// fits refuses a disk that would be full in the middle of it all.
+func (b *bench) fits(o *options) error {
+	if b.noGrowth || !o.wants(3) && !o.wants(4) && !o.wants(5) {
+		return nil
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(b.out, &s); err != nil {
+		return fmt.Errorf("%s: %w", b.out, err)
+	}
+	if free := int64(s.Bavail) * s.Bsize; free < growthRoom {
+		return fmt.Errorf("%s has %d GB free, and images of up to 4 GiB take %d: make room, or leave them out (-no-growth; make bench GROWTH=no)",
+			b.out, free/1e9, int64(growthRoom)/1e9)
+	}
+	return nil
 }
 
 // A part plans what some rows measure, and makes what that needs.

@@ -13,6 +13,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Metric is something that is measured.
@@ -193,6 +195,7 @@ func (s *Side) once(ctx context.Context) (Sample, error) {
 			return nil, fmt.Errorf("prepare: %w", err)
 		}
 	}
+	unix.Sync() // what came before is not written to the disk in this side's time
 	sample, err := s.Run(ctx)
 	if err != nil {
 		return nil, err
