@@ -86,12 +86,18 @@ func debianMachine() vm.Options {
 	return vm.Options{Watchdog: vm.I6300ESB, Network: true, NoReboot: true}
 }
 
-// startsAnew waits until the guest restarts such a machine, and switches it on again.
-func (g *Guest) startsAnew() {
+// endsAtRestart waits until the guest restarts a machine that ends with that.
+func (g *Guest) endsAtRestart() {
 	g.t.Helper()
 	if reason := g.ExpectOff(); reason != "guest-reset" {
 		g.t.Fatalf("the machine went off by %s; want a restart", reason)
 	}
+}
+
+// startsAnew waits until the guest restarts such a machine, and switches it on again.
+func (g *Guest) startsAnew() {
+	g.t.Helper()
+	g.endsAtRestart()
 	g.PowerOn()
 }
 
