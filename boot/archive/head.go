@@ -121,12 +121,14 @@ func (h *Head) total() int64 {
 	return total
 }
 
-// Index reads the content of the archive's index, and compares it with the
-// description first. raw belongs to the index from then on.
-func (h *Head) Index(raw []byte) (*blockindex.Index, error) {
+// Index opens the content of the archive's index, and refuses one that is not
+// described. The index reads raw as long as it is used; partBlocks is what
+// blockindex.Open takes.
+func (h *Head) Index(raw *io.SectionReader, partBlocks int) (*blockindex.Index, error) {
+	other := fmt.Errorf("%s is not the one that %s describes", release.IndexFile, release.ManifestFile)
 	f, ok := h.Release.File(release.IndexFile)
-	if sum := sha256.Sum256(raw); !ok || int64(len(raw)) != f.Size || !bytes.Equal(sum[:], f.SHA256) {
-		return nil, fmt.Errorf("%s is not the one that %s describes", release.IndexFile, release.ManifestFile)
+	if !ok || raw.Size() != f.Size {
+		return nil, other
 	}
 	var places []blockindex.Place
 	for _, p := range h.Places() {
@@ -134,7 +136,11 @@ func (h *Head) Index(raw []byte) (*blockindex.Index, error) {
 			places = append(places, p)
 		}
 	}
-	return blockindex.Parse(raw, places)
+	x, err := blockindex.Open(raw, f.SHA256, places, partBlocks)
+	if errors.Is(err, blockindex.ErrOther) {
+		return nil, other
+	}
+	return x, err
 }
 
 // Content unpacks one file of the archive. src has the file's members: the

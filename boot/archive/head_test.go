@@ -28,7 +28,7 @@ func TestPlaces(t *testing.T) {
 		if head.ArchiveSize() != int64(len(packed)) {
 			t.Errorf("ArchiveSize = %d, want %d", head.ArchiveSize(), len(packed))
 		}
-		index, err := head.Index(bytes.Clone(s.contents[release.IndexFile]))
+		index, err := head.Index(section(s.contents[release.IndexFile]), 20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,14 +39,21 @@ func TestPlaces(t *testing.T) {
 				t.Fatalf("index does not have %s", f.Name)
 			}
 			var content []byte
+			var part blockindex.Part
+			if err := part.Load(file, 0); err != nil {
+				t.Fatal(err)
+			}
 			for i := range file.Members() {
-				at, size := file.Member(i)
+				if err := part.Reach(file.First(i)); err != nil {
+					t.Fatal(err)
+				}
+				at, size := part.Member(i)
 				offset, n := file.Content(i)
 				plain := make([]byte, n)
 				if err := unpack.Member(plain, packed[at:at+int64(size)]); err != nil {
 					t.Fatal(err)
 				}
-				if err := file.Check(i, plain, hasher); err != nil {
+				if err := part.Check(i, plain, hasher); err != nil {
 					t.Error(err)
 				}
 				if offset != int64(len(content)) {
@@ -69,6 +76,10 @@ func TestPlaces(t *testing.T) {
 			}
 		}
 	}
+}
+
+func section(b []byte) *io.SectionReader {
+	return io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b)))
 }
 
 // A file that is fetched alone is what release.json says, or refused. FAULTS 9, 27, 28, 30
@@ -188,7 +199,7 @@ func TestIndexRefused(t *testing.T) {
 		"nothing": nil, "another release's": other.contents[release.IndexFile], "a part": index[:len(index)-1], "more": append(bytes.Clone(index), 0),
 		"damaged": append(bytes.Clone(index[:len(index)-1]), index[len(index)-1]^1),
 	} {
-		if _, err := head.Index(raw); err == nil || !strings.Contains(err.Error(), "is not the one") {
+		if _, err := head.Index(section(raw), 0); err == nil || !strings.Contains(err.Error(), "is not the one") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

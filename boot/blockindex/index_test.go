@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"io"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -40,6 +42,26 @@ func sample(t testing.TB, random *rand.Rand, memberBlocks int, contents ...[]byt
 		offset += p.Packed + 600
 	}
 	return b.Encode(), places
+}
+
+// parse opens an index whose SHA-256 is right.
+func parse(raw []byte, places []Place, partBlocks int) (*Index, error) {
+	sum := sha256.Sum256(raw)
+	return Open(io.NewSectionReader(bytes.NewReader(raw), 0, int64(len(raw))), sum[:], places, partBlocks)
+}
+
+// parts loads all parts of a file.
+func parts(t testing.TB, f *File) []*Part {
+	t.Helper()
+	var all []*Part
+	for n := range f.Parts() {
+		p := new(Part)
+		if err := p.Load(f, n); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 func newRandom(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
@@ -91,7 +113,7 @@ func TestIndex(t *testing.T) {
 		if size, err := Size(per, places); err != nil || size != int64(len(raw)) {
 			t.Errorf("Size = %d, %v, want %d", size, err, len(raw))
 		}
-		x, err := Parse(raw, places)
+		x, err := parse(raw, places, random.IntN(3*per+1))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,22 +127,32 @@ func TestIndex(t *testing.T) {
 				t.Fatalf("File = %+v, %v", f, ok)
 			}
 			at, next := f.Offset, int64(0)
-			for m := range f.Members() {
-				offset, size := f.Member(m)
-				start, n := f.Content(m)
-				if offset != at || start != next || f.First(m) != int(start/BlockSize) {
-					t.Fatalf("member %d at %d holds what starts at %d, want %d and %d", m, offset, start, at, next)
+			for _, p := range parts(t, f) {
+				start, _ := p.ByteSpan()
+				if first, _ := p.BlockSpan(); start != next || first != int(next/BlockSize) {
+					t.Fatalf("part starts with block %d at %d, want %d", first, start, next)
 				}
-				part := content[start : start+int64(n)]
-				if err := f.Check(m, part, h); err != nil {
-					t.Error(err)
+				first, end := p.MemberSpan()
+				for m := first; m < end; m++ {
+					offset, size := p.Member(m)
+					start, n := f.Content(m)
+					if offset != at || start != next || f.First(m) != int(start/BlockSize) {
+						t.Fatalf("member %d at %d holds what starts at %d, want %d and %d", m, offset, start, at, next)
+					}
+					part := content[start : start+int64(n)]
+					if err := p.Check(m, part, h); err != nil {
+						t.Error(err)
+					}
+					wrong := bytes.Clone(part)
+					wrong[random.IntN(n)] ^= 1
+					if p.Check(m, wrong, h) == nil || p.Check(m, part[:n-1], h) == nil || p.Check(m, append(wrong, 0), h) == nil {
+						t.Errorf("member %d: other content is good", m)
+					}
+					at, next = at+int64(size), next+int64(n)
 				}
-				wrong := bytes.Clone(part)
-				wrong[random.IntN(n)] ^= 1
-				if f.Check(m, wrong, h) == nil || f.Check(m, part[:n-1], h) == nil || f.Check(m, append(wrong, 0), h) == nil {
-					t.Errorf("member %d: other content is good", m)
+				if _, end := p.ByteSpan(); end != next {
+					t.Fatalf("part ends at %d, want %d", end, next)
 				}
-				at, next = at+int64(size), next+int64(n)
 			}
 			if at != f.Offset+f.Packed || next != f.Size || f.First(f.Members()) != f.Blocks() {
 				t.Errorf("members end at %d and hold %d bytes", at, next)
@@ -134,7 +166,7 @@ func TestRefused(t *testing.T) {
 	random := newRandom(2)
 	content := make([]byte, 100*BlockSize)
 	good, places := sample(t, random, 2, content, content)
-	if _, err := Parse(bytes.Clone(good), places); err != nil {
+	if _, err := parse(bytes.Clone(good), places, 0); err != nil {
 		t.Fatal(err)
 	}
 	raw := func(change func(b []byte) []byte) ([]byte, []Place) { return change(bytes.Clone(good)), places }
@@ -182,7 +214,7 @@ func TestRefused(t *testing.T) {
 		{"before the start", "cannot be", func() ([]byte, []Place) { return place(func(p []Place) { p[1].Offset = -1 }) }},
 	} {
 		b, p := c.make()
-		if _, err := Parse(b, p); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := parse(b, p, 20); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
@@ -194,7 +226,52 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+// What is read again is what was read first, or refused. FAULTS 9, 30
+func TestChanged(t *testing.T) {
+	good, places := sample(t, newRandom(9), 2, make([]byte, 100*BlockSize))
+	sum := sha256.Sum256(good)
+	lying := bytes.Clone(good)
+	r := io.NewSectionReader(bytes.NewReader(lying), 0, int64(len(lying)))
+	x, err := Open(r, sum[:], places, 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _ := x.File("a")
+	if f.Parts() != 4 {
+		t.Fatalf("%d parts, want 4", f.Parts())
+	}
+	last := len(good) - 1
+	for _, at := range []int{headerSize, headerSize + 2*50, last - 100*HashSize + 1, last} {
+		lying[at] ^= 1
+		bad := 0
+		for n := range f.Parts() {
+			switch err := new(Part).Load(f, n); {
+			case errors.Is(err, ErrChanged):
+				bad++
+			case err != nil:
+				t.Error(err)
+			}
+		}
+		if bad != 1 {
+			t.Errorf("byte %d changed: %d parts are refused, want 1", at, bad)
+		}
+		if _, err := Open(r, sum[:], places, 30); !errors.Is(err, ErrOther) {
+			t.Errorf("byte %d changed, opened again: %v", at, err)
+		}
+		lying[at] ^= 1
+	}
+	lying[0]++ // which is no index, but above all not the one
+	if _, err := Open(r, sum[:], places, 30); !errors.Is(err, ErrOther) {
+		t.Errorf("another file: %v", err)
+	}
+	broken := errors.New("broken")
+	bad := io.NewSectionReader(readerAt(func([]byte, int64) (int, error) { return 0, broken }), 0, int64(len(good)))
+	if _, err := Open(bad, sum[:], places, 30); !errors.Is(err, broken) {
+		t.Errorf("an index that cannot be read: %v", err)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
 	random := newRandom(3)
 	for _, per := range []int{1, 2, 15} {
 		raw, places := sample(f, random, per, make([]byte, 40*BlockSize+3), make([]byte, 2*BlockSize))
@@ -202,50 +279,57 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte, size, offset, packed, size2, offset2, packed2 int64) {
 		places := []Place{{"a", size, offset, packed}, {"b", size2, offset2, packed2}}
-		x, err := Parse(bytes.Clone(raw), places)
+		x, err := parse(bytes.Clone(raw), places, 10)
 		if err != nil {
 			return
 		}
-		h := NewHasher(salt)
+		// What is parsed is what was written.
+		b := NewBuilder(x.memberBlocks)
 		for _, p := range places {
 			file, _ := x.File(p.Name)
 			// Whatever it says, a range lies in the file's place.
 			end, blocks := p.Offset, 0
-			for m := range file.Members() {
-				at, n := file.Member(m)
-				start, content := file.Content(m)
-				if at != end || n < 1 || content < 1 || start+int64(content) > p.Size || file.First(m) != blocks {
-					t.Fatalf("member %d: %d bytes at %d hold %d at %d", m, n, at, content, start)
+			for _, part := range parts(t, file) {
+				start := end
+				first, last := part.MemberSpan()
+				for m := first; m < last; m++ {
+					at, n := part.Member(m)
+					start, content := file.Content(m)
+					if at != end || n < 1 || content < 1 || start+int64(content) > p.Size || file.First(m) != blocks {
+						t.Fatalf("member %d: %d bytes at %d hold %d at %d", m, n, at, content, start)
+					}
+					end, blocks = at+int64(n), file.First(m+1)
+					var hashes []Hash
+					for i := file.First(m); i < blocks; i++ {
+						hashes = append(hashes, part.Hash(i))
+					}
+					if err := b.Add(n, hashes); err != nil {
+						t.Fatal(err)
+					}
 				}
-				end, blocks = at+int64(n), file.First(m+1)
+				checkPlan(t, part, start, end)
 			}
 			if end != p.Offset+p.Packed || blocks != file.Blocks() {
 				t.Fatalf("members end at %d with block %d", end, blocks)
-			}
-			plan := NewPlan(file, salt)
-			plan.Have(0, file.Hash(0))
-			plan.Have(1, h.Sum([]byte("other")))
-			for r := range plan.Ranges(100, 1000) {
-				if r.Offset < p.Offset || r.Size < 1 || r.Offset+r.Size > end || r.Members < 1 || r.First+r.Members > file.Members() {
-					t.Fatalf("range %+v of %+v", r, p)
-				}
-			}
-		}
-		// What was parsed is what was written.
-		b := NewBuilder(x.memberBlocks)
-		for _, file := range x.files {
-			for m := range file.Members() {
-				var hashes []Hash
-				for i := file.First(m); i < file.First(m+1); i++ {
-					hashes = append(hashes, file.Hash(i))
-				}
-				if err := b.Add(file.size(m), hashes); err != nil {
-					t.Fatal(err)
-				}
 			}
 		}
 		if !bytes.Equal(b.Encode(), raw) {
 			t.Fatal("is written in another way")
 		}
 	})
+}
+
+// checkPlan plans a part that lies between two places of the archive.
+func checkPlan(t *testing.T, part *Part, start, end int64) {
+	t.Helper()
+	plan := NewPlan(part, salt)
+	block, _ := part.BlockSpan()
+	plan.Have(0, part.Hash(block))
+	plan.Have(1, NewHasher(salt).Sum([]byte("other")))
+	first, last := part.MemberSpan()
+	for r := range plan.Ranges(100, 1000) {
+		if r.Offset < start || r.Size < 1 || r.Offset+r.Size > end || r.Members < 1 || r.First < first || r.First+r.Members > last {
+			t.Fatalf("range %+v of %+v", r, part.File.Place)
+		}
+	}
 }

@@ -26,13 +26,17 @@ const (
 	fromSource
 )
 
-// A Plan says where each block of a file comes from: it is in place, all
-// zeros, in a source that the machine has, such as its active slot, or in the
+// A Plan says where each block of a part of a file comes from: it is in place,
+// all zeros, in a source that the machine has, such as its active slot, or in the
 // archive. A fresh plan takes all from the archive. It takes a byte a block,
 // and with a source 8 more and 256 KiB. It belongs to one goroutine.
+//
+// What it is told and what it tells is counted from the file's start; its own
+// fields count from the part's.
 type Plan struct {
-	file *File
-	from []uint8
+	part  *Part
+	start int // the part's first block
+	from  []uint8
 	// source has the source's block for those that come from there. Like all
 	// that follows it is empty until there is a source.
 	source []uint32
@@ -48,12 +52,14 @@ type Plan struct {
 	seen []uint64
 }
 
-// NewPlan plans a file of a release with that verity salt.
-func NewPlan(f *File, salt []byte) *Plan {
-	p := &Plan{file: f, from: make([]uint8, f.Blocks())}
+// NewPlan plans a part of a file of a release with that verity salt. The part
+// must stay as it is.
+func NewPlan(part *Part, salt []byte) *Plan {
+	start, end := part.BlockSpan()
+	p := &Plan{part: part, start: start, from: make([]uint8, end-start)}
 	nothing := NewHasher(salt).Sum(nil)
 	for i := range p.from {
-		if f.Hash(i) == nothing {
+		if part.Hash(start+i) == nothing {
 			p.from[i] = fromNowhere
 		}
 	}
@@ -66,7 +72,7 @@ func (p *Plan) sort() {
 	p.source = make([]uint32, n)
 	p.order, p.ends, p.seen = make([]uint32, n), make([]uint32, 1<<16), make([]uint64, (n+63)/64)
 	for i := range n {
-		p.ends[start(p.file.Hash(i))]++
+		p.ends[bucketOf(p.part.Hash(p.start+i))]++
 	}
 	sum := uint32(0)
 	for i, count := range p.ends {
@@ -74,7 +80,7 @@ func (p *Plan) sort() {
 		sum += count
 	}
 	for i := range n {
-		bucket := start(p.file.Hash(i))
+		bucket := bucketOf(p.part.Hash(p.start + i))
 		p.order[p.ends[bucket]] = uint32(i)
 		p.ends[bucket]++
 	}
@@ -87,16 +93,16 @@ func (p *Plan) sort() {
 	}
 }
 
-func start(h Hash) uint16 { return binary.BigEndian.Uint16(h[:]) }
+func bucketOf(h Hash) uint16 { return binary.BigEndian.Uint16(h[:]) }
 
 func (p *Plan) hash(block uint32) []byte {
-	return p.file.hashes[int(block)*HashSize:][:HashSize]
+	return p.part.hashes[int(block)*HashSize:][:HashSize]
 }
 
 // set notes that the source has the blocks with a digest, unless something better
 // is known.
 func (p *Plan) set(h Hash, source uint32) {
-	bucket, first := start(h), uint32(0)
+	bucket, first := bucketOf(h), uint32(0)
 	if bucket > 0 {
 		first = p.ends[bucket-1]
 	}
@@ -175,23 +181,25 @@ const (
 	maxReaders = 4
 )
 
-// InPlace finds the blocks that the destination holds in their place already,
-// such as those that an earlier try has written. The destination must not be
-// shorter than the file. It is read and hashed on several cores.
+// InPlace finds the part's blocks that the destination holds in their place
+// already, such as those that an earlier try has written. The destination must not
+// be shorter than the file. It is read and hashed on several cores.
 func (p *Plan) InPlace(ctx context.Context, destination io.ReaderAt, salt []byte) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	start, end := p.part.ByteSpan()
 	var next atomic.Int64
+	next.Store(start)
 	var work sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), maxReaders) {
 		work.Go(func() {
 			h, buffer := NewHasher(salt), make([]byte, pieceSize)
 			for ctx.Err() == nil {
 				at := next.Add(pieceSize) - pieceSize
-				if at >= p.file.Size {
+				if at >= end {
 					return
 				}
-				b := buffer[:min(pieceSize, p.file.Size-at)]
+				b := buffer[:min(pieceSize, end-at)]
 				if err := readFull(destination, b, at); err != nil {
 					cancel(err)
 					return
@@ -208,8 +216,8 @@ func (p *Plan) InPlace(ctx context.Context, destination io.ReaderAt, salt []byte
 // place. Several goroutines may compare different blocks.
 func (p *Plan) compare(first int, b []byte, h *Hasher) {
 	note := func(block int, sum Hash) {
-		if sum == p.file.Hash(block) {
-			p.from[block] = inPlace
+		if sum == p.part.Hash(block) {
+			p.from[block-p.start] = inPlace
 		}
 	}
 	if b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) { // as in a slot that is new: one digest does
@@ -253,10 +261,13 @@ func readFull(r io.ReaderAt, b []byte, at int64) error {
 
 // Refuse says that what the source has for a block, or what is in place, is
 // not what it was said to be: it comes from the archive.
-func (p *Plan) Refuse(block int) { p.from[block] = fromArchive }
+func (p *Plan) Refuse(block int) { p.from[block-p.start] = fromArchive }
 
 // Wanted reports whether a block comes from the archive.
-func (p *Plan) Wanted(block int) bool { return p.from[block] == fromArchive }
+func (p *Plan) Wanted(block int) bool { return p.from[block-p.start] == fromArchive }
+
+// InItsPlace reports whether the destination holds a block already.
+func (p *Plan) InItsPlace(block int) bool { return p.from[block-p.start] == inPlace }
 
 // A Copy is a run of blocks that come from the source. Each is to be hashed
 // and compared with the index.
@@ -274,7 +285,7 @@ func (p *Plan) Copies() iter.Seq[Copy] {
 				for n < len(p.from) && p.from[n] == fromSource && p.source[n] == p.source[i]+uint32(n-i) {
 					n++
 				}
-				if !yield(Copy{To: i, From: int(p.source[i]), Blocks: n - i}) {
+				if !yield(Copy{To: p.start + i, From: int(p.source[i]), Blocks: n - i}) {
 					return
 				}
 			}
@@ -291,7 +302,7 @@ func (p *Plan) Zeros() iter.Seq2[int, int] {
 			for n < len(p.from) && p.from[n] == fromNowhere {
 				n++
 			}
-			if n > i && !yield(i, n-i) {
+			if n > i && !yield(p.start+i, n-i) {
 				return
 			}
 			i = max(n, i+1)
@@ -318,9 +329,10 @@ type Range struct {
 func (p *Plan) Ranges(gap, limit int64) iter.Seq[Range] {
 	return func(yield func(Range) bool) {
 		var open Range
-		offset := p.file.Offset
-		for i := range p.file.Members() {
-			size := int64(p.file.size(i))
+		first, last := p.part.MemberSpan()
+		offset := p.part.File.runs[p.part.number].offset
+		for i := first; i < last; i++ {
+			size := int64(p.part.size(i))
 			if p.wants(i) {
 				end := open.Offset + open.Size
 				if open.Members > 0 && (offset-end > gap || offset+size-open.Offset > limit) {
@@ -344,8 +356,8 @@ func (p *Plan) Ranges(gap, limit int64) iter.Seq[Range] {
 
 // wants reports whether a member holds a block that is wanted.
 func (p *Plan) wants(member int) bool {
-	for i := p.file.First(member); i < p.file.First(member+1); i++ {
-		if p.from[i] == fromArchive {
+	for i := p.part.File.First(member); i < p.part.File.First(member+1); i++ {
+		if p.from[i-p.start] == fromArchive {
 			return true
 		}
 	}
@@ -354,7 +366,7 @@ func (p *Plan) wants(member int) bool {
 
 // A Cost says how much work a plan is.
 type Cost struct {
-	Blocks  int   // of the file
+	Blocks  int   // of the part
 	Wanted  int   // blocks that come from the archive
 	Copied  int   // blocks that come from the source
 	Ranges  int   // requests

@@ -3,10 +3,13 @@ package blockindex
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -41,12 +44,19 @@ func newWorld(t *testing.T, random *rand.Rand) *world {
 	w.content = w.content[:len(w.content)-random.IntN(2)*random.IntN(BlockSize)]
 	w.destination = blocksOf(random, n, 12)
 	raw, places := sample(t, random, 1+random.IntN(MaxMemberBlocks), w.content)
-	x, err := Parse(raw, places)
+	w.file = only(t, raw, places, random.IntN(30))
+	return w
+}
+
+// only returns the first file of an index.
+func only(t testing.TB, raw []byte, places []Place, partBlocks int) *File {
+	t.Helper()
+	x, err := parse(raw, places, partBlocks)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.file, _ = x.File("a")
-	return w
+	f, _ := x.File("a")
+	return f
 }
 
 // A plan against what looking at every block says.
@@ -54,46 +64,58 @@ func TestPlan(t *testing.T) {
 	random := newRandom(4)
 	for range 500 {
 		w := newWorld(t, random)
-		plan := NewPlan(w.file, salt)
-		if err := plan.InPlace(t.Context(), bytes.NewReader(w.destination), salt); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.offer(t, plan, random.IntN(2) == 0); err != nil {
-			t.Fatal(err)
-		}
+		byTree := random.IntN(2) == 0
+		gap, limit := int64(random.IntN(200_000)), int64(random.IntN(400_000))
 		got := make([]byte, len(w.content)+BlockSize)
-		wanted := map[int]bool{}
-		for i := range w.file.Blocks() {
-			b := block(w.content, i)
-			inPlace := bytes.Equal(block(w.destination, i)[:min(BlockSize, len(w.content)-i*BlockSize)], b[:min(BlockSize, len(w.content)-i*BlockSize)])
-			if inPlace {
-				copy(got[i*BlockSize:], b)
-			} else if !zero(b) && !slices.ContainsFunc(slices.Collect(slices.Chunk(w.source, BlockSize)), func(s []byte) bool { return bytes.Equal(s, b) }) {
-				wanted[i] = true
-				copy(got[i*BlockSize:], b)
+		for _, part := range parts(t, w.file) {
+			plan := NewPlan(part, salt)
+			if err := plan.InPlace(t.Context(), bytes.NewReader(w.destination), salt); err != nil {
+				t.Fatal(err)
 			}
-			if plan.Wanted(i) != wanted[i] {
-				t.Fatalf("block %d of %d: Wanted = %v", i, w.file.Blocks(), plan.Wanted(i))
+			if err := w.offer(t, plan, byTree); err != nil {
+				t.Fatal(err)
 			}
-		}
-		copied := 0
-		for c := range plan.Copies() {
-			copy(got[c.To*BlockSize:(c.To+c.Blocks)*BlockSize], w.source[c.From*BlockSize:])
-			copied += c.Blocks
-		}
-		for first, n := range plan.Zeros() {
-			clear(got[first*BlockSize : (first+n)*BlockSize])
+			wanted := w.wanted(t, part, plan, got)
+			copied := 0
+			for c := range plan.Copies() {
+				copy(got[c.To*BlockSize:(c.To+c.Blocks)*BlockSize], w.source[c.From*BlockSize:])
+				copied += c.Blocks
+			}
+			for first, n := range plan.Zeros() {
+				clear(got[first*BlockSize : (first+n)*BlockSize])
+			}
+			start, end := part.BlockSpan()
+			if c := plan.Cost(0, math.MaxInt64); c.Wanted != len(wanted) || c.Copied != copied || c.Blocks != end-start {
+				t.Errorf("Cost = %+v, want %d and %d", c, len(wanted), copied)
+			}
+			checkRanges(t, part, plan, wanted, gap, limit)
+			checkRanges(t, part, plan, wanted, 0, math.MaxInt64)
 		}
 		if !bytes.Equal(got[:len(w.content)], w.content) {
 			t.Fatal("what is in place, copied, zero and fetched is not the file")
 		}
-		if c := plan.Cost(0, math.MaxInt64); c.Wanted != len(wanted) || c.Copied != copied || c.Blocks != w.file.Blocks() {
-			t.Errorf("Cost = %+v, want %d and %d", c, len(wanted), copied)
-		}
-		gap, limit := int64(random.IntN(200_000)), int64(random.IntN(400_000))
-		checkRanges(t, w.file, plan, wanted, gap, limit)
-		checkRanges(t, w.file, plan, wanted, 0, math.MaxInt64)
 	}
+}
+
+// wanted says which blocks of a part the archive alone has, and puts these and
+// those that are in place where they belong.
+func (w *world) wanted(t *testing.T, part *Part, plan *Plan, got []byte) map[int]bool {
+	wanted := map[int]bool{}
+	start, end := part.BlockSpan()
+	for i := start; i < end; i++ {
+		b := block(w.content, i)
+		size := min(BlockSize, len(w.content)-i*BlockSize)
+		if bytes.Equal(block(w.destination, i)[:size], b[:size]) {
+			copy(got[i*BlockSize:], b)
+		} else if !zero(b) && !slices.ContainsFunc(slices.Collect(slices.Chunk(w.source, BlockSize)), func(s []byte) bool { return bytes.Equal(s, b) }) {
+			wanted[i] = true
+			copy(got[i*BlockSize:], b)
+		}
+		if plan.Wanted(i) != wanted[i] {
+			t.Fatalf("block %d of %d: Wanted = %v", i, w.file.Blocks(), plan.Wanted(i))
+		}
+	}
+	return wanted
 }
 
 // A destination of several pieces, some of them nothing but zeros, with holes in
@@ -109,18 +131,16 @@ func TestInPlaceByPieces(t *testing.T) {
 	destination[pieceSize-1]++
 	destination[5*pieceSize-1]++
 	raw, places := sample(t, random, 3, content)
-	x, err := Parse(raw, places)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, _ := x.File("a")
-	plan := NewPlan(file, salt)
-	if err := plan.InPlace(t.Context(), bytes.NewReader(destination), salt); err != nil {
-		t.Fatal(err)
-	}
-	for i := range file.Blocks() {
-		if got, want := plan.from[i] == inPlace, bytes.Equal(block(destination, i), block(content, i)); got != want {
-			t.Errorf("block %d is in place: %v, want %v", i, got, want)
+	for _, part := range parts(t, only(t, raw, places, 3*pieceSize/BlockSize)) {
+		plan := NewPlan(part, salt)
+		if err := plan.InPlace(t.Context(), bytes.NewReader(destination), salt); err != nil {
+			t.Fatal(err)
+		}
+		start, end := part.BlockSpan()
+		for i := start; i < end; i++ {
+			if got, want := plan.from[i-start] == inPlace, bytes.Equal(block(destination, i), block(content, i)); got != want {
+				t.Errorf("block %d is in place: %v, want %v", i, got, want)
+			}
 		}
 	}
 }
@@ -151,10 +171,12 @@ func (d *disk) WriteAt(b []byte, off int64) (int, error) {
 
 // checkRanges compares ranges with those that merging all wanted members in
 // turn makes.
-func checkRanges(t *testing.T, f *File, plan *Plan, wanted map[int]bool, gap, limit int64) {
+func checkRanges(t *testing.T, part *Part, plan *Plan, wanted map[int]bool, gap, limit int64) {
 	t.Helper()
 	var want []Range
-	for m := range f.Members() {
+	f := part.File
+	start, end := part.MemberSpan()
+	for m := start; m < end; m++ {
 		needed := false
 		for i := f.First(m); i < f.First(m+1); i++ {
 			needed = needed || wanted[i]
@@ -162,7 +184,7 @@ func checkRanges(t *testing.T, f *File, plan *Plan, wanted map[int]bool, gap, li
 		if !needed {
 			continue
 		}
-		at, size := f.Member(m)
+		at, size := part.Member(m)
 		if n := len(want); n > 0 {
 			last := &want[n-1]
 			if whole := at + int64(size) - last.Offset; at-last.Offset-last.Size <= gap && whole <= limit {
@@ -190,11 +212,7 @@ func TestRefuse(t *testing.T) {
 	random := newRandom(5)
 	content := append(blocksOf(random, 4, 200), blocksOf(random, 1, 1)...)
 	raw, places := sample(t, random, 1, content)
-	x, err := Parse(raw, places)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, _ := x.File("a")
+	f := parts(t, only(t, raw, places, 0))[0]
 	plan := NewPlan(f, salt)
 	for _, source := range []int{-1, MaxBlocks, math.MaxInt} {
 		plan.Have(source, f.Hash(0))
@@ -222,7 +240,7 @@ func TestRefuse(t *testing.T) {
 func TestSourcesRefused(t *testing.T) {
 	random := newRandom(6)
 	w := newWorld(t, random)
-	plan := NewPlan(w.file, salt)
+	plan := NewPlan(parts(t, w.file)[0], salt)
 	broken := errors.New("broken")
 	bad := readerAt(func([]byte, int64) (int, error) { return 0, broken })
 	empty := bytes.NewReader(nil)
@@ -272,11 +290,7 @@ func BenchmarkPlan(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	x, err := Parse(build.Encode(), []Place{{"a", n * BlockSize, 0, n * 3000}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	f, _ := x.File("a")
+	f := parts(b, only(b, build.Encode(), []Place{{"a", n * BlockSize, 0, n * 3000}}, n))[0]
 	for b.Loop() {
 		plan := NewPlan(f, salt)
 		for i := 1000; i < n; i++ {
@@ -301,16 +315,73 @@ func TestEqualBlocks(t *testing.T) {
 		}
 	}
 	size := int64((n + MaxMemberBlocks - 1) / MaxMemberBlocks)
-	x, err := Parse(build.Encode(), []Place{{"a", n * BlockSize, 0, size}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, _ := x.File("a")
-	plan := NewPlan(f, salt)
+	plan := NewPlan(parts(t, only(t, build.Encode(), []Place{{"a", n * BlockSize, 0, size}}, 2*n))[0], salt)
 	for i := range n {
 		plan.Have(i, h)
 	}
 	if c := plan.Cost(0, 0); c.Wanted != 0 || c.Copied != n {
 		t.Errorf("Cost = %+v", c)
 	}
+}
+
+// A file of 64 GiB takes the memory that one of 1 GiB takes, whether much of it
+// is there or nothing.
+func TestMemory(t *testing.T) {
+	const blocks = 64 << 18
+	const members = (blocks + MaxMemberBlocks - 1) / MaxMemberBlocks
+	const most = 10 << 20 // 25 bytes a block, and 256 KiB
+	index := io.NewSectionReader(readerAt(func(b []byte, off int64) (int, error) {
+		for i := range b {
+			switch at := off + int64(i); {
+			case at < headerSize:
+				b[i] = (magic + "\x0f\x00\x00\x00\x00\x00\x00\x00")[at]
+			default:
+				b[i] = byte(at>>12) | 1 // each member has 257 bytes and more, and digests are alike
+			}
+		}
+		return len(b), nil
+	}), 0, headerSize+2*members+blocks*HashSize)
+	sum := sha256.New()
+	packed := int64(0)
+	buffer := make([]byte, 1<<16)
+	for at := int64(0); at < index.Size(); at += int64(len(buffer)) {
+		n, _ := index.ReadAt(buffer, at)
+		sum.Write(buffer[:n])
+		for i := range n / 2 {
+			if place := at + int64(2*i); place >= headerSize && place < headerSize+2*members {
+				packed += int64(binary.LittleEndian.Uint16(buffer[2*i:]))
+			}
+		}
+	}
+	before := allocated()
+	x, err := Open(index, sum.Sum(nil), []Place{{"a", blocks * BlockSize, 0, packed}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := allocated() - before; n > 4<<20 { // nearly all of it buffers that are free again
+		t.Errorf("Open allocated %d bytes", n)
+	}
+	f, _ := x.File("a")
+	part := new(Part)
+	for _, n := range []int{0, f.Parts() / 2, f.Parts() - 1} {
+		before := allocated()
+		if err := part.Load(f, n); err != nil {
+			t.Fatal(err)
+		}
+		plan := NewPlan(part, salt)
+		start, end := part.BlockSpan()
+		for i := start; i < end; i += 7 {
+			plan.Have(i, part.Hash(i))
+		}
+		if got := allocated() - before; got > most {
+			t.Errorf("part %d of %d allocated %d bytes, want at most %d", n, f.Parts(), got, most)
+		}
+	}
+}
+
+// allocated is how many bytes have been allocated so far.
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }

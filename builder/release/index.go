@@ -46,7 +46,7 @@ func (x *indexed) read(head *archive.Head, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if x.index, err = head.Index(raw); err != nil {
+	if x.index, err = openIndex(head, raw); err != nil {
 		return err
 	}
 	x.files = head.Release.Build().Files
@@ -59,6 +59,11 @@ func (x *indexed) read(head *archive.Head, content io.Reader) error {
 	return nil
 }
 
+// openIndex opens an index in memory.
+func openIndex(head *archive.Head, raw []byte) (*blockindex.Index, error) {
+	return head.Index(io.NewSectionReader(bytes.NewReader(raw), 0, int64(len(raw))), blockindex.UsualPart)
+}
+
 // check compares all blocks of a file with the index.
 func (x *indexed) check(name string, content io.ReaderAt) error {
 	f, ok := x.index.File(name)
@@ -67,13 +72,27 @@ func (x *indexed) check(name string, content io.ReaderAt) error {
 	}
 	h := blockindex.NewHasher(x.salt)
 	buffer := make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize)
-	for i := range f.Members() {
+	return eachMember(f, func(p *blockindex.Part, i int) error {
 		offset, size := f.Content(i)
 		if _, err := io.ReadFull(io.NewSectionReader(content, offset, int64(size)), buffer[:size]); err != nil {
 			return err
 		}
-		if err := f.Check(i, buffer[:size], h); err != nil {
+		return p.Check(i, buffer[:size], h)
+	})
+}
+
+// eachMember calls do for the members of a file.
+func eachMember(f *blockindex.File, do func(p *blockindex.Part, i int) error) error {
+	var p blockindex.Part
+	for n := range f.Parts() {
+		if err := p.Load(f, n); err != nil {
 			return err
+		}
+		first, end := p.MemberSpan()
+		for i := first; i < end; i++ {
+			if err := do(&p, i); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -88,8 +107,8 @@ func (x *indexed) checkMembers(m *members) error {
 		if !ok {
 			return fmt.Errorf("%s does not have %s", release.IndexFile, described.Name)
 		}
-		for i := range f.Members() {
-			offset, packed := f.Member(i)
+		err := eachMember(f, func(p *blockindex.Part, i int) error {
+			offset, packed := p.Member(i)
 			_, plain := f.Content(i)
 			for len(all) > 0 && all[0].offset < offset {
 				all = all[1:]
@@ -97,6 +116,10 @@ func (x *indexed) checkMembers(m *members) error {
 			if want := (member{offset, packed, plain}); len(all) == 0 || all[0] != want {
 				return fmt.Errorf("%s: no gzip member of %d bytes with %d of the file lies at byte %d of the archive, as %s says", f.Name, packed, plain, offset, release.IndexFile)
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -167,11 +190,30 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 			d.Bytes += place.Packed
 			continue
 		}
-		plan := blockindex.NewPlan(f, head.Release.Salt)
-		if source, ok := old.File(place.Name); ok {
+		source, _ := old.File(place.Name)
+		if err := d.add(f, source, head.Release.Salt); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// add plans a file of which the machine has another version, or none.
+func (d *Delta) add(f, source *blockindex.File, salt []byte) error {
+	var part, has blockindex.Part
+	for n := range f.Parts() {
+		if err := part.Load(f, n); err != nil {
+			return err
+		}
+		plan := blockindex.NewPlan(&part, salt)
+		for m := 0; source != nil && m < source.Parts(); m++ {
+			if err := has.Load(source, m); err != nil {
+				return err
+			}
+			start, end := has.BlockSpan()
 			// A part of a block at a file's end is no source.
-			for i := range int(source.Size / blockindex.BlockSize) {
-				plan.Have(i, source.Hash(i))
+			for i := start; i < min(end, int(source.Size/blockindex.BlockSize)); i++ {
+				plan.Have(i, has.Hash(i))
 			}
 		}
 		cost := plan.Cost(blockindex.UsualGap, blockindex.UsualLimit)
@@ -180,7 +222,7 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 		d.Requests += cost.Ranges
 		d.Bytes += cost.Fetched
 	}
-	return d, nil
+	return nil
 }
 
 // index reads head and index of a release.
@@ -209,6 +251,6 @@ func (p source) index(ctx context.Context, v contract.Version) (head *archive.He
 	if err != nil {
 		return nil, nil, err
 	}
-	index, err = head.Index(raw)
+	index, err = openIndex(head, raw)
 	return head, index, err
 }

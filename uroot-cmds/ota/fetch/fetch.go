@@ -85,12 +85,16 @@ type Job struct {
 	System  block.Device
 	Tree    block.Device
 	Source  *Source // nil: everything is fetched
+	// PartBlocks is how many blocks of a file are dealt with at a time, each taking
+	// 25 bytes of memory; 0 stands for what suits most machines.
+	PartBlocks int
 	// Progress and Note may be called by several goroutines.
 	Progress func(Progress)
 	Note     func(text string)
 
 	head   *archive.Head
 	index  *blockindex.Index
+	opened *os.File // that the index is read from
 	meter  meter
 	result Result
 }
@@ -98,6 +102,7 @@ type Job struct {
 // Run brings the release into the slot. When it has returned without error, all
 // of it is there, flushed, and has the root hash that was signed.
 func (j *Job) Run(ctx context.Context) (Result, error) {
+	defer j.closeIndex()
 	var err error
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return Result{}, err

@@ -101,7 +101,9 @@ func (m *machine) job(t server.Transport, f *Found, system block.Device) *Job {
 		defer m.mu.Unlock()
 		m.notes.WriteString(text + "\n")
 	}
-	return &Job{Server: t, Archive: f.Archive, Found: f, Self: m.self, Folder: root, System: system, Tree: m.file("tree-b"), Source: m.source, Note: note}
+	return &Job{Server: t, Archive: f.Archive, Found: f, Self: m.self, Folder: root, System: system, Tree: m.file("tree-b"), Source: m.source, Note: note,
+		PartBlocks: 100, // so that there are several
+	}
 }
 
 // fetch looks and fetches.

@@ -65,7 +65,24 @@ func (j *Job) fill(ctx context.Context, name string, to block.Device, from *sour
 	if !ok {
 		return fmt.Errorf("block index has no file %s", name)
 	}
-	plan, err := j.plan(ctx, file, to)
+	dropCache(to)
+	var part blockindex.Part
+	var err error
+	for n := 0; n < file.Parts() && err == nil; n++ {
+		if err = part.Load(file, n); err == nil {
+			err = j.fillPart(ctx, &part, to, from, online)
+		}
+	}
+	if syncErr := to.Sync(); syncErr != nil && err == nil {
+		err = fmt.Errorf("flush %s: %w", name, syncErr)
+	}
+	return err
+}
+
+// fillPart does so with a part of a file, and does not flush.
+func (j *Job) fillPart(ctx context.Context, part *blockindex.Part, to block.Device, from *source, online bool) error {
+	name := part.File.Name
+	plan, err := j.plan(ctx, part, to)
 	if err != nil {
 		return err
 	}
@@ -74,9 +91,9 @@ func (j *Job) fill(ctx context.Context, name string, to block.Device, from *sour
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			j.note("%s: nothing more is copied from the running system: %v", name, err)
+			j.note("%s: not all is copied that the running system has: %v", part, err)
 		}
-		if err := j.copy(ctx, file, plan, to, from); err != nil {
+		if err := j.copy(ctx, part, plan, to, from); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -86,28 +103,26 @@ func (j *Job) fill(ctx context.Context, name string, to block.Device, from *sour
 	cost := plan.Cost(maxGap, maxRange)
 	switch {
 	case cost.Wanted > 0 && !online:
-		err = errLacking
+		return errLacking
 	case cost.Wanted > 0:
-		err = j.ranges(ctx, file, plan, to, cost.Fetched)
+		return j.ranges(ctx, part, plan, to, cost.Fetched)
 	}
-	if syncErr := to.Sync(); syncErr != nil && err == nil {
-		err = fmt.Errorf("flush %s: %w", name, syncErr)
-	}
-	return err
+	return nil
 }
 
 // errLacking says that the machine does not have all blocks.
 var errLacking = errors.New("not all blocks are here")
 
 // plan finds out what is in place.
-func (j *Job) plan(ctx context.Context, file *blockindex.File, to io.ReaderAt) (*blockindex.Plan, error) {
+func (j *Job) plan(ctx context.Context, part *blockindex.Part, to io.ReaderAt) (*blockindex.Plan, error) {
 	salt := j.head.Release.Salt
-	plan := blockindex.NewPlan(file, salt)
-	dropCache(to)
-	if err := plan.InPlace(ctx, &counted{to, j.step(Checking, file.Name, file.Size)}, salt); err != nil {
-		return nil, fmt.Errorf("%s: look at what is there: %w", file.Name, err)
+	plan := blockindex.NewPlan(part, salt)
+	start, end := part.ByteSpan()
+	if err := plan.InPlace(ctx, &counted{to, j.step(Checking, part.String(), end-start)}, salt); err != nil {
+		return nil, fmt.Errorf("%s: look at what is there: %w", part, err)
 	}
-	kept := file.Blocks() - plan.Cost(0, maxRange).Wanted
+	cost := plan.Cost(0, maxRange)
+	kept := cost.Blocks - cost.Wanted
 	for _, blocks := range plan.Zeros() {
 		kept -= blocks
 	}
@@ -158,12 +173,12 @@ const copyAtOnce = 32
 
 // copy takes the blocks that the machine has. One that is not what its place in
 // the source promised is left to the server.
-func (j *Job) copy(ctx context.Context, file *blockindex.File, plan *blockindex.Plan, to io.WriterAt, from *source) error {
+func (j *Job) copy(ctx context.Context, part *blockindex.Part, plan *blockindex.Plan, to io.WriterAt, from *source) error {
 	cost := plan.Cost(0, maxRange)
 	if cost.Copied == 0 {
 		return nil
 	}
-	s := j.step(Copying, file.Name, int64(cost.Copied)*blockindex.BlockSize)
+	s := j.step(Copying, part.String(), int64(cost.Copied)*blockindex.BlockSize)
 	h := blockindex.NewHasher(j.head.Release.Salt)
 	buffer := make([]byte, copyAtOnce*blockindex.BlockSize)
 	for run := range plan.Copies() {
@@ -176,11 +191,11 @@ func (j *Job) copy(ctx context.Context, file *blockindex.File, plan *blockindex.
 			// A source that cannot be read does not have what it promised.
 			got, _ := from.r.ReadAt(b, int64(run.From+done)*blockindex.BlockSize)
 			for i, sum := range h.All(b) {
-				if (i+1)*blockindex.BlockSize > got || sum != file.Hash(run.To+done+i) {
+				if (i+1)*blockindex.BlockSize > got || sum != part.Hash(run.To+done+i) {
 					plan.Refuse(run.To + done + i)
 					continue
 				}
-				if err := writeBlock(file, run.To+done+i, b[i*blockindex.BlockSize:][:blockindex.BlockSize], to); err != nil {
+				if err := writeBlock(part.File, run.To+done+i, b[i*blockindex.BlockSize:][:blockindex.BlockSize], to); err != nil {
 					return err
 				}
 				j.result.Copied += blockindex.BlockSize

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -33,11 +34,11 @@ func (j *Job) finish(ctx context.Context) error {
 		return fmt.Errorf("system image has the root hash %s after it was fetched again, want %s: the disk does not keep what is written to it", root, want)
 	}
 	if len(j.head.Signature) > 0 {
-		if err := j.keep(archive.SignatureFile, j.head.Signature); err != nil {
+		if err := j.keep(archive.SignatureFile, bytes.NewReader(j.head.Signature)); err != nil {
 			return err
 		}
 	}
-	return j.keep(release.ManifestFile, j.head.Description)
+	return j.keep(release.ManifestFile, bytes.NewReader(j.head.Description))
 }
 
 // tree generates the slot's verity tree from what the slot holds.
@@ -65,30 +66,46 @@ func (j *Job) again(ctx context.Context, got, want verity.Root) error {
 	if !ok {
 		return fmt.Errorf("block index has no file %s", release.ImageFile)
 	}
-	plan, err := j.plan(ctx, file, j.System)
+	wrong, count, err := j.wrong(ctx, file)
 	if err != nil {
 		return err
-	}
-	var wrong []string
-	count := 0
-	for i := range file.Blocks() {
-		if plan.Wanted(i) {
-			if count++; count <= 8 {
-				wrong = append(wrong, fmt.Sprint(i))
-			}
-		}
-	}
-	for first, blocks := range plan.Zeros() {
-		count += blocks
-		wrong = append(wrong, fmt.Sprint(first))
 	}
 	if count == 0 {
 		return fmt.Errorf("system image has the root hash %s, want %s, though each block is as %s says: the release contradicts itself, tell its distributor", got, want, release.IndexFile)
 	}
-	j.note("%d blocks of %d bytes are not what was written (block %s): fetching them once more", count, blockindex.BlockSize, strings.Join(wrong[:min(len(wrong), 8)], ", "))
+	j.note("%d blocks of %d bytes are not what was written (block %s): fetching them once more", count, blockindex.BlockSize, strings.Join(wrong, ", "))
 	if j.Found.Ranges {
 		return j.fill(ctx, release.ImageFile, j.System, nil, true)
 	}
 	_, err = j.stream(ctx)
 	return err
+}
+
+// maxNamed is how many blocks an error names.
+const maxNamed = 8
+
+// wrong counts the blocks of the slot that are not what the index says, and names
+// some of them.
+func (j *Job) wrong(ctx context.Context, file *blockindex.File) (named []string, count int, err error) {
+	dropCache(j.System)
+	var part blockindex.Part
+	for n := range file.Parts() {
+		if err := part.Load(file, n); err != nil {
+			return nil, 0, err
+		}
+		plan, err := j.plan(ctx, &part, j.System)
+		if err != nil {
+			return nil, 0, err
+		}
+		start, end := part.BlockSpan()
+		for i := start; i < end; i++ {
+			if plan.InItsPlace(i) {
+				continue
+			}
+			if count++; count <= maxNamed {
+				named = append(named, fmt.Sprint(i))
+			}
+		}
+	}
+	return named, count, nil
 }

@@ -12,15 +12,15 @@ import (
 )
 
 // ranges fetches the blocks that are wanted, several ranges at a time.
-func (j *Job) ranges(ctx context.Context, file *blockindex.File, plan *blockindex.Plan, to io.WriterAt, total int64) error {
+func (j *Job) ranges(ctx context.Context, part *blockindex.Part, plan *blockindex.Plan, to io.WriterAt, total int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := j.step(Fetching, file.Name, total)
+	s := j.step(Fetching, part.String(), total)
 	todo := make(chan blockindex.Range)
 	var work sync.WaitGroup
 	for range parallel {
 		work.Go(func() {
-			g := newGetter(j, file, to, s)
+			g := newGetter(j, part, to, s)
 			for r := range todo {
 				if err := g.get(ctx, r); err != nil {
 					cancel(err)
@@ -48,7 +48,7 @@ func (j *Job) ranges(ctx context.Context, file *blockindex.File, plan *blockinde
 // under way is lost.
 type getter struct {
 	job     *Job
-	file    *blockindex.File
+	part    *blockindex.Part
 	to      io.WriterAt
 	s       *step
 	packed  []byte // of the member that is arriving
@@ -58,9 +58,9 @@ type getter struct {
 	next    int // member
 }
 
-func newGetter(j *Job, file *blockindex.File, to io.WriterAt, s *step) *getter {
+func newGetter(j *Job, part *blockindex.Part, to io.WriterAt, s *step) *getter {
 	return &getter{
-		job: j, file: file, to: to, s: s, content: make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize),
+		job: j, part: part, to: to, s: s, content: make([]byte, blockindex.MaxMemberBlocks*blockindex.BlockSize),
 		unpack: archive.NewUnpacker(), hasher: blockindex.NewHasher(j.head.Release.Salt),
 	}
 }
@@ -75,15 +75,15 @@ func (g *getter) get(ctx context.Context, r blockindex.Range) error {
 	g.next = r.First
 	end := r.Offset + r.Size
 	for try := 0; ; try++ {
-		at, _ := g.file.Member(g.next)
+		at, _ := g.part.Member(g.next)
 		g.packed = g.packed[:0]
 		err := g.job.read(ctx, g, at, end-at)
 		if err == nil && g.next != r.First+r.Members {
-			err = fmt.Errorf("%s: %d members arrived, want %d", g.file.Name, g.next-r.First, r.Members)
+			err = fmt.Errorf("%s: %d members arrived, want %d", g.part.File.Name, g.next-r.First, r.Members)
 		}
 		if err == nil {
-			first, _ := g.file.Content(r.First)
-			last, n := g.file.Content(g.next - 1)
+			first, _ := g.part.File.Content(r.First)
+			last, n := g.part.File.Content(g.next - 1)
 			startWriting(g.to, first, last+int64(n)-first)
 		}
 		if !errors.Is(err, errDamaged) || try == 1 {
@@ -97,7 +97,7 @@ func (g *getter) get(ctx context.Context, r blockindex.Range) error {
 func (g *getter) Write(p []byte) (int, error) {
 	taken := 0
 	for taken < len(p) {
-		_, size := g.file.Member(g.next)
+		_, size := g.part.Member(g.next)
 		n := min(size-len(g.packed), len(p)-taken)
 		g.packed = append(g.packed, p[taken:taken+n]...)
 		taken += n
@@ -116,17 +116,18 @@ func (g *getter) Write(p []byte) (int, error) {
 
 // member takes one member that has arrived.
 func (g *getter) member(i int) error {
-	at, n := g.file.Content(i)
+	name := g.part.File.Name
+	at, n := g.part.File.Content(i)
 	content := g.content[:n]
 	err := g.unpack.Member(content, g.packed)
 	if err == nil {
-		err = g.file.Check(i, content, g.hasher)
+		err = g.part.Check(i, content, g.hasher)
 	}
 	if err != nil {
-		return fmt.Errorf("%s, bytes %d to %d: %w: %w", g.file.Name, at, at+int64(n)-1, errDamaged, err)
+		return fmt.Errorf("%s, bytes %d to %d: %w: %w", name, at, at+int64(n)-1, errDamaged, err)
 	}
 	if _, err := g.to.WriteAt(content, at); err != nil {
-		return fmt.Errorf("%s: write %d bytes at byte %d: %w", g.file.Name, n, at, err)
+		return fmt.Errorf("%s: write %d bytes at byte %d: %w", name, n, at, err)
 	}
 	return nil
 }

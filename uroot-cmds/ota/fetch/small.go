@@ -222,8 +222,8 @@ func (r *rereader) ReadAt(p []byte, off int64) (int, error) {
 
 // fetchIndex brings the block index. Whatever arrived of it is kept.
 func (j *Job) fetchIndex(ctx context.Context) error {
-	if ok, err := j.loadIndex(); ok || err != nil {
-		return err
+	if j.openIndex() == nil {
+		return nil // else it is not there, or damaged, and fetched again
 	}
 	place, ok := j.head.Place(release.IndexFile)
 	if !ok {
@@ -243,27 +243,29 @@ func (j *Job) fetchIndex(ctx context.Context) error {
 	}
 }
 
-// loadIndex reads the index that is there already.
-func (j *Job) loadIndex() (bool, error) {
-	want, _ := j.head.Release.File(release.IndexFile)
+// openIndex opens the folder's index, if it is the release's.
+func (j *Job) openIndex() error {
 	f, err := j.Folder.Open(release.IndexFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer f.Close()
-	raw := make([]byte, want.Size)
-	if _, err := io.ReadFull(f, raw); err != nil {
-		return false, nil // too short: it is fetched again
+	info, err := f.Stat()
+	if err == nil {
+		var index *blockindex.Index
+		if index, err = j.head.Index(io.NewSectionReader(f, 0, info.Size()), j.PartBlocks); err == nil {
+			j.closeIndex()
+			j.index, j.opened = index, f
+			return nil
+		}
 	}
-	index, err := j.head.Index(raw)
-	if err != nil {
-		return false, nil // damaged: likewise
+	return errors.Join(err, f.Close())
+}
+
+func (j *Job) closeIndex() {
+	if j.opened != nil {
+		_ = j.opened.Close() // it was only read
+		j.opened = nil
 	}
-	j.index = index
-	return true, nil
 }
 
 // appended writes what arrives behind what is there.
@@ -315,23 +317,15 @@ func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
 // keepIndex reads the index and puts it into the folder.
 func (j *Job) keepIndex(content io.Reader) error {
 	want, _ := j.head.Release.File(release.IndexFile)
-	raw := make([]byte, want.Size)
-	if _, err := io.ReadFull(content, raw); err != nil {
+	limited := &io.LimitedReader{R: content, N: want.Size + 1} // to its end, where its SHA-256 is compared
+	if err := j.keep(release.IndexFile, limited); err != nil {
 		return err
 	}
-	if n, err := content.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s does not end where it should: %w", release.IndexFile, err)
-	}
-	if err := j.keep(release.IndexFile, raw); err != nil {
-		return err
-	}
-	index, err := j.head.Index(raw)
-	j.index = index
-	return err
+	return j.openIndex()
 }
 
 // keep puts a file into the folder.
-func (j *Job) keep(name string, content []byte) error {
+func (j *Job) keep(name string, content io.Reader) error {
 	f, err := j.create(name + partial)
 	if err != nil {
 		return err
@@ -340,8 +334,8 @@ func (j *Job) keep(name string, content []byte) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	if _, err := f.Write(content); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+	if _, err := io.Copy(f, content); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return j.settle(f, name+partial, name)
 }

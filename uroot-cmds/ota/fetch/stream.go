@@ -35,8 +35,8 @@ func (j *Job) byStream(ctx context.Context) error {
 // isHere reports whether an earlier try has left everything, or the machine can
 // copy what is missing.
 func (j *Job) isHere(ctx context.Context) (bool, error) {
-	if ok, err := j.loadIndex(); !ok || err != nil {
-		return false, err
+	if j.openIndex() != nil {
+		return false, nil
 	}
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
 		if ok, err := j.whole(name); !ok || err != nil {
@@ -154,6 +154,10 @@ func (j *Job) streamImage(ctx context.Context, content io.Reader) error {
 	if !ok {
 		return fmt.Errorf("block index has no file %s", release.ImageFile)
 	}
+	var part blockindex.Part
+	if err := part.Load(file, 0); err != nil {
+		return err
+	}
 	h := blockindex.NewHasher(j.head.Release.Salt)
 	buffer := make([]byte, copyAtOnce*blockindex.BlockSize)
 	for at, flushed := int64(0), int64(0); ; {
@@ -171,7 +175,11 @@ func (j *Job) streamImage(ctx context.Context, content io.Reader) error {
 			return err
 		}
 		for i, sum := range h.All(buffer[:n]) {
-			if block := int(at/blockindex.BlockSize) + i; sum != file.Hash(block) {
+			block := int(at/blockindex.BlockSize) + i
+			if err := part.Reach(block); err != nil {
+				return err
+			}
+			if sum != part.Hash(block) {
 				return fmt.Errorf("%s: block %d: %w", file.Name, block, errDamaged)
 			}
 		}
