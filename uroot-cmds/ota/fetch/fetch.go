@@ -128,21 +128,27 @@ func (j *Job) byRanges(ctx context.Context) error {
 	if err := j.fetchIndex(ctx); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name  string
-		check func() error
-	}{{release.UKIFile, j.checkUKI}, {release.BootManagerFile, nil}} {
-		if err := j.smallFile(ctx, f.name, f.check); err != nil {
-			return err
-		}
+	small, err := j.smallFiles(ctx)
+	if err != nil {
+		return err
 	}
-	return j.fill(ctx, release.ImageFile, j.System, j.imageSource(), true)
+	// Their digests take one core for a while, in which the image arrives.
+	compared := make(chan error, 1)
+	go func() { compared <- j.compare(small) }()
+	err = j.fill(ctx, release.ImageFile, j.System, j.imageSource(), true)
+	if compareErr := <-compared; err == nil {
+		err = compareErr
+	}
+	if err != nil {
+		return err
+	}
+	return j.refill(ctx, small)
 }
 
 // checkUKI refuses a UKI of another key as soon as it is there, before the image
-// is fetched.
-func (j *Job) checkUKI() error {
-	f, err := j.Folder.Open(release.UKIFile)
+// is fetched. name is its name so far.
+func (j *Job) checkUKI(name string) error {
+	f, err := j.Folder.Open(name)
 	if err != nil {
 		return err
 	}

@@ -310,6 +310,59 @@ func TestForgetfulDisk(t *testing.T) {
 	}
 }
 
+// A small file that the disk did not keep is fetched once more; a release that contradicts itself is refused.
+func TestForgetfulFolder(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	m := newMachine(t, w.old)
+	f, tr, err := m.look(t.Context(), s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := m.job(tr, f, nil)
+	if j.head, err = f.head(m.self); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.fetchIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer j.closeIndex()
+	all, err := j.smallFiles(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		part, err := os.OpenFile(filepath.Join(m.dir, "folder", s.at), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := part.WriteAt([]byte("damage"), 10); err != nil || part.Close() != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.compare(all); err != nil || all[0].good || all[1].good || strings.Contains(" "+m.names(), " "+release.UKIFile+" ") {
+		t.Fatalf("what is damaged has its name: %s, %v", m.names(), err)
+	}
+	if err := j.refill(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		if ok, err := j.whole(s.name); !ok || err != nil {
+			t.Errorf("%s is as it should be: %v, %v", s.name, ok, err)
+		}
+	}
+	// Each block right, and the whole wrong.
+	all[0].good, all[0].at = false, release.UKIFile+partial
+	for i := range j.head.Release.Files {
+		if file := &j.head.Release.Files[i]; file.Name == release.UKIFile {
+			file.SHA256 = bytes.Repeat([]byte{1}, 32)
+		}
+	}
+	if err := j.refill(t.Context(), all); err == nil || !strings.Contains(err.Error(), "contradicts itself") {
+		t.Errorf("a release that contradicts itself: %v", err)
+	}
+}
+
 // forgetful writes another content to a block, the first time or always.
 type forgetful struct {
 	block.Device

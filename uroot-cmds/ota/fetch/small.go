@@ -114,50 +114,95 @@ func (j *Job) matches(f *os.File, name string) (bool, error) {
 	return bytes.Equal(sum.Sum(nil), want.SHA256), nil
 }
 
-// smallFile brings a file that is described in the index into the folder.
-func (j *Job) smallFile(ctx context.Context, name string, check func() error) error {
-	done, err := j.whole(name)
-	if err != nil {
-		return err
-	}
-	if !done {
-		if err := j.fillSmall(ctx, name); err != nil {
-			return err
-		}
-	}
-	if check != nil {
-		return check()
-	}
-	return nil
+// A small file is one that goes into the folder.
+type small struct {
+	name string
+	at   string // its name so far
+	good bool   // it is what release.json says
 }
 
-func (j *Job) fillSmall(ctx context.Context, name string) error {
+// smallFiles brings the files that go into the folder, as far as their blocks go.
+func (j *Job) smallFiles(ctx context.Context) ([]*small, error) {
+	var all []*small
+	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
+		s := &small{name: name, at: name}
+		var err error
+		if s.good, err = j.whole(name); err != nil {
+			return nil, err
+		}
+		if !s.good {
+			s.at = name + partial
+			if err := j.fillSmall(ctx, name, j.runningUKI(name)); err != nil {
+				return nil, err
+			}
+		}
+		if name == release.UKIFile {
+			if err := j.checkUKI(s.at); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// fillSmall makes all blocks of a file right.
+func (j *Job) fillSmall(ctx context.Context, name string, from *source) error {
 	want, _ := j.head.Release.File(name)
 	f, err := j.create(name + partial)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // a second time, where it was settled
+	defer f.Close() // flushed
 	if err := f.Truncate(want.Size); err != nil {
 		return err
 	}
-	from := j.runningUKI(name)
-	for try := 0; ; try++ {
-		if err := j.fill(ctx, name, f, from, true); err != nil {
-			return err
+	return j.fill(ctx, name, f, from, true)
+}
+
+// compare gives the files that are as release.json says their names.
+func (j *Job) compare(all []*small) error {
+	for _, s := range all {
+		if s.good {
+			continue
 		}
-		good, err := j.matches(f, name)
+		f, err := j.create(s.at)
 		if err != nil {
 			return err
 		}
-		if good {
-			return j.settle(f, name+partial, name)
+		if s.good, err = j.matches(f, s.name); err == nil && s.good {
+			err = j.settle(f, s.at, s.name)
 		}
-		if try == 1 {
-			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", name, release.ManifestFile, release.IndexFile)
+		_ = f.Close() // a second time, where it was settled
+		if err != nil {
+			return err
 		}
-		from = nil
 	}
+	return nil
+}
+
+// refill fetches what is not as release.json says once more, and copies nothing.
+func (j *Job) refill(ctx context.Context, all []*small) error {
+	for _, s := range all {
+		if s.good {
+			continue
+		}
+		if err := j.fillSmall(ctx, s.name, nil); err != nil {
+			return err
+		}
+		if err := j.compare([]*small{s}); err != nil {
+			return err
+		}
+		if !s.good {
+			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", s.name, release.ManifestFile, release.IndexFile)
+		}
+		if s.name == release.UKIFile {
+			if err := j.checkUKI(s.name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // runningUKI is what blocks of the new UKI can be copied from.

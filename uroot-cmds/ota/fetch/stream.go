@@ -43,7 +43,7 @@ func (j *Job) isHere(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	if err := j.checkUKI(); err != nil {
+	if err := j.checkUKI(release.UKIFile); err != nil {
 		return false, err
 	}
 	err := j.fill(ctx, release.ImageFile, j.System, j.imageSource(), false)
@@ -124,7 +124,7 @@ func (j *Job) streamFile(ctx context.Context, f release.File, content io.Reader)
 		return err
 	}
 	if f.Name == release.UKIFile {
-		return j.checkUKI()
+		return j.checkUKI(release.UKIFile)
 	}
 	return nil
 }
