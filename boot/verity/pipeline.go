@@ -115,8 +115,15 @@ func (h *hasher) sum(dst *Root, block []byte) { h.h.Sum((*[digestSize]byte)(dst)
 // sums writes the digests of all blocks to dst and zeros behind them, which
 // makes dst a hash block.
 func (h *hasher) sums(dst *[BlockSize]byte, blocks []byte) {
-	h.h.SumAll(dst[:], blocks)
-	clear(dst[len(blocks)/BlockSize*digestSize:])
+	clear(dst[len(h.appendSums(dst[:0], blocks)):])
+}
+
+// appendSums appends the digests of all blocks to dst, which has room.
+func (h *hasher) appendSums(dst, blocks []byte) []byte {
+	n := len(dst)
+	dst = dst[:n+len(blocks)/BlockSize*digestSize]
+	h.h.SumAll(dst[n:], blocks)
+	return dst
 }
 
 // readFull reads len(b) bytes at off. An early end is never io.EOF, which

@@ -21,6 +21,9 @@ type Hasher struct {
 	// The two messages: salt, block, and the padding of FIPS 180-4, section
 	// 5.1.1, of which only the block ever changes. Empty without the extensions.
 	messages [2][]byte
+	// Between these offsets of the message there is nothing but the block, which is
+	// hashed where it lies.
+	from, to int
 }
 
 // New returns a hasher of blocks of size bytes behind a salt.
@@ -37,6 +40,11 @@ func New(salt []byte, size int) *Hasher {
 		m[used] = 0x80
 		binary.BigEndian.PutUint64(m[len(m)-length:], uint64(used)*8)
 		h.messages[i] = m
+	}
+	const piece = sha256.BlockSize
+	h.from, h.to = (len(salt)+piece-1)/piece*piece, used/piece*piece
+	if h.from >= h.to {
+		h.from, h.to = len(h.messages[0]), len(h.messages[0])
 	}
 	return h
 }
@@ -66,13 +74,28 @@ func (h *Hasher) SumAll(dst, blocks []byte) {
 var initial = [8]uint32{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}
 
 func (h *Hasher) sumTwo(dst *[2 * sha256.Size]byte, a, b []byte) {
-	copy(h.messages[0][len(h.salt):], a)
-	copy(h.messages[1][len(h.salt):], b)
+	one, two := h.messages[0], h.messages[1]
+	start := len(h.salt)
+	copy(one[start:h.from], a)
+	copy(two[start:h.from], b)
 	state := [2][8]uint32{initial, initial}
-	compressTwo(&state, &h.messages[0][0], &h.messages[1][0], len(h.messages[0])/sha256.BlockSize)
+	compressAll(&state, one[:h.from], two[:h.from])
+	if h.to < len(one) {
+		compressAll(&state, a[h.from-start:h.to-start], b[h.from-start:h.to-start])
+		copy(one[h.to:], a[h.to-start:])
+		copy(two[h.to:], b[h.to-start:])
+		compressAll(&state, one[h.to:], two[h.to:])
+	}
 	for i, words := range state {
 		for j, w := range words {
 			binary.BigEndian.PutUint32(dst[i*sha256.Size+4*j:], w)
 		}
+	}
+}
+
+// compressAll takes whole message blocks, as many of one as of the other.
+func compressAll(state *[2][8]uint32, a, b []byte) {
+	if len(a) > 0 {
+		compressTwo(state, &a[0], &b[0], len(a)/sha256.BlockSize)
 	}
 }
