@@ -51,7 +51,7 @@ var (
 // UsualPart, and r, from which the parts are read again when they are asked for.
 func Open(r *io.SectionReader, sum []byte, places []Place, partBlocks int) (*Index, error) {
 	total := sha256.New()
-	in := bufio.NewReader(io.TeeReader(io.NewSectionReader(r, 0, r.Size()), total))
+	in := bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(r, 0, r.Size()), total), 64<<10)
 	x, err := open(in, r, places, partBlocks)
 	// Whatever is wrong with it, an index that nobody has signed is that first.
 	if _, readErr := io.Copy(io.Discard, in); readErr != nil {
