@@ -279,7 +279,7 @@ $(OUT)/booster.stamp: | $(OUT)/tools.stamp
 	@touch $@
 
 # ROWS=1,4 measures only these; RUNS=9 makes the medians better; GROWTH=no leaves out
-# how the costs grow with the image, which takes 52 GB of disk. The results are
+# how the costs grow with the image, which takes 59 GB of disk. The results are
 # $(OUT)/bench/bench.json, and as a picture bench.svg.
 ROWS ?=
 GROWTH ?=

@@ -188,7 +188,7 @@ func (b *bench) measure(ctx context.Context, report *measure.Report, o *options,
 
 // growthRoom is what the images of up to 4 GiB and all that is made of them take, in
 // bytes.
-const growthRoom = 48 << 30
+const growthRoom = 55 << 30
 
 // fits refuses a disk that would be full in the middle of it all.
 func (b *bench) fits(o *options) error {
