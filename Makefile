@@ -208,9 +208,7 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 	@touch $@
 
 .PHONY: test
-test: tools lint unit ## everything CI runs
-	@$(MAKE) --no-print-directory -j2 container-test fuzz
-	@$(MAKE) --no-print-directory boot-test
+test: tools lint unit container-test fuzz boot-test ## everything CI runs
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp ## gofmt, go vet, staticcheck

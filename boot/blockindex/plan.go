@@ -263,9 +263,6 @@ func readFull(r io.ReaderAt, b []byte, at int64) error {
 // not what it was said to be: it comes from the archive.
 func (p *Plan) Refuse(block int) { p.from[block-p.start] = fromArchive }
 
-// Wanted reports whether a block comes from the archive.
-func (p *Plan) Wanted(block int) bool { return p.from[block-p.start] == fromArchive }
-
 // InItsPlace reports whether the destination holds a block already.
 func (p *Plan) InItsPlace(block int) bool { return p.from[block-p.start] == inPlace }
 

@@ -111,8 +111,8 @@ func (w *world) wanted(t *testing.T, part *Part, plan *Plan, got []byte) map[int
 			wanted[i] = true
 			copy(got[i*BlockSize:], b)
 		}
-		if plan.Wanted(i) != wanted[i] {
-			t.Fatalf("block %d of %d: Wanted = %v", i, w.file.Blocks(), plan.Wanted(i))
+		if got := plan.from[i-start] == fromArchive; got != wanted[i] {
+			t.Fatalf("block %d of %d is wanted: %v", i, w.file.Blocks(), got)
 		}
 	}
 	return wanted

@@ -21,7 +21,7 @@ const (
 // chunk is the unit of work: the blocks below one hash block.
 type chunk struct {
 	index  uint64
-	blocks []byte          // the blocks below, as read
+	blocks []byte          // room for the blocks below, of which Generate uses the start
 	above  [BlockSize]byte // the hash block: computed, or read to be compared with
 	digest Root            // of above, where computed
 	err    error

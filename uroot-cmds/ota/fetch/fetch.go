@@ -49,7 +49,8 @@ const (
 	Verifying Phase = "verifying" // building the verity tree
 )
 
-// Progress is how far a phase of a file is, in bytes.
+// Progress is how far a phase of a file is, in bytes; of one that is dealt with in
+// parts, a phase of the part that File names.
 type Progress struct {
 	Phase   Phase  `json:"phase"`
 	File    string `json:"file"`
@@ -133,11 +134,19 @@ func (j *Job) byRanges(ctx context.Context) error {
 		return err
 	}
 	// Their digests take one core for a while, in which the image arrives.
+	filling, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	compared := make(chan error, 1)
-	go func() { compared <- j.compare(small) }()
-	err = j.fill(ctx, release.ImageFile, j.System, j.imageSource(), true)
-	if compareErr := <-compared; err == nil {
-		err = compareErr
+	go func() {
+		err := j.compare(small)
+		if err != nil {
+			cancel(err)
+		}
+		compared <- err
+	}()
+	err = j.fill(filling, release.ImageFile, j.System, j.imageSource(), true)
+	if compareErr := <-compared; compareErr != nil {
+		return compareErr
 	}
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -310,8 +311,46 @@ func TestForgetfulDisk(t *testing.T) {
 	}
 }
 
-// A small file that the disk did not keep is fetched once more; a release that contradicts itself is refused.
+// A UKI that the disk did not keep is fetched once more.
 func TestForgetfulFolder(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	m := newMachine(t, w.old)
+	m.source = nil
+	next, _ := w.new.Head.Place(release.BootManagerFile)
+	damaged := 0
+	s.hook(func(_ http.ResponseWriter, r *http.Request) bool {
+		// When the boot manager is asked for, all blocks of the UKI are there.
+		if strings.HasPrefix(r.Header.Get("Range"), fmt.Sprintf("bytes=%d-", next.Offset)) {
+			damaged++
+			m.damage(release.UKIFile+partial, 10)
+		}
+		return false
+	})
+	if _, err := m.fetch(t.Context(), s.URL); err != nil {
+		t.Fatal(err)
+	}
+	m.has(w.new)
+	if damaged != 1 {
+		t.Errorf("the UKI was damaged %d times", damaged)
+	}
+}
+
+// damage changes a file of the folder.
+func (m *machine) damage(name string, at int64) {
+	f, err := os.OpenFile(filepath.Join(m.dir, "folder", name), os.O_RDWR, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte("damage"), at)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		m.t.Error(err)
+	}
+}
+
+// What is wrong with a small file is not taken for its key's fault, nor is it put in
+// its place; and a release that contradicts itself is refused.
+func TestSmallDamaged(t *testing.T) {
 	w := newWorld(t)
 	s := serve(t, w.site, true)
 	m := newMachine(t, w.old)
@@ -327,38 +366,34 @@ func TestForgetfulFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer j.closeIndex()
-	all, err := j.smallFiles(t.Context())
-	if err != nil {
+	uki := &small{name: release.UKIFile, at: release.UKIFile + partial}
+	if err := j.fillSmall(t.Context(), uki.name, nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range all {
-		part, err := os.OpenFile(filepath.Join(m.dir, "folder", s.at), os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := part.WriteAt([]byte("damage"), 10); err != nil || part.Close() != nil {
-			t.Fatal(err)
-		}
+	m.damage(uki.at, 0) // no PE file any more
+	if err := j.checkUKI(uki.at); err == nil {
+		t.Fatal("the damage harms nothing")
 	}
-	if err := j.compare(all); err != nil || all[0].good || all[1].good || strings.Contains(" "+m.names(), " "+release.UKIFile+" ") {
-		t.Fatalf("what is damaged has its name: %s, %v", m.names(), err)
+	if err := j.compare([]*small{uki}); err != nil || uki.good {
+		t.Errorf("what is damaged is good: %v, %v", uki.good, err)
 	}
-	if err := j.refill(t.Context(), all); err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(filepath.Join(m.dir, "folder", uki.name)); err == nil {
+		t.Error("what is damaged has its name")
 	}
-	for _, s := range all {
-		if ok, err := j.whole(s.name); !ok || err != nil {
-			t.Errorf("%s is as it should be: %v, %v", s.name, ok, err)
-		}
+	if err := j.judgeUKI(t.Context(), uki); err != nil || !uki.good {
+		t.Errorf("after the UKI was fetched once more: %v, %v", uki.good, err)
+	}
+	if ok, err := j.whole(uki.name); !ok || err != nil {
+		t.Errorf("the UKI is there: %v, %v", ok, err)
 	}
 	// Each block right, and the whole wrong.
-	all[0].good, all[0].at = false, release.UKIFile+partial
 	for i := range j.head.Release.Files {
-		if file := &j.head.Release.Files[i]; file.Name == release.UKIFile {
+		if file := &j.head.Release.Files[i]; file.Name == uki.name {
 			file.SHA256 = bytes.Repeat([]byte{1}, 32)
 		}
 	}
-	if err := j.refill(t.Context(), all); err == nil || !strings.Contains(err.Error(), "contradicts itself") {
+	uki.good = false
+	if err := j.refill(t.Context(), []*small{uki}); err == nil || !strings.Contains(err.Error(), "contradicts itself") {
 		t.Errorf("a release that contradicts itself: %v", err)
 	}
 }

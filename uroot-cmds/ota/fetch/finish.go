@@ -81,7 +81,7 @@ func (j *Job) again(ctx context.Context, got, want verity.Root) error {
 	return err
 }
 
-// maxNamed is how many blocks an error names.
+// maxNamed is how many blocks are named.
 const maxNamed = 8
 
 // wrong counts the blocks of the slot that are not what the index says, and names

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -137,13 +138,26 @@ func (j *Job) smallFiles(ctx context.Context) ([]*small, error) {
 			}
 		}
 		if name == release.UKIFile {
-			if err := j.checkUKI(s.at); err != nil {
+			if err := j.judgeUKI(ctx, s); err != nil {
 				return nil, err
 			}
 		}
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// judgeUKI checks the UKI's key. What is said of a UKI that the disk did not keep
+// means nothing: that one is fetched once more.
+func (j *Job) judgeUKI(ctx context.Context, s *small) error {
+	err := j.checkUKI(s.at)
+	if err == nil || s.good {
+		return err
+	}
+	if compareErr := j.compare([]*small{s}); compareErr != nil || s.good {
+		return cmp.Or(compareErr, err)
+	}
+	return j.refill(ctx, []*small{s})
 }
 
 // fillSmall makes all blocks of a file right.
@@ -353,10 +367,22 @@ func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
 	if err != nil {
 		return err
 	}
-	if err := j.keepIndex(content); err != nil {
-		return fmt.Errorf("%w: %w", errDamaged, err)
+	if err := j.keepIndex(fallible{content}); err != nil {
+		return err
 	}
 	return j.Folder.Remove(release.IndexFile + packed)
+}
+
+// fallible marks what is wrong with what it reads as damage on the way.
+type fallible struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (f fallible) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return n, err
 }
 
 // keepIndex reads the index and puts it into the folder.
@@ -366,7 +392,10 @@ func (j *Job) keepIndex(content io.Reader) error {
 	if err := j.keep(release.IndexFile, limited); err != nil {
 		return err
 	}
-	return j.openIndex()
+	if err := j.openIndex(); err != nil {
+		return fmt.Errorf("%s, as it was kept: %w", release.IndexFile, err)
+	}
+	return nil
 }
 
 // keep puts a file into the folder.
@@ -380,7 +409,7 @@ func (j *Job) keep(name string, content io.Reader) error {
 		return err
 	}
 	if _, err := io.Copy(f, content); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return err
 	}
 	return j.settle(f, name+partial, name)
 }
