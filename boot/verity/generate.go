@@ -49,16 +49,11 @@ func Generate(ctx context.Context, data io.ReaderAt, p Params, hash io.WriterAt,
 
 func generateLeaves(ctx context.Context, data io.ReaderAt, p Params, t *tree, progress func(int64)) error {
 	work := func(h *hasher, c *chunk) {
-		above := c.above[:0]
-		for done := 0; done < len(c.blocks); done += readSize {
-			b := c.blocks[:min(readSize, len(c.blocks)-done)] // the same memory again, which the core's cache has
-			if c.err = readFull(data, b, int64(c.index)*chunkSize+int64(done), "data"); c.err != nil {
-				return
-			}
-			above = h.appendSums(above, b)
+		c.err = readFull(data, c.blocks, int64(c.index)*chunkSize, "data")
+		if c.err == nil {
+			h.sums(&c.above, c.blocks)
+			h.sum(&c.digest, c.above[:])
 		}
-		clear(c.above[len(above):])
-		h.sum(&c.digest, c.above[:])
 	}
 	collect := func(c *chunk) error {
 		if err := t.emit(0, c.above[:], &c.digest); err != nil {
@@ -74,10 +69,6 @@ func generateLeaves(ctx context.Context, data io.ReaderAt, p Params, t *tree, pr
 	}
 	return t.finish()
 }
-
-// readSize is how much is read and hashed at once: 64 KiB, which a core's own
-// cache holds.
-const readSize = 16 * BlockSize
 
 // writeSize is how much of a level is gathered before it is written.
 const writeSize = 16 * BlockSize

@@ -21,7 +21,7 @@ const (
 // chunk is the unit of work: the blocks below one hash block.
 type chunk struct {
 	index  uint64
-	blocks []byte          // room for the blocks below, of which Generate uses the start
+	blocks []byte          // the blocks below, as read
 	above  [BlockSize]byte // the hash block: computed, or read to be compared with
 	digest Root            // of above, where computed
 	err    error
@@ -115,15 +115,8 @@ func (h *hasher) sum(dst *Root, block []byte) { h.h.Sum((*[digestSize]byte)(dst)
 // sums writes the digests of all blocks to dst and zeros behind them, which
 // makes dst a hash block.
 func (h *hasher) sums(dst *[BlockSize]byte, blocks []byte) {
-	clear(dst[len(h.appendSums(dst[:0], blocks)):])
-}
-
-// appendSums appends the digests of all blocks to dst, which has room.
-func (h *hasher) appendSums(dst, blocks []byte) []byte {
-	n := len(dst)
-	dst = dst[:n+len(blocks)/BlockSize*digestSize]
-	h.h.SumAll(dst[n:], blocks)
-	return dst
+	h.h.SumAll(dst[:], blocks)
+	clear(dst[len(blocks)/BlockSize*digestSize:])
 }
 
 // readFull reads len(b) bytes at off. An early end is never io.EOF, which
