@@ -10,9 +10,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 // What the disk did not keep is named and fetched once more; then it is an
@@ -63,6 +65,47 @@ func TestForgetfulFolder(t *testing.T) {
 	m.has(w.new)
 	if damaged != 1 {
 		t.Errorf("the UKI was damaged %d times", damaged)
+	}
+}
+
+// A small file that cannot be put in its place ends the fetch, whatever becomes of
+// the image, and nothing is said to be there.
+func TestSmallStuck(t *testing.T) {
+	w := newWorld(t)
+	s := serve(t, w.site, true)
+	m := newMachine(t, w.old)
+	m.source = nil
+	next, _ := w.new.Head.Place(release.BootManagerFile)
+	image, _ := w.new.Head.Place(release.ImageFile)
+	s.hook(func(_ http.ResponseWriter, r *http.Request) bool {
+		var from int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err != nil {
+			t.Error(err)
+		}
+		if from == next.Offset {
+			if err := os.MkdirAll(filepath.Join(m.dir, "folder", release.UKIFile, "in the way"), 0o700); err != nil {
+				t.Error(err)
+			}
+		}
+		if from < image.Offset {
+			return false
+		}
+		<-r.Context().Done() // the image never comes, and is not waited for
+		return true
+	})
+	f, _, err := m.look(t.Context(), s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	patient, err := server.New(s.URL, server.Options{Window: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = m.job(patient, f, nil).Run(t.Context()); err == nil || !strings.Contains(err.Error(), release.UKIFile) {
+		t.Errorf("the UKI's name is taken: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(m.dir, "folder", release.ManifestFile)); err == nil {
+		t.Error("the release is said to be there")
 	}
 }
 

@@ -124,7 +124,10 @@ func (j *Job) Run(ctx context.Context) (Result, error) {
 	return j.result, err
 }
 
-// byRanges fetches only what the machine lacks.
+// byRanges fetches only what the machine lacks. Cut at any point, each small file is
+// either a part, whose blocks are compared again, or has its name and the right
+// SHA-256; the image is compared by blocks; and nothing counts before release.json is
+// there, which comes last.
 func (j *Job) byRanges(ctx context.Context) error {
 	if err := j.fetchIndex(ctx); err != nil {
 		return err

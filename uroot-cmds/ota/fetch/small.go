@@ -186,6 +186,7 @@ func (j *Job) compare(all []*small) error {
 		}
 		if s.good, err = j.matches(f, s.name); err == nil && s.good {
 			err = j.settle(f, s.at, s.name)
+			s.at = s.name
 		}
 		_ = f.Close() // a second time, where it was settled
 		if err != nil {
@@ -201,6 +202,7 @@ func (j *Job) refill(ctx context.Context, all []*small) error {
 		if s.good {
 			continue
 		}
+		s.at = s.name + partial
 		if err := j.fillSmall(ctx, s.name, nil); err != nil {
 			return err
 		}
@@ -211,7 +213,7 @@ func (j *Job) refill(ctx context.Context, all []*small) error {
 			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", s.name, release.ManifestFile, release.IndexFile)
 		}
 		if s.name == release.UKIFile {
-			if err := j.checkUKI(s.name); err != nil {
+			if err := j.checkUKI(s.at); err != nil {
 				return err
 			}
 		}
