@@ -157,6 +157,13 @@ func TestInitrdRefused(t *testing.T) {
 			t.Errorf("%s: found %+v", name, c)
 		}
 	}
+	// One of a directory, as ours starts, and then 4 GiB of a name.
+	long := write(cpio.Directory("halogen", 0o755), cpio.StaticFile(Path, string(text), 0o444))
+	second := bytes.LastIndex(long, []byte("070701"))
+	copy(long[second+6+11*8:], "FFFFFFFF")
+	if _, err := FromInitrd(long); err == nil || !strings.Contains(err.Error(), "FFFFFFFF") {
+		t.Errorf("a name of 4 GiB: %v", err)
+	}
 }
 
 func FuzzParse(f *testing.F) {

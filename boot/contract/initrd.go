@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 
 	"github.com/u-root/u-root/pkg/cpio"
 )
@@ -13,11 +14,7 @@ import (
 // FromInitrd returns the contract of a UKI's .initrd section: the first file
 // of its first archive. Nothing is decompressed and nothing else is read.
 func FromInitrd(initrd []byte) (*Contract, error) {
-	records := cpio.Newc.Reader(bytes.NewReader(initrd))
-	rec, err := records.ReadRecord()
-	for err == nil && rec.Mode&cpio.S_IFMT == cpio.S_IFDIR {
-		rec, err = records.ReadRecord()
-	}
+	rec, err := firstFile(initrd)
 	if err != nil {
 		return nil, fmt.Errorf("read first file of the initramfs: %w", err)
 	}
@@ -32,6 +29,38 @@ func FromInitrd(initrd []byte) (*Contract, error) {
 		return nil, fmt.Errorf("read %s from the initramfs: %w", Path, err)
 	}
 	return Parse(text)
+}
+
+// firstFile returns the first record that is not a directory's.
+func firstFile(initrd []byte) (cpio.Record, error) {
+	records := cpio.Newc.Reader(bytes.NewReader(initrd))
+	for at := int64(0); ; {
+		if err := nameFits(initrd, at); err != nil {
+			return cpio.Record{}, err
+		}
+		rec, err := records.ReadRecord()
+		if err != nil || rec.Mode&cpio.S_IFMT != cpio.S_IFDIR {
+			return rec, err
+		}
+		at = (rec.FilePos + int64(rec.FileSize) + 3) &^ 3
+	}
+}
+
+// nameFits refuses a record that says that its name is longer than the archive:
+// the reader would ask for that much memory, up to 4 GiB. The length is the
+// twelfth number of the header, each of eight hexadecimal digits behind the six
+// of the magic (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+func nameFits(initrd []byte, at int64) error {
+	const start, end = 6 + 11*8, 6 + 12*8
+	size := int64(len(initrd))
+	if at >= size || size-at < end {
+		return io.ErrUnexpectedEOF
+	}
+	length, err := strconv.ParseUint(string(initrd[at+start:at+end]), 16, 32)
+	if err != nil || int64(length) > size-at {
+		return fmt.Errorf("the record at byte %d has a name of 0x%q bytes, and the archive ends at %d", at, initrd[at+start:at+end], size)
+	}
+	return nil
 }
 
 // Archive returns the uncompressed cpio archive that an initramfs starts with:
