@@ -6,10 +6,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"slices"
 
 	"github.com/smallstep/pkcs7"
 )
@@ -46,6 +50,81 @@ func split(content []byte) (plain, signature []byte, err error) {
 	return rest[:at], rest[at:], nil
 }
 
+// A message is the PKCS #7 message of a detached signature, all of it (RFC
+// 5652, sections 3 and 5.1).
+type message struct {
+	Type   asn1.ObjectIdentifier
+	Signed struct {
+		Version      int
+		Digests      []pkix.AlgorithmIdentifier `asn1:"set"`
+		Content      struct{ Type asn1.ObjectIdentifier }
+		Certificates asn1.RawValue `asn1:"optional,tag:0"`
+		CRLs         asn1.RawValue `asn1:"optional,tag:1"`
+		Signers      []struct {
+			Version   int
+			Issuer    issuer
+			Digest    pkix.AlgorithmIdentifier
+			Algorithm pkix.AlgorithmIdentifier
+			Signature []byte
+		} `asn1:"set"`
+	} `asn1:"explicit,tag:0"`
+}
+
+type issuer struct {
+	Name   asn1.RawValue
+	Serial *big.Int
+}
+
+// sound refuses a message that is damaged where its key signs nothing, and what
+// the kernel does not take there (Linux,
+// crypto/asymmetric_keys/pkcs7_parser.c).
+func sound(signature []byte) error {
+	var m message
+	if _, err := asn1.Unmarshal(signature, &m); err != nil {
+		return fmt.Errorf("read its signature: %w", err)
+	}
+	again, err := asn1.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("read its signature: %w", err)
+	}
+	if !bytes.Equal(again, signature) {
+		return errors.New("its signature is damaged, or has more in it than one for modules, or is not DER")
+	}
+	d := m.Signed
+	if d.Version != 1 || !m.Type.Equal(pkcs7.OIDSignedData) || !d.Content.Type.Equal(pkcs7.OIDData) {
+		return fmt.Errorf("its signature has version %d and is a %v of a %v", d.Version, m.Type, d.Content.Type)
+	}
+	for _, s := range d.Signers {
+		known := slices.ContainsFunc(algorithms, func(a [2]asn1.ObjectIdentifier) bool {
+			return s.Digest.Algorithm.Equal(a[0]) && (s.Algorithm.Algorithm.Equal(a[1]) || s.Algorithm.Algorithm.Equal(pkcs7.OIDEncryptionAlgorithmRSA))
+		})
+		if s.Version != 1 || !known || !absent(s.Digest.Parameters) || !absent(s.Algorithm.Parameters) {
+			return fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest, s.Algorithm)
+		}
+		if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
+			return a.Algorithm.Equal(s.Digest.Algorithm) && bytes.Equal(a.Parameters.FullBytes, s.Digest.Parameters.FullBytes)
+		}) {
+			return fmt.Errorf("its signature names the digests %v, and its signer's is %v", d.Digests, s.Digest)
+		}
+	}
+	return nil
+}
+
+// algorithms are the digests that the kernel takes, each with ECDSA's algorithm
+// that has it; RSA's has none.
+var algorithms = [][2]asn1.ObjectIdentifier{
+	{pkcs7.OIDDigestAlgorithmSHA1, pkcs7.OIDDigestAlgorithmECDSASHA1},
+	{pkcs7.OIDDigestAlgorithmSHA256, pkcs7.OIDDigestAlgorithmECDSASHA256},
+	{pkcs7.OIDDigestAlgorithmSHA384, pkcs7.OIDDigestAlgorithmECDSASHA384},
+	{pkcs7.OIDDigestAlgorithmSHA512, pkcs7.OIDDigestAlgorithmECDSASHA512},
+}
+
+// absent reports whether an algorithm has no parameters, or NULL (RFC 5754,
+// section 2).
+func absent(parameters asn1.RawValue) bool {
+	return len(parameters.FullBytes) == 0 || bytes.Equal(parameters.FullBytes, asn1.NullBytes)
+}
+
 // verify returns the certificate whose key made the signature.
 func verify(plain, signature []byte, trust []*x509.Certificate) (*x509.Certificate, error) {
 	p, err := pkcs7.Parse(signature)
@@ -58,6 +137,9 @@ func verify(plain, signature []byte, trust []*x509.Certificate) (*x509.Certifica
 	s := p.Signers[0]
 	if len(p.Content) > 0 || len(s.AuthenticatedAttributes) > 0 {
 		return nil, errors.New("its signature is not one for modules: it has a content or attributes of its own, which the kernel refuses")
+	}
+	if err := sound(signature); err != nil {
+		return nil, err
 	}
 	by := s.IssuerAndSerialNumber
 	wrong := fmt.Errorf("is signed with the key of a certificate (serial number %x) that neither the kernel nor ModuleKey vouches for", by.SerialNumber)
@@ -111,6 +193,9 @@ func Sign(content []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("sign kernel module: %w", err)
 	}
+	if signature, err = bare(signature); err != nil {
+		return nil, fmt.Errorf("sign kernel module: %w", err)
+	}
 	out := append(append(make([]byte, 0, len(content)+len(signature)+trailer+len(marker)), content...), signature...)
 	out = append(out, 0, 0, idPKCS7, 0, 0, 0, 0, 0)
 	out = append(binary.BigEndian.AppendUint32(out, uint32(len(signature))), marker...)
@@ -122,6 +207,17 @@ func Sign(content []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, er
 		return nil, fmt.Errorf("sign kernel module: %w", err)
 	}
 	return out, nil
+}
+
+// bare takes the certificate out of a signature: the kernel has it in a
+// keyring, and its own tool adds none.
+func bare(signature []byte) ([]byte, error) {
+	var m message
+	if _, err := asn1.Unmarshal(signature, &m); err != nil {
+		return nil, err
+	}
+	m.Signed.Certificates = asn1.RawValue{}
+	return asn1.Marshal(m)
 }
 
 // repeatable makes signatures without chance (for ECDSA as RFC 6979 has it),
