@@ -209,14 +209,20 @@ func Sign(content []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, er
 	return out, nil
 }
 
-// bare takes the certificate out of a signature: the kernel has it in a
-// keyring, and its own tool adds none.
+// bare makes a signature what the kernel's own tool makes: without the
+// certificate, which the kernel has in a keyring, and with NULL as the
+// parameters of RSA (RFC 3370, section 3.2).
 func bare(signature []byte) ([]byte, error) {
 	var m message
 	if _, err := asn1.Unmarshal(signature, &m); err != nil {
 		return nil, err
 	}
 	m.Signed.Certificates = asn1.RawValue{}
+	for i := range m.Signed.Signers {
+		if a := &m.Signed.Signers[i].Algorithm; a.Algorithm.Equal(pkcs7.OIDEncryptionAlgorithmRSA) {
+			a.Parameters = asn1.NullRawValue
+		}
+	}
 	return asn1.Marshal(m)
 }
 
