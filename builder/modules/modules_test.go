@@ -81,6 +81,7 @@ func TestCheck(t *testing.T) {
 		{"signed with the kernel's key", signed, ""},
 		{"signed with the distributor's key", sign(t, own, plain), ""},
 		{"with a name", good("name=a_b"), ""},
+		{"with a certificate in its signature", certified(t, plain), ""},
 		{"with more in its .modinfo", good("author=one", "author=two", "parm=x:what it does", "intree=Y"), ""},
 		{"unsigned", plain, "is not signed"},
 		{"signed with another key", sign(t, other, plain), "neither the kernel nor ModuleKey vouches"},
@@ -146,12 +147,23 @@ func TestOneBit(t *testing.T) {
 
 // attributes signs as e-mail is signed, which the kernel does not take.
 func attributes(t *testing.T, content []byte) []byte {
+	return signWith(t, content, (*pkcs7.SignedData).AddSigner)
+}
+
+// certified signs with the certificate in the signature.
+func certified(t *testing.T, content []byte) []byte {
+	return signWith(t, content, (*pkcs7.SignedData).SignWithoutAttr)
+}
+
+func signWith(t *testing.T, content []byte, how func(*pkcs7.SignedData, *x509.Certificate, crypto.PrivateKey, pkcs7.SignerInfoConfig) error) []byte {
 	t.Helper()
 	sd, err := pkcs7.NewSignedData(content)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sd.AddSigner(rootfstest.ModuleKey().Certificate, rootfstest.ModuleKey().Key, pkcs7.SignerInfoConfig{}); err != nil {
+	sd.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
+	sd.SetEncryptionAlgorithm(pkcs7.OIDDigestAlgorithmECDSASHA256)
+	if err := how(sd, rootfstest.ModuleKey().Certificate, rootfstest.ModuleKey().Key, pkcs7.SignerInfoConfig{}); err != nil {
 		t.Fatal(err)
 	}
 	sd.Detach()

@@ -102,7 +102,7 @@ func sound(signature []byte) error {
 			return fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest, s.Algorithm)
 		}
 		if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
-			return a.Algorithm.Equal(s.Digest.Algorithm) && bytes.Equal(a.Parameters.FullBytes, s.Digest.Parameters.FullBytes)
+			return a.Algorithm.Equal(s.Digest.Algorithm) && absent(a.Parameters)
 		}) {
 			return fmt.Errorf("its signature names the digests %v, and its signer's is %v", d.Digests, s.Digest)
 		}
