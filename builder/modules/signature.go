@@ -110,7 +110,7 @@ func sound(signature []byte) error {
 	return nil
 }
 
-// algorithms are the digests that the kernel takes, each with ECDSA's algorithm
+// algorithms are digests that the kernel takes, each with ECDSA's algorithm
 // that has it; RSA's has none.
 var algorithms = [][2]asn1.ObjectIdentifier{
 	{pkcs7.OIDDigestAlgorithmSHA1, pkcs7.OIDDigestAlgorithmECDSASHA1},
