@@ -8,9 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -202,12 +200,7 @@ func TestDependencies(t *testing.T) {
 
 func certificate(t *testing.T, key crypto.Signer) *x509.Certificate {
 	t.Helper()
-	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "curve"}, NotBefore: rootfstest.Date, NotAfter: rootfstest.Date.AddDate(99, 0, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
+	cert, err := rootfstest.Certificate(key, "certificate")
 	if err != nil {
 		t.Fatal(err)
 	}

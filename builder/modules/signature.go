@@ -99,12 +99,12 @@ func sound(signature []byte) error {
 			return s.Digest.Algorithm.Equal(a[0]) && (s.Algorithm.Algorithm.Equal(a[1]) || s.Algorithm.Algorithm.Equal(pkcs7.OIDEncryptionAlgorithmRSA))
 		})
 		if s.Version != 1 || !known || !absent(s.Digest.Parameters) || !absent(s.Algorithm.Parameters) {
-			return fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest, s.Algorithm)
+			return fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest.Algorithm, s.Algorithm.Algorithm)
 		}
 		if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
 			return a.Algorithm.Equal(s.Digest.Algorithm) && absent(a.Parameters)
 		}) {
-			return fmt.Errorf("its signature names the digests %v, and its signer's is %v", d.Digests, s.Digest)
+			return fmt.Errorf("its signature does not name the digest of its signer, %v", s.Digest.Algorithm)
 		}
 	}
 	return nil

@@ -95,23 +95,30 @@ func NewKeyPair(name string) (KeyPair, error) {
 	if err != nil {
 		return KeyPair{}, err
 	}
+	cert, err := Certificate(key, name)
+	return KeyPair{key, cert}, err
+}
+
+// Certificate makes a certificate of a key that signs it itself, always the
+// same of a key and a name.
+func Certificate(key crypto.Signer, name string) (*x509.Certificate, error) {
+	serial := sha256.Sum256([]byte("key for tests: " + name))
 	template := &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(secret[:8]), Subject: pkix.Name{CommonName: name}, NotBefore: Date, NotAfter: Date.AddDate(100, 0, 0),
+		SerialNumber: new(big.Int).SetBytes(serial[:8]), Subject: pkix.Name{CommonName: name}, NotBefore: Date, NotAfter: Date.AddDate(100, 0, 0),
 		KeyUsage: x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(nil, template, template, key.Public(), repeatable{key})
 	if err != nil {
-		return KeyPair{}, err
+		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
-	return KeyPair{key, cert}, err
+	return x509.ParseCertificate(der)
 }
 
-// repeatable signs without chance (RFC 6979).
-type repeatable struct{ *ecdsa.PrivateKey }
+// repeatable signs without chance (ECDSA as RFC 6979 has it).
+type repeatable struct{ crypto.Signer }
 
 func (r repeatable) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return r.PrivateKey.Sign(nil, digest, opts)
+	return r.Signer.Sign(nil, digest, opts)
 }
 
 // ModuleKey is the key that Module signs with.
