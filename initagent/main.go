@@ -52,7 +52,7 @@ func run(ctx context.Context) error {
 			Power:    hw.LinuxPower{},
 			ESP:      hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Folder: "/run/esp"},
 			Store:    hw.LinuxStore{Root: agent.StateFolder, Mounts: mounts},
-			TPM:      hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
+			TPM:      hw.OwnTPM(),
 			Person:   console.Person{ShellPath: "/bin/sh", Leave: lock},
 			Log:      log,
 			Watchdog: func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") },

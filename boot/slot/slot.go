@@ -94,6 +94,12 @@ type Facts struct {
 	Problem string
 	// ConsoleAsked: somebody at the machine asked for the recovery console.
 	ConsoleAsked bool
+	// Noted is why the boot before this one wants the recovery console to be
+	// opened in this one, before anything is unsealed; "" when it does not.
+	Noted string
+	// Released: a secret of this machine is or was in memory in this boot. The TPM
+	// has released it, somebody has typed it, or it was made. No shell may follow.
+	Released bool
 
 	Install Outcome // on another disk, by the stick that was started
 	Healed  Outcome // the partition table's restoration
@@ -170,12 +176,13 @@ const (
 	Condemn                   // take the slot's tries away
 	Reboot                    // start again
 	SwitchRoot                // hand over to the system
+	RecoverNext               // have the next boot open the recovery console, and start again
 )
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
 	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager",
-	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root",
+	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
 // String returns the step's name as the journal has it.
@@ -203,10 +210,30 @@ func Next(s State, f Facts) Step {
 		interrupted, table, system, keys, root, pending,
 	} {
 		if step, ok := decide(s, f); ok {
+			if step.Kind == Recovery {
+				return Stop(s, f, step.Reason)
+			}
 			return step
 		}
 	}
 	return Step{SwitchRoot, "the system is verified and everything is in place"}
+}
+
+// Stop is how a boot ends that cannot go on: in the recovery console, unless a
+// secret was in memory. A shell is root beside process 1 and reads its memory, and
+// what the kernel has not used again. So such a boot restarts, and the next one
+// opens the console before it unseals anything.
+//
+// A trial has something better than a console that waits: it is given up by its
+// tries, and the system that ran before it starts.
+func Stop(s State, f Facts, reason string) Step {
+	switch {
+	case !f.Released:
+		return Step{Recovery, reason}
+	case s.Trial && s.Fallback && !f.ConsoleAsked:
+		return Step{Reboot, "the trial cannot go on, and there is a system to fall back to: " + reason}
+	}
+	return Step{RecoverNext, reason}
 }
 
 // interrupted is what stops a boot before it begins.
@@ -216,6 +243,8 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, f.Problem}, true
 	case f.ConsoleAsked:
 		return Step{Recovery, "the recovery console was asked for"}, true
+	case f.Noted != "":
+		return Step{Recovery, f.Noted}, true
 	case f.TPM == contract.Required && !f.TPMPresent:
 		return Step{Recovery, "this machine has no TPM 2.0, or it is switched off: enable it in the firmware's setup (it may be called PTT, fTPM or Security Device), then start again"}, true
 	}

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/vault"
 )
@@ -152,7 +153,8 @@ func TestInstalledAgainUnenrolled(t *testing.T) {
 			}
 			m.ops, m.typed = nil, c.typed
 			m.ends(c.ends)
-			if written := m.written("variable"); len(written) > 0 {
+			request := "variable " + nextboot.Variable
+			if written := slices.DeleteFunc(m.written("variable"), func(op string) bool { return op == request }); len(written) > 0 {
 				t.Errorf("the firmware was written to: %q", written)
 			}
 			m.must(m.kept())

@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -75,6 +76,7 @@ type Agent struct {
 	inMemory  bool               // there is no root partition: its folders lie in memory
 	names     []bls.Name         // the UKIs on the ESP
 	looked    bool               // the ESP was compared with its copies
+	request   *nextboot.Console  // what the boot before this one asks for; or nil
 	bitten    bool               // the watchdog ended the boot before this one
 	unwritten []journal.Entry    // what the boot journal is still to get
 	judged    bls.Name           // the trial that has used up its tries
@@ -101,14 +103,26 @@ func (a *Agent) Boot(ctx context.Context) error {
 	for range maxSteps {
 		a.observe()
 		step := slot.Next(a.state, a.facts)
-		if step.Kind == slot.Recovery {
-			return a.recover(step.Reason)
+		if step.Kind == slot.Recovery || step.Kind == slot.RecoverNext {
+			return a.stop(step)
 		}
 		a.allow(step.Kind)
 		a.hush(step.Kind)
 		a.act(ctx, step)
 	}
-	return a.recover(fmt.Sprintf("the boot made no headway in %d steps", maxSteps))
+	return a.stop(slot.Stop(a.state, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
+}
+
+// stop ends a boot that cannot go on.
+func (a *Agent) stop(step slot.Step) error {
+	switch {
+	case step.Kind == slot.Recovery && !a.facts.Released:
+		return a.recover(step.Reason)
+	case step.Kind == slot.Reboot:
+		a.Log.Announce(step.Kind.String(), step.Reason)
+		return a.reboot()
+	}
+	return a.recoverNext(step.Reason)
 }
 
 // begin is what comes before there is anything to decide. What fails here is a
@@ -119,6 +133,7 @@ func (a *Agent) begin() {
 		run          func() error
 	}{
 		{"firmware", "the firmware's variables", a.openFirmware},
+		{"request", "what the boot before this one asks for", a.readRequest},
 		{"drivers", "devices get their kernel modules", a.loadDrivers},
 		{"watchdog", "a hang becomes a restart", a.startWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
@@ -160,6 +175,7 @@ func (a *Agent) readContract() error {
 // observe brings the state up to date with the machine.
 func (a *Agent) observe() {
 	a.observePerson()
+	a.observeRequest()
 	if a.facts.Problem != "" {
 		return
 	}
@@ -181,11 +197,7 @@ func (a *Agent) observe() {
 
 // act does one step and turns what came of it into facts.
 func (a *Agent) act(ctx context.Context, step slot.Step) {
-	outcome := map[slot.Kind]*slot.Outcome{
-		slot.Install: &a.facts.Install, slot.Heal: &a.facts.Healed, slot.OpenVerity: &a.facts.Verity, slot.Enrol: &a.facts.Enrol, slot.Unlock: &a.facts.Unlock,
-		slot.AskKey: &a.facts.Key, slot.UpdatePolicy: &a.facts.Record, slot.MountState: &a.facts.Mount,
-		slot.Remember: &a.facts.Judged, slot.Retry: &a.facts.Judged, slot.Mend: &a.facts.Mended, slot.Stage: &a.facts.Staged, slot.UpdateManager: &a.facts.Managed,
-	}[step.Kind]
+	outcome := outcomes(&a.facts)[step.Kind]
 	run := func() error { return a.do(ctx, step) }
 	var err error
 	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {

@@ -176,5 +176,8 @@ func (m *machine) openTPM() (*tpm.TPM, error) {
 	if m.noTPM != nil {
 		return nil, m.noTPM
 	}
+	if m.tpmOpens--; m.tpmPlugs > 0 || m.tpmOpens >= 0 {
+		return nil, tpm.ErrAbsent
+	}
 	return tpm.OpenTransport(wire{m}), nil
 }

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
@@ -35,7 +36,7 @@ type firmware struct {
 	vars   map[string]efiVariable
 	op     func(string)
 	done   func()
-	refuse error // of every write
+	refuse error // of every authenticated write
 }
 
 func newVariables() map[string]efiVariable {
@@ -59,6 +60,14 @@ func (f *firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
 
 func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
 	f.op("variable " + name)
+	if attributes == nextboot.Attributes {
+		f.vars[name] = efiVariable{attributes, bytes.Clone(payload)}
+		if len(payload) == 0 {
+			delete(f.vars, name)
+		}
+		f.done()
+		return nil
+	}
 	if f.refuse != nil {
 		return f.refuse
 	}

@@ -163,7 +163,7 @@ type kernel struct{ m *machine }
 
 func (k kernel) Coldplug(way []bootoption.Function) (int, error) {
 	if k.m != nil {
-		k.m.driven = way
+		k.m.driven, k.m.tpmPlugs = way, k.m.tpmPlugs-1
 	}
 	return 0, nil
 }
@@ -232,8 +232,8 @@ func (m *machine) header() (*luks2.Header, error) {
 // mounts implements hw.Mounts.
 type mounts struct{ m *machine }
 
-func (mounts) Base() error     { return nil }
-func (mounts) Firmware() error { return nil }
+func (mounts) Base() error       { return nil }
+func (o mounts) Firmware() error { return o.m.noEFI }
 
 func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error {
 	if source == "/dev/dm-1" && (o.m.openVolume == nil || o.m.volumes[*o.m.openVolume] == nil) {
@@ -407,6 +407,9 @@ func (p person) Program(path string, args ...string) error {
 func (p person) Shell() error {
 	if p.m.openVolume != nil {
 		p.m.t.Error("the recovery console opens beside an open root partition")
+	}
+	if p.m.agent.facts.Released || p.m.agent.secret != nil {
+		p.m.t.Error("the recovery console opens in a boot that has had a secret in memory")
 	}
 	p.m.nothingUnseals("the recovery console")
 	panic(halt{"recovery"})

@@ -201,6 +201,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
 		a.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
 		a.pending = nil
 	}
+	a.facts.Released = true
 	secret, err := policy.NewSecret(a.Random)
 	if err != nil {
 		return nil, nil, err
@@ -243,6 +244,7 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	a.facts.Released = true
 	keys, err := provision.UnwrapKeys(secret, a.pending.Keys)
 	if err != nil {
 		secret.Wipe()

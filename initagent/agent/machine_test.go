@@ -125,10 +125,12 @@ type machine struct {
 	pci        [2][]bootoption.Function
 	esp        *memESP
 	vars       map[string]efiVariable
-	refuse     error // of the firmware, for every write
+	refuse     error // of the firmware, for every authenticated write
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
+	tpmPlugs, tpmOpens  int    // loadings of drivers, and openings, before the TPM shows itself
+	noEFI               error  // of mounting the firmware's variables
 	extra               string // measured into PCR 7 besides
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.

@@ -14,33 +14,44 @@ import (
 // recover opens the recovery console: a shell on every terminal, with nothing in
 // reach that was not typed in. Leaving it restarts the machine.
 //
-// The order: the secrets go, the root partition is closed, and the TPM learns
-// that the boot has ended; only then anybody but us gets to run anything. If one
-// of these fails there is no console.
+// No secret was in memory in this boot (see slot.Stop). The order: the root
+// partition is closed; all drivers are loaded, since a TPM whose driver is a module
+// could not be told otherwise, and would be there for the shell; the TPM learns that
+// the boot has ended; and one that was absent then is looked for once more right
+// before the shell, for a driver that took its time. If one of these fails there is no console.
 func (a *Agent) recover(reason string) error {
 	a.stopListening()
 	a.Log.Say("RECOVERY: %s", reason)
 	a.forget()
 	a.noteSelf(journal.Recovery, reason)
-	if err := errors.Join(a.closeRoot(), a.leavePhase(pcr.Recovery)); err != nil {
-		a.Log.Say("no console: %v", err)
-		return errors.Join(err, a.restart())
+	err := a.closeRoot()
+	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
+	if err := errors.Join(err, a.leavePhase(pcr.Recovery)); err != nil {
+		return a.noConsole(err)
 	}
-	a.releaseWatchdog(0) // a person takes as long as he takes
+	a.releaseWatchdog(0) // a person takes the time that it takes
 	if a.contract != nil {
 		if err := a.writeReport(reason); err != nil {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}
-	a.loadAllDrivers() // for sticks and disks that a person may want to use
 	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
-	for _, line := range advice.For(a.state, a.facts) {
+	for _, line := range advice.For(a.state, a.stopped()) {
 		a.Log.Say("%s", line)
+	}
+	if err := a.leavePhase(pcr.Recovery); err != nil {
+		return a.noConsole(err)
 	}
 	if err := a.Person.Shell(); err != nil {
 		a.Log.Say("%v", err)
 	}
 	return a.restart()
+}
+
+// noConsole restarts a machine on which a shell could ask the TPM.
+func (a *Agent) noConsole(err error) error {
+	a.Log.Say("no console: %v", err)
+	return errors.Join(err, a.restart())
 }
 
 // restart waits long enough for what is on the screen to be read.

@@ -125,6 +125,7 @@ func (a *Agent) owner() (*owner, error) {
 	if a.pending != nil && a.state.Keys == slot.KeysEnrolled {
 		err = a.takePending(o)
 	} else {
+		a.facts.Released = true
 		o.secret, err = policy.NewSecret(a.Random)
 	}
 	if err == nil && a.chip.err == nil {

@@ -17,12 +17,13 @@ type chip struct {
 	tpm    *tpm.TPM
 	err    error
 	capped bool // PCR 15 was extended in this boot
+	ended  bool // PCR 11 says that the initramfs phase is over
 }
 
 // errNotOpened is why there is no TPM before the boot has come to it.
 var errNotOpened = errors.New("the TPM was not opened yet")
 
-// openTPM opens the TPM; that one is missing is a fact and no error.
+// openTPM opens the TPM; that one is missing is a fact and not an error.
 func (a *Agent) openTPM() error {
 	a.chip.tpm, a.chip.err = a.TPM.Open()
 	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
@@ -49,8 +50,12 @@ func (a *Agent) enterPhase() error {
 // initagent runs, on every path. A TPM that was not there or did not answer
 // when the boot began may be there now, and what runs afterwards could measure
 // and unseal at leisure: so it is asked once more, and only one that is absent
-// or dead is passed over.
+// or dead is passed over. A TPM that was told is not told again: what it was told
+// is part of what the console's commands account for.
 func (a *Agent) leavePhase(word string) error {
+	if a.chip.ended {
+		return nil
+	}
 	if a.chip.err != nil {
 		a.chip.tpm, a.chip.err = a.TPM.Open()
 	}
@@ -73,6 +78,7 @@ func (a *Agent) leavePhase(word string) error {
 	if err != nil {
 		return fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
 	}
+	a.chip.ended = true
 	return nil
 }
 

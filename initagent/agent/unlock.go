@@ -41,6 +41,7 @@ func (a *Agent) unlock() error {
 	if err != nil {
 		return a.explain(err, last)
 	}
+	a.facts.Released = true
 	defer a.keepOnlyOpen(secret)
 	volumeKey, err := a.openByTPM(secret)
 	if err != nil {
@@ -237,6 +238,7 @@ func (a *Agent) askKey() error {
 		if len(typed) == 0 {
 			return errors.New("no recovery key was given")
 		}
+		a.facts.Released = true // a key with one wrong letter tells most of the right one
 		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {

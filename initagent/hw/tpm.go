@@ -1,8 +1,10 @@
 package hw
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"halogenos.internal/boot/pcr"
@@ -13,10 +15,32 @@ import (
 type LinuxTPM struct {
 	Device string // of the resource manager, /dev/tpmrm0
 	Log    string // binary_bios_measurements
+	Table  string // the firmware's ACPI table of a TPM 2.0, /sys/firmware/acpi/tables/TPM2
 }
 
-// Open implements TPM.
-func (l LinuxTPM) Open() (*tpm.TPM, error) { return tpm.Open(l.Device) }
+// OwnTPM is the TPM of the machine that this program runs on.
+func OwnTPM() LinuxTPM {
+	return LinuxTPM{
+		Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements",
+		Table: "/sys/firmware/acpi/tables/TPM2",
+	}
+}
+
+// Open implements TPM. That there is no device does not mean that there is no TPM:
+// a driver may be missing, or have failed, and somebody with a shell could load it
+// again. So one that the firmware knows is never absent.
+func (l LinuxTPM) Open() (*tpm.TPM, error) {
+	t, err := tpm.Open(l.Device)
+	if !errors.Is(err, tpm.ErrAbsent) {
+		return t, err
+	}
+	for _, trace := range []string{l.Table, l.Log} {
+		if _, serr := os.Lstat(trace); !errors.Is(serr, fs.ErrNotExist) {
+			return nil, fmt.Errorf("the firmware has a TPM 2.0 (%s), and the kernel has no device for it: its driver is missing, or failed (see dmesg)", trace)
+		}
+	}
+	return nil, err
+}
 
 // EventLog implements TPM.
 func (l LinuxTPM) EventLog() ([]byte, error) {

@@ -33,7 +33,7 @@ func Linux() (*Machine, error) {
 			Mapper: hw.LinuxMapper{Dev: "/dev"}, Mounts: mounts,
 			ESP:   hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Folder: "/run/esp"},
 			Store: hw.LinuxStore{Root: rootpart.Folder, Mounts: mounts},
-			TPM:   hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
+			TPM:   hw.OwnTPM(),
 			Now:   time.Now, Sleep: time.Sleep, Memory: hw.Memory,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars}, Random: rand.Reader, Root: "/",

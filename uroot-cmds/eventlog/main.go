@@ -39,7 +39,7 @@ func machine() hw.Machine {
 	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
 	return hw.Machine{
 		Disks: disks, Firmware: hw.LinuxFirmware{EFIVars: "/sys/firmware/efi/efivars"}, ESP: hw.LinuxESP{Disks: disks},
-		TPM: hw.LinuxTPM{Device: "/dev/tpmrm0", Log: "/sys/kernel/security/tpm0/binary_bios_measurements"},
+		TPM: hw.OwnTPM(),
 	}
 }
 

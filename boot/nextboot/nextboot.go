@@ -1,0 +1,132 @@
+// Package nextboot is what one boot asks of the next: to open the recovery
+// console before anything is unsealed, and why. It lies in an EFI variable, which
+// outlives a disk that cannot be written.
+//
+// It refuses to be trusted: the running system and anybody with the firmware's
+// shell can write it. So it can only ever ask for less than an ordinary boot
+// does, and what it says is shown as something that was said.
+package nextboot
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+)
+
+// The variable. It survives a restart and the running system can see it.
+const (
+	Variable   = "HalogenNextBoot"
+	Attributes = 0x7 // non-volatile, boot service access, runtime access (UEFI 2.10, 8.2)
+)
+
+// Vendor is the namespace of the project's EFI variables.
+var Vendor = gpt.MustGUID("d6b1a4f0-2c0e-4e57-9a83-5b7f3c1e9d24")
+
+const (
+	// MaxSize bounds the variable's content in bytes. NVRAM is small.
+	MaxSize = 1024
+	// maxReason bounds a reason in bytes.
+	maxReason = 480
+	format    = 1
+)
+
+// A Request is what the next boot is asked for. The zero value asks for nothing.
+type Request struct {
+	Console *Console `json:"console,omitempty"`
+}
+
+// Console asks for the recovery console.
+type Console struct {
+	// Version is the system that asked. What it could not do says nothing of
+	// another system.
+	Version contract.Version `json:"version,omitempty"`
+	// Person: somebody at the machine asked for it, whatever runs.
+	Person bool `json:"person,omitempty"`
+	// Failed is the step that failed, as slot.Kind names it; "" for none.
+	Failed string `json:"failed,omitempty"`
+	// Reason is for the person at the console.
+	Reason string `json:"reason"`
+}
+
+// Concerns reports whether a system of this version opens the console.
+func (c *Console) Concerns(v contract.Version) bool {
+	return c != nil && (c.Person || c.Version == v)
+}
+
+// encoded is the request with its format.
+type encoded struct {
+	Format int `json:"format"`
+	Request
+}
+
+// Encode returns the variable's content. A long reason is cut.
+func (r Request) Encode() ([]byte, error) {
+	if c := r.Console; c != nil {
+		short := *c
+		short.Reason = clean(c.Reason)
+		r.Console = &short
+	}
+	text, err := json.Marshal(encoded{format, r})
+	if err == nil && len(text) > MaxSize {
+		err = fmt.Errorf("%d bytes, more than %d", len(text), MaxSize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("request to the next boot: %w", err)
+	}
+	return text, nil
+}
+
+// Parse reads a variable's content. An error is no reason to stop a boot.
+func Parse(text []byte) (Request, error) {
+	if len(text) > MaxSize {
+		return Request{}, fmt.Errorf("request of the boot before: %d bytes, more than %d", len(text), MaxSize)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	var e encoded
+	err := d.Decode(&e)
+	if err == nil && e.Format != format {
+		err = fmt.Errorf("format %d, want %d", e.Format, format)
+	}
+	if err == nil {
+		if _, more := d.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("something follows it")
+		}
+	}
+	if err != nil {
+		return Request{}, fmt.Errorf("request of the boot before: %w", err)
+	}
+	if c := e.Console; c != nil {
+		c.Reason, c.Failed = clean(c.Reason), clean(c.Failed)
+	}
+	return e.Request, nil
+}
+
+// clean leaves what can be shown on a terminal, on one line, in maxReason bytes
+// of JSON.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r == utf8.RuneError || !unicode.IsPrint(r):
+			return -1
+		case strings.ContainsRune(`<>&"\`, r): // JSON writes these longer
+			return '\''
+		}
+		return r
+	}, s)
+	for len(s) > maxReason {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
+}

@@ -1,0 +1,82 @@
+package nextboot
+
+import (
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+)
+
+func TestRequest(t *testing.T) {
+	long := strings.Repeat("<ä\"\\", 400)
+	for _, want := range []Console{
+		{Version: 7, Failed: "mount-state", Reason: "the state directories could not be mounted"},
+		{Person: true, Reason: "asked for"},
+		{Version: 1<<63 - 1, Failed: "unlock", Reason: long},
+	} {
+		text, err := Request{&want}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := got.Console; c.Version != want.Version || c.Person != want.Person || c.Failed != want.Failed || !strings.HasPrefix(clean(want.Reason), c.Reason) || c.Reason == "" {
+			t.Errorf("%+v becomes %+v", want, *c)
+		}
+	}
+	if text, err := (Request{}).Encode(); err != nil || string(text) != `{"format":1}` {
+		t.Errorf("nothing is %s, %v", text, err)
+	}
+}
+
+func TestConcerns(t *testing.T) {
+	for _, c := range []struct {
+		console *Console
+		want    bool
+	}{{nil, false}, {&Console{Version: 3}, true}, {&Console{Version: 4}, false}, {&Console{Version: 4, Person: true}, true}} {
+		if got := c.console.Concerns(3); got != c.want {
+			t.Errorf("%+v concerns version 3: %v, want %v", c.console, got, c.want)
+		}
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	for _, text := range []string{
+		"", "{", "null", `{"format":0}`, `{"format":2}`, `{"format":1,"shell":true}`, `{"format":1} {"format":1}`, `{"format":1}x`,
+		`{"format":1,"console":{"version":-1,"reason":"x"}}`, `{"format":1` + strings.Repeat(" ", MaxSize) + "}",
+	} {
+		if r, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%.60q is taken: %+v", text, r)
+		}
+	}
+}
+
+// What is read can be shown on a terminal, and written again.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"format":1,"console":{"version":"7","person":true,"failed":"unlock","reason":"x\u001b[2J\n"}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := Parse(text)
+		if err != nil {
+			return
+		}
+		if c := r.Console; c != nil {
+			for _, s := range []string{c.Reason, c.Failed} {
+				if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) || len(s) > maxReason {
+					t.Errorf("%q is to be shown", s)
+				}
+			}
+		}
+		if r.Console != nil && len(r.Console.Failed) > 32 {
+			return // no step has such a name, and it may not fit
+		}
+		again, err := r.Encode()
+		if err != nil {
+			t.Fatalf("%+v cannot be written: %v", r, err)
+		}
+		if _, err := Parse(again); err != nil {
+			t.Errorf("%s cannot be read again: %v", again, err)
+		}
+	})
+}

@@ -1,0 +1,120 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/console"
+)
+
+// readRequest reads what the boot before this one asks for, and takes it away.
+// What asks for the console is taken away first: cut after that, this is an
+// ordinary boot, which asks again if it fails again. Left in place, it would keep
+// the machine from starting its system.
+func (a *Agent) readRequest() error {
+	_, text, err := a.Variables.Read(nextboot.Variable, nextboot.Vendor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		a.Log.Say("what the boot before this one asks for cannot be read: %v", err)
+		return nil
+	}
+	if err := a.writeRequest(nil); err != nil {
+		a.Log.Say("the request of the boot before this one stays in the firmware's variable %s, and opens the console each time: %v", nextboot.Variable, err)
+	}
+	request, err := nextboot.Parse(text)
+	if err != nil {
+		a.Log.Say("%v: it is ignored", err)
+		return nil
+	}
+	a.request = request.Console
+	return nil
+}
+
+// writeRequest hands the variable to the firmware; nothing deletes it (UEFI 2.10,
+// section 8.2, SetVariable with no data).
+func (a *Agent) writeRequest(text []byte) error {
+	return a.Variables.WriteAuthenticated(nextboot.Variable, nextboot.Vendor, nextboot.Attributes, text)
+}
+
+// observeRequest lets the request count where it concerns this system: what
+// another one could not do says nothing of this one.
+func (a *Agent) observeRequest() {
+	if a.request == nil || a.contract != nil && !a.request.Concerns(a.contract.Version) {
+		return
+	}
+	a.facts.Noted = "the boot before this one asked for it: " + a.request.Reason
+}
+
+// recoverNext ends a boot that had a secret in memory: the next one opens the
+// console.
+//
+// Cut before the variable is written, the next boot is an ordinary one and comes
+// here again. Cut after it, the console opens without a key.
+func (a *Agent) recoverNext(reason string) error {
+	a.stopListening()
+	a.Log.Say("STOPPED: %s", reason)
+	a.noteSelf(journal.Recovery, reason)
+	request := nextboot.Request{Console: &nextboot.Console{Person: a.facts.ConsoleAsked, Failed: a.failed(), Reason: reason}}
+	if a.contract != nil {
+		request.Console.Version = a.contract.Version
+	}
+	text, err := request.Encode()
+	if err == nil {
+		err = a.writeRequest(text)
+	}
+	if err != nil {
+		a.Log.Say("nothing was lost. The firmware does not keep the request for the recovery console (%v): press %c for it as soon as the machine has started again", err, console.Key)
+		a.Sleep(time.Minute) // nobody wants a machine that restarts faster than it can be read
+	} else {
+		a.Log.Say("nothing was lost. The machine restarts into the recovery console: no shell opens beside a key")
+	}
+	return a.restart()
+}
+
+// outcomes are the facts that say what came of the steps that can fail.
+func outcomes(f *slot.Facts) map[slot.Kind]*slot.Outcome {
+	return map[slot.Kind]*slot.Outcome{
+		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enrol: &f.Enrol, slot.Unlock: &f.Unlock,
+		slot.AskKey: &f.Key, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
+		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed,
+	}
+}
+
+// stopping are the steps whose failure ends a boot, the last one first.
+var stopping = []slot.Kind{slot.MountState, slot.AskKey, slot.Unlock, slot.Enrol, slot.OpenVerity}
+
+// failed names the step that ended this boot, for the advice that the next one
+// gives; "" when it was none of these.
+func (a *Agent) failed() string {
+	all := outcomes(&a.facts)
+	for _, k := range stopping {
+		if *all[k] == slot.Failed {
+			return k.String()
+		}
+	}
+	return ""
+}
+
+// stopped are the facts to give advice about: this boot's, and the failure that
+// ended the one before.
+func (a *Agent) stopped() slot.Facts {
+	facts := a.facts
+	if facts.Noted == "" {
+		return facts
+	}
+	facts.ConsoleAsked = facts.ConsoleAsked || a.request.Person
+	all := outcomes(&facts)
+	for _, k := range stopping {
+		if k.String() == a.request.Failed {
+			*all[k], facts.Cause = slot.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
+		}
+	}
+	return facts
+}

@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"errors"
+	mrand "math/rand/v2"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/initagent/tpm"
+)
+
+// Wherever a boot is when somebody asks for the console, it opens in a boot that
+// has had no secret in memory, and the next start is an ordinary one. person.Shell
+// looks at the rest. FAULTS 85
+func TestConsoleBesideNoSecret(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.looks = 0
+	m.ends("system")
+	looks, restarts := m.looks, 0
+	for m.presses = 1; m.presses <= looks; m.presses++ {
+		m.looks = 0
+		m.said.Reset()
+		end := m.boot()
+		if end == "reboot" { // the secret was there: this boot opens nothing
+			restarts++
+			m.presses = looks + m.presses // nobody presses again
+			end = m.boot()
+			m.presses -= looks
+			if !strings.Contains(m.said.String(), "RECOVERY: the boot before this one asked for it: the recovery console was asked for") {
+				t.Errorf("it says:\n%s", m.said.String())
+			}
+		}
+		if end != "recovery" {
+			t.Fatalf("pressed at look %d of %d: it ends in %s:\n%s", m.presses, looks, end, m.said.String())
+		}
+	}
+	if restarts == 0 || restarts == looks {
+		t.Errorf("%d of %d restart first", restarts, looks)
+	}
+	m.presses = 0
+	m.ends("system")
+}
+
+// What the boot before has asked for is forged, damaged or of another system: the
+// console opens without a key, or nothing happens; and the start after it is an
+// ordinary one. FAULTS 85
+func TestForgedRequest(t *testing.T) {
+	request := func(c nextboot.Console) []byte {
+		text, err := nextboot.Request{Console: &c}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	for _, c := range []struct {
+		name, ends, says string
+		text             []byte
+	}{
+		{"a person's", "recovery", "RECOVERY: the boot before this one asked for it: x", request(nextboot.Console{Person: true, Version: 9, Reason: "x"})},
+		{"of this version", "recovery", "unlock", request(nextboot.Console{Version: 1, Failed: "mount-state", Reason: "x\x1b[2J"})},
+		{"of another version", "system", "", request(nextboot.Console{Version: 9, Reason: "x"})},
+		{"of nobody", "system", "it is ignored", []byte(`{"format":1,"console":{"reason":`)},
+		{"of a later format", "system", "it is ignored", []byte(`{"format":2,"console":{"person":true,"reason":"x"}}`)},
+		{"large", "system", "it is ignored", []byte(strings.Repeat(" ", 1<<16))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, c.text}
+			m.said.Reset()
+			if end := m.boot(); end != c.ends || !strings.Contains(m.said.String(), c.says) || strings.Contains(m.said.String(), "\x1b") {
+				t.Errorf("it ends in %s, want %s with %q:\n%s", end, c.ends, c.says, m.said.String())
+			}
+			m.ends("system")
+		})
+	}
+}
+
+// The power is cut at every write of a boot that was asked for the console after
+// the TPM had released the secret. The next boot opens the console or is an
+// ordinary one; what is on the disk stays. FAULTS 85
+func TestCutRequest(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.looks = 0
+	m.ends("system")
+	m.presses = m.looks // right before the system takes over
+	m.looks = 0
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(21, 22)))
+	if end != "reboot" {
+		t.Fatalf("it ends in %s", end)
+	}
+	m.presses = 0
+	consoles := 0
+	for _, s := range states {
+		m.powerOn(s.world)
+		m.said.Reset()
+		switch end := m.boot(); end {
+		case "recovery":
+			consoles++
+			if end = m.run(); end != "system" {
+				t.Errorf("%s: after the console it ends in %s:\n%s", s.how, end, m.said.String())
+			}
+		case "system":
+		default:
+			t.Errorf("%s: it ends in %s:\n%s", s.how, end, m.said.String())
+		}
+	}
+	if consoles == 0 || consoles == len(states) {
+		t.Errorf("%d of %d states open the console", consoles, len(states))
+	}
+}
+
+// A TPM whose driver is a module shows itself when the console's drivers are
+// loaded, or later: it is told before the shell opens. FAULTS 97
+func TestConsoleTellsLateTPM(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		plugs, opens int
+	}{{"with the console's drivers", 1, 0}, {"while the console is prepared", 0, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			lock, volumeKey, secret := m.unlocked()
+			clear(volumeKey)
+			secret.Wipe()
+			m.noEFI, m.tpmPlugs, m.tpmOpens = errors.New("input/output error"), c.plugs, c.opens
+			m.ends("recovery", "input/output error") // before any driver was loaded
+			chip := tpm.OpenTransport(m.emulator)
+			m.must(chip.ExtendText(pcr.KernelImage, pcr.EnterInitrd))
+			if _, _, err := chip.Unseal(lock.Sealed); err == nil {
+				t.Error("the console's shell unseals")
+			}
+		})
+	}
+}
