@@ -7,9 +7,13 @@ import (
 )
 
 // fixed are the arguments that every command line ends with: no unsigned code
-// in the kernel, and a panic restarts the machine so that the boot manager's
-// counting of tries works.
-var fixed = []string{"lockdown=integrity", "module.sig_enforce=1", "panic=10"}
+// in the kernel; memory is erased when it is freed, so that what a process has
+// wiped or dropped stays nowhere; and a panic restarts the machine so that the
+// boot manager's counting of tries works.
+var fixed = []string{"lockdown=integrity", "module.sig_enforce=1", "init_on_free=1", "init_on_alloc=1", "panic=10"}
+
+// stricter are what may stand in the place of a fixed argument.
+var stricter = map[string]string{"lockdown=confidentiality": "lockdown=integrity"}
 
 // forbidden are arguments that would take initagent's place, each with its
 // reason.
@@ -28,10 +32,15 @@ const maxCmdline = 2000 // bytes; the kernel takes 2048 on x86
 // after them. A word that contradicts these is refused.
 func completeCmdline(text string) (string, error) {
 	var words []string
+	ending := slices.Clone(fixed)
 	for _, word := range strings.Fields(text) {
 		name := kernelName(word)
 		if why, ok := forbidden[name]; ok {
 			return "", fmt.Errorf("%q is refused: %s", word, why)
+		}
+		if weaker, ok := stricter[word]; ok {
+			ending[slices.Index(fixed, weaker)] = word
+			continue
 		}
 		for _, f := range fixed {
 			if name == kernelName(f) && word != f {
@@ -42,7 +51,7 @@ func completeCmdline(text string) (string, error) {
 			words = append(words, word)
 		}
 	}
-	line := strings.Join(append(words, fixed...), " ")
+	line := strings.Join(append(words, ending...), " ")
 	if len(line) > maxCmdline {
 		return "", fmt.Errorf("has %d bytes, more than %d", len(line), maxCmdline)
 	}

@@ -70,7 +70,7 @@ Modules=nvme
 	want := &Config{
 		Linux: "/boot/vmlinuz-1", Stub: "/usr/lib/stub", BootManager: "/boot/manager.efi", Uname: "6.1.0-1-amd64",
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
-		Cmdline:   "console=tty0 quiet lockdown=integrity module.sig_enforce=1 panic=10",
+		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
 		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs", WatchdogSeconds: 90,
 		Server: "https://updates.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
@@ -164,9 +164,12 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// ending is what every command line ends with, behind its lockdown.
+const ending = "module.sig_enforce=1 init_on_free=1 init_on_alloc=1 panic=10"
+
 func TestCommandLineThatContradicts(t *testing.T) {
 	for _, word := range []string{
-		"lockdown=none", "lockdown=confidentiality", "module.sig_enforce=0", "module.sig-enforce=0", `"module.sig_enforce=0"`, "panic=0",
+		"lockdown=none", "lockdown=", "Lockdown=confidentiality lockdown=none", "init_on_free=0", "init_on_alloc=off", "module.sig_enforce=0", "module.sig-enforce=0", `"module.sig_enforce=0"`, "panic=0",
 		"rdinit=/bin/sh", "initrd=/x", "noinitrd", "root=/dev/sda", "dm-mod.create=x", "--", "--\tlockdown=integrity",
 		strings.Repeat("x", maxCmdline), "a\x01b",
 	} {
@@ -174,9 +177,13 @@ func TestCommandLineThatContradicts(t *testing.T) {
 			t.Errorf("%q was taken: %s", word, line)
 		}
 	}
-	line, err := completeCmdline("lockdown=integrity  a=b panic=10\nc")
-	if want := "a=b c lockdown=integrity module.sig_enforce=1 panic=10"; err != nil || line != want {
-		t.Errorf("%q, %v; want %q", line, err, want)
+	for text, want := range map[string]string{
+		"lockdown=integrity  a=b panic=10\nc":       "a=b c lockdown=integrity " + ending,
+		"a lockdown=confidentiality init_on_free=1": "a lockdown=confidentiality " + ending,
+	} {
+		if line, err := completeCmdline(text); err != nil || line != want {
+			t.Errorf("%q, %v; want %q", line, err, want)
+		}
 	}
 }
 
@@ -295,7 +302,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !strings.HasSuffix(c.Cmdline, "lockdown=integrity module.sig_enforce=1 panic=10") || !contract.ValidID(c.ImageID) {
+		if !strings.HasSuffix(c.Cmdline, "lockdown=integrity "+ending) || !contract.ValidID(c.ImageID) {
 			t.Errorf("taken: %+v", c)
 		}
 	})
