@@ -13,6 +13,9 @@ VERSION ?= 1
 # One date for everything that is built: that of the last commit.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1767225600)
 export CGO_ENABLED := 0
+# The memory of secrets is erased (boot/secretmem) in everything that is built and
+# tested.
+export GOEXPERIMENT := runtimesecret
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # What the build and the tests call. Each is in Debian 12 and 13.
@@ -54,28 +57,42 @@ $(OUT)/tools.stamp: Makefile
 .PHONY: build
 build: $(TOOLS) ## the halogen command and the machine's commands, in bin/
 
-bin/halogen: $(SOURCES)
+# A Go that is too old, or not for amd64 or arm64, would leave secrets in memory.
+.PHONY: toolchain
+toolchain:
+	@files=$$(go list -f '{{.GoFiles}}' ./boot/secretmem 2>&1) && [[ $$files = *runtime.go* ]] || { \
+		echo "this Go cannot erase secrets from memory (GOEXPERIMENT=$(GOEXPERIMENT)): $$files"; \
+		echo 'use the version that go.mod names or a later one, for linux/amd64 or linux/arm64: https://go.dev/dl/'; exit 1; }
+
+# The same of what was built: $(call erases,FILE).
+erases = [[ $$(go version -m $1) = *GOEXPERIMENT=*runtimesecret* ]] || { echo '$1 was built without GOEXPERIMENT=runtimesecret'; exit 1; }
+
+bin/halogen: $(SOURCES) | toolchain
 	@echo "building halogen"
 	@go build -trimpath -buildvcs=false -o $@ ./builder/halogen
+	@$(call erases,$@)
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
 # Go runtime, not thirty.
-bin/bb: $(MACHINE)
+bin/bb: $(MACHINE) | toolchain
 	@echo "building the machine's commands (20 s)"
 	@mkdir -p bin $(OUT)
 	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@go list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./initagent $(OURS) $(UROOT) | sort -u | sed '/^$$/d' >bin/bb.modules
+	@$(call erases,$@.new)
 	@mv $@.new $@
 
 # What the running system has of them.
-bin/ota: $(MACHINE)
+bin/ota: $(MACHINE) | toolchain
 	@mkdir -p bin
 	@go build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./uroot-cmds/ota
+	@$(call erases,$@)
 
-bin/halogenctl: $(MACHINE)
+bin/halogenctl: $(MACHINE) | toolchain
 	@mkdir -p bin $(OUT)
 	@go tool makebb -o $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@$(call erases,$@.new)
 	@mv $@.new $@
 
 # What goes below /usr/share of the image.
@@ -211,14 +228,14 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 test: tools lint unit container-test fuzz boot-test ## everything CI runs
 
 .PHONY: lint
-lint: | $(OUT)/tools.stamp ## gofmt, go vet, staticcheck
+lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
 	@shellcheck $$(git grep -lE '^#!/bin/(ba)?sh' -- ':!*.go')
 
 .PHONY: unit
-unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
+unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
 	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|initagent/agent)$$')
 	@go test -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
@@ -232,7 +249,7 @@ container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the sam
 # reports the interrupted input as a failure.
 FUZZTIME ?= 10000x
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZTIME
+fuzz: | toolchain ## each fuzz target for FUZZTIME
 	@for pkg in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
 		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | cut -c6-); do \
 			echo "fuzz $$pkg $$target"; \

@@ -144,7 +144,7 @@ func liveKernel(t *testing.T) (kernel, initrd string) {
 	_, version, _ := strings.Cut(filepath.Base(kernels[0]), "-")
 	program := filepath.Join(dir, "init")
 	compile := exec.Command("go", "build", "-o", program, "./livedebian")
-	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT="+initramfs.Experiment)
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("build the live system's first process: %v\n%s", err, out)
 	}

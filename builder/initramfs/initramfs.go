@@ -1,13 +1,15 @@
 // Package initramfs makes the part of the initramfs that does not depend on
 // the system image: the machine's busybox and the kernel modules it needs.
 //
-// It refuses a busybox that could not run as the first process, and modules
-// that the kernel would not load. It knows nothing of the boot contract, which
-// lies in an archive of its own before this one.
+// It refuses a busybox that could not run as the first process or would leave
+// secrets in memory, and modules that the kernel would not load. It knows
+// nothing of the boot contract, which lies in an archive of its own before this
+// one.
 package initramfs
 
 import (
 	"bytes"
+	"debug/buildinfo"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -70,7 +72,28 @@ func (b Busybox) check() error {
 			return errors.New("busybox is linked dynamically: build it with CGO_ENABLED=0")
 		}
 	}
+	if err := erasesSecrets(b.Program); err != nil {
+		return fmt.Errorf("busybox: %w", err)
+	}
 	return nil
+}
+
+// Experiment is the one of Go that a program needs to erase secrets from its
+// memory (boot/secretmem).
+const Experiment = "runtimesecret"
+
+// erasesSecrets refuses a program that Go built without the experiment.
+func erasesSecrets(program []byte) error {
+	info, err := buildinfo.Read(bytes.NewReader(program))
+	if err != nil {
+		return fmt.Errorf("it does not say how it was built, and so not whether it erases secrets from memory: %w (`make build` makes one that does)", err)
+	}
+	for _, s := range info.Settings {
+		if s.Key == "GOEXPERIMENT" && slices.Contains(strings.Split(s.Value, ","), Experiment) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s built it without GOEXPERIMENT=%s: it would leave secrets in memory (`make build` sets it)", info.GoVersion, Experiment)
 }
 
 // folders of the initramfs beside those of its files.

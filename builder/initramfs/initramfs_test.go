@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -158,7 +161,7 @@ func TestModulesThatTheKernelRefuses(t *testing.T) {
 }
 
 func busybox() Busybox {
-	return Busybox{Program: rootfstest.Program(false), Commands: []string{Init, "ls", "modprobe"}}
+	return Busybox{Program: rootfstest.GoProgram(Experiment), Commands: []string{Init, "ls", "modprobe"}}
 }
 
 func TestBuild(t *testing.T) {
@@ -243,7 +246,7 @@ func checkContent(t *testing.T, base string, content map[string]string) {
 	for name, want := range map[string]string{
 		"init":                           "bin/initagent",
 		"bin/ls":                         "bb",
-		"bin/bb":                         string(rootfstest.Program(false)),
+		"bin/bb":                         string(rootfstest.GoProgram(Experiment)),
 		base + "/kernel/fs/ext4/ext4.ko": string(rootfstest.Module(rootfstest.Release)),
 		base + "/modules.dep": `kernel/lib/crc16.ko:
 kernel/crypto/crc32c_generic.ko:
@@ -273,10 +276,48 @@ func TestBusyboxThatCannotBeInit(t *testing.T) {
 		"EM_AARCH64":           {Program: arm, Commands: []string{Init}},
 		"busybox":              {Commands: []string{Init}},
 		"more than":            {Commands: append(make([]string, maxCommands), Init)},
+		// FAULTS 85
+		"how it was built":             {Program: rootfstest.Program(false), Commands: []string{Init}},
+		"without GOEXPERIMENT=runtime": {Program: rootfstest.GoProgram("greenteagc,noruntimesecret"), Commands: []string{Init}},
 	} {
 		if _, err := Build(b, x, m, nil); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one that says %q", err, name)
 		}
+	}
+}
+
+// The programs that the Makefile's commands build say that they erase secrets, and
+// the builder takes them; built otherwise, it does not. FAULTS 85, 102
+func TestBuiltPrograms(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds programs")
+	}
+	for name, c := range map[string]struct {
+		experiment string
+		build      []string
+		good       bool
+	}{
+		"makebb":   {Experiment, []string{"tool", "makebb"}, true},
+		"go build": {Experiment, []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"}, true},
+		"without":  {"", []string{"build"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "program")
+			// The smallest of our commands.
+			build := exec.Command("go", append(c.build, "-o", path, "./uroot-cmds/slots")...)
+			build.Dir = filepath.Join("..", "..")
+			build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT="+c.experiment)
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			program, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := (Busybox{Program: program, Commands: []string{Init}}).check(); (err == nil) != c.good {
+				t.Errorf("error %v, want none: %v", err, c.good)
+			}
+		})
 	}
 }
 

@@ -237,7 +237,9 @@ func GoModules(program io.ReaderAt) []Package {
 	if err != nil {
 		return nil
 	}
-	all := []Package{{Type: "golang", Name: "stdlib", Version: strings.TrimPrefix(info.GoVersion, "go")}}
+	// Experiments follow the version: "go1.26.8-X:runtimesecret".
+	version, _, _ := strings.Cut(strings.TrimPrefix(info.GoVersion, "go"), "-X:")
+	all := []Package{{Type: "golang", Name: "stdlib", Version: version}}
 	for _, m := range info.Deps {
 		if m.Replace != nil {
 			m = m.Replace

@@ -130,6 +130,7 @@ func TestNoPackages(t *testing.T) {
 func TestGoModules(t *testing.T) {
 	testkit.Need(t, "go")
 	program := filepath.Join(t.TempDir(), "program")
+	t.Setenv("GOEXPERIMENT", "runtimesecret")
 	testkit.Run(t, "go", "build", "-o", program, "halogenos.internal/builder/halogen")
 	f, err := os.Open(program)
 	if err != nil {
@@ -141,6 +142,9 @@ func TestGoModules(t *testing.T) {
 		if !strings.Contains(have, want) {
 			t.Errorf("no %s in\n%s", want, have)
 		}
+	}
+	if strings.Contains(have, "X:") || strings.Contains(have, "X%3A") {
+		t.Errorf("an experiment is part of a version in\n%s", have)
 	}
 	if all := GoModules(strings.NewReader("#!/bin/sh\n")); len(all) != 0 {
 		t.Errorf("a script was made of %v", all)

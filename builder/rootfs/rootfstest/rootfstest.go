@@ -251,12 +251,37 @@ func Program(dynamic bool) []byte {
 	return out.Bytes()
 }
 
+// GoProgram returns a static executable that says of itself that Go built it
+// with an experiment, or with none.
+func GoProgram(experiment string) []byte {
+	out := Program(false)
+	start := (len(out) + 15) / 16 * 16
+	info := []byte("\xff Go buildinf:\x08\x02")
+	info = append(info, make([]byte, 16)...) // two pointers, of old versions
+	const around = "0123456789abcdef"        // of the settings
+	settings := around + "path\tbb\nbuild\tGOEXPERIMENT=" + experiment + "\n" + around
+	for _, text := range []string{"go1.26.8", settings} {
+		info = append(binary.AppendUvarint(info, uint64(len(text))), text...)
+	}
+	out = append(append(out, make([]byte, start-len(out))...), info...)
+	var segment bytes.Buffer
+	at := elf.Prog64{
+		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Align: 4096,
+		Off: uint64(start), Vaddr: uint64(start), Filesz: uint64(len(info)), Memsz: uint64(len(info)),
+	}
+	if err := binary.Write(&segment, binary.LittleEndian, at); err != nil {
+		panic(err) // it has a fixed size
+	}
+	copy(out[64:], segment.Bytes())
+	return out
+}
+
 // Machine makes a folder with the machine's programs and returns it.
 func Machine(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range map[string][]byte{
-		"bb": Program(false), "bb.list": []byte("# commands\ninitagent\nls\nmodprobe\n"), "ota": []byte("ota program"),
+		"bb": GoProgram("runtimesecret"), "bb.list": []byte("# commands\ninitagent\nls\nmodprobe\n"), "ota": []byte("ota program"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o755); err != nil {
 			t.Fatal(err)
