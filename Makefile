@@ -260,10 +260,18 @@ fuzz: | toolchain ## each fuzz target for FUZZTIME
 .PHONY: test-images
 test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-optional-1) $(UPDATES)
 
+# What the search of a machine's memory must find out: the machine's commands,
+# built so that nothing is erased.
+$(OUT)/forgetful/bb: $(MACHINE)
+	@echo "building the machine's commands without runtime/secret (a minute)"
+	@mkdir -p $(@D)
+	@GOEXPERIMENT= go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
+	@mv $@.new $@
+
 .PHONY: boot-test
-boot-test: $(OUT)/tools13.stamp ## boot the images in QEMU
+boot-test: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## boot the images in QEMU
 	@$(MAKE) --no-print-directory -j2 test-images
-	@HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
+	@HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 		go test -count=1 -timeout 60m ./qemu-tests
 
 # --- Measurements ---------------------------------------------------------------

@@ -93,17 +93,7 @@ func (n *newer) system(t testing.TB, image string) {
 // uki makes the UKI.
 func (n *newer) uki(t testing.TB, image string, v variant) {
 	t.Helper()
-	file, err := os.ReadFile(imageFile(t, image, release.UKIFile))
-	must(t, err)
-	parsed, err := uki.Parse(file)
-	must(t, err)
-	section := func(name string) []byte {
-		b, ok := parsed.Section(name)
-		if !ok {
-			t.Fatalf("the UKI has no %s", name)
-		}
-		return b
-	}
+	made, section := imageUKI(t, image)
 	initrd := section(".initrd")
 	facts, err := contract.FromInitrd(initrd)
 	must(t, err)
@@ -122,10 +112,9 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	after, err := contract.Archive(facts)
 	must(t, err)
 	osrel := bytes.Replace(section(".osrel"), []byte("IMAGE_VERSION=1\n"), []byte("IMAGE_VERSION="+n.Version.String()+"\n"), 1)
-	made := slices.Clone(file)
 	resize(t, made, ".osrel", osrel)
 	made = replaceLast(t, made, ".initrd", append(after, initrd[len(before):]...))
-	parsed, err = uki.Parse(made)
+	parsed, err := uki.Parse(made)
 	must(t, err)
 	started, err := pcr.PredictUKI(parsed)
 	must(t, err)

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
@@ -199,6 +200,9 @@ func (a *Agent) observe() {
 func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := outcomes(&a.facts)[step.Kind]
 	run := func() error { return a.do(ctx, step) }
+	if handlesSecrets[step.Kind] {
+		run = func() error { return secretmem.Try(func() error { return a.do(ctx, step) }) }
+	}
 	var err error
 	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {
 		err = a.last(step, run)
@@ -216,6 +220,14 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	default:
 		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)
 	}
+}
+
+// handlesSecrets are the steps in which a secret is made, released, typed or used.
+// What they leave on stack and heap is erased: libraries copy what they are given,
+// and nobody could wipe those copies.
+var handlesSecrets = map[slot.Kind]bool{
+	slot.Enrol: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
+	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true,
 }
 
 // last does a step that this boot does not survive: what it is, and why, is said

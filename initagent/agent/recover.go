@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/initagent/advice"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -70,11 +71,15 @@ func (a *Agent) reboot() error {
 	return a.Power.Reboot()
 }
 
-// forget wipes what the boot still knows.
+// forget wipes what the boot still knows, and erases what knowing it has left in
+// this process.
 func (a *Agent) forget() {
 	if a.secret != nil {
 		a.secret.Wipe()
 		a.secret = nil
+	}
+	if a.facts.Released {
+		secretmem.Collect()
 	}
 }
 

@@ -25,8 +25,8 @@ const MaxSize = 1 << 20
 
 const format = 1
 
-// purpose is what the key that wraps the Secure Boot keys is derived for.
-const purpose = "secure-boot-keys"
+// Purpose is what the key that wraps the Secure Boot keys is derived for.
+const Purpose = "secure-boot-keys"
 
 // A Pending is the content of the file.
 type Pending struct {
@@ -99,14 +99,14 @@ func (p *Pending) SealedSecret() (*policy.Sealed, error) { return policy.ParseSe
 
 // WrapKeys encrypts the Secure Boot keys under the machine secret.
 func WrapKeys(random interface{ Read([]byte) (int, error) }, secret *policy.Secret, keys *secureboot.KeySet) ([]byte, error) {
-	key := secret.Key(purpose)
+	key := secret.Key(Purpose)
 	defer clear(key[:])
-	return secureboot.Wrap(random, key, purpose, keys)
+	return secureboot.Wrap(random, key, Purpose, keys)
 }
 
 // UnwrapKeys is the reverse. The caller wipes the keys.
 func UnwrapKeys(secret *policy.Secret, wrapped []byte) (*secureboot.KeySet, error) {
-	key := secret.Key(purpose)
+	key := secret.Key(Purpose)
 	defer clear(key[:])
-	return secureboot.Unwrap(key, purpose, wrapped)
+	return secureboot.Unwrap(key, Purpose, wrapped)
 }

@@ -1,0 +1,316 @@
+package qemutests
+
+import (
+	"bytes"
+	"crypto/aes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+	"golang.org/x/crypto/xts"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/builder/vm"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/qemu-tests/testos/theft"
+)
+
+func TestSearch(t *testing.T) {
+	needles := []needle{{name: "a", bytes: []byte("needle-of-some-length")}, {name: "b", bytes: []byte("0123456789abcdef")}}
+	for _, at := range []int{0, 1, 4<<20 - 25, 4<<20 - 21, 4<<20 - 20, 4<<20 - 1, 4 << 20, 8<<20 - 3} {
+		hay := bytes.Repeat([]byte{'x'}, 9<<20)
+		copy(hay[at:], needles[0].bytes)
+		found, size, err := search(bytes.NewReader(hay), needles)
+		if err != nil || size != int64(len(hay)) || found["a"] != 1 || found["b"] != 0 {
+			t.Errorf("at %d: %v in %d bytes, %v", at, found, size, err)
+		}
+	}
+}
+
+// secrets are what somebody learns who has a machine that is off, and replays its
+// last good boot to its TPM.
+func secrets(t *testing.T, p Provisioned) []needle {
+	t.Helper()
+	s, err := p.State.Clone(filepath.Join(t.TempDir(), "stolen"))
+	must(t, err)
+	d := openDisk(t, s.Disk(), os.O_RDONLY)
+	_, size := d.partition(layout.RootNumber)
+	volume, err := os.Open(d.cut(layout.RootNumber))
+	must(t, err)
+	defer volume.Close()
+	sealed, err := theft.Sealed(volume, size)
+	must(t, err)
+	socket, stop := softwareTPM(t, s)
+	defer stop()
+	wire, err := linuxudstpm.Open(socket)
+	must(t, err)
+	replay(t, wire, s)
+	chip := tpm.OpenTransport(wire)
+	secret, _, err := chip.Unseal(sealed)
+	must(t, err)
+	must(t, chip.Close())
+	must(t, wire.Close())
+
+	header, _, err := luks2.Open(volume, size)
+	must(t, err)
+	passphrase := secret.LUKSPassphrase()
+	volumeKey, _, err := header.Unlock(volume, passphrase, 1<<30)
+	must(t, err)
+	write, err := secret.WriteKey()
+	must(t, err)
+	scalar, err := write.Bytes()
+	must(t, err)
+	wrap := secret.Key(provision.Purpose)
+	out := []needle{
+		{name: "machine secret", bytes: secret.Bytes()},
+		{name: "machine secret in hexadecimal", bytes: []byte(fmt.Sprintf("%x", secret.Bytes()))},
+		{name: "LUKS passphrase", bytes: passphrase},
+		{name: "key that may write the NV index", bytes: scalar},
+		{name: "key that may write the NV index, words reversed", bytes: reversed(scalar)},
+		{name: "key that wraps the Secure Boot keys", bytes: wrap[:]},
+		{name: volumeKeyNeedle, bytes: volumeKey, mapped: true},
+	}
+	out = append(out, recoveryNeedles(t, p.Notes[recoveryKeyNote])...)
+	return append(out, secureBootNeedles(t, header, volume, volumeKey, secret)...)
+}
+
+// recoveryNeedles are a recovery key as text, with and without its dashes, and as
+// the bytes that it stands for.
+func recoveryNeedles(t *testing.T, text string) []needle {
+	t.Helper()
+	key, err := luks2.ParseRecoveryKey([]byte(text))
+	must(t, err)
+	return []needle{
+		{name: "recovery key", bytes: []byte(text)},
+		{name: "recovery key without dashes", bytes: []byte(strings.ReplaceAll(text, "-", ""))},
+		{name: "recovery key's bytes", bytes: key.Bytes()},
+	}
+}
+
+// secureBootNeedles are the private keys in the root partition.
+func secureBootNeedles(t *testing.T, header *luks2.Header, volume *os.File, volumeKey []byte, secret *policy.Secret) []needle {
+	t.Helper()
+	segment, err := header.Segment()
+	must(t, err)
+	plain := decrypt(t, segment, volume, volumeKey)
+	wrapped := filepath.Join(t.TempDir(), "keys")
+	testkit.Run(t, "debugfs", "-R", "dump /halogen/secure-boot-keys "+wrapped, plain)
+	text, err := os.ReadFile(wrapped)
+	must(t, err)
+	keys, err := provision.UnwrapKeys(secret, text)
+	must(t, err)
+	var out []needle
+	for _, k := range []struct {
+		name string
+		pair secureboot.Pair
+	}{{"PK", keys.PK}, {"KEK", keys.KEK}, {"db", keys.DB}} {
+		for name, n := range map[string][]byte{
+			"private exponent": k.pair.Key.D.Bytes(), "prime p": k.pair.Key.Primes[0].Bytes(), "prime q": k.pair.Key.Primes[1].Bytes(),
+		} {
+			out = append(out, needle{name: k.name + "'s " + name, bytes: n}, needle{name: k.name + "'s " + name + ", words reversed", bytes: reversed(n)})
+		}
+	}
+	return out
+}
+
+// decrypt writes what was ever written of a volume in clear.
+func decrypt(t *testing.T, segment luks2.Segment, volume *os.File, volumeKey []byte) (path string) {
+	t.Helper()
+	cipher, err := xts.NewCipher(aes.NewCipher, volumeKey)
+	must(t, err)
+	f, err := os.Create(filepath.Join(t.TempDir(), "plain"))
+	must(t, err)
+	defer f.Close()
+	start, size := int64(segment.Offset)*luks2.SectorSize, int64(segment.Sectors)*luks2.SectorSize
+	must(t, f.Truncate(size))
+	sector := make([]byte, segment.CryptSector)
+	must(t, vm.DataExtents(volume, start+size, func(off, length int64) error {
+		for at := (max(off, start) - start) / int64(len(sector)) * int64(len(sector)); at < off+length-start; at += int64(len(sector)) {
+			if _, err := volume.ReadAt(sector, start+at); err != nil {
+				return err
+			}
+			cipher.Decrypt(sector, sector, uint64(at)/luks2.SectorSize+segment.IVOffset)
+			if _, err := f.WriteAt(sector, at); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	return f.Name()
+}
+
+// TestMemory: nothing that opens the machine, or speaks for it, lies in its memory
+// where somebody gets a shell or the system runs.
+// FAULTS 75, 85, 88, 104
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	needles := secrets(t, p)
+	refused := func(s vm.State) error { return addToDB(s.Vars(), strangersEntry(t, s)) }
+	for _, tt := range []struct {
+		name    string
+		prepare func(s vm.State) error
+		run     func(g *Guest) (open bool)
+	}{
+		{"console asked for early", nil, func(g *Guest) bool {
+			g.Expect(`halogen: press r for the recovery console`)
+			g.typed("r")
+			g.expectConsole()
+			return false
+		}},
+		{"console asked for after the unlock", nil, func(g *Guest) bool {
+			g.Expect(`halogen: unlock \(`)
+			g.typed("r")
+			g.Expect(`The machine restarts into the recovery console`)
+			g.expectConsole()
+			return false
+		}},
+		{"console after a failed unlock", refused, func(g *Guest) bool {
+			g.Expect(asksForKey)
+			g.typeLine("")
+			g.expectConsole()
+			return false
+		}},
+		{"console after a wrong recovery key", refused, func(g *Guest) bool {
+			g.Expect(asksForKey)
+			g.typeLine(wrongKey(p.Notes[recoveryKeyNote]))
+			g.Expect(`Nothing is lost: try again`)
+			g.Expect(asksForKey)
+			g.typeLine("")
+			g.expectConsole()
+			return false
+		}},
+		{"console after a failed mount", breakFileSystem(t), func(g *Guest) bool {
+			g.Expect(asksForKey)
+			g.typeLine("")
+			g.Expect(`The machine restarts into the recovery console`)
+			g.expectConsole()
+			return false
+		}},
+		{"system opened by the TPM", nil, func(g *Guest) bool { g.Boot(); return true }},
+		{"system opened by the recovery key", refused, func(g *Guest) bool {
+			g.Expect(asksForKey)
+			g.typeLine(p.Notes[recoveryKeyNote])
+			g.Expect(`\[y/N\] `)
+			g.typeLine("y")
+			g.Boot()
+			return true
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := Machine(t, Options{State: p.State, Prepare: tt.prepare, VM: vm.Options{Memory: memoryMiB}})
+			open := tt.run(g)
+			g.wantNoSecrets(tt.name, needles, open)
+		})
+	}
+}
+
+// memoryMiB is the memory of a machine whose memory is searched.
+const memoryMiB = 512
+
+// breakFileSystem overwrites the superblock of the root partition's file system.
+func breakFileSystem(t *testing.T) func(s vm.State) error {
+	return func(s vm.State) error {
+		d := openDisk(t, s.Disk(), os.O_RDWR)
+		start, _ := d.partition(layout.RootNumber)
+		_, err := d.WriteAt(bytes.Repeat([]byte{0xaa}, 4096), start+luks2.DataOffset)
+		return err
+	}
+}
+
+// TestMemoryAfterStaging: a boot that has signed a release with the machine's key,
+// and the trial after it.
+// FAULTS 75, 104
+func TestMemoryAfterStaging(t *testing.T) {
+	t.Parallel()
+	p := fetched(t, successor())
+	needles := secrets(t, p)
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Memory: memoryMiB}})
+	g.Expect(`halogen: stage \(`)
+	g.boots(newSystem())
+	g.wantNoSecrets("trial of a release that was staged", needles, true)
+}
+
+// TestMemoryControl: the searcher finds the secrets of a machine whose initagent
+// does not erase them, and whose kernel does not erase freed memory.
+// FAULTS 104
+func TestMemoryControl(t *testing.T) {
+	t.Parallel()
+	image := filepath.Join(t.TempDir(), "disk.img")
+	must(t, vm.CopySparse(image, Image(t, "testos-1")))
+	d := openDisk(t, image, os.O_RDWR)
+	d.putUKI(imageRelease(t, "testos-1"), forgetful(t, "testos-1"))
+	must(t, d.Close())
+	p := Provision(t, Options{Image: "testos-1", Prepare: func(s vm.State) error { return vm.CopySparse(s.Disk(), image) }}, "forgetful-1", bringUp)
+	needles := secrets(t, p)
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Memory: memoryMiB}})
+	g.Boot()
+	found := g.searchMemory(needles)
+	t.Logf("without erasing: %v", found)
+	if found["machine secret"] == 0 || found["LUKS passphrase"] == 0 {
+		t.Errorf("the searcher does not find the machine secret and the passphrase where nothing erases them: %v", found)
+	}
+}
+
+// forgetful is an image's UKI that does not erase what it has used: without the
+// kernel's erasing of freed memory, and with an initagent that was built without
+// runtime/secret. The kernel unpacks the second archive over the first.
+func forgetful(t *testing.T, image string) []byte {
+	t.Helper()
+	file, section := imageUKI(t, image)
+	cmdline := string(section(".cmdline"))
+	changed := strings.NewReplacer("init_on_free=1", "init_on_free=0", "init_on_alloc=1", "init_on_alloc=0").Replace(cmdline)
+	if changed == cmdline {
+		t.Fatalf("the command line is %q", cmdline)
+	}
+	resize(t, file, ".cmdline", []byte(changed))
+	return replaceLast(t, file, ".initrd", append(section(".initrd"), forgetfulArchive(t)...))
+}
+
+// imageUKI is the UKI of an image, and what its sections hold.
+func imageUKI(t testing.TB, image string) (file []byte, section func(name string) []byte) {
+	t.Helper()
+	file, err := os.ReadFile(imageFile(t, image, release.UKIFile))
+	must(t, err)
+	parsed, err := uki.Parse(file)
+	must(t, err)
+	return slices.Clone(file), func(name string) []byte {
+		t.Helper()
+		b, ok := parsed.Section(name)
+		if !ok {
+			t.Fatalf("the UKI has no %s", name)
+		}
+		return b
+	}
+}
+
+// forgetfulArchive is a cpio archive with the machine's commands.
+func forgetfulArchive(t *testing.T) []byte {
+	t.Helper()
+	bb := os.Getenv("HALOGEN_FORGETFUL")
+	if bb == "" {
+		skip(t, "HALOGEN_FORGETFUL is not set: `make test` builds the machine's commands without runtime/secret")
+	}
+	dir := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(dir, "bin"), 0o755))
+	must(t, vm.CopySparse(filepath.Join(dir, "bin/bb"), bb))
+	must(t, os.Chmod(filepath.Join(dir, "bin/bb"), 0o755))
+	cpio := exec.Command(testkit.Need(t, "cpio"), "--quiet", "-o", "-H", "newc", "-R", "0:0")
+	cpio.Dir, cpio.Stdin = dir, strings.NewReader("bin\nbin/bb\n")
+	out, err := cpio.Output()
+	must(t, err)
+	return append(out, make([]byte, -len(out)&3)...)
+}
