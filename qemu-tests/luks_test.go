@@ -100,7 +100,7 @@ func rogue(t *testing.T, volume string, tokens ...string) {
 	must(t, err)
 	must(t, f.Truncate(0))
 	must(t, f.Truncate(info.Size()))
-	_, volumeKey, err := luks2.Format(rand.Reader, f, luks2.Options{UUID: was.UUID, Label: was.Label, SectorSize: 4096, Size: info.Size()},
+	_, volumeKey, err := luks2.Format(rand.Reader, f, luks2.Options{UUID: was.UUID, Label: was.Label, Size: info.Size()},
 		func(c *luks2.Change, volumeKey []byte) error {
 			slot, err := c.AddKeyslot(volumeKey, []byte(attackersKey), luks2.PBKDF2())
 			copied := 0

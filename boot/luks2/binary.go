@@ -57,25 +57,27 @@ const (
 	checksumSize  = 64
 
 	checksumAlgorithm = "sha256"
-	minHeaderSize     = 16 << 10
-	maxHeaderSize     = 4 << 20
+
+	// headerSize is that of one copy, in bytes: the least that there is, and
+	// what every volume of ours has.
+	headerSize = 16 << 10
+	maxJSON    = headerSize - binarySize - 1 // it ends in a NUL
 )
 
 // headerCopy is one whole copy of a header.
 type headerCopy struct {
 	uuid, label, subsystem string
-	headerSize             uint64
 	seq                    uint64
 	json                   []byte // without the padding
 }
 
 var errNoMagic = errors.New("no LUKS magic")
 
-// readCopy reads the copy at an offset and checks everything that does not
-// need the JSON text understood. Each byte is read once.
-func readCopy(r io.ReaderAt, s side, off int64) (*headerCopy, error) {
+// readCopy reads a copy and checks everything that does not need the JSON text
+// understood. Each byte is read once.
+func readCopy(r io.ReaderAt, s side) (*headerCopy, error) {
 	head := make([]byte, binarySize)
-	if err := readFull(r, head, off); err != nil {
+	if err := readFull(r, head, s.offset()); err != nil {
 		return nil, err
 	}
 	if string(head[:offVersion]) != s.magic() {
@@ -85,18 +87,17 @@ func readCopy(r io.ReaderAt, s side, off int64) (*headerCopy, error) {
 	if v := be.Uint16(head[offVersion:]); v != 2 {
 		return nil, fmt.Errorf("LUKS version %d, want 2: %w", v, ErrUnsupported)
 	}
-	size := be.Uint64(head[offHeaderSize:])
-	if size < minHeaderSize || size > maxHeaderSize || size&(size-1) != 0 {
-		return nil, fmt.Errorf("header of %d bytes", size)
+	if size := be.Uint64(head[offHeaderSize:]); size != headerSize {
+		return nil, fmt.Errorf("header of %d bytes, want %d", size, headerSize)
 	}
-	if at := be.Uint64(head[offOffset:]); at != uint64(off) {
-		return nil, fmt.Errorf("header says that it is at offset %d, found at %d", at, off)
+	if at := be.Uint64(head[offOffset:]); at != uint64(s.offset()) {
+		return nil, fmt.Errorf("header says that it is at offset %d, found at %d", at, s.offset())
 	}
 	if alg, err := text(head[offAlgorithm:][:algorithmSize]); err != nil || alg != checksumAlgorithm {
 		return nil, fmt.Errorf("checksum algorithm %q, want %s", alg, checksumAlgorithm)
 	}
-	area := make([]byte, size-binarySize)
-	if err := readFull(r, area, off+binarySize); err != nil {
+	area := make([]byte, headerSize-binarySize)
+	if err := readFull(r, area, s.offset()+binarySize); err != nil {
 		return nil, err
 	}
 	var want [checksumSize]byte
@@ -105,11 +106,11 @@ func readCopy(r io.ReaderAt, s side, off int64) (*headerCopy, error) {
 		return nil, errors.New("checksum does not match")
 	}
 	// From here on a fault is not damage but somebody's doing.
-	return decodeCopy(head, area, size)
+	return decodeCopy(head, area)
 }
 
-func decodeCopy(head, area []byte, size uint64) (*headerCopy, error) {
-	c := &headerCopy{headerSize: size, seq: binary.BigEndian.Uint64(head[offSeq:])}
+func decodeCopy(head, area []byte) (*headerCopy, error) {
+	c := &headerCopy{seq: binary.BigEndian.Uint64(head[offSeq:])}
 	if c.seq == math.MaxUint64 {
 		return nil, fmt.Errorf("sequence number is used up: %w", ErrUnsupported)
 	}
@@ -120,6 +121,9 @@ func decodeCopy(head, area []byte, size uint64) (*headerCopy, error) {
 		if *field, err = text(b); err != nil {
 			return nil, fmt.Errorf("%w: %w", err, ErrUnsupported)
 		}
+	}
+	if !validUUID(c.uuid) {
+		return nil, fmt.Errorf("UUID %q: %w", c.uuid, ErrUnsupported)
 	}
 	var padding []byte
 	var ended bool
@@ -153,14 +157,14 @@ func checksum(head, area []byte) (sum [checksumSize]byte) {
 // encode returns the bytes of a copy. The salt makes two copies differ, so
 // that a device which merges equal blocks keeps two.
 func (c *headerCopy) encode(rand io.Reader, s side) ([]byte, error) {
-	if uint64(len(c.json)) >= c.headerSize-binarySize {
-		return nil, fmt.Errorf("metadata of %d bytes, room for %d", len(c.json), c.headerSize-binarySize-1)
+	if len(c.json) > maxJSON {
+		return nil, fmt.Errorf("metadata of %d bytes, room for %d", len(c.json), maxJSON)
 	}
-	b := make([]byte, c.headerSize)
+	b := make([]byte, headerSize)
 	be := binary.BigEndian
 	copy(b, s.magic())
 	be.PutUint16(b[offVersion:], 2)
-	be.PutUint64(b[offHeaderSize:], c.headerSize)
+	be.PutUint64(b[offHeaderSize:], headerSize)
 	be.PutUint64(b[offSeq:], c.seq)
 	copy(b[offLabel:], c.label)
 	copy(b[offAlgorithm:], checksumAlgorithm)
@@ -169,7 +173,7 @@ func (c *headerCopy) encode(rand io.Reader, s side) ([]byte, error) {
 	}
 	copy(b[offUUID:], c.uuid)
 	copy(b[offSubsystem:], c.subsystem)
-	be.PutUint64(b[offOffset:], uint64(c.offset(s)))
+	be.PutUint64(b[offOffset:], uint64(s.offset()))
 	copy(b[binarySize:], c.json)
 	sum := checksum(b[:binarySize], b[binarySize:])
 	copy(b[offChecksum:], sum[:])
@@ -177,11 +181,11 @@ func (c *headerCopy) encode(rand io.Reader, s side) ([]byte, error) {
 }
 
 // offset is where a copy lies: the secondary right behind the primary.
-func (c *headerCopy) offset(s side) int64 {
+func (s side) offset() int64 {
 	if s == primary {
 		return 0
 	}
-	return int64(c.headerSize)
+	return headerSize
 }
 
 // Open reads and checks the header of a device of size bytes. Of two whole
@@ -193,9 +197,9 @@ func Open(r io.ReaderAt, size int64) (*Header, Health, error) {
 		return nil, h.health, fmt.Errorf("luks2: open: %w", err)
 	}
 	h.UUID, h.Label, h.Subsystem = best.uuid, best.label, best.subsystem
-	h.headerSize, h.seq, h.json, h.size = best.headerSize, best.seq, best.json, size
+	h.seq, h.json, h.size = best.seq, best.json, size
 	if h.meta, err = decodeMetadata(best.json); err == nil {
-		err = h.meta.validate(best.headerSize, size)
+		err = h.meta.validate(size)
 	}
 	if err != nil {
 		return nil, h.health, fmt.Errorf("luks2: open: %s header: %w: %w", h.loaded, ErrUnsupported, err)
@@ -206,15 +210,9 @@ func Open(r io.ReaderAt, size int64) (*Header, Health, error) {
 // readCopies finds both copies and picks one.
 func readCopies(r io.ReaderAt) (*headerCopy, *Header, error) {
 	h := &Header{}
-	first, err := readCopy(r, primary, 0)
-	h.health.Primary = err
-	var second *headerCopy
-	if first != nil {
-		second, err = readCopy(r, secondary, int64(first.headerSize))
-	} else {
-		second, err = findSecondary(r)
-	}
-	h.health.Secondary = err
+	var first, second *headerCopy
+	first, h.health.Primary = readCopy(r, primary)
+	second, h.health.Secondary = readCopy(r, secondary)
 	switch {
 	case first == nil && second == nil:
 		if errors.Is(h.health.Primary, errNoMagic) && errors.Is(h.health.Secondary, errNoMagic) {
@@ -249,28 +247,7 @@ func readCopies(r io.ReaderAt) (*headerCopy, *Header, error) {
 }
 
 func (c *headerCopy) same(o *headerCopy) bool {
-	return c.uuid == o.uuid && c.label == o.label && c.subsystem == o.subsystem &&
-		c.headerSize == o.headerSize && bytes.Equal(c.json, o.json)
-}
-
-// findSecondary looks for the secondary copy where one can be, when no primary
-// says how large it is.
-func findSecondary(r io.ReaderAt) (*headerCopy, error) {
-	var found error = errNoMagic
-	for off := int64(minHeaderSize); off <= maxHeaderSize; off *= 2 {
-		c, err := readCopy(r, secondary, off)
-		if err == nil && c.headerSize == uint64(off) {
-			return c, nil
-		}
-		if err == nil {
-			err = fmt.Errorf("header of %d bytes at offset %d", c.headerSize, off)
-		}
-		// An end of the device is told only if nothing says more.
-		if !errors.Is(err, errNoMagic) && (errors.Is(found, errNoMagic) || !errors.Is(err, io.ErrUnexpectedEOF)) {
-			found = err
-		}
-	}
-	return nil, found
+	return c.uuid == o.uuid && c.label == o.label && c.subsystem == o.subsystem && bytes.Equal(c.json, o.json)
 }
 
 // readFull reads len(b) bytes at off; an early end is io.ErrUnexpectedEOF.

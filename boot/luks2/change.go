@@ -16,7 +16,6 @@ type Change struct {
 	rand   io.Reader
 	device block.Device
 	meta   *metadata
-	areas  span
 	edited bool
 
 	added   []span   // areas that were written
@@ -44,9 +43,6 @@ func (h *Header) Change(rand io.Reader, d block.Device, edit func(*Change) error
 		return fmt.Errorf("luks2: change: %w", err)
 	}
 	c := &Change{rand: rand, device: d, meta: meta}
-	if c.areas, err = meta.Config.validate(h.headerSize, h.size); err != nil {
-		return fmt.Errorf("luks2: change: %w", err)
-	}
 	if err := h.apply(c, edit); err != nil {
 		return fmt.Errorf("luks2: change: %w", err)
 	}
@@ -105,15 +101,15 @@ func (c *Change) run(edit func(*Change) error, h *Header) (*metadata, error) {
 		return nil, errors.New("the volume would be left without a keyslot")
 	}
 	for _, m := range []*metadata{c.meta, final} {
-		if err := m.validate(h.headerSize, h.size); err != nil {
+		if err := m.validate(h.size); err != nil {
 			return nil, err
 		}
 		text, err := m.encode()
 		if err != nil {
 			return nil, err
 		}
-		if room := h.headerSize - binarySize - 1; uint64(len(text)) > room {
-			return nil, fmt.Errorf("metadata of %d bytes, room for %d", len(text), room)
+		if len(text) > maxJSON {
+			return nil, fmt.Errorf("metadata of %d bytes, room for %d", len(text), maxJSON)
 		}
 	}
 	return final, nil
@@ -145,7 +141,7 @@ func (c *Change) addKeyslot(volumeKey, passphrase []byte, k KDF) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	offset, err := c.meta.gap(c.areas, areaSize(len(volumeKey)))
+	offset, err := c.meta.gap(areaSize(len(volumeKey)))
 	if err != nil {
 		return 0, err
 	}
@@ -259,7 +255,7 @@ func (h *Header) write(c *Change, m *metadata) error {
 }
 
 func (h *Header) copyOf(text []byte, seq uint64) *headerCopy {
-	return &headerCopy{uuid: h.UUID, label: h.Label, subsystem: h.Subsystem, headerSize: h.headerSize, seq: seq, json: text}
+	return &headerCopy{uuid: h.UUID, label: h.Label, subsystem: h.Subsystem, seq: seq, json: text}
 }
 
 func (c *headerCopy) writeTo(rand io.Reader, d block.Device, s side) error {
@@ -267,7 +263,7 @@ func (c *headerCopy) writeTo(rand io.Reader, d block.Device, s side) error {
 	if err != nil {
 		return fmt.Errorf("%s header: %w", s, err)
 	}
-	if _, err := d.WriteAt(b, c.offset(s)); err != nil {
+	if _, err := d.WriteAt(b, s.offset()); err != nil {
 		return fmt.Errorf("write %s header: %w", s, err)
 	}
 	if err := d.Sync(); err != nil {

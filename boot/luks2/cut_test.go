@@ -76,11 +76,11 @@ func replacing(old []byte) change {
 			}
 			if !lists(h, 0) {
 				left := make([]byte, len(old))
-				if _, err := d.ReadAt(left, 2*minHeaderSize); err != nil {
+				if _, err := d.ReadAt(left, 2*headerSize); err != nil {
 					return err
 				}
-				for at := 0; at < len(old); at += cryptSector {
-					if bytes.Equal(left[at:at+cryptSector], old[at:at+cryptSector]) {
+				for at := 0; at < len(old); at += areaSector {
+					if bytes.Equal(left[at:at+areaSector], old[at:at+areaSector]) {
 						return fmt.Errorf("the old keyslot is gone, its key material at %d is not", at)
 					}
 				}
@@ -105,7 +105,7 @@ func heal(r *blocktest.Recorder) error {
 
 func TestCutChange(t *testing.T) {
 	clean, key := newVolume(t)
-	c := replacing(readBytes(t, clean, 2*minHeaderSize, VolumeKeySize*stripes))
+	c := replacing(readBytes(t, clean, 2*headerSize, VolumeKeySize*stripes))
 	r := blocktest.Record(clean)
 	if err := c.apply(r, key); err != nil {
 		t.Fatal(err)
@@ -206,7 +206,7 @@ func (f *forgetful) Sync() error {
 // nothing.
 func TestMutants(t *testing.T) {
 	clean, key := newVolume(t)
-	c := replacing(readBytes(t, clean, 2*minHeaderSize, VolumeKeySize*stripes))
+	c := replacing(readBytes(t, clean, 2*headerSize, VolumeKeySize*stripes))
 	// 1: key material. 2, 3: the header with both keyslots. 4: the material is
 	// overwritten. 5, 6: the last header. Without 3 the overwriting may come
 	// before the second copy, which the first one makes good; without 6
@@ -227,7 +227,7 @@ func TestMutants(t *testing.T) {
 
 func TestFailedWrites(t *testing.T) {
 	clean, key := newVolume(t)
-	c := replacing(readBytes(t, clean, 2*minHeaderSize, VolumeKeySize*stripes))
+	c := replacing(readBytes(t, clean, 2*headerSize, VolumeKeySize*stripes))
 	faults := 0
 	for k := 1; ; k++ {
 		failed := false

@@ -14,11 +14,10 @@ import (
 
 // Options describes a volume to be made.
 type Options struct {
-	UUID       string // in text form, for example 01234567-89ab-cdef-0123-456789abcdef
-	Label      string // at most 47 bytes, may be empty
-	Subsystem  string // at most 47 bytes, may be empty
-	SectorSize int    // of the encryption, in bytes: 512 or 4096
-	Size       int64  // of the device, in bytes
+	UUID      string // in text form, for example 01234567-89ab-cdef-0123-456789abcdef
+	Label     string // at most 47 bytes, may be empty
+	Subsystem string // at most 47 bytes, may be empty
+	Size      int64  // of the device, in bytes: a multiple of CryptSector
 }
 
 func (o Options) validate() error {
@@ -30,11 +29,8 @@ func (o Options) validate() error {
 			return fmt.Errorf("label %q, at most %d bytes without control characters are possible", s, labelSize-1)
 		}
 	}
-	if o.SectorSize != 512 && o.SectorSize != 4096 {
-		return fmt.Errorf("sectors of %d bytes, want 512 or 4096", o.SectorSize)
-	}
-	if o.Size <= DataOffset || o.Size%int64(o.SectorSize) != 0 {
-		return fmt.Errorf("device of %d bytes, want more than %d in sectors of %d", o.Size, DataOffset, o.SectorSize)
+	if o.Size <= DataOffset || o.Size%CryptSector != 0 {
+		return fmt.Errorf("device of %d bytes, want more than %d in sectors of %d", o.Size, DataOffset, CryptSector)
 	}
 	return nil
 }
@@ -82,17 +78,13 @@ func format(rand io.Reader, d block.Device, o Options, volumeKey []byte, edit fu
 	if _, err := io.ReadFull(rand, volumeKey); err != nil {
 		return nil, fmt.Errorf("random volume key: %w", err)
 	}
-	meta, err := newMetadata(rand, o, volumeKey)
+	meta, err := newMetadata(rand, volumeKey)
 	if err != nil {
 		return nil, err
 	}
 	h := &Header{
 		UUID: o.UUID, Label: o.Label, Subsystem: o.Subsystem,
-		meta: meta, size: o.Size, headerSize: minHeaderSize,
-	}
-	areas, err := meta.Config.validate(h.headerSize, o.Size)
-	if err != nil {
-		return nil, err
+		meta: meta, size: o.Size,
 	}
 	if err := block.Zero(d, 0, int64(areas.start)); err != nil {
 		return nil, fmt.Errorf("wipe the old header: %w", err)
@@ -104,7 +96,7 @@ func format(rand io.Reader, d block.Device, o Options, volumeKey []byte, edit fu
 	if err := d.Sync(); err != nil {
 		return nil, fmt.Errorf("wipe the old header: sync: %w", err)
 	}
-	c := &Change{rand: rand, device: d, meta: meta, areas: areas}
+	c := &Change{rand: rand, device: d, meta: meta}
 	err = h.apply(c, func(c *Change) error {
 		if err := edit(c, volumeKey); err != nil {
 			return err
@@ -121,7 +113,7 @@ func format(rand io.Reader, d block.Device, o Options, volumeKey []byte, edit fu
 }
 
 // newMetadata describes a volume without keyslots.
-func newMetadata(rand io.Reader, o Options, volumeKey []byte) (*metadata, error) {
+func newMetadata(rand io.Reader, volumeKey []byte) (*metadata, error) {
 	d := &digest{
 		Type: typeDigest, Keyslots: []string{}, Segments: []string{"0"},
 		// The key is random: there is nothing to stretch.
@@ -131,13 +123,12 @@ func newMetadata(rand io.Reader, o Options, volumeKey []byte) (*metadata, error)
 		return nil, fmt.Errorf("random salt: %w", err)
 	}
 	d.Digest = d.of(volumeKey)
+	data := dataSegment
 	return &metadata{
 		Keyslots: map[string]*keyslot{},
 		Tokens:   map[string]json.RawMessage{},
-		Segments: map[string]*segment{"0": {
-			Type: typeSegment, Offset: DataOffset, Size: sizeDynamic, Encryption: Cipher, SectorSize: o.SectorSize,
-		}},
-		Digests: map[string]*digest{"0": d},
-		Config:  &config{JSONSize: minHeaderSize - binarySize, KeyslotsSize: DataOffset - 2*minHeaderSize},
+		Segments: map[string]*segment{"0": &data},
+		Digests:  map[string]*digest{"0": d},
+		Config:   &config{JSONSize: headerSize - binarySize, KeyslotsSize: decimal(areas.end - areas.start)},
 	}, nil
 }

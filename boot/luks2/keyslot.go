@@ -21,7 +21,7 @@ const (
 	priorityNormal = 1
 	priorityPrefer = 2
 
-	cryptSector = 512 // keyslot areas are encrypted in sectors of this size
+	areaSector = 512 // keyslot areas are encrypted in sectors of this size
 )
 
 // Keyslot describes a keyslot.
@@ -153,8 +153,8 @@ func (k *keyslot) crypt(passphrase, material []byte, sector func(c *xts.Cipher, 
 	if err != nil {
 		return fmt.Errorf("area cipher: %w", err)
 	}
-	for n := range len(material) / cryptSector {
-		s := material[n*cryptSector:][:cryptSector]
+	for n := range len(material) / areaSector {
+		s := material[n*areaSector:][:areaSector]
 		sector(c, s, s, uint64(n))
 	}
 	return nil
@@ -243,7 +243,7 @@ func areaSize(keySize int) uint64 {
 }
 
 // gap returns the first offset between the areas where size bytes fit.
-func (m *metadata) gap(areas span, size uint64) (uint64, error) {
+func (m *metadata) gap(size uint64) (uint64, error) {
 	at := areas.start
 	for _, k := range m.byOffset() {
 		if k.span().start >= at+size {

@@ -4,10 +4,12 @@
 // into its table.
 //
 // The header is not authenticated, so what it may say is a short list, and
-// everything else is refused: one segment, to the end of the device, under
-// aes-xts-plain64; keyslots with PBKDF2 or Argon2id under aes-xts-plain64; one
-// PBKDF2 digest. No other cipher, above all no null cipher, no integrity, no
-// reencryption, no requirement, no unbound keyslot, no field that is unknown.
+// everything else is refused: one segment, from [DataOffset] to the end of the
+// device, under aes-xts-plain64 in sectors of [CryptSector] that are counted from
+// zero; keyslots with PBKDF2 or Argon2id under aes-xts-plain64; one PBKDF2 digest.
+// No other cipher, above all no null cipher, no integrity, no reencryption, no
+// requirement, no unbound keyslot, no field that is unknown. So nothing in a
+// header says where or how data is read: it only says who opens the volume.
 // The metadata is read once, and what was checked is what is used.
 //
 // Secrets (volume keys, passphrases) are byte slices that belong to the
@@ -30,8 +32,9 @@ const (
 	MaxTokens   = 32
 	// Cipher is the only one, for segments and for keyslots.
 	Cipher = "aes-xts-plain64"
-	// VolumeKeySize is the size in bytes of the volume keys that Format makes:
-	// AES-256 twice, for XTS.
+	// CryptSector is how many bytes are encrypted as one.
+	CryptSector = 4096
+	// VolumeKeySize is the size in bytes of volume keys: AES-256 twice, for XTS.
 	VolumeKeySize = 64
 )
 
@@ -70,12 +73,11 @@ type Header struct {
 	meta *metadata
 	size int64 // of the device, in bytes
 
-	headerSize uint64 // of one copy
-	seq        uint64
-	json       []byte // what meta was read from
-	loaded     side
-	health     Health
-	unusable   bool // a write failed half way
+	seq      uint64
+	json     []byte // what meta was read from
+	loaded   side
+	health   Health
+	unusable bool // a write failed half way
 }
 
 // SequenceID counts the changes of the header.

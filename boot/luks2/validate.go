@@ -2,6 +2,7 @@ package luks2
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,24 +24,39 @@ const (
 	maxFlags         = 32
 )
 
+// dataSegment is the only segment that there is. Nothing vouches for it: not the
+// checksum, which anybody can make, and not the volume key, which the keyslots
+// give away whatever it says. Were one of its fields free, somebody who has stored
+// a file on the volume, and later holds the disk, could have the kernel take that
+// file for the volume's file system: with the file's place as the offset and its
+// first sector's number as the tweak every sector of it decrypts.
+//
+// These are the values that every release has written.
+var dataSegment = segment{Type: typeSegment, Offset: DataOffset, Size: sizeDynamic, Encryption: Cipher, SectorSize: CryptSector}
+
+// areas is where keyslot areas may lie: all that is between the second copy of the
+// header and the data.
+var areas = span{start: 2 * headerSize, end: DataOffset}
+
 // validate is the short list: it returns nil for metadata that the package is
-// willing to open or to write. headerSize is that of one copy, size that of
-// the device, both in bytes.
-func (m *metadata) validate(headerSize uint64, size int64) error {
+// willing to open or to write. size is that of the device in bytes.
+func (m *metadata) validate(size int64) error {
 	if m.Keyslots == nil || m.Tokens == nil || m.Segments == nil || m.Digests == nil || m.Config == nil {
 		return errors.New("metadata: an object is missing")
 	}
-	areas, err := m.Config.validate(headerSize, size)
-	if err != nil {
+	if err := m.Config.validate(); err != nil {
 		return err
 	}
 	if len(m.Segments) != 1 || m.Segments["0"] == nil {
 		return fmt.Errorf("%d segments, want one, number 0", len(m.Segments))
 	}
-	if err := m.Segments["0"].validate(areas.end, size); err != nil {
-		return fmt.Errorf("segment 0: %w", err)
+	if err := m.Segments["0"].validate(); err != nil {
+		return err
 	}
-	if err := m.validateKeyslots(areas); err != nil {
+	if size <= DataOffset {
+		return fmt.Errorf("a device of %d bytes, where the data starts at %d", size, DataOffset)
+	}
+	if err := m.validateKeyslots(); err != nil {
 		return err
 	}
 	if err := m.validateDigest(); err != nil {
@@ -63,54 +79,40 @@ func (m *metadata) validate(headerSize uint64, size int64) error {
 // span is a range of bytes on the device; end is the first byte behind it.
 type span struct{ start, end uint64 }
 
-// validate returns where keyslot areas may lie.
-func (c *config) validate(headerSize uint64, size int64) (span, error) {
-	if uint64(c.JSONSize) != headerSize-binarySize {
-		return span{}, fmt.Errorf("config: JSON area of %d bytes in a header of %d", c.JSONSize, headerSize)
+// validate leaves the flags alone, which cryptsetup keeps there for itself when it
+// is told to (allow-discards, for example): nothing here reads them.
+func (c *config) validate() error {
+	if c.JSONSize != headerSize-binarySize {
+		return fmt.Errorf("config: JSON area of %d bytes, want %d", c.JSONSize, headerSize-binarySize)
 	}
-	areas := span{start: 2 * headerSize, end: 2*headerSize + uint64(c.KeyslotsSize)}
-	if c.KeyslotsSize%areaAlign != 0 || areas.end > uint64(max(size, 0)) {
-		return span{}, fmt.Errorf("config: keyslots area of %d bytes behind two headers of %d on a device of %d", c.KeyslotsSize, headerSize, size)
+	if want := decimal(areas.end - areas.start); c.KeyslotsSize != want {
+		return fmt.Errorf("config: keyslots area of %d bytes, want %d", c.KeyslotsSize, want)
 	}
 	if len(c.Flags) > maxFlags {
-		return span{}, fmt.Errorf("config: %d flags", len(c.Flags))
+		return fmt.Errorf("config: %d flags", len(c.Flags))
 	}
 	if c.Requirements != nil && len(c.Requirements.Mandatory) > 0 {
-		return span{}, fmt.Errorf("config: requirements %q", c.Requirements.Mandatory)
-	}
-	return areas, nil
-}
-
-func (s *segment) validate(start uint64, size int64) error {
-	if s.Type != typeSegment {
-		return fmt.Errorf("type %q, want %s", s.Type, typeSegment)
-	}
-	if s.Encryption != Cipher {
-		return fmt.Errorf("cipher %q, want %s", s.Encryption, Cipher)
-	}
-	switch s.SectorSize {
-	case 512, 1024, 2048, 4096:
-	default:
-		return fmt.Errorf("sectors of %d bytes", s.SectorSize)
-	}
-	off, sector := uint64(s.Offset), uint64(s.SectorSize)
-	if off < start || off >= uint64(size) || off%sector != 0 {
-		return fmt.Errorf("data at offset %d, the header ends at %d and the device at %d", off, start, size)
-	}
-	if s.Size == sizeDynamic {
-		return nil
-	}
-	n, err := parseDecimal(s.Size)
-	if err != nil {
-		return fmt.Errorf("size: %w", err)
-	}
-	if n == 0 || uint64(n)%sector != 0 || uint64(n) > uint64(size)-off {
-		return fmt.Errorf("%d bytes of data at offset %d of a device of %d", n, off, size)
+		return fmt.Errorf("config: requirements %q", c.Requirements.Mandatory)
 	}
 	return nil
 }
 
-func (m *metadata) validateKeyslots(areas span) error {
+func (s *segment) validate() error {
+	if *s == dataSegment {
+		return nil
+	}
+	have, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("segment 0: %w", err)
+	}
+	want, err := json.Marshal(dataSegment)
+	if err != nil {
+		return fmt.Errorf("segment 0: %w", err)
+	}
+	return fmt.Errorf("segment 0 is %s, want %s: somebody has changed where the data is or how it is read", have, want)
+}
+
+func (m *metadata) validateKeyslots() error {
 	if len(m.Keyslots) > MaxKeyslots {
 		return fmt.Errorf("%d keyslots, at most %d are possible", len(m.Keyslots), MaxKeyslots)
 	}
@@ -121,20 +123,16 @@ func (m *metadata) validateKeyslots(areas span) error {
 		if k == nil {
 			return fmt.Errorf("keyslot %s is null", id)
 		}
-		if err := k.validate(areas); err != nil {
+		if err := k.validate(); err != nil {
 			return fmt.Errorf("keyslot %s: %w", id, err)
 		}
 	}
-	keySize := 0
 	var last span
 	for _, k := range m.byOffset() {
-		if keySize != 0 && k.KeySize != keySize {
-			return fmt.Errorf("keyslots of %d and of %d bytes", keySize, k.KeySize)
-		}
 		if k.span().start < last.end {
 			return fmt.Errorf("keyslot areas overlap at offset %d", k.span().start)
 		}
-		keySize, last = k.KeySize, k.span()
+		last = k.span()
 	}
 	return nil
 }
@@ -153,13 +151,13 @@ func (k *keyslot) span() span {
 	return span{uint64(k.Area.Offset), uint64(k.Area.Offset) + uint64(k.Area.Size)}
 }
 
-func (k *keyslot) validate(areas span) error {
+func (k *keyslot) validate() error {
 	if k.Type != typeKeyslot {
 		return fmt.Errorf("type %q, want %s", k.Type, typeKeyslot)
 	}
 	for _, size := range []int{k.KeySize, k.Area.KeySize} {
-		if size != 32 && size != 64 {
-			return fmt.Errorf("key of %d bytes, want 32 or 64", size)
+		if size != VolumeKeySize {
+			return fmt.Errorf("key of %d bytes, want %d", size, VolumeKeySize)
 		}
 	}
 	if k.Priority != nil && (*k.Priority < priorityIgnore || *k.Priority > priorityPrefer) {

@@ -51,7 +51,7 @@ func describeLUKS(r io.ReaderAt, size int64) (*LUKS, error) {
 	}
 	// A copy of the header alone has no data, and so no segment that fits.
 	if s, err := h.Segment(); err == nil {
-		l.Cipher, l.Sector, l.Data = s.Cipher, s.CryptSector, int64(s.Offset)*luks2.SectorSize
+		l.Cipher, l.Sector, l.Data = s.Cipher, s.Sector, s.Offset
 	}
 	for _, k := range h.Keyslots() {
 		l.Keyslots = append(l.Keyslots, Keyslot{k.Number, k.KDF, k.Priority})

@@ -55,7 +55,7 @@ func inUse(t testing.TB, label string, tokens ...luks2.Token) (*blocktest.Disk, 
 
 func format(t testing.TB, d *block.Section, label string, tokens []luks2.Token) {
 	t.Helper()
-	o := luks2.Options{UUID: "01234567-89ab-cdef-0123-456789abcdef", Label: label, SectorSize: 512, Size: d.Size()}
+	o := luks2.Options{UUID: "01234567-89ab-cdef-0123-456789abcdef", Label: label, Size: d.Size()}
 	_, _, err := luks2.Format(rand.Reader, d, o, func(c *luks2.Change, volumeKey []byte) error {
 		_, err := c.AddKeyslot(volumeKey, []byte("passphrase"), luks2.PBKDF2())
 		for _, token := range tokens {

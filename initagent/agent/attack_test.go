@@ -28,7 +28,7 @@ func (m *machine) rogue(token bool) string {
 	m.must(err)
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	o := vault.Options{UUID: m.agent.lock.Header.UUID, Size: s.Size(), SectorSize: 4096,
+	o := vault.Options{UUID: m.agent.lock.Header.UUID, Size: s.Size(),
 		Memory: 64 << 10, CPUs: 1, Secret: secret, Recovery: &recovery, Owner: sets[(m.keysNo+1)%len(sets)].DB.Key}
 	var boot policy.Boot
 	if token {

@@ -245,7 +245,7 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 		return nil, nil, err
 	}
 	return vault.Make(a.Random, f, vault.Options{
-		UUID: uuid.String(), Size: size, SectorSize: 4096, Memory: memory, CPUs: runtime.NumCPU(),
+		UUID: uuid.String(), Size: size, Memory: memory, CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
 	})
 }

@@ -118,10 +118,9 @@ type Crypt struct {
 	UUID   string // device-mapper UUID
 	Device string
 	Cipher string // such as aes-xts-plain64
-	// Offset and Length in bytes; IVTweak in 512-byte sectors.
+	// Offset and Length in bytes. The tweak of the first sector is always 0.
 	Offset, Length int64
-	IVTweak        uint64
-	SectorSize     int
+	SectorSize     int    // of the encryption, bytes
 	VolumeKey      []byte // stays the caller's, who wipes it
 }
 

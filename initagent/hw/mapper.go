@@ -97,7 +97,6 @@ func (l LinuxMapper) OpenCrypt(c Crypt) (string, error) {
 		BackendOffset: uint64(c.Offset),
 		Encryption:    c.Cipher,
 		KeyID:         fmt.Sprintf(":%d:logon:%s", len(c.VolumeKey), description),
-		IVTweak:       c.IVTweak,
 		Flags:         []string{devmapper.CryptFlagAllowDiscards},
 		SectorSize:    uint64(c.SectorSize),
 	})

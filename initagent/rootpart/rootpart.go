@@ -18,7 +18,6 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -77,8 +76,7 @@ func Attach(m hw.Machine, d hw.Disk, lock *vault.Lock, volumeKey []byte) (string
 	_ = m.Kernel.Load("aesni_intel") // faster, where the processor can
 	return m.Mapper.OpenCrypt(hw.Crypt{
 		Name: Device, UUID: mapperUUID(lock.Header.UUID), Device: path,
-		Cipher: segment.Cipher, Offset: int64(segment.Offset) * luks2.SectorSize, Length: int64(segment.Sectors) * luks2.SectorSize,
-		IVTweak: segment.IVOffset, SectorSize: segment.CryptSector, VolumeKey: volumeKey,
+		Cipher: segment.Cipher, Offset: segment.Offset, Length: segment.Length, SectorSize: segment.Sector, VolumeKey: volumeKey,
 	})
 }
 

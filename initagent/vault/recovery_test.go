@@ -35,7 +35,7 @@ func makeVolume(t *testing.T) *made {
 		t.Fatal(err)
 	}
 	lock, volumeKey, err := Make(random, m.disk, Options{
-		UUID: "11111111-2222-4333-8444-555555555555", Size: testSize, SectorSize: 4096, Memory: 64 << 10, CPUs: 1, Secret: m.secret, Recovery: &m.old,
+		UUID: "11111111-2222-4333-8444-555555555555", Size: testSize, Memory: 64 << 10, CPUs: 1, Secret: m.secret, Recovery: &m.old,
 	})
 	if err != nil {
 		t.Fatal(err)

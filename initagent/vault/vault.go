@@ -155,11 +155,10 @@ func field(t luks2.Token, name string, into *[]byte) error {
 
 // Options is what a new volume is made from.
 type Options struct {
-	UUID       string
-	Size       int64 // of the partition, bytes
-	SectorSize int   // of the encryption, bytes
-	Memory     uint64
-	CPUs       int
+	UUID   string
+	Size   int64 // of the partition, bytes
+	Memory uint64
+	CPUs   int
 
 	Secret   *policy.Secret     // stays the caller's
 	Recovery *luks2.RecoveryKey // stays the caller's
@@ -172,7 +171,7 @@ type Options struct {
 // the caller wipes. Whatever the partition held is lost.
 func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 	header, volumeKey, err := luks2.Format(random, d, luks2.Options{
-		UUID: o.UUID, Label: rootvolume.Label, SectorSize: o.SectorSize, Size: o.Size,
+		UUID: o.UUID, Label: rootvolume.Label, Size: o.Size,
 	}, func(c *luks2.Change, volumeKey []byte) error {
 		if err := addTPM(c, volumeKey, o); err != nil {
 			return err
