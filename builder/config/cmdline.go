@@ -8,9 +8,15 @@ import (
 
 // fixed are the arguments that every command line ends with: no unsigned code
 // in the kernel; memory is erased when it is freed, so that what a process has
-// wiped or dropped stays nowhere; and a panic restarts the machine so that the
-// boot manager's counting of tries works.
-var fixed = []string{"lockdown=integrity", "module.sig_enforce=1", "init_on_free=1", "init_on_alloc=1", "panic=10"}
+// wiped or dropped stays nowhere; a panic restarts the machine so that the
+// boot manager's counting of tries works. And systemd takes nothing that only it
+// would read and that nothing authenticates: no credentials from SMBIOS or fw_cfg,
+// of which one can be a unit that runs as root, and no partitions that it finds by
+// their types, of which one can be swap space that somebody else reads.
+var fixed = []string{
+	"lockdown=integrity", "module.sig_enforce=1", "init_on_free=1", "init_on_alloc=1", "panic=10",
+	"systemd.import_credentials=no", "systemd.gpt_auto=0",
+}
 
 // stricter are what may stand in the place of a fixed argument.
 var stricter = map[string]string{"lockdown=confidentiality": "lockdown=integrity"}

@@ -165,11 +165,12 @@ func TestRefuses(t *testing.T) {
 }
 
 // ending is what every command line ends with, behind its lockdown.
-const ending = "module.sig_enforce=1 init_on_free=1 init_on_alloc=1 panic=10"
+const ending = "module.sig_enforce=1 init_on_free=1 init_on_alloc=1 panic=10 systemd.import_credentials=no systemd.gpt_auto=0"
 
 func TestCommandLineThatContradicts(t *testing.T) {
 	for _, word := range []string{
 		"lockdown=none", "lockdown=", "Lockdown=confidentiality lockdown=none", "init_on_free=0", "init_on_alloc=off", "module.sig_enforce=0", "module.sig-enforce=0", `"module.sig_enforce=0"`, "panic=0",
+		"systemd.import_credentials=yes", "systemd.import-credentials", "systemd.gpt_auto=1", "systemd.gpt-auto=yes",
 		"rdinit=/bin/sh", "initrd=/x", "noinitrd", "root=/dev/sda", "dm-mod.create=x", "--", "--\tlockdown=integrity",
 		strings.Repeat("x", maxCmdline), "a\x01b",
 	} {

@@ -105,7 +105,7 @@ func TestPartsBelongTogether(t *testing.T) {
 		t.Error(err)
 	}
 	for name, want := range map[string]string{
-		".cmdline": "quiet lockdown=integrity module.sig_enforce=1 init_on_free=1 init_on_alloc=1 panic=10",
+		".cmdline": "quiet lockdown=integrity module.sig_enforce=1 init_on_free=1 init_on_alloc=1 panic=10 systemd.import_credentials=no systemd.gpt_auto=0",
 		".uname":   rootfstest.Release,
 		".osrel":   "PRETTY_NAME=\"Test OS\"\nID=test\nIMAGE_ID=test-os\nIMAGE_VERSION=7\n",
 		".linux":   string(rootfstest.Kernel(rootfstest.Release)),
