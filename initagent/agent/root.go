@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -138,6 +139,12 @@ func (a *Agent) owner() (*owner, error) {
 	return o, nil
 }
 
+// errPlanted refuses to make a root partition with what somebody else has put on
+// the ESP. They can seal a secret of their own to this TPM, with a record of their
+// own, and say of the firmware what it holds; what they do not have is the private
+// key of the certificate that it enforces, and a key set is taken whole.
+var errPlanted = errors.New("the keys that lie on the ESP are not those that the firmware enforces: this machine did not make them")
+
 func (a *Agent) takePending(o *owner) (err error) {
 	if err := a.checkEnforced(); err != nil {
 		return err
@@ -148,6 +155,9 @@ func (a *Agent) takePending(o *owner) (err error) {
 	}
 	if record != nil && !record.Provisional() {
 		return errMade
+	}
+	if !slices.ContainsFunc(rootpart.Certificates(a.firmware), o.keys.DB.Certificate.Equal) {
+		return errPlanted
 	}
 	o.sealed, err = a.pending.SealedSecret()
 	return err
