@@ -44,6 +44,9 @@ var (
 	SetupMode    = Variable{"SetupMode", globalVariables}
 	AuditMode    = Variable{"AuditMode", globalVariables}
 	DeployedMode = Variable{"DeployedMode", globalVariables}
+
+	// SignatureSupport lists the signature types that the firmware takes.
+	SignatureSupport = Variable{"SignatureSupport", globalVariables}
 )
 
 // Attributes of variables (UEFI 2.10, section 8.2).

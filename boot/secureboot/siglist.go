@@ -194,6 +194,17 @@ func (d Database) String() string {
 	return strings.Join(names, ", ")
 }
 
+// TakesHashes reports whether the content of SignatureSupport, an array of
+// EFI_GUID, lists SHA-256 hashes.
+func TakesHashes(types []byte) bool {
+	for ; len(types) >= guidSize; types = types[guidSize:] {
+		if guidFromDisk(types) == TypeSHA256 {
+			return true
+		}
+	}
+	return false
+}
+
 // guidFromDisk reads a GUID whose first three fields are little-endian (UEFI
 // 2.10, appendix A). b has 16 bytes or more.
 func guidFromDisk(b []byte) gpt.GUID {

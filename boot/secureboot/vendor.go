@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,25 +28,28 @@ type Drivers struct {
 	ROMs  []OptionROM
 }
 
-// Factory is what the firmware holds by itself: the contents of db, and of the
-// defaults that "restore factory keys" would put back.
+// Factory is what the firmware keeps of its vendor's: the contents that "restore
+// factory keys" would put back, which nobody but the firmware can write. The live
+// db is not among them: in Setup Mode anybody can have written it.
 type Factory struct {
-	DB, DBDefault, KEKDefault, DBXDefault Database
-}
-
-// db returns what the factory put into db. In Setup Mode anybody can have
-// written the live db, so it counts only where firmware keeps no defaults.
-func (f Factory) db() Database {
-	if len(f.DBDefault) > 0 {
-		return f.DBDefault
-	}
-	return f.DB
+	DBDefault, KEKDefault, DBXDefault Database
+	// Hashes: the firmware says that it takes SHA-256 hashes in db (the variable
+	// SignatureSupport; UEFI 2.10, section 3.3).
+	Hashes bool
 }
 
 // Vendor is what is enrolled beside the machine's own keys, and why.
 type Vendor struct {
 	KEK, DB, DBX Database
 	Reason       string
+	From         Origin // of the certificates and revocations
+}
+
+func (v Vendor) origin(e Entry) Origin {
+	if e.Type == TypeSHA256 && v.DB.Contains(e) {
+		return FromOptionROM
+	}
+	return cmp.Or(v.From, FromFirmware)
 }
 
 // maxROMs bounds how many hashes of option ROMs go into db.
@@ -58,12 +62,19 @@ var ErrOptionROMs = errors.New("option ROMs cannot be allowed")
 
 // VendorCertificates decides what of others goes into KEK, db and dbx. owner is
 // this machine's: what carries it is ours already and is not counted as a
-// vendor's, so that an enrolment that was cut comes to the same result again.
+// vendor's, so that an enrollment that was cut comes to the same result again.
 //
 // Vendor certificates widen what starts: everything that the vendor signed, some
-// of it long since broken. That is why auto takes them only where a ROM needs
-// them, leaves out those that sign only Windows, and takes the firmware's
-// default dbx along.
+// of it long since broken. So auto takes them only where a ROM needs them, and
+// not where each ROM can be allowed by its hash: where the event log has all of
+// the hashes and the firmware says that it takes hashes in db. (EDK II looks for
+// the hash of an image in db whether the image is signed or not; what other
+// firmware makes of one can only be seen by trying, and a graphics card that
+// stays dark is a high price.) It leaves out the certificates that sign only
+// Windows, and takes the firmware's default dbx along with the others.
+//
+// Firmware that keeps no defaults has no certificate that is known to be its
+// vendor's: then it is by hash alone.
 func VendorCertificates(mode contract.VendorKeys, owner gpt.GUID, drivers Drivers, factory Factory) (Vendor, error) {
 	switch mode {
 	case contract.VendorNone:
@@ -78,13 +89,12 @@ func VendorCertificates(mode contract.VendorKeys, owner gpt.GUID, drivers Driver
 
 func microsoft(owner gpt.GUID, factory Factory) (Vendor, error) {
 	v := Vendor{
-		KEK: usable(owner, nil, factory.KEKDefault),
-		DB:  usable(owner, nil, factory.db()),
-		DBX: foreign(owner, factory.DBXDefault),
+		KEK: usable(owner, nil, factory.KEKDefault), DB: usable(owner, nil, factory.DBDefault),
+		DBX: foreign(owner, factory.DBXDefault), From: FromContract,
 	}
 	if !slices.ContainsFunc(v.DB, func(e Entry) bool { return bytes.Contains(e.Data, []byte("Microsoft Corporation")) }) {
-		return Vendor{}, errors.New("vendor_keys is microsoft, but the firmware holds no certificate of Microsoft's in dbDefault or db: " +
-			"restore the factory keys in the firmware's setup, then clear the Platform Key alone")
+		return Vendor{}, errors.New("vendor_keys is microsoft, but the firmware keeps no certificate of Microsoft's in dbDefault, and what its db holds now " +
+			"anybody can have written there: update the machine's firmware, or build with vendor_keys = auto")
 	}
 	v.Reason = fmt.Sprintf("vendor_keys is microsoft: db also gets the firmware's %s", v.DB)
 	return v, nil
@@ -94,10 +104,12 @@ func auto(owner gpt.GUID, drivers Drivers, factory Factory) (Vendor, error) {
 	if drivers.Known && len(drivers.ROMs) == 0 {
 		return Vendor{Reason: "the event log shows no option ROMs: db holds this machine's key alone"}, nil
 	}
-	v := Vendor{
-		DB:  usable(owner, windowsOnly, factory.db()),
-		DBX: foreign(owner, factory.DBXDefault),
+	if drivers.Known && factory.Hashes {
+		if v, err := byHash(owner, drivers.ROMs, "and the firmware takes hashes in db"); err == nil {
+			return v, nil
+		}
 	}
+	v := Vendor{DB: usable(owner, windowsOnly, factory.DBDefault), DBX: foreign(owner, factory.DBXDefault), From: FromFirmware}
 	v.DB = append(v.DB, allowedHashes(owner, drivers, factory)...)
 	hasCertificate := slices.ContainsFunc(v.DB, func(e Entry) bool { return e.Type == TypeX509 })
 	switch {
@@ -105,21 +117,21 @@ func auto(owner gpt.GUID, drivers Drivers, factory Factory) (Vendor, error) {
 		v.Reason = fmt.Sprintf("there is no event log, so whether option ROMs need them is unknown: db also gets the firmware's %s", v.DB)
 		return v, nil
 	case !drivers.Known:
-		return Vendor{Reason: "there is no event log, and the firmware holds no vendor's certificates: db holds this machine's key alone"}, nil
+		return Vendor{Reason: "there is no event log, and the firmware keeps no vendor's certificates: db holds this machine's key alone"}, nil
 	case hasCertificate:
 		v.Reason = fmt.Sprintf("%d option ROMs were started (%s): db also gets the firmware's %s", len(drivers.ROMs), paths(drivers.ROMs), v.DB)
 		return v, nil
 	}
-	return byHash(owner, drivers.ROMs)
+	return byHash(owner, drivers.ROMs, "and the firmware keeps no vendor's certificates")
 }
 
-// byHash allows exactly the option ROMs that are there. It is the last resort:
-// a card whose firmware is updated will not start.
-func byHash(owner gpt.GUID, roms []OptionROM) (Vendor, error) {
-	var v Vendor
+// byHash allows exactly the option ROMs that are there: a card whose firmware is
+// updated does not start until it is enrolled again.
+func byHash(owner gpt.GUID, roms []OptionROM, why string) (Vendor, error) {
+	v := Vendor{From: FromOptionROM}
 	for _, rom := range roms {
 		if rom.Digest == [32]byte{} {
-			return Vendor{}, fmt.Errorf("%w: the firmware holds no vendor's certificates, and the event log has no SHA-256 hash of %s; "+
+			return Vendor{}, fmt.Errorf("%w: the firmware keeps no vendor's certificates, and the event log has no SHA-256 hash of %s; "+
 				"restore the factory keys in the firmware's setup and clear the Platform Key alone, or build with vendor_keys = none if the machine starts without this ROM", ErrOptionROMs, printable(rom.Path))
 		}
 		if e := Hash(owner, rom.Digest); !v.DB.Contains(e) {
@@ -129,8 +141,8 @@ func byHash(owner gpt.GUID, roms []OptionROM) (Vendor, error) {
 	if len(v.DB) > maxROMs {
 		return Vendor{}, fmt.Errorf("%w: the event log shows %d of them, at most %d are allowed one by one", ErrOptionROMs, len(v.DB), maxROMs)
 	}
-	v.Reason = fmt.Sprintf("%d option ROMs were started (%s) and the firmware holds no vendor's certificates: db also gets the ROMs' hashes; "+
-		"updating such a card's firmware will need them enrolled again", len(roms), paths(roms))
+	v.Reason = fmt.Sprintf("%d option ROMs were started (%s), %s: db also gets the ROMs' hashes; "+
+		"after an update of such a card's firmware they are enrolled again", len(roms), paths(roms), why)
 	return v, nil
 }
 
@@ -151,11 +163,10 @@ func paths(roms []OptionROM) string {
 
 // usable returns the certificates of the database, without ours, without those
 // that leave matches, and without keys that were published: some firmware
-// shipped with test keys whose private half is public. A certificate of an
-// earlier enrolment that lost its keys is nobody's any more, and is left out.
+// shipped with test keys whose private half is public.
 func usable(owner gpt.GUID, leave func([]byte) bool, d Database) Database {
 	return slices.DeleteFunc(foreign(owner, d), func(e Entry) bool {
-		return e.Type != TypeX509 || publishedKey(e.Data) || earlierOwn(e.Data) || leave != nil && leave(e.Data)
+		return e.Type != TypeX509 || publishedKey(e.Data) || leave != nil && leave(e.Data)
 	})
 }
 
@@ -169,7 +180,7 @@ func foreign(owner gpt.GUID, d Database) Database {
 // were started.
 func allowedHashes(owner gpt.GUID, drivers Drivers, factory Factory) Database {
 	var out Database
-	for _, e := range foreign(owner, factory.db()) {
+	for _, e := range foreign(owner, factory.DBDefault) {
 		started := slices.ContainsFunc(drivers.ROMs, func(r OptionROM) bool { return bytes.Equal(r.Digest[:], e.Data) })
 		if e.Type == TypeSHA256 && started && !out.Contains(e) {
 			out = append(out, e)
@@ -184,8 +195,6 @@ func allowedHashes(owner gpt.GUID, drivers Drivers, factory Factory) Database {
 func publishedKey(der []byte) bool {
 	return bytes.Contains(der, []byte("DO NOT TRUST")) || bytes.Contains(der, []byte("DO NOT SHIP"))
 }
-
-func earlierOwn(der []byte) bool { return bytes.Contains(der, []byte(namePrefix)) }
 
 func windowsOnly(der []byte) bool {
 	return bytes.Contains(der, []byte("Microsoft Windows Production PCA")) || bytes.Contains(der, []byte("Windows UEFI CA"))

@@ -39,7 +39,7 @@ func factoryCertificate(t *testing.T, organization, name string) Entry {
 }
 
 func TestVendorCertificates(t *testing.T) {
-	k, lost := testSets(t)
+	k, _ := testSets(t)
 	uefiCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Corporation UEFI CA 2011")
 	romCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Option ROM UEFI CA 2023")
 	windows := factoryCertificate(t, "Microsoft Corporation", "Microsoft Windows Production PCA 2011")
@@ -58,7 +58,8 @@ func TestVendorCertificates(t *testing.T) {
 	one := Drivers{Known: true, ROMs: []OptionROM{{Digest: [32]byte{1}, Path: "PciRoot(0x0)/Pci(0x1,0x0)"}}}
 	unhashed := Drivers{Known: true, ROMs: []OptionROM{{Path: "PciRoot(0x0)\x1b[1m"}}}
 	none := Drivers{Known: true}
-	ours := Certificate(k.Owner, k.DB.Certificate)
+	hashing := full
+	hashing.Hashes = true
 
 	for _, c := range []struct {
 		name    string
@@ -74,15 +75,14 @@ func TestVendorCertificates(t *testing.T) {
 		{"auto, a ROM", contract.VendorAuto, one, full, Vendor{DB: Database{uefiCA, romCA, oem, romHash}, DBX: Database{revoked}}, "Pci(0x1,0x0)", false},
 		{"auto, no event log", contract.VendorAuto, Drivers{}, full, Vendor{DB: Database{uefiCA, romCA, oem}, DBX: Database{revoked}}, "no event log", false},
 		{"auto, nothing known", contract.VendorAuto, Drivers{}, Factory{}, Vendor{}, "no event log", false},
-		{"auto, no defaults but a db", contract.VendorAuto, one, Factory{DB: Database{romCA, ours}}, Vendor{DB: Database{romCA}}, "Option ROM UEFI CA", false},
-		{"auto, defaults beat db", contract.VendorAuto, one, Factory{DBDefault: Database{romCA}, DB: Database{uefiCA}}, Vendor{DB: Database{romCA}}, "Option ROM UEFI CA", false},
-		{"auto, by hash", contract.VendorAuto, one, Factory{DB: Database{ours}}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "hashes", false},
-		{"auto, by hash again", contract.VendorAuto, one, Factory{DB: Database{ours, Hash(k.Owner, [32]byte{1})}}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "hashes", false},
-		{"auto, lost keys' db", contract.VendorAuto, one, Factory{DB: Database{Certificate(lost.Owner, lost.DB.Certificate)}}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "hashes", false},
+		{"auto, no defaults but a db", contract.VendorAuto, one, Factory{}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "keeps no vendor's certificates", false},
+		{"auto, the firmware takes hashes", contract.VendorAuto, one, hashing, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "takes hashes in db", false},
+		{"auto, it takes hashes and there is none", contract.VendorAuto, unhashed, hashing, Vendor{DB: Database{uefiCA, romCA, oem}, DBX: Database{revoked}}, "?[1m", false},
+		{"auto, it takes hashes and the log is missing", contract.VendorAuto, Drivers{}, hashing, Vendor{DB: Database{uefiCA, romCA, oem}, DBX: Database{revoked}}, "no event log", false},
 		{"auto, only test keys", contract.VendorAuto, one, Factory{DBDefault: Database{test}}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "hashes", false},
 		{"auto, no hash", contract.VendorAuto, unhashed, Factory{}, Vendor{}, "no SHA-256 hash of PciRoot(0x0)?[1m", true},
 		{"microsoft", contract.VendorMicrosoft, none, full, Vendor{KEK: Database{kek}, DB: Database{uefiCA, windows, romCA, windows23, oem}, DBX: Database{revoked}}, "Windows UEFI CA 2023", false},
-		{"microsoft, none there", contract.VendorMicrosoft, none, Factory{DBDefault: Database{oem}}, Vendor{}, "restore the factory keys", true},
+		{"microsoft, none there", contract.VendorMicrosoft, none, Factory{DBDefault: Database{oem}}, Vendor{}, "keeps no certificate of Microsoft's in dbDefault", true},
 		{"unset", "", none, full, Vendor{}, "vendor_keys", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

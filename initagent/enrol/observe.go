@@ -54,7 +54,8 @@ func (f Flag) String() string {
 type Stored struct {
 	Attributes uint32
 	Content    secureboot.Database
-	Problem    error // it is there, and cannot be read
+	Raw        []byte // as the firmware measures it
+	Problem    error  // it is there, and cannot be read
 }
 
 // authenticated reports whether the variable outlives a restart and only a
@@ -118,8 +119,9 @@ func Observe(vars Variables) (State, error) {
 	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
 		*s.of(v) = readStored(vars, v)
 	}
+	_, types, _ := read(vars, secureboot.SignatureSupport) // firmware without it says nothing about hashes
 	s.Factory = secureboot.Factory{
-		DB:         s.DB.Content,
+		Hashes:     secureboot.TakesHashes(types),
 		DBDefault:  readStored(vars, secureboot.DBDefault).Content,
 		KEKDefault: readStored(vars, secureboot.KEKDefault).Content,
 		DBXDefault: readStored(vars, secureboot.DBXDefault).Content,
@@ -162,9 +164,9 @@ func readStored(vars Variables, v secureboot.Variable) Stored {
 	}
 	content, err := secureboot.ParseDatabase(data)
 	if err != nil {
-		return Stored{Attributes: attributes, Problem: fmt.Errorf("EFI variable %s: %w", v, err)}
+		return Stored{Attributes: attributes, Raw: data, Problem: fmt.Errorf("EFI variable %s: %w", v, err)}
 	}
-	return Stored{Attributes: attributes, Content: content}
+	return Stored{Attributes: attributes, Content: content, Raw: data}
 }
 
 // Keys says how far this machine's keys have come, as the decision about the
