@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/qemu-tests/testos/theft"
 )
@@ -106,7 +107,7 @@ func secureBootNeedles(t *testing.T, header *luks2.Header, volume *os.File, volu
 	must(t, err)
 	plain := decrypt(t, segment, volume, volumeKey)
 	wrapped := filepath.Join(t.TempDir(), "keys")
-	testkit.Run(t, "debugfs", "-R", "dump /halogen/secure-boot-keys "+wrapped, plain)
+	testkit.Run(t, "debugfs", "-R", "dump /"+rootpart.ListFile+" "+wrapped, plain)
 	text, err := os.ReadFile(wrapped)
 	must(t, err)
 	keys, err := provision.UnwrapKeys(secret, text)
@@ -133,15 +134,15 @@ func decrypt(t *testing.T, segment luks2.Segment, volume *os.File, volumeKey []b
 	f, err := os.Create(filepath.Join(t.TempDir(), "plain"))
 	must(t, err)
 	defer f.Close()
-	start, size := int64(segment.Offset)*luks2.SectorSize, int64(segment.Sectors)*luks2.SectorSize
+	start, size := segment.Offset, segment.Length
 	must(t, f.Truncate(size))
-	sector := make([]byte, segment.CryptSector)
+	sector := make([]byte, segment.Sector)
 	must(t, vm.DataExtents(volume, start+size, func(off, length int64) error {
 		for at := (max(off, start) - start) / int64(len(sector)) * int64(len(sector)); at < off+length-start; at += int64(len(sector)) {
 			if _, err := volume.ReadAt(sector, start+at); err != nil {
 				return err
 			}
-			cipher.Decrypt(sector, sector, uint64(at)/luks2.SectorSize+segment.IVOffset)
+			cipher.Decrypt(sector, sector, uint64(at)/512)
 			if _, err := f.WriteAt(sector, at); err != nil {
 				return err
 			}

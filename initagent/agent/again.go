@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // offerKeys lets the owner give the firmware this machine's keys again: after the
@@ -31,6 +32,10 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	defer keys.Wipe()
+	list, err := rootpart.StoredList(a.Store, secret)
+	if err != nil {
+		return err
+	}
 	answer, err := c.Ask("The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
 		"Say yes only if you have installed this system again, or cleared the keys yourself. [y/N] ", false, keyTimeout)
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
@@ -40,7 +45,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if a.chip.err != nil {
 		return nil
 	}
-	boot, err := a.enrolled(keys)
+	boot, err := a.enrolled(keys, list)
 	if err == nil {
 		b := a.binding()
 		b.Proves = false // what is sealed to the next boot does not unseal in this one
@@ -54,16 +59,16 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 
 // enrolled is a boot of the running system as it will be once the keys are
 // enrolled: nothing but PCR 7 differs from this one.
-func (a *Agent) enrolled(keys *secureboot.KeySet) (policy.Boot, error) {
+func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (policy.Boot, error) {
 	boot, err := a.expected()
 	if err != nil {
 		return policy.Boot{}, err
 	}
-	vendor, err := a.vendorKeys(keys)
+	list, err := a.listToEnrol(keys, stored)
 	if err != nil {
 		return policy.Boot{}, err
 	}
-	wanted := keys.Wanted(vendor)
+	wanted := list.Wanted
 	if len(wanted.DB) != 1 {
 		return policy.Boot{}, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
 	}

@@ -72,6 +72,7 @@ type Agent struct {
 	lock      *vault.Lock        // of the root partition; or nil
 	secret    *policy.Secret     // from opening the root partition to the end of the boot
 	record    *policy.Record     // that let the TPM release the secret; or nil
+	list      *secureboot.List   // of this machine's own, from the open root partition; or nil
 	rootOpen  bool               // the kernel has the volume
 	mounted   []string           // what lies on the root partition, or in memory in its place
 	inMemory  bool               // there is no root partition: its folders lie in memory

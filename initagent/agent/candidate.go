@@ -238,7 +238,7 @@ func (a *Agent) checkContract(c *contract.Contract) error {
 // end in the recovery console until somebody comes. Where the running system requires
 // it too, it may be back at the next boot; otherwise the release is refused.
 func (a *Agent) checkMachine(c *contract.Contract) error {
-	if c.SecureBoot == contract.Required && !rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot) {
+	if c.SecureBoot == contract.Required && !a.ownEnforced() {
 		err := errors.New("the release requires Secure Boot with this machine's own keys, which is off")
 		if a.contract.SecureBoot == contract.Optional {
 			return refusal{err}

@@ -9,7 +9,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
@@ -20,6 +22,7 @@ import (
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/systems"
+	"halogenos.internal/initagent/vault"
 )
 
 // remaining visits every state that a cut now leaves: of each write to the disk
@@ -106,7 +109,7 @@ func (m *machine) condition(w *world) (*condition, error) {
 		return nil, fmt.Errorf("the TPM's record: %w", err)
 	}
 	fmt.Fprintf(&out, "record %x\n", sha256.Sum256(w.record))
-	c.readRoot(&out, w)
+	m.readRoot(c, &out, w)
 	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
 		c.rounds(&out, v)
 	}
@@ -131,11 +134,13 @@ func (c *condition) readESP(out io.Writer, w *world) {
 	}
 }
 
-func (c *condition) readRoot(out io.Writer, w *world) {
+func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 	for _, files := range w.volumes {
 		for _, name := range slices.Sorted(maps.Keys(files)) {
 			switch name {
 			case journalFile:
+			case listFile:
+				fmt.Fprintf(out, "%s %s\n", name, m.listed(w, files[name]))
 			case path.Join(copiesFolder, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:
@@ -144,6 +149,34 @@ func (c *condition) readRoot(out io.Writer, w *world) {
 		}
 		c.history = journal.Parse(files[journalFile])
 	}
+}
+
+// secrets are the machine secrets of volumes, for what is encrypted differently each
+// time it is written.
+var secrets sync.Map
+
+// listed is what a world's list says.
+func (m *machine) listed(w *world, wrapped []byte) string {
+	id := fmt.Sprint(w.shown)
+	secret, ok := secrets.Load(id)
+	if !ok {
+		table, _, err := gpt.Read(w.disk, uint64(w.disk.Size()/sectorSize), sectorSize)
+		m.must(err)
+		p, _ := table.ByNumber(layout.RootNumber)
+		at, size := table.Bytes(p)
+		s, err := block.NewSection(w.disk, at, size)
+		m.must(err)
+		_, lock, err := vault.Look(s, size)
+		m.must(err)
+		_, opened, err := lock.OpenRecovery(s, []byte(w.shown[len(w.shown)-1]), 1<<20)
+		m.must(err)
+		secret, _ = secrets.LoadOrStore(id, opened)
+	}
+	list, err := provision.UnwrapList(secret.(*policy.Secret), wrapped)
+	m.must(err)
+	text, err := list.Marshal()
+	m.must(err)
+	return fmt.Sprintf("%x", sha256.Sum256(text))
 }
 
 // content says what a slot holds and what it is called.

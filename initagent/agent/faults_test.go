@@ -130,7 +130,7 @@ func TestDiskRefused(t *testing.T) { // FAULTS 39, 41
 			}
 			setFlag(m.vars, "SetupMode", 0)
 			signer := enrol.DBSigner{Pair: sets[0].DB, Time: buildDate}
-			_, err = enrol.SignAll(espDir{m.esp}, enrol.State{}, signer)
+			_, err = enrol.SignAll(espDir{m.esp}, enrol.State{}, signer, func(string, []byte) error { return nil })
 			m.must(err)
 		}, "choose to reset or clear the Secure Boot keys"},
 	} {
@@ -292,7 +292,7 @@ func (m *machine) stage(r *edition, corrupt bool) {
 	m.must(layout.Rename(table, layout.SlotB, layout.SystemUUID(r.contract.Root()), layout.VerityUUID(r.contract.Root())).Write(m.disk))
 	_, volumeKey, secret := m.unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][keysFile])
+	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
 	m.must(err)
 	signed, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
 	m.must(err)

@@ -31,7 +31,8 @@ type efiVariable struct {
 }
 
 // firmware keeps variables by the rules of Setup Mode. It verifies no update:
-// in Setup Mode firmware takes any, and out of it nothing here writes one.
+// in Setup Mode firmware takes any, and out of it nothing here but a revocation
+// is written.
 type firmware struct {
 	vars   map[string]efiVariable
 	op     func(string)
@@ -75,8 +76,13 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	if err != nil {
 		return syscall.EINVAL
 	}
-	if f.vars["SetupMode"].data[0] != 1 || attributes != secureboot.KeyAttributes {
+	revokes := name == "dbx" && attributes == secureboot.KeyAttributes|secureboot.AppendWrite
+	if f.vars["SetupMode"].data[0] != 1 && !revokes || attributes != secureboot.KeyAttributes && !revokes {
 		return syscall.EACCES
+	}
+	if revokes {
+		attributes = secureboot.KeyAttributes
+		content = append(bytes.Clone(f.vars[name].data), content...)
 	}
 	f.vars[name] = efiVariable{attributes, bytes.Clone(content)}
 	if name == "PK" {
@@ -182,13 +188,21 @@ func (m *machine) startable(name string, original []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = authenticode.Verify(f.now.data, certificates)
+	err = errors.New("db is empty")
+	for _, c := range certificates {
+		if err = authenticode.VerifyOwn(f.now.data, c); err == nil {
+			break
+		}
+	}
 	return err
 }
 
 // measure extends the TPM and writes the log of it.
 func (m *machine) measure(image []byte) error {
 	b := newLog()
+	if m.optionROM {
+		b.event(2, pcr.EventBootDriver, make([]byte, 32))
+	}
 	for _, v := range []secureboot.Variable{secureboot.SecureBoot, secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
 		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, m.vars[v.Name].data))
 	}

@@ -61,9 +61,6 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 	return keys
 }
 
-// ownEnforced reports whether the firmware's db can vouch for a deed.
-func (a *Agent) ownEnforced() bool { return rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot) }
-
 // readPending reads what the first boot left for the second, the newest file
 // that makes sense. None is nil, and so is an ESP that cannot be read: a machine
 // in use does without, and on any other nothing is lost by starting over.
@@ -114,21 +111,21 @@ func (a *Agent) enrol() error {
 		// that, the firmware would get somebody else's, and start nothing of ours.
 		a.pending = nil
 	}
-	secret, keys, err := a.ownKeys()
+	secret, keys, stored, err := a.ownKeys()
 	if err != nil {
 		return err
 	}
 	defer secret.Wipe()
 	defer keys.Wipe()
-	wanted, err := a.wanted(secret, keys)
+	list, err := a.enrolList(secret, keys, stored)
 	if err != nil {
 		return err
 	}
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	err = a.writeESP(func(dir hw.ESPDir) error {
-		results, err := enrol.SignAll(dir, a.firmware, signer)
+		results, err := enrol.SignAll(dir, a.firmware, signer, rootpart.Allowed(list))
 		for _, r := range results {
-			a.Log.Say("%s: %s", r.Name, r.Outcome)
+			a.Log.Say("%s", r)
 		}
 		if err != nil {
 			return err
@@ -138,9 +135,9 @@ func (a *Agent) enrol() error {
 			enrolments = a.pending.Enrolments
 		}
 		e := enrol.Enroller{
-			Variables: a.Variables, Keys: keys, Wanted: wanted,
+			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
 			Time:   secureboot.Timestamp(a.Now(), a.contract.Date()),
-			Signed: func() error { return enrol.CheckSigned(dir, signer) },
+			Signed: func() error { return enrol.CheckSigned(dir, signer, rootpart.Allowed(list)) },
 			Pause:  a.Sleep,
 			Say:    func(m string) { a.Log.Say("%s", m) },
 		}
@@ -155,19 +152,17 @@ func (a *Agent) enrol() error {
 	return err
 }
 
-// wanted returns what is to be enrolled: what an enrolment that was cut decided,
-// or what is decided now, and then kept together with the keys.
-func (a *Agent) wanted(secret *policy.Secret, keys *secureboot.KeySet) (secureboot.Wanted, error) {
-	if a.pending != nil {
-		return secureboot.ParseWanted(a.pending.Wanted)
+// enrolList returns what is to be enrolled and signed: what an enrollment that was
+// cut decided, or what is decided now, and then kept together with the keys.
+func (a *Agent) enrolList(secret *policy.Secret, keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
+	if a.pending != nil && !stored.Bare {
+		return stored, nil
 	}
-	vendor, err := a.vendorKeys(keys)
+	list, err := a.listToEnrol(keys, stored)
 	if err != nil {
-		return secureboot.Wanted{}, err
+		return nil, err
 	}
-	a.Log.Say("vendor keys: %s", vendor.Reason)
-	wanted := keys.Wanted(vendor)
-	return wanted, a.keepKeys(secret, keys, wanted)
+	return list, a.keepKeys(secret, keys, list)
 }
 
 // countEnrolment makes firmware that forgets its keys at every restart end in
@@ -186,16 +181,21 @@ func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 	return enrol.Replace(dir, provision.Name(next.Enrolments), text, provision.Name(a.pending.Enrolments))
 }
 
-// ownKeys returns the machine secret and the keys: those that an enrolment which
-// was cut has made, or new ones. The caller wipes both.
-func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
+// ownKeys returns the machine secret, the keys and their list: those that are on
+// the root partition, those that an enrolment which was cut has made, or new keys,
+// which have no list yet. The caller wipes secret and keys.
+func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
 	if a.state.Root == slot.RootOpen && a.secret != nil {
 		return a.keysInRoot()
 	}
 	if a.pending != nil {
 		secret, keys, _, err := a.openPending()
+		var list *secureboot.List
 		if err == nil {
-			return secret, keys, nil
+			list, err = provision.UnwrapList(secret, a.pending.Keys)
+		}
+		if err == nil {
+			return secret, keys, list, nil
 		}
 		// In Setup Mode with an empty root partition nothing depends on them.
 		a.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
@@ -204,30 +204,34 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, error) {
 	a.facts.Released = true
 	secret, err := policy.NewSecret(a.Random)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	keys, err := a.NewKeys(a.Random, a.contract.Date())
 	if err != nil {
 		secret.Wipe()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return secret, keys, nil
+	return secret, keys, nil, nil
 }
 
 // keysInRoot is ownKeys for a machine without a TPM, whose keys lie on the root
 // partition from the beginning. It takes the secret over.
-func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, error) {
+func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
 	secret := a.secret
 	a.secret = nil
-	keys, err := a.storedKeys(secret)
+	list, err := rootpart.StoredList(a.Store, secret)
+	var keys *secureboot.KeySet
+	if err == nil {
+		keys, err = a.storedKeys(secret)
+	}
 	if err == nil && keys == nil {
 		keys, err = a.NewKeys(a.Random, a.contract.Date())
 	}
 	if err != nil {
 		secret.Wipe()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return secret, keys, nil
+	return secret, keys, list, nil
 }
 
 // openPending unseals what the first boot left, and returns the record that
@@ -255,13 +259,14 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 
 // keepKeys puts the private keys where only the initramfs phase of this UKI on
 // this machine can read them.
-func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, wanted secureboot.Wanted) error {
-	wrapped, err := provision.WrapKeys(a.Random, secret, keys)
+func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List) error {
+	wrapped, err := provision.WrapKeys(a.Random, secret, keys, list)
 	if err != nil {
 		return err
 	}
 	if a.state.Root == slot.RootOpen {
-		return a.storeKeys(wrapped, wanted)
+		a.list = list
+		return rootpart.KeepKeys(a.Store, wrapped)
 	}
 	sealed, err := a.sealProvisionally(secret)
 	if err != nil {
@@ -271,7 +276,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, wanted 
 	if p.Sealed, err = sealed.Encode(); err != nil {
 		return err
 	}
-	if p.Wanted, err = wanted.Marshal(); err != nil {
+	if p.Wanted, err = list.Wanted.Marshal(); err != nil {
 		return err
 	}
 	text, err := p.Encode()
@@ -364,23 +369,8 @@ func (a *Agent) sealProvisionally(secret *policy.Secret) (*policy.Sealed, error)
 	})
 }
 
-// vendorKeys decides about the certificates of others, from the event log.
-func (a *Agent) vendorKeys(keys *secureboot.KeySet) (secureboot.Vendor, error) {
-	var drivers secureboot.Drivers
-	if log, _, err := a.readLog(); err == nil {
-		drivers = log.Drivers()
-	} else {
-		a.Log.Say("option ROMs are not known: %v", err)
-	}
-	return secureboot.VendorCertificates(a.contract.VendorKeys, keys.Owner, drivers, a.firmware.Factory)
-}
-
 // checkEnforced is the check after the restart that ends an enrolment.
-func (a *Agent) checkEnforced() error {
-	wanted, err := secureboot.ParseWanted(a.pending.Wanted)
-	if err != nil {
-		return err
-	}
+func (a *Agent) checkEnforced(wanted secureboot.Wanted) error {
 	for _, d := range enrol.Enforced(a.firmware, wanted) {
 		return fmt.Errorf("the firmware does not enforce what was enrolled: %s", d)
 	}

@@ -68,6 +68,9 @@ func (a *Agent) newManager() error {
 	if err != nil {
 		return err
 	}
+	if err := a.listRelease(r); err != nil {
+		return err
+	}
 	signed, err := a.signed(image)
 	if err != nil {
 		return err
@@ -164,7 +167,7 @@ func (a *Agent) findManager(name string) (actual string, have []byte, spare bool
 // isManager reports whether a file is the boot manager that it should be, and one
 // that starts.
 func (a *Agent) isManager(have, want []byte) bool {
-	if rootpart.Enforces(a.firmware) && rootpart.CheckStarts(have, a.firmware, rootpart.Certificates(a.firmware)) != nil {
+	if rootpart.Enforces(a.firmware) && a.starts(have) != nil {
 		return false
 	}
 	first, err := authenticode.Digest(have)

@@ -9,22 +9,20 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
 )
 
 // copiesFolder is where the root partition has the copies of the ESP's files.
 const copiesFolder = ownFolder + "/esp"
 
-// keeper keeps the copies. Where the firmware enforces this machine's keys, they
-// tell a sound file from a damaged one.
+// keeper keeps the copies. Where the firmware enforces this machine's keys, its
+// list and they tell a sound file from a damaged one.
 func (a *Agent) keeper() *systems.Keeper {
 	k := &systems.Keeper{
 		Store: a.Store, Folder: copiesFolder, ImageID: a.contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
 	}
 	if a.ownEnforced() {
-		certificates := rootpart.Certificates(a.firmware)
-		k.Starts = func(image []byte) error { return rootpart.CheckStarts(image, a.firmware, certificates) }
+		k.Starts = a.starts
 	}
 	return k
 }

@@ -169,10 +169,10 @@ func (a *Agent) updatePolicy() error {
 
 // acceptable returns the record for an owner who accepts the machine as it is,
 // and the boots that it allows besides the running one's.
-func (a *Agent) acceptable(boot policy.Boot, volumeKey []byte) (*policy.Record, []policy.Boot) {
-	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Boot: boot, Firmware: a.firmware, Say: a.Log.Say}
-	if last := a.lastGood(); last != nil {
-		if b, err := rootpart.Logged(last); err == nil {
+func (a *Agent) acceptable(boot policy.Boot, volumeKey []byte, secret *policy.Secret) (*policy.Record, []policy.Boot) {
+	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Boot: boot, Firmware: a.firmware, List: a.list, Say: a.Log.Say}
+	if last := a.lastGood(secret); last != nil && last.Authentic {
+		if b, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, b)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -64,8 +65,7 @@ func (m *machine) checkPartitions() error {
 }
 
 func (m *machine) checkKeys() error {
-	files := m.volumes[*m.openVolume]
-	wanted, err := secureboot.ParseWanted(files[wantedFile])
+	list, err := m.storedList()
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (m *machine) checkKeys() error {
 	if err != nil {
 		return err
 	}
-	if d := enrol.Enforced(state, wanted); len(d) > 0 {
+	if d := enrol.Enforced(state, list.Wanted); len(d) > 0 {
 		return fmt.Errorf("the firmware enforces something else: %v", d)
 	}
 	_, certificates, err := certificatesIn(m.vars)
@@ -101,6 +101,25 @@ func (m *machine) checkKeys() error {
 	return nil
 }
 
+// storedList is the list on the root partition, opened by the recovery key.
+func (m *machine) storedList() (*secureboot.List, error) {
+	s, err := m.partition(layout.RootNumber)
+	if err != nil {
+		return nil, err
+	}
+	_, lock, err := vault.Look(s, s.Size())
+	if err != nil {
+		return nil, err
+	}
+	volumeKey, secret, err := lock.OpenRecovery(s, []byte(m.shown[len(m.shown)-1]), 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	defer luks2.Wipe(volumeKey)
+	defer secret.Wipe()
+	return rootpart.StoredList(store{m}, secret)
+}
+
 // checkRoot opens the root partition by the TPM, as a boot would, and by the
 // recovery key that was shown last.
 func (m *machine) checkRoot() error {
@@ -123,7 +142,7 @@ func (m *machine) checkRoot() error {
 		return fmt.Errorf("the recovery key shown last: %w", err)
 	}
 	defer luks2.Wipe(volumeKey)
-	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][keysFile])
+	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
 	if err != nil {
 		return err
 	}

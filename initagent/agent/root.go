@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
@@ -24,8 +25,8 @@ import (
 // Where the root partition has what is initagent's own.
 const (
 	ownFolder    = rootpart.OwnFolder
+	listFile     = rootpart.ListFile
 	keysFile     = rootpart.KeysFile
-	wantedFile   = rootpart.WantedFile
 	enrolledFile = rootpart.EnrolledFile
 )
 
@@ -146,12 +147,15 @@ func (a *Agent) owner() (*owner, error) {
 var errPlanted = errors.New("the keys that lie on the ESP are not those that the firmware enforces: this machine did not make them")
 
 func (a *Agent) takePending(o *owner) (err error) {
-	if err := a.checkEnforced(); err != nil {
-		return err
-	}
 	var record *policy.Record
 	if o.secret, o.keys, record, err = a.openPending(); err != nil {
 		return fmt.Errorf("the keys of the first boot: %w", err)
+	}
+	if a.list, err = provision.UnwrapList(o.secret, a.pending.Keys); err != nil {
+		return fmt.Errorf("the keys of the first boot: %w", err)
+	}
+	if err := a.checkEnforced(a.list.Wanted); err != nil {
+		return err
 	}
 	if record != nil && !record.Provisional() {
 		return errMade
@@ -316,26 +320,7 @@ func (a *Agent) keepInRoot(o *owner) error {
 	if o.keys == nil {
 		return nil
 	}
-	wanted, err := secureboot.ParseWanted(a.pending.Wanted)
-	if err != nil {
-		return err
-	}
-	return a.storeKeys(a.pending.Keys, wanted)
-}
-
-// storeKeys puts the wrapped keys on the root partition.
-func (a *Agent) storeKeys(wrapped []byte, wanted secureboot.Wanted) error {
-	public, err := wanted.Marshal()
-	if err != nil {
-		return err
-	}
-	if err := a.Store.MakeFolder(ownFolder, 0o700); err != nil {
-		return err
-	}
-	if err := a.Store.Keep(wantedFile, public); err != nil {
-		return err
-	}
-	return a.Store.Keep(keysFile, wrapped)
+	return rootpart.KeepKeys(a.Store, a.pending.Keys)
 }
 
 // recordVolume binds the TPM's record to the volume and to PCR 7 as it is now.

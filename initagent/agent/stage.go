@@ -151,6 +151,9 @@ func (a *Agent) stageNoted(note *stagedNote) error {
 	if err != nil {
 		return err
 	}
+	if err := a.listRelease(c.release); err != nil {
+		return err
+	}
 	if c.uki, err = a.signed(c.uki); err != nil {
 		return err
 	}
@@ -184,7 +187,7 @@ func (a *Agent) signed(image []byte) ([]byte, error) {
 	if !rootpart.Enforces(a.firmware) {
 		return image, nil
 	}
-	if err := rootpart.CheckStarts(image, a.firmware, rootpart.Certificates(a.firmware)); err != nil {
+	if err := a.starts(image); err != nil {
 		return nil, refuse("the firmware would not start it: %w", err)
 	}
 	return image, nil

@@ -12,7 +12,6 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -30,10 +29,10 @@ func (a *Agent) unlock() error {
 	if a.lock.Sealed == nil {
 		return errors.New("the root partition is not bound to a TPM")
 	}
-	last := a.lastGood()
-	var known []policy.Boot
+	last := a.lastGood(nil)
+	var known []policy.Boot // they only help to say which register differs
 	if last != nil {
-		if b, err := rootpart.Logged(last); err == nil {
+		if b, err := rootpart.Logged(last.Log); err == nil {
 			known = append(known, b)
 		}
 	}
@@ -70,7 +69,8 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
-	a.afterUnlock(last)
+	a.renewList(secret, record)
+	a.afterUnlock()
 	return nil
 }
 
@@ -116,15 +116,15 @@ func (a *Agent) mayOpen(record *policy.Record, volumeKey []byte) error {
 
 // afterUnlock keeps what explains a later failure, and removes what the first
 // boot left. Neither is worth a boot.
-func (a *Agent) afterUnlock(last *pcr.Log) {
-	if err := a.keepLog(last); err != nil {
+func (a *Agent) afterUnlock() {
+	if err := a.keepLog(a.secret); err != nil {
 		a.Log.Say("the event log of this boot was not kept: %v", err)
 	}
 	a.tidyUp()
 }
 
 // explain says why the TPM refused, for the person at the machine.
-func (a *Agent) explain(err error, last *pcr.Log) error {
+func (a *Agent) explain(err error, last *goodlog.Log) error {
 	if _, ok := errors.AsType[*tpm.MismatchError](err); !ok {
 		return err
 	}
@@ -138,12 +138,8 @@ func (a *Agent) explain(err error, last *pcr.Log) error {
 	switch {
 	case lerr != nil:
 		fmt.Fprintf(&out, "\nwhat changed is not known: %v", lerr)
-	case last == nil:
-		out.WriteString("\nwhat changed is not known: there is no event log of an earlier boot")
 	default:
-		for _, d := range goodlog.Differences(last, now) {
-			fmt.Fprintf(&out, "\n%s", strings.TrimRight(d.String(), "\n"))
-		}
+		fmt.Fprintf(&out, "\n%s", strings.TrimRight(goodlog.Explain(last, now), "\n"))
 	}
 	return errors.New(out.String())
 }
@@ -156,23 +152,27 @@ func (a *Agent) isReplaced(record *policy.Record) bool {
 	return !record.Provisional() && len(record.Branches) > 0 && !slices.ContainsFunc(record.Branches, mine)
 }
 
-// lastGood reads the kept event log; none, or one that makes no sense, is nil.
-func (a *Agent) lastGood() (log *pcr.Log) {
-	_ = a.readESP(func(esp fs.FS) (err error) {
-		log, err = goodlog.Read(esp)
+// lastGood reads the kept event log; none, or one that makes no sense, is nil. Only
+// with the machine secret is it known to be this machine's own.
+func (a *Agent) lastGood(secret *policy.Secret) (log *goodlog.Log) {
+	err := a.readESP(func(esp fs.FS) (err error) {
+		log, err = goodlog.Read(esp, secret)
 		return err
 	})
+	if err != nil {
+		return nil
+	}
 	return log
 }
 
 // keepLog keeps this boot's event log where it differs from the last one in a
 // PCR that matters. The new file is there before the old one goes.
-func (a *Agent) keepLog(last *pcr.Log) error {
+func (a *Agent) keepLog(secret *policy.Secret) error {
 	now, raw, err := a.readLog()
 	if err != nil {
 		return err
 	}
-	if last != nil && len(goodlog.Differences(last, now)) == 0 {
+	if last := a.lastGood(secret); last != nil && last.Authentic && len(goodlog.Differences(last.Log, now)) == 0 {
 		return nil
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
@@ -184,7 +184,7 @@ func (a *Agent) keepLog(last *pcr.Log) error {
 			return err
 		}
 		var old []string
-		fresh := goodlog.Fresh(a.Now())
+		fresh := goodlog.Fresh(a.Now(), secret, raw)
 		for _, n := range names {
 			if full := path.Join(provision.Folder, n.Name); goodlog.Is(n.Name) && full != fresh {
 				old = append(old, full)
@@ -266,6 +266,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
+	a.takeList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
@@ -295,8 +296,15 @@ func (a *Agent) unenrolled() bool {
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing anew.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot); err != nil {
+	list, err := rootpart.StoredList(a.Store, secret)
+	if err != nil {
 		return err
+	}
+	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot, list); err != nil {
+		return err
+	}
+	if now, _, err := a.readLog(); err == nil {
+		c.Print(goodlog.Explain(a.lastGood(secret), now))
 	}
 	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)
@@ -312,7 +320,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 
 // accept lets the TPM open the root partition for a boot.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, boot policy.Boot) error {
-	record, others := a.acceptable(boot, volumeKey)
+	record, others := a.acceptable(boot, volumeKey, secret)
 	accepted, err := b.Accept(a.lock, secret, record)
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package enrol
 
 import (
+	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 
 	"halogenos.internal/boot/secureboot"
@@ -65,6 +67,55 @@ func compare(v secureboot.Variable, now *Stored, want secureboot.Database) []Dif
 		out = append(out, Difference{v, fmt.Sprintf("%s has attributes %#x, which let anybody change it", v, now.Attributes), cure})
 	}
 	return out
+}
+
+// Live is what the firmware holds.
+func (s *State) Live() secureboot.Wanted {
+	return secureboot.Wanted{PK: s.PK.Content, KEK: s.KEK.Content, DB: s.DB.Content, DBX: s.DBX.Content}
+}
+
+// Foreign says how the firmware's keys are not those of the list, so that somebody
+// else could have things started, or have changed; nothing where they are. Each
+// entry of PK, KEK and db must be in the list. dbx may hold more, since that only
+// takes away. What came from others may be missing from KEK and db; what is this
+// machine's own may not, and neither may a revocation.
+func Foreign(s State, l *secureboot.List) string {
+	var out []string
+	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
+		now, want := s.of(v), l.Wanted.Of(v)
+		missing := slices.DeleteFunc(want.Without(now.Content), func(e secureboot.Entry) bool {
+			return v != secureboot.DBX && l.Origin(e) != ""
+		})
+		switch extra := now.Content.Without(want); {
+		case now.Problem != nil && (v != secureboot.DBX || len(want) > 0):
+			out = append(out, now.Problem.Error())
+		case len(extra) > 0 && v != secureboot.DBX:
+			out = append(out, fmt.Sprintf("%s holds %s", v, named(extra)))
+		case len(missing) > 0:
+			out = append(out, fmt.Sprintf("%s lacks %s", v, named(missing)))
+		case len(now.Content) > 0 && !now.authenticated():
+			out = append(out, fmt.Sprintf("%s has attributes %#x, which let anybody change it", v, now.Attributes))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// named tells entries apart that look alike: by their owner, and by their hash.
+func named(d secureboot.Database) string {
+	const most = 8
+	var out []string
+	for i, e := range d {
+		if i == most {
+			out = append(out, fmt.Sprintf("and %d more", len(d)-most))
+			break
+		}
+		text := e.String()
+		if e.Type != secureboot.TypeSHA256 {
+			text += fmt.Sprintf(" (SHA-256 %x)", sha256.Sum256(e.Data))
+		}
+		out = append(out, fmt.Sprintf("%s of owner %s", text, e.Owner))
+	}
+	return strings.Join(out, ", ")
 }
 
 func describe(differences []Difference) string {

@@ -82,7 +82,7 @@ type inPlace struct {
 
 // planInPlace does everything that can fail without writing.
 func planInPlace(d Dir, name string, image []byte, s Signer) (*inPlace, error) {
-	original := image[:originalLength(d, name, image)]
+	original := Original(d.Read, name, image)
 	p := &inPlace{original: original}
 	var err error
 	if p.signed, err = s.Sign(original); err != nil {
@@ -188,22 +188,22 @@ func note(original []byte) []byte {
 	return fmt.Appendf(nil, "%s %d %s\n", noteMagic, len(original), hex.EncodeToString(sum[:]))
 }
 
-// originalLength returns how much of the image was there before an interrupted
-// signing; all of it, unless a note says otherwise and its hash agrees.
-func originalLength(d Dir, name string, image []byte) int {
-	text, err := d.Read(name + noteSuffix)
+// Original returns an image as it was before an interrupted signing; all of it,
+// unless a note says otherwise and its hash agrees. read reads a file beside it.
+func Original(read func(name string) ([]byte, error), name string, image []byte) []byte {
+	text, err := read(name + noteSuffix)
 	if err != nil || len(text) > maxNote {
-		return len(image)
+		return image
 	}
 	words := strings.Fields(string(text))
 	if len(words) != 3 {
-		return len(image)
+		return image
 	}
 	n, err := strconv.Atoi(words[1])
 	if err != nil || n <= 0 || n > len(image) || !bytes.Equal(text, note(image[:n])) {
-		return len(image)
+		return image
 	}
-	return n
+	return image[:n]
 }
 
 func writeNote(d Dir, name string, original []byte) error {

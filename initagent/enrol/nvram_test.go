@@ -17,7 +17,7 @@ type record struct {
 
 // nvram keeps variables the way firmware does, faults included. It verifies no
 // signature: in Setup Mode firmware takes any well-formed update, and out of it
-// these tests write nothing.
+// these tests append to dbx alone.
 type nvram struct {
 	*plug
 	vars map[string]record
@@ -76,8 +76,13 @@ func (n *nvram) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, p
 	if err != nil {
 		return syscall.EINVAL
 	}
-	if n.vars["SetupMode"].data[0] != 1 || attributes != secureboot.KeyAttributes {
+	revokes := name == "dbx" && attributes == secureboot.KeyAttributes|secureboot.AppendWrite
+	if n.vars["SetupMode"].data[0] != 1 && !revokes || attributes != secureboot.KeyAttributes && !revokes {
 		return syscall.EACCES
+	}
+	if revokes {
+		attributes = secureboot.KeyAttributes
+		content = append(bytes.Clone(n.vars[name].data), content...)
 	}
 	if n.refuse[name] > 0 {
 		n.refuse[name]--

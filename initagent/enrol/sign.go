@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,8 +48,7 @@ func (s DBSigner) Sign(image []byte) ([]byte, error) {
 
 // Verify implements Signer.
 func (s DBSigner) Verify(image []byte) error {
-	_, err := authenticode.Verify(image, []*x509.Certificate{s.Pair.Certificate})
-	return err
+	return authenticode.VerifyOwn(image, s.Pair.Certificate)
 }
 
 // An Outcome is what became of a file.
@@ -61,6 +59,7 @@ const (
 	Signed        Outcome = iota + 1 // just now
 	AlreadySigned                    // by this machine's key
 	NotEFI                           // no EFI image by its first bytes: nothing can start it
+	NotOurs                          // nothing vouches for it: it is not for this machine to sign
 )
 
 // String returns the outcome for the console.
@@ -72,6 +71,8 @@ func (o Outcome) String() string {
 		return "already signed"
 	case NotEFI:
 		return "not an EFI image, left alone"
+	case NotOurs:
+		return "not signed, left alone"
 	}
 	return "untouched"
 }
@@ -183,16 +184,32 @@ func SignTo(d Dir, name, fresh string, s Signer) error {
 	return Replace(d, fresh, signed, name)
 }
 
+// An Allowed says why an image is not for this machine to sign; nil where it is.
+// It gets the image as it was before an interrupted signing. The machine's db key
+// signs nothing else: whatever it has signed starts, and can have the TPM release
+// the machine secret.
+type Allowed func(name string, image []byte) error
+
 // A Result is what became of one file of the ESP.
 type Result struct {
 	Name    string
 	Outcome Outcome
+	Why     string // it was left alone
 }
 
-// SignAll signs every EFI file of the ESP in place. The removable path comes
+// String describes the result for the console.
+func (r Result) String() string {
+	if r.Why != "" {
+		return fmt.Sprintf("%s: %s: %s", r.Name, r.Outcome, r.Why)
+	}
+	return fmt.Sprintf("%s: %s", r.Name, r.Outcome)
+}
+
+// SignAll signs those EFI files of the ESP in place that are allowed. Any other
+// is left alone, and stops nothing, whatever is in it. The removable path comes
 // last: should anything be wrong with signing on this machine, it shows before
 // the file that the machine cannot do without is touched.
-func SignAll(d Dir, state State, s Signer) ([]Result, error) {
+func SignAll(d Dir, state State, s Signer, allowed Allowed) ([]Result, error) {
 	if state.SecureBoot == On {
 		return nil, errors.New("sign the EFI files in place: the firmware enforces Secure Boot, so a half signed file would not start")
 	}
@@ -202,42 +219,67 @@ func SignAll(d Dir, state State, s Signer) ([]Result, error) {
 	}
 	var results []Result
 	for _, name := range names {
-		outcome, err := SignInPlace(d, name, s)
+		r, err := signOne(d, name, s, allowed)
 		if err != nil {
 			return results, err
 		}
-		results = append(results, Result{name, outcome})
+		results = append(results, r)
 	}
 	return results, nil
 }
 
-// CheckSigned returns nil when every EFI file of the ESP that could be started
-// is signed by this machine's key, and the boot manager and a UKI are there.
-func CheckSigned(d Dir, s Signer) error {
+func signOne(d Dir, name string, s Signer, allowed Allowed) (Result, error) {
+	r := Result{Name: name}
+	image, err := d.Read(name)
+	if err != nil {
+		if strings.EqualFold(name, removablePath) {
+			return r, fmt.Errorf("sign %s: %w", name, err)
+		}
+		// Firmware cannot start what cannot be read.
+		r.Outcome, r.Why = NotOurs, err.Error()
+		return r, nil
+	}
+	if looksEFI(image) && s.Verify(image) != nil {
+		if err := allowed(name, Original(d.Read, name, image)); err != nil {
+			r.Outcome, r.Why = NotOurs, err.Error()
+			return r, nil
+		}
+	}
+	r.Outcome, err = SignInPlace(d, name, s)
+	return r, err
+}
+
+// CheckSigned returns nil when what the machine starts from is there and signed
+// by this machine's key: the boot manager on the removable path, every other EFI
+// file that is allowed, and at least one UKI among these. What is not this
+// machine's own is not judged.
+func CheckSigned(d Dir, s Signer, allowed Allowed) error {
 	names, err := EFIFiles(d)
 	if err != nil {
 		return err
 	}
 	manager, uki := false, false
 	for _, name := range names {
+		removable := strings.EqualFold(name, removablePath)
 		image, err := d.Read(name)
 		if err != nil {
-			return fmt.Errorf("check signature of %s: %w", name, err)
-		}
-		if !looksEFI(image) {
+			if removable {
+				return fmt.Errorf("check signature of %s: %w", name, err)
+			}
 			continue
 		}
-		if err := s.Verify(image); err != nil {
+		err = s.Verify(image)
+		if err != nil && looksEFI(image) && (removable || allowed(name, image) == nil) {
 			return fmt.Errorf("check signature of %s: %w", name, err)
 		}
-		manager = manager || strings.EqualFold(name, removablePath)
-		uki = uki || strings.EqualFold(path.Dir(name), ukiFolder)
+		manager = manager || removable && err == nil
+		uki = uki || err == nil && strings.EqualFold(path.Dir(name), ukiFolder)
 	}
 	if !manager {
 		return fmt.Errorf("there is no boot manager at %s", removablePath)
 	}
 	if !uki {
-		return fmt.Errorf("there is no UKI in %s", ukiFolder)
+		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", ukiFolder)
 	}
 	return nil
 }
@@ -268,7 +310,7 @@ func EFIFiles(d Dir) ([]string, error) {
 
 func walk(d Dir, folder string, depth int) ([]string, error) {
 	if depth > maxDepth {
-		return nil, fmt.Errorf("folder %s is more than %d deep", folder, maxDepth)
+		return nil, nil // nothing of ours is there
 	}
 	entries, err := d.List(folder)
 	if err != nil {

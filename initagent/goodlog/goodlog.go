@@ -1,16 +1,25 @@
 // Package goodlog finds the event log of the last boot whose TPM opened the root
 // partition. It lies on the ESP, since it is wanted when the root partition is
-// closed.
+// closed. Anybody can write there, so its name carries a MAC under a key that is
+// derived from the machine secret: once that is known, by the recovery key, what
+// is not this machine's own is told apart.
 //
-// It explains and decides nothing: anybody can write to the ESP.
+// It decides nothing, and an older log of this machine's own passes for the last
+// one: what it explains is a difference to a boot that was good at that time.
 package goodlog
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,40 +28,73 @@ import (
 	"halogenos.internal/initagent/provision"
 )
 
-const prefix = "eventlog-"
+const (
+	prefix = "eventlog-"
+	suffix = ".bin"
+	// purpose is what the key of the MAC is derived for.
+	purpose = "last-good-event-log"
+	// maxLooked is how many logs are looked at for one that is authentic. There
+	// is one, but for what a cut or somebody else has left.
+	maxLooked = 16
+)
+
+// A Log is the event log of an earlier boot.
+type Log struct {
+	*pcr.Log
+	Kept time.Time // by that boot's clock
+	// Authentic: this machine has kept it. Otherwise anybody can have.
+	Authentic bool
+}
 
 // Is reports whether a file of provision.Folder is such a log.
 func Is(name string) bool { return strings.HasPrefix(name, prefix) }
 
 // Fresh is the path on the ESP of a log that is kept now.
-func Fresh(now time.Time) string {
-	return fmt.Sprintf("%s/%s%d.bin", provision.Folder, prefix, now.UnixNano())
+func Fresh(now time.Time, secret *policy.Secret, raw []byte) string {
+	sum := mac(now, secret, raw)
+	return fmt.Sprintf("%s/%s%d-%s%s", provision.Folder, prefix, now.UnixNano(), hex.EncodeToString(sum[:]), suffix)
 }
 
-// Read returns the log that was kept last; nil where there is none.
-func Read(esp fs.FS) (*pcr.Log, error) {
+func mac(kept time.Time, secret *policy.Secret, raw []byte) (sum [sha256.Size]byte) {
+	key := secret.Key(purpose)
+	defer clear(key[:])
+	h := hmac.New(sha256.New, key[:])
+	h.Write(binary.LittleEndian.AppendUint64(nil, uint64(kept.UnixNano())))
+	h.Write(raw)
+	h.Sum(sum[:0])
+	return sum
+}
+
+// Read returns the log that was kept last; nil where there is none. With the
+// machine secret it is the last authentic one, where there is one.
+func Read(esp fs.FS, secret *policy.Secret) (*Log, error) {
 	entries, err := fs.ReadDir(esp, provision.Folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	name := ""
+	var names []string
 	for _, e := range entries {
 		if Is(e.Name()) {
-			name = path.Join(provision.Folder, e.Name())
+			names = append(names, e.Name())
 		}
 	}
-	if err != nil || name == "" {
+	if err != nil || len(names) == 0 {
 		return nil, err
 	}
-	raw, err := read(esp, name)
-	if err != nil {
-		return nil, err
+	slices.Sort(names)
+	slices.Reverse(names)
+	if secret != nil {
+		for _, name := range names[:min(len(names), maxLooked)] {
+			if l, err := read(esp, name, secret); err == nil && l.Authentic {
+				return l, nil
+			}
+		}
 	}
-	return pcr.ParseLog(raw)
+	return read(esp, names[0], nil)
 }
 
-func read(esp fs.FS, name string) ([]byte, error) {
-	f, err := esp.Open(name)
+func read(esp fs.FS, name string, secret *policy.Secret) (*Log, error) {
+	f, err := esp.Open(path.Join(provision.Folder, name))
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +103,17 @@ func read(esp fs.FS, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	return raw, nil
+	l := new(Log)
+	nanoseconds, sum, _ := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(name, prefix), suffix), "-")
+	if n, err := strconv.ParseInt(nanoseconds, 10, 64); err == nil {
+		l.Kept = time.Unix(0, n)
+	}
+	if claimed, err := hex.DecodeString(sum); err == nil && secret != nil {
+		want := mac(l.Kept, secret, raw)
+		l.Authentic = hmac.Equal(claimed, want[:])
+	}
+	l.Log, err = pcr.ParseLog(raw)
+	return l, err
 }
 
 // Differences are those between two boots that keep the root partition closed.
@@ -74,4 +126,26 @@ func Differences(lastGood, now *pcr.Log) (out []pcr.Difference) {
 		}
 	}
 	return out
+}
+
+// Explain says for a person what differs from a boot that was good, and what that
+// boot's log is worth. last may be nil.
+func Explain(last *Log, now *pcr.Log) string {
+	if last == nil {
+		return "What changed is not known: there is no event log of an earlier boot.\n"
+	}
+	var out strings.Builder
+	if last.Authentic {
+		fmt.Fprintf(&out, "Compared with the event log that this machine has kept of a good boot on %s:\n", last.Kept.UTC().Format(time.DateOnly))
+	} else {
+		out.WriteString("Compared with an event log that nobody vouches for: whoever had the disk can have written it, so that it may hide what changed:\n")
+	}
+	differences := Differences(last.Log, now)
+	if len(differences) == 0 {
+		out.WriteString("Nothing that was measured differs.\n")
+	}
+	for _, d := range differences {
+		fmt.Fprintf(&out, "%s\n", strings.TrimRight(d.String(), "\n"))
+	}
+	return out.String()
 }

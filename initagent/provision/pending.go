@@ -8,7 +8,9 @@ package provision
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -33,9 +35,10 @@ type Pending struct {
 	Format int `json:"format"`
 	// Sealed holds the machine secret, which this UKI alone may unseal.
 	Sealed json.RawMessage `json:"sealed"`
-	// Keys are the Secure Boot keys under the machine secret.
+	// Keys are the Secure Boot keys, and their list, under the machine secret.
 	Keys []byte `json:"keys"`
-	// Wanted is what the firmware shall hold once they are enrolled.
+	// Wanted is what the firmware shall hold once they are enrolled: what the list
+	// says, for a boot that cannot open it yet.
 	Wanted []byte `json:"wanted"`
 	// Enrolments is how often an enrolment came to its end on this machine.
 	Enrolments int `json:"enrolments"`
@@ -72,8 +75,8 @@ func Parse(text []byte) (*Pending, error) {
 	if p.Format != format {
 		return nil, fmt.Errorf("pending keys have format %d, want %d", p.Format, format)
 	}
-	if len(p.Keys) > secureboot.MaxWrapped {
-		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(p.Keys), secureboot.MaxWrapped)
+	if len(p.Keys) > secureboot.MaxWrappedList {
+		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(p.Keys), secureboot.MaxWrappedList)
 	}
 	if _, err := p.SealedSecret(); err != nil {
 		return nil, err
@@ -97,16 +100,50 @@ func (p *Pending) Encode() ([]byte, error) {
 // SealedSecret is the machine secret as the TPM takes it.
 func (p *Pending) SealedSecret() (*policy.Sealed, error) { return policy.ParseSealed(p.Sealed) }
 
-// WrapKeys encrypts the Secure Boot keys under the machine secret.
-func WrapKeys(random interface{ Read([]byte) (int, error) }, secret *policy.Secret, keys *secureboot.KeySet) ([]byte, error) {
+// WrapKeys encrypts the Secure Boot keys under the machine secret, and the list
+// that belongs to them.
+func WrapKeys(random io.Reader, secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List) ([]byte, error) {
 	key := secret.Key(Purpose)
 	defer clear(key[:])
-	return secureboot.Wrap(random, key, Purpose, keys)
+	wrapped, err := secureboot.Wrap(random, key, Purpose, keys)
+	if err != nil {
+		return nil, err
+	}
+	return secureboot.WrapList(random, key, Purpose, wrapped, list)
 }
 
-// UnwrapKeys is the reverse. The caller wipes the keys.
-func UnwrapKeys(secret *policy.Secret, wrapped []byte) (*secureboot.KeySet, error) {
+// WrapList puts a list behind wrapped keys, in place of the one that was there.
+func WrapList(random io.Reader, secret *policy.Secret, wrapped []byte, list *secureboot.List) ([]byte, error) {
 	key := secret.Key(Purpose)
 	defer clear(key[:])
-	return secureboot.Unwrap(key, Purpose, wrapped)
+	return secureboot.WrapList(random, key, Purpose, wrapped, list)
+}
+
+// UnwrapKeys is the reverse of WrapKeys, without the list. The caller wipes the
+// keys.
+func UnwrapKeys(secret *policy.Secret, wrapped []byte) (*secureboot.KeySet, error) {
+	keys, _, err := secureboot.SplitList(wrapped)
+	if err != nil {
+		return nil, err
+	}
+	key := secret.Key(Purpose)
+	defer clear(key[:])
+	return secureboot.Unwrap(key, Purpose, keys)
+}
+
+// UnwrapList returns the list that belongs to wrapped keys. An earlier release
+// stored none: then it is a bare one, of the keys alone.
+func UnwrapList(secret *policy.Secret, wrapped []byte) (*secureboot.List, error) {
+	key := secret.Key(Purpose)
+	defer clear(key[:])
+	list, err := secureboot.UnwrapList(key, Purpose, wrapped)
+	if !errors.Is(err, secureboot.ErrNoList) {
+		return list, err
+	}
+	keys, err := secureboot.Unwrap(key, Purpose, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	defer keys.Wipe()
+	return secureboot.BareList(keys), nil
 }

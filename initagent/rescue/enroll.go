@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
@@ -13,6 +14,11 @@ import (
 // Enroll gives the firmware this machine's own Secure Boot keys again, after it
 // has lost them. The keys are those on the root partition, and so is what the
 // firmware shall hold: PCR 7 comes out at what the TPM knows.
+//
+// Of the ESP's files it signs those that the list with the keys has. An earlier
+// release has stored no list: then the image's contract and the firmware's defaults
+// decide, as at a first boot, and what this machine's key has signed is all that
+// there is to start from. The next boot that the TPM opens stores the list.
 //
 // The order and the guards are the first boot's: everything that the machine
 // starts is signed before the firmware is told, and the Platform Key, which makes
@@ -24,22 +30,22 @@ func (m *Machine) Enroll(c hw.Console) error {
 		return err
 	}
 	defer open.Wipe()
-	keys, wanted, err := m.ownKeys(open)
-	if err != nil {
-		return err
-	}
-	defer keys.Wipe()
 	state, err := enrol.Observe(m.Variables)
 	if err != nil {
 		return err
 	}
-	plan, err := enrol.Plan(state, wanted, 0)
+	keys, list, err := m.ownKeys(p, open, state)
+	if err != nil {
+		return err
+	}
+	defer keys.Wipe()
+	plan, err := enrol.Plan(state, list.Wanted, 0)
 	if err != nil {
 		return err
 	}
 	if len(plan) == 0 {
 		c.Print("The firmware holds this machine's keys already.\n")
-		for _, d := range enrol.Enforced(state, wanted) {
+		for _, d := range enrol.Enforced(state, list.Wanted) {
 			c.Print(fmt.Sprintf("But %s: %s, and start again.\n", d.What, d.Cure))
 		}
 		return nil
@@ -53,17 +59,17 @@ func (m *Machine) Enroll(c hw.Console) error {
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	err = m.ESP.Write(p.disk, func(dir hw.ESPDir) error {
 		if state.SecureBoot != enrol.On {
-			results, err := enrol.SignAll(dir, state, signer)
+			results, err := enrol.SignAll(dir, state, signer, rootpart.Allowed(list))
 			for _, r := range results {
-				c.Print(fmt.Sprintf("%s: %s\n", r.Name, r.Outcome))
+				c.Print(r.String() + "\n")
 			}
 			if err != nil {
 				return err
 			}
 		}
 		e := enrol.Enroller{
-			Variables: m.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
-			Signed: func() error { return enrol.CheckSigned(dir, signer) },
+			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
+			Signed: func() error { return enrol.CheckSigned(dir, signer, rootpart.Allowed(list)) },
 			Pause:  m.Sleep, Say: func(message string) { c.Print(message + "\n") },
 		}
 		return e.Run(0)
@@ -76,26 +82,36 @@ func (m *Machine) Enroll(c hw.Console) error {
 	return nil
 }
 
-// ownKeys are this machine's Secure Boot keys and what the firmware shall hold.
-func (m *Machine) ownKeys(open *Opened) (*secureboot.KeySet, secureboot.Wanted, error) {
-	none := secureboot.Wanted{}
+// ownKeys are this machine's Secure Boot keys, and what the firmware shall hold.
+func (m *Machine) ownKeys(p *place, open *Opened, state enrol.State) (*secureboot.KeySet, *secureboot.List, error) {
 	keys, err := rootpart.StoredKeys(m.Store, open.Secret)
 	if err != nil {
-		return nil, none, err
+		return nil, nil, err
 	}
 	if keys == nil {
-		return nil, none, errors.New("this machine has no Secure Boot keys of its own")
+		return nil, nil, errors.New("this machine has no Secure Boot keys of its own")
 	}
-	text, err := m.Store.Read(rootpart.WantedFile, maxWanted)
+	stored, err := rootpart.StoredList(m.Store, open.Secret)
+	var list *secureboot.List
 	if err == nil {
-		var wanted secureboot.Wanted
-		if wanted, err = secureboot.ParseWanted(text); err == nil {
-			return keys, wanted, nil
-		}
+		list, _, err = rootpart.Enrollable(stored, keys, p.contract.VendorKeys, m.drivers(), state)
 	}
-	keys.Wipe()
-	return nil, none, fmt.Errorf("what the firmware shall hold is not known: %w", err)
+	if err != nil {
+		keys.Wipe()
+		return nil, nil, fmt.Errorf("what the firmware shall hold is not known: %w", err)
+	}
+	return keys, list, nil
 }
 
-// maxWanted bounds the file in bytes: dbx is a few tens of KiB.
-const maxWanted = 1 << 20
+// drivers are the option ROMs by the event log.
+func (m *Machine) drivers() secureboot.Drivers {
+	raw, err := m.TPM.EventLog()
+	if err != nil {
+		return secureboot.Drivers{}
+	}
+	log, err := pcr.ParseLog(raw)
+	if err != nil {
+		return secureboot.Drivers{}
+	}
+	return log.Drivers()
+}

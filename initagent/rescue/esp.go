@@ -34,8 +34,8 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	open.Wipe()
-	files, err := m.saved(p, c)
+	defer open.Wipe()
+	files, err := m.saved(p, open, c)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 }
 
 // saved is what the new file system is to hold.
-func (m *Machine) saved(p *place, c hw.Console) ([]fat.File, error) {
+func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error) {
 	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
 	k := &systems.Keeper{
 		Store: m.Store, Folder: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
@@ -71,9 +71,10 @@ func (m *Machine) saved(p *place, c hw.Console) ([]fat.File, error) {
 	if err != nil && p.contract.SecureBoot == contract.Required {
 		return nil, fmt.Errorf("whether the firmware would start the copies is not known: %w", err)
 	}
-	if err == nil && rootpart.OwnEnforced(state, p.contract.SecureBoot) {
-		certificates := rootpart.Certificates(state)
-		k.Starts = func(image []byte) error { return rootpart.CheckStarts(image, state, certificates) }
+	if err == nil {
+		if k.Starts, err = m.starts(open, state); err != nil {
+			return nil, err
+		}
 	}
 	saved, err := k.Saved()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,6 +93,16 @@ func (m *Machine) saved(p *place, c hw.Console) ([]fat.File, error) {
 		files = append(files, file(settingsFile, []byte(espSettings)))
 	}
 	return files, nil
+}
+
+// starts says why an image is not this machine's own, or would not start; nil
+// where the machine has no keys of its own to tell by.
+func (m *Machine) starts(open *Opened, state enrol.State) (func([]byte) error, error) {
+	list, err := rootpart.StoredList(m.Store, open.Secret)
+	if err != nil || list == nil || !rootpart.ListEnforced(state, list) {
+		return nil, err
+	}
+	return func(image []byte) error { return rootpart.CheckOwn(image, state, list) }, nil
 }
 
 const settingsFile = "loader/loader.conf"

@@ -36,7 +36,11 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	if err := rootpart.MayAccept(state, p.contract.SecureBoot); err != nil {
+	list, err := rootpart.StoredList(m.Store, open.Secret)
+	if err != nil {
+		return err
+	}
+	if err := rootpart.MayAccept(state, p.contract.SecureBoot, list); err != nil {
 		return err
 	}
 	chip, err := m.TPM.Open()
@@ -48,15 +52,15 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	c.Print(m.changes(p, log, boot))
+	c.Print(m.changes(p, open.Secret, log, boot))
 	if err := confirm(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware)."); err != nil {
 		return err
 	}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Boot: boot, Firmware: state, Say: b.Say}
-	if last, err := m.lastGood(p); err == nil && last != nil {
-		if good, err := rootpart.Logged(last); err == nil {
+	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Boot: boot, Firmware: state, List: list, Say: b.Say}
+	if last, err := m.lastGood(p, open.Secret); err == nil && last != nil && last.Authentic {
+		if good, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, good)
 		}
 	}
@@ -164,22 +168,13 @@ func (m *Machine) runningUKI(p *place) (image *uki.Image, err error) {
 }
 
 // changes says what is about to be accepted.
-func (m *Machine) changes(p *place, now *pcr.Log, boot policy.Boot) string {
+func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log, boot policy.Boot) string {
 	var out strings.Builder
-	last, err := m.lastGood(p)
-	switch {
-	case err != nil:
+	last, err := m.lastGood(p, secret)
+	if err != nil {
 		fmt.Fprintf(&out, "What changed is not known: %v\n", err)
-	case last == nil:
-		out.WriteString("What changed is not known: there is no event log of an earlier boot.\n")
-	default:
-		differences := goodlog.Differences(last, now)
-		if len(differences) == 0 {
-			out.WriteString("Nothing that was measured has changed since the last boot that the TPM opened.\n")
-		}
-		for _, d := range differences {
-			fmt.Fprintf(&out, "%s\n", strings.TrimRight(d.String(), "\n"))
-		}
+	} else {
+		out.WriteString(goodlog.Explain(last, now))
 	}
 	if boot.PCR12 != (pcr.Digest{}) {
 		out.WriteString("WARNING: a command line, credential or addon from outside the UKI was added to this boot (PCR 12).\n")
@@ -190,9 +185,9 @@ func (m *Machine) changes(p *place, now *pcr.Log, boot policy.Boot) string {
 	return out.String()
 }
 
-func (m *Machine) lastGood(p *place) (log *pcr.Log, err error) {
+func (m *Machine) lastGood(p *place, secret *policy.Secret) (log *goodlog.Log, err error) {
 	err = m.ESP.Read(p.disk, func(files fs.FS) (err error) {
-		log, err = goodlog.Read(files)
+		log, err = goodlog.Read(files, secret)
 		return err
 	})
 	return log, err

@@ -7,11 +7,9 @@ import (
 	"io"
 
 	"halogenos.internal/boot/block"
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -107,15 +105,6 @@ func (b Binding) WriteRecord(secret *policy.Secret, sealed *policy.Sealed, r *po
 		return err
 	}
 	return b.TPM.WriteRecord(sealed.NVIndex, key, r)
-}
-
-// MayAccept refuses to accept a machine whose firmware starts anything: PCR 7 is
-// then what anybody's program finds, and PCR 11 what anybody's program measures.
-func MayAccept(s enrol.State, wanted contract.Requirement) error {
-	if wanted == contract.Required && !Enforces(s) {
-		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
-	}
-	return nil
 }
 
 // ErrReplaced refuses to accept a system below the floor.

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
@@ -36,7 +35,8 @@ type Fallbacks struct {
 	Running  *contract.Contract
 	Boot     policy.Boot // the running system's
 	Firmware enrol.State
-	Known    []policy.Boot // earlier boots that were good
+	List     *secureboot.List // of this machine's own images; nil where it has no keys
+	Known    []policy.Boot    // earlier boots that were good
 	Say      func(format string, args ...any)
 
 	old *policy.Record // that is to be replaced; nil where it cannot be read
@@ -100,8 +100,8 @@ func (q Fallbacks) own(image []byte, f fallback) error {
 	if q.old != nil && !slices.ContainsFunc(q.old.Branches, version) {
 		return errors.New("the TPM's record does not have it")
 	}
-	if OwnEnforced(q.Firmware, q.Running.SecureBoot) {
-		return CheckStarts(image, q.Firmware, OwnCertificates(q.Firmware))
+	if q.List != nil && Enforces(q.Firmware) {
+		return CheckOwn(image, q.Firmware, q.List)
 	}
 	for _, known := range append(q.Known, q.Boot) {
 		b := policy.Boot{PCR7: known.PCR7, PCR11: f.boot.PCR11}
@@ -144,13 +144,6 @@ func Describe(image []byte) (*contract.Contract, pcr.Digest, error) {
 	return c, started, err
 }
 
-// OwnCertificates are those of the firmware's db that are this machine's.
-func OwnCertificates(s enrol.State) []*x509.Certificate {
-	return slices.DeleteFunc(Certificates(s), func(c *x509.Certificate) bool {
-		return !strings.HasPrefix(c.Subject.CommonName, "HalogenOS ")
-	})
-}
-
 // CheckStarts reports why firmware in this state does not start an image: it is
 // signed by none of the certificates, or its hash or its signer is in dbx.
 func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) error {
@@ -158,19 +151,7 @@ func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) 
 	if err != nil {
 		return err
 	}
-	digest, err := authenticode.Digest(image)
-	if err != nil {
-		return err
-	}
-	for _, e := range s.DBX.Content {
-		switch {
-		case e.Type == secureboot.TypeSHA256 && slices.Equal(e.Data, digest[:]):
-			return fmt.Errorf("its hash %x is in the firmware's dbx", digest)
-		case e.Type == secureboot.TypeX509 && slices.Equal(e.Data, signer.Raw):
-			return fmt.Errorf("its signer %q is in the firmware's dbx", signer.Subject)
-		}
-	}
-	return nil
+	return checkRevoked(image, signer, s.DBX.Content)
 }
 
 // Acceptable returns the record of a machine that its owner accepts as it is, and

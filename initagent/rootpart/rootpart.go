@@ -7,8 +7,6 @@ package rootpart
 
 import (
 	"crypto/x509"
-	"errors"
-	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +21,6 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -36,8 +33,8 @@ const Folder = "/run/state"
 // Where the root partition has what is initagent's own.
 const (
 	OwnFolder    = "halogen"
-	KeysFile     = OwnFolder + "/secure-boot-keys"
-	WantedFile   = OwnFolder + "/secure-boot-wanted"
+	ListFile     = OwnFolder + "/secure-boot"          // the Secure Boot keys and what belongs to them
+	KeysFile     = OwnFolder + "/secure-boot-keys"     // the keys alone, of an earlier release
 	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 
@@ -124,19 +121,6 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.
 		return nil // no db that could vouch for a deed
 	}
 	return vault.CheckDeed(lock.Deed, volumeKey, Certificates(s))
-}
-
-// StoredKeys are this machine's Secure Boot keys, from the open root partition;
-// nil where it has none. The caller wipes them.
-func StoredKeys(store hw.Store, secret *policy.Secret) (*secureboot.KeySet, error) {
-	wrapped, err := store.Read(KeysFile, int64(secureboot.MaxWrapped))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return provision.UnwrapKeys(secret, wrapped)
 }
 
 // keyTime is what one try of a recovery key is meant to take on this machine,

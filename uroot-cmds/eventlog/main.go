@@ -120,16 +120,20 @@ func wanted(args []string, all bool) (which []int, err error) {
 	return which, nil
 }
 
-func lastGood(m hw.Machine) (log *pcr.Log, err error) {
+func lastGood(m hw.Machine) (*pcr.Log, error) {
 	d, err := find.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return nil, err
 	}
+	var last *goodlog.Log
 	err = m.ESP.Read(d, func(files fs.FS) (err error) {
-		log, err = goodlog.Read(files)
+		last, err = goodlog.Read(files, nil)
 		return err
 	})
-	return log, err
+	if err != nil || last == nil {
+		return nil, err
+	}
+	return last.Log, nil
 }
 
 func collect(now, last *pcr.Log, which []int) output {

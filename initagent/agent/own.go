@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/rootpart"
+)
+
+// takeList reads the list of what this machine wants its firmware to hold and of
+// what counts as its own, once the root partition is open.
+func (a *Agent) takeList(secret *policy.Secret) {
+	list, err := rootpart.StoredList(a.Store, secret)
+	if err != nil {
+		a.Log.Say("what the firmware shall hold is not known: %v", err)
+		return
+	}
+	a.list = list
+}
+
+// renewList takes the list, and brings it up to date, in a boot whose secret the
+// TPM has released: where the firmware enforces Secure Boot and PCR 7 is part of
+// what the TPM asks for, what the firmware holds is what it held when the machine
+// was accepted.
+//
+// It makes the list of a machine that an earlier release has installed: from the
+// firmware, since the file that such a release keeps can be edited by the running
+// system; and of the ESP's files that this machine's key has signed. It takes over
+// what was added to dbx, and the running UKI where an earlier release has staged
+// it. Each is one write of the file (rootpart.KeepList): cut before it, the next
+// boot does it again.
+func (a *Agent) renewList(secret *policy.Secret, record *policy.Record) {
+	a.takeList(secret)
+	if a.list == nil || !a.ownEnforced() || !a.bindsSecureBoot(record) {
+		return
+	}
+	changed := a.list.Bare
+	if a.list.Bare {
+		if err := a.adoptFirmware(); err != nil {
+			a.Log.Say("the list of what the firmware shall hold was not made: %v", err)
+			return
+		}
+		a.Log.Say("the list of what the firmware shall hold is made from what it holds")
+	}
+	changed = a.list.AdoptRevocations(a.firmware.DBX.Content) || changed
+	running := ukiImage(bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version})
+	if changed || !a.list.Names(running) {
+		for _, i := range a.signedImages(a.list) {
+			changed = a.list.Allow([32]byte(i.Digest), i.Name) || changed
+		}
+	}
+	if !changed {
+		return
+	}
+	if err := rootpart.KeepList(a.Store, a.Random, secret, a.list); err != nil {
+		a.Log.Say("the list of what the firmware shall hold was not stored: %v", err)
+	}
+}
+
+// bindsSecureBoot reports whether the TPM released the secret only because PCR 7
+// has its value.
+func (a *Agent) bindsSecureBoot(record *policy.Record) bool {
+	if record != nil {
+		return !record.Provisional() && slices.Contains(record.PCRs(), pcr.SecureBoot)
+	}
+	return slices.Contains(a.lock.Sealed.PCRs, pcr.SecureBoot)
+}
+
+// adoptFirmware makes the list of what the firmware holds. This machine's own keys
+// must be among it, kept as keys must be.
+func (a *Agent) adoptFirmware() error {
+	live := a.firmware.Live()
+	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB} {
+		if missing := a.list.Wanted.Of(v).Without(live.Of(v)); len(missing) > 0 {
+			return fmt.Errorf("%s lacks %s", v, missing)
+		}
+	}
+	a.list.Adopt(live)
+	if foreign := enrol.Foreign(a.firmware, a.list); foreign != "" {
+		return errors.New(foreign)
+	}
+	return nil
+}
+
+// ukiImage and managerImage are what the list calls a system's files.
+func ukiImage(n bls.Name) string { return n.Blessed().String() }
+
+func managerImage(n bls.Name) string { return "the boot manager that came with " + ukiImage(n) }
+
+// signedImages are the boot managers and the UKIs of this image on the ESP that
+// this machine's key has signed.
+func (a *Agent) signedImages(list *secureboot.List) (out []secureboot.Image) {
+	own, err := list.DBCertificate()
+	if err != nil {
+		return nil
+	}
+	running := bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version}
+	names := map[string]string{} // of the images, by path
+	for _, m := range a.managerPaths() {
+		names[m] = managerImage(running)
+	}
+	for _, n := range a.names {
+		if n.ImageID == a.contract.ImageID {
+			names[path.Join(bls.Folder, n.String())] = ukiImage(n)
+		}
+	}
+	err = a.readESP(func(files fs.FS) error {
+		for file, name := range names {
+			image, err := readFile(files, file, enrol.MaxEFIFile)
+			if err != nil || authenticode.VerifyOwn(image, own) != nil {
+				continue
+			}
+			if digest, err := authenticode.Digest(image); err == nil {
+				out = append(out, secureboot.Image{Digest: digest[:], Name: name})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		a.Log.Say("what this machine's key has signed is not known: %v", err)
+	}
+	slices.SortFunc(out, func(x, y secureboot.Image) int { return slices.Compare(x.Digest, y.Digest) })
+	return out
+}
+
+// starts says why an image is not this machine's own, or would not start.
+func (a *Agent) starts(image []byte) error {
+	if a.list != nil {
+		return rootpart.CheckOwn(image, a.firmware, a.list)
+	}
+	return rootpart.CheckStarts(image, a.firmware, rootpart.Certificates(a.firmware))
+}
+
+// listRelease has the list allow the EFI files that the signed description of a
+// release names. It is stored before any of them is signed. Cut after it, the list
+// allows what the distributor has signed, and is not there yet.
+func (a *Agent) listRelease(r *release.Release) error {
+	if a.list == nil || a.list.Bare {
+		return nil // all that the key has signed counts
+	}
+	n := bls.Name{ImageID: r.ImageID, Version: r.Version}
+	changed := false
+	for _, i := range []struct{ file, name string }{{release.UKIFile, ukiImage(n)}, {release.BootManagerFile, managerImage(n)}} {
+		if f, ok := r.File(i.file); ok && len(f.Authenticode) == 32 && !a.list.Allows([32]byte(f.Authenticode)) {
+			changed = a.list.Allow([32]byte(f.Authenticode), i.name) || changed
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return rootpart.KeepList(a.Store, a.Random, a.secret, a.list)
+}
+
+// listToEnrol is the list by which the firmware gets its keys, with what may be
+// signed before. stored is nil at a machine's first boot.
+//
+// The running UKI is always among it: it is what has measured itself, and to which
+// the recovery key was typed where there is one. The boot manager is when the list
+// has it, or the verified system image; at a first boot, when both its names have
+// the same.
+func (a *Agent) listToEnrol(keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
+	var drivers secureboot.Drivers
+	if log, _, err := a.readLog(); err == nil {
+		drivers = log.Drivers()
+	} else {
+		a.Log.Say("option ROMs are not known: %v", err)
+	}
+	list, reason, err := rootpart.Enrollable(stored, keys, a.contract.VendorKeys, drivers, a.firmware)
+	if err != nil {
+		return nil, err
+	}
+	a.Log.Say("vendor keys: %s", reason)
+	if stored != nil && stored.Bare {
+		for _, i := range a.signedImages(list) {
+			list.Allow([32]byte(i.Digest), i.Name)
+		}
+	}
+	running := bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version}
+	digest, err := a.runningDigest()
+	if err != nil {
+		return nil, err
+	}
+	list.Allow(digest, ukiImage(running))
+	if digest, ok := a.systemManager(); ok {
+		list.Allow(digest, managerImage(running))
+	} else if digest, ok := a.twinManagers(); ok && stored == nil {
+		list.Allow(digest, managerImage(running))
+	}
+	return list, nil
+}
+
+// runningDigest is the hash of the file that this boot was started from.
+func (a *Agent) runningDigest() (digest [32]byte, err error) {
+	err = a.readESP(func(files fs.FS) error {
+		for _, n := range a.names {
+			if !a.isOurs(n) {
+				continue
+			}
+			image, err := a.original(files, path.Join(bls.Folder, n.String()))
+			if err != nil {
+				return err
+			}
+			c, _, err := rootpart.Describe(image)
+			if err != nil {
+				return err
+			}
+			if c.ImageID != a.contract.ImageID || c.Version != a.contract.Version || !slices.Equal(c.RootHash, a.contract.RootHash) {
+				return fmt.Errorf("%s is %s %s inside, and not the running system", n, c.ImageID, c.Version)
+			}
+			digest, err = authenticode.Digest(image)
+			return err
+		}
+		return fmt.Errorf("the ESP has no UKI of %s %s", a.contract.ImageID, a.contract.Version)
+	})
+	return digest, err
+}
+
+// original reads an image as it was before an interrupted signing.
+func (a *Agent) original(files fs.FS, name string) ([]byte, error) {
+	read := func(name string) ([]byte, error) { return readFile(files, name, enrol.MaxEFIFile) }
+	image, err := read(name)
+	if err != nil {
+		return nil, err
+	}
+	return enrol.Original(read, name, image), nil
+}
+
+// systemManager is the hash of the boot manager that the verified system image
+// holds, where systemd installs it and the builder takes it from.
+func (a *Agent) systemManager() ([32]byte, bool) {
+	image, err := readFile(os.DirFS(a.path(systemFolder)), "usr/lib/systemd/boot/efi/systemd-bootx64.efi", enrol.MaxEFIFile)
+	if err != nil {
+		return [32]byte{}, false
+	}
+	digest, err := authenticode.Digest(image)
+	return digest, err == nil
+}
+
+// managerPaths are the boot manager's names that the ESP has, as it spells them.
+func (a *Agent) managerPaths() (out []string) {
+	for _, name := range managers() {
+		if actual, have, _, err := a.findManager(name); err == nil && have != nil {
+			out = append(out, actual)
+		}
+	}
+	return out
+}
+
+// twinManagers is the hash of the boot manager where each of its names has the
+// same one.
+func (a *Agent) twinManagers() (digest [32]byte, same bool) {
+	err := a.readESP(func(files fs.FS) error {
+		for i, name := range a.managerPaths() {
+			image, err := a.original(files, name)
+			if err != nil {
+				return err
+			}
+			one, err := authenticode.Digest(image)
+			if err != nil {
+				return err
+			}
+			if i > 0 && one != digest {
+				return errors.New("the boot manager's two names have different ones")
+			}
+			digest, same = one, true
+		}
+		return nil
+	})
+	if err != nil {
+		a.Log.Say("the boot manager is not known: %v", err)
+	}
+	return digest, same && err == nil
+}
+
+// ownEnforced reports whether the firmware starts what this machine's own keys
+// have signed, so that its db can vouch for a deed.
+func (a *Agent) ownEnforced() bool {
+	if a.list == nil {
+		return rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot)
+	}
+	return rootpart.ListEnforced(a.firmware, a.list)
+}

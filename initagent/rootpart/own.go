@@ -1,0 +1,182 @@
+package rootpart
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
+)
+
+// storedKeys reads the wrapped Secure Boot keys. ListFile has the keys and the
+// list; KeysFile, of an earlier release, the same keys alone. That one stays: the
+// system in the other slot may be of that release and know no other, and it holds
+// nothing that ListFile does not. Where both are there ListFile counts, unless it
+// is damaged, which is as good as not being there: whoever can damage it can
+// remove it.
+func storedKeys(store hw.Store, secret *policy.Secret) ([]byte, error) {
+	wrapped, err := store.Read(ListFile, int64(secureboot.MaxWrappedList))
+	if err == nil {
+		if _, err = provision.UnwrapList(secret, wrapped); err == nil {
+			return wrapped, nil
+		}
+	}
+	old, olderr := store.Read(KeysFile, int64(secureboot.MaxWrapped))
+	if errors.Is(olderr, fs.ErrNotExist) {
+		return nil, err
+	}
+	return old, olderr
+}
+
+// StoredKeys are this machine's Secure Boot keys, from the open root partition;
+// nil where it has none. The caller wipes them.
+func StoredKeys(store hw.Store, secret *policy.Secret) (*secureboot.KeySet, error) {
+	wrapped, err := storedKeys(store, secret)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return provision.UnwrapKeys(secret, wrapped)
+}
+
+// StoredList is the list that belongs to the keys, from the open root partition:
+// a bare one where an earlier release has stored the keys, and nil where there
+// are none.
+func StoredList(store hw.Store, secret *policy.Secret) (*secureboot.List, error) {
+	wrapped, err := storedKeys(store, secret)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return provision.UnwrapList(secret, wrapped)
+}
+
+// KeepKeys puts wrapped keys with their list on the root partition, in place of
+// those that are there. It is one write, of which a cut leaves the old file or the
+// new one.
+func KeepKeys(store hw.Store, wrapped []byte) error {
+	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+		return err
+	}
+	return store.Keep(ListFile, wrapped)
+}
+
+// KeepList stores a list with the keys that are there. Cut before its one write has
+// returned, the old list stands, or, where an earlier release has stored the keys,
+// none.
+func KeepList(store hw.Store, random io.Reader, secret *policy.Secret, list *secureboot.List) error {
+	wrapped, err := storedKeys(store, secret)
+	if err != nil {
+		return err
+	}
+	if wrapped, err = provision.WrapList(random, secret, wrapped, list); err != nil {
+		return err
+	}
+	list.Bare = false
+	return KeepKeys(store, wrapped)
+}
+
+// Enrollable is the list by which the firmware gets this machine's keys: the one
+// that is stored, or, where none is, what the image's contract, the event log and
+// the firmware's defaults come to. What the firmware's variables hold now says
+// nothing: in Setup Mode anybody can have written it.
+func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.VendorKeys, drivers secureboot.Drivers, s enrol.State) (l *secureboot.List, reason string, err error) {
+	if stored != nil && !stored.Bare {
+		return stored, "as this machine has stored it", nil
+	}
+	vendor, err := secureboot.VendorCertificates(mode, keys.Owner, drivers, s.Factory)
+	if err != nil {
+		return nil, "", err
+	}
+	return secureboot.NewList(keys, vendor), vendor.Reason, nil
+}
+
+// Allowed lets the db key sign the images of a list alone.
+func Allowed(list *secureboot.List) enrol.Allowed {
+	return func(_ string, image []byte) error {
+		digest, err := authenticode.Digest(image)
+		if err != nil {
+			return err
+		}
+		if !list.Allows(digest) {
+			return fmt.Errorf("it is not one of this machine's own (hash %x)", digest)
+		}
+		return nil
+	}
+}
+
+// MayAccept refuses to accept a machine whose firmware starts anything, and one
+// whose firmware holds what this machine does not want there: PCR 7 is then what
+// the program of whoever put it there finds, too. list is nil for a machine that
+// has no keys of its own.
+func MayAccept(s enrol.State, wanted contract.Requirement, list *secureboot.List) error {
+	if wanted == contract.Required && !Enforces(s) {
+		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
+	}
+	if list == nil || !Enforces(s) {
+		return nil
+	}
+	if foreign := enrol.Foreign(s, list); foreign != "" {
+		return fmt.Errorf("the firmware's keys are not those that this machine wants: %s. Whoever put them there could open the root partition from then on. "+
+			"If that was not you, do not trust this machine. The way out: clear the Secure Boot keys in the firmware's setup (Setup Mode), start again, type the recovery key, and give the firmware this machine's own keys again", foreign)
+	}
+	return nil
+}
+
+// ListEnforced reports whether the firmware enforces Secure Boot, and starts what
+// this machine's own key has signed.
+func ListEnforced(s enrol.State, list *secureboot.List) bool {
+	own, err := list.DBCertificate()
+	return err == nil && Enforces(s) && slices.ContainsFunc(Certificates(s), own.Equal)
+}
+
+// CheckOwn reports why an image does not count as this machine's own, as one that
+// its firmware starts: the list does not have it, this machine's key has not signed
+// it, the firmware's db lacks that key, or dbx has the image or the key. A bare list
+// has no images, and all that the key has signed counts.
+func CheckOwn(image []byte, s enrol.State, list *secureboot.List) error {
+	own, err := list.DBCertificate()
+	if err != nil {
+		return err
+	}
+	if err := authenticode.VerifyOwn(image, own); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(Certificates(s), own.Equal) {
+		return errors.New("the firmware's db does not hold this machine's key")
+	}
+	if err := checkRevoked(image, own, s.DBX.Content); err != nil || list.Bare {
+		return err
+	}
+	return Allowed(list)("", image)
+}
+
+// checkRevoked reports that dbx has an image or its signer.
+func checkRevoked(image []byte, signer *x509.Certificate, dbx secureboot.Database) error {
+	digest, err := authenticode.Digest(image)
+	if err != nil {
+		return err
+	}
+	for _, e := range dbx {
+		switch {
+		case e.Type == secureboot.TypeSHA256 && slices.Equal(e.Data, digest[:]):
+			return fmt.Errorf("its hash %x is in the firmware's dbx", digest)
+		case e.Type == secureboot.TypeX509 && slices.Equal(e.Data, signer.Raw):
+			return fmt.Errorf("its signer %q is in the firmware's dbx", signer.Subject)
+		}
+	}
+	return nil
+}
