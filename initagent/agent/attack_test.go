@@ -64,7 +64,7 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	m.must(a.enterPhase())
 	boot, err := a.expected()
 	m.must(err)
-	sealed, err := a.sealProvisionally(secret)
+	sealed, err := a.sealProvisionally(secret, nil)
 	m.must(err)
 	return boot, sealed
 }

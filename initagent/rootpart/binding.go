@@ -37,6 +37,9 @@ type Binding struct {
 	// sealed is unsealed once before anything depends on it. The recovery
 	// console's is not.
 	Proves bool
+	// Needed is an object whose NV index stays, even if it looks as if a
+	// provisioning had left it; or nil.
+	Needed *policy.Sealed
 }
 
 // Seal seals the machine secret to an NV index with this record, or, where the
@@ -52,7 +55,8 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if err == nil {
 		return sealed, nil
 	}
-	if !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
+	bound := b.Needed != nil && b.Needed.Kind == policy.KindNV // one of two: this secret is not bound to less
+	if bound || !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
 		return nil, err
 	}
 	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
@@ -64,6 +68,9 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 func (b Binding) Clear() error {
 	left, err := b.TPM.Abandoned()
 	for _, index := range left {
+		if b.Needed != nil && b.Needed.Kind == policy.KindNV && index.Handle == b.Needed.NVIndex {
+			continue
+		}
 		err = errors.Join(err, b.TPM.Undefine(index.Handle))
 	}
 	return err
