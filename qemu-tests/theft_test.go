@@ -57,7 +57,7 @@ func checkStealing(g *Guest) {
 	var r theft.Result
 	g.Do(&r, "steal", "/dev/vda6")
 	checkRefused(g.t, "the running system", r)
-	const keys = "/run/state/halogen/secure-boot-keys"
+	const keys = "/run/state/halogen/secure-boot"
 	var read struct{ Text, Hex string }
 	g.Do(&read, "read", keys)
 	if read.Text+read.Hex == "" || strings.Contains(read.Text, "PRIVATE KEY") {

@@ -111,6 +111,18 @@ func (l *List) Adopt(live Wanted) {
 	l.AdoptRevocations(live.DBX)
 }
 
+// Add wants an entry of others in a variable, and reports whether the list has
+// changed.
+func (l *List) Add(v Variable, e Entry, from Origin) bool {
+	to := map[Variable]*Database{KEK: &l.Wanted.KEK, DB: &l.Wanted.DB, DBX: &l.Wanted.DBX}[v]
+	if to == nil || to.Contains(e) {
+		return false
+	}
+	*to = append(slices.Clone(*to), e)
+	l.note(Database{e}, from)
+	return true
+}
+
 // AdoptRevocations adds what dbx holds beyond the list, and reports whether
 // there was anything.
 func (l *List) AdoptRevocations(live Database) bool {

@@ -68,6 +68,9 @@ func (e Entry) String() string {
 	return fmt.Sprintf("signature of type %s, %d bytes", e.Type, len(e.Data))
 }
 
+// Printable keeps what firmware claims from steering the console.
+func Printable(s string) string { return printable(s) }
+
 // printable keeps what firmware claims from steering the console.
 func printable(s string) string {
 	const longest = 120

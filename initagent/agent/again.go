@@ -41,6 +41,16 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
 		return err
 	}
+	changed, err := rootpart.AskROMs(list, a.drivers(), func(question string) (bool, error) {
+		answer, err := c.Ask(question+" [y/N] ", false, keyTimeout)
+		return strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
+	})
+	if changed && err == nil {
+		err = rootpart.KeepList(a.Store, a.Random, secret, list)
+	}
+	if err != nil {
+		return err
+	}
 	a.facts.EnrolAgain = true
 	if a.chip.err != nil {
 		return nil

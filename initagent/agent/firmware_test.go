@@ -200,8 +200,8 @@ func (m *machine) startable(name string, original []byte) error {
 // measure extends the TPM and writes the log of it.
 func (m *machine) measure(image []byte) error {
 	b := newLog()
-	if m.optionROM {
-		b.event(2, pcr.EventBootDriver, make([]byte, 32))
+	if m.optionROM != "" {
+		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.optionROM...))
 	}
 	for _, v := range []secureboot.Variable{secureboot.SecureBoot, secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
 		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, m.vars[v.Name].data))

@@ -132,7 +132,7 @@ type machine struct {
 	tpmPlugs, tpmOpens  int    // loadings of drivers, and openings, before the TPM shows itself
 	noEFI               error  // of mounting the firmware's variables
 	extra               string // measured into PCR 7 besides
-	optionROM           bool   // a card has one, which the firmware starts
+	optionROM           string // of a card, which the firmware starts
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.
 	unreadable     int

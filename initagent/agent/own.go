@@ -167,16 +167,10 @@ func (a *Agent) listRelease(r *release.Release) error {
 //
 // The running UKI is always among it: it is what has measured itself, and to which
 // the recovery key was typed where there is one. The boot manager is when the list
-// has it, or the verified system image; at a first boot, when both its names have
-// the same.
+// has it, or the verified system image; at a first boot, also when both its names
+// have the same, since the image's may be another one than the builder has taken.
 func (a *Agent) listToEnrol(keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
-	var drivers secureboot.Drivers
-	if log, _, err := a.readLog(); err == nil {
-		drivers = log.Drivers()
-	} else {
-		a.Log.Say("option ROMs are not known: %v", err)
-	}
-	list, reason, err := rootpart.Enrollable(stored, keys, a.contract.VendorKeys, drivers, a.firmware)
+	list, reason, err := rootpart.Enrollable(stored, keys, a.contract.VendorKeys, a.drivers(), a.firmware)
 	if err != nil {
 		return nil, err
 	}
@@ -194,10 +188,24 @@ func (a *Agent) listToEnrol(keys *secureboot.KeySet, stored *secureboot.List) (*
 	list.Allow(digest, ukiImage(running))
 	if digest, ok := a.systemManager(); ok {
 		list.Allow(digest, managerImage(running))
-	} else if digest, ok := a.twinManagers(); ok && stored == nil {
+	}
+	if stored != nil {
+		return list, nil
+	}
+	if digest, ok := a.twinManagers(); ok {
 		list.Allow(digest, managerImage(running))
 	}
 	return list, nil
+}
+
+// drivers are the option ROMs by the event log.
+func (a *Agent) drivers() secureboot.Drivers {
+	log, _, err := a.readLog()
+	if err != nil {
+		a.Log.Say("option ROMs are not known: %v", err)
+		return secureboot.Drivers{}
+	}
+	return log.Drivers()
 }
 
 // runningDigest is the hash of the file that this boot was started from.

@@ -123,6 +123,27 @@ func TestForeignKeysAreNotAccepted(t *testing.T) {
 	m.must(m.provisioned())
 }
 
+// Without its list, or its keys, a machine that was made with keys is not accepted:
+// root of the running system can remove a file. FAULTS 87
+func TestNotAcceptedWithoutKeys(t *testing.T) {
+	for name, lose := range map[string]func(m *machine){
+		"the keys are gone": func(m *machine) { delete(m.rootFiles(), listFile) },
+		"damaged":           func(m *machine) { m.rootFiles()[listFile][300] ^= 1 },
+		"the list alone":    func(m *machine) { m.earlierRelease() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			lose(m)
+			m.evilMaid()
+			m.typed = []string{m.shown[0], "y"}
+			m.ends("system")
+			if text := m.printed.String(); !strings.Contains(text, "the TPM was left as it is") || strings.Contains(text, "Accept this machine") {
+				t.Errorf("it was accepted, or asked about:\n%s", text)
+			}
+		})
+	}
+}
+
 // What differs from the last good boot is told before the owner is asked, from the
 // log that this machine has kept. FAULTS 87
 func TestExplainedFromTheAuthenticLog(t *testing.T) {
@@ -446,7 +467,7 @@ func TestLiveDBIsNotTheFactorys(t *testing.T) {
 		m.vars = newVariables()
 		m.vars["db"] = efiVariable{secureboot.KeyAttributes, raw}
 	}
-	m.optionROM = true
+	m.optionROM = "graphics card"
 	plant()
 	m.ends("system", "hashes")
 	holds := func() {
@@ -460,10 +481,52 @@ func TestLiveDBIsNotTheFactorys(t *testing.T) {
 	m.ends("system")
 	plant()
 	m.owner = true
-	m.optionROM = false // the attacker takes it out, or puts in another
+	m.optionROM = "" // which the attacker takes out
 	m.ends("system", "as this machine has stored it")
 	holds()
 	if list, err := m.storedList(); err != nil || list.Origin(list.Wanted.DB[1]) != secureboot.FromOptionROM {
 		t.Errorf("where the ROM's hash came from is not known (%v)", err)
+	}
+}
+
+// An option ROM that the list does not have is allowed only when the owner says so,
+// apart from the rest, when the keys are enrolled again.
+func TestNewOptionROM(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		console bool
+		answer  string
+		entries int
+	}{{"yes", false, "y", 2}, {"no", false, "n", 1}, {"at the console", true, "y", 2}, {"at the console, no", true, "", 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			changed := func(m *machine) { m.vars, m.optionROM = newVariables(), "new card" }
+			var m *machine
+			if c.console {
+				m = inConsole(t, changed)
+				r, cons := m.console()
+				m.types(m.shown[0], c.answer, "y")
+				m.works(r.Unlock(cons))
+				m.works(r.Enroll(cons), "is not among those that this machine lets start")
+				m.works(r.Lock())
+			} else {
+				m = provisionedMachine(t, nil)
+				changed(m)
+				m.typed = []string{m.shown[0], "y", c.answer, m.shown[0], "y"}
+				m.ends("system")
+			}
+			db, err := secureboot.ParseDatabase(m.vars["db"].data)
+			if err != nil || len(db) != c.entries {
+				t.Errorf("db holds %s, %v", db, err)
+			}
+			if c.console {
+				m.typed = []string{m.shown[0], "y"}
+				m.ends("system")
+			}
+			list, err := m.storedList()
+			m.must(err)
+			if !list.Wanted.DB.Same(db) || c.entries == 2 && list.Origin(db[1]) != secureboot.FromOwner {
+				t.Errorf("the list has %s", list.Wanted.DB)
+			}
+		})
 	}
 }

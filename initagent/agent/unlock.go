@@ -300,7 +300,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil {
 		return err
 	}
-	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot, list); err != nil {
+	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot, a.lock, list); err != nil {
 		return err
 	}
 	if now, _, err := a.readLog(); err == nil {

@@ -34,7 +34,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	keys, list, err := m.ownKeys(p, open, state)
+	keys, list, err := m.ownKeys(c, p, open, state)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 }
 
 // ownKeys are this machine's Secure Boot keys, and what the firmware shall hold.
-func (m *Machine) ownKeys(p *place, open *Opened, state enrol.State) (*secureboot.KeySet, *secureboot.List, error) {
+func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enrol.State) (*secureboot.KeySet, *secureboot.List, error) {
 	keys, err := rootpart.StoredKeys(m.Store, open.Secret)
 	if err != nil {
 		return nil, nil, err
@@ -93,6 +93,9 @@ func (m *Machine) ownKeys(p *place, open *Opened, state enrol.State) (*secureboo
 	}
 	stored, err := rootpart.StoredList(m.Store, open.Secret)
 	var list *secureboot.List
+	if err == nil && state.SetupMode == enrol.On {
+		err = m.askROMs(c, open, stored)
+	}
 	if err == nil {
 		list, _, err = rootpart.Enrollable(stored, keys, p.contract.VendorKeys, m.drivers(), state)
 	}
@@ -101,6 +104,20 @@ func (m *Machine) ownKeys(p *place, open *Opened, state enrol.State) (*secureboo
 		return nil, nil, fmt.Errorf("what the firmware shall hold is not known: %w", err)
 	}
 	return keys, list, nil
+}
+
+func (m *Machine) askROMs(c hw.Console, open *Opened, list *secureboot.List) error {
+	changed, err := rootpart.AskROMs(list, m.drivers(), func(question string) (bool, error) {
+		err := confirm(c, question)
+		if errors.Is(err, errRefused) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil || !changed {
+		return err
+	}
+	return rootpart.KeepList(m.Store, m.Random, open.Secret, list)
 }
 
 // drivers are the option ROMs by the event log.

@@ -40,7 +40,7 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	if err := rootpart.MayAccept(state, p.contract.SecureBoot, list); err != nil {
+	if err := rootpart.MayAccept(state, p.contract.SecureBoot, lock, list); err != nil {
 		return err
 	}
 	chip, err := m.TPM.Open()

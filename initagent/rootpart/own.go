@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/vault"
 )
 
 // storedKeys reads the wrapped Secure Boot keys. ListFile has the keys and the
@@ -26,13 +27,13 @@ import (
 func storedKeys(store hw.Store, secret *policy.Secret) ([]byte, error) {
 	wrapped, err := store.Read(ListFile, int64(secureboot.MaxWrappedList))
 	if err == nil {
-		if _, err = provision.UnwrapList(secret, wrapped); err == nil {
+		if _, damaged := provision.UnwrapList(secret, wrapped); damaged == nil {
 			return wrapped, nil
 		}
 	}
 	old, olderr := store.Read(KeysFile, int64(secureboot.MaxWrapped))
 	if errors.Is(olderr, fs.ErrNotExist) {
-		return nil, err
+		return wrapped, err // of which the keys may be good
 	}
 	return old, olderr
 }
@@ -104,6 +105,40 @@ func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.
 	return secureboot.NewList(keys, vendor), vendor.Reason, nil
 }
 
+// NewROMs are the option ROMs that were started and that a list does not let start.
+// A list with certificates of others has been made for a machine whose ROMs they let
+// start: of that nothing is known.
+func NewROMs(list *secureboot.List, drivers secureboot.Drivers) (out []secureboot.OptionROM) {
+	vendors := func(e secureboot.Entry) bool { return e.Type == secureboot.TypeX509 && list.Origin(e) != "" }
+	if slices.ContainsFunc(list.Wanted.DB, vendors) {
+		return nil
+	}
+	for _, rom := range drivers.ROMs {
+		if rom.Digest != [32]byte{} && !list.Wanted.DB.Contains(secureboot.Hash(list.Owner, rom.Digest)) {
+			out = append(out, rom)
+		}
+	}
+	return out
+}
+
+// AskROMs has the owner decide about each option ROM that a stored list does not
+// let start, such as that of a new graphics card, and reports whether the list has
+// changed.
+func AskROMs(list *secureboot.List, drivers secureboot.Drivers, ask func(question string) (bool, error)) (changed bool, err error) {
+	if list.Bare {
+		return false, nil // it is made anew, with what is there
+	}
+	for _, rom := range NewROMs(list, drivers) {
+		yes, err := ask(fmt.Sprintf("The option ROM of %s (hash %x) is not among those that this machine lets start. Let it start from now on?\n"+
+			"Say yes only if you have put in this card, or updated its firmware.", secureboot.Printable(rom.Path), rom.Digest))
+		if err != nil {
+			return changed, err
+		}
+		changed = yes && list.Add(secureboot.DB, secureboot.Hash(list.Owner, rom.Digest), secureboot.FromOwner) || changed
+	}
+	return changed, nil
+}
+
 // Allowed lets the db key sign the images of a list alone.
 func Allowed(list *secureboot.List) enrol.Allowed {
 	return func(_ string, image []byte) error {
@@ -120,11 +155,14 @@ func Allowed(list *secureboot.List) enrol.Allowed {
 
 // MayAccept refuses to accept a machine whose firmware starts anything, and one
 // whose firmware holds what this machine does not want there: PCR 7 is then what
-// the program of whoever put it there finds, too. list is nil for a machine that
-// has no keys of its own.
-func MayAccept(s enrol.State, wanted contract.Requirement, list *secureboot.List) error {
+// the program of whoever put it there finds, too. list is nil where no keys are
+// stored, which is right only where the machine was made without any.
+func MayAccept(s enrol.State, wanted contract.Requirement, lock *vault.Lock, list *secureboot.List) error {
 	if wanted == contract.Required && !Enforces(s) {
 		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
+	}
+	if list == nil && (wanted == contract.Required || len(lock.Deed) > 0) {
+		return errors.New("this machine's Secure Boot keys are missing from the root partition, so what its firmware shall hold is not known: save what is on it, and `reset` the machine")
 	}
 	if list == nil || !Enforces(s) {
 		return nil
