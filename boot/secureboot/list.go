@@ -26,7 +26,7 @@ const (
 	FromOptionROM Origin = "option ROM"       // the hash of one that was started
 	FromOwner     Origin = "owner"            // the owner's choice
 	FromLive      Origin = "firmware in use"  // was there, and vouched for by PCR 7, when the list was made
-	FromRevoked   Origin = "revoked"          // something of this machine's own that must not start again
+	FromRevoked   Origin = "revoked"          // this machine's own, not to start again; why is behind it
 )
 
 // An Image is an EFI image that counts as this machine's own.
@@ -194,8 +194,8 @@ func (l *List) Revoked(digest [32]byte) bool {
 
 // Revoke wants an image in dbx that was this machine's own, and reports whether
 // the list has changed. That the machine does not need it any more is for the
-// caller to know.
-func (l *List) Revoke(digest [32]byte) bool {
+// caller to know; why is kept as its origin.
+func (l *List) Revoke(digest [32]byte, why string) bool {
 	if at := l.image(digest); at >= 0 {
 		l.images = slices.Delete(l.images, at, at+1)
 	}
@@ -204,7 +204,7 @@ func (l *List) Revoke(digest [32]byte) bool {
 	}
 	e := Hash(l.Owner, digest)
 	l.Wanted.DBX = append(l.Wanted.DBX, e)
-	l.origins[entryID(e)] = FromRevoked
+	l.origins[entryID(e)] = FromRevoked + Origin(": "+why[:min(len(why), maxImageName)])
 	return true
 }
 

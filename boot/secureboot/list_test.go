@@ -58,10 +58,10 @@ func TestList(t *testing.T) {
 	if l.Allow([32]byte{3}, "test_1.efi") || !l.Allow([32]byte{3}, "another name") || len(l.Images()) != 2 || l.Images()[1].Name != "another name" {
 		t.Errorf("allowed again: %v", l.Images())
 	}
-	if !l.Revoke([32]byte{3}) || l.Revoke([32]byte{3}) || l.Allows([32]byte{3}) || l.Allow([32]byte{3}, "again") || len(l.Wanted.DBX) != 2 {
+	if !l.Revoke([32]byte{3}, "replaced") || l.Revoke([32]byte{3}, "again") || l.Allows([32]byte{3}) || l.Allow([32]byte{3}, "again") || len(l.Wanted.DBX) != 2 {
 		t.Errorf("revoked: %v, dbx %s", l.Images(), l.Wanted.DBX)
 	}
-	if l.Origin(l.Wanted.DBX[1]) != FromRevoked {
+	if l.Origin(l.Wanted.DBX[1]) != "revoked: replaced" {
 		t.Errorf("the revocation comes from %q", l.Origin(l.Wanted.DBX[1]))
 	}
 	for i := range maxImages + 5 {

@@ -31,7 +31,7 @@ func TestRevoke(t *testing.T) {
 	k, other := testSets(t)
 	l := secureboot.NewList(k, secureboot.Vendor{DBX: secureboot.Database{secureboot.Hash(other.Owner, [32]byte{1})}})
 	enrolled := l.Wanted
-	l.Revoke([32]byte{2})
+	l.Revoke([32]byte{2}, "it was replaced")
 	for at := 0; ; at++ {
 		n := inUse(t, k, enrolled)
 		missing, after, err := Revocations(observe(t, n), l.Wanted)

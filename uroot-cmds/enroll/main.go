@@ -15,9 +15,10 @@ const help = `usage: enroll
 Gives the firmware this machine's own Secure Boot keys again, after it has lost
 them (a firmware reset, an empty battery). The firmware must be in Setup Mode:
 its setup calls it clearing or resetting the Secure Boot keys. Shows what it is
-going to write, and asks. Every file on the ESP that could be started is signed
-first, and the Platform Key, which makes it all count, is written last and only
-when everything else reads back right.
+going to write, and asks. The boot manager and the systems on the ESP that are
+this machine's own are signed first, all else is left alone and named, and the
+Platform Key, which makes it all count, is written last and only when everything
+else reads back right.
 
 Needs unlock. Recovery console only.
 

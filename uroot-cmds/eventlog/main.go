@@ -29,8 +29,8 @@ words. Shown are the registers that the root partition is bound to (7, 11, 12,
 
 Whoever could write to the machine's memory could write to the log: what it says
 explains, and proves nothing by itself. The log of the earlier boot lies on the
-EFI system partition, where whoever had the disk could write: only the boot, once
-it has the recovery key, and reseal can tell whether this machine has kept it.
+ESP, where whoever had the disk could write. Only the boot, with the recovery
+key, and reseal can tell whether this machine has kept it.
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
