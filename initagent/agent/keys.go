@@ -182,7 +182,7 @@ func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 }
 
 // ownKeys returns the machine secret, the keys and their list: those that are on
-// the root partition, those that an enrolment which was cut has made, or new keys,
+// the root partition, those that an enrollment which was cut has made, or new keys,
 // which have no list yet. The caller wipes secret and keys.
 func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
 	if a.state.Root == slot.RootOpen && a.secret != nil {

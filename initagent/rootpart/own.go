@@ -126,7 +126,7 @@ func NewROMs(list *secureboot.List, drivers secureboot.Drivers) (out []secureboo
 // changed.
 func AskROMs(list *secureboot.List, drivers secureboot.Drivers, ask func(question string) (bool, error)) (changed bool, err error) {
 	if list.Bare {
-		return false, nil // it is made anew, with what is there
+		return false, nil // the list is made now, with the ROMs that are there
 	}
 	for _, rom := range NewROMs(list, drivers) {
 		yes, err := ask(fmt.Sprintf("The option ROM of %s (hash %x) is not among those that this machine lets start. Let it start from now on?\n"+
