@@ -210,6 +210,24 @@ func TestChange(t *testing.T) {
 	}
 }
 
+// A copy of a header that somebody has taken goes on opening with what opened it
+// then: the volume key stays the same. initagent/THREATS.md says so.
+func TestOldHeaderStillOpens(t *testing.T) {
+	d, key := newVolume(t)
+	old := readBytes(t, d, 0, DataOffset)
+	h := mustOpen(t, d)
+	if err := h.Change(testRand(2), d, func(c *Change) error { return c.RemoveKeyslot(1) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := mustOpen(t, d).Unlock(d, typed, testMemory); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("the removed passphrase: %v", err)
+	}
+	if _, err := d.WriteAt(old, 0); err != nil {
+		t.Fatal(err)
+	}
+	opens(t, mustOpen(t, d), d, typed, key, 1)
+}
+
 func TestChangeRefuses(t *testing.T) {
 	d, key := newVolume(t)
 	wrong := bytes.Clone(key)
