@@ -77,8 +77,8 @@ func Get[T any](f func() (T, error)) (result T, err error) {
 }
 
 // Collect frees, and so erases, what was allocated in [Do] and can no longer be
-// reached. It takes milliseconds: call it once after a number of Do, and never in
-// one.
+// reached. It takes milliseconds: call it once after a number of Do, outside of
+// them, where neither stack nor variables hold the secret any more.
 //
 // It collects twice: what a pool or a finalizer still holds in the first
 // collection is freed by the second.

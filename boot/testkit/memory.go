@@ -71,12 +71,12 @@ func Paused(t testing.TB, how string) int {
 func CountInMemory(t testing.TB, pid int, text []byte) int {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatal(err)
+	var mem *os.File
+	if err == nil {
+		mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if errors.Is(err, os.ErrPermission) {
-		Skip(t, "this user may not read the memory of another process: "+err.Error())
+		Skip(t, "only root can read the memory of another process here: "+err.Error())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -143,6 +143,9 @@ func containerArguments(b buildFlags) []string {
 
 // secrets checks the keys and passwords where they lie.
 func (c command) secrets(f *flag.FlagSet, b buildFlags) ([]container.Secret, error) {
+	if err := c.protect(); err != nil {
+		return nil, err
+	}
 	var all []container.Secret
 	for _, k := range []struct{ name, key, passwordName, password string }{
 		{container.ReleaseKey, b.container.releaseKey, container.ReleaseKeyPassword, b.container.releasePassword},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/builder/image"
 	"halogenos.internal/builder/keys"
 )
@@ -60,6 +61,9 @@ func (c command) keys(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.protect(); err != nil {
+		return err
+	}
 	switch {
 	case len(rest) == 1 && rest[0] == "generate":
 		if k.dir == "" || k.name == "" {
@@ -73,6 +77,14 @@ func (c command) keys(ctx context.Context, args []string) error {
 		return c.checkKey(ctx, k, rest[1])
 	}
 	return c.misused(f, "want generate, or check and a KEY")
+}
+
+// protect guards the memory of this process before a key is read.
+func (c command) protect() error {
+	if !secretmem.Enabled() {
+		image.NewProgress(c.stderr).Note("WARNING: this halogen was built without GOEXPERIMENT=runtimesecret: until it ends, copies of keys and passwords stay in its memory (`make build` sets it)")
+	}
+	return keys.Protect()
 }
 
 // password gets a password from where the options say; from the terminal if
@@ -173,6 +185,9 @@ func (c command) checkKey(ctx context.Context, k keyFlags, path string) (err err
 // loadModuleKey reads the key that signs kernel modules, if it is kept as it
 // must be.
 func (c command) loadModuleKey(ctx context.Context, b buildFlags) (key crypto.Signer, wipe func(), err error) {
+	if err := c.protect(); err != nil {
+		return nil, nil, err
+	}
 	k := keyFlags{password: b.modulePassword, agent: b.agent, unencrypted: b.unencrypted}
 	password, err := c.password(ctx, k, "Password of "+b.moduleKey)
 	if err != nil {

@@ -120,6 +120,9 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 	if o.Key.GPG && (o.Key.Path != "" || r.agent) {
 		return c.misused(f, "--gpg stands in place of --key and its password")
 	}
+	if err := c.protect(); err != nil {
+		return err
+	}
 	o.Key.Ask = func() (*keys.Password, error) { return c.ask(ctx, r.agent, "Password of "+o.Key.Path) }
 	o.Now, o.Note = time.Now(), progress.Note
 	result, err := release.Publish(ctx, o)

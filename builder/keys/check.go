@@ -29,6 +29,8 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 	"github.com/youmark/pkcs8"
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/secretmem"
 )
 
 const maxKey = 64 << 10 // bytes of a key file
@@ -84,7 +86,7 @@ func (r *Report) add(rule string, err error, good string) {
 // may be nil; then it is only seen that there is one. The key must be valid at
 // the time.
 func Check(path string, password *Password, at time.Time) (*Report, error) {
-	return thisHost().check(path, password, at)
+	return using(func() (*Report, error) { return thisHost().check(path, password, at) })
 }
 
 func (h host) check(path string, password *Password, at time.Time) (*Report, error) {
@@ -364,21 +366,55 @@ func (p *Password) verdict() string {
 // LoadModuleKey reads the key for kernel modules: PKCS#8 in PEM, encrypted.
 // Whoever got it calls its wipe.
 func LoadModuleKey(path string, password *Password) (key crypto.Signer, wiped func(), err error) {
-	text, err := readKey(path)
+	s, err := using(func() (*secretSigner, error) { return loadModuleKey(path, password) })
 	if err != nil {
 		return nil, nil, err
+	}
+	return s, s.wipe, nil
+}
+
+func loadModuleKey(path string, password *Password) (*secretSigner, error) {
+	text, err := readKey(path)
+	if err != nil {
+		return nil, err
 	}
 	defer clear(text)
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
-		return nil, nil, fmt.Errorf("key %s: is not an encrypted PKCS#8 in PEM", path)
+		return nil, fmt.Errorf("key %s: is not an encrypted PKCS#8 in PEM", path)
 	}
 	defer clear(block.Bytes)
 	if password == nil {
-		return nil, nil, fmt.Errorf("key %s: is encrypted: name the file with its password", path)
+		return nil, fmt.Errorf("key %s: is encrypted: name the file with its password", path)
 	}
-	if key, err = openPKCS8(block.Bytes, password); err != nil {
-		return nil, nil, fmt.Errorf("key %s: %w", path, err)
+	key, err := openPKCS8(block.Bytes, password)
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", path, err)
 	}
-	return key, func() { wipe(key) }, nil
+	return &secretSigner{key, key.Public()}, nil
+}
+
+// A secretSigner uses its key only where what the key leaves in memory is erased.
+type secretSigner struct {
+	key    crypto.Signer
+	public crypto.PublicKey
+}
+
+// Public implements crypto.Signer.
+func (s *secretSigner) Public() crypto.PublicKey { return s.public }
+
+// Sign implements crypto.Signer.
+func (s *secretSigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if s.key == nil {
+		return nil, errors.New("sign: the key is wiped")
+	}
+	return secretmem.Get(func() ([]byte, error) { return s.key.Sign(rand, digest, opts) })
+}
+
+func (s *secretSigner) wipe() {
+	secretmem.Do(func() {
+		wipe(s.key)
+		s.key = nil
+	})
+	secretmem.Collect()
 }

@@ -54,7 +54,9 @@ type Made struct {
 // Generate makes a release key and a key for kernel modules, both encrypted
 // with the password. It overwrites nothing: the release key of an image can
 // never be replaced, so neither can its file.
-func Generate(w Wanted) (*Made, error) { return thisHost().generate(w) }
+func Generate(w Wanted) (*Made, error) {
+	return using(func() (*Made, error) { return thisHost().generate(w) })
+}
 
 func (h host) generate(w Wanted) (*Made, error) {
 	if w.Password == nil {

@@ -1,9 +1,9 @@
 package keys
 
 import (
-	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +15,8 @@ import (
 	"github.com/trustelem/zxcvbn"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"halogenos.internal/boot/secretmem"
 )
 
 const maxPassword = 4000 // bytes
@@ -110,13 +112,16 @@ func AskPassword(terminal *os.File, prompt io.Writer, question string) (*Passwor
 		return nil, errors.New("ask for the password: there is no terminal: name the file with the password")
 	}
 	fmt.Fprintf(prompt, "%s: ", question)
-	text, err := term.ReadPassword(int(terminal.Fd()))
+	p, err := using(func() (*Password, error) {
+		text, err := term.ReadPassword(int(terminal.Fd()))
+		if err != nil {
+			clear(text)
+			return nil, fmt.Errorf("ask for the password: %w", err)
+		}
+		return PasswordOf(text)
+	})
 	fmt.Fprintln(prompt)
-	if err != nil {
-		clear(text)
-		return nil, fmt.Errorf("ask for the password: %w", err)
-	}
-	return PasswordOf(text)
+	return p, err
 }
 
 // AgentPassword gets a password from gpg-agent, which asks for it with its
@@ -125,22 +130,38 @@ func AgentPassword(ctx context.Context, id, question string) (*Password, error) 
 	if id == "" || strings.ContainsAny(id, " \n\x00") {
 		return nil, fmt.Errorf("get the password from gpg-agent: %q is not a word", id)
 	}
+	return using(func() (*Password, error) { return agentPassword(ctx, id, question) })
+}
+
+// maxAnswer is the largest answer of gpg-agent's that is read, in bytes: each
+// character of a password may take three.
+const maxAnswer = 4 * maxPassword
+
+func agentPassword(ctx context.Context, id, question string) (*Password, error) {
 	// A '+' is a space in the Assuan protocol.
 	c := exec.CommandContext(ctx, "gpg-connect-agent", "--quiet")
 	c.Stdin = strings.NewReader("GET_PASSPHRASE --data " + id + " X Password " + url.QueryEscape(question) + "\n/bye\n")
 	var said bytes.Buffer
 	c.Stderr = &said
-	out, err := c.Output()
-	defer clear(out)
+	// Read here: the goroutine that c.Output starts would leave copies behind.
+	stdout, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
 	if err != nil {
+		return nil, fmt.Errorf("get the password from gpg-agent: %w", err)
+	}
+	out, err := io.ReadAll(io.LimitReader(stdout, maxAnswer))
+	defer clear(out)
+	if err := errors.Join(err, c.Wait()); err != nil {
 		return nil, fmt.Errorf("get the password from gpg-agent: %w: %s", err, bytes.TrimSpace(said.Bytes()))
 	}
-	lines := bufio.NewScanner(bytes.NewReader(out))
-	for lines.Scan() {
-		if data, ok := bytes.CutPrefix(lines.Bytes(), []byte("D ")); ok {
+	for line := range bytes.Lines(out) {
+		line = bytes.TrimRight(line, "\r\n")
+		if data, ok := bytes.CutPrefix(line, []byte("D ")); ok {
 			return PasswordOf(unescape(data))
 		}
-		if text, ok := strings.CutPrefix(lines.Text(), "ERR "); ok {
+		if text, ok := bytes.CutPrefix(line, []byte("ERR ")); ok {
 			return nil, fmt.Errorf("get the password from gpg-agent: %s", text)
 		}
 	}
@@ -152,9 +173,10 @@ func unescape(data []byte) []byte {
 	out := data[:0]
 	for i := 0; i < len(data); i++ {
 		if data[i] == '%' && i+2 < len(data) {
-			var b byte
-			if _, err := fmt.Sscanf(string(data[i+1:i+3]), "%02X", &b); err == nil {
-				out = append(out, b)
+			// Not by fmt, whose buffers outlive the call.
+			var b [1]byte
+			if _, err := hex.Decode(b[:], data[i+1:i+3]); err == nil {
+				out = append(out, b[0])
 				i += 2
 				continue
 			}
@@ -173,9 +195,12 @@ const leastGuesses = 1e14
 // Strong refuses a password that can be guessed (Wheeler, "zxcvbn: Low-Budget
 // Password Strength Estimation", USENIX Security 2016).
 func (p *Password) Strong() error {
-	r := zxcvbn.PasswordStrength(string(p.text[:min(len(p.text), 100)]), nil)
-	if r.Guesses < leastGuesses {
-		return fmt.Errorf("the password can be guessed: %.0e guesses do, want %.0e (six words chosen by dice, or 14 random characters)", r.Guesses, float64(leastGuesses))
+	var guesses float64
+	secretmem.Do(func() {
+		guesses = zxcvbn.PasswordStrength(string(p.text[:min(len(p.text), 100)]), nil).Guesses
+	})
+	if guesses < leastGuesses {
+		return fmt.Errorf("the password can be guessed: %.0e guesses do, want %.0e (six words chosen by dice, or 14 random characters)", guesses, float64(leastGuesses))
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/builder/keys"
 )
 
@@ -57,6 +58,11 @@ func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 	if file.GPG {
 		return &Signer{public: pinned, gpg: true}, nil
 	}
+	defer secretmem.Collect()
+	return secretmem.Get(func() (*Signer, error) { return loadSigner(file, pinned, at) })
+}
+
+func loadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 	ring, err := readSecretKey(file.Path)
 	if err != nil {
 		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)
@@ -214,6 +220,10 @@ func (s *Signer) Sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
 	if s.gpg {
 		return s.signByGPG(message, at)
 	}
+	return secretmem.Get(func() ([]byte, error) { return s.sign(message, at) })
+}
+
+func (s *Signer) sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
 	k := s.key
 	if k == nil {
 		return nil, errors.New("sign: the signing key is closed")
@@ -267,14 +277,19 @@ func hashFor(k *packet.PrivateKey) crypto.Hash {
 
 // Close wipes the secret.
 func (s *Signer) Close() {
-	if s.key != nil {
+	if s.key == nil {
+		return
+	}
+	secretmem.Do(func() {
 		wipeKey(s.key)
 		s.key = nil
-	}
+	})
+	secretmem.Collect()
 }
 
-// wipeKey overwrites the numbers of a secret key where the library keeps them;
-// copies that it made on its way it does not reach.
+// wipeKey overwrites the numbers of a secret key where the library keeps them.
+// The copies that it made on its way, which it does not reach, are erased when
+// they are collected.
 func wipeKey(k *packet.PrivateKey) {
 	switch p := k.PrivateKey.(type) {
 	case *rsa.PrivateKey:
