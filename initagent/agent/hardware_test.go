@@ -373,6 +373,9 @@ func (p person) Print(text string) {
 	}
 }
 
+// PrintSecret implements hw.Console.
+func (p person) PrintSecret(text string) { p.Print(text) }
+
 func (p person) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
 	if p.m.listening {

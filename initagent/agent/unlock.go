@@ -371,7 +371,8 @@ func (a *Agent) measured() (policy.Boot, error) {
 	return now, now.Check()
 }
 
-// showRecoveryKey shows the key on every console, once, and nowhere else.
+// showRecoveryKey shows the key on the screen, or where there is none on every
+// console, once, and nowhere else.
 func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
 	c, err := a.Person.Open()
 	if err != nil {
@@ -384,7 +385,7 @@ func (a *Agent) showRecoveryKey(key *luks2.RecoveryKey) error {
 	if err != nil {
 		return err
 	}
-	c.Print("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + keepKey)
+	c.PrintSecret("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + keepKey)
 	_, err = c.Ask("Press Enter when you have written it down (or wait a minute). ", false, time.Minute)
 	if err != nil && !errors.Is(err, hw.ErrNobody) {
 		return err

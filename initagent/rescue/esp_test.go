@@ -44,6 +44,9 @@ type typist struct {
 func (t *typist) Print(text string) { t.shown.WriteString(text) }
 func (t *typist) Close() error      { return nil }
 
+// PrintSecret implements hw.Console.
+func (t *typist) PrintSecret(text string) { t.Print(text) }
+
 func (t *typist) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	t.shown.WriteString(prompt)
 	if len(t.answers) == 0 {

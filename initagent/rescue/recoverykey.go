@@ -68,7 +68,7 @@ func (m *Machine) showAndCheck(c hw.Console, f hw.File, lock *vault.Lock, fresh 
 		return 0, err
 	}
 	for {
-		c.Print("\n" + drawn + "\nThis machine's NEW RECOVERY KEY:\n\n    " + string(text) + "\n\n")
+		c.PrintSecret("\n" + drawn + "\nThis machine's NEW RECOVERY KEY:\n\n    " + string(text) + "\n\n")
 		typed, err := c.Ask("Write it down, and type it back from what you wrote (an empty line keeps the old key): ", false, 0)
 		c.Print("\033[H\033[2J\033[3J") // and off the screen
 		if err != nil {

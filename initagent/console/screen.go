@@ -1,0 +1,85 @@
+package console
+
+import (
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+)
+
+// A terminal on a serial line may be read elsewhere: by whoever holds the other
+// end, a server that records it, a management controller. So what opens the disk is
+// shown on screens, and on lines only where there is no screen.
+
+// hasScreen reports whether the kernel shows its virtual terminals to anybody, by
+// what sysfs says: a virtual console that is not the dummy, or a frame buffer that
+// becomes one when something is written (CONFIG_FRAMEBUFFER_CONSOLE_DEFERRED_TAKEOVER).
+// A graphics card none of whose connectors has a monitor is no screen; a driver that
+// cannot tell says "unknown" or "connected".
+func hasScreen(sys fs.FS) bool {
+	if connectors, _ := fs.Glob(sys, "class/drm/card*-*/status"); len(connectors) > 0 {
+		connected := false
+		for _, name := range connectors {
+			connected = connected || attribute(sys, name) != "disconnected"
+		}
+		if !connected {
+			return false
+		}
+	}
+	if buffers, _ := fs.Glob(sys, "class/graphics/fb[0-9]*"); len(buffers) > 0 {
+		return true
+	}
+	consoles, _ := fs.Glob(sys, "class/vtconsole/vtcon*/name")
+	for _, name := range consoles {
+		bound := attribute(sys, path.Join(path.Dir(name), "bind")) == "1"
+		if bound && !strings.HasSuffix(attribute(sys, name), "dummy device") {
+			return true
+		}
+	}
+	return false
+}
+
+func attribute(sys fs.FS, name string) string {
+	text, err := fs.ReadFile(sys, name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// forSecrets says on which of the terminals a secret is shown: on the virtual ones
+// where there is a screen, otherwise on all, since a key that nobody sees opens
+// nothing.
+func forSecrets(terminals []string, screen bool) []bool {
+	show := make([]bool, len(terminals))
+	some := false
+	for i, tty := range terminals {
+		show[i] = screen && virtual(tty)
+		some = some || show[i]
+	}
+	for i := range show {
+		show[i] = show[i] || !some
+	}
+	return show
+}
+
+// PrintSecret shows text that opens something on the terminals that are for it, and
+// says on the others where it is.
+func (c *Console) PrintSecret(text string) {
+	c.printSecret(text, hasScreen(os.DirFS("/sys")))
+}
+
+func (c *Console) printSecret(text string, screen bool) {
+	names := make([]string, len(c.files))
+	for i, f := range c.files {
+		names[i] = f.Name()
+	}
+	for i, show := range forSecrets(names, screen) {
+		shown := text
+		if !show {
+			shown = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
+				"record. The command recovery-key of the recovery console makes and shows another one.\n"
+		}
+		(&Console{files: c.files[i : i+1]}).Print(shown)
+	}
+}
