@@ -7,10 +7,12 @@ require (
 	github.com/ProtonMail/go-crypto v1.5.2
 	github.com/anatol/devmapper.go v0.0.0-20250316020617-2671eefd35d7
 	github.com/anatol/luks.go v0.0.0-20250316021219-8cd744c3576f
+	github.com/elastic/go-seccomp-bpf v1.6.0
 	github.com/foxboron/go-uefi v0.0.0-20251010190908-d29549a44f29
 	github.com/gdamore/tcell/v2 v2.8.1
 	github.com/google/go-tpm v0.9.8
 	github.com/klauspost/compress v1.20.3
+	github.com/landlock-lsm/go-landlock v0.11.2
 	github.com/pierrec/lz4/v4 v4.1.22
 	github.com/rivo/tview v0.42.0
 	github.com/smallstep/pkcs7 v0.2.0
@@ -59,6 +61,7 @@ require (
 	golang.org/x/text v0.32.0 // indirect
 	golang.org/x/tools v0.40.1-0.20260108161641-ca281cf95054 // indirect
 	honnef.co/go/tools v0.7.0 // indirect
+	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78 // indirect
 )
 
 tool (

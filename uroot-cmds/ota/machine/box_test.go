@@ -99,7 +99,7 @@ func newBox(t testing.TB) *box {
 	}
 	var user *syscall.Credential
 	if os.Getuid() == 0 {
-		user = &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{}}
+		user = &syscall.Credential{Uid: workerNumber, Gid: workerNumber, Groups: []uint32{}}
 	}
 	b.m = &Machine{
 		Hardware: hw.Machine{Disks: disks{b}, Firmware: firmware{}, ESP: esp{b}}, Root: dir,

@@ -162,7 +162,7 @@ func TestWorkerRights(t *testing.T) {
 	_, err := w.fetch()
 	must(t, err)
 	w.complete()
-	for _, want := range []string{"\nUid:\t65534\t65534\t65534\t65534\n", "\nGid:\t65534\t65534\t65534\t65534\n", "\nNoNewPrivs:\t1\n", "\nCapPrm:\t0000000000000000\n", "\nCapEff:\t0000000000000000\n", "\nCapInh:\t0000000000000000\n"} {
+	for _, want := range []string{"\nUid:\t65521\t65521\t65521\t65521\n", "\nGid:\t65521\t65521\t65521\t65521\n", "\nNoNewPrivs:\t1\n", "\nSeccomp:\t2\n", "\nCapPrm:\t0000000000000000\n", "\nCapEff:\t0000000000000000\n", "\nCapInh:\t0000000000000000\n"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("the worker's status lacks %q:\n%s", want, status)
 		}

@@ -25,11 +25,14 @@ import (
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
-// workerUser is whose rights the worker has; nobody's, where the system has no
-// such user.
+// workerUser is whose rights the worker has. Where the system has no such user, as
+// at the recovery console, it has those of a number that nobody else has: neither
+// systemd nor Debian gives it to anybody (systemd, "Users, Groups, UIDs and GIDs on
+// systemd Systems": 65520 to 65533; Debian Policy, 9.2.2). The user nobody is
+// shared.
 const (
-	workerUser = "_ota"
-	nobody     = 65534
+	workerUser   = "_ota"
+	workerNumber = 65521
 )
 
 // espFolder is where the ESP is mounted while it is written to.
@@ -61,7 +64,7 @@ func online() bool {
 }
 
 func credential() *syscall.Credential {
-	c := &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{}}
+	c := &syscall.Credential{Uid: workerNumber, Gid: workerNumber, Groups: []uint32{}}
 	if os.Geteuid() != 0 {
 		return nil
 	}

@@ -5,6 +5,11 @@
 // folder, and the open files that it was given: the slot's two partitions, and
 // to read the running system's. It gets one request and answers with events;
 // whoever asked judges again what it brings.
+//
+// When it has read the request, and before it talks to anybody, it gives up what
+// that one does not take: with Landlock all other files and ports, with seccomp
+// all other system calls (among them execve, ptrace, mount, ioctl and sockets that
+// are not of IP). It does without what the kernel does not have, and says so.
 package worker
 
 import (
@@ -114,6 +119,10 @@ func harden() error {
 	if err := checkPrivileges(); err != nil {
 		return err
 	}
+	// The next worker has the same user.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("close the worker's memory to others: %w", err)
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core dumps off: %w", err)
 	}
@@ -147,6 +156,13 @@ func serve(stdin io.Reader, events *events) error {
 		if err := f.Chdir(); err != nil {
 			return err
 		}
+	}
+	n, err := needsOf(&r, os.Getenv)
+	if err == nil {
+		err = confineTo(n, func(text string) { events.send(Event{Note: text}) })
+	}
+	if err != nil {
+		return err
 	}
 	err = Do(ctx, r, files, ".", events.send)
 	runtime.KeepAlive(files) // the lock is only held

@@ -1,0 +1,306 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/testkit"
+)
+
+func TestNeeds(t *testing.T) {
+	none := func(string) string { return "" }
+	proxy := func(values ...string) func(string) string {
+		return func(name string) string {
+			if i := slices.Index(proxies, name); i >= 0 && i < len(values) {
+				return values[i]
+			}
+			return ""
+		}
+	}
+	for _, c := range []struct {
+		address string
+		has     []int
+		getenv  func(string) string
+		want    string
+	}{
+		{"https://u.example.org/os", nil, none, "{false  true [53 80 443]}"},
+		{"http://u.example.org:8080/os", []int{Folder}, none, "{true  true [53 80 443 8080]}"},
+		{"https://[::1]:8443", nil, proxy("proxy:3128", "https://me:secret@proxy:3129", "socks5://proxy", "socks5h://proxy:9"), "{false  true [9 53 80 443 1080 3128 3129 8443]}"},
+		{"/media/stick", []int{Folder}, proxy("proxy:1"), "{true /media/stick false []}"},
+		{"https://u.example.org", []int{Archive}, none, "{false  false []}"},
+		{"", nil, none, "{false  false []}"},
+	} {
+		r := &Request{Address: c.address}
+		for _, file := range c.has {
+			r.Has[file] = true
+		}
+		n, err := needsOf(r, c.getenv)
+		if got := fmt.Sprint(n); err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", c.address, got, err, c.want)
+		}
+	}
+	for _, bad := range []string{"https://me:secret@host:70000", "http://me:secret@[::1"} {
+		if _, err := needsOf(&Request{Address: bad}, none); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+// probeEnv makes the test binary a worker that tries what it may not do: its value
+// is what it needs, and what it may connect to.
+const probeEnv = "HALOGEN_PROBE"
+
+type probe struct {
+	Web, Own                bool
+	HTTPS                   string
+	Open, Folder, Forbidden string
+	Port, OtherPort         int
+}
+
+func TestMain(m *testing.M) {
+	text, ok := os.LookupEnv(probeEnv)
+	if !ok {
+		os.Exit(m.Run())
+	}
+	var p probe
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		panic(err)
+	}
+	n := needs{own: p.Own, folder: p.Folder, web: p.Web}
+	if p.Web {
+		n.ports = []uint16{dnsPort, uint16(p.Port)}
+		u, err := url.Parse(p.HTTPS)
+		if err != nil {
+			panic(err)
+		}
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			panic(err)
+		}
+		n.ports = append(n.ports, uint16(port))
+	}
+	result := map[string]string{}
+	if err := confineTo(n, func(text string) { result["note"] += text }); err != nil {
+		result["confine"] = err.Error()
+	}
+	for name, err := range p.attempts() {
+		if result[name] = "done"; err != nil {
+			result[name] = err.Error()
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+		panic(err)
+	}
+	os.Exit(0)
+}
+
+// attempts are what somebody would try who has taken the worker over.
+func (p probe) attempts() map[string]error {
+	open := func(name string, flags int) error {
+		f, err := os.OpenFile(name, flags, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		return err
+	}
+	call := func(number uintptr, args ...uintptr) error {
+		var a [3]uintptr
+		copy(a[:], args)
+		if _, _, errno := unix.RawSyscall(number, a[0], a[1], a[2]); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	socket := func(domain, kind, protocol int) error {
+		fd, err := unix.Socket(domain, kind, protocol)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	}
+	dial := func(port int) error {
+		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	}
+	get := func() error {
+		answer, err := http.Get(p.HTTPS)
+		if err == nil {
+			err = answer.Body.Close()
+		}
+		return err
+	}
+	lookup := func() error {
+		_, err := (&net.Resolver{PreferGo: true}).LookupHost(context.Background(), "localhost")
+		return err
+	}
+	path, _ := unix.BytePtrFromString("/bin/true")
+	return map[string]error{
+		"write own file": open("own", os.O_RDWR|os.O_CREATE), "rename own file": os.Rename("own", "own2"),
+		"read folder": open(filepath.Join(p.Open, "file"), os.O_RDONLY), "threads": threads(),
+		"https": get(), "lookup": lookup(), "connect": dial(p.Port), "connect elsewhere": dial(p.OtherPort),
+		"read other file": open(p.Forbidden, os.O_RDONLY), "write other file": open(p.Forbidden, os.O_WRONLY), "list /": open("/", os.O_RDONLY),
+		"create other file": open(p.Forbidden+".new", os.O_RDWR|os.O_CREATE), "memory": open("/proc/self/mem", os.O_RDWR),
+		"remove other file": os.Remove(p.Forbidden), "truncate": os.Truncate(p.Forbidden, 0),
+		"execve": unix.Exec("/bin/true", []string{"true"}, nil), "start": exec.Command("/bin/true").Run(),
+		"execveat": call(unix.SYS_EXECVEAT, ^uintptr(99), uintptr(unsafe.Pointer(path))), "fork": call(unix.SYS_CLONE, uintptr(unix.SIGCHLD)),
+		"ptrace": call(unix.SYS_PTRACE, unix.PTRACE_TRACEME), "process_vm_readv": call(unix.SYS_PROCESS_VM_READV, 1), "kill": unix.Kill(os.Getppid(), 0),
+		"mount": unix.Mount("none", "/mnt", "tmpfs", 0, ""), "chroot": unix.Chroot("/"), "unshare": unix.Unshare(unix.CLONE_NEWUSER), "setns": unix.Setns(0, 0),
+		"unix socket": socket(unix.AF_UNIX, unix.SOCK_STREAM, 0), "netlink": socket(unix.AF_NETLINK, unix.SOCK_RAW, 0), "packet": socket(unix.AF_PACKET, unix.SOCK_RAW, 0),
+		"vsock": socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), "mptcp": socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP), "icmp": socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP),
+		"listen": call(unix.SYS_LISTEN, 0, 1), "io_uring": call(unix.SYS_IO_URING_SETUP, 1), "bpf": call(unix.SYS_BPF), "keyctl": call(unix.SYS_KEYCTL),
+		"userfaultfd": call(unix.SYS_USERFAULTFD), "perf": call(unix.SYS_PERF_EVENT_OPEN), "ioctl": call(unix.SYS_IOCTL, 0, unix.TIOCSTI),
+		"memfd": call(unix.SYS_MEMFD_CREATE, uintptr(unsafe.Pointer(path))), "dumpable": unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0),
+		"chmod": os.Chmod("own2", 0o777), "reboot": call(unix.SYS_REBOOT), "clone3": call(unix.SYS_CLONE3), "init_module": call(unix.SYS_FINIT_MODULE),
+	}
+}
+
+// threads needs new threads, and the signals by which Go's runtime stops them.
+func threads() error {
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			runtime.LockOSThread()
+			runtime.GC()
+		})
+	}
+	all.Wait()
+	return nil
+}
+
+func needKernel(t *testing.T) {
+	t.Helper()
+	if version, err := landlocksys.LandlockGetABIVersion(); err != nil || version < landlockTCP {
+		testkit.Skip(t, fmt.Sprintf("the kernel has Landlock %d, want %d: %v", version, landlockTCP, err))
+	}
+}
+
+// listening returns a port of this machine that takes connections.
+func listening(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Whoever takes the worker over can use its folder and the server's port, and
+// nothing else, not even as root. FAULTS 101
+func TestConfined(t *testing.T) {
+	needKernel(t)
+	port, other := listening(t), listening(t)
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	web, own := []string{"connect", "https", "lookup", "threads"}, []string{"write own file", "rename own file"}
+	for name, c := range map[string]struct {
+		web, folder, own bool
+		may              []string
+	}{
+		"look":    {true, false, false, web},
+		"fetch":   {true, false, true, slices.Concat(web, own)},
+		"folder":  {false, true, true, append([]string{"read folder", "threads"}, own...)},
+		"archive": {false, false, true, append([]string{"threads"}, own...)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := probe{Web: c.web, Own: c.own, HTTPS: secure.URL, Open: filepath.Join(dir, "open"), Forbidden: filepath.Join(dir, "forbidden"), Port: port, OtherPort: other}
+			own := filepath.Join(dir, "own")
+			for _, folder := range []string{p.Open, own} {
+				if err := os.Mkdir(folder, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, file := range []string{p.Forbidden, filepath.Join(p.Open, "file"), filepath.Join(own, "own")} {
+				if err := os.WriteFile(file, []byte("content"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.folder {
+				p.Folder = p.Open
+			}
+			// It is read before the worker is confined.
+			authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
+			if err := os.WriteFile(filepath.Join(dir, "authority"), authority, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("SSL_CERT_FILE", filepath.Join(dir, "authority"))
+			result := p.run(t, own)
+			for what, said := range result {
+				switch done := said == "done"; {
+				case slices.Contains(c.may, what) != done:
+					t.Errorf("%s: %s", what, said)
+				case !done && !refused(what, said):
+					t.Errorf("%s failed for another reason: %s", what, said)
+				}
+			}
+			if text, err := os.ReadFile(p.Forbidden); err != nil || string(text) != "content" {
+				t.Errorf("the other file has %q, %v", text, err)
+			}
+		})
+	}
+}
+
+// refused reports whether it is Landlock or seccomp that says no.
+func refused(what, said string) bool {
+	reasons := []error{syscall.EPERM, syscall.EACCES}
+	if what == "clone3" {
+		reasons = []error{syscall.ENOSYS}
+	}
+	return slices.ContainsFunc(reasons, func(err error) bool { return strings.Contains(said, err.Error()) })
+}
+
+func (p probe) run(t *testing.T, own string) map[string]string {
+	t.Helper()
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Not confined, it replaces itself, or waits for a tracer.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "/proc/self/exe")
+	c.WaitDelay = time.Second
+	c.Env, c.Dir = append(os.Environ(), probeEnv+"="+string(text)), own
+	out, err := c.Output()
+	if err != nil {
+		var failed *exec.ExitError
+		if errors.As(err, &failed) {
+			t.Logf("%s", failed.Stderr)
+		}
+		t.Fatal(err)
+	}
+	result := map[string]string{}
+	if err := json.Unmarshal(out, &result); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if len(result) < 40 {
+		t.Fatalf("only %d attempts: %v", len(result), result)
+	}
+	return result
+}
