@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
@@ -45,8 +46,31 @@ func strongKey(k *packet.PublicKey) error {
 		}
 		return nil
 	default:
-		return fmt.Errorf("key of public-key algorithm %d, want Ed25519, ECDSA or RSA", k.PubKeyAlgo)
+		return fmt.Errorf("key is of the kind %s, want Ed25519, ECDSA or RSA", algorithm(k.PubKeyAlgo))
 	}
+}
+
+// A moment is when a key is judged: by what it said of itself at one time, for a
+// signature of another.
+type moment struct {
+	known time.Time // what was signed later is not looked at
+	at    time.Time // when the key must be valid
+	// kept lets a subkey's revocation count only from its own date on.
+	kept bool
+}
+
+func now(at time.Time) moment { return moment{known: at, at: at} }
+
+// algorithm names a public-key algorithm (RFC 9580, section 9.1).
+func algorithm(id packet.PublicKeyAlgorithm) string {
+	names := map[packet.PublicKeyAlgorithm]string{
+		1: "RSA", 2: "RSA, to encrypt only", 3: "RSA, to sign only", 16: "Elgamal, which encrypts and does not sign", 17: "DSA", 18: "ECDH, which encrypts and does not sign", 19: "ECDSA",
+		20: "Elgamal", 22: "EdDSA", 25: "X25519, which encrypts and does not sign", 26: "X448, which encrypts and does not sign", 27: "Ed25519", 28: "Ed448",
+	}
+	if name, ok := names[id]; ok {
+		return name
+	}
+	return fmt.Sprintf("%d, which is not known", id)
 }
 
 // Check reports why no signature by the key could be accepted at a time.
@@ -55,38 +79,89 @@ func (k *Key) Check(at time.Time) error {
 	if err != nil {
 		return err
 	}
-	canSign, err := primary(entity, at)
-	if err != nil || canSign {
+	p, err := primary(entity, now(at))
+	if err != nil || p.canSign {
 		return err
 	}
 	err = errors.New("OpenPGP key may not sign and has no subkey that may")
 	for i := range entity.Subkeys {
-		if err = subkey(&entity.Subkeys[i], at); err == nil {
+		if _, err = subkey(&entity.Subkeys[i], now(at)); err == nil {
 			return nil
 		}
 	}
 	return err
 }
 
-// signer returns the key of that fingerprint, if it may sign at a time.
-func (k *Key) signer(issuer Fingerprint, at time.Time) (*packet.PublicKey, error) {
+// SigningKeys returns the keys whose signatures could be accepted at a time, with
+// the time from which each no longer could; the zero time is never.
+func (k *Key) SigningKeys(at time.Time) (map[Fingerprint]time.Time, error) {
 	entity, err := k.entity()
 	if err != nil {
 		return nil, err
 	}
-	canSign, err := primary(entity, at)
+	p, err := primary(entity, now(at))
+	if err != nil {
+		return nil, err
+	}
+	all := map[Fingerprint]time.Time{}
+	if p.canSign {
+		all[k.fingerprint] = p.end
+	}
+	for i := range entity.Subkeys {
+		s := &entity.Subkeys[i]
+		end, err := subkey(s, now(at))
+		if err != nil {
+			continue
+		}
+		if !p.end.IsZero() && (end.IsZero() || p.end.Before(end)) {
+			end = p.end
+		}
+		all[Fingerprint(s.PublicKey.Fingerprint)] = end
+	}
+	return all, nil
+}
+
+// Ends returns from when on no signature by the key can be accepted any more, as
+// far as is known at a time; the zero time is never.
+func (k *Key) Ends(at time.Time) (time.Time, error) {
+	all, err := k.SigningKeys(at)
+	if err == nil && len(all) == 0 {
+		err = k.Check(at)
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	var last time.Time
+	for _, end := range all {
+		if end.IsZero() {
+			return time.Time{}, nil
+		}
+		if end.After(last) {
+			last = end
+		}
+	}
+	return last, nil
+}
+
+// signer returns the key of that fingerprint, if it may sign at a moment.
+func (k *Key) signer(issuer Fingerprint, m moment) (*packet.PublicKey, error) {
+	entity, err := k.entity()
+	if err != nil {
+		return nil, err
+	}
+	p, err := primary(entity, m)
 	if err != nil {
 		return nil, err
 	}
 	if issuer == k.fingerprint {
-		if !canSign {
+		if !p.canSign {
 			return nil, fmt.Errorf("OpenPGP key %s may not sign data, only keys", k.fingerprint)
 		}
 		return entity.PrimaryKey, nil
 	}
 	for i := range entity.Subkeys {
 		if s := &entity.Subkeys[i]; bytes.Equal(s.PublicKey.Fingerprint, issuer[:]) {
-			if err := subkey(s, at); err != nil {
+			if _, err := subkey(s, m); err != nil {
 				return nil, err
 			}
 			return s.PublicKey, nil
@@ -95,87 +170,106 @@ func (k *Key) signer(issuer Fingerprint, at time.Time) (*packet.PublicKey, error
 	return nil, fmt.Errorf("signature is by the OpenPGP key %s, want %s", issuer, k.fingerprint)
 }
 
-// primary reports why the primary key is not valid at a time, and whether it
-// may sign data. All names must agree: which of several counts is something
-// that readers differ in.
-func primary(e *openpgp.Entity, at time.Time) (canSign bool, err error) {
+// validity is what a primary key's own signatures say of it.
+type validity struct {
+	canSign bool      // data, and not only keys
+	end     time.Time // zero: never
+}
+
+// primary reports why the primary key is not valid at a moment. The signature that
+// it made last over itself counts, whichever name that is over: then what an older
+// copy of the certificate has besides changes nothing. Of several that were made in
+// the same second all must agree.
+func primary(e *openpgp.Entity, m moment) (validity, error) {
 	key := e.PrimaryKey
 	for _, r := range e.Revocations {
 		// However it came about and whatever the date: it never counts again.
 		if key.VerifyRevocationSignature(r.Packet) == nil {
-			return false, fmt.Errorf("OpenPGP key %X is revoked", key.Fingerprint)
+			return validity{}, fmt.Errorf("OpenPGP key %X is revoked", key.Fingerprint)
 		}
 	}
-	if at.Before(key.CreationTime) {
-		return false, fmt.Errorf("OpenPGP key %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
+	if m.at.Before(key.CreationTime) {
+		return validity{}, fmt.Errorf("OpenPGP key %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
 	}
-	var self []*packet.Signature
+	var names []*packet.Signature
 	for _, name := range e.Identities {
-		if s, err := name.Verify(at, config()); err == nil {
-			self = append(self, s)
+		if s, err := name.Verify(m.known, config()); err == nil {
+			names = append(names, s)
 		}
 	}
-	if len(self) == 0 {
-		return false, fmt.Errorf("OpenPGP key %X has no name with a valid signature by itself on %s", key.Fingerprint, date(at))
+	if len(names) == 0 {
+		return validity{}, fmt.Errorf("OpenPGP key %X has no name with a valid signature by itself on %s", key.Fingerprint, date(m.known))
 	}
-	if s, err := e.LatestValidDirectSignature(at, config()); err == nil && s.KeyLifetimeSecs != nil {
-		if err := notExpired(key, s, at); err != nil {
-			return false, err
+	v := validity{canSign: true}
+	for _, s := range newest(names) {
+		v.canSign = v.canSign && s.FlagsValid && s.FlagSign
+	}
+	self := names
+	if s, err := e.LatestValidDirectSignature(m.known, config()); err == nil && s.KeyLifetimeSecs != nil {
+		self = append(self, s)
+	}
+	for _, s := range newest(self) {
+		if end := endOf(key, s); !end.IsZero() && (v.end.IsZero() || end.Before(v.end)) {
+			v.end = end
 		}
 	}
-	canSign = true
-	for _, s := range self {
-		if err := notExpired(key, s, at); err != nil {
-			return false, err
-		}
-		canSign = canSign && s.FlagsValid && s.FlagSign
-	}
-	return canSign, nil
+	return v, notEnded("OpenPGP key", key, v.end, m.at)
 }
 
-func notExpired(key *packet.PublicKey, s *packet.Signature, at time.Time) error {
+// newest returns those of the signatures that were made last.
+func newest(all []*packet.Signature) []*packet.Signature {
+	last := slices.MaxFunc(all, func(a, b *packet.Signature) int { return a.CreationTime.Compare(b.CreationTime) }).CreationTime
+	return slices.DeleteFunc(slices.Clone(all), func(s *packet.Signature) bool { return s.CreationTime.Unix() != last.Unix() })
+}
+
+// endOf is when a key expires by one of its signatures; the zero time is never.
+func endOf(key *packet.PublicKey, s *packet.Signature) time.Time {
 	if s.KeyLifetimeSecs == nil || *s.KeyLifetimeSecs == 0 {
+		return time.Time{}
+	}
+	return key.CreationTime.Add(time.Duration(*s.KeyLifetimeSecs) * time.Second)
+}
+
+func notEnded(what string, key *packet.PublicKey, end, at time.Time) error {
+	if end.IsZero() || at.Before(end) {
 		return nil
 	}
-	end := key.CreationTime.Add(time.Duration(*s.KeyLifetimeSecs) * time.Second)
-	if at.Before(end) {
-		return nil
-	}
-	return fmt.Errorf("OpenPGP key %X has expired on %s", key.Fingerprint, date(end))
+	return fmt.Errorf("%s %X has expired on %s", what, key.Fingerprint, date(end))
 }
 
 // subkey reports why a subkey, of a primary key that is valid, may not sign at
-// a time.
-func subkey(s *openpgp.Subkey, at time.Time) error {
+// a moment, and when it expires.
+func subkey(s *openpgp.Subkey, m moment) (end time.Time, err error) {
 	key := s.PublicKey
 	for _, r := range s.Revocations {
-		if s.Primary.PrimaryKey.VerifySubkeyRevocationSignature(r.Packet, key) == nil {
-			return fmt.Errorf("OpenPGP subkey %X is revoked", key.Fingerprint)
+		if s.Primary.PrimaryKey.VerifySubkeyRevocationSignature(r.Packet, key) == nil && (!m.kept || !m.at.Before(r.Packet.CreationTime)) {
+			return end, fmt.Errorf("OpenPGP subkey %X is revoked", key.Fingerprint)
 		}
 	}
 	if key.Version != 4 {
-		return fmt.Errorf("OpenPGP subkey is of version %d, want 4", key.Version)
+		return end, fmt.Errorf("OpenPGP subkey is of version %d, want 4", key.Version)
 	}
 	if err := strongKey(key); err != nil {
-		return fmt.Errorf("OpenPGP subkey %X: %w", key.Fingerprint, err)
+		return end, fmt.Errorf("OpenPGP subkey %X: %w", key.Fingerprint, err)
 	}
-	if at.Before(key.CreationTime) {
-		return fmt.Errorf("OpenPGP subkey %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
+	if m.at.Before(key.CreationTime) {
+		return end, fmt.Errorf("OpenPGP subkey %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
 	}
-	binding, err := s.LatestValidBindingSignature(at, config())
+	binding, err := s.LatestValidBindingSignature(m.known, config())
 	if err != nil {
-		return unbound(s, at)
+		return end, unbound(s, m.known)
 	}
 	if !binding.FlagsValid || !binding.FlagSign {
-		return fmt.Errorf("OpenPGP subkey %X is not for signing", key.Fingerprint)
+		return end, fmt.Errorf("OpenPGP subkey %X is not for signing", key.Fingerprint)
 	}
 	// The library has checked the primary key's signature by the subkey, where
 	// there is one; that there is, and a strong one, it leaves to the caller.
 	cross := binding.EmbeddedSignature
-	if cross == nil || config().RejectHashAlgorithm(cross.Hash) || cross.SigExpired(at) {
-		return fmt.Errorf("OpenPGP subkey %X has no valid signature over its primary key", key.Fingerprint)
+	if cross == nil || config().RejectHashAlgorithm(cross.Hash) || cross.SigExpired(m.at) {
+		return end, fmt.Errorf("OpenPGP subkey %X has no valid signature over its primary key", key.Fingerprint)
 	}
-	return notExpired(key, binding, at)
+	end = endOf(key, binding)
+	return end, notEnded("OpenPGP key", key, end, m.at)
 }
 
 // unbound says why no binding signature of a subkey counts.

@@ -77,6 +77,9 @@ func ParseKey(input []byte) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read OpenPGP key: %w", err)
 	}
+	if n := primaries(all); n > 1 {
+		return nil, fmt.Errorf("the file holds %d OpenPGP keys, want one public key: export it alone, with gpg --export and its fingerprint", n)
+	}
 	if err := checkKeyForm(all); err != nil {
 		return nil, err
 	}
@@ -95,6 +98,32 @@ func ParseKey(input []byte) (*Key, error) {
 	return k, nil
 }
 
+// primaries counts the keys in a row of packets.
+func primaries(all []frame) (n int) {
+	for _, f := range all {
+		if f.tag == tagPublicKey {
+			n++
+		}
+	}
+	return n
+}
+
+// tags are the names of packets that somebody may take for a key or a signature
+// (RFC 9580, section 5).
+var tags = map[uint8]string{
+	1: "an encrypted session key", 2: "a signature", 3: "a session key encrypted by a password", 4: "the head of a signed message", 5: "a secret key",
+	6: "a public key", 7: "a secret subkey", 8: "compressed data", 9: "encrypted data", 10: "a marker", 11: "data", 12: "a trust packet", 13: "a user ID",
+	14: "a public subkey", 17: "a user attribute", 18: "encrypted data", 20: "encrypted data", 21: "padding",
+}
+
+// what says what a packet is.
+func (f frame) what() string {
+	if name, ok := tags[f.tag]; ok {
+		return fmt.Sprintf("%s (packet of type %d)", name, f.tag)
+	}
+	return fmt.Sprintf("a packet of type %d", f.tag)
+}
+
 // checkKeyForm checks the order of a key's packets and what each holds.
 func checkKeyForm(all []frame) error {
 	names := map[string]bool{}
@@ -103,14 +132,14 @@ func checkKeyForm(all []frame) error {
 		case f.tag == 5 || f.tag == 7:
 			return errPrivate
 		case (f.tag == tagPublicKey) != (i == 0):
-			return fmt.Errorf("OpenPGP key: packet %d is of type %d, want one public key, and that first", i+1, f.tag)
+			return fmt.Errorf("OpenPGP key: starts with %s, want one public key: export it with gpg --export and its fingerprint", f.what())
 		case f.tag == tagUserID:
 			if names[string(f.body)] {
 				return fmt.Errorf("OpenPGP key has the name %.60q twice", f.body)
 			}
 			names[string(f.body)] = true
 		case f.tag != tagPublicKey && f.tag != tagPublicSubkey && f.tag != tagSignature && f.tag != tagUserAttribute:
-			return fmt.Errorf("OpenPGP key holds a packet of type %d, which no public key has", f.tag)
+			return fmt.Errorf("OpenPGP key holds %s, which no public key has: export it again, with gpg --export and its fingerprint", f.what())
 		}
 		// Photographs, and keys and signatures of kinds that are not used here
 		// (to encrypt, by others), may well be beyond the library.
@@ -159,7 +188,32 @@ func (k *Key) Verify(message io.Reader, detached []byte, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	signer, err := k.signer(s.issuer, at)
+	return k.verify(message, s, moment{known: at, at: at})
+}
+
+// VerifyMade is Verify for a signature that has been published for a while: it is
+// judged at the time it was made. What expired or was revoked since does not
+// matter, and what the key says of itself by now counts. Whoever has stolen a
+// key can date a signature back, so it must not decide what is installed.
+func (k *Key) VerifyMade(message io.Reader, detached []byte, now time.Time) error {
+	s, err := parseSignature(detached)
+	if err != nil {
+		return err
+	}
+	if _, err := s.judgedAt(s.created); err != nil {
+		return err
+	}
+	known, err := s.judgedAt(now)
+	if err != nil && s.created.After(now) {
+		return err
+	} else if err != nil { // the signature has expired since
+		known = now
+	}
+	return k.verify(message, s, moment{known: known, at: s.created, kept: true})
+}
+
+func (k *Key) verify(message io.Reader, s *signature, m moment) error {
+	signer, err := k.signer(s.issuer, m)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func parseSignature(input []byte) (*signature, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read signature: %w", err)
 	case f.tag != tagSignature:
-		return nil, fmt.Errorf("starts with an OpenPGP packet of type %d, want a detached signature alone", f.tag)
+		return nil, fmt.Errorf("starts with %s, want a detached signature alone, as gpg --detach-sign makes it", f.what())
 	case len(rest) > 0:
 		return nil, fmt.Errorf("%d bytes follow the signature, want one signature alone", len(rest))
 	}
@@ -78,6 +78,16 @@ func Created(detached []byte) (time.Time, error) {
 		return time.Time{}, err
 	}
 	return s.created, nil
+}
+
+// Issuer returns whose key a detached signature says that it is by. Nobody has
+// vouched for it before Verify has.
+func Issuer(detached []byte) (Fingerprint, error) {
+	s, err := parseSignature(detached)
+	if err != nil {
+		return Fingerprint{}, err
+	}
+	return s.issuer, nil
 }
 
 // checkForm checks a signature packet of version 4 (RFC 9580, section 5.2.3).
@@ -233,9 +243,9 @@ func (p subpacket) acceptable(hashed bool) error {
 // checkNumbers checks the numbers that make up the signature: as many as the
 // algorithm has, each without leading zeros, and nothing behind them. A second
 // encoding of the same signature is refused.
-func checkNumbers(algorithm packet.PublicKeyAlgorithm, b []byte) error {
+func checkNumbers(id packet.PublicKeyAlgorithm, b []byte) error {
 	count := 0
-	switch algorithm {
+	switch id {
 	case packet.PubKeyAlgoRSA:
 		count = 1
 	case packet.PubKeyAlgoECDSA, packet.PubKeyAlgoEdDSA:
@@ -246,7 +256,7 @@ func checkNumbers(algorithm packet.PublicKeyAlgorithm, b []byte) error {
 		}
 		return nil
 	default:
-		return fmt.Errorf("uses public-key algorithm %d, want RSA, ECDSA or Ed25519", algorithm)
+		return fmt.Errorf("is by a key of the kind %s, want RSA, ECDSA or Ed25519", algorithm(id))
 	}
 	for range count {
 		if len(b) < 2 {
