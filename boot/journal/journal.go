@@ -49,6 +49,7 @@ const (
 	Failed    Kind = "failed"    // a version that is not taken again
 	Retry     Kind = "retry"     // a trial that was only interrupted gets its tries again
 	Rollback  Kind = "rollback"  // somebody gave the running system up
+	Forgiven  Kind = "forgiven"  // somebody wants a version tried again that is not taken any more
 	Floor     Kind = "floor"     // the lowest epoch that may run has risen
 	Healed    Kind = "healed"    // the ESP or the partition table was made whole
 	Repaired  Kind = "repaired"  // blocks of a slot were

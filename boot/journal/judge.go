@@ -19,7 +19,7 @@ func Failures(entries []Entry) map[contract.Version]string {
 		case e.Version == 0:
 		case e.Kind == Failed:
 			failed[e.Version] = e.Reason
-		case e.Kind == Blessed:
+		case e.Kind == Blessed, e.Kind == Forgiven:
 			delete(failed, e.Version)
 		}
 	}

@@ -10,6 +10,7 @@ package manifest
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -39,6 +40,11 @@ const (
 	maxName    = 128      // bytes of the key's file name
 	maxUnknown = 64       // variables of others
 )
+
+// MaxJump is how far SEQUENCE may grow at once. A machine takes nothing lower than
+// what it has seen, so that one great number would keep it from all later ones. It
+// leaves room for dates of twelve digits.
+const MaxJump = 1 << 40
 
 // A Channel is a kind of release that a machine follows.
 type Channel string
@@ -122,20 +128,62 @@ func (m *Manifest) entry(c Channel) *Entry {
 	}
 }
 
-// Resolve returns the release that a machine on channel c is offered, and the
-// channel that offers it. A channel without a release of its own follows the
-// next one that is more tried, down to stable, which always has one.
-func (m *Manifest) Resolve(c Channel) (Entry, Channel, error) {
-	if m.entry(c) == nil {
-		return Entry{}, "", fmt.Errorf("channel %q: want stable, beta or alpha", c)
-	}
+// An Offer is a release that a machine may take, and the channel that names it.
+type Offer struct {
+	Entry
+	Channel Channel
+}
+
+// Offers returns what a machine on channel c may take, the newest first: the
+// channel's own release and those of the channels that are more tried. So a
+// machine never waits for a release that has reached everybody else: a channel
+// without one of its own follows the next one that is more tried, and so does one
+// whose release a hotfix has overtaken.
+func (m *Manifest) Offers(c Channel) ([]Offer, error) {
 	all := Channels()
-	for i := slices.Index(all, c); i >= 0; i-- {
-		if e := m.Entry(all[i]); e.Version != 0 {
-			return e, all[i], nil
+	i := slices.Index(all, c)
+	if i < 0 {
+		return nil, fmt.Errorf("channel %q: want stable, beta or alpha", c)
+	}
+	var out []Offer
+	for ; i >= 0; i-- {
+		e := m.Entry(all[i])
+		if e.Version == 0 {
+			continue
+		}
+		// Of channels that name the same release, the one that gives it to most
+		// machines counts.
+		same := slices.IndexFunc(out, func(o Offer) bool { return o.Version == e.Version })
+		switch {
+		case same < 0:
+			out = append(out, Offer{e, all[i]})
+		case out[same].share() < e.share():
+			out[same].Entry = e
 		}
 	}
-	return Entry{}, "", fmt.Errorf("%s names no stable release", FileName)
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s names no stable release", FileName)
+	}
+	slices.SortStableFunc(out, func(a, b Offer) int { return cmp.Compare(b.Version, a.Version) })
+	return out, nil
+}
+
+// Resolve returns the newest release that a machine on channel c is offered, and
+// the channel that offers it.
+func (m *Manifest) Resolve(c Channel) (Entry, Channel, error) {
+	all, err := m.Offers(c)
+	if err != nil {
+		return Entry{}, "", err
+	}
+	return all[0].Entry, all[0].Channel, nil
+}
+
+// share is the percentage of the machines that takes the release.
+func (e Entry) share() int {
+	if !e.Limited {
+		return 100
+	}
+	return e.Percent
 }
 
 // Includes reports whether a machine belongs to the share that takes the

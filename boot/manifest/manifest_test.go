@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,14 +86,17 @@ func TestParseRefused(t *testing.T) {
 		{"STABLE=1\nSTABLE=1\n", "line 2: STABLE is set twice"},
 		{"STABLE=1\nSTABLE=\n", "set twice"},
 		{"STABLE=1\nX=1\nX=2\n", "set twice"},
-		{"STABLE=1\r\n", "control character 0x0d"},
+		{"STABLE=1\r\n", "save the file with Unix line ends"},
 		{"STABLE=1\x00\n", "control character"},
 		{"STABLE=1\nPUBKEY=a\vb", "control character"},
-		{"export STABLE=1\n", "not KEY=VALUE"},
-		{"STABLE =1\n", "not KEY=VALUE"},
-		{"STABLE\n", "not KEY=VALUE"},
-		{"stable=1\n", "not KEY=VALUE"},
-		{"1A=1\n", "not KEY=VALUE"},
+		{"export STABLE=1\n", "write STABLE=1"},
+		{"STABLE =1\n", "write STABLE=1"},
+		{"STABLE\n", "not an assignment like"},
+		{"stable=12\n", "write STABLE=12"}, // FAULTS 112: words
+		{"\ufeffSTABLE=1\n", "byte order mark"},
+		{" <!DOCTYPE html><title>Login</title>", "a network that wants a login"},
+		{"Stable = 1\n", "write STABLE=1"},
+		{"1A=1\n", "not an assignment like"},
 		{"STABLE= 1\n", "needs quotes"},
 		{"STABLE=1 2\n", "needs quotes"},
 		{"STABLE=1 # one\n", "needs quotes"},
@@ -198,6 +202,29 @@ func TestResolve(t *testing.T) {
 	}
 	if _, _, err := new(Manifest).Resolve(Alpha); err == nil {
 		t.Error("a manifest without a release resolved")
+	}
+}
+
+// A hotfix that overtakes a less tried channel reaches its machines too.
+// FAULTS 112: stable 3 overtakes beta 2
+func TestOffers(t *testing.T) {
+	tenth := Entry{Version: 3, Limited: true, Percent: 10}
+	for name, c := range map[string]struct {
+		m    Manifest
+		c    Channel
+		want []Offer
+	}{
+		"a hotfix":                 {Manifest{Stable: Entry{Version: 3}, Beta: Entry{Version: 2}}, Beta, []Offer{{Entry{Version: 3}, Stable}, {Entry{Version: 2}, Beta}}},
+		"a hotfix for alpha":       {Manifest{Stable: Entry{Version: 1}, Beta: Entry{Version: 9}, Alpha: Entry{Version: 5}}, Alpha, []Offer{{Entry{Version: 9}, Beta}, {Entry{Version: 5}, Alpha}, {Entry{Version: 1}, Stable}}},
+		"the usual order":          {Manifest{Stable: Entry{Version: 1}, Beta: Entry{Version: 2}}, Beta, []Offer{{Entry{Version: 2}, Beta}, {Entry{Version: 1}, Stable}}},
+		"nothing of its own":       {Manifest{Stable: Entry{Version: 1}, Alpha: Entry{Version: 2}}, Beta, []Offer{{Entry{Version: 1}, Stable}}},
+		"stable is never ahead":    {Manifest{Stable: Entry{Version: 1}, Beta: Entry{Version: 2}}, Stable, []Offer{{Entry{Version: 1}, Stable}}},
+		"the same, for more there": {Manifest{Stable: Entry{Version: 3}, Beta: tenth}, Beta, []Offer{{Entry{Version: 3}, Beta}}},
+		"the same, for less there": {Manifest{Stable: tenth, Beta: Entry{Version: 3}}, Beta, []Offer{{Entry{Version: 3}, Beta}}},
+	} {
+		if got, err := c.m.Offers(c.c); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, c.want)
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -22,6 +24,12 @@ func Parse(text []byte) (*Manifest, error) {
 	if !utf8.Valid(text) {
 		return nil, fmt.Errorf("%s is not UTF-8", FileName)
 	}
+	if bytes.HasPrefix(text, []byte("\ufeff")) {
+		return nil, fmt.Errorf("%s starts with a byte order mark: save it as UTF-8 without one", FileName)
+	}
+	if IsPage(text) {
+		return nil, fmt.Errorf("%s is a web page: %w", FileName, ErrPage)
+	}
 	m := new(Manifest)
 	seen := map[string]bool{}
 	number := 0
@@ -38,6 +46,9 @@ func Parse(text []byte) (*Manifest, error) {
 }
 
 func (m *Manifest) line(line string, seen map[string]bool) error {
+	if strings.HasSuffix(line, "\r") {
+		return errors.New("ends as lines of Windows do (CR LF): save the file with Unix line ends")
+	}
 	for _, r := range line {
 		if r < ' ' && r != '\t' || r == 0x7f {
 			return fmt.Errorf("holds the control character %#02x", r)
@@ -49,7 +60,7 @@ func (m *Manifest) line(line string, seen map[string]bool) error {
 	}
 	name, value, ok := strings.Cut(line, "=")
 	if !ok || !validName(name) {
-		return fmt.Errorf("%.60q is not KEY=VALUE", line)
+		return notAssignment(line)
 	}
 	value, err := unquote(value)
 	if err != nil {
@@ -73,6 +84,31 @@ func (m *Manifest) line(line string, seen map[string]bool) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// notAssignment says why a line is not KEY=VALUE, and how it should read where that
+// can be told.
+func notAssignment(line string) error {
+	name, value, ok := strings.Cut(line, "=")
+	name, value = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(name), "export ")), strings.TrimSpace(value)
+	if upper := strings.ToUpper(name); ok && validName(upper) {
+		return fmt.Errorf("%.60q: variables are in upper case, without \"export\" and without spaces around the '=': write %.60s=%.60s", line, upper, value)
+	}
+	return fmt.Errorf("%.60q is not an assignment like STABLE=2026010101; comments start with '#'", line)
+}
+
+// ErrPage says that a server answered with a web page where a file should be.
+var ErrPage = errors.New("a network that wants a login first answers so (open a browser), and a server that has a page for what is missing")
+
+// IsPage reports whether what a server sent is a web page.
+func IsPage(b []byte) bool {
+	b = bytes.ToLower(bytes.TrimLeft(b[:min(len(b), 512)], " \t\r\n"))
+	for _, start := range []string{"<!doctype html", "<html", "<head", "<?xml", "<script", "<!--"} {
+		if bytes.HasPrefix(b, []byte(start)) {
+			return true
+		}
+	}
+	return false
 }
 
 // set gives a known variable its value.
@@ -107,7 +143,7 @@ func (m *Manifest) set(name, value string) error {
 	}
 	v, err := contract.ParseVersion(value)
 	if err != nil {
-		return err
+		return fmt.Errorf("%.60q is not a version: want a decimal number from 1 on, without leading zeros", value)
 	}
 	m.entry(Channel(strings.ToLower(name))).Version = v
 	return nil

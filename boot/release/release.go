@@ -32,6 +32,10 @@ const (
 	ImageFile       = "system.erofs"
 )
 
+// KeyFile lies beside a release that was fetched: the release key as the machine
+// knew it then, which may be newer than the one in its image.
+const KeyFile = "release-key.pgp"
+
 // A File is one file of the release.
 type File struct {
 	Name   string       `json:"name"`

@@ -112,7 +112,11 @@ func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := a.checkSignature(text, signature); err != nil {
+		key, err := a.releaseKey(v)
+		if err != nil {
+			return nil, err
+		}
+		if err := a.checkSignature(key, text, signature); err != nil {
 			return nil, refuse("%s: %w", release.ManifestFile, err)
 		}
 	}
@@ -121,6 +125,32 @@ func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
 		return nil, refusal{err}
 	}
 	return r, nil
+}
+
+// releaseKey returns the pinned key with what the fetcher has learned of it: later
+// expiry dates, new subkeys, revocations. Whoever has put the file there, only what
+// the pinned primary key itself has signed counts. Without it, or where it is
+// damaged, the pinned key stands alone.
+func (a *Agent) releaseKey(v contract.Version) (*pgp.Key, error) {
+	key, err := pgp.ParseKey(a.contract.ReleaseKey)
+	if err != nil {
+		return nil, err
+	}
+	text, err := a.Store.Read(path.Join(fetchFolder, v.String(), release.KeyFile), pgp.MaxKey)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hw.ErrUnfit) {
+		return key, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s of version %s: %w", release.KeyFile, v, err)
+	}
+	known, err := pgp.ParseKey(text)
+	if err == nil {
+		known, err = key.Merge(known)
+	}
+	if err != nil {
+		return key, nil
+	}
+	return known, nil
 }
 
 // clockRange is how far ahead of the running image's date a clock is believed.
@@ -133,11 +163,7 @@ const clockRange = 20 * 365 * 24 * time.Hour
 // from the future is judged at the time it was made: that the clock is behind is
 // the likelier reason, and a key that signs ahead of time gains nothing. A key that
 // has expired by such a clock signs nothing any more: the release is refused.
-func (a *Agent) checkSignature(text, signature []byte) error {
-	key, err := pgp.ParseKey(a.contract.ReleaseKey)
-	if err != nil {
-		return err
-	}
+func (a *Agent) checkSignature(key *pgp.Key, text, signature []byte) error {
 	built := a.contract.Date()
 	now := a.Now()
 	if now.Before(built) || now.After(built.Add(clockRange)) {

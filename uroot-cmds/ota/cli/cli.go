@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/term"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -39,6 +40,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   status   what runs, what is in the slots, what failed and why
   bless    keep the system that runs (or say that its check failed)
   rollback give up what was installed last
+  retry    try a version again that has failed or was given up
   channel  show the channel that is followed, or follow another
 
 Needs root. Settings: /etc/halogen/ota.conf, which goes over
@@ -81,6 +83,7 @@ func commands() map[string]command {
 		"status":   {statusUsage, status},
 		"bless":    {blessUsage, bless},
 		"rollback": {rollbackUsage, rollback},
+		"retry":    {retryUsage, retry},
 		"channel":  {channelUsage, channel},
 	}
 }
@@ -314,7 +317,7 @@ const rollbackUsage = `usage: ota rollback [--json] [REASON...]
 
 Gives up what was installed last: a release that was fetched and not tried yet,
 a trial that has not begun, or the system that runs, if the one in the other slot
-can start. It is not fetched again. Nothing is restarted.
+can start. It is not fetched again, unless ota retry says so. Nothing is restarted.
 `
 
 func rollback(_ context.Context, c *call) (any, error) {
@@ -328,6 +331,27 @@ func rollback(_ context.Context, c *call) (any, error) {
 	}
 	c.screen.warn(r.Warning)
 	return r, nil
+}
+
+const retryUsage = `usage: ota retry [--json] VERSION [REASON...]
+
+Takes a version off the list of those that are not tried again, which ota status
+shows: it is fetched again if the server still offers it. Nothing else changes.
+`
+
+func retry(_ context.Context, c *call) (any, error) {
+	if c.NArg() == 0 {
+		return nil, errUsage
+	}
+	v, err := contract.ParseVersion(c.Arg(0))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if err := c.machine.Retry(v, strings.Join(c.Args()[1:], " ")); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(c.out, "version %s is tried again: ota fetch fetches it\n", v)
+	return map[string]any{"version": v}, nil
 }
 
 const channelUsage = `usage: ota channel [--json] [stable|beta|alpha]

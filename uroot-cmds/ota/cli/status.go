@@ -60,7 +60,7 @@ func show(w io.Writer, s *machine.Status) {
 		}
 	}
 	if len(s.Failed) > 0 {
-		fmt.Fprintln(w, "versions that are not tried again:")
+		fmt.Fprintln(w, "versions that are not tried again (ota retry VERSION takes one off):")
 	}
 	for _, v := range slices.Sorted(maps.Keys(s.Failed)) {
 		fmt.Fprintf(w, "  %s: %s\n", v, plain(s.Failed[v]))

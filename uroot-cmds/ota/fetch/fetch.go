@@ -105,6 +105,9 @@ type Job struct {
 func (j *Job) Run(ctx context.Context) (Result, error) {
 	defer j.closeIndex()
 	var err error
+	if j.Self, err = j.Found.Learned(j.Self); err != nil {
+		return Result{}, err
+	}
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return Result{}, err
 	}
@@ -114,6 +117,9 @@ func (j *Job) Run(ctx context.Context) (Result, error) {
 	}
 	if j.Found.Ranges {
 		err = j.byRanges(ctx)
+		if errors.Is(err, server.ErrNoRanges) { // one of several behind one name
+			err = j.byStream(ctx)
+		}
 	} else {
 		err = j.byStream(ctx)
 	}

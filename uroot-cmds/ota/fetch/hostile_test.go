@@ -282,7 +282,6 @@ func TestSlowServer(t *testing.T) {
 			return false
 		}
 		out.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(w.new.Archive)))
-		out.Header().Set("ETag", out.Header().Get("ETag"))
 		out.WriteHeader(http.StatusPartialContent)
 		for i := first; i <= last; i++ {
 			if _, err := out.Write(w.new.Archive[i : i+1]); err != nil || http.NewResponseController(out).Flush() != nil {
@@ -321,14 +320,16 @@ func TestArchiveChanges(t *testing.T) {
 		change func(out http.ResponseWriter, r *http.Request) bool
 		want   string
 	}{
+		// FAULTS 112: mirrors behind one name differ in what they say of a file
 		"another tag": {true, func(out http.ResponseWriter, r *http.Request) bool {
 			out.Header().Set("ETag", `"new"`)
+			out.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
 			return false
-		}, "another one than a moment ago"},
+		}, ""},
 		"no ranges any more": {true, func(out http.ResponseWriter, r *http.Request) bool {
 			r.Header.Del("Range")
 			return false
-		}, "another one than a moment ago"},
+		}, ""},
 		"shifted": {true, func(out http.ResponseWriter, r *http.Request) bool {
 			var first, last int
 			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
@@ -362,7 +363,11 @@ func TestArchiveChanges(t *testing.T) {
 			})
 			m := newMachine(t, w.old)
 			m.source = nil
-			m.refused(s.URL, c.want)
+			if c.want != "" {
+				m.refused(s.URL, c.want)
+			} else if _, err := m.fetch(t.Context(), s.URL); err != nil {
+				t.Fatal(err)
+			}
 			s.hook(nil)
 			if _, err := m.fetch(t.Context(), s.URL); err != nil {
 				t.Error(err)

@@ -21,11 +21,11 @@ import (
 type Found struct {
 	Manifest  []byte `json:"manifest,omitempty"` // empty: there is only an archive
 	Signature []byte `json:"signature,omitempty"`
+	Key       []byte `json:"key,omitempty"` // that the manifest names
 	// Archive is the name of the offered release's archive; empty when there is
 	// nothing to take.
 	Archive string `json:"archive,omitempty"`
 	Head    []byte `json:"head,omitempty"` // the archive's start, with its head in it
-	Tag     string `json:"tag,omitempty"`  // of the archive
 	Ranges  bool   `json:"ranges,omitempty"`
 }
 
@@ -34,21 +34,34 @@ func (f *Found) head(self *offer.Self) (*archive.Head, error) {
 	return archive.ReadHead(bytes.NewReader(f.Head), self.Authenticate)
 }
 
+// Learned returns the machine with what it learns of the release key.
+func (f *Found) Learned(self *offer.Self) (*offer.Self, error) {
+	if len(f.Key) == 0 {
+		return self, nil
+	}
+	return self.Learn(f.Key)
+}
+
 // Judge decides over what was found: from the bytes alone, so that nothing has
 // to be believed of whoever found it. The release is nil where the manifest
 // alone decides.
 func (f *Found) Judge(self *offer.Self) (offer.Decision, *archive.Head, offer.Seen, error) {
-	entry, channel, seen := manifest.Entry{}, self.Channel, self.Seen
+	offered, seen := manifest.Offer{Channel: self.Channel}, self.Seen
+	self, err := f.Learned(self)
+	if err != nil {
+		return offer.Decision{}, nil, seen, err
+	}
 	if len(f.Manifest) > 0 {
 		m, now, err := self.Manifest(f.Manifest, f.Signature)
 		if err != nil {
 			return offer.Decision{}, nil, seen, err
 		}
 		seen = now
-		if entry, channel, err = m.Resolve(self.Channel); err != nil {
+		var d offer.Decision
+		if offered, d, err = self.Choose(m); err != nil {
 			return offer.Decision{}, nil, seen, err
 		}
-		if d := self.ByVersion(entry, channel); d.Verdict != offer.Take || len(f.Head) == 0 {
+		if d.Verdict != offer.Take || len(f.Head) == 0 {
 			return d, nil, seen, nil
 		}
 	}
@@ -57,9 +70,9 @@ func (f *Found) Judge(self *offer.Self) (offer.Decision, *archive.Head, offer.Se
 		return offer.Decision{}, nil, seen, fmt.Errorf("%s: %w", f.Archive, err)
 	}
 	if len(f.Manifest) == 0 {
-		entry = manifest.Entry{Version: head.Release.Version}
+		offered.Version = head.Release.Version
 	}
-	return self.ByRelease(head.Release, entry, channel), head, seen, nil
+	return self.ByRelease(head.Release, offered.Entry, offered.Channel), head, seen, nil
 }
 
 // settling is how often and how long a manifest that does not fit its signature
@@ -90,18 +103,11 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 	if err != nil || d.Verdict != offer.Take {
 		return f, err
 	}
-	m, _, err := self.Manifest(f.Manifest, f.Signature)
-	if err != nil {
+	if self, err = f.Learned(self); err != nil {
 		return nil, err
 	}
-	if m.PubKey != "" {
-		key, err := t.Get(ctx, path.Join(folder, m.PubKey), pgp.MaxKey)
-		if err != nil {
-			return nil, fmt.Errorf("the release key that the manifest names: %w", err)
-		}
-		if err := self.ServerKey(key); err != nil {
-			return nil, err
-		}
+	if err := self.Usable(); err != nil {
+		return nil, err
 	}
 	f.Archive = path.Join(folder, manifest.ArchiveName(d.Version))
 	return f, f.readHead(ctx, t, self)
@@ -127,6 +133,19 @@ func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (fo
 	if err != nil && !errors.Is(err, server.ErrNotFound) {
 		return "", nil, err
 	}
+	// The key comes first: who has renewed it has signed the manifest with it too.
+	m, err := manifest.Parse(f.Manifest)
+	if err != nil {
+		return "", nil, err
+	}
+	if m.PubKey != "" && len(self.Running.ReleaseKey) > 0 {
+		if f.Key, err = t.Get(ctx, path.Join(folder, m.PubKey), pgp.MaxKey); err != nil {
+			return "", nil, fmt.Errorf("the release key that the manifest names: %w", err)
+		}
+		if self, err = self.Learn(f.Key); err != nil {
+			return "", nil, err
+		}
+	}
 	_, _, err = self.Manifest(f.Manifest, f.Signature)
 	return folder, f, err
 }
@@ -139,7 +158,7 @@ func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Se
 	var head bytes.Buffer
 	size := int64(16 << 10)
 	for err = io.ErrUnexpectedEOF; errors.Is(err, io.ErrUnexpectedEOF) && head.Len() < archive.MaxHead; size = min(2*size, 1<<20) {
-		_, info, failed := t.Range(ctx, f.Archive, &head, int64(head.Len()), size, f.Tag)
+		_, _, failed := t.Range(ctx, f.Archive, &head, int64(head.Len()), size)
 		if errors.Is(failed, server.ErrNoRanges) {
 			f.Ranges = false
 			return f.streamHead(ctx, t, self)
@@ -147,7 +166,7 @@ func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Se
 		if failed != nil && !errors.Is(failed, io.EOF) {
 			return f.missing(failed)
 		}
-		f.Head, f.Tag = head.Bytes(), info.Tag
+		f.Head = head.Bytes()
 		if _, err = f.head(self); err != nil && failed != nil {
 			break // the archive ends here
 		}
@@ -157,12 +176,11 @@ func (f *Found) readHead(ctx context.Context, t server.Transport, self *offer.Se
 
 // streamHead reads the head from a server that sends only whole files.
 func (f *Found) streamHead(ctx context.Context, t server.Transport, self *offer.Self) error {
-	body, info, err := t.Open(ctx, f.Archive)
+	body, _, err := t.Open(ctx, f.Archive)
 	if err != nil {
 		return f.missing(err)
 	}
 	defer body.Close()
-	f.Tag = info.Tag
 	var read bytes.Buffer
 	_, err = archive.ReadHead(io.TeeReader(io.LimitReader(body, archive.MaxHead), &read), self.Authenticate)
 	f.Head = read.Bytes()
@@ -181,6 +199,9 @@ func (f *Found) missing(err error) error {
 func (f *Found) checkHead(self *offer.Self, err error) error {
 	if err == nil {
 		_, err = f.head(self)
+	}
+	if manifest.IsPage(f.Head) {
+		return fmt.Errorf("%s: the server answers with a web page: %w", f.Archive, manifest.ErrPage)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%s is not whole: it may be half uploaded; run this again later (%w)", f.Archive, err)

@@ -134,7 +134,7 @@ func (g *getter) member(i int) error {
 
 // read has a part of the archive written to w, all of it.
 func (j *Job) read(ctx context.Context, w io.Writer, off, n int64) error {
-	got, _, err := j.Server.Range(ctx, j.Archive, &metered{w, j}, off, n, j.Found.Tag)
+	got, _, err := j.Server.Range(ctx, j.Archive, &metered{w, j}, off, n)
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%s ends %d bytes early: it may be half uploaded; run this again later", j.Archive, n-got)
 	}

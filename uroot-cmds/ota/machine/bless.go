@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
@@ -12,6 +16,7 @@ import (
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/systems"
 )
 
@@ -183,8 +188,15 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	}
 	running := r.Contract.Version
 	if staged != nil {
+		// Cut after staged.json, what is left of it is the next fetch's to remove.
 		out := &Rollback{Given: staged.Version, Next: running}
-		return out, staged.Slot, false, discard(m.state(r, stagedFile))
+		if err := discard(m.state(r, stagedFile)); err != nil {
+			return nil, 0, false, err
+		}
+		if err := m.forget(r, staged.Version); err != nil {
+			out.Warning = fmt.Sprintf("what was fetched of it could not be removed: %v", err)
+		}
+		return out, staged.Slot, false, nil
 	}
 	trial, err := m.onTrial(r, inv)
 	if err != nil {
@@ -211,6 +223,46 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	}
 	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true}
 	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)
+}
+
+// forget removes what was fetched of a version.
+func (m *Machine) forget(r *Running, v contract.Version) error {
+	folder := m.state(r, fetchFolder, v.String())
+	return errors.Join(os.RemoveAll(folder), os.RemoveAll(folder+workEnding))
+}
+
+// Retry takes a version off the list of those that are not tried again.
+func (m *Machine) Retry(v contract.Version, reason string) error {
+	r, err := m.Running()
+	if err != nil {
+		return err
+	}
+	lock, err := m.lock(r)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	entries, err := journalfile.Read(m.state(r))
+	if err != nil {
+		return fmt.Errorf("read the boot journal: %w", err)
+	}
+	listed := failures(entries)
+	if _, ok := listed[v]; !ok {
+		return fmt.Errorf("version %s is not on the list of those that are not tried again (it has %s)", v, versions(listed))
+	}
+	return m.note(r, journal.Entry{Kind: journal.Forgiven, Version: v, Reason: reason})
+}
+
+// versions names them, for people.
+func versions(listed map[contract.Version]string) string {
+	if len(listed) == 0 {
+		return "none"
+	}
+	var all []string
+	for _, v := range slices.Sorted(maps.Keys(listed)) {
+		all = append(all, v.String())
+	}
+	return strings.Join(all, ", ")
 }
 
 // other returns the system in the other slot and its name.

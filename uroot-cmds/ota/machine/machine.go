@@ -71,6 +71,7 @@ const (
 	fetchFolder = "fetch"
 	seenFile    = "fetch/seen.json"
 	slotFile    = "fetch/slot.json"
+	keyFile     = "fetch/release-key.pgp"
 	lockFile    = "ota.lock"
 )
 

@@ -122,7 +122,8 @@ func (m *Machine) partly(r *Running, s *Status) contract.Version {
 			n, err := bls.Parse(have.File)
 			return err == nil && n.Version == v
 		})
-		if v > r.Contract.Version && !installed {
+		_, failed := s.Failed[v] // or given up: it is not fetched any more
+		if v > r.Contract.Version && !installed && !failed {
 			return v
 		}
 	}

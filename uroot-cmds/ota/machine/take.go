@@ -194,6 +194,11 @@ func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) 
 			return err
 		}
 	}
+	if len(u.self.Known) > 0 { // by which the boot checks the signature again
+		if err := keep(filepath.Join(folder, release.KeyFile), u.self.Known, 0o600); err != nil {
+			return err
+		}
+	}
 	if err := keep(filepath.Join(folder, release.ManifestFile), head.Description, 0o600); err != nil {
 		return err
 	}

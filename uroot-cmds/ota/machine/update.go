@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
@@ -133,6 +135,9 @@ func (u *update) setSelf() error {
 	if err := u.setSeen(); err != nil {
 		return err
 	}
+	if err := u.setKnown(); err != nil {
+		return err
+	}
 	target := u.running.Slot.Other()
 	if p, ok := u.table.ByNumber(target.SystemNumber()); ok {
 		_, u.self.SlotSize = u.table.Bytes(p)
@@ -160,6 +165,39 @@ func (u *update) setSeen() error {
 	return err
 }
 
+// setKnown reads what was learned of the release key. A file that is damaged must
+// not pass for none: a subkey that was revoked would count again.
+func (u *update) setKnown() error {
+	name := u.state(u.running, keyFile)
+	text, err := readSmall(name, pgp.MaxKey)
+	if errors.Is(err, fs.ErrNotExist) || len(u.running.Contract.ReleaseKey) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	wiser, err := u.self.Learn(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w. It says what was learned of the release key. Look what has damaged it; if the server is to be trusted this once, `rm %s` and try again", name, errDamaged, err, name)
+	}
+	u.self = wiser
+	return nil
+}
+
+// learn keeps what a server's copy of the release key says that was not known.
+// Cut before the rename, the old file is there; the next check learns it again.
+func (u *update) learn() error {
+	wiser, err := u.found.Learned(u.self)
+	if err != nil || u.lock == nil || bytes.Equal(wiser.Known, u.self.Known) {
+		return err
+	}
+	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
+		return err
+	}
+	u.self, u.request.Self = wiser, wiser
+	return keep(u.state(u.running, keyFile), wiser.Known, 0o644)
+}
+
 // failures are the versions that this machine does not take: those that have
 // failed, and those that somebody has given up.
 func failures(entries []journal.Entry) map[contract.Version]string {
@@ -172,7 +210,7 @@ func failures(entries []journal.Entry) map[contract.Version]string {
 			if e.Reason != "" {
 				given[e.Version] += ": " + e.Reason
 			}
-		case journal.Blessed:
+		case journal.Blessed, journal.Forgiven:
 			delete(given, e.Version)
 		}
 	}
@@ -197,7 +235,10 @@ func (u *update) id() []byte {
 
 // setRequest says to the worker where to look.
 func (u *update) setRequest() error {
-	u.request = worker.Request{Address: u.settings.Server, UserAgent: u.settings.UserAgent, RateLimit: u.settings.RateLimit, Self: u.self}
+	u.request = worker.Request{Address: u.settings.Server, UserAgent: u.settings.UserAgent, RateLimit: u.settings.RateLimit, Proxy: u.settings.Proxy, Self: u.self}
+	if err := u.setCA(); err != nil {
+		return err
+	}
 	if u.From == "" {
 		return nil
 	}
@@ -229,6 +270,31 @@ func (u *update) setRequest() error {
 		if u.archive, err = os.OpenFile(place, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// setCA reads the certificates that the settings name, since the worker has no
+// files. At the recovery console /etc is the system's own.
+func (u *update) setCA() error {
+	if u.settings.CA == "" {
+		return nil
+	}
+	name := u.path(u.settings.CA)
+	if below, ok := strings.CutPrefix(u.settings.CA, "/etc/"); ok {
+		etc, err := u.etc()
+		if err != nil {
+			return err
+		}
+		name = filepath.Join(etc, below)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return fmt.Errorf("CA in ota.conf: %w", err)
+	}
+	defer f.Close()
+	if u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1)); err != nil || len(u.request.CA) > maxFile {
+		return fmt.Errorf("CA in ota.conf: read %s: more than %d bytes, or %w", name, maxFile, err)
 	}
 	return nil
 }
@@ -270,6 +336,9 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	}
 	d, head, seen, err := u.found.Judge(u.self)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := u.learn(); err != nil {
 		return nil, nil, err
 	}
 	if err := u.remember(seen); err != nil {

@@ -43,6 +43,21 @@ func (d Decision) Err() error {
 	return nil
 }
 
+// Choose picks one of the releases that a manifest offers, and decides over it by
+// its version: the newest, or where that is not for this machine (yet), the next.
+func (s *Self) Choose(m *manifest.Manifest) (manifest.Offer, Decision, error) {
+	all, err := m.Offers(s.Channel)
+	if err != nil {
+		return manifest.Offer{}, Decision{}, err
+	}
+	for _, o := range all {
+		if d := s.ByVersion(o.Entry, o.Channel); d.Verdict == Take {
+			return o, d, nil
+		}
+	}
+	return all[0], s.ByVersion(all[0].Entry, all[0].Channel), nil
+}
+
 // ByVersion decides over a version that a channel offers, before anything of
 // it is fetched.
 func (s *Self) ByVersion(e manifest.Entry, channel manifest.Channel) Decision {
@@ -57,12 +72,15 @@ func (s *Self) ByVersion(e manifest.Entry, channel manifest.Channel) Decision {
 		d.Reason = fmt.Sprintf("channel %s offers version %s, older than %s, which is running: a version that is not newer is never taken; there is nothing to do until a newer one is released", channel, e.Version, running)
 	case failed:
 		d.Verdict = Spent
-		d.Reason = fmt.Sprintf("version %s has failed on this machine (%s) and is not tried again: the next release will be", e.Version, why)
+		d.Reason = fmt.Sprintf("version %s has failed on this machine (%s) and is not tried again: the next release will be. `ota retry %s` takes it off the list", e.Version, why, e.Version)
 	case !s.Impatient && !e.Includes(s.Machine):
 		d.Verdict = Later
 		d.Reason = fmt.Sprintf("version %s goes to %d %% of the machines first, and it is not this one's turn: wait, or take it at once with --now", e.Version, e.Percent)
 	default:
 		d.Verdict, d.Reason = Take, fmt.Sprintf("version %s is newer than %s, which is running", e.Version, running)
+		if channel != s.Channel && s.Channel != "" {
+			d.Reason += fmt.Sprintf("; it comes from channel %s, which is ahead of %s", channel, s.Channel)
+		}
 	}
 	return d
 }

@@ -41,6 +41,9 @@ type Self struct {
 	Impatient bool
 	Signed    settings.Demand
 	Seen      Seen
+	// Known is the release key with what was learned of it since the running
+	// image was made; empty is nothing.
+	Known []byte
 	// SlotSize and TreeSize are the bytes of the partitions that a release goes
 	// to; 0 is unknown.
 	SlotSize, TreeSize int64
@@ -66,7 +69,8 @@ func (s *Self) now() time.Time {
 // Folder is where the image's releases lie on a server.
 func (s *Self) Folder() string { return path.Join(s.Running.Arch, s.Running.ImageID) }
 
-// key returns the pinned key; nil stands for an image that has none.
+// key returns the pinned key, with what was learned of it; nil stands for an image
+// that has none.
 func (s *Self) key() (*pgp.Key, error) {
 	if len(s.Running.ReleaseKey) == 0 {
 		return nil, nil
@@ -75,7 +79,43 @@ func (s *Self) key() (*pgp.Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pinned release key: %w", err)
 	}
+	if len(s.Known) == 0 {
+		return k, nil
+	}
+	known, err := pgp.ParseKey(s.Known)
+	if err == nil {
+		k, err = k.Merge(known)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("what is known of the release key: %w", err)
+	}
 	return k, nil
+}
+
+// Learn returns the machine with what a copy of the release key says that it did
+// not know: later expiry dates, new subkeys, revocations. Another primary key is
+// refused, and of the pinned one's copy only what that key itself has signed counts.
+func (s *Self) Learn(shown []byte) (*Self, error) {
+	pinned, err := s.key()
+	if err != nil || pinned == nil {
+		return s, err
+	}
+	k, err := pgp.ParseKey(shown)
+	if err != nil {
+		return nil, fmt.Errorf("server's PUBKEY: %w", err)
+	}
+	if k.Fingerprint() != pinned.Fingerprint() {
+		return nil, fmt.Errorf("server shows the release key %s, this machine has pinned %s: it is another distributor's, or somebody's who took the server over", k.Fingerprint(), pinned.Fingerprint())
+	}
+	learned, err := pinned.Merge(k)
+	if err != nil {
+		return nil, fmt.Errorf("server's PUBKEY: %w", err)
+	}
+	wiser := *s
+	if wiser.Known = learned.Bytes(); bytes.Equal(wiser.Known, s.Running.ReleaseKey) {
+		wiser.Known = nil // the image says all of it
+	}
+	return &wiser, nil
 }
 
 // ErrUnsettled says that a manifest and its signature do not belong together.
@@ -91,6 +131,9 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	}
 	switch {
 	case len(signature) > 0 && key != nil:
+		if signature[0] < 0x80 && !bytes.HasPrefix(signature, []byte("-----BEGIN ")) {
+			return nil, seen, fmt.Errorf("%s is no OpenPGP signature but starts with %.20q", manifest.SignatureName, signature)
+		}
 		if err := key.Verify(bytes.NewReader(text), signature, s.now()); err != nil {
 			return nil, seen, fmt.Errorf("%w: %s: %w", ErrUnsettled, manifest.SignatureName, err)
 		}
@@ -109,6 +152,9 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		if m.Sequence < seen.Sequence {
 			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one", m.Sequence, seen.Sequence)
 		}
+		if m.Sequence-seen.Sequence > manifest.MaxJump {
+			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and the last that this machine has seen was %d: so great a step would keep every later one out. Its distributor must publish again with a lower number", m.Sequence, seen.Sequence)
+		}
 		seen = Seen{Sequence: m.Sequence, Signed: true}
 	}
 	if !m.Expires.IsZero() && !s.now().Before(m.Expires) {
@@ -123,21 +169,14 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	return m, seen, nil
 }
 
-// ServerKey compares the key that a server shows with the pinned one.
-func (s *Self) ServerKey(shown []byte) error {
-	pinned, err := s.key()
-	if err != nil || pinned == nil {
+// Usable reports why nothing that the release key signs could be taken now.
+func (s *Self) Usable() error {
+	key, err := s.key()
+	if err != nil || key == nil {
 		return err
 	}
-	k, err := pgp.ParseKey(shown)
-	if err != nil {
-		return fmt.Errorf("server's PUBKEY: %w", err)
-	}
-	if k.Fingerprint() != pinned.Fingerprint() {
-		return fmt.Errorf("server shows the release key %s, this machine has pinned %s: it is another distributor's, or somebody's who took the server over", k.Fingerprint(), pinned.Fingerprint())
-	}
-	if err := k.Check(s.now()); err != nil {
-		return fmt.Errorf("server's PUBKEY: %w", err)
+	if err := key.Check(s.now()); err != nil {
+		return fmt.Errorf("release key: %w: its distributor must renew it and put it on the server; if it is not so, this machine's clock is wrong", err)
 	}
 	return nil
 }

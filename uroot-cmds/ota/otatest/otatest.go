@@ -5,7 +5,6 @@ package otatest
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
@@ -14,13 +13,9 @@ import (
 	"testing/fstest"
 	"time"
 
-	"github.com/ProtonMail/go-crypto/openpgp/packet"
-	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
-
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
-	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
@@ -31,45 +26,6 @@ var Date = time.Unix(1_767_225_600, 0).UTC()
 
 // SlotSize of every release, in bytes.
 const SlotSize = 32 << 20
-
-// A Key signs releases.
-type Key struct {
-	t      testing.TB
-	entity *openpgp.Entity
-	Public []byte
-}
-
-// NewKey makes a key.
-func NewKey(t testing.TB) *Key {
-	t.Helper()
-	config := &packet.Config{Time: func() time.Time { return Date }, Algorithm: packet.PubKeyAlgoEdDSA, DefaultHash: crypto.SHA256}
-	e, err := openpgp.NewEntity("release", "", "release@example.org", config)
-	must(t, err)
-	var public bytes.Buffer
-	must(t, e.Serialize(&public))
-	k, err := pgp.ParseKey(public.Bytes())
-	must(t, err)
-	return &Key{t, e, k.Bytes()}
-}
-
-// Sign returns a detached signature; without a key there is none.
-func (k *Key) Sign(text []byte) []byte {
-	if k == nil {
-		return nil
-	}
-	k.t.Helper()
-	var out bytes.Buffer
-	config := &packet.Config{Time: func() time.Time { return Date }, DefaultHash: crypto.SHA256}
-	must(k.t, openpgp.DetachSign(&out, []*openpgp.Entity{k.entity}, bytes.NewReader(text), config))
-	return out.Bytes()
-}
-
-func (k *Key) public() []byte {
-	if k == nil {
-		return nil
-	}
-	return k.Public
-}
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -61,7 +61,7 @@ func infoOf(file *os.File) (Info, error) {
 	if !info.Mode().IsRegular() {
 		return Info{}, fmt.Errorf("not a plain file (%s)", info.Mode().Type())
 	}
-	return Info{Size: info.Size(), Tag: fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano())}, nil
+	return Info{Size: info.Size()}, nil
 }
 
 // Get implements Transport.
@@ -92,19 +92,16 @@ func (f *Folder) Open(_ context.Context, name string) (io.ReadCloser, Info, erro
 }
 
 // Range implements Transport.
-func (f *Folder) Range(_ context.Context, name string, w io.Writer, off, n int64, tag string) (int64, Info, error) {
+func (f *Folder) Range(_ context.Context, name string, w io.Writer, off, n int64) (int64, Info, error) {
 	file, info, err := f.open(name)
 	if err != nil {
 		return 0, Info{}, err
 	}
 	defer file.Close()
-	return rangeOf(file, name, info, w, off, n, tag)
+	return rangeOf(file, name, info, w, off, n)
 }
 
-func rangeOf(file *os.File, name string, info Info, w io.Writer, off, n int64, tag string) (int64, Info, error) {
-	if tag != "" && tag != info.Tag {
-		return 0, Info{}, fmt.Errorf("%s: %w", name, ErrChanged)
-	}
+func rangeOf(file *os.File, name string, info Info, w io.Writer, off, n int64) (int64, Info, error) {
 	got, err := io.Copy(w, io.NewSectionReader(file, off, n))
 	if err != nil {
 		return got, info, fmt.Errorf("read %d bytes of %s from byte %d on: %w", n, name, off, err)
@@ -140,10 +137,10 @@ func (f *File) Open(context.Context, string) (io.ReadCloser, Info, error) {
 }
 
 // Range implements Transport.
-func (f *File) Range(_ context.Context, _ string, w io.Writer, off, n int64, tag string) (int64, Info, error) {
+func (f *File) Range(_ context.Context, _ string, w io.Writer, off, n int64) (int64, Info, error) {
 	info, err := infoOf(f.file)
 	if err != nil {
 		return 0, Info{}, fmt.Errorf("%s: %w", f.file.Name(), err)
 	}
-	return rangeOf(f.file, f.file.Name(), info, w, off, n, tag)
+	return rangeOf(f.file, f.file.Name(), info, w, off, n)
 }

@@ -3,8 +3,8 @@
 //
 // It believes nothing that a server says about itself and bounds all of it:
 // headers, sizes, redirects, time. It refuses a part of a file that is not the
-// one that was asked for, a file that changed since its first part was read,
-// and a redirect to a less protected place. It never decompresses, and it does
+// one that was asked for, a web page in a file's place, and a redirect to a less
+// protected place. It never decompresses, and it does
 // not know what the files mean: that they are genuine is for others to say.
 package server
 
@@ -22,8 +22,7 @@ var (
 	ErrNotFound = errors.New("there is no such file")
 	// ErrNoRanges says that the server only sends whole files.
 	ErrNoRanges = errors.New("server sends no parts of files")
-	// ErrChanged says that the file is not the one any more that its first part
-	// was read from.
+	// ErrChanged says that the file is shorter than it was.
 	ErrChanged = errors.New("file has changed on the server")
 	// ErrSlow says that next to nothing arrived for a long time.
 	ErrSlow = errors.New("server is too slow")
@@ -32,9 +31,6 @@ var (
 // Info is what is known about a file.
 type Info struct {
 	Size int64 // bytes; -1 when the server does not say
-	// Tag stands for the file's content: another content has another tag. Empty
-	// when the server has none.
-	Tag string
 }
 
 // A Transport reads published files. Names are relative, with slashes. It may
@@ -47,8 +43,8 @@ type Transport interface {
 	Open(ctx context.Context, name string) (io.ReadCloser, Info, error)
 	// Range reads n bytes of a file from byte off on, writes them to w as they
 	// arrive, and returns how many those were: fewer only where the file ends,
-	// and then with io.EOF. The file must still have the tag, if one is given.
-	Range(ctx context.Context, name string, w io.Writer, off, n int64, tag string) (int64, Info, error)
+	// and then with io.EOF.
+	Range(ctx context.Context, name string, w io.Writer, off, n int64) (int64, Info, error)
 	// String is the address for people, without a password.
 	String() string
 }
@@ -65,9 +61,17 @@ type Options struct {
 	// NotBefore is a time that has passed whatever the clock says: certificates are
 	// judged by the later of the two.
 	NotBefore time.Time
+	// Proxy is the URL of what requests go through; empty: what the environment
+	// says; NoProxy: none.
+	Proxy string
+	// CA are certificates of authorities in PEM form, beside the system's.
+	CA []byte
 	// Note is told why a request is made again; nil: nobody is.
 	Note func(text string)
 }
+
+// NoProxy is the Proxy that stands for none.
+const NoProxy = "none"
 
 func (o Options) withDefaults() Options {
 	if o.UserAgent == "" {

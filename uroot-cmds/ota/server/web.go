@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"halogenos.internal/boot/manifest"
 )
 
 // Bounds of what a server may do.
@@ -41,12 +44,16 @@ func newWeb(address string, o Options) (*web, error) {
 		return nil, fmt.Errorf("server %q is no http or https address", u.Redacted())
 	}
 	o = o.withDefaults()
+	roots, err := o.roots()
+	if err != nil {
+		return nil, err
+	}
 	password := u.User
 	u.User = nil
 	t := &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
+		Proxy:                  o.proxy,
 		DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, Time: o.now},
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, Time: o.now, RootCAs: roots},
 		TLSHandshakeTimeout:    dialTimeout,
 		ResponseHeaderTimeout:  o.Window,
 		IdleConnTimeout:        time.Minute,
@@ -67,6 +74,32 @@ func (o Options) now() time.Time {
 		return now
 	}
 	return o.NotBefore
+}
+
+// proxy says through what a request goes.
+func (o Options) proxy(r *http.Request) (*url.URL, error) {
+	switch o.Proxy {
+	case "":
+		return http.ProxyFromEnvironment(r)
+	case NoProxy:
+		return nil, nil
+	}
+	return url.Parse(o.Proxy)
+}
+
+// roots are the certificates of authorities; nil stands for the system's.
+func (o Options) roots() (*x509.CertPool, error) {
+	if len(o.CA) == 0 {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(o.CA) {
+		return nil, errors.New("the file that CA= names holds no certificate in PEM form")
+	}
+	return pool, nil
 }
 
 // identified sends the password to the server it is for and to no other,
@@ -117,6 +150,9 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string {
+	if e.after > maxPause {
+		return fmt.Sprintf("server answers %d %s, and asks to come back in %s: run this again then", e.code, http.StatusText(e.code), e.after.Round(time.Second))
+	}
 	return fmt.Sprintf("server answers %d %s", e.code, http.StatusText(e.code))
 }
 
@@ -128,6 +164,9 @@ func (e *statusError) Is(target error) bool {
 // temporary reports whether it is worth asking again.
 func temporary(err error) bool {
 	if status, ok := errors.AsType[*statusError](err); ok {
+		if status.after > maxPause {
+			return false // nobody waits here for so long
+		}
 		switch status.code {
 		case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
 			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -135,7 +174,7 @@ func temporary(err error) bool {
 		}
 		return false
 	}
-	for _, final := range []error{errRedirect, errAnswer, errSink, ErrNoRanges, ErrChanged, context.Canceled} {
+	for _, final := range []error{errRedirect, errAnswer, errSink, ErrNoRanges, context.Canceled} {
 		if errors.Is(err, final) {
 			return false
 		}
@@ -149,18 +188,22 @@ func temporary(err error) bool {
 // errAnswer marks an answer that no server gives that works.
 var errAnswer = errors.New("server's answer makes no sense")
 
-// retry calls try until it succeeds or fails for good.
-func (w *web) retry(ctx context.Context, name string, try func() error) error {
+// retry calls try until it succeeds or fails for good. try says whether it got on:
+// then what failed before does not count.
+func (w *web) retry(ctx context.Context, name string, try func() (got bool, err error)) error {
 	pause := w.Pause
 	for attempt := 1; ; attempt++ {
-		err := try()
+		got, err := try()
 		if err == nil || errors.Is(err, io.EOF) {
 			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if attempt == w.Attempts || !temporary(err) {
+		if got && !errors.Is(err, ErrSlow) {
+			attempt, pause = 1, w.Pause/4
+		}
+		if attempt >= w.Attempts || !temporary(err) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		// Half of the pause is chance, so that machines that failed together do
@@ -175,9 +218,13 @@ func (w *web) retry(ctx context.Context, name string, try func() error) error {
 			return context.Cause(ctx)
 		case <-time.After(wait):
 		}
-		pause = min(2*pause, maxPause)
+		pause = min(2*max(pause, 1), maxPause)
 	}
 }
+
+// enough reports whether so much of a rest arrived that it counts as getting on: a
+// quarter of it, or 4 KiB. A server that sends a byte a request does not.
+func enough(n, rest int64) bool { return n > 0 && n >= min(4<<10, (rest+3)/4) }
 
 // request sends one request. The answer's body is guarded against a server that
 // does not get on.
@@ -207,7 +254,10 @@ func (w *web) request(ctx context.Context, name string, header map[string]string
 // name a place that a redirect chose.
 func plainError(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
+		err = u.Err
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		err = fmt.Errorf("%w: a server with certificates of its own needs CA= in ota.conf (or SSL_CERT_FILE); elsewhere somebody stands in between", err)
 	}
 	return err
 }
@@ -215,63 +265,127 @@ func plainError(err error) error {
 // failed is the error of an answer that is not the one hoped for.
 func failed(answer *http.Response) error {
 	e := &statusError{code: answer.StatusCode}
-	if seconds, err := strconv.ParseUint(answer.Header.Get("Retry-After"), 10, 16); err == nil {
-		e.after = min(time.Duration(seconds)*time.Second, maxPause)
+	after := answer.Header.Get("Retry-After") // seconds or a date: RFC 9110, section 10.2.3
+	if seconds, err := strconv.ParseUint(after, 10, 31); err == nil {
+		e.after = time.Duration(seconds) * time.Second
+	} else if date, err := http.ParseTime(after); err == nil {
+		from := time.Now()
+		if sent, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
+			from = sent // by the same clock, whatever ours says
+		}
+		e.after = max(0, date.Sub(from))
 	}
 	return e
 }
 
 // Get implements Transport.
 func (w *web) Get(ctx context.Context, name string, limit int64) (content []byte, err error) {
-	err = w.retry(ctx, name, func() error {
-		// These files change, and caches on the way must not hide it.
-		answer, err := w.request(ctx, name, map[string]string{"Cache-Control": "no-cache"})
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		if answer.StatusCode != http.StatusOK {
-			return failed(answer)
-		}
-		if answer.ContentLength > limit {
-			return fmt.Errorf("%w: %d bytes, more than the %d that the file may have", errAnswer, answer.ContentLength, limit)
-		}
-		b, err := io.ReadAll(io.LimitReader(answer.Body, limit+1))
-		if err != nil {
-			return err
-		}
-		if int64(len(b)) > limit {
-			return fmt.Errorf("%w: more than the %d bytes that the file may have", errAnswer, limit)
-		}
-		content = b
-		return nil
+	err = w.retry(ctx, name, func() (bool, error) {
+		content, err = w.get(ctx, name, limit)
+		return false, err
 	})
 	return content, err
 }
 
-// Open implements Transport.
+// get is one attempt at a small file.
+func (w *web) get(ctx context.Context, name string, limit int64) ([]byte, error) {
+	// These files change, and caches on the way must not hide it.
+	answer, err := w.request(ctx, name, map[string]string{"Cache-Control": "no-cache"})
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, failed(answer)
+	}
+	// A page in the file's place may be larger than the file.
+	b, err := io.ReadAll(io.LimitReader(answer.Body, max(limit, 512)+1))
+	switch {
+	case manifest.IsPage(b):
+		return nil, fmt.Errorf("%w: a web page: %w", errAnswer, manifest.ErrPage)
+	case answer.ContentLength > limit:
+		return nil, fmt.Errorf("%w: %d bytes, more than the %d that the file may have", errAnswer, answer.ContentLength, limit)
+	case err != nil:
+		return nil, err
+	case int64(len(b)) > limit:
+		return nil, fmt.Errorf("%w: more than the %d bytes that the file may have", errAnswer, limit)
+	}
+	return b, nil
+}
+
+// Open implements Transport. Where the server sends parts of files, a connection
+// that is cut is no end: the rest is asked for.
 func (w *web) Open(ctx context.Context, name string) (body io.ReadCloser, info Info, err error) {
-	err = w.retry(ctx, name, func() error {
+	err = w.retry(ctx, name, func() (bool, error) {
 		answer, err := w.request(ctx, name, nil)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if answer.StatusCode != http.StatusOK {
-			return errors.Join(failed(answer), answer.Body.Close())
+			return false, errors.Join(failed(answer), answer.Body.Close())
 		}
-		body, info = answer.Body, Info{answer.ContentLength, tagOf(answer.Header)}
-		return nil
+		info = Info{answer.ContentLength}
+		body = &resumed{w: w, ctx: ctx, name: name, size: answer.ContentLength, body: answer.Body, left: w.Attempts}
+		return false, nil
 	})
 	return body, info, err
 }
 
-// tagOf is what tells a file's content from another, if the server says.
-func tagOf(h http.Header) string {
-	if tag := h.Get("ETag"); tag != "" && !strings.HasPrefix(tag, "W/") {
-		return tag
-	}
-	return h.Get("Last-Modified")
+// resumed is a file that is read from its start, over as many connections as it
+// takes.
+type resumed struct {
+	w    *web
+	ctx  context.Context
+	name string
+	size int64 // -1: not known, and nothing is asked for again
+	at   int64
+	body io.ReadCloser
+	from int64 // where the connection under way began
+	left int   // attempts
+	held error
 }
+
+// Read implements io.Reader.
+func (r *resumed) Read(p []byte) (int, error) {
+	for {
+		if r.held != nil {
+			return 0, r.held
+		}
+		n, err := r.body.Read(p)
+		r.at += int64(n)
+		switch {
+		case err == nil, errors.Is(err, io.EOF) && (r.size < 0 || r.at == r.size):
+			return n, err
+		case !r.again(noEOF(err)):
+			r.held = err // what was wrong first, which the caller knows
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// again asks for the rest after an error, if that is worth it.
+func (r *resumed) again(err error) bool {
+	if r.left--; enough(r.at-r.from, r.size-r.from) && !errors.Is(err, ErrSlow) {
+		r.left = r.w.Attempts
+	}
+	if r.size < 0 || r.at >= r.size || r.left <= 0 || !temporary(err) || r.ctx.Err() != nil {
+		return false
+	}
+	_ = r.body.Close() // it has failed
+	again := r.w.retry(r.ctx, r.name, func() (bool, error) {
+		answer, _, err := r.w.ask(r.ctx, r.name, r.at, r.size-r.at)
+		if err == nil {
+			r.body, r.from = answer.Body, r.at
+		}
+		return false, err
+	})
+	return again == nil
+}
+
+// Close implements io.Closer.
+func (r *resumed) Close() error { return r.body.Close() }
 
 // A sink counts what is written, and keeps its error apart from the server's.
 type sink struct {
@@ -290,26 +404,27 @@ func (s *sink) Write(p []byte) (int, error) {
 
 // Range implements Transport. What arrived before a failure is kept, and only
 // the rest asked for again.
-func (w *web) Range(ctx context.Context, name string, to io.Writer, off, n int64, tag string) (int64, Info, error) {
+func (w *web) Range(ctx context.Context, name string, to io.Writer, off, n int64) (int64, Info, error) {
 	info := Info{Size: -1}
 	s := &sink{w: to}
-	err := w.retry(ctx, name, func() error {
-		now, err := w.part(ctx, name, s, off+s.n, n-s.n, tag)
+	err := w.retry(ctx, name, func() (bool, error) {
+		before := s.n
+		now, err := w.part(ctx, name, s, off+s.n, n-s.n)
+		got := enough(s.n-before, n-before)
 		if now.Size >= 0 {
 			info = now
-			tag = now.Tag // also within this call it stays the same file
 		}
 		switch {
 		case s.err != nil:
-			return fmt.Errorf("%w: %w", errSink, s.err)
+			return got, fmt.Errorf("%w: %w", errSink, s.err)
 		case err != nil:
-			return err
+			return got, err
 		case s.n == n:
-			return nil
+			return got, nil
 		case off+s.n == info.Size:
-			return io.EOF
+			return got, io.EOF
 		}
-		return fmt.Errorf("%d of %d bytes from byte %d on arrived", s.n, n, off)
+		return got, fmt.Errorf("%d of %d bytes from byte %d on arrived", s.n, n, off)
 	})
 	if s.err != nil {
 		err = s.err // as it was, for whoever has it
@@ -320,42 +435,40 @@ func (w *web) Range(ctx context.Context, name string, to io.Writer, off, n int64
 // errSink marks an error that is not the server's.
 var errSink = errors.New("what arrived is not taken")
 
-// part sends one request for a part, and passes on what the server gives of it.
-func (w *web) part(ctx context.Context, name string, to io.Writer, off, n int64, tag string) (Info, error) {
-	header := map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+n-1)}
-	if tag != "" {
-		header["If-Range"] = tag
-	}
-	unknown := Info{Size: -1}
-	answer, err := w.request(ctx, name, header)
+// ask sends one request for a part, and returns the answer that gives it with how
+// much that is and how large the file is. Whether it is still the file of a moment
+// ago is not asked: mirrors behind one name differ in what they say of it, and
+// whoever reads compares all of it with what was signed.
+func (w *web) ask(ctx context.Context, name string, off, n int64) (answer *http.Response, length Info, err error) {
+	answer, err = w.request(ctx, name, map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+n-1)})
 	if err != nil {
-		return unknown, err
+		return nil, length, err
+	}
+	switch {
+	case answer.StatusCode == http.StatusOK:
+		err = ErrNoRanges
+	case answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		err = fmt.Errorf("%w: it ends before byte %d", ErrChanged, off)
+	case answer.StatusCode != http.StatusPartialContent:
+		err = failed(answer)
+	default:
+		if answer.ContentLength, length.Size, err = contentRange(answer.Header.Get("Content-Range"), off, n); err == nil {
+			return answer, length, nil
+		}
+	}
+	return nil, length, errors.Join(err, answer.Body.Close())
+}
+
+// part passes on what the server gives of a part.
+func (w *web) part(ctx context.Context, name string, to io.Writer, off, n int64) (Info, error) {
+	answer, info, err := w.ask(ctx, name, off, n)
+	if err != nil {
+		return Info{Size: -1}, err
 	}
 	defer answer.Body.Close()
-	now := tagOf(answer.Header)
-	switch {
-	case answer.StatusCode == http.StatusOK && tag != "":
-		return unknown, ErrChanged
-	case answer.StatusCode == http.StatusOK:
-		return unknown, ErrNoRanges
-	case answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return unknown, fmt.Errorf("%w: it ends before byte %d", ErrChanged, off)
-	case answer.StatusCode != http.StatusPartialContent:
-		return unknown, failed(answer)
-	case tag != "" && now != "" && now != tag:
-		return unknown, ErrChanged
-	}
-	length, total, err := contentRange(answer.Header.Get("Content-Range"), off, n)
+	got, err := io.CopyN(to, answer.Body, answer.ContentLength)
 	if err != nil {
-		return unknown, err
-	}
-	if now == "" {
-		now = tag
-	}
-	info := Info{total, now}
-	got, err := io.CopyN(to, answer.Body, length)
-	if err != nil {
-		return info, fmt.Errorf("connection ended %d bytes early: %w", length-got, noEOF(err))
+		return info, fmt.Errorf("connection ended %d bytes early: %w", answer.ContentLength-got, noEOF(err))
 	}
 	// One byte more would be another answer than the header's.
 	if extra, _ := answer.Body.Read(make([]byte, 1)); extra > 0 {

@@ -46,6 +46,12 @@ type Settings struct {
 	RateLimit      int64            `json:"rate_limit"` // bytes a second; 0 is none
 	UserAgent      string           `json:"user_agent"`
 	SignedManifest Demand           `json:"require_signed_manifest"`
+	// Proxy is the URL of what requests go through, or "none"; empty is what the
+	// environment says.
+	Proxy string `json:"proxy"`
+	// CA is the absolute path of a file with certificates of authorities, in PEM
+	// form, that count beside the system's.
+	CA string `json:"ca"`
 }
 
 // DefaultUserAgent is what the server sees. It says nothing about the machine.
@@ -123,6 +129,16 @@ func (s *Settings) set(key, value string) (err error) {
 		if value == "" || len(value) > 200 {
 			err = fmt.Errorf("has %d characters, want 1 to 200", len(value))
 		}
+	case "Proxy":
+		s.Proxy, err = proxy(value)
+	case "CA":
+		s.CA = ""
+		if value != "" {
+			s.CA = filepath.Clean(value)
+		}
+		if s.CA != "" && !filepath.IsAbs(s.CA) {
+			err = fmt.Errorf("%.100q is not the absolute path of a file with certificates", value)
+		}
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
 		case Always, Never, Auto:
@@ -154,6 +170,21 @@ func server(value string) (string, error) {
 		return "", fmt.Errorf("%.100q has a query or a fragment, and names are put behind it", u.Redacted())
 	}
 	return strings.TrimRight(value, "/"), nil
+}
+
+// proxy checks the form of a proxy's address. Empty takes back what the image says.
+func proxy(value string) (string, error) {
+	if value == "" || value == "none" {
+		return value, nil
+	}
+	u, err := url.Parse(value)
+	switch {
+	case err != nil:
+		return "", errors.New("cannot be read as an address") // which may hold a password
+	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" || u.Host == "":
+		return "", fmt.Errorf("%.100q is not none and no address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
+	}
+	return value, nil
 }
 
 // rate reads a number of bytes a second, with the suffixes K, M and G (1024).

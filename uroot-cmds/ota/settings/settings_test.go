@@ -98,3 +98,20 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// Proxy= and CA=.
+func TestProxyAndCA(t *testing.T) {
+	s, err := Load([]byte("Proxy=http://me:secret@proxy.example.org:3128\nCA=/etc/ssl/ours.pem\n"), nil)
+	if err != nil || s.Proxy != "http://me:secret@proxy.example.org:3128" || s.CA != "/etc/ssl/ours.pem" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	s, err = Load([]byte("Proxy=http://proxy:3128\nCA=/etc/ssl/ours.pem\n"), []byte("Proxy=none\nCA=\n"))
+	if err != nil || s.Proxy != "none" || s.CA != "" {
+		t.Errorf("the owner's: %+v, %v", s, err)
+	}
+	for text, want := range map[string]string{"Proxy=proxy:3128": "like http://", "Proxy=ftp://x": "like http://", "Proxy=http://a:secret@%zz": "cannot be read", "CA=ours.pem": "absolute path"} {
+		if _, err := Load(nil, []byte(text)); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

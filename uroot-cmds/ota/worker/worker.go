@@ -47,6 +47,8 @@ type Request struct {
 	Archive   string      `json:"archive,omitempty"` // there is only this one, and no manifest
 	UserAgent string      `json:"user_agent,omitempty"`
 	RateLimit int64       `json:"rate_limit,omitempty"` // bytes a second; 0: none
+	Proxy     string      `json:"proxy,omitempty"`
+	CA        []byte      `json:"ca,omitempty"` // certificates
 	Self      *offer.Self `json:"self"`
 	// Found is what a worker that looked has found.
 	Found *fetch.Found `json:"found,omitempty"`
@@ -197,7 +199,7 @@ func (r *Request) transport(files Files, note func(string)) (server.Transport, e
 	if files[Archive] != nil {
 		return server.NewFile(files[Archive]), nil
 	}
-	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, NotBefore: r.Self.Running.Date(), Note: note})
+	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, Proxy: r.Proxy, CA: r.CA, NotBefore: r.Self.Running.Date(), Note: note})
 }
 
 func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, folder string, note func(string), send func(Event)) error {
