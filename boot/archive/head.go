@@ -22,6 +22,9 @@ const MaxHead = maxHead + maxHead/maxStored*storedHead + 64<<10
 
 const maxHead = release.MaxSize + MaxSignature + 6*block // bytes unpacked
 
+// ErrForeign is wrapped where an archive does not even start as a release's.
+var ErrForeign = errors.New("it is no release's archive ('halogen release archive' makes one of a build; tar and gzip alone do not)")
+
 // A Head is the beginning of an archive: what it holds, and where.
 type Head struct {
 	Release     *release.Release
@@ -37,13 +40,16 @@ type Head struct {
 func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
 	r := &headReader{src: src}
 	h, err := r.header()
-	if err != nil {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 	}
 	head := new(Head)
 	size, date, err := smallHeader(h, release.ManifestFile, release.MaxSize)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 	}
 	if head.Description, err = r.small(size); err != nil {
 		return nil, fmt.Errorf("%s: %w", release.ManifestFile, err)

@@ -239,8 +239,28 @@ func readKey(name string) (*pgp.Key, error) {
 	return key, nil
 }
 
+// learn adds to the key that was named what the server's copy of it says: a later
+// expiry date, a new subkey.
+func learn(ctx context.Context, web *release.Web, m *manifest.Manifest, key *pgp.Key) (*pgp.Key, error) {
+	if key == nil || m.PubKey == "" {
+		return key, nil
+	}
+	text, err := web.Get(ctx, m.PubKey, pgp.MaxKey)
+	if err != nil {
+		return nil, err
+	}
+	shown, err := pgp.ParseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", m.PubKey, err)
+	}
+	if shown.Fingerprint() != key.Fingerprint() {
+		return nil, fmt.Errorf("the server shows the release key %s, and the one given is %s", shown.Fingerprint(), key.Fingerprint())
+	}
+	return key.Merge(shown)
+}
+
 func openServer(ctx context.Context, from, channel string, key *pgp.Key) (*install.Source, func() error, error) {
-	web, err := release.NewWeb(from)
+	web, err := release.NewWeb(from, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -248,16 +268,15 @@ func openServer(ctx context.Context, from, channel string, key *pgp.Key) (*insta
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := web.Open(ctx, manifest.FileName)
+	text, err := web.Get(ctx, manifest.FileName, manifest.MaxSize)
 	if err != nil {
 		return nil, nil, err
 	}
-	text, err := io.ReadAll(io.LimitReader(f, manifest.MaxSize+1))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", manifest.FileName, err)
-	}
 	m, err := manifest.Parse(text)
 	if err != nil {
+		return nil, nil, err
+	}
+	if key, err = learn(ctx, web, m, key); err != nil {
 		return nil, nil, err
 	}
 	entry, _, err := m.Resolve(follow)

@@ -149,7 +149,7 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 			return fmt.Errorf("%s: %w", r.pinned, err)
 		}
 	}
-	servers, err := servers(r.verify)
+	servers, err := servers(r.verify, func(text string) { progress.Note("%s", text) })
 	if err != nil {
 		return err
 	}
@@ -162,9 +162,9 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 	return errors.Join(faults...)
 }
 
-func servers(place string) ([]release.Server, error) {
+func servers(place string, note func(string)) ([]release.Server, error) {
 	if strings.HasPrefix(place, "https://") || strings.HasPrefix(place, "http://") {
-		web, err := release.NewWeb(place)
+		web, err := release.NewWeb(place, note)
 		return []release.Server{web}, err
 	}
 	folders, err := release.Folders(place)

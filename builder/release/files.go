@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"halogenos.internal/boot/contract"
 )
 
 // unfinished starts the names of files and folders that are being written. A
@@ -54,7 +56,7 @@ func makeFolders(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	return errors.Join(os.Chmod(dir, 0o755), syncFolder(parent))
+	return errors.Join(readable(os.Chmod(dir, 0o755)), syncFolder(parent))
 }
 
 // writeFile puts a file under its name in one step: whoever reads it sees all
@@ -73,18 +75,36 @@ func writeFile(dir, name string, content []byte) error {
 
 // finish makes a file readable, syncs and closes it.
 func finish(f *os.File) error {
-	return errors.Join(f.Chmod(0o644), f.Sync(), f.Close())
+	return errors.Join(readable(f.Chmod(0o644)), f.Sync(), f.Close())
 }
 
-// writeLink puts a symbolic link under its name in one step.
-func writeLink(dir, name, target string) error {
-	if have, err := os.Readlink(filepath.Join(dir, name)); err == nil && have == target {
+// readable passes over a file system that has no modes, such as a stick's.
+func readable(err error) error {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) {
 		return nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is there and not a symbolic link: %w", name, err)
+	}
+	return err
+}
+
+// writeLink puts a symbolic link to a release under its name in one step; version 0
+// takes it away. What is there and no link is left alone: somebody has put it there,
+// or copied the server in a way that makes directories of links.
+func writeLink(dir, name string, v contract.Version) error {
+	path := filepath.Join(dir, name)
+	have, err := os.Readlink(path)
+	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) {
+		have, err = "", nil
+	}
+	switch {
+	case err != nil:
+		return errors.New("what is there is no symbolic link, and left as it is")
+	case v == 0 && have == "" || v != 0 && have == v.String():
+		return nil
+	case v == 0:
+		return errors.Join(os.Remove(path), syncFolder(dir))
 	}
 	fresh := filepath.Join(dir, unfinished+"link")
-	if err := os.Symlink(target, fresh); err != nil {
+	if err := os.Symlink(v.String(), fresh); err != nil {
 		return err
 	}
 	return place(dir, fresh, name)
@@ -103,7 +123,11 @@ func syncFolder(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	sync := f.Sync()
+	if errors.Is(sync, syscall.EINVAL) || errors.Is(sync, errors.ErrUnsupported) {
+		sync = nil // a network's file system may not know it
+	}
+	if err := errors.Join(sync, f.Close()); err != nil {
 		return fmt.Errorf("sync folder %s: %w", dir, err)
 	}
 	return nil

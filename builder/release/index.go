@@ -232,7 +232,7 @@ func (p source) index(ctx context.Context, v contract.Version) (head *archive.He
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if head, err = archive.ReadHead(f, authenticateWith(p.key, p.now)); err != nil {
+	if head, err = archive.ReadHead(f, madeBy(p.key, p.now)); err != nil {
 		return nil, nil, err
 	}
 	arch, imageID := p.server.Place()

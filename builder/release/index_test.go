@@ -122,7 +122,7 @@ func TestDelta(t *testing.T) {
 	}
 	files := httptest.NewServer(http.FileServer(http.Dir(second.Server)))
 	defer files.Close()
-	web, err := NewWeb(files.URL + "/x86_64/test-os")
+	web, err := NewWeb(files.URL+"/x86_64/test-os", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,9 +73,13 @@ type Result struct {
 type publisher struct {
 	Options
 	build  *build
-	dir    string // <server>/<arch>/<image-id>
+	dir    string   // <server>/<arch>/<image-id>
+	pinned *pgp.Key // by the build; nil: none
+	site   *site
+	before map[contract.Version]*published // that channels name
+	follow *build                          // the previous build; nil: none was named
 	signer *Signer
-	old    *manifest.Manifest // nil: the server has none
+	sign   bool // the manifest
 	result *Result
 }
 
@@ -84,8 +88,8 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	if _, err := manifest.ParseChannel(string(o.Channel)); err != nil {
 		return nil, err
 	}
-	if r := o.Rollout; r.Percent < 0 || r.Percent > 100 {
-		return nil, fmt.Errorf("rollout to %d percent of the machines, want 0 to 100", r.Percent)
+	if err := o.Rollout.check(); err != nil {
+		return nil, err
 	}
 	b, err := loadBuild(o.Build)
 	if err != nil {
@@ -93,11 +97,8 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	p := &publisher{Options: o, build: b, dir: filepath.Join(o.Server, b.release.Arch, b.release.ImageID)}
 	p.result = &Result{Version: b.release.Version, Folder: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
-	if err := p.loadKey(); err != nil {
+	if err := p.readPinned(); err != nil {
 		return nil, err
-	}
-	if p.signer != nil {
-		defer p.signer.Close()
 	}
 	if err := makeFolders(p.dir); err != nil {
 		return nil, fmt.Errorf("make the image's folder: %w", err)
@@ -107,18 +108,31 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	defer func() {
+		if p.signer != nil {
+			p.signer.Close()
+		}
+	}()
 	// Whatever can be refused is refused before anything is written.
-	for _, step := range []func(context.Context) error{p.follow, p.readServer, p.compare, p.hash, p.writeRelease, p.writeKey, p.writeManifest} {
+	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.loadSigner, p.hash, p.writeRelease, p.writeKey, p.writeManifest} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
-	p.result.Delta = noteDelta(ctx, source{Folder(p.dir), p.key(), p.Now}, b.release.Version, p.Note)
+	p.result.Delta = noteDelta(ctx, source{Folder(p.dir), p.site.key, p.Now}, b.release.Version, p.Note)
 	return p.result, nil
 }
 
-// loadKey opens the signing key, if the image wants one.
-func (p *publisher) loadKey() error {
+func (r Rollout) check() error {
+	if r.Percent < 0 || r.Percent > 100 {
+		return fmt.Errorf("rollout to %d percent of the machines, want 0 to 100", r.Percent)
+	}
+	return nil
+}
+
+// readPinned reads the key that the image has pinned, and compares it with what
+// there is to sign with.
+func (p *publisher) readPinned() error {
 	pinned := p.build.contract.ReleaseKey
 	switch {
 	case len(pinned) == 0 && p.Key.named():
@@ -133,12 +147,15 @@ func (p *publisher) loadKey() error {
 	if err != nil {
 		return fmt.Errorf("the image's pinned release key: %w", err)
 	}
-	p.signer, err = LoadSigner(p.Key, key, p.Now)
-	return err
+	p.pinned = key
+	if text := key.Warning(p.Now); text != "" {
+		p.Note("WARNING: %s", text)
+	}
+	return nil
 }
 
-// follow compares with the build that this one follows.
-func (p *publisher) follow(context.Context) error {
+// readPrevious compares with the build that this one follows.
+func (p *publisher) readPrevious(context.Context) error {
 	if p.Previous == "" {
 		return nil
 	}
@@ -152,84 +169,66 @@ func (p *publisher) follow(context.Context) error {
 		return fmt.Errorf("the previous build is %s for %s, this one %s for %s", was.ImageID, was.Arch, is.ImageID, is.Arch)
 	case was.Version >= is.Version:
 		return fmt.Errorf("version %s is not newer than %s, the previous build's", is.Version, was.Version)
-	case was.Epoch > is.Epoch:
-		return fmt.Errorf("epoch %d is lower than %d, the previous build's", is.Epoch, was.Epoch)
 	}
-	if err := pgp.SamePinned(b.contract.ReleaseKey, p.build.contract.ReleaseKey); err != nil {
-		return fmt.Errorf("the previous build and this one: %w: its machines would refuse this one", err)
+	if err := release.Follows(b.contract, p.build.contract); err != nil {
+		return fmt.Errorf("machines with the previous build would refuse this one: %w", err)
 	}
+	p.follow = b
 	return nil
 }
 
 // readServer reads what the server has already.
-func (p *publisher) readServer(context.Context) error {
-	text, err := readBounded(filepath.Join(p.dir, manifest.FileName), manifest.MaxSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+func (p *publisher) readServer(ctx context.Context) (err error) {
+	if p.site, err = openSite(p.dir, p.pinned, p.Now, p.Note); err != nil {
 		return err
 	}
-	if p.old, err = manifest.Parse(text); err != nil {
-		return err
-	}
-	if !p.old.Expires.IsZero() && p.Lifetime == 0 {
-		return fmt.Errorf("the manifest there expires, on %s: say for how long the new one is to hold", p.old.Expires.Format(time.DateTime))
-	}
-	return p.checkKey()
-}
-
-// checkKey refuses another key than the server's.
-func (p *publisher) checkKey() error {
-	switch {
-	case p.old.PubKey == "" && p.signer == nil:
+	m := p.site.manifest
+	if m == nil {
+		p.sign = p.pinned != nil && p.SignManifest
 		return nil
-	case p.old.PubKey == "":
-		return fmt.Errorf("the releases in %s are not signed, and their machines would refuse this one's key", p.dir)
-	case p.signer == nil:
+	}
+	if m.PubKey != "" && p.pinned == nil {
 		return fmt.Errorf("the releases in %s are signed, and their machines would refuse this one, which is not", p.dir)
 	}
-	text, err := readBounded(filepath.Join(p.dir, p.old.PubKey), pgp.MaxKey)
-	if err != nil {
-		return fmt.Errorf("read the server's key: %w", err)
+	if !m.Expires.IsZero() && p.Lifetime == 0 {
+		return fmt.Errorf("the manifest there expires, on %s: say for how long the new one is to hold", m.Expires.Format(time.DateTime))
 	}
-	key, err := pgp.ParseKey(text)
-	if err != nil {
-		return fmt.Errorf("the server's key: %w", err)
+	if p.sign, err = p.site.sign(p.SignManifest); err != nil {
+		return err
 	}
-	if have, want := key.Fingerprint(), p.signer.Key().Fingerprint(); have != want {
-		return fmt.Errorf("the releases in %s are signed by %s, and their machines would refuse one by %s", p.dir, have, want)
+	p.before, err = p.site.named(ctx)
+	if err != nil && p.follow != nil {
+		p.Note("WARNING: %v. Going by the previous build that was named", err)
+		p.before, err = nil, nil
 	}
-	return nil
+	return err
 }
 
-// compare refuses a release that machines on the channel would not take after
-// the ones that they may have.
-func (p *publisher) compare(ctx context.Context) error {
-	r := p.build.release
-	if p.old == nil {
+// compare refuses a release that machines would not take after the ones that they
+// may have.
+func (p *publisher) compare(context.Context) error {
+	m, v := p.site.manifest, p.build.release.Version
+	if m == nil {
 		if p.Channel != manifest.Stable {
 			return fmt.Errorf("%s has no stable release yet, and a manifest must name one: publish to stable first", p.dir)
 		}
 		return nil
 	}
 	for _, c := range manifest.Channels() {
-		e := p.old.Entry(c)
-		if e.Version == 0 {
-			continue
-		}
-		if e.Version >= r.Version && !(c == p.Channel && e.Version == r.Version && p.widens(e)) {
-			return fmt.Errorf("version %s is not newer than %s, which is in %s", r.Version, e.Version, c)
-		}
-		previous, err := p.describe(ctx, e.Version)
-		if err != nil {
-			return fmt.Errorf("release %s, which is in %s: %w", e.Version, c, err)
-		}
-		if previous.Epoch > r.Epoch {
-			return fmt.Errorf("epoch %d is lower than %d of release %s, which is in %s", r.Epoch, previous.Epoch, e.Version, c)
+		e := m.Entry(c)
+		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && p.widens(e)) {
+			return fmt.Errorf("version %s is not newer than %s, which is in %s", v, e.Version, c)
 		}
 		if c == p.Channel {
 			break // less tried channels may be further on
+		}
+	}
+	for _, old := range p.before {
+		if old.version >= v {
+			continue
+		}
+		if err := release.Follows(old.contract, p.build.contract); err != nil {
+			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
 		}
 	}
 	return nil
@@ -240,54 +239,31 @@ func (p *publisher) widens(e manifest.Entry) bool {
 	return e.Limited != p.Rollout.Limited || e.Percent != p.Rollout.Percent
 }
 
-// describe returns the description of a release that is on the server, whose
-// signature must be good.
-func (p *publisher) describe(ctx context.Context, v contract.Version) (*release.Release, error) {
-	f, err := os.Open(filepath.Join(p.dir, manifest.ArchiveName(v)))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	r, err := archive.Open(ctx, f, authenticateWith(p.key(), p.Now), archive.Options{Workers: 1})
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	return r.Release(), belongs(r.Release(), p.build.release.Arch, p.build.release.ImageID, v)
-}
-
-func (p *publisher) key() *pgp.Key {
-	if p.signer == nil {
+// loadSigner finds the key that signs: one whose signatures the machines of all
+// releases of before take by the certificates that they have pinned, which do not
+// know of a subkey that is newer.
+func (p *publisher) loadSigner(context.Context) error {
+	if p.pinned == nil {
 		return nil
 	}
-	return p.signer.Key()
-}
-
-// authenticateWith returns the check of release.json's signature by a key; nil
-// stands for releases that are not signed.
-func authenticateWith(key *pgp.Key, now time.Time) archive.Authenticate {
-	return func(description, signature []byte) error {
-		switch {
-		case key == nil && len(signature) > 0:
-			return fmt.Errorf("%s is there, and no key to check it", archive.SignatureFile)
-		case key == nil:
-			return nil
-		case len(signature) == 0:
-			return fmt.Errorf("%s is not signed", release.ManifestFile)
+	var before []*published
+	for _, old := range p.before {
+		if old.version < p.build.release.Version {
+			before = append(before, old)
 		}
-		if err := key.Verify(bytes.NewReader(description), signature, now); err != nil {
-			return fmt.Errorf("%s: %w", archive.SignatureFile, err)
-		}
-		return nil
 	}
-}
-
-// belongs refuses a release that lies in another's place.
-func belongs(r *release.Release, arch, imageID string, v contract.Version) error {
-	if r.Arch != arch || r.ImageID != imageID || r.Version != v {
-		return fmt.Errorf("is %s %s for %s, in the place of %s %s for %s", r.ImageID, r.Version, r.Arch, imageID, v, arch)
+	if p.follow != nil {
+		before = append(before, &published{version: p.follow.release.Version, contract: p.follow.contract})
 	}
-	return nil
+	must, lost, err := asked(before, p.site.key, p.Now)
+	if err != nil {
+		return err
+	}
+	for _, v := range lost {
+		p.Note("WARNING: no key that machines with release %s have pinned can sign any more. They learn of its renewal from the server, unless release %[1]s is of a time when they did not: those must be installed again", v)
+	}
+	p.signer, err = LoadSigner(p.Key, p.site.key, p.Now, must...)
+	return err
 }
 
 // hash compares the system image with the boot contract's root hash.
@@ -324,14 +300,23 @@ func (p *publisher) writeRelease(ctx context.Context) error {
 	return nil
 }
 
-// reuse takes the release that is on the server, if it is this one.
+// reuse takes the release that is on the server, if it is this one. What no machine
+// can have taken, such as a signature forgotten by hand, makes room.
 func (p *publisher) reuse(ctx context.Context) error {
 	v := p.build.release.Version
-	have, err := p.describe(ctx, v)
-	if err != nil {
-		return fmt.Errorf("release %s is on the server already: %w", v, err)
+	have, err := readPublished(ctx, Folder(p.dir), v, p.site.key, p.Now)
+	if errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned) || errors.Is(err, fs.ErrNotExist) {
+		p.Note("release %s is on the server already, and is one that no machine takes (%v): replacing it", v, err)
+		old := filepath.Join(p.dir, unfinished+v.String())
+		if err := os.Rename(filepath.Join(p.dir, v.String()), old); err != nil {
+			return err
+		}
+		return errors.Join(p.writeRelease(ctx), os.RemoveAll(old))
 	}
-	text, err := have.Build().Encode()
+	if err != nil {
+		return fmt.Errorf("release %s is on the server already: %w: if nobody has it, remove %s", v, err, filepath.Join(p.dir, v.String()))
+	}
+	text, err := have.release.Build().Encode()
 	if err != nil {
 		return err
 	}
@@ -406,64 +391,38 @@ func (p *publisher) pack(ctx context.Context, w *os.File) error {
 	return errors.Join(err, spool.Close())
 }
 
-// writeKey shows the pinned key; machines compare it with theirs.
+// writeKey shows the pinned key with all that is known of it; machines compare it
+// with theirs, and learn from it.
 func (p *publisher) writeKey(context.Context) error {
 	if p.signer == nil {
 		return nil
 	}
-	return writeFile(p.dir, p.keyName(), p.build.contract.ReleaseKey)
+	return writeFile(p.dir, p.keyName(), p.site.key.Bytes())
 }
 
 func (p *publisher) keyName() string {
-	if p.old != nil && p.old.PubKey != "" {
-		return p.old.PubKey
+	if m := p.site.manifest; m != nil && m.PubKey != "" {
+		return m.PubKey
 	}
 	return defaultKeyName
 }
 
-// writeManifest makes the channel name the release: first its link, for
-// people, then the manifest.
+// writeManifest makes the channel name the release.
 func (p *publisher) writeManifest(context.Context) error {
-	v := p.build.release.Version
 	m := new(manifest.Manifest)
-	if p.old != nil {
-		*m = *p.old
+	if p.site.manifest != nil {
+		*m = *p.site.manifest
 	}
-	if err := m.Set(p.Channel, manifest.Entry{Version: v, Limited: p.Rollout.Limited, Percent: p.Rollout.Percent}); err != nil {
+	if err := m.Set(p.Channel, manifest.Entry{Version: p.build.release.Version, Limited: p.Rollout.Limited, Percent: p.Rollout.Percent}); err != nil {
 		return err
 	}
 	if p.signer != nil {
 		m.PubKey = p.keyName()
 	}
-	_, err := os.Lstat(filepath.Join(p.dir, manifest.SignatureName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	sign := p.signer != nil && (p.SignManifest || err == nil)
-	if sign || m.Sequence != 0 {
-		m.Sequence++
-	}
 	m.Expires = time.Time{}
 	if p.Lifetime > 0 {
 		m.Expires = p.Now.Add(p.Lifetime).UTC().Truncate(time.Second)
 	}
-	text, err := m.Encode()
-	if err != nil {
-		return err
-	}
-	if err := writeLink(p.dir, string(p.Channel), v.String()); err != nil {
-		return err
-	}
-	if sign {
-		signature, err := p.signer.Sign(bytes.NewReader(text), p.Now)
-		if err != nil {
-			return fmt.Errorf("sign %s: %w", manifest.FileName, err)
-		}
-		// Two files cannot change at once. A machine that comes in between
-		// sees a signature that does not fit and asks again later.
-		if err := writeFile(p.dir, manifest.SignatureName, signature); err != nil {
-			return err
-		}
-	}
-	return writeFile(p.dir, manifest.FileName, text)
+	overtaken(m, p.Note)
+	return p.site.write(m, p.signer, p.sign)
 }

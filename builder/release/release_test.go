@@ -265,7 +265,7 @@ func TestVerifyFindsFaults(t *testing.T) {
 		{"manifest without a key", "not signed", edit("manifest.env", func([]byte) []byte { return []byte("STABLE=2\n") })},
 		{"manifest names nothing", "9/9.tar.gz", edit("manifest.env", func(b []byte) []byte { return bytes.Replace(b, []byte("STABLE=2"), []byte("STABLE=9"), 1) })},
 		{"link elsewhere", "leads to 1", func(dir string) {
-			if err := writeLink(dir, "stable", "1"); err != nil {
+			if err := writeLink(dir, "stable", 1); err != nil {
 				t.Fatal(err)
 			}
 		}},
@@ -298,7 +298,7 @@ func (w *world) overHTTP(root string, key *pgp.Key) {
 	w.t.Helper()
 	server := httptest.NewServer(http.FileServer(http.Dir(root)))
 	defer server.Close()
-	web, err := NewWeb(server.URL + "/x86_64/test-os/")
+	web, err := NewWeb(server.URL+"/x86_64/test-os/", nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func (w *world) overHTTP(root string, key *pgp.Key) {
 		w.t.Error(err)
 	}
 	for _, bad := range []string{"ftp://x/y", "/x", "file:///x", "http:///x", "http://x/?a"} {
-		if _, err := NewWeb(bad); err == nil {
+		if _, err := NewWeb(bad, nil); err == nil {
 			w.t.Errorf("NewWeb(%q) succeeded", bad)
 		}
 	}

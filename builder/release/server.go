@@ -6,16 +6,16 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 // A Server is an image's folder on a release server, as a machine sees it.
@@ -23,6 +23,8 @@ type Server interface {
 	// Open opens a file by its path below the folder, with slashes. What is
 	// not there is fs.ErrNotExist.
 	Open(ctx context.Context, name string) (io.ReadCloser, error)
+	// Get returns a small file, of at most limit bytes.
+	Get(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Versions returns the releases that are there, as far as can be told.
 	Versions(ctx context.Context) ([]contract.Version, error)
 	// Place returns the last two names of the folder's path.
@@ -36,6 +38,15 @@ type Folder string
 // Open implements Server.
 func (f Folder) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	return os.Open(filepath.Join(string(f), filepath.FromSlash(name)))
+}
+
+// Get implements Server.
+func (f Folder) Get(_ context.Context, name string, limit int64) ([]byte, error) {
+	text, err := readBounded(filepath.Join(string(f), filepath.FromSlash(name)), limit)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	return text, err
 }
 
 // Versions implements Server.
@@ -88,18 +99,16 @@ func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }
 
-// Web is an image's folder on a web server.
+// Web is an image's folder on a web server. It is read as machines read it.
 type Web struct {
 	base   *url.URL
-	client *http.Client
+	reader server.Transport
 }
 
-// stalled is how long a web server may say nothing.
-const stalled = 30 * time.Second
-
 // NewWeb takes the URL of an image's folder, <base>/<arch>/<image-id>. Proxies
-// are taken from the environment; redirects stay with https once it is https.
-func NewWeb(text string) (*Web, error) {
+// are taken from the environment, and so are certificates. note is told why a
+// request is made again; nil: nobody is.
+func NewWeb(text string, note func(string)) (*Web, error) {
 	base, err := url.Parse(text)
 	if err != nil {
 		return nil, err
@@ -107,50 +116,38 @@ func NewWeb(text string) (*Web, error) {
 	if base.Scheme != "https" && base.Scheme != "http" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("%q is not the http or https address of a folder", text)
 	}
-	return &Web{base, &http.Client{
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ResponseHeaderTimeout: stalled, TLSHandshakeTimeout: stalled, DisableCompression: true},
-		CheckRedirect: func(next *http.Request, via []*http.Request) error {
-			if len(via) > 5 {
-				return errors.New("more than 5 redirects")
-			}
-			if next.URL.Scheme != "https" && via[0].URL.Scheme == "https" {
-				return fmt.Errorf("redirect to %s, which is not https", next.URL.Redacted())
-			}
-			return nil
-		},
-	}}, nil
+	reader, err := server.New(text, server.Options{UserAgent: "halogen/1", Note: note})
+	if err != nil {
+		return nil, err
+	}
+	return &Web{base, reader}, nil
+}
+
+// missing makes the reader's word for what is not there everybody's.
+func missing(err error) error {
+	if errors.Is(err, server.ErrNotFound) {
+		return fmt.Errorf("%w: %w", err, fs.ErrNotExist)
+	}
+	return err
 }
 
 // Open implements Server.
 func (w *Web) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	at := w.base.JoinPath(name).String()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := w.client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode == http.StatusOK {
-		return response.Body, nil
-	}
-	err = fmt.Errorf("get %s: %s", at, response.Status)
-	if response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone {
-		err = fmt.Errorf("%w: %w", err, fs.ErrNotExist)
-	}
-	return nil, errors.Join(err, response.Body.Close())
+	body, _, err := w.reader.Open(ctx, name)
+	return body, missing(err)
+}
+
+// Get implements Server.
+func (w *Web) Get(ctx context.Context, name string, limit int64) ([]byte, error) {
+	text, err := w.reader.Get(ctx, name, limit)
+	return text, missing(err)
 }
 
 // Versions implements Server: a web server tells only of those that its
 // manifest names.
 func (w *Web) Versions(ctx context.Context) ([]contract.Version, error) {
-	f, err := w.Open(ctx, manifest.FileName)
+	text, err := w.Get(ctx, manifest.FileName, manifest.MaxSize)
 	if err != nil {
-		return nil, err
-	}
-	text, err := readAll(f, manifest.MaxSize)
-	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
 	m, err := manifest.Parse(text)
@@ -159,7 +156,7 @@ func (w *Web) Versions(ctx context.Context) ([]contract.Version, error) {
 	}
 	var all []contract.Version
 	for _, c := range manifest.Channels() {
-		if v := m.Entry(c).Version; v != 0 {
+		if v := m.Entry(c).Version; v != 0 && !slices.Contains(all, v) {
 			all = append(all, v)
 		}
 	}

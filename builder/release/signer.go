@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp/ecdsa"
@@ -49,14 +50,16 @@ func (f KeyFile) named() bool { return f.Path != "" || f.GPG }
 type Signer struct {
 	key    *packet.PrivateKey
 	public *pgp.Key
+	must   []*pgp.Key // older certificates that must accept what it signs
 	gpg    bool
 }
 
 // LoadSigner reads the secret key and finds the newest of its keys whose
-// signatures the machines, which have pinned the public key, accept at a time.
-func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
+// signatures are accepted at a time by the public key, and by older copies of it
+// that machines have pinned.
+func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time, must ...*pgp.Key) (*Signer, error) {
 	if file.GPG {
-		return &Signer{public: pinned, gpg: true}, nil
+		return &Signer{public: pinned, must: must, gpg: true}, nil
 	}
 	defer secretmem.Collect()
 	return secretmem.Get(func() (*Signer, error) { return loadSigner(file, pinned, at) })
@@ -83,7 +86,7 @@ func loadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 	}
 	var refusals []error
 	for i, k := range ring {
-		s := &Signer{key: k, public: pinned}
+		s := &Signer{key: k, public: pinned, must: must}
 		if _, err := s.Sign(bytes.NewReader(nil), at); err != nil {
 			refusals = append(refusals, fmt.Errorf("%X: %w", k.Fingerprint, err))
 			continue
@@ -91,7 +94,21 @@ func loadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
 		ring = slices.Delete(ring, i, i+1) // and leave the others to be wiped
 		return s, nil
 	}
-	return nil, fmt.Errorf("signing key %s has no key whose signatures machines take: %w", file.Path, errors.Join(refusals...))
+	return nil, fmt.Errorf("signing key %s has no key whose signatures machines take: %w%s", file.Path, errors.Join(refusals...), wanted(must, at))
+}
+
+// wanted says which keys would do.
+func wanted(must []*pgp.Key, at time.Time) string {
+	if len(must) == 0 {
+		return ""
+	}
+	var names []string
+	usable, _ := must[0].SigningKeys(at) // it was asked before
+	for f := range usable {
+		names = append(names, f.String())
+	}
+	slices.Sort(names)
+	return fmt.Sprintf(". Machines of the releases of before know the signing key %s: sign this release with that one, so that it brings them the new certificate; the next one can be signed by a newer key", strings.Join(names, " or "))
 }
 
 // kept refuses a key, or a password, that is not kept as it must be.
@@ -251,14 +268,21 @@ func (s *Signer) sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
 	if err := sig.Serialize(&out); err != nil {
 		return nil, fmt.Errorf("encode signature: %w", err)
 	}
-	// What no machine would take is not published.
-	if _, err := message.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("read again what was signed: %w", err)
+	return out.Bytes(), s.accepted(message, out.Bytes(), at)
+}
+
+// accepted reports why machines would not take a signature: such a one is not
+// published.
+func (s *Signer) accepted(message io.ReadSeeker, signature []byte, at time.Time) error {
+	for _, k := range append([]*pgp.Key{s.public}, s.must...) {
+		if _, err := message.Seek(0, io.SeekStart); err != nil {
+			return fmt.Errorf("read again what was signed: %w", err)
+		}
+		if err := k.Verify(message, signature, at); err != nil {
+			return err
+		}
 	}
-	if err := s.public.Verify(message, out.Bytes(), at); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
+	return nil
 }
 
 // hashFor is SHA-256, which is fast where the releases are checked, unless the

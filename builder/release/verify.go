@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -33,7 +34,8 @@ type verifier struct {
 	VerifyOptions
 	server   Server
 	manifest *manifest.Manifest
-	text     []byte // of the manifest
+	text     []byte     // of the manifest
+	must     []*pgp.Key // each of which must accept the release that is being checked
 	faults   []error
 }
 
@@ -44,25 +46,26 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	if err := v.readManifest(ctx); err != nil {
 		return err
 	}
-	if err := v.readKey(ctx); err != nil {
+	pinned, err := v.readKey(ctx)
+	if err != nil {
 		return err
 	}
 	v.fault(v.checkManifestSignature(ctx))
 	if e := v.manifest.Expires; !e.IsZero() && !v.Now.Before(e) {
-		v.fault(fmt.Errorf("%s has expired on %s", manifest.FileName, e.Format(time.DateTime)))
+		v.fault(fmt.Errorf("%s has expired on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime)))
+	} else if left := e.Sub(v.Now); !e.IsZero() && left < soon {
+		v.Note("WARNING: %s expires on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime))
 	}
+	overtaken(v.manifest, v.Note)
 	var seen []contract.Version
 	for _, c := range manifest.Channels() {
 		version := v.manifest.Entry(c).Version
-		if version == 0 {
-			continue
-		}
-		v.fault(v.checkLink(c, version))
-		if slices.Contains(seen, version) {
+		v.checkLink(c, version)
+		if version == 0 || slices.Contains(seen, version) {
 			continue
 		}
 		seen = append(seen, version)
-		if err := v.checkRelease(ctx, version); err != nil {
+		if err := v.checkOne(ctx, version, pinned); err != nil {
 			v.fault(fmt.Errorf("release %s, in %s: %w", version, c, err))
 		} else {
 			v.Note("release %s, in %s, is good", version, c)
@@ -75,65 +78,67 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	return errors.Join(v.faults...)
 }
 
+// soon is how long before a manifest expires its distributor is told.
+const soon = 14 * 24 * time.Hour
+
 func (v *verifier) fault(err error) {
 	if err != nil {
 		v.faults = append(v.faults, err)
 	}
 }
 
-// file reads a small file.
-func (v *verifier) file(ctx context.Context, name string, limit int64) ([]byte, error) {
-	f, err := v.server.Open(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	text, err := readAll(f, limit)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return text, nil
-}
-
 func (v *verifier) readManifest(ctx context.Context) (err error) {
-	if v.text, err = v.file(ctx, manifest.FileName, manifest.MaxSize); err != nil {
+	if v.text, err = v.server.Get(ctx, manifest.FileName, manifest.MaxSize); err != nil {
 		return err
 	}
 	v.manifest, err = manifest.Parse(v.text)
 	return err
 }
 
-// readKey reads the server's key and compares it with the one that is wanted.
-func (v *verifier) readKey(ctx context.Context) error {
+// readKey reads the server's key and compares it with the one that is wanted. v.Key
+// becomes what a machine knows once it has seen both; the key that was wanted is
+// returned as it is, if there is one.
+func (v *verifier) readKey(ctx context.Context) (pinned *pgp.Key, err error) {
 	if v.manifest.PubKey == "" {
 		if v.Key != nil {
-			return fmt.Errorf("the releases are not signed, want signatures by %s", v.Key.Fingerprint())
+			return nil, fmt.Errorf("the releases are not signed, want signatures by %s", v.Key.Fingerprint())
 		}
 		v.Note("WARNING: the releases are not signed")
-		return nil
+		return nil, nil
 	}
-	text, err := v.file(ctx, v.manifest.PubKey, pgp.MaxKey)
+	text, err := v.server.Get(ctx, v.manifest.PubKey, pgp.MaxKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	shown, err := pgp.ParseKey(text)
 	if err != nil {
-		return fmt.Errorf("%s: %w", v.manifest.PubKey, err)
+		return nil, fmt.Errorf("%s: %w", v.manifest.PubKey, err)
 	}
-	if v.Key != nil && v.Key.Fingerprint() != shown.Fingerprint() {
-		return fmt.Errorf("%s is the key %s, want %s", v.manifest.PubKey, shown.Fingerprint(), v.Key.Fingerprint())
-	}
-	if v.Key == nil {
+	if pinned = v.Key; pinned != nil {
+		if pinned.Fingerprint() != shown.Fingerprint() {
+			return nil, fmt.Errorf("%s is the key %s, want %s", v.manifest.PubKey, shown.Fingerprint(), pinned.Fingerprint())
+		}
+		if v.Key, err = pinned.Merge(shown); err != nil {
+			return nil, err
+		}
+	} else {
 		v.Key = shown
 		v.Note("WARNING: believing the server's own key, %s: name the pinned one to check it too", shown.Fingerprint())
 	}
 	v.fault(v.Key.Check(v.Now))
-	return nil
+	if text := v.Key.Warning(v.Now); text != "" {
+		v.Note("WARNING: %s", text)
+	}
+	return pinned, nil
 }
 
-// checkManifestSignature checks the manifest's signature, where there is one.
+// checkManifestSignature checks the manifest's signature, where there is one or
+// should be.
 func (v *verifier) checkManifestSignature(ctx context.Context) error {
-	signature, err := v.file(ctx, manifest.SignatureName, pgp.MaxSignature)
+	signature, err := v.server.Get(ctx, manifest.SignatureName, pgp.MaxSignature)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && v.Key != nil && v.manifest.Sequence != 0:
+		return fmt.Errorf("%s is missing: %s has a SEQUENCE, so it was signed, and machines that have seen that refuse it now", manifest.SignatureName, manifest.FileName)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
@@ -147,29 +152,81 @@ func (v *verifier) checkManifestSignature(ctx context.Context) error {
 	return nil
 }
 
-// checkLink checks the link that leads people to a channel's release.
-func (v *verifier) checkLink(c manifest.Channel, version contract.Version) error {
+// checkLink checks the link that leads people to a channel's release. Machines do
+// not need it, and a server may have none.
+func (v *verifier) checkLink(c manifest.Channel, version contract.Version) {
 	folder, ok := v.server.(Folder)
 	if !ok {
-		return nil // over HTTP a link is not told from what it leads to
+		return // over HTTP a link is not told from what it leads to
 	}
-	target, err := os.Readlink(string(folder) + "/" + string(c))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	path := filepath.Join(string(folder), string(c))
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return
 	}
+	target, err := os.Readlink(path)
+	switch {
+	case err != nil:
+		v.Note("WARNING: %s is no symbolic link but a copy, which nothing keeps up to date: remove it, or copy the server with its links (rsync -a does)", c)
+	case version == 0:
+		v.fault(fmt.Errorf("the link %s leads to %s, and %s names no release for it", c, target, manifest.FileName))
+	case filepath.Clean(target) != version.String():
+		v.fault(fmt.Errorf("the link %s leads to %s, %s names %s", c, target, manifest.FileName, version))
+	}
+}
+
+// checkOne checks a release as the machines do that may take it: by the key that
+// was named, as they have pinned it, and by the certificates of the release before
+// it, where that is on the server.
+func (v *verifier) checkOne(ctx context.Context, version contract.Version, pinned *pgp.Key) error {
+	v.must = nil
+	if v.Key == nil {
+		return v.checkRelease(ctx, version, nil)
+	}
+	v.must = []*pgp.Key{v.Key}
+	var before []*published
+	if pinned != nil {
+		before = append(before, &published{contract: &contract.Contract{ReleaseKey: pinned.Bytes()}})
+	}
+	previous := v.previous(ctx, version)
+	if previous != nil {
+		before = append(before, previous)
+	}
+	must, lost, err := asked(before, v.Key, v.Now)
 	if err != nil {
 		return err
 	}
-	if target != version.String() {
-		return fmt.Errorf("the link %s leads to %s, %s names %s", c, target, manifest.FileName, version)
+	v.must = append(v.must, must...)
+	for range lost {
+		v.Note("WARNING: no key of those that machines have pinned can sign any more: they must have learned of its renewal from the server")
 	}
-	return nil
+	return v.checkRelease(ctx, version, previous)
+}
+
+// previous returns the release before one, as far as it is on the server and can be
+// read.
+func (v *verifier) previous(ctx context.Context, version contract.Version) *published {
+	all, err := v.server.Versions(ctx)
+	var before contract.Version
+	for _, other := range all {
+		if other < version {
+			before = max(before, other)
+		}
+	}
+	if err != nil || before == 0 {
+		return nil
+	}
+	p, err := readPublished(ctx, v.server, before, v.Key, v.Now)
+	if err != nil {
+		v.Note("release %s is not compared with the one before, %s, which cannot be read: %v", version, before, err)
+		return nil
+	}
+	return p
 }
 
 // checkRelease reads an archive once, front to back, and checks all of it on
 // the way: the signature over the archive, the one inside, every file.
-func (v *verifier) checkRelease(ctx context.Context, version contract.Version) (err error) {
-	signature, err := v.file(ctx, manifest.ArchiveSignatureName(version), pgp.MaxSignature)
+func (v *verifier) checkRelease(ctx context.Context, version contract.Version, previous *published) (err error) {
+	signature, err := v.server.Get(ctx, manifest.ArchiveSignatureName(version), pgp.MaxSignature)
 	switch {
 	case v.Key == nil && errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -183,7 +240,7 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version) (
 	}
 	defer func() { err = errors.Join(err, packed.Close()) }()
 	if v.Key == nil {
-		return v.unpack(ctx, packed, version)
+		return v.unpack(ctx, packed, version, previous)
 	}
 	whole, tee := io.Pipe()
 	verified := make(chan error, 1)
@@ -193,7 +250,7 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version) (
 		_, copied := io.Copy(io.Discard, whole)
 		verified <- errors.Join(err, copied)
 	}()
-	err = v.unpack(ctx, io.TeeReader(packed, tee), version)
+	err = v.unpack(ctx, io.TeeReader(packed, tee), version, previous)
 	tee.CloseWithError(err) // nil: the end of the archive
 	if failed := <-verified; err == nil && failed != nil {
 		return fmt.Errorf("%s: %w", manifest.ArchiveSignatureName(version), failed)
@@ -202,9 +259,9 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version) (
 }
 
 // unpack checks what is in an archive.
-func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contract.Version) error {
+func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contract.Version, previous *published) error {
 	members := new(members)
-	r, err := archive.Open(ctx, packed, authenticateWith(v.Key, v.Now), archive.Options{Members: members.add})
+	r, err := archive.Open(ctx, packed, authenticateWith(v.must, v.Now), archive.Options{Members: members.add})
 	if err != nil {
 		return err
 	}
@@ -232,6 +289,11 @@ func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contrac
 			err = files.read(r.Head(), content)
 		default:
 			c, err = v.unpackEFI(d, f, content, c, &files)
+			if err == nil && f.Name == release.UKIFile && previous != nil {
+				if err = release.Follows(previous.contract, c); err != nil {
+					err = fmt.Errorf("machines with release %s would refuse it: %w", previous.version, err)
+				}
+			}
 		}
 		if err != nil {
 			return err

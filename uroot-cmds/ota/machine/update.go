@@ -293,8 +293,12 @@ func (u *update) setCA() error {
 		return fmt.Errorf("CA in ota.conf: %w", err)
 	}
 	defer f.Close()
-	if u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1)); err != nil || len(u.request.CA) > maxFile {
-		return fmt.Errorf("CA in ota.conf: read %s: more than %d bytes, or %w", name, maxFile, err)
+	u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(u.request.CA) > maxFile {
+		err = fmt.Errorf("more than %d bytes", maxFile)
+	}
+	if err != nil {
+		return fmt.Errorf("CA in ota.conf: read %s: %w", name, err)
 	}
 	return nil
 }

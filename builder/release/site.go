@@ -1,0 +1,242 @@
+package release
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+)
+
+// A site is an image's directory on a server that is being changed, as it was
+// found.
+type site struct {
+	dir      string
+	now      time.Time
+	note     func(string, ...any)
+	manifest *manifest.Manifest // nil: there is none
+	signed   bool               // the manifest is
+	key      *pgp.Key           // nil: the releases are not signed
+}
+
+// openSite reads what the directory has. known is the release key as the caller
+// has it; nil stands for the one that the server shows. A manifest that somebody
+// has changed since it was signed is refused, whatever would be done with it: what
+// it says would be signed again.
+func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...any)) (*site, error) {
+	s := &site{dir: dir, now: now, note: note, key: known}
+	if err := s.finishCut(); err != nil {
+		return nil, err
+	}
+	text, err := readBounded(filepath.Join(dir, manifest.FileName), manifest.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.manifest, err = manifest.Parse(text); err != nil {
+		return nil, err
+	}
+	if err := s.readKey(); err != nil {
+		return nil, err
+	}
+	return s, s.checkSignature(text)
+}
+
+// readKey adds what the server's copy of the key says to what is known.
+func (s *site) readKey() error {
+	switch named := s.manifest.PubKey; {
+	case named == "" && s.key == nil:
+		return nil
+	case named == "":
+		return fmt.Errorf("the releases in %s are not signed, and their machines would refuse this one's key", s.dir)
+	}
+	text, err := readBounded(filepath.Join(s.dir, s.manifest.PubKey), pgp.MaxKey)
+	if err != nil {
+		return fmt.Errorf("read the server's key: %w", err)
+	}
+	shown, err := pgp.ParseKey(text)
+	if err != nil {
+		return fmt.Errorf("the server's key: %w", err)
+	}
+	if s.key == nil {
+		s.key = shown
+		return nil
+	}
+	if have, want := shown.Fingerprint(), s.key.Fingerprint(); have != want {
+		return fmt.Errorf("the releases in %s are signed by %s, and their machines would refuse one by %s", s.dir, have, want)
+	}
+	s.key, err = s.key.Merge(shown)
+	return err
+}
+
+// signAgain is what a person does about a manifest whose signature is wrong.
+func (s *site) signAgain() string {
+	return fmt.Sprintf("put both back from a copy; or, if %[1]s says what you want (channels, SEQUENCE and all), sign it yourself: gpg --local-user %[2]s --output %[3]s --detach-sign %[4]s",
+		manifest.FileName, s.key.Fingerprint(), filepath.Join(s.dir, manifest.SignatureName), filepath.Join(s.dir, manifest.FileName))
+}
+
+// checkSignature checks that the manifest is as its distributor signed it.
+func (s *site) checkSignature(text []byte) error {
+	signature, err := readBounded(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case err != nil && !missing:
+		return err
+	case s.key == nil && !missing:
+		return fmt.Errorf("%s is there, and the releases are not signed: remove it", manifest.SignatureName)
+	case s.key == nil || missing && s.manifest.Sequence == 0:
+		return nil
+	case missing:
+		return fmt.Errorf("%s has a SEQUENCE, so it was signed, and %s is gone: %s", manifest.FileName, manifest.SignatureName, s.signAgain())
+	}
+	if err := s.key.VerifyMade(bytes.NewReader(text), signature, s.now); err != nil {
+		return fmt.Errorf("%s is not as it was signed, and somebody may have changed it (%w): %s", manifest.FileName, err, s.signAgain())
+	}
+	s.signed = true
+	return nil
+}
+
+// named returns the releases that the manifest's channels name, each once. What no
+// machine can have taken is left out, and said.
+func (s *site) named(ctx context.Context) (map[contract.Version]*published, error) {
+	all := map[contract.Version]*published{}
+	if s.manifest == nil {
+		return all, nil
+	}
+	for _, c := range manifest.Channels() {
+		v := s.manifest.Entry(c).Version
+		if _, seen := all[v]; seen || v == 0 {
+			continue
+		}
+		p, err := readPublished(ctx, Folder(s.dir), v, s.key, s.now)
+		switch {
+		case errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned):
+			s.note("WARNING: release %s, which is in %s, is one that no machine takes: %v", v, c, err)
+		case err != nil:
+			return nil, fmt.Errorf("release %s, which is in %s: %w. Put it back from a copy, or take it out with 'halogen release withdraw'; --previous DIR names the build that this one follows, where it is gone", v, c, err)
+		default:
+			all[v] = p
+		}
+	}
+	return all, nil
+}
+
+// sign says whether the manifest is to be signed from now on, and refuses to sign
+// for the first time what others may have put into it.
+func (s *site) sign(wanted bool) (bool, error) {
+	if s.signed || !wanted || s.key == nil {
+		return s.signed, nil
+	}
+	if s.manifest != nil && len(s.manifest.Unknown) > 0 {
+		return false, fmt.Errorf("%s was not signed so far, and has a variable that is not known, %s: whoever can write to the server may have put it there. Take it out, or sign it yourself", manifest.FileName, s.manifest.Unknown[0].Name)
+	}
+	return true, nil
+}
+
+// next is the manifest that is about to take the place of the one there.
+const next = ".next-" + manifest.FileName
+
+// write puts the manifest in place, which is what machines follow. Two files cannot
+// change at once: seen in between, the signature does not fit, and a machine asks
+// again. Cut before the signature is in place, the manifest of before holds; cut
+// after it, the next publisher finds the new manifest beside it and gives it its
+// name (finishCut).
+func (s *site) write(m *manifest.Manifest, signer *Signer, sign bool) error {
+	if sign && signer == nil {
+		return errors.New("the manifest is signed: name the key (--key or --gpg)")
+	}
+	if sign || m.Sequence != 0 {
+		if m.Sequence >= uint64(contract.MaxVersion) {
+			return fmt.Errorf("SEQUENCE %d cannot grow any more", m.Sequence)
+		}
+		m.Sequence++
+	}
+	text, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	var signature []byte
+	if sign {
+		if signature, err = signer.Sign(bytes.NewReader(text), s.now); err != nil {
+			return fmt.Errorf("sign %s: %w", manifest.FileName, err)
+		}
+	}
+	if err := writeFile(s.dir, next, text); err != nil {
+		return err
+	}
+	if sign {
+		if err := writeFile(s.dir, manifest.SignatureName, signature); err != nil {
+			return err
+		}
+	}
+	if err := place(s.dir, filepath.Join(s.dir, next), manifest.FileName); err != nil {
+		return err
+	}
+	s.link(m)
+	return nil
+}
+
+// finishCut ends what a publisher that was interrupted has begun: where the
+// signature is that of the manifest which was about to come, that one comes now.
+func (s *site) finishCut() error {
+	path := filepath.Join(s.dir, next)
+	text, err := readBounded(path, manifest.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	signature, err := readBounded(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
+	if err == nil && s.fits(text, signature) {
+		s.note("finishing what an interrupted publication has begun")
+		return place(s.dir, path, manifest.FileName)
+	}
+	return os.Remove(path)
+}
+
+// fits reports whether a manifest is what the server's key has signed.
+func (s *site) fits(text, signature []byte) bool {
+	m, err := manifest.Parse(text)
+	if err != nil || m.PubKey == "" {
+		return false
+	}
+	key := s.key
+	if shown, err := readBounded(filepath.Join(s.dir, m.PubKey), pgp.MaxKey); err == nil && key == nil {
+		if key, err = pgp.ParseKey(shown); err != nil {
+			return false
+		}
+	}
+	return key != nil && key.VerifyMade(bytes.NewReader(text), signature, s.now) == nil
+}
+
+// link makes the links that lead people to the channels' releases. They are a help
+// that a server may do without.
+func (s *site) link(m *manifest.Manifest) {
+	for _, c := range manifest.Channels() {
+		if err := writeLink(s.dir, string(c), m.Entry(c).Version); err != nil {
+			s.note("no link %s: %v. Machines do not need it", c, err)
+		}
+	}
+}
+
+// overtaken says which less tried channels name an older release than a more tried
+// one.
+func overtaken(m *manifest.Manifest, note func(string, ...any)) {
+	for _, c := range manifest.Channels() {
+		own := m.Entry(c).Version
+		if newest, from, err := m.Resolve(c); err == nil && own != 0 && newest.Version > own {
+			note("%s names %s, which is older than %s in %s: its machines take that one, but those of releases before this one do so only after 'halogen release promote %s --channel %s'", c, own, newest.Version, from, newest.Version, c)
+		}
+	}
+}
