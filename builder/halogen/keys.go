@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/builder/image"
 	"halogenos.internal/builder/keys"
+	"halogenos.internal/builder/release"
 )
 
 const keysSummary = `usage: halogen keys generate --out DIR --name NAME [OPTION]...
@@ -178,6 +179,9 @@ func (c command) checkKey(ctx context.Context, k keyFlags, path string) (err err
 			}
 			fmt.Fprintf(c.stdout, "  %-12s %-7s %s\n", v.Rule, word, v.Says)
 		}
+	}
+	if text := release.KeyWarning(path, time.Now()); text != "" {
+		fmt.Fprintf(c.stderr, "WARNING: %s\n", text)
 	}
 	return r.Err(excused(k.unencrypted)...)
 }

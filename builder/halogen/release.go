@@ -18,6 +18,7 @@ import (
 
 const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY [OPTION]...
        halogen release --verify ROOT|URL [--pinned FILE]
+       halogen release list | promote | withdraw | prune | refresh | archive ...
 
 Publishes what 'halogen build' made in a static web server's folder:
 
@@ -34,7 +35,25 @@ epoch. Publishing a release that is there to another channel only moves the
 channel.
 
 With --verify it checks a server as a machine would: a folder ROOT, or the URL
-of one image, <base>/<arch>/<image-id>.
+of one image, <base>/<arch>/<image-id>. --pinned is the key as installed machines
+have it: a release that only a newer copy of it accepts is found.
+
+What is there already is changed by 'halogen release list', promote, withdraw,
+prune and refresh, and published by hand after 'halogen release archive': each has
+its --help.
+
+The folder is uploaded with the manifest last, and what is old removed after that.
+The links are made on the way, where the server can have any (-l):
+
+  rsync -rtl --exclude '.*' --exclude 'manifest.env*' ROOT/ HOST:ROOT/
+  rsync -rt --include '*/' --include manifest.env.pgp --exclude '*' ROOT/ HOST:ROOT/
+  rsync -rt --include '*/' --include manifest.env --exclude '*' ROOT/ HOST:ROOT/
+  rsync -rtl --delete --exclude '.*' ROOT/ HOST:ROOT/
+
+The key is renewed long before it ends (gpg --quick-set-expire) and put into the
+next build and on the server, from where machines learn it. A new signing subkey
+signs from the second release on that has it in its certificate: the first must be
+signed by the one that machines know.
 
 KEY is a secret OpenPGP key as 'halogen keys generate' makes it or 'gpg
 --export-secret-keys' writes it, such as a container's secret. It is read where
@@ -53,18 +72,21 @@ type releaseFlags struct {
 }
 
 func (c command) release(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		if _, ok := managed[args[0]]; ok {
+			return c.manage(ctx, args[0], args[1:])
+		}
+		if args[0] == "archive" {
+			return c.archive(ctx, args[1:])
+		}
+	}
 	var r releaseFlags
 	o := &r.options
 	f := flag.NewFlagSet("release", flag.ContinueOnError)
 	f.StringVar(&o.Build, "build", "", "`DIR` that 'halogen build' filled")
 	f.StringVar(&o.Server, "server", "", "`ROOT` of the web server's folders; made when missing")
 	f.StringVar(&r.channel, "channel", string(manifest.Stable), "channel that names the release: `stable`, beta or alpha")
-	f.StringVar(&o.Key.Path, "key", "", "secret release `KEY`; without one the release is not signed")
-	f.StringVar(&o.Key.Password, "password-file", "", "`FILE` whose first line is the key's password")
-	f.BoolVar(&o.Key.Unprotected, "allow-unprotected-key", false, "take a key without a password: whoever reads its file can then sign what every machine installs")
-	f.BoolVar(&o.Key.UnencryptedStorage, "allow-unencrypted-storage", false, storageRisk)
-	f.BoolVar(&o.Key.GPG, "gpg", false, "sign with gpg, whose agent or smart card holds the pinned key's secret, instead of --key")
-	f.BoolVar(&r.agent, "agent", false, "get the key's password from gpg-agent")
+	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")

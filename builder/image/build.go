@@ -199,6 +199,9 @@ func (b *build) find(context.Context) error {
 	if b.Date.Unix() < 0 {
 		return fmt.Errorf("source date %s lies before 1970", b.Date.Format(time.DateTime))
 	}
+	if err := b.warnOfKey(); err != nil {
+		return err
+	}
 	b.Progress.Note("kernel %s, %d modules for the initramfs, source date %s", k.release, len(b.modules), b.Date.Format(time.DateTime))
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
@@ -37,6 +38,21 @@ func (b *build) follow(context.Context) error {
 		return fmt.Errorf("SlotSize is %d bytes, but machines with the previous build have system partitions of %d", c.SlotSize, was.SlotSize)
 	}
 	return samePinned(was.ReleaseKey, c.ReleaseKey)
+}
+
+// warnOfKey says when the release key ends, before machines have it for years.
+func (b *build) warnOfKey() error {
+	if len(b.Config.ReleaseKey) == 0 {
+		return nil
+	}
+	key, err := pgp.ParseKey(b.Config.ReleaseKey)
+	if err != nil {
+		return fmt.Errorf("release key: %w", err)
+	}
+	if text := key.Warning(time.Now()); text != "" {
+		b.Progress.Note("WARNING: %s", text)
+	}
+	return nil
 }
 
 // samePinned refuses another key than the one that was pinned. A key may change

@@ -366,17 +366,9 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 	return writeFile(dir, name+".pgp", signature)
 }
 
-// pack writes the archive. What is packed lies beside it for a while, in a
-// file without a name.
+// pack writes the archive, signed.
 func (p *publisher) pack(ctx context.Context, w *os.File) error {
-	spool, err := os.CreateTemp(filepath.Dir(w.Name()), unfinished)
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(spool.Name()); err != nil {
-		return errors.Join(err, spool.Close())
-	}
-	sign := func(description []byte) ([]byte, error) {
+	return p.build.pack(ctx, w, func(description []byte) ([]byte, error) {
 		if p.signer == nil {
 			return nil, nil
 		}
@@ -385,10 +377,7 @@ func (p *publisher) pack(ctx context.Context, w *os.File) error {
 			return nil, fmt.Errorf("sign %s: %w", release.ManifestFile, err)
 		}
 		return signature, nil
-	}
-	open := func(file release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(p.Build, file.Name)) }
-	_, err = archive.Write(ctx, w, spool, p.build.release, sign, open, archive.Options{})
-	return errors.Join(err, spool.Close())
+	})
 }
 
 // writeKey shows the pinned key with all that is known of it; machines compare it

@@ -169,6 +169,33 @@ func readSecretKey(path string) ([]*packet.PrivateKey, error) {
 	return append(keys, entities[0].PrivateKey), nil
 }
 
+// KeyWarning says what is to be done about the expiry of a key, secret or public, in
+// a file; empty is nothing, also for a file that holds no OpenPGP key.
+func KeyWarning(path string, now time.Time) string {
+	text, err := readBounded(path, pgp.MaxKey)
+	if err != nil {
+		return ""
+	}
+	defer clear(text)
+	read := openpgp.ReadKeyRing
+	if bytes.HasPrefix(text, []byte("-----BEGIN ")) {
+		read = openpgp.ReadArmoredKeyRing
+	}
+	entities, err := read(bytes.NewReader(text))
+	if err != nil || len(entities) != 1 {
+		return ""
+	}
+	var public bytes.Buffer
+	if err := entities[0].Serialize(&public); err != nil {
+		return ""
+	}
+	key, err := pgp.ParseKey(public.Bytes())
+	if err != nil {
+		return ""
+	}
+	return key.Warning(now)
+}
+
 // unlock decrypts the keys with the password, which it forgets again.
 func unlock(ring []*packet.PrivateKey, file KeyFile) (err error) {
 	secret := func(k *packet.PrivateKey) bool { return !k.Dummy() }

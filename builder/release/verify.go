@@ -178,16 +178,16 @@ func (v *verifier) checkLink(c manifest.Channel, version contract.Version) {
 // was named, as they have pinned it, and by the certificates of the release before
 // it, where that is on the server.
 func (v *verifier) checkOne(ctx context.Context, version contract.Version, pinned *pgp.Key) error {
+	previous := v.previous(ctx, version)
 	v.must = nil
 	if v.Key == nil {
-		return v.checkRelease(ctx, version, nil)
+		return v.checkRelease(ctx, version, previous)
 	}
 	v.must = []*pgp.Key{v.Key}
 	var before []*published
 	if pinned != nil {
 		before = append(before, &published{contract: &contract.Contract{ReleaseKey: pinned.Bytes()}})
 	}
-	previous := v.previous(ctx, version)
 	if previous != nil {
 		before = append(before, previous)
 	}

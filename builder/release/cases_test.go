@@ -1,0 +1,480 @@
+package release
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/pgp"
+)
+
+// at is a time some years on.
+func at(years int) time.Time { return now.AddDate(years, 0, 0) }
+
+// gpgAt executes gpg at another time.
+func (w *world) gpgAt(when time.Time, args ...string) string {
+	w.t.Helper()
+	return w.gpg(append([]string{"--faked-system-time", when.Format("20060102T150405!"), "--passphrase", password}, args...)...)
+}
+
+// exportAt writes a key's parts anew.
+func (w *world) exportAt(when time.Time, name string) {
+	w.t.Helper()
+	w.write(name+".pub", w.gpgAt(when, "--export", name+"@example.org"))
+	w.write(name+".sec", w.gpgAt(when, "--armor", "--export-secret-keys", name+"@example.org"))
+}
+
+// subkeysOf lists a key's subkeys, the oldest first.
+func (w *world) subkeysOf(name string) (all []string) {
+	w.t.Helper()
+	sub := false
+	for line := range strings.Lines(w.gpg("--with-colons", "--list-keys", name+"@example.org")) {
+		f := strings.Split(line, ":")
+		if f[0] == "sub" {
+			sub = true
+		}
+		if sub && f[0] == "fpr" {
+			all = append(all, f[9])
+		}
+	}
+	return all
+}
+
+// says collects notes.
+func says(o *Options) *[]string {
+	var all []string
+	o.Note = func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	return &all
+}
+
+func folder(o Options) string { return filepath.Join(o.Server, "x86_64", "test-os") }
+
+func (w *world) put(o Options, name, text string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(folder(o), name), []byte(text), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// FAULTS 112: a manifest that somebody has edited, one whose signature is gone
+func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	first := w.options(w.build(1, "release", fpr), "release")
+	first.SignManifest = true
+	w.publish(first)
+	second := w.options(w.build(2, "release", fpr), "release")
+	signed := string(mustRead(t, filepath.Join(folder(first), "manifest.env")))
+	signature := mustRead(t, filepath.Join(folder(first), "manifest.env.pgp"))
+	for name, text := range map[string]string{
+		"a great number":      strings.Replace(signed, "SEQUENCE=1", "SEQUENCE=9223372036854775800", 1),
+		"a foreign variable":  signed + "MIRROR=https://evil.example.org/\n",
+		"another channel":     signed + "ALPHA=1\n",
+		"a later end":         signed + "EXPIRES=2099-01-01T00:00:00Z\n",
+		"a comment":           signed + "# x\n",
+		"no number, in truth": strings.Replace(signed, "SEQUENCE=1\n", "", 1),
+	} {
+		w.put(first, "manifest.env", text)
+		w.refused(name, second, "is not as it was signed")
+		if err := Promote(t.Context(), w.manage(second), 1, manifest.Beta, Rollout{}); err == nil || !strings.Contains(err.Error(), "is not as it was signed") {
+			t.Errorf("promote, %s: %v", name, err)
+		}
+	}
+	w.put(first, "manifest.env", signed)
+	if err := os.Remove(filepath.Join(folder(first), "manifest.env.pgp")); err != nil {
+		t.Fatal(err)
+	}
+	w.refused("signature gone", second, "--detach-sign")
+	if err := w.verify(first); err == nil || !strings.Contains(err.Error(), "manifest.env.pgp is missing") {
+		t.Errorf("verify: %v", err)
+	}
+	w.put(first, "manifest.env.pgp", string(signature))
+	w.publish(second) // and stays signed
+	w.gpg("--verify", filepath.Join(folder(first), "manifest.env.pgp"), filepath.Join(folder(first), "manifest.env"))
+	if text := string(mustRead(t, filepath.Join(folder(first), "manifest.env"))); !strings.Contains(text, "SEQUENCE=2") {
+		t.Errorf("manifest %q", text)
+	}
+	// Before the first signature nobody can tell who wrote a variable.
+	third := w.options(w.build(1, "release", fpr), "release")
+	third.Server = filepath.Join(w.dir, "unsigned")
+	w.publish(third)
+	fourth := w.with(second, func(o *Options) { o.Server, o.SignManifest = third.Server, true })
+	w.put(third, "manifest.env", "STABLE=1\nPUBKEY=release-key.pgp\nMIRROR=https://evil.example.org/\n")
+	w.refused("signing what others wrote", fourth, "MIRROR")
+	w.put(third, "manifest.env", "STABLE=1\nPUBKEY=release-key.pgp\nSEQUENCE=9223372036854775800\n")
+	w.refused("signing a number of others", fourth, "has a SEQUENCE")
+	w.put(third, "manifest.env", "STABLE=1\nBETA=9\nPUBKEY=release-key.pgp\n")
+	w.refused("signing a channel of others", fourth, "release 9, which is in beta")
+}
+
+// A publisher that is cut between signature and manifest is no reason to refuse.
+func TestCutBetweenSignatureAndManifest(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	first := w.options(w.build(1, "release", fpr), "release")
+	first.SignManifest = true
+	w.publish(first)
+	dir := folder(first)
+	before := mustRead(t, filepath.Join(dir, "manifest.env"))
+	second := w.options(w.build(2, "release", fpr), "release")
+	w.publish(second)
+	after := mustRead(t, filepath.Join(dir, "manifest.env"))
+	// Cut after the signature.
+	w.put(first, "manifest.env", string(before))
+	w.put(first, next, string(after))
+	third := w.options(w.build(3, "release", fpr), "release")
+	third.Channel = manifest.Beta
+	w.publish(third)
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=2\nBETA=3\nPUBKEY=release-key.pgp\nSEQUENCE=3\n" {
+		t.Errorf("manifest %q", text)
+	}
+	// Cut before it, or somebody's file in its place.
+	w.put(first, next, strings.Replace(string(after), "SEQUENCE=2", "SEQUENCE=77", 1))
+	w.publish(w.with(third, func(o *Options) { o.Rollout = Rollout{true, 10} }))
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); !strings.Contains(text, "SEQUENCE=4") {
+		t.Errorf("manifest %q", text)
+	}
+	if _, err := os.Stat(filepath.Join(dir, next)); err == nil {
+		t.Error("what was left over is there still")
+	}
+	if err := w.verify(third); err != nil {
+		t.Error(err)
+	}
+}
+
+// FAULTS 112: the key over ten years, as a distributor works with gpg: a new subkey,
+// an expiry that is renewed before and after it passed, a subkey that has expired
+// since
+func TestReleasesOverTenYears(t *testing.T) {
+	w := newWorld(t)
+	const id = "release@example.org"
+	w.gpgAt(now, "--quick-generate-key", id, "ed25519", "cert", "2y")
+	key := func() *pgp.Key {
+		t.Helper()
+		k, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "release.pub")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	w.exportAt(now, "release")
+	fpr := key().Fingerprint().String()
+	w.gpgAt(now, "--quick-add-key", fpr, "ed25519", "sign", "2y")
+	w.exportAt(now, "release")
+	step := func(v contract.Version, when time.Time) (Options, *[]string) {
+		o := w.options(w.build(v, "release", fpr), "release")
+		o.Now = when
+		return o, says(&o)
+	}
+	// machine is what a machine that runs a release makes of another one.
+	machine := func(runs, offered string, when time.Time, learned *pgp.Key, want string) {
+		t.Helper()
+		k := learned
+		if k == nil {
+			k, _ = pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "pinned."+runs)))
+		}
+		archive := filepath.Join(w.dir, "server/x86_64/test-os", offered, offered+".tar.gz")
+		err := k.Verify(bytes.NewReader(mustRead(t, archive)), mustRead(t, archive+".pgp"), when)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("a machine with release %s, of %s: %v, want %q", runs, offered, err, want)
+		}
+	}
+	pin := func(v string) { w.write("pinned."+v, string(mustRead(t, filepath.Join(w.dir, "release.pub")))) }
+
+	o, said := step(1, now)
+	w.publish(o)
+	pin("1")
+	if all := strings.Join(*said, "\n"); strings.Contains(all, "the release key ends") {
+		t.Errorf("two years before: %s", all)
+	}
+	// A year later it is said. The key is renewed, and gets a subkey.
+	o, said = step(2, at(1).AddDate(0, 0, 1))
+	w.publish(o)
+	pin("2")
+	if all := strings.Join(*said, "\n"); !strings.Contains(all, "the release key ends") || !strings.Contains(all, "--quick-set-expire "+fpr) {
+		t.Errorf("a year before: %s", all)
+	}
+	w.gpgAt(at(1).AddDate(0, 0, 2), "--quick-set-expire", fpr, "5y")
+	w.gpgAt(at(1).AddDate(0, 0, 2), "--quick-set-expire", fpr, "5y", "*")
+	w.gpgAt(at(1).AddDate(0, 0, 2), "--quick-add-key", fpr, "ed25519", "sign", "5y")
+	when := at(1).AddDate(0, 0, 3)
+	w.exportAt(when, "release")
+	subkeys := w.subkeysOf("release")
+	// The next release is signed by the old subkey, since machines know that one.
+	o, _ = step(3, when)
+	w.publish(o)
+	pin("3")
+	if p, err := readPublished(t.Context(), Folder(folder(o)), 3, key(), when); err != nil || p.signer() != subkeys[0] {
+		t.Errorf("release 3 is signed by %v, want %s (%v)", p, subkeys[0], err)
+	}
+	machine("2", "3", when, nil, "")
+	// The one after by the newest, which release 3 has pinned.
+	o, _ = step(4, when)
+	w.publish(o)
+	if p, err := readPublished(t.Context(), Folder(folder(o)), 4, key(), when); err != nil || p.signer() != subkeys[1] {
+		t.Errorf("release 4 is signed by %v, want %s (%v)", p, subkeys[1], err)
+	}
+	machine("3", "4", when, nil, "")
+	machine("2", "4", when, nil, "signature is by") // and learns it from the server
+	shown, err := pgp.ParseKey(mustRead(t, filepath.Join(folder(o), "release-key.pgp")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "pinned.1")))
+	wiser, err := old.Merge(shown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine("1, after it has slept", "4", at(4), wiser, "")
+
+	// Without the old subkey's secret nothing goes to machines that know no other.
+	third := w.with(o, func(o *Options) {
+		o.Build, o.Server = w.build(3, "release", fpr), filepath.Join(w.dir, "third")
+	})
+	if err := os.CopyFS(filepath.Join(third.Server), os.DirFS(o.Server)); err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{"3", "4", "stable"} {
+		if err := os.RemoveAll(filepath.Join(folder(third), gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.put(third, "manifest.env", "STABLE=2\nPUBKEY=release-key.pgp\n")
+	third.Key.Path = w.write("newest.sec", w.gpgAt(when, "--armor", "--export-secret-subkeys", subkeys[1]+"!"))
+	w.refused("a subkey that machines do not know", third, "sign this release with that one")
+
+	// All of it expires, and is renewed years after. Then nothing that machines have
+	// pinned counts; they learn from the server, and it is said.
+	late := at(8)
+	o, _ = step(5, late)
+	w.refused("expired", o, "has expired")
+	w.gpgAt(late, "--quick-set-expire", fpr, "5y")
+	w.gpgAt(late, append([]string{"--quick-set-expire", fpr, "5y"}, subkeys...)...)
+	w.exportAt(late, "release")
+	o, said = step(5, late)
+	w.publish(o)
+	if all := strings.Join(*said, "\n"); !strings.Contains(all, "no key that machines with release 4 have pinned") {
+		t.Errorf("said %s", all)
+	}
+	var notes []string
+	v := VerifyOptions{Now: late, Note: func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }}
+	if err := Verify(t.Context(), Folder(folder(o)), v); err != nil {
+		t.Error(err)
+	}
+}
+
+// FAULTS 112: --verify judges with what machines have pinned
+func TestVerifyWithAnOldPin(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	w.gpg("--passphrase", password, "--quick-add-key", fpr, "ed25519", "sign", "never")
+	w.export("release", password)
+	old, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "release.pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.gpgAt(now.Add(time.Hour), "--quick-add-key", fpr, "ed25519", "sign", "never")
+	w.exportAt(now.Add(time.Hour), "release")
+	o := w.options(w.build(1, "release", fpr), "release")
+	o.Now = now.Add(2 * time.Hour)
+	w.publish(o) // the first on its server, by the newest subkey
+	verify := func(k *pgp.Key) error {
+		return Verify(t.Context(), Folder(folder(o)), VerifyOptions{Key: k, Now: o.Now, Note: t.Logf})
+	}
+	if err := verify(old); err == nil || !strings.Contains(err.Error(), "signature is by") {
+		t.Errorf("as old machines have it: %v", err)
+	}
+	if err := verify(nil); err != nil {
+		t.Error(err)
+	}
+	// The same where the releases before say what machines have.
+	w.write("release.pub", string(old.Bytes()))
+	before := w.with(w.options(w.build(2, "release", fpr), "release"), func(p *Options) { p.Server, p.Now = filepath.Join(w.dir, "two"), o.Now })
+	before.Key = o.Key
+	w.publish(before)
+	w.exportAt(now.Add(time.Hour), "release")
+	ahead := w.with(w.options(w.build(3, "release", fpr), "release"), func(p *Options) { p.Server, p.Now = filepath.Join(w.dir, "three"), o.Now })
+	w.publish(ahead)
+	if err := os.CopyFS(filepath.Join(folder(ahead), "2"), os.DirFS(filepath.Join(folder(before), "2"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), Folder(folder(ahead)), VerifyOptions{Now: o.Now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "release 3") {
+		t.Errorf("release 3, which no machine with release 2 takes: %v", err)
+	}
+}
+
+// FAULTS 112: what machines would refuse after the release that they have
+func TestRefusedByMachines(t *testing.T) {
+	w := newWorld(t)
+	o := w.options(w.build(1, "", ""), "")
+	w.publish(o)
+	for say, change := range map[string][]string{
+		"slots of 32 MiB":     {"SlotSize=16M", "SlotSize=32M"},
+		"slots of 15 MiB":     {"SlotSize=16M", "SlotSize=15M"},
+		"without Secure Boot": {"ReleaseKey=none", "ReleaseKey=none\nSecureBoot=optional"},
+		"without a TPM":       {"ReleaseKey=none", "ReleaseKey=none\nTPM=optional"},
+	} {
+		next := w.options(w.build(2, "", "", change...), "")
+		w.refused(say, next, say)
+		previous := w.with(next, func(n *Options) { n.Server, n.Previous = filepath.Join(w.dir, "fresh"), o.Build })
+		w.refused(say, previous, say)
+		// Published elsewhere and copied here, it is found.
+		elsewhere := w.with(next, func(n *Options) { n.Server = filepath.Join(t.TempDir(), "elsewhere") })
+		w.publish(elsewhere)
+		if err := os.CopyFS(filepath.Join(folder(elsewhere), "1"), os.DirFS(filepath.Join(folder(o), "1"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.verify(elsewhere); err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("verify, %s: %v", say, err)
+		}
+	}
+}
+
+// FAULTS 112: channels that are empty, and channels that are overtaken
+func TestChannels(t *testing.T) {
+	w := newWorld(t)
+	o := w.options(w.build(1, "", ""), "")
+	w.publish(o)
+	third := w.options(w.build(3, "", ""), "")
+	third.Channel = manifest.Alpha
+	w.publish(third)
+	third.Channel = manifest.Beta // which is empty
+	if r := w.publish(third); r.New {
+		t.Error("the release was written again")
+	}
+	fourth := w.options(w.build(4, "", ""), "")
+	said := says(&fourth)
+	w.publish(fourth)
+	if text := string(mustRead(t, filepath.Join(folder(o), "manifest.env"))); text != "STABLE=4\nBETA=3\nALPHA=3\n" {
+		t.Errorf("manifest %q", text)
+	}
+	if all := strings.Join(*said, "\n"); !strings.Contains(all, "beta names 3, which is older than 4 in stable") || !strings.Contains(all, "alpha names 3") {
+		t.Errorf("said %s", all)
+	}
+}
+
+// FAULTS 112: a server without symbolic links, and links that became directories
+func TestWithoutLinks(t *testing.T) {
+	w := newWorld(t)
+	o := w.options(w.build(1, "", ""), "")
+	w.publish(o)
+	link := filepath.Join(folder(o), "stable")
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(link, os.DirFS(filepath.Join(folder(o), "1"))); err != nil {
+		t.Fatal(err)
+	}
+	next := w.options(w.build(2, "", ""), "")
+	said := says(&next)
+	w.publish(next)
+	if all := strings.Join(*said, "\n"); !strings.Contains(all, "no link stable") {
+		t.Errorf("said %s", all)
+	}
+	if err := w.verify(next); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Lstat(link); err != nil || !info.IsDir() {
+		t.Errorf("the copy is gone: %v", err)
+	}
+}
+
+// byHand executes gpg as somebody does who publishes by hand.
+func (w *world) byHand(key, output, input string) {
+	w.t.Helper()
+	w.gpg("--passphrase", password, "--local-user", key, "--output", output, "--detach-sign", input)
+}
+
+// FAULTS 112: published by hand, with gpg and an editor
+func TestByHand(t *testing.T) {
+	w := newWorld(t)
+	fpr := w.key("release", "ed25519", password)
+	build := w.build(7, "release", fpr)
+	root := filepath.Join(w.dir, "server")
+	dir := filepath.Join(root, "x86_64", "test-os")
+	out := filepath.Join(dir, "7")
+	a := ArchiveOptions{Build: build, Out: out, Now: now}
+	r, err := Archive(t.Context(), a)
+	if err != nil || r.Signed {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	other := w.key("other", "ed25519", password)
+	w.byHand(other, r.Description+".pgp", r.Description)
+	if _, err := Archive(t.Context(), a); err == nil || !strings.Contains(err.Error(), "by the key "+fpr) {
+		t.Errorf("signed by another: %v", err)
+	}
+	w.byHand(fpr, r.Description+".pgp", r.Description)
+	if r, err = Archive(t.Context(), a); err != nil || !r.Signed {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	w.byHand(fpr, r.Archive+".pgp", r.Archive)
+	w.write("edited", "# ours\nSTABLE=7\nPUBKEY=ours.pgp\n")
+	for name, file := range map[string]string{"manifest.env": "edited", "ours.pgp": "release.pub"} {
+		if err := os.WriteFile(filepath.Join(dir, name), mustRead(t, filepath.Join(w.dir, file)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, "release.pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Key: key, Now: now, Note: t.Logf}); err != nil {
+		t.Error(err)
+	}
+	// What the tools make afterwards goes on from there.
+	next := w.options(w.build(8, "release", fpr), "release")
+	w.publish(next)
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=8\nPUBKEY=ours.pgp\n" {
+		t.Errorf("manifest %q", text)
+	}
+
+	// A tar of one's own is told what makes an archive, and stands in nobody's way.
+	for name, spoil := range map[string]func(){
+		"tar and gzip": func() {
+			if said, err := exec.Command("tar", "czf", filepath.Join(out, "7.tar.gz"), "-C", build, "uki.efi", "system.erofs").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, said)
+			}
+		},
+		"a signature that was forgotten": func() {
+			if err := os.Remove(r.Description + ".pgp"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Archive(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		if err := os.RemoveAll(filepath.Join(dir, "8")); err != nil {
+			t.Fatal(err)
+		}
+		w.put(next, "manifest.env", "STABLE=7\nPUBKEY=ours.pgp\n")
+		spoil()
+		err := w.verify(next)
+		if want := map[string]string{"tar and gzip": "'halogen release archive' makes one"}[name]; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: verify says %v", name, err)
+		}
+		w.publish(next)
+		again := w.options(build, "release")
+		again.Server = filepath.Join(w.dir, "only-seven")
+		if err := os.CopyFS(filepath.Join(again.Server), os.DirFS(root)); err != nil {
+			t.Fatal(err)
+		}
+		w.put(again, "manifest.env", "STABLE=7\nPUBKEY=ours.pgp\n")
+		if got := w.publish(again); !got.New {
+			t.Errorf("%s: it was not replaced", name)
+		}
+		if err := w.verify(again); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := os.RemoveAll(again.Server); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
