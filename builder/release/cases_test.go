@@ -13,6 +13,9 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 // at is a time some years on.
@@ -234,6 +237,21 @@ func TestReleasesOverTenYears(t *testing.T) {
 	}
 	machine("1, after it has slept", "4", at(4), wiser, "")
 
+	// A machine that runs release 2 takes release 4 from the server all the same.
+	// Those of a time when machines did not learn would not: so it is not promoted
+	// over release 3.
+	skip := w.with(o, func(o *Options) { o.Server = filepath.Join(w.dir, "skip") })
+	if err := os.CopyFS(skip.Server, os.DirFS(o.Server)); err != nil {
+		t.Fatal(err)
+	}
+	w.put(skip, "manifest.env", "STABLE=2\nALPHA=4\nPUBKEY=release-key.pgp\n")
+	if err := Promote(t.Context(), w.manage(skip), 4, manifest.Stable, Rollout{}); err == nil || !strings.Contains(err.Error(), "do not know yet") {
+		t.Errorf("promoted past release 3: %v", err)
+	}
+	if err := Promote(t.Context(), w.manage(skip), 3, manifest.Stable, Rollout{}); err != nil {
+		t.Error(err)
+	}
+
 	// Without the old subkey's secret nothing goes to machines that know no other.
 	third := w.with(o, func(o *Options) {
 		o.Build, o.Server = w.build(3, "release", fpr), filepath.Join(w.dir, "third")
@@ -392,6 +410,27 @@ func (w *world) byHand(key, output, input string) {
 	w.gpg("--passphrase", password, "--local-user", key, "--output", output, "--detach-sign", input)
 }
 
+// taken wants a machine that runs a build to take a version from a server.
+func (w *world) taken(root, runs string, v contract.Version) {
+	w.t.Helper()
+	b, err := loadBuild(runs)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	self := &offer.Self{Running: b.contract, Channel: manifest.Stable, Signed: "auto", Now: now, Machine: []byte("m")}
+	place, err := server.New(root, server.Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	found, err := fetch.Look(w.t.Context(), place, self, "", time.Millisecond)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if d, head, _, err := found.Judge(self); err != nil || d.Verdict != offer.Take || head == nil || head.Release.Version != v {
+		w.t.Errorf("a machine with release %s: %+v, %v", b.release.Version, d, err)
+	}
+}
+
 // FAULTS 112: published by hand, with gpg and an editor
 func TestByHand(t *testing.T) {
 	w := newWorld(t)
@@ -428,6 +467,7 @@ func TestByHand(t *testing.T) {
 	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Key: key, Now: now, Note: t.Logf}); err != nil {
 		t.Error(err)
 	}
+	w.taken(root, w.build(6, "release", fpr), 7)
 	// What the tools make afterwards goes on from there.
 	next := w.options(w.build(8, "release", fpr), "release")
 	w.publish(next)

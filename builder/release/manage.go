@@ -87,20 +87,21 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 		if err != nil {
 			return fmt.Errorf("release %s: %w", v, err)
 		}
-		if err := s.takeable(want); err != nil {
-			return err
-		}
 		named, err := s.named(ctx)
 		if err != nil {
+			return err
+		}
+		must, _, err := asked(olderThan(named, v), s.key, s.now)
+		if err != nil {
+			return err
+		}
+		if err := s.takeable(want, must...); err != nil {
 			return err
 		}
 		if old := m.Entry(c); old.Version > v {
 			return fmt.Errorf("%s names %s, which is newer than %s, and machines never go back: publish a newer release, or 'halogen release withdraw %s' so that no more machines take it", c, old.Version, v, old.Version)
 		}
-		for _, old := range named {
-			if old.version >= v {
-				continue
-			}
+		for _, old := range olderThan(named, v) {
 			if err := release.Follows(old.contract, want.contract); err != nil {
 				return fmt.Errorf("machines with release %s would refuse %s: %w", old.version, v, err)
 			}
@@ -109,22 +110,38 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 	})
 }
 
+// olderThan returns the releases that are older than a version.
+func olderThan(all map[contract.Version]*published, v contract.Version) []*published {
+	var older []*published
+	for _, v := range slices.DeleteFunc(slices.Sorted(maps.Keys(all)), func(other contract.Version) bool { return other >= v }) {
+		older = append(older, all[v])
+	}
+	return older
+}
+
 // takeable refuses a release that machines would not take now, though its signature
-// was good once.
-func (s *site) takeable(p *published) error {
+// was good once: by the key as it is known, and by older copies of it that machines
+// have pinned.
+func (s *site) takeable(p *published, must ...*pgp.Key) error {
 	if s.key == nil {
 		return nil
-	}
-	good, err := s.key.SigningKeys(s.now)
-	if err != nil {
-		return err
 	}
 	by, err := pgp.Issuer(p.signature)
 	if err != nil {
 		return err
 	}
-	if _, ok := good[by]; !ok {
-		return fmt.Errorf("release %s is signed by the key %s, which has expired or was revoked since: no machine takes it. Build and publish a newer one", p.version, by)
+	for i, k := range append([]*pgp.Key{s.key}, must...) {
+		good, err := k.SigningKeys(s.now)
+		if err != nil {
+			return err
+		}
+		if _, ok := good[by]; ok {
+			continue
+		}
+		if i == 0 {
+			return fmt.Errorf("release %s is signed by the key %s, which has expired or was revoked since: no machine takes it. Build and publish a newer one", p.version, by)
+		}
+		return fmt.Errorf("release %s is signed by the key %s, which machines of the releases of before do not know yet%s", p.version, by, wanted(must[i-1:], s.now))
 	}
 	return nil
 }

@@ -223,10 +223,7 @@ func (p *publisher) compare(context.Context) error {
 			break // less tried channels may be further on
 		}
 	}
-	for _, old := range p.before {
-		if old.version >= v {
-			continue
-		}
+	for _, old := range olderThan(p.before, v) {
 		if err := release.Follows(old.contract, p.build.contract); err != nil {
 			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
 		}
@@ -246,12 +243,7 @@ func (p *publisher) loadSigner(context.Context) error {
 	if p.pinned == nil {
 		return nil
 	}
-	var before []*published
-	for _, old := range p.before {
-		if old.version < p.build.release.Version {
-			before = append(before, old)
-		}
-	}
+	before := olderThan(p.before, p.build.release.Version)
 	if p.follow != nil {
 		before = append(before, &published{version: p.follow.release.Version, contract: p.follow.contract})
 	}
@@ -315,6 +307,11 @@ func (p *publisher) reuse(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("release %s is on the server already: %w: if nobody has it, remove %s", v, err, filepath.Join(p.dir, v.String()))
+	}
+	if p.signer != nil {
+		if err := p.site.takeable(have, p.signer.must...); err != nil {
+			return err
+		}
 	}
 	text, err := have.release.Build().Encode()
 	if err != nil {

@@ -196,6 +196,9 @@ func (s *Self) Authenticate(description, signature []byte) error {
 		return fmt.Errorf("%s is not signed, and this machine takes only signed releases", release.ManifestFile)
 	}
 	if err := key.Verify(bytes.NewReader(description), signature, s.now()); err != nil {
+		if ended := s.Usable(); ended != nil {
+			err = ended
+		}
 		return fmt.Errorf("%s: %w", archive.SignatureFile, err)
 	}
 	return nil

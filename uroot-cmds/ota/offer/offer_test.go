@@ -173,3 +173,34 @@ func TestSelfIsEncodable(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// FAULTS 112: beta follows the newer of its own release and the more tried ones
+func TestChoose(t *testing.T) {
+	machine := func() *Self {
+		return &Self{Running: &contract.Contract{ImageID: "os", Version: 1}, Channel: manifest.Beta, Machine: []byte("m"), Failed: map[contract.Version]string{}}
+	}
+	none := manifest.Entry{Version: 3, Limited: true}
+	for name, c := range map[string]struct {
+		change  func(s *Self)
+		m       manifest.Manifest
+		version contract.Version
+		verdict Verdict
+		reason  string
+	}{
+		"a hotfix":                        {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Take, "it comes from channel stable, which is ahead of beta"},
+		"its own":                         {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 2}, Beta: manifest.Entry{Version: 3}}, 3, Take, "version 3 is newer than 1"},
+		"a hotfix for others first":       {func(*Self) {}, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
+		"a hotfix at once":                {func(s *Self) { s.Impatient = true }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Take, "newer"},
+		"a hotfix that has failed here":   {func(s *Self) { s.Failed[3] = "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
+		"all have failed here":            {func(s *Self) { s.Failed[3], s.Failed[2] = "it hung", "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Spent, "ota retry 3"},
+		"the older one runs, others wait": {func(s *Self) { s.Running.Version = 2 }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Later, "0 %"},
+		"stable ignores beta":             {func(s *Self) { s.Channel = manifest.Stable }, manifest.Manifest{Stable: manifest.Entry{Version: 1}, Beta: manifest.Entry{Version: 2}}, 1, Current, "is running"},
+	} {
+		s := machine()
+		c.change(s)
+		o, d, err := s.Choose(&c.m)
+		if err != nil || o.Version != c.version || d.Verdict != c.verdict || !strings.Contains(d.Reason, c.reason) {
+			t.Errorf("%s: %v, %+v, %v", name, o, d, err)
+		}
+	}
+}
