@@ -50,21 +50,22 @@ func readPublished(ctx context.Context, s Server, v contract.Version, key *pgp.K
 	if err := belongs(p.release, arch, imageID, v); err != nil {
 		return nil, err
 	}
-	for {
-		file, content, err := r.Next()
-		if err != nil {
-			return nil, err
-		}
-		image, err := io.ReadAll(content) // as long as the signed description says
-		if err != nil || file.Name != release.UKIFile {
-			return nil, errors.Join(err, fmt.Errorf("%s comes first", file.Name))
-		}
-		if err := checkEFI(file, image); err != nil {
-			return nil, err
-		}
-		p.contract, err = checkUKI(p.release, image)
-		return p, err
+	file, content, err := r.Next()
+	if err != nil {
+		return nil, err
 	}
+	if file.Name != release.UKIFile {
+		return nil, fmt.Errorf("%s comes first, want %s", file.Name, release.UKIFile)
+	}
+	image, err := io.ReadAll(content) // as long as the signed description says
+	if err != nil {
+		return nil, err
+	}
+	if err := checkEFI(file, image); err != nil {
+		return nil, err
+	}
+	p.contract, err = checkUKI(p.release, image)
+	return p, err
 }
 
 // signer is whose key the release says that it is signed by.

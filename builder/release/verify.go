@@ -50,7 +50,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	if err != nil {
 		return err
 	}
-	v.fault(v.checkManifestSignature(ctx))
+	v.fault(v.checkManifestSignature(ctx, pinned))
 	if e := v.manifest.Expires; !e.IsZero() && !v.Now.Before(e) {
 		v.fault(fmt.Errorf("%s has expired on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime)))
 	} else if left := e.Sub(v.Now); !e.IsZero() && left < soon {
@@ -134,7 +134,7 @@ func (v *verifier) readKey(ctx context.Context) (pinned *pgp.Key, err error) {
 
 // checkManifestSignature checks the manifest's signature, where there is one or
 // should be.
-func (v *verifier) checkManifestSignature(ctx context.Context) error {
+func (v *verifier) checkManifestSignature(ctx context.Context, pinned *pgp.Key) error {
 	signature, err := v.server.Get(ctx, manifest.SignatureName, pgp.MaxSignature)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && v.Key != nil && v.manifest.Sequence != 0:
@@ -146,8 +146,18 @@ func (v *verifier) checkManifestSignature(ctx context.Context) error {
 	case v.Key == nil:
 		return fmt.Errorf("%s is there, and no key to check it", manifest.SignatureName)
 	}
-	if err := v.Key.Verify(bytes.NewReader(v.text), signature, v.Now); err != nil {
-		return fmt.Errorf("%s: %w", manifest.SignatureName, err)
+	keys := []*pgp.Key{v.Key}
+	if pinned != nil {
+		must, _, err := asked([]*published{{contract: &contract.Contract{ReleaseKey: pinned.Bytes()}}}, v.Key, v.Now)
+		if err != nil {
+			return err
+		}
+		keys = append(keys, must...)
+	}
+	for _, k := range keys {
+		if err := k.Verify(bytes.NewReader(v.text), signature, v.Now); err != nil {
+			return fmt.Errorf("%s: %w", manifest.SignatureName, err)
+		}
 	}
 	return nil
 }

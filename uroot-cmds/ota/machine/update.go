@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,7 +20,6 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
@@ -165,39 +163,6 @@ func (u *update) setSeen() error {
 	return err
 }
 
-// setKnown reads what was learned of the release key. A file that is damaged must
-// not pass for none: a subkey that was revoked would count again.
-func (u *update) setKnown() error {
-	name := u.state(u.running, keyFile)
-	text, err := readSmall(name, pgp.MaxKey)
-	if errors.Is(err, fs.ErrNotExist) || len(u.running.Contract.ReleaseKey) == 0 {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	wiser, err := u.self.Learn(text)
-	if err != nil {
-		return fmt.Errorf("%s: %w: %w. It says what was learned of the release key. Look what has damaged it; if the server is to be trusted this once, `rm %s` and try again", name, errDamaged, err, name)
-	}
-	u.self = wiser
-	return nil
-}
-
-// learn keeps what a server's copy of the release key says that was not known.
-// Cut before the rename, the old file is there; the next check learns it again.
-func (u *update) learn() error {
-	wiser, err := u.found.Learned(u.self)
-	if err != nil || u.lock == nil || bytes.Equal(wiser.Known, u.self.Known) {
-		return err
-	}
-	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
-		return err
-	}
-	u.self, u.request.Self = wiser, wiser
-	return keep(u.state(u.running, keyFile), wiser.Known, 0o644)
-}
-
 // failures are the versions that this machine does not take: those that have
 // failed, and those that somebody has given up.
 func failures(entries []journal.Entry) map[contract.Version]string {
@@ -270,35 +235,6 @@ func (u *update) setRequest() error {
 		if u.archive, err = os.OpenFile(place, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// setCA reads the certificates that the settings name, since the worker has no
-// files. At the recovery console /etc is the system's own.
-func (u *update) setCA() error {
-	if u.settings.CA == "" {
-		return nil
-	}
-	name := u.path(u.settings.CA)
-	if below, ok := strings.CutPrefix(u.settings.CA, "/etc/"); ok {
-		etc, err := u.etc()
-		if err != nil {
-			return err
-		}
-		name = filepath.Join(etc, below)
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return fmt.Errorf("CA in ota.conf: %w", err)
-	}
-	defer f.Close()
-	u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(u.request.CA) > maxFile {
-		err = fmt.Errorf("more than %d bytes", maxFile)
-	}
-	if err != nil {
-		return fmt.Errorf("CA in ota.conf: read %s: %w", name, err)
 	}
 	return nil
 }
