@@ -57,7 +57,7 @@ var managed = map[string][]string{
 func (c command) manage(ctx context.Context, do string, args []string) error {
 	m := manageFlags{given: map[string]bool{}}
 	f := flag.NewFlagSet("release "+do, flag.ContinueOnError)
-	f.StringVar(&m.server, "server", "", "`ROOT` of the web server's folders, or an image's folder in it")
+	f.StringVar(&m.server, "server", "", "`ROOT` of the web server's directories, or an image's directory in it")
 	f.StringVar(&m.image, "image", "", "`ARCH/IMAGE-ID`, where ROOT has several")
 	f.StringVar(&m.channel, "channel", string(manifest.Stable), "channel that names the release: `stable`, beta or alpha")
 	f.IntVar(&m.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
@@ -123,7 +123,7 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 		}
 		versions[i] = v
 	}
-	folder, err := oneFolder(m.server, m.image)
+	folder, err := oneImage(m.server, m.image)
 	if err != nil {
 		return err
 	}
@@ -164,8 +164,8 @@ func share(percent int) int {
 	return percent
 }
 
-// oneFolder finds the one image's folder that is meant.
-func oneFolder(root, imageID string) (release.Folder, error) {
+// oneImage finds the one image that is meant.
+func oneImage(root, imageID string) (release.Folder, error) {
 	all, err := release.Folders(root)
 	if err != nil {
 		return "", err

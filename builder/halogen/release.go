@@ -42,7 +42,7 @@ What is there already is changed by 'halogen release list', promote, withdraw,
 prune and refresh, and published by hand after 'halogen release archive': each has
 its --help.
 
-The folder is uploaded with the manifest last, and what is old removed after that.
+The directory is uploaded with the manifest last, and what is old removed after that.
 The links are made on the way, where the server can have any (-l):
 
   rsync -rtl --exclude '.*' --exclude 'manifest.env*' ROOT/ HOST:ROOT/
