@@ -417,12 +417,12 @@ func FuzzJudge(f *testing.F) {
 	one := otatest.Make(f, otatest.Spec{Version: 1, Key: key, Image: otatest.Image(4, 1, 0, 0)})
 	two := otatest.Make(f, otatest.Spec{Version: 2, Key: key, Image: otatest.Image(4, 2, 0, 0)})
 	text := []byte("STABLE=2\nPUBKEY=k\nSEQUENCE=3\n")
-	f.Add(text, key.Sign(text), two.Archive[:two.Head.Size])
-	f.Add(text, []byte(nil), two.Archive[:two.Head.Size])
-	f.Add([]byte(nil), []byte(nil), one.Archive[:one.Head.Size])
-	f.Fuzz(func(t *testing.T, text, signature, head []byte) {
+	f.Add(text, key.Sign(text), two.Archive[:two.Head.Size], key.WithSubkey(otatest.Date).Public)
+	f.Add(text, []byte(nil), two.Archive[:two.Head.Size], []byte(nil))
+	f.Add([]byte(nil), []byte(nil), one.Archive[:one.Head.Size], otatest.NewKey(f).Public)
+	f.Fuzz(func(t *testing.T, text, signature, head, shown []byte) {
 		self := &offer.Self{Running: one.Contract, Channel: "stable", Signed: "auto", Now: otatest.Date.Add(time.Hour)}
-		d, h, _, err := (&Found{Manifest: text, Signature: signature, Head: head}).Judge(self)
+		d, h, _, err := (&Found{Manifest: text, Signature: signature, Head: head, Key: shown}).Judge(self)
 		// Nothing is taken that the key did not sign.
 		if err == nil && h != nil && d.Verdict == offer.Take && !bytes.Equal(h.Description, two.Text) {
 			t.Fatalf("took %+v", d)
