@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"io/fs"
@@ -34,6 +35,7 @@ type Partition struct {
 	Size   int64   `json:"size"`  // bytes
 	System *System `json:"system,omitempty"`
 	LUKS   *LUKS   `json:"luks,omitempty"`
+	Fault  string  `json:"fault,omitempty"` // why it cannot be read as what its type says
 }
 
 // ESPFile is a file on the ESP.
@@ -90,14 +92,45 @@ func describeDisk(f io.ReaderAt, size int64) (*Disk, error) {
 			// Likewise.
 			part.LUKS, _ = describeLUKS(section, length)
 		}
-		d.Partitions = append(d.Partitions, part)
 		if p.Type == layout.TypeESP {
-			if d.ESP, err = describeESP(section, table); err != nil {
-				return nil, fmt.Errorf("ESP (partition %d): %w", p.Number, err)
+			files, err := describeESP(section, table)
+			if err != nil {
+				part.Fault = err.Error()
 			}
+			d.ESP = append(d.ESP, files...)
 		}
+		d.Partitions = append(d.Partitions, part)
 	}
 	return d, nil
+}
+
+// describeMBR describes a disk with a table of before GPT by its first sector;
+// nil for what has none.
+func describeMBR(sector []byte, size int64) *Disk {
+	const table, entrySize, sectorSize = 446, 16, 512
+	if len(sector) < sectorSize || sector[510] != 0x55 || sector[511] != 0xaa {
+		return nil
+	}
+	d := &Disk{SectorSize: sectorSize, Table: "MBR, no GPT"}
+	for i := range 4 {
+		e := sector[table+i*entrySize:][:entrySize]
+		start, length := int64(binary.LittleEndian.Uint32(e[8:]))*sectorSize, int64(binary.LittleEndian.Uint32(e[12:]))*sectorSize
+		switch {
+		case e[0]&0x7f != 0: // neither 0 nor "active": code, not a table
+			return nil
+		case e[4] == 0:
+			continue
+		}
+		part := Partition{Number: i + 1, Type: fmt.Sprintf("%#02x", e[4]), Start: start, Size: length}
+		if start+length > size {
+			part.Fault = fmt.Sprintf("ends at byte %d, the disk at %d", start+length, size)
+		}
+		d.Partitions = append(d.Partitions, part)
+	}
+	if d.Partitions == nil {
+		return nil
+	}
+	return d
 }
 
 const maxESPFiles = 10_000

@@ -15,10 +15,13 @@ import (
 	"halogenos.internal/boot/uki"
 )
 
-// EFI describes an EFI image. What only a UKI has is left out for others.
+// EFI describes an EFI image. What only a UKI has is left out for others, and
+// what cannot be read, with the reason among the faults.
 type EFI struct {
 	SHA256       contract.Hex `json:"sha256"`
-	Authenticode contract.Hex `json:"authenticode"` // SHA-256 PE hash
+	Authenticode contract.Hex `json:"authenticode,omitempty"` // SHA-256 PE hash
+	Machine      string       `json:"machine,omitempty"`      // what processor it is for
+	Faults       []string     `json:"faults,omitempty"`
 	Sections     []Section    `json:"sections"`
 	Program      string       `json:"program,omitempty"` // systemd-stub or systemd-boot
 	Version      string       `json:"version,omitempty"` // of the program
@@ -36,6 +39,8 @@ type Section struct {
 	Name   string       `json:"name"`
 	Size   int          `json:"size"` // bytes
 	SHA256 contract.Hex `json:"sha256"`
+	// Memory is what it takes there in bytes, where that is more.
+	Memory int `json:"memory,omitempty"`
 }
 
 // PCR11 is what the register holds in the SHA-256 bank at three moments.
@@ -52,31 +57,81 @@ type Signature struct {
 	Certificates []string `json:"certificates"` // subjects
 }
 
+// describeEFI describes any program for EFI. Few are as plain as what a UKI is
+// made of must be: most have memory that the file does not fill (.bss).
 func describeEFI(image []byte) (*EFI, error) {
+	f, err := pe.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return nil, fmt.Errorf("begins like a program for EFI, but is not one: %w", err)
+	}
+	e := &EFI{SHA256: sum(image), Machine: machineName(f.Machine)}
+	if digest, err := authenticode.Digest(image); err != nil {
+		e.fault("no PE hash: %w", err)
+	} else {
+		e.Authenticode = digest[:]
+	}
+	if e.Signatures, err = signatures(image, f); err != nil {
+		e.fault("signatures: %w", err)
+	}
 	img, err := uki.Parse(image)
 	if err != nil {
-		return nil, err
+		e.looseSections(f)
+		if f.Section(".linux") != nil || f.Section(".sdmagic") != nil {
+			e.fault("no UKI can be made of it: %w", err)
+		}
+		return e, nil
 	}
-	digest, err := authenticode.Digest(image)
-	if err != nil {
-		return nil, err
-	}
-	e := &EFI{SHA256: sum(image), Authenticode: digest[:]}
 	for _, s := range img.Sections() {
 		e.Sections = append(e.Sections, Section{Name: s.Name, Size: len(s.Data), SHA256: sum(s.Data)})
 	}
 	if stub, err := img.Stub(); err == nil {
 		e.Program, e.Version = stub.Program, stub.Version
 	} else if !errors.Is(err, uki.ErrNoStub) {
-		return nil, err
+		e.fault("%w", err)
 	}
-	if e.Signatures, err = signatures(image); err != nil {
-		return nil, err
+	if _, ok := img.Section(".linux"); ok {
+		if err := e.describeUKI(img); err != nil {
+			e.fault("%w", err)
+		}
 	}
-	if _, ok := img.Section(".linux"); !ok {
-		return e, nil
+	return e, nil
+}
+
+func (e *EFI) fault(format string, args ...any) {
+	e.Faults = append(e.Faults, fmt.Errorf(format, args...).Error())
+}
+
+// looseSections describes sections whatever they are like.
+func (e *EFI) looseSections(f *pe.File) {
+	for _, s := range f.Sections {
+		var data []byte
+		if s.Size > 0 {
+			var err error
+			if data, err = s.Data(); err != nil {
+				e.fault("section %.8q: %w", s.Name, err)
+				continue
+			}
+		}
+		// What fills up the file's last block is not the program's.
+		data = data[:min(len(data), int(s.VirtualSize))]
+		section := Section{Name: s.Name, Size: len(data), SHA256: sum(data)}
+		if int(s.VirtualSize) > len(data) {
+			section.Memory = int(s.VirtualSize)
+		}
+		e.Sections = append(e.Sections, section)
 	}
-	return e, e.describeUKI(img)
+}
+
+// machineName is how distributors call a kind of processor.
+func machineName(machine uint16) string {
+	if name, ok := map[uint16]string{
+		pe.IMAGE_FILE_MACHINE_AMD64: "x86-64", pe.IMAGE_FILE_MACHINE_I386: "32-bit x86",
+		pe.IMAGE_FILE_MACHINE_ARM64: "aarch64", pe.IMAGE_FILE_MACHINE_ARMNT: "32-bit ARM", pe.IMAGE_FILE_MACHINE_THUMB: "32-bit ARM",
+		pe.IMAGE_FILE_MACHINE_RISCV64: "riscv64", pe.IMAGE_FILE_MACHINE_LOONGARCH64: "loongarch64",
+	}[machine]; ok {
+		return name
+	}
+	return fmt.Sprintf("kind %#04x", machine)
 }
 
 func (e *EFI) describeUKI(img *uki.Image) error {
@@ -111,16 +166,18 @@ func (e *EFI) describeUKI(img *uki.Image) error {
 
 // signatures lists the certificate table (PE format, "The Attribute
 // Certificate Table").
-func signatures(image []byte) ([]Signature, error) {
-	f, err := pe.NewFile(bytes.NewReader(image))
-	if err != nil {
-		return nil, err
+func signatures(image []byte, f *pe.File) ([]Signature, error) {
+	var d pe.DataDirectory
+	switch header := f.OptionalHeader.(type) {
+	case *pe.OptionalHeader64:
+		if header.NumberOfRvaAndSizes > pe.IMAGE_DIRECTORY_ENTRY_SECURITY {
+			d = header.DataDirectory[pe.IMAGE_DIRECTORY_ENTRY_SECURITY]
+		}
+	case *pe.OptionalHeader32:
+		if header.NumberOfRvaAndSizes > pe.IMAGE_DIRECTORY_ENTRY_SECURITY {
+			d = header.DataDirectory[pe.IMAGE_DIRECTORY_ENTRY_SECURITY]
+		}
 	}
-	header, ok := f.OptionalHeader.(*pe.OptionalHeader64)
-	if !ok || len(header.DataDirectory) <= pe.IMAGE_DIRECTORY_ENTRY_SECURITY {
-		return nil, nil
-	}
-	d := header.DataDirectory[pe.IMAGE_DIRECTORY_ENTRY_SECURITY]
 	if d.Size == 0 {
 		return nil, nil
 	}

@@ -48,7 +48,7 @@ type System struct {
 }
 
 // ErrUnknown is returned for a file that is none of what the builder makes.
-var ErrUnknown = errors.New("neither an EFI image, a disk with a GPT, an ESP, an EROFS image, a LUKS2 volume, a release.json, a release's archive nor a key")
+var ErrUnknown = errors.New("neither an EFI image, a disk with a partition table, an ESP, an EROFS image, a LUKS2 volume, a release.json, a release's archive nor a key")
 
 // File describes a file by what is in it, whatever its name.
 func File(path string) (*Report, error) {
@@ -115,6 +115,9 @@ func describeMore(start []byte, f io.ReaderAt, size int64) (*Report, error) {
 	}
 	if esp, err := describeESP(io.NewSectionReader(f, 0, size), new(gpt.Table)); err == nil {
 		return &Report{Kind: "esp", ESP: esp}, nil
+	}
+	if disk := describeMBR(start, size); disk != nil {
+		return &Report{Kind: "disk", Disk: disk}, nil
 	}
 	if size > maxKey {
 		return nil, ErrUnknown

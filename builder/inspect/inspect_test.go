@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/big"
@@ -231,15 +232,42 @@ func TestDamagedDisk(t *testing.T) {
 	}
 }
 
+// FAULTS 112
+func TestDisksOfOthers(t *testing.T) {
+	content, err := os.ReadFile(disk(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(content[1<<20 : 1<<20+4096]) // the start of the ESP
+	r, text := shown(t, content)
+	if len(r.Disk.Partitions) != 3 || r.Disk.Partitions[0].Fault == "" {
+		t.Errorf("a disk whose first partition is not FAT is described as %+v", r.Disk)
+	}
+	says(t, "no FAT", text, "system-b", "fault:")
+
+	le := binary.LittleEndian
+	mbr := make([]byte, 1<<20)
+	mbr[446], mbr[446+4] = 0x80, 0x0c
+	le.PutUint32(mbr[446+8:], 63)
+	le.PutUint32(mbr[446+12:], 1000)
+	mbr[462+4] = 0x83
+	le.PutUint32(mbr[462+8:], 1063)
+	le.PutUint32(mbr[462+12:], 4_000_000)
+	mbr[510], mbr[511] = 0x55, 0xaa
+	r, text = shown(t, mbr)
+	if len(r.Disk.Partitions) != 2 || r.Disk.Partitions[0].Start != 63*512 || r.Disk.Partitions[0].Size != 1000*512 || r.Disk.Partitions[0].Fault != "" {
+		t.Errorf("a disk with an MBR is described as %+v", r.Disk)
+	}
+	says(t, "MBR", text, "MBR, no GPT", "0x83", "fault: ends at")
+}
+
 func TestFilesThatAreNothing(t *testing.T) {
-	image := testUKI(t)
 	for name, content := range map[string][]byte{
 		"empty":          nil,
 		"text":           []byte("hello"),
 		"zeros":          make([]byte, 100_000),
 		"JSON":           []byte(`{"format":1}`),
 		"truncated JSON": []byte(`{"format":1,`),
-		"truncated UKI":  image[:len(image)/2],
 		"header alone":   []byte("MZ"),
 	} {
 		if r, err := File(write(t, content)); err == nil {
@@ -249,9 +277,89 @@ func TestFilesThatAreNothing(t *testing.T) {
 	if _, err := File(write(t, []byte("hello"))); !errors.Is(err, ErrUnknown) {
 		t.Errorf("error %v, want %v", err, ErrUnknown)
 	}
-	damaged := bytes.Replace(image, []byte(`"epoch": 2`), []byte(`"epoch": x`), 1)
-	if _, err := File(write(t, damaged)); err == nil || !strings.Contains(err.Error(), "boot contract") {
-		t.Errorf("a damaged boot contract: error %v", err)
+}
+
+// What is damaged is shown as far as it goes, and what is wrong with it.
+func TestDamagedEFI(t *testing.T) {
+	image := testUKI(t)
+	for want, content := range map[string][]byte{
+		"section .osrel":    image[:len(image)/2],
+		"boot contract":     bytes.Replace(image, []byte(`"epoch": 2`), []byte(`"epoch": x`), 1),
+		"certificate table": certified(image, 1<<20),
+	} {
+		r, err := File(write(t, content))
+		if err != nil || len(r.EFI.Sections) == 0 {
+			t.Errorf("%s: %+v, %v", want, r, err)
+			continue
+		}
+		if said := strings.Join(r.EFI.Faults, "\n"); !strings.Contains(said, want) {
+			t.Errorf("faults %q, want one that names the %s", said, want)
+		}
+	}
+}
+
+// certified names a certificate table that is not there.
+func certified(image []byte, size uint32) []byte {
+	b := bytes.Clone(image)
+	at := binary.LittleEndian.Uint32(b[60:]) + 24 + 112 + 4*8
+	binary.LittleEndian.PutUint32(b[at:], uint32(len(b)))
+	binary.LittleEndian.PutUint32(b[at+4:], size)
+	return b
+}
+
+// FAULTS 112
+func TestOrdinaryEFIPrograms(t *testing.T) {
+	le := binary.LittleEndian
+	plain := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("code")}, ukitest.Section{Name: ".data", Data: []byte("data")})
+	const coff, sections = 64, 64 + 24 + 240
+	changed := func(change func(b []byte)) []byte { b := bytes.Clone(plain); change(b); return b }
+	for name, c := range map[string]struct {
+		image []byte
+		want  []string
+	}{
+		// iPXE and memtest86+: uninitialised data in a section of its own, or behind .data.
+		".bss":        {changed(func(b []byte) { le.PutUint32(b[sections+40+8:], 0x900) }), []string{"section .data 512 bytes", "(2304 in memory)"}},
+		"empty .bss":  {changed(func(b []byte) { le.PutUint32(b[sections+40+8:], 0x900); le.PutUint64(b[sections+40+16:], 0) }), []string{"section .data 0 bytes", "(2304 in memory)"}},
+		"for aarch64": {changed(func(b []byte) { le.PutUint16(b[coff+4:], 0xaa64) }), []string{"aarch64", "section .text"}},
+		"for 32 bits": {changed(func(b []byte) {
+			le.PutUint16(b[coff+4:], 0x14c)
+			le.PutUint16(b[coff+20:], 224)
+			le.PutUint16(b[coff+24:], 0x10b)
+			le.PutUint32(b[coff+24+92:], 16)
+			copy(b[coff+24+224:], b[sections:sections+80])
+		}), []string{"32-bit x86", "section .text", "no PE hash"}},
+		"gap":          {changed(func(b []byte) { le.PutUint32(b[sections+16:], 256) }), []string{"no PE hash", "section .text"}},
+		"two sections": {changed(func(b []byte) { copy(b[sections+40:], ".text\x00\x00\x00") }), []string{"section .text"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, text := shown(t, c.image)
+			if r.Kind != "efi" {
+				t.Errorf("is a %s", r.Kind)
+			}
+			says(t, name, text, c.want...)
+		})
+	}
+}
+
+// FAULTS 112
+func TestRealEFIPrograms(t *testing.T) {
+	debian := testkit.Debian(t)
+	kernels, err := filepath.Glob(filepath.Join(debian, "boot/vmlinuz-*"))
+	if err != nil || len(kernels) == 0 {
+		t.Fatalf("no kernel in %s: %v", debian, err)
+	}
+	for _, file := range append(kernels, filepath.Join(debian, "usr/lib/systemd/boot/efi/linuxx64.efi.stub")) {
+		r, err := File(file)
+		if err != nil || r.EFI.Machine != "x86-64" || len(r.EFI.Sections) < 3 || len(r.EFI.Authenticode) != 32 {
+			t.Errorf("%s: %+v, %v", file, r, err)
+			continue
+		}
+		out := testkit.Run(t, "objdump", "-h", file)
+		for _, s := range r.EFI.Sections {
+			if !strings.Contains(out, s.Name) {
+				t.Errorf("%s: objdump knows no section %s:\n%s", file, s.Name, out)
+			}
+		}
 	}
 }
 

@@ -53,7 +53,16 @@ func (e *EFI) text(w io.Writer, size int64) {
 	if e.Program != "" {
 		fmt.Fprintf(w, "program\t%s %s\n", e.Program, e.Version)
 	}
-	fmt.Fprintf(w, "SHA-256\t%x\nAuthenticode\t%x\n", e.SHA256, e.Authenticode)
+	if e.Machine != "" {
+		fmt.Fprintf(w, "for\t%s\n", e.Machine)
+	}
+	fmt.Fprintf(w, "SHA-256\t%x\n", e.SHA256)
+	if len(e.Authenticode) > 0 {
+		fmt.Fprintf(w, "Authenticode\t%x\n", e.Authenticode)
+	}
+	for _, fault := range e.Faults {
+		fmt.Fprintf(w, "fault\t%s\n", fault)
+	}
 	if len(e.Signatures) == 0 {
 		fmt.Fprintf(w, "signatures\tnone\n")
 	}
@@ -61,7 +70,11 @@ func (e *EFI) text(w io.Writer, size int64) {
 		fmt.Fprintf(w, "signature\t%d bytes, not verified, certificates: %s\n", s.Size, strings.Join(s.Certificates, "; "))
 	}
 	for _, s := range e.Sections {
-		fmt.Fprintf(w, "section %s\t%d bytes, SHA-256 %x\n", s.Name, s.Size, s.SHA256)
+		memory := ""
+		if s.Memory > 0 {
+			memory = fmt.Sprintf(" (%d in memory)", s.Memory)
+		}
+		fmt.Fprintf(w, "section %s\t%d bytes%s, SHA-256 %x\n", s.Name, s.Size, memory, s.SHA256)
 	}
 	if p := e.PCR11; p != nil {
 		fmt.Fprintf(w, "PCR 11\t%s when the kernel starts\n\t%s after enter-initrd\n\t%s after leave-initrd\n", p.Stub, p.EnterInitrd, p.LeaveInitrd)
@@ -100,9 +113,17 @@ func releaseText(w io.Writer, r *release.Release) {
 }
 
 func (d *Disk) text(w io.Writer, size int64) {
-	fmt.Fprintf(w, "disk\t%d bytes, sectors of %d\nGUID\t%s\nGPT\t%s\n", size, d.SectorSize, d.GUID, d.Table)
+	fmt.Fprintf(w, "disk\t%d bytes, sectors of %d\n", size, d.SectorSize)
+	if d.GUID == "" {
+		fmt.Fprintf(w, "table\t%s\n", d.Table)
+	} else {
+		fmt.Fprintf(w, "GUID\t%s\nGPT\t%s\n", d.GUID, d.Table)
+	}
 	for _, p := range d.Partitions {
 		fmt.Fprintf(w, "partition %d\t%s, %d bytes from %d\n\ttype %s\n\tUUID %s\n", p.Number, p.Label, p.Size, p.Start, p.Type, p.UUID)
+		if p.Fault != "" {
+			fmt.Fprintf(w, "\tfault: %s\n", p.Fault)
+		}
 		if p.System != nil {
 			fmt.Fprintf(w, "\tEROFS, %d blocks, %d inodes\n", p.System.Blocks, p.System.Inodes)
 		}
