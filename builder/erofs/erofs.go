@@ -31,6 +31,9 @@ type Options struct {
 	Date        time.Time // of the image; later times in it become this one
 	Compression string    // as -z takes it; empty for none
 	AllRoot     bool      // every file is root's, whoever owns it in the folder
+	// Sparse keeps the holes of files. Without compression that takes a list of
+	// the blocks of every file; with it, zeros take next to nothing anyway.
+	Sparse bool
 }
 
 // packed are names of files that are compressed already, as an extended regular
@@ -52,6 +55,9 @@ func Make(ctx context.Context, file, folder string, o Options) error {
 		}
 		defer os.Remove(hints) // as with the image, where this fails its folder is removed
 		args = append(args, "-z"+o.Compression, "--compress-hints="+hints)
+	}
+	if o.Sparse && o.Compression == "" {
+		args = append(args, fmt.Sprintf("--chunksize=%d", BlockSize))
 	}
 	if o.AllRoot {
 		args = append(args, "--all-root")

@@ -36,6 +36,9 @@ type Index struct {
 	alias    []byte              // modules.alias as it is
 	softdep  []byte              // modules.softdep as it is
 	aliases  map[string][]string // modules of an alias without wildcards
+	// Of modules.builtin.modinfo, where there is one.
+	modinfo        bool
+	builtinAliases map[string]bool // without wildcards or with, as they are
 }
 
 // LoadIndex reads depmod's files in a directory such as
@@ -43,7 +46,7 @@ type Index struct {
 func LoadIndex(files Files, dir, release string) (*Index, error) {
 	x := &Index{
 		dir: dir, release: release, paths: map[string]string{}, needs: map[string][]string{}, soft: map[string][]string{},
-		builtins: map[string]bool{}, aliases: map[string][]string{},
+		builtins: map[string]bool{}, aliases: map[string][]string{}, builtinAliases: map[string]bool{},
 	}
 	dep, err := files.ReadFile(path.Join(dir, "modules.dep"), maxIndex)
 	if err != nil {
@@ -54,8 +57,11 @@ func LoadIndex(files Files, dir, release string) (*Index, error) {
 		to   *[]byte
 	}{{"modules.builtin", &x.builtin}, {"modules.alias", &x.alias}, {"modules.softdep", &x.softdep}} {
 		if *f.to, err = files.ReadFile(path.Join(dir, f.name), maxIndex); err != nil {
-			return nil, fmt.Errorf("index of the kernel's modules: %w", err)
+			return nil, fmt.Errorf("index of the kernel's modules: %w (run `depmod %s` in the root file system)", err, release)
 		}
+	}
+	if err := x.readModinfo(files); err != nil {
+		return nil, err
 	}
 	if err := x.readDep(string(dep)); err != nil {
 		return nil, err

@@ -3,10 +3,14 @@ package modules
 import (
 	"bytes"
 	"crypto/x509"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 
+	"github.com/klauspost/compress/gzip"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
@@ -21,6 +25,12 @@ type Kernel struct {
 	Vermagic string
 	// Certificates are those built into the kernel, whose keys it trusts.
 	Certificates []*x509.Certificate
+	// Exports reports that the kernel has symbols for modules, as every kernel
+	// that loads modules has.
+	Exports bool
+	// Config is what the kernel was configured with, as text; empty where it
+	// does not hold that (CONFIG_IKCONFIG is off).
+	Config string
 }
 
 // ReadKernel reads a bzImage of the release.
@@ -33,8 +43,37 @@ func ReadKernel(image []byte, release string) (*Kernel, error) {
 	if k.Vermagic, err = vermagic(data, release); err != nil {
 		return nil, err
 	}
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("the kernel is not an ELF file: %w", err)
+	}
+	k.Exports = f.Section("__ksymtab_strings") != nil
+	if k.Config, err = configuration(data); err != nil {
+		return nil, err
+	}
 	k.Certificates, err = certificates(data)
 	return k, err
+}
+
+const maxConfig = 4 << 20 // bytes
+
+// configuration unpacks what CONFIG_IKCONFIG puts into a kernel (Linux,
+// kernel/configs.c).
+func configuration(kernel []byte) (string, error) {
+	_, rest, ok := bytes.Cut(kernel, []byte("IKCFG_ST\x1f\x8b"))
+	packed, _, end := bytes.Cut(rest, []byte("IKCFG_ED"))
+	if !ok || !end {
+		return "", nil
+	}
+	z, err := gzip.NewReader(io.MultiReader(strings.NewReader("\x1f\x8b"), bytes.NewReader(packed)))
+	if err != nil {
+		return "", fmt.Errorf("the kernel's configuration: %w", err)
+	}
+	text, err := io.ReadAll(io.LimitReader(z, maxConfig))
+	if err != nil {
+		return "", fmt.Errorf("the kernel's configuration: %w", err)
+	}
+	return string(text), nil
 }
 
 const maxVermagic = 256 // bytes
