@@ -22,13 +22,15 @@ systemd-stub and systemd-boot: system.erofs, uki.efi, bootx64.efi and
 release.json, with --disk a disk as a manual installation leaves it, and with
 --installer a stick that installs it.
 
-SRC is a directory, a tar archive (plain, gzip, xz, zstd) or an OCI image (a
-layout in a directory or an archive), and is never changed. To keep owners
-other than root, device nodes and capabilities, run as root.
+SRC is a directory, a tar archive (plain, gzip, zstd, xz, bzip2, lz4, lzma), an
+OCI image (a layout in a directory or an archive) or what docker save writes, and
+is never changed. Access control lists, labels, capabilities, holes and hard
+links are kept. To keep owners other than root and device nodes, run as root.
 
 The same SRC, configuration and source date give the same bytes. The source
 date is SOURCE_DATE_EPOCH (seconds since 1970) or else the latest modification
-time of a file in SRC, directories not counted; nothing in the image is later.
+time of a file in SRC, directories not counted; nothing in the image is later,
+and a date that has not come yet is refused.
 `
 
 // buildFlags are the options of build as they are given.

@@ -140,6 +140,7 @@ type build struct {
 	modules   []string
 	initramfs []byte // without the boot contract
 	scanner   *scan.Scanner
+	kernel    *modules.Kernel
 	checker   *modules.Checker
 	contract  *contract.Contract
 	initrd    []byte // the boot contract and the initramfs
@@ -192,17 +193,45 @@ func (b *build) find(context.Context) error {
 	if err := b.trustModules(); err != nil {
 		return err
 	}
-	if b.Date.IsZero() {
-		b.Date = b.tree.Newest()
+	if err := b.needs(); err != nil {
+		return err
 	}
-	b.Date = b.Date.Truncate(time.Second).UTC()
-	if b.Date.Unix() < 0 {
-		return fmt.Errorf("source date %s lies before 1970", b.Date.Format(time.DateTime))
+	if err := b.sourceDate(time.Now()); err != nil {
+		return err
+	}
+	for _, what := range b.parts.unsigned {
+		b.Progress.Note("took the signature off the %s: each machine signs it with its own key", what)
 	}
 	if err := b.warnOfKey(); err != nil {
 		return err
 	}
 	b.Progress.Note("kernel %s, %d modules for the initramfs, source date %s", k.release, len(b.modules), b.Date.Format(time.DateTime))
+	return nil
+}
+
+// sourceDate decides what date the image has. One that has not come yet is
+// refused: machines take the image's date for the least that the time can be,
+// and a key that expires before it would be expired for ever.
+func (b *build) sourceDate(now time.Time) error {
+	latest := now.Add(24 * time.Hour) // clocks and time zones are not exact
+	if b.Date.IsZero() {
+		newest, file := b.tree.Newest()
+		if newest.After(latest) {
+			return fmt.Errorf("/%s is dated %s, and by this machine's clock it is %s: correct its date with `touch`, or set SOURCE_DATE_EPOCH, which later dates then become",
+				file, newest.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+		}
+		b.Date = newest
+	}
+	b.Date = b.Date.Truncate(time.Second).UTC()
+	switch {
+	case b.Date.Unix() < 0:
+		return fmt.Errorf("source date %s lies before 1970: set SOURCE_DATE_EPOCH", b.Date.Format(time.DateTime))
+	case b.Date.After(latest):
+		return fmt.Errorf("the source date %s (SOURCE_DATE_EPOCH) has not come yet: by this machine's clock it is %s", b.Date.Format(time.DateTime), now.UTC().Format(time.DateTime))
+	}
+	if file := b.tree.BeforeEpoch(); file != "" {
+		b.Progress.Note("files dated before 1970, such as /%s, get the date 1970-01-01", file)
+	}
 	return nil
 }
 
@@ -257,10 +286,10 @@ func (b *build) packSystem(ctx context.Context) error {
 	file := b.out.path(release.ImageFile)
 	err := erofs.Make(ctx, file, b.tree.Dir(), erofs.Options{
 		UUID: derive("system image", b.Config.ImageID, b.Version), Date: b.Date,
-		Compression: b.Config.Compression, AllRoot: b.tree.Squash(),
+		Compression: b.Config.Compression, AllRoot: b.tree.Squash(), Sparse: b.tree.Sparse(),
 	})
 	if err != nil {
-		return fmt.Errorf("make system image: %w", err)
+		return fmt.Errorf("make system image: %w", b.explain(err))
 	}
 	info, err := os.Stat(file)
 	if err != nil {
@@ -268,6 +297,9 @@ func (b *build) packSystem(ctx context.Context) error {
 	}
 	if info.Size()%verity.BlockSize != 0 {
 		return fmt.Errorf("make system image: %s wrote %d bytes, not whole blocks of %d", erofs.Tool, info.Size(), verity.BlockSize)
+	}
+	if info.Size() > b.Config.SlotSize {
+		return b.tooLarge(info.Size())
 	}
 	done(megabytes(info.Size()))
 	return nil
@@ -318,7 +350,7 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make UKI: %w", err)
 	}
-	return nil
+	return fitsESP(int64(len(b.uki)), int64(len(b.parts.bootManager)))
 }
 
 // describe writes the EFI files and release.json.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"debug/pe"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,16 +27,21 @@ type kernel struct {
 // findKernel looks for the kernel of a root file system. It must be the only
 // one, since which of two was meant cannot be told; `Linux=` names it then.
 func findKernel(t *rootfs.Tree, chosen string) (*kernel, error) {
-	names := []string{chosen}
-	if chosen == "" {
-		var err error
-		if names, err = kernelFiles(t); err != nil {
-			return nil, err
-		}
+	if chosen != "" {
+		return readKernel(t, chosen)
+	}
+	names, err := kernelFiles(t)
+	if err != nil {
+		return nil, err
 	}
 	var found []*kernel
+	var others []error
 	for _, name := range names {
 		k, err := readKernel(t, name)
+		if errors.Is(err, errNotKernel) {
+			others = append(others, err) // such as a checksum beside a kernel
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -45,11 +51,13 @@ func findKernel(t *rootfs.Tree, chosen string) (*kernel, error) {
 			found = append(found, k)
 		}
 	}
-	switch len(found) {
-	case 1:
+	switch {
+	case len(found) == 1:
 		return found[0], nil
-	case 0:
-		return nil, errors.New("the root file system has no kernel: looked for /boot/vmlinuz-*, /boot/kernel-*, /boot/bzImage* and /usr/lib/modules/*/vmlinuz")
+	case len(found) == 0 && len(others) > 0:
+		return nil, fmt.Errorf("the root file system has no kernel: %w", others[0])
+	case len(found) == 0:
+		return nil, fmt.Errorf("the root file system has no kernel: looked for /%s; name one that lies elsewhere with Linux= in [UKI]", strings.Join(kernelPlaces, ", /"))
 	}
 	var list []string
 	for _, k := range found {
@@ -58,41 +66,77 @@ func findKernel(t *rootfs.Tree, chosen string) (*kernel, error) {
 	return nil, fmt.Errorf("the root file system has %d kernels: %s; say which with Linux= in [UKI]", len(found), strings.Join(list, ", "))
 }
 
-// kernelFiles lists what can be a kernel by its name. Symbolic links are left
-// out: they are second names.
+// kernelPlaces are where distributions install kernels, with their
+// installers' and builds' own places last. Each part is a pattern.
+var kernelPlaces = []string{
+	"usr/lib/modules/*/vmlinuz", // Fedora, Arch, openSUSE, ostree; Gentoo's is a link
+	"lib/modules/*/vmlinuz",
+	"boot/vmlinuz", "boot/vmlinuz-*", // Debian, Alpine, Void
+	"boot/kernel-*", "boot/bzImage", "boot/bzImage-*", // Gentoo
+	"boot/*/*/linux",                // kernel-install's: machine ID, version
+	"usr/lib/ostree-boot/vmlinuz-*", // ostree, before the kernel lay with its modules
+	"usr/lib/kernel/vmlinuz-*",
+	"usr/src/*/arch/x86/boot/bzImage", // built in the image and installed nowhere
+}
+
+// kernelFiles lists what can be a kernel by its place, each file once by the
+// name that it has without symbolic links. A link that leads nowhere is none.
 func kernelFiles(t *rootfs.Tree) ([]string, error) {
-	var candidates []string
-	boot, err := t.List("boot")
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range boot {
-		if name == "vmlinuz" || strings.HasPrefix(name, "vmlinuz-") || strings.HasPrefix(name, "kernel-") || strings.HasPrefix(name, "bzImage") {
-			candidates = append(candidates, path.Join("boot", name))
-		}
-	}
-	for _, dir := range []string{"usr/lib/modules", "lib/modules"} {
-		releases, err := t.List(dir)
+	var files []string
+	for _, place := range kernelPlaces {
+		names, err := expand(t, place)
 		if err != nil {
 			return nil, err
 		}
-		for _, release := range releases {
-			candidates = append(candidates, path.Join(dir, release, "vmlinuz"))
-		}
-	}
-	var files []string
-	for _, name := range candidates {
-		info, err := t.Lstat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			return nil, err
-		case info.Mode().IsRegular():
-			files = append(files, name)
+		for _, name := range names {
+			at, err := t.Resolve(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			info, err := t.Lstat(at)
+			if err != nil {
+				return nil, err
+			}
+			if info.Mode().IsRegular() && !slices.Contains(files, at) {
+				files = append(files, at)
+			}
 		}
 	}
 	return files, nil
 }
+
+// expand returns the names of a tree that a pattern fits.
+func expand(t *rootfs.Tree, pattern string) ([]string, error) {
+	found := []string{""}
+	for part := range strings.SplitSeq(pattern, "/") {
+		var next []string
+		for _, dir := range found {
+			if !strings.Contains(part, "*") {
+				next = append(next, path.Join(dir, part))
+				continue
+			}
+			names, err := t.List(dir)
+			if err != nil {
+				return nil, err
+			}
+			for _, name := range names {
+				if ok, err := path.Match(part, name); err != nil {
+					return nil, err
+				} else if ok {
+					next = append(next, path.Join(dir, name))
+				}
+			}
+		}
+		found = next
+	}
+	return found, nil
+}
+
+// errNotKernel is returned for a file that is not a kernel by its first bytes.
+var errNotKernel = errors.New("is not an x86 kernel (bzImage)")
 
 func readKernel(t *rootfs.Tree, name string) (*kernel, error) {
 	image, err := t.ReadFile(name, maxKernel)
@@ -114,10 +158,13 @@ func readKernel(t *rootfs.Tree, name string) (*kernel, error) {
 // (Linux, Documentation/arch/x86/boot.rst, header fields from 0x1f1 on).
 func kernelRelease(image []byte) (string, error) {
 	if len(image) < 0x400 || string(image[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(image[0x1fe:]) != 0xaa55 {
-		return "", errors.New("is not an x86 kernel (bzImage)")
+		return "", errNotKernel
 	}
 	if string(image[:2]) != "MZ" {
 		return "", errors.New("is a kernel without CONFIG_EFI_STUB, which firmware cannot start")
+	}
+	if machine := peMachine(image); machine != 0 && machine != pe.IMAGE_FILE_MACHINE_AMD64 {
+		return "", fmt.Errorf("is a kernel for %s, want one for x86-64", machineName(machine))
 	}
 	at := int(binary.LittleEndian.Uint16(image[0x20e:])) + 0x200
 	if at == 0x200 || at >= len(image) {

@@ -9,7 +9,6 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
 )
@@ -31,6 +30,7 @@ type parts struct {
 	stub        []byte
 	bootManager []byte
 	osRelease   []byte
+	unsigned    []string // what a signature was taken off
 }
 
 func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, error) {
@@ -42,34 +42,24 @@ func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, er
 	if c.Uname != "" && c.Uname != p.kernel.release {
 		return nil, fmt.Errorf("kernel /%s is %s, and Uname of [UKI] is %s", p.kernel.path, p.kernel.release, c.Uname)
 	}
-	if p.stub, err = readEFI(t, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]"); err != nil {
-		return nil, err
-	}
-	if p.bootManager, err = readEFI(t, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]"); err != nil {
-		return nil, err
+	for _, part := range []struct {
+		to                         *[]byte
+		chosen, usual, what, named string
+	}{
+		{&p.stub, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]"},
+		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]"},
+	} {
+		image, signed, err := readEFI(t, part.chosen, part.usual, part.what, part.named)
+		if err != nil {
+			return nil, err
+		}
+		if signed {
+			p.unsigned = append(p.unsigned, part.what)
+		}
+		*part.to = image
 	}
 	p.osRelease, err = findOSRelease(t, c, v)
 	return p, err
-}
-
-// readEFI reads a PE file from where the configuration says, or from where
-// systemd installs it.
-func readEFI(t *rootfs.Tree, chosen, usual, what, key string) ([]byte, error) {
-	name := usual
-	if chosen != "" {
-		name = chosen
-	}
-	image, err := t.ReadFile(name, maxStub)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the root file system has no %s: looked for %s (install systemd-boot's EFI files, or name it with %s)", what, name, key)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	if _, err := uki.Parse(image); err != nil {
-		return nil, fmt.Errorf("%s %s: %w", what, name, err)
-	}
-	return image, nil
 }
 
 // findOSRelease returns the os-release of the UKI: the system's, or the one of

@@ -64,6 +64,7 @@ func (b *build) trustModules() error {
 	if b.Config.ModuleKey != nil {
 		own = append(own, b.Config.ModuleKey)
 	}
+	b.kernel = kernel
 	b.checker = modules.NewChecker(kernel, own...)
 	return nil
 }

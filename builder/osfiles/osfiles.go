@@ -22,11 +22,8 @@ import (
 //go:embed files
 var files embed.FS
 
-// Where systemd has its own files.
-const (
-	systemd = "usr/lib/systemd/systemd"
-	units   = "usr/lib/systemd/system/"
-)
+// Where systemd looks for units, whether /usr is merged or not.
+const units = "usr/lib/systemd/system/"
 
 // A file of the system. Its content is that of the embedded file, or else text,
 // or else it is a symbolic link.
@@ -68,13 +65,11 @@ var timer = file{name: "etc/systemd/system/timers.target.wants/ota-fetch.timer",
 // image has of its own.
 func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err error) {
 	all := append([]file{{name: "usr/lib/halogen/ota.conf", text: settings(c), mode: 0o644}}, common...)
-	if _, err := t.Resolve(systemd); err == nil {
+	if t.HasSystemd() {
 		all = append(all, forSystemd...)
 		if c.Server != "" {
 			all = append(all, timer)
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
 	}
 	for _, f := range all {
 		if _, err := t.Lstat(f.name); err == nil {

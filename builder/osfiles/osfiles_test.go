@@ -19,6 +19,8 @@ import (
 
 var date = time.Unix(1_700_000_000, 0)
 
+const systemd = "usr/lib/systemd/systemd"
+
 // tree returns a tree of regular files and the folder that it lies in.
 func tree(t *testing.T, names ...string) (*rootfs.Tree, string) {
 	t.Helper()
@@ -58,6 +60,7 @@ func TestAdd(t *testing.T) {
 		bless, timer bool
 	}{
 		{"systemd", []string{systemd}, "https://example.org", true, true},
+		{"systemd, /usr not merged", []string{"lib/systemd/systemd"}, "https://example.org", true, true}, // FAULTS 112
 		{"systemd without a server", []string{systemd}, "", true, false},
 		{"another init", []string{"sbin/init"}, "https://example.org", false, false},
 	} {

@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
-
-	"halogenos.internal/boot/stateconf"
 )
 
 // Commands maps the path of a command of the machine in the image, such as
@@ -40,18 +39,27 @@ var perMachine = []struct{ name, why string }{
 // the machine's commands, state.conf, mount points. It takes away what must
 // not be in an image, and returns a line for each thing that it took away.
 func (t *Tree) Complete(commands Commands, date time.Time) ([]string, error) {
+	notes, err := t.adoptEtc(date)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.checkPlain(); err != nil {
+		return nil, err
+	}
 	for _, m := range mountPoints {
 		if _, err := t.AddDirectory(m.name, m.mode); err != nil {
 			return nil, fmt.Errorf("add mount point /%s: %w", m.name, err)
 		}
 	}
-	if err := t.completeState(date); err != nil {
+	state, err := t.completeState(date)
+	if err != nil {
 		return nil, err
 	}
 	if err := t.addCommands(commands, date); err != nil {
 		return nil, err
 	}
-	return t.depersonalize(date)
+	personal, err := t.depersonalize(date)
+	return slices.Concat(notes, state, personal), err
 }
 
 func (t *Tree) addCommands(commands Commands, date time.Time) error {
@@ -67,28 +75,6 @@ func (t *Tree) addCommands(commands Commands, date time.Time) error {
 		}
 		if err := t.AddFile(name, content, mode, date); err != nil {
 			return fmt.Errorf("add command: %w", err)
-		}
-	}
-	return nil
-}
-
-// completeState sees that there is a state.conf and that its folders exist.
-func (t *Tree) completeState(date time.Time) error {
-	text, err := t.ReadFile(stateconf.Path, stateconf.MaxSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		text = []byte(stateconf.Default)
-		err = t.AddFile(stateconf.Path, text, 0o644, date)
-	}
-	if err != nil {
-		return fmt.Errorf("state.conf: %w", err)
-	}
-	entries, err := stateconf.Parse(text)
-	if err != nil {
-		return fmt.Errorf("/%s: %w", stateconf.Path, err)
-	}
-	for _, e := range entries {
-		if _, err := t.AddDirectory(e.Path, 0o755); err != nil {
-			return fmt.Errorf("add state folder %s: %w", e.Path, err)
 		}
 	}
 	return nil
@@ -161,10 +147,21 @@ func (t *Tree) resetMachineID(date time.Time) ([]string, error) {
 	if err := t.removeAt(name); err != nil {
 		return nil, fmt.Errorf("machine-id: %w", err)
 	}
-	if _, err := t.Resolve("usr/lib/systemd/systemd"); err == nil {
+	if t.HasSystemd() {
 		if err := t.AddFile(name, nil, 0o444, date); err != nil {
 			return nil, fmt.Errorf("machine-id: %w", err)
 		}
 	}
 	return []string{"took the ID out of /etc/machine-id: each machine makes its own"}, nil
+}
+
+// HasSystemd reports whether systemd is in the tree: below /usr, or below /lib
+// where /usr is not merged.
+func (t *Tree) HasSystemd() bool {
+	for _, name := range []string{"usr/lib/systemd/systemd", "lib/systemd/systemd"} {
+		if _, err := t.Resolve(name); err == nil {
+			return true
+		}
+	}
+	return false
 }

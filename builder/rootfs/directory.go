@@ -90,10 +90,12 @@ func (c *copier) children(ctx context.Context, dir *os.Root, name string) error 
 	return nil
 }
 
-// entry describes a file of the source; its kind is zero for a socket.
-func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscall.Stat_t) (Entry, error) {
+// entryOf describes a file of a file system, but for its name, where a symbolic
+// link leads, and its extended attributes. The kind is zero for a socket.
+func entryOf(info fs.FileInfo) Entry {
+	stat := info.Sys().(*syscall.Stat_t)
 	e := Entry{
-		Name: name, Mode: stat.Mode & 0o7777, UID: int(stat.Uid), GID: int(stat.Gid), ModTime: info.ModTime(),
+		Mode: stat.Mode & 0o7777, UID: int(stat.Uid), GID: int(stat.Gid), ModTime: info.ModTime(),
 		Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev),
 	}
 	switch stat.Mode & unix.S_IFMT {
@@ -102,19 +104,28 @@ func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscal
 	case unix.S_IFREG:
 		e.Kind, e.Size = Regular, info.Size()
 	case unix.S_IFLNK:
-		target, err := dir.Readlink(path.Base(name))
-		if err != nil {
-			return e, err
-		}
-		e.Kind, e.Target = Symlink, target
+		e.Kind = Symlink
 	case unix.S_IFCHR:
 		e.Kind = CharDevice
 	case unix.S_IFBLK:
 		e.Kind = BlockDevice
 	case unix.S_IFIFO:
 		e.Kind = FIFO
-	case unix.S_IFSOCK:
+	}
+	return e
+}
+
+// entry describes a file of the source; its kind is zero for a socket.
+func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscall.Stat_t) (e Entry, err error) {
+	e = entryOf(info)
+	e.Name = name
+	switch e.Kind {
+	case 0:
 		return e, nil
+	case Symlink:
+		if e.Target, err = dir.Readlink(path.Base(name)); err != nil {
+			return e, err
+		}
 	}
 	if e.Kind != Directory && stat.Nlink > 1 {
 		if first, ok := c.links[stat.Ino]; ok {
@@ -143,7 +154,11 @@ func readXattrs(file string) (map[string]string, error) {
 	}
 	var xattrs map[string]string
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
-		if !keepXattr(name) {
+		keep, err := keepXattr(name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if !keep {
 			continue
 		}
 		value := make([]byte, 64<<10)

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -50,12 +52,17 @@ func (f folder) open(name string) (io.ReadCloser, int64, error) {
 type archive struct {
 	file  *os.File
 	files map[string]extent
+	links map[string]string // where a link of either kind leads
 }
 
 type extent struct{ offset, size int64 }
 
 func (a archive) open(name string) (io.ReadCloser, int64, error) {
 	e, ok := a.files[name]
+	for n := 0; !ok && a.links[name] != "" && n < maxLinks; n++ {
+		name = a.links[name]
+		e, ok = a.files[name]
+	}
 	if !ok {
 		return nil, 0, fmt.Errorf("%s is not in the archive", name)
 	}
@@ -66,7 +73,7 @@ func (a archive) open(name string) (io.ReadCloser, int64, error) {
 // reads no further than the header it returns, so the file's position is
 // where the content starts.
 func indexArchive(file *os.File) (archive, error) {
-	a := archive{file: file, files: make(map[string]extent)}
+	a := archive{file: file, files: make(map[string]extent), links: make(map[string]string)}
 	in := tar.NewReader(file)
 	for {
 		h, err := in.Next()
@@ -80,8 +87,16 @@ func indexArchive(file *os.File) (archive, error) {
 		if err != nil {
 			return a, err
 		}
-		if h.Typeflag == tar.TypeReg && len(a.files) < maxEntries {
-			a.files[path.Clean(h.Name)] = extent{offset, h.Size}
+		name := path.Clean(h.Name)
+		switch {
+		case len(a.files) == maxEntries:
+			return a, fmt.Errorf("the archive has more than %d files", maxEntries)
+		case h.Typeflag == tar.TypeReg:
+			a.files[name] = extent{offset, h.Size}
+		case h.Typeflag == tar.TypeSymlink: // `docker save` has a layer that comes twice once
+			a.links[name] = path.Join(path.Dir(name), h.Linkname)
+		case h.Typeflag == tar.TypeLink:
+			a.links[name] = path.Clean(h.Linkname)
 		}
 	}
 }
@@ -98,8 +113,18 @@ type descriptor struct {
 	Platform  *struct {
 		Architecture string `json:"architecture"`
 		OS           string `json:"os"`
+		Variant      string `json:"variant"`
 	} `json:"platform"`
+	ArtifactType string            `json:"artifactType"`
+	Annotations  map[string]string `json:"annotations"`
 }
+
+// Annotations of descriptors: the tag of an image, and what says that something
+// is about an image and is none itself.
+const (
+	annotationTag       = "org.opencontainers.image.ref.name"
+	annotationReference = "vnd.docker.reference.type"
+)
 
 // document is an index or a manifest: the fields that either has.
 type document struct {
@@ -191,15 +216,27 @@ func findManifest(b blobs, arch string) (*document, error) {
 
 // choose takes the one manifest for linux on arch. A manifest that names no
 // platform fits any; others (such as attestations) name one that is not ours.
+// An image with several tags is one image.
 func choose(list []descriptor, arch string) (descriptor, error) {
 	var fit []descriptor
-	var names []string
+	var names, tags []string
 	for _, d := range list {
-		if d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == arch {
+		switch {
+		case d.ArtifactType != "" || d.Annotations[annotationReference] != "":
+		case d.Platform != nil && (d.Platform.OS != "linux" || d.Platform.Architecture != arch):
+			names = append(names, d.Platform.OS+"/"+d.Platform.Architecture)
+		case !slices.ContainsFunc(fit, func(have descriptor) bool { return have.Digest == d.Digest }):
 			fit = append(fit, d)
-			continue
+			tags = append(tags, cmp.Or(d.Annotations[annotationTag], d.Digest))
 		}
-		names = append(names, d.Platform.OS+"/"+d.Platform.Architecture)
+	}
+	if len(fit) > 1 {
+		// Of the variants of an architecture (such as amd64's v3) only the one
+		// without a name runs on every machine.
+		plain := slices.DeleteFunc(slices.Clone(fit), func(d descriptor) bool { return d.Platform == nil || d.Platform.Variant != "" })
+		if len(plain) == 1 && !slices.ContainsFunc(fit, func(d descriptor) bool { return d.Platform == nil }) {
+			return plain[0], nil
+		}
 	}
 	switch len(fit) {
 	case 1:
@@ -207,7 +244,7 @@ func choose(list []descriptor, arch string) (descriptor, error) {
 	case 0:
 		return descriptor{}, fmt.Errorf("OCI index has no image for linux/%s, only %q", arch, names)
 	}
-	return descriptor{}, fmt.Errorf("OCI index has %d images for linux/%s: want one", len(fit), arch)
+	return descriptor{}, fmt.Errorf("OCI index has %d images for linux/%s, %q: copy the one that is meant, as with `skopeo copy oci-archive:FILE:TAG oci-archive:NEW`", len(fit), arch, tags)
 }
 
 // unpackOCI applies the layers of an image from the lowest to the highest.
@@ -240,8 +277,7 @@ func (t *Tree) unpackLayer(ctx context.Context, b blobs, d descriptor) error {
 		return err
 	}
 	defer close()
-	l := layer{tree: t, own: make(map[string]bool)}
-	if err := t.unpackTar(ctx, plain, l.put); err != nil {
+	if err := t.applyLayer(ctx, plain); err != nil {
 		return err
 	}
 	// What follows the end of the tar belongs to the digest too.
@@ -278,8 +314,11 @@ func (l *layer) put(e Entry, content io.Reader) error {
 		return l.hideChildren(dir)
 	case strings.HasPrefix(base, whiteout):
 		hidden, err := cleanName(strings.TrimPrefix(base, whiteout))
-		if err != nil || hidden == "." || dir != "." && l.tree.dirs[dir] == nil {
+		if err != nil || hidden == "." {
 			return fmt.Errorf("whiteout %q names no file", name)
+		}
+		if l.tree.dirs[dir] == nil {
+			return nil // what is in a directory that is gone is gone
 		}
 		return l.hide(path.Join(dir, hidden))
 	}

@@ -1,19 +1,22 @@
 package rootfs
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
+	"regexp"
 )
 
 // Fill puts the root file system at a path into the tree: a directory, a tar
-// archive, or an OCI image as a layout in a directory or in a tar archive. Of
-// an OCI image for several architectures it takes arch (as in "x86_64").
+// archive, or an image of containers: an OCI layout in a directory or in an
+// archive, or what `docker save` writes. Of an image for several architectures
+// it takes arch (as in "x86_64").
 func (t *Tree) Fill(ctx context.Context, source, arch string) error {
 	info, err := os.Stat(source)
 	if err != nil {
@@ -21,18 +24,29 @@ func (t *Tree) Fill(ctx context.Context, source, arch string) error {
 	}
 	switch {
 	case info.IsDir() && exists(source, "oci-layout") && exists(source, "index.json"):
-		root, err := os.OpenRoot(source)
-		if err != nil {
-			return fmt.Errorf("open OCI layout: %w", err)
-		}
-		defer root.Close()
-		return t.unpackOCI(ctx, folder{root}, platform(arch))
+		err = t.fillFromLayout(ctx, source, arch)
+	case info.IsDir() && exists(source, "manifest.json") && exists(source, "version") && !exists(source, "usr"):
+		return fmt.Errorf("root file system %s is a directory of skopeo's transport dir: copy the image to oci:DIR instead", source)
 	case info.IsDir():
-		return t.CopyDirectory(ctx, source)
+		err = t.CopyDirectory(ctx, source)
 	case info.Mode().IsRegular():
-		return t.fillFromArchive(ctx, source, arch)
+		err = t.fillFromArchive(ctx, source, arch)
+	default:
+		err = fmt.Errorf("root file system %s is neither a directory nor an archive", source)
 	}
-	return fmt.Errorf("root file system %s is neither a directory nor an archive", source)
+	if err != nil {
+		return err
+	}
+	return t.resolveACLs()
+}
+
+func (t *Tree) fillFromLayout(ctx context.Context, source, arch string) error {
+	root, err := os.OpenRoot(source)
+	if err != nil {
+		return fmt.Errorf("open OCI layout: %w", err)
+	}
+	defer root.Close()
+	return t.unpackOCI(ctx, folder{root}, platform(arch))
 }
 
 func exists(dir, name string) bool {
@@ -54,54 +68,89 @@ func (t *Tree) fillFromArchive(ctx context.Context, source, arch string) error {
 		return fmt.Errorf("root file system: %w", err)
 	}
 	defer file.Close()
-	plain, err := isTar(file)
-	if err != nil {
-		return err
-	}
-	if plain {
-		a, err := indexArchive(file)
-		switch {
-		case err != nil:
-			return fmt.Errorf("%s: %w", source, err)
-		case a.has("oci-layout") && a.has("index.json"):
-			return t.unpackOCI(ctx, a, platform(arch))
-		case a.has("manifest.json") && a.has("repositories"):
-			return fmt.Errorf("%s is a Docker archive: save it as an OCI archive", source)
-		}
-		if _, err := file.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-	}
-	stream, close, err := decompress(file)
-	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	defer close()
-	err = t.unpackTar(ctx, stream, func(e Entry, content io.Reader) error {
-		if path.Clean(e.Name) == "oci-layout" {
-			return errOCI
-		}
-		return t.Put(e, content)
-	})
-	if errors.Is(err, errOCI) {
-		return fmt.Errorf("%s is a compressed OCI archive: decompress it first, its layers are compressed already", source)
-	}
-	if err != nil {
+	if err := t.fillFrom(ctx, file, arch); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	return nil
 }
 
-// isTar reports whether a file is an uncompressed tar (POSIX.1-1988 and later
-// have a magic in the first header) and leaves the file at its start.
-func isTar(file *os.File) (bool, error) {
-	var header [512]byte
-	n, err := io.ReadFull(file, header[:])
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return false, fmt.Errorf("read root file system: %w", err)
+func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
+	start := make([]byte, 512)
+	if _, err := file.ReadAt(start, 0); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read root file system: %w", err)
+	}
+	if isTar(start) {
+		if done, err := t.fillFromImage(ctx, file, arch); done || err != nil {
+			return err
+		}
+	}
+	stream, close, err := decompress(file)
+	if err != nil {
+		return err
+	}
+	defer close()
+	in := bufio.NewReaderSize(stream, 1<<20)
+	if first, _ := in.Peek(512); !isTar(start) && imageFirst(first) {
+		return t.fillFromPacked(ctx, in, arch)
+	}
+	count := 0
+	err = unpackTar(ctx, in, func(e Entry, content io.Reader) error {
+		count++
+		return t.Put(e, content)
+	})
+	if err == nil && count == 0 {
+		return errors.New("the archive is empty")
+	}
+	return err
+}
+
+// fillFromImage takes an uncompressed archive that is an image of containers,
+// and reports whether it is one. If not, the file is at its start again.
+func (t *Tree) fillFromImage(ctx context.Context, file *os.File, arch string) (bool, error) {
+	a, err := indexArchive(file)
+	switch {
+	case err != nil:
+		return false, err
+	case a.has("oci-layout") && a.has("index.json"):
+		return true, t.unpackOCI(ctx, a, platform(arch))
+	case a.has("manifest.json"):
+		images, err := dockerImages(a)
+		if err != nil || images != nil {
+			return true, errors.Join(err, t.unpackDocker(ctx, a, images, platform(arch)))
+		}
+	}
+	_, err = file.Seek(0, io.SeekStart)
+	return false, err
+}
+
+// imageFirst reports whether a tar starts with a file that an image of
+// containers has and a root file system does not.
+func imageFirst(header []byte) bool {
+	if !isTar(header) {
+		return false
+	}
+	name, _, _ := bytes.Cut(header[:100], []byte{0})
+	return imageFile.Match(bytes.TrimPrefix(name, []byte("./")))
+}
+
+var imageFile = regexp.MustCompile(`^(oci-layout$|index\.json$|manifest\.json$|repositories$|blobs/|[0-9a-f]{64}(/|\.json$|\.tar$))`)
+
+// fillFromPacked unpacks a compressed archive of an image, whose files are not
+// in the order that they are needed in.
+func (t *Tree) fillFromPacked(ctx context.Context, in io.Reader, arch string) (err error) {
+	file, err := os.CreateTemp(filepath.Dir(t.dir), ".image-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := os.Remove(file.Name()); err != nil { // it is gone with this program
+		return err
+	}
+	if n, err := io.Copy(file, io.LimitReader(in, maxBytes)); err != nil || n == maxBytes {
+		return fmt.Errorf("unpack image, %d bytes: %w", n, cmp.Or(err, io.ErrShortBuffer))
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return false, err
+		return err
 	}
-	return n == len(header) && bytes.HasPrefix(header[257:], []byte("ustar")), nil
+	return t.fillFrom(ctx, file, arch)
 }

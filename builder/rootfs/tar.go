@@ -2,60 +2,30 @@ package rootfs
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strings"
-
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
-// maxWindow bounds what a zstd stream may ask to keep in memory: what
-// `zstd --long=27`, the greatest that zstd itself takes unasked, needs.
-const maxWindow = 128 << 20
+// errCutOff is returned for an archive that ends early, as far as its end mark
+// tells.
+var errCutOff = errors.New("the archive is cut off: it has no end mark")
 
-// decompress returns the content of a possibly compressed stream.
-func decompress(r io.Reader) (io.Reader, func(), error) {
-	in := bufio.NewReaderSize(r, 1<<20)
-	magic, err := in.Peek(6)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, nil, fmt.Errorf("read archive: %w", err)
-	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(in)
-		if err != nil {
-			return nil, nil, fmt.Errorf("gunzip: %w", err)
-		}
-		return z, func() { z.Close() }, nil
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, nil, fmt.Errorf("decompress zstd: %w", err)
-		}
-		return z, z.Close, nil
-	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		z, err := xz.NewReader(in)
-		if err != nil {
-			return nil, nil, fmt.Errorf("decompress xz: %w", err)
-		}
-		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return nil, nil, errors.New("the archive is compressed with bzip2: want gzip, xz, zstd or none")
-	}
-	return in, func() {}, nil
-}
+// Types of GNU tar's entries that package tar has no name for.
+const (
+	gnuDirectory    = 'D' // with a list of what was in it
+	gnuContinuation = 'M' // of a file in the volume before
+	gnuVolume       = 'V' // the archive's label
+)
 
-// errOCI ends the reading of what turns out to be an OCI image.
-var errOCI = errors.New("the archive is an OCI image")
-
-// unpackTar hands the files of a tar archive to put.
-func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader) error) error {
+// unpackTar hands the files of a tar archive to put. An archive without any, or
+// without an end mark, is an error that may be passed over where something
+// else tells that it is whole.
+func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader) error) error {
 	tail := &tail{r: archive}
 	in := tar.NewReader(tail)
 	for count := 0; ; count++ {
@@ -64,18 +34,24 @@ func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry,
 		}
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
-			if count == 0 {
-				return errors.New("the archive is empty")
-			}
 			return tail.ended()
 		}
+		if errors.Is(err, tar.ErrHeader) && count == 0 {
+			return errors.New("is not a tar archive, nor compressed in a way that is known: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
+		}
 		if err != nil {
-			return fmt.Errorf("read tar archive: %w", err)
+			return fmt.Errorf("read tar archive, after %d files: %w", count, err)
 		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
+		switch h.Typeflag {
+		case tar.TypeXGlobalHeader, gnuVolume:
 			continue
+		case gnuContinuation:
+			return fmt.Errorf("%s: goes on from another volume of the archive: put the volumes together with `tar --concatenate`, or pack into one", h.Name)
 		}
-		e, err := entryOf(h)
+		if err := dumped(h, in); err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+		e, err := tarEntry(h)
 		if err != nil {
 			return err
 		}
@@ -83,6 +59,30 @@ func (t *Tree) unpackTar(ctx context.Context, archive io.Reader, put func(Entry,
 			return err
 		}
 	}
+}
+
+const maxDump = 16 << 20 // bytes of the list of a directory
+
+// dumped checks the list of a directory in an archive of GNU tar's --listed-incremental
+// (tar manual, "Dumpdir"). All of the files must be in this archive.
+func dumped(h *tar.Header, in io.Reader) error {
+	list, ok := h.PAXRecords["GNU.dumpdir"]
+	if h.Typeflag == gnuDirectory {
+		text, err := io.ReadAll(io.LimitReader(in, maxDump))
+		if err != nil {
+			return fmt.Errorf("read list of an incremental dump: %w", err)
+		}
+		list, ok = string(text), true
+	}
+	if !ok {
+		return nil
+	}
+	for entry := range strings.SplitSeq(list, "\x00") {
+		if strings.HasPrefix(entry, "N") {
+			return fmt.Errorf("this is an incremental dump, which has not all files: %q is in an earlier one; give a full dump (level 0)", path.Join(h.Name, entry[1:]))
+		}
+	}
+	return nil
 }
 
 // tail watches for the zero block that a tar archive ends with: the tar reader
@@ -105,21 +105,25 @@ func (t *tail) Read(p []byte) (int, error) {
 
 func (t *tail) ended() error {
 	if t.zeros < 512 {
-		return errors.New("the archive is cut off: it has no end mark")
+		return errCutOff
 	}
 	return nil
 }
 
-// entryOf translates a tar header.
-func entryOf(h *tar.Header) (Entry, error) {
+// tarEntry translates a tar header.
+func tarEntry(h *tar.Header) (Entry, error) {
 	e := Entry{
 		Name: h.Name, Mode: uint32(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, ModTime: h.ModTime,
-		Target: h.Linkname, Xattrs: xattrsOf(h),
+		Target: h.Linkname,
+	}
+	var err error
+	if e.Xattrs, e.ACLs, err = xattrsOf(h); err != nil {
+		return e, err
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
 		e.Kind, e.Size = Regular, h.Size
-	case tar.TypeDir:
+	case tar.TypeDir, gnuDirectory:
 		e.Kind = Directory
 	case tar.TypeSymlink:
 		e.Kind = Symlink
@@ -139,25 +143,5 @@ func entryOf(h *tar.Header) (Entry, error) {
 	default:
 		return e, fmt.Errorf("%s: tar entry of unknown type %q", h.Name, h.Typeflag)
 	}
-	if e.UID < 0 || e.GID < 0 {
-		return e, fmt.Errorf("%s: owner %d:%d is negative", h.Name, e.UID, e.GID)
-	}
 	return e, nil
-}
-
-// xattrsOf returns the extended attributes of a tar entry. Here a label of
-// SELinux is the image's own, since whoever packed the archive chose to.
-func xattrsOf(h *tar.Header) map[string]string {
-	var xattrs map[string]string
-	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok || !keepXattr(name) && name != "security.selinux" {
-			continue
-		}
-		if xattrs == nil {
-			xattrs = make(map[string]string)
-		}
-		xattrs[name] = value
-	}
-	return xattrs
 }

@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"halogenos.internal/boot/block"
 )
 
 // Kind is the type of a file.
@@ -50,12 +48,19 @@ type Entry struct {
 	Major    uint32 // of a device
 	Minor    uint32
 	Xattrs   map[string]string
+	// ACLs are access control lists as text, by the name of the attribute that
+	// they become when all accounts of the tree are known.
+	ACLs map[string]string
 }
 
 // Limits of a tree. They only keep a broken source from filling the disk.
 const (
-	maxBytes   = 64 << 30
+	maxBytes   = 64 << 30 // that are written: holes are free
+	maxFile    = 16 << 40 // bytes of one file, holes included: what ext4 can hold
 	maxEntries = 8 << 20
+	// maxNames is how many names a file can have: ext4's limit, whatever the file
+	// system is, so that the image is the same everywhere.
+	maxNames = 65_000
 )
 
 // A Tree is a root file system in a staging folder. Close removes nothing: the
@@ -71,8 +76,14 @@ type Tree struct {
 	bytes   int64
 	limit   int64 // of bytes
 	entries int
-	newest  time.Time
-	squash  bool // not root: every file becomes root's in the image
+	newest  Entry // without its content; no name where there is none
+	oldest  Entry // likewise
+	sparse  bool
+	squash  bool                         // not root: every file becomes root's in the image
+	acls    map[string]map[string]string // of files whose accounts are not resolved yet
+	copies  map[uint64]string            // of files with too many names, by the inode number
+	// maxNames is that of the constant; tests have fewer.
+	maxNames uint64
 }
 
 // NewTree makes an empty tree in an empty folder that only the caller may read.
@@ -81,7 +92,10 @@ func NewTree(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open staging folder: %w", err)
 	}
-	t := &Tree{dir: dir, root: root, limit: maxBytes, dirs: make(map[string]*Entry), squash: os.Geteuid() != 0}
+	t := &Tree{
+		dir: dir, root: root, limit: maxBytes, squash: os.Geteuid() != 0,
+		dirs: make(map[string]*Entry), acls: make(map[string]map[string]string), copies: make(map[uint64]string), maxNames: maxNames,
+	}
 	t.dirs["."] = implied(".")
 	return t, nil
 }
@@ -96,9 +110,18 @@ func (t *Tree) Dir() string { return t.dir }
 // owners in it are the caller and stand for root.
 func (t *Tree) Squash() bool { return t.squash }
 
-// Newest is the latest modification time among the files that are no
-// directories; the zero time for a tree without any.
-func (t *Tree) Newest() time.Time { return t.newest }
+// Newest is the latest modification time among the files that are not
+// directories, and the file that has it; the zero time for a tree without any.
+func (t *Tree) Newest() (time.Time, string) { return t.newest.ModTime, t.newest.Name }
+
+// Sparse reports whether a file of the tree has so large a hole that it should
+// not be stored.
+func (t *Tree) Sparse() bool { return t.sparse }
+
+// BeforeEpoch returns the name of a file that is dated before 1970, empty for
+// none. Seal and Put give such files 1970-01-01: mkfs.erofs would take them for
+// files of the far future.
+func (t *Tree) BeforeEpoch() string { return t.oldest.Name }
 
 // implied is a directory that was not in the source, its time left to Seal.
 func implied(name string) *Entry {
@@ -148,13 +171,16 @@ func (t *Tree) admit(e Entry) error {
 	if t.entries++; t.entries > maxEntries {
 		return fmt.Errorf("the tree has more than %d files", maxEntries)
 	}
-	if e.Kind == Regular {
-		if e.Size < 0 || e.Size > t.limit-t.bytes {
-			return fmt.Errorf("the tree has more than %d bytes", t.limit)
-		}
-		t.bytes += e.Size
+	if e.Kind == Regular && (e.Size < 0 || e.Size > maxFile) {
+		return fmt.Errorf("has %d bytes, more than %d", e.Size, int64(maxFile))
 	}
-	if !t.squash || e.Kind == HardLink {
+	if e.Kind == HardLink {
+		return nil
+	}
+	if e.UID < 0 || e.GID < 0 || e.UID >= maxID || e.GID >= maxID {
+		return fmt.Errorf("belongs to %d:%d: owners are numbers from 0 to %d", e.UID, e.GID, maxID-1)
+	}
+	if !t.squash {
 		return nil
 	}
 	if (e.UID != 0 || e.GID != 0) && (e.UID != os.Geteuid() || e.GID != os.Getegid()) {
@@ -166,7 +192,12 @@ func (t *Tree) admit(e Entry) error {
 	return nil
 }
 
+// maxID is the first number that is not an account's: to Linux it means "leave
+// the owner as it is".
+const maxID = 1<<32 - 1
+
 func (t *Tree) putDirectory(e Entry) error {
+	t.remember(&e)
 	if e.Name == "." || t.dirs[e.Name] != nil {
 		t.dirs[e.Name] = &e
 		return nil
@@ -192,8 +223,11 @@ func (t *Tree) putFile(e Entry, content io.Reader) error {
 	if err := t.makeRoom(e.Name); err != nil {
 		return err
 	}
-	if e.Kind != HardLink && e.ModTime.After(t.newest) {
-		t.newest = e.ModTime
+	if e.Kind != HardLink {
+		if t.newest.Name == "" || e.ModTime.After(t.newest.ModTime) {
+			t.newest = e
+		}
+		t.remember(&e)
 	}
 	switch e.Kind {
 	case Regular:
@@ -213,6 +247,21 @@ func (t *Tree) putFile(e Entry, content io.Reader) error {
 		return t.node(e)
 	}
 	return fmt.Errorf("file of unknown kind %d", e.Kind)
+}
+
+// remember notes what of a file is not set right away.
+func (t *Tree) remember(e *Entry) {
+	if len(e.ACLs) > 0 {
+		t.acls[e.Name] = e.ACLs
+	} else {
+		delete(t.acls, e.Name)
+	}
+	if e.Kind == Directory && e.Xattrs == nil {
+		e.Xattrs = make(map[string]string)
+	}
+	if !e.ModTime.IsZero() && e.ModTime.Unix() < 0 && (t.oldest.Name == "" || e.ModTime.Before(t.oldest.ModTime)) {
+		t.oldest = *e
+	}
 }
 
 // makeRoom makes the directories above a name and removes what has the name.
@@ -259,10 +308,11 @@ func (t *Tree) Remove(name string) error {
 	if err := errors.Join(t.leave(), t.root.RemoveAll(name)); err != nil {
 		return err
 	}
+	delete(t.acls, name)
 	if t.dirs[name] != nil {
-		maps.DeleteFunc(t.dirs, func(dir string, _ *Entry) bool {
-			return dir == name || strings.HasPrefix(dir, name+"/")
-		})
+		within := func(file string) bool { return file == name || strings.HasPrefix(file, name+"/") }
+		maps.DeleteFunc(t.dirs, func(dir string, _ *Entry) bool { return within(dir) })
+		maps.DeleteFunc(t.acls, func(file string, _ map[string]string) bool { return within(file) })
 	}
 	return nil
 }
@@ -277,57 +327,16 @@ func (t *Tree) write(e Entry, content io.Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	n, err := copyContent(f, content, e.Size)
+	n, written, err := copyContent(f, content, min(e.Size, maxFile), t.limit-t.bytes)
+	t.bytes += written
 	if err != nil {
 		return fmt.Errorf("copy content: %w", err)
 	}
 	if n != e.Size {
 		return fmt.Errorf("content ends after %d bytes of %d", n, e.Size)
 	}
+	t.sparse = t.sparse || n-written >= leastHoles
 	return t.attributes(e)
-}
-
-// copyContent copies up to size bytes. A file is copied by the kernel, which
-// can share its blocks; of other content, zeros become holes, so that a few
-// bytes of a sparse archive cannot fill the disk.
-func copyContent(f *os.File, content io.Reader, size int64) (int64, error) {
-	if size == 0 {
-		return 0, nil
-	}
-	limited := io.LimitReader(content, size)
-	if _, ok := content.(*os.File); ok {
-		return io.Copy(f, limited)
-	}
-	buf := make([]byte, min(size, 256<<10))
-	for at := int64(0); ; {
-		n, err := io.ReadFull(limited, buf)
-		if n > 0 && !block.IsZero(buf[:n]) {
-			if _, err := f.WriteAt(buf[:n], at); err != nil {
-				return at, err
-			}
-		}
-		at += int64(n)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return at, f.Truncate(at)
-		}
-		if err != nil {
-			return at, err
-		}
-	}
-}
-
-func (t *Tree) link(e Entry) error {
-	target, err := cleanName(e.Target)
-	if err != nil {
-		return fmt.Errorf("hard link to %w", err)
-	}
-	if t.dirs[path.Dir(target)] == nil || t.dirs[target] != nil {
-		return fmt.Errorf("hard link to %q, which is no file of the tree", target)
-	}
-	if err := t.root.Link(target, e.Name); err != nil {
-		return fmt.Errorf("hard link to %q: %w", target, err)
-	}
-	return nil
 }
 
 func (t *Tree) node(e Entry) error {
@@ -401,17 +410,33 @@ func (t *Tree) attributes(e Entry) error {
 			return fmt.Errorf("set mode %04o: %w", e.Mode, err)
 		}
 	}
-	// There is no setxattrat yet; the descriptor's name in /proc is the
-	// directory itself, and the last name is not followed.
-	file := fmt.Sprintf("/proc/self/fd/%d/%s", dir.fd(), base)
 	for _, key := range slices.Sorted(maps.Keys(e.Xattrs)) {
-		if err := unix.Lsetxattr(file, key, []byte(e.Xattrs[key]), 0); err != nil {
-			return fmt.Errorf("set extended attribute %s: %w", key, err)
+		if err := setXattr(dir, base, key, e.Xattrs[key]); err != nil {
+			return err
 		}
 	}
-	times := []unix.Timespec{unix.NsecToTimespec(e.ModTime.UnixNano()), unix.NsecToTimespec(e.ModTime.UnixNano())}
-	if err := unix.UtimesNanoAt(dir.fd(), base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	at := unix.Timespec{Sec: e.ModTime.Unix(), Nsec: int64(e.ModTime.Nanosecond())} // UnixNano ends in 2262
+	if at.Sec < 0 {
+		at = unix.Timespec{}
+	}
+	if err := unix.UtimesNanoAt(dir.fd(), base, []unix.Timespec{at, at}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
+}
+
+// setXattr sets an extended attribute of a file in a directory. There is no
+// setxattrat yet; the descriptor's name in /proc is the directory itself, and
+// the last name is not followed.
+func setXattr(dir *parent, base, key, value string) error {
+	err := unix.Lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir.fd(), base), key, []byte(value), 0)
+	switch {
+	case errors.Is(err, unix.ENOTSUP):
+		return fmt.Errorf("set extended attribute %s: the file system of --out cannot hold it (%w): give a directory on ext4, XFS or btrfs", key, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("set extended attribute %s: %w: run as root", key, err)
+	case err != nil:
+		return fmt.Errorf("set extended attribute %s: %w", key, err)
 	}
 	return nil
 }
@@ -432,14 +457,4 @@ func (t *Tree) Seal(date time.Time) error {
 		}
 	}
 	return nil
-}
-
-// keepXattr reports whether an extended attribute belongs to the file rather
-// than to the machine that the tree lay on.
-func keepXattr(name string) bool {
-	switch name {
-	case "security.capability", "security.ima", "system.posix_acl_access", "system.posix_acl_default":
-		return true
-	}
-	return strings.HasPrefix(name, "user.")
 }

@@ -1,0 +1,117 @@
+package rootfs
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
+)
+
+const (
+	// maxWindow bounds what a zstd stream may ask to keep in memory: what
+	// `zstd --long=27`, the greatest that zstd itself takes unasked, needs.
+	maxWindow = 128 << 20
+	// maxDictionary likewise bounds LZMA: `lzma -9` needs half of it.
+	maxDictionary = 128 << 20
+)
+
+// foreign are files that are given as a root file system and are not tar
+// archives, by how they begin, and what to do about it.
+var foreign = []struct {
+	at    int
+	magic string
+	what  string
+}{
+	{0, "\x1f\x9d", "compressed with compress (.tar.Z): give `zcat FILE | zstd` instead"},
+	{0, "LZIP", "compressed with lzip: give `lzip -dc FILE | zstd` instead"},
+	{0, "PK\x03\x04", "a zip archive, which keeps neither owners nor links: give a tar archive"},
+	{0, "7z\xbc\xaf\x27\x1c", "a 7z archive: give a tar archive"},
+	{0, "070701", "a cpio archive: unpack it as root, and give the directory"},
+	{0, "070707", "a cpio archive: unpack it as root, and give the directory"},
+	{0, "\xc7\x71", "a cpio archive: unpack it as root, and give the directory"},
+	{0, "!<arch>\n", "a Debian package or another ar archive: give a root file system that the package is installed in"},
+	{0, "\xed\xab\xee\xdb", "an RPM package: give a root file system that the package is installed in"},
+	{0, "hsqs", "a squashfs image: unpack it with `unsquashfs` as root, and give the directory"},
+	{0, "QFI\xfb", "a qcow2 disk: mount its file system, and give a tar archive of it"},
+	{0, "xar!", "a xar archive: give a tar archive"},
+	{0, "-----BEGIN PGP", "an OpenPGP message: decrypt it first"},
+	{510, "\x55\xaa", "a disk or a file system: mount it, and give a tar archive of what is in it"},
+	{1024, "\xe2\xe1\xf5\xe0", "an EROFS image: unpack it with `fsck.erofs --extract=DIR` as root, and give the directory"},
+	{1024 + 56, "\x53\xef", "an ext4 file system: mount it, and give a tar archive of what is in it"},
+	{32769, "CD001", "an ISO image: give a tar archive of the root file system that is in it"},
+}
+
+// foreignKind says what a file is that is not a tar archive, from its first bytes;
+// empty where it is not known.
+func foreignKind(start []byte) string {
+	for _, f := range foreign {
+		if len(start) >= f.at && bytes.HasPrefix(start[f.at:], []byte(f.magic)) {
+			return f.what
+		}
+	}
+	return ""
+}
+
+// peekSize is enough to know every kind of foreign.
+const peekSize = 32769 + 5
+
+// decompress returns the content of a possibly compressed stream.
+func decompress(r io.Reader) (io.Reader, func(), error) {
+	in := bufio.NewReaderSize(r, 1<<20)
+	magic, err := in.Peek(peekSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, nil, fmt.Errorf("read archive: %w", err)
+	}
+	begins := func(with string) bool { return bytes.HasPrefix(magic, []byte(with)) }
+	switch {
+	case begins("\x1f\x8b"):
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, nil, fmt.Errorf("gunzip: %w", err)
+		}
+		return z, func() { z.Close() }, nil
+	// A skippable frame may come first (RFC 8878, section 3.1.2).
+	case begins("\x28\xb5\x2f\xfd"), len(magic) > 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte("\x2a\x4d\x18")):
+		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, nil, fmt.Errorf("decompress zstd: %w", err)
+		}
+		return z, z.Close, nil
+	case begins("\xfd7zXZ\x00"):
+		z, err := xz.NewReader(in)
+		if err != nil {
+			return nil, nil, fmt.Errorf("decompress xz: %w", err)
+		}
+		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
+	case begins("BZh"):
+		return bzip2.NewReader(in), func() {}, nil
+	case begins("\x04\x22\x4d\x18"):
+		return lz4.NewReader(in), func() {}, nil
+	case begins("\x5d\x00\x00"):
+		z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(in)
+		if err != nil {
+			return nil, nil, fmt.Errorf("decompress lzma: %w", err)
+		}
+		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
+	}
+	if !isTar(magic) {
+		if what := foreignKind(magic); what != "" {
+			return nil, nil, fmt.Errorf("is not a tar archive but %s", what)
+		}
+	}
+	return in, func() {}, nil
+}
+
+// isTar reports whether a file starts with the header of a tar (POSIX.1-1988
+// and later have a magic in it).
+func isTar(start []byte) bool {
+	return len(start) >= 512 && bytes.HasPrefix(start[257:], []byte("ustar"))
+}

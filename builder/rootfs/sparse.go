@@ -1,0 +1,83 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/block"
+)
+
+const (
+	granule = 256 << 10 // bytes; zeros of a whole one become a hole
+	// leastHoles is how many bytes of holes make a file sparse. Fewer cost less
+	// than what it takes to say where they are.
+	leastHoles = 16 << 20
+)
+
+// copyContent copies up to size bytes and returns how many it read and how
+// many of these it wrote. Zeros become holes, wherever they come from: a few
+// bytes of a sparse archive cannot fill the disk, and the same content is
+// sparse or not whether it comes from a directory or an archive. It writes no
+// more than room bytes.
+func copyContent(f *os.File, content io.Reader, size, room int64) (read, written int64, err error) {
+	limited := io.LimitReader(content, size)
+	source, _ := content.(*os.File)
+	if source != nil && size < min(leastHoles, room) {
+		read, err = io.Copy(f, limited) // by the kernel, which can share the blocks
+		return read, read, err
+	}
+	buf := make([]byte, min(size, granule))
+	for read < size {
+		if source != nil {
+			skip, err := hole(source, read, size)
+			if err != nil {
+				return read, written, err
+			}
+			if skip > 0 {
+				read += skip
+				limited = io.LimitReader(content, size-read)
+				continue
+			}
+		}
+		n, err := io.ReadFull(limited, buf)
+		if n > 0 && !block.IsZero(buf[:n]) {
+			if int64(n) > room-written {
+				return read, written, fmt.Errorf("the tree has more than %d bytes", int64(maxBytes))
+			}
+			if _, err := f.WriteAt(buf[:n], read); err != nil {
+				return read, written, err
+			}
+			written += int64(n)
+		}
+		read += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			break
+		}
+		if err != nil {
+			return read, written, err
+		}
+	}
+	return read, written, f.Truncate(read)
+}
+
+// hole returns how many bytes of whole granules at the file's position are a
+// hole, and puts the position behind them.
+func hole(f *os.File, at, size int64) (int64, error) {
+	data, err := f.Seek(at, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO): // none to the end
+		data = size
+	case err != nil: // a file system that does not tell
+		data = at
+	}
+	to := min(data, size)
+	if to < size {
+		to -= (to - at) % granule
+	}
+	_, err = f.Seek(to, io.SeekStart)
+	return to - at, err
+}
