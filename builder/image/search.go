@@ -109,8 +109,8 @@ func (b *build) signModules() error {
 
 const maxModule = 256 << 20 // bytes
 
-// signModule signs one module where it has no signature, and keeps its mode
-// and time.
+// signModule signs one module where it has no signature, and keeps what else
+// it has: mode, time, labels.
 func (b *build) signModule(name string) (bool, error) {
 	raw, err := b.tree.ReadFile(name, maxModule)
 	if err != nil {
@@ -118,10 +118,6 @@ func (b *build) signModule(name string) (bool, error) {
 	}
 	plain, err := modules.Unpack(name, raw)
 	if err != nil || modules.Signed(plain) {
-		return false, err
-	}
-	info, err := b.tree.Lstat(name)
-	if err != nil {
 		return false, err
 	}
 	signed, err := modules.Sign(plain, b.Config.ModuleKey, b.ModuleSigner)
@@ -132,5 +128,5 @@ func (b *build) signModule(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return true, b.tree.AddFile(name, packed, uint32(info.Mode().Perm()), info.ModTime())
+	return true, b.tree.Replace(name, packed)
 }

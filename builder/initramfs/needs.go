@@ -27,8 +27,9 @@ var needs = []need{
 	{"AES, for dm-crypt", []string{"aes", "aes_generic", "libaes"}, "crypto-aes"},
 	{"XTS, for dm-crypt", []string{"xts"}, ""},
 	{"VFAT, the EFI system partition's file system", []string{"vfat"}, ""},
-	{"code page 437, for VFAT", []string{"nls_cp437"}, ""},
-	{"a character set for VFAT's long names", []string{"nls_ascii", "nls_iso8859_1", "nls_utf8"}, ""},
+	// The kernel's configuration says which (CONFIG_FAT_DEFAULT_*).
+	{"a code page for VFAT", []string{"nls_cp437", "nls_cp850", "nls_cp852", "nls_cp866", "nls_cp932", "nls_cp936"}, ""},
+	{"a character set for VFAT's long names", []string{"nls_ascii", "nls_iso8859_1", "nls_iso8859_15", "nls_utf8"}, ""},
 	{"efivarfs, which shows the firmware's variables", []string{"efivarfs"}, ""},
 }
 

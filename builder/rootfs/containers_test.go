@@ -32,6 +32,7 @@ func TestOCIArchivesOfOtherTools(t *testing.T) {
 		{"whiteout in a directory that is gone", [][]byte{base, pack(t, header(".wh.test", reg)), pack(t, header("test/sub/.wh.x", reg), header("test", dir), header("test/new", reg))}, "a/a test/new usr/file"},
 		{"whiteout through a link that leads out", [][]byte{base, pack(t, header("etc", sym, linkTo("/etc"))), pack(t, header("etc/.wh.passwd", reg))}, "a/a etc test/test usr/file"},
 		{"opaque in a directory that never was", [][]byte{base, pack(t, header("new/.wh..wh..opq", reg))}, "a/a test/test usr/file"},
+		{"what AUFS keeps of its own", [][]byte{base, pack(t, header(".wh..wh.plnk", dir), header(".wh..wh.plnk/12.34", reg), header(".wh..wh.aufs", reg))}, "a/a test/test usr/file"},
 		{"layer without a file", [][]byte{base, make([]byte, 1024)}, "a/a test/test usr/file"},
 		{"layer without a byte", [][]byte{base, nil}, "a/a test/test usr/file"},
 		{"compressed layer without a file", [][]byte{base, compressed(t, "gz", make([]byte, 1024))}, "a/a test/test usr/file"},

@@ -448,3 +448,22 @@ func TestLargest(t *testing.T) {
 		t.Errorf("the largest are %q, %v; want %q", have, err, want)
 	}
 }
+
+// FAULTS 112
+func TestReplaceKeepsTheRest(t *testing.T) {
+	tree, err := fill(t, pack(t, header("lib", tar.TypeSymlink, linkTo("usr/lib")), header("usr/lib/file", tar.TypeReg, record("SCHILY.xattr.user.a", "b"), func(h *tar.Header) { h.Mode = 0o4751 })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Replace("lib/file", []byte("other")); err != nil {
+		t.Fatal(err)
+	}
+	text, readErr := tree.ReadFile("usr/lib/file", 100)
+	info, err := tree.Lstat("usr/lib/file")
+	if err != nil || readErr != nil || string(text) != "other" || info.Sys().(*syscall.Stat_t).Mode&0o7777 != 0o4751 || !info.ModTime().Equal(date) || xattr(t, tree, "usr/lib/file", "user.a") != "b" {
+		t.Errorf("%q, %v, %v, %v, %v", text, info.Mode(), info.ModTime(), err, readErr)
+	}
+	if err := tree.Replace("usr/lib", nil); err == nil {
+		t.Error("a directory got a content")
+	}
+}

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"bytes"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -46,23 +47,11 @@ func (t *Tree) link(e Entry) error {
 
 // duplicate makes a second file out of one, with all that it has.
 func (t *Tree) duplicate(from, to string) error {
-	info, err := t.root.Lstat(from)
+	e, err := t.describe(from)
 	if err != nil {
 		return err
 	}
-	e := entryOf(info)
 	e.Name = to
-	if e.Kind == Symlink {
-		if e.Target, err = t.root.Readlink(from); err != nil {
-			return err
-		}
-	}
-	if e.Xattrs, err = readXattrs(filepath.Join(t.dir, from)); err != nil {
-		return err
-	}
-	if acls := t.acls[from]; acls != nil {
-		e.ACLs = acls
-	}
 	if e.Kind != Regular {
 		return t.putFile(e, nil)
 	}
@@ -72,4 +61,38 @@ func (t *Tree) duplicate(from, to string) error {
 	}
 	defer f.Close()
 	return t.putFile(e, f)
+}
+
+// Replace gives a regular file another content, and leaves all else as it is.
+func (t *Tree) Replace(name string, content []byte) error {
+	at, err := t.Resolve(name)
+	if err != nil {
+		return err
+	}
+	e, err := t.describe(at)
+	if err != nil {
+		return err
+	}
+	if e.Kind != Regular {
+		return fmt.Errorf("/%s in the root file system is not a regular file", at)
+	}
+	e.Size = int64(len(content))
+	return t.Put(e, bytes.NewReader(content))
+}
+
+// describe returns what a file of the tree has.
+func (t *Tree) describe(name string) (Entry, error) {
+	info, err := t.root.Lstat(name)
+	if err != nil {
+		return Entry{}, err
+	}
+	e := entryOf(info)
+	e.Name, e.ACLs = name, t.acls[name]
+	if e.Kind == Symlink {
+		if e.Target, err = t.root.Readlink(name); err != nil {
+			return e, err
+		}
+	}
+	e.Xattrs, err = readXattrs(filepath.Join(t.dir, name))
+	return e, err
 }

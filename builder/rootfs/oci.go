@@ -299,6 +299,7 @@ type layer struct {
 const (
 	whiteout = ".wh."         // prefix: the file of that name below is gone
 	opaque   = ".wh..wh..opq" // the directory's content below is gone
+	ofAUFS   = ".wh..wh."     // prefix: that file system's own
 )
 
 // put adds a file, or takes away what a whiteout names. A whiteout is about
@@ -309,9 +310,14 @@ func (l *layer) put(e Entry, content io.Reader) error {
 		return err
 	}
 	dir, base := path.Dir(name), path.Base(name)
+	if strings.Contains(dir, ofAUFS) {
+		return nil
+	}
 	switch {
 	case base == opaque:
 		return l.hideChildren(dir)
+	case strings.HasPrefix(base, ofAUFS):
+		return nil
 	case strings.HasPrefix(base, whiteout):
 		hidden, err := cleanName(strings.TrimPrefix(base, whiteout))
 		if err != nil || hidden == "." {

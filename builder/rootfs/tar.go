@@ -28,6 +28,7 @@ const (
 func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader) error) error {
 	tail := &tail{r: archive}
 	in := tar.NewReader(tail)
+	last := ""
 	for count := 0; ; count++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -40,8 +41,9 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 			return errors.New("is not a tar archive, nor compressed in a way that is known: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
 		}
 		if err != nil {
-			return fmt.Errorf("read tar archive, after %d files: %w", count, err)
+			return fmt.Errorf("read tar archive, after %d files, the last of which is %q: %w", count, last, err)
 		}
+		last = h.Name
 		switch h.Typeflag {
 		case tar.TypeXGlobalHeader, gnuVolume:
 			continue
