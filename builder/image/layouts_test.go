@@ -149,3 +149,32 @@ func wanted(t *testing.T, dep string, c *config.Config) string {
 	}
 	return out.String()
 }
+
+// FAULTS 112
+func TestTwoKernels(t *testing.T) {
+	const other = "6.13.0-other"
+	files := rootfstest.Minimal()
+	files["boot/vmlinuz-"+other] = rootfstest.Kernel(other)
+	files["usr/lib/modules/"+other+"/kernel/fs/one.ko"] = rootfstest.Module(other)
+	source := files.Write(t, false)
+	o := options(t, source)
+	o.Disk = false
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "2 kernels") {
+		t.Errorf("nobody chose: error %v", err)
+	}
+	o.Config.Linux = "/boot/vmlinuz-" + rootfstest.Release
+	mustBuild(t, o)
+	o.Config.Linux = ""
+	delete(files, "boot/vmlinuz-"+other) // what removing a kernel by hand leaves
+	o.RootFS, o.Out = files.Write(t, false), filepath.Join(t.TempDir(), "out")
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), "Linux= in [UKI]") {
+		t.Errorf("modules without their kernel: error %v", err)
+	}
+	o.Config.Linux = "/boot/vmlinuz-" + rootfstest.Release
+	// In the directory of the chosen one, another's module is a mistake.
+	files["usr/lib/modules/"+rootfstest.Release+"/kernel/fs/other.ko"] = rootfstest.Module(other)
+	o.RootFS, o.Out = files.Write(t, false), filepath.Join(t.TempDir(), "out")
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "was built for kernel") {
+		t.Errorf("a module in the wrong place: error %v", err)
+	}
+}

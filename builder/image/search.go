@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"sync"
 
 	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/scan"
@@ -18,7 +21,18 @@ import (
 func (b *build) search(ctx context.Context) error {
 	done := b.Progress.Step("searching the image for secrets, checking its kernel modules")
 	b.scanner = scan.New(b.Config.Allow)
-	b.scanner.Unpacked = b.checker.Check
+	var others others
+	b.scanner.Unpacked = func(name string, content []byte) error {
+		// A kernel looks for modules in the directory of its release alone.
+		if b.Config.Linux != "" && others.has(name, b.parts.kernel.release) {
+			return nil
+		}
+		err := b.checker.Check(name, content)
+		if found := modulesOf.FindStringSubmatch(name); err != nil && found != nil && found[1] != b.parts.kernel.release {
+			err = fmt.Errorf("%w; it belongs to another kernel, %s: remove that one, or name the one to start with Linux= in [UKI]", err, found[1])
+		}
+		return err
+	}
 	if err := b.scanner.Tree(ctx, b.tree.Dir()); err != nil {
 		return fmt.Errorf("search the image: %w", err)
 	}
@@ -28,10 +42,37 @@ func (b *build) search(ctx context.Context) error {
 	files, bytes := b.scanner.Searched()
 	all, own := b.checker.Counts()
 	done(fmt.Sprintf("%d files, %s unpacked, %d modules", files, megabytes(bytes), all))
+	for _, release := range slices.Sorted(maps.Keys(others.counts)) {
+		b.Progress.Note("%d modules of kernel %s were not checked: Linux= in [UKI] has chosen %s, which does not look there", others.counts[release], release, b.parts.kernel.release)
+	}
 	if own > 0 {
 		b.Progress.Note("%d modules are signed with ModuleKey, which is not built into the kernel: it loads them where its keyring holds the certificate", own)
 	}
 	return nil
+}
+
+// others counts the modules of kernels that are in the root file system and were
+// not chosen.
+type others struct {
+	mu     sync.Mutex
+	counts map[string]int // by release
+}
+
+var modulesOf = regexp.MustCompile(`^/?(?:usr/)?lib/modules/([^/]+)/`)
+
+// has reports whether a file is a module of a kernel of another release.
+func (o *others) has(name, release string) bool {
+	found := modulesOf.FindStringSubmatch(name)
+	if found == nil || found[1] == release {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.counts == nil {
+		o.counts = make(map[string]int)
+	}
+	o.counts[found[1]]++
+	return true
 }
 
 // judge searches the initramfs too, whose boot contract exists only now, and

@@ -25,6 +25,9 @@ const (
 	aclNobody    = math.MaxUint32 // the ID of entries that name nobody
 )
 
+// modeACL is the size in bytes of a list for the owner, the group and others.
+const modeACL = 4 + 3*8
+
 // maxACL bounds the text of an access control list in bytes.
 const maxACL = 1 << 20
 
@@ -40,8 +43,7 @@ type accounts interface {
 
 // encodeACL translates an access control list from its text form (POSIX.1e
 // draft 17, section 23.3, with the number as a fourth field as star and
-// libarchive write it) into the attribute that Linux keeps it in. The result is
-// empty for a list that says no more than the mode.
+// libarchive write it) into the attribute that Linux keeps it in.
 func encodeACL(text string, names accounts) (string, error) {
 	if len(text) > maxACL {
 		return "", fmt.Errorf("access control list has %d bytes, more than %d", len(text), maxACL)
@@ -61,9 +63,6 @@ func encodeACL(text string, names accounts) (string, error) {
 	slices.SortFunc(list, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id)) })
 	if err := checkACL(list); err != nil {
 		return "", fmt.Errorf("access control list %.200q: %w", text, err)
-	}
-	if len(list) == 3 {
-		return "", nil
 	}
 	out := binary.LittleEndian.AppendUint32(nil, aclVersion)
 	for _, e := range list {
@@ -150,8 +149,8 @@ func (t *Tree) resolveACLs() error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			if value == "" {
-				continue
+			if attribute == accessACL && len(value) == modeACL {
+				continue // it says no more than the mode
 			}
 			if dir := t.dirs[file]; dir != nil {
 				dir.Xattrs[attribute] = value // set by Seal

@@ -25,7 +25,7 @@ var lists = []struct{ name, text, kept string }{
 	{"star", "user::rwx,user:joe:rwx:4294967294,group::r-x,mask::rwx,other::r-x", acl("1 7 -1, 2 7 4294967294, 4 5 -1, 10 7 -1, 20 5 -1")},
 	{"setfacl", "u::rwx,u:5:r,g::r,m:rwx,o:r #effective:r--", acl("1 7 -1, 2 4 5, 4 4 -1, 10 7 -1, 20 4 -1")},
 	{"out of order", "other::---\nmask::r--\nuser:9:r--\nuser:8:r--\ngroup::---\nuser::rw-\n", acl("1 6 -1, 2 4 8, 2 4 9, 4 0 -1, 10 4 -1, 20 0 -1")},
-	{"no more than the mode", "user::rw-\ngroup::r--\nother::r--\n", ""},
+	{"no more than the mode", "user::rw-\ngroup::r--\nother::r--\n", acl("1 6 -1, 4 4 -1, 20 4 -1")},
 }
 
 // acl is a list as Linux has it: tag, permissions and number of each entry.
@@ -82,7 +82,7 @@ func FuzzACL(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		list, err := encodeACL(text, fixed{"alice": 1})
-		if err == nil && list != "" && (len(list)%8 != 4 || len(list) < 4+4*8) {
+		if err == nil && (len(list)%8 != 4 || len(list) < modeACL) {
 			t.Errorf("%q gives %d bytes", text, len(list))
 		}
 	})
@@ -129,7 +129,8 @@ func TestAttributesInArchives(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			change := append(records, func(h *tar.Header) { h.Mode = 0o660 })
-			tree, err := fill(t, pack(t, header("file", tar.TypeReg, change...), header("dir", tar.TypeDir, record("SCHILY.acl.default", lists[2].text), record("RHT.security.selinux", label))))
+			tree, err := fill(t, pack(t, header("file", tar.TypeReg, change...), header("dir", tar.TypeDir, record("SCHILY.acl.default", lists[2].text), record("RHT.security.selinux", label)),
+				header("plain", tar.TypeDir, record("SCHILY.acl.default", lists[6].text), record("SCHILY.acl.access", lists[6].text))))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +139,7 @@ func TestAttributesInArchives(t *testing.T) {
 			}
 			for _, c := range []struct{ file, key, want string }{
 				{"file", accessACL, numbers.kept}, {"file", selinux, label}, {"file", "user.odd", "\x01\xff=\n"}, {"file", "security.capability", capability},
-				{"dir", defaultACL, lists[2].kept}, {"dir", selinux, label},
+				{"dir", defaultACL, lists[2].kept}, {"dir", selinux, label}, {"plain", defaultACL, lists[6].kept}, {"plain", accessACL, unix.ENODATA.Error()},
 			} {
 				if have := xattr(t, tree, c.file, c.key); have != c.want {
 					t.Errorf("%s of %s is %q, want %q", c.key, c.file, have, c.want)
