@@ -1,25 +1,22 @@
 package scan
 
 import (
-	"archive/tar"
-	"archive/zip"
 	"bufio"
 	"bytes"
 	"compress/bzip2"
-	"debug/pe"
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"path"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"github.com/therootcompany/xz"
-
-	"halogenos.internal/builder/vmlinux"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // kind says what a file holds beside its own bytes.
@@ -28,33 +25,46 @@ type kind uint8
 const (
 	nothing  kind = iota // it is no archive
 	more                 // it was unpacked, but its own bytes count too
+	packed               // the same, and they are compressed
 	contents             // its members are all there is
 )
 
-// errBudget ends the unpacking of a file that gets too large.
-var errBudget = errors.New("unpacks to too much")
+var (
+	// errBudget ends the unpacking of a file that gets too large.
+	errBudget = errors.New("unpacks to too much")
+	// errUnknown is for a method of compression that is not supported.
+	errUnknown = errors.New("unknown method")
+)
 
-// decompressors by how what they read starts.
-var decompressors = []struct {
-	magic string
-	open  func(*job, io.Reader) (io.ReadCloser, error)
-}{
-	{"\x1f\x8b\x08", func(_ *job, r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
-	{"\xfd7zXZ\x00", (*job).openXZ},
-	{"\x28\xb5\x2f\xfd", func(_ *job, r io.Reader) (io.ReadCloser, error) {
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxMember))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
+// A decompressor reads one format of compressed files.
+type decompressor struct {
+	starts func(data []byte) bool
+	open   func(*job, io.Reader) (io.ReadCloser, error)
+}
+
+func magic(m string) func([]byte) bool {
+	return func(data []byte) bool { return len(data) >= 16 && string(data[:len(m)]) == m }
+}
+
+var decompressors = []decompressor{
+	{magic("\x1f\x8b\x08"), func(_ *job, r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
+	{magic("\xfd7zXZ\x00"), (*job).openXZ},
+	{magic("\x28\xb5\x2f\xfd"), openZstd},
+	{magic("BZh"), func(_ *job, r io.Reader) (io.ReadCloser, error) { return io.NopCloser(bzip2.NewReader(r)), nil }},
+	{magic("\x04\x22\x4d\x18"), openLZ4},
+	{magic("\x02\x21\x4c\x18"), openLZ4},
+	{magic("LZIP\x01"), openLzip},
+	{isZlib, func(_ *job, r io.Reader) (io.ReadCloser, error) { return zlib.NewReader(r) }},
+	{isLZMA, func(_ *job, r io.Reader) (io.ReadCloser, error) {
+		z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(r)
+		return io.NopCloser(z), err
 	}},
-	{"BZh", func(_ *job, r io.Reader) (io.ReadCloser, error) { return io.NopCloser(bzip2.NewReader(r)), nil }},
 }
 
 const maxDictionary = 128 << 20 // bytes
 
 // openXZ takes a reader that another file was read with, if there is one:
-// making the dictionary anew for each of a kernel's thousands of modules takes
+// making the dictionary again for each of a kernel's thousands of modules takes
 // as long as reading some.
 func (j *job) openXZ(r io.Reader) (io.ReadCloser, error) {
 	if z, ok := j.xz.Get().(*xz.Reader); ok {
@@ -74,67 +84,195 @@ func (p *pooledXZ) Close() error {
 	return nil
 }
 
+func openZstd(_ *job, r io.Reader) (io.ReadCloser, error) {
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxDictionary))
+	if err != nil {
+		return nil, err
+	}
+	return z.IOReadCloser(), nil
+}
+
+func openLZ4(_ *job, r io.Reader) (io.ReadCloser, error) {
+	b := bufio.NewReader(r)
+	if head, _ := b.Peek(5); len(head) == 5 && head[0] == 4 && head[4]&1 != 0 {
+		return nil, errUnknown // a dictionary that lies elsewhere
+	}
+	return io.NopCloser(lz4.NewReader(b)), nil
+}
+
+// openLzip reads lzip(1): the name, the version and the size of the dictionary,
+// then LZMA with fixed properties and a mark at its end.
+func openLzip(_ *job, r io.Reader) (io.ReadCloser, error) {
+	var head [6]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	size := uint32(1) << (head[5] & 31)
+	size -= size / 16 * uint32(head[5]>>5)
+	start := append(binary.LittleEndian.AppendUint32([]byte{0x5d}, size), bytes.Repeat([]byte{0xff}, 8)...)
+	z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(bufio.NewReader(io.MultiReader(bytes.NewReader(start), r)))
+	return io.NopCloser(z), err
+}
+
+func isZlib(data []byte) bool {
+	return len(data) >= 16 && data[0] == 0x78 && binary.BigEndian.Uint16(data)%31 == 0 && data[1]&0x20 == 0
+}
+
+// isLZMA knows a file of lzma(1), which has nothing fixed, by what xz(1) asks
+// of it: properties, a dictionary of 2^n or 2^n + 2^(n-1) bytes, a sensible size.
+func isLZMA(data []byte) bool {
+	if len(data) < 18 || data[0] >= 225 || data[13] != 0 {
+		return false
+	}
+	d, size := binary.LittleEndian.Uint32(data[1:]), binary.LittleEndian.Uint64(data[5:])
+	top := d &^ (d >> 1)
+	return d >= 1<<12 && d <= 1<<30 && (d&(d-1) == 0 || d == top|top>>1) && (size == 1<<64-1 || size < 1<<38)
+}
+
+// opaque are formats that cannot be looked into, by how a file starts: other
+// archives, what is encrypted as a whole, and compressed disks.
+var opaque = []string{
+	"Rar!\x1a\x07", "MSCF\x00\x00\x00\x00", "\x89LZO\x00\x0d\x0a\x1a\x0a", "LRZI\x00", "xar!\x00\x1c", "QFI\xfb\x00\x00\x00", "KDMV\x01\x00\x00\x00", "vhdxfile",
+	"age-encryption.org/v1\n", "-----BEGIN AGE ENCRYPTED FILE-----", "-----BEGIN PGP MESSAGE-----", "Salted__",
+}
+
+// isOpaque also knows EROFS, whose name is not at the start, and compress(1).
+func isOpaque(data []byte) bool {
+	for _, m := range opaque {
+		if len(data) > 32 && bytes.HasPrefix(data, []byte(m)) {
+			return true
+		}
+	}
+	return len(data) >= 2048 && string(data[1024:1028]) == "\xe2\xe1\xf5\xe0" ||
+		len(data) >= 32 && string(data[:2]) == "\x1f\x9d" && data[2]&0xe0 == 0x80 && data[2]&0x1f >= 12 && data[2]&0x1f <= 16
+}
+
 // archive unpacks what it knows and searches the members.
 func (j *job) archive(name string, data []byte, depth int) (kind, error) {
-	inside := func() bool {
-		if depth >= maxDepth {
-			j.found(name, ruleUnsearched, 0)
-		}
-		return depth < maxDepth
-	}
+	data = skipFrames(data)
 	for _, d := range decompressors {
-		if len(data) < 16 || !bytes.HasPrefix(data, []byte(d.magic)) {
-			continue
+		if d.starts(data) {
+			if j.deep(name, depth) {
+				return packed, nil
+			}
+			return j.compressed(name, data, depth, d.open)
 		}
-		if !inside() {
-			return more, nil
-		}
-		return more, j.compressed(name, data, depth, d.open)
 	}
 	switch {
-	case isTar(data), isCPIO(data), bytes.HasPrefix(data, []byte("!<arch>\n")):
-		if !inside() {
+	case isTar(data), isCPIO(data), isOldCPIO(data), bytes.HasPrefix(data, []byte("!<arch>\n")):
+		if j.deep(name, depth) {
 			return more, nil
 		}
 		return contents, j.stream(name, bufio.NewReader(bytes.NewReader(data)), depth)
 	case bytes.Contains(data[max(0, len(data)-1<<16-22):], []byte("PK\x05\x06")):
-		if !inside() {
+		if j.deep(name, depth) {
 			return more, nil
 		}
 		return more, j.zip(name, data, depth)
 	case bytes.HasPrefix(data, []byte("MZ")):
 		return more, j.efi(name, data, depth)
+	case bytes.HasPrefix(data, []byte("7z\xbc\xaf\x27\x1c")):
+		if j.deep(name, depth) {
+			return more, nil
+		}
+		return more, j.sevenZip(name, data, depth)
+	case bytes.HasPrefix(data, []byte("hsqs")):
+		if j.deep(name, depth) {
+			return more, nil
+		}
+		return more, j.squashFS(name, data, depth)
+	case bytes.HasPrefix(data, []byte("\x7fELF")):
+		if tail := elfTail(data); len(tail) >= 16 && tail[0] != 0x7f && !j.deep(name, depth) {
+			_, err := j.archive(name, tail, depth+1)
+			return nothing, err
+		}
+	case isOpaque(data):
+		j.found(name, ruleUnsearched, 0)
 	}
 	return nothing, nil
 }
 
-// compressed searches what a compressed file unpacks to. Bytes behind it are
-// searched as a file of their own: an initramfs is several archives in a row.
-func (j *job) compressed(name string, data []byte, depth int, open func(*job, io.Reader) (io.ReadCloser, error)) error {
-	z, err := open(j, bytes.NewReader(data))
-	if err != nil {
-		return nil // it only starts like one
-	}
-	defer z.Close()
-	r := bufio.NewReaderSize(&metered{r: z, left: &j.budget}, 64<<10)
-	head, err := r.Peek(512)
-	if err != nil && len(head) == 0 {
-		return nil
-	}
-	if isTar(head) || isCPIO(head) {
-		return j.stream(name, r, depth)
-	}
-	content, err := j.read(r)
-	if errors.Is(err, errBudget) {
+// deep reports that archives are nested too deep.
+func (j *job) deep(name string, depth int) bool {
+	if depth >= maxDepth {
 		j.found(name, ruleUnsearched, 0)
 	}
-	if depth == 0 && j.Unpacked != nil && module(name) && path.Ext(name) != ".ko" {
-		j.handed = true
-		if err := j.Unpacked(name, content); err != nil {
-			return err
+	return depth >= maxDepth
+}
+
+// skipFrames skips the frames of zstd and LZ4 that are for others to read.
+func skipFrames(data []byte) []byte {
+	for len(data) > 8 && data[0]&0xf0 == 0x50 && string(data[1:4]) == "\x2a\x4d\x18" {
+		size := binary.LittleEndian.Uint32(data[4:])
+		if uint64(size) > uint64(len(data)-8) {
+			break
+		}
+		data = data[8+size:]
+	}
+	return data
+}
+
+// inside returns the name of a member.
+func inside(archive, member string) string {
+	return archive + "!/" + strings.TrimLeft(path.Clean("/"+member), "/")
+}
+
+// compressed searches what a compressed file unpacks to. Bytes behind it are
+// searched as a file of their own: an initramfs is several archives in a row.
+func (j *job) compressed(name string, data []byte, depth int, open func(*job, io.Reader) (io.ReadCloser, error)) (kind, error) {
+	z, err := open(j, bytes.NewReader(data))
+	if err != nil {
+		if notSupported(err) {
+			j.found(name, ruleUnsearched, 0)
+		}
+		return nothing, nil // it only starts like one
+	}
+	defer z.Close()
+	m := &metered{r: z, left: &j.budget}
+	r := bufio.NewReaderSize(m, 64<<10)
+	head, err := r.Peek(512)
+	if err != nil && len(head) == 0 {
+		if notSupported(err) {
+			j.found(name, ruleUnsearched, 0)
+		}
+		return nothing, nil
+	}
+	if isTar(head) || isCPIO(head) {
+		err = j.stream(name, r, depth)
+	} else {
+		err = j.content(name, r, depth)
+	}
+	if notSupported(m.err) {
+		j.found(name, ruleUnsearched, 0)
+	}
+	return packed, err
+}
+
+// notSupported tells what this program cannot unpack from damage, which nobody
+// can.
+func notSupported(err error) bool {
+	for _, known := range []error{
+		errUnknown, xz.ErrMemlimit, xz.ErrOptions, xz.ErrUnsupportedCheck,
+		zstd.ErrWindowSizeExceeded, zstd.ErrDecoderSizeExceeded, zstd.ErrUnknownDictionary, lz4.ErrOptionInvalidBlockSize,
+	} {
+		if errors.Is(err, known) {
+			return true
 		}
 	}
-	return j.object(name, content, depth+1)
+	return false
+}
+
+// content searches what one compressed file is, and hands over a module.
+func (j *job) content(name string, r io.Reader, depth int) error {
+	return j.hold(name, r, func(content []byte) error {
+		if depth == 0 && j.Unpacked != nil && module(name) && path.Ext(name) != ".ko" {
+			j.handed = true
+			if err := j.Unpacked(name, content); err != nil {
+				return err
+			}
+		}
+		return j.object(name, content, depth+1)
+	})
 }
 
 // module reports whether a name is one of a kernel module.
@@ -148,206 +286,37 @@ func module(name string) bool {
 	return false
 }
 
-// metered counts what is unpacked.
+// metered counts what is unpacked, and keeps the error that ended it.
 type metered struct {
 	r    io.Reader
 	left *int64
+	err  error
 }
 
 func (m *metered) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
 	if *m.left -= int64(n); *m.left < 0 {
-		return n, errBudget
+		err = errBudget
 	}
+	m.err = err
 	return n, err
 }
 
-// read returns a member's content, up to the limit; what was read before an
-// error is returned with it.
-func (j *job) read(r io.Reader) ([]byte, error) {
-	content, err := io.ReadAll(io.LimitReader(r, maxMember+1))
-	if len(content) > maxMember {
-		return content[:maxMember], errBudget
-	}
-	return content, err
+// member searches a member of an archive.
+func (j *job) member(name string, r io.Reader, depth int) error {
+	return j.hold(name, r, func(content []byte) error { return j.object(name, content, depth+1) })
 }
 
-// stream searches the members of a tar, cpio or ar archive as they come.
-func (j *job) stream(name string, r *bufio.Reader, depth int) error {
-	next := arMembers(r)
-	if head, _ := r.Peek(512); isTar(head) {
-		next = tarMembers(r)
-	} else if isCPIO(head) {
-		next = cpioMembers(r)
-	}
-	for {
-		member, content, err := next()
-		if err != nil {
-			break // at its end, or where it is damaged and nobody can unpack it
-		}
-		data, err := j.read(content)
-		at := name + "!/" + strings.TrimLeft(path.Clean("/"+member), "/")
-		if errors.Is(err, errBudget) {
-			j.found(at, ruleUnsearched, 0)
-		}
-		if err := j.object(at, data, depth+1); err != nil {
-			return err
-		}
-	}
-	// What follows the end: nothing, padding, or the next archive.
-	for {
-		b, err := r.Peek(1)
-		if err != nil || b[0] != 0 {
-			break
-		}
-		if _, err := r.Discard(1); err != nil {
-			break
-		}
-	}
-	rest, err := j.read(r)
-	if errors.Is(err, errBudget) {
+// hold reads what is unpacked into memory, up to the limits, and hands it over;
+// what was read before an error is handed over, too.
+func (j *job) hold(name string, r io.Reader, do func([]byte) error) error {
+	limit := min(maxMember, maxHeld-j.held)
+	content, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if len(content) > limit || errors.Is(err, errBudget) {
 		j.found(name, ruleUnsearched, 0)
+		content = content[:min(len(content), limit)]
 	}
-	if len(rest) == 0 {
-		return nil
-	}
-	if depth >= 4*maxDepth {
-		j.found(name, ruleUnsearched, 0)
-		return nil
-	}
-	return j.object(name, rest, depth+1)
-}
-
-// members returns one member after the other, then an error.
-type members func() (name string, content io.Reader, err error)
-
-func isTar(head []byte) bool { return len(head) >= 512 && string(head[257:262]) == "ustar" }
-
-func tarMembers(r io.Reader) members {
-	t := tar.NewReader(r)
-	return func() (string, io.Reader, error) {
-		h, err := t.Next()
-		if err != nil {
-			return "", nil, err
-		}
-		return h.Name, t, nil
-	}
-}
-
-func isCPIO(head []byte) bool {
-	return len(head) >= 110 && (string(head[:6]) == "070701" || string(head[:6]) == "070702")
-}
-
-// cpioMembers reads the newc format (cpio(5); Linux,
-// Documentation/driver-api/early-userspace/buffer-format.rst).
-func cpioMembers(r *bufio.Reader) members {
-	left, padding := new(io.LimitedReader), 0
-	return func() (string, io.Reader, error) {
-		if _, err := io.Copy(io.Discard, left); err != nil {
-			return "", nil, err
-		}
-		if _, err := r.Discard(padding); err != nil {
-			return "", nil, err
-		}
-		var header [110]byte
-		if _, err := io.ReadFull(r, header[:]); err != nil {
-			return "", nil, err
-		}
-		size, err := strconv.ParseUint(string(header[54:62]), 16, 32)
-		if err != nil || !isCPIO(header[:]) {
-			return "", nil, errors.New("not a cpio header")
-		}
-		length, err := strconv.ParseUint(string(header[94:102]), 16, 32)
-		if err != nil || length == 0 || length > 4096 {
-			return "", nil, fmt.Errorf("cpio name of %d bytes", length)
-		}
-		name := make([]byte, length+(4-(110+length)%4)%4)
-		if _, err := io.ReadFull(r, name); err != nil {
-			return "", nil, err
-		}
-		name, _, _ = bytes.Cut(name, []byte{0})
-		if string(name) == "TRAILER!!!" {
-			return "", nil, io.EOF
-		}
-		*left, padding = io.LimitedReader{R: r, N: int64(size)}, int((4-size%4)%4)
-		return string(name), left, nil
-	}
-}
-
-// arMembers reads the common format of ar(1), in which Debian's packages are.
-func arMembers(r *bufio.Reader) members {
-	left, skip := new(io.LimitedReader), int64(len("!<arch>\n"))
-	return func() (string, io.Reader, error) {
-		if _, err := io.Copy(io.Discard, left); err != nil {
-			return "", nil, err
-		}
-		if _, err := r.Discard(int(skip)); err != nil {
-			return "", nil, err
-		}
-		var header [60]byte
-		if _, err := io.ReadFull(r, header[:]); err != nil {
-			return "", nil, err
-		}
-		size, err := strconv.ParseInt(strings.TrimSpace(string(header[48:58])), 10, 40)
-		if err != nil || size < 0 || string(header[58:]) != "`\n" {
-			return "", nil, errors.New("not an ar header")
-		}
-		*left, skip = io.LimitedReader{R: r, N: size}, size%2
-		return strings.TrimRight(strings.TrimSpace(string(header[:16])), "/"), left, nil
-	}
-}
-
-// zip searches the members of a zip archive, before which there may be a
-// program.
-func (j *job) zip(name string, data []byte, depth int) error {
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		return nil // it only ends like one
-	}
-	for _, f := range z.File {
-		at := name + "!/" + strings.TrimLeft(path.Clean("/"+f.Name), "/")
-		r, err := f.Open()
-		if f.Flags&1 != 0 || err != nil {
-			j.found(at, ruleUnsearched, 0) // encrypted, or packed in a way that is not known
-			if err == nil {
-				r.Close()
-			}
-			continue
-		}
-		content, err := j.read(&metered{r: r, left: &j.budget})
-		r.Close()
-		if errors.Is(err, errBudget) {
-			j.found(at, ruleUnsearched, 0)
-		}
-		if err := j.object(at, content, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// efi searches what is packed in a kernel, and in the sections of a UKI.
-func (j *job) efi(name string, data []byte, depth int) error {
-	if depth >= maxDepth {
-		j.found(name, ruleUnsearched, 0)
-		return nil
-	}
-	if kernel, err := vmlinux.Unpack(data); err == nil {
-		j.budget -= int64(len(kernel))
-		return j.object(name+"!/vmlinux", kernel, depth+1)
-	}
-	f, err := pe.NewFile(bytes.NewReader(data))
-	if err != nil {
-		return nil
-	}
-	for _, s := range f.Sections {
-		from, to := int64(s.Offset), int64(s.Offset)+int64(s.Size)
-		if s.Name != ".linux" && s.Name != ".initrd" || to > int64(len(data)) {
-			continue
-		}
-		if err := j.object(name+"!/"+s.Name, data[from:to], depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
+	j.held += len(content)
+	defer func() { j.held -= len(content) }()
+	return do(content)
 }

@@ -3,6 +3,7 @@ package scan
 import (
 	"bytes"
 	"encoding/binary"
+	"regexp"
 )
 
 // opensshBinary finds an OpenSSH key without its armor (PROTOCOL.key): the
@@ -119,3 +120,93 @@ func keytab(data []byte) bool {
 	}
 	return true
 }
+
+// field reads a string of SSH: its length, then its bytes (RFC 4251, section 5).
+func field(r []byte) (value, rest []byte, ok bool) {
+	if len(r) < 4 {
+		return nil, nil, false
+	}
+	n := binary.BigEndian.Uint32(r)
+	if uint64(n) > uint64(len(r)-4) {
+		return nil, nil, false
+	}
+	return r[4 : 4+n], r[4+n:], true
+}
+
+// dropbear finds a key as dropbear keeps it, and as OpenSSH does inside of its
+// own format: the name of the algorithm, then its numbers. A public key has
+// fewer.
+func dropbear(data []byte, at int) (int, bool) {
+	if at < 4 {
+		return 0, false
+	}
+	name, r, ok := field(data[at-4:])
+	if !ok || len(name) < 7 || len(name) > 64 || !text(append(name[:len(name):len(name)], 0)) {
+		return 0, false
+	}
+	var fields [][]byte
+	for range 5 {
+		var f []byte
+		if f, r, ok = field(r); !ok || len(f) == 0 || len(f) > 2050 {
+			break
+		}
+		fields = append(fields, f)
+	}
+	size := func(i int) int { return len(bytes.TrimLeft(fields[i], "\x00")) }
+	switch {
+	case string(name) == "ssh-rsa" && len(fields) == 5: // e, n, d, p, q, or n before e
+		n := max(size(0), size(1))
+		return at - 4, n >= 64 && min(size(0), size(1)) <= 8 && size(2) <= n && size(2) > n/2-8 && size(3) <= n/2+16 && size(4) <= n/2+16
+	case string(name) == "ssh-dss" && len(fields) == 5: // p, q, g, y, x
+		return at - 4, size(0) >= 64 && size(1) <= 32 && size(4) <= size(1) && size(4) >= 12
+	case string(name) == "ssh-ed25519" && len(fields) > 0:
+		return at - 4, len(fields[0]) == 64 && random(fields[0])
+	case string(name[:6]) == "ecdsa-" && len(fields) > 2 && bytes.HasSuffix(name, fields[0]): // curve, point, d
+		d := len(fields[1]) / 2
+		return at - 4, fields[1][0] == 4 && size(2) <= d && size(2) > d-8
+	}
+	return 0, false
+}
+
+// pvk finds a file of a private key of Microsoft's tools: whether it is
+// encrypted, the lengths of salt and key, and both.
+func pvk(data []byte, at int) (int, bool) {
+	r := data[at:]
+	if len(r) < 32 {
+		return 0, false
+	}
+	word := func(i int) uint32 { return binary.LittleEndian.Uint32(r[4*i:]) }
+	return at, word(1) == 0 && word(2)-1 < 2 && word(3) < 2 && word(4) <= 64 && word(5) >= 64 && word(5) < 1<<16 && int(word(4)+word(5)) <= len(r)-24
+}
+
+// windowsBlob finds private keys as Windows exports them (PRIVATEKEYBLOB and
+// the BLOBs of BCrypt), by how their lengths fit together.
+func windowsBlob(data []byte, at int) (int, bool) {
+	r := data[at:]
+	if len(r) < 64 {
+		return 0, false
+	}
+	word := func(i int) int { return int(binary.LittleEndian.Uint32(r[4*i:])) }
+	switch magic := string(r[:4]); magic {
+	case "RSA2", "RSA3", "DSS2":
+		bits := word(1)
+		if bits < 384 || bits > 16384 || bits%8 != 0 || len(r) < 32+bits/8 {
+			return 0, false
+		}
+		if at >= 8 && data[at-8] == 7 && (data[at-7] == 2 || data[at-7] == 3) && data[at-6] == 0 && data[at-5] == 0 && magic != "RSA3" {
+			return at - 8, magic == "DSS2" || word(2) > 1 && random(r[12:12+bits/8])
+		}
+		return at, magic != "DSS2" && word(2) <= 8 && word(2) > 0 && word(3) == bits/8 && word(4) == bits/16 && word(5) == bits/16
+	default: // ECS2 to ECS6 and ECK2 to ECK6, of curves of 256, 384 and 521 bits
+		size := map[byte]int{'2': 32, '4': 48, '6': 66}[magic[3]]
+		return at, word(1) == size && len(r) >= 8+3*size && random(r[8:8+size]) && random(r[8+2*size:8+3*size])
+	}
+}
+
+// sambaStore finds Samba's databases of secrets and of accounts. A new database
+// without any is none.
+func sambaStore(data []byte, at int) (int, bool) {
+	return 0, at == 0 && sambaSecret.Match(data)
+}
+
+var sambaSecret = regexp.MustCompile(`SECRETS/(?:MACHINE_PASSWORD|\$MACHINE\.ACC|MACHINE_DOMAIN_INFO|LDAP_BIND_PW|\$DOMTRUST\.ACC|LOCAL_SCHANNEL_KEY|AUTH_PASSWORD|GENERIC|IDMAP_SECRETS)|USER_[a-zA-Z0-9_.$-]+\x00`)

@@ -34,7 +34,10 @@ func derPKCS8(data []byte, at int) (int, bool) {
 	if !s.SkipOptionalASN1(asn1.Tag(0).ContextSpecific().Constructed()) || !s.SkipOptionalASN1(asn1.Tag(1).ContextSpecific()) {
 		return 0, false
 	}
-	var name cryptobyte.String
+	var name, bare cryptobyte.String
+	if whole := key; whole.ReadASN1(&bare, asn1.OCTET_STRING) && whole.Empty() && !random(bare) {
+		return 0, false // programs have what stands before an Ed25519 key, and something else behind it
+	}
 	return start, s.Empty() && len(key) >= 16 && algorithm.ReadASN1(&name, asn1.OBJECT_IDENTIFIER) && len(name) >= 3
 }
 

@@ -3,6 +3,7 @@ package scan
 import (
 	"archive/tar"
 	"bytes"
+	"compress/zlib"
 	"crypto/dsa" //lint:ignore SA1019 such keys still lie about
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -15,6 +16,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	stdpem "encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -40,10 +42,11 @@ import (
 
 // A plant is a file with a secret, by the rule that must find it.
 type plant struct {
-	name string // says what it is; the file's name does not
-	rule string
-	data []byte
-	in   string // the member that it is found in
+	name  string // says what it is; the file's name does not
+	rule  string
+	data  []byte
+	in    string // the member that it is found in
+	whole bool   // where it is found depends on what is before it
 }
 
 // must returns a value, or ends the test.
@@ -89,6 +92,8 @@ func plants(t testing.TB) []plant {
 	all = append(all, storePlants(t)...)
 	all = append(all, textPlants(t)...)
 	all = append(all, tokenPlants(t)...)
+	all = append(all, otherPlants(t)...)
+	all = append(all, encodedPlants(t)...)
 	return append(all, archivePlants(t)...)
 }
 
@@ -193,7 +198,7 @@ func openpgpPlants(t testing.TB) []plant {
 		{name: "OpenPGP key of version 6", rule: ruleOpenPGP, data: secretKey(t, packet.PubKeyAlgoEd25519, true, "")},
 		{name: "OpenPGP key of version 6, encrypted", rule: ruleOpenPGP, data: secretKey(t, packet.PubKeyAlgoEd25519, true, "word")},
 		{name: "key of gpg-agent", rule: ruleOpenPGP, data: []byte("(11:private-key(3:ecc(5:curve7:Ed25519)(1:q33:@" + chance(t, 32, alnum) + ")(1:d32:" + chance(t, 32, alnum) + ")))")},
-		{name: "encrypted key of gpg-agent", rule: ruleOpenPGP, data: []byte("(21:protected-private-key(3:ecc(5:curve7:Ed25519)(1:q33:@" + chance(t, 32, alnum) + ")(9:protected25:openpgp-s2k3-sha1-aes-cbc((4:sha18:abcdefgh8:33816576)16:")},
+		{name: "encrypted key of gpg-agent", rule: ruleOpenPGP, data: []byte("(21:protected-private-key(3:ecc(5:curve7:Ed25519)(1:q33:@" + chance(t, 32, alnum) + ")(9:protected25:openpgp-s2k3-sha1-aes-cbc((4:sha18:abcdefgh8:33816576)16:" + chance(t, 16, alnum) + ")48:" + chance(t, 48, alnum) + ")))")},
 		{name: "readable key of gpg-agent", rule: ruleOpenPGP, data: []byte("Created: 20260101T000000\nKey: (private-key (ecc (curve Ed25519)(flags eddsa)(q\n  #40" + chance(t, 64, hexa) + "#)(d\n  #" + chance(t, 64, hexa) + "#)))\n")},
 	}
 }
@@ -276,7 +281,7 @@ func textPlants(t testing.TB) []plant {
 		{name: "wpa_supplicant", rule: ruleWiFi, data: []byte("network={\n\tssid=\"x\"\n\tpsk=\"correct horse\"\n}\n")},
 		{name: "iwd", rule: ruleWiFi, data: []byte("[Security]\nPassphrase=correct horse\n")},
 		{name: "IPsec", rule: ruleWiFi, data: []byte("10.0.0.1 10.0.0.2 : PSK \"" + chance(t, 20, alnum) + "\"\n")},
-		{name: "netrc", rule: ruleLogin, data: []byte("machine api.example.org\n  login me\n  password " + chance(t, 12, alnum) + "\n")},
+		{name: "netrc", rule: ruleLogin, data: []byte("machine api.internal\n  login me\n  password " + chance(t, 12, alnum) + "\n")},
 		{name: "git-credentials", rule: ruleLogin, data: []byte("https://me:" + chance(t, 20, alnum) + "@example.org\n")},
 		{name: "login of Docker", rule: ruleLogin, data: []byte(`{"auths":{"example.org":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("me:"+chance(t, 12, alnum))) + `"}}}`)},
 		{name: "key of signify", rule: ruleOther, data: []byte("untrusted comment: signify secret key\n" + signify + "\n")},
@@ -307,7 +312,7 @@ func tokenPlants(t testing.TB) []plant {
 		"SendGrid":          "API_KEY=SG." + chance(t, 22, alnum) + "." + chance(t, 43, alnum),
 		"Stripe":            "sk_live_" + chance(t, 24, alnum),
 		"Vault":             "VAULT_TOKEN=hvs." + chance(t, 90, alnum),
-		"web token":         "Bearer eyJhbGciOiJIUzI1NiJ9.eyJ" + chance(t, 40, alnum) + "." + chance(t, 43, alnum),
+		"web token":         "Bearer eyJhbGciOiJIUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"`+chance(t, 20, alnum)+`"}`)) + "." + chance(t, 43, alnum),
 	} {
 		all = append(all, plant{name: name, rule: ruleCloud, data: []byte("# " + strings.Repeat("configuration ", 9) + "\n" + text + "\n")})
 	}
@@ -323,6 +328,7 @@ func archivePlants(t testing.TB) []plant {
 	encrypted[bytes.Index(encrypted, []byte("PK\x01\x02"))+8] |= 1
 	all := []plant{
 		{name: "gzip", rule: ruleAge, data: gzipOf(t, key)},
+		{name: "zlib, as git has it", rule: ruleAge, data: zlibOf(t, append([]byte("blob 75\x00"), key...)), whole: true},
 		{name: "xz", rule: ruleAge, data: xzOf(t, key)},
 		{name: "zstd", rule: ruleAge, data: zstdOf(t, key)},
 		{name: "tar", rule: ruleMachineID, data: tarOf(t, "inner", id), in: "!/inner"},
@@ -349,6 +355,17 @@ func gzipOf(t testing.TB, data []byte) []byte {
 	_, err := w.Write(data)
 	if err != nil || w.Close() != nil {
 		t.Fatal("gzip", err)
+	}
+	return out.Bytes()
+}
+
+func zlibOf(t testing.TB, data []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := zlib.NewWriter(&out)
+	_, err := w.Write(data)
+	if err != nil || w.Close() != nil {
+		t.Fatal("zlib", err)
 	}
 	return out.Bytes()
 }
@@ -380,6 +397,17 @@ func tarOf(t testing.TB, name string, data []byte) []byte {
 	}
 	_, err := w.Write(data)
 	if err != nil || w.Close() != nil {
+		t.Fatal("tar", err)
+	}
+	return out.Bytes()
+}
+
+// tarWithAttribute is what tar --xattrs makes, wherever the test runs.
+func tarWithAttribute(t testing.TB, value string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "inner", Mode: 0o644, PAXRecords: map[string]string{"SCHILY.xattr.user.x": value}}), w.Close()); err != nil {
 		t.Fatal("tar", err)
 	}
 	return out.Bytes()

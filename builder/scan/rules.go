@@ -16,7 +16,8 @@ type Rule struct {
 // starts.
 type check func(data []byte, at int) (start int, ok bool)
 
-// A rule looks for fixed bytes and then closely at what is around them.
+// A rule looks for fixed bytes and then closely at what is around them. One
+// without a check is for texts with escapes.
 type rule struct {
 	name    string
 	anchors []string // each has at least block bytes
@@ -52,9 +53,9 @@ func Rules() []Rule {
 		{ruleSSH, "private SSH keys, those of hosts included: OpenSSH, SSH 1, PuTTY"},
 		{ruleOpenPGP, "secret OpenPGP keys, armored, binary or as gpg-agent keeps them"},
 		{ruleAge, "age identities"},
-		{ruleOther, "minisign, signify, DNSSEC, TSIG, Tor and OpenVPN keys"},
+		{ruleOther, "minisign, signify, DNSSEC, TSIG, Tor, OpenVPN, Matrix, Tailscale, Nostr and BIP 32 keys, key blobs of Windows, keys printed or in XML"},
 		{ruleJWK, "private and symmetric JSON web keys"},
-		{ruleStore, "stores of keys: PKCS#12, Java, NSS, GNOME keyring, KeePass, Kerberos keytab"},
+		{ruleStore, "stores of keys: PKCS#12, Java, NSS, GNOME keyring, KeePass, Kerberos keytab, Samba, Ethereum"},
 		{ruleLUKS, "LUKS headers, which hold keys of a volume"},
 		{ruleKeyFile, "files of random bytes in the size of a key, or the same as hexadecimal or Base64"},
 		{ruleShadow, "hashes of passwords: crypt, LDAP, GRUB"},
@@ -63,7 +64,7 @@ func Rules() []Rule {
 		{ruleWiFi, "secrets of NetworkManager, wpa_supplicant, iwd, hostapd and IPsec"},
 		{ruleLogin, "names with passwords: .netrc, .git-credentials, Docker logins"},
 		{ruleCloud, "tokens of AWS, Google, Azure, GitHub, GitLab, Slack and others"},
-		{ruleUnsearched, "what could not be searched: encrypted, nested too deep or too large"},
+		{ruleUnsearched, "what could not be searched: encrypted, of an unknown format, nested too deep or too large"},
 	}
 }
 
@@ -123,11 +124,21 @@ func rules() []rule {
 		{ruleSSH, []string{"PuTTY-User-Key-File-"}, matched(`(?s)PuTTY-User-Key-File-[0-9]: .*?\nPrivate-Lines: [0-9]`, 8192)},
 		{ruleSSH, []string{"SSH PRIVATE KEY FILE FORMAT 1."}, matched(`SSH PRIVATE KEY FILE FORMAT 1\.1\n\x00`, 64)},
 		{ruleSSH, []string{"openssh-key-v1\x00"}, opensshBinary},
+		{ruleSSH, []string{"ssh-rsa\x00\x00", "ssh-dss\x00\x00", "ssh-ed25519\x00\x00\x00\x40", "ecdsa-sha2-nistp"}, dropbear},
+		{ruleOther, []string{"\x1e\xf1\xb5\xb0\x00\x00\x00\x00"}, pvk},
+		{ruleOther, []string{"RSA2", "RSA3", "DSS2", "ECS2", "ECS4", "ECS6", "ECK2", "ECK4", "ECK6"}, windowsBlob},
+		{ruleOther, []string{"<RSAKeyValue>", "<DSAKeyValue>"}, xmlKey},
+		{ruleOther, []string{"privateExponent:", "private exponent:", "private key:\n", "priv:\n"}, named(`(?:private ?[eE]xponent|priv|private key):\s+(?:[0-9a-f]{2}:){8}`, 128)},
+		{ruleOther, []string{"ed25519 "}, keyLine(`ed25519 [A-Za-z0-9_]{1,64} `+b64+`{43}(?:\s|\z)`, 160)},
+		{ruleOther, []string{"\x05\x84\x69\xda\xf6\xf5\x43\x24\x80\x05\x49\xda\x0f\x8e\xa2\xfb\x20\x00\x00\x00\x01\x00\x00\x00"}, anywhere}, // systemd-creds --with-key=null
+		{ruleOther, []string{"privkey:"}, matched(`privkey:[0-9a-f]{64}`, 96)},
+		{ruleOther, []string{"xprv", "yprv", "zprv", "tprv", "uprv", "vprv"}, base58Key},
+		{ruleOther, []string{"nsec1"}, bech32Key},
+		{ruleStore, []string{"kdfparams", "KdfParams"}, ethereum},
+		{ruleStore, []string{"TDB file\n"}, sambaStore},
 		{rulePEM, []string{"PRIVATE KEY"}, pemOther},
 		{ruleSSH, []string{"OPENSSH PRIVATE KEY"}, behind(len("OPENSSH "), pem)},
 		{ruleOpenPGP, []string{"PGP PRIVATE KEY"}, behind(len("PGP "), pem)},
-		{rulePEM, []string{"P\x00R\x00I\x00V\x00A\x00T\x00E\x00 \x00K\x00E\x00Y\x00"}, pemUTF16},
-		{rulePEM, []string{"LS0tLS1CRUdJTi"}, pemBase64},
 		{ruleDER, []string{"\x02\x01\x00\x30", "\x02\x01\x01\x30"}, derPKCS8},
 		{ruleDER, []string{"\x02\x01\x00\x02"}, derPKCS1},
 		{ruleDER, []string{"\x02\x01\x01\x04"}, derSEC1},
@@ -142,7 +153,8 @@ func rules() []rule {
 		{ruleJWK, []string{`"kty"`}, jwk},
 		{ruleMachineID, []string{"MACHINE_ID="}, keyLine(`MACHINE_ID="?[0-9a-f]{32}"?\s`, 64)},
 	}
-	return slices.Concat(all, textRules(), tokenRules())
+	escapes := rule{anchors: escapeAnchors}
+	return slices.Concat(all, textRules(), tokenRules(), []rule{escapes})
 }
 
 // textRules find secrets in configuration files.
@@ -163,14 +175,14 @@ func textRules() []rule {
 		{ruleOther, []string{`secret "`}, matched(`secret "`+b64+`{16,}={0,2}"\s*;`, 256)},
 		{ruleOther, []string{"== ed25519v1-secret: "}, anywhere},
 		{ruleOther, []string{"OpenVPN Static key V1", "OpenVPN tls-crypt-v2"}, openVPN},
-		{ruleWireGuard, []string{"PrivateKey", "PresharedKey", "PreSharedKey", "private-key", "preshared-key", "private_key", "preshared_key"},
-			keyLine(`(?i:private|preshared)[-_]?(?i:key)\s*[=:]\s*"?`+b64of32, 160)},
+		{ruleWireGuard, []string{"PrivateKey", "PresharedKey", "PreSharedKey", "private-key", "preshared-key", "private_key", "preshared_key", "privateKey", "presharedKey", "preSharedKey", "PRIVATE_KEY", "PRESHARED_KEY"}, wireGuardKey},
+		{ruleWireGuard, []string{"private_key=", "preshared_key="}, keyLine(`(?:private|preshared)_key=[0-9a-f]{64}\s`, 96)},
 		{ruleWiFi, []string{"psk="}, keyLine(`psk=(?:[0-9a-f]{64}|"[^"\n]{8,63}"|[^\s"<$%{][^\n]{7,62})[ \t]*(?:\r?\n|\z)`, 128)},
 		{ruleWiFi, []string{"wpa_passphrase="}, keyLine(`wpa_passphrase=\S{8}`, 96)},
 		{ruleWiFi, []string{"PreSharedKey="}, keyLine(`PreSharedKey=[0-9a-f]{64}`, 96)},
 		{ruleWiFi, []string{"Passphrase="}, keyLine(`Passphrase=[^\s<$%{][^\n]{7,62}(?:\n|\z)`, 96)},
 		{ruleWiFi, []string{": PSK "}, matched(`: PSK (?:"[^"\n]{4,}"|0s`+b64+`{8,}|0x[0-9a-fA-F]{16,})`, 160)},
-		{ruleLogin, []string{"machine "}, matched(`machine\s+[^\s"'<]+\s+(?:login\s+\S+\s+)?(?:account\s+\S+\s+)?password\s+[^\s"'<]{3}`, 512)},
+		{ruleLogin, []string{"machine "}, netrc},
 		{ruleLogin, []string{`"auth"`}, dockerAuth},
 	}
 }
@@ -187,7 +199,7 @@ func tokenRules() []rule {
 		{ruleCloud, []string{"discord.com/api/webhooks/"}, matched(`discord\.com/api/webhooks/[0-9]{15,}/`+b64url+`{40}`, 160)},
 		// SG. alone is shorter than a block.
 		{ruleCloud, []string{"=SG.", " SG.", `"SG.`, "'SG.", ":SG.", "\nSG."}, behind(1, matched(`SG\.`+b64url+`{22}\.`+b64url+`{43}`, 96))},
-		{ruleCloud, []string{"eyJh", "eyJ0", "eyJr"}, matched(`eyJ`+b64url+`{12,}\.eyJ`+b64url+`{12,}\.`+b64url+`{20}`, 8192)},
+		{ruleCloud, []string{"eyJh", "eyJ0", "eyJr"}, webToken},
 	}
 	for anchor, expression := range map[string]string{
 		"AKIA":         `AKIA[A-Z2-7]{16}` + end,

@@ -1,9 +1,12 @@
 // Package scan searches the files of an image for keys, passwords and what
-// else must not be in one, by what is in a file and not by its name.
+// else must not be in one, by what is in a file and not by its name. It reads
+// contents, extended attributes, the targets of links and the names of files,
+// and unpacks archives and text encodings on the way.
 //
-// It refuses to pass over what it cannot look into: an encrypted archive, or
-// one nested too deep or too large, is a finding of its own. It judges by form
-// alone. Secrets that have none (a password in a script) it cannot find.
+// It refuses to pass over what it cannot look into: an encrypted archive, one
+// in a format that it does not know, or one nested too deep or too large is a
+// finding of its own. It judges by form alone. Secrets that have none (a
+// password in a script) it cannot find.
 package scan
 
 import (
@@ -26,9 +29,10 @@ import (
 const Initramfs = "initramfs"
 
 const (
-	maxPerFile  = 100       // findings
+	maxPerRule  = 100       // findings of one rule in one file of the image
 	maxDepth    = 8         // archives within archives
 	maxMember   = 256 << 20 // bytes of a file in an archive, unpacked
+	maxHeld     = 512 << 20 // bytes in memory at a time for one file of the image
 	maxUnpacked = 16 << 30  // bytes that one file of the image may unpack to
 )
 
@@ -69,31 +73,33 @@ func New(allow []Allow) *Scanner {
 	return &Scanner{rules: all, matcher: newMatcher(all), allow: allow, used: make([]bool, len(allow))}
 }
 
-// Tree searches all regular files below a folder.
+// Tree searches everything below a directory: the content of regular files,
+// the targets of symbolic links, and the name and the extended attributes of
+// all. The top directory's own attributes are those of "/".
 func (s *Scanner) Tree(ctx context.Context, dir string) error {
-	files, err := list(dir)
+	entries, err := list(dir)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	work := make(chan string)
+	work := make(chan entry)
 	failed := make(chan error, runtime.GOMAXPROCS(0))
 	var workers sync.WaitGroup
 	for range cap(failed) {
 		workers.Go(func() {
-			for name := range work {
-				if err := s.file(ctx, dir, name); err != nil {
-					failed <- fmt.Errorf("search %s: %w", filepath.Join(dir, name), err)
+			for e := range work {
+				if err := s.entry(ctx, dir, e); err != nil {
+					failed <- fmt.Errorf("search %s: %w", filepath.Join(dir, e.name), err)
 					cancel()
 					return
 				}
 			}
 		})
 	}
-	for _, name := range files {
+	for _, e := range entries {
 		select {
-		case work <- name:
+		case work <- e:
 			continue
 		case <-ctx.Done():
 		}
@@ -109,16 +115,19 @@ func (s *Scanner) Tree(ctx context.Context, dir string) error {
 	}
 }
 
-// list returns the names of all regular files below a folder, the largest
-// first, so that none is left for the end.
-func list(dir string) ([]string, error) {
-	type file struct {
-		name string
-		size int64
-	}
-	var files []file
+// An entry is anything in a tree.
+type entry struct {
+	name string // relative to the tree; "." is its top
+	mode fs.FileMode
+	size int64
+}
+
+// list returns all entries below a directory, the largest first, so that none
+// is left for the end.
+func list(dir string) ([]entry, error) {
+	var entries []entry
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil {
 			return err
 		}
 		info, err := d.Info()
@@ -126,24 +135,45 @@ func list(dir string) ([]string, error) {
 			return err
 		}
 		name, err := filepath.Rel(dir, path)
-		files = append(files, file{name, info.Size()})
+		entries = append(entries, entry{name, info.Mode(), info.Size()})
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the files of the image: %w", err)
 	}
-	slices.SortStableFunc(files, func(a, b file) int { return cmp.Compare(b.size, a.size) })
-	names := make([]string, len(files))
-	for i, f := range files {
-		names[i] = f.name
-	}
-	return names, nil
+	slices.SortStableFunc(entries, func(a, b entry) int { return cmp.Compare(b.size, a.size) })
+	return entries, nil
 }
 
-// file searches one file of a tree, which lies in memory for it as the kernel
-// maps it.
-func (s *Scanner) file(ctx context.Context, dir, name string) error {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+// entry searches one entry of a tree.
+func (s *Scanner) entry(ctx context.Context, dir string, e entry) error {
+	path := filepath.Join(dir, e.name)
+	name := filepath.Join("/", e.name)
+	j := s.job(ctx)
+	j.match(name, []byte(filepath.Base(name)), 0)
+	if err := j.attributes(path, name); err != nil {
+		return err
+	}
+	if e.mode&fs.ModeSymlink != 0 {
+		target, err := os.Readlink(path)
+		if err != nil {
+			return err
+		}
+		if err := j.object(name+"#target", []byte(target), 0); err != nil {
+			return err
+		}
+	}
+	s.keep(j)
+	if e.mode.IsRegular() {
+		return s.file(ctx, path, name)
+	}
+	return nil
+}
+
+// file searches the content of a file, which lies in memory for it as the
+// kernel maps it.
+func (s *Scanner) file(ctx context.Context, path, name string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
@@ -159,37 +189,32 @@ func (s *Scanner) file(ctx context.Context, dir, name string) error {
 		}
 		defer unix.Munmap(content)
 	}
-	if err := s.attributes(ctx, f, "/"+filepath.ToSlash(name)); err != nil {
-		return err
-	}
-	return s.Bytes(ctx, "/"+filepath.ToSlash(name), content)
+	return s.Bytes(ctx, name, content)
 }
 
-// attributes searches the extended attributes of a file, which go into the
-// image with it. They are reported as <file>#<attribute>.
-func (s *Scanner) attributes(ctx context.Context, f *os.File, name string) error {
-	n, err := unix.Flistxattr(int(f.Fd()), nil)
+// attributes searches the extended attributes of an entry, which go into the
+// image with it. They are reported as <name>#<attribute>.
+func (j *job) attributes(path, name string) error {
+	n, err := unix.Llistxattr(path, nil)
 	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
 		return nil
 	}
 	list := make([]byte, 64<<10) // the kernel's limit, as of a value
 	if err == nil {
-		n, err = unix.Flistxattr(int(f.Fd()), list)
+		n, err = unix.Llistxattr(path, list)
 	}
 	if err != nil {
 		return fmt.Errorf("list extended attributes: %w", err)
 	}
 	for key := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
 		value := make([]byte, 64<<10)
-		n, err := unix.Fgetxattr(int(f.Fd()), key, value)
+		n, err := unix.Lgetxattr(path, key, value)
 		if err != nil {
 			return fmt.Errorf("read extended attribute %s: %w", key, err)
 		}
-		j := &job{Scanner: s, ctx: ctx, budget: maxUnpacked}
 		if err := j.object(name+"#"+key, value[:n], 0); err != nil {
 			return err
 		}
-		s.keep(j)
 	}
 	return nil
 }
@@ -205,7 +230,7 @@ func (s *Scanner) keep(j *job) {
 
 // Bytes searches one file that lies in memory.
 func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error {
-	j := &job{Scanner: s, ctx: ctx, budget: maxUnpacked}
+	j := s.job(ctx)
 	err := j.object(name, content, 0)
 	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
 		err = s.Unpacked(name, content) // it is as it is, whatever its name says
@@ -288,59 +313,4 @@ func (s *Scanner) Finish() error {
 		}
 	}
 	return errors.Join(unused...)
-}
-
-// job is the search of one file of the image, with all that is in it.
-type job struct {
-	*Scanner
-	ctx      context.Context
-	budget   int64 // bytes that may still be unpacked
-	findings []Finding
-	handed   bool // Unpacked has had it
-}
-
-func (j *job) found(file, rule string, at int64) {
-	if len(j.findings) < maxPerFile {
-		j.findings = append(j.findings, Finding{File: file, Offset: at, Rule: rule})
-	}
-}
-
-// object searches a file, and what is in it when it is an archive.
-func (j *job) object(name string, data []byte, depth int) error {
-	if err := j.ctx.Err(); err != nil {
-		return err
-	}
-	inside, err := j.archive(name, data, depth)
-	if err != nil || inside == contents {
-		return err
-	}
-	j.match(name, data)
-	if inside == nothing {
-		j.packets(name, data)
-		whole(data, func(rule string, at int) { j.found(name, rule, int64(at)) })
-	}
-	return nil
-}
-
-// match applies the rules that have anchors.
-func (j *job) match(name string, data []byte) {
-	before := len(j.findings)
-	j.matcher.find(data, func(rule, at int) bool {
-		if start, ok := j.rules[rule].check(data, at); ok {
-			j.found(name, j.rules[rule].name, int64(start))
-		}
-		return len(j.findings)-before < maxPerFile
-	})
-}
-
-// packets looks for OpenPGP keys, which have nothing fixed to look for.
-func (j *job) packets(name string, data []byte) {
-	if len(data) > 18 && string(data[:4]) == "\x7fELF" && data[16] == 1 {
-		return // object code, of which kernels have hundreds of megabytes
-	}
-	for i, b := range data {
-		if secretTag[b] && secretPacket(data[i:]) {
-			j.found(name, ruleOpenPGP, int64(i))
-		}
-	}
 }

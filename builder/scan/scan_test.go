@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,7 +47,9 @@ func missed(t testing.TB, all []plant, base string, findings []Finding) []Findin
 		if !slices.ContainsFunc(findings, func(f Finding) bool { return f.File == name+p.in && f.Rule == p.rule }) {
 			t.Errorf("%s was not found in %s%s by the rule %s", p.name, name, p.in, p.rule)
 		}
-		findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.File == name || strings.HasPrefix(f.File, name+"!") })
+		findings = slices.DeleteFunc(findings, func(f Finding) bool {
+			return f.File == name || strings.HasPrefix(f.File, name+"!") || strings.HasPrefix(f.File, name+"#")
+		})
 	}
 	return findings
 }
@@ -77,7 +80,7 @@ func TestOffset(t *testing.T) {
 	for _, p := range plants(t) {
 		before := []byte("some text before\n")
 		if p.in != "" || slices.Contains([]string{ruleMachineID, ruleKeyFile, ruleUnsearched, ruleStore, ruleLogin}, p.rule) ||
-			bytes.HasPrefix(p.data, []byte("(")) || bytes.HasPrefix(p.data, []byte{0xff, 0xfe}) || slices.Contains([]string{"gzip", "xz", "zstd", "shadow, DES, locked"}, p.name) {
+			bytes.HasPrefix(p.data, []byte("(")) || bytes.HasPrefix(p.data, []byte{0xff, 0xfe}) || slices.Contains([]string{"gzip", "xz", "zstd", "shadow, DES, locked"}, p.name) || p.whole {
 			continue // found only at the start of a file, or unpacked
 		}
 		alone, shifted := New(nil), New(nil)
@@ -103,6 +106,22 @@ func clean(t testing.TB) map[string][]byte {
 		t.Fatal(err)
 	}
 	return map[string][]byte{
+		"template of gpg-agent":        []byte("\x00(private-key(ecc(curve %s)(flags eddsa)(q %m)(d %m))(comment%s))\x00(21:protected-private-key(3:rsa(1:n%m)(1:e%m)(9:protected25:%s((4:sha18:%b%u)%b)%b)))\x00" + strings.Repeat("(1:d32:", 20)),
+		"constants of netrc.py":        []byte("\xda\x08machine z\x07\n\tlogin r\x01\x00\x00\x00z\x0b\n\tpassword \xda\x01\n"),
+		"netrc of a manual":            []byte("machine example.com login daniel password qwerty\nmachine example\\&.org/deb\n login apt\n password debian\n"),
+		"prose about passwords":        []byte("Use default\nmachine account password change\nmachine trust account password\nmachine password %s\n"),
+		"drawing of one line":          []byte("<svg a=\"http://www.w3.org/2000/svg\" style=\"line-height:normal;a:b;c:d;e:f;g:h;i:j;k:l\"/>"),
+		"hash of a manual":             []byte("\\&  $1$xxxxxxxx$UYCIxa628.9qXjpQCjM4a.\n"),
+		"key of a manual":              []byte("PrivateKey=EEGlnEPYJV//kbvvIqxKkQwOiS+UENyPncC4bF46ong=\n"),
+		"placeholder for a key":        []byte("private_key: " + strings.Repeat("A", 43) + "=\n"),
+		"web token without a claim":    []byte("// eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJuYW1lIjoiP34_fj9-In0.KIumXQmDxL1bJ0RGNV2-mm-8h0LEQATKbtHUsCHMGcg\n"),
+		"start of a PKCS#8 in code":    append([]byte("\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x6e\x04\x22\x04\x20e_access"), append(make([]byte, 8), "wgpu_ray_query_vload"...)...),
+		"new secrets.tdb":              append([]byte("TDB file\n"), append(make([]byte, 8192), "SECRETS/SID/HOST\x00"...)...),
+		"extended public key, damaged": []byte("xprv9s21ZrQH143K3QTDL4LXw2F7HEK3wJUD2nW2nRk4stbPy6cq3jPPqjiChkVvvNKmPGJxWUtg6LnF5kejMRNNU3TGtRBeJgk33yuGBxrMPHa\n"),
+		"checksums in Base64":          []byte("sha512-" + base64.StdEncoding.EncodeToString([]byte(chance(t, 64, alnum))) + "\n" + "sha256-" + base64.StdEncoding.EncodeToString([]byte(chance(t, 32, alnum))) + " file\n"),
+		"public SSH key in Base64":     []byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA" + "I" + chance(t, 43, alnum) + " me\n"),
+		"magic of 7z in a list":        []byte("0 string 7z\xbc\xaf\x27\x1c 7-zip archive data\n0 string Rar! RAR\n"),
+
 		"public key":              public,
 		"public key in PEM":       block2pem("PUBLIC KEY", public),
 		"public OpenPGP key":      pgp.Bytes(),
@@ -224,22 +243,51 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-func TestExtendedAttributes(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(name, []byte("text"), 0o644); err != nil {
+// FAULTS 96
+func TestExtendedAttributesOfAnything(t *testing.T) {
+	dir := t.TempDir()
+	token := func() []byte { return []byte("ghp_" + chance(t, 36, alnum)) }
+	if err := errors.Join(os.WriteFile(dir+"/file", []byte("text"), 0o644), os.Mkdir(dir+"/dir", 0o755), os.Symlink("nowhere", dir+"/link"), unix.Mkfifo(dir+"/fifo", 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Setxattr(name, "user.key", []byte("AGE-SECRET-KEY-1"+chance(t, 58, upper+digits)), 0); errors.Is(err, unix.ENOTSUP) {
-		t.Skip("the folder for temporary files has no extended attributes")
+	if err := errors.Join(unix.Setxattr(dir+"/file", "user.key", token(), 0), unix.Setxattr(dir+"/dir", "user.key", token(), 0), unix.Setxattr(dir, "user.key", token(), 0)); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("the directory for temporary files has no extended attributes")
 	} else if err != nil {
 		t.Fatal(err)
 	}
+	want := []Finding{{"/#user.key", 0, ruleCloud}, {"/dir#user.key", 0, ruleCloud}, {"/file#user.key", 0, ruleCloud}}
+	// Links and pipes have none of the user's, and only root may set others.
+	if err := errors.Join(unix.Lsetxattr(dir+"/link", "trusted.key", token(), 0), unix.Lsetxattr(dir+"/fifo", "trusted.key", token(), 0)); err == nil {
+		want = append(want, Finding{"/fifo#trusted.key", 0, ruleCloud}, Finding{"/link#trusted.key", 0, ruleCloud})
+	}
 	s := New(nil)
-	if err := s.Tree(t.Context(), filepath.Dir(name)); err != nil {
+	if err := s.Tree(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	findings, _ := s.Findings()
-	if want := []Finding{{"/file#user.key", 0, ruleAge}}; !slices.Equal(findings, want) {
+	for _, f := range want {
+		if !slices.Contains(findings, f) {
+			t.Errorf("%v was not found", f)
+		}
+	}
+	if len(findings) != len(want) {
+		t.Errorf("found %v, want %v", findings, want)
+	}
+}
+
+// TestTargetsAndNames sees that the targets of links and the names of files are
+// searched. FAULTS 96
+func TestTargetsAndNames(t *testing.T) {
+	dir, key := t.TempDir(), "ghp_"+chance(t, 36, alnum)
+	if err := errors.Join(os.Symlink("/etc/"+key, dir+"/link"), os.Mkdir(dir+"/"+key, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	s := New(nil)
+	if err := s.Tree(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	findings, _ := s.Findings()
+	if want := []Finding{{"/" + key, 0, ruleCloud}, {"/link#target", 5, ruleCloud}}; !slices.Equal(findings, want) {
 		t.Errorf("found %v, want %v", findings, want)
 	}
 }

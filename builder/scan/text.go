@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"regexp"
 	"strings"
-	"unicode/utf16"
 )
 
 func anywhere(_ []byte, at int) (int, bool) { return at, true }
@@ -17,8 +16,11 @@ func atStart(_ []byte, at int) (int, bool) { return at, at == 0 }
 var pemLabel = regexp.MustCompile(`-----?\s?BEGIN [A-Z0-9 ]{0,32}\z`)
 
 // pemBody is what comes after: the end of the line, headers, and the start of
-// the key. In JSON the ends of the lines are escaped.
-var pemBody = regexp.MustCompile(`\APRIVATE KEY(?: BLOCK)?\s?-----?(?:\s|\\n|\\r)*(?:[A-Z][A-Za-z0-9-]*: [^\n]*(?:\r?\n\s*)+)*(?:(?:\s|\\n|\\r|\\t|["',+])*` + b64 + `{4}){6}`)
+// the key. Between its characters stand the ends of lines, as they are or
+// escaped, and what programs and mails put around lines.
+var pemBody = regexp.MustCompile(`\APRIVATE KEY(?: BLOCK)?\s?-----?` + pemGap + `(?:[A-Z][A-Za-z0-9-]*: [^\n\\]*` + pemGap + `)*(?:` + pemGap + b64 + `{4}){6}`)
+
+const pemGap = `(?:\s|\\+[nrt]|["',;.+#>*|\\()&])*`
 
 // pem finds a private key between lines of dashes. The words alone, which
 // every program that reads keys has, are none.
@@ -41,40 +43,22 @@ func pemOther(data []byte, at int) (int, bool) {
 	return start, !strings.HasSuffix(label, "OPENSSH ") && !strings.HasSuffix(label, "PGP ")
 }
 
-// pemUTF16 finds the same in a text of two bytes a character.
-func pemUTF16(data []byte, at int) (int, bool) {
-	from := max(at%2, at-96)
-	part := data[from:min(len(data), at+4096)]
-	units := make([]uint16, len(part)/2)
-	for i := range units {
-		units[i] = uint16(part[2*i]) | uint16(part[2*i+1])<<8
-	}
-	text := string(utf16.Decode(units))
-	key := bytes.Index([]byte(text), []byte("PRIVATE KEY"))
-	if key < 0 {
-		return 0, false
-	}
-	_, ok := pem([]byte(text), key)
-	return from, ok
-}
-
-// pemBase64 finds the same encoded once more, as Kubernetes does.
-func pemBase64(data []byte, at int) (int, bool) {
-	text := data[at:min(len(data), at+128)]
-	plain := make([]byte, 96)
-	n, _ := base64.StdEncoding.Decode(plain, text[:len(text)/4*4])
-	return at, bytes.Contains(plain[:n], []byte("PRIVATE KEY"))
-}
-
 var cryptValue = regexp.MustCompile(`\A.\$(?:1|apr1)\$[./A-Za-z0-9]{1,8}\$[./A-Za-z0-9]{22}` +
 	`|\A.\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}` +
 	`|\A.\$[56]\$(?:rounds=[0-9]+\$)?[^$:\s]{1,16}\$[./A-Za-z0-9]{43}` +
 	`|\A.\$(?:7|y|gy)\$[./A-Za-z0-9]{1,20}\$[./A-Za-z0-9]{0,86}\$?[./A-Za-z0-9]{40}` +
 	`|\A.\$sha1\$[0-9]+\$[./A-Za-z0-9]{1,64}\$[./A-Za-z0-9]{28}`)
 
-// cryptHash finds a password's hash of crypt(5), in shadow(5) or elsewhere.
+// cryptHash finds a password's hash of crypt(5), in shadow(5) or elsewhere. A
+// manual's example has a salt of one letter.
 func cryptHash(data []byte, at int) (int, bool) {
-	return at + 1, cryptValue.Match(data[at:min(len(data), at+256)])
+	m := cryptValue.Find(data[at:min(len(data), at+256)])
+	if m == nil {
+		return 0, false
+	}
+	parts := bytes.Split(m[1:], []byte("$"))
+	salt := parts[min(len(parts)-1, 2)]
+	return at + 1, len(salt) < 3 || !same(salt)
 }
 
 // dockerAuth finds the name and password in a Docker configuration.
@@ -124,21 +108,3 @@ func jwk(data []byte, at int) (int, bool) {
 }
 
 var jwkSecret = regexp.MustCompile(`"(?:d|k|priv)"\s*:\s*"` + b64url + `{20}`)
-
-// agentKey finds a secret key as libgcrypt and gpg-agent write it: an
-// S-expression in canonical or in readable form. A key that lies on a card is
-// none.
-func agentKey(data []byte, at int) (int, bool) {
-	start := bytes.LastIndexByte(data[max(0, at-24):at+1], '(')
-	if start < 0 {
-		return 0, false
-	}
-	start += max(0, at-24)
-	part := data[start:min(len(data), start+8192)]
-	return start, canonicalKey.Match(part) || readableKey.Match(part)
-}
-
-var (
-	canonicalKey = regexp.MustCompile(`(?s)\A\((?:11:private-key|21:protected-private-key|20:openpgp-private-key)\(.*?(?:\(1:[dx][0-9]{1,4}:|\(9:protected[0-9])`)
-	readableKey  = regexp.MustCompile(`(?s)\A\((?:protected-|openpgp-)?private-key\s*\(.*?\((?:[dx]\s*#\s*[0-9A-Fa-f]{16}|protected )`)
-)

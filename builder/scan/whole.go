@@ -10,15 +10,16 @@ import (
 	"strings"
 )
 
-// whole judges a file as a whole. It calls found for each secret.
-func whole(data []byte, found func(rule string, at int)) {
+// whole judges a file as a whole, or a part of one. It calls found for each
+// secret.
+func whole(data []byte, isFile bool, found func(rule string, at int)) {
 	if keytab(data) {
 		found(ruleStore, 0)
 	}
-	if len(data) <= 4096 && keyFile(data) {
+	if isFile && len(data) <= maxKeyFile && keyFile(data) {
 		found(ruleKeyFile, 0)
 	}
-	if machineID.Match(data[:min(len(data), 64)]) {
+	if isFile && machineID.Match(data[:min(len(data), 64)]) {
 		found(ruleMachineID, 0)
 	}
 	if len(data) > 1<<20 || bytes.IndexByte(data, 0) >= 0 {
@@ -36,18 +37,26 @@ var (
 	gitCredentials = regexp.MustCompile(`\A(?:https?://[^:@/\s]+:[^@/\s]+@[^\s/]+[^\s]*\n)+\z`)
 )
 
-// keySizes are those of keys, in bytes: of ciphers, of key files that
-// cryptsetup's manual and installers make.
-var keySizes = []int{16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096}
+// keySizes are those of keys, in bytes: of ciphers, of TLS session tickets, of
+// key files that cryptsetup's manual and installers make, and of systemd's
+// credential.secret.
+var keySizes = []int{16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024, 2048, 4096, 4112}
+
+const maxKeyFile = 4112 // bytes
 
 // keyFile reports whether a file is nothing but random bytes in the size of a
-// key, or such bytes as one word of hexadecimal or Base64.
+// key, or lines of such bytes in hexadecimal or Base64.
 func keyFile(data []byte) bool {
 	if slices.Contains(keySizes, len(data)) && random(data) {
 		return true
 	}
-	word := strings.TrimRight(string(data), "\r\n")
-	if len(word) < 32 || len(word) > 1024 || strings.ContainsAny(word, " \t\n") {
+	lines := strings.Fields(string(data))
+	return len(lines) > 0 && len(lines) <= 8 && !slices.ContainsFunc(lines, func(line string) bool { return !keyLetters(line) })
+}
+
+// keyLetters reports whether a word is a key in letters.
+func keyLetters(word string) bool {
+	if len(word) < 32 || len(word) > 1024 {
 		return false
 	}
 	for _, decode := range []func(string) ([]byte, error){
@@ -94,19 +103,22 @@ func shadow(data []byte, found func(rule string, at int)) {
 	for line := range bytes.Lines(data) {
 		start := at
 		at += len(line)
-		fields := bytes.Split(bytes.TrimRight(line, "\r\n"), []byte(":"))
-		if len(fields) != 9 {
-			if len(bytes.TrimSpace(line)) > 0 {
-				return
-			}
+		line = bytes.TrimRight(line, "\r\n")
+		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
-		hash := bytes.TrimLeft(fields[1], "!")
-		if len(hash) >= 13 && !bytes.HasPrefix(hash, []byte("$")) {
-			found(ruleShadow, start+len(fields[0])+1)
+		m := shadowLine.FindSubmatchIndex(line)
+		if m == nil {
+			return
+		}
+		if m[2] >= 0 {
+			found(ruleShadow, start+m[2])
 		}
 	}
 }
+
+// shadowLine has what crypt(3) made without a sign for how, and dates.
+var shadowLine = regexp.MustCompile(`\A[^:\s<>"'=]+:!?(?:([./A-Za-z0-9]{13,}|_[./A-Za-z0-9]{19})|[^:\s]*)(?::-?[0-9]*){6}:[^:]*\z`)
 
 // sections finds secrets in files of NetworkManager's and wpa_supplicant's
 // form, where a key's name alone would say too little.
@@ -116,10 +128,38 @@ func sections(data []byte, found func(rule string, at int)) {
 	if !manager && !supplicant {
 		return
 	}
-	for _, m := range sectionSecret.FindAllIndex(data, maxPerFile) {
+	for _, m := range sectionSecret.FindAllIndex(data, maxPerRule) {
 		found(ruleWiFi, m[0])
 	}
 }
 
 // psk= has a rule of its own.
 var sectionSecret = regexp.MustCompile(`(?m)^[ \t]*(?:password|wep-key[0-3]|wep_key[0-3]|leap-password|private-key-password|private_key_passwd|pin|secret|wpa-psk)=[^\s][^\n]{2,}$`)
+
+// netrc finds logins in a file of the form of netrc(5), or in a part of one: a
+// line, or several, with nothing but its words. Hosts with the names that
+// RFC 2606 keeps for examples are none.
+func netrc(data []byte, at int) (int, bool) {
+	if !lineStart(data, at) {
+		return 0, false
+	}
+	m := netrcEntry.FindSubmatch(data[at:min(len(data), at+512)])
+	return at, m != nil && !exampleHost.Match(slices.Concat(m[1], m[2]))
+}
+
+var (
+	netrcEntry = regexp.MustCompile(`\Amachine\s+([^\s"'<>%\\]+)\s+(?:login\s+[^\s"'<>%]+\s+)(?:account\s+\S+\s+)?password\s+[^\s"'<>%]{3,}\s*(?:\n|\r|\z|machine\s|default\s|account\s|macdef\s|["'])` +
+		`|\Amachine\s+([^\s"'<>%\\]+)\s+password\s+[^\s"'<>%]{3,}\s+login\s+\S`)
+	exampleHost = regexp.MustCompile(`(?i)(?:\A|\.)(?:example(?:\.(?:com|org|net))?|test|invalid)(?:[:/].*)?\z`)
+)
+
+// lineStart reports whether there is nothing but blanks, or a quote, before a
+// place in its line.
+func lineStart(data []byte, at int) bool {
+	for i := at - 1; i >= 0 && data[i] != '\n'; i-- {
+		if data[i] != ' ' && data[i] != '\t' && data[i] != '"' && data[i] != '\'' {
+			return false
+		}
+	}
+	return true
+}
