@@ -21,7 +21,8 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the build and the tests call. Each is in Debian 12 and 13.
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
-	buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx rsync zstd xz-utils binutils git ca-certificates
+	buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx rsync zstd xz-utils binutils git ca-certificates \
+	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
@@ -240,6 +241,22 @@ unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit te
 	@go test -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
+
+# What the search for secrets must be quiet about, and 16 GB of chance.
+DESKTOP := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
+$(OUT)/desktop.stamp: | $(OUT)/tools.stamp
+	@echo "making a Debian with a desktop and servers (minutes)"
+	@rm -rf $(OUT)/desktop
+	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' --include=$(DESKTOP),ssl-cert trixie $(OUT)/desktop "$$(builder/recipes/debian/mirror)"
+	@touch $@
+
+.PHONY: scan-debian
+scan-debian: $(OUT)/desktop.stamp ## search a whole desktop for secrets: only real keys are found
+	@HALOGEN_DESKTOP=$(abspath $(OUT)/desktop) go test -count=1 -v -run TestDesktop ./builder/scan
+
+.PHONY: scan-random
+scan-random: ## search 16 GB of random bytes for secrets: none are found
+	@HALOGEN_RANDOM_GB=16 go test -count=1 -v -timeout 60m -run TestRandomBytes ./builder/scan
 
 .PHONY: container-test
 container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the same bytes, and no key left behind
