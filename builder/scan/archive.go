@@ -55,10 +55,7 @@ var decompressors = []decompressor{
 	{magic("\x02\x21\x4c\x18"), openLZ4},
 	{magic("LZIP\x01"), openLzip},
 	{isZlib, func(_ *job, r io.Reader) (io.ReadCloser, error) { return zlib.NewReader(r) }},
-	{isLZMA, func(_ *job, r io.Reader) (io.ReadCloser, error) {
-		z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(r)
-		return io.NopCloser(z), err
-	}},
+	{isLZMA, func(_ *job, r io.Reader) (io.ReadCloser, error) { return openLZMA(bufio.NewReader(r)) }},
 }
 
 const maxDictionary = 128 << 20 // bytes
@@ -110,7 +107,19 @@ func openLzip(_ *job, r io.Reader) (io.ReadCloser, error) {
 	size := uint32(1) << (head[5] & 31)
 	size -= size / 16 * uint32(head[5]>>5)
 	start := append(binary.LittleEndian.AppendUint32([]byte{0x5d}, size), bytes.Repeat([]byte{0xff}, 8)...)
-	z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(bufio.NewReader(io.MultiReader(bytes.NewReader(start), r)))
+	return openLZMA(bufio.NewReader(io.MultiReader(bytes.NewReader(start), r)))
+}
+
+// openLZMA reads LZMA whose dictionary fits into memory.
+func openLZMA(r *bufio.Reader) (io.ReadCloser, error) {
+	head, err := r.Peek(5)
+	if err != nil {
+		return nil, err
+	}
+	if binary.LittleEndian.Uint32(head[1:]) > maxDictionary {
+		return nil, errUnknown
+	}
+	z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(r)
 	return io.NopCloser(z), err
 }
 
@@ -136,15 +145,31 @@ var opaque = []string{
 	"age-encryption.org/v1\n", "-----BEGIN AGE ENCRYPTED FILE-----", "-----BEGIN PGP MESSAGE-----", "Salted__",
 }
 
-// isOpaque also knows EROFS, whose name is not at the start, and compress(1).
+// isOpaque also knows EROFS, whose name is not at the start.
 func isOpaque(data []byte) bool {
 	for _, m := range opaque {
 		if len(data) > 32 && bytes.HasPrefix(data, []byte(m)) {
 			return true
 		}
 	}
-	return len(data) >= 2048 && string(data[1024:1028]) == "\xe2\xe1\xf5\xe0" ||
-		len(data) >= 32 && string(data[:2]) == "\x1f\x9d" && data[2]&0xe0 == 0x80 && data[2]&0x1f >= 12 && data[2]&0x1f <= 16
+	return len(data) >= 2048 && string(data[1024:1028]) == "\xe2\xe1\xf5\xe0" || isCompress(data)
+}
+
+// isCompress knows a file of compress(1): after the head of three bytes, which
+// chance makes too often, the first codes of nine bits stand for a byte or for
+// one of the strings before.
+func isCompress(data []byte) bool {
+	if len(data) < 32 || data[0] != 0x1f || data[1] != 0x9d || data[2]&0x60 != 0 || data[2]&0x1f < 9 || data[2]&0x1f > 16 {
+		return false
+	}
+	for i := range 24 {
+		at := 3 + i*9/8
+		code := int(binary.LittleEndian.Uint16(data[at:])) >> (i % 8) & 0x1ff
+		if code > 256+i || i == 0 && code > 255 {
+			return false
+		}
+	}
+	return true
 }
 
 // archive unpacks what it knows and searches the members.

@@ -71,11 +71,11 @@ func zipLZMA(r io.Reader) io.ReadCloser {
 	}
 	// The length is in the archive's directory: here it is not known.
 	start := append(header[4:9:9], bytes.Repeat([]byte{0xff}, 8)...)
-	z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(bufio.NewReader(io.MultiReader(bytes.NewReader(start), r)))
+	z, err := openLZMA(bufio.NewReader(io.MultiReader(bytes.NewReader(start), r)))
 	if err != nil {
 		return io.NopCloser(failed{err})
 	}
-	return io.NopCloser(z)
+	return z
 }
 
 func init() {

@@ -164,7 +164,7 @@ func packedPlants(t testing.TB) []plant {
 		}
 		all = append(all, plant{name: name, rule: rule, data: data, in: in})
 	}
-	for _, c := range []string{"gzip -c", "xz -c", "xz -c --check=none", "xz --format=lzma -c", "zstd -c", "zstd --long=27 -c", "bzip2 -c", "lz4 -c", "lz4 -l -c", "lzip -c"} {
+	for _, c := range []string{"gzip -c", "xz -c", "xz -c --check=none", "xz --x86 --lzma2 -c", "xz --delta --lzma2 -c", "xz --format=lzma -c", "zstd -c", "zstd --long=27 -c", "bzip2 -c", "lz4 -c", "lz4 -l -c", "lzip -c"} {
 		words := strings.Fields(c)
 		add(c, "", w.run(key, words[0], words[1:]...))
 	}
@@ -229,6 +229,40 @@ func squashPlants(w *workshop, key []byte) (all []plant) {
 		}
 	}
 	return all
+}
+
+// TestUnknownMethods sees that what is compressed in a way that is not known, or
+// with a dictionary that does not fit into memory, is named.
+func TestUnknownMethods(t *testing.T) {
+	w := newWorkshop(t)
+	text := []byte(strings.Repeat("a text that is searched ", 4))
+	// What compress(1) would make of a short text without a repetition.
+	z := append([]byte{0x1f, 0x9d, 0x90}, make([]byte, len(text)*9/8+2)...)
+	for i, c := range text {
+		at := 3 + i*9/8
+		z[at] |= c << (i % 8)
+		z[at+1] |= byte(uint16(c) << (i % 8) >> 8)
+	}
+	z = z[:3+(len(text)*9+7)/8]
+	if got := w.run(z, "gzip", "-dc"); !bytes.Equal(got, text) {
+		t.Fatalf("gzip reads %q", got)
+	}
+	lzma := w.run(text, "xz", "--format=lzma", "-c")
+	copy(lzma[1:5], "\x00\x00\x00\x20")
+	for name, data := range map[string][]byte{
+		"compress": z, "lzma": lzma,
+		"zstd of 2 GB":     w.run(text, "zstd", "--ultra", "--long=31", "-c"),
+		"lz4 of elsewhere": append([]byte("\x04\x22\x4d\x18\x65\x40\x01\x02\x03\x04"), text...),
+	} {
+		s := New(nil)
+		if err := s.Bytes(t.Context(), "/f", data); err != nil {
+			t.Fatal(err)
+		}
+		findings, _ := s.Findings()
+		if len(findings) != 1 || findings[0].Rule != ruleUnsearched {
+			t.Errorf("%s: found %v", name, findings)
+		}
+	}
 }
 
 // TestFindsWhatToolsMake sees that keys are found as tools make and pack them.
