@@ -153,13 +153,13 @@ func TestColdplug(t *testing.T) {
 		"from a controller that is not here": {[]bootoption.Function{{Device: 0x1e}}, []string{"block", "machine", "usb"}},
 	} {
 		var loaded []string
-		k := &LinuxKernel{Sys: devices(t), aliases: map[string][]alias{}, seen: map[string]bool{}, load: func(module string) error {
+		k := &LinuxKernel{Sys: devices(t), aliases: aliasIndex{}, seen: map[string]bool{}, load: func(module string) error {
 			loaded = append(loaded, module)
 			return errors.New("a driver that does not load stops nothing")
 		}}
 		for _, a := range []string{"pci:nvme nvme", "pci:nv* nvme", "pci:sata sata", "pci:usb usb", "virtio:d2 virtio", "mmc:block block", "dmi:* machine"} {
 			pattern, module, _ := strings.Cut(a, " ")
-			k.aliases[busOf(pattern)] = append(k.aliases[busOf(pattern)], alias{pattern, module})
+			k.aliases.add(pattern, module, 0)
 		}
 		tried, err := k.Coldplug(c.way)
 		slices.Sort(loaded)

@@ -23,12 +23,13 @@ type LinuxKernel struct {
 	Sys     string                    // /sys
 	Modules string                    // /lib/modules
 	load    func(module string) error // with what it depends on
-	aliases map[string][]alias        // by bus, the part before the first colon
-	pre     map[string][]string       // softdep: modules to load first
-	seen    map[string]bool           // modaliases that were looked up already
+	aliases aliasIndex
+	needs   map[string][]string // what a module depends on, directly or not
+	pre     map[string][]string // softdep: modules or aliases to load first
+	post    map[string][]string // and afterwards
+	banned  map[string]bool     // modules that no device is to get (modprobe.d, blacklist)
+	seen    map[string]bool     // names of devices that were looked up already
 }
-
-type alias struct{ pattern, module string }
 
 // NewLinuxKernel reads what modules there are for the running kernel.
 func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
@@ -36,7 +37,7 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 	if err := unix.Uname(&u); err != nil {
 		return nil, fmt.Errorf("name of the running kernel: %w", err)
 	}
-	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), aliases: map[string][]alias{}, pre: map[string][]string{}, seen: map[string]bool{}}
+	k := &LinuxKernel{Sys: sys, Modules: filepath.Join(modules, unix.ByteSliceToString(u.Release[:])), aliases: aliasIndex{}, seen: map[string]bool{}}
 	// Nothing is loaded yet, so there is no need to look at /proc/modules; and one
 	// that is there counts as loaded.
 	prober, err := kmodule.NewProber(kmodule.ProbeOpts{RootDir: strings.TrimSuffix(modules, "/lib/modules"), IgnoreProcMods: true})
@@ -44,10 +45,13 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 		return nil, fmt.Errorf("read list of kernel modules: %w", err)
 	}
 	k.load = func(module string) error { return prober.Probe(module, "") }
-	if err := k.readAliases(); err != nil {
-		return nil, err
+	for _, read := range []func() error{k.readAliases, k.readDeps, k.readSoftdeps} {
+		if err := read(); err != nil {
+			return nil, err
+		}
 	}
-	return k, k.readSoftdeps()
+	k.banned, err = readBlacklists(modules)
+	return k, err
 }
 
 // lines calls visit with the words of each line of an index file of depmod's;
@@ -65,45 +69,134 @@ func (k *LinuxKernel) lines(file string, visit func(words []string)) error {
 }
 
 func (k *LinuxKernel) readAliases() error {
+	order := 0
 	return k.lines("modules.alias", func(w []string) {
 		if len(w) == 3 && w[0] == "alias" {
-			bus := busOf(w[1])
-			k.aliases[bus] = append(k.aliases[bus], alias{w[1], w[2]})
+			k.aliases.add(w[1], w[2], order)
+			order++
 		}
 	})
 }
 
+func (k *LinuxKernel) readDeps() error {
+	k.needs = map[string][]string{}
+	return k.lines("modules.dep", func(w []string) {
+		if len(w) == 0 {
+			return
+		}
+		var needs []string
+		for _, file := range w[1:] {
+			needs = append(needs, moduleName(file))
+		}
+		k.needs[moduleName(strings.TrimSuffix(w[0], ":"))] = needs
+	})
+}
+
 func (k *LinuxKernel) readSoftdeps() error {
+	k.pre, k.post = map[string][]string{}, map[string][]string{}
 	return k.lines("modules.softdep", func(w []string) {
 		if len(w) < 3 || w[0] != "softdep" {
 			return
 		}
-		before := false
+		name := canonical(w[1])
+		var to map[string][]string // words before "pre:" and "post:" mean nothing
 		for _, word := range w[2:] {
 			switch word {
-			case "pre:", "post:":
-				before = word == "pre:"
+			case "pre:":
+				to = k.pre
+			case "post:":
+				to = k.post
 			default:
-				if before {
-					k.pre[w[1]] = append(k.pre[w[1]], word)
+				if to != nil {
+					to[name] = append(to[name], word)
 				}
 			}
 		}
 	})
 }
 
+// readBlacklists reads which modules devices do not get of themselves, from the
+// directories of modprobe.d(5) that belong to a directory of modules. The initramfs
+// has none: there the list of modules is the choice. A file hides those of its name
+// in later directories.
+func readBlacklists(modules string) (map[string]bool, error) {
+	lib := filepath.Dir(modules)
+	root := strings.TrimSuffix(filepath.Dir(lib), "/usr")
+	hidden, banned := map[string]bool{}, map[string]bool{}
+	for _, dir := range []string{filepath.Join(root, "etc/modprobe.d"), filepath.Join(root, "usr/local/lib/modprobe.d"), filepath.Join(lib, "modprobe.d")} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.conf"))
+		if err != nil {
+			return nil, fmt.Errorf("look for blacklists of kernel modules: %w", err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil || hidden[filepath.Base(file)] {
+				continue // a link to /dev/null or to nothing is how one is switched off
+			}
+			hidden[filepath.Base(file)] = true
+			for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", " ")) {
+				if w := strings.Fields(line); len(w) == 2 && w[0] == "blacklist" {
+					banned[canonical(w[1])] = true
+				}
+			}
+		}
+	}
+	return banned, nil
+}
+
+// canonical is the spelling of a module's name that the kernel shows.
+func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// moduleName is the name of the module in a file, however it is compressed.
+func moduleName(file string) string {
+	name, _, _ := strings.Cut(filepath.Base(file), ".ko")
+	return canonical(name)
+}
+
 // Load implements Kernel. A module that the initramfs does not have is an
 // error; what a soft dependency lacks is not.
 func (k *LinuxKernel) Load(names ...string) error {
 	for _, name := range names {
-		for _, soft := range k.pre[strings.ReplaceAll(name, "-", "_")] {
-			_ = k.load(soft) // soft: fine without, by definition
-		}
-		if err := k.load(name); err != nil {
+		if err := k.loadWith(name, map[string]bool{}); err != nil {
 			return fmt.Errorf("load kernel module %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// loadWith loads a module amid its soft dependencies and those of what it depends
+// on. Soft dependencies may go in circles: none is loaded twice.
+func (k *LinuxKernel) loadWith(name string, begun map[string]bool) error {
+	if begun[canonical(name)] {
+		return nil
+	}
+	begun[canonical(name)] = true
+	all := append([]string{canonical(name)}, k.needs[canonical(name)]...)
+	for _, module := range all {
+		k.loadSoft(k.pre[module], begun)
+	}
+	if err := k.load(name); err != nil {
+		return err
+	}
+	for _, module := range all {
+		k.loadSoft(k.post[module], begun)
+	}
+	return nil
+}
+
+// loadSoft loads what may be missing, by definition: modules by name or by alias.
+func (k *LinuxKernel) loadSoft(wanted []string, begun map[string]bool) {
+	for _, word := range wanted {
+		names := []string{word}
+		if _, module := k.needs[canonical(word)]; !module {
+			if by := k.aliases.modules(word); len(by) > 0 {
+				names = by
+			}
+		}
+		for _, name := range names {
+			_ = k.loadWith(name, begun)
+		}
+	}
 }
 
 // Coldplug implements Kernel. A driver that does not load is its device's
@@ -134,7 +227,9 @@ func (k *LinuxKernel) pass(way []bootoption.Function) (tried int, err error) {
 		}
 		for _, d := range devices {
 			device := filepath.Join(folder, d.Name())
-			tried += k.loadAlias(modalias(device), device, way)
+			for _, name := range modaliases(device) {
+				tried += k.loadAlias(name, device, way)
+			}
 		}
 	}
 	return tried, nil
@@ -146,8 +241,7 @@ func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
 	only := map[string]bool{}
 	err := k.lines("modules.dep", func(w []string) {
 		if len(w) > 0 && wanted(strings.TrimSuffix(w[0], ":")) {
-			name, _, _ := strings.Cut(filepath.Base(w[0]), ".ko")
-			only[strings.ReplaceAll(name, "-", "_")] = true
+			only[moduleName(w[0])] = true
 		}
 	})
 	if err != nil {
@@ -155,50 +249,42 @@ func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
 	}
 	all := k.aliases
 	defer func() { k.aliases = all }()
-	k.aliases = map[string][]alias{}
-	for bus, list := range all {
+	k.aliases = aliasIndex{}
+	for start, list := range all {
 		for _, a := range list {
-			if only[strings.ReplaceAll(a.module, "-", "_")] {
-				k.aliases[bus] = append(k.aliases[bus], a)
+			if only[canonical(a.module)] {
+				k.aliases[start] = append(k.aliases[start], a)
 			}
 		}
 	}
 	return k.Coldplug(nil)
 }
 
-// modalias is what a device's driver is found by; empty for none, and for a device
-// that vanishes while we look. Some buses tell it in the uevent alone.
-func modalias(device string) string {
-	if text, err := os.ReadFile(filepath.Join(device, "modalias")); err == nil {
-		return strings.TrimSpace(string(text))
+// modaliases are the names that a device's driver is found by; none for a device
+// that has no driver of its own or that vanishes while we look. ACPI gives a device
+// that a devicetree describes, too, a second line. Some buses tell the name in the
+// uevent alone.
+func modaliases(device string) (names []string) {
+	text, err := os.ReadFile(filepath.Join(device, "modalias"))
+	if err == nil {
+		return strings.FieldsFunc(string(text), func(r rune) bool { return r == '\n' })
 	}
-	text, err := os.ReadFile(filepath.Join(device, "uevent"))
-	if err != nil {
-		return ""
+	if text, err = os.ReadFile(filepath.Join(device, "uevent")); err != nil {
+		return nil
 	}
 	for line := range strings.Lines(string(text)) {
-		if alias, ok := strings.CutPrefix(line, "MODALIAS="); ok {
-			return strings.TrimSpace(alias)
+		if name, ok := strings.CutPrefix(line, "MODALIAS="); ok {
+			names = append(names, strings.TrimRight(name, "\n"))
 		}
 	}
-	return ""
-}
-
-func busOf(modalias string) string {
-	bus, _, _ := strings.Cut(modalias, ":")
-	return bus
+	return names
 }
 
 func (k *LinuxKernel) loadAlias(modalias, device string, way []bootoption.Function) int {
 	if modalias == "" || k.seen[modalias] {
 		return 0
 	}
-	var names []string
-	for _, a := range k.aliases[busOf(modalias)] {
-		if ok, err := filepath.Match(a.pattern, modalias); err == nil && ok && !slices.Contains(names, a.module) {
-			names = append(names, a.module)
-		}
-	}
+	names := slices.DeleteFunc(k.aliases.modules(modalias), func(module string) bool { return k.banned[canonical(module)] })
 	if len(names) > 0 && k.isOtherStorage(device, way) {
 		return 0 // and not seen: a later call may want it
 	}
