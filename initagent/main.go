@@ -20,10 +20,16 @@ import (
 )
 
 func main() {
-	if err := run(context.Background()); err != nil {
+	err := run(context.Background())
+	switch {
+	case err == nil:
+		return
+	case os.Getpid() == 1:
+		hw.OpenLog().Say("the boot ended: %v", err) // on every console, and the kernel panics
+	default:
 		fmt.Fprintln(os.Stderr, "initagent:", err)
-		os.Exit(1)
 	}
+	os.Exit(1)
 }
 
 // run builds the machine and boots it. It returns only an error; as PID 1 that

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,37 +24,26 @@ import (
 const maxLine = 1024
 
 // Terminals lists the device nodes of the terminals that the kernel writes to.
-func Terminals() []string {
-	text, err := os.ReadFile("/sys/class/tty/console/active")
-	names := strings.Fields(string(text))
-	if err != nil || len(names) == 0 {
-		return []string{"/dev/console"}
-	}
-	for i, name := range names {
-		if name == "tty0" {
-			name = "tty1" // tty0 is whichever is in front
-		}
-		names[i] = "/dev/" + name
-	}
-	return names
-}
+func Terminals() []string { return hw.Terminals("/sys") }
 
 // A Console is all terminals at once.
-type Console struct{ files []*os.File }
+type Console struct{ terminals []*hw.Terminal }
 
 // Open opens the terminals that can be opened. Having none is an error.
-func Open() (*Console, error) {
+func Open() (*Console, error) { return open(Terminals()) }
+
+func open(paths []string) (*Console, error) {
 	c := new(Console)
 	var last error
-	for _, path := range Terminals() {
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	for _, path := range paths {
+		t, err := hw.OpenTerminal(path)
 		if err != nil {
 			last = err
 			continue
 		}
-		c.files = append(c.files, f)
+		c.terminals = append(c.terminals, t)
 	}
-	if len(c.files) == 0 {
+	if len(c.terminals) == 0 {
 		return nil, fmt.Errorf("no console can be opened: %w", last)
 	}
 	return c, nil
@@ -62,11 +52,11 @@ func Open() (*Console, error) {
 // Here opens the terminal that this program runs on, whatever its standard input
 // is.
 func Here() (*Console, error) {
-	f, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+	t, err := hw.OpenTerminal("/dev/tty")
 	if err != nil {
 		return nil, fmt.Errorf("there is no terminal to ask at: %w", err)
 	}
-	return &Console{files: []*os.File{f}}, nil
+	return &Console{terminals: []*hw.Terminal{t}}, nil
 }
 
 // ErrInterrupted is returned when Ctrl-C answers a question.
@@ -75,79 +65,106 @@ var ErrInterrupted = errors.New("interrupted")
 // Close closes the terminals.
 func (c *Console) Close() error {
 	var errs []error
-	for _, f := range c.files {
-		errs = append(errs, f.Close())
+	for _, t := range c.terminals {
+		errs = append(errs, t.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // Print shows text on every terminal.
 func (c *Console) Print(text string) {
-	out := strings.ReplaceAll(text, "\n", "\r\n")
-	for _, f := range c.files {
-		_, _ = io.WriteString(f, out)
+	for _, t := range c.terminals {
+		show(t, text)
 	}
 }
 
+func show(t *hw.Terminal, text string) {
+	_, _ = io.WriteString(t, strings.ReplaceAll(text, "\n", "\r\n")) // the others have it
+}
+
 // Ask shows a prompt and returns the line that is typed first on any terminal,
-// without its end. With hidden, what is typed is not shown. Timeout 0 waits for
-// ever. The caller wipes an answer that is secret.
+// without its end; the others are told where. With hidden, what is typed is not
+// shown. Timeout 0 waits for ever. The caller wipes an answer that is secret.
 func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
 	c.Print(prompt)
-	fds := make([]unix.PollFd, len(c.files))
-	for i, f := range c.files {
-		fd := int(f.Fd())
-		fds[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-		restore := mode(fd, hidden)
+	fds := make([]unix.PollFd, len(c.terminals))
+	for i, t := range c.terminals {
+		fds[i] = unix.PollFd{Fd: int32(t.Fd()), Events: unix.POLLIN}
+		restore := mode(t.Fd(), hidden)
 		defer restore()
-	}
-	if hidden {
-		defer c.Print("\n")
 	}
 	// A signal that was caught would not end the waiting.
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)
 	defer signal.Stop(interrupted)
-	return await(fds, timeout, interrupted)
+	answer, from, err := await(fds, timeout, interrupted)
+	for i, t := range c.terminals {
+		switch {
+		case err == nil && i != from:
+			show(t, fmt.Sprintf("(answered on %s)\n", filepath.Base(c.terminals[from].Path)))
+		case hidden:
+			show(t, "\n")
+		}
+	}
+	return answer, err
 }
 
 // slice is how often an interruption is looked for.
 const slice = 100 * time.Millisecond
 
-func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signal) ([]byte, error) {
+// await returns the first line, and which terminal it is from.
+func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signal) (line []byte, from int, err error) {
 	start := time.Now()
 	for {
 		n, err := unix.Poll(fds, int(slice.Milliseconds()))
 		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return nil, fmt.Errorf("wait for an answer: %w", err)
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return nil, 0, fmt.Errorf("wait for an answer: %w", err)
 		case n > 0:
-			return readReady(fds)
-		case timeout > 0 && time.Since(start) > timeout:
-			return nil, hw.ErrNobody
+			if line, from, err = readReady(fds); !errors.Is(err, errNothing) {
+				return line, from, err
+			}
+		}
+		if timeout > 0 && time.Since(start) > timeout {
+			return nil, 0, hw.ErrNobody
 		}
 		select {
 		case <-interrupted:
-			return nil, ErrInterrupted
+			return nil, 0, ErrInterrupted
 		default:
 		}
 	}
 }
 
-func readReady(fds []unix.PollFd) ([]byte, error) {
-	for _, p := range fds {
-		if p.Revents == 0 {
-			continue
+// errNothing says that no terminal had a line after all.
+var errNothing = errors.New("nothing was typed")
+
+// readReady takes a line from a terminal that has one. A terminal that cannot be
+// read, or whose line was hung up, is waited for no longer: others can still answer.
+func readReady(fds []unix.PollFd) (line []byte, from int, err error) {
+	left := 0
+	for i := range fds {
+		p := &fds[i]
+		if p.Fd >= 0 && p.Revents != 0 {
+			buf := make([]byte, maxLine)
+			n, rerr := unix.Read(int(p.Fd), buf) // a whole line: the terminal edits it
+			switch {
+			case rerr == nil && (n > 0 || p.Revents&(unix.POLLHUP|unix.POLLERR) == 0):
+				return bytes.TrimRight(buf[:n], "\r\n"), i, nil
+			case errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR):
+			default:
+				p.Fd = -1
+				err = errors.Join(err, rerr)
+			}
 		}
-		buf := make([]byte, maxLine)
-		n, err := unix.Read(int(p.Fd), buf) // a whole line: the terminal edits it
-		if err != nil {
-			return nil, fmt.Errorf("read the answer: %w", err)
+		if p.Fd >= 0 {
+			left++
 		}
-		return bytes.TrimRight(buf[:n], "\r\n"), nil
 	}
-	return nil, io.ErrUnexpectedEOF
+	if left == 0 {
+		return nil, 0, fmt.Errorf("read the answer: %w", errors.Join(io.ErrUnexpectedEOF, err))
+	}
+	return nil, 0, errNothing
 }
 
 // mode makes a terminal edit lines, with or without echo, forgets what was typed

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -141,14 +140,8 @@ func run(ctx context.Context, tty, kind, path string, args ...string) error {
 // kind is what programs may expect of a terminal: of one at the end of a line,
 // nothing.
 func kind(tty string) string {
-	if virtual(tty) {
+	if hw.IsScreen(tty) {
 		return "linux"
 	}
 	return "dumb"
-}
-
-// virtual reports whether a terminal is one of the screen and the keyboard.
-func virtual(tty string) bool {
-	digits, ok := strings.CutPrefix(filepath.Base(tty), "tty")
-	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
 }

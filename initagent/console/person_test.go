@@ -1,12 +1,17 @@
 package console
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/hw"
 )
 
 func script(t *testing.T, text string) string {
@@ -47,35 +52,82 @@ func TestKind(t *testing.T) {
 	}
 }
 
+// types answers on a terminal once the question is there: what comes before is
+// forgotten.
+func types(keyboard *os.File, answer string) {
+	buf := make([]byte, 64)
+	var seen string
+	for !strings.Contains(seen, "? ") {
+		n, err := keyboard.Read(buf)
+		if err != nil {
+			return
+		}
+		seen += string(buf[:n])
+	}
+	for range 20 {
+		if waiting, err := unix.IoctlGetTermios(int(keyboard.Fd()), unix.TCGETS); err == nil && waiting.Lflag&unix.ECHO == 0 {
+			break
+		}
+		unix.Nanosleep(&unix.Timespec{Nsec: 20e6}, nil)
+	}
+	_, _ = keyboard.WriteString(answer)
+}
+
+// FAULTS 112 (M8): a question is on every terminal, the first answer wins, and the
+// others say so; one that is gone or that takes nothing stops nobody.
 func TestAsk(t *testing.T) {
 	keyboard, tty := terminal(t)
-	f, err := os.OpenFile(tty, os.O_RDWR|unix.O_NOCTTY, 0)
+	other, second := terminal(t)
+	gone, third := terminal(t)
+	_, stuck := terminal(t)
+	c, err := open([]string{second, "/nowhere", third, stuck, tty})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Console{files: []*os.File{f}}
 	defer c.Close()
-	go func() {
-		// Typed once the question is there: what comes before is forgotten.
-		buf := make([]byte, 64)
-		var seen string
-		for !strings.Contains(seen, "? ") {
-			n, err := keyboard.Read(buf)
-			if err != nil {
-				return
-			}
-			seen += string(buf[:n])
-		}
-		for range 20 {
-			if waiting, err := unix.IoctlGetTermios(int(keyboard.Fd()), unix.TCGETS); err == nil && waiting.Lflag&unix.ECHO == 0 {
-				break
-			}
-			unix.Nanosleep(&unix.Timespec{Nsec: 20e6}, nil)
-		}
-		_, _ = keyboard.WriteString("an answer\r")
-	}()
+	for range 3 {
+		_, _ = c.terminals[2].Write(bytes.Repeat([]byte("x"), 4096)) // nobody reads there
+	}
+	gone.Close()
+	go types(keyboard, "an answer\r")
 	got, err := c.Ask("what? ", true, 0)
 	if err != nil || string(got) != "an answer" {
-		t.Errorf("%q, %v", got, err)
+		t.Fatalf("%q, %v", got, err)
+	}
+	shown := make([]byte, 4096)
+	n, err := other.Read(shown)
+	if want := "what? (answered on " + filepath.Base(tty) + ")"; err != nil || !strings.Contains(string(shown[:n]), want) {
+		t.Errorf("the other terminal shows %q, %v; want %q", shown[:n], err, want)
+	}
+}
+
+// Where every terminal is gone nobody is waited for.
+func TestAskNobody(t *testing.T) {
+	one, first := terminal(t)
+	two, second := terminal(t)
+	c, err := open([]string{first, second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	one.Close()
+	two.Close()
+	if got, err := c.Ask("what? ", false, 0); err == nil {
+		t.Errorf("answered %q", got)
+	}
+	if c, err := open([]string{"/nowhere"}); err == nil {
+		t.Errorf("opened %v", c)
+	}
+}
+
+func TestAskTimeout(t *testing.T) {
+	_, tty := terminal(t)
+	c, err := open([]string{tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Ask("what? ", false, time.Millisecond); !errors.Is(err, hw.ErrNobody) {
+		t.Errorf("nobody answers: %v", err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"halogenos.internal/initagent/hw"
 )
 
 // A terminal on a serial line may be read elsewhere: by whoever holds the other
@@ -54,7 +56,7 @@ func forSecrets(terminals []string, screen bool) []bool {
 	show := make([]bool, len(terminals))
 	some := false
 	for i, tty := range terminals {
-		show[i] = screen && virtual(tty)
+		show[i] = screen && hw.IsScreen(tty)
 		some = some || show[i]
 	}
 	for i := range show {
@@ -70,16 +72,16 @@ func (c *Console) PrintSecret(text string) {
 }
 
 func (c *Console) printSecret(text string, screen bool) {
-	names := make([]string, len(c.files))
-	for i, f := range c.files {
-		names[i] = f.Name()
+	names := make([]string, len(c.terminals))
+	for i, t := range c.terminals {
+		names[i] = t.Path
 	}
-	for i, show := range forSecrets(names, screen) {
+	for i, here := range forSecrets(names, screen) {
 		shown := text
-		if !show {
+		if !here {
 			shown = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
 				"record. The command recovery-key of the recovery console makes and shows another one.\n"
 		}
-		(&Console{files: c.files[i : i+1]}).Print(shown)
+		show(c.terminals[i], shown)
 	}
 }

@@ -79,13 +79,16 @@ func TestForSecrets(t *testing.T) {
 func TestPrintSecret(t *testing.T) {
 	for _, screen := range []bool{true, false} {
 		dir := t.TempDir()
-		c := new(Console)
+		var paths []string
 		for _, name := range []string{"tty1", "ttyS0"} {
-			f, err := os.Create(filepath.Join(dir, name))
-			if err != nil {
+			paths = append(paths, filepath.Join(dir, name))
+			if err := os.WriteFile(paths[len(paths)-1], nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			c.files = append(c.files, f)
+		}
+		c, err := open(paths)
+		if err != nil {
+			t.Fatal(err)
 		}
 		c.printSecret("the key\n", screen)
 		if err := c.Close(); err != nil {

@@ -7,11 +7,9 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// A Log takes what initagent says to the console and to the kernel's log, each
+// A Log takes what initagent says to every console and to the kernel's log, each
 // step with how long it took.
 type Log struct {
 	mu      sync.Mutex
@@ -34,13 +32,11 @@ func NewLog(console, kmsg io.Writer) *Log {
 	return &Log{console: console, kmsg: kmsg, started: time.Now()}
 }
 
-// OpenLog opens the console and the kernel's log. What cannot be opened is done
-// without: a machine must boot without a console.
+// OpenLog opens the terminals that the kernel writes to and its log. What cannot be
+// opened is done without: a machine must boot without a console.
 func OpenLog() *Log {
-	l := NewLog(io.Discard, io.Discard)
-	if f, err := os.OpenFile("/dev/console", os.O_RDWR|unix.O_NOCTTY, 0); err == nil {
-		l.console = f
-	}
+	list := func() []string { return Terminals("/sys") }
+	l := NewLog(&everywhere{list: list, open: map[string]*Terminal{}}, io.Discard)
 	// Or the kernel drops all but ten lines in five seconds.
 	_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
 	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
@@ -53,7 +49,7 @@ func OpenLog() *Log {
 // ourselves.
 const debug = "<15>"
 
-// Say writes one message to both places.
+// Say writes one message to all of them.
 func (l *Log) Say(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -101,9 +97,6 @@ func (l *Log) Entries() []Entry {
 	defer l.mu.Unlock()
 	return append([]Entry(nil), l.entries...)
 }
-
-// Console is where a secret may be shown: it is not logged.
-func (l *Log) Console() io.Writer { return l.console }
 
 // short is a duration in ASCII, which every console can show.
 func short(d time.Duration) string {
