@@ -12,12 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
-	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/shared"
 )
 
 // mountState mounts what state.conf names into the system. Without a root
@@ -114,36 +113,6 @@ func (a *Agent) mount(source, target, fstype string, flags uintptr, data string)
 	return nil
 }
 
-// A report is what the running system may know of its boot.
-type report struct {
-	ImageID string `json:"image_id"`
-	Arch    string `json:"arch"`
-	Version string `json:"version"`
-	Epoch   uint64 `json:"epoch"`
-	// Floor is the lowest epoch that the TPM releases keys to; 0 where no TPM
-	// holds one.
-	Floor uint64 `json:"floor"`
-	Slot  string `json:"slot"`
-	Trial bool   `json:"trial"`
-	// Reason says why this system was started and not the other.
-	Reason string `json:"slot_reason"`
-	Signed bool   `json:"signed_updates"`
-	// ReleaseKey is the fingerprint of the OpenPGP key that signs updates.
-	ReleaseKey string `json:"release_key,omitempty"`
-	// Root says what opened the root partition: "tpm", "key", "new" where this
-	// boot made it; "none" where there is none, and everything lies in memory.
-	Root string `json:"root"`
-	// Watchdog is the device that is handed over running; "" for none.
-	Watchdog string `json:"watchdog,omitempty"`
-	// WatchdogReset: the watchdog ended the boot before this one.
-	WatchdogReset bool       `json:"watchdog_reset"`
-	Steps         []hw.Entry `json:"steps"`
-	// Total is how long it took from initagent's start until now, in ns.
-	Total time.Duration `json:"total_ns"`
-	// Contract is the running UKI's: what a new release is compared with.
-	Contract *contract.Contract `json:"contract"`
-}
-
 // errNoSystem marks a failure to start the system's own init: the image is not
 // usable.
 var errNoSystem = errors.New("the system cannot be started")
@@ -170,9 +139,9 @@ func (a *Agent) writeReport(reason string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	r := report{
+	r := shared.Report{
 		ImageID: a.contract.ImageID, Arch: a.contract.Arch, Version: a.contract.Version.String(), Epoch: a.contract.Epoch, Floor: a.state.Floor,
-		Slot: a.state.Booted.String(), Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
+		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
 		Root: a.openedBy(), WatchdogReset: a.bitten, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
 	}
 	if key, err := pgp.ParseKey(a.contract.ReleaseKey); r.Signed && err == nil {
@@ -185,7 +154,7 @@ func (a *Agent) writeReport(reason string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(folder, "boot.json"), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(folder, shared.ReportName), append(text, '\n'), 0o644)
 }
 
 // openedBy says what opened the root partition.

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/shared"
 )
 
 // fetchedMachine has version 2 staged, and has not started it yet.
@@ -310,9 +311,10 @@ func (m *machine) judgedInTheEnd(how string) {
 }
 
 // The running system gets to know what it is, and why it runs.
+// FAULTS 112 (M10)
 func TestReport(t *testing.T) {
 	m := provisionedMachine(t, pinned)
-	read := func() (r report) {
+	read := func() (r shared.Report) {
 		text, err := os.ReadFile(filepath.Join(m.root, runFolder, "boot.json"))
 		m.must(err)
 		m.must(json.Unmarshal(text, &r))
@@ -322,7 +324,7 @@ func TestReport(t *testing.T) {
 	s, err := distributor()
 	m.must(err)
 	want := fmt.Sprintf("%X", s.entity.PrimaryKey.Fingerprint)
-	if r.ImageID != "test" || r.Arch != "x86_64" || r.Version != "1" || r.Epoch != 5 || r.Floor != 5 || r.Slot != "a" || r.Trial ||
+	if r.ImageID != "test" || r.Arch != "x86_64" || r.Version != "1" || r.Epoch != 5 || r.Floor != 5 || r.Slot != layout.SlotA || r.Trial ||
 		r.Reason != "it is the only system" || !r.Signed || r.ReleaseKey != want || r.Root != "tpm" || r.Watchdog != "" || r.WatchdogReset {
 		t.Errorf("report %+v", r)
 	}

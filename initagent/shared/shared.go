@@ -7,11 +7,8 @@
 package shared
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,7 +31,7 @@ type Place struct {
 func Linux() Place {
 	return Place{
 		Folders: []string{"/run/state/halogen/shared", journalfile.Folder},
-		Report:  "/run/halogen/boot.json", BootID: "/proc/sys/kernel/random/boot_id",
+		Report:  "/run/halogen/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
 	}
 }
 
@@ -99,42 +96,4 @@ func (p Place) Alone() (release func(), err error) {
 		return nil, fmt.Errorf("lock the slots: %w", err)
 	}
 	return func() { f.Close() }, nil
-}
-
-// A Step is one step of a boot.
-type Step struct {
-	Step   string `json:"step"`
-	Reason string `json:"reason,omitempty"`
-	Error  string `json:"error,omitempty"`
-}
-
-// A Report is what initagent said of this boot, as far as the commands want it.
-type Report struct {
-	ImageID string `json:"image_id"`
-	Version string `json:"version"`
-	Epoch   uint64 `json:"epoch"`
-	Slot    string `json:"slot"`
-	Trial   bool   `json:"trial"`
-	Reason  string `json:"reason,omitempty"` // why this system was started
-	Steps   []Step `json:"steps"`
-}
-
-// maxReport bounds the report in bytes.
-const maxReport = 1 << 20
-
-// Boot returns the report of this boot; nil where there is none.
-func (p Place) Boot() (*Report, error) {
-	f, err := os.Open(p.Report)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	r := new(Report)
-	if err := json.NewDecoder(io.LimitReader(f, maxReport)).Decode(r); err != nil {
-		return nil, fmt.Errorf("report of this boot: %w", err)
-	}
-	return r, nil
 }

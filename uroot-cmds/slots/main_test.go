@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/inventory/inventorytest"
 	"halogenos.internal/initagent/shared"
@@ -41,8 +42,15 @@ func TestSlots(t *testing.T) {
 	}
 	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "the root partition, which is not open (unlock opens it)")
 
-	report := `{"version":"7","slot":"a","trial":true,"reason":"it is the newest","steps":[{"step":"open verity","reason":"slot a holds it"},{"step":"unlock","error":"PCR 7\ndiffers"}]}`
-	if err := os.WriteFile(place.Report, []byte(report), 0o644); err != nil {
+	// FAULTS 112 (M10): as initagent writes it.
+	report, err := json.Marshal(shared.Report{
+		Version: "7", Slot: layout.SlotA, Trial: true, Reason: "it is the newest",
+		Steps: []hw.Entry{{Step: "open verity", Reason: "slot a holds it"}, {Step: "unlock", Error: "PCR 7\ndiffers"}},
+	})
+	if err == nil {
+		err = os.WriteFile(place.Report, report, 0o644)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(place.Folders[0], 0o755); err != nil {

@@ -27,6 +27,7 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -176,7 +177,7 @@ func (b *box) install(s layout.Slot, r *otatest.Release, name string) {
 // boot makes a release the running one.
 func (b *box) boot(s layout.Slot, r *otatest.Release) {
 	b.t.Helper()
-	text, err := json.Marshal(report{Slot: s, Contract: r.Contract})
+	text, err := json.Marshal(shared.Report{Slot: s, Contract: r.Contract})
 	must(b.t, err)
 	b.write(reportFile, text)
 }

@@ -29,6 +29,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -56,7 +57,7 @@ var ErrNotOpen = errors.New("no system is open through dm-verity")
 
 // Places, from Root on.
 const (
-	reportFile   = "run/halogen/boot.json"
+	reportFile   = "run/halogen/" + shared.ReportName
 	stateFolder  = "var/lib/halogen"
 	contractFile = contract.Path                    // at the recovery console
 	consoleState = "run/state/halogen/shared"       // likewise
@@ -84,12 +85,6 @@ type Running struct {
 	Slot     layout.Slot
 	// Console is true at the recovery console, where no system runs.
 	Console bool
-}
-
-// report is what this package needs of the boot's report.
-type report struct {
-	Slot     layout.Slot        `json:"slot"`
-	Contract *contract.Contract `json:"contract"`
 }
 
 func (m *Machine) path(name ...string) string {
@@ -124,7 +119,7 @@ func (m *Machine) Running() (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r report
+	var r shared.Report
 	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("read /%s: %w", reportFile, err)
 	}
