@@ -10,13 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/sysblock"
 )
 
 // sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
@@ -55,7 +56,7 @@ func (l Linux) text(name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// Disks lists the whole disks, without loop devices and the like.
+// Disks lists the whole disks that an installation can start from.
 func (l Linux) Disks() ([]Disk, error) {
 	entries, err := os.ReadDir(filepath.Join(l.Sys, "block"))
 	if err != nil {
@@ -63,10 +64,7 @@ func (l Linux) Disks() ([]Disk, error) {
 	}
 	var disks []Disk
 	for _, e := range entries {
-		virtual := slices.ContainsFunc([]string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"}, func(p string) bool {
-			return strings.HasPrefix(e.Name(), p)
-		})
-		if virtual {
+		if l.device(e.Name()).NotADisk() != "" {
 			continue
 		}
 		if d, err := l.disk(e.Name()); err == nil && d.Sectors > 0 {
@@ -74,6 +72,18 @@ func (l Linux) Disks() ([]Disk, error) {
 		}
 	}
 	return disks, nil
+}
+
+// device is what sysfs says of a block device.
+func (l Linux) device(name string) sysblock.Device {
+	folder := filepath.Join("block", name)
+	place, err := filepath.EvalSymlinks(filepath.Join(l.Sys, folder))
+	if err != nil {
+		place = "" // its name must do
+	}
+	return sysblock.Device{
+		Name: name, Place: place, Hidden: l.text(filepath.Join(folder, "hidden")) == "1", Zoned: l.text(filepath.Join(folder, "queue/zoned")),
+	}
 }
 
 // Disk looks at one disk, by its path.
@@ -109,6 +119,7 @@ func (l Linux) disk(name string) (Disk, error) {
 		Serial: l.serial(name), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
 		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
 	}
+	d.NotADisk = l.device(name).NotADisk()
 	if d.Uses, err = l.uses(name); err != nil {
 		return Disk{}, err
 	}
@@ -133,15 +144,14 @@ func look(d *Disk) {
 // Contents says what is on a disk, for people; nothing when it looks unused.
 func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
 	if t, _, err := gpt.Read(r, sectors, sectorSize); err == nil {
-		var found []string
-		for _, p := range t.Partitions {
-			_, size := t.Bytes(p)
-			found = append(found, fmt.Sprintf("partition %d %q (%d MiB)", p.Number, p.Label, size>>20))
+		return partitions(t)
+	}
+	// An adapter may show other sectors than the one that the table was made by.
+	if other := 512 + 4096 - sectorSize; other == 512 || other == 4096 {
+		if t, _, err := gpt.Read(r, sectors*uint64(sectorSize)/uint64(other), other); err == nil {
+			made := fmt.Sprintf("a partition table for sectors of %d bytes, and the disk shows sectors of %d (it was partitioned at another adapter)", other, sectorSize)
+			return append([]string{made}, partitions(t)...)
 		}
-		if len(found) == 0 {
-			return []string{"an empty partition table"}
-		}
-		return found
 	}
 	start := make([]byte, 1<<20)
 	n, err := r.ReadAt(start, 0)
@@ -155,7 +165,10 @@ func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
 	}{
 		{0, "LUKS\xba\xbe", "an encrypted volume"}, {1080, "\x53\xef", "an ext file system"}, {0, "XFSB", "an XFS file system"},
 		{0x10040, "_BHRfS_M", "a btrfs file system"}, {536, "LVM2 001", "an LVM volume"}, {0x8001, "CD001", "a CD image"},
-		{1024, "\xe2\xe1\xf5\xe0", "an EROFS file system"}, {510, "\x55\xaa", "a boot sector"},
+		{1024, "\xe2\xe1\xf5\xe0", "an EROFS file system"}, {0x1000, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"}, {0, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"},
+		{0x1018, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a member of a cache (bcache)"}, {1024, "\x10\x20\xf5\xf2", "an F2FS file system"},
+		{4086, "SWAPSPACE2", "swap space"}, {3, "NTFS    ", "an NTFS file system"}, {3, "-FVE-FS-", "a volume of BitLocker's"}, {82, "FAT32   ", "a FAT file system"},
+		{510, "\x55\xaa", "a boot sector"},
 	} {
 		if end := known.at + len(known.magic); end <= len(start) && string(start[known.at:end]) == known.magic {
 			return []string{known.name}
@@ -165,6 +178,18 @@ func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
 		return []string{"unknown data"}
 	}
 	return nil
+}
+
+// partitions says what partitions there are.
+func partitions(t *gpt.Table) (found []string) {
+	for _, p := range t.Partitions {
+		_, size := t.Bytes(p)
+		found = append(found, fmt.Sprintf("partition %d %q (%d MiB)", p.Number, p.Label, size>>20))
+	}
+	if len(found) == 0 {
+		return []string{"an empty partition table"}
+	}
+	return found
 }
 
 // A Device is a disk, opened to be installed to.
@@ -177,7 +202,14 @@ func Open(path string) (Device, error) {
 	if errors.Is(err, unix.EBUSY) {
 		return Device{}, fmt.Errorf("%s is in use: %w", path, err)
 	}
-	return Device{f}, err
+	if err != nil {
+		return Device{}, err
+	}
+	// What stands in /dev may be a file that somebody's dd has left there.
+	if info, err := f.Stat(); err != nil || strings.HasPrefix(path, "/dev/") && info.Mode().Type() != os.ModeDevice {
+		return Device{}, errors.Join(fmt.Errorf("%s is not a block device: nothing was written", path), err, f.Close())
+	}
+	return Device{f}, nil
 }
 
 // Uncached implements Target: what is cached of the disk is dropped.
@@ -192,9 +224,17 @@ func (d Device) Uncached() error {
 	return nil
 }
 
-// Reread makes the kernel see the new partitions. The installation is complete
-// without it.
-func (d Device) Reread() error { return unix.IoctlSetInt(int(d.Fd()), unix.BLKRRPART, 0) }
+// Reread makes the kernel see the new partitions: on a busy machine something may
+// look at the old ones for a moment. The installation is complete without it.
+func (d Device) Reread() error {
+	for try := 0; ; try++ {
+		err := unix.IoctlSetInt(int(d.Fd()), unix.BLKRRPART, 0)
+		if !errors.Is(err, unix.EBUSY) || try == 50 {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // A variable is written with its attributes before it: non-volatile, for boot
 // and run time (UEFI 2.10, section 8.2).

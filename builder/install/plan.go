@@ -22,6 +22,8 @@ type Disk struct {
 	Sectors    uint64 `json:"sectors"`
 	ReadOnly   bool   `json:"read_only"`
 	Removable  bool   `json:"removable"`
+	// NotADisk says what it is that is not a whole disk; empty for a disk.
+	NotADisk string `json:"not_a_disk,omitempty"`
 	// Uses says what of the disk is in use, and by what; empty when nothing is.
 	Uses []string `json:"uses,omitempty"`
 	// Contents says what is on the disk, for people; empty when it looks unused.
@@ -147,6 +149,9 @@ func (p *Plan) note(format string, args ...any) {
 
 func (p *Plan) checkDisk(s *Source, ids IDs) {
 	d := p.Disk
+	if d.NotADisk != "" && !p.Choice.OtherMachine {
+		p.refuse("%s is %s, which no machine starts from: name a whole disk", d.Path, d.NotADisk)
+	}
 	if d.ReadOnly {
 		p.refuse("%s is write-protected", d.Path)
 	}

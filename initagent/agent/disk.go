@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -43,7 +42,7 @@ func (a *Agent) findDisk() error {
 		d, err := find.Disk(a.Disks, a.Firmware)
 		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
 		// controller that hides it (VMD) has a longer way than the firmware names.
-		if err == nil && len(d.PCI) >= len(a.way) && slices.Equal(d.PCI[:len(a.way)], a.way) {
+		if err == nil && d.Behind(a.way) {
 			a.disk = d
 			a.Log.Say("disk %s: %s %s, %d MiB", d.Name, d.Model, d.Serial, int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil

@@ -55,7 +55,7 @@ func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
 	if err != nil || len(way) == 0 {
 		return found
 	}
-	elsewhere := func(d hw.Disk) bool { return !slices.Equal(d.PCI, way) }
+	elsewhere := func(d hw.Disk) bool { return !d.At(way) }
 	if near := slices.DeleteFunc(slices.Clone(found), elsewhere); len(near) > 0 {
 		return near
 	}

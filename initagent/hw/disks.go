@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/sysblock"
 )
 
 // sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
@@ -22,8 +23,8 @@ const sectorUnit = 512
 // LinuxDisks finds disks in sysfs and opens them in /dev.
 type LinuxDisks struct{ Sys, Dev string }
 
-// List implements Disks. Loop devices, RAM disks, device-mapper devices and
-// disks without a medium are left out.
+// List implements Disks. What is not a whole disk, and disks without a medium, are
+// left out.
 func (l LinuxDisks) List() ([]Disk, error) {
 	entries, err := os.ReadDir(filepath.Join(l.Sys, "block"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -32,9 +33,13 @@ func (l LinuxDisks) List() ([]Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list disks: %w", err)
 	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
 	var disks []Disk
 	for _, e := range entries {
-		if virtual(e.Name()) {
+		if l.device(e.Name()).NotADisk() != "" {
 			continue
 		}
 		size, err := l.number(e.Name(), "size")
@@ -45,14 +50,21 @@ func (l LinuxDisks) List() ([]Disk, error) {
 		if err != nil || sector < sectorUnit {
 			continue
 		}
-		disks = append(disks, Disk{
+		d := Disk{
 			Name:       e.Name(),
 			Model:      l.text(e.Name(), "device/model"),
 			Serial:     l.serial(e.Name()),
 			SectorSize: int(sector),
 			Sectors:    size * sectorUnit / sector,
-			PCI:        l.pci(e.Name()),
-		})
+		}
+		for _, way := range l.ways(e.Name(), names) {
+			if d.PCI == nil {
+				d.PCI = way
+			} else {
+				d.OtherPCI = append(d.OtherPCI, way)
+			}
+		}
+		disks = append(disks, d)
 	}
 	return disks, nil
 }
@@ -60,14 +72,29 @@ func (l LinuxDisks) List() ([]Disk, error) {
 // pciAddress is how sysfs names a PCI function: domain, bus, device, function.
 var pciAddress = regexp.MustCompile(`^[0-9a-f]{4,}:[0-9a-f]{2}:([0-9a-f]{2})\.([0-7])$`)
 
-// pci reads the way to a disk's controller off the disk's place in sysfs.
-func (l LinuxDisks) pci(disk string) (way []bootoption.Function) {
+// place is where a disk lies in the tree of devices; empty where sysfs does not say.
+func (l LinuxDisks) place(disk string) string {
 	place, err := filepath.EvalSymlinks(filepath.Join(l.Sys, "block", disk))
 	if err != nil {
-		return nil
+		return ""
 	}
-	way, _ = pciFunctions(place)
-	return way
+	return place
+}
+
+// device is what sysfs says of a block device.
+func (l LinuxDisks) device(name string) sysblock.Device {
+	return sysblock.Device{Name: name, Place: l.place(name), Hidden: l.text(name, "hidden") == "1", Zoned: l.text(name, "queue/zoned")}
+}
+
+// ways reads the ways to a disk's controllers off the disk's place in sysfs, or off
+// those of the paths to it.
+func (l LinuxDisks) ways(disk string, all []string) (ways []Way) {
+	for _, name := range append([]string{disk}, sysblock.Paths(disk, all)...) {
+		if way, _ := pciFunctions(l.place(name)); len(way) > 0 {
+			ways = append(ways, way)
+		}
+	}
+	return ways
 }
 
 // pciFunctions are the PCI functions that a place in sysfs leads through, and the
@@ -82,15 +109,6 @@ func pciFunctions(place string) (way []bootoption.Function, last string) {
 		}
 	}
 	return way, last
-}
-
-func virtual(name string) bool {
-	for _, prefix := range []string{"loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
 }
 
 func (l LinuxDisks) text(disk, attribute string) string {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"time"
 
 	"halogenos.internal/boot/block"
@@ -54,9 +55,26 @@ type Disk struct {
 	Serial     string
 	SectorSize int
 	Sectors    uint64
-	// PCI is the way from the root bridge to the disk's controller, one function
-	// a bus; empty where it hangs elsewhere.
-	PCI []bootoption.Function
+	// PCI is the way to the disk's controller; empty where it hangs elsewhere. Few
+	// disks have several: NVMe can.
+	PCI      Way
+	OtherPCI []Way
+}
+
+// A Way leads from the root bridge to a controller, one PCI function a bus.
+type Way = []bootoption.Function
+
+// At reports whether the disk hangs on the controller that a way leads to.
+func (d Disk) At(way Way) bool {
+	at := func(have Way) bool { return slices.Equal(have, way) }
+	return at(d.PCI) || slices.ContainsFunc(d.OtherPCI, at)
+}
+
+// Behind reports whether the disk hangs on that controller or on one that is hidden
+// behind it; any disk does without a way.
+func (d Disk) Behind(way Way) bool {
+	behind := func(have Way) bool { return len(have) >= len(way) && slices.Equal(have[:len(way)], way) }
+	return behind(d.PCI) || slices.ContainsFunc(d.OtherPCI, behind)
 }
 
 // A File is an open disk or partition.

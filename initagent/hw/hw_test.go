@@ -69,6 +69,38 @@ func TestDisks(t *testing.T) {
 	}
 }
 
+// FAULTS 112 (M3, M4): an NVMe disk with native multipath lies behind no controller,
+// and the ways to it are those of its hidden paths. What is part of a disk, or made of
+// others, is none.
+func TestMultipath(t *testing.T) {
+	const one, two = "devices/pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0/", "devices/pci0000:00/0000:00:1d.4/0000:04:00.0/nvme/nvme1/"
+	const head, mmc = "devices/virtual/nvme-subsystem/nvme-subsys0/", "devices/platform/80860F14:00/mmc_host/mmc0/mmc0:0001/block/mmcblk0/"
+	files := map[string]string{
+		head + "nvme0n1/nvme0n1p2/partition": "2", head + "nvme0n1/device": "->../../nvme-subsys0", head + "model": "Twin", head + "serial": "S2",
+		head + "nvme0":           "->../../../pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0",
+		one + "nvme0c0n1/hidden": "1", two + "nvme0c1n1/hidden": "1",
+	}
+	for place, size := range map[string]string{
+		head + "nvme0n1": "8192", one + "nvme0c0n1": "8192", two + "nvme0c1n1": "8192", mmc[:len(mmc)-1]: "8192", mmc + "mmcblk0boot0": "8192", mmc + "mmcblk0rpmb": "8192",
+		"devices/virtual/block/zd0": "8192", "devices/virtual/block/bcache0": "8192", "devices/pci0000:00/0000:00:14.0/block/sdr": "0",
+	} {
+		files[place+"/size"], files[place+"/queue/logical_block_size"] = size, "512"
+		files["block/"+filepath.Base(place)] = "->../" + place
+	}
+	disks, err := LinuxDisks{Sys: tree(t, files), Dev: "/dev"}.List()
+	if err != nil || len(disks) != 2 || disks[0].Name != "mmcblk0" || disks[1].Name != "nvme0n1" {
+		t.Fatalf("disks %+v, %v", disks, err)
+	}
+	d := disks[1]
+	first, second := Way{{Device: 0x1d}, {}}, Way{{Device: 0x1d, Function: 4}, {}}
+	if d.Model != "Twin" || d.Serial != "S2" || !d.At(first) || !d.At(second) || d.At(Way{{Device: 0x1d}}) || !d.Behind(second) || !d.Behind(second[:1]) || !d.Behind(nil) || d.Behind(Way{{Device: 3}}) {
+		t.Errorf("disk %+v", d)
+	}
+	if disks[0].PCI != nil || !disks[0].Behind(nil) || disks[0].Behind(first) {
+		t.Errorf("disk %+v", disks[0])
+	}
+}
+
 func TestFirmware(t *testing.T) {
 	text := "\x07\x00\x00\x00" + "A\x00-\x00" + "\x00\x00" + "x\x00"
 	option := make([]byte, 8)
