@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
@@ -76,14 +77,9 @@ func salt(imageID string) []byte {
 	return sum[:]
 }
 
-// derive returns a UUID of a thing of a release (RFC 9562, version 8: the
-// other bits are the start of a SHA-256).
+// derive returns a UUID of a thing of a release.
 func derive(thing, imageID string, v contract.Version) gpt.GUID {
-	sum := sha256.Sum256([]byte("halogen " + thing + "\x00" + imageID + "\x00" + v.String()))
-	id := gpt.GUID(sum[:16])
-	id[6] = id[6]&0x0f | 0x80
-	id[8] = id[8]&0x3f | 0x80
-	return id
+	return layout.ReleaseGUID(thing, imageID, v.String())
 }
 
 // Build makes a release.

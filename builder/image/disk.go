@@ -51,10 +51,11 @@ func (b *build) disk(context.Context) error {
 	return nil
 }
 
-// diskIDs are the same for every build of a release.
+// diskIDs are the same for every build of a release. A machine's first boot gives its
+// disk others.
 func (b *build) diskIDs() install.IDs {
-	esp := derive("esp", b.release.ImageID, b.release.Version)
-	return install.IDs{Disk: derive("disk", b.release.ImageID, b.release.Version), ESP: esp, Volume: binary.BigEndian.Uint32(esp[:4])}
+	disk, esp := layout.DiskImageIDs(b.release.ImageID, b.release.Version.String())
+	return install.IDs{Disk: disk, ESP: esp, Volume: binary.BigEndian.Uint32(esp[:4])}
 }
 
 func copyImage(w io.Writer, path string) error {

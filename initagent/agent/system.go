@@ -43,6 +43,12 @@ func (a *Agent) putTable(t *gpt.Table) error {
 // one table, so a cut leaves all of them or none; their contents are made
 // afterwards, and each carries a UUID that names no content until then.
 //
+// The same table gives a disk that was written from a disk image IDs of its own, when
+// it has no root partition yet: cut, they come with the partitions or not at all. The
+// firmware needs no boot entry for the next start, since a disk image brings none:
+// it takes the boot manager's removable-media path. For the rest of this boot the
+// loader's variables name the ESP by its old UUID (layout.OwnESP).
+//
 // What a disk held before must not pass for a root partition, so the place of
 // its header is zeroed while no table leads there yet; and what an earlier
 // installation left on the ESP goes. Cut before the table is written, all of
@@ -59,6 +65,14 @@ func (a *Agent) partition() error {
 		if err := errors.Join(a.clearFolder(), a.clearRoot(plan.Table)); err != nil {
 			return err
 		}
+		own, changed, err := layout.OwnIDs(plan.Table, a.contract.ImageID, a.contract.Version.String(), a.Random)
+		if err != nil {
+			return err
+		}
+		if changed {
+			a.Log.Say("%s: the disk gets UUIDs of its own, and was %v", a.disk.Name, plan.Table.Disk)
+		}
+		plan.Table = own
 	}
 	return a.writeTable(plan.Table)
 }

@@ -63,12 +63,16 @@ func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
 }
 
 // candidates are the disks present now that can be the one. Why others could not
-// be read explains, where there is none, what became of it.
+// be read explains, where there is none, what became of it. In the boot that gives
+// an ESP its own UUID the loader still names the old one; a disk that has the old
+// one goes first.
 func candidates(disks hw.Disks, esp string) (found []hw.Disk, unread []error, err error) {
 	all, err := disks.List()
 	if err != nil {
 		return nil, nil, err
 	}
+	old, perr := gpt.ParseGUID(esp)
+	var renamed []hw.Disk
 	for _, d := range all {
 		table, _, err := Table(disks, d)
 		if err != nil {
@@ -81,9 +85,15 @@ func candidates(disks hw.Disks, esp string) (found []hw.Disk, unread []error, er
 			continue
 		}
 		second, ok := table.ByNumber(layout.SlotA.SystemNumber())
-		if esp == "" && ok && second.Label == layout.SlotA.SystemLabel() || first.UUID.String() == esp {
+		switch {
+		case esp == "" && ok && second.Label == layout.SlotA.SystemLabel() || first.UUID.String() == esp:
 			found = append(found, d)
+		case perr == nil && first.UUID == layout.OwnESP(old, table.Disk):
+			renamed = append(renamed, d)
 		}
+	}
+	if len(found) == 0 {
+		found = renamed
 	}
 	return found, unread, nil
 }

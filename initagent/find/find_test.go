@@ -72,10 +72,13 @@ func TestDisk(t *testing.T) {
 		want int
 		err  error
 	}{
-		"named":                   {machine{disks: []*blocktest.Disk{disk(t, other, system), disk(t, ours, system)}, esp: ours.String()}, 1, nil},
-		"named in capitals":       {machine{disks: []*blocktest.Disk{disk(t, ours, system)}, esp: "AA000000-0000-0000-0000-000000000000"}, 0, nil},
-		"not named":               {machine{disks: []*blocktest.Disk{disk(t, other, "data"), empty, disk(t, ours, system)}}, 2, nil},
-		"none":                    {machine{disks: []*blocktest.Disk{disk(t, other, system), empty}, esp: ours.String()}, 0, ErrNone},
+		"named":             {machine{disks: []*blocktest.Disk{disk(t, other, system), disk(t, ours, system)}, esp: ours.String()}, 1, nil},
+		"named in capitals": {machine{disks: []*blocktest.Disk{disk(t, ours, system)}, esp: "AA000000-0000-0000-0000-000000000000"}, 0, nil},
+		"not named":         {machine{disks: []*blocktest.Disk{disk(t, other, "data"), empty, disk(t, ours, system)}}, 2, nil},
+		"none":              {machine{disks: []*blocktest.Disk{disk(t, other, system), empty}, esp: ours.String()}, 0, ErrNone},
+		// FAULTS 112 (M9): the boot manager's name for it is from before this boot.
+		"renamed in this boot":    {machine{disks: []*blocktest.Disk{disk(t, other, system), disk(t, layout.OwnESP(ours, gpt.GUID{1}), system)}, esp: ours.String()}, 1, nil},
+		"another one was renamed": {machine{disks: []*blocktest.Disk{disk(t, layout.OwnESP(ours, gpt.GUID{1}), system), disk(t, ours, system)}, esp: ours.String()}, 1, nil},
 		"none yet":                {machine{esp: ours.String()}, 0, ErrNone},
 		"two":                     {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
 		"two, the first started":  {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
