@@ -161,7 +161,11 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		return err
 	}
 	if !o.another && !o.no {
-		if err := addBootEntry(machine, plan.Table); err != nil {
+		notes, err := addBootEntry(machine, plan.Table)
+		for _, note := range notes {
+			fmt.Fprintln(c.stderr, note)
+		}
+		if err != nil {
 			fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
 		}
 	}
@@ -416,8 +420,9 @@ func (c command) rate() install.Progress {
 }
 
 // addBootEntry names the disk in the firmware's boot order. Without an entry the
-// firmware finds the disk by its removable path.
-func addBootEntry(l install.Linux, t *gpt.Table) error {
+// firmware finds the disk by its removable path. The notes say what of the firmware's
+// was passed over.
+func addBootEntry(l install.Linux, t *gpt.Table) (notes []string, err error) {
 	esp, _ := t.ByNumber(layout.ESPNumber)
 	return l.AddBootEntry(bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\EFI\systemd\systemd-bootx64.efi`))
 }

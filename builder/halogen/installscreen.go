@@ -30,6 +30,7 @@ type screenBackend struct {
 	machine install.Linux
 	source  *install.Source // for what it says of itself; its image is not read
 	noEntry error           // why the firmware got no boot entry
+	notes   []string        // what of the firmware's was passed over
 }
 
 // Release implements screen.Backend.
@@ -70,13 +71,13 @@ func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress i
 		return nil
 	}
 	progress("boot entry of the firmware", 0, 0)
-	b.noEntry = addBootEntry(b.machine, p.Table)
+	b.notes, b.noEntry = addBootEntry(b.machine, p.Table)
 	return nil
 }
 
 // Next implements screen.Backend.
 func (b *screenBackend) Next(p *install.Plan) []string {
-	steps := p.Next()
+	steps := append(p.Next(), b.notes...)
 	if b.noEntry != nil {
 		steps = append(steps, fmt.Sprintf("no boot entry was made (%v): choose the disk in the firmware's boot menu", b.noEntry))
 	}

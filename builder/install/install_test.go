@@ -506,8 +506,8 @@ func TestBootEntry(t *testing.T) {
 	write("BootOrder", 0, 0)
 	l := Linux{Sys: sys}
 	for range 2 {
-		if err := l.AddBootEntry([]byte("option")); err != nil {
-			t.Fatal(err)
+		if notes, err := l.AddBootEntry([]byte("option")); err != nil || len(notes) != 0 {
+			t.Fatal(notes, err)
 		}
 		order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
 		if err != nil || !bytes.Equal(order, []byte{1, 0, 0, 0}) {
@@ -519,6 +519,63 @@ func TestBootEntry(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 3 {
 		t.Errorf("%d variables, %v", len(entries), err)
+	}
+}
+
+// FAULTS 112 (M5): what is empty or unreadable among the firmware's options is passed
+// over and said. A directory stands for a variable that gives EIO.
+func TestBootEntryBroken(t *testing.T) {
+	const empty, short, unreadable = "empty", "short", "unreadable"
+	for name, c := range map[string]struct {
+		vars   map[string]string // content, or how it is broken
+		order  []byte
+		number string
+		notes  []string
+	}{
+		"an empty option":       {map[string]string{"Boot0000": empty, "Boot0001": "x", "BootOrder": "\x01\x00\x00\x00"}, []byte{2, 0, 1, 0, 0, 0}, "Boot0002", []string{"Boot0000 of the firmware's"}},
+		"unreadable options":    {map[string]string{"Boot0000": unreadable, "Boot0001": short, "BootOrder": ""}, []byte{2, 0}, "Boot0002", []string{"Boot0000", "Boot0001"}},
+		"an empty order":        {map[string]string{"Boot0000": "x", "Boot000A": "y", "BootOrder": empty}, []byte{1, 0, 0, 0, 10, 0}, "Boot0001", []string{"BootOrder is damaged"}},
+		"an odd order":          {map[string]string{"Boot0000": "x", "BootOrder": "\x00\x00\x05"}, []byte{1, 0, 0, 0}, "Boot0001", []string{"BootOrder is damaged, and is made again from its boot options: it has 3 bytes"}},
+		"no order":              {map[string]string{"Boot0000": "x"}, []byte{1, 0}, "Boot0001", nil},
+		"it is there, no order": {map[string]string{"Boot0000": unreadable, "Boot0001": "option", "BootOrder": short}, []byte{1, 0}, "Boot0001", []string{"Boot0000", "BootOrder"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sys := t.TempDir()
+			folder := filepath.Join(sys, "firmware/efi/efivars")
+			for variable, content := range c.vars {
+				path := filepath.Join(folder, variable+"-"+globalVariables)
+				err := os.MkdirAll(folder, 0o755)
+				switch {
+				case content == unreadable:
+					err = errors.Join(err, os.Mkdir(path, 0o755))
+				case content == empty:
+					err = errors.Join(err, os.WriteFile(path, nil, 0o644))
+				case content == short:
+					err = errors.Join(err, os.WriteFile(path, []byte{7, 0}, 0o644))
+				default:
+					err = errors.Join(err, writeVariable(path, []byte(content)))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			notes, err := Linux{Sys: sys}.AddBootEntry([]byte("option"))
+			if err != nil || len(notes) != len(c.notes) {
+				t.Fatalf("said %q, %v", notes, err)
+			}
+			for i, want := range c.notes {
+				if !strings.Contains(notes[i], want) {
+					t.Errorf("said %q, want %q", notes[i], want)
+				}
+			}
+			order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+			if err != nil || !bytes.Equal(order, c.order) {
+				t.Errorf("order %v, %v; want %v", order, err, c.order)
+			}
+			if have, err := readVariable(filepath.Join(folder, c.number+"-"+globalVariables)); err != nil || string(have) != "option" {
+				t.Errorf("%s is %q, %v", c.number, have, err)
+			}
+		})
 	}
 }
 

@@ -241,47 +241,77 @@ func (d Device) Reread() error {
 const nonVolatile = 7
 
 // AddBootEntry makes a boot option of the firmware and puts it first. An option
-// of the same content is not made twice.
-func (l Linux) AddBootEntry(option []byte) error {
+// of the same content is not made twice. Variables that cannot be read are passed
+// over, and named in what it returns beside the error.
+func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
 	folder := filepath.Join(l.Sys, "firmware/efi/efivars")
-	order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read BootOrder: %w", err)
-	}
 	for number := range 0x10000 {
 		name := fmt.Sprintf("Boot%04X", number)
 		path := filepath.Join(folder, name+"-"+globalVariables)
 		have, err := readVariable(path)
-		if err == nil && !bytes.Equal(have, option) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if err := writeVariable(path, option); err != nil {
+				return passedOver, fmt.Errorf("write %s: %w", name, err)
+			}
+		case err != nil:
+			passedOver = append(passedOver, fmt.Sprintf("%s of the firmware's variables is damaged, and stays as it is: %v", name, err))
+			continue
+		case !bytes.Equal(have, option):
 			continue
 		}
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := writeVariable(path, option); err != nil {
-				return fmt.Errorf("write %s: %w", name, err)
-			}
-		} else if err != nil {
-			return fmt.Errorf("read %s: %w", name, err)
-		}
 		// Cut before this write there is an option that nothing refers to.
-		return l.putFirst(folder, order, uint16(number))
+		note, err := l.putFirst(folder, uint16(number))
+		if note != "" {
+			passedOver = append(passedOver, note)
+		}
+		return passedOver, err
 	}
-	return errors.New("the firmware has no room for another boot option")
+	return passedOver, errors.New("the firmware has no room for another boot option")
 }
 
-func (l Linux) putFirst(folder string, order []byte, number uint16) error {
+// putFirst writes the order of boot options. Where the old one cannot be read, all
+// options that there are keep a place in it.
+func (l Linux) putFirst(folder string, number uint16) (note string, err error) {
+	path := filepath.Join(folder, "BootOrder-"+globalVariables)
+	order, err := readVariable(path)
+	if len(order)%2 != 0 {
+		err = fmt.Errorf("it has %d bytes, and each entry two", len(order))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		note = fmt.Sprintf("the firmware's BootOrder is damaged, and is made again from its boot options: %v", err)
+		if order, err = bootOptions(folder); err != nil {
+			return note, err
+		}
+	}
 	fresh := binary.LittleEndian.AppendUint16(nil, number)
 	for at := 0; at+2 <= len(order); at += 2 {
 		if n := binary.LittleEndian.Uint16(order[at:]); n != number {
 			fresh = binary.LittleEndian.AppendUint16(fresh, n)
 		}
 	}
-	if bytes.Equal(fresh, order) {
-		return nil
+	if note == "" && bytes.Equal(fresh, order) {
+		return "", nil
 	}
-	if err := writeVariable(filepath.Join(folder, "BootOrder-"+globalVariables), fresh); err != nil {
-		return fmt.Errorf("write BootOrder: %w", err)
+	if err := writeVariable(path, fresh); err != nil {
+		return note, fmt.Errorf("write BootOrder: %w", err)
 	}
-	return nil
+	return note, nil
+}
+
+// bootOptions are the numbers of all options that can be read, in order.
+func bootOptions(folder string) (order []byte, err error) {
+	paths, err := filepath.Glob(filepath.Join(folder, "Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]-"+globalVariables))
+	if err != nil {
+		return nil, fmt.Errorf("list boot options: %w", err)
+	}
+	for _, path := range paths {
+		number, err := strconv.ParseUint(filepath.Base(path)[4:8], 16, 16)
+		if _, rerr := readVariable(path); err == nil && rerr == nil {
+			order = binary.LittleEndian.AppendUint16(order, uint16(number))
+		}
+	}
+	return order, nil
 }
 
 func readVariable(path string) ([]byte, error) {
