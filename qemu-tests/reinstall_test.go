@@ -72,7 +72,7 @@ func (g *Guest) reinstall() {
 	g.t.Helper()
 	g.sees("which disk?")
 	g.sees("/dev/vda")
-	g.send("\x1b[B\r") // below the stick
+	g.send("\r") // it starts there, and not on the stick
 	g.sees("has a HalogenOS on it")
 	g.send("\r") // keep
 	g.sees("but its root partition will be lost")

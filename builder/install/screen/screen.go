@@ -1,6 +1,6 @@
 // Package screen is the installer's text interface: it shows the disks, what
-// was checked, and how far the installation has come. It fits 80 columns and 24
-// lines, on a serial line too.
+// was checked, and how far the installation has come. It fills the screen, fits 80
+// columns and 24 lines, and needs no colours: a serial line will do.
 //
 // It refuses to begin before the chosen disk's name was typed, and it decides
 // nothing: what may be installed where, the plan says.
@@ -49,6 +49,7 @@ type ui struct {
 	disks   []install.Disk
 	done    bool
 	failed  error
+	look    look
 }
 
 // Run shows the interface until the installation is done or the person leaves.
@@ -56,7 +57,7 @@ type ui struct {
 func Run(ctx context.Context, b Backend, screen tcell.Screen) error {
 	plainBorders()
 	ctx, cancel := context.WithCancel(ctx)
-	u := &ui{app: tview.NewApplication(), pages: tview.NewPages(), backend: b, ctx: ctx, cancel: cancel}
+	u := &ui{app: tview.NewApplication(), pages: tview.NewPages(), backend: b, ctx: ctx, cancel: cancel, look: lookFor(colors(screen))}
 	if screen != nil {
 		u.app.SetScreen(screen)
 	}
@@ -80,63 +81,82 @@ func Run(ctx context.Context, b Backend, screen tcell.Screen) error {
 	return nil
 }
 
-// plainBorders draws frames with characters that every terminal has.
-func plainBorders() {
-	b := &tview.Borders
-	b.Horizontal, b.Vertical = '-', '|'
-	b.TopLeft, b.TopRight, b.BottomLeft, b.BottomRight = '+', '+', '+', '+'
-	b.HorizontalFocus, b.VerticalFocus = '-', '|'
-	b.TopLeftFocus, b.TopRightFocus, b.BottomLeftFocus, b.BottomRightFocus = '+', '+', '+', '+'
-	tview.Styles.PrimitiveBackgroundColor = tcell.ColorDefault
-}
-
 func (u *ui) show(name string, page tview.Primitive, focus tview.Primitive) {
 	u.pages.AddAndSwitchToPage(name, page, true)
 	u.app.SetFocus(focus)
 }
 
-// frame puts a title above a page and the keys below it.
-func (u *ui) frame(title, keys string, content tview.Primitive) tview.Primitive {
-	return tview.NewFrame(content).SetBorders(0, 0, 1, 0, 1, 1).
-		AddText(tview.Escape(title), true, tview.AlignLeft, tcell.ColorDefault).
-		AddText(keys, false, tview.AlignLeft, tcell.ColorDefault)
-}
-
-func text(format string, args ...any) *tview.TextView {
-	return tview.NewTextView().SetWordWrap(true).SetText(fmt.Sprintf(format, args...))
-}
-
-// chooseDisk lists the disks.
+// chooseDisk lists the disks, and starts on one that can be taken.
 func (u *ui) chooseDisk() error {
 	disks, err := u.backend.Disks()
 	if err != nil {
 		return err
 	}
 	u.disks = disks
-	list := tview.NewList().SetSelectedFunc(func(i int, _, _ string, _ rune) { u.choose(u.disks[i]) }).SetDoneFunc(u.app.Stop)
-	for _, d := range disks {
-		list.AddItem(tview.Escape(title(d)), tview.Escape("  "+contents(d)), 0, nil)
+	var lines []line
+	refused := make([]string, len(disks))
+	for i, d := range disks {
+		refused[i] = u.refused(d)
+		lines = append(lines, line{title(d), contents(d)})
+		if refused[i] != "" && len(d.Uses) == 0 {
+			lines[i].below = "cannot be taken: " + refused[i]
+		}
 	}
-	var page tview.Primitive = list
+	heading := "Install " + u.backend.Release() + ": which disk?"
 	if len(disks) == 0 {
-		page = text("No disk was found that could be installed to.").SetDoneFunc(func(tcell.Key) { u.app.Stop() })
+		page := text("No disk was found that could be installed to.").SetDoneFunc(func(tcell.Key) { u.app.Stop() })
+		u.show("disks", u.frame(heading, "Enter: leave", page), page)
+		return nil
 	}
-	u.show("disks", u.frame("Install "+u.backend.Release()+": which disk?", "Up, Down: choose   Enter: look at it   Esc: leave", page), page)
+	first := firstChoice(disks, refused)
+	details := text("%s", about(disks[first], refused[first]))
+	details.SetBorder(true).SetTitle(" This disk ").SetTitleAlign(tview.AlignLeft).SetBorderPadding(0, 0, 1, 1)
+	list := u.list(lines, first, func(i int) { u.choose(u.disks[i]) }, u.app.Stop, func(i int) {
+		details.SetText(about(disks[i], refused[i])).ScrollToBeginning()
+	})
+	fixed, share := 2*len(disks)+1, 0
+	if fixed > fewLines {
+		fixed, share = 0, 2
+	}
+	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, fixed, share, true).AddItem(details, 0, 1, false)
+	u.show("disks", u.frame(heading, "Up, Down: choose   Enter: look at it   Esc: leave", page), list)
 	return nil
 }
 
-func title(d install.Disk) string {
-	return strings.TrimSpace(fmt.Sprintf("%s  %.1f GB  %s %s", d.Path, float64(d.Size())/1e9, d.Model, d.Serial))
+// fewLines is how many lines a list may have that is shown whole.
+const fewLines = 11
+
+// refused says why nothing can be installed to a disk, whatever it holds; empty where
+// it can.
+func (u *ui) refused(d install.Disk) string {
+	p, err := u.backend.Plan(d, false)
+	if err == nil {
+		err = p.Err(true)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
-func contents(d install.Disk) string {
-	switch {
-	case len(d.Uses) > 0:
-		return "in use: " + strings.Join(d.Uses, "; ")
-	case len(d.Contents) > 0:
-		return "holds " + strings.Join(d.Contents, ", ")
+// firstChoice is the disk that the list starts on: one that can be taken, and rather
+// a built-in one.
+func firstChoice(disks []install.Disk, refused []string) (best int) {
+	rank := func(i int) int {
+		switch {
+		case refused[i] != "":
+			return 0
+		case disks[i].Removable:
+			return 1
+		}
+		return 2
 	}
-	return "empty"
+	for i := range disks {
+		if rank(i) > rank(best) {
+			best = i
+		}
+	}
+	return best
 }
 
 // choose asks what becomes of a root partition that is on the disk.
@@ -145,9 +165,10 @@ func (u *ui) choose(d install.Disk) {
 		u.check(d, false)
 		return
 	}
-	list := tview.NewList().SetSelectedFunc(func(i int, _, _ string, _ rune) { u.check(d, i == 0) }).SetDoneFunc(u.back).
-		AddItem(fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "  its recovery key is asked for at the next start", 0, nil).
-		AddItem("Erase everything", "  nothing that was ever stored on it can be had again", 0, nil)
+	list := u.list([]line{
+		{fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "its recovery key is asked for at the next start"},
+		{"Erase everything", "nothing that was ever stored on it can be had again"},
+	}, 0, func(i int) { u.check(d, i == 0) }, u.back, func(int) {})
 	u.show("root", u.frame(d.Path+" has a HalogenOS on it", "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
 }
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/gdamore/tcell/v2"
+	"github.com/gdamore/tcell/v2/terminfo"
+	_ "github.com/gdamore/tcell/v2/terminfo/extended" // vt220
 
 	"halogenos.internal/builder/install"
 )
@@ -17,6 +19,7 @@ import (
 type fake struct {
 	disks     []install.Disk
 	findings  []install.Finding
+	refuse    map[string]string // why a disk cannot be installed to
 	fails     error
 	installed chan string
 	begun     chan bool // an installation that has no end, or nil
@@ -26,6 +29,9 @@ func (f *fake) Release() string                { return "test 7" }
 func (f *fake) Disks() ([]install.Disk, error) { return f.disks, nil }
 func (f *fake) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	p := &install.Plan{Disk: d, Findings: f.findings}
+	if why := f.refuse[d.Path]; why != "" {
+		p.Findings = append(p.Findings, install.Finding{Fatal: true, Text: why})
+	}
 	if keep {
 		p.Kept = d.Root
 	}
@@ -50,32 +56,40 @@ func (f *fake) Install(ctx context.Context, p *install.Plan, progress install.Pr
 
 func (f *fake) Next(*install.Plan) []string { return []string{"restart the machine"} }
 
-// terminal has 80 by 24 characters and remembers what it showed last.
+// terminal has 80 by 24 characters, or another size and fewer colours, and remembers
+// what it showed last.
 type terminal struct {
 	tcell.SimulationScreen
-	mu    sync.Mutex
-	shown string
+	width, height, colors int
+	mu                    sync.Mutex
+	shown                 string
+	styles                [][]tcell.Style
 }
 
 func (s *terminal) Init() error {
 	err := s.SimulationScreen.Init()
-	s.SetSize(80, 24)
+	s.SetSize(s.width, s.height)
 	return err
 }
+
+func (s *terminal) Colors() int { return s.colors }
 
 func (s *terminal) Show() {
 	s.SimulationScreen.Show()
 	var out strings.Builder
-	for y := range 24 {
+	var styles [][]tcell.Style
+	for y := range s.height {
 		out.WriteByte('\n')
-		for x := range 80 {
-			r, _, _, _ := s.GetContent(x, y)
+		styles = append(styles, nil)
+		for x := range s.width {
+			r, _, style, _ := s.GetContent(x, y)
 			out.WriteRune(r)
+			styles[y] = append(styles[y], style)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.shown = out.String()
+	s.shown, s.styles = out.String(), styles
 }
 
 // person is somebody at a terminal.
@@ -87,7 +101,12 @@ type person struct {
 
 func start(t *testing.T, b Backend) *person {
 	t.Helper()
-	p := &person{t, &terminal{SimulationScreen: tcell.NewSimulationScreen("UTF-8")}, make(chan error, 1)}
+	return startOn(t, b, 80, 24, 8)
+}
+
+func startOn(t *testing.T, b Backend, width, height, colors int) *person {
+	t.Helper()
+	p := &person{t, &terminal{SimulationScreen: tcell.NewSimulationScreen("UTF-8"), width: width, height: height, colors: colors}, make(chan error, 1)}
 	go func() { p.result <- Run(t.Context(), b, p.screen) }()
 	return p
 }
@@ -192,6 +211,85 @@ func TestKeeps(t *testing.T) {
 	p.presses(tcell.KeyEnter)
 	if err := p.ends(); err != nil {
 		t.Error(err)
+	}
+}
+
+// threeDisks are the stick that this runs from, a removable disk, and a built-in one.
+func threeDisks() *fake {
+	f := twoDisks()
+	f.disks = append([]install.Disk{
+		{Path: "/dev/sda", Model: "Stick", SectorSize: 512, Sectors: 1 << 24, Removable: true, Uses: []string{"sda2 is mounted at /run/installer"}},
+		{Path: "/dev/sdb", Model: "Card", SectorSize: 512, Sectors: 1 << 24, Removable: true},
+	}, f.disks[1])
+	f.refuse = map[string]string{"/dev/sda": "/dev/sda is in use: sda2 is mounted at /run/installer"}
+	return f
+}
+
+// FAULTS 112 (M15): the list starts on a disk that can be taken, and not on the stick.
+func TestStartsOnADisk(t *testing.T) {
+	p := start(t, threeDisks())
+	p.sees("> /dev/nvme0n1")
+	p.sees("  /dev/sda")
+	p.sees("in use: sda2 is mounted")
+	p.presses(tcell.KeyDown, tcell.KeyEnter) // it is the last
+	p.sees("Everything on /dev/nvme0n1 will be lost")
+	p.presses(tcell.KeyEscape, tcell.KeyUp, tcell.KeyUp, tcell.KeyUp)
+	p.sees("> /dev/sda")
+	p.sees("It cannot be installed to: /dev/sda is in use")
+	p.presses(tcell.KeyEscape)
+	if err := p.ends(); !errors.Is(err, ErrLeft) {
+		t.Errorf("error %v", err)
+	}
+	for want, refused := range map[int][]string{0: {"no", "no", "no"}, 1: {"no", "", "no"}, 2: {"no", "", ""}} {
+		if got := firstChoice(threeDisks().disks, refused); got != want {
+			t.Errorf("%q: starts on disk %d, want %d", refused, got, want)
+		}
+	}
+}
+
+// FAULTS 112 (M15): the chosen line can be read and told from the others, by eight
+// colours, by none and by the characters alone; and the page has the whole screen.
+func TestLook(t *testing.T) {
+	for name, c := range map[string]struct{ width, height int }{"linux": {160, 50}, "vt220": {80, 24}, "xterm-256color": {100, 30}} {
+		t.Run(name, func(t *testing.T) {
+			info, err := terminfo.LookupTerminfo(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := startOn(t, threeDisks(), c.width, c.height, info.Colors)
+			p.sees("> /dev/nvme0n1")
+			p.sees("+ This disk -")
+			rows := strings.Split(p.seen(), "\n")[1:]
+			p.screen.mu.Lock()
+			styles := p.screen.styles
+			p.screen.mu.Unlock()
+			if !strings.Contains(rows[0], "which disk?") || !strings.Contains(rows[c.height-1], "Esc: leave") || !strings.HasPrefix(rows[c.height-3], "  +---") || len(strings.TrimRight(rows[c.height-3], " ")) != c.width-margin {
+				t.Errorf("the page does not have the whole screen:%s", p.seen())
+			}
+			for y, row := range rows {
+				bar, chosen := y == 0 || y == c.height-1, strings.HasPrefix(row, "  > ")
+				for x := range c.width {
+					text, background, attributes := styles[y][x].Decompose()
+					stands := attributes&tcell.AttrReverse != 0 || background != tcell.ColorDefault
+					if within := bar || chosen && x >= margin && x < c.width-margin; within != stands {
+						t.Fatalf("line %d, column %d (%q): stands out: %v", y, x, row, stands)
+					}
+					if !stands {
+						continue
+					}
+					if info.Colors < 8 && (text != tcell.ColorDefault || background != tcell.ColorDefault) {
+						t.Fatalf("line %d: colours %v on %v of a terminal that has none", y, text, background)
+					}
+					if info.Colors >= 8 && (text == background || text == tcell.ColorDefault || text&0xff > 7 || background&0xff > 7) {
+						t.Fatalf("line %d: %v on %v", y, text, background)
+					}
+				}
+			}
+			p.presses(tcell.KeyEscape)
+			if err := p.ends(); !errors.Is(err, ErrLeft) {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }
 
