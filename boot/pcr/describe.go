@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Describe says for a person what the event measured, going by its data. The
@@ -25,11 +27,11 @@ func (e Event) Describe() string {
 	case EventIPL:
 		return e.describeIPL()
 	case EventAction, EventEFIAction:
-		return fmt.Sprintf("firmware: %q", e.text())
+		return "firmware: " + e.quoted()
 	case EventCRTMVersion:
-		return fmt.Sprintf("firmware version %q", e.text())
+		return "firmware version " + e.quoted()
 	case EventPostCode, EventPostCode2:
-		return fmt.Sprintf("start-up code %q", e.text())
+		return "start-up code " + e.quoted()
 	}
 	if name := e.Type.describe(); name != "" {
 		return name
@@ -48,9 +50,9 @@ func (e Event) describeIPL() string {
 		}
 		return "content of section " + text
 	case e.PCR == KernelConfig, e.PCR == SystemExts:
-		return fmt.Sprintf("from outside the kernel image: %q", text)
+		return "from outside the kernel image: " + e.quoted()
 	}
-	return fmt.Sprintf("boot loader: %q", text)
+	return "boot loader: " + e.quoted()
 }
 
 // describe covers types whose data says nothing to a person.
@@ -192,10 +194,49 @@ func (e Event) describeBlob() string {
 // text is the event's data read as text, in whichever encoding it is.
 func (e Event) text() string { return anyText(e.Data) }
 
-// anyText tells UTF-16 from bytes by the zero in its second byte.
+// anyText tells UTF-16 from bytes by its zeros, and takes one byte too many for none.
 func anyText(b []byte) string {
-	if len(b) >= 2 && len(b)%2 == 0 && b[0] != 0 && b[1] == 0 {
-		return textUTF16(b)
+	if isUTF16(b) {
+		return textUTF16(b[:len(b)&^1])
 	}
 	return printable(strings.TrimRight(string(b), "\x00"))
+}
+
+// isUTF16 reports whether b begins with a Latin letter in UTF-16, and most of what
+// follows up to the first NUL is of that kind.
+func isUTF16(b []byte) bool {
+	latin, all := 0, 0
+	for i := 0; i+1 < len(b) && (b[i] != 0 || b[i+1] != 0); i += 2 {
+		if all++; b[i] != 0 && b[i+1] == 0 {
+			latin++
+		}
+	}
+	return all > 0 && b[0] != 0 && b[1] == 0 && 2*latin > all && (len(b)%2 == 0 || all > 1)
+}
+
+// quoted is data that should be text: in quotation marks where it is, and else as
+// GUID, which firmware likes to give for a version, or as what bytes it has.
+func (e Event) quoted() string {
+	b := e.Data
+	switch {
+	case len(bytes.Trim(b, "\x00")) == 0:
+		return "(empty)"
+	case isUTF16(b), bytes.IndexFunc(bytes.TrimRight(b, "\x00"), notText) < 0:
+		return fmt.Sprintf("%q", e.text())
+	case len(b) == 16:
+		return guid([16]byte(b))
+	}
+	const most = 16
+	if len(b) > most {
+		return fmt.Sprintf("of %d bytes, %x...", len(b), b[:most])
+	}
+	return fmt.Sprintf("of %d bytes, %x", len(b), b)
+}
+
+// notText reports whether a character is none of text's; with U+FFFD it is no UTF-8.
+func notText(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) }
+
+// guid is the usual form of a GUID whose first three fields are little-endian.
+func guid(b [16]byte) string {
+	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", binary.LittleEndian.Uint32(b[:]), binary.LittleEndian.Uint16(b[4:]), binary.LittleEndian.Uint16(b[6:]), b[8:10], b[10:])
 }

@@ -87,6 +87,8 @@ func onOff(data []byte) string {
 		return "on"
 	case len(data) == 1 && data[0] == 0:
 		return "off"
+	case len(data) == 0:
+		return "empty: the firmware has no such variable"
 	}
 	return fmt.Sprintf("%.16x", data)
 }
@@ -125,11 +127,14 @@ func (v variable) describeAuthority() string {
 	if len(v.data) == owner+32 {
 		return "image allowed by db: hash " + hex.EncodeToString(v.data[owner:])
 	}
-	cert, err := x509.ParseCertificate(v.data[owner:])
-	if err != nil {
+	subject, ok := secureboot.Subject(v.data[owner:])
+	if cert, err := x509.ParseCertificate(v.data[owner:]); err == nil {
+		subject, ok = cert.Subject.String(), true
+	}
+	if !ok {
 		return fmt.Sprintf("image allowed by db: unreadable certificate of %d bytes", len(v.data)-owner)
 	}
-	return fmt.Sprintf("image allowed by db: certificate %q", printable(cert.Subject.String()))
+	return fmt.Sprintf("image allowed by db: certificate %q", printable(subject))
 }
 
 func decodeUTF16(b []byte) string {

@@ -61,6 +61,9 @@ func (e Entry) String() string {
 		if c, err := x509.ParseCertificate(e.Data); err == nil {
 			return fmt.Sprintf("certificate %q", printable(c.Subject.String()))
 		}
+		if subject, ok := Subject(e.Data); ok {
+			return fmt.Sprintf("certificate %q (of an unusual form)", printable(subject))
+		}
 		return fmt.Sprintf("unreadable certificate of %d bytes", len(e.Data))
 	case TypeSHA256:
 		return "hash " + hex.EncodeToString(e.Data)
