@@ -17,6 +17,7 @@ import (
 type info struct {
 	name    string
 	short   string
+	raw     shortName // as it is on the disk
 	dir     bool
 	cluster uint32
 	size    int64
@@ -63,7 +64,7 @@ func (f *FS) readDir(first uint32) ([]*info, error) {
 	}
 	buf := make([]byte, f.g.clusterSize())
 	var long longName
-	ended := false
+	ended, number := false, 0
 	for total := len(buf); ; total += len(buf) {
 		if total > maxDirBytes {
 			return found, fmt.Errorf("more than %d directory entries", maxDirBytes/dirEntrySize)
@@ -77,13 +78,15 @@ func (f *FS) readDir(first uint32) ([]*info, error) {
 				return found, nil
 			case e[0] == 0:
 				ended = true
+				number++
 				continue
 			case ended && e[0] != 0xe5:
 				return found, errBehindEnd
 			}
-			if i := f.parseEntry(e, &long); i != nil {
+			if i := f.parseEntry(e, &long); i != nil && !f.isDots(i, number, first) {
 				found = append(found, i)
 			}
+			number++
 		}
 		if err := c.advance(); err == io.EOF {
 			return found, nil
@@ -108,15 +111,15 @@ func (f *FS) parseEntry(e []byte, long *longName) *info {
 		return nil
 	}
 	name := long.take(d.Name)
-	if d.Attr&attrVolumeID != 0 || d.Name[0] == '.' {
-		return nil
+	if d.Attr&attrVolumeID != 0 && !(f.strict && (d.ClusterLow != 0 || d.ClusterHigh != 0)) {
+		return nil // a label has no clusters: what has some may have been a file
 	}
 	short := shortText(d.Name, 0)
 	if name == "" {
 		name = shortText(d.Name, d.Case)
 	}
 	i := &info{
-		name: name, short: short, dir: d.Attr&attrDir != 0,
+		name: name, short: short, raw: d.Name, dir: d.Attr&attrDir != 0,
 		cluster: uint32(d.ClusterHigh)<<16 | uint32(d.ClusterLow),
 		time:    goTime(d.WriteDate, d.WriteTime),
 	}
@@ -126,9 +129,31 @@ func (f *FS) parseEntry(e []byte, long *longName) *info {
 	return i
 }
 
+// isDots reports whether entry number n of the folder at cluster first is the one for
+// the folder itself or for the one above: the root has neither, and in all others
+// they come first (section "Directory creation"). Whatever else has such a name was
+// something else before a byte of it changed.
+func (f *FS) isDots(i *info, n int, first uint32) bool {
+	if first == f.root || !i.dir {
+		return false
+	}
+	own := i.cluster == first || i.cluster == 0 || !f.strict
+	return n == 0 && i.raw == dotName(1) && own || n == 1 && i.raw == dotName(2)
+}
+
+// dotName is the short name of so many dots.
+func dotName(dots int) shortName {
+	name := blankName
+	copy(name[:], strings.Repeat(".", dots))
+	return name
+}
+
 // shortText returns a short name as text. The bits in lower say which parts
 // Windows NT and Linux show in lower case.
 func shortText(name [11]byte, lower uint8) string {
+	if name[0] == '.' { // no name begins so, and it could lead out of the folder
+		name[0] = '_'
+	}
 	if name[0] == 0x05 { // stands for 0xe5, which would mean deleted
 		name[0] = 0xe5
 	}

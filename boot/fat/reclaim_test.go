@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -172,6 +173,55 @@ func TestReclaimRefuses(t *testing.T) {
 
 // Linux sees the names behind an empty entry, which end a folder for everybody else:
 // what they lead to is not free.
+// FAULTS 112 (M7): one byte of a directory entry has changed so that it looks like none
+// of a file's. Whatever it was keeps its clusters.
+func TestReclaimChangedEntry(t *testing.T) {
+	for _, c := range []struct {
+		path, name string
+		at         int64 // in the short entry
+		to         byte
+	}{
+		{"EFI/BOOT/BOOTX64.EFI", "_OOTX64.EFI", 0, '.'}, {"EMPTY/X", "_", 0, '.'}, {"EMPTY/D", "_", 0, '.'}, {"EFI/BOOT", "_OOT", 0, '.'}, {"EFI", "_FI", 0, '.'},
+		{"EFI/BOOT/BOOTX64.EFI", "", 11, attrVolumeID}, {"EFI", "", 11, attrDir | attrVolumeID},
+	} {
+		d := blocktest.New(tinySize, blocktest.Zero)
+		g := tiny
+		files := []File{file("EFI/BOOT/BOOTX64.EFI", 2000), file("EMPTY/X", 1000), file("EMPTY/D/deep.conf", 1000), file("other.conf", 600)}
+		if err := format(d, &g, sampleOptions(512), files); err != nil {
+			t.Fatal(err)
+		}
+		whole := mustOpen(t, d)
+		dir, _ := path.Split(c.path)
+		folder := whole.root
+		if dir != "" {
+			folder = mustLookup(t, whole, strings.TrimSuffix(dir, "/")).cluster
+		}
+		entries, cluster := make([]byte, g.clusterSize()), mustLookup(t, whole, c.path).cluster
+		if err := readFull(d, entries, whole.g.cluster(folder)); err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		for entries[at] == '.' || binary.LittleEndian.Uint16(entries[at+26:]) != uint16(cluster) || entries[at+11]&attrLongMask == attrLongName {
+			at += dirEntrySize
+		}
+		if _, err := d.WriteAt([]byte{c.to}, whole.g.cluster(folder)+int64(at)+c.at); err != nil {
+			t.Fatal(err)
+		}
+		r := blocktest.Record(d)
+		freed, err := Reclaim(r)
+		if freed != 0 || err != nil && !errors.Is(err, ErrDamaged) || slices.ContainsFunc(r.Log(), func(o blocktest.Op) bool { return len(o.Data) > 0 }) {
+			t.Errorf("%s, byte %d is %#x: %d bytes freed, %v", c.path, c.at, c.to, freed, err)
+		}
+		if c.name == "" {
+			continue
+		}
+		// It can be seen, by a name that leads nowhere else.
+		if _, err := fs.Stat(mustOpen(t, d), path.Join(dir, c.name)); err != nil {
+			t.Errorf("%s, byte %d is %#x: %v", c.path, c.at, c.to, err)
+		}
+	}
+}
+
 func TestReclaimBehindEnd(t *testing.T) {
 	d := renamed(t)
 	f := mustOpen(t, d)
