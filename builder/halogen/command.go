@@ -39,6 +39,8 @@ Commands:
   keys      make a distributor's secret keys, and check how they are kept
   inspect   show what is in a UKI, a disk, a system image or a release.json
   diff      say in what two of these differ
+  hardware-report
+            write down what disks and devices this machine has
   help      show this
 
 'halogen COMMAND --help' shows a command's options.
@@ -51,7 +53,7 @@ func (c command) run(args []string) int {
 		fmt.Fprint(c.stderr, usage)
 		return exitUsage
 	}
-	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "keys": c.keys, "diff": c.diff, "install": c.install, "release": c.release, "run": c.machine}
+	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "keys": c.keys, "diff": c.diff, "install": c.install, "release": c.release, "run": c.machine, "hardware-report": c.hardwareReport}
 	name := args[0]
 	if name == "help" || name == "--help" || name == "-h" {
 		fmt.Fprint(c.stdout, usage)

@@ -44,6 +44,8 @@ func TestUsage(t *testing.T) {
 		{"unknown command", nil, []string{"bulid"}, exitUsage, "", `unknown command "bulid"`},
 		{"help of a command", nil, []string{"build", "--help"}, exitOK, "--disk-size SIZE", ""},
 		{"help of another", nil, []string{"inspect", "-h"}, exitOK, "--json", ""},
+		{"hardware report", nil, []string{"hardware-report"}, exitOK, "halogen-hardware-report 1\n", ""},
+		{"hardware report of something", nil, []string{"hardware-report", "x"}, exitUsage, "", "want no arguments"},
 		{"unknown option", nil, append(build, "--verbose"), exitUsage, "", "-verbose"},
 		{"stray argument", nil, append(build, "x"), exitUsage, "", `"x"`},
 		{"no root file system", nil, []string{"build", "--version", "1", "--out", "o"}, exitUsage, "", "--rootfs is missing"},
