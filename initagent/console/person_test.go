@@ -94,10 +94,17 @@ func TestAsk(t *testing.T) {
 	if err != nil || string(got) != "an answer" {
 		t.Fatalf("%q, %v", got, err)
 	}
-	shown := make([]byte, 4096)
-	n, err := other.Read(shown)
-	if want := "what? (answered on " + filepath.Base(tty) + ")"; err != nil || !strings.Contains(string(shown[:n]), want) {
-		t.Errorf("the other terminal shows %q, %v; want %q", shown[:n], err, want)
+	shown, buf := "", make([]byte, 4096)
+	for want := "what? (answered on " + filepath.Base(tty) + ")"; !strings.Contains(shown, want); {
+		fds := []unix.PollFd{{Fd: int32(other.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 5000); n != 1 || err != nil {
+			t.Fatalf("the other terminal shows %q, %v; want %q", shown, err, want)
+		}
+		n, err := other.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown += string(buf[:n])
 	}
 }
 

@@ -3,6 +3,7 @@ package hw
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,6 +80,8 @@ func (t *Terminal) Write(text []byte) (int, error) {
 		case done == len(text):
 			t.stopped = false
 			return done, nil
+		case n == 0:
+			return done, fmt.Errorf("write to %s: %w", t.Path, io.ErrShortWrite)
 		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
 			return done, fmt.Errorf("write to %s: %w", t.Path, err)
 		case errors.Is(err, unix.EAGAIN):

@@ -1,0 +1,200 @@
+package install
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+)
+
+// FAULTS 112 (M4): what a disk is part of is said, and no file is taken for a disk.
+func TestContentsOfMembers(t *testing.T) {
+	uuid := "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81" // of bcache
+	for want, c := range map[string]struct {
+		at    int64
+		magic string
+	}{"a member of a RAID (md)": {4096, "\xfc\x4e\x2b\xa9"}, "a member of a cache (bcache)": {4096 + 24, uuid}, "a volume of BitLocker's": {3, "-FVE-FS-"}} {
+		disk := make([]byte, 8*mib)
+		copy(disk[510:], "\x55\xaa")
+		copy(disk[c.at:], c.magic)
+		if got := Contents(bytes.NewReader(disk), 8*mib/512, 512); len(got) != 1 || got[0] != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	f, err := os.CreateTemp("/dev/shm", "sda")
+	if err != nil {
+		t.Skipf("no file can be made below /dev: %v", err)
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	if d, err := Open(f.Name()); err == nil || !strings.Contains(err.Error(), "not a block device") {
+		t.Errorf("a file was opened for a disk: %v, %v", d, err)
+	}
+}
+
+// FAULTS 112 (M6): a table that was made at another adapter is said to be one.
+func TestContentsOfOtherSectors(t *testing.T) {
+	for _, size := range []int{512, 4096} {
+		disk := make(memory, 8*mib)
+		made := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: size, Sectors: 8 * mib / uint64(size), Partitions: []gpt.Partition{{
+			Number: 1, Type: gpt.GUID{2}, UUID: gpt.GUID{3}, First: mib / uint64(size), Last: 2*mib/uint64(size) - 1, Label: "data",
+		}}}
+		if err := made.Write(disk); err != nil {
+			t.Fatal(err)
+		}
+		other := 512 + 4096 - size
+		got := strings.Join(Contents(disk, 8*mib/uint64(other), other), "; ")
+		if want := fmt.Sprintf("a partition table for sectors of %d bytes, and the disk shows sectors of %d (it was partitioned at another adapter); partition 1 \"data\" (1 MiB)", size, other); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	}
+}
+
+// memory is a disk.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(m).ReadAt(p, off) }
+func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
+func (m memory) Sync() error                              { return nil }
+func (m memory) Size() int64                              { return int64(len(m)) }
+
+// FAULTS 112 (M3, M4): what the installer offers. Places as kernels give them.
+func TestDisksOffered(t *testing.T) {
+	root := t.TempDir()
+	sys := filepath.Join(root, "sys")
+	add := func(place string, attributes map[string]string) {
+		t.Helper()
+		attributes["queue/logical_block_size"] = "512"
+		for name, content := range attributes {
+			path := filepath.Join(sys, place, name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content+"\n"), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Join(sys, "block"), 0o755), os.Symlink("../"+place, filepath.Join(sys, "block", filepath.Base(place)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const mmc, nvme = "devices/platform/80860F14:00/mmc_host/mmc0/mmc0:0001/block/mmcblk0", "devices/pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0"
+	big := map[string]string{"size": "64000000"}
+	for _, place := range []string{
+		mmc, "devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1", "devices/pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0/block/sda",
+		mmc + "/mmcblk0boot0", mmc + "/mmcblk0boot1", "devices/virtual/block/zd0", "devices/virtual/block/md127", "devices/virtual/block/bcache0", "devices/virtual/block/loop0",
+		"devices/platform/flash/mtd/mtd0/mtdblock0", "devices/pci0000:00/0000:00:17.0/ata2/host1/target1:0:0/1:0:0:0/block/sr0",
+	} {
+		add(place, maps.Clone(big))
+	}
+	add(nvme+"/nvme0c0n1", map[string]string{"size": "64000000", "hidden": "1"})
+	add("devices/pci0000:00/0000:00:14.0/usb1/1-3/1-3:1.0/host3/target3:0:0/3:0:0:0/block/sdb", map[string]string{"size": "0", "removable": "1"}) // a card reader
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc/self"), 0o755), os.WriteFile(filepath.Join(root, "proc/self/mountinfo"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	l := Linux{sys, "/nowhere", filepath.Join(root, "proc")}
+	disks, err := l.Disks()
+	var names []string
+	for _, d := range disks {
+		names = append(names, filepath.Base(d.Path))
+	}
+	if want := "mmcblk0 nvme0n1 sda"; err != nil || strings.Join(names, " ") != want {
+		t.Errorf("offered %q, %v; want %s", names, err, want)
+	}
+}
+
+// FAULTS 112: exactly the least size, and one sector less, at both sector sizes.
+func TestLeastSize(t *testing.T) {
+	s := open(t, newBuild(t, nil))
+	plan := func(sectors uint64, size int) error {
+		d := Disk{Path: "/dev/sda", Serial: "S1", SectorSize: size, Sectors: sectors}
+		return NewPlan(s, d, Facts{Arch: "x86_64", UEFI: true, SetupMode: true, TPM: true}, randomIDs(t), Choice{}).Err(false)
+	}
+	for _, size := range []int{512, 4096} {
+		low, high := uint64(0), uint64(64<<30/size)
+		for high-low > 1 {
+			if middle := (low + high) / 2; plan(middle, size) == nil {
+				high = middle
+			} else {
+				low = middle
+			}
+		}
+		// The first boot judges by the same rule: what is taken has room for all, and
+		// what is refused has not.
+		for sectors, fits := range map[uint64]bool{high: true, high - 1: false} {
+			table, err := Table(s.ESP.Release, randomIDs(t), sectors, size, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := layout.NewPlan(table, s.Contract.SlotSize, rand.Reader); (err == nil) != fits {
+				t.Errorf("%d sectors of %d bytes: the first boot says %v", sectors, size, err)
+			}
+		}
+		need := tooSmall(Disk{SectorSize: size, Sectors: high - 1}, s.Contract.SlotSize, nil)
+		if least := int64(high) * int64(size); !strings.Contains(need, fmt.Sprintf("needs %d MiB", (least+mib-1)/mib)) {
+			t.Errorf("the least disk has %d bytes, and it says: %s", least, need)
+		}
+	}
+}
+
+// FAULTS 112 (M5): what is empty or unreadable among the firmware's options is passed
+// over and said. A directory stands for a variable that gives EIO.
+func TestBootEntryBroken(t *testing.T) {
+	const empty, short, unreadable = "empty", "short", "unreadable"
+	for name, c := range map[string]struct {
+		vars   map[string]string // content, or how it is broken
+		order  []byte
+		number string
+		notes  []string
+	}{
+		"an empty option":       {map[string]string{"Boot0000": empty, "Boot0001": "x", "BootOrder": "\x01\x00\x00\x00"}, []byte{2, 0, 1, 0, 0, 0}, "Boot0002", []string{"Boot0000 of the firmware's"}},
+		"unreadable options":    {map[string]string{"Boot0000": unreadable, "Boot0001": short, "BootOrder": ""}, []byte{2, 0}, "Boot0002", []string{"Boot0000", "Boot0001"}},
+		"an empty order":        {map[string]string{"Boot0000": "x", "Boot000A": "y", "BootOrder": empty}, []byte{1, 0, 0, 0, 10, 0}, "Boot0001", []string{"BootOrder is damaged"}},
+		"an odd order":          {map[string]string{"Boot0000": "x", "BootOrder": "\x00\x00\x05"}, []byte{1, 0, 0, 0}, "Boot0001", []string{"BootOrder is damaged, and is made again from its boot options: it has 3 bytes"}},
+		"no order":              {map[string]string{"Boot0000": "x"}, []byte{1, 0}, "Boot0001", nil},
+		"it is there, no order": {map[string]string{"Boot0000": unreadable, "Boot0001": "option", "BootOrder": short}, []byte{1, 0}, "Boot0001", []string{"Boot0000", "BootOrder"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sys := t.TempDir()
+			folder := filepath.Join(sys, "firmware/efi/efivars")
+			for variable, content := range c.vars {
+				path := filepath.Join(folder, variable+"-"+globalVariables)
+				err := os.MkdirAll(folder, 0o755)
+				switch {
+				case content == unreadable:
+					err = errors.Join(err, os.Mkdir(path, 0o755))
+				case content == empty:
+					err = errors.Join(err, os.WriteFile(path, nil, 0o644))
+				case content == short:
+					err = errors.Join(err, os.WriteFile(path, []byte{7, 0}, 0o644))
+				default:
+					err = errors.Join(err, writeVariable(path, []byte(content)))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			notes, err := Linux{Sys: sys}.AddBootEntry([]byte("option"))
+			if err != nil || len(notes) != len(c.notes) {
+				t.Fatalf("said %q, %v", notes, err)
+			}
+			for i, want := range c.notes {
+				if !strings.Contains(notes[i], want) {
+					t.Errorf("said %q, want %q", notes[i], want)
+				}
+			}
+			order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+			if err != nil || !bytes.Equal(order, c.order) {
+				t.Errorf("order %v, %v; want %v", order, err, c.order)
+			}
+			if have, err := readVariable(filepath.Join(folder, c.number+"-"+globalVariables)); err != nil || string(have) != "option" {
+				t.Errorf("%s is %q, %v", c.number, have, err)
+			}
+		})
+	}
+}
