@@ -35,6 +35,20 @@ func Digest(image []byte) ([sha256.Size]byte, error) {
 	return digest(image, file), nil
 }
 
+// Measured returns the SHA-256 PE hash as EDK2 measures an image into PCR 4. It is
+// Digest but for an unsigned image whose size is no multiple of 8: no zeros follow.
+func Measured(image []byte) ([sha256.Size]byte, error) {
+	file, err := parse(image)
+	if err != nil {
+		return [sha256.Size]byte{}, err
+	}
+	pad := 0
+	if file.CertificateSize != 0 {
+		pad = padding(len(unsigned(image, file)))
+	}
+	return hashed(image, file, pad), nil
+}
+
 // parse wants an image whose headers and sections follow each other without a
 // gap, since the bytes of a gap would be loaded by nobody and hashed by some.
 func parse(image []byte) (*pe.File, error) {
@@ -52,7 +66,12 @@ func parse(image []byte) (*pe.File, error) {
 	return file, nil
 }
 
-func digest(image []byte, file *pe.File) (sum [sha256.Size]byte) {
+func digest(image []byte, file *pe.File) [sha256.Size]byte {
+	return hashed(image, file, padding(len(unsigned(image, file))))
+}
+
+// hashed is the PE hash with so many zeros at the end.
+func hashed(image []byte, file *pe.File, pad int) (sum [sha256.Size]byte) {
 	checksum := file.Optional + pe.OffCheckSum
 	directory := file.Optional + pe.OffCertificateDirectory
 	content := unsigned(image, file)
@@ -60,7 +79,7 @@ func digest(image []byte, file *pe.File) (sum [sha256.Size]byte) {
 	h.Write(content[:checksum])
 	h.Write(content[checksum+4 : directory])
 	h.Write(content[directory+8:])
-	h.Write(make([]byte, padding(len(content))))
+	h.Write(make([]byte, pad))
 	h.Sum(sum[:0])
 	return sum
 }

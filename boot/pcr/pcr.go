@@ -14,6 +14,7 @@ import (
 
 // Registers that a boot is bound to (UAPI Group, Linux TPM PCR Registry).
 const (
+	BootPrograms = 4  // boot manager, UKI and other EFI programs
 	SecureBoot   = 7  // Secure Boot state, keys, and the certificates that let images start
 	KernelImage  = 11 // the unified kernel image and the phases of the boot
 	KernelConfig = 12 // command lines, credentials and addons from outside the image

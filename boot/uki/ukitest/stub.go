@@ -27,6 +27,15 @@ func Stub(version string) []byte {
 	)
 }
 
+// Manager returns the smallest image that passes for systemd-boot of that version. It
+// does not run.
+func Manager(version string) []byte {
+	return Image(
+		Section{".text", []byte{0xf4, 0xeb, 0xfd}},
+		Section{".sdmagic", []byte("#### LoaderInfo: systemd-boot " + version + " ####\x00")},
+	)
+}
+
 // Image returns a PE32+ image with these sections, as a linker lays them out.
 func Image(sections ...Section) []byte {
 	le := binary.LittleEndian
