@@ -132,6 +132,50 @@ func TestInitrd(t *testing.T) {
 	}
 }
 
+// An initramfs says what its initagent can read, wherever the contract happens to
+// end; one of an earlier release says nothing, and is read as it was.
+func TestAbilities(t *testing.T) { // FAULTS 94
+	for size := range 600 {
+		c := sample()
+		c.ReleaseKey = make([]byte, 3*size)
+		now, err := Archive(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := ArchiveWith(c, before())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.HasPrefix(now, old) || len(now) == len(old) {
+			t.Fatalf("size %d: an earlier initagent would not find the contract", size)
+		}
+		for _, rest := range []string{"", "\x1f\x8b compressed", "070701"} {
+			if got := AbilitiesFromInitrd(append(bytes.Clone(now), rest...)); got != Own() {
+				t.Fatalf("size %d, then %q: %+v, want %+v", size, rest, got, Own())
+			}
+			if got := AbilitiesFromInitrd(append(bytes.Clone(old), rest...)); got != before() {
+				t.Fatalf("size %d of an earlier release, then %q: %+v", size, rest, got)
+			}
+		}
+		for _, cut := range []int{0, 1, 100, len(old) - 1, len(old), len(old) + 100} {
+			if got := AbilitiesFromInitrd(now[:cut]); got != before() {
+				t.Fatalf("size %d, cut at %d: %+v", size, cut, got)
+			}
+		}
+	}
+	newer, err := archive(AbilitiesPath, []byte(`{"policy_record":7,"whatever":[1]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := ArchiveWith(sample(), before())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := AbilitiesFromInitrd(append(first, newer...)); got.PolicyRecord != 7 {
+		t.Errorf("a newer release: %+v", got)
+	}
+}
+
 func TestInitrdRefused(t *testing.T) {
 	write := func(records ...cpio.Record) []byte {
 		var out bytes.Buffer
@@ -196,6 +240,9 @@ func FuzzFromInitrd(f *testing.F) {
 	f.Add(archive)
 	f.Add([]byte("070701"))
 	f.Fuzz(func(t *testing.T, initrd []byte) {
+		if a := AbilitiesFromInitrd(initrd); a.PolicyRecord < 1 {
+			t.Fatalf("accepted %+v", a)
+		}
 		if c, err := FromInitrd(initrd); err == nil && c.Validate() != nil {
 			t.Fatalf("accepted %+v", c)
 		}

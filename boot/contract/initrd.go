@@ -2,10 +2,10 @@ package contract
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"strconv"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -63,24 +63,25 @@ func nameFits(initrd []byte, at int64) error {
 	return nil
 }
 
-// Archive returns the uncompressed cpio archive that an initramfs starts with:
-// the contract alone, padded to 512 bytes so that another archive can follow.
-func Archive(c *Contract) ([]byte, error) {
+// Archive returns what an initramfs starts with: an uncompressed cpio archive with
+// the contract alone, and one with what this source tree's initagent can read. Another
+// archive can follow.
+func Archive(c *Contract) ([]byte, error) { return ArchiveWith(c, Own()) }
+
+// ArchiveWith is Archive for an initagent of other abilities.
+func ArchiveWith(c *Contract, a Abilities) ([]byte, error) {
 	text, err := c.Encode()
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	w := cpio.Newc.Writer(&out)
-	records := []cpio.Record{cpio.Directory(path.Dir(Path), 0o755), cpio.StaticFile(Path, string(text), 0o444)}
-	if err := cpio.WriteRecords(w, records); err != nil {
-		return nil, fmt.Errorf("write %s: %w", Path, err)
+	first, err := archive(Path, text)
+	if err != nil || a == before() {
+		return first, err
 	}
-	if err := cpio.WriteTrailer(w); err != nil {
-		return nil, fmt.Errorf("end archive of %s: %w", Path, err)
+	able, err := json.Marshal(a)
+	if err != nil {
+		return nil, err
 	}
-	if rest := out.Len() % 512; rest != 0 {
-		out.Write(make([]byte, 512-rest))
-	}
-	return out.Bytes(), nil
+	second, err := archive(AbilitiesPath, append(able, '\n'))
+	return append(first, second...), err
 }

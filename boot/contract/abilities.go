@@ -1,0 +1,104 @@
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+
+	"github.com/u-root/u-root/pkg/cpio"
+)
+
+// AbilitiesPath is where a UKI says what its initagent can read. It is the only file
+// of the second, uncompressed archive of the initramfs. The contract itself has no
+// room for it: an initagent that does not know a field refuses the whole contract,
+// and with it the release that it is to stage.
+const AbilitiesPath = "halogen/abilities.json"
+
+// Abilities are the newest formats that the initagent of a UKI reads, of what
+// initagents of several releases share on one machine. Fields that are not known are
+// passed over: they say more than is asked here. As the contract they are true only
+// once the UKI's signature is.
+type Abilities struct {
+	// PolicyRecord is the version of the record in the TPM's NV index.
+	PolicyRecord int `json:"policy_record"`
+}
+
+// Own are the abilities of this source tree; policy.RecordNewest is checked against
+// them by a test.
+func Own() Abilities { return Abilities{PolicyRecord: 2} }
+
+// before are the abilities of releases that say nothing of them.
+func before() Abilities { return Abilities{PolicyRecord: 1} }
+
+// maxAbilities bounds the file in bytes.
+const maxAbilities = 4 << 10
+
+// AbilitiesFromInitrd reads them from a UKI's .initrd section. What cannot be read
+// counts as a release that says nothing: less is then expected of it.
+func AbilitiesFromInitrd(initrd []byte) Abilities {
+	end, err := endOfFirst(initrd)
+	if err != nil {
+		return before()
+	}
+	rest := initrd[end:]
+	rec, err := firstFile(rest)
+	if err != nil || rec.Name != AbilitiesPath || rec.FileSize > maxAbilities {
+		return before()
+	}
+	text := make([]byte, rec.FileSize)
+	if _, err := rec.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
+		return before()
+	}
+	a := before()
+	if json.Unmarshal(text, &a) != nil || a.PolicyRecord < 1 {
+		return before()
+	}
+	return a
+}
+
+// endOfFirst is where the first archive ends, with the zeros that follow it.
+func endOfFirst(initrd []byte) (int, error) {
+	rec, err := firstFile(initrd)
+	if err != nil {
+		return 0, err
+	}
+	at := (rec.FilePos + int64(rec.FileSize) + 3) &^ 3
+	if at > int64(len(initrd)) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	// The trailer is a record of a fixed form, whose inode alone differs.
+	const header, name = 110, "TRAILER!!!\x00"
+	trailer := initrd[at:]
+	if len(trailer) < header+len(name) || string(trailer[header:header+len(name)]) != name {
+		return 0, fmt.Errorf("the archive at byte 0 has more than %q", rec.Name)
+	}
+	end := (int(at) + header + len(name) + archiveAlign - 1) &^ (archiveAlign - 1)
+	if end > len(initrd) || len(bytes.Trim(initrd[int(at)+header+len(name):end], "\x00")) > 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return end, nil
+}
+
+// archiveAlign is the size in bytes that each archive is padded to.
+const archiveAlign = 512
+
+// archive is an uncompressed cpio archive with one file, padded so that another can
+// follow.
+func archive(name string, content []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w := cpio.Newc.Writer(&out)
+	records := []cpio.Record{cpio.Directory(path.Dir(name), 0o755), cpio.StaticFile(name, string(content), 0o444)}
+	if err := cpio.WriteRecords(w, records); err != nil {
+		return nil, fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		return nil, fmt.Errorf("end archive of %s: %w", name, err)
+	}
+	if rest := out.Len() % archiveAlign; rest != 0 {
+		out.Write(make([]byte, archiveAlign-rest))
+	}
+	return out.Bytes(), nil
+}
