@@ -16,15 +16,20 @@ var ErrUnmeasured = errors.New("nothing was measured")
 // Boot is one boot that may unlock the root partition: what the SHA-256 bank
 // holds at the moment of the unlock, computed beforehand.
 type Boot struct {
+	PCR4  pcr.Digest // EFI programs: boot manager, UKI, the stub's kernel
 	PCR7  pcr.Digest // Secure Boot state, keys and the authority that let the UKI start
 	PCR11 pcr.Digest // the UKI's sections and the phase "enter-initrd"
-	PCR12 pcr.Digest // command line, credentials and addons from outside the UKI; zero without them
-	PCR13 pcr.Digest // system extensions; zero without them
+	PCR12 pcr.Digest // what the UKI and its boot manager leave in it by themselves; see [pcr.CommandLineTimes]
+	PCR13 pcr.Digest // zero: system extensions from outside the UKI unlock nothing
 	PCR15 pcr.Digest // zero until a volume key was used
 }
 
 // Bound are the PCRs of a [Boot], in the order in which the TPM hashes them.
-func Bound() []int { return []int{7, 11, 12, 13, 15} }
+func Bound() []int { return []int{4, 7, 11, 12, 13, 15} }
+
+// WithoutPrograms are the PCRs that a boot is bound to where PCR 4 cannot be
+// predicted, or where a system that may be started cannot read a record over it.
+func WithoutPrograms() []int { return []int{7, 11, 12, 13, 15} }
 
 // Provisional are the PCRs that a provisional record is over: all but PCR 7,
 // which holds other keys after the restart that enrols this machine's own.
@@ -51,6 +56,8 @@ func (b *Boot) Set(n int, d pcr.Digest) error {
 
 func (b *Boot) at(n int) *pcr.Digest {
 	switch n {
+	case 4:
+		return &b.PCR4
 	case 7:
 		return &b.PCR7
 	case 11:
@@ -90,14 +97,23 @@ func Untouched(d pcr.Digest) bool {
 	return d[0] == 0 || d[0] == 0xff
 }
 
-// Branch returns the policy digest of this boot alone: TPM2_PolicyPCR over all
-// of [Bound].
-func (b *Boot) Branch() Digest {
-	d, err := b.BranchOver(Bound())
-	if err != nil { // Bound is ascending and every PCR of it has a value
+// Branch returns the policy digest of this boot alone, for a record without
+// Programs: TPM2_PolicyPCR over all of [WithoutPrograms].
+func (b *Boot) Branch() Digest { return b.branch(false) }
+
+func (b *Boot) branch(programs bool) Digest {
+	d, err := b.BranchOver(registers(programs))
+	if err != nil { // they are ascending, and each has a value
 		panic(err)
 	}
 	return d
+}
+
+func registers(programs bool) []int {
+	if programs {
+		return Bound()
+	}
+	return WithoutPrograms()
 }
 
 // BranchOver returns the policy digest of this boot over some of [Bound], in

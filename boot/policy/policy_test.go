@@ -16,7 +16,7 @@ import (
 func sum(text string) [32]byte { return sha256.Sum256([]byte(text)) }
 
 func sample() Boot {
-	return Boot{PCR7: sum("7"), PCR11: sum("11")}
+	return Boot{PCR4: sum("4"), PCR7: sum("7"), PCR11: sum("11")}
 }
 
 // calculate is go-tpm's offline calculation, an implementation apart from ours.
@@ -53,7 +53,7 @@ func TestDigestsAgreeWithGoTPM(t *testing.T) {
 			Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(which...),
 		}}},
 	}
-	if got, want := b.Branch(), calculate(t, boot); got != want {
+	if got, want := b.branch(true), calculate(t, boot); got != want {
 		t.Errorf("PolicyPCR %s, go-tpm has %s", got, want)
 	}
 	list := []Digest{b.Branch(), sum("other")}
@@ -131,8 +131,8 @@ func TestBootCheck(t *testing.T) { // FAULTS 70
 
 func TestExplain(t *testing.T) {
 	good := sample()
-	other := Boot{PCR7: sum("7"), PCR11: sum("11, another release")}
-	branches := []Digest{good.Branch(), other.Branch()}
+	other := Boot{PCR4: sum("4"), PCR7: sum("7"), PCR11: sum("11, another release")}
+	branches := []Digest{good.branch(true), other.branch(true)}
 	with := func(set func(*Boot)) Boot {
 		b := good
 		set(&b)
@@ -148,8 +148,9 @@ func TestExplain(t *testing.T) {
 		"unsealed before":                {with(func(b *Boot) { b.PCR15 = sum("x") }), nil, []int{15}},
 		"Secure Boot, nothing known":     {with(func(b *Boot) { b.PCR7 = sum("off") }), nil, nil},
 		"Secure Boot, last boot known":   {with(func(b *Boot) { b.PCR7 = sum("off") }), []Boot{good}, []int{7}},
-		"all but PCR 13":                 {Boot{sum("a"), sum("b"), sum("c"), pcr.Digest{}, sum("d")}, []Boot{good}, []int{7, 11, 12, 15}},
-		"the nearer one counts":          {Boot{PCR7: sum("7"), PCR11: sum("?"), PCR15: sum("x")}, []Boot{{PCR7: sum("7"), PCR11: sum("no")}, other}, []int{11, 15}},
+		"all but PCR 13":                 {Boot{good.PCR4, sum("a"), sum("b"), sum("c"), pcr.Digest{}, sum("d")}, []Boot{good}, []int{7, 11, 12, 15}},
+		"the boot manager":               {with(func(b *Boot) { b.PCR4 = sum("x") }), []Boot{good}, []int{4}},
+		"the nearer one counts":          {Boot{PCR4: sum("4"), PCR7: sum("7"), PCR11: sum("?"), PCR15: sum("x")}, []Boot{{PCR7: sum("7"), PCR11: sum("no")}, other}, []int{11, 15}},
 		"values known from two boots":    {with(func(b *Boot) { b.PCR7, b.PCR11 = sum("?"), sum("?") }), []Boot{{PCR7: sum("7")}, {PCR11: sum("11")}}, []int{7, 11}},
 		"a known boot that is not right": {with(func(b *Boot) { b.PCR7 = sum("off") }), []Boot{{PCR7: sum("no")}}, nil},
 	} {
@@ -157,7 +158,7 @@ func TestExplain(t *testing.T) {
 		if !slices.Equal(e.PCRs, c.want) {
 			t.Errorf("%s: PCRs %v, want %v", name, e.PCRs, c.want)
 		}
-		if len(e.PCRs) > 0 && !slices.Contains(branches, e.Allowed.Branch()) {
+		if len(e.PCRs) > 0 && !slices.Contains(branches, e.Allowed.branch(true)) {
 			t.Errorf("%s: %+v is not allowed", name, e.Allowed)
 		}
 		for _, n := range c.want {

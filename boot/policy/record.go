@@ -18,16 +18,28 @@ const (
 	recordDigest   = 2  // digest of the TPMT_HA, after its algorithm
 	recordMagic    = 34 // "HALR"
 	recordVersion  = 38 // uint16
-	recordCount    = 40 // uint16, branches in use
+	recordOver     = 40 // byte: which PCRs the branches are over, besides; 0 in version 1
+	recordCount    = 41 // byte: branches in use
 	recordFloor    = 42 // uint64
 	recordVolume   = 50 // 32 bytes
 	recordBranches = 82 // MaxBranches of them
 	branchSize     = sha256.Size + 8 + 8
 	recordSum      = recordBranches + MaxBranches*branchSize // SHA-256 of all before it
 
-	recordMagicText  = "HALR"
-	recordVersionNow = 1
+	recordMagicText = "HALR"
+
+	overPrograms = 0x01    // of recordOver: PCR 4
+	passingBit   = 1 << 63 // of a branch's version, which has 63 bits
+
+	recordVersion1 = 1 // over [WithoutPrograms], or [Provisional]
+	// recordVersion2 is over PCR 4 as well, and has branches that are passing. An
+	// initagent that knows version 1 alone takes it for damage, so that it is
+	// written only where no such system may be started any more.
+	recordVersion2 = 2
 )
+
+// RecordNewest is the newest version of the record that this program reads.
+const RecordNewest = recordVersion2
 
 // ErrRecord is wrapped by every refusal to decode a record.
 var ErrRecord = errors.New("policy record")
@@ -37,6 +49,9 @@ type Branch struct {
 	Policy  Digest // of [Boot.Branch]
 	Version uint64 // of the release, for people and for picking what to drop
 	Epoch   uint64 // of the release; not below the record's floor
+	// Passing: it is a boot by a boot manager that is being replaced. It goes once
+	// the new one has started a system and nothing of the old one is left.
+	Passing bool
 }
 
 // Record is the content of the NV index. Its first 34 bytes are the TPMT_HA
@@ -54,6 +69,7 @@ type Branch struct {
 type Record struct {
 	Floor    uint64   // lowest epoch that any allowed boot has
 	Volume   [32]byte // VolumeFingerprint of the root partition; zero while there is none
+	Programs bool     // the branches are over PCR 4, too
 	Branches []Branch // 1 to MaxBranches, no two alike
 }
 
@@ -65,7 +81,15 @@ func (r *Record) PCRs() []int {
 	if r.Provisional() {
 		return Provisional()
 	}
-	return Bound()
+	return registers(r.Programs)
+}
+
+// version is that of the encoding.
+func (r *Record) version() uint16 {
+	if r.Programs {
+		return recordVersion2
+	}
+	return recordVersion1
 }
 
 // Validate refuses a record that must not be written: without a branch, with
@@ -74,7 +98,13 @@ func (r *Record) Validate() error {
 	if n := len(r.Branches); n == 0 || n > MaxBranches {
 		return fmt.Errorf("%w: %d branches, want 1 to %d", ErrRecord, n, MaxBranches)
 	}
+	if r.Programs && r.Provisional() {
+		return fmt.Errorf("%w: PCR 4 is bound before there is a volume", ErrRecord)
+	}
 	for i, b := range r.Branches {
+		if b.Version >= passingBit || b.Passing && !r.Programs {
+			return fmt.Errorf("%w: version %d, passing %v, cannot be encoded", ErrRecord, b.Version, b.Passing)
+		}
 		if b.Epoch < r.Floor {
 			return fmt.Errorf("%w: version %d has epoch %d, the floor is %d", ErrRecord, b.Version, b.Epoch, r.Floor)
 		}
@@ -136,14 +166,21 @@ func (r *Record) Encode() ([]byte, error) {
 	be.PutUint16(b, algSHA256)
 	copy(b[recordDigest:], or[:])
 	copy(b[recordMagic:], recordMagicText)
-	be.PutUint16(b[recordVersion:], recordVersionNow)
-	be.PutUint16(b[recordCount:], uint16(len(r.Branches)))
+	be.PutUint16(b[recordVersion:], r.version())
+	if r.Programs {
+		b[recordOver] = overPrograms
+	}
+	b[recordCount] = byte(len(r.Branches))
 	be.PutUint64(b[recordFloor:], r.Floor)
 	copy(b[recordVolume:], r.Volume[:])
 	for i, branch := range r.Branches {
 		p := b[recordBranches+i*branchSize:]
 		copy(p, branch.Policy[:])
-		be.PutUint64(p[sha256.Size:], branch.Version)
+		version := branch.Version
+		if branch.Passing {
+			version |= passingBit
+		}
+		be.PutUint64(p[sha256.Size:], version)
 		be.PutUint64(p[sha256.Size+8:], branch.Epoch)
 	}
 	sum := sha256.Sum256(b[:recordSum])
@@ -161,28 +198,30 @@ func DecodeRecord(b []byte) (*Record, error) {
 	if string(b[recordMagic:recordVersion]) != recordMagicText {
 		return nil, fmt.Errorf("%w: magic %q, want %q", ErrRecord, b[recordMagic:recordVersion], recordMagicText)
 	}
-	if v := be.Uint16(b[recordVersion:]); v != recordVersionNow {
-		return nil, fmt.Errorf("%w: version %d, want %d", ErrRecord, v, recordVersionNow)
+	if v := be.Uint16(b[recordVersion:]); v != recordVersion1 && v != recordVersion2 {
+		return nil, fmt.Errorf("%w: version %d, want %d or %d", ErrRecord, v, recordVersion1, recordVersion2)
 	}
 	if sum := sha256.Sum256(b[:recordSum]); !bytes.Equal(sum[:], b[recordSum:]) {
 		return nil, fmt.Errorf("%w: checksum does not match: a write was cut, or something else wrote it", ErrRecord)
 	}
-	n := int(be.Uint16(b[recordCount:]))
+	n := int(b[recordCount])
 	if n > MaxBranches {
 		return nil, fmt.Errorf("%w: %d branches, want 1 to %d", ErrRecord, n, MaxBranches)
 	}
-	r := &Record{Floor: be.Uint64(b[recordFloor:])}
+	r := &Record{Floor: be.Uint64(b[recordFloor:]), Programs: b[recordOver] == overPrograms}
 	copy(r.Volume[:], b[recordVolume:])
 	for i := range n {
 		p := b[recordBranches+i*branchSize:]
+		version := be.Uint64(p[sha256.Size:])
 		r.Branches = append(r.Branches, Branch{
 			Policy:  Digest(p[:sha256.Size]),
-			Version: be.Uint64(p[sha256.Size:]),
+			Version: version &^ passingBit,
 			Epoch:   be.Uint64(p[sha256.Size+8:]),
+			Passing: version&passingBit != 0,
 		})
 	}
 	// Encoding again checks what is left: the rules of Validate, the TPMT_HA
-	// against the branches, and that unused room is zero.
+	// against the branches, that version and PCRs fit, and that unused room is zero.
 	again, err := r.Encode()
 	if err != nil {
 		return nil, err

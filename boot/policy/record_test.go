@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"reflect"
 	"testing"
+
+	"halogenos.internal/boot/contract"
 )
 
 func full(n int) *Record {
@@ -17,9 +20,19 @@ func full(n int) *Record {
 	return r
 }
 
+// over4 is a record of version 2.
+func over4(n int) *Record {
+	r := full(n)
+	r.Programs, r.Branches[n-1].Passing = true, true
+	return r
+}
+
 func TestRecordRoundTrip(t *testing.T) {
-	for n := 1; n <= MaxBranches; n++ {
-		r := full(n)
+	for n := range 2 * MaxBranches {
+		r := full(n/2 + 1)
+		if n%2 == 1 {
+			r = over4(n/2 + 1)
+		}
 		b, err := r.Encode()
 		if err != nil {
 			t.Fatal(err)
@@ -40,10 +53,13 @@ func TestRecordRoundTrip(t *testing.T) {
 
 func TestRecordRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Record){
-		"no branch":       func(r *Record) { r.Branches = nil },
-		"nine branches":   func(r *Record) { r.Branches = full(9).Branches },
-		"a branch twice":  func(r *Record) { r.Branches[1].Policy = r.Branches[0].Policy },
-		"below the floor": func(r *Record) { r.Branches[1].Epoch = 2 },
+		"no branch":            func(r *Record) { r.Branches = nil },
+		"nine branches":        func(r *Record) { r.Branches = full(9).Branches },
+		"a branch twice":       func(r *Record) { r.Branches[1].Policy = r.Branches[0].Policy },
+		"below the floor":      func(r *Record) { r.Branches[1].Epoch = 2 },
+		"version too large":    func(r *Record) { r.Branches[1].Version = 1 << 63 },
+		"passing in version 1": func(r *Record) { r.Branches[1].Passing = true },
+		"PCR 4, no volume":     func(r *Record) { r.Programs, r.Volume = true, [32]byte{} },
 	} {
 		r := full(2)
 		change(r)
@@ -72,15 +88,19 @@ func TestDecodeRecordRefuses(t *testing.T) {
 		"zeros":              func([]byte) []byte { return make([]byte, RecordSize) },
 		"erased flash":       func([]byte) []byte { return bytes.Repeat([]byte{0xff}, RecordSize) },
 		"magic":              func(b []byte) []byte { b[recordMagic]++; return reseal(b) },
-		"version":            func(b []byte) []byte { b[recordVersion+1]++; return reseal(b) },
+		"version":            func(b []byte) []byte { b[recordVersion+1] = 3; return reseal(b) },
 		"algorithm":          func(b []byte) []byte { b[1]++; return reseal(b) },
 		"policy":             func(b []byte) []byte { b[recordDigest]++; return reseal(b) },
 		"a branch":           func(b []byte) []byte { b[recordBranches]++; return reseal(b) },
-		"count 0":            func(b []byte) []byte { b[recordCount+1] = 0; return reseal(b) },
-		"count 2":            func(b []byte) []byte { b[recordCount+1] = 2; return reseal(b) },
-		"count 8":            func(b []byte) []byte { b[recordCount+1] = 8; return reseal(b) },
-		"count 9":            func(b []byte) []byte { b[recordCount+1] = 9; return reseal(b) },
-		"count 65535":        func(b []byte) []byte { b[recordCount], b[recordCount+1] = 255, 255; return reseal(b) },
+		"count 0":            func(b []byte) []byte { b[recordCount] = 0; return reseal(b) },
+		"count 2":            func(b []byte) []byte { b[recordCount] = 2; return reseal(b) },
+		"count 8":            func(b []byte) []byte { b[recordCount] = 8; return reseal(b) },
+		"count 9":            func(b []byte) []byte { b[recordCount] = 9; return reseal(b) },
+		"count 255":          func(b []byte) []byte { b[recordCount] = 255; return reseal(b) },
+		"PCR 4 in version 1": func(b []byte) []byte { b[recordOver] = overPrograms; return reseal(b) },
+		"an unknown PCR":     func(b []byte) []byte { b[recordOver] = 2; return reseal(b) },
+		"version 2, no PCR":  func(b []byte) []byte { b[recordVersion+1] = 2; return reseal(b) },
+		"passing, version 1": func(b []byte) []byte { b[recordBranches+32] |= 0x80; return reseal(b) },
 		"unused room in use": func(b []byte) []byte { b[recordBranches+3*branchSize]++; return reseal(b) },
 		"epoch under floor":  func(b []byte) []byte { b[recordFloor+7] = 4; return reseal(b) },
 		"torn floor":         func(b []byte) []byte { b[recordFloor+7] = 0; return b },
@@ -92,6 +112,39 @@ func TestDecodeRecordRefuses(t *testing.T) {
 	}
 }
 
+// Records as machines have them: what an earlier release has written is read, and
+// what it could not read differs in its version alone.
+func TestRecordGolden(t *testing.T) {
+	for _, c := range []struct {
+		r           *Record
+		head, tails string
+	}{
+		{full(2), "48414c52" + "0001" + "0002" + "0000000000000003", "0000000000000014"},
+		{over4(2), "48414c52" + "0002" + "0102" + "0000000000000003", "0000000000000014"},
+	} {
+		b, err := c.r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hex.EncodeToString(b[recordMagic:recordVolume]); got != c.head {
+			t.Errorf("the head is %s, want %s", got, c.head)
+		}
+		if got := hex.EncodeToString(b[recordBranches+32:][:8]); got != c.tails {
+			t.Errorf("the first branch's version is %s, want %s", got, c.tails)
+		}
+	}
+	if able := contract.Own().PolicyRecord; able != RecordNewest {
+		t.Errorf("UKIs say that they read version %d, this program reads %d", able, RecordNewest)
+	}
+	b, err := over4(2).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(b[recordBranches+branchSize+32:][:8]); got != "8000000000000015" {
+		t.Errorf("a passing branch's version is %s", got)
+	}
+}
+
 // A write that a TPM tore in two, at any byte, is never taken for a record
 // unless it is the old one or the new one.
 func TestTornRecord(t *testing.T) {
@@ -99,7 +152,7 @@ func TestTornRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := full(3).Encode()
+	after, err := over4(3).Encode() // the first of version 2
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +226,11 @@ func FuzzDecodeRecord(f *testing.F) {
 		}
 		f.Add(b, true)
 	}
+	b, err := over4(MaxBranches).Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b, true)
 	f.Add([]byte{}, false)
 	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
 		if fix && len(b) == RecordSize { // get past the checksum
