@@ -224,7 +224,9 @@ func TestRefusesCryptsetups(t *testing.T) {
 	t.Run("another cipher", func(t *testing.T) { refused(t, format(t, "--cipher", "aes-cbc-essiv:sha256"), "aes-cbc-essiv") })
 	// What cryptsetup can do otherwise, and we never do.
 	t.Run("sectors of 512", func(t *testing.T) { refused(t, format(t, "--sector-size", "512"), `"sector_size":512`) })
-	t.Run("data elsewhere", func(t *testing.T) { refused(t, format(t, "--offset", "32776", "--luks2-keyslots-size", "16744448"), `"offset":"16781312"`) })
+	t.Run("data elsewhere", func(t *testing.T) {
+		refused(t, format(t, "--offset", "32776", "--luks2-keyslots-size", "16744448"), `"offset":"16781312"`)
+	})
 	t.Run("AES-128", func(t *testing.T) { refused(t, format(t, "--key-size", "256"), "key of 32 bytes") })
 	t.Run("small keyslots area", func(t *testing.T) { refused(t, format(t, "--luks2-keyslots-size", "1m"), "keyslots area") })
 	t.Run("large metadata", func(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
@@ -323,6 +324,12 @@ func TestRootFileSystemsThatCannotBeBuilt(t *testing.T) {
 			[]string{"CONFIG_EFI_STUB"}},
 		{"no stub", func(f rootfstest.Files) { delete(f, efi+"linuxx64.efi.stub") }, []string{"no UKI stub", "/" + efi + "linuxx64.efi.stub"}},
 		{"truncated stub", func(f rootfstest.Files) { f[efi+"linuxx64.efi.stub"] = f[efi+"linuxx64.efi.stub"][:700] }, []string{"UKI stub"}},
+		{"a stub that was not tried", func(f rootfstest.Files) { f[efi+"linuxx64.efi.stub"] = ukitest.Stub("253.1-1") },
+			[]string{"systemd-stub 253.1-1", "was not tried", "252, 254"}},
+		{"a boot manager that was not tried", func(f rootfstest.Files) { f[efi+"systemd-bootx64.efi"] = ukitest.Manager("9000") },
+			[]string{"systemd-boot 9000", "was not tried"}},
+		{"a boot manager of another kind", func(f rootfstest.Files) { f[efi+"systemd-bootx64.efi"] = ukitest.Stub("257.13-1") },
+			[]string{"it is systemd-stub 257.13-1, want systemd-boot"}},
 		{"no boot manager", func(f rootfstest.Files) { delete(f, efi+"systemd-bootx64.efi") }, []string{"no boot manager", "/" + efi + "systemd-bootx64.efi"}},
 		{"no os-release", func(f rootfstest.Files) { delete(f, "etc/os-release") }, []string{"os-release"}},
 		{"no modules for the kernel", func(f rootfstest.Files) { f["boot/vmlinuz-"+rootfstest.Release] = rootfstest.Kernel("6.13.0") },

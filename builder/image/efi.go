@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/rootfs"
 )
@@ -42,7 +43,7 @@ func machineName(machine uint16) string {
 // systemd installs it. It is what machines can sign: a signature that it
 // brings is left out, since no machine trusts another's, and one of a form that
 // ours refuse would stop their first boot.
-func readEFI(t *rootfs.Tree, chosen, usual, what, key string) (image []byte, signed bool, err error) {
+func readEFI(t *rootfs.Tree, chosen, usual, what, key, program string) (image []byte, signed bool, err error) {
 	name := usual
 	if chosen != "" {
 		name = chosen
@@ -58,10 +59,23 @@ func readEFI(t *rootfs.Tree, chosen, usual, what, key string) (image []byte, sig
 		return nil, false, fmt.Errorf("%s %s is for %s, and the kernel is for x86-64: name the one for x86-64 with %s", what, name, machineName(machine), key)
 	}
 	bare, err := bareEFI(image)
+	if err == nil {
+		err = checkTried(bare, program)
+	}
 	if err != nil {
 		return nil, false, fmt.Errorf("%s %s: %w", what, name, err)
 	}
 	return bare, len(bare) != len(image), nil
+}
+
+// checkTried refuses a boot manager or stub of which it is not known what it
+// measures.
+func checkTried(image []byte, program string) error {
+	parsed, err := uki.Parse(image)
+	if err != nil {
+		return err
+	}
+	return pcr.CheckTried(parsed, program)
 }
 
 // bareEFI returns an EFI image without signatures.

@@ -43,13 +43,13 @@ func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, er
 		return nil, fmt.Errorf("kernel /%s is %s, and Uname of [UKI] is %s", p.kernel.path, p.kernel.release, c.Uname)
 	}
 	for _, part := range []struct {
-		to                         *[]byte
-		chosen, usual, what, named string
+		to                                  *[]byte
+		chosen, usual, what, named, program string
 	}{
-		{&p.stub, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]"},
-		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]"},
+		{&p.stub, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]", "systemd-stub"},
+		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]", "systemd-boot"},
 	} {
-		image, signed, err := readEFI(t, part.chosen, part.usual, part.what, part.named)
+		image, signed, err := readEFI(t, part.chosen, part.usual, part.what, part.named, part.program)
 		if err != nil {
 			return nil, err
 		}

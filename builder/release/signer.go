@@ -62,10 +62,10 @@ func LoadSigner(file KeyFile, pinned *pgp.Key, at time.Time, must ...*pgp.Key) (
 		return &Signer{public: pinned, must: must, gpg: true}, nil
 	}
 	defer secretmem.Collect()
-	return secretmem.Get(func() (*Signer, error) { return loadSigner(file, pinned, at) })
+	return secretmem.Get(func() (*Signer, error) { return loadSigner(file, pinned, at, must) })
 }
 
-func loadSigner(file KeyFile, pinned *pgp.Key, at time.Time) (*Signer, error) {
+func loadSigner(file KeyFile, pinned *pgp.Key, at time.Time, must []*pgp.Key) (*Signer, error) {
 	ring, err := readSecretKey(file.Path)
 	if err != nil {
 		return nil, fmt.Errorf("signing key %s: %w", file.Path, err)

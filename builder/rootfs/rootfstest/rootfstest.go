@@ -176,7 +176,7 @@ func Minimal() Files {
 		"etc/os-release":                               []byte("PRETTY_NAME=\"Test OS\"\nID=test\nIMAGE_VERSION=old\n"),
 		"usr/bin/hello":                                []byte("#!/bin/sh\necho hello\n"),
 		"usr/lib/systemd/boot/efi/linuxx64.efi.stub":   ukitest.Stub("257.13-1"),
-		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": ukitest.Stub("257.13-1"),
+		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": ukitest.Manager("257.13-1"),
 		dir + "kernel/fs/one.ko":                       Module(Release),
 		dir + "kernel/lib/two-parts.ko":                Module(Release),
 		dir + "modules.dep":                            []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
