@@ -8,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
@@ -66,7 +65,6 @@ func run(ctx context.Context) error {
 			Now:      time.Now,
 			Sleep:    time.Sleep,
 			Memory:   hw.Memory,
-			Collect:  secretmem.Collect,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,

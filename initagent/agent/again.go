@@ -55,11 +55,11 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if a.chip.err != nil {
 		return nil
 	}
-	boot, err := a.enrolled(keys, list)
+	start, err := a.enrolled(keys, list)
 	if err == nil {
 		b := a.binding()
 		b.Proves = false // what is sealed to the next boot does not unseal in this one
-		err = a.accept(c, f, b, volumeKey, secret, boot)
+		err = a.accept(c, f, b, volumeKey, secret, start)
 	}
 	if err != nil {
 		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))
@@ -67,24 +67,23 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	return nil
 }
 
-// enrolled is a boot of the running system as it will be once the keys are
-// enrolled: nothing but PCR 7 differs from this one.
-func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (policy.Boot, error) {
-	boot, err := a.expected()
+// enrolled is how the running system starts once the keys are enrolled.
+func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*rootpart.Start, error) {
+	start, err := a.expected()
 	if err != nil {
-		return policy.Boot{}, err
+		return nil, err
 	}
 	list, err := a.listToEnrol(keys, stored)
 	if err != nil {
-		return policy.Boot{}, err
+		return nil, err
 	}
 	wanted := list.Wanted
 	if len(wanted.DB) != 1 {
-		return policy.Boot{}, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
+		return nil, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
 	}
 	log, _, err := a.readLog()
 	if err != nil {
-		return policy.Boot{}, err
+		return nil, err
 	}
 	vars := pcr.SecureBootVariables{SecureBoot: true}
 	revoked := a.firmware.DBX.Content
@@ -96,9 +95,9 @@ func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (poli
 			continue
 		}
 		if *v.into, err = v.content.Marshal(); err != nil {
-			return policy.Boot{}, err
+			return nil, err
 		}
 	}
-	boot.PCR7, err = pcr.PredictPCR7(log, vars, [][]byte{wanted.DB[0].SignatureData()})
-	return boot, err
+	pcr7, err := pcr.PredictPCR7(log, vars, [][]byte{wanted.DB[0].SignatureData()})
+	return start.Enrolled(pcr7), err
 }

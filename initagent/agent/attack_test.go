@@ -62,9 +62,10 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	a.chip.tpm, err = m.openTPM()
 	m.must(err)
 	m.must(a.enterPhase())
-	boot, err := a.expected()
+	start, err := a.expected()
 	m.must(err)
-	sealed, err := a.sealProvisionally(secret, nil)
+	boot := start.Boot
+	sealed, err := a.sealProvisionally(secret)
 	m.must(err)
 	return boot, sealed
 }

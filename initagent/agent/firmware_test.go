@@ -118,11 +118,13 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	if m.noSecureBoot {
 		setFlag(m.vars, "SecureBoot", 0)
 	}
+	started := removable
 	err = m.startable(removable, m.manager)
 	if err != nil && m.nextManager != nil {
 		err = m.startable(removable, m.nextManager)
 	}
 	if err != nil && m.bootEntry {
+		started = managerCopy
 		err = m.startable(managerCopy, m.manager)
 	}
 	if err != nil {
@@ -162,7 +164,7 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	if err := m.startable(file, m.releases[chosen.Version].uki); err != nil {
 		return chosen, "", fmt.Errorf("the boot manager cannot start the UKI: %w", err)
 	}
-	return chosen, counted, m.measure(m.releases[chosen.Version].uki)
+	return chosen, counted, m.measure(m.esp.files[started].now.data, m.esp.files[file].now.data)
 }
 
 // startable verifies a file as LoadImage does, and that nothing but a signature
@@ -198,8 +200,11 @@ func (m *machine) startable(name string, original []byte) error {
 }
 
 // measure extends the TPM and writes the log of it.
-func (m *machine) measure(image []byte) error {
+func (m *machine) measure(manager, image []byte) error {
 	b := newLog()
+	if err := m.measurePrograms(b, manager, image); err != nil {
+		return err
+	}
 	if m.optionROM != "" {
 		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.optionROM...))
 	}
@@ -229,6 +234,12 @@ func (m *machine) measure(image []byte) error {
 		b.event(pcr.KernelImage, pcr.EventIPL, []byte(name+"\x00"))
 		b.event(pcr.KernelImage, pcr.EventIPL, data)
 	}
+	if m.extra12 != "" {
+		b.event(pcr.KernelConfig, pcr.EventIPL, []byte(m.extra12))
+	}
+	if m.extra13 != "" {
+		b.event(pcr.SystemExts, pcr.EventIPL, []byte(m.extra13))
+	}
 	m.log = b.out
 	if m.noTPM != nil {
 		return nil
@@ -237,6 +248,51 @@ func (m *machine) measure(image []byte) error {
 		if err := m.emulator.extend(e.register, e.digest); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// measurePrograms is what firmware, an old boot manager and the stub do: PCR 4 gets the
+// hashes of the programs as they lie on the ESP, and PCR 12 the UKI's own command line
+// where the boot manager is older than 257.
+func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
+	program := func(image []byte) error {
+		digest, err := authenticode.Measured(image)
+		if err == nil {
+			b.add(pcr.BootPrograms, pcr.EventBootApplication, []byte("a program"), digest)
+		}
+		return err
+	}
+	const calling, returning = "Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option"
+	b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
+	b.event(pcr.BootPrograms, pcr.EventSeparator, []byte{0, 0, 0, 0})
+	if m.detour {
+		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
+		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
+	}
+	for _, image := range [][]byte{manager, image} {
+		if err := program(image); err != nil {
+			return err
+		}
+	}
+	if m.unaccounted {
+		b.add(pcr.BootPrograms, pcr.EventCompactHash, []byte("the firmware's own"), pcr.Digest{4})
+	}
+	parsed, err := uki.Parse(image)
+	if err != nil {
+		return err
+	}
+	off := m.vars["SecureBoot"].data[0] == 0
+	if mark, err := uki.Parse(manager); err == nil {
+		if stub, err := mark.Stub(); err == nil && stub.Major < 257 {
+			b.event(pcr.KernelConfig, pcr.EventIPL, []byte("q\x00u\x00i\x00e\x00t\x00\x00\x00"))
+			if off {
+				b.event(pcr.KernelConfig, pcr.EventIPL, []byte("q\x00u\x00i\x00e\x00t\x00\x00\x00"))
+			}
+		}
+	}
+	if kernel, ok := parsed.Section(".linux"); ok && off {
+		return program(kernel)
 	}
 	return nil
 }
@@ -267,8 +323,11 @@ func newLog() *logBuilder {
 }
 
 func (b *logBuilder) event(register int, kind pcr.EventType, data []byte) {
+	b.add(register, kind, data, sha256.Sum256(data))
+}
+
+func (b *logBuilder) add(register int, kind pcr.EventType, data []byte, digest pcr.Digest) {
 	le := binary.LittleEndian
-	digest := sha256.Sum256(data)
 	b.out = le.AppendUint32(b.out, uint32(register))
 	b.out = le.AppendUint32(b.out, uint32(kind))
 	b.out = le.AppendUint32(b.out, 1)

@@ -144,6 +144,12 @@ func (a *Agent) writeReport(reason string) error {
 		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
 		Root: a.openedBy(), WatchdogReset: a.bitten, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
 	}
+	switch {
+	case a.record != nil:
+		r.Bound = a.record.PCRs()
+	case a.lock != nil && a.lock.Sealed != nil:
+		r.Bound = a.lock.Sealed.PCRs
+	}
 	if key, err := pgp.ParseKey(a.contract.ReleaseKey); r.Signed && err == nil {
 		r.ReleaseKey = key.Fingerprint().String()
 	}

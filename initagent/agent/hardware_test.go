@@ -355,8 +355,13 @@ func (s store) Seed(_, name string) error {
 
 type chipSeam struct{ m *machine }
 
-func (c chipSeam) Open() (*tpm.TPM, error)   { return c.m.openTPM() }
-func (c chipSeam) EventLog() ([]byte, error) { return c.m.log, nil }
+func (c chipSeam) Open() (*tpm.TPM, error) { return c.m.openTPM() }
+func (c chipSeam) EventLog() ([]byte, error) {
+	if c.m.noLog {
+		return nil, fs.ErrNotExist
+	}
+	return c.m.log, nil
+}
 
 // person writes down every recovery key and types what the test says.
 type person struct{ m *machine }

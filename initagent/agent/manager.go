@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
@@ -22,11 +24,7 @@ import (
 // folder of the old one. The name needs one directory entry alone.
 const spareManager = "HALOGEN.NEW"
 
-// managers are where the boot manager lies on the ESP. The one that the machine
-// cannot do without comes last.
-func managers() []string {
-	return []string{"EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"}
-}
+func managers() []string { return rootpart.Managers() }
 
 // managerFile is where the fetcher has put the running release's boot manager.
 func (a *Agent) managerFile() string {
@@ -75,12 +73,100 @@ func (a *Agent) newManager() error {
 	if err != nil {
 		return err
 	}
+	if err := a.admitManager(signed); err != nil {
+		return fmt.Errorf("let the new boot manager's boots unlock the root partition: %w", err)
+	}
 	for _, name := range managers() {
 		if err := a.replaceManager(name, signed); err != nil {
 			return fmt.Errorf("replace %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// admitManager lets the root partition unlock by either boot manager, for each system
+// that may, before the first file is replaced. Cut before it, nothing has changed; cut
+// after it, whichever boot manager starts is known. The old one's boots go when nothing
+// of it is left, see oneManager.
+func (a *Agent) admitManager(image []byte) error {
+	if a.lock == nil || a.lock.Sealed == nil || a.chip.err != nil {
+		return nil // a person unlocks it
+	}
+	fresh, err := rootpart.NewManager(image)
+	if err != nil {
+		return refusal{err}
+	}
+	start, err := a.toldStart()
+	if err != nil {
+		return err
+	}
+	old := slices.DeleteFunc(slices.Clone(start.Managers), func(m rootpart.Manager) bool { return m == fresh })
+	if len(old) == 0 {
+		return nil // it has its place already
+	}
+	systems, err := a.bothManagers(start, fresh, old)
+	if err != nil {
+		return err
+	}
+	if a.lock.Sealed.Kind == policy.KindPCR {
+		reseal, err := a.resealing(start.Boot, systems...)
+		if err != nil {
+			return err
+		}
+		return reseal()
+	}
+	if !a.recordsPolicy() {
+		return errors.New("the TPM did not unlock this boot")
+	}
+	if a.record.Programs && start.Unbound != nil {
+		return start.Unbound
+	}
+	next, err := policy.Compose(a.record.Floor, a.record.Volume, a.record.Programs, systems...)
+	if err != nil {
+		return err
+	}
+	if !next.Allows(&start.Boot) {
+		return errors.New("the running system would not unlock any more")
+	}
+	if slices.Equal(next.Branches, a.record.Branches) {
+		return nil
+	}
+	return a.replaceRecord(next)
+}
+
+// bothManagers are the systems that may unlock now, as either boot manager starts them.
+// What is on the ESP counts where it is what the TPM releases to.
+func (a *Agent) bothManagers(start *rootpart.Start, fresh rootpart.Manager, old []rootpart.Manager) ([]policy.System, error) {
+	systems := []policy.System{start.System(start.Running, []rootpart.Manager{fresh}, old)}
+	for _, n := range a.names {
+		if a.isOurs(n) || n.ImageID != a.contract.ImageID || n.Bad() {
+			continue
+		}
+		var im *rootpart.Image
+		err := a.readESP(func(files fs.FS) error {
+			text, err := rootpart.ReadUKI(files, n)
+			if err == nil {
+				im, err = rootpart.ReadImage(text)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", n, err)
+		}
+		if known := start.System(im, start.Managers, nil); slices.ContainsFunc(known.Boots, a.unlocks) {
+			systems = append(systems, start.System(im, []rootpart.Manager{fresh}, old))
+		}
+	}
+	return systems, nil
+}
+
+// unlocks reports whether the TPM releases the secret to a boot.
+func (a *Agent) unlocks(b policy.Boot) bool {
+	if a.lock.Sealed.Kind == policy.KindPCR {
+		d, err := b.BranchOver(a.lock.Sealed.PCRs)
+		return err == nil && slices.Contains(a.lock.Sealed.Branches, d)
+	}
+	return a.record != nil && a.record.Allows(&b)
 }
 
 // replaceManager replaces one file by a signed image. The name has one whole boot

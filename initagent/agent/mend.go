@@ -65,6 +65,9 @@ func (a *Agent) espUnwell() bool {
 		a.Log.Say("`esp-rebuild` at the recovery console makes the ESP anew")
 		return false
 	}
+	if a.recordsPolicy() && a.record.Passing() && len(found) == 0 && !a.copiedManagers() {
+		found = append(found, "the boot manager was replaced, and its copy is of the old one")
+	}
 	if len(found) > 0 {
 		a.Log.Say("the ESP: %s", strings.Join(found, "; "))
 	}

@@ -61,8 +61,8 @@ func (a *Agent) renew() (*renewal, error) {
 	if err != nil {
 		return nil, err
 	}
+	q := policy.Renewal{Boot: boot, Floor: a.had.Floor, OneManager: a.oneManager()}
 	var others []bls.Name
-	var startable []uint64
 	for _, n := range a.names {
 		if n.ImageID != a.contract.ImageID || n.Version == a.contract.Version {
 			continue
@@ -71,10 +71,10 @@ func (a *Agent) renew() (*renewal, error) {
 			others = append(others, n)
 		}
 		if !n.Bad() || a.facts.Verdict == slot.Interrupted {
-			startable = append(startable, uint64(n.Version))
+			q.Startable = append(q.Startable, uint64(n.Version))
 		}
 	}
-	next, err := a.record.Renew(boot.Branch(), startable)
+	next, err := a.record.Renew(q)
 	if err != nil {
 		return nil, err
 	}
@@ -88,16 +88,6 @@ func (a *Agent) renew() (*renewal, error) {
 		}
 	}
 	return r, nil
-}
-
-// toldBoot is this boot by the firmware's event log, as it was when the root
-// partition was unlocked. That the record has it proves the log.
-func (a *Agent) toldBoot() (policy.Boot, error) {
-	log, _, err := a.readLog()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	return rootpart.Logged(log)
 }
 
 // epochOf is a system's epoch, by the record, or else by its own contract.
@@ -125,6 +115,11 @@ func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
 // updatePolicy writes the TPM's record anew after the ESP's systems have changed: a
 // trial was blessed or has failed, or the fetcher has emptied a slot.
 //
+// The floor is noted on the root partition first. Cut after that, the higher one
+// counts wherever the secret is known: the old system is given no root partition, and
+// this is done again at the next boot. In the other order whoever deletes the record
+// after a cut would take the floor with it.
+//
 // The record is one NV write. Cut before it, the old record stands: it allows the
 // running system, and one or two that may be gone; this is done again at the next
 // boot. Cut after it, the new record stands, and it allows the running system,
@@ -139,12 +134,17 @@ func (a *Agent) updatePolicy() error {
 	}
 	if r.record != nil {
 		old := a.record
+		r.record = a.overPrograms(r.record)
+		if err := a.guarantee(a.had.Raise(rootpart.Of(r.record, rootpart.Enforces(a.firmware))), a.secret); err != nil {
+			return err
+		}
 		if err := a.writeRecord(a.secret, a.lock.Sealed, r.record); err != nil {
 			return err
 		}
 		a.record = r.record
 		for _, b := range old.Branches {
-			if !slices.Contains(r.record.Branches, b) {
+			gone := func(n policy.Branch) bool { return n.Version == b.Version }
+			if !slices.ContainsFunc(r.record.Branches, gone) {
 				a.Log.Say("version %d unlocks nothing any more", b.Version)
 			}
 		}
@@ -167,14 +167,68 @@ func (a *Agent) updatePolicy() error {
 	})
 }
 
+// oneManager reports whether the boot manager that has started this boot is the only
+// one that is left, on the ESP and among its copies. It is asked only while another is
+// being replaced.
+func (a *Agent) oneManager() bool {
+	if !a.record.Passing() || a.facts.Unwell || !a.copiedManagers() {
+		return false
+	}
+	if _, err := a.Store.Read(a.managerFile(), 0); !errors.Is(err, fs.ErrNotExist) {
+		return false // one is still to come
+	}
+	start, err := a.toldStart()
+	if err != nil || start.Unbound != nil {
+		return false
+	}
+	return len(start.Managers) == 1
+}
+
+// copiedManagers reports whether the copies of the boot manager are of those on the
+// ESP. Two versions may be alike in size, which is what an ordinary boot compares.
+func (a *Agent) copiedManagers() bool {
+	var here []rootpart.Manager
+	err := a.readESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
+	copies, cerr := a.keeper().Managers()
+	if err != nil || cerr != nil {
+		return false
+	}
+	for _, image := range copies {
+		m, err := rootpart.NewManager(image)
+		if err != nil || !slices.Contains(here, m) {
+			return false
+		}
+	}
+	return true
+}
+
+// overPrograms makes a record that has the running system alone one over PCR 4, where
+// that is accounted for. With another system beside it that waits for the next
+// release: the fallback may be of a time that could not read such a record.
+func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
+	other := func(b policy.Branch) bool { return b.Version != uint64(a.contract.Version) }
+	if r.Programs || slices.ContainsFunc(r.Branches, other) {
+		return r
+	}
+	start, err := a.toldStart()
+	if err != nil || start.Unbound != nil {
+		return r
+	}
+	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, start.Managers, nil))
+	if err != nil || !next.Allows(&start.Boot) {
+		return r
+	}
+	return next
+}
+
 // acceptable returns the record for an owner who accepts the machine as it is,
-// and the boots that it allows besides the running one's.
-func (a *Agent) acceptable(boot policy.Boot, volumeKey []byte, secret *policy.Secret) (*policy.Record, []policy.Boot) {
-	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Boot: boot, Firmware: a.firmware, List: a.list, Say: a.Log.Say}
+// and the boots that it allows.
+func (a *Agent) acceptable(b rootpart.Binding, start *rootpart.Start, volumeKey []byte, secret *policy.Secret) (*policy.Record, []policy.Boot, error) {
+	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Start: start, Firmware: a.firmware, List: a.list, Had: b.Had, Say: a.Log.Say}
 	if last := a.lastGood(secret); last != nil && last.Authentic {
 		if b, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, b)
 		}
 	}
-	return a.binding().Acceptable(q, a.lock, volumeKey, a.readESP)
+	return b.Acceptable(q, a.lock, volumeKey, a.readESP)
 }

@@ -105,7 +105,13 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 // fillTPM takes all the room that the TPM has.
 func (m *machine) fillTPM() {
 	m.t.Helper()
-	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	m.must(m.emulator.powerOn(nil))
+	m.fillRest()
+}
+
+// fillRest takes the room that is left.
+func (m *machine) fillRest() {
+	m.t.Helper()
 	size := uint16(2048)
 	for i := uint32(0); size > 0; i++ {
 		_, err := tpm2.NVDefineSpace{

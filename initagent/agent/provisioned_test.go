@@ -161,7 +161,8 @@ func (m *machine) checkRoot() error {
 	if err := vault.CheckFingerprint(record, volumeKey); err != nil {
 		return err
 	}
-	if len(record.Branches) != 1 || record.Floor != m.releases[1].contract.Epoch {
+	other := func(b policy.Branch) bool { return b.Version != 1 }
+	if slices.ContainsFunc(record.Branches, other) || !record.Programs || record.Passing() || record.Floor != m.releases[1].contract.Epoch {
 		return fmt.Errorf("record %+v", record)
 	}
 	indexes, err := chip.Indexes()

@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/initagent/advice"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -78,7 +79,7 @@ func (a *Agent) forget() {
 		a.secret = nil
 	}
 	if a.facts.Released {
-		a.Collect()
+		secretmem.Collect()
 	}
 }
 

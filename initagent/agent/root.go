@@ -19,7 +19,6 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -94,11 +93,10 @@ func (a *Agent) binding() rootpart.Binding {
 
 // owner is what a new root partition is made with.
 type owner struct {
-	secret  *policy.Secret
-	keys    *secureboot.KeySet // nil where there are none
-	wrapped []byte             // the keys and their list under the secret; nil where there are none
-	sealed  *policy.Sealed     // nil without a TPM
-	boot    policy.Boot
+	secret *policy.Secret
+	keys   *secureboot.KeySet // nil where there are none
+	sealed *policy.Sealed     // nil without a TPM
+	start  *rootpart.Start    // nil without a TPM
 }
 
 func (o *owner) wipe() {
@@ -165,66 +163,26 @@ func (a *Agent) takePending(o *owner) (err error) {
 	if !slices.ContainsFunc(rootpart.Certificates(a.firmware), o.keys.DB.Certificate.Equal) {
 		return errPlanted
 	}
-	return a.freshSecret(o)
-}
-
-// freshSecret gives the machine another secret than the first boot's, which was
-// sealed to the UKI alone: whoever had the machine between the two boots could
-// unseal it with any firmware setting.
-//
-// The first boot's index stays until the volume is finished, so that a start that
-// is cut finds the keys again; it goes before the full record is written
-// (recordVolume). A TPM with room for one record alone goes on with the first
-// boot's secret, and says so.
-func (a *Agent) freshSecret(o *owner) error {
-	first, err := a.pending.SealedSecret()
-	if err != nil {
-		return err
-	}
-	fresh, err := policy.NewSecret(a.Random)
-	if err != nil {
-		return err
-	}
-	sealed, err := a.sealProvisionally(fresh, first)
-	if errors.Is(err, tpm.ErrNoSpace) {
-		a.Log.Say("WARNING: this TPM has no room for a second record, so that the secret of the first boot stays: whoever had the machine in hand since then may have it (%v)", err)
-		fresh.Wipe()
-		o.sealed, o.wrapped = first, a.pending.Keys
-		return nil
-	}
-	if err == nil {
-		o.wrapped, err = provision.WrapKeys(a.Random, fresh, o.keys, a.list)
-	}
-	if err != nil {
-		fresh.Wipe()
-		return err
-	}
-	o.secret.Wipe()
-	o.secret, o.sealed = fresh, sealed
-	return nil
+	o.sealed, err = a.pending.SealedSecret()
+	return err
 }
 
 // bind seals the secret, where it is not: to an index whose record says that
 // there is no volume yet, or to this boot alone.
 func (a *Agent) bind(o *owner) (err error) {
-	if o.boot, err = a.expected(); err != nil {
+	if o.start, err = a.expected(); err != nil {
 		return err
 	}
 	if o.sealed == nil {
-		if o.sealed, err = a.sealProvisionally(o.secret, nil); err != nil {
+		if o.sealed, err = a.sealProvisionally(o.secret); err != nil {
 			return err
 		}
 	}
 	if o.sealed.Kind == policy.KindPCR {
 		// The provisional object leaves PCR 7 out.
-		o.sealed, err = a.chip.tpm.SealPCR(o.secret, policy.Bound(), o.boot)
+		o.sealed, err = a.chip.tpm.SealPCR(o.secret, policy.WithoutPrograms(), o.start.Boot)
 	}
 	return err
-}
-
-// branch is the running release's entry in the record.
-func (a *Agent) branch(boot policy.Boot) policy.Branch {
-	return policy.Branch{Policy: boot.Branch(), Version: uint64(a.contract.Version), Epoch: a.contract.Epoch}
 }
 
 // makeRoot makes the root partition.
@@ -233,8 +191,8 @@ func (a *Agent) branch(boot policy.Boot) policy.Branch {
 // system and keys follow; the recovery key is shown; the mark goes; and the
 // TPM's record binds everything to this volume and to PCR 7. Cut before the mark
 // is gone, all of it is made again, with another recovery key, and nobody has
-// used the one that was shown. Cut after it, the volume opens under a provisional
-// record, which the unlock then completes. Once the record is complete
+// used the one that was shown. Cut after it, the volume opens under the first
+// boot's record, which the unlock then completes. Once the record is complete
 // nothing on the disk makes this machine make another root partition. What the
 // first boot left on the ESP goes last.
 func (a *Agent) makeRoot() error {
@@ -270,7 +228,11 @@ func (a *Agent) makeRoot() error {
 	if err := lock.Finish(a.Random, f); err != nil {
 		return err
 	}
-	if err := a.recordVolume(o.secret, o.sealed, o.boot, volumeKey); err != nil {
+	record, err := a.recordVolume(o.secret, o.sealed, o.start, volumeKey)
+	if err != nil {
+		return err
+	}
+	if err := a.checkFloor(record, o.secret); err != nil {
 		return err
 	}
 	if err := a.capVolume(volumeKey); err != nil {
@@ -357,25 +319,23 @@ func (a *Agent) keepInRoot(o *owner) error {
 	if o.keys == nil {
 		return nil
 	}
-	return rootpart.KeepKeys(a.Store, o.wrapped)
+	return rootpart.KeepKeys(a.Store, a.pending.Keys)
 }
 
 // recordVolume binds the TPM's record to the volume and to PCR 7 as it is now.
 // Nothing that an earlier record allowed unseals any more.
-func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, boot policy.Boot, volumeKey []byte) error {
+func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, start *rootpart.Start, volumeKey []byte) (*policy.Record, error) {
 	if sealed == nil || sealed.Kind != policy.KindNV {
-		return nil
+		return nil, nil
 	}
-	// The first boot's index and those of starts that were cut: a provisional record
-	// beside the full one would say that the root partition may be made again.
-	b := a.binding()
-	b.Needed = sealed
-	if err := b.Clear(); err != nil {
-		return fmt.Errorf("clear what earlier starts left in the TPM: %w", err)
+	if start.Unbound != nil {
+		a.Log.Say("PCR 4, which boot manager started the machine, is left out: %v", start.Unbound)
 	}
-	return a.writeRecord(secret, sealed, &policy.Record{
-		Floor: a.contract.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{a.branch(boot)},
-	})
+	record, err := policy.Compose(a.contract.Epoch, policy.VolumeFingerprint(volumeKey), start.Unbound == nil, start.System(start.Running, start.Managers, nil))
+	if err != nil {
+		return nil, err
+	}
+	return record, a.writeRecord(secret, sealed, record)
 }
 
 func (a *Agent) writeRecord(secret *policy.Secret, sealed *policy.Sealed, r *policy.Record) error {

@@ -14,7 +14,6 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -300,33 +299,49 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 	if a.chip.err != nil {
 		return nil, fmt.Errorf("the TPM cannot be told of the new system: %w", a.chip.err)
 	}
-	now, err := a.toldBoot()
+	start, err := a.toldStart()
 	if err != nil {
 		return nil, err
 	}
-	next := policy.Boot{PCR7: now.PCR7, PCR11: pcr.Phases(c.started, pcr.EnterInitrd)}
+	fresh, err := rootpart.ReadImage(c.uki)
+	if err != nil {
+		return nil, refusal{err}
+	}
+	mine, theirs := start.System(start.Running, start.Managers, nil), start.System(fresh, start.Managers, nil)
 	if a.lock.Sealed.Kind == policy.KindPCR {
-		return a.resealing(now, next)
+		return a.resealing(start.Boot, mine, theirs)
 	}
 	if !a.recordsPolicy() {
 		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
 	}
-	record, err := a.record.Admit(now.Branch(), policy.Branch{
-		Policy: next.Branch(), Version: uint64(c.contract.Version), Epoch: c.contract.Epoch,
-	})
+	able := fresh.Abilities.PolicyRecord >= policy.RecordNewest
+	switch {
+	case a.record.Programs && !able:
+		return nil, refuse("it cannot read this machine's record in the TPM, which is over PCR 4")
+	case a.record.Programs && start.Unbound != nil:
+		return nil, fmt.Errorf("what the TPM will hold in PCR 4 when the new system runs is not known: %w", start.Unbound)
+	}
+	record, err := a.record.Admit(start.Boot, able && start.Unbound == nil, mine, theirs)
 	if err != nil {
 		return nil, err
 	}
-	return func() error {
-		if record == a.record {
-			return nil
-		}
-		if err := a.writeRecord(a.secret, a.lock.Sealed, record); err != nil {
-			return err
-		}
-		a.record = record
+	return func() error { return a.replaceRecord(record) }, nil
+}
+
+// replaceRecord writes the record where it is another. What it stands for is noted
+// first.
+func (a *Agent) replaceRecord(r *policy.Record) error {
+	if r == a.record {
 		return nil
-	}, nil
+	}
+	if err := a.guarantee(a.had.Raise(rootpart.Of(r, rootpart.Enforces(a.firmware))), a.secret); err != nil {
+		return err
+	}
+	if err := a.writeRecord(a.secret, a.lock.Sealed, r); err != nil {
+		return err
+	}
+	a.record = r
+	return nil
 }
 
 // resealing is admission for a TPM without room for a record: the secret is sealed
@@ -334,24 +349,34 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 // place of the old one. The header has two copies, of which a cut leaves one.
 // Whoever keeps a copy of the old header still has an object that the old system
 // unseals: there is no floor on such a machine.
-func (a *Agent) resealing(now, next policy.Boot) (func() error, error) {
+func (a *Agent) resealing(now policy.Boot, systems ...policy.System) (func() error, error) {
 	pcrs := a.lock.Sealed.PCRs
-	mine, err := now.BranchOver(pcrs)
-	if err != nil {
-		return nil, err
+	known := func(b policy.Boot) (bool, error) {
+		d, err := b.BranchOver(pcrs)
+		return slices.Contains(a.lock.Sealed.Branches, d), err
 	}
-	theirs, err := next.BranchOver(pcrs)
-	if err != nil {
-		return nil, err
-	}
-	known := func(d policy.Digest) bool { return slices.Contains(a.lock.Sealed.Branches, d) }
+	mine, err := known(now)
 	switch {
-	case !known(mine):
+	case err != nil:
+		return nil, err
+	case !mine:
 		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
-	case known(theirs):
+	}
+	boots := []policy.Boot{now}
+	missing := false
+	for _, s := range systems {
+		for _, b := range slices.Concat(s.Boots, s.Passing) {
+			have, err := known(b)
+			if err != nil {
+				return nil, err
+			}
+			boots, missing = append(boots, b), missing || !have
+		}
+	}
+	if !missing {
 		return func() error { return nil }, nil
 	}
-	return func() error { return a.reseal(pcrs, now, next) }, nil
+	return func() error { return a.reseal(pcrs, boots...) }, nil
 }
 
 func (a *Agent) reseal(pcrs []int, boots ...policy.Boot) error {

@@ -5,9 +5,6 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/uki"
-	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -90,42 +87,6 @@ func (a *Agent) readLog() (*pcr.Log, []byte, error) {
 	}
 	log, err := pcr.ParseLog(raw)
 	return log, raw, err
-}
-
-// expected is what a boot of the running UKI looks like when nothing was added
-// to it: PCR 11 computed from the file on the ESP, PCR 7 from the event log,
-// the others zero. It is an error when this boot is not that one, since what is
-// sealed to it could not be unsealed.
-func (a *Agent) expected() (policy.Boot, error) {
-	image, err := a.runningUKI()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	parsed, err := uki.Parse(image)
-	if err != nil {
-		return policy.Boot{}, fmt.Errorf("the UKI on the ESP: %w", err)
-	}
-	started, err := pcr.PredictUKI(parsed)
-	if err != nil {
-		return policy.Boot{}, fmt.Errorf("the UKI on the ESP: %w", err)
-	}
-	log, _, err := a.readLog()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	told, err := rootpart.Logged(log)
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	want := policy.Boot{PCR7: told.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}
-	now, err := a.chip.tpm.Now()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	for _, n := range want.Differ(&now) {
-		return policy.Boot{}, fmt.Errorf("PCR %d is not what this system alone leaves in it: %s", n, meaning(n))
-	}
-	return want, want.Check()
 }
 
 // meaning says what an unexpected value of a PCR comes from.

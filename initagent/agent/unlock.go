@@ -29,6 +29,12 @@ func (a *Agent) unlock() error {
 	if a.lock.Sealed == nil {
 		return errors.New("the root partition is not bound to a TPM")
 	}
+	told, lerr := a.toldBoot()
+	if lerr == nil {
+		if err := a.nothingForeign(told); err != nil {
+			return err
+		}
+	}
 	last := a.lastGood(nil)
 	var known []policy.Boot // they only help to say which register differs
 	if last != nil {
@@ -42,6 +48,11 @@ func (a *Agent) unlock() error {
 	}
 	a.facts.Released = true
 	defer a.keepOnlyOpen(secret)
+	if lerr != nil || !a.proven(told, record) {
+		if err := a.nothingForeignNow(); err != nil {
+			return err
+		}
+	}
 	volumeKey, err := a.openByTPM(secret)
 	if err != nil {
 		return err
@@ -58,7 +69,7 @@ func (a *Agent) unlock() error {
 	if err := a.mayOpen(record, volumeKey); err != nil {
 		return err
 	}
-	if err := complete(); err != nil {
+	if record, err = complete(); err != nil {
 		return err
 	}
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
@@ -66,6 +77,9 @@ func (a *Agent) unlock() error {
 	}
 	if record != nil {
 		a.state.Floor = record.Floor
+	}
+	if err := a.checkFloor(record, secret); err != nil {
+		return errors.Join(err, a.closeRoot())
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
@@ -98,15 +112,15 @@ func (a *Agent) openByTPM(secret *policy.Secret) ([]byte, error) {
 
 // completion returns what is left to do with the TPM's record: nothing, or,
 // where making the root partition was cut right before its last step, that one.
-func (a *Agent) completion(record *policy.Record, secret *policy.Secret, volumeKey []byte) (func() error, error) {
+func (a *Agent) completion(record *policy.Record, secret *policy.Secret, volumeKey []byte) (func() (*policy.Record, error), error) {
 	if record == nil || !record.Provisional() {
-		return func() error { return nil }, nil
+		return func() (*policy.Record, error) { return record, nil }, nil
 	}
-	boot, err := a.expected()
+	start, err := a.expected()
 	if err != nil {
 		return nil, fmt.Errorf("complete the TPM's record: %w", err)
 	}
-	return func() error { return a.recordVolume(secret, a.lock.Sealed, boot, volumeKey) }, nil
+	return func() (*policy.Record, error) { return a.recordVolume(secret, a.lock.Sealed, start, volumeKey) }, nil
 }
 
 // mayOpen refuses a volume that this machine did not make.
@@ -194,10 +208,10 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 	})
 }
 
-// tidyUp removes what the first boot left on the ESP. Whoever finds it in free
-// space has nothing: its NV index is gone, or, where the TPM had room for one
-// alone, holds the record that is there now. It is not worth a boot: what stays is
-// removed at the next one.
+// tidyUp removes what the first boot left on the ESP. Where the TPM has an NV
+// index the object in it is the one that opens the root partition, under the
+// record that is there now, so that who finds it in free space has nothing. It
+// is not worth a boot: what stays is removed at the next one.
 func (a *Agent) tidyUp() {
 	if !a.leftovers && a.pending == nil {
 		return
@@ -216,6 +230,9 @@ const keyTimeout = 10 * time.Minute
 // askKey opens the root partition with the recovery key. Every try costs the
 // keyslot's key derivation, and nothing else.
 func (a *Agent) askKey() error {
+	if err := a.nothingForeignNow(); err != nil {
+		return err
+	}
 	limit, err := a.keyLimit()
 	if err != nil {
 		return err
@@ -266,6 +283,9 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
+	if err := a.checkFloor(nil, secret); err != nil {
+		return errors.Join(err, a.closeRoot())
+	}
 	a.takeList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
@@ -311,16 +331,23 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
 		return err
 	}
-	boot, err := a.measured()
+	start, err := a.measured()
 	if err != nil {
 		return err
 	}
-	return a.accept(c, f, a.binding(), volumeKey, secret, boot)
+	return a.accept(c, f, a.binding(), volumeKey, secret, start)
 }
 
-// accept lets the TPM open the root partition for a boot.
-func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, boot policy.Boot) error {
-	record, others := a.acceptable(boot, volumeKey, secret)
+// accept lets the TPM open the root partition for boots that start so.
+//
+// What the machine has is noted first, as far as it is more, and last, as far as it is
+// less: a cut leaves a machine whose owner is asked once more at most.
+func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
+	b.Had, b.Consent, b.Enforces = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot
+	record, boots, err := a.acceptable(b, start, volumeKey, secret)
+	if err != nil {
+		return err
+	}
 	accepted, err := b.Accept(a.lock, secret, record)
 	if err != nil {
 		return err
@@ -328,7 +355,7 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	if accepted {
 		a.record = record
 		c.Print("Accepted.\n")
-		return nil
+		return a.guarantee(b.Now(record, a.lock), secret)
 	}
 	keys, err := a.storedKeys(secret)
 	if err != nil {
@@ -337,38 +364,16 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	if err := b.Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boot, record, others...); err != nil {
+	if err := b.Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boots[0], record, boots[1:]...); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	return nil
+	return a.guarantee(b.Now(record, a.lock), secret)
 }
 
 // storedKeys are this machine's Secure Boot keys, from the open root partition.
 func (a *Agent) storedKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
 	return rootpart.StoredKeys(a.Store, secret)
-}
-
-// measured is this boot as the TPM has it, for an owner who says that it is
-// good. A log that accounts for it is required all the same: what nobody can
-// explain is not accepted.
-func (a *Agent) measured() (policy.Boot, error) {
-	log, _, err := a.readLog()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	told, err := rootpart.Logged(log)
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	now, err := a.chip.tpm.Now()
-	if err != nil {
-		return policy.Boot{}, err
-	}
-	if differ := told.Differ(&now); len(differ) > 0 {
-		return policy.Boot{}, fmt.Errorf("the event log does not account for PCR %v", differ)
-	}
-	return now, now.Check()
 }
 
 // showRecoveryKey shows the key on the screen, or where there is none on every

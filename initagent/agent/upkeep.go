@@ -21,11 +21,11 @@ func (a *Agent) observeUpkeep() error {
 	if a.facts.Judged == slot.NotTried {
 		a.facts.Verdict = a.judgeTrial()
 	}
+	if a.facts.Mended == slot.NotTried {
+		a.facts.Unwell = a.espUnwell() // the record waits for it while a boot manager is replaced
+	}
 	a.facts.Policy = a.policyOutdated()
 	a.facts.Manager = a.managerWaits()
 	a.facts.Stage = a.releaseWaits()
-	if a.facts.Mended == slot.NotTried {
-		a.facts.Unwell = a.espUnwell()
-	}
 	return nil
 }

@@ -50,8 +50,8 @@ func TestRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := Differences(setup, now.Log); len(d) != 2 || d[0].PCR != pcr.SecureBoot || d[1].PCR != pcr.KernelImage {
-		t.Errorf("%v, want PCR 7 and 11 alone", d)
+	if d := Differences(setup, now.Log); len(d) != 3 || d[0].PCR != pcr.BootPrograms || d[1].PCR != pcr.SecureBoot || d[2].PCR != pcr.KernelImage {
+		t.Errorf("%v, want PCR 4, 7 and 11 alone", d)
 	}
 }
 

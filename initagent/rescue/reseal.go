@@ -10,7 +10,6 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
@@ -48,31 +47,48 @@ func (m *Machine) Reseal(c hw.Console) error {
 		return err
 	}
 	defer chip.Close()
-	boot, log, err := m.accountedFor(p, chip)
+	start, log, err := m.accountedFor(p, chip, rootpart.Enforces(state))
 	if err != nil {
 		return err
 	}
-	c.Print(m.changes(p, open.Secret, log, boot))
+	had, err := rootpart.ReadGuarantees(m.Store, open.Secret)
+	if err != nil {
+		return err
+	}
+	c.Print(m.changes(p, open.Secret, log))
 	if err := confirm(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware)."); err != nil {
 		return err
 	}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Boot: boot, Firmware: state, List: list, Say: b.Say}
+	b.Had, b.Enforces = rootpart.Had(had, lock), rootpart.Enforces(state)
+	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
+	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	if last, err := m.lastGood(p, open.Secret); err == nil && last != nil && last.Authentic {
 		if good, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, good)
 		}
 	}
 	read := func(read func(fs.FS) error) error { return m.ESP.Read(p.disk, read) }
-	record, others := b.Acceptable(q, lock, open.VolumeKey, read)
+	record, boots, err := b.Acceptable(q, lock, open.VolumeKey, read)
+	if err != nil {
+		return err
+	}
+	// What the machine has is noted last: cut before that, its owner is asked once more
+	// at most, and a floor does not rise here.
+	note := func() error {
+		if now := b.Now(record, lock); now != had {
+			return now.Keep(m.Random, m.Store, open.Secret)
+		}
+		return nil
+	}
 	accepted, err := b.Accept(lock, open.Secret, record)
 	if err != nil {
 		return err
 	}
 	if accepted {
 		c.Print("Accepted.\n")
-		return nil
+		return note()
 	}
 	keys, err := rootpart.StoredKeys(m.Store, open.Secret)
 	if err != nil {
@@ -85,40 +101,40 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(b.Rebind(m.Random, f, lock, open.VolumeKey, open.Secret, keys, boot, record, others...), f.Close()); err != nil {
+	if err := errors.Join(b.Rebind(m.Random, f, lock, open.VolumeKey, open.Secret, keys, boots[0], record, boots[1:]...), f.Close()); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	return nil
+	return note()
 }
 
 // accountedFor is this boot as it was when the initramfs phase had begun. The
 // registers cannot be asked: the console opened after they were capped. So it is
 // computed from the event log and from the UKI on the ESP, and what the log says
 // must come out at what the registers hold: what nobody can explain is not
-// accepted.
-func (m *Machine) accountedFor(p *place, chip *tpm.TPM) (policy.Boot, *pcr.Log, error) {
-	none := policy.Boot{}
+// accepted. Where the log does not account for PCR 4, that is left out.
+func (m *Machine) accountedFor(p *place, chip *tpm.TPM, enforces bool) (*rootpart.Start, *pcr.Log, error) {
 	raw, err := m.TPM.EventLog()
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
 	log, err := pcr.ParseLog(raw)
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
 	values, err := log.PCRs()
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
 	now, err := chip.Now()
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
 	boot, err := rootpart.Logged(log)
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
+	boot.PCR4 = now.PCR4
 	capped := boot
 	capped.PCR15 = now.PCR15 // capped, by what depends on how far the boot came
 	for _, phases := range [][]string{{pcr.EnterInitrd, pcr.Recovery}, {pcr.EnterInitrd, pcr.LeaveInitrd, pcr.Recovery}} {
@@ -127,25 +143,27 @@ func (m *Machine) accountedFor(p *place, chip *tpm.TPM) (policy.Boot, *pcr.Log, 
 		}
 	}
 	if differ := capped.Differ(&now); len(differ) > 0 {
-		return none, nil, fmt.Errorf("the event log does not account for PCR %v", differ)
+		return nil, nil, fmt.Errorf("the event log does not account for PCR %v", differ)
 	}
-	image, err := m.runningUKI(p)
+	image, managers, err := m.runningUKI(p)
 	if err != nil {
-		return none, nil, err
+		return nil, nil, err
 	}
-	started, err := pcr.PredictUKI(image)
-	if err != nil {
-		return none, nil, fmt.Errorf("the UKI on the ESP: %w", err)
+	if boot.PCR11 != image.PCR11 {
+		return nil, nil, errors.New("PCR 11: the running UKI is not the file on the ESP")
 	}
-	if boot.PCR11 != pcr.Phases(started, pcr.EnterInitrd) {
-		return none, nil, errors.New("PCR 11: the running UKI is not the file on the ESP")
+	if err := errors.Join(image.Foreign(boot), boot.Check()); err != nil {
+		return nil, nil, err
 	}
-	return boot, log, boot.Check()
+	return rootpart.NewStart(log, boot, image, managers, enforces), log, nil
 }
 
-// runningUKI reads the file that this boot was started from.
-func (m *Machine) runningUKI(p *place) (image *uki.Image, err error) {
-	err = m.ESP.Read(p.disk, func(files fs.FS) error {
+// runningUKI reads the file that this boot was started from, and the boot managers.
+func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpart.Manager, err error) {
+	err = m.ESP.Read(p.disk, func(files fs.FS) (err error) {
+		if managers, err = rootpart.FindManagers(files); err != nil {
+			return err
+		}
 		entries, err := fs.ReadDir(files, bls.Folder)
 		if err != nil {
 			return err
@@ -159,28 +177,24 @@ func (m *Machine) runningUKI(p *place) (image *uki.Image, err error) {
 			if err != nil {
 				return err
 			}
-			image, err = uki.Parse(text)
+			if image, err = rootpart.ReadImage(text); err != nil {
+				err = fmt.Errorf("the UKI on the ESP: %w", err)
+			}
 			return err
 		}
 		return fmt.Errorf("the ESP has no UKI of %s %s: `esp-rebuild` first", p.contract.ImageID, p.contract.Version)
 	})
-	return image, err
+	return image, managers, err
 }
 
 // changes says what is about to be accepted.
-func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log, boot policy.Boot) string {
+func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log) string {
 	var out strings.Builder
 	last, err := m.lastGood(p, secret)
 	if err != nil {
 		fmt.Fprintf(&out, "What changed is not known: %v\n", err)
 	} else {
 		out.WriteString(goodlog.Explain(last, now))
-	}
-	if boot.PCR12 != (pcr.Digest{}) {
-		out.WriteString("WARNING: a command line, credential or addon from outside the UKI was added to this boot (PCR 12).\n")
-	}
-	if boot.PCR13 != (pcr.Digest{}) {
-		out.WriteString("WARNING: a system extension from outside the UKI was added to this boot (PCR 13).\n")
 	}
 	return out.String()
 }

@@ -22,6 +22,7 @@ func Logged(log *pcr.Log) (policy.Boot, error) {
 		return policy.Boot{}, err
 	}
 	return policy.Boot{
+		PCR4:  values[pcr.BootPrograms],
 		PCR7:  values[pcr.SecureBoot],
 		PCR11: pcr.Phases(values[pcr.KernelImage], pcr.EnterInitrd),
 		PCR12: values[pcr.KernelConfig],
@@ -37,9 +38,43 @@ type Binding struct {
 	// sealed is unsealed once before anything depends on it. The recovery
 	// console's is not.
 	Proves bool
-	// Needed is an object whose NV index stays, even if it looks as if a
-	// provisioning had left it; or nil.
-	Needed *policy.Sealed
+	// Had is what the machine has had, and Consent asks its owner whether it may
+	// have less; an error is a no.
+	Had      Guarantees
+	Consent  func(lost []string) error
+	Enforces bool // the firmware starts signed images alone
+}
+
+// ErrWeaker refuses what would protect the machine less than before.
+var ErrWeaker = errors.New("nothing was changed: this machine would be protected less than it was")
+
+// Had is what a machine has had, by its own note and by what its header says of the
+// TPM: a machine of an earlier release has no note.
+func Had(noted Guarantees, lock *vault.Lock) Guarantees {
+	noted.Record = noted.Record || lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV
+	return noted
+}
+
+// Now is what the machine has once the record counts, or what took its place.
+func (b Binding) Now(r *policy.Record, lock *vault.Lock) Guarantees {
+	g := Guarantees{Format: guaranteesFormat, Floor: b.Had.Floor, SecureBoot: b.Enforces}
+	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
+		return g.Raise(Of(r, b.Enforces))
+	}
+	return g
+}
+
+// consent asks the owner, where the machine would get less than it had.
+func (b Binding) consent(record *policy.Record, kind policy.Kind) error {
+	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces}
+	lost := b.Had.Lost(now)
+	switch {
+	case len(lost) == 0:
+		return nil
+	case b.Consent == nil:
+		return ErrWeaker
+	}
+	return b.Consent(lost)
 }
 
 // Seal seals the machine secret to an NV index with this record, or, where the
@@ -55,12 +90,18 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if err == nil {
 		return sealed, nil
 	}
-	bound := b.Needed != nil && b.Needed.Kind == policy.KindNV // one of two: this secret is not bound to less
-	if bound || !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
+	if !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
 		return nil, err
 	}
+	if weaker := b.consent(record, policy.KindPCR); weaker != nil {
+		return nil, fmt.Errorf("this TPM cannot hold the policy record (%w): %w", err, weaker)
+	}
 	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
-	return b.TPM.SealPCR(secret, record.PCRs(), append([]policy.Boot{boot}, others...)...)
+	pcrs := record.PCRs()
+	if record.Programs { // a change of the boot manager would mean sealing again
+		pcrs = policy.WithoutPrograms()
+	}
+	return b.TPM.SealPCR(secret, pcrs, append([]policy.Boot{boot}, others...)...)
 }
 
 // Clear deletes the NV indexes that a provisioning left when it was cut before
@@ -68,9 +109,6 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 func (b Binding) Clear() error {
 	left, err := b.TPM.Abandoned()
 	for _, index := range left {
-		if b.Needed != nil && b.Needed.Kind == policy.KindNV && index.Handle == b.Needed.NVIndex {
-			continue
-		}
 		err = errors.Join(err, b.TPM.Undefine(index.Handle))
 	}
 	return err
@@ -119,7 +157,7 @@ var ErrReplaced = errors.New("it was replaced for good")
 
 // Accept writes the record where its index is still there, and reports whether
 // it was. The floor stays as it is: it rises when a release has proven itself,
-// and no other time.
+// and no other time. What would be less than the machine had is asked for first.
 func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
 	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
 		return false, nil
@@ -127,23 +165,49 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 	old, err := b.TPM.ReadRecord(lock.Sealed)
 	switch {
 	case err == nil:
-		if record.Floor < old.Floor {
-			return false, fmt.Errorf("this system's epoch is %d and the TPM's floor is %d: %w", record.Floor, old.Floor, ErrReplaced)
+		if err := b.keepFloor(record, old.Floor); err != nil {
+			return false, err
 		}
-		record.Floor = old.Floor
 		if err := record.Succeeds(old); err != nil {
 			return false, err
 		}
 	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
 		return false, nil
+	default:
+		if err := b.keepFloor(record, 0); err != nil {
+			return false, err
+		}
+	}
+	if err := b.consent(record, policy.KindNV); err != nil {
+		return false, err
 	}
 	return true, b.WriteRecord(secret, lock.Sealed, record)
+}
+
+// keepFloor gives a record the floor that was: the TPM's or the root partition's,
+// whichever is higher. Nobody is asked to give it up: who deletes the TPM's index
+// would otherwise bring an old system back.
+func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
+	floor := max(tpms, b.Had.Floor)
+	if record.Floor < floor {
+		return fmt.Errorf("this system's epoch is %d and the floor is %d: %w", record.Floor, floor, ErrReplaced)
+	}
+	if floor > 0 {
+		record.Floor = floor
+	}
+	return nil
 }
 
 // Rebind seals the secret to a TPM that does not know it, and has the header say
 // so. keys sign the deed; nil where the machine has none. Cut before the header
 // is written, the TPM keeps an index that nothing names.
 func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
+	if err := b.keepFloor(record, 0); err != nil {
+		return err
+	}
+	if err := b.consent(record, policy.KindNV); err != nil {
+		return err
+	}
 	sealed, err := b.Seal(secret, boot, record, others...)
 	if err != nil {
 		return err

@@ -23,8 +23,8 @@ import (
 
 // A fallback is a system besides the running one that can be started.
 type fallback struct {
-	boot   policy.Boot // as it will be
-	branch policy.Branch
+	image  *Image
+	system policy.System // as it will boot
 }
 
 // Fallbacks finds the systems that a machine whose owner accepts it must not
@@ -33,10 +33,11 @@ type fallback struct {
 type Fallbacks struct {
 	Table    *gpt.Table
 	Running  *contract.Contract
-	Boot     policy.Boot // the running system's
+	Start    *Start // of the running system
 	Firmware enrol.State
 	List     *secureboot.List // of this machine's own images; nil where it has no keys
-	Known    []policy.Boot    // earlier boots that were good
+	Had      Guarantees
+	Known    []policy.Boot // earlier boots that were good
 	Say      func(format string, args ...any)
 
 	old *policy.Record // that is to be replaced; nil where it cannot be read
@@ -76,37 +77,47 @@ func (q Fallbacks) look(files fs.FS, n bls.Name) (fallback, error) {
 	if err != nil {
 		return fallback{}, err
 	}
-	c, started, err := Describe(image)
+	im, err := ReadImage(image)
 	if err != nil {
 		return fallback{}, err
 	}
+	c := im.Contract
 	if c.ImageID != n.ImageID || c.Version != n.Version {
 		return fallback{}, fmt.Errorf("it is %s %s inside", c.ImageID, c.Version)
 	}
 	if s, named := layout.FindSlot(q.Table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root())); !s.Valid() || !named {
 		return fallback{}, errors.New("no slot holds its content")
 	}
-	if q.old != nil && c.Epoch < q.old.Floor {
-		return fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, q.old.Floor)
+	if floor := q.floor(); c.Epoch < floor {
+		return fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, floor)
 	}
-	f := fallback{boot: policy.Boot{PCR7: q.Boot.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}}
-	f.branch = policy.Branch{Policy: f.boot.Branch(), Version: uint64(c.Version), Epoch: c.Epoch}
+	f := fallback{im, q.Start.System(im, q.Start.Managers, nil)}
 	return f, q.own(image, f)
+}
+
+// floor is the lowest epoch that may run, as far as it is known.
+func (q Fallbacks) floor() uint64 {
+	if q.old == nil {
+		return q.Had.Floor
+	}
+	return max(q.old.Floor, q.Had.Floor)
 }
 
 // own reports why a UKI may be somebody else's.
 func (q Fallbacks) own(image []byte, f fallback) error {
-	version := func(b policy.Branch) bool { return b.Version == f.branch.Version }
+	version := func(b policy.Branch) bool { return b.Version == f.system.Version }
 	if q.old != nil && !slices.ContainsFunc(q.old.Branches, version) {
 		return errors.New("the TPM's record does not have it")
 	}
 	if q.List != nil && Enforces(q.Firmware) {
 		return CheckOwn(image, q.Firmware, q.List)
 	}
-	for _, known := range append(q.Known, q.Boot) {
-		b := policy.Boot{PCR7: known.PCR7, PCR11: f.boot.PCR11}
-		if q.old != nil && q.old.Allows(&b) {
-			return nil
+	for _, known := range append(q.Known, q.Start.Boot) {
+		for _, b := range f.system.Boots {
+			b.PCR7 = known.PCR7
+			if q.old != nil && q.old.Allows(&b) {
+				return nil
+			}
 		}
 	}
 	return errors.New("nothing shows that it is this machine's own")
@@ -155,13 +166,16 @@ func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) 
 }
 
 // Acceptable returns the record of a machine that its owner accepts as it is, and
-// which boots besides the running one it allows. read reads the ESP; where that
-// fails nothing is taken along.
+// the boots that it allows. read reads the ESP; where that fails nothing is taken
+// along.
 //
-// Where there is no old record to say how low an epoch may be, it is the running
-// system's that does, unless that is on trial: its fallback must not be shut out
-// before it has proven itself.
-func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot) {
+// Where there is no old record to say how low an epoch may be, and no note of it on
+// the root partition, it is the running system's that does, unless that is on trial:
+// its fallback must not be shut out before it has proven itself.
+//
+// The record is over PCR 4 where that is accounted for and every system in it reads
+// such a record. A machine that has had one takes no system along that does not.
+func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot, error) {
 	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
 		if old, err := b.TPM.ReadRecord(lock.Sealed); err == nil && !old.Provisional() {
 			q.old = old
@@ -172,23 +186,47 @@ func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, rea
 	if err := read(func(files fs.FS) (err error) { others, trial, err = q.find(files); return err }); err != nil {
 		q.Say("the ESP's other systems are not taken along: %v", err)
 	}
-	r := &policy.Record{Floor: q.Running.Epoch, Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{
-		{Policy: q.Boot.Branch(), Version: uint64(q.Running.Version), Epoch: q.Running.Epoch},
-	}}
-	if trial && q.old == nil {
+	floor := q.floor()
+	if floor == 0 || q.Running.Epoch < floor { // which Accept refuses
+		floor = q.Running.Epoch
 		for _, o := range others {
-			r.Floor = min(r.Floor, o.branch.Epoch)
+			if trial && q.floor() == 0 {
+				floor = min(floor, o.system.Epoch)
+			}
 		}
 	}
-	floor := r.Floor
-	if q.old != nil {
-		floor = q.old.Floor // which the record gets when it is written
-	}
-	var boots []policy.Boot
+	programs := q.Start.Unbound == nil
+	systems := []policy.System{q.Start.System(q.Start.Running, q.Start.Managers, nil)}
 	for _, o := range others {
-		if o.branch.Epoch >= floor && len(r.Branches) < policy.MaxBranches {
-			r.Branches, boots = append(r.Branches, o.branch), append(boots, o.boot)
+		able := o.image.Abilities.PolicyRecord >= policy.RecordNewest
+		switch {
+		case o.system.Epoch < floor:
+			continue
+		case programs && !able && q.Had.Programs:
+			q.Say("version %d is not taken along: it cannot read a record over PCR 4", o.system.Version)
+			continue
+		}
+		programs = programs && able
+		systems = append(systems, o.system)
+	}
+	if err := q.Start.Unbound; err != nil {
+		q.Say("PCR 4, which boot manager started the machine, is left out: %v", err)
+	}
+	r, err := policy.Compose(floor, policy.VolumeFingerprint(volumeKey), programs, systems...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return r, admitted(r, systems), nil
+}
+
+// admitted are those boots of the systems that the record has.
+func admitted(r *policy.Record, systems []policy.System) (boots []policy.Boot) {
+	for _, s := range systems {
+		for _, b := range slices.Concat(s.Boots, s.Passing) {
+			if r.Allows(&b) {
+				boots = append(boots, b)
+			}
 		}
 	}
-	return r, boots
+	return boots
 }

@@ -34,6 +34,9 @@ type Report struct {
 	Signed bool   `json:"signed_updates"`
 	// ReleaseKey is the fingerprint of the OpenPGP key that signs updates.
 	ReleaseKey string `json:"release_key,omitempty"`
+	// Bound are the PCRs that a boot must match for the TPM to release a key; none
+	// where no TPM does.
+	Bound []int `json:"tpm_pcrs,omitempty"`
 	// Root says what opened the root partition: "tpm", "key", "new" where this
 	// boot made it; "none" where there is none, and everything lies in memory.
 	Root string `json:"root"`

@@ -1,6 +1,7 @@
 package systems
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -11,6 +12,25 @@ import (
 type Saved struct {
 	Name string // from the root of the ESP
 	Data []byte
+}
+
+// Managers returns the copies of the boot manager that there are.
+func (k *Keeper) Managers() (images [][]byte, err error) {
+	x, err := k.Index()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{removablePath, managerPath} {
+		data, err := k.copyOf(x.get(name))
+		switch {
+		case errors.Is(err, errNoCopy):
+		case err != nil:
+			return nil, fmt.Errorf("copy of %s: %w", name, err)
+		default:
+			images = append(images, data)
+		}
+	}
+	return images, nil
 }
 
 // Saved returns all that a new ESP is made of: the copies, each compared with the

@@ -16,8 +16,28 @@ import (
 
 // Every PCR that a boot is bound to, tampered with on its own.
 func TestTamperedPCR(t *testing.T) {
+	tampered(t, provision(t, "uki 1"), policy.WithoutPrograms())
+}
+
+// The same with a record over PCR 4, for which the boot manager counts. FAULTS 94
+func TestTamperedPrograms(t *testing.T) {
 	m := provision(t, "uki 1")
-	for _, n := range policy.Bound() {
+	r, err := policy.Compose(1, m.record.Volume, true, policy.System{Version: 1, Epoch: 1, Boots: []policy.Boot{predict("uki 1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.write(r)
+	m.reboot()
+	m.boot("uki 1")
+	if got, err := m.unlock(); err != nil || !got.Programs {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	tampered(t, m, policy.Bound())
+}
+
+func tampered(t *testing.T, m *machine, bound []int) {
+	t.Helper()
+	for _, n := range bound {
 		m.reboot()
 		good := m.boot("uki 1")
 		if err := m.open().ExtendText(n, "something else"); err != nil {
@@ -198,7 +218,7 @@ func TestIndexRedefinedOtherwise(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = end() }()
-	if err := c.assert(&forged, session, policy.Bound(), record.Digests()); err != nil {
+	if err := c.assert(&forged, session, policy.WithoutPrograms(), record.Digests()); err != nil {
 		t.Fatalf("the attacker's own policy: %v", err)
 	}
 	if _, err := c.load(&forged, session); !isCode(err, tpm2.TPMRCPolicyFail) {
@@ -221,7 +241,7 @@ func TestAnotherOR(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = end() }()
-	err = c.assert(m.sealed, session, policy.Bound(), []policy.Digest{predictBranch("uki 1"), rogue.Branch()})
+	err = c.assert(m.sealed, session, policy.WithoutPrograms(), []policy.Digest{predictBranch("uki 1"), rogue.Branch()})
 	if !errors.Is(err, ErrPolicy) || !isCode(err, tpm2.TPMRCValue, tpm2.TPMRCPolicyFail) {
 		t.Errorf("%v", err)
 	}

@@ -177,6 +177,21 @@ func TestProvisional(t *testing.T) {
 
 func TestUnsealTakesTenCommands(t *testing.T) {
 	m := provision(t, "uki 1", "uki 2", "uki 3")
+	takesTen(t, m)
+	full := policy.System{Version: 1, Epoch: 1, Boots: []policy.Boot{predict("uki 1")}}
+	for i := range byte(policy.MaxBranches) {
+		full.Boots = append(full.Boots, policy.Boot{PCR4: pcr.Digest{i + 1}})
+	}
+	r, err := policy.Compose(1, m.record.Volume, true, full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.write(r)
+	takesTen(t, m)
+}
+
+func takesTen(t *testing.T, m *machine) {
+	t.Helper()
 	s := &spy{inner: m.raw}
 	c := newTPM(s, nil)
 	if _, _, err := c.Unseal(m.sealed); err != nil {

@@ -1,0 +1,144 @@
+package rootpart
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
+)
+
+// GuaranteesFile is where the root partition notes what the machine has had.
+const GuaranteesFile = OwnFolder + "/guarantees"
+
+const (
+	guaranteesFormat  = 1
+	guaranteesPurpose = "guarantees"
+	maxGuarantees     = 4 << 10
+)
+
+// Guarantees are what a machine has had, so that it does not get less without its
+// owner being asked. They lie on the root partition, in a box that only this
+// machine's initramfs can make: the TPM's index can be deleted by whoever has the
+// machine in hand, and the header's token can be written by anybody.
+//
+// A box is not fresh. Whoever is root in the running system can put an older one
+// back, and has the TPM's record to reckon with, which is fresh and no less than the
+// box; whoever deletes the record has not been root.
+type Guarantees struct {
+	Format     int    `json:"format"`
+	Floor      uint64 `json:"floor"`       // the lowest epoch that may run
+	Record     bool   `json:"record"`      // the TPM kept the list of systems
+	Programs   bool   `json:"programs"`    // which was over PCR 4
+	SecureBoot bool   `json:"secure_boot"` // the firmware enforced signatures
+
+	unreadable error
+}
+
+// ReadGuarantees reads them; none are none. A box that does not open is no error:
+// all that can be lost then counts as lost, and the owner is asked.
+func ReadGuarantees(store hw.Store, secret *policy.Secret) (Guarantees, error) {
+	box, err := store.Read(GuaranteesFile, maxGuarantees)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Guarantees{Format: guaranteesFormat}, nil
+	}
+	var text []byte
+	if err == nil {
+		text, err = secret.Unbox(guaranteesPurpose, box)
+	} else if !errors.Is(err, hw.ErrUnfit) {
+		return Guarantees{}, err
+	}
+	g := Guarantees{}
+	if err == nil {
+		err = json.Unmarshal(text, &g) // it is our own: a later release may have more
+	}
+	if err == nil && g.Format < guaranteesFormat {
+		err = fmt.Errorf("format %d", g.Format)
+	}
+	if err != nil {
+		return Guarantees{Format: guaranteesFormat, Record: true, Programs: true, SecureBoot: true, unreadable: fmt.Errorf("%s: %w", GuaranteesFile, err)}, nil
+	}
+	return g, nil
+}
+
+// Keep writes them, in place of older ones.
+func (g Guarantees) Keep(random io.Reader, store hw.Store, secret *policy.Secret) error {
+	text, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	box, err := secret.Box(random, guaranteesPurpose, text)
+	if err != nil {
+		return err
+	}
+	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+		return err
+	}
+	return store.Keep(GuaranteesFile, box)
+}
+
+// Raise returns the higher of both, each for itself.
+func (g Guarantees) Raise(o Guarantees) Guarantees {
+	if g.unreadable != nil {
+		g = Guarantees{Format: guaranteesFormat}
+	}
+	return Guarantees{
+		Format: max(g.Format, guaranteesFormat), Floor: max(g.Floor, o.Floor),
+		Record: g.Record || o.Record, Programs: g.Programs || o.Programs, SecureBoot: g.SecureBoot || o.SecureBoot,
+	}
+}
+
+// Of are what a record that has just released the secret stands for; nil where
+// there is none.
+func Of(r *policy.Record, enforces bool) Guarantees {
+	g := Guarantees{Format: guaranteesFormat, SecureBoot: enforces}
+	if r != nil && !r.Provisional() {
+		g.Floor, g.Record, g.Programs = r.Floor, true, r.Programs
+	}
+	return g
+}
+
+// Lost says what a machine had and would have no more, in words for its owner. A
+// floor is never among it: that one is not given up.
+func (g Guarantees) Lost(now Guarantees) (lost []string) {
+	if g.unreadable != nil {
+		lost = append(lost, fmt.Sprintf("Which old systems were replaced for good is not known any more (%v).\n  Old systems with known holes may open your data again.", g.unreadable))
+	}
+	if g.Record && !now.Record {
+		lost = append(lost, "The TPM kept the list of systems that may open your data, and cannot hold it now.\n  Every system that it opens your data for once can do so for ever, also after an update has closed its holes.")
+	}
+	if g.Programs && !now.Programs {
+		lost = append(lost, "The TPM checked which boot manager starts this machine (PCR 4), and would not any more.\n  An old boot manager with known holes could be put back.")
+	}
+	if g.SecureBoot && !now.SecureBoot {
+		lost = append(lost, "Secure Boot was on, and is off.\n  Whatever the firmware starts could open your data.")
+	}
+	return lost
+}
+
+// weakerWord is what an owner types to have less. It is no "y", which they type for
+// what is asked every time.
+const weakerWord = "weaker"
+
+// AskWeaker tells the owner what the machine would lose, and asks for the word.
+func AskWeaker(c hw.Console, lost []string, timeout time.Duration) error {
+	c.Print("\nWARNING: from now on this machine would be protected less than it was.\n\n")
+	for _, l := range lost {
+		c.Print("- " + l + "\n")
+	}
+	answer, err := c.Ask("\nSomebody who had this machine in hand may want exactly that. If you do not know why,\n"+
+		"press Enter: the recovery key keeps opening your data, and nothing is given up.\n"+
+		"Type the word \""+weakerWord+"\" to give it up: ", false, timeout)
+	if err != nil {
+		return err
+	}
+	if !strings.EqualFold(strings.TrimSpace(string(answer)), weakerWord) {
+		return ErrWeaker
+	}
+	return nil
+}
