@@ -75,8 +75,8 @@ func search(r io.Reader, needles []needle) (found map[string]int, size int64, er
 }
 
 // wantNoSecrets searches the memory of a machine. While the root partition is open
-// the kernel has its volume key: dm-crypt in its table, and the cipher in its key
-// schedules, which begin with the halves.
+// the kernel has its volume key in the cipher's two key schedules, each of which begins
+// with one half of it.
 func (g *Guest) wantNoSecrets(when string, needles []needle, open bool) {
 	g.t.Helper()
 	found := g.searchMemory(needles)
