@@ -22,21 +22,21 @@ const quietManager = 257
 // and without Secure Boot.
 func Tried() []int { return []int{252, 254, 257, 262} }
 
-// CheckTried refuses a boot manager ("systemd-boot") or a stub ("systemd-stub") of a
-// version that was not tried: a machine would not open its root partition where it
-// measures something else.
+// CheckTried refuses a boot manager or a stub of a version that was not tried: a
+// machine would not open its root partition where it measures something else. program
+// is what it must be, "systemd-stub"; "" for any program of systemd's.
 func CheckTried(img *uki.Image, program string) error {
 	mark, err := img.Stub()
 	if err != nil {
 		return fmt.Errorf("its version is not known: %w", err)
 	}
-	if mark.Program != program {
+	if program != "" && mark.Program != program {
 		return fmt.Errorf("it is %s %s, want %s", mark.Program, mark.Version, program)
 	}
 	if slices.Contains(Tried(), mark.Major) {
 		return nil
 	}
-	return fmt.Errorf("what %s %s measures into the TPM was not tried; tried are the versions %s", program, mark.Version, strings.Trim(strings.ReplaceAll(fmt.Sprint(Tried()), " ", ", "), "[]"))
+	return fmt.Errorf("what %s %s measures into the TPM was not tried; tried are the versions %s", mark.Program, mark.Version, strings.Trim(strings.ReplaceAll(fmt.Sprint(Tried()), " ", ", "), "[]"))
 }
 
 // maxOwn is how often at most a UKI's own command line is in PCR 12: once by the

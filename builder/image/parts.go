@@ -47,7 +47,7 @@ func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, er
 		chosen, usual, what, named, program string
 	}{
 		{&p.stub, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]", "systemd-stub"},
-		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]", "systemd-boot"},
+		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]", ""},
 	} {
 		image, signed, err := readEFI(t, part.chosen, part.usual, part.what, part.named, part.program)
 		if err != nil {
