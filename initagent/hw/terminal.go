@@ -106,15 +106,7 @@ type everywhere struct {
 func (e *everywhere) Write(text []byte) (int, error) {
 	paths := e.list()
 	for _, path := range paths {
-		t := e.open[path]
-		if t == nil {
-			var err error
-			if t, err = OpenTerminal(path); err != nil {
-				continue // a machine must boot without a console
-			}
-			e.open[path] = t
-		}
-		_, _ = t.Write(text)
+		e.write(path, text)
 	}
 	for path, t := range e.open {
 		if !slices.Contains(paths, path) {
@@ -123,4 +115,27 @@ func (e *everywhere) Write(text []byte) (int, error) {
 		}
 	}
 	return len(text), nil
+}
+
+// write writes to one terminal. A program that had it to itself, as the recovery
+// console's shell has, takes it from everybody when it ends (the kernel hangs it
+// up): then it is opened again.
+func (e *everywhere) write(path string, text []byte) {
+	for range 2 {
+		t := e.open[path]
+		if t == nil {
+			var err error
+			if t, err = OpenTerminal(path); err != nil {
+				return // a machine must boot without a console
+			}
+			e.open[path] = t
+		}
+		done, err := t.Write(text)
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		text = text[done:]
+		_ = t.Close() // nothing that counts is lost
+		delete(e.open, path)
+	}
 }

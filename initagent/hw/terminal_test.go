@@ -2,6 +2,7 @@ package hw
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -105,4 +106,26 @@ func TestLogEverywhere(t *testing.T) {
 	paths = paths[1:]
 	l.Say("last")
 	reads(t, screen, "halogen: last")
+}
+
+// A program that had a terminal to itself takes it from everybody when it ends, as
+// the far end does here: what the boot says then still arrives.
+func TestLogAfterHangup(t *testing.T) {
+	far, path := terminal(t)
+	other, gone := terminal(t)
+	hung, err := OpenTerminal(gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hung.Write([]byte("x")); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the terminal was not hung up: %v", err)
+	}
+	log := &everywhere{list: func() []string { return []string{path} }, open: map[string]*Terminal{path: hung}}
+	if _, err := log.Write([]byte("after")); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, far, "after")
 }
