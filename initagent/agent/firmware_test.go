@@ -61,6 +61,9 @@ func (f *firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
 
 func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
 	f.op("variable " + name)
+	if have, there := f.vars[name]; there && name == nextboot.Variable && have.attributes != attributes {
+		return syscall.EINVAL // UEFI 2.10, section 8.2: the attributes of a variable do not change
+	}
 	if attributes == nextboot.Attributes {
 		f.vars[name] = efiVariable{attributes, bytes.Clone(payload)}
 		if len(payload) == 0 {

@@ -15,10 +15,16 @@ import (
 // readRequest reads what the boot before this one asks for, and takes it away.
 // What asks for the console is taken away first: cut after that, this is an
 // ordinary boot, which asks again if it fails again. Left in place, it would keep
-// the machine from starting its system.
+// the machine from starting its system. One with other attributes is not this
+// machine's: root of the running system can store one that only their own signature
+// deletes, and it outlives the disk.
 func (a *Agent) readRequest() error {
-	_, text, err := a.Variables.Read(nextboot.Variable, nextboot.Vendor)
+	attributes, text, err := a.Variables.Read(nextboot.Variable, nextboot.Vendor)
 	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && attributes != nextboot.Attributes {
+		a.Log.Say("the firmware's variable %s has the attributes %#x, and is ignored", nextboot.Variable, attributes)
 		return nil
 	}
 	if err != nil {

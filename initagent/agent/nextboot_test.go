@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -75,6 +76,17 @@ func TestForgedRequest(t *testing.T) {
 			m.ends("system")
 		})
 	}
+}
+
+// A request that nobody but its writer can take away does not keep the machine from
+// its system. FAULTS 85
+func TestRequestThatStays(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	text, err := nextboot.Request{Console: &nextboot.Console{Person: true, Reason: "x"}}.Encode()
+	m.must(err)
+	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes | secureboot.TimeBasedAuthenticated, text}
+	m.ends("system", "and is ignored")
+	m.ends("system")
 }
 
 // The power is cut at every write of a boot that was asked for the console after
