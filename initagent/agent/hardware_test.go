@@ -326,6 +326,9 @@ func (s store) Read(name string, limit int64) ([]byte, error) {
 
 func (s store) Keep(name string, content []byte) error {
 	s.m.op("root keep " + name)
+	if name == s.m.fullFile {
+		return syscall.ENOSPC
+	}
 	s.files()[name] = slices.Clone(content)
 	s.m.durable++
 	return nil

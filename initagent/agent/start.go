@@ -191,17 +191,14 @@ func (a *Agent) proven(told policy.Boot, record *policy.Record) bool {
 
 // checkFloor reads what the machine has had, once its root partition is open, and
 // refuses a system under the floor. The record that has released the secret counts as
-// well; nil where a person did. What it stands for is noted before anything depends on
-// it.
+// well; nil where a person did. What it stands for is noted, which is not worth a boot:
+// on a full file system it is noted at a later one.
 func (a *Agent) checkFloor(record *policy.Record, secret *policy.Secret) error {
-	have, err := rootpart.ReadGuarantees(a.Store, secret)
-	if err != nil {
-		return err
-	}
+	have := rootpart.ReadGuarantees(a.Store, secret)
 	a.had = have
 	if record != nil {
 		if err := a.guarantee(have.Raise(rootpart.Of(record, rootpart.Enforces(a.firmware))), secret); err != nil {
-			return err
+			a.Log.Say("what this machine has had was not noted: %v", err)
 		}
 	}
 	a.state.Floor = max(a.state.Floor, a.had.Floor)

@@ -310,3 +310,22 @@ func TestGuaranteesUnreadable(t *testing.T) {
 		t.Errorf("a machine of an earlier release notes %+v", g)
 	}
 }
+
+// The note can be neither read nor written: the machine starts all the same, by itself
+// and by its owner's key, and notes it when it can.
+func TestGuaranteesNotWorthABoot(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	delete(m.rootFiles(), rootpart.GuaranteesFile) // as an earlier release leaves it
+	m.fullFile = rootpart.GuaranteesFile
+	m.runs(1, "what this machine has had was not noted: no space left on device")
+	m.fullFile = ""
+	m.runs(1)
+	if g := m.noted(); !g.Record || g.Floor != 5 {
+		t.Errorf("it notes %+v", g)
+	}
+	m.unreadableFile = rootpart.GuaranteesFile
+	m.runs(1)
+	m.extra = "another firmware"
+	m.typed = []string{m.recoveryKey(), "n"}
+	m.ends("system")
+}

@@ -51,10 +51,7 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	had, err := rootpart.ReadGuarantees(m.Store, open.Secret)
-	if err != nil {
-		return err
-	}
+	had := rootpart.ReadGuarantees(m.Store, open.Secret)
 	c.Print(m.changes(p, open.Secret, log))
 	if err := confirm(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware)."); err != nil {

@@ -40,18 +40,16 @@ type Guarantees struct {
 	unreadable error
 }
 
-// ReadGuarantees reads them; none are none. A box that does not open is no error:
-// all that can be lost then counts as lost, and the owner is asked.
-func ReadGuarantees(store hw.Store, secret *policy.Secret) (Guarantees, error) {
+// ReadGuarantees reads them; none are none. A box that does not open, or lies on a bad
+// sector, is no error: all that can be lost then counts as lost, and the owner is asked.
+func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 	box, err := store.Read(GuaranteesFile, maxGuarantees)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Guarantees{Format: guaranteesFormat}, nil
+		return Guarantees{Format: guaranteesFormat}
 	}
 	var text []byte
 	if err == nil {
 		text, err = secret.Unbox(guaranteesPurpose, box)
-	} else if !errors.Is(err, hw.ErrUnfit) {
-		return Guarantees{}, err
 	}
 	g := Guarantees{}
 	if err == nil {
@@ -61,9 +59,9 @@ func ReadGuarantees(store hw.Store, secret *policy.Secret) (Guarantees, error) {
 		err = fmt.Errorf("format %d", g.Format)
 	}
 	if err != nil {
-		return Guarantees{Format: guaranteesFormat, Record: true, Programs: true, SecureBoot: true, unreadable: fmt.Errorf("%s: %w", GuaranteesFile, err)}, nil
+		return Guarantees{Format: guaranteesFormat, Record: true, Programs: true, SecureBoot: true, unreadable: fmt.Errorf("%s: %w", GuaranteesFile, err)}
 	}
-	return g, nil
+	return g
 }
 
 // Keep writes them, in place of older ones.
