@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
@@ -65,6 +66,7 @@ func run(ctx context.Context) error {
 			Now:      time.Now,
 			Sleep:    time.Sleep,
 			Memory:   hw.Memory,
+			Collect:  secretmem.Collect,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,

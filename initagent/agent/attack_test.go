@@ -65,7 +65,7 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	start, err := a.expected()
 	m.must(err)
 	boot := start.Boot
-	sealed, err := a.sealProvisionally(secret)
+	sealed, err := a.sealProvisionally(secret, nil)
 	m.must(err)
 	return boot, sealed
 }

@@ -268,7 +268,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 		a.list = list
 		return rootpart.KeepKeys(a.Store, wrapped)
 	}
-	sealed, err := a.sealProvisionally(secret)
+	sealed, err := a.sealProvisionally(secret, nil)
 	if err != nil {
 		return err
 	}
@@ -352,9 +352,10 @@ func overwrite(dir hw.ESPDir, name string) error {
 }
 
 // sealProvisionally seals the machine secret to the initramfs phase of the
-// running UKI. Where the TPM has an NV index, this object is the one that will
-// open the root partition later, under the full record.
-func (a *Agent) sealProvisionally(secret *policy.Secret) (*policy.Sealed, error) {
+// running UKI. Where the TPM has an NV index, the object stays: it obeys whatever
+// record is written there later. needed is an object whose index is not to be
+// cleared meanwhile; or nil.
+func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) (*policy.Sealed, error) {
 	start, err := a.expected()
 	if err != nil {
 		return nil, err
@@ -363,7 +364,9 @@ func (a *Agent) sealProvisionally(secret *policy.Secret) (*policy.Sealed, error)
 	if err != nil {
 		return nil, err
 	}
-	return a.binding().Seal(secret, boots[0], record, boots[1:]...)
+	b := a.binding()
+	b.Needed = needed
+	return b.Seal(secret, boots[0], record, boots[1:]...)
 }
 
 // checkEnforced is the check after the restart that ends an enrolment.

@@ -162,6 +162,7 @@ type machine struct {
 	recordNow      []byte
 	watchDelivery  func(done string) // after each step of the fetcher's
 	typed          []string          // answers to come
+	collected      bool              // this boot's process has erased what handling secrets left in it
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
 	programEnds    error
@@ -291,7 +292,7 @@ func (m *machine) boot() (end string) {
 		m.t.Fatal(err)
 	}
 	m.chipChanged = true
-	m.openVolume, m.openVerity, m.mounted, m.listening = nil, false, nil, false
+	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected = nil, false, nil, false, false
 	chosen, counted, err := m.start()
 	if err != nil {
 		fmt.Fprintf(&m.said, "DEAD: %v\n", err)
@@ -313,8 +314,11 @@ func (m *machine) boot() (end string) {
 		default:
 			panic(p)
 		}
-		if m.agent.secret != nil && end != "death" {
-			m.t.Errorf("a boot that ended in %s still knows the machine secret", end)
+		if end == "death" {
+			return
+		}
+		if m.agent.secret != nil || m.agent.facts.Released && !m.collected {
+			m.t.Errorf("a boot that ended in %s still knows the machine secret, or has not erased what it knew", end)
 		}
 	}()
 	m.agent = &Agent{
@@ -324,6 +328,7 @@ func (m *machine) boot() (end string) {
 			Now: func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
 			Memory:   func() (uint64, error) { return 128 << 10, nil },
 			Watchdog: m.watchdog,
+			Collect:  func() { m.collected = true },
 		},
 		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}

@@ -105,7 +105,7 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 // fillTPM takes all the room that the TPM has.
 func (m *machine) fillTPM() {
 	m.t.Helper()
-	m.must(m.emulator.powerOn(nil))
+	m.must(m.emulator.powerOn(m.world(true, nil).chip))
 	m.fillRest()
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/initagent/advice"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -79,7 +78,7 @@ func (a *Agent) forget() {
 		a.secret = nil
 	}
 	if a.facts.Released {
-		secretmem.Collect()
+		a.Collect()
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -93,10 +94,11 @@ func (a *Agent) binding() rootpart.Binding {
 
 // owner is what a new root partition is made with.
 type owner struct {
-	secret *policy.Secret
-	keys   *secureboot.KeySet // nil where there are none
-	sealed *policy.Sealed     // nil without a TPM
-	start  *rootpart.Start    // nil without a TPM
+	secret  *policy.Secret
+	keys    *secureboot.KeySet // nil where there are none
+	wrapped []byte             // the keys and their list under the secret; nil where there are none
+	sealed  *policy.Sealed     // nil without a TPM
+	start   *rootpart.Start    // nil without a TPM
 }
 
 func (o *owner) wipe() {
@@ -163,8 +165,43 @@ func (a *Agent) takePending(o *owner) (err error) {
 	if !slices.ContainsFunc(rootpart.Certificates(a.firmware), o.keys.DB.Certificate.Equal) {
 		return errPlanted
 	}
-	o.sealed, err = a.pending.SealedSecret()
-	return err
+	return a.freshSecret(o)
+}
+
+// freshSecret gives the machine another secret than the first boot's, which was
+// sealed to the UKI alone: whoever had the machine between the two boots could
+// unseal it with any firmware setting.
+//
+// The first boot's index stays until the volume is finished, so that a start that
+// is cut finds the keys again; it goes before the full record is written
+// (recordVolume). A TPM with room for one record alone goes on with the first
+// boot's secret, and says so.
+func (a *Agent) freshSecret(o *owner) error {
+	first, err := a.pending.SealedSecret()
+	if err != nil {
+		return err
+	}
+	fresh, err := policy.NewSecret(a.Random)
+	if err != nil {
+		return err
+	}
+	sealed, err := a.sealProvisionally(fresh, first)
+	if errors.Is(err, tpm.ErrNoSpace) {
+		a.Log.Say("WARNING: this TPM has no room for a second record, so that the secret of the first boot stays: whoever had the machine in hand since then may have it (%v)", err)
+		fresh.Wipe()
+		o.sealed, o.wrapped = first, a.pending.Keys
+		return nil
+	}
+	if err == nil {
+		o.wrapped, err = provision.WrapKeys(a.Random, fresh, o.keys, a.list)
+	}
+	if err != nil {
+		fresh.Wipe()
+		return err
+	}
+	o.secret.Wipe()
+	o.secret, o.sealed = fresh, sealed
+	return nil
 }
 
 // bind seals the secret, where it is not: to an index whose record says that
@@ -174,7 +211,7 @@ func (a *Agent) bind(o *owner) (err error) {
 		return err
 	}
 	if o.sealed == nil {
-		if o.sealed, err = a.sealProvisionally(o.secret); err != nil {
+		if o.sealed, err = a.sealProvisionally(o.secret, nil); err != nil {
 			return err
 		}
 	}
@@ -191,8 +228,8 @@ func (a *Agent) bind(o *owner) (err error) {
 // system and keys follow; the recovery key is shown; the mark goes; and the
 // TPM's record binds everything to this volume and to PCR 7. Cut before the mark
 // is gone, all of it is made again, with another recovery key, and nobody has
-// used the one that was shown. Cut after it, the volume opens under the first
-// boot's record, which the unlock then completes. Once the record is complete
+// used the one that was shown. Cut after it, the volume opens under a provisional
+// record, which the unlock then completes. Once the record is complete
 // nothing on the disk makes this machine make another root partition. What the
 // first boot left on the ESP goes last.
 func (a *Agent) makeRoot() error {
@@ -319,7 +356,7 @@ func (a *Agent) keepInRoot(o *owner) error {
 	if o.keys == nil {
 		return nil
 	}
-	return rootpart.KeepKeys(a.Store, a.pending.Keys)
+	return rootpart.KeepKeys(a.Store, o.wrapped)
 }
 
 // recordVolume binds the TPM's record to the volume and to PCR 7 as it is now.
@@ -327,6 +364,13 @@ func (a *Agent) keepInRoot(o *owner) error {
 func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, start *rootpart.Start, volumeKey []byte) (*policy.Record, error) {
 	if sealed == nil || sealed.Kind != policy.KindNV {
 		return nil, nil
+	}
+	// The first boot's index and those of starts that were cut: a provisional record
+	// beside the full one would say that the root partition may be made again.
+	b := a.binding()
+	b.Needed = sealed
+	if err := b.Clear(); err != nil {
+		return nil, fmt.Errorf("clear what earlier starts left in the TPM: %w", err)
 	}
 	if start.Unbound != nil {
 		a.Log.Say("PCR 4, which boot manager started the machine, is left out: %v", start.Unbound)

@@ -208,10 +208,10 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 	})
 }
 
-// tidyUp removes what the first boot left on the ESP. Where the TPM has an NV
-// index the object in it is the one that opens the root partition, under the
-// record that is there now, so that who finds it in free space has nothing. It
-// is not worth a boot: what stays is removed at the next one.
+// tidyUp removes what the first boot left on the ESP. Whoever finds it in free
+// space has nothing: its NV index is gone, or, where the TPM had room for one
+// alone, holds the record that is there now. It is not worth a boot: what stays is
+// removed at the next one.
 func (a *Agent) tidyUp() {
 	if !a.leftovers && a.pending == nil {
 		return

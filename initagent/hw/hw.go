@@ -43,6 +43,9 @@ type Machine struct {
 	Sleep func(time.Duration)
 	// Memory is the machine's, in bytes.
 	Memory func() (uint64, error)
+	// Collect erases what handling secrets has left in this process:
+	// secretmem.Collect.
+	Collect func()
 }
 
 // A Disk is a whole disk.

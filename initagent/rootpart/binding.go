@@ -38,6 +38,9 @@ type Binding struct {
 	// sealed is unsealed once before anything depends on it. The recovery
 	// console's is not.
 	Proves bool
+	// Needed is an object whose NV index stays, even if it looks as if a
+	// provisioning had left it; or nil.
+	Needed *policy.Sealed
 	// Had is what the machine has had, and Consent asks its owner whether it may
 	// have less; an error is a no.
 	Had      Guarantees
@@ -90,7 +93,8 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if err == nil {
 		return sealed, nil
 	}
-	if !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
+	bound := b.Needed != nil && b.Needed.Kind == policy.KindNV // one of two: this secret is not bound to less
+	if bound || !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
 		return nil, err
 	}
 	if weaker := b.consent(record, policy.KindPCR); weaker != nil {
@@ -109,6 +113,9 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 func (b Binding) Clear() error {
 	left, err := b.TPM.Abandoned()
 	for _, index := range left {
+		if b.Needed != nil && b.Needed.Kind == policy.KindNV && index.Handle == b.Needed.NVIndex {
+			continue
+		}
 		err = errors.Join(err, b.TPM.Undefine(index.Handle))
 	}
 	return err

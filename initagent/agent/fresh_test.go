@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/tpm"
+)
+
+// stealPending unseals what the first boot has left on the ESP, as somebody does
+// who has the machine in hand before its second boot: with any firmware setting, and
+// with the UKI's measurements replayed.
+func (m *machine) stealPending() (*policy.Sealed, *policy.Secret) {
+	m.t.Helper()
+	var p *provision.Pending
+	for name, f := range m.esp.files {
+		if strings.HasPrefix(name, provision.Folder) && !f.now.absent {
+			if q, err := provision.Parse(f.now.data); err == nil {
+				p = q
+			}
+		}
+	}
+	sealed, err := p.SealedSecret()
+	m.must(err)
+	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	m.must(m.emulator.extend(7, pcr.Digest(sha256.Sum256([]byte("Secure Boot is off, any program")))))
+	parsed, err := uki.Parse(m.releases[1].uki)
+	m.must(err)
+	b := newLog()
+	for _, name := range []string{".linux", ".osrel", ".cmdline", ".initrd", ".sbat"} {
+		data, _ := parsed.Section(name)
+		b.event(pcr.KernelImage, pcr.EventIPL, []byte(name+"\x00"))
+		b.event(pcr.KernelImage, pcr.EventIPL, data)
+	}
+	for _, e := range b.events {
+		m.must(m.emulator.extend(e.register, e.digest))
+	}
+	chip := tpm.OpenTransport(m.emulator)
+	m.must(chip.ExtendText(pcr.KernelImage, pcr.EnterInitrd))
+	secret, _, err := chip.Unseal(sealed)
+	m.must(err)
+	return sealed, secret
+}
+
+// Between the first and the second boot the secret is bound to the UKI alone. What
+// somebody takes then opens nothing of the finished machine. FAULTS 98
+func TestSecretOfTheFirstBoot(t *testing.T) {
+	m := newMachine(t, nil)
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
+	}
+	sealed, stolen := m.stealPending()
+	m.ends("system") // the owner goes on, and sees nothing
+	m.must(m.provisioned())
+	lock, volumeKey, secret := m.unlocked()
+	defer clear(volumeKey)
+	if secret.Equal(stolen) {
+		t.Error("the finished machine lives by the secret that was stolen")
+	}
+	part, err := m.partition(6)
+	m.must(err)
+	if _, err := lock.OpenTPM(part, stolen, 1<<20); err == nil {
+		t.Error("the stolen secret opens the root partition")
+	}
+	if lock.Sealed.NVIndex == sealed.NVIndex {
+		t.Errorf("both are bound to NV index %#x", sealed.NVIndex)
+	}
+	chip, err := m.openTPM()
+	m.must(err)
+	left, err := chip.Indexes()
+	m.must(err)
+	if len(left) != 1 || left[0].Handle != lock.Sealed.NVIndex {
+		t.Errorf("NV indexes %+v are left", left)
+	}
+}
+
+// A TPM with room for one record keeps the secret of the first boot, with all that
+// the record is for, and says so.
+func TestRoomForOneRecord(t *testing.T) {
+	m := newMachine(t, nil)
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
+	}
+	m.fillTPM()
+	m.ends("system", "no room for a second record")
+	m.must(m.provisioned())
+	lock, volumeKey, secret := m.unlocked()
+	clear(volumeKey)
+	secret.Wipe()
+	if lock.Sealed.Kind != policy.KindNV {
+		t.Errorf("sealed as %s", lock.Sealed.Kind)
+	}
+}
