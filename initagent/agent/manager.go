@@ -100,8 +100,9 @@ func (a *Agent) admitManager(image []byte) error {
 	if err != nil {
 		return err
 	}
-	old := slices.DeleteFunc(slices.Clone(start.Managers), func(m rootpart.Manager) bool { return m == fresh })
-	if len(old) == 0 {
+	other := func(m rootpart.Manager) bool { return m != fresh }
+	old := slices.DeleteFunc(a.knownManagers(start), func(m rootpart.Manager) bool { return m == fresh })
+	if !slices.ContainsFunc(start.Managers, other) {
 		return nil // it has its place already
 	}
 	systems, err := a.bothManagers(start, fresh, old)
@@ -153,7 +154,7 @@ func (a *Agent) bothManagers(start *rootpart.Start, fresh rootpart.Manager, old 
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", n, err)
 		}
-		if known := start.System(im, start.Managers, nil); slices.ContainsFunc(known.Boots, a.unlocks) {
+		if known := start.System(im, a.knownManagers(start), nil); slices.ContainsFunc(known.Boots, a.unlocks) {
 			systems = append(systems, start.System(im, []rootpart.Manager{fresh}, old))
 		}
 	}

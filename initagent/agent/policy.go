@@ -214,7 +214,7 @@ func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
 	if err != nil || start.Unbound != nil {
 		return r
 	}
-	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, start.Managers, nil))
+	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, a.knownManagers(start), nil))
 	if err != nil || !next.Allows(&start.Boot) {
 		return r
 	}

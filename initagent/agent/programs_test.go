@@ -215,3 +215,32 @@ func TestBootManagerUnlocks(t *testing.T) {
 	m.bless()
 	m.runs(3)
 }
+
+// An old boot manager of this machine's own lies on the path that the firmware does not
+// take, and waits for a record that has it: the next one does not. FAULTS 94
+func TestPlantedBootManager(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	old := bytes.Clone(m.esp.files[removable].now.data)
+	m.nextManager = otherManager
+	m.fetchManager(newRelease(t, 2, 5, pinned), otherManager)
+	m.runs(2)
+	m.bless()
+	for range 3 {
+		m.runs(2)
+	}
+	if m.policyRecord().Passing() {
+		t.Fatal("the new boot manager is not the only one yet")
+	}
+	plant := func(name string) {
+		m.esp.files[name] = &espFile{remains{data: bytes.Clone(old)}, []remains{{data: bytes.Clone(old)}}}
+	}
+	plant(managerCopy)
+	m.runs(2)
+	m.fetchManager(newRelease(t, 3, 5, pinned), otherManager)
+	m.runs(3)
+	plant(removable)
+	m.ends("recovery", "PCR 4 differs")
+	if m.openVolume != nil {
+		t.Error("the old boot manager opens the root partition")
+	}
+}

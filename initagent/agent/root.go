@@ -375,7 +375,7 @@ func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, start
 	if start.Unbound != nil {
 		a.Log.Say("PCR 4, which boot manager started the machine, is left out: %v", start.Unbound)
 	}
-	record, err := policy.Compose(a.contract.Epoch, policy.VolumeFingerprint(volumeKey), start.Unbound == nil, start.System(start.Running, start.Managers, nil))
+	record, err := policy.Compose(a.contract.Epoch, policy.VolumeFingerprint(volumeKey), start.Unbound == nil, start.System(start.Running, start.Current(), nil))
 	if err != nil {
 		return nil, err
 	}

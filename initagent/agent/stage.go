@@ -307,7 +307,8 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 	if err != nil {
 		return nil, refusal{err}
 	}
-	mine, theirs := start.System(start.Running, start.Managers, nil), start.System(fresh, start.Managers, nil)
+	known := a.knownManagers(start)
+	mine, theirs := start.System(start.Running, known, nil), start.System(fresh, known, nil)
 	if a.lock.Sealed.Kind == policy.KindPCR {
 		return a.resealing(start.Boot, mine, theirs)
 	}

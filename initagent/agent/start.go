@@ -85,6 +85,21 @@ func (a *Agent) toldStart() (*rootpart.Start, error) {
 	return a.startOf(boot, running)
 }
 
+// knownManagers are the boot managers of the ESP by which this machine may start: those
+// that the record lets start the running system, or, where it does not tell boot managers
+// apart yet, the one that has started this boot. Anybody can lay another one of this
+// machine's own on the path that the firmware does not take, as an old one with a known
+// hole, and wait for the next record.
+func (a *Agent) knownManagers(start *rootpart.Start) []rootpart.Manager {
+	if a.record == nil || !a.record.Programs {
+		return start.Current()
+	}
+	return slices.DeleteFunc(slices.Clone(start.Managers), func(m rootpart.Manager) bool {
+		boots := start.System(start.Running, []rootpart.Manager{m}, nil).Boots
+		return !slices.ContainsFunc(boots, func(b policy.Boot) bool { return a.record.Allows(&b) })
+	})
+}
+
 // expected is how a boot of the running UKI starts when nothing was added to it:
 // PCR 11 computed from the file on the ESP, PCR 7 from the event log, PCR 12 what this
 // UKI and its boot manager leave in it, the others zero. It is an error when this boot

@@ -91,7 +91,7 @@ func (q Fallbacks) look(files fs.FS, n bls.Name) (fallback, error) {
 	if floor := q.floor(); c.Epoch < floor {
 		return fallback{}, fmt.Errorf("its epoch is %d and the floor is %d", c.Epoch, floor)
 	}
-	f := fallback{im, q.Start.System(im, q.Start.Managers, nil)}
+	f := fallback{im, q.Start.System(im, q.Start.Current(), nil)}
 	return f, q.own(image, f)
 }
 
@@ -196,7 +196,7 @@ func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, rea
 		}
 	}
 	programs := q.Start.Unbound == nil
-	systems := []policy.System{q.Start.System(q.Start.Running, q.Start.Managers, nil)}
+	systems := []policy.System{q.Start.System(q.Start.Running, q.Start.Current(), nil)}
 	for _, o := range others {
 		able := o.image.Abilities.PolicyRecord >= policy.RecordNewest
 		switch {
