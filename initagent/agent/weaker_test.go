@@ -329,3 +329,16 @@ func TestGuaranteesNotWorthABoot(t *testing.T) {
 	m.typed = []string{m.recoveryKey(), "n"}
 	m.ends("system")
 }
+
+// Root of the running system has deleted the note: the record that is there still says
+// what the machine has had. FAULTS 94, 99
+func TestWeakerWithoutNote(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	delete(m.rootFiles(), rootpart.GuaranteesFile)
+	m.unaccounted = true
+	m.typed = []string{m.recoveryKey(), "y", "y"}
+	m.ends("system")
+	if !m.policyRecord().Programs || !strings.Contains(m.printed.String(), "which boot manager starts this machine") {
+		t.Errorf("it is bound to less; printed: %s", m.printed.String())
+	}
+}

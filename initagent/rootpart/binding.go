@@ -178,6 +178,7 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 		if err := record.Succeeds(old); err != nil {
 			return false, err
 		}
+		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
 	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
 		return false, nil
 	default:
