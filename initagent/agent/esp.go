@@ -54,15 +54,17 @@ func (a *Agent) ukiNames() (names []bls.Name, err error) {
 	return names, err
 }
 
-// runningUKI reads the file that this boot was started from.
+// runningUKI reads the file that this boot was started from, or, where that is not
+// known, one of its version.
 func (a *Agent) runningUKI() (image []byte, err error) {
+	booted, known := a.bootedName()
 	err = a.readESP(func(files fs.FS) error {
 		entries, err := fs.ReadDir(files, bls.Folder)
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			if n, err := bls.Parse(e.Name()); err == nil && a.isOurs(n) {
+			if n, err := bls.Parse(e.Name()); err == nil && a.isOurs(n) && (!known || n == booted) {
 				image, err = readFile(files, path.Join(bls.Folder, e.Name()), enrol.MaxEFIFile)
 				return err
 			}

@@ -208,30 +208,45 @@ func (a *Agent) drivers() secureboot.Drivers {
 	return log.Drivers()
 }
 
-// runningDigest is the hash of the file that this boot was started from.
+// runningDigest is the hash of the file that this boot was started from. Others of its
+// version, and with its contract, can lie beside it: anybody writes to the ESP. So it is
+// the one that the boot manager or the stub names, and where there is a TPM it has what
+// was measured.
 func (a *Agent) runningDigest() (digest [32]byte, err error) {
+	booted, known := a.bootedName()
+	if !known {
+		return digest, fmt.Errorf("which of the ESP's UKIs of %s %s was started is not known", a.contract.ImageID, a.contract.Version)
+	}
 	err = a.readESP(func(files fs.FS) error {
-		for _, n := range a.names {
-			if !a.isOurs(n) {
-				continue
-			}
-			image, err := a.original(files, path.Join(bls.Folder, n.String()))
-			if err != nil {
-				return err
-			}
-			c, _, err := rootpart.Describe(image)
-			if err != nil {
-				return err
-			}
-			if c.ImageID != a.contract.ImageID || c.Version != a.contract.Version || !slices.Equal(c.RootHash, a.contract.RootHash) {
-				return fmt.Errorf("%s is %s %s inside, and not the running system", n, c.ImageID, c.Version)
-			}
-			digest, err = authenticode.Digest(image)
+		image, err := a.original(files, path.Join(bls.Folder, booted.String()))
+		if err != nil {
 			return err
 		}
-		return fmt.Errorf("the ESP has no UKI of %s %s", a.contract.ImageID, a.contract.Version)
+		im, err := rootpart.ReadImage(image)
+		if err != nil {
+			return err
+		}
+		if c := im.Contract; c.ImageID != a.contract.ImageID || c.Version != a.contract.Version || !slices.Equal(c.RootHash, a.contract.RootHash) {
+			return fmt.Errorf("%s is %s %s inside, and not the running system", booted, c.ImageID, c.Version)
+		}
+		if err := a.wasMeasured(im); err != nil {
+			return fmt.Errorf("%s: %w", booted, err)
+		}
+		digest, err = authenticode.Digest(image)
+		return err
 	})
 	return digest, err
+}
+
+func (a *Agent) wasMeasured(im *rootpart.Image) error {
+	if a.chip.err != nil {
+		return nil
+	}
+	now, err := a.chip.tpm.Now()
+	if err == nil && now.PCR11 != im.PCR11 {
+		err = errors.New(meaning(pcr.KernelImage))
+	}
+	return err
 }
 
 // original reads an image as it was before an interrupted signing.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/rootpart"
@@ -60,6 +61,38 @@ func TestForeignFilesAreNotSigned(t *testing.T) {
 			t.Error("it was signed")
 		}
 	})
+}
+
+// A second UKI of the running version, with its contract and another kernel, is not the
+// one that runs, whatever is named first. FAULTS 89
+func TestDoubleIsNotSigned(t *testing.T) {
+	for _, fresh := range []bool{false, true} {
+		t.Run(fmt.Sprintf("first boot %v", fresh), func(t *testing.T) {
+			m := newMachine(t, nil)
+			if !fresh {
+				m.ends("system")
+			}
+			parsed, err := uki.Parse(m.releases[1].uki)
+			m.must(err)
+			initrd, _ := parsed.Section(".initrd")
+			evil, err := uki.Build(ukitest.Stub("257.13-1"), uki.Payload{
+				OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("another kernel"), Initrd: bytes.Clone(initrd),
+			}.Sections())
+			m.must(err)
+			const double = "EFI/Linux/test_1+0-3.efi"
+			m.putESP(double, evil)
+			m.vars = newVariables()
+			m.owner = !fresh
+			m.ends("system", double+": not signed, left alone")
+			digest, err := authenticode.Digest(evil)
+			m.must(err)
+			list, err := m.storedList()
+			m.must(err)
+			if list.Allows(digest) {
+				t.Error("it counts as this machine's own")
+			}
+		})
+	}
 }
 
 // A file that this machine's key has signed, and that the list does not have, is not
