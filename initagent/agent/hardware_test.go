@@ -164,6 +164,9 @@ type kernel struct{ m *machine }
 func (k kernel) Coldplug(way []bootoption.Function) (int, error) {
 	if k.m != nil {
 		k.m.driven, k.m.tpmPlugs = way, k.m.tpmPlugs-1
+		if k.m.plugging != nil {
+			k.m.plugging()
+		}
 	}
 	return 0, nil
 }

@@ -147,6 +147,7 @@ type machine struct {
 	// the TPM's record.
 	unreadable     int
 	unreadableFile string
+	plugging       func() // is called when drivers are loaded
 	fullFile       string // it cannot be written: the file system is full
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu

@@ -145,3 +145,20 @@ func TestConsoleTellsLateTPM(t *testing.T) {
 		})
 	}
 }
+
+// The console's drivers, of which whoever is there chooses by what they plug in, are
+// loaded when a TPM that is there releases nothing any more. FAULTS 97
+func TestConsolesDriversComeLater(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	loads := 0
+	m.presses, m.looks = 1, 0
+	m.plugging = func() {
+		if loads++; m.agent.lock != nil {
+			m.nothingUnseals("a driver of the console's")
+		}
+	}
+	m.ends("recovery")
+	if loads < 2 {
+		t.Errorf("drivers were loaded %d times", loads)
+	}
+}

@@ -15,16 +15,20 @@ import (
 // reach that was not typed in. Leaving it restarts the machine.
 //
 // No secret was in memory in this boot (see slot.Stop). The order: the root
-// partition is closed; all drivers are loaded, since a TPM whose driver is a module
-// could not be told otherwise, and would be there for the shell; the TPM learns that
-// the boot has ended; and one that was absent then is looked for once more right
-// before the shell, for a driver that took its time. If one of these fails there is no console.
+// partition is closed; the TPM learns that the boot has ended, before a device that
+// somebody has plugged in gets its driver; all drivers are loaded, since a TPM whose
+// driver is a module would be there for the shell; one that was absent is told then,
+// and looked for once more right before the shell, for a driver that took its time.
+// If one of these fails there is no console.
 func (a *Agent) recover(reason string) error {
 	a.stopListening()
 	a.Log.Say("RECOVERY: %s", reason)
 	a.forget()
 	a.noteSelf(journal.Recovery, reason)
 	err := a.closeRoot()
+	if a.chip.err == nil {
+		err = errors.Join(err, a.leavePhase(pcr.Recovery))
+	}
 	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
 	if err := errors.Join(err, a.leavePhase(pcr.Recovery)); err != nil {
 		return a.noConsole(err)
