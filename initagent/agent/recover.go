@@ -52,9 +52,13 @@ func (a *Agent) recover(reason string) error {
 	return a.restart()
 }
 
-// noConsole restarts a machine on which a shell could ask the TPM.
+// noConsole restarts a machine on which a shell could ask the TPM. Somebody has to
+// read why, and nobody wants a machine that restarts faster than that.
 func (a *Agent) noConsole(err error) error {
 	a.Log.Say("no console: %v", err)
+	a.Log.Say("nothing was lost. Switch the machine off and on. If that does not help, switch the TPM off in the firmware's setup (it may be called PTT, fTPM or Security Device): " +
+		"without a TPM the console opens, and the recovery key opens the data")
+	a.Sleep(time.Minute)
 	return errors.Join(err, a.restart())
 }
 
