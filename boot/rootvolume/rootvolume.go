@@ -21,6 +21,7 @@ const Label = "halogen-root"
 const (
 	TPMToken        = "halogen-tpm2"
 	UnfinishedToken = "halogen-unfinished"
+	ReplacedToken   = "halogen-replaced" // of a keyslot that is being removed
 	EscrowField     = "halogen-escrow"
 )
 

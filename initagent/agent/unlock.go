@@ -75,6 +75,7 @@ func (a *Agent) unlock() error {
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
+	a.finishSecret(volumeKey, secret)
 	if record != nil {
 		a.state.Floor = record.Floor
 	}
@@ -86,6 +87,18 @@ func (a *Agent) unlock() error {
 	a.renewList(secret, record)
 	a.afterUnlock()
 	return nil
+}
+
+// finishSecret finishes a replacement of the machine secret, before anything is read
+// that is under it. Where that fails, what can be read is, and the next boot tries again.
+func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) {
+	chip := a.chip.tpm
+	if a.chip.err != nil {
+		chip = nil
+	}
+	if err := rootpart.FinishSecret(a.Machine, a.disk, a.Random, chip, a.lock, volumeKey, secret); err != nil {
+		a.Log.Say("the replacement of the machine secret was not finished: %v", err)
+	}
 }
 
 // keepOnlyOpen wipes a machine secret that has not opened the root partition.
@@ -283,6 +296,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
+	a.finishSecret(volumeKey, secret)
 	if err := a.checkFloor(nil, secret); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}

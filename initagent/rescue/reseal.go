@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
 )
 
 // Reseal lets the TPM open the root partition for this machine as it is now:
@@ -22,6 +23,25 @@ import (
 // sealing anew. A cut leaves the old record or the new one; the recovery key
 // opens whatever the TPM says.
 func (m *Machine) Reseal(c hw.Console) error {
+	return m.accepting(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
+		"Say yes only if you know what changed it (a firmware update, new hardware).", m.accept)
+}
+
+// An acceptance is what a person has agreed to.
+type acceptance struct {
+	*place
+	open    *Opened
+	lock    *vault.Lock
+	chip    *tpm.TPM
+	binding rootpart.Binding
+	noted   rootpart.Guarantees // on the root partition
+	record  *policy.Record
+	boots   []policy.Boot
+}
+
+// accepting asks the question about this machine as it is now, and does what the answer
+// calls for.
+func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Console, a *acceptance) error) error {
 	p, open, err := m.kept()
 	if err != nil {
 		return err
@@ -51,14 +71,13 @@ func (m *Machine) Reseal(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	had := rootpart.ReadGuarantees(m.Store, open.Secret)
+	a := &acceptance{place: p, open: open, lock: lock, chip: chip, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
 	c.Print(m.changes(p, open.Secret, log))
-	if err := confirm(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
-		"Say yes only if you know what changed it (a firmware update, new hardware)."); err != nil {
+	if err := confirm(c, question); err != nil {
 		return err
 	}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	b.Had, b.Enforces = rootpart.Had(had, lock), rootpart.Enforces(state)
+	b.Had, b.Enforces = rootpart.Had(a.noted, lock), rootpart.Enforces(state)
 	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
 	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	if last, err := m.lastGood(p, open.Secret); err == nil && last != nil && last.Authentic {
@@ -67,42 +86,47 @@ func (m *Machine) Reseal(c hw.Console) error {
 		}
 	}
 	read := func(read func(fs.FS) error) error { return m.ESP.Read(p.disk, read) }
-	record, boots, err := b.Acceptable(q, lock, open.VolumeKey, read)
-	if err != nil {
+	a.binding = b
+	if a.record, a.boots, err = b.Acceptable(q, lock, open.VolumeKey, read); err != nil {
 		return err
 	}
-	// What the machine has is noted last: cut before that, its owner is asked once more
-	// at most, and a floor does not rise here.
-	note := func() error {
-		if now := b.Now(record, lock); now != had {
-			return now.Keep(m.Random, m.Store, open.Secret)
-		}
-		return nil
+	return then(c, a)
+}
+
+// note says what the machine has, where that is new. It comes last: cut before it, the
+// owner is asked once more at most, and a floor does not rise here.
+func (m *Machine) note(a *acceptance) error {
+	if now := a.binding.Now(a.record, a.lock); now != a.noted {
+		return now.Keep(m.Random, m.Store, a.open.Secret)
 	}
-	accepted, err := b.Accept(lock, open.Secret, record)
+	return nil
+}
+
+func (m *Machine) accept(c hw.Console, a *acceptance) error {
+	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
 	if err != nil {
 		return err
 	}
 	if accepted {
 		c.Print("Accepted.\n")
-		return note()
+		return m.note(a)
 	}
-	keys, err := rootpart.StoredKeys(m.Store, open.Secret)
+	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret)
 	if err != nil {
 		return err
 	}
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	f, err := m.root(p)
+	f, err := m.root(a.place)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(b.Rebind(m.Random, f, lock, open.VolumeKey, open.Secret, keys, boots[0], record, boots[1:]...), f.Close()); err != nil {
+	if err := errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close()); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	return note()
+	return m.note(a)
 }
 
 // accountedFor is this boot as it was when the initramfs phase had begun. The

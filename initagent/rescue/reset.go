@@ -76,7 +76,9 @@ func (m *Machine) Reset(c hw.Console) error {
 	return nil
 }
 
-// release frees the TPM's index, and those that nothing was ever bound to.
+// release frees the TPM's index, those that nothing was ever bound to, and, first, what
+// a replacement of the machine secret has left when it was cut: that is known by the
+// index which the header names.
 func (m *Machine) release(lock *vault.Lock) error {
 	chip, err := m.TPM.Open()
 	if errors.Is(err, tpm.ErrAbsent) {
@@ -88,6 +90,9 @@ func (m *Machine) release(lock *vault.Lock) error {
 	defer chip.Close()
 	err = rootpart.Binding{TPM: chip}.Clear()
 	if lock != nil && lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
+		if record, rerr := chip.ReadRecord(lock.Sealed); rerr == nil && !record.Provisional() {
+			err = errors.Join(err, rootpart.DropIndexes(chip, record.Volume, lock.Sealed))
+		}
 		if gone := chip.Undefine(lock.Sealed.NVIndex); !errors.Is(gone, tpm.ErrIndexMissing) {
 			err = errors.Join(err, gone)
 		}

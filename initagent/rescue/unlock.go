@@ -65,7 +65,10 @@ func (m *Machine) Unlock(c hw.Console) error {
 				return err
 			}
 		}
-		return m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) })
+		if err := m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) }); err != nil {
+			return err
+		}
+		return m.finishSecret(p, lock, &open)
 	}
 }
 

@@ -166,30 +166,51 @@ var ErrReplaced = errors.New("it was replaced for good")
 // it was. The floor stays as it is: it rises when a release has proven itself,
 // and no other time. What would be less than the machine had is asked for first.
 func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
-	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
-		return false, nil
-	}
-	old, err := b.TPM.ReadRecord(lock.Sealed)
-	switch {
-	case err == nil:
-		if err := b.keepFloor(record, old.Floor); err != nil {
-			return false, err
-		}
-		if err := record.Succeeds(old); err != nil {
-			return false, err
-		}
-		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
-	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
-		return false, nil
-	default:
-		if err := b.keepFloor(record, 0); err != nil {
-			return false, err
-		}
+	b, there, err := b.succeed(lock, record)
+	if err != nil || !there {
+		return false, err
 	}
 	if err := b.consent(record, policy.KindNV); err != nil {
 		return false, err
 	}
 	return true, b.WriteRecord(secret, lock.Sealed, record)
+}
+
+// succeed gives a record the floor that was, and reports whether the TPM has the index
+// of the one before, which it must not replace with less. What that one had counts as
+// what the machine had.
+func (b Binding) succeed(lock *vault.Lock, record *policy.Record) (had Binding, there bool, err error) {
+	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
+		return b, false, nil
+	}
+	old, err := b.TPM.ReadRecord(lock.Sealed)
+	switch {
+	case err == nil:
+		if err := b.keepFloor(record, old.Floor); err != nil {
+			return b, false, err
+		}
+		if err := record.Succeeds(old); err != nil {
+			return b, false, err
+		}
+		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
+		return b, true, nil
+	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
+		return b, false, nil
+	}
+	return b, true, b.keepFloor(record, 0)
+}
+
+// MaySucceed gives a record that is for another index the floor that was. What would be
+// less than the machine had is asked for.
+func (b Binding) MaySucceed(lock *vault.Lock, record *policy.Record) error {
+	b, there, err := b.succeed(lock, record)
+	if err == nil && !there {
+		err = b.keepFloor(record, 0)
+	}
+	if err != nil {
+		return err
+	}
+	return b.consent(record, policy.KindNV)
 }
 
 // keepFloor gives a record the floor that was: the TPM's or the root partition's,

@@ -66,11 +66,7 @@ func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 
 // Keep writes them, in place of older ones.
 func (g Guarantees) Keep(random io.Reader, store hw.Store, secret *policy.Secret) error {
-	text, err := json.Marshal(g)
-	if err != nil {
-		return err
-	}
-	box, err := secret.Box(random, guaranteesPurpose, text)
+	box, err := g.box(random, secret)
 	if err != nil {
 		return err
 	}
@@ -78,6 +74,14 @@ func (g Guarantees) Keep(random io.Reader, store hw.Store, secret *policy.Secret
 		return err
 	}
 	return store.Keep(GuaranteesFile, box)
+}
+
+func (g Guarantees) box(random io.Reader, secret *policy.Secret) ([]byte, error) {
+	text, err := json.Marshal(g)
+	if err != nil {
+		return nil, err
+	}
+	return secret.Box(random, guaranteesPurpose, text)
 }
 
 // Raise returns the higher of both, each for itself.

@@ -35,6 +35,7 @@ const (
 	OwnFolder    = "halogen"
 	ListFile     = OwnFolder + "/secure-boot"          // the Secure Boot keys and what belongs to them
 	KeysFile     = OwnFolder + "/secure-boot-keys"     // the keys alone, of an earlier release
+	NextFile     = OwnFolder + "/next-secret"          // what a new machine secret needs, until it is in force
 	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 

@@ -101,8 +101,20 @@ func (t *TPM) Indexes() (list []IndexInfo, err error) {
 // Abandoned lists those of Indexes that hold no record of a volume: never
 // written, provisional, or with a record that makes no sense. They are of a
 // provisioning that was cut, unless one is going on right now.
-func (t *TPM) Abandoned() (list []IndexInfo, err error) {
-	const op = "looking for abandoned NV indexes"
+func (t *TPM) Abandoned() ([]IndexInfo, error) {
+	return t.indexesWith(func(r *policy.Record) bool { return r == nil || r.Provisional() })
+}
+
+// OfVolume lists those of Indexes whose record is for the volume with this
+// fingerprint: the one that its header names, and those that earlier secrets had.
+func (t *TPM) OfVolume(fingerprint [32]byte) ([]IndexInfo, error) {
+	return t.indexesWith(func(r *policy.Record) bool { return r != nil && !r.Provisional() && r.Volume == fingerprint })
+}
+
+// indexesWith lists the indexes whose record is such a one; nil where there is none
+// that makes sense.
+func (t *TPM) indexesWith(such func(*policy.Record) bool) (list []IndexInfo, err error) {
+	const op = "looking for NV indexes of ours"
 	defer fence(op, &err)
 	if _, err := t.StorageKey(); err != nil {
 		return nil, err
@@ -112,16 +124,19 @@ func (t *TPM) Abandoned() (list []IndexInfo, err error) {
 		return nil, err
 	}
 	for _, index := range all {
+		var record *policy.Record
 		if index.Written {
 			data, err := t.readIndex(index.Handle, index.Name)
 			if err != nil {
 				return nil, wrap(op, err)
 			}
-			if record, err := policy.DecodeRecord(data); err == nil && !record.Provisional() {
-				continue
+			if r, err := policy.DecodeRecord(data); err == nil {
+				record = r
 			}
 		}
-		list = append(list, index)
+		if such(record) {
+			list = append(list, index)
+		}
 	}
 	return list, nil
 }

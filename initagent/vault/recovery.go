@@ -105,7 +105,7 @@ func (l *Lock) remove(random io.Reader, d block.Device, which func(Recovery) boo
 
 func (l *Lock) removeEmptyTokens(c *luks2.Change) error {
 	for number, t := range l.Header.Tokens() {
-		if t.Type == luks2.RecoveryTokenType && len(t.Keyslots) == 0 {
+		if (t.Type == luks2.RecoveryTokenType || t.Type == replacedToken) && len(t.Keyslots) == 0 {
 			if err := c.RemoveToken(number); err != nil {
 				return err
 			}

@@ -31,6 +31,7 @@ import (
 const (
 	tpmToken        = rootvolume.TPMToken
 	unfinishedToken = rootvolume.UnfinishedToken
+	replacedToken   = rootvolume.ReplacedToken
 	escrowField     = rootvolume.EscrowField
 	sealedField     = "sealed"
 	deedField       = "deed"
@@ -57,6 +58,7 @@ type Lock struct {
 	Deed       []byte     // signature over the volume's fingerprint
 	Recoveries []Recovery // by token: one, and two while the key is being replaced
 	Unfinished bool       // provisioning was cut
+	Replaced   bool       // the keyslot of an earlier machine secret is still to be removed
 }
 
 // A Recovery is what the header has for a recovery key.
@@ -116,6 +118,8 @@ func read(header *luks2.Header) (*Lock, error) {
 		switch t.Type {
 		case unfinishedToken:
 			l.Unfinished = true
+		case replacedToken:
+			l.Replaced = true
 		case tpmToken:
 			if l.Sealed != nil || len(t.Keyslots) != 1 {
 				return nil, fmt.Errorf("LUKS2 header: want one %s token, for one keyslot", tpmToken)
@@ -286,23 +290,28 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 				return err
 			}
 		}
-		token, err := newTPMToken(n, volumeKey, sealed, owner)
-		if err != nil {
-			return err
-		}
-		for number, t := range l.Header.Tokens() {
-			if t.Type == tpmToken {
-				return c.SetToken(number, token)
-			}
-		}
-		_, err = c.AddToken(token)
-		return err
+		return l.setTPMToken(c, n, volumeKey, sealed, owner)
 	})
 	if err != nil {
 		return fmt.Errorf("bind the root partition to this TPM: %w", err)
 	}
 	l.Sealed = sealed
 	return nil
+}
+
+// setTPMToken puts a TPM token in place of the one that is there.
+func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+	token, err := newTPMToken(keyslot, volumeKey, sealed, owner)
+	if err != nil {
+		return err
+	}
+	for number, t := range l.Header.Tokens() {
+		if t.Type == tpmToken {
+			return c.SetToken(number, token)
+		}
+	}
+	_, err = c.AddToken(token)
+	return err
 }
 
 // deedText is what a deed signs: that the machine whose Secure Boot key this is

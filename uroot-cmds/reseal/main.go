@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/initagent/rescue"
 )
 
-const help = `usage: reseal
+const help = `usage: reseal [--new-secret]
 
 Lets the TPM open the root partition again, for this machine as it is now: after
 a firmware update, with new hardware, with a TPM that was cleared. Shows what
@@ -20,6 +20,11 @@ firmware does not enforce Secure Boot.
 
 Say yes only if you know what changed: whoever changed it can from then on start
 this machine and have it open its data.
+
+With --new-secret it also makes a new machine secret, for when the old one may
+have been read, and asks for the recovery key once more. What the old one opened
+opens no more, but for copies of the disk's header that were taken before. The
+recovery key and the Secure Boot keys stay the same.
 
 Needs unlock. Recovery console only.
 
@@ -31,7 +36,8 @@ func main() { cmd(rescue.Linux, terminal).Main() }
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	return command.Command{Name: "reseal", Help: help, Run: func(context.Context, *command.Call) error {
+	fresh := false
+	return command.Command{Name: "reseal", Help: help, Flags: command.Bool("new-secret", &fresh), Run: func(context.Context, *command.Call) error {
 		m, err := machine()
 		if err != nil {
 			return err
@@ -41,6 +47,9 @@ func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, e
 			return err
 		}
 		defer t.Close()
+		if fresh {
+			return m.NewSecret(t)
+		}
 		return m.Reseal(t)
 	}}
 }

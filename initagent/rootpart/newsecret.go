@@ -1,0 +1,266 @@
+package rootpart
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
+)
+
+// A new machine secret replaces the old one, and all that was made from it.
+//
+// The order: NextFile has the Secure Boot keys with their list, and the guarantees,
+// under the new secret; the TPM gets a new index, with the whole record, and the sealed
+// secret; one header (vault.Lock.ReplaceSecret) puts the new secret in force, for the
+// TPM and for the recovery key alike. What is left is FinishSecret's, here or at the
+// next boot, whoever opens it: the files go to their places, the old secret's keyslot
+// and index are removed, and NextFile goes last.
+//
+// Cut before that header, the old secret is in force, and all its files are in place:
+// FinishSecret takes the new index and NextFile away again. Cut after it, the new one
+// is, and what it needs is in NextFile or in place. Which of both is so NextFile itself
+// says: it opens by the new secret alone.
+
+const (
+	nextFormat  = 1
+	nextPurpose = "next-secret"
+	maxNext     = 2*(int64(secureboot.MaxWrappedList)+maxGuarantees) + 4<<10 // in base64, in JSON
+)
+
+// next is what NextFile's box holds: two files as they will be.
+type next struct {
+	Format     int    `json:"format"`
+	List       []byte `json:"list"` // ListFile; empty where the machine has no keys
+	Guarantees []byte `json:"guarantees"`
+}
+
+func openNext(secret *policy.Secret, box []byte) (*next, error) {
+	text, err := secret.Unbox(nextPurpose, box)
+	if err != nil {
+		return nil, err
+	}
+	n := new(next)
+	if err := json.Unmarshal(text, n); err != nil {
+		return nil, err
+	}
+	if n.Format != nextFormat {
+		return nil, fmt.Errorf("format %d, want %d", n.Format, nextFormat)
+	}
+	return n, nil
+}
+
+// PrepareSecret writes NextFile. What the old secret has is read first.
+func PrepareSecret(store hw.Store, random io.Reader, old, fresh *policy.Secret, g Guarantees) error {
+	n := next{Format: nextFormat}
+	keys, err := StoredKeys(store, old)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		defer keys.Wipe()
+		list, err := StoredList(store, old)
+		if err != nil {
+			return err
+		}
+		if list.Bare {
+			return errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
+		}
+		if n.List, err = provision.WrapKeys(random, fresh, keys, list); err != nil {
+			return err
+		}
+	}
+	if n.Guarantees, err = g.box(random, fresh); err != nil {
+		return err
+	}
+	text, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	box, err := fresh.Box(random, nextPurpose, text)
+	if err != nil {
+		return err
+	}
+	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+		return err
+	}
+	return store.Keep(NextFile, box)
+}
+
+// place puts both files in place, where what is there is the old secret's. What the new
+// one has written since stays.
+func (n *next) place(store hw.Store, secret *policy.Secret) error {
+	list, err := look(store, ListFile, int64(secureboot.MaxWrappedList), unwraps(secret))
+	if err == nil && len(n.List) > 0 && list != good {
+		err = KeepKeys(store, n.List)
+	}
+	if err != nil {
+		return err
+	}
+	guarantees, err := look(store, GuaranteesFile, maxGuarantees, unboxes(secret))
+	if err == nil && guarantees != good {
+		err = store.Keep(GuaranteesFile, n.Guarantees)
+	}
+	if err != nil {
+		return err
+	}
+	return store.Remove(KeysFile) // nothing opens it any more
+}
+
+func unwraps(secret *policy.Secret) func([]byte) error {
+	return func(text []byte) error {
+		_, err := provision.UnwrapList(secret, text)
+		return err
+	}
+}
+
+func unboxes(secret *policy.Secret) func([]byte) error {
+	return func(text []byte) error {
+		_, err := secret.Unbox(guaranteesPurpose, text)
+		return err
+	}
+}
+
+// What a file in place may be.
+const (
+	absent = iota
+	closed // under another secret, or damaged
+	good
+)
+
+// look says what a file is; an error that it cannot be read now.
+func look(store hw.Store, name string, limit int64, open func([]byte) error) (int, error) {
+	text, err := store.Read(name, limit)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return absent, nil
+	case errors.Is(err, hw.ErrUnfit):
+		return closed, nil
+	case err != nil:
+		return 0, err
+	case open(text) != nil:
+		return closed, nil
+	}
+	return good, nil
+}
+
+// errNeither keeps what may be the only copy of this machine's keys.
+var errNeither = fmt.Errorf("neither %s nor %s opens by the machine secret: one of them is damaged, and both are left as they are", ListFile, NextFile)
+
+// SecretUnfinished reports whether there is anything for FinishSecret to do.
+func SecretUnfinished(store hw.Store, lock *vault.Lock) bool {
+	_, err := store.Read(NextFile, 0)
+	return lock.Replaced || !errors.Is(err, fs.ErrNotExist)
+}
+
+// FinishSecret finishes the replacement of the machine secret that a cut has left
+// undone, or takes it back. secret is the one that is in force: the header has it. chip
+// is nil where there is no TPM: then NextFile stays until there is one. Each step may
+// be made again.
+func FinishSecret(m hw.Machine, d hw.Disk, random io.Reader, chip *tpm.TPM, lock *vault.Lock, volumeKey []byte, secret *policy.Secret) error {
+	if !SecretUnfinished(m.Store, lock) {
+		return nil
+	}
+	box, err := m.Store.Read(NextFile, maxNext)
+	switch {
+	case err == nil:
+		err = takeNext(m.Store, secret, box)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit): // the running system can put anything there
+		err = nil
+	}
+	if err == nil && lock.Replaced {
+		err = removeReplaced(m.Disks, d, random, lock)
+	}
+	if err != nil || chip == nil {
+		return err
+	}
+	if err := DropIndexes(chip, policy.VolumeFingerprint(volumeKey), lock.Sealed); err != nil {
+		return err
+	}
+	return m.Store.Remove(NextFile)
+}
+
+// takeNext puts in place what NextFile holds. One that another secret has written
+// never came into force, and the files in place count.
+func takeNext(store hw.Store, secret *policy.Secret, box []byte) error {
+	n, err := openNext(secret, box)
+	if err == nil {
+		return n.place(store, secret)
+	}
+	list, err := look(store, ListFile, int64(secureboot.MaxWrappedList), unwraps(secret))
+	if err == nil && list == closed {
+		err = errNeither
+	}
+	return err
+}
+
+func removeReplaced(disks hw.Disks, d hw.Disk, random io.Reader, lock *vault.Lock) error {
+	f, err := disks.OpenPartition(d, layout.RootNumber, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(lock.RemoveReplaced(random, f), f.Close())
+}
+
+// DropIndexes deletes the TPM's indexes of a volume but the one that its header names,
+// and those that were never written.
+func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) error {
+	left, err := chip.OfVolume(fingerprint)
+	if err != nil {
+		return err
+	}
+	never, err := chip.Abandoned()
+	if err != nil {
+		return err
+	}
+	for _, index := range append(left, never...) {
+		if sealed != nil && sealed.Kind == policy.KindNV && sealed.NVIndex == index.Handle {
+			continue
+		}
+		err = errors.Join(err, chip.Undefine(index.Handle))
+	}
+	return err
+}
+
+// CheckSystems reports which system of the ESP, besides the running one, may be
+// started, and could neither finish the replacement of a secret nor, where it is of the
+// time before the list, read this machine's keys after it.
+func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table) error {
+	entries, err := fs.ReadDir(files, bls.Folder)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		n, err := bls.Parse(e.Name())
+		if err != nil || n.ImageID != running.ImageID || n.Version == running.Version || n.Bad() {
+			continue
+		}
+		image, err := ReadUKI(files, n)
+		if err != nil {
+			return err
+		}
+		im, err := ReadImage(image)
+		if err != nil {
+			return fmt.Errorf("%s, which may be started: %w", n, err)
+		}
+		root := im.Contract.Root()
+		if s, named := layout.FindSlot(table, layout.SystemUUID(root), layout.VerityUUID(root)); !s.Valid() || !named {
+			continue // it cannot run
+		}
+		if im.Abilities.NewSecret < nextFormat {
+			return fmt.Errorf("version %d may still be started, and is of a release that knows nothing of a new machine secret: install one more update, so that it is replaced", n.Version)
+		}
+	}
+	return nil
+}

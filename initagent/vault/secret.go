@@ -1,0 +1,98 @@
+package vault
+
+import (
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+)
+
+// ErrTwoKeys refuses to leave the old machine secret under a recovery key that nobody
+// has typed.
+var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use `recovery-key` first")
+
+// ReplaceSecret has the header be for a new machine secret: its keyslot, its sealed
+// object and its escrow under the recovery key, which stays, come with one header.
+// Cut before it, the old secret opens the volume, by the TPM and by the recovery key;
+// cut after it, the new one does in both ways. The old secret's keyslot is left to
+// RemoveReplaced, with a token that says so.
+func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+	if len(l.Recoveries) != 1 {
+		return ErrTwoKeys
+	}
+	err := l.Header.Change(random, d, func(c *luks2.Change) error {
+		passphrase := secret.LUKSPassphrase()
+		defer luks2.Wipe(passphrase)
+		n, err := c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2())
+		if err != nil {
+			return err
+		}
+		if err := l.setTPMToken(c, n, volumeKey, sealed, owner); err != nil {
+			return err
+		}
+		if err := l.setEscrow(random, c, secret, key); err != nil || l.TPMSlot < 0 {
+			return err
+		}
+		_, err = c.AddToken(luks2.Token{Type: replacedToken, Keyslots: []int{l.TPMSlot}})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("put a new machine secret into the root partition's header: %w", err)
+	}
+	return l.again()
+}
+
+func (l *Lock) setEscrow(random io.Reader, c *luks2.Change, secret *policy.Secret, key *luks2.RecoveryKey) error {
+	raw := key.Bytes()
+	defer luks2.Wipe(raw)
+	escrow, err := policy.Escrow(random, raw, secret)
+	if err != nil {
+		return err
+	}
+	number := l.Recoveries[0].Token
+	token := l.Header.Tokens()[number]
+	if token.Fields == nil {
+		token.Fields = map[string]json.RawMessage{}
+	}
+	if token.Fields[escrowField], err = json.Marshal(escrow); err != nil {
+		return err
+	}
+	return c.SetToken(number, token)
+}
+
+// RemoveReplaced removes the keyslot that ReplaceSecret has left, and then the token
+// that names it: cut in between, it is called again.
+func (l *Lock) RemoveReplaced(random io.Reader, d block.Device) error {
+	if !l.Replaced {
+		return nil
+	}
+	err := l.Header.Change(random, d, func(c *luks2.Change) error {
+		for _, t := range l.Header.Tokens() {
+			if t.Type != replacedToken {
+				continue
+			}
+			for _, n := range t.Keyslots {
+				if n == l.TPMSlot || slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == n }) {
+					return fmt.Errorf("LUKS2 token %s: keyslot %d is in use", replacedToken, n)
+				}
+				if err := c.RemoveKeyslot(n); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		err = l.Header.Change(random, d, l.removeEmptyTokens)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the keyslot of the earlier machine secret: %w", err)
+	}
+	return l.again()
+}
