@@ -139,6 +139,11 @@ func ownSignature(primary *packet.PublicKey, over, f frame) bool {
 	if !ok || sig.Version != 4 {
 		return false
 	}
+	// Whose it is stands in what nothing signs too, and the library passes over one
+	// that names another: whoever changed that would keep the genuine one out for ever.
+	if !sig.CheckKeyIdOrFingerprint(primary) || sig.IssuerKeyId == nil || *sig.IssuerKeyId != primary.KeyId {
+		return false
+	}
 	revokes := sig.SigType == packet.SigTypeKeyRevocation || sig.SigType == packet.SigTypeSubkeyRevocation
 	if config().RejectHashAlgorithm(sig.Hash) && !(revokes && sig.Hash == crypto.SHA1) { // an old revocation is one all the same
 		return false

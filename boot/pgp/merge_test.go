@@ -174,22 +174,25 @@ func TestMergeLearnsNothingForged(t *testing.T) {
 	binding := forgedSig{hashed: sub(27, 2)}
 	subkey := signingSubkey(secret, child, binding, &forgedSig{})
 	name := func(s forgedSig, by forgedKey) []byte { return s.packet(by, nameHashed(secret)) }
+	other := stranger.fingerprint()
 	for n, forged := range map[string][]byte{
-		"a subkey bound by a stranger":       append(bytes.Clone(plain), signingSubkey(stranger, child, binding, &forgedSig{})...),
-		"a subkey without a cross-signature": append(bytes.Clone(plain), signingSubkey(secret, child, binding, nil)...),
-		"a name that a stranger signed":      append(append(bytes.Clone(plain), pack(13, []byte("Other"))...), name(forgedSig{sigType: 0x13}, stranger)...),
-		"an expiry by a stranger":            append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: sub(9, 0, 0, 0, 1)}, stranger)...),
-		"a revocation by a stranger":         append(append(pack(6, secret.body()), forgedSig{sigType: 0x20}.packet(stranger, secret.hashed())...), plain[len(pack(6, secret.body())):]...),
-		"the same signature, padded":         append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: secret.created, hashed: mayCertifyAndSign(), unhashed: sub(101, 1, 2, 3)}, secret)...),
-		"a signature with much beside it":    append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: mayCertifyAndSign(), unhashed: bytes.Repeat(sub(101, make([]byte, 100)...), 30)}, secret)...),
-		"a user attribute":                   append(bytes.Clone(plain), pack(17, []byte{2, 1, 0})...),
+		"a subkey bound by a stranger":                      append(bytes.Clone(plain), signingSubkey(stranger, child, binding, &forgedSig{})...),
+		"a subkey without a cross-signature":                append(bytes.Clone(plain), signingSubkey(secret, child, binding, nil)...),
+		"a name that a stranger signed":                     append(append(bytes.Clone(plain), pack(13, []byte("Other"))...), name(forgedSig{sigType: 0x13}, stranger)...),
+		"an expiry by a stranger":                           append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: sub(9, 0, 0, 0, 1)}, stranger)...),
+		"a revocation by a stranger":                        append(append(pack(6, secret.body()), forgedSig{sigType: 0x20}.packet(stranger, secret.hashed())...), plain[len(pack(6, secret.body())):]...),
+		"the same signature, padded":                        append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: secret.created, hashed: mayCertifyAndSign(), unhashed: sub(101, 1, 2, 3)}, secret)...),
+		"a signature with much beside it":                   append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: mayCertifyAndSign(), unhashed: bytes.Repeat(sub(101, make([]byte, 100)...), 30)}, secret)...),
+		"a user attribute":                                  append(bytes.Clone(plain), pack(17, []byte{2, 1, 0})...),
+		"a renewal beside which another fingerprint stands": append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: mayCertifyAndSign(), unhashed: sub(33, append([]byte{4}, other[:]...)...)}, secret)...),
+		"a renewal beside which another key ID stands":      append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: mayCertifyAndSign(), unhashed: sub(16, other[12:]...)}, secret)...),
 	} {
-		other, err := ParseKey(forged)
+		shown, err := ParseKey(forged)
 		if err != nil {
 			t.Errorf("%s: %v", n, err)
 			continue
 		}
-		if got := merged(t, k, other); !bytes.Equal(got.Bytes(), plain) {
+		if got := merged(t, k, shown); !bytes.Equal(got.Bytes(), plain) {
 			t.Errorf("%s: learned %d bytes", n, len(got.Bytes())-len(plain))
 		}
 	}
@@ -211,6 +214,30 @@ func TestMergeLearnsNothingForged(t *testing.T) {
 	renewed := mustParse(t, append(bytes.Clone(plain), name(forgedSig{sigType: 0x13, created: epoch, hashed: mayCertifyAndSign()}, secret)...))
 	if got := merged(t, renewed, mustParse(t, short)); got.Check(epoch.Add(time.Hour)) != nil {
 		t.Errorf("an old name ends the key: %v", got.Check(epoch.Add(time.Hour)))
+	}
+}
+
+// A server that shows a renewal with another issuer beside it, in what nothing signs,
+// does not keep the genuine one out for ever: the library takes such a signature for a
+// stranger's.
+func TestMergeAfterForgedIssuer(t *testing.T) {
+	secret, other := newForgedKey(1, epoch.Add(-time.Hour)), newForgedKey(7, epoch).fingerprint()
+	ends := func(hours byte) []byte { return append(mayCertifyAndSign(), sub(9, 0, 0, 14*hours, 16)...) }
+	k := mustParse(t, certificate(secret, forgedSig{hashed: ends(1)}))
+	renewal := forgedSig{sigType: 0x13, created: epoch, hashed: ends(9)}
+	with := func(unhashed []byte) *Key {
+		s := renewal
+		s.unhashed = unhashed
+		return mustParse(t, append(k.Bytes(), s.packet(secret, nameHashed(secret))...))
+	}
+	later := epoch.Add(time.Hour)
+	if k.Check(later) == nil {
+		t.Fatal("the key does not end")
+	}
+	for name, unhashed := range map[string][]byte{"fingerprint": sub(33, append([]byte{4}, other[:]...)...), "key ID": sub(16, other[12:]...)} {
+		if got := merged(t, merged(t, k, with(unhashed)), with(nil)); got.Check(later) != nil {
+			t.Errorf("%s: the renewal was not learned: %v", name, got.Check(later))
+		}
 	}
 }
 
