@@ -13,6 +13,8 @@ import (
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 // needs is what a request takes beside the files that the worker was given.
@@ -40,8 +42,14 @@ func needsOf(r *Request, getenv func(string) string) (needs, error) {
 	}
 	// Where redirects lead is not known yet: only to the ports that servers have.
 	n.web, n.ports = true, []uint16{dnsPort, 80, 443}
-	addresses := []string{r.Address}
-	for _, name := range proxies {
+	addresses, environment := []string{r.Address}, proxies
+	if r.Proxy != "" {
+		environment = nil // it stands in place of them
+	}
+	if r.Proxy != "" && r.Proxy != server.NoProxy {
+		addresses = append(addresses, r.Proxy)
+	}
+	for _, name := range environment {
 		if value := getenv(name); value != "" && !strings.Contains(value, "://") {
 			addresses = append(addresses, "http://"+value)
 		} else if value != "" {

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 func TestNeeds(t *testing.T) {
@@ -59,6 +60,17 @@ func TestNeeds(t *testing.T) {
 		n, err := needsOf(r, c.getenv)
 		if got := fmt.Sprint(n); err != nil || got != c.want {
 			t.Errorf("%s: %s, %v, want %s", c.address, got, err, c.want)
+		}
+	}
+	// Proxy= of the settings stands in place of the environment.
+	for value, want := range map[string]string{
+		"http://me:secret@proxy:3128": "{false  true [53 80 443 3128]}",
+		"socks5://proxy":              "{false  true [53 80 443 1080]}",
+		server.NoProxy:                "{false  true [53 80 443]}",
+	} {
+		n, err := needsOf(&Request{Address: "https://u.example.org", Proxy: value}, proxy("http://other:9"))
+		if got := fmt.Sprint(n); err != nil || got != want {
+			t.Errorf("Proxy=%s: %s, %v, want %s", value, got, err, want)
 		}
 	}
 	for _, bad := range []string{"https://me:secret@host:70000", "http://me:secret@[::1"} {
