@@ -43,8 +43,8 @@ const (
 
 // MaxJump is how far SEQUENCE may grow at once. A machine takes nothing lower than
 // what it has seen, so that one great number would keep it from all later ones. It
-// leaves room for dates of twelve digits.
-const MaxJump = 1 << 40
+// leaves room for dates of fourteen digits, to the second.
+const MaxJump = 1 << 46
 
 // A Channel is a kind of release that a machine follows.
 type Channel string

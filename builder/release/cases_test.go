@@ -109,6 +109,9 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	w.refused("signing what others wrote", fourth, "MIRROR")
 	w.put(third, "manifest.env", "STABLE=1\nPUBKEY=release-key.pgp\nSEQUENCE=9223372036854775800\n")
 	w.refused("signing a number of others", fourth, "has a SEQUENCE")
+	if err := w.verify(third); err == nil || !strings.Contains(err.Error(), "takes no more than") {
+		t.Errorf("verify of a number that new machines refuse: %v", err)
+	}
 	w.put(third, "manifest.env", "STABLE=1\nBETA=9\nPUBKEY=release-key.pgp\n")
 	w.refused("signing a channel of others", fourth, "release 9, which is in beta")
 }

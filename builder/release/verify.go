@@ -56,6 +56,9 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	} else if left := e.Sub(v.Now); !e.IsZero() && left < soon {
 		v.Note("WARNING: %s expires on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime))
 	}
+	if n := v.manifest.Sequence; n > manifest.MaxJump {
+		v.fault(fmt.Errorf("%s has SEQUENCE %d: a machine that has seen none yet takes no more than %d. Sign it again with a lower number", manifest.FileName, n, uint64(manifest.MaxJump)))
+	}
 	overtaken(v.manifest, v.Note)
 	var seen []contract.Version
 	for _, c := range manifest.Channels() {

@@ -189,9 +189,10 @@ func TestSequenceBound(t *testing.T) {
 	r := otatest.Make(t, otatest.Spec{Version: 1, Key: key, Image: otatest.Image(4, 1, 0, 0)})
 	for text, want := range map[string]string{
 		"SEQUENCE=9223372036854775800": "lower number",
-		"SEQUENCE=1099511627784":       "lower number",
-		"SEQUENCE=1099511627783":       "",
+		"SEQUENCE=70368744177672":      "lower number",
+		"SEQUENCE=70368744177671":      "",
 		"SEQUENCE=202611281830":        "",
+		"SEQUENCE=20261128183000":      "",
 	} {
 		s := &offer.Self{Running: r.Contract, Seen: offer.Seen{Sequence: 7, Signed: true}, Signed: "auto", Now: otatest.Date.Add(time.Hour)}
 		whole := []byte("STABLE=2\nPUBKEY=k\n" + text + "\n")
