@@ -123,7 +123,7 @@ func tarEntry(h *tar.Header) (Entry, error) {
 		return e, err
 	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse: // contiguous ones are read as regular (POSIX, pax)
 		e.Kind, e.Size = Regular, h.Size
 	case tar.TypeDir, gnuDirectory:
 		e.Kind = Directory

@@ -80,6 +80,17 @@ func fill(t testing.TB, archive []byte) (*Tree, error) {
 	return tree, tree.Fill(t.Context(), file, "x86_64")
 }
 
+// FAULTS 112: what other archivers write
+func TestContiguousFile(t *testing.T) {
+	tree, err := fill(t, pack(t, header("a", tar.TypeCont)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := tree.ReadFile("a", 10); err != nil || len(text) > 0 {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
 // FAULTS 24, 25, 26, 29, 30
 func TestHostileArchives(t *testing.T) {
 	outside := t.TempDir()
