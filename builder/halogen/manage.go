@@ -112,6 +112,11 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 	if m.key.GPG && (m.key.Path != "" || m.agent) {
 		return c.misused(f, "--gpg stands in place of --key and its password")
 	}
+	if m.key.Path != "" {
+		if err := c.protect(); err != nil {
+			return err
+		}
+	}
 	var versions [2]contract.Version
 	for i, text := range append(rest, m.to) {
 		if text == "" {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestManageCommandLines(t *testing.T) {
@@ -223,4 +225,24 @@ func TestUploadOrder(t *testing.T) {
 			t.Errorf("after step %d the server has %q, want %q", i+1, have(), want)
 		}
 	}
+}
+
+// A key that signs a manifest is guarded as one that signs a release: nothing else of
+// the user's reads the memory it is in. FAULTS 102
+func TestManageGuardsTheKey(t *testing.T) {
+	dumpable := func(to uintptr) {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, to, 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, do := range [][]string{{"promote", "7"}, {"withdraw", "7"}, {"refresh"}} {
+		dumpable(1)
+		if code, _, stderr := run(t, nil, append(append([]string{"release"}, do...), "--server", t.TempDir(), "--key", "none")...); code == 0 {
+			t.Errorf("%s: done: %s", do[0], stderr)
+		}
+		if is, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || is != 0 {
+			t.Errorf("%s: dumpable is %d, %v", do[0], is, err)
+		}
+	}
+	dumpable(1)
 }
