@@ -81,6 +81,10 @@ func needsOf(r *Request, getenv func(string) string) (needs, error) {
 // the open files, its folder and the ports of servers. It tells what the kernel
 // lacks for it.
 func confineTo(n needs, note func(string)) error {
+	if withCgo && os.Getpid() == 1 {
+		note("this program was built with cgo, which `make` does not: the fetch is limited by its user's rights alone")
+		return nil
+	}
 	if n.web {
 		// Read now, and kept by crypto/x509: no file is needed for it later.
 		_, _ = x509.SystemCertPool() // without one a connection says so

@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package worker
+
+const withCgo = false // Go's runtime speaks to its own threads
