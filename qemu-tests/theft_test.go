@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/qemu-tests/testos/theft"
@@ -138,7 +139,7 @@ func replay(t *testing.T, tpm transport.TPM, s vm.State) {
 	must(t, err)
 	for _, e := range log.Events {
 		digest, ok := e.Digest(pcr.SHA256)
-		if ok && e.Type != pcr.EventNoAction && slices.Contains([]int{7, 11, 12, 13}, e.PCR) {
+		if ok && e.Type != pcr.EventNoAction && slices.Contains(policy.Bound(), e.PCR) {
 			extend(t, tpm, e.PCR, [32]byte(digest))
 		}
 	}
