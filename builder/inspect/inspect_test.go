@@ -283,7 +283,7 @@ func TestFilesThatAreNothing(t *testing.T) {
 func TestDamagedEFI(t *testing.T) {
 	image := testUKI(t)
 	for want, content := range map[string][]byte{
-		"section .osrel":    image[:len(image)/2],
+		"ends at offset":    image[:len(image)/2],
 		"boot contract":     bytes.Replace(image, []byte(`"epoch": 2`), []byte(`"epoch": x`), 1),
 		"certificate table": certified(image, 1<<20),
 	} {

@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
 	"halogenos.internal/initagent/vault"
 )
@@ -140,7 +141,15 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 			switch name {
 			case journalFile:
 			case listFile:
-				fmt.Fprintf(out, "%s %s\n", name, m.listed(w, files[name]))
+				list, err := provision.UnwrapList(m.secretOf(w), files[name])
+				m.must(err)
+				text, err := list.Marshal()
+				m.must(err)
+				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(text))
+			case rootpart.GuaranteesFile:
+				text, err := m.secretOf(w).Unbox("guarantees", files[name])
+				m.must(err)
+				fmt.Fprintf(out, "%s %s\n", name, text)
 			case path.Join(copiesFolder, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:
@@ -155,8 +164,8 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 // time it is written.
 var secrets sync.Map
 
-// listed is what a world's list says.
-func (m *machine) listed(w *world, wrapped []byte) string {
+// secretOf is the machine secret of a world's volume.
+func (m *machine) secretOf(w *world) *policy.Secret {
 	id := fmt.Sprint(w.shown)
 	secret, ok := secrets.Load(id)
 	if !ok {
@@ -172,11 +181,7 @@ func (m *machine) listed(w *world, wrapped []byte) string {
 		m.must(err)
 		secret, _ = secrets.LoadOrStore(id, opened)
 	}
-	list, err := provision.UnwrapList(secret.(*policy.Secret), wrapped)
-	m.must(err)
-	text, err := list.Marshal()
-	m.must(err)
-	return fmt.Sprintf("%x", sha256.Sum256(text))
+	return secret.(*policy.Secret)
 }
 
 // content says what a slot holds and what it is called.
