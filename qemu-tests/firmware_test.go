@@ -141,6 +141,13 @@ func addToDB(path string, e secureboot.Entry) error {
 	})
 }
 
+// ownTwice has db hold this machine's own certificate twice: PCR 7 changes, and nobody
+// else is trusted.
+func ownTwice(t testing.TB, s vm.State) error {
+	t.Helper()
+	return addToDB(s.Vars(), keyEntry(t, s, secureboot.DB))
+}
+
 // keyEntry is the only entry of a key variable.
 func keyEntry(t testing.TB, s vm.State, v secureboot.Variable) secureboot.Entry {
 	t.Helper()

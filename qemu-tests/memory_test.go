@@ -160,7 +160,7 @@ func TestMemory(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	needles := secrets(t, p)
-	refused := func(s vm.State) error { return addToDB(s.Vars(), strangersEntry(t, s)) }
+	refused := func(s vm.State) error { return ownTwice(t, s) }
 	for _, tt := range []struct {
 		name    string
 		prepare func(s vm.State) error

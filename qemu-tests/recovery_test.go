@@ -11,22 +11,40 @@ import (
 	"halogenos.internal/builder/vm"
 )
 
-// TestAcceptAgain: somebody has let db trust one more key. The TPM refuses, wrong
-// recovery keys cost nothing, the right one opens, and once the change was accepted
-// the machine starts by itself again.
+// TestAcceptAgain: the firmware measures its keys differently than before. The TPM
+// refuses, wrong recovery keys cost nothing, the right one opens, and once the change
+// was accepted the machine starts by itself again.
 func TestAcceptAgain(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
-		return addToDB(s.Vars(), strangersEntry(t, s))
-	}})
-	g.expectRefusal("PCR 7 (Secure Boot)", "db gained", "stranger")
+	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error { return ownTwice(t, s) }})
+	g.expectRefusal("PCR 7 (Secure Boot)", "nobody vouches for")
 	for _, wrong := range []string{wrongKey(p.Notes[recoveryKeyNote]), "not a recovery key"} {
 		g.typeLine(wrong)
 		g.Expect(`Nothing is lost: try again`)
 		g.Expect(asksForKey)
 	}
 	g.openAndAccept(p, "Accepted")
+}
+
+// TestForeignKey: somebody has let db trust one more key. The recovery key opens, and
+// nothing is accepted.
+// FAULTS 87
+func TestForeignKey(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
+		return addToDB(s.Vars(), strangersEntry(t, s))
+	}})
+	g.expectRefusal("PCR 7 (Secure Boot)", "db gained", "stranger")
+	g.typeLine(p.Notes[recoveryKeyNote])
+	g.Expect(`the TPM was left as it is: the firmware's keys are not those that this machine wants: [^\n]*stranger`)
+	if r := g.Boot(); !rootIsOpen(r) {
+		t.Errorf("devices %+v; want root", r.DM)
+	}
+	if strings.Contains(g.Console().Text(), "Say yes only if you know what changed it") {
+		t.Error("the owner was asked to accept it")
+	}
 }
 
 // openAndAccept types the recovery key, accepts the machine as it is, and expects
