@@ -66,6 +66,7 @@ func run(ctx context.Context) error {
 			Now:      time.Now,
 			Sleep:    time.Sleep,
 			Memory:   hw.Memory,
+			Secretly: secretmem.Try,
 			Collect:  secretmem.Collect,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars},

@@ -22,7 +22,6 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
@@ -203,7 +202,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	outcome := outcomes(&a.facts)[step.Kind]
 	run := func() error { return a.do(ctx, step) }
 	if handlesSecrets[step.Kind] {
-		run = func() error { return secretmem.Try(func() error { return a.do(ctx, step) }) }
+		run = func() error { return a.Secretly(func() error { return a.do(ctx, step) }) }
 	}
 	var err error
 	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {

@@ -162,6 +162,10 @@ func (w wire) Send(command []byte) ([]byte, error) {
 		w.m.durable++
 	}
 	answer, err := w.m.emulator.Send(command)
+	released := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCUnseal && err == nil && binary.BigEndian.Uint32(answer[6:]) == 0
+	if released && w.m.booting && !w.m.secret {
+		w.m.t.Error("the TPM releases a secret where what is left of it cannot be erased")
+	}
 	if at := bytes.Index(command, []byte("HALR")) - policyDigestSize; err == nil && at >= 0 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
 		w.m.recordNow = bytes.Clone(command[at:][:policy.RecordSize])
 	}

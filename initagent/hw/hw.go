@@ -43,6 +43,9 @@ type Machine struct {
 	Sleep func(time.Duration)
 	// Memory is the machine's, in bytes.
 	Memory func() (uint64, error)
+	// Secretly runs what handles secrets, so that what it leaves in this process can be
+	// erased: secretmem.Try.
+	Secretly func(f func() error) error
 	// Collect erases what handling secrets has left in this process:
 	// secretmem.Collect.
 	Collect func()
