@@ -72,7 +72,7 @@ func TestBuilds(t *testing.T) {
 	for _, want := range []string{
 		`system.erofs!/usr/bin/hello: line 2 is "echo hello" and "echo hullo"`,
 		"system.erofs!/usr/bin/new: only the second has it",
-		"uki.efi!/.initrd!/bin/bb: has 120 bytes and 121",
+		"uki.efi!/.initrd!/bin/bb: has 243 bytes and 244",
 		"uki.efi!/.initrd!/halogen/contract.json.root_hash: ",
 		"release.json.root_hash: ",
 		"disk.img!/2-system-a!/usr/bin/hello: line 2",
