@@ -61,7 +61,11 @@
 // is false. The builder packs no program of the machine that was built so.
 package secretmem
 
-import "runtime"
+import (
+	"runtime"
+	"runtime/metrics"
+	"time"
+)
 
 // Try runs f as Do does and returns its error.
 func Try(f func() error) (err error) {
@@ -80,9 +84,27 @@ func Get[T any](f func() (T, error)) (result T, err error) {
 // reached. It takes milliseconds: call it once after a number of Do, outside of
 // them, where neither stack nor variables hold the secret any more.
 //
-// It collects twice: what a pool or a finalizer still holds in the first
-// collection is freed by the second.
+// It collects twice: what a pool, a finalizer or a cleanup still holds in the
+// first collection is freed by the second. crypto/ecdsa, for one, keeps a copy
+// of each key until a cleanup of the key has run, which happens in a goroutine of
+// the runtime's after the collection; so Collect waits for those.
 func Collect() {
 	runtime.GC()
+	awaitCleanups(time.Second)
 	runtime.GC()
+}
+
+// awaitCleanups waits, no longer than a limit, until every finalizer and cleanup
+// that a collection has queued has run.
+func awaitCleanups(limit time.Duration) {
+	counts := []metrics.Sample{
+		{Name: "/gc/cleanups/queued:cleanups"}, {Name: "/gc/cleanups/executed:cleanups"},
+		{Name: "/gc/finalizers/queued:finalizers"}, {Name: "/gc/finalizers/executed:finalizers"},
+	}
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		metrics.Read(counts)
+		if counts[1].Value.Uint64() >= counts[0].Value.Uint64() && counts[3].Value.Uint64() >= counts[2].Value.Uint64() {
+			return
+		}
+	}
 }

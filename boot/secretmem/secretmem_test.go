@@ -10,7 +10,9 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/testkit"
@@ -85,13 +87,17 @@ func TestErases(t *testing.T) {
 			if how == "held" {
 				held = s
 			}
+		case "cached":
+			if _, err := secretmem.Get(func() (*int, error) { return cached(how), nil }); err != nil {
+				t.Error(err)
+			}
 		case "control":
 			use(how, 50)
 		}
 		secretmem.Collect()
 	})
 	needEnabled(t)
-	for how, found := range map[string]bool{"do": false, "panic": false, "nested": false, "dropped": false, "held": true, "control": true} {
+	for how, found := range map[string]bool{"do": false, "panic": false, "nested": false, "dropped": false, "cached": false, "held": true, "control": true} {
 		t.Run(how, func(t *testing.T) {
 			s := secretOf(how)
 			if n := testkit.CountInMemory(t, testkit.Paused(t, how), s[:]); n > 0 != found {
@@ -102,6 +108,20 @@ func TestErases(t *testing.T) {
 }
 
 var held []byte
+
+// cache holds secrets as crypto/ecdsa holds its keys: each until a cleanup of its
+// owner has run.
+var cache sync.Map
+
+func cached(how string) *int {
+	owner := new(int)
+	s := secretOf(how)
+	cache.Store(how, bytes.Clone(s[:]))
+	// A slow cleanup before it, so that the second collection would come too early.
+	runtime.AddCleanup(owner, func(int) { time.Sleep(50 * time.Millisecond) }, 0)
+	runtime.AddCleanup(owner, func(how string) { cache.Delete(how) }, how)
+	return owner
+}
 
 func TestResults(t *testing.T) {
 	failed := errors.New("failed")
