@@ -68,6 +68,8 @@ func run(ctx context.Context) error {
 			Memory:   hw.Memory,
 			Secretly: secretmem.Try,
 			Collect:  secretmem.Collect,
+
+			HideMemory: hw.HideMemory,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,

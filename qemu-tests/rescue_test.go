@@ -58,6 +58,8 @@ func TestRescue(t *testing.T) {
 	g.toConsole()
 	g.command("slots", `\* slot a +version 1 [^\n]*blessed`)
 	g.command("eventlog", `PCR 7`)
+	g.command("cat /sys/kernel/security/lockdown", `\[confidentiality\]`)
+	g.command("dd if=/proc/kcore of=/dev/null bs=1 count=1", `not permitted`)
 	g.command("reseal", "type `unlock` first")
 	g.command("echo 'a typing error", `\$ `) // an open quote; the shell waits for its end
 	g.command("'; echo ended", `ended`)

@@ -425,6 +425,9 @@ func (p person) Shell() error {
 	if p.m.agent.facts.Released || p.m.agent.secret != nil {
 		p.m.t.Error("the recovery console opens in a boot that has had a secret in memory")
 	}
+	if !p.m.hidden {
+		p.m.t.Error("the recovery console opens, and its shell could read the kernel's memory")
+	}
 	p.m.nothingUnseals("the recovery console")
 	panic(halt{"recovery"})
 }

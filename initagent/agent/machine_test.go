@@ -165,6 +165,7 @@ type machine struct {
 	typed          []string          // answers to come
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased
+	hidden         bool              // this boot's kernel shows its memory to nobody
 	collected      bool              // this boot's process has erased what handling secrets left in it
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
@@ -295,7 +296,7 @@ func (m *machine) boot() (end string) {
 		m.t.Fatal(err)
 	}
 	m.chipChanged = true
-	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected = nil, false, nil, false, false
+	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected, m.hidden = nil, false, nil, false, false, false
 	chosen, counted, err := m.start()
 	if err != nil {
 		fmt.Fprintf(&m.said, "DEAD: %v\n", err)
@@ -334,6 +335,7 @@ func (m *machine) boot() (end string) {
 			Memory:   func() (uint64, error) { return 128 << 10, nil },
 			Watchdog: m.watchdog,
 			Secretly: m.secretly, Collect: func() { m.collected = true },
+			HideMemory: func() error { m.hidden = true; return nil },
 		},
 		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}

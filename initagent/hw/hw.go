@@ -49,6 +49,9 @@ type Machine struct {
 	// Collect erases what handling secrets has left in this process:
 	// secretmem.Collect.
 	Collect func()
+	// HideMemory keeps every program of this boot from reading the kernel's memory:
+	// hw.HideMemory.
+	HideMemory func() error
 }
 
 // A Disk is a whole disk.

@@ -2,6 +2,8 @@ package hw
 
 import (
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,4 +15,25 @@ func Memory() (uint64, error) {
 		return 0, fmt.Errorf("size of the machine's memory: %w", err)
 	}
 	return info.Totalram * uint64(info.Unit), nil
+}
+
+// lockdownFile is of the kernel's lockdown module: one word for each level, the one
+// in force in brackets. Writing a word raises the level; nothing lowers it.
+const lockdownFile = "/sys/kernel/security/lockdown"
+
+// HideMemory keeps every program of this boot, root's included, from reading the
+// kernel's memory (kernel_lockdown(7), confidentiality). What lay in the machine's
+// memory before it was restarted is part of it.
+func HideMemory() error { return hideMemory(lockdownFile) }
+
+func hideMemory(file string) error {
+	const level = "confidentiality"
+	levels, err := os.ReadFile(file)
+	if err == nil && !strings.Contains(string(levels), "["+level+"]") {
+		err = os.WriteFile(file, []byte(level), 0) // the file exists: the kernel made it
+	}
+	if err != nil {
+		return fmt.Errorf("raise the kernel's lockdown to %s: %w", level, err)
+	}
+	return nil
 }
