@@ -35,19 +35,31 @@ func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
 	if err != nil {
 		return hw.Disk{}, err
 	}
-	switch found = startedFrom(firmware, found); len(found) {
+	near := startedFrom(firmware, found)
+	if named := slices.DeleteFunc(slices.Clone(near), func(c candidate) bool { return c.renamed }); len(named) == 1 {
+		near = named
+	}
+	switch len(near) {
 	case 0:
 		return hw.Disk{}, errors.Join(append([]error{fmt.Errorf("%w (%s)", ErrNone, esp)}, unread...)...)
 	case 1:
-		return found[0], nil
+		return near[0].Disk, nil
 	}
-	return hw.Disk{}, fmt.Errorf("%w (%s and %s): detach the one that does not belong here", ErrTwo, found[0].Name, found[1].Name)
+	return hw.Disk{}, fmt.Errorf("%w (%s and %s): detach the one that does not belong here", ErrTwo, near[0].Name, near[1].Name)
+}
+
+// A candidate can be the disk. One was renamed if its ESP has a UUID of its own in
+// place of the one that the loader names: this boot has given it that, or an earlier
+// one when the same image was installed there.
+type candidate struct {
+	hw.Disk
+	renamed bool
 }
 
 // startedFrom picks, of several disks that carry the same partition, those on
 // the controller that the firmware started from. Where it does not say, or names
 // none of them, all stay.
-func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
+func startedFrom(firmware hw.Firmware, found []candidate) []candidate {
 	if len(found) < 2 {
 		return found
 	}
@@ -55,7 +67,7 @@ func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
 	if err != nil || len(way) == 0 {
 		return found
 	}
-	elsewhere := func(d hw.Disk) bool { return !d.At(way) }
+	elsewhere := func(c candidate) bool { return !c.At(way) }
 	if near := slices.DeleteFunc(slices.Clone(found), elsewhere); len(near) > 0 {
 		return near
 	}
@@ -64,15 +76,15 @@ func startedFrom(firmware hw.Firmware, found []hw.Disk) []hw.Disk {
 
 // candidates are the disks present now that can be the one. Why others could not
 // be read explains, where there is none, what became of it. In the boot that gives
-// an ESP its own UUID the loader still names the old one; a disk that has the old
-// one goes first.
-func candidates(disks hw.Disks, esp string) (found []hw.Disk, unread []error, err error) {
+// an ESP its own UUID the loader still names the old one, which another disk with
+// the same image may have: both are candidates, so that the choice after it is the
+// one before it.
+func candidates(disks hw.Disks, esp string) (found []candidate, unread []error, err error) {
 	all, err := disks.List()
 	if err != nil {
 		return nil, nil, err
 	}
 	old, perr := gpt.ParseGUID(esp)
-	var renamed []hw.Disk
 	for _, d := range all {
 		table, _, err := Table(disks, d)
 		if err != nil {
@@ -87,13 +99,10 @@ func candidates(disks hw.Disks, esp string) (found []hw.Disk, unread []error, er
 		second, ok := table.ByNumber(layout.SlotA.SystemNumber())
 		switch {
 		case esp == "" && ok && second.Label == layout.SlotA.SystemLabel() || first.UUID.String() == esp:
-			found = append(found, d)
+			found = append(found, candidate{Disk: d})
 		case perr == nil && first.UUID == layout.OwnESP(old, table.Disk):
-			renamed = append(renamed, d)
+			found = append(found, candidate{Disk: d, renamed: true})
 		}
-	}
-	if len(found) == 0 {
-		found = renamed
 	}
 	return found, unread, nil
 }

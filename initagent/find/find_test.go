@@ -79,6 +79,14 @@ func TestDisk(t *testing.T) {
 		// FAULTS 112 (M9): the boot manager's name for it is from before this boot.
 		"renamed in this boot":    {machine{disks: []*blocktest.Disk{disk(t, other, system), disk(t, layout.OwnESP(ours, gpt.GUID{1}), system)}, esp: ours.String()}, 1, nil},
 		"another one was renamed": {machine{disks: []*blocktest.Disk{disk(t, layout.OwnESP(ours, gpt.GUID{1}), system), disk(t, ours, system)}, esp: ours.String()}, 1, nil},
+		"renamed in this boot, beside a copy of the image": {machine{
+			disks: []*blocktest.Disk{disk(t, ours, system), disk(t, layout.OwnESP(ours, gpt.GUID{1}), system)},
+			pci:   [][]bootoption.Function{there, here}, from: here, esp: ours.String(),
+		}, 1, nil},
+		"a stick, beside an older installation": {machine{
+			disks: []*blocktest.Disk{disk(t, layout.OwnESP(ours, gpt.GUID{1}), system), disk(t, ours, system)},
+			pci:   [][]bootoption.Function{there, here}, from: here, esp: ours.String(),
+		}, 1, nil},
 		"none yet":                {machine{esp: ours.String()}, 0, ErrNone},
 		"two":                     {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
 		"two, the first started":  {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
