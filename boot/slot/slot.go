@@ -44,6 +44,7 @@ const (
 	TableDamaged                // ours, with one copy to be restored
 	TableComplete               // ours, all six partitions
 	TableInstaller              // an installer stick's
+	TableReadOnly               // of a disk that can be read and not written
 )
 
 // Keys is how far this machine's Secure Boot keys have come.
@@ -264,6 +265,8 @@ func table(s State, f Facts) (Step, bool) {
 			return Step{Reboot, "the installation is complete: take the stick out"}, true
 		}
 		return Step{Recovery, "nothing was installed: " + f.Cause}, true
+	case TableReadOnly:
+		return Step{Recovery, "the disk is read-only: it is write-protected, or worn out"}, true
 	case TableForeign:
 		return Step{Recovery, "the disk is not laid out as an installation leaves it: " + f.Cause}, true
 	case TableDamaged:

@@ -30,7 +30,7 @@ type trace struct {
 }
 
 var (
-	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete, "installer": TableInstaller}
+	tables = map[string]Table{"unknown": TableUnknown, "foreign": TableForeign, "new": TableNew, "damaged": TableDamaged, "complete": TableComplete, "installer": TableInstaller, "read-only": TableReadOnly}
 	keyss  = map[string]Keys{"unneeded": KeysUnneeded, "missing": KeysMissing, "enrolled": KeysEnrolled, "foreign": KeysForeign, "off": KeysOff, "finished": KeysFinished}
 	roots  = map[string]Root{"absent": RootAbsent, "blank": RootBlank, "unfinished": RootUnfinished, "locked": RootLocked, "open": RootOpen, "damaged": RootDamaged}
 	// What the boot journal says about a trial in the other slot that has used up its

@@ -33,6 +33,11 @@ func disk(s slot.State, _ slot.Facts) []string {
 			"Look whether the disk is attached and the firmware's setup lists it; detach a copy of it, or a stick with the same partitions. Then `exit`.",
 			"`blkid` and `dmesg` show what the kernel has found.",
 		}
+	case slot.TableReadOnly:
+		return []string{
+			"Nothing was written. Switch the disk's write protection off, if it has one. Many a worn-out SSD can only be read: then copy your data before anything else.",
+			"`unlock`, with the recovery key, opens the data to be read, at /run/state.",
+		}
 	case slot.TableForeign:
 		return []string{"Nothing was written to the disk. If it is the right one, install the system on it again."}
 	}

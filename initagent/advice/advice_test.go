@@ -24,6 +24,7 @@ func TestFor(t *testing.T) {
 		{"nothing known", func(*slot.State, *slot.Facts) {}, "`slots`", []string{"`dmesg`"}, "`reset`"},
 		{"no disk", func(s *slot.State, _ *slot.Facts) { *s = slot.State{} }, "disk is attached", nil, "`reset`"},
 		{"another's disk", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableForeign }, "Nothing was written", nil, "`reset`"},
+		{"read-only", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableReadOnly }, "write protection", []string{"`unlock`"}, "`reset`"},
 		{"no TPM", func(_ *slot.State, f *slot.Facts) { f.TPMPresent = false }, "Switch the TPM on", []string{"`unlock`"}, "`reseal`"},
 		{"both corrupt", func(_ *slot.State, f *slot.Facts) { f.Verity = slot.Failed }, "`verify`", []string{"`repair`", "`rollback`"}, "`reset`"},
 		{"under the floor", func(s *slot.State, _ *slot.Facts) { s.Floor = 4 }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},

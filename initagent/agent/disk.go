@@ -77,6 +77,10 @@ func (a *Agent) observeTable() error {
 		a.loadAllDrivers()
 		return nil
 	}
+	if a.disk.ReadOnly {
+		a.state.Table = slot.TableReadOnly // nothing that a boot has to keep could be kept
+		return nil
+	}
 	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.contract.Root()), layout.VerityUUID(a.contract.Root()))
 	plan, err := layout.NewPlan(table, a.contract.SlotSize, a.Random)
 	switch {

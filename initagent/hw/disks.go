@@ -57,6 +57,9 @@ func (l LinuxDisks) List() ([]Disk, error) {
 			SectorSize: int(sector),
 			Sectors:    size * sectorUnit / sector,
 		}
+		if ro, err := l.number(e.Name(), "ro"); err == nil {
+			d.ReadOnly = ro != 0
+		}
 		for _, way := range l.ways(e.Name(), names) {
 			if d.PCI == nil {
 				d.PCI = way

@@ -61,6 +61,7 @@ type Disk struct {
 	Serial     string
 	SectorSize int
 	Sectors    uint64
+	ReadOnly   bool // the kernel refuses to write to it
 	// PCI is the way to the disk's controller; empty where it hangs elsewhere. Few
 	// disks have several: NVMe can.
 	PCI      Way

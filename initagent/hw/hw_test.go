@@ -44,7 +44,7 @@ func TestDisks(t *testing.T) {
 	sys := tree(t, map[string]string{
 		nvme + "size": "8192\n", nvme + "queue/logical_block_size": "4096\n", nvme + "device/model": "Some Disk  \n", nvme + "device/serial": " S1 \n",
 		nvme + "nvme0n1p2/partition": "2\n", nvme + "nvme0n1p10/partition": "10\n",
-		vda + "size": "2048\n", vda + "queue/logical_block_size": "512\n", vda + "serial": "V1",
+		vda + "size": "2048\n", vda + "queue/logical_block_size": "512\n", vda + "serial": "V1", vda + "ro": "1\n",
 		"block/nvme0n1": "->../" + nvme, "block/vda": "->../" + vda,
 		"block/loop0/size": "100", "block/dm-0/size": "100", "block/sr0/size": "100",
 		"block/sdb/size": "0", "block/sdc/size": "many",
@@ -53,7 +53,7 @@ func TestDisks(t *testing.T) {
 	got, err := l.List()
 	want := []Disk{
 		{Name: "nvme0n1", Model: "Some Disk", Serial: "S1", SectorSize: 4096, Sectors: 1024, PCI: []bootoption.Function{{Device: 0x1c, Function: 5}, {}}},
-		{Name: "vda", Serial: "V1", SectorSize: 512, Sectors: 2048, PCI: []bootoption.Function{{Device: 3}}},
+		{Name: "vda", Serial: "V1", SectorSize: 512, Sectors: 2048, ReadOnly: true, PCI: []bootoption.Function{{Device: 3}}},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("List = %+v, %v", got, err)

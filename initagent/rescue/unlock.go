@@ -83,12 +83,24 @@ func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) er
 		err = m.Kernel.Load(p.contract.RootFileSystem)
 	}
 	if err == nil {
-		err = m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, "")
+		flags, options := mounting(p.disk)
+		err = m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, flags, options)
 	}
 	if err != nil {
 		return errors.Join(err, m.Lock())
 	}
 	return nil
+}
+
+// mounting returns how the root partition is mounted. On a disk that cannot be
+// written no file system can replay its log: ext4(5) and btrfs(5) both call that
+// norecovery.
+func mounting(d hw.Disk) (flags uintptr, options string) {
+	flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME
+	if d.ReadOnly {
+		return flags | unix.MS_RDONLY, "norecovery"
+	}
+	return flags, ""
 }
 
 // Lock closes the root partition again, and forgets its keys. One that is not
