@@ -128,6 +128,11 @@ $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/upd
 	@cp $< $@
 	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --mode=u=rwX,go=rX --no-recursion -T -
 
+$(OUT)/rootfs/sysvinit.tar: $(wildcard qemu-tests/sysvinit/*) | $(OUT)/tools.stamp
+	@mkdir -p $(@D)
+	@echo "making a Debian 12 without systemd (a minute)"
+	@qemu-tests/sysvinit/make-rootfs $@
+
 # The same tree unpacked: the test system takes its kernel from it.
 $(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
 	@rm -rf $(OUT)/rootfs/debian && mkdir -p $(OUT)/rootfs/debian
@@ -164,7 +169,8 @@ $(OUT)/images/update-1/disk.img: $(OUT)/rootfs/debian-before.tar
 $(OUT)/images/update-2/disk.img: $(OUT)/rootfs/debian.tar
 $(OUT)/images/update-bad-2/disk.img: $(OUT)/rootfs/debian-bad.tar
 $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
-UPDATES := $(patsubst %,$(OUT)/images/update-%/disk.img,1 2 bad-2 3)
+$(OUT)/images/sysvinit-1/disk.img $(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
+UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3 sysvinit-1 sysvinit-2)
 $(UPDATES): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
