@@ -112,13 +112,17 @@ func wireGuardKey(data []byte, at int) (int, bool) {
 
 var wireGuardValue = regexp.MustCompile(`\A(?i:private|preshared)[-_]?(?i:key)["']?[ \t]*[=:>][ \t]*\\?["']?(` + b64of32 + `)(?:[^=]|\z)`)
 
-// examples are keys that manuals and standards print, by how they start.
+// examples are keys that manuals and standards print, and those by which libraries
+// test themselves at every start, by how they start.
 var examples = []string{
 	"EEGlnEPYJV//kbvvIqxKkQwOiS+UENyPncC4bF46ong=", // systemd.netdev(5)
 	"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=", // wg-quick(8)
 	"AKIAIOSFODNN7EXAMPLE",
 	"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-	"eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI", // jwt.io
+	"eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI",   // jwt.io
+	"(p #9DB6FB5951B66BB6FE1E140F1D2CE5502374161FD6538D",  // libgcrypt's dsa.c
+	"(n #009F56231A3D82E3E7D613D59D53E9AB921BEF9F08A782A", // libgcrypt's rsa.c
+	"(d #C9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B1", // RFC 6979, A.2.5, in libgcrypt's ecc.c
 }
 
 // published reports whether what starts here is such an example.
