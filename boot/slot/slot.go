@@ -98,6 +98,8 @@ type Facts struct {
 	// Noted is why the boot before this one wants the recovery console to be
 	// opened in this one, before anything is unsealed; "" when it does not.
 	Noted string
+	// Answered: somebody was at the prompt for the recovery key, and wants the console.
+	Answered bool
 	// Released: a secret of this machine is or was in memory in this boot. The TPM
 	// has released it, somebody has typed it, or it was made. No shell may follow.
 	Released bool
@@ -226,13 +228,14 @@ func Next(s State, f Facts) Step {
 // opens the console before it unseals anything.
 //
 // A trial has something better than a console that waits: it is given up by its
-// tries, and the system that ran before it starts.
+// tries, and the system that ran before it starts. So it is, too, where nobody has
+// answered the prompt for the recovery key.
 func Stop(s State, f Facts, reason string) Step {
 	switch {
+	case s.Trial && s.Fallback && !f.ConsoleAsked && !f.Answered && (f.Released || f.Key == Failed):
+		return Step{Reboot, "the trial cannot go on, and there is a system to fall back to: " + reason}
 	case !f.Released:
 		return Step{Recovery, reason}
-	case s.Trial && s.Fallback && !f.ConsoleAsked:
-		return Step{Reboot, "the trial cannot go on, and there is a system to fall back to: " + reason}
 	}
 	return Step{RecoverNext, reason}
 }

@@ -47,6 +47,7 @@ var (
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
 		"manager":       func(s *State, f *Facts) { f.Manager = true },
 		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
+		"answered":      func(s *State, f *Facts) { f.Answered = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
 )

@@ -387,8 +387,9 @@ func (p person) Print(text string) {
 // PrintSecret implements hw.Console.
 func (p person) PrintSecret(text string) { p.Print(text) }
 
-func (p person) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
+func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
+	p.m.patience = timeout
 	if p.m.listening {
 		p.m.t.Errorf("two wait for what is typed after %q", prompt)
 	}

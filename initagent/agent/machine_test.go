@@ -163,6 +163,7 @@ type machine struct {
 	recordNow      []byte
 	watchDelivery  func(done string) // after each step of the fetcher's
 	typed          []string          // answers to come
+	patience       time.Duration     // how long the last question waits for one
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased
 	hidden         bool              // this boot's kernel shows its memory to nobody

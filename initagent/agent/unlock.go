@@ -237,8 +237,13 @@ func (a *Agent) tidyUp() {
 }
 
 // keyTimeout is how long the console waits for a recovery key before it becomes
-// the recovery console.
-const keyTimeout = 10 * time.Minute
+// the recovery console, and trialKeyTimeout how long a trial does before it makes way
+// for the system that ran before it. Each of its tries waits so long: it is time enough
+// to type a key, and short enough for a machine that nobody is at.
+const (
+	keyTimeout      = 10 * time.Minute
+	trialKeyTimeout = 2 * time.Minute
+)
 
 // askKey opens the root partition with the recovery key. Every try costs the
 // keyslot's key derivation, and nothing else.
@@ -260,12 +265,18 @@ func (a *Agent) askKey() error {
 		return err
 	}
 	defer f.Close()
+	timeout := keyTimeout
+	if a.state.Trial && a.state.Fallback {
+		timeout = trialKeyTimeout
+		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
+	}
 	for {
-		typed, err := c.Ask("\nRecovery key (an empty line opens the recovery console): ", true, keyTimeout)
+		typed, err := c.Ask("\nRecovery key (an empty line opens the recovery console): ", true, timeout)
 		if err != nil {
 			return err
 		}
 		if len(typed) == 0 {
+			a.facts.Answered = true
 			return errors.New("no recovery key was given")
 		}
 		a.facts.Released = true // a key with one wrong letter tells most of the right one

@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+)
+
+// A trial that does not open the root partition, on a machine that nobody is at: it
+// waits for as long as somebody takes to type, and the system before it starts.
+func TestTrialNobodyTypes(t *testing.T) {
+	m := fetchedMachine(t)
+	m.extra = "what this trial makes the firmware measure"
+	for range 3 {
+		m.typed = nil
+		m.said.Reset()
+		if end := m.boot(); end != "reboot" || m.agent.contract.Version != 2 || !strings.Contains(m.said.String(), "there is a system to fall back to") {
+			t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+		}
+		if m.patience != trialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
+			t.Errorf("it waits %s, and says %q", m.patience, m.printed.String())
+		}
+	}
+	m.extra = ""
+	m.runs(1)
+	if !strings.Contains(m.failed()[2], "it never reached the system") {
+		t.Errorf("failed are %v", m.failed())
+	}
+	m.extra = "another firmware" // and the system before it waits for its owner
+	m.ends("recovery")
+	if m.patience != keyTimeout {
+		t.Errorf("it waits %s", m.patience)
+	}
+}
+
+// Somebody is there: an empty line opens the console, in a trial as ever, and the key
+// opens the root partition.
+func TestTrialSomebodyTypes(t *testing.T) {
+	m := fetchedMachine(t)
+	fetched := m.world(true, nil)
+	m.extra = "another firmware"
+	m.typed = []string{""}
+	if end := m.boot(); end != "recovery" || m.agent.contract.Version != 2 {
+		t.Errorf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+	}
+	// After a wrong key there is no shell in the same boot.
+	m.powerOn(fetched)
+	m.typed = []string{"wrong", ""}
+	for _, want := range []string{"reboot", "recovery"} {
+		if end := m.boot(); end != want || m.agent.contract.Version != 2 {
+			t.Errorf("version %s ends in %s, want %s:\n%s", m.agent.contract.Version, end, want, m.said.String())
+		}
+	}
+	m.powerOn(fetched)
+	m.accepts()
+	m.runs(2)
+}
