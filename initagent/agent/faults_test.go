@@ -343,8 +343,12 @@ func TestAnotherTPM(t *testing.T) { // FAULTS 71
 	if len(m.written("tpm")) > 0 {
 		t.Errorf("without a yes the TPM got %q", m.ops)
 	}
-	m.typed = []string{m.recoveryKey(), "y"}
+	m.typed = []string{m.recoveryKey(), "y", "y"}
 	m.ends("system")
+	if strings.Contains(m.printed.String(), "Bound to this TPM.") {
+		t.Error("it is bound, although nobody knows which systems were replaced")
+	}
+	m.rebinds()
 	if !strings.Contains(m.printed.String(), "Bound to this TPM.") {
 		t.Errorf("it says %s", m.printed.String())
 	}

@@ -232,7 +232,7 @@ func TestNewSecretTakesAlong(t *testing.T) {
 
 	m = inConsole(t, func(m *machine) { m.chipState, m.chipChanged = nil, false })
 	r, c = m.console()
-	m.types(m.recoveryKey(), "y", m.recoveryKey())
+	m.types(m.recoveryKey(), "y", "weaker", m.recoveryKey())
 	m.works(r.Unlock(c))
 	m.works(r.NewSecret(c))
 	m.works(r.Lock())

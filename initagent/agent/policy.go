@@ -230,5 +230,5 @@ func (a *Agent) acceptable(b rootpart.Binding, start *rootpart.Start, volumeKey 
 			q.Known = append(q.Known, b)
 		}
 	}
-	return b.Acceptable(q, a.lock, volumeKey, a.readESP)
+	return b.Acceptable(q, a.lock, secret, volumeKey, a.readESP)
 }

@@ -20,10 +20,21 @@ import (
 // accepts boots a machine that has changed, with somebody at it who says yes.
 func (m *machine) accepts(says ...string) {
 	m.t.Helper()
-	m.typed = []string{m.recoveryKey(), "y"}
+	m.acceptsBy([]string{"y"}, says...)
+}
+
+// rebinds is accepts on a machine whose TPM has lost the record.
+func (m *machine) rebinds(says ...string) {
+	m.t.Helper()
+	m.acceptsBy([]string{"y", "weaker"}, says...)
+}
+
+func (m *machine) acceptsBy(answers []string, says ...string) {
+	m.t.Helper()
+	m.typed = append([]string{m.recoveryKey()}, answers...)
 	m.ends("system", says...)
-	if m.openVolume == nil {
-		m.t.Fatalf("the root partition is closed:\n%s", m.said.String())
+	if m.openVolume == nil || len(m.typed) > 0 {
+		m.t.Fatalf("the root partition is closed, or nobody asks for %q:\n%s", m.typed, m.said.String())
 	}
 }
 
@@ -58,10 +69,11 @@ func TestAcceptOnTrial(t *testing.T) {
 		if clear {
 			m.chipState, m.chipChanged = nil, false
 			m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+			m.rebinds()
 		} else {
 			m.extra = "another firmware"
+			m.accepts()
 		}
-		m.accepts()
 		m.holds(5, 1, 2)
 		m.byHand = 1
 		m.runs(1)
@@ -98,7 +110,7 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 		delete(m.esp.files, "EFI/Linux/"+name)
 	}
 	m.esp.files["EFI/Linux/test_9.efi"] = &espFile{remains{data: own.uki}, []remains{{data: own.uki}}}
-	m.accepts("test_9.efi is not taken along: verify image: image is not signed")
+	m.rebinds("test_9.efi is not taken along: verify image: image is not signed")
 	m.holds(5, 2, 3)
 }
 

@@ -143,8 +143,10 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 func TestConsoleReseal(t *testing.T) {
 	m := inConsole(t, func(m *machine) { m.chipState = nil; m.chipChanged = false })
 	r, c := m.console()
-	m.types(m.shown[0], "y")
+	m.types(m.shown[0], "y", "y")
 	m.works(r.Unlock(c))
+	m.refuses(r.Reseal(c), "nothing was changed")
+	m.types("y", "weaker")
 	m.works(r.Reseal(c), "Bound to this TPM.")
 	m.nothingUnseals("the console")
 	m.opensByItself()

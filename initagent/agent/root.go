@@ -269,7 +269,7 @@ func (a *Agent) makeRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := a.checkFloor(record, o.secret); err != nil {
+	if err := a.checkFloor(a.chip.err == nil, record, o.secret); err != nil {
 		return err
 	}
 	if err := a.capVolume(volumeKey); err != nil {
@@ -351,10 +351,12 @@ func (a *Agent) healHeader() {
 	a.Log.Say("one copy of the root partition's header was damaged, and is restored")
 }
 
-// keepInRoot moves what the first boot left on the ESP to the root partition.
+// keepInRoot notes what this machine has, and moves what the first boot left on the ESP
+// to the root partition.
 func (a *Agent) keepInRoot(o *owner) error {
-	if o.keys == nil {
-		return nil
+	g := rootpart.NewGuarantees(o.sealed, a.contract.Epoch, rootpart.Enforces(a.firmware))
+	if err := g.Keep(a.Random, a.Store, o.secret); err != nil || o.keys == nil {
+		return err
 	}
 	return rootpart.KeepKeys(a.Store, o.wrapped)
 }

@@ -205,13 +205,14 @@ func (a *Agent) proven(told policy.Boot, record *policy.Record) bool {
 }
 
 // checkFloor reads what the machine has had, once its root partition is open, and
-// refuses a system under the floor. The record that has released the secret counts as
-// well; nil where a person did. What it stands for is noted, which is not worth a boot:
-// on a full file system it is noted at a later one.
-func (a *Agent) checkFloor(record *policy.Record, secret *policy.Secret) error {
+// refuses a system under the floor. Where the TPM has released the secret, what it did
+// so by counts as well: the record, or nil where it can hold none. That is noted, which
+// is not worth a boot: on a full file system it is noted at a later one. Where a person
+// has opened the root partition, nothing is: what is missing stays missing.
+func (a *Agent) checkFloor(released bool, record *policy.Record, secret *policy.Secret) error {
 	have := rootpart.ReadGuarantees(a.Store, secret)
 	a.had = have
-	if record != nil {
+	if released {
 		if err := a.guarantee(have.Raise(rootpart.Of(record, rootpart.Enforces(a.firmware))), secret); err != nil {
 			a.Log.Say("what this machine has had was not noted: %v", err)
 		}

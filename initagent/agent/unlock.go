@@ -79,7 +79,7 @@ func (a *Agent) unlock() error {
 	if record != nil {
 		a.state.Floor = record.Floor
 	}
-	if err := a.checkFloor(record, secret); err != nil {
+	if err := a.checkFloor(true, record, secret); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
@@ -308,7 +308,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	a.finishSecret(volumeKey, secret)
-	if err := a.checkFloor(nil, secret); err != nil {
+	if err := a.checkFloor(false, nil, secret); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
 	a.takeList(secret)

@@ -68,7 +68,7 @@ func TestFloorOutlivesIndex(t *testing.T) {
 	}
 	// The system that may run is accepted, and the floor is back in the TPM.
 	m.byHand = 2
-	m.accepts()
+	m.rebinds()
 	m.holds(6, 2)
 	m.runs(2)
 }
@@ -206,12 +206,13 @@ func TestWeaker(t *testing.T) {
 		secret.Wipe()
 		return lock.Sealed.Kind
 	}
-	for _, answers := range [][]string{{"y"}, {"y", ""}, {"y", "y"}, {"y", "yes"}} {
+	for _, answers := range [][]string{{"y", "weaker"}, {"y", "weaker", ""}, {"y", "weaker", "y"}, {"y", "weaker", "yes"}, {"y", "y"}} {
 		m.powerOn(full)
 		m.printed.Reset()
 		m.typed = append([]string{m.recoveryKey()}, answers...)
 		m.ends("system")
-		if !strings.Contains(m.printed.String(), "for ever, also after an update") || !strings.Contains(m.printed.String(), "nothing was changed") && len(answers) > 1 {
+		said, all := m.printed.String(), answers[1] == "weaker"
+		if !strings.Contains(said, "the TPM's list of systems is gone") || strings.Contains(said, "for ever, also after an update") != all || !strings.Contains(said, "nothing was changed") && len(answers) > 2 {
 			t.Errorf("it does not say what would be lost: %s", m.printed.String())
 		}
 		if got := kind(); got != policy.KindNV {
@@ -222,7 +223,7 @@ func TestWeaker(t *testing.T) {
 		}
 	}
 	m.powerOn(full)
-	m.typed = []string{m.recoveryKey(), "y", "Weaker"}
+	m.typed = []string{m.recoveryKey(), "y", "weaker", "Weaker"}
 	m.ends("system", "WARNING: this TPM cannot hold the policy record")
 	if got := kind(); got != policy.KindPCR {
 		t.Fatalf("bound by %s", got)

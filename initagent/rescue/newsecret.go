@@ -39,7 +39,7 @@ func (m *Machine) NewSecret(c hw.Console) error {
 }
 
 func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
-	if err := a.binding.MaySucceed(a.lock, a.record); err != nil {
+	if err := a.binding.MaySucceed(a.lock, a.open.Secret, a.record); err != nil {
 		return err
 	}
 	f, err := m.root(a.place)

@@ -87,7 +87,7 @@ func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Consol
 	}
 	read := func(read func(fs.FS) error) error { return m.ESP.Read(p.disk, read) }
 	a.binding = b
-	if a.record, a.boots, err = b.Acceptable(q, lock, open.VolumeKey, read); err != nil {
+	if a.record, a.boots, err = b.Acceptable(q, lock, open.Secret, open.VolumeKey, read); err != nil {
 		return err
 	}
 	return then(c, a)

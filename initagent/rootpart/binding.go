@@ -166,7 +166,7 @@ var ErrReplaced = errors.New("it was replaced for good")
 // it was. The floor stays as it is: it rises when a release has proven itself,
 // and no other time. What would be less than the machine had is asked for first.
 func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
-	b, there, err := b.succeed(lock, record)
+	b, there, err := b.succeed(lock, secret, record)
 	if err != nil || !there {
 		return false, err
 	}
@@ -179,11 +179,8 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 // succeed gives a record the floor that was, and reports whether the TPM has the index
 // of the one before, which it must not replace with less. What that one had counts as
 // what the machine had.
-func (b Binding) succeed(lock *vault.Lock, record *policy.Record) (had Binding, there bool, err error) {
-	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
-		return b, false, nil
-	}
-	old, err := b.TPM.ReadRecord(lock.Sealed)
+func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (had Binding, there bool, err error) {
+	old, err := b.ownRecord(lock, secret)
 	switch {
 	case err == nil:
 		if err := b.keepFloor(record, old.Floor); err != nil {
@@ -200,11 +197,33 @@ func (b Binding) succeed(lock *vault.Lock, record *policy.Record) (had Binding, 
 	return b, true, b.keepFloor(record, 0)
 }
 
+// ownRecord reads the record of the index that the header names, if that is one that
+// this machine secret alone can write: anybody can define one of their own, with a
+// record of their own, and put its name into the header.
+func (b Binding) ownRecord(lock *vault.Lock, secret *policy.Secret) (*policy.Record, error) {
+	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
+		return nil, tpm.ErrIndexMissing
+	}
+	key, err := secret.WriteKey()
+	if err != nil {
+		return nil, err
+	}
+	name, err := policy.Index{Handle: lock.Sealed.NVIndex, Key: &key.PublicKey}.Name()
+	if err != nil {
+		return nil, err
+	}
+	if name != *lock.Sealed.NVName {
+		return nil, tpm.ErrIndexForeign
+	}
+	return b.TPM.ReadRecord(lock.Sealed)
+}
+
 // MaySucceed gives a record that is for another index the floor that was. What would be
 // less than the machine had is asked for.
-func (b Binding) MaySucceed(lock *vault.Lock, record *policy.Record) error {
-	b, there, err := b.succeed(lock, record)
+func (b Binding) MaySucceed(lock *vault.Lock, secret *policy.Secret, record *policy.Record) error {
+	b, there, err := b.succeed(lock, secret, record)
 	if err == nil && !there {
+		b.Had = b.Had.Forgotten()
 		err = b.keepFloor(record, 0)
 	}
 	if err != nil {
@@ -230,13 +249,21 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 // Rebind seals the secret to a TPM that does not know it, and has the header say
 // so. keys sign the deed; nil where the machine has none. Cut before the header
 // is written, the TPM keeps an index that nothing names.
+//
+// What the TPM has lost it does not vouch for: the owner of a machine that had a record
+// is asked, whatever the note on the root partition says. An index of this volume that
+// is still there, although the header did not lead to it, goes before the header is
+// written: put back later, a header that names it would open by its old record. Cut in
+// between, the owner is asked again.
 func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
 	if err := b.keepFloor(record, 0); err != nil {
 		return err
 	}
+	b.Had = b.Had.Forgotten()
 	if err := b.consent(record, policy.KindNV); err != nil {
 		return err
 	}
+	b.Had.unknown = nil // that was agreed to
 	sealed, err := b.Seal(secret, boot, record, others...)
 	if err != nil {
 		return err
@@ -244,6 +271,9 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 	var deedKey *rsa.PrivateKey
 	if keys != nil {
 		deedKey = keys.DB.Key
+	}
+	if err := DropIndexes(b.TPM, policy.VolumeFingerprint(volumeKey), sealed); err != nil {
+		return fmt.Errorf("clear what the TPM had of this volume: %w", err)
 	}
 	return lock.Rebind(random, d, volumeKey, secret, sealed, deedKey)
 }

@@ -175,11 +175,10 @@ func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) 
 //
 // The record is over PCR 4 where that is accounted for and every system in it reads
 // such a record. A machine that has had one takes no system along that does not.
-func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot, error) {
-	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
-		if old, err := b.TPM.ReadRecord(lock.Sealed); err == nil && !old.Provisional() {
-			q.old = old
-		}
+func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, secret *policy.Secret, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot, error) {
+	if old, err := b.ownRecord(lock, secret); err == nil && !old.Provisional() {
+		q.old = old
+		q.Had = q.Had.Raise(Of(old, q.Had.SecureBoot)) // where there is no note, this is what the machine had
 	}
 	var others []fallback
 	trial := false

@@ -27,25 +27,47 @@ const (
 // machine's initramfs can make: the TPM's index can be deleted by whoever has the
 // machine in hand, and the header's token can be written by anybody.
 //
+// Every machine has a box: it is written with the root partition, and where an earlier
+// release made that, when the TPM opens it for the first time. That there is none says
+// that somebody has deleted it.
+//
 // A box is not fresh. Whoever is root in the running system can put an older one
 // back, and has the TPM's record to reckon with, which is fresh and no less than the
-// box; whoever deletes the record has not been root.
+// box. Where they have deleted the record as well, only its owner can say what the
+// machine had: see Forgotten.
 type Guarantees struct {
 	Format     int    `json:"format"`
 	Floor      uint64 `json:"floor"`       // the lowest epoch that may run
 	Record     bool   `json:"record"`      // the TPM kept the list of systems
 	Programs   bool   `json:"programs"`    // which was over PCR 4
 	SecureBoot bool   `json:"secure_boot"` // the firmware enforced signatures
+	// Unbound: no TPM has ever been given the machine secret.
+	Unbound bool `json:"unbound,omitempty"`
 
-	unreadable error
+	unknown error // why nobody can say which systems were replaced for good
 }
 
-// ReadGuarantees reads them; none are none. A box that does not open, or lies on a bad
+var (
+	errNoBox  = errors.New("this machine's own note of it was deleted")
+	errNoList = errors.New("the TPM's list of systems is gone, and this machine's own note of it can be an old one")
+)
+
+// NewGuarantees are those of a root partition that is being made. They are written
+// before anybody can be root: what is deleted can be found in free space.
+func NewGuarantees(sealed *policy.Sealed, epoch uint64, enforces bool) Guarantees {
+	g := Guarantees{Format: guaranteesFormat, SecureBoot: enforces, Unbound: sealed == nil}
+	if sealed != nil && sealed.Kind == policy.KindNV {
+		g.Record, g.Floor = true, epoch
+	}
+	return g
+}
+
+// ReadGuarantees reads them. A box that is not there, does not open, or lies on a bad
 // sector, is no error: all that can be lost then counts as lost, and the owner is asked.
 func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 	box, err := store.Read(GuaranteesFile, maxGuarantees)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Guarantees{Format: guaranteesFormat}
+		err = errNoBox
 	}
 	var text []byte
 	if err == nil {
@@ -59,7 +81,16 @@ func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 		err = fmt.Errorf("format %d", g.Format)
 	}
 	if err != nil {
-		return Guarantees{Format: guaranteesFormat, Record: true, Programs: true, SecureBoot: true, unreadable: fmt.Errorf("%s: %w", GuaranteesFile, err)}
+		return Guarantees{Format: guaranteesFormat, Record: true, Programs: true, SecureBoot: true, unknown: fmt.Errorf("%s: %w", GuaranteesFile, err)}
+	}
+	return g
+}
+
+// Forgotten are the guarantees of a machine whose TPM has lost the record, if it had
+// one: the box alone does not say which systems were replaced for good.
+func (g Guarantees) Forgotten() Guarantees {
+	if g.Record && g.unknown == nil {
+		g.unknown = errNoList
 	}
 	return g
 }
@@ -86,7 +117,7 @@ func (g Guarantees) box(random io.Reader, secret *policy.Secret) ([]byte, error)
 
 // Raise returns the higher of both, each for itself.
 func (g Guarantees) Raise(o Guarantees) Guarantees {
-	if g.unreadable != nil {
+	if g.unknown != nil {
 		g = Guarantees{Format: guaranteesFormat}
 	}
 	return Guarantees{
@@ -108,8 +139,8 @@ func Of(r *policy.Record, enforces bool) Guarantees {
 // Lost says what a machine had and would have no more, in words for its owner. A
 // floor is never among it: that one is not given up.
 func (g Guarantees) Lost(now Guarantees) (lost []string) {
-	if g.unreadable != nil {
-		lost = append(lost, fmt.Sprintf("Which old systems were replaced for good is not known any more (%v).\n  Old systems with known holes may open your data again.", g.unreadable))
+	if g.unknown != nil {
+		lost = append(lost, fmt.Sprintf("Which old systems were replaced for good is not known any more (%v).\n  Old systems with known holes may open your data again. If you have had a newer system than this one, do not go on.", g.unknown))
 	}
 	if g.Record && !now.Record {
 		lost = append(lost, "The TPM kept the list of systems that may open your data, and cannot hold it now.\n  Every system that it opens your data for once can do so for ever, also after an update has closed its holes.")

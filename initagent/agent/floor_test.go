@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
+)
+
+// changeToken changes what the root partition's header says of the TPM, as root of the
+// running system can.
+func (m *machine) changeToken(change func(c *luks2.Change, n int, token luks2.Token) error) {
+	m.t.Helper()
+	header, err := m.header()
+	m.must(err)
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	m.must(header.Change(m.random, s, func(c *luks2.Change) error {
+		for n, token := range header.Tokens() {
+			if token.Type == rootvolume.TPMToken {
+				return change(c, n, token)
+			}
+		}
+		return errors.New("no token of a TPM")
+	}))
+	m.must(s.Sync())
+}
+
+// forgeIndex has the header name an index of root's own, with a record of their own,
+// which allows whatever it likes.
+func (m *machine) forgeIndex() {
+	m.t.Helper()
+	theirs, err := policy.NewSecret(m.random)
+	m.must(err)
+	boot, sealed := m.sealForAttacker(theirs)
+	key, err := theirs.WriteKey()
+	m.must(err)
+	_, volumeKey, secret := m.unlocked()
+	secret.Wipe()
+	m.must(tpm.OpenTransport(m.emulator).WriteRecord(sealed.NVIndex, key, &policy.Record{
+		Volume: policy.VolumeFingerprint(volumeKey), Branches: []policy.Branch{{Policy: boot.Branch(), Version: 1, Epoch: 5}},
+	}))
+	m.chipChanged = true
+	luks2.Wipe(volumeKey)
+	text, err := sealed.Encode()
+	m.must(err)
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		token.Fields["sealed"] = text // and the owner signature stays
+		return c.SetToken(n, token)
+	})
+}
+
+// Root of the running system takes away, or puts back, all that says how high the floor
+// was: with the recovery key and a "y" the machine still does not go below it. FAULTS 91
+func TestRootLowersFloor(t *testing.T) {
+	for name, lower := range map[string]func(m *machine, old []byte){
+		"the note is deleted": func(m *machine, _ []byte) { delete(m.rootFiles(), rootpart.GuaranteesFile); m.undefine() },
+		"an old note":         func(m *machine, old []byte) { m.rootFiles()[rootpart.GuaranteesFile] = old; m.undefine() },
+		"another index": func(m *machine, _ []byte) {
+			delete(m.rootFiles(), rootpart.GuaranteesFile)
+			m.undefine()
+			m.forgeIndex()
+		},
+		"no TPM in the header": func(m *machine, _ []byte) {
+			delete(m.rootFiles(), rootpart.GuaranteesFile)
+			m.undefine()
+			m.changeToken(func(c *luks2.Change, n int, _ luks2.Token) error { return c.RemoveToken(n) })
+		},
+	} {
+		change := pinned
+		if name == "no TPM in the header" { // which a required one refuses
+			change = with(func(c *contract.Contract) { c.TPM, c.SecureBoot = contract.Optional, contract.Optional })
+		}
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, change)
+			old := bytes.Clone(m.rootFiles()[rootpart.GuaranteesFile])
+			m.fetch(newRelease(t, 2, 6, change))
+			m.runs(2)
+			m.bless()
+			m.runs(2)
+			m.holds(6, 2)
+			lower(m, old)
+			m.rename("test_1+0.efi", "test_1.efi")
+			m.byHand = 1
+			lowered := m.world(true, nil)
+			for range 2 { // and it is not forgotten that there was no note
+				m.typed = []string{m.recoveryKey(), "y", "y"}
+				m.printed.Reset()
+				m.ends("system")
+				said := m.printed.String()
+				if !strings.Contains(said, "Which old systems were replaced for good is not known any more") || !strings.Contains(said, "nothing was changed") {
+					t.Errorf("it says %s", said)
+				}
+				if strings.Contains(said, "Accepted.") || strings.Contains(said, "Bound to this TPM.") {
+					t.Fatalf("an old system was accepted: %s", said)
+				}
+			}
+			// A new secret at the console is no way around it.
+			m.powerOn(lowered)
+			r, c := m.asked()
+			m.types("y", "y")
+			m.refuses(r.NewSecret(c), "nothing was changed")
+			// Whoever has never had a newer one says so, and is bound.
+			m.powerOn(lowered)
+			m.rebinds()
+			m.runs(1)
+		})
+	}
+}
+
+// A machine of an earlier release has no note. Whatever else happens while it is
+// updated, it is asked nothing that a machine with one is not. FAULTS 91
+func TestNoteOfEarlierRelease(t *testing.T) {
+	m := newMachine(t, pinned)
+	m.releases[1] = newReleaseOf(t, 1, 5, contract.Abilities{}, pinned)
+	m.powerOn(m.installed(diskSize))
+	m.unaccounted = true // it knew nothing of PCR 4
+	m.ends("system")
+	m.ends("system")
+	m.fetch(newRelease(t, 2, 6, pinned))
+	m.runs(2)
+	m.unaccounted = false
+	delete(m.rootFiles(), rootpart.GuaranteesFile)
+	m.extra = "another firmware"
+	m.accepts()
+	m.holds(5, 1, 2) // the system before it is not shut out
+	m.runs(2)
+	if g := m.noted(); !g.Record || g.Floor != 5 {
+		t.Errorf("it notes %+v", g)
+	}
+}
+
+// Without room for the record a machine has a note that says so, and is not asked about
+// a list that it never had; where the note is gone, nobody knows that.
+func TestNoteWithoutRecord(t *testing.T) {
+	m := newMachine(t, pinned)
+	m.fillTPM()
+	m.ends("system")
+	m.runs(1)
+	if g := m.noted(); g.Record || g.Unbound || !g.SecureBoot {
+		t.Errorf("it notes %+v", g)
+	}
+	m.extra = "another firmware"
+	m.accepts()
+	m.runs(1)
+	delete(m.rootFiles(), rootpart.GuaranteesFile) // as an earlier release leaves it
+	m.runs(1)
+	m.extra = "and another"
+	m.accepts()
+	m.runs(1)
+	delete(m.rootFiles(), rootpart.GuaranteesFile)
+	m.extra = "and one more"
+	m.typed = []string{m.recoveryKey(), "y", "y"}
+	m.printed.Reset()
+	m.ends("system")
+	if !strings.Contains(m.printed.String(), "this machine's own note of it was deleted") {
+		t.Errorf("it says %s", m.printed.String())
+	}
+}
+
+// The note is there before anybody can be root: nothing is left on the disk of a note
+// that says less.
+func TestNoteOfNewMachine(t *testing.T) {
+	m := newMachine(t, pinned)
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("ends in %s", end)
+	}
+	m.snapshot = func() {
+		if m.openVolume == nil || m.rootFiles()[rootpart.GuaranteesFile] == nil {
+			return
+		}
+		secret := m.agent.secret
+		if secret == nil && len(m.shown) > 0 {
+			_, _, secret = m.unlocked()
+		}
+		if secret == nil {
+			return
+		}
+		if g := rootpart.ReadGuarantees(store{m}, secret); !g.Record || g.Floor != 5 || !g.SecureBoot || g.Unbound {
+			t.Errorf("it notes %+v", g)
+		}
+	}
+	m.ends("system")
+	m.snapshot = nil
+	if g := m.noted(); !g.Record || !g.Programs {
+		t.Errorf("it notes %+v", g)
+	}
+}
+
+// Root of the running system hides the TPM's record from a machine, by a header that
+// leads nowhere, so that its owner has another made, and puts the old header back once
+// the floor has risen. FAULTS 91
+func TestOldIndexIsNotKept(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	before, note := m.headerArea(), bytes.Clone(m.rootFiles()[rootpart.GuaranteesFile])
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		lock, _, _ := m.unlocked()
+		lock.Sealed.NVIndex += 5
+		var err error
+		if token.Fields["sealed"], err = lock.Sealed.Encode(); err != nil {
+			return err
+		}
+		return c.SetToken(n, token)
+	})
+	m.rebinds()
+	m.fetch(newRelease(t, 2, 6, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.holds(6, 2)
+	part, err := m.partition(layout.RootNumber)
+	m.must(err)
+	_, err = part.WriteAt(before, 0)
+	m.must(err)
+	m.must(part.Sync())
+	m.rootFiles()[rootpart.GuaranteesFile] = note
+	m.rename("test_1+0.efi", "test_1.efi")
+	m.byHand = 1
+	if end := m.boot(); end == "system" {
+		t.Fatal("an old system opens the root partition by itself")
+	}
+}
+
+// headerArea is a copy of the root partition's LUKS2 header and keyslots.
+func (m *machine) headerArea() []byte {
+	m.t.Helper()
+	part, err := m.partition(layout.RootNumber)
+	m.must(err)
+	area := make([]byte, vault.HeaderArea)
+	_, err = part.ReadAt(area, 0)
+	m.must(err)
+	return area
+}
