@@ -89,6 +89,8 @@ type Facts struct {
 	SecureBoot contract.Requirement // what the boot contract wants
 	TPM        contract.Requirement
 	TPMPresent bool
+	// TPMFault is why a TPM that is there cannot be used; "" where there is none.
+	TPMFault string
 
 	// Problem is why the boot cannot even begin: no disk, two disks, a
 	// contract that does not fit. It is meant for the person at the console.
@@ -249,6 +251,8 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the recovery console was asked for"}, true
 	case f.Noted != "":
 		return Step{Recovery, f.Noted}, true
+	case f.TPM == contract.Required && !f.TPMPresent && f.TPMFault != "":
+		return Step{Recovery, "this system requires a TPM, and this machine's cannot be used: " + f.TPMFault}, true
 	case f.TPM == contract.Required && !f.TPMPresent:
 		return Step{Recovery, "this machine has no TPM 2.0, or it is switched off: enable it in the firmware's setup (it may be called PTT, fTPM or Security Device), then start again"}, true
 	}
@@ -388,6 +392,8 @@ func root(s State, f Facts) (Step, bool) {
 			return Step{Condemn, "the TPM releases no key to this system, since another one has replaced it"}, true
 		case f.Unlock == Failed:
 			return Step{AskKey, "the TPM did not open the root partition: " + f.Cause}, true
+		case !f.TPMPresent && f.TPMFault != "":
+			return Step{AskKey, "the TPM cannot open the root partition: " + f.TPMFault}, true
 		case !f.TPMPresent:
 			return Step{AskKey, "there is no TPM to open the root partition"}, true
 		}

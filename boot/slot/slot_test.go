@@ -69,6 +69,8 @@ func parseTrace(t *testing.T, text string) *trace {
 			tr.fails[kindNamed(t, name)] = cause
 		case strings.HasPrefix(line, "problem "):
 			tr.facts.Problem = line[len("problem "):]
+		case strings.HasPrefix(line, "tpm-fault "):
+			tr.facts.TPMPresent, tr.facts.TPMFault = false, line[len("tpm-fault "):]
 		case strings.HasPrefix(line, "noted "):
 			tr.facts.Noted = line[len("noted "):]
 		case strings.HasPrefix(line, "asked after "):

@@ -156,6 +156,9 @@ func (w wire) Send(command []byte) ([]byte, error) {
 	if w.m.refuseRecord && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
 		return nil, syscall.EIO
 	}
+	if w.m.deaf && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCPCREvent {
+		return nil, syscall.EIO
+	}
 	if name, ok := lasting[tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))]; ok {
 		w.m.op(name)
 		w.m.chipChanged = true
@@ -179,6 +182,9 @@ const policyDigestSize = 34
 func (m *machine) openTPM() (*tpm.TPM, error) {
 	if m.noTPM != nil {
 		return nil, m.noTPM
+	}
+	if m.tpmBusy--; m.tpmBusy >= 0 {
+		return nil, tpm.ErrBusy
 	}
 	if m.tpmOpens--; m.tpmPlugs > 0 || m.tpmOpens >= 0 {
 		return nil, tpm.ErrAbsent

@@ -135,6 +135,8 @@ type machine struct {
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
+	tpmBusy             int    // openings of the TPM that fail
+	deaf                bool   // the TPM takes no measurements
 	tpmPlugs, tpmOpens  int    // loadings of drivers, and openings, before the TPM shows itself
 	noEFI               error  // of mounting the firmware's variables
 	extra               string // measured into PCR 7 besides

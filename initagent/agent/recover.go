@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/initagent/advice"
 	"halogenos.internal/initagent/rootpart"
@@ -63,6 +65,11 @@ func (a *Agent) noConsole(err error) error {
 	a.Log.Say("no console: %v", err)
 	a.Log.Say("nothing was lost. Switch the machine off and on. If that does not help, switch the TPM off in the firmware's setup (it may be called PTT, fTPM or Security Device): " +
 		"without a TPM the console opens, and the recovery key opens the data")
+	if a.contract != nil && a.contract.TPM == contract.Optional {
+		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
+	} else {
+		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens partition %d of this disk with the recovery key. This system itself requires a TPM that works", layout.RootNumber)
+	}
 	a.Sleep(time.Minute)
 	return errors.Join(err, a.restart())
 }

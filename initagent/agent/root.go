@@ -278,6 +278,7 @@ func (a *Agent) makeRoot() error {
 	a.lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
 	if a.chip.err != nil {
 		a.secret, o.secret = o.secret, nil // the Secure Boot keys are still to come
+		a.chip.untold = true               // there is nothing that it could release
 	}
 	a.tidyUp()
 	return nil

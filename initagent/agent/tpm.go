@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -15,6 +18,9 @@ type chip struct {
 	err    error
 	capped bool // PCR 15 was extended in this boot
 	ended  bool // PCR 11 says that the initramfs phase is over
+	// untold: the system is started although the TPM may not know that. Either the
+	// owner has agreed to it, or the TPM was never given anything.
+	untold bool
 }
 
 // errNotOpened is why there is no TPM before the boot has come to it.
@@ -23,11 +29,18 @@ var errNotOpened = errors.New("the TPM was not opened yet")
 // openTPM opens the TPM; that one is missing is a fact and not an error.
 func (a *Agent) openTPM() error {
 	a.chip.tpm, a.chip.err = a.TPM.Open()
-	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
-		a.Log.Say("the TPM cannot be used: %v", a.chip.err)
-	}
 	a.facts.TPMPresent = a.chip.err == nil
+	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
+		a.faulty(a.chip.err)
+	}
 	return nil
+}
+
+// faulty goes on without a TPM that is there and does not work.
+func (a *Agent) faulty(err error) {
+	a.chip.err = err
+	a.facts.TPMPresent, a.facts.TPMFault = false, err.Error()
+	a.Log.Say("the TPM cannot be used: %v", err)
 }
 
 // enterPhase measures the beginning of the initramfs phase into PCR 11, as
@@ -36,10 +49,15 @@ func (a *Agent) enterPhase() error {
 	if a.chip.err != nil {
 		return nil // nothing is bound to it
 	}
-	if err := a.chip.tpm.ExtendText(pcr.KernelImage, pcr.EnterInitrd); err != nil {
-		return fmt.Errorf("measure phase %q: %w", pcr.EnterInitrd, err)
+	err := a.chip.tpm.ExtendText(pcr.KernelImage, pcr.EnterInitrd)
+	if err != nil {
+		err = fmt.Errorf("measure phase %q: %w", pcr.EnterInitrd, err)
 	}
-	return nil
+	if err != nil && a.contract.TPM == contract.Optional {
+		a.faulty(err)
+		return nil
+	}
+	return err
 }
 
 // leavePhase ends the initramfs phase, for the TPM: from here on it releases
@@ -47,8 +65,9 @@ func (a *Agent) enterPhase() error {
 // initagent runs, on every path. A TPM that was not there or did not answer
 // when the boot began may be there now, and what runs afterwards could measure
 // and unseal at leisure: so it is asked once more, and only one that is absent
-// or dead is passed over. A TPM that was told is not told again: what it was told
-// is part of what the console's commands account for.
+// in failure mode is passed over. The verified system, and nothing else, is started
+// beside one that cannot be told where goOnUntold has allowed it. A TPM that was told is
+// not told again: what it was told is part of what the console's commands account for.
 func (a *Agent) leavePhase(word string) error {
 	if a.chip.ended {
 		return nil
@@ -60,7 +79,7 @@ func (a *Agent) leavePhase(word string) error {
 	case errors.Is(a.chip.err, tpm.ErrAbsent):
 		return nil
 	case a.chip.err != nil:
-		return fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", a.chip.err)
+		return a.notTold(word, a.chip.err)
 	}
 	err := a.chip.tpm.ExtendText(pcr.KernelImage, word)
 	if err == nil && !a.chip.capped {
@@ -73,9 +92,44 @@ func (a *Agent) leavePhase(word string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
+		return a.notTold(word, err)
 	}
 	a.chip.ended = true
+	return nil
+}
+
+func (a *Agent) notTold(word string, err error) error {
+	err = fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
+	if word != pcr.LeaveInitrd || !a.chip.untold {
+		return err
+	}
+	a.Log.Say("WARNING: %v", err)
+	return nil
+}
+
+// goOnUntold decides, with the root partition open, whether the system may be started
+// beside a TPM that is there and has not worked in this boot. The TPM is told now where
+// that works, and then, or where nobody has ever given it the machine secret, there is
+// nothing to ask. Otherwise the owner is, in every such boot: what the TPM released to
+// root of the running system they could keep.
+//
+// A machine whose image requires a TPM never comes here.
+func (a *Agent) goOnUntold(c hw.Console) error {
+	if a.chip.err == nil {
+		return nil
+	}
+	fault := a.chip.err
+	err := a.leavePhase(pcr.LeaveInitrd)
+	a.chip.err = fault // this boot does without it
+	if err == nil {
+		return nil
+	}
+	if a.lock.Sealed != nil || !a.had.Unbound {
+		if err := rootpart.AskWithoutTPM(c, fault, keyTimeout); err != nil {
+			return err
+		}
+	}
+	a.chip.untold = true
 	return nil
 }
 

@@ -311,6 +311,9 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.checkFloor(false, nil, secret); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
+	if err := a.goOnUntold(c); err != nil {
+		return errors.Join(err, a.closeRoot())
+	}
 	a.takeList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))

@@ -164,14 +164,34 @@ func AskWeaker(c hw.Console, lost []string, timeout time.Duration) error {
 	for _, l := range lost {
 		c.Print("- " + l + "\n")
 	}
-	answer, err := c.Ask("\nSomebody who had this machine in hand may want exactly that. If you do not know why,\n"+
+	typed, err := askWord(c, "\nSomebody who had this machine in hand may want exactly that. If you do not know why,\n"+
 		"press Enter: the recovery key keeps opening your data, and nothing is given up.\n"+
-		"Type the word \""+weakerWord+"\" to give it up: ", false, timeout)
-	if err != nil {
-		return err
+		"Type the word \""+weakerWord+"\" to give it up: ", timeout)
+	if err == nil && !typed {
+		err = ErrWeaker
 	}
-	if !strings.EqualFold(strings.TrimSpace(string(answer)), weakerWord) {
-		return ErrWeaker
+	return err
+}
+
+func askWord(c hw.Console, question string, timeout time.Duration) (bool, error) {
+	answer, err := c.Ask(question, false, timeout)
+	return strings.EqualFold(strings.TrimSpace(string(answer)), weakerWord), err
+}
+
+// AskWithoutTPM asks the owner whether the system shall be started beside a TPM that
+// does not work, which could therefore not be told that the initramfs phase is over.
+func AskWithoutTPM(c hw.Console, fault error, timeout time.Duration) error {
+	c.Print(fmt.Sprintf("\nWARNING: this machine's TPM cannot be used: %v.\n\n", fault) +
+		"- It cannot be told that the start is over. If it works after all, whoever is root of the running system\n" +
+		"  can have it release this machine's secret, and keep that for ever.\n" +
+		"- It does not check which system has asked you for the recovery key, and with which settings.\n\n" +
+		"Where the firmware's setup can switch the TPM off (it may be called PTT, fTPM or Security Device), do that\n" +
+		"instead: the recovery key then opens your data without this question.\n")
+	typed, err := askWord(c, "Somebody who had this machine in hand may want exactly that. If the TPM has worked so far and you do not\n"+
+		"know why it does not now, press Enter, and switch the machine off and on.\n"+
+		"Type the word \""+weakerWord+"\" to start all the same: ", timeout)
+	if err == nil && !typed {
+		err = fmt.Errorf("the TPM cannot be used, and the system was not to be started without it: %w", fault)
 	}
-	return nil
+	return err
 }
