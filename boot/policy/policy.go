@@ -21,6 +21,7 @@ import (
 // The command codes that enter a policy digest (TPM 2.0 Library, Part 2, 6.5.2).
 const (
 	ccPolicySigned      = 0x00000160
+	ccPolicyCounter     = 0x0000016D // TPM2_PolicyCounterTimer
 	ccPolicyOR          = 0x00000171
 	ccPolicyPCR         = 0x0000017F
 	ccPolicyAuthorizeNV = 0x00000192
@@ -154,6 +155,22 @@ func ORList(branches []Digest) ([]Digest, error) {
 // this Name, which replaces what was in the session (Part 3, 23.22).
 func AuthorizeNV(index Name) Digest {
 	return extend(Digest{}, ccPolicyAuthorizeNV, index[:])
+}
+
+// ResetLimit is what TPM2_PolicyCounterTimer is given, behind its session: that the
+// TPM's count of resets, which grows with every start of the machine and is never set
+// back but with the seed of all that was sealed, is no more than limit (Part 2, 10.11.6:
+// TPMS_TIME_INFO has it at byte 16; TPM_EO_UNSIGNED_LE, 6.8).
+func ResetLimit(limit uint32) (operand, offsetAndOperation []byte) {
+	return binary.BigEndian.AppendUint32(nil, limit), []byte{0, 16, 0, 9}
+}
+
+// UpToReset returns the digest of a session that holds old after
+// TPM2_PolicyCounterTimer with ResetLimit (Part 3, 23.10).
+func UpToReset(old Digest, limit uint32) Digest {
+	operand, rest := ResetLimit(limit)
+	arguments := sha256.Sum256(append(operand, rest...))
+	return extend(old, ccPolicyCounter, arguments[:])
 }
 
 // Signed returns the digest of a policy session after TPM2_PolicySigned by the

@@ -51,6 +51,8 @@ type Sealed struct {
 
 	PCRs     []int    `json:"pcrs,omitempty"`     // KindPCR: ascending
 	Branches []Digest `json:"branches,omitempty"` // KindPCR: 1 to MaxBranches
+	// KindPCR: the count of resets up to which the TPM unseals; 0 for ever.
+	Resets uint32 `json:"resets,omitempty"`
 }
 
 // Policy returns the policy digest that the object must be under.
@@ -62,7 +64,11 @@ func (s *Sealed) Policy() (Digest, error) {
 		}
 		return AuthorizeNV(*s.NVName), nil
 	case KindPCR:
-		return Fixed(s.Branches)
+		d, err := Fixed(s.Branches)
+		if err == nil && s.Resets > 0 {
+			d = UpToReset(d, s.Resets)
+		}
+		return d, err
 	}
 	return Digest{}, fmt.Errorf("%w: kind %q, want %q or %q", ErrSealed, s.Kind, KindNV, KindPCR)
 }
@@ -103,7 +109,7 @@ func (s *Sealed) Validate() error {
 func (s *Sealed) validateKind() error {
 	switch s.Kind {
 	case KindNV:
-		if len(s.PCRs)+len(s.Branches) > 0 {
+		if len(s.PCRs)+len(s.Branches) > 0 || s.Resets > 0 {
 			return fmt.Errorf("%w: PCRs given for an object bound to an NV index", ErrSealed)
 		}
 		// TPM_HT_NV_INDEX is the handle's first byte (Part 2, 7.2).

@@ -28,6 +28,17 @@ func (m *machine) stealPending() (*policy.Sealed, *policy.Secret) {
 	sealed, err := p.SealedSecret()
 	m.must(err)
 	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	m.replayFirstBoot()
+	chip := tpm.OpenTransport(m.emulator)
+	secret, _, err := chip.Unseal(sealed)
+	m.must(err)
+	return sealed, secret
+}
+
+// replayFirstBoot makes the TPM hold what a start of the first release leaves in it, with
+// any firmware setting.
+func (m *machine) replayFirstBoot() {
+	m.t.Helper()
 	m.must(m.emulator.extend(7, pcr.Digest(sha256.Sum256([]byte("Secure Boot is off, any program")))))
 	parsed, err := uki.Parse(m.releases[1].uki)
 	m.must(err)
@@ -40,11 +51,7 @@ func (m *machine) stealPending() (*policy.Sealed, *policy.Secret) {
 	for _, e := range b.events {
 		m.must(m.emulator.extend(e.register, e.digest))
 	}
-	chip := tpm.OpenTransport(m.emulator)
-	m.must(chip.ExtendText(pcr.KernelImage, pcr.EnterInitrd))
-	secret, _, err := chip.Unseal(sealed)
-	m.must(err)
-	return sealed, secret
+	m.must(tpm.OpenTransport(m.emulator).ExtendText(pcr.KernelImage, pcr.EnterInitrd))
 }
 
 // Between the first and the second boot the secret is bound to the UKI alone. What

@@ -74,14 +74,19 @@ func (a *Agent) observeLoss() error {
 
 // betweenBoots reports whether this machine's first boot has left its keys, and
 // no second one has finished since. Where the TPM holds a record that is for it
-// to say, since on the ESP anybody can put back what was there.
+// to say, since on the ESP anybody can put back what was there; where it can hold none,
+// it counts its starts, of which the first boot's object gets a few.
 func (a *Agent) betweenBoots() (bool, error) {
 	if a.pending == nil || a.chip.err != nil || a.state.Keys != slot.KeysEnrolled {
 		return false, nil
 	}
 	sealed, err := a.pending.SealedSecret()
-	if err != nil || sealed.Kind != policy.KindNV {
-		return err == nil, err
+	if err != nil {
+		return false, err
+	}
+	if sealed.Kind != policy.KindNV {
+		expired, err := a.chip.tpm.Expired(sealed)
+		return err == nil && !expired, err
 	}
 	record, err := a.chip.tpm.ReadRecord(sealed)
 	return err == nil && record.Provisional(), err

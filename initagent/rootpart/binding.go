@@ -105,7 +105,34 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if record.Programs { // a change of the boot manager would mean sealing again
 		pcrs = policy.WithoutPrograms()
 	}
-	return b.TPM.SealPCR(secret, pcrs, append([]policy.Boot{boot}, others...)...)
+	boots := append([]policy.Boot{boot}, others...)
+	if record.Provisional() {
+		return b.sealForNow(secret, pcrs, boots)
+	}
+	return b.TPM.SealPCR(secret, pcrs, boots...)
+}
+
+// provisionalStarts is how many starts after its first a machine without a record has
+// to be finished. Between the first boot and the second there is one, and cuts can make
+// it more.
+const provisionalStarts = 32
+
+// sealForNow seals what the first boot leaves on the ESP, where no index that can be
+// deleted ends what it is worth: it holds this machine's Secure Boot keys, and is bound
+// to no firmware setting. A TPM that cannot count its resets seals it for ever.
+func (b Binding) sealForNow(secret *policy.Secret, pcrs []int, boots []policy.Boot) (*policy.Sealed, error) {
+	sealed, err := b.TPM.SealPCRFor(provisionalStarts, secret, pcrs, boots...)
+	if err == nil && b.Proves {
+		var again *policy.Secret
+		if again, _, err = b.TPM.Unseal(sealed); err == nil {
+			again.Wipe()
+		}
+	}
+	if err == nil {
+		return sealed, nil
+	}
+	b.Say("WARNING: this TPM does not count its starts (%v): whoever keeps a copy of what lies on the ESP until the next start can learn this machine's Secure Boot keys from it, for ever", err)
+	return b.TPM.SealPCR(secret, pcrs, boots...)
 }
 
 // Clear deletes the NV indexes that a provisioning left when it was cut before

@@ -29,6 +29,7 @@ var (
 	ErrIndexMissing   = errors.New("the NV index is gone")
 	ErrIndexForeign   = errors.New("the NV index is not the one that was defined")
 	ErrIndexUnwritten = errors.New("the NV index was never written: it was deleted and defined again")
+	ErrExpired        = errors.New("it was sealed for a few starts of the machine, and those are over")
 	ErrPolicy         = errors.New("the TPM refuses the policy")
 )
 
@@ -74,7 +75,7 @@ func wrap(op string, err error) error {
 	}
 	for _, class := range []error{
 		ErrAbsent, ErrBusy, ErrTimeout, ErrMalformed, ErrFailed, ErrNotStarted, ErrLockout, ErrOwnerAuth, ErrNoSpace,
-		ErrUnsupported, ErrBankInactive, ErrChanged, ErrIndexMissing, ErrIndexForeign, ErrIndexUnwritten, ErrPolicy,
+		ErrUnsupported, ErrBankInactive, ErrChanged, ErrIndexMissing, ErrIndexForeign, ErrIndexUnwritten, ErrExpired, ErrPolicy,
 		policy.ErrSealed, errTransport,
 	} {
 		if errors.Is(err, class) {

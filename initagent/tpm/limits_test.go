@@ -228,3 +228,45 @@ func TestSealPCR(t *testing.T) {
 		})
 	}
 }
+
+// What was sealed for a few starts unseals in those, and then no more; a count that
+// somebody has raised in the stored object makes it another object. FAULTS 98
+func TestSealPCRFor(t *testing.T) {
+	e := startTPM(t)
+	e.boot("uki 1")
+	m, err := policy.NewSecret(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, boots := range [][]policy.Boot{{predict("uki 1")}, {predict("uki 1"), predict("uki 2")}} {
+		c := e.open()
+		s, err := c.SealPCRFor(2, m, []int{11, 12, 13}, boots...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed(t, c)
+		text, err := s.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err = policy.ParseSealed(text); err != nil {
+			t.Fatal(err)
+		}
+		for start := range 5 {
+			c := e.open()
+			got, _, err := c.Unseal(s)
+			expired, xerr := c.Expired(s)
+			if over := start > 2; xerr != nil || expired != over || over != errors.Is(err, ErrExpired) || !over && (err != nil || !got.Equal(m)) {
+				t.Errorf("start %d: %v; expired %v, %v", start, err, expired, xerr)
+			}
+			closed(t, c)
+			e.reboot()
+			e.boot("uki 1")
+		}
+		longer := *s
+		longer.Resets += 10
+		if _, err := longer.Encode(); err == nil {
+			t.Error("an object with a raised count is taken for whole")
+		}
+	}
+}

@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -43,6 +44,32 @@ func (t *TPM) Seal(m *policy.Secret, index policy.Index) (s *policy.Sealed, err 
 // no NV index to be had. See [policy.KindPCR] for what that does not protect
 // from. It refuses as Seal does, and boots in which nothing was measured.
 func (t *TPM) SealPCR(m *policy.Secret, pcrs []int, boots ...policy.Boot) (s *policy.Sealed, err error) {
+	return t.sealPCR(m, 0, pcrs, boots)
+}
+
+// SealPCRFor is SealPCR for this start of the machine and a few more, by the TPM's
+// count of resets. Nobody can set that back: whoever keeps the object has nothing when
+// these starts are over. A TPM without the command gives ErrUnsupported.
+func (t *TPM) SealPCRFor(starts uint32, m *policy.Secret, pcrs []int, boots ...policy.Boot) (*policy.Sealed, error) {
+	const op = "sealing the machine secret for a few starts"
+	able, err := t.implements(ccPolicyCounterTimer)
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	if !able {
+		return nil, fmt.Errorf("%s: %w: TPM2_PolicyCounterTimer", op, ErrUnsupported)
+	}
+	now, err := t.resets()
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	if now > math.MaxUint32-starts {
+		return nil, fmt.Errorf("%s: %w: its count of resets is at its end", op, ErrUnsupported)
+	}
+	return t.sealPCR(m, now+starts, pcrs, boots)
+}
+
+func (t *TPM) sealPCR(m *policy.Secret, resets uint32, pcrs []int, boots []policy.Boot) (s *policy.Sealed, err error) {
 	const op = "sealing the machine secret to PCRs"
 	defer fence(op, &err)
 	if err := t.measured(pcrs); err != nil {
@@ -63,14 +90,14 @@ func (t *TPM) SealPCR(m *policy.Secret, pcrs []int, boots ...policy.Boot) (s *po
 			branches = append(branches, d)
 		}
 	}
-	digest, err := policy.Fixed(branches)
+	digest, err := (&policy.Sealed{Kind: policy.KindPCR, Branches: branches, Resets: resets}).Policy()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if s, err = t.create(m, policy.KindPCR, digest); err != nil {
 		return nil, wrap(op, err)
 	}
-	s.PCRs, s.Branches = slices.Clone(pcrs), branches
+	s.PCRs, s.Branches, s.Resets = slices.Clone(pcrs), branches, resets
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}

@@ -116,7 +116,7 @@ func (t *TPM) assert(s *policy.Sealed, session tpm2.Session, pcrs []int, branche
 		}
 	}
 	if s.Kind != policy.KindNV {
-		return nil
+		return t.assertResets(s, session)
 	}
 	_, err := tpm2.PolicyAuthorizeNV{
 		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMHandle(s.NVIndex), Name: tpmName(*s.NVName), Auth: tpm2.PasswordAuth(nil)},
