@@ -24,7 +24,7 @@ func TestAcceptAgain(t *testing.T) {
 		g.Expect(`Nothing is lost: try again`)
 		g.Expect(asksForKey)
 	}
-	g.openAndAccept(p, "Accepted")
+	g.openAndAccept(p, "Accepted", "")
 }
 
 // TestForeignKey: somebody has let db trust one more key. The recovery key opens, and
@@ -47,13 +47,18 @@ func TestForeignKey(t *testing.T) {
 	}
 }
 
-// openAndAccept types the recovery key, accepts the machine as it is, and expects
-// that nothing is asked from the next start on.
-func (g *Guest) openAndAccept(p Provisioned, want string) {
+// openAndAccept types the recovery key, accepts the machine as it is, and what is lost by
+// it where that is asked about, and expects that nothing is asked from the next start on.
+func (g *Guest) openAndAccept(p Provisioned, want, lost string) {
 	g.t.Helper()
 	g.typeLine(p.Notes[recoveryKeyNote])
 	g.Expect(`Say yes only if you know what changed it[^\n]*\[y/N\] `)
 	g.typeLine("y")
+	if lost != "" {
+		g.Expect(lost)
+		g.Expect(`Type the word "weaker" to give it up: `)
+		g.typeLine("weaker")
+	}
 	g.Expect(want)
 	checkSecured(g.t, "opened by the recovery key", g.Boot())
 	var read struct{ Text string }
@@ -75,7 +80,7 @@ func TestOtherMachine(t *testing.T) {
 	p := provisioned(t)
 	g := Machine(t, Options{State: p.State, Prepare: vm.State.ResetTPM})
 	g.expectRefusal("the TPM was cleared, is another one, or something stands in between")
-	g.openAndAccept(p, "Bound to this TPM")
+	g.openAndAccept(p, "Bound to this TPM", "the TPM's list of systems is gone")
 	g.PowerOff()
 	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
 }
