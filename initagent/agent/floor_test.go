@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"errors"
+	mrand "math/rand/v2"
 	"strings"
 	"testing"
 
@@ -202,15 +203,7 @@ func TestNoteOfNewMachine(t *testing.T) {
 func TestOldIndexIsNotKept(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	before, note := m.headerArea(), bytes.Clone(m.rootFiles()[rootpart.GuaranteesFile])
-	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
-		lock, _, _ := m.unlocked()
-		lock.Sealed.NVIndex += 5
-		var err error
-		if token.Fields["sealed"], err = lock.Sealed.Encode(); err != nil {
-			return err
-		}
-		return c.SetToken(n, token)
-	})
+	m.hideRecord()
 	m.rebinds()
 	m.fetch(newRelease(t, 2, 6, pinned))
 	m.runs(2)
@@ -228,6 +221,56 @@ func TestOldIndexIsNotKept(t *testing.T) {
 	if end := m.boot(); end == "system" {
 		t.Fatal("an old system opens the root partition by itself")
 	}
+}
+
+// Cut anywhere while it is bound again, the machine opens by itself by the new record
+// alone, or asks its owner once more; no index of before is left beside the new one.
+// FAULTS 42, 91
+func TestCutRebind(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.hideRecord()
+	m.typed = []string{m.recoveryKey(), "y", "weaker"}
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(41, 42)))
+	if end != "system" {
+		t.Fatalf("ends in %s", end)
+	}
+	asked := 0
+	for _, s := range states {
+		m.powerOn(s.world)
+		m.typed = []string{m.recoveryKey(), "y", "weaker"}
+		m.ends("system")
+		switch len(m.typed) {
+		case 0:
+			asked++
+		case 3:
+		default:
+			t.Fatalf("%s: it does not ask for %q", s.how, m.typed)
+		}
+		indexes, err := tpm.OpenTransport(m.emulator).Indexes()
+		if lock, _, _ := m.unlocked(); err != nil || len(indexes) != 1 || indexes[0].Handle != lock.Sealed.NVIndex {
+			t.Fatalf("%s: indexes %v, %v", s.how, indexes, err)
+		}
+		if g := m.noted(); !g.Record || g.Floor != 5 {
+			t.Fatalf("%s: it notes %+v", s.how, g)
+		}
+	}
+	if asked == 0 || asked == len(states) {
+		t.Errorf("the owner is asked after %d of %d cuts", asked, len(states))
+	}
+}
+
+// hideRecord has the header lead to no index, as root of the running system can.
+func (m *machine) hideRecord() {
+	m.t.Helper()
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		lock, _, _ := m.unlocked()
+		lock.Sealed.NVIndex += 5
+		var err error
+		if token.Fields["sealed"], err = lock.Sealed.Encode(); err != nil {
+			return err
+		}
+		return c.SetToken(n, token)
+	})
 }
 
 // headerArea is a copy of the root partition's LUKS2 header and keyslots.

@@ -230,7 +230,7 @@ func (a *Agent) bind(o *owner) (err error) {
 // makeRoot makes the root partition.
 //
 // The order: the volume is formatted with a mark that says unfinished; file
-// system and keys follow; the recovery key is shown; the mark goes; and the
+// system, the note of what the machine has, and keys follow; the recovery key is shown; the mark goes; and the
 // TPM's record binds everything to this volume and to PCR 7. Cut before the mark
 // is gone, all of it is made again, with another recovery key, and nobody has
 // used the one that was shown. Cut after it, the volume opens under a provisional
