@@ -79,6 +79,18 @@ func (e Event) program() (d Digest, ok bool) {
 	return Digest(sum), true
 }
 
+// Started are the Authenticode digests of all that the firmware has started in this
+// boot: programs, drivers and option ROMs.
+func (l *Log) Started() (all []Digest) {
+	for _, e := range l.Events {
+		sum, ok := e.Digest(SHA256)
+		if ok && slices.Contains([]EventType{EventBootApplication, EventBootDriver, EventRuntimeDriver}, e.Type) {
+			all = append(all, Digest(sum))
+		}
+	}
+	return all
+}
+
 // Value is PCR 4 of this boot.
 func (p *Programs) Value() Digest { return p.Predict(p.Manager, p.UKI, p.Kernel) }
 

@@ -127,9 +127,24 @@ func (l *List) Add(v Variable, e Entry, from Origin) bool {
 // there was anything.
 func (l *List) AdoptRevocations(live Database) bool {
 	fresh := live.Without(l.Wanted.DBX)
+	for _, e := range fresh {
+		if e.Type == TypeSHA256 && l.Replaced([32]byte(e.Data)) {
+			l.Revoke([32]byte(e.Data), whyReplaced) // a cut came between the firmware's write and the list's
+		}
+	}
 	l.note(fresh, FromLive)
-	l.Wanted.DBX = slices.Concat(l.Wanted.DBX, fresh)
+	l.Wanted.DBX = slices.Concat(l.Wanted.DBX, live.Without(l.Wanted.DBX))
 	return len(fresh) > 0
+}
+
+// whyReplaced is why an image is revoked that another has replaced.
+const whyReplaced = "another has taken its place"
+
+// RevokeReplaced wants replaced images in dbx, which holds them by now.
+func (l *List) RevokeReplaced(images []Image) {
+	for _, i := range images {
+		l.Revoke([32]byte(i.Digest), whyReplaced)
+	}
 }
 
 func (l *List) note(entries Database, from Origin) {

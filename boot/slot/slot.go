@@ -141,6 +141,10 @@ type Facts struct {
 	// Manager: the running release brought a boot manager that is not in place yet.
 	Manager bool
 	Managed Outcome
+	// Revoke: a boot manager of this machine's own was replaced, and its firmware
+	// would still start it.
+	Revoke  bool
+	Revoked Outcome
 	// Unwell: the ESP and the root partition's copies of it differ.
 	Unwell bool
 	Mended Outcome
@@ -177,6 +181,7 @@ const (
 	Stage                     // activate a fetched release
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
+	Revoke                    // have the firmware refuse a boot manager that was replaced
 	MountState                // mount the root partition's folders
 	Condemn                   // take the slot's tries away
 	Reboot                    // start again
@@ -186,7 +191,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -438,6 +443,9 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:
 		return Step{Reboot, "the trial of the other slot begins"}, true
+	case f.Revoke && f.Revoked == NotTried:
+		// Last: from here to the restart no other step may write the record.
+		return Step{Revoke, "a boot manager was replaced, and the firmware would still start it"}, true
 	}
 	return Step{}, false
 }

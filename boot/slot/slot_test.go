@@ -46,6 +46,7 @@ var (
 		"stage":         func(s *State, f *Facts) { f.Stage = true },
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
 		"manager":       func(s *State, f *Facts) { f.Manager = true },
+		"revoke":        func(s *State, f *Facts) { f.Revoke = true },
 		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
 		"answered":      func(s *State, f *Facts) { f.Answered = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
@@ -148,7 +149,7 @@ func (tr *trace) apply(k Kind) {
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
 	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
-		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged}[k]
+		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
 		if outcome != nil {

@@ -228,7 +228,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 // and nobody could wipe those copies.
 var handlesSecrets = map[slot.Kind]bool{
 	slot.Enrol: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
-	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true,
+	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true,
 }
 
 // last does a step that this boot does not survive: what it is, and why, is said
@@ -277,6 +277,8 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.stage(ctx)
 	case slot.UpdateManager:
 		return a.updateManager()
+	case slot.Revoke:
+		return a.revoke()
 	case slot.MountState:
 		return a.mountState()
 	case slot.Condemn:

@@ -38,6 +38,8 @@ type firmware struct {
 	op     func(string)
 	done   func()
 	refuse error // of every authenticated write
+	// after is what the firmware makes of dbx when something is appended; or nil.
+	after func([]byte) []byte
 }
 
 func newVariables() map[string]efiVariable {
@@ -86,6 +88,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	if revokes {
 		attributes = secureboot.KeyAttributes
 		content = append(bytes.Clone(f.vars[name].data), content...)
+		if f.after != nil {
+			content = f.after(content)
+		}
 	}
 	f.vars[name] = efiVariable{attributes, bytes.Clone(content)}
 	if name == "PK" {
@@ -122,13 +127,10 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		setFlag(m.vars, "SecureBoot", 0)
 	}
 	started := removable
-	err = m.startable(removable, m.manager)
-	if err != nil && m.nextManager != nil {
-		err = m.startable(removable, m.nextManager)
-	}
+	err = m.managerStarts(removable)
 	if err != nil && m.bootEntry {
 		started = managerCopy
-		err = m.startable(managerCopy, m.manager)
+		err = m.managerStarts(managerCopy)
 	}
 	if err != nil {
 		return chosen, "", fmt.Errorf("the firmware starts no boot manager: %w", err)
@@ -170,6 +172,15 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	return chosen, counted, m.measure(m.esp.files[started].now.data, m.esp.files[file].now.data)
 }
 
+// managerStarts looks at a path of the boot manager's, which may have either.
+func (m *machine) managerStarts(name string) error {
+	err := m.startable(name, m.manager)
+	if err != nil && m.nextManager != nil {
+		err = m.startable(name, m.nextManager)
+	}
+	return err
+}
+
 // startable verifies a file as LoadImage does, and that nothing but a signature
 // has changed in it.
 func (m *machine) startable(name string, original []byte) error {
@@ -188,6 +199,9 @@ func (m *machine) startable(name string, original []byte) error {
 	}
 	if m.vars["SecureBoot"].data[0] == 0 {
 		return nil
+	}
+	if bytes.Contains(m.vars["dbx"].data, got[:]) {
+		return fmt.Errorf("%s is in dbx", name)
 	}
 	_, certificates, err := certificatesIn(m.vars)
 	if err != nil {

@@ -131,7 +131,8 @@ type machine struct {
 	pci        [2][]bootoption.Function
 	esp        *memESP
 	vars       map[string]efiVariable
-	refuse     error // of the firmware, for every authenticated write
+	refuse     error               // of the firmware, for every authenticated write
+	afterDBX   func([]byte) []byte // what the firmware makes of dbx; or nil
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
@@ -340,7 +341,7 @@ func (m *machine) boot() (end string) {
 			Secretly: m.secretly, Collect: func() { m.collected = true },
 			HideMemory: func() error { m.hidden = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)

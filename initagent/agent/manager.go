@@ -45,12 +45,22 @@ func (a *Agent) managerWaits() bool {
 // older one. That waits for the bless, since there is only one: until then it must
 // be the one that has started the fallback. The running system could have changed
 // the file by now, so it counts only with the release's signature.
+//
+// The file stays until the exchange has settled and the old one is in dbx: whoever
+// puts the old one back on the ESP meanwhile, which this firmware still starts, finds
+// it replaced again at every boot.
 func (a *Agent) updateManager() error {
 	err := a.newManager()
-	if _, refused := errors.AsType[refusal](err); err == nil || refused {
+	if _, refused := errors.AsType[refusal](err); err == nil && !a.exchanging() || refused {
 		err = errors.Join(err, a.Store.Remove(a.managerFile()))
 	}
 	return err
+}
+
+// exchanging reports whether the boot manager is being replaced: the old one still
+// unlocks, or is still to be revoked.
+func (a *Agent) exchanging() bool {
+	return a.tellsReplaced() && (a.record.Passing() || len(a.list.ToRevoke()) > 0)
 }
 
 func (a *Agent) newManager() error {
@@ -73,15 +83,63 @@ func (a *Agent) newManager() error {
 	if err != nil {
 		return err
 	}
+	old, err := a.listReplaced([32]byte(file.Authenticode))
+	if err != nil {
+		return err
+	}
 	if err := a.admitManager(signed); err != nil {
 		return fmt.Errorf("let the new boot manager's boots unlock the root partition: %w", err)
 	}
+	stays := ""
 	for _, name := range managers() {
-		if err := a.replaceManager(name, signed); err != nil {
+		err := a.replaceManager(name, signed)
+		switch {
+		case errors.Is(err, fat.ErrApart):
+			stays = fmt.Sprintf("%s stays as it is: %v", name, err)
+		case err != nil:
 			return fmt.Errorf("replace %s: %w", name, err)
 		}
 	}
-	return nil
+	if stays == "" {
+		return nil
+	}
+	return refusal{errors.Join(errors.New(stays), a.listRestored(old))}
+}
+
+// listReplaced has the list know which boot managers of the ESP are about to be
+// replaced, before the first is, and returns them. Cut after it, it is done again;
+// the list says no more than what the release asks for.
+func (a *Agent) listReplaced(fresh [32]byte) (old [][32]byte, err error) {
+	if !a.tellsReplaced() {
+		return nil, nil
+	}
+	var here []rootpart.Manager
+	if err := a.readESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err }); err != nil {
+		return nil, err
+	}
+	changed := a.list.Restore(fresh)
+	for _, m := range here {
+		if digest := [32]byte(m.Signed); digest != fresh {
+			old, changed = append(old, digest), a.list.Replace(digest) || changed
+		}
+	}
+	if !changed {
+		return old, nil
+	}
+	return old, a.keepList()
+}
+
+// listRestored takes back what listReplaced has noted. Cut before it, the release's
+// file is still there, and the exchange is tried, and given up, once more.
+func (a *Agent) listRestored(old [][32]byte) error {
+	changed := false
+	for _, digest := range old {
+		changed = a.list.Restore(digest) || changed
+	}
+	if !changed {
+		return nil
+	}
+	return a.keepList()
 }
 
 // admitManager lets the root partition unlock by either boot manager, for each system
@@ -105,7 +163,9 @@ func (a *Agent) admitManager(image []byte) error {
 	if !slices.ContainsFunc(start.Managers, other) {
 		return nil // it has its place already
 	}
-	systems, err := a.bothManagers(start, fresh, old)
+	systems, err := a.unlocking(start, func(im *rootpart.Image) policy.System {
+		return start.System(im, []rootpart.Manager{fresh}, old)
+	})
 	if err != nil {
 		return err
 	}
@@ -135,10 +195,10 @@ func (a *Agent) admitManager(image []byte) error {
 	return a.replaceRecord(next)
 }
 
-// bothManagers are the systems that may unlock now, as either boot manager starts them.
-// What is on the ESP counts where it is what the TPM releases to.
-func (a *Agent) bothManagers(start *rootpart.Start, fresh rootpart.Manager, old []rootpart.Manager) ([]policy.System, error) {
-	systems := []policy.System{start.System(start.Running, []rootpart.Manager{fresh}, old)}
+// unlocking are the systems that may unlock now, the running one first, each as it
+// is told. What is on the ESP counts where it is what the TPM releases to.
+func (a *Agent) unlocking(start *rootpart.Start, as func(*rootpart.Image) policy.System) ([]policy.System, error) {
+	systems := []policy.System{as(start.Running)}
 	for _, n := range a.names {
 		if a.isOurs(n) || n.ImageID != a.contract.ImageID || n.Bad() {
 			continue
@@ -155,7 +215,7 @@ func (a *Agent) bothManagers(start *rootpart.Start, fresh rootpart.Manager, old 
 			return nil, fmt.Errorf("%s: %w", n, err)
 		}
 		if known := start.System(im, a.knownManagers(start), nil); slices.ContainsFunc(known.Boots, a.unlocks) {
-			systems = append(systems, start.System(im, []rootpart.Manager{fresh}, old))
+			systems = append(systems, as(im))
 		}
 	}
 	return systems, nil
@@ -182,6 +242,7 @@ func (a *Agent) replaceManager(name string, signed []byte) error {
 		return err
 	}
 	spareName := path.Join(path.Dir(name), spareManager)
+	var apart error
 	if have != nil && !a.isManager(have, signed) {
 		err := a.writeESP(func(dir hw.ESPDir) error {
 			if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {
@@ -197,17 +258,15 @@ func (a *Agent) replaceManager(name string, signed []byte) error {
 		}
 		if err == nil {
 			a.Log.Say("%s is the one of version %s now", name, a.contract.Version)
-		} else {
-			a.Log.Say("%s stays as it is: %v", name, err)
 		}
-		spare = true
+		apart, spare = err, true
 	}
 	if !spare {
-		return nil
+		return apart
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return errors.Join(apart, a.writeESP(func(dir hw.ESPDir) error {
 		return errors.Join(dir.Remove(spareName), dir.SyncDir(path.Dir(spareName)))
-	})
+	}))
 }
 
 // exchangeManager exchanges two files, and back again where what is read then is

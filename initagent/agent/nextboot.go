@@ -89,7 +89,7 @@ func outcomes(f *slot.Facts) map[slot.Kind]*slot.Outcome {
 	return map[slot.Kind]*slot.Outcome{
 		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enrol: &f.Enrol, slot.Unlock: &f.Unlock,
 		slot.AskKey: &f.Key, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
-		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed,
+		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed, slot.Revoke: &f.Revoked,
 	}
 }
 

@@ -6,10 +6,12 @@ import (
 	"io/fs"
 	"slices"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -168,20 +170,23 @@ func (a *Agent) updatePolicy() error {
 }
 
 // oneManager reports whether the boot manager that has started this boot is the only
-// one that is left, on the ESP and among its copies. It is asked only while another is
-// being replaced.
+// one that is left, on the ESP and among its copies, and the one that the release has
+// brought, where that is still there; and whether dbx is what it was when this boot was
+// measured. It is asked only while another is being replaced, or dbx has changed.
 func (a *Agent) oneManager() bool {
-	if !a.record.Passing() || a.facts.Unwell || !a.copiedManagers() {
+	if !a.record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.Unwell || !a.copiedManagers() {
 		return false
-	}
-	if _, err := a.Store.Read(a.managerFile(), 0); !errors.Is(err, fs.ErrNotExist) {
-		return false // one is still to come
 	}
 	start, err := a.toldStart()
-	if err != nil || start.Unbound != nil {
+	if err != nil || start.Unbound != nil || len(start.Managers) != 1 {
 		return false
 	}
-	return len(start.Managers) == 1
+	image, err := a.Store.Read(a.managerFile(), enrol.MaxEFIFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	brought, derr := authenticode.Digest(image)
+	return err == nil && derr == nil && brought == start.Managers[0].Signed
 }
 
 // copiedManagers reports whether the copies of the boot manager are of those on the

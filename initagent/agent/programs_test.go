@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"strings"
+	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/contract"
@@ -156,9 +157,11 @@ func TestRecordVersionsFloor(t *testing.T) {
 
 // While a boot manager is replaced either unlocks, for both systems; once nothing of
 // the old one is left, on the ESP and among the copies, the new one alone. A restored
-// copy is never of one that unlocks nothing. FAULTS 94
+// copy is never of one that unlocks nothing. The firmware takes no revocation here, so
+// that it goes on starting the old one. FAULTS 94
 func TestBootManagerUnlocks(t *testing.T) {
 	m := provisionedMachine(t, pinned)
+	m.refuse = syscall.EACCES
 	old := m.manager
 	oldSigned := bytes.Clone(m.esp.files[removable].now.data)
 	m.nextManager = otherManager
@@ -182,7 +185,7 @@ func TestBootManagerUnlocks(t *testing.T) {
 	}
 	m.powerOn(replaced)
 	m.byHand = 0
-	for range 3 {
+	for range 5 {
 		m.runs(2)
 	}
 	r := m.policyRecord()
@@ -217,15 +220,17 @@ func TestBootManagerUnlocks(t *testing.T) {
 }
 
 // An old boot manager of this machine's own lies on the path that the firmware does not
-// take, and waits for a record that has it: the next one does not. FAULTS 94
+// take, and waits for a record that has it: the next one does not, where the firmware
+// takes no revocation. FAULTS 94
 func TestPlantedBootManager(t *testing.T) {
 	m := provisionedMachine(t, pinned)
+	m.refuse = syscall.EACCES
 	old := bytes.Clone(m.esp.files[removable].now.data)
 	m.nextManager = otherManager
 	m.fetchManager(newRelease(t, 2, 5, pinned), otherManager)
 	m.runs(2)
 	m.bless()
-	for range 3 {
+	for range 6 {
 		m.runs(2)
 	}
 	if m.policyRecord().Passing() {

@@ -371,7 +371,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 // What the machine has is noted first, as far as it is more, and last, as far as it is
 // less: a cut leaves a machine whose owner is asked once more at most.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
-	b.Had, b.Consent, b.Enforces = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot, start.Older(a.list)
 	record, boots, err := a.acceptable(b, start, volumeKey, secret)
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ const (
 // system has to see to.
 func (a *Agent) observeUpkeep() error {
 	if a.state.Root != slot.RootOpen || a.state.Trial {
-		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.Unwell = false, false, false, slot.NoTrial, false
+		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.Unwell, a.facts.Revoke = false, false, false, slot.NoTrial, false, false
 		return nil
 	}
 	// First: a trial that gets its tries again keeps its place in the record.
@@ -27,5 +27,6 @@ func (a *Agent) observeUpkeep() error {
 	a.facts.Policy = a.policyOutdated()
 	a.facts.Manager = a.managerWaits()
 	a.facts.Stage = a.releaseWaits()
+	a.facts.Revoke = a.revocable()
 	return nil
 }

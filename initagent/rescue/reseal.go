@@ -77,7 +77,7 @@ func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Consol
 		return err
 	}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	b.Had, b.Enforces = rootpart.Had(a.noted, lock), rootpart.Enforces(state)
+	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list)
 	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
 	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	if last, err := m.lastGood(p, open.Secret); err == nil && last != nil && last.Authentic {

@@ -46,6 +46,8 @@ type Binding struct {
 	Had      Guarantees
 	Consent  func(lost []string) error
 	Enforces bool // the firmware starts signed images alone
+	// Older is what would be given up besides, in words for the owner; see Start.Older.
+	Older []string
 }
 
 // ErrWeaker refuses what would protect the machine less than before.
@@ -70,7 +72,7 @@ func (b Binding) Now(r *policy.Record, lock *vault.Lock) Guarantees {
 // consent asks the owner, where the machine would get less than it had.
 func (b Binding) consent(record *policy.Record, kind policy.Kind) error {
 	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces}
-	lost := b.Had.Lost(now)
+	lost := append(b.Had.Lost(now), b.Older...)
 	switch {
 	case len(lost) == 0:
 		return nil

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enrol"
 )
@@ -212,6 +213,37 @@ func (s *Start) Enrolled(pcr7 pcr.Digest) *Start {
 	next := *s
 	next.Boot.PCR7, next.SecureBoot, next.enrols = pcr7, true, true
 	return &next
+}
+
+// WithDBX is a start with another content of dbx, as far as PCR 7 goes. It is predicted
+// only where the log, replayed with what the firmware holds now, comes to what PCR 7 was:
+// on firmware that measures otherwise nothing is foretold.
+func (s *Start) WithDBX(log *pcr.Log, now enrol.State, dbx []byte) (*Start, error) {
+	authorities, err := log.Authorities()
+	if err != nil {
+		return nil, err
+	}
+	holds := pcr.SecureBootVariables{SecureBoot: s.SecureBoot, PK: now.PK.Raw, KEK: now.KEK.Raw, DB: now.DB.Raw, DBX: now.DBX.Raw}
+	next := *s
+	if next.Boot.PCR7, err = pcr.PredictPCR7(log, holds, authorities); err != nil {
+		return nil, err
+	}
+	if next.Boot.PCR7 != s.Boot.PCR7 {
+		return nil, errors.New("the firmware measures its Secure Boot variables otherwise than they can be read, so that PCR 7 with another dbx is not known")
+	}
+	holds.DBX = dbx
+	next.Boot.PCR7, err = pcr.PredictPCR7(log, holds, authorities)
+	return &next, err
+}
+
+// Older says what an owner would give up by accepting this start: a boot manager that
+// another has replaced may have been put back for a hole that it has.
+func (s *Start) Older(l *secureboot.List) (lost []string) {
+	old := func(m Manager) bool { return l != nil && l.Replaced(m.Signed) }
+	if s.programs != nil && slices.ContainsFunc(s.Current(), old) {
+		lost = append(lost, "The boot manager that has started this machine is an old one, which a newer one had replaced.\n  Its holes may be known. Somebody has put it back.")
+	}
+	return lost
 }
 
 // Provisional returns the record, and the boots, of the time between the first boot
