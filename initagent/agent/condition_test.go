@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
@@ -109,7 +110,7 @@ func (m *machine) condition(w *world) (*condition, error) {
 	if c.record, err = policy.DecodeRecord(w.record); err != nil {
 		return nil, fmt.Errorf("the TPM's record: %w", err)
 	}
-	fmt.Fprintf(&out, "record %x\n", sha256.Sum256(w.record))
+	fmt.Fprintf(&out, "record %x\ndbx %x\n", sha256.Sum256(w.record), w.vars["dbx"].data)
 	m.readRoot(c, &out, w)
 	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
 		c.rounds(&out, v)
@@ -141,9 +142,7 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 			switch name {
 			case journalFile:
 			case listFile:
-				list, err := provision.UnwrapList(m.secretOf(w), files[name])
-				m.must(err)
-				text, err := list.Marshal()
+				text, err := m.listOf(w).Marshal()
 				m.must(err)
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(text))
 			case rootpart.GuaranteesFile:
@@ -158,6 +157,16 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 		}
 		c.history = journal.Parse(files[journalFile])
 	}
+}
+
+// listOf is what this machine wants its firmware to hold.
+func (m *machine) listOf(w *world) *secureboot.List {
+	for _, files := range w.volumes {
+		list, err := provision.UnwrapList(m.secretOf(w), files[listFile])
+		m.must(err)
+		return list
+	}
+	return nil
 }
 
 // secrets are the machine secrets of volumes, for what is encrypted differently each

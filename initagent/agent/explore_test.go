@@ -322,6 +322,38 @@ func TestEverySequence(t *testing.T) {
 	}
 }
 
+// The same with a release that brings another boot manager: the old one is replaced, and
+// revoked, whatever is done and cut in between. FAULTS 42, 94
+func TestEverySequenceOfManagers(t *testing.T) {
+	machines := knowing(t, 2, 5, 5)
+	machines[0].releases[2].manager = otherManager
+	for _, m := range machines {
+		m.nextManager = otherManager
+	}
+	x := explore(machines)
+	for _, p := range x.problems[:min(3, len(x.problems))] {
+		t.Error(p)
+	}
+	ended, revoked := 0, 0
+	for _, n := range x.nodes {
+		if n.runs != 2 || n.after != n.is.key || !slices.Contains(n.is.blessed(), 2) {
+			continue
+		}
+		ended++
+		list := machines[0].listOf(n.w)
+		switch inDBX := len(hashesIn(t, n.w.vars["dbx"].data)); {
+		case inDBX == 1 && !n.is.record.Passing():
+			revoked++
+		case inDBX != 0 || n.is.record.Passing() || len(list.ToRevoke()) > 0:
+			t.Errorf("it ends with %d revocations, and %d to come:\n%s", inDBX, len(list.ToRevoke()), n.how)
+		}
+	}
+	if revoked == 0 {
+		t.Error("it never came to the end of an exchange")
+	}
+	t.Logf("%d states after a cut, %d different conditions; in %d nothing more happens, in %d of them the old boot manager is revoked, in the others the attempts were cut", x.states, len(x.nodes), ended, revoked)
+}
+
 // What must not happen is seen when it does.
 func TestSequencesNeedFlushes(t *testing.T) {
 	machines := knowing(t, 2, 5, 6)

@@ -113,14 +113,18 @@ func (m *machine) parcel(r *edition) *parcel {
 	c := r.contract
 	s, err := distributor()
 	m.must(err)
+	manager := r.manager
+	if manager == nil {
+		manager = m.manager
+	}
 	return &parcel{
 		version: c.Version, slot: m.runningSlot().Other(), image: r.image, params: c.VerityParams(), signer: s, signedAt: buildDate.AddDate(0, 0, 1),
 		release: &release.Release{
 			Format: release.Format, ImageID: c.ImageID, Arch: c.Arch, Version: c.Version, Epoch: c.Epoch,
 			RootHash: c.RootHash, Salt: c.Salt, ImageSize: c.ImageSize, SlotSize: c.SlotSize, PCR11: started[:], SourceDate: c.SourceDate,
-			Files: []release.File{file(release.UKIFile, r.uki, true), file(release.BootManagerFile, m.manager, true), file(release.ImageFile, r.image, false)},
+			Files: []release.File{file(release.UKIFile, r.uki, true), file(release.BootManagerFile, manager, true), file(release.ImageFile, r.image, false)},
 		},
-		files: map[string][]byte{release.UKIFile: r.uki, release.BootManagerFile: m.manager},
+		files: map[string][]byte{release.UKIFile: r.uki, release.BootManagerFile: manager},
 	}
 }
 

@@ -64,6 +64,7 @@ type edition struct {
 	contract *contract.Contract
 	image    []byte
 	uki      []byte
+	manager  []byte // nil for the machine's first one
 }
 
 func newRelease(t testing.TB, version, epoch uint64, change func(*contract.Contract)) *edition {

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
@@ -125,6 +126,9 @@ func (a *Agent) listReplaced(fresh [32]byte) (old [][32]byte, err error) {
 	}
 	if !changed {
 		return old, nil
+	}
+	if len(old) > 0 && len(a.list.ToRevoke()) == 0 {
+		a.Log.Say("dbx holds %d of this machine's old boot managers and gets no more: the firmware goes on starting the one that is replaced now", secureboot.MaxRevoked)
 	}
 	return old, a.keepList()
 }

@@ -2,12 +2,10 @@ package agent
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"path"
 	"strings"
 	"testing"
 
-	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki/ukitest"
@@ -41,14 +39,8 @@ var otherManager = ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("a 
 // fetchManager delivers a release that brings this boot manager.
 func (m *machine) fetchManager(r *edition, manager []byte) {
 	m.t.Helper()
-	m.releases[r.contract.Version] = r
-	p := m.parcel(r)
-	sum := sha256.Sum256(manager)
-	digest, err := authenticode.Digest(manager)
-	m.must(err)
-	p.files[release.BootManagerFile] = manager
-	p.release.Files[1] = release.File{Name: release.BootManagerFile, Size: int64(len(manager)), SHA256: sum[:], Authenticode: digest[:]}
-	m.deliver(p)
+	r.manager = manager
+	m.fetch(r)
 }
 
 // hasManager reports whether a name has a boot manager as this machine signs it.

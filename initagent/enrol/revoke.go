@@ -26,7 +26,7 @@ func Revocations(s State, wanted secureboot.Wanted) (missing secureboot.Database
 }
 
 // Revoke appends to dbx what is wanted there and missing, on a machine whose
-// firmware holds its keys: nothing can be taken back again but in Setup Mode. That
+// firmware holds its keys: what is appended is not taken back. That
 // the machine still starts, and that PCR 7 is expected to change, is for the caller
 // to see to.
 //
