@@ -314,6 +314,7 @@ func TestPlantedWhileExchanged(t *testing.T) {
 		m.powerOn(w)
 		delete(m.rootFiles(), m.agent.managerFile())
 		m.plant(managerCopy, old)
+		m.must(m.emulator.powerOn(w.chip))
 		if m.policyRecord().Passing() || m.startable(managerCopy, m.manager) != nil {
 			continue
 		}
