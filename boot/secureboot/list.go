@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"halogenos.internal/boot/contract"
@@ -109,6 +110,30 @@ func (l *List) Adopt(live Wanted) {
 		*v.to = slices.Clone(v.from)
 	}
 	l.AdoptRevocations(live.DBX)
+}
+
+// Rekey returns the list of a machine that replaces its keys: the new certificates take
+// the places of the old ones, and everything else stays as it is. Nothing that only the
+// old db key has signed counts by it.
+func (l *List) Rekey(old, fresh *KeySet) (*List, error) {
+	next := *l
+	next.origins, next.images = maps.Clone(l.origins), slices.Clone(l.images)
+	for _, r := range []struct {
+		in        *Database
+		was, will *x509.Certificate
+	}{
+		{&next.Wanted.PK, old.PK.Certificate, fresh.PK.Certificate},
+		{&next.Wanted.KEK, old.KEK.Certificate, fresh.KEK.Certificate},
+		{&next.Wanted.DB, old.DB.Certificate, fresh.DB.Certificate},
+	} {
+		at := slices.IndexFunc(*r.in, func(e Entry) bool { return e.Type == TypeX509 && bytes.Equal(e.Data, r.was.Raw) })
+		if at < 0 {
+			return nil, fmt.Errorf("replace Secure Boot keys: the list lacks %q", r.was.Subject.CommonName)
+		}
+		*r.in = slices.Clone(*r.in)
+		(*r.in)[at] = Certificate(l.Owner, r.will)
+	}
+	return &next, nil
 }
 
 // Add wants an entry of others in a variable, and reports whether the list has

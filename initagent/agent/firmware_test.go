@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 	"unicode/utf16"
 
 	"halogenos.internal/boot/authenticode"
@@ -30,9 +31,8 @@ type efiVariable struct {
 	data       []byte
 }
 
-// firmware keeps variables by the rules of Setup Mode. It verifies no update:
-// in Setup Mode firmware takes any, and out of it nothing here but a revocation
-// is written.
+// firmware keeps variables. In Setup Mode it takes any update, and out of it what the
+// key above has signed, later than what is there.
 type firmware struct {
 	vars   map[string]efiVariable
 	op     func(string)
@@ -77,13 +77,23 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	if f.refuse != nil {
 		return f.refuse
 	}
-	_, _, content, err := secureboot.SplitUpdate(payload)
+	at, _, content, err := secureboot.SplitUpdate(payload)
 	if err != nil {
 		return syscall.EINVAL
 	}
 	revokes := name == "dbx" && attributes == secureboot.KeyAttributes|secureboot.AppendWrite
-	if f.vars["SetupMode"].data[0] != 1 && !revokes || attributes != secureboot.KeyAttributes && !revokes {
+	if attributes != secureboot.KeyAttributes && !revokes {
 		return syscall.EACCES
+	}
+	if f.vars["SetupMode"].data[0] != 1 && !f.authorised(name, attributes, payload) {
+		return syscall.EACCES
+	}
+	if !revokes {
+		stamp := name + " time" // UEFI 2.10, section 8.2.2: later than that of what is there
+		if last, there := f.vars[stamp]; there && at.Format(time.RFC3339) <= string(last.data) {
+			return syscall.EACCES
+		}
+		f.vars[stamp] = efiVariable{0, []byte(at.Format(time.RFC3339))}
 	}
 	if revokes {
 		attributes = secureboot.KeyAttributes
@@ -98,6 +108,38 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	}
 	f.done()
 	return nil
+}
+
+// authorised reports whether an update is signed by a key that the variable above has: by
+// PK for PK and KEK, by KEK for the others. Signatures are the same for the same input, so
+// that the tests' own keys tell.
+func (f *firmware) authorised(name string, attributes uint32, payload []byte) bool {
+	v, above := secureboot.DB, "KEK"
+	switch name {
+	case "PK":
+		v, above = secureboot.PK, "PK"
+	case "KEK":
+		v, above = secureboot.KEK, "PK"
+	case "dbx":
+		v = secureboot.DBX
+	}
+	have, err := secureboot.ParseDatabase(f.vars[above].data)
+	sets, serr := keySets()
+	at, _, content, perr := secureboot.SplitUpdate(payload)
+	if errors.Join(err, serr, perr) != nil {
+		return false
+	}
+	for _, k := range sets {
+		pair := k.KEK
+		if above == "PK" {
+			pair = k.PK
+		}
+		trusted := slices.ContainsFunc(have, func(e secureboot.Entry) bool { return bytes.Equal(e.Data, pair.Certificate.Raw) })
+		if want, err := secureboot.SignUpdate(v, attributes, at, content, pair); trusted && err == nil && bytes.Equal(want, payload) {
+			return true
+		}
+	}
+	return false
 }
 
 // certificates are those of db.

@@ -109,7 +109,7 @@ func TestRootLowersFloor(t *testing.T) {
 			m.powerOn(lowered)
 			r, c := m.asked()
 			m.types("y", "y")
-			m.refuses(r.NewSecret(c), "nothing was changed")
+			m.refuses(r.NewSecret(c, false), "nothing was changed")
 			// Whoever has never had a newer one says so, and is bound.
 			m.powerOn(lowered)
 			m.rebinds()

@@ -105,14 +105,14 @@ func TestNewSecret(t *testing.T) {
 	m.rootFiles()[keysFile], _, err = secureboot.SplitList(files[listFile]) // an earlier release has left them
 	m.must(err)
 	m.types("n")
-	m.refuses(r.NewSecret(c), "nothing was changed")
+	m.refuses(r.NewSecret(c, false), "nothing was changed")
 	m.types("y", "nonsense", "")
-	m.refuses(r.NewSecret(c), "nothing was changed")
+	m.refuses(r.NewSecret(c, false), "nothing was changed")
 	if !old.Equal(m.machineSecret()) || !bytes.Equal(m.rootFiles()[listFile], files[listFile]) {
 		t.Fatal("a refused one has changed something")
 	}
 	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c), "The machine has a new secret")
+	m.works(r.NewSecret(c, false), "The machine has a new secret")
 	// What is typed now works with the new one.
 	m.types("y")
 	m.works(r.Reseal(c), "Accepted.")
@@ -169,7 +169,7 @@ func TestNewSecretCut(t *testing.T) {
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())
 	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c))
+		m.works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(31, 32)), "")
 	t.Logf("%d operations, %d states after a cut", len(m.ops), len(states))
@@ -179,7 +179,7 @@ func TestNewSecretCut(t *testing.T) {
 		if i%9 == 4 {
 			r, c := m.asked()
 			m.types("y", m.recoveryKey())
-			m.works(r.NewSecret(c))
+			m.works(r.NewSecret(c, false))
 			m.works(r.Lock())
 		}
 		m.opensByItself()
@@ -223,7 +223,7 @@ func TestNewSecretTakesAlong(t *testing.T) {
 	m.holds(5, 1, 2)
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c))
+	m.works(r.NewSecret(c, false))
 	m.works(r.Lock())
 	m.runs(2)
 	m.holds(5, 1, 2)
@@ -234,7 +234,7 @@ func TestNewSecretTakesAlong(t *testing.T) {
 	r, c = m.console()
 	m.types(m.recoveryKey(), "y", "weaker", m.recoveryKey())
 	m.works(r.Unlock(c))
-	m.works(r.NewSecret(c))
+	m.works(r.NewSecret(c, false))
 	m.works(r.Lock())
 	m.opensByItself()
 	m.must(m.oneSecret())
@@ -250,7 +250,7 @@ func TestNewSecretWithoutRecord(t *testing.T) {
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())
 	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c))
+		m.works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(35, 36)), "")
 	for _, s := range states {
@@ -275,7 +275,7 @@ func TestNewSecretCutReset(t *testing.T) {
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())
 	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c))
+		m.works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(37, 38)), "")
 	two := 0
@@ -322,7 +322,7 @@ func TestNewSecretRefuses(t *testing.T) {
 	m.fillRest()
 	files = maps.Clone(m.rootFiles())
 	m.types("y", m.recoveryKey(), "weaker")
-	m.refuses(r.NewSecret(c), "this TPM cannot hold the policy record")
+	m.refuses(r.NewSecret(c, false), "this TPM cannot hold the policy record")
 	unchanged("no room")
 
 	// Of a second recovery key nobody knows whether its owner still has it.
@@ -335,7 +335,7 @@ func TestNewSecretRefuses(t *testing.T) {
 	m.must(err)
 	m.must(lock.AddRecovery(m.random, s, volumeKey, secret, &second, luks2.Argon2id(64<<10, 1)))
 	files = maps.Clone(m.rootFiles())
-	m.refuses(r.NewSecret(c), "use `recovery-key` first")
+	m.refuses(r.NewSecret(c, false), "use `recovery-key` first")
 	unchanged("two recovery keys")
 
 	// The console goes by a secret that is not in force any more.
@@ -345,11 +345,11 @@ func TestNewSecretRefuses(t *testing.T) {
 	stale, err := r.Keeper.Kept()
 	m.must(err)
 	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c))
+	m.works(r.NewSecret(c, false))
 	m.must(r.Keeper.Keep(stale))
 	maps.Copy(m.rootFiles(), files)
 	m.types("y", "weaker", m.recoveryKey()) // by that secret, the TPM's record is somebody else's
-	m.refuses(r.NewSecret(c), "the machine secret is another one by now")
+	m.refuses(r.NewSecret(c, false), "the machine secret is another one by now")
 	unchanged("a secret of before")
 
 	// A system of an earlier release may still be started.
@@ -365,10 +365,10 @@ func TestNewSecretRefuses(t *testing.T) {
 	r, c = m.asked()
 	files = maps.Clone(m.rootFiles())
 	m.types("y", m.recoveryKey())
-	m.refuses(r.NewSecret(c), "version 1 may still be started")
+	m.refuses(r.NewSecret(c, false), "version 1 may still be started")
 	unchanged("an earlier release")
 	m.rename("test_1.efi", "test_1+0.efi") // and may not
-	m.works(r.NewSecret(c))
+	m.works(r.NewSecret(c, false))
 	m.works(r.Lock())
 	m.runs(2)
 }
@@ -409,7 +409,7 @@ func TestNewSecretDiskFails(t *testing.T) {
 		failAt := at
 		r.Disks = weakDisk{r.Disks, &failAt}
 		m.types("y", m.recoveryKey())
-		err := r.NewSecret(c)
+		err := r.NewSecret(c, false)
 		if failAt >= 0 {
 			m.must(err)
 			break

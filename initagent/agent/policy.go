@@ -229,11 +229,15 @@ func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
 // acceptable returns the record for an owner who accepts the machine as it is,
 // and the boots that it allows.
 func (a *Agent) acceptable(b rootpart.Binding, start *rootpart.Start, volumeKey []byte, secret *policy.Secret) (*policy.Record, []policy.Boot, error) {
+	return b.Acceptable(a.fallbacks(b, start, secret), a.lock, secret, volumeKey, a.readESP)
+}
+
+func (a *Agent) fallbacks(b rootpart.Binding, start *rootpart.Start, secret *policy.Secret) rootpart.Fallbacks {
 	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Start: start, Firmware: a.firmware, List: a.list, Had: b.Had, Say: a.Log.Say}
 	if last := a.lastGood(secret); last != nil && last.Authentic {
 		if b, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, b)
 		}
 	}
-	return b.Acceptable(q, a.lock, secret, volumeKey, a.readESP)
+	return q
 }

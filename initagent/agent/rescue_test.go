@@ -45,7 +45,7 @@ func (k *keeper) Forget() error {
 func (m *machine) console() (*rescue.Machine, hw.Console) {
 	m.printed.Reset()
 	return &rescue.Machine{
-		Machine: m.agent.Machine, Variables: m.agent.Variables, Random: m.random, Root: m.root, Keeper: &keeper{},
+		Machine: m.agent.Machine, Variables: m.agent.Variables, Random: m.random, NewKeys: m.newKeys, Root: m.root, Keeper: &keeper{},
 		Discard: func(f hw.File, off, length int64) error {
 			_, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), off)
 			return err

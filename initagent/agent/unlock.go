@@ -84,6 +84,7 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
+	a.finishKeys(volumeKey, secret, func() error { return a.narrow(volumeKey, secret) })
 	a.renewList(secret, record)
 	a.afterUnlock()
 	return nil
@@ -314,11 +315,12 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.goOnUntold(c); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
+	a.finishKeys(volumeKey, secret, nil)
 	a.takeList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if a.chip.err == nil && !a.facts.EnrolAgain {
+	if a.chip.err == nil && !a.facts.EnrolAgain && a.facts.Enrol != slot.Done {
 		if err := a.offerAccept(c, f, volumeKey, secret); err != nil {
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}

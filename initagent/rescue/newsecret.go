@@ -1,7 +1,6 @@
 package rescue
 
 import (
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,9 +14,10 @@ import (
 )
 
 // NewSecret makes a new machine secret, has the TPM and the recovery key open the root
-// partition by that one, and accepts the machine as it is now, as Reseal does. What a cut
-// leaves is said in package rootpart; the recovery key opens all the time.
-func (m *Machine) NewSecret(c hw.Console) error {
+// partition by that one, and accepts the machine as it is now, as Reseal does. With keys
+// it then replaces the Secure Boot keys as well. What a cut leaves is said in package
+// rootpart; the recovery key opens all the time.
+func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 	p, open, err := m.kept()
 	if err != nil {
 		return err
@@ -27,15 +27,36 @@ func (m *Machine) NewSecret(c hw.Console) error {
 	if err != nil {
 		return err
 	}
+	if keys && rootpart.KeysUnfinished(m.Store) {
+		return m.finishKeys(c)
+	}
 	if len(lock.Recoveries) != 1 {
 		return vault.ErrTwoKeys
 	}
-	check := func(files fs.FS) error { return rootpart.CheckSystems(files, p.contract, p.table) }
+	check := func(files fs.FS) error { return rootpart.CheckSystems(files, p.contract, p.table, keys) }
 	if err := m.ESP.Read(p.disk, check); err != nil {
 		return err
 	}
-	return m.accepting(c, "Make a new machine secret, and accept this machine as it is now? The recovery key stays.\n"+
-		"Say yes only if you know what changed it (a firmware update, new hardware).", m.newSecret)
+	what := "a new machine secret"
+	if keys {
+		what += " and new Secure Boot keys"
+	}
+	err = m.accepting(c, "Make "+what+", and accept this machine as it is now? The recovery key stays.\n"+
+		"Say yes only if you know what changed it (a firmware update, new hardware).", func(c hw.Console, a *acceptance) error {
+		if keys {
+			if err := m.mayReplaceKeys(a); err != nil {
+				return err
+			}
+		}
+		return m.newSecret(c, a)
+	})
+	if err != nil || !keys {
+		return err
+	}
+	if err := m.newKeys(c); err != nil {
+		return fmt.Errorf("the new machine secret is in force; of the Secure Boot keys: %w", err)
+	}
+	return nil
 }
 
 func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
@@ -46,9 +67,8 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	key, err := m.typedAgain(c, f, a)
-	if err != nil {
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	defer key.Wipe()
@@ -57,7 +77,12 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
 		return err
 	}
 	defer fresh.Wipe()
-	if err := m.replace(f, a, key, fresh); err != nil {
+	a.noted = a.binding.Now(a.record, a.lock)
+	changed, err := a.binding.ReplaceSecret(m.Machine, a.disk, m.Random, a.lock, a.open.VolumeKey, a.open.Secret, fresh, key, a.noted, a.record, a.boots)
+	switch {
+	case err != nil && changed:
+		return errors.Join(fmt.Errorf("%w. Nothing is lost: `unlock` again, which finishes it or takes it back", err), m.Lock())
+	case err != nil:
 		return err
 	}
 	*a.open.Secret = *fresh
@@ -69,34 +94,6 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
 	}
 	c.Print("The machine has a new secret. What the old one opened is gone, but for copies of this disk's header.\n")
 	return m.note(a)
-}
-
-// replace has the header be for the new secret. After an error of its own the header
-// says which one it is for: `unlock` asks it.
-func (m *Machine) replace(f hw.File, a *acceptance, key *luks2.RecoveryKey, fresh *policy.Secret) error {
-	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret)
-	if err != nil {
-		return err
-	}
-	var owner *rsa.PrivateKey
-	if keys != nil {
-		defer keys.Wipe()
-		owner = keys.DB.Key
-	}
-	a.noted = a.binding.Now(a.record, a.lock)
-	if err := rootpart.PrepareSecret(m.Store, m.Random, a.open.Secret, fresh, a.noted); err != nil {
-		return err
-	}
-	b := a.binding
-	b.Consent = nil // a TPM without room for a second record keeps the one that it has
-	sealed, err := b.Seal(fresh, a.boots[0], a.record, a.boots[1:]...)
-	if err != nil {
-		return errors.Join(err, rootpart.FinishSecret(m.Machine, a.disk, m.Random, a.chip, a.lock, a.open.VolumeKey, a.open.Secret))
-	}
-	if err := a.lock.ReplaceSecret(m.Random, f, a.open.VolumeKey, fresh, key, sealed, owner); err != nil {
-		return errors.Join(fmt.Errorf("%w. Nothing is lost: `unlock` again, which finishes it or takes it back", err), m.Lock())
-	}
-	return nil
 }
 
 // typedAgain asks for the recovery key, which the new secret is to be kept under, and

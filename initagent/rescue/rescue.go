@@ -14,12 +14,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/find"
@@ -34,6 +36,8 @@ type Machine struct {
 	hw.Machine
 	Variables enrol.Variables
 	Random    io.Reader
+	// NewKeys makes Secure Boot keys: secureboot.Generate.
+	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 	// Keeper keeps what was typed for the commands that follow.

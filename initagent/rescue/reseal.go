@@ -33,64 +33,96 @@ type acceptance struct {
 	open    *Opened
 	lock    *vault.Lock
 	chip    *tpm.TPM
+	state   enrol.State
+	log     *pcr.Log
+	query   rootpart.Fallbacks
 	binding rootpart.Binding
 	noted   rootpart.Guarantees // on the root partition
 	record  *policy.Record
 	boots   []policy.Boot
 }
 
+// close wipes what was opened, and leaves the TPM.
+func (a *acceptance) close() {
+	a.open.Wipe()
+	_ = a.chip.Close()
+}
+
 // accepting asks the question about this machine as it is now, and does what the answer
 // calls for.
 func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Console, a *acceptance) error) error {
-	p, open, err := m.kept()
+	a, err := m.acceptable(c)
 	if err != nil {
 		return err
 	}
-	defer open.Wipe()
-	lock, err := m.locked(p)
-	if err != nil {
-		return err
-	}
-	state, err := enrol.Observe(m.Variables)
-	if err != nil {
-		return err
-	}
-	list, err := rootpart.StoredList(m.Store, open.Secret)
-	if err != nil {
-		return err
-	}
-	if err := rootpart.MayAccept(state, p.contract.SecureBoot, lock, list); err != nil {
-		return err
-	}
-	chip, err := m.TPM.Open()
-	if err != nil {
-		return err
-	}
-	defer chip.Close()
-	start, log, err := m.accountedFor(p, chip, rootpart.Enforces(state))
-	if err != nil {
-		return err
-	}
-	a := &acceptance{place: p, open: open, lock: lock, chip: chip, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
-	c.Print(m.changes(p, open.Secret, log))
+	defer a.close()
+	c.Print(m.changes(a.place, a.open.Secret, a.log))
 	if err := confirm(c, question); err != nil {
 		return err
 	}
-	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list)
-	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
-	q := rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
-	if last, err := m.lastGood(p, open.Secret); err == nil && last != nil && last.Authentic {
-		if good, err := rootpart.Logged(last.Log); err == nil {
-			q.Known = append(q.Known, good)
-		}
-	}
-	read := func(read func(fs.FS) error) error { return m.ESP.Read(p.disk, read) }
-	a.binding = b
-	if a.record, a.boots, err = b.Acceptable(q, lock, open.Secret, open.VolumeKey, read); err != nil {
+	if err := m.compose(a); err != nil {
 		return err
 	}
 	return then(c, a)
+}
+
+// acceptable is this machine as it is now, where that may be accepted. The caller
+// closes it.
+func (m *Machine) acceptable(c hw.Console) (_ *acceptance, err error) {
+	p, open, err := m.kept()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			open.Wipe()
+		}
+	}()
+	lock, err := m.locked(p)
+	if err != nil {
+		return nil, err
+	}
+	if rootpart.KeysUnfinished(m.Store) {
+		return nil, errKeysUnfinished
+	}
+	state, err := enrol.Observe(m.Variables)
+	if err != nil {
+		return nil, err
+	}
+	list, err := rootpart.StoredList(m.Store, open.Secret)
+	if err != nil {
+		return nil, err
+	}
+	if err := rootpart.MayAccept(state, p.contract.SecureBoot, lock, list); err != nil {
+		return nil, err
+	}
+	chip, err := m.TPM.Open()
+	if err != nil {
+		return nil, err
+	}
+	start, log, err := m.accountedFor(p, chip, rootpart.Enforces(state))
+	if err != nil {
+		return nil, errors.Join(err, chip.Close())
+	}
+	a := &acceptance{place: p, open: open, lock: lock, chip: chip, state: state, log: log, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
+	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
+	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list)
+	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
+	a.query = rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
+	a.binding = b
+	return a, nil
+}
+
+// compose makes the record.
+func (m *Machine) compose(a *acceptance) (err error) {
+	if last, err := m.lastGood(a.place, a.open.Secret); err == nil && last != nil && last.Authentic {
+		if good, err := rootpart.Logged(last.Log); err == nil {
+			a.query.Known = append(a.query.Known, good)
+		}
+	}
+	read := func(read func(fs.FS) error) error { return m.ESP.Read(a.disk, read) }
+	a.record, a.boots, err = a.binding.Acceptable(a.query, a.lock, a.open.Secret, a.open.VolumeKey, read)
+	return err
 }
 
 // note says what the machine has, where that is new. It comes last: cut before it, the

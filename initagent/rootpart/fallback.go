@@ -38,6 +38,7 @@ type Fallbacks struct {
 	List     *secureboot.List // of this machine's own images; nil where it has no keys
 	Had      Guarantees
 	Known    []policy.Boot // earlier boots that were good
+	Also     []pcr.Digest  // what PCR 7 may be in boots to come, besides
 	Say      func(format string, args ...any)
 
 	old *policy.Record // that is to be replaced; nil where it cannot be read
@@ -211,11 +212,26 @@ func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, secret *policy.Secret
 	if err := q.Start.Unbound; err != nil {
 		q.Say("PCR 4, which boot manager started the machine, is left out: %v", err)
 	}
+	for i := range systems {
+		systems[i].Boots = q.also(systems[i].Boots)
+	}
 	r, err := policy.Compose(floor, policy.VolumeFingerprint(volumeKey), programs, systems...)
 	if err != nil {
 		return nil, nil, err
 	}
 	return r, admitted(r, systems), nil
+}
+
+// also adds to each boot the same one with the other values of PCR 7.
+func (q Fallbacks) also(boots []policy.Boot) (out []policy.Boot) {
+	for _, b := range boots {
+		out = append(out, b)
+		for _, value := range q.Also {
+			b.PCR7 = value
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // admitted are those boots of the systems that the record has.

@@ -1,6 +1,7 @@
 package rootpart
 
 import (
+	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/hw"
@@ -96,6 +98,34 @@ func PrepareSecret(store hw.Store, random io.Reader, old, fresh *policy.Secret, 
 		return err
 	}
 	return store.Keep(NextFile, box)
+}
+
+// ReplaceSecret has the TPM and the header be for a new secret, up to where FinishSecret
+// goes on. key is the recovery key, and g what the machine has from then on. Where it
+// fails, changed says that the header may be for either secret: it tells which.
+func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *vault.Lock, volumeKey []byte, old, fresh *policy.Secret, key *luks2.RecoveryKey, g Guarantees, record *policy.Record, boots []policy.Boot) (changed bool, err error) {
+	keys, err := StoredKeys(m.Store, old)
+	if err != nil {
+		return false, err
+	}
+	var owner *rsa.PrivateKey
+	if keys != nil {
+		defer keys.Wipe()
+		owner = keys.DB.Key
+	}
+	if err := PrepareSecret(m.Store, random, old, fresh, g); err != nil {
+		return false, err
+	}
+	b.Consent = nil // a TPM without room for a second record keeps the one that it has
+	sealed, err := b.Seal(fresh, boots[0], record, boots[1:]...)
+	if err != nil {
+		return false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, old))
+	}
+	f, err := m.Disks.OpenPartition(d, layout.RootNumber, true)
+	if err != nil {
+		return false, err
+	}
+	return true, errors.Join(lock.ReplaceSecret(random, f, volumeKey, fresh, key, sealed, owner), f.Close())
 }
 
 // place puts both files in place, where what is there is the old secret's. What the new
@@ -233,10 +263,21 @@ func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) err
 	return err
 }
 
+// What contract.Abilities.NewSecret says of a system that finishes the replacement of a
+// secret, and of one that finishes that of the Secure Boot keys as well.
+const (
+	finishesSecret = 1
+	finishesKeys   = 2
+)
+
 // CheckSystems reports which system of the ESP, besides the running one, may be
-// started, and could neither finish the replacement of a secret nor, where it is of the
-// time before the list, read this machine's keys after it.
-func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table) error {
+// started, and could neither finish the replacement of a secret, or of the Secure Boot
+// keys, nor, where it is of the time before the list, read this machine's keys after it.
+func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table, keys bool) error {
+	need, what := finishesSecret, "a new machine secret"
+	if keys {
+		need, what = finishesKeys, "new Secure Boot keys"
+	}
 	entries, err := fs.ReadDir(files, bls.Folder)
 	if err != nil {
 		return err
@@ -258,8 +299,8 @@ func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table) err
 		if s, named := layout.FindSlot(table, layout.SystemUUID(root), layout.VerityUUID(root)); !s.Valid() || !named {
 			continue // it cannot run
 		}
-		if im.Abilities.NewSecret < nextFormat {
-			return fmt.Errorf("version %d may still be started, and is of a release that knows nothing of a new machine secret: install one more update, so that it is replaced", n.Version)
+		if im.Abilities.NewSecret < need {
+			return fmt.Errorf("version %d may still be started, and is of a release that knows nothing of %s: install one more update, so that it is replaced", n.Version, what)
 		}
 	}
 	return nil

@@ -36,6 +36,7 @@ const (
 	ListFile     = OwnFolder + "/secure-boot"          // the Secure Boot keys and what belongs to them
 	KeysFile     = OwnFolder + "/secure-boot-keys"     // the keys alone, of an earlier release
 	NextFile     = OwnFolder + "/next-secret"          // what a new machine secret needs, until it is in force
+	NextKeysFile = OwnFolder + "/next-keys"            // new Secure Boot keys, until the firmware enforces them
 	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 
@@ -121,7 +122,7 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.
 	if !OwnEnforced(s, wanted) {
 		return nil // no db that could vouch for a deed
 	}
-	return vault.CheckDeed(lock.Deed, volumeKey, Certificates(s))
+	return lock.CheckDeed(volumeKey, Certificates(s))
 }
 
 // keyTime is what one try of a recovery key is meant to take on this machine,

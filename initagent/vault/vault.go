@@ -35,6 +35,7 @@ const (
 	escrowField     = rootvolume.EscrowField
 	sealedField     = "sealed"
 	deedField       = "deed"
+	nextDeedField   = "next_deed"
 )
 
 // HeaderArea is how much of a partition, in bytes, must be zero for it to count
@@ -56,6 +57,7 @@ type Lock struct {
 	Sealed     *policy.Sealed // nil: not bound to a TPM
 	TPMSlot    int
 	Deed       []byte     // signature over the volume's fingerprint
+	NextDeed   []byte     // the same by the key that is about to replace the first; or nil
 	Recoveries []Recovery // by token: one, and two while the key is being replaced
 	Unfinished bool       // provisioning was cut
 	Replaced   bool       // the keyslot of an earlier machine secret is still to be removed
@@ -129,7 +131,7 @@ func read(header *luks2.Header) (*Lock, error) {
 				return nil, fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
 			}
 			l.Sealed, l.TPMSlot = sealed, t.Keyslots[0]
-			if err := field(t, deedField, &l.Deed); err != nil {
+			if err := errors.Join(field(t, deedField, &l.Deed), field(t, nextDeedField, &l.NextDeed)); err != nil {
 				return nil, err
 			}
 		case luks2.RecoveryTokenType:

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"flag"
 
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
@@ -10,7 +11,7 @@ import (
 	"halogenos.internal/initagent/rescue"
 )
 
-const help = `usage: reseal [--new-secret]
+const help = `usage: reseal [--new-secret [--new-keys]]
 
 Lets the TPM open the root partition again, for this machine as it is now: after
 a firmware update, with new hardware, with a TPM that was cleared. Shows what
@@ -24,7 +25,11 @@ this machine and have it open its data.
 With --new-secret it also makes a new machine secret, for when the old one may
 have been read, and asks for the recovery key once more. What the old one opened
 opens no more, but for copies of the disk's header that were taken before. The
-recovery key and the Secure Boot keys stay the same.
+recovery key stays the same.
+
+With --new-keys it then makes new Secure Boot keys, signs with them what this
+machine starts, and gives them to the firmware in place of the old ones. After a
+power cut the next start goes on with that, and so does the same command.
 
 Needs unlock. Recovery console only.
 
@@ -36,8 +41,15 @@ func main() { cmd(rescue.Linux, terminal).Main() }
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	fresh := false
-	return command.Command{Name: "reseal", Help: help, Flags: command.Bool("new-secret", &fresh), Run: func(context.Context, *command.Call) error {
+	fresh, keys := false, false
+	flags := func(f *flag.FlagSet) {
+		command.Bool("new-secret", &fresh)(f)
+		command.Bool("new-keys", &keys)(f)
+	}
+	return command.Command{Name: "reseal", Help: help, Flags: flags, Run: func(context.Context, *command.Call) error {
+		if keys && !fresh {
+			return command.ErrUsage
+		}
 		m, err := machine()
 		if err != nil {
 			return err
@@ -48,7 +60,7 @@ func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, e
 		}
 		defer t.Close()
 		if fresh {
-			return m.NewSecret(t)
+			return m.NewSecret(t, keys)
 		}
 		return m.Reseal(t)
 	}}

@@ -1,0 +1,340 @@
+package agent
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/vault"
+)
+
+// enrolledSet is the set that the machine has enrolled, as the firmware's db says.
+func (m *machine) enrolledSet() (*secureboot.KeySet, error) {
+	sets, err := keySets()
+	if err != nil {
+		return nil, err
+	}
+	_, certificates, err := certificatesIn(m.vars)
+	if err != nil || len(certificates) != 1 {
+		return nil, fmt.Errorf("db has %d certificates (%w)", len(certificates), err)
+	}
+	for _, s := range sets {
+		if s.DB.Certificate.Equal(certificates[0]) {
+			return s, nil
+		}
+	}
+	return nil, errors.New("db has a stranger's certificate")
+}
+
+func (m *machine) setNumber(k *secureboot.KeySet) int {
+	sets, err := keySets()
+	m.must(err)
+	return slices.Index(sets[:], k)
+}
+
+// replaced reports what is left of the old keys, on a machine that has settled new ones.
+func (m *machine) replaced(old *secureboot.KeySet) error {
+	if err := m.oneSecret(); err != nil {
+		return err
+	}
+	now, err := m.enrolledSet()
+	if err != nil || now.DB.Certificate.Equal(old.DB.Certificate) {
+		return fmt.Errorf("the old db key is enrolled: %w", err)
+	}
+	state, err := enrol.Observe(&firmware{vars: m.vars})
+	if err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		of   secureboot.Database
+		want secureboot.Pair
+	}{{state.PK.Content, now.PK}, {state.KEK.Content, now.KEK}, {state.DB.Content, now.DB}} {
+		if len(d.of) != 1 || string(d.of[0].Data) != string(d.want.Certificate.Raw) {
+			return fmt.Errorf("a variable holds %s", d.of)
+		}
+	}
+	for _, name := range []string{removable, managerCopy, path.Join(bls.Folder, "test_1.efi")} {
+		f, err := m.esp.get(name)
+		if err == nil {
+			err = authenticode.VerifyOwn(f.now.data, now.DB.Certificate)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	lock, volumeKey, secret := m.unlocked()
+	defer luks2.Wipe(volumeKey)
+	defer secret.Wipe()
+	keys, err := rootpart.StoredKeys(store{m}, secret)
+	if err != nil {
+		return err
+	}
+	defer keys.Wipe()
+	if !keys.DB.Key.Equal(now.DB.Key) || !keys.PK.Key.Equal(now.PK.Key) || !keys.KEK.Key.Equal(now.KEK.Key) {
+		return errors.New("the keys that are stored are not those that are enrolled")
+	}
+	if _, there := m.rootFiles()[rootpart.NextKeysFile]; there || len(lock.NextDeed) > 0 {
+		return errors.New("something is left of the replacement")
+	}
+	record, err := tpm.OpenTransport(m.emulator).ReadRecord(lock.Sealed)
+	if err != nil {
+		return err
+	}
+	start, err := m.agent.toldBoot()
+	if err != nil || !record.Allows(&start) {
+		return fmt.Errorf("the record does not have this boot: %w", err)
+	}
+	for file, f := range m.esp.files {
+		if path.Base(file) == "HALOGEN.NEW" && !f.now.absent {
+			return fmt.Errorf("%s is left", file)
+		}
+	}
+	return nil
+}
+
+// New Secure Boot keys: the firmware enforces them, nothing that the old db key has
+// signed starts, and nothing of the old keys is kept. FAULTS 100
+func TestNewKeys(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	oldFiles := map[string][]byte{}
+	for _, name := range []string{removable, managerCopy, path.Join(bls.Folder, "test_1.efi")} {
+		f, err := m.esp.get(name)
+		m.must(err)
+		oldFiles[name] = f.now.data
+	}
+	r, c := m.asked()
+	m.types("y", m.recoveryKey())
+	m.works(r.NewSecret(c, true), "The machine has a new secret", "PK gets", "KEK gets", "db gets", "The firmware holds the new Secure Boot keys")
+	m.refuses(r.Reseal(c), "the Secure Boot keys are being replaced")
+	m.works(r.NewSecret(c, true), "going on with that")
+	m.works(r.Lock())
+	before, err := tpm.OpenTransport(m.emulator).Indexes()
+	m.must(err)
+	m.opensByItself()
+	m.must(m.replaced(old))
+	if after, err := tpm.OpenTransport(m.emulator).Indexes(); err != nil || len(after) != 1 || len(before) != 1 {
+		t.Errorf("NV indexes %v, %v", after, err)
+	}
+	m.opensByItself()
+	m.must(m.checkEveryDay())
+	for name, data := range oldFiles {
+		kept := m.esp.files[name].now
+		m.putESP(name, data)
+		if end := m.boot(); end != "dead" && name != managerCopy {
+			t.Errorf("%s as the old key has signed it: the machine ends in %s", name, end)
+		}
+		m.putESP(name, kept.data)
+	}
+	m.opensByItself()
+}
+
+// Cut anywhere, the machine starts and opens by itself, and the next start, or the same
+// command, brings it to its end. So are the starts that finish it. FAULTS 42, 100
+func TestNewKeysCut(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	r, c := m.asked()
+	m.types("y", m.recoveryKey())
+	states, _ := m.recording(func() string {
+		m.works(r.NewSecret(c, true))
+		return ""
+	}, mrand.New(mrand.NewPCG(41, 42)), "")
+	t.Logf("%d operations, %d states after a cut", len(m.ops), len(states))
+	olds := m.checkCuts(states, old)
+	if olds == 0 || olds == len(states) {
+		t.Errorf("the old keys are in force after %d of %d cuts", olds, len(states))
+	}
+	// The starts that finish it are cut, too.
+	random := mrand.New(mrand.NewPCG(43, 44))
+	for i := len(states) - 1; i >= 0; i -= 17 {
+		m.powerOn(states[i].world)
+		m.typed = nil
+		inner, end := m.recording(m.run, random, states[i].how+"; then ")
+		if end != "system" {
+			t.Fatalf("%s: ends in %s", states[i].how, end)
+		}
+		m.checkCuts(inner, old)
+	}
+}
+
+// checkCuts starts each of the states, and returns how many have the old keys at the end.
+func (m *machine) checkCuts(states []cutState, old *secureboot.KeySet) (olds int) {
+	m.t.Helper()
+	for i, s := range states {
+		m.powerOn(s.world)
+		again := i%11 == 5
+		if again {
+			m.keysNo = m.setNumber(old) // the next ones are others
+			r, c := m.asked()
+			m.types("y", m.recoveryKey())
+			m.works(r.NewSecret(c, true))
+			m.works(r.Lock())
+		}
+		m.opensByItself()
+		now, err := m.enrolledSet()
+		m.must(err)
+		if now.DB.Certificate.Equal(old.DB.Certificate) && !again {
+			olds++
+			if err := m.oneSecret(); err != nil {
+				m.t.Fatalf("%s: %v\n%s", s.how, err, m.said.String())
+			}
+			continue
+		}
+		if err := m.replaced(old); err != nil {
+			m.t.Fatalf("%s: %v\n%s", s.how, err, m.said.String())
+		}
+	}
+	return olds
+}
+
+// Both systems are signed by the new key, and open by themselves.
+func TestNewKeysTakeAlong(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	old, err := m.enrolledSet()
+	m.must(err)
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	r, c := m.asked()
+	m.types("y", m.recoveryKey())
+	states, _ := m.recording(func() string {
+		m.works(r.NewSecret(c, true))
+		return ""
+	}, mrand.New(mrand.NewPCG(45, 46)), "")
+	for i := len(states) - 1; i >= 0; i -= 6 {
+		m.powerOn(states[i].world)
+		m.typed = nil
+		m.runs(2)
+		m.holds(5, 1, 2)
+		m.byHand = 1
+		m.runs(1)
+		m.byHand = 0
+		m.holds(5, 1, 2)
+		if m.printed.Len() > 0 {
+			t.Fatalf("%s: it asks %q", states[i].how, m.printed.String())
+		}
+	}
+	m.powerOn(states[len(states)-1].world)
+	m.runs(2)
+	if now, err := m.enrolledSet(); err != nil || now.DB.Certificate.Equal(old.DB.Certificate) {
+		t.Errorf("the old keys are enrolled (%v)", err)
+	}
+	m.fetch(newRelease(t, 3, 5, pinned)) // is signed by the new key
+	m.runs(3)
+}
+
+// A firmware that takes no key from a running system keeps the old ones, with all that
+// belongs to them; one that forgets them does not restart for ever.
+func TestNewKeysNotTaken(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	r, c := m.asked()
+	r.Variables.(*firmware).refuse = errors.New("no")
+	m.types("y", m.recoveryKey())
+	m.refuses(r.NewSecret(c, true), "the new machine secret is in force; of the Secure Boot keys: the Secure Boot keys stay as they are")
+	m.works(r.Lock())
+	m.opensByItself()
+	m.must(m.oneSecret())
+	if now, err := m.enrolledSet(); err != nil || now.DB != old.DB || rootpart.KeysUnfinished(store{m}) {
+		t.Errorf("other keys are enrolled, or it is not taken back (%v)", err)
+	}
+
+	m = provisionedMachine(t, nil)
+	r, c = m.asked()
+	vars := cloneVariables(m.vars)
+	m.types("y", m.recoveryKey())
+	m.works(r.NewSecret(c, true))
+	m.works(r.Lock())
+	starts := 0
+	for ; m.rootFiles()[rootpart.NextKeysFile] != nil && starts < 9; starts++ {
+		m.vars = cloneVariables(vars)
+		m.typed = nil
+		m.boot()
+	}
+	if starts == 0 || starts > 4 || !strings.Contains(m.said.String(), "forgotten the new keys 3 times") {
+		t.Errorf("it gives up after %d starts:\n%s", starts, m.said.String())
+	}
+	m.opensByItself()
+}
+
+// What stands in the file of new keys is anybody's, and an older one of this machine's is
+// for keys that it has no more: both are removed. FAULTS 100
+func TestForgedNextKeys(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	m.rootFiles()[rootpart.NextKeysFile] = []byte("x")
+	m.opensByItself()
+	m.must(m.oneSecret())
+	if rootpart.KeysUnfinished(store{m}) {
+		t.Error("what somebody has written stays")
+	}
+	var boxes [][]byte
+	for range 2 { // there and back: the tests have three sets
+		r, c := m.asked()
+		m.types("y", m.recoveryKey())
+		m.works(r.NewSecret(c, true))
+		m.works(r.Lock())
+		boxes = append(boxes, m.rootFiles()[rootpart.NextKeysFile])
+		m.opensByItself()
+		m.must(m.replaced(old))
+	}
+	now, err := m.enrolledSet()
+	m.must(err)
+	for _, box := range boxes {
+		m.rootFiles()[rootpart.NextKeysFile] = box
+		m.opensByItself()
+		if again, err := m.enrolledSet(); err != nil || again != now || rootpart.KeysUnfinished(store{m}) {
+			t.Errorf("an older box is taken, or stays (%v)", err)
+		}
+	}
+}
+
+// The deed stands for either db while it is replaced, and for no other.
+func TestTwoDeeds(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	lock, volumeKey, secret := m.unlocked()
+	defer secret.Wipe()
+	fresh := m.otherKeys()
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	m.must(lock.AddDeed(m.random, s, volumeKey, fresh.DB.Key, fresh.DB.Certificate))
+	_, again, err := vault.Look(s, s.Size())
+	m.must(err)
+	for _, k := range []*secureboot.KeySet{old, fresh} {
+		m.must(again.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}))
+	}
+	sets, err := keySets()
+	m.must(err)
+	for _, k := range sets {
+		if !k.DB.Certificate.Equal(old.DB.Certificate) && !k.DB.Certificate.Equal(fresh.DB.Certificate) && again.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil {
+			t.Error("a third db vouches for the volume")
+		}
+	}
+	m.must(again.Rebind(m.random, s, volumeKey, secret, again.Sealed, fresh.DB.Key))
+	_, again, err = vault.Look(s, s.Size())
+	m.must(err)
+	if again.CheckDeed(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckDeed(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
+		t.Error("the old deed stands still, or the new one does not")
+	}
+}
