@@ -1,10 +1,11 @@
 // Package nextboot is what one boot asks of the next: to open the recovery
-// console before anything is unsealed, and why. It lies in an EFI variable, which
-// outlives a disk that cannot be written.
+// console before anything is unsealed, and why; or to make a new machine secret.
+// It lies in an EFI variable, which outlives a disk that cannot be written.
 //
 // It refuses to be trusted: the running system and anybody with the firmware's
 // shell can write it. So it can only ever ask for less than an ordinary boot
-// does, and what it says is shown as something that was said.
+// does, or for what a person with the recovery key has to agree to; and what it
+// says is shown as something that was said.
 package nextboot
 
 import (
@@ -36,11 +37,35 @@ const (
 	// maxReason bounds a reason in bytes.
 	maxReason = 480
 	format    = 1
+	// formatSecret is that of a request for a new secret: an initagent that knows
+	// format 1 alone ignores it, and none reads a part of it.
+	formatSecret = 2
 )
 
 // A Request is what the next boot is asked for. The zero value asks for nothing.
 type Request struct {
-	Console *Console `json:"console,omitempty"`
+	Console *Console   `json:"console,omitempty"`
+	Secret  *NewSecret `json:"secret,omitempty"` // not together with the console
+}
+
+// NewSecret asks for a new machine secret.
+type NewSecret struct {
+	Keys bool `json:"keys,omitempty"` // and for new Secure Boot keys
+}
+
+// format is that of the request's encoding.
+func (r Request) format() int {
+	if r.Secret != nil {
+		return formatSecret
+	}
+	return format
+}
+
+func (r Request) check() error {
+	if r.Secret != nil && r.Console != nil {
+		return errors.New("it asks for the console and for a new secret")
+	}
+	return nil
 }
 
 // Console asks for the recovery console.
@@ -74,7 +99,10 @@ func (r Request) Encode() ([]byte, error) {
 		short.Reason = clean(c.Reason)
 		r.Console = &short
 	}
-	text, err := json.Marshal(encoded{format, r})
+	text, err := json.Marshal(encoded{r.format(), r})
+	if err == nil {
+		err = r.check()
+	}
 	if err == nil && len(text) > MaxSize {
 		err = fmt.Errorf("%d bytes, more than %d", len(text), MaxSize)
 	}
@@ -93,8 +121,11 @@ func Parse(text []byte) (Request, error) {
 	d.DisallowUnknownFields()
 	var e encoded
 	err := d.Decode(&e)
-	if err == nil && e.Format != format {
-		err = fmt.Errorf("format %d, want %d", e.Format, format)
+	if want := e.format(); err == nil && e.Format != want {
+		err = fmt.Errorf("format %d, want %d", e.Format, want)
+	}
+	if err == nil {
+		err = e.check()
 	}
 	if err == nil {
 		if _, more := d.Token(); !errors.Is(more, io.EOF) {

@@ -14,7 +14,7 @@ func TestRequest(t *testing.T) {
 		{Person: true, Reason: "asked for"},
 		{Version: 1<<63 - 1, Failed: "unlock", Reason: long},
 	} {
-		text, err := Request{&want}.Encode()
+		text, err := Request{Console: &want}.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -28,6 +28,23 @@ func TestRequest(t *testing.T) {
 	}
 	if text, err := (Request{}).Encode(); err != nil || string(text) != `{"format":1}` {
 		t.Errorf("nothing is %s, %v", text, err)
+	}
+}
+
+// A request for a new secret is of another format, so that an initagent that knows the
+// first one alone ignores it.
+func TestSecretRequest(t *testing.T) {
+	for keys, want := range map[bool]string{false: `{"format":2,"secret":{}}`, true: `{"format":2,"secret":{"keys":true}}`} {
+		text, err := Request{Secret: &NewSecret{Keys: keys}}.Encode()
+		if err != nil || string(text) != want {
+			t.Errorf("%s, %v, want %s", text, err, want)
+		}
+		if r, err := Parse(text); err != nil || r.Console != nil || r.Secret == nil || r.Secret.Keys != keys {
+			t.Errorf("%s becomes %+v, %v", text, r, err)
+		}
+	}
+	if text, err := (Request{Console: &Console{Reason: "x"}, Secret: &NewSecret{}}).Encode(); err == nil {
+		t.Errorf("both are written: %s", text)
 	}
 }
 
@@ -45,6 +62,8 @@ func TestConcerns(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", "{", "null", `{"format":0}`, `{"format":2}`, `{"format":1,"shell":true}`, `{"format":1} {"format":1}`, `{"format":1}x`,
+		`{"format":2}`, `{"format":2,"console":{"reason":"x"}}`, `{"format":1,"secret":{}}`, `{"format":3,"secret":{}}`, `{"format":2,"secret":{"key":"x"}}`,
+		`{"format":2,"secret":{},"console":{"reason":"x"}}`, `{"format":2,"secret":`, `{"format":2,"secret":null}`,
 		`{"format":1,"console":{"version":-1,"reason":"x"}}`, `{"format":1` + strings.Repeat(" ", MaxSize) + "}",
 	} {
 		if r, err := Parse([]byte(text)); err == nil {
@@ -56,6 +75,7 @@ func TestRefuses(t *testing.T) {
 // What is read can be shown on a terminal, and written again.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"format":1,"console":{"version":"7","person":true,"failed":"unlock","reason":"x\u001b[2J\n"}}`))
+	f.Add([]byte(`{"format":2,"secret":{"keys":true}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)
 		if err != nil {

@@ -125,6 +125,10 @@ type Facts struct {
 	// before the keys were enrolled which lie on it alone.
 	RootMade bool
 
+	// SecretAsked: the running system has asked for a new machine secret.
+	SecretAsked bool
+	NewSecret   Outcome
+
 	// EnrolAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
 	EnrolAgain bool
@@ -175,6 +179,7 @@ const (
 	MakeRoot                  // make the root partition and seal its key
 	Unlock                    // open the root partition with the TPM
 	AskKey                    // open the root partition with a key that somebody types
+	NewSecret                 // make a new machine secret, if somebody types the recovery key
 	Remember                  // note that a version failed its trial
 	Retry                     // give a trial that was only interrupted its tries again
 	Mend                      // make the ESP whole from the root partition's copies, or those from it
@@ -191,7 +196,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -414,12 +419,30 @@ func pending(s State, f Facts) (Step, bool) {
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the folders that may change could not be mounted: " + f.Cause}, true
 	case s.Root == RootOpen && !s.Trial:
+		if step, ok := newSecret(f); ok {
+			return step, true
+		}
 		if step, ok := upkeep(f); ok {
 			return step, true
 		}
 	}
 	if f.Mount == NotTried {
 		return Step{MountState, "the system image is open"}, true
+	}
+	return Step{}, false
+}
+
+// newSecret is for a boot that the TPM has opened, of a system that has proven itself: in
+// any other there is something else to be asked first, and the request is gone. Whoever
+// declines gets the system that they have started.
+func newSecret(f Facts) (Step, bool) {
+	switch {
+	case !f.SecretAsked || f.Unlock != Done:
+		return Step{}, false
+	case f.NewSecret == NotTried:
+		return Step{NewSecret, "the running system has asked for a new machine secret"}, true
+	case f.NewSecret == Done:
+		return Step{Reboot, "the machine secret was replaced: the next start goes by the new one"}, true
 	}
 	return Step{}, false
 }

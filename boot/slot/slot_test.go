@@ -49,6 +49,7 @@ var (
 		"revoke":        func(s *State, f *Facts) { f.Revoke = true },
 		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
 		"answered":      func(s *State, f *Facts) { f.Answered = true },
+		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
 )
@@ -148,7 +149,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -267,6 +268,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					if bit(8) {
 						f.SecureBoot = contract.Optional
 					}
+					f.SecretAsked = bit(6) != bit(7)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

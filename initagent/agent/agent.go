@@ -79,6 +79,7 @@ type Agent struct {
 	names     []bls.Name          // the UKIs on the ESP
 	looked    bool                // the ESP was compared with its copies
 	request   *nextboot.Console   // what the boot before this one asks for; or nil
+	wish      *nextboot.NewSecret // of the running system; or nil
 	bitten    bool                // the watchdog ended the boot before this one
 	unwritten []journal.Entry     // what the boot journal is still to get
 	judged    bls.Name            // the trial that has used up its tries
@@ -228,7 +229,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 // and nobody could wipe those copies.
 var handlesSecrets = map[slot.Kind]bool{
 	slot.Enrol: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
-	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true,
+	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true, slot.NewSecret: true,
 }
 
 // last does a step that this boot does not survive: what it is, and why, is said
@@ -265,6 +266,8 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.unlock()
 	case slot.AskKey:
 		return a.askKey()
+	case slot.NewSecret:
+		return a.newSecret()
 	case slot.UpdatePolicy:
 		return a.updatePolicy()
 	case slot.Remember:

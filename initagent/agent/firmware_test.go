@@ -40,6 +40,8 @@ type firmware struct {
 	refuse error // of every authenticated write
 	// after is what the firmware makes of dbx when something is appended; or nil.
 	after func([]byte) []byte
+	// refuseRequest is what it says to a write of the request to the next boot.
+	refuseRequest error
 }
 
 func newVariables() map[string]efiVariable {
@@ -65,6 +67,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	f.op("variable " + name)
 	if have, there := f.vars[name]; there && name == nextboot.Variable && have.attributes != attributes {
 		return syscall.EINVAL // UEFI 2.10, section 8.2: the attributes of a variable do not change
+	}
+	if name == nextboot.Variable && f.refuseRequest != nil {
+		return f.refuseRequest
 	}
 	if attributes == nextboot.Attributes {
 		f.vars[name] = efiVariable{attributes, bytes.Clone(payload)}

@@ -34,7 +34,7 @@ func (a *Agent) stopListening() {
 // he types after that is no wish for the console any more.
 func (a *Agent) hush(step slot.Kind) {
 	switch step {
-	case slot.AskKey, slot.MakeRoot, slot.Install, slot.SwitchRoot, slot.Condemn, slot.Reboot:
+	case slot.AskKey, slot.NewSecret, slot.MakeRoot, slot.Install, slot.SwitchRoot, slot.Condemn, slot.Reboot:
 		a.stopListening()
 	}
 }

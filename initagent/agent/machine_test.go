@@ -127,13 +127,14 @@ type machine struct {
 	disk   *recordedDisk
 	second *blocktest.Disk // another disk, or nil
 	// bootedFrom is what the firmware says, pci where the disk and the other hang.
-	bootedFrom []bootoption.Function
-	driven     []bootoption.Function // the controller whose driver is loaded; nil for all
-	pci        [2][]bootoption.Function
-	esp        *memESP
-	vars       map[string]efiVariable
-	refuse     error               // of the firmware, for every authenticated write
-	afterDBX   func([]byte) []byte // what the firmware makes of dbx; or nil
+	bootedFrom    []bootoption.Function
+	driven        []bootoption.Function // the controller whose driver is loaded; nil for all
+	pci           [2][]bootoption.Function
+	esp           *memESP
+	vars          map[string]efiVariable
+	refuse        error               // of the firmware, for every authenticated write
+	refuseRequest error               // of writing the request to the next boot
+	afterDBX      func([]byte) []byte // what the firmware makes of dbx; or nil
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
@@ -168,6 +169,7 @@ type machine struct {
 	watchDelivery  func(done string) // after each step of the fetcher's
 	typed          []string          // answers to come
 	patience       time.Duration     // how long the last question waits for one
+	waits          []time.Duration   // how long answers were waited for; 0: for ever
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased
 	hidden         bool              // this boot's kernel shows its memory to nobody
@@ -342,7 +344,7 @@ func (m *machine) boot() (end string) {
 			Secretly: m.secretly, Collect: func() { m.collected = true },
 			HideMemory: func() error { m.hidden = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)

@@ -31,8 +31,9 @@ func (a *Agent) readRequest() error {
 		a.Log.Say("what the boot before this one asks for cannot be read: %v", err)
 		return nil
 	}
-	if err := a.writeRequest(nil); err != nil {
-		a.Log.Say("the request of the boot before this one stays in the firmware's variable %s, and opens the console each time: %v", nextboot.Variable, err)
+	stays := a.writeRequest(nil)
+	if stays != nil {
+		a.Log.Say("the request of the boot before this one stays in the firmware's variable %s, and if it is for the console, opens it each time: %v", nextboot.Variable, stays)
 	}
 	request, err := nextboot.Parse(text)
 	if err != nil {
@@ -40,6 +41,10 @@ func (a *Agent) readRequest() error {
 		return nil
 	}
 	a.request = request.Console
+	if stays == nil { // or it would be asked about at each start
+		a.wish = request.Secret
+	}
+	a.facts.SecretAsked = a.wish != nil
 	return nil
 }
 
@@ -88,7 +93,7 @@ func (a *Agent) recoverNext(reason string) error {
 func outcomes(f *slot.Facts) map[slot.Kind]*slot.Outcome {
 	return map[slot.Kind]*slot.Outcome{
 		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enrol: &f.Enrol, slot.Unlock: &f.Unlock,
-		slot.AskKey: &f.Key, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
+		slot.AskKey: &f.Key, slot.NewSecret: &f.NewSecret, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
 		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed, slot.Revoke: &f.Revoked,
 	}
 }

@@ -13,6 +13,8 @@ import (
 const (
 	stepLimit = 5 * time.Minute
 	treeLimit = time.Hour // a slow stick with a large image
+	// secretLimit is for a step that waits for a person as long as secretTimeout lets it.
+	secretLimit = 20 * time.Minute
 )
 
 // startWatchdog takes the machine's hardware watchdog. Having none is a fact:
@@ -53,6 +55,8 @@ func (a *Agent) allow(step slot.Kind) {
 	switch step {
 	case slot.AskKey:
 		a.dog.Allow(0)
+	case slot.NewSecret:
+		a.dog.Allow(secretLimit)
 	case slot.MakeTree:
 		a.dog.Allow(treeLimit)
 	default:

@@ -20,6 +20,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   verify     read a slot against its root hash
   repair     write a slot's bad blocks again, from the other slot
   eventlog   what the firmware measured, and what differs from the last good boot
+  reseal     ask the next start for a new machine secret
 
 halogenctl COMMAND --help says more. Only root may run them. Updates, and the
 way back from one, are ota's.
@@ -28,8 +29,9 @@ Exit codes: those of the command; 2 wrong usage.
 `
 
 // commands are those that a running system may have. The others need the root
-// partition closed, or a person at a console whose keys nobody else can read.
-func commands() []string { return []string{"slots", "verify", "repair", "eventlog"} }
+// partition closed, or a person at a console whose keys nobody else can read; reseal
+// only leaves a request for the next boot, which has both.
+func commands() []string { return []string{"slots", "verify", "repair", "eventlog", "reseal"} }
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, execute))

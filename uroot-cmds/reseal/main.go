@@ -1,9 +1,12 @@
-// Command reseal lets the TPM open the root partition again.
+// Command reseal lets the TPM open the root partition again. In the running system it
+// asks the next boot for a new machine secret.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
+	"fmt"
 
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
@@ -31,9 +34,11 @@ With --new-keys it then makes new Secure Boot keys, signs with them what this
 machine starts, and gives them to the firmware in place of the old ones. After a
 power cut the next start goes on with that, and so does the same command.
 
-Needs unlock. Recovery console only.
+Needs unlock. In the running system (halogenctl reseal --new-secret) it only
+leaves a request: the next start asks for the recovery key, and whoever presses
+Enter there declines.
 
-Exit codes: 0 accepted, 1 not, 2 wrong usage.
+Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `
 
 func main() { cmd(rescue.Linux, terminal).Main() }
@@ -46,13 +51,24 @@ func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, e
 		command.Bool("new-secret", &fresh)(f)
 		command.Bool("new-keys", &keys)(f)
 	}
-	return command.Command{Name: "reseal", Help: help, Flags: flags, Run: func(context.Context, *command.Call) error {
+	return command.Command{Name: "reseal", Help: help, Flags: flags, Run: func(_ context.Context, call *command.Call) error {
 		if keys && !fresh {
 			return command.ErrUsage
 		}
 		m, err := machine()
 		if err != nil {
 			return err
+		}
+		switch {
+		case m.AtConsole():
+		case !fresh:
+			return errors.New("only the recovery console does this; --new-secret works here, too")
+		default:
+			if err := m.AskForSecret(keys); err != nil {
+				return err
+			}
+			fmt.Fprintln(call.Stdout, "The next start asks for the recovery key. Restart the machine while you are in front of it.")
+			return nil
 		}
 		t, err := terminal()
 		if err != nil {

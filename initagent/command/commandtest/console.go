@@ -2,8 +2,11 @@ package commandtest
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rescue"
@@ -24,7 +27,14 @@ func (nobody) Close() error { return nil }
 // not got them.
 func UseAtConsole(t *testing.T, cmd func(func() (*rescue.Machine, error), func() (hw.Console, error)) command.Command) {
 	t.Helper()
-	machine := func() (*rescue.Machine, error) { return &rescue.Machine{Keeper: locked{}}, nil }
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, filepath.Dir(contract.Path)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, contract.Path), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	machine := func() (*rescue.Machine, error) { return &rescue.Machine{Keeper: locked{}, Root: root}, nil }
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	whole := cmd(machine, terminal)
 	Use(t, whole)

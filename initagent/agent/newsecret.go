@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/vault"
+)
+
+const (
+	// secretTimeout is how long the recovery key is waited for, and secretTries how
+	// often it may be mistyped, before the system starts without a new secret.
+	secretTimeout = 2 * time.Minute
+	secretTries   = 3
+)
+
+// secretAsked says to the person in front of the screen what was asked for, and by whom.
+const secretAsked = `
+%s: this was asked for from the running system,
+with ` + "`halogenctl reseal --new-secret`" + `. If it was not you who did, press Enter: somebody
+else may be root there. Then nothing is changed, and the machine starts as usual.
+If it was you, type the recovery key. It stays the same, and keeps the new secret, too.
+`
+
+// newSecret makes a new machine secret, which the running system has asked for, if
+// somebody types the recovery key. Whoever else is root there gains the question: the
+// request says nothing but what is asked for, it was taken away before, and only a person
+// with the recovery key has it carried out. No shell opens in this boot: it restarts, or
+// the verified system takes over.
+//
+// An error means that nothing was changed. Once the header was written to, it is none:
+// the machine starts again, and the next boot finishes it or takes it back (see package
+// rootpart).
+func (a *Agent) newSecret() error {
+	start, err := a.mayRenew()
+	if err != nil {
+		return err
+	}
+	c, err := a.Person.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	what := "A NEW MACHINE SECRET"
+	if a.wish.Keys {
+		what += " AND NEW SECURE BOOT KEYS"
+	}
+	c.Print(fmt.Sprintf(secretAsked, what))
+	key, volumeKey, err := a.typedKey(c)
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	defer luks2.Wipe(volumeKey)
+	replaced, err := a.replaceSecret(start, key, volumeKey)
+	switch {
+	case err != nil && !replaced:
+		c.Print(fmt.Sprintf("Nothing was changed: %v\n", err))
+		return err
+	case err != nil:
+		a.Log.Say("the next start finishes it or takes it back: %v", err)
+		return nil
+	}
+	c.Print("The machine has a new secret.\n")
+	if a.wish.Keys {
+		if err := a.newKeys(volumeKey); err != nil {
+			a.Log.Say("the machine secret is a new one; of the Secure Boot keys: %v", err)
+		}
+	}
+	return nil
+}
+
+// mayRenew is all that can be known before somebody is asked.
+func (a *Agent) mayRenew() (*rootpart.Start, error) {
+	if a.lock == nil || len(a.lock.Recoveries) != 1 {
+		return nil, vault.ErrTwoKeys
+	}
+	if rootpart.KeysUnfinished(a.Store) {
+		return nil, errors.New("the Secure Boot keys are being replaced")
+	}
+	if a.wish.Keys && (a.list == nil || !a.ownEnforced()) {
+		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces")
+	}
+	check := func(files fs.FS) error {
+		return rootpart.CheckSystems(files, a.contract, a.table, a.wish.Keys)
+	}
+	if err := a.readESP(check); err != nil {
+		return nil, err
+	}
+	return a.toldStart()
+}
+
+// typedKey asks for the recovery key, and returns it with the volume key, which it opens.
+// It must be for the secret that the TPM has released. The caller wipes both.
+func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
+	limit, err := a.keyLimit()
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	for range secretTries {
+		typed, err := c.Ask("\nRecovery key for the new secret (an empty line changes nothing): ", true, secretTimeout)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(typed) == 0 {
+			break
+		}
+		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, limit)
+		if err != nil {
+			luks2.Wipe(typed)
+			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			continue
+		}
+		same := secret.Equal(a.secret)
+		secret.Wipe()
+		key, err := luks2.ParseRecoveryKey(typed)
+		luks2.Wipe(typed)
+		if err == nil && !same {
+			key.Wipe()
+			err = errors.New("the recovery key keeps another machine secret than the TPM")
+		}
+		if err != nil {
+			luks2.Wipe(volumeKey)
+			return nil, nil, err
+		}
+		return &key, volumeKey, nil
+	}
+	return nil, nil, errors.New("no recovery key was given, so nothing is changed")
+}
+
+// replaceSecret replaces the secret by a new one, which this boot goes by from then on.
+// replaced says that the header may be for either.
+func (a *Agent) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
+	b, record, boots, err := a.composed(start, volumeKey, a.secret, nil)
+	if err != nil {
+		return false, err
+	}
+	if err := b.MaySucceed(a.lock, a.secret, record); err != nil {
+		return false, err
+	}
+	fresh, err := policy.NewSecret(a.Random)
+	if err != nil {
+		return false, err
+	}
+	defer fresh.Wipe()
+	now := b.Now(record, a.lock)
+	replaced, err = b.ReplaceSecret(a.Machine, a.disk, a.Random, a.lock, volumeKey, a.secret, fresh, key, now, record, boots)
+	if err != nil {
+		return replaced, err
+	}
+	*a.secret = *fresh
+	a.record, a.had = record, now
+	return true, rootpart.FinishSecret(a.Machine, a.disk, a.Random, a.chip.tpm, a.lock, volumeKey, fresh)
+}
+
+// newKeys replaces the Secure Boot keys. The record that allows what PCR 7 will be is
+// written before anything else.
+func (a *Agent) newKeys(volumeKey []byte) error {
+	log, _, err := a.readLog()
+	if err != nil {
+		return err
+	}
+	change := a.keyChange(volumeKey, a.secret)
+	values, store, err := change.Begin(a.NewKeys, a.firmware, log)
+	if err != nil {
+		return err
+	}
+	if err := a.rewriteRecord(volumeKey, a.secret, func(q *rootpart.Fallbacks) { q.Also = values }); err != nil {
+		return err
+	}
+	if err := store(); err != nil {
+		return err
+	}
+	_, err = change.Finish(nil, nil)
+	return err
+}

@@ -1,0 +1,29 @@
+package rescue
+
+import (
+	"fmt"
+	"os"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/nextboot"
+)
+
+// AtConsole reports whether this is the recovery console, and not the running system.
+func (m *Machine) AtConsole() bool {
+	_, err := os.Stat(m.path(contract.Path))
+	return err == nil
+}
+
+// AskForSecret asks the next boot for a new machine secret, and with keys for new Secure
+// Boot keys: it is for the running system, which has no secret. One write of a variable,
+// of which a cut leaves the request or none; what was asked for before is replaced.
+func (m *Machine) AskForSecret(keys bool) error {
+	text, err := nextboot.Request{Secret: &nextboot.NewSecret{Keys: keys}}.Encode()
+	if err == nil {
+		err = m.Variables.WriteAuthenticated(nextboot.Variable, nextboot.Vendor, nextboot.Attributes, text)
+	}
+	if err != nil {
+		return fmt.Errorf("leave the request for the next start in the firmware's variable %s (is efivarfs mounted, and writable?): %w", nextboot.Variable, err)
+	}
+	return nil
+}
