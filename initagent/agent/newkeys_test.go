@@ -12,6 +12,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/secureboot"
@@ -337,4 +338,116 @@ func TestTwoDeeds(t *testing.T) {
 	if again.CheckDeed(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckDeed(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
 		t.Error("the old deed stands still, or the new one does not")
 	}
+}
+
+// Where the TPM does not open the root partition while the keys are replaced, the recovery
+// key does, and the same start goes on; the machine then opens by itself again.
+func TestNewKeysByHand(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	old, err := m.enrolledSet()
+	m.must(err)
+	r, c := m.asked()
+	m.types("y", m.recoveryKey())
+	states, _ := m.recording(func() string {
+		m.works(r.NewSecret(c, true))
+		return ""
+	}, mrand.New(mrand.NewPCG(47, 48)), "")
+	begun := 0
+	for _, s := range states {
+		m.powerOn(s.world)
+		if m.rootFiles()[rootpart.NextKeysFile] == nil {
+			continue
+		}
+		if begun++; begun%5 != 1 && s.how != states[len(states)-1].how {
+			continue
+		}
+		m.extra = "new firmware"
+		m.owner = true
+		m.printed.Reset()
+		m.ends("system")
+		if n := strings.Count(m.printed.String(), "\nRecovery key"); n < 1 || n > 2 || !strings.Contains(m.printed.String(), "Accepted.") {
+			t.Errorf("%s: asks\n%s", s.how, m.printed.String())
+		}
+		m.owner = false
+		m.opensByItself()
+		if err := m.replaced(old); err != nil {
+			t.Errorf("%s: %v\n%s", s.how, err, m.said.String())
+		}
+		m.extra = ""
+	}
+	if begun < 10 {
+		t.Errorf("%d states have new keys", begun)
+	}
+}
+
+// What is not there for new keys is said before anything of them is written.
+func TestNewKeysRefuses(t *testing.T) {
+	// A system that may be started would not go on with it.
+	m := newMachine(t, pinned)
+	m.releases[1] = newReleaseOf(t, 1, 5, contract.Abilities{PolicyRecord: 2, NewSecret: 1}, pinned)
+	m.powerOn(m.installed(diskSize))
+	m.ends("system")
+	m.ends("system")
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	r, c := m.asked()
+	m.types("y", m.recoveryKey())
+	m.refuses(r.NewSecret(c, true), "version 1 may still be started, and is of a release that knows nothing of new Secure Boot keys")
+	m.works(r.NewSecret(c, false), "The machine has a new secret")
+	m.works(r.Lock())
+	m.asksForSecret(true)
+	m.typed = nil
+	m.ends("system", "knows nothing of new Secure Boot keys")
+	if m.printed.Len() > 0 && strings.Contains(m.printed.String(), "Recovery key for the new secret") {
+		t.Error("it asks for a key in vain")
+	}
+
+	// The ESP lays two names apart, has no room, or has a system that is not allowed: the
+	// old keys stay, and all that starts by them.
+	for _, c := range []struct {
+		says   string
+		change func(m *machine)
+	}{
+		{"`esp-rebuild` lays", func(m *machine) { m.esp.apart = true }},
+		{"are free", func(m *machine) { m.esp.taken = 1 << 30 }},
+		{"it would start no more", func(m *machine) {
+			set, err := m.enrolledSet()
+			m.must(err)
+			stray, err := enrol.DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}.Sign(newRelease(t, 9, 5, nil).uki)
+			m.must(err)
+			m.putESP(path.Join(bls.Folder, "test_9+0.efi"), stray)
+		}},
+	} {
+		m := provisionedMachine(t, nil)
+		old, err := m.enrolledSet()
+		m.must(err)
+		r, con := m.asked()
+		c.change(m)
+		m.types("y", m.recoveryKey())
+		m.refuses(r.NewSecret(con, true), c.says)
+		m.works(r.Lock())
+		m.esp.apart, m.esp.taken = false, 0
+		m.typed = nil
+		m.ends("system")
+		m.must(m.oneSecret())
+		if now, err := m.enrolledSet(); err != nil || now != old || m.rootFiles()[rootpart.NextKeysFile] != nil {
+			t.Errorf("%s: other keys are enrolled, or it is not taken back (%v)", c.says, err)
+		}
+	}
+
+	// Firmware whose keys somebody else has changed is not given new ones.
+	m = provisionedMachine(t, nil)
+	set, err := m.enrolledSet()
+	m.must(err)
+	r, c = m.asked()
+	m.types("y", m.recoveryKey())
+	m.works(r.NewSecret(c, false))
+	m.types("y", m.recoveryKey())
+	w := set.Wanted(secureboot.Vendor{})
+	other := m.otherKeys()
+	w.KEK = append(w.KEK, secureboot.Certificate(other.Owner, other.KEK.Certificate))
+	m.setKeys(w)
+	m.refuses(r.NewSecret(c, true), "the firmware's keys are not those that this machine wants")
 }
