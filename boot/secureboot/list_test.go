@@ -199,3 +199,42 @@ func TestTakesHashes(t *testing.T) {
 		t.Error("the array of signature types is not understood")
 	}
 }
+
+// New keys take the places of the old ones in a list, and leave all else as it is.
+func TestRekey(t *testing.T) {
+	old, other := testSets(t)
+	copied := *other
+	fresh := &copied
+	fresh.Owner = old.Owner
+	l := NewList(old, Vendor{})
+	rom, image := [32]byte{1}, [32]byte{2}
+	l.Add(DB, Hash(l.Owner, rom), FromOwner)
+	l.Allow(image, "test_1.efi")
+	l.Revoke([32]byte{3}, "replaced")
+	next, err := l.Rekey(old, fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := next.DBCertificate()
+	if err != nil || !own.Equal(fresh.DB.Certificate) {
+		t.Errorf("db's own certificate is %v, %v", own, err)
+	}
+	for v, p := range map[Variable][2]Pair{PK: {old.PK, fresh.PK}, KEK: {old.KEK, fresh.KEK}, DB: {old.DB, fresh.DB}} {
+		if next.Wanted.Of(v).Contains(Certificate(l.Owner, p[0].Certificate)) || !next.Wanted.Of(v).Contains(Certificate(l.Owner, p[1].Certificate)) {
+			t.Errorf("%s holds %s", v, next.Wanted.Of(v))
+		}
+		if !l.Wanted.Of(v).Contains(Certificate(l.Owner, p[0].Certificate)) {
+			t.Errorf("%s of the first list has changed", v)
+		}
+	}
+	if !next.Allows(image) || !next.Revoked([32]byte{3}) || next.Origin(Hash(l.Owner, rom)) != FromOwner || len(next.Wanted.DB) != 2 {
+		t.Errorf("the rest has changed: %+v", next)
+	}
+	next.Allow([32]byte{4}, "test_2.efi")
+	if l.Allows([32]byte{4}) {
+		t.Error("both lists are one")
+	}
+	if _, err := next.Rekey(old, fresh); err == nil {
+		t.Error("keys that the list does not have are replaced")
+	}
+}

@@ -118,6 +118,8 @@ func TestNewKeys(t *testing.T) {
 		m.must(err)
 		oldFiles[name] = f.now.data
 	}
+	started, err := m.agent.toldBoot()
+	m.must(err)
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())
 	m.works(r.NewSecret(c, true), "The machine has a new secret", "PK gets", "KEK gets", "db gets", "The firmware holds the new Secure Boot keys")
@@ -130,6 +132,11 @@ func TestNewKeys(t *testing.T) {
 	m.must(m.replaced(old))
 	if after, err := tpm.OpenTransport(m.emulator).Indexes(); err != nil || len(after) != 1 || len(before) != 1 {
 		t.Errorf("NV indexes %v, %v", after, err)
+	}
+	lock, _, _ := m.unlocked()
+	record, err := tpm.OpenTransport(m.emulator).ReadRecord(lock.Sealed)
+	if err != nil || record.Allows(&started) || len(record.Branches) > 2 {
+		t.Errorf("the record allows what started by the old keys: %+v, %v", record, err)
 	}
 	m.opensByItself()
 	m.must(m.checkEveryDay())

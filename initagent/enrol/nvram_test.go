@@ -33,6 +33,8 @@ type nvram struct {
 	lower     bool              // names are listed in lower case after a restart
 	restarted bool
 	writes    []string
+	// trusts says whether an update out of Setup Mode is signed by a key above; nil: none is.
+	trusts func(name string, attributes uint32, payload []byte) bool
 }
 
 func newNVRAM(p *plug) *nvram {
@@ -77,7 +79,8 @@ func (n *nvram) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, p
 		return syscall.EINVAL
 	}
 	revokes := name == "dbx" && attributes == secureboot.KeyAttributes|secureboot.AppendWrite
-	if n.vars["SetupMode"].data[0] != 1 && !revokes || attributes != secureboot.KeyAttributes && !revokes {
+	signed := revokes || n.trusts != nil && n.trusts(name, attributes, payload)
+	if n.vars["SetupMode"].data[0] != 1 && !signed || attributes != secureboot.KeyAttributes && !revokes {
 		return syscall.EACCES
 	}
 	if revokes {
