@@ -65,8 +65,9 @@ toolchain:
 		echo "this Go cannot erase secrets from memory (GOEXPERIMENT=$(GOEXPERIMENT)): $$files"; \
 		echo 'use the version that go.mod names or a later one, for linux/amd64 or linux/arm64: https://go.dev/dl/'; exit 1; }
 
-# The same of what was built: $(call erases,FILE).
-erases = [[ $$(go version -m $1) = *GOEXPERIMENT=*runtimesecret* ]] || { echo '$1 was built without GOEXPERIMENT=runtimesecret'; exit 1; }
+# The same of what was built, and that it behaves as go.mod's version of Go: $(call erases,FILE).
+erases = [[ $$(go version -m $1) = *GOEXPERIMENT=*runtimesecret* ]] || { echo '$1 was built without GOEXPERIMENT=runtimesecret'; exit 1; }; \
+	[[ $$(go version -m $1) != *DefaultGODEBUG=* ]] || { echo '$1 has the defaults of an old Go (see uroot-cmds/build-busybox)'; exit 1; }
 
 bin/halogen: $(SOURCES) | toolchain
 	@echo "building halogen"
@@ -75,10 +76,10 @@ bin/halogen: $(SOURCES) | toolchain
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
 # Go runtime, not thirty.
-bin/bb: $(MACHINE) | toolchain
+bin/bb: $(MACHINE) uroot-cmds/build-busybox | toolchain
 	@echo "building the machine's commands (20 s)"
 	@mkdir -p bin $(OUT)
-	@go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@go list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./initagent $(OURS) $(UROOT) | sort -u | sed '/^$$/d' >bin/bb.modules
 	@$(call erases,$@.new)
@@ -90,9 +91,9 @@ bin/ota: $(MACHINE) | toolchain
 	@go build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./uroot-cmds/ota
 	@$(call erases,$@)
 
-bin/halogenctl: $(MACHINE) | toolchain
+bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox | toolchain
 	@mkdir -p bin $(OUT)
-	@go tool makebb -o $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@uroot-cmds/build-busybox $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@$(call erases,$@.new)
 	@mv $@.new $@
 
@@ -285,10 +286,10 @@ test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-opti
 
 # What the search of a machine's memory must find out: the machine's commands,
 # built so that nothing is erased.
-$(OUT)/forgetful/bb: $(MACHINE)
+$(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox
 	@echo "building the machine's commands without runtime/secret (a minute)"
 	@mkdir -p $(@D)
-	@GOEXPERIMENT= go tool makebb -o $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
+	@GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
 	@mv $@.new $@
 
 .PHONY: boot-test

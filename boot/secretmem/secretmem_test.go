@@ -145,7 +145,7 @@ func TestResults(t *testing.T) {
 // A panic goes on, whatever its value is: nothing that comes after a Do may run
 // because f stopped halfway.
 func TestPanicGoesOn(t *testing.T) {
-	t.Setenv("GODEBUG", "panicnil=1") // what makebb's programs have
+	t.Setenv("GODEBUG", "panicnil=1") // what a program built in GOPATH mode has
 	for _, value := range []any{"text", errors.New("error"), nil} {
 		if value == nil && !secretmem.Enabled() {
 			continue // nobody can see it there

@@ -2,6 +2,7 @@ package initramfs
 
 import (
 	"bytes"
+	"debug/buildinfo"
 	"fmt"
 	"io"
 	"io/fs"
@@ -286,7 +287,8 @@ func TestBusyboxThatCannotBeInit(t *testing.T) {
 }
 
 // The programs that the Makefile's commands build say that they erase secrets, and
-// the builder takes them; built otherwise, it does not. FAULTS 85, 102
+// behave as this version of Go does, and the builder takes them; built otherwise, it
+// does not. FAULTS 85, 102
 func TestBuiltPrograms(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds programs")
@@ -296,14 +298,14 @@ func TestBuiltPrograms(t *testing.T) {
 		build      []string
 		good       bool
 	}{
-		"makebb":   {Experiment, []string{"tool", "makebb"}, true},
-		"go build": {Experiment, []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"}, true},
-		"without":  {"", []string{"build"}, false},
+		"busybox":  {Experiment, []string{"uroot-cmds/build-busybox"}, true},
+		"go build": {Experiment, []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"}, true},
+		"without":  {"", []string{"go", "build", "-o"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "program")
 			// The smallest of our commands.
-			build := exec.Command("go", append(c.build, "-o", path, "./uroot-cmds/slots")...)
+			build := exec.Command(c.build[0], append(c.build[1:], path, "./uroot-cmds/slots")...)
 			build.Dir = filepath.Join("..", "..")
 			build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT="+c.experiment)
 			if out, err := build.CombinedOutput(); err != nil {
@@ -315,6 +317,15 @@ func TestBuiltPrograms(t *testing.T) {
 			}
 			if err := (Busybox{Program: program, Commands: []string{Init}}).check(); (err == nil) != c.good {
 				t.Errorf("error %v, want none: %v", err, c.good)
+			}
+			info, err := buildinfo.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range info.Settings {
+				if s.Key == "DefaultGODEBUG" {
+					t.Errorf("it behaves as an older Go: %s", s.Value)
+				}
 			}
 		})
 	}
