@@ -36,9 +36,10 @@ func ArchiveSignatureName(v contract.Version) string { return ArchiveName(v) + "
 
 // Bounds.
 const (
-	MaxSize    = 64 << 10 // bytes of the file
-	maxName    = 128      // bytes of the key's file name
-	maxUnknown = 64       // variables of others
+	MaxSize      = 64 << 10 // bytes of the file
+	maxName      = 128      // bytes of the key's file name
+	maxUnknown   = 64       // variables of others
+	MaxWithdrawn = 256      // versions that one channel has withdrawn
 )
 
 // MaxJump is how far SEQUENCE may grow at once. A machine takes nothing lower than
@@ -67,6 +68,9 @@ func ParseChannel(s string) (Channel, error) {
 	return "", fmt.Errorf("channel %q: want stable, beta or alpha", s)
 }
 
+// withdrawnPrefix starts the names of the variables of withdrawn releases.
+const withdrawnPrefix = "WITHDRAWN_"
+
 // variable is the channel's name in the file.
 func (c Channel) variable() string { return strings.ToUpper(string(c)) }
 
@@ -77,6 +81,13 @@ type Entry struct {
 	// Percent of them.
 	Limited bool
 	Percent int // 0 to 100
+}
+
+// A Withdrawal is a release that a channel named until it was withdrawn. Machines
+// may have it. It is for those who publish: machines have no use for it.
+type Withdrawal struct {
+	Channel Channel
+	Version contract.Version
 }
 
 // A Variable is an assignment that this package has no use for.
@@ -93,6 +104,8 @@ type Manifest struct {
 	Expires time.Time
 	// Sequence grows with every manifest that is published; 0 is none.
 	Sequence uint64
+	// Withdrawn are sorted by channel, the most tried first, and by version.
+	Withdrawn []Withdrawal
 	// Unknown are the variables that others may know, in their order.
 	Unknown []Variable
 }
@@ -237,7 +250,53 @@ func (m *Manifest) Validate() error {
 	case len(m.Unknown) > maxUnknown:
 		return fmt.Errorf("%d variables are not known, more than %d", len(m.Unknown), maxUnknown)
 	}
+	if err := m.validateWithdrawn(); err != nil {
+		return err
+	}
 	return m.validateUnknown()
+}
+
+func (m *Manifest) validateWithdrawn() error {
+	for _, c := range Channels() {
+		var last contract.Version
+		list := m.withdrawn(c)
+		if len(list) > MaxWithdrawn {
+			return fmt.Errorf("%s%s has %d versions, more than %d", withdrawnPrefix, c.variable(), len(list), MaxWithdrawn)
+		}
+		for _, v := range list {
+			if v <= last || v > contract.MaxVersion {
+				return fmt.Errorf("%s%s: version %d is out of order or range", withdrawnPrefix, c.variable(), uint64(v))
+			}
+			last = v
+		}
+	}
+	return nil
+}
+
+// withdrawn returns the versions that a channel has withdrawn.
+func (m *Manifest) withdrawn(c Channel) (list []contract.Version) {
+	for _, w := range m.Withdrawn {
+		if w.Channel == c {
+			list = append(list, w.Version)
+		}
+	}
+	return list
+}
+
+// SetWithdrawn replaces what is known of withdrawn releases, in whatever order it is
+// given. Of each channel's, the newest MaxWithdrawn are kept.
+func (m *Manifest) SetWithdrawn(all []Withdrawal) {
+	m.Withdrawn = slices.Clone(all)
+	slices.SortFunc(m.Withdrawn, func(a, b Withdrawal) int {
+		return cmp.Or(cmp.Compare(slices.Index(Channels(), a.Channel), slices.Index(Channels(), b.Channel)), cmp.Compare(a.Version, b.Version))
+	})
+	m.Withdrawn = slices.Compact(m.Withdrawn)
+	for _, c := range Channels() {
+		if list := m.withdrawn(c); len(list) > MaxWithdrawn {
+			least := list[len(list)-MaxWithdrawn]
+			m.Withdrawn = slices.DeleteFunc(m.Withdrawn, func(w Withdrawal) bool { return w.Channel == c && w.Version < least })
+		}
+	}
 }
 
 func (m *Manifest) validateUnknown() error {
@@ -278,6 +337,15 @@ func (m *Manifest) Encode() ([]byte, error) {
 	}
 	if m.Sequence != 0 {
 		fmt.Fprintf(&out, "SEQUENCE=%s\n", strconv.FormatUint(m.Sequence, 10))
+	}
+	for _, c := range Channels() {
+		var list []string
+		for _, v := range m.withdrawn(c) {
+			list = append(list, v.String())
+		}
+		if len(list) > 0 {
+			fmt.Fprintf(&out, "%s%s=%s\n", withdrawnPrefix, c.variable(), strings.Join(list, ","))
+		}
 	}
 	for _, v := range m.Unknown {
 		fmt.Fprintf(&out, "%s=%s\n", v.Name, quote(v.Value))

@@ -18,7 +18,8 @@ func full() *Manifest {
 	return &Manifest{
 		Stable: Entry{Version: 2025091101}, Beta: Entry{Version: 2026010100, Limited: true, Percent: 25}, Alpha: Entry{Version: contract.MaxVersion},
 		PubKey: "release-key.pgp", Expires: time.Date(2031, 12, 31, 23, 59, 59, 0, time.UTC), Sequence: 17,
-		Unknown: []Variable{{"MIRROR", "https://example.org/a?b"}, {"NOTE", "für alle; & | < > ( ) * ~ #"}, {"EMPTY", ""}},
+		Withdrawn: []Withdrawal{{Stable, 2025101101}, {Beta, 3}, {Beta, 2025101101}},
+		Unknown:   []Variable{{"MIRROR", "https://example.org/a?b"}, {"NOTE", "für alle; & | < > ( ) * ~ #"}, {"EMPTY", ""}},
 	}
 }
 
@@ -62,6 +63,8 @@ func TestParse(t *testing.T) {
 		"empty channels":  {"ALPHA=\nBETA=\nSTABLE=3\nPUBKEY=\n", Manifest{Stable: Entry{Version: 3}}},
 		"quotes":          {"STABLE=\"3\"\nPUBKEY='a.pgp'\n", Manifest{Stable: Entry{Version: 3}, PubKey: "a.pgp"}},
 		"comments":        {"# über\n\n  STABLE=3 \n\t# x\n", Manifest{Stable: Entry{Version: 3}}},
+		"withdrawn":       {"WITHDRAWN_ALPHA=\nWITHDRAWN_BETA=7,5,7\nSTABLE=3\nWITHDRAWN_STABLE=5\n", Manifest{Stable: Entry{Version: 3}, Withdrawn: []Withdrawal{{Stable, 5}, {Beta, 5}, {Beta, 7}}}},
+		"not withdrawn":   {"STABLE=3\nWITHDRAWN_ROLLOUT_BETA=5\n", Manifest{Stable: Entry{Version: 3}, Unknown: []Variable{{"WITHDRAWN_ROLLOUT_BETA", "5"}}}},
 		"rollout of none": {"STABLE=3\nROLLOUT_STABLE=0\n", Manifest{Stable: Entry{Version: 3, Limited: true}}},
 		"others":          {"STABLE=3\nX_1=a\n", Manifest{Stable: Entry{Version: 3}, Unknown: []Variable{{"X_1", "a"}}}},
 	} {
@@ -129,6 +132,9 @@ func TestParseRefused(t *testing.T) {
 		{"STABLE=1\nROLLOUT_STABLE=-1\n", "percentage"},
 		{"STABLE=1\nROLLOUT_BETA=256\n", "percentage"},
 		{"STABLE=1\nX=\xff\n", "UTF-8"},
+		{"STABLE=1\nWITHDRAWN_BETA=2;3\n", "needs quotes"},
+		{"STABLE=1\nWITHDRAWN_BETA=2,,3\n", "list of versions"},
+		{"STABLE=1\nWITHDRAWN_BETA=0\n", "list of versions"},
 		{strings.Repeat("#", MaxSize) + "\nSTABLE=1", "more than"},
 	} {
 		if m, err := Parse([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -148,18 +154,24 @@ func TestParseRefused(t *testing.T) {
 func TestEncodeRefused(t *testing.T) {
 	for want, change := range map[string]func(m *Manifest){
 		"does not define STABLE": func(m *Manifest) { m.Stable = Entry{} },
-		"out of range":           func(m *Manifest) { m.Beta.Version = contract.MaxVersion + 1 },
-		"ROLLOUT_BETA is 101":    func(m *Manifest) { m.Beta.Percent = 101 },
-		"ROLLOUT_STABLE is 5":    func(m *Manifest) { m.Stable.Percent = 5 },
-		"PUBKEY":                 func(m *Manifest) { m.PubKey = "a/b" },
-		"EXPIRES":                func(m *Manifest) { m.Expires = m.Expires.Add(1) },
-		"SEQUENCE":               func(m *Manifest) { m.Sequence = 1 << 63 },
-		"cannot be one":          func(m *Manifest) { m.Unknown[0].Name = "BETA" },
-		"variable \"a\"":         func(m *Manifest) { m.Unknown[0].Name = "a" },
-		"set twice":              func(m *Manifest) { m.Unknown[0].Name = "NOTE" },
-		"has a value":            func(m *Manifest) { m.Unknown[0].Value = "a\nSTABLE=9" },
-		"more than 64":           func(m *Manifest) { m.Unknown = make([]Variable, 65) },
-		"would have":             func(m *Manifest) { m.Unknown[0].Value = strings.Repeat("x", MaxSize) },
+		"more than 256": func(m *Manifest) {
+			for v := range contract.Version(300) {
+				m.Withdrawn = append(m.Withdrawn, Withdrawal{Alpha, v + 1})
+			}
+		},
+		"out of order":        func(m *Manifest) { m.Withdrawn = append(m.Withdrawn, Withdrawal{Beta, 1}) },
+		"out of range":        func(m *Manifest) { m.Beta.Version = contract.MaxVersion + 1 },
+		"ROLLOUT_BETA is 101": func(m *Manifest) { m.Beta.Percent = 101 },
+		"ROLLOUT_STABLE is 5": func(m *Manifest) { m.Stable.Percent = 5 },
+		"PUBKEY":              func(m *Manifest) { m.PubKey = "a/b" },
+		"EXPIRES":             func(m *Manifest) { m.Expires = m.Expires.Add(1) },
+		"SEQUENCE":            func(m *Manifest) { m.Sequence = 1 << 63 },
+		"cannot be one":       func(m *Manifest) { m.Unknown[0].Name = "BETA" },
+		"variable \"a\"":      func(m *Manifest) { m.Unknown[0].Name = "a" },
+		"set twice":           func(m *Manifest) { m.Unknown[0].Name = "NOTE" },
+		"has a value":         func(m *Manifest) { m.Unknown[0].Value = "a\nSTABLE=9" },
+		"more than 64":        func(m *Manifest) { m.Unknown = make([]Variable, 65) },
+		"would have":          func(m *Manifest) { m.Unknown[0].Value = strings.Repeat("x", MaxSize) },
 	} {
 		m := full()
 		change(m)

@@ -141,6 +141,17 @@ func (m *Manifest) set(name, value string) error {
 		e.Limited, e.Percent = true, int(n)
 		return nil
 	}
+	if channel, ok := strings.CutPrefix(name, withdrawnPrefix); ok {
+		for one := range strings.SplitSeq(value, ",") {
+			v, err := contract.ParseVersion(one)
+			if err != nil {
+				return fmt.Errorf("%.60q is not a list of versions, with commas between them", value)
+			}
+			m.Withdrawn = append(m.Withdrawn, Withdrawal{Channel(strings.ToLower(channel)), v})
+		}
+		m.SetWithdrawn(m.Withdrawn)
+		return nil
+	}
 	v, err := contract.ParseVersion(value)
 	if err != nil {
 		return fmt.Errorf("%.60q is not a version: want a decimal number from 1 on, without leading zeros", value)
@@ -159,8 +170,9 @@ func isKnown(name string) bool {
 	if slices.Contains([]string{"PUBKEY", "EXPIRES", "SEQUENCE"}, name) {
 		return true
 	}
-	channel := strings.TrimPrefix(name, "ROLLOUT_")
-	return slices.ContainsFunc(Channels(), func(c Channel) bool { return c.variable() == channel })
+	return slices.ContainsFunc(Channels(), func(c Channel) bool {
+		return name == c.variable() || name == "ROLLOUT_"+c.variable() || name == withdrawnPrefix+c.variable()
+	})
 }
 
 // isBare reports whether no shell sees anything but itself in the byte.

@@ -27,8 +27,10 @@ signed.
 
   list      the releases that are there, newest first, and what is wrong with them
   promote   a channel names a release that is there already
-  withdraw  no channel names the release any more, but the one before it; machines
-            that have it keep it until a newer one comes
+  withdraw  no channel names the release any more, but the one before it that was
+            not withdrawn itself; machines that have it keep it until a newer one
+            comes, so the manifest lists it (WITHDRAWN_STABLE=...) and what is
+            published next must be newer
   prune     old releases that no channel names are removed
   refresh   the manifest is renewed: its end, its number, its signature; with
             --public, the release key that the server shows learns what FILE says

@@ -73,12 +73,12 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	signed := string(mustRead(t, filepath.Join(folder(first), "manifest.env")))
 	signature := mustRead(t, filepath.Join(folder(first), "manifest.env.pgp"))
 	for name, text := range map[string]string{
-		"a great number":      strings.Replace(signed, "SEQUENCE=1", "SEQUENCE=9223372036854775800", 1),
+		"a great number":      strings.Replace(signed, "SEQUENCE=20270115080000", "SEQUENCE=9223372036854775800", 1),
 		"a foreign variable":  signed + "MIRROR=https://evil.example.org/\n",
 		"another channel":     signed + "ALPHA=1\n",
 		"a later end":         signed + "EXPIRES=2099-01-01T00:00:00Z\n",
 		"a comment":           signed + "# x\n",
-		"no number, in truth": strings.Replace(signed, "SEQUENCE=1\n", "", 1),
+		"no number, in truth": strings.Replace(signed, "SEQUENCE=20270115080000\n", "", 1),
 	} {
 		w.put(first, "manifest.env", text)
 		w.refused(name, second, "is not as it was signed")
@@ -97,7 +97,7 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	w.put(first, "manifest.env.pgp", string(signature))
 	w.publish(second) // and stays signed
 	w.gpg("--verify", filepath.Join(folder(first), "manifest.env.pgp"), filepath.Join(folder(first), "manifest.env"))
-	if text := string(mustRead(t, filepath.Join(folder(first), "manifest.env"))); !strings.Contains(text, "SEQUENCE=2") {
+	if text := string(mustRead(t, filepath.Join(folder(first), "manifest.env"))); !strings.Contains(text, "SEQUENCE=20270115080001") {
 		t.Errorf("manifest %q", text)
 	}
 	// Before the first signature nobody can tell who wrote a variable.
@@ -134,13 +134,13 @@ func TestCutBetweenSignatureAndManifest(t *testing.T) {
 	third := w.options(w.build(3, "release", fpr), "release")
 	third.Channel = manifest.Beta
 	w.publish(third)
-	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=2\nBETA=3\nPUBKEY=release-key.pgp\nSEQUENCE=3\n" {
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=2\nBETA=3\nPUBKEY=release-key.pgp\nSEQUENCE=20270115080002\n" {
 		t.Errorf("manifest %q", text)
 	}
 	// Cut before it, or somebody's file in its place.
-	w.put(first, next, strings.Replace(string(after), "SEQUENCE=2", "SEQUENCE=77", 1))
+	w.put(first, next, strings.Replace(string(after), "SEQUENCE=20270115080001", "SEQUENCE=77", 1))
 	w.publish(w.with(third, func(o *Options) { o.Rollout = Rollout{true, 10} }))
-	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); !strings.Contains(text, "SEQUENCE=4") {
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); !strings.Contains(text, "SEQUENCE=20270115080003") {
 		t.Errorf("manifest %q", text)
 	}
 	if _, err := os.Stat(filepath.Join(dir, next)); err == nil {

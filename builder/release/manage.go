@@ -69,7 +69,9 @@ func (o Manage) signer(ctx context.Context, s *site) (*Signer, error) {
 	all, err := s.named(ctx)
 	if err != nil {
 		o.Note("WARNING: %v", err) // withdrawing it is what this may be for
+		all = map[contract.Version]*published{}
 	}
+	s.withdrawn(ctx, all)
 	must, _, err := asked(slices.Collect(maps.Values(all)), s.key, o.Now)
 	if err != nil {
 		return nil, err
@@ -91,12 +93,19 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 		if err != nil {
 			return err
 		}
+		s.withdrawn(ctx, named)
 		must, _, err := asked(olderThan(named, v), s.key, s.now)
 		if err != nil {
 			return err
 		}
 		if err := s.takeable(want, must...); err != nil {
 			return err
+		}
+		offerAgain(m, v, s.note)
+		for _, w := range m.Withdrawn {
+			if w.Version > v && reaches(w.Channel, c) {
+				s.note("WARNING: machines that took release %s, which was withdrawn from %s, keep it: %s is not newer", w.Version, w.Channel, v)
+			}
 		}
 		if old := m.Entry(c); old.Version > v {
 			return fmt.Errorf("%s names %s, which is newer than %s, and machines never go back: publish a newer release, or 'halogen release withdraw %s' so that no more machines take it", c, old.Version, v, old.Version)
@@ -147,9 +156,11 @@ func (s *site) takeable(p *published, must ...*pgp.Key) error {
 }
 
 // Withdraw makes every channel that names a release name an older one: to, or the
-// newest that is on the server and good; a less tried channel that would then name
-// the same as a more tried one names nothing and follows it. Machines that have it
-// keep it until a newer one comes. The files stay where they are.
+// newest that is on the server and good, was not withdrawn itself, and is not only on
+// trial in a less tried channel; a less tried channel that would then name the same
+// as a more tried one names nothing and follows it. Machines that have it keep it
+// until a newer one comes, so the manifest says from now on that it was withdrawn. The
+// files stay where they are.
 func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 	return o.change(ctx, func(s *site, m *manifest.Manifest) error {
 		var from []manifest.Channel
@@ -161,8 +172,12 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 		if len(from) == 0 {
 			return fmt.Errorf("no channel names release %s: there is nothing to withdraw", v)
 		}
-		older, err := s.older(ctx, v, to)
+		older, err := s.older(ctx, m, from[0], v, to)
 		if err != nil {
+			return err
+		}
+		offerAgain(m, older, s.note)
+		if err := s.recordWithdrawn(ctx, m, v, from); err != nil {
 			return err
 		}
 		for _, c := range from {
@@ -184,33 +199,6 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 		o.Note("machines that have release %s keep it until a newer one than it comes; its files are there until they are pruned", v)
 		return nil
 	})
-}
-
-// older returns the release that takes the place of a version: to, or the newest one
-// that is older and that machines take.
-func (s *site) older(ctx context.Context, v, to contract.Version) (contract.Version, error) {
-	all, err := Folder(s.dir).Versions(ctx)
-	if err != nil {
-		return 0, err
-	}
-	slices.Sort(all)
-	for _, other := range slices.Backward(all) {
-		if other >= v || to != 0 && other != to {
-			continue
-		}
-		p, err := readPublished(ctx, Folder(s.dir), other, s.key, s.now)
-		if err == nil {
-			err = s.takeable(p)
-		}
-		if err == nil {
-			return other, nil
-		}
-		s.note("release %s cannot take its place: %v", other, err)
-	}
-	if to != 0 {
-		return 0, fmt.Errorf("release %s is not there, not good, or not older than %s", to, v)
-	}
-	return 0, nil
 }
 
 // Prune removes old releases, but for keep of the newest, and returns which. What a

@@ -76,7 +76,7 @@ type publisher struct {
 	dir    string   // <server>/<arch>/<image-id>
 	pinned *pgp.Key // by the build; nil: none
 	site   *site
-	before map[contract.Version]*published // that channels name
+	before map[contract.Version]*published // that machines may have
 	follow *build                          // the previous build; nil: none was named
 	signer *Signer
 	sign   bool // the manifest
@@ -199,7 +199,10 @@ func (p *publisher) readServer(ctx context.Context) (err error) {
 	p.before, err = p.site.named(ctx)
 	if err != nil && p.follow != nil {
 		p.Note("WARNING: %v. Going by the previous build that was named", err)
-		p.before, err = nil, nil
+		p.before, err = map[contract.Version]*published{}, nil
+	}
+	if err == nil {
+		p.site.withdrawn(ctx, p.before)
 	}
 	return err
 }
@@ -222,6 +225,9 @@ func (p *publisher) compare(context.Context) error {
 		if c == p.Channel {
 			break // less tried channels may be further on
 		}
+	}
+	if err := afterWithdrawn(m, v, p.Channel); err != nil {
+		return err
 	}
 	for _, old := range olderThan(p.before, v) {
 		if err := release.Follows(old.contract, p.build.contract); err != nil {
@@ -410,5 +416,8 @@ func (p *publisher) writeManifest(context.Context) error {
 		m.Expires = p.Now.Add(p.Lifetime).UTC().Truncate(time.Second)
 	}
 	overtaken(m, p.Note)
+	if p.signer != nil && !p.sign {
+		p.Note("%s is not signed, as before: machines that have seen it signed refuse it. --sign-manifest signs it from now on", manifest.FileName)
+	}
 	return p.site.write(m, p.signer, p.sign)
 }

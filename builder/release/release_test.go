@@ -72,7 +72,7 @@ func TestPublish(t *testing.T) {
 	if again := w.publish(third); again.New || again.Size == 0 {
 		t.Errorf("published %+v, want the release that is there", again)
 	}
-	if text, want := string(mustRead(t, filepath.Join(dir, "manifest.env"))), "STABLE=1\nBETA=3\nPUBKEY=release-key.pgp\nEXPIRES=2027-01-17T08:00:00Z\nSEQUENCE=2\n"; text != want {
+	if text, want := string(mustRead(t, filepath.Join(dir, "manifest.env"))), "STABLE=1\nBETA=3\nPUBKEY=release-key.pgp\nEXPIRES=2027-01-17T08:00:00Z\nSEQUENCE=20270115080001\n"; text != want {
 		t.Errorf("manifest %q, want %q", text, want)
 	}
 	w.gpg("--verify", filepath.Join(dir, "manifest.env.pgp"), filepath.Join(dir, "manifest.env"))

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"halogenos.internal/boot/archive"
@@ -38,7 +39,7 @@ func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...an
 	}
 	text, err := readBounded(filepath.Join(dir, manifest.FileName), manifest.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
+		return s, s.checkEmpty()
 	}
 	if err != nil {
 		return nil, err
@@ -50,6 +51,18 @@ func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...an
 		return nil, err
 	}
 	return s, s.checkSignature(text)
+}
+
+// checkEmpty refuses a directory whose manifest is gone, and was signed.
+func (s *site) checkEmpty() error {
+	_, err := os.Lstat(filepath.Join(s.dir, manifest.SignatureName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%s is gone, and its signature, %s, is there: put it back from a copy; or remove the signature and publish with --sign-manifest, since machines expect a signed one", filepath.Join(s.dir, manifest.FileName), manifest.SignatureName)
 }
 
 // readKey adds what the server's copy of the key says to what is known.
@@ -94,6 +107,8 @@ func (s *site) checkSignature(text []byte) error {
 		return err
 	case s.key == nil && !missing:
 		return fmt.Errorf("%s is there, and the releases are not signed: remove it", manifest.SignatureName)
+	case s.key == nil && s.manifest.Sequence != 0:
+		return fmt.Errorf("%s has a SEQUENCE, so it was signed, and both PUBKEY and %s are gone: put them back from a copy; or take SEQUENCE out, if no machine takes signed releases from here", manifest.FileName, manifest.SignatureName)
 	case s.key == nil || missing && s.manifest.Sequence == 0:
 		return nil
 	case missing:
@@ -146,6 +161,18 @@ func (s *site) sign(wanted bool) (bool, error) {
 // next is the manifest that is about to take the place of the one there.
 const next = ".next-" + manifest.FileName
 
+// firstSequence is the number of the first manifest that is signed: its date, to the
+// second. Where SEQUENCE and signature were lost, machines have seen a number that
+// nobody knows any more. It was counted from such a date on, or from 1, and a later
+// date is greater than either: nobody publishes once a second for years.
+func firstSequence(now time.Time) uint64 {
+	n, err := strconv.ParseUint(now.UTC().Format("20060102150405"), 10, 64)
+	if err != nil || n > manifest.MaxJump {
+		return 1 // no clock says so
+	}
+	return n
+}
+
 // write puts the manifest in place, which is what machines follow. Two files cannot
 // change at once: seen in between, the signature does not fit, and a machine asks
 // again. Cut before the signature is in place, the manifest of before holds; cut
@@ -155,7 +182,10 @@ func (s *site) write(m *manifest.Manifest, signer *Signer, sign bool) error {
 	if sign && signer == nil {
 		return errors.New("the manifest is signed: name the key (--key or --gpg)")
 	}
-	if sign || m.Sequence != 0 {
+	switch {
+	case sign && m.Sequence == 0:
+		m.Sequence = firstSequence(s.now)
+	case sign:
 		if m.Sequence >= uint64(contract.MaxVersion) {
 			return fmt.Errorf("SEQUENCE %d cannot grow any more", m.Sequence)
 		}
@@ -212,10 +242,17 @@ func (s *site) fits(text, signature []byte) bool {
 		return false
 	}
 	key := s.key
-	if shown, err := readBounded(filepath.Join(s.dir, m.PubKey), pgp.MaxKey); err == nil && key == nil {
-		if key, err = pgp.ParseKey(shown); err != nil {
+	if shown, err := readBounded(filepath.Join(s.dir, m.PubKey), pgp.MaxKey); err == nil {
+		// The server's copy comes before the manifest, and may know of a subkey that
+		// the caller's does not.
+		known, err := pgp.ParseKey(shown)
+		if err == nil && key != nil {
+			known, err = key.Merge(known)
+		}
+		if err != nil {
 			return false
 		}
+		key = known
 	}
 	return key != nil && key.VerifyMade(bytes.NewReader(text), signature, s.now) == nil
 }

@@ -140,8 +140,8 @@ func (v *verifier) readKey(ctx context.Context) (pinned *pgp.Key, err error) {
 func (v *verifier) checkManifestSignature(ctx context.Context, pinned *pgp.Key) error {
 	signature, err := v.server.Get(ctx, manifest.SignatureName, pgp.MaxSignature)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && v.Key != nil && v.manifest.Sequence != 0:
-		return fmt.Errorf("%s is missing: %s has a SEQUENCE, so it was signed, and machines that have seen that refuse it now", manifest.SignatureName, manifest.FileName)
+	case errors.Is(err, fs.ErrNotExist) && v.manifest.Sequence != 0:
+		return fmt.Errorf("%s is missing: %s has a SEQUENCE, so it was signed, and machines that have seen that refuse it now: put it back from a copy, or sign again", manifest.SignatureName, manifest.FileName)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
