@@ -172,6 +172,9 @@ func (b *build) stage(ctx context.Context) error {
 
 // find looks for what the build needs in the tree, before anything takes long.
 func (b *build) find(context.Context) error {
+	if err := b.holes(); err != nil {
+		return err
+	}
 	var err error
 	if b.parts, err = findParts(b.tree, b.Config, b.Version); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/rootfs"
 )
 
 // What an ESP holds: the UKIs of two systems, and the boot manager in two
@@ -47,6 +48,24 @@ func (b *build) tooLarge(size int64) error {
 	}
 	return fmt.Errorf("the system image has %s and does not fit a system partition of %s (SlotSize in [Image], the same for ever on machines that are installed). The largest directories, before compression:%s",
 		megabytes(size), megabytes(b.Config.SlotSize), text.String())
+}
+
+// manyHoles is how many bytes of holes cost time that a distributor asks about.
+const manyHoles = 2 << 30
+
+// holes says early which file will keep mkfs.erofs busy with what is not in it, and
+// refuses what would do so for too long.
+func (b *build) holes() error {
+	all, largest, most, err := b.tree.Holes()
+	if err != nil || all < manyHoles {
+		return err
+	}
+	if err := rootfs.CheckHoles(all); err != nil {
+		return fmt.Errorf("the root file system %w. The largest is /%s with %s", err, largest, megabytes(most))
+	}
+	b.Progress.Note("WARNING: the root file system has holes of %s, most of them in /%s (%s): %s reads them all, some seconds a gigabyte, and the image keeps a list of their blocks. If no machine needs the file, empty it (truncate -s 0)",
+		megabytes(all), largest, megabytes(most), erofs.Tool)
+	return nil
 }
 
 // explain adds what mkfs.erofs does not say: that before 1.6 it cannot take

@@ -28,6 +28,9 @@ func TestOCIArchivesOfOtherTools(t *testing.T) {
 		want   string
 	}{
 		{"whiteout of a directory, then of what was in it", [][]byte{base, pack(t, header(".wh.test", reg), header("test/.wh.test", reg))}, "a/a usr/file"},
+		{"file below a lower layer's link", [][]byte{pack(t, header("usr/lib/old", reg), header("lib", sym, linkTo("usr/lib"))), pack(t, header("/lib/new", reg), header("lib/.wh.old", reg))}, "lib usr/lib/new"},
+		{"opaque below a lower layer's link", [][]byte{pack(t, header("usr/lib/old", reg), header("lib", sym, linkTo("/usr/lib"))), pack(t, header("./lib/.wh..wh..opq", reg), header("lib/new", reg))}, "lib usr/lib/new"},
+		{"hard link below a lower layer's link", [][]byte{pack(t, header("usr/lib/old", reg), header("lib", sym, linkTo("usr/lib"))), pack(t, header("lib/new", tar.TypeLink, linkTo("/lib/old")))}, "lib usr/lib/new usr/lib/old"},
 		{"whiteout below what is a link now", [][]byte{base, pack(t, header("a", sym, linkTo("b")), header("b", dir), header("a/.wh.a", reg))}, "a test/test usr/file"},
 		{"whiteout in a directory that is gone", [][]byte{base, pack(t, header(".wh.test", reg)), pack(t, header("test/sub/.wh.x", reg), header("test", dir), header("test/new", reg))}, "a/a test/new usr/file"},
 		{"whiteout through a link that leads out", [][]byte{base, pack(t, header("etc", sym, linkTo("/etc"))), pack(t, header("etc/.wh.passwd", reg))}, "a/a etc test/test usr/file"},

@@ -286,6 +286,16 @@ func TestKeptByDirectoryAndTar(t *testing.T) {
 	}
 }
 
+// Some archivers write a list that is empty where a file has none. FAULTS 112
+func TestEmptyACL(t *testing.T) {
+	for _, value := range []string{"", "\n"} {
+		h := &tar.Header{Name: "file", PAXRecords: map[string]string{"SCHILY.acl.access": value, "SCHILY.acl.default": value}}
+		if xattrs, acls, err := xattrsOf(h); err != nil || len(xattrs) > 0 || len(acls) > 0 {
+			t.Errorf("%q: %v, %v, %v", value, xattrs, acls, err)
+		}
+	}
+}
+
 func TestOwnersThatAreNone(t *testing.T) {
 	for _, id := range []int{-1, maxID} {
 		err := newTree(t).Put(Entry{Name: "file", Kind: Regular, UID: id}, strings.NewReader(""))

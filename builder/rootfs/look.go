@@ -14,10 +14,17 @@ import (
 
 const maxLinks = 40 // symbolic links followed on the way to a file, as in Linux
 
+// errLinks says that symbolic links lead in a ring, or as good as.
+var errLinks = fmt.Errorf("more than %d symbolic links", maxLinks)
+
 // Resolve returns the name of the file that a path leads to inside the tree.
 // An absolute symbolic link starts at the tree's top, as it will when the tree
 // is the root.
-func (t *Tree) Resolve(name string) (string, error) {
+func (t *Tree) Resolve(name string) (string, error) { return t.follow(name, false) }
+
+// follow is Resolve, which may take a name that does not exist for itself: there it
+// will be made.
+func (t *Tree) follow(name string, missing bool) (string, error) {
 	rest := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
 	at := "."
 	for links := 0; len(rest) > 0; {
@@ -32,6 +39,10 @@ func (t *Tree) Resolve(name string) (string, error) {
 		}
 		next := path.Join(at, part)
 		info, err := t.root.Lstat(next)
+		if missing && errors.Is(err, fs.ErrNotExist) {
+			at = next
+			continue
+		}
 		if err != nil {
 			return "", &fs.PathError{Op: "find", Path: "/" + strings.Trim(name, "/"), Err: errors.Unwrap(err)}
 		}
@@ -40,7 +51,7 @@ func (t *Tree) Resolve(name string) (string, error) {
 			continue
 		}
 		if links++; links > maxLinks {
-			return "", fmt.Errorf("find %s: more than %d symbolic links", name, maxLinks)
+			return "", fmt.Errorf("find %s: %w", name, errLinks)
 		}
 		target, err := t.root.Readlink(next)
 		if err != nil {

@@ -305,10 +305,14 @@ const (
 // put adds a file, or takes away what a whiteout names. A whiteout is about
 // the layers below, wherever in its layer it comes.
 func (l *layer) put(e Entry, content io.Reader) error {
-	name, err := cleanName(e.Name)
+	name, err := l.tree.inside(e.Name)
+	if errors.Is(err, errLinks) && strings.HasPrefix(path.Base(e.Name), whiteout) {
+		return nil // nothing can be there
+	}
 	if err != nil {
 		return err
 	}
+	e.Name = name
 	dir, base := path.Dir(name), path.Base(name)
 	if strings.Contains(dir, ofAUFS) {
 		return nil
@@ -331,7 +335,7 @@ func (l *layer) put(e Entry, content io.Reader) error {
 	for at := name; at != "." && !l.own[at]; at = path.Dir(at) {
 		l.own[at] = true
 	}
-	return l.tree.Put(e, content)
+	return l.tree.put(e, content)
 }
 
 func (l *layer) hide(name string) error {

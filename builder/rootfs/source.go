@@ -96,7 +96,7 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 	count := 0
 	err = unpackTar(ctx, in, func(e Entry, content io.Reader) error {
 		count++
-		return t.Put(e, content)
+		return t.put(e, content)
 	})
 	if err == nil && count == 0 {
 		return errors.New("the archive is empty")

@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +20,47 @@ const (
 	// leastHoles is how many bytes of holes make a file sparse. Fewer cost less
 	// than what it takes to say where they are.
 	leastHoles = 16 << 20
+	// MaxHoles bounds the holes of a tree in bytes. mkfs.erofs reads every block of
+	// a hole: 40 GB of them kept it busy for ten minutes.
+	MaxHoles = 32 << 30
 )
+
+// CheckHoles refuses so many bytes of holes.
+func CheckHoles(n int64) error {
+	if n <= MaxHoles {
+		return nil
+	}
+	return fmt.Errorf("has holes of more than %d GB, over which mkfs.erofs would take many minutes: empty it (truncate -s 0 FILE), or leave it out of the root file system (tar --exclude=FILE)", int64(MaxHoles)>>30)
+}
+
+// Holes returns how many bytes of the tree's files are holes, and the file that has the
+// most of them; no name where there are none.
+func (t *Tree) Holes() (all int64, largest string, most int64, err error) {
+	seen := make(map[uint64]bool)
+	err = filepath.WalkDir(t.dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		if seen[stat.Ino] {
+			return nil
+		}
+		seen[stat.Ino] = stat.Nlink > 1
+		hole := info.Size() - stat.Blocks*512
+		if hole < leastHoles {
+			return nil
+		}
+		if all += hole; hole > most {
+			largest, most = strings.TrimPrefix(file, t.dir+"/"), hole
+		}
+		return nil
+	})
+	return all, largest, most, err
+}
 
 // copyContent copies up to size bytes and returns how many it read and how
 // many of these it wrote. Zeros become holes, wherever they come from: a few
@@ -40,6 +84,9 @@ func copyContent(f *os.File, content io.Reader, size, room int64) (read, written
 			if skip > 0 {
 				read += skip
 				limited = io.LimitReader(content, size-read)
+				if err := CheckHoles(read - written); err != nil {
+					return read, written, err
+				}
 				continue
 			}
 		}
@@ -54,6 +101,9 @@ func copyContent(f *os.File, content io.Reader, size, room int64) (read, written
 			written += int64(n)
 		}
 		read += int64(n)
+		if err := CheckHoles(read - written); err != nil {
+			return read, written, err
+		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			break
 		}

@@ -1,10 +1,11 @@
 // Package rootfs puts a root file system into a staging folder and completes it
 // to what a system image holds.
 //
-// It refuses whatever would leave the staging folder: names with "..",
-// absolute names, names below a symbolic link. It never changes the source,
-// never follows a link of the tree out of it, and never drops an owner or an
-// attribute silently: what it may not set, it reports.
+// It refuses whatever would leave the staging folder, such as names with "..". Names
+// in an archive are relative to the tree, and links on the way to them are resolved
+// inside it, as when the tree is the root. It never changes the source, never follows
+// a link of the tree out of it, and never drops an owner or an attribute silently:
+// what it may not set, it reports.
 package rootfs
 
 import (
@@ -143,6 +144,37 @@ func cleanName(name string) (string, error) {
 	return path.Clean(name), nil
 }
 
+// inside returns where a file of an archive goes: a name is relative to the tree, with
+// a slash before it or not, and symbolic links above it are those of the tree, so that
+// a layer may put files below a link of a lower one.
+func (t *Tree) inside(name string) (string, error) {
+	if name != "" && strings.Trim(name, "/") == "" {
+		return ".", nil
+	}
+	name, err := cleanName(strings.TrimLeft(name, "/"))
+	if err != nil || t.dirs[path.Dir(name)] != nil {
+		return name, err // the usual case: what is in dirs has no links above it
+	}
+	dir, err := t.follow(path.Dir(name), true)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return path.Join(dir, path.Base(name)), nil
+}
+
+// put adds a file of an archive.
+func (t *Tree) put(e Entry, content io.Reader) (err error) {
+	if e.Name, err = t.inside(e.Name); err != nil {
+		return err
+	}
+	if e.Kind == HardLink {
+		if e.Target, err = t.inside(e.Target); err != nil {
+			return fmt.Errorf("%s: hard link to %w", e.Name, err)
+		}
+	}
+	return t.Put(e, content)
+}
+
 // Put adds a file and replaces what had its name, but a directory keeps what
 // is in it when another directory comes. Content is read for a regular file
 // only and must have e.Size bytes.
@@ -171,6 +203,14 @@ func (t *Tree) admit(e Entry) error {
 	if t.entries++; t.entries > maxEntries {
 		return fmt.Errorf("the tree has more than %d files", maxEntries)
 	}
+	for part := range strings.SplitSeq(e.Name, "/") {
+		if len(part) > maxName {
+			return fmt.Errorf("has a name of %d bytes (%.40q...), and EROFS and ext4 hold %d: give it a shorter one", len(part), part, maxName)
+		}
+	}
+	if e.Kind == Symlink && (len(e.Target) == 0 || len(e.Target) > maxTarget) {
+		return fmt.Errorf("is a symbolic link with a text of %d bytes, and Linux has 1 to %d", len(e.Target), maxTarget)
+	}
 	if e.Kind == Regular && (e.Size < 0 || e.Size > maxFile) {
 		return fmt.Errorf("has %d bytes, more than %d", e.Size, int64(maxFile))
 	}
@@ -191,6 +231,9 @@ func (t *Tree) admit(e Entry) error {
 	}
 	return nil
 }
+
+// maxTarget is the longest text of a symbolic link in bytes.
+const maxTarget = 4095
 
 // maxID is the first number that is not an account's: to Linux it means "leave
 // the owner as it is".

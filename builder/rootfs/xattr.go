@@ -97,10 +97,14 @@ func paxXattrOf(key, value string) (string, string, error) {
 	switch key {
 	case paxSELinux:
 		return selinux, value, nil
-	case paxACL + "access":
+	case paxACL + "access", paxACL + "default":
+		switch {
+		case strings.TrimSpace(value) == "":
+			return "", "", nil // an archiver's way to say that there is none
+		case key == paxACL+"default":
+			return defaultACL, value, nil
+		}
 		return accessACL, value, nil
-	case paxACL + "default":
-		return defaultACL, value, nil
 	case paxACL + "ace":
 		return "", "", errors.New("has an access control list of NFSv4, which Linux file systems cannot hold: pack it without ACLs")
 	case "SCHILY.realsize", "SCHILY.offset":

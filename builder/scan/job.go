@@ -41,6 +41,11 @@ func (j *job) search(name string, data []byte, depth int, isFile bool) error {
 	if err != nil || inside == contents {
 		return err
 	}
+	return j.own(name, data, depth, inside, isFile)
+}
+
+// own searches the bytes of a file themselves, whatever is packed in them.
+func (j *job) own(name string, data []byte, depth int, inside kind, isFile bool) error {
 	if err := j.match(name, data, depth); err != nil {
 		return err
 	}

@@ -189,7 +189,11 @@ func (s *Scanner) file(ctx context.Context, path, name string) error {
 		}
 		defer unix.Munmap(content)
 	}
-	return s.Bytes(ctx, name, content)
+	parts, err := written(f, info.Size())
+	if err != nil {
+		return err
+	}
+	return s.parts(ctx, name, content, parts)
 }
 
 // attributes searches the extended attributes of an entry, which go into the
@@ -230,8 +234,13 @@ func (s *Scanner) keep(j *job) {
 
 // Bytes searches one file that lies in memory.
 func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error {
+	return s.parts(ctx, name, content, []part{{0, int64(len(content))}})
+}
+
+// parts searches a file of which all but some parts is holes.
+func (s *Scanner) parts(ctx context.Context, name string, content []byte, parts []part) error {
 	j := s.job(ctx)
-	err := j.object(name, content, 0)
+	err := j.parts(name, content, parts)
 	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
 		err = s.Unpacked(name, content) // it is as it is, whatever its name says
 	}
@@ -239,7 +248,10 @@ func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files++
-	s.bytes += int64(len(content)) + maxUnpacked - j.budget
+	for _, p := range parts {
+		s.bytes += p.end - p.start
+	}
+	s.bytes += maxUnpacked - j.budget
 	return err
 }
 
