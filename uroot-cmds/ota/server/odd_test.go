@@ -207,3 +207,29 @@ func TestProxyAndCA(t *testing.T) {
 		t.Errorf("without a proxy: %q, %v", b, err)
 	}
 }
+
+// A server, or a cache before it, that compresses unasked is told from one with a
+// damaged file. FAULTS 112
+func TestCompressedUnasked(t *testing.T) {
+	for coding, want := range map[string]string{"gzip": `Content-Encoding: "gzip"`, "br": "gzip off", "identity": "", "": ""} {
+		tr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Accept-Encoding") != "identity" {
+				t.Errorf("asked for %q", r.Header.Get("Accept-Encoding"))
+			}
+			if coding != "" {
+				w.Header().Set("Content-Encoding", coding)
+			}
+			_, _ = w.Write([]byte("\x1f\x8b\x08"))
+		})
+		b, err := tr.Get(t.Context(), "manifest.env", 100)
+		if want == "" && (err != nil || len(b) != 3) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %q, %v", coding, b, err)
+		}
+		// An archive is one that is compressed, and some servers say so.
+		body, _, err := tr.Open(t.Context(), "1/1.tar.gz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body.Close()
+	}
+}

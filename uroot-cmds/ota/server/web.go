@@ -1,12 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -244,10 +246,29 @@ func (w *web) request(ctx context.Context, name string, header map[string]string
 	answer, err := w.client.Do(r)
 	if err != nil {
 		cancel(nil)
-		return nil, noEOF(plainError(err)) // a connection that was closed is no end of a file
+		return nil, noEOF(w.refusedPort(plainError(err))) // a connection that was closed is no end of a file
 	}
 	answer.Body = w.guard(ctx, cancel, answer.Body)
 	return answer, nil
+}
+
+// refusedPort explains a connection that this machine's kernel refuses: where the
+// fetch is confined, a redirect to a port that no address of ours names.
+func (w *web) refusedPort(err error) error {
+	dial, ok := errors.AsType[*net.OpError](err)
+	if !ok || dial.Op != "dial" || !errors.Is(err, fs.ErrPermission) { // EACCES of Landlock, EPERM of a firewall
+		return err
+	}
+	_, port, splitErr := net.SplitHostPort(fmt.Sprint(dial.Addr))
+	if splitErr != nil || port == w.port() || port == "80" || port == "443" {
+		return fmt.Errorf("%w: this machine itself refuses the connection: its firewall or a policy (SELinux, AppArmor) must allow it", err)
+	}
+	return fmt.Errorf("%w: it leads to port %s, and the fetch may connect to the ports 80 and 443 and those of Server= and Proxy= alone (%w): write the address that it leads to into Server= of ota.conf, or have it lead to port 443", errRedirect, port, err)
+}
+
+// port is that of the server's address.
+func (w *web) port() string {
+	return cmp.Or(w.base.Port(), map[string]string{"http": "80", "https": "443"}[w.base.Scheme])
 }
 
 // plainError takes the address off an error, which is said elsewhere and may
@@ -297,6 +318,9 @@ func (w *web) get(ctx context.Context, name string, limit int64) ([]byte, error)
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
 		return nil, failed(answer)
+	}
+	if coding := answer.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, fmt.Errorf("%w: it is compressed (Content-Encoding: %.20q), which nobody asked for: switch that off for these files on the server, or on what lies before it (nginx: gzip off; Apache: SetEnv no-gzip 1)", errAnswer, coding)
 	}
 	// A page in the file's place may be larger than the file.
 	b, err := io.ReadAll(io.LimitReader(answer.Body, max(limit, 512)+1))

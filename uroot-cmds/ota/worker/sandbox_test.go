@@ -166,6 +166,13 @@ func (p probe) attempts() map[string]error {
 		}
 		return err
 	}
+	redirect := func() error {
+		tr, err := server.New(fmt.Sprintf("http://127.0.0.1:%d", p.Port), server.Options{Attempts: 1})
+		if err == nil {
+			_, err = tr.Get(context.Background(), "file", 10)
+		}
+		return err
+	}
 	lookup := func() error {
 		_, err := (&net.Resolver{PreferGo: true}).LookupHost(context.Background(), "localhost")
 		return err
@@ -174,7 +181,7 @@ func (p probe) attempts() map[string]error {
 	return map[string]error{
 		"write own file": open("own", os.O_RDWR|os.O_CREATE), "rename own file": os.Rename("own", "own2"),
 		"read folder": open(filepath.Join(p.Open, "file"), os.O_RDONLY), "threads": threads(),
-		"https": get(), "lookup": lookup(), "connect": dial(p.Port), "connect elsewhere": dial(p.OtherPort),
+		"https": get(), "lookup": lookup(), "connect": dial(p.Port), "connect elsewhere": dial(p.OtherPort), "redirect": redirect(),
 		"read other file": open(p.Forbidden, os.O_RDONLY), "write other file": open(p.Forbidden, os.O_WRONLY), "list /": open("/", os.O_RDONLY),
 		"create other file": open(p.Forbidden+".new", os.O_RDWR|os.O_CREATE), "memory": open("/proc/self/mem", os.O_RDWR),
 		"remove other file": os.Remove(p.Forbidden), "truncate": os.Truncate(p.Forbidden, 0),
@@ -238,7 +245,10 @@ func listening(t *testing.T) int {
 // nothing else, not even as root. FAULTS 101
 func TestConfined(t *testing.T) {
 	needKernel(t)
-	port, other := listening(t), listening(t)
+	other := listening(t)
+	plain := httptest.NewServer(http.RedirectHandler(fmt.Sprintf("http://127.0.0.1:%d/", other), http.StatusFound))
+	defer plain.Close()
+	port := plain.Listener.Addr().(*net.TCPAddr).Port
 	secure := httptest.NewTLSServer(http.NotFoundHandler())
 	defer secure.Close()
 	web, own := []string{"connect", "https", "lookup", "threads"}, []string{"write own file", "rename own file"}
@@ -282,6 +292,10 @@ func TestConfined(t *testing.T) {
 				case !done && !refused(what, said):
 					t.Errorf("%s failed for another reason: %s", what, said)
 				}
+			}
+			// A redirect says what is wrong, and the way out. FAULTS 112
+			if said := result["redirect"]; c.web && !strings.Contains(said, fmt.Sprintf("leads to port %d", other)) || c.web && !strings.Contains(said, "Server= of ota.conf") {
+				t.Errorf("redirect: %s", said)
 			}
 			if text, err := os.ReadFile(p.Forbidden); err != nil || string(text) != "content" {
 				t.Errorf("the other file has %q, %v", text, err)
