@@ -64,8 +64,8 @@ func (a *Agent) checkRelease(note *stagedNote) (*candidate, error) {
 	if err := a.readCandidate(c); err != nil {
 		return nil, err
 	}
-	if err := a.checkContract(c.contract); err != nil {
-		return nil, refusal{err}
+	if err := release.Follows(a.contract, c.contract); err != nil {
+		return nil, refuse("the release cannot follow the system that runs: %w", err)
 	}
 	if err := a.checkMachine(c.contract); err != nil {
 		return nil, err
@@ -182,20 +182,14 @@ func (a *Agent) checkSignature(key *pgp.Key, text, signature []byte) error {
 	return nil
 }
 
-// checkFits refuses a release that is not meant for this machine.
+// checkFits refuses a release for what only this machine knows. The rest is in the
+// boot contracts, with which release.json must agree.
 func (a *Agent) checkFits(note *stagedNote, r *release.Release) error {
-	floor := max(a.state.Floor, a.contract.Epoch)
 	switch {
 	case r.Version != note.Version:
 		return fmt.Errorf("%s is of version %s, want %s", release.ManifestFile, r.Version, note.Version)
-	case r.ImageID != a.contract.ImageID:
-		return fmt.Errorf("the release is of image %s, this machine's is %s", r.ImageID, a.contract.ImageID)
-	case r.Arch != a.contract.Arch:
-		return fmt.Errorf("the release is for %s, this machine's is %s", r.Arch, a.contract.Arch)
-	case r.Epoch < floor:
-		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, floor)
-	case r.SlotSize != a.contract.SlotSize:
-		return fmt.Errorf("the release wants slots of %d bytes, this machine's have %d", r.SlotSize, a.contract.SlotSize)
+	case r.Epoch < a.state.Floor:
+		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, a.state.Floor)
 	}
 	return nil
 }
@@ -239,25 +233,6 @@ func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) 
 		return nil, refuse("%s has the image hash %x, want %x", f.Name, digest, []byte(f.Authenticode))
 	}
 	return b, nil
-}
-
-// checkContract refuses a system that asks less of this machine than the running
-// one, or that is not meant to follow it. Requirements stay: a release that drops
-// one would let whoever takes the machine's protection away go on.
-func (a *Agent) checkContract(c *contract.Contract) error {
-	mine := a.contract
-	if err := pgp.SamePinned(mine.ReleaseKey, c.ReleaseKey); err != nil {
-		return fmt.Errorf("the running system and the release: %w", err)
-	}
-	switch {
-	case mine.SecureBoot == contract.Required && c.SecureBoot != contract.Required:
-		return errors.New("the release does without Secure Boot, which this machine requires")
-	case mine.TPM == contract.Required && c.TPM != contract.Required:
-		return errors.New("the release does without a TPM, which this machine requires")
-	case c.RootFileSystem != mine.RootFileSystem:
-		return fmt.Errorf("the release wants %s on the root partition, which has %s", c.RootFileSystem, mine.RootFileSystem)
-	}
-	return nil
 }
 
 // checkMachine stops a release that requires what the machine lacks: its trial would

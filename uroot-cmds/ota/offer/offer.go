@@ -209,8 +209,9 @@ func (s *Self) Authenticate(description, signature []byte) error {
 const maxInitrdHead = contract.MaxSize + 64<<10
 
 // UKI refuses a UKI, which was found to be the release's, whose boot contract
-// is another one's or carries another release key. Its bytes must have been
-// compared with their signed hash before.
+// is another one's or cannot follow the running system's, which the boot would
+// refuse after all was fetched. Its bytes must have been compared with their signed
+// hash before.
 func (s *Self) UKI(r *release.Release, image io.ReaderAt) error {
 	file, err := pe.NewFile(image)
 	if err != nil {
@@ -231,8 +232,8 @@ func (s *Self) UKI(r *release.Release, image io.ReaderAt) error {
 	if err := r.Matches(c); err != nil {
 		return err
 	}
-	if err := pgp.SamePinned(s.Running.ReleaseKey, c.ReleaseKey); err != nil {
-		return fmt.Errorf("%s: this system and the new one: %w: install the new one anew to change over", release.UKIFile, err)
+	if err := release.Follows(s.Running, c); err != nil {
+		return fmt.Errorf("%s: the release cannot follow the system that runs: %w. Machines stay as they are until another one comes; installing it changes over", release.UKIFile, err)
 	}
 	return nil
 }
