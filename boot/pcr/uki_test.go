@@ -124,7 +124,7 @@ func TestPredictEqualsSystemdMeasure(t *testing.T) {
 func TestHostStub(t *testing.T) {
 	stub, err := os.ReadFile(stubPath)
 	if err != nil {
-		t.Skipf("systemd-boot-efi is not installed: %v", err)
+		testkit.Skip(t, "systemd-boot-efi is not installed: run `make tools`")
 	}
 	p := payload()
 	p.DeviceTree, p.HardwareIDs, p.Splash, p.PCRSignature = nil, nil, nil, nil // 252 has room for seven more

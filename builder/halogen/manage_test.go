@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/testkit"
 )
 
 func TestManageCommandLines(t *testing.T) {
@@ -168,10 +170,7 @@ func TestOddServers(t *testing.T) {
 // The help's commands upload a server so that the manifest comes last, and remove
 // what is old after it. FAULTS 112: rsync in the wrong order
 func TestUploadOrder(t *testing.T) {
-	rsync, err := exec.LookPath("rsync")
-	if err != nil {
-		t.Skip("rsync is not installed: what the help says of it is not tried here")
-	}
+	rsync := testkit.Need(t, "rsync")
 	root, host := filepath.Join(t.TempDir(), "www"), filepath.Join(t.TempDir(), "host")
 	dir := filepath.Join(root, "x86_64/os")
 	write := func(name, text string) {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"halogenos.internal/boot/testkit"
 )
 
 // real are names of devices as kernels gave them on machines, of every bus that a
@@ -51,10 +53,7 @@ var real = []string{
 // debian is where an unpacked Debian lies, and its kernel.
 func debian(t *testing.T) (root, release string) {
 	t.Helper()
-	root = os.Getenv("HALOGEN_DEBIAN")
-	if root == "" {
-		t.Skip("HALOGEN_DEBIAN is not set: make test sets it")
-	}
+	root = testkit.Debian(t)
 	found, err := filepath.Glob(filepath.Join(root, "usr/lib/modules/*/modules.alias"))
 	if err != nil || len(found) == 0 {
 		t.Fatalf("HALOGEN_DEBIAN has no kernel modules: %v", err)
@@ -141,9 +140,7 @@ func kernelIn(t testing.TB, root, release string) (*LinuxKernel, map[string]bool
 // aliases of a real kernel.
 func TestAliasesLikeModprobe(t *testing.T) {
 	root, release := debian(t)
-	if _, err := exec.LookPath("modprobe"); err != nil {
-		t.Skip("modprobe is not here (package kmod)")
-	}
+	testkit.Need(t, "modprobe")
 	k, builtin := kernelIn(t, root, release)
 	names := append(sample(t, k, 6), real...)
 	matched := 0
@@ -192,9 +189,7 @@ func TestEveryAlias(t *testing.T) {
 // FAULTS 112 (M1): trees of other distributions' forms, indexed by the real depmod.
 func TestAliasesOfOtherTrees(t *testing.T) {
 	root, release := debian(t)
-	if _, err := exec.LookPath("depmod"); err != nil {
-		t.Skip("depmod is not here (package kmod)")
-	}
+	testkit.Need(t, "depmod")
 	want := []string{"sdhci-acpi", "i2c-hid-acpi", "usb-storage", "uas", "psmouse", "nvme", "snd-hda-codec-realtek", "mmc_block", "spi-nor", "aesni-intel", "hv_vmbus", "sd_mod", "at803x"}
 	for _, form := range []struct{ name, release, under, suffix string }{
 		{"Fedora", "6.17.8-300.fc43.x86_64", "kernel", ".xz"},
@@ -369,10 +364,10 @@ func first(list []string) (out []string) {
 
 // BenchmarkColdplug looks up the names of a machine in all aliases of a kernel.
 func BenchmarkColdplug(b *testing.B) {
-	root := os.Getenv("HALOGEN_DEBIAN")
+	root := testkit.Debian(b)
 	found, _ := filepath.Glob(filepath.Join(root, "usr/lib/modules/*/modules.alias"))
-	if root == "" || len(found) == 0 {
-		b.Skip("HALOGEN_DEBIAN is not set")
+	if len(found) == 0 {
+		b.Fatalf("%s has no modules.alias", root)
 	}
 	release := filepath.Base(filepath.Dir(found[0]))
 	b.Run("read", func(b *testing.B) {

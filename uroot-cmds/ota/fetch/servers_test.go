@@ -97,10 +97,7 @@ func TestServersOfOthers(t *testing.T) {
 		check(t, start(t, n, exec.Command(nginx, "-p", work, "-e", filepath.Join(work, "error.log"), "-c", conf)), true)
 	})
 	t.Run("python", func(t *testing.T) {
-		python, err := exec.LookPath("python3")
-		if err != nil {
-			t.Skip("python3 is not installed, and a server of our own plays its part elsewhere")
-		}
+		python := testkit.Need(t, "python3")
 		n := port(t)
 		check(t, start(t, n, exec.Command(python, "-m", "http.server", "--bind", "127.0.0.1", "--directory", dir, strconv.Itoa(n))), false)
 	})
