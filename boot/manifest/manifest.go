@@ -229,7 +229,7 @@ func ValidKeyName(s string) bool {
 // Validate reports the first thing that is wrong with the manifest.
 func (m *Manifest) Validate() error {
 	if m.Stable.Version == 0 {
-		return fmt.Errorf("%s does not define STABLE", FileName)
+		return fmt.Errorf("%s does not define STABLE: add a line such as STABLE=2026010101, with a release that is there", FileName)
 	}
 	for _, c := range Channels() {
 		e := m.Entry(c)

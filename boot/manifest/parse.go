@@ -22,7 +22,7 @@ func Parse(text []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("%s has %d bytes, more than %d", FileName, len(text), MaxSize)
 	}
 	if !utf8.Valid(text) {
-		return nil, fmt.Errorf("%s is not UTF-8", FileName)
+		return nil, fmt.Errorf("%s is not UTF-8: it is damaged, compressed, or saved in another encoding: put it on the server again", FileName)
 	}
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
 		return nil, fmt.Errorf("%s starts with a byte order mark: save it as UTF-8 without one", FileName)

@@ -219,13 +219,13 @@ func unknownKey(e entry) error {
 	if why != "" {
 		return fmt.Errorf("key %s of [%s] is not supported: %s", e.key, e.section, why)
 	}
-	return fmt.Errorf("unknown key %s in [%s]", e.key, e.section)
+	return fmt.Errorf("unknown key %s in [%s]: correct it or take it out (a leading capital counts)", e.key, e.section)
 }
 
 // finish checks what needs more than one key.
 func (r *reader) finish() error {
 	if r.config.ImageID == "" {
-		return errors.New("no ImageID in [Image]")
+		return errors.New("no ImageID in [Image]: name the image there, such as ImageID=my-os")
 	}
 	cmdline, err := completeCmdline(r.cmdline)
 	if err != nil {

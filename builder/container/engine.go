@@ -36,7 +36,7 @@ func FindEngine(name string) (Engine, error) {
 	if name != "" {
 		return "", fmt.Errorf("%s is not installed", name)
 	}
-	return "", errors.New("neither podman nor docker nor buildah is installed")
+	return "", errors.New("neither podman nor docker nor buildah is installed: install one, such as the package buildah, or build without --container")
 }
 
 // capabilities beyond an engine's defaults: a root file system is made with

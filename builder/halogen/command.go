@@ -76,7 +76,7 @@ func (c command) run(args []string) int {
 		fmt.Fprintf(c.stderr, "halogen %s: interrupted\n", name)
 		return exitFailure
 	default:
-		fmt.Fprintf(c.stderr, "halogen %s: %v\n", name, err)
+		fmt.Fprintf(c.stderr, "halogen %s: %v%s\n", name, err, cure(err))
 		return exitFailure
 	}
 }

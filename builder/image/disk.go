@@ -27,7 +27,7 @@ func (b *build) disk(context.Context) error {
 	ids := b.diskIDs()
 	t, err := install.Table(b.release, ids, uint64(b.DiskSize/sectorSize), sectorSize, nil)
 	if err != nil {
-		return fmt.Errorf("plan disk: %w", err)
+		return fmt.Errorf("plan disk: %w: give a larger --disk-size, or none", err)
 	}
 	esp := install.ESP{Release: b.release, UKI: b.uki, BootManager: b.parts.bootManager}
 	f, err := os.OpenFile(b.out.path(DiskFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)

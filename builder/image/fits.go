@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/rootfs"
@@ -46,7 +48,7 @@ func (b *build) tooLarge(size int64) error {
 		}
 		fmt.Fprintf(&text, "\n%10s  /%s", megabytes(d.Size), d.Name)
 	}
-	return fmt.Errorf("the system image has %s and does not fit a system partition of %s (SlotSize in [Image], the same for ever on machines that are installed). The largest directories, before compression:%s",
+	return fmt.Errorf("the system image has %s and does not fit a system partition of %s: make SlotSize in [Image] larger, as long as no machine is installed (it stays the same for ever), or take out what machines do not need. The largest directories, before compression:%s",
 		megabytes(size), megabytes(b.Config.SlotSize), text.String())
 }
 
@@ -68,12 +70,19 @@ func (b *build) holes() error {
 	return nil
 }
 
-// explain adds what mkfs.erofs does not say: that before 1.6 it cannot take
+// fullDisk is so few free bytes that a system image does not fail for another reason.
+const fullDisk = 1 << 20
+
+// explain adds what mkfs.erofs does not say: that the disk is full, or that before 1.6 it cannot take
 // the longest names, and which one that is.
 func (b *build) explain(err error) error {
 	var failed *exec.ExitError
 	if !errors.As(err, &failed) {
 		return err
+	}
+	var s unix.Statfs_t
+	if unix.Statfs(b.tree.Dir(), &s) == nil && s.Bavail*uint64(s.Bsize) < fullDisk {
+		return fmt.Errorf("the file system of --out is full: make room there, or name a directory on another one: %w", err)
 	}
 	name, nameErr := b.tree.LongestName()
 	if nameErr != nil || name == "" {

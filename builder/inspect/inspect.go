@@ -48,7 +48,7 @@ type System struct {
 }
 
 // ErrUnknown is returned for a file that is none of what the builder makes.
-var ErrUnknown = errors.New("neither an EFI image, a disk with a partition table, an ESP, an EROFS image, a LUKS2 volume, a release.json, a release's archive nor a key")
+var ErrUnknown = errors.New("neither an EFI image, a disk with a partition table, an ESP, an EROFS image, a LUKS2 volume, a release.json, a release's archive nor a key: check that it is whole, and the one you mean")
 
 // File describes a file by what is in it, whatever its name.
 func File(path string) (*Report, error) {
@@ -62,7 +62,7 @@ func File(path string) (*Report, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file: name a file", path)
 	}
 	r, err := describe(f, info.Size())
 	if err != nil {

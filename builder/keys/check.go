@@ -187,11 +187,11 @@ func (r *Report) checkOpenPGP(text []byte, password *Password, at time.Time) err
 	entities, err := read(bytes.NewReader(text))
 	switch {
 	case err != nil:
-		return fmt.Errorf("is neither an OpenPGP key nor PKCS#8 in PEM: %w", err)
+		return fmt.Errorf("is neither an OpenPGP key nor PKCS#8 in PEM: %w: export it with gpg --armor --export-secret-keys, or make one with halogen keys generate", err)
 	case len(entities) != 1:
 		return fmt.Errorf("holds %d keys, want one", len(entities))
 	case entities[0].PrivateKey == nil:
-		return errors.New("is a public key")
+		return errors.New("is a public key: name the secret one")
 	}
 	e := entities[0]
 	r.Kind, r.Name = "OpenPGP", fmt.Sprintf("%X", e.PrimaryKey.Fingerprint)
@@ -239,7 +239,7 @@ func locked(secret []*packet.PrivateKey, password *Password) error {
 		err := opened.Decrypt(password.Bytes())
 		wipe(opened.PrivateKey)
 		if err != nil {
-			return fmt.Errorf("the password does not open %X: %w", k.Fingerprint, err)
+			return fmt.Errorf("the password does not open %X: %w: try again, or name its --password-file", k.Fingerprint, err)
 		}
 	}
 	return nil
@@ -322,7 +322,7 @@ func (r *Report) checkPKCS8(text []byte, password *Password) error {
 func openPKCS8(der []byte, password *Password) (crypto.Signer, error) {
 	key, err := pkcs8.ParsePKCS8PrivateKey(der, password.Bytes())
 	if err != nil {
-		return nil, fmt.Errorf("the password does not open it: %w", err)
+		return nil, fmt.Errorf("the password does not open it: %w: try again, or name its --password-file", err)
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {

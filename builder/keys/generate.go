@@ -73,7 +73,7 @@ func (h host) generate(w Wanted) (*Made, error) {
 	}
 	for _, name := range []string{ReleaseSecret, ReleasePublic, ModuleSecret, ModulePublic} {
 		if _, err := os.Lstat(filepath.Join(w.Dir, name)); !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("generate keys: there is a %s in %s already: machines that have pinned its key take no other", name, w.Dir)
+			return nil, fmt.Errorf("generate keys: there is a %s in %s already: machines that have pinned its key take no other. For another image's keys name another --out", name, w.Dir)
 		}
 	}
 	fingerprint, secret, public, err := releaseKey(w)

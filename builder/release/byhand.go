@@ -39,7 +39,7 @@ type ArchiveResult struct {
 func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	b, err := loadBuild(o.Build)
 	if err != nil {
-		return nil, fmt.Errorf("build %s: %w", o.Build, err)
+		return nil, badBuild(o.Build, err)
 	}
 	if err := makeFolders(o.Out); err != nil {
 		return nil, err

@@ -84,6 +84,11 @@ type build struct {
 	contract *contract.Contract
 }
 
+// badBuild says what a build that cannot be read needs.
+func badBuild(dir string, err error) error {
+	return fmt.Errorf("build %s: %w: make it (again) with 'halogen build --out %[1]s'", dir, err)
+}
+
 // loadBuild reads a build and checks everything but the system image.
 func loadBuild(dir string) (*build, error) {
 	b := &build{dir: dir}

@@ -24,7 +24,7 @@ func lock(dir string) (unlock func() error, err error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s, where another publisher seems to be at work: %w", dir, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s, where another publisher seems to be at work: %w: wait until it has ended", dir, err), f.Close())
 	}
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -45,7 +45,7 @@ func lock(dir string) (unlock func() error, err error) {
 func makeFolders(dir string) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
-			return fmt.Errorf("%s is not a folder", dir)
+			return fmt.Errorf("%s is not a directory: name another place", dir)
 		}
 		return nil
 	}

@@ -87,7 +87,7 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 	return o.change(ctx, func(s *site, m *manifest.Manifest) error {
 		want, err := readPublished(ctx, o.Folder, v, s.key, o.Now)
 		if err != nil {
-			return fmt.Errorf("release %s: %w", v, err)
+			return fmt.Errorf("release %s: %w: 'halogen release list' shows what is there", v, err)
 		}
 		named, err := s.named(ctx)
 		if err != nil {
@@ -170,7 +170,7 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 			}
 		}
 		if len(from) == 0 {
-			return fmt.Errorf("no channel names release %s: there is nothing to withdraw", v)
+			return fmt.Errorf("no channel names release %s: there is nothing to withdraw; 'halogen release list' shows what there is", v)
 		}
 		older, err := s.older(ctx, m, from[0], v, to)
 		if err != nil {

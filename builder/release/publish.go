@@ -93,7 +93,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b, err := loadBuild(o.Build)
 	if err != nil {
-		return nil, fmt.Errorf("build %s: %w", o.Build, err)
+		return nil, badBuild(o.Build, err)
 	}
 	p := &publisher{Options: o, build: b, dir: filepath.Join(o.Server, b.release.Arch, b.release.ImageID)}
 	p.result = &Result{Version: b.release.Version, Folder: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
@@ -220,7 +220,7 @@ func (p *publisher) compare(context.Context) error {
 	for _, c := range manifest.Channels() {
 		e := m.Entry(c)
 		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && p.widens(e)) {
-			return fmt.Errorf("version %s is not newer than %s, which is in %s", v, e.Version, c)
+			return fmt.Errorf("version %s is not newer than %s, which is in %s: build it with a greater --version", v, e.Version, c)
 		}
 		if c == p.Channel {
 			break // less tried channels may be further on

@@ -91,7 +91,7 @@ func Folders(root string) ([]Folder, error) {
 			return all, nil
 		}
 	}
-	return nil, fmt.Errorf("%s has no manifest.env, nor has any <arch>/<image-id> in it", root)
+	return nil, fmt.Errorf("%s has no manifest.env, nor has any <arch>/<image-id> in it: name the server's root, or publish there first", root)
 }
 
 // escape makes a path mean itself in a pattern.
@@ -114,7 +114,7 @@ func NewWeb(text string, note func(string)) (*Web, error) {
 		return nil, err
 	}
 	if base.Scheme != "https" && base.Scheme != "http" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
-		return nil, fmt.Errorf("%q is not the http or https address of a folder", text)
+		return nil, fmt.Errorf("%q is not the http or https address of an image's directory, such as https://example.org/x86_64/my-os", text)
 	}
 	reader, err := server.New(text, server.Options{UserAgent: "halogen/1", Note: note})
 	if err != nil {

@@ -216,7 +216,7 @@ func unlock(ring []*packet.PrivateKey, file KeyFile) (err error) {
 	defer func() { err = errors.Join(err, password.Wipe()) }()
 	for _, k := range locked {
 		if err := k.Decrypt(password.Bytes()); err != nil {
-			return fmt.Errorf("the password does not open it: %w", err)
+			return fmt.Errorf("the password does not open it: %w: try again, or name its --password-file", err)
 		}
 	}
 	return password.Strong()

@@ -69,6 +69,9 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 		}
 		seen = append(seen, version)
 		if err := v.checkOne(ctx, version, pinned); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w: upload it, or take the release out with 'halogen release withdraw'", err)
+			}
 			v.fault(fmt.Errorf("release %s, in %s: %w", version, c, err))
 		} else {
 			v.Note("release %s, in %s, is good", version, c)
@@ -91,7 +94,11 @@ func (v *verifier) fault(err error) {
 }
 
 func (v *verifier) readManifest(ctx context.Context) (err error) {
-	if v.text, err = v.server.Get(ctx, manifest.FileName, manifest.MaxSize); err != nil {
+	v.text, err = v.server.Get(ctx, manifest.FileName, manifest.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: name the image's directory, ROOT/<arch>/<image-id>, and publish there first", err)
+	}
+	if err != nil {
 		return err
 	}
 	v.manifest, err = manifest.Parse(v.text)
@@ -110,6 +117,9 @@ func (v *verifier) readKey(ctx context.Context) (pinned *pgp.Key, err error) {
 		return nil, nil
 	}
 	text, err := v.server.Get(ctx, v.manifest.PubKey, pgp.MaxKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the server's key, which PUBKEY names: %w: put it there (gpg --export FINGERPRINT >%s)", err, v.manifest.PubKey)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func (t *Tree) Fill(ctx context.Context, source, arch string) error {
 	case info.Mode().IsRegular():
 		err = t.fillFromArchive(ctx, source, arch)
 	default:
-		err = fmt.Errorf("root file system %s is neither a directory nor an archive", source)
+		err = fmt.Errorf("root file system %s is neither a directory nor an archive: give one of these", source)
 	}
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 		return t.put(e, content)
 	})
 	if err == nil && count == 0 {
-		return errors.New("the archive is empty")
+		return errors.New("the archive is empty: pack a root file system into it (tar -C DIRECTORY -cf FILE .)")
 	}
 	return err
 }

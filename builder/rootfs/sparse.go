@@ -50,9 +50,13 @@ func (t *Tree) Holes() (all int64, largest string, most int64, err error) {
 			return nil
 		}
 		seen[stat.Ino] = stat.Nlink > 1
-		hole := info.Size() - stat.Blocks*512
-		if hole < leastHoles {
+		if info.Size()-stat.Blocks*512 < leastHoles {
 			return nil
+		}
+		// Fewer blocks than bytes may also be a file system that compresses.
+		hole, err := holesOf(file, info.Size())
+		if err != nil {
+			return err
 		}
 		if all += hole; hole > most {
 			largest, most = strings.TrimPrefix(file, t.dir+"/"), hole
@@ -60,6 +64,31 @@ func (t *Tree) Holes() (all int64, largest string, most int64, err error) {
 		return nil
 	})
 	return all, largest, most, err
+}
+
+// holesOf returns how many bytes of a file are holes.
+func holesOf(file string, size int64) (all int64, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for at := int64(0); at < size; {
+		skip, err := hole(f, at, size)
+		if err != nil {
+			return 0, err
+		}
+		all += skip
+		if at += skip; at == size {
+			break
+		}
+		end, err := f.Seek(at, unix.SEEK_HOLE)
+		if err != nil {
+			return all, nil // a file system that does not tell
+		}
+		at = min(max(end, at+granule), size)
+	}
+	return all, nil
 }
 
 // copyContent copies up to size bytes and returns how many it read and how

@@ -13,7 +13,7 @@ import (
 
 // errCutOff is returned for an archive that ends early, as far as its end mark
 // tells.
-var errCutOff = errors.New("the archive is cut off: it has no end mark")
+var errCutOff = errors.New("the archive is cut off: it has no end mark: make or copy it again")
 
 // Types of GNU tar's entries that package tar has no name for.
 const (
@@ -37,7 +37,7 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 		if errors.Is(err, io.EOF) {
 			return tail.ended()
 		}
-		if errors.Is(err, tar.ErrHeader) && count == 0 {
+		if count == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)) {
 			return errors.New("is not a tar archive, nor compressed in a way that is known: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
 		}
 		if err != nil {

@@ -124,7 +124,7 @@ func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (fo
 		}
 	}
 	if errors.Is(err, server.ErrNotFound) {
-		return "", nil, fmt.Errorf("%s has no %s for %s: %w", t, manifest.FileName, self.Folder(), err)
+		return "", nil, fmt.Errorf("%s has no %s for %s: %w: correct Server= in ota.conf, or name the place that has it with --from", t, manifest.FileName, self.Folder(), err)
 	}
 	if err != nil {
 		return "", nil, err

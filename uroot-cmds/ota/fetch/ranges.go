@@ -66,7 +66,7 @@ func newGetter(j *Job, part *blockindex.Part, to io.WriterAt, s *step) *getter {
 }
 
 // errDamaged says that what arrived is not what was signed.
-var errDamaged = errors.New("what arrived is not what was signed")
+var errDamaged = errors.New("what arrived is not what was signed (run this again; if it stays so, tell the distributor)")
 
 // get fetches one range and writes what it holds. Where a member arrives damaged,
 // it and the rest are fetched once more, since something on the way may be

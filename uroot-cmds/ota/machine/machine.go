@@ -114,7 +114,7 @@ func (m *Machine) Running() (*Running, error) {
 	}
 	text, err := m.read(reportFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("/%s is not there: this system was not started by initagent", reportFile)
+		return nil, fmt.Errorf("/%s is not there: this system was not started by initagent, and ota works for one that was", reportFile)
 	}
 	if err != nil {
 		return nil, err
@@ -182,7 +182,7 @@ func (m *Machine) haveState(r *Running) error {
 		return errLocked
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", m.state(r), err)
+		return fmt.Errorf("%s: %w: the root partition is not mounted there; restart, and see what the boot says of it", m.state(r), err)
 	}
 	if m.Root == "/" && s.Type == unix.TMPFS_MAGIC {
 		return errors.New("this system runs without its root partition: what is written now is gone at the next boot")
@@ -318,7 +318,7 @@ func (m *Machine) lock(r *Running) (*os.File, error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		other, _ := io.ReadAll(io.LimitReader(f, 20))
-		return nil, errors.Join(fmt.Errorf("%w (process %s)", ErrBusy, strings.TrimSpace(string(other))), f.Close())
+		return nil, errors.Join(fmt.Errorf("%w (process %s): wait until it has ended", ErrBusy, strings.TrimSpace(string(other))), f.Close())
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -62,7 +62,7 @@ func (u *update) setCA() error {
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return fmt.Errorf("CA in ota.conf: %w", err)
+		return fmt.Errorf("CA in ota.conf: %w: correct it, or take it out", err)
 	}
 	defer f.Close()
 	u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1))

@@ -92,7 +92,7 @@ func (s *Self) ByRelease(r *release.Release, e manifest.Entry, channel manifest.
 	running := s.Running
 	switch {
 	case r.ImageID != running.ImageID:
-		d.Reason = fmt.Sprintf("release is of the image %s, and this machine runs %s: another image is another installation", r.ImageID, running.ImageID)
+		d.Reason = fmt.Sprintf("release is of the image %s, and this machine runs %s: another image is another installation: correct Server= in ota.conf, or tell the distributor", r.ImageID, running.ImageID)
 	case r.Arch != running.Arch:
 		d.Reason = fmt.Sprintf("release is for %s machines, and this one is %s", r.Arch, running.Arch)
 	case r.Version != e.Version:

@@ -105,7 +105,7 @@ func (s *Self) Learn(shown []byte) (*Self, error) {
 		return nil, fmt.Errorf("server's PUBKEY: %w", err)
 	}
 	if k.Fingerprint() != pinned.Fingerprint() {
-		return nil, fmt.Errorf("server shows the release key %s, this machine has pinned %s: it is another distributor's, or somebody's who took the server over", k.Fingerprint(), pinned.Fingerprint())
+		return nil, fmt.Errorf("server shows the release key %s, this machine has pinned %s: it is another distributor's, or somebody's who took the server over. Correct Server= in %s, or tell the distributor", k.Fingerprint(), pinned.Fingerprint(), settings.OwnerFile)
 	}
 	learned, err := pinned.Merge(k)
 	if err != nil {
@@ -120,7 +120,7 @@ func (s *Self) Learn(shown []byte) (*Self, error) {
 
 // ErrUnsettled says that a manifest and its signature do not belong together.
 // So it looks while a distributor publishes; it is worth asking again.
-var ErrUnsettled = errors.New("manifest and its signature do not belong together")
+var ErrUnsettled = errors.New("manifest and its signature do not belong together, as while a distributor publishes (try again in some minutes) or when somebody has changed one of them")
 
 // Manifest reads a manifest; signature is empty when the server has none.
 func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error) {
@@ -140,7 +140,7 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	case s.Signed == settings.Always && key == nil:
 		return nil, seen, errors.New("RequireSignedManifest is yes, and this image has no release key to check a signature with: set it to auto in " + settings.OwnerFile)
 	case s.Signed == settings.Always:
-		return nil, seen, fmt.Errorf("server has no %s, and RequireSignedManifest is yes", manifest.SignatureName)
+		return nil, seen, fmt.Errorf("server has no %s, and RequireSignedManifest is yes: tell the distributor, or set it to auto in %s", manifest.SignatureName, settings.OwnerFile)
 	case s.Signed == settings.Auto && key != nil && s.Seen.Signed:
 		return nil, seen, fmt.Errorf("server has no %s any more: it may hide newer releases. If the distributor has given it up, set RequireSignedManifest=no in %s", manifest.SignatureName, settings.OwnerFile)
 	}
@@ -150,7 +150,7 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	}
 	if len(signature) > 0 && key != nil {
 		if m.Sequence < seen.Sequence {
-			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one", m.Sequence, seen.Sequence)
+			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one. A cache or a mirror that is behind does so too: try again later, or name another server", m.Sequence, seen.Sequence)
 		}
 		if m.Sequence-seen.Sequence > manifest.MaxJump {
 			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and the last that this machine has seen was %d: so great a step would keep every later one out. Its distributor must publish again with a lower number", m.Sequence, seen.Sequence)
@@ -158,10 +158,10 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		seen = Seen{Sequence: m.Sequence, Signed: true}
 	}
 	if !m.Expires.IsZero() && !s.now().Before(m.Expires) {
-		return nil, seen, fmt.Errorf("manifest has expired on %s, and it is %s: either somebody hides a newer one, or the clock is wrong", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
+		return nil, seen, fmt.Errorf("manifest has expired on %s, and it is %s: either somebody hides a newer one, or the clock is wrong: set it (date), or tell the distributor", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
 	}
 	if m.PubKey == "" && key != nil {
-		return nil, seen, errors.New("manifest names no PUBKEY: the server's releases are not signed, and this machine takes only signed ones")
+		return nil, seen, errors.New("manifest names no PUBKEY: the server's releases are not signed, and this machine takes only signed ones: correct Server= in " + settings.OwnerFile + ", or tell the distributor")
 	}
 	if m.PubKey != "" && key == nil {
 		return nil, seen, errors.New("manifest names a PUBKEY: the server's releases are signed, and this image was built for unsigned ones (ReleaseKey=none). Install a signed image to change over")
@@ -193,13 +193,13 @@ func (s *Self) Authenticate(description, signature []byte) error {
 	case key == nil:
 		return nil
 	case len(signature) == 0:
-		return fmt.Errorf("%s is not signed, and this machine takes only signed releases", release.ManifestFile)
+		return fmt.Errorf("%s is not signed, and this machine takes only signed releases: tell the distributor", release.ManifestFile)
 	}
 	if err := key.Verify(bytes.NewReader(description), signature, s.now()); err != nil {
 		if ended := s.Usable(); ended != nil {
 			err = ended
 		}
-		return fmt.Errorf("%s: %w", archive.SignatureFile, err)
+		return fmt.Errorf("%s: %w: this machine stays as it is until its distributor signs another release", archive.SignatureFile, err)
 	}
 	return nil
 }

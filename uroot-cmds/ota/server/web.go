@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"halogenos.internal/boot/manifest"
@@ -134,9 +135,9 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 	from, to := via[len(via)-1].URL.Scheme, r.URL.Scheme
 	switch {
 	case len(via) > maxRedirects:
-		return fmt.Errorf("%w: more than %d of them", errRedirect, maxRedirects)
+		return fmt.Errorf("%w: more than %d of them: correct the server, or its address (Server= in ota.conf)", errRedirect, maxRedirects)
 	case to != from && !(from == "http" && to == "https"):
-		return fmt.Errorf("%w: it leads from %s to %s", errRedirect, from, to)
+		return fmt.Errorf("%w: it leads from %s to %s: correct the server, or its address (Server= in ota.conf)", errRedirect, from, to)
 	}
 	r.URL.User = nil
 	return nil
@@ -155,7 +156,16 @@ func (e *statusError) Error() string {
 	if e.after > maxPause {
 		return fmt.Sprintf("server answers %d %s, and asks to come back in %s: run this again then", e.code, http.StatusText(e.code), e.after.Round(time.Second))
 	}
-	return fmt.Sprintf("server answers %d %s", e.code, http.StatusText(e.code))
+	text := fmt.Sprintf("server answers %d %s", e.code, http.StatusText(e.code))
+	switch {
+	case e.code == http.StatusUnauthorized:
+		return text + ": write the user and the password into its address (Server=https://USER:PASSWORD@HOST/...)"
+	case e.code == http.StatusProxyAuthRequired:
+		return text + ": write the user and the password into the proxy's address (Proxy=http://USER:PASSWORD@HOST:PORT)"
+	case e.code >= 500 || e.code == http.StatusTooManyRequests:
+		return text + ": try again later"
+	}
+	return text
 }
 
 func (e *statusError) Is(target error) bool {
@@ -276,6 +286,23 @@ func (w *web) port() string {
 func plainError(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
+	}
+	lookup, isLookup := errors.AsType[*net.DNSError](err)
+	certificate, isCertificate := errors.AsType[x509.CertificateInvalidError](err)
+	_, isName := errors.AsType[x509.HostnameError](err)
+	switch {
+	case isLookup && lookup.IsNotFound:
+		err = fmt.Errorf("%w: check the server's name, and that this machine's DNS knows it", err)
+	case isLookup:
+		err = fmt.Errorf("%w: check this machine's network and its DNS (/etc/resolv.conf)", err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		err = fmt.Errorf("%w: check the address and its port, and that the server runs", err)
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		err = fmt.Errorf("%w: check this machine's network", err)
+	case isCertificate && certificate.Reason == x509.Expired:
+		err = fmt.Errorf("%w: set this machine's clock, or have the server's certificate renewed", err)
+	case isName:
+		err = fmt.Errorf("%w: use the name that the server's certificate has", err)
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		err = fmt.Errorf("%w: a server with certificates of its own needs CA= in ota.conf (or SSL_CERT_FILE); elsewhere somebody stands in between", err)

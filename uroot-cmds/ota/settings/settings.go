@@ -81,7 +81,7 @@ func (s *Settings) read(text []byte) error {
 		number++
 		key, value, ok, err := assignment(line)
 		if err == nil && ok && seen[key] {
-			err = fmt.Errorf("%s is set twice", key)
+			err = fmt.Errorf("%s is set twice: take one of them out", key)
 		}
 		if err == nil && ok {
 			seen[key] = true
@@ -103,7 +103,7 @@ func assignment(line string) (key, value string, ok bool, err error) {
 	key, value, found := strings.Cut(line, "=")
 	key, value = strings.TrimSpace(key), strings.TrimSpace(value)
 	if !found || key == "" || strings.ContainsAny(key, " \t\"'") {
-		return "", "", false, fmt.Errorf("%.60q is not KEY=VALUE", line)
+		return "", "", false, fmt.Errorf("%.60q is not KEY=VALUE, like Server=https://updates.example.org/os", line)
 	}
 	if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
 		value = value[1 : n-1]
@@ -137,7 +137,7 @@ func (s *Settings) set(key, value string) (err error) {
 			s.CA = filepath.Clean(value)
 		}
 		if s.CA != "" && !filepath.IsAbs(s.CA) {
-			err = fmt.Errorf("%.100q is not the absolute path of a file with certificates", value)
+			err = fmt.Errorf("%.100q is not the absolute path of a file with certificates, like /etc/ssl/our-ca.pem", value)
 		}
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
@@ -161,13 +161,13 @@ func server(value string) (string, error) {
 	u, err := url.Parse(value)
 	switch {
 	case err != nil:
-		return "", errors.New("cannot be read as an address") // which may hold a password
+		return "", errors.New("cannot be read as an address: write one like https://host.example.org/path") // which may hold a password
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
 		return filepath.Clean(u.Path), nil
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return "", fmt.Errorf("%.100q is no http, https or file address and no absolute path", u.Redacted())
+		return "", fmt.Errorf("%.100q is no http, https or file address and no absolute path: write one like https://updates.example.org/os", u.Redacted())
 	case u.RawQuery != "" || u.Fragment != "":
-		return "", fmt.Errorf("%.100q has a query or a fragment, and names are put behind it", u.Redacted())
+		return "", fmt.Errorf("%.100q has a query or a fragment, and names are put after it: leave out what follows the path", u.Redacted())
 	}
 	return strings.TrimRight(value, "/"), nil
 }
@@ -180,7 +180,7 @@ func proxy(value string) (string, error) {
 	u, err := url.Parse(value)
 	switch {
 	case err != nil:
-		return "", errors.New("cannot be read as an address") // which may hold a password
+		return "", errors.New("cannot be read as an address: write one like https://host.example.org/path") // which may hold a password
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" || u.Host == "":
 		return "", fmt.Errorf("%.100q is not none and no address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
 	}
@@ -196,7 +196,7 @@ func rate(value string) (int64, error) {
 		return 0, fmt.Errorf("%.60q is not a number of bytes a second, like 500K or 2M", value)
 	}
 	if n<<shift > 0 && n<<shift < 1<<10 {
-		return 0, fmt.Errorf("%s bytes a second are less than 1K: nothing would ever be fetched", value)
+		return 0, fmt.Errorf("%s bytes a second are less than 1K, and nothing would ever be fetched: allow more, or take the line out", value)
 	}
 	return n << shift, nil
 }
