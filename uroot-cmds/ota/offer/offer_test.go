@@ -155,6 +155,12 @@ func TestUKI(t *testing.T) {
 	if err := s.UKI(none.Head.Release, bytes.NewReader(none.UKI)); err == nil || !strings.Contains(err.Error(), "only one of") {
 		t.Errorf("a UKI without a key: %v", err)
 	}
+	// What the boot would refuse is not fetched.
+	other := *one.Contract
+	other.RootFileSystem = "btrfs"
+	if err := (&Self{Running: &other}).UKI(two.Head.Release, bytes.NewReader(two.UKI)); err == nil || !strings.Contains(err.Error(), "wants ext4 on the root partition, which has btrfs") {
+		t.Errorf("another file system: %v", err)
+	}
 }
 
 // The worker is told all of it.
