@@ -189,11 +189,7 @@ func (s *Scanner) file(ctx context.Context, path, name string) error {
 		}
 		defer unix.Munmap(content)
 	}
-	parts, err := written(f, info.Size())
-	if err != nil {
-		return err
-	}
-	return s.parts(ctx, name, content, parts)
+	return s.parts(ctx, name, content, written(f, info.Size()))
 }
 
 // attributes searches the extended attributes of an entry, which go into the
