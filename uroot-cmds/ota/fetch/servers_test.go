@@ -51,7 +51,7 @@ func start(t *testing.T, port int, cmd *exec.Cmd) string {
 		_ = cmd.Wait()                       // by a signal
 	})
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	for range 100 {
+	for range 1200 {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
 			_ = c.Close()
