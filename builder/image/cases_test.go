@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"math/big"
 	"os"
@@ -421,6 +422,24 @@ func TestLongestNames(t *testing.T) {
 	}
 	if err := b.explain(io.EOF); err != io.EOF {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Holes that cost minutes are said or refused before anything takes long. FAULTS 112
+func TestHoles(t *testing.T) {
+	for size, want := range map[int64]string{1 << 20: "", 3 << 30: "WARNING: the root file system has holes of 6442.5 MB", 20 << 30: "/var/one with 21474.8 MB"} {
+		var said bytes.Buffer
+		b := &build{tree: staged(t, map[string]string{"var/one": "", "var/two": ""})}
+		b.Progress = NewProgress(&said)
+		for _, name := range []string{"var/one", "var/two"} {
+			if err := os.Truncate(filepath.Join(b.tree.Dir(), name), size); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := b.holes()
+		if text := fmt.Sprintf("%s%v", &said, err); !strings.Contains(text, want) || want == "" && text != "<nil>" || (err != nil) != (size == 20<<30) {
+			t.Errorf("%d bytes: %s", size, text)
+		}
 	}
 }
 

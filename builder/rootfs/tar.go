@@ -63,6 +63,37 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 	}
 }
 
+// inside returns where a file of an archive goes: a name is relative to the tree, with
+// a slash before it or not, and symbolic links above it are those of the tree, so that
+// a layer may put files below a link of a lower one.
+func (t *Tree) inside(name string) (string, error) {
+	if name != "" && strings.Trim(name, "/") == "" {
+		return ".", nil
+	}
+	name, err := cleanName(strings.TrimLeft(name, "/"))
+	if err != nil || t.dirs[path.Dir(name)] != nil {
+		return name, err // the usual case: what is in dirs has no links above it
+	}
+	dir, err := t.follow(path.Dir(name), true)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return path.Join(dir, path.Base(name)), nil
+}
+
+// put adds a file of an archive.
+func (t *Tree) put(e Entry, content io.Reader) (err error) {
+	if e.Name, err = t.inside(e.Name); err != nil {
+		return err
+	}
+	if e.Kind == HardLink {
+		if e.Target, err = t.inside(e.Target); err != nil {
+			return fmt.Errorf("%s: hard link to %w", e.Name, err)
+		}
+	}
+	return t.Put(e, content)
+}
+
 const maxDump = 16 << 20 // bytes of the list of a directory
 
 // dumped checks the list of a directory in an archive of GNU tar's --listed-incremental

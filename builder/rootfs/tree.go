@@ -144,37 +144,6 @@ func cleanName(name string) (string, error) {
 	return path.Clean(name), nil
 }
 
-// inside returns where a file of an archive goes: a name is relative to the tree, with
-// a slash before it or not, and symbolic links above it are those of the tree, so that
-// a layer may put files below a link of a lower one.
-func (t *Tree) inside(name string) (string, error) {
-	if name != "" && strings.Trim(name, "/") == "" {
-		return ".", nil
-	}
-	name, err := cleanName(strings.TrimLeft(name, "/"))
-	if err != nil || t.dirs[path.Dir(name)] != nil {
-		return name, err // the usual case: what is in dirs has no links above it
-	}
-	dir, err := t.follow(path.Dir(name), true)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", name, err)
-	}
-	return path.Join(dir, path.Base(name)), nil
-}
-
-// put adds a file of an archive.
-func (t *Tree) put(e Entry, content io.Reader) (err error) {
-	if e.Name, err = t.inside(e.Name); err != nil {
-		return err
-	}
-	if e.Kind == HardLink {
-		if e.Target, err = t.inside(e.Target); err != nil {
-			return fmt.Errorf("%s: hard link to %w", e.Name, err)
-		}
-	}
-	return t.Put(e, content)
-}
-
 // Put adds a file and replaces what had its name, but a directory keeps what
 // is in it when another directory comes. Content is read for a regular file
 // only and must have e.Size bytes.
