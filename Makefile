@@ -23,6 +23,11 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	kmod buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
 	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip
+# Web servers that the tests start on ports of their own. busybox and busybox-static take
+# each other's place, and either does.
+PACKAGES += apache2-bin lighttpd caddy python3 $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
+# Of what is installed, these would be services too: none is started, now or at the next boot.
+SERVICES := nginx lighttpd caddy
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
@@ -49,8 +54,12 @@ $(OUT)/tools.stamp: Makefile
 	if [ -n "$$missing" ]; then \
 		echo "installing: "$$missing; \
 		$(SUDO) apt-get update -qq; \
+		policy=/usr/sbin/policy-rc.d; \
+		[ -e $$policy ] || { trap "$(SUDO) rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $$policy; }; \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >$(OUT)/apt.log 2>&1 \
 			|| { tail -n 20 $(OUT)/apt.log; exit 1; }; \
+		for s in $(SERVICES); do case " "$$missing" " in *" $$s "*) \
+			[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet $$s;; esac; done; \
 	fi
 	@command -v go >/dev/null || { echo 'Go is missing: install the version that go.mod names from https://go.dev/dl/ (apt-get install golang-go where it is new enough)'; exit 1; }
 	@touch $@

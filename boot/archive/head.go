@@ -38,9 +38,10 @@ type Head struct {
 // it. src is the archive from its start, of which no byte more is read. One
 // that ends in the head gives io.ErrUnexpectedEOF.
 func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
-	r := &headReader{src: src}
+	from := &faulty{r: src}
+	r := &headReader{src: from}
 	h, err := r.header()
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.ErrUnexpectedEOF) || from.err != nil { // neither says what the archive is
 		return nil, err
 	}
 	if err != nil {
@@ -215,6 +216,21 @@ func (s *single) more() error {
 	s.left -= int64(size)
 	s.plain = s.buffer
 	return nil
+}
+
+// faulty keeps the error of a reader that fails, which is not the archive's.
+type faulty struct {
+	r   io.Reader
+	err error
+}
+
+// Read implements io.Reader.
+func (f *faulty) Read(b []byte) (int, error) {
+	n, err := f.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
 }
 
 // headReader reads the tar in members that are not compressed.

@@ -50,6 +50,8 @@ in Setup Mode, as for a new machine.
 type installFlags struct {
 	disk, key, channel, yes               string
 	list, dryRun, json, another, no, keep bool
+	reader                                readerFlags
+	note                                  func(string) // why a request is made again; nil: nobody is told
 }
 
 func (c command) install(ctx context.Context, args []string) error {
@@ -65,6 +67,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	f.BoolVar(&o.another, "other-machine", false, "the disk is for another machine: leave this one's firmware out of it")
 	f.BoolVar(&o.no, "no-boot-entry", false, "leave the firmware's boot entries alone: the disk is found by its removable path")
 	f.BoolVar(&o.json, "json", false, "print the disks or the plan in JSON on the standard output")
+	o.reader.add(f)
 	rest, err := c.parse(f, args, installSummary)
 	switch {
 	case err != nil:
@@ -76,6 +79,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	case o.disk == "" && (o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin)):
 		return c.misused(f, "--disk is missing")
 	}
+	o.note = func(text string) { fmt.Fprintln(c.stderr, text) }
 	from, err := c.sourceOr(rest)
 	switch {
 	case err != nil:
@@ -195,7 +199,7 @@ func openSource(ctx context.Context, from string, o installFlags) (*install.Sour
 		return nil, nil, err
 	}
 	if strings.HasPrefix(from, "https://") || strings.HasPrefix(from, "http://") {
-		return openServer(ctx, from, o.channel, key)
+		return openServer(ctx, from, o, key)
 	}
 	info, err := os.Stat(from)
 	if err != nil {
@@ -243,51 +247,24 @@ func readKey(name string) (*pgp.Key, error) {
 	return key, nil
 }
 
-// learn adds to the key that was named what the server's copy of it says: a later
-// expiry date, a new subkey.
-func learn(ctx context.Context, web *release.Web, m *manifest.Manifest, key *pgp.Key) (*pgp.Key, error) {
-	if key == nil || m.PubKey == "" {
-		return key, nil
-	}
-	text, err := web.Get(ctx, m.PubKey, pgp.MaxKey)
-	if err != nil {
-		return nil, err
-	}
-	shown, err := pgp.ParseKey(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", m.PubKey, err)
-	}
-	if shown.Fingerprint() != key.Fingerprint() {
-		return nil, fmt.Errorf("the server shows the release key %s, and the one given is %s", shown.Fingerprint(), key.Fingerprint())
-	}
-	return key.Merge(shown)
-}
-
-func openServer(ctx context.Context, from, channel string, key *pgp.Key) (*install.Source, func() error, error) {
-	web, err := release.NewWeb(from, nil)
+func openServer(ctx context.Context, from string, o installFlags, key *pgp.Key) (*install.Source, func() error, error) {
+	reader, err := o.reader.options(o.note)
 	if err != nil {
 		return nil, nil, err
 	}
-	follow, err := manifest.ParseChannel(channel)
+	web, err := release.NewWeb(from, reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	text, err := web.Get(ctx, manifest.FileName, manifest.MaxSize)
+	channel, err := manifest.ParseChannel(o.channel)
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := manifest.Parse(text)
+	version, key, err := release.Offered(ctx, web, channel, key, time.Now())
 	if err != nil {
 		return nil, nil, err
 	}
-	if key, err = learn(ctx, web, m, key); err != nil {
-		return nil, nil, err
-	}
-	entry, _, err := m.Resolve(follow)
-	if err != nil {
-		return nil, nil, err
-	}
-	packed, err := web.Open(ctx, manifest.ArchiveName(entry.Version))
+	packed, err := web.Open(ctx, manifest.ArchiveName(version))
 	if err != nil {
 		return nil, nil, err
 	}

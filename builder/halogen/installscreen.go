@@ -17,7 +17,7 @@ func (c command) installByScreen(ctx context.Context, from string, o installFlag
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
-	b.source = source
+	b.source, b.flags.note = source, nil // on the screen it would be in the way
 	err = screen.Run(ctx, b, nil)
 	return errors.Join(err, closeSource())
 }

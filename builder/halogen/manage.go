@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/builder/release"
 )
 
-const manageSummary = `usage: halogen release list ROOT|URL [--json]
+const manageSummary = `usage: halogen release list ROOT|URL [--json] [--proxy URL] [--ca FILE]
        halogen release promote VERSION --server ROOT [--channel CHANNEL] [--rollout PERCENT]
        halogen release withdraw VERSION --server ROOT [--to VERSION]
        halogen release prune --server ROOT [--keep N] [--dry-run]
@@ -45,11 +45,12 @@ type manageFlags struct {
 	rollout, keep                      int
 	expires                            time.Duration
 	given                              map[string]bool
+	reader                             readerFlags
 }
 
 // managed are the options of each command.
 var managed = map[string][]string{
-	"list":     {"json"},
+	"list":     {"json", "proxy", "ca"},
 	"promote":  {"channel", "rollout"},
 	"withdraw": {"to"},
 	"prune":    {"keep", "dry-run"},
@@ -70,6 +71,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f.StringVar(&m.public, "public", "", "newer copy of the public release key, a `FILE`")
 	f.BoolVar(&m.sign, "sign-manifest", false, "sign the manifest, and number it, from now on")
 	f.BoolVar(&m.json, "json", false, "print the list in JSON")
+	m.reader.add(f)
 	c.keyOptions(f, &m.key, &m.agent)
 	rest, err := c.parse(f, args, manageSummary)
 	if err != nil {
@@ -201,7 +203,11 @@ func (c command) list(ctx context.Context, f *flag.FlagSet, m manageFlags, rest 
 	if len(rest) != 1 {
 		return c.misused(f, "want one ROOT or URL")
 	}
-	places, err := servers(rest[0], func(text string) { fmt.Fprintln(c.stderr, text) })
+	reader, err := m.reader.options(func(text string) { fmt.Fprintln(c.stderr, text) })
+	if err != nil {
+		return err
+	}
+	places, err := servers(rest[0], reader)
 	if err != nil {
 		return err
 	}

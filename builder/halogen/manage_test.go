@@ -2,16 +2,11 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -73,97 +68,6 @@ func TestManageServer(t *testing.T) {
 	}
 	if code, _, stderr := run(t, nil, "release", "withdraw", "7", "--server", root, "--image", "x86_64/test-os"); code != exitFailure || !strings.Contains(stderr, "is the only one") {
 		t.Errorf("withdraw: %d, %s", code, stderr)
-	}
-}
-
-// odd are servers that work, each in its way.
-func odd(root string) map[string]http.Handler {
-	plain := http.FileServer(http.Dir(root))
-	var asked atomic.Int64
-	cut := func(w http.ResponseWriter, r *http.Request, every int) {
-		file, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(r.URL.Path)))
-		if err != nil {
-			http.NotFound(w, r)
-			return
-		}
-		first, last := 0, len(file)-1
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err == nil {
-			last = min(last, len(file)-1)
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(file)))
-			w.Header().Set("Content-Length", fmt.Sprint(last-first+1))
-			w.WriteHeader(http.StatusPartialContent)
-		} else {
-			w.Header().Set("Content-Length", fmt.Sprint(len(file)))
-		}
-		_, _ = w.Write(file[first : first+min(last-first+1, every)])
-	}
-	return map[string]http.Handler{
-		"403 for what is missing": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if _, err := os.Stat(filepath.Join(root, filepath.FromSlash(r.URL.Path))); err != nil {
-				w.WriteHeader(http.StatusForbidden)
-				return
-			}
-			plain.ServeHTTP(w, r)
-		}),
-		"every third answer is 500": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if asked.Add(1)%3 == 1 {
-				w.Header().Set("Retry-After", "0")
-				w.WriteHeader(http.StatusInternalServerError)
-				return
-			}
-			plain.ServeHTTP(w, r)
-		}),
-		"a cut every 64 KiB": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { cut(w, r, 64<<10) }),
-		"redirects to signed addresses on another host": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.RawQuery == "" {
-				http.Redirect(w, r, "http://"+strings.Replace(r.Host, "127.0.0.1", "localhost", 1)+r.URL.Path+"?signature=1", http.StatusFound)
-				return
-			}
-			plain.ServeHTTP(w, r)
-		}),
-	}
-}
-
-// The odd servers, read by --verify and by the installer. FAULTS 112: one reader
-func TestOddServers(t *testing.T) {
-	out, _, _ := build(t)
-	root := filepath.Join(t.TempDir(), "www")
-	if code, _, stderr := run(t, nil, "release", "--build", out, "--server", root); code != exitOK {
-		t.Fatal(stderr)
-	}
-	for name, handler := range odd(root) {
-		t.Run(name, func(t *testing.T) {
-			web := httptest.NewServer(handler)
-			defer web.Close()
-			place := web.URL + "/x86_64/test-os"
-			if code, _, stderr := run(t, nil, "release", "--verify", place); code != exitOK || !strings.Contains(stderr, "is good") {
-				t.Errorf("--verify: %d, %s", code, stderr)
-			}
-			source, closeAll, err := openServer(t.Context(), place, "stable", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.Copy(io.Discard, source.Image); err != nil {
-				t.Error(err)
-			}
-			if err := source.Finish(); err != nil {
-				t.Error(err)
-			}
-			if err := closeAll(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	// A network that wants a login first is told as what it is, at once.
-	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "<!doctype html><title>Welcome</title>")
-	}))
-	defer portal.Close()
-	if code, _, stderr := run(t, nil, "release", "--verify", portal.URL+"/x86_64/test-os"); code != exitFailure || !strings.Contains(stderr, "wants a login") {
-		t.Errorf("--verify: %d, %s", code, stderr)
-	}
-	if _, _, err := openServer(t.Context(), portal.URL+"/x86_64/test-os", "stable", nil); err == nil || !strings.Contains(err.Error(), "wants a login") {
-		t.Errorf("install: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,10 +15,11 @@ import (
 	"halogenos.internal/builder/image"
 	"halogenos.internal/builder/keys"
 	"halogenos.internal/builder/release"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY [OPTION]...
-       halogen release --verify ROOT|URL [--pinned FILE]
+       halogen release --verify ROOT|URL [--pinned FILE] [--proxy URL] [--ca FILE]
        halogen release list | promote | withdraw | prune | refresh | archive ...
 
 Publishes what 'halogen build' made in a static web server's folder:
@@ -36,7 +38,9 @@ channel.
 
 With --verify it checks a server as a machine would: a folder ROOT, or the URL
 of one image, <base>/<arch>/<image-id>. --pinned is the key as installed machines
-have it: a release that only a newer copy of it accepts is found.
+have it: a release that only a newer copy of it accepts is found. A proxy comes from
+--proxy or the environment (https_proxy, http_proxy, no_proxy), the certificates of
+authorities beside the system's from --ca; SSL_CERT_FILE names others in their place.
 
 What is there already is changed by 'halogen release list', promote, withdraw,
 prune and refresh, and published by hand after 'halogen release archive': each has
@@ -69,6 +73,7 @@ type releaseFlags struct {
 	expires            time.Duration
 	expiresSet, shared bool
 	json, agent        bool
+	reader             readerFlags
 }
 
 func (c command) release(ctx context.Context, args []string) error {
@@ -94,6 +99,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	f.StringVar(&r.verify, "verify", "", "check the server `ROOT|URL` instead")
 	f.StringVar(&r.pinned, "pinned", "", "public key `FILE` that machines have pinned, for --verify")
 	f.BoolVar(&r.json, "json", false, "print a summary in JSON on the standard output")
+	r.reader.add(f)
 	rest, err := c.parse(f, args, releaseSummary)
 	if err != nil {
 		return err
@@ -104,7 +110,8 @@ func (c command) release(ctx context.Context, args []string) error {
 	f.Visit(func(given *flag.Flag) {
 		r.expiresSet = r.expiresSet || given.Name == "expires"
 		r.shared = r.shared || given.Name == "rollout"
-		if (given.Name == "pinned") != (r.verify != "") && given.Name != "verify" && err == nil {
+		verifies := slices.Contains([]string{"pinned", "proxy", "ca"}, given.Name)
+		if verifies != (r.verify != "") && given.Name != "verify" && err == nil {
 			err = c.misused(f, "--%s does not go with what else is asked for", given.Name)
 		}
 	})
@@ -171,7 +178,11 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 			return fmt.Errorf("%s: %w", r.pinned, err)
 		}
 	}
-	servers, err := servers(r.verify, func(text string) { progress.Note("%s", text) })
+	reader, err := r.reader.options(func(text string) { progress.Note("%s", text) })
+	if err != nil {
+		return err
+	}
+	servers, err := servers(r.verify, reader)
 	if err != nil {
 		return err
 	}
@@ -184,9 +195,9 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 	return errors.Join(faults...)
 }
 
-func servers(place string, note func(string)) ([]release.Server, error) {
+func servers(place string, o server.Options) ([]release.Server, error) {
 	if strings.HasPrefix(place, "https://") || strings.HasPrefix(place, "http://") {
-		web, err := release.NewWeb(place, note)
+		web, err := release.NewWeb(place, o)
 		return []release.Server{web}, err
 	}
 	folders, err := release.Folders(place)

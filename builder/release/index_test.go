@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/blockindex"
 	description "halogenos.internal/boot/release"
+	reader "halogenos.internal/uroot-cmds/ota/server"
 )
 
 // An index that lies, in an archive that is whole otherwise. FAULTS 9, 30
@@ -122,7 +123,7 @@ func TestDelta(t *testing.T) {
 	}
 	files := httptest.NewServer(http.FileServer(http.Dir(second.Server)))
 	defer files.Close()
-	web, err := NewWeb(files.URL+"/x86_64/test-os", nil)
+	web, err := NewWeb(files.URL+"/x86_64/test-os", reader.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

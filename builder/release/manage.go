@@ -326,11 +326,7 @@ type Listed struct {
 
 // List returns the releases on a server, the newest first. It changes nothing.
 func List(ctx context.Context, s Server, now time.Time) ([]Listed, error) {
-	text, err := s.Get(ctx, manifest.FileName, manifest.MaxSize)
-	if err != nil {
-		return nil, err
-	}
-	m, err := manifest.Parse(text)
+	_, m, err := readManifest(ctx, s)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/pgp"
 	description "halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
+	reader "halogenos.internal/uroot-cmds/ota/server"
 )
 
 func TestPublish(t *testing.T) {
@@ -298,7 +299,7 @@ func (w *world) overHTTP(root string, key *pgp.Key) {
 	w.t.Helper()
 	server := httptest.NewServer(http.FileServer(http.Dir(root)))
 	defer server.Close()
-	web, err := NewWeb(server.URL+"/x86_64/test-os/", nil)
+	web, err := NewWeb(server.URL+"/x86_64/test-os/", reader.Options{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -306,7 +307,7 @@ func (w *world) overHTTP(root string, key *pgp.Key) {
 		w.t.Error(err)
 	}
 	for _, bad := range []string{"ftp://x/y", "/x", "file:///x", "http:///x", "http://x/?a"} {
-		if _, err := NewWeb(bad, nil); err == nil {
+		if _, err := NewWeb(bad, reader.Options{}); err == nil {
 			w.t.Errorf("NewWeb(%q) succeeded", bad)
 		}
 	}

@@ -106,9 +106,9 @@ type Web struct {
 }
 
 // NewWeb takes the URL of an image's folder, <base>/<arch>/<image-id>. Proxies
-// are taken from the environment, and so are certificates. note is told why a
-// request is made again; nil: nobody is.
-func NewWeb(text string, note func(string)) (*Web, error) {
+// are taken from the environment, and so are certificates, where the options do not
+// say otherwise.
+func NewWeb(text string, o server.Options) (*Web, error) {
 	base, err := url.Parse(text)
 	if err != nil {
 		return nil, err
@@ -116,7 +116,8 @@ func NewWeb(text string, note func(string)) (*Web, error) {
 	if base.Scheme != "https" && base.Scheme != "http" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("%q is not the http or https address of an image's directory, such as https://example.org/x86_64/my-os", text)
 	}
-	reader, err := server.New(text, server.Options{UserAgent: "halogen/1", Note: note})
+	o.UserAgent = "halogen/1"
+	reader, err := server.New(text, o)
 	if err != nil {
 		return nil, err
 	}

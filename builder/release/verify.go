@@ -51,7 +51,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 		return err
 	}
 	v.fault(v.checkManifestSignature(ctx, pinned))
-	if e := v.manifest.Expires; !e.IsZero() && !v.Now.Before(e) {
+	if e := v.manifest.Expires; v.expired() {
 		v.fault(fmt.Errorf("%s has expired on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime)))
 	} else if left := e.Sub(v.Now); !e.IsZero() && left < soon {
 		v.Note("WARNING: %s expires on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime))
@@ -94,14 +94,7 @@ func (v *verifier) fault(err error) {
 }
 
 func (v *verifier) readManifest(ctx context.Context) (err error) {
-	v.text, err = v.server.Get(ctx, manifest.FileName, manifest.MaxSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: name the image's directory, ROOT/<arch>/<image-id>, and publish there first", err)
-	}
-	if err != nil {
-		return err
-	}
-	v.manifest, err = manifest.Parse(v.text)
+	v.text, v.manifest, err = readManifest(ctx, v.server)
 	return err
 }
 
@@ -169,7 +162,7 @@ func (v *verifier) checkManifestSignature(ctx context.Context, pinned *pgp.Key) 
 	}
 	for _, k := range keys {
 		if err := k.Verify(bytes.NewReader(v.text), signature, v.Now); err != nil {
-			return fmt.Errorf("%s: %w", manifest.SignatureName, err)
+			return fmt.Errorf("%s: %w (while somebody publishes, or where a cache has an old copy of %s or of its signature, it is so for a while)", manifest.SignatureName, err, manifest.FileName)
 		}
 	}
 	return nil

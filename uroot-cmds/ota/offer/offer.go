@@ -120,7 +120,7 @@ func (s *Self) Learn(shown []byte) (*Self, error) {
 
 // ErrUnsettled says that a manifest and its signature do not belong together.
 // So it looks while a distributor publishes; it is worth asking again.
-var ErrUnsettled = errors.New("manifest and its signature do not belong together, as while a distributor publishes (try again in some minutes) or when somebody has changed one of them")
+var ErrUnsettled = errors.New("manifest and its signature do not belong together: somebody is publishing, or a cache on the way has an old copy of one of them; run this again later")
 
 // Manifest reads a manifest; signature is empty when the server has none.
 func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error) {

@@ -3,7 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+
+	"halogenos.internal/boot/manifest"
 )
 
 // resumed is a file that is read from its start, over as many connections as it
@@ -27,6 +30,10 @@ func (r *resumed) Read(p []byte) (int, error) {
 			return 0, r.held
 		}
 		n, err := r.body.Read(p)
+		if r.at == 0 && manifest.IsPage(p[:n]) {
+			r.held = fmt.Errorf("%s: %w: a web page: %w", r.name, errAnswer, manifest.ErrPage)
+			continue
+		}
 		r.at += int64(n)
 		switch {
 		case err == nil, errors.Is(err, io.EOF) && (r.size < 0 || r.at == r.size):

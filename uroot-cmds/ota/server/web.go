@@ -15,7 +15,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"halogenos.internal/boot/manifest"
@@ -51,10 +50,15 @@ func newWeb(address string, o Options) (*web, error) {
 	if err != nil {
 		return nil, err
 	}
+	through, err := o.proxy()
+	if err != nil {
+		return nil, err
+	}
 	password := u.User
 	u.User = nil
 	t := &http.Transport{
-		Proxy:                  o.proxy,
+		Proxy:                  through,
+		OnProxyConnectResponse: connected,
 		DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, Time: o.now, RootCAs: roots},
 		TLSHandshakeTimeout:    dialTimeout,
@@ -79,15 +83,28 @@ func (o Options) now() time.Time {
 	return o.NotBefore
 }
 
-// proxy says through what a request goes.
-func (o Options) proxy(r *http.Request) (*url.URL, error) {
+// proxy says through what requests go.
+func (o Options) proxy() (func(*http.Request) (*url.URL, error), error) {
 	switch o.Proxy {
 	case "":
-		return http.ProxyFromEnvironment(r)
+		return http.ProxyFromEnvironment, nil
 	case NoProxy:
 		return nil, nil
 	}
-	return url.Parse(o.Proxy)
+	u, err := ParseProxy(o.Proxy)
+	return http.ProxyURL(u), err
+}
+
+// ParseProxy reads a proxy's address.
+func ParseProxy(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return nil, errors.New("cannot be read as a proxy's address: write one like http://proxy.example.org:3128") // which may hold a password
+	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" || u.Host == "":
+		return nil, fmt.Errorf("%.100q is not none and no address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
+	}
+	return u, nil
 }
 
 // roots are the certificates of authorities; nil stands for the system's.
@@ -100,7 +117,7 @@ func (o Options) roots() (*x509.CertPool, error) {
 		pool = x509.NewCertPool()
 	}
 	if !pool.AppendCertsFromPEM(o.CA) {
-		return nil, errors.New("the file that CA= names holds no certificate in PEM form")
+		return nil, errors.New("the file of CA= or --ca holds no certificate in PEM form")
 	}
 	return pool, nil
 }
@@ -156,16 +173,7 @@ func (e *statusError) Error() string {
 	if e.after > maxPause {
 		return fmt.Sprintf("server answers %d %s, and asks to come back in %s: run this again then", e.code, http.StatusText(e.code), e.after.Round(time.Second))
 	}
-	text := fmt.Sprintf("server answers %d %s", e.code, http.StatusText(e.code))
-	switch {
-	case e.code == http.StatusUnauthorized:
-		return text + ": write the user and the password into its address (Server=https://USER:PASSWORD@HOST/...)"
-	case e.code == http.StatusProxyAuthRequired:
-		return text + ": write the user and the password into the proxy's address (Proxy=http://USER:PASSWORD@HOST:PORT)"
-	case e.code >= 500 || e.code == http.StatusTooManyRequests:
-		return text + ": try again later"
-	}
-	return text
+	return fmt.Sprintf("server answers %d %s%s", e.code, http.StatusText(e.code), advice(e.code))
 }
 
 func (e *statusError) Is(target error) bool {
@@ -193,6 +201,9 @@ func temporary(err error) bool {
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return false
+	}
+	if refused, ok := errors.AsType[*proxyError](err); ok {
+		return refused.code >= http.StatusInternalServerError
 	}
 	return true
 }
@@ -279,35 +290,6 @@ func (w *web) refusedPort(err error) error {
 // port is that of the server's address.
 func (w *web) port() string {
 	return cmp.Or(w.base.Port(), map[string]string{"http": "80", "https": "443"}[w.base.Scheme])
-}
-
-// plainError takes the address off an error, which is said elsewhere and may
-// name a place that a redirect chose.
-func plainError(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err
-	}
-	lookup, isLookup := errors.AsType[*net.DNSError](err)
-	certificate, isCertificate := errors.AsType[x509.CertificateInvalidError](err)
-	_, isName := errors.AsType[x509.HostnameError](err)
-	switch {
-	case isLookup && lookup.IsNotFound:
-		err = fmt.Errorf("%w: check the server's name, and that this machine's DNS knows it", err)
-	case isLookup:
-		err = fmt.Errorf("%w: check this machine's network and its DNS (/etc/resolv.conf)", err)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		err = fmt.Errorf("%w: check the address and its port, and that the server runs", err)
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		err = fmt.Errorf("%w: check this machine's network", err)
-	case isCertificate && certificate.Reason == x509.Expired:
-		err = fmt.Errorf("%w: set this machine's clock, or have the server's certificate renewed", err)
-	case isName:
-		err = fmt.Errorf("%w: use the name that the server's certificate has", err)
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		err = fmt.Errorf("%w: a server with certificates of its own needs CA= in ota.conf (or SSL_CERT_FILE); elsewhere somebody stands in between", err)
-	}
-	return err
 }
 
 // failed is the error of an answer that is not the one hoped for.

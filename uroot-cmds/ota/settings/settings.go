@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/manifest"
+	reader "halogenos.internal/uroot-cmds/ota/server"
 )
 
 // Where the two files lie. What the owner wrote goes over what the image says,
@@ -174,17 +175,11 @@ func server(value string) (string, error) {
 
 // proxy checks the form of a proxy's address. Empty takes back what the image says.
 func proxy(value string) (string, error) {
-	if value == "" || value == "none" {
+	if value == "" || value == reader.NoProxy {
 		return value, nil
 	}
-	u, err := url.Parse(value)
-	switch {
-	case err != nil:
-		return "", errors.New("cannot be read as an address: write one like https://host.example.org/path") // which may hold a password
-	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" || u.Host == "":
-		return "", fmt.Errorf("%.100q is not none and no address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
-	}
-	return value, nil
+	_, err := reader.ParseProxy(value)
+	return value, err
 }
 
 // rate reads a number of bytes a second, with the suffixes K, M and G (1024).
