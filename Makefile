@@ -55,7 +55,7 @@ $(OUT)/tools.stamp: Makefile
 		echo "installing: "$$missing; \
 		$(SUDO) apt-get update -qq; \
 		policy=/usr/sbin/policy-rc.d; \
-		[ -e $$policy ] || { trap "$(SUDO) rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $$policy; }; \
+		[ -e $$policy ] || { trap "$(SUDO) rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod 755 $$policy; }; \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >$(OUT)/apt.log 2>&1 \
 			|| { tail -n 20 $(OUT)/apt.log; exit 1; }; \
 		for s in $(SERVICES); do case " "$$missing" " in *" $$s "*) \

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
@@ -245,4 +246,17 @@ func FuzzContent(f *testing.F) {
 			t.Fatalf("unpacked %d bytes", len(got))
 		}
 	})
+}
+
+// A server or a disk that fails says nothing of the archive: nobody may replace one for
+// it.
+func TestFailureIsNotForeign(t *testing.T) {
+	failed := errors.New("input/output error")
+	accept := func(_, _ []byte) error { return nil }
+	if _, err := ReadHead(iotest.ErrReader(failed), accept); errors.Is(err, ErrForeign) || !errors.Is(err, failed) {
+		t.Errorf("a failure: %v", err)
+	}
+	if _, err := ReadHead(strings.NewReader("PK\x03\x04 and more than a gzip member's head takes"), accept); !errors.Is(err, ErrForeign) {
+		t.Errorf("another file: %v", err)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -317,7 +318,7 @@ func (a *authority) serve(t *testing.T, h http.Handler, ends *time.Time, names .
 	}
 	s := httptest.NewUnstartedServer(h)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{a.sign(t, c, ends)}}
-	s.Config.ErrorLog = nil
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that do not trust it
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return place{base: s.URL, ca: a.file}

@@ -156,8 +156,16 @@ func TestPortal(t *testing.T) {
 		_, err := tr.Get(t.Context(), "manifest.env", limit)
 		wants(t, err, "wants a login")
 	}
-	if n := asked.Load(); n != 2 {
-		t.Errorf("asked %d times", n)
+	body, _, err := tr.Open(t.Context(), "1/1.tar.gz") // where the login ended meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	b, err := io.ReadAll(body)
+	wants(t, err, "1/1.tar.gz: ")
+	wants(t, err, "wants a login")
+	if n := asked.Load(); n != 3 || len(b) != 0 {
+		t.Errorf("asked %d times, %d bytes", n, len(b))
 	}
 }
 
@@ -198,6 +206,29 @@ func TestProxyAndCA(t *testing.T) {
 	o.Proxy = proxy.URL
 	if b, err := open(t, "http://releases.example.org/x", o).Get(t.Context(), "y", 10); err != nil || string(b) != "by proxy" || through.Load() != 1 {
 		t.Errorf("by proxy: %q, %v", b, err)
+	}
+	o.Proxy = "http://me:secret@127.0.0.1:1"
+	for _, address := range []string{"http://releases.example.org", "https://releases.example.org"} {
+		_, err = open(t, address, o).Get(t.Context(), "x", 10)
+		wants(t, err, "proxy cannot be reached")
+		if strings.Contains(err.Error(), "secret") {
+			t.Errorf("the password is said: %v", err)
+		}
+	}
+	if _, err := New(private.URL, Options{Proxy: "proxy:3128"}); err == nil {
+		t.Error("a proxy's address without http")
+	}
+	// A proxy's answer is none of the server's: its 404 is no missing file.
+	for code, attempts := range map[int]int64{http.StatusNotFound: 1, http.StatusBadGateway: int64(quick.withDefaults().Attempts)} {
+		var asked atomic.Int64
+		refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1); w.WriteHeader(code) }))
+		defer refusing.Close()
+		o.Proxy = refusing.URL
+		_, err = open(t, "https://releases.example.org", o).Get(t.Context(), "x", 10)
+		wants(t, err, "does not connect to the server")
+		if errors.Is(err, ErrNotFound) || asked.Load() != attempts {
+			t.Errorf("asked %d times, want %d: %v", asked.Load(), attempts, err)
+		}
 	}
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	o.Proxy = NoProxy
