@@ -12,6 +12,7 @@ package release
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"halogenos.internal/boot/contract"
@@ -19,6 +20,9 @@ import (
 
 // Format is the number of this format; another is refused.
 const Format = 1
+
+// ErrFormat is wrapped where a description has another format.
+var ErrFormat = errors.New("has format")
 
 // MaxSize bounds release.json in bytes.
 const MaxSize = 4 << 20
@@ -104,7 +108,7 @@ func (r *Release) Matches(c *contract.Contract) error {
 // Validate reports the first thing that is wrong with the description.
 func (r *Release) Validate() error {
 	if r.Format != Format {
-		return fmt.Errorf("%s has format %d, want %d", ManifestFile, r.Format, Format)
+		return fmt.Errorf("%s %w %d, want %d", ManifestFile, ErrFormat, r.Format, Format)
 	}
 	// The same rules as for the contract; what it has beyond is filled in.
 	c := contract.Contract{

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/release"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/server"
 )
@@ -81,7 +82,8 @@ const settling = 4
 
 // Look asks a server what it offers. archiveName is that of an archive without a
 // manifest; empty is the usual case. wait is how long to wait before a manifest
-// is read again that does not fit its signature.
+// is read again that does not fit its signature. Of what is refused the release key may
+// be returned with the error: there may be something to learn from it.
 func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName string, wait time.Duration) (*Found, error) {
 	if archiveName != "" {
 		f := &Found{Archive: archiveName}
@@ -97,7 +99,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		folder, f, err = lookManifest(ctx, t, self)
 	}
 	if err != nil {
-		return nil, err
+		return f, err
 	}
 	d, _, _, err := f.Judge(self)
 	if err != nil || d.Verdict != offer.Take {
@@ -107,7 +109,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		return nil, err
 	}
 	if err := self.Usable(); err != nil {
-		return nil, err
+		return f, err
 	}
 	f.Archive = path.Join(folder, manifest.ArchiveName(d.Version))
 	return f, f.readHead(ctx, t, self)
@@ -205,6 +207,9 @@ func (f *Found) checkHead(self *offer.Self, err error) error {
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%s is not whole: it may be half uploaded; run this again later (%w)", f.Archive, err)
+	}
+	if errors.Is(err, release.ErrFormat) {
+		return fmt.Errorf("%s: %w: this system is of a time before that, and the manifest names no release in between (STEPS). Take one that the server still has: ota fetch --from ADDRESS/%s/N/N.tar.gz", f.Archive, err, self.Folder())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Archive, err)

@@ -105,6 +105,34 @@ func TestLearnsTheKey(t *testing.T) {
 	}
 }
 
+// What the server shows of the key is learned also where the release is refused, since it
+// may be refused for that. FAULTS 112
+func TestLearnsFromWhatIsRefused(t *testing.T) {
+	for _, signed := range []bool{false, true} {
+		w := asleep(t, year, year/2)
+		wiser := w.key.WithSubkey(otatest.Date.Add(year / 4))
+		w.offers(otatest.NewKey(t), wiser.Public, signed)
+		if out, err := w.fetch(); err == nil {
+			t.Fatalf("%+v", out)
+		}
+		known, err := os.ReadFile(w.path(filepath.Join(stateFolder, keyFile)))
+		must(t, err)
+		k, err := pgp.ParseKey(known)
+		must(t, err)
+		if good, err := k.SigningKeys(w.m.Now()); err != nil || len(good) != 2 {
+			t.Errorf("signed manifest %v: keys that sign are %v (%v)", signed, good, err)
+		}
+		stranger := otatest.NewKey(t)
+		w.offers(stranger, stranger.Public, signed)
+		if out, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "another distributor's") {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		if again, err := os.ReadFile(w.path(filepath.Join(stateFolder, keyFile))); err != nil || !bytes.Equal(again, known) {
+			t.Errorf("another's key changed what is known: %v", err)
+		}
+	}
+}
+
 // What was learned is kept: a server that shows an old copy later changes nothing.
 func TestKeepsWhatItLearned(t *testing.T) {
 	w := asleep(t, year, 3*year)

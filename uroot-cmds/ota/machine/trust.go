@@ -46,6 +46,18 @@ func (u *update) learn() error {
 	return keep(u.state(u.running, keyFile), wiser.Known, 0o644)
 }
 
+// learnAnyway learns from an offer that is refused: that its key was revoked is
+// remembered, so that an old copy of the key, shown later, makes it no good one again.
+func (u *update) learnAnyway() error {
+	if u.found == nil {
+		return nil
+	}
+	if _, err := u.found.Learned(u.self); err != nil {
+		return nil // another's key, which the refusal is about
+	}
+	return u.learn()
+}
+
 // setCA reads the certificates that the settings name, since the worker has no
 // files. At the recovery console /etc is the system's own.
 func (u *update) setCA() error {

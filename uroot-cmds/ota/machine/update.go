@@ -272,11 +272,11 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 		err = fmt.Errorf("%w: it brought no manifest", errWorker)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, u.learnAnyway())
 	}
 	d, head, seen, err := u.found.Judge(u.self)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, u.learnAnyway())
 	}
 	if err := u.learn(); err != nil {
 		return nil, nil, err

@@ -185,6 +185,10 @@ func Do(ctx context.Context, r Request, files Files, folder string, send func(Ev
 	case Look:
 		f, err := fetch.Look(ctx, t, r.Self, r.Archive, settle)
 		if err != nil {
+			// What is wrong may be a key that was revoked: who asked must not forget it.
+			if f != nil && len(f.Key) > 0 {
+				send(Event{Found: &fetch.Found{Key: f.Key}})
+			}
 			return err
 		}
 		send(Event{Found: f})
