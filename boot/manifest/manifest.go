@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -40,6 +41,7 @@ const (
 	maxName      = 128      // bytes of the key's file name
 	maxUnknown   = 64       // variables of others
 	MaxWithdrawn = 256      // versions that one channel has withdrawn
+	maxSteps     = 64
 )
 
 // MaxJump is how far SEQUENCE may grow at once. A machine takes nothing lower than
@@ -96,6 +98,9 @@ type Variable struct{ Name, Value string }
 // A Manifest is the content of manifest.env.
 type Manifest struct {
 	Stable, Beta, Alpha Entry
+	// Steps are releases that machines with older ones take before anything newer, in
+	// ascending order: what follows needs them.
+	Steps []contract.Version
 	// PubKey is the file name of the release key beside the manifest; without
 	// one, the releases are not signed.
 	PubKey string
@@ -191,6 +196,17 @@ func (m *Manifest) Resolve(c Channel) (Entry, Channel, error) {
 	return all[0].Entry, all[0].Channel, nil
 }
 
+// Step returns the release that a machine with version from takes first on its way
+// to version to; 0: none, it goes there at once.
+func (m *Manifest) Step(from, to contract.Version) contract.Version {
+	for _, s := range m.Steps {
+		if from < s && s < to {
+			return s
+		}
+	}
+	return 0
+}
+
 // share is the percentage of the machines that takes the release.
 func (e Entry) share() int {
 	if !e.Limited {
@@ -247,6 +263,12 @@ func (m *Manifest) Validate() error {
 		return fmt.Errorf("EXPIRES is %s, want whole seconds in the years 1970 to 9999", m.Expires)
 	case m.Sequence > uint64(contract.MaxVersion):
 		return fmt.Errorf("SEQUENCE %d is out of range", m.Sequence)
+	case len(m.Steps) > maxSteps:
+		return fmt.Errorf("STEPS names %d releases, more than %d", len(m.Steps), maxSteps)
+	case !slices.IsSortedFunc(m.Steps, func(a, b contract.Version) int { return cmp.Or(cmp.Compare(a, b), -1) }):
+		return errors.New("STEPS wants versions in ascending order, each once")
+	case len(m.Steps) > 0 && (m.Steps[0] == 0 || m.Steps[len(m.Steps)-1] > contract.MaxVersion):
+		return errors.New("STEPS has a version that is out of range")
 	case len(m.Unknown) > maxUnknown:
 		return fmt.Errorf("%d variables are not known, more than %d", len(m.Unknown), maxUnknown)
 	}
@@ -328,6 +350,13 @@ func (m *Manifest) Encode() ([]byte, error) {
 		if e.Limited {
 			fmt.Fprintf(&out, "ROLLOUT_%s=%d\n", c.variable(), e.Percent)
 		}
+	}
+	if len(m.Steps) > 0 {
+		var steps []string
+		for _, v := range m.Steps {
+			steps = append(steps, v.String())
+		}
+		fmt.Fprintf(&out, "STEPS=%s\n", strings.Join(steps, ","))
 	}
 	if m.PubKey != "" {
 		fmt.Fprintf(&out, "PUBKEY=%s\n", m.PubKey)

@@ -17,7 +17,7 @@ import (
 func full() *Manifest {
 	return &Manifest{
 		Stable: Entry{Version: 2025091101}, Beta: Entry{Version: 2026010100, Limited: true, Percent: 25}, Alpha: Entry{Version: contract.MaxVersion},
-		PubKey: "release-key.pgp", Expires: time.Date(2031, 12, 31, 23, 59, 59, 0, time.UTC), Sequence: 17,
+		PubKey: "release-key.pgp", Expires: time.Date(2031, 12, 31, 23, 59, 59, 0, time.UTC), Sequence: 17, Steps: []contract.Version{3, 2025091101},
 		Withdrawn: []Withdrawal{{Stable, 2025101101}, {Beta, 3}, {Beta, 2025101101}},
 		Unknown:   []Variable{{"MIRROR", "https://example.org/a?b"}, {"NOTE", "für alle; & | < > ( ) * ~ #"}, {"EMPTY", ""}},
 	}
@@ -66,6 +66,8 @@ func TestParse(t *testing.T) {
 		"withdrawn":       {"WITHDRAWN_ALPHA=\nWITHDRAWN_BETA=7,5,7\nSTABLE=3\nWITHDRAWN_STABLE=5\n", Manifest{Stable: Entry{Version: 3}, Withdrawn: []Withdrawal{{Stable, 5}, {Beta, 5}, {Beta, 7}}}},
 		"not withdrawn":   {"STABLE=3\nWITHDRAWN_ROLLOUT_BETA=5\n", Manifest{Stable: Entry{Version: 3}, Unknown: []Variable{{"WITHDRAWN_ROLLOUT_BETA", "5"}}}},
 		"rollout of none": {"STABLE=3\nROLLOUT_STABLE=0\n", Manifest{Stable: Entry{Version: 3, Limited: true}}},
+		"one step":        {"STABLE=3\nSTEPS=2\n", Manifest{Stable: Entry{Version: 3}, Steps: []contract.Version{2}}},
+		"no step":         {"STABLE=3\nSTEPS=\n", Manifest{Stable: Entry{Version: 3}}},
 		"others":          {"STABLE=3\nX_1=a\n", Manifest{Stable: Entry{Version: 3}, Unknown: []Variable{{"X_1", "a"}}}},
 	} {
 		got, err := Parse([]byte(c.text))
@@ -125,6 +127,12 @@ func TestParseRefused(t *testing.T) {
 		{"STABLE=1\nEXPIRES=2031-12-31T23:59:59+01:00\n", "EXPIRES"},
 		{"STABLE=1\nEXPIRES=2031-02-30T23:59:59Z\n", "EXPIRES"},
 		{"STABLE=1\nEXPIRES=1969-12-31T23:59:59Z\n", "EXPIRES"},
+		{"STABLE=1\nSTEPS=2,2\n", "STEPS wants versions in ascending order"},
+		{"STABLE=1\nSTEPS=3,2\n", "STEPS wants versions in ascending order"},
+		{"STABLE=1\nSTEPS=2,\n", "not a row of versions"},
+		{"STABLE=1\nSTEPS=0\n", "not a row of versions"},
+		{"STABLE=1\nSTEPS=2 3\n", "needs quotes"},
+		{"STABLE=1\nSTEPS=" + strings.Repeat("1,", 64) + "1\n", "STEPS names 65 releases"},
 		{"STABLE=1\nSEQUENCE=0\n", "SEQUENCE"},
 		{"STABLE=1\nSEQUENCE=007\n", "SEQUENCE"},
 		{"STABLE=1\nROLLOUT_STABLE=101\n", "percentage"},

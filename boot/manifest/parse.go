@@ -124,6 +124,15 @@ func (m *Manifest) set(name, value string) error {
 		}
 		m.Expires = t.UTC()
 		return nil
+	case "STEPS":
+		for text := range strings.SplitSeq(value, ",") {
+			v, err := contract.ParseVersion(text)
+			if err != nil {
+				return fmt.Errorf("%.60q is not a row of versions like 3,17", value)
+			}
+			m.Steps = append(m.Steps, v)
+		}
+		return nil
 	case "SEQUENCE":
 		n, err := contract.ParseVersion(value)
 		if err != nil {
@@ -167,7 +176,7 @@ func validName(s string) bool {
 
 // isKnown reports whether this package knows what the variable means.
 func isKnown(name string) bool {
-	if slices.Contains([]string{"PUBKEY", "EXPIRES", "SEQUENCE"}, name) {
+	if slices.Contains([]string{"PUBKEY", "EXPIRES", "SEQUENCE", "STEPS"}, name) {
 		return true
 	}
 	return slices.ContainsFunc(Channels(), func(c Channel) bool {

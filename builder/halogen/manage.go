@@ -17,6 +17,7 @@ import (
 const manageSummary = `usage: halogen release list ROOT|URL [--json] [--proxy URL] [--ca FILE]
        halogen release promote VERSION --server ROOT [--channel CHANNEL] [--rollout PERCENT]
        halogen release withdraw VERSION --server ROOT [--to VERSION]
+       halogen release step VERSION --server ROOT [--remove]
        halogen release prune --server ROOT [--keep N] [--dry-run]
        halogen release refresh --server ROOT [--expires DURATION] [--public FILE] [--sign-manifest]
 
@@ -31,7 +32,10 @@ signed.
             not withdrawn itself; machines that have it keep it until a newer one
             comes, so the manifest lists it (WITHDRAWN_STABLE=...) and what is
             published next must be newer
-  prune     old releases that no channel names are removed
+  step      machines with older releases take this one before anything newer, and
+            restart into it: for a release without which they could not read, check or
+            start what follows. It stays on the server until --remove
+  prune     old releases that no channel names and that are no step are removed
   refresh   the manifest is renewed: its end, its number, its signature; with
             --public, the release key that the server shows learns what FILE says
             (gpg --export): a later expiry, a new subkey. Machines learn it from there
@@ -41,7 +45,7 @@ signed.
 type manageFlags struct {
 	server, image, channel, to, public string
 	key                                release.KeyFile
-	agent, dry, sign, json             bool
+	agent, dry, sign, json, remove     bool
 	rollout, keep                      int
 	expires                            time.Duration
 	given                              map[string]bool
@@ -53,6 +57,7 @@ var managed = map[string][]string{
 	"list":     {"json", "proxy", "ca"},
 	"promote":  {"channel", "rollout"},
 	"withdraw": {"to"},
+	"step":     {"remove"},
 	"prune":    {"keep", "dry-run"},
 	"refresh":  {"expires", "public", "sign-manifest"},
 }
@@ -67,6 +72,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f.StringVar(&m.to, "to", "", "`VERSION` that takes its place")
 	f.IntVar(&m.keep, "keep", 3, "`N` releases that stay, the newest")
 	f.BoolVar(&m.dry, "dry-run", false, "only say what would be removed")
+	f.BoolVar(&m.remove, "remove", false, "it is a step no more")
 	f.DurationVar(&m.expires, "expires", 0, "how long machines may believe the manifest from now on, a `DURATION` such as 720h; 0 for ever")
 	f.StringVar(&m.public, "public", "", "newer copy of the public release key, a `FILE`")
 	f.BoolVar(&m.sign, "sign-manifest", false, "sign the manifest, and number it, from now on")
@@ -94,7 +100,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	if do == "list" {
 		return c.list(ctx, f, m, rest)
 	}
-	want := map[string]int{"promote": 1, "withdraw": 1}[do]
+	want := map[string]int{"promote": 1, "withdraw": 1, "step": 1}[do]
 	if len(rest) != want || m.server == "" {
 		return c.misused(f, "want --server ROOT%s", map[int]string{1: " and one VERSION"}[want])
 	}
@@ -148,6 +154,8 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 		return release.Promote(ctx, o, versions[0], channel, release.Rollout{Limited: m.rollout != 100, Percent: share(m.rollout)})
 	case "withdraw":
 		return release.Withdraw(ctx, o, versions[0], versions[1])
+	case "step":
+		return release.SetStep(ctx, o, versions[0], !m.remove)
 	case "prune":
 		gone, err := release.Prune(ctx, o, m.keep, m.dry)
 		for _, v := range gone {

@@ -20,7 +20,7 @@ import (
 
 const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY [OPTION]...
        halogen release --verify ROOT|URL [--pinned FILE] [--proxy URL] [--ca FILE]
-       halogen release list | promote | withdraw | prune | refresh | archive ...
+       halogen release list | promote | withdraw | step | prune | refresh | archive ...
 
 Publishes what 'halogen build' made in a static web server's folder:
 
@@ -42,7 +42,7 @@ have it: a release that only a newer copy of it accepts is found. A proxy comes 
 --proxy or the environment (https_proxy, http_proxy, no_proxy), the certificates of
 authorities beside the system's from --ca; SSL_CERT_FILE names others in their place.
 
-What is there already is changed by 'halogen release list', promote, withdraw,
+What is there already is changed by 'halogen release list', promote, withdraw, step,
 prune and refresh, and published by hand after 'halogen release archive': each has
 its --help.
 
@@ -54,10 +54,11 @@ The links are made on the way, where the server can have any (-l):
   rsync -rt --include '*/' --include manifest.env --exclude '*' ROOT/ HOST:ROOT/
   rsync -rtl --delete --exclude '.*' ROOT/ HOST:ROOT/
 
-The key is renewed long before it ends (gpg --quick-set-expire) and put into the
-next build and on the server, from where machines learn it. A new signing subkey
-signs from the second release on that has it in its certificate: the first must be
-signed by the one that machines know.
+The primary key never changes; all else of the key does ('halogen keys --help' says how):
+build, release, --verify and keys check warn a year before it ends. A new signing
+subkey signs from the second release on that has it in its certificate: the first
+must be signed by the one that machines know. After a revocation the next release is
+signed by another key that they know.
 
 KEY is a secret OpenPGP key as 'halogen keys generate' makes it or 'gpg
 --export-secret-keys' writes it, such as a container's secret. It is read where

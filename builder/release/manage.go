@@ -90,6 +90,9 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 			return fmt.Errorf("release %s: %w: 'halogen release list' shows what is there", v, err)
 		}
 		named, err := s.named(ctx)
+		if err == nil {
+			named, err = s.onTheWay(ctx, named, v)
+		}
 		if err != nil {
 			return err
 		}
@@ -196,14 +199,15 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 			}
 			o.Note("%s names release %s again", c, older)
 		}
+		withoutStep(m, v, o.Note)
 		o.Note("machines that have release %s keep it until a newer one than it comes; its files are there until they are pruned", v)
 		return nil
 	})
 }
 
 // Prune removes old releases, but for keep of the newest, and returns which. What a
-// channel names is never removed, nor what is newer than that: a machine may be
-// fetching it. dry only tells.
+// channel names is never removed, nor a step, nor what is newer than what a channel
+// names: a machine may be fetching it. dry only tells.
 func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.Version, err error) {
 	dir := string(o.Folder)
 	if keep < 1 {
@@ -236,7 +240,9 @@ func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.V
 		if v >= least {
 			break
 		}
-		gone = append(gone, v)
+		if !slices.Contains(s.manifest.Steps, v) {
+			gone = append(gone, v)
+		}
 	}
 	if dry {
 		return gone, nil
@@ -317,6 +323,7 @@ func (s *site) renewKey(public *pgp.Key) error {
 type Listed struct {
 	Version  contract.Version   `json:"version"`
 	Channels []manifest.Channel `json:"channels,omitempty"`
+	Step     bool               `json:"step,omitempty"`
 	Date     time.Time          `json:"date,omitzero"`
 	Epoch    uint64             `json:"epoch"`
 	Size     int64              `json:"size"` // bytes of the archive
@@ -358,7 +365,7 @@ func List(ctx context.Context, s Server, now time.Time) ([]Listed, error) {
 }
 
 func describe(ctx context.Context, s Server, m *manifest.Manifest, key *pgp.Key, v contract.Version, now time.Time) Listed {
-	l := Listed{Version: v}
+	l := Listed{Version: v, Step: slices.Contains(m.Steps, v)}
 	for _, c := range manifest.Channels() {
 		if m.Entry(c).Version == v {
 			l.Channels = append(l.Channels, c)
@@ -385,6 +392,9 @@ func (l Listed) String() string {
 	var names []string
 	for _, c := range l.Channels {
 		names = append(names, string(c))
+	}
+	if l.Step {
+		names = append(names, "step")
 	}
 	if l.Problem != "" {
 		return fmt.Sprintf("%-12s %-20s PROBLEM: %s", l.Version, strings.Join(names, ","), l.Problem)

@@ -204,6 +204,9 @@ func (p *publisher) readServer(ctx context.Context) (err error) {
 	if err == nil {
 		p.site.withdrawn(ctx, p.before)
 	}
+	if err == nil && p.before != nil {
+		p.before, err = p.site.onTheWay(ctx, p.before, p.build.release.Version)
+	}
 	return err
 }
 

@@ -81,6 +81,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 			break
 		}
 	}
+	v.checkSteps(ctx, seen)
 	return errors.Join(v.faults...)
 }
 
@@ -201,7 +202,13 @@ func (v *verifier) checkOne(ctx context.Context, version contract.Version, pinne
 	}
 	v.must = []*pgp.Key{v.Key}
 	var before []*published
-	if pinned != nil {
+	if step := stepBefore(v.manifest, version); step != 0 {
+		p, err := readPublished(ctx, v.server, step, v.Key, v.Now)
+		if err != nil {
+			return fmt.Errorf("the step before it, %s: %w", step, err)
+		}
+		before = append(before, p)
+	} else if pinned != nil {
 		before = append(before, &published{contract: &contract.Contract{ReleaseKey: pinned.Bytes()}})
 	}
 	if previous != nil {

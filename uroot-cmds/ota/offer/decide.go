@@ -45,17 +45,37 @@ func (d Decision) Err() error {
 
 // Choose picks one of the releases that a manifest offers, and decides over it by
 // its version: the newest, or where that is not for this machine (yet), the next.
+// Where releases lie in between that it needs, the first of those takes its place.
 func (s *Self) Choose(m *manifest.Manifest) (manifest.Offer, Decision, error) {
 	all, err := m.Offers(s.Channel)
 	if err != nil {
 		return manifest.Offer{}, Decision{}, err
 	}
 	for _, o := range all {
-		if d := s.ByVersion(o.Entry, o.Channel); d.Verdict == Take {
+		if o, d := s.byWayOf(m, o); d.Verdict == Take {
 			return o, d, nil
 		}
 	}
-	return all[0], s.ByVersion(all[0].Entry, all[0].Channel), nil
+	o, d := s.byWayOf(m, all[0])
+	return o, d, nil
+}
+
+// byWayOf decides over an offer, or over the step that comes before it.
+func (s *Self) byWayOf(m *manifest.Manifest, o manifest.Offer) (manifest.Offer, Decision) {
+	d := s.ByVersion(o.Entry, o.Channel)
+	step := m.Step(s.Running.Version, o.Version)
+	if step == 0 || d.Verdict != Take {
+		return o, d
+	}
+	end := o.Version
+	o.Entry = manifest.Entry{Version: step} // which every machine takes whose turn the end is
+	d = s.ByVersion(o.Entry, o.Channel)
+	if d.Verdict == Take {
+		d.Reason += fmt.Sprintf("; version %s is offered, and this machine needs this one first: run `ota fetch` again when it runs and is blessed", end)
+	} else {
+		d.Reason += fmt.Sprintf(". It is needed on the way to version %s", end)
+	}
+	return o, d
 }
 
 // ByVersion decides over a version that a channel offers, before anything of

@@ -193,14 +193,21 @@ func TestChoose(t *testing.T) {
 		verdict Verdict
 		reason  string
 	}{
-		"a hotfix":                        {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Take, "it comes from channel stable, which is ahead of beta"},
-		"its own":                         {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 2}, Beta: manifest.Entry{Version: 3}}, 3, Take, "version 3 is newer than 1"},
-		"a hotfix for others first":       {func(*Self) {}, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
-		"a hotfix at once":                {func(s *Self) { s.Impatient = true }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Take, "newer"},
-		"a hotfix that has failed here":   {func(s *Self) { s.Failed[3] = "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
-		"all have failed here":            {func(s *Self) { s.Failed[3], s.Failed[2] = "it hung", "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Spent, "ota retry 3"},
-		"the older one runs, others wait": {func(s *Self) { s.Running.Version = 2 }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Later, "0 %"},
-		"stable ignores beta":             {func(s *Self) { s.Channel = manifest.Stable }, manifest.Manifest{Stable: manifest.Entry{Version: 1}, Beta: manifest.Entry{Version: 2}}, 1, Current, "is running"},
+		"a hotfix":                                     {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Take, "it comes from channel stable, which is ahead of beta"},
+		"its own":                                      {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 2}, Beta: manifest.Entry{Version: 3}}, 3, Take, "version 3 is newer than 1"},
+		"a hotfix for others first":                    {func(*Self) {}, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
+		"a hotfix at once":                             {func(s *Self) { s.Impatient = true }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Take, "newer"},
+		"a hotfix that has failed here":                {func(s *Self) { s.Failed[3] = "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 2, Take, "newer"},
+		"all have failed here":                         {func(s *Self) { s.Failed[3], s.Failed[2] = "it hung", "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Beta: manifest.Entry{Version: 2}}, 3, Spent, "ota retry 3"},
+		"the older one runs, others wait":              {func(s *Self) { s.Running.Version = 2 }, manifest.Manifest{Stable: none, Beta: manifest.Entry{Version: 2}}, 3, Later, "0 %"},
+		"by a step":                                    {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 9}, Steps: []contract.Version{3, 5}}, 3, Take, "version 9 is offered, and this machine needs this one first"},
+		"the second step":                              {func(s *Self) { s.Running.Version = 3 }, manifest.Manifest{Stable: manifest.Entry{Version: 9}, Steps: []contract.Version{3, 5}}, 5, Take, "version 9 is offered"},
+		"behind the steps":                             {func(s *Self) { s.Running.Version = 5 }, manifest.Manifest{Stable: manifest.Entry{Version: 9}, Steps: []contract.Version{3, 5}}, 9, Take, "version 9 is newer than 5, which is running"},
+		"a step is the end":                            {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 3}, Steps: []contract.Version{3, 5}}, 3, Take, "version 3 is newer than 1, which is running"},
+		"a step that has failed here":                  {func(s *Self) { s.Failed[3] = "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 9}, Steps: []contract.Version{3}}, 3, Spent, "`ota retry 3` takes it off the list. It is needed on the way to version 9"},
+		"a step that has failed, and an older release": {func(s *Self) { s.Failed[3] = "it hung" }, manifest.Manifest{Stable: manifest.Entry{Version: 2}, Beta: manifest.Entry{Version: 9}, Steps: []contract.Version{3}}, 2, Take, "newer"},
+		"a step before it is our turn":                 {func(*Self) {}, manifest.Manifest{Stable: manifest.Entry{Version: 9, Limited: true}, Steps: []contract.Version{3}}, 9, Later, "0 %"},
+		"stable ignores beta":                          {func(s *Self) { s.Channel = manifest.Stable }, manifest.Manifest{Stable: manifest.Entry{Version: 1}, Beta: manifest.Entry{Version: 2}}, 1, Current, "is running"},
 	} {
 		s := machine()
 		c.change(s)
