@@ -34,6 +34,28 @@ password that cannot be guessed, on storage that is encrypted (dm-crypt, fscrypt
 eCryptfs) or in memory (tmpfs), readable by its owner alone. It fails when a rule
 is broken.
 
+A release key lasts as long as the image. Its primary key is what machines have pinned
+and never changes; the rest does, with FPR for its fingerprint and SUB for a subkey's:
+
+  renew it     gpg --quick-set-expire FPR 5y; gpg --quick-set-expire FPR 5y '*'
+               before it ends or after; warnings come a year before
+  add a subkey gpg --quick-add-key FPR ed25519 sign 5y
+               it signs from the second release on that has it
+  revoke one   gpg --edit-key FPR; there: key N, revkey, save
+               what it has signed is taken by nobody any more who learns of it: publish a
+               newer release at once, which another key signs that machines know
+
+After each of them:
+
+  gpg --export FPR >release-key.asc                 the file of ReleaseKeyFile=
+  halogen release refresh --server ROOT --public release-key.asc   (with --key KEY where the
+                                                    manifest is signed)
+  gpg --export-secret-keys --armor FPR >KEY         for --key, unless gpg signs (--gpg)
+
+Machines learn it from the server at their next check, and later images say it too. A
+machine that slept meanwhile learns all of it at once. One that must take a certain
+release before newer ones finds it by 'halogen release step'.
+
 The password comes from a file, such as a container's secret, from gpg-agent, or
 from the terminal.
 `

@@ -42,6 +42,10 @@ func newWorld(t testing.TB) *world {
 		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
 		os.RemoveAll(home)
 	})
+	// The least work to try a password: each of gpg's commands does it, for each subkey.
+	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("s2k-count 65536\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{t, t.TempDir(), home}
 	w.write("password", password+"\n")
 	return w
