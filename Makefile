@@ -44,6 +44,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ROOTFS=debian|testos  VERSION=n    what `make run` and `make image` build'
 	@echo '  INSTALL=1                          `make run` installs it from the installer stick first'
+	@echo '  ENGINE=buildah|docker|podman NETWORK=host    what `make image` builds with'
 
 .PHONY: tools
 tools: $(OUT)/tools.stamp ## install what is missing on this machine
@@ -193,9 +194,11 @@ $(OUT)/base.tar: | $(OUT)/tools.stamp
 	@echo "making the container's base (20 s)"
 	@mmdebstrap --quiet --variant=apt trixie $@ "$$(builder/recipes/debian/mirror)"
 
-ENGINE ?= buildah
+ENGINE  ?= buildah
+# host, where the engine's own network does not reach the packages.
+NETWORK ?=
 # Isolation beyond a chroot wants a runtime (crun, runc) beside buildah.
-ISOLATION := BUILDAH_ISOLATION=$(or $(BUILDAH_ISOLATION),chroot)
+ISOLATION := BUILDAH_ISOLATION=$(or $(BUILDAH_ISOLATION),chroot) $(if $(DOCKER_HOST),DOCKER_HOST=$(DOCKER_HOST))
 MIRROR ?= $(shell builder/recipes/debian/mirror)
 DEVELOPMENT := /dev/shm/halogen-development-$(shell id -u)
 ifndef RELEASE_KEY
@@ -215,7 +218,7 @@ image-testos: $(OUT)/images/testos-$(VERSION)/disk.img
 image-debian: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS)
 	@case $(RELEASE_KEY) in $(DEVELOPMENT)/*) $(AS_ROOT) builder/container/development-keys bin/halogen uki.conf $(DEVELOPMENT) ;; esac
 	@$(AS_ROOT) rm -rf $(OUT)/release/$(VERSION)
-	@$(AS_ROOT) $(ISOLATION) bin/halogen build --container --engine $(ENGINE) --base $(BASE) --mirror $(MIRROR) --config $(CONFIG) \
+	@$(AS_ROOT) $(ISOLATION) bin/halogen build --container --engine $(ENGINE) $(if $(NETWORK),--network $(NETWORK)) --base $(BASE) --mirror $(MIRROR) --config $(CONFIG) \
 		--version $(VERSION) --disk --out $(OUT)/release/$(VERSION) --release-key $(RELEASE_KEY) --release-key-password-file $(RELEASE_PASSWORD)
 	$(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(OUT)/release/$(VERSION))
 

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,9 @@ var files embed.FS
 // Options say what to build.
 type Options struct {
 	Engine Engine
+	// Network of the engine's that making the image and running it use; empty
+	// for the engine's default.
+	Network string
 	// Base is the image that the container is made of: a name, or the path of
 	// a tar archive with a root file system. Empty for the Containerfile's.
 	Base string
@@ -96,6 +100,13 @@ func Build(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
+	if o.Engine == Docker {
+		owner, err := o.dockerOwner(ctx)
+		if err != nil {
+			return err
+		}
+		o.Environment = slices.Concat(o.Environment, owner)
+	}
 	if o.Base, err = o.importBase(ctx, work); err != nil {
 		return fmt.Errorf("import the base image: %w", err)
 	}
@@ -104,14 +115,14 @@ func Build(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("collect what the container is made of: %w", err)
 	}
 	name := filepath.Join(work, "image")
-	if err := o.exec(ctx, o.Engine.image(folder, name, o.Base, o.mirror())); err != nil {
+	if err := o.exec(ctx, o.Engine.image(folder, name, o.Base, o.mirror(), o.Network)); err != nil {
 		return fmt.Errorf("make the container's image: %w", err)
 	}
 	image, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	return o.run(ctx, strings.TrimSpace(string(image)))
+	return o.run(ctx, strings.TrimSpace(string(image)), filepath.Join(work, "container"))
 }
 
 func (o Options) mirror() string {
@@ -222,9 +233,9 @@ func copyFile(from fs.FS, name, to string) (err error) {
 	return err
 }
 
-// run makes the release in a container of the image.
-func (o Options) run(ctx context.Context, image string) error {
-	r := running{image: image, command: append([]string{"make-release", o.Recipe}, o.Arguments...)}
+// run makes the release in a container of the image, whose ID goes to a file.
+func (o Options) run(ctx context.Context, image, id string) error {
+	r := running{image: image, id: id, network: o.Network, command: append([]string{"make-release", o.Recipe}, o.Arguments...)}
 	r.volumes = []volume{{filepath.Dir(o.Config), "/config", true}, {o.Out, "/out", false}}
 	if o.Previous != "" {
 		r.volumes = append(r.volumes, volume{o.Previous, "/previous", true})
@@ -241,28 +252,56 @@ func (o Options) run(ctx context.Context, image string) error {
 		}
 		r.volumes = append(r.volumes, volume{path, "/run/secrets/" + s.Name, true})
 	}
-	if uid := os.Geteuid(); o.Engine == Docker && uid != 0 {
-		// The daemon's container is root's, and so is what it writes.
-		if len(o.Secrets) > 0 {
-			return errors.New("in a container of docker's, keys must belong to root: call halogen as root, or use podman")
-		}
-		r.environment = append(r.environment, "OWNER="+strconv.Itoa(uid)+":"+strconv.Itoa(os.Getegid()))
-	}
 	for _, v := range r.volumes {
 		if strings.ContainsAny(v.from, ":,\n") {
 			return fmt.Errorf("path %q has a character that container engines read otherwise", v.from)
 		}
 	}
 	if o.Engine != Buildah {
-		return o.exec(ctx, o.Engine.runOnce(r))
+		return o.runOnce(ctx, r)
 	}
-	id, err := o.output(ctx, buildahFrom(r))
+	container, err := o.output(ctx, buildahFrom(r))
 	if err != nil {
 		return fmt.Errorf("make a container: %w", err)
 	}
-	err = o.exec(ctx, buildahRun(id, r))
+	err = o.exec(ctx, buildahRun(container, r))
 	// Also after an interruption nothing shall be left.
-	return errors.Join(err, o.exec(context.WithoutCancel(ctx), []string{"buildah", "rm", id}))
+	return errors.Join(err, o.exec(context.WithoutCancel(ctx), o.Engine.remove(container)))
+}
+
+// runOnce runs a container of docker's or podman's, which they remove. To
+// interrupt their command does not end the container: its first process is bash,
+// which waits for what it runs.
+func (o Options) runOnce(ctx context.Context, r running) error {
+	c := o.command(ctx, o.Engine.runOnce(r))
+	c.Cancel = func() error { return c.Process.Kill() }
+	err := o.wait(c)
+	if ctx.Err() == nil {
+		return err
+	}
+	id, missing := os.ReadFile(r.id)
+	if missing != nil {
+		return err // interrupted before there was one
+	}
+	return errors.Join(err, o.exec(context.WithoutCancel(ctx), o.Engine.remove(strings.TrimSpace(string(id)))))
+}
+
+// dockerOwner returns what tells the container whom the results shall belong to,
+// where a daemon that is root runs it for another user.
+func (o Options) dockerOwner(ctx context.Context) ([]string, error) {
+	info, err := o.output(ctx, dockerInfo())
+	if err != nil {
+		return nil, fmt.Errorf("docker's daemon does not say how it confines containers (is it running, and may you use it?): %w", err)
+	}
+	rootless, err := dockerIsRootless(info)
+	uid := os.Geteuid()
+	if err != nil || rootless || uid == 0 {
+		return nil, err
+	}
+	if len(o.Secrets) > 0 {
+		return nil, errors.New("in a container of docker's, keys must belong to root: call halogen as root, or use podman")
+	}
+	return []string{"OWNER=" + strconv.Itoa(uid) + ":" + strconv.Itoa(os.Getegid())}, nil
 }
 
 func (o Options) command(ctx context.Context, args []string) *exec.Cmd {
@@ -273,10 +312,13 @@ func (o Options) command(ctx context.Context, args []string) *exec.Cmd {
 }
 
 func (o Options) exec(ctx context.Context, args []string) error {
-	c := o.command(ctx, args)
+	return o.wait(o.command(ctx, args))
+}
+
+func (o Options) wait(c *exec.Cmd) error {
 	c.Stdout = o.Log
 	if err := c.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", args[0], args[1], err)
+		return fmt.Errorf("%s %s: %w", c.Args[0], c.Args[1], err)
 	}
 	return nil
 }

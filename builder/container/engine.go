@@ -1,10 +1,12 @@
 package container
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
+	"strings"
 )
 
 // An Engine makes and runs containers. Where it keeps them, and how it keeps
@@ -55,8 +57,9 @@ func (e Engine) base(folder, name string) []string {
 
 // image returns the command that makes the container's image and writes its ID
 // to a file.
-func (e Engine) image(folder, id, base, mirror string) []string {
+func (e Engine) image(folder, id, base, mirror, network string) []string {
 	args := []string{string(e), "build", "--tag", "localhost/halogen-builder:latest", "--iidfile", id, "--file", folder + "/Containerfile"}
+	args = append(args, networkOption(network)...)
 	if e == Buildah {
 		args = append(args, "--layers") // as the others do: what has not changed is not made again
 	}
@@ -69,31 +72,50 @@ func (e Engine) image(folder, id, base, mirror string) []string {
 	return append(args, folder)
 }
 
+// networkOption names the network of the engine's that is used; empty for its
+// default.
+func networkOption(network string) []string {
+	if network == "" {
+		return nil
+	}
+	return []string{"--network=" + network}
+}
+
 // A volume is a file or folder that a container sees.
 type volume struct {
 	from, to string
 	readOnly bool
 }
 
-func (v volume) String() string {
-	if v.readOnly {
-		return v.from + ":" + v.to + ":ro"
+// option returns the volume as an option of the engine. docker's --volume makes
+// a folder of what is missing, which a key is to a daemon on another machine;
+// its --mount fails.
+func (v volume) option(e Engine) []string {
+	switch {
+	case e == Docker && v.readOnly:
+		return []string{"--mount", "type=bind,source=" + v.from + ",target=" + v.to + ",readonly"}
+	case e == Docker:
+		return []string{"--mount", "type=bind,source=" + v.from + ",target=" + v.to}
+	case v.readOnly:
+		return []string{"--volume", v.from + ":" + v.to + ":ro"}
 	}
-	return v.from + ":" + v.to
+	return []string{"--volume", v.from + ":" + v.to}
 }
 
 // running is what a container is to do.
 type running struct {
 	image       string
+	id          string // file that docker and podman write the container's ID to
+	network     string
 	volumes     []volume
 	environment []string
 	command     []string
 }
 
-func (r running) options() []string {
-	var args []string
+func (r running) options(e Engine) []string {
+	args := networkOption(r.network)
 	for _, v := range r.volumes {
-		args = append(args, "--volume", v.String())
+		args = append(args, v.option(e)...)
 	}
 	for _, e := range r.environment {
 		args = append(args, "--env", e)
@@ -104,7 +126,15 @@ func (r running) options() []string {
 // runOnce returns the command of docker and podman that runs a container and
 // removes it.
 func (e Engine) runOnce(r running) []string {
-	return slices.Concat([]string{string(e), "run", "--rm"}, capabilities, confinement, r.options(), []string{r.image}, r.command)
+	return slices.Concat([]string{string(e), "run", "--rm", "--cidfile", r.id}, capabilities, confinement, r.options(e), []string{r.image}, r.command)
+}
+
+// remove returns the command that ends a container and removes it.
+func (e Engine) remove(id string) []string {
+	if e == Buildah {
+		return []string{"buildah", "rm", id}
+	}
+	return []string{string(e), "rm", "--force", "--volumes", id}
 }
 
 // buildahFrom returns the command that makes a container and prints its name.
@@ -114,5 +144,31 @@ func buildahFrom(r running) []string {
 
 // buildahRun returns the command that runs in it.
 func buildahRun(id string, r running) []string {
-	return slices.Concat([]string{"buildah", "run"}, r.options(), []string{id, "--"}, r.command)
+	return slices.Concat([]string{"buildah", "run"}, r.options(Buildah), []string{id, "--"}, r.command)
+}
+
+// dockerInfo returns the command that prints, as a JSON list, how docker's daemon
+// confines containers.
+func dockerInfo() []string {
+	return []string{"docker", "info", "--format", "{{json .SecurityOptions}}"}
+}
+
+// dockerIsRootless interprets what dockerInfo prints: whether root in a container
+// is the user of the daemon, and not root. It refuses a daemon whose containers
+// can neither read keys nor write what is built.
+func dockerIsRootless(info string) (bool, error) {
+	var options []string
+	if err := json.Unmarshal([]byte(info), &options); err != nil {
+		return false, fmt.Errorf("docker info printed %q, want a JSON list: %w", info, err)
+	}
+	rootless := false
+	for _, o := range options {
+		switch name, _, _ := strings.Cut(o, ","); name {
+		case "name=userns":
+			return false, errors.New("docker gives containers users of their own (userns-remap), who can neither read the keys nor write what is built: use a daemon without it, or podman")
+		case "name=rootless":
+			rootless = true
+		}
+	}
+	return rootless, nil
 }

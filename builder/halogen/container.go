@@ -29,16 +29,17 @@ layer; they are checked as by 'halogen keys check' before.
 
 // containerFlags are the options of a build in a container.
 type containerFlags struct {
-	on                                            bool
-	engine, recipe, base, mirror, profile, stage3 string
-	set                                           []string
-	releaseKey, releasePassword                   string
+	on                                                     bool
+	engine, network, recipe, base, mirror, profile, stage3 string
+	set                                                    []string
+	releaseKey, releasePassword                            string
 }
 
 // define adds the options to those of build.
 func (n *containerFlags) define(f *flag.FlagSet) {
 	f.BoolVar(&n.on, "container", false, "build in a container, by a recipe")
 	f.StringVar(&n.engine, "engine", "", "`NAME` of what runs the container: podman, docker or buildah; by default the first that there is")
+	f.StringVar(&n.network, "network", "", "`NAME` of the engine's network that the container is made and run in, such as host; by default the engine's own choice")
 	f.StringVar(&n.recipe, "recipe", "debian", "`NAME` of the recipe for the root file system: debian or gentoo")
 	f.StringVar(&n.base, "base", "", "`IMAGE` that the container is made of, or a tar archive with a Debian; by default docker.io/library/debian:trixie-slim")
 	f.StringVar(&n.mirror, "mirror", "", "`URL` of the distribution's packages, for the recipe")
@@ -57,7 +58,7 @@ func (n *containerFlags) define(f *flag.FlagSet) {
 
 // Options of build that belong to one of the two ways only.
 var (
-	containerOnly = []string{"engine", "recipe", "base", "mirror", "profile", "stage3", "set", "release-key", "release-key-password-file"}
+	containerOnly = []string{"engine", "network", "recipe", "base", "mirror", "profile", "stage3", "set", "release-key", "release-key-password-file"}
 	hostOnly      = []string{"rootfs", "agent", "json"}
 )
 
@@ -105,7 +106,7 @@ func (c command) buildInContainer(ctx context.Context, f *flag.FlagSet, b buildF
 	start := time.Now()
 	o.Progress.Note("building in a container, with %s", engine)
 	err = container.Build(ctx, container.Options{
-		Engine: engine, Base: n.base, Programs: o.Machine, Config: b.config, Out: b.out, Previous: b.previous,
+		Engine: engine, Network: n.network, Base: n.base, Programs: o.Machine, Config: b.config, Out: b.out, Previous: b.previous,
 		Recipe: n.recipe, Stage3: n.stage3, Environment: c.recipeEnvironment(n), Arguments: containerArguments(b),
 		Secrets: secrets, Log: c.stderr,
 	})

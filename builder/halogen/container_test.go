@@ -50,9 +50,11 @@ func TestContainerRefusals(t *testing.T) {
 			t.Errorf("%s: exit code %d, want %d, and %q in\n%s", c.name, code, c.code, c.want, stderr)
 		}
 	}
-	code, _, stderr := run(t, nil, "build", "--rootfs", "r", "--version", "1", "--out", "o", "--engine", "podman")
-	if code != exitUsage || !strings.Contains(stderr, "--engine is for --container") {
-		t.Errorf("an option of the container without one: %d, %s", code, stderr)
+	for _, option := range []string{"--engine", "--network"} {
+		code, _, stderr := run(t, nil, "build", "--rootfs", "r", "--version", "1", "--out", "o", option, "host")
+		if code != exitUsage || !strings.Contains(stderr, option+" is for --container") {
+			t.Errorf("an option of the container without one: %d, %s", code, stderr)
+		}
 	}
 }
 
