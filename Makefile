@@ -28,6 +28,10 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 PACKAGES += apache2-bin lighttpd caddy python3 $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
 # Of what is installed, these would be services too: none is started, now or at the next boot.
 SERVICES := nginx lighttpd caddy
+# A docker that is there is kept, whoever made it: Debian's conflicts with docker-ce.
+# In Debian 12, docker.io has the client.
+DOCKER  := docker.io $(shell grep -qs '^VERSION_CODENAME=bookworm$$' /etc/os-release || echo docker-cli)
+PACKAGES += $(if $(shell PATH=$$PATH:/usr/sbin; command -v dockerd >/dev/null && command -v docker),,$(DOCKER))
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
@@ -49,6 +53,7 @@ help: ## list the targets
 .PHONY: tools
 tools: $(OUT)/tools.stamp ## install what is missing on this machine
 
+# No service starts (policy-rc.d): they are installed for their programs alone.
 $(OUT)/tools.stamp: Makefile
 	@mkdir -p $(OUT)
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
@@ -57,7 +62,7 @@ $(OUT)/tools.stamp: Makefile
 		$(SUDO) apt-get update -qq; \
 		policy=/usr/sbin/policy-rc.d; \
 		[ -e $$policy ] || { trap "$(SUDO) rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod 755 $$policy; }; \
-		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >$(OUT)/apt.log 2>&1 \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends --no-remove $$missing >$(OUT)/apt.log 2>&1 \
 			|| { tail -n 20 $(OUT)/apt.log; exit 1; }; \
 		for s in $(SERVICES); do case " "$$missing" " in *" $$s "*) \
 			[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet $$s;; esac; done; \

@@ -88,7 +88,7 @@ type volume struct {
 }
 
 // option returns the volume as an option of the engine. docker's --volume makes
-// a folder of what is missing, which a key is to a daemon on another machine;
+// a directory of what is missing, which a key is to a daemon on another machine;
 // its --mount fails.
 func (v volume) option(e Engine) []string {
 	switch {
