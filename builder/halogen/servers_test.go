@@ -297,7 +297,7 @@ func TestServers(t *testing.T) {
 			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 		}), all("https://USER:PASSWORD@HOST")},
 		{"another directory", handler(func(f *fixture) http.Handler { return http.FileServer(http.Dir(filepath.Dir(f.folder))) }),
-			wants{fetch: "has no manifest.env for x86_64/test", install: "want the address of an image's directory", verify: "want the address of an image's directory"}},
+			wants{fetch: "has no manifest.env for x86_64/test", install: "name the image's directory", verify: "name the image's directory"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

@@ -16,7 +16,7 @@ import (
 func readManifest(ctx context.Context, s Server) (text []byte, m *manifest.Manifest, err error) {
 	text, err = s.Get(ctx, manifest.FileName, manifest.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("%w: want the address of an image's directory, <base>/<arch>/<image-id>, with a release published there", err)
+		return nil, nil, fmt.Errorf("%w: name the image's directory, ROOT/<arch>/<image-id>, and publish there first", err)
 	}
 	if err != nil {
 		return nil, nil, err

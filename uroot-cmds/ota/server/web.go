@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -317,6 +318,18 @@ func (w *web) Get(ctx context.Context, name string, limit int64) (content []byte
 	return content, err
 }
 
+// compressed reports whether a small file was compressed on the way. Apache's
+// AddEncoding calls gzip whatever has .gz in its name, as 7.tar.gz.pgp has.
+func compressed(coding string, body []byte) bool {
+	switch strings.ToLower(coding) {
+	case "", "identity":
+		return false
+	case "gzip", "x-gzip":
+		return bytes.HasPrefix(body, []byte{0x1f, 0x8b}) // RFC 1952, section 2.3.1
+	}
+	return true
+}
+
 // get is one attempt at a small file.
 func (w *web) get(ctx context.Context, name string, limit int64) ([]byte, error) {
 	// These files change, and caches on the way must not hide it.
@@ -328,12 +341,12 @@ func (w *web) get(ctx context.Context, name string, limit int64) ([]byte, error)
 	if answer.StatusCode != http.StatusOK {
 		return nil, failed(answer)
 	}
-	if coding := answer.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return nil, fmt.Errorf("%w: it is compressed (Content-Encoding: %.20q), which nobody asked for: switch that off for these files on the server, or on what lies before it (nginx: gzip off; Apache: SetEnv no-gzip 1)", errAnswer, coding)
-	}
 	// A page in the file's place may be larger than the file.
 	b, err := io.ReadAll(io.LimitReader(answer.Body, max(limit, 512)+1))
+	coding := answer.Header.Get("Content-Encoding")
 	switch {
+	case compressed(coding, b):
+		return nil, fmt.Errorf("%w: it is compressed (Content-Encoding: %.20q), which nobody asked for: switch that off for these files on the server, or on what lies before it (nginx: gzip off; Apache: SetEnv no-gzip 1)", errAnswer, coding)
 	case manifest.IsPage(b):
 		return nil, fmt.Errorf("%w: a web page: %w", errAnswer, manifest.ErrPage)
 	case answer.ContentLength > limit:
