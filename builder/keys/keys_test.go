@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -379,7 +380,9 @@ func TestStrength(t *testing.T) {
 	}
 }
 
-func TestAgent(t *testing.T) {
+// agentHome makes a home for GnuPG, whose agent asks with that program.
+func agentHome(t *testing.T, pinentry string) {
+	t.Helper()
 	testkit.Need(t, "gpg-connect-agent")
 	home, err := os.MkdirTemp("", "gpg")
 	if err != nil {
@@ -392,9 +395,48 @@ func TestAgent(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("allow-preset-passphrase\npinentry-program /bin/false\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("allow-preset-passphrase\npinentry-program "+pinentry+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestAgentAsksAtTheTerminal has the agent ask where the user sits, although the
+// standard input of what asks it is another.
+func TestAgentAsksAtTheTerminal(t *testing.T) {
+	pinentry := filepath.Join(t.TempDir(), "pinentry")
+	script := `#!/bin/sh
+echo OK
+while read -r command rest; do
+	case $command,$rest in
+	OPTION,ttyname=*) terminal=${rest#*=} ;;
+	GETPIN,*) echo "D $terminal" ;;
+	BYE,*) exit ;;
+	esac
+	echo OK
+done
+`
+	if err := os.WriteFile(pinentry, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	agentHome(t, pinentry)
+	terminal := testkit.AtTerminal(t)
+	for _, named := range []string{"", "/dev/pts/named"} {
+		t.Setenv("GPG_TTY", named)
+		p, err := AgentPassword(t.Context(), "halogen:test"+strings.ReplaceAll(named, "/", "-"), "The password")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := cmp.Or(named, terminal); string(p.Bytes()) != want {
+			t.Errorf("the agent asked at %q, want %q", p.Bytes(), want)
+		}
+		if err := p.Wipe(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAgent(t *testing.T) {
+	agentHome(t, "/bin/false")
 	if _, err := AgentPassword(t.Context(), "halogen:test", "The password"); err == nil {
 		t.Error("the agent gave a password that it has not")
 	}

@@ -137,9 +137,25 @@ func AgentPassword(ctx context.Context, id, question string) (*Password, error) 
 // character of a password may take three.
 const maxAnswer = 4 * maxPassword
 
+// AgentEnviron is the environment for a program of GnuPG whose standard input is
+// not the terminal: gpg-agent's pinentry asks where GPG_TTY says, and without it
+// where standard input is.
+func AgentEnviron() []string {
+	env := os.Environ()
+	if os.Getenv("GPG_TTY") != "" || !term.IsTerminal(int(os.Stdin.Fd())) {
+		return env
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", os.Stdin.Fd()))
+	if err != nil {
+		return env // a pinentry with a window needs none
+	}
+	return append(env, "GPG_TTY="+name)
+}
+
 func agentPassword(ctx context.Context, id, question string) (*Password, error) {
 	// A '+' is a space in the Assuan protocol.
 	c := exec.CommandContext(ctx, "gpg-connect-agent", "--quiet")
+	c.Env = AgentEnviron()
 	c.Stdin = strings.NewReader("GET_PASSPHRASE --data " + id + " X Password " + url.QueryEscape(question) + "\n/bye\n")
 	var said bytes.Buffer
 	c.Stderr = &said

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/keys"
 )
 
 // signByGPG has gpg sign with the pinned key, whose secret part its agent or a
@@ -59,6 +60,7 @@ func gpg(message io.Reader, key pgp.Fingerprint) ([]byte, error) {
 	var out, said bytes.Buffer
 	c := exec.Command("gpg", "--batch", "--no-tty", "--yes", "--quiet", "--personal-digest-preferences", "SHA256", "--no-armor",
 		"--local-user", key.String()+"!", "--output", "-", "--detach-sign")
+	c.Env = keys.AgentEnviron()
 	c.Stdin, c.Stdout, c.Stderr = message, &out, &said
 	if err := c.Run(); err != nil {
 		return nil, fmt.Errorf("sign with gpg: %w: %s", err, bytes.TrimSpace(said.Bytes()))
