@@ -22,10 +22,11 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	kmod buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
-	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip
+	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip \
+	softhsm2 gnupg-pkcs11-scd
 # Web servers that the tests start on ports of their own. busybox and busybox-static take
 # each other's place, and either does.
-PACKAGES += apache2-bin lighttpd caddy python3 $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
+PACKAGES += apache2-bin lighttpd caddy $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
 # Of what is installed, these would be services too: none is started, now or at the next boot.
 SERVICES := nginx lighttpd caddy
 # A docker that is there is kept, whoever made it: Debian's conflicts with docker-ce.

@@ -18,7 +18,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
-const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY [OPTION]...
+const releaseSummary = `usage: halogen release --build DIR --server ROOT --key KEY|--gpg [OPTION]...
        halogen release --verify ROOT|URL [--pinned FILE] [--proxy URL] [--ca FILE]
        halogen release list | promote | withdraw | step | prune | refresh | archive ...
 
@@ -63,6 +63,25 @@ signed by another key that they know.
 KEY is a secret OpenPGP key as 'halogen keys generate' makes it or 'gpg
 --export-secret-keys' writes it, such as a container's secret. It is read where
 it lies, and must pass 'halogen keys check'.
+
+With --gpg, gpg signs instead, with a key of the pinned certificate that gpg-agent
+has, on a smart card or a PKCS#11 token too. gpg knows an OpenPGP card's key after
+'gpg --card-status'. A PKCS#11 token needs gnupg-pkcs11-scd, and on it an RSA key
+of 3072 bits or more with an X.509 certificate of the same ID, which may be signed
+by itself. Without pin-cache the token stays open until gpg-agent ends:
+
+  ~/.gnupg/gpg-agent.conf          scdaemon-program /usr/bin/gnupg-pkcs11-scd
+  ~/.gnupg/gnupg-pkcs11-scd.conf   providers token
+                                   provider-token-library MODULE.so
+                                   pin-cache 60
+
+  gpg --card-status
+  gpg-connect-agent 'SCD LEARN --force' /bye    KEYPAIRINFO has the keygrip
+  gpg --expert --edit-key KEY addkey save       "Existing key", keygrip, sign only
+  gpg --export KEY >release-key.pgp             for ReleaseKeyFile=
+
+Put a subkey there and keep the primary key offline, with copies: machines never
+take another one, and what a token has made dies with it.
 `
 
 // releaseFlags are the options of release as they are given.
