@@ -99,6 +99,9 @@ func TestInstalledAgain(t *testing.T) {
 			m.powerOn(w)
 			m.printed.Reset()
 			m.owner = true
+			if c.cleared {
+				m.types("weaker") // nobody else can say which systems were replaced for good
+			}
 			m.ends("system", "the system was installed again", "gives the firmware this machine's own Secure Boot keys again")
 			if text := m.printed.String(); strings.Count(text, "Recovery key") != 1 || !strings.Contains(text, c.says) {
 				t.Errorf("asks:\n%s", text)

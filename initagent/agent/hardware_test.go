@@ -389,7 +389,6 @@ func (p person) PrintSecret(text string) { p.Print(text) }
 
 func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
-	p.m.patience = timeout
 	p.m.waits = append(p.m.waits, timeout)
 	if p.m.listening {
 		p.m.t.Errorf("two wait for what is typed after %q", prompt)

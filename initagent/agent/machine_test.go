@@ -168,7 +168,6 @@ type machine struct {
 	recordNow      []byte
 	watchDelivery  func(done string) // after each step of the fetcher's
 	typed          []string          // answers to come
-	patience       time.Duration     // how long the last question waits for one
 	waits          []time.Duration   // how long answers were waited for; 0: for ever
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased

@@ -16,8 +16,8 @@ func TestTrialNobodyTypes(t *testing.T) {
 		if end := m.boot(); end != "reboot" || m.agent.contract.Version != 2 || !strings.Contains(m.said.String(), "there is a system to fall back to") {
 			t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
 		}
-		if m.patience != trialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
-			t.Errorf("it waits %s, and says %q", m.patience, m.printed.String())
+		if m.waits[len(m.waits)-1] != trialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
+			t.Errorf("it waits %s, and says %q", m.waits[len(m.waits)-1], m.printed.String())
 		}
 	}
 	m.extra = ""
@@ -27,8 +27,8 @@ func TestTrialNobodyTypes(t *testing.T) {
 	}
 	m.extra = "another firmware" // and the system before it waits for its owner
 	m.ends("recovery")
-	if m.patience != keyTimeout {
-		t.Errorf("it waits %s", m.patience)
+	if m.waits[len(m.waits)-1] != keyTimeout {
+		t.Errorf("it waits %s", m.waits[len(m.waits)-1])
 	}
 }
 

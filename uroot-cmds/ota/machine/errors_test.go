@@ -56,17 +56,17 @@ func TestTells(t *testing.T) {
 		})},
 		{"fetch: a server that wants a password", "manifest.env", "USER:PASSWORD@HOST", serve(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })},
 		{"fetch: a server that redirects for ever", "manifest.env", "correct the server", serve(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) })},
-		{"fetch: a server of a private authority", "manifest.env", "needs CA=", func(w *world) {
+		{"fetch: a server of a private authority", "manifest.env", "CA= in ota.conf", func(w *world) {
 			s := httptest.NewTLSServer(http.FileServerFS(w.site.Files))
 			w.t.Cleanup(s.Close)
 			w.conf("Server=" + s.URL)
 		}},
-		{"fetch: a proxy that does not answer", "manifest.env", "check the address", func(w *world) { w.conf("Server=http://192.0.2.1", "Proxy=http://127.0.0.1:1") }},
+		{"fetch: a proxy that does not answer", "manifest.env", "Proxy= in ota.conf", func(w *world) { w.conf("Server=http://192.0.2.1", "Proxy=http://127.0.0.1:1") }},
 		{"fetch: certificates that are not there", "/nowhere.pem", "correct it, or take it out", func(w *world) { w.conf("Server="+w.server.URL, "CA=/nowhere.pem") }},
 		{"fetch: ota.conf with a mistake", "ota.conf", "like https://", func(w *world) { w.conf("Server=updates") }},
 		{"fetch: a manifest with a mistake", "manifest.env, line 1", "write STABLE=3", func(w *world) { w.site.Put(otatest.Folder+"manifest.env", []byte("stable=3\n")) }},
 		{"fetch: a manifest without a signature, which is wanted", "manifest.env.pgp", "set it to auto", func(w *world) { w.conf("Server="+w.server.URL, "RequireSignedManifest=yes") }},
-		{"fetch: a manifest that somebody has changed", "manifest", "try again in some minutes", func(w *world) {
+		{"fetch: a manifest that somebody has changed", "manifest", "run this again later", func(w *world) {
 			signed(nil)(w)
 			w.site.Files[otatest.Folder+"manifest.env"].Data = append(w.site.Files[otatest.Folder+"manifest.env"].Data, '\n')
 		}},
