@@ -48,7 +48,7 @@ func TestLiveDebian(t *testing.T) {
 		d.installAgain("disk0")
 		d.installArchive("disk4")
 		d.installByHand("disk5")
-		d.says("systemctl poweroff", "")
+		d.leave("systemctl poweroff")
 		if reason := d.ExpectOff(); reason != "guest-shutdown" {
 			t.Fatalf("the machine went off by %s", reason)
 		}

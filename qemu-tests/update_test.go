@@ -30,7 +30,7 @@ func installed(t *testing.T) Provisioned {
 		g.says("cat /etc/machine-id >/var/lib/id", "")
 		g.says("dpkg-query -W >/var/lib/packages-1", "")
 		g.onESP("cp /mnt/EFI/Linux/halogen_1.efi /root/")
-		g.says("systemctl poweroff", "")
+		g.leave("systemctl poweroff")
 		if reason := g.ExpectOff(); reason != "guest-shutdown" {
 			t.Fatalf("the machine went off by %s", reason)
 		}
@@ -109,7 +109,7 @@ func (g *Guest) updates(version int) {
 	g.says("systemctl start ota-fetch.service; journalctl -u ota-fetch.service -b -o cat --no-pager | tail -n 20; systemctl show -P Result ota-fetch.service", `\nsuccess$`)
 	g.t.Logf("version %d is fetched after %v", version, time.Since(began).Round(time.Second))
 	began = time.Now()
-	g.says("systemctl reboot", "")
+	g.leave("systemctl reboot")
 	g.startsAnew()
 	g.Expect(`halogen: stage \(`)
 	g.Expect(`halogen: reboot: `)
@@ -212,7 +212,7 @@ func (g *Guest) bringBack(first Provisioned) {
 	// Attributes: non-volatile, for boot services and at run time; UTF-16.
 	wide := strings.Join(strings.Split("halogen_1.efi", ""), `\000`) + `\000\000\000`
 	g.says(`printf '\007\000\000\000`+wide+`' >/root/once && cat /root/once >`+oneShot, "")
-	g.says("systemctl poweroff", "")
+	g.leave("systemctl poweroff")
 	g.ExpectOff()
 	copySlot(g.t, first.State, layout.SlotA, g.State(), layout.SlotB)
 	g.PowerOn()
