@@ -16,16 +16,26 @@ var escapeAnchors = []string{
 	`\u00`, `\x02\x01\x0`, `\002\001\00`, `\x00\x00\x00\x0`, `PRIVATE\x20KEY`, `PRIVATE\040KEY`, `PRIVATE%20KEY`, `PRIVATE+KEY`, `PRIVATE&#32;KEY`, `PRIVATE&#x20;KEY`, `&#45;&#45;`, `&#x2d;`, `&#x2D;`,
 }
 
-// escapes searches the text around an escape with all escapes replaced. It
-// returns up to where it has done so; up to done it has before.
+// kindOf is the sign that escapes of the kind of an anchor begin with; '+' for a form
+// of HTML, in which a plus stands for a space, and others are written with '%'.
+func kindOf(data []byte, at int) byte {
+	if data[at] == 'P' {
+		at += len("PRIVATE")
+	}
+	return data[at]
+}
+
+// escapes searches the text around an escape with all escapes of its kind replaced:
+// to another kind's these bytes may look alike by chance. It returns up to where it
+// has done so; up to done it has before.
 func (j *job) escapes(name string, data []byte, at, done, depth int) (int, error) {
 	if at < done {
 		return done, nil
 	}
 	start, end := max(0, at-maxEscapedBefore), min(len(data), at+maxEscaped)
 	text := data[start:end]
-	plain := unescape(text, bytes.Contains(text, []byte("PRIVATE+KEY")))
-	if len(plain) == len(text) {
+	plain := unescape(text, kindOf(data, at))
+	if len(plain) == len(text) && kindOf(data, at) != '+' {
 		return end, nil
 	}
 	return end, j.view(name, start, at, end, plain, depth)
@@ -33,17 +43,19 @@ func (j *job) escapes(name string, data []byte, at, done, depth int) (int, error
 
 var singleEscapes = map[byte]byte{'n': '\n', 'r': '\r', 't': '\t', '/': '/', '"': '"', '\'': '\'', '\\': '\\', 'a': 7, 'b': 8, 'v': 11, 'f': 12}
 
-// unescape replaces the escapes of JSON, C and Python, HTML and URLs. In a form
-// of HTML a plus stands for a space.
-func unescape(text []byte, form bool) []byte {
+// unescape replaces the escapes of a kind: those of JSON, C and Python, of HTML, or of
+// URLs.
+func unescape(text []byte, kind byte) []byte {
 	out := make([]byte, 0, len(text))
 	for i := 0; i < len(text); {
-		c, n := escape(text[i:])
+		c, n := text[i], 1
 		switch {
-		case n == 0 && form && text[i] == '+':
-			c, n = ' ', 1
-		case n == 0:
-			c, n = text[i], 1
+		case kind == '+' && c == '+':
+			c = ' '
+		case c == kind, kind == '+' && c == '%':
+			if plain, length := escape(text[i:]); length > 0 {
+				c, n = plain, length
+			}
 		}
 		out = append(out, c)
 		i += n

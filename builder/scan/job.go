@@ -62,12 +62,13 @@ func (j *job) own(name string, data []byte, depth int, inside kind, isFile bool)
 // match applies the rules that have anchors.
 func (j *job) match(name string, data []byte, depth int) error {
 	var err error
-	escaped := 0 // up to where escapes have been replaced
+	escaped := map[byte]int{} // up to where escapes have been replaced, by their kind
 	j.matcher.find(data, func(rule, at int) bool {
 		r := &j.rules[rule]
 		switch {
 		case r.check == nil:
-			escaped, err = j.escapes(name, data, at, escaped, depth)
+			kind := kindOf(data, at)
+			escaped[kind], err = j.escapes(name, data, at, escaped[kind], depth)
 			return err == nil
 		case j.counts[r.name] < maxPerRule:
 			if start, ok := r.check(data, at); ok && !published(data[start:]) {
