@@ -246,6 +246,7 @@ func (b *build) complete(context.Context) error {
 	for _, note := range append(notes, kept...) {
 		b.Progress.Note("%s", note)
 	}
+	b.hungry()
 	if err := b.signModules(); err != nil {
 		return err
 	}
