@@ -79,8 +79,8 @@ func checkWatchdog(t testing.TB, r protocol.Report, kind vm.Watchdog) {
 	i := slices.IndexFunc(r.Watchdogs, func(w protocol.Watchdog) bool {
 		return strings.HasPrefix(strings.ToLower(w.Identity), strings.ToLower(string(kind[:4])))
 	})
-	if i < 0 || r.Watchdogs[i].State != "active" || !r.Watchdogs[i].Fed {
-		t.Fatalf("watchdogs %+v; want the %s handed over running", r.Watchdogs, kind)
+	if i < 0 || r.Watchdogs[i].State != "active" || !r.Watchdogs[i].Fed || r.Watchdogs[i].Timeout != 180 {
+		t.Fatalf("watchdogs %+v; want the %s handed over running, to wait for 180 s", r.Watchdogs, kind)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/u-root/u-root/pkg/watchdog"
+	"golang.org/x/sys/unix"
 )
 
 // Timer is a watchdog device (kernel documentation, watchdog/watchdog-api.rst).
@@ -175,6 +176,12 @@ func Find(sys, dev string) (name string, t Timer, err error) {
 type device struct {
 	*watchdog.Watchdog
 	others watchdog.Status
+}
+
+// SetTimeout implements Timer. The device is told whole seconds, as a C int
+// (WDIOC_SETTIMEOUT); u-root's method hands it nanoseconds, which it refuses.
+func (d device) SetTimeout(wait time.Duration) error {
+	return unix.IoctlSetPointerInt(int(d.File.Fd()), unix.WDIOC_SETTIMEOUT, int(wait.Seconds()))
 }
 
 // BootStatus implements Timer.
