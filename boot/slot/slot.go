@@ -240,11 +240,12 @@ func Next(s State, f Facts) Step {
 // opens the console before it unseals anything.
 //
 // A trial has something better than a console that waits: it is given up by its
-// tries, and the system that ran before it starts. So it is, too, where nobody has
-// answered the prompt for the recovery key.
+// tries, and the system that ran before it starts. So it is, too, where the TPM did not
+// open it and nobody has answered the prompt for the recovery key. Where no TPM opens
+// anything, the system before it would ask just the same.
 func Stop(s State, f Facts, reason string) Step {
 	switch {
-	case s.Trial && s.Fallback && !f.ConsoleAsked && !f.Answered && (f.Released || f.Key == Failed):
+	case s.Trial && s.Fallback && !f.ConsoleAsked && !f.Answered && (f.Released || f.Key == Failed && f.Unlock == Failed):
 		return Step{Reboot, "the trial cannot go on, and there is a system to fall back to: " + reason}
 	case !f.Released:
 		return Step{Recovery, reason}

@@ -26,6 +26,9 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 			o.Note("machines with releases older than %s go past it from now on", v)
 			return nil
 		}
+		if slices.ContainsFunc(m.Withdrawn, func(w manifest.Withdrawal) bool { return w.Version == v }) {
+			return fmt.Errorf("release %s was withdrawn, and a step would bring it to machines again: choose another one, or promote it first", v)
+		}
 		p, err := readPublished(ctx, o.Folder, v, s.key, o.Now)
 		if err == nil {
 			err = s.takeable(p)

@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -83,34 +84,53 @@ func TestTPMThatComesBack(t *testing.T) { // FAULTS 71
 	m.runs(1)
 }
 
-// A machine that was made beside a TPM that does not work has given it nothing, and
-// starts by its key alone. Nothing that somebody deletes makes another machine look so.
-func TestNeverBound(t *testing.T) { // FAULTS 71
+// A machine that was made beside a TPM that does not work starts by its key, and the
+// word each time: nothing on the disk can say that no TPM was ever given anything,
+// since a note of that time can be put back. FAULTS 71, 91
+func TestNeverBound(t *testing.T) {
 	m := newMachine(t, optionalTPM)
 	m.noTPM = errDead
 	for range 3 {
-		m.owner = true // who types the key, and no word
+		m.owner = true
+		m.types("weaker")
 		m.ends("system")
 		m.owner = false
 		if m.openVolume == nil {
 			t.Fatal("it runs without its root partition")
 		}
-		if g := m.noted(); !g.Unbound || g.Record {
+		if g := m.noted(); g.Record {
 			t.Fatalf("it notes %+v", g)
 		}
 	}
-	// Bound to a TPM once, it is a machine like others.
+	old := m.rootFiles()[rootpart.GuaranteesFile]
+	// Bound to a TPM for the first time, it is asked once.
 	m.noTPM = nil
-	m.accepts()
+	m.owner = true
+	m.types("weaker")
+	m.ends("system")
+	m.owner = false
 	m.runs(1)
-	if g := m.noted(); g.Unbound || !g.Record {
+	if g := m.noted(); !g.Record {
 		t.Errorf("it notes %+v", g)
 	}
+	m.rootFiles()[rootpart.GuaranteesFile] = old
 	m.changeToken(func(c *luks2.Change, n int, _ luks2.Token) error { return c.RemoveToken(n) })
 	m.noTPM = errDead
 	m.typed = []string{m.recoveryKey(), ""}
 	if end := m.boot(); end != "reboot" || m.openVolume != nil {
 		t.Errorf("ends in %s", end)
+	}
+	if !m.agent.facts.Answered {
+		t.Error("an empty answer counts as none")
+	}
+	// Nor does it help to delete the record.
+	m.noTPM, m.chipState = nil, nil
+	m.ends("recovery")
+	m.typed = []string{m.recoveryKey(), "y", ""}
+	m.printed.Reset()
+	m.ends("system")
+	if !strings.Contains(m.printed.String(), "can be an old one") || len(m.typed) != 0 {
+		t.Errorf("it says %s", m.printed.String())
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
@@ -136,10 +137,12 @@ func (a *Agent) enrol() error {
 		}
 		e := enrol.Enroller{
 			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
-			Time:   secureboot.Timestamp(a.Now(), a.contract.Date()),
-			Signed: func() error { return enrol.CheckSigned(dir, signer, rootpart.Allowed(list)) },
-			Pause:  a.Sleep,
-			Say:    func(m string) { a.Log.Say("%s", m) },
+			Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
+			Signed: func() error {
+				return enrol.CheckSigned(dir, signer, rootpart.Allowed(list), slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
+			},
+			Pause: a.Sleep,
+			Say:   func(m string) { a.Log.Say("%s", m) },
 		}
 		if err := e.Run(enrolments); err != nil {
 			return err

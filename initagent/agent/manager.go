@@ -120,7 +120,7 @@ func (a *Agent) listReplaced(fresh [32]byte) (old [][32]byte, err error) {
 	}
 	changed := a.list.Restore(fresh)
 	for _, m := range here {
-		if digest := [32]byte(m.Signed); digest != fresh {
+		if digest := [32]byte(m.Signed); digest != fresh && a.listedManager(digest) {
 			old, changed = append(old, digest), a.list.Replace(digest) || changed
 		}
 	}
@@ -131,6 +131,15 @@ func (a *Agent) listReplaced(fresh [32]byte) (old [][32]byte, err error) {
 		a.Log.Say("dbx holds %d of this machine's old boot managers and gets no more: the firmware goes on starting the one that is replaced now", secureboot.MaxRevoked)
 	}
 	return old, a.keepList()
+}
+
+// listedManager reports whether the list has an image as a boot manager. Anything that
+// this machine has signed can be laid in a boot manager's place, and a UKI there must
+// not end in dbx: it can be the fallback.
+func (a *Agent) listedManager(digest [32]byte) bool {
+	return slices.ContainsFunc(a.list.Images(), func(i secureboot.Image) bool {
+		return bytes.Equal(i.Digest, digest[:]) && strings.HasPrefix(i.Name, managerPrefix)
+	})
 }
 
 // listRestored takes back what listReplaced has noted. Cut before it, the release's

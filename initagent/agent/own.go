@@ -96,7 +96,9 @@ func (a *Agent) adoptFirmware() error {
 // ukiImage and managerImage are what the list calls a system's files.
 func ukiImage(n bls.Name) string { return n.Blessed().String() }
 
-func managerImage(n bls.Name) string { return "the boot manager that came with " + ukiImage(n) }
+const managerPrefix = "the boot manager that came with "
+
+func managerImage(n bls.Name) string { return managerPrefix + ukiImage(n) }
 
 // signedImages are the boot managers and the UKIs of this image on the ESP that
 // this machine's key has signed.

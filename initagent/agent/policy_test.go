@@ -121,6 +121,24 @@ func (m *machine) fillTPM() {
 	m.fillRest()
 }
 
+// emptyTPM makes room again.
+func (m *machine) emptyTPM() {
+	m.t.Helper()
+	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	for i := range uint32(200) {
+		index := tpm2.TPMHandle(0x01800000 + i)
+		there, err := tpm2.NVReadPublic{NVIndex: index}.Execute(m.emulator)
+		if err != nil {
+			continue
+		}
+		_, err = tpm2.NVUndefineSpace{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, NVIndex: tpm2.NamedHandle{Handle: index, Name: there.NVName},
+		}.Execute(m.emulator)
+		m.must(err)
+	}
+	m.chipChanged = true
+}
+
 // fillRest takes the room that is left.
 func (m *machine) fillRest() {
 	m.t.Helper()

@@ -21,9 +21,9 @@ import (
 // somebody has plugged in gets its driver; all drivers are loaded, since a TPM whose
 // driver is a module would be there for the shell; the kernel's memory is hidden, where
 // a machine that was only restarted still has what the boot before this one knew; a TPM
-// that was absent is told then,
-// and looked for once more right before the shell, for a driver that took its time.
-// If one of these fails there is no console.
+// that was absent is told then, and looked for once more right before the shell, for a
+// driver that took its time. If one of these fails there is no console, but for a kernel
+// that cannot hide its memory, which the builder refuses.
 func (a *Agent) recover(reason string) error {
 	a.stopListening()
 	a.Log.Say("RECOVERY: %s", reason)

@@ -35,12 +35,12 @@ func (a *Agent) revocable() bool {
 // revoke has the firmware refuse the boot managers that were replaced. Three writes
 // lead to it, and one follows; cut anywhere, the next boot unlocks by itself:
 //
-//   - The list counts the attempt, so that firmware which dies of it is not asked at
-//     every start. Cut after it, the next boot asks once more.
 //   - The TPM's record allows every boot with dbx as it is and as it will be; the boots
 //     of now are marked as passing. Cut after it, the next boot starts with the old
 //     dbx, is allowed, and settles the record back to that ([policy.Record.Renew]);
 //     then it begins again.
+//   - The list counts the attempt, so that firmware which dies of it is not asked at
+//     every start. Cut after it, the next boot asks once more.
 //   - dbx is appended to, which firmware does at once or not at all. Cut after it, the
 //     next boot starts with the new dbx, is allowed, and takes what dbx holds over
 //     into the list (renewList).
@@ -60,10 +60,6 @@ func (a *Agent) revoke() error {
 	}
 	images, err := a.unneeded(start, a.list.ToRevoke())
 	if err != nil || len(images) == 0 {
-		return err
-	}
-	a.list.Try(images)
-	if err := a.keepList(); err != nil {
 		return err
 	}
 	if err := a.appendRevocations(start, images); err != nil {
@@ -102,6 +98,10 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 		return errors.New("this machine's Secure Boot keys are missing from the root partition")
 	}
 	defer keys.Wipe()
+	a.list.Try(images)
+	if err := a.keepList(); err != nil {
+		return err
+	}
 	e := enrol.Enroller{
 		Variables: a.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
 		Pause: a.Sleep, Say: func(m string) { a.Log.Say("%s", m) },

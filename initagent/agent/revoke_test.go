@@ -5,12 +5,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"path"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enrol"
@@ -378,4 +381,47 @@ func TestRevocationOrderedOtherwise(t *testing.T) {
 		t.Errorf("dbx is %x", m.vars["dbx"].data)
 	}
 	m.runs(2)
+}
+
+// Anything that this machine has signed can be laid in a boot manager's place, while one
+// is exchanged or by whoever puts an old release's files back. Only boot managers end
+// in dbx. FAULTS 110
+func TestRevokesBootManagersOnly(t *testing.T) {
+	m, old := exchanged(t, pinned)
+	files := map[string][]byte{}
+	for name, content := range m.rootFiles() {
+		if strings.HasPrefix(name, fetchFolder) {
+			files[name] = bytes.Clone(content)
+		}
+	}
+	m.settles(2)
+	m.must(m.revoked(old))
+	uki := bytes.Clone(m.esp.files[path.Join(bls.Folder, "test_1.efi")].now.data)
+	m.plant(managerCopy, uki)
+	m.rename("test_1.efi", "test_1+0-3.efi")
+	maps.Copy(m.rootFiles(), files)
+	m.settles(2)
+	digest, err := authenticode.Digest(uki)
+	m.must(err)
+	if bytes.Contains(m.vars["dbx"].data, digest[:]) {
+		t.Error("the fallback's UKI is in dbx")
+	}
+}
+
+// An older release on an empty disk, with a firmware that keeps dbx when its keys are
+// cleared: its boot manager would not start, so no PK is written. FAULTS 110
+func TestEnrolsNothingRevoked(t *testing.T) {
+	m, old := exchanged(t, pinned)
+	m.settles(2)
+	m.must(m.revoked(old))
+	dbx := m.vars["dbx"]
+	m.powerOn(m.installed(diskSize))
+	m.vars["dbx"] = dbx
+	m.said.Reset()
+	if end := m.boot(); end != "reboot" || !strings.Contains(m.said.String(), "its hash is in dbx") {
+		t.Errorf("ends in %s:\n%s", end, m.said.String())
+	}
+	if len(m.vars["PK"].data) > 0 {
+		t.Error("the machine has a PK, and nothing that starts")
+	}
 }

@@ -109,9 +109,9 @@ func (a *Agent) notTold(word string, err error) error {
 
 // goOnUntold decides, with the root partition open, whether the system may be started
 // beside a TPM that is there and has not worked in this boot. The TPM is told now where
-// that works, and then, or where nobody has ever given it the machine secret, there is
-// nothing to ask. Otherwise the owner is, in every such boot: what the TPM released to
-// root of the running system they could keep.
+// that works, and then there is nothing to ask. Otherwise the owner is, in every such
+// boot: what the TPM released to root of the running system they could keep. Nothing on
+// the disk says that it was never given the machine secret: that can be an old note.
 //
 // A machine whose image requires a TPM never comes here.
 func (a *Agent) goOnUntold(c hw.Console) error {
@@ -124,10 +124,10 @@ func (a *Agent) goOnUntold(c hw.Console) error {
 	if err == nil {
 		return nil
 	}
-	if a.lock.Sealed != nil || !a.had.Unbound {
-		if err := rootpart.AskWithoutTPM(c, fault, keyTimeout); err != nil {
-			return err
-		}
+	err = rootpart.AskWithoutTPM(c, fault, keyTimeout)
+	a.facts.Answered = !errors.Is(err, hw.ErrNobody)
+	if err != nil {
+		return err
 	}
 	a.chip.untold = true
 	return nil

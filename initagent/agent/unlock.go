@@ -267,7 +267,7 @@ func (a *Agent) askKey() error {
 	}
 	defer f.Close()
 	timeout := keyTimeout
-	if a.state.Trial && a.state.Fallback {
+	if a.state.Trial && a.state.Fallback && a.facts.Unlock == slot.Failed {
 		timeout = trialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}

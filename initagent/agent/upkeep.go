@@ -1,6 +1,9 @@
 package agent
 
-import "halogenos.internal/boot/slot"
+import (
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/rootpart"
+)
 
 // Where the root partition has what the running system shares with the boot; it
 // sees the folder as /var/lib/halogen.
@@ -25,8 +28,11 @@ func (a *Agent) observeUpkeep() error {
 		a.facts.Unwell = a.espUnwell() // the record waits for it while a boot manager is replaced
 	}
 	a.facts.Policy = a.policyOutdated()
-	a.facts.Manager = a.managerWaits()
-	a.facts.Stage = a.releaseWaits()
-	a.facts.Revoke = a.revocable()
+	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
+	// be on the way. None of these would.
+	settled := !rootpart.KeysUnfinished(a.Store)
+	a.facts.Manager = settled && a.managerWaits()
+	a.facts.Stage = settled && a.releaseWaits()
+	a.facts.Revoke = settled && a.revocable()
 	return nil
 }

@@ -38,7 +38,7 @@ func TestMountedDirSigns(t *testing.T) {
 	if err != nil || len(results) != 4 {
 		t.Fatalf("results %v, %v", results, err)
 	}
-	if err := CheckSigned(d, s, anything); err != nil {
+	if err := CheckSigned(d, s, anything, nil); err != nil {
 		t.Error(err)
 	}
 	if err := SignTo(d, "EFI/Linux/example_1.efi", "EFI/Linux/example_1+3.efi", toySigner{"other"}); err != nil {
@@ -116,13 +116,13 @@ func TestRealBootManager(t *testing.T) {
 	dir := tempESP(t, map[string][]byte{removablePath: image, secondCopy: image, "EFI/Linux/a_1.efi": image})
 	for _, set := range []*secureboot.KeySet{k, other} {
 		s := DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}
-		if err := CheckSigned(dir, s, anything); err == nil {
+		if err := CheckSigned(dir, s, anything, nil); err == nil {
 			t.Fatal("not signed yet, and it passed")
 		}
 		if _, err := SignAll(dir, State{SetupMode: On}, s, anything); err != nil {
 			t.Fatal(err)
 		}
-		if err := CheckSigned(dir, s, anything); err != nil {
+		if err := CheckSigned(dir, s, anything, nil); err != nil {
 			t.Error(err)
 		}
 		crt := filepath.Join(t.TempDir(), "db.crt")

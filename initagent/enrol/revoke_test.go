@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
 )
@@ -168,8 +169,15 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got[name], want)
 		}
 	}
-	if err := CheckSigned(d, s, allowed); err != nil {
+	if err := CheckSigned(d, s, allowed, nil); err != nil {
 		t.Error(err)
+	}
+	// What dbx has does not start: PK must not be written. FAULTS 110
+	for name, want := range map[string]string{removablePath: "its hash is in dbx", "EFI/Linux/a_1.efi": "no UKI"} {
+		dbx := secureboot.Database{secureboot.Hash(gpt.GUID{1}, [32]byte(mustDigest(t, d.files[name].data)))}
+		if err := CheckSigned(d, s, allowed, dbx); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is in dbx: %v", name, err)
+		}
 	}
 	if !bytes.Equal(d.files["EFI/Linux/b_2.efi"].data, evil) {
 		t.Error("what is not allowed was changed")
@@ -179,7 +187,7 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 	if _, err := SignAll(d, State{SetupMode: On}, s, allowed); err != nil {
 		t.Fatal(err)
 	}
-	if err := CheckSigned(d, s, allowed); err == nil || !strings.Contains(err.Error(), "no UKI") {
+	if err := CheckSigned(d, s, allowed, nil); err == nil || !strings.Contains(err.Error(), "no UKI") {
 		t.Errorf("nothing to start: %v", err)
 	}
 }

@@ -252,8 +252,9 @@ func signOne(d Dir, name string, s Signer, allowed Allowed) (Result, error) {
 // CheckSigned returns nil when what the machine starts from is there and signed
 // by this machine's key: the boot manager on the removable path, every other EFI
 // file that is allowed, and at least one UKI among these. What is not this
-// machine's own is not judged.
-func CheckSigned(d Dir, s Signer, allowed Allowed) error {
+// machine's own is not judged. dbx is what the firmware's is going to hold: a boot
+// manager from a backup, or of an older release, can be in it.
+func CheckSigned(d Dir, s Signer, allowed Allowed, dbx secureboot.Database) error {
 	names, err := EFIFiles(d)
 	if err != nil {
 		return err
@@ -269,6 +270,12 @@ func CheckSigned(d Dir, s Signer, allowed Allowed) error {
 			continue
 		}
 		err = s.Verify(image)
+		if err == nil && revoked(image, dbx) {
+			if removable {
+				return fmt.Errorf("the firmware refuses %s: this machine has replaced that boot manager, and its hash is in dbx. Put the boot manager of a newer release there, or clear dbx as well in the firmware's setup (its factory keys)", name)
+			}
+			continue
+		}
 		if err != nil && looksEFI(image) && (removable || allowed(name, image) == nil) {
 			return fmt.Errorf("check signature of %s: %w", name, err)
 		}
@@ -282,6 +289,14 @@ func CheckSigned(d Dir, s Signer, allowed Allowed) error {
 		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", ukiFolder)
 	}
 	return nil
+}
+
+// revoked reports whether dbx has an image's hash.
+func revoked(image []byte, dbx secureboot.Database) bool {
+	digest, err := authenticode.Digest(image)
+	return err == nil && slices.ContainsFunc(dbx, func(e secureboot.Entry) bool {
+		return e.Type == secureboot.TypeSHA256 && bytes.Equal(e.Data, digest[:])
+	})
 }
 
 const (

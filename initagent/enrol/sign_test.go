@@ -61,7 +61,7 @@ func current(d *memDisk) map[string]variant {
 
 // finished checks that a disk is signed, whole, and as small as it can be.
 func finished(d *memDisk, s Signer) error {
-	if err := CheckSigned(d, s, anything); err != nil {
+	if err := CheckSigned(d, s, anything, nil); err != nil {
 		return err
 	}
 	for name, f := range d.files {
@@ -140,7 +140,7 @@ func cutSigning(first, then Signer, noSync, noReserve bool, twice bool) (states 
 				if err := run(again, then); err != nil {
 					return fmt.Errorf("cut at operation %d, next run: %w", at, err)
 				}
-				if err := CheckSigned(again, then, anything); err != nil {
+				if err := CheckSigned(again, then, anything, nil); err != nil {
 					return fmt.Errorf("cut at operation %d, after the next run: %w", at, err)
 				}
 				if first == then {
@@ -223,7 +223,7 @@ func TestProvisioningIsCut(t *testing.T) {
 			}
 		}
 		e := enroller(n, k, w)
-		e.Signed = func() error { return CheckSigned(d, s, anything) }
+		e.Signed = func() error { return CheckSigned(d, s, anything, nil) }
 		return e.Run(0)
 	}
 	seen := map[string]bool{}
@@ -284,11 +284,11 @@ func TestCheckSignedRefuses(t *testing.T) {
 				files[n] = f.data
 			}
 		}
-		if err := CheckSigned(newDisk(always(), files), s, anything); err != nil {
+		if err := CheckSigned(newDisk(always(), files), s, anything, nil); err != nil {
 			t.Fatal(err)
 		}
 		change(files)
-		if err := CheckSigned(newDisk(always(), files), s, anything); err == nil {
+		if err := CheckSigned(newDisk(always(), files), s, anything, nil); err == nil {
 			t.Errorf("%s passed", name)
 		}
 	}

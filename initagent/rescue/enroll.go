@@ -3,6 +3,7 @@ package rescue
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
@@ -69,8 +70,10 @@ func (m *Machine) Enroll(c hw.Console) error {
 		}
 		e := enrol.Enroller{
 			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
-			Signed: func() error { return enrol.CheckSigned(dir, signer, rootpart.Allowed(list)) },
-			Pause:  m.Sleep, Say: func(message string) { c.Print(message + "\n") },
+			Signed: func() error {
+				return enrol.CheckSigned(dir, signer, rootpart.Allowed(list), slices.Concat(list.Wanted.DBX, state.DBX.Content))
+			},
+			Pause: m.Sleep, Say: func(message string) { c.Print(message + "\n") },
 		}
 		return e.Run(0)
 	})

@@ -68,6 +68,10 @@ func (m *Machine) Unlock(c hw.Console) error {
 		if err := m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) }); err != nil {
 			return err
 		}
+		if p.disk.ReadOnly {
+			c.Print("The disk takes no writes, so your data is there to be read alone: copy it.\n")
+			return nil
+		}
 		return m.finishSecret(p, lock, &open)
 	}
 }
@@ -83,11 +87,28 @@ func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) er
 		err = m.Kernel.Load(p.contract.RootFileSystem)
 	}
 	if err == nil {
-		flags, options := mounting(p.disk)
-		err = m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, flags, options)
+		err = m.mount(device, p)
 	}
 	if err != nil {
 		return errors.Join(err, m.Lock())
+	}
+	return nil
+}
+
+// mount mounts the root partition. Many a worn-out disk takes no write and does not say
+// so before: then what it holds can still be read.
+func (m *Machine) mount(device string, p *place) error {
+	try := func() error {
+		flags, options := mounting(p.disk)
+		return m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, flags, options)
+	}
+	err := try()
+	if p.disk.ReadOnly || !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	p.disk.ReadOnly = true
+	if try() != nil {
+		return err
 	}
 	return nil
 }

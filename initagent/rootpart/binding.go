@@ -223,6 +223,7 @@ func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy
 	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
 		return b, false, nil
 	}
+	b.Had = b.Had.Forgotten()
 	return b, true, b.keepFloor(record, 0)
 }
 

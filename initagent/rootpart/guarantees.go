@@ -41,8 +41,6 @@ type Guarantees struct {
 	Record     bool   `json:"record"`      // the TPM kept the list of systems
 	Programs   bool   `json:"programs"`    // which was over PCR 4
 	SecureBoot bool   `json:"secure_boot"` // the firmware enforced signatures
-	// Unbound: no TPM has ever been given the machine secret.
-	Unbound bool `json:"unbound,omitempty"`
 
 	unknown error // why nobody can say which systems were replaced for good
 }
@@ -55,7 +53,7 @@ var (
 // NewGuarantees are those of a root partition that is being made. They are written
 // before anybody can be root: what is deleted can be found in free space.
 func NewGuarantees(sealed *policy.Sealed, epoch uint64, enforces bool) Guarantees {
-	g := Guarantees{Format: guaranteesFormat, SecureBoot: enforces, Unbound: sealed == nil}
+	g := Guarantees{Format: guaranteesFormat, SecureBoot: enforces}
 	if sealed != nil && sealed.Kind == policy.KindNV {
 		g.Record, g.Floor = true, epoch
 	}
@@ -86,10 +84,11 @@ func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 	return g
 }
 
-// Forgotten are the guarantees of a machine whose TPM has lost the record, if it had
-// one: the box alone does not say which systems were replaced for good.
+// Forgotten are the guarantees of a machine whose TPM has no record, or not any more:
+// the box alone does not say which systems were replaced for good. A box that knows of
+// no record says nothing either: it can be from before there was one.
 func (g Guarantees) Forgotten() Guarantees {
-	if g.Record && g.unknown == nil {
+	if g.unknown == nil {
 		g.unknown = errNoList
 	}
 	return g
@@ -148,8 +147,9 @@ func (g Guarantees) Lost(now Guarantees) (lost []string) {
 	if g.Programs && !now.Programs {
 		lost = append(lost, "The TPM checked which boot manager starts this machine (PCR 4), and would not any more.\n  An old boot manager with known holes could be put back.")
 	}
-	if g.SecureBoot && !now.SecureBoot {
-		lost = append(lost, "Secure Boot was on, and is off.\n  Whatever the firmware starts could open your data.")
+	// An older box may be from before it was on. A machine that is being made has read none.
+	if (g.SecureBoot || g.Format > 0) && !now.SecureBoot {
+		lost = append(lost, "Secure Boot is off.\n  Whatever the firmware starts could open your data.")
 	}
 	return lost
 }

@@ -260,8 +260,11 @@ func (k *KeyChange) Finish(started *enrol.State, narrow func() error) (wrote boo
 		return false, err
 	}
 	if done == 3 {
-		if started == nil || !Enforces(*started) {
+		switch {
+		case started == nil:
 			return true, nil // the next start shows it
+		case !Enforces(*started):
+			return false, errors.New("the firmware holds this machine's new Secure Boot keys and does not enforce them: switch Secure Boot on in its setup")
 		}
 		return false, k.settle(c, narrow)
 	}
@@ -317,7 +320,7 @@ func (k *KeyChange) succeed(c *change) error {
 		Variables: k.Variables, Old: c.old, Fresh: c.fresh, Had: c.had.Wanted, Wanted: c.next.Wanted,
 		Time: secureboot.Timestamp(k.Now(), k.Date), Pause: k.Sleep, Say: func(m string) { k.Say("%s", m) },
 		Signed: func() (err error) {
-			return k.ESP.Write(k.Disk, func(dir hw.ESPDir) error { return enrol.CheckSigned(dir, signer, Allowed(c.next)) })
+			return k.ESP.Write(k.Disk, func(dir hw.ESPDir) error { return enrol.CheckSigned(dir, signer, Allowed(c.next), c.next.Wanted.DBX) })
 		},
 	}
 	if err := e.Signed(); err != nil {
