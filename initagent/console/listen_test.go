@@ -107,7 +107,7 @@ func TestListenCosts(t *testing.T) {
 	}()
 	began := time.Now()
 	asked := l.Asked()
-	if took := time.Since(began); took > time.Second || asked {
+	if took := time.Since(began); took > 30*time.Second || asked {
 		t.Errorf("asked %v after %v", asked, took)
 	}
 	close(stop)

@@ -100,7 +100,7 @@ func TestLogEverywhere(t *testing.T) {
 			reads(t, far, fmt.Sprintf("xxx %d\r", i))
 		}
 	}
-	if took := time.Since(began); took < patience || took > 20*patience {
+	if took := time.Since(began); took < patience || took >= 100*patience {
 		t.Errorf("one stopped line cost %v", took)
 	}
 	paths = paths[1:]
