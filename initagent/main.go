@@ -70,6 +70,7 @@ func run(ctx context.Context) error {
 			Collect:  secretmem.Collect,
 
 			HideMemory: hw.HideMemory,
+			NoModules:  hw.NoModules,
 		},
 		Variables: enrol.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"unicode/utf16"
 
@@ -104,6 +105,62 @@ func (f *firmwareVars) set(v secureboot.Variable, value []byte) error {
 	copy(f.raw[free:], fresh)
 	f.raw[header+2] = variableGone
 	return nil
+}
+
+// add stores a variable that anybody who is root could store.
+func (f *firmwareVars) add(v secureboot.Variable, value []byte) error {
+	le := binary.LittleEndian
+	name := utf16.Encode([]rune(v.Name + "\x00"))
+	_, _, _, free, _ := f.find(v)
+	b := le.AppendUint16(nil, variableStart)
+	b = append(b, variableAdded, 0)
+	b = le.AppendUint32(b, secureboot.NonVolatile|secureboot.BootServiceAccess|secureboot.RuntimeAccess)
+	b = append(b, make([]byte, 28)...) // count, time and key of authenticated ones
+	b = le.AppendUint32(le.AppendUint32(b, uint32(2*len(name))), uint32(len(value)))
+	b = append(b, diskGUID(v.GUID)...)
+	for _, u := range name {
+		b = le.AppendUint16(b, u)
+	}
+	b = append(b, value...)
+	if free+len(b) > f.end {
+		return errors.New("the variable store is full")
+	}
+	copy(f.raw[free:], b)
+	return nil
+}
+
+// plant stores a certificate, in a machine that is off, where the kernel looks for keys
+// that it trusts modules by.
+func plant(path string, e secureboot.Entry) error {
+	f, err := readFirmwareVars(path)
+	if err != nil {
+		return err
+	}
+	value, err := secureboot.Database{e}.Marshal()
+	if err == nil {
+		u := secureboot.UnmeasuredVariables[0]
+		err = f.add(secureboot.Variable{Name: u.Name, GUID: u.Vendor}, value)
+	}
+	if err != nil {
+		return fmt.Errorf("plant a certificate: %w", err)
+	}
+	return os.WriteFile(path, f.raw, 0o644)
+}
+
+// TestPlantedKernelKeys: a certificate that nothing measures is taken away before the
+// TPM is asked, and the machine starts again without a kernel that trusts it.
+func TestPlantedKernelKeys(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	must(t, plant(p.State.Vars(), keyEntry(t, p.State, secureboot.PK)))
+	g := Machine(t, Options{State: p.State})
+	g.Expect(`the firmware had a variable MokListRT, which gives the kernel further keys`)
+	g.Expect(`reboot: the kernel has obeyed MokListRT`)
+	r := g.Boot()
+	checkSecured(t, "after a planted certificate", r)
+	if text := g.Console().Text(); strings.Count(text, "the firmware had a variable") != 1 || strings.Contains(text, asksForKeyText) {
+		t.Errorf("it was found again, or the recovery key is asked for:\n%s", text)
+	}
 }
 
 // change rewrites a variable of a machine that is off.

@@ -92,6 +92,11 @@ type Facts struct {
 	// TPMFault is why a TPM that is there cannot be used; "" where there is none.
 	TPMFault string
 
+	// Planted is what somebody has stored in the firmware for the kernel to obey, and
+	// PlantedGone that it is deleted: the kernel of this boot has obeyed it.
+	Planted     string
+	PlantedGone bool
+
 	// Problem is why the boot cannot even begin: no disk, two disks, a
 	// contract that does not fit. It is meant for the person at the console.
 	Problem string
@@ -256,6 +261,10 @@ func Stop(s State, f Facts, reason string) Step {
 // interrupted is what stops a boot before it begins.
 func interrupted(s State, f Facts) (Step, bool) {
 	switch {
+	case f.PlantedGone:
+		return Step{Reboot, f.Planted}, true
+	case f.Planted != "":
+		return Step{Recovery, f.Planted}, true
 	case f.Problem != "":
 		return Step{Recovery, f.Problem}, true
 	case f.ConsoleAsked:
@@ -330,8 +339,12 @@ func system(s State, f Facts) (Step, bool) {
 
 // provisioned reports whether this machine has ever run its system: then
 // nothing may be made from scratch on its disk.
-func provisioned(s State) bool {
-	return s.Root == RootLocked || s.Root == RootOpen || s.Root == RootDamaged || s.Trial
+func provisioned(s State) bool { return hasRoot(s) || s.Trial }
+
+// hasRoot reports whether this machine's root partition was made. That the UKI's name
+// has a counter says less: anybody can rename it.
+func hasRoot(s State) bool {
+	return s.Root == RootLocked || s.Root == RootOpen || s.Root == RootDamaged
 }
 
 // reinstalled reports whether a system was installed beside a root partition that
@@ -381,16 +394,23 @@ func keys(s State, f Facts) (Step, bool) {
 		}
 		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
 	case KeysForeign, KeysOff:
-		if f.SecureBoot == contract.Required && !provisioned(s) {
+		if f.SecureBoot == contract.Required && !hasRoot(s) {
 			return Step{Recovery, setupModeWanted}, true
 		}
 	}
 	return Step{}, false
 }
 
+// noRoot: without a root partition, the system would run with the image's own accounts.
+const noRoot = "this disk has no root partition: either it is not this machine's disk, or its partition table was changed. If it was, write back the table of before; `halogen install` makes a new one"
+
 // root makes or opens the root partition.
 func root(s State, f Facts) (Step, bool) {
 	switch s.Root {
+	case RootAbsent:
+		if f.SecureBoot == contract.Required || f.TPM == contract.Required {
+			return Step{Recovery, noRoot}, true
+		}
 	case RootBlank, RootUnfinished:
 		return Step{MakeRoot, "the root partition has not been made yet"}, true
 	case RootDamaged:

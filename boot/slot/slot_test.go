@@ -49,6 +49,7 @@ var (
 		"revoke":        func(s *State, f *Facts) { f.Revoke = true },
 		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
 		"answered":      func(s *State, f *Facts) { f.Answered = true },
+		"planted-gone":  func(s *State, f *Facts) { f.PlantedGone = true },
 		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
@@ -73,6 +74,8 @@ func parseTrace(t *testing.T, text string) *trace {
 			tr.facts.Problem = line[len("problem "):]
 		case strings.HasPrefix(line, "tpm-fault "):
 			tr.facts.TPMPresent, tr.facts.TPMFault = false, line[len("tpm-fault "):]
+		case strings.HasPrefix(line, "planted "):
+			tr.facts.Planted = line[len("planted "):]
 		case strings.HasPrefix(line, "noted "):
 			tr.facts.Noted = line[len("noted "):]
 		case strings.HasPrefix(line, "asked after "):

@@ -136,6 +136,7 @@ func (a *Agent) begin() {
 		run          func() error
 	}{
 		{"firmware", "the firmware's variables", a.openFirmware},
+		{"unmeasured", "nothing stored in the firmware steers the kernel", a.removeUnmeasured},
 		{"request", "what the boot before this one asks for", a.readRequest},
 		{"drivers", "devices get their kernel modules", a.loadDrivers},
 		{"watchdog", "a hang becomes a restart", a.startWatchdog},
@@ -149,6 +150,9 @@ func (a *Agent) begin() {
 		if err := a.Log.Step(s.name, s.reason, s.run); err != nil {
 			a.facts.Problem = err.Error()
 			return
+		}
+		if a.facts.PlantedGone {
+			return // what the boot before asks for is for the next one
 		}
 	}
 }

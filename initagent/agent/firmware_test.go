@@ -42,6 +42,7 @@ type firmware struct {
 	after func([]byte) []byte
 	// refuseRequest is what it says to a write of the request to the next boot.
 	refuseRequest error
+	keepsAll      bool // it says yes to a deletion, and deletes nothing
 }
 
 func newVariables() map[string]efiVariable {
@@ -70,6 +71,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	}
 	if name == nextboot.Variable && f.refuseRequest != nil {
 		return f.refuseRequest
+	}
+	if f.keepsAll && len(payload) == 0 {
+		return nil
 	}
 	if attributes == nextboot.Attributes {
 		f.vars[name] = efiVariable{attributes, bytes.Clone(payload)}
@@ -209,6 +213,9 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		delete(m.esp.files, old)
 	}
 	file := path.Join(bls.Folder, chosen.String())
+	if m.startFile != "" {
+		file = m.startFile
+	}
 	m.image = file
 	if m.releases[chosen.Version] == nil {
 		return chosen, "", fmt.Errorf("nobody made version %s", chosen.Version)

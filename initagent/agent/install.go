@@ -30,6 +30,14 @@ func (a *Agent) install() error {
 	if err := a.Mounts.Mount(device, a.path(installerFolder), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return err
 	}
-	a.releaseWatchdog(0) // a person takes as long as he takes
+	// A stick starts with this machine's own UKI as well, and a machine that was only
+	// restarted still has in memory what the boot before this one knew.
+	if err := a.HideMemory(); err != nil {
+		return err
+	}
+	if err := a.leavePhase("installer"); err != nil { // for a TPM that took its time
+		return err
+	}
+	a.releaseWatchdog(0) // a person takes the time that it takes
 	return a.Person.Program(a.path(installerProgram), "install")
 }

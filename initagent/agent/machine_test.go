@@ -134,6 +134,7 @@ type machine struct {
 	vars          map[string]efiVariable
 	refuse        error               // of the firmware, for every authenticated write
 	refuseRequest error               // of writing the request to the next boot
+	keepsAll      bool                // it says yes to a deletion, and deletes nothing
 	afterDBX      func([]byte) []byte // what the firmware makes of dbx; or nil
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
@@ -172,6 +173,7 @@ type machine struct {
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased
 	hidden         bool              // this boot's kernel shows its memory to nobody
+	noModules      bool              // it loads no further module
 	collected      bool              // this boot's process has erased what handling secrets left in it
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
@@ -187,6 +189,7 @@ type machine struct {
 	log         []byte
 	counted     string // path of the UKI that was started, when its tries were counted
 	image       string // path of the UKI that was started
+	startFile   string // the boot manager starts this path; or "" for what it chooses
 	openVolume  *[32]byte
 	openVerity  bool
 	mounted     []string
@@ -302,7 +305,7 @@ func (m *machine) boot() (end string) {
 		m.t.Fatal(err)
 	}
 	m.chipChanged = true
-	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected, m.hidden = nil, false, nil, false, false, false
+	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected, m.hidden, m.noModules = nil, false, nil, false, false, false, false
 	chosen, counted, err := m.start()
 	if err != nil {
 		fmt.Fprintf(&m.said, "DEAD: %v\n", err)
@@ -342,8 +345,9 @@ func (m *machine) boot() (end string) {
 			Watchdog: m.watchdog,
 			Secretly: m.secretly, Collect: func() { m.collected = true },
 			HideMemory: func() error { m.hidden = true; return nil },
+			NoModules:  func() error { m.noModules = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)

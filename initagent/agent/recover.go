@@ -20,7 +20,8 @@ import (
 // partition is closed; the TPM learns that the boot has ended, before a device that
 // somebody has plugged in gets its driver; all drivers are loaded, since a TPM whose
 // driver is a module would be there for the shell; the kernel's memory is hidden, where
-// a machine that was only restarted still has what the boot before this one knew; a TPM
+// a machine that was only restarted still has what the boot before this one knew, and no
+// further module is loaded where the kernel trusts keys that are not this system's; a TPM
 // that was absent is told then, and looked for once more right before the shell, for a
 // driver that took its time. If one of these fails there is no console, but for a kernel
 // that cannot hide its memory, which the builder refuses.
@@ -36,6 +37,9 @@ func (a *Agent) recover(reason string) error {
 	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
 	if err := a.HideMemory(); err != nil {
 		a.Log.Say("a shell can read what the boot before this one left in memory: %v", err)
+	}
+	if a.facts.Planted != "" {
+		err = errors.Join(err, a.NoModules())
 	}
 	if err := errors.Join(err, a.leavePhase(pcr.Recovery)); err != nil {
 		return a.noConsole(err)

@@ -174,6 +174,9 @@ func (a *Agent) nothingForeign(boot policy.Boot) error {
 	if err != nil {
 		return fmt.Errorf("whether something from outside the UKI was added to this boot is not known: %w", err)
 	}
+	if boot.PCR11 != running.PCR11 { // another file has told what is its own
+		return errors.New(meaning(pcr.KernelImage))
+	}
 	return running.Foreign(boot)
 }
 

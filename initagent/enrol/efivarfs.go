@@ -31,7 +31,8 @@ func (e EFIVarFS) path(name string, guid gpt.GUID) string {
 }
 
 // Read implements Variables. An empty file is what a refused write leaves
-// behind until the next mount: no variable.
+// behind until the next mount: no variable. One that is too large is an error, with
+// its attributes.
 func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []byte, err error) {
 	fd, err := open(e.path(name, guid), unix.O_RDONLY)
 	if err != nil {
@@ -56,7 +57,7 @@ func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []by
 	case n < attributesSize:
 		return 0, nil, fmt.Errorf("read %s: %d bytes, want %d for the attributes alone", name, n, attributesSize)
 	case n == len(b):
-		return 0, nil, fmt.Errorf("read %s: more than %d bytes", name, secureboot.MaxDatabase)
+		return binary.LittleEndian.Uint32(b), nil, fmt.Errorf("read %s: more than %d bytes", name, secureboot.MaxDatabase)
 	}
 	return binary.LittleEndian.Uint32(b), append([]byte(nil), b[attributesSize:n]...), nil
 }

@@ -52,6 +52,8 @@ type Machine struct {
 	// HideMemory keeps every program of this boot from reading the kernel's memory:
 	// hw.HideMemory.
 	HideMemory func() error
+	// NoModules keeps this boot from loading further kernel modules: hw.NoModules.
+	NoModules func() error
 }
 
 // A Disk is a whole disk.

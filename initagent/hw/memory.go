@@ -1,7 +1,9 @@
 package hw
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -21,10 +23,34 @@ func Memory() (uint64, error) {
 // in force in brackets. Writing a word raises the level; nothing lowers it.
 const lockdownFile = "/sys/kernel/security/lockdown"
 
+// Settings that can be switched on and never off again (Linux,
+// Documentation/admin-guide/sysctl/kernel.rst). A kernel that has no modules, or starts
+// no other kernel, has no such file.
+const (
+	noModulesFile = "/proc/sys/kernel/modules_disabled"
+	noKexecFile   = "/proc/sys/kernel/kexec_load_disabled"
+)
+
 // HideMemory keeps every program of this boot, root's included, from reading the
-// kernel's memory (kernel_lockdown(7), confidentiality). What lay in the machine's
-// memory before it was restarted is part of it.
-func HideMemory() error { return hideMemory(lockdownFile) }
+// kernel's memory (kernel_lockdown(7), confidentiality), and from starting another kernel
+// that would let them. What lay in the machine's memory before it was restarted is part
+// of it.
+func HideMemory() error { return errors.Join(hideMemory(lockdownFile), switchOn(noKexecFile)) }
+
+// NoModules keeps the kernel from loading any further module.
+func NoModules() error { return switchOn(noModulesFile) }
+
+func switchOn(file string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("1")
+	return errors.Join(err, f.Close())
+}
 
 func hideMemory(file string) error {
 	const level = "confidentiality"

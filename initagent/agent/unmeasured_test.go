@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"bytes"
+	"path"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
+)
+
+const planted = secureboot.NonVolatile | secureboot.BootServiceAccess | secureboot.RuntimeAccess
+
+// What somebody has stored in the firmware for the kernel to trust is taken away, and
+// neither a secret nor a shell is beside a kernel that has obeyed it. FAULTS 85
+func TestPlantedKernelKeys(t *testing.T) {
+	for _, v := range secureboot.UnmeasuredVariables {
+		m := provisionedMachine(t, nil)
+		m.vars[v.Name] = efiVariable{planted, []byte("a certificate")}
+		m.presses, m.looks = 1, 0 // somebody wants the console, too
+		end := m.run()
+		again := strings.Contains(m.said.String(), "reboot: the kernel has obeyed "+v.Name)
+		if end != "recovery" || again != v.Early {
+			t.Errorf("%s: ends in %s, started again %v:\n%s", v.Name, end, again, m.said.String())
+		}
+		if _, there := m.vars[v.Name]; there || !strings.Contains(m.said.String(), v.Does) {
+			t.Errorf("%s: there %v, said:\n%s", v.Name, there, m.said.String())
+		}
+		m.presses = 0
+		m.runs(1)
+		if strings.Contains(m.said.String(), v.Name) {
+			t.Errorf("the boot after that says:\n%s", m.said.String())
+		}
+	}
+}
+
+// One that its own signature alone deletes, or firmware that says yes and does nothing:
+// the TPM releases nothing, and the console loads no further module.
+func TestPlantedForGood(t *testing.T) {
+	for name, attributes := range map[string]uint32{"authenticated": planted | secureboot.TimeBasedAuthenticated, "unreadable": 0} {
+		m := provisionedMachine(t, nil)
+		m.vars["MokListRT"] = efiVariable{attributes, []byte("a certificate")}
+		m.keepsAll = true
+		if end := m.run(); end != "recovery" || !m.noModules || !strings.Contains(m.said.String(), "reset the firmware to its factory settings") {
+			t.Errorf("%s: ends in %s, modules refused %v:\n%s", name, end, m.noModules, m.said.String())
+		}
+		delete(m.vars, "MokListRT")
+		m.keepsAll = false
+		m.runs(1)
+	}
+}
+
+// What shim sets at each start is gone with it, and was measured with shim.
+func TestShimsOwnVariables(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.vars["MokListRT"] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, []byte("a certificate")}
+	m.runs(1)
+	if _, there := m.vars["MokListRT"]; !there {
+		t.Error("it was deleted")
+	}
+}
+
+// The UKI is started from a path that nobody expects, and a file of our name, which is
+// not it, tells what is our own in PCR 12: nobody is asked for a key, and nothing is
+// handed over. FAULTS 92
+func TestForeignCommandLine(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.extra = "a firmware update, so that the key is asked for"
+	text := []byte("systemd.debug_shell=1")
+	for _, c := range append(bytes.Clone(text), 0) {
+		m.extra12 += string([]byte{c, 0}) // as the stub measures it
+	}
+	initrd, err := contract.ArchiveWith(m.releases[1].contract, contract.Own())
+	m.must(err)
+	other, err := uki.Build(ukitest.Stub("257.13-1"), uki.Payload{OSRelease: []byte("ID=test\n"), Cmdline: text, Linux: ukitest.Stub("kernel"), Initrd: initrd}.Sections())
+	m.must(err)
+	name := path.Join(bls.Folder, "test_1.efi")
+	m.startFile = path.Join(bls.Folder, "other.efi")
+	m.esp.files[m.startFile] = m.esp.files[name]
+	r := remains{data: other}
+	m.esp.files[name] = &espFile{r, []remains{r}}
+	m.typed = []string{m.recoveryKey(), "y", "y"}
+	if end := m.run(); end == "system" || len(m.typed) != 3 {
+		t.Errorf("ends in %s, not typed: %q\n%s", end, m.typed, m.said.String())
+	}
+}
+
+// A disk without the root partition starts no system where Secure Boot or a TPM is
+// required, whatever the UKI's name says. FAULTS 92
+func TestNoRootPartition(t *testing.T) {
+	for _, name := range []string{"test_1.efi", "test_1+3.efi"} {
+		m := provisionedMachine(t, nil)
+		table, _, err := m.table()
+		m.must(err)
+		for i := range table.Partitions {
+			if p := &table.Partitions[i]; p.Number == layout.RootNumber {
+				p.Number, p.Type, p.Label = 7, layout.TypeData, "data"
+			}
+		}
+		m.must(table.Write(m.disk))
+		m.must(m.disk.Sync())
+		if name != "test_1.efi" {
+			m.rename("test_1.efi", name)
+		}
+		m.ends("recovery")
+	}
+}
