@@ -28,6 +28,7 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +86,31 @@ func Collect(sys fs.FS) (*Report, error) {
 	for _, name := range otherFiles {
 		c.file(name, name)
 	}
-	return &c.Report, nil
+	return c.Report.anonymous(), nil
+}
+
+var guid = regexp.MustCompile(`[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}`)
+
+// anonymous is the report with GUIDs that count instead of those in its devices' names:
+// on Hyper-V they are the machine's own. What drivers are looked for by stays.
+func (r *Report) anonymous() *Report {
+	numbers := map[string]string{}
+	replace := func(name string) string {
+		return guid.ReplaceAllStringFunc(name, func(g string) string {
+			if numbers[g] == "" {
+				numbers[g] = fmt.Sprintf("00000000-0000-0000-0000-%012d", len(numbers)+1)
+			}
+			return numbers[g]
+		})
+	}
+	out := &Report{map[string]string{}, map[string]string{}}
+	for _, name := range slices.Sorted(maps.Keys(r.Files)) {
+		out.Files[replace(name)] = r.Files[name]
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Links)) {
+		out.Links[replace(name)] = replace(r.Links[name])
+	}
+	return out
 }
 
 type collector struct {

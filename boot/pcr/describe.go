@@ -89,7 +89,7 @@ func (t EventType) describe() string {
 }
 
 func (e Event) describeVariable() string {
-	v, err := parseVariable(e.Data)
+	v, err := looseVariable(e.Data)
 	switch {
 	case err != nil && (e.Type == EventVariableBoot || e.Type == EventVariableBoot2):
 		return fmt.Sprintf("boot variable, %d bytes", len(e.Data))

@@ -86,6 +86,9 @@ func TestDescribeOddities(t *testing.T) {
 		{pcr.EventPostCode, append([]byte{1, 2, 3, 4, 5}, make([]byte, 40)...), "start-up code of 45 bytes, 01020304050000000000000000000000..."},
 		{pcr.EventVariableConfig, aVariable(security, "db", database), `db holds certificate "CN=A Vendor 2011" (of an unusual form)`},
 		{pcr.EventVariableAuthority, aVariable(security, "db", append(owner, vendor...)), `image allowed by db: certificate "CN=A Vendor 2011"`},
+		// As shim before version 15.3 wrote it: its size is stated as 6 bytes less.
+		{pcr.EventVariableAuthority, append(aVariable(security, "db", append(owner, vendor...)), "MokLis"...), `image allowed by db: certificate "CN=A Vendor 2011"`},
+		{pcr.EventIPL, []byte("grub_cmd: menuentry A {\n\trecordfail\n}\x00"), `boot loader: "grub_cmd: menuentry A {  recordfail }"`},
 		{pcr.EventVariableAuthority, aVariable(security, "db", append(owner, "no certificate at all"...)), "image allowed by db: unreadable certificate of 21 bytes"},
 	} {
 		if got := (pcr.Event{Type: c.kind, Data: c.data}).Describe(); got != c.want {

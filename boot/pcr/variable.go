@@ -42,6 +42,21 @@ func parseVariable(b []byte) (variable, error) {
 	return v, nil
 }
 
+// looseVariable is parseVariable for people to read: old versions of shim state less data
+// than they measure.
+func looseVariable(b []byte) (variable, error) {
+	v, err := parseVariable(b)
+	const sizes = 16 + 8 + 8
+	if err == nil || len(b) < sizes {
+		return v, err
+	}
+	units, size := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	if units > uint64(len(b)) || size > uint64(len(b)) || sizes+2*units+size > uint64(len(b)) {
+		return v, err
+	}
+	return parseVariable(b[:sizes+2*units+size])
+}
+
 // encode returns what firmware hashes.
 func (v variable) encode() []byte {
 	name := utf16.Encode([]rune(v.name))
@@ -160,7 +175,10 @@ func printable(s string) string {
 			out.WriteString("...")
 			break
 		}
-		if !unicode.IsPrint(r) {
+		switch {
+		case unicode.IsSpace(r): // a boot loader measures scripts, with their lines
+			r = ' '
+		case !unicode.IsPrint(r):
 			r = '?'
 		}
 		out.WriteRune(r)

@@ -149,6 +149,7 @@ type machine struct {
 	detour              bool   // a boot option failed before
 	unaccounted         bool   // the firmware measures into PCR 4 what nobody knows
 	noLog               bool   // the firmware has no event log
+	wrongLog            bool   // its log is not what it has measured
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.
 	unreadable     int

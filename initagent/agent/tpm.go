@@ -140,14 +140,35 @@ func (a *Agent) readLog() (*pcr.Log, []byte, error) {
 		return nil, nil, err
 	}
 	log, err := pcr.ParseLog(raw)
+	if err == nil && a.contract != nil && a.contract.TPM == contract.Optional {
+		err = a.accounts(log)
+	}
 	return log, raw, err
+}
+
+// accounts reports a log with holes, as some firmware writes it. Where the TPM is
+// optional, such a log is as good as none. Where it is required, what depends on the log
+// compares it with the TPM and stops.
+func (a *Agent) accounts(log *pcr.Log) error {
+	if a.chip.err != nil {
+		return nil
+	}
+	told, err := rootpart.Logged(log)
+	if err != nil {
+		return err
+	}
+	now, err := a.chip.tpm.Now()
+	if err == nil && now.PCR7 != told.PCR7 {
+		err = errors.New(meaning(pcr.SecureBoot))
+	}
+	return err
 }
 
 // meaning says what an unexpected value of a PCR comes from.
 func meaning(n int) string {
 	switch n {
 	case pcr.SecureBoot:
-		return "the firmware's event log does not account for its Secure Boot state"
+		return "the firmware's event log does not account for its Secure Boot state: update the firmware, or choose another TPM in its setup; a system built with TPM=optional runs without"
 	case pcr.KernelImage:
 		return "the running UKI is not the file on the ESP"
 	case pcr.KernelConfig:

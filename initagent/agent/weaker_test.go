@@ -267,24 +267,27 @@ func TestWeakerStart(t *testing.T) {
 	}
 }
 
-// An optional TPM without an event log is used all the same, and what is weaker is
-// said; a required one explains itself. FAULTS 112
+// An optional TPM without an event log, or with one that is not what was measured, is
+// used all the same, and what is weaker is said; a required one explains itself.
+// FAULTS 112
 func TestNoEventLog(t *testing.T) {
 	optional := with(func(c *contract.Contract) { c.TPM, c.SecureBoot = contract.Optional, contract.Optional })
-	m := newMachine(t, optional)
-	m.noLog, m.noSecureBoot = true, true
-	m.ends("system", "PCR 4, which boot manager started the machine, is left out: there is no event log")
-	m.runs(1)
-	m.fetch(newRelease(t, 2, 5, optional))
-	m.runs(2)
-	m.bless()
-	m.runs(2)
-	m.extra = "another firmware"
-	m.rebinds() // without Secure Boot the machine holds fewer promises
-	m.runs(2)
-	required := newMachine(t, pinned)
-	required.noLog = true
-	required.ends("recovery", "the firmware's event log cannot be read", "TPM=optional")
+	for _, wrong := range []bool{false, true} {
+		m := newMachine(t, optional)
+		m.noLog, m.wrongLog, m.noSecureBoot = !wrong, wrong, true
+		m.ends("system", "PCR 4, which boot manager started the machine, is left out: there is no event log")
+		m.runs(1)
+		m.fetch(newRelease(t, 2, 5, optional))
+		m.runs(2)
+		m.bless()
+		m.runs(2)
+		m.extra = "another firmware"
+		m.rebinds() // without Secure Boot the machine holds fewer promises
+		m.runs(2)
+		required := newMachine(t, pinned)
+		required.noLog, required.wrongLog = !wrong, wrong
+		required.ends("recovery", "the firmware's event log ", "update the firmware", "TPM=optional")
+	}
 }
 
 // guarantees of a machine of an earlier release, and a note that was altered.

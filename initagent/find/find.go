@@ -39,6 +39,7 @@ func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
 	if named := slices.DeleteFunc(slices.Clone(near), func(c candidate) bool { return c.renamed }); len(named) == 1 {
 		near = named
 	}
+	near = oncePerDisk(near)
 	switch len(near) {
 	case 0:
 		return hw.Disk{}, errors.Join(append([]error{fmt.Errorf("%w (%s)", ErrNone, esp)}, unread...)...)
@@ -46,6 +47,22 @@ func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
 		return near[0].Disk, nil
 	}
 	return hw.Disk{}, fmt.Errorf("%w (%s and %s): detach the one that does not belong here", ErrTwo, near[0].Name, near[1].Name)
+}
+
+// oncePerDisk takes a disk once that one controller reaches in two ways, as SAS and
+// Fibre Channel disks are wired: any of its names will do. Disks elsewhere that give the
+// same serial number stay two.
+func oncePerDisk(found []candidate) []candidate {
+	var out []candidate
+	for _, c := range found {
+		same := func(o candidate) bool {
+			return c.Serial != "" && o.Serial == c.Serial && o.Model == c.Model && o.Sectors == c.Sectors && len(c.PCI) > 0 && slices.Equal(o.PCI, c.PCI)
+		}
+		if !slices.ContainsFunc(out, same) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // A candidate can be the disk. One was renamed if its ESP has a UUID of its own in

@@ -16,10 +16,11 @@ const size = 1 << 30
 
 // machine is what it holds: disks, and what its firmware says.
 type machine struct {
-	disks []*blocktest.Disk
-	pci   [][]bootoption.Function
-	from  []bootoption.Function
-	esp   string
+	disks  []*blocktest.Disk
+	pci    [][]bootoption.Function
+	from   []bootoption.Function
+	esp    string
+	serial string // of all disks
 }
 
 type open struct{ *blocktest.Recorder }
@@ -28,7 +29,7 @@ func (open) Close() error { return nil }
 
 func (m *machine) List() (out []hw.Disk, err error) {
 	for i := range m.disks {
-		out = append(out, hw.Disk{Name: strconv.Itoa(i), SectorSize: 512, Sectors: size / 512, PCI: m.pci[i]})
+		out = append(out, hw.Disk{Name: strconv.Itoa(i), SectorSize: 512, Sectors: size / 512, PCI: m.pci[i], Serial: m.serial})
 	}
 	return out, nil
 }
@@ -87,12 +88,14 @@ func TestDisk(t *testing.T) {
 			disks: []*blocktest.Disk{disk(t, layout.OwnESP(ours, gpt.GUID{1}), system), disk(t, ours, system)},
 			pci:   [][]bootoption.Function{there, here}, from: here, esp: ours.String(),
 		}, 1, nil},
-		"none yet":                {machine{esp: ours.String()}, 0, ErrNone},
-		"two":                     {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
-		"two, the first started":  {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
-		"two, the second started": {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, from: here, esp: ours.String()}, 1, nil},
-		"two, on one controller":  {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, from: here, esp: ours.String()}, 0, ErrTwo},
-		"two, neither started":    {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, there}, from: here, esp: ours.String()}, 0, ErrTwo},
+		"none yet":                           {machine{esp: ours.String()}, 0, ErrNone},
+		"two":                                {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
+		"two, the first started":             {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
+		"two, the second started":            {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, from: here, esp: ours.String()}, 1, nil},
+		"two, on one controller":             {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, from: here, esp: ours.String()}, 0, ErrTwo},
+		"one, by two ways":                   {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, serial: "5000c5", esp: ours.String()}, 0, nil},
+		"one serial number, two controllers": {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, serial: "5000c5", esp: ours.String()}, 0, ErrTwo},
+		"two, neither started":               {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, there}, from: here, esp: ours.String()}, 0, ErrTwo},
 	} {
 		if c.m.pci == nil {
 			c.m.pci = make([][]bootoption.Function, len(c.m.disks))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,7 +28,7 @@ type LinuxKernel struct {
 	needs   map[string][]string // what a module depends on, directly or not
 	pre     map[string][]string // softdep: modules or aliases to load first
 	post    map[string][]string // and afterwards
-	banned  map[string]bool     // modules that no device is to get (modprobe.d, blacklist)
+	banned  map[string]bool     // modules that no device is to get (modprobe.d, command line)
 	seen    map[string]bool     // names of devices that were looked up already
 }
 
@@ -44,13 +45,20 @@ func NewLinuxKernel(sys, modules string) (*LinuxKernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read list of kernel modules: %w", err)
 	}
-	k.load = func(module string) error { return prober.Probe(module, "") }
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("read the parameters of kernel modules: %w", err)
+	}
+	options, banned := moduleOptions(string(cmdline))
+	k.load = k.withOptions(prober.Probe, options)
 	for _, read := range []func() error{k.readAliases, k.readDeps, k.readSoftdeps} {
 		if err := read(); err != nil {
 			return nil, err
 		}
 	}
 	k.banned, err = readBlacklists(modules)
+	maps.Copy(banned, k.banned)
+	k.banned = banned
 	return k, err
 }
 
