@@ -71,7 +71,7 @@ func (j *job) match(name string, data []byte, depth int) error {
 			escaped[kind], err = j.escapes(name, data, at, escaped[kind], depth)
 			return err == nil
 		case j.counts[r.name] < maxPerRule:
-			if start, ok := r.check(data, at); ok && !published(data[start:]) {
+			if start, ok := r.check(data, at); ok && !published(data[start:]) && !selfTest(data[start:]) {
 				j.found(name, r.name, int64(start))
 			}
 		}
