@@ -51,7 +51,7 @@ func ParseRecoveryKey(text []byte) (RecoveryKey, error) {
 		digit := bytes.IndexByte([]byte(modhex), c)
 		if digit < 0 {
 			k.Wipe()
-			return RecoveryKey{}, fmt.Errorf("luks2: recovery key: character %d is not one of %s", i+1, modhex)
+			return RecoveryKey{}, fmt.Errorf("character %d is none that a recovery key has (%s)", i+1, modhex)
 		}
 		if n < 2*recoveryBytes {
 			k.key[n/2] = k.key[n/2]<<4 | byte(digit)
@@ -60,7 +60,7 @@ func ParseRecoveryKey(text []byte) (RecoveryKey, error) {
 	}
 	if n != 2*recoveryBytes {
 		k.Wipe()
-		return RecoveryKey{}, fmt.Errorf("luks2: recovery key: %d letters, want %d", n, 2*recoveryBytes)
+		return RecoveryKey{}, fmt.Errorf("the recovery key has %d letters, and %d were typed", 2*recoveryBytes, n)
 	}
 	return k, nil
 }

@@ -126,6 +126,9 @@ type Facts struct {
 	// them. It was replaced, and somebody has brought it back.
 	Replaced bool
 
+	// Foreign: something from outside the UKI was added to this boot.
+	Foreign bool
+
 	// RootMade: the root partition was made in this boot, or by one that was cut
 	// before the keys were enrolled which lie on it alone.
 	RootMade bool
@@ -295,7 +298,7 @@ func table(s State, f Facts) (Step, bool) {
 	case TableReadOnly:
 		return Step{Recovery, "the disk is read-only: it is write-protected, or worn out"}, true
 	case TableForeign:
-		return Step{Recovery, "the disk is not laid out as an installation leaves it: " + f.Cause}, true
+		return Step{Recovery, "nothing was written to the disk: " + f.Cause}, true
 	case TableDamaged:
 		if f.Healed == NotTried {
 			return Step{Heal, "one copy of the partition table is damaged; the other is good"}, true

@@ -219,7 +219,7 @@ func unknownKey(e entry) error {
 	if why != "" {
 		return fmt.Errorf("key %s of [%s] is not supported: %s", e.key, e.section, why)
 	}
-	return fmt.Errorf("unknown key %s in [%s]: correct it or take it out (a leading capital counts)", e.key, e.section)
+	return fmt.Errorf("unknown key %s in [%s]: correct it or take it out (capital and small letters differ)", e.key, e.section)
 }
 
 // finish checks what needs more than one key.
@@ -404,11 +404,11 @@ func ParseSize(s string) (int64, error) {
 	case "T":
 		shift = 40
 	default:
-		return 0, fmt.Errorf("size %q: want a number with K, M, G or T", s)
+		return 0, fmt.Errorf("size %q: want a number with K, M, G or T, such as 4G", s)
 	}
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if err != nil || n > (1<<62)>>shift {
-		return 0, fmt.Errorf("size %q: want a number with K, M, G or T", s)
+		return 0, fmt.Errorf("size %q: want a number with K, M, G or T, such as 4G", s)
 	}
 	return int64(n) << shift, nil
 }

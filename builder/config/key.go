@@ -16,7 +16,7 @@ import (
 func (r *reader) releaseKey() error {
 	switch {
 	case r.fingerprint == "":
-		return errors.New("ReleaseKey of [Image] is missing: want the key's fingerprint with ReleaseKeyFile, or none")
+		return errors.New("ReleaseKey of [Image] is missing: want the fingerprint of the key that signs the releases, with ReleaseKeyFile=; or ReleaseKey=none, for releases that nobody signs")
 	case r.fingerprint == "none" && r.keyFile != "":
 		return errors.New("ReleaseKey is none, yet there is a ReleaseKeyFile")
 	case r.fingerprint == "none":

@@ -75,9 +75,15 @@ func Make(ctx context.Context, file, folder string, o Options) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		return fmt.Errorf("%s: %w: %s", Tool, err, strings.TrimSpace(said.String()))
+		return fmt.Errorf("%s: %w: %s", Tool, err, last(said.String()))
 	}
 	return nil
+}
+
+// last is what a program said last: one that cannot write says so of every block.
+func last(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	return strings.Join(lines[max(0, len(lines)-3):], "\n")
 }
 
 // A Header is the superblock of an EROFS file system, as far as it describes

@@ -39,7 +39,7 @@ func TestContainerRefusals(t *testing.T) {
 		{"no engine", nil, exitFailure, "neither podman nor docker"},
 		{"other engine", []string{"--engine", "lxc"}, exitFailure, `"lxc"`},
 		{"key on a plain disk", []string{"--module-key", module, "--module-key-password-file", password}, exitFailure, "storage"},
-		{"key that others read", []string{"--module-key", loose, "--module-key-password-file", password, "--allow-unencrypted-storage"}, exitFailure, "others may use it"},
+		{"key that others read", []string{"--module-key", loose, "--module-key-password-file", password, "--allow-unencrypted-storage"}, exitFailure, "others may read it"},
 		{"key that is kept well enough", []string{"--module-key", module, "--module-key-password-file", password, "--allow-unencrypted-storage"}, exitFailure, "neither podman nor docker"},
 	} {
 		if c.want == "storage" && encrypted == nil {

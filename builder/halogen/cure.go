@@ -21,8 +21,8 @@ var cures = []struct {
 	{syscall.ENAMETOOLONG, "give it a shorter name"},
 	{syscall.EMFILE, "raise the limit of open files (ulimit -n)"},
 	{syscall.ENOMEM, "give the machine more memory, or swap"},
-	{fs.ErrPermission, "run this as root, or as somebody who may"},
-	{fs.ErrNotExist, "check the name, which starts at the current directory where it has no / before it"},
+	{fs.ErrPermission, "run this as root, or as a user who may do this"},
+	{fs.ErrNotExist, "check the name; one that does not start with / is relative to the current directory"},
 	{fs.ErrExist, "remove it, or name another place"},
 	{context.DeadlineExceeded, "try again"},
 }

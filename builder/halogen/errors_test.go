@@ -131,7 +131,7 @@ func TestTellsBuild(t *testing.T) {
 		{is("build: a slot size that is none", "SlotSize", "want a number with K, M, G or T"), conf("16M", "huge")},
 		{is("build: no image ID", "ImageID", "ImageID=my-os"), conf("ImageID=test-os\n", "")},
 		{is("build: an image ID with a slash", "ImageID", "want 1 to 64 of"), conf("test-os", "test/os")},
-		{is("build: no release key", "ReleaseKey", "want the key's fingerprint"), conf("ReleaseKey=none\n", "")},
+		{is("build: no release key", "ReleaseKey", "want the fingerprint"), conf("ReleaseKey=none\n", "")},
 		{is("build: a release key file that is not there", "none.pgp", "check the name"), conf("ReleaseKey=none", "ReleaseKeyFile=none.pgp\nReleaseKey=0123456789012345678901234567890123456789")},
 		{is("build: a module that the kernel does not have", "nonesuch", "mark it with '?'"), conf("Modules=one", "Modules=one nonesuch")},
 		{is("build: a slot that is too small", "SlotSize", "make SlotSize in [Image] larger"), with(func(f rootfstest.Files) {
@@ -152,7 +152,7 @@ func TestTellsBuild(t *testing.T) {
 		{is("build: a version with a dot", "--version", "from 1 to"), func(b *desk) []string {
 			return []string{"build", "--config", b.config(), "--rootfs", b.root(nil), "--version", "1.0", "--out", "o"}
 		}},
-		{is("build: a disk that is too small", "disk is too small", "a larger --disk-size"), func(b *desk) []string { return b.build(b.config(), b.root(nil), "--disk", "--disk-size", "64M") }},
+		{is("build: a disk that is too small", "disk of 64 MiB is too small", "a larger --disk-size"), func(b *desk) []string { return b.build(b.config(), b.root(nil), "--disk", "--disk-size", "64M") }},
 		{is("build: no engine for containers", "docker", "install one"), func(b *desk) []string {
 			b.t.Setenv("PATH", b.dir)
 			return []string{"build", "--container", "--version", "1", "--out", filepath.Join(b.dir, "out"), "--config", b.config()}
@@ -212,7 +212,7 @@ func TestTellsKeys(t *testing.T) {
 		{is("keys: a file that is not there", "none", "check the name"), args("check", filepath.Join(dir, "none"))},
 		{is("keys: there is a key already", keysDir, "another --out"), args("generate", "--out", keysDir, "--name", "Example", "--password-file", password, "--allow-unencrypted-storage")},
 		{is("keys: a weak password", "password", "six words"), args("generate", "--out", filepath.Join(dir, "new"), "--name", "Example", "--password-file", b.file("weak", "secret123\n"), "--allow-unencrypted-storage")},
-		{is("keys: a password file that others may read", "loose", "want 0400 or 0600"), func(*desk) []string {
+		{is("keys: a password file that others may read", "loose", "chmod 0600"), func(*desk) []string {
 			loose := b.file("loose", "plinth oversee cobalt drizzle yearbook\n")
 			if err := os.Chmod(loose, 0o644); err != nil {
 				t.Fatal(err)
@@ -220,7 +220,7 @@ func TestTellsKeys(t *testing.T) {
 			return []string{"keys", "generate", "--out", filepath.Join(dir, "new"), "--name", "Example", "--password-file", loose, "--allow-unencrypted-storage"}
 		}},
 		{is("keys: the wrong password", "release-key.secret.asc", "try again"), args("check", secret, "--password-file", b.file("wrong", "correct horse battery staple of the day\n"), "--allow-unencrypted-storage")},
-		{is("keys: a public key for a secret one", "release-key.asc", "name the secret one"), args("check", filepath.Join(keysDir, "release-key.asc"), "--allow-unencrypted-storage")},
+		{is("keys: a public key for a secret one", "release-key.asc", "name the file with the secret one"), args("check", filepath.Join(keysDir, "release-key.asc"), "--allow-unencrypted-storage")},
 		{is("keys: a text file", "text", "--export-secret-keys"), args("check", b.file("text", "hello"), "--allow-unencrypted-storage")},
 		{is("keys: no name", "--name", "--help"), args("generate", "--out", filepath.Join(dir, "new"))},
 	})

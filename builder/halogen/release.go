@@ -155,7 +155,7 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 		return c.misused(f, "--channel: %v", err)
 	}
 	if r.rollout < 0 || r.rollout > 100 {
-		return c.misused(f, "--rollout %d is not 0 to 100", r.rollout)
+		return c.misused(f, "--rollout %d is not a percentage, 0 to 100", r.rollout)
 	}
 	if r.expires < 0 {
 		return c.misused(f, "--expires %s lies in the past", r.expires)

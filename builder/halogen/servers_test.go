@@ -261,7 +261,7 @@ func TestServers(t *testing.T) {
 
 		// Without an end, only machines that have seen the newer one can tell.
 		{"a cache with an old manifest", old(7, 4, 0, true), wants{fetch: "somebody shows an old one"}},
-		{"a cache with a manifest that has ended", old(8, 5, -time.Hour, true), all("has expired on")},
+		{"a cache with a manifest that has ended", old(8, 5, -time.Hour, true), all("expired on")},
 		{"a cache with half of an old state", old(7, 4, 0, false), all("an old copy of")},
 		{"a cache with a key of before", handler(func(f *fixture) http.Handler {
 			stranger := installtest.NewSigner(t)
@@ -289,7 +289,7 @@ func TestServers(t *testing.T) {
 
 		{"a portal", handler(func(*fixture) http.Handler { return http.HandlerFunc(portal) }), all("wants a login")},
 		{"a portal that redirects", redirectingPortal, all("wants a login")},
-		{"a portal that comes in between", handler(func(f *fixture) http.Handler { return f.instead("8.tar.gz", portal) }), all("8.tar.gz: server's answer makes no sense: a web page: a network that wants a login")},
+		{"a portal that comes in between", handler(func(f *fixture) http.Handler { return f.instead("8.tar.gz", portal) }), all("8.tar.gz: the server's answer cannot be used: it is a web page: a network that wants a login")},
 		{"a network that says so", handler(func(*fixture) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNetworkAuthenticationRequired) })
 		}), all("wants a login")},

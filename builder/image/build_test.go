@@ -335,7 +335,7 @@ func TestRootFileSystemsThatCannotBeBuilt(t *testing.T) {
 		{"module that is not there", func(f rootfstest.Files) { f[modules+"modules.dep"] = nil }, []string{"no module one"}},
 		{"unsigned module", func(f rootfstest.Files) { f[modules+"kernel/fs/one.ko"] = []byte("\x7fELF") }, []string{"one.ko", "not signed"}},
 		{"a file where a command belongs", func(f rootfstest.Files) { f["usr/bin/ota"] = nil }, []string{"/bin/ota", "file of its own"}},
-		{"image larger than a slot", func(f rootfstest.Files) { f["usr/large"] = noise(17 << 20) }, []string{"does not fit a system partition of 16.8 MB", "SlotSize", "17.8 MB  /usr"}},
+		{"image larger than a slot", func(f rootfstest.Files) { f["usr/large"] = noise(17 << 20) }, []string{"does not fit a system partition of 16.0 MiB", "SlotSize", "17.0 MiB  /usr"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			files := rootfstest.Minimal()

@@ -26,8 +26,11 @@ func (b *build) disk(context.Context) error {
 	}
 	ids := b.diskIDs()
 	t, err := install.Table(b.release, ids, uint64(b.DiskSize/sectorSize), sectorSize, nil)
-	if err != nil {
-		return fmt.Errorf("plan disk: %w: give a larger --disk-size, or none", err)
+	switch {
+	case errors.Is(err, install.ErrNoRoom):
+		return fmt.Errorf("a disk of %d MiB is too small, the EFI system partition and the system image need %d MiB: give a larger --disk-size, or none", b.DiskSize>>20, (2*layout.Align+layout.ESPSize+layout.AlignUp(b.release.ImageSize))>>20)
+	case err != nil:
+		return fmt.Errorf("plan disk: %w", err)
 	}
 	esp := install.ESP{Release: b.release, UKI: b.uki, BootManager: b.parts.bootManager}
 	f, err := os.OpenFile(b.out.path(DiskFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)

@@ -35,6 +35,9 @@ func fitsESP(uki, bootManager int64) error {
 
 const largestShown = 10
 
+// mebibytes is for what SlotSize is compared with, whose M is 2^20 bytes.
+func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
 // tooLarge says what takes the room that a system partition does not have.
 func (b *build) tooLarge(size int64) error {
 	list, err := b.tree.Largest(largestShown)
@@ -46,10 +49,10 @@ func (b *build) tooLarge(size int64) error {
 		if i > 0 && d.Size < list[0].Size/1000 {
 			break // not worth a line
 		}
-		fmt.Fprintf(&text, "\n%10s  /%s", megabytes(d.Size), d.Name)
+		fmt.Fprintf(&text, "\n%10s  /%s", mebibytes(d.Size), d.Name)
 	}
-	return fmt.Errorf("the system image has %s and does not fit a system partition of %s: make SlotSize in [Image] larger, as long as no machine is installed (it stays the same for ever), or take out what machines do not need. The largest directories, before compression:%s",
-		megabytes(size), megabytes(b.Config.SlotSize), text.String())
+	return fmt.Errorf("the system image has %s and does not fit a system partition of %s: take out what machines do not need, or make SlotSize in [Image] larger (machines that are installed keep the size that they have). The largest directories, before compression:%s",
+		mebibytes(size), mebibytes(b.Config.SlotSize), text.String())
 }
 
 // manyHoles is how many bytes of holes cost time that a distributor asks about.

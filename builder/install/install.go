@@ -85,7 +85,7 @@ func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int, kept *Ro
 		size = layout.AlignUp(r.ImageSize)
 	}
 	if size > room {
-		return nil, fmt.Errorf("%w: %d MiB behind the ESP for a system image of %d MiB", errNoRoom, max(room, 0)>>20, r.ImageSize>>20)
+		return nil, fmt.Errorf("%w: %d MiB behind the ESP for a system image of %d MiB", ErrNoRoom, max(room, 0)>>20, r.ImageSize>>20)
 	}
 	unit := uint64(sectorSize)
 	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors, Partitions: []gpt.Partition{{

@@ -162,11 +162,11 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	if err == nil {
 		// The UUIDs of a plan that is only looked at must differ, and no more.
 		if _, rerr := layout.NewPlan(t, s.Contract.SlotSize, rand.Reader); rerr != nil {
-			err = errNoRoom
+			err = ErrNoRoom
 		}
 	}
 	switch {
-	case errors.Is(err, errNoRoom):
+	case errors.Is(err, ErrNoRoom):
 		p.refuse("%s", tooSmall(d, s.Contract.SlotSize, p.Kept))
 	case err != nil:
 		p.refuse("%v", err)
@@ -243,8 +243,8 @@ func (p *Plan) Err(erase bool) error {
 	return nil
 }
 
-// errNoRoom is returned for a disk that has no room for the layout.
-var errNoRoom = errors.New("the disk is too small")
+// ErrNoRoom is returned for a disk that has no room for the layout.
+var ErrNoRoom = errors.New("the disk is too small")
 
 // tooSmall says how much room is wanted.
 func tooSmall(d Disk, slotSize int64, kept *Root) string {

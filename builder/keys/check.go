@@ -142,7 +142,7 @@ func permissions(path string) error {
 		return errors.New("it is not a regular file")
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("others may use it: its mode is %04o, want 0400 or 0600 (a container's secret takes mode=0400)", mode)
+		return fmt.Errorf("others may read it: its mode is %04o, want 0600 or 0400: `chmod 0600 %s` (a container's secret takes mode=0400)", mode, path)
 	}
 	for at := real; ; at = filepath.Dir(at) {
 		var s unix.Stat_t
@@ -150,10 +150,10 @@ func permissions(path string) error {
 			return &os.PathError{Op: "stat", Path: at, Err: err}
 		}
 		if s.Uid != 0 && int(s.Uid) != os.Geteuid() {
-			return fmt.Errorf("%s belongs to the user %d, who can replace what is in it", at, s.Uid)
+			return fmt.Errorf("%s belongs to the user %d, who can replace what is in it: `chown` it to yourself, or keep the key elsewhere", at, s.Uid)
 		}
 		if s.Mode&0o022 != 0 && s.Mode&unix.S_ISVTX == 0 {
-			return fmt.Errorf("others may write to %s, and so replace what is in it", at)
+			return fmt.Errorf("others may write to %s, and so replace what is in it: `chmod go-w %[1]s`", at)
 		}
 		if at == filepath.Dir(at) {
 			return nil
@@ -187,11 +187,11 @@ func (r *Report) checkOpenPGP(text []byte, password *Password, at time.Time) err
 	entities, err := read(bytes.NewReader(text))
 	switch {
 	case err != nil:
-		return fmt.Errorf("is neither an OpenPGP key nor PKCS#8 in PEM: %w: export it with gpg --armor --export-secret-keys, or make one with halogen keys generate", err)
+		return errors.New("it is neither an OpenPGP key nor PKCS#8 in PEM: export the key with gpg --armor --export-secret-keys FINGERPRINT, or make one with halogen keys generate")
 	case len(entities) != 1:
-		return fmt.Errorf("holds %d keys, want one", len(entities))
+		return fmt.Errorf("it holds %d keys, want one", len(entities))
 	case entities[0].PrivateKey == nil:
-		return errors.New("is a public key: name the secret one")
+		return errors.New("it is a public key: name the file with the secret one")
 	}
 	e := entities[0]
 	r.Kind, r.Name = "OpenPGP", fmt.Sprintf("%X", e.PrimaryKey.Fingerprint)
@@ -230,7 +230,7 @@ func subkeys(e *openpgp.Entity) []*packet.PrivateKey {
 func locked(secret []*packet.PrivateKey, password *Password) error {
 	for _, k := range secret {
 		if !k.Encrypted {
-			return fmt.Errorf("%X has no password: whoever reads the file has the key", k.Fingerprint)
+			return fmt.Errorf("%X has no password: whoever reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)", k.Fingerprint)
 		}
 		if password == nil {
 			continue
@@ -239,7 +239,7 @@ func locked(secret []*packet.PrivateKey, password *Password) error {
 		err := opened.Decrypt(password.Bytes())
 		wipe(opened.PrivateKey)
 		if err != nil {
-			return fmt.Errorf("the password does not open %X: %w: try again, or name its --password-file", k.Fingerprint, err)
+			return fmt.Errorf("the password does not open the key %X: try again, or name the file with its password (--password-file)", k.Fingerprint)
 		}
 	}
 	return nil
@@ -296,7 +296,7 @@ func (r *Report) checkPKCS8(text []byte, password *Password) error {
 	r.Kind = block.Type
 	if block.Type != "ENCRYPTED PRIVATE KEY" {
 		old := strings.Contains(string(text), "ENCRYPTED")
-		err := errors.New("it has no password: whoever reads the file has the key")
+		err := errors.New("it has no password: whoever reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)")
 		if old {
 			err = errors.New("it is encrypted in the old way of OpenSSL, whose passwords are guessed fast: convert it with `openssl pkcs8 -topk8`")
 		}
@@ -322,7 +322,7 @@ func (r *Report) checkPKCS8(text []byte, password *Password) error {
 func openPKCS8(der []byte, password *Password) (crypto.Signer, error) {
 	key, err := pkcs8.ParsePKCS8PrivateKey(der, password.Bytes())
 	if err != nil {
-		return nil, fmt.Errorf("the password does not open it: %w: try again, or name its --password-file", err)
+		return nil, fmt.Errorf("the password does not open it: try again, or name the file with its password (--password-file)")
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
@@ -381,11 +381,11 @@ func loadModuleKey(path string, password *Password) (*secretSigner, error) {
 	defer clear(text)
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
-		return nil, fmt.Errorf("key %s: is not an encrypted PKCS#8 in PEM", path)
+		return nil, fmt.Errorf("key %s is not an encrypted PKCS#8 in PEM", path)
 	}
 	defer clear(block.Bytes)
 	if password == nil {
-		return nil, fmt.Errorf("key %s: is encrypted: name the file with its password", path)
+		return nil, fmt.Errorf("key %s is encrypted: name the file with its password", path)
 	}
 	key, err := openPKCS8(block.Bytes, password)
 	if err != nil {

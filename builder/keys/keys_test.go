@@ -210,7 +210,7 @@ func TestGenerateRefuses(t *testing.T) {
 	}{
 		{"over keys that are there", "already", encrypted(), func(w *Wanted) { w.Dir = dir }},
 		{"without a password", "no password", encrypted(), func(w *Wanted) { w.Password = nil }},
-		{"with a password that can be guessed", "can be guessed", encrypted(), func(w *Wanted) { w.Password = weak }},
+		{"with a password that can be guessed", "too weak", encrypted(), func(w *Wanted) { w.Password = weak }},
 		{"on storage that is not encrypted", "generate keys in", open, func(*Wanted) {}},
 	} {
 		w := w

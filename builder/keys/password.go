@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 	"os"
 	"os/exec"
@@ -216,7 +217,7 @@ func (p *Password) Strong() error {
 		guesses = zxcvbn.PasswordStrength(string(p.text[:min(len(p.text), 100)]), nil).Guesses
 	})
 	if guesses < leastGuesses {
-		return fmt.Errorf("the password can be guessed: %.0e guesses do, want %.0e (six words chosen by dice, or 14 random characters)", guesses, float64(leastGuesses))
+		return fmt.Errorf("the password is too weak: about 10^%.0f guesses find it, and it must take 10^%.0f: take six words chosen by dice, or 14 random characters", math.Log10(guesses), math.Log10(leastGuesses))
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func lock(dir string) (unlock func() error, err error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s, where another publisher seems to be at work: %w: wait until it has ended", dir, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("another publisher is at work in %s: wait until it has ended, and try again", dir), f.Close())
 	}
 	list, err := os.ReadDir(dir)
 	if err != nil {

@@ -211,7 +211,7 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.Version, err error) {
 	dir := string(o.Folder)
 	if keep < 1 {
-		return nil, fmt.Errorf("keep %d releases, want at least 1", keep)
+		return nil, fmt.Errorf("--keep %d would leave no release: want at least 1", keep)
 	}
 	unlock, err := lock(dir)
 	if err != nil {
@@ -288,7 +288,7 @@ func RefreshManifest(ctx context.Context, o Manage, r Refresh) error {
 		case r.Lifetime < 0:
 			m.Expires = time.Time{}
 		case !m.Expires.IsZero() && !o.Now.Before(m.Expires):
-			return fmt.Errorf("%s has expired on %s: say for how long it is to hold from now on", manifest.FileName, m.Expires.Format(time.DateTime))
+			return fmt.Errorf("%s expired on %s UTC: say for how long it is to hold from now on", manifest.FileName, m.Expires.Format(time.DateTime))
 		}
 		if _, err := s.named(ctx); err != nil {
 			return err

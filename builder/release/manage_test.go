@@ -139,7 +139,7 @@ func TestRefresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Now = late
-	if err := RefreshManifest(ctx, m, Refresh{Lifetime: -1}); err == nil || !strings.Contains(err.Error(), "has expired") {
+	if err := RefreshManifest(ctx, m, Refresh{Lifetime: -1}); err == nil || !strings.Contains(err.Error(), "expired on") {
 		t.Errorf("with the expired key: %v", err)
 	}
 	w.key("other", "ed25519", password)

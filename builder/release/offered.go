@@ -41,7 +41,7 @@ func Offered(ctx context.Context, s Server, c manifest.Channel, key *pgp.Key, no
 	}
 	switch {
 	case v.expired():
-		return 0, nil, fmt.Errorf("%s has expired on %s, and it is %s: either somebody hides a newer one, or the clock is wrong", manifest.FileName, v.manifest.Expires.Format(time.DateTime), now.UTC().Format(time.DateTime))
+		return 0, nil, fmt.Errorf("%s expired on %s UTC, and it is %s UTC here: set this machine's clock if it is wrong (date), or else tell the distributor, since somebody may be hiding a newer one", manifest.FileName, v.manifest.Expires.Format(time.DateTime), now.UTC().Format(time.DateTime))
 	case key == nil && v.manifest.PubKey != "":
 		return 0, nil, errors.New("the releases there are signed: name the key that their distributor publishes (--key)")
 	}

@@ -164,11 +164,11 @@ func TestKeptKeys(t *testing.T) {
 		}
 		return path
 	}
-	w.refused("a key that others read", w.with(good, func(o *Options) { o.Key.Path = open("open.sec", secret) }), "permissions: others may use it")
-	w.refused("a password that others read", w.with(good, func(o *Options) { o.Key.Password = open("open", password) }), "permissions: others may use it")
+	w.refused("a key that others read", w.with(good, func(o *Options) { o.Key.Path = open("open.sec", secret) }), "permissions: others may read it")
+	w.refused("a password that others read", w.with(good, func(o *Options) { o.Key.Password = open("open", password) }), "permissions: others may read it")
 	w.refused("a password that can be guessed", w.with(w.options(w.build(1, "weak", weak), "weak"), func(o *Options) {
 		o.Key.Password = w.write("weak-password", "letmein1\n")
-	}), "can be guessed")
+	}), "too weak")
 	// Where the tests' folder is encrypted, there is nothing to refuse.
 	o := w.with(good, func(o *Options) { o.Key.UnencryptedStorage = false })
 	_, kept := keys.Storage(o.Key.Path)

@@ -157,7 +157,7 @@ func readSecretKey(path string) ([]*packet.PrivateKey, error) {
 	case len(entities) != 1:
 		return nil, fmt.Errorf("holds %d keys, want one", len(entities))
 	case entities[0].PrivateKey == nil:
-		return nil, errors.New("is a public key: export the secret one")
+		return nil, errors.New("it is a public key: export the secret one")
 	}
 	var keys []*packet.PrivateKey
 	for _, s := range entities[0].Subkeys {

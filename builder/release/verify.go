@@ -52,9 +52,9 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	}
 	v.fault(v.checkManifestSignature(ctx, pinned))
 	if e := v.manifest.Expires; v.expired() {
-		v.fault(fmt.Errorf("%s has expired on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime)))
+		v.fault(fmt.Errorf("%s expired on %s UTC: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime)))
 	} else if left := e.Sub(v.Now); !e.IsZero() && left < soon {
-		v.Note("WARNING: %s expires on %s: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime))
+		v.Note("WARNING: %s expires on %s UTC: 'halogen release refresh' renews it", manifest.FileName, e.Format(time.DateTime))
 	}
 	if n := v.manifest.Sequence; n > manifest.MaxJump {
 		v.fault(fmt.Errorf("%s has SEQUENCE %d: a machine that has seen none yet takes no more than %d. Sign it again with a lower number", manifest.FileName, n, uint64(manifest.MaxJump)))

@@ -262,7 +262,7 @@ func TestSourcesOfOtherKinds(t *testing.T) {
 		"ext4":                      at(1080, "\x53\xef"),
 		"ISO":                       at(32769, "CD001"),
 		"a disk or a file system":   at(510, "\x55\xaa"),
-		"nor compressed in a way":   []byte(strings.Repeat("no archive at all", 100)),
+		"want tar, plain or compressed":   []byte(strings.Repeat("no archive at all", 100)),
 		"the archive is empty":      make([]byte, 10240),
 		"goes on from another volu": pack(t, header("file", 'M')),
 	} {

@@ -104,7 +104,7 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 	}
 	if !isTar(magic) {
 		if what := foreignKind(magic); what != "" {
-			return nil, nil, fmt.Errorf("is not a tar archive but %s", what)
+			return nil, nil, fmt.Errorf("not a tar archive but %s", what)
 		}
 	}
 	return in, func() {}, nil

@@ -20,19 +20,19 @@ import (
 func (t *Tree) Fill(ctx context.Context, source, arch string) error {
 	info, err := os.Stat(source)
 	if err != nil {
-		return fmt.Errorf("root file system: %w", err)
+		return err
 	}
 	switch {
 	case info.IsDir() && exists(source, "oci-layout") && exists(source, "index.json"):
 		err = t.fillFromLayout(ctx, source, arch)
 	case info.IsDir() && exists(source, "manifest.json") && exists(source, "version") && !exists(source, "usr"):
-		return fmt.Errorf("root file system %s is a directory of skopeo's transport dir: copy the image to oci:DIR instead", source)
+		return fmt.Errorf("%s is a directory of skopeo's transport dir: copy the image to oci:DIR instead", source)
 	case info.IsDir():
 		err = t.CopyDirectory(ctx, source)
 	case info.Mode().IsRegular():
 		err = t.fillFromArchive(ctx, source, arch)
 	default:
-		err = fmt.Errorf("root file system %s is neither a directory nor an archive: give one of these", source)
+		err = fmt.Errorf("%s is neither a directory nor an archive: give one of these", source)
 	}
 	if err != nil {
 		return err
@@ -65,7 +65,7 @@ func platform(arch string) string {
 func (t *Tree) fillFromArchive(ctx context.Context, source, arch string) error {
 	file, err := os.Open(source)
 	if err != nil {
-		return fmt.Errorf("root file system: %w", err)
+		return err
 	}
 	defer file.Close()
 	if err := t.fillFrom(ctx, file, arch); err != nil {

@@ -30,7 +30,7 @@ func CheckHoles(n int64) error {
 	if n <= MaxHoles {
 		return nil
 	}
-	return fmt.Errorf("has holes of more than %d GB, over which mkfs.erofs would take many minutes: empty it (truncate -s 0 FILE), or leave it out of the root file system (tar --exclude=FILE)", int64(MaxHoles)>>30)
+	return fmt.Errorf("it has holes of more than %d GB, over which mkfs.erofs would take many minutes: empty it (truncate -s 0 FILE), or leave it out of the root file system (tar --exclude=FILE)", int64(MaxHoles)>>30)
 }
 
 // Holes returns how many bytes of the tree's files are holes, and the file that has the

@@ -38,7 +38,7 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 			return tail.ended()
 		}
 		if count == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)) {
-			return errors.New("is not a tar archive, nor compressed in a way that is known: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
+			return errors.New("not a tar archive: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
 		}
 		if err != nil {
 			return fmt.Errorf("read tar archive, after %d files, the last of which is %q: %w", count, last, err)

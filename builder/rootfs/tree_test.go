@@ -164,7 +164,7 @@ func TestManyHoles(t *testing.T) {
 			t.Fatal(err)
 		}
 		if name == "forty" {
-			if err == nil || !strings.Contains(err.Error(), "forty: copy content: has holes of more than 32 GB") {
+			if err == nil || !strings.Contains(err.Error(), "forty: copy content: it has holes of more than 32 GB") {
 				t.Errorf("40 GB: %v", err)
 			}
 			continue

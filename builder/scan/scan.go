@@ -294,7 +294,7 @@ type SecretsError struct{ Findings []Finding }
 
 func (e *SecretsError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "the image holds %d secrets, which every machine and everybody who has a copy would share:", len(e.Findings))
+	fmt.Fprintf(&b, "in the image there are secrets that every machine, and everybody who has a copy, would share (%d):", len(e.Findings))
 	for i, f := range e.Findings {
 		if i == maxListed {
 			fmt.Fprintf(&b, "\n  and %d more", len(e.Findings)-i)
@@ -302,7 +302,7 @@ func (e *SecretsError) Error() string {
 		}
 		fmt.Fprintf(&b, "\n  %s", f)
 	}
-	b.WriteString("\ntake them out, or say in [Allow] why they may be there")
+	b.WriteString("\ntake them out, or say in [Allow] of the configuration why they may be there")
 	return b.String()
 }
 

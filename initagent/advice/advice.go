@@ -57,7 +57,7 @@ func chip(s slot.State, f slot.Facts) []string {
 func system(s slot.State, f slot.Facts) []string {
 	switch {
 	case f.Epoch < s.Floor || f.Replaced:
-		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one."}
+		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one, if there is one."}
 	case f.Verity != slot.Failed:
 		return nil
 	}
@@ -94,8 +94,14 @@ func root(s slot.State, f slot.Facts) []string {
 			"If its data is lost or not wanted: `reset` makes the machine new, and keeps the system.",
 		}
 	case slot.RootLocked:
-		if f.Unlock != slot.Failed && f.Key != slot.Failed {
+		switch {
+		case f.Unlock != slot.Failed && f.Key != slot.Failed:
 			return nil
+		case f.Epoch < s.Floor || f.Replaced:
+			return nil // no key opens the data for this system
+		case f.Foreign:
+			return []string{"Remove what was added: a command line that was typed at the boot manager is gone at the next start; files lie on the EFI system partition, " +
+				"in loader/credentials, loader/addons and EFI/Linux/*.extra.d. Then `exit`."}
 		}
 		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
 		if f.SecureBoot == contract.Required && (s.Keys == slot.KeysMissing || s.Keys == slot.KeysOff) {

@@ -28,6 +28,8 @@ func TestFor(t *testing.T) {
 		{"no TPM", func(_ *slot.State, f *slot.Facts) { f.TPMPresent = false }, "Switch the TPM on", []string{"`unlock`"}, "`reseal`"},
 		{"both corrupt", func(_ *slot.State, f *slot.Facts) { f.Verity = slot.Failed }, "`verify`", []string{"`repair`", "`rollback`"}, "`reset`"},
 		{"under the floor", func(s *slot.State, _ *slot.Facts) { s.Floor = 4 }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
+		{"under the floor, and the TPM refused", func(s *slot.State, f *slot.Facts) { s.Floor, f.Unlock = 4, slot.Failed }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
+		{"something from outside", func(_ *slot.State, f *slot.Facts) { f.Foreign, f.Unlock = true, slot.Failed }, "Remove what was added", []string{"loader/credentials"}, "`reseal`"},
 		{"TPM refused, no key", func(_ *slot.State, f *slot.Facts) { f.Unlock, f.Key = slot.Failed, slot.Failed }, "`eventlog`", []string{"`unlock`", "`reseal`"}, "`enroll`"},
 		{"keys lost", func(s *slot.State, f *slot.Facts) {
 			s.Keys, f.Unlock, f.Key = slot.KeysMissing, slot.Failed, slot.Failed

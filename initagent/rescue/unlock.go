@@ -21,7 +21,7 @@ import (
 func (m *Machine) Unlock(c hw.Console) error {
 	if open, err := m.Keeper.Kept(); err == nil {
 		open.Wipe()
-		return fmt.Errorf("the root partition is open already, at %s", m.path(rootpart.Folder))
+		return fmt.Errorf("the root partition is open already, at %s: `lock` closes it", m.path(rootpart.Folder))
 	}
 	p, err := m.find()
 	if err != nil {
@@ -46,7 +46,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 			return err
 		}
 		if len(typed) == 0 {
-			return errors.New("no recovery key was given")
+			return errors.New("no recovery key was given: `unlock` asks again")
 		}
 		var open Opened
 		open.VolumeKey, open.Secret, err = lock.OpenRecovery(f, typed, rootpart.KeyLimit(memory))

@@ -26,7 +26,10 @@ func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte,
 		keyslots = append(keyslots, have.Keyslot)
 	}
 	volumeKey, opened, err := l.Header.Unlock(r, passphrase, memory, keyslots...)
-	if err != nil {
+	switch {
+	case errors.Is(err, luks2.ErrPassphrase):
+		return nil, nil, fmt.Errorf("this is not the recovery key of this machine's root partition, or a letter is wrong (%w)", luks2.ErrPassphrase)
+	case err != nil:
 		return nil, nil, fmt.Errorf("open the root partition with the recovery key: %w", err)
 	}
 	raw := key.Bytes()

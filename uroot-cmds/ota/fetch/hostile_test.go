@@ -335,7 +335,7 @@ func TestArchiveChanges(t *testing.T) {
 			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
 			r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first+1, last+1))
 			return false
-		}, "makes no sense"},
+		}, "cannot be used"},
 		"gone": {true, func(out http.ResponseWriter, r *http.Request) bool {
 			out.WriteHeader(http.StatusNotFound)
 			return true

@@ -47,7 +47,7 @@ func (m *Machine) Bless() (*Blessing, error) {
 		return b, nil
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("the EFI system partition has no UKI of version %s, which runs: restart, so that it is mended", r.Contract.Version)
+		return nil, fmt.Errorf("the EFI system partition has no boot file (UKI) of version %s, which runs: restart, which writes it again", r.Contract.Version)
 	}
 	if err := m.writeESP(func(dir hw.ESPDir) error { return r.bless(dir) }); err != nil {
 		return nil, fmt.Errorf("bless version %s: %w", r.Contract.Version, err)

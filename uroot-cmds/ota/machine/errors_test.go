@@ -76,7 +76,7 @@ func TestTells(t *testing.T) {
 			must(w.t, err)
 			signed(func(m *manifest.Manifest) { m.Sequence = 6 })(w)
 		}},
-		{"fetch: a manifest that has expired", "expired", "set it (date)", signed(func(m *manifest.Manifest) { m.Expires = otatest.Date.Add(time.Minute).UTC().Truncate(time.Second) })},
+		{"fetch: a manifest that has expired", "expired", "tell the distributor", signed(func(m *manifest.Manifest) { m.Expires = otatest.Date.Add(time.Minute).UTC().Truncate(time.Second) })},
 		{"fetch: another distributor's key", "release key", "Correct Server=", func(w *world) {
 			w.site = otatest.NewSite(otatest.NewKey(w.t))
 			site := w.site
@@ -96,8 +96,8 @@ func TestTells(t *testing.T) {
 			}
 		}},
 		{"fetch: a release for another image", "other", "tell the distributor", other(func(r *release.Release) { r.ImageID = "other" })},
-		{"fetch: a release that does not fit the slot", "slots have", "install it", other(func(r *release.Release) { r.ImageSize, r.SlotSize = 64<<20, 64<<20 })},
-		{"fetch: an epoch that is too low", "epoch", "only a release of a higher epoch", func(w *world) {
+		{"fetch: a release that does not fit the slot", "system partitions have", "only a new installation", other(func(r *release.Release) { r.ImageSize, r.SlotSize = 64<<20, 64<<20 })},
+		{"fetch: an epoch that is too low", "epoch", "wait for a release of epoch 5", func(w *world) {
 			w.two.Contract.Epoch = 5
 			w.boot(layout.SlotA, w.two)
 		}},
@@ -107,7 +107,7 @@ func TestTells(t *testing.T) {
 		{"fetch: during a trial", "on trial", "ota bless", func(w *world) {
 			must(w.t, os.Rename(w.path("esp/EFI/Linux/test-os_2.efi"), w.path("esp/EFI/Linux/test-os_2+2-1.efi")))
 		}},
-		{"fetch: a system with corrupt blocks", "corrupt blocks", "repair it first", func(w *world) { w.corrupt = true }},
+		{"fetch: a system with corrupt blocks", "corrupt blocks", "halogenctl repair", func(w *world) { w.corrupt = true }},
 		{"fetch: no UKI of this system", "version 2", "restart", func(w *world) { must(w.t, os.Remove(w.path("esp/EFI/Linux/test-os_2.efi"))) }},
 		{"fetch: no root partition", "var/lib/halogen", "restart", func(w *world) { must(w.t, os.RemoveAll(w.path(stateFolder))) }},
 		{"fetch: another ota is at work", "another ota", "wait until", func(w *world) {
@@ -117,7 +117,7 @@ func TestTells(t *testing.T) {
 			must(w.t, err)
 			w.t.Cleanup(func() { _ = lock.Close() })
 		}},
-		{"fetch: not started by HalogenOS", "boot.json", "ota works for one that was", func(w *world) { must(w.t, os.Remove(w.path(reportFile))) }},
+		{"fetch: not started by HalogenOS", "boot.json", "run it on the installed machine", func(w *world) { must(w.t, os.Remove(w.path(reportFile))) }},
 		{"fetch: what was seen is damaged", "seen.json", "try again", func(w *world) { w.write(filepath.Join(stateFolder, seenFile), []byte("{")) }},
 	} {
 		t.Run(f.what, func(t *testing.T) {

@@ -114,7 +114,7 @@ func (m *Machine) Running() (*Running, error) {
 	}
 	text, err := m.read(reportFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("/%s is not there: this system was not started by initagent, and ota works for one that was", reportFile)
+		return nil, fmt.Errorf("/%s is not there: this system was not started by HalogenOS, and ota works only in one that was: run it on the installed machine", reportFile)
 	}
 	if err != nil {
 		return nil, err
@@ -297,7 +297,7 @@ func names(inv *inventory.Inventory) []bls.Name {
 func (m *Machine) onTrial(r *Running, inv *inventory.Inventory) (bool, error) {
 	files := r.runningFiles(names(inv))
 	if len(files) == 0 {
-		return false, fmt.Errorf("the EFI system partition has no UKI of version %s, which runs: restart, so that it is mended", r.Contract.Version)
+		return false, fmt.Errorf("the EFI system partition has no boot file (UKI) of version %s, which runs: restart, which writes it again", r.Contract.Version)
 	}
 	return !slices.ContainsFunc(files, func(n bls.Name) bool { return !n.Counted }), nil
 }
@@ -405,7 +405,7 @@ func decodeStrictly(path string, v any) (bool, error) {
 		return false, err
 	}
 	if err := json.Unmarshal(text, v); err != nil {
-		return false, fmt.Errorf("%s: %w: %w", path, errDamaged, err)
+		return false, fmt.Errorf("%s: %w (%w)", path, errDamaged, err)
 	}
 	return true, nil
 }

@@ -26,7 +26,7 @@ func (u *update) setKnown() error {
 	}
 	wiser, err := u.self.Learn(text)
 	if err != nil {
-		return fmt.Errorf("%s: %w: %w. It says what was learned of the release key. Look what has damaged it; if the server is to be trusted this once, `rm %s` and try again", name, errDamaged, err, name)
+		return fmt.Errorf("%s: %w, and it says what was learned of the release key: %w. Find out what damaged it (`dmesg` tells of a failing disk); if the server is to be trusted this once, `rm %s` and try again", name, errDamaged, err, name)
 	}
 	u.self = wiser
 	return nil

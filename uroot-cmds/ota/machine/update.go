@@ -155,10 +155,10 @@ func (u *update) setSeen() error {
 	name := u.state(u.running, seenFile)
 	there, err := decodeStrictly(name, &u.self.Seen)
 	if err == nil && there && !u.self.Seen.Signed {
-		err = fmt.Errorf("%s: %w: it speaks of no signed manifest", name, errDamaged)
+		err = fmt.Errorf("%s: %w", name, errDamaged)
 	}
 	if errors.Is(err, errDamaged) {
-		err = fmt.Errorf("%w. It says which signed manifest was the newest. Look what has damaged it; if the server is to be trusted this once, `rm %s` and try again", err, name)
+		err = fmt.Errorf("%w, and it says which of the server's lists was the newest. Find out what damaged it (`dmesg` tells of a failing disk); if the server is to be trusted this once, `rm %s` and try again", err, name)
 	}
 	return err
 }
@@ -387,7 +387,7 @@ func (u *update) mayFetch() error {
 		return err
 	}
 	if corrupt {
-		return fmt.Errorf("slot %s, which runs, has corrupt blocks, and the other slot may be the only good one: repair it first", u.running.Slot)
+		return fmt.Errorf("the system that runs, in slot %s, has corrupt blocks, and the other one may be the only good one: `halogenctl repair` first", u.running.Slot)
 	}
 	return nil
 }

@@ -114,11 +114,11 @@ func (s *Self) ByRelease(r *release.Release, e manifest.Entry, channel manifest.
 	case r.ImageID != running.ImageID:
 		d.Reason = fmt.Sprintf("release is of the image %s, and this machine runs %s: another image is another installation: correct Server= in ota.conf, or tell the distributor", r.ImageID, running.ImageID)
 	case r.Arch != running.Arch:
-		d.Reason = fmt.Sprintf("release is for %s machines, and this one is %s", r.Arch, running.Arch)
+		d.Reason = fmt.Sprintf("release is for %s machines, and this one is %s: correct Server= in ota.conf, or tell the distributor", r.Arch, running.Arch)
 	case r.Version != e.Version:
 		d.Reason = fmt.Sprintf("archive of version %s holds version %s: the server mixes releases, tell its distributor", e.Version, r.Version)
 	case r.Epoch < max(s.Floor, running.Epoch):
-		d.Reason = fmt.Sprintf("version %s has epoch %d, and this machine's floor is %d: its keys would stay locked; only a release of a higher epoch can follow", r.Version, r.Epoch, max(s.Floor, running.Epoch))
+		d.Reason = fmt.Sprintf("version %s has epoch %d, and this machine's floor is %d: it has been replaced for security reasons, and could not unlock this machine's data; wait for a release of epoch %d or higher", r.Version, r.Epoch, max(s.Floor, running.Epoch), max(s.Floor, running.Epoch))
 	default:
 		if d.Reason = s.fits(r); d.Reason == "" {
 			return s.ByVersion(e, channel)
@@ -134,9 +134,9 @@ func (s *Self) fits(r *release.Release) string {
 	case err != nil:
 		return err.Error()
 	case s.SlotSize != 0 && r.ImageSize > s.SlotSize:
-		return fmt.Sprintf("system image has %d MiB, and this machine's slots have %d: install it anew with larger ones", layout.AlignUp(r.ImageSize)>>20, s.SlotSize>>20)
+		return fmt.Sprintf("the system image of version %s has %d MiB, and this machine's system partitions have %d MiB: only a new installation makes larger ones; ask the distributor", r.Version, layout.AlignUp(r.ImageSize)>>20, s.SlotSize>>20)
 	case s.TreeSize != 0 && tree > s.TreeSize:
-		return fmt.Sprintf("verity tree takes %d MiB, and this machine's partition for it has %d: install it anew with larger slots", layout.AlignUp(tree)>>20, s.TreeSize>>20)
+		return fmt.Sprintf("the hash tree of version %s takes %d MiB, and this machine's partition for it has %d MiB: only a new installation makes a larger one; ask the distributor", r.Version, layout.AlignUp(tree)>>20, s.TreeSize>>20)
 	}
 	return ""
 }

@@ -158,7 +158,7 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		seen = Seen{Sequence: m.Sequence, Signed: true}
 	}
 	if !m.Expires.IsZero() && !s.now().Before(m.Expires) {
-		return nil, seen, fmt.Errorf("manifest has expired on %s, and it is %s: either somebody hides a newer one, or the clock is wrong: set it (date), or tell the distributor", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
+		return nil, seen, fmt.Errorf("manifest.env expired on %s UTC, and it is %s UTC here: if this machine's clock is wrong, set it (date); or else tell the distributor, since somebody may be hiding a newer one", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
 	}
 	if m.PubKey == "" && key != nil {
 		return nil, seen, errors.New("manifest names no PUBKEY: the server's releases are not signed, and this machine takes only signed ones: correct Server= in " + settings.OwnerFile + ", or tell the distributor")

@@ -68,7 +68,7 @@ func plainError(err error) error {
 	lookup, isLookup := errors.AsType[*net.DNSError](err)
 	switch {
 	case isLookup && lookup.IsNotFound:
-		return fmt.Errorf("%w: check the server's name, and that this machine's DNS knows it", err)
+		return fmt.Errorf("%w: check the server's name, this machine's network and its DNS (/etc/resolv.conf)", err)
 	case isLookup:
 		return fmt.Errorf("%w: check this machine's network and its DNS (/etc/resolv.conf)", err)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -77,13 +77,13 @@ func plainError(err error) error {
 		return fmt.Errorf("%w: check this machine's network", err)
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return fmt.Errorf("%w: a server with certificates of its own needs that of their authority (CA= in ota.conf, --ca of halogen, or SSL_CERT_FILE); elsewhere somebody stands in between", err)
+		return fmt.Errorf("%w: if the server has certificates of its own, name the file with their authority's (CA= in ota.conf, --ca of halogen, or SSL_CERT_FILE); if not, somebody intercepts the connection", err)
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return fmt.Errorf("%w: use the name that the server's certificate has", err)
 	}
 	if wrong, ok := errors.AsType[x509.CertificateInvalidError](err); ok && wrong.Reason == x509.Expired {
-		return fmt.Errorf("%w: whoever runs the server must renew its certificate; if it is not so, this machine's clock is wrong", err)
+		return fmt.Errorf("%w: if this machine's clock is wrong, set it (date); if not, whoever runs the server must renew its certificate", err)
 	}
 	return err
 }

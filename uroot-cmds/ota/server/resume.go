@@ -31,7 +31,7 @@ func (r *resumed) Read(p []byte) (int, error) {
 		}
 		n, err := r.body.Read(p)
 		if r.at == 0 && manifest.IsPage(p[:n]) {
-			r.held = fmt.Errorf("%s: %w: a web page: %w", r.name, errAnswer, manifest.ErrPage)
+			r.held = fmt.Errorf("%s: %w: it is a web page: %w", r.name, errAnswer, manifest.ErrPage)
 			continue
 		}
 		r.at += int64(n)

@@ -44,7 +44,7 @@ func newWeb(address string, o Options) (*web, error) {
 		return nil, fmt.Errorf("server's address: %w", plainError(err))
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("server %q is no http or https address", u.Redacted())
+		return nil, fmt.Errorf("server %q is not an http or https address", u.Redacted())
 	}
 	o = o.withDefaults()
 	roots, err := o.roots()
@@ -103,7 +103,7 @@ func ParseProxy(text string) (*url.URL, error) {
 	case err != nil:
 		return nil, errors.New("cannot be read as a proxy's address: write one like http://proxy.example.org:3128") // which may hold a password
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" || u.Host == "":
-		return nil, fmt.Errorf("%.100q is not none and no address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
+		return nil, fmt.Errorf("%.100q is neither none nor an address like http://proxy.example.org:3128 (http, https or socks5)", u.Redacted())
 	}
 	return u, nil
 }
@@ -210,7 +210,7 @@ func temporary(err error) bool {
 }
 
 // errAnswer marks an answer that no server gives that works.
-var errAnswer = errors.New("server's answer makes no sense")
+var errAnswer = errors.New("the server's answer cannot be used")
 
 // retry calls try until it succeeds or fails for good. try says whether it got on:
 // then what failed before does not count.
@@ -348,7 +348,7 @@ func (w *web) get(ctx context.Context, name string, limit int64) ([]byte, error)
 	case compressed(coding, b):
 		return nil, fmt.Errorf("%w: it is compressed (Content-Encoding: %.20q), which nobody asked for: switch that off for these files on the server, or on what lies before it (nginx: gzip off; Apache: SetEnv no-gzip 1)", errAnswer, coding)
 	case manifest.IsPage(b):
-		return nil, fmt.Errorf("%w: a web page: %w", errAnswer, manifest.ErrPage)
+		return nil, fmt.Errorf("%w: it is a web page: %w", errAnswer, manifest.ErrPage)
 	case answer.ContentLength > limit:
 		return nil, fmt.Errorf("%w: %d bytes, more than the %d that the file may have", errAnswer, answer.ContentLength, limit)
 	case err != nil:

@@ -166,7 +166,7 @@ func server(value string) (string, error) {
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
 		return filepath.Clean(u.Path), nil
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return "", fmt.Errorf("%.100q is no http, https or file address and no absolute path: write one like https://updates.example.org/os", u.Redacted())
+		return "", fmt.Errorf("%.100q is neither an http, https or file address nor an absolute path: write one like https://updates.example.org/os", u.Redacted())
 	case u.RawQuery != "" || u.Fragment != "":
 		return "", fmt.Errorf("%.100q has a query or a fragment, and names are put after it: leave out what follows the path", u.Redacted())
 	}
