@@ -42,7 +42,7 @@ func completeCmdline(text string) (string, error) {
 	for _, word := range strings.Fields(text) {
 		name := kernelName(word)
 		if why, ok := forbidden[name]; ok {
-			return "", fmt.Errorf("%q is refused: %s", word, why)
+			return "", fmt.Errorf("%q is refused: %s: take it out", word, why)
 		}
 		if weaker, ok := stricter[word]; ok {
 			ending[slices.Index(fixed, weaker)] = word
@@ -50,7 +50,7 @@ func completeCmdline(text string) (string, error) {
 		}
 		for _, f := range fixed {
 			if name == kernelName(f) && word != f {
-				return "", fmt.Errorf("%q contradicts the fixed %q", word, f)
+				return "", fmt.Errorf("%q contradicts the fixed %q: take it out", word, f)
 			}
 		}
 		if !slices.Contains(fixed, word) {

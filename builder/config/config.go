@@ -353,7 +353,7 @@ func (r *reader) slotSize(value string) error {
 		return err
 	}
 	if size <= 0 || size%layout.Align != 0 || size > layout.MaxSlot {
-		return fmt.Errorf("%d bytes: want a multiple of %d up to %d", size, int64(layout.Align), int64(layout.MaxSlot))
+		return fmt.Errorf("%s has %d bytes: want a multiple of %dM up to %dG", value, size, int64(layout.Align)>>20, int64(layout.MaxSlot)>>30)
 	}
 	r.config.SlotSize = size
 	return nil

@@ -93,13 +93,13 @@ func (p *parser) assign(number int, text string) error {
 	key = strings.TrimSpace(key)
 	switch {
 	case !ok || key == "":
-		return fault(number, "%q is not Key=value", text)
+		return fault(number, "%q is not Key=value, such as ImageID=my-os", text)
 	case p.section == "":
 		return fault(number, "key %s stands before any section", key)
 	}
 	for _, e := range p.entries {
 		if e.section == p.section && e.key == key {
-			return fault(number, "key %s of [%s] is given again, first in line %d", key, p.section, e.line)
+			return fault(number, "key %s of [%s] is given again, first in line %d: take one of them out", key, p.section, e.line)
 		}
 	}
 	p.entries = append(p.entries, entry{p.section, key, strings.TrimSpace(value), number})

@@ -34,7 +34,7 @@ func (r *reader) releaseKey() error {
 	}
 	key, err := publicKey(text, want)
 	if err != nil {
-		return fmt.Errorf("ReleaseKeyFile %s: %w", r.keyFile, err)
+		return fmt.Errorf("ReleaseKeyFile %s: %w: want the public key (gpg --export FINGERPRINT >%[1]s)", r.keyFile, err)
 	}
 	r.config.ReleaseKey = key
 	return nil

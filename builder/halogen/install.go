@@ -106,7 +106,7 @@ func (c command) sourceOr(rest []string) (string, error) {
 	}
 	beside := filepath.Join(filepath.Dir(self), "release")
 	if _, err := os.Stat(beside); err != nil {
-		return "", fmt.Errorf("no SOURCE was named, and there is none beside the program: %w", err)
+		return "", fmt.Errorf("no SOURCE was named, and there is none beside the program (%w): name a release, its directory or its address", err)
 	}
 	return beside, nil
 }
@@ -332,14 +332,14 @@ func (c command) consent(p *install.Plan, serial string) error {
 	d := p.Disk
 	if serial != "" {
 		if serial != d.Serial {
-			return fmt.Errorf("--yes names the serial number %q, and that of %s is %q: nothing was written", serial, d.Path, d.Serial)
+			return fmt.Errorf("--yes names the serial number %q, and that of %s is %q: give that of the disk that you mean; nothing was written", serial, d.Path, d.Serial)
 		}
 		return nil
 	}
 	switch {
 	case isTerminal(os.Stdin):
 	case d.Serial == "":
-		return fmt.Errorf("nobody is there to ask, and %s has no serial number for --yes: nothing was written", d.Path)
+		return fmt.Errorf("nobody is there to ask, and %s has no serial number for --yes: nothing was written; call halogen on a terminal", d.Path)
 	default:
 		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q); nothing was written", d.Path, d.Serial)
 	}

@@ -247,6 +247,7 @@ func (b *build) complete(context.Context) error {
 		b.Progress.Note("%s", note)
 	}
 	b.hungry()
+	b.idle()
 	if err := b.signModules(); err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func findKernel(t *rootfs.Tree, chosen string) (*kernel, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) == 0 && len(others) > 0:
-		return nil, fmt.Errorf("the root file system has no kernel: %w", others[0])
+		return nil, fmt.Errorf("the root file system has no kernel: %w; name another one with Linux= in [UKI]", others[0])
 	case len(found) == 0:
 		return nil, fmt.Errorf("the root file system has no kernel: looked for /%s; name one that lies elsewhere with Linux= in [UKI]", strings.Join(kernelPlaces, ", /"))
 	}

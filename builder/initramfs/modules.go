@@ -50,14 +50,14 @@ func LoadIndex(files Files, dir, release string) (*Index, error) {
 	}
 	dep, err := files.ReadFile(path.Join(dir, "modules.dep"), maxIndex)
 	if err != nil {
-		return nil, fmt.Errorf("index of the kernel's modules: %w (run `depmod %s` in the root file system)", err, release)
+		return nil, fmt.Errorf("index of the kernel's modules: %w: install the modules of kernel %[2]s, or run `depmod %[2]s` in the root file system", err, release)
 	}
 	for _, f := range []struct {
 		name string
 		to   *[]byte
 	}{{"modules.builtin", &x.builtin}, {"modules.alias", &x.alias}, {"modules.softdep", &x.softdep}} {
 		if *f.to, err = files.ReadFile(path.Join(dir, f.name), maxIndex); err != nil {
-			return nil, fmt.Errorf("index of the kernel's modules: %w (run `depmod %s` in the root file system)", err, release)
+			return nil, fmt.Errorf("index of the kernel's modules: %w: install the modules of kernel %[2]s, or run `depmod %[2]s` in the root file system", err, release)
 		}
 	}
 	if err := x.readModinfo(files); err != nil {

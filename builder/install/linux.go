@@ -90,7 +90,7 @@ func (l Linux) device(name string) sysblock.Device {
 func (l Linux) Disk(path string) (Disk, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return Disk{}, err
+		return Disk{}, fmt.Errorf("%w: 'halogen install --list' shows the disks", err)
 	}
 	name := filepath.Base(real)
 	if _, err := os.Stat(filepath.Join(l.Sys, "class/block", name, "partition")); err == nil {

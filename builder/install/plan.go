@@ -133,7 +133,7 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 
 func (p *Plan) keepRoot() {
 	if p.Kept = p.Disk.Root; p.Kept == nil {
-		p.refuse("no root partition of %s can be kept: %s", p.Disk.Path, cmp.Or(p.Disk.NoRoot, ErrNoRoot.Error()))
+		p.refuse("no root partition of %s can be kept: %s; without --keep-root everything on the disk is erased", p.Disk.Path, cmp.Or(p.Disk.NoRoot, ErrNoRoot.Error()))
 		return
 	}
 	p.note("the root partition (%d MiB) stays as it is, and opens with its recovery key at the first start: without that key, do not go on", p.Kept.Size>>20)
@@ -156,7 +156,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 		p.refuse("%s is write-protected", d.Path)
 	}
 	for _, use := range d.Uses {
-		p.refuse("%s is in use: %s", d.Path, use)
+		p.refuse("%s is in use: %s; end that first (umount, swapoff), or choose another disk", d.Path, use)
 	}
 	t, err := Table(s.ESP.Release, ids, d.Sectors, d.SectorSize, p.Kept)
 	if err == nil {
@@ -200,7 +200,7 @@ func (p *Plan) checkMachine(c *contract.Contract) {
 	m := p.Machine
 	switch {
 	case m.Arch != c.Arch:
-		p.refuse("the release is for %s, and this machine is %s", c.Arch, m.Arch)
+		p.refuse("the release is for %s, and this machine is %[2]s: name a release for %[2]s", c.Arch, m.Arch)
 	case !m.UEFI:
 		p.refuse("this system was started by a BIOS: choose UEFI (no \"legacy\" or CSM mode) in the firmware's setup, and start the live system again")
 	}
@@ -256,7 +256,7 @@ func tooSmall(d Disk, slotSize int64, kept *Root) string {
 		return fmt.Sprintf("the root partition cannot be kept: this release needs the first %d MiB of %s, and the partition begins at %d MiB",
 			need>>20, d.Path, int64(kept.Partition.First)*int64(d.SectorSize)>>20)
 	}
-	return fmt.Sprintf("%s is too small: it has %d MiB, and this release needs %d MiB", d.Path, d.Size()>>20, (need+layout.MinRoot+layout.Align)>>20)
+	return fmt.Sprintf("%s is too small: it has %d MiB, and this release needs %d MiB: choose a larger disk", d.Path, d.Size()>>20, (need+layout.MinRoot+layout.Align)>>20)
 }
 
 // Loss says what the disk loses.

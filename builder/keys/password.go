@@ -48,7 +48,7 @@ func (p *Password) take(n int) error {
 	p.text = bytes.TrimSuffix(text, []byte("\r"))
 	switch {
 	case len(p.text) == 0:
-		return errors.New("the password is empty")
+		return errors.New("the password is empty: take six words chosen by dice, or 14 random characters")
 	case len(p.text) > maxPassword:
 		return fmt.Errorf("the password has more than %d bytes", maxPassword)
 	}

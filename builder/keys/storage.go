@@ -211,7 +211,7 @@ func (h host) block(dev uint64, depth int) (string, error) {
 		return "", err
 	}
 	if len(slaves) == 0 {
-		return "", fmt.Errorf("it lies on %s, which is not encrypted", name)
+		return "", fmt.Errorf("it lies on %s, which is not encrypted: keep it on an encrypted disk, or say --allow-unencrypted-storage", name)
 	}
 	how := ""
 	for _, slave := range slaves {

@@ -250,21 +250,21 @@ func TestSourcesOfOtherKinds(t *testing.T) {
 		return b
 	}
 	for say, content := range map[string][]byte{
-		"compress (.tar.Z): give":   at(0, "\x1f\x9d\x90"),
-		"lzip":                      at(0, "LZIP\x01"),
-		"zip archive":               at(0, "PK\x03\x04"),
-		"cpio":                      at(0, "070701"),
-		"RPM":                       at(0, "\xed\xab\xee\xdb"),
-		"Debian package":            at(0, "!<arch>\ndebian-binary"),
-		"squashfs":                  at(0, "hsqs"),
-		"qcow2":                     at(0, "QFI\xfb"),
-		"EROFS":                     at(1024, "\xe2\xe1\xf5\xe0"),
-		"ext4":                      at(1080, "\x53\xef"),
-		"ISO":                       at(32769, "CD001"),
-		"a disk or a file system":   at(510, "\x55\xaa"),
-		"want tar, plain or compressed":   []byte(strings.Repeat("no archive at all", 100)),
-		"the archive is empty":      make([]byte, 10240),
-		"goes on from another volu": pack(t, header("file", 'M')),
+		"compress (.tar.Z): give":       at(0, "\x1f\x9d\x90"),
+		"lzip":                          at(0, "LZIP\x01"),
+		"zip archive":                   at(0, "PK\x03\x04"),
+		"cpio":                          at(0, "070701"),
+		"RPM":                           at(0, "\xed\xab\xee\xdb"),
+		"Debian package":                at(0, "!<arch>\ndebian-binary"),
+		"squashfs":                      at(0, "hsqs"),
+		"qcow2":                         at(0, "QFI\xfb"),
+		"EROFS":                         at(1024, "\xe2\xe1\xf5\xe0"),
+		"ext4":                          at(1080, "\x53\xef"),
+		"ISO":                           at(32769, "CD001"),
+		"a disk or a file system":       at(510, "\x55\xaa"),
+		"want tar, plain or compressed": []byte(strings.Repeat("no archive at all", 100)),
+		"the archive is empty":          make([]byte, 10240),
+		"goes on from another volu":     pack(t, header("file", 'M')),
 	} {
 		if _, err := fill(t, content); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("error %v, want one that says %q", err, say)

@@ -112,7 +112,7 @@ func TestOffersRefused(t *testing.T) {
 		"an older release":                       {place(old), "holds version 1"},
 		"another UKI":                            {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.Epoch = 3 } })), "epoch is 3 in release.json and 0 in the UKI's"},
 		"another image ":                         {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.RootHash[0] ^= 1 } })), "root hash is"},
-		"too large":                              {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "slots have 32"},
+		"too large":                              {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "system partitions have 32 MiB"},
 		"version 2^63":                           {text("STABLE=9223372036854775808"), "version"},
 		"version -1":                             {text("STABLE=-1"), "version"},
 		"version 02":                             {text("STABLE=02"), "version"},
@@ -216,8 +216,8 @@ func TestExpiry(t *testing.T) {
 	}{
 		{otatest.Date.Add(time.Hour), ""},
 		{time.Unix(0, 0), ""}, // a dead clock: it cannot be before the running system's date
-		{end, "has expired"},
-		{end.AddDate(74, 0, 0), "the clock is wrong"},
+		{end, "expired on"},
+		{end.AddDate(74, 0, 0), "this machine's clock is wrong"},
 	} {
 		m := newMachine(t, w.old)
 		m.self.Now = c.now

@@ -44,7 +44,7 @@ func TestDecide(t *testing.T) {
 		"none of them":    {func(_ *Self, _ *release.Release, e *manifest.Entry) { e.Limited = true }, Later, "0 % of the machines first"},
 		"impatient":       {func(s *Self, _ *release.Release, e *manifest.Entry) { e.Limited, s.Impatient = true, true }, Take, "newer"},
 		"all of them":     {func(_ *Self, _ *release.Release, e *manifest.Entry) { e.Limited, e.Percent = true, 100 }, Take, "newer"},
-		"too large":       {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.ImageSize = 9 << 20 }, Refuse, "slots have 8"},
+		"too large":       {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.ImageSize = 9 << 20 }, Refuse, "system partitions have 8 MiB"},
 		"too many blocks": {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.TreeSize = 4096 }, Refuse, "partition for it has 0"},
 		"sizes unknown":   {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.SlotSize, s.TreeSize = 0, 0 }, Take, "newer"},
 	} {
