@@ -212,11 +212,11 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	}
 	switch {
 	case other.Problem != "":
-		err = fmt.Errorf("the other system, version %s, cannot start: %s", other.Version, other.Problem)
+		err = fmt.Errorf("the other system, version %s, cannot start: %s; `ota fetch` writes a newer one in its place", other.Version, other.Problem)
 	case name.Bad():
-		err = fmt.Errorf("the other system, version %s, has no tries left: it has failed itself", other.Version)
+		err = fmt.Errorf("the other system, version %s, has no tries left, since it has failed itself: `ota fetch` writes a newer one in its place", other.Version)
 	case other.Epoch < r.Contract.Epoch && !trial:
-		err = fmt.Errorf("the other system, version %s, has epoch %d and this machine's floor is %d: its keys stay locked", other.Version, other.Epoch, r.Contract.Epoch)
+		err = fmt.Errorf("the other system, version %s, was replaced for good (its epoch is %d, this machine's floor is %d), so that its keys stay locked: `ota fetch` writes a newer one in its place", other.Version, other.Epoch, r.Contract.Epoch)
 	}
 	if err != nil {
 		return nil, 0, false, err
@@ -248,7 +248,7 @@ func (m *Machine) Retry(v contract.Version, reason string) error {
 	}
 	listed := failures(entries)
 	if _, ok := listed[v]; !ok {
-		return fmt.Errorf("version %s is not on the list of those that are not tried again (it has %s)", v, versions(listed))
+		return fmt.Errorf("version %s is not on the list of those that are not tried again (it has %s): `ota status` shows it", v, versions(listed))
 	}
 	return m.note(r, journal.Entry{Kind: journal.Forgiven, Version: v, Reason: reason})
 }
@@ -274,7 +274,7 @@ func other(r *Running, inv *inventory.Inventory) (inventory.System, bls.Name, er
 		n, err := bls.Parse(s.File)
 		return s, n, err
 	}
-	return inventory.System{}, bls.Name{}, fmt.Errorf("there is no other system to go back to: slot %s is empty", r.Slot.Other())
+	return inventory.System{}, bls.Name{}, fmt.Errorf("there is no other system to go back to: slot %s is empty (`ota fetch` fills it, where there is a newer release)", r.Slot.Other())
 }
 
 // condemn takes the tries of UKIs away.
