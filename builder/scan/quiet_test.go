@@ -104,16 +104,10 @@ func setNumber(data []byte, at, bits int) int {
 	return at + 2 + size
 }
 
-// realKeys are what a Debian with a desktop and servers holds and is a key: of
-// programs that test or measure themselves with them, made when a package was
-// installed, or Mozilla's own token.
-const realKeys = `private-key-der=
-	/usr/bin/openssl  openssl speed measures with them
-private-key-pem=
-	/usr/lib/*/libgnutls.so.30*  its own tests
+// realKeys are what a Debian with a desktop and servers holds and is a key: made when a
+// package was installed, or Mozilla's own token.
+const realKeys = `private-key-pem=
 	/etc/ssl/private/ssl-cert-snakeoil.key  made by ssl-cert
-private-key-openpgp=
-	/usr/lib/*/libgcrypt.so.20*  its own tests
 private-key-ssh=
 	/etc/ssh/ssh_host_*_key  made by openssh-server
 cloud-token=
