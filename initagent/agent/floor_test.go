@@ -151,12 +151,12 @@ func TestNoteWithoutRecord(t *testing.T) {
 		t.Errorf("it notes %+v", g)
 	}
 	m.extra = "another firmware"
-	m.accepts()
+	m.rebinds()
 	m.runs(1)
 	delete(m.rootFiles(), rootpart.GuaranteesFile) // as an earlier release leaves it
 	m.runs(1)
 	m.extra = "and another"
-	m.accepts()
+	m.rebinds()
 	m.runs(1)
 	delete(m.rootFiles(), rootpart.GuaranteesFile)
 	m.extra = "and one more"
