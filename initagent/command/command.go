@@ -14,6 +14,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+
+	"halogenos.internal/boot/secretmem"
 )
 
 // Exit codes.
@@ -32,6 +34,8 @@ type Command struct {
 	MaxArgs int
 	JSON    bool // it takes --json
 	Yes     bool // it takes --yes
+	// Secrets: what it handles is erased from the process (boot/secretmem).
+	Secrets bool
 	// Flags adds what else it takes; may be nil.
 	Flags func(f *flag.FlagSet)
 	// Run does it. ErrUsage says that the arguments make no sense.
@@ -94,7 +98,7 @@ func (c Command) Exec(ctx context.Context, args []string, stdout, stderr io.Writ
 		return Failed
 	}
 	call.Args = f.Args()
-	switch err := c.Run(ctx, call); {
+	switch err := c.run(ctx, call); {
 	case errors.Is(err, ErrUsage):
 		return c.wrong(stderr, err)
 	case err != nil:
@@ -102,6 +106,14 @@ func (c Command) Exec(ctx context.Context, args []string, stdout, stderr io.Writ
 		return Failed
 	}
 	return OK
+}
+
+func (c Command) run(ctx context.Context, call *Call) error {
+	if !c.Secrets {
+		return c.Run(ctx, call)
+	}
+	defer secretmem.Collect()
+	return secretmem.Try(func() error { return c.Run(ctx, call) })
 }
 
 func (c Command) wrong(stderr io.Writer, err error) int {

@@ -27,7 +27,7 @@ func main() { cmd(rescue.Linux, terminal).Main() }
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	return command.Command{Name: "esp-rebuild", Help: help, Run: func(context.Context, *command.Call) error {
+	return command.Command{Name: "esp-rebuild", Help: help, Secrets: true, Run: func(context.Context, *command.Call) error {
 		m, err := machine()
 		if err != nil {
 			return err

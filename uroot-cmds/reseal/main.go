@@ -51,7 +51,7 @@ func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, e
 		command.Bool("new-secret", &fresh)(f)
 		command.Bool("new-keys", &keys)(f)
 	}
-	return command.Command{Name: "reseal", Help: help, Flags: flags, Run: func(_ context.Context, call *command.Call) error {
+	return command.Command{Name: "reseal", Help: help, Secrets: true, Flags: flags, Run: func(_ context.Context, call *command.Call) error {
 		if keys && !fresh {
 			return command.ErrUsage
 		}

@@ -27,7 +27,7 @@ func main() { cmd(rescue.Linux, terminal).Main() }
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	return command.Command{Name: "unlock", Help: help, Run: func(_ context.Context, c *command.Call) error {
+	return command.Command{Name: "unlock", Help: help, Secrets: true, Run: func(_ context.Context, c *command.Call) error {
 		m, err := machine()
 		if err != nil {
 			return err
