@@ -25,14 +25,14 @@ type Abilities struct {
 	// PolicyRecord is the version of the record in the TPM's NV index.
 	PolicyRecord int `json:"policy_record"`
 	// NewSecret is the version of what is left by a cut while the machine secret is
-	// replaced: an initagent that does not know it cannot finish that. From 2 on the
+	// replaced: an initagent that does not know it cannot finish that. From 3 on the
 	// Secure Boot keys may be replaced as well.
 	NewSecret int `json:"new_secret"`
 }
 
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
-func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 2} }
+func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 3} }
 
 // before are the abilities of releases that say nothing of them.
 func before() Abilities { return Abilities{PolicyRecord: 1} }

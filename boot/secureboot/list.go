@@ -116,23 +116,39 @@ func (l *List) Adopt(live Wanted) {
 // the places of the old ones, and everything else stays as it is. Nothing that only the
 // old db key has signed counts by it.
 func (l *List) Rekey(old, fresh *KeySet) (*List, error) {
-	next := *l
-	next.origins, next.images = maps.Clone(l.origins), slices.Clone(l.images)
+	next := l
 	for _, r := range []struct {
-		in        *Database
+		in        Variable
 		was, will *x509.Certificate
 	}{
-		{&next.Wanted.PK, old.PK.Certificate, fresh.PK.Certificate},
-		{&next.Wanted.KEK, old.KEK.Certificate, fresh.KEK.Certificate},
-		{&next.Wanted.DB, old.DB.Certificate, fresh.DB.Certificate},
+		{PK, old.PK.Certificate, fresh.PK.Certificate},
+		{KEK, old.KEK.Certificate, fresh.KEK.Certificate},
+		{DB, old.DB.Certificate, fresh.DB.Certificate},
 	} {
-		at := slices.IndexFunc(*r.in, func(e Entry) bool { return e.Type == TypeX509 && bytes.Equal(e.Data, r.was.Raw) })
-		if at < 0 {
-			return nil, fmt.Errorf("replace Secure Boot keys: the list lacks %q", r.was.Subject.CommonName)
+		var err error
+		if next, err = next.Swap(r.in, r.was, r.will); err != nil {
+			return nil, err
 		}
-		*r.in = slices.Clone(*r.in)
-		(*r.in)[at] = Certificate(l.Owner, r.will)
 	}
+	return next, nil
+}
+
+// Swap returns the list with one of this machine's own certificates in the place of
+// another, in PK, KEK or db. Where each entry came from stays: an image that another has
+// replaced is still a replaced one, whatever key has signed it.
+func (l *List) Swap(v Variable, was, will *x509.Certificate) (*List, error) {
+	next := *l
+	next.origins, next.images = maps.Clone(l.origins), slices.Clone(l.images)
+	in := map[Variable]*Database{PK: &next.Wanted.PK, KEK: &next.Wanted.KEK, DB: &next.Wanted.DB}[v]
+	if in == nil {
+		return nil, fmt.Errorf("replace a Secure Boot key: %s has none", v)
+	}
+	at := slices.IndexFunc(*in, func(e Entry) bool { return e.Type == TypeX509 && bytes.Equal(e.Data, was.Raw) })
+	if at < 0 {
+		return nil, fmt.Errorf("replace Secure Boot keys: the list lacks %q", was.Subject.CommonName)
+	}
+	*in = slices.Clone(*in)
+	(*in)[at] = Certificate(l.Owner, will)
 	return &next, nil
 }
 

@@ -32,7 +32,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	defer keys.Wipe()
-	list, err := rootpart.StoredList(a.Store, secret)
+	list, err := rootpart.StoredList(a.Store, secret, a.lock)
 	if err != nil {
 		return err
 	}
@@ -60,6 +60,15 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		b := a.binding()
 		b.Proves = false // what is sealed to the next boot does not unseal in this one
 		err = a.accept(c, f, b, volumeKey, secret, start)
+	}
+	if err == nil {
+		a.foretold = start
+	}
+	if errors.Is(err, rootpart.ErrWeaker) {
+		// The TPM does not know this header any more, and its owner does not say that it is
+		// right: with the header of another time come the keys of that time.
+		a.facts.EnrolAgain = false
+		return err
 	}
 	if err != nil {
 		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))

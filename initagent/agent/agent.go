@@ -80,6 +80,7 @@ type Agent struct {
 	looked    bool                // the ESP was compared with its copies
 	request   *nextboot.Console   // what the boot before this one asks for; or nil
 	wish      *nextboot.NewSecret // of the running system; or nil
+	foretold  *rootpart.Start     // what the TPM was told of the start after the enrolment; or nil
 	bitten    bool                // the watchdog ended the boot before this one
 	unwritten []journal.Entry     // what the boot journal is still to get
 	judged    bls.Name            // the trial that has used up its tries

@@ -43,6 +43,8 @@ type firmware struct {
 	// refuseRequest is what it says to a write of the request to the next boot.
 	refuseRequest error
 	keepsAll      bool // it says yes to a deletion, and deletes nothing
+	// keeps is what the firmware makes of a key variable that it is given; or nil.
+	keeps func([]byte) []byte
 }
 
 func newVariables() map[string]efiVariable {
@@ -110,6 +112,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 		if f.after != nil {
 			content = f.after(content)
 		}
+	}
+	if f.keeps != nil && !revokes {
+		content = f.keeps(content)
 	}
 	f.vars[name] = efiVariable{attributes, bytes.Clone(content)}
 	if name == "PK" {

@@ -123,8 +123,9 @@ func (a *Agent) enrol() error {
 		return err
 	}
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+	allowed := a.maySign(list)
 	err = a.writeESP(func(dir hw.ESPDir) error {
-		results, err := enrol.SignAll(dir, a.firmware, signer, rootpart.Allowed(list))
+		results, err := enrol.SignAll(dir, a.firmware, signer, allowed)
 		for _, r := range results {
 			a.Log.Say("%s", r)
 		}
@@ -139,7 +140,7 @@ func (a *Agent) enrol() error {
 			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
 			Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
 			Signed: func() error {
-				return enrol.CheckSigned(dir, signer, rootpart.Allowed(list), slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
+				return enrol.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
 			},
 			Pause: a.Sleep,
 			Say:   func(m string) { a.Log.Say("%s", m) },
@@ -149,6 +150,9 @@ func (a *Agent) enrol() error {
 		}
 		return a.countEnrolment(dir)
 	})
+	if err == nil {
+		a.foretellAgain(secret, list)
+	}
 	if err == nil && a.state.Root == slot.RootOpen {
 		err = a.Store.Keep(enrolledFile, nil)
 	}
@@ -222,7 +226,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
 	secret := a.secret
 	a.secret = nil
-	list, err := rootpart.StoredList(a.Store, secret)
+	list, err := rootpart.StoredList(a.Store, secret, a.lock)
 	var keys *secureboot.KeySet
 	if err == nil {
 		keys, err = a.storedKeys(secret)

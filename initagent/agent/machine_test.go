@@ -135,6 +135,7 @@ type machine struct {
 	refuse        error               // of the firmware, for every authenticated write
 	refuseRequest error               // of writing the request to the next boot
 	keepsAll      bool                // it says yes to a deletion, and deletes nothing
+	keeps         func([]byte) []byte // what the firmware makes of a key variable; or nil
 	afterDBX      func([]byte) []byte // what the firmware makes of dbx; or nil
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
@@ -348,7 +349,7 @@ func (m *machine) boot() (end string) {
 			HideMemory: func() error { m.hidden = true; return nil },
 			NoModules:  func() error { m.noModules = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll, m.keeps}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
 	}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
@@ -38,6 +39,13 @@ func (m *machine) enrolledSet() (*secureboot.KeySet, error) {
 		}
 	}
 	return nil, errors.New("db has a stranger's certificate")
+}
+
+func (m *machine) keysUnfinished() bool {
+	lock, volumeKey, secret := m.unlocked()
+	luks2.Wipe(volumeKey)
+	secret.Wipe()
+	return rootpart.KeysUnfinished(store{m}, lock)
 }
 
 func (m *machine) setNumber(k *secureboot.KeySet) int {
@@ -79,7 +87,7 @@ func (m *machine) replaced(old *secureboot.KeySet) error {
 	lock, volumeKey, secret := m.unlocked()
 	defer luks2.Wipe(volumeKey)
 	defer secret.Wipe()
-	keys, err := rootpart.StoredKeys(store{m}, secret)
+	keys, err := rootpart.StoredKeys(store{m}, secret, lock)
 	if err != nil {
 		return err
 	}
@@ -124,6 +132,7 @@ func TestNewKeys(t *testing.T) {
 	m.types("y", m.recoveryKey())
 	m.works(r.NewSecret(c, true), "The machine has a new secret", "PK gets", "KEK gets", "db gets", "The firmware holds the new Secure Boot keys")
 	m.refuses(r.Reseal(c), "the Secure Boot keys are being replaced")
+	m.types("y")
 	m.works(r.NewSecret(c, true), "going on with that")
 	m.works(r.Lock())
 	before, err := tpm.OpenTransport(m.emulator).Indexes()
@@ -261,7 +270,7 @@ func TestNewKeysNotTaken(t *testing.T) {
 	m.works(r.Lock())
 	m.opensByItself()
 	m.must(m.oneSecret())
-	if now, err := m.enrolledSet(); err != nil || now.DB != old.DB || rootpart.KeysUnfinished(store{m}) {
+	if now, err := m.enrolledSet(); err != nil || now.DB != old.DB || m.keysUnfinished() {
 		t.Errorf("other keys are enrolled, or it is not taken back (%v)", err)
 	}
 
@@ -314,47 +323,56 @@ func TestForgedNextKeys(t *testing.T) {
 	}
 	ignored("the one that was settled")
 
-	// Once more under the same secret, which opens the first file, too.
-	lock, volumeKey, secret := m.unlocked()
-	k := m.agent.keyChange(volumeKey, secret)
-	k.Lock = lock
-	log, _, err := m.agent.readLog()
-	m.must(err)
-	_, store, err := k.Begin(m.newKeys, m.agent.firmware, log)
-	m.must(err)
-	m.must(store())
-	m.owner = true // PCR 7 was not predicted
-	m.ends("system")
-	m.owner = false
+	// The same under a later secret, and for later keys.
+	r, c = m.asked()
+	m.types("y", m.recoveryKey())
+	m.works(r.NewSecret(c, true))
+	m.works(r.Lock())
 	m.opensByItself()
 	m.must(m.replaced(old))
 	ignored("one for keys that it has no more")
 }
 
-// The deed stands for either db while it is replaced, and for no other.
+// The deed stands for either db while it is replaced, and for no other; so it does where
+// the machine is bound to another TPM meanwhile.
 func TestTwoDeeds(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	old, err := m.enrolledSet()
 	m.must(err)
-	lock, volumeKey, secret := m.unlocked()
-	defer secret.Wipe()
 	fresh := m.otherKeys()
-	s, err := m.partition(layout.RootNumber)
-	m.must(err)
-	m.must(lock.AddDeed(m.random, s, volumeKey, fresh.DB.Key, fresh.DB.Certificate))
-	_, again, err := vault.Look(s, s.Size())
-	m.must(err)
-	for _, k := range []*secureboot.KeySet{old, fresh} {
-		m.must(again.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}))
-	}
-	sets, err := keySets()
-	m.must(err)
-	for _, k := range sets {
-		if !k.DB.Certificate.Equal(old.DB.Certificate) && !k.DB.Certificate.Equal(fresh.DB.Certificate) && again.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil {
-			t.Error("a third db vouches for the volume")
+	r, c := m.asked()
+	r.Variables.(*firmware).refuse = syscall.EACCES // it stops at done = 0, and is cut before it goes back
+	m.types("y", m.recoveryKey())
+	var before *world
+	m.snapshot = func() {
+		if len(m.ops) > 0 && m.ops[len(m.ops)-1] == "variable PK" && before == nil {
+			before = m.world(true, nil)
 		}
 	}
-	m.must(again.Rebind(m.random, s, volumeKey, secret, again.Sealed, fresh.DB.Key))
+	m.refuses(r.NewSecret(c, true), "the Secure Boot keys stay as they are")
+	m.snapshot = nil
+	m.powerOn(before)
+	lock, volumeKey, secret := m.unlocked()
+	defer secret.Wipe()
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	both := func(lock *vault.Lock) {
+		t.Helper()
+		sets, err := keySets()
+		m.must(err)
+		for _, k := range sets {
+			is := k.DB.Certificate.Equal(old.DB.Certificate) || k.DB.Certificate.Equal(fresh.DB.Certificate)
+			if got := lock.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil; got != is {
+				t.Errorf("a db vouches for the volume: %v, want %v", got, is)
+			}
+		}
+	}
+	both(lock)
+	m.must(lock.Rebind(m.random, s, volumeKey, secret, lock.Sealed, nil))
+	_, again, err := vault.Look(s, s.Size())
+	m.must(err)
+	both(again)
+	m.must(again.SignAgain(m.random, s, volumeKey, fresh.DB.Key))
 	_, again, err = vault.Look(s, s.Size())
 	m.must(err)
 	if again.CheckDeed(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckDeed(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
@@ -406,7 +424,7 @@ func TestNewKeysByHand(t *testing.T) {
 func TestNewKeysRefuses(t *testing.T) {
 	// A system that may be started would not go on with it.
 	m := newMachine(t, pinned)
-	m.releases[1] = newReleaseOf(t, 1, 5, contract.Abilities{PolicyRecord: 2, NewSecret: 1}, pinned)
+	m.releases[1] = newReleaseOf(t, 1, 5, contract.Abilities{PolicyRecord: 2, NewSecret: 2}, pinned)
 	m.powerOn(m.installed(diskSize))
 	m.ends("system")
 	m.ends("system")

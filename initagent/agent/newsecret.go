@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -70,7 +71,8 @@ func (a *Agent) newSecret() error {
 	}
 	c.Print("The machine has a new secret.\n")
 	if a.wish.Keys {
-		if err := a.newKeys(volumeKey); err != nil {
+		k := a.keyChange(volumeKey, a.secret, a.admits(volumeKey, a.secret))
+		if _, err := k.Finish(nil); err != nil {
 			a.Log.Say("the machine secret is a new one; of the Secure Boot keys: %v", err)
 		}
 	}
@@ -82,7 +84,7 @@ func (a *Agent) mayRenew() (*rootpart.Start, error) {
 	if a.lock == nil || len(a.lock.Recoveries) != 1 {
 		return nil, vault.ErrTwoKeys
 	}
-	if rootpart.KeysUnfinished(a.Store) {
+	if rootpart.KeysUnfinished(a.Store, a.lock) {
 		return nil, errors.New("the Secure Boot keys are being replaced")
 	}
 	if a.wish.Keys && (a.list == nil || !a.ownEnforced()) {
@@ -141,48 +143,34 @@ func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 }
 
 // replaceSecret replaces the secret by a new one, which this boot goes by from then on.
-// replaced says that the header may be for either.
+// replaced says that the header may be for either. With new Secure Boot keys, those come
+// with it, and the record allows what PCR 7 will be.
 func (a *Agent) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
-	b, record, boots, err := a.composed(start, volumeKey, a.secret, nil)
+	r := &rootpart.Replacement{Old: a.secret, Key: key}
+	var also []pcr.Digest
+	if a.wish.Keys {
+		if r.Keys, err = a.keyChange(volumeKey, a.secret, nil).Begin(a.NewKeys, a.firmware); err != nil {
+			return false, err
+		}
+		defer r.Keys.Wipe()
+		also = r.Keys.Values
+	}
+	b, record, boots, err := a.composed(start, volumeKey, a.secret, also)
 	if err != nil {
 		return false, err
 	}
 	if err := b.MaySucceed(a.lock, a.secret, record); err != nil {
 		return false, err
 	}
-	fresh, err := policy.NewSecret(a.Random)
-	if err != nil {
+	if r.Fresh, err = policy.NewSecret(a.Random); err != nil {
 		return false, err
 	}
-	defer fresh.Wipe()
-	now := b.Now(record, a.lock)
-	replaced, err = b.ReplaceSecret(a.Machine, a.disk, a.Random, a.lock, volumeKey, a.secret, fresh, key, now, record, boots)
+	defer r.Fresh.Wipe()
+	now, replaced, err := b.ReplaceSecret(a.Machine, a.disk, a.Random, a.lock, volumeKey, r, record, boots)
 	if err != nil {
 		return replaced, err
 	}
-	*a.secret = *fresh
+	*a.secret = *r.Fresh
 	a.record, a.had = record, now
-	return true, rootpart.FinishSecret(a.Machine, a.disk, a.Random, a.chip.tpm, a.lock, volumeKey, fresh)
-}
-
-// newKeys replaces the Secure Boot keys. The record that allows what PCR 7 will be is
-// written before anything else.
-func (a *Agent) newKeys(volumeKey []byte) error {
-	log, _, err := a.readLog()
-	if err != nil {
-		return err
-	}
-	change := a.keyChange(volumeKey, a.secret)
-	values, store, err := change.Begin(a.NewKeys, a.firmware, log)
-	if err != nil {
-		return err
-	}
-	if err := a.rewriteRecord(volumeKey, a.secret, func(q *rootpart.Fallbacks) { q.Also = values }); err != nil {
-		return err
-	}
-	if err := store(); err != nil {
-		return err
-	}
-	_, err = change.Finish(nil, nil)
-	return err
+	return true, rootpart.FinishSecret(a.Machine, a.disk, a.Random, a.chip.tpm, a.lock, volumeKey, r.Fresh)
 }

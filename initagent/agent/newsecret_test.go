@@ -52,7 +52,7 @@ func (m *machine) oneSecret() error {
 	if lock.Replaced || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 2 {
 		return fmt.Errorf("%d keyslots, %d tokens", len(lock.Header.Keyslots()), len(lock.Header.Tokens()))
 	}
-	keys, err := rootpart.StoredKeys(store{m}, secret)
+	keys, err := rootpart.StoredKeys(store{m}, secret, lock)
 	if err != nil || keys == nil {
 		return fmt.Errorf("keys %v, %w", keys, err)
 	}
@@ -63,7 +63,7 @@ func (m *machine) oneSecret() error {
 	if err := vault.CheckDeed(lock.Deed, volumeKey, certificates); err != nil {
 		return err
 	}
-	list, err := rootpart.StoredList(store{m}, secret)
+	list, err := rootpart.StoredList(store{m}, secret, lock)
 	if err != nil || list.Bare || !list.Names("test_1.efi") {
 		return fmt.Errorf("list %v, %w", list, err)
 	}
@@ -260,7 +260,7 @@ func TestNewSecretWithoutRecord(t *testing.T) {
 		if lock.Sealed.Kind != policy.KindPCR || lock.Replaced || len(lock.Header.Keyslots()) != 2 || m.rootFiles()[rootpart.NextFile] != nil {
 			t.Errorf("%s: kind %s, keyslots %v", s.how, lock.Sealed.Kind, lock.Header.Keyslots())
 		}
-		if keys, err := rootpart.StoredKeys(store{m}, secret); err != nil || keys == nil {
+		if keys, err := rootpart.StoredKeys(store{m}, secret, lock); err != nil || keys == nil {
 			t.Errorf("%s: keys %v, %v", s.how, keys, err)
 		}
 	}
@@ -448,8 +448,8 @@ func TestForgedNextSecret(t *testing.T) {
 	}
 	// One that fits, and is late: what the secret has written since stays.
 	m := provisionedMachine(t, nil)
-	secret := m.machineSecret()
-	m.must(rootpart.PrepareSecret(store{m}, m.random, secret, secret, rootpart.Guarantees{Format: 1}))
+	lock, _, secret := m.unlocked()
+	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
 	before := maps.Clone(m.rootFiles())
 	m.opensByItself()
 	m.must(m.oneSecret())
@@ -459,7 +459,7 @@ func TestForgedNextSecret(t *testing.T) {
 		}
 	}
 	// A file that cannot be read now is not replaced.
-	m.must(rootpart.PrepareSecret(store{m}, m.random, secret, secret, rootpart.Guarantees{Format: 1}))
+	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
 	m.unreadableFile = listFile
 	m.ends("system", "was not finished: input/output error")
 	m.unreadableFile = ""

@@ -21,7 +21,7 @@ import (
 // takeList reads the list of what this machine wants its firmware to hold and of
 // what counts as its own, once the root partition is open.
 func (a *Agent) takeList(secret *policy.Secret) {
-	list, err := rootpart.StoredList(a.Store, secret)
+	list, err := rootpart.InForce(a.Store, secret, a.lock, a.firmware)
 	if err != nil {
 		a.Log.Say("what the firmware shall hold is not known: %v", err)
 		return
@@ -44,6 +44,9 @@ func (a *Agent) renewList(secret *policy.Secret, record *policy.Record) {
 	a.takeList(secret)
 	if a.list == nil || !a.ownEnforced() || !a.bindsSecureBoot(record) {
 		return
+	}
+	if rootpart.KeysUnfinished(a.Store, a.lock) {
+		return // it is of two sets of keys, and is not what is stored
 	}
 	changed := a.list.Bare
 	if a.list.Bare {

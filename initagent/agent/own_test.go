@@ -326,8 +326,8 @@ func TestListFollowsReleases(t *testing.T) {
 				t.Fatalf("the list does not have what was staged (%v)", err)
 			}
 			if stagedByOld {
-				secret := m.machineSecret()
-				keys, err := rootpart.StoredKeys(store{m}, secret)
+				lock, _, secret := m.unlocked()
+				keys, err := rootpart.StoredKeys(store{m}, secret, lock)
 				m.must(err)
 				m.must(rootpart.KeepList(store{m}, m.random, secret, secureboot.NewList(keys, secureboot.Vendor{})))
 				m.runs(2)

@@ -233,7 +233,7 @@ func (a *Agent) acceptable(b rootpart.Binding, start *rootpart.Start, volumeKey 
 }
 
 func (a *Agent) fallbacks(b rootpart.Binding, start *rootpart.Start, secret *policy.Secret) rootpart.Fallbacks {
-	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Start: start, Firmware: a.firmware, List: a.list, Had: b.Had, Say: a.Log.Say}
+	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Start: start, Firmware: a.firmware, List: a.list, Had: b.Had, Also: a.keysAhead(secret), Say: a.Log.Say}
 	if last := a.lastGood(secret); last != nil && last.Authentic {
 		if b, err := rootpart.Logged(last.Log); err == nil {
 			q.Known = append(q.Known, b)

@@ -117,7 +117,7 @@ func (m *machine) storedList() (*secureboot.List, error) {
 	}
 	defer luks2.Wipe(volumeKey)
 	defer secret.Wipe()
-	return rootpart.StoredList(store{m}, secret)
+	return rootpart.StoredList(store{m}, secret, lock)
 }
 
 // checkRoot opens the root partition by the TPM, as a boot would, and by the

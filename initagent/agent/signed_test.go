@@ -100,7 +100,8 @@ func TestDoubleIsNotSigned(t *testing.T) {
 func TestSignedIsNotEnough(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	m.ends("system")
-	keys, err := rootpart.StoredKeys(store{m}, m.machineSecret())
+	lock, _, secret := m.unlocked()
+	keys, err := rootpart.StoredKeys(store{m}, secret, lock)
 	m.must(err)
 	other, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("an older program")}))
 	m.must(err)

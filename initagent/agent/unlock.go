@@ -84,7 +84,7 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
-	a.finishKeys(volumeKey, secret, func() error { return a.narrow(volumeKey, secret) })
+	a.finishKeys(volumeKey, secret, a.admits(volumeKey, secret))
 	a.renewList(secret, record)
 	a.afterUnlock()
 	return nil
@@ -315,7 +315,6 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.goOnUntold(c); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
-	a.finishKeys(volumeKey, secret, nil)
 	a.takeList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
@@ -324,6 +323,9 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		if err := a.offerAccept(c, f, volumeKey, secret); err != nil {
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
+	}
+	if !a.facts.EnrolAgain {
+		a.finishAccepted(volumeKey, secret)
 	}
 	if err := a.capVolume(volumeKey); err != nil {
 		return err
@@ -346,7 +348,7 @@ func (a *Agent) unenrolled() bool {
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing anew.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	list, err := rootpart.StoredList(a.Store, secret)
+	list, err := rootpart.InForce(a.Store, secret, a.lock, a.firmware)
 	if err != nil {
 		return err
 	}
@@ -403,7 +405,7 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 
 // storedKeys are this machine's Secure Boot keys, from the open root partition.
 func (a *Agent) storedKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
-	return rootpart.StoredKeys(a.Store, secret)
+	return rootpart.StoredKeys(a.Store, secret, a.lock)
 }
 
 // showRecoveryKey shows the key on the screen, or where there is none on every

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"halogenos.internal/boot/secureboot"
@@ -108,7 +109,20 @@ type Enroller struct {
 	Signed func() error
 	Pause  func(time.Duration)
 	Say    func(message string)
+
+	// later is how many years later than Time an update is said to be where the firmware
+	// refuses one of now; see laterTimes.
+	later []int
 }
+
+// laterTimes is for a clock that is behind the one of the last update: firmware takes no
+// update that is not newer than that, whoever has signed it, and tells nobody when that
+// was (UEFI 2.10, section 8.2.2). A time in the future is as good to it as any other, and
+// the last of these is later than the last of an earlier change of keys.
+var laterTimes = []int{1, 10, 100}
+
+// cureClock is for a time that no later one was good for.
+const cureClock = "set date and time in the firmware's setup: it refuses an update that is older than its last one"
 
 // Run enrols whatever is missing. After it, only a restart shows whether the
 // firmware enforces the keys. It may be cut anywhere and run again.
@@ -166,7 +180,11 @@ func (e *Enroller) guard() error {
 func (e *Enroller) write(a Action) error {
 	pause := firstPause
 	var refusal error
-	for attempt := range attempts {
+	stale := false
+	for attempt := range attempts + len(e.later) {
+		if attempt >= attempts && !stale {
+			break // another time would not help
+		}
 		if attempt > 0 {
 			e.Say(fmt.Sprintf("%s was not taken (%v): trying again", a.Variable, refusal))
 			e.Pause(pause)
@@ -174,6 +192,9 @@ func (e *Enroller) write(a Action) error {
 		}
 		// A later timestamp each time: one that the firmware has seen is refused.
 		at := e.Time.Add(time.Duration(attempt) * time.Second)
+		if attempt >= attempts {
+			at = at.AddDate(e.later[attempt-attempts], 0, 0)
+		}
 		payload, err := e.Keys.Update(a.Variable, a.Content, at)
 		if err != nil {
 			return fmt.Errorf("sign enrolment: %w", err)
@@ -183,9 +204,13 @@ func (e *Enroller) write(a Action) error {
 		if back.holds(a.Content) {
 			return nil
 		}
-		refusal = whyNot(a, writing, back)
+		refusal, stale = whyNot(a, writing, back), errors.Is(writing, syscall.EACCES)
 	}
-	return &Problem{Kind: Refused, What: fmt.Sprintf("the firmware did not take %s in %d attempts", a.Variable, attempts), Cure: cureWrite(refusal), Err: refusal}
+	cure := cureWrite(refusal)
+	if stale {
+		cure = append(cure, cureClock)
+	}
+	return &Problem{Kind: Refused, What: fmt.Sprintf("the firmware did not take %s in %d attempts", a.Variable, attempts), Cure: cure, Err: refusal}
 }
 
 func whyNot(a Action, writing error, back Stored) error {

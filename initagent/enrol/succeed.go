@@ -31,8 +31,11 @@ type Successor struct {
 	// Signed reports why the machine would not start by the new db. It is asked right
 	// before db.
 	Signed func() error
-	Pause  func(time.Duration)
-	Say    func(message string)
+	// Foretell is told what the firmware holds before each write to it, and after the
+	// last one; an error keeps the write from being made.
+	Foretell func(State) error
+	Pause    func(time.Duration)
+	Say      func(message string)
 }
 
 // succession is the order of writing.
@@ -63,40 +66,51 @@ func Succeeded(s State, had, wanted secureboot.Wanted) (int, error) {
 
 // Run writes what is missing. It may be cut anywhere and run again.
 func (e *Successor) Run() error {
+	for i, v := range succession() {
+		s, err := Observe(e.Variables)
+		if err != nil {
+			return err
+		}
+		if s.of(v).holds(e.Wanted.Of(v)) {
+			continue
+		}
+		if err := e.guard(s, succession()[:i], v == secureboot.DB); err != nil {
+			return err
+		}
+		if _, err := Succeeded(s, e.Had, e.Wanted); err != nil {
+			return err
+		}
+		if err := e.Foretell(s); err != nil {
+			return err
+		}
+		if err := e.give(v, s.of(v)); err != nil {
+			return err
+		}
+	}
 	s, err := Observe(e.Variables)
 	if err != nil {
 		return err
 	}
-	if _, err := Succeeded(s, e.Had, e.Wanted); err != nil {
-		return err
-	}
-	for i, v := range succession() {
-		want := e.Wanted.Of(v)
-		if s.of(v).holds(want) {
-			continue
-		}
-		keys := e.Fresh
-		if v == secureboot.PK {
-			keys = e.Old
-		} else if err := e.guard(succession()[:i], v == secureboot.DB); err != nil {
-			return err
-		}
-		e.Say(replaces(v, s.of(v), want))
-		w := Enroller{Variables: e.Variables, Keys: keys, Time: e.Time, Pause: e.Pause, Say: e.Say}
-		if err := w.write(Action{Variable: v, Content: want}); err != nil {
-			return err
+	return e.Foretell(s)
+}
+
+// give writes one variable.
+func (e *Successor) give(v secureboot.Variable, now *Stored) error {
+	keys := e.Fresh
+	if v == secureboot.PK {
+		if keys = e.Old; keys == nil {
+			return errors.New("the private key of the old PK is gone, which alone could sign the new one")
 		}
 	}
-	return nil
+	want := e.Wanted.Of(v)
+	e.Say(replaces(v, now, want))
+	w := Enroller{Variables: e.Variables, Keys: keys, Time: e.Time, Pause: e.Pause, Say: e.Say, later: laterTimes}
+	return w.write(Action{Variable: v, Content: want})
 }
 
 // guard looks with fresh reads whether what was written is still there: firmware has
 // been seen to take a variable and drop it.
-func (e *Successor) guard(written []secureboot.Variable, last bool) error {
-	s, err := Observe(e.Variables)
-	if err != nil {
-		return err
-	}
+func (e *Successor) guard(s State, written []secureboot.Variable, last bool) error {
 	dropped := func(v secureboot.Variable) bool { return !s.of(v).holds(e.Wanted.Of(v)) }
 	if at := slices.IndexFunc(written, dropped); at >= 0 {
 		return &Problem{Kind: Unsafe, What: fmt.Sprintf("%s no longer holds what was written to it", written[at]), Cure: []string{cureUpdate}}

@@ -41,7 +41,7 @@ func successor(t *testing.T, n *nvram, old, fresh *secureboot.KeySet) *Successor
 	}
 	return &Successor{
 		Variables: n, Old: old, Fresh: &copied, Had: had.Wanted, Wanted: next.Wanted, Time: buildDate.AddDate(0, 2, 0),
-		Signed: func() error { return nil }, Pause: func(time.Duration) {}, Say: func(string) {},
+		Signed: func() error { return nil }, Foretell: func(State) error { return nil }, Pause: func(time.Duration) {}, Say: func(string) {},
 	}
 }
 
@@ -75,17 +75,65 @@ func TestSucceed(t *testing.T) {
 	}
 }
 
+// Firmware whose last update is later than the clock is given one that is later still;
+// one that refuses for another reason is not asked again with other times.
+func TestSucceedLater(t *testing.T) {
+	old, fresh := testSets(t)
+	last := buildDate.AddDate(30, 0, 0)
+	n := inUse(t, old, successor(t, newNVRAM(always()), old, fresh).Had)
+	e := successor(t, n, old, fresh)
+	trusts := n.trusts
+	var times []time.Time
+	n.trusts = func(name string, attributes uint32, payload []byte) bool {
+		at, _, _, err := secureboot.SplitUpdate(payload)
+		times = append(times, at)
+		return err == nil && (name != "KEK" || at.After(last)) && trusts(name, attributes, payload)
+	}
+	if err := e.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if d := Enforced(observe(t, n), e.Wanted); len(d) > 0 || len(times) != 8 || times[6].Year() != e.Time.Year()+100 || times[7] != e.Time {
+		t.Errorf("%v, at %v", d, times)
+	}
+}
+
+// The TPM is told what comes of it before each write, and after the last one; where it
+// cannot be, nothing is written.
+func TestSucceedForetold(t *testing.T) {
+	old, fresh := testSets(t)
+	for fails := range 4 {
+		n := inUse(t, old, successor(t, newNVRAM(always()), old, fresh).Had)
+		e := successor(t, n, old, fresh)
+		var seen []int
+		e.Foretell = func(s State) error {
+			done, err := Succeeded(s, e.Had, e.Wanted)
+			if seen = append(seen, done); len(seen) > fails && fails < 3 {
+				err = errors.New("not now")
+			}
+			return err
+		}
+		err := e.Run()
+		if want := []int{0, 1, 2, 3}; fails == 3 && (err != nil || !slices.Equal(seen, want)) {
+			t.Errorf("told of %v, want %v: %v", seen, want, err)
+		}
+		if fails < 3 && (err == nil || len(n.writes) != fails) {
+			t.Errorf("written %q after %d were told of: %v", n.writes, fails, err)
+		}
+	}
+}
+
 // What does not go as it should stops before db, and says how far it came.
 func TestSucceedRefused(t *testing.T) {
+	tries := attempts + len(laterTimes)
 	old, fresh := testSets(t)
 	for _, c := range []struct {
 		name, says string
 		done       int
 		change     func(n *nvram, e *Successor)
 	}{
-		{"PK", "did not take PK", 0, func(n *nvram, e *Successor) { n.refuse = map[string]int{"PK": attempts} }},
-		{"KEK", "did not take KEK", 1, func(n *nvram, e *Successor) { n.refuse = map[string]int{"KEK": attempts} }},
-		{"db is dropped", "did not take db", 2, func(n *nvram, e *Successor) { n.drop = map[string]int{"db": attempts} }},
+		{"PK", "did not take PK", 0, func(n *nvram, e *Successor) { n.refuse = map[string]int{"PK": tries} }},
+		{"KEK", "did not take KEK", 1, func(n *nvram, e *Successor) { n.refuse = map[string]int{"KEK": tries} }},
+		{"db is dropped", "did not take db", 2, func(n *nvram, e *Successor) { n.drop = map[string]int{"db": tries} }},
 		{"nothing starts", "the machine would not start with it", 2, func(n *nvram, e *Successor) { e.Signed = func() error { return errors.New("unsigned") } }},
 		{"PK vanishes", "PK no longer holds", 1, func(n *nvram, e *Successor) { n.loseAt = map[string]string{"KEK": "PK"} }},
 		{"a stranger's KEK", "neither this machine's old keys nor its new ones", 0, func(n *nvram, e *Successor) {

@@ -58,9 +58,13 @@ func (m *Machine) Enroll(c hw.Console) error {
 		return err
 	}
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+	allowed, err := m.maySign(p, open, list)
+	if err != nil {
+		return err
+	}
 	err = m.ESP.Write(p.disk, func(dir hw.ESPDir) error {
 		if state.SecureBoot != enrol.On {
-			results, err := enrol.SignAll(dir, state, signer, rootpart.Allowed(list))
+			results, err := enrol.SignAll(dir, state, signer, allowed)
 			for _, r := range results {
 				c.Print(r.String() + "\n")
 			}
@@ -71,7 +75,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 		e := enrol.Enroller{
 			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
 			Signed: func() error {
-				return enrol.CheckSigned(dir, signer, rootpart.Allowed(list), slices.Concat(list.Wanted.DBX, state.DBX.Content))
+				return enrol.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, state.DBX.Content))
 			},
 			Pause: m.Sleep, Say: func(message string) { c.Print(message + "\n") },
 		}
@@ -85,16 +89,36 @@ func (m *Machine) Enroll(c hw.Console) error {
 	return nil
 }
 
+// maySign are the files that are signed: by keys that replace others, none that another
+// file has replaced.
+func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enrol.Allowed, error) {
+	lock, err := m.lockOf(p, open)
+	if err != nil {
+		return nil, err
+	}
+	if rootpart.KeysUnfinished(m.Store, lock) {
+		return rootpart.AllowedAnew(list), nil
+	}
+	return rootpart.Allowed(list), nil
+}
+
 // ownKeys are this machine's Secure Boot keys, and what the firmware shall hold.
 func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enrol.State) (*secureboot.KeySet, *secureboot.List, error) {
-	keys, err := rootpart.StoredKeys(m.Store, open.Secret)
+	lock, err := m.lockOf(p, open)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rootpart.KeysUnfinished(m.Store, lock) && state.SetupMode != enrol.On {
+		return nil, nil, errKeysUnfinished
+	}
+	keys, err := rootpart.StoredKeys(m.Store, open.Secret, lock)
 	if err != nil {
 		return nil, nil, err
 	}
 	if keys == nil {
 		return nil, nil, errors.New("this machine has no Secure Boot keys of its own")
 	}
-	stored, err := rootpart.StoredList(m.Store, open.Secret)
+	stored, err := rootpart.StoredList(m.Store, open.Secret, lock)
 	var list *secureboot.List
 	if err == nil && state.SetupMode == enrol.On {
 		err = m.askROMs(c, open, stored)

@@ -72,7 +72,7 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 		return nil, fmt.Errorf("whether the firmware would start the copies is not known: %w", err)
 	}
 	if err == nil {
-		if k.Starts, err = m.starts(open, state); err != nil {
+		if k.Starts, err = m.starts(p, open, state); err != nil {
 			return nil, err
 		}
 	}
@@ -97,8 +97,15 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 
 // starts says why an image is not this machine's own, or would not start; nil
 // where the machine has no keys of its own to tell by.
-func (m *Machine) starts(open *Opened, state enrol.State) (func([]byte) error, error) {
-	list, err := rootpart.StoredList(m.Store, open.Secret)
+func (m *Machine) starts(p *place, open *Opened, state enrol.State) (func([]byte) error, error) {
+	if !rootpart.HasKeys(m.Store) {
+		return nil, nil
+	}
+	lock, err := m.lockOf(p, open)
+	if err != nil {
+		return nil, err
+	}
+	list, err := rootpart.InForce(m.Store, open.Secret, lock, state)
 	if err != nil || list == nil || !rootpart.ListEnforced(state, list) {
 		return nil, err
 	}

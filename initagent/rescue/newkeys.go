@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -17,56 +18,41 @@ var errKeysUnfinished = errors.New("the Secure Boot keys are being replaced: `re
 func (m *Machine) change(c hw.Console, a *acceptance) *rootpart.KeyChange {
 	return &rootpart.KeyChange{
 		Machine: m.Machine, Disk: a.disk, Variables: m.Variables, Random: m.Random, Lock: a.lock,
-		VolumeKey: a.open.VolumeKey, Secret: a.open.Secret, Date: a.contract.Date(),
+		VolumeKey: a.open.VolumeKey, Secret: a.open.Secret, Date: a.contract.Date(), Log: a.log,
 		Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) },
+		Admit: func(values []pcr.Digest) error {
+			a.query.Also = values
+			err := m.compose(a)
+			if err == nil {
+				_, err = m.bind(a)
+			}
+			return err
+		},
 	}
 }
 
-// mayReplaceKeys says what keeps this machine from new Secure Boot keys, before the
-// machine secret is replaced.
-func (m *Machine) mayReplaceKeys(a *acceptance) error {
-	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret)
-	if err != nil {
-		return err
+// makeKeys makes new Secure Boot keys for a machine whose secret is about to be replaced,
+// and a record that allows what PCR 7 will be with them. Nothing is written.
+func (m *Machine) makeKeys(c hw.Console, a *acceptance) (*rootpart.NewKeys, error) {
+	if !rootpart.Enforces(a.state) || a.state.SetupMode != enrol.Off {
+		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces: use `reseal --new-secret` without --new-keys")
 	}
-	if keys != nil {
-		keys.Wipe()
-	}
-	if keys == nil || !rootpart.Enforces(a.state) || a.state.SetupMode != enrol.Off {
-		return errors.New("this machine has no Secure Boot keys of its own that its firmware enforces: use `reseal --new-secret` without --new-keys")
-	}
-	return nil
-}
-
-// newKeys replaces the Secure Boot keys of a machine that has just been accepted as it
-// is. The record that allows what PCR 7 will be is written before anything else.
-func (m *Machine) newKeys(c hw.Console) error {
-	a, err := m.acceptable(c)
-	if err != nil {
-		return err
-	}
-	defer a.close()
 	c.Print("Making new Secure Boot keys takes a while.\n")
-	change := m.change(c, a)
-	values, store, err := change.Begin(m.NewKeys, a.state, a.log)
+	keys, err := m.change(c, a).Begin(m.NewKeys, a.state)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	a.query.Also = values
+	a.query.Also = keys.Values
 	if err := m.compose(a); err != nil {
-		return err
+		keys.Wipe()
+		return nil, err
 	}
-	if err := m.accept(c, a); err != nil {
-		return err
-	}
-	if err := store(); err != nil {
-		return err
-	}
-	return m.finish(c, change)
+	return keys, nil
 }
 
-func (m *Machine) finish(c hw.Console, change *rootpart.KeyChange) error {
-	wrote, err := change.Finish(nil, nil)
+// finishKeys goes on with new Secure Boot keys of a machine that was accepted as it is.
+func (m *Machine) finishKeys(c hw.Console, a *acceptance) error {
+	wrote, err := m.change(c, a).Finish(nil)
 	if err != nil {
 		return err
 	}
@@ -74,20 +60,12 @@ func (m *Machine) finish(c hw.Console, change *rootpart.KeyChange) error {
 		c.Print("The firmware holds the new Secure Boot keys. The next start (`exit` restarts the machine) sees whether it enforces\n" +
 			"them, and removes the old ones. If it asks for the recovery key, the firmware measured more than its keys.\n")
 	}
-	return nil
+	return m.note(a)
 }
 
-// finishKeys goes on with a replacement of the Secure Boot keys that was cut.
-func (m *Machine) finishKeys(c hw.Console) error {
-	p, open, err := m.kept()
-	if err != nil {
-		return err
-	}
-	defer open.Wipe()
-	lock, err := m.locked(p)
-	if err != nil {
-		return err
-	}
+// goOnWithKeys goes on with a replacement of the Secure Boot keys that was cut.
+func (m *Machine) goOnWithKeys(c hw.Console) error {
 	c.Print("The Secure Boot keys are being replaced already: going on with that.\n")
-	return m.finish(c, m.change(c, &acceptance{place: p, open: open, lock: lock}))
+	return m.accepting(c, true, "Go on with that, and accept this machine as it is now?\n"+
+		"Say yes only if you know what changed it (a firmware update, new hardware).", m.finishKeys)
 }

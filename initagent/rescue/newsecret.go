@@ -27,8 +27,8 @@ func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 	if err != nil {
 		return err
 	}
-	if keys && rootpart.KeysUnfinished(m.Store) {
-		return m.finishKeys(c)
+	if keys && rootpart.KeysUnfinished(m.Store, lock) {
+		return m.goOnWithKeys(c)
 	}
 	if len(lock.Recoveries) != 1 {
 		return vault.ErrTwoKeys
@@ -41,25 +41,27 @@ func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 	if keys {
 		what += " and new Secure Boot keys"
 	}
-	err = m.accepting(c, "Make "+what+", and accept this machine as it is now? The recovery key stays.\n"+
+	return m.accepting(c, false, "Make "+what+", and accept this machine as it is now? The recovery key stays.\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware).", func(c hw.Console, a *acceptance) error {
-		if keys {
-			if err := m.mayReplaceKeys(a); err != nil {
-				return err
-			}
+		if !keys {
+			return m.newSecret(c, a, nil)
 		}
-		return m.newSecret(c, a)
+		fresh, err := m.makeKeys(c, a)
+		if err != nil {
+			return err
+		}
+		defer fresh.Wipe()
+		if err := m.newSecret(c, a, fresh); err != nil {
+			return err
+		}
+		if err := m.finishKeys(c, a); err != nil {
+			return fmt.Errorf("the new machine secret is in force; of the Secure Boot keys: %w", err)
+		}
+		return nil
 	})
-	if err != nil || !keys {
-		return err
-	}
-	if err := m.newKeys(c); err != nil {
-		return fmt.Errorf("the new machine secret is in force; of the Secure Boot keys: %w", err)
-	}
-	return nil
 }
 
-func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
+func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys) error {
 	if err := a.binding.MaySucceed(a.lock, a.open.Secret, a.record); err != nil {
 		return err
 	}
@@ -77,14 +79,15 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance) error {
 		return err
 	}
 	defer fresh.Wipe()
-	a.noted = a.binding.Now(a.record, a.lock)
-	changed, err := a.binding.ReplaceSecret(m.Machine, a.disk, m.Random, a.lock, a.open.VolumeKey, a.open.Secret, fresh, key, a.noted, a.record, a.boots)
+	r := &rootpart.Replacement{Old: a.open.Secret, Fresh: fresh, Key: key, Keys: keys}
+	noted, changed, err := a.binding.ReplaceSecret(m.Machine, a.disk, m.Random, a.lock, a.open.VolumeKey, r, a.record, a.boots)
 	switch {
 	case err != nil && changed:
 		return errors.Join(fmt.Errorf("%w. Nothing is lost: `unlock` again, which finishes it or takes it back", err), m.Lock())
 	case err != nil:
 		return err
 	}
+	a.noted = noted
 	*a.open.Secret = *fresh
 	if err := m.Keeper.Keep(a.open); err != nil {
 		return errors.Join(fmt.Errorf("the new machine secret is in force: `unlock` again: %w", err), m.Lock())

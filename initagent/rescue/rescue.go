@@ -120,6 +120,16 @@ func (m *Machine) locked(p *place) (*vault.Lock, error) {
 	return lock, nil
 }
 
+// lockOf is locked for the volume that was opened, so that what lies on it can be asked for
+// its owner's signature.
+func (m *Machine) lockOf(p *place, open *Opened) (*vault.Lock, error) {
+	lock, err := m.locked(p)
+	if err == nil {
+		lock.OpenedBy(open.VolumeKey)
+	}
+	return lock, err
+}
+
 // root opens the root partition's device for its header.
 func (m *Machine) root(p *place) (hw.File, error) {
 	return m.Disks.OpenPartition(p.disk, layout.RootNumber, true)

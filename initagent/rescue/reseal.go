@@ -23,7 +23,7 @@ import (
 // sealing anew. A cut leaves the old record or the new one; the recovery key
 // opens whatever the TPM says.
 func (m *Machine) Reseal(c hw.Console) error {
-	return m.accepting(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
+	return m.accepting(c, false, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware).", m.accept)
 }
 
@@ -49,9 +49,9 @@ func (a *acceptance) close() {
 }
 
 // accepting asks the question about this machine as it is now, and does what the answer
-// calls for.
-func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Console, a *acceptance) error) error {
-	a, err := m.acceptable(c)
+// calls for. replacing: it is for a machine whose Secure Boot keys are being replaced.
+func (m *Machine) accepting(c hw.Console, replacing bool, question string, then func(c hw.Console, a *acceptance) error) error {
+	a, err := m.acceptable(c, replacing)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (m *Machine) accepting(c hw.Console, question string, then func(c hw.Consol
 
 // acceptable is this machine as it is now, where that may be accepted. The caller
 // closes it.
-func (m *Machine) acceptable(c hw.Console) (_ *acceptance, err error) {
+func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err error) {
 	p, open, err := m.kept()
 	if err != nil {
 		return nil, err
@@ -78,18 +78,18 @@ func (m *Machine) acceptable(c hw.Console) (_ *acceptance, err error) {
 			open.Wipe()
 		}
 	}()
-	lock, err := m.locked(p)
+	lock, err := m.lockOf(p, open)
 	if err != nil {
 		return nil, err
 	}
-	if rootpart.KeysUnfinished(m.Store) {
+	if rootpart.KeysUnfinished(m.Store, lock) != replacing {
 		return nil, errKeysUnfinished
 	}
 	state, err := enrol.Observe(m.Variables)
 	if err != nil {
 		return nil, err
 	}
-	list, err := rootpart.StoredList(m.Store, open.Secret)
+	list, err := rootpart.InForce(m.Store, open.Secret, lock, state)
 	if err != nil {
 		return nil, err
 	}
@@ -135,30 +135,37 @@ func (m *Machine) note(a *acceptance) error {
 }
 
 func (m *Machine) accept(c hw.Console, a *acceptance) error {
-	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
+	bound, err := m.bind(a)
 	if err != nil {
 		return err
 	}
-	if accepted {
+	if bound {
+		c.Print("Bound to this TPM.\n")
+	} else {
 		c.Print("Accepted.\n")
-		return m.note(a)
 	}
-	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret)
+	return m.note(a)
+}
+
+// bind writes the record, or, where the TPM does not have its index or has no room for
+// one, seals the secret, and says so.
+func (m *Machine) bind(a *acceptance) (bound bool, err error) {
+	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
+	if err != nil || accepted {
+		return false, err
+	}
+	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret, a.lock)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if keys != nil {
 		defer keys.Wipe()
 	}
 	f, err := m.root(a.place)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close()); err != nil {
-		return err
-	}
-	c.Print("Bound to this TPM.\n")
-	return m.note(a)
+	return true, errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close())
 }
 
 // accountedFor is this boot as it was when the initramfs phase had begun. The

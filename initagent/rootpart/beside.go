@@ -1,6 +1,7 @@
 package rootpart
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,8 +9,10 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/systems"
@@ -18,8 +21,11 @@ import (
 // signBeside signs each file of the ESP that is allowed by the new key, besides the old
 // one. The firmware enforces Secure Boot meanwhile, so that a file is never changed where
 // it lies.
-func (k *KeyChange) signBeside(c *change, signer enrol.Signer) error {
-	old := enrol.DBSigner{Pair: c.old.DB}
+//
+// What another image has replaced is not, whatever the list says of it: it starts no more
+// once db has the new key, and where the machine would need it, db is not written.
+func (k *KeyChange) signBeside(c *change, had secureboot.Wanted, signer enrol.Signer) error {
+	old := certificates(had.DB.Without(c.next.Wanted.DB))
 	var names []string
 	err := k.ESP.Write(k.Disk, func(dir hw.ESPDir) (err error) {
 		if names, err = enrol.EFIFiles(dir); err != nil {
@@ -31,7 +37,7 @@ func (k *KeyChange) signBeside(c *change, signer enrol.Signer) error {
 		return err
 	}
 	for _, name := range names {
-		if err := k.signOneBeside(name, old, signer, Allowed(c.next)); err != nil {
+		if err := k.signOneBeside(name, old, signer, AllowedAnew(c.next)); err != nil {
 			return fmt.Errorf("sign %s: %w", name, err)
 		}
 	}
@@ -64,7 +70,7 @@ func removeSpares(dir hw.ESPDir, names []string) error {
 // what they have, by a write of one sector; and what is the old one goes. Cut before that
 // write, the spare file is removed the next time, and this begins again; cut after it, the
 // file is signed, and the spare file is removed.
-func (k *KeyChange) signOneBeside(name string, old, signer enrol.Signer, allowed enrol.Allowed) error {
+func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer enrol.Signer, allowed enrol.Allowed) error {
 	spare := path.Join(path.Dir(name), spareFile)
 	var signed []byte
 	err := k.ESP.Write(k.Disk, func(dir hw.ESPDir) error {
@@ -72,7 +78,8 @@ func (k *KeyChange) signOneBeside(name string, old, signer enrol.Signer, allowed
 		if err != nil || signer.Verify(image) == nil {
 			return nil // firmware cannot start it, or it is done
 		}
-		starts := old.Verify(image) == nil
+		byOld := func(image []byte) bool { _, err := authenticode.Verify(image, old); return err == nil }
+		starts := byOld(image)
 		if err := allowed(name, image); err != nil {
 			if !starts {
 				return nil
@@ -80,13 +87,16 @@ func (k *KeyChange) signOneBeside(name string, old, signer enrol.Signer, allowed
 			if _, parsed := bls.Parse(path.Base(name)); parsed == nil && strings.EqualFold(path.Dir(name), bls.Folder) {
 				return fmt.Errorf("it would start no more, since %w: remove it first", err)
 			}
+			if slices.ContainsFunc(Managers(), func(m string) bool { return strings.EqualFold(m, name) }) {
+				return fmt.Errorf("it would start no more, since %w: put the boot manager there that this release has brought", err)
+			}
 			k.Say("%s starts no more: %v", name, err)
 			return nil
 		}
 		if signed, err = signer.Sign(image); err != nil {
 			return err
 		}
-		if err := signer.Verify(signed); err != nil || starts && old.Verify(signed) != nil {
+		if err := signer.Verify(signed); err != nil || starts && !byOld(signed) {
 			return fmt.Errorf("the signature just made does not verify (%v), or the old one no longer does", err)
 		}
 		if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/pcr"
@@ -62,8 +63,13 @@ func Had(noted Guarantees, lock *vault.Lock) Guarantees {
 
 // Now is what the machine has once the record counts, or what took its place.
 func (b Binding) Now(r *policy.Record, lock *vault.Lock) Guarantees {
+	return b.NowSealed(r, lock.Sealed)
+}
+
+// NowSealed is Now for an object that the header does not name yet; nil for none.
+func (b Binding) NowSealed(r *policy.Record, sealed *policy.Sealed) Guarantees {
 	g := Guarantees{Format: guaranteesFormat, Floor: b.Had.Floor, SecureBoot: b.Enforces}
-	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV {
+	if sealed != nil && sealed.Kind == policy.KindNV {
 		return g.Raise(Of(r, b.Enforces))
 	}
 	return g
@@ -248,6 +254,17 @@ func (b Binding) ownRecord(lock *vault.Lock, secret *policy.Secret) (*policy.Rec
 	return b.TPM.ReadRecord(lock.Sealed)
 }
 
+// Admits reports whether the TPM releases the secret to a boot, by what only this machine
+// can have written.
+func (b Binding) Admits(lock *vault.Lock, secret *policy.Secret, boot policy.Boot) bool {
+	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindPCR {
+		d, err := boot.BranchOver(lock.Sealed.PCRs)
+		return err == nil && slices.Contains(lock.Sealed.Branches, d)
+	}
+	record, err := b.ownRecord(lock, secret)
+	return err == nil && record.Allows(&boot)
+}
+
 // MaySucceed gives a record that is for another index the floor that was. What would be
 // less than the machine had is asked for.
 func (b Binding) MaySucceed(lock *vault.Lock, secret *policy.Secret, record *policy.Record) error {
@@ -298,8 +315,8 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 	if err != nil {
 		return err
 	}
-	var deedKey *rsa.PrivateKey
-	if keys != nil {
+	var deedKey *rsa.PrivateKey // while the keys are replaced the deeds by both stay
+	if keys != nil && len(lock.NextDeed) == 0 {
 		deedKey = keys.DB.Key
 	}
 	if err := DropIndexes(b.TPM, policy.VolumeFingerprint(volumeKey), sealed); err != nil {

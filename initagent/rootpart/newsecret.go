@@ -28,7 +28,9 @@ import (
 // secret; one header (vault.Lock.ReplaceSecret) puts the new secret in force, for the
 // TPM and for the recovery key alike. What is left is FinishSecret's, here or at the
 // next boot, whoever opens it: the files go to their places, the old secret's keyslot
-// and index are removed, and NextFile goes last.
+// and index are removed, and NextFile goes last. Where the Secure Boot keys are replaced as
+// well, NextFile's list has the new ones, and the same header has both sign the volume (see
+// newkeys.go).
 //
 // Cut before that header, the old secret is in force, and all its files are in place:
 // FinishSecret takes the new index and NextFile away again. Cut after it, the new one
@@ -38,14 +40,17 @@ import (
 const (
 	nextFormat  = 1
 	nextPurpose = "next-secret"
-	maxNext     = 2*(int64(secureboot.MaxWrappedList)+maxGuarantees) + 4<<10 // in base64, in JSON
+	maxNext     = 2*(int64(secureboot.MaxWrappedList)+maxGuarantees+maxNextKeys) + 4<<10 // in base64, in JSON
 )
 
-// next is what NextFile's box holds: two files as they will be.
+// next is what NextFile's box holds: files as they will be.
 type next struct {
 	Format     int    `json:"format"`
 	List       []byte `json:"list"` // ListFile; empty where the machine has no keys
 	Guarantees []byte `json:"guarantees"`
+	// Superseded is NextKeysFile, where the Secure Boot keys are replaced as well: List
+	// has the new ones then.
+	Superseded []byte `json:"superseded,omitempty"`
 }
 
 func openNext(secret *policy.Secret, box []byte) (*next, error) {
@@ -63,34 +68,35 @@ func openNext(secret *policy.Secret, box []byte) (*next, error) {
 	return n, nil
 }
 
-// PrepareSecret writes NextFile. What the old secret has is read first.
-func PrepareSecret(store hw.Store, random io.Reader, old, fresh *policy.Secret, g Guarantees) error {
+// A Replacement is what replaces a machine secret: Old by Fresh, which the recovery key
+// Key keeps as well. With Keys the Secure Boot keys are replaced, too; nil leaves them. All
+// of it stays the caller's.
+type Replacement struct {
+	Old, Fresh *policy.Secret
+	Key        *luks2.RecoveryKey
+	Keys       *NewKeys
+}
+
+// Prepare writes NextFile. What the old secret has is read first.
+func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *vault.Lock, g Guarantees) error {
 	n := next{Format: nextFormat}
-	keys, err := StoredKeys(store, old)
-	if err != nil {
+	var err error
+	if n.List, err = r.list(store, random, lock); err != nil {
 		return err
 	}
-	if keys != nil {
-		defer keys.Wipe()
-		list, err := StoredList(store, old)
-		if err != nil {
-			return err
-		}
-		if list.Bare {
-			return errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
-		}
-		if n.List, err = provision.WrapKeys(random, fresh, keys, list); err != nil {
+	if r.Keys != nil {
+		if n.Superseded, err = r.Keys.note(random, r.Fresh); err != nil {
 			return err
 		}
 	}
-	if n.Guarantees, err = g.box(random, fresh); err != nil {
+	if n.Guarantees, err = g.box(random, r.Fresh); err != nil {
 		return err
 	}
 	text, err := json.Marshal(n)
 	if err != nil {
 		return err
 	}
-	box, err := fresh.Box(random, nextPurpose, text)
+	box, err := r.Fresh.Box(random, nextPurpose, text)
 	if err != nil {
 		return err
 	}
@@ -100,40 +106,88 @@ func PrepareSecret(store hw.Store, random io.Reader, old, fresh *policy.Secret, 
 	return store.Keep(NextFile, box)
 }
 
-// ReplaceSecret has the TPM and the header be for a new secret, up to where FinishSecret
-// goes on. key is the recovery key, and g what the machine has from then on. Where it
-// fails, changed says that the header may be for either secret: it tells which.
-func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *vault.Lock, volumeKey []byte, old, fresh *policy.Secret, key *luks2.RecoveryKey, g Guarantees, record *policy.Record, boots []policy.Boot) (changed bool, err error) {
-	keys, err := StoredKeys(m.Store, old)
+// list is ListFile under the fresh secret; nil where the machine has no keys. Keys that
+// give way are in none that the fresh secret opens.
+func (r *Replacement) list(store hw.Store, random io.Reader, lock *vault.Lock) ([]byte, error) {
+	if r.Keys != nil {
+		return provision.WrapKeys(random, r.Fresh, r.Keys.fresh, r.Keys.next)
+	}
+	keys, err := StoredKeys(store, r.Old, lock)
+	if keys == nil || err != nil {
+		return nil, err
+	}
+	defer keys.Wipe()
+	list, err := StoredList(store, r.Old, lock)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	var owner *rsa.PrivateKey
-	if keys != nil {
-		defer keys.Wipe()
-		owner = keys.DB.Key
+	if list.Bare {
+		return nil, errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
 	}
-	if err := PrepareSecret(m.Store, random, old, fresh, g); err != nil {
-		return false, err
+	return provision.WrapKeys(random, r.Fresh, keys, list)
+}
+
+// ReplaceSecret has the TPM and the header be for a new secret, up to where FinishSecret
+// goes on. It returns what the machine has from then on. Where it fails, changed says that
+// the header may be for either secret: it tells which, and nothing may be written by
+// either before it was read again.
+//
+// The record is the new secret's, in an index of its own: up to the header the old one's
+// stands, whole, and FinishSecret deletes the one that the header does not name. What the
+// machine has goes by what the new secret was in fact sealed to, which can be more than
+// the old one was: NextFile is written again then, before the header.
+func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *vault.Lock, volumeKey []byte, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
+	owner, next, wipe, err := r.deedKeys(m.Store, lock)
+	if err != nil {
+		return g, false, err
+	}
+	defer wipe()
+	g = b.Now(record, lock)
+	if err := r.Prepare(m.Store, random, lock, g); err != nil {
+		return g, false, err
 	}
 	b.Consent = nil // a TPM without room for a second record keeps the one that it has
-	sealed, err := b.Seal(fresh, boots[0], record, boots[1:]...)
+	sealed, err := b.Seal(r.Fresh, boots[0], record, boots[1:]...)
+	if err == nil {
+		if now := b.NowSealed(record, sealed); now != g {
+			g, err = now, r.Prepare(m.Store, random, lock, now)
+		}
+	}
 	if err != nil {
-		return false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, old))
+		return g, false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, r.Old))
 	}
 	f, err := m.Disks.OpenPartition(d, layout.RootNumber, true)
 	if err != nil {
-		return false, err
+		return g, false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, r.Old))
 	}
-	return true, errors.Join(lock.ReplaceSecret(random, f, volumeKey, fresh, key, sealed, owner), f.Close())
+	return g, true, errors.Join(lock.ReplaceSecret(random, f, volumeKey, r.Fresh, r.Key, sealed, owner, next), f.Close())
 }
 
-// place puts both files in place, where what is there is the old secret's. What the new
-// one has written since stays.
+// deedKeys sign the deed: that of the keys that are there, nil without, and that of the
+// ones that are about to replace them, nil where none are. wipe is called after them.
+func (r *Replacement) deedKeys(store hw.Store, lock *vault.Lock) (owner, next *rsa.PrivateKey, wipe func(), err error) {
+	if r.Keys != nil {
+		return r.Keys.old.DB.Key, r.Keys.fresh.DB.Key, func() {}, nil
+	}
+	keys, err := StoredKeys(store, r.Old, lock)
+	if keys == nil || err != nil {
+		return nil, nil, func() {}, err
+	}
+	return keys.DB.Key, nil, keys.Wipe, nil
+}
+
+// place puts the files in place, where what is there is the old secret's. What the new
+// one has written since stays. The superseded keys come before the list, which says that
+// both are there.
 func (n *next) place(store hw.Store, secret *policy.Secret) error {
 	list, err := look(store, ListFile, int64(secureboot.MaxWrappedList), unwraps(secret))
 	if err == nil && len(n.List) > 0 && list != good {
-		err = KeepKeys(store, n.List)
+		if len(n.Superseded) > 0 {
+			err = store.Keep(NextKeysFile, n.Superseded)
+		}
+		if err == nil {
+			err = KeepKeys(store, n.List)
+		}
 	}
 	if err != nil {
 		return err
@@ -264,10 +318,11 @@ func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) err
 }
 
 // What contract.Abilities.NewSecret says of a system that finishes the replacement of a
-// secret, and of one that finishes that of the Secure Boot keys as well.
+// secret, and of one that finishes that of the Secure Boot keys as well. One that says 2
+// did, in a form in which the old keys could come back.
 const (
 	finishesSecret = 1
-	finishesKeys   = 2
+	finishesKeys   = 3
 )
 
 // CheckSystems reports which system of the ESP, besides the running one, may be

@@ -38,9 +38,18 @@ func storedKeys(store hw.Store, secret *policy.Secret) ([]byte, error) {
 	return old, olderr
 }
 
+// HasKeys reports whether the open root partition has Secure Boot keys, whatever they are
+// worth.
+func HasKeys(store hw.Store) bool {
+	_, list := store.Read(ListFile, 0)
+	_, keys := store.Read(KeysFile, 0)
+	return !errors.Is(list, fs.ErrNotExist) || !errors.Is(keys, fs.ErrNotExist)
+}
+
 // StoredKeys are this machine's Secure Boot keys, from the open root partition;
-// nil where it has none. The caller wipes them.
-func StoredKeys(store hw.Store, secret *policy.Secret) (*secureboot.KeySet, error) {
+// nil where it has none. The caller wipes them. lock is what has opened it: the keys
+// count where their db key has signed the volume's deed (see vouched).
+func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secureboot.KeySet, error) {
 	wrapped, err := storedKeys(store, secret)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -48,13 +57,24 @@ func StoredKeys(store hw.Store, secret *policy.Secret) (*secureboot.KeySet, erro
 	if err != nil {
 		return nil, err
 	}
-	return provision.UnwrapKeys(secret, wrapped)
+	keys, err := provision.UnwrapKeys(secret, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	if err := vouched(store, secret, lock, keys.DB.Certificate); err != nil {
+		keys.Wipe()
+		return nil, err
+	}
+	return keys, nil
 }
 
 // StoredList is the list that belongs to the keys, from the open root partition:
 // a bare one where an earlier release has stored the keys, and nil where there
-// are none.
-func StoredList(store hw.Store, secret *policy.Secret) (*secureboot.List, error) {
+// are none. It counts as the keys do.
+//
+// While the keys are replaced it is the one of those that come: what the firmware holds
+// meanwhile is InForce's to say.
+func StoredList(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secureboot.List, error) {
 	wrapped, err := storedKeys(store, secret)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -62,7 +82,40 @@ func StoredList(store hw.Store, secret *policy.Secret) (*secureboot.List, error)
 	if err != nil {
 		return nil, err
 	}
-	return provision.UnwrapList(secret, wrapped)
+	list, err := provision.UnwrapList(secret, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	own, err := list.DBCertificate()
+	if err == nil {
+		err = vouched(store, secret, lock, own)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// errNotOwner refuses keys that this machine has had, and has no more. The machine
+// secret does not tell: root of the running system can put an older file back that was
+// written under it.
+var errNotOwner = fmt.Errorf("the Secure Boot keys in %s are not those that have signed this volume's owner signature: older ones were put back there, or the LUKS2 header is another. They are not used. "+
+	"The machine starts as before, and the recovery key opens your data. If no backup of that file helps: save your data, and `reset` the machine", ListFile)
+
+// vouched refuses keys whose db certificate has signed neither deed of the volume. Only a
+// volume that is bound to a TPM has one; that it is not bound any more does not count
+// where the machine's own note says that it was.
+func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.Certificate) error {
+	if lock == nil || lock.Sealed == nil {
+		if g := ReadGuarantees(store, secret); g.unknown == nil && g.Record {
+			return errNotOwner
+		}
+		return nil
+	}
+	if deed, next := lock.Signed(db); !deed && !next {
+		return errNotOwner
+	}
+	return nil
 }
 
 // KeepKeys puts wrapped keys with their list on the root partition, in place of
@@ -148,6 +201,22 @@ func Allowed(list *secureboot.List) enrol.Allowed {
 		}
 		if !list.Allows(digest) {
 			return fmt.Errorf("it is not one of this machine's own (hash %x)", digest)
+		}
+		return nil
+	}
+}
+
+// AllowedAnew is Allowed for a new db key. What another image has replaced is not signed
+// by it: it would start again wherever dbx has no room for it, or the firmware does not
+// take it.
+func AllowedAnew(list *secureboot.List) enrol.Allowed {
+	allowed := Allowed(list)
+	return func(name string, image []byte) error {
+		if err := allowed(name, image); err != nil {
+			return err
+		}
+		if digest, err := authenticode.Digest(image); err != nil || list.Replaced(digest) {
+			return errors.Join(fmt.Errorf("another has taken its place (hash %x)", digest), err)
 		}
 		return nil
 	}

@@ -36,7 +36,7 @@ const (
 	ListFile     = OwnFolder + "/secure-boot"          // the Secure Boot keys and what belongs to them
 	KeysFile     = OwnFolder + "/secure-boot-keys"     // the keys alone, of an earlier release
 	NextFile     = OwnFolder + "/next-secret"          // what a new machine secret needs, until it is in force
-	NextKeysFile = OwnFolder + "/next-keys"            // new Secure Boot keys, until the firmware enforces them
+	NextKeysFile = OwnFolder + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
 	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 
@@ -97,9 +97,11 @@ func OwnEnforced(s enrol.State, wanted contract.Requirement) bool {
 }
 
 // Certificates are those that the firmware's db holds.
-func Certificates(s enrol.State) []*x509.Certificate {
+func Certificates(s enrol.State) []*x509.Certificate { return certificates(s.DB.Content) }
+
+func certificates(db secureboot.Database) []*x509.Certificate {
 	var out []*x509.Certificate
-	for _, e := range s.DB.Content {
+	for _, e := range db {
 		if e.Type != secureboot.TypeX509 {
 			continue
 		}

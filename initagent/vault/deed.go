@@ -4,12 +4,12 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
 )
 
 // CheckDeed verifies the deed, or the one by the key that is about to replace the first,
@@ -23,30 +23,43 @@ func (l *Lock) CheckDeed(volumeKey []byte, db []*x509.Certificate) error {
 	return err
 }
 
-// AddDeed signs the volume's deed by a second key as well, which is about to replace the
-// first one in the firmware's db. Cut before the header is written, the first deed stands
-// alone, and db has the first key; cut after it, there is one for either db. Whoever
-// writes db next calls this before.
-func (l *Lock) AddDeed(random io.Reader, d block.Device, volumeKey []byte, owner *rsa.PrivateKey, db *x509.Certificate) error {
-	if len(l.NextDeed) > 0 && CheckDeed(l.NextDeed, volumeKey, []*x509.Certificate{db}) == nil {
-		return nil
+// OpenedBy notes which volume this lock is of, so that what lies on it can be asked for
+// its owner's signature (Signed). It keeps no key.
+func (l *Lock) OpenedBy(volumeKey []byte) {
+	fingerprint := policy.VolumeFingerprint(volumeKey)
+	l.volume = &fingerprint
+}
+
+// Signed reports whether the key of a certificate has signed the volume's deed, and
+// whether it has signed the one by the key that is about to replace the first. A lock
+// that was not opened knows no volume, and nobody has signed for it.
+func (l *Lock) Signed(c *x509.Certificate) (deed, next bool) {
+	if l.volume == nil {
+		return false, false
 	}
+	return signs(c, l.Deed, *l.volume), signs(c, l.NextDeed, *l.volume)
+}
+
+// setNextDeed signs the volume's deed by a second key as well, which is about to replace
+// the first one in the firmware's db.
+func setNextDeed(t *luks2.Token, owner *rsa.PrivateKey, volumeKey []byte) error {
 	deed, err := SignDeed(owner, volumeKey)
 	if err != nil {
 		return err
 	}
-	for number, t := range l.Header.Tokens() {
-		if t.Type != tpmToken {
-			continue
-		}
-		if t.Fields[nextDeedField], err = json.Marshal(deed); err != nil {
-			return err
-		}
-		err := l.Header.Change(random, d, func(c *luks2.Change) error { return c.SetToken(number, t) })
-		if err != nil {
-			return fmt.Errorf("sign the root partition's deed by a second key: %w", err)
-		}
-		return l.again()
+	t.Fields[nextDeedField], err = json.Marshal(deed)
+	return err
+}
+
+// SignAgain has the volume's deed be by one key alone, once no other is in the firmware's
+// db any more. The object stays. Cut before the header is written, both deeds stand; cut
+// after it, the one.
+func (l *Lock) SignAgain(random io.Reader, d block.Device, volumeKey []byte, owner *rsa.PrivateKey) error {
+	err := l.Header.Change(random, d, func(c *luks2.Change) error {
+		return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, owner)
+	})
+	if err != nil {
+		return fmt.Errorf("sign the root partition's deed by one key: %w", err)
 	}
-	return errors.New("sign the root partition's deed by a second key: it is not bound to a TPM")
+	return l.again()
 }

@@ -39,6 +39,7 @@ func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte,
 		luks2.Wipe(volumeKey)
 		return nil, nil, fmt.Errorf("the recovery key opens the volume and not what was kept under it: %w", err)
 	}
+	l.OpenedBy(volumeKey)
 	return volumeKey, secret, nil
 }
 
@@ -139,7 +140,7 @@ func (l *Lock) again() error {
 	if err != nil {
 		return err
 	}
-	now.Health = l.Health
+	now.Health, now.volume = l.Health, l.volume
 	*l = *now
 	return nil
 }

@@ -22,7 +22,10 @@ var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use 
 // Cut before it, the old secret opens the volume, by the TPM and by the recovery key;
 // cut after it, the new one does in both ways. The old secret's keyslot is left to
 // RemoveReplaced, with a token that says so.
-func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+//
+// owner signs the deed; next, where it is not nil, signs it as well, by the same header:
+// it is about to replace owner in the firmware's db.
+func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner, next *rsa.PrivateKey) error {
 	if len(l.Recoveries) != 1 {
 		return ErrTwoKeys
 	}
@@ -33,7 +36,7 @@ func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte,
 		if err != nil {
 			return err
 		}
-		if err := l.setTPMToken(c, n, volumeKey, sealed, owner); err != nil {
+		if err := l.setTPMToken(c, n, volumeKey, sealed, owner, next); err != nil {
 			return err
 		}
 		if err := l.setEscrow(random, c, secret, key); err != nil || l.TPMSlot < 0 {

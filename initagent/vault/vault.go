@@ -61,6 +61,8 @@ type Lock struct {
 	Recoveries []Recovery // by token: one, and two while the key is being replaced
 	Unfinished bool       // provisioning was cut
 	Replaced   bool       // the keyslot of an earlier machine secret is still to be removed
+
+	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 }
 
 // A Recovery is what the header has for a recovery key.
@@ -196,6 +198,7 @@ func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 		luks2.Wipe(volumeKey)
 		return nil, nil, err
 	}
+	lock.OpenedBy(volumeKey)
 	return lock, volumeKey, nil
 }
 
@@ -280,7 +283,8 @@ func (l *Lock) Finish(random io.Reader, d block.Device) error {
 }
 
 // Rebind replaces what the TPM's keyslot is bound to, after the machine secret
-// was sealed anew: by another TPM, or one that was cleared.
+// was sealed anew: by another TPM, or one that was cleared. Without an owner the deeds
+// stay those that are there: they say of the volume who made it, whatever opens it.
 func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		n := l.TPMSlot
@@ -297,18 +301,30 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 	if err != nil {
 		return fmt.Errorf("bind the root partition to this TPM: %w", err)
 	}
-	l.Sealed = sealed
-	return nil
+	return l.again()
 }
 
 // setTPMToken puts a TPM token in place of the one that is there.
-func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey, next ...*rsa.PrivateKey) error {
 	token, err := newTPMToken(keyslot, volumeKey, sealed, owner)
 	if err != nil {
 		return err
 	}
+	for _, key := range next {
+		if key == nil {
+			continue
+		}
+		if err := setNextDeed(&token, key, volumeKey); err != nil {
+			return err
+		}
+	}
 	for number, t := range l.Header.Tokens() {
 		if t.Type == tpmToken {
+			for _, name := range []string{deedField, nextDeedField} {
+				if deed, there := t.Fields[name]; there && owner == nil {
+					token.Fields[name] = deed
+				}
+			}
 			return c.SetToken(number, token)
 		}
 	}
@@ -318,8 +334,7 @@ func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, seale
 
 // deedText is what a deed signs: that the machine whose Secure Boot key this is
 // made the volume with this fingerprint.
-func deedText(volumeKey []byte) []byte {
-	fingerprint := policy.VolumeFingerprint(volumeKey)
+func deedText(fingerprint [32]byte) []byte {
 	return append([]byte("halogenos/1/deed\x00"), fingerprint[:]...)
 }
 
@@ -327,7 +342,7 @@ func deedText(volumeKey []byte) []byte {
 // of his own to this TPM and let the machine boot with it; nobody else can sign
 // with the key that the firmware's db holds.
 func SignDeed(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
-	sum := sha256.Sum256(deedText(volumeKey))
+	sum := sha256.Sum256(deedText(policy.VolumeFingerprint(volumeKey)))
 	deed, err := rsa.SignPKCS1v15(nil, owner, crypto.SHA256, sum[:])
 	if err != nil {
 		return nil, fmt.Errorf("sign the root partition's deed: %w", err)
@@ -335,17 +350,19 @@ func SignDeed(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
 	return deed, nil
 }
 
+func signs(c *x509.Certificate, deed []byte, fingerprint [32]byte) bool {
+	sum := sha256.Sum256(deedText(fingerprint))
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	return ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], deed) == nil
+}
+
 // CheckDeed verifies a deed by the certificates of the firmware's db.
 func CheckDeed(deed, volumeKey []byte, db []*x509.Certificate) error {
 	if len(deed) == 0 {
 		return fmt.Errorf("%w: it carries no deed", ErrForeign)
 	}
-	sum := sha256.Sum256(deedText(volumeKey))
-	for _, c := range db {
-		key, ok := c.PublicKey.(*rsa.PublicKey)
-		if ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], deed) == nil {
-			return nil
-		}
+	if slices.ContainsFunc(db, func(c *x509.Certificate) bool { return signs(c, deed, policy.VolumeFingerprint(volumeKey)) }) {
+		return nil
 	}
 	return fmt.Errorf("%w: its deed is signed by none of the %d keys in this machine's db", ErrForeign, len(db))
 }
@@ -368,5 +385,6 @@ func (l *Lock) OpenTPM(r io.ReaderAt, secret *policy.Secret, memory uint64) ([]b
 	if err != nil {
 		return nil, fmt.Errorf("open the root partition with the TPM's key: %w", err)
 	}
+	l.OpenedBy(volumeKey)
 	return volumeKey, nil
 }
