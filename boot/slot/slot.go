@@ -129,8 +129,7 @@ type Facts struct {
 	// Foreign: something from outside the UKI was added to this boot.
 	Foreign bool
 
-	// RootMade: the root partition was made in this boot, or by one that was cut
-	// before the keys were enrolled which lie on it alone.
+	// RootMade: the root partition was made in this boot.
 	RootMade bool
 
 	// SecretAsked: the running system has asked for a new machine secret.

@@ -51,8 +51,14 @@ func chip(s slot.State, f slot.Facts) []string {
 	return []string{
 		"Switch the TPM on in the firmware's setup, or switch the machine off and on when it was on. Then `exit`.",
 		"Without it the data can still be reached here: `unlock`, with the recovery key.",
+		WithoutTPM,
 	}
 }
+
+// WithoutTPM is how the owner of a machine goes on whose system requires a TPM, when that
+// has died. An update never makes it do without one.
+const WithoutTPM = "If the TPM has died there are two ways to go on with your data. Either put in a TPM that works (which may mean another mainboard): started with it, this system asks for the recovery key, and binds itself to the new TPM. " +
+	"Or install an image that its maker has built with TPM=optional, and keep the root partition (`halogen install --keep-root`): it starts by the recovery key, without a TPM."
 
 func system(s slot.State, f slot.Facts) []string {
 	switch {

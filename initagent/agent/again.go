@@ -24,11 +24,14 @@ import (
 // Cut before the keys are enrolled, the machine is in Setup Mode, asks for the
 // recovery key and comes back here; cut after it, it starts as the TPM was told.
 func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	if a.state.Keys != slot.KeysMissing || a.chip.err != nil && a.unenrolled() {
+	if a.state.Keys != slot.KeysMissing {
 		return nil
 	}
 	keys, err := a.storedKeys(secret)
-	if keys == nil || err != nil {
+	if keys == nil && err == nil {
+		return a.offerFirstKeys(c)
+	}
+	if err != nil {
 		return err
 	}
 	defer keys.Wipe()
@@ -36,15 +39,12 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err != nil {
 		return err
 	}
-	answer, err := c.Ask("The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
-		"Say yes only if you have installed this system again, or cleared the keys yourself. [y/N] ", false, keyTimeout)
-	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
+	yes, err := askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
+		"Say yes only if you have installed this system again, or cleared the keys yourself"+a.orCut()+".")
+	if err != nil || !yes {
 		return err
 	}
-	changed, err := rootpart.AskROMs(list, a.drivers(), func(question string) (bool, error) {
-		answer, err := c.Ask(question+" [y/N] ", false, keyTimeout)
-		return strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
-	})
+	changed, err := rootpart.AskROMs(list, a.drivers(), func(question string) (bool, error) { return askYes(c, question) })
 	if changed && err == nil {
 		err = rootpart.KeepList(a.Store, a.Random, secret, list)
 	}
@@ -74,6 +74,32 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))
 	}
 	return nil
+}
+
+// offerFirstKeys is offerKeys for a machine without a TPM, whose keys come after its root
+// partition: making them was cut. Where the root partition has a deed there were keys, and
+// others would not vouch for it.
+func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
+	if a.chip.err == nil || !a.unenrolled() || len(a.lock.Deed) > 0 {
+		return nil
+	}
+	a.facts.EnrolAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has made none of its own yet. Make them, and give them to the firmware?\n"+
+		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".")
+	return err
+}
+
+// orCut is one more good reason for Setup Mode, on a machine that has never come to the
+// end of an enrolment by the keys on its root partition.
+func (a *Agent) orCut() string {
+	if a.chip.err == nil || !a.unenrolled() {
+		return ""
+	}
+	return ", or if the power was cut while this machine was set up"
+}
+
+func askYes(c hw.Console, question string) (bool, error) {
+	answer, err := c.Ask(question+" [y/N] ", false, keyTimeout)
+	return strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
 }
 
 // enrolled is how the running system starts once the keys are enrolled.

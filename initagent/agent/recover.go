@@ -73,6 +73,7 @@ func (a *Agent) noConsole(err error) error {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {
 		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens partition %d of this disk with the recovery key. This system itself requires a TPM that works", layout.RootNumber)
+		a.Log.Say("%s", advice.WithoutTPM)
 	}
 	a.Sleep(time.Minute)
 	return errors.Join(err, a.restart())

@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
+	"halogenos.internal/initagent/tpm"
 )
 
 // maxNote bounds stagedFile in bytes, and noteFormat is its format's number.
@@ -297,7 +298,7 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 		return func() error { return nil }, nil // a person unlocks it
 	}
 	if a.chip.err != nil {
-		return nil, fmt.Errorf("the TPM cannot be told of the new system: %w", a.chip.err)
+		return a.unrecorded(c)
 	}
 	start, err := a.toldStart()
 	if err != nil {
@@ -327,6 +328,25 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 		return nil, err
 	}
 	return func() error { return a.replaceRecord(record) }, nil
+}
+
+// unrecorded is admission for a machine whose root partition is bound to a TPM that is
+// gone, or does not work, and which does without one in this boot: its owner has typed
+// the recovery key, and the word where there is a TPM that could not be told. Every
+// system asks for the key there, so that there is nothing to admit. The record stays as
+// it is: a TPM that comes back does not know the new system, whose owner is then asked
+// to accept the machine, once.
+//
+// A TPM that works again by now is no reason: the next boot tells it.
+func (a *Agent) unrecorded(c *candidate) (func() error, error) {
+	absent := errors.Is(a.chip.err, tpm.ErrAbsent) && !a.chip.ended
+	if a.contract.TPM != contract.Optional || !absent && !a.chip.untold {
+		return nil, fmt.Errorf("the TPM cannot be told of the new system in this boot: %w", a.chip.err)
+	}
+	return func() error {
+		a.Log.Say("WARNING: the TPM was not told of version %s (%v): it asks for the recovery key, also when the TPM is there again", c.contract.Version, a.chip.err)
+		return nil
+	}, nil
 }
 
 // replaceRecord writes the record where it is another. What it stands for is noted

@@ -172,12 +172,15 @@ func (a *Agent) explain(err error, last *goodlog.Log) error {
 	return errors.New(out.String())
 }
 
-// isReplaced reports whether the TPM's record names systems and the running one's
-// version is not among them. That is more than a measurement that differs: such a
-// system keeps its version.
+// isReplaced reports whether the TPM's record names systems, among them a newer one, and
+// the running one's version is not among them. That is more than a measurement that
+// differs: such a system keeps its version. One that is newer than all of them was
+// installed without the TPM, or was on trial and given up.
 func (a *Agent) isReplaced(record *policy.Record) bool {
-	mine := func(b policy.Branch) bool { return b.Version == uint64(a.contract.Version) }
-	return !record.Provisional() && len(record.Branches) > 0 && !slices.ContainsFunc(record.Branches, mine)
+	version := uint64(a.contract.Version)
+	mine := func(b policy.Branch) bool { return b.Version == version }
+	newer := func(b policy.Branch) bool { return b.Version > version }
+	return !record.Provisional() && slices.ContainsFunc(record.Branches, newer) && !slices.ContainsFunc(record.Branches, mine)
 }
 
 // lastGood reads the kept event log; none, or one that makes no sense, is nil. Only
@@ -331,10 +334,6 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	a.state.Root, a.secret = slot.RootOpen, secret
-	if a.chip.err != nil && a.state.Keys == slot.KeysMissing && a.unenrolled() {
-		// Without a TPM the keys come after the root partition. That was cut.
-		a.facts.RootMade = true
-	}
 	return nil
 }
 
