@@ -77,13 +77,13 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 }
 
 // offerFirstKeys is offerKeys for a machine without a TPM, whose keys come after its root
-// partition: making them was cut. Where the root partition has a deed there were keys, and
+// partition: making them was cut, or they were lost. Where the root partition has a deed
 // others would not vouch for it.
 func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
-	if a.chip.err == nil || !a.unenrolled() || len(a.lock.Deed) > 0 {
+	if a.chip.err == nil || len(a.lock.Deed) > 0 {
 		return nil
 	}
-	a.facts.EnrolAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has made none of its own yet. Make them, and give them to the firmware?\n"+
+	a.facts.EnrolAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
 		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".")
 	return err
 }

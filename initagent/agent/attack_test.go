@@ -8,10 +8,12 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -97,6 +99,92 @@ func TestRogueVolume(t *testing.T) { // FAULTS 62, 63
 			}
 		})
 	}
+}
+
+// The same where the image can do without a TPM, and whatever has become of that: a deed
+// counts where there is one, and else the volume must hold the key that the firmware
+// enforces. FAULTS 62, 63
+func TestRogueVolumeWithoutTPM(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		token bool
+		noTPM error
+		made  error // the TPM when the machine was made
+		says  string
+	}{
+		{"sealed to this TPM", true, nil, nil, "was not made by this machine"},
+		{"sealed to this TPM, which is off", true, tpm.ErrAbsent, nil, "was not made by this machine"},
+		{"without a token", false, nil, nil, "nothing shows that this machine made its root partition"},
+		{"without a token, the TPM is off", false, tpm.ErrAbsent, nil, "nothing shows"},
+		{"without a token, the TPM is dead", false, errDead, nil, "nothing shows"},
+		{"a machine that never had one", false, tpm.ErrAbsent, tpm.ErrAbsent, "nothing shows"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine(t, optionalTPM)
+			m.noTPM, m.owner = c.made, true
+			m.ends("system")
+			m.ends("system")
+			m.owner = false
+			known := m.rogue(c.token)
+			m.noTPM = c.noTPM
+			refused := func() {
+				t.Helper()
+				m.said.Reset()
+				m.typed = []string{known, "weaker", "y", "weaker"}
+				end := m.boot()
+				if end != "reboot" || m.openVolume != nil || m.agent.state.Root == slot.RootOpen || len(m.typed) != 3 || !strings.Contains(m.said.String(), c.says) {
+					t.Fatalf("ends in %s; open: %t; it asks %s and says:\n%s", end, m.openVolume != nil, m.printed.String(), m.said.String())
+				}
+			}
+			refused()
+			if c.noTPM != errDead { // beside which no console opens
+				m.ends("recovery", c.says)
+			}
+			if c.token {
+				return
+			}
+			// With keys of their own in it, too.
+			sets, err := keySets()
+			m.must(err)
+			foreign := sets[(m.keysNo+1)%len(sets)]
+			_, volumeKey, secret := m.unlockedBy(known)
+			wrapped, err := provision.WrapKeys(m.random, secret, foreign, secureboot.NewList(foreign, secureboot.Vendor{}))
+			m.must(err)
+			m.volumes[policy.VolumeFingerprint(volumeKey)][rootpart.ListFile] = wrapped
+			delete(m.vars, nextboot.Variable)
+			refused()
+			if c.noTPM == errDead {
+				return
+			}
+			// Its data can be reached, by whoever knows that it is theirs.
+			m.ends("recovery", c.says)
+			r, console := m.console()
+			m.typed = []string{known}
+			m.works(r.Unlock(console))
+		})
+	}
+}
+
+// A machine without a TPM that has lost its keys does not start with Secure Boot on, says
+// why, and starts again, and gets others, when its owner has cleared the firmware's.
+func TestKeysLostWithoutTPM(t *testing.T) {
+	m := newMachine(t, optionalTPM)
+	m.noTPM, m.owner = tpm.ErrAbsent, true
+	m.ends("system")
+	m.ends("system")
+	m.rootFiles()[marker] = []byte("the only copy")
+	delete(m.rootFiles(), rootpart.ListFile)
+	m.ends("recovery", "cleared the Secure Boot keys in the firmware's setup")
+	m.must(m.kept())
+	w := m.world(true, nil)
+	w.vars = newVariables()
+	m.powerOn(w)
+	m.ends("system")
+	if m.openVolume == nil || m.vars["SecureBoot"].data[0] != 1 {
+		t.Errorf("open: %t, Secure Boot %v", m.openVolume != nil, m.vars["SecureBoot"].data)
+	}
+	m.keysAreKept()
+	m.must(m.kept())
 }
 
 // forgedPending is a file that claims other Secure Boot keys.

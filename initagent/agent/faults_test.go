@@ -65,6 +65,11 @@ func (m *machine) written(word string) (found []string) {
 // unlocked opens the volume with the recovery key.
 func (m *machine) unlocked() (*vault.Lock, []byte, *policy.Secret) {
 	m.t.Helper()
+	return m.unlockedBy(m.recoveryKey())
+}
+
+func (m *machine) unlockedBy(recovery string) (*vault.Lock, []byte, *policy.Secret) {
+	m.t.Helper()
 	s, err := m.partition(layout.RootNumber)
 	if err != nil {
 		m.t.Fatal(err)
@@ -73,7 +78,7 @@ func (m *machine) unlocked() (*vault.Lock, []byte, *policy.Secret) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	volumeKey, secret, err := lock.OpenRecovery(s, []byte(m.recoveryKey()), 1<<20)
+	volumeKey, secret, err := lock.OpenRecovery(s, []byte(recovery), 1<<20)
 	if err != nil {
 		m.t.Fatal(err)
 	}

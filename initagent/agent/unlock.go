@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
@@ -297,22 +296,24 @@ func (a *Agent) askKey() error {
 // openTyped goes on with a volume that a recovery key opened. It wipes the volume
 // key, and the secret when it fails.
 //
-// Whoever puts a volume of his own in place of the real one knows its recovery
-// key, and could have his system ask for the real one: so the deed is asked for
-// here, too, where every volume has one.
+// Whoever puts a volume of their own in place of the real one knows its recovery
+// key, and could have the system that starts with it ask for the real one: so the volume
+// has to be this machine's here, too.
 func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	defer luks2.Wipe(volumeKey)
 	defer a.keepOnlyOpen(secret)
-	if a.contract.TPM == contract.Required {
-		if err := a.mayOpen(nil, volumeKey); err != nil {
-			return err
-		}
+	if err := rootpart.MayOpenTyped(a.lock, volumeKey, a.firmware, a.contract); err != nil {
+		return err
 	}
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
 	a.finishSecret(volumeKey, secret)
-	if err := a.checkFloor(false, nil, secret); err != nil {
+	err := rootpart.MadeHere(a.Store, a.lock, secret, a.firmware, a.contract)
+	if err == nil {
+		err = a.checkFloor(false, nil, secret)
+	}
+	if err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
 	if err := a.goOnUntold(c); err != nil {

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/vault"
 )
 
 // Unlock opens the root partition with the recovery key and mounts it where the
@@ -56,14 +57,8 @@ func (m *Machine) Unlock(c hw.Console) error {
 			continue
 		}
 		defer open.Wipe()
-		if p.contract.TPM == contract.Required {
-			state, err := enrol.Observe(m.Variables)
-			if err != nil {
-				return err
-			}
-			if err := rootpart.MayOpen(lock, nil, open.VolumeKey, state, p.contract.SecureBoot); err != nil {
-				return err
-			}
+		if err := m.mayOpen(p, lock, open.VolumeKey); err != nil {
+			return err
 		}
 		if err := m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) }); err != nil {
 			return err
@@ -74,6 +69,20 @@ func (m *Machine) Unlock(c hw.Console) error {
 		}
 		return m.finishSecret(p, lock, &open)
 	}
+}
+
+// mayOpen refuses a volume whose deed is not this machine's. One that has none is opened
+// where the image can do without a TPM: no system starts with it here, and it may be all
+// that its owner has.
+func (m *Machine) mayOpen(p *place, lock *vault.Lock, volumeKey []byte) error {
+	if p.contract.TPM != contract.Required && len(lock.Deed) == 0 {
+		return nil
+	}
+	state, err := enrol.Observe(m.Variables)
+	if err != nil {
+		return err
+	}
+	return rootpart.MayOpenTyped(lock, volumeKey, state, p.contract)
 }
 
 // open keeps what was opened and mounts it. What was kept is there before the

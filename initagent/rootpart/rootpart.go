@@ -7,6 +7,8 @@ package rootpart
 
 import (
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -125,6 +127,43 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.
 		return nil // no db that could vouch for a deed
 	}
 	return lock.CheckDeed(volumeKey, Certificates(s))
+}
+
+// MayOpenTyped is MayOpen for a volume that a recovery key opens. Where the image can do
+// without a TPM a volume has a deed only if the machine had one when it was made, or since
+// it was bound to one: the others are for MadeHere.
+func MayOpenTyped(lock *vault.Lock, volumeKey []byte, s enrol.State, c *contract.Contract) error {
+	if c.TPM != contract.Required && len(lock.Deed) == 0 {
+		return nil
+	}
+	return MayOpen(lock, nil, volumeKey, s, c.SecureBoot)
+}
+
+// ErrNotMadeHere refuses to start a system on a volume that nothing shows to be this
+// machine's own.
+var ErrNotMadeHere = errors.New("nothing shows that this machine made its root partition: it has no owner signature, and not the keys that the firmware enforces. " +
+	"Somebody may have put it there, to have you type your recovery key into what it starts. If you know that it is yours, `unlock` at the recovery console opens its data, " +
+	"and the machine starts with it again once you have cleared the Secure Boot keys in the firmware's setup (Setup Mode)")
+
+// MadeHere refuses an open volume without a deed that this machine did not make: it must
+// hold the private key of a certificate that the firmware enforces, which nobody has who
+// has made a volume of their own. A deed was looked at before.
+func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enrol.State, c *contract.Contract) error {
+	if len(lock.Deed) > 0 || !OwnEnforced(s, c.SecureBoot) {
+		return nil
+	}
+	keys, err := StoredKeys(store, secret)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", ErrNotMadeHere, err)
+	}
+	if keys == nil {
+		return ErrNotMadeHere
+	}
+	defer keys.Wipe()
+	if !slices.ContainsFunc(Certificates(s), keys.DB.Certificate.Equal) {
+		return ErrNotMadeHere
+	}
+	return nil
 }
 
 // keyTime is what one try of a recovery key is meant to take on this machine,
