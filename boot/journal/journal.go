@@ -51,7 +51,7 @@ const (
 	Rollback  Kind = "rollback"  // somebody gave the running system up
 	Forgiven  Kind = "forgiven"  // somebody wants a version tried again that is not taken any more
 	Floor     Kind = "floor"     // the lowest epoch that may run has risen
-	Healed    Kind = "healed"    // the ESP or the partition table was made whole
+	Healed    Kind = "healed"    // the ESP, the partition table, or a file of initagent's was made whole
 	Repaired  Kind = "repaired"  // blocks of a slot were
 	Recovery  Kind = "recovery"  // the recovery console opened
 )

@@ -35,7 +35,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	defer keys.Wipe()
-	list, err := rootpart.StoredList(a.Store, secret, a.lock)
+	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, nil)
 	if err != nil {
 		return err
 	}

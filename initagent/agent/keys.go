@@ -226,7 +226,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
 	secret := a.secret
 	a.secret = nil
-	list, err := rootpart.StoredList(a.Store, secret, a.lock)
+	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, nil)
 	var keys *secureboot.KeySet
 	if err == nil {
 		keys, err = a.storedKeys(secret)

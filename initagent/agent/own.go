@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
@@ -19,14 +20,61 @@ import (
 )
 
 // takeList reads the list of what this machine wants its firmware to hold and of
-// what counts as its own, once the root partition is open.
-func (a *Agent) takeList(secret *policy.Secret) {
-	list, err := rootpart.InForce(a.Store, secret, a.lock, a.firmware)
+// what counts as its own, once the root partition is open, and reports whether it is
+// damaged. A damaged one is bare until it is made again.
+func (a *Agent) takeList(secret *policy.Secret) (damaged bool) {
+	list, why, err := rootpart.OwnList(a.Store, secret, a.lock, &a.firmware)
 	if err != nil {
 		a.Log.Say("what the firmware shall hold is not known: %v", err)
-		return
+		return false
 	}
 	a.list = list
+	if why != nil {
+		a.Log.Say("the list of what the firmware shall hold is damaged: %v", why)
+	}
+	return why != nil
+}
+
+// restoreList takes the list in a boot that the recovery key has opened. Where it is
+// damaged, and the firmware holds this machine's own keys and nothing else that starts
+// anything, it is made again: what the firmware holds needs nobody to vouch for it then.
+// With keys of others in the firmware that waits for a boot that the TPM opens.
+func (a *Agent) restoreList(secret *policy.Secret) {
+	if !a.takeList(secret) || !a.ownEnforced() {
+		return
+	}
+	if foreign := enrol.Foreign(a.firmware, a.list); foreign != "" {
+		a.Log.Say("it is made again once the TPM opens the machine by itself, or its owner has given the firmware this machine's own keys again (Setup Mode): %s", foreign)
+		return
+	}
+	a.remakeList(secret, true)
+}
+
+// remakeList makes a bare list of what the firmware holds, and of the ESP's files that
+// this machine's key has signed. It is one write: cut before it, the next boot does it.
+func (a *Agent) remakeList(secret *policy.Secret, damaged bool) {
+	if err := a.adoptFirmware(); err != nil {
+		a.Log.Say("the list of what the firmware shall hold was not made: %v", err)
+		return
+	}
+	a.allowSigned()
+	if err := rootpart.KeepList(a.Store, a.Random, secret, a.list); err != nil {
+		a.Log.Say("the list of what the firmware shall hold was not stored: %v", err)
+		return
+	}
+	a.Log.Say("the list of what the firmware shall hold is made from what it holds")
+	if damaged {
+		a.noteSelf(journal.Healed, "the list of what the firmware shall hold was damaged, and is made again from what it holds")
+	}
+}
+
+// allowSigned adds the ESP's files that this machine's key has signed to the list, and
+// reports whether there were any new ones.
+func (a *Agent) allowSigned() (changed bool) {
+	for _, i := range a.signedImages(a.list) {
+		changed = a.list.Allow([32]byte(i.Digest), i.Name) || changed
+	}
+	return changed
 }
 
 // renewList takes the list, and brings it up to date, in a boot whose secret the
@@ -34,34 +82,29 @@ func (a *Agent) takeList(secret *policy.Secret) {
 // what the TPM asks for, what the firmware holds is what it held when the machine
 // was accepted.
 //
-// It makes the list of a machine that an earlier release has installed: from the
+// It makes the list of a machine that an earlier release has installed, or whose list is
+// damaged: from the
 // firmware, since the file that such a release keeps can be edited by the running
 // system; and of the ESP's files that this machine's key has signed. It takes over
 // what was added to dbx, and the running UKI where an earlier release has staged
 // it. Each is one write of the file (rootpart.KeepList): cut before it, the next
 // boot does it again.
 func (a *Agent) renewList(secret *policy.Secret, record *policy.Record) {
-	a.takeList(secret)
+	damaged := a.takeList(secret)
 	if a.list == nil || !a.ownEnforced() || !a.bindsSecureBoot(record) {
 		return
 	}
 	if rootpart.KeysUnfinished(a.Store, a.lock) {
 		return // it is of two sets of keys, and is not what is stored
 	}
-	changed := a.list.Bare
 	if a.list.Bare {
-		if err := a.adoptFirmware(); err != nil {
-			a.Log.Say("the list of what the firmware shall hold was not made: %v", err)
-			return
-		}
-		a.Log.Say("the list of what the firmware shall hold is made from what it holds")
+		a.remakeList(secret, damaged)
+		return
 	}
-	changed = a.list.AdoptRevocations(a.firmware.DBX.Content) || changed
+	changed := a.list.AdoptRevocations(a.firmware.DBX.Content)
 	running := ukiImage(bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version})
 	if changed || !a.list.Names(running) {
-		for _, i := range a.signedImages(a.list) {
-			changed = a.list.Allow([32]byte(i.Digest), i.Name) || changed
-		}
+		changed = a.allowSigned() || changed
 	}
 	if !changed {
 		return

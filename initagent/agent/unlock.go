@@ -319,7 +319,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.goOnUntold(c); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
-	a.takeList(secret)
+	a.restoreList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
@@ -348,7 +348,7 @@ func (a *Agent) unenrolled() bool {
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing anew.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	list, err := rootpart.InForce(a.Store, secret, a.lock, a.firmware)
+	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, &a.firmware)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/vault"
 )
 
 // Enroll gives the firmware this machine's own Secure Boot keys again, after it
@@ -118,7 +119,7 @@ func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enrol.Stat
 	if keys == nil {
 		return nil, nil, errors.New("this machine has no Secure Boot keys of its own")
 	}
-	stored, err := rootpart.StoredList(m.Store, open.Secret, lock)
+	stored, err := m.ownList(c, open, lock, nil)
 	var list *secureboot.List
 	if err == nil && state.SetupMode == enrol.On {
 		err = m.askROMs(c, open, stored)
@@ -158,4 +159,13 @@ func (m *Machine) drivers() secureboot.Drivers {
 		return secureboot.Drivers{}
 	}
 	return log.Drivers()
+}
+
+// ownList is rootpart.OwnList, and says what is wrong with it.
+func (m *Machine) ownList(c hw.Console, open *Opened, lock *vault.Lock, s *enrol.State) (*secureboot.List, error) {
+	list, damaged, err := rootpart.OwnList(m.Store, open.Secret, lock, s)
+	if damaged != nil {
+		c.Print(fmt.Sprintf("The list of what the firmware shall hold is damaged, and is made again by the next boot that the TPM opens: %v.\n", damaged))
+	}
+	return list, err
 }

@@ -105,7 +105,7 @@ func (m *Machine) starts(p *place, open *Opened, state enrol.State) (func([]byte
 	if err != nil {
 		return nil, err
 	}
-	list, err := rootpart.InForce(m.Store, open.Secret, lock, state)
+	list, _, err := rootpart.OwnList(m.Store, open.Secret, lock, &state)
 	if err != nil || list == nil || !rootpart.ListEnforced(state, list) {
 		return nil, err
 	}

@@ -89,7 +89,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	if err != nil {
 		return nil, err
 	}
-	list, err := rootpart.InForce(m.Store, open.Secret, lock, state)
+	list, err := m.ownList(c, open, lock, &state)
 	if err != nil {
 		return nil, err
 	}

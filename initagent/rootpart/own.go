@@ -118,6 +118,30 @@ func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.C
 	return nil
 }
 
+// OwnList is InForce for whoever judges by it, and StoredList without a firmware's state.
+// Where the list is damaged and the keys are good it is a bare one as well, and damaged
+// says why: whoever can damage a list could not have made one, and a bare list wants
+// nothing of others in the firmware. While keys are replaced there is no such way.
+func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.State) (list *secureboot.List, damaged, err error) {
+	if s != nil {
+		list, damaged = InForce(store, secret, lock, *s)
+	} else {
+		list, damaged = StoredList(store, secret, lock)
+	}
+	if damaged == nil {
+		return list, nil, nil
+	}
+	if KeysUnfinished(store, lock) {
+		return nil, nil, damaged
+	}
+	keys, err := StoredKeys(store, secret, lock)
+	if err != nil || keys == nil {
+		return nil, nil, damaged
+	}
+	defer keys.Wipe()
+	return secureboot.BareList(keys), damaged, nil
+}
+
 // KeepKeys puts wrapped keys with their list on the root partition, in place of
 // those that are there. It is one write, of which a cut leaves the old file or the
 // new one.

@@ -152,7 +152,7 @@ func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enrol.S
 	if len(lock.Deed) > 0 || !OwnEnforced(s, c.SecureBoot) {
 		return nil
 	}
-	keys, err := StoredKeys(store, secret)
+	keys, err := StoredKeys(store, secret, lock)
 	if err != nil {
 		return fmt.Errorf("%w (%w)", ErrNotMadeHere, err)
 	}
