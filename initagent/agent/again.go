@@ -55,6 +55,11 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if a.chip.err != nil {
 		return nil
 	}
+	if a.startedByRefused(list) {
+		// What the TPM has is of the one that takes its place.
+		c.Print("The boot manager that has started this machine is in dbx: a newer one takes its place. If the TPM does not know how that starts, the recovery key is asked for once more.\n")
+		return nil
+	}
 	start, err := a.enrolled(keys, list)
 	if err == nil {
 		b := a.binding()
@@ -74,6 +79,14 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))
 	}
 	return nil
+}
+
+// startedByRefused reports whether a boot manager lies on the ESP that dbx has.
+func (a *Agent) startedByRefused(list *secureboot.List) bool {
+	return slices.ContainsFunc(managers(), func(name string) bool {
+		_, have, _, err := a.findManager(name)
+		return err == nil && have != nil && a.refusedImage(list, have)
+	})
 }
 
 // offerFirstKeys is offerKeys for a machine without a TPM, whose keys come after its root

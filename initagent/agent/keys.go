@@ -122,6 +122,7 @@ func (a *Agent) enrol() error {
 	if err != nil {
 		return err
 	}
+	a.replaceRefused(list)
 	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	allowed := a.maySign(list)
 	err = a.writeESP(func(dir hw.ESPDir) error {

@@ -1,14 +1,19 @@
 package agent
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
 )
 
@@ -24,7 +29,43 @@ func (a *Agent) keeper() *systems.Keeper {
 	if a.ownEnforced() {
 		k.Starts = a.starts
 	}
+	if a.list != nil {
+		k.Old = a.oldManager
+	}
 	return k
+}
+
+// oldManager reports whether a boot manager was replaced or revoked, and the TPM's record
+// does not let it start this system. One that the owner has accepted all the same is in it.
+func (a *Agent) oldManager(image []byte) bool {
+	digest, err := authenticode.Digest(image)
+	if err != nil || !a.list.Replaced(digest) && !a.refused(a.list, digest) {
+		return false
+	}
+	if a.record == nil {
+		return true
+	}
+	m, err := rootpart.NewManager(image)
+	start, serr := a.toldStart()
+	return err == nil && serr == nil && !slices.Contains(a.knownManagers(start), m)
+}
+
+// refused reports whether dbx has an image, as it is or as this machine wants it.
+func (a *Agent) refused(list *secureboot.List, digest [32]byte) bool {
+	return list.Revoked(digest) ||
+		slices.ContainsFunc(a.firmware.DBX.Content, func(e secureboot.Entry) bool {
+			return e.Type == secureboot.TypeSHA256 && bytes.Equal(e.Data, digest[:])
+		})
+}
+
+// oldManagerThere reports whether the ESP has a boot manager that was replaced. Two
+// versions may be alike in size, which is what an ordinary boot compares, so that it is
+// asked where the TPM has not opened the machine.
+func (a *Agent) oldManagerThere() bool {
+	return a.list != nil && a.record == nil && slices.ContainsFunc(managers(), func(name string) bool {
+		_, have, _, err := a.findManager(name)
+		return err == nil && have != nil && a.oldManager(have)
+	})
 }
 
 // belongs says why a system that is gone from the ESP stays so. A slot that the
@@ -67,6 +108,9 @@ func (a *Agent) espUnwell() bool {
 	}
 	if a.recordsPolicy() && a.record.Passing() && len(found) == 0 && !a.copiedManagers() {
 		found = append(found, "the boot manager was replaced, and its copy is of the old one")
+	}
+	if a.oldManagerThere() {
+		found = append(found, "a boot manager that was replaced is back")
 	}
 	if len(found) > 0 {
 		a.Log.Say("the ESP: %s", strings.Join(found, "; "))

@@ -310,12 +310,63 @@ func (a *Agent) original(files fs.FS, name string) ([]byte, error) {
 // systemManager is the hash of the boot manager that the verified system image
 // holds, where systemd installs it and the builder takes it from.
 func (a *Agent) systemManager() ([32]byte, bool) {
-	image, err := readFile(os.DirFS(a.path(systemFolder)), "usr/lib/systemd/boot/efi/systemd-bootx64.efi", enrol.MaxEFIFile)
+	image, err := a.readSystemManager()
 	if err != nil {
 		return [32]byte{}, false
 	}
 	digest, err := authenticode.Digest(image)
 	return digest, err == nil
+}
+
+func (a *Agent) readSystemManager() ([]byte, error) {
+	return readFile(os.DirFS(a.path(systemFolder)), "usr/lib/systemd/boot/efi/systemd-bootx64.efi", enrol.MaxEFIFile)
+}
+
+// replaceRefused puts a good boot manager in the place of one that the firmware would not
+// start once it enforces this machine's keys, since dbx has it: from a backup of the ESP,
+// or an older release. Nothing is enforced yet, so that cut anywhere it starts either, and
+// this is done again. Where there is none at hand, or it has no room, the check before PK
+// says so.
+func (a *Agent) replaceRefused(list *secureboot.List) {
+	for _, name := range managers() {
+		_, have, _, err := a.findManager(name)
+		if err != nil || have == nil || !a.refusedImage(list, have) {
+			continue
+		}
+		good := a.goodManager(list)
+		if good == nil {
+			a.Log.Say("%s is in dbx, and there is no newer boot manager at hand", name)
+			continue
+		}
+		if err := a.replaceManager(name, good); err != nil {
+			a.Log.Say("%s is in dbx, and was not replaced: %v", name, err)
+		}
+	}
+}
+
+func (a *Agent) refusedImage(list *secureboot.List, image []byte) bool {
+	digest, err := authenticode.Digest(image)
+	return err == nil && a.refused(list, digest)
+}
+
+// goodManager is a boot manager of this machine's own that its firmware will start, and
+// that no other has replaced: the copy on the root partition, or the verified system
+// image's; nil where there is none.
+func (a *Agent) goodManager(list *secureboot.List) []byte {
+	images, err := a.keeper().Managers()
+	if err != nil {
+		a.Log.Say("the copies of the boot manager cannot be read: %v", err)
+	}
+	if image, err := a.readSystemManager(); err == nil {
+		images = append(images, image)
+	}
+	for _, image := range images {
+		digest, err := authenticode.Digest(image)
+		if err == nil && list.Allows(digest) && !list.Replaced(digest) && !a.refused(list, digest) {
+			return image
+		}
+	}
+	return nil
 }
 
 // managerPaths are the boot manager's names that the ESP has, as it spells them.

@@ -281,7 +281,11 @@ func (a *Agent) makeRoot() error {
 		return err
 	}
 	a.lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
-	if a.chip.err != nil {
+	if a.chip.err == nil {
+		if err := a.keepLog(o.secret); err != nil { // it explains a later failure
+			a.Log.Say("the event log of this boot was not kept: %v", err)
+		}
+	} else {
 		a.secret, o.secret = o.secret, nil // the Secure Boot keys are still to come
 		a.chip.untold = true               // there is nothing that it could release
 	}

@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -195,6 +196,15 @@ func (a *Agent) lastGood(secret *policy.Secret) (log *goodlog.Log) {
 	return log
 }
 
+// lastGoodLog is the last good boot's log where it is known to be this machine's own; or
+// nil.
+func (a *Agent) lastGoodLog(secret *policy.Secret) *pcr.Log {
+	if last := a.lastGood(secret); last != nil && last.Authentic {
+		return last.Log
+	}
+	return nil
+}
+
 // keepLog keeps this boot's event log where it differs from the last one in a
 // PCR that matters. The new file is there before the old one goes.
 func (a *Agent) keepLog(secret *policy.Secret) error {
@@ -367,7 +377,9 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil {
 		return err
 	}
-	return a.accept(c, f, a.binding(), volumeKey, secret, start)
+	b := a.binding()
+	b.Seen = func(old *policy.Record) bool { return start.Seen(old, a.lastGoodLog(secret)) }
+	return a.accept(c, f, b, volumeKey, secret, start)
 }
 
 // accept lets the TPM open the root partition for boots that start so.

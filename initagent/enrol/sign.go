@@ -272,7 +272,7 @@ func CheckSigned(d Dir, s Signer, allowed Allowed, dbx secureboot.Database) erro
 		err = s.Verify(image)
 		if err == nil && revoked(image, dbx) {
 			if removable {
-				return fmt.Errorf("the firmware refuses %s: this machine has replaced that boot manager, and its hash is in dbx. Put the boot manager of a newer release there, or clear dbx as well in the firmware's setup (its factory keys)", name)
+				return fmt.Errorf("the firmware refuses %s: this machine has replaced that boot manager, and its hash is in dbx. Put the boot manager of a newer release there (`esp-rebuild` at the recovery console does, where the root partition keeps a copy), or clear dbx as well in the firmware's setup (its factory keys)", name)
 			}
 			continue
 		}

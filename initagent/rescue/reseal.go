@@ -115,11 +115,15 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 
 // compose makes the record.
 func (m *Machine) compose(a *acceptance) (err error) {
+	var known *pcr.Log
 	if last, err := m.lastGood(a.place, a.open.Secret); err == nil && last != nil && last.Authentic {
+		known = last.Log
 		if good, err := rootpart.Logged(last.Log); err == nil {
 			a.query.Known = append(a.query.Known, good)
 		}
 	}
+	start := a.query.Start
+	a.binding.Seen = func(old *policy.Record) bool { return start.Seen(old, known) }
 	read := func(read func(fs.FS) error) error { return m.ESP.Read(a.disk, read) }
 	a.record, a.boots, err = a.binding.Acceptable(a.query, a.lock, a.open.Secret, a.open.VolumeKey, read)
 	return err

@@ -49,6 +49,9 @@ type Binding struct {
 	Enforces bool // the firmware starts signed images alone
 	// Older is what would be given up besides, in words for the owner; see Start.Older.
 	Older []string
+	// Seen reports whether a record has a boot by the boot manager that has started this
+	// one; nil where the start to come is another's.
+	Seen func(old *policy.Record) bool
 }
 
 // ErrWeaker refuses what would protect the machine less than before.
@@ -225,6 +228,9 @@ func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy
 			return b, false, err
 		}
 		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
+		if old.Programs && b.Seen != nil && !b.Seen(old) {
+			b.Older = append(slices.Clone(b.Older), unseenManager)
+		}
 		return b, true, nil
 	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn
 		return b, false, nil

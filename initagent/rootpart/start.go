@@ -246,6 +246,51 @@ func (s *Start) Older(l *secureboot.List) (lost []string) {
 	return lost
 }
 
+// unseenManager is what an owner is told who accepts a boot manager that the TPM does not
+// know. The list that knows which ones were replaced can be an older one, put back.
+const unseenManager = "The TPM does not know the boot manager that has started this machine.\n  An old one with known holes may have been put back."
+
+// Seen reports whether a record over PCR 4 has a boot of this system by the boot manager
+// that has started it, with what PCR 7 is now, or was in the last good boot; last is that
+// boot's log, or nil. The register has other values than the boot manager's in it, so that
+// a firmware that measures more than before is looked for as it measured then, too.
+func (s *Start) Seen(old *policy.Record, last *pcr.Log) bool {
+	if s.programs == nil {
+		return true // it says already that PCR 4 is lost
+	}
+	boots := s.boots(s.Running, s.Current())
+	values := []pcr.Digest{s.Boot.PCR7}
+	if last != nil {
+		if was, err := Logged(last); err == nil {
+			values = append(values, was.PCR7)
+		}
+		boots = append(boots, s.asLogged(last)...)
+	}
+	for _, b := range boots {
+		for _, b.PCR7 = range values {
+			if old.Allows(&b) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// asLogged are the boots of this system by the boot manager that has started it, measured
+// as an earlier log has them.
+func (s *Start) asLogged(last *pcr.Log) (boots []policy.Boot) {
+	then := *s
+	var digests []pcr.Digest
+	for _, m := range s.Current() {
+		digests = append(digests, m.Digest)
+	}
+	var err error
+	if then.programs, err = last.Programs(digests); err != nil {
+		return nil
+	}
+	return then.boots(s.Running, s.Current())
+}
+
 // Provisional returns the record, and the boots, of the time between the first boot
 // and the second, which is the first with Secure Boot enforced, or is not.
 func (s *Start) Provisional() (*policy.Record, []policy.Boot, error) {

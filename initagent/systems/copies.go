@@ -44,6 +44,9 @@ type Keeper struct {
 	// Secure Boot does not tell: then a file is damaged when it is not what it
 	// was.
 	Starts func(image []byte) error
+	// Old reports whether a boot manager is one that another has replaced, and by which
+	// this machine is not to start; nil where nothing is known of it.
+	Old func(image []byte) bool
 	// Belongs says why a system that was lost is none of this machine's any more:
 	// no slot holds what it names, say.
 	Belongs func(c *contract.Contract) error

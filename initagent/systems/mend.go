@@ -238,6 +238,10 @@ func (k *Keeper) planFile(files fs.FS, p *plan, name string) {
 		err = k.sound(files, name, data, old)
 	}
 	if err == nil {
+		if newer := k.newer(files, name, data, old); newer != nil {
+			p.put(restored{name, newer, true, fmt.Sprintf("%s was one that another had replaced, and the other is put back", name)})
+			return
+		}
 		k.planCopy(p, name, data, old)
 		return
 	}
@@ -431,6 +435,23 @@ func (k *Keeper) source(files fs.FS, name string, old *Copy) ([]byte, error) {
 		return nil, err
 	}
 	return data, nil
+}
+
+// newer is the boot manager that has replaced the one of a name, where that is an old one
+// and the other is still at hand: as a copy, or on the other path. Somebody has put the
+// old one back, or the whole ESP from a backup, and what is newer is not lost by it.
+func (k *Keeper) newer(files fs.FS, name string, data []byte, old *Copy) []byte {
+	twin := twinOf(name)
+	if k.Old == nil || twin == "" || !k.Old(data) {
+		return nil
+	}
+	if have, err := k.copyOf(old); err == nil && k.fits(name, have) == nil && !k.Old(have) {
+		return have
+	}
+	if have, err := k.read(files, twin); err == nil && k.startable(twin, have) == nil && !k.Old(have) {
+		return have
+	}
+	return nil
 }
 
 // twinOf is the other path of the boot manager.
