@@ -27,6 +27,10 @@ func TestDeadTPM(t *testing.T) { // FAULTS 71, 99
 		m.typed = []string{m.recoveryKey(), "Weaker"}
 		m.printed.Reset()
 		m.ends("system", "the TPM cannot open the root partition: "+errDead.Error(), "WARNING: the TPM could not be told")
+		hint, key := strings.Index(m.printed.String(), "can switch the TPM off"), strings.Index(m.printed.String(), "Recovery key (")
+		if hint < 0 || hint > key || strings.Count(m.printed.String(), "can switch the TPM off") != 1 {
+			t.Errorf("what to do is not said before the key is typed: %s", m.printed.String())
+		}
 		if m.openVolume == nil || !strings.Contains(m.printed.String(), "can have it release this machine's secret") || strings.Contains(m.printed.String(), "Accept this machine") {
 			t.Errorf("the root partition is open: %v; it says %s", m.openVolume != nil, m.printed.String())
 		}

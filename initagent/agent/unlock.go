@@ -283,6 +283,9 @@ func (a *Agent) askKey() error {
 		timeout = trialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
+	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
+		rootpart.BeforeKey(c, a.chip.err)
+	}
 	for {
 		typed, err := c.Ask("\nRecovery key (an empty line opens the recovery console): ", true, timeout)
 		if err != nil {

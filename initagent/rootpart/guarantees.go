@@ -178,15 +178,22 @@ func askWord(c hw.Console, question string, timeout time.Duration) (bool, error)
 	return strings.EqualFold(strings.TrimSpace(string(answer)), weakerWord), err
 }
 
+// BeforeKey tells the owner of a machine whose TPM does not work what to do before they
+// type the recovery key, which they cannot take back.
+func BeforeKey(c hw.Console, fault error) {
+	c.Print(fmt.Sprintf("\nThis machine's TPM cannot be used: %v.\n", fault) +
+		"If it has worked so far, switch the machine off and on before you type the recovery key. Where the firmware's setup\n" +
+		"can switch the TPM off (it may be called PTT, fTPM or Security Device), do that instead: nobody can have it release\n" +
+		"anything then, and the recovery key opens your data without a further question.\n")
+}
+
 // AskWithoutTPM asks the owner whether the system shall be started beside a TPM that
 // does not work, which could therefore not be told that the initramfs phase is over.
 func AskWithoutTPM(c hw.Console, fault error, timeout time.Duration) error {
 	c.Print(fmt.Sprintf("\nWARNING: this machine's TPM cannot be used: %v.\n\n", fault) +
 		"- It cannot be told that the start is over. If it works after all, whoever is root of the running system\n" +
 		"  can have it release this machine's secret, and keep that for ever.\n" +
-		"- It does not check which system has asked you for the recovery key, and with which settings.\n\n" +
-		"Where the firmware's setup can switch the TPM off (it may be called PTT, fTPM or Security Device), do that\n" +
-		"instead: the recovery key then opens your data without this question.\n")
+		"- It does not check which system has asked you for the recovery key, and with which settings.\n\n")
 	typed, err := askWord(c, "Somebody who had this machine in hand may want exactly that. If the TPM has worked so far and you do not\n"+
 		"know why it does not now, press Enter, and switch the machine off and on.\n"+
 		"Type the word \""+weakerWord+"\" to start all the same: ", timeout)

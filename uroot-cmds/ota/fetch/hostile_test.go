@@ -104,22 +104,27 @@ func TestOffersRefused(t *testing.T) {
 		change func(site *otatest.Site)
 		want   string
 	}{
-		"not signed":                             {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = nil, key })), "is not signed"},
-		"another signer":                         {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = stranger, key })), "signature is by the OpenPGP key"},
-		"another pin":                            {place(make(func(s *otatest.Spec) { s.Pinned = stranger })), "have not pinned the same release key"},
-		"another image":                          {place(make(func(s *otatest.Spec) { s.ImageID = "other-os" })), "another image is another installation"},
-		"another machine":                        {place(make(func(s *otatest.Spec) { s.Arch = "aarch64" })), "this one is x86_64"},
-		"an older release":                       {place(old), "holds version 1"},
-		"another UKI":                            {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.Epoch = 3 } })), "epoch is 3 in release.json and 0 in the UKI's"},
-		"another image ":                         {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.RootHash[0] ^= 1 } })), "root hash is"},
-		"too large":                              {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "system partitions have 32 MiB"},
-		"version 2^63":                           {text("STABLE=9223372036854775808"), "version"},
-		"version -1":                             {text("STABLE=-1"), "version"},
-		"version 02":                             {text("STABLE=02"), "version"},
-		"version 2a":                             {text("STABLE=2a"), "version"},
-		"version ../2":                           {text("STABLE=../2"), "version"},
-		"no manifest":                            {func(site *otatest.Site) { delete(site.Files, otatest.Folder+manifest.FileName) }, "has no manifest.env"},
-		"no archive":                             {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"2/2.tar.gz") }, "does not have it: it may be publishing"},
+		"not signed":       {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = nil, key })), "is not signed"},
+		"another signer":   {place(make(func(s *otatest.Spec) { s.Key, s.Pinned = stranger, key })), "signature is by the OpenPGP key"},
+		"another pin":      {place(make(func(s *otatest.Spec) { s.Pinned = stranger })), "have not pinned the same release key"},
+		"another image":    {place(make(func(s *otatest.Spec) { s.ImageID = "other-os" })), "another image is another installation"},
+		"another machine":  {place(make(func(s *otatest.Spec) { s.Arch = "aarch64" })), "this one is x86_64"},
+		"an older release": {place(old), "holds version 1"},
+		"another UKI":      {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.Epoch = 3 } })), "epoch is 3 in release.json and 0 in the UKI's"},
+		"another image ":   {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.RootHash[0] ^= 1 } })), "root hash is"},
+		"too large":        {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "system partitions have 32 MiB"},
+		"version 2^63":     {text("STABLE=9223372036854775808"), "version"},
+		"version -1":       {text("STABLE=-1"), "version"},
+		"version 02":       {text("STABLE=02"), "version"},
+		"version 2a":       {text("STABLE=2a"), "version"},
+		"version ../2":     {text("STABLE=../2"), "version"},
+		"no manifest":      {func(site *otatest.Site) { delete(site.Files, otatest.Folder+manifest.FileName) }, "has no manifest.env"},
+		"no archive":       {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"2/2.tar.gz") }, "does not have it: it may be publishing"},
+		"no archive of a step": {func(site *otatest.Site) {
+			site.Put(otatest.Folder+manifest.FileName, append(bytes.Replace(site.Files[otatest.Folder+manifest.FileName].Data, []byte("STABLE=2"), []byte("STABLE=3"), 1), "STEPS=2\n"...))
+			delete(site.Files, otatest.Folder+manifest.SignatureName)
+			delete(site.Files, otatest.Folder+"2/2.tar.gz")
+		}, "which this machine needs before anything newer (STEPS in manifest.env): tell its distributor"},
 		"half a head":                            {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", good.Archive[:900]) }, "half uploaded"},
 		"an empty archive":                       {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", nil) }, "2.tar.gz"},
 		"another file":                           {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", image) }, "not a gzip member"},

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"time"
 
 	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
@@ -28,6 +30,8 @@ type Found struct {
 	Archive string `json:"archive,omitempty"`
 	Head    []byte `json:"head,omitempty"` // the archive's start, with its head in it
 	Ranges  bool   `json:"ranges,omitempty"`
+
+	step contract.Version // the archive's, where it is one on the way to what is offered; or 0
 }
 
 // head reads the archive's head, for whoever Self says it is.
@@ -112,6 +116,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		return f, err
 	}
 	f.Archive = path.Join(folder, manifest.ArchiveName(d.Version))
+	f.step = f.asStep(self.Channel, d.Version)
 	return f, f.readHead(ctx, t, self)
 }
 
@@ -189,8 +194,26 @@ func (f *Found) streamHead(ctx context.Context, t server.Transport, self *offer.
 	return f.checkHead(self, err)
 }
 
+// asStep returns the version of a release that no channel offers any more, and that is
+// wanted as a step on the way: nobody is about to publish that; or 0.
+func (f *Found) asStep(channel manifest.Channel, v contract.Version) contract.Version {
+	m, err := manifest.Parse(f.Manifest)
+	if err != nil || !slices.Contains(m.Steps, v) {
+		return 0
+	}
+	offers, err := m.Offers(channel)
+	if err != nil || slices.ContainsFunc(offers, func(o manifest.Offer) bool { return o.Version == v }) {
+		return 0
+	}
+	return v
+}
+
 // missing explains why an archive that a manifest names cannot be read.
 func (f *Found) missing(err error) error {
+	if errors.Is(err, server.ErrNotFound) && f.step != 0 {
+		return fmt.Errorf("the server does not have version %s (%s), which this machine needs before anything newer (STEPS in %s): tell its distributor, who puts the archive back (`halogen release --verify` names what is missing), or takes version %s out of STEPS. "+
+			"Whoever still has the archive takes it with `ota fetch --from`, by its address or its path (%w)", f.step, f.Archive, manifest.FileName, f.step, err)
+	}
 	if errors.Is(err, server.ErrNotFound) {
 		return fmt.Errorf("the server offers %s and does not have it: it may be publishing; run this again later (%w)", f.Archive, err)
 	}

@@ -152,6 +152,11 @@ func TestKeepsWhatItLearned(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
+	// One of another key is not called damaged: the root partition was kept.
+	w.write(filepath.Join(stateFolder, keyFile), otatest.NewKey(t).Public)
+	if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "an installation with another release key has left it") || strings.Contains(err.Error(), "damaged") || strings.Contains(err.Error(), "server") {
+		t.Error(err)
+	}
 	// An image that says as much needs no copy.
 	must(t, os.Remove(w.path(filepath.Join(stateFolder, keyFile))))
 	w.two = otatest.Make(t, otatest.Spec{Version: 2, Key: renewed, Image: otatest.Image(blocks, 1, 0, 0)})

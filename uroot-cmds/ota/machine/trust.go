@@ -24,12 +24,36 @@ func (u *update) setKnown() error {
 	if err != nil {
 		return err
 	}
+	if theirs, err := u.othersKey(text); err == nil && theirs != "" {
+		return fmt.Errorf("%s is of the release key %s, and this system has pinned %s: an installation with another release key has left it on the root partition that was kept. It says nothing about this system's key: `rm %s` and try again", name, theirs, u.pinned(), name)
+	}
 	wiser, err := u.self.Learn(text)
 	if err != nil {
 		return fmt.Errorf("%s: %w, and it says what was learned of the release key: %w. Find out what damaged it (`dmesg` tells of a failing disk); if the server is to be trusted this once, `rm %s` and try again", name, errDamaged, err, name)
 	}
 	u.self = wiser
 	return nil
+}
+
+// othersKey is the fingerprint of a key that is not the pinned one; empty where it is.
+func (u *update) othersKey(text []byte) (string, error) {
+	k, err := pgp.ParseKey(text)
+	if err != nil {
+		return "", err
+	}
+	if theirs := k.Fingerprint().String(); theirs != u.pinned() {
+		return theirs, nil
+	}
+	return "", nil
+}
+
+// pinned is the fingerprint of the release key in the UKI; empty where that makes no sense.
+func (u *update) pinned() string {
+	k, err := pgp.ParseKey(u.running.Contract.ReleaseKey)
+	if err != nil {
+		return ""
+	}
+	return k.Fingerprint().String()
 }
 
 // learn keeps what a server's copy of the release key says that was not known.
