@@ -199,7 +199,11 @@ func DecodeRecord(b []byte) (*Record, error) {
 		return nil, fmt.Errorf("%w: magic %q, want %q", ErrRecord, b[recordMagic:recordVersion], recordMagicText)
 	}
 	if v := be.Uint16(b[recordVersion:]); v != recordVersion1 && v != recordVersion2 {
-		return nil, fmt.Errorf("%w: version %d, want %d or %d", ErrRecord, v, recordVersion1, recordVersion2)
+		newer := ""
+		if v > recordVersion2 {
+			newer = ": a newer system has written it, which is the one to start"
+		}
+		return nil, fmt.Errorf("%w: version %d, want %d or %d%s", ErrRecord, v, recordVersion1, recordVersion2, newer)
 	}
 	if sum := sha256.Sum256(b[:recordSum]); !bytes.Equal(sum[:], b[recordSum:]) {
 		return nil, fmt.Errorf("%w: checksum does not match: a write was cut, or something else wrote it", ErrRecord)

@@ -145,6 +145,7 @@ func (a *Agent) begin() {
 		{"tpm", "the machine's TPM", a.openTPM},
 		{"measure", "the initramfs phase begins", a.enterPhase},
 		{"disk", "the disk that the firmware started from", a.findDisk},
+		{"tries", "a start of a trial is counted", a.countTry},
 		{"pending", "what an earlier start has left to do", a.readPending},
 	}
 	for _, s := range steps {

@@ -74,6 +74,33 @@ func (a *Agent) runningUKI() (image []byte, err error) {
 	return image, err
 }
 
+// countTry counts a start of a trial that nobody has counted: the boot manager cannot
+// rename the file, or the firmware started it without one. Such a trial would never be
+// over. It is the rename that the boot manager makes, by another driver; cut before it,
+// the start is not counted, and cut in it, hw.ESPDir says what is left. Where it fails the
+// system starts all the same, and what that means is said.
+func (a *Agent) countTry() error {
+	counted, err := a.Firmware.LoaderString("LoaderBootCountPath")
+	if err != nil || counted != "" {
+		return nil
+	}
+	if a.names, err = a.ukiNames(); err != nil {
+		return nil // which is said where it matters
+	}
+	booted, known := a.bootedName()
+	if !known || !booted.Trial() {
+		return nil
+	}
+	tried := booted.Tried()
+	err = a.writeESP(func(dir hw.ESPDir) error { return dir.Rename(systems.Path(booted), systems.Path(tried)) })
+	if err != nil {
+		a.Log.Say("WARNING: this start of %s was not counted, so that the trial does not end by itself (%v): `esp-rebuild` at the recovery console makes the ESP anew", booted, err)
+		return nil
+	}
+	a.Log.Say("the boot manager has not counted this start of a trial: it is %s now", tried)
+	return nil
+}
+
 // condemn takes the tries away of the file that this boot was started from, so
 // that the boot manager prefers another from now on. Where that file is not
 // known, every file of this version loses them.

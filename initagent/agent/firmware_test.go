@@ -210,7 +210,7 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	if !ok {
 		return chosen, "", errors.New("the boot manager finds no UKI")
 	}
-	if chosen.Trial() {
+	if chosen.Trial() && !m.countsNothing {
 		old := path.Join(bls.Folder, chosen.String())
 		chosen = chosen.Tried()
 		counted = path.Join(bls.Folder, chosen.String())

@@ -159,6 +159,7 @@ type machine struct {
 	fullFile       string // it cannot be written: the file system is full
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
+	countsNothing  bool             // the boot manager cannot rename a file
 	noSecureBoot   bool             // it is switched off, and no keys are enrolled
 	nextManager    []byte           // another boot manager that starts, or nil
 	presses        int              // the console is asked for at that look, from 1 on; 0: never

@@ -1,0 +1,38 @@
+package agent
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// A boot manager that cannot rename a file counts no tries: the trial counts itself, and
+// ends, and a good one is blessed as ever. FAULTS 49
+func TestUncountedTrial(t *testing.T) {
+	m := fetchedMachine(t)
+	m.countsNothing = true
+	fetched := m.world(true, nil)
+	for _, name := range []string{"test_2+2-1.efi", "test_2+1-2.efi", "test_2+0-3.efi"} {
+		m.said.Reset()
+		if end := m.boot(); end != "system" || m.agent.contract.Version != 2 || !m.agent.state.Trial {
+			t.Fatalf("version %s ends in %s, on trial: %v:\n%s", m.agent.contract.Version, end, m.agent.state.Trial, m.said.String())
+		}
+		m.wants("test_1.efi", name)
+		if !strings.Contains(m.said.String(), "has not counted this start") {
+			t.Errorf("says nothing of it:\n%s", m.said.String())
+		}
+	}
+	if end := m.boot(); end == "recovery" || m.agent.contract.Version != 1 {
+		t.Errorf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+	}
+	m.powerOn(fetched)
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.wants("test_1.efi", "test_2.efi")
+	// Where nobody can rename anything it starts all the same, and says so.
+	m.powerOn(fetched)
+	m.esp.fails = syscall.EIO
+	m.runs(2, "was not counted, so that the trial does not end by itself")
+	m.wants("test_1.efi", "test_2+3.efi")
+}
