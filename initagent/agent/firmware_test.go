@@ -437,6 +437,9 @@ func (m *machine) LoaderString(name string) (string, error) {
 	case "LoaderDevicePartUUID":
 		return strings.ToUpper(m.espUUID), nil
 	case "StubImageIdentifier":
+		if m.stubSays != "" {
+			return m.stubSays, nil
+		}
 		return `\` + strings.ToUpper(strings.ReplaceAll(m.image, "/", `\`)), nil
 	case "LoaderBootCountPath":
 		return strings.ReplaceAll(m.counted, "/", `\`), nil

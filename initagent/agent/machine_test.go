@@ -159,6 +159,7 @@ type machine struct {
 	fullFile       string // it cannot be written: the file system is full
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
+	stubSays       string           // StubImageIdentifier, where somebody has written it before
 	countsNothing  bool             // the boot manager cannot rename a file
 	noSecureBoot   bool             // it is switched off, and no keys are enrolled
 	nextManager    []byte           // another boot manager that starts, or nil

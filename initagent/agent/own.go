@@ -258,17 +258,22 @@ func (a *Agent) drivers() secureboot.Drivers {
 
 // runningDigest is the hash of the file that this boot was started from. Others of its
 // version, and with its contract, can lie beside it: anybody writes to the ESP. So it is
-// the one that the boot manager or the stub names, and where there is a TPM it has what
-// was measured.
+// the one that the boot manager or the stub names, and has what was measured. What they
+// name is not believed alone: root of the running system can write their variables before
+// they do.
 func (a *Agent) runningDigest() (digest [32]byte, err error) {
 	booted, known := a.bootedName()
 	if !known {
 		return digest, fmt.Errorf("which of the ESP's UKIs of %s %s was started is not known", a.contract.ImageID, a.contract.Version)
 	}
 	err = a.readESP(func(files fs.FS) error {
-		image, err := a.original(files, path.Join(bls.Folder, booted.String()))
+		name := path.Join(bls.Folder, booted.String())
+		image, err := a.original(files, name)
 		if err != nil {
 			return err
+		}
+		if err := a.wasStarted(files, name, image); err != nil {
+			return fmt.Errorf("%s: %w", booted, err)
 		}
 		im, err := rootpart.ReadImage(image)
 		if err != nil {
@@ -284,6 +289,31 @@ func (a *Agent) runningDigest() (digest [32]byte, err error) {
 		return err
 	})
 	return digest, err
+}
+
+// wasStarted reports that the firmware has not started a file. PCR 11 does not tell: it has
+// the sections, and another stub with the same ones can measure them, too, and then do as
+// it likes. The firmware's log has the whole file's hash. Without a log, as without a TPM,
+// the file must be the only one of its version.
+func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
+	log, _, err := a.readLog()
+	if err != nil {
+		others := slices.ContainsFunc(a.names, func(n bls.Name) bool { return a.isOurs(n) && path.Join(bls.Folder, n.String()) != name })
+		if others {
+			return errors.New("the ESP has several UKIs of this version, and nothing says which one was started: remove the others")
+		}
+		return nil
+	}
+	lies, err := readFile(files, name, enrol.MaxEFIFile)
+	if err != nil {
+		return err
+	}
+	for _, image := range [][]byte{lies, original} {
+		if digest, err := authenticode.Measured(image); err == nil && slices.Contains(log.Started(), digest) {
+			return nil
+		}
+	}
+	return errors.New("it is not what the firmware has started, by its event log: another file lies in its place, or the variables that name it are forged")
 }
 
 func (a *Agent) wasMeasured(im *rootpart.Image) error {

@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
 )
 
 // When the keys are enrolled again, only what this machine has signed before, or what
@@ -35,6 +37,38 @@ func TestForeignFilesAreNotSigned(t *testing.T) {
 			m.opensByItself()
 		})
 	}
+	t.Run("another stub with our sections", func(t *testing.T) {
+		m := provisionedMachine(t, optionalTPM)
+		parsed, err := uki.Parse(m.releases[1].uki)
+		m.must(err)
+		section := func(name string) []byte { data, _ := parsed.Section(name); return data }
+		planted, err := uki.Build(ukitest.Stub("257.13-1-evil"), uki.Payload{
+			OSRelease: section(".osrel"), Cmdline: section(".cmdline"), Linux: section(".linux"), Initrd: section(".initrd"),
+		}.Sections())
+		m.must(err)
+		ours, err := rootpart.ReadImage(m.releases[1].uki)
+		m.must(err)
+		theirs, err := rootpart.ReadImage(planted)
+		m.must(err)
+		if ours.PCR11 != theirs.PCR11 || ours.Digest == theirs.Digest {
+			t.Fatal("it is told by PCR 11: this proves nothing")
+		}
+		const name = bls.Folder + "/test_1+0-1.efi"
+		m.putESP(name, planted)
+		m.stubSays = `\EFI\Linux\test_1+0-1.efi`
+		for _, noTPM := range []error{nil, tpm.ErrAbsent} {
+			m.noTPM, m.noLog = noTPM, noTPM != nil
+			m.vars = newVariables()
+			m.typed = []string{m.recoveryKey(), "y"}
+			m.said.Reset()
+			if end := m.boot(); end != "system" || !strings.Contains(m.said.String(), "enrol FAILED") {
+				t.Errorf("TPM %v: ends in %s:\n%s", noTPM, end, m.said.String())
+			}
+			if !bytes.Equal(m.esp.files[name].now.data, planted) || m.vars["PK"].data != nil {
+				t.Errorf("TPM %v: it was signed, or the keys are enrolled:\n%s", noTPM, m.said.String())
+			}
+		}
+	})
 	t.Run("the boot manager was exchanged", func(t *testing.T) {
 		m := provisionedMachine(t, nil)
 		m.nextManager = evil
