@@ -23,8 +23,8 @@ func backedUp(t *testing.T) (m *machine, old []byte) {
 	return m, old
 }
 
-// setupMode clears the firmware's keys, but for what it refuses.
-func (m *machine) setupMode() {
+// losesKeys clears the firmware's keys, but for what it refuses.
+func (m *machine) losesKeys() {
 	dbx := m.vars["dbx"]
 	m.vars = newVariables()
 	m.vars["dbx"] = dbx
@@ -52,7 +52,7 @@ func (m *machine) hasCopies(manager []byte) {
 // it comes up the same way. FAULTS 110
 func TestEnrolReplacesRevoked(t *testing.T) {
 	m, old := backedUp(t)
-	m.setupMode()
+	m.losesKeys()
 	m.typed = []string{m.recoveryKey(), "y"}
 	w := m.world(true, nil)
 	m.ends("system", removable+" is the one of version 2 now")
@@ -81,7 +81,7 @@ func TestEnrolWithoutGoodManager(t *testing.T) {
 			delete(m.rootFiles(), name)
 		}
 	}
-	m.setupMode()
+	m.losesKeys()
 	m.typed = []string{m.recoveryKey(), "y"}
 	m.ends("system", "there is no newer boot manager at hand", "`esp-rebuild` at the recovery console")
 	if len(m.vars["PK"].data) > 0 {
@@ -93,7 +93,7 @@ func TestEnrolWithoutGoodManager(t *testing.T) {
 // over the good one, which is put back. FAULTS 110
 func TestRevokedIsNotCopied(t *testing.T) {
 	m, _ := backedUp(t)
-	m.setupMode()
+	m.losesKeys()
 	for range 2 {
 		m.typed = []string{m.recoveryKey(), "n", "n"}
 		m.clock = m.clock.AddDate(0, 0, 8) // every byte is compared
