@@ -10,6 +10,8 @@ MAKEFLAGS += --no-builtin-rules
 OUT     := out
 ROOTFS  ?= debian
 VERSION ?= 1
+# What --version says; by default it is made of git's tag and commit. For a tree without git.
+export HALOGEN_VERSION ?=
 # One date for everything that is built: that of the last commit.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1767225600)
 export CGO_ENABLED := 0
@@ -41,6 +43,8 @@ CONTROL := halogenctl slots verify repair eventlog reseal
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+# The same text for the linker, in a file that is written when it changes.
+STAMP    = -X halogenos.internal/boot/version.stamp=$$(cat $(OUT)/version)
 TOOLS   := bin/halogen bin/bb bin/ota bin/halogenctl bin/share
 MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
@@ -85,31 +89,37 @@ toolchain:
 erases = [[ $$(go version -m $1) = *GOEXPERIMENT=*runtimesecret* ]] || { echo '$1 was built without GOEXPERIMENT=runtimesecret'; exit 1; }; \
 	[[ $$(go version -m $1) != *DefaultGODEBUG=* ]] || { echo '$1 has the defaults of an old Go (see uroot-cmds/build-busybox)'; exit 1; }
 
-bin/halogen: $(SOURCES) | toolchain
+$(OUT)/version: FORCE
+	@mkdir -p $(@D) && boot/version/describe >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+.PHONY: FORCE
+FORCE:
+
+bin/halogen: $(SOURCES) $(OUT)/version | toolchain
 	@echo "building halogen"
-	@go build -trimpath -buildvcs=false -o $@ ./builder/halogen
+	@go build -trimpath -buildvcs=false -ldflags="$(STAMP)" -o $@ ./builder/halogen
 	@$(call erases,$@)
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
 # Go runtime, not thirty.
-bin/bb: $(MACHINE) uroot-cmds/build-busybox | toolchain
+bin/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
 	@echo "building the machine's commands (20 s)"
 	@mkdir -p bin $(OUT)
-	@uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@STAMP="$(STAMP)" uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@printf '%s\n' initagent $(notdir $(OURS) $(UROOT)) >bin/bb.list
 	@go list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./initagent $(OURS) $(UROOT) | sort -u | sed '/^$$/d' >bin/bb.modules
 	@$(call erases,$@.new)
 	@mv $@.new $@
 
 # What the running system has of them.
-bin/ota: $(MACHINE) | toolchain
+bin/ota: $(MACHINE) $(OUT)/version | toolchain
 	@mkdir -p bin
-	@go build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./uroot-cmds/ota
+	@go build -trimpath -buildvcs=false -ldflags="-s -w $(STAMP)" -o $@ ./uroot-cmds/ota
 	@$(call erases,$@)
 
-bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox | toolchain
+bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
 	@mkdir -p bin $(OUT)
-	@uroot-cmds/build-busybox $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
+	@STAMP="$(STAMP)" uroot-cmds/build-busybox $@.new $(CONTROL:%=./uroot-cmds/%) >$(OUT)/makebb.log 2>&1 || { cat $(OUT)/makebb.log; exit 1; }
 	@$(call erases,$@.new)
 	@mv $@.new $@
 
@@ -304,10 +314,10 @@ test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-opti
 
 # What the search of a machine's memory must find out: the machine's commands,
 # built so that nothing is erased.
-$(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox
+$(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@echo "building the machine's commands without runtime/secret (a minute)"
 	@mkdir -p $(@D)
-	@GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
+	@STAMP="$(STAMP)" GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
 	@mv $@.new $@
 
 .PHONY: boot-test

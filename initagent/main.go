@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/version"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enrol"
@@ -43,6 +44,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := hw.OpenLog()
+	log.Say("initagent %s", version.String())
 	kernel, err := hw.NewLinuxKernel("/sys", "/lib/modules")
 	if err != nil {
 		return err

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"halogenos.internal/boot/version"
 )
 
 // Exit codes.
@@ -43,7 +45,7 @@ Commands:
             write down what disks and devices this machine has
   help      show this
 
-'halogen COMMAND --help' shows a command's options.
+'halogen COMMAND --help' shows a command's options, and 'halogen --version' the version.
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 `
 
@@ -55,6 +57,10 @@ func (c command) run(args []string) int {
 	}
 	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "keys": c.keys, "diff": c.diff, "install": c.install, "release": c.release, "run": c.machine, "hardware-report": c.hardwareReport}
 	name := args[0]
+	if name == "--version" || name == "version" {
+		fmt.Fprint(c.stdout, version.Line("halogen"))
+		return exitOK
+	}
 	if name == "help" || name == "--help" || name == "-h" {
 		fmt.Fprint(c.stdout, usage)
 		return exitOK

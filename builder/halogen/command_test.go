@@ -41,6 +41,7 @@ func TestUsage(t *testing.T) {
 		{"nothing", nil, nil, exitUsage, "", "usage: halogen"},
 		{"help", nil, []string{"help"}, exitOK, "usage: halogen", ""},
 		{"--help", nil, []string{"--help"}, exitOK, "inspect", ""},
+		{"version", nil, []string{"--version"}, exitOK, "halogen unknown\n", ""},
 		{"unknown command", nil, []string{"bulid"}, exitUsage, "", `unknown command "bulid"`},
 		{"help of a command", nil, []string{"build", "--help"}, exitOK, "--disk-size SIZE", ""},
 		{"help of another", nil, []string{"inspect", "-h"}, exitOK, "--json", ""},

@@ -17,6 +17,7 @@ import (
 
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/version"
 	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/sbom"
 )
@@ -72,7 +73,7 @@ func (b *build) bill() (*sbom.Bill, error) {
 	}
 	bill := &sbom.Bill{
 		Name: b.Config.ImageID, Version: b.Version.String(), Serial: derive("bill of materials", b.Config.ImageID, b.Version).String(),
-		Date: b.Date, Packages: packages, Kernel: b.parts.kernel.release,
+		Date: b.Date, Builder: version.String(), Packages: packages, Kernel: b.parts.kernel.release,
 	}
 	modules := sbom.GoModules(bytes.NewReader(b.busybox.Program))
 	listed, err := os.ReadFile(filepath.Join(b.Machine, modulesFile))
@@ -136,7 +137,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 			"vendorKeys": c.VendorKeys, "rootFileSystem": c.RootFileSystem, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
 		},
 		Used:       []sbom.Digest{{Name: "root file system", SHA256: source}, {Name: busyboxFile, SHA256: digest(b.busybox.Program)}},
-		Tools:      map[string]string{erofs.Tool: toolVersion(ctx, erofs.Tool)},
+		Tools:      map[string]string{"halogen": version.String(), erofs.Tool: toolVersion(ctx, erofs.Tool)},
 		Invocation: "urn:uuid:" + derive("build", c.ImageID, b.Version).String(),
 	}
 	if len(c.ReleaseKey) > 0 {
@@ -159,7 +160,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	}
 	slices.SortFunc(p.Used[2:], func(x, y sbom.Digest) int { return strings.Compare(x.Name, y.Name) })
 	if info, ok := debug.ReadBuildInfo(); ok {
-		p.Tools["halogen"], p.Tools["go"] = info.Main.Version, info.GoVersion
+		p.Tools["go"] = info.GoVersion
 	}
 	for _, f := range b.release.Files {
 		p.Made = append(p.Made, sbom.Digest{Name: f.Name, SHA256: hex.EncodeToString(f.SHA256)})

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/version"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
@@ -91,6 +92,14 @@ func TestPartsBelongTogether(t *testing.T) {
 	for _, f := range rel.Files {
 		if sum, err := hashFile(filepath.Join(o.Out, f.Name)); err != nil || !bytes.Equal(sum, f.SHA256) {
 			t.Errorf("%s has the SHA-256 %x, %v; release.json says %x", f.Name, sum, err, f.SHA256)
+		}
+	}
+	// Both papers name the builder by its version: that of a test is not known.
+	for _, paper := range []struct{ file, want string }{
+		{ProvenanceFile, `"halogen": "` + version.String() + `"`}, {BillFile, `"version": "` + version.String() + `"`},
+	} {
+		if text := read(t, o.Out, paper.file); !bytes.Contains(text, []byte(paper.want)) {
+			t.Errorf("%s lacks %s", paper.file, paper.want)
 		}
 	}
 	img, err := uki.Parse(read(t, o.Out, release.UKIFile))

@@ -21,6 +21,7 @@ type Bill struct {
 	Name, Version string // of the image
 	Serial        string // a UUID
 	Date          time.Time
+	Builder       string    // version of the halogen that built it
 	Packages      []Package // of the operating system
 	// Programs are Go programs of the machine with their modules.
 	Programs []Program
@@ -41,7 +42,7 @@ func (b Bill) Encode() ([]byte, error) {
 	root := cyclonedx.Component{BOMRef: "image", Type: cyclonedx.ComponentTypeOS, Name: b.Name, Version: b.Version}
 	bom.Metadata = &cyclonedx.Metadata{
 		Timestamp: b.Date.UTC().Format(time.RFC3339), Component: &root,
-		Tools: &cyclonedx.ToolsChoice{Components: &[]cyclonedx.Component{{Type: cyclonedx.ComponentTypeApplication, Name: "halogen"}}},
+		Tools: &cyclonedx.ToolsChoice{Components: &[]cyclonedx.Component{{Type: cyclonedx.ComponentTypeApplication, Name: "halogen", Version: b.Builder}}},
 	}
 	var all []cyclonedx.Component
 	var within []string

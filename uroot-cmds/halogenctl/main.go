@@ -12,9 +12,12 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/version"
 )
 
 const help = `usage: halogenctl COMMAND [ARGUMENT...]
+       halogenctl --version
 
   slots      what is in the two slots, which starts next, and the boot journal
   verify     read a slot against its root hash
@@ -48,9 +51,14 @@ func execute(args []string) error {
 func run(args []string, stdout, stderr io.Writer, execute func([]string) error) int {
 	f := flag.NewFlagSet("halogenctl", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
+	asked := f.Bool("version", false, "")
 	err := f.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, help)
+		return 0
+	}
+	if err == nil && *asked {
+		fmt.Fprint(stdout, version.Line("halogenctl"))
 		return 0
 	}
 	if err == nil && f.NArg() == 0 {

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +23,7 @@ func TestRun(t *testing.T) {
 		{args: []string{"slots", "--json"}, executes: []string{"slots", "--json"}},
 		{args: []string{"eventlog", "--all"}, executes: []string{"eventlog", "--all"}},
 		{args: []string{"--help"}, out: help},
+		{args: []string{"--version"}, out: "halogenctl unknown\n"},
 		{args: nil, code: 2, errs: "no command"},
 		{args: []string{"unlock"}, code: 2, errs: `"unlock" is none of its commands`},
 		{args: []string{"initagent"}, code: 2, errs: `"initagent" is none of its commands`},
@@ -54,6 +58,37 @@ func TestCommands(t *testing.T) {
 		}
 		if !strings.Contains(help, "\n  "+name+" ") || !strings.Contains(string(page), ".It Cm "+name) {
 			t.Errorf("%s is not in the help or the man page", name)
+		}
+	}
+}
+
+// The Makefile's stamp is the version of what it builds, in a busybox too.
+func TestStamp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds programs")
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := regexp.MustCompile(`(?m)^STAMP +=( -X \S+=)\$\$\(cat \$\(OUT\)/version\)$`).FindStringSubmatch(string(makefile))
+	if set == nil {
+		t.Fatal("the Makefile has no STAMP")
+	}
+	stamp := set[1] + "1.2+20261128.abc"
+	for name, build := range map[string][]string{
+		"busybox":  {"uroot-cmds/build-busybox"},
+		"go build": {"go", "build", "-ldflags=" + stamp, "-o"},
+	} {
+		program := filepath.Join(t.TempDir(), "halogenctl")
+		c := exec.Command(build[0], append(build[1:], program, "./uroot-cmds/halogenctl")...)
+		c.Dir = filepath.Join("..", "..")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0", "STAMP="+stamp)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		if out, err := exec.Command(program, "--version").CombinedOutput(); err != nil || string(out) != "halogenctl 1.2+20261128.abc\n" {
+			t.Errorf("%s: %q, %v", name, out, err)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/version"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -34,6 +35,7 @@ const (
 )
 
 const usage = `usage: ota COMMAND [--json] [--help] ...
+       ota --version
 
   check    ask the server whether there is a newer release
   fetch    bring it into the other slot; the next start tries it
@@ -99,6 +101,9 @@ func Run(args []string, s Streams, open func() *machine.Machine) int {
 		return worker.Main(s.In, s.Out)
 	case "--help", "-h", "-help", "help":
 		fmt.Fprint(s.Out, usage)
+		return exitDone
+	case "--version", "version":
+		fmt.Fprint(s.Out, version.Line("ota"))
 		return exitDone
 	}
 	c, ok := commands()[args[0]]

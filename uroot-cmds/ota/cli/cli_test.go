@@ -52,6 +52,7 @@ func TestUse(t *testing.T) {
 		{"", 2, "", "usage: ota COMMAND"},
 		{"--help", 0, "Exit codes:", ""},
 		{"help", 0, "usage: ota COMMAND", ""},
+		{"--version", 0, "ota unknown\n", ""},
 		{"update", 2, "", `there is no command "update"`},
 		{"check --help", 0, "usage: ota check", ""},
 		{"fetch --help", 0, "usage: ota fetch", ""},
