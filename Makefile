@@ -25,7 +25,7 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	kmod buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
 	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip \
-	softhsm2 gnupg-pkcs11-scd
+	softhsm2 gnupg-pkcs11-scd mandoc
 # Web servers that the tests start on ports of their own. busybox and busybox-static take
 # each other's place, and either does.
 PACKAGES += apache2-bin lighttpd caddy $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
@@ -124,10 +124,12 @@ bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
 	@mv $@.new $@
 
 # What goes below /usr/share of the image.
-PAGES := $(foreach c,ota $(CONTROL),uroot-cmds/$(c)/$(c).8)
-bin/share: $(PAGES) uroot-cmds/completions.bash
-	@rm -rf $@ && mkdir -p $@/man/man8 $@/bash-completion/completions
+PAGES   := $(foreach c,ota $(CONTROL),uroot-cmds/$(c)/$(c).8)
+FORMATS := uroot-cmds/ota/settings/ota.conf.5 boot/stateconf/state.conf.5
+bin/share: $(PAGES) $(FORMATS) uroot-cmds/completions.bash
+	@rm -rf $@ && mkdir -p $@/man/man5 $@/man/man8 $@/bash-completion/completions
 	@cp $(PAGES) $@/man/man8/
+	@cp $(FORMATS) $@/man/man5/
 	@for c in ota halogenctl; do cp uroot-cmds/completions.bash $@/bash-completion/completions/$$c; done
 
 # --- Images -------------------------------------------------------------------

@@ -125,9 +125,9 @@ type reader struct {
 	fingerprint, keyFile string
 }
 
-// set takes one entry over.
-func (r *reader) set(e entry) error {
-	sections := map[string]map[string]func(string) error{
+// keys are the keys of each section but [Allow], and what takes their values over.
+func (r *reader) keys() map[string]map[string]func(string) error {
+	return map[string]map[string]func(string) error{
 		"UKI": {
 			"Linux":     r.path(&r.config.Linux),
 			"Stub":      r.path(&r.config.Stub),
@@ -159,10 +159,14 @@ func (r *reader) set(e entry) error {
 		},
 		"Initramfs": {"Modules": r.modules},
 	}
+}
+
+// set takes one entry over.
+func (r *reader) set(e entry) error {
 	if e.section == "Allow" {
 		return r.allow(e.key, e.value)
 	}
-	keys, ok := sections[e.section]
+	keys, ok := r.keys()[e.section]
 	if !ok {
 		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update], [Initramfs] or [Allow]", e.section)
 	}

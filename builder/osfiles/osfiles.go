@@ -104,7 +104,7 @@ func (f file) add(t *rootfs.Tree, date time.Time) error {
 // settings is the image's ota.conf.
 func settings(c *config.Config) string {
 	var s strings.Builder
-	s.WriteString("# Where this image's updates come from. What /etc/halogen/ota.conf says goes\n# over it, key by key; ota(8) lists the keys.\n")
+	s.WriteString("# Where this image's updates come from. What /etc/halogen/ota.conf says goes\n# over it, key by key; ota.conf(5) lists the keys.\n")
 	if c.Server == "" {
 		s.WriteString("#Server=https://updates.example.org\n")
 	} else {

@@ -1,0 +1,49 @@
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/builder/scan"
+)
+
+// uki.conf(5) explains each key and each rule of [Allow], and the file that comes with
+// HalogenOS knows each key of ours.
+func TestManual(t *testing.T) {
+	shipped, err := os.ReadFile("../../uki.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for section, keys := range new(reader).keys() {
+		for key := range keys {
+			want = append(want, key)
+			if !strings.Contains(string(shipped), key+"=") && key != "BootManager" {
+				t.Errorf("uki.conf says nothing of %s in [%s]", key, section)
+			}
+		}
+	}
+	for _, r := range scan.Rules() {
+		want = append(want, r.Name)
+	}
+	testkit.Explains(t, "uki.conf.5", want)
+}
+
+// Its shortest example is complete.
+func TestManualExample(t *testing.T) {
+	page, err := os.ReadFile("uki.conf.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, found := strings.Cut(string(page), ".Sh EXAMPLES")
+	if !found {
+		t.Fatal("there are no examples")
+	}
+	_, example, _ = strings.Cut(example, ".Bd -literal -offset indent\n")
+	example, _, _ = strings.Cut(example, ".Ed\n")
+	if c, err := Parse(example, t.TempDir()); err != nil || c.ImageID != "my-os" {
+		t.Errorf("%v\n%s", err, example)
+	}
+}
