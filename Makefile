@@ -76,7 +76,7 @@ $(OUT)/tools.stamp: Makefile
 	@touch $@
 
 .PHONY: build
-build: $(TOOLS) ## the halogen command and the machine's commands, in bin/
+build: $(TOOLS) bin/man ## the halogen command and the machine's commands, in bin/
 
 # A Go that is too old, or not for amd64 or arm64, would leave secrets in memory.
 .PHONY: toolchain
@@ -131,6 +131,13 @@ bin/share: $(PAGES) $(FORMATS) uroot-cmds/completions.bash
 	@cp $(PAGES) $@/man/man8/
 	@cp $(FORMATS) $@/man/man5/
 	@for c in ota halogenctl; do cp uroot-cmds/completions.bash $@/bash-completion/completions/$$c; done
+
+# The manual pages for those who make distributions.
+bin/man: bin/halogen builder/config/uki.conf.5 boot/manifest/manifest.env.5 boot/release/release.json.5 $(PAGES) $(FORMATS)
+	@rm -rf $@ && mkdir -p $@/man5 $@/man8
+	@bin/halogen man $@/man1
+	@cp $(filter %.5,$^) $@/man5/
+	@cp $(filter %/ota.8 %/halogenctl.8,$^) $@/man8/
 
 # --- Images -------------------------------------------------------------------
 

@@ -49,13 +49,27 @@ Commands:
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 `
 
+// commands are all of them. man is for the build, and in no list.
+func (c command) commands() map[string]func(context.Context, []string) error {
+	return map[string]func(context.Context, []string) error{
+		"build":           c.build,
+		"inspect":         c.inspect,
+		"keys":            c.keys,
+		"diff":            c.diff,
+		"install":         c.install,
+		"release":         c.release,
+		"run":             c.machine,
+		"hardware-report": c.hardwareReport,
+		"man":             c.man,
+	}
+}
+
 // run executes one command line and returns the exit code.
 func (c command) run(args []string) int {
 	if len(args) == 0 {
 		fmt.Fprint(c.stderr, usage)
 		return exitUsage
 	}
-	commands := map[string]func(context.Context, []string) error{"build": c.build, "inspect": c.inspect, "keys": c.keys, "diff": c.diff, "install": c.install, "release": c.release, "run": c.machine, "hardware-report": c.hardwareReport}
 	name := args[0]
 	if name == "--version" || name == "version" {
 		fmt.Fprint(c.stdout, version.Line("halogen"))
@@ -65,7 +79,7 @@ func (c command) run(args []string) int {
 		fmt.Fprint(c.stdout, usage)
 		return exitOK
 	}
-	do, ok := commands[name]
+	do, ok := c.commands()[name]
 	if !ok {
 		fmt.Fprintf(c.stderr, "halogen: unknown command %q\n%s", name, usage)
 		return exitUsage

@@ -67,7 +67,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f := flag.NewFlagSet("release "+do, flag.ContinueOnError)
 	f.StringVar(&m.server, "server", "", "`ROOT` of the web server's directories, or an image's directory in it")
 	f.StringVar(&m.image, "image", "", "`ARCH/IMAGE-ID`, where ROOT has several")
-	f.StringVar(&m.channel, "channel", string(manifest.Stable), "channel that names the release: `stable`, beta or alpha")
+	f.StringVar(&m.channel, "channel", string(manifest.Stable), "`CHANNEL` that names the release: stable, beta or alpha")
 	f.IntVar(&m.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.StringVar(&m.to, "to", "", "`VERSION` that takes its place")
 	f.IntVar(&m.keep, "keep", 3, "`N` releases that stay, the newest")

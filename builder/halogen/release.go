@@ -110,7 +110,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("release", flag.ContinueOnError)
 	f.StringVar(&o.Build, "build", "", "`DIR` that 'halogen build' filled")
 	f.StringVar(&o.Server, "server", "", "`ROOT` of the web server's folders; made when missing")
-	f.StringVar(&r.channel, "channel", string(manifest.Stable), "channel that names the release: `stable`, beta or alpha")
+	f.StringVar(&r.channel, "channel", string(manifest.Stable), "`CHANNEL` that names the release: stable, beta or alpha")
 	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
