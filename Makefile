@@ -139,6 +139,42 @@ bin/man: bin/halogen builder/config/uki.conf.5 boot/manifest/manifest.env.5 boot
 	@cp $(filter %.5,$^) $@/man5/
 	@cp $(filter %/ota.8 %/halogenctl.8,$^) $@/man8/
 
+# The licences of all that is in the programs.
+$(OUT)/copyright: LICENSE go.mod builder/deb/copyright $(SOURCES)
+	@mkdir -p $(@D) && builder/deb/copyright ./builder/halogen ./initagent ./uroot-cmds/ota ./uroot-cmds/halogenctl $(OURS) $(UROOT) >$@
+
+# halogen looks for the machine's programs beside itself, so all are in one directory, and
+# $(PREFIX)/bin has a link.
+PREFIX ?= /usr/local
+DESTDIR ?=
+INTO = $(DESTDIR)$(PREFIX)
+DOC  = $(INTO)/share/doc/halogen
+.PHONY: install
+install: build $(OUT)/copyright ## install halogen and its manual pages (PREFIX=/usr/local DESTDIR=)
+	@install -d $(INTO)/bin $(INTO)/lib/halogen $(INTO)/share/man/man1 $(INTO)/share/man/man5 $(INTO)/share/man/man8 $(DOC)/examples
+	@install -m 755 bin/halogen bin/bb bin/ota bin/halogenctl $(INTO)/lib/halogen/
+	@install -m 644 bin/bb.list bin/bb.modules $(INTO)/lib/halogen/
+	@rm -rf $(INTO)/lib/halogen/share $(DOC)/examples/recipes
+	@cp -R bin/share $(INTO)/lib/halogen/share
+	@ln -sfn ../lib/halogen/halogen $(INTO)/bin/halogen
+	@for s in 1 5 8; do install -m 644 bin/man/man$$s/* $(INTO)/share/man/man$$s/; done
+	@install -m 644 README.md CHANGELOG.md $(OUT)/copyright $(DOC)/
+	@install -m 644 uki.conf $(DOC)/examples/
+	@cp -R builder/recipes $(DOC)/examples/recipes && rm -f $(DOC)/examples/recipes/*.go
+	@chmod -R u=rwX,go=rX $(INTO)/lib/halogen/share $(DOC)/examples/recipes
+
+# A Debian package of the same. MAINTAINER= is who answers for it.
+MAINTAINER ?= HalogenOS authors <maintainers@halogenos.invalid>
+DEBARCH = $(shell go env GOARCH)
+.PHONY: deb
+deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER='NAME <ADDRESS>')
+	@rm -rf $(OUT)/deb $(OUT)/halogen_*.deb
+	@$(MAKE) --no-print-directory install DESTDIR=$(OUT)/deb PREFIX=/usr
+	@gzip -9n $(OUT)/deb/usr/share/man/man*/* $(OUT)/deb/usr/share/doc/halogen/CHANGELOG.md
+	@go run ./builder/deb -root $(OUT)/deb -version "$$(cat $(OUT)/version)" -arch $(DEBARCH) -date $(SOURCE_DATE_EPOCH) -maintainer '$(MAINTAINER)' \
+		-out "$(OUT)/halogen_$$(tr - '~' <$(OUT)/version)_$(DEBARCH).deb"
+	@ls $(OUT)/halogen_*.deb
+
 # --- Images -------------------------------------------------------------------
 
 RECIPE := $(shell find builder/recipes/debian builder/recipes/finish-system -type f)
@@ -270,7 +306,7 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 	@touch $@
 
 .PHONY: test
-test: tools lint unit container-test fuzz boot-test ## everything CI runs
+test: tools lint unit container-test deb-test fuzz boot-test ## everything CI runs
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck
@@ -281,7 +317,7 @@ lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck
 
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
-	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|initagent/agent)$$')
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$')
 	@go test -timeout 30m -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
@@ -301,6 +337,10 @@ scan-debian: $(OUT)/desktop.stamp ## search a whole desktop for secrets: only re
 .PHONY: scan-random
 scan-random: ## search 16 GB of random bytes for secrets: none are found
 	@HALOGEN_RANDOM_GB=16 go test -count=1 -v -timeout 60m -run TestRandomBytes ./builder/scan
+
+.PHONY: deb-test
+deb-test: deb $(OUT)/tools13.stamp ## the Debian package, installed beside those of a Debian 13
+	@HALOGEN_DEB=$$(echo $(abspath $(OUT))/halogen_*.deb) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) go test -count=1 ./builder/deb
 
 .PHONY: container-test
 container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the same bytes, and no key left behind
