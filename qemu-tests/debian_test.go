@@ -64,7 +64,7 @@ func TestDebian(t *testing.T) {
 	t.Parallel()
 	r := imageRelease(t, "debian-1")
 	g := Machine(t, Options{Image: "debian-1", VM: vm.Options{Watchdog: vm.I6300ESB}})
-	g.Expect(`halogen: initagent (\d\S*|unknown)\r\n`) // the first line says which
+	g.Expect(`halogen: initagent (\d\S*|unknown)\s`) // the first line says which
 	g.Expect(`halogen: enrol \(`)
 	g.Expect(`RECOVERY KEY:`)
 	g.Expect(`Press Enter when you have written it down`)

@@ -71,7 +71,7 @@ func (c command) run(args []string) int {
 		return exitUsage
 	}
 	name := args[0]
-	if name == "--version" || name == "version" {
+	if name == "--version" {
 		fmt.Fprint(c.stdout, version.Line("halogen"))
 		return exitOK
 	}

@@ -102,7 +102,7 @@ func Run(args []string, s Streams, open func() *machine.Machine) int {
 	case "--help", "-h", "-help", "help":
 		fmt.Fprint(s.Out, usage)
 		return exitDone
-	case "--version", "version":
+	case "--version":
 		fmt.Fprint(s.Out, version.Line("ota"))
 		return exitDone
 	}
