@@ -23,7 +23,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the build and the tests call. Each is in Debian 12 and 13.
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
-	kmod buildah shellcheck tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
+	kmod buildah shellcheck tcc tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
 	openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip \
 	softhsm2 gnupg-pkcs11-scd mandoc
 # Web servers that the tests start on ports of their own. busybox and busybox-static take
@@ -200,10 +200,12 @@ $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/upd
 	@cp $< $@
 	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --mode=u=rwX,go=rX --no-recursion -T -
 
-$(OUT)/rootfs/sysvinit.tar: $(wildcard qemu-tests/sysvinit/*) | $(OUT)/tools.stamp
+# Systems without systemd: each of another layout and another init.
+INITS := sysvinit openrc busybox
+$(INITS:%=$(OUT)/rootfs/%.tar): $(shell find qemu-tests/inits -type f) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
-	@echo "making a Debian 12 without systemd (a minute)"
-	@qemu-tests/sysvinit/make-rootfs $@
+	@echo "making a Debian with $(basename $(@F)) for its init (a minute)"
+	@qemu-tests/inits/make-rootfs $(basename $(@F)) $@
 
 # The same tree unpacked: the test system takes its kernel from it.
 $(OUT)/rootfs/debian.stamp: $(OUT)/rootfs/debian.tar
@@ -241,8 +243,10 @@ $(OUT)/images/update-1/disk.img: $(OUT)/rootfs/debian-before.tar
 $(OUT)/images/update-2/disk.img: $(OUT)/rootfs/debian.tar
 $(OUT)/images/update-bad-2/disk.img: $(OUT)/rootfs/debian-bad.tar
 $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
-$(OUT)/images/sysvinit-1/disk.img $(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
-UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3 sysvinit-1 sysvinit-2)
+$(OUT)/images/openrc-1/disk.img $(OUT)/images/openrc-4/disk.img: $(OUT)/rootfs/openrc.tar
+$(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
+$(OUT)/images/busybox-3/disk.img: $(OUT)/rootfs/busybox.tar
+UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3 openrc-1 openrc-4 sysvinit-2 busybox-3)
 $(UPDATES): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
