@@ -80,7 +80,7 @@ func (m LinuxMounts) Unmount(target string) error {
 // SwitchRoot implements Mounts. It first makes sure that init is there, while
 // there is still a way back.
 func (m LinuxMounts) SwitchRoot(newRoot string, init []string) error {
-	if _, err := os.Stat(filepath.Join(newRoot, init[0])); err != nil {
+	if err := reachable(newRoot, init[0]); err != nil {
 		return fmt.Errorf("the system has no %s: %w", init[0], err)
 	}
 	old, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -107,6 +107,21 @@ func (m LinuxMounts) SwitchRoot(newRoot string, init []string) error {
 	emptyInitramfs(old)
 	err = unix.Exec(init[0], init, []string{"HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
 	return fmt.Errorf("execute %s: %w", init[0], err)
+}
+
+// reachable reports whether a file is there once newRoot is the root: a link such as
+// Alpine's /sbin/init -> /bin/busybox leads to what is in there, not in the initramfs.
+func reachable(newRoot, name string) error {
+	root, err := unix.Open(newRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	file, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if err != nil {
+		return err
+	}
+	return unix.Close(file)
 }
 
 // emptyInitramfs gives the memory of the initramfs back. A file that stays
