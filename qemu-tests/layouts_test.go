@@ -22,7 +22,7 @@ const sysvCron = "/etc/cron.d/ota"
 var layoutSystems = []layoutSystem{
 	// A boot manager and a stub of 2023, which measure otherwise than today's.
 	{"sysvinit", [][2]string{
-		{"cat /proc/1/comm; ls -d /run/openrc /run/systemd/system", `^init\n`},
+		{"cat /proc/1/comm && ! test -e /run/openrc", `^init$`},
 		{"modinfo -n virtio_net", `^/lib/modules/\S*/virtio_net\.ko$`},
 	}, sysvCron},
 	{"openrc", [][2]string{
@@ -36,7 +36,7 @@ var layoutSystems = []layoutSystem{
 		{"readlink /home /usr/etc", `^var/home\n\.\./etc$`}, // as ostree has them
 		{"cd /lib/modules/*/ && find . -name ext4.ko* -o -name dm-crypt.ko* -o -name virtio_net.ko* | sed 's,.*/,,' | sort; cd; lsmod | grep -cE '^(ext4|dm_crypt|virtio_net) '", `^dm-crypt.ko.gz\next4.ko.zst\nvirtio_net.ko\n3$`},
 		// A program that musl loads; nobody may read by its capability, and by a list.
-		{"su -s /bin/sh nobody -c 'musl-cat /etc/shadow | head -c 5; cat /usr/share/odd/list; cat /etc/shadow' 2>&1", `^root:odd\ncat: .*Permission denied$`},
+		{"su -s /bin/sh nobody -c 'musl-cat /etc/shadow | head -c 5; cat /usr/share/odd/list; cat /etc/shadow || true' 2>&1", `^root:odd\ncat: .*Permission denied$`},
 		{"cd /usr/share/odd && ls links | wc -l && cat links/65536; cd", `^65537\nodd$`},
 		// Before 1970 is 1970, and what has not come yet is the build's date.
 		{"cd /usr/share/odd && stat -c '%n %u %g %Y' owner old new; cd", `^owner 4000000000 3000000000 1000000000\nold 0 0 0\nnew 0 0 1\d{9}$`},
@@ -119,7 +119,7 @@ func live(t *testing.T, story []string) {
 func (g *Guest) is(s layoutSystem) {
 	g.t.Helper()
 	g.says("grep ' / ' /proc/mounts | tail -n 1", `^/dev/\S+ / erofs ro,`)
-	g.says("ls -d /run/systemd/system 2>&1 | grep -c 'No such'", `^1$`)
+	g.says("! test -e /run/systemd/system", "")
 	g.says("touch /etc/x /var/x /home/x && rm /etc/x /var/x /home/x", `^$`)
 	g.says("halogenctl slots", "")
 	for _, line := range s.says {
