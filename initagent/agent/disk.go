@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -33,6 +35,18 @@ func (a *Agent) loadAllDrivers() {
 	if _, err := a.Kernel.Coldplug(nil); err != nil {
 		a.Log.Say("%v", err)
 	}
+}
+
+// attended runs what a person works with, and gives what they plug in its driver
+// meanwhile: nothing else does so in the initramfs. The TPM must have learned that the
+// boot has ended.
+func (a *Agent) attended(run func() error) error {
+	ctx, stop := context.WithCancel(context.Background())
+	var plugging sync.WaitGroup
+	plugging.Go(func() { a.Kernel.Hotplug(ctx) })
+	defer plugging.Wait() // the boot may go on and load drivers itself
+	defer stop()
+	return run()
 }
 
 // findDisk waits for the disk that this system was started from.

@@ -173,6 +173,16 @@ func (k kernel) Coldplug(way []bootoption.Function) (int, error) {
 	}
 	return 0, nil
 }
+
+// Hotplug tells a person's program that devices are looked for.
+func (k kernel) Hotplug(ctx context.Context) {
+	select {
+	case k.m.hotplug <- struct{}{}:
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+}
+
 func (kernel) Load(...string) error { return nil }
 
 // mapper implements hw.Mapper. What dm-verity finds out in the end it finds out
@@ -421,11 +431,21 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	return []byte(answer), nil
 }
 
+// plugsIn expects that what is plugged in beside a person's program gets its driver.
+func (p person) plugsIn(what string) {
+	select {
+	case <-p.m.hotplug:
+	case <-time.After(10 * time.Second):
+		p.m.t.Errorf("what is plugged in beside %s gets no driver", what)
+	}
+}
+
 func (p person) Program(path string, args ...string) error {
 	p.m.nothingUnseals("what an installer stick brings")
 	if !p.m.hidden {
 		p.m.t.Error("an installer stick's program could read the kernel's memory")
 	}
+	p.plugsIn("the installer")
 	p.m.program = append([]string{path}, args...)
 	return p.m.programEnds
 }
@@ -441,5 +461,6 @@ func (p person) Shell() error {
 		p.m.t.Error("the recovery console opens, and its shell could read the kernel's memory")
 	}
 	p.m.nothingUnseals("the recovery console")
+	p.plugsIn("the recovery console")
 	panic(halt{"recovery"})
 }

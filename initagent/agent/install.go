@@ -39,5 +39,5 @@ func (a *Agent) install() error {
 		return err
 	}
 	a.releaseWatchdog(0) // a person takes the time that it takes
-	return a.Person.Program(a.path(installerProgram), "install")
+	return a.attended(func() error { return a.Person.Program(a.path(installerProgram), "install") })
 }

@@ -156,6 +156,7 @@ type machine struct {
 	unreadable     int
 	unreadableFile string
 	plugging       func() // is called when drivers are loaded
+	hotplug        chan struct{}
 	fullFile       string // it cannot be written: the file system is full
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
@@ -222,7 +223,7 @@ func newMachine(t testing.TB, change func(*contract.Contract)) *machine {
 	}
 	m := &machine{
 		t: t, emulator: startEmulator(t), manager: ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("boot manager")}),
-		releases: map[contract.Version]*edition{1: newRelease(t, 1, 5, change)}, root: t.TempDir(), random: mrand.NewChaCha8([32]byte{1}), clock: buildDate.AddDate(0, 1, 0),
+		hotplug: make(chan struct{}), releases: map[contract.Version]*edition{1: newRelease(t, 1, 5, change)}, root: t.TempDir(), random: mrand.NewChaCha8([32]byte{1}), clock: buildDate.AddDate(0, 1, 0),
 	}
 	m.installRoot()
 	m.powerOn(m.installed(diskSize))

@@ -23,7 +23,8 @@ import (
 // a machine that was only restarted still has what the boot before this one knew, and no
 // further module is loaded where the kernel trusts keys that are not this system's; a TPM
 // that was absent is told then, and looked for once more right before the shell, for a
-// driver that took its time. If one of these fails there is no console, but for a kernel
+// driver that took its time. What is plugged in beside the shell gets its driver, but no
+// TPM does. If one of these fails there is no console, but for a kernel
 // that cannot hide its memory, which the builder refuses.
 func (a *Agent) recover(reason string) error {
 	a.stopListening()
@@ -57,7 +58,7 @@ func (a *Agent) recover(reason string) error {
 	if err := a.leavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}
-	if err := a.Person.Shell(); err != nil {
+	if err := a.attended(a.Person.Shell); err != nil {
 		a.Log.Say("%v", err)
 	}
 	return a.restart()

@@ -7,6 +7,7 @@
 package hw
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -126,6 +127,9 @@ type Kernel interface {
 	// many modules it tried for the first time. With a way to a controller, in
 	// PCI functions, mass storage on other PCI controllers is left out.
 	Coldplug(way []bootoption.Function) (int, error)
+	// Hotplug gives devices that appear from now on their drivers, until ctx is done.
+	// A TPM gets none: it could be there before anybody had told it that the boot is over.
+	Hotplug(ctx context.Context)
 	// Load loads one module and what it depends on. A built-in one is fine.
 	Load(names ...string) error
 }

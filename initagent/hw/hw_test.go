@@ -1,6 +1,7 @@
 package hw
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -202,6 +204,42 @@ func TestColdplug(t *testing.T) {
 		if err != nil || tried+rest != 6 || len(loaded) != 6 {
 			t.Errorf("%s: then %d more, loaded %q, %v; want 6 in all", name, rest, loaded, err)
 		}
+	}
+}
+
+// What is plugged in later gets its driver, once, and a TPM gets none. FAULTS 112
+func TestHotplug(t *testing.T) {
+	root := tree(t, map[string]string{
+		"modules/modules.dep":   "kernel/drivers/usb/storage/usb-storage.ko:\nkernel/drivers/char/tpm/tpm_tis.ko:\n",
+		"sys/bus/usb/devices/x": "", "sys/bus/acpi/devices/x": "",
+	})
+	loaded := make(chan string, 10)
+	k := &LinuxKernel{Sys: filepath.Join(root, "sys"), Modules: filepath.Join(root, "modules"), aliases: aliasIndex{}, seen: map[string]bool{}}
+	k.load = func(module string) error { loaded <- module; return nil }
+	k.aliases.add("usb:v1*", "usb_storage", 0)
+	k.aliases.add("acpi*:TPM*", "tpm_tis", 1)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { k.Hotplug(ctx); close(ended) }()
+	for name, modalias := range map[string]string{"acpi/devices/tpm": "acpi:TPM1:", "usb/devices/stick": "usb:v1p1\n", "usb/devices/stick2": "usb:v1p1\n"} {
+		folder := filepath.Join(root, "sys/bus", name)
+		if err := errors.Join(os.Mkdir(folder, 0o755), os.WriteFile(filepath.Join(folder, "modalias"), []byte(modalias), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case module := <-loaded:
+		if module != "usb_storage" {
+			t.Errorf("loaded %s", module)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("a stick got no driver")
+	}
+	time.Sleep(2 * hotplugEvery)
+	stop()
+	<-ended
+	if len(loaded) > 0 {
+		t.Errorf("then loaded %s, too", <-loaded)
 	}
 }
 

@@ -3,6 +3,7 @@ package hw
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sys/unix"
@@ -266,6 +268,25 @@ func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
 		}
 	}
 	return k.Coldplug(nil)
+}
+
+// hotplugEvery is how often Hotplug looks. A person with a stick does not notice it, nor
+// does an idle machine.
+const hotplugEvery = time.Second
+
+// Hotplug implements Kernel. Nobody else may use k meanwhile.
+func (k *LinuxKernel) Hotplug(ctx context.Context) {
+	look := time.NewTicker(hotplugEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			// What fails now is the device's trouble, and is tried with the next one.
+			_, _ = k.ColdplugOnly(func(file string) bool { return !strings.Contains(file, "/tpm/") })
+		}
+	}
 }
 
 // modaliases are the names that a device's driver is found by; none for a device

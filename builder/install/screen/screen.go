@@ -104,8 +104,10 @@ func (u *ui) chooseDisk() error {
 	}
 	heading := "Install " + u.backend.Release() + ": which disk?"
 	if len(disks) == 0 {
-		page := text("No disk was found that could be installed to.").SetDoneFunc(func(tcell.Key) { u.app.Stop() })
-		u.show("disks", u.frame(heading, "Enter: leave", page), page)
+		page := text("No disk was found that could be installed to.\n\nPlug one in and press r, or look in the firmware's setup how its controller is used: a RAID mode can hide disks.").
+			SetDoneFunc(func(tcell.Key) { u.app.Stop() })
+		page.SetInputCapture(u.looksAgain)
+		u.show("disks", u.frame(heading, "r: look again   Enter: leave", page), page)
 		return nil
 	}
 	first := firstChoice(disks, refused)
@@ -114,12 +116,23 @@ func (u *ui) chooseDisk() error {
 	list := u.list(lines, first, func(i int) { u.choose(u.disks[i]) }, u.app.Stop, func(i int) {
 		details.SetText(about(disks[i], refused[i])).ScrollToBeginning()
 	})
+	list.SetInputCapture(u.looksAgain)
 	fixed, share := 2*len(disks)+1, 0
 	if fixed > fewLines {
 		fixed, share = 0, 2
 	}
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, fixed, share, true).AddItem(details, 0, 1, false)
-	u.show("disks", u.frame(heading, "Up, Down: choose   Enter: look at it   Esc: leave", page), list)
+	u.show("disks", u.frame(heading, "Up, Down: choose   Enter: look at it   r: look again   Esc: leave", page), list)
+	return nil
+}
+
+// looksAgain lists the disks anew at a key, for those that were plugged in or taken
+// out. Other keys are the page's.
+func (u *ui) looksAgain(key *tcell.EventKey) *tcell.EventKey {
+	if key.Key() != tcell.KeyRune || key.Rune() != 'r' {
+		return key
+	}
+	u.back()
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 // fake is a machine with these disks.
 type fake struct {
+	plugging  sync.Mutex
 	disks     []install.Disk
 	findings  []install.Finding
 	refuse    map[string]string // why a disk cannot be installed to
@@ -25,8 +26,13 @@ type fake struct {
 	begun     chan bool // an installation that has no end, or nil
 }
 
-func (f *fake) Release() string                { return "test 7" }
-func (f *fake) Disks() ([]install.Disk, error) { return f.disks, nil }
+func (f *fake) Release() string { return "test 7" }
+func (f *fake) Disks() ([]install.Disk, error) {
+	f.plugging.Lock()
+	defer f.plugging.Unlock()
+	return f.disks, nil
+}
+
 func (f *fake) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	p := &install.Plan{Disk: d, Findings: f.findings}
 	if why := f.refuse[d.Path]; why != "" {
@@ -346,6 +352,40 @@ func TestNoDisk(t *testing.T) {
 	p := start(t, &fake{})
 	p.sees("No disk was found")
 	p.presses(tcell.KeyEnter)
+	if err := p.ends(); !errors.Is(err, ErrLeft) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// FAULTS 112: a disk that is plugged in while the list is shown, and one that is taken out.
+func TestLooksAgain(t *testing.T) {
+	f := twoDisks()
+	all := f.disks
+	f.disks = nil
+	plug := func(disks ...install.Disk) {
+		f.plugging.Lock()
+		defer f.plugging.Unlock()
+		f.disks = disks
+	}
+	p := start(t, f)
+	p.sees("No disk was found")
+	plug(all[1])
+	p.types("r")
+	p.sees("> /dev/nvme0n1")
+	plug(all...)
+	p.types("r")
+	p.sees("/dev/sda")
+	plug(all[0])
+	p.types("r")
+	p.sees("> /dev/sda")
+	p.presses(tcell.KeyEnter)
+	p.sees("Everything on /dev/sda will be lost")
+	p.types("r") // here it is a letter of a name
+	p.presses(tcell.KeyEnter)
+	p.sees("That was not sda")
+	p.presses(tcell.KeyEscape)
+	p.sees("which disk?")
+	p.presses(tcell.KeyEscape)
 	if err := p.ends(); !errors.Is(err, ErrLeft) {
 		t.Errorf("error %v", err)
 	}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -87,6 +88,9 @@ type modules struct{}
 
 // Coldplug implements hw.Kernel.
 func (modules) Coldplug([]bootoption.Function) (int, error) { return 0, errors.ErrUnsupported }
+
+// Hotplug implements hw.Kernel. Others do it: the system's udev, or initagent.
+func (modules) Hotplug(ctx context.Context) { <-ctx.Done() }
 
 // Load implements hw.Kernel.
 func (modules) Load(names ...string) error {
