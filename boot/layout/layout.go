@@ -143,6 +143,17 @@ func VeritySize(slotSize int64) (int64, error) {
 	return AlignUp(size), nil
 }
 
+// LeastDisk is the size in bytes, a whole number of Align, of the smallest disk that has
+// room for everything a machine makes on it. The alternate table takes a part of the last
+// Align alone, so that a disk may do with a little less.
+func LeastDisk(slotSize int64) (int64, error) {
+	tree, err := VeritySize(slotSize)
+	if err != nil {
+		return 0, err
+	}
+	return Align + ESPSize + 2*(slotSize+tree) + MinRoot + Align, nil
+}
+
 // SystemUUID is the partition UUID of the system partition whose content has
 // this root hash: the hash's first 128 bits, in the order of the UUID's text
 // form (Discoverable Partitions Specification, "Partition UUIDs").

@@ -456,25 +456,6 @@ func TestChosenKernel(t *testing.T) {
 	mustBuild(t, o)
 }
 
-func TestSmallDiskGetsASmallPartition(t *testing.T) {
-	o := options(t, rootfstest.Minimal().Write(t, false))
-	o.DiskSize = 516 << 20 // no room for a slot of 16 MiB
-	r := mustBuild(t, o)
-	f, err := os.Open(filepath.Join(o.Out, DiskFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	table, _, err := gpt.Read(f, uint64(o.DiskSize/512), 512)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, size := table.Bytes(table.Partitions[1]); size != layout.AlignUp(r.Release.ImageSize) {
-		t.Errorf("partition 2 has %d bytes for an image of %d", size, r.Release.ImageSize)
-	}
-	testkit.Run(t, "sgdisk", "-v", f.Name())
-}
-
 func FuzzKernelRelease(f *testing.F) {
 	f.Add(rootfstest.Kernel("6.1.0"))
 	f.Add(rootfstest.Kernel("../x"))

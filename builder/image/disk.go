@@ -32,6 +32,14 @@ func (b *build) disk(context.Context) error {
 	case err != nil:
 		return fmt.Errorf("plan disk: %w", err)
 	}
+	least, err := layout.LeastDisk(b.release.SlotSize)
+	if err != nil {
+		return fmt.Errorf("plan disk: %w", err)
+	}
+	if b.DiskSize < least {
+		b.Progress.Note("WARNING: %s has %d MiB, and no machine starts from a disk under %d MiB with this SlotSize: write it to a larger disk, or give a --disk-size of %dM at least",
+			DiskFile, b.DiskSize>>20, least>>20, least>>20)
+	}
 	esp := install.ESP{Release: b.release, UKI: b.uki, BootManager: b.parts.bootManager}
 	f, err := os.OpenFile(b.out.path(DiskFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {

@@ -248,15 +248,15 @@ var ErrNoRoom = errors.New("the disk is too small")
 
 // tooSmall says how much room is wanted.
 func tooSmall(d Disk, slotSize int64, kept *Root) string {
-	need := int64(layout.Align + layout.ESPSize)
-	if tree, err := layout.VeritySize(slotSize); err == nil { // or the boot contract was refused
-		need += 2 * (slotSize + tree)
-	}
-	if kept != nil {
+	need, err := layout.LeastDisk(slotSize)
+	switch {
+	case err != nil:
+		return err.Error() // not reachable: the boot contract would have been refused
+	case kept != nil:
 		return fmt.Sprintf("the root partition cannot be kept: this release needs the first %d MiB of %s, and the partition begins at %d MiB",
-			need>>20, d.Path, int64(kept.Partition.First)*int64(d.SectorSize)>>20)
+			(need-layout.MinRoot-layout.Align)>>20, d.Path, int64(kept.Partition.First)*int64(d.SectorSize)>>20)
 	}
-	return fmt.Sprintf("%s is too small: it has %d MiB, and this release needs %d MiB: choose a larger disk", d.Path, d.Size()>>20, (need+layout.MinRoot+layout.Align)>>20)
+	return fmt.Sprintf("%s is too small: it has %d MiB, and this release needs %d MiB: choose a larger disk", d.Path, d.Size()>>20, need>>20)
 }
 
 // Loss says what the disk loses.

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -23,6 +26,61 @@ func (d lateDisks) List() ([]hw.Disk, error) {
 		list = slices.DeleteFunc(list, func(found hw.Disk) bool { return found.Name == "disk0" })
 	}
 	return list, err
+}
+
+// FAULTS 112: a disk of exactly the least size is set up, and its root partition has what
+// is left; of one that is a sector smaller nothing is written.
+func TestLeastDisk(t *testing.T) {
+	const tail = 33 * sectorSize // the alternate table
+	size, err := layout.LeastDisk(slotSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size += tail - layout.Align
+	m := newMachine(t, nil)
+	m.powerOn(m.installed(size - sectorSize))
+	m.ends("recovery", "partition 6 (root) needs 256 MiB, the largest free space has 255 MiB")
+	if i := slices.IndexFunc(m.ops, func(op string) bool { return strings.HasPrefix(op, "disk write") }); i >= 0 {
+		t.Errorf("a disk that is too small: %s", m.ops[i])
+	}
+	m = newMachine(t, nil)
+	m.powerOn(m.installed(size))
+	m.ends("system")
+	m.hasRoot(layout.MinRoot)
+	m.runs(1)
+}
+
+// A disk.img that is smaller than the disk it was written to: the first boot uses all of
+// the disk.
+func TestImageOnLargerDisk(t *testing.T) {
+	m := newMachine(t, nil)
+	small := m.installed(600 * mib).disk // with less room than the layout takes
+	w := m.installed(diskSize)
+	w.disk = blocktest.New(diskSize, blocktest.Hostile)
+	content := make([]byte, mib)
+	for at := int64(0); at < small.Size(); at += mib {
+		_, err := small.ReadAt(content, at)
+		m.must(err)
+		_, err = w.disk.WriteAt(content, at)
+		m.must(err)
+	}
+	m.powerOn(w)
+	m.ends("system")
+	tree, err := layout.VeritySize(slotSize)
+	m.must(err)
+	m.hasRoot(diskSize - 2*layout.Align - layout.ESPSize - 2*(slotSize+tree))
+	m.runs(1)
+}
+
+// hasRoot expects a root partition of so many bytes, in a table that is whole.
+func (m *machine) hasRoot(want int64) {
+	m.t.Helper()
+	table, health, err := m.table()
+	m.must(err)
+	p, ok := table.ByNumber(layout.RootNumber)
+	if _, size := table.Bytes(p); !ok || size != want || !health.OK() {
+		m.t.Errorf("the root partition has %d bytes, want %d; %s", size, want, health)
+	}
 }
 
 // A copy of the disk on USB, which may be there first, is not written to as long as the
