@@ -39,7 +39,12 @@ type recordedDisk struct {
 	now     *blocktest.Disk
 }
 
-func (d *recordedDisk) ReadAt(p []byte, off int64) (int, error) { return d.now.ReadAt(p, off) }
+func (d *recordedDisk) ReadAt(p []byte, off int64) (int, error) {
+	if bad := d.m.bad; d.m.booting && off < bad.to && off+int64(len(p)) > bad.from {
+		return 0, syscall.EIO
+	}
+	return d.now.ReadAt(p, off)
+}
 
 func (d *recordedDisk) WriteAt(p []byte, off int64) (int, error) {
 	d.m.op(fmt.Sprintf("disk write of %d at %d", len(p), off))

@@ -154,6 +154,7 @@ type machine struct {
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.
 	unreadable     int
+	bad            struct{ from, to int64 } // bytes of the disk
 	unreadableFile string
 	plugging       func() // is called when drivers are loaded
 	hotplug        chan struct{}

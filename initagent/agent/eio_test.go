@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+)
+
+// Wherever the disk of a machine in use gives EIO, the boot comes to an end: to the
+// system, or to the recovery console with words that say what cannot be read. Nothing is
+// made anew in its place: the machine starts as before when the disk reads again.
+// FAULTS 112
+func TestUnreadable(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	good := m.world(true, nil)
+	table, _, err := m.table()
+	m.must(err)
+	in := func(number int, offset int64) int64 {
+		p, ok := table.ByNumber(number)
+		if !ok {
+			t.Fatalf("there is no partition %d", number)
+		}
+		start, _ := table.Bytes(p)
+		return start + offset
+	}
+	const inUse = "input/output error"
+	a, b := layout.SlotA, layout.SlotB
+	for _, c := range []struct {
+		name     string
+		at, size int64
+		end      string
+		says     []string // beside the end
+	}{
+		{"the protective MBR", 0, sectorSize, "system", nil},
+		{"the primary table's header", sectorSize, sectorSize, "system", []string{"primary"}},
+		{"the primary table's entries", 2 * sectorSize, 32 * sectorSize, "system", []string{"primary"}},
+		{"the alternate table's entries", diskSize - 33*sectorSize, sectorSize, "system", []string{"alternate"}},
+		{"the alternate table's header", diskSize - sectorSize, sectorSize, "system", []string{"alternate"}},
+		{"both tables", 0, diskSize, "recovery", []string{inUse}},
+		{"the first block of the system", in(a.SystemNumber(), 0), 4096, "recovery", []string{inUse}},
+		{"the last block of the system", in(a.SystemNumber(), imageSize-4096), 4096, "recovery", []string{inUse}},
+		{"the tree", in(a.VerityNumber(), 4096), 4096, "recovery", []string{inUse}},
+		{"the other slot", in(b.SystemNumber(), 0), slotSize, "system", nil},
+		{"the other slot's tree", in(b.VerityNumber(), 0), 4096, "system", nil},
+		{"the root partition's header", in(layout.RootNumber, 0), luks2.DataOffset, "recovery", []string{inUse}},
+		{"one copy of the header", in(layout.RootNumber, 0), 4096, "system", nil},
+		{"the other copy of the header", in(layout.RootNumber, 16<<10), 4096, "system", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.t = t
+			m.powerOn(good)
+			m.bad.from, m.bad.to = c.at, c.at+c.size
+			m.ends(c.end, c.says...)
+			if c.end == "system" && (m.openVolume == nil || strings.Contains(m.printed.String(), "ecovery key")) {
+				t.Errorf("the root partition is closed; it asks %q:\n%s", m.printed.String(), m.said.String())
+			}
+			m.bad.from, m.bad.to = 0, 0
+			m.printed.Reset()
+			m.runs(1)
+			if len(m.shown) != 1 {
+				t.Errorf("%d recovery keys were shown", len(m.shown))
+			}
+		})
+	}
+}
