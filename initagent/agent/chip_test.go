@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -182,6 +183,9 @@ const policyDigestSize = 34
 func (m *machine) openTPM() (*tpm.TPM, error) {
 	if m.noTPM != nil {
 		return nil, m.noTPM
+	}
+	if m.clock.Before(m.tpmFrom) {
+		return nil, fmt.Errorf("the firmware has a TPM 2.0 (TPM2), and %w", hw.ErrNoDevice)
 	}
 	if m.tpmBusy--; m.tpmBusy >= 0 {
 		return nil, tpm.ErrBusy

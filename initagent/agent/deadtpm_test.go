@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
@@ -161,4 +162,24 @@ func TestDeadTPMRequired(t *testing.T) { // FAULTS 71
 	if m.agent.lock.Sealed.Kind != policy.KindNV {
 		t.Error("it is not bound: this proves nothing")
 	}
+}
+
+// FAULTS 112: a TPM that the firmware knows, whose driver is a module that takes its time,
+// is waited for; one that never comes ends the boot, with words about the driver.
+func TestLateTPM(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.tpmFrom = m.clock.Add(tpmTimeout / 2)
+	start := m.clock
+	m.runs(1)
+	if took := m.clock.Sub(start); took > tpmTimeout {
+		t.Errorf("it took %s", took)
+	}
+	start, m.tpmFrom = m.clock, m.clock.Add(time.Hour)
+	m.said.Reset()
+	// No console beside it, which could load the driver and ask it.
+	if end := m.boot(); end != "reboot" || !strings.Contains(m.said.String(), "the kernel has no device for it: its driver is missing, or failed") || m.openVolume != nil {
+		t.Errorf("it ends in %s:\n%s", end, m.said.String())
+	}
+	m.tpmFrom = start
+	m.runs(1)
 }

@@ -140,17 +140,18 @@ type machine struct {
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
-	tpmBusy             int    // openings of the TPM that fail
-	deaf                bool   // the TPM takes no measurements
-	tpmPlugs, tpmOpens  int    // loadings of drivers, and openings, before the TPM shows itself
-	noEFI               error  // of mounting the firmware's variables
-	extra               string // measured into PCR 7 besides
-	optionROM           string // of a card, which the firmware starts
-	extra12, extra13    string // into PCR 12 and 13
-	detour              bool   // a boot option failed before
-	unaccounted         bool   // the firmware measures into PCR 4 what nobody knows
-	noLog               bool   // the firmware has no event log
-	wrongLog            bool   // its log is not what it has measured
+	tpmBusy             int       // openings of the TPM that fail
+	deaf                bool      // the TPM takes no measurements
+	tpmPlugs, tpmOpens  int       // loadings of drivers, and openings, before the TPM shows itself
+	tpmFrom             time.Time // there is no device for it before
+	noEFI               error     // of mounting the firmware's variables
+	extra               string    // measured into PCR 7 besides
+	optionROM           string    // of a card, which the firmware starts
+	extra12, extra13    string    // into PCR 12 and 13
+	detour              bool      // a boot option failed before
+	unaccounted         bool      // the firmware measures into PCR 4 what nobody knows
+	noLog               bool      // the firmware has no event log
+	wrongLog            bool      // its log is not what it has measured
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.
 	unreadable     int

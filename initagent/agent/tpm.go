@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
@@ -26,9 +27,21 @@ type chip struct {
 // errNotOpened is why there is no TPM before the boot has come to it.
 var errNotOpened = errors.New("the TPM was not opened yet")
 
-// openTPM opens the TPM; that one is missing is a fact and not an error.
+// tpmTimeout is how long a TPM that the firmware knows may take to show itself.
+const tpmTimeout = 5 * time.Second
+
+// openTPM opens the TPM; that one is missing is a fact and not an error. A driver that
+// is a module may have to wait for the bus that its TPM is at.
 func (a *Agent) openTPM() error {
-	a.chip.tpm, a.chip.err = a.TPM.Open()
+	for start := a.Now(); ; {
+		a.chip.tpm, a.chip.err = a.TPM.Open()
+		if !errors.Is(a.chip.err, hw.ErrNoDevice) || a.Now().Sub(start) > tpmTimeout {
+			break
+		}
+		if tried, err := a.Kernel.Coldplug(a.way); err != nil || tried == 0 {
+			a.Sleep(20 * time.Millisecond)
+		}
+	}
 	a.facts.TPMPresent = a.chip.err == nil
 	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
 		a.faulty(a.chip.err)

@@ -11,6 +11,10 @@ import (
 	"halogenos.internal/initagent/tpm"
 )
 
+// ErrNoDevice says that the firmware knows of a TPM 2.0 for which the kernel has no device,
+// or has none yet.
+var ErrNoDevice = errors.New("the kernel has no device for it: its driver is missing, or failed (see dmesg)")
+
 // LinuxTPM is the kernel's TPM.
 type LinuxTPM struct {
 	Device string // of the resource manager, /dev/tpmrm0
@@ -36,7 +40,7 @@ func (l LinuxTPM) Open() (*tpm.TPM, error) {
 	}
 	for _, trace := range []string{l.Table, l.Log} {
 		if _, serr := os.Lstat(trace); !errors.Is(serr, fs.ErrNotExist) {
-			return nil, fmt.Errorf("the firmware has a TPM 2.0 (%s), and the kernel has no device for it: its driver is missing, or failed (see dmesg)", trace)
+			return nil, fmt.Errorf("the firmware has a TPM 2.0 (%s), and %w", trace, ErrNoDevice)
 		}
 	}
 	return nil, err
