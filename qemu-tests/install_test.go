@@ -32,7 +32,8 @@ func emptyDisk(s vm.State) error {
 }
 
 // TestInstallerStick installs from a stick onto an empty disk, by the text
-// interface over the serial line, and starts what was installed.
+// interface over the serial line, and starts what was installed. The disk is plugged
+// in while the installer runs.
 func TestInstallerStick(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -49,8 +50,12 @@ func TestInstallerStick(t *testing.T) {
 				t.Fatal(err)
 			}
 			tt.o.Disks = []vm.Disk{plugged}
-			g := Machine(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: tt.o})
+			tt.o.NoDisk = true
+			g := newGuest(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: tt.o})
+			g.VM.Extra = append(node("own", g.State().Disk()), hotPort()...)
+			g.PowerOn()
 			g.sees("which disk?")
+			g.plugsDisk(tt.o, tt.disk)
 			g.send("\r")
 			g.sees("the disk's name to install:")
 			g.send("sda\r") // the stick's own
@@ -65,7 +70,7 @@ func TestInstallerStick(t *testing.T) {
 			if _, err := g.QMP().WaitEvent(ctx, "RESET"); err != nil {
 				t.Fatal(err)
 			}
-			must(t, g.Unplug(ctx, 1))
+			must(t, g.Unplug(ctx, 0))
 			_, r := g.provision()
 			checkSecured(t, "installed", r)
 			g.PowerOff()
@@ -114,11 +119,16 @@ func holds(t testing.TB, f *os.File, text string) (found bool) {
 	return found
 }
 
-// sees waits for a text on a terminal that is drawn on: what stands there already
-// is passed over, the spaces most of all.
+// sees waits for a text on a terminal that is drawn on.
 func (g *Guest) sees(text string) {
 	g.t.Helper()
-	g.Expect(strings.ReplaceAll(regexp.QuoteMeta(text), " ", " *"))
+	g.Expect(screenText(text).String())
+}
+
+// screenText is a text as a terminal gets it: what stands there already is passed over,
+// the spaces most of all.
+func screenText(text string) *regexp.Regexp {
+	return regexp.MustCompile(strings.ReplaceAll(regexp.QuoteMeta(text), " ", " *"))
 }
 
 // send types keys that are no line, once the program has seen to its terminal.

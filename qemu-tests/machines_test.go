@@ -1,25 +1,27 @@
 package qemutests
 
 import (
+	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
-// TestBuses boots the same disk at every kind of bus, with a second, empty disk of
-// another kind that the firmware sees first, and whose driver is left to the
-// system. One of them is new, and sets itself up in 256 MiB of memory.
+// TestBuses sets a new machine up at every kind of bus, with a second, empty disk of
+// another kind that the firmware sees first, and whose driver is left to the system. One
+// of them has 256 MiB of memory and a disk of exactly the least size.
+// FAULTS 112
 func TestBuses(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name string
-		o    vm.Options
-		new  bool
+		name  string
+		o     vm.Options
+		least bool
 	}{
 		{"nvme, tis", vm.Options{Bus: vm.NVMe, TPM: vm.TPMTIS, Memory: 256}, true},
 		{"sata", vm.Options{Bus: vm.SATA}, false},
@@ -28,19 +30,15 @@ func TestBuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			empty := filepath.Join(t.TempDir(), "empty.img")
-			if err := os.WriteFile(empty, make([]byte, 1<<20), 0o644); err != nil {
-				t.Fatal(err)
+			tt.o.Disks = []vm.Disk{{Path: tinyDisk(t)}}
+			o := Options{Image: "testos-1", VM: tt.o}
+			if tt.least {
+				o.Prepare = func(s vm.State) error { return leastDisk(t, s) }
 			}
-			tt.o.Disks = []vm.Disk{{Path: empty}}
-			var g *Guest
-			var r protocol.Report
-			if tt.new {
-				g = Machine(t, Options{Image: "testos-1", VM: tt.o})
-				_, r = g.provision()
-			} else {
-				g = Machine(t, Options{State: provisioned(t).State, VM: tt.o})
-				r = g.Boot()
+			g := Machine(t, o)
+			_, r := g.provision()
+			if tt.least {
+				checkRootSize(t, r, layout.MinRoot)
 			}
 			r.Problems = nil // the empty disk has no partition table
 			checkSecured(t, tt.name, r)
@@ -60,6 +58,50 @@ func TestBuses(t *testing.T) {
 			g.PowerOff()
 		})
 	}
+}
+
+// TestOldMachine: a machine of 1996 (i440FX) without PCI Express, whose firmware knows no
+// Secure Boot: QEMU's has it for q35 alone, where it can be protected (SMM).
+// FAULTS 112
+func TestOldMachine(t *testing.T) {
+	t.Parallel()
+	g := Machine(t, Options{Image: "testos-optional-1", VM: vm.Options{
+		TPM: vm.TPMTIS, Firmware: vm.Firmware{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"},
+		Extra: []string{"-machine", "pc,smm=off,pflash0=code,pflash1=vars", "-global", "driver=cfi.pflash01,property=secure,value=off"},
+	}})
+	_, r := g.provision()
+	if r.EFI["SecureBoot"] == "1" || !rootIsOpen(r) || !r.Writable["/var"] {
+		t.Errorf("SecureBoot=%s, writable %v, devices %+v", r.EFI["SecureBoot"], r.Writable, r.DM)
+	}
+	before := len(g.Console().Text())
+	if r := g.Reboot(); !rootIsOpen(r) || strings.Contains(g.Console().Text()[before:], "Recovery key (") {
+		t.Errorf("devices %+v; want root, and no question", r.DM)
+	}
+	g.PowerOff()
+}
+
+// checkRootSize expects a root partition of so many bytes on the first disk.
+func checkRootSize(t testing.TB, r protocol.Report, want uint64) {
+	t.Helper()
+	root := r.Disks[0].Partitions[len(r.Disks[0].Partitions)-1]
+	if root.Label != layout.RootLabel || root.Bytes != want {
+		t.Errorf("partition %+v; want root with %d bytes", root, want)
+	}
+}
+
+// leastDisk makes the machine's disk one of exactly the least size for its image.
+func leastDisk(t testing.TB, s vm.State) error {
+	t.Helper()
+	r := imageRelease(t, "testos-1")
+	size, err := layout.LeastDisk(r.SlotSize)
+	if err != nil {
+		return err
+	}
+	const tail = 33 * 512 // the alternate table: the root partition ends right before it
+	size += tail - layout.Align
+	d := openDisk(t, s.Disk(), os.O_RDWR)
+	d.table.Sectors = uint64(size) / 512
+	return errors.Join(d.Truncate(size), d.table.Write(d))
 }
 
 // TestWatchdog: a system that hangs is reset by the chipset's watchdog. The other kind

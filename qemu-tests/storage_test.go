@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/qemu-tests/testos/protocol"
@@ -73,62 +73,53 @@ func TestStorage(t *testing.T) {
 			if !slices.ContainsFunc(r.Disks, func(d protocol.Disk) bool { return strings.HasPrefix(d.Device, tt.source) && len(d.Partitions) == 6 }) {
 				t.Errorf("disks %+v; want %s with six partitions", r.Disks, tt.source)
 			}
-			r = g.Reboot()
-			r.Problems = nil
-			checkSecured(t, tt.name+", unlocked", r)
 			g.PowerOff()
 		})
 	}
 }
 
-// TestCard sets a machine up on an SD card, as far as its firmware goes along: it has
-// no driver for cards, so the UKI comes from elsewhere and the boot manager does not run.
+// TestBadDisks: what cannot be read stops the boot, or not, with words that say so, and
+// asks nobody for a key in vain. agent.TestUnreadable has more places.
 // FAULTS 112
-func TestCard(t *testing.T) {
-	t.Parallel()
-	g := newGuest(t, Options{Image: "testos-1"})
-	g.VM.NoDisk, g.VM.Extra = true, append(node("own", g.State().Disk()), "-device", "sdhci-pci", "-device", "sd-card,drive=own",
-		"-kernel", imageFile(t, "testos-1", release.UKIFile))
-	g.PowerOn()
-	g.Expect(`halogen: disk mmcblk0: `)
-	g.stopsAt(`halogen: enrol \([^\n]*\n`)
-	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
-	d.checkTable()
-	d.checkTree(fmt.Sprintf("%x", []byte(imageRelease(t, "testos-1").RootHash)))
-}
-
-// TestBadDisks: a disk that says nothing for fifteen seconds is waited for. One that
-// cannot be read where something lies stops the boot, or not, with words that say so.
 func TestBadDisks(t *testing.T) {
 	t.Parallel()
-	place := func(t testing.TB, disk string, partition int) int64 {
-		start, _ := openDisk(t, disk, os.O_RDONLY).partition(partition)
-		return start / 512
-	}
+	const stops = `(STOPPED|RECOVERY): [^\n]*`
 	for _, tt := range []struct {
 		name   string
-		broken func(t testing.TB, disk string) int64 // sector
+		broken func(d *disk) []int64 // bytes
 		want   string
 	}{
-		{"alternate partition table", func(t testing.TB, disk string) int64 {
-			info, err := os.Stat(disk)
-			must(t, err)
-			return info.Size()/512 - 1
+		{"primary partition table", func(*disk) []int64 { return []int64{512} }, `halogen: unlock \(`},
+		{"alternate partition table, the other slot", func(d *disk) []int64 {
+			return []int64{int64(d.table.Sectors)*512 - 512, d.place(layout.SlotB.SystemNumber()), d.place(layout.SlotB.VerityNumber())}
 		}, `halogen: unlock \(`},
-		{"system image", func(t testing.TB, disk string) int64 { return place(t, disk, layout.SlotA.SystemNumber()) }, `STOPPED: [^\n]*|RECOVERY: [^\n]*`},
-		{"root partition", func(t testing.TB, disk string) int64 { return place(t, disk, layout.RootNumber) }, `STOPPED: [^\n]*|RECOVERY: [^\n]*`},
+		{"system image", func(d *disk) []int64 { return []int64{d.place(layout.SlotA.SystemNumber())} }, stops},
+		{"root partition's header", func(d *disk) []int64 { return []int64{d.place(layout.RootNumber), d.place(layout.RootNumber) + 16<<10} }, stops},
+		{"root partition's file system", func(d *disk) []int64 { return []int64{d.place(layout.RootNumber) + luks2.DataOffset + 1024} }, stops},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := newGuest(t, Options{State: named(t).State})
-			disk := g.State().Disk()
-			g.VM.NoDisk, g.VM.Extra = true, append(node("good", disk),
-				"-blockdev", fmt.Sprintf(`{"driver":"blkdebug","node-name":"own","image":"good","inject-error":[{"event":"none","iotype":"read","errno":5,"sector":%d}]}`, tt.broken(t, disk)),
+			g := newGuest(t, Options{State: provisioned(t).State})
+			path := g.State().Disk()
+			rules := []map[string]any{}
+			for _, at := range tt.broken(openDisk(t, path, os.O_RDONLY)) {
+				rules = append(rules, map[string]any{"event": "none", "iotype": "read", "errno": 5, "sector": at / 512})
+			}
+			g.VM.NoDisk, g.VM.Extra = true, append(node("good", path), "-blockdev", asJSON(t, map[string]any{"driver": "blkdebug", "node-name": "own", "image": "good", "inject-error": rules}),
 				"-device", "virtio-blk-pci,drive=own,bootindex=1")
 			g.PowerOn()
-			t.Logf("%s", g.Expect(tt.want)[0])
+			i, match := g.ExpectAny(asksForKey, tt.want)
+			if t.Logf("%s", match[0]); i == 0 {
+				t.Error("somebody is asked for a key")
+			}
 		})
 	}
+}
+
+// place is where a partition begins, in bytes.
+func (d *disk) place(number int) int64 {
+	at, _ := d.partition(number)
+	return at
 }
 
 // TestSlowDisk: a disk that answers nothing for fifteen seconds after the kernel has
@@ -153,12 +144,14 @@ func TestSlowDisk(t *testing.T) {
 }
 
 // TestReadOnlyDisk: a disk that cannot be written starts no system, and nobody is asked
-// for a key in vain. At the console the data can be read.
+// for a key in vain. At the console the data can be read, and a stick that is plugged in
+// gets its driver, to take it along.
 func TestReadOnlyDisk(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	g := newGuest(t, Options{State: p.State})
 	g.VM.NoDisk, g.VM.Disks = true, []vm.Disk{{Path: g.State().Disk(), ReadOnly: true, BootIndex: 10}}
+	g.VM.Extra = append(node("stick", tinyDisk(t)), "-device", "qemu-xhci,id=xhci")
 	g.PowerOn()
 	if i, match := g.ExpectAny(`RECOVERY: the disk is read-only[^\n]*`, `RECOVERY: [^\n]*`, asksForKey, protocol.Greeting); i != 0 {
 		t.Fatalf("the boot came to %q", match[0])
@@ -166,5 +159,6 @@ func TestReadOnlyDisk(t *testing.T) {
 	g.Expect(`\$ `)
 	g.unlock(p.Notes[recoveryKeyNote])
 	g.command("find /run/state -name kept", `(?s)/kept.*\$ `)
+	g.plugsStick()
 	g.PowerCut()
 }
