@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
-// node is a QEMU block node with a raw disk.
+// node is a QEMU block node with a raw disk. Test folders have commas in their names.
 func node(name, path string) []string {
-	return []string{"-blockdev", "driver=raw,discard=unmap,node-name=" + name + ",file.driver=file,file.cache.no-flush=on,file.discard=unmap,file.filename=" + path}
+	return []string{"-blockdev", "driver=raw,discard=unmap,node-name=" + name + ",file.driver=file,file.cache.no-flush=on,file.discard=unmap,file.filename=" + strings.ReplaceAll(path, ",", ",,")}
 }
 
 // tinyDisk is a small disk with nothing on it.
