@@ -27,7 +27,7 @@ var layoutSystems = []layoutSystem{
 	}, sysvCron},
 	{"openrc", [][2]string{
 		{"cat /proc/1/comm && rc-status -f ini default | grep ota", `^init\nota *= *started`},
-		{"for d in bin lib sbin; do stat -c %F /$d; done; ls -d /usr/lib/modules", `^(directory\n){3}`}, // /usr is not merged
+		{"for d in bin lib sbin; do stat -c %F /$d; done; ! test -e /usr/lib/modules", `^directory\ndirectory\ndirectory$`}, // /usr is not merged
 		{"modinfo -n virtio_net; lsmod | grep -c ^virtio_net", `^/lib/modules/\S*/virtio_net\.ko\.zst\n1$`},
 		{"cat /sys/module/apparmor/parameters/enabled && head -n 1 /sys/kernel/security/apparmor/profiles", `^Y\n\S.* \(\w+\)$`},
 	}, sysvCron},
