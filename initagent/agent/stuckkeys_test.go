@@ -165,7 +165,7 @@ func TestOldHeaderPutBack(t *testing.T) {
 }
 
 // A list whose db key has signed no deed of the volume is refused, whoever asks, although
-// the machine secret opens it; and the machine starts.
+// the machine secret opens it; and the machine starts by the recovery key.
 func TestListNeedsTheDeed(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	lock, _, secret := m.unlocked()
@@ -180,8 +180,9 @@ func TestListNeedsTheDeed(t *testing.T) {
 	if list, err := rootpart.StoredList(store{m}, secret, lock); err == nil || list != nil {
 		t.Errorf("the list counts: %v", err)
 	}
-	m.opensByItself()
-	if !strings.Contains(m.said.String(), "older ones were put back there") {
+	m.types(m.recoveryKey())
+	m.ends("system", otherSecret)
+	if !strings.Contains(m.said.String()+m.printed.String(), "older ones were put back there") {
 		t.Errorf("it says nothing of it:\n%s", m.said.String())
 	}
 	r, c := m.asked()
@@ -236,8 +237,9 @@ func TestNewKeysOldClock(t *testing.T) {
 	}
 }
 
-// The note of the superseded keys is gone, or somebody's. From the new PK on the change
-// goes on without it; before, the owner is told the way, and it leads there.
+// The note of the superseded keys is gone, or somebody's. Once the firmware has the new db
+// key the change goes on without it; before, nothing vouches for the secret any more: the
+// recovery key is asked for, and the way out leads to the new keys.
 func TestNewKeysNoteGone(t *testing.T) {
 	m, old, states := beganKeys(t)
 	for _, text := range [][]byte{nil, []byte("x")} {
@@ -247,13 +249,16 @@ func TestNewKeysNoteGone(t *testing.T) {
 			if text != nil {
 				m.rootFiles()[rootpart.NextKeysFile] = text
 			}
-			m.opensByItself()
-			if taken > 0 {
+			if taken == 3 {
+				m.opensByItself()
 				m.must(m.replaced(old))
 				continue
 			}
-			m.opensByItself()
-			if !strings.Contains(m.said.String(), "clear the Secure Boot keys in the firmware's setup") {
+			// What is lost has vouched for the secret while the firmware goes by it.
+			m.owner = true
+			m.ends("system", otherSecret)
+			m.owner = false
+			if taken < 2 && !strings.Contains(m.said.String()+m.printed.String(), "clear the Secure Boot keys in the firmware's setup") {
 				t.Errorf("it does not say what to do:\n%s", m.said.String())
 			}
 			m.setupMode()

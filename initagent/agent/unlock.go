@@ -69,11 +69,15 @@ func (a *Agent) unlock() error {
 	if err := a.mayOpen(record, volumeKey); err != nil {
 		return err
 	}
-	if record, err = complete(); err != nil {
-		return err
-	}
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
+	}
+	// Nothing is written by a secret, to the disk or to the TPM, before this.
+	if err := rootpart.CheckSecret(a.Store, secret, a.firmware, a.contract.SecureBoot); err != nil {
+		return errors.Join(err, a.closeRoot())
+	}
+	if record, err = complete(); err != nil {
+		return errors.Join(err, a.closeRoot())
 	}
 	a.finishSecret(volumeKey, secret)
 	if record != nil {
