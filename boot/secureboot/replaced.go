@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -47,6 +48,32 @@ func (l *List) Restore(digest [32]byte) bool {
 func (l *List) Replaced(digest [32]byte) bool {
 	o := l.origins[l.hashID(digest)]
 	return slices.Contains(replaced[:], o) || strings.HasPrefix(string(o), string(FromRevoked))
+}
+
+// managerOf is under what the origins have, in place of where an entry came from, the
+// version of the release whose boot manager this machine has. It is nobody's entry; an
+// earlier release keeps it, and does nothing by it.
+const managerOf = "boot manager of version"
+
+// ManagerOf is the version of the newest release that has put its boot manager in place,
+// and 0 where no release has.
+func (l *List) ManagerOf() uint64 {
+	version, err := strconv.ParseUint(string(l.origins[managerOf]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return version
+}
+
+// TakeManager notes that a release puts its boot manager in place, and reports whether the
+// list has changed. It never goes back: an older release's boot manager may have holes that
+// are known, so that it must not have the newer one revoked.
+func (l *List) TakeManager(version uint64) bool {
+	if version <= l.ManagerOf() {
+		return false
+	}
+	l.origins[managerOf] = Origin(strconv.FormatUint(version, 10))
+	return true
 }
 
 // ToRevoke are the replaced images that the firmware may still be asked to revoke,

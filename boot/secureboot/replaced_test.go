@@ -85,3 +85,18 @@ func TestReplacedBounded(t *testing.T) {
 		t.Errorf("dbx gets %d bytes, %v", len(added), err)
 	}
 }
+
+// Which release has put its boot manager in place is stored, and never goes back.
+func TestManagerOf(t *testing.T) {
+	_, l := testList(t)
+	if l.ManagerOf() != 0 || !l.TakeManager(7) || l.TakeManager(7) || l.TakeManager(3) || l.ManagerOf() != 7 {
+		t.Fatalf("it is of version %d", l.ManagerOf())
+	}
+	b, err := l.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err = ParseList(b); err != nil || l.ManagerOf() != 7 || !l.TakeManager(8) {
+		t.Errorf("stored, it is of version %d (%v)", l.ManagerOf(), err)
+	}
+}

@@ -84,6 +84,9 @@ func (a *Agent) newManager() error {
 	if err != nil {
 		return err
 	}
+	if err := a.newest([32]byte(file.Authenticode)); err != nil {
+		return refusal{err}
+	}
 	old, err := a.listReplaced([32]byte(file.Authenticode))
 	if err != nil {
 		return err
@@ -107,18 +110,43 @@ func (a *Agent) newManager() error {
 	return refusal{errors.Join(errors.New(stays), a.listRestored(old))}
 }
 
+// newest refuses the boot manager of an older release than the one whose boot manager this
+// machine has. The release's description is public, so that anybody who can start a
+// fallback could lay it there: the newer one would be replaced, and revoked for good. A
+// list of the time before that was noted knows which ones were replaced.
+func (a *Agent) newest(fresh [32]byte) error {
+	if a.list == nil {
+		return nil
+	}
+	switch of := a.list.ManagerOf(); {
+	case uint64(a.contract.Version) < of:
+		return fmt.Errorf("the boot manager of version %s is not put in place: this machine has that of version %d, which is newer", a.contract.Version, of)
+	case of == 0 && a.list.Replaced(fresh):
+		return fmt.Errorf("the boot manager of version %s is not put in place: another has replaced it on this machine", a.contract.Version)
+	}
+	return nil
+}
+
 // listReplaced has the list know which boot managers of the ESP are about to be
-// replaced, before the first is, and returns them. Cut after it, it is done again;
-// the list says no more than what the release asks for.
+// replaced, and by which release, before the first is, and returns them. Cut after it, it
+// is done again by that release, or a newer one; the list says no more than what the
+// release asks for.
 func (a *Agent) listReplaced(fresh [32]byte) (old [][32]byte, err error) {
-	if !a.tellsReplaced() {
+	if a.list == nil || a.list.Bare {
 		return nil, nil
+	}
+	changed := a.list.TakeManager(uint64(a.contract.Version))
+	if !a.tellsReplaced() {
+		if changed {
+			err = a.keepList()
+		}
+		return nil, err
 	}
 	var here []rootpart.Manager
 	if err := a.readESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err }); err != nil {
 		return nil, err
 	}
-	changed := a.list.Restore(fresh)
+	changed = a.list.Restore(fresh) || changed
 	for _, m := range here {
 		if digest := [32]byte(m.Signed); digest != fresh && a.listedManager(digest) {
 			old, changed = append(old, digest), a.list.Replace(digest) || changed
