@@ -95,7 +95,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	if err := rootpart.FinishSecret(m.Machine, a.disk, m.Random, a.chip, a.lock, a.open.VolumeKey, fresh); err != nil {
 		return fmt.Errorf("the new machine secret is in force, and the next start finishes the rest: %w", err)
 	}
-	c.Print("The machine has a new secret. What the old one opened is gone, but for copies of this disk's header, and for the Secure Boot keys where somebody has read them: --new-keys.\n")
+	c.Print("The machine has a new secret. What the old one opened is gone, but for copies of this disk's header, and for the Secure Boot keys, where somebody has read those: `reseal --new-secret --new-keys` replaces them.\n")
 	return m.note(a)
 }
 
