@@ -2,6 +2,10 @@ package agent
 
 import (
 	"crypto/sha256"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -86,20 +90,69 @@ func TestSecretOfTheFirstBoot(t *testing.T) {
 	}
 }
 
-// A TPM with room for one record keeps the secret of the first boot, with all that
-// the record is for, and says so.
-func TestRoomForOneRecord(t *testing.T) {
-	m := newMachine(t, nil)
+// filledBetween is a machine whose TPM was filled between its first boot and its second,
+// and the secret of the first boot, which somebody has taken.
+func filledBetween(t *testing.T) (m *machine, stolen *policy.Secret) {
+	t.Helper()
+	m = newMachine(t, nil)
 	if end := m.boot(); end != "reboot" {
 		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
 	}
+	_, stolen = m.stealPending()
 	m.fillTPM()
+	return m, stolen
+}
+
+// freshOne reports whether a finished machine lives by a secret of its own, in the one
+// record that its TPM has room for.
+func (m *machine) freshOne(stolen *policy.Secret) error {
+	lock, volumeKey, secret := m.unlocked()
+	defer clear(volumeKey)
+	defer secret.Wipe()
+	part, err := m.partition(6)
+	m.must(err)
+	if _, err := lock.OpenTPM(part, stolen, 1<<20); err == nil || secret.Equal(stolen) {
+		return errors.New("the machine lives by the secret that was stolen")
+	}
+	if lock.Sealed.Kind != policy.KindNV {
+		return fmt.Errorf("sealed as %s", lock.Sealed.Kind)
+	}
+	return nil
+}
+
+// A TPM with room for one record, or one that somebody has filled, does not keep the
+// machine at the secret of the first boot. FAULTS 98
+func TestRoomForOneRecord(t *testing.T) {
+	m, stolen := filledBetween(t)
 	m.ends("system", "no room for a second record")
 	m.must(m.provisioned())
-	lock, volumeKey, secret := m.unlocked()
-	clear(volumeKey)
-	secret.Wipe()
-	if lock.Sealed.Kind != policy.KindNV {
-		t.Errorf("sealed as %s", lock.Sealed.Kind)
+	m.must(m.freshOne(stolen))
+}
+
+// Cut at any write up to where the root partition is made, the next start finds the keys
+// that the firmware has by then, and ends as one without a cut. FAULTS 42, 98
+func TestCutRoomForOneRecord(t *testing.T) {
+	m, stolen := filledBetween(t)
+	states, end := m.record(m.world(true, nil), mrand.New(mrand.NewPCG(61, 62)), "")
+	if end != "system" {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
 	}
+	made := slices.IndexFunc(m.ops, func(op string) bool { return strings.HasPrefix(op, "disk") })
+	gone := slices.Index(m.ops, "tpm delete index")
+	if gone < 0 || made < gone {
+		t.Fatalf("the index goes at %d, the root partition is made at %d: %q", gone, made, m.ops)
+	}
+	between := 0
+	for _, s := range states {
+		n := 0
+		if _, err := fmt.Sscanf(s.how, "cut after operation %d", &n); err != nil || n > made+1 {
+			continue
+		}
+		m.check(s)
+		if err := m.freshOne(stolen); err != nil {
+			t.Errorf("%s: %v", s.how, err)
+		}
+		between++
+	}
+	t.Logf("%d states", between)
 }

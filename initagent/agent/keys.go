@@ -181,12 +181,18 @@ func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 		return nil
 	}
 	next := *a.pending
-	next.Enrolments++
+	return succeedPending(dir, a.pending, &next)
+}
+
+// succeedPending writes the file that takes the place of the one that is there: its name
+// counts on. Cut anywhere, the newest file that is whole is the old one or the new one.
+func succeedPending(dir hw.ESPDir, old, next *provision.Pending) error {
+	next.Enrolments = old.Enrolments + 1
 	text, err := next.Encode()
 	if err != nil {
 		return err
 	}
-	return enrol.Replace(dir, provision.Name(next.Enrolments), text, provision.Name(a.pending.Enrolments))
+	return enrol.Replace(dir, provision.Name(next.Enrolments), text, provision.Name(old.Enrolments))
 }
 
 // ownKeys returns the machine secret, the keys and their list: those that are on

@@ -179,8 +179,8 @@ func (a *Agent) takePending(o *owner) (err error) {
 //
 // The first boot's index stays until the volume is finished, so that a start that
 // is cut finds the keys again; it goes before the full record is written
-// (recordVolume). A TPM with room for one record alone goes on with the first
-// boot's secret, and says so.
+// (recordVolume). Where the TPM has no room for two, because it is small or because
+// somebody has filled it meanwhile, the first one makes room (dropFirst).
 func (a *Agent) freshSecret(o *owner) error {
 	first, err := a.pending.SealedSecret()
 	if err != nil {
@@ -191,11 +191,10 @@ func (a *Agent) freshSecret(o *owner) error {
 		return err
 	}
 	sealed, err := a.sealProvisionally(fresh, first)
-	if errors.Is(err, tpm.ErrNoSpace) {
-		a.Log.Say("WARNING: this TPM has no room for a second record, so that the secret of the first boot stays: whoever had the machine in hand since then may have it (%v)", err)
-		fresh.Wipe()
-		o.sealed, o.wrapped = first, a.pending.Keys
-		return nil
+	if errors.Is(err, tpm.ErrNoSpace) && first.Kind == policy.KindNV {
+		if err = a.dropFirst(o, first); err == nil {
+			sealed, err = a.sealProvisionally(fresh, nil)
+		}
 	}
 	if err == nil {
 		o.wrapped, err = provision.WrapKeys(a.Random, fresh, o.keys, a.list)
@@ -207,6 +206,42 @@ func (a *Agent) freshSecret(o *owner) error {
 	o.secret.Wipe()
 	o.secret, o.sealed = fresh, sealed
 	return nil
+}
+
+// dropFirst deletes the first boot's index, and with it all that its secret is worth.
+//
+// Before, what a start that is cut must find is put under a secret that is sealed to the
+// registers, in the file that counts from then on. Cut before it is written, the first
+// boot's file and index are there, and all of this is done again; cut after it, this
+// file opens, and the index is of no use to anybody: it is deleted now, or by the start
+// that finishes (recordVolume), or makes room for its own (rootpart.Binding.Seal).
+func (a *Agent) dropFirst(o *owner, first *policy.Sealed) error {
+	a.Log.Say("this TPM has no room for a second record: what the first boot left in it goes before")
+	start, err := a.expected()
+	if err != nil {
+		return err
+	}
+	between, err := policy.NewSecret(a.Random)
+	if err != nil {
+		return err
+	}
+	defer between.Wipe()
+	sealed, err := a.binding().SealBetween(between, start.Boot)
+	if err != nil {
+		return err
+	}
+	next := *a.pending
+	if next.Keys, err = provision.WrapKeys(a.Random, between, o.keys, a.list); err != nil {
+		return err
+	}
+	if next.Sealed, err = sealed.Encode(); err != nil {
+		return err
+	}
+	if err := a.writeESP(func(dir hw.ESPDir) error { return succeedPending(dir, a.pending, &next) }); err != nil {
+		return err
+	}
+	a.pending = &next
+	return a.chip.tpm.Undefine(first.NVIndex)
 }
 
 // bind seals the secret, where it is not: to an index whose record says that

@@ -239,8 +239,8 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 }
 
 // tidyUp removes what the first boot left on the ESP. Whoever finds it in free
-// space has nothing: its NV index is gone, or, where the TPM had room for one
-// alone, holds the record that is there now. It is not worth a boot: what stays is
+// space has nothing: its NV index is gone, or, where the TPM had no room for a second
+// one or for any, its starts are over before long. It is not worth a boot: what stays is
 // removed at the next one.
 func (a *Agent) tidyUp() {
 	if !a.leftovers && a.pending == nil {

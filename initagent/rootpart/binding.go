@@ -146,6 +146,13 @@ func (b Binding) sealForNow(secret *policy.Secret, pcrs []int, boots []policy.Bo
 	return b.TPM.SealPCR(secret, pcrs, boots...)
 }
 
+// SealBetween seals what stands in for an NV index while that makes room for another: to
+// this start of the machine, by PCR 7 as well, which holds by then what the machine is to
+// be accepted with, and for as many starts as the first boot's object is worth elsewhere.
+func (b Binding) SealBetween(secret *policy.Secret, boot policy.Boot) (*policy.Sealed, error) {
+	return b.sealForNow(secret, policy.WithoutPrograms(), []policy.Boot{boot})
+}
+
 // Clear deletes the NV indexes that a provisioning left when it was cut before
 // anything depended on them: a TPM has room for a few only.
 func (b Binding) Clear() error {
