@@ -2,6 +2,7 @@ package pgp
 
 import (
 	"bytes"
+	"crypto"
 	"errors"
 	"fmt"
 	"slices"
@@ -85,8 +86,13 @@ func (k *Key) Check(at time.Time) error {
 	}
 	err = errors.New("OpenPGP key may not sign and has no subkey that may")
 	for i := range entity.Subkeys {
-		if _, err = subkey(&entity.Subkeys[i], now(at)); err == nil {
+		_, refused := subkey(&entity.Subkeys[i], now(at))
+		if refused == nil {
 			return nil
+		}
+		// One that has expired can be renewed: it says most of what to do.
+		if reasonOf(err) != ended {
+			err = refused
 		}
 	}
 	return err
@@ -185,11 +191,11 @@ func primary(e *openpgp.Entity, m moment) (validity, error) {
 	for _, r := range e.Revocations {
 		// However it came about and whatever the date: it never counts again.
 		if key.VerifyRevocationSignature(r.Packet) == nil {
-			return validity{}, fmt.Errorf("OpenPGP key %X is revoked", key.Fingerprint)
+			return validity{}, unusable(revoked, "OpenPGP key %X is revoked", key.Fingerprint)
 		}
 	}
 	if m.at.Before(key.CreationTime) {
-		return validity{}, fmt.Errorf("OpenPGP key %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
+		return validity{}, unusable(early, "OpenPGP key %X is not valid yet: made on %s", key.Fingerprint, date(key.CreationTime))
 	}
 	var names []*packet.Signature
 	for _, name := range e.Identities {
@@ -197,8 +203,11 @@ func primary(e *openpgp.Entity, m moment) (validity, error) {
 			names = append(names, s)
 		}
 	}
+	if hash := weakNames(e); len(names) == 0 && hash != 0 {
+		return validity{}, unusable(weak, "OpenPGP key %X has signed its own name with %s, which does not count: want SHA-256, SHA-384 or SHA-512", key.Fingerprint, hash)
+	}
 	if len(names) == 0 {
-		return validity{}, fmt.Errorf("OpenPGP key %X has no name with a valid signature by itself on %s", key.Fingerprint, date(m.known))
+		return validity{}, unusable(nameless, "OpenPGP key %X has no name with a valid signature by itself on %s", key.Fingerprint, date(m.known))
 	}
 	v := validity{canSign: true}
 	for _, s := range newest(names) {
@@ -214,6 +223,20 @@ func primary(e *openpgp.Entity, m moment) (validity, error) {
 		}
 	}
 	return v, notEnded("OpenPGP key", key, v.end, m.at)
+}
+
+// weakNames returns the hash of the signatures that a key has made over its names,
+// if it is one that does not count for any of them; zero for none.
+func weakNames(e *openpgp.Entity) (weak crypto.Hash) {
+	for _, name := range e.Identities {
+		for _, s := range name.SelfCertifications {
+			if !config().RejectHashAlgorithm(s.Packet.Hash) {
+				return 0
+			}
+			weak = s.Packet.Hash
+		}
+	}
+	return weak
 }
 
 // newest returns those of the signatures that were made last.
@@ -234,7 +257,11 @@ func notEnded(what string, key *packet.PublicKey, end, at time.Time) error {
 	if end.IsZero() || at.Before(end) {
 		return nil
 	}
-	return fmt.Errorf("%s %X has expired on %s", what, key.Fingerprint, date(end))
+	err := &unusableError{reason: ended, text: fmt.Sprintf("%s %X has expired on %s", what, key.Fingerprint, date(end))}
+	if key.IsSubkey {
+		err.subkey = fmt.Sprintf("%X", key.Fingerprint)
+	}
+	return err
 }
 
 // subkey reports why a subkey, of a primary key that is valid, may not sign at
@@ -277,6 +304,11 @@ func unbound(s *openpgp.Subkey, at time.Time) error {
 	for _, b := range s.Bindings {
 		if b.Packet.FlagSign && b.Packet.EmbeddedSignature == nil {
 			return fmt.Errorf("OpenPGP subkey %X has no signature over its primary key", s.PublicKey.Fingerprint)
+		}
+	}
+	for _, b := range s.Bindings {
+		if b.Packet.FlagSign && config().RejectHashAlgorithm(b.Packet.Hash) {
+			return fmt.Errorf("OpenPGP subkey %X is signed by its primary key with %s, which does not count: want SHA-256, SHA-384 or SHA-512", s.PublicKey.Fingerprint, b.Packet.Hash)
 		}
 	}
 	return fmt.Errorf("OpenPGP subkey %X has no valid signature by its primary key on %s", s.PublicKey.Fingerprint, date(at))

@@ -210,7 +210,7 @@ func TestKeysThatMayNotSign(t *testing.T) {
 		{"subkey of another", with(signingSubkey(young, child, binding, &forgedSig{})), child, "no valid signature by its primary key"},
 		{"subkey expired", with(signingSubkey(secret, child, forgedSig{hashed: append(sub(27, 2), sub(9, hour...)...)}, &forgedSig{})), child, "has expired"},
 		{"binding expired", with(signingSubkey(secret, child, forgedSig{hashed: append(sub(27, 2), sub(3, 0, 0, 0, 1)...)}, &forgedSig{})), child, "no valid signature by its primary key"},
-		{"binding with SHA-1", with(signingSubkey(secret, child, forgedSig{hash: 2, hashed: sub(27, 2)}, &forgedSig{})), child, "no valid signature by its primary key"},
+		{"binding with SHA-1", with(signingSubkey(secret, child, forgedSig{hash: 2, hashed: sub(27, 2)}, &forgedSig{})), child, "by its primary key with SHA-1"},
 		{"subkey from the future", with(signingSubkey(secret, young, binding, &forgedSig{})), young, "not valid yet"},
 		{"subkey revoked", with(signingSubkey(secret, child, binding, &forgedSig{}), forgedSig{sigType: 0x28, hashed: sub(29, 1), created: epoch.Add(time.Hour)}.packet(secret, data)), child, "is revoked"},
 		{"subkey of an expired key", certificate(secret, forgedSig{hashed: append(mayCertifyAndSign(), sub(9, hour...)...)}, signingSubkey(secret, child, binding, &forgedSig{})), child, "has expired"},
@@ -221,7 +221,7 @@ func TestKeysThatMayNotSign(t *testing.T) {
 		{"not yet valid", certificate(young, self), young, "not valid yet"},
 		{"only to certify", certificate(secret, forgedSig{hashed: sub(27, 1)}), secret, "only keys"},
 		{"without flags", certificate(secret, forgedSig{}), secret, "only keys"},
-		{"name signed with SHA-1", certificate(secret, forgedSig{hash: 2, hashed: mayCertifyAndSign()}), secret, "no name"},
+		{"name signed with SHA-1", certificate(secret, forgedSig{hash: 2, hashed: mayCertifyAndSign()}), secret, "its own name with SHA-1"},
 		{"name with a critical subpacket", certificate(secret, forgedSig{hashed: append(mayCertifyAndSign(), sub(101|critical, 1)...)}), secret, "without any identities"},
 	} {
 		k, err := ParseKey(c.cert)

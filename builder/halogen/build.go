@@ -39,7 +39,7 @@ type buildFlags struct {
 	disk, installer, json                           bool
 
 	moduleKey, modulePassword, previous string
-	agent, unencrypted                  bool
+	agent, unencrypted, expiringKey     bool
 
 	container containerFlags
 }
@@ -57,6 +57,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.modulePassword, "module-key-password-file", "", "`FILE` whose first line is that key's password")
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
 	f.BoolVar(&b.unencrypted, "allow-unencrypted-storage", false, storageRisk)
+	f.BoolVar(&b.expiringKey, "allow-expiring-key", false, "take a ReleaseKey that has expired or ends within a year, as to build an old release again: its machines take updates only if they learn from the server in time that it was renewed")
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
 	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
@@ -129,7 +130,7 @@ func (c command) stick(ctx context.Context, r *image.Result, o image.Options) er
 // buildOptions checks everything that the command line and the environment
 // say, before anything is read.
 func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
-	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, Progress: image.NewProgress(c.stderr)}
+	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, ExpiringKey: b.expiringKey, Progress: image.NewProgress(c.stderr)}
 	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
 		if given.value == "" && !(given.name == "rootfs" && b.container.on) {
 			return o, c.misused(f, "--%s is missing", given.name)

@@ -139,6 +139,9 @@ func containerArguments(b buildFlags) []string {
 	if b.installer {
 		args = append(args, "--installer")
 	}
+	if b.expiringKey {
+		args = append(args, "--allow-expiring-key")
+	}
 	return args
 }
 

@@ -62,6 +62,10 @@ type Options struct {
 	// Previous is the folder of the build that this one follows; empty for
 	// none.
 	Previous string
+	// ExpiringKey takes a release key that has expired, or ends within a year.
+	ExpiringKey bool
+	// Now is by when the release key is judged; the zero time stands for the clock.
+	Now time.Time
 }
 
 // A Result is what was built.
@@ -97,7 +101,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
+	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -200,9 +204,6 @@ func (b *build) find(context.Context) error {
 	}
 	for _, what := range b.parts.unsigned {
 		b.Progress.Note("took the signature off the %s: each machine signs it with its own key", what)
-	}
-	if err := b.warnOfKey(); err != nil {
-		return err
 	}
 	b.Progress.Note("kernel %s, %d modules for the initramfs, source date %s", k.release, len(b.modules), b.Date.Format(time.DateTime))
 	return nil

@@ -40,8 +40,9 @@ func (b *build) follow(context.Context) error {
 	return samePinned(was.ReleaseKey, c.ReleaseKey)
 }
 
-// warnOfKey says when the release key ends, before machines have it for years.
-func (b *build) warnOfKey() error {
+// pinnable refuses a release key that machines could not use, before they have it
+// for years.
+func (b *build) pinnable(context.Context) error {
 	if len(b.Config.ReleaseKey) == 0 {
 		return nil
 	}
@@ -49,10 +50,18 @@ func (b *build) warnOfKey() error {
 	if err != nil {
 		return fmt.Errorf("release key: %w", err)
 	}
-	if text := key.Warning(time.Now()); text != "" {
-		b.Progress.Note("WARNING: %s", text)
+	now := b.Now
+	if now.IsZero() {
+		now = time.Now()
 	}
-	return nil
+	err = key.Pinnable(now)
+	if _, ends := errors.AsType[*pgp.EndsError](err); ends && b.ExpiringKey {
+		b.Progress.Note("WARNING: %v", err)
+		return nil
+	} else if ends {
+		return fmt.Errorf("%w (--allow-expiring-key builds all the same)", err)
+	}
+	return err
 }
 
 // samePinned refuses another key than the one that was pinned. A key may change

@@ -29,7 +29,7 @@ func (w *world) try(version contract.Version, previous, lines string) error {
 	}
 	_, err = image.Build(w.t.Context(), image.Options{
 		Config: c, RootFS: rootfstest.Minimal().Write(w.t, false), Version: version, Out: filepath.Join(w.t.TempDir(), "build"),
-		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(w.t.Output()), Previous: previous,
+		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(w.t.Output()), Previous: previous, Now: now,
 	})
 	return err
 }
@@ -86,6 +86,16 @@ func TestWaysRoundThePinnedKey(t *testing.T) {
 	first := w.build(1, "ours", ours)
 	unsigned := w.build(1, "", "")
 	pinned := "ReleaseKeyFile=ours.pub\nReleaseKey=" + ours
+	w.gpg("--passphrase", password, "--quick-generate-key", "short@example.org", "ed25519", "sign", "30d")
+	w.gpg("--passphrase", password, "--quick-generate-key", "mute@example.org", "ed25519", "cert", "never")
+	of := func(name string) string {
+		w.export(name, password)
+		k, err := pgp.ParseKey(mustRead(t, filepath.Join(w.dir, name+".pub")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return "ReleaseKeyFile=" + name + ".pub\nReleaseKey=" + k.Fingerprint().String()
+	}
 
 	for _, c := range []struct {
 		name, previous, lines, say string // say is empty where it is built
@@ -99,6 +109,8 @@ func TestWaysRoundThePinnedKey(t *testing.T) {
 		{"two keys in the file", "", "ReleaseKeyFile=both.pub\nReleaseKey=" + ours, "one public key"},
 		{"the secret key", "", "ReleaseKeyFile=ours.sec\nReleaseKey=" + ours, "private one"},
 		{"another key than the previous build's", first, "ReleaseKeyFile=theirs.pub\nReleaseKey=" + theirs, "have pinned " + ours},
+		{"a key that ends soon", "", of("short"), "--allow-expiring-key"},
+		{"a key that signs nothing", "", of("mute"), "--quick-add-key"},
 		{"no key after one", first, "ReleaseKey=none", "have pinned " + ours},
 		{"a key after none", unsigned, pinned, "have pinned none"},
 		{"a previous build that is not there", t.TempDir(), pinned, "no such file"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,24 @@ func (w *world) export(name, password string) {
 	w.write(name+".sec", w.gpg("--passphrase", password, "--armor", "--export-secret-keys", id))
 }
 
+// buildsAt is when somebody builds who has a key as it is now: after all that it
+// says of itself.
+func (w *world) buildsAt(key string) time.Time {
+	at := now
+	if key == "" {
+		return at
+	}
+	for line := range strings.Lines(w.gpg("--list-packets", filepath.Join(w.dir, key+".pub"))) {
+		if _, text, ok := strings.Cut(line, ", created "); ok {
+			text, _, _ = strings.Cut(text, ",")
+			if seconds, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64); err == nil && seconds > at.Unix() {
+				at = time.Unix(seconds, 0)
+			}
+		}
+	}
+	return at
+}
+
 // build makes a build of a version with a pinned key.
 func (w *world) build(version contract.Version, key, fingerprint string, more ...string) string {
 	w.t.Helper()
@@ -112,7 +131,7 @@ func (w *world) build(version contract.Version, key, fingerprint string, more ..
 	out := filepath.Join(w.t.TempDir(), "build")
 	_, err = image.Build(w.t.Context(), image.Options{
 		Config: c, RootFS: rootfstest.Minimal().Write(w.t, false), Version: version, Out: out,
-		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(io.Discard),
+		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(io.Discard), Now: w.buildsAt(key), ExpiringKey: true,
 	})
 	if err != nil {
 		w.t.Fatal(err)
