@@ -80,6 +80,16 @@ func Created(detached []byte) (time.Time, error) {
 	return s.created, nil
 }
 
+// Expires returns when a detached signature says that it ends; the zero time is
+// never. Nobody has vouched for it before Verify has.
+func Expires(detached []byte) (time.Time, error) {
+	s, err := parseSignature(detached)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.expires, nil
+}
+
 // Issuer returns whose key a detached signature says that it is by. Nobody has
 // vouched for it before Verify has.
 func Issuer(detached []byte) (Fingerprint, error) {

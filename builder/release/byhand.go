@@ -76,6 +76,9 @@ func (b *build) binary(description, signature []byte, now time.Time) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("the image's pinned release key: %w", err)
 	}
+	if err := lasts(signature); err != nil {
+		return nil, fmt.Errorf("%s: %w", archive.SignatureFile, err)
+	}
 	if err := key.Verify(bytes.NewReader(description), signature, now); err != nil {
 		return nil, fmt.Errorf("%s: %w. It must be over the %s beside it, by the key %s: gpg --local-user %[4]s --detach-sign %[3]s", archive.SignatureFile, err, release.ManifestFile, key.Fingerprint())
 	}

@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"cmp"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +11,10 @@ import (
 	"math"
 	"os/exec"
 	"slices"
+	"strings"
 	"time"
+
+	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/builder/keys"
@@ -40,7 +44,7 @@ func (s *Signer) signByGPG(message io.ReadSeeker, at time.Time) ([]byte, error) 
 	})
 	var refusals []error
 	for _, f := range candidates {
-		signature, err := gpg(message, f)
+		signature, err := gpg(message, f, s.digestFor(f))
 		if err == nil {
 			err = s.accepted(message, signature, at)
 		}
@@ -55,10 +59,27 @@ func (s *Signer) signByGPG(message io.ReadSeeker, at time.Time) ([]byte, error) 
 	return nil, fmt.Errorf("sign with gpg: %w%s", errors.Join(refusals...), wanted(s.must, at))
 }
 
-// gpg has one key sign, and no other.
-func gpg(message io.Reader, key pgp.Fingerprint) ([]byte, error) {
+// digestFor is gpg's name of the digest that a key signs.
+func (s *Signer) digestFor(f pgp.Fingerprint) string {
+	hash := crypto.SHA256
+	entities, err := openpgp.ReadKeyRing(bytes.NewReader(s.public.Bytes()))
+	if err == nil && len(entities) == 1 {
+		public := entities[0].PrimaryKey
+		for _, sub := range entities[0].Subkeys {
+			if bytes.Equal(sub.PublicKey.Fingerprint, f[:]) {
+				public = sub.PublicKey
+			}
+		}
+		hash = hashFor(public)
+	}
+	return strings.ReplaceAll(hash.String(), "-", "")
+}
+
+// gpg has one key sign, and no other. What the distributor's gpg.conf says about
+// signatures is set aside: one that ends, or is over text, no machine would take.
+func gpg(message io.Reader, key pgp.Fingerprint, digest string) ([]byte, error) {
 	var out, said bytes.Buffer
-	c := exec.Command("gpg", "--batch", "--no-tty", "--yes", "--quiet", "--personal-digest-preferences", "SHA256", "--no-armor",
+	c := exec.Command("gpg", "--batch", "--no-tty", "--yes", "--quiet", "--digest-algo", digest, "--no-armor", "--no-textmode", "--default-sig-expire", "0",
 		"--local-user", key.String()+"!", "--output", "-", "--detach-sign")
 	c.Env = keys.AgentEnviron()
 	c.Stdin, c.Stdout, c.Stderr = message, &out, &said

@@ -278,7 +278,7 @@ func (s *Signer) sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
 	once := false
 	config := &packet.Config{Time: func() time.Time { return at }, NonDeterministicSignaturesViaNotation: &once}
 	sig := &packet.Signature{
-		Version: 4, SigType: packet.SigTypeBinary, PubKeyAlgo: k.PubKeyAlgo, Hash: hashFor(k), CreationTime: at,
+		Version: 4, SigType: packet.SigTypeBinary, PubKeyAlgo: k.PubKeyAlgo, Hash: hashFor(&k.PublicKey), CreationTime: at,
 		IssuerKeyId: &k.KeyId, IssuerKeyVersion: 4, IssuerFingerprint: k.Fingerprint,
 	}
 	h, err := sig.PrepareSign(config)
@@ -301,6 +301,9 @@ func (s *Signer) sign(message io.ReadSeeker, at time.Time) ([]byte, error) {
 // accepted reports why machines would not take a signature: such a one is not
 // published.
 func (s *Signer) accepted(message io.ReadSeeker, signature []byte, at time.Time) error {
+	if err := lasts(signature); err != nil {
+		return err
+	}
 	for _, k := range append([]*pgp.Key{s.public}, s.must...) {
 		if _, err := message.Seek(0, io.SeekStart); err != nil {
 			return fmt.Errorf("read again what was signed: %w", err)
@@ -312,9 +315,19 @@ func (s *Signer) accepted(message io.ReadSeeker, signature []byte, at time.Time)
 	return nil
 }
 
+// lasts refuses a signature that ends by itself: from then on machines would refuse
+// what was published as good.
+func lasts(signature []byte) error {
+	end, err := pgp.Expires(signature)
+	if err != nil || end.IsZero() {
+		return err
+	}
+	return fmt.Errorf("signature ends on %s, and machines refuse it from then on: sign again without an end (gpg --default-sig-expire 0, and take default-sig-expire and ask-sig-expire out of gpg.conf)", end.Format(time.DateTime))
+}
+
 // hashFor is SHA-256, which is fast where the releases are checked, unless the
 // key's curve wants a longer digest.
-func hashFor(k *packet.PrivateKey) crypto.Hash {
+func hashFor(k *packet.PublicKey) crypto.Hash {
 	if k.PubKeyAlgo == packet.PubKeyAlgoECDSA {
 		switch curve, _ := k.Curve(); curve {
 		case packet.CurveNistP384:

@@ -161,10 +161,25 @@ func (v *verifier) checkManifestSignature(ctx context.Context, pinned *pgp.Key) 
 		}
 		keys = append(keys, must...)
 	}
+	if err := v.lasts(manifest.SignatureName, signature); err != nil {
+		return err
+	}
 	for _, k := range keys {
 		if err := k.Verify(bytes.NewReader(v.text), signature, v.Now); err != nil {
 			return fmt.Errorf("%s: %w (while somebody publishes, or where a cache has an old copy of %s or of its signature, it is so for a while)", manifest.SignatureName, err, manifest.FileName)
 		}
+	}
+	return nil
+}
+
+// lasts refuses a signature that machines take today and not for ever. Whether they
+// take it today, others say.
+func (v *verifier) lasts(name string, signature []byte) error {
+	if end, err := pgp.Expires(signature); err != nil || end.Before(v.Now) {
+		return nil
+	}
+	if err := lasts(signature); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -256,6 +271,11 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version, p
 		return err
 	case v.Key == nil:
 		return errors.New("is signed, and there is no key to check it")
+	}
+	if len(signature) > 0 {
+		if err := v.lasts(manifest.ArchiveSignatureName(version), signature); err != nil {
+			return err
+		}
 	}
 	packed, err := v.server.Open(ctx, manifest.ArchiveName(version))
 	if err != nil {
