@@ -152,6 +152,9 @@ func readXattrs(file string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list extended attributes of %s: %w", file, err)
 	}
+	if n == 0 { // an overlay says first how many it has with its own
+		return nil, nil
+	}
 	var xattrs map[string]string
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		keep, err := keepXattr(name)

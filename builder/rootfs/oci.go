@@ -305,8 +305,10 @@ const (
 // put adds a file, or takes away what a whiteout names. A whiteout is about
 // the layers below, wherever in its layer it comes.
 func (l *layer) put(e Entry, content io.Reader) error {
+	// A layer may be in the form that overlayfs keeps it in, too.
+	hides, deleted := e.overlaid()
 	name, err := l.tree.inside(e.Name)
-	if errors.Is(err, errLinks) && strings.HasPrefix(path.Base(e.Name), whiteout) {
+	if errors.Is(err, errLinks) && (deleted || strings.HasPrefix(path.Base(e.Name), whiteout)) {
 		return nil // nothing can be there
 	}
 	if err != nil {
@@ -331,6 +333,14 @@ func (l *layer) put(e Entry, content io.Reader) error {
 			return nil // what is in a directory that is gone is gone
 		}
 		return l.hide(path.Join(dir, hidden))
+	case deleted && l.tree.dirs[dir] == nil:
+		return nil
+	case deleted:
+		return l.hide(name)
+	case hides:
+		if err := l.hideChildren(name); err != nil {
+			return err
+		}
 	}
 	for at := name; at != "." && !l.own[at]; at = path.Dir(at) {
 		l.own[at] = true

@@ -153,6 +153,9 @@ func (t *Tree) Put(e Entry, content io.Reader) error {
 		return err
 	}
 	e.Name = name
+	if err := errors.Join(e.whole(), e.countsHere()); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	if err := t.admit(e); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -306,7 +306,7 @@ func TestUnpack(t *testing.T) {
 		header("./twice", tar.TypeReg),
 		header("./twice", tar.TypeSymlink, linkTo("bin")),
 		header("./noted", tar.TypeReg, func(h *tar.Header) {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.user.note": "hello", "SCHILY.xattr.trusted.overlay.opaque": "y"}
+			h.PAXRecords = map[string]string{"SCHILY.xattr.user.note": "hello", "SCHILY.xattr.trusted.overlay.origin": "y"}
 		}),
 	)
 	for _, kind := range []string{"", "gz", "xz", "zst"} {
@@ -392,7 +392,7 @@ func TestSquash(t *testing.T) {
 	for _, e := range []Entry{
 		{Name: "a", Kind: Regular, UID: 4242},
 		{Name: "b", Kind: Regular, GID: 4242},
-		{Name: "c", Kind: CharDevice},
+		{Name: "c", Kind: CharDevice, Major: 1, Minor: 3},
 		{Name: "d", Kind: BlockDevice},
 	} {
 		if err := tree.Put(e, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "run as root") {

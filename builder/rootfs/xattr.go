@@ -29,11 +29,11 @@ func keepXattr(name string) (bool, error) {
 		strings.HasPrefix(name, "btrfs."),
 		name == "system.nfs4_acl", name == "system.cifs_acl", name == "system.ntfs_attrib": // made up by the file system
 		return false, nil
-	case strings.HasPrefix(name, "trusted.overlay."), strings.HasPrefix(name, "user.overlay."):
+	case strings.HasPrefix(name, "trusted.overlay."), strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, "user.fuseoverlayfs."):
 		if strings.HasSuffix(name, ".redirect") || strings.HasSuffix(name, ".metacopy") {
-			return false, fmt.Errorf("is a part of an overlay (%s), the rest of which lies in another directory: give the directory that the overlay is mounted on", name)
+			return false, fmt.Errorf("is a part of an overlay (%s), the rest of which lies in another directory: %s", name, mountPoint)
 		}
-		return false, nil
+		return strings.HasSuffix(name, ".opaque") || strings.HasSuffix(name, ".whiteout"), nil // until overlaid has seen them
 	case strings.HasPrefix(name, "user."), strings.HasPrefix(name, "security."), strings.HasPrefix(name, "trusted."):
 		return true, nil
 	}
