@@ -153,7 +153,7 @@ func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, err
 	}
 	if text := c.getenv("SOURCE_DATE_EPOCH"); text != "" {
 		seconds, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || seconds < 1 || seconds > 1<<40 {
+		if err != nil || seconds < 0 || seconds > 1<<40 {
 			return o, c.misused(f, "SOURCE_DATE_EPOCH %q is not a number of seconds since 1970", text)
 		}
 		o.Date = time.Unix(seconds, 0)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -22,9 +24,16 @@ var cures = []struct {
 	{syscall.EMFILE, "raise the limit of open files (ulimit -n)"},
 	{syscall.ENOMEM, "give the machine more memory, or swap"},
 	{fs.ErrPermission, "run this as root, or as a user who may do this"},
-	{fs.ErrNotExist, "check the name; one that does not start with / is relative to the current directory"},
+	{fs.ErrNotExist, "check the name"},
 	{fs.ErrExist, "remove it, or name another place"},
 	{context.DeadlineExceeded, "try again"},
+}
+
+// fromHere reports whether an error is about a name that starts at the current
+// directory: not one in a root file system, nor one that was put together.
+func fromHere(err error) bool {
+	e, ok := errors.AsType[*fs.PathError](err)
+	return ok && !filepath.IsAbs(e.Path) && slices.Contains([]string{"open", "stat", "lstat"}, e.Op)
 }
 
 // cure is the way out of an error that ends with what a system call said; empty for
@@ -36,6 +45,9 @@ func cure(err error) string {
 		}
 		errno, ok := errors.AsType[syscall.Errno](err)
 		if strings.HasSuffix(err.Error(), c.err.Error()) || ok && strings.HasSuffix(err.Error(), errno.Error()) {
+			if c.err == fs.ErrNotExist && fromHere(err) {
+				return ": " + c.text + ", which starts at the current directory"
+			}
 			return ": " + c.text
 		}
 	}

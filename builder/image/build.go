@@ -184,6 +184,9 @@ func (b *build) find(context.Context) error {
 		return err
 	}
 	k := b.parts.kernel
+	if err := itsModules(b.tree, k); err != nil {
+		return err
+	}
 	if b.index, err = initramfs.LoadIndex(b.tree, k.modules, k.release); err != nil {
 		return err
 	}

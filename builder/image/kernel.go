@@ -154,6 +154,30 @@ func readKernel(t *rootfs.Tree, name string) (*kernel, error) {
 	return k, nil
 }
 
+// itsModules refuses a kernel beside which there are only modules of others: they
+// were not updated together.
+func itsModules(t *rootfs.Tree, k *kernel) error {
+	if _, err := t.Resolve(k.modules); !errors.Is(err, fs.ErrNotExist) {
+		return nil // what is wrong otherwise is told by who reads them
+	}
+	var others []string
+	for _, place := range []string{"usr/lib/modules/*", "lib/modules/*"} {
+		names, err := expand(t, place)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if base := path.Base(name); !slices.Contains(others, base) {
+				others = append(others, base)
+			}
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the kernel /%s is %s, and the root file system has modules of %s only: install the modules of that kernel, or name a kernel of these with Linux= in [UKI]", k.path, k.release, strings.Join(others, " and "))
+}
+
 // kernelRelease reads the version out of a bzImage that firmware can start
 // (Linux, Documentation/arch/x86/boot.rst, header fields from 0x1f1 on).
 func kernelRelease(image []byte) (string, error) {

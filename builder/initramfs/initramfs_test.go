@@ -118,7 +118,17 @@ func TestIndexThatIsNotThere(t *testing.T) {
 			t.Errorf("without %s: error %v", name, err)
 		}
 	}
+	// As depmod of module-init-tools before 3.5 wrote it.
+	old := debian()
+	old[dir+"/modules.dep"] = []byte("/lib/modules/" + rootfstest.Release + "/kernel/lib/crc16.ko:\n")
+	if x, err := LoadIndex(old, dir, rootfstest.Release); err != nil || x.paths["crc16"] != "kernel/lib/crc16.ko" {
+		t.Errorf("whole names: %v", err)
+	}
 	m := debian()
+	m[dir+"/modules.dep"] = []byte("/lib/modules/other/kernel/lib/crc16.ko:\n")
+	if _, err := LoadIndex(m, dir, rootfstest.Release); err == nil || !strings.Contains(err.Error(), "outside") {
+		t.Errorf("of another kernel: %v", err)
+	}
 	m[dir+"/modules.dep"] = []byte("../../../etc/shadow:\n")
 	if _, err := LoadIndex(m, dir, rootfstest.Release); err == nil || !strings.Contains(err.Error(), "outside") {
 		t.Errorf("error %v", err)

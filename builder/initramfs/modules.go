@@ -86,6 +86,10 @@ func (x *Index) readDep(text string) error {
 		if !ok {
 			continue
 		}
+		// depmod wrote whole names before module-init-tools 3.5, and some tools do.
+		for _, top := range []string{"/lib/modules/", "/usr/lib/modules/"} {
+			file = strings.TrimPrefix(file, top+x.release+"/")
+		}
 		if path.IsAbs(file) || path.Clean(file) != file || strings.HasPrefix(file, "..") {
 			return fmt.Errorf("%s/modules.dep names %q, which is outside of it", x.dir, file)
 		}

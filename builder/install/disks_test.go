@@ -98,6 +98,11 @@ func TestDisksOffered(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := Linux{sys, "/nowhere", filepath.Join(root, "proc")}
+	for path, say := range map[string]string{filepath.Join(root, "proc/self/mountinfo"): "not a disk but a file: name a whole disk", root: "not a disk but a directory"} {
+		if _, err := l.Disk(path); err == nil || !strings.Contains(err.Error(), say) || strings.Contains(err.Error(), "strconv") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 	disks, err := l.Disks()
 	var names []string
 	for _, d := range disks {

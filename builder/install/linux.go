@@ -96,12 +96,26 @@ func (l Linux) Disk(path string) (Disk, error) {
 	if _, err := os.Stat(filepath.Join(l.Sys, "class/block", name, "partition")); err == nil {
 		return Disk{}, fmt.Errorf("%s is a partition: name the whole disk", path)
 	}
+	if info, err := os.Stat(real); err == nil && info.Mode()&fs.ModeDevice == 0 {
+		return Disk{}, fmt.Errorf("%s is not a disk but %s: name a whole disk of this machine, such as /dev/nvme0n1 or /dev/sda (lsblk lists them). 'halogen build --disk' writes a file", path, kindOf(info))
+	}
 	d, err := l.disk(name)
 	if err != nil {
 		return Disk{}, fmt.Errorf("%s is not a disk: %w", path, err)
 	}
 	d.Path = path
 	return d, nil
+}
+
+// kindOf says what is not a device.
+func kindOf(info fs.FileInfo) string {
+	switch {
+	case info.IsDir():
+		return "a directory"
+	case info.Mode().IsRegular():
+		return "a file"
+	}
+	return "neither a device nor a file"
 }
 
 func (l Linux) disk(name string) (Disk, error) {

@@ -229,7 +229,7 @@ func TestCompressions(t *testing.T) {
 	if err := os.WriteFile(plain, pack(t, header("file", tar.TypeReg)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, tool := range []string{"gzip", "bzip2", "xz", "zstd", "xz --format=lzma", "lz4"} {
+	for _, tool := range []string{"gzip", "bzip2", "xz", "zstd", "xz --format=lzma", "lz4", "lz4 -l"} {
 		words := strings.Fields(tool)
 		cmd := exec.Command(testkit.Need(t, words[0]), append(words[1:], "-c", plain)...)
 		packed, err := cmd.Output()
@@ -258,6 +258,13 @@ func TestSourcesOfOtherKinds(t *testing.T) {
 		"Debian package":                at(0, "!<arch>\ndebian-binary"),
 		"squashfs":                      at(0, "hsqs"),
 		"qcow2":                         at(0, "QFI\xfb"),
+		"VMDK":                          at(0, "KDMV\x01"),
+		"description of a VMDK":         at(0, "# Disk DescriptorFile\n"),
+		"VDI":                           append([]byte("<<< Oracle VM VirtualBox Disk Image >>>\n"), at(24, "\x7f\x10\xda\xbe")...),
+		"a VHD disk":                    at(0, "conectix"),
+		"VHDX":                          at(0, "vhdxfile"),
+		"XFS":                           at(0, "XFSB"),
+		"btrfs":                         append(make([]byte, 65536), at(64, "_BHRfS_M")...),
 		"EROFS":                         at(1024, "\xe2\xe1\xf5\xe0"),
 		"ext4":                          at(1080, "\x53\xef"),
 		"ISO":                           at(32769, "CD001"),

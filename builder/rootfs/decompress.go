@@ -41,6 +41,13 @@ var foreign = []struct {
 	{0, "\xed\xab\xee\xdb", "an RPM package: give a root file system that the package is installed in"},
 	{0, "hsqs", "a squashfs image: unpack it with `unsquashfs` as root, and give the directory"},
 	{0, "QFI\xfb", "a qcow2 disk: mount its file system, and give a tar archive of it"},
+	{0, "KDMV", "a VMDK disk: mount its file system, and give a tar archive of it"},
+	{0, "# Disk DescriptorFile", "the description of a VMDK disk: mount the disk's file system, and give a tar archive of it"},
+	{64, "\x7f\x10\xda\xbe", "a VDI disk: mount its file system, and give a tar archive of it"},
+	{0, "conectix", "a VHD disk: mount its file system, and give a tar archive of it"},
+	{0, "vhdxfile", "a VHDX disk: mount its file system, and give a tar archive of it"},
+	{0, "XFSB", "an XFS file system: mount it, and give a tar archive of what is in it"},
+	{65536 + 64, "_BHRfS_M", "a btrfs file system: mount it, and give a tar archive of what is in it"},
 	{0, "xar!", "a xar archive: give a tar archive"},
 	{0, "-----BEGIN PGP", "an OpenPGP message: decrypt it first"},
 	{510, "\x55\xaa", "a disk or a file system: mount it, and give a tar archive of what is in it"},
@@ -61,7 +68,7 @@ func foreignKind(start []byte) string {
 }
 
 // peekSize is enough to know every kind of foreign.
-const peekSize = 32769 + 5
+const peekSize = 65536 + 64 + 8
 
 // decompress returns the content of a possibly compressed stream.
 func decompress(r io.Reader) (io.Reader, func(), error) {
@@ -93,8 +100,8 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
 	case begins("BZh"):
 		return bzip2.NewReader(in), func() {}, nil
-	case begins("\x04\x22\x4d\x18"):
-		return lz4.NewReader(in), func() {}, nil
+	case begins("\x04\x22\x4d\x18"), begins("\x02\x21\x4c\x18"): // the second of lz4 -l
+		return &lz4Frames{in: in}, func() {}, nil
 	case begins("\x5d\x00\x00"):
 		z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(in)
 		if err != nil {
@@ -102,12 +109,47 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		}
 		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
 	}
-	if !isTar(magic) {
-		if what := foreignKind(magic); what != "" {
-			return nil, nil, fmt.Errorf("not a tar archive but %s", what)
+	return in, func() {}, checkForeign(in)
+}
+
+// lz4Frames reads frames one after another, as `cat a.lz4 b.lz4` makes them and lz4
+// takes them (LZ4 Frame Format, "Frame Concatenation"): the library ends after one.
+type lz4Frames struct {
+	in    *bufio.Reader
+	frame *lz4.Reader // nil between two
+}
+
+func (f *lz4Frames) Read(p []byte) (int, error) {
+	for {
+		if f.frame == nil {
+			if _, err := f.in.Peek(1); err != nil {
+				return 0, err // the end, or what is wrong
+			}
+			f.frame = lz4.NewReader(f.in)
+		}
+		n, err := f.frame.Read(p)
+		if !errors.Is(err, io.EOF) {
+			return n, err
+		}
+		if f.frame = nil; n > 0 {
+			return n, nil
 		}
 	}
-	return in, func() {}, nil
+}
+
+// checkForeign refuses what is not a tar archive, and known.
+func checkForeign(in *bufio.Reader) error {
+	magic, err := in.Peek(peekSize)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errShort
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read archive: %w", err)
+	}
+	if what := foreignKind(magic); what != "" && !isTar(magic) {
+		return fmt.Errorf("not a tar archive but %s", what)
+	}
+	return nil
 }
 
 // isTar reports whether a file starts with the header of a tar (POSIX.1-1988

@@ -130,6 +130,40 @@ const (
 type document struct {
 	Manifests []descriptor `json:"manifests"`
 	Layers    []descriptor `json:"layers"`
+	Config    descriptor   `json:"config"`
+	// ArtifactType says that it is no image (OCI Image Format 1.1).
+	ArtifactType string `json:"artifactType"`
+}
+
+// artifact reports whether a manifest is about an image and none itself, such as a
+// signature or a bill of materials: from 1.1 on it may say so, before that its
+// configuration is of another kind.
+func (m *document) artifact() bool {
+	switch {
+	case len(m.Layers) == 0 && m.Config.MediaType == "":
+		return false // an index
+	case m.ArtifactType != "":
+		return true
+	case m.Config.MediaType != "" && m.Config.MediaType != "application/vnd.oci.image.config.v1+json" && m.Config.MediaType != "application/vnd.docker.container.image.v1+json":
+		return true
+	}
+	isTar := func(d descriptor) bool { return strings.Contains(d.MediaType, ".tar") }
+	return len(m.Layers) > 0 && !slices.ContainsFunc(m.Layers, isTar)
+}
+
+// withoutArtifacts leaves out what is no image, where an index names several things.
+func withoutArtifacts(b blobs, list []descriptor) []descriptor {
+	if len(list) < 2 {
+		return list
+	}
+	images := slices.DeleteFunc(slices.Clone(list), func(d descriptor) bool {
+		doc, err := readDocument(b, d)
+		return err == nil && doc.artifact() // what cannot be read is told when it is chosen
+	})
+	if len(images) == 0 {
+		return list
+	}
+	return images
 }
 
 var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
@@ -137,7 +171,7 @@ var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 // openBlob returns the content of a descriptor and a hash of what is read.
 func openBlob(b blobs, d descriptor) (io.ReadCloser, error) {
 	if !digestForm.MatchString(d.Digest) {
-		return nil, fmt.Errorf("OCI digest %q is not a SHA-256", d.Digest)
+		return nil, fmt.Errorf("OCI digest %.40q is not a SHA-256: make the image with SHA-256 digests, which is what tools do unless they are told otherwise, or unpack it as root and give the directory", d.Digest)
 	}
 	r, size, err := b.open("blobs/sha256/" + strings.TrimPrefix(d.Digest, "sha256:"))
 	if err != nil {
@@ -200,7 +234,7 @@ func findManifest(b blobs, arch string) (*document, error) {
 		return nil, err
 	}
 	for range maxNesting {
-		d, err := choose(doc.Manifests, arch)
+		d, err := choose(withoutArtifacts(b, doc.Manifests), arch)
 		if err != nil {
 			return nil, err
 		}

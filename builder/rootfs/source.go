@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 )
 
 // Fill puts the root file system at a path into the tree: a directory, a tar
@@ -37,6 +38,9 @@ func (t *Tree) Fill(ctx context.Context, source, arch string) error {
 	if err != nil {
 		return err
 	}
+	if err := t.lookAtTop(); err != nil {
+		return fmt.Errorf("root file system %s: %w", source, err)
+	}
 	return t.resolveACLs()
 }
 
@@ -47,6 +51,32 @@ func (t *Tree) fillFromLayout(ctx context.Context, source, arch string) error {
 	}
 	defer root.Close()
 	return t.unpackOCI(ctx, folder{root}, platform(arch))
+}
+
+// v1Layer is a layer's directory in what docker save wrote before version 1.10.
+var v1Layer = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// lookAtTop refuses what is around a root file system, and is not one by what is at
+// its top.
+func (t *Tree) lookAtTop() error {
+	top, err := t.List(".")
+	if err != nil || slices.Contains(top, "usr") {
+		return err
+	}
+	has := func(name string) bool { return slices.Contains(top, name) }
+	switch {
+	case has("index.json") && has("blobs"):
+		return errors.New("is an OCI layout without its file oci-layout: put it back (echo '{\"imageLayoutVersion\":\"1.0.0\"}' >oci-layout), or copy the image again")
+	case has("metadata.yaml") && (has("rootfs") || has("rootfs.tar.xz") || has("rootfs.squashfs") || has("templates")):
+		return errors.New("is an image of LXC or Incus: give the root file system that is in it, or comes with it (rootfs.tar.xz, rootfs.squashfs, or what is below rootfs/)")
+	case slices.ContainsFunc(top, func(name string) bool { return v1Layer.MatchString(name) && t.dirs[name] != nil }) && !has("manifest.json"):
+		return errors.New("is an image as docker saved it before version 1.10 (V1), whose layers name no digests: load it and save it again (docker load, docker save)")
+	case len(top) == 1 && t.dirs[top[0]] != nil:
+		if inside, err := t.List(top[0]); err == nil && (slices.Contains(inside, "usr") || slices.Contains(inside, "etc")) {
+			return fmt.Errorf("has everything below %s/: give that directory, or unpack the archive as root and pack it with tar -C %[1]s -cf FILE .", top[0])
+		}
+	}
+	return nil
 }
 
 func exists(dir, name string) bool {
@@ -92,6 +122,9 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 	in := bufio.NewReaderSize(stream, 1<<20)
 	if first, _ := in.Peek(512); !isTar(start) && imageFirst(first) {
 		return t.fillFromPacked(ctx, in, arch)
+	}
+	if err := checkForeign(in); err != nil {
+		return err
 	}
 	count := 0
 	err = unpackTar(ctx, in, func(e Entry, content io.Reader) error {

@@ -15,6 +15,9 @@ import (
 // tells.
 var errCutOff = errors.New("the archive is cut off: it has no end mark: make or copy it again")
 
+// errShort is returned for an archive whose compressed data ends early.
+var errShort = errors.New("the archive is cut off: make or copy it again")
+
 // Types of GNU tar's entries that package tar has no name for.
 const (
 	gnuDirectory    = 'D' // with a list of what was in it
@@ -36,6 +39,9 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			return tail.ended()
+		}
+		if tail.cut {
+			return fmt.Errorf("%w (its compressed data ends early, after %d files, the last of which is %q)", errShort, count, last)
 		}
 		if count == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)) {
 			return errors.New("not a tar archive: want tar, plain or compressed with gzip, zstd, xz, bzip2, lz4 or lzma")
@@ -124,6 +130,7 @@ func dumped(h *tar.Header, in io.Reader) error {
 type tail struct {
 	r     io.Reader
 	zeros int64 // bytes of zero at the end of what was read
+	cut   bool  // what unpacks it has met its end too early
 }
 
 func (t *tail) Read(p []byte) (int, error) {
@@ -133,6 +140,7 @@ func (t *tail) Read(p []byte) (int, error) {
 		t.zeros = 0
 	}
 	t.zeros += int64(n - len(rest))
+	t.cut = t.cut || errors.Is(err, io.ErrUnexpectedEOF)
 	return n, err
 }
 

@@ -1,0 +1,111 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/testkit"
+)
+
+// lz4 takes frames one after another, and so must this: the rest would be a root file
+// system that is cut off.
+func TestFramesOfLZ4(t *testing.T) {
+	testkit.Need(t, "lz4")
+	plain := pack(t, header("file", tar.TypeReg), header("other", tar.TypeReg))
+	half := func(content []byte) []byte {
+		cmd := exec.Command("lz4", "-c")
+		cmd.Stdin = bytes.NewReader(content)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if tree, err := fill(t, append(half(plain[:700]), half(plain[700:])...)); err != nil || names(t, tree) != "file other" {
+		t.Errorf("two frames: %v", err)
+	}
+}
+
+// A disk by another name is named, packed or not, as tools make them.
+func TestDisksOfOtherTools(t *testing.T) {
+	testkit.Need(t, "qemu-img")
+	for _, c := range []struct{ format, say string }{{"vmdk", "VMDK"}, {"vdi", "VDI"}, {"vpc", "VHD"}, {"vhdx", "VHDX"}, {"qcow2", "qcow2"}} {
+		file := filepath.Join(t.TempDir(), "disk")
+		testkit.Run(t, "qemu-img", "create", "-q", "-f", c.format, file, "8M")
+		if err := newTree(t).Fill(t.Context(), file, "x86_64"); err == nil || !strings.Contains(err.Error(), "a "+c.say+" disk") {
+			t.Errorf("%s: %v", c.format, err)
+		}
+	}
+	disk := make([]byte, 1<<20)
+	copy(disk[510:], "\x55\xaa")
+	if _, err := fill(t, compressed(t, "gz", disk)); err == nil || !strings.Contains(err.Error(), "but a disk or a file system") {
+		t.Errorf("disk.img.gz: %v", err)
+	}
+}
+
+// Half of a small compressed archive is said to be that.
+func TestCutCompressedArchive(t *testing.T) {
+	plain := pack(t, header("file", tar.TypeReg), header("other", tar.TypeReg))
+	for _, kind := range []string{"gz", "xz", "zst"} {
+		packed := compressed(t, kind, plain)
+		if _, err := fill(t, packed[:len(packed)*2/3]); err == nil || !strings.Contains(err.Error(), "cut off") {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+// What is around a root file system, or is the image of another tool, is named.
+func TestTopsThatAreNone(t *testing.T) {
+	dir, reg := byte(tar.TypeDir), byte(tar.TypeReg)
+	layer := strings.Repeat("0f", 32)
+	for say, archive := range map[string][]byte{
+		"below root.x86_64/":  pack(t, header("root.x86_64", dir), header("root.x86_64/usr/lib/os-release", reg)),
+		"LXC or Incus":        pack(t, header("metadata.yaml", reg), header("rootfs", dir), header("rootfs/usr/file", reg)),
+		"rootfs.tar.xz":       pack(t, header("metadata.yaml", reg), header("rootfs.tar.xz", reg)),
+		"before version 1.10": pack(t, header(layer, dir), header(layer+"/VERSION", reg), header(layer+"/layer.tar", reg), header("repositories", reg)),
+		"its file oci-layout": pack(t, header("index.json", reg), header("blobs/sha256/"+layer, reg)),
+	} {
+		file := filepath.Join(t.TempDir(), "root.tar")
+		if err := os.WriteFile(file, archive, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := newTree(t).Fill(t.Context(), file, "x86_64"); err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("%v, want %q", err, say)
+		}
+	}
+}
+
+// Digests of another kind have a way out.
+func TestOtherDigests(t *testing.T) {
+	i := image{}
+	d := i.manifest(t, pack(t, header("usr/file", tar.TypeReg)))
+	d["digest"] = "sha512:" + strings.Repeat("ab", 64)
+	i.index(t, d)
+	if err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64"); err == nil || !strings.Contains(err.Error(), "make the image with SHA-256 digests") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What cosign, notation and ORAS put beside an image before there was artifactType.
+func TestArtifactsBesideAnImage(t *testing.T) {
+	base := pack(t, header("usr/file", tar.TypeReg))
+	i := image{}
+	signature := i.add([]byte("payload"))
+	signature["mediaType"] = "application/vnd.dev.cosign.simplesigning.v1+json"
+	ofImage := map[string]any{"mediaType": "application/vnd.oci.image.config.v1+json", "digest": i.add([]byte("{}"))["digest"], "size": 2}
+	chart := map[string]any{"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": ofImage["digest"], "size": 2}
+	tarred := i.add([]byte("chart"))
+	tarred["mediaType"] = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
+	i.index(t, i.manifest(t, base),
+		i.addJSON(t, map[string]any{"schemaVersion": 2, "config": ofImage, "layers": []any{signature}}),
+		i.addJSON(t, map[string]any{"schemaVersion": 2, "config": chart, "layers": []any{tarred}}))
+	tree := newTree(t)
+	if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil || names(t, tree) != "usr/file" {
+		t.Errorf("error %v", err)
+	}
+}
