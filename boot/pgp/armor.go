@@ -33,6 +33,9 @@ func dearmor(input []byte, kind string) ([]byte, error) {
 	for i := range lines {
 		lines[i] = strings.TrimSuffix(lines[i], "\r")
 	}
+	if kind == "SIGNATURE" && (lines[0] == "-----BEGIN PGP SIGNED MESSAGE-----" || lines[0] == "-----BEGIN PGP MESSAGE-----") {
+		return nil, fmt.Errorf("starts with %.40q, a signature with what it is over: want a detached signature alone, as gpg --detach-sign makes it", lines[0])
+	}
 	if want := "-----BEGIN PGP " + kind + "-----"; lines[0] != want {
 		return nil, fmt.Errorf("starts with %.40q, want an OpenPGP packet or %q", lines[0], want)
 	}

@@ -51,7 +51,7 @@ func parseSignature(input []byte) (*signature, error) {
 	case f.tag != tagSignature:
 		return nil, fmt.Errorf("starts with %s, want a detached signature alone, as gpg --detach-sign makes it", f.what())
 	case len(rest) > 0:
-		return nil, fmt.Errorf("%d bytes follow the signature, want one signature alone", len(rest))
+		return nil, fmt.Errorf("%d bytes follow the signature, want one signature alone: sign with one key (gpg --local-user FINGERPRINT --detach-sign)", len(rest))
 	}
 	s := new(signature)
 	if err := s.checkForm(f.body); err != nil {
@@ -108,7 +108,9 @@ func (s *signature) checkForm(body []byte) error {
 	if len(body) < 6 {
 		return fmt.Errorf("has %d bytes", len(body))
 	}
-	if t := packet.SignatureType(body[1]); t != packet.SigTypeBinary {
+	if t := packet.SignatureType(body[1]); t == packet.SigTypeText {
+		return fmt.Errorf("is of type %#02x, made in text mode, want %#02x: over a binary document (gpg --no-textmode --detach-sign)", uint8(t), uint8(packet.SigTypeBinary))
+	} else if t != packet.SigTypeBinary {
 		return fmt.Errorf("is of type %#02x, want %#02x: over a binary document", uint8(t), uint8(packet.SigTypeBinary))
 	}
 	if err := strongHash(body[3]); err != nil {

@@ -32,6 +32,9 @@ func (r *reader) releaseKey() error {
 	if err != nil {
 		return fmt.Errorf("ReleaseKeyFile: %w", err)
 	}
+	if text, err = plainArmor(text); err != nil {
+		return fmt.Errorf("ReleaseKeyFile %s %w", r.keyFile, err)
+	}
 	key, err := publicKey(text, want)
 	if err != nil {
 		return fmt.Errorf("ReleaseKeyFile %s: %w: want the public key (gpg --export FINGERPRINT >%[1]s)", r.keyFile, err)
