@@ -8,6 +8,7 @@ package inspect
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -84,6 +85,9 @@ func describe(f io.ReaderAt, size int64) (*Report, error) {
 			return nil, err
 		}
 		efi, err := describeEFI(image)
+		if other := otherKind(start); err != nil && other != nil {
+			err = other
+		}
 		return &Report{Kind: "efi", EFI: efi}, err
 	case bytes.HasPrefix(bytes.TrimLeft(start, " \t\r\n"), []byte("{")):
 		text, err := readAll(f, size, release.MaxSize)
@@ -116,6 +120,9 @@ func describeMore(start []byte, f io.ReaderAt, size int64) (*Report, error) {
 	if esp, err := describeESP(io.NewSectionReader(f, 0, size), new(gpt.Table)); err == nil {
 		return &Report{Kind: "esp", ESP: esp}, nil
 	}
+	if err := otherKind(start); err != nil {
+		return nil, err
+	}
 	if disk := describeMBR(start, size); disk != nil {
 		return &Report{Kind: "disk", Disk: disk}, nil
 	}
@@ -129,7 +136,7 @@ func describeMore(start []byte, f io.ReaderAt, size int64) (*Report, error) {
 	defer clear(text)
 	key, err := describeKey(text)
 	if err == nil && key == nil {
-		err = ErrUnknown
+		err = cmp.Or(otherSecret(text), ErrUnknown)
 	}
 	return &Report{Kind: "key", Key: key}, err
 }

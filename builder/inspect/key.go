@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
@@ -21,7 +22,7 @@ import (
 // Key describes an OpenPGP key, a certificate or a PKCS#8 file. It says how a
 // secret is kept, and nothing of the secret.
 type Key struct {
-	Kind        string       `json:"kind"`                  // OpenPGP, certificate or PKCS#8
+	Kind        string       `json:"kind"`                  // OpenPGP, certificate, PKCS#8, PKCS#1 or SEC 1
 	Secret      string       `json:"secret,omitempty"`      // none, encrypted or IN THE CLEAR
 	Fingerprint contract.Hex `json:"fingerprint,omitempty"` // SHA-256 for a certificate
 	Names       []string     `json:"names,omitempty"`
@@ -42,15 +43,24 @@ const (
 
 // describeKey describes what may be a key; nil for what is none.
 func describeKey(text []byte) (*Key, error) {
-	if block, _ := pem.Decode(text); block != nil {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		switch block.Type {
 		case "CERTIFICATE":
 			return describeCertificate(block.Bytes)
 		case "ENCRYPTED PRIVATE KEY":
 			return &Key{Kind: "PKCS#8", Secret: secretLocked}, nil
-		case "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY":
+		case "PRIVATE KEY":
 			return &Key{Kind: "PKCS#8", Secret: secretOpen}, nil
+		case "RSA PRIVATE KEY", "EC PRIVATE KEY":
+			k := &Key{Kind: map[string]string{"RSA PRIVATE KEY": "PKCS#1", "EC PRIVATE KEY": "SEC 1"}[block.Type], Secret: secretOpen}
+			if strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") { // RFC 1421
+				k.Secret = secretLocked
+			}
+			return k, nil
 		}
+	}
+	if c, err := x509.ParseCertificate(text); err == nil {
+		return describeCertificate(c.Raw)
 	}
 	read := openpgp.ReadKeyRing
 	if bytes.HasPrefix(text, []byte("-----BEGIN PGP P")) {
