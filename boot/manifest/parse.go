@@ -206,6 +206,9 @@ func unquote(s string) (string, error) {
 		}
 		return "", fmt.Errorf("value %.60q holds what a shell might expand", s)
 	}
+	if bare, note, ok := strings.Cut(s, " #"); ok {
+		return "", fmt.Errorf("has the note %.60q after it: write that in a line of its own, which starts with '#', and leave %.60q here", strings.TrimSpace(note), strings.TrimSpace(bare))
+	}
 	for i := range len(s) {
 		if !isBare(s[i]) {
 			return "", fmt.Errorf("value %.60q needs quotes for %q", s, s[i])

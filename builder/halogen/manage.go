@@ -73,7 +73,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f.IntVar(&m.keep, "keep", 3, "`N` releases that stay, the newest")
 	f.BoolVar(&m.dry, "dry-run", false, "only say what would be removed")
 	f.BoolVar(&m.remove, "remove", false, "it is a step no more")
-	f.DurationVar(&m.expires, "expires", 0, "how long machines may believe the manifest from now on, a `DURATION` such as 720h; 0 for ever")
+	f.Var((*lifetime)(&m.expires), "expires", "how long machines may believe the manifest from now on, a `DURATION` such as 30d or 720h; 0 for ever")
 	f.StringVar(&m.public, "public", "", "newer copy of the public release key, a `FILE`")
 	f.BoolVar(&m.sign, "sign-manifest", false, "sign the manifest, and number it, from now on")
 	f.BoolVar(&m.json, "json", false, "print the list in JSON")

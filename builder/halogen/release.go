@@ -115,7 +115,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")
-	f.DurationVar(&r.expires, "expires", 0, "how long machines may believe the manifest, a `DURATION` such as 720h; 0 for ever")
+	f.Var((*lifetime)(&r.expires), "expires", "how long machines may believe the manifest, a `DURATION` such as 30d or 720h; 0 for ever")
 	f.StringVar(&r.verify, "verify", "", "check the server `ROOT|URL` instead")
 	f.StringVar(&r.pinned, "pinned", "", "public key `FILE` that machines have pinned, for --verify")
 	f.BoolVar(&r.json, "json", false, "print a summary in JSON on the standard output")
@@ -216,7 +216,13 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 }
 
 func servers(place string, o server.Options) ([]release.Server, error) {
-	if strings.HasPrefix(place, "https://") || strings.HasPrefix(place, "http://") {
+	scheme, _, isURL := strings.Cut(place, "://")
+	if scheme = strings.ToLower(scheme); isURL && scheme == "file" {
+		return nil, fmt.Errorf("%s: a directory is named by its path, without file://", place)
+	} else if isURL && scheme != "http" && scheme != "https" {
+		return nil, fmt.Errorf("%s: releases are read over http or https, as machines do, or from a directory: name the http address of it, or a copy on this machine", place)
+	}
+	if isURL {
 		web, err := release.NewWeb(place, o)
 		return []release.Server{web}, err
 	}

@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 )
 
@@ -64,6 +66,10 @@ func plainError(err error) error {
 	}
 	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "proxyconnect" {
 		return fmt.Errorf("proxy cannot be reached: %w: %s", dial.Err, proxySettings)
+	}
+	// Go has no type for it: net/http says so, and crypto/tls of what is no TLS.
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || err != nil && strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+		return fmt.Errorf("%w: this port speaks http and not https: correct the port, or the address's beginning", err)
 	}
 	lookup, isLookup := errors.AsType[*net.DNSError](err)
 	switch {

@@ -406,6 +406,20 @@ func TestNew(t *testing.T) {
 	}
 }
 
+// A port that speaks http is said to be that.
+func TestHTTPSToAnHTTPPort(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	place, err := New("HTTPS"+strings.TrimPrefix(s.URL, "http")+"/x86_64/os", quick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err = place.Get(ctx, "manifest.env", 100)
+	wants(t, err, "this port speaks http and not https")
+}
+
 func FuzzContentRange(f *testing.F) {
 	f.Add("bytes 0-99/100", int64(0), int64(100))
 	f.Add("bytes 5-9/*", int64(5), int64(5))
