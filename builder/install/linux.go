@@ -96,10 +96,10 @@ func (l Linux) Disk(path string) (Disk, error) {
 	if _, err := os.Stat(filepath.Join(l.Sys, "class/block", name, "partition")); err == nil {
 		return Disk{}, fmt.Errorf("%s is a partition: name the whole disk", path)
 	}
-	if info, err := os.Stat(real); err == nil && info.Mode()&fs.ModeDevice == 0 {
+	d, err := l.disk(name)
+	if info, failed := os.Stat(real); err != nil && failed == nil && info.Mode()&fs.ModeDevice == 0 {
 		return Disk{}, fmt.Errorf("%s is not a disk but %s: name a whole disk of this machine, such as /dev/nvme0n1 or /dev/sda (lsblk lists them). 'halogen build --disk' writes a file", path, kindOf(info))
 	}
-	d, err := l.disk(name)
 	if err != nil {
 		return Disk{}, fmt.Errorf("%s is not a disk: %w", path, err)
 	}

@@ -73,7 +73,7 @@ func (t *Tree) lookAtTop() error {
 		return errors.New("is an image as docker saved it before version 1.10 (V1), whose layers name no digests: load it and save it again (docker load, docker save)")
 	case len(top) == 1 && t.dirs[top[0]] != nil:
 		if inside, err := t.List(top[0]); err == nil && (slices.Contains(inside, "usr") || slices.Contains(inside, "etc")) {
-			return fmt.Errorf("has everything below %s/: give that directory, or unpack the archive as root and pack it with tar -C %[1]s -cf FILE .", top[0])
+			return fmt.Errorf("has everything below %s/: give that directory, or unpack the archive as root and pack it again (tar -C %[1]s -cf FILE .)", top[0])
 		}
 	}
 	return nil
