@@ -68,7 +68,7 @@ func optionROM(code []byte) []byte {
 // TestNoEventLog: firmware that measures and keeps no event log. Where the TPM is
 // optional it is used all the same, and what is weaker is said. A required one explains
 // itself: agent.TestNoEventLog.
-// FAULTS 112
+// FAULTS 112 (M2)
 func TestNoEventLog(t *testing.T) {
 	t.Parallel()
 	rom := filepath.Join(t.TempDir(), "card.rom")

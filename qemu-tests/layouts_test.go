@@ -57,7 +57,7 @@ var layoutStories = [][]string{
 // OpenRC and busybox, /usr merged or not, and everything in the tree that the tools
 // which read and write it stumble over. Updates are fetched by the line that each one's
 // cron has, and kept by the script that each one's init starts.
-// FAULTS 112
+// FAULTS 112 (M14)
 func TestLayouts(t *testing.T) {
 	t.Parallel()
 	for _, story := range layoutStories {

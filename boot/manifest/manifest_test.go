@@ -227,7 +227,7 @@ func TestResolve(t *testing.T) {
 }
 
 // A hotfix that overtakes a less tried channel reaches its machines too.
-// FAULTS 112: stable 3 overtakes beta 2
+// FAULTS 112 (R7): stable 3 overtakes beta 2
 func TestOffers(t *testing.T) {
 	tenth := Entry{Version: 3, Limited: true, Percent: 10}
 	for name, c := range map[string]struct {

@@ -49,7 +49,7 @@ func subkeysAt(t testing.TB, k *Key, at time.Time) []Fingerprint {
 
 // A key over ten years, as gpg makes and renews it: what a machine has pinned
 // learns all of it from later copies, in whatever order they come.
-// FAULTS 112: a key's expiry that is renewed, new and revoked subkeys
+// FAULTS 112 (R3): a key's expiry that is renewed, new and revoked subkeys
 func TestTenYears(t *testing.T) {
 	g := newGnuPG(t)
 	doc := g.file("doc", document)
@@ -135,7 +135,7 @@ func (g gnupg) revoke(now time.Time, key Fingerprint, typed string) {
 	g.runWith(typed, "--faked-system-time", now.Format("20060102T150405!"), "--no-tty", "--command-fd", "0", "--status-fd", "2", "--no-batch", "--edit-key", key.String())
 }
 
-// Old signatures are judged when they were made. FAULTS 112: a previous release's
+// Old signatures are judged when they were made. FAULTS 112 (R4): a previous release's
 // subkey that has expired since
 func TestVerifyMade(t *testing.T) {
 	hour := []byte{0, 0, 14, 16}
@@ -271,7 +271,7 @@ func FuzzMerge(f *testing.F) {
 	})
 }
 
-// FAULTS 112: words that a distributor understands
+// FAULTS 112 (R16): words that a distributor understands
 func TestWords(t *testing.T) {
 	secret, cert := pinned()
 	for want, key := range map[string][]byte{

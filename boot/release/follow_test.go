@@ -7,7 +7,7 @@ import (
 	"halogenos.internal/boot/contract"
 )
 
-// FAULTS 112: what a machine would refuse after the release that it has
+// FAULTS 112 (R9): what a machine would refuse after the release that it has
 func TestFollows(t *testing.T) {
 	was := contract.Contract{ImageID: "os", Arch: "x86_64", Version: 1, Epoch: 2, SlotSize: 64 << 20, SecureBoot: contract.Required, TPM: contract.Required, RootFileSystem: "ext4"}
 	for want, change := range map[string]func(c *contract.Contract){

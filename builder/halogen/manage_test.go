@@ -45,7 +45,7 @@ func TestManageCommandLines(t *testing.T) {
 	}
 }
 
-// FAULTS 112: a distributor's commands, from the command line
+// FAULTS 112 (R15): a distributor's commands, from the command line
 func TestManageServer(t *testing.T) {
 	out, _, _ := build(t)
 	root := filepath.Join(t.TempDir(), "www")
@@ -72,7 +72,7 @@ func TestManageServer(t *testing.T) {
 }
 
 // The help's commands upload a server so that the manifest comes last, and remove
-// what is old after it. FAULTS 112: rsync in the wrong order
+// what is old after it. FAULTS 112 (R15): rsync in the wrong order
 func TestUploadOrder(t *testing.T) {
 	rsync := testkit.Need(t, "rsync")
 	root, host := filepath.Join(t.TempDir(), "www"), filepath.Join(t.TempDir(), "host")

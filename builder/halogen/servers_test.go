@@ -202,7 +202,7 @@ type wants struct {
 func all(text string) wants { return wants{text, text, text, false} }
 
 // Every server that somebody may have, or meet on the way, read by all three that
-// read servers: each works, or says what is wrong and what to do. FAULTS 112: the
+// read servers: each works, or says what is wrong and what to do. FAULTS 112 (R12, R13): the
 // servers, a portal, an old manifest, Proxy= and CA=
 func TestServers(t *testing.T) {
 	f := newFixture(t)

@@ -30,7 +30,7 @@ import (
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
-// FAULTS 112
+// FAULTS 112 (B3)
 func TestSourceDatesThatHaveNotCome(t *testing.T) {
 	source := rootfstest.Minimal().Write(t, false)
 	late := time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -99,7 +99,7 @@ func staged(t *testing.T, files map[string]string) *rootfs.Tree {
 	return tree
 }
 
-// FAULTS 112
+// FAULTS 112 (B5)
 func TestWhereKernelsAre(t *testing.T) {
 	const v = rootfstest.Release
 	k, other := string(rootfstest.Kernel(v)), string(rootfstest.Kernel("6.13.0-other"))
@@ -158,7 +158,7 @@ func machineOf(image string, machine uint16) string {
 	return string(b)
 }
 
-// FAULTS 112
+// FAULTS 112 (B8)
 func TestProgramsForOtherMachines(t *testing.T) {
 	for machine, say := range map[uint16]string{0xaa64: "aarch64", 0x14c: "32-bit x86", 0x5064: "riscv64", 0x1234: "0x1234"} {
 		for _, what := range []struct{ file, key string }{{stubPath, "Stub= in [UKI]"}, {bootManagerPath, "BootManager= in [Image]"}} {
@@ -194,7 +194,7 @@ func signer(t *testing.T) (*rsa.PrivateKey, *x509.Certificate) {
 }
 
 // Boot manager and stub come without signatures, whatever these are like: each
-// machine can sign them. FAULTS 112
+// machine can sign them. FAULTS 112 (B10)
 func TestProgramsThatAreSigned(t *testing.T) {
 	key, cert := signer(t)
 	plain := ukitest.Stub("257.13-1")
@@ -250,7 +250,7 @@ func TestProgramsThatAreSigned(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B9)
 func TestRoomOnTheESP(t *testing.T) {
 	const manager = 200 << 10
 	for size, fits := range map[int64]bool{30 << 20: true, 230 << 20: true, 245 << 20: false, 400 << 20: false} {
@@ -270,7 +270,7 @@ func TestRoomOnTheESP(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B7)
 func TestKernelsThatCannotStartTheMachine(t *testing.T) {
 	dir := "usr/lib/modules/" + rootfstest.Release + "/"
 	whole := "dm_verity.license=GPL\x00erofs.file=fs/erofs/erofs\x00sha256_generic.alias=crypto-sha256\x00overlay.license=GPL\x00dm_crypt.license=GPL\x00" +
@@ -322,7 +322,7 @@ func TestKernelsThatCannotStartTheMachine(t *testing.T) {
 	}
 }
 
-// What a tar has comes out of the image as a file system's own tool reads it. FAULTS 112
+// What a tar has comes out of the image as a file system's own tool reads it. FAULTS 112 (B2)
 func TestAttributesInTheImage(t *testing.T) {
 	testkit.Root(t, "keep labels and owners")
 	const list = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x06\x00\xd2\x04\x00\x00\x04\x00\x00\x00\xff\xff\xff\xff\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
@@ -370,7 +370,7 @@ func TestAttributesInTheImage(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B6)
 func TestSparseFilesInTheImage(t *testing.T) {
 	source := rootfstest.Minimal().Write(t, false)
 	log := filepath.Join(source, "lastlog")
@@ -404,7 +404,7 @@ func TestSparseFilesInTheImage(t *testing.T) {
 	}
 }
 
-// mkfs.erofs 1.5 cannot take the longest names, and says nothing of which. FAULTS 112
+// mkfs.erofs 1.5 cannot take the longest names, and says nothing of which. FAULTS 112 (B6)
 func TestLongestNames(t *testing.T) {
 	name := strings.Repeat("n", 255)
 	files := rootfstest.Minimal()
@@ -425,7 +425,7 @@ func TestLongestNames(t *testing.T) {
 	}
 }
 
-// Holes that cost minutes are said or refused before anything takes long. FAULTS 112
+// Holes that cost minutes are said or refused before anything takes long. FAULTS 112 (B6)
 func TestHoles(t *testing.T) {
 	for size, want := range map[int64]string{1 << 20: "", 3 << 30: "WARNING: the root file system has holes of 6442.5 MB", 20 << 30: "/var/one with 21474.8 MB"} {
 		var said bytes.Buffer

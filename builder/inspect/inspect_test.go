@@ -232,7 +232,7 @@ func TestDamagedDisk(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B11)
 func TestDisksOfOthers(t *testing.T) {
 	content, err := os.ReadFile(disk(t))
 	if err != nil {
@@ -307,7 +307,7 @@ func certified(image []byte, size uint32) []byte {
 	return b
 }
 
-// FAULTS 112
+// FAULTS 112 (B11)
 func TestOrdinaryEFIPrograms(t *testing.T) {
 	le := binary.LittleEndian
 	plain := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("code")}, ukitest.Section{Name: ".data", Data: []byte("data")})
@@ -341,7 +341,7 @@ func TestOrdinaryEFIPrograms(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B11)
 func TestRealEFIPrograms(t *testing.T) {
 	debian := testkit.Debian(t)
 	kernels, err := filepath.Glob(filepath.Join(debian, "boot/vmlinuz-*"))

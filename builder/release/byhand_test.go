@@ -43,7 +43,7 @@ func (w *world) taken(root, runs string, v contract.Version) {
 	}
 }
 
-// FAULTS 112: published by hand, with gpg and an editor
+// FAULTS 112 (R14): published by hand, with gpg and an editor
 func TestByHand(t *testing.T) {
 	w := newWorld(t)
 	fpr := w.key("release", "ed25519", password)

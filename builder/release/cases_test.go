@@ -62,7 +62,7 @@ func (w *world) put(o Options, name, text string) {
 	}
 }
 
-// FAULTS 112: a manifest that somebody has edited, one whose signature is gone
+// FAULTS 112 (R1, R8): a manifest that somebody has edited, one whose signature is gone
 func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	w := newWorld(t)
 	fpr := w.key("release", "ed25519", password)
@@ -151,7 +151,7 @@ func TestCutBetweenSignatureAndManifest(t *testing.T) {
 	}
 }
 
-// FAULTS 112: the key over ten years, as a distributor works with gpg: a new subkey,
+// FAULTS 112 (R2, R3, R5): the key over ten years, as a distributor works with gpg: a new subkey,
 // an expiry that is renewed before and after it passed, a subkey that has expired
 // since
 func TestReleasesOverTenYears(t *testing.T) {
@@ -293,7 +293,7 @@ func TestReleasesOverTenYears(t *testing.T) {
 	}
 }
 
-// FAULTS 112: --verify judges with what machines have pinned
+// FAULTS 112 (R2): --verify judges with what machines have pinned
 func TestVerifyWithAnOldPin(t *testing.T) {
 	w := newWorld(t)
 	fpr := w.key("release", "ed25519", password)
@@ -333,7 +333,7 @@ func TestVerifyWithAnOldPin(t *testing.T) {
 	}
 }
 
-// FAULTS 112: what machines would refuse after the release that they have
+// FAULTS 112 (R9): what machines would refuse after the release that they have
 func TestRefusedByMachines(t *testing.T) {
 	w := newWorld(t)
 	o := w.options(w.build(1, "", ""), "")
@@ -360,7 +360,7 @@ func TestRefusedByMachines(t *testing.T) {
 	}
 }
 
-// FAULTS 112: channels that are empty, and channels that are overtaken
+// FAULTS 112 (R6, R7): channels that are empty, and channels that are overtaken
 func TestChannels(t *testing.T) {
 	w := newWorld(t)
 	o := w.options(w.build(1, "", ""), "")
@@ -383,7 +383,7 @@ func TestChannels(t *testing.T) {
 	}
 }
 
-// FAULTS 112: a server without symbolic links, and links that became directories
+// FAULTS 112 (R11): a server without symbolic links, and links that became directories
 func TestWithoutLinks(t *testing.T) {
 	w := newWorld(t)
 	o := w.options(w.build(1, "", ""), "")

@@ -17,7 +17,7 @@ func (w *world) manage(o Options) Manage {
 	return Manage{Folder: Folder(folder(o)), Key: o.Key, Now: o.Now, Note: w.t.Logf}
 }
 
-// FAULTS 112: listing, promoting, withdrawing and pruning, without a key where none
+// FAULTS 112 (R15): listing, promoting, withdrawing and pruning, without a key where none
 // is needed
 func TestManage(t *testing.T) {
 	w := newWorld(t)
@@ -98,7 +98,7 @@ func TestManage(t *testing.T) {
 	}
 }
 
-// FAULTS 112: a manifest is renewed without a release, and the key with it
+// FAULTS 112 (R10): a manifest is renewed without a release, and the key with it
 func TestRefresh(t *testing.T) {
 	w := newWorld(t)
 	w.gpgAt(now, "--quick-generate-key", "release@example.org", "ed25519", "sign", "2y")

@@ -78,7 +78,7 @@ func TestFollowsWithdrawn(t *testing.T) {
 	w.publish(w.options(w.build(4, "", "", "SlotSize=16M", "SlotSize=16M\nEpoch=2"), ""))
 }
 
-// FAULTS 112: the signature or the number of a signed manifest is gone
+// FAULTS 112 (R8): the signature or the number of a signed manifest is gone
 func TestLostSequence(t *testing.T) {
 	w := newWorld(t)
 	fpr := w.key("release", "ed25519", password)

@@ -143,7 +143,7 @@ func (y *years) machine(runs contract.Version, when time.Time, want string) {
 }
 
 // The life of a key that gpg made as it does when nobody says how: it signs itself,
-// has a subkey to encrypt, and ends after two years or so. FAULTS 112: keys over ten
+// has a subkey to encrypt, and ends after two years or so. FAULTS 112 (R3, R5): keys over ten
 // years
 func TestLifeOfAKey(t *testing.T) {
 	t.Parallel()

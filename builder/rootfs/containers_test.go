@@ -18,7 +18,7 @@ import (
 // noEnd takes the end mark of a tar away.
 func noEnd(archive []byte) []byte { return bytes.TrimSuffix(archive, make([]byte, 1024)) }
 
-// What umoci, skopeo and containerd write or take. FAULTS 112
+// What umoci, skopeo and containerd write or take. FAULTS 112 (B4)
 func TestOCIArchivesOfOtherTools(t *testing.T) {
 	reg, dir, sym := byte(tar.TypeReg), byte(tar.TypeDir), byte(tar.TypeSymlink)
 	base := pack(t, header("usr/file", reg), header("test", dir), header("test/test", reg), header("a", dir), header("a/a", reg))
@@ -71,7 +71,7 @@ func annotated(d map[string]any, key, value string) map[string]any {
 	return out
 }
 
-// FAULTS 112
+// FAULTS 112 (B4)
 func TestWhichOCIImage(t *testing.T) {
 	layer := func(name string) []byte { return pack(t, header(name, tar.TypeReg)) }
 	variant := func(d map[string]any, v string) map[string]any {
@@ -174,7 +174,7 @@ func dockerArchive(t *testing.T, repositories bool, change func(list []map[strin
 	return out.Bytes()
 }
 
-// FAULTS 112
+// FAULTS 112 (B4)
 func TestDockerArchives(t *testing.T) {
 	one, two := pack(t, header("one", tar.TypeReg)), pack(t, header("two", tar.TypeReg), header(".wh.one", tar.TypeReg))
 	for _, repositories := range []bool{true, false} { // skopeo and podman write none
@@ -210,7 +210,7 @@ func TestDockerArchives(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B4)
 func TestSkopeoDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"manifest.json", "version"} {
@@ -223,7 +223,7 @@ func TestSkopeoDirectory(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B12)
 func TestCompressions(t *testing.T) {
 	plain := filepath.Join(t.TempDir(), "root.tar")
 	if err := os.WriteFile(plain, pack(t, header("file", tar.TypeReg)), 0o644); err != nil {
@@ -242,7 +242,7 @@ func TestCompressions(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B12)
 func TestSourcesOfOtherKinds(t *testing.T) {
 	at := func(offset int, magic string) []byte {
 		b := make([]byte, 40_000)

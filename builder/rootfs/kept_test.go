@@ -52,7 +52,7 @@ func (f fixed) number(_ bool, name string) (uint32, error) {
 	return id, nil
 }
 
-// FAULTS 112
+// FAULTS 112 (B2)
 func TestAccessControlLists(t *testing.T) {
 	known := fixed{"alice": 1000, "staff": 50}
 	for _, c := range lists {
@@ -107,7 +107,7 @@ func xattr(t *testing.T, tree *Tree, name, key string) string {
 	return string(value[:n])
 }
 
-// What each archiver writes of the same files. FAULTS 112
+// What each archiver writes of the same files. FAULTS 112 (B2)
 func TestAttributesInArchives(t *testing.T) {
 	testkit.Root(t, "set labels and lists for others")
 	const label, capability = "system_u:object_r:etc_t:s0", "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -194,7 +194,7 @@ func TestAccountsOfLists(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B2)
 func TestAttributesThatCannotBeKept(t *testing.T) {
 	for key, say := range map[string]string{
 		"SCHILY.acl.ace":                        "NFSv4",
@@ -218,7 +218,7 @@ func TestAttributesThatCannotBeKept(t *testing.T) {
 	}
 }
 
-// A directory, and the archive that GNU tar makes of it. FAULTS 112
+// A directory, and the archive that GNU tar makes of it. FAULTS 112 (B2)
 func TestKeptByDirectoryAndTar(t *testing.T) {
 	testkit.Root(t, "set labels and owners")
 	source := t.TempDir()
@@ -305,7 +305,7 @@ func TestOwnersThatAreNone(t *testing.T) {
 	}
 }
 
-// Sparse files come in five formats of GNU tar's, and with a directory. FAULTS 112
+// Sparse files come in five formats of GNU tar's, and with a directory. FAULTS 112 (B6)
 func TestSparseFiles(t *testing.T) {
 	const size, at = 64 << 20, 40<<20 + 12345
 	source := t.TempDir()
@@ -399,7 +399,7 @@ func TestManyNamesOfOneFile(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B12)
 func TestIncrementalDump(t *testing.T) {
 	source := t.TempDir()
 	for _, name := range []string{"dir/one", "dir/two"} {
@@ -441,7 +441,7 @@ func TestIncrementalDump(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B6)
 func TestLargest(t *testing.T) {
 	tree := newTree(t)
 	for name, size := range map[string]int{"usr/lib/a/big": 900_000, "usr/lib/a/b/c/deep": 500_000, "usr/bin/one": 200_000, "var/small": 1000, "top": 10} {

@@ -9,7 +9,7 @@ import (
 	"halogenos.internal/boot/stateconf"
 )
 
-// FAULTS 112
+// FAULTS 112 (B1)
 func TestStateDirectoriesThatAreLinks(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -81,7 +81,7 @@ func TestStateDirectoriesThatAreLinks(t *testing.T) {
 	}
 }
 
-// FAULTS 112
+// FAULTS 112 (B1)
 func TestStateDirectoriesThatAreNot(t *testing.T) {
 	for _, c := range []struct {
 		name  string

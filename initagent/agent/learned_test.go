@@ -37,7 +37,7 @@ func renewed(s *signer, at time.Time) ([]byte, error) {
 }
 
 // The boot knows of the release key what the fetcher has learned, and no more than
-// the pinned key itself has signed. FAULTS 112: a renewed expiry
+// the pinned key itself has signed. FAULTS 112 (R3): a renewed expiry
 func TestStageLearnsTheKey(t *testing.T) {
 	old, err := expired()
 	if err != nil {

@@ -167,7 +167,7 @@ func (m *machine) pesigned(image []byte) []byte {
 
 // An ESP that was kept has files that this machine does not sign and could not: they
 // stop nothing, stay as they are, and are named. A boot manager that carries a
-// signature of that kind is signed by this machine all the same. FAULTS 112
+// signature of that kind is signed by this machine all the same. FAULTS 112 (M11)
 func TestForeignFilesOnTheESP(t *testing.T) {
 	m := newMachine(t, nil)
 	helper := m.pesigned(ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("firmware update helper")}))

@@ -269,7 +269,7 @@ func TestWeakerStart(t *testing.T) {
 
 // An optional TPM without an event log, or with one that is not what was measured, is
 // used all the same, and what is weaker is said; a required one explains itself.
-// FAULTS 112
+// FAULTS 112 (M2)
 func TestNoEventLog(t *testing.T) {
 	optional := with(func(c *contract.Contract) { c.TPM, c.SecureBoot = contract.Optional, contract.Optional })
 	for _, wrong := range []bool{false, true} {

@@ -45,7 +45,7 @@ func (w *world) offers(signer *otatest.Key, shown []byte, sign bool) {
 }
 
 // A machine learns what has become of the release key since its image was made.
-// FAULTS 112: renewed expiry, a new subkey, a machine that slept for years
+// FAULTS 112 (R3): renewed expiry, a new subkey, a machine that slept for years
 func TestLearnsTheKey(t *testing.T) {
 	for name, c := range map[string]struct {
 		life, later time.Duration
@@ -106,7 +106,7 @@ func TestLearnsTheKey(t *testing.T) {
 }
 
 // What the server shows of the key is learned also where the release is refused, since it
-// may be refused for that. FAULTS 112
+// may be refused for that. FAULTS 112 (R3)
 func TestLearnsFromWhatIsRefused(t *testing.T) {
 	for _, signed := range []bool{false, true} {
 		w := asleep(t, year, year/2)
@@ -170,7 +170,7 @@ func TestKeepsWhatItLearned(t *testing.T) {
 	}
 }
 
-// FAULTS 112: the status after a fetched release was given up, and the way back
+// FAULTS 112 (R17): the status after a fetched release was given up, and the way back
 func TestRetry(t *testing.T) {
 	w := newWorld(t)
 	if _, err := w.fetch(); err != nil {
@@ -216,7 +216,7 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// FAULTS 112: somebody has had a number signed that would keep out every later one
+// FAULTS 112 (R1): somebody has had a number signed that would keep out every later one
 func TestSequenceBound(t *testing.T) {
 	key := otatest.NewKey(t)
 	r := otatest.Make(t, otatest.Spec{Version: 1, Key: key, Image: otatest.Image(4, 1, 0, 0)})

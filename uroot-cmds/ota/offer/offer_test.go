@@ -180,7 +180,7 @@ func TestSelfIsEncodable(t *testing.T) {
 	}
 }
 
-// FAULTS 112: beta follows the newer of its own release and the more tried ones
+// FAULTS 112 (R7): beta follows the newer of its own release and the more tried ones
 func TestChoose(t *testing.T) {
 	machine := func() *Self {
 		return &Self{Running: &contract.Contract{ImageID: "os", Version: 1}, Channel: manifest.Beta, Machine: []byte("m"), Failed: map[contract.Version]string{}}

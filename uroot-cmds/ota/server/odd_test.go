@@ -31,7 +31,7 @@ func ranges(body []byte, limit int) http.HandlerFunc {
 	}
 }
 
-// A server that gets on is gone on with, however often it stops. FAULTS 112: a cut
+// A server that gets on is gone on with, however often it stops. FAULTS 112 (R12): a cut
 // every 64 KiB, half a range, mirrors that differ
 func TestGetsOn(t *testing.T) {
 	want := content(1 << 20)
@@ -112,7 +112,7 @@ func TestDoesNotGetOn(t *testing.T) {
 	}
 }
 
-// FAULTS 112: Retry-After in seconds, of a day, as a date
+// FAULTS 112 (R13): Retry-After in seconds, of a day, as a date
 func TestRetryAfter(t *testing.T) {
 	for header, wait := range map[string]bool{
 		"0": true, "1": true, "86400": false, "9999999999": false, "Sat, 01 Jan 2050 00:00:00 GMT": false, "Sat, 01 Jan 2000 00:00:00 GMT": true, "soon": true, "": true, "-5": true,
@@ -147,7 +147,7 @@ func TestRetryAfter(t *testing.T) {
 	wants(t, err, "come back in 2h")
 }
 
-// FAULTS 112: a network that wants a login answers everything with a page
+// FAULTS 112 (R16): a network that wants a login answers everything with a page
 func TestPortal(t *testing.T) {
 	const page = "<!DOCTYPE html>\n<html><head><title>Welcome to our hotel</title></head><body>Log in</body></html>"
 	var asked atomic.Int64
@@ -169,7 +169,7 @@ func TestPortal(t *testing.T) {
 	}
 }
 
-// An object store does not say that there is nothing. FAULTS 112
+// An object store does not say that there is nothing. FAULTS 112 (R13)
 func TestForbiddenIsMissing(t *testing.T) {
 	tr := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	if _, err := tr.Get(t.Context(), "x", 10); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "403") {
@@ -240,7 +240,7 @@ func TestProxyAndCA(t *testing.T) {
 }
 
 // A server, or a cache before it, that compresses unasked is told from one with a
-// damaged file. FAULTS 112
+// damaged file. FAULTS 112 (R13)
 func TestCompressedUnasked(t *testing.T) {
 	for coding, want := range map[string]string{"gzip": `Content-Encoding: "gzip"`, "br": "gzip off", "identity": "", "": ""} {
 		tr := serve(t, func(w http.ResponseWriter, r *http.Request) {
