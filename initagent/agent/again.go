@@ -91,9 +91,10 @@ func (a *Agent) startedByRefused(list *secureboot.List) bool {
 
 // offerFirstKeys is offerKeys for a machine without a TPM, whose keys come after its root
 // partition: making them was cut, or they were lost. Where the root partition has a deed
-// others would not vouch for it.
+// others would not vouch for it; where it is bound to a TPM and has none, these would not
+// either.
 func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
-	if a.chip.err == nil || len(a.lock.Deed) > 0 {
+	if a.chip.err == nil || len(a.lock.Deed) > 0 || a.lock.Sealed != nil {
 		return nil
 	}
 	a.facts.EnrolAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+

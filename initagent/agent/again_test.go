@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -196,6 +197,24 @@ func TestCutInstalledAgain(t *testing.T) {
 		}
 		if err := m.kept(); err != nil {
 			t.Errorf("%s: %v\n%s", s.how, err, m.said.String())
+		}
+	}
+}
+
+// A machine that was bound to its TPM before it had keys has no deed, and keys that are
+// made without that TPM would not be believed: none are offered, and it goes on as it was.
+func TestNoFirstKeysBesideTheTPMs(t *testing.T) {
+	m := newMachine(t, with(func(c *contract.Contract) { c.TPM, c.SecureBoot = contract.Optional, contract.Optional }))
+	m.noSecureBoot = true
+	m.ends("system")
+	m.runs(1)
+	m.noTPM, m.noSecureBoot = tpm.ErrAbsent, false
+	m.vars = newVariables() // Setup Mode
+	for range 2 {
+		m.typed = []string{m.recoveryKey(), "y", "y"}
+		m.printed.Reset()
+		if end := m.run(); end != "system" || m.vars["PK"].data != nil {
+			t.Fatalf("ends in %s with PK %v:\n%s\n%s", end, m.vars["PK"].data != nil, m.printed.String(), m.said.String())
 		}
 	}
 }

@@ -208,3 +208,32 @@ func TestKeysLost(t *testing.T) {
 	m.typed = []string{m.recoveryKey()}
 	m.ends("system", otherSecret, "The recovery key opens your data")
 }
+
+// `reseal` is the way out that such a machine is told: it opens by itself afterwards, and
+// the keyslot that is not its own goes.
+func TestResealEndsSecretOfTheirOwn(t *testing.T) {
+	for name, spoil := range map[string]func(m *machine){
+		"another's secret": func(m *machine) { m.bindToOwn(func(*policy.Record) {}) },
+		"a header without a TPM": func(m *machine) {
+			m.bindToOwn(nil)
+			m.powerOn(m.world(true, nil))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, pinned)
+			spoil(m)
+			r, c := m.asked()
+			m.types("y", "weaker")
+			m.works(r.Reseal(c))
+			m.works(r.Lock())
+			m.opensByItself()
+			m.opensByItself()
+			lock, volumeKey, secret := m.unlocked()
+			luks2.Wipe(volumeKey)
+			secret.Wipe()
+			if n := len(lock.Header.Keyslots()); n != 2 || lock.Replaced {
+				t.Errorf("%d keyslots, and one to be removed: %v", n, lock.Replaced)
+			}
+		})
+	}
+}

@@ -40,7 +40,7 @@ func (a *Agent) recover(reason string) error {
 		a.Log.Say("a shell can read what the boot before this one left in memory: %v", err)
 	}
 	if a.facts.Planted != "" {
-		err = errors.Join(err, a.NoModules())
+		err = errors.Join(err, a.noModules())
 	}
 	if err := errors.Join(err, a.leavePhase(pcr.Recovery)); err != nil {
 		return a.noConsole(err)
@@ -62,6 +62,19 @@ func (a *Agent) recover(reason string) error {
 		a.Log.Say("%v", err)
 	}
 	return a.restart()
+}
+
+// noModules keeps the kernel from loading further modules, once it has those of the
+// initramfs that `unlock` needs.
+func (a *Agent) noModules() error {
+	needed := []string{"dm_crypt", "xts"}
+	if a.contract != nil {
+		needed = append(needed, a.contract.RootFileSystem)
+	}
+	if err := a.Kernel.Load(needed...); err != nil {
+		a.Log.Say("`unlock` will not work: %v", err)
+	}
+	return a.NoModules()
 }
 
 // noConsole restarts a machine on which a shell could ask the TPM. Somebody has to

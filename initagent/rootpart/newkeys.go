@@ -123,6 +123,9 @@ func (k *KeyChange) Begin(newKeys func(io.Reader, time.Time) (*secureboot.KeySet
 	if err != nil {
 		return nil, err
 	}
+	if had.Bare {
+		return nil, errBareList
+	}
 	if err := k.ESP.Read(k.Disk, func(files fs.FS) error { return noneReplaced(files, had) }); err != nil {
 		return nil, err
 	}

@@ -122,10 +122,12 @@ func (r *Replacement) list(store hw.Store, random io.Reader, lock *vault.Lock) (
 		return nil, err
 	}
 	if list.Bare {
-		return nil, errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
+		return nil, errBareList
 	}
 	return provision.WrapKeys(random, r.Fresh, keys, list)
 }
+
+var errBareList = errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
 
 // ReplaceSecret has the TPM and the header be for a new secret, up to where FinishSecret
 // goes on. It returns what the machine has from then on. Where it fails, changed says that

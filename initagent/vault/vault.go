@@ -285,18 +285,33 @@ func (l *Lock) Finish(random io.Reader, d block.Device) error {
 // Rebind replaces what the TPM's keyslot is bound to, after the machine secret
 // was sealed anew: by another TPM, or one that was cleared. Without an owner the deeds
 // stay those that are there: they say of the volume who made it, whatever opens it.
+//
+// A keyslot that this secret does not open is another's, or damaged: the secret gets one of
+// its own by the same header, and that one is left to RemoveReplaced.
 func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
-	err := l.Header.Change(random, d, func(c *luks2.Change) error {
-		n := l.TPMSlot
+	passphrase := secret.LUKSPassphrase()
+	defer luks2.Wipe(passphrase)
+	opened, n, err := l.Header.Unlock(d, passphrase, 0) // its own has PBKDF2, which takes no memory
+	luks2.Wipe(opened)
+	if err != nil {
+		n = -1
+	}
+	other := l.TPMSlot
+	if other == n || slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == other }) {
+		other = -1
+	}
+	err = l.Header.Change(random, d, func(c *luks2.Change) error {
 		if n < 0 {
-			passphrase := secret.LUKSPassphrase()
-			defer luks2.Wipe(passphrase)
 			var err error
 			if n, err = c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2()); err != nil {
 				return err
 			}
 		}
-		return l.setTPMToken(c, n, volumeKey, sealed, owner)
+		if err := l.setTPMToken(c, n, volumeKey, sealed, owner); err != nil || other < 0 {
+			return err
+		}
+		_, err := c.AddToken(luks2.Token{Type: replacedToken, Keyslots: []int{other}})
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("bind the root partition to this TPM: %w", err)
