@@ -285,7 +285,7 @@ func TestServers(t *testing.T) {
 		{"a proxy that forbids it", over(func(*place) {}, "", http.StatusForbidden), all("answers 403 Forbidden: its address comes from Proxy=")},
 		{"a proxy's address without http", func(t *testing.T, f *fixture) place {
 			return place{base: "http://127.0.0.1:1", proxy: "proxy:3128"}
-		}, all("no address like http://")},
+		}, all("neither none nor an address like http://")},
 
 		{"a portal", handler(func(*fixture) http.Handler { return http.HandlerFunc(portal) }), all("wants a login")},
 		{"a portal that redirects", redirectingPortal, all("wants a login")},

@@ -358,7 +358,7 @@ func TestMachineThatSlept(t *testing.T) {
 	if text := y.verifyAt(when, nil); !strings.Contains(text, "release 4, a step that machines with older ones need") {
 		t.Errorf("--verify without a step: %s", text)
 	}
-	y.machine(3, when, "the server offers x86_64/test-os/4/4.tar.gz and does not have it")
+	y.machine(3, when, "the server does not have version 4 (x86_64/test-os/4/4.tar.gz), which this machine needs before anything newer")
 	y.machine(5, when, "take 6")
 	if err := SetStep(t.Context(), y.manage(when), 4, false); err != nil {
 		t.Fatal(err)

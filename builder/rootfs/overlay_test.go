@@ -3,6 +3,7 @@ package rootfs
 import (
 	"archive/tar"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,7 +90,7 @@ func TestUpperDirectoryOfTheKernel(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
-		t.Skipf("no tmpfs may be mounted here: %v", err)
+		testkit.Skip(t, fmt.Sprintf("no tmpfs may be mounted here: %v", err))
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	for _, name := range []string{"lower/old", "upper", "work", "all"} {
@@ -101,7 +102,7 @@ func TestUpperDirectoryOfTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("overlay", at("all"), "overlay", 0, "lowerdir="+at("lower")+",upperdir="+at("upper")+",workdir="+at("work")); err != nil {
-		t.Skipf("no overlay may be mounted here: %v", err)
+		testkit.Skip(t, fmt.Sprintf("no overlay may be mounted here: %v", err))
 	}
 	t.Cleanup(func() { _ = unix.Unmount(at("all"), unix.MNT_DETACH) })
 	if err := os.RemoveAll(at("all/old")); err != nil {

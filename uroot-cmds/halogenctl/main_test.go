@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/testkit"
 )
 
 func TestRun(t *testing.T) {
@@ -65,7 +67,7 @@ func TestCommands(t *testing.T) {
 // The Makefile's stamp is the version of what it builds, in a busybox too.
 func TestStamp(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds programs")
+		testkit.Skip(t, "builds programs")
 	}
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil {

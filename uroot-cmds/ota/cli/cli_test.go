@@ -95,7 +95,7 @@ func TestJSON(t *testing.T) {
 		{"bless --json", 0, "already", true},
 		{"bless --json --failed", 0, "unhealthy", "the health check has failed"},
 		{"channel --json alpha", 0, "channel", "alpha"},
-		{"rollback --json", 1, "error", "there is no other system to go back to: slot b is empty"},
+		{"rollback --json", 1, "error", "there is no other system to go back to: slot b is empty (`ota fetch` fills it, where there is a newer release)"},
 		{"fetch --json", 1, "code", 1.0},
 		{"check --json", 1, "error", "worker ended: exit status 1"},
 	} {
