@@ -61,7 +61,7 @@ func TestBlessTwoNames(t *testing.T) {
 	}
 	must(t, os.RemoveAll(w.path("esp/EFI/Linux")))
 	must(t, os.MkdirAll(w.path("esp/EFI/Linux"), 0o755))
-	if b, err := w.m.Bless(); err == nil || !strings.Contains(err.Error(), "no UKI of version 2") {
+	if b, err := w.m.Bless(); err == nil || !strings.Contains(err.Error(), "has no boot file (UKI) of version 2") {
 		t.Errorf("%+v, %v", b, err)
 	}
 }
@@ -176,7 +176,7 @@ func TestStatusOfAWreck(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	must(t, os.Remove(w.path(reportFile)))
-	if _, err := w.m.Status(); err == nil || !strings.Contains(err.Error(), "not started by initagent") {
+	if _, err := w.m.Status(); err == nil || !strings.Contains(err.Error(), "this system was not started by HalogenOS") {
 		t.Errorf("%v", err)
 	}
 }

@@ -132,7 +132,7 @@ func TestFetchRefused(t *testing.T) {
 		"on trial": {func(w *world) {
 			must(w.t, os.Rename(w.path("esp/EFI/Linux/test-os_2.efi"), w.path("esp/EFI/Linux/test-os_2+2-1.efi")))
 		}, "is on trial", nil},
-		"no UKI of ours": {func(w *world) { must(w.t, os.Remove(w.path("esp/EFI/Linux/test-os_2.efi"))) }, "no UKI of version 2", nil},
+		"no UKI of ours": {func(w *world) { must(w.t, os.Remove(w.path("esp/EFI/Linux/test-os_2.efi"))) }, "has no boot file (UKI) of version 2", nil},
 		"corrupt":        {func(w *world) { w.corrupt = true }, "corrupt blocks", nil},
 		"failed before": {func(w *world) {
 			w.journal(journal.Entry{Kind: journal.Failed, Version: 3, Reason: "the watchdog ended it"})

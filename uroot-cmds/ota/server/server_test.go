@@ -400,7 +400,7 @@ func TestRateLimit(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	for address, want := range map[string]string{"": "no server is set", "ftp://x": "no http or https", "https://": "no http or https", "/does/not/exist": "no such file"} {
+	for address, want := range map[string]string{"": "no server is set", "ftp://x": "not an http or https address", "https://": "not an http or https address", "/does/not/exist": "no such file"} {
 		_, err := New(address, Options{})
 		wants(t, err, want)
 	}
