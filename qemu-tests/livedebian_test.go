@@ -269,7 +269,7 @@ func (d *liveGuest) refuses() {
 		{"--disk " + used.Path + " --yes disk2 " + filesPlace + "/1.tar.gz", "mounted at " + stickPlace}, // what it runs from
 		{"--disk " + empty.Path + " --yes disk5 " + filesPlace + "/1.tar.gz", "nothing was written"},     // another disk's number
 		{"--disk " + empty.Path + " " + filesPlace + "/1.tar.gz </dev/null", "nobody is there to ask"},
-		{"--disk " + empty.Path + " --yes disk4 " + d.server, "the release is signed: name the key"},
+		{"--disk " + empty.Path + " --yes disk4 " + d.server, "signed: name the key"},
 		{"--disk " + empty.Path + " --yes disk4 --key " + filesPlace + "/public.asc " + filesPlace + "/1.tar.gz", "not signed"},
 	} {
 		output, status := d.shell(stickPlace + "/halogen install " + try.arguments + " 2>&1")
