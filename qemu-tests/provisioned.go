@@ -39,7 +39,8 @@ var failures sync.Map // key: name of the test that tried
 func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[string]string) Provisioned {
 	t.Helper()
 	Need(t)
-	takeSlot(t) // before the lock: who holds the lock must not wait for one who waits for the lock
+	// Before the lock: who holds the lock must not wait for one who waits for the lock.
+	defer borrowSlot(t)()
 	key, err := provisionKey(Image(t, o.Image), kind, o.VM)
 	if err != nil {
 		t.Fatal(err)

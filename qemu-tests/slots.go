@@ -24,10 +24,16 @@ var holders sync.Map // testing.TB: struct{}
 // processes, and holds a place until the test ends.
 func takeSlot(t testing.TB) {
 	t.Helper()
+	t.Cleanup(borrowSlot(t))
+}
+
+// borrowSlot is takeSlot for a while: a test whose parallel subtests start machines ends
+// after them, and they wait for others.
+func borrowSlot(t testing.TB) (giveBack func()) {
+	t.Helper()
 	if _, held := holders.LoadOrStore(t, struct{}{}); held {
-		return
+		return func() {}
 	}
-	t.Cleanup(func() { holders.Delete(t) })
 	count := runtime.NumCPU()
 	if s := os.Getenv("HALOGEN_MACHINES"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -39,12 +45,13 @@ func takeSlot(t testing.TB) {
 	began := time.Now()
 	release, err := acquire(t.Context(), filepath.Join(os.TempDir(), fmt.Sprintf("halogen-machines-%d", os.Getuid())), count)
 	if err != nil {
+		holders.Delete(t)
 		t.Fatal(err)
 	}
-	t.Cleanup(release)
 	if waited := time.Since(began); waited > time.Second {
 		t.Logf("waited %v for one of %d machines", waited.Round(time.Second), count)
 	}
+	return func() { holders.Delete(t); release() }
 }
 
 // acquire takes one of count locks in a folder. A lock ends with its process.
