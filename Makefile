@@ -246,8 +246,9 @@ $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
 $(OUT)/images/openrc-1/disk.img $(OUT)/images/openrc-4/disk.img: $(OUT)/rootfs/openrc.tar
 $(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
 $(OUT)/images/busybox-3/disk.img: $(OUT)/rootfs/busybox.tar
-UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3 openrc-1 openrc-4 sysvinit-2 busybox-3)
-$(UPDATES): $(KEY)/uki.conf $(TOOLS)
+UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3)
+LAYOUTS := $(patsubst %,$(OUT)/images/%/disk.img,openrc-1 openrc-4 sysvinit-2 busybox-3)
+$(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
@@ -377,11 +378,20 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@STAMP="$(STAMP)" GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
 	@mv $@.new $@
 
+# Boot tests that take long beside all others: `make more-boot-tests`.
+MORE := ^(TestLayouts)$$
+BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
+	go test -count=1 -timeout 75m -v ./qemu-tests
+
+.PHONY: more-boot-tests
+more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
+	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS)
+	@$(BOOT_TEST) -run '$(MORE)'
+
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## boot the images in QEMU
 	@$(MAKE) --no-print-directory -j2 test-images
-	@HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
-		go test -count=1 -timeout 75m -v ./qemu-tests >$(OUT)/boot.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
+	@$(BOOT_TEST) -skip '$(MORE)' >$(OUT)/boot.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@echo "boot tests, and how long each took beside another:"
 	@grep -E '^(--- PASS|ok)' $(OUT)/boot.log
 

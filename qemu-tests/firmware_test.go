@@ -152,8 +152,7 @@ func plant(path string, e secureboot.Entry) error {
 func TestPlantedKernelKeys(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
-	must(t, plant(p.State.Vars(), keyEntry(t, p.State, secureboot.PK)))
-	g := Machine(t, Options{State: p.State})
+	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error { return plant(s.Vars(), keyEntry(t, s, secureboot.PK)) }})
 	g.Expect(`the firmware had a variable MokListRT, which gives the kernel further keys`)
 	g.Expect(`reboot: the kernel has obeyed MokListRT`)
 	r := g.Boot()
