@@ -391,9 +391,8 @@ more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## boot the images in QEMU
 	@$(MAKE) --no-print-directory -j2 test-images
-	@$(BOOT_TEST) -skip '$(MORE)' >$(OUT)/boot.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
-	@echo "boot tests, and how long each took beside another:"
-	@grep -E '^(--- PASS|ok)' $(OUT)/boot.log
+	@echo "boot tests, and how long each takes beside another:"
+	@$(BOOT_TEST) -skip '$(MORE)' | tee $(OUT)/boot.log | grep --line-buffered -E '^(--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 
 # --- Measurements ---------------------------------------------------------------
 

@@ -63,7 +63,7 @@ func (g *Guest) leave(line string) {
 func TestDebian(t *testing.T) {
 	t.Parallel()
 	r := imageRelease(t, "debian-1")
-	g := Machine(t, Options{Image: "debian-1", VM: vm.Options{Watchdog: vm.I6300ESB}})
+	g := Machine(t, Options{Image: "debian-1", VM: vm.Options{Watchdog: vm.I6300ESB, Memory: debianMemoryMiB}})
 	g.Expect(`halogen: initagent (\d\S*|unknown)\s`) // the first line says which
 	g.Expect(`halogen: enrol \(`)
 	g.Expect(`RECOVERY KEY:`)

@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
@@ -30,6 +31,13 @@ import (
 // DefaultTimeout bounds one wait of a test. An emulated boot takes half a minute on
 // an idle core; a host that is busy must not fail a test.
 const DefaultTimeout = 5 * time.Minute
+
+// Memory of a machine, in MiB. The kernel erases all of it at each start (init_on_free),
+// which takes the emulator 5 s for a GiB.
+const (
+	memoryMiB       = 512
+	debianMemoryMiB = 1024
+)
 
 // Options describe the machine of a test.
 type Options struct {
@@ -72,12 +80,18 @@ func newGuest(t testing.TB, o Options) *Guest {
 	if g.timeout == 0 {
 		g.timeout = DefaultTimeout
 	}
+	if g.VM.Memory == 0 {
+		g.VM.Memory = memoryMiB
+	}
 	dir := filepath.Join(t.TempDir(), "machine")
 	var err error
 	if o.State.Dir != "" {
 		g.state, err = o.State.Clone(dir)
 	} else {
 		g.state, err = vm.NewState(dir, Image(t, o.Image))
+		if strings.HasPrefix(o.Image, "testos") && err == nil {
+			oneBank(t, g.state)
+		}
 	}
 	if err == nil && o.Prepare != nil {
 		err = o.Prepare(g.state)
@@ -87,6 +101,14 @@ func newGuest(t testing.TB, o Options) *Guest {
 	}
 	t.Cleanup(g.finish)
 	return g
+}
+
+// oneBank leaves a new TPM the bank of SHA-256 alone, as many machines have it: firmware,
+// stub and kernel hash all that they start once for each bank. Debian's machines, and
+// those that get another TPM, have all four.
+func oneBank(t testing.TB, s vm.State) {
+	t.Helper()
+	testkit.Run(t, "swtpm_setup", "--tpm2", "--tpmstate", s.TPM(), "--pcr-banks", "sha256")
 }
 
 // finish runs when the test has ended.

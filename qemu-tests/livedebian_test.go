@@ -116,7 +116,7 @@ func startLive(t *testing.T, disk4, disk5 string) *liveGuest {
 	testkit.Run(t, "sgdisk", "--new=1:1M:+64M", "--typecode=1:ef00", "--change-name=1:foreign", "--new=2:0:+64M", d.before)
 	kernel, initrd := liveKernel(t)
 	d.Guest = Machine(t, Options{Image: "testos-1", Prepare: func(s vm.State) error { return vm.CopySparse(s.Disk(), d.before) }, Timeout: 15 * time.Minute, VM: vm.Options{
-		Bus: vm.SATA, WriteLog: d.log, Network: true, NoReboot: true,
+		Bus: vm.SATA, Memory: 2048, WriteLog: d.log, Network: true, NoReboot: true,
 		Disks: []vm.Disk{
 			{Path: imageFile(t, "debian-1", release.ImageFile), ReadOnly: true},
 			{Path: stick(t, "testos-1"), ReadOnly: true},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -213,15 +214,12 @@ func TestMemory(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := Machine(t, Options{State: p.State, Prepare: tt.prepare, VM: vm.Options{Memory: memoryMiB}})
+			g := Machine(t, Options{State: p.State, Prepare: tt.prepare})
 			open := tt.run(g)
 			g.wantNoSecrets(tt.name, needles, open)
 		})
 	}
 }
-
-// memoryMiB is the memory of a machine whose memory is searched.
-const memoryMiB = 512
 
 // breakFileSystem overwrites the superblock of the root partition's file system.
 func breakFileSystem(t *testing.T) func(s vm.State) error {
@@ -240,7 +238,7 @@ func TestMemoryAfterStaging(t *testing.T) {
 	t.Parallel()
 	p := fetched(t, successor())
 	needles := secrets(t, p)
-	g := Machine(t, Options{State: p.State, VM: vm.Options{Memory: memoryMiB}})
+	g := Machine(t, Options{State: p.State})
 	g.Expect(`halogen: stage \(`)
 	g.boots(newSystem())
 	g.wantNoSecrets("trial of a release that was staged", needles, true)
@@ -258,13 +256,21 @@ func TestMemoryControl(t *testing.T) {
 	must(t, d.Close())
 	p := Provision(t, Options{Image: "testos-1", Prepare: func(s vm.State) error { return vm.CopySparse(s.Disk(), image) }}, "forgetful-1", bringUp)
 	needles := secrets(t, p)
-	g := Machine(t, Options{State: p.State, VM: vm.Options{Memory: memoryMiB}})
-	g.Boot()
-	found := g.searchMemory(needles)
-	t.Logf("without erasing: %v", found)
-	if found["machine secret"] == 0 || found["key that wraps the Secure Boot keys"] == 0 {
-		t.Errorf("the searcher does not find the machine secret and a key made from it where nothing erases them: %v", found)
+	// What is freed may be written over before the system runs, so one start proves nothing.
+	all := map[string]int{}
+	g := Machine(t, Options{State: p.State})
+	for range 3 {
+		g.Boot()
+		found := g.searchMemory(needles)
+		t.Logf("without erasing: %v", found)
+		maps.Copy(all, found)
+		if all["machine secret"] > 0 && all["key that wraps the Secure Boot keys"] > 0 {
+			return
+		}
+		g.PowerCut()
+		g.PowerOn()
 	}
+	t.Errorf("the searcher does not find the machine secret and a key made from it where nothing erases them: %v", all)
 }
 
 // forgetful is an image's UKI that does not erase what it has used: without the

@@ -19,7 +19,7 @@ import (
 // UKI that its ESP had.
 func installed(t *testing.T) Provisioned {
 	t.Helper()
-	o := Options{Image: "update-1", Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB}}
+	o := Options{Image: "update-1", Timeout: 15 * time.Minute, VM: vm.Options{Watchdog: vm.I6300ESB, Memory: debianMemoryMiB}}
 	return Provision(t, o, "installed", func(g *Guest) map[string]string {
 		g.Expect(`RECOVERY KEY:`)
 		g.confirm()
@@ -83,7 +83,7 @@ func (g *Guest) askServer(s *WebServer) {
 // keeps what it has translated of all that was in memory, and after a Debian was there
 // it takes minutes to load the next kernel over that.
 func debianMachine() vm.Options {
-	return vm.Options{Watchdog: vm.I6300ESB, Network: true, NoReboot: true}
+	return vm.Options{Watchdog: vm.I6300ESB, Memory: debianMemoryMiB, Network: true, NoReboot: true}
 }
 
 // endsAtRestart waits until the guest restarts a machine that ends with that.
