@@ -35,6 +35,15 @@ func ArchiveName(v contract.Version) string { return v.String() + "/" + v.String
 // ArchiveSignatureName is the detached signature over the archive.
 func ArchiveSignatureName(v contract.Version) string { return ArchiveName(v) + ".pgp" }
 
+// ImageName is what IMAGE says of an image's manifest, which is its folder on a server.
+func ImageName(arch, imageID string) string { return arch + "/" + imageID }
+
+// validImage reports whether s is an ImageName.
+func validImage(s string) bool {
+	arch, id, ok := strings.Cut(s, "/")
+	return ok && contract.ValidArch(arch) && contract.ValidID(id)
+}
+
 // Bounds.
 const (
 	MaxSize      = 64 << 10 // bytes of the file
@@ -104,6 +113,10 @@ type Manifest struct {
 	// PubKey is the file name of the release key beside the manifest; without
 	// one, the releases are not signed.
 	PubKey string
+	// Image is whose releases these are (ImageName); "" is not said. One key may sign
+	// those of several images, and what is meant for the machines of one could be shown
+	// to those of another.
+	Image string
 	// Expires is when the manifest must no longer be believed, in whole
 	// seconds; the zero time is never.
 	Expires time.Time
@@ -259,6 +272,8 @@ func (m *Manifest) Validate() error {
 	switch {
 	case m.PubKey != "" && !ValidKeyName(m.PubKey):
 		return fmt.Errorf("PUBKEY is %.60q, want the name of a file beside %s", m.PubKey, FileName)
+	case m.Image != "" && !validImage(m.Image):
+		return fmt.Errorf("IMAGE is %.120q, want <arch>/<image-id>", m.Image)
 	case !m.Expires.IsZero() && (m.Expires.Nanosecond() != 0 || m.Expires.UTC().Year() < 1970 || m.Expires.UTC().Year() > 9999):
 		return fmt.Errorf("EXPIRES is %s, want whole seconds in the years 1970 to 9999", m.Expires)
 	case m.Sequence > uint64(contract.MaxVersion):
@@ -360,6 +375,9 @@ func (m *Manifest) Encode() ([]byte, error) {
 	}
 	if m.PubKey != "" {
 		fmt.Fprintf(&out, "PUBKEY=%s\n", m.PubKey)
+	}
+	if m.Image != "" {
+		fmt.Fprintf(&out, "IMAGE=%s\n", m.Image)
 	}
 	if !m.Expires.IsZero() {
 		fmt.Fprintf(&out, "EXPIRES=%s\n", m.Expires.UTC().Format(time.RFC3339))

@@ -117,6 +117,9 @@ func (m *Manifest) set(name, value string) error {
 	case "PUBKEY":
 		m.PubKey = value
 		return nil
+	case "IMAGE":
+		m.Image = value
+		return nil
 	case "EXPIRES":
 		t, err := time.Parse("2006-01-02T15:04:05Z", value)
 		if err != nil || t.Format(time.RFC3339) != value {
@@ -176,7 +179,7 @@ func validName(s string) bool {
 
 // isKnown reports whether this package knows what the variable means.
 func isKnown(name string) bool {
-	if slices.Contains([]string{"PUBKEY", "EXPIRES", "SEQUENCE", "STEPS"}, name) {
+	if slices.Contains([]string{"PUBKEY", "IMAGE", "EXPIRES", "SEQUENCE", "STEPS"}, name) {
 		return true
 	}
 	return slices.ContainsFunc(Channels(), func(c Channel) bool {

@@ -83,7 +83,7 @@ func TestByHand(t *testing.T) {
 	// What the tools make afterwards goes on from there.
 	next := w.options(w.build(8, "release", fpr), "release")
 	w.publish(next)
-	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=8\nPUBKEY=ours.pgp\n" {
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=8\nPUBKEY=ours.pgp\nIMAGE=x86_64/test-os\n" {
 		t.Errorf("manifest %q", text)
 	}
 

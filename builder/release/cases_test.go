@@ -134,7 +134,7 @@ func TestCutBetweenSignatureAndManifest(t *testing.T) {
 	third := w.options(w.build(3, "release", fpr), "release")
 	third.Channel = manifest.Beta
 	w.publish(third)
-	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=2\nBETA=3\nPUBKEY=release-key.pgp\nSEQUENCE=20270115080002\n" {
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=2\nBETA=3\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\nSEQUENCE=20270115080002\n" {
 		t.Errorf("manifest %q", text)
 	}
 	// Cut before it, or somebody's file in its place.
@@ -375,7 +375,7 @@ func TestChannels(t *testing.T) {
 	fourth := w.options(w.build(4, "", ""), "")
 	said := says(&fourth)
 	w.publish(fourth)
-	if text := string(mustRead(t, filepath.Join(folder(o), "manifest.env"))); text != "STABLE=4\nBETA=3\nALPHA=3\n" {
+	if text := string(mustRead(t, filepath.Join(folder(o), "manifest.env"))); text != "STABLE=4\nBETA=3\nALPHA=3\nIMAGE=x86_64/test-os\n" {
 		t.Errorf("manifest %q", text)
 	}
 	if all := strings.Join(*said, "\n"); !strings.Contains(all, "beta names 3, which is older than 4 in stable") || !strings.Contains(all, "alpha names 3") {

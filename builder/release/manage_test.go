@@ -40,22 +40,22 @@ func TestManage(t *testing.T) {
 			t.Errorf("%s: manifest %q, want %q", name, text(), then)
 		}
 	}
-	const begin = "STABLE=2\nBETA=4\n"
+	const begin = "STABLE=2\nBETA=4\nIMAGE=x86_64/test-os\n"
 	ctx := t.Context()
 	wants("an older one", Promote(ctx, m, 1, manifest.Stable, Rollout{}), "machines never go back", begin)
 	wants("one that is not there", Promote(ctx, m, 9, manifest.Stable, Rollout{}), "no such file", begin)
 	wants("no share", Promote(ctx, m, 3, manifest.Stable, Rollout{true, 101}), "101 percent", begin)
 	wants("nothing to withdraw", Withdraw(ctx, m, 3, 0), "no channel names", begin)
 	wants("something newer in its place", Withdraw(ctx, m, 2, 3), "not older than 2", begin)
-	wants("for a share", Promote(ctx, m, 3, manifest.Stable, Rollout{true, 20}), "", "STABLE=3\nROLLOUT_STABLE=20\nBETA=4\n")
-	wants("for all", Promote(ctx, m, 3, manifest.Stable, Rollout{}), "", "STABLE=3\nBETA=4\n")
-	wants("beta's", Withdraw(ctx, m, 4, 0), "", "STABLE=3\nWITHDRAWN_BETA=4\n") // 3 would be stable's too
+	wants("for a share", Promote(ctx, m, 3, manifest.Stable, Rollout{true, 20}), "", "STABLE=3\nROLLOUT_STABLE=20\nBETA=4\nIMAGE=x86_64/test-os\n")
+	wants("for all", Promote(ctx, m, 3, manifest.Stable, Rollout{}), "", "STABLE=3\nBETA=4\nIMAGE=x86_64/test-os\n")
+	wants("beta's", Withdraw(ctx, m, 4, 0), "", "STABLE=3\nIMAGE=x86_64/test-os\nWITHDRAWN_BETA=4\n") // 3 would be stable's too
 	if _, err := os.Lstat(filepath.Join(folder(o), "beta")); err == nil {
 		t.Error("the link beta leads somewhere still")
 	}
-	wants("stable's", Withdraw(ctx, m, 3, 0), "", "STABLE=2\nWITHDRAWN_STABLE=3\nWITHDRAWN_BETA=4\n")
-	wants("to a named one", Withdraw(ctx, m, 2, 1), "", "STABLE=1\nWITHDRAWN_STABLE=2,3\nWITHDRAWN_BETA=4\n")
-	wants("the only one", Withdraw(ctx, m, 1, 0), "is the only one", "STABLE=1\nWITHDRAWN_STABLE=2,3\nWITHDRAWN_BETA=4\n")
+	wants("stable's", Withdraw(ctx, m, 3, 0), "", "STABLE=2\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=3\nWITHDRAWN_BETA=4\n")
+	wants("to a named one", Withdraw(ctx, m, 2, 1), "", "STABLE=1\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=2,3\nWITHDRAWN_BETA=4\n")
+	wants("the only one", Withdraw(ctx, m, 1, 0), "is the only one", "STABLE=1\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=2,3\nWITHDRAWN_BETA=4\n")
 	if err := w.verify(o); err != nil {
 		t.Error(err)
 	}
@@ -63,7 +63,7 @@ func TestManage(t *testing.T) {
 	if err != nil || len(list) != 4 || list[0].Version != 4 || len(list[3].Channels) != 1 || list[3].SignedBy != "not signed" || list[3].Size == 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	wants("all", Promote(ctx, m, 4, manifest.Stable, Rollout{}), "", "STABLE=4\nWITHDRAWN_STABLE=2,3\n")
+	wants("all", Promote(ctx, m, 4, manifest.Stable, Rollout{}), "", "STABLE=4\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=2,3\n")
 	for _, c := range []struct {
 		keep int
 		dry  bool
@@ -120,7 +120,7 @@ func TestRefresh(t *testing.T) {
 	if err := RefreshManifest(ctx, m, Refresh{Lifetime: 48 * time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=1\nPUBKEY=release-key.pgp\nEXPIRES=2027-01-19T00:00:00Z\nSEQUENCE=20270115080001\n" {
+	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=1\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\nEXPIRES=2027-01-19T00:00:00Z\nSEQUENCE=20270115080001\n" {
 		t.Errorf("manifest %q", text)
 	}
 	if err := Verify(ctx, Folder(dir), VerifyOptions{Now: m.Now, Note: t.Logf}); err != nil {

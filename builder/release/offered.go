@@ -21,7 +21,9 @@ func readManifest(ctx context.Context, s Server) (text []byte, m *manifest.Manif
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err = manifest.Parse(text)
+	if m, err = manifest.Parse(text); err == nil {
+		err = belongsHere(m, s)
+	}
 	return text, m, err
 }
 

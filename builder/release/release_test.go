@@ -29,7 +29,7 @@ func TestPublish(t *testing.T) {
 	if r.Folder != dir || !r.New || r.Archive != filepath.Join(dir, "1", "1.tar.gz") {
 		t.Errorf("published %+v", r)
 	}
-	if text := mustRead(t, filepath.Join(dir, "manifest.env")); string(text) != "STABLE=1\nPUBKEY=release-key.pgp\n" {
+	if text := mustRead(t, filepath.Join(dir, "manifest.env")); string(text) != "STABLE=1\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\n" {
 		t.Errorf("manifest %q", text)
 	}
 	if link, err := os.Readlink(filepath.Join(dir, "stable")); err != nil || link != "1" {
@@ -73,7 +73,7 @@ func TestPublish(t *testing.T) {
 	if again := w.publish(third); again.New || again.Size == 0 {
 		t.Errorf("published %+v, want the release that is there", again)
 	}
-	if text, want := string(mustRead(t, filepath.Join(dir, "manifest.env"))), "STABLE=1\nBETA=3\nPUBKEY=release-key.pgp\nEXPIRES=2027-01-17T08:00:00Z\nSEQUENCE=20270115080001\n"; text != want {
+	if text, want := string(mustRead(t, filepath.Join(dir, "manifest.env"))), "STABLE=1\nBETA=3\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\nEXPIRES=2027-01-17T08:00:00Z\nSEQUENCE=20270115080001\n"; text != want {
 		t.Errorf("manifest %q, want %q", text, want)
 	}
 	w.gpg("--verify", filepath.Join(dir, "manifest.env.pgp"), filepath.Join(dir, "manifest.env"))
@@ -288,7 +288,7 @@ func TestVerifyFindsFaults(t *testing.T) {
 	if err := os.CopyFS(moved, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), Folder(moved), VerifyOptions{Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "in the place of other-os") {
+	if err := Verify(t.Context(), Folder(moved), VerifyOptions{Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "in the place of x86_64/other-os") {
 		t.Errorf("in another image's folder: %v", err)
 	}
 	w.overHTTP(o.Server, pinned("release"))

@@ -47,10 +47,21 @@ func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...an
 	if s.manifest, err = manifest.Parse(text); err != nil {
 		return nil, err
 	}
+	if err := belongsHere(s.manifest, Folder(dir)); err != nil {
+		return nil, err
+	}
 	if err := s.readKey(); err != nil {
 		return nil, err
 	}
 	return s, s.checkSignature(text)
+}
+
+// belongsHere refuses the list of another image's releases: their machines refuse it, too.
+func belongsHere(m *manifest.Manifest, s Server) error {
+	if here := manifest.ImageName(s.Place()); m.Image != "" && m.Image != here {
+		return fmt.Errorf("%s lists the releases of %s (IMAGE), and lies in the place of %s: put back the one that belongs there", manifest.FileName, m.Image, here)
+	}
+	return nil
 }
 
 // checkEmpty refuses a directory whose manifest is gone, and was signed.
@@ -194,6 +205,7 @@ func (s *site) write(m *manifest.Manifest, signer *Signer, sign bool) error {
 		}
 		m.Sequence++
 	}
+	m.Image = manifest.ImageName(Folder(s.dir).Place())
 	text, err := m.Encode()
 	if err != nil {
 		return err

@@ -30,8 +30,8 @@ func TestWithdrawn(t *testing.T) {
 			t.Errorf("%s: manifest %q, want %q", name, text, then)
 		}
 	}
-	is("the newest", Withdraw(ctx, m, 4, 0), "", "STABLE=3\nWITHDRAWN_STABLE=4\n")
-	is("the next", Withdraw(ctx, m, 3, 0), "", "STABLE=2\nWITHDRAWN_STABLE=3,4\n")
+	is("the newest", Withdraw(ctx, m, 4, 0), "", "STABLE=3\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=4\n")
+	is("the next", Withdraw(ctx, m, 3, 0), "", "STABLE=2\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=3,4\n")
 
 	// Machines have 4: 4 again or something between is not for them.
 	w.refused("the same again", w.options(w.build(4, "", ""), ""), "published and withdrawn")
@@ -46,14 +46,14 @@ func TestWithdrawn(t *testing.T) {
 
 	five := w.options(w.build(5, "", ""), "")
 	w.publish(five)
-	is("to what was withdrawn", Withdraw(ctx, m, 5, 0), "", "STABLE=2\nWITHDRAWN_STABLE=3,4,5\n")
-	is("unless it is asked for", Promote(ctx, m, 5, manifest.Stable, Rollout{}), "", "STABLE=5\nWITHDRAWN_STABLE=3,4\n")
-	is("by its version", Withdraw(ctx, m, 5, 3), "", "STABLE=3\nWITHDRAWN_STABLE=4,5\n")
+	is("to what was withdrawn", Withdraw(ctx, m, 5, 0), "", "STABLE=2\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=3,4,5\n")
+	is("unless it is asked for", Promote(ctx, m, 5, manifest.Stable, Rollout{}), "", "STABLE=5\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=3,4\n")
+	is("by its version", Withdraw(ctx, m, 5, 3), "", "STABLE=3\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=4,5\n")
 
 	// One that less tried channels try is not for everybody.
-	is("a promotion", Promote(ctx, m, 5, manifest.Stable, Rollout{}), "", "STABLE=5\nWITHDRAWN_STABLE=4\n")
+	is("a promotion", Promote(ctx, m, 5, manifest.Stable, Rollout{}), "", "STABLE=5\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=4\n")
 	w.put(o, "manifest.env", "STABLE=5\nBETA=4\n")
-	is("what is on trial", Withdraw(ctx, m, 5, 0), "", "STABLE=3\nBETA=4\nWITHDRAWN_STABLE=5\n")
+	is("what is on trial", Withdraw(ctx, m, 5, 0), "", "STABLE=3\nBETA=4\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=5\n")
 
 	// What was withdrawn from beta says nothing about stable's machines.
 	w.put(o, "manifest.env", "STABLE=2\nBETA=8\nWITHDRAWN_BETA=7\n")

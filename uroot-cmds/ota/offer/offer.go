@@ -55,6 +55,8 @@ type Self struct {
 type Seen struct {
 	Sequence uint64 `json:"sequence"` // the highest; 0: none had a number
 	Signed   bool   `json:"signed"`
+	// Image says that they told whose releases they list.
+	Image bool `json:"image,omitempty"`
 }
 
 // now is the best that is known of the time: a clock without battery starts in
@@ -148,6 +150,10 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	if err != nil {
 		return nil, seen, err
 	}
+	// Before its number counts: another image's may be higher than any of this one's.
+	if err := s.mine(m, len(signature) > 0 && key != nil); err != nil {
+		return nil, seen, err
+	}
 	if len(signature) > 0 && key != nil {
 		if m.Sequence < seen.Sequence {
 			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one. A cache or a mirror that is behind does so too: try again later, or name another server", m.Sequence, seen.Sequence)
@@ -155,7 +161,7 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		if m.Sequence-seen.Sequence > manifest.MaxJump {
 			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and the last that this machine has seen was %d: so great a step would keep every later one out. Its distributor must publish again with a lower number", m.Sequence, seen.Sequence)
 		}
-		seen = Seen{Sequence: m.Sequence, Signed: true}
+		seen = Seen{Sequence: m.Sequence, Signed: true, Image: m.Image != ""}
 	}
 	if !m.Expires.IsZero() && !s.now().Before(m.Expires) {
 		return nil, seen, fmt.Errorf("manifest.env expired on %s UTC, and it is %s UTC here: if this machine's clock is wrong, set it (date); or else tell the distributor, since somebody may be hiding a newer one", m.Expires.Format(time.DateTime), s.now().UTC().Format(time.DateTime))
@@ -167,6 +173,17 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		return nil, seen, errors.New("manifest names a PUBKEY: the server's releases are signed, and this image was built for unsigned ones (ReleaseKey=none). Install a signed image to change over")
 	}
 	return m, seen, nil
+}
+
+// mine refuses the list of another image's releases, which the same key may have signed.
+func (s *Self) mine(m *manifest.Manifest, signed bool) error {
+	switch {
+	case m.Image == "" && signed && s.Seen.Image:
+		return fmt.Errorf("%s does not say whose releases it lists, as it did before (IMAGE=%s): it may be an old one, or another image's. Tell the distributor", manifest.FileName, s.Folder())
+	case m.Image != "" && m.Image != s.Folder():
+		return fmt.Errorf("%s lists the releases of %s, and this machine has %s: somebody has put it in the wrong place. Tell the distributor, or correct Server= in %s", manifest.FileName, m.Image, s.Folder(), settings.OwnerFile)
+	}
+	return nil
 }
 
 // Usable reports why nothing that the release key signs could be taken now.

@@ -68,6 +68,7 @@ func TestManifestSigned(t *testing.T) {
 	}
 	signed, unsigned := running(key), running(nil)
 	text := []byte("STABLE=2\nPUBKEY=k\nSEQUENCE=7\n")
+	const ours, theirs = "STABLE=2\nPUBKEY=k\nIMAGE=x86_64/test-os\nSEQUENCE=8\n", "STABLE=2\nPUBKEY=k\nIMAGE=aarch64/test-os\nSEQUENCE=9\n"
 	for name, c := range map[string]struct {
 		running   *contract.Contract
 		demand    settings.Demand
@@ -77,14 +78,18 @@ func TestManifestSigned(t *testing.T) {
 		want      string
 		then      Seen
 	}{
-		"signed":                   {signed, settings.Auto, Seen{}, "", key.Sign(text), "", Seen{7, true}},
-		"signed, seen before":      {signed, settings.Auto, Seen{7, true}, "", key.Sign(text), "", Seen{7, true}},
-		"signed, an old one":       {signed, settings.Auto, Seen{8, true}, "", key.Sign(text), "has seen 8", Seen{}},
-		"signed, an old one, no":   {signed, settings.Never, Seen{8, true}, "", key.Sign(text), "has seen 8", Seen{}},
+		"signed":                   {signed, settings.Auto, Seen{}, "", key.Sign(text), "", Seen{7, true, false}},
+		"signed, seen before":      {signed, settings.Auto, Seen{7, true, false}, "", key.Sign(text), "", Seen{7, true, false}},
+		"signed, an old one":       {signed, settings.Auto, Seen{8, true, false}, "", key.Sign(text), "has seen 8", Seen{}},
+		"signed, an old one, no":   {signed, settings.Never, Seen{8, true, false}, "", key.Sign(text), "has seen 8", Seen{}},
+		"says whose":               {signed, settings.Auto, Seen{7, true, false}, ours, key.Sign([]byte(ours)), "", Seen{8, true, true}},
+		"another image's":          {signed, settings.Auto, Seen{7, true, false}, theirs, key.Sign([]byte(theirs)), "lists the releases of aarch64/test-os", Seen{}},
+		"another's, not signed":    {unsigned, settings.Auto, Seen{}, "STABLE=2\nIMAGE=x86_64/desktop\n", nil, "lists the releases of x86_64/desktop", Seen{}},
+		"says no more whose":       {signed, settings.Never, Seen{7, true, true}, "", key.Sign(text), "does not say whose", Seen{}},
 		"by a stranger":            {signed, settings.Never, Seen{}, "", stranger.Sign(text), "do not belong together", Seen{}},
 		"not signed":               {signed, settings.Auto, Seen{}, "", nil, "", Seen{}},
-		"not signed any more":      {signed, settings.Auto, Seen{7, true}, "", nil, "RequireSignedManifest=no", Seen{}},
-		"not signed any more, no":  {signed, settings.Never, Seen{7, true}, "", nil, "", Seen{7, true}},
+		"not signed any more":      {signed, settings.Auto, Seen{7, true, false}, "", nil, "RequireSignedManifest=no", Seen{}},
+		"not signed any more, no":  {signed, settings.Never, Seen{7, true, false}, "", nil, "", Seen{7, true, false}},
 		"not signed, but demanded": {signed, settings.Always, Seen{}, "", nil, "RequireSignedManifest is yes", Seen{}},
 		"no PUBKEY":                {signed, settings.Auto, Seen{}, "STABLE=2\n", nil, "names no PUBKEY", Seen{}},
 		"an unsigned image":        {unsigned, settings.Auto, Seen{}, "STABLE=2\n", nil, "", Seen{}},
@@ -168,7 +173,7 @@ func TestSelfIsEncodable(t *testing.T) {
 	r := otatest.Make(t, otatest.Spec{Version: 1, Key: otatest.NewKey(t), Image: otatest.Image(4, 1, 0, 0)})
 	s := &Self{
 		Running: r.Contract, Floor: 3, Failed: map[contract.Version]string{7: "why"}, Machine: []byte("m"), Channel: manifest.Beta, Impatient: true,
-		Signed: settings.Always, Seen: Seen{5, true}, SlotSize: 1, TreeSize: 2, Now: otatest.Date,
+		Signed: settings.Always, Seen: Seen{5, true, false}, SlotSize: 1, TreeSize: 2, Now: otatest.Date,
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
