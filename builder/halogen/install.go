@@ -354,7 +354,7 @@ func (c command) consent(p *install.Plan, serial string) error {
 }
 
 func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs, progress install.Progress) (err error) {
-	device, err := install.Open(p.Disk.Path)
+	device, err := install.Open(p.Disk)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 		return nil, err
 	}
 	now, err := target(b.machine, d.Path, b.from) // it may have been mounted meanwhile
+	if err == nil {
+		err = d.Same(now)
+	}
 	if err != nil {
 		return nil, err
 	}

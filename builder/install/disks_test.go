@@ -35,7 +35,7 @@ func TestContentsOfMembers(t *testing.T) {
 	}
 	defer f.Close()
 	defer os.Remove(f.Name())
-	if d, err := Open(f.Name()); err == nil || !strings.Contains(err.Error(), "not a block device") {
+	if d, err := Open(Disk{Path: f.Name()}); err == nil || !strings.Contains(err.Error(), "not a block device") {
 		t.Errorf("a file was opened for a disk: %v, %v", d, err)
 	}
 }

@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -133,6 +135,9 @@ func (l Linux) disk(name string) (Disk, error) {
 		Serial: l.serial(name), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
 		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
 	}
+	if d.Sequence, err = strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64); err != nil {
+		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
+	}
 	d.NotADisk = l.device(name).NotADisk()
 	if d.Uses, err = l.uses(name); err != nil {
 		return Disk{}, err
@@ -210,8 +215,9 @@ func partitions(t *gpt.Table) (found []string) {
 type Device struct{ *os.File }
 
 // Open opens a disk for itself alone: a kernel that has something on it open
-// refuses.
-func Open(path string) (Device, error) {
+// refuses. What has taken the disk's name meanwhile is refused, too.
+func Open(d Disk) (Device, error) {
+	path := d.Path
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return Device{}, fmt.Errorf("%s is in use: %w", path, err)
@@ -223,7 +229,27 @@ func Open(path string) (Device, error) {
 	if info, err := f.Stat(); err != nil || strings.HasPrefix(path, "/dev/") && info.Mode().Type() != os.ModeDevice {
 		return Device{}, errors.Join(fmt.Errorf("%s is not a block device: nothing was written", path), err, f.Close())
 	}
+	now := d
+	if now.Sequence, err = sequence(f); err == nil && d.Size() > 0 {
+		var size int64
+		size, err = f.Seek(0, io.SeekEnd)
+		now.Sectors = uint64(size) / uint64(d.SectorSize)
+	}
+	if err = errors.Join(err, d.Same(now)); err != nil {
+		return Device{}, errors.Join(err, f.Close())
+	}
 	return Device{f}, nil
+}
+
+// sequence is the disk's number among all that the kernel has seen (BLKGETDISKSEQ of
+// linux/fs.h); 0 where there is none.
+func sequence(f *os.File) (n uint64, err error) {
+	const getDiskSequence = 0x80081280
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), getDiskSequence, uintptr(unsafe.Pointer(&n)))
+	if errno != 0 && errno != unix.ENOTTY {
+		return 0, errno
+	}
+	return n, nil
 }
 
 // Uncached implements Target: what is cached of the disk is dropped.

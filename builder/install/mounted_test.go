@@ -36,7 +36,7 @@ func TestMountedDisk(t *testing.T) {
 	}
 	d, err := Running().Disk(disk)
 	holds := Running().Holds(disk, place)
-	_, oerr := Open(disk)
+	_, oerr := Open(d)
 	if err := unix.Unmount(place, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -52,11 +52,38 @@ func TestMountedDisk(t *testing.T) {
 	if d, err = Running().Disk(disk); err != nil || len(d.Uses) > 0 || len(d.Contents) != 1 {
 		t.Errorf("when it is no longer mounted: %+v, %v", d, err)
 	}
-	device, err := Open(disk)
+	device, err := Open(d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(device.Uncached(), device.Close()); err != nil {
+		t.Error(err)
+	}
+
+	// Another disk of the same size gets the name.
+	other := filepath.Join(dir, "other")
+	if err := errors.Join(os.WriteFile(other, nil, 0o600), os.Truncate(other, 16*mib)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "losetup", "--detach", disk)
+	run(t, "losetup", disk, other)
+	if device, err := Open(d); err == nil || !strings.Contains(err.Error(), "another disk now") {
+		t.Errorf("another disk: %v", errors.Join(err, device.Close()))
+	}
+}
+
+// What stands in for a disk that was chosen is not taken for it.
+func TestSame(t *testing.T) {
+	d := Disk{Path: "/dev/sda", Serial: "1", SectorSize: 512, Sectors: 100, Sequence: 7}
+	for name, change := range map[string]func(*Disk){
+		"sequence": func(d *Disk) { d.Sequence++ }, "serial": func(d *Disk) { d.Serial = "" }, "size": func(d *Disk) { d.Sectors++ },
+	} {
+		now := d
+		if change(&now); d.Same(now) == nil {
+			t.Errorf("another %s is taken for the same disk", name)
+		}
+	}
+	if err := d.Same(d); err != nil {
 		t.Error(err)
 	}
 }

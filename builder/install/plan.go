@@ -22,6 +22,9 @@ type Disk struct {
 	Sectors    uint64 `json:"sectors"`
 	ReadOnly   bool   `json:"read_only"`
 	Removable  bool   `json:"removable"`
+	// Sequence tells this disk from others that had its name before or get it next;
+	// 0 where the kernel has none (before 5.15).
+	Sequence uint64 `json:"-"`
 	// NotADisk says what it is that is not a whole disk; empty for a disk.
 	NotADisk string `json:"not_a_disk,omitempty"`
 	// Uses says what of the disk is in use, and by what; empty when nothing is.
@@ -36,6 +39,15 @@ type Disk struct {
 
 // Size is the disk's size in bytes.
 func (d Disk) Size() int64 { return int64(d.Sectors) * int64(d.SectorSize) }
+
+// Same refuses a disk in the place of the one that was chosen: names of disks are given
+// again, as when a stick is pulled out and another one put in.
+func (d Disk) Same(now Disk) error {
+	if d.Sequence == now.Sequence && d.Size() == now.Size() && d.Serial == now.Serial {
+		return nil
+	}
+	return fmt.Errorf("%s is another disk now (it was %s %s, %d MiB): nothing was written; choose again", d.Path, d.Model, d.Serial, d.Size()>>20)
+}
 
 // Facts is what is known of the machine that runs the installation.
 type Facts struct {
