@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"math/big"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -110,30 +111,26 @@ func wireGuardKey(data []byte, at int) (int, bool) {
 	return at, err == nil && random(plain)
 }
 
-var wireGuardValue = regexp.MustCompile(`\A(?i:private|preshared)[-_]?(?i:key)["']?[ \t]*[=:>][ \t]*\\?["']?(` + b64of32 + `)(?:[^=]|\z)`)
+const wireGuardName = `(?i:private|preshared)[-_]?(?i:key)["']?[ \t]*[=:>][ \t]*\\?["']?`
 
-// examples are keys that manuals and standards print, and those by which libraries
-// test themselves at every start, by how they start.
-var examples = []string{
-	"EEGlnEPYJV//kbvvIqxKkQwOiS+UENyPncC4bF46ong=", // systemd.netdev(5)
-	"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=", // wg-quick(8)
-	"AKIAIOSFODNN7EXAMPLE",
-	"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-	"eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI",   // jwt.io
-	"(p #9DB6FB5951B66BB6FE1E140F1D2CE5502374161FD6538D",  // libgcrypt's dsa.c
-	"(n #009F56231A3D82E3E7D613D59D53E9AB921BEF9F08A782A", // libgcrypt's rsa.c
-	"(d #C9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B1", // RFC 6979, A.2.5, in libgcrypt's ecc.c
+var wireGuardValue = regexp.MustCompile(`\A` + wireGuardName + `(` + b64of32 + `)(?:[^=]|\z)`)
+
+// examples are keys that manuals and standards print. Each expression takes the secret
+// from its start to its end: one that merely has an example near it is a secret still.
+var examples = []*regexp.Regexp{
+	regexp.MustCompile(`\AAKIAIOSFODNN7EXAMPLE` + end),
+	regexp.MustCompile(`\A` + awsSecretName + `wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY(?:[^A-Za-z0-9+/=]|\z)`),
+	// systemd.netdev(5), wg-quick(8)
+	regexp.MustCompile(`\A` + wireGuardName + `(?:EEGlnEPYJV//kbvvIqxKkQwOiS\+UENyPncC4bF46ong=|yAnz5TF\+lXXJte14tji3zlMNq\+hd2rYUIgJBgB3fBmk=)(?:[^=]|\z)`),
+	// jwt.io: {"sub":"1234567890","name":"John Doe"
+	regexp.MustCompile(`\AeyJ` + b64url + `+\.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI`),
 }
 
-// published reports whether what starts here is such an example.
+// published reports whether the secret that starts here is such an example, or a key by
+// which libgcrypt tests itself.
 func published(data []byte) bool {
-	data = data[:min(len(data), 256)]
-	for _, e := range examples {
-		if bytes.Contains(data, []byte(e)) {
-			return true
-		}
-	}
-	return false
+	head := data[:min(len(data), 256)]
+	return slices.ContainsFunc(examples, func(e *regexp.Regexp) bool { return e.Match(head) }) || agentExample(data)
 }
 
 // ethereum finds an encrypted key of an Ethereum wallet (Web3 Secret Storage

@@ -117,6 +117,9 @@ const (
 	end     = `(?:[^A-Za-z0-9_-]|\z)`
 )
 
+// awsSecretName is what is before a secret of AWS.
+const awsSecretName = `(?i:aws_(?:secret_access_key|session_token)|SecretAccessKey)["']?\s*[:=]\s*["']?`
+
 // rules returns all rules with anchors.
 func rules() []rule {
 	all := []rule{
@@ -191,7 +194,7 @@ func textRules() []rule {
 func tokenRules() []rule {
 	all := []rule{
 		{ruleCloud, []string{"aws_secret_access_key", "AWS_SECRET_ACCESS_KEY", "aws_session_token", "SecretAccessKey", "secretAccessKey"},
-			named(`(?i:aws_(?:secret_access_key|session_token)|SecretAccessKey)["']?\s*[:=]\s*["']?`+b64+`{40}`, 128)},
+			named(awsSecretName+b64+`{40}`, 128)},
 		{ruleCloud, []string{"client_secret", "clientSecret", "CLIENT_SECRET"},
 			named(`(?i:client_?secret)["']?\s*[:=]\s*["']?[A-Za-z0-9_~.-]{3}[0-9]Q~[A-Za-z0-9_~.-]{31}`, 128)},
 		{ruleCloud, []string{"AccountKey=", "SharedAccessKey="}, matched(`(?:AccountKey|SharedAccessKey)=`+b64+`{40}`, 128)},
