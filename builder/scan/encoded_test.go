@@ -233,3 +233,21 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("a text: found %v", last)
 	}
 }
+
+// A password's hash that is allowed does not hide the key beside it.
+func TestKeyBesideAnotherSecret(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der := must[[]byte](t)(x509.MarshalPKCS8PrivateKey(key))
+	s := New(must[[]Allow](t)(ParseAllow(ruleShadow, "/f for a reason")))
+	text := `{"hash":"$6$abcdefgh$` + chance(t, 86, alnum) + `","key":"` + base64.StdEncoding.EncodeToString(der) + `"}`
+	if err := s.Bytes(t.Context(), "/f", []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	found, allowed := s.Findings()
+	if len(allowed) != 1 || len(found) != 1 || found[0].Rule != ruleDER {
+		t.Errorf("found %v, allowed %v", found, allowed)
+	}
+}

@@ -1,6 +1,9 @@
 package scan
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // job is the search of one file of the image, with all that is in it.
 type job struct {
@@ -92,9 +95,16 @@ func (j *job) packets(name string, data []byte) {
 	}
 }
 
+// armors reports whether what a rule finds has its key within as Base64, which another
+// rule would find once more.
+func armors(rule string) bool {
+	return rule == rulePEM || rule == ruleSSH || rule == ruleOpenPGP
+}
+
 // view searches what the bytes of a file from start to end stand for. It is
 // reported at a place of these, unless one there was reported already: the key
-// within a PEM block is not a second key.
+// within a PEM block is not a second key. What another rule finds is: one of the
+// two may be allowed.
 func (j *job) view(name string, start, at, end int, plain []byte, depth int) error {
 	if j.budget -= int64(len(plain)); depth >= maxDepth || j.budget < 0 || j.held+len(plain) > maxHeld {
 		j.found(name, ruleUnsearched, int64(at))
@@ -112,11 +122,10 @@ func (j *job) view(name string, start, at, end int, plain []byte, depth int) err
 			j.findings = append(j.findings, f) // in an archive
 			continue
 		}
-		known := false
-		for _, b := range before {
-			known = known || b.File == name && b.Offset >= int64(start)-256 && b.Offset < int64(end)
+		known := func(b Finding) bool {
+			return b.File == name && b.Offset >= int64(start)-256 && b.Offset < int64(end) && (b.Rule == f.Rule || armors(b.Rule))
 		}
-		if known {
+		if slices.ContainsFunc(before, known) {
 			j.counts[f.Rule]--
 			continue
 		}
