@@ -12,19 +12,35 @@ type job struct {
 	budget   int64 // bytes that may still be unpacked
 	held     int   // bytes that are unpacked in memory now
 	findings []Finding
-	counts   map[string]int // of findings, by rule
-	handed   bool           // Unpacked has had it
+	counts   map[counted]int // of findings
+	handed   bool            // Unpacked has had it
 }
+
+// counted is what the bound of findings is for: a rule, and for those that are allowed
+// a file in the archive too. Many that are allowed must hide none that is not.
+type counted struct{ rule, allowed string }
 
 func (s *Scanner) job(ctx context.Context) *job {
-	return &job{Scanner: s, ctx: ctx, budget: maxUnpacked, counts: make(map[string]int)}
+	return &job{Scanner: s, ctx: ctx, budget: maxUnpacked, counts: make(map[counted]int)}
 }
 
-// found keeps a finding. The bound is for each rule: many that are allowed must
-// not hide one of another kind.
+// counter returns what a finding of a rule counts for.
+func (j *job) counter(file, rule string) counted {
+	for i := range j.allow {
+		if j.allow[i].Matches(Finding{File: file, Rule: rule}) {
+			return counted{rule, file}
+		}
+	}
+	return counted{rule: rule}
+}
+
+// full reports whether enough is known of a rule.
+func (j *job) full(file, rule string) bool { return j.counts[j.counter(file, rule)] >= maxPerRule }
+
+// found keeps a finding.
 func (j *job) found(file, rule string, at int64) {
-	if j.counts[rule] < maxPerRule {
-		j.counts[rule]++
+	if !j.full(file, rule) {
+		j.counts[j.counter(file, rule)]++
 		j.findings = append(j.findings, Finding{File: file, Offset: at, Rule: rule})
 	}
 }
@@ -73,7 +89,7 @@ func (j *job) match(name string, data []byte, depth int) error {
 			kind := kindOf(data, at)
 			escaped[kind], err = j.escapes(name, data, at, escaped[kind], depth)
 			return err == nil
-		case j.counts[r.name] < maxPerRule:
+		case !j.full(name, r.name):
 			if start, ok := r.check(data, at); ok && !published(data[start:]) && !selfTest(data[start:]) {
 				j.found(name, r.name, int64(start))
 			}
@@ -126,7 +142,7 @@ func (j *job) view(name string, start, at, end int, plain []byte, depth int) err
 			return b.File == name && b.Offset >= int64(start)-256 && b.Offset < int64(end) && (b.Rule == f.Rule || armors(b.Rule))
 		}
 		if slices.ContainsFunc(before, known) {
-			j.counts[f.Rule]--
+			j.counts[j.counter(f.File, f.Rule)]--
 			continue
 		}
 		f.Offset = int64(at)

@@ -1,6 +1,7 @@
 package scan
 
 import (
+	"archive/tar"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -360,4 +361,43 @@ func FuzzBytes(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Findings that are allowed, however many, do not use up the bound of those that are not.
+func TestManyAllowed(t *testing.T) {
+	key := func() []byte { return []byte("AGE-SECRET-KEY-1" + chance(t, 58, upper+digits) + "\n") }
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	add := func(name string, data []byte) {
+		t.Helper()
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range maxPerRule + 50 {
+		add(fmt.Sprintf("tests/%d", i), key())
+	}
+	add("real", key())
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := New(must[[]Allow](t)(ParseAllow(ruleAge, "/a.tar!/tests/* for tests")))
+	if err := s.Bytes(t.Context(), "/a.tar", archive.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	found, allowed := s.Findings()
+	if len(found) != 1 || found[0].File != "/a.tar!/real" || len(allowed) != maxPerRule+50 {
+		t.Errorf("found %v, allowed %d", found, len(allowed))
+	}
+	// In one file the bound is still one.
+	s = New(must[[]Allow](t)(ParseAllow(ruleAge, "/a for tests")))
+	if err := errors.Join(s.Bytes(t.Context(), "/a", bytes.Repeat(key(), 3*maxPerRule)), s.Bytes(t.Context(), "/b", bytes.Repeat(key(), 3*maxPerRule))); err != nil {
+		t.Fatal(err)
+	}
+	if found, allowed := s.Findings(); len(found) != maxPerRule || len(allowed) != maxPerRule {
+		t.Errorf("found %d, allowed %d", len(found), len(allowed))
+	}
 }
