@@ -144,7 +144,7 @@ func checkForeign(in *bufio.Reader) error {
 		return errShort
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read archive: %w", err)
+		return damaged(err)
 	}
 	if what := foreignKind(magic); what != "" && !isTar(magic) {
 		return fmt.Errorf("not a tar archive but %s", what)

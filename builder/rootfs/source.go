@@ -134,7 +134,10 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 	if err == nil && count == 0 {
 		return errors.New("the archive is empty: pack a root file system into it (tar -C DIRECTORY -cf FILE .)")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return readToEnd(in)
 }
 
 // fillFromImage takes an uncompressed archive that is an image of containers,

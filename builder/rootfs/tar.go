@@ -25,6 +25,11 @@ const (
 	gnuVolume       = 'V' // the archive's label
 )
 
+// damaged says that an archive cannot be read.
+func damaged(err error) error {
+	return fmt.Errorf("the archive is damaged: %w: make or copy it again", err)
+}
+
 // unpackTar hands the files of a tar archive to put. An archive without any, or
 // without an end mark, is an error that may be passed over where something
 // else tells that it is whole.
@@ -149,6 +154,34 @@ func (t *tail) ended() error {
 		return errCutOff
 	}
 	return nil
+}
+
+// maxPadding bounds the zeros after an archive's end mark, in bytes: tar fills up a
+// block of its own, which is as large as a tape wants it.
+const maxPadding = 1 << 30
+
+// readToEnd reads what follows the end mark of an archive, which no tar reader does.
+// Only at its end does a compressed stream say whether what it unpacked to is right.
+// All that may follow is zeros: of a second archive nothing would be in the image.
+func readToEnd(archive io.Reader) error {
+	buf := make([]byte, 64<<10)
+	for padding := 0; ; {
+		n, err := archive.Read(buf)
+		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
+			return errors.New("the archive goes on after its end mark, as when one was appended to another: put them together with `tar --concatenate`, or unpack it as root with `tar --ignore-zeros` and pack it again")
+		}
+		if padding += n; padding > maxPadding {
+			return fmt.Errorf("the archive has more than %d bytes of zeros after its end mark: pack it again", maxPadding)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return fmt.Errorf("%w (its compressed data ends early, after the last file)", errShort)
+		case err != nil:
+			return damaged(err)
+		}
+	}
 }
 
 // tarEntry translates a tar header.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 
@@ -283,6 +284,9 @@ func compressed(t *testing.T, kind string, plain []byte) []byte {
 		w, err = xz.NewWriter(&out)
 	case "zst":
 		w, err = zstd.NewWriter(&out)
+	case "lz4":
+		z := lz4.NewWriter(&out)
+		w, err = z, z.Apply(lz4.ChecksumOption(true))
 	}
 	if err == nil {
 		_, err = w.Write(plain)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/gzip"
+
 	"halogenos.internal/boot/testkit"
 )
 
@@ -107,5 +109,74 @@ func TestArtifactsBesideAnImage(t *testing.T) {
 	tree := newTree(t)
 	if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil || names(t, tree) != "usr/file" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A checksum is compared, though it comes after all that tar reads.
+func TestChecksumOfCompression(t *testing.T) {
+	small := pack(t, header("file", tar.TypeReg), header("other", tar.TypeReg))
+	large := padded(small, 4<<20)
+	for _, kind := range []string{"gz", "xz", "zst", "lz4"} {
+		for _, plain := range [][]byte{small, large} {
+			packed := compressed(t, kind, plain)
+			if _, err := fill(t, packed); err != nil {
+				t.Errorf("%s: %v", kind, err)
+			}
+			at := map[string]int{"gz": 8, "xz": 60, "zst": 1, "lz4": 1}[kind] // bytes from the end
+			packed[len(packed)-at] ^= 1
+			if _, err := fill(t, packed); err == nil || !strings.Contains(err.Error(), "make or copy it again") {
+				t.Errorf("%s of %d bytes with another checksum: %v", kind, len(plain), err)
+			}
+		}
+	}
+	for _, plain := range [][]byte{small, large} {
+		var stored bytes.Buffer
+		w, err := gzip.NewWriterLevel(&stored, gzip.NoCompression)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(plain); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		packed := stored.Bytes()
+		packed[bytes.LastIndex(packed, []byte("other"))] ^= 1 // the content: the name is before it
+		if _, err := fill(t, packed); err == nil || !strings.Contains(err.Error(), "the archive is damaged") {
+			t.Errorf("a flipped bit in a file of %d bytes: %v", len(plain), err)
+		}
+	}
+}
+
+// padded fills an archive up with zeros after its end mark.
+func padded(archive []byte, size int) []byte {
+	return append(bytes.Clone(archive), make([]byte, size-len(archive))...)
+}
+
+// What follows the end mark is zeros, as many as a tape's block has.
+func TestAfterTheEndMark(t *testing.T) {
+	one, two := pack(t, header("file", tar.TypeReg)), pack(t, header("lost", tar.TypeReg))
+	for _, kind := range []string{"", "gz"} {
+		packed := func(plain []byte) []byte {
+			if kind == "" {
+				return plain
+			}
+			return compressed(t, kind, plain)
+		}
+		for name, archive := range map[string][]byte{
+			"as it is": packed(one), "filled up to 10 KB": packed(padded(one, 10240)), "and to 4 MB": packed(padded(one, 4<<20)),
+		} {
+			if tree, err := fill(t, archive); err != nil || names(t, tree) != "file" {
+				t.Errorf("%s %s: %v", name, kind, err)
+			}
+		}
+		for name, archive := range map[string][]byte{
+			"two archives": append(packed(one), packed(two)...), "two, the first of them filled up": append(packed(padded(one, 1<<20)), packed(two)...),
+		} {
+			if _, err := fill(t, archive); err == nil || !strings.Contains(err.Error(), "tar --concatenate") {
+				t.Errorf("%s %s: %v", name, kind, err)
+			}
+		}
 	}
 }
