@@ -41,6 +41,7 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		tail.zeros = 0 // those of a file's content are no end mark
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			return tail.ended()

@@ -180,3 +180,32 @@ func TestAfterTheEndMark(t *testing.T) {
 		}
 	}
 }
+
+// Zeros that a file ends with are not the end mark of an archive that was cut there.
+func TestCutAfterZeros(t *testing.T) {
+	for _, size := range []int64{512, 1024, 1500} {
+		var out bytes.Buffer
+		w := tar.NewWriter(&out)
+		h := header("zeros", tar.TypeReg)
+		h.Size = size
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		cut := bytes.Clone(out.Bytes())
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fill(t, out.Bytes()); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		if _, err := fill(t, cut); err == nil || !strings.Contains(err.Error(), "no end mark") {
+			t.Errorf("%d bytes, cut: %v", size, err)
+		}
+	}
+}
