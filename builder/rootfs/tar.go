@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -57,7 +59,12 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 		}
 		last = h.Name
 		switch h.Typeflag {
-		case tar.TypeXGlobalHeader, gnuVolume:
+		case tar.TypeXGlobalHeader:
+			if err := globalHeader(h); err != nil {
+				return err
+			}
+			continue
+		case gnuVolume:
 			continue
 		case gnuContinuation:
 			return fmt.Errorf("%s: goes on from another volume of the archive: put the volumes together with `tar --concatenate`, or pack into one", h.Name)
@@ -73,6 +80,18 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 			return err
 		}
 	}
+}
+
+// globalHeader refuses what would count for every file after it (POSIX, pax, "pax Header
+// Block"): package tar leaves that to its caller. A comment, in which git archive names
+// the commit, and the label of GNU tar say nothing of a file.
+func globalHeader(h *tar.Header) error {
+	for _, key := range slices.Sorted(maps.Keys(h.PAXRecords)) {
+		if key != "comment" && key != "GNU.volume.label" {
+			return fmt.Errorf("the archive has a global PAX header with %q for all files after it, which is not supported: unpack it as root and pack it again (tar -C DIRECTORY -cf FILE .)", key)
+		}
+	}
+	return nil
 }
 
 // inside returns where a file of an archive goes: a name is relative to the tree, with

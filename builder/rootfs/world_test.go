@@ -209,3 +209,18 @@ func TestCutAfterZeros(t *testing.T) {
 		}
 	}
 }
+
+// A global header that changes files is refused, as none is applied; git's is not.
+func TestGlobalHeader(t *testing.T) {
+	global := func(key, value string) *tar.Header {
+		return &tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "pax_global_header", PAXRecords: map[string]string{key: value}}
+	}
+	if tree, err := fill(t, pack(t, global("comment", strings.Repeat("0f", 20)), global("GNU.volume.label", "x"), header("file", tar.TypeReg))); err != nil || names(t, tree) != "file" {
+		t.Errorf("a comment: %v", err)
+	}
+	for key, value := range map[string]string{"uid": "7", "mtime": "1", "SCHILY.xattr.user.x": "y"} {
+		if _, err := fill(t, pack(t, global(key, value), header("file", tar.TypeReg))); err == nil || !strings.Contains(err.Error(), `"`+key+`"`) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
