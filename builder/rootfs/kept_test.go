@@ -478,3 +478,28 @@ func TestReplaceKeepsTheRest(t *testing.T) {
 		t.Error("a directory got a content")
 	}
 }
+
+// A list stays with what it is of, whatever had the name before and whichever name is left.
+func TestListsOfReplacedNames(t *testing.T) {
+	access, inherited := record("SCHILY.acl.access", lists[0].text), record("SCHILY.acl.default", lists[2].text)
+	tree, err := fill(t, pack(t,
+		header("dir", tar.TypeReg), header("dir", tar.TypeDir, inherited, access), // a directory in place of a file
+		header("link", tar.TypeSymlink, linkTo("dir")), header("link", tar.TypeDir, inherited),
+		header("first", tar.TypeReg, access), header("second", tar.TypeLink, linkTo("first")), header("third", tar.TypeLink, linkTo("second")),
+		header("first", tar.TypeReg), // its other names keep the list
+		header("second", tar.TypeDir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Seal(date); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ file, key, want string }{
+		{"dir", defaultACL, lists[2].kept}, {"dir", accessACL, lists[0].kept}, {"link", defaultACL, lists[2].kept},
+		{"first", accessACL, unix.ENODATA.Error()}, {"second", accessACL, unix.ENODATA.Error()}, {"third", accessACL, lists[0].kept},
+	} {
+		if have := xattr(t, tree, c.file, c.key); have != c.want {
+			t.Errorf("%s of %s is %q, want %q", c.key, c.file, have, c.want)
+		}
+	}
+}

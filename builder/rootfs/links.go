@@ -31,6 +31,9 @@ func (t *Tree) link(e Entry) error {
 			if err := t.root.Link(from, e.Name); err != nil {
 				return fmt.Errorf("hard link to %q: %w", target, err)
 			}
+			if lists := t.acls[from]; lists != nil {
+				t.acls[e.Name] = lists // it may be the only name that is left
+			}
 			return nil
 		}
 		next, ok := t.copies[stat.Ino]

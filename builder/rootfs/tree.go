@@ -81,7 +81,7 @@ type Tree struct {
 	oldest  Entry // likewise
 	sparse  bool
 	squash  bool                         // not root: every file becomes root's in the image
-	acls    map[string]map[string]string // of files whose accounts are not resolved yet
+	acls    map[string]map[string]string // of names whose files' accounts are not resolved yet
 	copies  map[uint64]string            // of files with too many names, by the inode number
 	// maxNames is that of the constant; tests have fewer.
 	maxNames uint64
@@ -212,8 +212,8 @@ const maxTarget = 4095
 const maxID = 1<<32 - 1
 
 func (t *Tree) putDirectory(e Entry) error {
-	t.remember(&e)
 	if e.Name == "." || t.dirs[e.Name] != nil {
+		t.remember(&e)
 		t.dirs[e.Name] = &e
 		return nil
 	}
@@ -227,6 +227,7 @@ func (t *Tree) putDirectory(e Entry) error {
 	if err := dir.root.Mkdir(path.Base(e.Name), 0o700); err != nil {
 		return err
 	}
+	t.remember(&e) // not before what had the name is gone, with what was noted of it
 	t.dirs[e.Name] = &e
 	return nil
 }
