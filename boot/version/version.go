@@ -14,10 +14,10 @@ var stamp string
 
 // String returns the version:
 //
-//	1.2.0                            the tag v1.2.0
-//	1.2.0+20261128.9a77c43f0abc      a commit after it, with its date
-//	0+20261128.9a77c43f0abc          a commit, where there is no tag
-//	1.2.0+20261128.9a77c43f0abc.dirty   with changes that are not committed
+//	1.2.0                                  the tag v1.2.0
+//	1.2.0+20261128233000.9a77c43f0abc      a commit after it, with its time in UTC
+//	0+20261128233000.9a77c43f0abc          a commit, where there is no tag
+//	1.2.0+20261128233000.9a77c43f0abc.dirty   with changes that are not committed
 //	unknown
 func String() string {
 	if stamp == "" {

@@ -82,25 +82,25 @@ func TestDescribe(t *testing.T) {
 	tr := newTree(t, t.TempDir())
 	tr.git("init", "--quiet")
 	first := tr.commit()
-	tr.want("0+20261128." + first)
+	tr.want("0+20261128233000." + first)
 	// A tag on the commit is the version.
 	tr.git("tag", "v1.2.0")
 	tr.want("1.2.0")
 	// What is not committed is said, whether git knows the file or not.
 	tr.write("new.go", "package new\n")
-	tr.want("1.2.0+20261128." + first + ".dirty")
+	tr.want("1.2.0+20261128233000." + first + ".dirty")
 	// The number of commits since the tag is not in it: a clone may have fewer.
 	tr.commit()
 	third := tr.commit()
-	tr.want("1.2.0+20261128." + third)
+	tr.want("1.2.0+20261128233000." + third)
 	tr.write("new.go", "package other\n")
-	tr.want("1.2.0+20261128." + third + ".dirty")
+	tr.want("1.2.0+20261128233000." + third + ".dirty")
 	tr.git("checkout", "--quiet", "new.go")
 	// Tags that name no version are passed over: they would reach a shell.
 	tr.git("tag", "nightly")
-	tr.want("1.2.0+20261128." + third)
+	tr.want("1.2.0+20261128233000." + third)
 	tr.git("tag", "v9$(id)")
-	tr.want("0+20261128." + third)
+	tr.want("0+20261128233000." + third)
 	tr.git("tag", "--delete", "v9$(id)")
 	tr.git("tag", "--annotate", "--message=x", "v2.0-rc1")
 	tr.want("2.0-rc1")
@@ -108,7 +108,7 @@ func TestDescribe(t *testing.T) {
 	tr.git("tag", "v"+strings.Repeat("1", 60))
 	tr.want(strings.Repeat("1", 60))
 	fourth := tr.commit()
-	tr.want("0+20261128." + fourth)
+	tr.want("0+20261128233000." + fourth)
 }
 
 // A tree without git, or in somebody else's repository, is of no known version.

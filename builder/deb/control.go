@@ -30,10 +30,15 @@ Description: make signed operating systems that verify what they read
  publishes and installs them, and the programs of the machines that are made.
 `
 
-// debianVersion is the package's version: that of HalogenOS, in which what follows a
-// hyphen comes before the version itself (1.0-rc1).
+// beforeVersion is what comes before the version itself: 1.0-rc1 before 1.0.
+var beforeVersion = regexp.MustCompile(`-((?i:alpha|beta|pre|rc)[0-9A-Za-z.]*)`)
+
+// debianVersion is the package's version: that of HalogenOS, in dpkg's order.
 func debianVersion(version string) (string, error) {
-	v := strings.ReplaceAll(version, "-", "~")
+	v := beforeVersion.ReplaceAllString(version, "~$1")
+	if strings.Contains(v, "-") {
+		return "", fmt.Errorf("version %q has a hyphen before something else than alpha, beta, pre or rc, and a package's version cannot say whether it comes before or after what is left of it: tag it with a dot (1.2.1), or name another (make deb HALOGEN_VERSION=1.2.1)", version)
+	}
 	if !regexp.MustCompile(`^[0-9][0-9A-Za-z.+~]*$`).MatchString(v) {
 		return "", fmt.Errorf("version %q cannot be a package's: build from git, or name one (make HALOGEN_VERSION=1.2)", version)
 	}

@@ -104,6 +104,9 @@ func TestRefused(t *testing.T) {
 		`version "unknown"`:       {"-version", "unknown"},
 		`version ""`:              {"-version", ""},
 		`version "1 2"`:           {"-version", "1 2"},
+		`version "1.2-1" has a`:   {"-version", "1.2-1"},
+		`"1.2-rc1-1" has a`:       {"-version", "1.2-rc1-1"},
+		`"1.2-x-rc1" has a`:       {"-version", "1.2-x-rc1"},
 		"want NAME <ADDRESS>":     {"-maintainer", "A B"},
 		"is not a version":        {"-maintainer", "A\nDepends: x <a@b>"},
 		"want -root and -out":     {"-out", ""},
@@ -124,7 +127,8 @@ func TestRefused(t *testing.T) {
 
 // Versions are in dpkg's order as they are in ours.
 func TestVersions(t *testing.T) {
-	order := []string{"0+20261128.9a77c43f0abc", "1.0-rc1", "1.0-rc1+20261128.9a77c43f0abc", "1.0", "1.0+20261128.9a77c43f0abc", "1.0+20261129.0a77c43f0abc.dirty", "1.0.1", "1.10"}
+	order := []string{"0+20261128.9a77c43f0abc", "1.0-rc1", "1.0-rc1+20261128.9a77c43f0abc", "1.0", "1.0+20261128.9a77c43f0abc", "1.0+20261129.0a77c43f0abc.dirty",
+		"1.0+20261129093000.ff77c43f0abc", "1.0+20261129233000.0077c43f0abc", "1.0.1", "1.2-alpha", "1.2-beta.2", "1.2-pre1", "1.2-rc1", "1.2", "1.10"}
 	for i := range order[1:] {
 		a, errA := debianVersion(order[i])
 		b, errB := debianVersion(order[i+1])
