@@ -10,6 +10,10 @@ MAKEFLAGS += --no-builtin-rules
 OUT     := out
 ROOTFS  ?= debian
 VERSION ?= 1
+# To the shell a name with a space is two names, and rules below remove what they name.
+# $(call one,VARIABLE) ends make where it has white space.
+one = $(if $(word 2,x$($1)x),$(error $1 is '$($1)': it cannot have white space, give it another name))
+$(call one,OUT)
 # What --version says; by default it is made of git's tag and commit. For a tree without git.
 export HALOGEN_VERSION ?=
 # One date for everything that is built: that of the last commit.
@@ -149,8 +153,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 INTO = $(DESTDIR)$(PREFIX)
 DOC  = $(INTO)/share/doc/halogen
-.PHONY: install
-install: build $(OUT)/copyright ## install halogen and its manual pages (PREFIX=/usr/local DESTDIR=)
+.PHONY: install places
+install: places build $(OUT)/copyright ## install halogen and its manual pages (PREFIX=/usr/local DESTDIR=)
 	@install -d $(INTO)/bin $(INTO)/lib/halogen $(INTO)/share/man/man1 $(INTO)/share/man/man5 $(INTO)/share/man/man8 $(DOC)/examples
 	@install -m 755 bin/halogen bin/bb bin/ota bin/halogenctl $(INTO)/lib/halogen/
 	@install -m 644 bin/bb.list bin/bb.modules $(INTO)/lib/halogen/
@@ -162,6 +166,9 @@ install: build $(OUT)/copyright ## install halogen and its manual pages (PREFIX=
 	@install -m 644 uki.conf $(DOC)/examples/
 	@cp -R builder/recipes $(DOC)/examples/recipes && rm -f $(DOC)/examples/recipes/*.go
 	@chmod -R u=rwX,go=rX $(INTO)/lib/halogen/share $(DOC)/examples/recipes
+
+places:
+	@:$(call one,PREFIX)$(call one,DESTDIR)
 
 # A Debian package of the same. MAINTAINER= is who answers for it.
 MAINTAINER ?= HalogenOS authors <maintainers@halogenos.invalid>
