@@ -101,7 +101,7 @@ FORCE:
 
 bin/halogen: $(SOURCES) $(OUT)/version | toolchain
 	@echo "building halogen"
-	@go build -trimpath -buildvcs=false -ldflags="$(STAMP)" -o $@ ./builder/halogen
+	@go build -trimpath -buildvcs=false -ldflags="-s -w $(STAMP)" -o $@ ./builder/halogen
 	@$(call erases,$@)
 
 # initagent, our commands and u-root's are one program: the kernel unpacks one
@@ -177,7 +177,8 @@ DEBARCH = $(shell go env GOARCH)
 deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER='NAME <ADDRESS>')
 	@rm -rf $(OUT)/deb $(OUT)/halogen_*.deb
 	@$(MAKE) --no-print-directory install DESTDIR=$(OUT)/deb PREFIX=/usr
-	@gzip -9n $(OUT)/deb/usr/share/man/man*/* $(OUT)/deb/usr/share/doc/halogen/CHANGELOG.md
+	@mv $(OUT)/deb/usr/share/doc/halogen/CHANGELOG.md $(OUT)/deb/usr/share/doc/halogen/changelog
+	@gzip -9n $(OUT)/deb/usr/share/man/man*/* $(OUT)/deb/usr/share/doc/halogen/changelog
 	@go run ./builder/deb -root $(OUT)/deb -version "$$(cat $(OUT)/version)" -arch $(DEBARCH) -date $(SOURCE_DATE_EPOCH) -maintainer '$(MAINTAINER)' \
 		-out "$(OUT)/halogen_$$(tr - '~' <$(OUT)/version)_$(DEBARCH).deb"
 	@ls $(OUT)/halogen_*.deb

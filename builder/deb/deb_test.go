@@ -201,6 +201,9 @@ func TestInstall(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if _, err := os.Stat(filepath.Join(root, "usr/share/doc/halogen/changelog.gz")); err != nil { // Debian Policy 4.7, section 12.7
+		t.Error(err)
+	}
 	if text := read(t, filepath.Join(root, "usr/share/doc/halogen/copyright")); !bytes.Contains(text, []byte("u-root")) || !bytes.Contains(text, []byte("Redistribution and use")) {
 		t.Error("copyright lacks the licences")
 	}
