@@ -44,14 +44,14 @@ func describeArchive(f io.ReaderAt, size int64) (*Archive, error) {
 }
 
 func (a *Archive) text(w io.Writer, size int64) {
-	fmt.Fprintf(w, "release archive\t%d bytes\n", size)
+	line(w, "release archive\t%d bytes\n", size)
 	by := "none"
 	if a.SignedBy != "" {
 		by = "by " + a.SignedBy + ", not verified"
 	}
-	fmt.Fprintf(w, "signature\t%s\n", by)
+	line(w, "signature\t%s\n", by)
 	for _, f := range a.Files {
-		fmt.Fprintf(w, "%s\t%d bytes, packed %d from byte %d\n", f.Name, f.Size, f.Packed, f.Offset)
+		line(w, "%s\t%d bytes, packed %d from byte %d\n", f.Name, f.Size, f.Packed, f.Offset)
 	}
 	releaseText(w, a.Release)
 }

@@ -158,25 +158,25 @@ func describeCertificate(der []byte) (*Key, error) {
 }
 
 func (k *Key) text(w io.Writer) {
-	fmt.Fprintf(w, "%s\t%s\n", k.Kind, k.Algorithm)
+	line(w, "%s\t%s\n", k.Kind, k.Algorithm)
 	if len(k.Fingerprint) > 0 {
-		fmt.Fprintf(w, "  fingerprint\t%X\n", []byte(k.Fingerprint))
+		line(w, "  fingerprint\t%X\n", []byte(k.Fingerprint))
 	}
 	for _, name := range k.Names {
-		fmt.Fprintf(w, "  name\t%s\n", name)
+		line(w, "  name\t%s\n", name)
 	}
 	if k.Created != nil {
 		expires := "never expires"
 		if k.Expires != nil {
 			expires = "expires " + k.Expires.Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "  created\t%s, %s\n", k.Created.Format(time.RFC3339), expires)
+		line(w, "  created\t%s, %s\n", k.Created.Format(time.RFC3339), expires)
 	}
 	if len(k.Uses) > 0 {
-		fmt.Fprintf(w, "  may\t%v\n", k.Uses)
+		line(w, "  may\t%v\n", k.Uses)
 	}
 	if k.Secret != "" {
-		fmt.Fprintf(w, "  secret part\t%s\n", k.Secret)
+		line(w, "  secret part\t%s\n", k.Secret)
 	}
 	for i := range k.Subkeys {
 		k.Subkeys[i].text(w)

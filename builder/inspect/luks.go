@@ -70,19 +70,19 @@ func orGood(err error) string {
 }
 
 func (l *LUKS) text(w io.Writer, size int64) {
-	fmt.Fprintf(w, "LUKS2 volume\t%d bytes\nUUID\t%s\nlabel\t%q, subsystem %q\nheader\t%s, changed %d times\n", size, l.UUID, l.Label, l.Subsystem, l.Header, l.Sequence)
+	line(w, "LUKS2 volume\t%d bytes\nUUID\t%s\nlabel\t\"%s\", subsystem \"%s\"\nheader\t%s, changed %d times\n", size, l.UUID, l.Label, l.Subsystem, l.Header, l.Sequence)
 	if l.Cipher != "" {
-		fmt.Fprintf(w, "cipher\t%s, sectors of %d, from byte %d\n", l.Cipher, l.Sector, l.Data)
+		line(w, "cipher\t%s, sectors of %d, from byte %d\n", l.Cipher, l.Sector, l.Data)
 	}
 	for _, k := range l.Keyslots {
 		how := fmt.Sprintf("%s, %d times %s", k.KDF.Type, k.KDF.Iterations, k.KDF.Hash)
 		if k.KDF.Iterations == 0 {
 			how = fmt.Sprintf("%s, %d passes over %d KiB, %d lanes", k.KDF.Type, k.KDF.Time, k.KDF.Memory, k.KDF.CPUs)
 		}
-		fmt.Fprintf(w, "keyslot %d\t%s, priority %d\n", k.Number, how, k.Priority)
+		line(w, "keyslot %d\t%s, priority %d\n", k.Number, how, k.Priority)
 	}
 	for _, n := range slices.Sorted(maps.Keys(l.Tokens)) {
 		t := l.Tokens[n]
-		fmt.Fprintf(w, "token %d\t%s, for keyslots %v\n\t%s\n", n, t.Type, t.Keyslots, strings.Join(t.Fields, ", "))
+		line(w, "token %d\t%s, for keyslots %v\n\t%s\n", n, t.Type, t.Keyslots, strings.Join(t.Fields, ", "))
 	}
 }

@@ -19,6 +19,8 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
 )
 
 // shown describes content and returns the report for people.
@@ -153,4 +155,31 @@ func FuzzKey(f *testing.F) {
 			t.Errorf("%+v", key)
 		}
 	})
+}
+
+// What a file says of itself can neither steer the terminal nor pass for a line of ours.
+func TestTextsThatSteer(t *testing.T) {
+	const evil = "a\x1b]0;x\x07\x9b2J\n  secret part\tnone\r\u202e\xff"
+	for name, r := range map[string]*Report{
+		"key":          {Key: &Key{Kind: "OpenPGP", Names: []string{evil}}},
+		"ESP":          {Kind: "esp", ESP: []ESPFile{{Path: evil, Fault: evil}}},
+		"disk":         {Disk: &Disk{Table: evil, Partitions: []Partition{{Label: evil}}, ESP: []ESPFile{{Path: evil}}}},
+		"LUKS":         {LUKS: &LUKS{Label: evil, Cipher: evil}},
+		"certificates": {EFI: &EFI{Program: evil, Signatures: []Signature{{Certificates: []string{evil}}}}},
+	} {
+		var out bytes.Buffer
+		if err := r.Text(&out); err != nil {
+			t.Fatal(err)
+		}
+		says(t, name, out.String(), `a\x1b]0;x\a\x9b2J\n  secret part\tnone\r\u202e\xff`)
+		if strings.ContainsAny(out.String(), "\x1b\x07\r\u202e") || strings.Contains(out.String(), "\n  secret part") {
+			t.Errorf("%s: %q", name, out.String())
+		}
+	}
+	image, err := uki.Build(ukitest.Stub("257.13-1"), uki.Payload{OSRelease: []byte("ID=test\nNAME=\x1b[2J\n"), Cmdline: []byte("quiet\n"), Uname: []byte("6.12.1\x1b"), Linux: []byte("MZ kernel")}.Sections())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text := shown(t, image)
+	says(t, "UKI", text, `kernel 6.12.1\x1b command line quiet os-release ID=test NAME=\x1b[2J`)
 }

@@ -3,9 +3,11 @@ package inspect
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/release"
@@ -20,7 +22,7 @@ func (r *Report) Text(to io.Writer) error {
 	case r.Disk != nil:
 		r.Disk.text(w, r.Size)
 	case r.System != nil:
-		fmt.Fprintf(w, "system image\t%d bytes\n", r.Size)
+		line(w, "system image\t%d bytes\n", r.Size)
 		r.System.text(w)
 	case r.Release != nil:
 		releaseText(w, r.Release)
@@ -31,17 +33,44 @@ func (r *Report) Text(to io.Writer) error {
 	case r.Key != nil:
 		r.Key.text(w)
 	case r.Kind == "esp":
-		fmt.Fprintf(w, "ESP\t%d bytes\n", r.Size)
+		line(w, "ESP\t%d bytes\n", r.Size)
 		for _, f := range r.ESP {
-			fmt.Fprintf(w, "file\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
+			line(w, "file\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
 		}
 	}
 	return w.Flush()
 }
 
+// line writes as fmt.Fprintf does. Texts come from the file, which may be anybody's: what
+// would steer the terminal, or look like another line, is written as an escape.
+func line(w io.Writer, format string, args ...any) {
+	for i, arg := range args {
+		if text, ok := arg.(string); ok {
+			args[i] = printable(text)
+		}
+	}
+	fmt.Fprintf(w, format, args...)
+}
+
+// printable returns a text with escapes of Go in place of what cannot be printed.
+func printable(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		if strconv.IsPrint(r) && (r != utf8.RuneError || n > 1) {
+			b.WriteString(text[:n])
+		} else {
+			quoted := strconv.Quote(text[:n])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+		text = text[n:]
+	}
+	return b.String()
+}
+
 func (s *System) text(w io.Writer) {
-	fmt.Fprintf(w, "EROFS\t%d blocks, %d inodes, features 0x%x\n", s.Blocks, s.Inodes, s.Features)
-	fmt.Fprintf(w, "created\t%s\nUUID\t%s\n", s.Created.Format(time.RFC3339), s.UUID)
+	line(w, "EROFS\t%d blocks, %d inodes, features 0x%x\n", s.Blocks, s.Inodes, s.Features)
+	line(w, "created\t%s\nUUID\t%s\n", s.Created.Format(time.RFC3339), s.UUID)
 }
 
 func (e *EFI) text(w io.Writer, size int64) {
@@ -49,37 +78,41 @@ func (e *EFI) text(w io.Writer, size int64) {
 	if e.PCR11 != nil {
 		kind = "UKI"
 	}
-	fmt.Fprintf(w, "%s\t%d bytes\n", kind, size)
+	line(w, "%s\t%d bytes\n", kind, size)
 	if e.Program != "" {
-		fmt.Fprintf(w, "program\t%s %s\n", e.Program, e.Version)
+		line(w, "program\t%s %s\n", e.Program, e.Version)
 	}
 	if e.Machine != "" {
-		fmt.Fprintf(w, "for\t%s\n", e.Machine)
+		line(w, "for\t%s\n", e.Machine)
 	}
-	fmt.Fprintf(w, "SHA-256\t%x\n", e.SHA256)
+	line(w, "SHA-256\t%x\n", e.SHA256)
 	if len(e.Authenticode) > 0 {
-		fmt.Fprintf(w, "Authenticode\t%x\n", e.Authenticode)
+		line(w, "Authenticode\t%x\n", e.Authenticode)
 	}
 	for _, fault := range e.Faults {
-		fmt.Fprintf(w, "fault\t%s\n", fault)
+		line(w, "fault\t%s\n", fault)
 	}
 	if len(e.Signatures) == 0 {
-		fmt.Fprintf(w, "signatures\tnone\n")
+		line(w, "signatures\tnone\n")
 	}
 	for _, s := range e.Signatures {
-		fmt.Fprintf(w, "signature\t%d bytes, not verified, certificates: %s\n", s.Size, strings.Join(s.Certificates, "; "))
+		line(w, "signature\t%d bytes, not verified, certificates: %s\n", s.Size, strings.Join(s.Certificates, "; "))
 	}
 	for _, s := range e.Sections {
 		memory := ""
 		if s.Memory > 0 {
 			memory = fmt.Sprintf(" (%d in memory)", s.Memory)
 		}
-		fmt.Fprintf(w, "section %s\t%d bytes%s, SHA-256 %x\n", s.Name, s.Size, memory, s.SHA256)
+		line(w, "section %s\t%d bytes%s, SHA-256 %x\n", s.Name, s.Size, memory, s.SHA256)
 	}
 	if p := e.PCR11; p != nil {
-		fmt.Fprintf(w, "PCR 11\t%s when the kernel starts\n\t%s after enter-initrd\n\t%s after leave-initrd\n", p.Stub, p.EnterInitrd, p.LeaveInitrd)
-		fmt.Fprintf(w, "kernel\t%s\ncommand line\t%s\n", e.Uname, e.Cmdline)
-		fmt.Fprintf(w, "os-release\t%s\n", strings.ReplaceAll(strings.TrimSpace(e.OSRelease), "\n", "\n\t"))
+		line(w, "PCR 11\t%s when the kernel starts\n\t%s after enter-initrd\n\t%s after leave-initrd\n", p.Stub, p.EnterInitrd, p.LeaveInitrd)
+		line(w, "kernel\t%s\ncommand line\t%s\n", strings.TrimSpace(e.Uname), strings.TrimSpace(e.Cmdline))
+		heading := "os-release"
+		for text := range strings.SplitSeq(strings.TrimSpace(e.OSRelease), "\n") {
+			line(w, "%s\t%s\n", heading, text)
+			heading = ""
+		}
 	}
 	if e.Contract != nil {
 		contractText(w, e.Contract)
@@ -87,52 +120,52 @@ func (e *EFI) text(w io.Writer, size int64) {
 }
 
 func contractText(w io.Writer, c *contract.Contract) {
-	fmt.Fprintf(w, "boot contract\t%s %s for %s, epoch %d\n", c.ImageID, c.Version, c.Arch, c.Epoch)
-	fmt.Fprintf(w, "  root hash\t%x\n  salt\t%x\n", c.RootHash, c.Salt)
-	fmt.Fprintf(w, "  sizes\timage %d bytes, slot %d bytes\n", c.ImageSize, c.SlotSize)
+	line(w, "boot contract\t%s %s for %s, epoch %d\n", c.ImageID, c.Version, c.Arch, c.Epoch)
+	line(w, "  root hash\t%x\n  salt\t%x\n", c.RootHash, c.Salt)
+	line(w, "  sizes\timage %d bytes, slot %d bytes\n", c.ImageSize, c.SlotSize)
 	key := "none: releases are not signed"
 	if len(c.ReleaseKey) > 0 {
 		key = fmt.Sprintf("%d bytes, SHA-256 %x", len(c.ReleaseKey), sum(c.ReleaseKey))
 	}
-	fmt.Fprintf(w, "  release key\t%s\n", key)
-	fmt.Fprintf(w, "  Secure Boot\t%s, vendor keys %s\n  TPM\t%s\n  root\t%s\n", c.SecureBoot, c.VendorKeys, c.TPM, c.RootFileSystem)
+	line(w, "  release key\t%s\n", key)
+	line(w, "  Secure Boot\t%s, vendor keys %s\n  TPM\t%s\n  root\t%s\n", c.SecureBoot, c.VendorKeys, c.TPM, c.RootFileSystem)
 }
 
 func releaseText(w io.Writer, r *release.Release) {
-	fmt.Fprintf(w, "release\t%s %s for %s, epoch %d\n", r.ImageID, r.Version, r.Arch, r.Epoch)
-	fmt.Fprintf(w, "root hash\t%x\nsalt\t%x\n", r.RootHash, r.Salt)
-	fmt.Fprintf(w, "sizes\timage %d bytes, slot %d bytes\n", r.ImageSize, r.SlotSize)
-	fmt.Fprintf(w, "PCR 11\t%x when the kernel starts\n", r.PCR11)
-	fmt.Fprintf(w, "source date\t%s\n", time.Unix(r.SourceDate, 0).UTC().Format(time.RFC3339))
+	line(w, "release\t%s %s for %s, epoch %d\n", r.ImageID, r.Version, r.Arch, r.Epoch)
+	line(w, "root hash\t%x\nsalt\t%x\n", r.RootHash, r.Salt)
+	line(w, "sizes\timage %d bytes, slot %d bytes\n", r.ImageSize, r.SlotSize)
+	line(w, "PCR 11\t%x when the kernel starts\n", r.PCR11)
+	line(w, "source date\t%s\n", time.Unix(r.SourceDate, 0).UTC().Format(time.RFC3339))
 	for _, f := range r.Files {
-		fmt.Fprintf(w, "%s\t%d bytes, SHA-256 %x\n", f.Name, f.Size, f.SHA256)
+		line(w, "%s\t%d bytes, SHA-256 %x\n", f.Name, f.Size, f.SHA256)
 		if len(f.Authenticode) > 0 {
-			fmt.Fprintf(w, "\tAuthenticode %x\n", f.Authenticode)
+			line(w, "\tAuthenticode %x\n", f.Authenticode)
 		}
 	}
 }
 
 func (d *Disk) text(w io.Writer, size int64) {
-	fmt.Fprintf(w, "disk\t%d bytes, sectors of %d\n", size, d.SectorSize)
+	line(w, "disk\t%d bytes, sectors of %d\n", size, d.SectorSize)
 	if d.GUID == "" {
-		fmt.Fprintf(w, "table\t%s\n", d.Table)
+		line(w, "table\t%s\n", d.Table)
 	} else {
-		fmt.Fprintf(w, "GUID\t%s\nGPT\t%s\n", d.GUID, d.Table)
+		line(w, "GUID\t%s\nGPT\t%s\n", d.GUID, d.Table)
 	}
 	for _, p := range d.Partitions {
-		fmt.Fprintf(w, "partition %d\t%s, %d bytes from %d\n\ttype %s\n\tUUID %s\n", p.Number, p.Label, p.Size, p.Start, p.Type, p.UUID)
+		line(w, "partition %d\t%s, %d bytes from %d\n\ttype %s\n\tUUID %s\n", p.Number, p.Label, p.Size, p.Start, p.Type, p.UUID)
 		if p.Fault != "" {
-			fmt.Fprintf(w, "\tfault: %s\n", p.Fault)
+			line(w, "\tfault: %s\n", p.Fault)
 		}
 		if p.System != nil {
-			fmt.Fprintf(w, "\tEROFS, %d blocks, %d inodes\n", p.System.Blocks, p.System.Inodes)
+			line(w, "\tEROFS, %d blocks, %d inodes\n", p.System.Blocks, p.System.Inodes)
 		}
 		if p.LUKS != nil {
-			fmt.Fprintf(w, "\tLUKS2 %s, %s, %d keyslots, %d tokens\n", p.LUKS.UUID, p.LUKS.Cipher, len(p.LUKS.Keyslots), len(p.LUKS.Tokens))
+			line(w, "\tLUKS2 %s, %s, %d keyslots, %d tokens\n", p.LUKS.UUID, p.LUKS.Cipher, len(p.LUKS.Keyslots), len(p.LUKS.Tokens))
 		}
 	}
 	for _, f := range d.ESP {
-		fmt.Fprintf(w, "ESP\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
+		line(w, "ESP\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
 	}
 }
 
