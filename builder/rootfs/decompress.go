@@ -11,7 +11,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
 
@@ -19,7 +19,7 @@ const (
 	// maxWindow bounds what a zstd stream may ask to keep in memory: what
 	// `zstd --long=27`, the greatest that zstd itself takes unasked, needs.
 	maxWindow = 128 << 20
-	// maxDictionary likewise bounds LZMA: `lzma -9` needs half of it.
+	// maxDictionary likewise bounds LZMA: `lzma -9` and `xz -9` need half of it.
 	maxDictionary = 128 << 20
 )
 
@@ -93,11 +93,11 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		}
 		return z, z.Close, nil
 	case begins("\xfd7zXZ\x00"):
-		z, err := xz.NewReader(in)
+		z, err := xz.NewReader(in, maxDictionary)
 		if err != nil {
-			return nil, nil, fmt.Errorf("decompress xz: %w", err)
+			return nil, nil, damaged(err)
 		}
-		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
+		return bufio.NewReaderSize(xzStream{z}, 1<<20), func() {}, nil
 	case begins("BZh"):
 		return bzip2.NewReader(in), func() {}, nil
 	case begins("\x04\x22\x4d\x18"), begins("\x02\x21\x4c\x18"): // the second of lz4 -l
@@ -110,6 +110,17 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
 	}
 	return in, func() {}, checkForeign(in)
+}
+
+// xzStream tells an early end as the other formats' readers do.
+type xzStream struct{ *xz.Reader }
+
+func (x xzStream) Read(p []byte) (int, error) {
+	n, err := x.Reader.Read(p)
+	if errors.Is(err, xz.ErrBuf) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // lz4Frames reads frames one after another, as `cat a.lz4 b.lz4` makes them and lz4

@@ -11,6 +11,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 )
 
 // errCutOff is returned for an archive that ends early, as far as its end mark
@@ -29,6 +32,9 @@ const (
 
 // damaged says that an archive cannot be read.
 func damaged(err error) error {
+	if errors.Is(err, xz.ErrMemlimit) || errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return fmt.Errorf("unpacking the archive takes more memory than the %d MB that it may (%w): compress it with less, as `xz -9` or `zstd --long=27` do", maxDictionary>>20, err)
+	}
 	return fmt.Errorf("the archive is damaged: %w: make or copy it again", err)
 }
 

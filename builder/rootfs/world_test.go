@@ -3,6 +3,8 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 
 	"halogenos.internal/boot/testkit"
 )
@@ -222,5 +225,40 @@ func TestGlobalHeader(t *testing.T) {
 		if _, err := fill(t, pack(t, global(key, value), header("file", tar.TypeReg))); err == nil || !strings.Contains(err.Error(), `"`+key+`"`) {
 			t.Errorf("%s: %v", key, err)
 		}
+	}
+}
+
+// What asks for more memory than there may be is refused, and what takes less helps.
+func TestLargeDictionary(t *testing.T) {
+	plain := pack(t, header("file", tar.TypeReg))
+	packed := compressed(t, "xz", plain)
+	// The first block's header (.xz File Format 1.2, section 3.1): its size, and at its end
+	// a CRC; the dictionary's size is a byte after the filter's ID and the size of its options.
+	block := packed[12:]
+	block = block[:(int(block[0])+1)*4]
+	at := bytes.Index(block, []byte{0x21, 1}) + 2
+	for size, say := range map[byte]string{30: "", 32: "`xz -9`", 40: "`xz -9`"} { // 128 MiB, 256 MiB, 4 GiB
+		block[at] = size
+		binary.LittleEndian.PutUint32(block[len(block)-4:], crc32.ChecksumIEEE(block[:len(block)-4]))
+		if _, err := fill(t, packed); say == "" && err != nil || say != "" && (err == nil || !strings.Contains(err.Error(), say)) {
+			t.Errorf("a dictionary of size %d: %v", size, err)
+		}
+	}
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out, zstd.WithWindowSize(256<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(padded(plain, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Flush(); err != nil { // of a frame that ends at once the window is its size
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fill(t, out.Bytes()); err == nil || !strings.Contains(err.Error(), "zstd --long=27") {
+		t.Errorf("a window of 256 MiB: %v", err)
 	}
 }
