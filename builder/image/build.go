@@ -171,6 +171,9 @@ func (b *build) stage(ctx context.Context) error {
 		return fmt.Errorf("read root file system: %w", err)
 	}
 	done("")
+	if sockets := tree.Sockets(); len(sockets) > 0 {
+		b.Progress.Note("sockets of the root file system are left out: %d, such as /%s", len(sockets), sockets[0])
+	}
 	return nil
 }
 

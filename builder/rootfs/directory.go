@@ -15,7 +15,7 @@ import (
 )
 
 // CopyDirectory puts a copy of a directory into the tree. The source is only
-// read. Sockets are left out; a file system mounted inside is refused, since
+// read. Sockets are left out (see Sockets); a file system mounted inside is refused, since
 // /proc or a bind mount is nothing of the image's.
 func (t *Tree) CopyDirectory(ctx context.Context, source string) error {
 	root, err := os.OpenRoot(source)
@@ -48,8 +48,12 @@ func (c *copier) copy(ctx context.Context, dir *os.Root, name string, info fs.Fi
 		return fmt.Errorf("%s is on another file system: unmount it, or pack the root file system as a tar", filepath.Join(c.source, name))
 	}
 	e, err := c.entry(dir, name, info, stat)
-	if err != nil || e.Kind == 0 {
+	if err != nil {
 		return err
+	}
+	if e.Kind == 0 {
+		c.tree.sockets = append(c.tree.sockets, name)
+		return nil
 	}
 	if e.Kind == Regular {
 		f, err := dir.Open(path.Base(name))

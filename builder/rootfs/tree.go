@@ -82,6 +82,7 @@ type Tree struct {
 	sparse  bool
 	squash  bool                         // not root: every file becomes root's in the image
 	acls    map[string]map[string]string // of names whose files' accounts are not resolved yet
+	sockets []string                     // that were left out
 	copies  map[uint64]string            // of files with too many names, by the inode number
 	// maxNames is that of the constant; tests have fewer.
 	maxNames uint64
@@ -123,6 +124,10 @@ func (t *Tree) Sparse() bool { return t.sparse }
 // none. Seal and Put give such files 1970-01-01: mkfs.erofs would take them for
 // files of the far future.
 func (t *Tree) BeforeEpoch() string { return t.oldest.Name }
+
+// Sockets returns the names of the sockets that the source had. Only a program that
+// listens makes one, and the tree has none.
+func (t *Tree) Sockets() []string { return t.sockets }
 
 // implied is a directory that was not in the source, its time left to Seal.
 func implied(name string) *Entry {

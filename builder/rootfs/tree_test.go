@@ -472,6 +472,9 @@ func checkCopied(t *testing.T, source string, tree *Tree) {
 	if _, err := os.Lstat(filepath.Join(tree.Dir(), "socket")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket was copied: %v", err)
 	}
+	if have := tree.Sockets(); len(have) != 1 || have[0] != "socket" {
+		t.Errorf("left out are %q", have)
+	}
 	if have, err := readXattrs(filepath.Join(tree.Dir(), "dir/file")); err != nil || have["user.note"] != "hello" {
 		t.Errorf("extended attributes %q, %v", have, err)
 	}
