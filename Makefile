@@ -386,8 +386,9 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@STAMP="$(STAMP)" GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
 	@mv $@.new $@
 
-# Boot tests that take long beside all others: `make more-boot-tests`.
-MORE := ^(TestLayouts)$$
+# Boot tests for which an hour has no room, by themselves: `make more-boot-tests`. What
+# they see of the program the simulated machine of the unit tests sees at every cut.
+MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestEnrolmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestCard|TestReinstall)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 
