@@ -117,20 +117,21 @@ func leastDisk(t testing.TB, s vm.State) error {
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	g := Machine(t, Options{State: provisioned(t).State, VM: vm.Options{Watchdog: vm.ITCO}})
-	checkWatchdog(t, g.Boot(), vm.ITCO)
+	checkWatchdog(t, g.Boot(), vm.ITCO, 180)
 	g.systemHangs()
 	g.Boot()
 }
 
-// checkWatchdog expects that initagent handed a watchdog over running.
-func checkWatchdog(t testing.TB, r protocol.Report, kind vm.Watchdog) {
+// checkWatchdog expects that initagent handed a watchdog over running, to wait for so
+// many seconds.
+func checkWatchdog(t testing.TB, r protocol.Report, kind vm.Watchdog, seconds int) {
 	t.Helper()
 	// The chipset has its own besides, which may be strapped off.
 	i := slices.IndexFunc(r.Watchdogs, func(w protocol.Watchdog) bool {
 		return strings.HasPrefix(strings.ToLower(w.Identity), strings.ToLower(string(kind[:4])))
 	})
-	if i < 0 || r.Watchdogs[i].State != "active" || !r.Watchdogs[i].Fed || r.Watchdogs[i].Timeout != 180 {
-		t.Fatalf("watchdogs %+v; want the %s handed over running, to wait for 180 s", r.Watchdogs, kind)
+	if i < 0 || r.Watchdogs[i].State != "active" || !r.Watchdogs[i].Fed || r.Watchdogs[i].Timeout != seconds {
+		t.Fatalf("watchdogs %+v; want the %s handed over running, to wait for %d s", r.Watchdogs, kind, seconds)
 	}
 }
 

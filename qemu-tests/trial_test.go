@@ -235,7 +235,7 @@ func TestTrialSystemHangs(t *testing.T) {
 	t.Parallel()
 	g := onTrial(t, successor(), 1, vm.Options{Watchdog: vm.I6300ESB})
 	g.goesBack(1, 0, "watchdog", func(int) {
-		checkWatchdog(t, g.boots(newSystem()), vm.I6300ESB)
+		checkWatchdog(t, g.boots(newSystem()), vm.I6300ESB, successor().Watchdog)
 		g.systemHangs()
 	})
 }
