@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,6 +26,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/initagent/hw"
 )
 
 type efiVariable struct {
@@ -431,8 +434,15 @@ func variableData(v secureboot.Variable, data []byte) []byte {
 	return append(out, data...)
 }
 
-// LoaderString implements hw.Firmware.
+// LoaderString implements hw.Firmware. What somebody has stored under a name is in the way
+// of boot manager and stub.
 func (m *machine) LoaderString(name string) (string, error) {
+	if v, there := m.vars[name]; there {
+		folder := m.t.TempDir()
+		file := filepath.Join(folder, name+"-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+		m.must(os.WriteFile(file, append(binary.LittleEndian.AppendUint32(nil, v.attributes), v.data...), 0o600))
+		return hw.LinuxFirmware{EFIVars: folder}.LoaderString(name)
+	}
 	switch name {
 	case "LoaderDevicePartUUID":
 		return strings.ToUpper(m.espUUID), nil

@@ -9,8 +9,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 )
 
-// removeUnmeasured takes away what somebody has stored in the firmware for the kernel or
-// systemd to obey, and nothing measures. What the kernel has obeyed already is a reason
+// removeUnmeasured takes away what somebody has stored in the firmware for the kernel,
+// systemd or this program to obey, and nothing measures. What the kernel has obeyed already is a reason
 // to start again, before a secret is released or a console opens.
 //
 // Each deletion stands for itself: cut between two, the next start finds the rest.
@@ -20,6 +20,9 @@ func (a *Agent) removeUnmeasured() error {
 		planted, err := a.remove(v)
 		switch {
 		case !planted:
+			continue
+		case err != nil && v.Ignored:
+			a.Log.Say("WARNING: the firmware's variable %s, which %s, is no part of this system and is ignored. It cannot be deleted: %v", v.Name, v.Does, err)
 			continue
 		case err != nil:
 			stay = append(stay, v.Name)

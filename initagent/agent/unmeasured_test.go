@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,13 +56,72 @@ func TestPlantedForGood(t *testing.T) {
 	}
 }
 
-// What shim sets at each start is gone with it, and was measured with shim.
-func TestShimsOwnVariables(t *testing.T) {
+// loaderVariables are those of the boot loader interface that this program goes by.
+var loaderVariables = []string{"LoaderBootCountPath", "LoaderDevicePartUUID", "StubImageIdentifier"}
+
+// storeLoaderVariables puts something under the names that boot manager and stub use.
+func (m *machine) storeLoaderVariables(attributes uint32, text string) {
+	for _, name := range loaderVariables {
+		var data []byte
+		for _, c := range []byte(text + "\x00") {
+			data = append(data, c, 0)
+		}
+		m.vars[name] = efiVariable{attributes, data}
+	}
+}
+
+// Somebody has stored what boot manager and stub set in each start, of any size and
+// also for good: a system that has proven itself is none on trial by it, and takes the
+// release that was fetched. FAULTS 85
+func TestPlantedLoaderVariables(t *testing.T) {
+	large := strings.Repeat("x", 1<<17)
+	for name, c := range map[string]struct {
+		attributes uint32
+		text       string
+		keepsAll   bool
+	}{
+		"a trial's name": {planted, `\EFI\Linux\test_1+2-1.efi`, false},
+		"large":          {planted, large, false},
+		"that stays":     {planted | secureboot.TimeBasedAuthenticated, large, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, pinned)
+			m.fetch(newRelease(t, 2, 6, pinned))
+			m.storeLoaderVariables(c.attributes, c.text)
+			m.keepsAll = c.keepsAll
+			m.runs(2, "LoaderBootCountPath, which says that a system is on trial")
+			for _, v := range loaderVariables {
+				if _, there := m.vars[v]; there != c.keepsAll {
+					t.Errorf("%s: there %v", v, there)
+				}
+			}
+			m.bless()
+			m.runs(2)
+			m.holds(6, 2)
+		})
+	}
+}
+
+// A machine that somebody has stored them on can be installed again, on an empty disk.
+func TestInstallBesideLoaderVariables(t *testing.T) {
+	m := newMachine(t, nil)
+	m.storeLoaderVariables(planted, `\EFI\Linux\test_1+2-1.efi`)
+	m.ends("system")
+	m.must(m.provisioned())
+}
+
+// What shim or the boot manager sets at each start is gone with it, and was measured with
+// them.
+func TestVolatileVariablesStay(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	m.vars["MokListRT"] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, []byte("a certificate")}
+	for _, name := range append(slices.Clone(loaderVariables), "MokListRT") {
+		m.vars[name] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, nil}
+	}
 	m.runs(1)
-	if _, there := m.vars["MokListRT"]; !there {
-		t.Error("it was deleted")
+	for _, name := range append(slices.Clone(loaderVariables), "MokListRT") {
+		if _, there := m.vars[name]; !there {
+			t.Errorf("%s was deleted", name)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"unicode/utf16"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/secureboot"
 )
 
 // Namespaces of EFI variables: the boot loader interface's vendor GUID and the
@@ -28,6 +29,12 @@ type LinuxFirmware struct{ EFIVars string }
 // read returns the value without the four bytes of attributes that efivarfs
 // puts before it; an absent variable is nil.
 func (l LinuxFirmware) read(name, guid string) ([]byte, error) {
+	return l.readUnless(0, name, guid)
+}
+
+// readUnless is read for a variable that counts as absent where it has one of these
+// attributes, whatever its size.
+func (l LinuxFirmware) readUnless(attributes uint32, name, guid string) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(l.EFIVars, name+"-"+guid))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -35,15 +42,21 @@ func (l LinuxFirmware) read(name, guid string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read EFI variable %s: %w", name, err)
 	}
+	if len(b) >= 4 && binary.LittleEndian.Uint32(b)&attributes != 0 {
+		return nil, nil
+	}
 	if len(b) < 4 || len(b) > maxVariable {
 		return nil, fmt.Errorf("EFI variable %s has %d bytes, want 4 to %d", name, len(b), maxVariable)
 	}
 	return b[4:], nil
 }
 
-// LoaderString implements Firmware.
+// LoaderString implements Firmware. Boot manager and stub set these variables anew in
+// each start, as volatile ones. One that outlives a restart is of somebody who was root,
+// and neither of them can replace it: a variable's attributes do not change (UEFI 2.10,
+// section 8.2).
 func (l LinuxFirmware) LoaderString(name string) (string, error) {
-	b, err := l.read(name, loaderGUID)
+	b, err := l.readUnless(secureboot.NonVolatile, name, loaderGUID)
 	if err != nil || b == nil {
 		return "", err
 	}

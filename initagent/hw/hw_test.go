@@ -104,12 +104,14 @@ func TestMultipath(t *testing.T) {
 }
 
 func TestFirmware(t *testing.T) {
-	text := "\x07\x00\x00\x00" + "A\x00-\x00" + "\x00\x00" + "x\x00"
+	text := "\x06\x00\x00\x00" + "A\x00-\x00" + "\x00\x00" + "x\x00"
 	option := make([]byte, 8)
 	binary.LittleEndian.PutUint16(option[4:], 10)
 	option = append(option, 1, 1, 6, 0, 2, 0x1f, 0x7f, 0xff, 4, 0)
 	vars := tree(t, map[string]string{
 		"LoaderDevicePartUUID-" + loaderGUID: text,
+		"LoaderBootCountPath-" + loaderGUID:  "\x07\x00\x00\x00" + "x\x00",
+		"StubImageIdentifier-" + loaderGUID:  "\x07\x00\x00\x00" + strings.Repeat("x\x00", maxVariable),
 		"SecureBoot-" + globalGUID:           "\x06\x00\x00\x00\x01",
 		"SetupMode-" + globalGUID:            "\x06\x00\x00\x00\x00",
 		"Short-" + globalGUID:                "\x06",
@@ -120,8 +122,10 @@ func TestFirmware(t *testing.T) {
 	if s, err := l.LoaderString("LoaderDevicePartUUID"); err != nil || s != "A-" {
 		t.Errorf("string %q, %v", s, err)
 	}
-	if s, err := l.LoaderString("LoaderBootCountPath"); err != nil || s != "" {
-		t.Errorf("absent string %q, %v", s, err)
+	for name, what := range map[string]string{"LoaderInfo": "absent", "LoaderBootCountPath": "non-volatile", "StubImageIdentifier": "large non-volatile"} {
+		if s, err := l.LoaderString(name); err != nil || s != "" {
+			t.Errorf("%s string %q, %v", what, s, err)
+		}
 	}
 	for name, want := range map[string]bool{"SecureBoot": true, "SetupMode": false, "AuditMode": false} {
 		if got, err := l.Flag(name); err != nil || got != want {
