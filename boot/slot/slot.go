@@ -93,7 +93,8 @@ type Facts struct {
 	TPMFault string
 
 	// Planted is what somebody has stored in the firmware for the kernel to obey, and
-	// PlantedGone that it is deleted: the kernel of this boot has obeyed it.
+	// PlantedGone that it is deleted, for the first time: the kernel of this boot has
+	// obeyed it, and that of the next one does not.
 	Planted     string
 	PlantedGone bool
 

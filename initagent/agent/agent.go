@@ -67,6 +67,7 @@ type Agent struct {
 	listener  hw.Listener         // or nil: nobody is listened to
 	pending   *provision.Pending  // what the first boot left for the second; or nil
 	leftovers bool                // the ESP has files of that kind
+	marked    bool                // the ESP has deletionMark
 	unlocked  bool                // the ESP says that the root partition was opened before
 	lock      *vault.Lock         // of the root partition; or nil
 	secret    *policy.Secret      // from opening the root partition to the end of the boot
@@ -185,7 +186,7 @@ func (a *Agent) readContract() error {
 func (a *Agent) observe() {
 	a.observePerson()
 	a.observeRequest()
-	if a.facts.Problem != "" {
+	if a.facts.Problem != "" || a.facts.PlantedGone {
 		return
 	}
 	if err := a.observeTable(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
@@ -66,7 +67,7 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 // that makes sense. None is nil, and so is an ESP that cannot be read: a machine
 // in use does without, and on any other nothing is lost by starting over.
 func (a *Agent) readPending() error {
-	a.pending, a.leftovers = nil, false
+	a.pending, a.leftovers, a.marked = nil, false, false
 	err := a.readESP(func(files fs.FS) error {
 		entries, err := fs.ReadDir(files, provision.Folder)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -75,6 +76,7 @@ func (a *Agent) readPending() error {
 		newest := -1
 		for _, e := range entries {
 			a.unlocked = a.unlocked || goodlog.Is(e.Name())
+			a.marked = a.marked || strings.EqualFold(e.Name(), path.Base(deletionMark))
 			n, ok := provision.Count(e.Name())
 			if !ok {
 				continue
@@ -96,6 +98,7 @@ func (a *Agent) readPending() error {
 	if err != nil {
 		a.Log.Say("what an earlier start may have left on the ESP is not known: %v", err)
 	}
+	a.forgetDeletion()
 	return nil
 }
 

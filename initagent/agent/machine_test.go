@@ -132,11 +132,12 @@ type machine struct {
 	pci           [2][]bootoption.Function
 	esp           *memESP
 	vars          map[string]efiVariable
-	refuse        error               // of the firmware, for every authenticated write
-	refuseRequest error               // of writing the request to the next boot
-	keepsAll      bool                // it says yes to a deletion, and deletes nothing
-	keeps         func([]byte) []byte // what the firmware makes of a key variable; or nil
-	afterDBX      func([]byte) []byte // what the firmware makes of dbx; or nil
+	refuse        error                  // of the firmware, for every authenticated write
+	refuseRequest error                  // of writing the request to the next boot
+	keepsAll      bool                   // it says yes to a deletion, and deletes nothing
+	restores      map[string]efiVariable // what it has again at each start
+	keeps         func([]byte) []byte    // what the firmware makes of a key variable; or nil
+	afterDBX      func([]byte) []byte    // what the firmware makes of dbx; or nil
 	// Hardware that reports flushes which it has not made.
 	lyingDisk, lyingESP bool
 	noTPM               error
@@ -313,6 +314,7 @@ func (m *machine) boot() (end string) {
 	}
 	m.chipChanged = true
 	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected, m.hidden, m.noModules = nil, false, nil, false, false, false, false
+	maps.Copy(m.vars, m.restores)
 	chosen, counted, err := m.start()
 	if err != nil {
 		fmt.Fprintf(&m.said, "DEAD: %v\n", err)

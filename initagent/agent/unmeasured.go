@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/provision"
 )
 
 // removeUnmeasured takes away what somebody has stored in the firmware for the kernel,
@@ -38,10 +42,73 @@ func (a *Agent) removeUnmeasured() error {
 		a.facts.Planted = fmt.Sprintf("the firmware's variable %s is no part of this system, and cannot be deleted: reset the firmware to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start",
 			strings.Join(stay, ", "))
 	} else if len(gone) > 0 {
-		a.facts.Planted = fmt.Sprintf("the kernel has obeyed %s, which was no part of this system and is deleted", strings.Join(gone, ", "))
-		a.facts.PlantedGone = true
+		a.facts.Planted, a.facts.PlantedGone = a.afterDeletion(strings.Join(gone, ", "))
 	}
 	return nil
+}
+
+// deletionMark is a file of the ESP: a start has deleted what its kernel had obeyed. What
+// it holds does not matter, and neither does who has put it there: without such a variable
+// it is removed, and beside one it only has the console open that shows no key.
+const deletionMark = provision.Folder + "/deleted"
+
+// afterDeletion says what is to be made of a start whose kernel has obeyed what is deleted
+// now: another one without it. Where the firmware brings it back, as one that loses what it
+// was told, that would go on for ever and nobody would learn why. So the deletion is marked
+// on the ESP, which the firmware does not restore, and the next start that finds both
+// opens the console. Where the mark cannot be kept, this one does.
+//
+// The mark follows the deletion. Cut before it, the next start finds no variable and
+// is an ordinary one, or finds it again and comes here again; cut while it is written,
+// its name counts. It goes in the first start without the variable (forgetDeletion).
+func (a *Agent) afterDeletion(names string) (planted string, again bool) {
+	planted = fmt.Sprintf("the kernel has obeyed %s, which was no part of this system and is deleted", names)
+	marked, err := a.markDeletion()
+	switch {
+	case err != nil:
+		return fmt.Sprintf("%s. That cannot be noted on the ESP (%v), so the machine does not start again by itself: `exit` restarts it", planted, err), false
+	case marked:
+		return fmt.Sprintf("the firmware brings %s back after each deletion, which is no part of this system: update the firmware, or reset it to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start; "+
+			"a virtual machine whose variables are restored needs a copy of them without it", names), false
+	}
+	return planted, true
+}
+
+// markDeletion puts the mark on the ESP, and reports whether it was there.
+func (a *Agent) markDeletion() (there bool, err error) {
+	if err := errors.Join(a.loadDrivers(), a.findDisk()); err != nil {
+		return false, err
+	}
+	err = a.readESP(func(files fs.FS) error {
+		_, err := fs.Stat(files, deletionMark)
+		return err
+	})
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	return false, a.writeESP(func(dir hw.ESPDir) error {
+		if err := dir.MakeFolder(provision.Folder); err != nil {
+			return err
+		}
+		if err := dir.SyncDir(path.Dir(provision.Folder)); err != nil {
+			return err
+		}
+		return enrol.Replace(dir, deletionMark, []byte("a variable of the firmware was deleted\n"))
+	})
+}
+
+// forgetDeletion removes the mark in a start without such a variable. Where that fails the
+// next start does it.
+func (a *Agent) forgetDeletion() {
+	if !a.marked || a.facts.Planted != "" {
+		return
+	}
+	err := a.writeESP(func(dir hw.ESPDir) error {
+		return errors.Join(dir.Remove(deletionMark), dir.SyncDir(provision.Folder))
+	})
+	if err != nil {
+		a.Log.Say("%s on the ESP was not removed: %v", deletionMark, err)
+	}
 }
 
 // remove deletes a variable that outlives a restart, and looks whether it is gone: some

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"bytes"
+	"errors"
+	mrand "math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -37,6 +39,73 @@ func TestPlantedKernelKeys(t *testing.T) {
 		if strings.Contains(m.said.String(), v.Name) {
 			t.Errorf("the boot after that says:\n%s", m.said.String())
 		}
+	}
+}
+
+// Firmware that has it again at each start gets one restart, and then somebody learns why
+// the machine stops. Once it is gone the machine is as before. FAULTS 85
+func TestPlantedAgain(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.restores = map[string]efiVariable{"MokListRT": {planted, []byte("a certificate")}}
+	for _, want := range []string{"reboot", "recovery", "recovery"} {
+		m.said.Reset()
+		end := m.boot()
+		if end != want || want == "recovery" && (!m.noModules || !strings.Contains(m.said.String(), "the firmware brings MokListRT back")) {
+			t.Fatalf("ends in %s, want %s, modules refused %v:\n%s", end, want, m.noModules, m.said.String())
+		}
+	}
+	m.restores = nil
+	m.runs(1)
+	if m.onESP(deletionMark) {
+		t.Error("the mark is still there")
+	}
+}
+
+// A mark that somebody has put there, or an ESP that cannot keep one.
+func TestPlantedMark(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.putESP(deletionMark, nil)
+	m.runs(1)
+	if m.onESP(deletionMark) {
+		t.Error("the mark is still there")
+	}
+	m.putESP(deletionMark, nil)
+	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
+	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.facts.Released {
+		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
+	}
+	m.runs(1)
+	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
+	m.esp.fails = errors.New("read-only file system")
+	if end := m.boot(); end != "recovery" || !m.noModules || !strings.Contains(m.said.String(), "cannot be noted on the ESP (read-only file system)") {
+		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
+	}
+	m.esp.fails = nil
+	m.runs(1)
+}
+
+// The power is cut at every write: the machine ends in its system without anybody, where
+// the firmware keeps what it was told, and in the console where it does not. FAULTS 42
+func TestPlantedCut(t *testing.T) {
+	for _, want := range []string{"system", "recovery"} {
+		m := provisionedMachine(t, nil)
+		stored := map[string]efiVariable{"MokListRT": {planted, []byte("a certificate")}}
+		m.vars["MokListRT"] = stored["MokListRT"]
+		if want == "recovery" {
+			m.restores = stored
+		}
+		states, end := m.record(m.world(true, nil), mrand.New(mrand.NewPCG(71, 72)), "")
+		if end != want {
+			t.Fatalf("ends in %s:\n%s", end, m.said.String())
+		}
+		for _, s := range states {
+			m.powerOn(s.world)
+			m.said.Reset()
+			if end := m.run(); end != want || strings.Count(m.said.String(), "RECOVERY") > 1 {
+				t.Errorf("%s: ends in %s:\n%s", s.how, end, m.said.String())
+			}
+		}
+		t.Logf("%d states", len(states))
 	}
 }
 
