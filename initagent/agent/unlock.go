@@ -405,6 +405,9 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	}
 	if accepted {
 		a.record = record
+		if err := rootpart.OpensByTPM(a.Random, f, a.lock, volumeKey, secret); err != nil {
+			return err
+		}
 		c.Print("Accepted.\n")
 		return a.guarantee(b.Now(record, a.lock), secret)
 	}

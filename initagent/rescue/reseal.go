@@ -155,8 +155,15 @@ func (m *Machine) accept(c hw.Console, a *acceptance) error {
 // one, seals the secret, and says so.
 func (m *Machine) bind(a *acceptance) (bound bool, err error) {
 	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
-	if err != nil || accepted {
+	if err != nil {
 		return false, err
+	}
+	if accepted {
+		f, err := m.root(a.place)
+		if err != nil {
+			return false, err
+		}
+		return false, errors.Join(rootpart.OpensByTPM(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret), f.Close())
 	}
 	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret, a.lock)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
@@ -219,6 +220,19 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 		return false, err
 	}
 	return true, b.WriteRecord(secret, lock.Sealed, record)
+}
+
+// OpensByTPM has the keyslot that the TPM's token names open with the secret, where it
+// does not: it is damaged, or the token was changed to name another. The TPM releases the
+// secret then, and the record alone would not end the question for the recovery key. Cut
+// before the header is written, the owner is asked once more.
+func OpensByTPM(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret) error {
+	opened, err := lock.OpenTPM(d, secret, 0) // the keyslot of a machine secret takes no memory
+	luks2.Wipe(opened)
+	if err == nil {
+		return nil
+	}
+	return lock.Rebind(random, d, volumeKey, secret, lock.Sealed, nil)
 }
 
 // succeed gives a record the floor that was, and reports whether the TPM has the index

@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"bytes"
+	"testing"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+)
+
+// damageKeyslot makes the area of the TPM's keyslot one that does not open.
+func (m *machine) damageKeyslot() {
+	m.t.Helper()
+	lock, volumeKey, secret := m.unlocked()
+	luks2.Wipe(volumeKey)
+	secret.Wipe()
+	part, err := m.partition(layout.RootNumber)
+	m.must(err)
+	for _, k := range lock.Header.Keyslots() {
+		if k.Number == lock.TPMSlot {
+			_, err := part.WriteAt(bytes.Repeat([]byte{0xaa}, 4096), k.Offset)
+			m.must(err)
+		}
+	}
+	m.must(part.Sync())
+}
+
+// nameOtherKeyslot has the TPM's token name the recovery key's keyslot.
+func (m *machine) nameOtherKeyslot() {
+	m.t.Helper()
+	lock, volumeKey, secret := m.unlocked()
+	luks2.Wipe(volumeKey)
+	secret.Wipe()
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		token.Keyslots = []int{lock.Recoveries[0].Keyslot}
+		return c.SetToken(n, token)
+	})
+}
+
+// The TPM releases the secret, and the keyslot that its token names does not open: who
+// accepts the machine, at the prompt or in the console, has one that opens by itself.
+func TestAcceptDamagedKeyslot(t *testing.T) {
+	for name, change := range map[string]func(*machine){"damaged": (*machine).damageKeyslot, "another": (*machine).nameOtherKeyslot} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			change(m)
+			m.accepts()
+			m.opensByItself()
+			m.must(m.oneSecret())
+		})
+		t.Run(name+", in the console", func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			change(m)
+			r, c := m.asked()
+			m.types("y")
+			m.works(r.Reseal(c), "Accepted.")
+			m.works(r.Lock())
+			m.opensByItself()
+			m.must(m.oneSecret())
+		})
+	}
+}
