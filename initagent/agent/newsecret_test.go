@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/rootvolume"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
@@ -474,5 +475,46 @@ func TestForgedNextSecret(t *testing.T) {
 	m.ends("system", otherSecret, "both are left as they are")
 	if _, there := m.rootFiles()[rootpart.NextFile]; !there {
 		t.Error("it is gone")
+	}
+}
+
+// plantReplaced adds tokens that name the TPM's keyslot, and the recovery key's, as those of
+// an earlier secret.
+func (m *machine) plantReplaced() {
+	m.t.Helper()
+	lock, volumeKey, secret := m.unlocked()
+	luks2.Wipe(volumeKey)
+	secret.Wipe()
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	m.must(lock.Header.Change(m.random, s, func(c *luks2.Change) error {
+		for _, slots := range [][]int{{lock.TPMSlot}, {lock.TPMSlot, lock.Recoveries[0].Keyslot}, {}} {
+			if _, err := c.AddToken(luks2.Token{Type: rootvolume.ReplacedToken, Keyslots: slots}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	m.must(s.Sync())
+}
+
+// Tokens that somebody with the disk has put there keep neither the earlier secret's
+// keyslot nor its index, and take no keyslot that is in use.
+func TestPlantedReplacedTokens(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.plantReplaced()
+	m.opensByItself()
+	m.must(m.oneSecret())
+
+	old := m.machineSecret()
+	r, c := m.asked()
+	m.plantReplaced()
+	m.types("y", m.recoveryKey())
+	m.works(r.NewSecret(c, false))
+	m.works(r.Lock())
+	m.opensByItself()
+	m.must(m.oneSecret())
+	if old.Equal(m.machineSecret()) {
+		t.Error("the old secret is in force")
 	}
 }

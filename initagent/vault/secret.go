@@ -69,33 +69,56 @@ func (l *Lock) setEscrow(random io.Reader, c *luks2.Change, secret *policy.Secre
 	return c.SetToken(number, token)
 }
 
-// RemoveReplaced removes the keyslot that ReplaceSecret has left, and then the token
-// that names it: cut in between, it is called again.
+// RemoveReplaced removes the keyslot that ReplaceSecret has left, and then the tokens
+// that name such: cut in between, it is called again. Anybody with the disk can put further
+// tokens there. One that names a keyslot in use, or none that is there, is removed alone:
+// it must not keep the earlier secret's keyslot.
 func (l *Lock) RemoveReplaced(random io.Reader, d block.Device) error {
 	if !l.Replaced {
 		return nil
 	}
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
-		for _, t := range l.Header.Tokens() {
-			if t.Type != replacedToken {
-				continue
-			}
-			for _, n := range t.Keyslots {
-				if n == l.TPMSlot || slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == n }) {
-					return fmt.Errorf("LUKS2 token %s: keyslot %d is in use", replacedToken, n)
-				}
-				if err := c.RemoveKeyslot(n); err != nil {
-					return err
-				}
+		for _, n := range l.replacedKeyslots() {
+			if err := c.RemoveKeyslot(n); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
 	if err == nil {
-		err = l.Header.Change(random, d, l.removeEmptyTokens)
+		err = l.Header.Change(random, d, func(c *luks2.Change) error {
+			for number, t := range l.Header.Tokens() {
+				if t.Type != replacedToken {
+					continue
+				}
+				if err := c.RemoveToken(number); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("remove the keyslot of the earlier machine secret: %w", err)
 	}
 	return l.again()
+}
+
+// replacedKeyslots are those that are there and in no use, of all that the tokens name.
+func (l *Lock) replacedKeyslots() (slots []int) {
+	named := map[int]bool{}
+	for _, t := range l.Header.Tokens() {
+		if t.Type == replacedToken {
+			for _, n := range t.Keyslots {
+				named[n] = true
+			}
+		}
+	}
+	for _, k := range l.Header.Keyslots() {
+		recovery := slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == k.Number })
+		if named[k.Number] && k.Number != l.TPMSlot && !recovery {
+			slots = append(slots, k.Number)
+		}
+	}
+	return slots
 }
