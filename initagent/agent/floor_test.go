@@ -259,6 +259,50 @@ func TestCutRebind(t *testing.T) {
 	}
 }
 
+// The same with a TPM that has room for one index, and has lost it: what a cut has left
+// there does not keep the record out, and nobody is asked to do without it.
+func TestCutRebindRoomForOne(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.hideRecord() // or the new index would be where the header looks
+	m.fillTPM()
+	for _, index := range m.indexes() {
+		m.must(tpm.OpenTransport(m.emulator).Undefine(index.Handle))
+	}
+	m.chipChanged = true
+	m.typed = []string{m.recoveryKey(), "y", "weaker"}
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(43, 44)))
+	if end != "system" {
+		t.Fatalf("ends in %s", end)
+	}
+	left := 0
+	for _, s := range states {
+		m.powerOn(s.world)
+		if len(m.indexes()) == 1 {
+			left++
+		}
+		m.typed = []string{m.recoveryKey(), "y", "weaker"}
+		m.ends("system")
+		lock, _, _ := m.unlocked()
+		if have := m.indexes(); lock.Sealed.Kind != policy.KindNV || len(have) != 1 || have[0].Handle != lock.Sealed.NVIndex {
+			t.Fatalf("%s: bound by %s, indexes %v:\n%s", s.how, lock.Sealed.Kind, have, m.printed.String())
+		}
+		m.opensByItself()
+	}
+	if left == 0 || left == len(states) {
+		t.Errorf("%d of %d cuts leave an index", left, len(states))
+	}
+}
+
+// indexes are those of this system that the TPM of a machine that is off has.
+func (m *machine) indexes() []tpm.IndexInfo {
+	m.t.Helper()
+	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	m.chipChanged = true
+	list, err := tpm.OpenTransport(m.emulator).Indexes()
+	m.must(err)
+	return list
+}
+
 // hideRecord has the header lead to no index, as root of the running system can.
 func (m *machine) hideRecord() {
 	m.t.Helper()

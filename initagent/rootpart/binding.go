@@ -50,6 +50,8 @@ type Binding struct {
 	Enforces bool // the firmware starts signed images alone
 	// Older is what would be given up besides, in words for the owner; see Start.Older.
 	Older []string
+	// room makes some in a TPM that has none for the index; or nil.
+	room func() error
 	// Seen reports whether a record has a boot by the boot manager that has started this
 	// one; nil where the start to come is another's.
 	Seen func(old *policy.Record) bool
@@ -102,6 +104,11 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 		b.Say("what an earlier start left in the TPM was not cleared: %v", err)
 	}
 	sealed, err := b.sealIndex(secret, record)
+	if errors.Is(err, tpm.ErrNoSpace) && b.room != nil {
+		if err = b.room(); err == nil {
+			sealed, err = b.sealIndex(secret, record)
+		}
+	}
 	if err == nil {
 		return sealed, nil
 	}
@@ -329,6 +336,10 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 // is still there, although the header did not lead to it, goes before the header is
 // written: put back later, a header that names it would open by its old record. Cut in
 // between, the owner is asked again.
+//
+// A TPM with room for one index has none where such an index is left, as by a cut between
+// the new one and the header. Then it goes first: the header leads to none, so nothing is
+// lost by it, and a cut after it leaves a TPM with room.
 func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
 	if err := b.keepFloor(record, 0); err != nil {
 		return err
@@ -338,6 +349,8 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 		return err
 	}
 	b.Had.unknown = nil // that was agreed to
+	fingerprint := policy.VolumeFingerprint(volumeKey)
+	b.room = func() error { return DropIndexes(b.TPM, fingerprint, b.Needed) }
 	sealed, err := b.Seal(secret, boot, record, others...)
 	if err != nil {
 		return err
@@ -346,7 +359,7 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 	if keys != nil && len(lock.NextDeed) == 0 {
 		deedKey = keys.DB.Key
 	}
-	if err := DropIndexes(b.TPM, policy.VolumeFingerprint(volumeKey), sealed); err != nil {
+	if err := DropIndexes(b.TPM, fingerprint, sealed); err != nil {
 		return fmt.Errorf("clear what the TPM had of this volume: %w", err)
 	}
 	return lock.Rebind(random, d, volumeKey, secret, sealed, deedKey)
