@@ -86,7 +86,7 @@ func checkFiles(g *Guest) {
 	g.Do(nil, "sync")
 	var mem map[string]uint64
 	g.Do(&mem, "mem")
-	if mem["MemTotal"] < 512<<20 {
+	if mem["MemTotal"] < memoryMiB<<20*3/4 {
 		g.t.Errorf("memory of %d bytes", mem["MemTotal"])
 	}
 	g.Do(&read, "dmesg")
