@@ -84,7 +84,8 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("gunzip: %w", err)
 		}
-		return z, func() { z.Close() }, nil
+		z.Multistream(false)
+		return gzipMembers{z, in}, func() { z.Close() }, nil
 	// A skippable frame may come first (RFC 8878, section 3.1.2).
 	case begins("\x28\xb5\x2f\xfd"), len(magic) > 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte("\x2a\x4d\x18")):
 		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
@@ -110,6 +111,48 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
 	}
 	return in, func() {}, checkForeign(in)
+}
+
+// gzipMembers reads members one after another (RFC 1952, section 2.2), and takes zeros
+// after the last, as gzip does: a tape or dd fills up its last block.
+type gzipMembers struct {
+	*gzip.Reader
+	in *bufio.Reader // which the reader takes nothing from beyond a member
+}
+
+func (z gzipMembers) Read(p []byte) (int, error) {
+	for {
+		n, err := z.Reader.Read(p)
+		switch {
+		case !errors.Is(err, io.EOF):
+			return n, err
+		case n > 0:
+			return n, nil
+		}
+		if err := z.next(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// next begins another member; io.EOF where there is none.
+func (z gzipMembers) next() error {
+	for {
+		switch b, err := z.in.ReadByte(); {
+		case err != nil:
+			return err
+		case b == 0:
+			continue
+		}
+		if err := z.in.UnreadByte(); err != nil {
+			return err
+		}
+		if err := z.Reset(z.in); err != nil {
+			return err
+		}
+		z.Multistream(false)
+		return nil
+	}
 }
 
 // xzStream tells an early end as the other formats' readers do.

@@ -169,6 +169,7 @@ func TestAfterTheEndMark(t *testing.T) {
 		}
 		for name, archive := range map[string][]byte{
 			"as it is": packed(one), "filled up to 10 KB": packed(padded(one, 10240)), "and to 4 MB": packed(padded(one, 4<<20)),
+			"filled up when packed": append(packed(one), make([]byte, 777)...),
 		} {
 			if tree, err := fill(t, archive); err != nil || names(t, tree) != "file" {
 				t.Errorf("%s %s: %v", name, kind, err)
