@@ -135,14 +135,15 @@ func (l Linux) disk(name string) (Disk, error) {
 		Serial: l.serial(name), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
 		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
 	}
-	if d.Sequence, err = strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64); err != nil {
-		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
-	}
 	d.NotADisk = l.device(name).NotADisk()
 	if d.Uses, err = l.uses(name); err != nil {
 		return Disk{}, err
 	}
 	look(&d)
+	// Opening a removable disk can be when the kernel notices that its medium is new.
+	if d.Sequence, err = strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64); err != nil {
+		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
+	}
 	return d, nil
 }
 
@@ -230,7 +231,10 @@ func Open(d Disk) (Device, error) {
 		return Device{}, errors.Join(fmt.Errorf("%s is not a block device: nothing was written", path), err, f.Close())
 	}
 	now := d
-	if now.Sequence, err = sequence(f); err == nil && d.Size() > 0 {
+	if d.Sequence != 0 {
+		now.Sequence, err = sequence(f)
+	}
+	if err == nil && d.Size() > 0 {
 		var size int64
 		size, err = f.Seek(0, io.SeekEnd)
 		now.Sectors = uint64(size) / uint64(d.SectorSize)
@@ -242,12 +246,12 @@ func Open(d Disk) (Device, error) {
 }
 
 // sequence is the disk's number among all that the kernel has seen (BLKGETDISKSEQ of
-// linux/fs.h); 0 where there is none.
+// linux/fs.h).
 func sequence(f *os.File) (n uint64, err error) {
 	const getDiskSequence = 0x80081280
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), getDiskSequence, uintptr(unsafe.Pointer(&n)))
-	if errno != 0 && errno != unix.ENOTTY {
-		return 0, errno
+	if errno != 0 {
+		return 0, fmt.Errorf("%s: the disk's number: %w", f.Name(), errno)
 	}
 	return n, nil
 }
