@@ -59,6 +59,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 	if n := v.manifest.Sequence; n > manifest.MaxJump {
 		v.fault(fmt.Errorf("%s has SEQUENCE %d: a machine that has seen none yet takes no more than %d. Sign it again with a lower number", manifest.FileName, n, uint64(manifest.MaxJump)))
 	}
+	v.fault(belongsHere(v.manifest, server))
 	if v.manifest.Image == "" && v.manifest.Sequence != 0 {
 		v.Note("WARNING: %s does not say whose releases it lists: 'halogen release refresh' adds IMAGE", manifest.FileName)
 	}
