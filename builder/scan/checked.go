@@ -119,7 +119,7 @@ var wireGuardValue = regexp.MustCompile(`\A` + wireGuardName + `(` + b64of32 + `
 // from its start to its end: one that merely has an example near it is a secret still.
 var examples = []*regexp.Regexp{
 	regexp.MustCompile(`\AAKIAIOSFODNN7EXAMPLE` + end),
-	regexp.MustCompile(`\A` + awsSecretName + `wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY(?:[^A-Za-z0-9+/=]|\z)`),
+	regexp.MustCompile(`\A` + awsSecretName + `wJalrXUtnFEMI/K7MDENG/bPxRfiCYz?EXAMPLEKEY(?:[^A-Za-z0-9+/=]|\z)`),
 	// systemd.netdev(5), wg-quick(8)
 	regexp.MustCompile(`\A` + wireGuardName + `(?:EEGlnEPYJV//kbvvIqxKkQwOiS\+UENyPncC4bF46ong=|yAnz5TF\+lXXJte14tji3zlMNq\+hd2rYUIgJBgB3fBmk=)(?:[^=]|\z)`),
 	// jwt.io: {"sub":"1234567890","name":"John Doe"
