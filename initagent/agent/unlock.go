@@ -405,11 +405,14 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	}
 	if accepted {
 		a.record = record
+		if err := a.guarantee(b.Now(record, a.lock), secret); err != nil {
+			return err
+		}
 		if err := rootpart.OpensByTPM(a.Random, f, a.lock, volumeKey, secret); err != nil {
 			return err
 		}
 		c.Print("Accepted.\n")
-		return a.guarantee(b.Now(record, a.lock), secret)
+		return nil
 	}
 	keys, err := a.storedKeys(secret)
 	if err != nil {
