@@ -330,6 +330,11 @@ lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck
 	@go tool staticcheck ./...
 	@shellcheck $$(git grep -lE '^#!/bin/(ba)?sh' -- ':!*.go')
 
+# What a change is tried with while it is made. Go keeps the results of what has not changed.
+.PHONY: check
+check: lint ## gofmt, go vet, staticcheck, and the unit tests that need no root, network or image
+	@go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb)$$')
+
 # The simulated machine's tests are one program on one core; the others run beside it.
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
