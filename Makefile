@@ -320,7 +320,7 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 
 .PHONY: test
 test: tools lint unit deb-test ## everything CI runs
-	@$(MAKE) --no-print-directory --output-sync=target -j2 container-test fuzz
+	@$(MAKE) --no-print-directory --output-sync=target -j2 container-test fuzz test-images
 	@$(MAKE) --no-print-directory boot-test
 
 .PHONY: lint
@@ -403,8 +403,8 @@ more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other 
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
-boot-test: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images
+boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS))
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^(--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 

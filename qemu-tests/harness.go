@@ -108,7 +108,15 @@ func newGuest(t testing.TB, o Options) *Guest {
 // those that get another TPM, have all four.
 func oneBank(t testing.TB, s vm.State) {
 	t.Helper()
-	testkit.Run(t, "swtpm_setup", "--tpm2", "--tpmstate", s.TPM(), "--pcr-banks", "sha256")
+	dir, err := os.MkdirTemp("", "tpm") // the program takes no path with a comma
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	testkit.Run(t, "swtpm_setup", "--tpm2", "--tpmstate", dir, "--pcr-banks", "sha256")
+	if err := os.CopyFS(s.TPM(), os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // finish runs when the test has ended.
