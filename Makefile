@@ -393,7 +393,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 
 # Boot tests for which an hour has no room, by themselves: `make more-boot-tests`. What
 # they see of the program the simulated machine of the unit tests sees at every cut.
-MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrolmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestCard|TestReinstall)$$
+MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrolmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 

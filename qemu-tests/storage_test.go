@@ -89,7 +89,8 @@ func TestBadDisks(t *testing.T) {
 		broken func(d *disk) []int64 // bytes
 		want   string
 	}{
-		{"primary partition table", func(*disk) []int64 { return []int64{512} }, `halogen: unlock \(`},
+		// With the primary partition table OVMF starts nothing: it looks at the alternate where
+		// a checksum is wrong (TestTable), and not where a sector cannot be read.
 		{"alternate partition table, the other slot", func(d *disk) []int64 {
 			return []int64{int64(d.table.Sectors)*512 - 512, d.place(layout.SlotB.SystemNumber()), d.place(layout.SlotB.VerityNumber())}
 		}, `halogen: unlock \(`},
