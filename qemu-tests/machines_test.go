@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/vm"
@@ -39,7 +40,7 @@ func testBuses(t *testing.T, tests ...bus) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tt.o.Disks = []vm.Disk{{Path: tinyDisk(t)}}
-			o := Options{Image: "testos-1", VM: tt.o}
+			o := Options{Image: "testos-1", VM: tt.o, Timeout: 15 * time.Minute} // two starts in one wait
 			if tt.least {
 				o.Prepare = func(s vm.State) error { return leastDisk(t, s) }
 			}
