@@ -391,8 +391,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@STAMP="$(STAMP)" GOEXPERIMENT= uroot-cmds/build-busybox $@.new ./initagent $(OURS) $(UROOT) >$(OUT)/makebb-forgetful.log 2>&1 || { cat $(OUT)/makebb-forgetful.log; exit 1; }
 	@mv $@.new $@
 
-# Boot tests for which an hour has no room, by themselves: `make more-boot-tests`. What
-# they see of the program the simulated machine of the unit tests sees at every cut.
+# Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
 MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrolmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests

@@ -35,7 +35,7 @@ func ArchiveName(v contract.Version) string { return v.String() + "/" + v.String
 // ArchiveSignatureName is the detached signature over the archive.
 func ArchiveSignatureName(v contract.Version) string { return ArchiveName(v) + ".pgp" }
 
-// ImageName is what IMAGE says of an image's manifest, which is its folder on a server.
+// ImageName is what IMAGE says of an image's manifest, which is its directory on a server.
 func ImageName(arch, imageID string) string { return arch + "/" + imageID }
 
 // validImage reports whether s is an ImageName.

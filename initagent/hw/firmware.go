@@ -51,7 +51,7 @@ func (l LinuxFirmware) readUnless(attributes uint32, name, guid string) ([]byte,
 	return b[4:], nil
 }
 
-// LoaderString implements Firmware. Boot manager and stub set these variables anew in
+// LoaderString implements Firmware. Boot manager and stub set these variables again in
 // each start, as volatile ones. One that outlives a restart is of somebody who was root,
 // and neither of them can replace it: a variable's attributes do not change (UEFI 2.10,
 // section 8.2).

@@ -111,7 +111,7 @@ type Disks interface {
 // Firmware is what UEFI told the boot manager and the stub.
 type Firmware interface {
 	// LoaderString reads one of the boot loader interface's string variables
-	// (https://systemd.io/BOOT_LOADER_INTERFACE/) that are set anew in each start; absent
+	// (https://systemd.io/BOOT_LOADER_INTERFACE/) that are set in each start; absent
 	// is "", and so is one that outlives a restart.
 	LoaderString(name string) (string, error)
 	// BootedFrom is the way through PCI to the controller that the firmware
