@@ -88,6 +88,8 @@ func TestCheck(t *testing.T) {
 		{"with a changed signature", flip(-60), "its signature is wrong"},
 		{"signed in an unknown way", flip(-len("~Module signature appended~\n") - 10), "unknown kind"},
 		{"with a signature longer than itself", flip(-len("~Module signature appended~\n") - 4), "signature of"},
+		{"with a signature that ends within a tag", attach(plain, []byte{0x30, 2, 0x1f, 0x81}), "read its signature"},
+		{"with a signature that ends within a length", attach(plain, []byte{0x30, 2, 4, 0x81}), "read its signature"},
 		{"with a signature of attributes", attributes(t, plain), "not one for modules"},
 		{"of another version", sign(t, own, rootfstest.UnsignedModule("vermagic=6.12.2 SMP", "license=GPL")), `was built for kernel "6.12.2"`},
 		{"of a longer version", sign(t, own, rootfstest.UnsignedModule("vermagic="+release+"x"+rootfstest.Config, "license=GPL")), "was built for kernel"},
@@ -169,6 +171,10 @@ func signWith(t *testing.T, content []byte, how func(*pkcs7.SignedData, *x509.Ce
 	if err != nil {
 		t.Fatal(err)
 	}
+	return attach(content, signature)
+}
+
+func attach(content, signature []byte) []byte {
 	out := append(slices.Concat(content, signature), 0, 0, 2, 0, 0, 0, 0, 0)
 	return append(binary.BigEndian.AppendUint32(out, uint32(len(signature))), "~Module signature appended~\n"...)
 }

@@ -55,19 +55,25 @@ func split(content []byte) (plain, signature []byte, err error) {
 type message struct {
 	Type   asn1.ObjectIdentifier
 	Signed struct {
-		Version      int
-		Digests      []pkix.AlgorithmIdentifier `asn1:"set"`
-		Content      struct{ Type asn1.ObjectIdentifier }
+		Version int
+		Digests []pkix.AlgorithmIdentifier `asn1:"set"`
+		Content struct {
+			Type    asn1.ObjectIdentifier
+			Content asn1.RawValue `asn1:"optional,tag:0"`
+		}
 		Certificates asn1.RawValue `asn1:"optional,tag:0"`
 		CRLs         asn1.RawValue `asn1:"optional,tag:1"`
-		Signers      []struct {
-			Version   int
-			Issuer    issuer
-			Digest    pkix.AlgorithmIdentifier
-			Algorithm pkix.AlgorithmIdentifier
-			Signature []byte
-		} `asn1:"set"`
+		Signers      []signer      `asn1:"set"`
 	} `asn1:"explicit,tag:0"`
+}
+
+type signer struct {
+	Version    int
+	Issuer     issuer
+	Digest     pkix.AlgorithmIdentifier
+	Attributes asn1.RawValue `asn1:"optional,tag:0"`
+	Algorithm  pkix.AlgorithmIdentifier
+	Signature  []byte
 }
 
 type issuer struct {
@@ -75,48 +81,68 @@ type issuer struct {
 	Serial *big.Int
 }
 
-// sound refuses a message that is damaged where its key signs nothing, and what
-// the kernel does not take there (Linux,
+// parse reads a signature. It refuses what is damaged, also where its key signs
+// nothing, and what the kernel does not take there (Linux,
 // crypto/asymmetric_keys/pkcs7_parser.c).
-func sound(signature []byte) error {
+func parse(signature []byte) (*signer, error) {
 	var m message
 	if _, err := asn1.Unmarshal(signature, &m); err != nil {
-		return fmt.Errorf("read its signature: %w", err)
+		return nil, fmt.Errorf("read its signature: %w", err)
 	}
 	again, err := asn1.Marshal(m)
 	if err != nil {
-		return fmt.Errorf("read its signature: %w", err)
+		return nil, fmt.Errorf("read its signature: %w", err)
 	}
 	if !bytes.Equal(again, signature) {
-		return errors.New("its signature is damaged, or has more in it than one for modules, or is not DER")
+		return nil, errors.New("its signature is damaged, or has more in it than one for modules, or is not DER")
 	}
 	d := m.Signed
 	if d.Version != 1 || !m.Type.Equal(pkcs7.OIDSignedData) || !d.Content.Type.Equal(pkcs7.OIDData) {
-		return fmt.Errorf("its signature has version %d and is a %v of a %v", d.Version, m.Type, d.Content.Type)
+		return nil, fmt.Errorf("its signature has version %d and is a %v of a %v", d.Version, m.Type, d.Content.Type)
 	}
-	for _, s := range d.Signers {
-		known := slices.ContainsFunc(algorithms, func(a [2]asn1.ObjectIdentifier) bool {
-			return s.Digest.Algorithm.Equal(a[0]) && (s.Algorithm.Algorithm.Equal(a[1]) || s.Algorithm.Algorithm.Equal(pkcs7.OIDEncryptionAlgorithmRSA))
-		})
-		if s.Version != 1 || !known || !absent(s.Digest.Parameters) || !absent(s.Algorithm.Parameters) {
-			return fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest.Algorithm, s.Algorithm.Algorithm)
-		}
-		if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
-			return a.Algorithm.Equal(s.Digest.Algorithm) && absent(a.Parameters)
-		}) {
-			return fmt.Errorf("its signature does not name the digest of its signer, %v", s.Digest.Algorithm)
-		}
+	if len(d.Signers) != 1 {
+		return nil, fmt.Errorf("its signature has %d signers, want one", len(d.Signers))
 	}
-	return nil
+	s := &d.Signers[0]
+	if len(d.Content.Content.FullBytes) > 0 || len(s.Attributes.FullBytes) > 0 {
+		return nil, errors.New("its signature is not one for modules: it has a content or attributes of its own, which the kernel refuses")
+	}
+	if s.Version != 1 || s.algorithm() == x509.UnknownSignatureAlgorithm || !absent(s.Digest.Parameters) || !absent(s.Algorithm.Parameters) {
+		return nil, fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest.Algorithm, s.Algorithm.Algorithm)
+	}
+	if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
+		return a.Algorithm.Equal(s.Digest.Algorithm) && absent(a.Parameters)
+	}) {
+		return nil, fmt.Errorf("its signature does not name the digest of its signer, %v", s.Digest.Algorithm)
+	}
+	return s, nil
 }
 
 // algorithms are digests that the kernel takes, each with ECDSA's algorithm
 // that has it; RSA's has none.
-var algorithms = [][2]asn1.ObjectIdentifier{
-	{pkcs7.OIDDigestAlgorithmSHA1, pkcs7.OIDDigestAlgorithmECDSASHA1},
-	{pkcs7.OIDDigestAlgorithmSHA256, pkcs7.OIDDigestAlgorithmECDSASHA256},
-	{pkcs7.OIDDigestAlgorithmSHA384, pkcs7.OIDDigestAlgorithmECDSASHA384},
-	{pkcs7.OIDDigestAlgorithmSHA512, pkcs7.OIDDigestAlgorithmECDSASHA512},
+var algorithms = []struct {
+	digest, ecdsa  asn1.ObjectIdentifier
+	byRSA, byECDSA x509.SignatureAlgorithm
+}{
+	{pkcs7.OIDDigestAlgorithmSHA1, pkcs7.OIDDigestAlgorithmECDSASHA1, x509.SHA1WithRSA, x509.ECDSAWithSHA1},
+	{pkcs7.OIDDigestAlgorithmSHA256, pkcs7.OIDDigestAlgorithmECDSASHA256, x509.SHA256WithRSA, x509.ECDSAWithSHA256},
+	{pkcs7.OIDDigestAlgorithmSHA384, pkcs7.OIDDigestAlgorithmECDSASHA384, x509.SHA384WithRSA, x509.ECDSAWithSHA384},
+	{pkcs7.OIDDigestAlgorithmSHA512, pkcs7.OIDDigestAlgorithmECDSASHA512, x509.SHA512WithRSA, x509.ECDSAWithSHA512},
+}
+
+// algorithm is how the signer signed, unknown where the kernel does not know
+// it.
+func (s *signer) algorithm() x509.SignatureAlgorithm {
+	for _, a := range algorithms {
+		switch {
+		case !s.Digest.Algorithm.Equal(a.digest):
+		case s.Algorithm.Algorithm.Equal(pkcs7.OIDEncryptionAlgorithmRSA):
+			return a.byRSA
+		case s.Algorithm.Algorithm.Equal(a.ecdsa):
+			return a.byECDSA
+		}
+	}
+	return x509.UnknownSignatureAlgorithm
 }
 
 // absent reports whether an algorithm has no parameters, or NULL (RFC 5754,
@@ -125,32 +151,20 @@ func absent(parameters asn1.RawValue) bool {
 	return len(parameters.FullBytes) == 0 || bytes.Equal(parameters.FullBytes, asn1.NullBytes)
 }
 
-// verify returns the certificate whose key made the signature.
+// verify returns the certificate whose key made the signature. Nothing that
+// came with the module is believed: neither certificates in its signature nor
+// any content.
 func verify(plain, signature []byte, trust []*x509.Certificate) (*x509.Certificate, error) {
-	p, err := pkcs7.Parse(signature)
+	s, err := parse(signature)
 	if err != nil {
-		return nil, fmt.Errorf("read its signature: %w", err)
-	}
-	if len(p.Signers) != 1 {
-		return nil, fmt.Errorf("its signature has %d signers that are named by issuer and serial number, want one", len(p.Signers))
-	}
-	s := p.Signers[0]
-	if len(p.Content) > 0 || len(s.AuthenticatedAttributes) > 0 {
-		return nil, errors.New("its signature is not one for modules: it has a content or attributes of its own, which the kernel refuses")
-	}
-	if err := sound(signature); err != nil {
 		return nil, err
 	}
-	by := s.IssuerAndSerialNumber
-	wrong := fmt.Errorf("is signed with the key of a certificate (serial number %x) that neither the kernel nor ModuleKey vouches for", by.SerialNumber)
+	wrong := fmt.Errorf("is signed with the key of a certificate (serial number %x) that neither the kernel nor ModuleKey vouches for", s.Issuer.Serial)
 	for _, c := range trust {
-		if !bytes.Equal(c.RawIssuer, by.IssuerName.FullBytes) || c.SerialNumber.Cmp(by.SerialNumber) != 0 {
+		if !bytes.Equal(c.RawIssuer, s.Issuer.Name.FullBytes) || c.SerialNumber.Cmp(s.Issuer.Serial) != 0 {
 			continue
 		}
-		// Nothing that came with the module is believed: neither the
-		// certificates in its signature nor any content.
-		p.Content, p.Certificates = plain, []*x509.Certificate{c}
-		err := p.Verify()
+		err := c.CheckSignature(s.algorithm(), plain, s.Signature)
 		if err == nil {
 			return c, nil
 		}
