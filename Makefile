@@ -406,6 +406,7 @@ boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetfu
 	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS))
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^(--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
+	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
 
 # --- Measurements ---------------------------------------------------------------
 
