@@ -260,15 +260,22 @@ func openServer(ctx context.Context, from string, o installFlags, key *pgp.Key) 
 	if err != nil {
 		return nil, nil, err
 	}
-	version, key, err := release.Offered(ctx, web, channel, key, time.Now())
+	offer, err := release.Offered(ctx, web, channel, key, time.Now())
 	if err != nil {
 		return nil, nil, err
 	}
-	packed, err := web.Open(ctx, manifest.ArchiveName(version))
+	packed, err := web.Open(ctx, manifest.ArchiveName(offer.Version))
 	if err != nil {
 		return nil, nil, err
 	}
-	return opened(ctx, packed, key)
+	s, done, err := opened(ctx, packed, offer.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := offer.Is(s.ESP.Release); err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	return s, done, nil
 }
 
 func (c command) showPlan(p *install.Plan) {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -320,6 +322,40 @@ const inEnvironment = "HALOGEN_TEST_SERVER"
 
 // The proxy and the certificates of the environment, as people are used to. Go reads
 // both once, so that the readers have a process of their own.
+// TestInstallOffered: the installer takes the release that the manifest offers, and not an
+// older one, or another image's, in its place.
+func TestInstallOffered(t *testing.T) {
+	f := newFixture(t)
+	web := httptest.NewServer(http.FileServer(http.Dir(f.site)))
+	defer web.Close()
+	open := func(want string) {
+		t.Helper()
+		s, done, err := openSource(t.Context(), web.URL+"/x86_64/test", installFlags{key: f.key, channel: "stable"})
+		if err == nil {
+			defer done()
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if err == nil && s.ESP.Release.Version != 8 {
+			t.Errorf("release %s, want 8", s.ESP.Release.Version)
+		}
+	}
+	list := func(image string) {
+		text := append(slices.Clone(f.now), "IMAGE="+image+"\n"...)
+		f.write(t, filepath.Join(f.folder, manifest.FileName), text)
+		f.write(t, filepath.Join(f.folder, manifest.SignatureName), f.signer.Sign(text))
+	}
+	open("")
+	list("x86_64/test")
+	open("")
+	list("x86_64/kiosk")
+	open("lists the releases of x86_64/kiosk, and the archive beside it has one of x86_64/test")
+	list("x86_64/test")
+	f.write(t, filepath.Join(f.folder, manifest.ArchiveName(8)), read(t, filepath.Join(f.folder, manifest.ArchiveName(7))))
+	open("offers release 8, and the archive of that name has release 7")
+}
+
 func TestServersOfTheEnvironment(t *testing.T) {
 	type told struct {
 		Site, Key, Base string

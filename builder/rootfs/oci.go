@@ -314,6 +314,7 @@ func (t *Tree) unpackLayer(ctx context.Context, b blobs, d descriptor) error {
 	if err := t.applyLayer(ctx, plain); err != nil {
 		return err
 	}
+	close() // the decoder of zstd reads ahead beside this
 	// What follows the end of the tar belongs to the digest too.
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return fmt.Errorf("read to its end: %w", err)

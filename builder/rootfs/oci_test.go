@@ -3,7 +3,9 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -140,6 +142,25 @@ func TestOCILayers(t *testing.T) {
 		}
 		if have := names(t, tree); have != layersResult {
 			t.Errorf("%s:\nhave %s\nwant %s", source, have, layersResult)
+		}
+	}
+}
+
+// What podman appends to a layer of zstd:chunked is a frame that decoders skip; it
+// belongs to the digest, too.
+func TestOCIChunked(t *testing.T) {
+	toc := make([]byte, 12<<20)
+	if _, err := rand.Read(toc); err != nil {
+		t.Fatal(err)
+	}
+	layer := compressed(t, "zst", pack(t, header("usr/a", tar.TypeReg)))
+	layer = binary.LittleEndian.AppendUint32(layer, 0x184d2a50) // RFC 8878, section 3.1.2
+	layer = append(binary.LittleEndian.AppendUint32(layer, uint32(len(toc))), toc...)
+	i := image{}
+	i.index(t, i.manifest(t, layer))
+	for range 3 {
+		if err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64"); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -155,6 +155,9 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		return nil, seen, err
 	}
 	if len(signature) > 0 && key != nil {
+		if m.Image != "" && !seen.Image {
+			seen.Sequence = 0 // lists that did not say whose they are counted it: maybe another image's
+		}
 		if m.Sequence < seen.Sequence {
 			return nil, seen, fmt.Errorf("manifest has SEQUENCE %d, and this machine has seen %d: somebody shows an old one. A cache or a mirror that is behind does so too: try again later, or name another server", m.Sequence, seen.Sequence)
 		}

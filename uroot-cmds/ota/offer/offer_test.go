@@ -83,6 +83,8 @@ func TestManifestSigned(t *testing.T) {
 		"signed, an old one":       {signed, settings.Auto, Seen{8, true, false}, "", key.Sign(text), "has seen 8", Seen{}},
 		"signed, an old one, no":   {signed, settings.Never, Seen{8, true, false}, "", key.Sign(text), "has seen 8", Seen{}},
 		"says whose":               {signed, settings.Auto, Seen{7, true, false}, ours, key.Sign([]byte(ours)), "", Seen{8, true, true}},
+		"counted by another's":     {signed, settings.Auto, Seen{500, true, false}, ours, key.Sign([]byte(ours)), "", Seen{8, true, true}},
+		"says whose, an old one":   {signed, settings.Auto, Seen{9, true, true}, ours, key.Sign([]byte(ours)), "has seen 9", Seen{}},
 		"another image's":          {signed, settings.Auto, Seen{7, true, false}, theirs, key.Sign([]byte(theirs)), "lists the releases of aarch64/test-os", Seen{}},
 		"another's, not signed":    {unsigned, settings.Auto, Seen{}, "STABLE=2\nIMAGE=x86_64/desktop\n", nil, "lists the releases of x86_64/desktop", Seen{}},
 		"says no more whose":       {signed, settings.Never, Seen{7, true, true}, "", key.Sign(text), "does not say whose", Seen{}},
