@@ -71,6 +71,12 @@ func TestCheck(t *testing.T) {
 		b[(at+len(b))%len(b)] ^= 1
 		return b
 	}
+	raw := rootfstest.ModuleKey().Certificate.Raw
+	embedded := func(at int) []byte { // with a certificate, a bit of which is wrong
+		b := certified(t, plain)
+		b[bytes.Index(b, raw)+at] ^= 1
+		return b
+	}
 	for _, c := range []struct {
 		name    string
 		content []byte
@@ -80,6 +86,8 @@ func TestCheck(t *testing.T) {
 		{"signed with the distributor's key", sign(t, own, plain), ""},
 		{"with a name", good("name=a_b"), ""},
 		{"with a certificate in its signature", certified(t, plain), ""},
+		{"with a damaged certificate in its signature", embedded(0), "the certificates in its signature"},
+		{"with another certificate of that name in its signature", embedded(len(raw) - 1), "not the one whose name"},
 		{"with more in its .modinfo", good("author=one", "author=two", "parm=x:what it does", "intree=Y"), ""},
 		{"unsigned", plain, "is not signed"},
 		{"signed with another key", sign(t, other, plain), "neither the kernel nor ModuleKey vouches"},

@@ -62,7 +62,6 @@ type message struct {
 			Content asn1.RawValue `asn1:"optional,tag:0"`
 		}
 		Certificates asn1.RawValue `asn1:"optional,tag:0"`
-		CRLs         asn1.RawValue `asn1:"optional,tag:1"`
 		Signers      []signer      `asn1:"set"`
 	} `asn1:"explicit,tag:0"`
 }
@@ -81,41 +80,51 @@ type issuer struct {
 	Serial *big.Int
 }
 
-// parse reads a signature. It refuses what is damaged, also where its key signs
+// made reports whether a certificate is the one that is meant.
+func (i issuer) made(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawIssuer, i.Name.FullBytes) && c.SerialNumber.Cmp(i.Serial) == 0
+}
+
+// parse reads a signature, and the certificates in it. It refuses what is damaged, also where its key signs
 // nothing, and what the kernel does not take there (Linux,
 // crypto/asymmetric_keys/pkcs7_parser.c).
-func parse(signature []byte) (*signer, error) {
+func parse(signature []byte) (*signer, []*x509.Certificate, error) {
 	var m message
 	if _, err := asn1.Unmarshal(signature, &m); err != nil {
-		return nil, fmt.Errorf("read its signature: %w", err)
+		return nil, nil, fmt.Errorf("read its signature: %w", err)
 	}
 	again, err := asn1.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("read its signature: %w", err)
+		return nil, nil, fmt.Errorf("read its signature: %w", err)
 	}
-	if !bytes.Equal(again, signature) {
-		return nil, errors.New("its signature is damaged, or has more in it than one for modules, or is not DER")
+	certificates := m.Signed.Certificates
+	if !bytes.Equal(again, signature) || len(certificates.FullBytes) > 0 && !certificates.IsCompound {
+		return nil, nil, errors.New("its signature is damaged, or has more in it than one for modules, or is not DER")
+	}
+	with, err := x509.ParseCertificates(certificates.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the certificates in its signature: %w", err)
 	}
 	d := m.Signed
 	if d.Version != 1 || !m.Type.Equal(pkcs7.OIDSignedData) || !d.Content.Type.Equal(pkcs7.OIDData) {
-		return nil, fmt.Errorf("its signature has version %d and is a %v of a %v", d.Version, m.Type, d.Content.Type)
+		return nil, nil, fmt.Errorf("its signature has version %d and is a %v of a %v", d.Version, m.Type, d.Content.Type)
 	}
 	if len(d.Signers) != 1 {
-		return nil, fmt.Errorf("its signature has %d signers, want one", len(d.Signers))
+		return nil, nil, fmt.Errorf("its signature has %d signers, want one", len(d.Signers))
 	}
 	s := &d.Signers[0]
 	if len(d.Content.Content.FullBytes) > 0 || len(s.Attributes.FullBytes) > 0 {
-		return nil, errors.New("its signature is not one for modules: it has a content or attributes of its own, which the kernel refuses")
+		return nil, nil, errors.New("its signature is not one for modules: it has a content or attributes of its own, which the kernel refuses")
 	}
 	if s.Version != 1 || s.algorithm() == x509.UnknownSignatureAlgorithm || !absent(s.Digest.Parameters) || !absent(s.Algorithm.Parameters) {
-		return nil, fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest.Algorithm, s.Algorithm.Algorithm)
+		return nil, nil, fmt.Errorf("its signature has a signer of version %d with the algorithms %v and %v, which the kernel does not take", s.Version, s.Digest.Algorithm, s.Algorithm.Algorithm)
 	}
 	if !slices.ContainsFunc(d.Digests, func(a pkix.AlgorithmIdentifier) bool {
 		return a.Algorithm.Equal(s.Digest.Algorithm) && absent(a.Parameters)
 	}) {
-		return nil, fmt.Errorf("its signature does not name the digest of its signer, %v", s.Digest.Algorithm)
+		return nil, nil, fmt.Errorf("its signature does not name the digest of its signer, %v", s.Digest.Algorithm)
 	}
-	return s, nil
+	return s, with, nil
 }
 
 // algorithms are digests that the kernel takes, each with ECDSA's algorithm
@@ -155,14 +164,19 @@ func absent(parameters asn1.RawValue) bool {
 // came with the module is believed: neither certificates in its signature nor
 // any content.
 func verify(plain, signature []byte, trust []*x509.Certificate) (*x509.Certificate, error) {
-	s, err := parse(signature)
+	s, with, err := parse(signature)
 	if err != nil {
 		return nil, err
 	}
 	wrong := fmt.Errorf("is signed with the key of a certificate (serial number %x) that neither the kernel nor ModuleKey vouches for", s.Issuer.Serial)
 	for _, c := range trust {
-		if !bytes.Equal(c.RawIssuer, s.Issuer.Name.FullBytes) || c.SerialNumber.Cmp(s.Issuer.Serial) != 0 {
+		if !s.Issuer.made(c) {
 			continue
+		}
+		// The kernel takes the key from the certificate in the signature, where
+		// there is one (pkcs7_sig_find_key), and then finds that nobody vouches for it.
+		if slices.ContainsFunc(with, func(w *x509.Certificate) bool { return s.Issuer.made(w) && !w.Equal(c) }) {
+			return nil, errors.New("its signature has a certificate in it that is not the one whose name it bears")
 		}
 		err := c.CheckSignature(s.algorithm(), plain, s.Signature)
 		if err == nil {
