@@ -35,8 +35,8 @@ const (
 	// serialBytes is the length of a certificate's serial number: 127 random
 	// bits, well over the 64 that are usual.
 	serialBytes = 16
-	// namePrefix begins the common name of each certificate.
-	namePrefix = "HalogenOS "
+	// NamePrefix begins the common name of each certificate.
+	NamePrefix = "HalogenOS "
 )
 
 // A Pair is a private key and its self-signed certificate.
@@ -102,7 +102,7 @@ func newPair(random io.Reader, role string, owner gpt.GUID, buildDate time.Time)
 		SerialNumber: serial,
 		// The owner keeps the names of two machines apart, for tools that look
 		// certificates up by name.
-		Subject:               pkix.Name{CommonName: namePrefix + role, OrganizationalUnit: []string{owner.String()}},
+		Subject:               pkix.Name{CommonName: NamePrefix + role, OrganizationalUnit: []string{owner.String()}},
 		NotBefore:             from,
 		NotAfter:              from.AddDate(validYears, 0, 0),
 		SignatureAlgorithm:    x509.SHA256WithRSA,

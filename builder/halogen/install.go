@@ -408,7 +408,7 @@ func (c command) rate() install.Progress {
 // was passed over.
 func addBootEntry(l install.Linux, t *gpt.Table) (notes []string, err error) {
 	esp, _ := t.ByNumber(layout.ESPNumber)
-	return l.AddBootEntry(bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\EFI\systemd\systemd-bootx64.efi`))
+	return l.AddBootEntry(bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\`+strings.ReplaceAll(layout.Manager, "/", `\`)))
 }
 
 func (c command) nextSteps(p *install.Plan) {

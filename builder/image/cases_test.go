@@ -161,7 +161,7 @@ func machineOf(image string, machine uint16) string {
 // FAULTS 112 (B8)
 func TestProgramsForOtherMachines(t *testing.T) {
 	for machine, say := range map[uint16]string{0xaa64: "aarch64", 0x14c: "32-bit x86", 0x5064: "riscv64", 0x1234: "0x1234"} {
-		for _, what := range []struct{ file, key string }{{stubPath, "Stub= in [UKI]"}, {bootManagerPath, "BootManager= in [Image]"}} {
+		for _, what := range []struct{ file, key string }{{"/" + layout.SystemStub, "Stub= in [UKI]"}, {"/" + layout.SystemManager, "BootManager= in [Image]"}} {
 			files := rootfstest.Minimal()
 			files[what.file[1:]] = []byte(machineOf(string(files[what.file[1:]]), machine))
 			_, err := Build(t.Context(), options(t, files.Write(t, false)))
@@ -222,7 +222,7 @@ func TestProgramsThatAreSigned(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := rootfstest.Minimal()
-			files[stubPath[1:]], files[bootManagerPath[1:]] = image, image
+			files[layout.SystemStub], files[layout.SystemManager] = image, image
 			o := options(t, files.Write(t, false))
 			o.Disk = false
 			mustBuild(t, o)
@@ -244,8 +244,8 @@ func TestProgramsThatAreSigned(t *testing.T) {
 	binary.LittleEndian.PutUint32(overlap[directory:], uint32(size-512))
 	binary.LittleEndian.PutUint32(overlap[directory+4:], uint32(len(signed)-size+512))
 	files := rootfstest.Minimal()
-	files[bootManagerPath[1:]] = overlap
-	if _, err := Build(t.Context(), options(t, files.Write(t, false))); err == nil || !strings.Contains(err.Error(), "boot manager "+bootManagerPath) {
+	files[layout.SystemManager] = overlap
+	if _, err := Build(t.Context(), options(t, files.Write(t, false))); err == nil || !strings.Contains(err.Error(), "boot manager "+"/"+layout.SystemManager) {
 		t.Errorf("a table over the sections: error %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs/rootfstest"
@@ -55,7 +56,7 @@ func TestLayoutsOfDistributions(t *testing.T) {
 			put(d.kernel, read(t, debian, "boot/vmlinuz-"+v))
 			put("boot/config-V", read(t, debian, "boot/config-"+v))
 			put("etc/os-release", []byte("ID=test\n"))
-			for _, file := range []string{stubPath, bootManagerPath} {
+			for _, file := range []string{"/" + layout.SystemStub, "/" + layout.SystemManager} {
 				put(file[1:], read(t, debian, file[1:]))
 			}
 			for _, file := range []string{"modules.alias", "modules.builtin", "modules.builtin.modinfo", "modules.softdep"} {

@@ -9,14 +9,9 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
-)
-
-// Where systemd installs what we take from a root file system.
-const (
-	stubPath        = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-	bootManagerPath = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 )
 
 const (
@@ -46,8 +41,8 @@ func findParts(t *rootfs.Tree, c *config.Config, v contract.Version) (*parts, er
 		to                                  *[]byte
 		chosen, usual, what, named, program string
 	}{
-		{&p.stub, c.Stub, stubPath, "UKI stub", "Stub= in [UKI]", "systemd-stub"},
-		{&p.bootManager, c.BootManager, bootManagerPath, "boot manager", "BootManager= in [Image]", ""},
+		{&p.stub, c.Stub, "/" + layout.SystemStub, "UKI stub", "Stub= in [UKI]", "systemd-stub"},
+		{&p.bootManager, c.BootManager, "/" + layout.SystemManager, "boot manager", "BootManager= in [Image]", ""},
 	} {
 		image, signed, err := readEFI(t, part.chosen, part.usual, part.what, part.named, part.program)
 		if err != nil {

@@ -38,10 +38,6 @@ auto-entries no
 secure-boot-enroll off
 `
 
-// BootManagerPaths is where the boot manager lies on the ESP: where firmware
-// starts it unasked, and where its own tools look for it.
-var BootManagerPaths = []string{"EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"}
-
 // IDs are the identifiers that an installation gives.
 type IDs struct {
 	Disk, ESP gpt.GUID
@@ -109,8 +105,8 @@ type ESP struct {
 
 // files are the ESP's files by their paths.
 func (e ESP) files() map[string][]byte {
-	files := map[string][]byte{"loader/loader.conf": []byte(LoaderConf)}
-	for _, name := range BootManagerPaths {
+	files := map[string][]byte{layout.LoaderConf: []byte(LoaderConf)}
+	for _, name := range layout.Managers() {
 		files[name] = e.BootManager
 	}
 	name := bls.Name{ImageID: e.Release.ImageID, Version: e.Release.Version}.String()

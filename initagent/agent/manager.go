@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
@@ -25,7 +26,7 @@ import (
 // folder of the old one. The name needs one directory entry alone.
 const spareManager = "HALOGEN.NEW"
 
-func managers() []string { return rootpart.Managers() }
+func managers() []string { return layout.Managers() }
 
 // managerFile is where the fetcher has put the running release's boot manager.
 func (a *Agent) managerFile() string {

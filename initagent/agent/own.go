@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
@@ -349,7 +350,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return readFile(os.DirFS(a.path(systemFolder)), "usr/lib/systemd/boot/efi/systemd-bootx64.efi", enrol.MaxEFIFile)
+	return readFile(os.DirFS(a.path(systemFolder)), layout.SystemManager, enrol.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not

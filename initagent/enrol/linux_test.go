@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/testkit"
 )
@@ -71,7 +72,7 @@ func TestMountedDirRefuses(t *testing.T) {
 			t.Errorf("%s was listed", name)
 		}
 	}
-	if err := d.Create(removablePath, nil); !errors.Is(err, fs.ErrExist) {
+	if err := d.Create(layout.RemovableManager, nil); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a file was made over another: %v", err)
 	}
 	if _, err := d.Read("EFI"); err == nil {
@@ -88,7 +89,7 @@ func TestMountedDirRefuses(t *testing.T) {
 // What the design relies on: room is reserved without the length changing.
 func TestReserveKeepsTheLength(t *testing.T) {
 	d := tempESP(t, installed())
-	f, err := d.Open(removablePath)
+	f, err := d.Open(layout.RemovableManager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,7 @@ func TestReserveKeepsTheLength(t *testing.T) {
 		if err := errors.Join(f.Reserve(1<<20), f.Sync()); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := d.Read(removablePath); err != nil || !bytes.Equal(b, installed()[removablePath]) {
+		if b, err := d.Read(layout.RemovableManager); err != nil || !bytes.Equal(b, installed()[layout.RemovableManager]) {
 			t.Errorf("%d bytes, %v", len(b), err)
 		}
 	}
@@ -113,7 +114,7 @@ func TestRealBootManager(t *testing.T) {
 	}
 	testkit.Need(t, "sbverify")
 	k, other := testSets(t)
-	dir := tempESP(t, map[string][]byte{removablePath: image, secondCopy: image, "EFI/Linux/a_1.efi": image})
+	dir := tempESP(t, map[string][]byte{layout.RemovableManager: image, secondCopy: image, "EFI/Linux/a_1.efi": image})
 	for _, set := range []*secureboot.KeySet{k, other} {
 		s := DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}
 		if err := CheckSigned(dir, s, anything, nil); err == nil {
@@ -129,7 +130,7 @@ func TestRealBootManager(t *testing.T) {
 		if err := os.WriteFile(crt, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: set.DB.Certificate.Raw}), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{removablePath, secondCopy} {
+		for _, name := range []string{layout.RemovableManager, secondCopy} {
 			testkit.Run(t, "sbverify", "--cert", crt, filepath.Join(dir.Root, name))
 		}
 	}

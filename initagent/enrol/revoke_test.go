@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
 )
@@ -146,7 +147,7 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 		return err
 	}
 	files := map[string][]byte{
-		removablePath: append(bytes.Clone(manager), "what a cut has left"...), removablePath + noteSuffix: note(manager),
+		layout.RemovableManager: append(bytes.Clone(manager), "what a cut has left"...), layout.RemovableManager + noteSuffix: note(manager),
 		"EFI/Linux/a_1.efi": uki, "EFI/Linux/b_2.efi": evil, "EFI/x/cut.efi": []byte("MZ"),
 	}
 	d := newDisk(always(), files)
@@ -163,7 +164,7 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]Outcome{
-		removablePath: Signed, "EFI/Linux/a_1.efi": Signed, "EFI/Linux/b_2.efi": NotOurs, "EFI/x/cut.efi": NotOurs, "EFI/x/unreadable.efi": NotOurs,
+		layout.RemovableManager: Signed, "EFI/Linux/a_1.efi": Signed, "EFI/Linux/b_2.efi": NotOurs, "EFI/x/cut.efi": NotOurs, "EFI/x/unreadable.efi": NotOurs,
 	} {
 		if got[name] != want {
 			t.Errorf("%s: %s, want %s", name, got[name], want)
@@ -173,7 +174,7 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 		t.Error(err)
 	}
 	// What dbx has does not start: PK must not be written. FAULTS 110
-	for name, want := range map[string]string{removablePath: "its hash is in dbx", "EFI/Linux/a_1.efi": "no UKI"} {
+	for name, want := range map[string]string{layout.RemovableManager: "its hash is in dbx", "EFI/Linux/a_1.efi": "no UKI"} {
 		dbx := secureboot.Database{secureboot.Hash(gpt.GUID{1}, [32]byte(mustDigest(t, d.files[name].data)))}
 		if err := CheckSigned(d, s, allowed, dbx); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is in dbx: %v", name, err)
@@ -183,7 +184,7 @@ func TestSignsWhatIsAllowed(t *testing.T) {
 		t.Error("what is not allowed was changed")
 	}
 	delete(digests, [32]byte(mustDigest(t, uki)))
-	d = newDisk(always(), map[string][]byte{removablePath: manager, "EFI/Linux/a_1.efi": uki})
+	d = newDisk(always(), map[string][]byte{layout.RemovableManager: manager, "EFI/Linux/a_1.efi": uki})
 	if _, err := SignAll(d, State{SetupMode: On}, s, allowed); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 )
 
@@ -232,7 +234,7 @@ func signOne(d Dir, name string, s Signer, allowed Allowed) (Result, error) {
 	r := Result{Name: name}
 	image, err := d.Read(name)
 	if err != nil {
-		if strings.EqualFold(name, removablePath) {
+		if strings.EqualFold(name, layout.RemovableManager) {
 			return r, fmt.Errorf("sign %s: %w", name, err)
 		}
 		// Firmware cannot start what cannot be read.
@@ -261,7 +263,7 @@ func CheckSigned(d Dir, s Signer, allowed Allowed, dbx secureboot.Database) erro
 	}
 	manager, uki := false, false
 	for _, name := range names {
-		removable := strings.EqualFold(name, removablePath)
+		removable := strings.EqualFold(name, layout.RemovableManager)
 		image, err := d.Read(name)
 		if err != nil {
 			if removable {
@@ -280,13 +282,13 @@ func CheckSigned(d Dir, s Signer, allowed Allowed, dbx secureboot.Database) erro
 			return fmt.Errorf("check signature of %s: %w", name, err)
 		}
 		manager = manager || removable && err == nil
-		uki = uki || err == nil && strings.EqualFold(path.Dir(name), ukiFolder)
+		uki = uki || err == nil && strings.EqualFold(path.Dir(name), bls.Folder)
 	}
 	if !manager {
-		return fmt.Errorf("there is no boot manager at %s", removablePath)
+		return fmt.Errorf("there is no boot manager at %s", layout.RemovableManager)
 	}
 	if !uki {
-		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", ukiFolder)
+		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", bls.Folder)
 	}
 	return nil
 }
@@ -299,11 +301,6 @@ func revoked(image []byte, dbx secureboot.Database) bool {
 	})
 }
 
-const (
-	removablePath = "EFI/BOOT/BOOTX64.EFI"
-	ukiFolder     = "EFI/Linux"
-)
-
 // EFIFiles lists the files of the ESP whose names end in .efi, in an order that
 // does not change, the removable path last.
 func EFIFiles(d Dir) ([]string, error) {
@@ -313,7 +310,7 @@ func EFIFiles(d Dir) ([]string, error) {
 	}
 	slices.SortFunc(names, func(a, b string) int {
 		last := func(s string) int {
-			if strings.EqualFold(s, removablePath) {
+			if strings.EqualFold(s, layout.RemovableManager) {
 				return 1
 			}
 			return 0

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 )
 
@@ -19,7 +20,7 @@ const secondCopy = "EFI/systemd/systemd-bootx64.efi"
 func installed() map[string][]byte {
 	manager := toyImage(3, 2*sector+77)
 	return map[string][]byte{
-		removablePath:              manager,
+		layout.RemovableManager:    manager,
 		secondCopy:                 bytes.Clone(manager),
 		"EFI/Linux/example_1.efi":  toyImage(9, 3*sector),
 		"EFI/Linux/notes.efi":      []byte("this is no image"),
@@ -31,14 +32,14 @@ func installed() map[string][]byte {
 // startable is the boot manager that firmware finds: of the removable path it
 // takes any image that is whole; with Secure Boot on, only a signed one.
 func startable(files map[string]variant, s Signer, enforcing bool) error {
-	v, ok := files[removablePath]
+	v, ok := files[layout.RemovableManager]
 	if !ok || v.absent {
 		return errors.New("nothing at the removable path")
 	}
 	if v.unreadable {
 		return errors.New("what is at the removable path cannot be read")
 	}
-	want := installed()[removablePath]
+	want := installed()[layout.RemovableManager]
 	if len(v.data) < len(want) || !bytes.Equal(v.data[:toyPointer], want[:toyPointer]) || !bytes.Equal(v.data[toyPointer+8:len(want)], want[toyPointer+8:]) {
 		return fmt.Errorf("what is at the removable path is not the boot manager (%d bytes)", len(v.data))
 	}
@@ -90,7 +91,7 @@ func TestSignAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Result{{"EFI/Linux/example_1.efi", Signed, ""}, {"EFI/Linux/notes.efi", NotEFI, ""}, {secondCopy, Signed, ""}, {removablePath, Signed, ""}}
+	want := []Result{{"EFI/Linux/example_1.efi", Signed, ""}, {"EFI/Linux/notes.efi", NotEFI, ""}, {secondCopy, Signed, ""}, {layout.RemovableManager, Signed, ""}}
 	if !slices.Equal(results, want) {
 		t.Errorf("results %v, want %v", results, want)
 	}
@@ -98,7 +99,7 @@ func TestSignAll(t *testing.T) {
 		t.Error(err)
 	}
 	results, err = SignAll(d, State{SetupMode: On}, s, anything)
-	want = []Result{{"EFI/Linux/example_1.efi", AlreadySigned, ""}, {"EFI/Linux/notes.efi", NotEFI, ""}, {secondCopy, AlreadySigned, ""}, {removablePath, AlreadySigned, ""}}
+	want = []Result{{"EFI/Linux/example_1.efi", AlreadySigned, ""}, {"EFI/Linux/notes.efi", NotEFI, ""}, {secondCopy, AlreadySigned, ""}, {layout.RemovableManager, AlreadySigned, ""}}
 	if err != nil || !slices.Equal(results, want) {
 		t.Errorf("again: %v, want %v (%v)", results, want, err)
 	}
@@ -269,9 +270,9 @@ func TestCheckSignedRefuses(t *testing.T) {
 	for name, change := range map[string]func(map[string][]byte){
 		"unsigned UKI":    func(m map[string][]byte) { m["EFI/Linux/example_2.efi"] = toyImage(1, 900) },
 		"another's":       func(m map[string][]byte) { m[secondCopy], _ = toySigner{"x"}.Sign(installed()[secondCopy]) },
-		"changed":         func(m map[string][]byte) { m[removablePath][700] ^= 1 },
-		"no boot manager": func(m map[string][]byte) { delete(m, removablePath) },
-		"empty manager":   func(m map[string][]byte) { m[removablePath] = nil },
+		"changed":         func(m map[string][]byte) { m[layout.RemovableManager][700] ^= 1 },
+		"no boot manager": func(m map[string][]byte) { delete(m, layout.RemovableManager) },
+		"empty manager":   func(m map[string][]byte) { m[layout.RemovableManager] = nil },
 		"no UKI":          func(m map[string][]byte) { delete(m, "EFI/Linux/example_1.efi") },
 	} {
 		d := newDisk(always(), installed())
@@ -318,7 +319,7 @@ func TestNotInPlace(t *testing.T) {
 // A note beside a file that is not the file's own is worth nothing.
 func TestForeignNote(t *testing.T) {
 	s := toySigner{"machine"}
-	image := installed()[removablePath]
+	image := installed()[layout.RemovableManager]
 	for name, text := range map[string][]byte{
 		"of another file": note(image[:600])[:40],
 		"other hash":      bytes.Replace(note(image), []byte(fmt.Sprint(len(image))), []byte("600"), 1),
@@ -329,9 +330,9 @@ func TestForeignNote(t *testing.T) {
 		"negative":        fmt.Appendf(nil, "%s -5 %064d\n", noteMagic, 0),
 	} {
 		files := installed()
-		files[removablePath+noteSuffix] = text
+		files[layout.RemovableManager+noteSuffix] = text
 		d := newDisk(always(), files)
-		if outcome, err := SignInPlace(d, removablePath, s); err != nil || outcome != Signed {
+		if outcome, err := SignInPlace(d, layout.RemovableManager, s); err != nil || outcome != Signed {
 			t.Errorf("%s: %v, %v", name, outcome, err)
 		}
 		if _, err := SignAll(d, State{}, s, anything); err != nil {
@@ -412,7 +413,7 @@ func TestEFIFilesBounds(t *testing.T) {
 }
 
 func FuzzNote(f *testing.F) {
-	image := installed()[removablePath]
+	image := installed()[layout.RemovableManager]
 	f.Add(note(image), image)
 	f.Add(note(image[:700]), image)
 	f.Add([]byte(noteMagic+" -1 00"), image)

@@ -86,11 +86,11 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 	var files []fat.File
 	settings := false
 	for _, s := range saved {
-		settings = settings || s.Name == settingsFile
+		settings = settings || s.Name == layout.LoaderConf
 		files = append(files, file(s.Name, s.Data))
 	}
 	if !settings {
-		files = append(files, file(settingsFile, []byte(espSettings)))
+		files = append(files, file(layout.LoaderConf, []byte(espSettings)))
 	}
 	return files, nil
 }
@@ -111,8 +111,6 @@ func (m *Machine) starts(p *place, open *Opened, state enrol.State) (func([]byte
 	}
 	return func(image []byte) error { return rootpart.CheckOwn(image, state, list) }, nil
 }
-
-const settingsFile = "loader/loader.conf"
 
 func file(name string, data []byte) fat.File {
 	return fat.File{Path: name, Size: int64(len(data)), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}

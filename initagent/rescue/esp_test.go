@@ -118,7 +118,7 @@ func TestRebuildESP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files[settingsFile] = espSettings // there was no copy of it
+	files[layout.LoaderConf] = espSettings // there was no copy of it
 	err = m.ESP.Read(p.disk, func(have fs.FS) error {
 		for name, content := range files {
 			if got, err := fs.ReadFile(have, name); err != nil || string(got) != content {

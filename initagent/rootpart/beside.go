@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/fat"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
@@ -87,7 +88,7 @@ func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer e
 			if _, parsed := bls.Parse(path.Base(name)); parsed == nil && strings.EqualFold(path.Dir(name), bls.Folder) {
 				return fmt.Errorf("it would start no more, since %w: remove it first", err)
 			}
-			if slices.ContainsFunc(Managers(), func(m string) bool { return strings.EqualFold(m, name) }) {
+			if slices.ContainsFunc(layout.Managers(), func(m string) bool { return strings.EqualFold(m, name) }) {
 				return fmt.Errorf("it would start no more, since %w: put the boot manager there that this release has brought", err)
 			}
 			k.Say("%s starts no more: %v", name, err)

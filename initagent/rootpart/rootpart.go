@@ -94,7 +94,7 @@ func Enforces(s enrol.State) bool { return s.SecureBoot == enrol.On && s.SetupMo
 // signed, so that its db can vouch for a deed. Where Secure Boot is optional it
 // may be somebody else's.
 func OwnEnforced(s enrol.State, wanted contract.Requirement) bool {
-	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, "HalogenOS ") }
+	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, secureboot.NamePrefix) }
 	return Enforces(s) && (wanted == contract.Required || slices.ContainsFunc(Certificates(s), own))
 }
 

@@ -10,18 +10,13 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enrol"
 )
-
-// Managers are where the boot manager lies on the ESP. The one that the machine
-// cannot do without comes last.
-func Managers() []string {
-	return []string{"EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"}
-}
 
 // An Image is a UKI with all that it leaves in the TPM. No signature was looked at.
 type Image struct {
@@ -125,7 +120,7 @@ func NewManager(image []byte) (Manager, error) {
 // FindManagers reads those of the ESP, without doubles. Where the name has another
 // case, as FAT allows, it is found all the same.
 func FindManagers(files fs.FS) (managers []Manager, err error) {
-	for _, name := range Managers() {
+	for _, name := range layout.Managers() {
 		image, err := readAnyCase(files, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -12,15 +12,9 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
-)
-
-// The boot manager and its settings, from the root of the ESP.
-const (
-	removablePath = "EFI/BOOT/BOOTX64.EFI"
-	managerPath   = "EFI/systemd/systemd-bootx64.efi"
-	settingsPath  = "loader/loader.conf"
 )
 
 const (
@@ -112,7 +106,7 @@ func (k *Keeper) Index() (*Index, error) {
 
 // guards reports whether a file is one that is kept.
 func (k *Keeper) guards(name string) bool {
-	if name == removablePath || name == managerPath || name == settingsPath {
+	if name == layout.RemovableManager || name == layout.Manager || name == layout.LoaderConf {
 		return true
 	}
 	n, ok := k.system(name)

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
@@ -335,7 +336,7 @@ func (k *Keeper) read(files fs.FS, name string) ([]byte, error) {
 // they would start may have changed; where they do not, it may not, unless the
 // boot manager was changed on both its paths.
 func (k *Keeper) sound(files fs.FS, name string, data []byte, old *Copy) error {
-	if name == settingsPath {
+	if name == layout.LoaderConf {
 		if len(data) > maxSettings || !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
 			return errors.New("it is no text")
 		}
@@ -386,7 +387,7 @@ func isImage(data []byte) error {
 
 // fits says why a copy is not to be put back.
 func (k *Keeper) fits(name string, data []byte) error {
-	if name == settingsPath {
+	if name == layout.LoaderConf {
 		return nil
 	}
 	if err := k.startable(name, data); err != nil {
@@ -457,10 +458,10 @@ func (k *Keeper) newer(files fs.FS, name string, data []byte, old *Copy) []byte 
 // twinOf is the other path of the boot manager.
 func twinOf(name string) string {
 	switch name {
-	case removablePath:
-		return managerPath
-	case managerPath:
-		return removablePath
+	case layout.RemovableManager:
+		return layout.Manager
+	case layout.Manager:
+		return layout.RemovableManager
 	}
 	return ""
 }

@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/hw"
 )
@@ -136,7 +137,7 @@ func kept(t *testing.T) (*Keeper, *esp, *store) {
 	t.Helper()
 	e := &esp{disk: newDisk(), damaged: map[string]bool{}}
 	for name, data := range map[string][]byte{
-		removablePath: manager("1"), managerPath: manager("1"), settingsPath: []byte("timeout 0\n"),
+		layout.RemovableManager: manager("1"), layout.Manager: manager("1"), layout.LoaderConf: []byte("timeout 0\n"),
 		"EFI/Linux/os_1.efi": image(t, 1), "EFI/Linux/os_2.efi": image(t, 2), "EFI/Linux/os_3+2-1.efi": image(t, 3),
 	} {
 		e.files[name] = data
@@ -181,11 +182,11 @@ func TestMendWithoutKeys(t *testing.T) {
 			e.files[uki1][1500] ^= 1
 		}, "", nil},
 		{"a UKI of another version", func(_ *Keeper, e *esp, _ *store) { e.files[uki1] = e.files["EFI/Linux/os_2.efi"] }, "", nil},
-		{"the boot manager of one path", func(_ *Keeper, e *esp, _ *store) { e.files[removablePath] = manager("2 and later") }, "", nil},
+		{"the boot manager of one path", func(_ *Keeper, e *esp, _ *store) { e.files[layout.RemovableManager] = manager("2 and later") }, "", nil},
 		{"the boot manager of both paths: it is a new one", func(_ *Keeper, e *esp, _ *store) {
-			e.files[removablePath], e.files[managerPath] = manager("2 and later"), manager("2 and later")
+			e.files[layout.RemovableManager], e.files[layout.Manager] = manager("2 and later"), manager("2 and later")
 		}, "", func(t *testing.T, _ map[string][]byte, e *esp, s *store) {
-			if !bytes.Equal(e.files[removablePath], manager("2 and later")) || !bytes.Equal(s.files["copies/bootx64.efi"], manager("2 and later")) {
+			if !bytes.Equal(e.files[layout.RemovableManager], manager("2 and later")) || !bytes.Equal(s.files["copies/bootx64.efi"], manager("2 and later")) {
 				t.Error("it is not taken over")
 			}
 		}},
@@ -208,14 +209,14 @@ func TestMendWithoutKeys(t *testing.T) {
 			}
 		}},
 		{"the boot manager's paths in one place", func(_ *Keeper, e *esp, _ *store) {
-			e.tangled = map[string][]uint32{removablePath: {5, 6}, managerPath: {6, 7}}
+			e.tangled = map[string][]uint32{layout.RemovableManager: {5, 6}, layout.Manager: {6, 7}}
 		}, "lie in the same place", nil},
-		{"settings that the owner has changed", func(_ *Keeper, e *esp, _ *store) { e.files[settingsPath] = []byte("timeout 5\n# mine\n") }, "loader.conf has", func(t *testing.T, _ map[string][]byte, e *esp, s *store) {
+		{"settings that the owner has changed", func(_ *Keeper, e *esp, _ *store) { e.files[layout.LoaderConf] = []byte("timeout 5\n# mine\n") }, "loader.conf has", func(t *testing.T, _ map[string][]byte, e *esp, s *store) {
 			if string(s.files["copies/loader.conf"]) != "timeout 5\n# mine\n" || len(e.ops) > 0 {
 				t.Errorf("copy %q, did %q", s.files["copies/loader.conf"], e.ops)
 			}
 		}},
-		{"settings that are no text", func(_ *Keeper, e *esp, _ *store) { e.files[settingsPath] = make([]byte, 100) }, "loader.conf has", nil},
+		{"settings that are no text", func(_ *Keeper, e *esp, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
 		{"a copy that was lost", func(_ *Keeper, e *esp, s *store) { delete(s.files, "copies/os_1.efi") }, "", nil},
 		{"an index that makes no sense", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = []byte("{") }, "makes no sense", nil},
 		{"an index that names what is none of ours", func(_ *Keeper, _ *esp, s *store) {
@@ -262,9 +263,9 @@ func TestCannotMend(t *testing.T) {
 	k, e, s := kept(t)
 	good := maps.Clone(e.files)
 	delete(e.files, "EFI/Linux/os_1.efi")
-	delete(e.files, settingsPath)
+	delete(e.files, layout.LoaderConf)
 	e.free = slack + 100 // the settings fit, the UKI does not
-	if healed, err := k.Mend(e, hw.Disk{}); !errors.Is(err, ErrNoRoom) || len(healed) != 1 || e.files[settingsPath] == nil {
+	if healed, err := k.Mend(e, hw.Disk{}); !errors.Is(err, ErrNoRoom) || len(healed) != 1 || e.files[layout.LoaderConf] == nil {
 		t.Errorf("too little room: %q, %v, files %q", healed, err, e.names())
 	}
 	if found := mustLook(t, k, e); len(found) != 2 || found[0] != "EFI/Linux/os_1.efi is gone" {

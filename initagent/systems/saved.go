@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
 )
 
 // A Saved is a file of the ESP, from its copy.
@@ -20,7 +21,7 @@ func (k *Keeper) Managers() (images [][]byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{removablePath, managerPath} {
+	for _, name := range []string{layout.RemovableManager, layout.Manager} {
 		data, err := k.copyOf(x.get(name))
 		switch {
 		case errors.Is(err, errNoCopy):
@@ -59,7 +60,7 @@ func (k *Keeper) Saved() ([]Saved, error) {
 				return nil, fmt.Errorf("copy of %s: %w", c.Name, err)
 			}
 		}
-		manager = manager || c.Name == removablePath
+		manager = manager || c.Name == layout.RemovableManager
 		uki = uki || strings.HasPrefix(c.Name, bls.Folder+"/")
 		out = append(out, Saved{c.Name, data})
 	}

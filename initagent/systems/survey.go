@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
 )
 
 // A survey is what the ESP has in the folders of ours, as far as it can be seen
@@ -109,7 +110,7 @@ func (s *survey) compare(runs []run) {
 // canonical is the path of a file as we write it: FAT does not tell upper case
 // from lower.
 func canonical(name string) string {
-	for _, fixed := range []string{removablePath, managerPath, settingsPath} {
+	for _, fixed := range []string{layout.RemovableManager, layout.Manager, layout.LoaderConf} {
 		if strings.EqualFold(name, fixed) {
 			return fixed
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 )
@@ -196,7 +197,7 @@ func discard(dir hw.ESPDir, name string) error {
 func Remove(dir hw.ESPDir, n bls.Name) error { return discard(dir, Path(n)) }
 
 // folders are those in which files of ours are written.
-var folders = []string{bls.Folder, "EFI/BOOT", "EFI/systemd", "loader"}
+var folders = []string{bls.Folder, path.Dir(layout.RemovableManager), path.Dir(layout.Manager), path.Dir(layout.LoaderConf)}
 
 // Stray reports whether a file is one of those that a cut leaves behind, by its
 // path.

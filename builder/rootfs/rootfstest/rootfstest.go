@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/builder/modules"
 )
@@ -172,17 +173,17 @@ type Files map[string][]byte
 func Minimal() Files {
 	dir := "usr/lib/modules/" + Release + "/"
 	return Files{
-		"boot/vmlinuz-" + Release:                      Kernel(Release),
-		"etc/os-release":                               []byte("PRETTY_NAME=\"Test OS\"\nID=test\nIMAGE_VERSION=old\n"),
-		"usr/bin/hello":                                []byte("#!/bin/sh\necho hello\n"),
-		"usr/lib/systemd/boot/efi/linuxx64.efi.stub":   ukitest.Stub("257.13-1"),
-		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": ukitest.Manager("257.13-1"),
-		dir + "kernel/fs/one.ko":                       Module(Release),
-		dir + "kernel/lib/two-parts.ko":                Module(Release),
-		dir + "modules.dep":                            []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
-		dir + "modules.builtin":                        []byte("kernel/drivers/tpm.ko\nkernel/fs/ext4/ext4.ko\n"),
-		dir + "modules.alias":                          []byte("alias fs-one one\nalias pci:v1* two_parts\nalias usb:x other\n"),
-		dir + "modules.softdep":                        []byte("softdep other pre: one\n"),
+		"boot/vmlinuz-" + Release:       Kernel(Release),
+		"etc/os-release":                []byte("PRETTY_NAME=\"Test OS\"\nID=test\nIMAGE_VERSION=old\n"),
+		"usr/bin/hello":                 []byte("#!/bin/sh\necho hello\n"),
+		layout.SystemStub:               ukitest.Stub("257.13-1"),
+		layout.SystemManager:            ukitest.Manager("257.13-1"),
+		dir + "kernel/fs/one.ko":        Module(Release),
+		dir + "kernel/lib/two-parts.ko": Module(Release),
+		dir + "modules.dep":             []byte("kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\n"),
+		dir + "modules.builtin":         []byte("kernel/drivers/tpm.ko\nkernel/fs/ext4/ext4.ko\n"),
+		dir + "modules.alias":           []byte("alias fs-one one\nalias pci:v1* two_parts\nalias usb:x other\n"),
+		dir + "modules.softdep":         []byte("softdep other pre: one\n"),
 	}
 }
 
