@@ -14,21 +14,22 @@ import (
 // Window, and that keeps to the rate limit. Closing it frees what the request
 // holds.
 func (w *web) guard(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser) io.ReadCloser {
-	g := &guarded{ctx: ctx, cancel: cancel, body: body, limit: w.limit, stop: make(chan struct{})}
+	g := &guarded{ctx: ctx, cancel: cancel, body: body, limit: w.limit, progress: w.progress, stop: make(chan struct{})}
 	g.waiting.Store(true)
 	go g.watch(w.MinSpeed, w.Window)
 	return g
 }
 
 type guarded struct {
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	body    io.ReadCloser
-	limit   *limiter
-	arrived atomic.Int64
-	waiting atomic.Bool // for the reader or the rate limit, not for the server
-	once    sync.Once
-	stop    chan struct{}
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	body     io.ReadCloser
+	limit    *limiter
+	progress *progress
+	arrived  atomic.Int64
+	waiting  atomic.Bool // for the reader or the rate limit, not for the server
+	once     sync.Once
+	stop     chan struct{}
 }
 
 // watch counts only windows all through which somebody waited for the server.
@@ -65,13 +66,18 @@ func (g *guarded) watch(speed int64, window time.Duration) {
 func (g *guarded) Read(p []byte) (int, error) {
 	p = p[:min(len(p), g.limit.chunk)]
 	g.waiting.Store(false)
+	g.progress.wait()
 	n, err := g.body.Read(p)
+	tooSlow := g.progress.got(n)
 	g.waiting.Store(true)
 	g.arrived.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(g.ctx); cause != nil {
 			err = cause
 		}
+	}
+	if err == nil {
+		err = tooSlow
 	}
 	if limited := g.limit.take(g.ctx, n); limited != nil && err == nil {
 		err = limited
@@ -121,4 +127,74 @@ func (l *limiter) take(ctx context.Context, n int) error {
 	case <-time.After(wait):
 		return nil
 	}
+}
+
+const (
+	// leastProgress is what has to arrive in each progressWindow, in bytes: a modem's
+	// pace. MinSpeed is what a connection may fall to for a while.
+	leastProgress  = 1 << 20
+	progressWindow = 10 * time.Minute // of waiting for the server
+)
+
+// A crawlError says that the server is not asked again.
+type crawlError struct {
+	server         string
+	arrived, least int64 // bytes
+	waited         time.Duration
+}
+
+func (e *crawlError) Error() string {
+	return fmt.Sprintf("%v: %s sent %d KiB in %d minutes, and has to send %d KiB", ErrSlow, e.server, e.arrived>>10, e.waited/time.Minute, e.least>>10)
+}
+
+func (e *crawlError) Unwrap() error { return ErrSlow }
+
+// A progress gives up a server that gets on too slowly over all its connections and
+// all attempts: one that stays just above MinSpeed would hold the machine's lock for
+// days. Time in which nobody waits for the server does not count.
+type progress struct {
+	server  string
+	least   int64 // bytes in a window
+	mu      sync.Mutex
+	waiting int           // how many wait for the server
+	counted time.Time     // until when waited counts
+	waited  time.Duration // of this window
+	arrived int64         // likewise, in bytes
+	err     error         // for good
+}
+
+func newProgress(server string, rate int64) *progress {
+	p := &progress{server: server, least: leastProgress}
+	if rate > 0 { // some of that time others wait for the rate limit
+		p.least = min(p.least, rate*int64(progressWindow/time.Second)/4)
+	}
+	return p
+}
+
+// wait says that somebody begins to wait for the server; got says that they have
+// stopped.
+func (p *progress) wait() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waiting++; p.waiting == 1 {
+		p.counted = time.Now()
+	}
+}
+
+// got takes what arrived, in bytes, and returns an error when the server is given up.
+func (p *progress) got(n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.waiting--
+	p.waited, p.counted = p.waited+now.Sub(p.counted), now
+	p.arrived += int64(n)
+	if p.err != nil || p.waited < progressWindow {
+		return p.err
+	}
+	if p.arrived < p.least {
+		p.err = &crawlError{p.server, p.arrived, p.least, p.waited}
+	}
+	p.waited, p.arrived = 0, 0
+	return p.err
 }

@@ -35,7 +35,8 @@ type web struct {
 	base   *url.URL // without a password
 	client *http.Client
 	Options
-	limit *limiter
+	limit    *limiter
+	progress *progress
 }
 
 func newWeb(address string, o Options) (*web, error) {
@@ -71,7 +72,7 @@ func newWeb(address string, o Options) (*web, error) {
 		DisableCompression:     true, // the archive is compressed, and a bomb would be unpacked unseen
 		ForceAttemptHTTP2:      true,
 	}
-	w := &web{base: u, Options: o, limit: newLimiter(o.RateLimit)}
+	w := &web{base: u, Options: o, limit: newLimiter(o.RateLimit), progress: newProgress(u.String(), o.RateLimit)}
 	w.client = &http.Client{Transport: identified{t, u, password, o.UserAgent}, CheckRedirect: checkRedirect}
 	return w, nil
 }
@@ -203,6 +204,9 @@ func temporary(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return false
 	}
+	if _, ok := errors.AsType[*crawlError](err); ok {
+		return false
+	}
 	if refused, ok := errors.AsType[*proxyError](err); ok {
 		return refused.code >= http.StatusInternalServerError
 	}
@@ -237,10 +241,13 @@ func (w *web) retry(ctx context.Context, name string, try func() (got bool, err 
 			wait = max(wait, status.after)
 		}
 		w.Note(fmt.Sprintf("%s: %v; trying again in %s", name, err, wait.Round(100*time.Millisecond)))
+		w.progress.wait()
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		case <-time.After(wait):
+		}
+		if err := cmp.Or(context.Cause(ctx), w.progress.got(0)); err != nil {
+			return err
 		}
 		pause = min(2*max(pause, 1), maxPause)
 	}
@@ -265,7 +272,9 @@ func (w *web) request(ctx context.Context, name string, header map[string]string
 	for key, value := range header {
 		r.Header.Set(key, value)
 	}
+	w.progress.wait()
 	answer, err := w.client.Do(r)
+	_ = w.progress.got(0) // whoever reads the body is told
 	if err != nil {
 		cancel(nil)
 		return nil, noEOF(w.refusedPort(plainError(err))) // a connection that was closed is no end of a file
