@@ -2,13 +2,14 @@ package contract
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"halogenos.internal/boot/strictjson"
 )
 
 // AbilitiesPath is where a UKI says what its initagent can read. It is the only file
@@ -57,7 +58,7 @@ func AbilitiesFromInitrd(initrd []byte) Abilities {
 		return before()
 	}
 	a := before()
-	if json.Unmarshal(text, &a) != nil || a.PolicyRecord < 1 {
+	if strictjson.Unmarshal(text, &a) != nil || a.PolicyRecord < 1 {
 		return before()
 	}
 	return a

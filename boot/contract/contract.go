@@ -7,16 +7,14 @@
 package contract
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"time"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/boot/verity"
 )
 
@@ -241,24 +239,11 @@ func Parse(text []byte) (*Contract, error) {
 		return nil, fmt.Errorf("boot contract has %d bytes, more than %d", len(text), MaxSize)
 	}
 	c := new(Contract)
-	if err := DecodeStrict(text, c); err != nil {
+	if err := strictjson.Decode(text, c); err != nil {
 		return nil, fmt.Errorf("parse boot contract: %w", err)
 	}
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("boot contract: %w", err)
 	}
 	return c, nil
-}
-
-// DecodeStrict decodes exactly one JSON value without unknown fields into v.
-func DecodeStrict(text []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data after the JSON value")
-	}
-	return nil
 }

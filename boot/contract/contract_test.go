@@ -210,6 +210,25 @@ func TestInitrdRefused(t *testing.T) {
 	}
 }
 
+// ambiguous are fields that, before the others, make two readers see two values.
+var ambiguous = []string{`"epoch":1,`, `"Epoch":1,`, `"secure_boot":"optional",`, `"\u0045poch":1,`}
+
+func TestParseRefusesTwoReadings(t *testing.T) {
+	good, err := sample().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range ambiguous {
+		if _, err := Parse([]byte("{" + more + string(good[1:]))); err == nil || !strings.Contains(err.Error(), "comes twice") {
+			t.Errorf("%s: %v", more, err)
+		}
+	}
+	other := strings.Replace(string(good), `"tpm"`, `"TPM"`, 1)
+	if _, err := Parse([]byte(other)); err == nil || !strings.Contains(err.Error(), `"TPM" is spelt "tpm"`) {
+		t.Errorf("TPM for tpm: %v", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	good, err := sample().Encode()
 	if err != nil {
@@ -217,6 +236,9 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(good)
 	f.Add([]byte("{}"))
+	for _, more := range ambiguous {
+		f.Add([]byte("{" + more + string(good[1:])))
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse(text)
 		if err != nil {

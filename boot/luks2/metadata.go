@@ -3,12 +3,12 @@ package luks2
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
+
+	"halogenos.internal/boot/strictjson"
 )
 
 // The JSON metadata (specification section 3). Tokens stay as they are,
@@ -107,79 +107,17 @@ func parseDecimal(s string) (decimal, error) {
 
 // decodeMetadata decodes JSON text strictly; validate judges what it says.
 func decodeMetadata(text []byte) (*metadata, error) {
-	if err := checkJSON(text); err != nil {
+	if err := strictjson.Check(text); err != nil {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
 	if err := refuseRequirements(text); err != nil {
 		return nil, err
 	}
 	m := new(metadata)
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(m); err != nil {
+	if err := strictjson.Decode(text, m); err != nil {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
 	return m, nil
-}
-
-// maxDepth is how deep JSON may nest; cryptsetup's parser has the same limit.
-const maxDepth = 32
-
-// checkJSON refuses what parsers read differently: names that come twice in an
-// object, in whatever case, deep nesting, more than one value.
-func checkJSON(text []byte) error {
-	type level struct {
-		names  map[string]bool // nil in an array
-		inName bool            // the next token is a name
-	}
-	var stack []level
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.UseNumber()
-	for {
-		token, err := dec.Token()
-		if errors.Is(err, io.EOF) && len(stack) == 0 {
-			return errors.New("no JSON value")
-		}
-		if err != nil {
-			return err
-		}
-		top := len(stack) - 1
-		switch t := token.(type) {
-		case json.Delim:
-			if t == '{' || t == '[' {
-				if len(stack) == maxDepth {
-					return fmt.Errorf("nested deeper than %d", maxDepth)
-				}
-				l := level{}
-				if t == '{' {
-					l = level{names: map[string]bool{}, inName: true}
-				}
-				stack = append(stack, l)
-				continue
-			}
-			stack = stack[:top]
-		case string:
-			if top >= 0 && stack[top].inName {
-				name := strings.ToLower(t)
-				if stack[top].names[name] {
-					return fmt.Errorf("name %q comes twice", t)
-				}
-				stack[top].names[name] = true
-				stack[top].inName = false
-				continue
-			}
-		}
-		// A value has ended here.
-		if len(stack) == 0 {
-			break
-		}
-		last := &stack[len(stack)-1]
-		last.inName = last.names != nil
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("text behind the JSON value")
-	}
-	return nil
 }
 
 // refuseRequirements tells a volume in reencryption, or of a newer format,

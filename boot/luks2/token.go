@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+
+	"halogenos.internal/boot/strictjson"
 )
 
 // Token is a note in the header on how to get at passphrases: of which kind,
@@ -59,7 +61,7 @@ func (f *fields) encode() (json.RawMessage, error) {
 		return nil, err
 	}
 	// The same strictness as when it is read again.
-	return b, checkJSON(b)
+	return b, strictjson.Check(b)
 }
 
 // decodeToken checks a token against the keyslots that there are.

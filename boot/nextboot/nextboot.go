@@ -9,17 +9,16 @@
 package nextboot
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/strictjson"
 )
 
 // The variable. It survives a restart and the running system can see it.
@@ -117,20 +116,13 @@ func Parse(text []byte) (Request, error) {
 	if len(text) > MaxSize {
 		return Request{}, fmt.Errorf("request of the boot before: %d bytes, more than %d", len(text), MaxSize)
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
 	var e encoded
-	err := d.Decode(&e)
+	err := strictjson.Decode(text, &e)
 	if want := e.format(); err == nil && e.Format != want {
 		err = fmt.Errorf("format %d, want %d", e.Format, want)
 	}
 	if err == nil {
 		err = e.check()
-	}
-	if err == nil {
-		if _, more := d.Token(); !errors.Is(more, io.EOF) {
-			err = errors.New("something follows it")
-		}
 	}
 	if err != nil {
 		return Request{}, fmt.Errorf("request of the boot before: %w", err)

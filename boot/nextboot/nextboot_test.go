@@ -64,7 +64,9 @@ func TestRefuses(t *testing.T) {
 		"", "{", "null", `{"format":0}`, `{"format":2}`, `{"format":1,"shell":true}`, `{"format":1} {"format":1}`, `{"format":1}x`,
 		`{"format":2}`, `{"format":2,"console":{"reason":"x"}}`, `{"format":1,"secret":{}}`, `{"format":3,"secret":{}}`, `{"format":2,"secret":{"key":"x"}}`,
 		`{"format":2,"secret":{},"console":{"reason":"x"}}`, `{"format":2,"secret":`, `{"format":2,"secret":null}`,
-		`{"format":1,"console":{"version":-1,"reason":"x"}}`, `{"format":1` + strings.Repeat(" ", MaxSize) + "}",
+		`{"format":1,"console":{"version":-1,"reason":"x"}}`, `{"format":1,"Format":1,"console":{"reason":"x"}}`,
+		`{"format":1,"console":{"person":false,"reason":"x","person":true}}`, `{"format":1,"console":{"Person":true,"reason":"x"}}`,
+		`{"format":1` + strings.Repeat(" ", MaxSize) + "}",
 	} {
 		if r, err := Parse([]byte(text)); err == nil {
 			t.Errorf("%.60q is taken: %+v", text, r)
@@ -76,6 +78,7 @@ func TestRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"format":1,"console":{"version":"7","person":true,"failed":"unlock","reason":"x\u001b[2J\n"}}`))
 	f.Add([]byte(`{"format":2,"secret":{"keys":true}}`))
+	f.Add([]byte(`{"format":2,"secret":{"keys":false,"Keys":true}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)
 		if err != nil {

@@ -5,10 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"halogenos.internal/boot/strictjson"
 )
 
 // Bounds of what is read from a disk.
@@ -169,14 +170,9 @@ func ParseSealed(b []byte) (*Sealed, error) {
 	if len(b) > maxSealedJSON {
 		return nil, fmt.Errorf("%w: %d bytes, want at most %d", ErrSealed, len(b), maxSealedJSON)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
 	s := new(Sealed)
-	if err := d.Decode(s); err != nil {
+	if err := strictjson.Decode(b, s); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSealed, err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: more after its JSON", ErrSealed)
 	}
 	if err := s.Validate(); err != nil {
 		return nil, err

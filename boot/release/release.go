@@ -16,6 +16,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/strictjson"
 )
 
 // Format is the number of this format; another is refused.
@@ -210,7 +211,7 @@ func Parse(text []byte) (*Release, error) {
 		return nil, fmt.Errorf("%s has %d bytes, more than %d", ManifestFile, len(text), MaxSize)
 	}
 	r := new(Release)
-	if err := contract.DecodeStrict(text, r); err != nil {
+	if err := strictjson.Decode(text, r); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", ManifestFile, err)
 	}
 	if err := r.Validate(); err != nil {

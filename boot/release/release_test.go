@@ -109,6 +109,16 @@ func TestRefused(t *testing.T) {
 	if _, err := Parse(bytes.Repeat([]byte{' '}, MaxSize+1)); err == nil {
 		t.Error("a file that is too large was parsed")
 	}
+	good, err := sample().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two readers would see two values.
+	for _, more := range []string{`"epoch":1,`, `"EPOCH":1,`, `"files":[],`} {
+		if _, err := Parse([]byte("{" + more + string(good[1:]))); err == nil || !strings.Contains(err.Error(), "comes twice") {
+			t.Errorf("%s: %v", more, err)
+		}
+	}
 }
 
 // FAULTS 5, 6
@@ -148,6 +158,7 @@ func FuzzParse(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(good)
+		f.Add([]byte(`{"epoch":1,` + string(good[1:])))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)

@@ -15,6 +15,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/strictjson"
 )
 
 // An Origin says where an entry that is not this machine's own key came from.
@@ -291,7 +292,7 @@ func ParseList(b []byte) (*List, error) {
 		return nil, fmt.Errorf("list of Secure Boot contents: %w", err)
 	}
 	var t listText
-	if err := contract.DecodeStrict(text, &t); err != nil {
+	if err := strictjson.Decode(text, &t); err != nil {
 		return nil, fmt.Errorf("list of Secure Boot contents: %w", err)
 	}
 	public, rest, err := cutPart(rest, uint32(MaxList))

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -90,7 +91,7 @@ func (a *Agent) readNote() (*stagedNote, error) {
 		return nil, err
 	}
 	note := new(stagedNote)
-	if err := contract.DecodeStrict(text, note); err != nil {
+	if err := strictjson.Decode(text, note); err != nil {
 		return nil, refuse("what the fetcher left cannot be read: %w", err)
 	}
 	if note.Format != noteFormat || note.Version == 0 || !note.Slot.Valid() {

@@ -14,9 +14,9 @@ import (
 	"strconv"
 	"strings"
 
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/strictjson"
 )
 
 // Folder is where the ESP has what is ours besides UKIs and boot manager.
@@ -69,7 +69,7 @@ func Parse(text []byte) (*Pending, error) {
 		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(text), MaxSize)
 	}
 	p := new(Pending)
-	if err := contract.DecodeStrict(text, p); err != nil {
+	if err := strictjson.Decode(text, p); err != nil {
 		return nil, fmt.Errorf("parse pending keys: %w", err)
 	}
 	if p.Format != format {

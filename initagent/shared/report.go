@@ -1,7 +1,6 @@
 package shared
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -65,7 +65,11 @@ func (p Place) Boot() (*Report, error) {
 	}
 	defer f.Close()
 	r := new(Report)
-	if err := json.NewDecoder(io.LimitReader(f, maxReport)).Decode(r); err != nil {
+	text, err := io.ReadAll(io.LimitReader(f, maxReport))
+	if err == nil {
+		err = strictjson.Unmarshal(text, r)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("report of this boot: %w", err)
 	}
 	return r, nil

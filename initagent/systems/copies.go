@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/enrol"
 	"halogenos.internal/initagent/hw"
 )
@@ -87,7 +88,7 @@ func (k *Keeper) Index() (*Index, error) {
 		return nil, err
 	}
 	index := new(Index)
-	if err := json.Unmarshal(text, index); err != nil {
+	if err := strictjson.Unmarshal(text, index); err != nil {
 		return nil, fmt.Errorf("%w: %w", errIndex, err)
 	}
 	switch {

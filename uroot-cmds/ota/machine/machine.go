@@ -8,7 +8,6 @@
 package machine
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
@@ -120,7 +120,7 @@ func (m *Machine) Running() (*Running, error) {
 		return nil, err
 	}
 	var r shared.Report
-	if err := json.Unmarshal(text, &r); err != nil {
+	if err := strictjson.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("read /%s: %w", reportFile, err)
 	}
 	if r.Contract == nil || !r.Slot.Valid() {
@@ -404,7 +404,7 @@ func decodeStrictly(path string, v any) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := json.Unmarshal(text, v); err != nil {
+	if err := strictjson.Unmarshal(text, v); err != nil {
 		return false, fmt.Errorf("%s: %w (%w)", path, errDamaged, err)
 	}
 	return true, nil
