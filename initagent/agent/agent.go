@@ -63,28 +63,30 @@ type Agent struct {
 	table     *gpt.Table
 	firmware  enrol.State
 	chip      chip
-	dog       *watchdog.Dog       // or nil
-	listener  hw.Listener         // or nil: nobody is listened to
-	pending   *provision.Pending  // what the first boot left for the second; or nil
-	leftovers bool                // the ESP has files of that kind
-	marked    bool                // the ESP has deletionMark
-	unlocked  bool                // the ESP says that the root partition was opened before
-	lock      *vault.Lock         // of the root partition; or nil
-	secret    *policy.Secret      // from opening the root partition to the end of the boot
-	record    *policy.Record      // that let the TPM release the secret; or nil
-	list      *secureboot.List    // of this machine's own, from the open root partition; or nil
-	had       rootpart.Guarantees // what this machine has had; once the root partition is open
-	rootOpen  bool                // the kernel has the volume
-	mounted   []string            // what lies on the root partition, or in memory in its place
-	inMemory  bool                // there is no root partition: its folders lie in memory
-	names     []bls.Name          // the UKIs on the ESP
-	looked    bool                // the ESP was compared with its copies
-	request   *nextboot.Console   // what the boot before this one asks for; or nil
-	wish      *nextboot.NewSecret // of the running system; or nil
-	foretold  *rootpart.Start     // what the TPM was told of the start after the enrolment; or nil
-	bitten    bool                // the watchdog ended the boot before this one
-	unwritten []journal.Entry     // what the boot journal is still to get
-	judged    bls.Name            // the trial that has used up its tries
+	dog       *watchdog.Dog      // or nil
+	listener  hw.Listener        // or nil: nobody is listened to
+	pending   *provision.Pending // what the first boot left for the second; or nil
+	leftovers bool               // the ESP has files of that kind
+	marked    bool               // the ESP has deletionMark
+	// countDeleted: countVariable was somebody's, and is deleted.
+	countDeleted bool
+	unlocked     bool                // the ESP says that the root partition was opened before
+	lock         *vault.Lock         // of the root partition; or nil
+	secret       *policy.Secret      // from opening the root partition to the end of the boot
+	record       *policy.Record      // that let the TPM release the secret; or nil
+	list         *secureboot.List    // of this machine's own, from the open root partition; or nil
+	had          rootpart.Guarantees // what this machine has had; once the root partition is open
+	rootOpen     bool                // the kernel has the volume
+	mounted      []string            // what lies on the root partition, or in memory in its place
+	inMemory     bool                // there is no root partition: its folders lie in memory
+	names        []bls.Name          // the UKIs on the ESP
+	looked       bool                // the ESP was compared with its copies
+	request      *nextboot.Console   // what the boot before this one asks for; or nil
+	wish         *nextboot.NewSecret // of the running system; or nil
+	foretold     *rootpart.Start     // what the TPM was told of the start after the enrolment; or nil
+	bitten       bool                // the watchdog ended the boot before this one
+	unwritten    []journal.Entry     // what the boot journal is still to get
+	judged       bls.Name            // the trial that has used up its tries
 	// judgedReason is why it is held to be what the verdict says.
 	judgedReason string
 	init         []string

@@ -121,7 +121,7 @@ func (a *Agent) observeTable() error {
 // mounted for it, and a damaged one costs no boot.
 func (a *Agent) observeESP() error {
 	a.state.Trial, a.state.Fallback, a.names = false, false, nil
-	counted, err := a.Firmware.LoaderString("LoaderBootCountPath")
+	counted, err := a.Firmware.LoaderString(countVariable)
 	if err != nil {
 		return err
 	}

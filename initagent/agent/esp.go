@@ -14,6 +14,9 @@ import (
 	"halogenos.internal/initagent/systems"
 )
 
+// countVariable is where the boot manager says that it has counted a start of a trial.
+const countVariable = "LoaderBootCountPath"
+
 func (a *Agent) readESP(read func(files fs.FS) error) error { return a.ESP.Read(a.disk, read) }
 
 func (a *Agent) writeESP(write func(dir hw.ESPDir) error) error { return a.ESP.Write(a.disk, write) }
@@ -79,9 +82,14 @@ func (a *Agent) runningUKI() (image []byte, err error) {
 // over. It is the rename that the boot manager makes, by another driver; cut before it,
 // the start is not counted, and cut in it, hw.ESPDir says what is left. Where it fails the
 // system starts all the same, and what that means is said.
+//
+// Where somebody had stored something under the variable's name, the boot manager could
+// not say whether it has counted. The variable is deleted now and the next start is an
+// ordinary one, so this one is not counted: a trial would lose two tries at once. Where it
+// cannot be deleted, a trial that loses two is better than one that never ends.
 func (a *Agent) countTry() error {
-	counted, err := a.Firmware.LoaderString("LoaderBootCountPath")
-	if err != nil || counted != "" {
+	counted, err := a.Firmware.LoaderString(countVariable)
+	if err != nil || counted != "" || a.countDeleted {
 		return nil
 	}
 	if a.names, err = a.ukiNames(); err != nil {

@@ -159,7 +159,7 @@ func trialReason(booted bls.Name, others []bls.Name) string {
 // bootedName is the name of the UKI that this boot was started from, as it is
 // now: the boot manager says what it renamed, and the stub where it lay.
 func (a *Agent) bootedName() (bls.Name, bool) {
-	for _, variable := range []string{"LoaderBootCountPath", "StubImageIdentifier"} {
+	for _, variable := range []string{countVariable, "StubImageIdentifier"} {
 		value, err := a.Firmware.LoaderString(variable)
 		if err != nil || value == "" {
 			continue

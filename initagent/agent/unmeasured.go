@@ -34,6 +34,7 @@ func (a *Agent) removeUnmeasured() error {
 			continue
 		}
 		a.Log.Say("WARNING: the firmware had a variable %s, which %s. It is no part of this system, and was deleted: somebody was root on this machine, or at its console", v.Name, v.Does)
+		a.countDeleted = a.countDeleted || v.Name == countVariable
 		if v.Early {
 			gone = append(gone, v.Name)
 		}
