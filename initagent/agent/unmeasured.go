@@ -59,6 +59,9 @@ const deletionMark = provision.Folder + "/deleted"
 // on the ESP, which the firmware does not restore, and the next start that finds both
 // opens the console. Where the mark cannot be kept, this one does.
 //
+// A mark can be an old one, which no start could remove, or anybody's: the reason says
+// what is known, and what tells the two apart.
+//
 // The mark follows the deletion. Cut before it, the next start finds no variable and
 // is an ordinary one, or finds it again and comes here again; cut while it is written,
 // its name counts. It goes in the first start without the variable (forgetDeletion).
@@ -69,7 +72,8 @@ func (a *Agent) afterDeletion(names string) (planted string, again bool) {
 	case err != nil:
 		return fmt.Sprintf("%s. That cannot be noted on the ESP (%v), so the machine does not start again by itself: `exit` restarts it", planted, err), false
 	case marked:
-		return fmt.Sprintf("the firmware brings %s back after each deletion, which is no part of this system: update the firmware, or reset it to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start; "+
+		return fmt.Sprintf("%s, which is no part of this system, is there again after an earlier start has deleted it. It is deleted now, too, and `exit` restarts without it. If it comes back, the firmware restores it: "+
+			"update the firmware, or reset it to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start; "+
 			"a virtual machine whose variables are restored needs a copy of them without it", names), false
 	}
 	return planted, true

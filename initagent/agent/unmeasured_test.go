@@ -50,7 +50,7 @@ func TestPlantedAgain(t *testing.T) {
 	for _, want := range []string{"reboot", "recovery", "recovery"} {
 		m.said.Reset()
 		end := m.boot()
-		if end != want || want == "recovery" && (!m.noModules || !strings.Contains(m.said.String(), "the firmware brings MokListRT back")) {
+		if end != want || want == "recovery" && (!m.noModules || !strings.Contains(m.said.String(), "If it comes back, the firmware restores it")) {
 			t.Fatalf("ends in %s, want %s, modules refused %v:\n%s", end, want, m.noModules, m.said.String())
 		}
 	}
@@ -73,6 +73,9 @@ func TestPlantedMark(t *testing.T) {
 	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
 	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.facts.Released {
 		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
+	}
+	if said := m.said.String(); strings.Contains(said, "the firmware brings") || !strings.Contains(said, "`exit` restarts without it") {
+		t.Errorf("the mark is an old one, and the firmware has brought nothing back:\n%s", said)
 	}
 	m.runs(1)
 	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
