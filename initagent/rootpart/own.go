@@ -121,7 +121,8 @@ func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.C
 // OwnList is InForce for whoever judges by it, and StoredList without a firmware's state.
 // Where the list is damaged and the keys are good it is a bare one as well, and damaged
 // says why: whoever can damage a list could not have made one, and a bare list wants
-// nothing of others in the firmware. While keys are replaced there is no such way.
+// nothing of others in the firmware. While keys are replaced that is so in Setup Mode alone,
+// in which the firmware has none of either and gets the new ones.
 func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.State) (list *secureboot.List, damaged, err error) {
 	if s != nil {
 		list, damaged = InForce(store, secret, lock, *s)
@@ -131,7 +132,7 @@ func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.S
 	if damaged == nil {
 		return list, nil, nil
 	}
-	if KeysUnfinished(store, lock) {
+	if s != nil && s.SetupMode == enrol.Off && KeysUnfinished(store, lock) {
 		return nil, nil, damaged
 	}
 	keys, err := StoredKeys(store, secret, lock)

@@ -40,6 +40,10 @@ func wipeKeys(sets ...*secureboot.KeySet) {
 // keys which the machine has no more.
 var errStale = errors.New("it is not for this machine's keys")
 
+// errOtherForm is a NextKeysFile of another release. The superseded keys in it are as good
+// as lost here. It stays until the change goes on without them.
+var errOtherForm = errors.New("another release has written it")
+
 // readNote reads NextKeysFile. A note that is not there is a change without superseded
 // keys.
 func readNote(store hw.Store, secret *policy.Secret) (n nextKeys, err error) {
@@ -58,7 +62,7 @@ func readNote(store hw.Store, secret *policy.Secret) (n nextKeys, err error) {
 		return n, err
 	}
 	if n.Format != nextKeysFormat {
-		return n, fmt.Errorf("%s: format %d, want %d", NextKeysFile, n.Format, nextKeysFormat)
+		return n, errOtherForm
 	}
 	return n, nil
 }
@@ -70,12 +74,15 @@ func readChange(store hw.Store, secret *policy.Secret, lock *vault.Lock) (_ *cha
 		return nil, nil
 	}
 	note, err := readNote(store, secret)
-	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, errStale)
+	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, errStale) || errors.Is(err, errOtherForm)
 	if err != nil && !missing || errors.Is(err, errStale) && len(lock.NextDeed) == 0 {
 		return nil, err
 	}
 	c := &change{note: note}
 	if c.next, err = StoredList(store, secret, lock); err != nil {
+		if !errors.Is(err, errNotOwner) {
+			err = fmt.Errorf("%s, which says what the firmware shall hold once the Secure Boot keys are replaced, cannot be read: %w. %s", ListFile, err, wayOut)
+		}
 		return nil, err
 	}
 	if c.fresh, err = StoredKeys(store, secret, lock); err != nil {
@@ -117,8 +124,8 @@ func (k *KeyChange) read() (*change, error) {
 }
 
 // errOldGone is for a change of which the firmware has taken nothing and the old keys are
-// lost: root of the running system can remove NextKeysFile.
-var errOldGone = fmt.Errorf("the firmware holds this machine's old Secure Boot keys, and %s, which had the private ones, is gone: only they could go on. %s", NextKeysFile, wayOut)
+// lost: root of the running system can remove NextKeysFile, or it is another release's.
+var errOldGone = fmt.Errorf("the firmware holds this machine's old Secure Boot keys, and %s, which had the private ones, is gone, or another release has written it, which can go on: only they could. %s", NextKeysFile, wayOut)
 
 // had is what the firmware's variables held before the change. Where the superseded keys
 // are lost it is what they hold now: with the new PK in place the new keys replace
