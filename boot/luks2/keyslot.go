@@ -114,6 +114,17 @@ func (d *digest) of(volumeKey []byte) []byte {
 	return pbkdf2.Key(volumeKey, d.Salt, d.Iterations, h().Size(), h)
 }
 
+// ReadKeyslot reports whether the device gives all that a passphrase opens a keyslot by.
+func (h *Header) ReadKeyslot(r io.ReaderAt, slot int) error {
+	k := h.meta.keyslot(slot)
+	if k == nil {
+		return nil // Unlock says that it is not there
+	}
+	material := make([]byte, k.KeySize*k.AF.Stripes)
+	defer Wipe(material)
+	return readFull(r, material, int64(k.Area.Offset))
+}
+
 // open returns what the area holds under the passphrase: the volume key, or
 // noise. The caller wipes it.
 func (k *keyslot) open(r io.ReaderAt, passphrase []byte) ([]byte, error) {

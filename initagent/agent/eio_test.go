@@ -45,6 +45,7 @@ func TestUnreadable(t *testing.T) {
 		{"the other slot", in(b.SystemNumber(), 0), slotSize, "system", nil},
 		{"the other slot's tree", in(b.VerityNumber(), 0), 4096, "system", nil},
 		{"the root partition's header", in(layout.RootNumber, 0), luks2.DataOffset, "recovery", []string{inUse}},
+		{"all keyslots of the root partition", in(layout.RootNumber, 32<<10), luks2.DataOffset - 32<<10, "recovery", []string{inUse, "so no key is asked for"}},
 		{"one copy of the header", in(layout.RootNumber, 0), 4096, "system", nil},
 		{"the other copy of the header", in(layout.RootNumber, 16<<10), 4096, "system", nil},
 	} {
@@ -55,6 +56,9 @@ func TestUnreadable(t *testing.T) {
 			m.ends(c.end, c.says...)
 			if c.end == "system" && (m.openVolume == nil || strings.Contains(m.printed.String(), "ecovery key")) {
 				t.Errorf("the root partition is closed; it asks %q:\n%s", m.printed.String(), m.said.String())
+			}
+			if strings.Contains(m.printed.String(), "Recovery key (") {
+				t.Errorf("it asks for the recovery key in vain:\n%s", m.printed.String())
 			}
 			m.bad.from, m.bad.to = 0, 0
 			m.printed.Reset()

@@ -282,6 +282,9 @@ func (a *Agent) askKey() error {
 		return err
 	}
 	defer f.Close()
+	if err := a.lock.ReadRecovery(f); err != nil {
+		return err
+	}
 	timeout := keyTimeout
 	if a.state.Trial && a.state.Fallback && a.facts.Unlock == slot.Failed {
 		timeout = trialKeyTimeout

@@ -11,6 +11,24 @@ import (
 	"halogenos.internal/boot/policy"
 )
 
+// ReadRecovery reports that no recovery key opens the volume, whatever is typed: the disk
+// does not give the area of any of their keyslots.
+func (l *Lock) ReadRecovery(r io.ReaderAt) error {
+	var failed error
+	for _, have := range l.Recoveries {
+		err := l.Header.ReadKeyslot(r, have.Keyslot)
+		if err == nil {
+			return nil
+		}
+		failed = errors.Join(failed, fmt.Errorf("keyslot %d: %w", have.Keyslot, err))
+	}
+	if failed != nil {
+		return fmt.Errorf("the disk fails to read what the recovery key opens the root partition by, so no key is asked for: "+
+			"check the disk and its cable, and restart (`exit`); if it stays like this, the disk has to be replaced: %w", failed)
+	}
+	return nil
+}
+
 // OpenRecovery opens the volume with a recovery key that somebody typed, and
 // returns the machine secret with it. The caller wipes both.
 func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte, *policy.Secret, error) {
