@@ -60,7 +60,7 @@ type Signature struct {
 // describeEFI describes any program for EFI. Few are as plain as what a UKI is
 // made of must be: most have memory that the file does not fill (.bss).
 func describeEFI(image []byte) (*EFI, error) {
-	f, err := pe.NewFile(bytes.NewReader(image))
+	f, err := openPE(image)
 	if err != nil {
 		return nil, fmt.Errorf("begins like a program for EFI, but is not one: %w", err)
 	}
@@ -81,8 +81,9 @@ func describeEFI(image []byte) (*EFI, error) {
 		}
 		return e, nil
 	}
-	for _, s := range img.Sections() {
-		e.Sections = append(e.Sections, Section{Name: s.Name, Size: len(s.Data), SHA256: sum(s.Data)})
+	for i, s := range img.Sections() {
+		// The whole name: "/4" is one of more than 8 bytes, which is in the table of symbols.
+		e.Sections = append(e.Sections, Section{Name: f.Sections[i].Name, Size: len(s.Data), SHA256: sum(s.Data)})
 	}
 	if stub, err := img.Stub(); err == nil {
 		e.Program, e.Version = stub.Program, stub.Version
@@ -95,6 +96,27 @@ func describeEFI(image []byte) (*EFI, error) {
 		}
 	}
 	return e, nil
+}
+
+// openPE reads the headers of a program for any processor. debug/pe refuses those that it
+// does not know, such as LoongArch, though nothing in its headers depends on them.
+func openPE(image []byte) (*pe.File, error) {
+	f, err := pe.NewFile(bytes.NewReader(image))
+	if err == nil || len(image) < 64 {
+		return f, err
+	}
+	le := binary.LittleEndian
+	at := uint64(le.Uint32(image[60:])) + 4 // of the COFF header, whose first field is the processor
+	if at+2 > uint64(len(image)) {
+		return nil, err
+	}
+	plain := bytes.Clone(image)
+	le.PutUint16(plain[at:], pe.IMAGE_FILE_MACHINE_UNKNOWN)
+	if f, err = pe.NewFile(bytes.NewReader(plain)); err != nil {
+		return nil, err
+	}
+	f.Machine = le.Uint16(image[at:])
+	return f, nil
 }
 
 func (e *EFI) fault(format string, args ...any) {

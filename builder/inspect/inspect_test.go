@@ -328,8 +328,12 @@ func TestOrdinaryEFIPrograms(t *testing.T) {
 			le.PutUint32(b[coff+24+92:], 16)
 			copy(b[coff+24+224:], b[sections:sections+80])
 		}), []string{"32-bit x86", "section .text", "no PE hash"}},
-		"gap":          {changed(func(b []byte) { le.PutUint32(b[sections+16:], 256) }), []string{"no PE hash", "section .text"}},
-		"two sections": {changed(func(b []byte) { copy(b[sections+40:], ".text\x00\x00\x00") }), []string{"section .text"}},
+		// iPXE of Debian 13; debug/pe refuses what Go does not build for.
+		"for LoongArch":  {changed(func(b []byte) { le.PutUint16(b[coff+4:], 0x6264) }), []string{"loongarch64", "section .text"}},
+		"for EFI's own":  {changed(func(b []byte) { le.PutUint16(b[coff+4:], 0x0ebc) }), []string{"kind 0x0ebc", "section .text"}},
+		"a name as shim": {long(plain, coff, sections), []string{"section .vendor_cert 4 bytes"}},
+		"gap":            {changed(func(b []byte) { le.PutUint32(b[sections+16:], 256) }), []string{"no PE hash", "section .text"}},
+		"two sections":   {changed(func(b []byte) { copy(b[sections+40:], ".text\x00\x00\x00") }), []string{"section .text"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, text := shown(t, c.image)
@@ -339,6 +343,17 @@ func TestOrdinaryEFIPrograms(t *testing.T) {
 			says(t, name, text, c.want...)
 		})
 	}
+}
+
+// long gives the second section a name of more than 8 bytes, which lies behind the
+// symbols (PE format, "COFF String Table").
+func long(image []byte, coff, sections int) []byte {
+	const name = ".vendor_cert\x00"
+	le := binary.LittleEndian
+	b := bytes.Clone(image)
+	copy(b[sections+40:], "/4\x00\x00\x00\x00\x00\x00")
+	le.PutUint32(b[coff+12:], uint32(len(b)))
+	return append(le.AppendUint32(b, uint32(4+len(name))), name...)
 }
 
 // FAULTS 112 (B11)
