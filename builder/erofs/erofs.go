@@ -86,6 +86,27 @@ func last(said string) string {
 	return strings.Join(lines[max(0, len(lines)-3):], "\n")
 }
 
+// ToolVersion asks [Tool] for its version, such as "1.8.6". It is empty where none is told.
+func ToolVersion(ctx context.Context) string {
+	// Up to 1.5 the option is not known: the version comes first all the same, on the
+	// standard output, and the usage is an error on the other.
+	said, err := exec.CommandContext(ctx, Tool, "--version").Output()
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+		return ""
+	}
+	return versionIn(string(said))
+}
+
+// versionIn finds the version in what [Tool] says of itself.
+func versionIn(said string) string {
+	line, _, _ := strings.Cut(said, "\n")
+	rest, ok := strings.CutPrefix(strings.TrimSpace(line), Tool+" ")
+	if version := strings.TrimPrefix(rest, "(erofs-utils) "); ok && version != "" && version[0] >= '0' && version[0] <= '9' {
+		return version
+	}
+	return ""
+}
+
 // A Header is the superblock of an EROFS file system, as far as it describes
 // the whole (Linux, fs/erofs/erofs_fs.h, struct erofs_super_block).
 type Header struct {

@@ -199,3 +199,35 @@ func FuzzReadHeader(f *testing.F) {
 		}
 	})
 }
+
+// A provenance names the version of the program that made the file system. What they say,
+// of Debian 12 (which exits with 1) and 13.
+func TestToolVersion(t *testing.T) {
+	for _, c := range []struct{ script, want string }{
+		{`echo "mkfs.erofs: unrecognized option '--version'" >&2; echo 'usage: [options] FILE DIRECTORY' >&2; echo 'mkfs.erofs 1.5'; exit 1`, "1.5"},
+		{`echo 'mkfs.erofs (erofs-utils) 1.8.6'; echo 'available compressors: lz4, lz4hc, lzma, deflate, libdeflate, zstd'`, "1.8.6"},
+		{`echo 'mkfs.erofs: unknown'`, ""},
+		{`echo 'usage: [options] FILE DIRECTORY'; exit 1`, ""},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, Tool), []byte("#!/bin/sh\n"+c.script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", dir)
+		if got := ToolVersion(t.Context()); got != c.want {
+			t.Errorf("%s: %q, want %q", c.script, got, c.want)
+		}
+	}
+	t.Setenv("PATH", t.TempDir())
+	if got := ToolVersion(t.Context()); got != "" {
+		t.Errorf("without the program: %q", got)
+	}
+}
+
+// The same of the program that is here, whichever it is.
+func TestToolVersionHere(t *testing.T) {
+	said := testkit.Need(t, Tool)
+	if got := ToolVersion(t.Context()); got == "" {
+		t.Errorf("%s tells no version", said)
+	}
+}

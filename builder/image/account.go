@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -137,7 +136,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 			"vendorKeys": c.VendorKeys, "rootFileSystem": c.RootFileSystem, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
 		},
 		Used:       []sbom.Digest{{Name: "root file system", SHA256: source}, {Name: busyboxFile, SHA256: digest(b.busybox.Program)}},
-		Tools:      map[string]string{"halogen": version.String(), erofs.Tool: toolVersion(ctx, erofs.Tool)},
+		Tools:      map[string]string{"halogen": version.String(), erofs.Tool: erofs.ToolVersion(ctx)},
 		Invocation: "urn:uuid:" + derive("build", c.ImageID, b.Version).String(),
 	}
 	if len(c.ReleaseKey) > 0 {
@@ -171,17 +170,6 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	}
 	p.Made = append(p.Made, sbom.Digest{Name: release.ManifestFile, SHA256: digest(description)}, sbom.Digest{Name: BillFile, SHA256: digest(bill)})
 	return p, nil
-}
-
-// toolVersion is the first line that a tool says about its version; empty where
-// it says none.
-func toolVersion(ctx context.Context, tool string) string {
-	out, err := exec.CommandContext(ctx, tool, "--version").CombinedOutput()
-	if err != nil && len(out) == 0 {
-		return ""
-	}
-	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return line
 }
 
 // sourceDigest is the SHA-256 of an archive, or for a folder that of the list

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/version"
 	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
@@ -97,6 +98,7 @@ func TestPartsBelongTogether(t *testing.T) {
 	// Both papers name the builder by its version: that of a test is not known.
 	for _, paper := range []struct{ file, want string }{
 		{ProvenanceFile, `"halogen": "` + version.String() + `"`}, {BillFile, `"version": "` + version.String() + `"`},
+		{ProvenanceFile, `"` + erofs.Tool + `": "` + erofs.ToolVersion(t.Context()) + `"`},
 	} {
 		if text := read(t, o.Out, paper.file); !bytes.Contains(text, []byte(paper.want)) {
 			t.Errorf("%s lacks %s", paper.file, paper.want)
