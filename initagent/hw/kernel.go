@@ -259,15 +259,21 @@ func (k *LinuxKernel) ColdplugOnly(wanted func(file string) bool) (int, error) {
 	}
 	all := k.aliases
 	defer func() { k.aliases = all }()
+	k.keepOnly(only)
+	return k.Coldplug(nil)
+}
+
+// keepOnly leaves the aliases of some modules.
+func (k *LinuxKernel) keepOnly(modules map[string]bool) {
+	all := k.aliases
 	k.aliases = aliasIndex{}
 	for start, list := range all {
 		for _, a := range list {
-			if only[canonical(a.module)] {
+			if modules[canonical(a.module)] {
 				k.aliases[start] = append(k.aliases[start], a)
 			}
 		}
 	}
-	return k.Coldplug(nil)
 }
 
 // hotplugEvery is how often Hotplug looks. A person with a stick does not notice it, nor
