@@ -170,8 +170,9 @@ install: places build $(OUT)/copyright ## install halogen and its manual pages (
 places:
 	@:$(call one,PREFIX)$(call one,DESTDIR)
 
-# A Debian package of the same. MAINTAINER= is who answers for it.
-MAINTAINER ?= HalogenOS authors <maintainers@halogenos.invalid>
+# A Debian package of the same. MAINTAINER= is who answers for it; without, DEBFULLNAME and
+# DEBEMAIL say so, as to Debian's own tools.
+MAINTAINER ?=
 DEBARCH = $(shell go env GOARCH)
 .PHONY: deb
 deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER='NAME <ADDRESS>')

@@ -45,6 +45,25 @@ func debianVersion(version string) (string, error) {
 	return v, nil
 }
 
+// nobody is the maintainer of a package of which its builder does not say who answers
+// for it. Nothing is delivered to the address (RFC 2606, section 2).
+const nobody = "A local build that nobody answers for <nobody@localhost>"
+
+// maintainerFrom is who answers for a package, by the variables that Debian's own tools
+// read (debchange(1), "ENVIRONMENT"): the address may have the name with it.
+func maintainerFrom(env func(string) string) string {
+	switch address, name := env("DEBEMAIL"), env("DEBFULLNAME"); {
+	case address == "":
+		return nobody
+	case strings.Contains(address, "<"):
+		return address
+	case name == "":
+		return address + " <" + address + ">"
+	default:
+		return name + " <" + address + ">"
+	}
+}
+
 // text is the file control; kib is the size of what is installed.
 func (c control) text(kib int64) ([]byte, error) {
 	for _, value := range []string{c.Version, c.Architecture, c.Maintainer} {

@@ -97,6 +97,27 @@ func read(t *testing.T, name string) []byte {
 	return text
 }
 
+// The maintainer is who makes the package, and nobody where nobody says so.
+func TestMaintainer(t *testing.T) {
+	root, out := tree(t), filepath.Join(t.TempDir(), "a.deb")
+	for _, c := range []struct{ argument, name, address, want string }{
+		{"", "", "", "A local build that nobody answers for <nobody@localhost>"},
+		{"", "A B", "", "A local build that nobody answers for <nobody@localhost>"},
+		{"", "A B", "a@example.org", "A B <a@example.org>"},
+		{"", "", "a@example.org", "a@example.org <a@example.org>"},
+		{"", "A B", "C D <c@example.org>", "C D <c@example.org>"},
+		{"E F <e@example.org>", "A B", "a@example.org", "E F <e@example.org>"},
+	} {
+		t.Setenv("DEBFULLNAME", c.name)
+		t.Setenv("DEBEMAIL", c.address)
+		if err := make1(t, root, out, "-maintainer", c.argument); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		} else if have := strings.TrimSpace(testkit.Run(t, "dpkg-deb", "--field", out, "Maintainer")); have != c.want {
+			t.Errorf("%+v: %q", c, have)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	root := tree(t)
 	out := filepath.Join(t.TempDir(), "a.deb")

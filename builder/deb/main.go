@@ -28,7 +28,7 @@ func run(args []string) (err error) {
 	f.StringVar(&root, "root", "", "`DIR` with the files of the package")
 	f.StringVar(&version, "version", "", "version of HalogenOS")
 	f.StringVar(&arch, "arch", "amd64", "Debian's name of the architecture")
-	f.StringVar(&maintainer, "maintainer", "", "who answers for the package: NAME <ADDRESS>")
+	f.StringVar(&maintainer, "maintainer", "", "who answers for the package: NAME <ADDRESS>; without, DEBFULLNAME and DEBEMAIL say it")
 	f.Int64Var(&date, "date", 0, "date of everything, in seconds since 1970")
 	f.StringVar(&out, "out", "", "the package, a `FILE`")
 	if err := f.Parse(args); err != nil {
@@ -40,6 +40,12 @@ func run(args []string) (err error) {
 	v, err := debianVersion(version)
 	if err != nil {
 		return err
+	}
+	if maintainer == "" {
+		maintainer = maintainerFrom(os.Getenv)
+	}
+	if maintainer == nobody {
+		fmt.Fprintln(os.Stderr, "deb: the package says that nobody answers for it: to give it to others, set MAINTAINER='NAME <ADDRESS>', or DEBFULLNAME and DEBEMAIL")
 	}
 	c := control{Version: v, Architecture: arch, Maintainer: maintainer}
 	file, err := os.OpenFile(out, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
