@@ -90,8 +90,8 @@ func encryptedPKCS8(data []byte, at int) (int, bool) {
 	return start, ok && s.ReadASN1(&algorithm, asn1.SEQUENCE) && s.ReadASN1(&key, asn1.OCTET_STRING) && s.Empty() && len(key) >= 16
 }
 
-// derPKCS12 finds a PFX (RFC 7292, section 4). What is in it cannot be told
-// without its password.
+// derPKCS12 finds a PFX (RFC 7292, section 4) but for one that shows that it has
+// certificates alone. What else is in it cannot be told without its password.
 func derPKCS12(data []byte, at int) (int, bool) {
 	rest := cryptobyte.String(data[at+3:])
 	var safe, name cryptobyte.String
@@ -100,5 +100,45 @@ func derPKCS12(data []byte, at int) (int, bool) {
 		return at, at >= 2 && data[at-2] == 0x30 && bytes.HasPrefix(data[at+3:], []byte("\x30\x80\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07"))
 	}
 	_, start, ok := enclosing(data, at)
-	return start, ok && safe.ReadASN1(&name, asn1.OBJECT_IDENTIFIER) && bytes.HasPrefix(name, []byte("\x2a\x86\x48\x86\xf7\x0d\x01\x07"))
+	content := safe
+	return start, ok && safe.ReadASN1(&name, asn1.OBJECT_IDENTIFIER) && bytes.HasPrefix(name, []byte("\x2a\x86\x48\x86\xf7\x0d\x01\x07")) && !certificatesOnly(content)
+}
+
+// certificatesOnly reports whether a PFX's content is in the clear and holds
+// certificates and revocations alone (RFC 7292, section 4.2), as cacerts of a JDK.
+func certificatesOnly(content cryptobyte.String) bool {
+	safe, ok := plainData(content)
+	var parts cryptobyte.String
+	if !ok || !safe.ReadASN1(&parts, asn1.SEQUENCE) || !safe.Empty() {
+		return false
+	}
+	for !parts.Empty() {
+		var part, bags, bag, kind cryptobyte.String
+		if !parts.ReadASN1(&part, asn1.SEQUENCE) {
+			return false
+		}
+		inner, ok := plainData(part)
+		if !ok || !inner.ReadASN1(&bags, asn1.SEQUENCE) || !inner.Empty() {
+			return false
+		}
+		for !bags.Empty() {
+			if !bags.ReadASN1(&bag, asn1.SEQUENCE) || !bag.ReadASN1(&kind, asn1.OBJECT_IDENTIFIER) {
+				return false
+			}
+			last, ok := bytes.CutPrefix(kind, []byte("\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01"))
+			if !ok || len(last) != 1 || last[0] != 3 && last[0] != 4 { // certBag, crlBag
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// plainData is what a ContentInfo of the type data holds (RFC 2315, section 8).
+func plainData(info cryptobyte.String) (cryptobyte.String, bool) {
+	var kind, content, data cryptobyte.String
+	ok := info.ReadASN1(&kind, asn1.OBJECT_IDENTIFIER) && string(kind) == "\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01" &&
+		info.ReadASN1(&content, asn1.Tag(0).ContextSpecific().Constructed()) && info.Empty() &&
+		content.ReadASN1(&data, asn1.OCTET_STRING) && content.Empty()
+	return data, ok
 }
