@@ -54,11 +54,11 @@ func (k *Key) Pinnable(now time.Time) error {
 	end, err := k.Ends(now)
 	switch {
 	case reasonOf(err) == ended:
-		return &EndsError{fmt.Sprintf("%v: %s", err, k.cure(err))}
+		return &EndsError{fmt.Sprintf("%v: %s", err, k.Cure(err))}
 	case err != nil:
-		return fmt.Errorf("no machine would take what the release key signs: %w: %s", err, k.cure(err))
+		return fmt.Errorf("no machine would take what the release key signs: %w: %s", err, k.Cure(err))
 	case !end.IsZero() && end.Sub(now) < soon:
-		return &EndsError{fmt.Sprintf("the release key ends on %s, in %d days, and machines may sleep for a year: %s", end.UTC().Format(time.DateOnly), int(end.Sub(now).Hours()/24), k.cure(nil))}
+		return &EndsError{fmt.Sprintf("the release key ends on %s, in %d days, and machines may sleep for a year: %s", end.UTC().Format(time.DateOnly), int(end.Sub(now).Hours()/24), k.Cure(nil))}
 	}
 	return nil
 }
@@ -69,16 +69,16 @@ func (k *Key) Warning(now time.Time) string {
 	end, err := k.Ends(now)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("nothing that the release key signs is taken: %v; %s", err, k.cure(err))
+		return fmt.Sprintf("nothing that the release key signs is taken: %v; %s", err, k.Cure(err))
 	case !end.IsZero() && end.Sub(now) < soon:
-		return fmt.Sprintf("the release key ends on %s, in %d days: %s", end.UTC().Format(time.DateOnly), int(end.Sub(now).Hours()/24), k.cure(nil))
+		return fmt.Sprintf("the release key ends on %s, in %d days: %s", end.UTC().Format(time.DateOnly), int(end.Sub(now).Hours()/24), k.Cure(nil))
 	}
 	return ""
 }
 
-// cure says what to do about a key that Ends has refused, or, for nil, that ends
-// soon.
-func (k *Key) cure(err error) string {
+// Cure says what to do about a key that Ends or SigningKeys has refused, or, for nil,
+// that ends soon.
+func (k *Key) Cure(err error) string {
 	publish := fmt.Sprintf("gpg --export %s into ReleaseKeyFile; then build and publish, or 'halogen release refresh --public FILE'. Machines learn of it from the server", k.fingerprint)
 	switch reasonOf(err) {
 	case revoked:

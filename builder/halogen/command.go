@@ -93,12 +93,25 @@ func (c command) run(args []string) int {
 	case errors.Is(err, errUsage):
 		return exitUsage
 	case ctx.Err() != nil:
-		fmt.Fprintf(c.stderr, "halogen %s: interrupted\n", name)
+		fmt.Fprintf(c.stderr, "halogen %s: interrupted: %s\n", name, interrupted(name))
 		return exitFailure
 	default:
 		fmt.Fprintf(c.stderr, "halogen %s: %v%s\n", name, err, cure(err))
 		return exitFailure
 	}
+}
+
+// interrupted says what a command has left where somebody ended it, and what to do.
+func interrupted(name string) string {
+	switch name {
+	case "build":
+		return "what was half made is removed, --out has nothing of it: run it again"
+	case "release":
+		return "machines see the server as it was, or with the whole change: run it again"
+	case "install":
+		return "a disk that it was writing to may start nothing now: run it again, or restore the disk"
+	}
+	return "run it again"
 }
 
 // parse reads the options of a command and returns its arguments, which may

@@ -138,6 +138,9 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 		}
 		versions[i] = v
 	}
+	if err := onThisMachine(m.server); err != nil {
+		return err
+	}
 	folder, err := oneImage(m.server, m.image)
 	if err != nil {
 		return err

@@ -145,6 +145,9 @@ func (c command) release(ctx context.Context, args []string) error {
 	if o.Build == "" || o.Server == "" {
 		return c.misused(f, "want --build and --server, or --verify")
 	}
+	if err := onThisMachine(o.Server); err != nil {
+		return err
+	}
 	return c.publish(ctx, f, r, progress)
 }
 
@@ -213,6 +216,15 @@ func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *ima
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// onThisMachine refuses an address for a server's root: as a path, it would be a
+// directory by that name.
+func onThisMachine(server string) error {
+	if !strings.Contains(server, "://") {
+		return nil
+	}
+	return fmt.Errorf("--server %s: releases are published in a directory on this machine: name that, and copy it to the web server ('halogen release --help' has the order)", server)
 }
 
 func servers(place string, o server.Options) ([]release.Server, error) {

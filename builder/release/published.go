@@ -133,7 +133,7 @@ func asked(before []*published, key *pgp.Key, now time.Time) (must []*pgp.Key, l
 	}
 	good, err := key.SigningKeys(now)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%w: %s", err, key.Cure(err))
 	}
 	for _, p := range before {
 		pinned, err := pgp.ParseKey(p.contract.ReleaseKey)
