@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"slices"
@@ -144,7 +145,23 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 	on.machine = open()
 	result, err := c.run(ctx, on)
 	on.screen.end()
-	return on.report(s, args[0], result, err)
+	return on.report(s, args[0], result, wayOut(ctx, args[0], err))
+}
+
+// wayOut says what to do about an error that nobody else explains: one of whoever ended
+// the command, or is not root.
+func wayOut(ctx context.Context, name string, err error) error {
+	switch {
+	case err == nil || exitCode(err) != exitFailed:
+		return err
+	case ctx.Err() != nil && name == "fetch":
+		return errors.New("interrupted: run it again, and it goes on where it was. The system that runs is as before")
+	case ctx.Err() != nil:
+		return errors.New("interrupted: run it again")
+	case errors.Is(err, fs.ErrPermission) && strings.HasSuffix(err.Error(), fs.ErrPermission.Error()):
+		return fmt.Errorf("%w: run this as root", err)
+	}
+	return err
 }
 
 func isTerminal(w io.Writer) bool {

@@ -36,9 +36,14 @@ func ota(t *testing.T, dir string, args ...string) (code int, out, errs string) 
 			t.Fatal(err)
 		}
 	}
+	return otaBy(m, "/bin/false", dir, args...)
+}
+
+// otaBy runs a command on a machine that has files already, with a program for a worker.
+func otaBy(m *inventorytest.Machine, worksBy, dir string, args ...string) (code int, out, errs string) {
 	var stdout, stderr bytes.Buffer
 	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
-		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: "/bin/false"}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil }}
+		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil }}
 	})
 	return code, stdout.String(), stderr.String()
 }

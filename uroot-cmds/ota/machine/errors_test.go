@@ -47,6 +47,7 @@ func TestTells(t *testing.T) {
 	for _, f := range []fault{
 		{"fetch: no server is set", "no server", "write Server=", func(w *world) { w.conf() }},
 		{"fetch: a server that does not answer", "manifest.env", "that the server runs", func(w *world) { w.server.Close() }},
+		{"fetch: a network that is not there", "255.255.255.255", "check this machine's network", func(w *world) { w.conf("Server=http://255.255.255.255") }},
 		{"fetch: a server's name that is wrong", "nonesuch.invalid", "check the server's name", func(w *world) { w.conf("Server=http://nonesuch.invalid") }},
 		{"fetch: the wrong directory of a server", "manifest.env", "correct Server=", serve(http.NotFound)},
 		{"fetch: a login page", "manifest.env", "open a browser", serve(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) })},
