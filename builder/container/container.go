@@ -277,13 +277,28 @@ func (o Options) runOnce(ctx context.Context, r running) error {
 	c.Cancel = func() error { return c.Process.Kill() }
 	err := o.wait(c)
 	if ctx.Err() == nil {
-		return err
+		return notStarted(o.Engine, err)
 	}
 	id, missing := os.ReadFile(r.id)
 	if missing != nil {
 		return err // interrupted before there was one
 	}
 	return errors.Join(err, o.exec(context.WithoutCancel(ctx), o.Engine.remove(strings.TrimSpace(string(id)))))
+}
+
+// notStarted says what to do where the engine could not start a container, which is
+// often the machine's fault: a runtime that does not take its cgroups, limits that even
+// its root may not raise. Both engines have the same codes for that.
+func notStarted(e Engine, err error) error {
+	failed, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || failed.ExitCode() != 125 && failed.ExitCode() != 126 {
+		return err
+	}
+	others := "buildah"
+	if e == Podman {
+		others = "buildah or docker; or podman with another runtime, such as runc, or limits (runtime and default_ulimits in containers.conf)"
+	}
+	return fmt.Errorf("%w: %s could not start the container, and says above why: cure that, or take another engine with --engine: %s", err, e, others)
 }
 
 // dockerOwner returns what tells the container whom the results shall belong to,

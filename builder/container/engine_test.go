@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
@@ -156,6 +157,24 @@ func TestBuild(t *testing.T) {
 	}
 	if err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "make build") {
 		t.Errorf("without programs: %v", err)
+	}
+}
+
+// An engine that cannot start a container is told from a container that fails.
+func TestEngineThatStartsNothing(t *testing.T) {
+	for _, engine := range []Engine{Docker, Podman} {
+		for code, want := range map[string]string{"125": "could not start the container", "126": "could not start the container", "1": "run: exit status 1"} {
+			fakeEngine(t, engine, "case $called in info) echo null ;; run) exit "+code+" ;; esac")
+			err := Build(t.Context(), options(t, engine))
+			if err == nil || !strings.Contains(err.Error(), string(engine)+" run: exit status "+code) || !strings.Contains(err.Error(), want) ||
+				strings.Contains(err.Error(), "--engine") != (code != "1") {
+				t.Errorf("%s, exit status %s: %v", engine, code, err)
+				continue
+			}
+			if code == "126" {
+				testkit.Tells(t, testkit.Error{What: "build: " + string(engine) + " cannot start containers", Thing: string(engine) + " run", Cure: "--engine: buildah"}, "halogen build: "+err.Error())
+			}
+		}
 	}
 }
 
