@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// byHand returns the commands of boot/README.md as they stand there. The first
+// byHand returns the commands of builder/install/BY-HAND.md as they stand there. The first
 // block only sets variables, each to an example: those are for the person to name.
 func byHand(t testing.TB) (variables []string, script string) {
 	t.Helper()
-	text, err := os.ReadFile("../boot/README.md")
+	text, err := os.ReadFile("../builder/install/BY-HAND.md")
 	must(t, err)
 	var blocks []string
 	within := false
@@ -28,7 +28,7 @@ func byHand(t testing.TB) (variables []string, script string) {
 		}
 	}
 	if len(blocks) < 2 {
-		t.Fatalf("boot/README.md has %d blocks of commands; want one that sets variables, and those that install", len(blocks))
+		t.Fatalf("builder/install/BY-HAND.md has %d blocks of commands; want one that sets variables, and those that install", len(blocks))
 	}
 	for _, match := range regexp.MustCompile(`(?m)(?:^| )([A-Z]+)=\S`).FindAllStringSubmatch(blocks[0], -1) {
 		variables = append(variables, match[1])

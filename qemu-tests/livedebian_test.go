@@ -177,7 +177,7 @@ func (d debianFiles) ReadFile(name string, limit int64) ([]byte, error) {
 }
 
 // filesDisk is the image of a disk with an archive of testos-1, the update key, and
-// the tools that boot/README.md wants of a live system, with the steps.
+// the tools that builder/install/BY-HAND.md wants of a live system, with the steps.
 func filesDisk(t *testing.T, key string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -285,7 +285,7 @@ func (d *liveGuest) installArchive(serial string) {
 	d.install(d.disk(serial), filesPlace+"/1.tar.gz")
 }
 
-// installByHand does what boot/README.md says.
+// installByHand does what builder/install/BY-HAND.md says.
 func (d *liveGuest) installByHand(serial string) {
 	d.t.Helper()
 	disk := d.device(serial)
@@ -295,7 +295,7 @@ func (d *liveGuest) installByHand(serial string) {
 	for _, name := range variables {
 		value, ok := mine[name]
 		if !ok {
-			d.t.Fatalf("boot/README.md has a variable %s, of which this test knows nothing", name)
+			d.t.Fatalf("builder/install/BY-HAND.md has a variable %s, of which this test knows nothing", name)
 		}
 		set = append(set, name+"="+value)
 	}
