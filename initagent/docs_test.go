@@ -123,7 +123,7 @@ func TestTrustDocuments(t *testing.T) {
 
 // chapters are the READMEs, and the walks that each has.
 var chapters = map[string][]string{
-	"README.md": nil, "CONTRIBUTING.md": nil, "qemu-tests/README.md": nil, "boot/README.md": nil,
+	"README.md": nil, "CONTRIBUTING.md": nil, "qemu-tests/README.md": nil, "qemu-tests/bench/README.md": nil, "boot/README.md": nil,
 	"initagent/README.md":  {"a boot", "a TPM record", "a recovery key"},
 	"uroot-cmds/README.md": {"an update"},
 	"builder/README.md":    {"a release"},
