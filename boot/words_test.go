@@ -1,0 +1,59 @@
+package boot_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// gone are the words that the documents do without, and what is said in their place.
+var gone = map[string]string{
+	`folders?`:                   "directory",
+	`anew`:                       "again",
+	`he|him|his|himself|she|her`: "they, the owner, the attacker",
+	`enrol|enrols|enrolment`:     "enroll, enrollment",
+	`makes? no sense`:            "what failed, and on what",
+	`another one than`:           "not the",
+	`unwell|mended|bitten|hush`:  "what is wrong, and what was done",
+	`whilst|amongst|upon`:        "while, among, on",
+	`utili[sz]e[sd]?`:            "use",
+	`simply|obviously|of course`: "nothing",
+}
+
+// inCode is what is quoted: names of the code, commands, what a program prints.
+var inCode = regexp.MustCompile("`[^`]*`")
+
+// Words that have gone stay gone. The documents are what people read: chapters, manual
+// pages written by hand, and uki.conf.
+func TestWordsThatHaveGone(t *testing.T) {
+	list := exec.Command("git", "ls-files", "-z", "--", "*.md", "*.1", "*.5", "*.8", "uki.conf", "Makefile")
+	list.Dir = ".."
+	names, err := list.Output()
+	if err != nil {
+		t.Skipf("this is no git tree: %v", err)
+	}
+	read := 0
+	for _, name := range strings.Split(strings.TrimRight(string(names), "\x00"), "\x00") {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		read++
+		// A quotation may go on in the next line; the lines stay what they are.
+		text = inCode.ReplaceAllFunc(text, func(quoted []byte) []byte {
+			return bytes.Repeat([]byte("\n"), bytes.Count(quoted, []byte("\n")))
+		})
+		for word, instead := range gone {
+			for _, at := range regexp.MustCompile(`(?i)\b(`+word+`)\b`).FindAllIndex(text, -1) {
+				t.Errorf("%s:%d: %q: say %s", name, 1+bytes.Count(text[:at[0]], []byte("\n")), text[at[0]:at[1]], instead)
+			}
+		}
+	}
+	if read < 30 {
+		t.Errorf("only %d documents were read", read)
+	}
+}
