@@ -203,7 +203,7 @@ $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@echo "making a Debian root file system without the latest updates (a minute)"
 	@DEV=1 POINT_RELEASE=1 builder/recipes/debian/make-rootfs $@
 
-# Debian with the files of a folder: one more change, and a system that does
+# Debian with the files of a directory: one more change, and a system that does
 # not pass its health check.
 $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/update)
 	@cp $< $@
@@ -325,15 +325,16 @@ test: tools lint unit deb-test ## everything CI runs
 	@$(MAKE) --no-print-directory boot-test
 
 .PHONY: lint
-lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck
+lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+	@go tool -modfile=lint.mod revive -config revive.toml ./...
 	@shellcheck $$(git grep -lE '^#!/bin/(ba)?sh' -- ':!*.go')
 
 # What a change is tried with while it is made. Go keeps the results of what has not changed.
 .PHONY: check
-check: lint ## gofmt, go vet, staticcheck, and the unit tests that need no root, network or image
+check: lint ## the linters, and the unit tests that need no root, network or image
 	@go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb)$$')
 
 # The simulated machine's tests are one program on one core; the others run beside it.
