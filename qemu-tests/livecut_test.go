@@ -175,7 +175,7 @@ func installHere(t testing.TB, path string) {
 	must(t, err)
 	table, err := install.Table(s.ESP.Release, ids, targetSize/512, 512, nil)
 	must(t, err)
-	device, err := install.Open(install.Disk{Path: path, SectorSize: 512, Sectors: targetSize / 512})
+	device, err := install.Running().Open(install.Disk{Path: path, SectorSize: 512, Sectors: targetSize / 512})
 	must(t, err)
 	err = install.Install(t.Context(), device, table, s, ids, func(string, int64, int64) {})
 	must(t, errors.Join(err, device.Close()))

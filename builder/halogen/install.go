@@ -361,7 +361,7 @@ func (c command) consent(p *install.Plan, serial string) error {
 }
 
 func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs, progress install.Progress) (err error) {
-	device, err := install.Open(p.Disk)
+	device, err := install.Running().Open(p.Disk)
 	if err != nil {
 		return err
 	}

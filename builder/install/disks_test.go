@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -35,7 +38,7 @@ func TestContentsOfMembers(t *testing.T) {
 	}
 	defer f.Close()
 	defer os.Remove(f.Name())
-	if d, err := Open(Disk{Path: f.Name()}); err == nil || !strings.Contains(err.Error(), "not a block device") {
+	if d, err := Running().Open(Disk{Path: f.Name()}); err == nil || !strings.Contains(err.Error(), "not a block device") {
 		t.Errorf("a file was opened for a disk: %v, %v", d, err)
 	}
 }
@@ -111,6 +114,103 @@ func TestDisksOffered(t *testing.T) {
 	if want := "mmcblk0 nvme0n1 sda"; err != nil || strings.Join(names, " ") != want {
 		t.Errorf("offered %q, %v; want %s", names, err, want)
 	}
+}
+
+// What is shown is of one disk, though another takes its name while it is looked at.
+func TestDiskReplacedWhileRead(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		changes []string // what is sda by the time that its folder in sysfs was read, each time
+		numbers bool     // the kernel has them (5.15)
+		want    string   // model, serial number, number and contents; or of the error
+	}{
+		{"the same", []string{"A", "A"}, true, "A AAAA 11 an encrypted volume"},
+		{"replaced", []string{"B", "B", "B"}, true, "B BBBB 12 an XFS file system"},
+		{"replaced, without numbers", []string{"B", "B", "B"}, false, "B BBBB 0 an XFS file system"},
+		{"removed", []string{""}, true, "sda was removed or replaced"},
+		{"removed, without numbers", []string{""}, false, "sda was removed or replaced"},
+		{"removed later", []string{"B", ""}, true, "sda was removed or replaced"},
+		{"replaced again", []string{"B", "A", "A"}, true, "sda was removed or replaced"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newSticks(t, c.numbers)
+			served := make(chan error, 1)
+			go func() { served <- m.serve(c.changes) }()
+			d, err := m.Disk(m.dev)
+			have := fmt.Sprint(err)
+			if err == nil {
+				have = fmt.Sprintf("%s %s %d %s", d.Model, d.Serial, d.Sequence, strings.Join(d.Contents, ", "))
+			}
+			if have != c.want && (err == nil || !strings.Contains(have, c.want)) {
+				t.Fatalf("shown %q, want %q", have, c.want)
+			}
+			select {
+			case err := <-served:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it was not looked at again")
+			}
+		})
+	}
+}
+
+// sticks is a machine with one of two sticks.
+type sticks struct {
+	Linux
+	folder, dev, last string // sda's folder in sysfs, its device, and what is read last of the folder
+	numbers           bool
+}
+
+func newSticks(t *testing.T, numbers bool) sticks {
+	root := t.TempDir()
+	m := sticks{Linux: Linux{filepath.Join(root, "sys"), filepath.Join(root, "dev"), filepath.Join(root, "proc")}, numbers: numbers}
+	m.folder, m.dev = filepath.Join(m.Sys, "block/sda"), filepath.Join(m.Dev, "sda")
+	m.last = filepath.Join(m.folder, "removable")
+	if err := errors.Join(
+		os.MkdirAll(filepath.Join(m.folder, "queue"), 0o755), os.MkdirAll(filepath.Join(m.folder, "device"), 0o755), os.Mkdir(m.Dev, 0o755),
+		os.MkdirAll(filepath.Join(m.Proc, "self"), 0o755), os.WriteFile(filepath.Join(m.Proc, "self/mountinfo"), nil, 0o644),
+		m.plug("A"), unix.Mkfifo(m.last, 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// plug makes sda another stick of the same size; none by an empty name.
+func (m sticks) plug(model string) error {
+	if model == "" {
+		return errors.Join(os.RemoveAll(m.folder), os.Remove(m.dev))
+	}
+	start := map[string]string{"A": "LUKS\xba\xbe", "B": "XFSB"}[model]
+	err := errors.Join(os.WriteFile(m.dev, []byte(start), 0o600), os.Truncate(m.dev, 8*mib))
+	for name, content := range map[string]string{
+		"size": "16384", "queue/logical_block_size": "512", "device/model": model, "serial": strings.Repeat(model, 4), "diskseq": fmt.Sprint(11 + model[0] - 'A'),
+	} {
+		if name != "diskseq" || m.numbers {
+			err = errors.Join(err, os.WriteFile(filepath.Join(m.folder, name), []byte(content+"\n"), 0o644))
+		}
+	}
+	return err
+}
+
+// serve changes sticks each time that the last of the folder is about to be read.
+func (m sticks) serve(changes []string) error {
+	for _, model := range changes {
+		f, err := os.OpenFile(m.last, os.O_WRONLY, 0) // waits for the reader
+		if err != nil {
+			return err
+		}
+		err = m.plug(model)
+		if model != "" { // a pipe of its own for the next reader
+			err = errors.Join(err, os.Remove(m.last), unix.Mkfifo(m.last, 0o600))
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // FAULTS 112: exactly the least size, and one sector less, at both sector sizes.

@@ -99,6 +99,9 @@ func (l Linux) Disk(path string) (Disk, error) {
 		return Disk{}, fmt.Errorf("%s is a partition: name the whole disk", path)
 	}
 	d, err := l.disk(name)
+	if errors.Is(err, errReplaced) {
+		return Disk{}, err
+	}
 	if info, failed := os.Stat(real); err != nil && failed == nil && info.Mode()&fs.ModeDevice == 0 {
 		return Disk{}, fmt.Errorf("%s is not a disk but %s: name a whole disk of this machine, such as /dev/nvme0n1 or /dev/sda (lsblk lists them). 'halogen build --disk' writes a file", path, kindOf(info))
 	}
@@ -120,8 +123,43 @@ func kindOf(info fs.FileInfo) string {
 	return "neither a device nor a file"
 }
 
+// errReplaced is returned for a disk that was not the same one all the time.
+var errReplaced = errors.New("was removed or replaced while it was looked at: check that it is plugged in firmly, and choose again")
+
+// disk looks at a disk. Reading a bad one takes seconds, in which another can take its
+// name: what was read counts where the disk was the same before and after.
 func (l Linux) disk(name string) (Disk, error) {
 	folder := filepath.Join("block", name)
+	d, err := l.describe(folder)
+	if err != nil {
+		return Disk{}, err
+	}
+	// Twice: opening a removable disk can be when the kernel notices that its medium is new.
+	for range 2 {
+		var failed error
+		d.NotADisk = l.device(name).NotADisk()
+		d.Uses, failed = l.uses(name)
+		look(&d)
+		now, err := l.describe(folder)
+		if err != nil {
+			break // it is gone
+		}
+		if d.Same(now) == nil {
+			return d, failed
+		}
+		d = now
+	}
+	return Disk{}, fmt.Errorf("%s %w", d.Path, errReplaced)
+}
+
+// describe tells from a disk's folder in sysfs which one it is, and how large. Its
+// number comes first: if that is the same later, so was all that was read meanwhile.
+func (l Linux) describe(folder string) (Disk, error) {
+	name := filepath.Base(folder)
+	sequence, err := strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64)
+	if err != nil {
+		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
+	}
 	size, err := strconv.ParseUint(l.text(filepath.Join(folder, "size")), 10, 63)
 	if err != nil {
 		return Disk{}, fmt.Errorf("%s: size: %w", name, err)
@@ -130,21 +168,12 @@ func (l Linux) disk(name string) (Disk, error) {
 	if err != nil || sector < sectorUnit {
 		return Disk{}, fmt.Errorf("%s: sector size %d (%w)", name, sector, err)
 	}
-	d := Disk{
+	return Disk{
 		Path: filepath.Join(l.Dev, name), Model: l.text(filepath.Join(folder, "device/model")),
-		Serial: l.serial(name), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
+		Serial: l.serial(folder), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
 		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
-	}
-	d.NotADisk = l.device(name).NotADisk()
-	if d.Uses, err = l.uses(name); err != nil {
-		return Disk{}, err
-	}
-	look(&d)
-	// Opening a removable disk can be when the kernel notices that its medium is new.
-	if d.Sequence, err = strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64); err != nil {
-		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
-	}
-	return d, nil
+		Sequence: sequence,
+	}, nil
 }
 
 // look says what is on a disk. What cannot be read looks unused here, and fails
@@ -217,7 +246,7 @@ type Device struct{ *os.File }
 
 // Open opens a disk for itself alone: a kernel that has something on it open
 // refuses. What has taken the disk's name meanwhile is refused, too.
-func Open(d Disk) (Device, error) {
+func (l Linux) Open(d Disk) (Device, error) {
 	path := d.Path
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
@@ -230,30 +259,47 @@ func Open(d Disk) (Device, error) {
 	if info, err := f.Stat(); err != nil || strings.HasPrefix(path, "/dev/") && info.Mode().Type() != os.ModeDevice {
 		return Device{}, errors.Join(fmt.Errorf("%s is not a block device: nothing was written", path), err, f.Close())
 	}
-	now := d
-	if d.Sequence != 0 {
-		now.Sequence, err = sequence(f)
-	}
-	if err == nil && d.Size() > 0 {
-		var size int64
-		size, err = f.Seek(0, io.SeekEnd)
-		now.Sectors = uint64(size) / uint64(d.SectorSize)
-	}
+	now, err := l.opened(f, d)
 	if err = errors.Join(err, d.Same(now)); err != nil {
 		return Device{}, errors.Join(err, f.Close())
 	}
 	return Device{f}, nil
 }
 
-// sequence is the disk's number among all that the kernel has seen (BLKGETDISKSEQ of
-// linux/fs.h).
-func sequence(f *os.File) (n uint64, err error) {
-	const getDiskSequence = 0x80081280
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), getDiskSequence, uintptr(unsafe.Pointer(&n)))
-	if errno != 0 {
-		return 0, fmt.Errorf("%s: the disk's number: %w", f.Name(), errno)
+// opened tells which disk was opened, by its device number: its name may be another's
+// again. Of a file in its place only the size can be told.
+func (l Linux) opened(f *os.File, d Disk) (Disk, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
+		return d, fmt.Errorf("%s: %w", d.Path, err)
 	}
-	return n, nil
+	now := d
+	if s.Mode&unix.S_IFMT == unix.S_IFBLK {
+		number := fmt.Sprintf("%d:%d", unix.Major(s.Rdev), unix.Minor(s.Rdev))
+		var err error
+		if now, err = l.describe(filepath.Join("dev/block", number)); err != nil {
+			return d, fmt.Errorf("%s was removed: nothing was written; choose again", d.Path)
+		}
+		now.Sequence = sequence(f)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return d, fmt.Errorf("%s: size: %w", d.Path, err)
+	}
+	if now.SectorSize > 0 {
+		now.Sectors = uint64(size) / uint64(now.SectorSize)
+	}
+	return now, nil
+}
+
+// sequence is the disk's number among all that the kernel has seen (BLKGETDISKSEQ of
+// linux/fs.h); 0 where the kernel has none.
+func sequence(f *os.File) (n uint64) {
+	const getDiskSequence = 0x80081280
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), getDiskSequence, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return 0
+	}
+	return n
 }
 
 // Uncached implements Target: what is cached of the disk is dropped.

@@ -36,7 +36,7 @@ func TestMountedDisk(t *testing.T) {
 	}
 	d, err := Running().Disk(disk)
 	holds := Running().Holds(disk, place)
-	_, oerr := Open(d)
+	_, oerr := Running().Open(d)
 	if err := unix.Unmount(place, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -52,12 +52,24 @@ func TestMountedDisk(t *testing.T) {
 	if d, err = Running().Disk(disk); err != nil || len(d.Uses) > 0 || len(d.Contents) != 1 {
 		t.Errorf("when it is no longer mounted: %+v, %v", d, err)
 	}
-	device, err := Open(d)
+	device, err := Running().Open(d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(device.Uncached(), device.Close()); err != nil {
 		t.Error(err)
+	}
+
+	// A disk of the same size has its name, as far as what was shown of the chosen one tells.
+	for name, change := range map[string]func(*Disk){
+		"one that had no number": func(d *Disk) { d.Sequence = 0 }, "another serial number": func(d *Disk) { d.Serial = "AAAA" },
+		"another model": func(d *Disk) { d.Model = "Stick A" }, "another sector size": func(d *Disk) { d.SectorSize, d.Sectors = 4096, d.Sectors/8 },
+	} {
+		chosen := d
+		change(&chosen)
+		if device, err := Running().Open(chosen); err == nil || !strings.Contains(err.Error(), "another disk now") {
+			t.Errorf("%s: %v", name, errors.Join(err, device.Close()))
+		}
 	}
 
 	// Another disk of the same size gets the name.
@@ -67,7 +79,7 @@ func TestMountedDisk(t *testing.T) {
 	}
 	run(t, "losetup", "--detach", disk)
 	run(t, "losetup", disk, other)
-	if device, err := Open(d); err == nil || !strings.Contains(err.Error(), "another disk now") {
+	if device, err := Running().Open(d); err == nil || !strings.Contains(err.Error(), "another disk now") {
 		t.Errorf("another disk: %v", errors.Join(err, device.Close()))
 	}
 }
@@ -77,6 +89,7 @@ func TestSame(t *testing.T) {
 	d := Disk{Path: "/dev/sda", Serial: "1", SectorSize: 512, Sectors: 100, Sequence: 7}
 	for name, change := range map[string]func(*Disk){
 		"sequence": func(d *Disk) { d.Sequence++ }, "serial": func(d *Disk) { d.Serial = "" }, "size": func(d *Disk) { d.Sectors++ },
+		"model": func(d *Disk) { d.Model = "other" }, "sector size": func(d *Disk) { d.SectorSize, d.Sectors = 256, 200 },
 	} {
 		now := d
 		if change(&now); d.Same(now) == nil {

@@ -43,7 +43,7 @@ func (d Disk) Size() int64 { return int64(d.Sectors) * int64(d.SectorSize) }
 // Same refuses a disk in the place of the one that was chosen: names of disks are given
 // again, as when a stick is pulled out and another one put in.
 func (d Disk) Same(now Disk) error {
-	if d.Sequence == now.Sequence && d.Size() == now.Size() && d.Serial == now.Serial {
+	if d.Sequence == now.Sequence && d.Sectors == now.Sectors && d.SectorSize == now.SectorSize && d.Serial == now.Serial && d.Model == now.Model {
 		return nil
 	}
 	return fmt.Errorf("%s is another disk now (it was %s %s, %d MiB): nothing was written; choose again", d.Path, d.Model, d.Serial, d.Size()>>20)

@@ -12,9 +12,9 @@ const pageHeader = 4
 
 // serial is the number on a disk's label, where the disk tells it: a bus that
 // has a field for it has a file, SCSI and what looks like it (SATA) a page of
-// product data, and a USB disk a descriptor of the whole device.
-func (l Linux) serial(name string) string {
-	folder := filepath.Join("block", name)
+// product data, and a USB disk a descriptor of the whole device. The folder is
+// the disk's in sysfs.
+func (l Linux) serial(folder string) string {
 	for _, file := range []string{"serial", "device/serial"} {
 		if s := l.text(filepath.Join(folder, file)); s != "" {
 			return s

@@ -37,7 +37,7 @@ func TestSerial(t *testing.T) {
 	put("devices/pci0/mmc0/model", "none")
 	device("mmcblk0", "devices/pci0/mmc0")
 	for disk, want := range map[string]string{"vda": "virtio 1", "nvme0n1": "nvme 1", "sda": "sata 1", "sdb": "usb 1", "mmcblk0": "", "sdz": ""} {
-		if have := (Linux{Sys: sys}).serial(disk); have != want {
+		if have := (Linux{Sys: sys}).serial(filepath.Join("block", disk)); have != want {
 			t.Errorf("serial number of %s: %q, want %q", disk, have, want)
 		}
 	}
