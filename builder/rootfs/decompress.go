@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +69,20 @@ func foreignKind(start []byte) string {
 	return ""
 }
 
+// interruptible is read until the build is cancelled: what unpacks it may read terabytes
+// of zeros, as of a file that truncate has made larger, before it gives anything back.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (i interruptible) Read(p []byte) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return i.r.Read(p)
+}
+
 // peekSize is enough to know every kind of foreign.
 const peekSize = 65536 + 64 + 8
 
@@ -87,7 +103,7 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		z.Multistream(false)
 		return gzipMembers{z, in}, func() { z.Close() }, nil
 	// A skippable frame may come first (RFC 8878, section 3.1.2).
-	case begins("\x28\xb5\x2f\xfd"), len(magic) > 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte("\x2a\x4d\x18")):
+	case begins("\x28\xb5\x2f\xfd"), isSkippable(magic):
 		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, nil, fmt.Errorf("decompress zstd: %w", err)
@@ -101,14 +117,14 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		return bufio.NewReaderSize(xzStream{z}, 1<<20), func() {}, nil
 	case begins("BZh"):
 		return bzip2.NewReader(in), func() {}, nil
-	case begins("\x04\x22\x4d\x18"), begins("\x02\x21\x4c\x18"): // the second of lz4 -l
+	case begins("\x04\x22\x4d\x18"), begins(legacyLZ4):
 		return &lz4Frames{in: in}, func() {}, nil
 	case begins("\x5d\x00\x00"):
 		z, err := lzma.ReaderConfig{DictCap: maxDictionary}.NewReader(in)
 		if err != nil {
 			return nil, nil, fmt.Errorf("decompress lzma: %w", err)
 		}
-		return bufio.NewReaderSize(z, 1<<20), func() {}, nil
+		return bufio.NewReaderSize(&lzmaStream{z: z, in: in}, 1<<20), func() {}, nil
 	}
 	return in, func() {}, checkForeign(in)
 }
@@ -137,15 +153,21 @@ func (z gzipMembers) Read(p []byte) (int, error) {
 
 // next begins another member; io.EOF where there is none.
 func (z gzipMembers) next() error {
-	for {
-		switch b, err := z.in.ReadByte(); {
-		case err != nil:
+	for padding := 0; padding <= maxPadding; {
+		if _, err := z.in.Peek(1); err != nil {
 			return err
-		case b == 0:
-			continue
 		}
-		if err := z.in.UnreadByte(); err != nil {
+		have, err := z.in.Peek(z.in.Buffered())
+		if err != nil {
 			return err
+		}
+		rest := bytes.TrimLeft(have, "\x00")
+		zeros, err := z.in.Discard(len(have) - len(rest))
+		if err != nil {
+			return err
+		}
+		if padding += zeros; len(rest) == 0 {
+			continue
 		}
 		if err := z.Reset(z.in); err != nil {
 			return err
@@ -153,6 +175,7 @@ func (z gzipMembers) next() error {
 		z.Multistream(false)
 		return nil
 	}
+	return fmt.Errorf("more than %d bytes of zeros follow what is compressed with gzip", maxPadding)
 }
 
 // xzStream tells an early end as the other formats' readers do.
@@ -166,6 +189,32 @@ func (x xzStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// lzmaStream ends where its file does: such a file has one stream (lzma takes nothing
+// after it), and its reader leaves the rest unread. An error stays one when it is
+// asked again, as it is after a Peek: the reader tells an early end once.
+type lzmaStream struct {
+	z   io.Reader
+	in  *bufio.Reader // which the reader takes nothing from beyond the stream
+	err error
+}
+
+func (l *lzmaStream) Read(p []byte) (int, error) {
+	if l.err != nil {
+		return 0, l.err
+	}
+	n, err := l.z.Read(p)
+	if errors.Is(err, io.EOF) {
+		switch _, more := l.in.Peek(1); {
+		case more == nil:
+			err = errors.New("more follows the end of what is compressed with lzma, as when two files were put together")
+		case !errors.Is(more, io.EOF):
+			err = more
+		}
+	}
+	l.err = err
+	return n, err
+}
+
 // lz4Frames reads frames one after another, as `cat a.lz4 b.lz4` makes them and lz4
 // takes them (LZ4 Frame Format, "Frame Concatenation"): the library ends after one.
 type lz4Frames struct {
@@ -176,10 +225,9 @@ type lz4Frames struct {
 func (f *lz4Frames) Read(p []byte) (int, error) {
 	for {
 		if f.frame == nil {
-			if _, err := f.in.Peek(1); err != nil {
+			if err := f.next(); err != nil {
 				return 0, err // the end, or what is wrong
 			}
-			f.frame = lz4.NewReader(f.in)
 		}
 		n, err := f.frame.Read(p)
 		if !errors.Is(err, io.EOF) {
@@ -189,6 +237,53 @@ func (f *lz4Frames) Read(p []byte) (int, error) {
 			return n, nil
 		}
 	}
+}
+
+// next begins another frame; io.EOF where there is none.
+func (f *lz4Frames) next() error {
+	for {
+		magic, err := f.in.Peek(8)
+		switch {
+		case len(magic) == 0:
+			return err
+		case bytes.HasPrefix(magic, []byte(legacyLZ4)): // ends where the file does
+			f.frame = lz4.NewReader(f.in)
+			return nil
+		case !isSkippable(magic):
+			f.frame = lz4.NewReader(unfinished{f.in})
+			return nil
+		case len(magic) < 8:
+			return io.ErrUnexpectedEOF
+		}
+		if _, err := f.in.Discard(8 + int(binary.LittleEndian.Uint32(magic[4:]))); err != nil {
+			return unexpected(err)
+		}
+	}
+}
+
+// legacyLZ4 begins what lz4 -l makes.
+const legacyLZ4 = "\x02\x21\x4c\x18"
+
+// isSkippable reports whether a frame has no data of the file's (RFC 8878, section 3.1.2;
+// LZ4 Frame Format, "Skippable Frames").
+func isSkippable(start []byte) bool {
+	return len(start) > 4 && start[0]&0xf0 == 0x50 && bytes.HasPrefix(start[1:], []byte("\x2a\x4d\x18"))
+}
+
+// unfinished is read by what needs more of it: a frame of lz4 has an end mark, and
+// the library takes the end of the file for that and for the checksum after it.
+type unfinished struct{ r io.Reader }
+
+func (u unfinished) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	return n, unexpected(err)
+}
+
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // checkForeign refuses what is not a tar archive, and known.

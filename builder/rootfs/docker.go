@@ -110,7 +110,7 @@ func (t *Tree) unpackDiff(ctx context.Context, b blobs, name, want string) error
 		return err
 	}
 	defer blob.Close()
-	plain, close, err := decompress(blob)
+	plain, close, err := decompress(interruptible{ctx, blob})
 	if err != nil {
 		return err
 	}

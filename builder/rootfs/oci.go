@@ -305,7 +305,7 @@ func (t *Tree) unpackLayer(ctx context.Context, b blobs, d descriptor) error {
 	}
 	defer blob.Close()
 	hash := sha256.New()
-	in := io.TeeReader(blob, hash)
+	in := io.TeeReader(interruptible{ctx, blob}, hash)
 	plain, close, err := decompress(in)
 	if err != nil {
 		return err

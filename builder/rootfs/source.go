@@ -114,7 +114,7 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 			return err
 		}
 	}
-	stream, close, err := decompress(file)
+	stream, close, err := decompress(interruptible{ctx, file})
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (t *Tree) fillFrom(ctx context.Context, file *os.File, arch string) error {
 	if err != nil {
 		return err
 	}
-	return readToEnd(in)
+	return readToEnd(ctx, in)
 }
 
 // fillFromImage takes an uncompressed archive that is an image of containers,

@@ -46,13 +46,12 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 	in := tar.NewReader(tail)
 	last := ""
 	for count := 0; ; count++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		tail.zeros = 0 // those of a file's content are no end mark
-		h, err := in.Next()
+		h, err := nextHeader(ctx, in, tail)
 		if errors.Is(err, io.EOF) {
 			return tail.ended()
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if tail.cut {
 			return fmt.Errorf("%w (its compressed data ends early, after %d files, the last of which is %q)", errShort, count, last)
@@ -86,6 +85,25 @@ func unpackTar(ctx context.Context, archive io.Reader, put func(Entry, io.Reader
 			return err
 		}
 	}
+}
+
+// nextHeader goes on to the next file. What is left of the content before is read first,
+// so that it does not count for the end mark.
+func nextHeader(ctx context.Context, in *tar.Reader, tail *tail) (*tar.Header, error) {
+	for {
+		if err := ctx.Err(); err != nil { // a hole may be larger than any disk
+			return nil, err
+		}
+		_, err := io.CopyN(io.Discard, in, 1<<20)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	tail.entry()
+	return in.Next()
 }
 
 // globalHeader refuses what would count for every file after it (POSIX, pax, "pax Header
@@ -155,28 +173,37 @@ func dumped(h *tar.Header, in io.Reader) error {
 	return nil
 }
 
+// blockSize is that of a tar archive, in bytes.
+const blockSize = 512
+
 // tail watches for the zero block that a tar archive ends with: the tar reader
 // takes the end of the data for the end of the archive too, and half a root
 // file system for a whole one.
 type tail struct {
-	r     io.Reader
-	zeros int64 // bytes of zero at the end of what was read
-	cut   bool  // what unpacks it has met its end too early
+	r       io.Reader
+	pos     int64 // in the archive, in bytes
+	from    int64 // where the first block after a file's content is
+	nonzero bool  // from there on is more than zeros: what belongs to another file
+	cut     bool  // what unpacks it has met its end too early
+}
+
+// entry begins another entry of the archive, after what fills up the last block of
+// the content before: that need not be zeros.
+func (t *tail) entry() {
+	t.from, t.nonzero = (t.pos+blockSize-1)/blockSize*blockSize, false
 }
 
 func (t *tail) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
-	rest := bytes.TrimRight(p[:n], "\x00")
-	if len(rest) > 0 {
-		t.zeros = 0
-	}
-	t.zeros += int64(n - len(rest))
+	rest := p[min(int64(n), max(0, t.from-t.pos)):n]
+	t.nonzero = t.nonzero || len(bytes.TrimRight(rest, "\x00")) > 0
+	t.pos += int64(n)
 	t.cut = t.cut || errors.Is(err, io.ErrUnexpectedEOF)
 	return n, err
 }
 
 func (t *tail) ended() error {
-	if t.zeros < 512 {
+	if t.nonzero || t.pos-t.from < blockSize {
 		return errCutOff
 	}
 	return nil
@@ -189,9 +216,12 @@ const maxPadding = 1 << 30
 // readToEnd reads what follows the end mark of an archive, which no tar reader does.
 // Only at its end does a compressed stream say whether what it unpacked to is right.
 // All that may follow is zeros: of a second archive nothing would be in the image.
-func readToEnd(archive io.Reader) error {
+func readToEnd(ctx context.Context, archive io.Reader) error {
 	buf := make([]byte, 64<<10)
 	for padding := 0; ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := archive.Read(buf)
 		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
 			return errors.New("the archive goes on after its end mark, as when one was appended to another: put them together with `tar --concatenate`, or unpack it as root with `tar --ignore-zeros` and pack it again")
@@ -202,6 +232,8 @@ func readToEnd(archive io.Reader) error {
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			return fmt.Errorf("%w (its compressed data ends early, after the last file)", errShort)
 		case err != nil:

@@ -3,7 +3,9 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"os"
 	"os/exec"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz/lzma"
 
 	"halogenos.internal/boot/testkit"
 )
@@ -20,20 +23,33 @@ import (
 // lz4 takes frames one after another, and so must this: the rest would be a root file
 // system that is cut off.
 func TestFramesOfLZ4(t *testing.T) {
-	testkit.Need(t, "lz4")
 	plain := pack(t, header("file", tar.TypeReg), header("other", tar.TypeReg))
-	half := func(content []byte) []byte {
-		cmd := exec.Command("lz4", "-c")
-		cmd.Stdin = bytes.NewReader(content)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
+	two := append(packedBy(t, "lz4", plain[:700]), packedBy(t, "lz4", plain[700:])...)
+	legacy := append(packedBy(t, "lz4", plain[:700]), packedBy(t, "lz4 -l", plain[700:])...)
+	skipped := append(bytes.Clone(two), "\x5f\x2a\x4d\x18\x04\x00\x00\x00note"...)
+	for name, archive := range map[string][]byte{"two frames": two, "a legacy one after it": legacy, "one to skip after them": skipped} {
+		if tree, err := fill(t, archive); err != nil || names(t, tree) != "file other" {
+			t.Errorf("%s: %v", name, err)
 		}
-		return out
 	}
-	if tree, err := fill(t, append(half(plain[:700]), half(plain[700:])...)); err != nil || names(t, tree) != "file other" {
-		t.Errorf("two frames: %v", err)
+	for cut := 1; cut < 12; cut++ {
+		if _, err := fill(t, skipped[:len(skipped)-cut]); err == nil || !strings.Contains(err.Error(), "cut off") {
+			t.Errorf("without the last %d bytes of what is skipped: %v", cut, err)
+		}
 	}
+}
+
+// packedBy compresses with a tool.
+func packedBy(t *testing.T, tool string, plain []byte) []byte {
+	t.Helper()
+	words := strings.Fields(tool)
+	cmd := exec.Command(testkit.Need(t, words[0]), append(words[1:], "-c")...)
+	cmd.Stdin = bytes.NewReader(plain)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", tool, err)
+	}
+	return out
 }
 
 // A disk by another name is named, packed or not, as tools make them.
@@ -62,6 +78,48 @@ func TestCutCompressedArchive(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
+}
+
+// Nor does what a tool wrote pass without its last bytes, or with others after them.
+func TestEndOfCompression(t *testing.T) {
+	small, second := pack(t, header("file", tar.TypeReg)), pack(t, header("lost", tar.TypeReg))
+	for _, tool := range []string{"gzip", "bzip2", "xz", "zstd", "lz4", "lz4 --no-frame-crc", "xz --format=lzma", "lzma of a known size"} {
+		packed := func(plain []byte) []byte {
+			if tool == "lzma of a known size" { // as the LZMA SDK writes it, without an end mark
+				return lzmaOfSize(t, plain)
+			}
+			return packedBy(t, tool, plain)
+		}
+		for _, plain := range [][]byte{small, padded(small, 4<<20)} {
+			whole := packed(plain)
+			if tree, err := fill(t, whole); err != nil || names(t, tree) != "file" {
+				t.Fatalf("%s of %d bytes: %v", tool, len(plain), err)
+			}
+			for cut := 1; cut <= 9; cut++ {
+				if _, err := fill(t, whole[:len(whole)-cut]); err == nil || !strings.Contains(err.Error(), "make or copy it again") {
+					t.Errorf("%s of %d bytes, without the last %d: %v", tool, len(plain), cut, err)
+				}
+			}
+			for name, rest := range map[string][]byte{"another archive": packed(second), "garbage": []byte("garbage")} {
+				if tree, err := fill(t, append(bytes.Clone(whole), rest...)); err == nil {
+					t.Errorf("%s of %d bytes, and %s: taken for %s", tool, len(plain), name, names(t, tree))
+				}
+			}
+		}
+	}
+}
+
+func lzmaOfSize(t *testing.T, plain []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := lzma.WriterConfig{SizeInHeader: true, Size: int64(len(plain))}.NewWriter(&out)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 // What is around a root file system, or is the image of another tool, is named.
@@ -212,6 +270,81 @@ func TestCutAfterZeros(t *testing.T) {
 			t.Errorf("%d bytes, cut: %v", size, err)
 		}
 	}
+}
+
+// Nor are those that GNU tar writes after a long name, where it was cut before the file
+// of that name.
+func TestCutAfterLongName(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"first", "long", "last"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("content"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, size := range []int{300, 511, 512, 1024} {
+		long := strings.Repeat("d/", size/2-2) + strings.Repeat("f", 4+size%2)
+		whole, err := exec.Command(testkit.Need(t, "tar"), "--format=gnu", "--transform=s,^long$,"+long+",", "-C", dir, "-cf", "-", "first", "long", "last").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fill(t, whole); err != nil {
+			t.Errorf("a name of %d bytes: %v", size, err)
+		}
+		header := bytes.Index(whole, []byte("././@LongLink"))
+		cut := whole[:header+512+(size/512+1)*512] // with the NUL after the name
+		if _, err := fill(t, cut); header < 0 || err == nil || !strings.Contains(err.Error(), "no end mark") {
+			t.Errorf("cut after a name of %d bytes: %v", size, err)
+		}
+	}
+}
+
+// What fills up the last block of a file need not be zeros.
+func TestPaddingOfFiles(t *testing.T) {
+	archive := pack(t, header("file", tar.TypeReg), header("last", tar.TypeReg))
+	for i := len(archive) - 1024 - 512 + len("last"); i < len(archive)-1024; i++ {
+		archive[i] = 'x'
+	}
+	if tree, err := fill(t, archive); err != nil || names(t, tree) != "file last" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Zeros after an archive, as truncate makes them, have an end, and so has a build that
+// is cancelled meanwhile.
+func TestManyZerosAfterAnArchive(t *testing.T) {
+	plain := pack(t, header("file", tar.TypeReg))
+	larger := func(kind string, size int64) string {
+		file := filepath.Join(t.TempDir(), "root.tar")
+		packed := plain
+		if kind != "" {
+			packed = compressed(t, kind, plain)
+		}
+		if err := errors.Join(os.WriteFile(file, packed, 0o644), os.Truncate(file, size)); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	if err := newTree(t).Fill(t.Context(), larger("gz", maxPadding+4<<20), "x86_64"); err == nil || !strings.Contains(err.Error(), "bytes of zeros follow") {
+		t.Errorf("more than a GiB after gzip: %v", err)
+	}
+	for _, kind := range []string{"", "gz", "xz"} {
+		if err := newTree(t).Fill(&cancelled{Context: t.Context(), after: 30}, larger(kind, 256<<20), "x86_64"); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled while zeros are read after %q: %v", kind, err)
+		}
+	}
+}
+
+// cancelled is cancelled after it was asked so often.
+type cancelled struct {
+	context.Context
+	after int
+}
+
+func (c *cancelled) Err() error {
+	if c.after--; c.after < 0 {
+		return context.Canceled
+	}
+	return nil
 }
 
 // A global header that changes files is refused, as none is applied; git's is not.
