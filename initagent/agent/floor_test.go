@@ -2,8 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"errors"
 	mrand "math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -259,16 +264,49 @@ func TestCutRebind(t *testing.T) {
 	}
 }
 
-// The same with a TPM that has room for one index, and has lost it: what a cut has left
-// there does not keep the record out, and nobody is asked to do without it.
+// The same with a TPM that has room for one index, and has lost it, or was cleared: what a
+// cut has left there does not keep the record out, and nobody is asked to do without it.
 func TestCutRebindRoomForOne(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.hideRecord() // or the new index would be where the header looks
-	m.fillTPM()
-	for _, index := range m.indexes() {
-		m.must(tpm.OpenTransport(m.emulator).Undefine(index.Handle))
+	for name, lose := range map[string]func(*machine){
+		"deleted": func(m *machine) {
+			m.hideRecord() // or the new index would be where the header looks
+			m.fillTPM()
+			for _, index := range m.indexes() {
+				m.must(tpm.OpenTransport(m.emulator).Undefine(index.Handle))
+			}
+			m.chipChanged = true
+		},
+		"cleared": (*machine).clearsToRoomForOne,
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, pinned)
+			lose(m)
+			m.cutRebind()
+		})
 	}
-	m.chipChanged = true
+}
+
+// clearsToRoomForOne takes the TPM's owner hierarchy away, and all room but for one index.
+func (m *machine) clearsToRoomForOne() {
+	m.t.Helper()
+	m.chipState, m.chipChanged = nil, false
+	m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+	m.must(m.emulator.powerOn(nil))
+	chip := tpm.OpenTransport(m.emulator)
+	_, err := chip.StorageKey() // which takes room, too
+	m.must(err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	m.must(err)
+	index, err := chip.Define(&key.PublicKey)
+	m.must(err)
+	m.fillRest()
+	m.must(chip.Undefine(index.Handle))
+}
+
+// cutRebind binds a machine whose TPM has room for one index again, with every cut.
+func (m *machine) cutRebind() {
+	t := m.t
+	t.Helper()
 	m.typed = []string{m.recoveryKey(), "y", "weaker"}
 	states, end := m.recordOnce(mrand.New(mrand.NewPCG(43, 44)))
 	if end != "system" {

@@ -338,8 +338,9 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 // between, the owner is asked again.
 //
 // A TPM with room for one index has none where such an index is left, as by a cut between
-// the new one and the header. Then it goes first, where the header leads to none: nothing
-// is lost by it, and a cut after it leaves a TPM with room.
+// the new one and the header. Then it goes first, where the header leads to none, or to
+// one of a TPM that was cleared or exchanged: nothing is lost by it, and a cut after it
+// leaves a TPM with room.
 func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
 	if err := b.keepFloor(record, 0); err != nil {
 		return err
@@ -350,7 +351,8 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 	}
 	b.Had.unknown = nil // that was agreed to
 	fingerprint := policy.VolumeFingerprint(volumeKey)
-	if _, err := b.ownRecord(lock, secret); errors.Is(err, tpm.ErrIndexMissing) || errors.Is(err, tpm.ErrIndexForeign) {
+	_, err := b.ownRecord(lock, secret)
+	if errors.Is(err, tpm.ErrIndexMissing) || errors.Is(err, tpm.ErrIndexForeign) || errors.Is(err, tpm.ErrChanged) {
 		b.room = func() error { return DropIndexes(b.TPM, fingerprint, b.Needed) }
 	}
 	sealed, err := b.Seal(secret, boot, record, others...)
