@@ -2,10 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // damageKeyslot makes the area of the TPM's keyslot one that does not open.
@@ -59,4 +62,45 @@ func TestAcceptDamagedKeyslot(t *testing.T) {
 			m.must(m.oneSecret())
 		})
 	}
+}
+
+// unwritable is a machine's disks when none of them takes a write.
+type unwritable struct{ hw.Disks }
+
+func (d unwritable) OpenPartition(disk hw.Disk, number int, _ bool) (hw.File, error) {
+	return d.Disks.OpenPartition(disk, number, false)
+}
+
+// Once the record is written, the keyslot is repaired although the note cannot be written,
+// and noted although the keyslot cannot be repaired; and nobody says that the TPM was left
+// as it is.
+func TestAcceptKeyslotOrNote(t *testing.T) {
+	t.Run("the note fails", func(t *testing.T) {
+		m := provisionedMachine(t, nil)
+		m.damageKeyslot()
+		delete(m.rootFiles(), rootpart.GuaranteesFile)
+		m.fullFile = rootpart.GuaranteesFile
+		m.printed.Reset()
+		m.accepts()
+		if said := m.printed.String(); !strings.Contains(said, "the TPM has accepted this machine, but") || !strings.Contains(said, "no space left") || strings.Contains(said, "left as it is") {
+			t.Errorf("it says %s", said)
+		}
+		m.fullFile = ""
+		m.opensByItself()
+	})
+	t.Run("the keyslot fails, in the console", func(t *testing.T) {
+		m := provisionedMachine(t, nil)
+		m.damageKeyslot()
+		m.unaccounted = true // PCR 4 is left out, which takes the word
+		r, c := m.asked()
+		writable := r.Disks
+		r.Disks = unwritable{writable}
+		m.types("y", "weaker")
+		m.refuses(r.Reseal(c), "the TPM has accepted this machine, but")
+		r.Disks = writable
+		m.types("y") // the note knows of what was agreed to
+		m.works(r.Reseal(c), "Accepted.")
+		m.works(r.Lock())
+		m.opensByItself()
+	})
 }

@@ -344,7 +344,10 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
 	if a.chip.err == nil && !a.facts.EnrolAgain && a.facts.Enrol != slot.Done {
-		if err := a.offerAccept(c, f, volumeKey, secret); err != nil {
+		switch err := a.offerAccept(c, f, volumeKey, secret); {
+		case errors.Is(err, errAccepted):
+			c.Print(fmt.Sprintf("%v\n", err))
+		case err != nil:
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
 	}
@@ -392,10 +395,15 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	return a.accept(c, f, b, volumeKey, secret, start)
 }
 
+// errAccepted is what failed once the TPM had been told.
+var errAccepted = errors.New("the TPM has accepted this machine, but not all that goes with it was written (the next start may ask for the recovery key again)")
+
 // accept lets the TPM open the root partition for boots that start so.
 //
 // What the machine has is noted first, as far as it is more, and last, as far as it is
-// less: a cut leaves a machine whose owner is asked once more at most.
+// less: a cut leaves a machine whose owner is asked once more at most. Neither the note nor
+// the keyslot waits for the other: one that fails does not keep the other from being
+// written.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
 	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot, start.Older(a.list)
 	record, boots, err := a.acceptable(b, start, volumeKey, secret)
@@ -408,11 +416,9 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	}
 	if accepted {
 		a.record = record
-		if err := a.guarantee(b.Now(record, a.lock), secret); err != nil {
-			return err
-		}
-		if err := rootpart.OpensByTPM(a.Random, f, a.lock, volumeKey, secret); err != nil {
-			return err
+		err := errors.Join(a.guarantee(b.Now(record, a.lock), secret), rootpart.OpensByTPM(a.Random, f, a.lock, volumeKey, secret))
+		if err != nil {
+			return fmt.Errorf("%w: %w", errAccepted, err)
 		}
 		c.Print("Accepted.\n")
 		return nil
@@ -428,7 +434,10 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	return a.guarantee(b.Now(record, a.lock), secret)
+	if err := a.guarantee(b.Now(record, a.lock), secret); err != nil {
+		return fmt.Errorf("%w: %w", errAccepted, err)
+	}
+	return nil
 }
 
 // storedKeys are this machine's Secure Boot keys, from the open root partition.

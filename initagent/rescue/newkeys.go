@@ -24,7 +24,7 @@ func (m *Machine) change(c hw.Console, a *acceptance) *rootpart.KeyChange {
 			a.query.Also = values
 			err := m.compose(a)
 			if err == nil {
-				_, err = m.bind(a)
+				err = m.bind(a)
 			}
 			return err
 		},

@@ -139,44 +139,62 @@ func (m *Machine) note(a *acceptance) error {
 }
 
 func (m *Machine) accept(c hw.Console, a *acceptance) error {
-	bound, err := m.bind(a)
+	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
 	if err != nil {
 		return err
 	}
-	if bound {
-		c.Print("Bound to this TPM.\n")
-	} else {
+	if accepted {
+		// The record counts now, so that it is noted even where the keyslot stays broken.
+		if err := errors.Join(m.opensByTPM(a), m.note(a)); err != nil {
+			return fmt.Errorf("the TPM has accepted this machine, but not all that goes with it was written: %w", err)
+		}
 		c.Print("Accepted.\n")
+		return nil
 	}
+	if err := m.rebind(a); err != nil {
+		return err
+	}
+	c.Print("Bound to this TPM.\n")
 	return m.note(a)
 }
 
 // bind writes the record, or, where the TPM does not have its index or has no room for
-// one, seals the secret, and says so.
-func (m *Machine) bind(a *acceptance) (bound bool, err error) {
+// one, seals the secret.
+func (m *Machine) bind(a *acceptance) error {
 	accepted, err := a.binding.Accept(a.lock, a.open.Secret, a.record)
+	switch {
+	case err != nil:
+		return err
+	case accepted:
+		return m.opensByTPM(a)
+	}
+	return m.rebind(a)
+}
+
+// opensByTPM repairs the keyslot that the TPM's token names, where the secret does not
+// open it.
+func (m *Machine) opensByTPM(a *acceptance) error {
+	f, err := m.root(a.place)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if accepted {
-		f, err := m.root(a.place)
-		if err != nil {
-			return false, err
-		}
-		return false, errors.Join(rootpart.OpensByTPM(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret), f.Close())
-	}
+	return errors.Join(rootpart.OpensByTPM(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret), f.Close())
+}
+
+// rebind seals the secret to a TPM that does not know it.
+func (m *Machine) rebind(a *acceptance) error {
 	keys, err := rootpart.StoredKeys(m.Store, a.open.Secret, a.lock)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if keys != nil {
 		defer keys.Wipe()
 	}
 	f, err := m.root(a.place)
 	if err != nil {
-		return false, err
+		return err
 	}
-	return true, errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close())
+	return errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close())
 }
 
 // accountedFor is this boot as it was when the initramfs phase had begun. The
