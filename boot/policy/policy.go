@@ -4,8 +4,9 @@
 // a sealed object. Everything here is computed; the package talks to no TPM.
 //
 // It refuses to predict a policy for PCRs that nothing was measured into, to
-// encode a record that its own decoder would not take back unchanged, a record
-// that allows a boot below its floor, and to print a secret.
+// encode a record that its own decoder would not take back unchanged (but for
+// [Record.Manager] where there is no room), a record that allows a boot below its
+// floor, and to print a secret.
 package policy
 
 import (

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 )
 
 // RecordSize is the size of the NV index in bytes. All of it is written by one
@@ -41,6 +43,11 @@ const (
 // RecordNewest is the newest version of the record that this program reads.
 const RecordNewest = recordVersion2
 
+// managerPolicy stands in a branch that is no boot: its version is [Record.Manager]. No
+// session has this digest, which is that of a text. An initagent that does not know it
+// takes the branch for a system, and drops it once that system cannot be started.
+var managerPolicy = Digest(sha256.Sum256([]byte("halogen: the newest release that has put its boot manager in place")))
+
 // ErrRecord is wrapped by every refusal to decode a record.
 var ErrRecord = errors.New("policy record")
 
@@ -71,6 +78,26 @@ type Record struct {
 	Volume   [32]byte // VolumeFingerprint of the root partition; zero while there is none
 	Programs bool     // the branches are over PCR 4, too
 	Branches []Branch // 1 to MaxBranches, no two alike
+	// Manager is the version of the newest release that has put its boot manager in
+	// place, and 0 where that is not known. A record with MaxBranches has no room for it.
+	Manager uint64
+}
+
+// TakeManager notes that a release puts its boot manager in place. It never goes back. The
+// least likely boot, which is the last one, makes room for it.
+func (r *Record) TakeManager(version uint64) {
+	r.Manager = max(r.Manager, version)
+	if r.Manager > 0 && len(r.Branches) == MaxBranches {
+		r.Branches = r.Branches[:MaxBranches-1]
+	}
+}
+
+// written are the branches as they are encoded.
+func (r *Record) written() []Branch {
+	if r.Manager == 0 || len(r.Branches) >= MaxBranches {
+		return r.Branches
+	}
+	return append(slices.Clip(r.Branches), Branch{Policy: managerPolicy, Version: r.Manager, Epoch: math.MaxUint64})
 }
 
 // Provisional reports whether there is no volume yet.
@@ -101,7 +128,13 @@ func (r *Record) Validate() error {
 	if r.Programs && r.Provisional() {
 		return fmt.Errorf("%w: PCR 4 is bound before there is a volume", ErrRecord)
 	}
+	if r.Manager >= passingBit {
+		return fmt.Errorf("%w: version %d of the boot manager cannot be encoded", ErrRecord, r.Manager)
+	}
 	for i, b := range r.Branches {
+		if b.Policy == managerPolicy {
+			return fmt.Errorf("%w: version %d is no boot", ErrRecord, b.Version)
+		}
 		if b.Version >= passingBit || b.Passing && !r.Programs {
 			return fmt.Errorf("%w: version %d, passing %v, cannot be encoded", ErrRecord, b.Version, b.Passing)
 		}
@@ -117,10 +150,11 @@ func (r *Record) Validate() error {
 	return nil
 }
 
-// Digests returns the branches' policy digests in their order.
+// Digests returns the policy digests that the TPM compares with, in their order.
 func (r *Record) Digests() []Digest {
-	out := make([]Digest, len(r.Branches))
-	for i, b := range r.Branches {
+	branches := r.written()
+	out := make([]Digest, len(branches))
+	for i, b := range branches {
 		out[i] = b.Policy
 	}
 	return out
@@ -170,10 +204,11 @@ func (r *Record) Encode() ([]byte, error) {
 	if r.Programs {
 		b[recordOver] = overPrograms
 	}
-	b[recordCount] = byte(len(r.Branches))
+	branches := r.written()
+	b[recordCount] = byte(len(branches))
 	be.PutUint64(b[recordFloor:], r.Floor)
 	copy(b[recordVolume:], r.Volume[:])
-	for i, branch := range r.Branches {
+	for i, branch := range branches {
 		p := b[recordBranches+i*branchSize:]
 		copy(p, branch.Policy[:])
 		version := branch.Version
@@ -223,6 +258,9 @@ func DecodeRecord(b []byte) (*Record, error) {
 			Epoch:   be.Uint64(p[sha256.Size+8:]),
 			Passing: version&passingBit != 0,
 		})
+	}
+	if n > 0 && r.Branches[n-1].Policy == managerPolicy {
+		r.Manager, r.Branches = r.Branches[n-1].Version, r.Branches[:n-1]
 	}
 	// Encoding again checks what is left: the rules of Validate, the TPMT_HA
 	// against the branches, that version and PCRs fit, and that unused room is zero.

@@ -59,6 +59,8 @@ func TestRecordRefuses(t *testing.T) {
 		"below the floor":      func(r *Record) { r.Branches[1].Epoch = 2 },
 		"version too large":    func(r *Record) { r.Branches[1].Version = 1 << 63 },
 		"passing in version 1": func(r *Record) { r.Branches[1].Passing = true },
+		"manager too large":    func(r *Record) { r.Manager = 1 << 63 },
+		"the manager's branch": func(r *Record) { r.Branches[1].Policy = managerPolicy },
 		"PCR 4, no volume":     func(r *Record) { r.Programs, r.Volume = true, [32]byte{} },
 	} {
 		r := full(2)
@@ -142,6 +144,52 @@ func TestRecordGolden(t *testing.T) {
 	}
 	if got := hex.EncodeToString(b[recordBranches+branchSize+32:][:8]); got != "8000000000000015" {
 		t.Errorf("a passing branch's version is %s", got)
+	}
+}
+
+// Whose boot manager the machine has stands in one more branch: what an earlier release
+// reads is a system that cannot be started. A full record has no room for it, and a boot
+// makes some.
+func TestRecordManager(t *testing.T) {
+	for _, r := range []*Record{full(1), over4(2), over4(MaxBranches)} {
+		n := len(r.Branches)
+		r.TakeManager(7)
+		r.TakeManager(3)
+		if r.Manager != 7 || len(r.Branches) != min(n, MaxBranches-1) {
+			t.Fatalf("%d branches and version %d", len(r.Branches), r.Manager)
+		}
+		b, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := DecodeRecord(b); err != nil || !reflect.DeepEqual(back, r) {
+			t.Errorf("%+v, %v, want %+v", back, err, r)
+		}
+		if or, err := OR(r.Digests()); err != nil || len(r.Digests()) != len(r.Branches)+1 || !bytes.Equal(b[2:34], or[:]) {
+			t.Errorf("it begins with %x, want a TPMT_HA of %s (%v)", b[:34], or, err)
+		}
+		at := b[recordBranches+len(r.Branches)*branchSize:]
+		if int(b[recordCount]) != len(r.Branches)+1 || Digest(at[:32]) != managerPolicy ||
+			hex.EncodeToString(at[32:48]) != "0000000000000007ffffffffffffffff" || binary.BigEndian.Uint16(b[recordVersion:]) != r.version() {
+			t.Errorf("%d branches, the last one %x", b[recordCount], at[:branchSize])
+		}
+		for name, at := range map[string]int{"version 0": 39, "another epoch": 47, "passing": 32} {
+			bad := bytes.Clone(b)
+			p := &bad[recordBranches+len(r.Branches)*branchSize+at]
+			*p = map[bool]byte{true: *p | 0x80, false: 0}[at == 32]
+			if got, err := DecodeRecord(reseal(bad)); !errors.Is(err, ErrRecord) {
+				t.Errorf("%s: %+v, %v", name, got, err)
+			}
+		}
+	}
+	r := full(MaxBranches)
+	r.Manager = 7
+	b, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := DecodeRecord(b); err != nil || back.Manager != 0 || len(back.Branches) != MaxBranches {
+		t.Errorf("%+v, %v", back, err)
 	}
 }
 

@@ -84,7 +84,7 @@ func (r *Record) Renew(q Renewal) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &Record{Floor: max(r.Floor, mine.Epoch, q.Floor), Volume: r.Volume, Programs: r.Programs}
+	next := &Record{Floor: max(r.Floor, mine.Epoch, q.Floor), Volume: r.Volume, Programs: r.Programs, Manager: r.Manager}
 	settled := q.OneManager && r.Passing()
 	for _, b := range r.Branches {
 		if b.Version != mine.Version && (b.Epoch < next.Floor || !slices.Contains(q.Startable, b.Version)) {
@@ -123,6 +123,7 @@ func (r *Record) Admit(boot Boot, programs bool, mine, fresh System) (*Record, e
 	if err != nil {
 		return nil, err
 	}
+	next.TakeManager(r.Manager)
 	if _, err := next.running(&boot); err != nil {
 		return nil, err
 	}

@@ -116,6 +116,20 @@ func TestRenewPassing(t *testing.T) {
 	}
 }
 
+// Whose boot manager the machine has outlives every system. FAULTS 94
+func TestManagerStays(t *testing.T) {
+	r := record(t, 5, true, systemOf(1, 5, 1), systemOf(2, 6, 1))
+	r.TakeManager(2)
+	renewed, err := r.Renew(Renewal{Boot: bootOf(1, 1)})
+	if err != nil || renewed.Manager != 2 || len(renewed.Branches) != 1 {
+		t.Fatalf("%+v, %v", renewed, err)
+	}
+	admitted, err := renewed.Admit(bootOf(1, 1), true, systemOf(1, 5, 1), systemOf(3, 5, 1))
+	if err != nil || admitted.Manager != 2 || len(admitted.Branches) != 2 {
+		t.Errorf("%+v, %v", admitted, err)
+	}
+}
+
 // What does not fit is what is least likely: each system keeps one boot by each
 // boot manager.
 func TestComposeFull(t *testing.T) {

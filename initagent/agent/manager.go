@@ -88,6 +88,9 @@ func (a *Agent) newManager() error {
 	if err := a.newest([32]byte(file.Authenticode)); err != nil {
 		return refusal{err}
 	}
+	if err := a.newerUnlocks(); err != nil {
+		return err // it may have its place once the newer release was given up
+	}
 	old, err := a.listReplaced([32]byte(file.Authenticode))
 	if err != nil {
 		return err
@@ -113,17 +116,44 @@ func (a *Agent) newManager() error {
 
 // newest refuses the boot manager of an older release than the one whose boot manager this
 // machine has. The release's description is public, so that anybody who can start a
-// fallback could lay it there: the newer one would be replaced, and revoked for good. A
-// list of the time before that was noted knows which ones were replaced.
+// fallback could lay it there: the newer one would be replaced, and revoked for good. Root
+// can put an older list back, or damage it; the TPM's record is fresh. A list of the time
+// before that was noted knows which ones were replaced.
 func (a *Agent) newest(fresh [32]byte) error {
-	if a.list == nil {
-		return nil
+	var of uint64
+	if a.list != nil {
+		of = a.list.ManagerOf()
 	}
-	switch of := a.list.ManagerOf(); {
+	if a.recordsPolicy() {
+		of = max(of, a.record.Manager)
+	}
+	switch {
 	case uint64(a.contract.Version) < of:
 		return fmt.Errorf("the boot manager of version %s is not put in place: this machine has that of version %d, which is newer", a.contract.Version, of)
-	case of == 0 && a.list.Replaced(fresh):
+	case of == 0 && a.list != nil && a.list.Replaced(fresh):
 		return fmt.Errorf("the boot manager of version %s is not put in place: another has replaced it on this machine", a.contract.Version)
+	}
+	return nil
+}
+
+// noteManager has a record that is about to be written say whose boot manager this machine
+// has, where the list knows and there is room. A list that was put back says less.
+func (a *Agent) noteManager(r *policy.Record) {
+	if a.list != nil {
+		r.Manager = max(r.Manager, a.list.ManagerOf())
+	}
+}
+
+// newerUnlocks reports that the TPM's record has a newer release. Its boot manager may be
+// in place since before the record said whose that is.
+func (a *Agent) newerUnlocks() error {
+	if !a.recordsPolicy() {
+		return nil
+	}
+	for _, b := range a.record.Branches {
+		if b.Version > uint64(a.contract.Version) {
+			return fmt.Errorf("the boot manager of version %s is not put in place while version %d, which is newer, may open this machine", a.contract.Version, b.Version)
+		}
 	}
 	return nil
 }
@@ -228,10 +258,11 @@ func (a *Agent) admitManager(image []byte) error {
 	if err != nil {
 		return err
 	}
+	next.TakeManager(max(a.record.Manager, uint64(a.contract.Version)))
 	if !next.Allows(&start.Boot) {
 		return errors.New("the running system would not unlock any more")
 	}
-	if slices.Equal(next.Branches, a.record.Branches) {
+	if next.Manager == a.record.Manager && slices.Equal(next.Branches, a.record.Branches) {
 		return nil
 	}
 	return a.replaceRecord(next)

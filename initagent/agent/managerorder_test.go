@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
 )
 
 // layManager puts the first release's boot manager, with the release's signed description,
@@ -62,6 +65,81 @@ func TestOldReleaseReplacesNoManager(t *testing.T) {
 			}
 			if name == "as it is" {
 				m.must(m.revoked(old))
+			}
+		})
+	}
+}
+
+// losesSystem deletes all that the machine has of the second release, as root can.
+func (m *machine) losesSystem() {
+	for name := range m.esp.files {
+		if strings.Contains(name, "test_2") {
+			delete(m.esp.files, name)
+		}
+	}
+	for name := range m.rootFiles() {
+		if strings.Contains(name, "test_2") {
+			delete(m.rootFiles(), name)
+		}
+	}
+}
+
+// forgetManager makes the TPM's record one of an earlier release.
+func (m *machine) forgetManager() {
+	m.t.Helper()
+	m.must(m.emulator.powerOn(m.world(true, nil).chip))
+	record := m.policyRecord()
+	record.Manager = 0
+	lock, volumeKey, secret := m.unlocked()
+	defer luks2.Wipe(volumeKey)
+	defer secret.Wipe()
+	key, err := secret.WriteKey()
+	m.must(err)
+	m.must(tpm.OpenTransport(m.emulator).WriteRecord(lock.Sealed.NVIndex, key, record))
+	m.chipChanged = true
+}
+
+// The same with a list of before the exchange, or a damaged one, which is made again and
+// knows of none: the TPM's record knows. It does so where the newer system was deleted, too,
+// so that nothing is left of it in the record. FAULTS 94
+func TestOlderListReplacesNoManager(t *testing.T) {
+	m, _ := exchanged(t, pinned)
+	before := bytes.Clone(m.rootFiles()[listFile])
+	m.runs(2)
+	if of := m.policyRecord().Manager; of != 2 {
+		t.Fatalf("the record has the boot manager of version %d", of)
+	}
+	start := m.world(true, nil)
+	newer, err := authenticode.Digest(otherManager)
+	m.must(err)
+	older := func(m *machine) { m.rootFiles()[listFile] = bytes.Clone(before) }
+	damaged := func(m *machine) {
+		list := bytes.Clone(m.rootFiles()[listFile])
+		list[len(list)-5] ^= 1
+		m.rootFiles()[listFile] = list
+	}
+	for name, changes := range map[string][]func(*machine){
+		"older":                              {older},
+		"damaged":                            {damaged},
+		"older, the newer system deleted":    {older, (*machine).losesSystem},
+		"damaged, the newer system deleted":  {damaged, (*machine).losesSystem},
+		"older, exchanged by an earlier one": {older, (*machine).forgetManager},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m.t = t
+			m.powerOn(start)
+			for _, change := range changes {
+				change(m)
+			}
+			m.layManager()
+			m.byHand = 1
+			m.runs(1, "the boot manager of version 1 is not put in place")
+			for range 4 {
+				m.runs(1)
+			}
+			revoked := slices.ContainsFunc(hashesIn(t, m.vars["dbx"].data), func(h []byte) bool { return bytes.Equal(h, newer[:]) })
+			if revoked || m.startable(removable, otherManager) != nil || m.startable(managerCopy, otherManager) != nil {
+				t.Errorf("the newer boot manager is revoked (%v), or was replaced", revoked)
 			}
 		})
 	}

@@ -137,6 +137,7 @@ func (a *Agent) updatePolicy() error {
 	if r.record != nil {
 		old := a.record
 		r.record = a.overPrograms(r.record)
+		a.noteManager(r.record)
 		if err := a.guarantee(a.had.Raise(rootpart.Of(r.record, rootpart.Enforces(a.firmware))), a.secret); err != nil {
 			return err
 		}
@@ -220,7 +221,11 @@ func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
 		return r
 	}
 	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, a.knownManagers(start), nil))
-	if err != nil || !next.Allows(&start.Boot) {
+	if err != nil {
+		return r
+	}
+	next.TakeManager(r.Manager)
+	if !next.Allows(&start.Boot) {
 		return r
 	}
 	return next

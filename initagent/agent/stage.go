@@ -356,6 +356,7 @@ func (a *Agent) replaceRecord(r *policy.Record) error {
 	if r == a.record {
 		return nil
 	}
+	a.noteManager(r)
 	if err := a.guarantee(a.had.Raise(rootpart.Of(r, rootpart.Enforces(a.firmware))), a.secret); err != nil {
 		return err
 	}

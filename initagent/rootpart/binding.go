@@ -255,6 +255,7 @@ func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy
 		if err := record.Succeeds(old); err != nil {
 			return b, false, err
 		}
+		record.Manager = max(record.Manager, old.Manager)
 		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
 		if old.Programs && b.Seen != nil && !b.Seen(old) {
 			b.Older = append(slices.Clone(b.Older), unseenManager)

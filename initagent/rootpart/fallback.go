@@ -219,6 +219,9 @@ func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, secret *policy.Secret
 	if err != nil {
 		return nil, nil, err
 	}
+	if q.List != nil {
+		r.Manager = q.List.ManagerOf() // the old record says it where there is one
+	}
 	return r, admitted(r, systems), nil
 }
 
