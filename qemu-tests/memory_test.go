@@ -78,7 +78,7 @@ func secrets(t *testing.T, p Provisioned) []needle {
 	out := []needle{
 		{name: "machine secret", bytes: secret.Bytes()},
 		{name: "machine secret in hexadecimal", bytes: []byte(fmt.Sprintf("%x", secret.Bytes()))},
-		{name: "LUKS passphrase", bytes: passphrase},
+		{name: passphraseNeedle, bytes: passphrase},
 		{name: "key that may write the NV index", bytes: scalar},
 		{name: "key that may write the NV index, words reversed", bytes: reversed(scalar)},
 		{name: "key that wraps the Secure Boot keys", bytes: wrap[:]},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"testing"
 )
 
 // A needle is a secret as bytes in memory.
@@ -27,18 +28,31 @@ func reversed(b []byte) []byte {
 // searchMemory dumps the memory of the running machine and counts the needles.
 func (g *Guest) searchMemory(needles []needle) map[string]int {
 	g.t.Helper()
-	dump := filepath.Join(g.t.TempDir(), "memory")
+	dump := g.dumpMemory()
+	defer os.Remove(dump) // it has the size of the machine's memory
+	return searchDump(g.t, dump, needles)
+}
+
+// dumpMemory writes the memory of the running machine to a file.
+func (g *Guest) dumpMemory() (path string) {
+	g.t.Helper()
+	path = filepath.Join(g.t.TempDir(), "memory")
 	ctx, cancel := g.wait()
 	defer cancel()
-	must(g.t, g.DumpMemory(ctx, dump))
+	must(g.t, g.DumpMemory(ctx, path))
+	return path
+}
+
+// searchDump counts the needles in a dump.
+func searchDump(t testing.TB, dump string, needles []needle) map[string]int {
+	t.Helper()
 	f, err := os.Open(dump)
-	must(g.t, err)
-	defer os.Remove(dump) // it has the size of the machine's memory
+	must(t, err)
 	defer f.Close()
 	found, size, err := search(f, needles)
-	must(g.t, err)
+	must(t, err)
 	if size < 256<<20 {
-		g.t.Errorf("the memory has %d bytes", size)
+		t.Errorf("the memory has %d bytes", size)
 	}
 	return found
 }
@@ -74,29 +88,33 @@ func search(r io.Reader, needles []needle) (found map[string]int, size int64, er
 	}
 }
 
-// wantNoSecrets searches the memory of a machine. While the root partition is open
-// the kernel has its volume key in the cipher's two key schedules, each of which begins
-// with one half of it.
+// wantNoSecrets searches the memory of a machine.
 func (g *Guest) wantNoSecrets(when string, needles []needle, open bool) {
 	g.t.Helper()
-	found := g.searchMemory(needles)
-	g.t.Logf("%s: %v", when, found)
+	wantNone(g.t, when, g.searchMemory(needles), needles, open)
+}
+
+// wantNone judges what was found. While the root partition is open the kernel has its
+// volume key in the cipher's two key schedules, each of which begins with one half of it.
+func wantNone(t testing.TB, when string, found map[string]int, needles []needle, open bool) {
+	t.Helper()
+	t.Logf("%s: %v", when, found)
 	for _, n := range needles {
 		most := 0
 		if open && n.mapped {
 			most = mappedCopies
 		}
 		if found[n.name] > most {
-			g.t.Errorf("%s: the %s lies in memory %d times, want at most %d", when, n.name, found[n.name], most)
+			t.Errorf("%s: the %s lies in memory %d times, want at most %d", when, n.name, found[n.name], most)
 		}
 	}
 	if open && found[volumeKeyNeedle] == 0 {
-		g.t.Errorf("%s: the searcher does not find the volume key, which the kernel has", when)
+		t.Errorf("%s: the searcher does not find the volume key, which the kernel has", when)
 	}
 }
 
-// Of the volume key.
 const (
-	volumeKeyNeedle = "volume key"
-	mappedCopies    = 1
+	volumeKeyNeedle  = "volume key"
+	passphraseNeedle = "LUKS passphrase"
+	mappedCopies     = 1 // of the volume key
 )
