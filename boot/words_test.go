@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/testkit"
 )
 
 // gone are the words that the documents do without, and what is said in their place.
@@ -34,7 +36,7 @@ func TestWordsThatHaveGone(t *testing.T) {
 	list.Dir = ".."
 	names, err := list.Output()
 	if err != nil {
-		t.Skipf("this is no git tree: %v", err)
+		testkit.Skip(t, "this is not a git tree: "+err.Error())
 	}
 	read := 0
 	for _, name := range strings.Split(strings.TrimRight(string(names), "\x00"), "\x00") {
