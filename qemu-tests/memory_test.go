@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"golang.org/x/crypto/xts"
@@ -219,6 +220,45 @@ func TestMemory(t *testing.T) {
 			g.wantNoSecrets(tt.name, needles, open)
 		})
 	}
+}
+
+// TestMemoryKeyboard: the recovery key is typed in front of a screen, on a USB keyboard,
+// once wrong and once right.
+// FAULTS 75, 104
+func TestMemoryKeyboard(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	o := vm.Options{Display: true, Extra: []string{"-machine", "i8042=off", "-device", "qemu-xhci,id=keyboards", "-device", "usb-kbd,bus=keyboards.0"}}
+	g := Machine(t, Options{State: p.State, VM: o, Prepare: func(s vm.State) error { return ownTwice(t, s) }})
+	wrong := wrongKey(p.Notes[recoveryKeyNote])
+	g.Expect(asksForKey)
+	g.pressLine(wrong)
+	g.Expect(`\(answered on tty1\)`)
+	g.Expect(`Nothing is lost: try again`)
+	g.Expect(asksForKey)
+	g.pressLine(p.Notes[recoveryKeyNote])
+	g.Expect(`\(answered on tty1\)`)
+	g.Expect(`\[y/N\] `)
+	g.pressLine("y")
+	checkSecured(t, "opened by the keyboard", g.Boot())
+	g.wantNoSecrets("recovery key typed on a keyboard", append(secrets(t, p), recoveryNeedles(t, wrong)...), true)
+}
+
+// pressLine answers a question of the console at the keyboard.
+func (g *Guest) pressLine(line string) {
+	g.t.Helper()
+	time.Sleep(time.Second) // as in typeLine; the emulated keyboard is polled
+	var keys []string
+	for _, r := range line {
+		key := string(r)
+		if r == '-' {
+			key = "minus"
+		}
+		keys = append(keys, key)
+	}
+	ctx, cancel := g.wait()
+	defer cancel()
+	must(g.t, g.SendKeys(ctx, append(keys, "ret")...))
 }
 
 // breakFileSystem overwrites the superblock of the root partition's file system.

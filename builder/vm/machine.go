@@ -354,8 +354,8 @@ func (m *Machine) Screendump(ctx context.Context, path string) error {
 	return m.qmp.Do(ctx, "screendump", map[string]any{"filename": abs, "format": "png"}, nil)
 }
 
-// SendKeys presses keys one after the other on the PS/2 keyboard, named as in
-// QEMU's QKeyCode ("a", "ret", "esc", "f1", ...).
+// SendKeys presses keys one after the other on the machine's PS/2 keyboard, or on
+// the last one in Options.Extra, named as in QEMU's QKeyCode ("a", "ret", "esc", "f1", ...).
 func (m *Machine) SendKeys(ctx context.Context, keys ...string) error {
 	for _, key := range keys {
 		arguments := map[string]any{"keys": []any{map[string]any{"type": "qcode", "data": key}}}
