@@ -40,9 +40,9 @@ func packages(t *testing.T) []listed {
 	}
 }
 
-// under reports whether a package is part of one of the folders.
-func under(path string, folders ...string) bool {
-	return slices.ContainsFunc(folders, func(f string) bool {
+// under reports whether a package is part of one of the directories.
+func under(path string, directories ...string) bool {
+	return slices.ContainsFunc(directories, func(f string) bool {
 		return path == module+f || strings.HasPrefix(path, module+f+"/")
 	})
 }
@@ -67,13 +67,13 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, p := range packages(t) {
-		folder, _, _ := strings.Cut(strings.TrimPrefix(p.ImportPath, module), "/")
-		allowed, ok := may[folder]
+		directory, _, _ := strings.Cut(strings.TrimPrefix(p.ImportPath, module), "/")
+		allowed, ok := may[directory]
 		if !ok {
-			t.Errorf("%s lies in none of the project's folders", p.ImportPath)
+			t.Errorf("%s lies in none of the project's directories", p.ImportPath)
 			continue
 		}
-		seen[folder] = true
+		seen[directory] = true
 		for _, i := range p.Imports {
 			if strings.HasPrefix(i, module) && !under(i, allowed...) {
 				t.Errorf("%s imports %s", p.ImportPath, i)

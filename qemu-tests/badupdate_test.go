@@ -26,7 +26,7 @@ func TestBadUpdate(t *testing.T) {
 	g.Expect(`halogen: reboot: `)
 	g.endsAtRestart()
 	// Its first try is taken as failed, or this test would take minutes more.
-	mtools(t, g.State(), "mren", "::"+bls.Folder+"/halogen_2+3.efi", "::"+bls.Folder+"/halogen_2+2-1.efi")
+	mtools(t, g.State(), "mren", "::"+bls.Directory+"/halogen_2+3.efi", "::"+bls.Directory+"/halogen_2+2-1.efi")
 	g.PowerOn()
 	began := time.Now()
 	trials := 0

@@ -47,7 +47,7 @@ func foreign() []menu {
 		// The version is what .osrel says, not the name.
 		{[]string{"os_1.efi", "else+3.efi"}, "else+3.efi", "else+2-1.efi"},
 		{[]string{"os_1.efi", "OS_2+3.EFI"}, "OS_2+3.EFI", "OS_2+2-1.efi"},
-		// Neither is a UKI to the boot manager, and the same name in a folder is none.
+		// Neither is a UKI to the boot manager, and the same name in a directory is none.
 		{[]string{"os_1.efi", "os_2+3.efi empty"}, "os_1.efi", "os_1.efi"},
 		{[]string{"os_1.efi", "os_2+3.efi torn"}, "os_1.efi", "os_1.efi"},
 		{[]string{"os_1.efi", "os_2+3.efi/os_2+3.efi"}, "os_1.efi", "os_1.efi"},
@@ -161,9 +161,9 @@ func menuDisk(t *testing.T, number int, names []string) string {
 	version := regexp.MustCompile(`_([0-9]+)`)
 	for _, word := range names {
 		name, how, _ := strings.Cut(word, " ")
-		folder, _, inFolder := strings.Cut(name, "/")
-		if inFolder {
-			testkit.Run(t, "mmd", "-i", disk, "::"+bls.Folder+"/"+folder)
+		directory, _, inDirectory := strings.Cut(name, "/")
+		if inDirectory {
+			testkit.Run(t, "mmd", "-i", disk, "::"+bls.Directory+"/"+directory)
 		}
 		told := "2"
 		if match := version.FindStringSubmatch(name); match != nil {
@@ -176,17 +176,17 @@ func menuDisk(t *testing.T, number int, names []string) string {
 		case "torn":
 			clear(image[len(image)/2:]) // where the sections are
 		}
-		put(bls.Folder+"/"+name, image)
+		put(bls.Directory+"/"+name, image)
 	}
 	return disk
 }
 
-// menuNames lists what is in the folder of the UKIs.
+// menuNames lists what is in the directory of the UKIs.
 func menuNames(t *testing.T, disk string) []string {
 	t.Helper()
 	var names []string
-	for line := range strings.Lines(testkit.Run(t, "mdir", "-i", disk, "-b", "::"+bls.Folder)) {
-		names = append(names, strings.Trim(strings.TrimPrefix(strings.TrimSpace(line), "::/"+bls.Folder), "/"))
+	for line := range strings.Lines(testkit.Run(t, "mdir", "-i", disk, "-b", "::"+bls.Directory)) {
+		names = append(names, strings.Trim(strings.TrimPrefix(strings.TrimSpace(line), "::/"+bls.Directory), "/"))
 	}
 	slices.Sort(names)
 	return names

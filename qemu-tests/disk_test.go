@@ -163,7 +163,7 @@ func (d *disk) putUKI(r *release.Release, image []byte) {
 	}
 	esp := d.cut(layout.ESPNumber)
 	name := bls.Name{ImageID: r.ImageID, Version: r.Version}.String()
-	testkit.Run(d.t, "mcopy", "-o", "-i", esp, path, "::"+bls.Folder+"/"+name)
+	testkit.Run(d.t, "mcopy", "-o", "-i", esp, path, "::"+bls.Directory+"/"+name)
 	d.fill(layout.ESPNumber, esp)
 }
 

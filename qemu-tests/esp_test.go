@@ -31,7 +31,7 @@ func mtools(t testing.TB, s vm.State, tool string, args ...string) string {
 	return string(out)
 }
 
-// espWrite puts a file on the ESP, with its folders.
+// espWrite puts a file on the ESP, with its directories.
 func espWrite(t testing.TB, s vm.State, name string, content []byte) {
 	t.Helper()
 	local := filepath.Join(t.TempDir(), "content")
@@ -49,7 +49,7 @@ func espWrite(t testing.TB, s vm.State, name string, content []byte) {
 	mtools(t, s, "mcopy", "-D", "o", local, "::"+name)
 }
 
-// espHas reports whether the ESP has a folder.
+// espHas reports whether the ESP has a directory.
 func espHas(t testing.TB, s vm.State, dir string) bool {
 	t.Helper()
 	all := strings.Split(mtools(t, s, "mdir", "-/", "-b", "::"), "\n")

@@ -109,11 +109,11 @@ func (c *espCuts) each(check func(what string, esp *fat.FS)) (states int) {
 	return states
 }
 
-// espUKIs are the files of the systems folder of an ESP that a boot manager would
+// espUKIs are the files of the systems directory of an ESP that a boot manager would
 // look at, with where each lies.
 func espUKIs(t testing.TB, what string, esp *fat.FS) map[bls.Name][]uint32 {
 	t.Helper()
-	entries, err := esp.ReadDir(bls.Folder)
+	entries, err := esp.ReadDir(bls.Directory)
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -123,7 +123,7 @@ func espUKIs(t testing.TB, what string, esp *fat.FS) map[bls.Name][]uint32 {
 		if err != nil {
 			continue
 		}
-		if all[name], err = esp.Clusters(bls.Folder + "/" + e.Name()); err != nil {
+		if all[name], err = esp.Clusters(bls.Directory + "/" + e.Name()); err != nil {
 			t.Errorf("%s: %s: %v", what, name, err)
 		}
 	}
@@ -165,7 +165,7 @@ func (c *espCuts) wholeOrAbsent(version contract.Version) {
 	content := func(what string, esp *fat.FS) (all [][32]byte) {
 		for name := range espUKIs(c.t, what, esp) {
 			if name.Version == version {
-				b, err := esp.ReadFile(bls.Folder + "/" + name.String())
+				b, err := esp.ReadFile(bls.Directory + "/" + name.String())
 				if err != nil {
 					c.t.Errorf("%s: %s: %v", what, name, err)
 				}

@@ -31,7 +31,7 @@ const (
 	fatDirty   = 0x41 // in the boot sector: was not unmounted
 	infoSector = 1    // as mkfs.vfat and ours have it
 	infoFree   = 488  // of the info sector: free clusters
-	rootAt     = 44   // of the boot sector: first cluster of the root folder
+	rootAt     = 44   // of the boot sector: first cluster of the root directory
 	dirEntry   = 32   // bytes
 )
 
@@ -84,7 +84,7 @@ func (f *espFAT) fill() {
 	must(f.t, err)
 }
 
-// first is the first cluster of the file or folder at the end of a path of names as they are
+// first is the first cluster of the file or directory at the end of a path of names as they are
 // without long ones.
 func (f *espFAT) first(path string) uint32 {
 	f.t.Helper()

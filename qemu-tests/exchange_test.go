@@ -13,7 +13,7 @@ import (
 )
 
 // TestBootManagerExchange: Linux writes a new boot manager beside the old one, in both
-// folders that have one, and the two exchange their content by a write of one sector
+// directories that have one, and the two exchange their content by a write of one sector
 // while nobody has the ESP mounted. fsck.vfat finds nothing, and the firmware starts
 // the new file.
 // FAULTS 45

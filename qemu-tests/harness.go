@@ -3,9 +3,9 @@
 // provisioned earlier, the test system's language, and logs that outlive a failure.
 //
 // It refuses to run more machines at once than there are cores, over all test
-// processes; to let two tests share a machine's folder; and, in CI, to skip.
+// processes; to let two tests share a machine's directory; and, in CI, to skip.
 //
-// Environment: HALOGEN_IMAGES is the folder with the images (testos-1/disk.img,
+// Environment: HALOGEN_IMAGES is the directory with the images (testos-1/disk.img,
 // ...); HALOGEN_OUT takes logs of failed tests and provisioned machines, default
 // out/qemu in the module; HALOGEN_MACHINES is how many machines may run at once;
 // CI=true turns skips into failures.
@@ -41,9 +41,9 @@ const (
 
 // Options describe the machine of a test.
 type Options struct {
-	Image string   // folder under HALOGEN_IMAGES whose disk.img a new machine gets
+	Image string   // directory under HALOGEN_IMAGES whose disk.img a new machine gets
 	State vm.State // or: a machine to clone, such as one from Provisioned
-	// Prepare changes the machine's folder before it is switched on for the first time.
+	// Prepare changes the machine's directory before it is switched on for the first time.
 	Prepare func(s vm.State) error
 	VM      vm.Options    // State and Log are the harness's
 	Timeout time.Duration // of one wait, default DefaultTimeout
@@ -58,7 +58,7 @@ type Guest struct {
 	t       testing.TB
 	timeout time.Duration
 	state   vm.State
-	logs    string // folder with one folder for each start
+	logs    string // directory with one directory for each start
 	starts  int
 }
 
@@ -71,7 +71,7 @@ func Machine(t testing.TB, o Options) *Guest {
 	return g
 }
 
-// newGuest makes the machine's folder.
+// newGuest makes the machine's directory.
 func newGuest(t testing.TB, o Options) *Guest {
 	t.Helper()
 	Need(t)
@@ -162,7 +162,7 @@ func skip(t testing.TB, reason string) {
 	t.Skip(reason)
 }
 
-// State is the machine's folder; it may be changed while the machine is off.
+// State is the machine's directory; it may be changed while the machine is off.
 func (g *Guest) State() vm.State { return g.state }
 
 // PowerOn switches the machine on, with the options in g.VM.
@@ -333,7 +333,7 @@ func (g *Guest) keepLogs() {
 	g.t.Logf("logs of %d starts are in %s; the last %d lines of the console:\n%s", g.starts, to, logLines, g.Console().Tail(logLines))
 }
 
-// fileName makes a test's name fit for a folder.
+// fileName makes a test's name fit for a directory.
 func fileName(name string) string {
 	return strings.Trim(regexp.MustCompile(`[^A-Za-z0-9._-]+`).ReplaceAllString(name, "_"), "_.")
 }

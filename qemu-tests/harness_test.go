@@ -18,7 +18,7 @@ import (
 // firmwareUp is what OVMF prints when it looks for something to boot.
 const firmwareUp = `BdsDxe: `
 
-// images makes a folder of images with one empty disk in it.
+// images makes a directory of images with one empty disk in it.
 func images(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -165,7 +165,7 @@ func TestSlots(t *testing.T) {
 }
 
 // TestFailureIsKept runs a test that fails, in a process of its own, and looks for
-// the console in its output and in the folder for logs.
+// the console in its output and in the directory for logs.
 func TestFailureIsKept(t *testing.T) {
 	Need(t)
 	if os.Getenv("HARNESS_TEST_FAIL") == "1" {

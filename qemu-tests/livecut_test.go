@@ -168,7 +168,7 @@ func sameDisk(t testing.TB, path, want string) {
 // installHere installs testos-1 to a disk in a file, as the program does.
 func installHere(t testing.TB, path string) {
 	t.Helper()
-	s, err := install.FromFolder(filepath.Dir(Image(t, "testos-1")))
+	s, err := install.FromDirectory(filepath.Dir(Image(t, "testos-1")))
 	must(t, err)
 	defer s.Close()
 	ids, err := install.RandomIDs(rand.Reader)

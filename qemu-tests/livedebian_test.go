@@ -90,7 +90,7 @@ func TestLiveDebian(t *testing.T) {
 type liveGuest struct {
 	*Guest
 	signed newer  // what the server has
-	server string // address of the image's folder there
+	server string // address of the image's directory there
 	before string // what the machine's own disk held
 	log    string // of the writes to it
 }
@@ -163,7 +163,7 @@ func liveKernel(t *testing.T) (kernel, initrd string) {
 	return kernels[0], initrd
 }
 
-// debianFiles reads the files of a Debian in a folder.
+// debianFiles reads the files of a Debian in a directory.
 type debianFiles string
 
 // ReadFile implements initramfs.Files.
@@ -181,26 +181,26 @@ func (d debianFiles) ReadFile(name string, limit int64) ([]byte, error) {
 func filesDisk(t *testing.T, key string) string {
 	t.Helper()
 	dir := t.TempDir()
-	folder := filepath.Join(dir, "files")
+	directory := filepath.Join(dir, "files")
 	for _, tool := range []string{"sgdisk", "mkfs.vfat"} {
-		bringTool(t, filepath.Join(folder, "tools"), tool)
+		bringTool(t, filepath.Join(directory, "tools"), tool)
 	}
 	archive := publishBuild(t, filepath.Join(dir, "server"), filepath.Dir(Image(t, "testos-1")), builder.KeyFile{})
-	must(t, os.Rename(archive, filepath.Join(folder, "1.tar.gz")))
-	must(t, os.WriteFile(filepath.Join(folder, "public.asc"), []byte(key), 0o644))
+	must(t, os.Rename(archive, filepath.Join(directory, "1.tar.gz")))
+	must(t, os.WriteFile(filepath.Join(directory, "public.asc"), []byte(key), 0o644))
 	_, script := byHand(t)
-	must(t, os.WriteFile(filepath.Join(folder, "byhand"), []byte(script), 0o644))
+	must(t, os.WriteFile(filepath.Join(directory, "byhand"), []byte(script), 0o644))
 	image := filepath.Join(dir, "files.img")
-	testkit.Run(t, "mkfs.erofs", "--quiet", image, folder)
+	testkit.Run(t, "mkfs.erofs", "--quiet", image, directory)
 	return image
 }
 
 // bringTool copies a program of this machine with its libraries, and makes the
 // command that starts it with these.
-func bringTool(t *testing.T, folder, tool string) {
+func bringTool(t *testing.T, directory, tool string) {
 	t.Helper()
 	path := testkit.Need(t, tool)
-	libraries := filepath.Join(folder, "lib")
+	libraries := filepath.Join(directory, "lib")
 	must(t, os.MkdirAll(libraries, 0o755))
 	said := testkit.Run(t, "ldd", path)
 	loader := ""
@@ -218,7 +218,7 @@ func bringTool(t *testing.T, folder, tool string) {
 	must(t, os.Chmod(filepath.Join(libraries, loader), 0o755))
 	lib := filesPlace + "/tools/lib/"
 	start := fmt.Sprintf("#!/bin/sh\nexec %s --library-path %s %s \"$@\"\n", lib+loader, lib, lib+tool)
-	must(t, os.WriteFile(filepath.Join(folder, tool), []byte(start), 0o755))
+	must(t, os.WriteFile(filepath.Join(directory, tool), []byte(start), 0o755))
 }
 
 // device is the path of a disk in the live system.

@@ -216,11 +216,11 @@ func (g *Guest) deliver(names []string) {
 	if i < 0 {
 		g.t.Fatalf("disks %+v; want one with files", r.Disks)
 	}
-	const folder = "/var/lib/halogen/fetch/2"
+	const directory = "/var/lib/halogen/fetch/2"
 	g.mountFAT("/dev/"+r.Disks[i].Device, "ro")
-	g.Do(nil, "mkdir", folder)
+	g.Do(nil, "mkdir", directory)
 	for _, name := range names {
-		g.Do(nil, "cp", "/mnt/"+name, folder+"/"+name)
+		g.Do(nil, "cp", "/mnt/"+name, directory+"/"+name)
 	}
 	g.Do(nil, "write", "/var/lib/halogen/staged.json", `{"format":1,"version":"2","slot":"b"}`)
 	g.Do(nil, "umount", "/mnt")

@@ -33,7 +33,7 @@ const shownKey = `RECOVERY KEY:\s+((?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtu
 const asksForKey = `Recovery key \(an empty line opens the recovery console\): `
 
 // What the second boot writes and the third must find.
-var keptFiles = map[string]string{"/etc/kept": "in the overlay", "/var/lib/kept": "in a folder of its own", "/home/kept": "at home"}
+var keptFiles = map[string]string{"/etc/kept": "in the overlay", "/var/lib/kept": "in a directory of its own", "/home/kept": "at home"}
 
 // provisioned returns the machine that most boot tests start from: it has made its
 // keys and its root partition, and was unlocked by its TPM once.

@@ -78,7 +78,7 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 
 const notesFile = "notes.json"
 
-// saveProvisioned writes under another name first, so that a folder with the final
+// saveProvisioned writes under another name first, so that a directory with the final
 // name is whole.
 func saveProvisioned(dir string, from vm.State, notes map[string]string) (Provisioned, error) {
 	fresh := dir + ".new"

@@ -54,7 +54,7 @@ func borrowSlot(t testing.TB) (giveBack func()) {
 	return func() { holders.Delete(t); release() }
 }
 
-// acquire takes one of count locks in a folder. A lock ends with its process.
+// acquire takes one of count locks in a directory. A lock ends with its process.
 func acquire(ctx context.Context, dir string, count int) (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("machine slots: %w", err)

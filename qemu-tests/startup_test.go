@@ -73,7 +73,7 @@ func TestUnmoved(t *testing.T) {
 	uki := theUKI(t, stick)
 	newer := bls.Name{ImageID: imageRelease(t, "testos-1").ImageID, Version: 9}.String()
 	image := espContent(t, stick, uki)
-	espWrite(t, stick, bls.Folder+"/"+newer, signByStranger(t, image))
+	espWrite(t, stick, bls.Directory+"/"+newer, signByStranger(t, image))
 	espWrite(t, stick, "loader/credentials/planted.cred", []byte("planted"))
 	d := openDisk(t, stick.Disk(), os.O_RDWR)
 	d.flip(layout.SlotA.SystemNumber(), 4096)

@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
-// node is a QEMU block node with a raw disk. Test folders have commas in their names.
+// node is a QEMU block node with a raw disk. Test directories have commas in their names.
 func node(name, path string) []string {
 	return []string{"-blockdev", "driver=raw,discard=unmap,node-name=" + name + ",file.driver=file,file.cache.no-flush=on,file.discard=unmap,file.filename=" + strings.ReplaceAll(path, ",", ",,")}
 }

@@ -65,7 +65,7 @@ func onTrial(t testing.TB, v variant, left int, o vm.Options) *Guest {
 	t.Helper()
 	g := newGuest(t, Options{State: staged(t, v).State, VM: o})
 	if left < tries {
-		mtools(t, g.State(), "mren", fmt.Sprintf("::%s/halogen_2+%d.efi", bls.Folder, tries), fmt.Sprintf("::%s/halogen_2+%d-%d.efi", bls.Folder, left, tries-left))
+		mtools(t, g.State(), "mren", fmt.Sprintf("::%s/halogen_2+%d.efi", bls.Directory, tries), fmt.Sprintf("::%s/halogen_2+%d-%d.efi", bls.Directory, left, tries-left))
 	}
 	return g
 }
@@ -117,10 +117,10 @@ func (g *Guest) bless(r protocol.Report) {
 	}
 	g.mountFAT(esp)
 	var files []struct{ Name string }
-	g.Do(&files, "ls", "/mnt/"+bls.Folder)
+	g.Do(&files, "ls", "/mnt/"+bls.Directory)
 	for _, f := range files {
 		if n, err := bls.Parse(f.Name); err == nil && n.Version == 2 {
-			g.Do(nil, "mv", path.Join("/mnt", bls.Folder, f.Name), path.Join("/mnt", bls.Folder, n.Blessed().String()))
+			g.Do(nil, "mv", path.Join("/mnt", bls.Directory, f.Name), path.Join("/mnt", bls.Directory, n.Blessed().String()))
 		}
 	}
 	g.Do(nil, "sync")
@@ -152,7 +152,7 @@ func TestTrialBlessed(t *testing.T) {
 	g.VM.WriteLog = ""
 	openDisk(t, g.State().Disk(), os.O_RDONLY).checkTable()
 	wantUKIs(t, g.State(), "halogen_1+0.efi", "halogen_2.efi")
-	mtools(t, g.State(), "mdel", "::"+bls.Folder+"/halogen_2.efi")
+	mtools(t, g.State(), "mdel", "::"+bls.Directory+"/halogen_2.efi")
 	g.PowerOn()
 	g.Expect(`RECOVERY: this system's epoch is 0 and the TPM's floor is 1[^\n]*there is no other system to fall back to`)
 	if open := g.expectConsole(); slices.Contains(open, "root") {

@@ -53,13 +53,13 @@ func publish(t *testing.T, s *WebServer, image string) {
 	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), release.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true})
 }
 
-// updateKey is the folder with the release key that gpg made.
+// updateKey is the directory with the release key that gpg made.
 func updateKey(t *testing.T) string {
 	t.Helper()
 	return filepath.Join(filepath.Dir(filepath.Dir(Image(t, "update-1"))), "update-key")
 }
 
-// publishBuild publishes what a build left in a folder; an empty key signs nothing.
+// publishBuild publishes what a build left in a directory; an empty key signs nothing.
 func publishBuild(t *testing.T, server, build string, key release.KeyFile) (archive string) {
 	t.Helper()
 	r, err := release.Publish(t.Context(), release.Options{Build: build, Server: server, Channel: manifest.Stable, Key: key, Now: time.Now(), Note: t.Logf})

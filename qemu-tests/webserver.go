@@ -19,10 +19,10 @@ import (
 // hostAddress is where QEMU's user networking shows a guest the host's loopback.
 const hostAddress = "10.0.2.2"
 
-// WebServer is nginx, which serves a folder on the host's loopback until the test
+// WebServer is nginx, which serves a directory on the host's loopback until the test
 // ends.
 type WebServer struct {
-	Root string // the folder; it may change while it is served
+	Root string // the directory; it may change while it is served
 	URL  string // for a guest
 	Host string // the same for this machine
 
@@ -31,7 +31,7 @@ type WebServer struct {
 }
 
 // nginxConf serves files and nothing else, with everything nginx writes in one
-// folder. Of each request it notes status, bytes of the body, range and path.
+// directory. Of each request it notes status, bytes of the body, range and path.
 const nginxConf = `daemon off;
 %[4]s
 pid %[1]s/pid;
@@ -51,7 +51,7 @@ http {
 }
 `
 
-// Serve starts nginx over a new, empty folder.
+// Serve starts nginx over a new, empty directory.
 func Serve(t testing.TB) *WebServer {
 	t.Helper()
 	testkit.Need(t, "nginx")
@@ -64,7 +64,7 @@ func Serve(t testing.TB) *WebServer {
 	s.URL, s.Host = fmt.Sprintf("http://%s:%d", hostAddress, port), fmt.Sprintf("http://127.0.0.1:%d", port)
 	user := ""
 	if os.Geteuid() == 0 {
-		user = "user root;" // the folders of a test are its user's alone
+		user = "user root;" // the directories of a test are its user's alone
 	}
 	conf := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(conf, fmt.Appendf(nil, nginxConf, dir, port, s.Root, user), 0o644); err != nil {

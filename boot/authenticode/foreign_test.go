@@ -14,18 +14,18 @@ import (
 
 const hostEFI = "/usr/lib/systemd/boot/efi/"
 
-// foreign is a folder with an identity for the tools of others.
-type foreign struct{ folder, key, cert string }
+// foreign is a directory with an identity for the tools of others.
+type foreign struct{ directory, key, cert string }
 
 func newForeign(t *testing.T, id *identity) foreign {
 	t.Helper()
-	f := foreign{folder: t.TempDir()}
+	f := foreign{directory: t.TempDir()}
 	f.key = f.write(t, "key.pem", pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(id.key)}))
 	f.cert = f.write(t, "cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: id.cert.Raw}))
 	return f
 }
 
-func (f foreign) path(name string) string { return filepath.Join(f.folder, name) }
+func (f foreign) path(name string) string { return filepath.Join(f.directory, name) }
 
 func (f foreign) write(t *testing.T, name string, data []byte) string {
 	t.Helper()

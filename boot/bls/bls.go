@@ -15,8 +15,8 @@ import (
 	"halogenos.internal/boot/contract"
 )
 
-// Folder is where the boot manager looks for UKIs, from the root of the ESP.
-const Folder = "EFI/Linux"
+// Directory is where the boot manager looks for UKIs, from the root of the ESP.
+const Directory = "EFI/Linux"
 
 // MaxTries bounds the tries that a name may have left. MaxDone bounds those it has
 // had: the boot manager goes on counting when it starts a UKI that has none left.

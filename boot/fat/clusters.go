@@ -6,7 +6,7 @@ import (
 	"io/fs"
 )
 
-// Clusters returns the clusters that a file or folder has, in their order. It
+// Clusters returns the clusters that a file or directory has, in their order. It
 // reads the FAT and nothing of the content, so that it says for little whether a
 // file can be read. A chain that is broken, or shorter than the file, is an error.
 // A longer one is none: room can be reserved behind a file's end.

@@ -12,7 +12,7 @@ import (
 	"unicode/utf16"
 )
 
-// info is a file or folder as its directory entry describes it. It implements
+// info is a file or directory as its directory entry describes it. It implements
 // [fs.FileInfo] and [fs.DirEntry].
 type info struct {
 	name    string
@@ -39,7 +39,7 @@ func (i *info) Mode() fs.FileMode {
 	return 0o444
 }
 
-// clean replaces what must not be in a name: it could lead out of a folder, or
+// clean replaces what must not be in a name: it could lead out of a directory, or
 // talk to the terminal.
 func clean(name string) string {
 	return strings.Map(func(r rune) rune {
@@ -50,11 +50,11 @@ func clean(name string) string {
 	}, name)
 }
 
-// errBehindEnd says that a folder has entries behind its end. The specification ends
-// a folder at the first empty entry, and so does firmware; Linux goes on.
-var errBehindEnd = errors.New("a folder has entries behind its end")
+// errBehindEnd says that a directory has entries behind its end. The specification ends
+// a directory at the first empty entry, and so does firmware; Linux goes on.
+var errBehindEnd = errors.New("a directory has entries behind its end")
 
-// readDir returns the files and folders in the folder at cluster first. With
+// readDir returns the files and directories in the directory at cluster first. With
 // an error it returns those found before it.
 func (f *FS) readDir(first uint32) ([]*info, error) {
 	var found []*info
@@ -96,7 +96,7 @@ func (f *FS) readDir(first uint32) ([]*info, error) {
 	}
 }
 
-// parseEntry returns the file or folder of entry e, or nil when it is none.
+// parseEntry returns the file or directory of entry e, or nil when it is none.
 func (f *FS) parseEntry(e []byte, long *longName) *info {
 	var d dirEntry
 	if _, err := binary.Decode(e, binary.LittleEndian, &d); err != nil {
@@ -129,8 +129,8 @@ func (f *FS) parseEntry(e []byte, long *longName) *info {
 	return i
 }
 
-// isDots reports whether entry number n of the folder at cluster first is the one for
-// the folder itself or for the one above: the root has neither, and in all others
+// isDots reports whether entry number n of the directory at cluster first is the one for
+// the directory itself or for the one above: the root has neither, and in all others
 // they come first (section "Directory creation"). Whatever else has such a name was
 // something else before a byte of it changed.
 func (f *FS) isDots(i *info, n int, first uint32) bool {
@@ -151,7 +151,7 @@ func dotName(dots int) shortName {
 // shortText returns a short name as text. The bits in lower say which parts
 // Windows NT and Linux show in lower case.
 func shortText(name [11]byte, lower uint8) string {
-	if name[0] == '.' { // no name begins so, and it could lead out of the folder
+	if name[0] == '.' { // no name begins so, and it could lead out of the directory
 		name[0] = '_'
 	}
 	if name[0] == 0x05 { // stands for 0xe5, which would mean deleted
@@ -229,7 +229,7 @@ func (l *longName) take(short shortName) string {
 	return name
 }
 
-// find returns the file or folder of that name, exactly or as FAT compares.
+// find returns the file or directory of that name, exactly or as FAT compares.
 func find(in []*info, name string) *info {
 	for _, same := range []func(*info) bool{
 		func(i *info) bool { return i.name == name },
@@ -243,7 +243,7 @@ func find(in []*info, name string) *info {
 	return nil
 }
 
-var errNotDir = errors.New("not a folder")
+var errNotDir = errors.New("not a directory")
 
 // lookup returns what is at path.
 func (f *FS) lookup(path string) (*info, error) {
@@ -269,10 +269,10 @@ func (f *FS) lookup(path string) (*info, error) {
 		}
 		if next.dir {
 			if slices.Contains(seen, next.cluster) {
-				return nil, fmt.Errorf("folder %q contains itself", part)
+				return nil, fmt.Errorf("directory %q contains itself", part)
 			}
 			if seen = append(seen, next.cluster); len(seen) > maxDepth {
-				return nil, fmt.Errorf("more than %d folders deep", maxDepth)
+				return nil, fmt.Errorf("more than %d directories deep", maxDepth)
 			}
 		}
 		at = next
@@ -289,7 +289,7 @@ func (f *FS) Stat(path string) (fs.FileInfo, error) {
 	return i, nil
 }
 
-// ReadDir implements [fs.ReadDirFS]. Of a damaged folder it returns what can
+// ReadDir implements [fs.ReadDirFS]. Of a damaged directory it returns what can
 // be read, together with an error.
 func (f *FS) ReadDir(path string) ([]fs.DirEntry, error) {
 	i, err := f.lookup(path)
@@ -316,8 +316,8 @@ func (f *FS) sorted(dir *info) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-// Walk calls visit for everything on the volume, folders before their content,
-// each folder's in the order of their names. A folder that cannot be read, or
+// Walk calls visit for everything on the volume, directories before their content,
+// each directory's in the order of their names. A directory that cannot be read, or
 // only in part, is visited once more, with the error; so is one that
 // was reached before by another path. An error of visit ends the walk and is
 // returned; so does a volume with more than a million entries.
@@ -329,7 +329,7 @@ func (f *FS) Walk(visit func(path string, i fs.FileInfo, err error) error) error
 type walker struct {
 	f     *FS
 	visit func(string, fs.FileInfo, error) error
-	seen  map[uint32]string // path of the folder at a cluster
+	seen  map[uint32]string // path of the directory at a cluster
 	count int
 }
 
@@ -338,10 +338,10 @@ func (w *walker) dir(path string, dir *info, depth int) error {
 		return err
 	}
 	if other, ok := w.seen[dir.cluster]; ok {
-		return w.visit(path, dir, fmt.Errorf("%s: is the folder %s again", path, other))
+		return w.visit(path, dir, fmt.Errorf("%s: is the directory %s again", path, other))
 	}
 	if depth > maxDepth {
-		return w.visit(path, dir, fmt.Errorf("%s: more than %d folders deep", path, maxDepth))
+		return w.visit(path, dir, fmt.Errorf("%s: more than %d directories deep", path, maxDepth))
 	}
 	w.seen[dir.cluster] = path
 	entries, err := w.f.sorted(dir)
@@ -352,7 +352,7 @@ func (w *walker) dir(path string, dir *info, depth int) error {
 	}
 	for _, e := range entries {
 		if w.count++; w.count > maxWalk {
-			return fmt.Errorf("walk: more than %d files and folders", maxWalk)
+			return fmt.Errorf("walk: more than %d files and directories", maxWalk)
 		}
 		i, at := e.(*info), e.Name()
 		if path != "." {

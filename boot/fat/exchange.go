@@ -22,7 +22,7 @@ const (
 	entryEnd         = 32
 )
 
-// Exchange gives two files of one folder each other's content, on a volume that
+// Exchange gives two files of one directory each other's content, on a volume that
 // nobody has mounted: for a name that must have one whole content or the other at
 // every instant. A rename in the place of a file does not do that on FAT.
 //
@@ -50,13 +50,13 @@ func exchange(d block.Device, a, b string, sectorSize int64) error {
 	if err := f.checkApart(a, b); err != nil {
 		return err
 	}
-	folder, err := f.lookup(path.Dir(a))
+	directory, err := f.lookup(path.Dir(a))
 	if err != nil {
 		return err
 	}
 	var at [2]int64
 	for i, name := range []string{a, b} {
-		places, err := f.places(folder.cluster, path.Base(name))
+		places, err := f.places(directory.cluster, path.Base(name))
 		if err != nil {
 			return err
 		}

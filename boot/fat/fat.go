@@ -18,7 +18,7 @@ import (
 
 const (
 	dirEntrySize = 32
-	// maxDirBytes is the largest folder (section "FAT Directory Structure").
+	// maxDirBytes is the largest directory (section "FAT Directory Structure").
 	maxDirBytes = 65536 * dirEntrySize
 	// maxFileSize is what the 32-bit size of an entry can say.
 	maxFileSize = math.MaxUint32

@@ -111,7 +111,7 @@ func (o *openFile) contiguous(want int64) int64 {
 	return n
 }
 
-// openDir is an open folder.
+// openDir is an open directory.
 type openDir struct {
 	f    *FS
 	info *info
@@ -125,7 +125,7 @@ func (o *openDir) Stat() (fs.FileInfo, error) { return o.info, nil }
 func (o *openDir) Close() error               { return nil }
 
 func (o *openDir) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: o.path, Err: fmt.Errorf("is a folder: %w", fs.ErrInvalid)}
+	return 0, &fs.PathError{Op: "read", Path: o.path, Err: fmt.Errorf("is a directory: %w", fs.ErrInvalid)}
 }
 
 // ReadDir implements [fs.ReadDirFile].

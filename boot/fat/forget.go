@@ -23,13 +23,13 @@ func Forget(d block.Device, name string) error {
 	if err != nil {
 		return err
 	}
-	folder, err := f.lookup(path.Dir(name))
-	if err == nil && !folder.dir {
+	directory, err := f.lookup(path.Dir(name))
+	if err == nil && !directory.dir {
 		err = errNotDir
 	}
 	var places []int64
 	if err == nil {
-		places, err = f.places(folder.cluster, path.Base(name))
+		places, err = f.places(directory.cluster, path.Base(name))
 	}
 	if err != nil {
 		return &fs.PathError{Op: "forget", Path: name, Err: err}

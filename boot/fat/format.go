@@ -16,7 +16,7 @@ type Options struct {
 	SectorSize int    // bytes: 512 or 4096
 	VolumeID   uint32 // the volume's serial number
 	Label      string // at most 11 characters of a short name, upper case; may be empty
-	// Time is that of every file and folder, in UTC. FAT's years are 1980 to
+	// Time is that of every file and directory, in UTC. FAT's years are 1980 to
 	// 2107; what lies outside becomes the nearest time inside.
 	Time time.Time
 	// Zeroed: everything reads as zero already, as a fresh image file does, and
@@ -27,7 +27,7 @@ type Options struct {
 // File is a file to be put into the file system.
 type File struct {
 	// Path has slashes between its names, and none at its start. With one at
-	// its end it is a folder, which need not be given unless it stays empty.
+	// its end it is a directory, which need not be given unless it stays empty.
 	Path string
 	Size int64 // bytes, at most 2^32-1
 	// Open returns the content, exactly Size bytes. It may be nil when there
@@ -36,7 +36,7 @@ type File struct {
 }
 
 // Format writes a FAT32 file system of size bytes that holds the files, and
-// the folders that their paths lead through. The same files give the same
+// the directories that their paths lead through. The same files give the same
 // bytes, in whatever order they come. What cannot fit or be named is refused
 // before anything is written. Clusters that no file uses are not written to.
 //
@@ -173,7 +173,7 @@ func (f *formatter) writeFAT(start int64, runs []*node) error {
 	return f.zero(at+int64(len(buf)), start+f.g.fatSectors*f.g.sectorSize)
 }
 
-// writeDir writes a folder.
+// writeDir writes a directory.
 func (f *formatter) writeDir(n *node) error {
 	buf := make([]byte, int64(n.clusters)*f.g.clusterSize())
 	rest := buf

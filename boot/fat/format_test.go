@@ -42,8 +42,8 @@ func noise(seed string, n int) []byte {
 }
 
 // sampleFiles has what is hard: names that are no short names, that become the
-// same short name, empty files, files that end with a cluster, a folder of
-// several clusters, deep folders, and an empty one.
+// same short name, empty files, files that end with a cluster, a directory of
+// several clusters, deep directories, and an empty one.
 func sampleFiles() map[string]int {
 	files := map[string]int{
 		"EFI/BOOT/BOOTX64.EFI":              150_001,
@@ -74,7 +74,7 @@ func asFiles(m map[string]int) []File {
 	for path, n := range m {
 		files = append(files, file(path, n))
 	}
-	return append(files, File{Path: "empty folder/"}) // maps shuffle the rest
+	return append(files, File{Path: "empty directory/"}) // maps shuffle the rest
 }
 
 type imageCase struct {
@@ -181,8 +181,8 @@ func TestWeReadOurs(t *testing.T) {
 		if i.SectorSize != c.sectorSize || i.VolumeID != 0x1234abcd || i.Label != "ESP" || i.Dirty || i.Size != c.size/int64(c.sectorSize)*int64(c.sectorSize) {
 			t.Errorf("info %+v", i)
 		}
-		if s, err := fsys.Stat("empty folder"); err != nil || !s.IsDir() || !s.ModTime().Equal(time.Date(2026, 11, 23, 4, 5, 6, 0, time.UTC)) {
-			t.Errorf("empty folder: %+v, %v", s, err)
+		if s, err := fsys.Stat("empty directory"); err != nil || !s.IsDir() || !s.ModTime().Equal(time.Date(2026, 11, 23, 4, 5, 6, 0, time.UTC)) {
+			t.Errorf("empty directory: %+v, %v", s, err)
 		}
 		// FAT compares without case, and knows the short names.
 		for _, name := range []string{"efi/boot/bootx64.efi", "EFI/LINUX/DEBIAN~1.EFI", "efi/Linux/DEBIAN_1.efi"} {
@@ -215,7 +215,7 @@ func TestFSBehavesAsIoFsWants(t *testing.T) {
 			}
 		}
 	})
-	if err := fstest.TestFS(fsys, append(names, "empty folder")...); err != nil {
+	if err := fstest.TestFS(fsys, append(names, "empty directory")...); err != nil {
 		t.Error(err)
 	}
 }
@@ -383,17 +383,17 @@ func TestFormatRefuses(t *testing.T) {
 		{"space at the end", 1 << 30, nil, []File{file("a /b", 1)}, "ends with a space"},
 		{"not UTF-8", 1 << 30, nil, []File{file("a\xff", 1)}, "not UTF-8"},
 		{"too long", 1 << 30, nil, []File{file(strings.Repeat("n", 256), 1)}, "at most 255"},
-		{"too deep", 1 << 30, nil, []File{file(strings.Repeat("d/", 130)+"f", 1)}, "folders deep"},
+		{"too deep", 1 << 30, nil, []File{file(strings.Repeat("d/", 130)+"f", 1)}, "directories deep"},
 		{"twice", 1 << 30, nil, []File{file("a/b", 1), file("a/b", 1)}, "already"},
 		{"twice but for case", 1 << 30, nil, []File{file("a/B", 1), file("a/b", 1)}, "only in case"},
-		{"folders differ in case", 1 << 30, nil, []File{file("EFI/a", 1), file("efi/b", 1)}, "only in case"},
-		{"file as a folder", 1 << 30, nil, []File{file("a", 1), file("a/b", 1)}, "already"},
-		{"folder as a file", 1 << 30, nil, []File{file("a/b", 1), file("a", 1)}, "already"},
-		{"folder with content", 1 << 30, nil, []File{file("a/", 1)}, "no content"},
+		{"directories differ in case", 1 << 30, nil, []File{file("EFI/a", 1), file("efi/b", 1)}, "only in case"},
+		{"file as a directory", 1 << 30, nil, []File{file("a", 1), file("a/b", 1)}, "already"},
+		{"directory as a file", 1 << 30, nil, []File{file("a/b", 1), file("a", 1)}, "already"},
+		{"directory with content", 1 << 30, nil, []File{file("a/", 1)}, "no content"},
 		{"negative file", 1 << 30, nil, []File{{Path: "a", Size: -1, Open: file("a", 0).Open}}, "-1 bytes"},
 		{"file of 4 GiB", 8 << 30, nil, []File{{Path: "a", Size: 1 << 32, Open: file("a", 0).Open}}, "4294967296 bytes"},
 		{"nothing to read", 1 << 30, nil, []File{{Path: "a", Size: 1}}, "nothing to read"},
-		{"full folder", 1 << 30, nil, many, "directory entries, at most 65536"},
+		{"full directory", 1 << 30, nil, many, "directory entries, at most 65536"},
 	} {
 		o := sampleOptions(512)
 		if c.o != nil {

@@ -110,7 +110,7 @@ func (s shortName) withTail(n int) shortName {
 	return s
 }
 
-// aliases gives each of a folder's names its short name, all different. Names
+// aliases gives each of a directory's names its short name, all different. Names
 // that are one already keep it; the others get numbers, in order.
 func aliases(names []string) ([]shortName, error) {
 	short := make([]shortName, len(names))

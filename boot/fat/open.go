@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	maxDepth       = 128     // folders within folders
+	maxDepth       = 128     // directories within directories
 	maxWalk        = 1 << 20 // entries that one Walk looks at
 	maxClusterSize = 64 << 10
 )
@@ -23,10 +23,10 @@ const (
 // [fs.StatFS]; names are found as FAT finds them, whatever their case, and by
 // their short form too.
 //
-// On a volume of unknown origin use [FS.Walk], not [fs.WalkDir]: folders can
+// On a volume of unknown origin use [FS.Walk], not [fs.WalkDir]: directories can
 // be made to contain each other.
 type FS struct {
-	strict bool // entries behind a folder's end are an error
+	strict bool // entries behind a directory's end are an error
 	r      io.ReaderAt
 	g      geometry
 	root   uint32

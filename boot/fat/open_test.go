@@ -193,9 +193,9 @@ func TestHostileEntries(t *testing.T) {
 		{"size of 4 GiB", "EMPTY", 28, le32(1<<32 - 1), "EMPTY", "claims 4294967295 bytes"},
 		{"content at cluster 0", "LONGNA~1", 26, []byte{0, 0}, "long name.conf", "begins at cluster 0"},
 		{"content outside", "LONGNA~1", 20, []byte{1, 0}, "long name.conf", "begins at cluster 65545"},
-		{"folder at cluster 0", "EFI     ", 26, []byte{0, 0}, "EFI/BOOT", "begins at cluster 0"},
-		{"folder is the root", "EFI     ", 26, []byte{2, 0}, "EFI/EFI", "contains itself"},
-		{"folder that is a file", "EFI     ", 11, []byte{attrArchive}, "EFI/BOOT", "does not exist"},
+		{"directory at cluster 0", "EFI     ", 26, []byte{0, 0}, "EFI/BOOT", "begins at cluster 0"},
+		{"directory is the root", "EFI     ", 26, []byte{2, 0}, "EFI/EFI", "contains itself"},
+		{"directory that is a file", "EFI     ", 11, []byte{attrArchive}, "EFI/BOOT", "does not exist"},
 	} {
 		d := tinyVolume(t)
 		if _, err := d.WriteAt(c.value, rootEntry(t, d, c.short)+c.off); err != nil {
@@ -255,7 +255,7 @@ func TestNamesOfDamagedEntries(t *testing.T) {
 }
 
 // FAULTS 48
-func TestDamagedFolder(t *testing.T) {
+func TestDamagedDirectory(t *testing.T) {
 	d := blocktest.New(64<<20, blocktest.Zero)
 	if err := Format(d, 64<<20, sampleOptions(512), asFiles(sampleFiles())); err != nil {
 		t.Fatal(err)
@@ -323,7 +323,7 @@ func TestWalk(t *testing.T) {
 		t.Errorf("walk: %q", got)
 	}
 
-	// The folder BOOT becomes its own parent: the walk ends.
+	// The directory BOOT becomes its own parent: the walk ends.
 	if _, err := d.WriteAt([]byte{3, 0}, tiny.cluster(3)+2*dirEntrySize+26); err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,7 @@ func TestWalk(t *testing.T) {
 	if err := f.Walk(note); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(got, "EFI/BOOT: EFI/BOOT: is the folder EFI again true") {
+	if !slices.Contains(got, "EFI/BOOT: EFI/BOOT: is the directory EFI again true") {
 		t.Errorf("walk in a circle: %q", got)
 	}
 	stop := errors.New("enough")
@@ -345,15 +345,15 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// A folder whose chain never ends, and a file whose size is the whole volume:
+// A directory whose chain never ends, and a file whose size is the whole volume:
 // memory stays in bounds.
-func TestEndlessFolder(t *testing.T) {
+func TestEndlessDirectory(t *testing.T) {
 	d := blocktest.New(128<<20, blocktest.Zero)
 	if err := Format(d, 128<<20, sampleOptions(512), nil); err != nil {
 		t.Fatal(err)
 	}
 	f := mustOpen(t, d)
-	for c := uint32(2); c < 8000; c++ { // 4 MB of folder, all of it deleted files
+	for c := uint32(2); c < 8000; c++ { // 4 MB of directory, all of it deleted files
 		if _, err := d.WriteAt(le32(c+1), f.g.fat(0)+int64(c)*4); err != nil {
 			t.Fatal(err)
 		}

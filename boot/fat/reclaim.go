@@ -16,7 +16,7 @@ func (f *FS) Dirty() bool { return f.info.Dirty }
 // ErrDamaged is wrapped when a volume cannot be followed to its end.
 var ErrDamaged = errors.New("the file system is damaged")
 
-// Reclaim frees the clusters that no file or folder has, on a volume that nobody
+// Reclaim frees the clusters that no file or directory has, on a volume that nobody
 // has mounted, and returns how many bytes that was. A write that was cut leaves
 // such clusters, and in the end the volume is full of them. Where anything on the
 // volume cannot be followed to its end, nothing is freed: ErrDamaged.
@@ -48,10 +48,10 @@ func Reclaim(d block.Device) (int64, error) {
 	return freed, d.Sync()
 }
 
-// used returns the clusters that files and folders have.
+// used returns the clusters that files and directories have.
 func (f *FS) used() (clusterSet, error) {
 	used := clusterSet{}
-	// What another system may see behind a folder's end keeps its clusters.
+	// What another system may see behind a directory's end keeps its clusters.
 	f.strict = true
 	defer func() { f.strict = false }()
 	err := f.Walk(func(path string, i fs.FileInfo, err error) error {

@@ -138,10 +138,10 @@ func TestForget(t *testing.T) {
 		t.Errorf("cluster 80 is %#x, 84 is %#x", f.fatEntry(t, 80), f.fatEntry(t, 84))
 	}
 	if err := Forget(r, "EFI/Linux"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a folder: %v", err)
+		t.Errorf("a directory: %v", err)
 	}
 	if err := Forget(r, "EFI/none/x"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no such folder: %v", err)
+		t.Errorf("no such directory: %v", err)
 	}
 }
 
@@ -171,7 +171,7 @@ func TestReclaimRefuses(t *testing.T) {
 	}
 }
 
-// Linux sees the names behind an empty entry, which end a folder for everybody else:
+// Linux sees the names behind an empty entry, which end a directory for everybody else:
 // what they lead to is not free.
 // FAULTS 112 (M7): one byte of a directory entry has changed so that it looks like none
 // of a file's. Whatever it was keeps its clusters.
@@ -192,19 +192,19 @@ func TestReclaimChangedEntry(t *testing.T) {
 		}
 		whole := mustOpen(t, d)
 		dir, _ := path.Split(c.path)
-		folder := whole.root
+		directory := whole.root
 		if dir != "" {
-			folder = mustLookup(t, whole, strings.TrimSuffix(dir, "/")).cluster
+			directory = mustLookup(t, whole, strings.TrimSuffix(dir, "/")).cluster
 		}
 		entries, cluster := make([]byte, g.clusterSize()), mustLookup(t, whole, c.path).cluster
-		if err := readFull(d, entries, whole.g.cluster(folder)); err != nil {
+		if err := readFull(d, entries, whole.g.cluster(directory)); err != nil {
 			t.Fatal(err)
 		}
 		at := 0
 		for entries[at] == '.' || binary.LittleEndian.Uint16(entries[at+26:]) != uint16(cluster) || entries[at+11]&attrLongMask == attrLongName {
 			at += dirEntrySize
 		}
-		if _, err := d.WriteAt([]byte{c.to}, whole.g.cluster(folder)+int64(at)+c.at); err != nil {
+		if _, err := d.WriteAt([]byte{c.to}, whole.g.cluster(directory)+int64(at)+c.at); err != nil {
 			t.Fatal(err)
 		}
 		r := blocktest.Record(d)

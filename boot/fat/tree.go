@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// node is a file or folder to be written.
+// node is a file or directory to be written.
 type node struct {
 	name     string
 	short    shortName
-	file     *File // nil: a folder
+	file     *File // nil: a directory
 	parent   *node // nil: the root
 	children []*node
 
@@ -32,7 +32,7 @@ func (n *node) path() string {
 	return n.parent.path() + "/" + n.name
 }
 
-// newTree makes a tree of the files, its folders sorted by name.
+// newTree makes a tree of the files, its directories sorted by name.
 func newTree(files []File) (*node, error) {
 	root := &node{index: map[string]*node{}}
 	for i := range files {
@@ -43,20 +43,20 @@ func newTree(files []File) (*node, error) {
 	return root, root.finish()
 }
 
-// add puts f under its path, with the folders that leads through.
+// add puts f under its path, with the directories that leads through.
 func (root *node) add(f *File) error {
-	path, folder := strings.CutSuffix(f.Path, "/")
+	path, directory := strings.CutSuffix(f.Path, "/")
 	switch {
-	case folder && (f.Open != nil || f.Size != 0):
-		return fmt.Errorf("%q: a folder has no content", f.Path)
-	case !folder && f.Open == nil && f.Size != 0:
+	case directory && (f.Open != nil || f.Size != 0):
+		return fmt.Errorf("%q: a directory has no content", f.Path)
+	case !directory && f.Open == nil && f.Size != 0:
 		return fmt.Errorf("%q: %d bytes, and nothing to read them from", f.Path, f.Size)
 	case f.Size < 0 || f.Size > maxFileSize:
 		return fmt.Errorf("%q: %d bytes, a file can have 0 to %d", f.Path, f.Size, int64(maxFileSize))
 	}
 	parts := strings.Split(path, "/")
 	if len(parts) > maxDepth {
-		return fmt.Errorf("%q: %d folders deep, at most %d are allowed", f.Path, len(parts), maxDepth)
+		return fmt.Errorf("%q: %d directories deep, at most %d are allowed", f.Path, len(parts), maxDepth)
 	}
 	at := root
 	for i, name := range parts {
@@ -68,22 +68,22 @@ func (root *node) add(f *File) error {
 		switch {
 		case child == nil:
 			child = &node{name: name, parent: at, index: map[string]*node{}}
-			if last && !folder {
+			if last && !directory {
 				child.file = f
 			}
 			at.index[fold(name)] = child
 			at.children = append(at.children, child)
 		case child.name != name:
 			return fmt.Errorf("%q: differs from %q only in case", f.Path, child.path())
-		case !child.isDir() || last && !folder:
-			return fmt.Errorf("%q: there is a file or folder of that name already", f.Path)
+		case !child.isDir() || last && !directory:
+			return fmt.Errorf("%q: there is a file or directory of that name already", f.Path)
 		}
 		at = child
 	}
 	return nil
 }
 
-// finish sorts the folders below n and gives everything its short name.
+// finish sorts the directories below n and gives everything its short name.
 func (n *node) finish() error {
 	slices.SortFunc(n.children, func(a, b *node) int { return cmp.Compare(a.name, b.name) })
 	names := make([]string, len(n.children))
@@ -103,7 +103,7 @@ func (n *node) finish() error {
 	return nil
 }
 
-// walk calls visit for n and everything below it, folders before their content.
+// walk calls visit for n and everything below it, directories before their content.
 func (n *node) walk(visit func(*node) error) error {
 	if err := visit(n); err != nil {
 		return err
@@ -116,7 +116,7 @@ func (n *node) walk(visit func(*node) error) error {
 	return nil
 }
 
-// entries returns how many directory entries folder n has.
+// entries returns how many directory entries directory n has.
 func (n *node) entries(label string) int {
 	count := 2 // "." and ".."
 	if n.parent == nil {
@@ -131,7 +131,7 @@ func (n *node) entries(label string) int {
 	return count
 }
 
-// allocate gives folders, then files, their clusters, one behind the other
+// allocate gives directories, then files, their clusters, one behind the other
 // from the first cluster on. It returns the runs in that order, and the first
 // cluster that is free.
 func (root *node) allocate(g *geometry, label string) (runs []*node, free uint32, err error) {

@@ -162,17 +162,17 @@ func (c *collector) disk(name string) {
 	}
 }
 
-func (c *collector) devices(folder string) {
-	entries, err := fs.ReadDir(c.sys, folder)
+func (c *collector) devices(directory string) {
+	entries, err := fs.ReadDir(c.sys, directory)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		name := folder + "/" + e.Name()
+		name := directory + "/" + e.Name()
 		before := len(c.Files)
 		at := name
 		if target, err := fs.ReadLink(c.sys, name); err == nil {
-			at = path.Join(folder, target)
+			at = path.Join(directory, target)
 		}
 		for _, a := range deviceAttributes {
 			c.file(name+"/"+a, at+"/"+a)

@@ -19,7 +19,7 @@ import (
 	"halogenos.internal/boot/layout"
 )
 
-// Name is the journal's file name in the folder that the boot and the running
+// Name is the journal's file name in the directory that the boot and the running
 // system share.
 const Name = "journal.jsonl"
 

@@ -23,13 +23,13 @@ import (
 	"halogenos.internal/boot/contract"
 )
 
-// Names on the server, relative to the folder <arch>/<image-id>.
+// Names on the server, relative to the directory <arch>/<image-id>.
 const (
 	FileName      = "manifest.env"
 	SignatureName = FileName + ".pgp"
 )
 
-// ArchiveName is the release's archive, relative to the image's folder.
+// ArchiveName is the release's archive, relative to the image's directory.
 func ArchiveName(v contract.Version) string { return v.String() + "/" + v.String() + ".tar.gz" }
 
 // ArchiveSignatureName is the detached signature over the archive.
@@ -243,7 +243,7 @@ func (e Entry) Includes(machine []byte) bool {
 }
 
 // ValidKeyName reports whether s can be the key's file name: it stays in its
-// folder, is not hidden, and is none of the names that the server's layout
+// directory, is not hidden, and is none of the names that the server's layout
 // uses.
 func ValidKeyName(s string) bool {
 	if len(s) == 0 || len(s) > maxName || s[0] == '.' || s[0] == '-' || s == FileName || s == SignatureName {

@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/boot/testkit"
 )
 
-// gnupg is a home folder of gpg with its agent.
+// gnupg is a home directory of gpg with its agent.
 type gnupg struct {
 	t    testing.TB
 	home string

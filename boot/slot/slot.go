@@ -119,7 +119,7 @@ type Facts struct {
 	Unlock  Outcome // the root partition, by the TPM
 	Key     Outcome // the root partition, by the recovery key
 	Record  Outcome // the TPM's policy, brought up to date
-	Mount   Outcome // state.conf's folders
+	Mount   Outcome // state.conf's directories
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
@@ -195,7 +195,7 @@ const (
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
 	Revoke                    // have the firmware refuse a boot manager that was replaced
-	MountState                // mount the root partition's folders
+	MountState                // mount the root partition's directories
 	Condemn                   // take the slot's tries away
 	Reboot                    // start again
 	SwitchRoot                // hand over to the system
@@ -441,7 +441,7 @@ func pending(s State, f Facts) (Step, bool) {
 	switch {
 	case f.Mount == Failed:
 		// The system image is open and good: this is not the slot's fault.
-		return Step{Recovery, "the folders that may change could not be mounted: " + f.Cause}, true
+		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
 	case s.Root == RootOpen && !s.Trial:
 		if step, ok := newSecret(f); ok {
 			return step, true

@@ -1,8 +1,8 @@
 // Package stateconf reads state.conf, by which a system image says which of its
-// folders may change and are kept on the root partition.
+// directories may change and are kept on the root partition.
 //
-// It refuses a folder inside another, since the order of the mounts would then
-// matter, and folders that must stay as the image has them.
+// It refuses a directory inside another, since the order of the mounts would then
+// matter, and directories that must stay as the image has them.
 package stateconf
 
 import (
@@ -14,17 +14,17 @@ import (
 // Path is where the system image has the file.
 const Path = "usr/lib/halogen/state.conf"
 
-// MaxSize bounds the file in bytes, and maxEntries the folders it names.
+// MaxSize bounds the file in bytes, and maxEntries the directories it names.
 const (
 	MaxSize    = 64 << 10
 	maxEntries = 64
 )
 
 // Default is what an image without the file gets.
-const Default = `# Which folders of this system may change. Everything else is read-only.
-#   overlay DIR   changes lie over the image's folder: files that an update
+const Default = `# Which directories of this system may change. Everything else is read-only.
+#   overlay DIR   changes lie over the image's directory: files that an update
 #                 brings appear unless they were changed here
-#   bind DIR      a folder of its own, which starts as a copy of the image's
+#   bind DIR      a directory of its own, which starts as a copy of the image's
 #   tmpfs DIR     in memory, empty at every boot
 overlay /etc
 bind /var
@@ -36,7 +36,7 @@ bind /usr/local
 tmpfs /tmp
 `
 
-// A Mode is how a folder is made writable.
+// A Mode is how a directory is made writable.
 type Mode string
 
 // The modes.
@@ -46,13 +46,13 @@ const (
 	Tmpfs   Mode = "tmpfs"
 )
 
-// An Entry is one folder.
+// An Entry is one directory.
 type Entry struct {
 	Mode Mode
 	Path string // absolute and clean
 }
 
-// fixed are folders that are the image's or the kernel's whatever happens:
+// fixed are directories that are the image's or the kernel's whatever happens:
 // making one of them writable would undo the verification.
 var fixed = []string{"/", "/usr", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/bin", "/sbin", "/lib", "/lib64", "/boot", "/efi", "/proc", "/sys", "/dev", "/run"}
 
@@ -78,7 +78,7 @@ func Parse(text []byte) ([]Entry, error) {
 			return nil, fmt.Errorf("state.conf line %d: %w", n, err)
 		}
 		if entries = append(entries, e); len(entries) > maxEntries {
-			return nil, fmt.Errorf("state.conf names more than %d folders", maxEntries)
+			return nil, fmt.Errorf("state.conf names more than %d directories", maxEntries)
 		}
 	}
 	return entries, nil
@@ -86,7 +86,7 @@ func Parse(text []byte) ([]Entry, error) {
 
 func parseEntry(words []string) (Entry, error) {
 	if len(words) != 2 {
-		return Entry{}, fmt.Errorf("want a mode and a folder, have %d words", len(words))
+		return Entry{}, fmt.Errorf("want a mode and a directory, have %d words", len(words))
 	}
 	e := Entry{Mode(words[0]), words[1]}
 	if e.Mode != Overlay && e.Mode != Bind && e.Mode != Tmpfs {
@@ -94,11 +94,11 @@ func parseEntry(words []string) (Entry, error) {
 	}
 	// An overlay's options are separated by commas and colons.
 	if !path.IsAbs(e.Path) || path.Clean(e.Path) != e.Path || strings.ContainsAny(e.Path, ",:\\\x00") {
-		return Entry{}, fmt.Errorf("folder %q is not an absolute path without '..', ',', ':' and '\\'", e.Path)
+		return Entry{}, fmt.Errorf("directory %q is not an absolute path without '..', ',', ':' and '\\'", e.Path)
 	}
 	for _, f := range fixed {
 		if e.Path == f || f != "/" && f != "/usr" && strings.HasPrefix(e.Path, f+"/") {
-			return Entry{}, fmt.Errorf("folder %s is part of the verified system and stays read-only", e.Path)
+			return Entry{}, fmt.Errorf("directory %s is part of the verified system and stays read-only", e.Path)
 		}
 	}
 	return e, nil
@@ -107,10 +107,10 @@ func parseEntry(words []string) (Entry, error) {
 func clash(entries []Entry, e Entry) error {
 	for _, other := range entries {
 		if e.Path == other.Path {
-			return fmt.Errorf("folder %s is named twice", e.Path)
+			return fmt.Errorf("directory %s is named twice", e.Path)
 		}
 		if strings.HasPrefix(e.Path, other.Path+"/") || strings.HasPrefix(other.Path, e.Path+"/") {
-			return fmt.Errorf("folder %s and folder %s lie in one another", e.Path, other.Path)
+			return fmt.Errorf("directory %s and directory %s lie in one another", e.Path, other.Path)
 		}
 	}
 	return nil

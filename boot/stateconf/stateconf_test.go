@@ -29,7 +29,7 @@ func TestRefused(t *testing.T) {
 		"overlay /usr/lib/modules":           "stays read-only",
 		"bind /":                             "stays read-only",
 		"bind /proc/sys":                     "stays read-only",
-		"bind /var\nbind /var":               "line 2: folder /var is named twice",
+		"bind /var\nbind /var":               "line 2: directory /var is named twice",
 		"bind /var\nbind /var/lib":           "lie in one another",
 		"bind /var/lib\n\n# x\noverlay /var": "line 4",
 		strings.Repeat("#", MaxSize+1):       "more than",

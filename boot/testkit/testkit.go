@@ -50,7 +50,7 @@ func Run(t testing.TB, tool string, args ...string) string {
 	return string(out)
 }
 
-// Debian returns the folder with the files of a whole Debian, which `make unit`
+// Debian returns the directory with the files of a whole Debian, which `make unit`
 // makes. Without it the test is skipped on a developer's machine and fails in CI.
 func Debian(t testing.TB) string {
 	t.Helper()

@@ -16,13 +16,13 @@ const Tools13Env = "HALOGEN_TOOLS13"
 // of the UKI format (ukify, systemd-measure) must be of the release whose stub
 // they judge, which the machine running the tests need not be.
 type Tree struct {
-	t      testing.TB
-	root   string
-	folder string // scratch folder, as seen inside the tree
+	t         testing.TB
+	root      string
+	directory string // scratch directory, as seen inside the tree
 }
 
 // Tools13 opens the Debian 13 tree named by HALOGEN_TOOLS13 with an empty
-// scratch folder that goes away with the test. Without the variable the test
+// scratch directory that goes away with the test. Without the variable the test
 // is skipped, and fails in CI.
 func Tools13(t testing.TB) *Tree {
 	t.Helper()
@@ -34,15 +34,15 @@ func Tools13(t testing.TB) *Tree {
 	if err != nil {
 		t.Fatal(err)
 	}
-	folder, err := os.MkdirTemp(filepath.Join(root, "tmp"), "test-")
+	directory, err := os.MkdirTemp(filepath.Join(root, "tmp"), "test-")
 	if err != nil {
-		t.Fatalf("make a scratch folder in %s: %v", Tools13Env, err)
+		t.Fatalf("make a scratch directory in %s: %v", Tools13Env, err)
 	}
-	t.Cleanup(func() { os.RemoveAll(folder) })
-	return &Tree{t: t, root: root, folder: "/tmp/" + filepath.Base(folder)}
+	t.Cleanup(func() { os.RemoveAll(directory) })
+	return &Tree{t: t, root: root, directory: "/tmp/" + filepath.Base(directory)}
 }
 
-// Put writes data into the scratch folder and returns the file's path as the
+// Put writes data into the scratch directory and returns the file's path as the
 // tools see it.
 func (tree *Tree) Put(name string, data []byte) string {
 	tree.t.Helper()
@@ -53,9 +53,9 @@ func (tree *Tree) Put(name string, data []byte) string {
 	return inside
 }
 
-// Path returns the path that the tools see for a file of the scratch folder.
+// Path returns the path that the tools see for a file of the scratch directory.
 func (tree *Tree) Path(name string) string {
-	return filepath.Join(tree.folder, name)
+	return filepath.Join(tree.directory, name)
 }
 
 // Host returns the path on this machine of a path inside the tree.

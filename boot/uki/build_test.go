@@ -319,9 +319,9 @@ func BenchmarkWrite(b *testing.B) {
 func BenchmarkObjcopy(b *testing.B) {
 	tool := testkit.Need(b, "objcopy")
 	stub := readHostStub(b)
-	folder := b.TempDir()
+	directory := b.TempDir()
 	write := func(name string, data []byte) string {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(directory, name)
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			b.Fatal(err)
 		}
@@ -334,7 +334,7 @@ func BenchmarkObjcopy(b *testing.B) {
 		out, err := exec.Command(tool,
 			"--add-section", ".linux="+linux, "--change-section-vma", ".linux=0x2000000",
 			"--add-section", ".initrd="+initrd, "--change-section-vma", ".initrd=0x4000000",
-			stubFile, filepath.Join(folder, "uki.efi")).CombinedOutput()
+			stubFile, filepath.Join(directory, "uki.efi")).CombinedOutput()
 		if err != nil {
 			b.Fatalf("%v\n%s", err, out)
 		}

@@ -125,7 +125,7 @@ func TestDescribeWithoutGit(t *testing.T) {
 	}
 }
 
-// withoutGit returns a folder that has what the script calls, but for git.
+// withoutGit returns a directory that has what the script calls, but for git.
 func withoutGit(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

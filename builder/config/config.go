@@ -73,7 +73,7 @@ type Module struct {
 }
 
 // Load reads a configuration. Files that it refers to are looked for from its
-// own folder.
+// own directory.
 func Load(path string) (*Config, error) {
 	text, err := readBounded(path, maxFile)
 	if err != nil {

@@ -37,11 +37,11 @@ type Options struct {
 	// Base is the image that the container is made of: a name, or the path of
 	// a tar archive with a root file system. Empty for the Containerfile's.
 	Base string
-	// Programs is the folder with halogen and the machine's programs.
+	// Programs is the directory with halogen and the machine's programs.
 	Programs string
-	Config   string // path of uki.conf; files that it refers to lie in its folder
-	Out      string // folder for what is built
-	Previous string // folder of the build that this one follows; empty for none
+	Config   string // path of uki.conf; files that it refers to lie in its directory
+	Out      string // directory for what is built
+	Previous string // directory of the build that this one follows; empty for none
 	Recipe   string
 	Stage3   string // archive that the recipe starts from; empty for none
 	// Environment of the recipe, as NAME=VALUE. MIRROR is where the
@@ -66,7 +66,7 @@ const (
 	ModuleKeyPassword  = "module-key-password"
 )
 
-// programs are the files of the programs' folder; of them, those without which
+// programs are the files of the programs' directory; of them, those without which
 // there is nothing to build with.
 var programs = map[string]bool{"halogen": true, "bb": true, "bb.list": true, "bb.modules": false, "ota": false, "halogenctl": false, "share": false}
 
@@ -110,12 +110,12 @@ func Build(ctx context.Context, o Options) (err error) {
 	if o.Base, err = o.importBase(ctx, work); err != nil {
 		return fmt.Errorf("import the base image: %w", err)
 	}
-	folder := filepath.Join(work, "context")
-	if err := o.fill(folder); err != nil {
+	directory := filepath.Join(work, "context")
+	if err := o.fill(directory); err != nil {
 		return fmt.Errorf("collect what the container is made of: %w", err)
 	}
 	name := filepath.Join(work, "image")
-	if err := o.exec(ctx, o.Engine.image(folder, name, o.Base, o.mirror(), o.Network)); err != nil {
+	if err := o.exec(ctx, o.Engine.image(directory, name, o.Base, o.mirror(), o.Network)); err != nil {
 		return fmt.Errorf("make the container's image: %w", err)
 	}
 	image, err := os.ReadFile(name)
@@ -140,26 +140,26 @@ func (o Options) importBase(ctx context.Context, work string) (string, error) {
 	if o.Base == "" || err != nil || !info.Mode().IsRegular() {
 		return o.Base, nil
 	}
-	folder := filepath.Join(work, "base")
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	directory := filepath.Join(work, "base")
+	if err := os.Mkdir(directory, 0o755); err != nil {
 		return "", err
 	}
-	if err := copyFile(os.DirFS(filepath.Dir(o.Base)), filepath.Base(o.Base), filepath.Join(folder, "base.tar")); err != nil {
+	if err := copyFile(os.DirFS(filepath.Dir(o.Base)), filepath.Base(o.Base), filepath.Join(directory, "base.tar")); err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(folder, "Containerfile"), []byte("FROM scratch\nADD base.tar /\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(directory, "Containerfile"), []byte("FROM scratch\nADD base.tar /\n"), 0o644); err != nil {
 		return "", err
 	}
 	const name = "localhost/halogen-base:latest"
-	return name, o.exec(ctx, o.Engine.base(folder, name))
+	return name, o.exec(ctx, o.Engine.base(directory, name))
 }
 
 // fill puts together what the Containerfile copies.
-func (o Options) fill(folder string) error {
-	if err := copyTree(files, ".", folder); err != nil {
+func (o Options) fill(directory string) error {
+	if err := copyTree(files, ".", directory); err != nil {
 		return err
 	}
-	if err := copyTree(recipes.FS, ".", filepath.Join(folder, "recipes")); err != nil {
+	if err := copyTree(recipes.FS, ".", filepath.Join(directory, "recipes")); err != nil {
 		return err
 	}
 	bin := os.DirFS(o.Programs)
@@ -171,9 +171,9 @@ func (o Options) fill(folder string) error {
 		case err != nil:
 			return fmt.Errorf("%w (`make build` makes it)", err)
 		case info.IsDir():
-			err = copyTree(bin, name, filepath.Join(folder, "programs", name))
+			err = copyTree(bin, name, filepath.Join(directory, "programs", name))
 		default:
-			err = copyFile(bin, name, filepath.Join(folder, "programs", name))
+			err = copyFile(bin, name, filepath.Join(directory, "programs", name))
 		}
 		if err != nil {
 			return err
@@ -182,7 +182,7 @@ func (o Options) fill(folder string) error {
 	return nil
 }
 
-// copyTree copies what lies below a folder.
+// copyTree copies what lies below a directory.
 func copyTree(from fs.FS, top, to string) error {
 	return fs.WalkDir(from, top, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {

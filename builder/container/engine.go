@@ -43,22 +43,22 @@ func FindEngine(name string) (Engine, error) {
 
 // capabilities beyond an engine's defaults: a root file system is made with
 // /proc mounted in it and with device nodes. Without the first, packages leave
-// out folders and modes, and say nothing (measured: systemd-tmpfiles).
+// out directories and modes, and say nothing (measured: systemd-tmpfiles).
 var capabilities = []string{"--cap-add=SYS_ADMIN", "--cap-add=MKNOD"}
 
 // confinement is switched off where it forbids to mount, or to read what lies
-// in a home folder.
+// in a home directory.
 var confinement = []string{"--security-opt=apparmor=unconfined", "--security-opt=label=disable"}
 
-// base returns the command that makes an image of an archive in a folder.
-func (e Engine) base(folder, name string) []string {
-	return []string{string(e), "build", "--tag", name, "--file", folder + "/Containerfile", folder}
+// base returns the command that makes an image of an archive in a directory.
+func (e Engine) base(directory, name string) []string {
+	return []string{string(e), "build", "--tag", name, "--file", directory + "/Containerfile", directory}
 }
 
 // image returns the command that makes the container's image and writes its ID
 // to a file.
-func (e Engine) image(folder, id, base, mirror, network string) []string {
-	args := []string{string(e), "build", "--tag", "localhost/halogen-builder:latest", "--iidfile", id, "--file", folder + "/Containerfile"}
+func (e Engine) image(directory, id, base, mirror, network string) []string {
+	args := []string{string(e), "build", "--tag", "localhost/halogen-builder:latest", "--iidfile", id, "--file", directory + "/Containerfile"}
 	args = append(args, networkOption(network)...)
 	if e == Buildah {
 		args = append(args, "--layers") // as the others do: what has not changed is not made again
@@ -69,7 +69,7 @@ func (e Engine) image(folder, id, base, mirror, network string) []string {
 	if mirror != "" {
 		args = append(args, "--build-arg", "MIRROR="+mirror)
 	}
-	return append(args, folder)
+	return append(args, directory)
 }
 
 // networkOption names the network of the engine's that is used; empty for its
@@ -81,7 +81,7 @@ func networkOption(network string) []string {
 	return []string{"--network=" + network}
 }
 
-// A volume is a file or folder that a container sees.
+// A volume is a file or directory that a container sees.
 type volume struct {
 	from, to string
 	readOnly bool

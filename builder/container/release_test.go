@@ -161,10 +161,10 @@ func (s *scene) makeKey(t *testing.T) {
 	config := string(read(t, "../../uki.conf"))
 	config = strings.Replace(config, "ReleaseKey=none", "ReleaseKey="+fingerprint[1], 1)
 	config = strings.Replace(config, "#ReleaseKeyFile=release-key.asc", "ReleaseKeyFile=release-key.asc", 1)
-	folder := t.TempDir() // beside no secret
-	s.config = filepath.Join(folder, "uki.conf")
+	directory := t.TempDir() // beside no secret
+	s.config = filepath.Join(directory, "uki.conf")
 	for name, text := range map[string][]byte{"uki.conf": []byte(config), "release-key.asc": read(t, s.public)} {
-		if err := os.WriteFile(filepath.Join(folder, name), text, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(directory, name), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -257,7 +257,7 @@ func (b *builder) useBuildah(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.env = append(b.env, "CONTAINERS_STORAGE_CONF="+b.dir+"/storage.conf", "BUILDAH_ISOLATION=chroot")
-	// What the storage has mounted must go before its folder can.
+	// What the storage has mounted must go before its directory can.
 	t.Cleanup(func() {
 		if out, err := b.command(context.WithoutCancel(t.Context()), "/", testkit.Need(t, "buildah"), "rm", "--all").CombinedOutput(); err != nil {
 			t.Errorf("remove the containers: %v\n%s", err, out)

@@ -139,7 +139,7 @@ func (h *hunt) stream(name string, r io.Reader, depth int) (found []string, err 
 	}
 }
 
-// below searches all files of a folder, and their names.
+// below searches all files of a directory, and their names.
 func (h *hunt) below(dir string) (found []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

@@ -37,7 +37,7 @@ const (
 	maxDepth  = 12
 )
 
-// Compare compares two files, or two folders with all that is in them.
+// Compare compares two files, or two directories with all that is in them.
 func Compare(ctx context.Context, a, b string) ([]Difference, error) {
 	work, err := os.MkdirTemp("", "halogen-diff-")
 	if err != nil {
@@ -71,7 +71,7 @@ func (c *comparison) files(name, a, b string) error {
 	}
 	switch {
 	case infoA.IsDir() != infoB.IsDir():
-		c.add(name, "one is a folder, the other is not")
+		c.add(name, "one is a directory, the other is not")
 		return nil
 	case infoA.IsDir():
 		return c.trees("", os.DirFS(a), os.DirFS(b), false)
@@ -89,7 +89,7 @@ func (c *comparison) files(name, a, b string) error {
 	return c.open(name, io.NewSectionReader(fileA, 0, infoA.Size()), io.NewSectionReader(fileB, 0, infoB.Size()), 0)
 }
 
-// trees compares two folders; with attributes, also owners, modes and times.
+// trees compares two directories; with attributes, also owners, modes and times.
 func (c *comparison) trees(base string, a, b fs.FS, attributes bool) error {
 	namesA, err := list(a)
 	if err != nil {

@@ -146,7 +146,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-func TestFolders(t *testing.T) {
+func TestDirectories(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	for name, data := range map[string]string{a + "/same": "x", b + "/same": "x", a + "/first": "", b + "/second": ""} {
 		if err := os.WriteFile(name, []byte(data), 0o644); err != nil {

@@ -30,7 +30,7 @@ type Options struct {
 	UUID        gpt.GUID
 	Date        time.Time // of the image; later times in it become this one
 	Compression string    // as -z takes it; empty for none
-	AllRoot     bool      // every file is root's, whoever owns it in the folder
+	AllRoot     bool      // every file is root's, whoever owns it in the directory
 	// Sparse keeps the holes of files. Without compression that takes a list of
 	// the blocks of every file; with it, zeros take next to nothing anyway.
 	Sparse bool
@@ -41,9 +41,9 @@ type Options struct {
 // time in vain on these; the image is the same.
 const packed = `\.(br|bz2|gif|gz|jpe?g|lz4|lzma|png|webp|woff2?|xz|zst)$`
 
-// Make writes the file system of a folder to a file. The same folder and
+// Make writes the file system of a directory to a file. The same directory and
 // options give the same bytes.
-func Make(ctx context.Context, file, folder string, o Options) error {
+func Make(ctx context.Context, file, directory string, o Options) error {
 	// By default the last part of a file lies beside its inode, and so on the
 	// same block as something that every update changes: where later files are.
 	// Apart, a few blocks of inodes change and not all of these.
@@ -53,7 +53,7 @@ func Make(ctx context.Context, file, folder string, o Options) error {
 		if err := os.WriteFile(hints, []byte("0 "+packed+"\n"), 0o600); err != nil {
 			return err
 		}
-		defer os.Remove(hints) // as with the image, where this fails its folder is removed
+		defer os.Remove(hints) // as with the image, where this fails its directory is removed
 		args = append(args, "-z"+o.Compression, "--compress-hints="+hints)
 	}
 	if o.Sparse && o.Compression == "" {
@@ -62,7 +62,7 @@ func Make(ctx context.Context, file, folder string, o Options) error {
 	if o.AllRoot {
 		args = append(args, "--all-root")
 	}
-	cmd := exec.CommandContext(ctx, Tool, append(args, file, folder)...)
+	cmd := exec.CommandContext(ctx, Tool, append(args, file, directory)...)
 	// With the variable instead of -T, files keep times that lie before it:
 	// compiled Python, for one, is found stale when its source's time changed.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC", "SOURCE_DATE_EPOCH="+strconv.FormatInt(o.Date.Unix(), 10))

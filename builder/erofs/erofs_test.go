@@ -21,8 +21,8 @@ var (
 	uuid = gpt.MustGUID("01020304-0506-8708-890a-0b0c0d0e0f10")
 )
 
-// folder makes the same tree in either order of its files.
-func folder(t *testing.T, reversed bool) string {
+// directory makes the same tree in either order of its files.
+func directory(t *testing.T, reversed bool) string {
 	t.Helper()
 	dir := t.TempDir()
 	for i := range 40 {
@@ -62,11 +62,11 @@ func makeImage(t *testing.T, dir string, compression string) []byte {
 // FAULTS 84
 func TestSameBytes(t *testing.T) {
 	for _, compression := range []string{"", "lz4hc"} {
-		first := makeImage(t, folder(t, false), compression)
+		first := makeImage(t, directory(t, false), compression)
 		t.Setenv("TZ", "Pacific/Chatham")
 		t.Setenv("LC_ALL", "tr_TR.UTF-8")
 		t.Setenv("SOURCE_DATE_EPOCH", "1")
-		if second := makeImage(t, folder(t, true), compression); !bytes.Equal(first, second) {
+		if second := makeImage(t, directory(t, true), compression); !bytes.Equal(first, second) {
 			t.Errorf("compression %q: two images differ", compression)
 		}
 	}
@@ -122,7 +122,7 @@ func TestChangeStaysSmall(t *testing.T) {
 
 func TestOthersAgree(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "image")
-	image := makeImage(t, folder(t, false), "lz4hc")
+	image := makeImage(t, directory(t, false), "lz4hc")
 	if err := os.WriteFile(file, image, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestMakeFails(t *testing.T) {
 }
 
 func TestDamagedHeader(t *testing.T) {
-	image := makeImage(t, folder(t, false), "")
+	image := makeImage(t, directory(t, false), "")
 	for _, c := range []struct {
 		name   string
 		change func(b []byte) []byte

@@ -161,7 +161,7 @@ func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, err
 	if o.Machine == "" {
 		self, err := c.executable()
 		if err != nil {
-			return o, fmt.Errorf("find the folder of the program: %w", err)
+			return o, fmt.Errorf("find the directory of the program: %w", err)
 		}
 		o.Machine = filepath.Dir(self)
 	}

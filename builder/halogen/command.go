@@ -84,7 +84,7 @@ func (c command) run(args []string) int {
 		fmt.Fprintf(c.stderr, "halogen: unknown command %q\n%s", name, usage)
 		return exitUsage
 	}
-	// A build that is interrupted takes its working folder away.
+	// A build that is interrupted takes its working directory away.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	switch err := do(ctx, args[1:]); {

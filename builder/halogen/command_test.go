@@ -60,7 +60,7 @@ func TestUsage(t *testing.T) {
 		{"inspect nothing", nil, []string{"inspect"}, exitUsage, "", "want one file, have 0"},
 		{"inspect two", nil, []string{"inspect", "a", "b"}, exitUsage, "", "want one file, have 2"},
 		{"inspect what is not there", nil, []string{"inspect", "/nonexistent"}, exitFailure, "", "/nonexistent"},
-		{"inspect a folder", nil, []string{"inspect", "/"}, exitFailure, "", "not a regular file"},
+		{"inspect a directory", nil, []string{"inspect", "/"}, exitFailure, "", "not a regular file"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			code, stdout, stderr := run(t, c.env, c.args...)

@@ -61,12 +61,12 @@ func TestContainerRefusals(t *testing.T) {
 // generated makes a module key on a disk, and a copy that others may read.
 func generated(t *testing.T, dir, password string) (good, loose string) {
 	t.Helper()
-	folder := filepath.Join(dir, "keys")
-	code, _, stderr := run(t, nil, "keys", "generate", "--out", folder, "--name", "N", "--password-file", password, "--allow-unencrypted-storage")
+	directory := filepath.Join(dir, "keys")
+	code, _, stderr := run(t, nil, "keys", "generate", "--out", directory, "--name", "N", "--password-file", password, "--allow-unencrypted-storage")
 	if code != exitOK {
 		t.Fatalf("make keys: %s", stderr)
 	}
-	good, loose = filepath.Join(folder, "module-key.pem"), filepath.Join(dir, "loose.pem")
+	good, loose = filepath.Join(directory, "module-key.pem"), filepath.Join(dir, "loose.pem")
 	text, err := os.ReadFile(good)
 	if err != nil {
 		t.Fatal(err)

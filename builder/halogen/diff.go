@@ -10,7 +10,7 @@ import (
 
 const diffSummary = `usage: halogen diff [OPTION]... A B
 
-Says in what two files that halogen makes differ, or two folders of them: disks
+Says in what two files that halogen makes differ, or two directories of them: disks
 by their partitions, system images by their files, UKIs by their sections, an
 initramfs and archives by what is in them, JSON by its values, and all others by
 lines or bytes. It fails when there is a difference.
@@ -24,7 +24,7 @@ func (c command) diff(ctx context.Context, args []string) error {
 		return err
 	}
 	if len(files) != 2 {
-		return c.misused(f, "want two files or folders, have %d", len(files))
+		return c.misused(f, "want two files or directories, have %d", len(files))
 	}
 	found, err := diff.Compare(ctx, files[0], files[1])
 	if err != nil {

@@ -29,9 +29,9 @@ const installSummary = `usage: halogen install --disk DISK [OPTION]... SOURCE
        halogen install --list
 
 Installs a release on a disk, from any Linux that was started by UEFI, without
-any tool of it. SOURCE is a release archive, a folder that 'halogen build'
-left, or the address of an image's folder on a release server; by default the
-folder 'release' beside the program, as an installer stick has it. Without
+any tool of it. SOURCE is a release archive, a directory that 'halogen build'
+left, or the address of an image's directory on a release server; by default the
+directory 'release' beside the program, as an installer stick has it. Without
 --disk, on a terminal, the disk is chosen from a list.
 
 Everything on the disk is lost. The program shows what it found and asks for
@@ -102,7 +102,7 @@ func (c command) sourceOr(rest []string) (string, error) {
 	}
 	self, err := c.executable()
 	if err != nil {
-		return "", fmt.Errorf("find the folder of the program: %w", err)
+		return "", fmt.Errorf("find the directory of the program: %w", err)
 	}
 	beside := filepath.Join(filepath.Dir(self), "release")
 	if _, err := os.Stat(beside); err != nil {
@@ -206,7 +206,7 @@ func openSource(ctx context.Context, from string, o installFlags) (*install.Sour
 		return nil, nil, err
 	}
 	if info.IsDir() {
-		s, err := install.FromFolder(from)
+		s, err := install.FromDirectory(from)
 		if err != nil {
 			return nil, nil, err
 		}

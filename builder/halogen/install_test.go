@@ -22,7 +22,7 @@ import (
 
 const testDisk = layout.ESPSize + 512<<20
 
-// bench is a machine with one disk: folders in the place of /sys, /dev and /proc.
+// bench is a machine with one disk: directories in the place of /sys, /dev and /proc.
 type bench struct {
 	t      *testing.T
 	system install.Linux

@@ -141,13 +141,13 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 	if err := onThisMachine(m.server); err != nil {
 		return err
 	}
-	folder, err := oneImage(m.server, m.image)
+	directory, err := oneImage(m.server, m.image)
 	if err != nil {
 		return err
 	}
 	note := image.NewProgress(c.stderr).Note
 	m.key.Ask = func() (*keys.Password, error) { return c.ask(ctx, m.agent, "Password of "+m.key.Path) }
-	o := release.Manage{Folder: folder, Key: m.key, Now: time.Now(), Note: note}
+	o := release.Manage{Directory: directory, Key: m.key, Now: time.Now(), Note: note}
 	switch do {
 	case "promote":
 		channel, err := manifest.ParseChannel(m.channel)
@@ -185,8 +185,8 @@ func share(percent int) int {
 }
 
 // oneImage finds the one image that is meant.
-func oneImage(root, imageID string) (release.Folder, error) {
-	all, err := release.Folders(root)
+func oneImage(root, imageID string) (release.Directory, error) {
+	all, err := release.Directories(root)
 	if err != nil {
 		return "", err
 	}

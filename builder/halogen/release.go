@@ -22,7 +22,7 @@ const releaseSummary = `usage: halogen release --build DIR --server ROOT --key K
        halogen release --verify ROOT|URL [--pinned FILE] [--proxy URL] [--ca FILE]
        halogen release list | promote | withdraw | step | prune | refresh | archive ...
 
-Publishes what 'halogen build' made in a static web server's folder:
+Publishes what 'halogen build' made in a static web server's directory:
 
   ROOT/<arch>/<image-id>/manifest.env            names the releases of the channels
   ROOT/<arch>/<image-id>/release-key.pgp         the release key
@@ -36,7 +36,7 @@ take is refused: another key or image, a version that is not newer, a lower
 epoch. Publishing a release that is there to another channel only moves the
 channel.
 
-With --verify it checks a server as a machine would: a folder ROOT, or the URL
+With --verify it checks a server as a machine would: a directory ROOT, or the URL
 of one image, <base>/<arch>/<image-id>. --pinned is the key as installed machines
 have it: a release that only a newer copy of it accepts is found. A proxy comes from
 --proxy or the environment (https_proxy, http_proxy, no_proxy), the certificates of
@@ -109,7 +109,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	o := &r.options
 	f := flag.NewFlagSet("release", flag.ContinueOnError)
 	f.StringVar(&o.Build, "build", "", "`DIR` that 'halogen build' filled")
-	f.StringVar(&o.Server, "server", "", "`ROOT` of the web server's folders; made when missing")
+	f.StringVar(&o.Server, "server", "", "`ROOT` of the web server's directories; made when missing")
 	f.StringVar(&r.channel, "channel", string(manifest.Stable), "`CHANNEL` that names the release: stable, beta or alpha")
 	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
@@ -184,12 +184,12 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 	if r.json {
 		return c.printJSON(result)
 	}
-	progress.Note("%s names release %s, in %s", o.Channel, result.Version, result.Folder)
+	progress.Note("%s names release %s, in %s", o.Channel, result.Version, result.Directory)
 	_, err = fmt.Fprintln(c.stdout, result.Archive)
 	return err
 }
 
-// verifyServer checks every image of a folder, or the one of a URL.
+// verifyServer checks every image of a directory, or the one of a URL.
 func (c command) verifyServer(ctx context.Context, r releaseFlags, progress *image.Progress) error {
 	o := release.VerifyOptions{Now: time.Now(), Note: progress.Note}
 	if r.pinned != "" {
@@ -238,12 +238,12 @@ func servers(place string, o server.Options) ([]release.Server, error) {
 		web, err := release.NewWeb(place, o)
 		return []release.Server{web}, err
 	}
-	folders, err := release.Folders(place)
+	directories, err := release.Directories(place)
 	if err != nil {
 		return nil, err
 	}
 	var all []release.Server
-	for _, f := range folders {
+	for _, f := range directories {
 		all = append(all, f)
 	}
 	return all, nil

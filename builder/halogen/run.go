@@ -15,7 +15,7 @@ const runSummary = `usage: halogen run --state DIR [--image DISK | --installer S
 
 Runs a machine in QEMU, with UEFI firmware in Setup Mode and a software TPM, and
 hands its serial console over. Ctrl-] leaves it and stops the machine. The
-machine's disk, firmware variables and TPM are kept in the --state folder: run
+machine's disk, firmware variables and TPM are kept in the --state directory: run
 it again to go on where it was.
 
 With --installer, a new machine's disk is empty, and the machine starts from the
@@ -79,7 +79,7 @@ func (c command) pullStick(ctx context.Context, m *vm.Machine) {
 	}
 }
 
-// machineState takes up the machine in the folder, or makes one, with the image
+// machineState takes up the machine in the directory, or makes one, with the image
 // or empty.
 func (c command) machineState(dir, image string, empty, fresh bool) (vm.State, error) {
 	dir, err := filepath.Abs(dir) // the software TPM takes no other

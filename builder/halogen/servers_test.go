@@ -25,7 +25,7 @@ import (
 // A fixture is a site with two releases and a machine that runs the first.
 type fixture struct {
 	site, key string // the root, and the public key's file
-	folder    string // of the image, in the site
+	directory string // of the image, in the site
 	running   *contract.Contract
 	image     []byte // of release 8
 	signer    *installtest.Signer
@@ -38,9 +38,9 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{site: t.TempDir(), signer: installtest.NewSigner(t)}
 	public := f.signer.Public()
-	f.folder, f.key = filepath.Join(f.site, "x86_64/test"), filepath.Join(t.TempDir(), "key.pgp")
+	f.directory, f.key = filepath.Join(f.site, "x86_64/test"), filepath.Join(t.TempDir(), "key.pgp")
 	f.write(t, f.key, public)
-	f.write(t, filepath.Join(f.folder, "release-key.pgp"), public)
+	f.write(t, filepath.Join(f.directory, "release-key.pgp"), public)
 	for _, v := range []contract.Version{7, 8} {
 		build := installtest.Build(t, func(c *contract.Contract) {
 			c.ReleaseKey, c.Version = public, v
@@ -49,13 +49,13 @@ func newFixture(t *testing.T) *fixture {
 			}
 		})
 		packed := installtest.Archive(t, build, f.signer.Sign)
-		f.write(t, filepath.Join(f.folder, manifest.ArchiveName(v)), packed)
-		f.write(t, filepath.Join(f.folder, manifest.ArchiveSignatureName(v)), f.signer.Sign(packed))
+		f.write(t, filepath.Join(f.directory, manifest.ArchiveName(v)), packed)
+		f.write(t, filepath.Join(f.directory, manifest.ArchiveSignatureName(v)), f.signer.Sign(packed))
 		f.image = read(t, filepath.Join(build, release.ImageFile))
 	}
 	f.now, f.signature = f.manifest(t, 8, 5, 30*24*time.Hour)
-	f.write(t, filepath.Join(f.folder, manifest.FileName), f.now)
-	f.write(t, filepath.Join(f.folder, manifest.SignatureName), f.signature)
+	f.write(t, filepath.Join(f.directory, manifest.FileName), f.now)
+	f.write(t, filepath.Join(f.directory, manifest.SignatureName), f.signature)
 	// Servers that root starts have users of their own.
 	for dir := f.site; dir != os.TempDir() && len(dir) > 1; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -298,7 +298,7 @@ func TestServers(t *testing.T) {
 		{"a server that wants a password", handler(func(*fixture) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 		}), all("https://USER:PASSWORD@HOST")},
-		{"another directory", handler(func(f *fixture) http.Handler { return http.FileServer(http.Dir(filepath.Dir(f.folder))) }),
+		{"another directory", handler(func(f *fixture) http.Handler { return http.FileServer(http.Dir(filepath.Dir(f.directory))) }),
 			wants{fetch: "has no manifest.env for x86_64/test", install: "name the image's directory", verify: "name the image's directory"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -343,8 +343,8 @@ func TestInstallOffered(t *testing.T) {
 	}
 	list := func(image string) {
 		text := append(slices.Clone(f.now), "IMAGE="+image+"\n"...)
-		f.write(t, filepath.Join(f.folder, manifest.FileName), text)
-		f.write(t, filepath.Join(f.folder, manifest.SignatureName), f.signer.Sign(text))
+		f.write(t, filepath.Join(f.directory, manifest.FileName), text)
+		f.write(t, filepath.Join(f.directory, manifest.SignatureName), f.signer.Sign(text))
 	}
 	open("")
 	list("x86_64/test")
@@ -352,7 +352,7 @@ func TestInstallOffered(t *testing.T) {
 	list("x86_64/kiosk")
 	open("lists the releases of x86_64/kiosk, and the archive beside it has one of x86_64/test")
 	list("x86_64/test")
-	f.write(t, filepath.Join(f.folder, manifest.ArchiveName(8)), read(t, filepath.Join(f.folder, manifest.ArchiveName(7))))
+	f.write(t, filepath.Join(f.directory, manifest.ArchiveName(8)), read(t, filepath.Join(f.directory, manifest.ArchiveName(7))))
 	open("offers release 8, and the archive of that name has release 7")
 }
 

@@ -172,7 +172,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	return p, nil
 }
 
-// sourceDigest is the SHA-256 of an archive, or for a folder that of the list
+// sourceDigest is the SHA-256 of an archive, or for a directory that of the list
 // of what is in it: mode, digest or target, and name a line, by name.
 func sourceDigest(source string) (string, error) {
 	info, err := os.Stat(source)

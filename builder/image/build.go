@@ -46,8 +46,8 @@ type Options struct {
 	Config  *config.Config
 	RootFS  string // directory, tar archive or OCI image
 	Version contract.Version
-	Out     string // folder for the results
-	Machine string // folder with the machine's programs
+	Out     string // directory for the results
+	Machine string // directory with the machine's programs
 	// Date is the source date. The zero time stands for the latest
 	// modification time of a file in the root file system, directories not
 	// counted.
@@ -59,7 +59,7 @@ type Options struct {
 	// signs the kernel modules that are not signed; nil for none. It stays the
 	// caller's to wipe.
 	ModuleSigner crypto.Signer
-	// Previous is the folder of the build that this one follows; empty for
+	// Previous is the directory of the build that this one follows; empty for
 	// none.
 	Previous string
 	// ExpiringKey takes a release key that has expired, or ends within a year.
@@ -123,7 +123,7 @@ func outside(out, source string) error {
 		return err
 	}
 	if rel, err := filepath.Rel(from, to); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-		return fmt.Errorf("the output folder %s lies in the root file system", out)
+		return fmt.Errorf("the output directory %s lies in the root file system", out)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ import (
 
 const configuration = "[UKI]\nCmdline=quiet\n[Image]\nImageID=test-os\nEpoch=4\nSlotSize=16M\nReleaseKey=none\n[Initramfs]\nModules=one\n"
 
-// options builds a root file system into a new folder.
+// options builds a root file system into a new directory.
 func options(t testing.TB, rootfs string) Options {
 	t.Helper()
 	testkit.Need(t, "mkfs.erofs")
@@ -81,7 +81,7 @@ func TestPartsBelongTogether(t *testing.T) {
 	o := options(t, rootfstest.Minimal().Write(t, false))
 	r := mustBuild(t, o)
 	if have, want := listing(t, o.Out), []string{"bootx64.efi", "disk.img", ProvenanceFile, "release.json", BillFile, "system.erofs", "uki.efi"}; !slices.Equal(have, want) {
-		t.Errorf("the output folder has %q, want %q", have, want)
+		t.Errorf("the output directory has %q, want %q", have, want)
 	}
 	rel, err := release.Parse(read(t, o.Out, release.ManifestFile))
 	if err != nil {

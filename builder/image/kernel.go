@@ -21,7 +21,7 @@ type kernel struct {
 	path    string // where it was found
 	image   []byte
 	release string // as uname -r will have it
-	modules string // folder of its modules; may not exist
+	modules string // directory of its modules; may not exist
 }
 
 // findKernel looks for the kernel of a root file system. It must be the only

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/builder/rootfs"
 )
 
-// Files of the folder that holds the machine's programs.
+// Files of the directory that holds the machine's programs.
 const (
 	busyboxFile = "bb"
 	listFile    = "bb.list"
@@ -21,25 +21,25 @@ const (
 const maxProgram = 256 << 20 // bytes
 
 // osCommands are the machine's programs that the running system has too, with
-// their place in the image. The ones that the folder does not have are left
+// their place in the image. The ones that the directory does not have are left
 // out.
 var osCommands = map[string]string{"ota": "usr/bin/ota", "halogenctl": "usr/sbin/halogenctl"}
 
-// Their manual pages and completions lie below a folder of this name, as they do
+// Their manual pages and completions lie below a directory of this name, as they do
 // in the image.
 const (
-	shareFolder = "share"
-	sharePlace  = "usr/share"
-	maxShared   = 256     // files
-	maxPage     = 1 << 20 // bytes of each
+	shareDirectory = "share"
+	sharePlace     = "usr/share"
+	maxShared      = 256     // files
+	maxPage        = 1 << 20 // bytes of each
 )
 
-// loadMachine reads the programs of the machine from a folder.
+// loadMachine reads the programs of the machine from a directory.
 func loadMachine(dir string) (initramfs.Busybox, rootfs.Commands, error) {
 	var b initramfs.Busybox
 	program, err := readProgram(filepath.Join(dir, busyboxFile))
 	if err != nil {
-		return b, nil, fmt.Errorf("the machine's busybox: %w (`make build` makes it; --machine names its folder)", err)
+		return b, nil, fmt.Errorf("the machine's busybox: %w (`make build` makes it; --machine names its directory)", err)
 	}
 	list, err := readProgram(filepath.Join(dir, listFile))
 	if err != nil {
@@ -66,9 +66,9 @@ func loadMachine(dir string) (initramfs.Busybox, rootfs.Commands, error) {
 	return initramfs.Busybox{Program: program, Commands: names}, commands, nil
 }
 
-// loadShare adds the manual pages and completions, where the folder has them.
+// loadShare adds the manual pages and completions, where the directory has them.
 func loadShare(dir string, into rootfs.Commands) error {
-	share := os.DirFS(filepath.Join(dir, shareFolder))
+	share := os.DirFS(filepath.Join(dir, shareDirectory))
 	count := 0
 	return fs.WalkDir(share, ".", func(name string, e fs.DirEntry, err error) error {
 		if name == "." && errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +82,7 @@ func loadShare(dir string, into rootfs.Commands) error {
 			return err
 		}
 		if count++; !info.Mode().IsRegular() || info.Size() > maxPage || count > maxShared {
-			return fmt.Errorf("%s is not one of up to %d files of up to %d bytes", filepath.Join(dir, shareFolder, name), maxShared, maxPage)
+			return fmt.Errorf("%s is not one of up to %d files of up to %d bytes", filepath.Join(dir, shareDirectory, name), maxShared, maxPage)
 		}
 		into[path.Join(sharePlace, name)], err = fs.ReadFile(share, name)
 		return err

@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/release"
 )
 
-// outputs are files being made for a folder. They come into being in a folder
+// outputs are files being made for a directory. They come into being in a directory
 // of their own inside it, which makes the final renaming possible, and which
 // Close removes with all that was not published.
 type outputs struct {
@@ -20,18 +20,18 @@ type outputs struct {
 
 func newOutputs(dir string) (*outputs, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make output folder: %w", err)
+		return nil, fmt.Errorf("make output directory: %w", err)
 	}
 	work, err := os.MkdirTemp(dir, ".halogen-build-")
 	if err != nil {
-		return nil, fmt.Errorf("make working folder: %w", err)
+		return nil, fmt.Errorf("make working directory: %w", err)
 	}
 	return &outputs{dir: dir, work: work}, nil
 }
 
-// Close removes the working folder.
+// Close removes the working directory.
 func (o *outputs) Close() error {
-	// Folders of the staged tree may not be writable for their owner.
+	// Directories of the staged tree may not be writable for their owner.
 	err := filepath.WalkDir(o.work, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			return os.Chmod(path, 0o700)
@@ -65,7 +65,7 @@ func (o *outputs) publish(names ...string) error {
 	if err := os.Remove(filepath.Join(o.dir, release.ManifestFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the previous release: %w", err)
 	}
-	if err := syncFolder(o.dir); err != nil {
+	if err := syncDirectory(o.dir); err != nil {
 		return err
 	}
 	for _, name := range append(names, release.ManifestFile) {
@@ -73,7 +73,7 @@ func (o *outputs) publish(names ...string) error {
 			return fmt.Errorf("publish %s: %w", name, err)
 		}
 	}
-	return syncFolder(o.dir)
+	return syncDirectory(o.dir)
 }
 
 // finish syncs a file and gives it the mode that a umask may have kept back.
@@ -85,13 +85,13 @@ func (o *outputs) finish(name string) error {
 	return errors.Join(f.Chmod(0o644), f.Sync(), f.Close())
 }
 
-func syncFolder(dir string) error {
+func syncDirectory(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
+		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	return nil
 }

@@ -120,11 +120,11 @@ func (b *build) signModules() error {
 	}
 	done := b.Progress.Step("signing kernel modules")
 	signed := 0
-	folder, err := b.tree.Resolve(b.parts.kernel.modules)
+	directory, err := b.tree.Resolve(b.parts.kernel.modules)
 	if err != nil {
 		return err
 	}
-	err = filepath.WalkDir(filepath.Join(b.tree.Dir(), folder), func(file string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(filepath.Join(b.tree.Dir(), directory), func(file string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || !modules.IsModule(file) {
 			return err
 		}

@@ -20,13 +20,13 @@ import (
 // StickFile is the name of the installer stick's image.
 const StickFile = "installer.img"
 
-// Stick makes an installer stick out of what a build has left in a folder, and
+// Stick makes an installer stick out of what a build has left in a directory, and
 // puts it there: an ESP with the release's own UKI, and beside it a partition
 // with the release and the program that installs it. The UKI, started from it,
 // installs instead of booting. program is the file of halogen itself. The same
 // build and program give the same bytes.
 func Stick(ctx context.Context, dir, program string) (err error) {
-	s, err := install.FromFolder(dir)
+	s, err := install.FromDirectory(dir)
 	if err != nil {
 		return err
 	}
@@ -49,17 +49,17 @@ func Stick(ctx context.Context, dir, program string) (err error) {
 	if err := os.Rename(out.path(StickFile), filepath.Join(dir, StickFile)); err != nil {
 		return err
 	}
-	return syncFolder(dir)
+	return syncDirectory(dir)
 }
 
 // packStick makes the file system with the release and the program, and returns
 // its file.
 func packStick(ctx context.Context, out *outputs, dir, program string, r *release.Release) (string, error) {
-	folder := out.path("stick")
-	if err := os.MkdirAll(filepath.Join(folder, "release"), 0o755); err != nil {
+	directory := out.path("stick")
+	if err := os.MkdirAll(filepath.Join(directory, "release"), 0o755); err != nil {
 		return "", err
 	}
-	if err := copyFile(filepath.Join(folder, "halogen"), program, 0o755); err != nil {
+	if err := copyFile(filepath.Join(directory, "halogen"), program, 0o755); err != nil {
 		return "", err
 	}
 	names := []string{release.ManifestFile}
@@ -67,19 +67,19 @@ func packStick(ctx context.Context, out *outputs, dir, program string, r *releas
 		names = append(names, f.Name)
 	}
 	for _, name := range names {
-		if err := copyFile(filepath.Join(folder, "release", name), filepath.Join(dir, name), 0o644); err != nil {
+		if err := copyFile(filepath.Join(directory, "release", name), filepath.Join(dir, name), 0o644); err != nil {
 			return "", err
 		}
 	}
 	date := time.Unix(r.SourceDate, 0)
-	for _, at := range []string{folder, filepath.Join(folder, "release")} {
+	for _, at := range []string{directory, filepath.Join(directory, "release")} {
 		if err := errors.Join(os.Chmod(at, 0o755), os.Chtimes(at, date, date)); err != nil {
 			return "", err
 		}
 	}
 	file := out.path("stick.erofs")
 	// What it holds is packed already.
-	err := erofs.Make(ctx, file, folder, erofs.Options{UUID: derive("installer", r.ImageID, r.Version), Date: date, AllRoot: true})
+	err := erofs.Make(ctx, file, directory, erofs.Options{UUID: derive("installer", r.ImageID, r.Version), Date: date, AllRoot: true})
 	return file, err
 }
 

@@ -46,13 +46,13 @@ func TestStick(t *testing.T) {
 	}
 	output(t, "sgdisk", "--verify", filepath.Join(b, StickFile))
 	at, size := table.Bytes(table.Partitions[1])
-	payload, folder := filepath.Join(t.TempDir(), "payload"), filepath.Join(t.TempDir(), "out")
+	payload, directory := filepath.Join(t.TempDir(), "payload"), filepath.Join(t.TempDir(), "out")
 	if err := os.WriteFile(payload, first[at:at+size], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	output(t, "fsck.erofs", "--extract="+folder, payload)
+	output(t, "fsck.erofs", "--extract="+directory, payload)
 	for name, same := range map[string]string{"halogen": program, "release/" + release.UKIFile: filepath.Join(b, release.UKIFile), "release/" + release.ImageFile: filepath.Join(b, release.ImageFile)} {
-		have, err := os.ReadFile(filepath.Join(folder, name))
+		have, err := os.ReadFile(filepath.Join(directory, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +60,7 @@ func TestStick(t *testing.T) {
 			t.Errorf("%s on the stick is another (%v)", name, err)
 		}
 	}
-	if info, err := os.Stat(filepath.Join(folder, "halogen")); err != nil || info.Mode().Perm() != 0o755 {
+	if info, err := os.Stat(filepath.Join(directory, "halogen")); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("the program on the stick: %v, %v", info, err)
 	}
 }

@@ -97,8 +97,8 @@ func erasesSecrets(program []byte) error {
 	return fmt.Errorf("%s built it without GOEXPERIMENT=%s: it would leave secrets in memory (`make build` sets it)", info.GoVersion, Experiment)
 }
 
-// folders of the initramfs beside those of its files.
-var folders = []string{"etc", "proc", "root", "run", "sys", "sysroot", "tmp"}
+// directories of the initramfs beside those of its files.
+var directories = []string{"etc", "proc", "root", "run", "sys", "sysroot", "tmp"}
 
 // Build returns the archive, compressed with zstd. The same input gives the
 // same bytes.
@@ -111,7 +111,7 @@ func Build(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
 		return nil, err
 	}
 	var records []cpio.Record
-	for _, name := range folders {
+	for _, name := range directories {
 		records = append(records, cpio.Directory(name, 0o755))
 	}
 	records = append(records,
@@ -139,7 +139,7 @@ func Build(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
 }
 
 // archive writes records as newc, without times, owners or inode numbers. Each
-// comes after the folders that it is in.
+// comes after the directories that it is in.
 func archive(records []cpio.Record) ([]byte, error) {
 	var out bytes.Buffer
 	w := cpio.Newc.Writer(&out) // drops a name that it has had

@@ -207,7 +207,7 @@ func TestBuild(t *testing.T) {
 }
 
 // checkArchive compares an archive with what it must hold: the type and mode
-// of everything, folders before what is in them.
+// of everything, directories before what is in them.
 func checkArchive(t *testing.T, plain []byte) {
 	t.Helper()
 	base := "lib/modules/" + rootfstest.Release
@@ -227,7 +227,7 @@ func checkArchive(t *testing.T, plain []byte) {
 	}
 	for _, r := range records {
 		if i := strings.LastIndexByte(r.Name, '/'); i >= 0 && have[r.Name[:i]] != cpio.S_IFDIR|0o755 {
-			t.Errorf("%s comes before its folder", r.Name)
+			t.Errorf("%s comes before its directory", r.Name)
 		}
 		if r.MTime != 0 || r.UID != 0 || r.GID != 0 {
 			t.Errorf("%s has time %d and owner %d:%d", r.Name, r.MTime, r.UID, r.GID)

@@ -152,7 +152,7 @@ func describeESP(r io.ReaderAt, table *gpt.Table) ([]ESPFile, error) {
 			return nil
 		}
 		file := ESPFile{Path: name, Size: info.Size()}
-		if path.Dir(name) == bls.Folder && info.Size() <= maxEFI {
+		if path.Dir(name) == bls.Directory && info.Size() <= maxEFI {
 			file.describeUKI(esp, table)
 		}
 		files = append(files, file)

@@ -120,7 +120,7 @@ func TestDisksOffered(t *testing.T) {
 func TestDiskReplacedWhileRead(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		changes []string // what is sda by the time that its folder in sysfs was read, each time
+		changes []string // what is sda by the time that its directory in sysfs was read, each time
 		numbers bool     // the kernel has them (5.15)
 		want    string   // model, serial number, number and contents; or of the error
 	}{
@@ -159,17 +159,17 @@ func TestDiskReplacedWhileRead(t *testing.T) {
 // sticks is a machine with one of two sticks.
 type sticks struct {
 	Linux
-	folder, dev, last string // sda's folder in sysfs, its device, and what is read last of the folder
-	numbers           bool
+	directory, dev, last string // sda's directory in sysfs, its device, and what is read last of the directory
+	numbers              bool
 }
 
 func newSticks(t *testing.T, numbers bool) sticks {
 	root := t.TempDir()
 	m := sticks{Linux: Linux{filepath.Join(root, "sys"), filepath.Join(root, "dev"), filepath.Join(root, "proc")}, numbers: numbers}
-	m.folder, m.dev = filepath.Join(m.Sys, "block/sda"), filepath.Join(m.Dev, "sda")
-	m.last = filepath.Join(m.folder, "removable")
+	m.directory, m.dev = filepath.Join(m.Sys, "block/sda"), filepath.Join(m.Dev, "sda")
+	m.last = filepath.Join(m.directory, "removable")
 	if err := errors.Join(
-		os.MkdirAll(filepath.Join(m.folder, "queue"), 0o755), os.MkdirAll(filepath.Join(m.folder, "device"), 0o755), os.Mkdir(m.Dev, 0o755),
+		os.MkdirAll(filepath.Join(m.directory, "queue"), 0o755), os.MkdirAll(filepath.Join(m.directory, "device"), 0o755), os.Mkdir(m.Dev, 0o755),
 		os.MkdirAll(filepath.Join(m.Proc, "self"), 0o755), os.WriteFile(filepath.Join(m.Proc, "self/mountinfo"), nil, 0o644),
 		m.plug("A"), unix.Mkfifo(m.last, 0o600),
 	); err != nil {
@@ -181,7 +181,7 @@ func newSticks(t *testing.T, numbers bool) sticks {
 // plug makes sda another stick of the same size; none by an empty name.
 func (m sticks) plug(model string) error {
 	if model == "" {
-		return errors.Join(os.RemoveAll(m.folder), os.Remove(m.dev))
+		return errors.Join(os.RemoveAll(m.directory), os.Remove(m.dev))
 	}
 	start := map[string]string{"A": "LUKS\xba\xbe", "B": "XFSB"}[model]
 	err := errors.Join(os.WriteFile(m.dev, []byte(start), 0o600), os.Truncate(m.dev, 8*mib))
@@ -189,13 +189,13 @@ func (m sticks) plug(model string) error {
 		"size": "16384", "queue/logical_block_size": "512", "device/model": model, "serial": strings.Repeat(model, 4), "diskseq": fmt.Sprint(11 + model[0] - 'A'),
 	} {
 		if name != "diskseq" || m.numbers {
-			err = errors.Join(err, os.WriteFile(filepath.Join(m.folder, name), []byte(content+"\n"), 0o644))
+			err = errors.Join(err, os.WriteFile(filepath.Join(m.directory, name), []byte(content+"\n"), 0o644))
 		}
 	}
 	return err
 }
 
-// serve changes sticks each time that the last of the folder is about to be read.
+// serve changes sticks each time that the last of the directory is about to be read.
 func (m sticks) serve(changes []string) error {
 	for _, model := range changes {
 		f, err := os.OpenFile(m.last, os.O_WRONLY, 0) // waits for the reader
@@ -266,10 +266,10 @@ func TestBootEntryBroken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sys := t.TempDir()
-			folder := filepath.Join(sys, "firmware/efi/efivars")
+			directory := filepath.Join(sys, "firmware/efi/efivars")
 			for variable, content := range c.vars {
-				path := filepath.Join(folder, variable+"-"+globalVariables)
-				err := os.MkdirAll(folder, 0o755)
+				path := filepath.Join(directory, variable+"-"+globalVariables)
+				err := os.MkdirAll(directory, 0o755)
 				switch {
 				case content == unreadable:
 					err = errors.Join(err, os.Mkdir(path, 0o755))
@@ -293,11 +293,11 @@ func TestBootEntryBroken(t *testing.T) {
 					t.Errorf("said %q, want %q", notes[i], want)
 				}
 			}
-			order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+			order, err := readVariable(filepath.Join(directory, "BootOrder-"+globalVariables))
 			if err != nil || !bytes.Equal(order, c.order) {
 				t.Errorf("order %v, %v; want %v", order, err, c.order)
 			}
-			if have, err := readVariable(filepath.Join(folder, c.number+"-"+globalVariables)); err != nil || string(have) != "option" {
+			if have, err := readVariable(filepath.Join(directory, c.number+"-"+globalVariables)); err != nil || string(have) != "option" {
 				t.Errorf("%s is %q, %v", c.number, have, err)
 			}
 		})

@@ -110,7 +110,7 @@ func (e ESP) files() map[string][]byte {
 		files[name] = e.BootManager
 	}
 	name := bls.Name{ImageID: e.Release.ImageID, Version: e.Release.Version}.String()
-	files[path.Join(bls.Folder, name)] = e.UKI
+	files[path.Join(bls.Directory, name)] = e.UKI
 	return files
 }
 

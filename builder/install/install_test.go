@@ -40,7 +40,7 @@ func newBuild(t testing.TB, change func(*contract.Contract)) string {
 
 func open(t testing.TB, dir string) *Source {
 	t.Helper()
-	s, err := FromFolder(dir)
+	s, err := FromDirectory(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestSourceRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := newBuild(t, nil)
 			flip(t, filepath.Join(dir, c.file), c.at)
-			s, err := FromFolder(dir)
+			s, err := FromDirectory(dir)
 			if err == nil {
 				defer s.Close()
 				_, err = io.Copy(io.Discard, s.Image)
@@ -300,7 +300,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// A folder in the place of /sys and /proc.
+// A directory in the place of /sys and /proc.
 func TestUses(t *testing.T) {
 	root := t.TempDir()
 	for name, content := range map[string]string{
@@ -365,12 +365,12 @@ func TestContents(t *testing.T) {
 // efivarfs as files: attributes and content.
 func TestBootEntry(t *testing.T) {
 	sys := t.TempDir()
-	folder := filepath.Join(sys, "firmware/efi/efivars")
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	directory := filepath.Join(sys, "firmware/efi/efivars")
+	if err := os.MkdirAll(directory, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	write := func(name string, content ...byte) {
-		if err := writeVariable(filepath.Join(folder, name+"-"+globalVariables), content); err != nil {
+		if err := writeVariable(filepath.Join(directory, name+"-"+globalVariables), content); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -381,15 +381,15 @@ func TestBootEntry(t *testing.T) {
 		if notes, err := l.AddBootEntry([]byte("option")); err != nil || len(notes) != 0 {
 			t.Fatal(notes, err)
 		}
-		order, err := readVariable(filepath.Join(folder, "BootOrder-"+globalVariables))
+		order, err := readVariable(filepath.Join(directory, "BootOrder-"+globalVariables))
 		if err != nil || !bytes.Equal(order, []byte{1, 0, 0, 0}) {
 			t.Errorf("order %v, %v", order, err)
 		}
-		if have, err := readVariable(filepath.Join(folder, "Boot0001-"+globalVariables)); err != nil || string(have) != "option" {
+		if have, err := readVariable(filepath.Join(directory, "Boot0001-"+globalVariables)); err != nil || string(have) != "option" {
 			t.Errorf("option %q, %v", have, err)
 		}
 	}
-	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 3 {
+	if entries, err := os.ReadDir(directory); err != nil || len(entries) != 3 {
 		t.Errorf("%d variables, %v", len(entries), err)
 	}
 }

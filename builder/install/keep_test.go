@@ -239,7 +239,7 @@ func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool) {
 		if at%max(states/10, 1) != 0 {
 			return nil
 		}
-		s, err := FromFolder(dir)
+		s, err := FromDirectory(dir)
 		if err != nil {
 			return err
 		}

@@ -78,13 +78,13 @@ func (l Linux) Disks() ([]Disk, error) {
 
 // device is what sysfs says of a block device.
 func (l Linux) device(name string) sysblock.Device {
-	folder := filepath.Join("block", name)
-	place, err := filepath.EvalSymlinks(filepath.Join(l.Sys, folder))
+	directory := filepath.Join("block", name)
+	place, err := filepath.EvalSymlinks(filepath.Join(l.Sys, directory))
 	if err != nil {
 		place = "" // its name must do
 	}
 	return sysblock.Device{
-		Name: name, Place: place, Hidden: l.text(filepath.Join(folder, "hidden")) == "1", Zoned: l.text(filepath.Join(folder, "queue/zoned")),
+		Name: name, Place: place, Hidden: l.text(filepath.Join(directory, "hidden")) == "1", Zoned: l.text(filepath.Join(directory, "queue/zoned")),
 	}
 }
 
@@ -129,8 +129,8 @@ var errReplaced = errors.New("was removed or replaced while it was looked at: ch
 // disk looks at a disk. Reading a bad one takes seconds, in which another can take its
 // name: what was read counts where the disk was the same before and after.
 func (l Linux) disk(name string) (Disk, error) {
-	folder := filepath.Join("block", name)
-	d, err := l.describe(folder)
+	directory := filepath.Join("block", name)
+	d, err := l.describe(directory)
 	if err != nil {
 		return Disk{}, err
 	}
@@ -140,7 +140,7 @@ func (l Linux) disk(name string) (Disk, error) {
 		d.NotADisk = l.device(name).NotADisk()
 		d.Uses, failed = l.uses(name)
 		look(&d)
-		now, err := l.describe(folder)
+		now, err := l.describe(directory)
 		if err != nil {
 			break // it is gone
 		}
@@ -152,26 +152,26 @@ func (l Linux) disk(name string) (Disk, error) {
 	return Disk{}, fmt.Errorf("%s %w", d.Path, errReplaced)
 }
 
-// describe tells from a disk's folder in sysfs which one it is, and how large. Its
+// describe tells from a disk's directory in sysfs which one it is, and how large. Its
 // number comes first: if that is the same later, so was all that was read meanwhile.
-func (l Linux) describe(folder string) (Disk, error) {
-	name := filepath.Base(folder)
-	sequence, err := strconv.ParseUint(cmp.Or(l.text(filepath.Join(folder, "diskseq")), "0"), 10, 64)
+func (l Linux) describe(directory string) (Disk, error) {
+	name := filepath.Base(directory)
+	sequence, err := strconv.ParseUint(cmp.Or(l.text(filepath.Join(directory, "diskseq")), "0"), 10, 64)
 	if err != nil {
 		return Disk{}, fmt.Errorf("%s: diskseq: %w", name, err)
 	}
-	size, err := strconv.ParseUint(l.text(filepath.Join(folder, "size")), 10, 63)
+	size, err := strconv.ParseUint(l.text(filepath.Join(directory, "size")), 10, 63)
 	if err != nil {
 		return Disk{}, fmt.Errorf("%s: size: %w", name, err)
 	}
-	sector, err := strconv.Atoi(l.text(filepath.Join(folder, "queue/logical_block_size")))
+	sector, err := strconv.Atoi(l.text(filepath.Join(directory, "queue/logical_block_size")))
 	if err != nil || sector < sectorUnit {
 		return Disk{}, fmt.Errorf("%s: sector size %d (%w)", name, sector, err)
 	}
 	return Disk{
-		Path: filepath.Join(l.Dev, name), Model: l.text(filepath.Join(folder, "device/model")),
-		Serial: l.serial(folder), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
-		ReadOnly: l.text(filepath.Join(folder, "ro")) == "1", Removable: l.text(filepath.Join(folder, "removable")) == "1",
+		Path: filepath.Join(l.Dev, name), Model: l.text(filepath.Join(directory, "device/model")),
+		Serial: l.serial(directory), SectorSize: sector, Sectors: size / uint64(sector/sectorUnit),
+		ReadOnly: l.text(filepath.Join(directory, "ro")) == "1", Removable: l.text(filepath.Join(directory, "removable")) == "1",
 		Sequence: sequence,
 	}, nil
 }
@@ -334,10 +334,10 @@ const nonVolatile = 7
 // of the same content is not made twice. Variables that cannot be read are passed
 // over, and named in what it returns beside the error.
 func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
-	folder := filepath.Join(l.Sys, "firmware/efi/efivars")
+	directory := filepath.Join(l.Sys, "firmware/efi/efivars")
 	for number := range 0x10000 {
 		name := fmt.Sprintf("Boot%04X", number)
-		path := filepath.Join(folder, name+"-"+globalVariables)
+		path := filepath.Join(directory, name+"-"+globalVariables)
 		have, err := readVariable(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -351,7 +351,7 @@ func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
 			continue
 		}
 		// Cut before this write there is an option that nothing refers to.
-		note, err := l.putFirst(folder, uint16(number))
+		note, err := l.putFirst(directory, uint16(number))
 		if note != "" {
 			passedOver = append(passedOver, note)
 		}
@@ -362,15 +362,15 @@ func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
 
 // putFirst writes the order of boot options. Where the old one cannot be read, all
 // options that there are keep a place in it.
-func (l Linux) putFirst(folder string, number uint16) (note string, err error) {
-	path := filepath.Join(folder, "BootOrder-"+globalVariables)
+func (l Linux) putFirst(directory string, number uint16) (note string, err error) {
+	path := filepath.Join(directory, "BootOrder-"+globalVariables)
 	order, err := readVariable(path)
 	if len(order)%2 != 0 {
 		err = fmt.Errorf("it has %d bytes, and each entry two", len(order))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		note = fmt.Sprintf("the firmware's BootOrder is damaged, and is made again from its boot options: %v", err)
-		if order, err = bootOptions(folder); err != nil {
+		if order, err = bootOptions(directory); err != nil {
 			return note, err
 		}
 	}
@@ -390,8 +390,8 @@ func (l Linux) putFirst(folder string, number uint16) (note string, err error) {
 }
 
 // bootOptions are the numbers of all options that can be read, in order.
-func bootOptions(folder string) (order []byte, err error) {
-	paths, err := filepath.Glob(filepath.Join(folder, "Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]-"+globalVariables))
+func bootOptions(directory string) (order []byte, err error) {
+	paths, err := filepath.Glob(filepath.Join(directory, "Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]-"+globalVariables))
 	if err != nil {
 		return nil, fmt.Errorf("list boot options: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // A real disk in use, where the test may make one: a mount is seen, and the kernel
-// itself refuses to open the disk. The other tests have folders in the place of /proc
+// itself refuses to open the disk. The other tests have directories in the place of /proc
 // and /sys.
 func TestMountedDisk(t *testing.T) {
 	testkit.Root(t, "mount")

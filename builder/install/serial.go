@@ -12,15 +12,15 @@ const pageHeader = 4
 
 // serial is the number on a disk's label, where the disk tells it: a bus that
 // has a field for it has a file, SCSI and what looks like it (SATA) a page of
-// product data, and a USB disk a descriptor of the whole device. The folder is
+// product data, and a USB disk a descriptor of the whole device. The directory is
 // the disk's in sysfs.
-func (l Linux) serial(folder string) string {
+func (l Linux) serial(directory string) string {
 	for _, file := range []string{"serial", "device/serial"} {
-		if s := l.text(filepath.Join(folder, file)); s != "" {
+		if s := l.text(filepath.Join(directory, file)); s != "" {
 			return s
 		}
 	}
-	device := filepath.Join(l.Sys, folder, "device")
+	device := filepath.Join(l.Sys, directory, "device")
 	page, err := os.ReadFile(filepath.Join(device, "vpd_pg80"))
 	if err == nil && len(page) > pageHeader {
 		if s := strings.Trim(string(page[pageHeader:]), " \x00"); s != "" {

@@ -40,9 +40,9 @@ func (s *Source) Close() error { return s.close() }
 // ErrUnsigned says that a release has no signature that could be checked.
 var ErrUnsigned = errors.New("the release is not signed")
 
-// FromFolder reads what halogen build left in a folder. Such a release is not
-// signed yet: whoever has the folder vouches for it.
-func FromFolder(dir string) (*Source, error) {
+// FromDirectory reads what halogen build left in a directory. Such a release is not
+// signed yet: whoever has the directory vouches for it.
+func FromDirectory(dir string) (*Source, error) {
 	text, err := readFile(filepath.Join(dir, release.ManifestFile), release.MaxSize)
 	if err != nil {
 		return nil, err

@@ -94,22 +94,22 @@ func (l Linux) uses(disk string) ([]string, error) {
 		return nil, err
 	}
 	names := slices.Sorted(maps.Values(devices))
-	var folders []string
+	var directories []string
 	for _, name := range names {
-		folder := filepath.Join(l.Sys, "block", disk)
+		directory := filepath.Join(l.Sys, "block", disk)
 		if name != disk {
-			folder = filepath.Join(folder, name)
+			directory = filepath.Join(directory, name)
 		}
-		folders = append(folders, folder)
+		directories = append(directories, directory)
 	}
 	var uses []string
-	for _, folder := range folders {
-		holders, err := os.ReadDir(filepath.Join(folder, "holders"))
+	for _, directory := range directories {
+		holders, err := os.ReadDir(filepath.Join(directory, "holders"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		for _, h := range holders {
-			uses = append(uses, fmt.Sprintf("%s holds %s open", h.Name(), filepath.Base(folder)))
+			uses = append(uses, fmt.Sprintf("%s holds %s open", h.Name(), filepath.Base(directory)))
 		}
 	}
 	mounts, err := l.mounts()

@@ -40,7 +40,7 @@ type Wanted struct {
 	Email    string // may be empty
 	Password *Password
 	Now      time.Time
-	// UnencryptedStorage takes a folder that nothing encrypts: who gets hold
+	// UnencryptedStorage takes a directory that nothing encrypts: who gets hold
 	// of the disk then has nothing but the password between him and the key.
 	UnencryptedStorage bool
 }

@@ -33,7 +33,7 @@ func passwordOf(t testing.TB, text string) *Password {
 	return p
 }
 
-// private is a folder that nobody else may write to, on storage that the host
+// private is a directory that nobody else may write to, on storage that the host
 // of encrypted says is encrypted.
 func private(t testing.TB) string {
 	t.Helper()
@@ -96,7 +96,7 @@ var made = sync.OnceValues(func() (map[string][]byte, error) {
 	return files, nil
 })
 
-// generated returns a folder with keys, and the release key's fingerprint.
+// generated returns a directory with keys, and the release key's fingerprint.
 func generated(t testing.TB) (string, string) {
 	t.Helper()
 	files, err := made()
@@ -282,7 +282,7 @@ func TestCheck(t *testing.T) {
 		{"a module key without a password", encrypted(), write("plain", plain, 0o600), nil, RulePassword},
 		{"unencrypted storage", open, filepath.Join(dir, ReleaseSecret), good, RuleStorage},
 		{"a file that others read", encrypted(), write("readable", read(ReleaseSecret), 0o640), good, RulePermissions},
-		{"a folder that others write to", encrypted(), shared + "/key", good, RulePermissions},
+		{"a directory that others write to", encrypted(), shared + "/key", good, RulePermissions},
 	} {
 		r, err := c.host.check(c.path, c.password, time.Now())
 		if err != nil {

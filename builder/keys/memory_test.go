@@ -23,7 +23,7 @@ var (
 	heldPassword *Password
 )
 
-// signOnce loads the key of a folder and signs with it.
+// signOnce loads the key of a directory and signs with it.
 func signOnce(t testing.TB, dir string) (crypto.Signer, func(), *Password) {
 	password, err := ReadPassword(filepath.Join(dir, "password"))
 	if err != nil {
@@ -82,21 +82,21 @@ func TestNothingIsLeft(t *testing.T) {
 		testkit.Skip(t, "built without GOEXPERIMENT=runtimesecret: `make unit` sets it")
 	}
 	words := rand.Text() // no constant: that would be part of the program
-	folder := func() string {
+	directory := func() string {
 		dir := private(t)
 		if err := os.WriteFile(filepath.Join(dir, "password"), []byte(words+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return dir
 	}
-	made := folder()
+	made := directory()
 	if _, err := Generate(Wanted{Dir: made, Name: "T", Password: passwordOf(t, words), Now: time.Now(), UnencryptedStorage: true}); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		what, dir string
 		found     bool
-	}{{"sign", made, false}, {"generate", folder(), false}, {"hold", made, true}} {
+	}{{"sign", made, false}, {"generate", directory(), false}, {"hold", made, true}} {
 		t.Run(c.what, func(t *testing.T) {
 			pid := testkit.Paused(t, c.what+" "+c.dir)
 			for name, secret := range secretsOf(t, c.dir, words) {
@@ -108,7 +108,7 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-// secretsOf are parts of the module key of a folder as memory would have them,
+// secretsOf are parts of the module key of a directory as memory would have them,
 // and the password.
 func secretsOf(t testing.TB, dir, words string) map[string][]byte {
 	t.Helper()

@@ -145,7 +145,7 @@ func (h host) anonymous(path string, m mountpoint, depth int) (string, error) {
 	if m.kind != "btrfs" {
 		return h.block(dev, depth)
 	}
-	name, err := h.deviceFolder(dev)
+	name, err := h.deviceDirectory(dev)
 	if err != nil {
 		return "", err
 	}
@@ -179,12 +179,12 @@ func (h host) block(dev uint64, depth int) (string, error) {
 	if depth > maxLayers {
 		return "", fmt.Errorf("there are more than %d layers of block devices", maxLayers)
 	}
-	folder, err := h.deviceFolder(dev)
+	directory, err := h.deviceDirectory(dev)
 	if err != nil {
 		return "", err
 	}
-	name := filepath.Base(folder)
-	uuid, err := os.ReadFile(filepath.Join(folder, "dm/uuid"))
+	name := filepath.Base(directory)
+	uuid, err := os.ReadFile(filepath.Join(directory, "dm/uuid"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -193,20 +193,20 @@ func (h host) block(dev uint64, depth int) (string, error) {
 			return "dm-crypt (" + name + ")", nil
 		}
 	}
-	if _, err := os.Stat(filepath.Join(folder, "partition")); err == nil {
-		whole, err := readNumber(filepath.Join(filepath.Dir(folder), "dev"))
+	if _, err := os.Stat(filepath.Join(directory, "partition")); err == nil {
+		whole, err := readNumber(filepath.Join(filepath.Dir(directory), "dev"))
 		if err != nil {
 			return "", err
 		}
 		return h.block(whole, depth+1)
 	}
-	if backing, err := os.ReadFile(filepath.Join(folder, "loop/backing_file")); err == nil {
+	if backing, err := os.ReadFile(filepath.Join(directory, "loop/backing_file")); err == nil {
 		return h.storage(strings.TrimSuffix(string(backing), "\n"), depth+1)
 	}
 	if strings.HasPrefix(name, "zram") || strings.HasPrefix(name, "ram") {
 		return "in memory, which is gone when the machine is off", nil
 	}
-	slaves, err := os.ReadDir(filepath.Join(folder, "slaves"))
+	slaves, err := os.ReadDir(filepath.Join(directory, "slaves"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -226,14 +226,14 @@ func (h host) block(dev uint64, depth int) (string, error) {
 	return how, nil
 }
 
-// deviceFolder is a block device's folder in sysfs.
-func (h host) deviceFolder(dev uint64) (string, error) {
+// deviceDirectory is a block device's directory in sysfs.
+func (h host) deviceDirectory(dev uint64) (string, error) {
 	link := filepath.Join(h.sys, "dev/block", fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)))
-	folder, err := filepath.EvalSymlinks(link)
+	directory, err := filepath.EvalSymlinks(link)
 	if err != nil {
 		return "", fmt.Errorf("find the block device %d:%d: %w", unix.Major(dev), unix.Minor(dev), err)
 	}
-	return folder, nil
+	return directory, nil
 }
 
 // readNumber reads a device's number from sysfs.

@@ -69,14 +69,14 @@ func (f *fake) put(name, text string) {
 	}
 }
 
-// disk makes a block device in a folder of sysfs, of slaves that there are.
-func (f *fake) disk(folder string, minor int, files map[string]string, slaves ...string) uint64 {
+// disk makes a block device in a directory of sysfs, of slaves that there are.
+func (f *fake) disk(directory string, minor int, files map[string]string, slaves ...string) uint64 {
 	f.t.Helper()
-	name := filepath.Base(folder)
-	dir := filepath.Join(f.host.sys, "devices", folder)
-	f.put("sys/devices/"+folder+"/dev", fmt.Sprintf("8:%d\n", minor))
+	name := filepath.Base(directory)
+	dir := filepath.Join(f.host.sys, "devices", directory)
+	f.put("sys/devices/"+directory+"/dev", fmt.Sprintf("8:%d\n", minor))
 	for file, text := range files {
-		f.put("sys/devices/"+folder+"/"+file, text)
+		f.put("sys/devices/"+directory+"/"+file, text)
 	}
 	link := func(at, to string) {
 		f.t.Helper()
@@ -178,7 +178,7 @@ func TestStorageOfThisMachine(t *testing.T) {
 	// Whether the disk is encrypted, lsblk knows too.
 	dir := t.TempDir()
 	if err := unix.Statfs(dir, &s); err != nil || s.Type != 0xef53 && s.Type != 0x58465342 {
-		t.Skip("the folder for temporary files is on neither ext4 nor XFS")
+		t.Skip("the directory for temporary files is on neither ext4 nor XFS")
 	}
 	testkit.Need(t, "lsblk")
 	testkit.Need(t, "findmnt")

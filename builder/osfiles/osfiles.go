@@ -82,7 +82,7 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 			return nil, fmt.Errorf("add /%s: %w", f.name, err)
 		}
 	}
-	// What /var starts with: the boot mounts the folder of what was fetched here.
+	// What /var starts with: the boot mounts the directory of what was fetched here.
 	_, err = t.AddDirectory("var/lib/halogen", 0o755)
 	return notes, err
 }

@@ -21,7 +21,7 @@ var date = time.Unix(1_700_000_000, 0)
 
 const systemd = "usr/lib/systemd/systemd"
 
-// tree returns a tree of regular files and the folder that it lies in.
+// tree returns a tree of regular files and the directory that it lies in.
 func tree(t *testing.T, names ...string) (*rootfs.Tree, string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -135,14 +135,14 @@ func TestFilesAreUsed(t *testing.T) {
 // know, and no cycle when all of them start.
 func TestUnits(t *testing.T) {
 	judge := testkit.Tools13(t)
-	folder := judge.Path("units")
+	directory := judge.Path("units")
 	// The programs are not in the judge's tree.
 	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(ota|/usr/lib/halogen/\w+)\b`)
 	for _, f := range forSystemd {
 		if !strings.HasPrefix(f.name, units) {
 			continue
 		}
-		at := filepath.Join(judge.Host(folder), strings.TrimPrefix(f.name, units))
+		at := filepath.Join(judge.Host(directory), strings.TrimPrefix(f.name, units))
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func TestUnits(t *testing.T) {
 		}
 	}
 	verify := func(unit string) string {
-		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+folder+": systemd-analyze verify --man=no "+unit+" 2>&1"))
+		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
 	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "emergency.target"} {
 		if said := verify(unit); said != "" {

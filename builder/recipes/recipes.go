@@ -1,13 +1,13 @@
 // Package recipes holds the scripts that make root file systems, so that
 // `halogen` can take them into a container.
 //
-// Each folder has an executable make-rootfs, which writes one tar archive and
+// Each directory has an executable make-rootfs, which writes one tar archive and
 // takes what it needs to know from its environment. Nothing here knows of keys.
 package recipes
 
 import "embed"
 
-// FS has a folder for each recipe.
+// FS has a directory for each recipe.
 //
 //go:embed debian gentoo finish-system
 var FS embed.FS

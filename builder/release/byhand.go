@@ -41,7 +41,7 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	if err != nil {
 		return nil, badBuild(o.Build, err)
 	}
-	if err := makeFolders(o.Out); err != nil {
+	if err := makeDirectories(o.Out); err != nil {
 		return nil, err
 	}
 	signature, err := readBounded(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)

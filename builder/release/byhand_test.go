@@ -76,7 +76,7 @@ func TestByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Key: key, Now: now, Note: t.Logf}); err != nil {
+	if err := Verify(t.Context(), Directory(dir), VerifyOptions{Key: key, Now: now, Note: t.Logf}); err != nil {
 		t.Error(err)
 	}
 	w.taken(root, w.build(6, "release", fpr), 7)

@@ -53,11 +53,11 @@ func says(o *Options) *[]string {
 	return &all
 }
 
-func folder(o Options) string { return filepath.Join(o.Server, "x86_64", "test-os") }
+func directory(o Options) string { return filepath.Join(o.Server, "x86_64", "test-os") }
 
 func (w *world) put(o Options, name, text string) {
 	w.t.Helper()
-	if err := os.WriteFile(filepath.Join(folder(o), name), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(directory(o), name), []byte(text), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -70,8 +70,8 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	first.SignManifest = true
 	w.publish(first)
 	second := w.options(w.build(2, "release", fpr), "release")
-	signed := string(mustRead(t, filepath.Join(folder(first), "manifest.env")))
-	signature := mustRead(t, filepath.Join(folder(first), "manifest.env.pgp"))
+	signed := string(mustRead(t, filepath.Join(directory(first), "manifest.env")))
+	signature := mustRead(t, filepath.Join(directory(first), "manifest.env.pgp"))
 	for name, text := range map[string]string{
 		"a great number":      strings.Replace(signed, "SEQUENCE=20270115080000", "SEQUENCE=9223372036854775800", 1),
 		"a foreign variable":  signed + "MIRROR=https://evil.example.org/\n",
@@ -87,7 +87,7 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 		}
 	}
 	w.put(first, "manifest.env", signed)
-	if err := os.Remove(filepath.Join(folder(first), "manifest.env.pgp")); err != nil {
+	if err := os.Remove(filepath.Join(directory(first), "manifest.env.pgp")); err != nil {
 		t.Fatal(err)
 	}
 	w.refused("signature gone", second, "--detach-sign")
@@ -96,8 +96,8 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	}
 	w.put(first, "manifest.env.pgp", string(signature))
 	w.publish(second) // and stays signed
-	w.gpg("--verify", filepath.Join(folder(first), "manifest.env.pgp"), filepath.Join(folder(first), "manifest.env"))
-	if text := string(mustRead(t, filepath.Join(folder(first), "manifest.env"))); !strings.Contains(text, "SEQUENCE=20270115080001") {
+	w.gpg("--verify", filepath.Join(directory(first), "manifest.env.pgp"), filepath.Join(directory(first), "manifest.env"))
+	if text := string(mustRead(t, filepath.Join(directory(first), "manifest.env"))); !strings.Contains(text, "SEQUENCE=20270115080001") {
 		t.Errorf("manifest %q", text)
 	}
 	// Before the first signature nobody can tell who wrote a variable.
@@ -123,7 +123,7 @@ func TestCutBetweenSignatureAndManifest(t *testing.T) {
 	first := w.options(w.build(1, "release", fpr), "release")
 	first.SignManifest = true
 	w.publish(first)
-	dir := folder(first)
+	dir := directory(first)
 	before := mustRead(t, filepath.Join(dir, "manifest.env"))
 	second := w.options(w.build(2, "release", fpr), "release")
 	w.publish(second)
@@ -219,19 +219,19 @@ func TestReleasesOverTenYears(t *testing.T) {
 	o, _ = step(3, when)
 	w.publish(o)
 	pin("3")
-	if p, err := readPublished(t.Context(), Folder(folder(o)), 3, key(), when); err != nil || p.signer() != subkeys[0] {
+	if p, err := readPublished(t.Context(), Directory(directory(o)), 3, key(), when); err != nil || p.signer() != subkeys[0] {
 		t.Errorf("release 3 is signed by %v, want %s (%v)", p, subkeys[0], err)
 	}
 	machine("2", "3", when, nil, "")
 	// The one after by the newest, which release 3 has pinned.
 	o, _ = step(4, when)
 	w.publish(o)
-	if p, err := readPublished(t.Context(), Folder(folder(o)), 4, key(), when); err != nil || p.signer() != subkeys[1] {
+	if p, err := readPublished(t.Context(), Directory(directory(o)), 4, key(), when); err != nil || p.signer() != subkeys[1] {
 		t.Errorf("release 4 is signed by %v, want %s (%v)", p, subkeys[1], err)
 	}
 	machine("3", "4", when, nil, "")
 	machine("2", "4", when, nil, "signature is by") // and learns it from the server
-	shown, err := pgp.ParseKey(mustRead(t, filepath.Join(folder(o), "release-key.pgp")))
+	shown, err := pgp.ParseKey(mustRead(t, filepath.Join(directory(o), "release-key.pgp")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func TestReleasesOverTenYears(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, gone := range []string{"3", "4", "stable"} {
-		if err := os.RemoveAll(filepath.Join(folder(third), gone)); err != nil {
+		if err := os.RemoveAll(filepath.Join(directory(third), gone)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -288,7 +288,7 @@ func TestReleasesOverTenYears(t *testing.T) {
 	}
 	var notes []string
 	v := VerifyOptions{Now: late, Note: func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }}
-	if err := Verify(t.Context(), Folder(folder(o)), v); err != nil {
+	if err := Verify(t.Context(), Directory(directory(o)), v); err != nil {
 		t.Error(err)
 	}
 }
@@ -309,7 +309,7 @@ func TestVerifyWithAnOldPin(t *testing.T) {
 	o.Now = now.Add(2 * time.Hour)
 	w.publish(o) // the first on its server, by the newest subkey
 	verify := func(k *pgp.Key) error {
-		return Verify(t.Context(), Folder(folder(o)), VerifyOptions{Key: k, Now: o.Now, Note: t.Logf})
+		return Verify(t.Context(), Directory(directory(o)), VerifyOptions{Key: k, Now: o.Now, Note: t.Logf})
 	}
 	if err := verify(old); err == nil || !strings.Contains(err.Error(), "signature is by") {
 		t.Errorf("as old machines have it: %v", err)
@@ -325,10 +325,10 @@ func TestVerifyWithAnOldPin(t *testing.T) {
 	w.exportAt(now.Add(time.Hour), "release")
 	ahead := w.with(w.options(w.build(3, "release", fpr), "release"), func(p *Options) { p.Server, p.Now = filepath.Join(w.dir, "three"), o.Now })
 	w.publish(ahead)
-	if err := os.CopyFS(filepath.Join(folder(ahead), "2"), os.DirFS(filepath.Join(folder(before), "2"))); err != nil {
+	if err := os.CopyFS(filepath.Join(directory(ahead), "2"), os.DirFS(filepath.Join(directory(before), "2"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), Folder(folder(ahead)), VerifyOptions{Now: o.Now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "release 3") {
+	if err := Verify(t.Context(), Directory(directory(ahead)), VerifyOptions{Now: o.Now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "release 3") {
 		t.Errorf("release 3, which no machine with release 2 takes: %v", err)
 	}
 }
@@ -351,7 +351,7 @@ func TestRefusedByMachines(t *testing.T) {
 		// Published elsewhere and copied here, it is found.
 		elsewhere := w.with(next, func(n *Options) { n.Server = filepath.Join(t.TempDir(), "elsewhere") })
 		w.publish(elsewhere)
-		if err := os.CopyFS(filepath.Join(folder(elsewhere), "1"), os.DirFS(filepath.Join(folder(o), "1"))); err != nil {
+		if err := os.CopyFS(filepath.Join(directory(elsewhere), "1"), os.DirFS(filepath.Join(directory(o), "1"))); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.verify(elsewhere); err == nil || !strings.Contains(err.Error(), say) {
@@ -375,7 +375,7 @@ func TestChannels(t *testing.T) {
 	fourth := w.options(w.build(4, "", ""), "")
 	said := says(&fourth)
 	w.publish(fourth)
-	if text := string(mustRead(t, filepath.Join(folder(o), "manifest.env"))); text != "STABLE=4\nBETA=3\nALPHA=3\nIMAGE=x86_64/test-os\n" {
+	if text := string(mustRead(t, filepath.Join(directory(o), "manifest.env"))); text != "STABLE=4\nBETA=3\nALPHA=3\nIMAGE=x86_64/test-os\n" {
 		t.Errorf("manifest %q", text)
 	}
 	if all := strings.Join(*said, "\n"); !strings.Contains(all, "beta names 3, which is older than 4 in stable") || !strings.Contains(all, "alpha names 3") {
@@ -388,11 +388,11 @@ func TestWithoutLinks(t *testing.T) {
 	w := newWorld(t)
 	o := w.options(w.build(1, "", ""), "")
 	w.publish(o)
-	link := filepath.Join(folder(o), "stable")
+	link := filepath.Join(directory(o), "stable")
 	if err := os.Remove(link); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(link, os.DirFS(filepath.Join(folder(o), "1"))); err != nil {
+	if err := os.CopyFS(link, os.DirFS(filepath.Join(directory(o), "1"))); err != nil {
 		t.Fatal(err)
 	}
 	next := w.options(w.build(2, "", ""), "")

@@ -12,11 +12,11 @@ import (
 	"halogenos.internal/boot/contract"
 )
 
-// unfinished starts the names of files and folders that are being written. A
+// unfinished starts the names of files and directories that are being written. A
 // web server's users may see them, but nothing names them.
 const unfinished = ".publishing-"
 
-// lock takes a folder for one publisher alone, and removes what one that was
+// lock takes a directory for one publisher alone, and removes what one that was
 // interrupted left behind.
 func lock(dir string) (unlock func() error, err error) {
 	f, err := os.Open(dir)
@@ -40,9 +40,9 @@ func lock(dir string) (unlock func() error, err error) {
 	return f.Close, nil // which unlocks
 }
 
-// makeFolders makes a folder and those above it so that they survive a power
+// makeDirectories makes a directory and those above it so that they survive a power
 // cut, and readable for a web server.
-func makeFolders(dir string) error {
+func makeDirectories(dir string) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
 			return fmt.Errorf("%s is not a directory: name another place", dir)
@@ -50,13 +50,13 @@ func makeFolders(dir string) error {
 		return nil
 	}
 	parent := filepath.Dir(dir)
-	if err := makeFolders(parent); err != nil {
+	if err := makeDirectories(parent); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	return errors.Join(readable(os.Chmod(dir, 0o755)), syncFolder(parent))
+	return errors.Join(readable(os.Chmod(dir, 0o755)), syncDirectory(parent))
 }
 
 // writeFile puts a file under its name in one step: whoever reads it sees all
@@ -101,7 +101,7 @@ func writeLink(dir, name string, v contract.Version) error {
 	case v == 0 && have == "" || v != 0 && have == v.String():
 		return nil
 	case v == 0:
-		return errors.Join(os.Remove(path), syncFolder(dir))
+		return errors.Join(os.Remove(path), syncDirectory(dir))
 	}
 	fresh := filepath.Join(dir, unfinished+"link")
 	if err := os.Symlink(v.String(), fresh); err != nil {
@@ -115,10 +115,10 @@ func place(dir, from, name string) error {
 	if err := os.Rename(from, filepath.Join(dir, name)); err != nil {
 		return errors.Join(fmt.Errorf("publish %s: %w", name, err), os.RemoveAll(from))
 	}
-	return syncFolder(dir)
+	return syncDirectory(dir)
 }
 
-func syncFolder(dir string) error {
+func syncDirectory(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -128,7 +128,7 @@ func syncFolder(dir string) error {
 		sync = nil // a network's file system may not know it
 	}
 	if err := errors.Join(sync, f.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
+		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	return nil
 }

@@ -127,23 +127,23 @@ func TestDelta(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, server := range []Server{Folder(r.Folder), web} {
+	for _, server := range []Server{Directory(r.Directory), web} {
 		said = nil
 		if err := Verify(t.Context(), server, VerifyOptions{Now: now, Note: note}); err != nil {
 			t.Error(err)
 		}
 		// Over HTTP only the manifest tells which versions there are.
-		_, local := server.(Folder)
+		_, local := server.(Directory)
 		if got := strings.Contains(strings.Join(said, "\n"), d.String()); got != local {
 			t.Errorf("%s: says %q", server, said)
 		}
 	}
 	// A server with an archive that cannot be read is no reason to fail.
-	if err := os.WriteFile(filepath.Join(r.Folder, "1", "1.tar.gz"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(r.Directory, "1", "1.tar.gz"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	said = nil
-	if err := Verify(t.Context(), Folder(r.Folder), VerifyOptions{Now: now, Note: note}); err != nil || !strings.Contains(strings.Join(said, "\n"), "cannot tell how much") {
+	if err := Verify(t.Context(), Directory(r.Directory), VerifyOptions{Now: now, Note: note}); err != nil || !strings.Contains(strings.Join(said, "\n"), "cannot tell how much") {
 		t.Errorf("%v, says %q", err, said)
 	}
 }

@@ -21,16 +21,16 @@ import (
 // Manage says on what server's directory something is done. A key is needed only
 // where the manifest is signed.
 type Manage struct {
-	Folder Folder // of the image
-	Key    KeyFile
-	Now    time.Time
-	Note   func(format string, args ...any)
+	Directory Directory // of the image
+	Key       KeyFile
+	Now       time.Time
+	Note      func(format string, args ...any)
 }
 
 // change opens the directory for one publisher alone, has do change the manifest,
 // and puts it in place: all of it happens or nothing.
 func (o Manage) change(ctx context.Context, do func(s *site, m *manifest.Manifest) error) (err error) {
-	dir := string(o.Folder)
+	dir := string(o.Directory)
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 		return err
 	}
 	return o.change(ctx, func(s *site, m *manifest.Manifest) error {
-		want, err := readPublished(ctx, o.Folder, v, s.key, o.Now)
+		want, err := readPublished(ctx, o.Directory, v, s.key, o.Now)
 		if err != nil {
 			return fmt.Errorf("release %s: %w: 'halogen release list' shows what is there", v, err)
 		}
@@ -209,7 +209,7 @@ func Withdraw(ctx context.Context, o Manage, v, to contract.Version) error {
 // channel names is never removed, nor a step, nor what is newer than what a channel
 // names: a machine may be fetching it. dry only tells.
 func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.Version, err error) {
-	dir := string(o.Folder)
+	dir := string(o.Directory)
 	if keep < 1 {
 		return nil, fmt.Errorf("--keep %d would leave no release: want at least 1", keep)
 	}
@@ -225,7 +225,7 @@ func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.V
 	if s.manifest == nil {
 		return nil, fmt.Errorf("%s has no %s: without it nobody knows which releases are in use", dir, manifest.FileName)
 	}
-	all, err := o.Folder.Versions(ctx)
+	all, err := o.Directory.Versions(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +253,7 @@ func Prune(ctx context.Context, o Manage, keep int, dry bool) (gone []contract.V
 		if err := os.Rename(filepath.Join(dir, v.String()), aside); err != nil {
 			return gone[:i], err
 		}
-		if err := errors.Join(syncFolder(dir), os.RemoveAll(aside)); err != nil {
+		if err := errors.Join(syncDirectory(dir), os.RemoveAll(aside)); err != nil {
 			return gone[:i], err
 		}
 	}

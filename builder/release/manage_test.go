@@ -14,7 +14,7 @@ import (
 )
 
 func (w *world) manage(o Options) Manage {
-	return Manage{Folder: Folder(folder(o)), Key: o.Key, Now: o.Now, Note: w.t.Logf}
+	return Manage{Directory: Directory(directory(o)), Key: o.Key, Now: o.Now, Note: w.t.Logf}
 }
 
 // FAULTS 112 (R15): listing, promoting, withdrawing and pruning, without a key where none
@@ -30,7 +30,7 @@ func TestManage(t *testing.T) {
 		w.publish(o)
 	}
 	m := w.manage(o)
-	text := func() string { return string(mustRead(t, filepath.Join(folder(o), "manifest.env"))) }
+	text := func() string { return string(mustRead(t, filepath.Join(directory(o), "manifest.env"))) }
 	wants := func(name string, err error, want, then string) {
 		t.Helper()
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
@@ -50,7 +50,7 @@ func TestManage(t *testing.T) {
 	wants("for a share", Promote(ctx, m, 3, manifest.Stable, Rollout{true, 20}), "", "STABLE=3\nROLLOUT_STABLE=20\nBETA=4\nIMAGE=x86_64/test-os\n")
 	wants("for all", Promote(ctx, m, 3, manifest.Stable, Rollout{}), "", "STABLE=3\nBETA=4\nIMAGE=x86_64/test-os\n")
 	wants("beta's", Withdraw(ctx, m, 4, 0), "", "STABLE=3\nIMAGE=x86_64/test-os\nWITHDRAWN_BETA=4\n") // 3 would be stable's too
-	if _, err := os.Lstat(filepath.Join(folder(o), "beta")); err == nil {
+	if _, err := os.Lstat(filepath.Join(directory(o), "beta")); err == nil {
 		t.Error("the link beta leads somewhere still")
 	}
 	wants("stable's", Withdraw(ctx, m, 3, 0), "", "STABLE=2\nIMAGE=x86_64/test-os\nWITHDRAWN_STABLE=3\nWITHDRAWN_BETA=4\n")
@@ -59,7 +59,7 @@ func TestManage(t *testing.T) {
 	if err := w.verify(o); err != nil {
 		t.Error(err)
 	}
-	list, err := List(ctx, m.Folder, now)
+	list, err := List(ctx, m.Directory, now)
 	if err != nil || len(list) != 4 || list[0].Version != 4 || len(list[3].Channels) != 1 || list[3].SignedBy != "not signed" || list[3].Size == 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
@@ -77,23 +77,23 @@ func TestManage(t *testing.T) {
 	if err := w.verify(o); err != nil {
 		t.Error(err)
 	}
-	if all, err := m.Folder.Versions(ctx); err != nil || fmt.Sprint(all) != "[4]" {
+	if all, err := m.Directory.Versions(ctx); err != nil || fmt.Sprint(all) != "[4]" {
 		t.Errorf("left %v, %v", all, err)
 	}
 	// What channels name stays, and what is newer.
-	if err := os.Rename(filepath.Join(folder(o), "4"), filepath.Join(folder(o), "3")); err != nil {
+	if err := os.Rename(filepath.Join(directory(o), "4"), filepath.Join(directory(o), "3")); err != nil {
 		t.Fatal(err)
 	}
 	w.put(o, "manifest.env", "STABLE=3\nBETA=5\n")
 	for _, v := range []string{"1", "2", "4", "5", "6"} {
-		if err := os.Mkdir(filepath.Join(folder(o), v), 0o755); err != nil {
+		if err := os.Mkdir(filepath.Join(directory(o), v), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if gone, err := Prune(ctx, m, 1, true); err != nil || fmt.Sprint(gone) != "[1 2]" {
 		t.Errorf("%v, %v", gone, err)
 	}
-	if list, err := List(ctx, m.Folder, now); err != nil || list[0].Problem != "its archive is not there" {
+	if list, err := List(ctx, m.Directory, now); err != nil || list[0].Problem != "its archive is not there" {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
@@ -110,10 +110,10 @@ func TestRefresh(t *testing.T) {
 	o := w.options(w.build(1, "release", k.Fingerprint().String()), "release")
 	o.SignManifest, o.Lifetime = true, 48*time.Hour
 	w.publish(o)
-	dir := folder(o)
+	dir := directory(o)
 	m := w.manage(o)
 	ctx := t.Context()
-	if err := RefreshManifest(ctx, Manage{Folder: m.Folder, Now: now, Note: t.Logf}, Refresh{Lifetime: time.Hour}); err == nil || !strings.Contains(err.Error(), "name the key") {
+	if err := RefreshManifest(ctx, Manage{Directory: m.Directory, Now: now, Note: t.Logf}, Refresh{Lifetime: time.Hour}); err == nil || !strings.Contains(err.Error(), "name the key") {
 		t.Errorf("without a key: %v", err)
 	}
 	m.Now = now.Add(40 * time.Hour)
@@ -123,7 +123,7 @@ func TestRefresh(t *testing.T) {
 	if text := string(mustRead(t, filepath.Join(dir, "manifest.env"))); text != "STABLE=1\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\nEXPIRES=2027-01-19T00:00:00Z\nSEQUENCE=20270115080001\n" {
 		t.Errorf("manifest %q", text)
 	}
-	if err := Verify(ctx, Folder(dir), VerifyOptions{Now: m.Now, Note: t.Logf}); err != nil {
+	if err := Verify(ctx, Directory(dir), VerifyOptions{Now: m.Now, Note: t.Logf}); err != nil {
 		t.Error(err)
 	}
 	m.Now = now.AddDate(1, 0, 0)
@@ -153,7 +153,7 @@ func TestRefresh(t *testing.T) {
 	if err := RefreshManifest(ctx, m, Refresh{Lifetime: -1, Public: renewed}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(ctx, Folder(dir), VerifyOptions{Key: k, Now: late, Note: t.Logf}); err != nil {
+	if err := Verify(ctx, Directory(dir), VerifyOptions{Key: k, Now: late, Note: t.Logf}); err != nil {
 		t.Error(err)
 	}
 	if err := Withdraw(ctx, m, 1, 0); err == nil || !strings.Contains(err.Error(), "is the only one") {

@@ -145,18 +145,18 @@ func TestWaysRoundThePinnedKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	folders, err := Folders(forged.Server)
-	if err != nil || len(folders) != 1 {
-		t.Fatalf("%v, %v", folders, err)
+	directories, err := Directories(forged.Server)
+	if err != nil || len(directories) != 1 {
+		t.Fatalf("%v, %v", directories, err)
 	}
-	if err := Verify(t.Context(), folders[0], VerifyOptions{Now: now, Key: key, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), theirs) {
+	if err := Verify(t.Context(), directories[0], VerifyOptions{Now: now, Key: key, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), theirs) {
 		t.Errorf("a server that offers another key: %v", err)
 	}
 	// The same, but with our key shown.
 	if err := os.WriteFile(filepath.Join(forged.Server, "x86_64/test-os/release-key.pgp"), our, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), folders[0], VerifyOptions{Now: now, Key: key, Note: t.Logf}); err == nil {
+	if err := Verify(t.Context(), directories[0], VerifyOptions{Now: now, Key: key, Note: t.Logf}); err == nil {
 		t.Error("a server with our key and their release passed")
 	}
 	w.refused("their build onto our server", w.with(forged, func(o *Options) { o.Server = good.Server }), "are signed by "+ours)
@@ -181,7 +181,7 @@ func TestKeptKeys(t *testing.T) {
 	w.refused("a password that can be guessed", w.with(w.options(w.build(1, "weak", weak), "weak"), func(o *Options) {
 		o.Key.Password = w.write("weak-password", "letmein1\n")
 	}), "too weak")
-	// Where the tests' folder is encrypted, there is nothing to refuse.
+	// Where the tests' directory is encrypted, there is nothing to refuse.
 	o := w.with(good, func(o *Options) { o.Key.UnencryptedStorage = false })
 	_, kept := keys.Storage(o.Key.Path)
 	if _, err := Publish(t.Context(), o); (kept == nil) != (err == nil) || err != nil && !strings.Contains(err.Error(), "storage: ") {
@@ -244,13 +244,13 @@ func TestPapers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	folder := filepath.Join(o.Server, "x86_64/test-os/3")
+	directory := filepath.Join(o.Server, "x86_64/test-os/3")
 	for suffix, file := range map[string]string{".cdx.json": image.BillFile, ".intoto.json": image.ProvenanceFile} {
-		text := mustRead(t, filepath.Join(folder, "3"+suffix))
+		text := mustRead(t, filepath.Join(directory, "3"+suffix))
 		if !bytes.Equal(text, mustRead(t, filepath.Join(o.Build, file))) {
 			t.Errorf("3%s is not the build's %s", suffix, file)
 		}
-		if err := key.Verify(bytes.NewReader(text), mustRead(t, filepath.Join(folder, "3"+suffix+".pgp")), now); err != nil {
+		if err := key.Verify(bytes.NewReader(text), mustRead(t, filepath.Join(directory, "3"+suffix+".pgp")), now); err != nil {
 			t.Errorf("3%s: %v", suffix, err)
 		}
 	}

@@ -1,5 +1,5 @@
 // Package release publishes what halogen build made on a static web server's
-// folder, and checks such a server as a machine would.
+// directory, and checks such a server as a machine would.
 //
 // It refuses to publish anything that a machine would refuse: a build whose
 // parts do not belong together, another key than the one the image has pinned
@@ -30,7 +30,7 @@ const defaultKeyName = "release-key.pgp"
 
 // Options say what to publish, and how.
 type Options struct {
-	Build   string // folder that halogen build filled
+	Build   string // directory that halogen build filled
 	Server  string // root of the server, made when missing
 	Channel manifest.Channel
 	// Key signs. Without a path, the release is not signed, which only an
@@ -44,8 +44,8 @@ type Options struct {
 	// Lifetime is how long machines may believe the manifest; negative stands
 	// for ever. 0 is the same, where no manifest with an end was published.
 	Lifetime time.Duration
-	// Previous, if not empty, is the folder of a build that this one follows,
-	// for a server's folder that starts empty.
+	// Previous, if not empty, is the directory of a build that this one follows,
+	// for a server's directory that starts empty.
 	Previous string
 	Now      time.Time
 	// Note is told what happens.
@@ -60,11 +60,11 @@ type Rollout struct {
 
 // A Result says what was published.
 type Result struct {
-	Version contract.Version
-	Folder  string // of the image
-	Archive string // path
-	Size    int64  // bytes of the archive
-	New     bool   // false: the release was there, and a channel moved to it
+	Version   contract.Version
+	Directory string // of the image
+	Archive   string // path
+	Size      int64  // bytes of the archive
+	New       bool   // false: the release was there, and a channel moved to it
 	// Delta is what machines with the version before fetch; nil: there is none.
 	Delta *Delta
 }
@@ -83,7 +83,7 @@ type publisher struct {
 	result *Result
 }
 
-// Publish writes a release to the server's folder and makes a channel name it.
+// Publish writes a release to the server's directory and makes a channel name it.
 func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	if _, err := manifest.ParseChannel(string(o.Channel)); err != nil {
 		return nil, err
@@ -96,12 +96,12 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 		return nil, badBuild(o.Build, err)
 	}
 	p := &publisher{Options: o, build: b, dir: filepath.Join(o.Server, b.release.Arch, b.release.ImageID)}
-	p.result = &Result{Version: b.release.Version, Folder: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
+	p.result = &Result{Version: b.release.Version, Directory: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
 	if err := p.readPinned(); err != nil {
 		return nil, err
 	}
-	if err := makeFolders(p.dir); err != nil {
-		return nil, fmt.Errorf("make the image's folder: %w", err)
+	if err := makeDirectories(p.dir); err != nil {
+		return nil, fmt.Errorf("make the image's directory: %w", err)
 	}
 	unlock, err := lock(p.dir)
 	if err != nil {
@@ -119,7 +119,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 			return nil, err
 		}
 	}
-	p.result.Delta = noteDelta(ctx, source{Folder(p.dir), p.site.key, p.Now}, b.release.Version, p.Note)
+	p.result.Delta = noteDelta(ctx, source{Directory(p.dir), p.site.key, p.Now}, b.release.Version, p.Note)
 	return p.result, nil
 }
 
@@ -278,7 +278,7 @@ func (p *publisher) hash(ctx context.Context) error {
 }
 
 // writeRelease puts archive and signature in place, both in one step: their
-// folder is written under another name.
+// directory is written under another name.
 func (p *publisher) writeRelease(ctx context.Context) error {
 	v := p.build.release.Version
 	switch _, err := os.Lstat(filepath.Join(p.dir, v.String())); {
@@ -305,7 +305,7 @@ func (p *publisher) writeRelease(ctx context.Context) error {
 // can have taken, such as a signature forgotten by hand, makes room.
 func (p *publisher) reuse(ctx context.Context) error {
 	v := p.build.release.Version
-	have, err := readPublished(ctx, Folder(p.dir), v, p.site.key, p.Now)
+	have, err := readPublished(ctx, Directory(p.dir), v, p.site.key, p.Now)
 	if errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned) || errors.Is(err, fs.ErrNotExist) {
 		p.Note("release %s is on the server already, and is one that no machine takes (%v): replacing it", v, err)
 		old := filepath.Join(p.dir, unfinished+v.String())
@@ -338,7 +338,7 @@ func (p *publisher) reuse(ctx context.Context) error {
 	return nil
 }
 
-// fill writes archive and signature into a folder of their own.
+// fill writes archive and signature into a directory of their own.
 func (p *publisher) fill(ctx context.Context, dir string) error {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
@@ -367,7 +367,7 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 		return err
 	}
 	if p.signer == nil {
-		return syncFolder(dir)
+		return syncDirectory(dir)
 	}
 	return writeFile(dir, name+".pgp", signature)
 }

@@ -26,7 +26,7 @@ func TestPublish(t *testing.T) {
 	first := w.options(w.build(1, "release", fpr), "release")
 	r := w.publish(first)
 	dir := filepath.Join(first.Server, "x86_64", "test-os")
-	if r.Folder != dir || !r.New || r.Archive != filepath.Join(dir, "1", "1.tar.gz") {
+	if r.Directory != dir || !r.New || r.Archive != filepath.Join(dir, "1", "1.tar.gz") {
 		t.Errorf("published %+v", r)
 	}
 	if text := mustRead(t, filepath.Join(dir, "manifest.env")); string(text) != "STABLE=1\nPUBKEY=release-key.pgp\nIMAGE=x86_64/test-os\n" {
@@ -273,23 +273,23 @@ func TestVerifyFindsFaults(t *testing.T) {
 	} {
 		fresh := copyOf()
 		c.change(fresh)
-		err := Verify(t.Context(), Folder(fresh), VerifyOptions{Key: pinned("release"), Now: now, Note: t.Logf})
+		err := Verify(t.Context(), Directory(fresh), VerifyOptions{Key: pinned("release"), Now: now, Note: t.Logf})
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
-	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Key: pinned("other"), Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "want "+pinned("other").Fingerprint().String()) {
+	if err := Verify(t.Context(), Directory(dir), VerifyOptions{Key: pinned("other"), Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "want "+pinned("other").Fingerprint().String()) {
 		t.Errorf("another key pinned: %v", err)
 	}
-	if err := Verify(t.Context(), Folder(dir), VerifyOptions{Now: now.Add(time.Hour), Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "expired on") {
+	if err := Verify(t.Context(), Directory(dir), VerifyOptions{Now: now.Add(time.Hour), Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "expired on") {
 		t.Errorf("an hour later: %v", err)
 	}
 	moved := filepath.Join(t.TempDir(), "x86_64", "other-os")
 	if err := os.CopyFS(moved, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), Folder(moved), VerifyOptions{Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "in the place of x86_64/other-os") {
-		t.Errorf("in another image's folder: %v", err)
+	if err := Verify(t.Context(), Directory(moved), VerifyOptions{Now: now, Note: t.Logf}); err == nil || !strings.Contains(err.Error(), "in the place of x86_64/other-os") {
+		t.Errorf("in another image's directory: %v", err)
 	}
 	w.overHTTP(o.Server, pinned("release"))
 }
@@ -338,7 +338,7 @@ func TestInterrupted(t *testing.T) {
 	o := w.options(w.build(1, "", ""), "")
 	w.publish(o)
 	dir := filepath.Join(o.Server, "x86_64", "test-os")
-	// Power cut: a folder half written; a release in place that nothing names.
+	// Power cut: a directory half written; a release in place that nothing names.
 	half := filepath.Join(dir, unfinished+"123")
 	if err := os.MkdirAll(half, 0o755); err != nil {
 		t.Fatal(err)

@@ -18,30 +18,30 @@ import (
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
-// A Server is an image's folder on a release server, as a machine sees it.
+// A Server is an image's directory on a release server, as a machine sees it.
 type Server interface {
-	// Open opens a file by its path below the folder, with slashes. What is
+	// Open opens a file by its path below the directory, with slashes. What is
 	// not there is fs.ErrNotExist.
 	Open(ctx context.Context, name string) (io.ReadCloser, error)
 	// Get returns a small file, of at most limit bytes.
 	Get(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Versions returns the releases that are there, as far as can be told.
 	Versions(ctx context.Context) ([]contract.Version, error)
-	// Place returns the last two names of the folder's path.
+	// Place returns the last two names of the directory's path.
 	Place() (arch, imageID string)
 	String() string
 }
 
-// Folder is an image's folder on this machine.
-type Folder string
+// Directory is an image's directory on this machine.
+type Directory string
 
 // Open implements Server.
-func (f Folder) Open(_ context.Context, name string) (io.ReadCloser, error) {
+func (f Directory) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	return os.Open(filepath.Join(string(f), filepath.FromSlash(name)))
 }
 
 // Get implements Server.
-func (f Folder) Get(_ context.Context, name string, limit int64) ([]byte, error) {
+func (f Directory) Get(_ context.Context, name string, limit int64) ([]byte, error) {
 	text, err := readBounded(filepath.Join(string(f), filepath.FromSlash(name)), limit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s: %w", name, err)
@@ -50,7 +50,7 @@ func (f Folder) Get(_ context.Context, name string, limit int64) ([]byte, error)
 }
 
 // Versions implements Server.
-func (f Folder) Versions(context.Context) ([]contract.Version, error) {
+func (f Directory) Versions(context.Context) ([]contract.Version, error) {
 	list, err := os.ReadDir(string(f))
 	if err != nil {
 		return nil, err
@@ -64,10 +64,10 @@ func (f Folder) Versions(context.Context) ([]contract.Version, error) {
 	return all, nil
 }
 
-func (f Folder) String() string { return string(f) }
+func (f Directory) String() string { return string(f) }
 
 // Place implements Server.
-func (f Folder) Place() (arch, imageID string) {
+func (f Directory) Place() (arch, imageID string) {
 	whole, err := filepath.Abs(string(f))
 	if err != nil {
 		whole = string(f)
@@ -75,17 +75,17 @@ func (f Folder) Place() (arch, imageID string) {
 	return filepath.Base(filepath.Dir(whole)), filepath.Base(whole)
 }
 
-// Folders returns the images' folders in a server's root, or the folder itself
+// Directories returns the images' directories in a server's root, or the directory itself
 // if it is an image's.
-func Folders(root string) ([]Folder, error) {
+func Directories(root string) ([]Directory, error) {
 	for _, pattern := range []string{"manifest.env", "*/*/manifest.env"} {
 		found, err := filepath.Glob(filepath.Join(escape(root), pattern))
 		if err != nil {
 			return nil, err
 		}
-		var all []Folder
+		var all []Directory
 		for _, name := range found {
-			all = append(all, Folder(filepath.Dir(name)))
+			all = append(all, Directory(filepath.Dir(name)))
 		}
 		if len(all) > 0 {
 			return all, nil
@@ -99,13 +99,13 @@ func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }
 
-// Web is an image's folder on a web server. It is read as machines read it.
+// Web is an image's directory on a web server. It is read as machines read it.
 type Web struct {
 	base   *url.URL
 	reader server.Transport
 }
 
-// NewWeb takes the URL of an image's folder, <base>/<arch>/<image-id>. Proxies
+// NewWeb takes the URL of an image's directory, <base>/<arch>/<image-id>. Proxies
 // are taken from the environment, and so are certificates, where the options do not
 // say otherwise.
 func NewWeb(text string, o server.Options) (*Web, error) {

@@ -47,7 +47,7 @@ func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...an
 	if s.manifest, err = manifest.Parse(text); err != nil {
 		return nil, err
 	}
-	if err := belongsHere(s.manifest, Folder(dir)); err != nil {
+	if err := belongsHere(s.manifest, Directory(dir)); err != nil {
 		return nil, err
 	}
 	if err := s.readKey(); err != nil {
@@ -144,7 +144,7 @@ func (s *site) named(ctx context.Context) (map[contract.Version]*published, erro
 		if _, seen := all[v]; seen || v == 0 {
 			continue
 		}
-		p, err := readPublished(ctx, Folder(s.dir), v, s.key, s.now)
+		p, err := readPublished(ctx, Directory(s.dir), v, s.key, s.now)
 		switch {
 		case errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned):
 			s.note("WARNING: release %s, which is in %s, is one that no machine takes: %v", v, c, err)
@@ -205,7 +205,7 @@ func (s *site) write(m *manifest.Manifest, signer *Signer, sign bool) error {
 		}
 		m.Sequence++
 	}
-	m.Image = manifest.ImageName(Folder(s.dir).Place())
+	m.Image = manifest.ImageName(Directory(s.dir).Place())
 	text, err := m.Encode()
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 		if slices.ContainsFunc(m.Withdrawn, func(w manifest.Withdrawal) bool { return w.Version == v }) {
 			return fmt.Errorf("release %s was withdrawn, and a step would bring it to machines again: choose another one, or promote it first", v)
 		}
-		p, err := readPublished(ctx, o.Folder, v, s.key, o.Now)
+		p, err := readPublished(ctx, o.Directory, v, s.key, o.Now)
 		if err == nil {
 			err = s.takeable(p)
 		}
@@ -68,7 +68,7 @@ func (s *site) onTheWay(ctx context.Context, all map[contract.Version]*published
 	if step == 0 {
 		return all, nil
 	}
-	p, err := readPublished(ctx, Folder(s.dir), step, s.key, s.now)
+	p, err := readPublished(ctx, Directory(s.dir), step, s.key, s.now)
 	if err != nil {
 		return nil, fmt.Errorf("release %s, a step on the way to %s: %w", step, v, err)
 	}

@@ -202,11 +202,11 @@ func (k *token) release(name, fingerprint string) Options {
 	if err := key.Verify(bytes.NewReader(mustRead(k.t, r.Archive)), mustRead(k.t, r.Archive+".pgp"), time.Now()); err != nil {
 		k.t.Error(err)
 	}
-	folders, err := Folders(o.Server)
-	if err != nil || len(folders) != 1 {
-		k.t.Fatalf("%v, %v", folders, err)
+	directories, err := Directories(o.Server)
+	if err != nil || len(directories) != 1 {
+		k.t.Fatalf("%v, %v", directories, err)
 	}
-	if err := Verify(k.t.Context(), folders[0], VerifyOptions{Now: time.Now(), Key: key, Note: k.t.Logf}); err != nil {
+	if err := Verify(k.t.Context(), directories[0], VerifyOptions{Now: time.Now(), Key: key, Note: k.t.Logf}); err != nil {
 		k.t.Error(err)
 	}
 	k.onlyShadows()

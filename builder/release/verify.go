@@ -29,7 +29,7 @@ type VerifyOptions struct {
 	Note func(format string, args ...any)
 }
 
-// verifier checks one image's folder.
+// verifier checks one image's directory.
 type verifier struct {
 	VerifyOptions
 	server   Server
@@ -191,11 +191,11 @@ func (v *verifier) lasts(name string, signature []byte) error {
 // checkLink checks the link that leads people to a channel's release. Machines do
 // not need it, and a server may have none.
 func (v *verifier) checkLink(c manifest.Channel, version contract.Version) {
-	folder, ok := v.server.(Folder)
+	directory, ok := v.server.(Directory)
 	if !ok {
 		return // over HTTP a link is not told from what it leads to
 	}
-	path := filepath.Join(string(folder), string(c))
+	path := filepath.Join(string(directory), string(c))
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return
 	}

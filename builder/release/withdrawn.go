@@ -20,7 +20,7 @@ func reaches(from, c manifest.Channel) bool {
 // recordWithdrawn writes into the manifest that channels do not name a release any
 // more. A version that can neither be offered nor published again is left out.
 func (s *site) recordWithdrawn(ctx context.Context, m *manifest.Manifest, v contract.Version, from []manifest.Channel) error {
-	there, err := Folder(s.dir).Versions(ctx)
+	there, err := Directory(s.dir).Versions(ctx)
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func offerAgain(m *manifest.Manifest, v contract.Version, note func(string, ...a
 // newest one that is older and that machines take. Without to, one that was withdrawn
 // before is passed over, and one that only less tried channels than c name.
 func (s *site) older(ctx context.Context, m *manifest.Manifest, c manifest.Channel, v, to contract.Version) (contract.Version, error) {
-	all, err := Folder(s.dir).Versions(ctx)
+	all, err := Directory(s.dir).Versions(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -57,7 +57,7 @@ func (s *site) older(ctx context.Context, m *manifest.Manifest, c manifest.Chann
 		if other >= v || to != 0 && other != to {
 			continue
 		}
-		p, err := readPublished(ctx, Folder(s.dir), other, s.key, s.now)
+		p, err := readPublished(ctx, Directory(s.dir), other, s.key, s.now)
 		if err == nil {
 			err = s.takeable(p)
 		}
@@ -103,7 +103,7 @@ func (s *site) withdrawn(ctx context.Context, to map[contract.Version]*published
 		if _, seen := to[w.Version]; seen {
 			continue
 		}
-		p, err := readPublished(ctx, Folder(s.dir), w.Version, s.key, s.now)
+		p, err := readPublished(ctx, Directory(s.dir), w.Version, s.key, s.now)
 		switch {
 		case err == nil:
 			to[w.Version] = p

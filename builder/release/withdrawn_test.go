@@ -26,7 +26,7 @@ func TestWithdrawn(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
-		if text := string(mustRead(t, filepath.Join(folder(o), "manifest.env"))); text != then {
+		if text := string(mustRead(t, filepath.Join(directory(o), "manifest.env"))); text != then {
 			t.Errorf("%s: manifest %q, want %q", name, text, then)
 		}
 	}
@@ -35,12 +35,12 @@ func TestWithdrawn(t *testing.T) {
 
 	// Machines have 4: 4 again or something between is not for them.
 	w.refused("the same again", w.options(w.build(4, "", ""), ""), "published and withdrawn")
-	if err := os.Rename(filepath.Join(folder(o), "4"), filepath.Join(w.dir, "4")); err != nil {
+	if err := os.Rename(filepath.Join(directory(o), "4"), filepath.Join(w.dir, "4")); err != nil {
 		t.Fatal(err)
 	}
 	w.refused("another one of that version", w.options(w.build(4, "", "", "Cmdline=quiet", "Cmdline=loud"), ""), "published and withdrawn")
 	w.refused("an older one", w.with(w.options(w.build(3, "", "", "Cmdline=quiet", "Cmdline=loud"), ""), func(o *Options) { o.Channel = manifest.Beta }), "published and withdrawn")
-	if err := os.Rename(filepath.Join(w.dir, "4"), filepath.Join(folder(o), "4")); err != nil {
+	if err := os.Rename(filepath.Join(w.dir, "4"), filepath.Join(directory(o), "4")); err != nil {
 		t.Fatal(err)
 	}
 
@@ -85,7 +85,7 @@ func TestLostSequence(t *testing.T) {
 	first := w.options(w.build(1, "release", fpr), "release")
 	first.SignManifest = true
 	w.publish(first)
-	dir := folder(first)
+	dir := directory(first)
 	signed := mustRead(t, filepath.Join(dir, "manifest.env"))
 	was, err := manifest.Parse(signed)
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 
 var now = time.Unix(1_800_000_000, 0).UTC()
 
-// world is a folder with keys and builds.
+// world is a directory with keys and builds.
 type world struct {
 	t    testing.TB
 	dir  string
@@ -194,11 +194,11 @@ func snapshot(t testing.TB, dir string) string {
 }
 
 func (w *world) verify(o Options) error {
-	folders, err := Folders(o.Server)
+	directories, err := Directories(o.Server)
 	if err != nil {
 		return err
 	}
-	for _, f := range folders {
+	for _, f := range directories {
 		if err := Verify(w.t.Context(), f, VerifyOptions{Now: now, Note: w.t.Logf}); err != nil {
 			return err
 		}

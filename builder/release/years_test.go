@@ -83,19 +83,21 @@ func (y *years) release(v contract.Version, when time.Time, change func(o *Optio
 		change(&o)
 	}
 	y.publish(o)
-	p, err := readPublished(y.t.Context(), y.folder(), v, y.shown(), when)
+	p, err := readPublished(y.t.Context(), y.directory(), v, y.shown(), when)
 	if err != nil {
 		y.t.Fatal(err)
 	}
 	return strings.Join(*notes, "\n"), p.signer()
 }
 
-func (y *years) folder() Folder { return Folder(filepath.Join(y.dir, "server/x86_64/test-os")) }
+func (y *years) directory() Directory {
+	return Directory(filepath.Join(y.dir, "server/x86_64/test-os"))
+}
 
 // shown is the key that the server shows.
 func (y *years) shown() *pgp.Key {
 	y.t.Helper()
-	k, err := pgp.ParseKey(mustRead(y.t, filepath.Join(string(y.folder()), "release-key.pgp")))
+	k, err := pgp.ParseKey(mustRead(y.t, filepath.Join(string(y.directory()), "release-key.pgp")))
 	if err != nil {
 		y.t.Fatal(err)
 	}
@@ -103,7 +105,7 @@ func (y *years) shown() *pgp.Key {
 }
 
 func (y *years) manage(when time.Time) Manage {
-	return Manage{Folder: y.folder(), Now: when, Note: y.t.Logf}
+	return Manage{Directory: y.directory(), Now: when, Note: y.t.Logf}
 }
 
 // machine looks as a machine does that runs a release, and remembers what it learns. want
@@ -233,7 +235,7 @@ func (y *years) revoked(when time.Time, subkeys []string) {
 		t.Errorf("--verify after the revocation: %s", text)
 	}
 	// An old copy of the key on a mirror takes nothing back.
-	old := mustRead(t, filepath.Join(string(y.folder()), "release-key.pgp"))
+	old := mustRead(t, filepath.Join(string(y.directory()), "release-key.pgp"))
 	b, err := loadBuild(y.builds[4])
 	if err != nil {
 		t.Fatal(err)
@@ -287,7 +289,7 @@ func (y *years) expired(when time.Time) {
 func (y *years) verifyAt(when time.Time, key *pgp.Key) string {
 	y.t.Helper()
 	var out strings.Builder
-	err := Verify(y.t.Context(), y.folder(), VerifyOptions{Key: key, Now: when, Note: func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }})
+	err := Verify(y.t.Context(), y.directory(), VerifyOptions{Key: key, Now: when, Note: func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }})
 	if err != nil {
 		fmt.Fprintln(&out, err)
 	}
@@ -328,7 +330,7 @@ func TestMachineThatSlept(t *testing.T) {
 	if err := Promote(t.Context(), y.manage(when), 5, manifest.Stable, Rollout{}); err != nil {
 		t.Fatal(err)
 	}
-	if text := mustRead(t, filepath.Join(string(y.folder()), "manifest.env")); !bytes.Contains(text, []byte("\nSTEPS=3,4\n")) {
+	if text := mustRead(t, filepath.Join(string(y.directory()), "manifest.env")); !bytes.Contains(text, []byte("\nSTEPS=3,4\n")) {
 		t.Errorf("manifest %s", text)
 	}
 	for runs, next := range map[contract.Version]string{1: "take 3", 2: "take 3", 3: "take 4", 4: "take 5"} {
@@ -352,7 +354,7 @@ func TestMachineThatSlept(t *testing.T) {
 
 	// One that is gone is missed by whoever needs it, and by nobody else.
 	aside := filepath.Join(t.TempDir(), "4")
-	if err := os.Rename(filepath.Join(string(y.folder()), "4"), aside); err != nil {
+	if err := os.Rename(filepath.Join(string(y.directory()), "4"), aside); err != nil {
 		t.Fatal(err)
 	}
 	if text := y.verifyAt(when, nil); !strings.Contains(text, "release 4, a step that machines with older ones need") {
@@ -378,7 +380,7 @@ func TestMachineThatSlept(t *testing.T) {
 	if err := Withdraw(t.Context(), y.manage(when), 6, 5); err != nil {
 		t.Fatal(err)
 	}
-	if text := mustRead(t, filepath.Join(string(y.folder()), "manifest.env")); !bytes.Contains(text, []byte("STABLE=5\n")) || !bytes.Contains(text, []byte("STEPS=3\n")) {
+	if text := mustRead(t, filepath.Join(string(y.directory()), "manifest.env")); !bytes.Contains(text, []byte("STABLE=5\n")) || !bytes.Contains(text, []byte("STEPS=3\n")) {
 		t.Errorf("manifest %s", text)
 	}
 }

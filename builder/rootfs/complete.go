@@ -17,7 +17,7 @@ type Commands map[string][]byte
 
 const documentation = "usr/share/"
 
-// mountPoints are the folders that the boot and every init expect, with their
+// mountPoints are the directories that the boot and every init expect, with their
 // modes. They are made where they are missing.
 var mountPoints = []struct {
 	name string

@@ -165,7 +165,7 @@ func TestCompleteRefuses(t *testing.T) {
 		say   string
 	}{
 		{"state.conf that would undo the verification", map[string]string{stateconf.Path: "bind /usr/bin\n"}, "stays read-only"},
-		{"state.conf that is a folder", map[string]string{stateconf.Path + "/file": ""}, "state.conf"},
+		{"state.conf that is a directory", map[string]string{stateconf.Path + "/file": ""}, "state.conf"},
 		{"a command of the root file system's own", map[string]string{"usr/bin/ota": "other"}, "a file of its own"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

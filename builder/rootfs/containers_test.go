@@ -46,7 +46,7 @@ func TestOCIArchivesOfOtherTools(t *testing.T) {
 			i := image{}
 			i.index(t, i.manifest(t, c.layers...))
 			tree := newTree(t)
-			if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil {
+			if err := tree.Fill(t.Context(), i.directory(t), "x86_64"); err != nil {
 				t.Fatal(err)
 			}
 			if have := names(t, tree); have != c.want {

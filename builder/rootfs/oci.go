@@ -30,10 +30,10 @@ type blobs interface {
 	open(name string) (io.ReadCloser, int64, error)
 }
 
-// folder is a layout in a directory.
-type folder struct{ root *os.Root }
+// directory is a layout in a directory.
+type directory struct{ root *os.Root }
 
-func (f folder) open(name string) (io.ReadCloser, int64, error) {
+func (f directory) open(name string) (io.ReadCloser, int64, error) {
 	file, err := f.root.Open(name)
 	if err != nil {
 		return nil, 0, err

@@ -62,8 +62,8 @@ func platformed(d map[string]any, os, arch string) map[string]any {
 	return d
 }
 
-// folder writes the layout to a directory, archive to a tar file.
-func (i image) folder(t testing.TB) string {
+// directory writes the layout to a directory, archive to a tar file.
+func (i image) directory(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range i {
@@ -135,7 +135,7 @@ func TestOCILayers(t *testing.T) {
 	if err := os.WriteFile(archive, i.tar(t), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, source := range []string{i.folder(t), archive} {
+	for _, source := range []string{i.directory(t), archive} {
 		tree := newTree(t)
 		if err := tree.Fill(t.Context(), source, "x86_64"); err != nil {
 			t.Fatal(err)
@@ -159,7 +159,7 @@ func TestOCIChunked(t *testing.T) {
 	i := image{}
 	i.index(t, i.manifest(t, layer))
 	for range 3 {
-		if err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64"); err != nil {
+		if err := newTree(t).Fill(t.Context(), i.directory(t), "x86_64"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -174,7 +174,7 @@ func TestOCIPlatforms(t *testing.T) {
 	}})
 	i.index(t, inner)
 	tree := newTree(t)
-	if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil {
+	if err := tree.Fill(t.Context(), i.directory(t), "x86_64"); err != nil {
 		t.Fatal(err)
 	}
 	if have := names(t, tree); have != "ours" {
@@ -185,7 +185,7 @@ func TestOCIPlatforms(t *testing.T) {
 		"2 images":                 {ours, other},
 	} {
 		i.index(t, manifests...)
-		if err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64"); err == nil || !strings.Contains(err.Error(), name) {
+		if err := newTree(t).Fill(t.Context(), i.directory(t), "x86_64"); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want %q", err, name)
 		}
 	}
@@ -252,7 +252,7 @@ func TestHostileOCI(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			i := image{}
 			c.make(i)
-			err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64")
+			err := newTree(t).Fill(t.Context(), i.directory(t), "x86_64")
 			if err == nil || !strings.Contains(err.Error(), c.say) {
 				t.Errorf("error %v, want one that says %q", err, c.say)
 			}

@@ -42,7 +42,7 @@ func TestOverlayLayers(t *testing.T) {
 			i := image{}
 			i.index(t, i.manifest(t, base, c.layer))
 			tree := newTree(t)
-			if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil {
+			if err := tree.Fill(t.Context(), i.directory(t), "x86_64"); err != nil {
 				t.Fatal(err)
 			}
 			if have := names(t, tree); have != c.want {

@@ -50,7 +50,7 @@ func (t *Tree) fillFromLayout(ctx context.Context, source, arch string) error {
 		return fmt.Errorf("open OCI layout: %w", err)
 	}
 	defer root.Close()
-	return t.unpackOCI(ctx, folder{root}, platform(arch))
+	return t.unpackOCI(ctx, directory{root}, platform(arch))
 }
 
 // v1Layer is a layer's directory in what docker save wrote before version 1.10.

@@ -1,7 +1,7 @@
-// Package rootfs puts a root file system into a staging folder and completes it
+// Package rootfs puts a root file system into a staging directory and completes it
 // to what a system image holds.
 //
-// It refuses whatever would leave the staging folder, such as names with "..". Names
+// It refuses whatever would leave the staging directory, such as names with "..". Names
 // in an archive are relative to the tree, and links on the way to them are resolved
 // inside it, as when the tree is the root. It never changes the source, never follows
 // a link of the tree out of it, and never drops an owner or an attribute silently:
@@ -64,8 +64,8 @@ const (
 	maxNames = 65_000
 )
 
-// A Tree is a root file system in a staging folder. Close removes nothing: the
-// folder belongs to the caller.
+// A Tree is a root file system in a staging directory. Close removes nothing: the
+// directory belongs to the caller.
 type Tree struct {
 	dir  string
 	root *os.Root
@@ -88,11 +88,11 @@ type Tree struct {
 	maxNames uint64
 }
 
-// NewTree makes an empty tree in an empty folder that only the caller may read.
+// NewTree makes an empty tree in an empty directory that only the caller may read.
 func NewTree(dir string) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open staging folder: %w", err)
+		return nil, fmt.Errorf("open staging directory: %w", err)
 	}
 	t := &Tree{
 		dir: dir, root: root, limit: maxBytes, squash: os.Geteuid() != 0,
@@ -102,10 +102,10 @@ func NewTree(dir string) (*Tree, error) {
 	return t, nil
 }
 
-// Close releases the staging folder.
+// Close releases the staging directory.
 func (t *Tree) Close() error { return errors.Join(t.leave(), t.root.Close()) }
 
-// Dir is the staging folder.
+// Dir is the staging directory.
 func (t *Tree) Dir() string { return t.dir }
 
 // Squash reports that the tree was made without root's rights, so that the

@@ -327,7 +327,7 @@ func TestUnpack(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkUnpacked(t, tree)
-			// So that the test's folder can be removed without root.
+			// So that the test's directory can be removed without root.
 			if err := os.Chmod(filepath.Join(tree.Dir(), "bin"), 0o700); err != nil {
 				t.Fatal(err)
 			}

@@ -149,7 +149,7 @@ func TestOtherDigests(t *testing.T) {
 	d := i.manifest(t, pack(t, header("usr/file", tar.TypeReg)))
 	d["digest"] = "sha512:" + strings.Repeat("ab", 64)
 	i.index(t, d)
-	if err := newTree(t).Fill(t.Context(), i.folder(t), "x86_64"); err == nil || !strings.Contains(err.Error(), "make the image with SHA-256 digests") {
+	if err := newTree(t).Fill(t.Context(), i.directory(t), "x86_64"); err == nil || !strings.Contains(err.Error(), "make the image with SHA-256 digests") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -168,7 +168,7 @@ func TestArtifactsBesideAnImage(t *testing.T) {
 		i.addJSON(t, map[string]any{"schemaVersion": 2, "config": ofImage, "layers": []any{signature}}),
 		i.addJSON(t, map[string]any{"schemaVersion": 2, "config": chart, "layers": []any{tarred}}))
 	tree := newTree(t)
-	if err := tree.Fill(t.Context(), i.folder(t), "x86_64"); err != nil || names(t, tree) != "usr/file" {
+	if err := tree.Fill(t.Context(), i.directory(t), "x86_64"); err != nil || names(t, tree) != "usr/file" {
 		t.Errorf("error %v", err)
 	}
 }

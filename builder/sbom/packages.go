@@ -175,7 +175,7 @@ func fields(paragraph []byte) map[string]string {
 	return f
 }
 
-// readPortage reads Portage's database: a folder for each package, with a file
+// readPortage reads Portage's database: a directory for each package, with a file
 // for each variable (Package Manager Specification, appendix; portage(5)).
 func readPortage(files Files) ([]Package, error) {
 	const base = "var/db/pkg"

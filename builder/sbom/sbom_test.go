@@ -243,14 +243,14 @@ func TestProvenance(t *testing.T) {
 	}
 }
 
-// folder is a root file system in a folder.
-type folder string
+// directory is a root file system in a directory.
+type directory string
 
-func (f folder) ReadFile(name string, _ int64) ([]byte, error) {
+func (f directory) ReadFile(name string, _ int64) ([]byte, error) {
 	return os.ReadFile(filepath.Join(string(f), name))
 }
 
-func (f folder) List(name string) ([]string, error) {
+func (f directory) List(name string) ([]string, error) {
 	list, err := os.ReadDir(filepath.Join(string(f), name))
 	if os.IsNotExist(err) {
 		return nil, nil
@@ -264,7 +264,7 @@ func (f folder) List(name string) ([]string, error) {
 
 func TestDebian(t *testing.T) {
 	dir := testkit.Debian(t)
-	all, err := Read(folder(dir))
+	all, err := Read(directory(dir))
 	if err != nil {
 		t.Fatal(err)
 	}

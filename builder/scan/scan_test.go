@@ -25,7 +25,7 @@ import (
 	"halogenos.internal/boot/testkit"
 )
 
-// grow puts files into a folder under names that say nothing.
+// grow puts files into a directory under names that say nothing.
 func grow(t testing.TB, dir string, all []plant) {
 	t.Helper()
 	for i, p := range all {

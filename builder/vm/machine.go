@@ -105,7 +105,7 @@ func (o Options) checkFiles() error {
 		return err
 	}
 	if _, err := os.Stat(o.State.Vars()); err != nil {
-		return fmt.Errorf("%s is no machine's folder: %w", o.State.Dir, err)
+		return fmt.Errorf("%s is no machine's directory: %w", o.State.Dir, err)
 	}
 	for _, d := range disks {
 		info, err := os.Stat(d.Path)
@@ -128,7 +128,7 @@ func (o Options) checkFiles() error {
 // launch starts both processes and what listens to them.
 func (m *Machine) launch(ctx context.Context, qemu string, args []string) (err error) {
 	if err := os.MkdirAll(m.options.Log, 0o755); err != nil {
-		return fmt.Errorf("log folder: %w", err)
+		return fmt.Errorf("log directory: %w", err)
 	}
 	if m.log, err = os.Create(filepath.Join(m.options.Log, qemuLog)); err != nil {
 		return fmt.Errorf("qemu log: %w", err)
@@ -268,7 +268,7 @@ func (m *Machine) Console() *Console { return m.console }
 // QMP is the connection to QEMU's monitor.
 func (m *Machine) QMP() *QMP { return m.qmp }
 
-// State is the machine's folder.
+// State is the machine's directory.
 func (m *Machine) State() State { return m.options.State }
 
 // WaitFor is [Console.WaitFor].
@@ -279,7 +279,7 @@ func (m *Machine) WaitFor(ctx context.Context, re *regexp.Regexp) ([]string, err
 // SendLine is [Console.SendLine].
 func (m *Machine) SendLine(line string) error { return m.console.SendLine(line) }
 
-// Done is closed when the machine is off and its folder may be copied or started
+// Done is closed when the machine is off and its directory may be copied or started
 // again.
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
@@ -313,7 +313,7 @@ func (m *Machine) ProcessorTime() (time.Duration, error) {
 }
 
 // Kill cuts the power: QEMU gets SIGKILL, the TPM keeps what it had stored. It
-// returns when the folder is free again.
+// returns when the directory is free again.
 func (m *Machine) Kill() {
 	m.stop()
 	<-m.done
@@ -376,7 +376,7 @@ func (m *Machine) DumpMemory(ctx context.Context, path string) error {
 }
 
 // Snapshot copies the running machine as a power cut at this moment would leave it,
-// into a folder that must be absent or empty; the guest stands still meanwhile.
+// into a directory that must be absent or empty; the guest stands still meanwhile.
 func (m *Machine) Snapshot(ctx context.Context, dir string) (State, error) {
 	if err := m.qmp.Do(ctx, "stop", nil, nil); err != nil {
 		return State{}, fmt.Errorf("snapshot: %w", err)

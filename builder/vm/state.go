@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// State is the folder of a machine: disk.img, vars.fd and tpm/. The three are only
+// State is the directory of a machine: disk.img, vars.fd and tpm/. The three are only
 // ever copied together, since the TPM's answers depend on what the other two hold.
 type State struct {
 	Dir string
@@ -23,12 +23,12 @@ func (s State) Disk() string { return filepath.Join(s.Dir, "disk.img") }
 // Vars is the path of the firmware's variable store.
 func (s State) Vars() string { return filepath.Join(s.Dir, "vars.fd") }
 
-// TPM is the folder in which swtpm keeps the state of the TPM.
+// TPM is the directory in which swtpm keeps the state of the TPM.
 func (s State) TPM() string { return filepath.Join(s.Dir, "tpm") }
 
-// NewState makes the folder of a machine that was never switched on: its disk a
+// NewState makes the directory of a machine that was never switched on: its disk a
 // sparse copy of image (none when image is empty), the firmware in Setup Mode,
-// the TPM fresh from the factory. The folder must be absent or empty.
+// the TPM fresh from the factory. The directory must be absent or empty.
 func NewState(dir, image string) (State, error) {
 	s, err := emptyState(dir)
 	if err != nil {
@@ -45,21 +45,21 @@ func NewState(dir, image string) (State, error) {
 	return s, s.ResetTPM()
 }
 
-// emptyState makes a folder to fill, with its absolute path, since swtpm needs one.
+// emptyState makes a directory to fill, with its absolute path, since swtpm needs one.
 func emptyState(dir string) (State, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return State{}, fmt.Errorf("machine folder: %w", err)
+		return State{}, fmt.Errorf("machine directory: %w", err)
 	}
 	if err := os.MkdirAll(abs, 0o755); err != nil {
-		return State{}, fmt.Errorf("machine folder: %w", err)
+		return State{}, fmt.Errorf("machine directory: %w", err)
 	}
 	entries, err := os.ReadDir(abs)
 	if err != nil {
-		return State{}, fmt.Errorf("machine folder: %w", err)
+		return State{}, fmt.Errorf("machine directory: %w", err)
 	}
 	if len(entries) > 0 {
-		return State{}, fmt.Errorf("machine folder %s is not empty: it holds %s", abs, entries[0].Name())
+		return State{}, fmt.Errorf("machine directory %s is not empty: it holds %s", abs, entries[0].Name())
 	}
 	return State{Dir: abs}, nil
 }
@@ -89,7 +89,7 @@ func (s State) ResetTPM() error {
 	return nil
 }
 
-// Clone copies the machine into a new folder, which must be absent or empty. The
+// Clone copies the machine into a new directory, which must be absent or empty. The
 // machine must not be running. Blocks are shared where the file system can, and
 // holes stay holes.
 func (s State) Clone(dir string) (State, error) {
@@ -121,7 +121,7 @@ func (s State) Replace(from State) error {
 	return from.copyInto(s)
 }
 
-// Forget removes the machine from its folder, with the logs that Start leaves there
+// Forget removes the machine from its directory, with the logs that Start leaves there
 // and nothing else; it may be absent. The machine must not be running.
 func (s State) Forget() error {
 	unlock, err := s.lock(unix.LOCK_EX)
@@ -180,7 +180,7 @@ func (s State) copyInto(to State) error {
 
 func (s State) lockFile() string { return filepath.Join(s.Dir, ".lock") }
 
-// lock takes the folder for this process, or fails at once when it is taken. The
+// lock takes the directory for this process, or fails at once when it is taken. The
 // lock ends with the process, however that ends.
 func (s State) lock(how int) (unlock func(), err error) {
 	f, err := os.OpenFile(s.lockFile(), os.O_CREATE|os.O_RDWR, 0o644)

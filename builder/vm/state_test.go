@@ -60,7 +60,7 @@ func TestCopySparse(t *testing.T) {
 		}
 	}
 	if err := CopySparse(filepath.Join(t.TempDir(), "x"), t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
-		t.Errorf("a folder was copied: %v", err)
+		t.Errorf("a directory was copied: %v", err)
 	}
 }
 
@@ -73,13 +73,13 @@ func blocks(t *testing.T, path string) int64 {
 	return st.Blocks
 }
 
-func TestFoldersAreNotOverwritten(t *testing.T) {
+func TestDirectoriesAreNotOverwritten(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "precious"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := NewState(dir, ""); err == nil || !strings.Contains(err.Error(), "precious") {
-		t.Errorf("a machine was made in a folder in use: %v", err)
+		t.Errorf("a machine was made in a directory in use: %v", err)
 	}
 }
 

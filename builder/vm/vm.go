@@ -1,10 +1,10 @@
 // Package vm runs one virtual machine the way a PC with UEFI and a TPM 2.0
 // behaves: QEMU with OVMF (SMM, Secure Boot, variables that start in Setup
 // Mode), swtpm, disks, a serial console that can be waited on and a QMP
-// connection. A machine is a folder of three things that belong together: disk,
+// connection. A machine is a directory of three things that belong together: disk,
 // firmware variables and TPM state.
 //
-// It refuses to start a folder that another process is running, to copy one
+// It refuses to start a directory that another process is running, to copy one
 // while it runs (but see [Machine.Snapshot]), and to leave a process behind: the
 // two processes die with the context, with [Machine.Close] and with the program.
 // It never uses hardware virtualisation unless it is told to, so that a run means
@@ -69,7 +69,7 @@ type Forward struct {
 
 // Options describe a machine. Only State is required.
 type Options struct {
-	State State // the machine's folder
+	State State // the machine's directory
 
 	Memory int    // MiB, default 2048
 	CPUs   int    // default 1
@@ -103,9 +103,9 @@ type Options struct {
 	// Firmware names the OVMF files; zero: found in the usual places.
 	Firmware Firmware
 
-	// Log is a folder for console.log (raw bytes of the serial console) and
+	// Log is a directory for console.log (raw bytes of the serial console) and
 	// qemu.log (command lines and messages of QEMU and swtpm). Default: the
-	// machine's folder. Both files are overwritten by a start.
+	// machine's directory. Both files are overwritten by a start.
 	Log string
 	// Progress receives a line for each step of starting and ending.
 	Progress io.Writer
@@ -116,7 +116,7 @@ type Options struct {
 // withDefaults returns the options filled in, or what is wrong with them.
 func (o Options) withDefaults() (Options, error) {
 	if o.State.Dir == "" {
-		return o, fmt.Errorf("machine without a folder")
+		return o, fmt.Errorf("machine without a directory")
 	}
 	if o.Memory == 0 {
 		o.Memory = 2048

@@ -328,7 +328,7 @@ func gone(t *testing.T, pid string) {
 }
 
 // TestStartErrors is about machines that cannot be: each names what is wrong, and
-// leaves the folder free.
+// leaves the directory free.
 func TestStartErrors(t *testing.T) {
 	need(t)
 	s := newState(t, 1<<20)
@@ -341,8 +341,8 @@ func TestStartErrors(t *testing.T) {
 		o    Options
 		want string
 	}{
-		{"no folder", Options{}, "without a folder"},
-		{"not a machine", Options{State: State{t.TempDir()}, NoDisk: true}, "is no machine's folder"},
+		{"no directory", Options{}, "without a directory"},
+		{"not a machine", Options{State: State{t.TempDir()}, NoDisk: true}, "is no machine's directory"},
 		{"unknown bus", Options{State: s, Bus: "scsi"}, `unknown bus "scsi"`},
 		{"unknown TPM", Options{State: s, TPM: "1.2"}, `unknown TPM model "1.2"`},
 		{"unknown watchdog", Options{State: s, Watchdog: "cat"}, `unknown watchdog "cat"`},
@@ -371,7 +371,7 @@ func TestStartErrors(t *testing.T) {
 		})
 	}
 	if _, err := s.Clone(filepath.Join(t.TempDir(), "free")); err != nil {
-		t.Errorf("the folder is still taken: %v", err)
+		t.Errorf("the directory is still taken: %v", err)
 	}
 }
 

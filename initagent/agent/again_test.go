@@ -57,8 +57,8 @@ func (m *machine) reinstalled(v contract.Version) *world {
 	m.must(err)
 	m.espUUID = esp.UUID.String()
 	w.esp, w.vars = fresh.esp, fresh.vars
-	delete(w.esp, path.Join(bls.Folder, "test_1.efi"))
-	w.esp[path.Join(bls.Folder, fmt.Sprintf("test_%s.efi", v))] = remains{data: m.releases[v].uki}
+	delete(w.esp, path.Join(bls.Directory, "test_1.efi"))
+	w.esp[path.Join(bls.Directory, fmt.Sprintf("test_%s.efi", v))] = remains{data: m.releases[v].uki}
 	return w
 }
 

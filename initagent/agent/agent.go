@@ -34,9 +34,9 @@ import (
 
 // Where things are while the initramfs is the root.
 const (
-	systemFolder = "/sysroot"      // the system
-	StateFolder  = rootpart.Folder // the root partition's file system
-	runFolder    = "/run/halogen"  // what the running system may read of this boot
+	systemDirectory = "/sysroot"         // the system
+	StateDirectory  = rootpart.Directory // the root partition's file system
+	runDirectory    = "/run/halogen"     // what the running system may read of this boot
 )
 
 // maxSteps bounds a boot: a loop that makes no headway ends in the recovery
@@ -78,7 +78,7 @@ type Agent struct {
 	had          rootpart.Guarantees // what this machine has had; once the root partition is open
 	rootOpen     bool                // the kernel has the volume
 	mounted      []string            // what lies on the root partition, or in memory in its place
-	inMemory     bool                // there is no root partition: its folders lie in memory
+	inMemory     bool                // there is no root partition: its directories lie in memory
 	names        []bls.Name          // the UKIs on the ESP
 	looked       bool                // the ESP was compared with its copies
 	request      *nextboot.Console   // what the boot before this one asks for; or nil

@@ -37,7 +37,7 @@ type candidate struct {
 // releaseFile reads a file of a fetched release. One that is missing or unfit is
 // the release's fault.
 func (a *Agent) releaseFile(v contract.Version, name string, limit int64) ([]byte, error) {
-	b, err := a.Store.Read(path.Join(fetchFolder, v.String(), name), limit)
+	b, err := a.Store.Read(path.Join(fetchDirectory, v.String(), name), limit)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit):
 		return nil, refuse("%s of version %s: %w", name, v, err)
@@ -136,7 +136,7 @@ func (a *Agent) releaseKey(v contract.Version) (*pgp.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := a.Store.Read(path.Join(fetchFolder, v.String(), release.KeyFile), pgp.MaxKey)
+	text, err := a.Store.Read(path.Join(fetchDirectory, v.String(), release.KeyFile), pgp.MaxKey)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hw.ErrUnfit) {
 		return key, nil
 	}

@@ -25,28 +25,28 @@ import (
 // emulator is a software TPM that runs for a whole test; its state is swapped
 // while it is switched off.
 type emulator struct {
-	folder        string
+	directory     string
 	conn, control net.Conn
 }
 
 func startEmulator(t testing.TB) *emulator {
 	t.Helper()
 	swtpm := testkit.Need(t, "swtpm")
-	folder, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket's name
+	directory, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket's name
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(folder, "s")
-	cmd := exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+folder,
+	socket := filepath.Join(directory, "s")
+	cmd := exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+directory,
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "not-need-init")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	e := &emulator{folder: folder}
+	e := &emulator{directory: directory}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		_ = os.RemoveAll(folder)
+		_ = os.RemoveAll(directory)
 	})
 	if e.conn, err = dial(socket); err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func (e *emulator) powerOn(state []byte) error {
 	if err := e.command(controlStop); err != nil {
 		return err
 	}
-	path := filepath.Join(e.folder, stateFile)
+	path := filepath.Join(e.directory, stateFile)
 	if state == nil {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -115,7 +115,7 @@ func (e *emulator) powerOn(state []byte) error {
 	return err
 }
 
-func (e *emulator) state() ([]byte, error) { return os.ReadFile(filepath.Join(e.folder, stateFile)) }
+func (e *emulator) state() ([]byte, error) { return os.ReadFile(filepath.Join(e.directory, stateFile)) }
 
 // Send implements transport.TPM.
 func (e *emulator) Send(command []byte) ([]byte, error) {

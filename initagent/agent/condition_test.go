@@ -123,13 +123,13 @@ func (c *condition) readESP(out io.Writer, w *world) {
 	for _, name := range slices.Sorted(maps.Keys(w.esp)) {
 		f := w.esp[name]
 		switch {
-		case f.absent, path.Dir(name) == provision.Folder && goodlog.Is(path.Base(name)):
+		case f.absent, path.Dir(name) == provision.Directory && goodlog.Is(path.Base(name)):
 			continue // which explains, and decides nothing
 		case systems.Stray(name):
 			fmt.Fprintf(out, "%s\n", name)
 			continue
 		}
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory {
 			c.systems = append(c.systems, n)
 		}
 		fmt.Fprintf(out, "%s %v %x\n", name, f.unreadable, sha256.Sum256(f.data))
@@ -149,7 +149,7 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				text, err := m.secretOf(w).Unbox("guarantees", files[name])
 				m.must(err)
 				fmt.Fprintf(out, "%s %s\n", name, text)
-			case path.Join(copiesFolder, "index.json"):
+			case path.Join(copiesDirectory, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))

@@ -46,7 +46,7 @@ func (a *Agent) isOurs(n bls.Name) bool {
 // ukiNames are the names of the UKIs on the ESP that follow our rules.
 func (a *Agent) ukiNames() (names []bls.Name, err error) {
 	err = a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, bls.Folder)
+		entries, err := fs.ReadDir(files, bls.Directory)
 		for _, e := range entries {
 			if n, err := bls.Parse(e.Name()); err == nil {
 				names = append(names, n)
@@ -62,13 +62,13 @@ func (a *Agent) ukiNames() (names []bls.Name, err error) {
 func (a *Agent) runningUKI() (image []byte, err error) {
 	booted, known := a.bootedName()
 	err = a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, bls.Folder)
+		entries, err := fs.ReadDir(files, bls.Directory)
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
 			if n, err := bls.Parse(e.Name()); err == nil && a.isOurs(n) && (!known || n == booted) {
-				image, err = readFile(files, path.Join(bls.Folder, e.Name()), enrol.MaxEFIFile)
+				image, err = readFile(files, path.Join(bls.Directory, e.Name()), enrol.MaxEFIFile)
 				return err
 			}
 		}

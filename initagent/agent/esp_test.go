@@ -122,12 +122,12 @@ func (e *memESP) get(name string) (*espFile, error) {
 	return nil, fs.ErrNotExist
 }
 
-func (e espDir) List(folder string) ([]enrol.FileInfo, error) {
+func (e espDir) List(directory string) ([]enrol.FileInfo, error) {
 	seen := map[string]bool{}
 	var out []enrol.FileInfo
 	for name, f := range e.files {
-		rest, ok := strings.CutPrefix("/"+name, path.Join("/", folder)+"/")
-		if folder == "" {
+		rest, ok := strings.CutPrefix("/"+name, path.Join("/", directory)+"/")
+		if directory == "" {
 			rest, ok = name, true
 		}
 		if !ok || f.now.absent {
@@ -135,7 +135,7 @@ func (e espDir) List(folder string) ([]enrol.FileInfo, error) {
 		}
 		first, _, below := strings.Cut(rest, "/")
 		if !seen[first] {
-			out = append(out, enrol.FileInfo{Name: first, Folder: below})
+			out = append(out, enrol.FileInfo{Name: first, Directory: below})
 		}
 		seen[first] = true
 	}
@@ -195,7 +195,7 @@ func (e espDir) SyncFile(name string) error {
 	return nil
 }
 
-// flush puts the content on the disk; whether the name is there is the folder's.
+// flush puts the content on the disk; whether the name is there is the directory's.
 func (e *memESP) flush(f *espFile) {
 	if e.lying {
 		return
@@ -207,11 +207,11 @@ func (e *memESP) flush(f *espFile) {
 	}
 }
 
-func (e espDir) SyncDir(folder string) error {
-	e.op("esp sync folder " + folder)
+func (e espDir) SyncDir(directory string) error {
+	e.op("esp sync directory " + directory)
 	for name, f := range e.files {
 		switch {
-		case path.Dir(name) != folder || e.lying:
+		case path.Dir(name) != directory || e.lying:
 		case f.now.absent:
 			f.disk = []remains{f.now}
 		default:
@@ -221,7 +221,7 @@ func (e espDir) SyncDir(folder string) error {
 	return nil
 }
 
-func (e espDir) MakeFolder(string) error { return nil }
+func (e espDir) MakeDirectory(string) error { return nil }
 
 func (e espDir) FreeBytes() (int64, error) { return 1<<30 - e.taken, nil }
 

@@ -260,10 +260,10 @@ func TestTPMThatCannotBeTold(t *testing.T) { // FAULTS 71, 79
 // The recovery console opens over a closed root partition, whatever was open.
 func TestConsoleAfterUnlock(t *testing.T) { // FAULTS 77, 79
 	m := provisionedMachine(t, nil)
-	etc := filepath.Join(m.root, systemFolder, "etc")
+	etc := filepath.Join(m.root, systemDirectory, "etc")
 	m.must(os.Remove(etc))
 	m.must(os.WriteFile(etc, nil, 0o600))
-	m.ends("recovery", "it is no folder in the image") // person.Shell looks at the rest
+	m.ends("recovery", "it is no directory in the image") // person.Shell looks at the rest
 }
 
 // Every trial of a slot with a corrupt image ends in the other one.
@@ -302,7 +302,7 @@ func (m *machine) stage(r *edition, corrupt bool) {
 	signed, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
 	m.must(err)
 	name := bls.Name{ImageID: "test", Version: r.contract.Version, Counted: true, Left: 3}
-	m.esp.files[path.Join(bls.Folder, name.String())] = &espFile{remains{data: signed}, []remains{{data: signed}}}
+	m.esp.files[path.Join(bls.Directory, name.String())] = &espFile{remains{data: signed}, []remains{{data: signed}}}
 	m.ops = nil
 }
 
@@ -342,7 +342,7 @@ func TestAcceptChange(t *testing.T) {
 func TestAnotherTPM(t *testing.T) { // FAULTS 71
 	m := provisionedMachine(t, nil)
 	m.chipState, m.chipChanged = nil, false
-	m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+	m.must(os.Remove(filepath.Join(m.emulator.directory, stateFile)))
 	m.typed = []string{m.recoveryKey(), ""}
 	m.ends("system", "the TPM was cleared, is another one")
 	if len(m.written("tpm")) > 0 {

@@ -83,7 +83,7 @@ func pinned(c *contract.Contract) {
 
 // A parcel is a release as the fetcher has it: what a test spoils.
 type parcel struct {
-	version  contract.Version // as the note and the folder have it
+	version  contract.Version // as the note and the directory have it
 	slot     layout.Slot
 	image    []byte
 	params   verity.Params
@@ -152,7 +152,7 @@ func (m *machine) deliver(p *parcel) {
 	table, _, err := m.table()
 	m.must(err)
 	for name := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder && n.Version != m.agent.contract.Version {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && n.Version != m.agent.contract.Version {
 			delete(m.esp.files, name)
 		}
 	}
@@ -181,7 +181,7 @@ func (m *machine) deliver(p *parcel) {
 	done("the slot was written")
 	files := m.rootFiles()
 	put := func(name string, content []byte) {
-		files[path.Join(fetchFolder, p.version.String(), name)] = content
+		files[path.Join(fetchDirectory, p.version.String(), name)] = content
 	}
 	text := p.text
 	if text == nil {
@@ -216,7 +216,7 @@ func (m *machine) fetch(r *edition) {
 // systems are the names of the UKIs on the ESP, sorted.
 func (m *machine) systems() (names []string) {
 	for name, f := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder && !f.now.absent {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && !f.now.absent {
 			names = append(names, n.String())
 		}
 	}
@@ -227,13 +227,13 @@ func (m *machine) systems() (names []string) {
 // rename gives a UKI another name, as ota does and as an attacker can.
 func (m *machine) rename(from, to string) {
 	m.t.Helper()
-	f, ok := m.esp.files[path.Join(bls.Folder, from)]
+	f, ok := m.esp.files[path.Join(bls.Directory, from)]
 	if !ok {
 		m.t.Fatalf("there is no %s but %q", from, m.systems())
 	}
-	delete(m.esp.files, path.Join(bls.Folder, from))
+	delete(m.esp.files, path.Join(bls.Directory, from))
 	if to != "" {
-		m.esp.files[path.Join(bls.Folder, to)] = f
+		m.esp.files[path.Join(bls.Directory, to)] = f
 	}
 }
 

@@ -196,7 +196,7 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 	}
 	var names []bls.Name
 	for name, f := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Folder && !f.now.absent {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && !f.now.absent {
 			names = append(names, n)
 		}
 	}
@@ -214,13 +214,13 @@ func (m *machine) start() (chosen bls.Name, counted string, err error) {
 		return chosen, "", errors.New("the boot manager finds no UKI")
 	}
 	if chosen.Trial() && !m.countsNothing {
-		old := path.Join(bls.Folder, chosen.String())
+		old := path.Join(bls.Directory, chosen.String())
 		chosen = chosen.Tried()
-		counted = path.Join(bls.Folder, chosen.String())
+		counted = path.Join(bls.Directory, chosen.String())
 		m.esp.files[counted] = m.esp.files[old]
 		delete(m.esp.files, old)
 	}
-	file := path.Join(bls.Folder, chosen.String())
+	file := path.Join(bls.Directory, chosen.String())
 	if m.startFile != "" {
 		file = m.startFile
 	}
@@ -438,10 +438,10 @@ func variableData(v secureboot.Variable, data []byte) []byte {
 // of boot manager and stub.
 func (m *machine) LoaderString(name string) (string, error) {
 	if v, there := m.vars[name]; there {
-		folder := m.t.TempDir()
-		file := filepath.Join(folder, name+"-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+		directory := m.t.TempDir()
+		file := filepath.Join(directory, name+"-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
 		m.must(os.WriteFile(file, append(binary.LittleEndian.AppendUint32(nil, v.attributes), v.data...), 0o600))
-		return hw.LinuxFirmware{EFIVars: folder}.LoaderString(name)
+		return hw.LinuxFirmware{EFIVars: directory}.LoaderString(name)
 	}
 	switch name {
 	case "LoaderDevicePartUUID":

@@ -290,7 +290,7 @@ func TestCutRebindRoomForOne(t *testing.T) {
 func (m *machine) clearsToRoomForOne() {
 	m.t.Helper()
 	m.chipState, m.chipChanged = nil, false
-	m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+	m.must(os.Remove(filepath.Join(m.emulator.directory, stateFile)))
 	m.must(m.emulator.powerOn(nil))
 	chip := tpm.OpenTransport(m.emulator)
 	_, err := chip.StorageKey() // which takes room, too

@@ -23,7 +23,7 @@ func (m *machine) stealPending() (*policy.Sealed, *policy.Secret) {
 	m.t.Helper()
 	var p *provision.Pending
 	for name, f := range m.esp.files {
-		if strings.HasPrefix(name, provision.Folder) && !f.now.absent {
+		if strings.HasPrefix(name, provision.Directory) && !f.now.absent {
 			if q, err := provision.Parse(f.now.data); err == nil {
 				p = q
 			}

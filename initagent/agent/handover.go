@@ -23,13 +23,13 @@ import (
 // partition it lies in memory and is gone at the next boot.
 func (a *Agent) mountState() error {
 	if a.state.Root != slot.RootOpen {
-		if err := a.mount("tmpfs", a.path(StateFolder), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		if err := a.mount("tmpfs", a.path(StateDirectory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
 		a.inMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
-	text, err := os.ReadFile(a.path(systemFolder, stateconf.Path))
+	text, err := os.ReadFile(a.path(systemDirectory, stateconf.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = []byte(stateconf.Default), nil
 	}
@@ -42,7 +42,7 @@ func (a *Agent) mountState() error {
 	}
 	for _, e := range entries {
 		if err := a.mountEntry(e); err != nil {
-			return fmt.Errorf("state folder %s: %w", e.Path, err)
+			return fmt.Errorf("state directory %s: %w", e.Path, err)
 		}
 	}
 	a.mountShared()
@@ -50,18 +50,18 @@ func (a *Agent) mountState() error {
 }
 
 func (a *Agent) mountEntry(e stateconf.Entry) error {
-	lower := a.path(systemFolder, e.Path)
+	lower := a.path(systemDirectory, e.Path)
 	info, err := os.Lstat(lower)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the image has no such folder, so nothing can want it
+		return nil // the image has no such directory, so nothing can want it
 	}
 	if err != nil {
 		return err
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("it is no folder in the image (%s)", info.Mode())
+		return fmt.Errorf("it is no directory in the image (%s)", info.Mode())
 	}
-	// One flat name a folder, so that no entry lies inside another's.
+	// One flat name a directory, so that no entry lies inside another's.
 	name := strings.ReplaceAll(strings.Trim(e.Path, "/"), "/", "-")
 	switch e.Mode {
 	case stateconf.Tmpfs:
@@ -79,29 +79,29 @@ func sticky(info fs.FileInfo) fs.FileMode {
 	return 0
 }
 
-// mountOverlay lays a writable folder over the image's. The upper folder takes
+// mountOverlay lays a writable directory over the image's. The upper directory takes
 // the image's mode, since it is what the system sees.
 func (a *Agent) mountOverlay(lower, base string, info fs.FileInfo) error {
 	if err := a.Kernel.Load("overlay"); err != nil {
 		return err
 	}
 	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
-	for _, folder := range []string{upper, work} {
-		if err := a.Store.MakeFolder(folder, info.Mode().Perm()); err != nil {
+	for _, directory := range []string{upper, work} {
+		if err := a.Store.MakeDirectory(directory, info.Mode().Perm()); err != nil {
 			return err
 		}
 	}
 	return a.mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.path(StateFolder, upper), a.path(StateFolder, work)))
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.path(StateDirectory, upper), a.path(StateDirectory, work)))
 }
 
-// mountBind mounts a folder of the root partition over the image's. It starts
+// mountBind mounts a directory of the root partition over the image's. It starts
 // as a copy.
 func (a *Agent) mountBind(lower, name string) error {
 	if err := a.Store.Seed(lower, name); err != nil {
 		return err
 	}
-	return a.mount(a.path(StateFolder, name), lower, "", unix.MS_BIND, "")
+	return a.mount(a.path(StateDirectory, name), lower, "", unix.MS_BIND, "")
 }
 
 // mount mounts what must be gone before the root partition can be closed.
@@ -131,12 +131,12 @@ func (a *Agent) handOver() error {
 	}
 	a.Log.Say("handing over %s after initagent started", a.Log.Age())
 	a.releaseWatchdog(time.Duration(a.contract.WatchdogSeconds) * time.Second)
-	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemFolder), a.init))
+	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemDirectory), a.init))
 }
 
 func (a *Agent) writeReport(reason string) error {
-	folder := a.path(runFolder)
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	directory := a.path(runDirectory)
+	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
 	r := shared.Report{
@@ -160,7 +160,7 @@ func (a *Agent) writeReport(reason string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(folder, shared.ReportName), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(directory, shared.ReportName), append(text, '\n'), 0o644)
 }
 
 // openedBy says what opened the root partition.

@@ -234,7 +234,7 @@ func (p mapper) Close(name string) error {
 	if name != rootpart.Device || p.m.openVolume == nil {
 		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
-	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, StateFolder)) {
+	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, StateDirectory)) {
 		return errors.New("device is busy")
 	}
 	p.m.openVolume = nil
@@ -260,7 +260,7 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error 
 	if source == "/dev/dm-1" && (o.m.openVolume == nil || o.m.volumes[*o.m.openVolume] == nil) {
 		return errors.New("there is no file system on it")
 	}
-	if strings.HasPrefix(target, filepath.Join(o.m.root, systemFolder)) && !o.m.openVerity {
+	if strings.HasPrefix(target, filepath.Join(o.m.root, systemDirectory)) && !o.m.openVerity {
 		o.m.t.Errorf("%s was mounted on %s without verity", source, target)
 	}
 	o.m.mounted = append(o.m.mounted, target)
@@ -273,7 +273,7 @@ func (o mounts) Unmount(target string) error {
 		return fmt.Errorf("%s is not mounted: %w", target, unix.EINVAL)
 	}
 	for _, later := range o.m.mounted[at+1:] {
-		if target == filepath.Join(o.m.root, StateFolder) && later != target {
+		if target == filepath.Join(o.m.root, StateDirectory) && later != target {
 			return fmt.Errorf("%s is busy: %s", target, later)
 		}
 	}
@@ -365,7 +365,7 @@ func (s store) Remove(name string) error {
 	return nil
 }
 
-func (s store) MakeFolder(string, fs.FileMode) error { return nil }
+func (s store) MakeDirectory(string, fs.FileMode) error { return nil }
 
 func (s store) Seed(_, name string) error {
 	if _, ok := s.files()[name]; ok {

@@ -8,8 +8,8 @@ import (
 
 // Where an installer stick has its program, once it is mounted.
 const (
-	installerFolder  = "/run/installer"
-	installerProgram = installerFolder + "/halogen"
+	installerDirectory = "/run/installer"
+	installerProgram   = installerDirectory + "/halogen"
 )
 
 // install lets a person install what is on the stick. What is on a stick nobody
@@ -27,7 +27,7 @@ func (a *Agent) install() error {
 	if err := a.Kernel.Load("erofs"); err != nil {
 		return err
 	}
-	if err := a.Mounts.Mount(device, a.path(installerFolder), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.path(installerDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return err
 	}
 	// A stick starts with this machine's own UKI as well, and a machine that was only

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	journalFile = sharedFolder + "/" + journal.Name
+	journalFile = sharedDirectory + "/" + journal.Name
 	// maxJournal bounds what is read of a journal in bytes. It is rewritten at
 	// journal.MaxSize; what is so much larger is none.
 	maxJournal = 16 << 20

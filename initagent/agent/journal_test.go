@@ -197,20 +197,20 @@ func TestJournalUnreadable(t *testing.T) {
 	}
 }
 
-// The system sees the folder that it shares with the boot; but what it has put in
+// The system sees the directory that it shares with the boot; but what it has put in
 // its place leads nowhere else.
-func TestSharedFolder(t *testing.T) {
+func TestSharedDirectory(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	shared := filepath.Join(m.root, systemFolder, systemShared)
+	shared := filepath.Join(m.root, systemDirectory, systemShared)
 	if !slices.Contains(m.mounted, shared) {
 		t.Errorf("mounted are %q", m.mounted)
 	}
 	for _, part := range []string{"var/lib/halogen", "var/lib"} {
-		m.must(os.RemoveAll(filepath.Join(m.root, systemFolder, "var/lib")))
-		at := filepath.Join(m.root, systemFolder, part)
+		m.must(os.RemoveAll(filepath.Join(m.root, systemDirectory, "var/lib")))
+		at := filepath.Join(m.root, systemDirectory, part)
 		m.must(os.MkdirAll(filepath.Dir(at), 0o755))
 		m.must(os.Symlink("/run", at))
-		m.ends("system", "is no folder", "cannot be updated")
+		m.ends("system", "is no directory", "cannot be updated")
 		if slices.ContainsFunc(m.mounted, func(p string) bool { return strings.HasSuffix(p, "halogen") }) {
 			t.Errorf("mounted are %q", m.mounted)
 		}
@@ -222,10 +222,10 @@ func TestCondemnTheOneStarted(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	m.releases[2] = newRelease(t, 2, 5, nil)
 	m.stage(m.releases[2], true)
-	trial := m.files()[bls.Folder+"/test_2+3.efi"]
-	m.setFile(bls.Folder+"/test_2+3.efi", nil)
-	m.setFile(bls.Folder+"/test_2.efi", trial)
-	m.setFile(bls.Folder+"/test_2+2-1.efi", trial)
+	trial := m.files()[bls.Directory+"/test_2+3.efi"]
+	m.setFile(bls.Directory+"/test_2+3.efi", nil)
+	m.setFile(bls.Directory+"/test_2.efi", trial)
+	m.setFile(bls.Directory+"/test_2+2-1.efi", trial)
 	if end := m.boot(); end != "reboot" {
 		t.Fatalf("ends in %s:\n%s", end, m.said.String())
 	}
@@ -234,7 +234,7 @@ func TestCondemnTheOneStarted(t *testing.T) {
 	if before, after := strings.Index(said, "condemn: the system image"), strings.Index(said, "has no tries left"); before < 0 || after < before {
 		t.Errorf("it says too late why:\n%s", said)
 	}
-	m.setFile(bls.Folder+"/test_2+0-2.efi", []byte("x"))
+	m.setFile(bls.Directory+"/test_2+0-2.efi", []byte("x"))
 	if end := m.boot(); end != "reboot" { // and finds a name that nothing has
 		t.Fatalf("ends in %s:\n%s", end, m.said.String())
 	}
@@ -248,8 +248,8 @@ func TestCannotCondemn(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	m.releases[2] = newRelease(t, 2, 5, nil)
 	m.stage(m.releases[2], true)
-	m.setFile(bls.Folder+"/test_2.efi", m.files()[bls.Folder+"/test_2+3.efi"])
-	m.setFile(bls.Folder+"/test_2+3.efi", nil)
+	m.setFile(bls.Directory+"/test_2.efi", m.files()[bls.Directory+"/test_2+3.efi"])
+	m.setFile(bls.Directory+"/test_2+3.efi", nil)
 	m.esp.fails = syscall.EROFS
 	m.ends("recovery", "read-only file system")
 }
@@ -315,7 +315,7 @@ func (m *machine) judgedInTheEnd(how string) {
 func TestReport(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	read := func() (r shared.Report) {
-		text, err := os.ReadFile(filepath.Join(m.root, runFolder, "boot.json"))
+		text, err := os.ReadFile(filepath.Join(m.root, runDirectory, "boot.json"))
 		m.must(err)
 		m.must(json.Unmarshal(text, &r))
 		return r

@@ -69,7 +69,7 @@ func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys
 func (a *Agent) readPending() error {
 	a.pending, a.leftovers, a.marked = nil, false, false
 	err := a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, provision.Folder)
+		entries, err := fs.ReadDir(files, provision.Directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -84,7 +84,7 @@ func (a *Agent) readPending() error {
 			a.leftovers = true
 			// A file that a cut left unfinished is as good as none: it is
 			// written before anything depends on it.
-			text, err := readFile(files, path.Join(provision.Folder, e.Name()), provision.MaxSize)
+			text, err := readFile(files, path.Join(provision.Directory, e.Name()), provision.MaxSize)
 			if err != nil {
 				a.Log.Say("%v", err)
 				continue
@@ -310,10 +310,10 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 // writePending writes the first file of its kind. What lies under its name is
 // of a start that was cut before anything depended on it.
 func writePending(dir hw.ESPDir, text []byte) error {
-	if err := dir.MakeFolder(provision.Folder); err != nil {
+	if err := dir.MakeDirectory(provision.Directory); err != nil {
 		return err
 	}
-	if err := dir.SyncDir(path.Dir(provision.Folder)); err != nil {
+	if err := dir.SyncDir(path.Dir(provision.Directory)); err != nil {
 		return err
 	}
 	if err := removeFiles(dir, isPending); err != nil {
@@ -327,13 +327,13 @@ func isPending(name string) bool {
 	return ours
 }
 
-// removeFiles takes away those files of our folder whose name is one of these.
+// removeFiles takes away those files of our directory whose name is one of these.
 // Each is overwritten first, as far as the medium lets us: where the TPM has no
 // NV index, the object that the first boot leaves is bound to less than the one
 // that takes its place. Cut before the name is gone, it is removed the next
 // time.
 func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
-	names, err := dir.List(provision.Folder)
+	names, err := dir.List(provision.Directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -341,10 +341,10 @@ func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
 		return err
 	}
 	for _, n := range names {
-		if n.Folder || !these(n.Name) {
+		if n.Directory || !these(n.Name) {
 			continue
 		}
-		name := path.Join(provision.Folder, n.Name)
+		name := path.Join(provision.Directory, n.Name)
 		if err := overwrite(dir, name); err != nil {
 			return fmt.Errorf("overwrite %s: %w", name, err)
 		}
@@ -352,7 +352,7 @@ func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
 			return fmt.Errorf("remove %s: %w", name, err)
 		}
 	}
-	return dir.SyncDir(provision.Folder)
+	return dir.SyncDir(provision.Directory)
 }
 
 func overwrite(dir hw.ESPDir, name string) error {

@@ -233,10 +233,10 @@ func newMachine(t testing.TB, change func(*contract.Contract)) *machine {
 	return m
 }
 
-// installRoot makes the folders that the system image brings.
+// installRoot makes the directories that the system image brings.
 func (m *machine) installRoot() {
-	for _, folder := range []string{"halogen", "sysroot/etc", "sysroot/var", "sysroot/home", "sysroot/tmp"} {
-		if err := os.MkdirAll(filepath.Join(m.root, folder), 0o755); err != nil {
+	for _, directory := range []string{"halogen", "sysroot/etc", "sysroot/var", "sysroot/home", "sysroot/tmp"} {
+		if err := os.MkdirAll(filepath.Join(m.root, directory), 0o755); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -260,10 +260,10 @@ func (m *machine) installed(size int64) *world {
 	m.espUUID = esp.UUID.String()
 	files := map[string]remains{
 		removable: {data: m.manager}, managerCopy: {data: m.manager},
-		"loader/loader.conf":                   {data: []byte("timeout 0\n")},
-		path.Join(bls.Folder, "test_1.efi"):    {data: m.releases[1].uki},
-		path.Join(bls.Folder, "not-an-image"):  {data: []byte("x")},
-		path.Join(bls.Folder, "not-image.efi"): {data: []byte("x")},
+		"loader/loader.conf":                      {data: []byte("timeout 0\n")},
+		path.Join(bls.Directory, "test_1.efi"):    {data: m.releases[1].uki},
+		path.Join(bls.Directory, "not-an-image"):  {data: []byte("x")},
+		path.Join(bls.Directory, "not-image.efi"): {data: []byte("x")},
 	}
 	return &world{disk: d, esp: files, vars: newVariables(), volumes: map[[32]byte]map[string][]byte{}}
 }

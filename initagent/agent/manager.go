@@ -23,14 +23,14 @@ import (
 )
 
 // spareManager is what a new boot manager is called until it has its place, in the
-// folder of the old one. The name needs one directory entry alone.
+// directory of the old one. The name needs one directory entry alone.
 const spareManager = "HALOGEN.NEW"
 
 func managers() []string { return layout.Managers() }
 
 // managerFile is where the fetcher has put the running release's boot manager.
 func (a *Agent) managerFile() string {
-	return path.Join(fetchFolder, a.contract.Version.String(), release.BootManagerFile)
+	return path.Join(fetchDirectory, a.contract.Version.String(), release.BootManagerFile)
 }
 
 // managerWaits reports whether the running release has brought a boot manager that
@@ -360,15 +360,15 @@ func (a *Agent) exchangeManager(name, spare string, signed []byte) error {
 func (a *Agent) findManager(name string) (actual string, have []byte, spare bool, err error) {
 	actual = name
 	err = a.readESP(func(files fs.FS) error {
-		folder := path.Dir(name)
-		entries, err := fs.ReadDir(files, folder)
+		directory := path.Dir(name)
+		entries, err := fs.ReadDir(files, directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		for _, e := range entries {
 			spare = spare || strings.EqualFold(e.Name(), spareManager)
 			if strings.EqualFold(e.Name(), path.Base(name)) {
-				actual = path.Join(folder, e.Name())
+				actual = path.Join(directory, e.Name())
 			}
 		}
 		if err != nil {

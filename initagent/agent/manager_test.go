@@ -125,17 +125,17 @@ func TestBootManagerRefused(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	blessed := m.world(true, nil)
-	const folder = fetchFolder + "/2/"
+	const directory = fetchDirectory + "/2/"
 	for name, c := range map[string]struct {
 		spoil func()
 		says  string
 		stays bool // to be tried again
 	}{
 		"another file": {func() {
-			m.rootFiles()[folder+release.BootManagerFile] = ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("evil boot managerr")})
+			m.rootFiles()[directory+release.BootManagerFile] = ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("evil boot managerr")})
 		}, "bootx64.efi", false},
-		"another description": {func() { m.rootFiles()[folder+release.ManifestFile] = []byte("{}") }, "does not fit", false},
-		"no signature":        {func() { delete(m.rootFiles(), folder+release.ManifestFile+".pgp") }, "not exist", false},
+		"another description": {func() { m.rootFiles()[directory+release.ManifestFile] = []byte("{}") }, "does not fit", false},
+		"no signature":        {func() { delete(m.rootFiles(), directory+release.ManifestFile+".pgp") }, "not exist", false},
 		"names are apart":     {func() { m.esp.apart = true }, "stays as it is", false},
 		"a full ESP":          {func() { m.esp.taken = 1<<30 - 4096 }, "the ESP is too full", true},
 		"a full ESP at once":  {func() { m.esp.full = true }, "no space left", true},
@@ -145,7 +145,7 @@ func TestBootManagerRefused(t *testing.T) {
 			m.powerOn(blessed)
 			c.spoil()
 			m.runs(2, c.says)
-			_, there := m.rootFiles()[folder+release.BootManagerFile]
+			_, there := m.rootFiles()[directory+release.BootManagerFile]
 			if !m.hasManager(removable, m.manager) || !m.hasManager(managerCopy, m.manager) || there != c.stays {
 				t.Errorf("the boot manager was replaced, or its file is there: %v", there)
 			}
@@ -172,7 +172,7 @@ func TestSameBootManager(t *testing.T) {
 			t.Errorf("it did: %s", op)
 		}
 	}
-	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetchFolder+"/2/"+release.BootManagerFile] != nil {
+	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetchDirectory+"/2/"+release.BootManagerFile] != nil {
 		t.Error("the boot manager was written, or the fetched one is still there")
 	}
 }

@@ -23,7 +23,7 @@ func (m *machine) layManager() {
 	signature, err := first.signer.sign(text, first.signedAt)
 	m.must(err)
 	for name, content := range map[string][]byte{"release.json": text, "release.json.pgp": signature, "bootx64.efi": m.manager} {
-		m.rootFiles()[path.Join(fetchFolder, "1", name)] = bytes.Clone(content)
+		m.rootFiles()[path.Join(fetchDirectory, "1", name)] = bytes.Clone(content)
 	}
 }
 

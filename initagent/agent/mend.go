@@ -17,14 +17,14 @@ import (
 	"halogenos.internal/initagent/systems"
 )
 
-// copiesFolder is where the root partition has the copies of the ESP's files.
-const copiesFolder = ownFolder + "/esp"
+// copiesDirectory is where the root partition has the copies of the ESP's files.
+const copiesDirectory = ownDirectory + "/esp"
 
 // keeper keeps the copies. Where the firmware enforces this machine's keys, its
 // list and they tell a sound file from a damaged one.
 func (a *Agent) keeper() *systems.Keeper {
 	k := &systems.Keeper{
-		Store: a.Store, Folder: copiesFolder, ImageID: a.contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
+		Store: a.Store, Directory: copiesDirectory, ImageID: a.contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
 	}
 	if a.ownEnforced() {
 		k.Starts = a.starts

@@ -59,7 +59,7 @@ func (m *machine) kinds() (kinds []journal.Kind) {
 	return kinds
 }
 
-func uki1() string { return path.Join(bls.Folder, "test_1.efi") }
+func uki1() string { return path.Join(bls.Directory, "test_1.efi") }
 
 func flipped(data []byte) []byte {
 	out := bytes.Clone(data)
@@ -90,8 +90,8 @@ func TestMend(t *testing.T) {
 		{"its settings are gone", "loader/loader.conf", nil, "loader.conf was gone"},
 		{"half a file was left", uki1() + ".part", func([]byte) []byte { return []byte("MZ") }, "left behind"},
 		{"a note was left", removable + ".signing", func([]byte) []byte { return []byte("x") }, "left behind"},
-		{"two names of a version", path.Join(bls.Folder, "test_1+2-1.efi"), func([]byte) []byte { return good[uki1()] }, "besides the one that counts"},
-		{"two names, and the wrong one is damaged", path.Join(bls.Folder, "test_1+0-3.efi"), func([]byte) []byte { return []byte("x") }, "besides the one that counts"},
+		{"two names of a version", path.Join(bls.Directory, "test_1+2-1.efi"), func([]byte) []byte { return good[uki1()] }, "besides the one that counts"},
+		{"two names, and the wrong one is damaged", path.Join(bls.Directory, "test_1+0-3.efi"), func([]byte) []byte { return []byte("x") }, "besides the one that counts"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m.t = t
@@ -158,7 +158,7 @@ func names(files map[string][]byte) (names []string) {
 
 // What was given up is not put back. FAULTS 45, 47
 func TestMendGivesUp(t *testing.T) {
-	name1 := path.Join(bls.Folder, "test_1.efi")
+	name1 := path.Join(bls.Directory, "test_1.efi")
 	for _, c := range []struct {
 		name string
 		set  func(m *machine)
@@ -171,7 +171,7 @@ func TestMendGivesUp(t *testing.T) {
 		}, []string{"test_1.efi"}},
 		{"a system that was given up", func(m *machine) {
 			m.blessSecond()
-			m.setFile(path.Join(bls.Folder, "test_1+0.efi"), m.files()[name1])
+			m.setFile(path.Join(bls.Directory, "test_1+0.efi"), m.files()[name1])
 			m.setFile(name1, nil)
 		}, []string{"test_1+0.efi", "test_2.efi"}},
 		{"a slot that the fetcher has emptied", func(m *machine) {
@@ -185,7 +185,7 @@ func TestMendGivesUp(t *testing.T) {
 			m.blessSecond()
 			m.setFile(name1, nil)
 			files := m.volumes[*m.openVolume]
-			files[copiesFolder+"/test_1.efi"] = flipped(files[copiesFolder+"/test_1.efi"])
+			files[copiesDirectory+"/test_1.efi"] = flipped(files[copiesDirectory+"/test_1.efi"])
 		}, []string{"test_2.efi"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -241,7 +241,7 @@ func TestCutMend(t *testing.T) {
 		"no copies": func(m *machine) {
 			files := m.volumes[*m.openVolume]
 			for name := range files {
-				if strings.HasPrefix(name, copiesFolder) {
+				if strings.HasPrefix(name, copiesDirectory) {
 					delete(files, name)
 				}
 			}
@@ -293,7 +293,7 @@ func TestCutMendNeedsFlushes(t *testing.T) {
 			m.powerOn(s.world)
 			// Whole again by its length, and perhaps not by content, which nobody reads
 			// for a week.
-			if end := m.run(); end != "system" || !bytes.Equal(m.files()[uki1()], m.volumes[*m.openVolume][copiesFolder+"/test_1.efi"]) {
+			if end := m.run(); end != "system" || !bytes.Equal(m.files()[uki1()], m.volumes[*m.openVolume][copiesDirectory+"/test_1.efi"]) {
 				return
 			}
 		}

@@ -75,7 +75,7 @@ func (m *machine) replaced(old *secureboot.KeySet) error {
 			return fmt.Errorf("a variable holds %s", d.of)
 		}
 	}
-	for _, name := range []string{removable, managerCopy, path.Join(bls.Folder, "test_1.efi")} {
+	for _, name := range []string{removable, managerCopy, path.Join(bls.Directory, "test_1.efi")} {
 		f, err := m.esp.get(name)
 		if err == nil {
 			err = authenticode.VerifyOwn(f.now.data, now.DB.Certificate)
@@ -121,7 +121,7 @@ func TestNewKeys(t *testing.T) {
 	old, err := m.enrolledSet()
 	m.must(err)
 	oldFiles := map[string][]byte{}
-	for _, name := range []string{removable, managerCopy, path.Join(bls.Folder, "test_1.efi")} {
+	for _, name := range []string{removable, managerCopy, path.Join(bls.Directory, "test_1.efi")} {
 		f, err := m.esp.get(name)
 		m.must(err)
 		oldFiles[name] = f.now.data
@@ -460,7 +460,7 @@ func TestNewKeysRefuses(t *testing.T) {
 			m.must(err)
 			stray, err := enrol.DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}.Sign(newRelease(t, 9, 5, nil).uki)
 			m.must(err)
-			m.putESP(path.Join(bls.Folder, "test_9+0.efi"), stray)
+			m.putESP(path.Join(bls.Directory, "test_9+0.efi"), stray)
 		}},
 	} {
 		m := provisionedMachine(t, nil)

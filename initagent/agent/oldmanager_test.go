@@ -77,7 +77,7 @@ func TestEnrolReplacesRevoked(t *testing.T) {
 func TestEnrolWithoutGoodManager(t *testing.T) {
 	m, _ := backedUp(t)
 	for name := range m.rootFiles() {
-		if strings.HasPrefix(name, copiesFolder) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
+		if strings.HasPrefix(name, copiesDirectory) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
 			delete(m.rootFiles(), name)
 		}
 	}

@@ -161,7 +161,7 @@ func (a *Agent) signedImages(list *secureboot.List) (out []secureboot.Image) {
 	}
 	for _, n := range a.names {
 		if n.ImageID == a.contract.ImageID {
-			names[path.Join(bls.Folder, n.String())] = ukiImage(n)
+			names[path.Join(bls.Directory, n.String())] = ukiImage(n)
 		}
 	}
 	err = a.readESP(func(files fs.FS) error {
@@ -268,7 +268,7 @@ func (a *Agent) runningDigest() (digest [32]byte, err error) {
 		return digest, fmt.Errorf("which of the ESP's UKIs of %s %s was started is not known", a.contract.ImageID, a.contract.Version)
 	}
 	err = a.readESP(func(files fs.FS) error {
-		name := path.Join(bls.Folder, booted.String())
+		name := path.Join(bls.Directory, booted.String())
 		image, err := a.original(files, name)
 		if err != nil {
 			return err
@@ -299,7 +299,7 @@ func (a *Agent) runningDigest() (digest [32]byte, err error) {
 func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
 	log, _, err := a.readLog()
 	if err != nil {
-		others := slices.ContainsFunc(a.names, func(n bls.Name) bool { return a.isOurs(n) && path.Join(bls.Folder, n.String()) != name })
+		others := slices.ContainsFunc(a.names, func(n bls.Name) bool { return a.isOurs(n) && path.Join(bls.Directory, n.String()) != name })
 		if others {
 			return errors.New("the ESP has several UKIs of this version, and nothing says which one was started: remove the others")
 		}
@@ -350,7 +350,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return readFile(os.DirFS(a.path(systemFolder)), layout.SystemManager, enrol.MaxEFIFile)
+	return readFile(os.DirFS(a.path(systemDirectory)), layout.SystemManager, enrol.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not

@@ -72,7 +72,7 @@ func (m *machine) evilMaid() *secureboot.KeySet {
 	w.DB = append(w.DB, own...)
 	m.setKeys(w)
 	signer := enrol.DBSigner{Pair: evil.DB, Time: buildDate}
-	for name, plain := range map[string][]byte{removable: m.manager, managerCopy: m.manager, path.Join(bls.Folder, "test_1.efi"): m.releases[1].uki} {
+	for name, plain := range map[string][]byte{removable: m.manager, managerCopy: m.manager, path.Join(bls.Directory, "test_1.efi"): m.releases[1].uki} {
 		signed, err := signer.Sign(plain)
 		m.must(err)
 		m.putESP(name, signed)
@@ -81,7 +81,7 @@ func (m *machine) evilMaid() *secureboot.KeySet {
 	m.must(m.emulator.powerOn(m.world(true, nil).chip))
 	_, _, err = m.start()
 	m.must(err)
-	m.putESP(provision.Folder+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
+	m.putESP(provision.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
 	m.extra = ""
 	return evil
 }
@@ -163,7 +163,7 @@ func TestExplainedFromTheAuthenticLog(t *testing.T) {
 					delete(m.esp.files, name)
 				}
 			}
-			m.putESP(provision.Folder+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
+			m.putESP(provision.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
 			m.typed = []string{m.shown[0], "n"}
 			m.printed.Reset()
 			m.ends("system", "nobody vouches for")
@@ -191,7 +191,7 @@ func (m *machine) earlierRelease() {
 	for name, f := range m.esp.files {
 		if base := path.Base(name); goodlog.Is(base) && !f.now.absent {
 			delete(m.esp.files, name)
-			m.putESP(path.Join(provision.Folder, base[:strings.LastIndexByte(base, '-')]+".bin"), f.now.data)
+			m.putESP(path.Join(provision.Directory, base[:strings.LastIndexByte(base, '-')]+".bin"), f.now.data)
 		}
 	}
 }

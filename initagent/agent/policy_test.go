@@ -68,7 +68,7 @@ func TestAcceptOnTrial(t *testing.T) {
 		m.runs(2)
 		if clear {
 			m.chipState, m.chipChanged = nil, false
-			m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+			m.must(os.Remove(filepath.Join(m.emulator.directory, stateFile)))
 			m.rebinds()
 		} else {
 			m.extra = "another firmware"
@@ -105,7 +105,7 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 	m.holds(5, 2, 3)
 	// The TPM was cleared, and knows nothing of any version.
 	m.chipState, m.chipChanged = nil, false
-	m.must(os.Remove(filepath.Join(m.emulator.folder, stateFile)))
+	m.must(os.Remove(filepath.Join(m.emulator.directory, stateFile)))
 	for _, name := range []string{"test_9+3.efi", "test_9+2-1.efi"} {
 		delete(m.esp.files, "EFI/Linux/"+name)
 	}

@@ -86,7 +86,7 @@ func (m *machine) checkKeys() error {
 		case f.now.absent:
 		case f.now.unreadable:
 			return fmt.Errorf("%s cannot be read", name)
-		case strings.HasSuffix(name, ".signing") || strings.HasPrefix(name, provision.Name(0)[:len(provision.Folder)+5]):
+		case strings.HasSuffix(name, ".signing") || strings.HasPrefix(name, provision.Name(0)[:len(provision.Directory)+5]):
 			return fmt.Errorf("%s was left behind", name)
 		case bytes.HasPrefix(f.now.data, []byte("MZ")):
 			signed++
@@ -197,7 +197,7 @@ func (m *machine) checkEveryDay() error {
 			return errors.New("the next boot runs without its root partition")
 		}
 	}
-	if f := m.esp.files[path.Join(provision.Folder, "keys-0.json")]; f != nil && !f.now.absent {
+	if f := m.esp.files[path.Join(provision.Directory, "keys-0.json")]; f != nil && !f.now.absent {
 		return errors.New("what the first boot left is still there")
 	}
 	return nil

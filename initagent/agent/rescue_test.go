@@ -119,7 +119,7 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	m.refuses(r.Unlock(c), "no recovery key was given")
 	m.types("nonsense", m.shown[0])
 	m.works(r.Unlock(c), "Nothing is lost: try again")
-	if m.openVolume == nil || !slices.Contains(m.mounted, m.agent.path(StateFolder)) {
+	if m.openVolume == nil || !slices.Contains(m.mounted, m.agent.path(StateDirectory)) {
 		t.Errorf("volume %v, mounted %q", m.openVolume, m.mounted)
 	}
 	m.nothingUnseals("the console")
@@ -132,7 +132,7 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	for range 2 {
 		m.works(r.Lock())
 	}
-	if m.openVolume != nil || slices.Contains(m.mounted, m.agent.path(StateFolder)) {
+	if m.openVolume != nil || slices.Contains(m.mounted, m.agent.path(StateDirectory)) {
 		t.Errorf("volume %v, mounted %q", m.openVolume, m.mounted)
 	}
 	m.refuses(r.Reseal(c), "`unlock` first")
@@ -342,7 +342,7 @@ func TestConsoleResetDamaged(t *testing.T) {
 	m.types("test")
 	m.works(r.Reset(c), "The root partition is wiped")
 	for name, f := range m.esp.files {
-		if path.Dir(name) == provision.Folder && goodlog.Is(path.Base(name)) && !f.now.absent {
+		if path.Dir(name) == provision.Directory && goodlog.Is(path.Base(name)) && !f.now.absent {
 			t.Errorf("%s is still there", name)
 		}
 	}

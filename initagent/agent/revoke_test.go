@@ -390,13 +390,13 @@ func TestRevokesBootManagersOnly(t *testing.T) {
 	m, old := exchanged(t, pinned)
 	files := map[string][]byte{}
 	for name, content := range m.rootFiles() {
-		if strings.HasPrefix(name, fetchFolder) {
+		if strings.HasPrefix(name, fetchDirectory) {
 			files[name] = bytes.Clone(content)
 		}
 	}
 	m.settles(2)
 	m.must(m.revoked(old))
-	uki := bytes.Clone(m.esp.files[path.Join(bls.Folder, "test_1.efi")].now.data)
+	uki := bytes.Clone(m.esp.files[path.Join(bls.Directory, "test_1.efi")].now.data)
 	m.plant(managerCopy, uki)
 	m.rename("test_1.efi", "test_1+0-3.efi")
 	maps.Copy(m.rootFiles(), files)

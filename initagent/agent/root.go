@@ -25,7 +25,7 @@ import (
 
 // Where the root partition has what is initagent's own.
 const (
-	ownFolder    = rootpart.OwnFolder
+	ownDirectory = rootpart.OwnDirectory
 	listFile     = rootpart.ListFile
 	keysFile     = rootpart.KeysFile
 	enrolledFile = rootpart.EnrolledFile
@@ -372,11 +372,11 @@ func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
 		return err
 	}
 	if fresh {
-		if err := a.Store.MakeFileSystem(a.contract.RootFileSystem, device, a.path(systemFolder)); err != nil {
+		if err := a.Store.MakeFileSystem(a.contract.RootFileSystem, device, a.path(systemDirectory)); err != nil {
 			return err
 		}
 	}
-	return a.mount(device, a.path(StateFolder), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
+	return a.mount(device, a.path(StateDirectory), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
 }
 
 // healHeader restores the copy of the LUKS2 header that a cut or a bad sector has

@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// systemShared is where the running system sees sharedFolder.
+// systemShared is where the running system sees sharedDirectory.
 const systemShared = "/var/lib/halogen"
 
-// makeShared makes the folder that the running system shares with the boot. The
+// makeShared makes the directory that the running system shares with the boot. The
 // one above it is ours alone.
 func (a *Agent) makeShared() error {
-	if err := a.Store.MakeFolder(ownFolder, 0o700); err != nil {
+	if err := a.Store.MakeDirectory(ownDirectory, 0o700); err != nil {
 		return err
 	}
-	return a.Store.MakeFolder(sharedFolder, 0o755)
+	return a.Store.MakeDirectory(sharedDirectory, 0o755)
 }
 
 // mountShared shows it to the running system. No program but ours wants it, so
@@ -36,18 +36,18 @@ func (a *Agent) mountShared() {
 }
 
 func (a *Agent) bindShared() error {
-	target, err := a.folderInSystem(systemShared)
+	target, err := a.directoryInSystem(systemShared)
 	if err != nil {
 		return err
 	}
-	return a.mount(a.path(StateFolder, sharedFolder), target, "", unix.MS_BIND, "")
+	return a.mount(a.path(StateDirectory, sharedDirectory), target, "", unix.MS_BIND, "")
 }
 
-// folderInSystem makes a folder of the system where it is missing. What an
+// directoryInSystem makes a directory of the system where it is missing. What an
 // earlier run of the system has put in its place must not lead out of the
 // system: a link would be followed from the initramfs.
-func (a *Agent) folderInSystem(name string) (string, error) {
-	at := a.path(systemFolder)
+func (a *Agent) directoryInSystem(name string) (string, error) {
+	at := a.path(systemDirectory)
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
 		at = path.Join(at, part)
 		info, err := os.Lstat(at)
@@ -60,7 +60,7 @@ func (a *Agent) folderInSystem(name string) (string, error) {
 			return "", err
 		}
 		if !info.IsDir() {
-			return "", fmt.Errorf("%s of the system is no folder (%s)", strings.TrimPrefix(at, a.path(systemFolder)), info.Mode())
+			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.path(systemDirectory)), info.Mode())
 		}
 	}
 	return at, nil

@@ -53,7 +53,7 @@ func TestForeignFilesAreNotSigned(t *testing.T) {
 		if ours.PCR11 != theirs.PCR11 || ours.Digest == theirs.Digest {
 			t.Fatal("it is told by PCR 11: this proves nothing")
 		}
-		const name = bls.Folder + "/test_1+0-1.efi"
+		const name = bls.Directory + "/test_1+0-1.efi"
 		m.putESP(name, planted)
 		m.stubSays = `\EFI\Linux\test_1+0-1.efi`
 		for _, noTPM := range []error{nil, tpm.ErrAbsent} {

@@ -34,7 +34,7 @@ const (
 // attemptsFile has the version that is being staged and how often that was begun,
 // while it is. maxAttempts is how many beginnings a release gets.
 const (
-	attemptsFile = ownFolder + "/staging"
+	attemptsFile = ownDirectory + "/staging"
 	maxAttempts  = 3
 )
 

@@ -62,7 +62,7 @@ func (a *Agent) partition() error {
 		a.Log.Say("%s: %s", a.disk.Name, change)
 	}
 	if _, there := a.table.ByNumber(layout.RootNumber); !there {
-		if err := errors.Join(a.clearFolder(), a.clearRoot(plan.Table)); err != nil {
+		if err := errors.Join(a.clearDirectory(), a.clearRoot(plan.Table)); err != nil {
 			return err
 		}
 		own, changed, err := layout.OwnIDs(plan.Table, a.contract.ImageID, a.contract.Version.String(), a.Random)
@@ -77,7 +77,7 @@ func (a *Agent) partition() error {
 	return a.writeTable(plan.Table)
 }
 
-func (a *Agent) clearFolder() error {
+func (a *Agent) clearDirectory() error {
 	if !a.leftovers && !a.unlocked {
 		return nil
 	}
@@ -165,7 +165,7 @@ func (a *Agent) openVerity(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
-	if err := a.Mounts.Mount(device, a.path(systemFolder), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.path(systemDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
 	return nil

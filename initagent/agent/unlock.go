@@ -220,17 +220,17 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 		return nil
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
-		if err := dir.MakeFolder(provision.Folder); err != nil {
+		if err := dir.MakeDirectory(provision.Directory); err != nil {
 			return err
 		}
-		names, err := dir.List(provision.Folder)
+		names, err := dir.List(provision.Directory)
 		if err != nil {
 			return err
 		}
 		var old []string
 		fresh := goodlog.Fresh(a.Now(), secret, raw)
 		for _, n := range names {
-			if full := path.Join(provision.Folder, n.Name); goodlog.Is(n.Name) && full != fresh {
+			if full := path.Join(provision.Directory, n.Name); goodlog.Is(n.Name) && full != fresh {
 				old = append(old, full)
 			}
 		}
@@ -247,7 +247,7 @@ func (a *Agent) tidyUp() {
 		return
 	}
 	if err := a.writeESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
-		a.Log.Say("%s on the ESP was not tidied up: %v", provision.Folder, err)
+		a.Log.Say("%s on the ESP was not tidied up: %v", provision.Directory, err)
 		return
 	}
 	a.pending, a.leftovers = nil, false

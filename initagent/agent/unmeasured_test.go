@@ -211,8 +211,8 @@ func TestForeignCommandLine(t *testing.T) {
 	m.must(err)
 	other, err := uki.Build(ukitest.Stub("257.13-1"), uki.Payload{OSRelease: []byte("ID=test\n"), Cmdline: text, Linux: ukitest.Stub("kernel"), Initrd: initrd}.Sections())
 	m.must(err)
-	name := path.Join(bls.Folder, "test_1.efi")
-	m.startFile = path.Join(bls.Folder, "other.efi")
+	name := path.Join(bls.Directory, "test_1.efi")
+	m.startFile = path.Join(bls.Directory, "other.efi")
 	m.esp.files[m.startFile] = m.esp.files[name]
 	r := remains{data: other}
 	m.esp.files[name] = &espFile{r, []remains{r}}

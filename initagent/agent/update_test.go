@@ -172,7 +172,7 @@ func (m *machine) runsIn(version contract.Version, floor uint64, name string, ot
 	}
 	have := m.systems()
 	for name, f := range m.esp.files {
-		if !f.now.absent && path.Dir(name) == bls.Folder && systems.Stray(name) {
+		if !f.now.absent && path.Dir(name) == bls.Directory && systems.Stray(name) {
 			return fmt.Errorf("%s was left behind", name)
 		}
 	}

@@ -6,11 +6,11 @@ import (
 )
 
 // Where the root partition has what the running system shares with the boot; it
-// sees the folder as /var/lib/halogen.
+// sees the directory as /var/lib/halogen.
 const (
-	sharedFolder = ownFolder + "/shared"
-	stagedFile   = sharedFolder + "/staged.json"
-	fetchFolder  = sharedFolder + "/fetch"
+	sharedDirectory = ownDirectory + "/shared"
+	stagedFile      = sharedDirectory + "/staged.json"
+	fetchDirectory  = sharedDirectory + "/fetch"
 )
 
 // observeUpkeep looks, once the root partition is open, for what a blessed

@@ -14,22 +14,22 @@ import (
 // a third while it is replaced.
 const MaxEFIFile = 256 << 20
 
-// maxFolder bounds how many names of one folder are looked at.
-const maxFolder = 4096
+// maxDirectory bounds how many names of one directory are looked at.
+const maxDirectory = 4096
 
-// A FileInfo is one name in a folder.
+// A FileInfo is one name in a directory.
 type FileInfo struct {
-	Name   string
-	Folder bool
-	Size   int64 // in bytes, of a file
+	Name      string
+	Directory bool
+	Size      int64 // in bytes, of a file
 }
 
 // Dir is the ESP as far as signing needs it. Names are relative, with slashes.
 // There is no rename: on vfat, a name that was renamed can be of length zero
 // after a power cut.
 type Dir interface {
-	// List returns a folder's names in no order.
-	List(folder string) ([]FileInfo, error)
+	// List returns a directory's names in no order.
+	List(directory string) ([]FileInfo, error)
 	// Read returns a file as it is on the disk, not as the cache has it. More
 	// than MaxEFIFile bytes are an error.
 	Read(name string) ([]byte, error)
@@ -41,7 +41,7 @@ type Dir interface {
 	// Remove takes a file away; a cut may bring it back until SyncDir.
 	Remove(name string) error
 	SyncFile(name string) error
-	SyncDir(folder string) error
+	SyncDir(directory string) error
 }
 
 // File is a file that is changed where it lies.
@@ -54,7 +54,7 @@ type File interface {
 	Close() error
 }
 
-// MountedDir is a folder of the running system, the ESP's mount point. It is best
+// MountedDir is a directory of the running system, the ESP's mount point. It is best
 // mounted with errors=continue: what a cut leaves in the FAT's free clusters
 // harms no file, and must not make the ESP read-only.
 type MountedDir struct{ Root string }
@@ -67,8 +67,8 @@ func (d MountedDir) path(name string) (string, error) {
 }
 
 // List implements Dir.
-func (d MountedDir) List(folder string) ([]FileInfo, error) {
-	path, err := d.path(folder)
+func (d MountedDir) List(directory string) ([]FileInfo, error) {
+	path, err := d.path(directory)
 	if err != nil {
 		return nil, err
 	}
@@ -77,19 +77,19 @@ func (d MountedDir) List(folder string) ([]FileInfo, error) {
 		return nil, err
 	}
 	defer f.Close()
-	entries, err := f.ReadDir(maxFolder + 1)
+	entries, err := f.ReadDir(maxDirectory + 1)
 	if err != nil && len(entries) == 0 && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if len(entries) > maxFolder {
-		return nil, fmt.Errorf("folder %s has more than %d names", folder, maxFolder)
+	if len(entries) > maxDirectory {
+		return nil, fmt.Errorf("directory %s has more than %d names", directory, maxDirectory)
 	}
 	out := make([]FileInfo, 0, len(entries))
 	for _, e := range entries {
 		if !e.IsDir() && !e.Type().IsRegular() {
 			continue
 		}
-		found := FileInfo{Name: e.Name(), Folder: e.IsDir()}
+		found := FileInfo{Name: e.Name(), Directory: e.IsDir()}
 		if info, err := e.Info(); err == nil && !e.IsDir() {
 			found.Size = info.Size()
 		}
@@ -151,10 +151,10 @@ func (d MountedDir) Remove(name string) error {
 	return os.Remove(path)
 }
 
-// MakeFolder makes a folder and those above it, where they are missing. A cut
-// may take it away again until it was flushed with SyncDir, and the folder
+// MakeDirectory makes a directory and those above it, where they are missing. A cut
+// may take it away again until it was flushed with SyncDir, and the directory
 // above it with it.
-func (d MountedDir) MakeFolder(name string) error {
+func (d MountedDir) MakeDirectory(name string) error {
 	path, err := d.path(name)
 	if err != nil {
 		return err
@@ -171,16 +171,16 @@ func (d MountedDir) FreeBytes() (int64, error) {
 	return int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize, nil
 }
 
-// Rename gives a file another name in the same folder. It is for the boot
+// Rename gives a file another name in the same directory. It is for the boot
 // counter alone, which is a part of the name: everything else gets a fresh name
 // and is written anew (Replace).
 //
-// Flushing the folder right after the rename can leave the new name with a
+// Flushing the directory right after the rename can leave the new name with a
 // length of zero on vfat; measured on Linux 6.1, flushing the file once more
-// before the folder leaves the old name or the new one, each with its content.
+// before the directory leaves the old name or the new one, each with its content.
 func (d MountedDir) Rename(from, to string) error {
 	if filepath.Dir(from) != filepath.Dir(to) {
-		return fmt.Errorf("rename %s to %s: not the same folder", from, to)
+		return fmt.Errorf("rename %s to %s: not the same directory", from, to)
 	}
 	old, err := d.path(from)
 	if err != nil {
@@ -200,7 +200,7 @@ func (d MountedDir) Rename(from, to string) error {
 func (d MountedDir) SyncFile(name string) error { return d.sync(name, os.O_WRONLY) }
 
 // SyncDir implements Dir.
-func (d MountedDir) SyncDir(folder string) error { return d.sync(folder, os.O_RDONLY) }
+func (d MountedDir) SyncDir(directory string) error { return d.sync(directory, os.O_RDONLY) }
 
 func (d MountedDir) sync(name string, flag int) error {
 	path, err := d.path(name)

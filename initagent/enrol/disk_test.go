@@ -135,15 +135,15 @@ func (d *memDisk) get(name string) (*memFile, error) {
 	return nil, fs.ErrNotExist
 }
 
-func (d *memDisk) List(folder string) ([]FileInfo, error) {
+func (d *memDisk) List(directory string) ([]FileInfo, error) {
 	if err := d.tick(); err != nil {
 		return nil, err
 	}
 	seen := map[string]bool{}
 	var out []FileInfo
 	for name, f := range d.files {
-		rest, ok := strings.CutPrefix("/"+name, path.Join("/", folder)+"/")
-		if folder == "" {
+		rest, ok := strings.CutPrefix("/"+name, path.Join("/", directory)+"/")
+		if directory == "" {
 			rest, ok = name, true
 		}
 		if !ok || !f.exists {
@@ -151,7 +151,7 @@ func (d *memDisk) List(folder string) ([]FileInfo, error) {
 		}
 		first, _, below := strings.Cut(rest, "/")
 		if !seen[first] {
-			out = append(out, FileInfo{Name: first, Folder: below})
+			out = append(out, FileInfo{Name: first, Directory: below})
 		}
 		seen[first] = true
 	}
@@ -219,7 +219,7 @@ func (d *memDisk) SyncFile(name string) error {
 }
 
 // flush puts the content on the disk; whether the name is there is the
-// folder's.
+// directory's.
 func (d *memDisk) flush(f *memFile) {
 	if d.noSync {
 		return
@@ -232,13 +232,13 @@ func (d *memDisk) flush(f *memFile) {
 	f.room = f.reserved
 }
 
-func (d *memDisk) SyncDir(folder string) error {
+func (d *memDisk) SyncDir(directory string) error {
 	if err := d.tick(); err != nil {
 		return err
 	}
 	for name, f := range d.files {
 		switch {
-		case path.Dir(name) != folder || d.noSync:
+		case path.Dir(name) != directory || d.noSync:
 		case f.exists:
 			f.disk = slices.DeleteFunc(f.disk, func(v variant) bool { return v.absent })
 		default:

@@ -76,7 +76,7 @@ func TestMountedDirRefuses(t *testing.T) {
 		t.Errorf("a file was made over another: %v", err)
 	}
 	if _, err := d.Read("EFI"); err == nil {
-		t.Error("a folder was read")
+		t.Error("a directory was read")
 	}
 	if err := os.Truncate(filepath.Join(d.Root, secondCopy), MaxEFIFile+1); err != nil {
 		t.Fatal(err)

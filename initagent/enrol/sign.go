@@ -111,7 +111,7 @@ func writeFresh(d Dir, name string, data []byte) (err error) {
 		return fmt.Errorf("flush %s: %w", name, err)
 	}
 	if err := d.SyncDir(path.Dir(name)); err != nil {
-		return fmt.Errorf("flush folder of %s: %w", name, err)
+		return fmt.Errorf("flush directory of %s: %w", name, err)
 	}
 	if err := readsBack(d, name, data); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -282,13 +282,13 @@ func CheckSigned(d Dir, s Signer, allowed Allowed, dbx secureboot.Database) erro
 			return fmt.Errorf("check signature of %s: %w", name, err)
 		}
 		manager = manager || removable && err == nil
-		uki = uki || err == nil && strings.EqualFold(path.Dir(name), bls.Folder)
+		uki = uki || err == nil && strings.EqualFold(path.Dir(name), bls.Directory)
 	}
 	if !manager {
 		return fmt.Errorf("there is no boot manager at %s", layout.RemovableManager)
 	}
 	if !uki {
-		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", bls.Folder)
+		return fmt.Errorf("there is no UKI in %s that this machine's key has signed", bls.Directory)
 	}
 	return nil
 }
@@ -320,25 +320,25 @@ func EFIFiles(d Dir) ([]string, error) {
 	return names, nil
 }
 
-func walk(d Dir, folder string, depth int) ([]string, error) {
+func walk(d Dir, directory string, depth int) ([]string, error) {
 	if depth > maxDepth {
 		return nil, nil // nothing of ours is there
 	}
-	entries, err := d.List(folder)
+	entries, err := d.List(directory)
 	if err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, e := range entries {
-		name := path.Join(folder, e.Name)
+		name := path.Join(directory, e.Name)
 		switch {
-		case e.Folder && e.Name != "." && e.Name != "..":
+		case e.Directory && e.Name != "." && e.Name != "..":
 			below, err := walk(d, name, depth+1)
 			if err != nil {
 				return nil, err
 			}
 			names = append(names, below...)
-		case !e.Folder && strings.EqualFold(path.Ext(e.Name), ".efi"):
+		case !e.Directory && strings.EqualFold(path.Ext(e.Name), ".efi"):
 			names = append(names, name)
 		}
 		if len(names) > maxFiles {

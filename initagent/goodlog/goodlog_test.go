@@ -24,7 +24,7 @@ func TestRead(t *testing.T) {
 	secret, other := secretOf(t, 1), secretOf(t, 2)
 	esp := fstest.MapFS{}
 	if log, err := Read(esp, secret); log != nil || err != nil {
-		t.Errorf("without a folder: %v, %v", log, err)
+		t.Errorf("without a directory: %v, %v", log, err)
 	}
 	esp["EFI/halogen/keys-0.json"] = &fstest.MapFile{Data: []byte("{}")}
 	if log, err := Read(esp, nil); log != nil || err != nil {

@@ -157,8 +157,8 @@ func openDevice(path string, write bool) (File, error) {
 // PartitionPath implements Disks. The kernel spells partitions of vda vda2 and
 // of nvme0n1 nvme0n1p2; sysfs says which.
 func (l LinuxDisks) PartitionPath(d Disk, number int) (string, error) {
-	folder := filepath.Join(l.Sys, "block", d.Name)
-	entries, err := os.ReadDir(folder)
+	directory := filepath.Join(l.Sys, "block", d.Name)
+	entries, err := os.ReadDir(directory)
 	if err != nil {
 		return "", fmt.Errorf("list partitions of %s: %w", d.Name, err)
 	}

@@ -14,10 +14,10 @@ import (
 
 // LinuxESP reads the ESP by itself, and writes it through the kernel's vfat.
 type LinuxESP struct {
-	Disks  Disks
-	Kernel Kernel
-	Mounts Mounts
-	Folder string // where it is mounted while it is written to
+	Disks     Disks
+	Kernel    Kernel
+	Mounts    Mounts
+	Directory string // where it is mounted while it is written to
 }
 
 // Read implements ESP.
@@ -47,10 +47,10 @@ func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
 		_ = l.Kernel.Load(table) // it may be built in, or not be needed
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := l.Mounts.Mount(device, l.Folder, "vfat", flags, "umask=0077,errors=continue"); err != nil {
+	if err := l.Mounts.Mount(device, l.Directory, "vfat", flags, "umask=0077,errors=continue"); err != nil {
 		return err
 	}
-	return errors.Join(write(enrol.MountedDir{Root: l.Folder}), l.Mounts.Unmount(l.Folder))
+	return errors.Join(write(enrol.MountedDir{Root: l.Directory}), l.Mounts.Unmount(l.Directory))
 }
 
 // Repair implements ESP.

@@ -196,7 +196,7 @@ type ESP interface {
 	// the content alone. While anything else is damaged nothing is freed. The
 	// partition must not be mounted.
 	Repair(d Disk, names []string) (int64, error)
-	// Exchange gives two files of one folder each other's content, at once: a cut
+	// Exchange gives two files of one directory each other's content, at once: a cut
 	// leaves both as they were or both changed. It is fat.ErrApart where that cannot
 	// be done. The partition must not be mounted.
 	Exchange(d Disk, a, b string) error
@@ -205,9 +205,9 @@ type ESP interface {
 // ESPDir is the mounted ESP.
 type ESPDir interface {
 	enrol.Dir
-	// MakeFolder makes a folder and those above it, where they are missing.
-	MakeFolder(name string) error
-	// Rename gives a file another name in the same folder. When it has returned
+	// MakeDirectory makes a directory and those above it, where they are missing.
+	MakeDirectory(name string) error
+	// Rename gives a file another name in the same directory. When it has returned
 	// the name and the content survive a power cut; a cut before that leaves
 	// the old name or the new one.
 	Rename(from, to string) error
@@ -232,9 +232,9 @@ type Store interface {
 	Keep(name string, content []byte) error
 	// Remove takes a file away for good; one that is not there is fine.
 	Remove(name string) error
-	// MakeFolder makes a folder and those above it, where they are missing.
-	MakeFolder(name string, mode fs.FileMode) error
-	// Seed makes a folder as a copy of one of the system image, unless it is
+	// MakeDirectory makes a directory and those above it, where they are missing.
+	MakeDirectory(name string, mode fs.FileMode) error
+	// Seed makes a directory as a copy of one of the system image, unless it is
 	// there. A cut leaves the whole copy or none.
 	Seed(from, name string) error
 }

@@ -226,8 +226,8 @@ func TestHotplug(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { k.Hotplug(ctx); close(ended) }()
 	for name, modalias := range map[string]string{"acpi/devices/tpm": "acpi:TPM1:", "usb/devices/stick": "usb:v1p1\n", "usb/devices/stick2": "usb:v1p1\n"} {
-		folder := filepath.Join(root, "sys/bus", name)
-		if err := errors.Join(os.Mkdir(folder, 0o755), os.WriteFile(filepath.Join(folder, "modalias"), []byte(modalias), 0o644)); err != nil {
+		directory := filepath.Join(root, "sys/bus", name)
+		if err := errors.Join(os.Mkdir(directory, 0o755), os.WriteFile(filepath.Join(directory, "modalias"), []byte(modalias), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -247,7 +247,7 @@ func TestHotplug(t *testing.T) {
 	}
 }
 
-// Of another folder's modules only the drivers that are wanted are tried, each once.
+// Of another directory's modules only the drivers that are wanted are tried, each once.
 func TestColdplugOnly(t *testing.T) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

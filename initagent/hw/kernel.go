@@ -20,7 +20,7 @@ import (
 	"halogenos.internal/boot/bootoption"
 )
 
-// LinuxKernel loads the modules of a folder: the initramfs's, or the system
+// LinuxKernel loads the modules of a directory: the initramfs's, or the system
 // image's.
 type LinuxKernel struct {
 	Sys     string                    // /sys
@@ -223,20 +223,20 @@ func (k *LinuxKernel) Coldplug(way []bootoption.Function) (int, error) {
 }
 
 // pass looks at every device once: through the buses, since the tree below
-// /sys/devices has ten times as many folders, and the two classes that have
+// /sys/devices has ten times as many directories, and the two classes that have
 // modules without being a bus.
 func (k *LinuxKernel) pass(way []bootoption.Function) (tried int, err error) {
 	buses, err := filepath.Glob(filepath.Join(k.Sys, "bus", "*", "devices"))
 	if err != nil {
 		return 0, fmt.Errorf("look for devices without a driver: %w", err)
 	}
-	for _, folder := range append(buses, filepath.Join(k.Sys, "class/dmi"), filepath.Join(k.Sys, "class/input")) {
-		devices, err := os.ReadDir(folder)
+	for _, directory := range append(buses, filepath.Join(k.Sys, "class/dmi"), filepath.Join(k.Sys, "class/input")) {
+		devices, err := os.ReadDir(directory)
 		if err != nil {
 			continue // a machine need not have any
 		}
 		for _, d := range devices {
-			device := filepath.Join(folder, d.Name())
+			device := filepath.Join(directory, d.Name())
 			for _, name := range modaliases(device) {
 				tried += k.loadAlias(name, device, way)
 			}

@@ -126,19 +126,19 @@ func reachable(newRoot, name string) error {
 
 // emptyInitramfs gives the memory of the initramfs back. A file that stays
 // costs memory and nothing else, so errors are not worth a boot.
-func emptyInitramfs(folder int) {
+func emptyInitramfs(directory int) {
 	var root unix.Stat_t
-	if unix.Fstat(folder, &root) != nil {
+	if unix.Fstat(directory, &root) != nil {
 		return
 	}
-	emptyFolder(folder, root.Dev)
-	unix.Close(folder)
+	emptyDirectory(directory, root.Dev)
+	unix.Close(directory)
 }
 
-// emptyFolder removes what is in the folder, but nothing on another device:
+// emptyDirectory removes what is in the directory, but nothing on another device:
 // whatever is still mounted below is not ours to delete.
-func emptyFolder(folder int, device uint64) {
-	dup, err := unix.Dup(folder)
+func emptyDirectory(directory int, device uint64) {
+	dup, err := unix.Dup(directory)
 	if err != nil {
 		return
 	}
@@ -147,17 +147,17 @@ func emptyFolder(folder int, device uint64) {
 	names, _ := f.Readdirnames(-1)
 	for _, name := range names {
 		var st unix.Stat_t
-		if unix.Fstatat(folder, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != device {
+		if unix.Fstatat(directory, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != device {
 			continue
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			_ = unix.Unlinkat(folder, name, 0)
+			_ = unix.Unlinkat(directory, name, 0)
 			continue
 		}
-		if sub, err := unix.Openat(folder, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-			emptyFolder(sub, device)
+		if sub, err := unix.Openat(directory, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			emptyDirectory(sub, device)
 			unix.Close(sub)
-			_ = unix.Unlinkat(folder, name, unix.AT_REMOVEDIR)
+			_ = unix.Unlinkat(directory, name, unix.AT_REMOVEDIR)
 		}
 	}
 }

@@ -106,21 +106,21 @@ func (l LinuxStore) Keep(name string, content []byte) error {
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
 // Remove implements Store.
 func (l LinuxStore) Remove(name string) error {
-	folder, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	directory, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(folder), filepath.Dir(name))
+	f := os.NewFile(uintptr(directory), filepath.Dir(name))
 	defer f.Close()
-	err = unix.Unlinkat(folder, filepath.Base(name), 0)
+	err = unix.Unlinkat(directory, filepath.Base(name), 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil
@@ -130,16 +130,16 @@ func (l LinuxStore) Remove(name string) error {
 	return f.Sync()
 }
 
-// MakeFolder implements Store.
-func (l LinuxStore) MakeFolder(name string, mode fs.FileMode) error {
+// MakeDirectory implements Store.
+func (l LinuxStore) MakeDirectory(name string, mode fs.FileMode) error {
 	path := filepath.Join(l.Root, name)
 	if err := os.MkdirAll(path, mode); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
-func syncFolder(path string) error {
+func syncDirectory(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The running system writes to the folder that Read is used on. FAULTS 12, 80
+// The running system writes to the directory that Read is used on. FAULTS 12, 80
 func TestStoreRead(t *testing.T) {
 	root := tree(t, map[string]string{
 		"a/file": "content", "a/empty": "", "outside": "secret", "a/link": "->file", "b": "->a", "a/out": "->../outside", "a/nowhere": "->none",
 	})
 	for name, make := range map[string]func(string) error{
-		"a/pipe":   func(p string) error { return unix.Mkfifo(p, 0o600) },
-		"a/folder": func(p string) error { return os.Mkdir(p, 0o700) },
-		"a/large":  func(p string) error { return os.WriteFile(p, []byte("12345678"), 0o600) },
-		"a/socket": func(p string) error { return unix.Mknod(p, unix.S_IFSOCK|0o600, 0) },
+		"a/pipe":      func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a/directory": func(p string) error { return os.Mkdir(p, 0o700) },
+		"a/large":     func(p string) error { return os.WriteFile(p, []byte("12345678"), 0o600) },
+		"a/socket":    func(p string) error { return unix.Mknod(p, unix.S_IFSOCK|0o600, 0) },
 	} {
 		if err := make(filepath.Join(root, name)); err != nil {
 			t.Fatal(err)
@@ -34,7 +34,7 @@ func TestStoreRead(t *testing.T) {
 	}
 	for name, want := range map[string]error{
 		"a/none": fs.ErrNotExist, "none/none": fs.ErrNotExist, "a/link": ErrUnfit, "b/file": ErrUnfit, "a/out": ErrUnfit, "a/nowhere": ErrUnfit,
-		"a/pipe": ErrUnfit, "a/folder": ErrUnfit, "a/large": ErrUnfit, "a/socket": ErrUnfit, "a/file/file": ErrUnfit, "../x": unix.EXDEV, "/etc/passwd": unix.EXDEV,
+		"a/pipe": ErrUnfit, "a/directory": ErrUnfit, "a/large": ErrUnfit, "a/socket": ErrUnfit, "a/file/file": ErrUnfit, "../x": unix.EXDEV, "/etc/passwd": unix.EXDEV,
 	} {
 		done := make(chan error)
 		go func() {
@@ -68,7 +68,7 @@ func TestStoreRemove(t *testing.T) {
 	}
 	for _, name := range []string{"a", "b/target", "../x"} {
 		if err := store.Remove(name); err == nil {
-			t.Errorf("%s was removed: a folder, behind a link, or outside", name)
+			t.Errorf("%s was removed: a directory, behind a link, or outside", name)
 		}
 	}
 }

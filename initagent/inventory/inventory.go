@@ -56,7 +56,7 @@ func Take(m hw.Machine) (*Inventory, error) {
 	}
 	inv := &Inventory{Disk: d.Name, machine: m, disk: d, table: table}
 	err = m.ESP.Read(d, func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, bls.Folder)
+		entries, err := fs.ReadDir(files, bls.Directory)
 		if err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func Take(m hw.Machine) (*Inventory, error) {
 
 func (inv *Inventory) look(files fs.FS, n bls.Name) System {
 	s := System{File: n.String(), State: state(n)}
-	c, err := read(files, path.Join(bls.Folder, n.String()))
+	c, err := read(files, path.Join(bls.Directory, n.String()))
 	if err != nil {
 		s.Problem = err.Error()
 		return s

@@ -19,9 +19,9 @@ func TestInventory(t *testing.T) {
 	m := inventorytest.New(t)
 	m.Install(layout.SlotA, "os_1.efi")
 	m.Install(layout.SlotB, "os_2+2-1.efi")
-	m.Files[path.Join(bls.Folder, "notes.txt")] = &fstest.MapFile{Data: []byte("not ours")}
-	m.Files[path.Join(bls.Folder, "os_3+0-3.efi")] = &fstest.MapFile{Data: []byte("no UKI")}
-	m.Files[path.Join(bls.Folder, "os_4+0-3.efi")] = m.Files[path.Join(bls.Folder, "os_1.efi")]
+	m.Files[path.Join(bls.Directory, "notes.txt")] = &fstest.MapFile{Data: []byte("not ours")}
+	m.Files[path.Join(bls.Directory, "os_3+0-3.efi")] = &fstest.MapFile{Data: []byte("no UKI")}
+	m.Files[path.Join(bls.Directory, "os_4+0-3.efi")] = m.Files[path.Join(bls.Directory, "os_1.efi")]
 	inv, err := inventory.Take(m.Hardware())
 	if err != nil {
 		t.Fatal(err)

@@ -19,17 +19,17 @@ import (
 	"halogenos.internal/boot/journal"
 )
 
-// Folder is where the running system has what it shares with the boot.
-const Folder = "/var/lib/halogen"
+// Directory is where the running system has what it shares with the boot.
+const Directory = "/var/lib/halogen"
 
 // Read returns the entries, oldest first. No journal has none.
-func Read(folder string) ([]journal.Entry, error) {
-	text, err := read(folder)
+func Read(directory string) ([]journal.Entry, error) {
+	text, err := read(directory)
 	return journal.Parse(text), err
 }
 
-func read(folder string) ([]byte, error) {
-	f, err := os.OpenFile(filepath.Join(folder, journal.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func read(directory string) ([]byte, error) {
+	f, err := os.OpenFile(filepath.Join(directory, journal.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -58,8 +58,8 @@ func read(folder string) ([]byte, error) {
 
 // Append adds entries, one process at a time. A journal that cannot be read is
 // not replaced. When Append has returned, the entries survive a power cut.
-func Append(folder string, entries ...journal.Entry) (err error) {
-	dir, err := os.Open(folder)
+func Append(directory string, entries ...journal.Entry) (err error) {
+	dir, err := os.Open(directory)
 	if err != nil {
 		return fmt.Errorf("append to boot journal: %w", err)
 	}
@@ -67,7 +67,7 @@ func Append(folder string, entries ...journal.Entry) (err error) {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("append to boot journal: lock: %w", err)
 	}
-	text, err := read(folder)
+	text, err := read(directory)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func write(dir *os.File, text []byte) error {
 		return fmt.Errorf("append to boot journal: %w", err)
 	}
 	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("flush the boot journal's folder: %w", err)
+		return fmt.Errorf("flush the boot journal's directory: %w", err)
 	}
 	return nil
 }

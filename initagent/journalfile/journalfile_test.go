@@ -17,24 +17,24 @@ import (
 var now = time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 
 func TestAppend(t *testing.T) {
-	folder := t.TempDir()
-	if entries, err := Read(folder); err != nil || len(entries) != 0 {
+	directory := t.TempDir()
+	if entries, err := Read(directory); err != nil || len(entries) != 0 {
 		t.Fatalf("no journal: %v, %v", entries, err)
 	}
 	var writers sync.WaitGroup
 	for i := range 20 {
 		writers.Go(func() {
-			if err := Append(folder, journal.Entry{Time: now, Kind: journal.Unhealthy, Reason: fmt.Sprint(i)}); err != nil {
+			if err := Append(directory, journal.Entry{Time: now, Kind: journal.Unhealthy, Reason: fmt.Sprint(i)}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	writers.Wait()
-	entries, err := Read(folder)
+	entries, err := Read(directory)
 	if err != nil || len(entries) != 20 {
 		t.Errorf("%d of 20 entries, %v", len(entries), err)
 	}
-	left, err := os.ReadDir(folder)
+	left, err := os.ReadDir(directory)
 	if err != nil || len(left) != 1 {
 		t.Errorf("files %v, %v", left, err)
 	}
@@ -50,37 +50,37 @@ func TestHostile(t *testing.T) {
 	}{
 		{"a link", func(p string) error { return os.Symlink("/etc/passwd", p) }, "symbolic"},
 		{"a pipe", func(p string) error { return unix.Mkfifo(p, 0o600) }, "no file"},
-		{"a folder", func(p string) error { return os.Mkdir(p, 0o700) }, "no file"},
+		{"a directory", func(p string) error { return os.Mkdir(p, 0o700) }, "no file"},
 		{"a link in the place of the new one", func(p string) error { return os.Symlink("/etc/passwd", p+".new") }, "symbolic"},
 	} {
-		folder := t.TempDir()
-		if err := c.set(filepath.Join(folder, journal.Name)); err != nil {
+		directory := t.TempDir()
+		if err := c.set(filepath.Join(directory, journal.Name)); err != nil {
 			t.Fatal(err)
 		}
-		if err := Append(folder, entry); err == nil || !strings.Contains(err.Error(), c.says) {
+		if err := Append(directory, entry); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 	if err := Append(filepath.Join(t.TempDir(), "none"), entry); err == nil {
-		t.Error("no folder: no error")
+		t.Error("no directory: no error")
 	}
 }
 
 // A file that somebody has filled is read from its end, and bounded again.
 func TestHuge(t *testing.T) {
-	folder := t.TempDir()
-	path := filepath.Join(folder, journal.Name)
+	directory := t.TempDir()
+	path := filepath.Join(directory, journal.Name)
 	if err := os.WriteFile(path, []byte(strings.Repeat("x\n", journal.MaxSize)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Append(folder, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
+	if err := Append(directory, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Size() > journal.MaxSize {
 		t.Errorf("%d bytes, %v", info.Size(), err)
 	}
-	if entries, err := Read(folder); err != nil || len(entries) != 1 {
+	if entries, err := Read(directory); err != nil || len(entries) != 1 {
 		t.Errorf("%v, %v", entries, err)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/initagent/sysimage"
 )
 
-// firmwarePath is where the kernel is told of one more folder with firmware (kernel
+// firmwarePath is where the kernel is told of one more directory with firmware (kernel
 // documentation, driver-api/firmware/fw_search_path.rst).
 const firmwarePath = "/sys/module/firmware_class/parameters/path"
 

@@ -25,7 +25,7 @@ type Machine struct {
 	// OpenSystem mounts the system image and returns where.
 	OpenSystem func() (string, error)
 	// LoadDrivers loads the drivers of this machine's network devices from a
-	// folder with kernel modules.
+	// directory with kernel modules.
 	LoadDrivers func(modules string) error
 	Interfaces  func() ([]net.Interface, error)
 	Addresses   func(name string) ([]net.Addr, error)
@@ -104,8 +104,8 @@ func (m *Machine) useSystem() error {
 	if err != nil {
 		return err
 	}
-	for _, folder := range certificates() {
-		if err := link(filepath.Join(system, folder), filepath.Join(m.Root, folder)); err != nil {
+	for _, directory := range certificates() {
+		if err := link(filepath.Join(system, directory), filepath.Join(m.Root, directory)); err != nil {
 			return err
 		}
 	}
@@ -116,11 +116,11 @@ func (m *Machine) useSystem() error {
 	return m.LoadDrivers(modules)
 }
 
-// certificates are the folders in which distributions have root certificates, and
+// certificates are the directories in which distributions have root certificates, and
 // what those of others lead to.
 func certificates() []string { return []string{"etc/ssl", "etc/pki", "etc/ca-certificates"} }
 
-// link makes a link to a folder that is there, unless something has its name.
+// link makes a link to a directory that is there, unless something has its name.
 func link(to, name string) error {
 	if _, err := os.Stat(to); errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -33,8 +33,8 @@ func newBox(t *testing.T) *box {
 	t.Helper()
 	b := &box{have: []net.Interface{{Name: "lo", Flags: net.FlagLoopback}}, gives: map[string]string{}}
 	root := t.TempDir()
-	for _, folder := range []string{"sysroot/usr/lib/modules", "sysroot/etc/ssl/certs", "etc", "sys/class/net/wlan0/phy80211"} {
-		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
+	for _, directory := range []string{"sysroot/usr/lib/modules", "sysroot/etc/ssl/certs", "etc", "sys/class/net/wlan0/phy80211"} {
+		if err := os.MkdirAll(filepath.Join(root, directory), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,8 +19,8 @@ import (
 	"halogenos.internal/boot/strictjson"
 )
 
-// Folder is where the ESP has what is ours besides UKIs and boot manager.
-const Folder = "EFI/halogen"
+// Directory is where the ESP has what is ours besides UKIs and boot manager.
+const Directory = "EFI/halogen"
 
 // MaxSize bounds the file in bytes.
 const MaxSize = 1 << 20
@@ -46,9 +46,9 @@ type Pending struct {
 
 // Name is the file's name for a count of enrolments: each rewrite has a fresh
 // one, since a file on FAT cannot be replaced in one piece.
-func Name(enrolments int) string { return fmt.Sprintf("%s/keys-%d.json", Folder, enrolments) }
+func Name(enrolments int) string { return fmt.Sprintf("%s/keys-%d.json", Directory, enrolments) }
 
-// Count is the reverse of Name for a name without its folder.
+// Count is the reverse of Name for a name without its directory.
 func Count(name string) (int, bool) {
 	digits, ok := strings.CutPrefix(name, "keys-")
 	if digits, ok = cutSuffix(digits, ".json", ok); !ok {

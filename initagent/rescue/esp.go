@@ -19,7 +19,7 @@ import (
 )
 
 // espCopies is where the root partition keeps the ESP's files.
-const espCopies = rootpart.OwnFolder + "/esp"
+const espCopies = rootpart.OwnDirectory + "/esp"
 
 // espSettings is the boot manager's configuration where no copy of it was kept.
 // It names no default entry, which would switch the counting of tries off.
@@ -64,7 +64,7 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error) {
 	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
 	k := &systems.Keeper{
-		Store: m.Store, Folder: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
+		Store: m.Store, Directory: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
 		Belongs: func(*contract.Contract) error { return nil },
 	}
 	state, err := enrol.Observe(m.Variables)

@@ -32,8 +32,8 @@ func Linux() (*Machine, error) {
 		Machine: hw.Machine{
 			Disks: disks, Firmware: hw.LinuxFirmware{EFIVars: efivars}, Kernel: kernel,
 			Mapper: hw.LinuxMapper{Dev: "/dev"}, Mounts: mounts,
-			ESP:   hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Folder: "/run/esp"},
-			Store: hw.LinuxStore{Root: rootpart.Folder, Mounts: mounts},
+			ESP:   hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Directory: "/run/esp"},
+			Store: hw.LinuxStore{Root: rootpart.Directory, Mounts: mounts},
 			TPM:   hw.OwnTPM(),
 			Now:   time.Now, Sleep: time.Sleep, Memory: hw.Memory,
 		},

@@ -253,7 +253,7 @@ func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpa
 		if managers, err = rootpart.FindManagers(files); err != nil {
 			return err
 		}
-		entries, err := fs.ReadDir(files, bls.Folder)
+		entries, err := fs.ReadDir(files, bls.Directory)
 		if err != nil {
 			return err
 		}
@@ -262,7 +262,7 @@ func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpa
 			if err != nil || n.ImageID != p.contract.ImageID || n.Version != p.contract.Version {
 				continue
 			}
-			text, err := readFile(files, path.Join(bls.Folder, e.Name()), enrol.MaxEFIFile)
+			text, err := readFile(files, path.Join(bls.Directory, e.Name()), enrol.MaxEFIFile)
 			if err != nil {
 				return err
 			}

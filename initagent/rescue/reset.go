@@ -102,18 +102,18 @@ func (m *Machine) release(lock *vault.Lock) error {
 
 // clearESP removes what says that this machine was ever in use.
 func clearESP(dir hw.ESPDir) error {
-	names, err := dir.List(provision.Folder)
+	names, err := dir.List(provision.Directory)
 	if err != nil {
 		return notMissing(err)
 	}
 	for _, n := range names {
 		_, pending := provision.Count(n.Name)
-		if n.Folder || !pending && !goodlog.Is(n.Name) {
+		if n.Directory || !pending && !goodlog.Is(n.Name) {
 			continue
 		}
-		if err := dir.Remove(path.Join(provision.Folder, n.Name)); err != nil {
+		if err := dir.Remove(path.Join(provision.Directory, n.Name)); err != nil {
 			return err
 		}
 	}
-	return dir.SyncDir(provision.Folder)
+	return dir.SyncDir(provision.Directory)
 }

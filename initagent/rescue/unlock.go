@@ -22,7 +22,7 @@ import (
 func (m *Machine) Unlock(c hw.Console) error {
 	if open, err := m.Keeper.Kept(); err == nil {
 		open.Wipe()
-		return fmt.Errorf("the root partition is open already, at %s: `lock` closes it", m.path(rootpart.Folder))
+		return fmt.Errorf("the root partition is open already, at %s: `lock` closes it", m.path(rootpart.Directory))
 	}
 	p, err := m.find()
 	if err != nil {
@@ -109,7 +109,7 @@ func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) er
 func (m *Machine) mount(device string, p *place) error {
 	try := func() error {
 		flags, options := mounting(p.disk)
-		return m.Mounts.Mount(device, m.path(rootpart.Folder), p.contract.RootFileSystem, flags, options)
+		return m.Mounts.Mount(device, m.path(rootpart.Directory), p.contract.RootFileSystem, flags, options)
 	}
 	err := try()
 	if p.disk.ReadOnly || !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
@@ -137,7 +137,7 @@ func mounting(d hw.Disk) (flags uintptr, options string) {
 // open is fine.
 func (m *Machine) Lock() error {
 	err := m.Keeper.Forget()
-	if gone := m.Mounts.Unmount(m.path(rootpart.Folder)); gone != nil && !notThere(gone) {
+	if gone := m.Mounts.Unmount(m.path(rootpart.Directory)); gone != nil && !notThere(gone) {
 		return errors.Join(err, fmt.Errorf("close the root partition (is something open in it?): %w", gone))
 	}
 	if gone := m.Mapper.Close(rootpart.Device); gone != nil && !notThere(gone) {
@@ -147,7 +147,7 @@ func (m *Machine) Lock() error {
 }
 
 // notThere: what is to be taken away is not there. The kernel says EINVAL of a
-// folder on which nothing is mounted, and ENXIO of a device that it has not.
+// directory on which nothing is mounted, and ENXIO of a device that it has not.
 func notThere(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENXIO)
 }

@@ -85,7 +85,7 @@ func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer e
 			if !starts {
 				return nil
 			}
-			if _, parsed := bls.Parse(path.Base(name)); parsed == nil && strings.EqualFold(path.Dir(name), bls.Folder) {
+			if _, parsed := bls.Parse(path.Base(name)); parsed == nil && strings.EqualFold(path.Dir(name), bls.Directory) {
 				return fmt.Errorf("it would start no more, since %w: remove it first", err)
 			}
 			if slices.ContainsFunc(layout.Managers(), func(m string) bool { return strings.EqualFold(m, name) }) {

@@ -50,7 +50,7 @@ type Fallbacks struct {
 // old record has its version, where there is one, and it is signed by this machine's
 // key, or, where that means nothing, the old record had this very UKI.
 func (q Fallbacks) find(files fs.FS) (out []fallback, trial bool, err error) {
-	entries, err := fs.ReadDir(files, bls.Folder)
+	entries, err := fs.ReadDir(files, bls.Directory)
 	for _, e := range entries {
 		n, err := bls.Parse(e.Name())
 		if err != nil || n.ImageID != q.Running.ImageID {
@@ -126,7 +126,7 @@ func (q Fallbacks) own(image []byte, f fallback) error {
 
 // ReadUKI reads a UKI of the ESP.
 func ReadUKI(files fs.FS, n bls.Name) ([]byte, error) {
-	name := path.Join(bls.Folder, n.String())
+	name := path.Join(bls.Directory, n.String())
 	info, err := fs.Stat(files, name)
 	if err != nil {
 		return nil, err

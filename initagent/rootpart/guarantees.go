@@ -14,7 +14,7 @@ import (
 )
 
 // GuaranteesFile is where the root partition notes what the machine has had.
-const GuaranteesFile = OwnFolder + "/guarantees"
+const GuaranteesFile = OwnDirectory + "/guarantees"
 
 const (
 	guaranteesFormat  = 1
@@ -100,7 +100,7 @@ func (g Guarantees) Keep(random io.Reader, store hw.Store, secret *policy.Secret
 	if err != nil {
 		return err
 	}
-	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
 		return err
 	}
 	return store.Keep(GuaranteesFile, box)

@@ -100,7 +100,7 @@ func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *vault.Lock
 	if err != nil {
 		return err
 	}
-	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
 		return err
 	}
 	return store.Keep(NextFile, box)
@@ -335,7 +335,7 @@ func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table, key
 	if keys {
 		need, what = finishesKeys, "new Secure Boot keys"
 	}
-	entries, err := fs.ReadDir(files, bls.Folder)
+	entries, err := fs.ReadDir(files, bls.Directory)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.S
 // those that are there. It is one write, of which a cut leaves the old file or the
 // new one.
 func KeepKeys(store hw.Store, wrapped []byte) error {
-	if err := store.MakeFolder(OwnFolder, 0o700); err != nil {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
 		return err
 	}
 	return store.Keep(ListFile, wrapped)

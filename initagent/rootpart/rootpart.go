@@ -29,17 +29,17 @@ import (
 // Device is the device-mapper name of the open root partition.
 const Device = "root"
 
-// Folder is where its file system is while the initramfs is the root.
-const Folder = "/run/state"
+// Directory is where its file system is while the initramfs is the root.
+const Directory = "/run/state"
 
 // Where the root partition has what is initagent's own.
 const (
-	OwnFolder    = "halogen"
-	ListFile     = OwnFolder + "/secure-boot"          // the Secure Boot keys and what belongs to them
-	KeysFile     = OwnFolder + "/secure-boot-keys"     // the keys alone, of an earlier release
-	NextFile     = OwnFolder + "/next-secret"          // what a new machine secret needs, until it is in force
-	NextKeysFile = OwnFolder + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
-	EnrolledFile = OwnFolder + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
+	OwnDirectory = "halogen"
+	ListFile     = OwnDirectory + "/secure-boot"          // the Secure Boot keys and what belongs to them
+	KeysFile     = OwnDirectory + "/secure-boot-keys"     // the keys alone, of an earlier release
+	NextFile     = OwnDirectory + "/next-secret"          // what a new machine secret needs, until it is in force
+	NextKeysFile = OwnDirectory + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
+	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
 )
 
 // Look says in which condition the root partition of a disk is; the lock is nil

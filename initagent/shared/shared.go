@@ -2,7 +2,7 @@
 // commands of the recovery console: the boot journal, and the report of this
 // boot.
 //
-// It refuses to make the journal's folder: where there is none, the root
+// It refuses to make the journal's directory: where there is none, the root
 // partition is closed, and there is nothing to read or to write.
 package shared
 
@@ -21,25 +21,25 @@ import (
 
 // A Place says where things are.
 type Place struct {
-	// Folders that may have the journal; the first that is there has it.
-	Folders []string
-	Report  string // of this boot
-	BootID  string // the kernel's file
+	// Directories that may have the journal; the first that is there has it.
+	Directories []string
+	Report      string // of this boot
+	BootID      string // the kernel's file
 }
 
 // Linux is where they are in the recovery console and in the running system.
 func Linux() Place {
 	return Place{
-		Folders: []string{"/run/state/halogen/shared", journalfile.Folder},
-		Report:  "/run/halogen/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
+		Directories: []string{"/run/state/halogen/shared", journalfile.Directory},
+		Report:      "/run/halogen/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
 	}
 }
 
 // ErrClosed says that there is no journal to be had.
 var ErrClosed = errors.New("the boot journal is on the root partition, which is not open")
 
-func (p Place) folder() (string, error) {
-	for _, f := range p.Folders {
+func (p Place) directory() (string, error) {
+	for _, f := range p.Directories {
 		if info, err := os.Stat(f); err == nil && info.IsDir() {
 			return f, nil
 		}
@@ -50,24 +50,24 @@ func (p Place) folder() (string, error) {
 // Journal returns the entries, oldest first; ErrClosed where the root partition
 // is closed.
 func (p Place) Journal() ([]journal.Entry, error) {
-	folder, err := p.folder()
+	directory, err := p.directory()
 	if err != nil {
 		return nil, err
 	}
-	return journalfile.Read(folder)
+	return journalfile.Read(directory)
 }
 
 // Note appends an entry, as of this boot. Where the root partition is closed it
 // does nothing: what the commands do without it must not depend on it.
 func (p Place) Note(e journal.Entry) error {
-	folder, err := p.folder()
+	directory, err := p.directory()
 	if err != nil {
 		return nil
 	}
 	if id, err := os.ReadFile(p.BootID); err == nil {
 		e.Boot = strings.TrimSpace(string(id))
 	}
-	return journalfile.Append(folder, e)
+	return journalfile.Append(directory, e)
 }
 
 // lockFile is what keeps two programs from changing the slots at once; ota holds
@@ -80,11 +80,11 @@ var ErrBusy = errors.New("an update is at work: try again when it is done")
 // Alone keeps others from changing the slots until release is called. Where the
 // root partition is closed nobody else can be at work.
 func (p Place) Alone() (release func(), err error) {
-	folder, err := p.folder()
+	directory, err := p.directory()
 	if err != nil {
 		return func() {}, nil
 	}
-	f, err := os.OpenFile(filepath.Join(folder, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(filepath.Join(directory, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 func TestShared(t *testing.T) {
 	dir := t.TempDir()
-	p := Place{Folders: []string{filepath.Join(dir, "closed"), filepath.Join(dir, "open")}, Report: filepath.Join(dir, "boot.json"), BootID: filepath.Join(dir, "id")}
+	p := Place{Directories: []string{filepath.Join(dir, "closed"), filepath.Join(dir, "open")}, Report: filepath.Join(dir, "boot.json"), BootID: filepath.Join(dir, "id")}
 	e := journal.Entry{Kind: journal.Repaired, Reason: "a test"}
 	if err := p.Note(e); err != nil {
 		t.Error(err)
@@ -22,7 +22,7 @@ func TestShared(t *testing.T) {
 		release()
 	}
 	if _, err := p.Journal(); !errors.Is(err, ErrClosed) {
-		t.Errorf("without a folder: %v", err)
+		t.Errorf("without a directory: %v", err)
 	}
 	if r, err := p.Boot(); r != nil || err != nil {
 		t.Errorf("without a report: %v, %v", r, err)

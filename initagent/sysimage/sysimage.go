@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// Folder is where the image is mounted, as in a boot.
-	Folder = "/sysroot"
+	// Directory is where the image is mounted, as in a boot.
+	Directory = "/sysroot"
 	// device is the name of its verity device, as in a boot.
 	device = "system"
 )
@@ -31,9 +31,9 @@ const (
 // Open mounts the image and returns where. One that is mounted already stays. It
 // uses Disks, Firmware, Kernel, Mapper and Mounts; root is where the initramfs is.
 func Open(m hw.Machine, root string) (string, error) {
-	folder := filepath.Join(root, Folder)
-	if mounted(folder) {
-		return folder, nil
+	directory := filepath.Join(root, Directory)
+	if mounted(directory) {
+		return directory, nil
 	}
 	text, err := os.ReadFile(filepath.Join(root, contract.Path))
 	if err != nil {
@@ -43,13 +43,13 @@ func Open(m hw.Machine, root string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := open(m, c, folder); err != nil {
+	if err := open(m, c, directory); err != nil {
 		return "", fmt.Errorf("the system image of version %s does not open: %w", c.Version, err)
 	}
-	return folder, nil
+	return directory, nil
 }
 
-func open(m hw.Machine, c *contract.Contract, folder string) error {
+func open(m hw.Machine, c *contract.Contract, directory string) error {
 	d, err := find.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func open(m hw.Machine, c *contract.Contract, folder string) error {
 	}
 	node, err := m.Mapper.OpenVerity(hw.Verity{Name: device, DataDevice: data, HashDevice: hash, Params: c.VerityParams(), Root: c.Root()})
 	if err == nil {
-		err = m.Mounts.Mount(node, folder, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "")
+		err = m.Mounts.Mount(node, directory, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "")
 	}
 	if err != nil {
 		return errors.Join(err, closeDevice(m.Mapper))
@@ -93,7 +93,7 @@ func closeDevice(m hw.Mapper) error {
 }
 
 // mounted reports whether something is mounted there.
-func mounted(folder string) bool {
+func mounted(directory string) bool {
 	var here, above unix.Stat_t
-	return unix.Stat(folder, &here) == nil && unix.Stat(filepath.Dir(folder), &above) == nil && here.Dev != above.Dev
+	return unix.Stat(directory, &here) == nil && unix.Stat(filepath.Dir(directory), &above) == nil && here.Dev != above.Dev
 }

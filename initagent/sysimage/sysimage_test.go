@@ -100,12 +100,12 @@ func TestOpen(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			folder, err := Open(k.machine(m.Hardware()), k.root)
+			directory, err := Open(k.machine(m.Hardware()), k.root)
 			if got := strings.Join(k.log, ", "); got != c.log {
 				t.Errorf("did %s, want %s", got, c.log)
 			}
-			if c.want == "" && (err != nil || folder != filepath.Join(k.root, Folder)) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("%q, %v, want %q", folder, err, c.want)
+			if c.want == "" && (err != nil || directory != filepath.Join(k.root, Directory)) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%q, %v, want %q", directory, err, c.want)
 			}
 		})
 	}
@@ -114,7 +114,7 @@ func TestOpen(t *testing.T) {
 // What is open stays as it is.
 func TestOpenAlready(t *testing.T) {
 	if mounted(t.TempDir()) {
-		t.Error("an empty folder is mounted")
+		t.Error("an empty directory is mounted")
 	}
 	if !mounted("/proc") {
 		t.Error("/proc is not mounted")

@@ -23,7 +23,7 @@ const (
 	maxIndex     = 64 << 10
 	maxCopies    = 32       // entries of an index
 	maxSettings  = 64 << 10 // bytes of loader.conf
-	maxFiles     = 1024     // of a folder
+	maxFiles     = 1024     // of a directory
 	wholeEvery   = 7 * 24 * time.Hour
 	indexVersion = 1
 )
@@ -32,9 +32,9 @@ const (
 // and puts them back when they are lost or damaged on the ESP. Of systems it
 // keeps those that are blessed.
 type Keeper struct {
-	Store   hw.Store
-	Folder  string // of the copies, in the store
-	ImageID string
+	Store     hw.Store
+	Directory string // of the copies, in the store
+	ImageID   string
 	// Starts says why the firmware would not start an image. It is nil where
 	// Secure Boot does not tell: then a file is damaged when it is not what it
 	// was.
@@ -80,7 +80,7 @@ var errIndex = errors.New("the index of the ESP's copies makes no sense")
 
 // Index reads the index; fs.ErrNotExist where there is none.
 func (k *Keeper) Index() (*Index, error) {
-	text, err := k.Store.Read(path.Join(k.Folder, indexFile), maxIndex)
+	text, err := k.Store.Read(path.Join(k.Directory, indexFile), maxIndex)
 	if errors.Is(err, hw.ErrUnfit) {
 		return nil, fmt.Errorf("%w: %w", errIndex, err)
 	}
@@ -117,7 +117,7 @@ func (k *Keeper) guards(name string) bool {
 // system returns the name of a UKI of ours, by its path.
 func (k *Keeper) system(name string) (bls.Name, bool) {
 	n, err := bls.Parse(path.Base(name))
-	return n, err == nil && path.Dir(name) == bls.Folder && n.ImageID == k.ImageID
+	return n, err == nil && path.Dir(name) == bls.Directory && n.ImageID == k.ImageID
 }
 
 // get returns the entry of a file, or nil.
@@ -150,7 +150,7 @@ func (k *Keeper) whole(x *Index, dirty bool) (string, bool) {
 // copyPath is where the copy of a file lies in the store. Names differ in more
 // than their case, and in their last part.
 func (k *Keeper) copyPath(name string) string {
-	return path.Join(k.Folder, strings.ToLower(path.Base(name)))
+	return path.Join(k.Directory, strings.ToLower(path.Base(name)))
 }
 
 // errNoCopy is returned for a copy that is not there, or not what it was.
@@ -196,5 +196,5 @@ func (k *Keeper) writeIndex(x *Index) error {
 	if err != nil {
 		return fmt.Errorf("encode the index of the ESP's copies: %w", err)
 	}
-	return k.Store.Keep(path.Join(k.Folder, indexFile), append(text, '\n'))
+	return k.Store.Keep(path.Join(k.Directory, indexFile), append(text, '\n'))
 }

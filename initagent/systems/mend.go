@@ -152,7 +152,7 @@ func (k *Keeper) close(p *plan) error {
 
 // plan reads all files of ours, and writes nothing but copies.
 func (k *Keeper) plan(files fs.FS, p *plan) error {
-	if err := k.Store.MakeFolder(k.Folder, 0o700); err != nil {
+	if err := k.Store.MakeDirectory(k.Directory, 0o700); err != nil {
 		return err
 	}
 	x, err := k.Index()
@@ -477,7 +477,7 @@ func (k *Keeper) apply(dir hw.ESPDir, p *plan) {
 		p.say(r.why)
 	}
 	p.puts = slices.DeleteFunc(p.puts, func(r restored) bool {
-		err := dir.MakeFolder(path.Dir(r.name))
+		err := dir.MakeDirectory(path.Dir(r.name))
 		if err == nil {
 			err = put(dir, r.name, r.data, r.replace)
 		}

@@ -49,8 +49,8 @@ func (s *store) Keep(name string, data []byte) error {
 	return s.fails
 }
 
-func (s *store) Remove(name string) error             { delete(s.files, name); return nil }
-func (s *store) MakeFolder(string, fs.FileMode) error { return nil }
+func (s *store) Remove(name string) error                { delete(s.files, name); return nil }
+func (s *store) MakeDirectory(string, fs.FileMode) error { return nil }
 
 // esp is a disk as a Keeper sees it.
 type esp struct {
@@ -143,7 +143,7 @@ func kept(t *testing.T) (*Keeper, *esp, *store) {
 		e.files[name] = data
 	}
 	s := &store{files: map[string][]byte{}}
-	k := &Keeper{Store: s, Folder: "copies", ImageID: "os", Belongs: func(*contract.Contract) error { return nil }, Now: start, Say: t.Logf}
+	k := &Keeper{Store: s, Directory: "copies", ImageID: "os", Belongs: func(*contract.Contract) error { return nil }, Now: start, Say: t.Logf}
 	if found := mustLook(t, k, e); !slices.Equal(found, []string{"there are no copies of it yet"}) {
 		t.Fatalf("at first: %q", found)
 	}
@@ -338,7 +338,7 @@ func TestDoubles(t *testing.T) {
 	} {
 		k, e, _ := kept(t)
 		for name := range strings.FieldsSeq(have) {
-			e.files[path.Join(bls.Folder, name)] = image(t, 5)
+			e.files[path.Join(bls.Directory, name)] = image(t, 5)
 		}
 		if _, err := k.Mend(e, hw.Disk{}); err != nil {
 			t.Fatal(err)
@@ -367,7 +367,7 @@ func FuzzIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		e := &esp{disk: newDisk("os_1.efi")}
 		s := &store{files: map[string][]byte{"copies/index.json": text}}
-		k := &Keeper{Store: s, Folder: "copies", ImageID: "os", Belongs: func(*contract.Contract) error { return nil }, Now: start, Say: t.Logf}
+		k := &Keeper{Store: s, Directory: "copies", ImageID: "os", Belongs: func(*contract.Contract) error { return nil }, Now: start, Say: t.Logf}
 		_ = e.Read(hw.Disk{}, func(files fs.FS) error { _, err := k.Look(files); return err })
 		if _, err := k.Mend(e, hw.Disk{}); err != nil && !strings.Contains(err.Error(), "damaged") {
 			t.Error(err)

@@ -61,7 +61,7 @@ func (k *Keeper) Saved() ([]Saved, error) {
 			}
 		}
 		manager = manager || c.Name == layout.RemovableManager
-		uki = uki || strings.HasPrefix(c.Name, bls.Folder+"/")
+		uki = uki || strings.HasPrefix(c.Name, bls.Directory+"/")
 		out = append(out, Saved{c.Name, data})
 	}
 	if !manager || !uki {

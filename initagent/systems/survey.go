@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/boot/layout"
 )
 
-// A survey is what the ESP has in the folders of ours, as far as it can be seen
+// A survey is what the ESP has in the directories of ours, as far as it can be seen
 // without reading a file.
 type survey struct {
 	sizes  map[string]int64  // of the files, by their path
@@ -27,7 +27,7 @@ type chained interface {
 	Clusters(path string) ([]uint32, error)
 }
 
-// look surveys the ESP. A folder that cannot be read is an error: what it holds
+// look surveys the ESP. A directory that cannot be read is an error: what it holds
 // is not known, and must not be taken for lost.
 func look(files fs.FS) (*survey, error) {
 	s := &survey{sizes: map[string]int64{}, broken: map[string]error{}, shared: map[string]string{}}
@@ -35,8 +35,8 @@ func look(files fs.FS) (*survey, error) {
 		s.dirty = d.Dirty()
 	}
 	var runs []run
-	for _, folder := range folders {
-		entries, err := fs.ReadDir(files, folder)
+	for _, directory := range directories {
+		entries, err := fs.ReadDir(files, directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -44,14 +44,14 @@ func look(files fs.FS) (*survey, error) {
 			return nil, fmt.Errorf("look at the ESP: %w", err)
 		}
 		if len(entries) > maxFiles {
-			return nil, fmt.Errorf("look at the ESP: %s has %d files, more than %d", folder, len(entries), maxFiles)
+			return nil, fmt.Errorf("look at the ESP: %s has %d files, more than %d", directory, len(entries), maxFiles)
 		}
 		for _, e := range entries {
 			info, err := e.Info()
 			if err != nil || e.IsDir() {
 				continue
 			}
-			name := canonical(path.Join(folder, e.Name()))
+			name := canonical(path.Join(directory, e.Name()))
 			s.sizes[name] = info.Size()
 			runs = append(runs, s.follow(files, name)...)
 		}

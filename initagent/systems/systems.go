@@ -24,7 +24,7 @@ import (
 // looks at names that end in .efi alone.
 const partSuffix = ".part"
 
-// slack is the room that stays free on the ESP, in bytes: for the folders to
+// slack is the room that stays free on the ESP, in bytes: for the directories to
 // grow, and for the few small files that a boot may have to write.
 const slack = 2 << 20
 
@@ -35,12 +35,12 @@ type File struct {
 }
 
 // Path is a UKI's, from the root of the ESP.
-func Path(n bls.Name) string { return path.Join(bls.Folder, n.String()) }
+func Path(n bls.Name) string { return path.Join(bls.Directory, n.String()) }
 
 // List returns the UKIs whose names follow our rules, in the order in which the
-// boot manager prefers them. An ESP without the folder has none.
+// boot manager prefers them. An ESP without the directory has none.
 func List(dir hw.ESPDir) ([]File, error) {
-	entries, err := dir.List(bls.Folder)
+	entries, err := dir.List(bls.Directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -49,7 +49,7 @@ func List(dir hw.ESPDir) ([]File, error) {
 	}
 	var out []File
 	for _, e := range entries {
-		if n, err := bls.Parse(e.Name); err == nil && !e.Folder {
+		if n, err := bls.Parse(e.Name); err == nil && !e.Directory {
 			out = append(out, File{n, e.Size})
 		}
 	}
@@ -125,7 +125,7 @@ func Put(dir hw.ESPDir, n bls.Name, data []byte) error {
 			return fmt.Errorf("write %s: the ESP has %s", n, f.Name)
 		}
 	}
-	if err := dir.MakeFolder(bls.Folder); err != nil {
+	if err := dir.MakeDirectory(bls.Directory); err != nil {
 		return err
 	}
 	return put(dir, Path(n), data, false)
@@ -196,13 +196,13 @@ func discard(dir hw.ESPDir, name string) error {
 // Remove takes a UKI away.
 func Remove(dir hw.ESPDir, n bls.Name) error { return discard(dir, Path(n)) }
 
-// folders are those in which files of ours are written.
-var folders = []string{bls.Folder, path.Dir(layout.RemovableManager), path.Dir(layout.Manager), path.Dir(layout.LoaderConf)}
+// directories are those in which files of ours are written.
+var directories = []string{bls.Directory, path.Dir(layout.RemovableManager), path.Dir(layout.Manager), path.Dir(layout.LoaderConf)}
 
 // Stray reports whether a file is one of those that a cut leaves behind, by its
 // path.
 func Stray(name string) bool {
-	return slices.Contains(folders, path.Dir(name)) && strings.HasSuffix(name, partSuffix)
+	return slices.Contains(directories, path.Dir(name)) && strings.HasSuffix(name, partSuffix)
 }
 
 var _ hw.ESPDir = enrol.MountedDir{}

@@ -31,7 +31,7 @@ type disk struct {
 func newDisk(names ...string) *disk {
 	d := &disk{files: map[string][]byte{}, free: 100 << 20}
 	for _, name := range names {
-		d.files[path.Join(bls.Folder, name)] = []byte(name)
+		d.files[path.Join(bls.Directory, name)] = []byte(name)
 	}
 	return d
 }
@@ -44,9 +44,9 @@ func (d *disk) op(name string) error {
 	return nil
 }
 
-func (d *disk) List(folder string) (out []enrol.FileInfo, err error) {
+func (d *disk) List(directory string) (out []enrol.FileInfo, err error) {
 	for name, data := range d.files {
-		if path.Dir(name) == folder {
+		if path.Dir(name) == directory {
 			out = append(out, enrol.FileInfo{Name: path.Base(name), Size: int64(len(data))})
 		}
 	}
@@ -93,10 +93,10 @@ func (d *disk) Remove(name string) error {
 	return nil
 }
 
-func (d *disk) SyncFile(name string) error  { return d.op("flush " + name) }
-func (d *disk) SyncDir(folder string) error { return d.op("flush folder " + folder) }
-func (d *disk) MakeFolder(string) error     { return nil }
-func (d *disk) FreeBytes() (int64, error)   { return d.free, nil }
+func (d *disk) SyncFile(name string) error     { return d.op("flush " + name) }
+func (d *disk) SyncDir(directory string) error { return d.op("flush directory " + directory) }
+func (d *disk) MakeDirectory(string) error     { return nil }
+func (d *disk) FreeBytes() (int64, error)      { return d.free, nil }
 func (d *disk) Rename(from, to string) error {
 	if err := d.op("rename " + from + " " + path.Base(to)); err != nil {
 		return err
@@ -141,7 +141,7 @@ func TestList(t *testing.T) {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
 	if files, err := List(newDisk()); err != nil || len(files) != 0 {
-		t.Errorf("an ESP without the folder: %v, %v", files, err)
+		t.Errorf("an ESP without the directory: %v, %v", files, err)
 	}
 }
 
@@ -205,8 +205,8 @@ func TestPut(t *testing.T) {
 		t.Errorf("%q, want %q", d.names(), want)
 	}
 	want := []string{
-		"remove EFI/Linux/os_2+3.efi.part", "flush folder EFI/Linux",
-		"create EFI/Linux/os_2+3.efi.part", "flush EFI/Linux/os_2+3.efi.part", "flush folder EFI/Linux",
+		"remove EFI/Linux/os_2+3.efi.part", "flush directory EFI/Linux",
+		"create EFI/Linux/os_2+3.efi.part", "flush EFI/Linux/os_2+3.efi.part", "flush directory EFI/Linux",
 		"rename EFI/Linux/os_2+3.efi.part os_2+3.efi",
 	}
 	if !slices.Equal(d.ops, want) {
@@ -265,7 +265,7 @@ func TestRemove(t *testing.T) {
 			t.Errorf("%v, left %q", err, d.names())
 		}
 	}
-	if last := d.ops[len(d.ops)-1]; last != "flush folder EFI/Linux" {
+	if last := d.ops[len(d.ops)-1]; last != "flush directory EFI/Linux" {
 		t.Errorf("the last it did: %s", last)
 	}
 }

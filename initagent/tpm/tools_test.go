@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/testkit"
 )
 
-// tool runs one of tpm2-tools on the emulator, in its folder.
+// tool runs one of tpm2-tools on the emulator, in its directory.
 func (e *emulator) tool(words string) (string, error) {
 	e.t.Helper()
 	args := strings.Fields(words)

@@ -143,11 +143,11 @@ func TestFind(t *testing.T) {
 		t.Errorf("none: %v", err)
 	}
 	for node, identity := range map[string]string{"watchdog0": "Software Watchdog\n", "watchdog1": "i6300ESB timer\n"} {
-		folder := filepath.Join(sys, "class/watchdog", node)
-		if err := os.MkdirAll(folder, 0o755); err != nil {
+		directory := filepath.Join(sys, "class/watchdog", node)
+		if err := os.MkdirAll(directory, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for path, text := range map[string]string{filepath.Join(folder, "identity"): identity, filepath.Join(dev, node): ""} {
+		for path, text := range map[string]string{filepath.Join(directory, "identity"): identity, filepath.Join(dev, node): ""} {
 			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}

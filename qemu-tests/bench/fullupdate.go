@@ -18,7 +18,7 @@ import (
 // byHand is how an archive is brought into a slot without this project.
 const byHand = "sha256sum; gzip -d, tar; veritysetup"
 
-// handScript: $1 archive, $2 its SHA-256, $3 folder, $4 salt, $5 root hash.
+// handScript: $1 archive, $2 its SHA-256, $3 directory, $4 salt, $5 root hash.
 const handScript = `echo "$2  $1" | sha256sum --check --quiet
 mkdir "$3"
 gzip -dc "$1" | tar -C "$3" -xf -
@@ -80,7 +80,7 @@ func (b *bench) updates(ctx context.Context, tool, old, fresh string, key ...str
 		return nil, err
 	}
 	name := filepath.Base(fresh)
-	server, slot, folder := filepath.Join(b.work, "server-"+name), filepath.Join(b.work, "slot-"+name), filepath.Join(b.work, "hand-"+name)
+	server, slot, directory := filepath.Join(b.work, "server-"+name), filepath.Join(b.work, "slot-"+name), filepath.Join(b.work, "hand-"+name)
 	if _, err := os.Stat(server); err != nil {
 		if _, err := measure.Command(filepath.Join(b.bin, "halogen"), append([]string{"release", "--build", fresh, "--server", server}, key...)...)(ctx); err != nil {
 			return nil, err
@@ -103,9 +103,9 @@ func (b *bench) updates(ctx context.Context, tool, old, fresh string, key ...str
 		Run:   measure.Command(tool, "-fetch", slot, "-url", url, "-old", old),
 		Check: func(ctx context.Context) error { return checkSlot(ctx, slot, r, same(filepath.Join(slot, "system"))) },
 	}, {
-		Name: byHand, Before: without(folder),
-		Run:   measure.Script(handScript, archive, hexOf(sum), folder, hexOf(r.Salt), hexOf(r.RootHash)),
-		Check: same(filepath.Join(folder, release.ImageFile)),
+		Name: byHand, Before: without(directory),
+		Run:   measure.Script(handScript, archive, hexOf(sum), directory, hexOf(r.Salt), hexOf(r.RootHash)),
+		Check: same(filepath.Join(directory, release.ImageFile)),
 	}}, nil
 }
 
@@ -137,18 +137,18 @@ func startsWith(slot, file string) error {
 	return sameBytes(s, f)
 }
 
-// anew makes an empty folder.
-func anew(folder string) func(context.Context) error {
-	return func(context.Context) error { return errors.Join(os.RemoveAll(folder), os.Mkdir(folder, 0o755)) }
+// anew makes an empty directory.
+func anew(directory string) func(context.Context) error {
+	return func(context.Context) error { return errors.Join(os.RemoveAll(directory), os.Mkdir(directory, 0o755)) }
 }
 
-// serve is a web server with a folder, until the context ends.
-func serve(ctx context.Context, folder string) (string, error) {
+// serve is a web server with a directory, until the context ends.
+func serve(ctx context.Context, directory string) (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	server := &http.Server{Handler: http.FileServer(http.Dir(folder)), ReadHeaderTimeout: time.Minute}
+	server := &http.Server{Handler: http.FileServer(http.Dir(directory)), ReadHeaderTimeout: time.Minute}
 	context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody is left to answer
 	go func() { _ = server.Serve(l) }()                   // its clients fail where it does
 	return "http://" + l.Addr().String(), nil

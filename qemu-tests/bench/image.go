@@ -31,7 +31,7 @@ mkfs.erofs --quiet -U "$1" -Enoinline_data ${2:+-z"$2"} ${5:+--compress-hints="$
 const told = "0 \\.(gz|xz|zst)$\n"
 
 // imageScript makes the whole image with the usual tools: $1 root file system,
-// $2 folder, $3 compression, $4 the same folder as ukify sees it, $5 salt; the
+// $2 directory, $3 compression, $4 the same directory as ukify sees it, $5 salt; the
 // rest is ukify. Its initramfs is ready made; ours is packed.
 const imageScript = `tree=$1 out=$2 compression=$3 inside=$4 salt=$5; shift 5
 export SOURCE_DATE_EPOCH=1767225600
@@ -151,13 +151,13 @@ func checkBuild(ctx context.Context, build string) error {
 	return checkDisk(ctx, build, image)
 }
 
-func checkScript(ctx context.Context, folder string) error {
-	return checkDisk(ctx, folder, filepath.Join(folder, release.ImageFile))
+func checkScript(ctx context.Context, directory string) error {
+	return checkDisk(ctx, directory, filepath.Join(directory, release.ImageFile))
 }
 
 // checkDisk looks for the system image in a disk's second partition.
-func checkDisk(ctx context.Context, folder, image string) error {
-	disk := filepath.Join(folder, "disk.img")
+func checkDisk(ctx context.Context, directory, image string) error {
+	disk := filepath.Join(directory, "disk.img")
 	if out, err := exec.CommandContext(ctx, "sgdisk", "--verify", disk).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("No problems found")) {
 		return fmt.Errorf("sgdisk: %w: %s", err, out)
 	}

@@ -15,7 +15,7 @@ func within(root, tool string, args ...string) []string {
 	return append([]string{"env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"}, argv...)
 }
 
-// A room is a folder for files of a tree's commands. The bench removes it at
+// A room is a directory for files of a tree's commands. The bench removes it at
 // its end.
 type room struct{ host, inside string }
 

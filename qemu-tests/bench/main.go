@@ -39,18 +39,18 @@ func main() {
 
 // A bench is where things are.
 type bench struct {
-	images string // folder with the images that make builds
+	images string // directory with the images that make builds
 	rootfs string // a Debian root file system, unpacked
 	tools  string // a Debian 13 with ukify and mkfs.erofs
 	chroot string // a Debian 13 with the kernel of rootfs and the generators of initramfs images
-	bin    string // folder with halogen, bb and what belongs to them
-	key    string // folder with a release key
+	bin    string // directory with halogen, bb and what belongs to them
+	key    string // directory with a release key
 	out    string // for the results
 	work   string // for the files of this run
 	self   string // this program, which is also the child of some measurements
 
-	booster string   // folder with booster's generator and init; empty for none
-	rooms   []string // folders in Debian trees, to be removed
+	booster string   // directory with booster's generator and init; empty for none
+	rooms   []string // directories in Debian trees, to be removed
 
 	noGrowth bool // over the image's size, which takes longest
 }
@@ -103,17 +103,17 @@ func parse(args []string, stderr io.Writer) (*bench, *options, error) {
 		at         *string
 		name, text string
 	}{
-		{&b.images, "images", "`FOLDER` with the images"},
-		{&b.rootfs, "rootfs", "`FOLDER` with a Debian root file system"},
-		{&b.tools, "tools", "`FOLDER` with a Debian 13 with ukify and mkfs.erofs"},
-		{&b.chroot, "chroot", "`FOLDER` with a Debian 13 with initramfs-tools and dracut"},
-		{&b.bin, "bin", "`FOLDER` with the project's programs"},
-		{&b.key, "key", "`FOLDER` with a release key"},
-		{&b.out, "out", "`FOLDER` for the results"},
+		{&b.images, "images", "`DIRECTORY` with the images"},
+		{&b.rootfs, "rootfs", "`DIRECTORY` with a Debian root file system"},
+		{&b.tools, "tools", "`DIRECTORY` with a Debian 13 with ukify and mkfs.erofs"},
+		{&b.chroot, "chroot", "`DIRECTORY` with a Debian 13 with initramfs-tools and dracut"},
+		{&b.bin, "bin", "`DIRECTORY` with the project's programs"},
+		{&b.key, "key", "`DIRECTORY` with a release key"},
+		{&b.out, "out", "`DIRECTORY` for the results"},
 	} {
 		f.StringVar(dir.at, dir.name, "", dir.text)
 	}
-	f.StringVar(&b.booster, "booster", "", "`FOLDER` with booster's generator and init, where it could be had")
+	f.StringVar(&b.booster, "booster", "", "`DIRECTORY` with booster's generator and init, where it could be had")
 	f.BoolVar(&b.noGrowth, "no-growth", false, "leave out how costs grow with the image")
 	rows := f.String("rows", "", "measure only these `NUMBERS`, such as 1,4")
 	f.IntVar(&o.runs, "runs", 5, "of each side, at least 5")
@@ -143,7 +143,7 @@ func parse(args []string, stderr io.Writer) (*bench, *options, error) {
 func (b *bench) measure(ctx context.Context, report *measure.Report, o *options, log io.Writer) (err error) {
 	for _, dir := range []*string{&b.images, &b.rootfs, &b.tools, &b.chroot, &b.bin, &b.key, &b.out} {
 		if *dir == "" {
-			return errors.New("a folder is missing: see -help")
+			return errors.New("a directory is missing: see -help")
 		}
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return err
@@ -159,8 +159,8 @@ func (b *bench) measure(ctx context.Context, report *measure.Report, o *options,
 		return err
 	}
 	defer func() {
-		for _, folder := range append(b.rooms, b.work) {
-			err = errors.Join(err, os.RemoveAll(folder))
+		for _, directory := range append(b.rooms, b.work) {
+			err = errors.Join(err, os.RemoveAll(directory))
 		}
 	}()
 	if b.self, err = os.Executable(); err != nil {

@@ -35,7 +35,7 @@ const (
 
 // A rival is a machine whose initramfs dracut makes. It does the same work: opens
 // the system by verity and the root partition by the TPM, and mounts the same
-// folders.
+// directories.
 type rival struct {
 	name        string
 	sameModules bool
@@ -103,8 +103,8 @@ func (b *bench) newRivals() (r *rivals, err error) {
 	if r.config, err = config.Load("uki.conf"); err != nil {
 		return nil, err
 	}
-	folder := filepath.Join(b.images, bootImage)
-	image, err := os.ReadFile(filepath.Join(folder, "uki.efi"))
+	directory := filepath.Join(b.images, bootImage)
+	image, err := os.ReadFile(filepath.Join(directory, "uki.efi"))
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (b *bench) newRivals() (r *rivals, err error) {
 	}
 	root := c.Root()
 	r.root = hex.EncodeToString(root[:])
-	if r.manager, err = os.ReadFile(filepath.Join(folder, "bootx64.efi")); err != nil {
+	if r.manager, err = os.ReadFile(filepath.Join(directory, "bootx64.efi")); err != nil {
 		return nil, err
 	}
 	r.stub, err = os.ReadFile(filepath.Join(b.rootfs, "usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
@@ -182,7 +182,7 @@ mkdir -p /run/state /run/system
 mount -t ext4 /dev/mapper/data /run/state
 mount -t erofs -o ro /dev/disk/by-partlabel/system-a /run/system
 mkdir -p /run/state/upper /run/state/work
-` + copyFolders() + `
+` + copyDirectories() + `
 umount /run/state
 sync
 echo "bench: the root partition is made"
@@ -190,7 +190,7 @@ echo "bench: the root partition is made"
 	}
 }
 
-// stateEntries are the folders of the system that may change.
+// stateEntries are the directories of the system that may change.
 func stateEntries() []stateconf.Entry {
 	entries, err := stateconf.Parse([]byte(stateconf.Default))
 	if err != nil {
@@ -199,8 +199,8 @@ func stateEntries() []stateconf.Entry {
 	return entries
 }
 
-// copyFolders fills the folders that are mounted over the system's own.
-func copyFolders() string {
+// copyDirectories fills the directories that are mounted over the system's own.
+func copyDirectories() string {
 	var lines []string
 	for _, e := range stateEntries() {
 		if e.Mode == stateconf.Bind {
@@ -211,7 +211,7 @@ func copyFolders() string {
 	return strings.Join(lines, "\n")
 }
 
-// mountUnits mount the same folders as this project's initramfs.
+// mountUnits mount the same directories as this project's initramfs.
 func mountUnits() (map[string]string, error) {
 	files := map[string]string{}
 	add := func(where, what, kind, options, needs string) {
@@ -240,14 +240,14 @@ func mountUnits() (map[string]string, error) {
 	return files, nil
 }
 
-// writeFiles fills a folder anew. A content that starts with "-> " is a symbolic
+// writeFiles fills a directory anew. A content that starts with "-> " is a symbolic
 // link's target.
-func writeFiles(folder string, files map[string]string) error {
-	if err := os.RemoveAll(folder); err != nil {
+func writeFiles(directory string, files map[string]string) error {
+	if err := os.RemoveAll(directory); err != nil {
 		return err
 	}
 	for name, content := range files {
-		full := filepath.Join(folder, name)
+		full := filepath.Join(directory, name)
 		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
 			return err
 		}
@@ -266,7 +266,7 @@ func writeFiles(folder string, files map[string]string) error {
 }
 
 // dracutScript makes an initramfs without what this machine can do without. $1 is
-// the kernel's release, $2 the modules or nothing, $3 a folder with more files, $4
+// the kernel's release, $2 the modules or nothing, $3 a directory with more files, $4
 // more programs.
 const dracutScript = `
 mount -t proc proc /proc
@@ -378,7 +378,7 @@ func formatESP(disk string, date time.Time, files map[string][]byte) error {
 	return f.Close()
 }
 
-// fileName makes a side's name fit for a folder.
+// fileName makes a side's name fit for a directory.
 func fileName(name string) string {
 	return strings.Map(func(c rune) rune {
 		if c == ' ' || c == ',' {

@@ -86,7 +86,7 @@ func find(serial string) (string, error) {
 	return "", fmt.Errorf("no disk has the serial number %q", serial)
 }
 
-// enter makes a folder the root of everything (the kernel's initramfs cannot be
+// enter makes a directory the root of everything (the kernel's initramfs cannot be
 // unmounted).
 func enter(root string) error {
 	if err := os.Chdir(root); err != nil {

@@ -27,7 +27,7 @@ func indexFiles() []string {
 // moduleIndex is what depmod and the kernel's build know of one kernel's modules
 // (modules.dep(5)). Names are written with underscores.
 type moduleIndex struct {
-	files   map[string]string   // name: file, relative to the kernel's module folder
+	files   map[string]string   // name: file, relative to the kernel's module directory
 	needs   map[string][]string // file: files
 	soft    map[string][]string // name: names or aliases
 	aliases map[string][]string // alias without wildcards: names
@@ -41,7 +41,7 @@ func moduleName(file string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// readModules reads the index in a folder such as usr/lib/modules/6.12.0.
+// readModules reads the index in a directory such as usr/lib/modules/6.12.0.
 func readModules(root *os.Root, dir string) (*moduleIndex, error) {
 	x := &moduleIndex{files: make(map[string]string), needs: make(map[string][]string), soft: make(map[string][]string),
 		aliases: make(map[string][]string), builtin: make(map[string]bool), lines: make(map[string]string)}

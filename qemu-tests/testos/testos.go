@@ -3,7 +3,7 @@
 // mke2fs come from a Debian tree; everything else is one static program.
 //
 // It refuses a Debian tree that lacks any of these or has two kernels, and never
-// writes into a folder that holds something.
+// writes into a directory that holds something.
 package testos
 
 import (
@@ -24,7 +24,7 @@ import (
 type Options struct {
 	Debian  string   // an unpacked Debian: linux-image, systemd-boot-efi, e2fsprogs
 	Init    string   // the program made from testos/init, statically linked
-	Out     string   // a folder, absent or empty
+	Out     string   // a directory, absent or empty
 	Config  string   // the uki.conf it will be built with, which names modules; "": none
 	Modules []string // names of more; nil: TestModules
 }
@@ -45,8 +45,8 @@ tmpfs /tmp
 `
 )
 
-// folders are mount points and places that a system is expected to have.
-func folders() []string {
+// directories are mount points and places that a system is expected to have.
+func directories() []string {
 	return []string{"boot", "dev", "efi", "etc", "home", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "usr/bin", "usr/lib/halogen",
 		"usr/lib64", "usr/local", "usr/sbin", "var/lib", "var/log", "var/tmp"}
 }
@@ -105,9 +105,9 @@ func (o Options) modules() ([]string, error) {
 
 type maker struct{ from, to *os.Root }
 
-// tree makes folders, links and texts.
+// tree makes directories, links and texts.
 func (m *maker) tree() error {
-	for _, dir := range folders() {
+	for _, dir := range directories() {
 		if err := m.to.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

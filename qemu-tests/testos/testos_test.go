@@ -58,7 +58,7 @@ func debian() map[string]string {
 	}
 }
 
-// lay writes the files into a new folder.
+// lay writes the files into a new directory.
 func lay(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -115,7 +115,7 @@ func TestMake(t *testing.T) {
 		t.Errorf("state.conf: %v, %v", entries, err)
 	}
 	if err := Make(o); err == nil || !strings.Contains(err.Error(), "is not empty") {
-		t.Errorf("a second time into the same folder: %v", err)
+		t.Errorf("a second time into the same directory: %v", err)
 	}
 }
 

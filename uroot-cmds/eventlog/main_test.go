@@ -69,7 +69,7 @@ func TestEventlog(t *testing.T) {
 		has(run(2, wrong...), "usage: eventlog")
 	}
 
-	kept := provision.Folder + "/eventlog-1.bin"
+	kept := provision.Directory + "/eventlog-1.bin"
 	esp.Files[kept] = &fstest.MapFile{Data: read(t, "ovmf-enforced.eventlog")}
 	has(run(0), "Nothing differs")
 	esp.Files[kept] = &fstest.MapFile{Data: read(t, "ovmf-setup.eventlog")}

@@ -19,7 +19,7 @@ func TestRepair(t *testing.T) {
 	m.Install(layout.SlotA, "os_7.efi")
 	m.Install(layout.SlotB, "os_8+3.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	place := shared.Place{Folders: []string{t.TempDir()}}
+	place := shared.Place{Directories: []string{t.TempDir()}}
 	noted := func() []journal.Entry {
 		t.Helper()
 		entries, err := place.Journal()

@@ -63,7 +63,7 @@ func TestRollback(t *testing.T) {
 	}
 	has := func(name string, want bool) {
 		t.Helper()
-		if _, there := esp.Files[path.Join(bls.Folder, name)]; there != want {
+		if _, there := esp.Files[path.Join(bls.Directory, name)]; there != want {
 			t.Errorf("%s is there: %v", name, there)
 		}
 	}

@@ -23,7 +23,7 @@ func TestSlots(t *testing.T) {
 	m.Install(layout.SlotA, "os_7.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
 	dir := t.TempDir()
-	place := shared.Place{Folders: []string{filepath.Join(dir, "shared")}, Report: filepath.Join(dir, "boot.json")}
+	place := shared.Place{Directories: []string{filepath.Join(dir, "shared")}, Report: filepath.Join(dir, "boot.json")}
 	run := func(args ...string) string {
 		t.Helper()
 		code, out, errs := commandtest.Run(cmd(take, place), args...)
@@ -53,7 +53,7 @@ func TestSlots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(place.Folders[0], 0o755); err != nil {
+	if err := os.Mkdir(place.Directories[0], 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 15 {

@@ -40,7 +40,7 @@ func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, e
 		if err := m.Unlock(t); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.Stdout, "The root partition is open at %s. lock closes it again, and so does exit.\n", rootpart.Folder)
+		fmt.Fprintf(c.Stdout, "The root partition is open at %s. lock closes it again, and so does exit.\n", rootpart.Directory)
 		return nil
 	}}
 }

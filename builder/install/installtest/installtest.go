@@ -30,7 +30,7 @@ const (
 	SlotSize  = 4 << 20
 )
 
-// Build makes a folder as halogen build leaves it, of a release that change has had its
+// Build makes a directory as halogen build leaves it, of a release that change has had its
 // way with.
 func Build(t testing.TB, change func(*contract.Contract)) string {
 	t.Helper()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says whether this system is healthy: whether every program in these folders
+# Says whether this system is healthy: whether every program in these directories
 # ends well. Without any, a system that starts is healthy.
 set -eu
 for check in /usr/lib/halogen/health.d/* /etc/halogen/health.d/*; do

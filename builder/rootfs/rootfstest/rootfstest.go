@@ -187,7 +187,7 @@ func Minimal() Files {
 	}
 }
 
-// Write makes the root file system in a new folder and returns it. The files
+// Write makes the root file system in a new directory and returns it. The files
 // come into being in the order of their names, or the other way round.
 func (f Files) Write(t testing.TB, reversed bool) string {
 	t.Helper()
@@ -208,8 +208,8 @@ func (f Files) Write(t testing.TB, reversed bool) string {
 	return Age(t, dir)
 }
 
-// Age gives all files of a folder one time and the modes that no umask
-// changed, and returns the folder.
+// Age gives all files of a directory one time and the modes that no umask
+// changed, and returns the directory.
 func Age(t testing.TB, dir string) string {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
@@ -277,7 +277,7 @@ func GoProgram(experiment string) []byte {
 	return out
 }
 
-// Machine makes a folder with the machine's programs and returns it.
+// Machine makes a directory with the machine's programs and returns it.
 func Machine(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()

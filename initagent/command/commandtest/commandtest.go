@@ -24,7 +24,7 @@ func Run(c command.Command, args ...string) (code int, stdout, stderr string) {
 var option = regexp.MustCompile(`--[a-z][a-z-]*`)
 
 // Use checks the command's help, its errors for wrong use, that it asks for
-// root, and that its man page, in the folder that the test runs in, has the same
+// root, and that its man page, in the directory that the test runs in, has the same
 // synopsis. The command must not be able to do anything.
 func Use(t *testing.T, c command.Command) {
 	t.Helper()

@@ -81,7 +81,7 @@ func (m *Machine) Install(s layout.Slot, file string) *contract.Contract {
 	m.must(layout.Rename(m.table(), s, layout.SystemUUID(root), layout.VerityUUID(root)).Write(m.disk))
 	first, err := contract.Archive(c)
 	m.must(err)
-	m.Files[path.Join(bls.Folder, file)] = &fstest.MapFile{Data: ukitest.Image(ukitest.Section{Name: ".initrd", Data: first})}
+	m.Files[path.Join(bls.Directory, file)] = &fstest.MapFile{Data: ukitest.Image(ukitest.Section{Name: ".initrd", Data: first})}
 	return c
 }
 
@@ -141,9 +141,9 @@ type dir struct {
 }
 
 // List implements hw.ESPDir.
-func (d dir) List(folder string) (out []enrol.FileInfo, err error) {
+func (d dir) List(directory string) (out []enrol.FileInfo, err error) {
 	for name, f := range d.m.Files {
-		if path.Dir(name) == folder {
+		if path.Dir(name) == directory {
 			out = append(out, enrol.FileInfo{Name: path.Base(name), Size: int64(len(f.Data))})
 		}
 	}

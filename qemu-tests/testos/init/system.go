@@ -45,7 +45,7 @@ func (s *system) mountMissing() {
 		var st, parent unix.Stat_t
 		if unix.Stat(m.target, &st) != nil {
 			if os.MkdirAll(m.target, 0o755) != nil || unix.Stat(m.target, &st) != nil {
-				continue // not on this machine: no EFI, or a read-only tree without the folder
+				continue // not on this machine: no EFI, or a read-only tree without the directory
 			}
 		}
 		if m.probe != "" && unix.Access(m.probe, unix.F_OK) == nil {

@@ -1,6 +1,6 @@
 // Command mkrootfs assembles the root file system of the test operating system:
 //
-//	mkrootfs -debian TREE -init PROGRAM -config uki.conf -out FOLDER
+//	mkrootfs -debian TREE -init PROGRAM -config uki.conf -out DIRECTORY
 package main
 
 import (
@@ -25,7 +25,7 @@ func run(args []string) error {
 	flags.StringVar(&o.Debian, "debian", "", "unpacked Debian with linux-image-amd64, systemd-boot-efi and e2fsprogs")
 	flags.StringVar(&o.Init, "init", "", "program made from qemu-tests/testos/init with CGO_ENABLED=0")
 	flags.StringVar(&o.Config, "config", "", "the uki.conf that the image will be built with: its modules are taken along")
-	flags.StringVar(&o.Out, "out", "", "folder to fill; absent or empty")
+	flags.StringVar(&o.Out, "out", "", "directory to fill; absent or empty")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

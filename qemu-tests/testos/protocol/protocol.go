@@ -45,7 +45,7 @@ type Report struct {
 // Mount is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 type Mount struct {
 	Target  string `json:"target"`
-	Root    string `json:"root"` // the folder of the file system that is mounted
+	Root    string `json:"root"` // the directory of the file system that is mounted
 	Source  string `json:"source"`
 	Type    string `json:"type"`
 	Options string `json:"options"` // of the mount and of the file system

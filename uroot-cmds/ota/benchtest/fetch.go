@@ -23,7 +23,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
-// treeFile is the running system's tree, beside the folders of the fetches.
+// treeFile is the running system's tree, beside the directories of the fetches.
 const treeFile = "old.tree"
 
 // A job is one fetch, in a process of its own.
@@ -32,7 +32,7 @@ type job struct {
 	copies         bool
 }
 
-// fetch brings what the server offers into the folder's slot and prints how much
+// fetch brings what the server offers into the directory's slot and prints how much
 // was copied. It keeps to the worker's memory.
 func (o job) fetch(ctx context.Context) error {
 	debug.SetMemoryLimit(worker.Memory)
@@ -107,11 +107,11 @@ func (o job) slots(j *fetch.Job, c *contract.Contract) error {
 		return err
 	}
 	j.System, j.Tree = system, tree
-	small := filepath.Join(o.work, "folder")
+	small := filepath.Join(o.work, "directory")
 	if err := os.Mkdir(small, 0o755); err != nil {
 		return err
 	}
-	if j.Folder, err = os.OpenRoot(small); err != nil || !o.copies {
+	if j.Directory, err = os.OpenRoot(small); err != nil || !o.copies {
 		return err
 	}
 	image, err := os.Open(filepath.Join(o.old, release.ImageFile))

@@ -3,7 +3,7 @@
 //
 //	benchtest -old BUILD -new BUILD -server ROOT -json FILE
 //
-// BUILD is a folder that `halogen build` filled, ROOT a server's folder that
+// BUILD is a directory that `halogen build` filled, ROOT a server's directory that
 // names the new one. Slots are files, the web server is this program; each fetch
 // is a process of its own, so that its memory is its alone. It is no part of any
 // image.
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&b.new, "new", "", "`BUILD` to fetch")
 	f.StringVar(&b.server, "server", "", "`ROOT` that names it")
 	f.StringVar(&report, "json", "", "`FILE` for the results")
-	f.StringVar(&one.work, "fetch", "", "`FOLDER` with the slots of one fetch, which this process makes")
+	f.StringVar(&one.work, "fetch", "", "`DIRECTORY` with the slots of one fetch, which this process makes")
 	f.StringVar(&one.url, "url", "", "`URL` that it fetches from")
 	f.BoolVar(&one.copies, "copies", false, "it copies what the running system has")
 	if err := f.Parse(args); err != nil {
@@ -144,11 +144,11 @@ func (b *bench) child(ctx context.Context, update string) (*Measurement, error) 
 	if err != nil {
 		return nil, err
 	}
-	folder := filepath.Join(b.work, update)
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	directory := filepath.Join(b.work, update)
+	if err := os.Mkdir(directory, 0o755); err != nil {
 		return nil, err
 	}
-	args := []string{"-fetch", folder, "-url", b.url, "-old", b.old}
+	args := []string{"-fetch", directory, "-url", b.url, "-old", b.old}
 	if update == incremental {
 		args = append(args, "-copies")
 	}

@@ -266,7 +266,7 @@ Interrupted at any point, it goes on where it was. The system that runs must be
 blessed; the one in the other slot is given up.
 
   --from PLACE  instead of the server that ota.conf names: another one's URL, a
-                folder (a mirror, a mounted stick), a stick's device (/dev/sdb1:
+                directory (a mirror, a mounted stick), a stick's device (/dev/sdb1:
                 it is mounted meanwhile), or a release's archive (.tar.gz).
                 Its releases must be signed like any other
   --now         before it is this machine's turn, where a release goes to a

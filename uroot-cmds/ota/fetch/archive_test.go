@@ -45,7 +45,7 @@ func TestArchiveTricks(t *testing.T) {
 				evil = append(evil, otatest.Stored(rest[:n])...)
 				rest = rest[n:]
 			}
-			site.Put(otatest.Folder+"2/2.tar.gz", append(evil, w.new.Archive[len(head):]...))
+			site.Put(otatest.Directory+"2/2.tar.gz", append(evil, w.new.Archive[len(head):]...))
 			for _, ranges := range []bool{true, false} {
 				newMachine(t, w.old).refused(serve(t, site, ranges).URL, "where it belongs")
 			}
@@ -90,7 +90,7 @@ func TestContentRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			site := otatest.NewSite(w.key)
 			site.Publish(w.new, nil)
-			site.Put(otatest.Folder+"2/2.tar.gz", c.change(bytes.Clone(w.new.Archive)))
+			site.Put(otatest.Directory+"2/2.tar.gz", c.change(bytes.Clone(w.new.Archive)))
 			for ranges, want := range map[bool]string{true: c.ranges, false: c.stream} {
 				m := newMachine(t, w.old)
 				m.source = nil

@@ -44,7 +44,7 @@ func TestForgetfulDisk(t *testing.T) {
 }
 
 // A UKI that the disk did not keep is fetched once more.
-func TestForgetfulFolder(t *testing.T) {
+func TestForgetfulDirectory(t *testing.T) {
 	w := newWorld(t)
 	s := serve(t, w.site, true)
 	m := newMachine(t, w.old)
@@ -83,7 +83,7 @@ func TestSmallStuck(t *testing.T) {
 			t.Error(err)
 		}
 		if from == next.Offset {
-			if err := os.MkdirAll(filepath.Join(m.dir, "folder", release.UKIFile, "in the way"), 0o700); err != nil {
+			if err := os.MkdirAll(filepath.Join(m.dir, "directory", release.UKIFile, "in the way"), 0o700); err != nil {
 				t.Error(err)
 			}
 		}
@@ -104,14 +104,14 @@ func TestSmallStuck(t *testing.T) {
 	if _, err = m.job(patient, f, nil).Run(t.Context()); err == nil || !strings.Contains(err.Error(), release.UKIFile) {
 		t.Errorf("the UKI's name is taken: %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "folder", release.ManifestFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
 		t.Error("the release is said to be there")
 	}
 }
 
-// damage changes a file of the folder.
+// damage changes a file of the directory.
 func (m *machine) damage(name string, at int64) {
-	f, err := os.OpenFile(filepath.Join(m.dir, "folder", name), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(m.dir, "directory", name), os.O_RDWR, 0)
 	if err == nil {
 		_, err = f.WriteAt([]byte("damage"), at)
 		err = errors.Join(err, f.Close())
@@ -150,7 +150,7 @@ func TestSmallDamaged(t *testing.T) {
 	if err := j.compare([]*small{uki}); err != nil || uki.good {
 		t.Errorf("what is damaged is good: %v, %v", uki.good, err)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "folder", uki.name)); err == nil {
+	if _, err := os.Stat(filepath.Join(m.dir, "directory", uki.name)); err == nil {
 		t.Error("what is damaged has its name")
 	}
 	if err := j.judgeUKI(t.Context(), uki); err != nil || !uki.good {
@@ -236,7 +236,7 @@ func TestFailingDisk(t *testing.T) {
 			if _, err := m.job(tr, found, f).Run(t.Context()); !errors.Is(err, f.err) {
 				t.Errorf("ranges %v, %+v: %v", ranges, f, err)
 			}
-			if _, err := os.Stat(filepath.Join(m.dir, "folder", release.ManifestFile)); err == nil {
+			if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
 				t.Error("release.json says that all is there")
 			}
 			if _, err := m.fetch(t.Context(), s.URL); err != nil {
@@ -265,15 +265,15 @@ func TestNoRoom(t *testing.T) {
 			t.Errorf("ranges %v: a short slot: %v", ranges, err)
 		}
 		if got := m.names(); strings.Contains(got, release.ManifestFile) {
-			t.Errorf("the folder has %s", got)
+			t.Errorf("the directory has %s", got)
 		}
 		m = newMachine(t, w.old)
 		j := m.job(tr, found, nil)
-		if err := os.Remove(filepath.Join(m.dir, "folder")); err != nil {
+		if err := os.Remove(filepath.Join(m.dir, "directory")); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := j.Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("ranges %v: no folder: %v", ranges, err)
+			t.Errorf("ranges %v: no directory: %v", ranges, err)
 		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package fetch brings a release into a slot: the system image straight into its
-// partition, the small files into a folder.
+// partition, the small files into a directory.
 //
 // It refuses every byte that the signed release.json does not vouch for, writes
 // nowhere else than it was told, and holds a bounded amount of memory whatever
@@ -78,14 +78,14 @@ type Source struct {
 
 // A Job is one release to be brought into one slot.
 type Job struct {
-	Server  server.Transport
-	Archive string // its name on the server
-	Found   *Found
-	Self    *offer.Self
-	Folder  *os.Root // that the small files go to
-	System  block.Device
-	Tree    block.Device
-	Source  *Source // nil: everything is fetched
+	Server    server.Transport
+	Archive   string // its name on the server
+	Found     *Found
+	Self      *offer.Self
+	Directory *os.Root // that the small files go to
+	System    block.Device
+	Tree      block.Device
+	Source    *Source // nil: everything is fetched
 	// PartBlocks is how many blocks of a file are dealt with at a time, each taking
 	// 25 bytes of memory; 0 stands for what suits most machines.
 	PartBlocks int
@@ -166,7 +166,7 @@ func (j *Job) byRanges(ctx context.Context) error {
 // checkUKI refuses a UKI of another key as soon as it is there, before the image
 // is fetched. name is its name so far.
 func (j *Job) checkUKI(name string) error {
-	f, err := j.Folder.Open(name)
+	f, err := j.Directory.Open(name)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 
 const imageBlocks = 1300 // 5 MB
 
-// A machine has two slots in plain files and a folder.
+// A machine has two slots in plain files and a directory.
 type machine struct {
 	t      testing.TB
 	dir    string
@@ -55,7 +55,7 @@ func newMachine(t testing.TB, running *otatest.Release) *machine {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(m.dir, "folder"), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(m.dir, "directory"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return m
@@ -87,7 +87,7 @@ func (m *machine) look(ctx context.Context, address string) (*Found, server.Tran
 }
 
 func (m *machine) job(t server.Transport, f *Found, system block.Device) *Job {
-	root, err := os.OpenRoot(filepath.Join(m.dir, "folder"))
+	root, err := os.OpenRoot(filepath.Join(m.dir, "directory"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func (m *machine) job(t server.Transport, f *Found, system block.Device) *Job {
 		defer m.mu.Unlock()
 		m.notes.WriteString(text + "\n")
 	}
-	return &Job{Server: t, Archive: f.Archive, Found: f, Self: m.self, Folder: root, System: system, Tree: m.file("tree-b"), Source: m.source, Note: note,
+	return &Job{Server: t, Archive: f.Archive, Found: f, Self: m.self, Directory: root, System: system, Tree: m.file("tree-b"), Source: m.source, Note: note,
 		PartBlocks: 100, // so that there are several
 	}
 }
@@ -114,7 +114,7 @@ func (m *machine) fetch(ctx context.Context, address string) (Result, error) {
 	return m.job(t, f, nil).Run(ctx)
 }
 
-// has compares slot and folder with a release.
+// has compares slot and directory with a release.
 func (m *machine) has(r *otatest.Release) {
 	m.t.Helper()
 	got := make([]byte, len(r.Image))
@@ -125,15 +125,15 @@ func (m *machine) has(r *otatest.Release) {
 		m.t.Error(err)
 	}
 	for name, want := range map[string][]byte{release.UKIFile: r.UKI, release.ManifestFile: r.Text, archive.SignatureFile: r.Head.Signature} {
-		if got, err := os.ReadFile(filepath.Join(m.dir, "folder", name)); err != nil || !bytes.Equal(got, want) {
+		if got, err := os.ReadFile(filepath.Join(m.dir, "directory", name)); err != nil || !bytes.Equal(got, want) {
 			m.t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(want))
 		}
 	}
 }
 
-// names lists the folder.
+// names lists the directory.
 func (m *machine) names() string {
-	entries, err := os.ReadDir(filepath.Join(m.dir, "folder"))
+	entries, err := os.ReadDir(filepath.Join(m.dir, "directory"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -232,11 +232,11 @@ func TestFetch(t *testing.T) {
 		source   bool
 		min, max int64
 	}{
-		"ranges":             {serve(t, w.site, true).URL, true, whole / 20, whole * 40 / 100},
-		"ranges, no source":  {serve(t, w.site, true).URL, false, whole * 9 / 10, whole},
-		"no ranges":          {serve(t, w.site, false).URL, true, whole, whole},
-		"folder":             {dir, true, whole / 20, whole * 40 / 100},
-		"the image's folder": {filepath.Join(dir, otatest.Folder), true, whole / 20, whole * 40 / 100},
+		"ranges":                {serve(t, w.site, true).URL, true, whole / 20, whole * 40 / 100},
+		"ranges, no source":     {serve(t, w.site, true).URL, false, whole * 9 / 10, whole},
+		"no ranges":             {serve(t, w.site, false).URL, true, whole, whole},
+		"directory":             {dir, true, whole / 20, whole * 40 / 100},
+		"the image's directory": {filepath.Join(dir, otatest.Directory), true, whole / 20, whole * 40 / 100},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, w.old)
@@ -252,7 +252,7 @@ func TestFetch(t *testing.T) {
 				t.Errorf("fetched %d bytes of %d, want %d to %d", r.Fetched, whole, c.min, c.max)
 			}
 			if want := "bootx64.efi release.json release.json.pgp system.index uki.efi"; m.names() != want {
-				t.Errorf("the folder has %s, want %s", m.names(), want)
+				t.Errorf("the directory has %s, want %s", m.names(), want)
 			}
 			t.Logf("%+v of %d; %s", r, whole, m.notes.String())
 			// Again: everything is there.

@@ -15,7 +15,7 @@ import (
 
 // finish makes the verity tree and compares the root hash with the signed one.
 // Where it differs, the blocks that are not right are named and fetched once
-// more. The description goes into the folder last: where it is, all is.
+// more. The description goes into the directory last: where it is, all is.
 func (j *Job) finish(ctx context.Context) error {
 	root, err := j.tree(ctx)
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 )
 
 // print is what a machine has besides the slot that is written and the fetcher's
-// folder, whose names and sizes are checked instead.
+// directory, whose names and sizes are checked instead.
 func (m *machine) print() string {
 	m.t.Helper()
 	var out strings.Builder
@@ -37,9 +37,9 @@ func (m *machine) print() string {
 			return err
 		}
 		switch {
-		case filepath.Base(filepath.Dir(path)) == "folder":
+		case filepath.Base(filepath.Dir(path)) == "directory":
 			if total += info.Size(); !slices.Contains(own(), name) || !info.Mode().IsRegular() {
-				m.t.Errorf("the folder has %s", name)
+				m.t.Errorf("the directory has %s", name)
 			}
 		case name == "b" || name == "tree-b":
 			if info.Size() != otatest.SlotSize {
@@ -58,7 +58,7 @@ func (m *machine) print() string {
 		m.t.Fatal(err)
 	}
 	if total > 4<<20 {
-		m.t.Errorf("the folder has %d bytes", total)
+		m.t.Errorf("the directory has %d bytes", total)
 	}
 	return out.String()
 }
@@ -75,7 +75,7 @@ func (m *machine) refused(address, want string) {
 	if after := m.print(); after != before {
 		m.t.Errorf("the machine changed from\n%s\nto\n%s", before, after)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "folder", release.ManifestFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
 		m.t.Error("release.json says that all is there")
 	}
 }
@@ -94,11 +94,11 @@ func TestOffersRefused(t *testing.T) {
 	good := make(func(*otatest.Spec) {})
 	text := func(s string) func(site *otatest.Site) {
 		return func(site *otatest.Site) {
-			site.Put(otatest.Folder+manifest.FileName, []byte(s+"\nPUBKEY=release-key.pgp\n"))
+			site.Put(otatest.Directory+manifest.FileName, []byte(s+"\nPUBKEY=release-key.pgp\n"))
 		}
 	}
 	place := func(r *otatest.Release) func(site *otatest.Site) {
-		return func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", r.Archive) }
+		return func(site *otatest.Site) { site.Put(otatest.Directory+"2/2.tar.gz", r.Archive) }
 	}
 	for name, c := range map[string]struct {
 		change func(site *otatest.Site)
@@ -118,23 +118,23 @@ func TestOffersRefused(t *testing.T) {
 		"version 02":       {text("STABLE=02"), "version"},
 		"version 2a":       {text("STABLE=2a"), "version"},
 		"version ../2":     {text("STABLE=../2"), "version"},
-		"no manifest":      {func(site *otatest.Site) { delete(site.Files, otatest.Folder+manifest.FileName) }, "has no manifest.env"},
-		"no archive":       {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"2/2.tar.gz") }, "does not have it: it may be publishing"},
+		"no manifest":      {func(site *otatest.Site) { delete(site.Files, otatest.Directory+manifest.FileName) }, "has no manifest.env"},
+		"no archive":       {func(site *otatest.Site) { delete(site.Files, otatest.Directory+"2/2.tar.gz") }, "does not have it: it may be publishing"},
 		"no archive of a step": {func(site *otatest.Site) {
-			site.Put(otatest.Folder+manifest.FileName, append(bytes.Replace(site.Files[otatest.Folder+manifest.FileName].Data, []byte("STABLE=2"), []byte("STABLE=3"), 1), "STEPS=2\n"...))
-			delete(site.Files, otatest.Folder+manifest.SignatureName)
-			delete(site.Files, otatest.Folder+"2/2.tar.gz")
+			site.Put(otatest.Directory+manifest.FileName, append(bytes.Replace(site.Files[otatest.Directory+manifest.FileName].Data, []byte("STABLE=2"), []byte("STABLE=3"), 1), "STEPS=2\n"...))
+			delete(site.Files, otatest.Directory+manifest.SignatureName)
+			delete(site.Files, otatest.Directory+"2/2.tar.gz")
 		}, "which this machine needs before anything newer (STEPS in manifest.env): tell its distributor"},
-		"half a head":                            {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", good.Archive[:900]) }, "half uploaded"},
-		"an empty archive":                       {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", nil) }, "2.tar.gz"},
-		"another file":                           {func(site *otatest.Site) { site.Put(otatest.Folder+"2/2.tar.gz", image) }, "not a gzip member"},
-		"another key":                            {func(site *otatest.Site) { site.Put(otatest.Folder+"release-key.pgp", stranger.Public) }, "this machine has pinned"},
-		"no key":                                 {func(site *otatest.Site) { delete(site.Files, otatest.Folder+"release-key.pgp") }, "release key that the manifest names"},
-		"no PUBKEY":                              {func(site *otatest.Site) { site.Put(otatest.Folder+manifest.FileName, []byte("STABLE=2\n")) }, "names no PUBKEY"},
-		"no key in the key":                      {func(site *otatest.Site) { site.Put(otatest.Folder+"release-key.pgp", image[:100]) }, "PUBKEY"},
-		"a signature that is not the manifest's": {func(site *otatest.Site) { site.Put(otatest.Folder+manifest.SignatureName, key.Sign([]byte("x"))) }, "do not belong together"},
+		"half a head":                            {func(site *otatest.Site) { site.Put(otatest.Directory+"2/2.tar.gz", good.Archive[:900]) }, "half uploaded"},
+		"an empty archive":                       {func(site *otatest.Site) { site.Put(otatest.Directory+"2/2.tar.gz", nil) }, "2.tar.gz"},
+		"another file":                           {func(site *otatest.Site) { site.Put(otatest.Directory+"2/2.tar.gz", image) }, "not a gzip member"},
+		"another key":                            {func(site *otatest.Site) { site.Put(otatest.Directory+"release-key.pgp", stranger.Public) }, "this machine has pinned"},
+		"no key":                                 {func(site *otatest.Site) { delete(site.Files, otatest.Directory+"release-key.pgp") }, "release key that the manifest names"},
+		"no PUBKEY":                              {func(site *otatest.Site) { site.Put(otatest.Directory+manifest.FileName, []byte("STABLE=2\n")) }, "names no PUBKEY"},
+		"no key in the key":                      {func(site *otatest.Site) { site.Put(otatest.Directory+"release-key.pgp", image[:100]) }, "PUBKEY"},
+		"a signature that is not the manifest's": {func(site *otatest.Site) { site.Put(otatest.Directory+manifest.SignatureName, key.Sign([]byte("x"))) }, "do not belong together"},
 		"a stranger's manifest": {func(site *otatest.Site) {
-			site.Put(otatest.Folder+manifest.SignatureName, stranger.Sign(site.Files[otatest.Folder+manifest.FileName].Data))
+			site.Put(otatest.Directory+manifest.SignatureName, stranger.Sign(site.Files[otatest.Directory+manifest.FileName].Data))
 		}, "do not belong together"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -185,9 +185,9 @@ func TestHeadFlipped(t *testing.T) {
 func TestSettling(t *testing.T) {
 	w := newWorld(t)
 	w.site.SignManifest()
-	good := w.site.Files[otatest.Folder+manifest.SignatureName]
-	w.site.Put(otatest.Folder+manifest.SignatureName, w.key.Sign([]byte("the one before")))
-	bad := w.site.Files[otatest.Folder+manifest.SignatureName]
+	good := w.site.Files[otatest.Directory+manifest.SignatureName]
+	w.site.Put(otatest.Directory+manifest.SignatureName, w.key.Sign([]byte("the one before")))
+	bad := w.site.Files[otatest.Directory+manifest.SignatureName]
 	s := serve(t, w.site, true)
 	asked := 0
 	handler := s.Config.Handler
@@ -382,8 +382,8 @@ func TestArchiveChanges(t *testing.T) {
 	}
 }
 
-// What lies in the fetcher's folder decides nothing. FAULTS 25
-func TestFolderTricks(t *testing.T) {
+// What lies in the fetcher's directory decides nothing. FAULTS 25
+func TestDirectoryTricks(t *testing.T) {
 	w := newWorld(t)
 	s := serve(t, w.site, true)
 	m := newMachine(t, w.old)
@@ -392,7 +392,7 @@ func TestFolderTricks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range own() {
-		if err := os.Symlink(victim, filepath.Join(m.dir, "folder", name)); err != nil {
+		if err := os.Symlink(victim, filepath.Join(m.dir, "directory", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -406,7 +406,7 @@ func TestFolderTricks(t *testing.T) {
 	// Nor does garbage in the place of what an earlier try has left.
 	m = newMachine(t, w.old)
 	for _, name := range own() {
-		if err := os.WriteFile(filepath.Join(m.dir, "folder", name), bytes.Repeat([]byte("garbage "), 20_000), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(m.dir, "directory", name), bytes.Repeat([]byte("garbage "), 20_000), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -93,14 +93,14 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		f := &Found{Archive: archiveName}
 		return f, f.readHead(ctx, t, self)
 	}
-	folder, f, err := lookManifest(ctx, t, self)
+	directory, f, err := lookManifest(ctx, t, self)
 	for try := 1; errors.Is(err, offer.ErrUnsettled) && try < settling; try++ {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-time.After(wait):
 		}
-		folder, f, err = lookManifest(ctx, t, self)
+		directory, f, err = lookManifest(ctx, t, self)
 	}
 	if err != nil {
 		return f, err
@@ -115,28 +115,28 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 	if err := self.Usable(); err != nil {
 		return f, err
 	}
-	f.Archive = path.Join(folder, manifest.ArchiveName(d.Version))
+	f.Archive = path.Join(directory, manifest.ArchiveName(d.Version))
 	f.step = f.asStep(self.Channel, d.Version)
 	return f, f.readHead(ctx, t, self)
 }
 
-// lookManifest reads the manifest and its signature. A folder may be the whole
+// lookManifest reads the manifest and its signature. A directory may be the whole
 // server's or the image's alone.
-func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (folder string, f *Found, err error) {
+func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (directory string, f *Found, err error) {
 	f = new(Found)
-	for _, folder = range []string{self.Folder(), ""} {
-		f.Manifest, err = t.Get(ctx, path.Join(folder, manifest.FileName), manifest.MaxSize)
+	for _, directory = range []string{self.Directory(), ""} {
+		f.Manifest, err = t.Get(ctx, path.Join(directory, manifest.FileName), manifest.MaxSize)
 		if !errors.Is(err, server.ErrNotFound) {
 			break
 		}
 	}
 	if errors.Is(err, server.ErrNotFound) {
-		return "", nil, fmt.Errorf("%s has no %s for %s: %w: correct Server= in ota.conf, or name the place that has it with --from", t, manifest.FileName, self.Folder(), err)
+		return "", nil, fmt.Errorf("%s has no %s for %s: %w: correct Server= in ota.conf, or name the place that has it with --from", t, manifest.FileName, self.Directory(), err)
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	f.Signature, err = t.Get(ctx, path.Join(folder, manifest.SignatureName), pgp.MaxSignature)
+	f.Signature, err = t.Get(ctx, path.Join(directory, manifest.SignatureName), pgp.MaxSignature)
 	if err != nil && !errors.Is(err, server.ErrNotFound) {
 		return "", nil, err
 	}
@@ -146,7 +146,7 @@ func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (fo
 		return "", nil, err
 	}
 	if m.PubKey != "" && len(self.Running.ReleaseKey) > 0 {
-		if f.Key, err = t.Get(ctx, path.Join(folder, m.PubKey), pgp.MaxKey); err != nil {
+		if f.Key, err = t.Get(ctx, path.Join(directory, m.PubKey), pgp.MaxKey); err != nil {
 			return "", nil, fmt.Errorf("the release key that the manifest names: %w", err)
 		}
 		if self, err = self.Learn(f.Key); err != nil {
@@ -154,7 +154,7 @@ func lookManifest(ctx context.Context, t server.Transport, self *offer.Self) (fo
 		}
 	}
 	_, _, err = self.Manifest(f.Manifest, f.Signature)
-	return folder, f, err
+	return directory, f, err
 }
 
 // readHead reads the start of the archive until its head is whole and found to
@@ -232,7 +232,7 @@ func (f *Found) checkHead(self *offer.Self, err error) error {
 		return fmt.Errorf("%s is not whole: it may be half uploaded; run this again later (%w)", f.Archive, err)
 	}
 	if errors.Is(err, release.ErrFormat) {
-		return fmt.Errorf("%s: %w: this system is of a time before that, and the manifest names no release in between (STEPS). Take one that the server still has: ota fetch --from ADDRESS/%s/N/N.tar.gz", f.Archive, err, self.Folder())
+		return fmt.Errorf("%s: %w: this system is of a time before that, and the manifest names no release in between (STEPS). Take one that the server still has: ota fetch --from ADDRESS/%s/N/N.tar.gz", f.Archive, err, self.Directory())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Archive, err)

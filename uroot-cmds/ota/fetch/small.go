@@ -33,47 +33,47 @@ func own() []string {
 }
 
 // tidy takes away what is no regular file, or belongs to another release: so
-// nothing that lies in the folder decides where anything is written.
+// nothing that lies in the directory decides where anything is written.
 func (j *Job) tidy() error {
 	var regular []string
 	for _, name := range own() {
-		info, err := j.Folder.Lstat(name)
+		info, err := j.Directory.Lstat(name)
 		if err == nil && info.Mode().IsRegular() {
 			regular = append(regular, name)
 			continue
 		}
 		if err == nil {
-			err = j.Folder.RemoveAll(name)
+			err = j.Directory.RemoveAll(name)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	have, err := fs.ReadFile(j.Folder.FS(), release.ManifestFile)
+	have, err := fs.ReadFile(j.Directory.FS(), release.ManifestFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err == nil && !bytes.Equal(have, j.head.Description) {
 		for _, name := range regular {
-			if err := j.Folder.Remove(name); err != nil {
+			if err := j.Directory.Remove(name); err != nil {
 				return err
 			}
 		}
 	}
-	return j.syncFolder()
+	return j.syncDirectory()
 }
 
-func (j *Job) syncFolder() error {
-	f, err := j.Folder.Open(".")
+func (j *Job) syncDirectory() error {
+	f, err := j.Directory.Open(".")
 	if err != nil {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// create opens a file of the folder's, new or as it is.
+// create opens a file of the directory's, new or as it is.
 func (j *Job) create(name string) (*os.File, error) {
-	return j.Folder.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	return j.Directory.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 }
 
 // settle gives a complete file its name: cut before the rename, the part is
@@ -82,15 +82,15 @@ func (j *Job) settle(f *os.File, from, name string) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("flush %s: %w", name, err)
 	}
-	if err := j.Folder.Rename(from, name); err != nil {
+	if err := j.Directory.Rename(from, name); err != nil {
 		return err
 	}
-	return j.syncFolder()
+	return j.syncDirectory()
 }
 
-// whole reports whether a file of the folder's is the release's.
+// whole reports whether a file of the directory's is the release's.
 func (j *Job) whole(name string) (bool, error) {
-	f, err := j.Folder.Open(name)
+	f, err := j.Directory.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -115,14 +115,14 @@ func (j *Job) matches(f *os.File, name string) (bool, error) {
 	return bytes.Equal(sum.Sum(nil), want.SHA256), nil
 }
 
-// A small file is one that goes into the folder.
+// A small file is one that goes into the directory.
 type small struct {
 	name string
 	at   string // its name so far
 	good bool   // it is what release.json says
 }
 
-// smallFiles brings the files that go into the folder, as far as their blocks go.
+// smallFiles brings the files that go into the directory, as far as their blocks go.
 func (j *Job) smallFiles(ctx context.Context) ([]*small, error) {
 	var all []*small
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
@@ -298,15 +298,15 @@ func (j *Job) fetchIndex(ctx context.Context) error {
 		if !errors.Is(err, errDamaged) || try == 1 {
 			return err
 		}
-		if err := j.Folder.Remove(release.IndexFile + packed); err != nil {
+		if err := j.Directory.Remove(release.IndexFile + packed); err != nil {
 			return err
 		}
 	}
 }
 
-// openIndex opens the folder's index, if it is the release's.
+// openIndex opens the directory's index, if it is the release's.
 func (j *Job) openIndex() error {
-	f, err := j.Folder.Open(release.IndexFile)
+	f, err := j.Directory.Open(release.IndexFile)
 	if err != nil {
 		return err
 	}
@@ -372,7 +372,7 @@ func (j *Job) downloadIndex(ctx context.Context, place blockindex.Place) error {
 	if err := j.keepIndex(fallible{content}); err != nil {
 		return err
 	}
-	return j.Folder.Remove(release.IndexFile + packed)
+	return j.Directory.Remove(release.IndexFile + packed)
 }
 
 // fallible marks what is wrong with what it reads as damage on the way.
@@ -387,7 +387,7 @@ func (f fallible) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// keepIndex reads the index and puts it into the folder.
+// keepIndex reads the index and puts it into the directory.
 func (j *Job) keepIndex(content io.Reader) error {
 	want, _ := j.head.Release.File(release.IndexFile)
 	limited := &io.LimitedReader{R: content, N: want.Size + 1} // to its end, where its SHA-256 is compared
@@ -400,7 +400,7 @@ func (j *Job) keepIndex(content io.Reader) error {
 	return nil
 }
 
-// keep puts a file into the folder.
+// keep puts a file into the directory.
 func (j *Job) keep(name string, content io.Reader) error {
 	f, err := j.create(name + partial)
 	if err != nil {

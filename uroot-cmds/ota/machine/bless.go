@@ -227,8 +227,8 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 
 // forget removes what was fetched of a version.
 func (m *Machine) forget(r *Running, v contract.Version) error {
-	folder := m.state(r, fetchFolder, v.String())
-	return errors.Join(os.RemoveAll(folder), os.RemoveAll(folder+workEnding))
+	directory := m.state(r, fetchDirectory, v.String())
+	return errors.Join(os.RemoveAll(directory), os.RemoveAll(directory+workEnding))
 }
 
 // Retry takes a version off the list of those that are not tried again.

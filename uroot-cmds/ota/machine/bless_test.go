@@ -16,7 +16,7 @@ import (
 // name gives a UKI on the ESP another name.
 func (b *box) name(from, to string) {
 	b.t.Helper()
-	dir := filepath.Join(b.dir, "esp", bls.Folder)
+	dir := filepath.Join(b.dir, "esp", bls.Directory)
 	must(b.t, os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)))
 }
 
@@ -51,11 +51,11 @@ func TestBless(t *testing.T) {
 // FAULTS 45
 func TestBlessTwoNames(t *testing.T) {
 	w := newWorld(t)
-	w.write(filepath.Join("esp", bls.Folder, "test-os_2+3.efi"), w.two.UKI)
+	w.write(filepath.Join("esp", bls.Directory, "test-os_2+3.efi"), w.two.UKI)
 	if b, err := w.m.Bless(); err != nil || b.Already || w.ukis() != "test-os_1.efi test-os_2.efi" {
 		t.Errorf("%+v, %v, %s", b, err, w.ukis())
 	}
-	w.write(filepath.Join("esp", bls.Folder, "test-os_2+3.efi"), w.one.UKI)
+	w.write(filepath.Join("esp", bls.Directory, "test-os_2+3.efi"), w.one.UKI)
 	if b, err := w.m.Bless(); err == nil || !strings.Contains(err.Error(), "not the same") {
 		t.Errorf("%+v, %v, %s", b, err, w.ukis())
 	}
@@ -70,7 +70,7 @@ func TestBlessTwoNames(t *testing.T) {
 func TestBlessWithoutJournal(t *testing.T) {
 	w := newWorld(t)
 	w.name("test-os_2.efi", "test-os_2+1.efi")
-	must(t, os.RemoveAll(w.path(stateFolder)))
+	must(t, os.RemoveAll(w.path(stateDirectory)))
 	if b, err := w.m.Bless(); err != nil || b.Warning == "" || w.ukis() != "test-os_1.efi test-os_2.efi" {
 		t.Errorf("%+v, %v, %s", b, err, w.ukis())
 	}
@@ -98,7 +98,7 @@ func TestGiveUp(t *testing.T) {
 		"the running system": {func(*world) {}, want{"2", "1", true, "test-os_1.efi test-os_2+0.efi", ""}},
 		"a running trial":    {func(w *world) { w.name("test-os_2.efi", "test-os_2+1-2.efi") }, want{"2", "1", true, "test-os_1.efi test-os_2+0-2.efi", ""}},
 		"a staged release": {func(w *world) {
-			w.write(filepath.Join(stateFolder, stagedFile), []byte(`{"format":1,"version":"3","slot":"b"}`))
+			w.write(filepath.Join(stateDirectory, stagedFile), []byte(`{"format":1,"version":"3","slot":"b"}`))
 		}, want{"3", "2", false, "test-os_1.efi test-os_2.efi", ""}},
 		"a trial that has not begun": {func(w *world) {
 			w.install(layout.SlotB, w.three, "test-os_3+3.efi")
@@ -132,7 +132,7 @@ func TestGiveUp(t *testing.T) {
 			if w.kinds() != "rollback "+c.want.given {
 				t.Errorf("journal %s", w.kinds())
 			}
-			if _, err := os.Stat(w.path(filepath.Join(stateFolder, stagedFile))); err == nil {
+			if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
 				t.Error("staged.json is still there")
 			}
 		})
@@ -146,7 +146,7 @@ func TestStatus(t *testing.T) {
 	}
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 3, Reason: "it never reached the system"})
 	w.corrupt = true
-	must(t, os.MkdirAll(w.path(filepath.Join(stateFolder, "fetch/4")), 0o700))
+	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/4")), 0o700))
 	w.write("etc/halogen/ota.conf", []byte("Server=https://me:secret@example.org/x\nChannel=beta\n"))
 	s, err := w.m.Status()
 	must(t, err)
@@ -157,7 +157,7 @@ func TestStatus(t *testing.T) {
 	unsigned := otatest.Make(t, otatest.Spec{Version: 5, Image: otatest.Image(20, 1, 0, 0)})
 	w.install(layout.SlotA, unsigned, "test-os_5+2.efi")
 	w.boot(layout.SlotA, unsigned)
-	w.write(filepath.Join(stateFolder, stagedFile), []byte(`{"format":1,"version":"9","slot":"b"}`))
+	w.write(filepath.Join(stateDirectory, stagedFile), []byte(`{"format":1,"version":"9","slot":"b"}`))
 	s, err = w.m.Status()
 	if err != nil || s.Signed || !s.Trial || !strings.Contains(strings.Join(s.Warnings, " "), "unsigned") || s.Staged == nil || s.Staged.Version != 9 {
 		t.Errorf("%+v, %v", s, err)
@@ -168,7 +168,7 @@ func TestStatus(t *testing.T) {
 func TestStatusOfAWreck(t *testing.T) {
 	w := newWorld(t)
 	must(t, os.RemoveAll(w.path("esp")))
-	must(t, os.RemoveAll(w.path(stateFolder)))
+	must(t, os.RemoveAll(w.path(stateDirectory)))
 	w.write("etc/halogen/ota.conf", []byte("Channel=nightly\n"))
 	w.m.Corrupt = func() (bool, error) { return false, os.ErrPermission }
 	s, err := w.m.Status()

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 
 const diskSize = 4 << 30
 
-// A box is a machine in a folder: its disk's partitions are plain files.
+// A box is a machine in a directory: its disk's partitions are plain files.
 type box struct {
 	t   testing.TB
 	dir string
@@ -76,13 +76,13 @@ func (b *box) effect(what string) error {
 func newBox(t testing.TB) *box {
 	t.Helper()
 	dir := t.TempDir()
-	// The worker has other rights and must be able to reach its folder.
+	// The worker has other rights and must be able to reach its directory.
 	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		must(t, os.Chmod(d, 0o755))
 	}
 	b := &box{t: t, dir: dir, cut: -1}
-	for _, folder := range []string{"run/halogen", stateFolder, "etc", "esp/" + bls.Folder, "parts"} {
-		must(t, os.MkdirAll(filepath.Join(dir, folder), 0o755))
+	for _, directory := range []string{"run/halogen", stateDirectory, "etc", "esp/" + bls.Directory, "parts"} {
+		must(t, os.MkdirAll(filepath.Join(dir, directory), 0o755))
 	}
 	b.write("etc/machine-id", []byte("0123456789abcdef\n"))
 	first := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: 512, Sectors: diskSize / 512, Partitions: []gpt.Partition{
@@ -171,7 +171,7 @@ func (b *box) install(s layout.Slot, r *otatest.Release, name string) {
 	root, err := verity.Generate(b.t.Context(), system, r.Contract.VerityParams(), tree, nil)
 	must(b.t, err)
 	b.writeTable(layout.Rename(b.table(), s, layout.SystemUUID(root), layout.VerityUUID(root)))
-	b.write(filepath.Join("esp", bls.Folder, name), r.UKI)
+	b.write(filepath.Join("esp", bls.Directory, name), r.UKI)
 }
 
 // boot makes a release the running one.
@@ -184,7 +184,7 @@ func (b *box) boot(s layout.Slot, r *otatest.Release) {
 
 // ukis lists the ESP.
 func (b *box) ukis() string {
-	entries, err := os.ReadDir(filepath.Join(b.dir, "esp", bls.Folder))
+	entries, err := os.ReadDir(filepath.Join(b.dir, "esp", bls.Directory))
 	must(b.t, err)
 	var names []string
 	for _, e := range entries {
@@ -195,7 +195,7 @@ func (b *box) ukis() string {
 
 // kinds are the journal's.
 func (b *box) kinds() string {
-	entries, err := journalfile.Read(filepath.Join(b.dir, stateFolder))
+	entries, err := journalfile.Read(filepath.Join(b.dir, stateDirectory))
 	must(b.t, err)
 	var out []string
 	for _, e := range entries {
@@ -206,7 +206,7 @@ func (b *box) kinds() string {
 
 func (b *box) journal(entries ...journal.Entry) {
 	b.t.Helper()
-	must(b.t, journalfile.Append(filepath.Join(b.dir, stateFolder), entries...))
+	must(b.t, journalfile.Append(filepath.Join(b.dir, stateDirectory), entries...))
 }
 
 type disks struct{ b *box }
@@ -346,16 +346,16 @@ func (w *world) complete() {
 	if err := verity.Verify(w.t.Context(), system, tree, w.three.Contract.VerityParams(), w.three.Contract.Root(), nil); err != nil {
 		w.t.Error(err)
 	}
-	folder := filepath.Join(stateFolder, "fetch/3")
+	directory := filepath.Join(stateDirectory, "fetch/3")
 	for name, want := range map[string][]byte{release.ManifestFile: w.three.Text, archive.SignatureFile: w.three.Head.Signature, release.UKIFile: w.three.UKI} {
-		if got := w.read(filepath.Join(folder, name)); got != string(want) {
+		if got := w.read(filepath.Join(directory, name)); got != string(want) {
 			w.t.Errorf("%s differs (%d bytes)", name, len(got))
 		}
 	}
-	entries, err := os.ReadDir(w.path(folder))
+	entries, err := os.ReadDir(w.path(directory))
 	must(w.t, err)
 	if len(entries) != 4 {
-		w.t.Errorf("the folder has %v", entries)
+		w.t.Errorf("the directory has %v", entries)
 	}
 	for _, e := range entries {
 		info, err := e.Info()
@@ -364,7 +364,7 @@ func (w *world) complete() {
 			w.t.Errorf("%s is the user %d's", e.Name(), s.Uid)
 		}
 	}
-	if got := w.read(filepath.Join(stateFolder, stagedFile)); strings.TrimSpace(got) != `{"format":1,"version":"3","slot":"b"}` {
+	if got := w.read(filepath.Join(stateDirectory, stagedFile)); strings.TrimSpace(got) != `{"format":1,"version":"3","slot":"b"}` {
 		w.t.Errorf("staged.json is %s", got)
 	}
 }

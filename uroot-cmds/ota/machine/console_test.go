@@ -26,7 +26,7 @@ func newConsole(t *testing.T) *world {
 	w.write(contractFile, text)
 	w.write("sysroot/usr/lib/halogen/ota.conf", []byte("Server="+w.server.URL+"\n"))
 	must(t, os.RemoveAll(w.path("etc")))
-	must(t, os.RemoveAll(w.path(stateFolder)))
+	must(t, os.RemoveAll(w.path(stateDirectory)))
 	w.m.Corrupt = func() (bool, error) { return false, ErrNotOpen }
 	return w
 }
@@ -35,7 +35,7 @@ func (w *world) unlock() {
 	w.t.Helper()
 	must(w.t, os.MkdirAll(w.path(consoleState), 0o755))
 	must(w.t, os.MkdirAll(w.path(consoleEtc), 0o755))
-	// Of the folders above the shared one, its own is root's alone.
+	// Of the directories above the shared one, its own is root's alone.
 	must(w.t, os.Chmod(filepath.Dir(w.path(consoleState)), 0o700))
 }
 
@@ -110,7 +110,7 @@ func TestConsoleDamaged(t *testing.T) {
 	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "data block 77") || len(w.log) > 0 {
 		t.Errorf("with a corrupt slot: %v, %v", err, w.log)
 	}
-	esp := w.path("esp/" + bls.Folder)
+	esp := w.path("esp/" + bls.Directory)
 	must(t, os.Rename(filepath.Join(esp, "test-os_2.efi"), filepath.Join(esp, "test-os_2+0-3.efi")))
 	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "only a blessed system installs") || len(w.log) > 0 {
 		t.Errorf("from a system that has failed: %v, %v", err, w.log)
@@ -143,14 +143,14 @@ func TestConsoleSettings(t *testing.T) {
 	if _, err := w.m.Check(t.Context(), Options{From: w.server.URL}); err == nil || !strings.Contains(err.Error(), "RequireSignedManifest is yes") {
 		t.Errorf("an unsigned manifest: %v", err)
 	}
-	if out, err := w.m.Check(t.Context(), Options{From: w.server.URL + "/" + otatest.Folder + "3/3.tar.gz"}); err != nil || out.Version != 3 {
+	if out, err := w.m.Check(t.Context(), Options{From: w.server.URL + "/" + otatest.Directory + "3/3.tar.gz"}); err != nil || out.Version != 3 {
 		t.Errorf("an archive: %+v, %v", out, err)
 	}
 	w.site.SignManifest()
 	if out, err := w.m.Check(t.Context(), Options{From: w.server.URL}); err != nil || out.Version != 3 {
 		t.Errorf("a signed manifest: %+v, %v", out, err)
 	}
-	// Where /etc is a folder of its own.
+	// Where /etc is a directory of its own.
 	must(t, os.MkdirAll(w.path(consoleBound), 0o755))
 	must(t, w.m.SetChannel("alpha"))
 	if got := w.read(filepath.Join(consoleBound, "halogen/ota.conf")); got != "Channel=alpha\n" {
@@ -158,7 +158,7 @@ func TestConsoleSettings(t *testing.T) {
 	}
 }
 
-// stick is a folder with what the server has.
+// stick is a directory with what the server has.
 func (w *world) stick() string {
 	w.t.Helper()
 	must(w.t, os.CopyFS(w.path("stick"), w.site.Files))
@@ -207,7 +207,7 @@ func (*stick) Load(...string) error { return nil }
 func (s *stick) Mount(_, target, kind string, flags uintptr, _ string) error {
 	s.log = append(s.log, "mount "+kind)
 	const want = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if flags != want || target != s.w.path(stickFolder) {
+	if flags != want || target != s.w.path(stickDirectory) {
 		s.w.t.Errorf("mounted on %s with the flags %x", target, flags)
 	}
 	if kind != s.kind {

@@ -100,7 +100,7 @@ func (u *update) rename() error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
+	if err := os.MkdirAll(u.state(u.running, fetchDirectory), 0o755); err != nil {
 		return err
 	}
 	// Cut here, they are given new ones once more.

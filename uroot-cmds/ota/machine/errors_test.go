@@ -65,11 +65,11 @@ func TestTells(t *testing.T) {
 		{"fetch: a proxy that does not answer", "manifest.env", "Proxy= in ota.conf", func(w *world) { w.conf("Server=http://192.0.2.1", "Proxy=http://127.0.0.1:1") }},
 		{"fetch: certificates that are not there", "/nowhere.pem", "correct it, or take it out", func(w *world) { w.conf("Server="+w.server.URL, "CA=/nowhere.pem") }},
 		{"fetch: ota.conf with a mistake", "ota.conf", "like https://", func(w *world) { w.conf("Server=updates") }},
-		{"fetch: a manifest with a mistake", "manifest.env, line 1", "write STABLE=3", func(w *world) { w.site.Put(otatest.Folder+"manifest.env", []byte("stable=3\n")) }},
+		{"fetch: a manifest with a mistake", "manifest.env, line 1", "write STABLE=3", func(w *world) { w.site.Put(otatest.Directory+"manifest.env", []byte("stable=3\n")) }},
 		{"fetch: a manifest without a signature, which is wanted", "manifest.env.pgp", "set it to auto", func(w *world) { w.conf("Server="+w.server.URL, "RequireSignedManifest=yes") }},
 		{"fetch: a manifest that somebody has changed", "manifest", "run this again later", func(w *world) {
 			signed(nil)(w)
-			w.site.Files[otatest.Folder+"manifest.env"].Data = append(w.site.Files[otatest.Folder+"manifest.env"].Data, '\n')
+			w.site.Files[otatest.Directory+"manifest.env"].Data = append(w.site.Files[otatest.Directory+"manifest.env"].Data, '\n')
 		}},
 		{"fetch: a manifest that is older than one seen", "SEQUENCE", "try again later", func(w *world) {
 			signed(func(m *manifest.Manifest) { m.Sequence = 7 })(w)
@@ -87,10 +87,10 @@ func TestTells(t *testing.T) {
 		{"fetch: a release that another key has signed", "release.json", "until its distributor signs", func(w *world) {
 			w.site.Publish(otatest.Make(w.t, otatest.Spec{Version: 9, Key: otatest.NewKey(w.t), Image: otatest.Image(50, 1, 0, 0)}), nil)
 		}},
-		{"fetch: unsigned releases on a server", "manifest", "tell the distributor", func(w *world) { w.site.Put(otatest.Folder+"manifest.env", []byte("STABLE=3\n")) }},
-		{"fetch: an archive that is not there", "3.tar.gz", "run this again later", func(w *world) { delete(w.site.Files, otatest.Folder+"3/3.tar.gz") }},
+		{"fetch: unsigned releases on a server", "manifest", "tell the distributor", func(w *world) { w.site.Put(otatest.Directory+"manifest.env", []byte("STABLE=3\n")) }},
+		{"fetch: an archive that is not there", "3.tar.gz", "run this again later", func(w *world) { delete(w.site.Files, otatest.Directory+"3/3.tar.gz") }},
 		{"fetch: an archive that is damaged", "system.erofs", "run this again", func(w *world) {
-			f := w.site.Files[otatest.Folder+"3/3.tar.gz"]
+			f := w.site.Files[otatest.Directory+"3/3.tar.gz"]
 			f.Data = bytes.Clone(f.Data)
 			for i := len(f.Data) / 2; i < len(f.Data)/2+5000; i++ {
 				f.Data[i] ^= 1
@@ -110,7 +110,7 @@ func TestTells(t *testing.T) {
 		}},
 		{"fetch: a system with corrupt blocks", "corrupt blocks", "halogenctl repair", func(w *world) { w.corrupt = true }},
 		{"fetch: no UKI of this system", "version 2", "restart", func(w *world) { must(w.t, os.Remove(w.path("esp/EFI/Linux/test-os_2.efi"))) }},
-		{"fetch: no root partition", "var/lib/halogen", "restart", func(w *world) { must(w.t, os.RemoveAll(w.path(stateFolder))) }},
+		{"fetch: no root partition", "var/lib/halogen", "restart", func(w *world) { must(w.t, os.RemoveAll(w.path(stateDirectory))) }},
 		{"fetch: another ota is at work", "another ota", "wait until", func(w *world) {
 			r, err := w.m.Running()
 			must(w.t, err)
@@ -119,7 +119,7 @@ func TestTells(t *testing.T) {
 			w.t.Cleanup(func() { _ = lock.Close() })
 		}},
 		{"fetch: not started by HalogenOS", "boot.json", "run it on the installed machine", func(w *world) { must(w.t, os.Remove(w.path(reportFile))) }},
-		{"fetch: what was seen is damaged", "seen.json", "try again", func(w *world) { w.write(filepath.Join(stateFolder, seenFile), []byte("{")) }},
+		{"fetch: what was seen is damaged", "seen.json", "try again", func(w *world) { w.write(filepath.Join(stateDirectory, seenFile), []byte("{")) }},
 	} {
 		t.Run(f.what, func(t *testing.T) {
 			t.Parallel()

@@ -49,11 +49,11 @@ func (m *memory) watch(ctx context.Context) {
 	}
 }
 
-// elsewhere is all that a fetch may not change, and the size of its folder.
-func (w *world) elsewhere() (print string, folder int64) {
+// elsewhere is all that a fetch may not change, and the size of its directory.
+func (w *world) elsewhere() (print string, directory int64) {
 	w.t.Helper()
 	var out strings.Builder
-	ours := filepath.Join(w.dir, stateFolder, fetchFolder)
+	ours := filepath.Join(w.dir, stateDirectory, fetchDirectory)
 	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -65,10 +65,10 @@ func (w *world) elsewhere() (print string, folder int64) {
 		name := strings.TrimPrefix(path, w.dir+"/")
 		switch {
 		case strings.HasPrefix(path, ours+"/"):
-			folder += info.Size()
+			directory += info.Size()
 		case name == "parts/4" || name == "parts/5":
 			fmt.Fprintf(&out, "%s has %d bytes\n", name, info.Size())
-		case name == "disk" || strings.HasPrefix(name, "esp/") || name == filepath.Join(stateFolder, lockFile):
+		case name == "disk" || strings.HasPrefix(name, "esp/") || name == filepath.Join(stateDirectory, lockFile):
 			// A slot's names and its UKI go before it is filled: TestCutWhileEmptying.
 		case name == "parts/6" || name == "parts/1":
 			// Large and never written to: what would be written takes room.
@@ -88,17 +88,17 @@ func (w *world) elsewhere() (print string, folder int64) {
 		return nil
 	})
 	must(w.t, err)
-	return out.String(), folder
+	return out.String(), directory
 }
 
 // Whatever a server sends, the worker takes under 64 MiB of memory, little of the
-// root partition, and nothing is written but the slot and the fetcher's folder.
+// root partition, and nothing is written but the slot and the fetcher's directory.
 // FAULTS 5, 7, 8, 9, 10, 24, 25, 27
 func TestHostileServer(t *testing.T) {
 	const (
-		maxMemory = 64 << 10 // KiB
-		maxFolder = 4 << 20  // bytes
-		long      = 2 * time.Second
+		maxMemory    = 64 << 10 // KiB
+		maxDirectory = 4 << 20  // bytes
+		long         = 2 * time.Second
 	)
 	garbage := otatest.Stored(make([]byte, 50_000))
 	endless := func(out http.ResponseWriter, start []byte, length string) {
@@ -218,8 +218,8 @@ func TestHostileServer(t *testing.T) {
 			if after != before {
 				t.Errorf("the machine changed from\n%s\nto\n%s", before, after)
 			}
-			if size > maxFolder {
-				t.Errorf("the fetcher's folder has %d bytes", size)
+			if size > maxDirectory {
+				t.Errorf("the fetcher's directory has %d bytes", size)
 			}
 			// Put right, the server is taken as if nothing had been.
 			w.server.Config.Handler = honest

@@ -36,9 +36,9 @@ func (w *world) offers(signer *otatest.Key, shown []byte, sign bool) {
 	w.t.Helper()
 	w.three = otatest.Make(w.t, otatest.Spec{Version: 3, Key: signer, Image: otatest.Image(blocks, 1, 12, 2)})
 	w.site.Key = signer
-	w.site.Put(otatest.Folder+"release-key.pgp", shown)
+	w.site.Put(otatest.Directory+"release-key.pgp", shown)
 	w.site.Publish(w.three, nil)
-	delete(w.site.Files, otatest.Folder+"manifest.env.pgp")
+	delete(w.site.Files, otatest.Directory+"manifest.env.pgp")
 	if sign {
 		w.site.SignManifest()
 	}
@@ -90,7 +90,7 @@ func TestLearnsTheKey(t *testing.T) {
 				}
 				// The boot checks the signature again, by what was learned.
 				learned, key := !bytes.Equal(shown, w.key.Public), w.key.Public
-				if file, err := os.ReadFile(w.path(filepath.Join(stateFolder, "fetch/3", release.KeyFile))); learned != (err == nil) {
+				if file, err := os.ReadFile(w.path(filepath.Join(stateDirectory, "fetch/3", release.KeyFile))); learned != (err == nil) {
 					t.Errorf("%d bytes of key beside the release: %v", len(file), err)
 				} else if learned {
 					key = file
@@ -115,7 +115,7 @@ func TestLearnsFromWhatIsRefused(t *testing.T) {
 		if out, err := w.fetch(); err == nil {
 			t.Fatalf("%+v", out)
 		}
-		known, err := os.ReadFile(w.path(filepath.Join(stateFolder, keyFile)))
+		known, err := os.ReadFile(w.path(filepath.Join(stateDirectory, keyFile)))
 		must(t, err)
 		k, err := pgp.ParseKey(known)
 		must(t, err)
@@ -127,7 +127,7 @@ func TestLearnsFromWhatIsRefused(t *testing.T) {
 		if out, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "another distributor's") {
 			t.Fatalf("%+v, %v", out, err)
 		}
-		if again, err := os.ReadFile(w.path(filepath.Join(stateFolder, keyFile))); err != nil || !bytes.Equal(again, known) {
+		if again, err := os.ReadFile(w.path(filepath.Join(stateDirectory, keyFile))); err != nil || !bytes.Equal(again, known) {
 			t.Errorf("another's key changed what is known: %v", err)
 		}
 	}
@@ -147,25 +147,25 @@ func TestKeepsWhatItLearned(t *testing.T) {
 	}
 	// A copy that is damaged is not taken for none.
 	for _, text := range [][]byte{[]byte("x"), otatest.NewKey(t).Public, nil} {
-		w.write(filepath.Join(stateFolder, keyFile), text)
-		if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "rm "+w.path(filepath.Join(stateFolder, keyFile))) {
+		w.write(filepath.Join(stateDirectory, keyFile), text)
+		if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "rm "+w.path(filepath.Join(stateDirectory, keyFile))) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
 	// One of another key is not called damaged: the root partition was kept.
-	w.write(filepath.Join(stateFolder, keyFile), otatest.NewKey(t).Public)
+	w.write(filepath.Join(stateDirectory, keyFile), otatest.NewKey(t).Public)
 	if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "an installation with another release key has left it") || strings.Contains(err.Error(), "damaged") || strings.Contains(err.Error(), "server") {
 		t.Error(err)
 	}
 	// An image that says as much needs no copy.
-	must(t, os.Remove(w.path(filepath.Join(stateFolder, keyFile))))
+	must(t, os.Remove(w.path(filepath.Join(stateDirectory, keyFile))))
 	w.two = otatest.Make(t, otatest.Spec{Version: 2, Key: renewed, Image: otatest.Image(blocks, 1, 0, 0)})
 	w.boot(layout.SlotA, w.two)
 	w.offers(renewed, renewed.Public, false)
 	if _, err := w.m.Check(t.Context(), Options{}); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(w.path(filepath.Join(stateFolder, keyFile))); err == nil {
+	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, keyFile))); err == nil {
 		t.Error("a copy was kept")
 	}
 }
@@ -183,7 +183,7 @@ func TestRetry(t *testing.T) {
 	if err != nil || s.Fetching != 0 || s.Staged != nil || s.Failed[3] == "" {
 		t.Errorf("fetching %s, staged %v, failed %v, %v", s.Fetching, s.Staged, s.Failed, err)
 	}
-	if _, err := os.Stat(w.path(filepath.Join(stateFolder, "fetch/3"))); err == nil {
+	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, "fetch/3"))); err == nil {
 		t.Error("what was fetched takes its room still")
 	}
 	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "ota retry 3") {
@@ -200,7 +200,7 @@ func TestRetry(t *testing.T) {
 	// What has failed by itself is taken off likewise, for the boot too.
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 5, Reason: "it hung"})
 	must(t, w.m.Retry(5, ""))
-	if got := journal.Failures(journal.Parse([]byte(w.read(filepath.Join(stateFolder, journal.Name))))); len(got) != 0 {
+	if got := journal.Failures(journal.Parse([]byte(w.read(filepath.Join(stateDirectory, journal.Name))))); len(got) != 0 {
 		t.Errorf("failed: %v", got)
 	}
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 5, Reason: "it hung again"})
@@ -208,9 +208,9 @@ func TestRetry(t *testing.T) {
 		t.Errorf("failed again: %v, %v", s.Failed, err)
 	}
 	// An interrupted fetch of one that has been given up since is none.
-	must(t, os.MkdirAll(w.path(filepath.Join(stateFolder, "fetch/9.work")), 0o700))
+	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/9.work")), 0o700))
 	w.journal(journal.Entry{Kind: journal.Rollback, Version: 9}, journal.Entry{Kind: journal.Rollback, Version: 3})
-	must(t, os.Remove(w.path(filepath.Join(stateFolder, stagedFile))))
+	must(t, os.Remove(w.path(filepath.Join(stateDirectory, stagedFile))))
 	if s, err := w.m.Status(); err != nil || s.Fetching != 0 {
 		t.Errorf("fetching %s, %v", s.Fetching, err)
 	}

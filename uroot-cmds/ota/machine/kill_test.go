@@ -112,7 +112,7 @@ func TestKilled(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("kill %d: %v", kill, err)
 		}
-		if _, err := os.Stat(w.path(filepath.Join(stateFolder, stagedFile))); err == nil {
+		if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
 			t.Fatal("half a slot is staged")
 		}
 	}
@@ -131,7 +131,7 @@ func TestKilled(t *testing.T) {
 	t.Logf("sent %d bytes of an archive of %d", sent.Load(), len(w.three.Archive))
 }
 
-// The worker has no rights but its folder and its files, and little memory.
+// The worker has no rights but its directory and its files, and little memory.
 func TestWorkerRights(t *testing.T) {
 	testkit.Root(t, "start something with other rights")
 	w := newWorld(t)

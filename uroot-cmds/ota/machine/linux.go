@@ -36,8 +36,8 @@ const (
 	workerNumber = 65521
 )
 
-// espFolder is where the ESP is mounted while it is written to.
-const espFolder = "run/halogen/esp"
+// espDirectory is where the ESP is mounted while it is written to.
+const espDirectory = "run/halogen/esp"
 
 // verityDevice is the name that initagent gives the running system's device.
 const verityDevice = "system"
@@ -46,7 +46,7 @@ const verityDevice = "system"
 func Linux() *Machine {
 	h := inventory.Linux()
 	h.Kernel, h.Mapper, h.Mounts = modules{}, hw.LinuxMapper{Dev: "/dev"}, hw.LinuxMounts{}
-	h.ESP = hw.LinuxESP{Disks: h.Disks, Kernel: modules{}, Mounts: hw.LinuxMounts{}, Folder: "/" + espFolder}
+	h.ESP = hw.LinuxESP{Disks: h.Disks, Kernel: modules{}, Mounts: hw.LinuxMounts{}, Directory: "/" + espDirectory}
 	return &Machine{
 		Hardware: h, Root: "/", Random: rand.Reader, Now: time.Now,
 		Worker:     worker.Starter{Program: "/proc/self/exe", User: credential()},

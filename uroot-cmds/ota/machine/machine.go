@@ -57,23 +57,23 @@ var ErrNotOpen = errors.New("no system is open through dm-verity")
 
 // Places, from Root on.
 const (
-	reportFile   = "run/halogen/" + shared.ReportName
-	stateFolder  = "var/lib/halogen"
-	contractFile = contract.Path                    // at the recovery console
-	consoleState = "run/state/halogen/shared"       // likewise
-	consoleEtc   = "run/state/overlay/etc/upper"    // likewise, where /etc is an overlay
-	consoleBound = "run/state/bind/etc"             // likewise, where it is a folder of its own
-	bootID       = "proc/sys/kernel/random/boot_id" //
+	reportFile     = "run/halogen/" + shared.ReportName
+	stateDirectory = "var/lib/halogen"
+	contractFile   = contract.Path                    // at the recovery console
+	consoleState   = "run/state/halogen/shared"       // likewise
+	consoleEtc     = "run/state/overlay/etc/upper"    // likewise, where /etc is an overlay
+	consoleBound   = "run/state/bind/etc"             // likewise, where it is a directory of its own
+	bootID         = "proc/sys/kernel/random/boot_id" //
 )
 
-// Names in the state folder.
+// Names in the state directory.
 const (
-	stagedFile  = "staged.json"
-	fetchFolder = "fetch"
-	seenFile    = "fetch/seen.json"
-	slotFile    = "fetch/slot.json"
-	keyFile     = "fetch/release-key.pgp"
-	lockFile    = "ota.lock"
+	stagedFile     = "staged.json"
+	fetchDirectory = "fetch"
+	seenFile       = "fetch/seen.json"
+	slotFile       = "fetch/slot.json"
+	keyFile        = "fetch/release-key.pgp"
+	lockFile       = "ota.lock"
 )
 
 // maxFile bounds the small files that are read here, in bytes.
@@ -165,13 +165,13 @@ func (m *Machine) console() (*Running, error) {
 	return r, nil
 }
 
-// state is the folder that is shared with the boot.
+// state is the directory that is shared with the boot.
 func (m *Machine) state(r *Running, name ...string) string {
-	folder := stateFolder
+	directory := stateDirectory
 	if r.Console {
-		folder = consoleState
+		directory = consoleState
 	}
-	return m.path(append([]string{folder}, name...)...)
+	return m.path(append([]string{directory}, name...)...)
 }
 
 // haveState refuses to go on without the root partition.
@@ -201,7 +201,7 @@ func (m *Machine) Settings() (settings.Settings, error) {
 	var text [2][]byte
 	for i, name := range []string{settings.ImageFile, settings.OwnerFile} {
 		var err error
-		// The owner's may be a link into a folder of his.
+		// The owner's may be a link into a directory of his.
 		text[i], err = os.ReadFile(m.path(name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return settings.Settings{}, err
@@ -213,11 +213,11 @@ func (m *Machine) Settings() (settings.Settings, error) {
 // consoleSettings are those of the system that does not run. What cannot be read of
 // them is an error: else the machine would follow another channel or server.
 func (m *Machine) consoleSettings() (none settings.Settings, err error) {
-	folder, err := m.OpenSystem()
+	directory, err := m.OpenSystem()
 	if err != nil {
 		return none, fmt.Errorf("%w; %w", err, errNoImage)
 	}
-	image, err := readSmall(filepath.Join(folder, settings.ImageFile), settings.MaxSize)
+	image, err := readSmall(filepath.Join(directory, settings.ImageFile), settings.MaxSize)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return none, err
 	}
@@ -244,9 +244,9 @@ func (m *Machine) etc() (string, error) {
 	if !m.atConsole() {
 		return m.path("etc"), nil
 	}
-	for _, folder := range []string{consoleBound, consoleEtc} {
-		if _, err := os.Stat(m.path(folder)); err == nil {
-			return m.path(folder), nil
+	for _, directory := range []string{consoleBound, consoleEtc} {
+		if _, err := os.Stat(m.path(directory)); err == nil {
+			return m.path(directory), nil
 		}
 	}
 	if _, err := os.Stat(m.path(consoleState)); err != nil {
@@ -330,7 +330,7 @@ func (m *Machine) lock(r *Running) (*os.File, error) {
 	return f, nil
 }
 
-// keep puts a file into the state folder in one step. Cut before the rename, the
+// keep puts a file into the state directory in one step. Cut before the rename, the
 // old one is there, and what is left of the new one is removed the next time.
 func keep(path string, content []byte, mode os.FileMode) error {
 	return put(path, mode, func(w io.Writer) error {
@@ -359,7 +359,7 @@ func put(path string, mode os.FileMode, write func(w io.Writer) error) error {
 	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
 // discard takes a file away for good.
@@ -371,10 +371,10 @@ func discard(path string) error {
 	if err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
-func syncFolder(path string) error {
+func syncDirectory(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -382,7 +382,7 @@ func syncFolder(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// decode reads a JSON file of the state folder; an absent one is false, and so
+// decode reads a JSON file of the state directory; an absent one is false, and so
 // is one that makes no sense.
 func decode(path string, v any) (bool, error) {
 	there, err := decodeStrictly(path, v)
@@ -429,9 +429,9 @@ func (m *Machine) staged(r *Running) (*Staged, error) {
 	return &s, nil
 }
 
-// fetchFolders are the versions that a fetch was begun for.
-func (m *Machine) fetchFolders(r *Running) []contract.Version {
-	entries, err := os.ReadDir(m.state(r, fetchFolder))
+// fetchDirectories are the versions that a fetch was begun for.
+func (m *Machine) fetchDirectories(r *Running) []contract.Version {
+	entries, err := os.ReadDir(m.state(r, fetchDirectory))
 	if err != nil {
 		return nil
 	}
@@ -445,7 +445,7 @@ func (m *Machine) fetchFolders(r *Running) []contract.Version {
 	return out
 }
 
-// readOwner reads the owner's settings, and makes their folder when it is
+// readOwner reads the owner's settings, and makes their directory when it is
 // missing.
 func readOwner(path string) ([]byte, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

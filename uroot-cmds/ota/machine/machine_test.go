@@ -24,11 +24,11 @@ import (
 func TestFetch(t *testing.T) {
 	w := newWorld(t)
 	old := w.table()
-	w.write(filepath.Join(stateFolder, stagedFile), []byte(`{"format":1,"version":"1","slot":"b"}`))
-	w.write(filepath.Join(stateFolder, "fetch/1/uki.efi"), []byte("old"))
+	w.write(filepath.Join(stateDirectory, stagedFile), []byte(`{"format":1,"version":"1","slot":"b"}`))
+	w.write(filepath.Join(stateDirectory, "fetch/1/uki.efi"), []byte("old"))
 	// Nothing of the slot is touched before nothing stages or starts it.
 	w.atESP = func() {
-		if _, err := os.Stat(w.path(filepath.Join(stateFolder, stagedFile))); err == nil {
+		if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
 			t.Error("staged.json is still there when the UKI goes")
 		}
 	}
@@ -55,8 +55,8 @@ func TestFetch(t *testing.T) {
 	if w.kinds() != "fetched 3" {
 		t.Errorf("journal %s", w.kinds())
 	}
-	if _, err := os.Stat(w.path(filepath.Join(stateFolder, "fetch/1"))); err == nil {
-		t.Error("the folder of version 1 is still there")
+	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, "fetch/1"))); err == nil {
+		t.Error("the directory of version 1 is still there")
 	}
 	// Once more: it waits, and nothing is touched.
 	w.log = nil
@@ -71,7 +71,7 @@ func TestFetch(t *testing.T) {
 	if err != nil || out.Version != 4 || !out.Staged || strings.Contains(strings.Join(w.log, " "), "partition table") {
 		t.Errorf("a newer one: %+v, %v, %v", out, err, w.log)
 	}
-	if got := w.read(filepath.Join(stateFolder, stagedFile)); !strings.Contains(got, `"4"`) {
+	if got := w.read(filepath.Join(stateDirectory, stagedFile)); !strings.Contains(got, `"4"`) {
 		t.Errorf("staged.json is %s", got)
 	}
 }
@@ -93,7 +93,7 @@ func TestCutWhileEmptying(t *testing.T) {
 		if !named && strings.Contains(w.ukis(), "test-os_1") {
 			t.Errorf("cut after %d effects: version 1 starts, and has lost its slot", cut)
 		}
-		if _, err := os.Stat(w.path(filepath.Join(stateFolder, stagedFile))); err == nil {
+		if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
 			t.Errorf("cut after %d effects: it is staged", cut)
 		}
 		w.cut = -1
@@ -110,7 +110,7 @@ func TestCopyFromESP(t *testing.T) {
 	f, err := os.OpenFile(w.part(1), os.O_RDWR, 0)
 	must(t, err)
 	must(t, fat.Format(f, layout.ESPSize, fat.Options{SectorSize: 512, Label: "ESP", Zeroed: true}, []fat.File{{
-		Path: bls.Folder + "/test-os_2.efi", Size: int64(len(w.two.UKI)),
+		Path: bls.Directory + "/test-os_2.efi", Size: int64(len(w.two.UKI)),
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(w.two.UKI)), nil },
 	}}))
 	must(t, f.Close())
@@ -152,7 +152,7 @@ func TestFetchRefused(t *testing.T) {
 		}, "system partitions have 32 MiB", nil},
 		"no server": {func(w *world) { w.write("etc/halogen/ota.conf", nil) }, "no server is set", nil},
 		"no root partition": {func(w *world) {
-			must(w.t, os.RemoveAll(w.path(stateFolder)))
+			must(w.t, os.RemoveAll(w.path(stateDirectory)))
 		}, "no such file", nil},
 		"another ota": {func(w *world) {
 			r, err := w.m.Running()
@@ -206,7 +206,7 @@ func TestSequence(t *testing.T) {
 	if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "has seen 7") {
 		t.Errorf("an old manifest: %v", err)
 	}
-	delete(w.site.Files, otatest.Folder+manifest.SignatureName)
+	delete(w.site.Files, otatest.Directory+manifest.SignatureName)
 	if _, err := w.m.Check(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "any more") {
 		t.Errorf("without its signature: %v", err)
 	}
@@ -217,12 +217,12 @@ func TestFrom(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.Chmod(filepath.Dir(dir), 0o755))
 	must(t, os.CopyFS(dir, w.site.Files))
-	file := filepath.Join(dir, otatest.Folder, "3/3.tar.gz")
+	file := filepath.Join(dir, otatest.Directory, "3/3.tar.gz")
 	// An archive alone need not be readable for the worker: it is opened for it.
 	must(t, os.Chmod(file, 0o600))
-	for _, from := range []string{file, "file://" + file, w.server.URL + "/" + otatest.Folder + "3/3.tar.gz", w.server.URL + "/", filepath.Join(dir, otatest.Folder)} {
+	for _, from := range []string{file, "file://" + file, w.server.URL + "/" + otatest.Directory + "3/3.tar.gz", w.server.URL + "/", filepath.Join(dir, otatest.Directory)} {
 		must(t, os.Chmod(file, 0o600))
-		if from == filepath.Join(dir, otatest.Folder) {
+		if from == filepath.Join(dir, otatest.Directory) {
 			must(t, os.Chmod(file, 0o644))
 		}
 		out, err := w.m.Check(t.Context(), Options{From: from})
@@ -253,7 +253,7 @@ func TestSeenDamaged(t *testing.T) {
 	w.site.SignManifest()
 	_, err := w.m.Check(t.Context(), Options{})
 	must(t, err)
-	name := filepath.Join(stateFolder, seenFile)
+	name := filepath.Join(stateDirectory, seenFile)
 	good := w.read(name)
 	w.site.Publish(w.three, func(m *manifest.Manifest) { m.Sequence = 6 })
 	w.site.SignManifest()

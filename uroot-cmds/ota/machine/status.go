@@ -94,7 +94,7 @@ func (m *Machine) Status() (*Status, error) {
 	return s, nil
 }
 
-// stateStatus adds what the state folder has.
+// stateStatus adds what the state directory has.
 func (m *Machine) stateStatus(r *Running, s *Status) error {
 	if err := m.haveState(r); err != nil {
 		return err
@@ -117,7 +117,7 @@ func (m *Machine) partly(r *Running, s *Status) contract.Version {
 	if s.Staged != nil {
 		return 0
 	}
-	for _, v := range m.fetchFolders(r) {
+	for _, v := range m.fetchDirectories(r) {
 		installed := slices.ContainsFunc(s.Systems, func(have inventory.System) bool {
 			n, err := bls.Parse(have.File)
 			return err == nil && n.Version == v

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stickFolder is where a stick is mounted for as long as it is read.
-const stickFolder = "run/halogen/stick"
+// stickDirectory is where a stick is mounted for as long as it is read.
+const stickDirectory = "run/halogen/stick"
 
 // kinds are the file systems that a stick can have, with options that let the worker
 // read it and write nothing, not even the journal of one that was pulled out.
@@ -19,8 +19,8 @@ func stickKinds() []struct{ name, options string } {
 
 // mountStick mounts a partition's file system, from which no program runs and no
 // device opens.
-func (m *Machine) mountStick(device string) (folder string, err error) {
-	folder = m.path(stickFolder)
+func (m *Machine) mountStick(device string) (directory string, err error) {
+	directory = m.path(stickDirectory)
 	// They are modules of the initramfs. In a running system the kernel asks for
 	// them itself.
 	for _, name := range []string{"vfat", "nls_cp437", "nls_ascii", "ext4", "exfat"} {
@@ -28,9 +28,9 @@ func (m *Machine) mountStick(device string) (folder string, err error) {
 	}
 	var all []error
 	for _, kind := range stickKinds() {
-		err := m.Hardware.Mounts.Mount(device, folder, kind.name, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, kind.options)
+		err := m.Hardware.Mounts.Mount(device, directory, kind.name, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, kind.options)
 		if err == nil {
-			return folder, nil
+			return directory, nil
 		}
 		all = append(all, err)
 	}

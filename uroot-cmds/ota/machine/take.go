@@ -27,7 +27,7 @@ import (
 
 // fill has the worker bring the release.
 func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) error {
-	if err := u.folder(out.Version); err != nil {
+	if err := u.directory(out.Version); err != nil {
 		return err
 	}
 	files, closeFiles, err := u.files(u.work(out.Version))
@@ -37,7 +37,7 @@ func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) err
 	request := u.request
 	request.Do, request.Found = worker.Fetch, u.found
 	if running := u.running.runningFiles(names(u.inv)); len(running) > 0 {
-		request.UKI = path.Join(bls.Folder, running[0].String())
+		request.UKI = path.Join(bls.Directory, running[0].String())
 	}
 	err = u.Worker.Run(ctx, request, files, func(e worker.Event) {
 		if e.Result != nil {
@@ -55,20 +55,20 @@ func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) err
 	return errors.Join(err, closeFiles())
 }
 
-// workEnding is that of a version's folder which is the worker's.
+// workEnding is that of a version's directory which is the worker's.
 const workEnding = ".work"
 
-// The version's folder, which is root's alone, and the worker's.
+// The version's directory, which is root's alone, and the worker's.
 func (u *update) finished(v contract.Version) string {
-	return u.state(u.running, fetchFolder, v.String())
+	return u.state(u.running, fetchDirectory, v.String())
 }
 
 func (u *update) work(v contract.Version) string { return u.finished(v) + workEnding }
 
-// folder makes the worker's folder for a version, and takes those of all other
+// directory makes the worker's directory for a version, and takes those of all other
 // versions away.
-func (u *update) folder(v contract.Version) error {
-	all := u.state(u.running, fetchFolder)
+func (u *update) directory(v contract.Version) error {
+	all := u.state(u.running, fetchDirectory)
 	if err := os.MkdirAll(all, 0o755); err != nil {
 		return err
 	}
@@ -91,26 +91,26 @@ func (u *update) folder(v contract.Version) error {
 	if u.Worker.User != nil {
 		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
 	}
-	return errors.Join(own(u.work(v), uid, gid), syncFolder(all))
+	return errors.Join(own(u.work(v), uid, gid), syncDirectory(all))
 }
 
-// own gives a folder and what is in it to a user. The folder goes first, so that
+// own gives a directory and what is in it to a user. The directory goes first, so that
 // whoever had it cannot change it meanwhile. What is no file, or has another
 // name elsewhere, is removed: it would give away something that is not ours.
-func own(folder string, uid, gid int) error {
-	if err := os.Lchown(folder, os.Getuid(), os.Getgid()); err != nil {
+func own(directory string, uid, gid int) error {
+	if err := os.Lchown(directory, os.Getuid(), os.Getgid()); err != nil {
 		return err
 	}
 	// Its modes go with it: the one who had it may have let anybody in.
-	if err := os.Chmod(folder, 0o700); err != nil {
+	if err := os.Chmod(directory, 0o700); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(folder)
+	entries, err := os.ReadDir(directory)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		name := filepath.Join(folder, e.Name())
+		name := filepath.Join(directory, e.Name())
 		var s unix.Stat_t
 		if err := unix.Lstat(name, &s); err != nil {
 			return err
@@ -124,11 +124,11 @@ func own(folder string, uid, gid int) error {
 			return err
 		}
 	}
-	return os.Lchown(folder, uid, gid)
+	return os.Lchown(directory, uid, gid)
 }
 
 // files opens what the worker works on.
-func (u *update) files(folder string) (files worker.Files, closeAll func() error, err error) {
+func (u *update) files(directory string) (files worker.Files, closeAll func() error, err error) {
 	var open []io.Closer
 	closeAll = func() error {
 		var all []error
@@ -155,12 +155,12 @@ func (u *update) files(folder string) (files worker.Files, closeAll func() error
 		files[want.file] = plain
 	}
 	files[worker.Archive], files[worker.Lock] = u.archive, u.lock
-	f, err := os.OpenFile(folder, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(directory, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return files, nil, errors.Join(err, closeAll())
 	}
 	open = append(open, f)
-	files[worker.Folder] = f
+	files[worker.Directory] = f
 	return files, closeAll, nil
 }
 
@@ -169,15 +169,15 @@ func (u *update) files(folder string) (files worker.Files, closeAll func() error
 // is copied, and the two that say what the others are do not come from the worker
 // at all.
 //
-// The order: the files, their folder, then staged.json (stage), then the worker's
-// folder goes. Cut before staged.json, the next fetch finds the worker's files
+// The order: the files, their directory, then staged.json (stage), then the worker's
+// directory goes. Cut before staged.json, the next fetch finds the worker's files
 // and the slot as they are, and makes the copies anew.
 func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) error {
-	folder := u.finished(v)
-	if err := os.RemoveAll(folder); err != nil {
+	directory := u.finished(v)
+	if err := os.RemoveAll(directory); err != nil {
 		return err
 	}
-	if err := os.Mkdir(folder, 0o700); err != nil {
+	if err := os.Mkdir(directory, 0o700); err != nil {
 		return err
 	}
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
@@ -185,27 +185,27 @@ func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) 
 		if !ok {
 			return fmt.Errorf("%s names no %s", release.ManifestFile, name)
 		}
-		if err := copyFile(filepath.Join(folder, name), filepath.Join(u.work(v), name), want); err != nil {
+		if err := copyFile(filepath.Join(directory, name), filepath.Join(u.work(v), name), want); err != nil {
 			return err
 		}
 	}
 	if len(head.Signature) > 0 {
-		if err := keep(filepath.Join(folder, archive.SignatureFile), head.Signature, 0o600); err != nil {
+		if err := keep(filepath.Join(directory, archive.SignatureFile), head.Signature, 0o600); err != nil {
 			return err
 		}
 	}
 	if len(u.self.Known) > 0 { // by which the boot checks the signature again
-		if err := keep(filepath.Join(folder, release.KeyFile), u.self.Known, 0o600); err != nil {
+		if err := keep(filepath.Join(directory, release.KeyFile), u.self.Known, 0o600); err != nil {
 			return err
 		}
 	}
-	if err := keep(filepath.Join(folder, release.ManifestFile), head.Description, 0o600); err != nil {
+	if err := keep(filepath.Join(directory, release.ManifestFile), head.Description, 0o600); err != nil {
 		return err
 	}
 	if err := checkTop(tree, head.Release); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(folder))
+	return syncDirectory(filepath.Dir(directory))
 }
 
 var errWorker = errors.New("the worker did not do what it was asked to")

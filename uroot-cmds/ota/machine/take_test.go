@@ -27,7 +27,7 @@ func (w *world) brought(manager string) *update {
 	must(w.t, err)
 	u, err := w.m.begin(r, Options{})
 	must(w.t, err)
-	must(w.t, u.folder(3))
+	must(w.t, u.directory(3))
 	for name, content := range map[string][]byte{
 		release.UKIFile: w.three.UKI, release.BootManagerFile: []byte(manager),
 		release.ManifestFile: []byte("not what was signed"), archive.SignatureFile: []byte("nor this"),
@@ -45,11 +45,11 @@ func (w *world) whole() (tree *os.File, manager string) {
 	f, err := os.Open(w.part(5))
 	must(w.t, err)
 	w.t.Cleanup(func() { _ = f.Close() })
-	return f, w.read(filepath.Join(stateFolder, fetchFolder, "3", release.BootManagerFile))
+	return f, w.read(filepath.Join(stateDirectory, fetchDirectory, "3", release.BootManagerFile))
 }
 
 // A worker that was taken over may still have its files open: what the boot reads are
-// others, in a folder that only root enters. What says what they are does not come from
+// others, in a directory that only root enters. What says what they are does not come from
 // it at all.
 func TestCopies(t *testing.T) {
 	w := newWorld(t)
@@ -80,10 +80,10 @@ func TestCopiesRefused(t *testing.T) {
 		change func(uki string) error
 		want   string
 	}{
-		"nothing":  {os.Remove, "no such file"},
-		"a link":   {func(uki string) error { return errors.Join(os.Remove(uki), os.Symlink(w.path("secret"), uki)) }, "too many levels"},
-		"a pipe":   {func(uki string) error { return errors.Join(os.Remove(uki), syscall.Mkfifo(uki, 0o600)) }, "is no file"},
-		"a folder": {func(uki string) error { return errors.Join(os.Remove(uki), os.Mkdir(uki, 0o700)) }, "is no file"},
+		"nothing":     {os.Remove, "no such file"},
+		"a link":      {func(uki string) error { return errors.Join(os.Remove(uki), os.Symlink(w.path("secret"), uki)) }, "too many levels"},
+		"a pipe":      {func(uki string) error { return errors.Join(os.Remove(uki), syscall.Mkfifo(uki, 0o600)) }, "is no file"},
+		"a directory": {func(uki string) error { return errors.Join(os.Remove(uki), os.Mkdir(uki, 0o700)) }, "is no file"},
 		"one byte": {func(uki string) error {
 			return os.WriteFile(uki, append(bytes.Clone(w.three.UKI[:99]), w.three.UKI[100:]...), 0o600)
 		}, "not the one that"},
@@ -146,7 +146,7 @@ func TestLeftBehind(t *testing.T) {
 func TestNoRoom(t *testing.T) {
 	testkit.Root(t, "mount a small file system")
 	w := newWorld(t)
-	state := w.path(stateFolder)
+	state := w.path(stateDirectory)
 	mount := func(size string) {
 		if err := unix.Mount("tmpfs", state, "tmpfs", 0, "mode=0755,size="+size); err != nil {
 			t.Skipf("a small file system cannot be mounted here: %v", err)
@@ -207,7 +207,7 @@ func (f filling) OpenPartition(d hw.Disk, n int, write bool) (hw.File, error) {
 // offer and no more.
 func TestCutBeforeStaged(t *testing.T) {
 	w := newWorld(t)
-	inTheWay := filepath.Join(w.dir, stateFolder, stagedFile+".new")
+	inTheWay := filepath.Join(w.dir, stateDirectory, stagedFile+".new")
 	must(t, os.MkdirAll(filepath.Join(inTheWay, "x"), 0o755))
 	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), stagedFile) {
 		t.Fatalf("without staged.json: %v", err)
@@ -222,7 +222,7 @@ func TestCutBeforeStaged(t *testing.T) {
 		t.Errorf("asked for %q; want the head alone", asked)
 	}
 	w.complete()
-	if _, err := os.Stat(w.path(filepath.Join(stateFolder, fetchFolder, "3"+workEnding))); err == nil {
-		t.Error("the worker's folder is still there")
+	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, fetchDirectory, "3"+workEnding))); err == nil {
+		t.Error("the worker's directory is still there")
 	}
 }

@@ -63,7 +63,7 @@ func (u *update) learn() error {
 	if err != nil || u.lock == nil || bytes.Equal(wiser.Known, u.self.Known) {
 		return err
 	}
-	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
+	if err := os.MkdirAll(u.state(u.running, fetchDirectory), 0o755); err != nil {
 		return err
 	}
 	u.self, u.request.Self = wiser, wiser

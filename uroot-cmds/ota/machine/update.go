@@ -33,7 +33,7 @@ import (
 
 // Options of Check and Fetch.
 type Options struct {
-	From      string // a server, folder or archive instead of the configured server
+	From      string // a server, directory or archive instead of the configured server
 	Impatient bool   // before it is this machine's turn
 	Tell      func(worker.Event)
 }
@@ -244,7 +244,7 @@ func (u *update) end() {
 		_ = u.archive.Close() // it was only read
 	}
 	if u.stick {
-		if err := u.Hardware.Mounts.Unmount(u.path(stickFolder)); err != nil {
+		if err := u.Hardware.Mounts.Unmount(u.path(stickDirectory)); err != nil {
 			u.Tell(worker.Event{Note: err.Error()})
 		}
 	}
@@ -315,7 +315,7 @@ func (u *update) remember(seen offer.Seen) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(u.state(u.running, fetchFolder), 0o755); err != nil {
+	if err := os.MkdirAll(u.state(u.running, fetchDirectory), 0o755); err != nil {
 		return err
 	}
 	u.self.Seen = seen
@@ -458,7 +458,7 @@ func (u *update) room(r *release.Release) error {
 	}
 	free := int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize
 	// What an earlier try has left is used again, or makes room.
-	err := filepath.WalkDir(u.state(u.running, fetchFolder), func(_ string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(u.state(u.running, fetchDirectory), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil // what cannot be seen is no room
 		}

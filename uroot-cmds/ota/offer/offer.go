@@ -68,8 +68,8 @@ func (s *Self) now() time.Time {
 	return s.Now
 }
 
-// Folder is where the image's releases lie on a server.
-func (s *Self) Folder() string { return path.Join(s.Running.Arch, s.Running.ImageID) }
+// Directory is where the image's releases lie on a server.
+func (s *Self) Directory() string { return path.Join(s.Running.Arch, s.Running.ImageID) }
 
 // key returns the pinned key, with what was learned of it; nil stands for an image
 // that has none.
@@ -182,9 +182,9 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 func (s *Self) mine(m *manifest.Manifest, signed bool) error {
 	switch {
 	case m.Image == "" && signed && s.Seen.Image:
-		return fmt.Errorf("%s does not say whose releases it lists, as it did before (IMAGE=%s): it may be an old one, or another image's. Tell the distributor", manifest.FileName, s.Folder())
-	case m.Image != "" && m.Image != s.Folder():
-		return fmt.Errorf("%s lists the releases of %s, and this machine has %s: somebody has put it in the wrong place. Tell the distributor, or correct Server= in %s", manifest.FileName, m.Image, s.Folder(), settings.OwnerFile)
+		return fmt.Errorf("%s does not say whose releases it lists, as it did before (IMAGE=%s): it may be an old one, or another image's. Tell the distributor", manifest.FileName, s.Directory())
+	case m.Image != "" && m.Image != s.Directory():
+		return fmt.Errorf("%s lists the releases of %s, and this machine has %s: somebody has put it in the wrong place. Tell the distributor, or correct Server= in %s", manifest.FileName, m.Image, s.Directory(), settings.OwnerFile)
 	}
 	return nil
 }

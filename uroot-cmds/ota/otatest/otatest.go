@@ -151,14 +151,14 @@ type Site struct {
 	Key   *Key
 }
 
-// Folder is where the releases lie.
-const Folder = "x86_64/test-os/"
+// Directory is where the releases lie.
+const Directory = "x86_64/test-os/"
 
 // NewSite makes a site without a release.
 func NewSite(k *Key) *Site {
 	s := &Site{Files: fstest.MapFS{}, Key: k}
 	if k != nil {
-		s.Put(Folder+"release-key.pgp", k.Public)
+		s.Put(Directory+"release-key.pgp", k.Public)
 	}
 	return s
 }
@@ -172,7 +172,7 @@ func (s *Site) Put(name string, content []byte) {
 // manifest.
 func (s *Site) Publish(r *Release, change func(m *manifest.Manifest)) *manifest.Manifest {
 	v := r.Contract.Version
-	s.Put(Folder+manifest.ArchiveName(v), r.Archive)
+	s.Put(Directory+manifest.ArchiveName(v), r.Archive)
 	m := &manifest.Manifest{Stable: manifest.Entry{Version: v}}
 	if s.Key != nil {
 		m.PubKey = "release-key.pgp"
@@ -184,11 +184,11 @@ func (s *Site) Publish(r *Release, change func(m *manifest.Manifest)) *manifest.
 	if err != nil {
 		panic(err)
 	}
-	s.Put(Folder+manifest.FileName, text)
+	s.Put(Directory+manifest.FileName, text)
 	return m
 }
 
 // SignManifest adds the manifest's signature.
 func (s *Site) SignManifest() {
-	s.Put(Folder+manifest.SignatureName, s.Key.Sign(s.Files[Folder+manifest.FileName].Data))
+	s.Put(Directory+manifest.SignatureName, s.Key.Sign(s.Files[Directory+manifest.FileName].Data))
 }

@@ -11,26 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Folder is a server's content in a folder: a stick, a mirror, a network
+// A Directory is a server's content in a directory: a stick, a mirror, a network
 // file system.
-type Folder struct {
+type Directory struct {
 	root *os.Root
 	path string
 }
 
-// OpenFolder opens a folder. Links inside it may not lead out of it.
-func OpenFolder(path string) (*Folder, error) {
+// OpenDirectory opens a directory. Links inside it may not lead out of it.
+func OpenDirectory(path string) (*Directory, error) {
 	root, err := os.OpenRoot(path)
 	if err != nil {
-		return nil, fmt.Errorf("open server's folder: %w", err)
+		return nil, fmt.Errorf("open server's directory: %w", err)
 	}
-	return &Folder{root, path}, nil
+	return &Directory{root, path}, nil
 }
 
 // String implements Transport.
-func (f *Folder) String() string { return f.path }
+func (f *Directory) String() string { return f.path }
 
-func (f *Folder) open(name string) (*os.File, Info, error) {
+func (f *Directory) open(name string) (*os.File, Info, error) {
 	if err := valid(name); err != nil {
 		return nil, Info{}, err
 	}
@@ -65,7 +65,7 @@ func infoOf(file *os.File) (Info, error) {
 }
 
 // Get implements Transport.
-func (f *Folder) Get(_ context.Context, name string, limit int64) ([]byte, error) {
+func (f *Directory) Get(_ context.Context, name string, limit int64) ([]byte, error) {
 	file, _, err := f.open(name)
 	if err != nil {
 		return nil, err
@@ -87,12 +87,12 @@ func small(r io.Reader, name string, limit int64) ([]byte, error) {
 }
 
 // Open implements Transport.
-func (f *Folder) Open(_ context.Context, name string) (io.ReadCloser, Info, error) {
+func (f *Directory) Open(_ context.Context, name string) (io.ReadCloser, Info, error) {
 	return f.open(name)
 }
 
 // Range implements Transport.
-func (f *Folder) Range(_ context.Context, name string, w io.Writer, off, n int64) (int64, Info, error) {
+func (f *Directory) Range(_ context.Context, name string, w io.Writer, off, n int64) (int64, Info, error) {
 	file, info, err := f.open(name)
 	if err != nil {
 		return 0, Info{}, err

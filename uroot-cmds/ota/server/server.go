@@ -1,5 +1,5 @@
 // Package server reads files from where releases are published: a web server
-// or a folder.
+// or a directory.
 //
 // It believes nothing that a server says about itself and bounds all of it:
 // headers, sizes, redirects, time. It refuses a part of a file that is not the
@@ -96,13 +96,13 @@ func (o Options) withDefaults() Options {
 }
 
 // New returns what reads from a server's address: an http or https URL, or the
-// absolute path of a folder.
+// absolute path of a directory.
 func New(address string, o Options) (Transport, error) {
 	if address == "" {
 		return nil, errors.New("no server is set: write Server=https://... into /etc/halogen/ota.conf, or name one with --from")
 	}
 	if filepath.IsAbs(address) {
-		return OpenFolder(address)
+		return OpenDirectory(address)
 	}
 	return newWeb(address, o)
 }

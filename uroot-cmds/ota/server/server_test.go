@@ -62,7 +62,7 @@ func ranged(ctx context.Context, tr Transport, name string, p []byte, off int64)
 	return int(n), info, err
 }
 
-// A web server, a folder and one file behave the same.
+// A web server, a directory and one file behave the same.
 func TestTransports(t *testing.T) {
 	dir, want := t.TempDir(), content(100_000)
 	if err := os.MkdirAll(filepath.Join(dir, "os", "1"), 0o755); err != nil {
@@ -79,7 +79,7 @@ func TestTransports(t *testing.T) {
 	}
 	defer file.Close()
 	const name = "os/1/1.tar.gz"
-	for kind, tr := range map[string]Transport{"web": open(t, web.URL+"/", quick), "folder": open(t, dir, quick), "file": NewFile(file)} {
+	for kind, tr := range map[string]Transport{"web": open(t, web.URL+"/", quick), "directory": open(t, dir, quick), "file": NewFile(file)} {
 		t.Run(kind, func(t *testing.T) {
 			ctx := t.Context()
 			if kind != "file" {
@@ -118,19 +118,19 @@ func TestTransports(t *testing.T) {
 }
 
 // FAULTS 25
-func TestFolderRefusesTricks(t *testing.T) {
+func TestDirectoryRefusesTricks(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	secret := filepath.Join(outside, "secret")
 	if err := os.WriteFile(secret, []byte("s"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"link": secret, "up": "../" + filepath.Base(outside) + "/secret", "folder": outside} {
+	for name, target := range map[string]string{"link": secret, "up": "../" + filepath.Base(outside) + "/secret", "directory": outside} {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	tr := open(t, dir, quick)
-	for _, name := range []string{"link", "up", "folder/secret"} {
+	for _, name := range []string{"link", "up", "directory/secret"} {
 		if b, err := tr.Get(t.Context(), name, 10); err == nil {
 			t.Errorf("%s: %q", name, b)
 		}

@@ -19,10 +19,10 @@ import (
 
 // needs is what a request takes beside the files that the worker was given.
 type needs struct {
-	own    bool     // the folder of its own, where it is
-	folder string   // to read from, a server's; empty for none
-	web    bool     // connections to a server
-	ports  []uint16 // of TCP, to connect to
+	own       bool     // the directory of its own, where it is
+	directory string   // to read from, a server's; empty for none
+	web       bool     // connections to a server
+	ports     []uint16 // of TCP, to connect to
 }
 
 // proxies are the names of the variables that net/http takes proxies from.
@@ -32,12 +32,12 @@ const dnsPort = 53
 
 // needsOf says what a request takes.
 func needsOf(r *Request, getenv func(string) string) (needs, error) {
-	n := needs{own: r.Has[Folder]}
+	n := needs{own: r.Has[Directory]}
 	switch {
 	case r.Has[Archive] || r.Address == "":
 		return n, nil
 	case filepath.IsAbs(r.Address):
-		n.folder = r.Address
+		n.directory = r.Address
 		return n, nil
 	}
 	// Where redirects lead is not known yet: only to the ports that servers have.
@@ -78,7 +78,7 @@ func needsOf(r *Request, getenv func(string) string) (needs, error) {
 
 // confineTo leaves the process what a request needs and nothing else, before
 // the first byte of a server's is read: whoever takes the worker over reaches
-// the open files, its folder and the ports of servers. It tells what the kernel
+// the open files, its directory and the ports of servers. It tells what the kernel
 // lacks for it.
 func confineTo(n needs, note func(string)) error {
 	if withCgo && os.Getpid() == 1 {
@@ -121,8 +121,8 @@ func restrictFiles(n needs, note func(string)) error {
 	if n.own {
 		rules = append(rules, landlock.RWDirs("."))
 	}
-	if n.folder != "" {
-		rules = append(rules, landlock.RODirs(n.folder))
+	if n.directory != "" {
+		rules = append(rules, landlock.RODirs(n.directory))
 	}
 	if n.web {
 		rules = append(rules, names()...)
@@ -144,7 +144,7 @@ func restrictFiles(n needs, note func(string)) error {
 }
 
 // names are the files that names of servers are looked up with. What rewrites
-// resolv.conf replaces it, and Landlock knows files and not names: so its folder
+// resolv.conf replaces it, and Landlock knows files and not names: so its directory
 // may be read where it has one of its own.
 func names() []landlock.Rule {
 	var rules []landlock.Rule
@@ -153,15 +153,15 @@ func names() []landlock.Rule {
 		if err != nil {
 			continue // there is none
 		}
-		folder := filepath.Dir(real)
-		if folder == "/etc" || strings.Count(folder, "/") < 2 {
+		directory := filepath.Dir(real)
+		if directory == "/etc" || strings.Count(directory, "/") < 2 {
 			if f, err := os.Open(real); err == nil {
 				f.Close()
 				rules = append(rules, landlock.ROFiles(real).IgnoreIfMissing())
 			}
 			continue
 		}
-		rules = append(rules, landlock.RODirs(folder).IgnoreIfMissing())
+		rules = append(rules, landlock.RODirs(directory).IgnoreIfMissing())
 	}
 	return rules
 }

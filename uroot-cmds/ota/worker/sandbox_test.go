@@ -47,9 +47,9 @@ func TestNeeds(t *testing.T) {
 		want    string
 	}{
 		{"https://u.example.org/os", nil, none, "{false  true [53 80 443]}"},
-		{"http://u.example.org:8080/os", []int{Folder}, none, "{true  true [53 80 443 8080]}"},
+		{"http://u.example.org:8080/os", []int{Directory}, none, "{true  true [53 80 443 8080]}"},
 		{"https://[::1]:8443", nil, proxy("proxy:3128", "https://me:secret@proxy:3129", "socks5://proxy", "socks5h://proxy:9"), "{false  true [9 53 80 443 1080 3128 3129 8443]}"},
-		{"/media/stick", []int{Folder}, proxy("proxy:1"), "{true /media/stick false []}"},
+		{"/media/stick", []int{Directory}, proxy("proxy:1"), "{true /media/stick false []}"},
 		{"https://u.example.org", []int{Archive}, none, "{false  false []}"},
 		{"", nil, none, "{false  false []}"},
 	} {
@@ -85,10 +85,10 @@ func TestNeeds(t *testing.T) {
 const probeEnv = "HALOGEN_PROBE"
 
 type probe struct {
-	Web, Own                bool
-	HTTPS                   string
-	Open, Folder, Forbidden string
-	Port, OtherPort         int
+	Web, Own                   bool
+	HTTPS                      string
+	Open, Directory, Forbidden string
+	Port, OtherPort            int
 }
 
 func TestMain(m *testing.M) {
@@ -100,7 +100,7 @@ func TestMain(m *testing.M) {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		panic(err)
 	}
-	n := needs{own: p.Own, folder: p.Folder, web: p.Web}
+	n := needs{own: p.Own, directory: p.Directory, web: p.Web}
 	if p.Web {
 		n.ports = []uint16{dnsPort, uint16(p.Port)}
 		u, err := url.Parse(p.HTTPS)
@@ -180,7 +180,7 @@ func (p probe) attempts() map[string]error {
 	path, _ := unix.BytePtrFromString("/bin/true")
 	return map[string]error{
 		"write own file": open("own", os.O_RDWR|os.O_CREATE), "rename own file": os.Rename("own", "own2"),
-		"read folder": open(filepath.Join(p.Open, "file"), os.O_RDONLY), "threads": threads(),
+		"read directory": open(filepath.Join(p.Open, "file"), os.O_RDONLY), "threads": threads(),
 		"https": get(), "lookup": lookup(), "connect": dial(p.Port), "connect elsewhere": dial(p.OtherPort), "redirect": redirect(),
 		"read other file": open(p.Forbidden, os.O_RDONLY), "write other file": open(p.Forbidden, os.O_WRONLY), "list /": open("/", os.O_RDONLY),
 		"create other file": open(p.Forbidden+".new", os.O_RDWR|os.O_CREATE), "memory": open("/proc/self/mem", os.O_RDWR),
@@ -241,7 +241,7 @@ func listening(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// Whoever takes the worker over can use its folder and the server's port, and
+// Whoever takes the worker over can use its directory and the server's port, and
 // nothing else, not even as root. FAULTS 101
 func TestConfined(t *testing.T) {
 	needKernel(t)
@@ -253,20 +253,20 @@ func TestConfined(t *testing.T) {
 	defer secure.Close()
 	web, own := []string{"connect", "https", "lookup", "threads"}, []string{"write own file", "rename own file"}
 	for name, c := range map[string]struct {
-		web, folder, own bool
-		may              []string
+		web, directory, own bool
+		may                 []string
 	}{
-		"look":    {true, false, false, web},
-		"fetch":   {true, false, true, slices.Concat(web, own)},
-		"folder":  {false, true, true, append([]string{"read folder", "threads"}, own...)},
-		"archive": {false, false, true, append([]string{"threads"}, own...)},
+		"look":      {true, false, false, web},
+		"fetch":     {true, false, true, slices.Concat(web, own)},
+		"directory": {false, true, true, append([]string{"read directory", "threads"}, own...)},
+		"archive":   {false, false, true, append([]string{"threads"}, own...)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			p := probe{Web: c.web, Own: c.own, HTTPS: secure.URL, Open: filepath.Join(dir, "open"), Forbidden: filepath.Join(dir, "forbidden"), Port: port, OtherPort: other}
 			own := filepath.Join(dir, "own")
-			for _, folder := range []string{p.Open, own} {
-				if err := os.Mkdir(folder, 0o700); err != nil {
+			for _, directory := range []string{p.Open, own} {
+				if err := os.Mkdir(directory, 0o700); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -275,8 +275,8 @@ func TestConfined(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if c.folder {
-				p.Folder = p.Open
+			if c.directory {
+				p.Directory = p.Open
 			}
 			// It is read before the worker is confined.
 			authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})

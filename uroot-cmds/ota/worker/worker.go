@@ -2,7 +2,7 @@
 // process of its own without privileges.
 //
 // The worker refuses to run as root. It has the rights of a user that owns one
-// folder, and the open files that it was given: the slot's two partitions, and
+// directory, and the open files that it was given: the slot's two partitions, and
 // to read the running system's. It gets one request and answers with events;
 // whoever asked judges again what it brings.
 //
@@ -69,9 +69,9 @@ const (
 	// Lock is held as long as either process has it: a worker that outlives
 	// whoever started it keeps others from its slot.
 	Lock
-	// Folder is the worker's own, for small files. It may lie where the worker's
+	// Directory is the worker's own, for small files. It may lie where the worker's
 	// rights do not lead: at the recovery console it does.
-	Folder
+	Directory
 	filesCount
 )
 
@@ -154,7 +154,7 @@ func serve(stdin io.Reader, events *events) error {
 			files[i] = os.NewFile(uintptr(firstFile+i), fmt.Sprint("file ", i))
 		}
 	}
-	if f := files[Folder]; f != nil {
+	if f := files[Directory]; f != nil {
 		if err := f.Chdir(); err != nil {
 			return err
 		}
@@ -171,8 +171,8 @@ func serve(stdin io.Reader, events *events) error {
 	return err
 }
 
-// Do does what a request asks for; folder is the one that small files go to.
-func Do(ctx context.Context, r Request, files Files, folder string, send func(Event)) error {
+// Do does what a request asks for; directory is the one that small files go to.
+func Do(ctx context.Context, r Request, files Files, directory string, send func(Event)) error {
 	if r.Self == nil || r.Self.Running == nil {
 		return errors.New("request says nothing of the machine")
 	}
@@ -194,7 +194,7 @@ func Do(ctx context.Context, r Request, files Files, folder string, send func(Ev
 		send(Event{Found: f})
 		return nil
 	case Fetch:
-		return r.fetch(ctx, t, files, folder, note, send)
+		return r.fetch(ctx, t, files, directory, note, send)
 	}
 	return fmt.Errorf("request %q is not known", r.Do)
 }
@@ -206,17 +206,17 @@ func (r *Request) transport(files Files, note func(string)) (server.Transport, e
 	return server.New(r.Address, server.Options{UserAgent: r.UserAgent, RateLimit: r.RateLimit, Proxy: r.Proxy, CA: r.CA, NotBefore: r.Self.Running.Date(), Note: note})
 }
 
-func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, folder string, note func(string), send func(Event)) error {
+func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, directory string, note func(string), send func(Event)) error {
 	if r.Found == nil || files[System] == nil || files[Tree] == nil {
 		return errors.New("request names nothing to fetch, or no slot")
 	}
-	root, err := os.OpenRoot(folder)
+	root, err := os.OpenRoot(directory)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	j := &fetch.Job{
-		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Folder: root, System: files[System], Tree: files[Tree],
+		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Directory: root, System: files[System], Tree: files[Tree],
 		Source: r.source(files), Progress: seldom(func(p fetch.Progress) { send(Event{Progress: &p}) }), Note: note,
 	}
 	result, err := j.Run(ctx)
