@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/boot/version"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	_ "halogenos.internal/initagent/pid1" // for all programs of the initramfs
 	"halogenos.internal/initagent/rescue"
@@ -74,7 +74,7 @@ func run(ctx context.Context) error {
 			HideMemory: hw.HideMemory,
 			NoModules:  hw.NoModules,
 		},
-		Variables: enrol.EFIVarFS{Root: efivars},
+		Variables: enroll.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,
 		NewKeys:   secureboot.Generate,
 		Root:      "/",

@@ -37,16 +37,16 @@ func TestProvisioningCut(t *testing.T) {
 	})
 }
 
-// TestEnrolmentCut cuts while signatures are made, keys are enrolled, and the volume is
+// TestEnrollmentCut cuts while signatures are made, keys are enrolled, and the volume is
 // made.
 // FAULTS 42, 60
-func TestEnrolmentCut(t *testing.T) {
+func TestEnrollmentCut(t *testing.T) {
 	t.Parallel()
 	provisionCut(t, []moment{
 		{`vendor keys: `, 0},
 		{`_1.efi: signed`, 0},
 		{`KEK gets `, 100 * time.Millisecond},
-		{`halogen: enrol \(`, 0},
+		{`halogen: enroll \(`, 0},
 		{enforced, 1200 * time.Millisecond}, // LUKS2 header
 		{enforced, 3 * time.Second},         // file system, record
 		{`RECOVERY KEY:`, 0},                // shown, and not written down

@@ -65,7 +65,7 @@ func TestDebian(t *testing.T) {
 	r := imageRelease(t, "debian-1")
 	g := Machine(t, Options{Image: "debian-1", VM: vm.Options{Watchdog: vm.I6300ESB, Memory: debianMemoryMiB}})
 	g.Expect(`halogen: initagent (\d\S*|unknown)\s`) // the first line says which
-	g.Expect(`halogen: enrol \(`)
+	g.Expect(`halogen: enroll \(`)
 	g.Expect(`RECOVERY KEY:`)
 	g.Expect(`Press Enter when you have written it down`)
 	g.typeLine("")

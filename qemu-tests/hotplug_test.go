@@ -78,7 +78,7 @@ func TestCard(t *testing.T) {
 		"-kernel", imageFile(t, "testos-1", release.UKIFile))
 	g.PowerOn()
 	g.Expect(`halogen: disk mmcblk0: `)
-	g.stopsAt(`halogen: enrol \([^\n]*\n`)
+	g.stopsAt(`halogen: enroll \([^\n]*\n`)
 	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
 	d.checkTable()
 	d.checkTree(fmt.Sprintf("%x", []byte(imageRelease(t, "testos-1").RootHash)))

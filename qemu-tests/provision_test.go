@@ -112,7 +112,7 @@ func TestFirstBoots(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	inOrder(t, "first and second boot", p.Notes[firstBootNote],
-		"halogen: partition (", "halogen: make-tree (", "halogen: open-verity (", "halogen: enrol (",
+		"halogen: partition (", "halogen: make-tree (", "halogen: open-verity (", "halogen: enroll (",
 		"reboot: machine restart", "halogen: open-verity (", "RECOVERY KEY:", "Set a password in the firmware's setup", "halogen: make-root (",
 		"halogen: mount-state (", protocol.Greeting)
 	inOrder(t, "third boot", p.Notes[thirdBootNote],
@@ -324,7 +324,7 @@ func TestNoTPMOptional(t *testing.T) {
 	g := Machine(t, Options{Image: "testos-optional-1", VM: vm.Options{TPM: vm.NoTPM}})
 	key := g.Expect(shownKey)[1]
 	g.confirm()
-	g.Expect(asksForKey) // after the restart that the keys' enrolment ends in
+	g.Expect(asksForKey) // after the restart that the keys' enrollment ends in
 	g.typeLine(wrongKey(key))
 	g.Expect(`Nothing is lost: try again`)
 	g.Expect(asksForKey)

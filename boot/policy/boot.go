@@ -32,7 +32,7 @@ func Bound() []int { return []int{4, 7, 11, 12, 13, 15} }
 func WithoutPrograms() []int { return []int{7, 11, 12, 13, 15} }
 
 // Provisional are the PCRs that a provisional record is over: all but PCR 7,
-// which holds other keys after the restart that enrols this machine's own.
+// which holds other keys after the restart that enrolls this machine's own.
 func Provisional() []int { return []int{11, 12, 13, 15} }
 
 // Value returns what the boot expects in a PCR, which must be one of [Bound].

@@ -49,7 +49,7 @@ type Pair struct {
 // of db and dbx, db signs what the machine starts. Whoever made or unwrapped it
 // owns the private keys, and calls Wipe.
 type KeySet struct {
-	// Owner is the SignatureOwner of everything this machine enrols.
+	// Owner is the SignatureOwner of everything this machine enrolls.
 	Owner       gpt.GUID
 	PK, KEK, DB Pair
 }

@@ -56,7 +56,7 @@ func (v Vendor) origin(e Entry) Origin {
 const maxROMs = 64
 
 // ErrOptionROMs says that the machine has option ROMs which nothing we could
-// enrol would let start. With a graphics card or a disk controller that means a
+// enroll would let start. With a graphics card or a disk controller that means a
 // machine that does not start any more.
 var ErrOptionROMs = errors.New("option ROMs cannot be allowed")
 

@@ -16,7 +16,7 @@ type Wanted struct {
 
 const wantedMagic = "HSBWANT1"
 
-// Wanted returns what this set enrols, together with what the vendor's parts of
+// Wanted returns what this set enrolls, together with what the vendor's parts of
 // the machine need.
 func (k *KeySet) Wanted(vendor Vendor) Wanted {
 	return Wanted{

@@ -114,7 +114,7 @@ type Facts struct {
 
 	Install Outcome // on another disk, by the stick that was started
 	Healed  Outcome // the partition table's restoration
-	Enrol   Outcome // the Secure Boot keys
+	Enroll  Outcome // the Secure Boot keys
 	Verity  Outcome // dm-verity, the first read through it, and the image's mount
 	Unlock  Outcome // the root partition, by the TPM
 	Key     Outcome // the root partition, by the recovery key
@@ -137,9 +137,9 @@ type Facts struct {
 	SecretAsked bool
 	NewSecret   Outcome
 
-	// EnrolAgain: the owner, who has opened the root partition with the recovery
+	// EnrollAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
-	EnrolAgain bool
+	EnrollAgain bool
 
 	// Policy: the TPM's record is not the one that the machine's systems call
 	// for. Record says what came of it.
@@ -183,7 +183,7 @@ const (
 	Partition                 // make the partitions that are missing
 	MakeTree                  // generate the first slot's verity tree and name the slot
 	OpenVerity                // verify the system image and mount it
-	Enrol                     // make, sign with and enrol this machine's keys
+	Enroll                    // make, sign with and enroll this machine's keys
 	MakeRoot                  // make the root partition and seal its key
 	Unlock                    // open the root partition with the TPM
 	AskKey                    // open the root partition with a key that somebody types
@@ -204,7 +204,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enrol: "enrol", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -377,13 +377,13 @@ func keys(s State, f Facts) (Step, bool) {
 		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true
 	case KeysMissing:
 		switch {
-		case f.Enrol == Failed && f.EnrolAgain:
+		case f.Enroll == Failed && f.EnrollAgain:
 			return Step{}, false // the root partition is open, and the firmware starts the system
-		case f.Enrol == Failed && f.SecureBoot == contract.Required:
+		case f.Enroll == Failed && f.SecureBoot == contract.Required:
 			return Step{Recovery, "this machine's Secure Boot keys were not enrolled: " + f.Cause}, true
-		case f.Enrol == Failed:
+		case f.Enroll == Failed:
 			return Step{}, false
-		case provisioned(s) && !f.RootMade && !f.EnrolAgain:
+		case provisioned(s) && !f.RootMade && !f.EnrollAgain:
 			// The firmware lost its keys, or somebody took them away. Enrolling
 			// again by itself would help whoever did it: the TPM decides, or else
 			// the owner.
@@ -392,10 +392,10 @@ func keys(s State, f Facts) (Step, bool) {
 			// Without a TPM the keys have no safe place but the root partition.
 			return Step{}, false
 		}
-		if f.EnrolAgain {
-			return Step{Enrol, "the owner gives the firmware this machine's own Secure Boot keys again"}, true
+		if f.EnrollAgain {
+			return Step{Enroll, "the owner gives the firmware this machine's own Secure Boot keys again"}, true
 		}
-		return Step{Enrol, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
+		return Step{Enroll, "the firmware is in Setup Mode: this machine makes its own Secure Boot keys"}, true
 	case KeysForeign, KeysOff:
 		if f.SecureBoot == contract.Required && !hasRoot(s) {
 			return Step{Recovery, setupModeWanted}, true

@@ -23,8 +23,8 @@ type trace struct {
 	state State
 	facts Facts
 	fails map[Kind]string
-	// enrolAgain: whoever types the recovery key wants the firmware to get its keys.
-	enrolAgain bool
+	// enrollAgain: whoever types the recovery key wants the firmware to get its keys.
+	enrollAgain bool
 	// askedAfter is the step in which somebody asks for the console.
 	askedAfter Kind
 }
@@ -121,8 +121,8 @@ func (tr *trace) set(t *testing.T, word string) {
 		} else {
 			tr.state.Floor = n
 		}
-	case "enrol-again":
-		tr.enrolAgain = true
+	case "enroll-again":
+		tr.enrollAgain = true
 	case "verdict":
 		tr.facts.Verdict, ok = verdicts[value]
 	case "secure-boot":
@@ -146,13 +146,13 @@ func (tr *trace) apply(k Kind) {
 	s, f := &tr.state, &tr.facts
 	_, failed := tr.fails[k]
 	switch k {
-	case Enrol, MakeRoot: // they make secrets first of all
+	case Enroll, MakeRoot: // they make secrets first of all
 		f.Released = true
 	case Unlock, AskKey:
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enrol: &f.Enrol, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -171,14 +171,14 @@ func (tr *trace) apply(k Kind) {
 		s.Table = TableComplete
 	case MakeTree:
 		s.Booted, s.TreeNamed = layout.SlotA, true
-	case Enrol:
+	case Enroll:
 		s.Keys = KeysFinished
 	case MakeRoot:
 		s.Root, f.RootMade = RootOpen, true
 	case Unlock:
 		s.Root = RootOpen
 	case AskKey:
-		s.Root, f.EnrolAgain = RootOpen, tr.enrolAgain && s.Keys == KeysMissing
+		s.Root, f.EnrollAgain = RootOpen, tr.enrollAgain && s.Keys == KeysMissing
 	}
 }
 
@@ -230,7 +230,7 @@ func TestEveryBootEnds(t *testing.T) {
 	cases := 0
 	each(func(s State, f Facts, fails map[Kind]string) {
 		cases++
-		tr := &trace{state: s, facts: f, fails: fails, enrolAgain: cases%2 == 0}
+		tr := &trace{state: s, facts: f, fails: fails, enrollAgain: cases%2 == 0}
 		out := tr.run()
 		if strings.Contains(out, "does not end") {
 			t.Fatalf("%+v %+v fails %v:\n%s", s, f, fails, out)

@@ -21,7 +21,7 @@ var skips = map[string]string{
 	"builder/keys/storage_test.go":           "what the disk is made of",
 	"builder/scan/quiet_test.go":             "go test -short, make scan-debian",
 	"builder/scan/scan_test.go":              "extended attributes",
-	"initagent/enrol/linux_test.go":          "the immutable flag",
+	"initagent/enroll/linux_test.go":         "the immutable flag",
 	"initagent/hw/report_test.go":            "/sys",
 	"initagent/rescue/linux_test.go":         "keyrings",
 	"initagent/tpm/limits_test.go":           "what the TPM has room for",

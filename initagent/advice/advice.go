@@ -86,8 +86,8 @@ func keys(s slot.State, f slot.Facts) []string {
 		}
 	case s.Root == slot.RootLocked && s.Keys == slot.KeysOff:
 		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there; then `unlock` and `enroll` here."}
-	case f.Enrol == slot.Failed:
-		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrolment goes on where it stopped."}
+	case f.Enroll == slot.Failed:
+		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
 	}
 	return nil
 }

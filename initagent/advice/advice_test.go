@@ -39,8 +39,8 @@ func TestFor(t *testing.T) {
 			"Switch Secure Boot on", []string{"`enroll`"}, "`reseal`"},
 		{"header lost", func(s *slot.State, _ *slot.Facts) { s.Root = slot.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
 		{"mount", func(s *slot.State, f *slot.Facts) { s.Root, f.Mount = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
-		{"enrolment", func(s *slot.State, f *slot.Facts) {
-			s.Root, s.Keys, f.Enrol = slot.RootBlank, slot.KeysMissing, slot.Failed
+		{"enrollment", func(s *slot.State, f *slot.Facts) {
+			s.Root, s.Keys, f.Enroll = slot.RootBlank, slot.KeysMissing, slot.Failed
 		},
 			"firmware's setup", []string{"goes on where it stopped"}, "`reset`"},
 	} {

@@ -51,7 +51,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err != nil {
 		return err
 	}
-	a.facts.EnrolAgain = true
+	a.facts.EnrollAgain = true
 	if a.chip.err != nil {
 		return nil
 	}
@@ -72,7 +72,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if errors.Is(err, rootpart.ErrWeaker) {
 		// The TPM does not know this header any more, and its owner does not say that it is
 		// right: with the header of another time come the keys of that time.
-		a.facts.EnrolAgain = false
+		a.facts.EnrollAgain = false
 		return err
 	}
 	if err != nil {
@@ -97,13 +97,13 @@ func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
 	if a.chip.err == nil || len(a.lock.Deed) > 0 || a.lock.Sealed != nil {
 		return nil
 	}
-	a.facts.EnrolAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
+	a.facts.EnrollAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
 		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".")
 	return err
 }
 
 // orCut is one more good reason for Setup Mode, on a machine that has never come to the
-// end of an enrolment by the keys on its root partition.
+// end of an enrollment by the keys on its root partition.
 func (a *Agent) orCut() string {
 	if a.chip.err == nil || !a.unenrolled() {
 		return ""
@@ -122,7 +122,7 @@ func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*roo
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.listToEnrol(keys, stored)
+	list, err := a.listToEnroll(keys, stored)
 	if err != nil {
 		return nil, err
 	}

@@ -142,7 +142,7 @@ func TestInstalledAgainForged(t *testing.T) { // FAULTS 63
 	m.must(m.kept())
 }
 
-// Nobody is asked to enrol twice, nothing is enrolled for somebody without the key,
+// Nobody is asked to enroll twice, nothing is enrolled for somebody without the key,
 // and without a word from the owner the system runs all the same.
 func TestInstalledAgainUnenrolled(t *testing.T) {
 	for _, c := range []struct {

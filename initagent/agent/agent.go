@@ -24,7 +24,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
@@ -49,7 +49,7 @@ const diskTimeout = 20 * time.Second
 // An Agent is one boot.
 type Agent struct {
 	hw.Machine
-	Variables enrol.Variables
+	Variables enroll.Variables
 	// Random is the kernel's generator, which is seeded before user space runs.
 	Random io.Reader
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
@@ -61,7 +61,7 @@ type Agent struct {
 	way       []bootoption.Function // to the controller that the firmware started from; nil when it need not be that one
 	disk      hw.Disk
 	table     *gpt.Table
-	firmware  enrol.State
+	firmware  enroll.State
 	chip      chip
 	dog       *watchdog.Dog      // or nil
 	listener  hw.Listener        // or nil: nobody is listened to
@@ -83,7 +83,7 @@ type Agent struct {
 	looked       bool                // the ESP was compared with its copies
 	request      *nextboot.Console   // what the boot before this one asks for; or nil
 	wish         *nextboot.NewSecret // of the running system; or nil
-	foretold     *rootpart.Start     // what the TPM was told of the start after the enrolment; or nil
+	foretold     *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 	bitten       bool                // the watchdog ended the boot before this one
 	unwritten    []journal.Entry     // what the boot journal is still to get
 	judged       bls.Name            // the trial that has used up its tries
@@ -238,7 +238,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 // What they leave on stack and heap is erased: libraries copy what they are given,
 // and nobody could wipe those copies.
 var handlesSecrets = map[slot.Kind]bool{
-	slot.Enrol: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
+	slot.Enroll: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
 	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true, slot.NewSecret: true,
 }
 
@@ -268,8 +268,8 @@ func (a *Agent) do(ctx context.Context, step slot.Step) error {
 		return a.makeTree(ctx)
 	case slot.OpenVerity:
 		return a.openVerity(ctx)
-	case slot.Enrol:
-		return a.enrol()
+	case slot.Enroll:
+		return a.enroll()
 	case slot.MakeRoot:
 		return a.makeRoot()
 	case slot.Unlock:

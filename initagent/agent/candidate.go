@@ -19,7 +19,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -215,8 +215,8 @@ func (a *Agent) readCandidate(c *candidate) error {
 
 // checkedFile reads an EFI file of the release and compares its hashes.
 func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) {
-	if f.Size > enrol.MaxEFIFile {
-		return nil, refuse("%s has %d bytes, at most %d fit", f.Name, f.Size, enrol.MaxEFIFile)
+	if f.Size > enroll.MaxEFIFile {
+		return nil, refuse("%s has %d bytes, at most %d fit", f.Name, f.Size, enroll.MaxEFIFile)
 	}
 	b, err := a.releaseFile(r.Version, f.Name, f.Size)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/testkit"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rescue"
 	"halogenos.internal/initagent/tpm"
@@ -63,7 +63,7 @@ func TestTellsFirstStart(t *testing.T) {
 			m.vars[v.Name] = efiVariable{secureboot.KeyAttributes, content}
 		}
 		setFlag(m.vars, "SetupMode", 0)
-		_, err = enrol.SignAll(espDir{m.esp}, enrol.State{}, enrol.DBSigner{Pair: sets[0].DB, Time: buildDate}, func(string, []byte) error { return nil })
+		_, err = enroll.SignAll(espDir{m.esp}, enroll.State{}, enroll.DBSigner{Pair: sets[0].DB, Time: buildDate}, func(string, []byte) error { return nil })
 		m.must(err)
 	}
 	happen(t, func(t *testing.T) *machine { return newMachine(t, nil) }, []mishap{

@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"halogenos.internal/boot/bls"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/systems"
 )
@@ -68,7 +68,7 @@ func (a *Agent) runningUKI() (image []byte, err error) {
 		}
 		for _, e := range entries {
 			if n, err := bls.Parse(e.Name()); err == nil && a.isOurs(n) && (!known || n == booted) {
-				image, err = readFile(files, path.Join(bls.Directory, e.Name()), enrol.MaxEFIFile)
+				image, err = readFile(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
 				return err
 			}
 		}

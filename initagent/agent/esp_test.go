@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing/fstest"
 
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -30,7 +30,7 @@ type espFile struct {
 
 // memESP keeps files the way vfat was measured to keep them: nothing is on the
 // disk before it is flushed, and anything may be. The details of writing in
-// place are tested where they are used, in enrol.
+// place are tested where they are used, in enroll.
 type memESP struct {
 	files map[string]*espFile
 	op    func(string) // before everything that changes something
@@ -122,9 +122,9 @@ func (e *memESP) get(name string) (*espFile, error) {
 	return nil, fs.ErrNotExist
 }
 
-func (e espDir) List(directory string) ([]enrol.FileInfo, error) {
+func (e espDir) List(directory string) ([]enroll.FileInfo, error) {
 	seen := map[string]bool{}
-	var out []enrol.FileInfo
+	var out []enroll.FileInfo
 	for name, f := range e.files {
 		rest, ok := strings.CutPrefix("/"+name, path.Join("/", directory)+"/")
 		if directory == "" {
@@ -135,7 +135,7 @@ func (e espDir) List(directory string) ([]enrol.FileInfo, error) {
 		}
 		first, _, below := strings.Cut(rest, "/")
 		if !seen[first] {
-			out = append(out, enrol.FileInfo{Name: first, Directory: below})
+			out = append(out, enroll.FileInfo{Name: first, Directory: below})
 		}
 		seen[first] = true
 	}
@@ -243,7 +243,7 @@ func (e espDir) Rename(from, to string) error {
 	return nil
 }
 
-func (e espDir) Open(name string) (enrol.File, error) {
+func (e espDir) Open(name string) (enroll.File, error) {
 	f, err := e.get(name)
 	if err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -134,8 +134,8 @@ func TestDiskRefused(t *testing.T) { // FAULTS 39, 41
 				m.vars[v.Name] = efiVariable{secureboot.KeyAttributes, content}
 			}
 			setFlag(m.vars, "SetupMode", 0)
-			signer := enrol.DBSigner{Pair: sets[0].DB, Time: buildDate}
-			_, err = enrol.SignAll(espDir{m.esp}, enrol.State{}, signer, func(string, []byte) error { return nil })
+			signer := enroll.DBSigner{Pair: sets[0].DB, Time: buildDate}
+			_, err = enroll.SignAll(espDir{m.esp}, enroll.State{}, signer, func(string, []byte) error { return nil })
 			m.must(err)
 		}, "choose to reset or clear the Secure Boot keys"},
 	} {
@@ -299,7 +299,7 @@ func (m *machine) stage(r *edition, corrupt bool) {
 	luks2.Wipe(volumeKey)
 	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
 	m.must(err)
-	signed, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
+	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
 	m.must(err)
 	name := bls.Name{ImageID: "test", Version: r.contract.Version, Counted: true, Left: 3}
 	m.esp.files[path.Join(bls.Directory, name.String())] = &espFile{remains{data: signed}, []remains{{data: signed}}}

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
@@ -21,7 +21,7 @@ import (
 
 // observeKeys says how far the Secure Boot keys have come.
 func (a *Agent) observeKeys() error {
-	state, err := enrol.Observe(a.Variables)
+	state, err := enroll.Observe(a.Variables)
 	if err != nil {
 		if a.contract.SecureBoot == contract.Optional {
 			a.state.Keys = slot.KeysUnneeded
@@ -44,19 +44,19 @@ func (a *Agent) observeKeys() error {
 // before its root partition is open; whether the firmware holds the same keys
 // still is for PCR 7 to say. What the ESP says about it counts for nothing,
 // since anybody can write there.
-func (a *Agent) judgeKeys(state enrol.State, wanted secureboot.Wanted) slot.Keys {
+func (a *Agent) judgeKeys(state enroll.State, wanted secureboot.Wanted) slot.Keys {
 	inUse := a.state.Root == slot.RootLocked || a.state.Root == slot.RootOpen || a.state.Root == slot.RootDamaged
 	switch {
-	case a.facts.Enrol == slot.Done:
+	case a.facts.Enroll == slot.Done:
 		return slot.KeysFinished
 	case inUse && rootpart.Enforces(state):
 		return slot.KeysEnrolled
-	case inUse && state.SetupMode == enrol.On:
+	case inUse && state.SetupMode == enroll.On:
 		return slot.KeysMissing
 	case inUse:
 		return slot.KeysOff
 	}
-	keys := enrol.Keys(state, wanted)
+	keys := enroll.Keys(state, wanted)
 	if (keys == slot.KeysForeign || keys == slot.KeysOff) && a.contract.SecureBoot == contract.Optional {
 		return slot.KeysUnneeded
 	}
@@ -102,14 +102,14 @@ func (a *Agent) readPending() error {
 	return nil
 }
 
-// enrol makes this machine's Secure Boot keys, signs with them what the machine
-// starts, and enrols them.
+// enroll makes this machine's Secure Boot keys, signs with them what the machine
+// starts, and enrolls them.
 //
 // The order: the private keys are on the disk, sealed, before anything is signed
 // by them; everything is signed before the firmware is told; and PK, which makes
-// it count, comes last (enrol.Plan). Cut anywhere, the machine is in Setup Mode,
+// it count, comes last (enroll.Plan). Cut anywhere, the machine is in Setup Mode,
 // starts anything, and comes back here; cut after PK, everything is in place.
-func (a *Agent) enrol() error {
+func (a *Agent) enroll() error {
 	if a.state.Root == slot.RootOpen {
 		// The keys lie there. What the ESP says of them, anybody can have written: with
 		// that, the firmware would get somebody else's, and start nothing of ours.
@@ -121,38 +121,38 @@ func (a *Agent) enrol() error {
 	}
 	defer secret.Wipe()
 	defer keys.Wipe()
-	list, err := a.enrolList(secret, keys, stored)
+	list, err := a.enrollList(secret, keys, stored)
 	if err != nil {
 		return err
 	}
 	a.replaceRefused(list)
-	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+	signer := enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	allowed := a.maySign(list)
 	err = a.writeESP(func(dir hw.ESPDir) error {
-		results, err := enrol.SignAll(dir, a.firmware, signer, allowed)
+		results, err := enroll.SignAll(dir, a.firmware, signer, allowed)
 		for _, r := range results {
 			a.Log.Say("%s", r)
 		}
 		if err != nil {
 			return err
 		}
-		enrolments := 0
+		enrollments := 0
 		if a.pending != nil {
-			enrolments = a.pending.Enrolments
+			enrollments = a.pending.Enrollments
 		}
-		e := enrol.Enroller{
+		e := enroll.Enroller{
 			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
 			Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
 			Signed: func() error {
-				return enrol.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
+				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
 			},
 			Pause: a.Sleep,
 			Say:   func(m string) { a.Log.Say("%s", m) },
 		}
-		if err := e.Run(enrolments); err != nil {
+		if err := e.Run(enrollments); err != nil {
 			return err
 		}
-		return a.countEnrolment(dir)
+		return a.countEnrollment(dir)
 	})
 	if err == nil {
 		a.foretellAgain(secret, list)
@@ -163,23 +163,23 @@ func (a *Agent) enrol() error {
 	return err
 }
 
-// enrolList returns what is to be enrolled and signed: what an enrollment that was
+// enrollList returns what is to be enrolled and signed: what an enrollment that was
 // cut decided, or what is decided now, and then kept together with the keys.
-func (a *Agent) enrolList(secret *policy.Secret, keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
+func (a *Agent) enrollList(secret *policy.Secret, keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
 	if a.pending != nil && !stored.Bare {
 		return stored, nil
 	}
-	list, err := a.listToEnrol(keys, stored)
+	list, err := a.listToEnroll(keys, stored)
 	if err != nil {
 		return nil, err
 	}
 	return list, a.keepKeys(secret, keys, list)
 }
 
-// countEnrolment makes firmware that forgets its keys at every restart end in
-// the recovery console and not in a loop. Cut before it, one enrolment is not
+// countEnrollment makes firmware that forgets its keys at every restart end in
+// the recovery console and not in a loop. Cut before it, one enrollment is not
 // counted.
-func (a *Agent) countEnrolment(dir hw.ESPDir) error {
+func (a *Agent) countEnrollment(dir hw.ESPDir) error {
 	if a.pending == nil {
 		return nil
 	}
@@ -190,12 +190,12 @@ func (a *Agent) countEnrolment(dir hw.ESPDir) error {
 // succeedPending writes the file that takes the place of the one that is there: its name
 // counts on. Cut anywhere, the newest file that is whole is the old one or the new one.
 func succeedPending(dir hw.ESPDir, old, next *provision.Pending) error {
-	next.Enrolments = old.Enrolments + 1
+	next.Enrollments = old.Enrollments + 1
 	text, err := next.Encode()
 	if err != nil {
 		return err
 	}
-	return enrol.Replace(dir, provision.Name(next.Enrolments), text, provision.Name(old.Enrolments))
+	return enroll.Replace(dir, provision.Name(next.Enrollments), text, provision.Name(old.Enrollments))
 }
 
 // ownKeys returns the machine secret, the keys and their list: those that are on
@@ -319,7 +319,7 @@ func writePending(dir hw.ESPDir, text []byte) error {
 	if err := removeFiles(dir, isPending); err != nil {
 		return err
 	}
-	return enrol.Replace(dir, provision.Name(0), text)
+	return enroll.Replace(dir, provision.Name(0), text)
 }
 
 func isPending(name string) bool {
@@ -386,9 +386,9 @@ func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) 
 	return b.Seal(secret, boots[0], record, boots[1:]...)
 }
 
-// checkEnforced is the check after the restart that ends an enrolment.
+// checkEnforced is the check after the restart that ends an enrollment.
 func (a *Agent) checkEnforced(wanted secureboot.Wanted) error {
-	for _, d := range enrol.Enforced(a.firmware, wanted) {
+	for _, d := range enroll.Enforced(a.firmware, wanted) {
 		return fmt.Errorf("the firmware does not enforce what was enrolled: %s", d)
 	}
 	return nil

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -28,9 +28,9 @@ func (m *machine) hasList() {
 	m.t.Helper()
 	list, err := m.storedList()
 	m.must(err)
-	state, err := enrol.Observe(&firmware{vars: m.vars})
+	state, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
-	if list.Bare || enrol.Foreign(state, list) != "" || !list.Names("test_1.efi") || !list.Names(managerPrefix+"test_1.efi") {
+	if list.Bare || enroll.Foreign(state, list) != "" || !list.Names("test_1.efi") || !list.Names(managerPrefix+"test_1.efi") {
 		m.t.Errorf("bare: %v; db %s, images %v", list.Bare, list.Wanted.DB, list.Images())
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -321,7 +321,7 @@ func (a *Agent) replaceManager(name string, signed []byte) error {
 			if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {
 				return err
 			}
-			return enrol.Replace(dir, spareName, signed)
+			return enroll.Replace(dir, spareName, signed)
 		})
 		if err == nil {
 			err = a.exchangeManager(name, spareName, signed)
@@ -374,7 +374,7 @@ func (a *Agent) findManager(name string) (actual string, have []byte, spare bool
 		if err != nil {
 			return err
 		}
-		have, err = readFile(files, actual, enrol.MaxEFIFile)
+		have, err = readFile(files, actual, enroll.MaxEFIFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -41,7 +41,7 @@ func (a *Agent) finishKeys(volumeKey []byte, secret *policy.Secret, admit func([
 		a.Log.Say("the replacement of the Secure Boot keys was not finished: %v", err)
 	}
 	if wrote {
-		a.facts.Enrol = slot.Done
+		a.facts.Enroll = slot.Done
 	}
 }
 
@@ -82,9 +82,9 @@ func (a *Agent) keysAhead(secret *policy.Secret) []pcr.Digest {
 	return rootpart.Ahead(a.Store, secret, a.lock, a.firmware, log)
 }
 
-// maySign are the files that an enrolment signs: with new keys, none that another has
+// maySign are the files that an enrollment signs: with new keys, none that another has
 // replaced.
-func (a *Agent) maySign(list *secureboot.List) enrol.Allowed {
+func (a *Agent) maySign(list *secureboot.List) enroll.Allowed {
 	if a.state.Root == slot.RootOpen && rootpart.KeysUnfinished(a.Store, a.lock) {
 		return rootpart.AllowedAnew(list)
 	}
@@ -92,7 +92,7 @@ func (a *Agent) maySign(list *secureboot.List) enrol.Allowed {
 }
 
 // foretellAgain has the TPM's record be for what the firmware holds in fact after an
-// enrolment that its owner has agreed to: it may keep an entry otherwise than it was
+// enrollment that its owner has agreed to: it may keep an entry otherwise than it was
 // written. Where that fails, the recovery key is asked for once more.
 func (a *Agent) foretellAgain(secret *policy.Secret, list *secureboot.List) {
 	if a.foretold == nil {
@@ -104,7 +104,7 @@ func (a *Agent) foretellAgain(secret *policy.Secret, list *secureboot.List) {
 }
 
 func (a *Agent) foretell(secret *policy.Secret, list *secureboot.List) error {
-	now, err := enrol.Observe(a.Variables)
+	now, err := enroll.Observe(a.Variables)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -63,7 +63,7 @@ func (m *machine) replaced(old *secureboot.KeySet) error {
 	if err != nil || now.DB.Certificate.Equal(old.DB.Certificate) {
 		return fmt.Errorf("the old db key is enrolled: %w", err)
 	}
-	state, err := enrol.Observe(&firmware{vars: m.vars})
+	state, err := enroll.Observe(&firmware{vars: m.vars})
 	if err != nil {
 		return err
 	}
@@ -458,7 +458,7 @@ func TestNewKeysRefuses(t *testing.T) {
 		{"it would start no more", func(m *machine) {
 			set, err := m.enrolledSet()
 			m.must(err)
-			stray, err := enrol.DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}.Sign(newRelease(t, 9, 5, nil).uki)
+			stray, err := enroll.DBSigner{Pair: set.DB, Time: set.DB.Certificate.NotBefore}.Sign(newRelease(t, 9, 5, nil).uki)
 			m.must(err)
 			m.putESP(path.Join(bls.Directory, "test_9+0.efi"), stray)
 		}},

@@ -92,14 +92,14 @@ func (a *Agent) recoverNext(reason string) error {
 // outcomes are the facts that say what came of the steps that can fail.
 func outcomes(f *slot.Facts) map[slot.Kind]*slot.Outcome {
 	return map[slot.Kind]*slot.Outcome{
-		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enrol: &f.Enrol, slot.Unlock: &f.Unlock,
+		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enroll: &f.Enroll, slot.Unlock: &f.Unlock,
 		slot.AskKey: &f.Key, slot.NewSecret: &f.NewSecret, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
 		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed, slot.Revoke: &f.Revoked,
 	}
 }
 
 // stopping are the steps whose failure ends a boot, the last one first.
-var stopping = []slot.Kind{slot.MountState, slot.AskKey, slot.Unlock, slot.Enrol, slot.OpenVerity}
+var stopping = []slot.Kind{slot.MountState, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
 
 // failed names the step that ended this boot, for the advice that the next one
 // gives; "" when it was none of these.

@@ -212,7 +212,7 @@ func TestNotEnrolledWithoutAsking(t *testing.T) {
 
 // A machine that is made without a TPM, and is cut before its keys are enrolled, is asked
 // as well: the disk says no more than a stranger could have written.
-func TestCutFirstEnrolment(t *testing.T) {
+func TestCutFirstEnrollment(t *testing.T) {
 	m := newMachine(t, optionalTPM)
 	m.noTPM = tpm.ErrAbsent
 	m.owner = true
@@ -230,7 +230,7 @@ func TestCutFirstEnrolment(t *testing.T) {
 		m.printed.Reset()
 		if end := m.run(); end == "system" && strings.Contains(m.printed.String(), "Recovery key (") {
 			if asked++; len(m.typed) > 0 || len(m.written("variable PK")) > 0 && m.vars["SetupMode"].data[0] == 0 {
-				t.Fatalf("%s: it enrols without asking; it says %s", s.how, m.printed.String())
+				t.Fatalf("%s: it enrolls without asking; it says %s", s.how, m.printed.String())
 			}
 		}
 		m.powerOn(s.world)

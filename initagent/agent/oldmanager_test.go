@@ -50,7 +50,7 @@ func (m *machine) hasCopies(manager []byte) {
 // Keys that are enrolled again, over an ESP from a backup whose boot manager is in dbx by
 // now: the good one takes its place first, and the machine opens by itself. Cut anywhere,
 // it comes up the same way. FAULTS 110
-func TestEnrolReplacesRevoked(t *testing.T) {
+func TestEnrollReplacesRevoked(t *testing.T) {
 	m, old := backedUp(t)
 	m.losesKeys()
 	m.typed = []string{m.recoveryKey(), "y"}
@@ -74,7 +74,7 @@ func TestEnrolReplacesRevoked(t *testing.T) {
 }
 
 // Without a good one at hand nothing is enrolled, and the message says what to do.
-func TestEnrolWithoutGoodManager(t *testing.T) {
+func TestEnrollWithoutGoodManager(t *testing.T) {
 	m, _ := backedUp(t)
 	for name := range m.rootFiles() {
 		if strings.HasPrefix(name, copiesDirectory) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {

@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -44,7 +44,7 @@ func (a *Agent) restoreList(secret *policy.Secret) {
 	if !a.takeList(secret) || !a.ownEnforced() {
 		return
 	}
-	if foreign := enrol.Foreign(a.firmware, a.list); foreign != "" {
+	if foreign := enroll.Foreign(a.firmware, a.list); foreign != "" {
 		a.Log.Say("it is made again once the TPM opens the machine by itself, or its owner has given the firmware this machine's own keys again (Setup Mode): %s", foreign)
 		return
 	}
@@ -134,7 +134,7 @@ func (a *Agent) adoptFirmware() error {
 		}
 	}
 	a.list.Adopt(live)
-	if foreign := enrol.Foreign(a.firmware, a.list); foreign != "" {
+	if foreign := enroll.Foreign(a.firmware, a.list); foreign != "" {
 		return errors.New(foreign)
 	}
 	return nil
@@ -166,7 +166,7 @@ func (a *Agent) signedImages(list *secureboot.List) (out []secureboot.Image) {
 	}
 	err = a.readESP(func(files fs.FS) error {
 		for file, name := range names {
-			image, err := readFile(files, file, enrol.MaxEFIFile)
+			image, err := readFile(files, file, enroll.MaxEFIFile)
 			if err != nil || authenticode.VerifyOwn(image, own) != nil {
 				continue
 			}
@@ -211,14 +211,14 @@ func (a *Agent) listRelease(r *release.Release) error {
 	return rootpart.KeepList(a.Store, a.Random, a.secret, a.list)
 }
 
-// listToEnrol is the list by which the firmware gets its keys, with what may be
+// listToEnroll is the list by which the firmware gets its keys, with what may be
 // signed before. stored is nil at a machine's first boot.
 //
 // The running UKI is always among it: it is what has measured itself, and to which
 // the recovery key was typed where there is one. The boot manager is when the list
 // has it, or the verified system image; at a first boot, also when both its names
 // have the same, since the image's may be another one than the builder has taken.
-func (a *Agent) listToEnrol(keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
+func (a *Agent) listToEnroll(keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
 	list, reason, err := rootpart.Enrollable(stored, keys, a.contract.VendorKeys, a.drivers(), a.firmware)
 	if err != nil {
 		return nil, err
@@ -305,7 +305,7 @@ func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
 		}
 		return nil
 	}
-	lies, err := readFile(files, name, enrol.MaxEFIFile)
+	lies, err := readFile(files, name, enroll.MaxEFIFile)
 	if err != nil {
 		return err
 	}
@@ -330,12 +330,12 @@ func (a *Agent) wasMeasured(im *rootpart.Image) error {
 
 // original reads an image as it was before an interrupted signing.
 func (a *Agent) original(files fs.FS, name string) ([]byte, error) {
-	read := func(name string) ([]byte, error) { return readFile(files, name, enrol.MaxEFIFile) }
+	read := func(name string) ([]byte, error) { return readFile(files, name, enroll.MaxEFIFile) }
 	image, err := read(name)
 	if err != nil {
 		return nil, err
 	}
-	return enrol.Original(read, name, image), nil
+	return enroll.Original(read, name, image), nil
 }
 
 // systemManager is the hash of the boot manager that the verified system image
@@ -350,7 +350,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return readFile(os.DirFS(a.path(systemDirectory)), layout.SystemManager, enrol.MaxEFIFile)
+	return readFile(os.DirFS(a.path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not

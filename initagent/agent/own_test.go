@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
@@ -71,7 +71,7 @@ func (m *machine) evilMaid() *secureboot.KeySet {
 	w := evil.Wanted(secureboot.Vendor{})
 	w.DB = append(w.DB, own...)
 	m.setKeys(w)
-	signer := enrol.DBSigner{Pair: evil.DB, Time: buildDate}
+	signer := enroll.DBSigner{Pair: evil.DB, Time: buildDate}
 	for name, plain := range map[string][]byte{removable: m.manager, managerCopy: m.manager, path.Join(bls.Directory, "test_1.efi"): m.releases[1].uki} {
 		signed, err := signer.Sign(plain)
 		m.must(err)
@@ -182,7 +182,7 @@ func (m *machine) earlierRelease() {
 	files := m.rootFiles()
 	keys, _, err := secureboot.SplitList(files[listFile])
 	m.must(err)
-	state, err := enrol.Observe(&firmware{vars: m.vars})
+	state, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
 	files[keysFile] = bytes.Clone(keys)
 	delete(files, listFile)
@@ -274,9 +274,9 @@ func TestListIsMade(t *testing.T) {
 		m.opensByItself()
 		list, err := m.storedList()
 		m.must(err)
-		state, err := enrol.Observe(&firmware{vars: m.vars})
+		state, err := enroll.Observe(&firmware{vars: m.vars})
 		m.must(err)
-		if list.Bare || enrol.Foreign(state, list) != "" || len(enrol.Enforced(state, list.Wanted)) > 0 {
+		if list.Bare || enroll.Foreign(state, list) != "" || len(enroll.Enforced(state, list.Wanted)) > 0 {
 			t.Errorf("%s: bare %v, db %s", s.how, list.Bare, list.Wanted.DB)
 		}
 		var names []string

@@ -7,7 +7,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
 )
@@ -28,7 +28,7 @@ func (m *machine) strangersPending(index bool) []byte {
 	sets, err := keySets()
 	m.must(err)
 	p := new(provision.Pending)
-	now, err := enrol.Observe(&firmware{vars: m.vars})
+	now, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
 	keys := sets[(m.keysNo+1)%len(sets)]
 	list := secureboot.NewList(keys, secureboot.Vendor{})

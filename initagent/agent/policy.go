@@ -11,7 +11,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -182,7 +182,7 @@ func (a *Agent) oneManager() bool {
 	if err != nil || start.Unbound != nil || len(start.Managers) != 1 {
 		return false
 	}
-	image, err := a.Store.Read(a.managerFile(), enrol.MaxEFIFile)
+	image, err := a.Store.Read(a.managerFile(), enroll.MaxEFIFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
 	}

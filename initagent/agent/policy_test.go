@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -95,7 +95,7 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 	own := newRelease(t, 9, 5, with(func(c *contract.Contract) { c.RootHash = m.releases[3].contract.RootHash }))
 	sets, err := keySets()
 	m.must(err)
-	signed, err := enrol.DBSigner{Pair: sets[(m.keysNo+1)%len(sets)].DB, Time: buildDate}.Sign(own.uki)
+	signed, err := enroll.DBSigner{Pair: sets[(m.keysNo+1)%len(sets)].DB, Time: buildDate}.Sign(own.uki)
 	m.must(err)
 	for version, uki := range map[string][]byte{"8": replaced.now.data, "9": own.uki, "10": signed} {
 		m.esp.files["EFI/Linux/test_"+version+"+3.efi"] = &espFile{remains{data: uki}, []remains{{data: uki}}}

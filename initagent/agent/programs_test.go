@@ -11,7 +11,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/uki/ukitest"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -24,7 +24,7 @@ func (m *machine) signedByUs(image []byte) []byte {
 	luks2.Wipe(volumeKey)
 	keys, err := provision.UnwrapKeys(secret, m.rootFiles()[listFile])
 	m.must(err)
-	signed, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(image)
+	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(image)
 	m.must(err)
 	return signed
 }

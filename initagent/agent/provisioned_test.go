@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -69,11 +69,11 @@ func (m *machine) checkKeys() error {
 	if err != nil {
 		return err
 	}
-	state, err := enrol.Observe(&firmware{vars: m.vars})
+	state, err := enroll.Observe(&firmware{vars: m.vars})
 	if err != nil {
 		return err
 	}
-	if d := enrol.Enforced(state, list.Wanted); len(d) > 0 {
+	if d := enroll.Enforced(state, list.Wanted); len(d) > 0 {
 		return fmt.Errorf("the firmware enforces something else: %v", d)
 	}
 	_, certificates, err := certificatesIn(m.vars)

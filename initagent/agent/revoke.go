@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -83,7 +83,7 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 	for _, i := range images {
 		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(a.list.Owner, [32]byte(i.Digest)))
 	}
-	_, after, err := enrol.Revocations(a.firmware, wanted)
+	_, after, err := enroll.Revocations(a.firmware, wanted)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 	if err := a.keepList(); err != nil {
 		return err
 	}
-	e := enrol.Enroller{
+	e := enroll.Enroller{
 		Variables: a.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
 		Pause: a.Sleep, Say: func(m string) { a.Log.Say("%s", m) },
 	}
@@ -110,7 +110,7 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 	// Whatever it has answered: what dbx holds now is what the next boot is measured
 	// with. Firmware that orders it otherwise costs one question at most, where the
 	// power is cut right here.
-	now, err := enrol.Observe(a.Variables)
+	now, err := enroll.Observe(a.Variables)
 	if err == nil && now.DBX.Problem == nil && !bytes.Equal(now.DBX.Raw, after) && !bytes.Equal(now.DBX.Raw, a.firmware.DBX.Raw) {
 		err = a.admitDBX(start, now.DBX.Raw)
 	}

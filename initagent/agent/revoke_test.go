@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 )
 
 // exchanged is a machine on which the second release has proven itself, and waits to put
@@ -160,7 +160,7 @@ func TestRevokeBootManager(t *testing.T) {
 }
 
 // firmwareWith is what the firmware holds, with this dbx.
-func (m *machine) firmwareWith(dbx []byte) (s enrol.State) {
+func (m *machine) firmwareWith(dbx []byte) (s enroll.State) {
 	s = m.agent.firmware
 	s.DBX.Raw = dbx
 	return s
@@ -410,7 +410,7 @@ func TestRevokesBootManagersOnly(t *testing.T) {
 
 // An older release on an empty disk, with a firmware that keeps dbx when its keys are
 // cleared: its boot manager would not start, so no PK is written. FAULTS 110
-func TestEnrolsNothingRevoked(t *testing.T) {
+func TestEnrollsNothingRevoked(t *testing.T) {
 	m, old := exchanged(t, pinned)
 	m.settles(2)
 	m.must(m.revoked(old))

@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
@@ -61,7 +61,7 @@ func TestForeignFilesAreNotSigned(t *testing.T) {
 			m.vars = newVariables()
 			m.typed = []string{m.recoveryKey(), "y"}
 			m.said.Reset()
-			if end := m.boot(); end != "system" || !strings.Contains(m.said.String(), "enrol FAILED") {
+			if end := m.boot(); end != "system" || !strings.Contains(m.said.String(), "enroll FAILED") {
 				t.Errorf("TPM %v: ends in %s:\n%s", noTPM, end, m.said.String())
 			}
 			if !bytes.Equal(m.esp.files[name].now.data, planted) || m.vars["PK"].data != nil {
@@ -137,7 +137,7 @@ func TestSignedIsNotEnough(t *testing.T) {
 	lock, _, secret := m.unlocked()
 	keys, err := rootpart.StoredKeys(store{m}, secret, lock)
 	m.must(err)
-	other, err := enrol.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("an older program")}))
+	other, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("an older program")}))
 	m.must(err)
 	m.putESP(managerCopy, other)
 	m.clock = m.clock.AddDate(0, 0, 8) // every byte is read once a week
@@ -151,7 +151,7 @@ func TestSignedIsNotEnough(t *testing.T) {
 // type than the one that is signed.
 func (m *machine) pesigned(image []byte) []byte {
 	m.t.Helper()
-	signed, err := enrol.DBSigner{Pair: m.otherKeys().DB, Time: buildDate}.Sign(image)
+	signed, err := enroll.DBSigner{Pair: m.otherKeys().DB, Time: buildDate}.Sign(image)
 	m.must(err)
 	table := signed[len(image):]
 	oid := []byte{0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x04}

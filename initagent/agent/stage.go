@@ -18,7 +18,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/strictjson"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -196,8 +196,8 @@ func (a *Agent) signed(image []byte) ([]byte, error) {
 
 // dbSigner signs what this machine starts. The date is fixed, so that the same
 // image is signed to the same bytes.
-func dbSigner(keys *secureboot.KeySet) enrol.DBSigner {
-	return enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+func dbSigner(keys *secureboot.KeySet) enroll.DBSigner {
+	return enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 }
 
 // activate gives a release that was checked its place: in the TPM's record, in the

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -350,7 +350,7 @@ func TestNewKeysReplaced(t *testing.T) {
 	image := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("a boot manager of before")})
 	digest, err := authenticode.Digest(image)
 	m.must(err)
-	signed, err := enrol.DBSigner{Pair: old.DB, Time: old.DB.Certificate.NotBefore}.Sign(image)
+	signed, err := enroll.DBSigner{Pair: old.DB, Time: old.DB.Certificate.NotBefore}.Sign(image)
 	m.must(err)
 	lock, _, secret := m.unlocked()
 	list, err := rootpart.StoredList(store{m}, secret, lock)

@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
@@ -234,7 +234,7 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 				old = append(old, full)
 			}
 		}
-		return enrol.Replace(dir, fresh, raw, old...)
+		return enroll.Replace(dir, fresh, raw, old...)
 	})
 }
 
@@ -343,7 +343,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if a.chip.err == nil && !a.facts.EnrolAgain && a.facts.Enrol != slot.Done {
+	if a.chip.err == nil && !a.facts.EnrollAgain && a.facts.Enroll != slot.Done {
 		switch err := a.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
 			c.Print(fmt.Sprintf("%v\n", err))
@@ -351,7 +351,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
 	}
-	if !a.facts.EnrolAgain {
+	if !a.facts.EnrollAgain {
 		a.finishAccepted(volumeKey, secret)
 	}
 	if err := a.capVolume(volumeKey); err != nil {
@@ -361,7 +361,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	return nil
 }
 
-// unenrolled reports whether an enrolment of keys that lie on the root partition
+// unenrolled reports whether an enrollment of keys that lie on the root partition
 // alone has not come to its end.
 func (a *Agent) unenrolled() bool {
 	_, err := a.Store.Read(enrolledFile, 0)

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 )
@@ -98,7 +98,7 @@ func (a *Agent) markDeletion() (there bool, err error) {
 		if err := dir.SyncDir(path.Dir(provision.Directory)); err != nil {
 			return err
 		}
-		return enrol.Replace(dir, deletionMark, []byte("a variable of the firmware was deleted\n"))
+		return enroll.Replace(dir, deletionMark, []byte("a variable of the firmware was deleted\n"))
 	})
 }
 

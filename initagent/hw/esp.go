@@ -9,7 +9,7 @@ import (
 
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 )
 
 // LinuxESP reads the ESP by itself, and writes it through the kernel's vfat.
@@ -50,7 +50,7 @@ func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
 	if err := l.Mounts.Mount(device, l.Directory, "vfat", flags, "umask=0077,errors=continue"); err != nil {
 		return err
 	}
-	return errors.Join(write(enrol.MountedDir{Root: l.Directory}), l.Mounts.Unmount(l.Directory))
+	return errors.Join(write(enroll.MountedDir{Root: l.Directory}), l.Mounts.Unmount(l.Directory))
 }
 
 // Repair implements ESP.

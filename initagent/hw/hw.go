@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/watchdog"
 )
@@ -204,7 +204,7 @@ type ESP interface {
 
 // ESPDir is the mounted ESP.
 type ESPDir interface {
-	enrol.Dir
+	enroll.Dir
 	// MakeDirectory makes a directory and those above it, where they are missing.
 	MakeDirectory(name string) error
 	// Rename gives a file another name in the same directory. When it has returned

@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
 )
@@ -119,8 +119,8 @@ func read(files fs.FS, name string) (*contract.Contract, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > enrol.MaxEFIFile {
-		return nil, fmt.Errorf("it has %d bytes, more than %d", info.Size(), enrol.MaxEFIFile)
+	if info.Size() > enroll.MaxEFIFile {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", info.Size(), enroll.MaxEFIFile)
 	}
 	image, err := fs.ReadFile(files, name)
 	if err != nil {

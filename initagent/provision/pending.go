@@ -40,13 +40,13 @@ type Pending struct {
 	// Wanted is what the firmware shall hold once they are enrolled: what the list
 	// says, for a boot that cannot open it yet.
 	Wanted []byte `json:"wanted"`
-	// Enrolments is how often an enrolment came to its end on this machine.
-	Enrolments int `json:"enrolments"`
+	// Enrollments is how often an enrollment came to its end on this machine.
+	Enrollments int `json:"enrolments"`
 }
 
-// Name is the file's name for a count of enrolments: each rewrite has a fresh
+// Name is the file's name for a count of enrollments: each rewrite has a fresh
 // one, since a file on FAT cannot be replaced in one piece.
-func Name(enrolments int) string { return fmt.Sprintf("%s/keys-%d.json", Directory, enrolments) }
+func Name(enrollments int) string { return fmt.Sprintf("%s/keys-%d.json", Directory, enrollments) }
 
 // Count is the reverse of Name for a name without its directory.
 func Count(name string) (int, bool) {

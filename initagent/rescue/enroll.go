@@ -7,7 +7,7 @@ import (
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -32,7 +32,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 		return err
 	}
 	defer open.Wipe()
-	state, err := enrol.Observe(m.Variables)
+	state, err := enroll.Observe(m.Variables)
 	if err != nil {
 		return err
 	}
@@ -41,13 +41,13 @@ func (m *Machine) Enroll(c hw.Console) error {
 		return err
 	}
 	defer keys.Wipe()
-	plan, err := enrol.Plan(state, list.Wanted, 0)
+	plan, err := enroll.Plan(state, list.Wanted, 0)
 	if err != nil {
 		return err
 	}
 	if len(plan) == 0 {
 		c.Print("The firmware holds this machine's keys already.\n")
-		for _, d := range enrol.Enforced(state, list.Wanted) {
+		for _, d := range enroll.Enforced(state, list.Wanted) {
 			c.Print(fmt.Sprintf("But %s: %s, and start again.\n", d.What, d.Cure))
 		}
 		return nil
@@ -58,14 +58,14 @@ func (m *Machine) Enroll(c hw.Console) error {
 	if err := confirm(c, "Write this to the firmware?"); err != nil {
 		return err
 	}
-	signer := enrol.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
+	signer := enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	allowed, err := m.maySign(p, open, list)
 	if err != nil {
 		return err
 	}
 	err = m.ESP.Write(p.disk, func(dir hw.ESPDir) error {
-		if state.SecureBoot != enrol.On {
-			results, err := enrol.SignAll(dir, state, signer, allowed)
+		if state.SecureBoot != enroll.On {
+			results, err := enroll.SignAll(dir, state, signer, allowed)
 			for _, r := range results {
 				c.Print(r.String() + "\n")
 			}
@@ -73,10 +73,10 @@ func (m *Machine) Enroll(c hw.Console) error {
 				return err
 			}
 		}
-		e := enrol.Enroller{
+		e := enroll.Enroller{
 			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
 			Signed: func() error {
-				return enrol.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, state.DBX.Content))
+				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, state.DBX.Content))
 			},
 			Pause: m.Sleep, Say: func(message string) { c.Print(message + "\n") },
 		}
@@ -92,7 +92,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 
 // maySign are the files that are signed: by keys that replace others, none that another
 // file has replaced.
-func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enrol.Allowed, error) {
+func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enroll.Allowed, error) {
 	lock, err := m.lockOf(p, open)
 	if err != nil {
 		return nil, err
@@ -104,12 +104,12 @@ func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enrol.
 }
 
 // ownKeys are this machine's Secure Boot keys, and what the firmware shall hold.
-func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enrol.State) (*secureboot.KeySet, *secureboot.List, error) {
+func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enroll.State) (*secureboot.KeySet, *secureboot.List, error) {
 	lock, err := m.lockOf(p, open)
 	if err != nil {
 		return nil, nil, err
 	}
-	if rootpart.KeysUnfinished(m.Store, lock) && state.SetupMode != enrol.On {
+	if rootpart.KeysUnfinished(m.Store, lock) && state.SetupMode != enroll.On {
 		return nil, nil, errKeysUnfinished
 	}
 	keys, err := rootpart.StoredKeys(m.Store, open.Secret, lock)
@@ -121,7 +121,7 @@ func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enrol.Stat
 	}
 	stored, err := m.ownList(c, open, lock, nil)
 	var list *secureboot.List
-	if err == nil && state.SetupMode == enrol.On {
+	if err == nil && state.SetupMode == enroll.On {
 		err = m.askROMs(c, open, stored)
 	}
 	if err == nil {
@@ -162,7 +162,7 @@ func (m *Machine) drivers() secureboot.Drivers {
 }
 
 // ownList is rootpart.OwnList, and says what is wrong with it.
-func (m *Machine) ownList(c hw.Console, open *Opened, lock *vault.Lock, s *enrol.State) (*secureboot.List, error) {
+func (m *Machine) ownList(c hw.Console, open *Opened, lock *vault.Lock, s *enroll.State) (*secureboot.List, error) {
 	list, damaged, err := rootpart.OwnList(m.Store, open.Secret, lock, s)
 	if damaged != nil {
 		c.Print(fmt.Sprintf("The list of what the firmware shall hold is damaged, and is made again by the next boot that the TPM opens: %v.\n", damaged))

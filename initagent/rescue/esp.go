@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -67,7 +67,7 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 		Store: m.Store, Directory: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
 		Belongs: func(*contract.Contract) error { return nil },
 	}
-	state, err := enrol.Observe(m.Variables)
+	state, err := enroll.Observe(m.Variables)
 	if err != nil && p.contract.SecureBoot == contract.Required {
 		return nil, fmt.Errorf("whether the firmware would start the copies is not known: %w", err)
 	}
@@ -97,7 +97,7 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 
 // starts says why an image is not this machine's own, or would not start; nil
 // where the machine has no keys of its own to tell by.
-func (m *Machine) starts(p *place, open *Opened, state enrol.State) (func([]byte) error, error) {
+func (m *Machine) starts(p *place, open *Opened, state enroll.State) (func([]byte) error, error) {
 	if !rootpart.HasKeys(m.Store) {
 		return nil, nil
 	}
@@ -173,7 +173,7 @@ func (m *Machine) compare(p *place, files []fat.File) error {
 			if err != nil {
 				return err
 			}
-			got, err := readFile(have, f.Path, enrol.MaxEFIFile)
+			got, err := readFile(have, f.Path, enroll.MaxEFIFile)
 			if err != nil {
 				return err
 			}

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -37,7 +37,7 @@ func Linux() (*Machine, error) {
 			TPM:   hw.OwnTPM(),
 			Now:   time.Now, Sleep: time.Sleep, Memory: hw.Memory,
 		},
-		Variables: enrol.EFIVarFS{Root: efivars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
+		Variables: enroll.EFIVarFS{Root: efivars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
 		Keeper: Keyring{Description: "halogen:console"}, Discard: discard,
 	}, nil
 }

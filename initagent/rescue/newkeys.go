@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -34,7 +34,7 @@ func (m *Machine) change(c hw.Console, a *acceptance) *rootpart.KeyChange {
 // makeKeys makes new Secure Boot keys for a machine whose secret is about to be replaced,
 // and a record that allows what PCR 7 will be with them. Nothing is written.
 func (m *Machine) makeKeys(c hw.Console, a *acceptance) (*rootpart.NewKeys, error) {
-	if !rootpart.Enforces(a.state) || a.state.SetupMode != enrol.Off {
+	if !rootpart.Enforces(a.state) || a.state.SetupMode != enroll.Off {
 		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces: use `reseal --new-secret` without --new-keys")
 	}
 	c.Print("Making new Secure Boot keys takes a while.\n")

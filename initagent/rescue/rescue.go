@@ -23,7 +23,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -34,7 +34,7 @@ import (
 // Firmware, Kernel, Mapper, Mounts, ESP, Store, TPM, Now, Sleep and Memory.
 type Machine struct {
 	hw.Machine
-	Variables enrol.Variables
+	Variables enroll.Variables
 	Random    io.Reader
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)

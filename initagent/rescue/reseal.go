@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -33,7 +33,7 @@ type acceptance struct {
 	open    *Opened
 	lock    *vault.Lock
 	chip    *tpm.TPM
-	state   enrol.State
+	state   enroll.State
 	log     *pcr.Log
 	query   rootpart.Fallbacks
 	binding rootpart.Binding
@@ -85,7 +85,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	if rootpart.KeysUnfinished(m.Store, lock) != replacing {
 		return nil, errKeysUnfinished
 	}
-	state, err := enrol.Observe(m.Variables)
+	state, err := enroll.Observe(m.Variables)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpa
 			if err != nil || n.ImageID != p.contract.ImageID || n.Version != p.contract.Version {
 				continue
 			}
-			text, err := readFile(files, path.Join(bls.Directory, e.Name()), enrol.MaxEFIFile)
+			text, err := readFile(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
 			if err != nil {
 				return err
 			}

@@ -9,7 +9,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -78,7 +78,7 @@ func (m *Machine) mayOpen(p *place, lock *vault.Lock, volumeKey []byte) error {
 	if p.contract.TPM != contract.Required && len(lock.Deed) == 0 {
 		return nil
 	}
-	state, err := enrol.Observe(m.Variables)
+	state, err := enroll.Observe(m.Variables)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/systems"
 )
@@ -25,11 +25,11 @@ import (
 //
 // What another image has replaced is not, whatever the list says of it: it starts no more
 // once db has the new key, and where the machine would need it, db is not written.
-func (k *KeyChange) signBeside(c *change, had secureboot.Wanted, signer enrol.Signer) error {
+func (k *KeyChange) signBeside(c *change, had secureboot.Wanted, signer enroll.Signer) error {
 	old := certificates(had.DB.Without(c.next.Wanted.DB))
 	var names []string
 	err := k.ESP.Write(k.Disk, func(dir hw.ESPDir) (err error) {
-		if names, err = enrol.EFIFiles(dir); err != nil {
+		if names, err = enroll.EFIFiles(dir); err != nil {
 			return err
 		}
 		return removeSpares(dir, names)
@@ -71,7 +71,7 @@ func removeSpares(dir hw.ESPDir, names []string) error {
 // what they have, by a write of one sector; and what is the old one goes. Cut before that
 // write, the spare file is removed the next time, and this begins again; cut after it, the
 // file is signed, and the spare file is removed.
-func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer enrol.Signer, allowed enrol.Allowed) error {
+func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer enroll.Signer, allowed enroll.Allowed) error {
 	spare := path.Join(path.Dir(name), spareFile)
 	var signed []byte
 	err := k.ESP.Write(k.Disk, func(dir hw.ESPDir) error {
@@ -103,7 +103,7 @@ func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer e
 		if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {
 			return err
 		}
-		return enrol.Replace(dir, spare, signed)
+		return enroll.Replace(dir, spare, signed)
 	})
 	if err != nil || signed == nil {
 		return err

@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -34,7 +34,7 @@ type Fallbacks struct {
 	Table    *gpt.Table
 	Running  *contract.Contract
 	Start    *Start // of the running system
-	Firmware enrol.State
+	Firmware enroll.State
 	List     *secureboot.List // of this machine's own images; nil where it has no keys
 	Had      Guarantees
 	Known    []policy.Boot // earlier boots that were good
@@ -131,8 +131,8 @@ func ReadUKI(files fs.FS, n bls.Name) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > enrol.MaxEFIFile {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enrol.MaxEFIFile)
+	if info.Size() > enroll.MaxEFIFile {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enroll.MaxEFIFile)
 	}
 	return fs.ReadFile(files, name)
 }
@@ -158,7 +158,7 @@ func Describe(image []byte) (*contract.Contract, pcr.Digest, error) {
 
 // CheckStarts reports why firmware in this state does not start an image: it is
 // signed by none of the certificates, or its hash or its signer is in dbx.
-func CheckStarts(image []byte, s enrol.State, certificates []*x509.Certificate) error {
+func CheckStarts(image []byte, s enroll.State, certificates []*x509.Certificate) error {
 	signer, err := authenticode.Verify(image, certificates)
 	if err != nil {
 		return err

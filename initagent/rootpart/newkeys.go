@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
@@ -31,7 +31,7 @@ import (
 // keys count, and whoever finds one of the old secret's in free space has nothing. The
 // same header has the deed signed by both. Then each file that the machine starts is
 // signed by the new key besides the old one, and the firmware's variables get the new
-// keys (enrol.Successor). The next boot that finds all of them enforced settles it: the
+// keys (enroll.Successor). The next boot that finds all of them enforced settles it: the
 // deed by the old key goes, and what PCR 7 was, and NextKeysFile last.
 //
 // Cut before the new secret is in force, nothing of this is (see newsecret.go). Cut after
@@ -72,7 +72,7 @@ type nextKeys struct {
 type KeyChange struct {
 	hw.Machine
 	Disk      hw.Disk
-	Variables enrol.Variables
+	Variables enroll.Variables
 	Random    io.Reader
 	Lock      *vault.Lock
 	VolumeKey []byte
@@ -105,7 +105,7 @@ func (n *NewKeys) Wipe() {
 
 // Begin makes new keys for a machine whose secret is about to be replaced. It writes
 // nothing: ReplaceSecret puts them in place. The caller wipes them.
-func (k *KeyChange) Begin(newKeys func(io.Reader, time.Time) (*secureboot.KeySet, error), s enrol.State) (_ *NewKeys, err error) {
+func (k *KeyChange) Begin(newKeys func(io.Reader, time.Time) (*secureboot.KeySet, error), s enroll.State) (_ *NewKeys, err error) {
 	n := new(NewKeys)
 	if n.old, err = StoredKeys(k.Store, k.Secret, k.Lock); err != nil {
 		return nil, err
@@ -187,7 +187,7 @@ func (k *KeyChange) keep(n *nextKeys) error {
 // come, the last one first; as it is, where there is none. What starts a boot is measured
 // with the entry of db that lets it: the old certificate until db is written, the new one
 // after it.
-func predict(s enrol.State, log *pcr.Log, had, next secureboot.Wanted) (values []pcr.Digest, err error) {
+func predict(s enroll.State, log *pcr.Log, had, next secureboot.Wanted) (values []pcr.Digest, err error) {
 	if log == nil {
 		return nil, errors.New("what PCR 7 will be with new Secure Boot keys is not known: there is no event log of this boot")
 	}
@@ -243,7 +243,7 @@ func KeysUnfinished(store hw.Store, lock *vault.Lock) bool {
 //
 // started is what the firmware held when this boot began; nil where a person asks for it
 // at the recovery console, which may have written to the firmware since.
-func (k *KeyChange) Finish(started *enrol.State) (wrote bool, err error) {
+func (k *KeyChange) Finish(started *enroll.State) (wrote bool, err error) {
 	c, err := k.read()
 	if c == nil || err != nil {
 		return false, err
@@ -252,7 +252,7 @@ func (k *KeyChange) Finish(started *enrol.State) (wrote bool, err error) {
 	if c.ended {
 		return false, k.clean(c)
 	}
-	s, err := enrol.Observe(k.Variables)
+	s, err := enroll.Observe(k.Variables)
 	if err != nil {
 		return false, err
 	}
@@ -260,7 +260,7 @@ func (k *KeyChange) Finish(started *enrol.State) (wrote bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	done, err := enrol.Succeeded(s, had, c.next.Wanted)
+	done, err := enroll.Succeeded(s, had, c.next.Wanted)
 	switch {
 	case err != nil:
 		return false, err
@@ -293,7 +293,7 @@ var errWaits = errors.New("the replacement of the Secure Boot keys waits for a s
 
 // count notes how much the firmware holds at a start, and gives up on one that goes on
 // forgetting what it has taken. Somebody who asks for it at the console has it try again.
-func (k *KeyChange) count(c *change, done int, started *enrol.State) error {
+func (k *KeyChange) count(c *change, done int, started *enroll.State) error {
 	forgot := started != nil && done < c.note.Taken
 	switch {
 	case started == nil:
@@ -312,11 +312,11 @@ func (k *KeyChange) count(c *change, done int, started *enrol.State) error {
 
 // taken says what has become of a write to the firmware that failed.
 func (k *KeyChange) taken(c *change, had secureboot.Wanted, failed error) error {
-	s, err := enrol.Observe(k.Variables)
+	s, err := enroll.Observe(k.Variables)
 	if err != nil {
 		return errors.Join(failed, err)
 	}
-	done, err := enrol.Succeeded(s, had, c.next.Wanted)
+	done, err := enroll.Succeeded(s, had, c.next.Wanted)
 	if err != nil {
 		return errors.Join(failed, err)
 	}
@@ -341,20 +341,20 @@ func (k *KeyChange) giveUp(c *change, done int, again string, why error) error {
 
 // succeed signs what the machine starts, and then gives the firmware the new keys.
 func (k *KeyChange) succeed(c *change, had secureboot.Wanted) error {
-	signer := enrol.DBSigner{Pair: c.fresh.DB, Time: c.fresh.DB.Certificate.NotBefore}
+	signer := enroll.DBSigner{Pair: c.fresh.DB, Time: c.fresh.DB.Certificate.NotBefore}
 	if err := k.signBeside(c, had, signer); err != nil {
 		return err
 	}
 	k.admitted = nil
-	e := enrol.Successor{
+	e := enroll.Successor{
 		Variables: k.Variables, Old: c.old, Fresh: c.fresh, Had: had, Wanted: c.next.Wanted,
 		Time: secureboot.Timestamp(k.Now(), k.Date), Pause: k.Sleep, Say: func(m string) { k.Say("%s", m) },
 		Signed: func() (err error) {
 			return k.ESP.Write(k.Disk, func(dir hw.ESPDir) error {
-				return enrol.CheckSigned(dir, signer, AllowedAnew(c.next), c.next.Wanted.DBX)
+				return enroll.CheckSigned(dir, signer, AllowedAnew(c.next), c.next.Wanted.DBX)
 			})
 		},
-		Foretell: func(s enrol.State) error { return k.foretell(s, had, c.next.Wanted) },
+		Foretell: func(s enroll.State) error { return k.foretell(s, had, c.next.Wanted) },
 	}
 	if err := e.Signed(); err != nil {
 		return err
@@ -365,7 +365,7 @@ func (k *KeyChange) succeed(c *change, had secureboot.Wanted) error {
 // foretell has the TPM's record allow what PCR 7 will be after each write that is still
 // to come, by what the firmware holds now: it may keep an entry otherwise than it was
 // written, or hold another one since.
-func (k *KeyChange) foretell(s enrol.State, had, next secureboot.Wanted) error {
+func (k *KeyChange) foretell(s enroll.State, had, next secureboot.Wanted) error {
 	values, err := predict(s, k.Log, had, next)
 	if err != nil {
 		return err

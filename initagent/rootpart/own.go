@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
@@ -123,7 +123,7 @@ func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.C
 // says why: whoever can damage a list could not have made one, and a bare list wants
 // nothing of others in the firmware. While keys are replaced that is so in Setup Mode alone,
 // in which the firmware has none of either and gets the new ones.
-func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.State) (list *secureboot.List, damaged, err error) {
+func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enroll.State) (list *secureboot.List, damaged, err error) {
 	if s != nil {
 		list, damaged = InForce(store, secret, lock, *s)
 	} else {
@@ -132,7 +132,7 @@ func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enrol.S
 	if damaged == nil {
 		return list, nil, nil
 	}
-	if s != nil && s.SetupMode == enrol.Off && KeysUnfinished(store, lock) {
+	if s != nil && s.SetupMode == enroll.Off && KeysUnfinished(store, lock) {
 		return nil, nil, damaged
 	}
 	keys, err := StoredKeys(store, secret, lock)
@@ -172,7 +172,7 @@ func KeepList(store hw.Store, random io.Reader, secret *policy.Secret, list *sec
 // that is stored, or, where none is, what the image's contract, the event log and
 // the firmware's defaults come to. What the firmware's variables hold now says
 // nothing: in Setup Mode anybody can have written it.
-func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.VendorKeys, drivers secureboot.Drivers, s enrol.State) (l *secureboot.List, reason string, err error) {
+func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.VendorKeys, drivers secureboot.Drivers, s enroll.State) (l *secureboot.List, reason string, err error) {
 	if stored != nil && !stored.Bare {
 		return stored, "as this machine has stored it", nil
 	}
@@ -218,7 +218,7 @@ func AskROMs(list *secureboot.List, drivers secureboot.Drivers, ask func(questio
 }
 
 // Allowed lets the db key sign the images of a list alone.
-func Allowed(list *secureboot.List) enrol.Allowed {
+func Allowed(list *secureboot.List) enroll.Allowed {
 	return func(_ string, image []byte) error {
 		digest, err := authenticode.Digest(image)
 		if err != nil {
@@ -234,7 +234,7 @@ func Allowed(list *secureboot.List) enrol.Allowed {
 // AllowedAnew is Allowed for a new db key. What another image has replaced is not signed
 // by it: it would start again wherever dbx has no room for it, or the firmware does not
 // take it.
-func AllowedAnew(list *secureboot.List) enrol.Allowed {
+func AllowedAnew(list *secureboot.List) enroll.Allowed {
 	allowed := Allowed(list)
 	return func(name string, image []byte) error {
 		if err := allowed(name, image); err != nil {
@@ -251,7 +251,7 @@ func AllowedAnew(list *secureboot.List) enrol.Allowed {
 // whose firmware holds what this machine does not want there: PCR 7 is then what
 // the program of whoever put it there finds, too. list is nil where no keys are
 // stored, which is right only where the machine was made without any.
-func MayAccept(s enrol.State, wanted contract.Requirement, lock *vault.Lock, list *secureboot.List) error {
+func MayAccept(s enroll.State, wanted contract.Requirement, lock *vault.Lock, list *secureboot.List) error {
 	if wanted == contract.Required && !Enforces(s) {
 		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
 	}
@@ -261,7 +261,7 @@ func MayAccept(s enrol.State, wanted contract.Requirement, lock *vault.Lock, lis
 	if list == nil || !Enforces(s) {
 		return nil
 	}
-	if foreign := enrol.Foreign(s, list); foreign != "" {
+	if foreign := enroll.Foreign(s, list); foreign != "" {
 		return fmt.Errorf("the firmware's keys are not those that this machine wants: %s. Whoever put them there could open the root partition from then on. "+
 			"If that was not you, do not trust this machine. The way out: clear the Secure Boot keys in the firmware's setup (Setup Mode), start again, type the recovery key, and give the firmware this machine's own keys again", foreign)
 	}
@@ -270,7 +270,7 @@ func MayAccept(s enrol.State, wanted contract.Requirement, lock *vault.Lock, lis
 
 // ListEnforced reports whether the firmware enforces Secure Boot, and starts what
 // this machine's own key has signed.
-func ListEnforced(s enrol.State, list *secureboot.List) bool {
+func ListEnforced(s enroll.State, list *secureboot.List) bool {
 	own, err := list.DBCertificate()
 	return err == nil && Enforces(s) && slices.ContainsFunc(Certificates(s), own.Equal)
 }
@@ -279,7 +279,7 @@ func ListEnforced(s enrol.State, list *secureboot.List) bool {
 // its firmware starts: the list does not have it, this machine's key has not signed
 // it, the firmware's db lacks that key, or dbx has the image or the key. A bare list
 // has no images, and all that the key has signed counts.
-func CheckOwn(image []byte, s enrol.State, list *secureboot.List) error {
+func CheckOwn(image []byte, s enroll.State, list *secureboot.List) error {
 	own, err := list.DBCertificate()
 	if err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/vault"
 )
@@ -130,7 +130,7 @@ var errOldGone = fmt.Errorf("the firmware holds this machine's old Secure Boot k
 // had is what the firmware's variables held before the change. Where the superseded keys
 // are lost it is what they hold now: with the new PK in place the new keys replace
 // whatever that is.
-func (c *change) had(s enrol.State) (secureboot.Wanted, error) {
+func (c *change) had(s enroll.State) (secureboot.Wanted, error) {
 	if c.old != nil {
 		list, err := c.next.Rekey(c.fresh, c.old)
 		if err != nil {
@@ -139,7 +139,7 @@ func (c *change) had(s enrol.State) (secureboot.Wanted, error) {
 		return list.Wanted, nil
 	}
 	had := c.next.Wanted
-	if s.SetupMode == enrol.Off && !s.PK.Content.Same(had.PK) {
+	if s.SetupMode == enroll.Off && !s.PK.Content.Same(had.PK) {
 		return had, errOldGone
 	}
 	had.KEK, had.DB = s.KEK.Content, s.DB.Content
@@ -149,7 +149,7 @@ func (c *change) had(s enrol.State) (secureboot.Wanted, error) {
 // InForce is the list by which this machine is judged now: as it is stored, and, while
 // the keys are replaced, with those that the firmware holds, variable by variable. In
 // Setup Mode it holds none, and gets the new ones.
-func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enrol.State) (*secureboot.List, error) {
+func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.State) (*secureboot.List, error) {
 	c, err := readChange(store, secret, lock)
 	if c == nil && (err == nil || errors.Is(err, errStale)) {
 		return StoredList(store, secret, lock)
@@ -159,7 +159,7 @@ func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enrol.St
 	}
 	defer c.wipe()
 	list := c.next
-	if c.ended || s.SetupMode != enrol.Off {
+	if c.ended || s.SetupMode != enroll.Off {
 		return list, nil
 	}
 	for v, now := range map[secureboot.Variable]secureboot.Database{secureboot.PK: s.PK.Content, secureboot.KEK: s.KEK.Content, secureboot.DB: s.DB.Content} {
@@ -202,7 +202,7 @@ func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *vaul
 
 // Ahead are the values that PCR 7 will have while a change of the keys goes on; nil where
 // none has begun, or they are not known.
-func Ahead(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enrol.State, log *pcr.Log) []pcr.Digest {
+func Ahead(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.State, log *pcr.Log) []pcr.Digest {
 	c, err := readChange(store, secret, lock)
 	if c == nil || err != nil {
 		return nil

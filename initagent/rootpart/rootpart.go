@@ -21,7 +21,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/vault"
 )
@@ -39,7 +39,7 @@ const (
 	KeysFile     = OwnDirectory + "/secure-boot-keys"     // the keys alone, of an earlier release
 	NextFile     = OwnDirectory + "/next-secret"          // what a new machine secret needs, until it is in force
 	NextKeysFile = OwnDirectory + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
-	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrolment came to its end; only without a TPM
+	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrollment came to its end; only without a TPM
 )
 
 // Look says in which condition the root partition of a disk is; the lock is nil
@@ -88,18 +88,18 @@ func mapperUUID(volume string) string {
 }
 
 // Enforces reports whether the firmware starts signed images alone.
-func Enforces(s enrol.State) bool { return s.SecureBoot == enrol.On && s.SetupMode != enrol.On }
+func Enforces(s enroll.State) bool { return s.SecureBoot == enroll.On && s.SetupMode != enroll.On }
 
 // OwnEnforced reports whether the firmware starts what this machine's own keys
 // signed, so that its db can vouch for a deed. Where Secure Boot is optional it
 // may be somebody else's.
-func OwnEnforced(s enrol.State, wanted contract.Requirement) bool {
+func OwnEnforced(s enroll.State, wanted contract.Requirement) bool {
 	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, secureboot.NamePrefix) }
 	return Enforces(s) && (wanted == contract.Required || slices.ContainsFunc(Certificates(s), own))
 }
 
 // Certificates are those that the firmware's db holds.
-func Certificates(s enrol.State) []*x509.Certificate { return certificates(s.DB.Content) }
+func Certificates(s enroll.State) []*x509.Certificate { return certificates(s.DB.Content) }
 
 func certificates(db secureboot.Database) []*x509.Certificate {
 	var out []*x509.Certificate
@@ -117,7 +117,7 @@ func certificates(db secureboot.Database) []*x509.Certificate {
 // MayOpen refuses a volume that this machine did not make. A record without a
 // volume vouches for none (nor does nil), and neither does one that an attacker
 // has made together with a volume: the deed does.
-func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.State, wanted contract.Requirement) error {
+func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enroll.State, wanted contract.Requirement) error {
 	if record != nil && !record.Provisional() {
 		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
 			return err
@@ -132,7 +132,7 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enrol.
 // MayOpenTyped is MayOpen for a volume that a recovery key opens. Where the image can do
 // without a TPM a volume has a deed only if the machine had one when it was made, or since
 // it was bound to one: the others are for MadeHere.
-func MayOpenTyped(lock *vault.Lock, volumeKey []byte, s enrol.State, c *contract.Contract) error {
+func MayOpenTyped(lock *vault.Lock, volumeKey []byte, s enroll.State, c *contract.Contract) error {
 	if c.TPM != contract.Required && len(lock.Deed) == 0 {
 		return nil
 	}
@@ -148,7 +148,7 @@ var ErrNotMadeHere = errors.New("nothing shows that this machine made its root p
 // MadeHere refuses an open volume without a deed that this machine did not make: it must
 // hold the private key of a certificate that the firmware enforces, which nobody has who
 // has made a volume of their own. A deed was looked at before.
-func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enrol.State, c *contract.Contract) error {
+func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enroll.State, c *contract.Contract) error {
 	if len(lock.Deed) > 0 || !OwnEnforced(s, c.SecureBoot) {
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 )
 
 // An Image is a UKI with all that it leaves in the TPM. No signature was looked at.
@@ -152,8 +152,8 @@ func readAnyCase(files fs.FS, name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if info.Size() > enrol.MaxEFIFile {
-			return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enrol.MaxEFIFile)
+		if info.Size() > enroll.MaxEFIFile {
+			return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enroll.MaxEFIFile)
 		}
 		return fs.ReadFile(files, path.Join(path.Dir(name), e.Name()))
 	}
@@ -166,7 +166,7 @@ type Start struct {
 	Running    *Image
 	Managers   []Manager // of the ESP
 	SecureBoot bool      // is enforced
-	enrols     bool      // the boots to come are the first with Secure Boot enforced
+	enrolls    bool      // the boots to come are the first with Secure Boot enforced
 	programs   *pcr.Programs
 	// Unbound is why PCR 4 is not bound; nil where it is.
 	Unbound error
@@ -206,14 +206,14 @@ func account(log *pcr.Log, boot policy.Boot, running *Image, managers []Manager)
 // it will be then.
 func (s *Start) Enrolled(pcr7 pcr.Digest) *Start {
 	next := *s
-	next.Boot.PCR7, next.SecureBoot, next.enrols = pcr7, true, true
+	next.Boot.PCR7, next.SecureBoot, next.enrolls = pcr7, true, true
 	return &next
 }
 
 // WithDBX is a start with another content of dbx, as far as PCR 7 goes. It is predicted
 // only where the log, replayed with what the firmware holds now, comes to what PCR 7 was:
 // on firmware that measures otherwise nothing is foretold.
-func (s *Start) WithDBX(log *pcr.Log, now enrol.State, dbx []byte) (*Start, error) {
+func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, error) {
 	authorities, err := log.Authorities()
 	if err != nil {
 		return nil, err
@@ -330,7 +330,7 @@ func (s *Start) boots(im *Image, managers []Manager) (boots []policy.Boot) {
 		for _, m := range managers {
 			b := policy.Boot{PCR7: s.Boot.PCR7, PCR11: im.PCR11, PCR12: pcr.OwnCommandLine(im.parsed, s.times(m))}
 			manager := m.Digest
-			if s.enrols {
+			if s.enrolls {
 				manager = m.Signed
 			}
 			if way.programs != nil {
@@ -350,7 +350,7 @@ func (s *Start) boots(im *Image, managers []Manager) (boots []policy.Boot) {
 func (s *Start) times(m Manager) int {
 	now, own := pcr.CommandLineTimes(s.Running.parsed, s.Boot.PCR12)
 	switch {
-	case own && s.enrols && (m.Major == 0 || slices.Contains(s.Current(), m)):
+	case own && s.enrolls && (m.Major == 0 || slices.Contains(s.Current(), m)):
 		return min(now, 1) // the stub leaves it alone then
 	case own && (m.Major == 0 || slices.Contains(s.Current(), m)):
 		return now
@@ -380,7 +380,7 @@ func (s *Start) ways(im *Image) (ways []way) {
 			other = im.Kernel
 		}
 		ways = append(ways, way{p, as})
-		if im.stub != s.Running.stub || s.enrols {
+		if im.stub != s.Running.stub || s.enrolls {
 			ways = append(ways, way{p, other})
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
 )
@@ -30,7 +30,7 @@ var ErrOtherSecret = errors.New("the machine secret that the TPM has released do
 // the secret or of the keys was cut: what a new secret opens is in NextFile before the
 // header is for that secret, and keys that give way stay in NextKeysFile until the
 // firmware has the new ones.
-func CheckSecret(store hw.Store, secret *policy.Secret, s enrol.State, wanted contract.Requirement) error {
+func CheckSecret(store hw.Store, secret *policy.Secret, s enroll.State, wanted contract.Requirement) error {
 	if !OwnEnforced(s, wanted) {
 		return nil // no db that could vouch for anything
 	}

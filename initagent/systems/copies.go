@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -98,7 +98,7 @@ func (k *Keeper) Index() (*Index, error) {
 		return nil, fmt.Errorf("%w: %d entries, more than %d", errIndex, len(index.Copies), maxCopies)
 	}
 	for _, c := range index.Copies {
-		if !k.guards(c.Name) || len(c.SHA256) != sha256.Size || c.Size < 0 || c.Size > enrol.MaxEFIFile {
+		if !k.guards(c.Name) || len(c.SHA256) != sha256.Size || c.Size < 0 || c.Size > enroll.MaxEFIFile {
 			return nil, fmt.Errorf("%w: entry %q", errIndex, c.Name)
 		}
 	}
@@ -165,7 +165,7 @@ func (k *Keeper) copyOf(c *Copy) ([]byte, error) {
 	if c == nil || c.Damaged {
 		return nil, errNoCopy
 	}
-	data, err := k.Store.Read(k.copyPath(c.Name), enrol.MaxEFIFile)
+	data, err := k.Store.Read(k.copyPath(c.Name), enroll.MaxEFIFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit):
 		return nil, errNoCopy

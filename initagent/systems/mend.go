@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -325,9 +325,9 @@ func (k *Keeper) read(files fs.FS, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, enrol.MaxEFIFile+1))
-	if err == nil && len(data) > enrol.MaxEFIFile {
-		err = fmt.Errorf("it has more than %d bytes", enrol.MaxEFIFile)
+	data, err := io.ReadAll(io.LimitReader(f, enroll.MaxEFIFile+1))
+	if err == nil && len(data) > enroll.MaxEFIFile {
+		err = fmt.Errorf("it has more than %d bytes", enroll.MaxEFIFile)
 	}
 	return data, err
 }

@@ -16,7 +16,7 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -205,4 +205,4 @@ func Stray(name string) bool {
 	return slices.Contains(directories, path.Dir(name)) && strings.HasSuffix(name, partSuffix)
 }
 
-var _ hw.ESPDir = enrol.MountedDir{}
+var _ hw.ESPDir = enroll.MountedDir{}

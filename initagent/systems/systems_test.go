@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/bls"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -44,10 +44,10 @@ func (d *disk) op(name string) error {
 	return nil
 }
 
-func (d *disk) List(directory string) (out []enrol.FileInfo, err error) {
+func (d *disk) List(directory string) (out []enroll.FileInfo, err error) {
 	for name, data := range d.files {
 		if path.Dir(name) == directory {
-			out = append(out, enrol.FileInfo{Name: path.Base(name), Size: int64(len(data))})
+			out = append(out, enroll.FileInfo{Name: path.Base(name), Size: int64(len(data))})
 		}
 	}
 	if out == nil {
@@ -80,7 +80,7 @@ func (d *disk) Create(name string, data []byte) error {
 	return err
 }
 
-func (d *disk) Open(string) (enrol.File, error) { return nil, errors.ErrUnsupported }
+func (d *disk) Open(string) (enroll.File, error) { return nil, errors.ErrUnsupported }
 
 func (d *disk) Remove(name string) error {
 	if _, ok := d.files[name]; !ok {

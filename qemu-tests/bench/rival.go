@@ -79,11 +79,11 @@ func (b *bench) provisionRivals(ctx context.Context, ours vm.State) (*rivals, er
 	if err != nil {
 		return nil, err
 	}
-	enrol, err := r.enrolment()
+	enroll, err := r.enrollment()
 	if err != nil {
 		return nil, err
 	}
-	if err := r.writeESP(r.machine, r.config.Cmdline+" rd.systemd.unit=bench-setup.service", initrd, enrol); err != nil {
+	if err := r.writeESP(r.machine, r.config.Cmdline+" rd.systemd.unit=bench-setup.service", initrd, enroll); err != nil {
 		return nil, err
 	}
 	return r, b.withMachine(ctx, vm.Options{State: r.machine}, func(ctx context.Context, m *vm.Machine) error {
@@ -299,8 +299,8 @@ func (b *bench) dracut(ctx context.Context, all *rivals, r rival, include, insta
 	return out.Bytes(), nil
 }
 
-// enrolment are the files by which the boot manager enrols the keys.
-func (r *rivals) enrolment() (map[string][]byte, error) {
+// enrollment are the files by which the boot manager enrolls the keys.
+func (r *rivals) enrollment() (map[string][]byte, error) {
 	files := map[string][]byte{}
 	for _, v := range []struct {
 		variable     secureboot.Variable

@@ -20,7 +20,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -141,10 +141,10 @@ type dir struct {
 }
 
 // List implements hw.ESPDir.
-func (d dir) List(directory string) (out []enrol.FileInfo, err error) {
+func (d dir) List(directory string) (out []enroll.FileInfo, err error) {
 	for name, f := range d.m.Files {
 		if path.Dir(name) == directory {
-			out = append(out, enrol.FileInfo{Name: path.Base(name), Size: int64(len(f.Data))})
+			out = append(out, enroll.FileInfo{Name: path.Base(name), Size: int64(len(f.Data))})
 		}
 	}
 	return out, nil

@@ -24,7 +24,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/enrol"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/shared"
@@ -255,14 +255,14 @@ func (e esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
 	if e.b.atESP != nil {
 		e.b.atESP()
 	}
-	return write(espDir{enrol.MountedDir{Root: e.b.path("esp")}, e.b})
+	return write(espDir{enroll.MountedDir{Root: e.b.path("esp")}, e.b})
 }
 
 func (esp) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }
 func (esp) Exchange(hw.Disk, string, string) error  { return errors.ErrUnsupported }
 
 type espDir struct {
-	enrol.MountedDir
+	enroll.MountedDir
 	b *box
 }
 

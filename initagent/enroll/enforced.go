@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"crypto/sha256"
@@ -30,7 +30,7 @@ func Enforced(s State, wanted secureboot.Wanted) []Difference {
 		out = append(out, Difference{v, fmt.Sprintf(format, args...), cure})
 	}
 	if s.SetupMode == On {
-		add(secureboot.SetupMode, "enrol the keys again, if it was you who cleared them", "the firmware is in Setup Mode, so it starts anything")
+		add(secureboot.SetupMode, "enroll the keys again, if it was you who cleared them", "the firmware is in Setup Mode, so it starts anything")
 	}
 	if s.SecureBoot != On {
 		add(secureboot.SecureBoot, "switch Secure Boot on in the firmware's setup", "Secure Boot is %s", s.SecureBoot)
@@ -45,7 +45,7 @@ func Enforced(s State, wanted secureboot.Wanted) []Difference {
 }
 
 func compare(v secureboot.Variable, now *Stored, want secureboot.Database) []Difference {
-	const cure = "clear the Secure Boot keys in the firmware's setup and let this machine enrol its own again"
+	const cure = "clear the Secure Boot keys in the firmware's setup and let this machine enroll its own again"
 	if now.Problem != nil {
 		if v == secureboot.DBX && len(want) == 0 {
 			return nil

@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"errors"
@@ -95,5 +95,5 @@ func cureWrite(err error) []string {
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EPERM):
 		return []string{"look in the firmware's setup for a protection of its flash or of the Secure Boot keys, and switch it off for now", cureUpdate}
 	}
-	return []string{"switch the machine off and on, which starts the enrolment where it stopped", cureRestore, cureUpdate}
+	return []string{"switch the machine off and on, which starts the enrollment where it stopped", cureRestore, cureUpdate}
 }

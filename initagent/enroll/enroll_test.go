@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"crypto/rand"
@@ -71,7 +71,7 @@ func put(t testing.TB, n *nvram, v secureboot.Variable, d secureboot.Database) {
 	n.vars[v.Name] = record{secureboot.KeyAttributes, b}
 }
 
-func TestEnrol(t *testing.T) {
+func TestEnroll(t *testing.T) {
 	k, other := testSets(t)
 	w := k.Wanted(vendorOf(other))
 	n := newNVRAM(always())
@@ -162,7 +162,7 @@ func TestPlanResumes(t *testing.T) {
 // The power goes at every read and every write, and again during what follows;
 // the next start finishes. The set of keys may have been lost in between.
 // FAULTS 42, 60
-func TestEnrolIsCut(t *testing.T) {
+func TestEnrollIsCut(t *testing.T) {
 	k, other := testSets(t)
 	w, lost := k.Wanted(vendorOf(other)), other.Wanted(secureboot.Vendor{})
 	for _, first := range []struct {
@@ -305,11 +305,11 @@ func TestForgetfulFirmware(t *testing.T) {
 	for done := 0; ; done++ {
 		err := enroller(n, k, w).Run(done)
 		var p *Problem
-		if errors.As(err, &p) && p.Kind == Forgetful && done == MaxEnrolments {
+		if errors.As(err, &p) && p.Kind == Forgetful && done == MaxEnrollments {
 			return
 		}
-		if err != nil || done > MaxEnrolments {
-			t.Fatalf("enrolment %d: %v", done, err)
+		if err != nil || done > MaxEnrollments {
+			t.Fatalf("enrollment %d: %v", done, err)
 		}
 		n.restart(always())
 		if d := Enforced(observe(t, n), w); len(d) == 0 || !strings.Contains(describe(d), "PK is gone") {
@@ -356,7 +356,7 @@ func TestPlanRefuses(t *testing.T) {
 		})
 	}
 	if _, err := Plan(observe(t, newNVRAM(always())), secureboot.Wanted{}, 0); err == nil {
-		t.Error("a plan to enrol nothing")
+		t.Error("a plan to enroll nothing")
 	}
 }
 

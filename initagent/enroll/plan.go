@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"errors"
@@ -15,9 +15,9 @@ const (
 	attempts = 3
 	// firstPause is the wait after a refusal; it doubles every time.
 	firstPause = 250 * time.Millisecond
-	// MaxEnrolments is how often an enrolment may come to its end on one machine:
+	// MaxEnrollments is how often an enrollment may come to its end on one machine:
 	// firmware that loses its keys would otherwise restart for ever.
-	MaxEnrolments = 3
+	MaxEnrollments = 3
 )
 
 // An Action is one variable to write.
@@ -28,20 +28,20 @@ type Action struct {
 }
 
 // Plan decides what is still to be written, in the order of writing. Nothing
-// and no error means that there is nothing left but to restart. enrolments is
-// how often an enrolment was completed on this machine before.
+// and no error means that there is nothing left but to restart. enrollments is
+// how often an enrollment was completed on this machine before.
 //
 // The order is the argument. In Setup Mode the firmware starts anything, so a
 // cut after dbx, db or KEK leaves a machine that starts and comes back here. PK
 // ends Setup Mode: from then on the machine starts what db allows, and so db
 // must be there and right, and KEK must, or db could never be changed. What was
 // written already is told by reading it, so a plan resumes from any prefix.
-func Plan(s State, wanted secureboot.Wanted, enrolments int) ([]Action, error) {
+func Plan(s State, wanted secureboot.Wanted, enrollments int) ([]Action, error) {
 	if len(wanted.PK) != 1 || len(wanted.KEK) == 0 || len(wanted.DB) == 0 {
-		return nil, fmt.Errorf("plan enrolment: %d PK, %d KEK and %d db entries are wanted, want exactly one PK and the others not empty", len(wanted.PK), len(wanted.KEK), len(wanted.DB))
+		return nil, fmt.Errorf("plan enrollment: %d PK, %d KEK and %d db entries are wanted, want exactly one PK and the others not empty", len(wanted.PK), len(wanted.KEK), len(wanted.DB))
 	}
 	ours := s.PK.holds(wanted.PK)
-	if err := mayWrite(s, wanted, ours, enrolments); err != nil {
+	if err := mayWrite(s, wanted, ours, enrollments); err != nil {
 		return nil, err
 	}
 	var plan []Action
@@ -65,7 +65,7 @@ func Plan(s State, wanted secureboot.Wanted, enrolments int) ([]Action, error) {
 }
 
 // mayWrite is everything that forbids writing.
-func mayWrite(s State, wanted secureboot.Wanted, ours bool, enrolments int) error {
+func mayWrite(s State, wanted secureboot.Wanted, ours bool, enrollments int) error {
 	switch {
 	case s.SetupMode == Absent:
 		return &Problem{Kind: NoSecureBoot, What: "the firmware has no Secure Boot, or its variables cannot be reached",
@@ -77,8 +77,8 @@ func mayWrite(s State, wanted secureboot.Wanted, ours bool, enrolments int) erro
 	case !ours && len(s.PK.Content) > 0:
 		return &Problem{Kind: ForeignPK, What: "the firmware says it is in Setup Mode, and yet holds a Platform Key that is not this machine's (" + s.PK.Content.String() + ")",
 			Cure: []string{"switch the machine off and on, since some firmware needs that after its keys were cleared", cureSetupMode, cureUpdate}}
-	case !ours && enrolments >= MaxEnrolments:
-		return &Problem{Kind: Forgetful, What: fmt.Sprintf("the keys were enrolled %d times, and the firmware has lost them at every restart", enrolments),
+	case !ours && enrollments >= MaxEnrollments:
+		return &Problem{Kind: Forgetful, What: fmt.Sprintf("the keys were enrolled %d times, and the firmware has lost them at every restart", enrollments),
 			Cure: []string{"replace the machine's CMOS battery", cureUpdate}}
 	case s.DBX.Problem != nil && len(wanted.DBX) > 0:
 		return &Problem{Kind: Unreadable, What: "the firmware's list of revoked signatures makes no sense", Cure: []string{cureRestore, cureUpdate}, Err: s.DBX.Problem}
@@ -124,14 +124,14 @@ var laterTimes = []int{1, 10, 100}
 // cureClock is for a time that no later one was good for.
 const cureClock = "set date and time in the firmware's setup: it refuses an update that is older than its last one"
 
-// Run enrols whatever is missing. After it, only a restart shows whether the
+// Run enrolls whatever is missing. After it, only a restart shows whether the
 // firmware enforces the keys. It may be cut anywhere and run again.
-func (e *Enroller) Run(enrolments int) error {
+func (e *Enroller) Run(enrollments int) error {
 	s, err := Observe(e.Variables)
 	if err != nil {
 		return err
 	}
-	plan, err := Plan(s, e.Wanted, enrolments)
+	plan, err := Plan(s, e.Wanted, enrollments)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (e *Enroller) guard() error {
 	}
 	stop := func(what string, err error) error {
 		return &Problem{Kind: Unsafe, What: "the Platform Key was not written, because " + what, Err: err,
-			Cure: []string{"switch the machine off and on, which starts the enrolment where it stopped", cureRestore, cureUpdate}}
+			Cure: []string{"switch the machine off and on, which starts the enrollment where it stopped", cureRestore, cureUpdate}}
 	}
 	for _, v := range []secureboot.Variable{secureboot.DB, secureboot.KEK} {
 		if !s.of(v).holds(e.Wanted.Of(v)) {
@@ -197,7 +197,7 @@ func (e *Enroller) write(a Action) error {
 		}
 		payload, err := e.Keys.Update(a.Variable, a.Content, at)
 		if err != nil {
-			return fmt.Errorf("sign enrolment: %w", err)
+			return fmt.Errorf("sign enrollment: %w", err)
 		}
 		writing := e.Variables.WriteAuthenticated(a.Variable.Name, a.Variable.GUID, secureboot.KeyAttributes, payload)
 		back := readStored(e.Variables, a.Variable)

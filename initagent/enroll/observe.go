@@ -1,4 +1,4 @@
-// Package enrol gives a machine in Setup Mode its own Secure Boot keys: it signs
+// Package enroll gives a machine in Setup Mode its own Secure Boot keys: it signs
 // what the machine starts, writes the key variables in an order that can be cut
 // anywhere, and judges at later boots whether the firmware enforces exactly
 // these keys.
@@ -6,7 +6,7 @@
 // It refuses to write the Platform Key before everything else reads back as it
 // was written: a machine with a Platform Key and no db of its own starts
 // nothing any more. It believes no write that it has not read back.
-package enrol
+package enroll
 
 import (
 	"errors"
