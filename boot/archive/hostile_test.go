@@ -15,7 +15,7 @@ import (
 )
 
 // repack writes a tar as stored members of at most MaxMember bytes that start
-// anew at every cut.
+// again at every cut.
 func repack(plain []byte, cuts ...int) []byte {
 	var out []byte
 	start := 0
@@ -29,7 +29,7 @@ func repack(plain []byte, cuts ...int) []byte {
 }
 
 // stored returns the tar of the sample's archive as it is when nothing is
-// compressed, and where its members start anew. s.text is what describes it.
+// compressed, and where its members start again. s.text is what describes it.
 func (s *sample) stored(t testing.TB, signature []byte) (plain []byte, cuts []int) {
 	t.Helper()
 	s.write(t, signature, Options{})

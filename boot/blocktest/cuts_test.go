@@ -303,7 +303,7 @@ func TestMutantWithoutSyncIsCaught(t *testing.T) {
 	}
 }
 
-// A recovery that takes the good copy away to write it anew is harmless until
+// A recovery that takes the good copy away to write it again is harmless until
 // it is cut itself.
 func TestDepthTwo(t *testing.T) {
 	recoverWith := func(mutant bool) func(*Recorder) error {

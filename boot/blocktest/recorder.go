@@ -49,7 +49,7 @@ func Record(base *Disk) *Recorder {
 	return &Recorder{base: base, now: base.Overlay()}
 }
 
-// Inject sets the fault and starts counting anew.
+// Inject sets the fault and starts counting again.
 func (r *Recorder) Inject(f Fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

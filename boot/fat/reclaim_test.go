@@ -239,7 +239,7 @@ func TestReclaimBehindEnd(t *testing.T) {
 }
 
 // fsck.vfat finds nothing more than a summary that is out of date, which both it
-// and Linux compute anew.
+// and Linux compute again.
 func TestFsckAfterMending(t *testing.T) {
 	testkit.Need(t, "fsck.vfat")
 	const size = 100 << 20

@@ -2,7 +2,7 @@
 // an entry a line, in JSON. initagent and the running system both append to it,
 // each with the code here.
 //
-// It refuses to be needed: a line that makes no sense is passed over, an old one
+// It refuses to be needed: a line that is malformed is passed over, an old one
 // is dropped when the file has grown too large, and a machine whose journal is
 // gone boots as any other. It never forgets which versions failed.
 package journal

@@ -172,7 +172,7 @@ func TestJudge(t *testing.T) {
 		{"a boot of the trial before it was staged is none of this round", []Entry{trial, staged, old}, slot.Unfit, "never reached"},
 		{"its second round was cut off as well", []Entry{staged, trial, retry, trial, trial, trial, old}, slot.Unfit, "two rounds"},
 		{"the power was cut between the journal and the name", []Entry{staged, trial, retry, old}, slot.Unfit, "never reached"},
-		{"staged once more, it begins anew", []Entry{staged, trial, retry, trial, staged, trial, old}, slot.Interrupted, "nothing says"},
+		{"staged once more, it begins again", []Entry{staged, trial, retry, trial, staged, trial, old}, slot.Interrupted, "nothing says"},
 		{"it hung once, and was cut off", []Entry{staged, trial, {Kind: Boot, Version: 2, Trial: true, Watchdog: true}, trial, old}, slot.Unfit, "watchdog"},
 		{"it hung the last time", []Entry{staged, trial, trial, trial, hung}, slot.Unfit, "watchdog"},
 		{"something hung before it was staged", []Entry{hung, staged, trial, old}, slot.Interrupted, "nothing says"},

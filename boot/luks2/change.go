@@ -272,7 +272,7 @@ func (c *headerCopy) writeTo(rand io.Reader, d block.Device, s side) error {
 	return nil
 }
 
-// Heal writes the copy that Open found broken or out of date anew, from the
+// Heal writes the copy that Open found broken or out of date again, from the
 // other one, which is not touched: a power cut leaves at worst what there was.
 // It does nothing when both are good.
 func (h *Header) Heal(rand io.Reader, d block.Device) error {

@@ -45,7 +45,7 @@ func makes(t *testing.T, dir string, args ...string) (string, error) {
 }
 
 // What make install puts where, and that it refuses a name which the shell would take
-// for several: it removes what it installs anew, and would remove what is named so.
+// for several: it removes what it installs again, and would remove what is named so.
 func TestMakeInstall(t *testing.T) {
 	source, place := built(t), t.TempDir()
 	for range 2 { // again over itself

@@ -27,7 +27,7 @@ type command struct {
 	executable     func() (string, error)
 }
 
-// errUsage marks a command line that makes no sense; what is wrong with it has
+// errUsage marks a command line that is malformed; what is wrong with it has
 // been said already.
 var errUsage = errors.New("usage")
 

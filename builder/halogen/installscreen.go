@@ -60,7 +60,7 @@ func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 	return install.NewPlan(b.source, now, b.machine.Facts(), ids, choice), nil
 }
 
-// Install implements screen.Backend. Each installation reads the source anew.
+// Install implements screen.Backend. Each installation reads the source again.
 func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress install.Progress) (err error) {
 	source, closeSource, err := openSource(ctx, b.from, b.flags)
 	if err != nil {

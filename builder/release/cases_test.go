@@ -23,7 +23,7 @@ func (w *world) gpgAt(when time.Time, args ...string) string {
 	return w.gpg(append([]string{"--faked-system-time", when.Format("20060102T150405!"), "--passphrase", password}, args...)...)
 }
 
-// exportAt writes a key's parts anew.
+// exportAt writes a key's parts again.
 func (w *world) exportAt(when time.Time, name string) {
 	w.t.Helper()
 	w.write(name+".pub", w.gpgAt(when, "--export", name+"@example.org"))

@@ -83,7 +83,7 @@ func block2pem(label string, der []byte) []byte {
 	return stdpem.EncodeToMemory(&stdpem.Block{Type: label, Bytes: der})
 }
 
-// plants makes one of each kind of secret, anew each time.
+// plants makes one of each kind of secret, again each time.
 func plants(t testing.TB) []plant {
 	t.Helper()
 	var all []plant

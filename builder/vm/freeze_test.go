@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestFreeze: what is frozen answers no more, and starts anew after a reset.
+// TestFreeze: what is frozen answers no more, and starts again after a reset.
 func TestFreeze(t *testing.T) {
 	need(t)
 	ctx := deadline(t)

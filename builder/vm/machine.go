@@ -172,7 +172,7 @@ func (m *Machine) launch(ctx context.Context, qemu string, args []string) (err e
 
 // launchTPM starts swtpm and returns QEMU's end of its control channel. swtpm ends
 // with the connection, having written everything permanent when it happened; so it
-// is started anew for each start of the machine, which also is the reset that its
+// is started again for each start of the machine, which also is the reset that its
 // PCRs need.
 func (m *Machine) launchTPM() (*os.File, error) {
 	path, err := findSwtpm()

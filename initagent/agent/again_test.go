@@ -179,7 +179,7 @@ func TestInstalledAgainUnderTheFloor(t *testing.T) {
 
 // The power is cut at every write and every flush of the first start after a root
 // partition was kept. Whatever is left, the next starts finish it, and the root
-// partition is what it was: it is never made anew. FAULTS 42, 43
+// partition is what it was: it is never made again. FAULTS 42, 43
 func TestCutInstalledAgain(t *testing.T) {
 	m := inUse(t)
 	m.owner = true

@@ -10,7 +10,7 @@ import (
 
 // Wherever the disk of a machine in use gives EIO, the boot comes to an end: to the
 // system, or to the recovery console with words that say what cannot be read. Nothing is
-// made anew in its place: the machine starts as before when the disk reads again.
+// made again in its place: the machine starts as before when the disk reads again.
 // FAULTS 112
 func TestUnreadable(t *testing.T) {
 	m := provisionedMachine(t, nil)

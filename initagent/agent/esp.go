@@ -102,7 +102,7 @@ func (a *Agent) countTry() error {
 	tried := booted.Tried()
 	err = a.writeESP(func(dir hw.ESPDir) error { return dir.Rename(systems.Path(booted), systems.Path(tried)) })
 	if err != nil {
-		a.Log.Say("WARNING: this start of %s was not counted, so that the trial does not end by itself (%v): `esp-rebuild` at the recovery console makes the ESP anew", booted, err)
+		a.Log.Say("WARNING: this start of %s was not counted, so that the trial does not end by itself (%v): `esp-rebuild` at the recovery console makes the ESP again", booted, err)
 		return nil
 	}
 	a.Log.Say("the boot manager has not counted this start of a trial: it is %s now", tried)

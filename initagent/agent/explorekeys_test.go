@@ -21,7 +21,7 @@ import (
 
 // keysCondition is what can be said of a machine without power that replaces its secret
 // and its Secure Boot keys, as far as it matters to what it will do; whose each is, and
-// not what, since that is made anew each time.
+// not what, since that is made again each time.
 func (m *machine) keysCondition(w *world, old *policy.Secret) string {
 	m.t.Helper()
 	sets, err := keySets()

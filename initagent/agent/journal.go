@@ -79,14 +79,14 @@ func (a *Agent) appendJournal() error {
 	return nil
 }
 
-// journalText reads the journal. What is no journal at all begins anew.
+// journalText reads the journal. What is no journal at all begins again.
 func (a *Agent) journalText() ([]byte, error) {
 	text, err := a.Store.Read(journalFile, maxJournal)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case errors.Is(err, hw.ErrUnfit):
-		a.Log.Say("the boot journal begins anew: %v", err)
+		a.Log.Say("the boot journal begins again: %v", err)
 		return nil, nil
 	}
 	return text, err

@@ -186,7 +186,7 @@ func TestJournalUnreadable(t *testing.T) {
 		t.Error("what failed is forgotten")
 	}
 	m.rootFiles()[journalFile] = []byte(strings.Repeat("x", maxJournal+1))
-	m.ends("system", "the boot journal begins anew")
+	m.ends("system", "the boot journal begins again")
 	if kinds := m.kinds(); len(kinds) != 1 || kinds[0] != journal.Boot {
 		t.Errorf("entries are %q", kinds)
 	}

@@ -307,7 +307,7 @@ func (a *Agent) unlocks(b policy.Boot) bool {
 // manager or the other at every instant: the new one is written beside it under a
 // name that nothing starts, and is known to be on the disk; then the two exchange
 // what they have, by a write of one sector; and what is the old one then goes. Cut
-// before that write, the spare file is written anew; cut after it, the new boot
+// before that write, the spare file is written again; cut after it, the new boot
 // manager is in its place, and the spare file is removed the next time.
 func (a *Agent) replaceManager(name string, signed []byte) error {
 	name, have, spare, err := a.findManager(name)

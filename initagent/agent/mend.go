@@ -103,7 +103,7 @@ func (a *Agent) espUnwell() bool {
 		})
 	})
 	if err != nil {
-		a.Log.Say("`esp-rebuild` at the recovery console makes the ESP anew")
+		a.Log.Say("`esp-rebuild` at the recovery console makes the ESP again")
 		return false
 	}
 	if a.recordsPolicy() && a.record.Passing() && len(found) == 0 && !a.copiedManagers() {

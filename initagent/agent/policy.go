@@ -114,7 +114,7 @@ func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
 	return epoch, err == nil
 }
 
-// updatePolicy writes the TPM's record anew after the ESP's systems have changed: a
+// updatePolicy writes the TPM's record again after the ESP's systems have changed: a
 // trial was blessed or has failed, or the fetcher has emptied a slot.
 //
 // The floor is noted on the root partition first. Cut after that, the higher one

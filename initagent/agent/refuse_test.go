@@ -86,8 +86,8 @@ func TestStageRefuses(t *testing.T) {
 		"empty note":                       {func(p *parcel) { p.note = " " }, "cannot be read"},
 		"torn note":                        {func(p *parcel) { p.note = `{"format":1,"vers` }, "cannot be read"},
 		"note with more":                   {func(p *parcel) { p.note = `{"format":1,"version":"2","slot":"b","x":1}` }, "cannot be read"},
-		"note of another format":           {func(p *parcel) { p.note = `{"format":2,"version":"2","slot":"b"}` }, "makes no sense"},
-		"note without a slot":              {func(p *parcel) { p.note = `{"format":1,"version":"2","slot":"none"}` }, "makes no sense"},
+		"note of another format":           {func(p *parcel) { p.note = `{"format":2,"version":"2","slot":"b"}` }, "is malformed"},
+		"note without a slot":              {func(p *parcel) { p.note = `{"format":1,"version":"2","slot":"none"}` }, "is malformed"},
 		"note out of the directory":        {func(p *parcel) { p.note = `{"format":1,"version":"../2","slot":"b"}` }, "cannot be read"},
 		"note that is too large":           {func(p *parcel) { p.note = strings.Repeat(" ", maxNote+1) }, "more than"},
 	} {

@@ -139,7 +139,7 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	m.opensByItself()
 }
 
-// A TPM that was cleared has no index: the secret is sealed anew.
+// A TPM that was cleared has no index: the secret is sealed again.
 func TestConsoleReseal(t *testing.T) {
 	m := inConsole(t, func(m *machine) { m.chipState = nil; m.chipChanged = false })
 	r, c := m.console()

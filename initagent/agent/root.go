@@ -50,7 +50,7 @@ func (a *Agent) observeRoot() error {
 // observeLoss tells a root partition that was never finished from one that was
 // lost. Between its first boot, which cleared the place and made the keys, and
 // the end of its second a machine may find anything there that a cut has left,
-// and makes it anew. After that it makes none, whatever the disk looks like.
+// and makes it again. After that it makes none, whatever the disk looks like.
 func (a *Agent) observeLoss() error {
 	making := a.state.Root == slot.RootBlank || a.state.Root == slot.RootUnfinished
 	if !making && a.state.Root != slot.RootDamaged {

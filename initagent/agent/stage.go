@@ -95,7 +95,7 @@ func (a *Agent) readNote() (*stagedNote, error) {
 		return nil, refuse("what the fetcher left cannot be read: %w", err)
 	}
 	if note.Format != noteFormat || note.Version == 0 || !note.Slot.Valid() {
-		return note, refuse("what the fetcher left makes no sense: format %d, version %s, slot %s", note.Format, note.Version, note.Slot)
+		return note, refuse("what the fetcher left is malformed: format %d, version %s, slot %s", note.Format, note.Version, note.Slot)
 	}
 	return note, nil
 }

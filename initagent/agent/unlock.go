@@ -187,7 +187,7 @@ func (a *Agent) isReplaced(record *policy.Record) bool {
 	return !record.Provisional() && slices.ContainsFunc(record.Branches, newer) && !slices.ContainsFunc(record.Branches, mine)
 }
 
-// lastGood reads the kept event log; none, or one that makes no sense, is nil. Only
+// lastGood reads the kept event log; none, or one that is malformed, is nil. Only
 // with the machine secret is it known to be this machine's own.
 func (a *Agent) lastGood(secret *policy.Secret) (log *goodlog.Log) {
 	err := a.readESP(func(esp fs.FS) (err error) {
@@ -369,7 +369,7 @@ func (a *Agent) unenrolled() bool {
 }
 
 // offerAccept lets the owner accept the machine as it is now: by one write of
-// the record, or, where the TPM was cleared or is another, by sealing anew.
+// the record, or, where the TPM was cleared or is another, by sealing again.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, &a.firmware)
 	if err != nil {

@@ -38,7 +38,7 @@ type Command struct {
 	Secrets bool
 	// Flags adds what else it takes; may be nil.
 	Flags func(f *flag.FlagSet)
-	// Run does it. ErrUsage says that the arguments make no sense.
+	// Run does it. ErrUsage says that the arguments are malformed.
 	Run func(ctx context.Context, c *Call) error
 }
 
@@ -49,7 +49,7 @@ type Call struct {
 	Stdout, Stderr io.Writer
 }
 
-// ErrUsage is returned by a command that makes no sense of its arguments.
+// ErrUsage is returned by a command that cannot understand its arguments.
 var ErrUsage = errors.New("wrong usage")
 
 // Encode writes a value as JSON.

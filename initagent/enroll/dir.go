@@ -173,7 +173,7 @@ func (d MountedDir) FreeBytes() (int64, error) {
 
 // Rename gives a file another name in the same directory. It is for the boot
 // counter alone, which is a part of the name: everything else gets a fresh name
-// and is written anew (Replace).
+// and is written again (Replace).
 //
 // Flushing the directory right after the rename can leave the new name with a
 // length of zero on vfat; measured on Linux 6.1, flushing the file once more

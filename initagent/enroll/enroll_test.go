@@ -338,7 +338,7 @@ func TestPlanRefuses(t *testing.T) {
 		{"no Secure Boot", func(n *nvram) { clear(n.vars) }, NoSecureBoot, "UEFI", slot.KeysForeign},
 		{"somebody else's", func(n *nvram) { enrolled(n, other) }, NotSetupMode, other.Owner.String(), slot.KeysForeign},
 		{"foreign PK in Setup Mode", func(n *nvram) { enrolled(n, other); n.flag("SetupMode", 1) }, ForeignPK, "off and on", slot.KeysForeign},
-		{"PK makes no sense", func(n *nvram) { n.vars["PK"] = record{secureboot.KeyAttributes, []byte("x")} }, Unreadable, "no sense", slot.KeysForeign},
+		{"PK is malformed", func(n *nvram) { n.vars["PK"] = record{secureboot.KeyAttributes, []byte("x")} }, Unreadable, "malformed", slot.KeysForeign},
 		{"db of another", func(n *nvram) { enrolled(n, k); put(t, n, secureboot.DB, other.Wanted(secureboot.Vendor{}).DB) }, NotSetupMode, "db lacks", slot.KeysForeign},
 		{"KEK gone", func(n *nvram) { enrolled(n, k); delete(n.vars, "KEK") }, NotSetupMode, "KEK is gone", slot.KeysForeign},
 	} {
@@ -371,7 +371,7 @@ func TestForeignContentsInSetupMode(t *testing.T) {
 	put(t, n, secureboot.DBX, revoked)
 	n.vars["KEK"] = record{secureboot.KeyAttributes, []byte("nonsense")}
 	plan, err := Plan(observe(t, n), w, 0)
-	if err != nil || len(plan) != 4 || !strings.Contains(plan[1].Reason, "loses certificate") || !strings.Contains(plan[2].Reason, "makes no sense") {
+	if err != nil || len(plan) != 4 || !strings.Contains(plan[1].Reason, "loses certificate") || !strings.Contains(plan[2].Reason, "is malformed") {
 		t.Fatalf("plan %v, %v", plan, err)
 	}
 	if err := enroller(n, k, w).Run(0); err != nil {

@@ -71,7 +71,7 @@ func mayWrite(s State, wanted secureboot.Wanted, ours bool, enrollments int) err
 		return &Problem{Kind: NoSecureBoot, What: "the firmware has no Secure Boot, or its variables cannot be reached",
 			Cure: []string{"switch the firmware from legacy (CSM) to UEFI boot", cureUpdate}}
 	case s.PK.Problem != nil:
-		return &Problem{Kind: Unreadable, What: "what the firmware holds as its Platform Key makes no sense", Cure: []string{cureSetupMode, cureUpdate}, Err: s.PK.Problem}
+		return &Problem{Kind: Unreadable, What: "what the firmware holds as its Platform Key is malformed", Cure: []string{cureSetupMode, cureUpdate}, Err: s.PK.Problem}
 	case s.SetupMode != On && !ours:
 		return notSetupMode(s)
 	case !ours && len(s.PK.Content) > 0:
@@ -81,7 +81,7 @@ func mayWrite(s State, wanted secureboot.Wanted, ours bool, enrollments int) err
 		return &Problem{Kind: Forgetful, What: fmt.Sprintf("the keys were enrolled %d times, and the firmware has lost them at every restart", enrollments),
 			Cure: []string{"replace the machine's CMOS battery", cureUpdate}}
 	case s.DBX.Problem != nil && len(wanted.DBX) > 0:
-		return &Problem{Kind: Unreadable, What: "the firmware's list of revoked signatures makes no sense", Cure: []string{cureRestore, cureUpdate}, Err: s.DBX.Problem}
+		return &Problem{Kind: Unreadable, What: "the firmware's list of revoked signatures is malformed", Cure: []string{cureRestore, cureUpdate}, Err: s.DBX.Problem}
 	}
 	return nil
 }
@@ -90,7 +90,7 @@ func replaces(v secureboot.Variable, now *Stored, want secureboot.Database) stri
 	reason := fmt.Sprintf("%s gets %s", v, want)
 	switch gone := now.Content.Without(want); {
 	case now.Problem != nil:
-		reason += ", in place of something that makes no sense"
+		reason += ", in place of something that is malformed"
 	case len(gone) > 0:
 		reason += ", and loses " + gone.String()
 	}

@@ -23,7 +23,7 @@ func System(ctx context.Context, inv *inventory.Inventory, s inventory.System, p
 	if !report.Whole() {
 		return report, fmt.Errorf("slot %s: %d blocks are lost: nothing on this disk holds them", s.Slot, len(report.Missing)+report.Unknown)
 	}
-	// Opened anew, so that the medium is read, and not what was just written.
+	// Opened again, so that the medium is read, and not what was just written.
 	err = inv.Verify(ctx, s, nil)
 	if corrupt, ok := errors.AsType[*verity.CorruptError](err); ok && corrupt.Area == verity.AreaSuperblock {
 		// Nothing vouches for it, and the boot does not read it; tools do.
@@ -55,7 +55,7 @@ func restore(ctx context.Context, inv *inventory.Inventory, s inventory.System, 
 	return slot.Run(ctx)
 }
 
-// generate writes the whole tree anew, once it is known what it comes out at.
+// generate writes the whole tree again, once it is known what it comes out at.
 func generate(ctx context.Context, inv *inventory.Inventory, s inventory.System) (err error) {
 	data, tree, err := inv.Open(s.Slot, true)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 
 // Reseal lets the TPM open the root partition for this machine as it is now:
 // by one write of the record, or, where the TPM was cleared or is another, by
-// sealing anew. A cut leaves the old record or the new one; the recovery key
+// sealing again. A cut leaves the old record or the new one; the recovery key
 // opens whatever the TPM says.
 func (m *Machine) Reseal(c hw.Console) error {
 	return m.accepting(c, false, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+

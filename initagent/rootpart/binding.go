@@ -119,7 +119,7 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if weaker := b.consent(record, policy.KindPCR); weaker != nil {
 		return nil, fmt.Errorf("this TPM cannot hold the policy record (%w): %w", err, weaker)
 	}
-	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it anew, and an older copy of it is not shut out", err)
+	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it again, and an older copy of it is not shut out", err)
 	pcrs := record.PCRs()
 	if record.Programs { // a change of the boot manager would mean sealing again
 		pcrs = policy.WithoutPrograms()

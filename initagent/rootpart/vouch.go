@@ -18,7 +18,7 @@ import (
 
 // ErrOtherSecret refuses to go by a machine secret that nothing shows to be in force.
 var ErrOtherSecret = errors.New("the machine secret that the TPM has released does not open the Secure Boot keys that the firmware enforces, so that it is not the one in force. " +
-	"Somebody who was root may have had the TPM bound to another one; or the keys on the root partition are lost. The recovery key opens your data: type it only into the version that this machine ran before. `unlock` and `reseal` at the recovery console bind the machine to its TPM anew")
+	"Somebody who was root may have had the TPM bound to another one; or the keys on the root partition are lost. The recovery key opens your data: type it only into the version that this machine ran before. `unlock` and `reseal` at the recovery console bind the machine to its TPM again")
 
 // CheckSecret refuses a secret that does not open the private key of a certificate in
 // the firmware's db. The deed says of the volume alone that this machine made it: whoever

@@ -74,9 +74,9 @@ type Index struct {
 	Copies  []Copy   `json:"copies"`
 }
 
-// errIndex is wrapped where the index makes no sense: it is as good as none, and
+// errIndex is wrapped where the index is malformed: it is as good as none, and
 // the copies are made again.
-var errIndex = errors.New("the index of the ESP's copies makes no sense")
+var errIndex = errors.New("the index of the ESP's copies is malformed")
 
 // Index reads the index; fs.ErrNotExist where there is none.
 func (k *Keeper) Index() (*Index, error) {

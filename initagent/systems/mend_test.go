@@ -218,11 +218,11 @@ func TestMendWithoutKeys(t *testing.T) {
 		}},
 		{"settings that are no text", func(_ *Keeper, e *esp, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
 		{"a copy that was lost", func(_ *Keeper, e *esp, s *store) { delete(s.files, "copies/os_1.efi") }, "", nil},
-		{"an index that makes no sense", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = []byte("{") }, "makes no sense", nil},
+		{"an index that is malformed", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = []byte("{") }, "is malformed", nil},
 		{"an index that names what is none of ours", func(_ *Keeper, _ *esp, s *store) {
 			s.files["copies/index.json"] = bytes.ReplaceAll(s.files["copies/index.json"], []byte("loader/loader.conf"), []byte("../../../etc/shadow"))
-		}, "makes no sense", nil},
-		{"an index that is too large", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = make([]byte, maxIndex+1) }, "makes no sense", nil},
+		}, "is malformed", nil},
+		{"an index that is too large", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = make([]byte, maxIndex+1) }, "is malformed", nil},
 		{"a cut while it was written to", func(_ *Keeper, e *esp, _ *store) { e.dirty = true }, "the power was cut", nil},
 		{"a clock that was set back", func(k *Keeper, _ *esp, _ *store) { k.Now = start.AddDate(-1, 0, 0) }, "not read for a week", nil},
 	} {

@@ -17,7 +17,7 @@ import (
 // without reading a file.
 type survey struct {
 	sizes  map[string]int64  // of the files, by their path
-	broken map[string]error  // files whose clusters make no sense
+	broken map[string]error  // files whose clusters are malformed
 	shared map[string]string // files that have clusters of another one
 	dirty  bool              // the file system was not unmounted
 }

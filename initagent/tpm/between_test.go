@@ -121,7 +121,7 @@ func fakeKey(t *testing.T) []byte {
 }
 
 // Something in between shows its own storage root key, for the persistent one
-// and for one made anew, with the right Name beside it or its own.
+// and for one made again, with the right Name beside it or its own.
 func TestSwappedStorageKey(t *testing.T) { // FAULTS 69
 	m := provision(t, "uki 1")
 	fake := fakeKey(t)

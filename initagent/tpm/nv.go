@@ -99,7 +99,7 @@ func (t *TPM) Indexes() (list []IndexInfo, err error) {
 }
 
 // Abandoned lists those of Indexes that hold no record of a volume: never
-// written, provisional, or with a record that makes no sense. They are of a
+// written, provisional, or with a record that is malformed. They are of a
 // provisioning that was cut, unless one is going on right now.
 func (t *TPM) Abandoned() ([]IndexInfo, error) {
 	return t.indexesWith(func(r *policy.Record) bool { return r == nil || r.Provisional() })

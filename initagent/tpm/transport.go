@@ -165,7 +165,7 @@ func (c *conn) receive(deadline time.Time) ([]byte, error) {
 }
 
 // poll waits until the descriptor is ready. Signals, of which the Go runtime
-// sends itself many, start it anew.
+// sends itself many, start it again.
 func (c *conn) poll(events int16, deadline time.Time) error {
 	for {
 		left := time.Until(deadline)

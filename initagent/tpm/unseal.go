@@ -136,7 +136,7 @@ func (t *TPM) load(s *policy.Sealed, session tpm2.Session) (*policy.Secret, erro
 	loaded, err := t.loadUnder(t.key, s)
 	if isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) && t.key.handle == storageHandle {
 		// The right key, but somebody keeps it there with a password, which is
-		// no part of its Name. Made anew it has none.
+		// no part of its Name. Made again it has none.
 		key, perr := t.primary()
 		if perr != nil {
 			return nil, perr

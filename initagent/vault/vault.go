@@ -283,7 +283,7 @@ func (l *Lock) Finish(random io.Reader, d block.Device) error {
 }
 
 // Rebind replaces what the TPM's keyslot is bound to, after the machine secret
-// was sealed anew: by another TPM, or one that was cleared. Without an owner the deeds
+// was sealed again: by another TPM, or one that was cleared. Without an owner the deeds
 // stay those that are there: they say of the volume who made it, whatever opens it.
 //
 // A keyslot that this secret does not open is another's, or damaged: the secret gets one of

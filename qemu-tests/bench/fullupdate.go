@@ -99,7 +99,7 @@ func (b *bench) updates(ctx context.Context, tool, old, fresh string, key ...str
 		return func(context.Context) error { return startsWith(file, filepath.Join(fresh, release.ImageFile)) }
 	}
 	return []measure.Side{{
-		Name: "ota fetch", Before: anew(slot),
+		Name: "ota fetch", Before: emptied(slot),
 		Run:   measure.Command(tool, "-fetch", slot, "-url", url, "-old", old),
 		Check: func(ctx context.Context) error { return checkSlot(ctx, slot, r, same(filepath.Join(slot, "system"))) },
 	}, {
@@ -137,8 +137,8 @@ func startsWith(slot, file string) error {
 	return sameBytes(s, f)
 }
 
-// anew makes an empty directory.
-func anew(directory string) func(context.Context) error {
+// emptied makes an empty directory.
+func emptied(directory string) func(context.Context) error {
 	return func(context.Context) error { return errors.Join(os.RemoveAll(directory), os.Mkdir(directory, 0o755)) }
 }
 

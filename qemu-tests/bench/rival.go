@@ -240,7 +240,7 @@ func mountUnits() (map[string]string, error) {
 	return files, nil
 }
 
-// writeFiles fills a directory anew. A content that starts with "-> " is a symbolic
+// writeFiles fills a directory again. A content that starts with "-> " is a symbolic
 // link's target.
 func writeFiles(directory string, files map[string]string) error {
 	if err := os.RemoveAll(directory); err != nil {

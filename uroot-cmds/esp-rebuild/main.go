@@ -1,4 +1,4 @@
-// Command esp-rebuild makes the ESP anew from the root partition.
+// Command esp-rebuild makes the ESP again from the root partition.
 package main
 
 import (

@@ -32,7 +32,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
   the firmware has lost its Secure Boot keys (a reset, an empty battery)
       unlock, enroll     this machine's keys again
   the EFI system partition is damaged
-      unlock, esp-rebuild    make it anew from copies
+      unlock, esp-rebuild    make it again from copies
   the recovery key is lost to somebody else, or about to be
       unlock, recovery-key   a new one; the old one opens nothing any more
   the machine is given away, or nothing else is left

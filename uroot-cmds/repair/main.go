@@ -18,7 +18,7 @@ import (
 const help = `usage: repair [--json] [a|b]
 
 Finds every block of a slot, or of both, that is not what the root hash in the
-slot's signed UKI vouches for, and writes it anew from a block with the right
+slot's signed UKI vouches for, and writes it again from a block with the right
 hash: from the other slot, wherever it lies there, or from elsewhere in the same
 one. Hash blocks are computed, or taken from the other slot. Verifies the whole
 slot afterwards.

@@ -126,7 +126,7 @@ func (u *ui) chooseDisk() error {
 	return nil
 }
 
-// looksAgain lists the disks anew at a key, for those that were plugged in or taken
+// looksAgain lists the disks again at a key, for those that were plugged in or taken
 // out. Other keys are the page's.
 func (u *ui) looksAgain(key *tcell.EventKey) *tcell.EventKey {
 	if key.Key() != tcell.KeyRune || key.Rune() != 'r' {

@@ -169,7 +169,7 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// errUsage is returned for arguments that make no sense.
+// errUsage is returned for arguments that are malformed.
 var errUsage = errors.New("wrong arguments")
 
 // report prints the result for programs, and what went wrong for people.

@@ -59,7 +59,7 @@ func (m *Machine) Bless() (*Blessing, error) {
 	return b, nil
 }
 
-// system is Running for what makes no sense at the recovery console.
+// system is Running for what has no meaning at the recovery console.
 func (m *Machine) system() (*Running, error) {
 	r, err := m.Running()
 	if err == nil && r.Console {

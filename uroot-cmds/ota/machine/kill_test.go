@@ -242,7 +242,7 @@ func (k *killing) Write(p []byte) (int, error) {
 // What a worker says is not believed.
 func TestLyingWorker(t *testing.T) {
 	for name, c := range map[string]struct{ program, want string }{
-		"nonsense":    {"echo hello", "makes no sense"},
+		"nonsense":    {"echo hello", "is malformed"},
 		"silence":     {"true", "does not say why"},
 		"failure":     {"echo 'no idea' >&2; exit 3", "no idea"},
 		"a bad find":  {`echo '{"found":{"manifest":"U1RBQkxFPTk="}}'`, "no PUBKEY"},

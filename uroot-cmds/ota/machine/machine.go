@@ -383,7 +383,7 @@ func syncDirectory(path string) error {
 }
 
 // decode reads a JSON file of the state directory; an absent one is false, and so
-// is one that makes no sense.
+// is one that is malformed.
 func decode(path string, v any) (bool, error) {
 	there, err := decodeStrictly(path, v)
 	if errors.Is(err, errDamaged) {
@@ -392,7 +392,7 @@ func decode(path string, v any) (bool, error) {
 	return there, err
 }
 
-// errDamaged says that a file makes no sense.
+// errDamaged says that a file is malformed.
 var errDamaged = errors.New("it is damaged")
 
 // decodeStrictly is decode for what must not be taken for absent.

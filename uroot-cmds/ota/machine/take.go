@@ -171,7 +171,7 @@ func (u *update) files(directory string) (files worker.Files, closeAll func() er
 //
 // The order: the files, their directory, then staged.json (stage), then the worker's
 // directory goes. Cut before staged.json, the next fetch finds the worker's files
-// and the slot as they are, and makes the copies anew.
+// and the slot as they are, and makes the copies again.
 func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) error {
 	directory := u.finished(v)
 	if err := os.RemoveAll(directory); err != nil {

@@ -47,7 +47,7 @@ func (u *update) othersKey(text []byte) (string, error) {
 	return "", nil
 }
 
-// pinned is the fingerprint of the release key in the UKI; empty where that makes no sense.
+// pinned is the fingerprint of the release key in the UKI; empty where that cannot be read.
 func (u *update) pinned() string {
 	k, err := pgp.ParseKey(u.running.Contract.ReleaseKey)
 	if err != nil {

@@ -114,7 +114,7 @@ func listen(r io.Reader, tell func(Event)) (said string, err error) {
 		var e Event
 		d := json.NewDecoder(bytes.NewReader(lines.Bytes()))
 		if err := d.Decode(&e); err != nil {
-			return said, fmt.Errorf("worker says what makes no sense: %w", err)
+			return said, fmt.Errorf("worker says what is malformed: %w", err)
 		}
 		if e.Error != "" {
 			said = e.Error
