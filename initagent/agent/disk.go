@@ -9,7 +9,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 )
 
 // wayTimeout is how long the controller that the firmware started from may take
@@ -19,7 +19,7 @@ const wayTimeout = 3 * time.Second
 
 // loadDrivers gives devices their modules. Other mass storage than that on the way
 // the firmware took can wait for the system: an empty SATA controller takes as long
-// as half the boot. The choice of the disk stays the same, since find.Disk
+// as half the boot. The choice of the disk stays the same, since bootdisk.Disk
 // prefers the one on that way; when it is not there, all are loaded after all.
 func (a *Agent) loadDrivers() error {
 	if way, err := a.Firmware.BootedFrom(); err == nil {
@@ -53,7 +53,7 @@ func (a *Agent) attended(run func() error) error {
 func (a *Agent) findDisk() error {
 	start := a.Now()
 	for {
-		d, err := find.Disk(a.Disks, a.Firmware)
+		d, err := bootdisk.Disk(a.Disks, a.Firmware)
 		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
 		// controller that hides it (VMD) has a longer way than the firmware names.
 		if err == nil && d.Behind(a.way) {
@@ -61,7 +61,7 @@ func (a *Agent) findDisk() error {
 			a.Log.Say("disk %s: %s %s, %d MiB", d.Name, d.Model, d.Serial, int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
 		}
-		if err != nil && !errors.Is(err, find.ErrNone) {
+		if err != nil && !errors.Is(err, bootdisk.ErrNone) {
 			return err
 		}
 		waited := a.Now().Sub(start)
@@ -81,7 +81,7 @@ func (a *Agent) findDisk() error {
 
 // observeTable reads the partition table and what it says about the slots.
 func (a *Agent) observeTable() error {
-	table, health, err := find.Table(a.Disks, a.disk)
+	table, health, err := bootdisk.Table(a.Disks, a.disk)
 	if err != nil {
 		return fmt.Errorf("partition table of %s: %w", a.disk.Name, err)
 	}

@@ -6,7 +6,7 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 )
 
 // fromDiskImage is what a disk holds that the release's disk image was written to.
@@ -42,7 +42,7 @@ func TestOwnIDs(t *testing.T) {
 		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
 	}
 	// What runs later in that boot finds the disk by the loader's old name.
-	if _, err := find.Disk(m.agent.Disks, m.agent.Firmware); err != nil {
+	if _, err := bootdisk.Disk(m.agent.Disks, m.agent.Firmware); err != nil {
 		t.Errorf("in the same boot: %v", err)
 	}
 	first := m.named()

@@ -17,8 +17,8 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -46,11 +46,11 @@ type Inventory struct {
 
 // Take looks at the machine. It needs Disks, Firmware and ESP.
 func Take(m hw.Machine) (*Inventory, error) {
-	d, err := find.Disk(m.Disks, m.Firmware)
+	d, err := bootdisk.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return nil, err
 	}
-	table, _, err := find.Table(m.Disks, d)
+	table, _, err := bootdisk.Table(m.Disks, d)
 	if err != nil {
 		return nil, fmt.Errorf("partition table of %s: %w", d.Name, err)
 	}

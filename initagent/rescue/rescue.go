@@ -23,8 +23,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -97,10 +97,10 @@ func (m *Machine) find() (*place, error) {
 	if p.contract, err = contract.Parse(text); err != nil {
 		return nil, err
 	}
-	if p.disk, err = find.Disk(m.Disks, m.Firmware); err != nil {
+	if p.disk, err = bootdisk.Disk(m.Disks, m.Firmware); err != nil {
 		return nil, err
 	}
-	if p.table, _, err = find.Table(m.Disks, p.disk); err != nil {
+	if p.table, _, err = bootdisk.Table(m.Disks, p.disk); err != nil {
 		return nil, fmt.Errorf("partition table of %s: %w", p.disk.Name, err)
 	}
 	return p, nil

@@ -7,7 +7,7 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/rootpart"
@@ -51,11 +51,11 @@ func (m *Machine) PlanRollback(inv *inventory.Inventory) (Change, error) {
 // floor is the lowest epoch that the TPM releases keys to, 0 where it is not
 // known.
 func (m *Machine) floor() (uint64, error) {
-	d, err := find.Disk(m.Disks, m.Firmware)
+	d, err := bootdisk.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return 0, err
 	}
-	table, _, err := find.Table(m.Disks, d)
+	table, _, err := bootdisk.Table(m.Disks, d)
 	if err != nil {
 		return 0, err
 	}
@@ -85,7 +85,7 @@ func (m *Machine) Rollback(ctx context.Context, inv *inventory.Inventory, c Chan
 	if err != nil {
 		return err
 	}
-	d, err := find.Disk(m.Disks, m.Firmware)
+	d, err := bootdisk.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return err
 	}

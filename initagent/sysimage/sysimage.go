@@ -17,7 +17,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -50,11 +50,11 @@ func Open(m hw.Machine, root string) (string, error) {
 }
 
 func open(m hw.Machine, c *contract.Contract, directory string) error {
-	d, err := find.Disk(m.Disks, m.Firmware)
+	d, err := bootdisk.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return err
 	}
-	table, _, err := find.Table(m.Disks, d)
+	table, _, err := bootdisk.Table(m.Disks, d)
 	if err != nil {
 		return fmt.Errorf("partition table of %s: %w", d.Name, err)
 	}

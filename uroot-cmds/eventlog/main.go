@@ -14,8 +14,8 @@ import (
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/find"
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 )
@@ -123,7 +123,7 @@ func wanted(args []string, all bool) (which []int, err error) {
 }
 
 func lastGood(m hw.Machine) (*pcr.Log, error) {
-	d, err := find.Disk(m.Disks, m.Firmware)
+	d, err := bootdisk.Disk(m.Disks, m.Firmware)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
@@ -70,7 +70,7 @@ func (m *Machine) system() (*Running, error) {
 
 // writeESP mounts the ESP of the disk that this system was started from.
 func (m *Machine) writeESP(write func(dir hw.ESPDir) error) error {
-	d, err := find.Disk(m.Hardware.Disks, m.Hardware.Firmware)
+	d, err := bootdisk.Disk(m.Hardware.Disks, m.Hardware.Firmware)
 	if err != nil {
 		return err
 	}

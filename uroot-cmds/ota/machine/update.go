@@ -21,7 +21,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
-	"halogenos.internal/initagent/find"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
@@ -105,10 +105,10 @@ func (m *Machine) begin(r *Running, o Options) (*update, error) {
 	if err != nil {
 		return nil, err
 	}
-	if u.disk, err = find.Disk(m.Hardware.Disks, m.Hardware.Firmware); err != nil {
+	if u.disk, err = bootdisk.Disk(m.Hardware.Disks, m.Hardware.Firmware); err != nil {
 		return nil, err
 	}
-	if u.table, _, err = find.Table(m.Hardware.Disks, u.disk); err != nil {
+	if u.table, _, err = bootdisk.Table(m.Hardware.Disks, u.disk); err != nil {
 		return nil, fmt.Errorf("partition table of %s: %w", u.disk.Name, err)
 	}
 	if u.inv, err = inventory.Take(m.Hardware); err != nil {

@@ -1,8 +1,8 @@
-// Package find tells the disk that this system was started from, from all
+// Package bootdisk tells the disk that this system was started from, from all
 // others. Boot and commands find it the same way.
 //
 // It refuses to choose between two disks that nothing tells apart.
-package find
+package bootdisk
 
 import (
 	"errors"
