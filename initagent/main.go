@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	_ "halogenos.internal/initagent/pid1" // for all programs of the initramfs
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -84,7 +84,7 @@ func run(ctx context.Context) error {
 
 // lock closes what `unlock` has opened.
 func lock() error {
-	m, err := rescue.Linux()
+	m, err := recovery.Linux()
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ var skips = map[string]string{
 	"builder/scan/scan_test.go":              "extended attributes",
 	"initagent/enroll/linux_test.go":         "the immutable flag",
 	"initagent/hw/report_test.go":            "/sys",
-	"initagent/rescue/linux_test.go":         "keyrings",
+	"initagent/recovery/linux_test.go":       "keyrings",
 	"initagent/tpm/limits_test.go":           "what the TPM has room for",
 	"qemu-tests/harness.go":                  "as Skip does, and fails in CI",
 	"uroot-cmds/ota/machine/console_test.go": "device nodes",

@@ -11,14 +11,14 @@ import (
 
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 )
 
 // asksForSecret is root of the running system.
 func (m *machine) asksForSecret(keys bool) {
 	m.t.Helper()
-	r := &rescue.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
+	r := &recovery.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
 	if r.AtConsole() {
 		m.t.Error("the running system is taken for the recovery console")
 	}

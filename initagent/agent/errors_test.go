@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -156,17 +156,17 @@ func TestTellsConsole(t *testing.T) {
 	r, c := m.console()
 	for _, f := range []struct {
 		what, thing, cure string
-		do                func(r *rescue.Machine, c hw.Console) error
+		do                func(r *recovery.Machine, c hw.Console) error
 	}{
-		{"reseal before unlock", "root partition", "`unlock`", func(r *rescue.Machine, c hw.Console) error { return r.Reseal(c) }},
-		{"enroll before unlock", "root partition", "`unlock`", func(r *rescue.Machine, c hw.Console) error { return r.Enroll(c) }},
-		{"recovery-key before unlock", "root partition", "`unlock`", func(r *rescue.Machine, c hw.Console) error { return r.RecoveryKey(c) }},
-		{"unlock without a key", "recovery key", "asks again", func(r *rescue.Machine, c hw.Console) error { m.types(""); return r.Unlock(c) }},
-		{"unlock with the wrong key", "recovery key", "try again", func(r *rescue.Machine, c hw.Console) error {
+		{"reseal before unlock", "root partition", "`unlock`", func(r *recovery.Machine, c hw.Console) error { return r.Reseal(c) }},
+		{"enroll before unlock", "root partition", "`unlock`", func(r *recovery.Machine, c hw.Console) error { return r.Enroll(c) }},
+		{"recovery-key before unlock", "root partition", "`unlock`", func(r *recovery.Machine, c hw.Console) error { return r.RecoveryKey(c) }},
+		{"unlock without a key", "recovery key", "asks again", func(r *recovery.Machine, c hw.Console) error { m.types(""); return r.Unlock(c) }},
+		{"unlock with the wrong key", "recovery key", "try again", func(r *recovery.Machine, c hw.Console) error {
 			m.types("cbdefghi-cbdefghi", "")
 			return r.Unlock(c)
 		}},
-		{"unlock twice", "root partition", "`lock`", func(r *rescue.Machine, c hw.Console) error {
+		{"unlock twice", "root partition", "`lock`", func(r *recovery.Machine, c hw.Console) error {
 			m.types(m.shown[0])
 			m.works(r.Unlock(c))
 			m.printed.Reset()

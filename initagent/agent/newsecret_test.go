@@ -16,14 +16,14 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
 // asked starts a machine into a console that somebody has asked for, and unlocks there.
-func (m *machine) asked() (*rescue.Machine, hw.Console) {
+func (m *machine) asked() (*recovery.Machine, hw.Console) {
 	m.t.Helper()
 	m.presses, m.looks = 1, 0
 	m.typed = nil

@@ -13,26 +13,26 @@ import (
 	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/provision"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
-// keeper implements rescue.Keeper in the test's memory.
-type keeper struct{ open *rescue.Opened }
+// keeper implements recovery.Keeper in the test's memory.
+type keeper struct{ open *recovery.Opened }
 
-func (k *keeper) Keep(o *rescue.Opened) error {
+func (k *keeper) Keep(o *recovery.Opened) error {
 	copied := *o.Secret
-	k.open = &rescue.Opened{Secret: &copied, VolumeKey: slices.Clone(o.VolumeKey)}
+	k.open = &recovery.Opened{Secret: &copied, VolumeKey: slices.Clone(o.VolumeKey)}
 	return nil
 }
 
-func (k *keeper) Kept() (*rescue.Opened, error) {
+func (k *keeper) Kept() (*recovery.Opened, error) {
 	if k.open == nil {
-		return nil, rescue.ErrLocked
+		return nil, recovery.ErrLocked
 	}
 	copied := *k.open.Secret
-	return &rescue.Opened{Secret: &copied, VolumeKey: slices.Clone(k.open.VolumeKey)}, nil
+	return &recovery.Opened{Secret: &copied, VolumeKey: slices.Clone(k.open.VolumeKey)}, nil
 }
 
 func (k *keeper) Forget() error {
@@ -42,9 +42,9 @@ func (k *keeper) Forget() error {
 }
 
 // console is the machine at whose recovery console somebody sits.
-func (m *machine) console() (*rescue.Machine, hw.Console) {
+func (m *machine) console() (*recovery.Machine, hw.Console) {
 	m.printed.Reset()
-	return &rescue.Machine{
+	return &recovery.Machine{
 		Machine: m.agent.Machine, Variables: m.agent.Variables, Random: m.random, NewKeys: m.newKeys, Root: m.root, Keeper: &keeper{},
 		Discard: func(f hw.File, off, length int64) error {
 			_, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), off)

@@ -5,7 +5,7 @@ import (
 	"context"
 
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 const help = `usage: lock
@@ -16,9 +16,9 @@ kept. One that is not open is fine.
 Recovery console only. Exit codes: 0 closed, 1 failed, 2 wrong usage.
 `
 
-func main() { cmd(rescue.Linux).Main() }
+func main() { cmd(recovery.Linux).Main() }
 
-func cmd(machine func() (*rescue.Machine, error)) command.Command {
+func cmd(machine func() (*recovery.Machine, error)) command.Command {
 	return command.Command{Name: "lock", Help: help, Run: func(context.Context, *command.Call) error {
 		m, err := machine()
 		if err != nil {

@@ -8,12 +8,12 @@ import (
 
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 // closed is a root partition that is closed, or will not be.
 type closed struct {
-	rescue.Keeper
+	recovery.Keeper
 	hw.Mounts
 	hw.Mapper
 	busy error
@@ -24,21 +24,21 @@ func (closed) Close(string) error     { return unix.ENXIO }
 func (c closed) Unmount(string) error { return c.busy }
 
 func TestLock(t *testing.T) {
-	machine := func(busy error) func() (*rescue.Machine, error) {
+	machine := func(busy error) func() (*recovery.Machine, error) {
 		c := closed{busy: busy}
-		return func() (*rescue.Machine, error) {
-			return &rescue.Machine{Machine: hw.Machine{Mounts: c, Mapper: c}, Keeper: c}, nil
+		return func() (*recovery.Machine, error) {
+			return &recovery.Machine{Machine: hw.Machine{Mounts: c, Mapper: c}, Keeper: c}, nil
 		}
 	}
 	commandtest.Use(t, cmd(machine(nil)))
 	for _, c := range []struct {
-		machine func() (*rescue.Machine, error)
+		machine func() (*recovery.Machine, error)
 		code    int
 		errs    string
 	}{
 		{machine(unix.EINVAL), 0, ""},
 		{machine(unix.EBUSY), 1, "lock: close the root partition (is something open in it?): device or resource busy\n"},
-		{func() (*rescue.Machine, error) { return nil, errors.New("not here") }, 1, "lock: not here\n"},
+		{func() (*recovery.Machine, error) { return nil, errors.New("not here") }, 1, "lock: not here\n"},
 	} {
 		if code, _, errs := commandtest.Run(cmd(c.machine)); code != c.code || errs != c.errs {
 			t.Errorf("%d, %q, want %d, %q", code, errs, c.code, c.errs)

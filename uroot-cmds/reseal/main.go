@@ -11,7 +11,7 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 const help = `usage: reseal [--new-secret [--new-keys]]
@@ -41,11 +41,11 @@ Enter there declines.
 Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `
 
-func main() { cmd(rescue.Linux, terminal).Main() }
+func main() { cmd(recovery.Linux, terminal).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
-func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
+func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	fresh, keys := false, false
 	flags := func(f *flag.FlagSet) {
 		command.Bool("new-secret", &fresh)(f)

@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 // What it does is tested where a whole machine is, in initagent/agent.
@@ -29,9 +29,9 @@ func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload
 	return nil
 }
 
-type locked struct{ rescue.Keeper }
+type locked struct{ recovery.Keeper }
 
-func (locked) Kept() (*rescue.Opened, error) { return nil, rescue.ErrLocked }
+func (locked) Kept() (*recovery.Opened, error) { return nil, recovery.ErrLocked }
 
 type nobody struct{ hw.Console }
 
@@ -64,8 +64,8 @@ func TestRequest(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		machine := func() (*rescue.Machine, error) {
-			return &rescue.Machine{Root: root, Variables: vars, Keeper: locked{}}, nil
+		machine := func() (*recovery.Machine, error) {
+			return &recovery.Machine{Root: root, Variables: vars, Keeper: locked{}}, nil
 		}
 		code, _, errs := commandtest.Run(cmd(machine, func() (hw.Console, error) { return nobody{}, nil }), c.args...)
 		if code != c.code || string(vars[nextboot.Variable]) != c.want || !strings.Contains(errs, c.err) {

@@ -7,7 +7,7 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 const help = `usage: reset
@@ -23,11 +23,11 @@ the machine makes itself new, and shows a new recovery key.
 Recovery console only. Exit codes: 0 wiped, 1 not or not all, 2 wrong usage.
 `
 
-func main() { cmd(rescue.Linux, terminal).Main() }
+func main() { cmd(recovery.Linux, terminal).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
-func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
+func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	return command.Command{Name: "reset", Help: help, Secrets: true, Run: func(context.Context, *command.Call) error {
 		m, err := machine()
 		if err != nil {

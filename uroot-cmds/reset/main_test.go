@@ -8,7 +8,7 @@ import (
 
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 type nobody struct{ hw.Console }
@@ -20,7 +20,7 @@ func (nobody) Close() error { return nil }
 func TestUse(t *testing.T) {
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
-	machine := func() (*rescue.Machine, error) { return &rescue.Machine{Root: elsewhere}, nil }
+	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: elsewhere}, nil }
 	commandtest.Use(t, cmd(machine, terminal))
 	if code, _, errs := commandtest.Run(cmd(machine, terminal), "--yes"); code != 2 || !strings.HasSuffix(errs, help) {
 		t.Errorf("it takes --yes: %d, %q", code, errs)

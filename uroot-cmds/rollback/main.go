@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/shared"
 )
 
@@ -31,11 +31,11 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 `
 
 func main() {
-	cmd(machine{rescue.Linux, func() (hw.Console, error) { return console.Here() }, shared.Linux().Note}).Main()
+	cmd(machine{recovery.Linux, func() (hw.Console, error) { return console.Here() }, shared.Linux().Note}).Main()
 }
 
 type machine struct {
-	take     func() (*rescue.Machine, error)
+	take     func() (*recovery.Machine, error)
 	terminal func() (hw.Console, error)
 	note     func(journal.Entry) error
 }
@@ -80,7 +80,7 @@ func cmd(m machine) command.Command {
 	}}
 }
 
-func (m machine) ask(c rescue.Change) error {
+func (m machine) ask(c recovery.Change) error {
 	t, err := m.terminal()
 	if err != nil {
 		return err

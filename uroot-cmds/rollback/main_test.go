@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory/inventorytest"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -45,10 +45,10 @@ func TestRollback(t *testing.T) {
 	var asked string
 	var noted []journal.Entry
 	m := machine{
-		take: func() (*rescue.Machine, error) {
+		take: func() (*recovery.Machine, error) {
 			m := esp.Hardware()
 			m.TPM = none{}
-			return &rescue.Machine{Machine: m}, nil
+			return &recovery.Machine{Machine: m}, nil
 		},
 		terminal: func() (hw.Console, error) { return typist{answer: "n", asked: &asked}, nil },
 		note:     func(e journal.Entry) error { noted = append(noted, e); return nil },
@@ -89,7 +89,7 @@ func TestRollback(t *testing.T) {
 	has("os_8.efi", true)
 
 	out := run(0, []string{"--yes", "--json"}, "")
-	var change rescue.Change
+	var change recovery.Change
 	if err := json.Unmarshal([]byte(out), &change); err != nil || change.From.File != "os_8.efi" || change.To.Version != "7" {
 		t.Errorf("%+v, %v", change, err)
 	}
@@ -103,7 +103,7 @@ func TestRollback(t *testing.T) {
 }
 
 func TestUse(t *testing.T) {
-	m := machine{take: func() (*rescue.Machine, error) { return nil, errors.New("no disk") }}
+	m := machine{take: func() (*recovery.Machine, error) { return nil, errors.New("no disk") }}
 	commandtest.Use(t, cmd(m))
 	if code, _, errs := commandtest.Run(cmd(m)); code != 1 || errs != "rollback: no disk\n" {
 		t.Errorf("%d, %q", code, errs)

@@ -8,7 +8,7 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -22,11 +22,11 @@ recovery-key, esp-rebuild) until lock or exit. Wrong keys cost nothing but time.
 Recovery console only. Exit codes: 0 open, 1 not open, 2 wrong usage.
 `
 
-func main() { cmd(rescue.Linux, terminal).Main() }
+func main() { cmd(recovery.Linux, terminal).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
-func cmd(machine func() (*rescue.Machine, error), terminal func() (hw.Console, error)) command.Command {
+func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	return command.Command{Name: "unlock", Help: help, Secrets: true, Run: func(_ context.Context, c *command.Call) error {
 		m, err := machine()
 		if err != nil {

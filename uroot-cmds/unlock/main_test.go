@@ -9,20 +9,20 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rescue"
+	"halogenos.internal/initagent/recovery"
 )
 
 // kept is what an unlock before has kept, or nothing.
 type kept struct {
-	rescue.Keeper
+	recovery.Keeper
 	open bool
 }
 
-func (k kept) Kept() (*rescue.Opened, error) {
+func (k kept) Kept() (*recovery.Opened, error) {
 	if k.open {
-		return &rescue.Opened{Secret: new(policy.Secret)}, nil
+		return &recovery.Opened{Secret: new(policy.Secret)}, nil
 	}
-	return nil, rescue.ErrLocked
+	return nil, recovery.ErrLocked
 }
 
 type nobody struct{ hw.Console }
@@ -33,21 +33,21 @@ func (nobody) Close() error { return nil }
 func TestUse(t *testing.T) {
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
-	machine := func(open bool) func() (*rescue.Machine, error) {
-		return func() (*rescue.Machine, error) {
-			return &rescue.Machine{Keeper: kept{open: open}, Root: elsewhere}, nil
+	machine := func(open bool) func() (*recovery.Machine, error) {
+		return func() (*recovery.Machine, error) {
+			return &recovery.Machine{Keeper: kept{open: open}, Root: elsewhere}, nil
 		}
 	}
 	commandtest.Use(t, cmd(machine(true), terminal))
 	fails := errors.New("not here")
 	for _, c := range []struct {
-		machine  func() (*rescue.Machine, error)
+		machine  func() (*recovery.Machine, error)
 		terminal func() (hw.Console, error)
 		want     string
 	}{
 		{machine(true), terminal, "the root partition is open already"},
 		{machine(false), terminal, "this is not the recovery console"},
-		{func() (*rescue.Machine, error) { return nil, fails }, terminal, "not here"},
+		{func() (*recovery.Machine, error) { return nil, fails }, terminal, "not here"},
 		{machine(true), func() (hw.Console, error) { return nil, fails }, "not here"},
 	} {
 		code, out, errs := commandtest.Run(cmd(c.machine, c.terminal))

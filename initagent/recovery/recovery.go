@@ -1,11 +1,11 @@
-// Package rescue is what the recovery console's commands do to a machine:
+// Package recovery is what the recovery console's commands do to a machine:
 // unlock, lock, reseal, enroll, recovery-key, reset, esp-rebuild, rollback. Each
 // calls what the boot calls, so that they behave alike.
 //
 // It refuses to work with a key that was not typed in at this console, to write
 // before everything that can fail without writing has been tried, and to write
 // what cannot be undone before a person has agreed to it.
-package rescue
+package recovery
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package rescue
+package recovery
 
 import (
 	"context"
