@@ -20,7 +20,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/goodlog"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -123,7 +123,7 @@ func (c *condition) readESP(out io.Writer, w *world) {
 	for _, name := range slices.Sorted(maps.Keys(w.esp)) {
 		f := w.esp[name]
 		switch {
-		case f.absent, path.Dir(name) == provision.Directory && goodlog.Is(path.Base(name)):
+		case f.absent, path.Dir(name) == provision.Directory && lastgood.Is(path.Base(name)):
 			continue // which explains, and decides nothing
 		case systems.Stray(name):
 			fmt.Fprintf(out, "%s\n", name)

@@ -13,8 +13,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -75,7 +75,7 @@ func (a *Agent) readPending() error {
 		}
 		newest := -1
 		for _, e := range entries {
-			a.unlocked = a.unlocked || goodlog.Is(e.Name())
+			a.unlocked = a.unlocked || lastgood.Is(e.Name())
 			a.marked = a.marked || strings.EqualFold(e.Name(), path.Base(deletionMark))
 			n, ok := provision.Count(e.Name())
 			if !ok {

@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/goodlog"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -159,7 +159,7 @@ func TestExplainedFromTheAuthenticLog(t *testing.T) {
 			_, _, err := m.start()
 			m.must(err)
 			for name := range m.esp.files {
-				if c.lose && goodlog.Is(path.Base(name)) {
+				if c.lose && lastgood.Is(path.Base(name)) {
 					delete(m.esp.files, name)
 				}
 			}
@@ -189,7 +189,7 @@ func (m *machine) earlierRelease() {
 	files[oldWantedFile], err = state.Live().Marshal()
 	m.must(err)
 	for name, f := range m.esp.files {
-		if base := path.Base(name); goodlog.Is(base) && !f.now.absent {
+		if base := path.Base(name); lastgood.Is(base) && !f.now.absent {
 			delete(m.esp.files, name)
 			m.putESP(path.Join(provision.Directory, base[:strings.LastIndexByte(base, '-')]+".bin"), f.now.data)
 		}

@@ -11,8 +11,8 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -82,7 +82,7 @@ func (a *Agent) clearDirectory() error {
 		return nil
 	}
 	err := a.writeESP(func(dir hw.ESPDir) error {
-		return removeFiles(dir, func(name string) bool { return isPending(name) || goodlog.Is(name) })
+		return removeFiles(dir, func(name string) bool { return isPending(name) || lastgood.Is(name) })
 	})
 	if err != nil {
 		return fmt.Errorf("clear what an earlier installation left on the ESP: %w", err)

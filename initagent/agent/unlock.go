@@ -17,8 +17,8 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -156,7 +156,7 @@ func (a *Agent) afterUnlock() {
 }
 
 // explain says why the TPM refused, for the person at the machine.
-func (a *Agent) explain(err error, last *goodlog.Log) error {
+func (a *Agent) explain(err error, last *lastgood.Log) error {
 	if _, ok := errors.AsType[*tpm.MismatchError](err); !ok {
 		return err
 	}
@@ -171,7 +171,7 @@ func (a *Agent) explain(err error, last *goodlog.Log) error {
 	case lerr != nil:
 		fmt.Fprintf(&out, "\nwhat changed is not known: %v", lerr)
 	default:
-		fmt.Fprintf(&out, "\n%s", strings.TrimRight(goodlog.Explain(last, now), "\n"))
+		fmt.Fprintf(&out, "\n%s", strings.TrimRight(lastgood.Explain(last, now), "\n"))
 	}
 	return errors.New(out.String())
 }
@@ -189,9 +189,9 @@ func (a *Agent) isReplaced(record *policy.Record) bool {
 
 // lastGood reads the kept event log; none, or one that is malformed, is nil. Only
 // with the machine secret is it known to be this machine's own.
-func (a *Agent) lastGood(secret *policy.Secret) (log *goodlog.Log) {
+func (a *Agent) lastGood(secret *policy.Secret) (log *lastgood.Log) {
 	err := a.readESP(func(esp fs.FS) (err error) {
-		log, err = goodlog.Read(esp, secret)
+		log, err = lastgood.Read(esp, secret)
 		return err
 	})
 	if err != nil {
@@ -216,7 +216,7 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 	if err != nil {
 		return err
 	}
-	if last := a.lastGood(secret); last != nil && last.Authentic && len(goodlog.Differences(last.Log, now)) == 0 {
+	if last := a.lastGood(secret); last != nil && last.Authentic && len(lastgood.Differences(last.Log, now)) == 0 {
 		return nil
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
@@ -228,9 +228,9 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 			return err
 		}
 		var old []string
-		fresh := goodlog.Fresh(a.Now(), secret, raw)
+		fresh := lastgood.Fresh(a.Now(), secret, raw)
 		for _, n := range names {
-			if full := path.Join(provision.Directory, n.Name); goodlog.Is(n.Name) && full != fresh {
+			if full := path.Join(provision.Directory, n.Name); lastgood.Is(n.Name) && full != fresh {
 				old = append(old, full)
 			}
 		}
@@ -379,7 +379,7 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 		return err
 	}
 	if now, _, err := a.readLog(); err == nil {
-		c.Print(goodlog.Explain(a.lastGood(secret), now))
+		c.Print(lastgood.Explain(a.lastGood(secret), now))
 	}
 	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)

@@ -11,8 +11,8 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -283,14 +283,14 @@ func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log) string 
 	if err != nil {
 		fmt.Fprintf(&out, "What changed is not known: %v\n", err)
 	} else {
-		out.WriteString(goodlog.Explain(last, now))
+		out.WriteString(lastgood.Explain(last, now))
 	}
 	return out.String()
 }
 
-func (m *Machine) lastGood(p *place, secret *policy.Secret) (log *goodlog.Log, err error) {
+func (m *Machine) lastGood(p *place, secret *policy.Secret) (log *lastgood.Log, err error) {
 	err = m.ESP.Read(p.disk, func(files fs.FS) (err error) {
-		log, err = goodlog.Read(files, secret)
+		log, err = lastgood.Read(files, secret)
 		return err
 	})
 	return log, err

@@ -8,8 +8,8 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -108,7 +108,7 @@ func clearESP(dir hw.ESPDir) error {
 	}
 	for _, n := range names {
 		_, pending := provision.Count(n.Name)
-		if n.Directory || !pending && !goodlog.Is(n.Name) {
+		if n.Directory || !pending && !lastgood.Is(n.Name) {
 			continue
 		}
 		if err := dir.Remove(path.Join(provision.Directory, n.Name)); err != nil {

@@ -16,8 +16,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/goodlog"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 )
 
 const help = `usage: eventlog [--json] [--all] [PCR...]
@@ -127,9 +127,9 @@ func lastGood(m hw.Machine) (*pcr.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	var last *goodlog.Log
+	var last *lastgood.Log
 	err = m.ESP.Read(d, func(files fs.FS) (err error) {
-		last, err = goodlog.Read(files, nil)
+		last, err = lastgood.Read(files, nil)
 		return err
 	})
 	if err != nil || last == nil {

@@ -1,4 +1,4 @@
-package goodlog
+package lastgood
 
 import (
 	"os"

@@ -1,4 +1,4 @@
-// Package goodlog finds the event log of the last boot whose TPM opened the root
+// Package lastgood finds the event log of the last boot whose TPM opened the root
 // partition. It lies on the ESP, since it is wanted when the root partition is
 // closed. Anybody can write there, so its name carries a MAC under a key that is
 // derived from the machine secret: once that is known, by the recovery key, what
@@ -6,7 +6,7 @@
 //
 // It decides nothing, and an older log of this machine's own passes for the last
 // one: what it explains is a difference to a boot that was good at that time.
-package goodlog
+package lastgood
 
 import (
 	"crypto/hmac"
