@@ -9,7 +9,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/initagent/advice"
+	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -52,7 +52,7 @@ func (a *Agent) recover(reason string) error {
 		}
 	}
 	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
-	for _, line := range advice.For(a.state, a.stopped()) {
+	for _, line := range cures.For(a.state, a.stopped()) {
 		a.Log.Say("%s", line)
 	}
 	if err := a.leavePhase(pcr.Recovery); err != nil {
@@ -87,7 +87,7 @@ func (a *Agent) noConsole(err error) error {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {
 		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens partition %d of this disk with the recovery key. This system itself requires a TPM that works", layout.RootNumber)
-		a.Log.Say("%s", advice.WithoutTPM)
+		a.Log.Say("%s", cures.WithoutTPM)
 	}
 	a.Sleep(time.Minute)
 	return errors.Join(err, a.restart())

@@ -1,9 +1,9 @@
-// Package advice says which of the recovery console's commands cure what stopped
+// Package cures says which of the recovery console's commands cure what stopped
 // a boot.
 //
 // It refuses to guess: where a situation has no cure at the console it says what
 // to do elsewhere, and nothing that destroys data comes first.
-package advice
+package cures
 
 import (
 	"halogenos.internal/boot/contract"
