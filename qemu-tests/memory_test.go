@@ -24,7 +24,7 @@ import (
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/vm"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/qemu-tests/testos/theft"
@@ -75,7 +75,7 @@ func secrets(t *testing.T, p Provisioned) []needle {
 	must(t, err)
 	scalar, err := write.Bytes()
 	must(t, err)
-	wrap := secret.Key(provision.Purpose)
+	wrap := secret.Key(firstboot.Purpose)
 	out := []needle{
 		{name: "machine secret", bytes: secret.Bytes()},
 		{name: "machine secret in hexadecimal", bytes: []byte(fmt.Sprintf("%x", secret.Bytes()))},
@@ -113,7 +113,7 @@ func secureBootNeedles(t *testing.T, header *luks2.Header, volume *os.File, volu
 	testkit.Run(t, "debugfs", "-R", "dump /"+rootpart.ListFile+" "+wrapped, plain)
 	text, err := os.ReadFile(wrapped)
 	must(t, err)
-	keys, err := provision.UnwrapKeys(secret, text)
+	keys, err := firstboot.UnwrapKeys(secret, text)
 	must(t, err)
 	var out []needle
 	for _, k := range []struct {

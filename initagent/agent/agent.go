@@ -25,8 +25,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 	"halogenos.internal/initagent/watchdog"
@@ -65,7 +65,7 @@ type Agent struct {
 	chip      chip
 	dog       *watchdog.Dog      // or nil
 	listener  hw.Listener        // or nil: nobody is listened to
-	pending   *provision.Pending // what the first boot left for the second; or nil
+	pending   *firstboot.Pending // what the first boot left for the second; or nil
 	leftovers bool               // the ESP has files of that kind
 	marked    bool               // the ESP has deletionMark
 	// countDeleted: countVariable was somebody's, and is deleted.

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -148,7 +148,7 @@ func TestRogueVolumeWithoutTPM(t *testing.T) {
 			m.must(err)
 			foreign := sets[(m.keysNo+1)%len(sets)]
 			_, volumeKey, secret := m.unlockedBy(known)
-			wrapped, err := provision.WrapKeys(m.random, secret, foreign, secureboot.NewList(foreign, secureboot.Vendor{}))
+			wrapped, err := firstboot.WrapKeys(m.random, secret, foreign, secureboot.NewList(foreign, secureboot.Vendor{}))
 			m.must(err)
 			m.volumes[policy.VolumeFingerprint(volumeKey)][rootpart.ListFile] = wrapped
 			delete(m.vars, nextboot.Variable)
@@ -196,14 +196,14 @@ func (m *machine) forgedPending() []byte {
 	m.must(err)
 	sealed, err := m.agent.lock.Sealed.Encode()
 	m.must(err)
-	text, err := (&provision.Pending{Sealed: sealed, Keys: []byte("x"), Wanted: wanted}).Encode()
+	text, err := (&firstboot.Pending{Sealed: sealed, Keys: []byte("x"), Wanted: wanted}).Encode()
 	m.must(err)
 	return text
 }
 
 func (m *machine) plantPending(text []byte) {
 	r := remains{data: text}
-	m.esp.files[provision.Name(0)] = &espFile{r, []remains{r}}
+	m.esp.files[firstboot.Name(0)] = &espFile{r, []remains{r}}
 }
 
 // Whatever makes the disk of a machine in use look new, its root partition is
@@ -244,7 +244,7 @@ func TestNeverMadeAgain(t *testing.T) { // FAULTS 43, 66
 				m := newMachine(t, nil)
 				var pending []byte
 				for end := "reboot"; end == "reboot"; end = m.boot() {
-					if f := m.esp.files[provision.Name(1)]; f != nil && !f.now.absent {
+					if f := m.esp.files[firstboot.Name(1)]; f != nil && !f.now.absent {
 						pending = bytes.Clone(f.now.data)
 					}
 				}

@@ -20,8 +20,8 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
 	"halogenos.internal/initagent/vault"
@@ -123,7 +123,7 @@ func (c *condition) readESP(out io.Writer, w *world) {
 	for _, name := range slices.Sorted(maps.Keys(w.esp)) {
 		f := w.esp[name]
 		switch {
-		case f.absent, path.Dir(name) == provision.Directory && lastgood.Is(path.Base(name)):
+		case f.absent, path.Dir(name) == firstboot.Directory && lastgood.Is(path.Base(name)):
 			continue // which explains, and decides nothing
 		case systems.Stray(name):
 			fmt.Fprintf(out, "%s\n", name)
@@ -162,7 +162,7 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 // listOf is what this machine wants its firmware to hold.
 func (m *machine) listOf(w *world) *secureboot.List {
 	for _, files := range w.volumes {
-		list, err := provision.UnwrapList(m.secretOf(w), files[listFile])
+		list, err := firstboot.UnwrapList(m.secretOf(w), files[listFile])
 		m.must(err)
 		return list
 	}

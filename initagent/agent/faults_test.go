@@ -20,7 +20,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -297,7 +297,7 @@ func (m *machine) stage(r *edition, corrupt bool) {
 	m.must(layout.Rename(table, layout.SlotB, layout.SystemUUID(r.contract.Root()), layout.VerityUUID(r.contract.Root())).Write(m.disk))
 	_, volumeKey, secret := m.unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
 	m.must(err)
 	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
 	m.must(err)
@@ -366,7 +366,7 @@ func TestReadOnlyESP(t *testing.T) { // FAULTS 47
 	m := provisionedMachine(t, nil)
 	m.esp.fails = syscall.EROFS
 	r := remains{unreadable: true}
-	m.esp.files[provision.Name(0)] = &espFile{r, []remains{r}}
+	m.esp.files[firstboot.Name(0)] = &espFile{r, []remains{r}}
 	m.ends("system", "was not tidied up")
 	if m.openVolume == nil {
 		t.Error("it runs without its root partition")

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/uki"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -21,10 +21,10 @@ import (
 // with the UKI's measurements replayed.
 func (m *machine) stealPending() (*policy.Sealed, *policy.Secret) {
 	m.t.Helper()
-	var p *provision.Pending
+	var p *firstboot.Pending
 	for name, f := range m.esp.files {
-		if strings.HasPrefix(name, provision.Directory) && !f.now.absent {
-			if q, err := provision.Parse(f.now.data); err == nil {
+		if strings.HasPrefix(name, firstboot.Directory) && !f.now.absent {
+			if q, err := firstboot.Parse(f.now.data); err == nil {
 				p = q
 			}
 		}

@@ -13,9 +13,9 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -69,7 +69,7 @@ func (a *Agent) judgeKeys(state enroll.State, wanted secureboot.Wanted) slot.Key
 func (a *Agent) readPending() error {
 	a.pending, a.leftovers, a.marked = nil, false, false
 	err := a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, provision.Directory)
+		entries, err := fs.ReadDir(files, firstboot.Directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -77,19 +77,19 @@ func (a *Agent) readPending() error {
 		for _, e := range entries {
 			a.unlocked = a.unlocked || lastgood.Is(e.Name())
 			a.marked = a.marked || strings.EqualFold(e.Name(), path.Base(deletionMark))
-			n, ok := provision.Count(e.Name())
+			n, ok := firstboot.Count(e.Name())
 			if !ok {
 				continue
 			}
 			a.leftovers = true
 			// A file that a cut left unfinished is as good as none: it is
 			// written before anything depends on it.
-			text, err := readFile(files, path.Join(provision.Directory, e.Name()), provision.MaxSize)
+			text, err := readFile(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
 			if err != nil {
 				a.Log.Say("%v", err)
 				continue
 			}
-			if p, err := provision.Parse(text); err == nil && n > newest {
+			if p, err := firstboot.Parse(text); err == nil && n > newest {
 				a.pending, newest = p, n
 			}
 		}
@@ -189,13 +189,13 @@ func (a *Agent) countEnrollment(dir hw.ESPDir) error {
 
 // succeedPending writes the file that takes the place of the one that is there: its name
 // counts on. Cut anywhere, the newest file that is whole is the old one or the new one.
-func succeedPending(dir hw.ESPDir, old, next *provision.Pending) error {
+func succeedPending(dir hw.ESPDir, old, next *firstboot.Pending) error {
 	next.Enrollments = old.Enrollments + 1
 	text, err := next.Encode()
 	if err != nil {
 		return err
 	}
-	return enroll.Replace(dir, provision.Name(next.Enrollments), text, provision.Name(old.Enrollments))
+	return enroll.Replace(dir, firstboot.Name(next.Enrollments), text, firstboot.Name(old.Enrollments))
 }
 
 // ownKeys returns the machine secret, the keys and their list: those that are on
@@ -209,7 +209,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 		secret, keys, _, err := a.openPending()
 		var list *secureboot.List
 		if err == nil {
-			list, err = provision.UnwrapList(secret, a.pending.Keys)
+			list, err = firstboot.UnwrapList(secret, a.pending.Keys)
 		}
 		if err == nil {
 			return secret, keys, list, nil
@@ -266,7 +266,7 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 		return nil, nil, nil, err
 	}
 	a.facts.Released = true
-	keys, err := provision.UnwrapKeys(secret, a.pending.Keys)
+	keys, err := firstboot.UnwrapKeys(secret, a.pending.Keys)
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, nil, err
@@ -277,7 +277,7 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 // keepKeys puts the private keys where only the initramfs phase of this UKI on
 // this machine can read them.
 func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List) error {
-	wrapped, err := provision.WrapKeys(a.Random, secret, keys, list)
+	wrapped, err := firstboot.WrapKeys(a.Random, secret, keys, list)
 	if err != nil {
 		return err
 	}
@@ -289,7 +289,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 	if err != nil {
 		return err
 	}
-	p := &provision.Pending{Keys: wrapped}
+	p := &firstboot.Pending{Keys: wrapped}
 	if p.Sealed, err = sealed.Encode(); err != nil {
 		return err
 	}
@@ -310,20 +310,20 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 // writePending writes the first file of its kind. What lies under its name is
 // of a start that was cut before anything depended on it.
 func writePending(dir hw.ESPDir, text []byte) error {
-	if err := dir.MakeDirectory(provision.Directory); err != nil {
+	if err := dir.MakeDirectory(firstboot.Directory); err != nil {
 		return err
 	}
-	if err := dir.SyncDir(path.Dir(provision.Directory)); err != nil {
+	if err := dir.SyncDir(path.Dir(firstboot.Directory)); err != nil {
 		return err
 	}
 	if err := removeFiles(dir, isPending); err != nil {
 		return err
 	}
-	return enroll.Replace(dir, provision.Name(0), text)
+	return enroll.Replace(dir, firstboot.Name(0), text)
 }
 
 func isPending(name string) bool {
-	_, ours := provision.Count(name)
+	_, ours := firstboot.Count(name)
 	return ours
 }
 
@@ -333,7 +333,7 @@ func isPending(name string) bool {
 // that takes its place. Cut before the name is gone, it is removed the next
 // time.
 func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
-	names, err := dir.List(provision.Directory)
+	names, err := dir.List(firstboot.Directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -344,7 +344,7 @@ func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
 		if n.Directory || !these(n.Name) {
 			continue
 		}
-		name := path.Join(provision.Directory, n.Name)
+		name := path.Join(firstboot.Directory, n.Name)
 		if err := overwrite(dir, name); err != nil {
 			return fmt.Errorf("overwrite %s: %w", name, err)
 		}
@@ -352,7 +352,7 @@ func removeFiles(dir hw.ESPDir, these func(name string) bool) error {
 			return fmt.Errorf("remove %s: %w", name, err)
 		}
 	}
-	return dir.SyncDir(provision.Directory)
+	return dir.SyncDir(firstboot.Directory)
 }
 
 func overwrite(dir hw.ESPDir, name string) error {

@@ -14,8 +14,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/rootvolume"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -133,7 +133,7 @@ func TestNewSecret(t *testing.T) {
 	if _, _, err := lock.Header.Unlock(s, passphrase, 1<<20, all...); err == nil {
 		t.Error("the old secret opens the volume")
 	}
-	if _, err := provision.UnwrapKeys(old, m.rootFiles()[listFile]); err == nil {
+	if _, err := firstboot.UnwrapKeys(old, m.rootFiles()[listFile]); err == nil {
 		t.Error("the old secret opens the Secure Boot keys")
 	}
 	if _, err := old.Unbox("guarantees", m.rootFiles()[rootpart.GuaranteesFile]); err == nil {

@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -60,7 +60,7 @@ func (m *machine) theirKeys(theirs *policy.Secret) []byte {
 	sets, err := keySets()
 	m.must(err)
 	keys := sets[(m.keysNo+1)%len(sets)]
-	wrapped, err := provision.WrapKeys(m.random, theirs, keys, secureboot.NewList(keys, secureboot.Vendor{}))
+	wrapped, err := firstboot.WrapKeys(m.random, theirs, keys, secureboot.NewList(keys, secureboot.Vendor{}))
 	m.must(err)
 	return wrapped
 }

@@ -16,8 +16,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -81,7 +81,7 @@ func (m *machine) evilMaid() *secureboot.KeySet {
 	m.must(m.emulator.powerOn(m.world(true, nil).chip))
 	_, _, err = m.start()
 	m.must(err)
-	m.putESP(provision.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
+	m.putESP(firstboot.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
 	m.extra = ""
 	return evil
 }
@@ -163,7 +163,7 @@ func TestExplainedFromTheAuthenticLog(t *testing.T) {
 					delete(m.esp.files, name)
 				}
 			}
-			m.putESP(provision.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
+			m.putESP(firstboot.Directory+"/eventlog-9999999999999999999.bin", bytes.Clone(m.log))
 			m.typed = []string{m.shown[0], "n"}
 			m.printed.Reset()
 			m.ends("system", "nobody vouches for")
@@ -191,7 +191,7 @@ func (m *machine) earlierRelease() {
 	for name, f := range m.esp.files {
 		if base := path.Base(name); lastgood.Is(base) && !f.now.absent {
 			delete(m.esp.files, name)
-			m.putESP(path.Join(provision.Directory, base[:strings.LastIndexByte(base, '-')]+".bin"), f.now.data)
+			m.putESP(path.Join(firstboot.Directory, base[:strings.LastIndexByte(base, '-')]+".bin"), f.now.data)
 		}
 	}
 }
@@ -222,7 +222,7 @@ func TestForgedList(t *testing.T) {
 			secret, err := policy.NewSecret(m.random)
 			m.must(err)
 			theirs := m.otherKeys()
-			m.rootFiles()[listFile], err = provision.WrapList(m.random, secret, keys, secureboot.NewList(theirs, secureboot.Vendor{DB: secureboot.Database{evil}}))
+			m.rootFiles()[listFile], err = firstboot.WrapList(m.random, secret, keys, secureboot.NewList(theirs, secureboot.Vendor{DB: secureboot.Database{evil}}))
 			m.must(err)
 		}, ""},
 		{"no list", func(m *machine, _ secureboot.Entry) { delete(m.rootFiles(), listFile) }, "no Secure Boot keys of its own"},

@@ -8,7 +8,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -27,13 +27,13 @@ func (m *machine) strangersPending(index bool) []byte {
 	m.chipChanged = true
 	sets, err := keySets()
 	m.must(err)
-	p := new(provision.Pending)
+	p := new(firstboot.Pending)
 	now, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
 	keys := sets[(m.keysNo+1)%len(sets)]
 	list := secureboot.NewList(keys, secureboot.Vendor{})
 	list.Wanted = now.Live()
-	p.Keys, err = provision.WrapKeys(m.random, secret, keys, list)
+	p.Keys, err = firstboot.WrapKeys(m.random, secret, keys, list)
 	m.must(err)
 	p.Sealed, err = sealed.Encode()
 	m.must(err)

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
@@ -22,7 +22,7 @@ func (m *machine) signedByUs(image []byte) []byte {
 	m.t.Helper()
 	_, volumeKey, secret := m.unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := provision.UnwrapKeys(secret, m.rootFiles()[listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.rootFiles()[listFile])
 	m.must(err)
 	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(image)
 	m.must(err)

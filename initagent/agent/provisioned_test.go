@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -86,7 +86,7 @@ func (m *machine) checkKeys() error {
 		case f.now.absent:
 		case f.now.unreadable:
 			return fmt.Errorf("%s cannot be read", name)
-		case strings.HasSuffix(name, ".signing") || strings.HasPrefix(name, provision.Name(0)[:len(provision.Directory)+5]):
+		case strings.HasSuffix(name, ".signing") || strings.HasPrefix(name, firstboot.Name(0)[:len(firstboot.Directory)+5]):
 			return fmt.Errorf("%s was left behind", name)
 		case bytes.HasPrefix(f.now.data, []byte("MZ")):
 			signed++
@@ -142,7 +142,7 @@ func (m *machine) checkRoot() error {
 		return fmt.Errorf("the recovery key shown last: %w", err)
 	}
 	defer luks2.Wipe(volumeKey)
-	keys, err := provision.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func (m *machine) checkEveryDay() error {
 			return errors.New("the next boot runs without its root partition")
 		}
 	}
-	if f := m.esp.files[path.Join(provision.Directory, "keys-0.json")]; f != nil && !f.now.absent {
+	if f := m.esp.files[path.Join(firstboot.Directory, "keys-0.json")]; f != nil && !f.now.absent {
 		return errors.New("what the first boot left is still there")
 	}
 	return nil

@@ -7,7 +7,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -32,7 +32,7 @@ func recordless(t *testing.T) (m *machine, pending []byte, sealed *policy.Sealed
 		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
 	}
 	for _, f := range m.esp.files {
-		if _, err := provision.Parse(f.now.data); err == nil && !f.now.absent {
+		if _, err := firstboot.Parse(f.now.data); err == nil && !f.now.absent {
 			pending = bytes.Clone(f.now.data)
 		}
 	}

@@ -10,9 +10,9 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -342,7 +342,7 @@ func TestConsoleResetDamaged(t *testing.T) {
 	m.types("test")
 	m.works(r.Reset(c), "The root partition is wiped")
 	for name, f := range m.esp.files {
-		if path.Dir(name) == provision.Directory && lastgood.Is(path.Base(name)) && !f.now.absent {
+		if path.Dir(name) == firstboot.Directory && lastgood.Is(path.Base(name)) && !f.now.absent {
 			t.Errorf("%s is still there", name)
 		}
 	}

@@ -16,8 +16,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -158,7 +158,7 @@ func (a *Agent) takePending(o *owner) (err error) {
 	if o.secret, o.keys, record, err = a.openPending(); err != nil {
 		return fmt.Errorf("the keys of the first boot: %w", err)
 	}
-	if a.list, err = provision.UnwrapList(o.secret, a.pending.Keys); err != nil {
+	if a.list, err = firstboot.UnwrapList(o.secret, a.pending.Keys); err != nil {
 		return fmt.Errorf("the keys of the first boot: %w", err)
 	}
 	if err := a.checkEnforced(a.list.Wanted); err != nil {
@@ -197,7 +197,7 @@ func (a *Agent) freshSecret(o *owner) error {
 		}
 	}
 	if err == nil {
-		o.wrapped, err = provision.WrapKeys(a.Random, fresh, o.keys, a.list)
+		o.wrapped, err = firstboot.WrapKeys(a.Random, fresh, o.keys, a.list)
 	}
 	if err != nil {
 		fresh.Wipe()
@@ -231,7 +231,7 @@ func (a *Agent) dropFirst(o *owner, first *policy.Sealed) error {
 		return err
 	}
 	next := *a.pending
-	if next.Keys, err = provision.WrapKeys(a.Random, between, o.keys, a.list); err != nil {
+	if next.Keys, err = firstboot.WrapKeys(a.Random, between, o.keys, a.list); err != nil {
 		return err
 	}
 	if next.Sealed, err = sealed.Encode(); err != nil {

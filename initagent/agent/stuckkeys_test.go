@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
@@ -103,7 +103,7 @@ func TestOldKeysPutBack(t *testing.T) {
 	secret := m.machineSecret()
 	for name, contents := range found {
 		for text := range contents {
-			keys, err := provision.UnwrapKeys(secret, []byte(text))
+			keys, err := firstboot.UnwrapKeys(secret, []byte(text))
 			if err == nil && keys.DB.Certificate.Equal(old.DB.Certificate) {
 				t.Errorf("%s has had the old keys under the new secret", name)
 			}
@@ -171,7 +171,7 @@ func TestListNeedsTheDeed(t *testing.T) {
 	lock, _, secret := m.unlocked()
 	kept := m.rootFiles()[listFile]
 	other := m.otherKeys()
-	wrapped, err := provision.WrapKeys(m.random, secret, other, secureboot.NewList(other, secureboot.Vendor{}))
+	wrapped, err := firstboot.WrapKeys(m.random, secret, other, secureboot.NewList(other, secureboot.Vendor{}))
 	m.must(err)
 	m.rootFiles()[listFile] = wrapped
 	if keys, err := rootpart.StoredKeys(store{m}, secret, lock); err == nil || keys != nil {

@@ -17,9 +17,9 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
@@ -220,17 +220,17 @@ func (a *Agent) keepLog(secret *policy.Secret) error {
 		return nil
 	}
 	return a.writeESP(func(dir hw.ESPDir) error {
-		if err := dir.MakeDirectory(provision.Directory); err != nil {
+		if err := dir.MakeDirectory(firstboot.Directory); err != nil {
 			return err
 		}
-		names, err := dir.List(provision.Directory)
+		names, err := dir.List(firstboot.Directory)
 		if err != nil {
 			return err
 		}
 		var old []string
 		fresh := lastgood.Fresh(a.Now(), secret, raw)
 		for _, n := range names {
-			if full := path.Join(provision.Directory, n.Name); lastgood.Is(n.Name) && full != fresh {
+			if full := path.Join(firstboot.Directory, n.Name); lastgood.Is(n.Name) && full != fresh {
 				old = append(old, full)
 			}
 		}
@@ -247,7 +247,7 @@ func (a *Agent) tidyUp() {
 		return
 	}
 	if err := a.writeESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
-		a.Log.Say("%s on the ESP was not tidied up: %v", provision.Directory, err)
+		a.Log.Say("%s on the ESP was not tidied up: %v", firstboot.Directory, err)
 		return
 	}
 	a.pending, a.leftovers = nil, false

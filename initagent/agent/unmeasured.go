@@ -9,8 +9,8 @@ import (
 
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 )
 
 // removeUnmeasured takes away what somebody has stored in the firmware for the kernel,
@@ -51,7 +51,7 @@ func (a *Agent) removeUnmeasured() error {
 // deletionMark is a file of the ESP: a start has deleted what its kernel had obeyed. What
 // it holds does not matter, and neither does who has put it there: without such a variable
 // it is removed, and beside one it only has the console open that shows no key.
-const deletionMark = provision.Directory + "/deleted"
+const deletionMark = firstboot.Directory + "/deleted"
 
 // afterDeletion says what is to be made of a start whose kernel has obeyed what is deleted
 // now: another one without it. Where the firmware brings it back, as one that loses what it
@@ -92,10 +92,10 @@ func (a *Agent) markDeletion() (there bool, err error) {
 		return err == nil, err
 	}
 	return false, a.writeESP(func(dir hw.ESPDir) error {
-		if err := dir.MakeDirectory(provision.Directory); err != nil {
+		if err := dir.MakeDirectory(firstboot.Directory); err != nil {
 			return err
 		}
-		if err := dir.SyncDir(path.Dir(provision.Directory)); err != nil {
+		if err := dir.SyncDir(path.Dir(firstboot.Directory)); err != nil {
 			return err
 		}
 		return enroll.Replace(dir, deletionMark, []byte("a variable of the firmware was deleted\n"))
@@ -109,7 +109,7 @@ func (a *Agent) forgetDeletion() {
 		return
 	}
 	err := a.writeESP(func(dir hw.ESPDir) error {
-		return errors.Join(dir.Remove(deletionMark), dir.SyncDir(provision.Directory))
+		return errors.Join(dir.Remove(deletionMark), dir.SyncDir(firstboot.Directory))
 	})
 	if err != nil {
 		a.Log.Say("%s on the ESP was not removed: %v", deletionMark, err)

@@ -25,7 +25,7 @@ import (
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/initagent/provision"
+	"halogenos.internal/initagent/firstboot"
 )
 
 const (
@@ -46,13 +46,13 @@ type Log struct {
 	Authentic bool
 }
 
-// Is reports whether a file of provision.Directory is such a log.
+// Is reports whether a file of firstboot.Directory is such a log.
 func Is(name string) bool { return strings.HasPrefix(name, prefix) }
 
 // Fresh is the path on the ESP of a log that is kept now.
 func Fresh(now time.Time, secret *policy.Secret, raw []byte) string {
 	sum := mac(now, secret, raw)
-	return fmt.Sprintf("%s/%s%d-%s%s", provision.Directory, prefix, now.UnixNano(), hex.EncodeToString(sum[:]), suffix)
+	return fmt.Sprintf("%s/%s%d-%s%s", firstboot.Directory, prefix, now.UnixNano(), hex.EncodeToString(sum[:]), suffix)
 }
 
 func mac(kept time.Time, secret *policy.Secret, raw []byte) (sum [sha256.Size]byte) {
@@ -68,7 +68,7 @@ func mac(kept time.Time, secret *policy.Secret, raw []byte) (sum [sha256.Size]by
 // Read returns the log that was kept last; nil where there is none. With the
 // machine secret it is the last authentic one, where there is one.
 func Read(esp fs.FS, secret *policy.Secret) (*Log, error) {
-	entries, err := fs.ReadDir(esp, provision.Directory)
+	entries, err := fs.ReadDir(esp, firstboot.Directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -94,7 +94,7 @@ func Read(esp fs.FS, secret *policy.Secret) (*Log, error) {
 }
 
 func read(esp fs.FS, name string, secret *policy.Secret) (*Log, error) {
-	f, err := esp.Open(path.Join(provision.Directory, name))
+	f, err := esp.Open(path.Join(firstboot.Directory, name))
 	if err != nil {
 		return nil, err
 	}

@@ -8,9 +8,9 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -102,18 +102,18 @@ func (m *Machine) release(lock *vault.Lock) error {
 
 // clearESP removes what says that this machine was ever in use.
 func clearESP(dir hw.ESPDir) error {
-	names, err := dir.List(provision.Directory)
+	names, err := dir.List(firstboot.Directory)
 	if err != nil {
 		return notMissing(err)
 	}
 	for _, n := range names {
-		_, pending := provision.Count(n.Name)
+		_, pending := firstboot.Count(n.Name)
 		if n.Directory || !pending && !lastgood.Is(n.Name) {
 			continue
 		}
-		if err := dir.Remove(path.Join(provision.Directory, n.Name)); err != nil {
+		if err := dir.Remove(path.Join(firstboot.Directory, n.Name)); err != nil {
 			return err
 		}
 	}
-	return dir.SyncDir(provision.Directory)
+	return dir.SyncDir(firstboot.Directory)
 }

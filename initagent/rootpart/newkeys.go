@@ -16,8 +16,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -389,7 +389,7 @@ func (k *KeyChange) goBack(c *change) error {
 	if err != nil {
 		return err
 	}
-	wrapped, err := provision.WrapKeys(k.Random, k.Secret, c.old, list)
+	wrapped, err := firstboot.WrapKeys(k.Random, k.Secret, c.old, list)
 	if err == nil {
 		err = KeepKeys(k.Store, wrapped)
 	}

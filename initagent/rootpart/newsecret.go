@@ -15,8 +15,8 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -110,7 +110,7 @@ func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *vault.Lock
 // give way are in none that the fresh secret opens.
 func (r *Replacement) list(store hw.Store, random io.Reader, lock *vault.Lock) ([]byte, error) {
 	if r.Keys != nil {
-		return provision.WrapKeys(random, r.Fresh, r.Keys.fresh, r.Keys.next)
+		return firstboot.WrapKeys(random, r.Fresh, r.Keys.fresh, r.Keys.next)
 	}
 	keys, err := StoredKeys(store, r.Old, lock)
 	if keys == nil || err != nil {
@@ -124,7 +124,7 @@ func (r *Replacement) list(store hw.Store, random io.Reader, lock *vault.Lock) (
 	if list.Bare {
 		return nil, errBareList
 	}
-	return provision.WrapKeys(random, r.Fresh, keys, list)
+	return firstboot.WrapKeys(random, r.Fresh, keys, list)
 }
 
 var errBareList = errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
@@ -206,7 +206,7 @@ func (n *next) place(store hw.Store, secret *policy.Secret) error {
 
 func unwraps(secret *policy.Secret) func([]byte) error {
 	return func(text []byte) error {
-		_, err := provision.UnwrapList(secret, text)
+		_, err := firstboot.UnwrapList(secret, text)
 		return err
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -27,7 +27,7 @@ import (
 func storedKeys(store hw.Store, secret *policy.Secret) ([]byte, error) {
 	wrapped, err := store.Read(ListFile, int64(secureboot.MaxWrappedList))
 	if err == nil {
-		if _, damaged := provision.UnwrapList(secret, wrapped); damaged == nil {
+		if _, damaged := firstboot.UnwrapList(secret, wrapped); damaged == nil {
 			return wrapped, nil
 		}
 	}
@@ -57,7 +57,7 @@ func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secur
 	if err != nil {
 		return nil, err
 	}
-	keys, err := provision.UnwrapKeys(secret, wrapped)
+	keys, err := firstboot.UnwrapKeys(secret, wrapped)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func StoredList(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secur
 	if err != nil {
 		return nil, err
 	}
-	list, err := provision.UnwrapList(secret, wrapped)
+	list, err := firstboot.UnwrapList(secret, wrapped)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func KeepList(store hw.Store, random io.Reader, secret *policy.Secret, list *sec
 	if err != nil {
 		return err
 	}
-	if wrapped, err = provision.WrapList(random, secret, wrapped, list); err != nil {
+	if wrapped, err = firstboot.WrapList(random, secret, wrapped, list); err != nil {
 		return err
 	}
 	list.Bare = false

@@ -12,8 +12,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/provision"
 )
 
 // ErrOtherSecret refuses to go by a machine secret that nothing shows to be in force.
@@ -72,7 +72,7 @@ func (h *held) note(keys *secureboot.KeySet, err error) {
 	keys.Wipe()
 }
 
-func (h *held) keys(wrapped []byte) { h.note(provision.UnwrapKeys(h.secret, wrapped)) }
+func (h *held) keys(wrapped []byte) { h.note(firstboot.UnwrapKeys(h.secret, wrapped)) }
 
 func (h *held) next(box []byte) {
 	if n, err := openNext(h.secret, box); err == nil {

@@ -9,9 +9,9 @@ import (
 	"testing/fstest"
 
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory/inventorytest"
-	"halogenos.internal/initagent/provision"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -69,7 +69,7 @@ func TestEventlog(t *testing.T) {
 		has(run(2, wrong...), "usage: eventlog")
 	}
 
-	kept := provision.Directory + "/eventlog-1.bin"
+	kept := firstboot.Directory + "/eventlog-1.bin"
 	esp.Files[kept] = &fstest.MapFile{Data: read(t, "ovmf-enforced.eventlog")}
 	has(run(0), "Nothing differs")
 	esp.Files[kept] = &fstest.MapFile{Data: read(t, "ovmf-setup.eventlog")}

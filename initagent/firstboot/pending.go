@@ -1,10 +1,10 @@
-// Package provision keeps what a machine must remember between its first boot,
+// Package firstboot keeps what a machine must remember between its first boot,
 // which makes its keys, and its second, which makes the place where they stay:
 // one file on the ESP, with nothing in it that is not sealed or public.
 //
 // It refuses a file that it did not write itself, as far as that can be told;
 // whatever else is in it, only the TPM opens it.
-package provision
+package firstboot
 
 import (
 	"encoding/json"
