@@ -20,10 +20,10 @@ var gone = map[string]string{
 	`enrol|enrols|enrolment`:     "enroll, enrollment",
 	`makes? no sense`:            "what failed, and on what",
 	`another one than`:           "not the",
-	`unwell|mended|bitten|hush`:  "what is wrong, and what was done",
-	`whilst|amongst|upon`:        "while, among, on",
-	`utili[sz]e[sd]?`:            "use",
-	`simply|obviously|of course`: "nothing",
+	`esp-differs|mended|watchdogReset|stopListeningFor`: "what is wrong, and what was done",
+	`whilst|amongst|upon`:                               "while, among, on",
+	`utili[sz]e[sd]?`:                                   "use",
+	`simply|obviously|of course`:                        "nothing",
 }
 
 // inCode is what is quoted: names of the code, commands, what a program prints.

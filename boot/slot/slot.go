@@ -157,9 +157,9 @@ type Facts struct {
 	// would still start it.
 	Revoke  bool
 	Revoked Outcome
-	// Unwell: the ESP and the root partition's copies of it differ.
-	Unwell bool
-	Mended Outcome
+	// ESPDiffers: the ESP and the root partition's copies of it differ.
+	ESPDiffers bool
+	Mended     Outcome
 }
 
 // A Verdict is what is held of a trial that has used up its tries.
@@ -479,7 +479,7 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
 	case f.Verdict == Interrupted && f.Judged == NotTried:
 		return Step{Retry, "the trial of the other slot was cut off each time, and nothing says that it failed"}, true
-	case f.Unwell && f.Mended == NotTried:
+	case f.ESPDiffers && f.Mended == NotTried:
 		return Step{Mend, "the ESP is not as it was left"}, true
 	case f.Policy && f.Record == NotTried:
 		// Only now is it known which systems the ESP has.

@@ -47,7 +47,7 @@ var (
 		"policy":        func(s *State, f *Facts) { f.Policy = true },
 		"manager":       func(s *State, f *Facts) { f.Manager = true },
 		"revoke":        func(s *State, f *Facts) { f.Revoke = true },
-		"unwell":        func(s *State, f *Facts) { f.Unwell = true },
+		"esp-differs":   func(s *State, f *Facts) { f.ESPDiffers = true },
 		"answered":      func(s *State, f *Facts) { f.Answered = true },
 		"planted-gone":  func(s *State, f *Facts) { f.PlantedGone = true },
 		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
@@ -276,7 +276,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this
 						}
-						f.Unwell, f.Verdict = true, Verdict(1+bits>>6&1)
+						f.ESPDiffers, f.Verdict = true, Verdict(1+bits>>6&1)
 					}
 					for fail := Recovery; fail <= SwitchRoot; fail++ {
 						visit(s, f, map[Kind]string{fail: "cause"})

@@ -63,30 +63,30 @@ type Agent struct {
 	table     *gpt.Table
 	firmware  enroll.State
 	chip      chip
-	dog       *watchdog.Dog      // or nil
+	watchdog  *watchdog.Feeder   // or nil
 	listener  hw.Listener        // or nil: nobody is listened to
 	pending   *firstboot.Pending // what the first boot left for the second; or nil
 	leftovers bool               // the ESP has files of that kind
 	marked    bool               // the ESP has deletionMark
 	// countDeleted: countVariable was somebody's, and is deleted.
-	countDeleted bool
-	unlocked     bool                // the ESP says that the root partition was opened before
-	lock         *vault.Lock         // of the root partition; or nil
-	secret       *policy.Secret      // from opening the root partition to the end of the boot
-	record       *policy.Record      // that let the TPM release the secret; or nil
-	list         *secureboot.List    // of this machine's own, from the open root partition; or nil
-	had          rootpart.Guarantees // what this machine has had; once the root partition is open
-	rootOpen     bool                // the kernel has the volume
-	mounted      []string            // what lies on the root partition, or in memory in its place
-	inMemory     bool                // there is no root partition: its directories lie in memory
-	names        []bls.Name          // the UKIs on the ESP
-	looked       bool                // the ESP was compared with its copies
-	request      *nextboot.Console   // what the boot before this one asks for; or nil
-	wish         *nextboot.NewSecret // of the running system; or nil
-	foretold     *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
-	bitten       bool                // the watchdog ended the boot before this one
-	unwritten    []journal.Entry     // what the boot journal is still to get
-	judged       bls.Name            // the trial that has used up its tries
+	countDeleted  bool
+	unlocked      bool                // the ESP says that the root partition was opened before
+	lock          *vault.Lock         // of the root partition; or nil
+	secret        *policy.Secret      // from opening the root partition to the end of the boot
+	record        *policy.Record      // that let the TPM release the secret; or nil
+	list          *secureboot.List    // of this machine's own, from the open root partition; or nil
+	had           rootpart.Guarantees // what this machine has had; once the root partition is open
+	rootOpen      bool                // the kernel has the volume
+	mounted       []string            // what lies on the root partition, or in memory in its place
+	inMemory      bool                // there is no root partition: its directories lie in memory
+	names         []bls.Name          // the UKIs on the ESP
+	looked        bool                // the ESP was compared with its copies
+	request       *nextboot.Console   // what the boot before this one asks for; or nil
+	wish          *nextboot.NewSecret // of the running system; or nil
+	foretold      *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
+	watchdogReset bool                // the watchdog ended the boot before this one
+	unwritten     []journal.Entry     // what the boot journal is still to get
+	judged        bls.Name            // the trial that has used up its tries
 	// judgedReason is why it is held to be what the verdict says.
 	judgedReason string
 	init         []string
@@ -114,7 +114,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 			return a.stop(step)
 		}
 		a.allow(step.Kind)
-		a.hush(step.Kind)
+		a.stopListeningFor(step.Kind)
 		a.act(ctx, step)
 	}
 	return a.stop(slot.Stop(a.state, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))

@@ -142,7 +142,7 @@ func (a *Agent) writeReport(reason string) error {
 	r := shared.Report{
 		ImageID: a.contract.ImageID, Arch: a.contract.Arch, Version: a.contract.Version.String(), Epoch: a.contract.Epoch, Floor: a.state.Floor,
 		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
-		Root: a.openedBy(), WatchdogReset: a.bitten, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
+		Root: a.openedBy(), WatchdogReset: a.watchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
 	}
 	switch {
 	case a.record != nil:
@@ -153,8 +153,8 @@ func (a *Agent) writeReport(reason string) error {
 	if key, err := pgp.ParseKey(a.contract.ReleaseKey); r.Signed && err == nil {
 		r.ReleaseKey = key.Fingerprint().String()
 	}
-	if a.dog != nil && a.contract.WatchdogSeconds > 0 {
-		r.Watchdog = a.dog.Name
+	if a.watchdog != nil && a.contract.WatchdogSeconds > 0 {
+		r.Watchdog = a.watchdog.Name
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

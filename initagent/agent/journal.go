@@ -110,7 +110,7 @@ func (a *Agent) history() []journal.Entry {
 func (a *Agent) bootEntry() journal.Entry {
 	return journal.Entry{
 		Kind: journal.Boot, Version: a.contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
-		Reason: a.slotReason(), Watchdog: a.bitten,
+		Reason: a.slotReason(), Watchdog: a.watchdogReset,
 	}
 }
 

@@ -110,16 +110,16 @@ func TestTrialFails(t *testing.T) {
 		}, "rollback: asked for"},
 		{"it hangs in the system", func(m *machine) {
 			m.runs(2)
-			m.bitten = true
+			m.watchdogReset = true
 			m.runs(2, "the watchdog ended the boot before this one")
-			m.bitten = false
+			m.watchdogReset = false
 			m.runs(2)
 		}, "the watchdog ended it"},
 		{"it hangs the last time", func(m *machine) {
 			m.runs(2)
 			m.runs(2)
 			m.runs(2)
-			m.bitten = true
+			m.watchdogReset = true
 		}, "the watchdog ended it"},
 		{"its journal is gone", func(m *machine) {
 			m.runs(2)
@@ -132,7 +132,7 @@ func TestTrialFails(t *testing.T) {
 			m := fetchedMachine(t)
 			c.run(m)
 			m.runs(1, "version 2 is not taken again: "+c.says)
-			m.bitten = false
+			m.watchdogReset = false
 			m.runs(1)
 			if m.failed()[2] != c.says {
 				t.Errorf("failed are %v", m.failed())
@@ -332,7 +332,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("the last step is %+v", last)
 	}
 	m.extra = "another firmware"
-	m.bitten = true
+	m.watchdogReset = true
 	m.typed = []string{m.recoveryKey(), "n"}
 	m.ends("system")
 	if r := read(); r.Root != "key" || !r.WatchdogReset || r.Watchdog != "" { // this system feeds none

@@ -30,9 +30,9 @@ func (a *Agent) stopListening() {
 	}
 }
 
-// hush stops listening for the steps in which somebody types something else. What
+// stopListeningFor stops listening for the steps in which somebody types something else. What
 // he types after that is no wish for the console any more.
-func (a *Agent) hush(step slot.Kind) {
+func (a *Agent) stopListeningFor(step slot.Kind) {
 	switch step {
 	case slot.AskKey, slot.NewSecret, slot.MakeRoot, slot.Install, slot.SwitchRoot, slot.Condemn, slot.Reboot:
 		a.stopListening()

@@ -170,7 +170,7 @@ type machine struct {
 	presses        int              // the console is asked for at that look, from 1 on; 0: never
 	looks          int              // at whether it is
 	listening      bool
-	bitten         bool // its watchdog says that it ended the boot before
+	watchdogReset  bool // its watchdog says that it ended the boot before
 	bootEntry      bool // the firmware knows the boot manager's other path too
 	volumes        map[[32]byte]map[string][]byte
 	shown          []string

@@ -88,11 +88,11 @@ func (a *Agent) belongs(c *contract.Contract) error {
 	return nil
 }
 
-// espUnwell reports whether the ESP and the root partition's copies differ, and
+// espDiffers reports whether the ESP and the root partition's copies differ, and
 // says how.
-func (a *Agent) espUnwell() bool {
+func (a *Agent) espDiffers() bool {
 	if a.looked {
-		return a.facts.Unwell // nothing but mend changes it
+		return a.facts.ESPDiffers // nothing but mend changes it
 	}
 	a.looked = true
 	var found []string

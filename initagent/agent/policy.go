@@ -175,7 +175,7 @@ func (a *Agent) updatePolicy() error {
 // brought, where that is still there; and whether dbx is what it was when this boot was
 // measured. It is asked only while another is being replaced, or dbx has changed.
 func (a *Agent) oneManager() bool {
-	if !a.record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.Unwell || !a.copiedManagers() {
+	if !a.record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.ESPDiffers || !a.copiedManagers() {
 		return false
 	}
 	start, err := a.toldStart()

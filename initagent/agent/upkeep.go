@@ -17,7 +17,7 @@ const (
 // system has to see to.
 func (a *Agent) observeUpkeep() error {
 	if a.state.Root != slot.RootOpen || a.state.Trial {
-		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.Unwell, a.facts.Revoke = false, false, false, slot.NoTrial, false, false
+		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.ESPDiffers, a.facts.Revoke = false, false, false, slot.NoTrial, false, false
 		return nil
 	}
 	// First: a trial that gets its tries again keeps its place in the record.
@@ -25,7 +25,7 @@ func (a *Agent) observeUpkeep() error {
 		a.facts.Verdict = a.judgeTrial()
 	}
 	if a.facts.Mended == slot.NotTried {
-		a.facts.Unwell = a.espUnwell() // the record waits for it while a boot manager is replaced
+		a.facts.ESPDiffers = a.espDiffers() // the record waits for it while a boot manager is replaced
 	}
 	a.facts.Policy = a.policyOutdated()
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will

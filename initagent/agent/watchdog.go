@@ -35,13 +35,13 @@ func (a *Agent) startWatchdog() error {
 		a.Log.Say("no watchdog guards this boot: %v", err)
 		return nil
 	}
-	if a.dog, err = watchdog.Start(name, timer, a.Now); err != nil {
+	if a.watchdog, err = watchdog.Start(name, timer, a.Now); err != nil {
 		a.Log.Say("no watchdog guards this boot: %v", err)
 		return nil
 	}
-	a.dog.Allow(stepLimit)
+	a.watchdog.Allow(stepLimit)
 	a.Log.Say("watchdog %s guards this boot", name)
-	if a.bitten = a.dog.Bitten; a.bitten {
+	if a.watchdogReset = a.watchdog.CausedReset; a.watchdogReset {
 		a.Log.Say("the watchdog ended the boot before this one: it hung")
 	}
 	return nil
@@ -49,29 +49,29 @@ func (a *Agent) startWatchdog() error {
 
 // allow gives the next step its time.
 func (a *Agent) allow(step slot.Kind) {
-	if a.dog == nil {
+	if a.watchdog == nil {
 		return
 	}
 	switch step {
 	case slot.AskKey:
-		a.dog.Allow(0)
+		a.watchdog.Allow(0)
 	case slot.NewSecret:
-		a.dog.Allow(secretLimit)
+		a.watchdog.Allow(secretLimit)
 	case slot.MakeTree:
-		a.dog.Allow(treeLimit)
+		a.watchdog.Allow(treeLimit)
 	default:
-		a.dog.Allow(stepLimit)
+		a.watchdog.Allow(stepLimit)
 	}
 }
 
 // releaseWatchdog hands the watchdog to whoever feeds it within that time, or,
 // with zero, stops it: nobody will.
 func (a *Agent) releaseWatchdog(within time.Duration) {
-	if a.dog == nil {
+	if a.watchdog == nil {
 		return
 	}
-	if err := a.dog.Hand(within); err != nil {
+	if err := a.watchdog.Hand(within); err != nil {
 		a.Log.Say("%v", err)
 	}
-	a.dog = nil
+	a.watchdog = nil
 }

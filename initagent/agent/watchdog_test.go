@@ -33,7 +33,7 @@ func (t *timer) Close() error                     { t.closed = true; return nil 
 
 // watchdog is the machine's, where it has one.
 func (m *machine) watchdog() (string, watchdog.Timer, error) {
-	if m.bitten {
+	if m.watchdogReset {
 		return "watchdog0 (test)", &timer{status: uroot.StatusCardReset}, nil
 	}
 	return "", nil, watchdog.ErrNone

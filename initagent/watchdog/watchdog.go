@@ -40,11 +40,11 @@ type Timer interface {
 // feedTimeout is what the device is set to during the boot.
 const feedTimeout = 60 * time.Second
 
-// A Dog feeds a device for as long as the boot gets on.
-type Dog struct {
+// A Feeder feeds a device for as long as the boot gets on.
+type Feeder struct {
 	Name string // of the device, for the console
-	// Bitten: the device ended the boot before this one, as far as it tells.
-	Bitten bool
+	// CausedReset: the device ended the boot before this one, as far as it tells.
+	CausedReset bool
 
 	timer Timer
 	now   func() time.Time
@@ -56,10 +56,10 @@ type Dog struct {
 }
 
 // Start takes a device and feeds it from then on. Allow says for how long.
-func Start(name string, timer Timer, now func() time.Time) (*Dog, error) {
+func Start(name string, timer Timer, now func() time.Time) (*Feeder, error) {
 	// Read first: some devices forget when they are set.
 	status, err := timer.BootStatus()
-	bitten := err == nil && status != watchdog.StatusUnknown && status&watchdog.StatusCardReset != 0
+	watchdogReset := err == nil && status != watchdog.StatusUnknown && status&watchdog.StatusCardReset != 0
 	if err := timer.SetTimeout(feedTimeout); err != nil {
 		// Some have a fixed time, which has to do.
 		if _, terr := timer.Timeout(); terr != nil {
@@ -70,13 +70,13 @@ func Start(name string, timer Timer, now func() time.Time) (*Dog, error) {
 	if err != nil || every <= 0 {
 		every = feedTimeout
 	}
-	d := &Dog{Name: name, Bitten: bitten, timer: timer, now: now, stop: make(chan struct{})}
+	d := &Feeder{Name: name, CausedReset: watchdogReset, timer: timer, now: now, stop: make(chan struct{})}
 	d.stopped.Add(1)
 	go d.feed(every / 4)
 	return d, nil
 }
 
-func (d *Dog) feed(every time.Duration) {
+func (d *Feeder) feed(every time.Duration) {
 	defer d.stopped.Done()
 	tick := time.NewTicker(max(every, 10*time.Millisecond))
 	defer tick.Stop()
@@ -92,7 +92,7 @@ func (d *Dog) feed(every time.Duration) {
 	}
 }
 
-func (d *Dog) due() bool {
+func (d *Feeder) due() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.deadline.IsZero() || d.now().Before(d.deadline)
@@ -100,7 +100,7 @@ func (d *Dog) due() bool {
 
 // Allow lets the boot take that much longer before it counts as hanging; zero
 // is for ever, while a person is asked.
-func (d *Dog) Allow(more time.Duration) {
+func (d *Feeder) Allow(more time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.deadline = time.Time{}
@@ -112,7 +112,7 @@ func (d *Dog) Allow(more time.Duration) {
 // Hand gives the device on, running and freshly fed, to a system that takes it
 // over within that time. Zero stops the device: the system has nothing that
 // feeds it.
-func (d *Dog) Hand(within time.Duration) error {
+func (d *Feeder) Hand(within time.Duration) error {
 	close(d.stop)
 	d.stopped.Wait()
 	if within == 0 {

@@ -182,7 +182,7 @@ func TestFind(t *testing.T) {
 }
 
 // What ended the boot before is asked of the device, which may not say.
-func TestBitten(t *testing.T) {
+func TestWatchdogReset(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		device *timer
@@ -197,8 +197,8 @@ func TestBitten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Bitten != c.want {
-			t.Errorf("%s: the watchdog ended the boot before: %v", c.name, d.Bitten)
+		if d.CausedReset != c.want {
+			t.Errorf("%s: the watchdog ended the boot before: %v", c.name, d.CausedReset)
 		}
 		if err := d.Hand(0); err != nil {
 			t.Error(err)
