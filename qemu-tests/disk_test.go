@@ -27,7 +27,7 @@ func imageFile(t testing.TB, image, name string) string {
 // imageRelease is the image's release.json.
 func imageRelease(t testing.TB, image string) *release.Release {
 	t.Helper()
-	text, err := os.ReadFile(imageFile(t, image, release.ManifestFile))
+	text, err := os.ReadFile(imageFile(t, image, release.FileName))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func makeNewer(t testing.TB, image string, v variant) newer {
 	must(t, vm.CopySparse(n.path(release.BootManagerFile), imageFile(t, image, release.BootManagerFile)))
 	text, err := n.Encode()
 	must(t, err)
-	must(t, os.WriteFile(n.path(release.ManifestFile), text, 0o644))
+	must(t, os.WriteFile(n.path(release.FileName), text, 0o644))
 	return n
 }
 
@@ -196,7 +196,7 @@ func fetched(t testing.TB, v variant) Provisioned {
 		d.fill(layout.SlotB.VerityNumber(), n.path(treeFile))
 		files := filepath.Join(t.TempDir(), "files.img")
 		testkit.Run(t, "mkfs.vfat", "-C", files, "65536")
-		names := []string{release.ManifestFile, release.UKIFile, release.BootManagerFile}
+		names := []string{release.FileName, release.UKIFile, release.BootManagerFile}
 		for _, name := range names {
 			testkit.Run(t, "mcopy", "-i", files, n.path(name), "::"+name)
 		}

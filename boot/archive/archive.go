@@ -30,7 +30,7 @@ import (
 )
 
 // SignatureFile is the name of release.json's signature in the archive.
-const SignatureFile = release.ManifestFile + ".pgp"
+const SignatureFile = release.FileName + ".pgp"
 
 // MaxSignature bounds the signature in bytes.
 const MaxSignature = 16 << 10

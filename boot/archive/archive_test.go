@@ -189,7 +189,7 @@ func TestTarAgrees(t *testing.T) {
 	if want := "release.json\nrelease.json.pgp\nuki.efi\nbootx64.efi\nsystem.index\nsystem.erofs\n"; list != want {
 		t.Errorf("tar lists %q, want %q", list, want)
 	}
-	s.contents[release.ManifestFile], s.contents[SignatureFile] = s.text, []byte("signature")
+	s.contents[release.FileName], s.contents[SignatureFile] = s.text, []byte("signature")
 	for name, want := range s.contents {
 		got, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || !bytes.Equal(got, want) {

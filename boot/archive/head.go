@@ -48,12 +48,12 @@ func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
 		return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 	}
 	head := new(Head)
-	size, date, err := smallHeader(h, release.ManifestFile, release.MaxSize)
+	size, date, err := smallHeader(h, release.FileName, release.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 	}
 	if head.Description, err = r.small(size); err != nil {
-		return nil, fmt.Errorf("%s: %w", release.ManifestFile, err)
+		return nil, fmt.Errorf("%s: %w", release.FileName, err)
 	}
 	if h, err = r.header(); err != nil {
 		return nil, err
@@ -76,10 +76,10 @@ func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
 		return nil, err
 	}
 	if !head.Release.Published() {
-		return nil, fmt.Errorf("%s describes a build, not an archive", release.ManifestFile)
+		return nil, fmt.Errorf("%s describes a build, not an archive", release.FileName)
 	}
 	if first := head.Release.Files[0]; date != head.Release.SourceDate || h != header(first.Name, first.Size, date) {
-		return nil, fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", first.Name, release.ManifestFile)
+		return nil, fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", first.Name, release.FileName)
 	}
 	head.Size, head.plain = r.packed, r.opened
 	return head, nil
@@ -132,7 +132,7 @@ func (h *Head) total() int64 {
 // described. The index reads raw as long as it is used; partBlocks is what
 // blockindex.Open takes.
 func (h *Head) Index(raw *io.SectionReader, partBlocks int) (*blockindex.Index, error) {
-	other := fmt.Errorf("%s is not the one that %s describes", release.IndexFile, release.ManifestFile)
+	other := fmt.Errorf("%s is not the one that %s describes", release.IndexFile, release.FileName)
 	f, ok := h.Release.File(release.IndexFile)
 	if !ok || raw.Size() != f.Size {
 		return nil, other
@@ -157,7 +157,7 @@ func (h *Head) Index(raw *io.SectionReader, partBlocks int) (*blockindex.Index, 
 func (h *Head) Content(src io.Reader, name string) (io.Reader, error) {
 	f, ok := h.Release.File(name)
 	if !ok {
-		return nil, fmt.Errorf("%s has no file %q", release.ManifestFile, name)
+		return nil, fmt.Errorf("%s has no file %q", release.FileName, name)
 	}
 	return &single{src: &io.LimitedReader{R: src, N: f.Packed}, file: f, left: f.Size, sum: sha256.New(), unpack: NewUnpacker()}, nil
 }
@@ -195,7 +195,7 @@ func (s *single) more() error {
 			return fmt.Errorf("%s: %d bytes follow its last member", s.file.Name, s.src.N)
 		}
 		if !bytes.Equal(s.sum.Sum(nil), s.file.SHA256) {
-			return fmt.Errorf("%s has another SHA-256 than %s says", s.file.Name, release.ManifestFile)
+			return fmt.Errorf("%s has another SHA-256 than %s says", s.file.Name, release.FileName)
 		}
 		return io.EOF
 	}
@@ -297,7 +297,7 @@ func (r *headReader) signature(h [block]byte, date int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", SignatureFile, err)
 	}
 	if size == 0 || signed != date {
-		return nil, fmt.Errorf("%s is empty or of another date than %s", SignatureFile, release.ManifestFile)
+		return nil, fmt.Errorf("%s is empty or of another date than %s", SignatureFile, release.FileName)
 	}
 	return signature, nil
 }

@@ -214,7 +214,7 @@ func TestBuildRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := tarFile(nil, release.ManifestFile, text, s.build.SourceDate)
+	head := tarFile(nil, release.FileName, text, s.build.SourceDate)
 	first := header(release.UKIFile, s.build.Files[0].Size, s.build.SourceDate)
 	if _, err := ReadHead(bytes.NewReader(storedMembers(nil, append(head, first[:]...))), trust); err == nil || !strings.Contains(err.Error(), "describes a build") {
 		t.Errorf("ReadHead: %v", err)

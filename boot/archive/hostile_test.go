@@ -40,7 +40,7 @@ func (s *sample) stored(t testing.TB, signature []byte) (plain []byte, cuts []in
 	if s.text, err = s.release.Encode(); err != nil {
 		t.Fatal(err)
 	}
-	plain = tarFile(nil, release.ManifestFile, s.text, s.release.SourceDate)
+	plain = tarFile(nil, release.FileName, s.text, s.release.SourceDate)
 	if len(signature) > 0 {
 		plain = tarFile(plain, SignatureFile, signature, s.release.SourceDate)
 	}
@@ -80,7 +80,7 @@ func TestOtherTars(t *testing.T) {
 	}
 	of := func(h *tar.Header, content []byte) entry { return entry{h, content} }
 	build := func(change func([]entry) []entry) []byte {
-		entries := []entry{of(regular(release.ManifestFile, s.text))}
+		entries := []entry{of(regular(release.FileName, s.text))}
 		for _, f := range s.release.Files {
 			entries = append(entries, of(regular(f.Name, s.contents[f.Name])))
 		}
@@ -226,7 +226,7 @@ func TestOtherGzips(t *testing.T) {
 		{"bomb", append(bytes.Clone(firsts), bytes.Repeat(bomb, 1000)...), "another SHA-256"},
 		{"bomb in the head", bytes.Repeat(bomb, 1000), "must not be compressed"},
 		{"head in single bytes", func() []byte {
-			h := header(release.ManifestFile, release.MaxSize, 0)
+			h := header(release.FileName, release.MaxSize, 0)
 			out := storedMembers(nil, h[:])
 			return append(out, bytes.Repeat(storedMember(nil, []byte("{")), 200_000)...)
 		}(), "head is too large"},

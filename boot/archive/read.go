@@ -99,7 +99,7 @@ func (r *Reader) feed() {
 			err = fmt.Errorf("archive ends %d bytes early: %w", left, io.ErrUnexpectedEOF)
 		case err != nil:
 		case int64(size) > left:
-			err = fmt.Errorf("archive unpacks to more than the %d bytes that %s says", r.head.total(), release.ManifestFile)
+			err = fmt.Errorf("archive unpacks to more than the %d bytes that %s says", r.head.total(), release.FileName)
 		case members == 0:
 			err = errors.New("archive has too many gzip members for its size")
 		}
@@ -202,7 +202,7 @@ func (r *Reader) advance() error {
 	}
 	// By this the parts of an archive are found that are fetched alone.
 	if place := r.places[r.file-1]; len(r.plain) > 0 || r.packed != place.Offset+place.Packed {
-		return fmt.Errorf("%s does not take the %d bytes of the archive that %s says", previous.Name, place.Packed, release.ManifestFile)
+		return fmt.Errorf("%s does not take the %d bytes of the archive that %s says", previous.Name, place.Packed, release.FileName)
 	}
 	pad := make([]byte, padding(previous.Size))
 	if err := r.full(pad); err != nil {
@@ -219,7 +219,7 @@ func (r *Reader) advance() error {
 		return err
 	}
 	if f := r.files[r.file]; h != header(f.Name, f.Size, r.head.Release.SourceDate) {
-		return fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", f.Name, release.ManifestFile)
+		return fmt.Errorf("archive does not have %s, as %s describes it, where it belongs", f.Name, release.FileName)
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, b.r.err
 	case b.left == 0:
 		if !bytes.Equal(b.sum.Sum(nil), b.file.SHA256) {
-			b.r.err = fmt.Errorf("%s has another SHA-256 than %s says", b.file.Name, release.ManifestFile)
+			b.r.err = fmt.Errorf("%s has another SHA-256 than %s says", b.file.Name, release.FileName)
 			return 0, b.r.err
 		}
 		b.done = true

@@ -139,12 +139,12 @@ func packFile(p *pipeline, file int, f release.File, open func(release.File) (io
 	}
 	var more [1]byte
 	if n, err := io.ReadFull(content, more[:]); n > 0 {
-		return fmt.Errorf("has more than the %d bytes that %s says", f.Size, release.ManifestFile)
+		return fmt.Errorf("has more than the %d bytes that %s says", f.Size, release.FileName)
 	} else if !errors.Is(err, io.EOF) {
 		return err
 	}
 	if !bytes.Equal(sum.Sum(nil), f.SHA256) {
-		return fmt.Errorf("has another SHA-256 than %s says", release.ManifestFile)
+		return fmt.Errorf("has another SHA-256 than %s says", release.FileName)
 	}
 	return nil
 }
@@ -166,7 +166,7 @@ func (k *packing) describe(build *release.Release) (*release.Release, []byte) {
 
 // write puts head, files and end together.
 func (k *packing) write(ctx context.Context, w io.Writer, r *release.Release, description, signature, index []byte) error {
-	head := tarFile(nil, release.ManifestFile, description, r.SourceDate)
+	head := tarFile(nil, release.FileName, description, r.SourceDate)
 	if len(signature) > 0 {
 		head = tarFile(head, SignatureFile, signature, r.SourceDate)
 	}

@@ -30,7 +30,7 @@ const MaxSize = 4 << 20
 
 // Names of a release's files, in the order they have in the archive.
 const (
-	ManifestFile    = "release.json"
+	FileName        = "release.json"
 	UKIFile         = "uki.efi"
 	BootManagerFile = "bootx64.efi"
 	IndexFile       = "system.index" // of package blockindex
@@ -100,7 +100,7 @@ func (r *Release) Matches(c *contract.Contract) error {
 		{"slot size", fmt.Sprint(r.SlotSize), fmt.Sprint(c.SlotSize)},
 	} {
 		if pair.release != pair.contract {
-			return fmt.Errorf("%s is %s in %s and %s in the UKI's boot contract", pair.name, pair.release, ManifestFile, pair.contract)
+			return fmt.Errorf("%s is %s in %s and %s in the UKI's boot contract", pair.name, pair.release, FileName, pair.contract)
 		}
 	}
 	return nil
@@ -109,7 +109,7 @@ func (r *Release) Matches(c *contract.Contract) error {
 // Validate reports the first thing that is wrong with the description.
 func (r *Release) Validate() error {
 	if r.Format != Format {
-		return fmt.Errorf("%s %w %d, want %d", ManifestFile, ErrFormat, r.Format, Format)
+		return fmt.Errorf("%s %w %d, want %d", FileName, ErrFormat, r.Format, Format)
 	}
 	// The same rules as for the contract; what it has beyond is filled in.
 	c := contract.Contract{
@@ -169,7 +169,7 @@ func (r *Release) validateFiles() error {
 	}
 	want = append(want, rule{ImageFile, false, r.ImageSize})
 	if len(r.Files) != len(want) {
-		return fmt.Errorf("%s names %d files, want %d", ManifestFile, len(r.Files), len(want))
+		return fmt.Errorf("%s names %d files, want %d", FileName, len(r.Files), len(want))
 	}
 	for i, w := range want {
 		f := r.Files[i]
@@ -200,7 +200,7 @@ func (r *Release) Encode() ([]byte, error) {
 	}
 	out, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", ManifestFile, err)
+		return nil, fmt.Errorf("encode %s: %w", FileName, err)
 	}
 	return append(out, '\n'), nil
 }
@@ -208,14 +208,14 @@ func (r *Release) Encode() ([]byte, error) {
 // Parse reads what Encode wrote.
 func Parse(text []byte) (*Release, error) {
 	if len(text) > MaxSize {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d", ManifestFile, len(text), MaxSize)
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", FileName, len(text), MaxSize)
 	}
 	r := new(Release)
 	if err := strictjson.Decode(text, r); err != nil {
-		return nil, fmt.Errorf("parse %s: %w", ManifestFile, err)
+		return nil, fmt.Errorf("parse %s: %w", FileName, err)
 	}
 	if err := r.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", ManifestFile, err)
+		return nil, fmt.Errorf("%s: %w", FileName, err)
 	}
 	return r, nil
 }

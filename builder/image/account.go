@@ -168,7 +168,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	if err != nil {
 		return nil, err
 	}
-	p.Made = append(p.Made, sbom.Digest{Name: release.ManifestFile, SHA256: digest(description)}, sbom.Digest{Name: BillFile, SHA256: digest(bill)})
+	p.Made = append(p.Made, sbom.Digest{Name: release.FileName, SHA256: digest(description)}, sbom.Digest{Name: BillFile, SHA256: digest(bill)})
 	return p, nil
 }
 

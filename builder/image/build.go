@@ -402,7 +402,7 @@ func (b *build) describe(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.out.write(release.ManifestFile, text)
+	return b.out.write(release.FileName, text)
 }
 
 func hashFile(path string) ([]byte, error) {
@@ -430,7 +430,7 @@ func (b *build) publish() (*Result, error) {
 	}
 	done("")
 	r := &Result{Release: b.release}
-	for _, name := range append(names, release.ManifestFile) {
+	for _, name := range append(names, release.FileName) {
 		r.Files = append(r.Files, filepath.Join(b.Options.Out, name))
 	}
 	return r, nil

@@ -83,7 +83,7 @@ func TestPartsBelongTogether(t *testing.T) {
 	if have, want := listing(t, o.Out), []string{"bootx64.efi", "disk.img", ProvenanceFile, "release.json", BillFile, "system.erofs", "uki.efi"}; !slices.Equal(have, want) {
 		t.Errorf("the output directory has %q, want %q", have, want)
 	}
-	rel, err := release.Parse(read(t, o.Out, release.ManifestFile))
+	rel, err := release.Parse(read(t, o.Out, release.FileName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,18 +428,18 @@ func TestBuildOverABuild(t *testing.T) {
 	source := rootfstest.Minimal().Write(t, false)
 	o := options(t, source)
 	mustBuild(t, o)
-	before := read(t, o.Out, release.ManifestFile)
+	before := read(t, o.Out, release.FileName)
 	failing := o
 	failing.DiskSize = 513 << 20
 	if _, err := Build(t.Context(), failing); err == nil {
 		t.Fatal("a disk that is too small was built")
 	}
-	if after := read(t, o.Out, release.ManifestFile); !bytes.Equal(before, after) {
+	if after := read(t, o.Out, release.FileName); !bytes.Equal(before, after) {
 		t.Error("a failed build changed release.json")
 	}
 	o.Version = 8
 	mustBuild(t, o)
-	rel, err := release.Parse(read(t, o.Out, release.ManifestFile))
+	rel, err := release.Parse(read(t, o.Out, release.FileName))
 	if err != nil || rel.Version != 8 || len(listing(t, o.Out)) != 7 {
 		t.Errorf("%+v, %v, files %q", rel, err, listing(t, o.Out))
 	}

@@ -57,18 +57,18 @@ func (o *outputs) write(name string, content []byte) error {
 // comes last: wherever this stops, a release.json that is there describes the
 // files beside it.
 func (o *outputs) publish(names ...string) error {
-	for _, name := range append(names, release.ManifestFile) {
+	for _, name := range append(names, release.FileName) {
 		if err := o.finish(name); err != nil {
 			return fmt.Errorf("sync %s: %w", name, err)
 		}
 	}
-	if err := os.Remove(filepath.Join(o.dir, release.ManifestFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(o.dir, release.FileName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the previous release: %w", err)
 	}
 	if err := syncDirectory(o.dir); err != nil {
 		return err
 	}
-	for _, name := range append(names, release.ManifestFile) {
+	for _, name := range append(names, release.FileName) {
 		if err := os.Rename(o.path(name), filepath.Join(o.dir, name)); err != nil {
 			return fmt.Errorf("publish %s: %w", name, err)
 		}

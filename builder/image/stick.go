@@ -62,7 +62,7 @@ func packStick(ctx context.Context, out *outputs, dir, program string, r *releas
 	if err := copyFile(filepath.Join(directory, "halogen"), program, 0o755); err != nil {
 		return "", err
 	}
-	names := []string{release.ManifestFile}
+	names := []string{release.FileName}
 	for _, f := range r.Files {
 		names = append(names, f.Name)
 	}

@@ -43,7 +43,7 @@ var ErrUnsigned = errors.New("the release is not signed")
 // FromDirectory reads what halogen build left in a directory. Such a release is not
 // signed yet: whoever has the directory vouches for it.
 func FromDirectory(dir string) (*Source, error) {
-	text, err := readFile(filepath.Join(dir, release.ManifestFile), release.MaxSize)
+	text, err := readFile(filepath.Join(dir, release.FileName), release.MaxSize)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func FromDirectory(dir string) (*Source, error) {
 	s.finish = func() error {
 		want, _ := r.File(release.ImageFile)
 		if !bytes.Equal(sum.Sum(nil), want.SHA256) {
-			return fmt.Errorf("%s is not the one that %s describes", release.ImageFile, release.ManifestFile)
+			return fmt.Errorf("%s is not the one that %s describes", release.ImageFile, release.FileName)
 		}
 		return nil
 	}
@@ -180,10 +180,10 @@ func (s *Source) readArchive(r *archive.Reader) error {
 // take checks an EFI file and keeps it.
 func (s *Source) take(f release.File, content []byte) error {
 	if sum := sha256.Sum256(content); !bytes.Equal(sum[:], f.SHA256) {
-		return fmt.Errorf("%s is not the one that %s describes", f.Name, release.ManifestFile)
+		return fmt.Errorf("%s is not the one that %s describes", f.Name, release.FileName)
 	}
 	if digest, err := authenticode.Digest(content); err != nil || !bytes.Equal(digest[:], f.Authenticode) {
-		return fmt.Errorf("%s has another Authenticode hash than %s says (%w)", f.Name, release.ManifestFile, err)
+		return fmt.Errorf("%s has another Authenticode hash than %s says (%w)", f.Name, release.FileName, err)
 	}
 	if f.Name == release.BootManagerFile {
 		s.ESP.BootManager = content

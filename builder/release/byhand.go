@@ -49,12 +49,12 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 		return nil, err
 	}
 	name := filepath.Base(manifest.ArchiveName(b.release.Version))
-	r := &ArchiveResult{Archive: filepath.Join(o.Out, name), Description: filepath.Join(o.Out, release.ManifestFile), Signed: len(signature) > 0}
+	r := &ArchiveResult{Archive: filepath.Join(o.Out, name), Description: filepath.Join(o.Out, release.FileName), Signed: len(signature) > 0}
 	if r.Signed && len(b.contract.ReleaseKey) == 0 {
 		return nil, errors.New("the image has pinned no release key (ReleaseKey=none), so that no machine would check a signature")
 	}
 	sign := func(description []byte) ([]byte, error) {
-		if err := writeFile(o.Out, release.ManifestFile, description); err != nil || !r.Signed {
+		if err := writeFile(o.Out, release.FileName, description); err != nil || !r.Signed {
 			return nil, err
 		}
 		return b.binary(description, signature, o.Now)
@@ -80,7 +80,7 @@ func (b *build) binary(description, signature []byte, now time.Time) ([]byte, er
 		return nil, fmt.Errorf("%s: %w", archive.SignatureFile, err)
 	}
 	if err := key.Verify(bytes.NewReader(description), signature, now); err != nil {
-		return nil, fmt.Errorf("%s: %w. It must be over the %s beside it, by the key %s: gpg --local-user %[4]s --detach-sign %[3]s", archive.SignatureFile, err, release.ManifestFile, key.Fingerprint())
+		return nil, fmt.Errorf("%s: %w. It must be over the %s beside it, by the key %s: gpg --local-user %[4]s --detach-sign %[3]s", archive.SignatureFile, err, release.FileName, key.Fingerprint())
 	}
 	return signature, nil
 }

@@ -20,14 +20,14 @@ import (
 // checkEFI compares an EFI file with its description.
 func checkEFI(f release.File, image []byte) error {
 	if sum := sha256.Sum256(image); int64(len(image)) != f.Size || !bytes.Equal(sum[:], f.SHA256) {
-		return fmt.Errorf("%s is not the one that %s describes", f.Name, release.ManifestFile)
+		return fmt.Errorf("%s is not the one that %s describes", f.Name, release.FileName)
 	}
 	digest, err := authenticode.Digest(image)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
 	if !bytes.Equal(digest[:], f.Authenticode) {
-		return fmt.Errorf("%s has another Authenticode hash than %s says", f.Name, release.ManifestFile)
+		return fmt.Errorf("%s has another Authenticode hash than %s says", f.Name, release.FileName)
 	}
 	return nil
 }
@@ -54,7 +54,7 @@ func checkUKI(r *release.Release, image []byte) (*contract.Contract, error) {
 		return nil, fmt.Errorf("predict PCR 11 of %s: %w", release.UKIFile, err)
 	}
 	if !bytes.Equal(measured[:], r.PCR11) {
-		return nil, fmt.Errorf("%s leaves %s in PCR 11, %s says %x", release.UKIFile, measured, release.ManifestFile, r.PCR11)
+		return nil, fmt.Errorf("%s leaves %s in PCR 11, %s says %x", release.UKIFile, measured, release.FileName, r.PCR11)
 	}
 	return c, nil
 }
@@ -93,7 +93,7 @@ func badBuild(dir string, err error) error {
 func loadBuild(dir string) (*build, error) {
 	b := &build{dir: dir}
 	var err error
-	if b.text, err = readBounded(filepath.Join(dir, release.ManifestFile), release.MaxSize); err != nil {
+	if b.text, err = readBounded(filepath.Join(dir, release.FileName), release.MaxSize); err != nil {
 		return nil, err
 	}
 	if b.release, err = release.Parse(b.text); err != nil {

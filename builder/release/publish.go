@@ -380,7 +380,7 @@ func (p *publisher) pack(ctx context.Context, w *os.File) error {
 		}
 		signature, err := p.signer.Sign(bytes.NewReader(description), p.Now)
 		if err != nil {
-			return nil, fmt.Errorf("sign %s: %w", release.ManifestFile, err)
+			return nil, fmt.Errorf("sign %s: %w", release.FileName, err)
 		}
 		return signature, nil
 	})

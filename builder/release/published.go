@@ -25,7 +25,7 @@ type published struct {
 }
 
 // errUnsigned says that a release that should be signed is not.
-var errUnsigned = fmt.Errorf("%s is not signed", release.ManifestFile)
+var errUnsigned = fmt.Errorf("%s is not signed", release.FileName)
 
 // readPublished reads a release's description and its UKI. Its signature is judged
 // at the time it was made: a key that has expired since did sign it.

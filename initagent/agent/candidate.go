@@ -103,12 +103,12 @@ func (a *Agent) checkTurn(note *stagedNote) error {
 
 // readRelease reads the description of a release and checks who signed it.
 func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
-	text, err := a.releaseFile(v, release.ManifestFile, release.MaxSize)
+	text, err := a.releaseFile(v, release.FileName, release.MaxSize)
 	if err != nil {
 		return nil, err
 	}
 	if len(a.contract.ReleaseKey) > 0 {
-		signature, err := a.releaseFile(v, release.ManifestFile+".pgp", pgp.MaxSignature)
+		signature, err := a.releaseFile(v, release.FileName+".pgp", pgp.MaxSignature)
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +117,7 @@ func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
 			return nil, err
 		}
 		if err := a.checkSignature(key, text, signature); err != nil {
-			return nil, refuse("%s: %w", release.ManifestFile, err)
+			return nil, refuse("%s: %w", release.FileName, err)
 		}
 	}
 	r, err := release.Parse(text)
@@ -187,7 +187,7 @@ func (a *Agent) checkSignature(key *pgp.Key, text, signature []byte) error {
 func (a *Agent) checkFits(note *stagedNote, r *release.Release) error {
 	switch {
 	case r.Version != note.Version:
-		return fmt.Errorf("%s is of version %s, want %s", release.ManifestFile, r.Version, note.Version)
+		return fmt.Errorf("%s is of version %s, want %s", release.FileName, r.Version, note.Version)
 	case r.Epoch < a.state.Floor:
 		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, a.state.Floor)
 	}
@@ -208,7 +208,7 @@ func (a *Agent) readCandidate(c *candidate) error {
 		return refusal{err}
 	}
 	if !bytes.Equal(c.started[:], c.release.PCR11) {
-		return refuse("%s leaves %s in PCR 11, and %s says %x", release.UKIFile, c.started, release.ManifestFile, []byte(c.release.PCR11))
+		return refuse("%s leaves %s in PCR 11, and %s says %x", release.UKIFile, c.started, release.FileName, []byte(c.release.PCR11))
 	}
 	return nil
 }

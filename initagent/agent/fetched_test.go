@@ -188,11 +188,11 @@ func (m *machine) deliver(p *parcel) {
 		text, err = p.release.Encode()
 		m.must(err)
 	}
-	put(release.ManifestFile, text)
+	put(release.FileName, text)
 	if p.signer != nil {
 		signature, err := p.signer.sign(text, p.signedAt)
 		m.must(err)
-		put(release.ManifestFile+".pgp", signature)
+		put(release.FileName+".pgp", signature)
 	}
 	for name, content := range p.files {
 		put(name, content)

@@ -134,8 +134,8 @@ func TestBootManagerRefused(t *testing.T) {
 		"another file": {func() {
 			m.rootFiles()[directory+release.BootManagerFile] = ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("evil boot managerr")})
 		}, "bootx64.efi", false},
-		"another description": {func() { m.rootFiles()[directory+release.ManifestFile] = []byte("{}") }, "does not fit", false},
-		"no signature":        {func() { delete(m.rootFiles(), directory+release.ManifestFile+".pgp") }, "not exist", false},
+		"another description": {func() { m.rootFiles()[directory+release.FileName] = []byte("{}") }, "does not fit", false},
+		"no signature":        {func() { delete(m.rootFiles(), directory+release.FileName+".pgp") }, "not exist", false},
 		"names are apart":     {func() { m.esp.apart = true }, "stays as it is", false},
 		"a full ESP":          {func() { m.esp.taken = 1<<30 - 4096 }, "the ESP is too full", true},
 		"a full ESP at once":  {func() { m.esp.full = true }, "no space left", true},

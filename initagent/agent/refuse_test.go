@@ -53,8 +53,8 @@ func TestStageRefuses(t *testing.T) {
 	}{
 		"not signed":               {func(p *parcel) { p.signer = nil }, "release.json.pgp"},
 		"signed by another":        {func(p *parcel) { p.signer, _ = stranger() }, "signature is by the OpenPGP key"},
-		"description was changed":  {func(p *parcel) { p.files[release.ManifestFile] = []byte("{}") }, "does not fit"},
-		"signature is torn":        {func(p *parcel) { p.files[release.ManifestFile+".pgp"] = make([]byte, 40) }, "read signature"},
+		"description was changed":  {func(p *parcel) { p.files[release.FileName] = []byte("{}") }, "does not fit"},
+		"signature is torn":        {func(p *parcel) { p.files[release.FileName+".pgp"] = make([]byte, 40) }, "read signature"},
 		"description of nothing":   {func(p *parcel) { p.text = []byte("{}") }, "format 0"},
 		"no description":           {func(p *parcel) { p.text = []byte("") }, "parse release.json"},
 		"description is too large": {func(p *parcel) { p.text = make([]byte, release.MaxSize+1) }, "more than"},

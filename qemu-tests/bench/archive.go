@@ -78,7 +78,7 @@ func (b *bench) archives(build string) ([]measure.Side, error) {
 
 // described is the description of a build.
 func described(build string) (*release.Release, error) {
-	text, err := os.ReadFile(filepath.Join(build, release.ManifestFile))
+	text, err := os.ReadFile(filepath.Join(build, release.FileName))
 	if err != nil {
 		return nil, err
 	}

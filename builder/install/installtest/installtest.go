@@ -96,7 +96,7 @@ func Build(t testing.TB, change func(*contract.Contract)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, release.ManifestFile), description, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, release.FileName), description, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -147,7 +147,7 @@ func (s *Signer) Sign(message []byte) []byte {
 // Archive packs a build, signed by sign, or not where that is nil.
 func Archive(t testing.TB, build string, sign func(description []byte) []byte) []byte {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(build, release.ManifestFile))
+	text, err := os.ReadFile(filepath.Join(build, release.FileName))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,7 @@ func (b *bench) makeTree(ctx context.Context) error {
 
 // describe reads the description of a build.
 func describe(build string) (*release.Release, error) {
-	text, err := os.ReadFile(filepath.Join(build, release.ManifestFile))
+	text, err := os.ReadFile(filepath.Join(build, release.FileName))
 	if err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func TestSmallStuck(t *testing.T) {
 	if _, err = m.job(patient, f, nil).Run(t.Context()); err == nil || !strings.Contains(err.Error(), release.UKIFile) {
 		t.Errorf("the UKI's name is taken: %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.FileName)); err == nil {
 		t.Error("the release is said to be there")
 	}
 }
@@ -236,7 +236,7 @@ func TestFailingDisk(t *testing.T) {
 			if _, err := m.job(tr, found, f).Run(t.Context()); !errors.Is(err, f.err) {
 				t.Errorf("ranges %v, %+v: %v", ranges, f, err)
 			}
-			if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
+			if _, err := os.Stat(filepath.Join(m.dir, "directory", release.FileName)); err == nil {
 				t.Error("release.json says that all is there")
 			}
 			if _, err := m.fetch(t.Context(), s.URL); err != nil {
@@ -264,7 +264,7 @@ func TestNoRoom(t *testing.T) {
 		if _, err := m.job(tr, found, &short{m.file("b"), 1 << 20}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "system.erofs") {
 			t.Errorf("ranges %v: a short slot: %v", ranges, err)
 		}
-		if got := m.names(); strings.Contains(got, release.ManifestFile) {
+		if got := m.names(); strings.Contains(got, release.FileName) {
 			t.Errorf("the directory has %s", got)
 		}
 		m = newMachine(t, w.old)

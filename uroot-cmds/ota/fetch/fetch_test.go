@@ -124,7 +124,7 @@ func (m *machine) has(r *otatest.Release) {
 	if err := verity.Verify(m.t.Context(), m.file("b"), m.file("tree-b"), r.Contract.VerityParams(), r.Contract.Root(), nil); err != nil {
 		m.t.Error(err)
 	}
-	for name, want := range map[string][]byte{release.UKIFile: r.UKI, release.ManifestFile: r.Text, archive.SignatureFile: r.Head.Signature} {
+	for name, want := range map[string][]byte{release.UKIFile: r.UKI, release.FileName: r.Text, archive.SignatureFile: r.Head.Signature} {
 		if got, err := os.ReadFile(filepath.Join(m.dir, "directory", name)); err != nil || !bytes.Equal(got, want) {
 			m.t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(want))
 		}

@@ -38,7 +38,7 @@ func (j *Job) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	return j.keep(release.ManifestFile, bytes.NewReader(j.head.Description))
+	return j.keep(release.FileName, bytes.NewReader(j.head.Description))
 }
 
 // tree generates the slot's verity tree from what the slot holds.

@@ -75,7 +75,7 @@ func (m *machine) refused(address, want string) {
 	if after := m.print(); after != before {
 		m.t.Errorf("the machine changed from\n%s\nto\n%s", before, after)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.ManifestFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(m.dir, "directory", release.FileName)); err == nil {
 		m.t.Error("release.json says that all is there")
 	}
 }

@@ -27,8 +27,8 @@ const (
 // own are all names that the fetcher writes.
 func own() []string {
 	return []string{
-		release.ManifestFile, archive.SignatureFile, release.UKIFile, release.BootManagerFile, release.IndexFile, release.IndexFile + packed,
-		release.UKIFile + partial, release.BootManagerFile + partial, release.IndexFile + partial, release.ManifestFile + partial, archive.SignatureFile + partial,
+		release.FileName, archive.SignatureFile, release.UKIFile, release.BootManagerFile, release.IndexFile, release.IndexFile + packed,
+		release.UKIFile + partial, release.BootManagerFile + partial, release.IndexFile + partial, release.FileName + partial, archive.SignatureFile + partial,
 	}
 }
 
@@ -49,7 +49,7 @@ func (j *Job) tidy() error {
 			return err
 		}
 	}
-	have, err := fs.ReadFile(j.Directory.FS(), release.ManifestFile)
+	have, err := fs.ReadFile(j.Directory.FS(), release.FileName)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -210,7 +210,7 @@ func (j *Job) refill(ctx context.Context, all []*small) error {
 			return err
 		}
 		if !s.good {
-			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", s.name, release.ManifestFile, release.IndexFile)
+			return fmt.Errorf("%s has another SHA-256 than %s says, though each block is as %s says: the release contradicts itself", s.name, release.FileName, release.IndexFile)
 		}
 		if s.name == release.UKIFile {
 			if err := j.checkUKI(s.at); err != nil {
@@ -288,7 +288,7 @@ func (j *Job) fetchIndex(ctx context.Context) error {
 	}
 	place, ok := j.head.Place(release.IndexFile)
 	if !ok {
-		return fmt.Errorf("%s names no %s", release.ManifestFile, release.IndexFile)
+		return fmt.Errorf("%s names no %s", release.FileName, release.IndexFile)
 	}
 	for try := 0; ; try++ {
 		err := j.downloadIndex(ctx, place)

@@ -347,7 +347,7 @@ func (w *world) complete() {
 		w.t.Error(err)
 	}
 	directory := filepath.Join(stateDirectory, "fetch/3")
-	for name, want := range map[string][]byte{release.ManifestFile: w.three.Text, archive.SignatureFile: w.three.Head.Signature, release.UKIFile: w.three.UKI} {
+	for name, want := range map[string][]byte{release.FileName: w.three.Text, archive.SignatureFile: w.three.Head.Signature, release.UKIFile: w.three.UKI} {
 		if got := w.read(filepath.Join(directory, name)); got != string(want) {
 			w.t.Errorf("%s differs (%d bytes)", name, len(got))
 		}

@@ -183,7 +183,7 @@ func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) 
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
 		want, ok := head.Release.File(name)
 		if !ok {
-			return fmt.Errorf("%s names no %s", release.ManifestFile, name)
+			return fmt.Errorf("%s names no %s", release.FileName, name)
 		}
 		if err := copyFile(filepath.Join(directory, name), filepath.Join(u.work(v), name), want); err != nil {
 			return err
@@ -199,7 +199,7 @@ func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) 
 			return err
 		}
 	}
-	if err := keep(filepath.Join(directory, release.ManifestFile), head.Description, 0o600); err != nil {
+	if err := keep(filepath.Join(directory, release.FileName), head.Description, 0o600); err != nil {
 		return err
 	}
 	if err := checkTop(tree, head.Release); err != nil {
@@ -228,7 +228,7 @@ func copyFile(to, from string, want release.File) error {
 		sum := sha256.New()
 		n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(f, want.Size))
 		if err == nil && (n != want.Size || !bytes.Equal(sum.Sum(nil), want.SHA256)) {
-			err = fmt.Errorf("%s is not the one that %s describes: %w", want.Name, release.ManifestFile, errWorker)
+			err = fmt.Errorf("%s is not the one that %s describes: %w", want.Name, release.FileName, errWorker)
 		}
 		return err
 	})

@@ -30,7 +30,7 @@ func (w *world) brought(manager string) *update {
 	must(w.t, u.directory(3))
 	for name, content := range map[string][]byte{
 		release.UKIFile: w.three.UKI, release.BootManagerFile: []byte(manager),
-		release.ManifestFile: []byte("not what was signed"), archive.SignatureFile: []byte("nor this"),
+		release.FileName: []byte("not what was signed"), archive.SignatureFile: []byte("nor this"),
 	} {
 		must(w.t, os.WriteFile(filepath.Join(u.work(3), name), content, 0o600))
 	}
@@ -62,7 +62,7 @@ func TestCopies(t *testing.T) {
 	_, err = kept.WriteAt([]byte("taken over"), 0)
 	must(t, err)
 	w.complete()
-	for _, name := range []string{"", release.UKIFile, release.ManifestFile} {
+	for _, name := range []string{"", release.UKIFile, release.FileName} {
 		var s unix.Stat_t
 		must(t, unix.Lstat(filepath.Join(u.finished(3), name), &s))
 		if int(s.Uid) != os.Getuid() || s.Mode&0o077 != 0 {
@@ -95,7 +95,7 @@ func TestCopiesRefused(t *testing.T) {
 			if err := u.take(3, w.three.Head, tree); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
-			for _, left := range []string{release.UKIFile, release.UKIFile + ".new", release.ManifestFile} {
+			for _, left := range []string{release.UKIFile, release.UKIFile + ".new", release.FileName} {
 				if _, err := os.Lstat(filepath.Join(u.finished(3), left)); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("%s is there: %v", left, err)
 				}

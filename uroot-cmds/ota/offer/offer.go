@@ -213,7 +213,7 @@ func (s *Self) Authenticate(description, signature []byte) error {
 	case key == nil:
 		return nil
 	case len(signature) == 0:
-		return fmt.Errorf("%s is not signed, and this machine takes only signed releases: tell the distributor", release.ManifestFile)
+		return fmt.Errorf("%s is not signed, and this machine takes only signed releases: tell the distributor", release.FileName)
 	}
 	if err := key.Verify(bytes.NewReader(description), signature, s.now()); err != nil {
 		if ended := s.Usable(); ended != nil {
