@@ -36,7 +36,9 @@ func TestPublished(t *testing.T) {
 	dsa := readableDSA("69C7548C21D0DFEA6B9A51C9EAD4E27C33D3B3F180316E5BCAB92C933F0E4DBC")
 	rsa := readableRSA("07EF82500C403899934FE993AC5A36F14FF2DF38CF1EF315F205EE4C83EDAA19       8890FC23DE9AA933CAFB37B6A8A8DBA6")
 	ecc := readableECC("C9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B127B8A622B120F6721")
-	examples := []string{aws, akia, wg, netdev, jwt, dsa, rsa, ecc}
+	ed := readableECC("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+	ed448 := readableECC("c4eab05d357007c632f3dbb48489924d552b08fe0c353a0d4a1f00acda2c463afbea67c5e8d2877c5e3bc397a659949ef8021e954e0a12274e")
+	examples := []string{aws, akia, wg, netdev, jwt, dsa, rsa, ecc, ed, ed448}
 	for _, c := range []struct{ rule, text string }{
 		{ruleCloud, "aws_access_key_id = AKIA" + chance(t, 16, upper)},
 		{ruleCloud, "aws_secret_access_key = " + chance(t, 40, alnum)},

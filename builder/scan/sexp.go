@@ -64,6 +64,8 @@ var agentExamples = []string{
 	"07ef82500c403899934fe993ac5a36f14ff2df38cf1ef315f205ee4c83edaa19", // rsa.c
 	"69c7548c21d0dfea6b9a51c9ead4e27c33d3b3f180316e5bcab92c933f0e4dbc", // dsa.c: RFC 6979, A.2.2
 	"c9afa9d845ba75166b5c215767b1d6934e50c3db36e89b127b8a622b120f6721", // ecc.c: RFC 6979, A.2.5
+	"4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb", // ecc.c: RFC 8032, section 7.1, test 2
+	"c4eab05d357007c632f3dbb48489924d552b08fe0c353a0d4a1f00acda2c463a", // ecc.c: RFC 8032, section 7.4, of 1 octet
 }
 
 // agentExample reports whether a key starts here whose secret numbers are all of those.
