@@ -84,12 +84,25 @@ type Record struct {
 }
 
 // TakeManager notes that a release puts its boot manager in place. It never goes back. The
-// least likely boot, which is the last one, makes room for it.
+// system with the most boots, of two alike the running one, which is the first, gives up
+// its least likely for it: of another system's boots nobody knows which is the real one.
 func (r *Record) TakeManager(version uint64) {
 	r.Manager = max(r.Manager, version)
-	if r.Manager > 0 && len(r.Branches) == MaxBranches {
-		r.Branches = r.Branches[:MaxBranches-1]
+	if r.Manager == 0 || len(r.Branches) < MaxBranches {
+		return
 	}
+	boots, last := map[uint64]int{}, map[uint64]int{}
+	for i, b := range r.Branches {
+		boots[b.Version]++
+		last[b.Version] = i
+	}
+	most := r.Branches[0].Version
+	for _, b := range r.Branches {
+		if boots[b.Version] > boots[most] {
+			most = b.Version
+		}
+	}
+	r.Branches = slices.Delete(slices.Clone(r.Branches), last[most], last[most]+1)
 }
 
 // written are the branches as they are encoded.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 
 	"halogenos.internal/boot/contract"
@@ -190,6 +191,32 @@ func TestRecordManager(t *testing.T) {
 	}
 	if back, err := DecodeRecord(b); err != nil || back.Manager != 0 || len(back.Branches) != MaxBranches {
 		t.Errorf("%+v, %v", back, err)
+	}
+}
+
+// What makes room for the boot manager's branch is no system's only boot: of a fallback
+// with another stub nobody knows which of two is the real one.
+func TestRecordManagerRoom(t *testing.T) {
+	boots := func(from, n int) (out []Boot) {
+		for i := range n {
+			out = append(out, bootOf(byte(from+i), byte(from+i)))
+		}
+		return out
+	}
+	for _, c := range []struct{ running, fallback, lost int }{{2, 2, 1}, {1, 3, 2}, {3, 1, 1}} {
+		mine := System{Version: 2, Epoch: 5, Boots: boots(10, c.running), Passing: boots(20, c.running)}
+		other := System{Version: 1, Epoch: 5, Boots: boots(30, c.fallback), Passing: boots(40, c.fallback)}
+		r, err := Compose(5, [32]byte{1}, true, mine, other)
+		if err != nil || len(r.Branches) != MaxBranches {
+			t.Fatalf("%d branches, %v", len(r.Branches), err)
+		}
+		before := slices.Clone(r.Branches)
+		r.TakeManager(2)
+		gone := slices.DeleteFunc(before, func(b Branch) bool { return slices.Contains(r.Branches, b) })
+		want := map[int]System{1: mine, 2: other}[c.lost]
+		if n := len(want.Passing); len(gone) != 1 || gone[0].Policy != want.Passing[n-1].branch(true) {
+			t.Errorf("%+v: %+v went, want the last boot of version %d", c, gone, want.Version)
+		}
 	}
 }
 
