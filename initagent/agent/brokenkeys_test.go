@@ -24,6 +24,10 @@ func TestNewKeysListDamaged(t *testing.T) {
 			t.Errorf("%d taken: it does not say what to do:\n%s", taken, m.said.String())
 		}
 		m.setupMode()
+		r, c := m.asked()
+		m.types("y")
+		m.refuses(r.Enroll(c), "the boot alone can finish that")
+		m.works(r.Lock())
 		m.owner = true
 		m.ends("system")
 		m.owner = false

@@ -164,6 +164,10 @@ func (m *Machine) drivers() secureboot.Drivers {
 // ownList is rootpart.OwnList, and says what is wrong with it.
 func (m *Machine) ownList(c hw.Console, open *Opened, lock *vault.Lock, s *enroll.State) (*secureboot.List, error) {
 	list, damaged, err := rootpart.OwnList(m.Store, open.Secret, lock, s)
+	// The boot's own question keeps the list that it enrolls, which finishes the change.
+	if damaged != nil && rootpart.KeysUnfinished(m.Store, lock) {
+		return nil, fmt.Errorf("%w; the Secure Boot keys are being replaced, and the boot alone can finish that without it: leave the console with `exit`, clear the firmware's keys (Setup Mode), and type the recovery key at the next start", damaged)
+	}
 	if damaged != nil {
 		c.Print(fmt.Sprintf("The list of what the firmware shall hold is damaged, and is made again by the next boot that the TPM opens: %v.\n", damaged))
 	}

@@ -246,8 +246,11 @@ func (w *web) retry(ctx context.Context, name string, try func() (got bool, err 
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
-		if err := cmp.Or(context.Cause(ctx), w.progress.got(0)); err != nil {
-			return err
+		if gone := context.Cause(ctx); gone != nil {
+			return gone
+		}
+		if slow := w.progress.got(0); slow != nil {
+			return fmt.Errorf("%w. The last answer, to %s: %w", slow, name, err)
 		}
 		pause = min(2*max(pause, 1), maxPause)
 	}
