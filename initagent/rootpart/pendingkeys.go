@@ -125,7 +125,7 @@ func (k *KeyChange) read() (*change, error) {
 
 // errOldGone is for a change of which the firmware has taken nothing and the old keys are
 // lost: root of the running system can remove NextKeysFile, or it is another release's.
-var errOldGone = fmt.Errorf("the firmware holds this machine's old Secure Boot keys, and %s, which had the private ones, is gone, or another release has written it, which can go on: only they could. %s", NextKeysFile, wayOut)
+var errOldGone = fmt.Errorf("the firmware holds this machine's old Secure Boot keys, and only their private keys can replace them. They were in %s, which is gone, or was written by another release, which can still replace them. %s", NextKeysFile, wayOut)
 
 // had is what the firmware's variables held before the change. Where the superseded keys
 // are lost it is what they hold now: with the new PK in place the new keys replace
