@@ -85,16 +85,20 @@ type Record struct {
 
 // TakeManager notes that a release puts its boot manager in place. It never goes back. The
 // system with the most boots, of two alike the running one, which is the first, gives up
-// its least likely for it: of another system's boots nobody knows which is the real one.
-func (r *Record) TakeManager(version uint64) {
+// its least likely for it, but not the boot that runs: of another system's boots nobody
+// knows which is the real one.
+func (r *Record) TakeManager(version uint64, runs Boot) {
 	r.Manager = max(r.Manager, version)
 	if r.Manager == 0 || len(r.Branches) < MaxBranches {
 		return
 	}
+	now, err := runs.BranchOver(r.PCRs())
 	boots, last := map[uint64]int{}, map[uint64]int{}
 	for i, b := range r.Branches {
 		boots[b.Version]++
-		last[b.Version] = i
+		if err != nil || b.Policy != now {
+			last[b.Version] = i
+		}
 	}
 	most := r.Branches[0].Version
 	for _, b := range r.Branches {
@@ -102,7 +106,11 @@ func (r *Record) TakeManager(version uint64) {
 			most = b.Version
 		}
 	}
-	r.Branches = slices.Delete(slices.Clone(r.Branches), last[most], last[most]+1)
+	at, ok := last[most]
+	if !ok { // as many systems as boots
+		at = len(r.Branches) - 1
+	}
+	r.Branches = slices.Delete(slices.Clone(r.Branches), at, at+1)
 }
 
 // written are the branches as they are encoded.

@@ -154,8 +154,8 @@ func TestRecordGolden(t *testing.T) {
 func TestRecordManager(t *testing.T) {
 	for _, r := range []*Record{full(1), over4(2), over4(MaxBranches)} {
 		n := len(r.Branches)
-		r.TakeManager(7)
-		r.TakeManager(3)
+		r.TakeManager(7, Boot{})
+		r.TakeManager(3, Boot{})
 		if r.Manager != 7 || len(r.Branches) != min(n, MaxBranches-1) {
 			t.Fatalf("%d branches and version %d", len(r.Branches), r.Manager)
 		}
@@ -210,12 +210,19 @@ func TestRecordManagerRoom(t *testing.T) {
 		if err != nil || len(r.Branches) != MaxBranches {
 			t.Fatalf("%d branches, %v", len(r.Branches), err)
 		}
-		before := slices.Clone(r.Branches)
-		r.TakeManager(2)
+		before, whole := slices.Clone(r.Branches), slices.Clone(r.Branches)
+		r.TakeManager(2, mine.Boots[0])
 		gone := slices.DeleteFunc(before, func(b Branch) bool { return slices.Contains(r.Branches, b) })
 		want := map[int]System{1: mine, 2: other}[c.lost]
 		if n := len(want.Passing); len(gone) != 1 || gone[0].Policy != want.Passing[n-1].branch(true) {
 			t.Errorf("%+v: %+v went, want the last boot of version %d", c, gone, want.Version)
+		}
+		// What runs stays, by whichever boot manager it came up.
+		for _, runs := range slices.Concat(mine.Boots, mine.Passing) {
+			r.Branches, r.Manager = slices.Clone(whole), 0
+			if r.TakeManager(2, runs); !r.Allows(&runs) || len(r.Branches) != MaxBranches-1 {
+				t.Errorf("%+v: the running boot went, or nothing did: %d branches", c, len(r.Branches))
+			}
 		}
 	}
 }

@@ -123,7 +123,7 @@ func (r *Record) Admit(boot Boot, programs bool, mine, fresh System) (*Record, e
 	if err != nil {
 		return nil, err
 	}
-	next.TakeManager(r.Manager)
+	next.TakeManager(r.Manager, boot)
 	if _, err := next.running(&boot); err != nil {
 		return nil, err
 	}

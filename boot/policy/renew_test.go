@@ -119,7 +119,7 @@ func TestRenewPassing(t *testing.T) {
 // Whose boot manager the machine has outlives every system. FAULTS 94
 func TestManagerStays(t *testing.T) {
 	r := record(t, 5, true, systemOf(1, 5, 1), systemOf(2, 6, 1))
-	r.TakeManager(2)
+	r.TakeManager(2, bootOf(1, 1))
 	renewed, err := r.Renew(Renewal{Boot: bootOf(1, 1)})
 	if err != nil || renewed.Manager != 2 || len(renewed.Branches) != 1 {
 		t.Fatalf("%+v, %v", renewed, err)

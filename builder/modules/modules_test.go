@@ -87,7 +87,7 @@ func TestCheck(t *testing.T) {
 		{"with a name", good("name=a_b"), ""},
 		{"with a certificate in its signature", certified(t, plain), ""},
 		{"with a damaged certificate in its signature", embedded(0), "the certificates in its signature"},
-		{"with another certificate of that name in its signature", embedded(len(raw) - 1), "not the one whose name"},
+		{"with another certificate of that name in its signature", embedded(len(raw) - 1), "not its signer's"},
 		{"with more in its .modinfo", good("author=one", "author=two", "parm=x:what it does", "intree=Y"), ""},
 		{"unsigned", plain, "is not signed"},
 		{"signed with another key", sign(t, other, plain), "neither the kernel nor ModuleKey vouches"},

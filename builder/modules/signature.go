@@ -173,10 +173,10 @@ func verify(plain, signature []byte, trust []*x509.Certificate) (*x509.Certifica
 		if !s.Issuer.made(c) {
 			continue
 		}
-		// The kernel takes the key from the certificate in the signature, where
-		// there is one (pkcs7_sig_find_key), and then finds that nobody vouches for it.
-		if slices.ContainsFunc(with, func(w *x509.Certificate) bool { return s.Issuer.made(w) && !w.Equal(c) }) {
-			return nil, errors.New("its signature has a certificate in it that is not the one whose name it bears")
+		// The kernel takes the key from a certificate in the signature, verifies those
+		// that are its issuers, and reads all of them.
+		if slices.ContainsFunc(with, func(w *x509.Certificate) bool { return !w.Equal(c) }) {
+			return nil, errors.New("its signature has a certificate in it that is not its signer's")
 		}
 		err := c.CheckSignature(s.algorithm(), plain, s.Signature)
 		if err == nil {

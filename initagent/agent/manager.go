@@ -258,7 +258,7 @@ func (a *Agent) admitManager(image []byte) error {
 	if err != nil {
 		return err
 	}
-	next.TakeManager(max(a.record.Manager, uint64(a.contract.Version)))
+	next.TakeManager(max(a.record.Manager, uint64(a.contract.Version)), start.Boot)
 	if !next.Allows(&start.Boot) {
 		return errors.New("the running system would not unlock any more")
 	}

@@ -224,7 +224,7 @@ func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
 	if err != nil {
 		return r
 	}
-	next.TakeManager(r.Manager)
+	next.TakeManager(r.Manager, start.Boot)
 	if !next.Allows(&start.Boot) {
 		return r
 	}

@@ -141,7 +141,7 @@ func (a *Agent) admitDBX(start *rootpart.Start, dbx []byte) error {
 	if err != nil {
 		return err
 	}
-	next.TakeManager(a.record.Manager)
+	next.TakeManager(a.record.Manager, start.Boot)
 	if !next.Allows(&start.Boot) || !next.Allows(&fresh.Boot) {
 		return errors.New("the running system would not unlock any more")
 	}
