@@ -1,14 +1,19 @@
 package qemutests
 
 import (
+	"bytes"
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/builder/vm"
 )
 
@@ -77,4 +82,62 @@ func exchange(t *testing.T, s vm.State, a, b string) {
 	if !slices.Equal(clusters(a), second) || !slices.Equal(clusters(b), first) {
 		t.Errorf("%s has the clusters %v and %s has %v; they were %v and %v", a, clusters(a), b, clusters(b), first, second)
 	}
+}
+
+// TestManagerRevoked: version 2 brings another boot manager. It takes the old one's place
+// when version 2 was blessed, and then the old one goes into dbx. At every start the TPM
+// opens by itself, that of the fallback included, which puts nothing old back; and the
+// firmware does not start the old boot manager any more.
+// FAULTS 94
+func TestManagerRevoked(t *testing.T) {
+	t.Parallel()
+	g := onTrial(t, variant{Watchdog: 20, Manager: true}, tries, vm.Options{})
+	old := espContent(t, g.State(), bootManager)
+	digest, err := authenticode.Digest(old)
+	must(t, err)
+	g.PowerOn()
+	g.bless(g.boots(newSystem()))
+	for _, said := range []string{
+		bootManager + " is the one of version 2 now",
+		"the firmware does not start the boot manager that came with halogen_1.efi any more",
+	} {
+		g.restartsUntil(said)
+	}
+	g.Do(nil, "reboot")
+	g.boots(blessed())
+	dbx := g.firmwareHolds(secureboot.DBX)
+	if len(dbx) != 1 || dbx[0].Type != secureboot.TypeSHA256 || !bytes.Equal(dbx[0].Data, digest[:]) {
+		t.Errorf("dbx holds %v, want the old boot manager's %x", dbx, digest)
+	}
+	g.PowerOff()
+	fresh := espContent(t, g.State(), bootManager)
+	if now, err := authenticode.Digest(fresh); err != nil || now == digest {
+		t.Errorf("%s is the old one: %v", bootManager, err)
+	}
+	mtools(t, g.State(), "mren", "::"+bls.Directory+"/halogen_2.efi", "::"+bls.Directory+"/halogen_2+0-3.efi")
+	g.PowerOn()
+	g.boots(oldSystem())
+	g.PowerOff()
+	for _, name := range []string{bootManager, managerCopy} {
+		if !bytes.Equal(espContent(t, g.State(), name), fresh) {
+			t.Errorf("version 1 has changed %s", name)
+		}
+		espWrite(t, g.State(), name, old)
+	}
+	g.refusesManager()
+}
+
+// restartsUntil restarts the blessed version 2 until a boot has said something.
+func (g *Guest) restartsUntil(said string) {
+	g.t.Helper()
+	const most = 5 // starts: the exchange and the record settle first
+	for range most {
+		before := len(g.Console().Text())
+		g.Do(nil, "reboot")
+		g.boots(blessed())
+		if strings.Contains(g.Console().Text()[before:], said) {
+			return
+		}
+	}
+	g.t.Fatalf("after %d starts nothing has said %q", most, said)
 }

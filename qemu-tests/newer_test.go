@@ -35,6 +35,7 @@ type variant struct {
 	Epoch    uint64
 	Watchdog int    // seconds, 0: as the image has it
 	Key      string // release key that the UKI pins, binary; "": the image's
+	Manager  bool   // it brings another boot manager
 }
 
 const treeFile = "tree"
@@ -46,7 +47,7 @@ func makeNewer(t testing.TB, image string, v variant) newer {
 	n.Version, n.Epoch = 2, v.Epoch
 	n.system(t, image)
 	n.uki(t, image, v)
-	must(t, vm.CopySparse(n.path(release.BootManagerFile), imageFile(t, image, release.BootManagerFile)))
+	n.manager(t, image, v)
 	text, err := n.Encode()
 	must(t, err)
 	must(t, os.WriteFile(n.path(release.FileName), text, 0o644))
@@ -66,7 +67,7 @@ func (n *newer) describe(t testing.TB, name string) {
 	}
 	sum := sha256.Sum256(b)
 	n.Files[i].Size, n.Files[i].SHA256 = int64(len(b)), sum[:]
-	if name == release.UKIFile {
+	if name == release.UKIFile || name == release.BootManagerFile {
 		digest, err := authenticode.Digest(b)
 		must(t, err)
 		n.Files[i].Authenticode = digest[:]
@@ -123,13 +124,26 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	n.describe(t, release.UKIFile)
 }
 
-// Of a PE image's section header (PE format, "Section Table").
+// manager makes the boot manager: the image's, or one that differs in its number.
+func (n *newer) manager(t testing.TB, image string, v variant) {
+	t.Helper()
+	made, err := os.ReadFile(imageFile(t, image, release.BootManagerFile))
+	must(t, err)
+	if v.Manager {
+		made[binary.LittleEndian.Uint32(made[60:])+imageNumberAt]++
+	}
+	must(t, os.WriteFile(n.path(release.BootManagerFile), made, 0o644))
+	n.describe(t, release.BootManagerFile)
+}
+
+// Of a PE image's headers (PE format, "Optional Header", "Section Table").
 const (
 	sectionHeader = 40
 	virtualSizeAt = 8
 	addressAt     = 12
 	rawSizeAt     = 16
 	rawOffsetAt   = 20
+	imageNumberAt = 24 + 44 // MajorImageVersion, from the PE signature
 	imageSizeAt   = 24 + 56 // from the PE signature
 	peAlignment   = 512
 	pePage        = 4096
