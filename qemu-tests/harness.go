@@ -89,6 +89,12 @@ func newGuest(t testing.TB, o Options) *Guest {
 		g.state, err = o.State.Clone(dir)
 	} else {
 		g.state, err = vm.NewState(dir, Image(t, o.Image))
+		if err == nil {
+			var fw vm.Firmware
+			if fw, err = firmware(o); err == nil {
+				err = g.state.UseFirmware(fw)
+			}
+		}
 		if strings.HasPrefix(o.Image, "testos") && err == nil {
 			oneBank(t, g.state)
 		}
@@ -101,6 +107,18 @@ func newGuest(t testing.TB, o Options) *Guest {
 	}
 	t.Cleanup(g.finish)
 	return g
+}
+
+// firmware is what a new machine has. A test system's starts soonest; a distribution's
+// is what its users get.
+func firmware(o Options) (vm.Firmware, error) {
+	switch {
+	case o.VM.Firmware != vm.Firmware{}:
+		return o.VM.Firmware, nil
+	case strings.HasPrefix(o.Image, "testos"):
+		return vm.FindSmallFirmware()
+	}
+	return vm.FindFirmware()
 }
 
 // oneBank leaves a new TPM the bank of SHA-256 alone, as many machines have it: firmware,

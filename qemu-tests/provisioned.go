@@ -41,7 +41,7 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 	Need(t)
 	// Before the lock: who holds the lock must not wait for one who waits for the lock.
 	defer borrowSlot(t)()
-	key, err := provisionKey(Image(t, o.Image), kind, o.VM)
+	key, err := provisionKey(Image(t, o.Image), kind, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,17 +134,15 @@ func removeStale(base string, now time.Time) {
 
 // provisionKey names everything that decides what provisioning comes to: the image's
 // bytes, the kind, the firmware and the machine's make.
-func provisionKey(image, kind string, o vm.Options) (string, error) {
-	firmware := o.Firmware
-	if firmware == (vm.Firmware{}) {
-		var err error
-		if firmware, err = vm.FindFirmware(); err != nil {
-			return "", err
-		}
+func provisionKey(image, kind string, options Options) (string, error) {
+	fw, err := firmware(options)
+	if err != nil {
+		return "", err
 	}
+	o := options.VM
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q %q %d %d %q %q %v\n", kind, o.TPM, o.Watchdog, o.Bus, o.SectorSize, o.Memory, o.SMBIOS, o.Extra, o.Clock.Unix())
-	for _, path := range []string{image, firmware.Code, firmware.Vars} {
+	for _, path := range []string{image, fw.Code, fw.Vars} {
 		if err := hashSparse(h, path); err != nil {
 			return "", err
 		}

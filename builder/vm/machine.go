@@ -57,7 +57,7 @@ func Start(ctx context.Context, o Options) (*Machine, error) {
 		return nil, err
 	}
 	if o.Firmware == (Firmware{}) {
-		if o.Firmware, err = FindFirmware(); err != nil {
+		if o.Firmware, err = o.State.firmware(); err != nil {
 			return nil, err
 		}
 	}

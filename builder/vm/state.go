@@ -67,14 +67,37 @@ func emptyState(dir string) (State, error) {
 // ResetVars gives the machine the variables of a new mainboard: Setup Mode, no
 // boot entries.
 func (s State) ResetVars() error {
-	fw, err := FindFirmware()
+	fw, err := s.firmware()
 	if err != nil {
 		return err
 	}
+	return s.UseFirmware(fw)
+}
+
+// UseFirmware gives the machine the variables of a new mainboard with that firmware.
+func (s State) UseFirmware(fw Firmware) error {
 	if err := CopySparse(s.Vars(), fw.Vars); err != nil {
 		return fmt.Errorf("firmware variables: %w", err)
 	}
 	return nil
+}
+
+// firmware returns the installed build that the machine's variables belong to: the size
+// of the store tells, and a build reads no other's. Without variables it is the preferred one.
+func (s State) firmware() (Firmware, error) {
+	info, err := os.Stat(s.Vars())
+	if errors.Is(err, fs.ErrNotExist) {
+		return FindFirmware()
+	}
+	if err != nil {
+		return Firmware{}, fmt.Errorf("firmware variables: %w", err)
+	}
+	for _, fw := range knownFirmware() {
+		if vars, err := os.Stat(fw.Vars); err == nil && fw.check() == nil && vars.Size() == info.Size() {
+			return fw, nil
+		}
+	}
+	return Firmware{}, fmt.Errorf("no firmware that is installed has %d bytes of variables, as %s has: the machine was made with another build of OVMF", info.Size(), s.Vars())
 }
 
 // ResetTPM gives the machine another TPM: one with new seeds, that never saw this

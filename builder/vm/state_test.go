@@ -83,6 +83,29 @@ func TestDirectoriesAreNotOverwritten(t *testing.T) {
 	}
 }
 
+// The firmware's program is the one that its variables were made for.
+func TestFirmwareOfState(t *testing.T) {
+	dir := t.TempDir()
+	s := State{Dir: dir}
+	for _, want := range knownFirmware() {
+		if want.check() != nil {
+			continue
+		}
+		if err := s.UseFirmware(want); err != nil {
+			t.Fatal(err)
+		}
+		if fw, err := s.firmware(); err != nil || fw != want {
+			t.Errorf("variables of %s: %v, %v", want.Vars, fw, err)
+		}
+	}
+	if err := os.WriteFile(s.Vars(), []byte("short"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.firmware(); err == nil || !strings.Contains(err.Error(), "5 bytes of variables") {
+		t.Errorf("variables of no build: %v", err)
+	}
+}
+
 // TestArguments looks at what reaches QEMU: values with commas, one controller for
 // all USB disks, the write log between disk and device.
 func TestArguments(t *testing.T) {

@@ -25,13 +25,26 @@ type Firmware struct {
 }
 
 // knownFirmware lists where distributions put an OVMF with SMM, most preferred
-// first: Debian and Ubuntu, Arch, Gentoo.
+// first: Debian and Ubuntu, Arch, Gentoo; at last the small build of Debian 12.
 func knownFirmware() []Firmware {
 	return []Firmware{
 		{"/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"},
 		{"/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"},
 		{"/usr/share/edk2-ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2-ovmf/OVMF_VARS.fd"},
+		smallFirmware,
 	}
+}
+
+// smallFirmware has half the code of the build of 4 MiB: without the network's, a boot
+// takes an emulated processor some 4 s less.
+var smallFirmware = Firmware{"/usr/share/OVMF/OVMF_CODE.secboot.fd", "/usr/share/OVMF/OVMF_VARS.fd"}
+
+// FindSmallFirmware returns the OVMF that starts soonest among those installed.
+func FindSmallFirmware() (Firmware, error) {
+	if smallFirmware.check() == nil {
+		return smallFirmware, nil
+	}
+	return FindFirmware()
 }
 
 // FindFirmware returns the first OVMF that is installed.
