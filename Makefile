@@ -394,7 +394,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked)$$
+MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestScreens)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 
@@ -419,13 +419,14 @@ $(OUT)/rivals.stamp: Makefile | $(OUT)/tools.stamp
 	[ -z "$$missing" ] || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >$(OUT)/apt.log 2>&1 || { tail -n 20 $(OUT)/apt.log; exit 1; }
 	@touch $@
 
-# A Debian 13 with a kernel and the generators of initramfs images.
+# A Debian 13 with the images' kernel, and the generators of initramfs images.
 $(OUT)/rivals13.stamp: | $(OUT)/tools.stamp
 	@echo "making a Debian 13 with initramfs-tools and dracut (a minute)"
 	@rm -rf $(OUT)/rivals13
 	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' \
 		--include=linux-image-amd64,initramfs-tools,cryptsetup-initramfs,dracut-core,systemd-cryptsetup,tpm2-tools,libtss2-tcti-device0,cryptsetup-bin,e2fsprogs,dmsetup,kmod,zstd,erofs-utils \
-		trixie $(OUT)/rivals13 "$$(builder/recipes/debian/mirror)"
+		trixie $(OUT)/rivals13 "deb $$(builder/recipes/debian/mirror) trixie main" "deb $$(builder/recipes/debian/mirror) trixie-updates main" \
+		"deb $$(builder/recipes/debian/mirror debian-security) trixie-security main"
 	@touch $@
 
 # The module proxy has no release of booster; without its source it is left out.
