@@ -423,10 +423,10 @@ $(OUT)/rivals.stamp: Makefile | $(OUT)/tools.stamp
 $(OUT)/rivals13.stamp: | $(OUT)/tools.stamp
 	@echo "making a Debian 13 with initramfs-tools and dracut (a minute)"
 	@rm -rf $(OUT)/rivals13
-	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' \
+	@main=$$(builder/recipes/debian/mirror) && security=$$(builder/recipes/debian/mirror debian-security) && security=$${security:-$${main%/debian}/debian-security} && \
+	mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' \
 		--include=linux-image-amd64,initramfs-tools,cryptsetup-initramfs,dracut-core,systemd-cryptsetup,tpm2-tools,libtss2-tcti-device0,cryptsetup-bin,e2fsprogs,dmsetup,kmod,zstd,erofs-utils \
-		trixie $(OUT)/rivals13 "deb $$(builder/recipes/debian/mirror) trixie main" "deb $$(builder/recipes/debian/mirror) trixie-updates main" \
-		"deb $$(builder/recipes/debian/mirror debian-security) trixie-security main"
+		trixie $(OUT)/rivals13 "deb $$main trixie main" "deb $$main trixie-updates main" "deb $$security trixie-security main"
 	@touch $@
 
 # The module proxy has no release of booster; without its source it is left out.

@@ -282,7 +282,7 @@ func (b *bench) dracut(ctx context.Context, all *rivals, r rival, include, insta
 	if err != nil || len(kernels) != 1 {
 		return nil, fmt.Errorf("%d kernels in %s, want one", len(kernels), b.chroot)
 	}
-	if uname, _ := all.ours.Section(".uname"); filepath.Base(kernels[0]) != string(uname) {
+	if uname, _ := all.ours.Section(".uname"); filepath.Base(kernels[0]) != string(bytes.TrimSpace(uname)) {
 		return nil, fmt.Errorf("%s has kernel %s, and the image %s, which loads none of its modules: remove %[1]s and its stamp, or the images, and make them again", b.chroot, filepath.Base(kernels[0]), uname)
 	}
 	modules := ""
