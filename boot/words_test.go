@@ -28,7 +28,7 @@ var gone = map[string]string{
 
 // goneFromCode are those that the code does without, too. The key "enrolments" of a file
 // that machines have stays.
-var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|enrol|enrols)\b|makes? no sense`)
+var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|enrol|enrols|he|him|his|himself)\b|makes? no sense`)
 
 // inCode is what is quoted: names of the code, commands, what a program prints.
 var inCode = regexp.MustCompile("`[^`]*`")

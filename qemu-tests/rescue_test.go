@@ -44,7 +44,7 @@ func (g *Guest) asksNothing(what string) {
 }
 
 // TestRescue: the firmware has changed and a hash block is damaged. At the console the
-// owner looks around, replaces his recovery key, repairs the slot, and has the TPM open
+// owner looks around, replaces the recovery key, repairs the slot, and has the TPM open
 // the machine again. Then the ESP is overwritten, and made again from the root partition.
 // FAULTS 32, 48, 79
 func TestRescue(t *testing.T) {

@@ -68,7 +68,7 @@ func checkStealing(g *Guest) {
 
 // TestStealingBefore is what checkStealing would see if it were wrong: with the PCRs
 // as the initramfs phase of a good boot has them, the same thief gets the secret;
-// once that phase is over, or the volume key was measured, he does not. FAULTS 95
+// once that phase is over, or the volume key was measured, they do not. FAULTS 95
 func TestStealingBefore(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)

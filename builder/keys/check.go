@@ -59,7 +59,7 @@ type Report struct {
 }
 
 // Err returns an error that names the rules which are broken, but for those
-// that the caller takes upon himself.
+// that without names.
 func (r *Report) Err(without ...string) error {
 	var broken []error
 	for _, v := range r.Verdicts {

@@ -40,8 +40,8 @@ type Wanted struct {
 	Email    string // may be empty
 	Password *Password
 	Now      time.Time
-	// UnencryptedStorage takes a directory that nothing encrypts: who gets hold
-	// of the disk then has nothing but the password between him and the key.
+	// UnencryptedStorage takes a directory that nothing encrypts: nothing but the
+	// password then protects the key from whoever gets hold of the disk.
 	UnencryptedStorage bool
 }
 

@@ -36,7 +36,7 @@ type KeyFile struct {
 	// then sign what every machine takes.
 	Unprotected bool
 	// UnencryptedStorage takes a key that lies where nothing encrypts it:
-	// whoever gets the disk has nothing but the password before him.
+	// nothing but the password protects it from whoever gets the disk.
 	UnencryptedStorage bool
 	// GPG has gpg sign, with the secret part of the pinned key that its agent
 	// or a smart card holds. The other fields are not used then.

@@ -19,7 +19,7 @@ import (
 )
 
 // rogue puts a volume of the attacker's own in place of the root partition,
-// sealed to this TPM for this boot if he wants to, and returns its recovery key.
+// sealed to this TPM for this boot where token is set, and returns its recovery key.
 func (m *machine) rogue(token bool) string {
 	m.t.Helper()
 	secret, err := policy.NewSecret(m.random)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,7 +59,7 @@ func (a *Agent) findDisk() error {
 		// controller that hides it (VMD) has a longer way than the firmware names.
 		if err == nil && d.Behind(a.way) {
 			a.disk = d
-			a.Log.Say("disk %s: %s %s, %d MiB", d.Name, d.Model, d.Serial, int64(d.Sectors)*int64(d.SectorSize)>>20)
+			a.Log.Say("disk %s: %s, %d MiB", d.Name, strings.TrimSpace(d.Model+" "+d.Serial), int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
 		}
 		if err != nil && !errors.Is(err, bootdisk.ErrNone) {

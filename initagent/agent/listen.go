@@ -31,7 +31,7 @@ func (a *Agent) stopListening() {
 }
 
 // stopListeningFor stops listening for the steps in which somebody types something else. What
-// he types after that is no wish for the console any more.
+// is typed after that does not ask for the console.
 func (a *Agent) stopListeningFor(step slot.Kind) {
 	switch step {
 	case slot.AskKey, slot.NewSecret, slot.MakeRoot, slot.Install, slot.SwitchRoot, slot.Condemn, slot.Reboot:

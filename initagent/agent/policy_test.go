@@ -91,7 +91,7 @@ func TestAcceptTakesNobodyAlong(t *testing.T) {
 	m.runs(3)
 	m.holds(5, 2, 3)
 	m.extra = "another firmware"
-	// A release of his own over the content of the running slot, which he can read.
+	// A release of the attacker's over the content of the running slot, which anybody can read.
 	own := newRelease(t, 9, 5, with(func(c *contract.Contract) { c.RootHash = m.releases[3].contract.RootHash }))
 	sets, err := keySets()
 	m.must(err)

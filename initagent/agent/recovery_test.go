@@ -177,7 +177,7 @@ func TestConsoleResealRefuses(t *testing.T) {
 	m.refuses(r.Reseal(c), "`enroll` at the recovery console")
 }
 
-// A volume of somebody else's is not opened with a key that he knows.
+// A volume of somebody else's is not opened with the key that they know.
 func TestConsoleForeignVolume(t *testing.T) {
 	m := inConsole(t, newFirmware)
 	r, c := m.console()

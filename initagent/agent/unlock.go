@@ -473,6 +473,6 @@ const keepKey = `Write it down and keep it away from this machine. It is shown t
 your data when the TPM does not: after a firmware update, with a new mainboard.
 Set a password in the firmware's setup. Without one, somebody with the machine
 in hand can switch Secure Boot off. That opens nothing, since the TPM then keeps
-the key; but it lets him start a system that looks like yours and asks for what
-you type.
+the key; but a system could start that looks like yours and asks for what you
+type.
 `

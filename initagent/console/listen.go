@@ -64,7 +64,7 @@ func (l *Listener) Asked() bool {
 func (l *Listener) Close() {
 	for _, t := range l.terminals {
 		if t.was != nil {
-			_ = unix.IoctlSetTermios(t.fd, unix.TCSETS, t.was) // whoever is next sets what he needs
+			_ = unix.IoctlSetTermios(t.fd, unix.TCSETS, t.was) // the next program sets its own
 		}
 		_ = unix.Close(t.fd) // nothing was written
 	}

@@ -131,8 +131,8 @@ func Put(dir hw.ESPDir, n bls.Name, data []byte) error {
 	return put(dir, Path(n), data, false)
 }
 
-// CheckRoom returns ErrNoRoom where Put would for a UKI of so many bytes, for who
-// wants to know before he changes anything else.
+// CheckRoom returns ErrNoRoom where Put would for a UKI of so many bytes, to
+// know before anything else is changed.
 func CheckRoom(dir hw.ESPDir, size int64) error {
 	free, err := dir.FreeBytes()
 	if err != nil {

@@ -354,7 +354,7 @@ func deedText(fingerprint [32]byte) []byte {
 }
 
 // SignDeed signs that this machine made the volume. Anybody can seal a volume
-// of his own to this TPM and let the machine boot with it; nobody else can sign
+// of their own to this TPM and let the machine boot with it; nobody else can sign
 // with the key that the firmware's db holds.
 func SignDeed(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
 	sum := sha256.Sum256(deedText(policy.VolumeFingerprint(volumeKey)))

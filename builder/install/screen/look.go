@@ -115,7 +115,7 @@ func text(format string, args ...any) *tview.TextView {
 }
 
 func title(d install.Disk) string {
-	return strings.TrimSpace(fmt.Sprintf("%s  %.1f GB  %s %s", d.Path, float64(d.Size())/1e9, d.Model, d.Serial))
+	return strings.TrimSpace(fmt.Sprintf("%s  %.1f GB  %s", d.Path, float64(d.Size())/1e9, strings.TrimSpace(d.Model+" "+d.Serial)))
 }
 
 func contents(d install.Disk) string {

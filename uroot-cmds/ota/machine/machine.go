@@ -201,7 +201,7 @@ func (m *Machine) Settings() (settings.Settings, error) {
 	var text [2][]byte
 	for i, name := range []string{settings.ImageFile, settings.OwnerFile} {
 		var err error
-		// The owner's may be a link into a directory of his.
+		// The owner's may be a link into another directory.
 		text[i], err = os.ReadFile(m.path(name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return settings.Settings{}, err
