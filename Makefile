@@ -320,9 +320,11 @@ $(OUT)/tools13.stamp: | $(OUT)/tools.stamp
 	@touch $@
 
 .PHONY: test
-test: tools lint unit deb-test ## everything CI runs
-	@$(MAKE) --no-print-directory --output-sync=target -j2 container-test fuzz
-	@$(MAKE) --no-print-directory boot-test
+test: tools ## everything CI runs: goes on after a failure, and ends with what each part took
+	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log boot.log); failed=; \
+	part() { began=$$(date +%s); how=passed; $(MAKE) --no-print-directory "$$@" || { how=FAILED; failed=1; }; printf '%6d s  %s  make %s\n' $$(($$(date +%s) - began)) $$how "$$*" >>$(OUT)/parts; }; \
+	part lint; part unit; part deb-test; part -k --output-sync=target -j2 container-test fuzz; part boot-test; \
+	cat $(OUT)/parts; [ -z "$$failed" ] || { grep -hE '^ *--- FAIL' $(OUT)/unit.log $(OUT)/agent.log $(OUT)/boot.log; exit 1; }
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive
@@ -341,7 +343,7 @@ check: lint ## the linters, and the unit tests that need no root, network or ima
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
 	@go test -timeout 40m -v ./initagent/agent >$(OUT)/agent.log & agent=$$!; failed=; \
-	HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') || failed=1; \
+	HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log || failed=1; \
 	wait $$agent || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; failed=1; }; [ -z "$$failed" ]
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
@@ -407,7 +409,7 @@ more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other 
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
 	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS))
 	@echo "boot tests, and how long each takes beside another:"
-	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^(--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
+	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
 
 # --- Measurements ---------------------------------------------------------------
