@@ -114,7 +114,9 @@ func (a *Agent) Boot(ctx context.Context) error {
 			return a.stop(step)
 		}
 		a.allow(step.Kind)
-		a.stopListeningFor(step.Kind)
+		if steps[step.Kind].deaf {
+			a.stopListening()
+		}
 		a.act(ctx, step)
 	}
 	return a.stop(slot.Stop(a.state, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
@@ -209,16 +211,14 @@ func (a *Agent) observe() {
 
 // act does one step and turns what came of it into facts.
 func (a *Agent) act(ctx context.Context, step slot.Step) {
-	outcome := outcomes(&a.facts)[step.Kind]
-	run := func() error { return a.do(ctx, step) }
-	if handlesSecrets[step.Kind] {
-		run = func() error { return a.Secretly(func() error { return a.do(ctx, step) }) }
+	row, known := steps[step.Kind]
+	if !known {
+		row.do = func(*Agent, context.Context) error { return fmt.Errorf("this machine cannot %s", step.Kind) }
 	}
-	var err error
-	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {
-		err = a.last(step, run)
-	} else {
-		err = a.Log.Step(step.Kind.String(), step.Reason, run)
+	err := a.run(ctx, step, row)
+	var outcome *slot.Outcome
+	if row.outcome != nil {
+		outcome = row.outcome(&a.facts)
 	}
 	switch {
 	case err == nil && outcome != nil:
@@ -234,12 +234,16 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	}
 }
 
-// handlesSecrets are the steps in which a secret is made, released, typed or used.
-// What they leave on stack and heap is erased: libraries copy what they are given,
-// and nobody could wipe those copies.
-var handlesSecrets = map[slot.Kind]bool{
-	slot.Enroll: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
-	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true, slot.NewSecret: true,
+// run does what the table has for a step.
+func (a *Agent) run(ctx context.Context, step slot.Step, row stepRow) error {
+	run := func() error { return row.do(a, ctx) }
+	if row.secrets {
+		run = func() error { return a.Secretly(func() error { return row.do(a, ctx) }) }
+	}
+	if row.last {
+		return a.last(step, run)
+	}
+	return a.Log.Step(step.Kind.String(), step.Reason, run)
 }
 
 // last does a step that this boot does not survive: what it is, and why, is said
@@ -250,60 +254,4 @@ func (a *Agent) last(step slot.Step, run func() error) error {
 		a.noteSelf(journal.Condemned, step.Reason)
 	}
 	return run()
-}
-
-func (a *Agent) do(ctx context.Context, step slot.Step) error {
-	switch step.Kind {
-	case slot.Install:
-		return a.install()
-	case slot.Heal:
-		if err := a.writeTable(a.table); err != nil {
-			return err
-		}
-		a.noteSelf(journal.Healed, "one copy of the partition table was damaged")
-		return nil
-	case slot.Partition:
-		return a.partition()
-	case slot.MakeTree:
-		return a.makeTree(ctx)
-	case slot.OpenVerity:
-		return a.openVerity(ctx)
-	case slot.Enroll:
-		return a.enroll()
-	case slot.MakeRoot:
-		return a.makeRoot()
-	case slot.Unlock:
-		return a.unlock()
-	case slot.AskKey:
-		return a.askKey()
-	case slot.NewSecret:
-		return a.newSecret()
-	case slot.UpdatePolicy:
-		return a.updatePolicy()
-	case slot.Remember:
-		return a.remember()
-	case slot.Retry:
-		return a.retry()
-	case slot.Mend:
-		return a.mend()
-	case slot.Stage:
-		return a.stage(ctx)
-	case slot.UpdateManager:
-		return a.updateManager()
-	case slot.Revoke:
-		return a.revoke()
-	case slot.MountState:
-		return a.mountState()
-	case slot.Condemn:
-		// A system that cannot be condemned would be started again and again.
-		if err := a.condemn(); err != nil {
-			return err
-		}
-		return a.reboot()
-	case slot.Reboot:
-		return a.reboot()
-	case slot.SwitchRoot:
-		return a.handOver()
-	}
-	return fmt.Errorf("this machine cannot %s", step.Kind)
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -106,7 +105,7 @@ func (a *Agent) readNote() (*stagedNote, error) {
 // slot, which the running trial will read through dm-verity.
 //
 // What is refused is forgotten; what could not be done is tried at the next boot.
-func (a *Agent) stage(context.Context) error {
+func (a *Agent) stage() error {
 	note, err := a.readNote()
 	if err == nil {
 		err = a.attempt(note)
