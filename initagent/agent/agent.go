@@ -12,23 +12,19 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -48,38 +44,22 @@ const diskTimeout = 20 * time.Second
 
 // An Agent is one boot.
 type Agent struct {
-	hw.Machine
-	Variables enroll.Variables
-	// Random is the kernel's generator, which is seeded before user space runs.
-	Random io.Reader
+	host.Host
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
-	// Root is where the initramfs is; "/" but in tests.
-	Root string
 
-	contract  *contract.Contract
 	way       []bootoption.Function // to the controller that the firmware started from; nil when it need not be that one
-	disk      hw.Disk
-	table     *gpt.Table
-	firmware  enroll.State
-	chip      chip
-	watchdog  *watchdog.Feeder   // or nil
-	listener  hw.Listener        // or nil: nobody is listened to
-	pending   *firstboot.Pending // what the first boot left for the second; or nil
-	leftovers bool               // the ESP has files of that kind
-	marked    bool               // the ESP has deletionMark
-	// countDeleted: countVariable was somebody's, and is deleted.
+	watchdog  *watchdog.Feeder      // or nil
+	listener  hw.Listener           // or nil: nobody is listened to
+	pending   *firstboot.Pending    // what the first boot left for the second; or nil
+	leftovers bool                  // the ESP has files of that kind
+	marked    bool                  // the ESP has deletionMark
+	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted  bool
 	unlocked      bool                // the ESP says that the root partition was opened before
-	lock          *vault.Lock         // of the root partition; or nil
-	secret        *policy.Secret      // from opening the root partition to the end of the boot
-	record        *policy.Record      // that let the TPM release the secret; or nil
-	list          *secureboot.List    // of this machine's own, from the open root partition; or nil
-	had           rootpart.Guarantees // what this machine has had; once the root partition is open
 	rootOpen      bool                // the kernel has the volume
 	mounted       []string            // what lies on the root partition, or in memory in its place
 	inMemory      bool                // there is no root partition: its directories lie in memory
-	names         []bls.Name          // the UKIs on the ESP
 	looked        bool                // the ESP was compared with its copies
 	request       *nextboot.Console   // what the boot before this one asks for; or nil
 	wish          *nextboot.NewSecret // of the running system; or nil
@@ -95,15 +75,10 @@ type Agent struct {
 	facts slot.Facts
 }
 
-// path is where something of the initramfs is.
-func (a *Agent) path(elements ...string) string {
-	return filepath.Join(append([]string{a.Root}, elements...)...)
-}
-
 // Boot runs the machine until it hands over. It returns only when neither the
 // system, nor a restart, nor the recovery console could be had.
 func (a *Agent) Boot(ctx context.Context) error {
-	a.chip.err = errNotOpened
+	a.Chip.Err = errNotOpened
 	a.init = []string{"/sbin/init"}
 	a.listen()
 	a.begin()
@@ -170,17 +145,17 @@ func (a *Agent) openFirmware() error {
 }
 
 func (a *Agent) readContract() error {
-	text, err := os.ReadFile(a.path(contract.Path))
+	text, err := os.ReadFile(a.Path(contract.Path))
 	if err != nil {
 		return fmt.Errorf("the UKI carries no boot contract: %w", err)
 	}
-	if a.contract, err = contract.Parse(text); err != nil {
+	if a.Contract, err = contract.Parse(text); err != nil {
 		return err
 	}
-	a.facts.Epoch = a.contract.Epoch
-	a.facts.SecureBoot, a.facts.TPM = a.contract.SecureBoot, a.contract.TPM
-	a.Log.Say("%s %s, epoch %d", a.contract.ImageID, a.contract.Version, a.contract.Epoch)
-	if len(a.contract.ReleaseKey) == 0 {
+	a.facts.Epoch = a.Contract.Epoch
+	a.facts.SecureBoot, a.facts.TPM = a.Contract.SecureBoot, a.Contract.TPM
+	a.Log.Say("%s %s, epoch %d", a.Contract.ImageID, a.Contract.Version, a.Contract.Epoch)
+	if len(a.Contract.ReleaseKey) == 0 {
 		a.Log.Say("WARNING: this system has no release key: its updates are not signed")
 	}
 	return nil

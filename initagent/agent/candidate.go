@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
@@ -64,7 +62,7 @@ func (a *Agent) checkRelease(note *stagedNote) (*candidate, error) {
 	if err := a.readCandidate(c); err != nil {
 		return nil, err
 	}
-	if err := release.Follows(a.contract, c.contract); err != nil {
+	if err := release.Follows(a.Contract, c.contract); err != nil {
 		return nil, refuse("the release cannot follow the system that runs: %w", err)
 	}
 	if err := a.checkMachine(c.contract); err != nil {
@@ -80,14 +78,14 @@ func (a *Agent) checkRelease(note *stagedNote) (*candidate, error) {
 // checkTurn refuses what is not to be staged now, whatever it is.
 func (a *Agent) checkTurn(note *stagedNote) error {
 	v := note.Version
-	if v <= a.contract.Version {
-		return refuse("version %s is not newer than %s, which is running", v, a.contract.Version)
+	if v <= a.Contract.Version {
+		return refuse("version %s is not newer than %s, which is running", v, a.Contract.Version)
 	}
 	if note.Slot != a.state.Booted.Other() {
 		return refuse("version %s is for slot %s, and slot %s is running", v, note.Slot, a.state.Booted)
 	}
-	for _, n := range a.names {
-		if n.ImageID == a.contract.ImageID && !n.Bad() && n.Version >= v {
+	for _, n := range a.Names {
+		if n.ImageID == a.Contract.ImageID && !n.Bad() && n.Version >= v {
 			return refuse("version %s is not newer than %s, which is there", v, n)
 		}
 	}
@@ -107,7 +105,7 @@ func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(a.contract.ReleaseKey) > 0 {
+	if len(a.Contract.ReleaseKey) > 0 {
 		signature, err := a.releaseFile(v, release.FileName+".pgp", pgp.MaxSignature)
 		if err != nil {
 			return nil, err
@@ -132,7 +130,7 @@ func (a *Agent) readRelease(v contract.Version) (*release.Release, error) {
 // the pinned primary key itself has signed counts. Without it, or where it is
 // damaged, the pinned key stands alone.
 func (a *Agent) releaseKey(v contract.Version) (*pgp.Key, error) {
-	key, err := pgp.ParseKey(a.contract.ReleaseKey)
+	key, err := pgp.ParseKey(a.Contract.ReleaseKey)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +162,7 @@ const clockRange = 20 * 365 * 24 * time.Hour
 // the likelier reason, and a key that signs ahead of time gains nothing. A key that
 // has expired by such a clock signs nothing any more: the release is refused.
 func (a *Agent) checkSignature(key *pgp.Key, text, signature []byte) error {
-	built := a.contract.Date()
+	built := a.Contract.Date()
 	now := a.Now()
 	if now.Before(built) || now.After(built.Add(clockRange)) {
 		now = built
@@ -239,16 +237,16 @@ func (a *Agent) checkedFile(r *release.Release, f release.File) ([]byte, error) 
 // end in the recovery console until somebody comes. Where the running system requires
 // it too, it may be back at the next boot; otherwise the release is refused.
 func (a *Agent) checkMachine(c *contract.Contract) error {
-	if c.SecureBoot == contract.Required && !a.ownEnforced() {
+	if c.SecureBoot == contract.Required && !a.OwnEnforced() {
 		err := errors.New("the release requires Secure Boot with this machine's own keys, which is off")
-		if a.contract.SecureBoot == contract.Optional {
+		if a.Contract.SecureBoot == contract.Optional {
 			return refusal{err}
 		}
 		return err
 	}
-	if bound := a.chip.err == nil && a.lock != nil && a.lock.Sealed != nil; c.TPM == contract.Required && !bound {
+	if bound := a.Chip.Err == nil && a.Lock != nil && a.Lock.Sealed != nil; c.TPM == contract.Required && !bound {
 		err := errors.New("the release requires a TPM, and this machine's root partition is not bound to one")
-		if a.contract.TPM == contract.Optional {
+		if a.Contract.TPM == contract.Optional {
 			return refusal{err}
 		}
 		return err
@@ -266,18 +264,18 @@ func (a *Agent) checkSlot(c *candidate) error {
 		return refusal{err}
 	}
 	for number, need := range map[int]int64{c.slot.SystemNumber(): c.contract.ImageSize, c.slot.VerityNumber(): tree} {
-		part, ok := a.table.ByNumber(number)
-		_, have := a.table.Bytes(part)
+		part, ok := a.Table.ByNumber(number)
+		_, have := a.Table.Bytes(part)
 		if !ok || have < need {
 			return refuse("partition %d of slot %s has %d bytes, the release needs %d", number, c.slot, have, need)
 		}
 	}
-	data, err := a.Disks.OpenPartition(a.disk, c.slot.SystemNumber(), false)
+	data, err := a.Disks.OpenPartition(a.Disk, c.slot.SystemNumber(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	hash, err := a.Disks.OpenPartition(a.disk, c.slot.VerityNumber(), false)
+	hash, err := a.Disks.OpenPartition(a.Disk, c.slot.VerityNumber(), false)
 	if err != nil {
 		return err
 	}
@@ -302,12 +300,4 @@ func (a *Agent) checkManager(r *release.Release) error {
 	file, _ := r.File(release.BootManagerFile)
 	_, err := a.checkedFile(r, file)
 	return err
-}
-
-// deedKey is the key that signs the root partition's deed; nil where there is none.
-func deedKey(keys *secureboot.KeySet) *rsa.PrivateKey {
-	if keys == nil {
-		return nil
-	}
-	return keys.DB.Key
 }

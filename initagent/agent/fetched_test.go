@@ -133,7 +133,7 @@ func (m *machine) runningSlot() layout.Slot {
 	m.t.Helper()
 	table, _, err := m.table()
 	m.must(err)
-	c := m.agent.contract
+	c := m.agent.Contract
 	s, _ := layout.FindSlot(table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	return s
 }
@@ -152,7 +152,7 @@ func (m *machine) deliver(p *parcel) {
 	table, _, err := m.table()
 	m.must(err)
 	for name := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && n.Version != m.agent.contract.Version {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && n.Version != m.agent.Contract.Version {
 			delete(m.esp.files, name)
 		}
 	}
@@ -241,7 +241,7 @@ func (m *machine) rename(from, to string) {
 func (m *machine) bless() {
 	m.t.Helper()
 	for _, name := range m.systems() {
-		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.contract.Version && n.Counted {
+		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.Contract.Version && n.Counted {
 			m.rename(name, n.Blessed().String())
 		}
 	}
@@ -279,8 +279,8 @@ func (m *machine) runs(version contract.Version, says ...string) {
 	m.t.Helper()
 	m.printed.Reset()
 	m.ends("system", says...)
-	if m.agent.contract.Version != version || m.openVolume == nil || m.printed.Len() > 0 {
-		m.t.Fatalf("version %s runs, want %s; it asks %q:\n%s", m.agent.contract.Version, version, m.printed.String(), m.said.String())
+	if m.agent.Contract.Version != version || m.openVolume == nil || m.printed.Len() > 0 {
+		m.t.Fatalf("version %s runs, want %s; it asks %q:\n%s", m.agent.Contract.Version, version, m.printed.String(), m.said.String())
 	}
 }
 

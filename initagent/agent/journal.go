@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
 	"strings"
 
@@ -37,8 +36,8 @@ func (a *Agent) note(e journal.Entry) {
 // noteSelf is note about the running system.
 func (a *Agent) noteSelf(kind journal.Kind, reason string) {
 	e := journal.Entry{Kind: kind, Reason: reason, Slot: a.state.Booted, Trial: a.state.Trial}
-	if a.contract != nil {
-		e.Version = a.contract.Version
+	if a.Contract != nil {
+		e.Version = a.Contract.Version
 	}
 	a.note(e)
 }
@@ -109,14 +108,14 @@ func (a *Agent) history() []journal.Entry {
 // bootEntry is what a boot leaves when it hands over.
 func (a *Agent) bootEntry() journal.Entry {
 	return journal.Entry{
-		Kind: journal.Boot, Version: a.contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
+		Kind: journal.Boot, Version: a.Contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
 		Reason: a.slotReason(), Watchdog: a.watchdogReset,
 	}
 }
 
 // bootID is the kernel's name for this boot.
 func (a *Agent) bootID() string {
-	text, err := os.ReadFile(a.path("proc/sys/kernel/random/boot_id"))
+	text, err := os.ReadFile(a.Path("proc/sys/kernel/random/boot_id"))
 	if err != nil {
 		return ""
 	}
@@ -126,11 +125,11 @@ func (a *Agent) bootID() string {
 // slotReason says why the boot manager chose this system, as far as the names on
 // the ESP tell.
 func (a *Agent) slotReason() string {
-	booted, known := a.bootedName()
+	booted, known := a.BootedName()
 	if !known {
 		return "the file it was started from is not known"
 	}
-	others := slices.DeleteFunc(slices.Clone(a.names), func(n bls.Name) bool { return n == booted })
+	others := slices.DeleteFunc(slices.Clone(a.Names), func(n bls.Name) bool { return n == booted })
 	if booted.Counted {
 		return trialReason(booted, others)
 	}
@@ -156,38 +155,10 @@ func trialReason(booted bls.Name, others []bls.Name) string {
 	return fmt.Sprintf("it is on trial: try %d of %d", max(booted.Done, 1), booted.Left+max(booted.Done, 1))
 }
 
-// bootedName is the name of the UKI that this boot was started from, as it is
-// now: the boot manager says what it renamed, and the stub where it lay.
-func (a *Agent) bootedName() (bls.Name, bool) {
-	for _, variable := range []string{countVariable, "StubImageIdentifier"} {
-		value, err := a.Firmware.LoaderString(variable)
-		if err != nil || value == "" {
-			continue
-		}
-		file := path.Base(strings.ReplaceAll(value, `\`, "/"))
-		for _, n := range a.names {
-			if strings.EqualFold(n.String(), file) && a.isOurs(n) {
-				return n, true
-			}
-		}
-	}
-	// Where neither says, the only file of this version is the one.
-	var ours []bls.Name
-	for _, n := range a.names {
-		if a.isOurs(n) {
-			ours = append(ours, n)
-		}
-	}
-	if len(ours) == 1 {
-		return ours[0], true
-	}
-	return bls.Name{}, false
-}
-
 // judgeTrial says what is held of a newer system that has used up its tries.
 func (a *Agent) judgeTrial() slot.Verdict {
-	for _, n := range a.names {
-		if n.ImageID != a.contract.ImageID || n.Version <= a.contract.Version || !n.Bad() {
+	for _, n := range a.Names {
+		if n.ImageID != a.Contract.ImageID || n.Version <= a.Contract.Version || !n.Bad() {
 			continue
 		}
 		verdict, reason := journal.Judge(a.history(), n.Version)
@@ -221,7 +192,7 @@ func (a *Agent) retry() error {
 	if err := a.appendJournal(); err != nil {
 		return err
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return a.WriteESP(func(dir hw.ESPDir) error {
 		fresh, err := systems.Retry(dir, a.judged, freshTries)
 		if err == nil {
 			a.Log.Say("%s gets its tries again: %s", fresh, a.judgedReason)

@@ -291,13 +291,13 @@ func (m *machine) judgedInTheEnd(how string) {
 		if end := m.boot(); end != "system" && end != "reboot" {
 			m.t.Fatalf("%s: ends in %s:\n%s", how, end, m.said.String())
 		}
-		if m.agent.contract.Version == 2 {
+		if m.agent.Contract.Version == 2 {
 			trials++
 		}
 		if !slices.Contains(m.systems(), "test_1.efi") {
 			m.t.Fatalf("%s: the fallback is gone: %q", how, m.systems())
 		}
-		if _, ok := m.failed()[2]; ok && m.agent.contract.Version == 1 {
+		if _, ok := m.failed()[2]; ok && m.agent.Contract.Version == 1 {
 			if trials > 4 {
 				m.t.Errorf("%s: %d more starts of the trial", how, trials)
 			}

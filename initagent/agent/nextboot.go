@@ -57,7 +57,7 @@ func (a *Agent) writeRequest(text []byte) error {
 // observeRequest lets the request count where it concerns this system: what
 // another one could not do says nothing of this one.
 func (a *Agent) observeRequest() {
-	if a.request == nil || a.contract != nil && !a.request.Concerns(a.contract.Version) {
+	if a.request == nil || a.Contract != nil && !a.request.Concerns(a.Contract.Version) {
 		return
 	}
 	a.facts.Noted = "the boot before this one asked for it: " + a.request.Reason
@@ -73,8 +73,8 @@ func (a *Agent) recoverNext(reason string) error {
 	a.Log.Say("STOPPED: %s", reason)
 	a.noteSelf(journal.Recovery, reason)
 	request := nextboot.Request{Console: &nextboot.Console{Person: a.facts.ConsoleAsked, Failed: a.failed(), Reason: reason}}
-	if a.contract != nil {
-		request.Console.Version = a.contract.Version
+	if a.Contract != nil {
+		request.Console.Version = a.Contract.Version
 	}
 	text, err := request.Encode()
 	if err == nil {

@@ -203,8 +203,8 @@ func TestStageWithoutTPM(t *testing.T) { // FAULTS 71
 	m.fetch(newRelease(t, 2, 5, change))
 	boot("reboot")
 	boot("system")
-	if m.agent.contract.Version != 2 || m.openVolume == nil {
-		t.Errorf("version %s runs", m.agent.contract.Version)
+	if m.agent.Contract.Version != 2 || m.openVolume == nil {
+		t.Errorf("version %s runs", m.agent.Contract.Version)
 	}
 	m.must(m.ukisSigned())
 }

@@ -109,7 +109,7 @@ func (m *machine) refusesRelease(says string) {
 	m.t.Helper()
 	table, _, err := m.table()
 	m.must(err)
-	running := m.agent.contract.Version
+	running := m.agent.Contract.Version
 	m.ops = nil
 	m.runs(running, says)
 	if got, _, err := m.table(); err != nil || !slices.Equal(got.Partitions, table.Partitions) {

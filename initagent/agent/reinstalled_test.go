@@ -117,8 +117,8 @@ func TestInstalledAgain(t *testing.T) {
 			m.owner = false
 			m.printed.Reset()
 			m.ends("system")
-			if m.openVolume == nil || m.printed.Len() > 0 || m.agent.contract.Version != c.version {
-				t.Errorf("version %s, volume %v, asks:\n%s", m.agent.contract.Version, m.openVolume, m.printed.String())
+			if m.openVolume == nil || m.printed.Len() > 0 || m.agent.Contract.Version != c.version {
+				t.Errorf("version %s, volume %v, asks:\n%s", m.agent.Contract.Version, m.openVolume, m.printed.String())
 			}
 			m.must(m.kept())
 		})

@@ -16,20 +16,13 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
-// tellsReplaced reports whether a boot manager that is replaced now can be revoked
-// later: this machine's own keys are enforced, and the TPM's record tells boot managers
-// apart, so that it is known which one has started a boot and what unlocks without it.
-func (a *Agent) tellsReplaced() bool {
-	return a.list != nil && !a.list.Bare && a.ownEnforced() && a.recordsPolicy() && a.record.Programs
-}
-
 // revocable reports whether a boot manager was replaced that the firmware would still
 // start, and the exchange has come to its end. A trial comes first: what the firmware
 // makes of dbx must not be taken for its failure.
 func (a *Agent) revocable() bool {
-	trial := func(n bls.Name) bool { return n.ImageID == a.contract.ImageID && n.Trial() }
-	return a.facts.Revoked == slot.NotTried && a.runsBlessed() && a.tellsReplaced() && !a.record.Passing() &&
-		len(a.list.ToRevoke()) > 0 && !slices.ContainsFunc(a.names, trial)
+	trial := func(n bls.Name) bool { return n.ImageID == a.Contract.ImageID && n.Trial() }
+	return a.facts.Revoked == slot.NotTried && a.runsBlessed() && a.TellsReplaced() && !a.Record.Passing() &&
+		len(a.List.ToRevoke()) > 0 && !slices.ContainsFunc(a.Names, trial)
 }
 
 // revoke has the firmware refuse the boot managers that were replaced. Three writes
@@ -51,22 +44,22 @@ func (a *Agent) revocable() bool {
 // Until the restart nothing else writes the record: this is the last step that does.
 // The next boot settles it, to the PCR 7 that it was started with.
 func (a *Agent) revoke() error {
-	start, err := a.toldStart()
+	start, err := a.ToldStart()
 	if err != nil {
 		return err
 	}
 	if start.Unbound != nil {
 		return start.Unbound
 	}
-	images, err := a.unneeded(start, a.list.ToRevoke())
+	images, err := a.unneeded(start, a.List.ToRevoke())
 	if err != nil || len(images) == 0 {
 		return err
 	}
 	if err := a.appendRevocations(start, images); err != nil {
 		return fmt.Errorf("have the firmware refuse %d replaced boot managers (after %d attempts it is left alone): %w", len(images), secureboot.MaxTries, err)
 	}
-	a.list.RevokeReplaced(images)
-	if err := a.keepList(); err != nil { // the next boot does it
+	a.List.RevokeReplaced(images)
+	if err := a.KeepList(); err != nil { // the next boot does it
 		a.Log.Say("what the firmware refuses by now was not noted: %v", err)
 	}
 	for _, i := range images {
@@ -75,22 +68,20 @@ func (a *Agent) revoke() error {
 	return nil
 }
 
-func (a *Agent) keepList() error { return rootpart.KeepList(a.Store, a.Random, a.secret, a.list) }
-
 // appendRevocations appends to dbx, once the TPM's record allows the boots with it.
 func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Image) error {
-	wanted := a.list.Wanted
+	wanted := a.List.Wanted
 	for _, i := range images {
-		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(a.list.Owner, [32]byte(i.Digest)))
+		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(a.List.Owner, [32]byte(i.Digest)))
 	}
-	_, after, err := enroll.Revocations(a.firmware, wanted)
+	_, after, err := enroll.Revocations(a.FirmwareKeys, wanted)
 	if err != nil {
 		return err
 	}
 	if err := a.admitDBX(start, after); err != nil {
 		return err
 	}
-	keys, err := a.storedKeys(a.secret)
+	keys, err := a.StoredKeys(a.Secret)
 	if err != nil {
 		return err
 	}
@@ -98,12 +89,12 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 		return errors.New("this machine's Secure Boot keys are missing from the root partition")
 	}
 	defer keys.Wipe()
-	a.list.Try(images)
-	if err := a.keepList(); err != nil {
+	a.List.Try(images)
+	if err := a.KeepList(); err != nil {
 		return err
 	}
 	e := enroll.Enroller{
-		Variables: a.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
+		Variables: a.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(a.Now(), a.Contract.Date()),
 		Pause: a.Sleep, Say: func(m string) { a.Log.Say("%s", m) },
 	}
 	refused := e.Revoke()
@@ -111,7 +102,7 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 	// with. Firmware that orders it otherwise costs one question at most, where the
 	// power is cut right here.
 	now, err := enroll.Observe(a.Variables)
-	if err == nil && now.DBX.Problem == nil && !bytes.Equal(now.DBX.Raw, after) && !bytes.Equal(now.DBX.Raw, a.firmware.DBX.Raw) {
+	if err == nil && now.DBX.Problem == nil && !bytes.Equal(now.DBX.Raw, after) && !bytes.Equal(now.DBX.Raw, a.FirmwareKeys.DBX.Raw) {
 		err = a.admitDBX(start, now.DBX.Raw)
 	}
 	return errors.Join(refused, err)
@@ -120,16 +111,16 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 // admitDBX lets every system that may unlock now do so with another content of dbx as
 // well. Each must be among them, or a fallback would be lost.
 func (a *Agent) admitDBX(start *rootpart.Start, dbx []byte) error {
-	log, _, err := a.readLog()
+	log, _, err := a.ReadLog()
 	if err != nil {
 		return err
 	}
-	fresh, err := start.WithDBX(log, a.firmware, dbx)
+	fresh, err := start.WithDBX(log, a.FirmwareKeys, dbx)
 	if err != nil {
 		return err
 	}
-	managers := a.knownManagers(start)
-	all, err := a.unlocking(start, func(im *rootpart.Image) policy.System {
+	managers := a.KnownManagers(start)
+	all, err := a.Unlocking(start, func(im *rootpart.Image) policy.System {
 		s := fresh.System(im, managers, nil)
 		s.Passing = start.System(im, managers, nil).Boots
 		return s
@@ -137,20 +128,20 @@ func (a *Agent) admitDBX(start *rootpart.Start, dbx []byte) error {
 	if err != nil {
 		return err
 	}
-	next, err := policy.Compose(a.record.Floor, a.record.Volume, a.record.Programs, all...)
+	next, err := policy.Compose(a.Record.Floor, a.Record.Volume, a.Record.Programs, all...)
 	if err != nil {
 		return err
 	}
-	next.TakeManager(a.record.Manager, start.Boot)
+	next.TakeManager(a.Record.Manager, start.Boot)
 	if !next.Allows(&start.Boot) || !next.Allows(&fresh.Boot) {
 		return errors.New("the running system would not unlock any more")
 	}
-	for _, b := range a.record.Branches {
+	for _, b := range a.Record.Branches {
 		if !slices.ContainsFunc(next.Branches, func(n policy.Branch) bool { return n.Version == b.Version }) {
 			return fmt.Errorf("version %d would not unlock any more", b.Version)
 		}
 	}
-	return a.replaceRecord(next)
+	return a.ReplaceRecord(next)
 }
 
 // unneeded are those of some images that this machine starts without: neither boot
@@ -170,13 +161,13 @@ func (a *Agent) unneeded(start *rootpart.Start, images []secureboot.Image) ([]se
 			needed[digest] = true
 		}
 	}
-	if _, err := a.unlocking(start, func(im *rootpart.Image) policy.System {
+	if _, err := a.Unlocking(start, func(im *rootpart.Image) policy.System {
 		needed[im.Digest] = true
 		return start.System(im, nil, nil)
 	}); err != nil {
 		return nil, err
 	}
-	log, _, err := a.readLog()
+	log, _, err := a.ReadLog()
 	if err != nil {
 		return nil, err
 	}

@@ -104,9 +104,9 @@ func TestRevokeBootManager(t *testing.T) {
 	if !both.Passing() || len(both.Branches) <= len(before.Branches)/2 {
 		t.Errorf("between the write and the restart the record is %+v", both)
 	}
-	now, err := m.agent.toldStart()
+	now, err := m.agent.ToldStart()
 	m.must(err)
-	log, _, err := m.agent.readLog()
+	log, _, err := m.agent.ReadLog()
 	m.must(err)
 	predicted, err := now.WithDBX(log, m.firmwareWith(nil), m.vars["dbx"].data)
 	m.must(err)
@@ -114,7 +114,7 @@ func TestRevokeBootManager(t *testing.T) {
 		t.Error("PCR 7 is foretold for firmware that has measured something else than it holds")
 	}
 	m.runs(2)
-	told, err := m.agent.toldBoot()
+	told, err := m.agent.ToldBoot()
 	m.must(err)
 	if told.PCR7 != predicted.Boot.PCR7 || told.PCR7 == now.Boot.PCR7 {
 		t.Errorf("PCR 7 is %s, predicted %s, before %s", told.PCR7, predicted.Boot.PCR7, now.Boot.PCR7)
@@ -161,7 +161,7 @@ func TestRevokeBootManager(t *testing.T) {
 
 // firmwareWith is what the firmware holds, with this dbx.
 func (m *machine) firmwareWith(dbx []byte) (s enroll.State) {
-	s = m.agent.firmware
+	s = m.agent.FirmwareKeys
 	s.DBX.Raw = dbx
 	return s
 }

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -64,7 +62,7 @@ func (a *Agent) releaseWaits() bool {
 		return false
 	case err != nil:
 		return true
-	case note.Version == a.contract.Version:
+	case note.Version == a.Contract.Version:
 		return false // it is running, and the cut that left the note harmed nothing
 	}
 	_, there := a.nameOf(note.Version)
@@ -73,8 +71,8 @@ func (a *Agent) releaseWaits() bool {
 
 // nameOf is the name of a version's UKI on the ESP.
 func (a *Agent) nameOf(v contract.Version) (bls.Name, bool) {
-	for _, n := range a.names {
-		if n.ImageID == a.contract.ImageID && n.Version == v {
+	for _, n := range a.Names {
+		if n.ImageID == a.Contract.ImageID && n.Version == v {
 			return n, true
 		}
 	}
@@ -151,7 +149,7 @@ func (a *Agent) stageNoted(note *stagedNote) error {
 	if err != nil {
 		return err
 	}
-	if err := a.listRelease(c.release); err != nil {
+	if err := a.ListRelease(c.release); err != nil {
 		return err
 	}
 	if c.uki, err = a.signed(c.uki); err != nil {
@@ -171,10 +169,10 @@ func (a *Agent) stageNoted(note *stagedNote) error {
 // signed has this machine's own key sign an image, where there is one, and makes
 // sure that the firmware will start it.
 func (a *Agent) signed(image []byte) ([]byte, error) {
-	if a.secret == nil {
+	if a.Secret == nil {
 		return nil, errors.New("the machine's keys are not at hand in this boot")
 	}
-	keys, err := a.storedKeys(a.secret)
+	keys, err := a.StoredKeys(a.Secret)
 	if err != nil {
 		return nil, err
 	}
@@ -184,10 +182,10 @@ func (a *Agent) signed(image []byte) ([]byte, error) {
 			return nil, refusal{err}
 		}
 	}
-	if !rootpart.Enforces(a.firmware) {
+	if !rootpart.Enforces(a.FirmwareKeys) {
 		return image, nil
 	}
-	if err := a.starts(image); err != nil {
+	if err := a.Starts(image); err != nil {
 		return nil, refuse("the firmware would not start it: %w", err)
 	}
 	return image, nil
@@ -236,7 +234,7 @@ func (a *Agent) activate(c *candidate) error {
 			return err
 		}
 	}
-	return a.writeESP(func(dir hw.ESPDir) error { return systems.Put(dir, c.name, c.uki) })
+	return a.WriteESP(func(dir hw.ESPDir) error { return systems.Put(dir, c.name, c.uki) })
 }
 
 // renamed is the table in which the slot's partitions spell the release's root
@@ -245,22 +243,22 @@ func (a *Agent) activate(c *candidate) error {
 // leave nobody sure which is meant.
 func (a *Agent) renamed(c *candidate) *gpt.Table {
 	system, tree := layout.SystemUUID(c.contract.Root()), layout.VerityUUID(c.contract.Root())
-	if s, named := layout.FindSlot(a.table, system, tree); named && (s == c.slot || s == a.state.Booted) {
+	if s, named := layout.FindSlot(a.Table, system, tree); named && (s == c.slot || s == a.state.Booted) {
 		return nil
 	}
-	return layout.Rename(a.table, c.slot, system, tree)
+	return layout.Rename(a.Table, c.slot, system, tree)
 }
 
 // makeRoom takes away what is left of the systems whose content is gone, and asks
 // for room for the new one before anything else is changed.
 func (a *Agent) makeRoom(c *candidate) error {
 	var gone []bls.Name
-	for _, n := range a.names {
-		if n.ImageID == a.contract.ImageID && n.Version != a.contract.Version && a.isGone(n, c) {
+	for _, n := range a.Names {
+		if n.ImageID == a.Contract.ImageID && n.Version != a.Contract.Version && a.isGone(n, c) {
 			gone = append(gone, n)
 		}
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return a.WriteESP(func(dir hw.ESPDir) error {
 		for _, n := range gone {
 			a.Log.Say("%s goes: no slot holds its content", n)
 			if err := systems.Remove(dir, n); err != nil {
@@ -275,7 +273,7 @@ func (a *Agent) makeRoom(c *candidate) error {
 // the one that holds the new release.
 func (a *Agent) isGone(n bls.Name, c *candidate) bool {
 	gone := false
-	err := a.readESP(func(files fs.FS) error {
+	err := a.ReadESP(func(files fs.FS) error {
 		image, err := rootpart.ReadUKI(files, n)
 		if err != nil {
 			return err
@@ -284,7 +282,7 @@ func (a *Agent) isGone(n bls.Name, c *candidate) bool {
 		if err != nil {
 			return err
 		}
-		gone = !bytes.Equal(have.RootHash, a.contract.RootHash) && !bytes.Equal(have.RootHash, c.contract.RootHash)
+		gone = !bytes.Equal(have.RootHash, a.Contract.RootHash) && !bytes.Equal(have.RootHash, c.contract.RootHash)
 		return nil
 	})
 	return err == nil && gone
@@ -294,13 +292,13 @@ func (a *Agent) isGone(n bls.Name, c *candidate) bool {
 // all of it that can fail without writing. Secure Boot's register will hold what it
 // holds now: the same keys, and the same one of them signs.
 func (a *Agent) admission(c *candidate) (func() error, error) {
-	if a.lock == nil || a.lock.Sealed == nil {
+	if a.Lock == nil || a.Lock.Sealed == nil {
 		return func() error { return nil }, nil // a person unlocks it
 	}
-	if a.chip.err != nil {
+	if a.Chip.Err != nil {
 		return a.unrecorded(c)
 	}
-	start, err := a.toldStart()
+	start, err := a.ToldStart()
 	if err != nil {
 		return nil, err
 	}
@@ -308,26 +306,26 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 	if err != nil {
 		return nil, refusal{err}
 	}
-	known := a.knownManagers(start)
+	known := a.KnownManagers(start)
 	mine, theirs := start.System(start.Running, known, nil), start.System(fresh, known, nil)
-	if a.lock.Sealed.Kind == policy.KindPCR {
-		return a.resealing(start.Boot, mine, theirs)
+	if a.Lock.Sealed.Kind == policy.KindPCR {
+		return a.Resealing(start.Boot, mine, theirs)
 	}
-	if !a.recordsPolicy() {
+	if !a.RecordsPolicy() {
 		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
 	}
 	able := fresh.Abilities.PolicyRecord >= policy.RecordNewest
 	switch {
-	case a.record.Programs && !able:
+	case a.Record.Programs && !able:
 		return nil, refuse("it cannot read this machine's record in the TPM, which is over PCR 4")
-	case a.record.Programs && start.Unbound != nil:
+	case a.Record.Programs && start.Unbound != nil:
 		return nil, fmt.Errorf("what the TPM will hold in PCR 4 when the new system runs is not known: %w", start.Unbound)
 	}
-	record, err := a.record.Admit(start.Boot, able && start.Unbound == nil, mine, theirs)
+	record, err := a.Record.Admit(start.Boot, able && start.Unbound == nil, mine, theirs)
 	if err != nil {
 		return nil, err
 	}
-	return func() error { return a.replaceRecord(record) }, nil
+	return func() error { return a.ReplaceRecord(record) }, nil
 }
 
 // unrecorded is admission for a machine whose root partition is bound to a TPM that is
@@ -339,89 +337,12 @@ func (a *Agent) admission(c *candidate) (func() error, error) {
 //
 // A TPM that works again by now is no reason: the next boot tells it.
 func (a *Agent) unrecorded(c *candidate) (func() error, error) {
-	absent := errors.Is(a.chip.err, tpm.ErrAbsent) && !a.chip.ended
-	if a.contract.TPM != contract.Optional || !absent && !a.chip.untold {
-		return nil, fmt.Errorf("the TPM cannot be told of the new system in this boot: %w", a.chip.err)
+	absent := errors.Is(a.Chip.Err, tpm.ErrAbsent) && !a.Chip.Ended
+	if a.Contract.TPM != contract.Optional || !absent && !a.Chip.Untold {
+		return nil, fmt.Errorf("the TPM cannot be told of the new system in this boot: %w", a.Chip.Err)
 	}
 	return func() error {
-		a.Log.Say("WARNING: the TPM was not told of version %s (%v): it asks for the recovery key, also when the TPM is there again", c.contract.Version, a.chip.err)
+		a.Log.Say("WARNING: the TPM was not told of version %s (%v): it asks for the recovery key, also when the TPM is there again", c.contract.Version, a.Chip.Err)
 		return nil
 	}, nil
-}
-
-// replaceRecord writes the record where it is another. What it stands for is noted
-// first.
-func (a *Agent) replaceRecord(r *policy.Record) error {
-	if r == a.record {
-		return nil
-	}
-	a.noteManager(r)
-	if err := a.guarantee(a.had.Raise(rootpart.Of(r, rootpart.Enforces(a.firmware))), a.secret); err != nil {
-		return err
-	}
-	if err := a.writeRecord(a.secret, a.lock.Sealed, r); err != nil {
-		return err
-	}
-	a.record = r
-	return nil
-}
-
-// resealing is admission for a TPM without room for a record: the secret is sealed
-// once more, to both systems, and the root partition's header gets that object in
-// place of the old one. The header has two copies, of which a cut leaves one.
-// Whoever keeps a copy of the old header still has an object that the old system
-// unseals: there is no floor on such a machine.
-func (a *Agent) resealing(now policy.Boot, systems ...policy.System) (func() error, error) {
-	pcrs := a.lock.Sealed.PCRs
-	known := func(b policy.Boot) (bool, error) {
-		d, err := b.BranchOver(pcrs)
-		return slices.Contains(a.lock.Sealed.Branches, d), err
-	}
-	mine, err := known(now)
-	switch {
-	case err != nil:
-		return nil, err
-	case !mine:
-		return nil, errors.New("the TPM did not unlock this boot, so that what it would make of the new system is not known")
-	}
-	boots := []policy.Boot{now}
-	missing := false
-	for _, s := range systems {
-		for _, b := range slices.Concat(s.Boots, s.Passing) {
-			have, err := known(b)
-			if err != nil {
-				return nil, err
-			}
-			boots, missing = append(boots, b), missing || !have
-		}
-	}
-	if !missing {
-		return func() error { return nil }, nil
-	}
-	return func() error { return a.reseal(pcrs, boots...) }, nil
-}
-
-func (a *Agent) reseal(pcrs []int, boots ...policy.Boot) error {
-	keys, err := a.storedKeys(a.secret)
-	if err != nil {
-		return err
-	}
-	if keys != nil {
-		defer keys.Wipe()
-	}
-	volumeKey, err := a.openByTPM(a.secret)
-	if err != nil {
-		return err
-	}
-	defer luks2.Wipe(volumeKey)
-	sealed, err := a.chip.tpm.SealPCR(a.secret, pcrs, boots...)
-	if err != nil {
-		return err
-	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
-	if err != nil {
-		return err
-	}
-	err = a.lock.Rebind(a.Random, f, volumeKey, a.secret, sealed, deedKey(keys))
-	return errors.Join(err, f.Close())
 }

@@ -86,8 +86,8 @@ func TestReplacedWithItsSlot(t *testing.T) {
 	m.rename("test_2.efi", "test_2+0.efi")
 	m.vars["LoaderEntryOneShot"] = efiVariable{data: []byte("test_1.efi")}
 	m.boot()
-	if m.agent.contract.Version != 1 || m.openVolume != nil || strings.Contains(m.printed.String(), "Recovery key") {
-		t.Fatalf("version %s runs, and asks %q:\n%s", m.agent.contract.Version, m.printed.String(), m.said.String())
+	if m.agent.Contract.Version != 1 || m.openVolume != nil || strings.Contains(m.printed.String(), "Recovery key") {
+		t.Fatalf("version %s runs, and asks %q:\n%s", m.agent.Contract.Version, m.printed.String(), m.said.String())
 	}
 	if m.esp.files["EFI/Linux/test_1+0.efi"] == nil {
 		t.Errorf("it did not give itself up:\n%s", m.said.String())
@@ -117,8 +117,8 @@ func TestReplacedForGood(t *testing.T) {
 	m.rename("test_2.efi", "test_2+0.efi")
 	m.rename("test_3.efi", "test_3+0.efi")
 	m.boot()
-	if m.agent.contract.Version != contract.Version(1) || m.openVolume != nil {
-		t.Fatalf("version %s runs:\n%s", m.agent.contract.Version, m.said.String())
+	if m.agent.Contract.Version != contract.Version(1) || m.openVolume != nil {
+		t.Fatalf("version %s runs:\n%s", m.agent.Contract.Version, m.said.String())
 	}
 }
 

@@ -77,7 +77,7 @@ func endings() (kinds []slot.Kind) {
 
 // healTable writes the partition table again, of which one copy is damaged.
 func (a *Agent) healTable() error {
-	if err := a.writeTable(a.table); err != nil {
+	if err := a.writeTable(a.Table); err != nil {
 		return err
 	}
 	a.noteSelf(journal.Healed, "one copy of the partition table was damaged")

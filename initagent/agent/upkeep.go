@@ -30,7 +30,7 @@ func (a *Agent) observeUpkeep() error {
 	a.facts.Policy = a.policyOutdated()
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
 	// be on the way. None of these would.
-	settled := !rootpart.KeysUnfinished(a.Store, a.lock)
+	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
 	a.facts.Manager = settled && a.managerWaits()
 	a.facts.Stage = settled && a.releaseWaits()
 	a.facts.Revoke = settled && a.revocable()
