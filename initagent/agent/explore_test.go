@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
 
@@ -83,7 +84,7 @@ func allowed(before, after *condition, asked bool) error {
 		was, there := before.tries(n.Version)
 		rounds := after.count(journal.Retry, n.Version)
 		again := rounds > before.count(journal.Retry, n.Version) || rounds == 1 && was == 0
-		fresh := n.Left == freshTries && (there && again || !there && !slices.Contains(before.blessed(), n.Version))
+		fresh := n.Left == staging.Tries && (there && again || !there && !slices.Contains(before.blessed(), n.Version))
 		if n.Counted && n.Left > was && !fresh || rounds > 1 {
 			return fmt.Errorf("%s, in its round %d, had %d tries", n, rounds+1, was)
 		}
@@ -192,7 +193,7 @@ func (x *explorer) fetch(m *machine, from *node, w *world) {
 	v := m.agent.Contract.Version + 1
 	_, failed := journal.Failures(from.is.history)[v]
 	there := slices.ContainsFunc(from.is.systems, func(o bls.Name) bool { return o.Version >= v })
-	if !ok || n.Counted || m.releases[v] == nil || failed || there || m.rootFiles()[stagedFile] != nil {
+	if !ok || n.Counted || m.releases[v] == nil || failed || there || m.rootFiles()[staging.NoteFile] != nil {
 		return
 	}
 	m.powerOn(w)

@@ -22,7 +22,9 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -181,7 +183,7 @@ func (m *machine) deliver(p *parcel) {
 	done("the slot was written")
 	files := m.rootFiles()
 	put := func(name string, content []byte) {
-		files[path.Join(fetchDirectory, p.version.String(), name)] = content
+		files[path.Join(fetched.Directory, p.version.String(), name)] = content
 	}
 	text := p.text
 	if text == nil {
@@ -202,7 +204,7 @@ func (m *machine) deliver(p *parcel) {
 	if note == "" {
 		note = fmt.Sprintf(`{"format":1,"version":%q,"slot":%q}`, p.version, p.slot)
 	}
-	files[stagedFile] = []byte(note)
+	files[staging.NoteFile] = []byte(note)
 	m.ops = nil
 }
 

@@ -12,17 +12,17 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
 
 const (
-	journalFile = sharedDirectory + "/" + journal.Name
+	journalFile = fetched.Shared + "/" + journal.Name
 	// maxJournal bounds what is read of a journal in bytes. It is rewritten at
 	// journal.MaxSize; what is so much larger is none.
 	maxJournal = 16 << 20
-	// freshTries is how many tries a trial gets, the first time and the second.
-	freshTries = 3
 )
 
 // note puts an entry into the boot journal: at once where the root partition is
@@ -193,7 +193,7 @@ func (a *Agent) retry() error {
 		return err
 	}
 	return a.WriteESP(func(dir hw.ESPDir) error {
-		fresh, err := systems.Retry(dir, a.judged, freshTries)
+		fresh, err := systems.Retry(dir, a.judged, staging.Tries)
 		if err == nil {
 			a.Log.Say("%s gets its tries again: %s", fresh, a.judgedReason)
 		}

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/staging"
 )
 
 // fetchedMachine has version 2 staged, and has not started it yet.
@@ -64,7 +65,7 @@ func TestTrialInterrupted(t *testing.T) {
 	// And stays out.
 	m.deliver(m.parcel(m.releases[2]))
 	m.runs(1)
-	if m.rootFiles()[stagedFile] != nil || slices.Contains(m.systems(), "test_2+3.efi") {
+	if m.rootFiles()[staging.NoteFile] != nil || slices.Contains(m.systems(), "test_2+3.efi") {
 		t.Errorf("a version that failed is staged again:\n%s", m.said.String())
 	}
 }

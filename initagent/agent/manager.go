@@ -13,13 +13,14 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 )
 
 // managerFile is where the fetcher has put the running release's boot manager.
 func (a *Agent) managerFile() string {
-	return path.Join(fetchDirectory, a.Contract.Version.String(), release.BootManagerFile)
+	return path.Join(fetched.Directory, a.Contract.Version.String(), release.BootManagerFile)
 }
 
 // managerWaits reports whether the running release has brought a boot manager that
@@ -42,7 +43,7 @@ func (a *Agent) managerWaits() bool {
 // it replaced again at every boot.
 func (a *Agent) updateManager() error {
 	err := a.newManager()
-	if _, refused := errors.AsType[refusal](err); err == nil && !a.exchanging() || refused {
+	if _, refused := errors.AsType[fetched.Refusal](err); err == nil && !a.exchanging() || refused {
 		err = errors.Join(err, a.Store.Remove(a.managerFile()))
 	}
 	return err
@@ -55,27 +56,27 @@ func (a *Agent) exchanging() bool {
 }
 
 func (a *Agent) newManager() error {
-	r, err := a.readRelease(a.Contract.Version)
+	r, err := fetched.Release(&a.Host, a.Contract.Version)
 	if err != nil {
 		return err
 	}
 	if err := r.Matches(a.Contract); err != nil {
-		return refusal{err}
+		return fetched.Refused(err)
 	}
 	file, _ := r.File(release.BootManagerFile)
-	image, err := a.checkedFile(r, file)
+	image, err := fetched.File(&a.Host, r, file)
 	if err != nil {
 		return err
 	}
 	if err := a.ListRelease(r); err != nil {
 		return err
 	}
-	signed, err := a.signed(image)
+	signed, err := fetched.Sign(&a.Host, image)
 	if err != nil {
 		return err
 	}
 	if err := a.newest([32]byte(file.Authenticode)); err != nil {
-		return refusal{err}
+		return fetched.Refused(err)
 	}
 	if err := a.newerUnlocks(); err != nil {
 		return err // it may have its place once the newer release was given up
@@ -100,7 +101,7 @@ func (a *Agent) newManager() error {
 	if stays == "" {
 		return nil
 	}
-	return refusal{errors.Join(errors.New(stays), a.ListRestored(old))}
+	return fetched.Refused(errors.Join(errors.New(stays), a.ListRestored(old)))
 }
 
 // newest refuses the boot manager of an older release than the one whose boot manager this
@@ -183,7 +184,7 @@ func (a *Agent) admitManager(image []byte) error {
 	}
 	fresh, err := rootpart.NewManager(image)
 	if err != nil {
-		return refusal{err}
+		return fetched.Refused(err)
 	}
 	start, err := a.ToldStart()
 	if err != nil {
@@ -201,11 +202,11 @@ func (a *Agent) admitManager(image []byte) error {
 		return err
 	}
 	if a.Lock.Sealed.Kind == policy.KindPCR {
-		reseal, err := a.Resealing(start.Boot, systems...)
-		if err != nil {
+		boots, err := a.Resealing(start.Boot, systems...)
+		if err != nil || boots == nil {
 			return err
 		}
-		return reseal()
+		return a.Reseal(boots...)
 	}
 	if !a.RecordsPolicy() {
 		return errors.New("the TPM did not unlock this boot")

@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 )
@@ -126,7 +127,7 @@ func TestBootManagerRefused(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	blessed := m.world(true, nil)
-	const directory = fetchDirectory + "/2/"
+	const directory = fetched.Directory + "/2/"
 	for name, c := range map[string]struct {
 		spoil func()
 		says  string
@@ -173,7 +174,7 @@ func TestSameBootManager(t *testing.T) {
 			t.Errorf("it did: %s", op)
 		}
 	}
-	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetchDirectory+"/2/"+release.BootManagerFile] != nil {
+	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetched.Directory+"/2/"+release.BootManagerFile] != nil {
 		t.Error("the boot manager was written, or the fetched one is still there")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -31,7 +32,7 @@ func inUse(t *testing.T) *machine {
 	}
 	m.rootFiles()[marker] = []byte("the only copy")
 	// What the fetcher has left, for a slot that will be gone.
-	m.rootFiles()[stagedFile] = []byte(`{"format":1,"version":"3","slot":"b"}`)
+	m.rootFiles()[staging.NoteFile] = []byte(`{"format":1,"version":"3","slot":"b"}`)
 	return m
 }
 
@@ -111,7 +112,7 @@ func TestInstalledAgain(t *testing.T) {
 				m.must(m.provisioned())
 			}
 			m.must(m.kept())
-			if note, there := m.rootFiles()[stagedFile]; there {
+			if note, there := m.rootFiles()[staging.NoteFile]; there {
 				t.Errorf("%s is still to be staged", note)
 			}
 			m.owner = false

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/fetched"
 )
 
 // exchanged is a machine on which the second release has proven itself, and waits to put
@@ -390,7 +391,7 @@ func TestRevokesBootManagersOnly(t *testing.T) {
 	m, old := exchanged(t, pinned)
 	files := map[string][]byte{}
 	for name, content := range m.rootFiles() {
-		if strings.HasPrefix(name, fetchDirectory) {
+		if strings.HasPrefix(name, fetched.Directory) {
 			files[name] = bytes.Clone(content)
 		}
 	}

@@ -18,25 +18,10 @@ import (
 
 // writeTable puts a table on the disk and makes the kernel use it.
 func (a *Agent) writeTable(t *gpt.Table) error {
-	if err := a.putTable(t); err != nil {
+	if err := a.PutTable(t); err != nil {
 		return err
 	}
 	return a.Disks.Reread(a.Disk)
-}
-
-// putTable puts a table on the disk. The kernel, which lets go of no partition that
-// is in use, reads it at the next boot. Cut before it, the old table stands; cut
-// during it, one of the two copies is good (gpt.Table.Write).
-func (a *Agent) putTable(t *gpt.Table) error {
-	f, err := a.Disks.Open(a.Disk, true)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(t.Write(f), f.Close())
-	if err != nil {
-		return fmt.Errorf("write the partition table of %s: %w", a.Disk.Name, err)
-	}
-	return nil
 }
 
 // partition makes the partitions that an installation leaves out. All come in

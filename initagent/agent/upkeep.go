@@ -3,14 +3,7 @@ package agent
 import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/rootpart"
-)
-
-// Where the root partition has what the running system shares with the boot; it
-// sees the directory as /var/lib/halogen.
-const (
-	sharedDirectory = ownDirectory + "/shared"
-	stagedFile      = sharedDirectory + "/staged.json"
-	fetchDirectory  = sharedDirectory + "/fetch"
+	"halogenos.internal/initagent/staging"
 )
 
 // observeUpkeep looks, once the root partition is open, for what a blessed
@@ -32,7 +25,12 @@ func (a *Agent) observeUpkeep() error {
 	// be on the way. None of these would.
 	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
 	a.facts.Manager = settled && a.managerWaits()
-	a.facts.Stage = settled && a.releaseWaits()
+	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
 	a.facts.Revoke = settled && a.revocable()
 	return nil
+}
+
+// stage makes a release that the fetcher has left the next one to be tried.
+func (a *Agent) stage() error {
+	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note})
 }

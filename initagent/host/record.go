@@ -45,12 +45,13 @@ func (h *Host) NoteManager(r *policy.Record) {
 	}
 }
 
-// Resealing is admission for a TPM without room for a record: the secret is sealed
-// once more, to both systems, and the root partition's header gets that object in
+// Resealing are the boots to seal the secret to for systems that may unlock, this one
+// among them, on a machine whose TPM has no room for a record; nil where it is sealed to
+// all of them. It is sealed once more, and the root partition's header gets that object in
 // place of the old one. The header has two copies, of which a cut leaves one.
 // Whoever keeps a copy of the old header still has an object that the old system
 // unseals: there is no floor on such a machine.
-func (h *Host) Resealing(now policy.Boot, systems ...policy.System) (func() error, error) {
+func (h *Host) Resealing(now policy.Boot, systems ...policy.System) ([]policy.Boot, error) {
 	pcrs := h.Lock.Sealed.PCRs
 	known := func(b policy.Boot) (bool, error) {
 		d, err := b.BranchOver(pcrs)
@@ -75,12 +76,13 @@ func (h *Host) Resealing(now policy.Boot, systems ...policy.System) (func() erro
 		}
 	}
 	if !missing {
-		return func() error { return nil }, nil
+		return nil, nil
 	}
-	return func() error { return h.reseal(pcrs, boots...) }, nil
+	return boots, nil
 }
 
-func (h *Host) reseal(pcrs []int, boots ...policy.Boot) error {
+// Reseal seals the secret to these boots, in the place of the object in the header.
+func (h *Host) Reseal(boots ...policy.Boot) error {
 	keys, err := h.StoredKeys(h.Secret)
 	if err != nil {
 		return err
@@ -93,7 +95,7 @@ func (h *Host) reseal(pcrs []int, boots ...policy.Boot) error {
 		return err
 	}
 	defer luks2.Wipe(volumeKey)
-	sealed, err := h.Chip.TPM.SealPCR(h.Secret, pcrs, boots...)
+	sealed, err := h.Chip.TPM.SealPCR(h.Secret, h.Lock.Sealed.PCRs, boots...)
 	if err != nil {
 		return err
 	}
