@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -175,7 +176,7 @@ func (a *Agent) oneManager() bool {
 	if err != nil || start.Unbound != nil || len(start.Managers) != 1 {
 		return false
 	}
-	image, err := a.Store.Read(a.managerFile(), enroll.MaxEFIFile)
+	image, err := a.Store.Read(bootmanager.File(&a.Host), enroll.MaxEFIFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
 	}

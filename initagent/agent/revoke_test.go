@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/fetched"
 )
@@ -69,7 +70,7 @@ func (m *machine) revoked(old []byte) error {
 		return fmt.Errorf("the record has not settled: %+v", r)
 	case !list.Revoked(digest) || list.Allows(digest) || len(list.ToRevoke()) > 0:
 		return fmt.Errorf("the list is %+v", list)
-	case m.rootFiles()[m.agent.managerFile()] != nil:
+	case m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil:
 		return fmt.Errorf("the fetched boot manager is still there")
 	case !m.hasManager(removable, otherManager) || !m.hasManager(managerCopy, otherManager):
 		return fmt.Errorf("the new boot manager is not in its place")
@@ -229,7 +230,7 @@ func TestRevocationRefused(t *testing.T) {
 		if r := m.policyRecord(); r.Passing() || len(m.vars["dbx"].data) > 0 {
 			t.Errorf("the record is %+v, dbx %x", r, m.vars["dbx"].data)
 		}
-		if m.rootFiles()[m.agent.managerFile()] != nil {
+		if m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 			t.Error("the fetched boot manager is still there")
 		}
 		m.extra = "another firmware"
@@ -316,7 +317,7 @@ func TestPlantedWhileExchanged(t *testing.T) {
 	// alone: it may be what the machine starts by.
 	for _, w := range worlds {
 		m.powerOn(w)
-		delete(m.rootFiles(), m.agent.managerFile())
+		delete(m.rootFiles(), bootmanager.File(&m.agent.Host))
 		m.plant(managerCopy, old)
 		m.must(m.emulator.powerOn(w.chip))
 		if m.policyRecord().Passing() || m.startable(managerCopy, m.manager) != nil {
@@ -345,7 +346,7 @@ func TestNothingToRevoke(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	m.settles(2)
-	if len(m.vars["dbx"].data) > 0 || !m.onESP(removable) || m.rootFiles()[m.agent.managerFile()] != nil {
+	if len(m.vars["dbx"].data) > 0 || !m.onESP(removable) || m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 		t.Error("a machine without keys of its own revokes, or does not come to an end")
 	}
 	m = newMachine(t, pinned)
@@ -356,7 +357,7 @@ func TestNothingToRevoke(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	m.settles(2)
-	if len(m.vars["dbx"].data) > 0 || m.rootFiles()[m.agent.managerFile()] != nil {
+	if len(m.vars["dbx"].data) > 0 || m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 		t.Error("a machine that does not know what it was started by revokes, or does not come to an end")
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/staging"
 )
@@ -24,9 +25,9 @@ func (a *Agent) observeUpkeep() error {
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
 	// be on the way. None of these would.
 	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
-	a.facts.Manager = settled && a.managerWaits()
+	a.facts.Manager = settled && a.facts.Managed == slot.NotTried && a.runsBlessed() && bootmanager.Waits(&a.Host)
 	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
-	a.facts.Revoke = settled && a.revocable()
+	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.runsBlessed() && bootmanager.Revocable(&a.Host)
 	return nil
 }
 
@@ -34,3 +35,9 @@ func (a *Agent) observeUpkeep() error {
 func (a *Agent) stage() error {
 	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note})
 }
+
+// updateManager puts the boot manager of the running release in its place.
+func (a *Agent) updateManager() error { return bootmanager.Update(&a.Host) }
+
+// revoke has the firmware refuse the boot managers that were replaced.
+func (a *Agent) revoke() error { return bootmanager.Revoke(&a.Host, a.keeper()) }

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
@@ -132,22 +131,6 @@ func (h *Host) RefusedImage(list *secureboot.List, image []byte) bool {
 	return err == nil && h.Refused(list, digest)
 }
 
-// TellsReplaced reports whether a boot manager that is replaced now can be revoked
-// later: this machine's own keys are enforced, and the TPM's record tells boot managers
-// apart, so that it is known which one has started a boot and what unlocks without it.
-func (h *Host) TellsReplaced() bool {
-	return h.List != nil && !h.List.Bare && h.OwnEnforced() && h.RecordsPolicy() && h.Record.Programs
-}
-
-// ListedManager reports whether the list has an image as a boot manager. Anything that
-// this machine has signed can be laid in a boot manager's place, and a UKI there must
-// not end in dbx: it can be the fallback.
-func (h *Host) ListedManager(digest [32]byte) bool {
-	return slices.ContainsFunc(h.List.Images(), func(i secureboot.Image) bool {
-		return bytes.Equal(i.Digest, digest[:]) && strings.HasPrefix(i.Name, ManagerPrefix)
-	})
-}
-
 // KeyChange is what replaces this machine's Secure Boot keys. admit has the TPM's record
 // be for this boot and what PCR 7 will be besides; nil where it cannot be told.
 func (h *Host) KeyChange(volumeKey []byte, secret *policy.Secret, admit func([]pcr.Digest) error) *rootpart.KeyChange {
@@ -169,17 +152,4 @@ func (h *Host) Drivers() secureboot.Drivers {
 		return secureboot.Drivers{}
 	}
 	return log.Drivers()
-}
-
-// ListRestored takes back what listReplaced has noted. Cut before it, the release's
-// file is still there, and the exchange is tried, and given up, once more.
-func (h *Host) ListRestored(old [][32]byte) error {
-	changed := false
-	for _, digest := range old {
-		changed = h.List.Restore(digest) || changed
-	}
-	if !changed {
-		return nil
-	}
-	return h.KeepList()
 }
