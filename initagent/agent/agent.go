@@ -14,7 +14,6 @@ import (
 	"os"
 	"time"
 
-	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
@@ -66,10 +65,8 @@ type Agent struct {
 	foretold      *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 	watchdogReset bool                // the watchdog ended the boot before this one
 	unwritten     []journal.Entry     // what the boot journal is still to get
-	judged        bls.Name            // the trial that has used up its tries
-	// judgedReason is why it is held to be what the verdict says.
-	judgedReason string
-	init         []string
+	judged        judgement           // of the trial that has used up its tries
+	init          []string
 
 	state slot.State
 	facts slot.Facts

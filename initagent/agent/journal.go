@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"halogenos.internal/boot/bls"
@@ -129,54 +128,37 @@ func (a *Agent) slotReason() string {
 	if !known {
 		return "the file it was started from is not known"
 	}
-	others := slices.DeleteFunc(slices.Clone(a.Names), func(n bls.Name) bool { return n == booted })
-	if booted.Counted {
-		return trialReason(booted, others)
-	}
-	if len(others) == 0 {
-		return "it is the only system"
-	}
-	for _, n := range others {
-		switch {
-		case n.Version > booted.Version && n.Bad():
-			return fmt.Sprintf("version %s has no tries left", n.Version)
-		case n.Version > booted.Version:
-			return fmt.Sprintf("it was chosen by hand: version %s would be next", n.Version)
-		}
-	}
-	return "it is the newest that was blessed"
+	return bls.Reason(booted, a.Names)
 }
 
-func trialReason(booted bls.Name, others []bls.Name) string {
-	spare := slices.ContainsFunc(others, func(n bls.Name) bool { return !n.Bad() })
-	if booted.Left == 0 && !spare {
-		return "no system has tries left"
-	}
-	return fmt.Sprintf("it is on trial: try %d of %d", max(booted.Done, 1), booted.Left+max(booted.Done, 1))
+// A judgement is what is held of a trial that has used up its tries, and why.
+type judgement struct {
+	verdict slot.Verdict
+	trial   bls.Name
+	reason  string
 }
 
 // judgeTrial says what is held of a newer system that has used up its tries.
-func (a *Agent) judgeTrial() slot.Verdict {
+func (a *Agent) judgeTrial() judgement {
 	for _, n := range a.Names {
 		if n.ImageID != a.Contract.ImageID || n.Version <= a.Contract.Version || !n.Bad() {
 			continue
 		}
 		verdict, reason := journal.Judge(a.history(), n.Version)
 		if verdict != slot.NoTrial {
-			a.judged, a.judgedReason = n, reason
-			return verdict
+			return judgement{verdict, n, reason}
 		}
 	}
-	return slot.NoTrial
+	return judgement{}
 }
 
 // remember notes that a version failed. The fetcher takes it no more.
 func (a *Agent) remember() error {
-	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Failed, a.judgedReason))
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged.trial, journal.Failed, a.judged.reason))
 	if err := a.appendJournal(); err != nil {
 		return err
 	}
-	a.Log.Say("version %s is not taken again: %s", a.judged.Version, a.judgedReason)
+	a.Log.Say("version %s is not taken again: %s", a.judged.trial.Version, a.judged.reason)
 	return nil
 }
 
@@ -188,14 +170,14 @@ func (a *Agent) remember() error {
 // be fetched again, but no cut can give it a third round. Cut after it, the trial
 // goes on.
 func (a *Agent) retry() error {
-	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Retry, a.judgedReason))
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged.trial, journal.Retry, a.judged.reason))
 	if err := a.appendJournal(); err != nil {
 		return err
 	}
 	return a.WriteESP(func(dir hw.ESPDir) error {
-		fresh, err := systems.Retry(dir, a.judged, staging.Tries)
+		fresh, err := systems.Retry(dir, a.judged.trial, staging.Tries)
 		if err == nil {
-			a.Log.Say("%s gets its tries again: %s", fresh, a.judgedReason)
+			a.Log.Say("%s gets its tries again: %s", fresh, a.judged.reason)
 		}
 		return err
 	})

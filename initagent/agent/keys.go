@@ -37,31 +37,10 @@ func (a *Agent) observeKeys() error {
 			return err
 		}
 	}
-	a.state.Keys = a.judgeKeys(state, wanted)
+	a.state.Keys = slot.JudgeKeys(a.state, a.facts, slot.Firmware{
+		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
+	})
 	return nil
-}
-
-// judgeKeys: a machine in use has no list of what it enrolled within reach
-// before its root partition is open; whether the firmware holds the same keys
-// still is for PCR 7 to say. What the ESP says about it counts for nothing,
-// since anybody can write there.
-func (a *Agent) judgeKeys(state enroll.State, wanted secureboot.Wanted) slot.Keys {
-	inUse := a.state.Root == slot.RootLocked || a.state.Root == slot.RootOpen || a.state.Root == slot.RootDamaged
-	switch {
-	case a.facts.Enroll == slot.Done:
-		return slot.KeysFinished
-	case inUse && rootpart.Enforces(state):
-		return slot.KeysEnrolled
-	case inUse && state.SetupMode == enroll.On:
-		return slot.KeysMissing
-	case inUse:
-		return slot.KeysOff
-	}
-	keys := enroll.Keys(state, wanted)
-	if (keys == slot.KeysForeign || keys == slot.KeysOff) && a.Contract.SecureBoot == contract.Optional {
-		return slot.KeysUnneeded
-	}
-	return keys
 }
 
 // readPending reads what the first boot left for the second, the newest file

@@ -81,10 +81,6 @@ func (a *Agent) belongs(c *contract.Contract) error {
 // espDiffers reports whether the ESP and the root partition's copies differ, and
 // says how.
 func (a *Agent) espDiffers() bool {
-	if a.looked {
-		return a.facts.ESPDiffers // nothing but mend changes it
-	}
-	a.looked = true
 	var found []string
 	err := a.Log.Step("esp", "the ESP is compared with its copies", func() error {
 		return a.ReadESP(func(files fs.FS) (err error) {

@@ -35,17 +35,15 @@ func (a *Agent) runsBlessed() bool {
 
 // policyOutdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
-func (a *Agent) policyOutdated() bool {
+func (a *Agent) policyOutdated() (bool, error) {
 	if a.facts.Record != slot.NotTried || !a.runsBlessed() || !a.RecordsPolicy() {
-		return false
+		return false, nil
 	}
 	r, err := a.renew()
 	if err != nil {
-		a.Log.Say("the TPM's record is left as it is: %v", err)
-		a.facts.Record = slot.Failed
-		return false
+		return false, err
 	}
-	return r.record != nil || len(r.outdated) > 0
+	return r.record != nil || len(r.outdated) > 0, nil
 }
 
 // renew compares the record with the ESP. A fallback is known by its version: the

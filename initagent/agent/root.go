@@ -46,28 +46,20 @@ func (a *Agent) observeRoot() error {
 	return nil
 }
 
-// observeLoss tells a root partition that was never finished from one that was
-// lost. Between its first boot, which cleared the place and made the keys, and
-// the end of its second a machine may find anything there that a cut has left,
-// and makes it again. After that it makes none, whatever the disk looks like.
+// observeLoss tells a root partition that was never finished from one that was lost.
 func (a *Agent) observeLoss() error {
-	making := a.state.Root == slot.RootBlank || a.state.Root == slot.RootUnfinished
-	if !making && a.state.Root != slot.RootDamaged {
+	if !a.state.Root.Making() && a.state.Root != slot.RootDamaged {
 		return nil
 	}
 	between, err := a.betweenBoots()
 	if err != nil {
 		a.Log.Say("whether the root partition was made before is not known: %v", err)
 	}
-	switch {
-	case between:
-		if !making {
-			a.state.Root = slot.RootUnfinished
-		}
-	case making && (a.unlocked || a.state.Keys == slot.KeysEnrolled || a.state.Keys == slot.KeysUnneeded && a.OwnEnforced()):
-		a.state.Root = slot.RootDamaged
+	judged := slot.JudgeRoot(a.state, slot.Past{Between: between, Unlocked: a.unlocked, OwnKeys: a.OwnEnforced()})
+	if judged == slot.RootDamaged && a.state.Root.Making() {
 		a.facts.Cause = "its header is empty, although it was made before"
 	}
+	a.state.Root = judged
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -41,8 +40,15 @@ func (a *Agent) unlock() error {
 		}
 	}
 	secret, record, err := a.Chip.TPM.Unseal(a.Lock.Sealed, known...)
-	if err != nil {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); mismatch {
+		if record, rerr := a.Chip.TPM.ReadRecord(a.Lock.Sealed); rerr == nil {
+			// An old system that was replaced for good explains itself by these.
+			a.state.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
+		}
 		return a.explain(err, last)
+	}
+	if err != nil {
+		return err
 	}
 	a.facts.Released = true
 	defer a.keepOnlyOpen(secret)
@@ -135,15 +141,8 @@ func (a *Agent) afterUnlock() {
 	a.tidyUp()
 }
 
-// explain says why the TPM refused, for the person at the machine.
+// explain says what has changed where the TPM refused, for the person at the machine.
 func (a *Agent) explain(err error, last *lastgood.Log) error {
-	if _, ok := errors.AsType[*tpm.MismatchError](err); !ok {
-		return err
-	}
-	if record, rerr := a.Chip.TPM.ReadRecord(a.Lock.Sealed); rerr == nil {
-		// An old system that was replaced for good explains itself by these.
-		a.state.Floor, a.facts.Replaced = record.Floor, a.isReplaced(record)
-	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%v", err)
 	now, _, lerr := a.ReadLog()
@@ -154,17 +153,6 @@ func (a *Agent) explain(err error, last *lastgood.Log) error {
 		fmt.Fprintf(&out, "\n%s", strings.TrimRight(lastgood.Explain(last, now), "\n"))
 	}
 	return errors.New(out.String())
-}
-
-// isReplaced reports whether the TPM's record names systems, among them a newer one, and
-// the running one's version is not among them. That is more than a measurement that
-// differs: such a system keeps its version. One that is newer than all of them was
-// installed without the TPM, or was on trial and given up.
-func (a *Agent) isReplaced(record *policy.Record) bool {
-	version := uint64(a.Contract.Version)
-	mine := func(b policy.Branch) bool { return b.Version == version }
-	newer := func(b policy.Branch) bool { return b.Version > version }
-	return !record.Provisional() && slices.ContainsFunc(record.Branches, newer) && !slices.ContainsFunc(record.Branches, mine)
 }
 
 // keepLog keeps this boot's event log where it differs from the last one in a

@@ -16,12 +16,17 @@ func (a *Agent) observeUpkeep() error {
 	}
 	// First: a trial that gets its tries again keeps its place in the record.
 	if a.facts.Judged == slot.NotTried {
-		a.facts.Verdict = a.judgeTrial()
+		a.judge()
 	}
-	if a.facts.Mended == slot.NotTried {
+	if a.facts.Mended == slot.NotTried && !a.looked { // nothing but mend changes it
+		a.looked = true
 		a.facts.ESPDiffers = a.espDiffers() // the record waits for it while a boot manager is replaced
 	}
-	a.facts.Policy = a.policyOutdated()
+	var err error
+	if a.facts.Policy, err = a.policyOutdated(); err != nil {
+		a.Log.Say("the TPM's record is left as it is: %v", err)
+		a.facts.Record = slot.Failed
+	}
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
 	// be on the way. None of these would.
 	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
@@ -29,6 +34,15 @@ func (a *Agent) observeUpkeep() error {
 	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
 	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.runsBlessed() && bootmanager.Revocable(&a.Host)
 	return nil
+}
+
+// judge takes over what is held of a trial that has used up its tries.
+func (a *Agent) judge() {
+	j := a.judgeTrial()
+	a.facts.Verdict = j.verdict
+	if j.verdict != slot.NoTrial {
+		a.judged = j
+	}
 }
 
 // stage makes a release that the fetcher has left the next one to be tried.

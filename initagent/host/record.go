@@ -52,12 +52,7 @@ func (h *Host) NoteManager(r *policy.Record) {
 // Whoever keeps a copy of the old header still has an object that the old system
 // unseals: there is no floor on such a machine.
 func (h *Host) Resealing(now policy.Boot, systems ...policy.System) ([]policy.Boot, error) {
-	pcrs := h.Lock.Sealed.PCRs
-	known := func(b policy.Boot) (bool, error) {
-		d, err := b.BranchOver(pcrs)
-		return slices.Contains(h.Lock.Sealed.Branches, d), err
-	}
-	mine, err := known(now)
+	mine, err := h.Lock.Sealed.Allows(now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -68,7 +63,7 @@ func (h *Host) Resealing(now policy.Boot, systems ...policy.System) ([]policy.Bo
 	missing := false
 	for _, s := range systems {
 		for _, b := range slices.Concat(s.Boots, s.Passing) {
-			have, err := known(b)
+			have, err := h.Lock.Sealed.Allows(b)
 			if err != nil {
 				return nil, err
 			}
@@ -136,8 +131,8 @@ func (h *Host) Unlocking(start *rootpart.Start, as func(*rootpart.Image) policy.
 // unlocks reports whether the TPM releases the secret to a boot.
 func (h *Host) unlocks(b policy.Boot) bool {
 	if h.Lock.Sealed.Kind == policy.KindPCR {
-		d, err := b.BranchOver(h.Lock.Sealed.PCRs)
-		return err == nil && slices.Contains(h.Lock.Sealed.Branches, d)
+		allowed, err := h.Lock.Sealed.Allows(b)
+		return err == nil && allowed
 	}
 	return h.Record != nil && h.Record.Allows(&b)
 }

@@ -202,8 +202,8 @@ func (h *Host) Proven(told policy.Boot, record *policy.Record) bool {
 	if record != nil {
 		return record.Allows(&told)
 	}
-	d, err := told.BranchOver(h.Lock.Sealed.PCRs)
-	return err == nil && slices.Contains(h.Lock.Sealed.Branches, d)
+	allowed, err := h.Lock.Sealed.Allows(told)
+	return err == nil && allowed
 }
 
 // Guarantee notes what the machine has from now on, where that is new.
