@@ -40,15 +40,9 @@ func (a *Agent) unlock() error {
 		}
 	}
 	secret, record, err := a.Chip.TPM.Unseal(a.Lock.Sealed, known...)
-	if _, mismatch := errors.AsType[*tpm.MismatchError](err); mismatch {
-		if record, rerr := a.Chip.TPM.ReadRecord(a.Lock.Sealed); rerr == nil {
-			// An old system that was replaced for good explains itself by these.
-			a.state.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
-		}
-		return a.explain(err, last)
-	}
 	if err != nil {
-		return err
+		a.observeReplaced(err)
+		return a.explain(err, last)
 	}
 	a.facts.Released = true
 	defer a.keepOnlyOpen(secret)
@@ -141,8 +135,22 @@ func (a *Agent) afterUnlock() {
 	a.tidyUp()
 }
 
-// explain says what has changed where the TPM refused, for the person at the machine.
+// observeReplaced asks the TPM's record what it has of a system that it does not unlock
+// for: an old one that was replaced for good explains itself by that.
+func (a *Agent) observeReplaced(err error) {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
+		return
+	}
+	if record, err := a.Chip.TPM.ReadRecord(a.Lock.Sealed); err == nil {
+		a.state.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
+	}
+}
+
+// explain says why the TPM refused, for the person at the machine.
 func (a *Agent) explain(err error, last *lastgood.Log) error {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
+		return err
+	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%v", err)
 	now, _, lerr := a.ReadLog()
