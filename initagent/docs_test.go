@@ -73,7 +73,7 @@ func receiver(f *ast.FuncDecl) string {
 
 var (
 	quoted   = regexp.MustCompile("`([^`]+)`")
-	inGo     = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[A-Z]\w*)?\.[A-Za-z]\w*$`)
+	inGo     = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[A-Za-z]\w*)?\.[A-Za-z]\w*$`)
 	fileName = regexp.MustCompile(`^[a-z0-9/_-]+/[A-Za-z0-9_.-]+\.(md|go)$`)
 )
 

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	_ "halogenos.internal/initagent/pid1" // for all programs of the initramfs
 	"halogenos.internal/initagent/recovery"
@@ -51,7 +52,7 @@ func run(ctx context.Context) error {
 	}
 	const efivars = "/sys/firmware/efi/efivars"
 	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
-	a := &agent.Agent{
+	a := &agent.Agent{NewKeys: secureboot.Generate, Host: host.Host{
 		Machine: hw.Machine{
 			Disks:    disks,
 			Firmware: hw.LinuxFirmware{EFIVars: efivars},
@@ -76,9 +77,8 @@ func run(ctx context.Context) error {
 		},
 		Variables: enroll.EFIVarFS{Root: efivars},
 		Random:    rand.Reader,
-		NewKeys:   secureboot.Generate,
 		Root:      "/",
-	}
+	}}
 	return a.Boot(ctx)
 }
 

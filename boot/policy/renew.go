@@ -65,6 +65,16 @@ type Renewal struct {
 	OneManager bool
 }
 
+// Replaced reports whether the record names systems, among them a newer one, and this
+// version is not among them. That is more than a measurement that differs: such a system
+// keeps its version. One that is newer than all of them was installed without the TPM, or
+// was on trial and given up.
+func (r *Record) Replaced(version uint64) bool {
+	mine := func(b Branch) bool { return b.Version == version }
+	newer := func(b Branch) bool { return b.Version > version }
+	return !r.Provisional() && slices.ContainsFunc(r.Branches, newer) && !slices.ContainsFunc(r.Branches, mine)
+}
+
 // Passing reports whether the record allows boots by a boot manager that is being
 // replaced.
 func (r *Record) Passing() bool {

@@ -56,6 +56,13 @@ type Sealed struct {
 	Resets uint32 `json:"resets,omitempty"`
 }
 
+// Allows reports whether an object that is bound to PCRs is released to a boot. One that
+// is bound to an NV index obeys the record there ([Record.Allows]).
+func (s *Sealed) Allows(b Boot) (bool, error) {
+	d, err := b.BranchOver(s.PCRs)
+	return err == nil && slices.Contains(s.Branches, d), err
+}
+
 // Policy returns the policy digest that the object must be under.
 func (s *Sealed) Policy() (Digest, error) {
 	switch s.Kind {

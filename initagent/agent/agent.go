@@ -12,23 +12,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
-	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -48,62 +43,39 @@ const diskTimeout = 20 * time.Second
 
 // An Agent is one boot.
 type Agent struct {
-	hw.Machine
-	Variables enroll.Variables
-	// Random is the kernel's generator, which is seeded before user space runs.
-	Random io.Reader
+	host.Host
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
-	// Root is where the initramfs is; "/" but in tests.
-	Root string
 
-	contract  *contract.Contract
 	way       []bootoption.Function // to the controller that the firmware started from; nil when it need not be that one
-	disk      hw.Disk
-	table     *gpt.Table
-	firmware  enroll.State
-	chip      chip
-	watchdog  *watchdog.Feeder   // or nil
-	listener  hw.Listener        // or nil: nobody is listened to
-	pending   *firstboot.Pending // what the first boot left for the second; or nil
-	leftovers bool               // the ESP has files of that kind
-	marked    bool               // the ESP has deletionMark
-	// countDeleted: countVariable was somebody's, and is deleted.
+	watchdog  *watchdog.Feeder      // or nil
+	listener  hw.Listener           // or nil: nobody is listened to
+	pending   *firstboot.Pending    // what the first boot left for the second; or nil
+	leftovers bool                  // the ESP has files of that kind
+	marked    bool                  // the ESP has deletionMark
+	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted  bool
 	unlocked      bool                // the ESP says that the root partition was opened before
-	lock          *vault.Lock         // of the root partition; or nil
-	secret        *policy.Secret      // from opening the root partition to the end of the boot
-	record        *policy.Record      // that let the TPM release the secret; or nil
-	list          *secureboot.List    // of this machine's own, from the open root partition; or nil
-	had           rootpart.Guarantees // what this machine has had; once the root partition is open
 	rootOpen      bool                // the kernel has the volume
 	mounted       []string            // what lies on the root partition, or in memory in its place
 	inMemory      bool                // there is no root partition: its directories lie in memory
-	names         []bls.Name          // the UKIs on the ESP
 	looked        bool                // the ESP was compared with its copies
 	request       *nextboot.Console   // what the boot before this one asks for; or nil
 	wish          *nextboot.NewSecret // of the running system; or nil
 	foretold      *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 	watchdogReset bool                // the watchdog ended the boot before this one
 	unwritten     []journal.Entry     // what the boot journal is still to get
-	judged        bls.Name            // the trial that has used up its tries
-	// judgedReason is why it is held to be what the verdict says.
-	judgedReason string
-	init         []string
+	judged        judgement           // of the trial that has used up its tries
+	init          []string
 
 	state slot.State
 	facts slot.Facts
 }
 
-// path is where something of the initramfs is.
-func (a *Agent) path(elements ...string) string {
-	return filepath.Join(append([]string{a.Root}, elements...)...)
-}
-
 // Boot runs the machine until it hands over. It returns only when neither the
 // system, nor a restart, nor the recovery console could be had.
 func (a *Agent) Boot(ctx context.Context) error {
-	a.chip.err = errNotOpened
+	a.Chip.Err = errNotOpened
 	a.init = []string{"/sbin/init"}
 	a.listen()
 	a.begin()
@@ -114,7 +86,9 @@ func (a *Agent) Boot(ctx context.Context) error {
 			return a.stop(step)
 		}
 		a.allow(step.Kind)
-		a.stopListeningFor(step.Kind)
+		if steps[step.Kind].deaf {
+			a.stopListening()
+		}
 		a.act(ctx, step)
 	}
 	return a.stop(slot.Stop(a.state, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
@@ -168,17 +142,17 @@ func (a *Agent) openFirmware() error {
 }
 
 func (a *Agent) readContract() error {
-	text, err := os.ReadFile(a.path(contract.Path))
+	text, err := os.ReadFile(a.Path(contract.Path))
 	if err != nil {
 		return fmt.Errorf("the UKI carries no boot contract: %w", err)
 	}
-	if a.contract, err = contract.Parse(text); err != nil {
+	if a.Contract, err = contract.Parse(text); err != nil {
 		return err
 	}
-	a.facts.Epoch = a.contract.Epoch
-	a.facts.SecureBoot, a.facts.TPM = a.contract.SecureBoot, a.contract.TPM
-	a.Log.Say("%s %s, epoch %d", a.contract.ImageID, a.contract.Version, a.contract.Epoch)
-	if len(a.contract.ReleaseKey) == 0 {
+	a.facts.Epoch = a.Contract.Epoch
+	a.facts.SecureBoot, a.facts.TPM = a.Contract.SecureBoot, a.Contract.TPM
+	a.Log.Say("%s %s, epoch %d", a.Contract.ImageID, a.Contract.Version, a.Contract.Epoch)
+	if len(a.Contract.ReleaseKey) == 0 {
 		a.Log.Say("WARNING: this system has no release key: its updates are not signed")
 	}
 	return nil
@@ -209,16 +183,14 @@ func (a *Agent) observe() {
 
 // act does one step and turns what came of it into facts.
 func (a *Agent) act(ctx context.Context, step slot.Step) {
-	outcome := outcomes(&a.facts)[step.Kind]
-	run := func() error { return a.do(ctx, step) }
-	if handlesSecrets[step.Kind] {
-		run = func() error { return a.Secretly(func() error { return a.do(ctx, step) }) }
+	row, known := steps[step.Kind]
+	if !known {
+		row.do = func(*Agent, context.Context) error { return fmt.Errorf("this machine cannot %s", step.Kind) }
 	}
-	var err error
-	if step.Kind == slot.Condemn || step.Kind == slot.Reboot {
-		err = a.last(step, run)
-	} else {
-		err = a.Log.Step(step.Kind.String(), step.Reason, run)
+	err := a.run(ctx, step, row)
+	var outcome *slot.Outcome
+	if row.outcome != nil {
+		outcome = row.outcome(&a.facts)
 	}
 	switch {
 	case err == nil && outcome != nil:
@@ -234,12 +206,16 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 	}
 }
 
-// handlesSecrets are the steps in which a secret is made, released, typed or used.
-// What they leave on stack and heap is erased: libraries copy what they are given,
-// and nobody could wipe those copies.
-var handlesSecrets = map[slot.Kind]bool{
-	slot.Enroll: true, slot.MakeRoot: true, slot.Unlock: true, slot.AskKey: true,
-	slot.Stage: true, slot.UpdatePolicy: true, slot.UpdateManager: true, slot.Revoke: true, slot.NewSecret: true,
+// run does what the table has for a step.
+func (a *Agent) run(ctx context.Context, step slot.Step, row stepRow) error {
+	run := func() error { return row.do(a, ctx) }
+	if row.secrets {
+		run = func() error { return a.Secretly(func() error { return row.do(a, ctx) }) }
+	}
+	if row.last {
+		return a.last(step, run)
+	}
+	return a.Log.Step(step.Kind.String(), step.Reason, run)
 }
 
 // last does a step that this boot does not survive: what it is, and why, is said
@@ -250,60 +226,4 @@ func (a *Agent) last(step slot.Step, run func() error) error {
 		a.noteSelf(journal.Condemned, step.Reason)
 	}
 	return run()
-}
-
-func (a *Agent) do(ctx context.Context, step slot.Step) error {
-	switch step.Kind {
-	case slot.Install:
-		return a.install()
-	case slot.Heal:
-		if err := a.writeTable(a.table); err != nil {
-			return err
-		}
-		a.noteSelf(journal.Healed, "one copy of the partition table was damaged")
-		return nil
-	case slot.Partition:
-		return a.partition()
-	case slot.MakeTree:
-		return a.makeTree(ctx)
-	case slot.OpenVerity:
-		return a.openVerity(ctx)
-	case slot.Enroll:
-		return a.enroll()
-	case slot.MakeRoot:
-		return a.makeRoot()
-	case slot.Unlock:
-		return a.unlock()
-	case slot.AskKey:
-		return a.askKey()
-	case slot.NewSecret:
-		return a.newSecret()
-	case slot.UpdatePolicy:
-		return a.updatePolicy()
-	case slot.Remember:
-		return a.remember()
-	case slot.Retry:
-		return a.retry()
-	case slot.Mend:
-		return a.mend()
-	case slot.Stage:
-		return a.stage(ctx)
-	case slot.UpdateManager:
-		return a.updateManager()
-	case slot.Revoke:
-		return a.revoke()
-	case slot.MountState:
-		return a.mountState()
-	case slot.Condemn:
-		// A system that cannot be condemned would be started again and again.
-		if err := a.condemn(); err != nil {
-			return err
-		}
-		return a.reboot()
-	case slot.Reboot:
-		return a.reboot()
-	case slot.SwitchRoot:
-		return a.handOver()
-	}
-	return fmt.Errorf("this machine cannot %s", step.Kind)
 }

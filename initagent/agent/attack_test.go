@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -30,7 +31,7 @@ func (m *machine) rogue(token bool) string {
 	m.must(err)
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	o := vault.Options{UUID: m.agent.lock.Header.UUID, Size: s.Size(),
+	o := vault.Options{UUID: m.agent.Lock.Header.UUID, Size: s.Size(),
 		Memory: 64 << 10, CPUs: 1, Secret: secret, Recovery: &recovery, Owner: sets[(m.keysNo+1)%len(sets)].DB.Key}
 	var boot policy.Boot
 	if token {
@@ -60,11 +61,11 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	m.must(m.emulator.powerOn(m.world(true, nil).chip))
 	_, _, err := m.start()
 	m.must(err)
-	a := &Agent{Machine: m.agent.Machine, Root: m.root, Random: m.random, contract: m.agent.contract, disk: m.agent.disk}
-	a.chip.tpm, err = m.openTPM()
+	a := &Agent{Host: host.Host{Machine: m.agent.Machine, Root: m.root, Random: m.random, Contract: m.agent.Contract, Disk: m.agent.Disk}}
+	a.Chip.TPM, err = m.openTPM()
 	m.must(err)
 	m.must(a.enterPhase())
-	start, err := a.expected()
+	start, err := a.Expected()
 	m.must(err)
 	boot := start.Boot
 	sealed, err := a.sealProvisionally(secret, nil)
@@ -194,7 +195,7 @@ func (m *machine) forgedPending() []byte {
 	m.must(err)
 	wanted, err := sets[(m.keysNo+1)%3].Wanted(secureboot.Vendor{}).Marshal()
 	m.must(err)
-	sealed, err := m.agent.lock.Sealed.Encode()
+	sealed, err := m.agent.Lock.Sealed.Encode()
 	m.must(err)
 	text, err := (&firstboot.Pending{Sealed: sealed, Keys: []byte("x"), Wanted: wanted}).Encode()
 	m.must(err)

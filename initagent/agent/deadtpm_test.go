@@ -73,7 +73,7 @@ func TestTPMThatComesBack(t *testing.T) { // FAULTS 71
 		if len(m.typed) > 0 || m.openVolume == nil {
 			t.Errorf("busy %d: %q were not asked for", busy, m.typed)
 		}
-		secret, _, err := tpm.OpenTransport(m.emulator).Unseal(m.agent.lock.Sealed)
+		secret, _, err := tpm.OpenTransport(m.emulator).Unseal(m.agent.Lock.Sealed)
 		if err == nil {
 			secret.Wipe()
 		}
@@ -159,7 +159,7 @@ func TestDeadTPMRequired(t *testing.T) { // FAULTS 71
 	r, c := m.console()
 	m.typed = []string{m.recoveryKey()}
 	m.works(r.Unlock(c))
-	if m.agent.lock.Sealed.Kind != policy.KindNV {
+	if m.agent.Lock.Sealed.Kind != policy.KindNV {
 		t.Error("it is not bound: this proves nothing")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootdisk"
+	"halogenos.internal/initagent/host"
 )
 
 // wayTimeout is how long the controller that the firmware started from may take
@@ -58,7 +59,7 @@ func (a *Agent) findDisk() error {
 		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
 		// controller that hides it (VMD) has a longer way than the firmware names.
 		if err == nil && d.Behind(a.way) {
-			a.disk = d
+			a.Disk = d
 			a.Log.Say("disk %s: %s, %d MiB", d.Name, strings.TrimSpace(d.Model+" "+d.Serial), int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
 		}
@@ -82,22 +83,22 @@ func (a *Agent) findDisk() error {
 
 // observeTable reads the partition table and what it says about the slots.
 func (a *Agent) observeTable() error {
-	table, health, err := bootdisk.Table(a.Disks, a.disk)
+	table, health, err := bootdisk.Table(a.Disks, a.Disk)
 	if err != nil {
-		return fmt.Errorf("partition table of %s: %w", a.disk.Name, err)
+		return fmt.Errorf("partition table of %s: %w", a.Disk.Name, err)
 	}
-	a.table = table
+	a.Table = table
 	if layout.IsInstaller(table) {
 		a.state.Table = slot.TableInstaller
 		a.loadAllDrivers()
 		return nil
 	}
-	if a.disk.ReadOnly {
+	if a.Disk.ReadOnly {
 		a.state.Table = slot.TableReadOnly // nothing that a boot has to keep could be kept
 		return nil
 	}
-	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.contract.Root()), layout.VerityUUID(a.contract.Root()))
-	plan, err := layout.NewPlan(table, a.contract.SlotSize, a.Random)
+	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.Contract.Root()), layout.VerityUUID(a.Contract.Root()))
+	plan, err := layout.NewPlan(table, a.Contract.SlotSize, a.Random)
 	switch {
 	case err != nil && a.state.TreeNamed:
 		// It was complete once, or the tree would not carry its name. A
@@ -110,7 +111,7 @@ func (a *Agent) observeTable() error {
 	case !health.OK():
 		a.state.Table = slot.TableDamaged
 		if a.facts.Healed == slot.NotTried {
-			a.Log.Say("partition table of %s: %s", a.disk.Name, health)
+			a.Log.Say("partition table of %s: %s", a.Disk.Name, health)
 		}
 	default:
 		a.state.Table = slot.TableComplete
@@ -121,22 +122,22 @@ func (a *Agent) observeTable() error {
 // observeESP lists the UKIs. It reads the file system itself: nothing is
 // mounted for it, and a damaged one costs no boot.
 func (a *Agent) observeESP() error {
-	a.state.Trial, a.state.Fallback, a.names = false, false, nil
-	counted, err := a.Firmware.LoaderString(countVariable)
+	a.state.Trial, a.state.Fallback, a.Names = false, false, nil
+	counted, err := a.Firmware.LoaderString(host.CountVariable)
 	if err != nil {
 		return err
 	}
 	a.state.Trial = counted != ""
-	if a.names, err = a.ukiNames(); err != nil {
+	if a.Names, err = a.UKINames(); err != nil {
 		return err
 	}
 	// A boot manager that could not rename the file counts nothing, and does not
 	// mention it: the system is on trial all the same.
-	if booted, known := a.bootedName(); known && booted.Counted {
+	if booted, known := a.BootedName(); known && booted.Counted {
 		a.state.Trial = true
 	}
-	for _, n := range a.names {
-		if !a.isOurs(n) && !n.Bad() {
+	for _, n := range a.Names {
+		if !a.IsOurs(n) && !n.Bad() {
 			a.state.Fallback = true
 		}
 	}

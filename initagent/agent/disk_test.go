@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -107,11 +108,11 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 			}
 			m.pci = [2][]bootoption.Function{c.own, usb}
 			start := m.clock
-			a := &Agent{Machine: m.agent.Machine, way: nvme}
+			a := &Agent{Host: host.Host{Machine: m.agent.Machine}, way: nvme}
 			a.Disks = lateDisks{disks{m}, start.Add(c.after)}
 			m.must(a.findDisk())
-			if took := m.clock.Sub(start); a.disk.Name != c.want || took > c.most {
-				t.Errorf("takes %s after %s", a.disk.Name, took)
+			if took := m.clock.Sub(start); a.Disk.Name != c.want || took > c.most {
+				t.Errorf("takes %s after %s", a.Disk.Name, took)
 			}
 		})
 	}

@@ -2,80 +2,13 @@ package agent
 
 import (
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"path"
 	"slices"
 
 	"halogenos.internal/boot/bls"
-	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/systems"
 )
-
-// countVariable is where the boot manager says that it has counted a start of a trial.
-const countVariable = "LoaderBootCountPath"
-
-func (a *Agent) readESP(read func(files fs.FS) error) error { return a.ESP.Read(a.disk, read) }
-
-func (a *Agent) writeESP(write func(dir hw.ESPDir) error) error { return a.ESP.Write(a.disk, write) }
-
-// readFile reads a file of the ESP, of at most limit bytes.
-func readFile(files fs.FS, name string, limit int64) ([]byte, error) {
-	f, err := files.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("read %s: more than %d bytes", name, limit)
-	}
-	return b, nil
-}
-
-// isOurs reports whether a UKI is the running one.
-func (a *Agent) isOurs(n bls.Name) bool {
-	return n.ImageID == a.contract.ImageID && n.Version == a.contract.Version
-}
-
-// ukiNames are the names of the UKIs on the ESP that follow our rules.
-func (a *Agent) ukiNames() (names []bls.Name, err error) {
-	err = a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, bls.Directory)
-		for _, e := range entries {
-			if n, err := bls.Parse(e.Name()); err == nil {
-				names = append(names, n)
-			}
-		}
-		return err
-	})
-	return names, err
-}
-
-// runningUKI reads the file that this boot was started from, or, where that is not
-// known, one of its version.
-func (a *Agent) runningUKI() (image []byte, err error) {
-	booted, known := a.bootedName()
-	err = a.readESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, bls.Directory)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if n, err := bls.Parse(e.Name()); err == nil && a.isOurs(n) && (!known || n == booted) {
-				image, err = readFile(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
-				return err
-			}
-		}
-		return fmt.Errorf("the ESP has no UKI of %s %s", a.contract.ImageID, a.contract.Version)
-	})
-	return image, err
-}
 
 // countTry counts a start of a trial that nobody has counted: the boot manager cannot
 // rename the file, or the firmware started it without one. Such a trial would never be
@@ -88,19 +21,19 @@ func (a *Agent) runningUKI() (image []byte, err error) {
 // ordinary one, so this one is not counted: a trial would lose two tries at once. Where it
 // cannot be deleted, a trial that loses two is better than one that never ends.
 func (a *Agent) countTry() error {
-	counted, err := a.Firmware.LoaderString(countVariable)
+	counted, err := a.Firmware.LoaderString(host.CountVariable)
 	if err != nil || counted != "" || a.countDeleted {
 		return nil
 	}
-	if a.names, err = a.ukiNames(); err != nil {
+	if a.Names, err = a.UKINames(); err != nil {
 		return nil // which is said where it matters
 	}
-	booted, known := a.bootedName()
+	booted, known := a.BootedName()
 	if !known || !booted.Trial() {
 		return nil
 	}
 	tried := booted.Tried()
-	err = a.writeESP(func(dir hw.ESPDir) error { return dir.Rename(systems.Path(booted), systems.Path(tried)) })
+	err = a.WriteESP(func(dir hw.ESPDir) error { return dir.Rename(systems.Path(booted), systems.Path(tried)) })
 	if err != nil {
 		a.Log.Say("WARNING: this start of %s was not counted, so that the trial does not end by itself (%v): `esp-rebuild` at the recovery console makes the ESP again", booted, err)
 		return nil
@@ -113,15 +46,15 @@ func (a *Agent) countTry() error {
 // that the boot manager prefers another from now on. Where that file is not
 // known, every file of this version loses them.
 func (a *Agent) condemn() error {
-	these := slices.DeleteFunc(slices.Clone(a.names), func(n bls.Name) bool { return !a.isOurs(n) })
-	if booted, known := a.bootedName(); known {
+	these := slices.DeleteFunc(slices.Clone(a.Names), func(n bls.Name) bool { return !a.IsOurs(n) })
+	if booted, known := a.BootedName(); known {
 		these = []bls.Name{booted}
 	}
 	these = slices.DeleteFunc(these, bls.Name.Bad)
 	if len(these) == 0 {
 		return nil // its last try was counted when it was started
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return a.WriteESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range these {
 			err := systems.Condemn(dir, n)

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
 
@@ -83,7 +84,7 @@ func allowed(before, after *condition, asked bool) error {
 		was, there := before.tries(n.Version)
 		rounds := after.count(journal.Retry, n.Version)
 		again := rounds > before.count(journal.Retry, n.Version) || rounds == 1 && was == 0
-		fresh := n.Left == freshTries && (there && again || !there && !slices.Contains(before.blessed(), n.Version))
+		fresh := n.Left == staging.Tries && (there && again || !there && !slices.Contains(before.blessed(), n.Version))
 		if n.Counted && n.Left > was && !fresh || rounds > 1 {
 			return fmt.Errorf("%s, in its round %d, had %d tries", n, rounds+1, was)
 		}
@@ -119,7 +120,7 @@ func (x *explorer) start(m *machine, n *node) {
 	after := x.reach(m, n, w, "start that ends in "+end)
 	x.mu.Lock()
 	if after.is != nil {
-		n.after, n.ends, n.runs = after.is.key, end, m.agent.contract.Version
+		n.after, n.ends, n.runs = after.is.key, end, m.agent.Contract.Version
 	}
 	comesUp := end == "reboot" || end == "system" && m.openVolume != nil && m.openVerity
 	condemns := strings.Contains(m.said.String(), slot.Condemn.String()+":") // and all of them are good
@@ -146,7 +147,7 @@ func last(ops []string) string {
 // name is that of the running system.
 func (m *machine) runningName(c *condition) (bls.Name, bool) {
 	for _, n := range c.systems {
-		if n.Version == m.agent.contract.Version {
+		if n.Version == m.agent.Contract.Version {
 			return n, true
 		}
 	}
@@ -157,7 +158,7 @@ func (m *machine) runningName(c *condition) (bls.Name, bool) {
 func (m *machine) told(kind journal.Kind) {
 	m.op("journal " + string(kind))
 	files := m.rootFiles()
-	text, err := journal.Append(files[journalFile], journal.Entry{Kind: kind, Version: m.agent.contract.Version})
+	text, err := journal.Append(files[journalFile], journal.Entry{Kind: kind, Version: m.agent.Contract.Version})
 	m.must(err)
 	files[journalFile] = text
 }
@@ -189,10 +190,10 @@ func (x *explorer) rename(m *machine, from *node, w *world, how string, rename f
 // system goes first.
 func (x *explorer) fetch(m *machine, from *node, w *world) {
 	n, ok := m.runningName(from.is)
-	v := m.agent.contract.Version + 1
+	v := m.agent.Contract.Version + 1
 	_, failed := journal.Failures(from.is.history)[v]
 	there := slices.ContainsFunc(from.is.systems, func(o bls.Name) bool { return o.Version >= v })
-	if !ok || n.Counted || m.releases[v] == nil || failed || there || m.rootFiles()[stagedFile] != nil {
+	if !ok || n.Counted || m.releases[v] == nil || failed || there || m.rootFiles()[staging.NoteFile] != nil {
 		return
 	}
 	m.powerOn(w)

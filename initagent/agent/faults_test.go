@@ -272,8 +272,8 @@ func TestCorruptTrial(t *testing.T) { // FAULTS 32
 	m.releases[2] = newRelease(t, 2, 5, nil)
 	m.stage(m.releases[2], true)
 	m.ends("system", "slot b: verity:", "test_2+0-1.efi has no tries left")
-	if m.agent.contract.Version != 1 || m.openVolume == nil {
-		t.Errorf("version %s runs", m.agent.contract.Version)
+	if m.agent.Contract.Version != 1 || m.openVolume == nil {
+		t.Errorf("version %s runs", m.agent.Contract.Version)
 	}
 }
 

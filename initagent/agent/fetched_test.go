@@ -22,7 +22,9 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -133,7 +135,7 @@ func (m *machine) runningSlot() layout.Slot {
 	m.t.Helper()
 	table, _, err := m.table()
 	m.must(err)
-	c := m.agent.contract
+	c := m.agent.Contract
 	s, _ := layout.FindSlot(table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	return s
 }
@@ -152,7 +154,7 @@ func (m *machine) deliver(p *parcel) {
 	table, _, err := m.table()
 	m.must(err)
 	for name := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && n.Version != m.agent.contract.Version {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && n.Version != m.agent.Contract.Version {
 			delete(m.esp.files, name)
 		}
 	}
@@ -181,7 +183,7 @@ func (m *machine) deliver(p *parcel) {
 	done("the slot was written")
 	files := m.rootFiles()
 	put := func(name string, content []byte) {
-		files[path.Join(fetchDirectory, p.version.String(), name)] = content
+		files[path.Join(fetched.Directory, p.version.String(), name)] = content
 	}
 	text := p.text
 	if text == nil {
@@ -202,7 +204,7 @@ func (m *machine) deliver(p *parcel) {
 	if note == "" {
 		note = fmt.Sprintf(`{"format":1,"version":%q,"slot":%q}`, p.version, p.slot)
 	}
-	files[stagedFile] = []byte(note)
+	files[staging.NoteFile] = []byte(note)
 	m.ops = nil
 }
 
@@ -241,7 +243,7 @@ func (m *machine) rename(from, to string) {
 func (m *machine) bless() {
 	m.t.Helper()
 	for _, name := range m.systems() {
-		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.contract.Version && n.Counted {
+		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.Contract.Version && n.Counted {
 			m.rename(name, n.Blessed().String())
 		}
 	}
@@ -279,8 +281,8 @@ func (m *machine) runs(version contract.Version, says ...string) {
 	m.t.Helper()
 	m.printed.Reset()
 	m.ends("system", says...)
-	if m.agent.contract.Version != version || m.openVolume == nil || m.printed.Len() > 0 {
-		m.t.Fatalf("version %s runs, want %s; it asks %q:\n%s", m.agent.contract.Version, version, m.printed.String(), m.said.String())
+	if m.agent.Contract.Version != version || m.openVolume == nil || m.printed.Len() > 0 {
+		m.t.Fatalf("version %s runs, want %s; it asks %q:\n%s", m.agent.Contract.Version, version, m.printed.String(), m.said.String())
 	}
 }
 

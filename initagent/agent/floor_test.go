@@ -184,7 +184,7 @@ func TestNoteOfNewMachine(t *testing.T) {
 		if m.openVolume == nil || m.rootFiles()[rootpart.GuaranteesFile] == nil {
 			return
 		}
-		secret := m.agent.secret
+		secret := m.agent.Secret
 		if secret == nil && len(m.shown) > 0 {
 			_, _, secret = m.unlocked()
 		}

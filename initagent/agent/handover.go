@@ -23,13 +23,13 @@ import (
 // partition it lies in memory and is gone at the next boot.
 func (a *Agent) mountState() error {
 	if a.state.Root != slot.RootOpen {
-		if err := a.mount("tmpfs", a.path(StateDirectory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		if err := a.mount("tmpfs", a.Path(StateDirectory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
 		a.inMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
-	text, err := os.ReadFile(a.path(systemDirectory, stateconf.Path))
+	text, err := os.ReadFile(a.Path(systemDirectory, stateconf.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = []byte(stateconf.Default), nil
 	}
@@ -50,7 +50,7 @@ func (a *Agent) mountState() error {
 }
 
 func (a *Agent) mountEntry(e stateconf.Entry) error {
-	lower := a.path(systemDirectory, e.Path)
+	lower := a.Path(systemDirectory, e.Path)
 	info, err := os.Lstat(lower)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the image has no such directory, so nothing can want it
@@ -92,7 +92,7 @@ func (a *Agent) mountOverlay(lower, base string, info fs.FileInfo) error {
 		}
 	}
 	return a.mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.path(StateDirectory, upper), a.path(StateDirectory, work)))
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.Path(StateDirectory, upper), a.Path(StateDirectory, work)))
 }
 
 // mountBind mounts a directory of the root partition over the image's. It starts
@@ -101,7 +101,7 @@ func (a *Agent) mountBind(lower, name string) error {
 	if err := a.Store.Seed(lower, name); err != nil {
 		return err
 	}
-	return a.mount(a.path(StateDirectory, name), lower, "", unix.MS_BIND, "")
+	return a.mount(a.Path(StateDirectory, name), lower, "", unix.MS_BIND, "")
 }
 
 // mount mounts what must be gone before the root partition can be closed.
@@ -130,30 +130,30 @@ func (a *Agent) handOver() error {
 		a.Log.Say("the report of this boot was not written: %v", err)
 	}
 	a.Log.Say("handing over %s after initagent started", a.Log.Age())
-	a.releaseWatchdog(time.Duration(a.contract.WatchdogSeconds) * time.Second)
-	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.path(systemDirectory), a.init))
+	a.releaseWatchdog(time.Duration(a.Contract.WatchdogSeconds) * time.Second)
+	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.Path(systemDirectory), a.init))
 }
 
 func (a *Agent) writeReport(reason string) error {
-	directory := a.path(runDirectory)
+	directory := a.Path(runDirectory)
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
 	r := shared.Report{
-		ImageID: a.contract.ImageID, Arch: a.contract.Arch, Version: a.contract.Version.String(), Epoch: a.contract.Epoch, Floor: a.state.Floor,
-		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.contract.ReleaseKey) > 0,
-		Root: a.openedBy(), WatchdogReset: a.watchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.contract,
+		ImageID: a.Contract.ImageID, Arch: a.Contract.Arch, Version: a.Contract.Version.String(), Epoch: a.Contract.Epoch, Floor: a.state.Floor,
+		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.Contract.ReleaseKey) > 0,
+		Root: a.openedBy(), WatchdogReset: a.watchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.Contract,
 	}
 	switch {
-	case a.record != nil:
-		r.Bound = a.record.PCRs()
-	case a.lock != nil && a.lock.Sealed != nil:
-		r.Bound = a.lock.Sealed.PCRs
+	case a.Record != nil:
+		r.Bound = a.Record.PCRs()
+	case a.Lock != nil && a.Lock.Sealed != nil:
+		r.Bound = a.Lock.Sealed.PCRs
 	}
-	if key, err := pgp.ParseKey(a.contract.ReleaseKey); r.Signed && err == nil {
+	if key, err := pgp.ParseKey(a.Contract.ReleaseKey); r.Signed && err == nil {
 		r.ReleaseKey = key.Fingerprint().String()
 	}
-	if a.watchdog != nil && a.contract.WatchdogSeconds > 0 {
+	if a.watchdog != nil && a.Contract.WatchdogSeconds > 0 {
 		r.Watchdog = a.watchdog.Name
 	}
 	text, err := json.MarshalIndent(r, "", "  ")

@@ -293,8 +293,8 @@ func (m *machine) nothingUnseals(who string) {
 		return
 	}
 	var sealed []*policy.Sealed
-	if m.agent.lock != nil && m.agent.lock.Sealed != nil {
-		sealed = append(sealed, m.agent.lock.Sealed)
+	if m.agent.Lock != nil && m.agent.Lock.Sealed != nil {
+		sealed = append(sealed, m.agent.Lock.Sealed)
 	}
 	if m.agent.pending != nil {
 		if s, err := m.agent.pending.SealedSecret(); err == nil {
@@ -459,7 +459,7 @@ func (p person) Shell() error {
 	if p.m.openVolume != nil {
 		p.m.t.Error("the recovery console opens beside an open root partition")
 	}
-	if p.m.agent.facts.Released || p.m.agent.secret != nil {
+	if p.m.agent.facts.Released || p.m.agent.Secret != nil {
 		p.m.t.Error("the recovery console opens in a boot that has had a secret in memory")
 	}
 	if !p.m.hidden {

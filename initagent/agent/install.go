@@ -20,14 +20,14 @@ func (a *Agent) install() error {
 	if err := a.leavePhase("installer"); err != nil {
 		return err
 	}
-	device, err := a.Disks.PartitionPath(a.disk, layout.InstallerNumber)
+	device, err := a.Disks.PartitionPath(a.Disk, layout.InstallerNumber)
 	if err != nil {
 		return err
 	}
 	if err := a.Kernel.Load("erofs"); err != nil {
 		return err
 	}
-	if err := a.Mounts.Mount(device, a.path(installerDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.Path(installerDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return err
 	}
 	// A stick starts with this machine's own UKI as well, and a machine that was only
@@ -39,5 +39,5 @@ func (a *Agent) install() error {
 		return err
 	}
 	a.releaseWatchdog(0) // a person takes the time that it takes
-	return a.attended(func() error { return a.Person.Program(a.path(installerProgram), "install") })
+	return a.attended(func() error { return a.Person.Program(a.Path(installerProgram), "install") })
 }

@@ -5,25 +5,23 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
-	"slices"
 	"strings"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
 
 const (
-	journalFile = sharedDirectory + "/" + journal.Name
+	journalFile = fetched.Shared + "/" + journal.Name
 	// maxJournal bounds what is read of a journal in bytes. It is rewritten at
 	// journal.MaxSize; what is so much larger is none.
 	maxJournal = 16 << 20
-	// freshTries is how many tries a trial gets, the first time and the second.
-	freshTries = 3
 )
 
 // note puts an entry into the boot journal: at once where the root partition is
@@ -37,8 +35,8 @@ func (a *Agent) note(e journal.Entry) {
 // noteSelf is note about the running system.
 func (a *Agent) noteSelf(kind journal.Kind, reason string) {
 	e := journal.Entry{Kind: kind, Reason: reason, Slot: a.state.Booted, Trial: a.state.Trial}
-	if a.contract != nil {
-		e.Version = a.contract.Version
+	if a.Contract != nil {
+		e.Version = a.Contract.Version
 	}
 	a.note(e)
 }
@@ -109,14 +107,14 @@ func (a *Agent) history() []journal.Entry {
 // bootEntry is what a boot leaves when it hands over.
 func (a *Agent) bootEntry() journal.Entry {
 	return journal.Entry{
-		Kind: journal.Boot, Version: a.contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
+		Kind: journal.Boot, Version: a.Contract.Version, Slot: a.state.Booted, Trial: a.state.Trial,
 		Reason: a.slotReason(), Watchdog: a.watchdogReset,
 	}
 }
 
 // bootID is the kernel's name for this boot.
 func (a *Agent) bootID() string {
-	text, err := os.ReadFile(a.path("proc/sys/kernel/random/boot_id"))
+	text, err := os.ReadFile(a.Path("proc/sys/kernel/random/boot_id"))
 	if err != nil {
 		return ""
 	}
@@ -126,86 +124,41 @@ func (a *Agent) bootID() string {
 // slotReason says why the boot manager chose this system, as far as the names on
 // the ESP tell.
 func (a *Agent) slotReason() string {
-	booted, known := a.bootedName()
+	booted, known := a.BootedName()
 	if !known {
 		return "the file it was started from is not known"
 	}
-	others := slices.DeleteFunc(slices.Clone(a.names), func(n bls.Name) bool { return n == booted })
-	if booted.Counted {
-		return trialReason(booted, others)
-	}
-	if len(others) == 0 {
-		return "it is the only system"
-	}
-	for _, n := range others {
-		switch {
-		case n.Version > booted.Version && n.Bad():
-			return fmt.Sprintf("version %s has no tries left", n.Version)
-		case n.Version > booted.Version:
-			return fmt.Sprintf("it was chosen by hand: version %s would be next", n.Version)
-		}
-	}
-	return "it is the newest that was blessed"
+	return bls.Reason(booted, a.Names)
 }
 
-func trialReason(booted bls.Name, others []bls.Name) string {
-	spare := slices.ContainsFunc(others, func(n bls.Name) bool { return !n.Bad() })
-	if booted.Left == 0 && !spare {
-		return "no system has tries left"
-	}
-	return fmt.Sprintf("it is on trial: try %d of %d", max(booted.Done, 1), booted.Left+max(booted.Done, 1))
-}
-
-// bootedName is the name of the UKI that this boot was started from, as it is
-// now: the boot manager says what it renamed, and the stub where it lay.
-func (a *Agent) bootedName() (bls.Name, bool) {
-	for _, variable := range []string{countVariable, "StubImageIdentifier"} {
-		value, err := a.Firmware.LoaderString(variable)
-		if err != nil || value == "" {
-			continue
-		}
-		file := path.Base(strings.ReplaceAll(value, `\`, "/"))
-		for _, n := range a.names {
-			if strings.EqualFold(n.String(), file) && a.isOurs(n) {
-				return n, true
-			}
-		}
-	}
-	// Where neither says, the only file of this version is the one.
-	var ours []bls.Name
-	for _, n := range a.names {
-		if a.isOurs(n) {
-			ours = append(ours, n)
-		}
-	}
-	if len(ours) == 1 {
-		return ours[0], true
-	}
-	return bls.Name{}, false
+// A judgement is what is held of a trial that has used up its tries, and why.
+type judgement struct {
+	verdict slot.Verdict
+	trial   bls.Name
+	reason  string
 }
 
 // judgeTrial says what is held of a newer system that has used up its tries.
-func (a *Agent) judgeTrial() slot.Verdict {
-	for _, n := range a.names {
-		if n.ImageID != a.contract.ImageID || n.Version <= a.contract.Version || !n.Bad() {
+func (a *Agent) judgeTrial() judgement {
+	for _, n := range a.Names {
+		if n.ImageID != a.Contract.ImageID || n.Version <= a.Contract.Version || !n.Bad() {
 			continue
 		}
 		verdict, reason := journal.Judge(a.history(), n.Version)
 		if verdict != slot.NoTrial {
-			a.judged, a.judgedReason = n, reason
-			return verdict
+			return judgement{verdict, n, reason}
 		}
 	}
-	return slot.NoTrial
+	return judgement{}
 }
 
 // remember notes that a version failed. The fetcher takes it no more.
 func (a *Agent) remember() error {
-	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Failed, a.judgedReason))
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged.trial, journal.Failed, a.judged.reason))
 	if err := a.appendJournal(); err != nil {
 		return err
 	}
-	a.Log.Say("version %s is not taken again: %s", a.judged.Version, a.judgedReason)
+	a.Log.Say("version %s is not taken again: %s", a.judged.trial.Version, a.judged.reason)
 	return nil
 }
 
@@ -217,14 +170,14 @@ func (a *Agent) remember() error {
 // be fetched again, but no cut can give it a third round. Cut after it, the trial
 // goes on.
 func (a *Agent) retry() error {
-	a.unwritten = append(a.unwritten, a.entryAbout(a.judged, journal.Retry, a.judgedReason))
+	a.unwritten = append(a.unwritten, a.entryAbout(a.judged.trial, journal.Retry, a.judged.reason))
 	if err := a.appendJournal(); err != nil {
 		return err
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
-		fresh, err := systems.Retry(dir, a.judged, freshTries)
+	return a.WriteESP(func(dir hw.ESPDir) error {
+		fresh, err := systems.Retry(dir, a.judged.trial, staging.Tries)
 		if err == nil {
-			a.Log.Say("%s gets its tries again: %s", fresh, a.judgedReason)
+			a.Log.Say("%s gets its tries again: %s", fresh, a.judged.reason)
 		}
 		return err
 	})

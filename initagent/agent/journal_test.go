@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/staging"
 )
 
 // fetchedMachine has version 2 staged, and has not started it yet.
@@ -64,7 +65,7 @@ func TestTrialInterrupted(t *testing.T) {
 	// And stays out.
 	m.deliver(m.parcel(m.releases[2]))
 	m.runs(1)
-	if m.rootFiles()[stagedFile] != nil || slices.Contains(m.systems(), "test_2+3.efi") {
+	if m.rootFiles()[staging.NoteFile] != nil || slices.Contains(m.systems(), "test_2+3.efi") {
 		t.Errorf("a version that failed is staged again:\n%s", m.said.String())
 	}
 }
@@ -291,13 +292,13 @@ func (m *machine) judgedInTheEnd(how string) {
 		if end := m.boot(); end != "system" && end != "reboot" {
 			m.t.Fatalf("%s: ends in %s:\n%s", how, end, m.said.String())
 		}
-		if m.agent.contract.Version == 2 {
+		if m.agent.Contract.Version == 2 {
 			trials++
 		}
 		if !slices.Contains(m.systems(), "test_1.efi") {
 			m.t.Fatalf("%s: the fallback is gone: %q", how, m.systems())
 		}
-		if _, ok := m.failed()[2]; ok && m.agent.contract.Version == 1 {
+		if _, ok := m.failed()[2]; ok && m.agent.Contract.Version == 1 {
 			if trials > 4 {
 				m.t.Errorf("%s: %d more starts of the trial", how, trials)
 			}

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
@@ -23,44 +24,23 @@ import (
 func (a *Agent) observeKeys() error {
 	state, err := enroll.Observe(a.Variables)
 	if err != nil {
-		if a.contract.SecureBoot == contract.Optional {
+		if a.Contract.SecureBoot == contract.Optional {
 			a.state.Keys = slot.KeysUnneeded
 			return nil
 		}
 		return err
 	}
-	a.firmware = state
+	a.FirmwareKeys = state
 	var wanted secureboot.Wanted
 	if a.pending != nil {
 		if wanted, err = secureboot.ParseWanted(a.pending.Wanted); err != nil {
 			return err
 		}
 	}
-	a.state.Keys = a.judgeKeys(state, wanted)
+	a.state.Keys = slot.JudgeKeys(a.state, a.facts, slot.Firmware{
+		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
+	})
 	return nil
-}
-
-// judgeKeys: a machine in use has no list of what it enrolled within reach
-// before its root partition is open; whether the firmware holds the same keys
-// still is for PCR 7 to say. What the ESP says about it counts for nothing,
-// since anybody can write there.
-func (a *Agent) judgeKeys(state enroll.State, wanted secureboot.Wanted) slot.Keys {
-	inUse := a.state.Root == slot.RootLocked || a.state.Root == slot.RootOpen || a.state.Root == slot.RootDamaged
-	switch {
-	case a.facts.Enroll == slot.Done:
-		return slot.KeysFinished
-	case inUse && rootpart.Enforces(state):
-		return slot.KeysEnrolled
-	case inUse && state.SetupMode == enroll.On:
-		return slot.KeysMissing
-	case inUse:
-		return slot.KeysOff
-	}
-	keys := enroll.Keys(state, wanted)
-	if (keys == slot.KeysForeign || keys == slot.KeysOff) && a.contract.SecureBoot == contract.Optional {
-		return slot.KeysUnneeded
-	}
-	return keys
 }
 
 // readPending reads what the first boot left for the second, the newest file
@@ -68,7 +48,7 @@ func (a *Agent) judgeKeys(state enroll.State, wanted secureboot.Wanted) slot.Key
 // in use does without, and on any other nothing is lost by starting over.
 func (a *Agent) readPending() error {
 	a.pending, a.leftovers, a.marked = nil, false, false
-	err := a.readESP(func(files fs.FS) error {
+	err := a.ReadESP(func(files fs.FS) error {
 		entries, err := fs.ReadDir(files, firstboot.Directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -84,7 +64,7 @@ func (a *Agent) readPending() error {
 			a.leftovers = true
 			// A file that a cut left unfinished is as good as none: it is
 			// written before anything depends on it.
-			text, err := readFile(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
+			text, err := host.ReadFile(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
 			if err != nil {
 				a.Log.Say("%v", err)
 				continue
@@ -128,8 +108,8 @@ func (a *Agent) enroll() error {
 	a.replaceRefused(list)
 	signer := enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
 	allowed := a.maySign(list)
-	err = a.writeESP(func(dir hw.ESPDir) error {
-		results, err := enroll.SignAll(dir, a.firmware, signer, allowed)
+	err = a.WriteESP(func(dir hw.ESPDir) error {
+		results, err := enroll.SignAll(dir, a.FirmwareKeys, signer, allowed)
 		for _, r := range results {
 			a.Log.Say("%s", r)
 		}
@@ -142,9 +122,9 @@ func (a *Agent) enroll() error {
 		}
 		e := enroll.Enroller{
 			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
-			Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
+			Time: secureboot.Timestamp(a.Now(), a.Contract.Date()),
 			Signed: func() error {
-				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.firmware.DBX.Content))
+				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.FirmwareKeys.DBX.Content))
 			},
 			Pause: a.Sleep,
 			Say:   func(m string) { a.Log.Say("%s", m) },
@@ -202,7 +182,7 @@ func succeedPending(dir hw.ESPDir, old, next *firstboot.Pending) error {
 // the root partition, those that an enrollment which was cut has made, or new keys,
 // which have no list yet. The caller wipes secret and keys.
 func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	if a.state.Root == slot.RootOpen && a.secret != nil {
+	if a.state.Root == slot.RootOpen && a.Secret != nil {
 		return a.keysInRoot()
 	}
 	if a.pending != nil {
@@ -223,7 +203,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	keys, err := a.NewKeys(a.Random, a.contract.Date())
+	keys, err := a.NewKeys(a.Random, a.Contract.Date())
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, nil, err
@@ -234,15 +214,15 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 // keysInRoot is ownKeys for a machine without a TPM, whose keys lie on the root
 // partition from the beginning. It takes the secret over.
 func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	secret := a.secret
-	a.secret = nil
-	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, nil)
+	secret := a.Secret
+	a.Secret = nil
+	list, _, err := rootpart.OwnList(a.Store, secret, a.Lock, nil)
 	var keys *secureboot.KeySet
 	if err == nil {
-		keys, err = a.storedKeys(secret)
+		keys, err = a.StoredKeys(secret)
 	}
 	if err == nil && keys == nil {
-		keys, err = a.NewKeys(a.Random, a.contract.Date())
+		keys, err = a.NewKeys(a.Random, a.Contract.Date())
 	}
 	if err != nil {
 		secret.Wipe()
@@ -254,14 +234,14 @@ func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.Li
 // openPending unseals what the first boot left, and returns the record that
 // allowed it; nil where the TPM holds none. The caller wipes secret and keys.
 func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Record, error) {
-	if a.chip.err != nil {
-		return nil, nil, nil, a.chip.err
+	if a.Chip.Err != nil {
+		return nil, nil, nil, a.Chip.Err
 	}
 	sealed, err := a.pending.SealedSecret()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	secret, record, err := a.chip.tpm.Unseal(sealed)
+	secret, record, err := a.Chip.TPM.Unseal(sealed)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -282,7 +262,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 		return err
 	}
 	if a.state.Root == slot.RootOpen {
-		a.list = list
+		a.List = list
 		return rootpart.KeepKeys(a.Store, wrapped)
 	}
 	sealed, err := a.sealProvisionally(secret, nil)
@@ -300,7 +280,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 	if err != nil {
 		return err
 	}
-	if err := a.writeESP(func(dir hw.ESPDir) error { return writePending(dir, text) }); err != nil {
+	if err := a.WriteESP(func(dir hw.ESPDir) error { return writePending(dir, text) }); err != nil {
 		return err
 	}
 	a.pending = p
@@ -373,7 +353,7 @@ func overwrite(dir hw.ESPDir, name string) error {
 // record is written there later. needed is an object whose index is not to be
 // cleared meanwhile; or nil.
 func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) (*policy.Sealed, error) {
-	start, err := a.expected()
+	start, err := a.Expected()
 	if err != nil {
 		return nil, err
 	}
@@ -381,14 +361,14 @@ func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) 
 	if err != nil {
 		return nil, err
 	}
-	b := a.binding()
+	b := a.Binding()
 	b.Needed = needed
 	return b.Seal(secret, boots[0], record, boots[1:]...)
 }
 
 // checkEnforced is the check after the restart that ends an enrollment.
 func (a *Agent) checkEnforced(wanted secureboot.Wanted) error {
-	for _, d := range enroll.Enforced(a.firmware, wanted) {
+	for _, d := range enroll.Enforced(a.FirmwareKeys, wanted) {
 		return fmt.Errorf("the firmware does not enforce what was enrolled: %s", d)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -30,7 +31,7 @@ func (m *machine) hasList() {
 	m.must(err)
 	state, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
-	if list.Bare || enroll.Foreign(state, list) != "" || !list.Names("test_1.efi") || !list.Names(managerPrefix+"test_1.efi") {
+	if list.Bare || enroll.Foreign(state, list) != "" || !list.Names("test_1.efi") || !list.Names(host.ManagerPrefix+"test_1.efi") {
 		m.t.Errorf("bare: %v; db %s, images %v", list.Bare, list.Wanted.DB, list.Images())
 	}
 }

@@ -1,9 +1,6 @@
 package agent
 
-import (
-	"halogenos.internal/boot/slot"
-	"halogenos.internal/initagent/console"
-)
+import "halogenos.internal/initagent/console"
 
 // listen begins to notice that somebody asks for the recovery console. It waits
 // for nobody: whoever wants it presses the key at any time until the system takes
@@ -27,14 +24,5 @@ func (a *Agent) stopListening() {
 	if a.listener != nil {
 		a.listener.Close()
 		a.listener = nil
-	}
-}
-
-// stopListeningFor stops listening for the steps in which somebody types something else. What
-// is typed after that does not ask for the console.
-func (a *Agent) stopListeningFor(step slot.Kind) {
-	switch step {
-	case slot.AskKey, slot.NewSecret, slot.MakeRoot, slot.Install, slot.SwitchRoot, slot.Condemn, slot.Reboot:
-		a.stopListening()
 	}
 }

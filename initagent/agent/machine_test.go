@@ -26,6 +26,7 @@ import (
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -341,11 +342,11 @@ func (m *machine) boot() (end string) {
 		if end == "death" {
 			return
 		}
-		if m.agent.secret != nil || m.agent.facts.Released && !m.collected {
+		if m.agent.Secret != nil || m.agent.facts.Released && !m.collected {
 			m.t.Errorf("a boot that ended in %s still knows the machine secret, or has not erased what it knew", end)
 		}
 	}()
-	m.agent = &Agent{
+	m.agent = &Agent{NewKeys: m.newKeys, Host: host.Host{
 		Machine: hw.Machine{
 			Disks: disks{m}, Firmware: m, Kernel: kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),
@@ -356,8 +357,8 @@ func (m *machine) boot() (end string) {
 			HideMemory: func() error { m.hidden = true; return nil },
 			NoModules:  func() error { m.noModules = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll, m.keeps}, Random: m.random, NewKeys: m.newKeys, Root: m.root,
-	}
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll, m.keeps}, Random: m.random, Root: m.root,
+	}}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)
 	}

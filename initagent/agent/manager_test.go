@@ -9,6 +9,8 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -67,7 +69,7 @@ func TestBootManager(t *testing.T) {
 	m.bless()
 	m.runs(2, "EFI/BOOT/BOOTX64.EFI is the one of version 2 now")
 	for _, name := range []string{removable, managerCopy} {
-		if !m.hasManager(name, otherManager) || m.onESP(path.Join(path.Dir(name), spareManager)) {
+		if !m.hasManager(name, otherManager) || m.onESP(path.Join(path.Dir(name), host.SpareManager)) {
 			t.Errorf("%s was not replaced, or the spare file is there", name)
 		}
 	}
@@ -105,11 +107,11 @@ func TestCutBootManager(t *testing.T) {
 	for i, w := range worlds {
 		m.powerOn(w)
 		m.said.Reset()
-		if end := m.run(); end != "system" || m.agent.contract.Version != 2 {
+		if end := m.run(); end != "system" || m.agent.Contract.Version != 2 {
 			t.Fatalf("cut after %s: it ends in %s:\n%s", how[i], end, m.said.String())
 		}
 		if !m.hasManager(removable, otherManager) || !m.hasManager(managerCopy, otherManager) ||
-			m.onESP("EFI/BOOT/"+spareManager) || m.onESP("EFI/systemd/"+spareManager) {
+			m.onESP("EFI/BOOT/"+host.SpareManager) || m.onESP("EFI/systemd/"+host.SpareManager) {
 			t.Fatalf("cut after %s: the boot manager is not in its place:\n%s", how[i], m.said.String())
 		}
 	}
@@ -125,7 +127,7 @@ func TestBootManagerRefused(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	blessed := m.world(true, nil)
-	const directory = fetchDirectory + "/2/"
+	const directory = fetched.Directory + "/2/"
 	for name, c := range map[string]struct {
 		spoil func()
 		says  string
@@ -151,7 +153,7 @@ func TestBootManagerRefused(t *testing.T) {
 			}
 			m.esp.taken, m.esp.full, m.esp.apart = 0, false, false
 			m.runs(2)
-			if m.hasManager(removable, otherManager) != c.stays || m.onESP("EFI/BOOT/"+spareManager) {
+			if m.hasManager(removable, otherManager) != c.stays || m.onESP("EFI/BOOT/"+host.SpareManager) {
 				t.Errorf("afterwards it is not as it should be:\n%s", m.said.String())
 			}
 		})
@@ -172,7 +174,7 @@ func TestSameBootManager(t *testing.T) {
 			t.Errorf("it did: %s", op)
 		}
 	}
-	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetchDirectory+"/2/"+release.BootManagerFile] != nil {
+	if !bytes.Equal(m.esp.files[removable].now.data, before) || m.rootFiles()[fetched.Directory+"/2/"+release.BootManagerFile] != nil {
 		t.Error("the boot manager was written, or the fetched one is still there")
 	}
 }

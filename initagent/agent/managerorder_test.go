@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
@@ -23,7 +24,7 @@ func (m *machine) layManager() {
 	signature, err := first.signer.sign(text, first.signedAt)
 	m.must(err)
 	for name, content := range map[string][]byte{"release.json": text, "release.json.pgp": signature, "bootx64.efi": m.manager} {
-		m.rootFiles()[path.Join(fetchDirectory, "1", name)] = bytes.Clone(content)
+		m.rootFiles()[path.Join(fetched.Directory, "1", name)] = bytes.Clone(content)
 	}
 }
 

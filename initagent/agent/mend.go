@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -24,12 +22,12 @@ const copiesDirectory = ownDirectory + "/esp"
 // list and they tell a sound file from a damaged one.
 func (a *Agent) keeper() *systems.Keeper {
 	k := &systems.Keeper{
-		Store: a.Store, Directory: copiesDirectory, ImageID: a.contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
+		Store: a.Store, Directory: copiesDirectory, ImageID: a.Contract.ImageID, Belongs: a.belongs, Now: a.Now(), Say: a.Log.Say,
 	}
-	if a.ownEnforced() {
-		k.Starts = a.starts
+	if a.OwnEnforced() {
+		k.Starts = a.Starts
 	}
-	if a.list != nil {
+	if a.List != nil {
 		k.Old = a.oldManager
 	}
 	return k
@@ -39,31 +37,23 @@ func (a *Agent) keeper() *systems.Keeper {
 // does not let it start this system. One that the owner has accepted all the same is in it.
 func (a *Agent) oldManager(image []byte) bool {
 	digest, err := authenticode.Digest(image)
-	if err != nil || !a.list.Replaced(digest) && !a.refused(a.list, digest) {
+	if err != nil || !a.List.Replaced(digest) && !a.Refused(a.List, digest) {
 		return false
 	}
-	if a.record == nil {
+	if a.Record == nil {
 		return true
 	}
 	m, err := rootpart.NewManager(image)
-	start, serr := a.toldStart()
-	return err == nil && serr == nil && !slices.Contains(a.knownManagers(start), m)
-}
-
-// refused reports whether dbx has an image, as it is or as this machine wants it.
-func (a *Agent) refused(list *secureboot.List, digest [32]byte) bool {
-	return list.Revoked(digest) ||
-		slices.ContainsFunc(a.firmware.DBX.Content, func(e secureboot.Entry) bool {
-			return e.Type == secureboot.TypeSHA256 && bytes.Equal(e.Data, digest[:])
-		})
+	start, serr := a.ToldStart()
+	return err == nil && serr == nil && !slices.Contains(a.KnownManagers(start), m)
 }
 
 // oldManagerThere reports whether the ESP has a boot manager that was replaced. Two
 // versions may be alike in size, which is what an ordinary boot compares, so that it is
 // asked where the TPM has not opened the machine.
 func (a *Agent) oldManagerThere() bool {
-	return a.list != nil && a.record == nil && slices.ContainsFunc(managers(), func(name string) bool {
-		_, have, _, err := a.findManager(name)
+	return a.List != nil && a.Record == nil && slices.ContainsFunc(layout.Managers(), func(name string) bool {
+		_, have, _, err := a.FindManager(name)
 		return err == nil && have != nil && a.oldManager(have)
 	})
 }
@@ -71,7 +61,7 @@ func (a *Agent) oldManagerThere() bool {
 // belongs says why a system that is gone from the ESP stays so. A slot that the
 // fetcher has emptied carries random UUIDs, and is nobody's.
 func (a *Agent) belongs(c *contract.Contract) error {
-	s, named := layout.FindSlot(a.table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
+	s, named := layout.FindSlot(a.Table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	if !s.Valid() || !named {
 		return fmt.Errorf("no slot holds the content of version %s", c.Version)
 	}
@@ -91,13 +81,9 @@ func (a *Agent) belongs(c *contract.Contract) error {
 // espDiffers reports whether the ESP and the root partition's copies differ, and
 // says how.
 func (a *Agent) espDiffers() bool {
-	if a.looked {
-		return a.facts.ESPDiffers // nothing but mend changes it
-	}
-	a.looked = true
 	var found []string
 	err := a.Log.Step("esp", "the ESP is compared with its copies", func() error {
-		return a.readESP(func(files fs.FS) (err error) {
+		return a.ReadESP(func(files fs.FS) (err error) {
 			found, err = a.keeper().Look(files)
 			return err
 		})
@@ -106,7 +92,7 @@ func (a *Agent) espDiffers() bool {
 		a.Log.Say("`esp-rebuild` at the recovery console makes the ESP again")
 		return false
 	}
-	if a.recordsPolicy() && a.record.Passing() && len(found) == 0 && !a.copiedManagers() {
+	if a.RecordsPolicy() && a.Record.Passing() && len(found) == 0 && !a.copiedManagers() {
 		found = append(found, "the boot manager was replaced, and its copy is of the old one")
 	}
 	if a.oldManagerThere() {
@@ -124,7 +110,7 @@ func (a *Agent) lookAgain() { a.looked, a.facts.Mended = false, slot.NotTried }
 // mend makes the ESP whole from the copies, and the copies from what is sound on
 // the ESP.
 func (a *Agent) mend() error {
-	healed, err := a.keeper().Mend(a.ESP, a.disk)
+	healed, err := a.keeper().Mend(a.ESP, a.Disk)
 	for _, h := range healed {
 		a.Log.Say("%s", h)
 		a.noteSelf(journal.Healed, h)

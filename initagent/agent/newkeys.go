@@ -1,10 +1,6 @@
 package agent
 
 import (
-	"errors"
-	"fmt"
-
-	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
@@ -14,29 +10,16 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
-// keyChange is what replaces this machine's Secure Boot keys. admit has the TPM's record
-// be for this boot and what PCR 7 will be besides; nil where it cannot be told.
-func (a *Agent) keyChange(volumeKey []byte, secret *policy.Secret, admit func([]pcr.Digest) error) *rootpart.KeyChange {
-	k := &rootpart.KeyChange{
-		Machine: a.Machine, Disk: a.disk, Variables: a.Variables, Random: a.Random, Lock: a.lock,
-		VolumeKey: volumeKey, Secret: secret, Date: a.contract.Date(), Say: a.Log.Say, Admit: admit,
-	}
-	if log, _, err := a.readLog(); err == nil {
-		k.Log = log
-	}
-	return k
-}
-
 // finishKeys goes on with a replacement of the Secure Boot keys that was cut, or settles
 // one that the firmware enforces. Where it writes to the firmware, the machine starts
 // again: this boot was measured with other keys. Where it fails, what starts the machine
 // still does, and the next boot tries again.
 func (a *Agent) finishKeys(volumeKey []byte, secret *policy.Secret, admit func([]pcr.Digest) error) {
-	if !rootpart.KeysUnfinished(a.Store, a.lock) {
+	if !rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return
 	}
-	started := a.firmware
-	wrote, err := a.keyChange(volumeKey, secret, admit).Finish(&started)
+	started := a.FirmwareKeys
+	wrote, err := a.KeyChange(volumeKey, secret, admit).Finish(&started)
 	if err != nil {
 		a.Log.Say("the replacement of the Secure Boot keys was not finished: %v", err)
 	}
@@ -45,47 +28,25 @@ func (a *Agent) finishKeys(volumeKey []byte, secret *policy.Secret, admit func([
 	}
 }
 
-// admits has the TPM's record be for this boot, which the TPM has opened, or its owner
-// has accepted, and for PCR 7 with these values besides.
-func (a *Agent) admits(volumeKey []byte, secret *policy.Secret) func([]pcr.Digest) error {
-	return func(values []pcr.Digest) error {
-		a.takeList(secret)
-		return a.rewriteRecord(volumeKey, secret, values)
-	}
-}
-
 // finishAccepted is finishKeys for a boot that the recovery key has opened: nothing is
 // written to the firmware unless its owner has just accepted what it is now.
 func (a *Agent) finishAccepted(volumeKey []byte, secret *policy.Secret) {
-	if !rootpart.KeysUnfinished(a.Store, a.lock) {
+	if !rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return
 	}
 	var admit func([]pcr.Digest) error
-	if a.chip.err == nil {
-		if start, err := a.measured(); err == nil && a.binding().Admits(a.lock, secret, start.Boot) {
-			admit = a.admits(volumeKey, secret)
+	if a.Chip.Err == nil {
+		if start, err := a.Measured(); err == nil && a.Binding().Admits(a.Lock, secret, start.Boot) {
+			admit = a.Admits(volumeKey, secret)
 		}
 	}
 	a.finishKeys(volumeKey, secret, admit)
 }
 
-// keysAhead are what PCR 7 will be while a replacement of the Secure Boot keys goes on:
-// a record that is written meanwhile must allow it.
-func (a *Agent) keysAhead(secret *policy.Secret) []pcr.Digest {
-	if !rootpart.KeysUnfinished(a.Store, a.lock) {
-		return nil
-	}
-	log, _, err := a.readLog()
-	if err != nil {
-		return nil
-	}
-	return rootpart.Ahead(a.Store, secret, a.lock, a.firmware, log)
-}
-
 // maySign are the files that an enrollment signs: with new keys, none that another has
 // replaced.
 func (a *Agent) maySign(list *secureboot.List) enroll.Allowed {
-	if a.state.Root == slot.RootOpen && rootpart.KeysUnfinished(a.Store, a.lock) {
+	if a.state.Root == slot.RootOpen && rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return rootpart.AllowedAnew(list)
 	}
 	return rootpart.Allowed(list)
@@ -108,7 +69,7 @@ func (a *Agent) foretell(secret *policy.Secret, list *secureboot.List) error {
 	if err != nil {
 		return err
 	}
-	log, _, err := a.readLog()
+	log, _, err := a.ReadLog()
 	if err != nil {
 		return err
 	}
@@ -117,69 +78,10 @@ func (a *Agent) foretell(secret *policy.Secret, list *secureboot.List) error {
 	if err != nil || value == a.foretold.Boot.PCR7 {
 		return err
 	}
-	volumeKey, err := a.openByTPM(secret)
+	volumeKey, err := a.OpenByTPM(secret)
 	if err != nil {
 		return err
 	}
 	defer luks2.Wipe(volumeKey)
-	return a.recordStart(a.foretold.Enrolled(value), volumeKey, secret, nil)
-}
-
-// rewriteRecord has the TPM release the secret for how this machine starts now, and for
-// nothing else but for PCR 7 with other values. Nobody is asked: less than the machine had
-// is refused.
-func (a *Agent) rewriteRecord(volumeKey []byte, secret *policy.Secret, also []pcr.Digest) error {
-	if a.chip.err != nil {
-		return a.chip.err
-	}
-	start, err := a.toldStart()
-	if err != nil {
-		return err
-	}
-	return a.recordStart(start, volumeKey, secret, also)
-}
-
-func (a *Agent) recordStart(start *rootpart.Start, volumeKey []byte, secret *policy.Secret, also []pcr.Digest) error {
-	b, record, boots, err := a.composed(start, volumeKey, secret, also)
-	if err != nil {
-		return err
-	}
-	accepted, err := b.Accept(a.lock, secret, record)
-	if err == nil && !accepted {
-		err = a.sealAgain(b, volumeKey, secret, record, boots)
-	}
-	if err != nil {
-		return fmt.Errorf("the TPM's record: %w", err)
-	}
-	if accepted {
-		a.record = record
-	}
-	return a.guarantee(b.Now(record, a.lock), secret)
-}
-
-// composed is the record for a start that the TPM has released the secret to.
-func (a *Agent) composed(start *rootpart.Start, volumeKey []byte, secret *policy.Secret, also []pcr.Digest) (rootpart.Binding, *policy.Record, []policy.Boot, error) {
-	b := a.binding()
-	b.Proves = false // nothing unseals twice in one boot
-	b.Had, b.Enforces = rootpart.Had(a.had, a.lock), start.SecureBoot
-	q := a.fallbacks(b, start, secret)
-	q.Also = also
-	record, boots, err := b.Acceptable(q, a.lock, secret, volumeKey, a.readESP)
-	return b, record, boots, err
-}
-
-// sealAgain is for a TPM without room for the record.
-func (a *Agent) sealAgain(b rootpart.Binding, volumeKey []byte, secret *policy.Secret, record *policy.Record, boots []policy.Boot) error {
-	keys, err := a.storedKeys(secret)
-	if err != nil {
-		return err
-	}
-	if keys != nil {
-		defer keys.Wipe()
-	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
-	if err != nil {
-		return err
-	}
-	return errors.Join(b.Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boots[0], record, boots[1:]...), f.Close())
+	return a.RecordStart(a.foretold.Enrolled(value), volumeKey, secret, nil)
 }

@@ -102,7 +102,7 @@ func (m *machine) replaced(old *secureboot.KeySet) error {
 	if err != nil {
 		return err
 	}
-	start, err := m.agent.toldBoot()
+	start, err := m.agent.ToldBoot()
 	if err != nil || !record.Allows(&start) {
 		return fmt.Errorf("the record does not have this boot: %w", err)
 	}
@@ -126,7 +126,7 @@ func TestNewKeys(t *testing.T) {
 		m.must(err)
 		oldFiles[name] = f.now.data
 	}
-	started, err := m.agent.toldBoot()
+	started, err := m.agent.ToldBoot()
 	m.must(err)
 	r, c := m.asked()
 	m.types("y", m.recoveryKey())

@@ -71,7 +71,7 @@ func (a *Agent) newSecret() error {
 	}
 	c.Print("The machine has a new secret.\n")
 	if a.wish.Keys {
-		k := a.keyChange(volumeKey, a.secret, a.admits(volumeKey, a.secret))
+		k := a.KeyChange(volumeKey, a.Secret, a.Admits(volumeKey, a.Secret))
 		if _, err := k.Finish(nil); err != nil {
 			a.Log.Say("the machine secret is a new one; of the Secure Boot keys: %v", err)
 		}
@@ -81,32 +81,32 @@ func (a *Agent) newSecret() error {
 
 // mayRenew is all that can be known before somebody is asked.
 func (a *Agent) mayRenew() (*rootpart.Start, error) {
-	if a.lock == nil || len(a.lock.Recoveries) != 1 {
+	if a.Lock == nil || len(a.Lock.Recoveries) != 1 {
 		return nil, vault.ErrTwoKeys
 	}
-	if rootpart.KeysUnfinished(a.Store, a.lock) {
+	if rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return nil, errors.New("the Secure Boot keys are being replaced")
 	}
-	if a.wish.Keys && (a.list == nil || !a.ownEnforced()) {
+	if a.wish.Keys && (a.List == nil || !a.OwnEnforced()) {
 		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces")
 	}
 	check := func(files fs.FS) error {
-		return rootpart.CheckSystems(files, a.contract, a.table, a.wish.Keys)
+		return rootpart.CheckSystems(files, a.Contract, a.Table, a.wish.Keys)
 	}
-	if err := a.readESP(check); err != nil {
+	if err := a.ReadESP(check); err != nil {
 		return nil, err
 	}
-	return a.toldStart()
+	return a.ToldStart()
 }
 
 // typedKey asks for the recovery key, and returns it with the volume key, which it opens.
 // It must be for the secret that the TPM has released. The caller wipes both.
 func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
-	limit, err := a.keyLimit()
+	limit, err := a.KeyLimit()
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
+	f, err := a.Disks.OpenPartition(a.Disk, layout.RootNumber, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -119,13 +119,13 @@ func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 		if len(typed) == 0 {
 			break
 		}
-		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, limit)
+		volumeKey, secret, err := a.Lock.OpenRecovery(f, typed, limit)
 		if err != nil {
 			luks2.Wipe(typed)
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
-		same := secret.Equal(a.secret)
+		same := secret.Equal(a.Secret)
 		secret.Wipe()
 		key, err := luks2.ParseRecoveryKey(typed)
 		luks2.Wipe(typed)
@@ -146,31 +146,31 @@ func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 // replaced says that the header may be for either. With new Secure Boot keys, those come
 // with it, and the record allows what PCR 7 will be.
 func (a *Agent) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
-	r := &rootpart.Replacement{Old: a.secret, Key: key}
+	r := &rootpart.Replacement{Old: a.Secret, Key: key}
 	var also []pcr.Digest
 	if a.wish.Keys {
-		if r.Keys, err = a.keyChange(volumeKey, a.secret, nil).Begin(a.NewKeys, a.firmware); err != nil {
+		if r.Keys, err = a.KeyChange(volumeKey, a.Secret, nil).Begin(a.NewKeys, a.FirmwareKeys); err != nil {
 			return false, err
 		}
 		defer r.Keys.Wipe()
 		also = r.Keys.Values
 	}
-	b, record, boots, err := a.composed(start, volumeKey, a.secret, also)
+	b, record, boots, err := a.Composed(start, volumeKey, a.Secret, also)
 	if err != nil {
 		return false, err
 	}
-	if err := b.MaySucceed(a.lock, a.secret, record); err != nil {
+	if err := b.MaySucceed(a.Lock, a.Secret, record); err != nil {
 		return false, err
 	}
 	if r.Fresh, err = policy.NewSecret(a.Random); err != nil {
 		return false, err
 	}
 	defer r.Fresh.Wipe()
-	now, replaced, err := b.ReplaceSecret(a.Machine, a.disk, a.Random, a.lock, volumeKey, r, record, boots)
+	now, replaced, err := b.ReplaceSecret(a.Machine, a.Disk, a.Random, a.Lock, volumeKey, r, record, boots)
 	if err != nil {
 		return replaced, err
 	}
-	*a.secret = *r.Fresh
-	a.record, a.had = record, now
-	return true, rootpart.FinishSecret(a.Machine, a.disk, a.Random, a.chip.tpm, a.lock, volumeKey, r.Fresh)
+	*a.Secret = *r.Fresh
+	a.Record, a.Had = record, now
+	return true, rootpart.FinishSecret(a.Machine, a.Disk, a.Random, a.Chip.TPM, a.Lock, volumeKey, r.Fresh)
 }

@@ -142,7 +142,7 @@ func TestNewSecret(t *testing.T) {
 	if _, err := tpm.OpenTransport(m.emulator).ReadRecord(before.Sealed); err == nil {
 		t.Error("the old index is still there")
 	}
-	log := m.agent.lastGood(fresh)
+	log := m.agent.LastGood(fresh)
 	if log == nil || !log.Authentic {
 		t.Error("the event log is not kept under the new secret")
 	}

@@ -57,7 +57,7 @@ func (a *Agent) writeRequest(text []byte) error {
 // observeRequest lets the request count where it concerns this system: what
 // another one could not do says nothing of this one.
 func (a *Agent) observeRequest() {
-	if a.request == nil || a.contract != nil && !a.request.Concerns(a.contract.Version) {
+	if a.request == nil || a.Contract != nil && !a.request.Concerns(a.Contract.Version) {
 		return
 	}
 	a.facts.Noted = "the boot before this one asked for it: " + a.request.Reason
@@ -73,8 +73,8 @@ func (a *Agent) recoverNext(reason string) error {
 	a.Log.Say("STOPPED: %s", reason)
 	a.noteSelf(journal.Recovery, reason)
 	request := nextboot.Request{Console: &nextboot.Console{Person: a.facts.ConsoleAsked, Failed: a.failed(), Reason: reason}}
-	if a.contract != nil {
-		request.Console.Version = a.contract.Version
+	if a.Contract != nil {
+		request.Console.Version = a.Contract.Version
 	}
 	text, err := request.Encode()
 	if err == nil {
@@ -89,24 +89,11 @@ func (a *Agent) recoverNext(reason string) error {
 	return a.restart()
 }
 
-// outcomes are the facts that say what came of the steps that can fail.
-func outcomes(f *slot.Facts) map[slot.Kind]*slot.Outcome {
-	return map[slot.Kind]*slot.Outcome{
-		slot.Install: &f.Install, slot.Heal: &f.Healed, slot.OpenVerity: &f.Verity, slot.Enroll: &f.Enroll, slot.Unlock: &f.Unlock,
-		slot.AskKey: &f.Key, slot.NewSecret: &f.NewSecret, slot.UpdatePolicy: &f.Record, slot.MountState: &f.Mount,
-		slot.Remember: &f.Judged, slot.Retry: &f.Judged, slot.Mend: &f.Mended, slot.Stage: &f.Staged, slot.UpdateManager: &f.Managed, slot.Revoke: &f.Revoked,
-	}
-}
-
-// stopping are the steps whose failure ends a boot, the last one first.
-var stopping = []slot.Kind{slot.MountState, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
-
 // failed names the step that ended this boot, for the advice that the next one
 // gives; "" when it was none of these.
 func (a *Agent) failed() string {
-	all := outcomes(&a.facts)
-	for _, k := range stopping {
-		if *all[k] == slot.Failed {
+	for _, k := range endings() {
+		if *steps[k].outcome(&a.facts) == slot.Failed {
 			return k.String()
 		}
 	}
@@ -121,10 +108,9 @@ func (a *Agent) stopped() slot.Facts {
 		return facts
 	}
 	facts.ConsoleAsked = facts.ConsoleAsked || a.request.Person
-	all := outcomes(&facts)
-	for _, k := range stopping {
+	for _, k := range endings() {
 		if k.String() == a.request.Failed {
-			*all[k], facts.Cause = slot.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
+			*steps[k].outcome(&facts), facts.Cause = slot.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
 		}
 	}
 	return facts

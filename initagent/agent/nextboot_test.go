@@ -153,7 +153,7 @@ func TestConsolesDriversComeLater(t *testing.T) {
 	loads := 0
 	m.presses, m.looks = 1, 0
 	m.plugging = func() {
-		if loads++; m.agent.lock != nil {
+		if loads++; m.agent.Lock != nil {
 			m.nothingUnseals("a driver of the console's")
 		}
 	}

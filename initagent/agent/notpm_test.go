@@ -42,24 +42,24 @@ func TestUpdateWithoutTPM(t *testing.T) {
 			m.noTPM = c.noTPM
 			m.fetch(newRelease(t, 2, 6, optionalTPM))
 			m.said.Reset()
-			if end := m.startsTyped(c.answers...); end != "system" || m.agent.contract.Version != 2 {
-				t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+			if end := m.startsTyped(c.answers...); end != "system" || m.agent.Contract.Version != 2 {
+				t.Fatalf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 			}
 			if !strings.Contains(m.said.String(), "WARNING: the TPM was not told of version 2") {
 				t.Errorf("says nothing of it:\n%s", m.said.String())
 			}
 			m.bless()
 			for range 2 {
-				if end := m.startsTyped(c.answers...); end != "system" || m.agent.contract.Version != 2 {
-					t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+				if end := m.startsTyped(c.answers...); end != "system" || m.agent.Contract.Version != 2 {
+					t.Fatalf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 				}
 			}
 			m.wants("test_1.efi", "test_2.efi")
 			m.noTPM = nil
 			m.holds(5, 1) // nothing was changed in the TPM
 			m.typed = nil
-			if end := m.boot(); end != "recovery" || m.agent.contract.Version != 2 {
-				t.Errorf("version %s ends in %s without a key:\n%s", m.agent.contract.Version, end, m.said.String())
+			if end := m.boot(); end != "recovery" || m.agent.Contract.Version != 2 {
+				t.Errorf("version %s ends in %s without a key:\n%s", m.agent.Contract.Version, end, m.said.String())
 			}
 			m.wants("test_1.efi", "test_2.efi")
 			m.typed = []string{m.recoveryKey(), "y", "weaker"}
@@ -136,8 +136,8 @@ func TestLiveOnWithoutTPM(t *testing.T) {
 				answers = []string{"weaker"}
 			}
 			answers = append(answers, "y")
-			if end := m.startsTyped(answers...); end != "system" || m.agent.contract.Version != 2 {
-				t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+			if end := m.startsTyped(answers...); end != "system" || m.agent.Contract.Version != 2 {
+				t.Fatalf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 			}
 			if m.vars["SecureBoot"].data[0] != 1 {
 				t.Error("Secure Boot is not on")
@@ -145,8 +145,8 @@ func TestLiveOnWithoutTPM(t *testing.T) {
 			m.keysAreKept()
 			m.must(m.kept())
 			m.fetch(newRelease(t, 3, 5, optionalTPM))
-			if end := m.startsTyped(answers[:len(answers)-1]...); end != "system" || m.agent.contract.Version != 3 {
-				t.Errorf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+			if end := m.startsTyped(answers[:len(answers)-1]...); end != "system" || m.agent.Contract.Version != 3 {
+				t.Errorf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 			}
 			m.must(m.kept())
 		})

@@ -122,7 +122,7 @@ func TestSecretOfTheirOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m.t = t
 			m.powerOn(replaced)
-			m.agent.contract = m.releases[1].contract
+			m.agent.Contract = m.releases[1].contract
 			theirs := m.bindToOwn(c.record)
 			if c.plant != nil {
 				c.plant(m, theirs)

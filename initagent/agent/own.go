@@ -14,37 +14,21 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 )
-
-// takeList reads the list of what this machine wants its firmware to hold and of
-// what counts as its own, once the root partition is open, and reports whether it is
-// damaged. A damaged one is bare until it is made again.
-func (a *Agent) takeList(secret *policy.Secret) (damaged bool) {
-	list, why, err := rootpart.OwnList(a.Store, secret, a.lock, &a.firmware)
-	if err != nil {
-		a.Log.Say("what the firmware shall hold is not known: %v", err)
-		return false
-	}
-	a.list = list
-	if why != nil {
-		a.Log.Say("the list of what the firmware shall hold is damaged: %v", why)
-	}
-	return why != nil
-}
 
 // restoreList takes the list in a boot that the recovery key has opened. Where it is
 // damaged, and the firmware holds this machine's own keys and nothing else that starts
 // anything, it is made again: what the firmware holds needs nobody to vouch for it then.
 // With keys of others in the firmware that waits for a boot that the TPM opens.
 func (a *Agent) restoreList(secret *policy.Secret) {
-	if !a.takeList(secret) || !a.ownEnforced() {
+	if !a.TakeList(secret) || !a.OwnEnforced() {
 		return
 	}
-	if foreign := enroll.Foreign(a.firmware, a.list); foreign != "" {
+	if foreign := enroll.Foreign(a.FirmwareKeys, a.List); foreign != "" {
 		a.Log.Say("it is made again once the TPM opens the machine by itself, or its owner has given the firmware this machine's own keys again (Setup Mode): %s", foreign)
 		return
 	}
@@ -59,7 +43,7 @@ func (a *Agent) remakeList(secret *policy.Secret, damaged bool) {
 		return
 	}
 	a.allowSigned()
-	if err := rootpart.KeepList(a.Store, a.Random, secret, a.list); err != nil {
+	if err := rootpart.KeepList(a.Store, a.Random, secret, a.List); err != nil {
 		a.Log.Say("the list of what the firmware shall hold was not stored: %v", err)
 		return
 	}
@@ -72,8 +56,8 @@ func (a *Agent) remakeList(secret *policy.Secret, damaged bool) {
 // allowSigned adds the ESP's files that this machine's key has signed to the list, and
 // reports whether there were any new ones.
 func (a *Agent) allowSigned() (changed bool) {
-	for _, i := range a.signedImages(a.list) {
-		changed = a.list.Allow([32]byte(i.Digest), i.Name) || changed
+	for _, i := range a.SignedImages(a.List) {
+		changed = a.List.Allow([32]byte(i.Digest), i.Name) || changed
 	}
 	return changed
 }
@@ -91,26 +75,26 @@ func (a *Agent) allowSigned() (changed bool) {
 // it. Each is one write of the file (rootpart.KeepList): cut before it, the next
 // boot does it again.
 func (a *Agent) renewList(secret *policy.Secret, record *policy.Record) {
-	damaged := a.takeList(secret)
-	if a.list == nil || !a.ownEnforced() || !a.bindsSecureBoot(record) {
+	damaged := a.TakeList(secret)
+	if a.List == nil || !a.OwnEnforced() || !a.bindsSecureBoot(record) {
 		return
 	}
-	if rootpart.KeysUnfinished(a.Store, a.lock) {
+	if rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return // it is of two sets of keys, and is not what is stored
 	}
-	if a.list.Bare {
+	if a.List.Bare {
 		a.remakeList(secret, damaged)
 		return
 	}
-	changed := a.list.AdoptRevocations(a.firmware.DBX.Content)
-	running := ukiImage(bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version})
-	if changed || !a.list.Names(running) {
+	changed := a.List.AdoptRevocations(a.FirmwareKeys.DBX.Content)
+	running := host.UKIImage(bls.Name{ImageID: a.Contract.ImageID, Version: a.Contract.Version})
+	if changed || !a.List.Names(running) {
 		changed = a.allowSigned() || changed
 	}
 	if !changed {
 		return
 	}
-	if err := rootpart.KeepList(a.Store, a.Random, secret, a.list); err != nil {
+	if err := rootpart.KeepList(a.Store, a.Random, secret, a.List); err != nil {
 		a.Log.Say("the list of what the firmware shall hold was not stored: %v", err)
 	}
 }
@@ -121,94 +105,23 @@ func (a *Agent) bindsSecureBoot(record *policy.Record) bool {
 	if record != nil {
 		return !record.Provisional() && slices.Contains(record.PCRs(), pcr.SecureBoot)
 	}
-	return slices.Contains(a.lock.Sealed.PCRs, pcr.SecureBoot)
+	return slices.Contains(a.Lock.Sealed.PCRs, pcr.SecureBoot)
 }
 
 // adoptFirmware makes the list of what the firmware holds. This machine's own keys
 // must be among it, kept as keys must be.
 func (a *Agent) adoptFirmware() error {
-	live := a.firmware.Live()
+	live := a.FirmwareKeys.Live()
 	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB} {
-		if missing := a.list.Wanted.Of(v).Without(live.Of(v)); len(missing) > 0 {
+		if missing := a.List.Wanted.Of(v).Without(live.Of(v)); len(missing) > 0 {
 			return fmt.Errorf("%s lacks %s", v, missing)
 		}
 	}
-	a.list.Adopt(live)
-	if foreign := enroll.Foreign(a.firmware, a.list); foreign != "" {
+	a.List.Adopt(live)
+	if foreign := enroll.Foreign(a.FirmwareKeys, a.List); foreign != "" {
 		return errors.New(foreign)
 	}
 	return nil
-}
-
-// ukiImage and managerImage are what the list calls a system's files.
-func ukiImage(n bls.Name) string { return n.Blessed().String() }
-
-const managerPrefix = "the boot manager that came with "
-
-func managerImage(n bls.Name) string { return managerPrefix + ukiImage(n) }
-
-// signedImages are the boot managers and the UKIs of this image on the ESP that
-// this machine's key has signed.
-func (a *Agent) signedImages(list *secureboot.List) (out []secureboot.Image) {
-	own, err := list.DBCertificate()
-	if err != nil {
-		return nil
-	}
-	running := bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version}
-	names := map[string]string{} // of the images, by path
-	for _, m := range a.managerPaths() {
-		names[m] = managerImage(running)
-	}
-	for _, n := range a.names {
-		if n.ImageID == a.contract.ImageID {
-			names[path.Join(bls.Directory, n.String())] = ukiImage(n)
-		}
-	}
-	err = a.readESP(func(files fs.FS) error {
-		for file, name := range names {
-			image, err := readFile(files, file, enroll.MaxEFIFile)
-			if err != nil || authenticode.VerifyOwn(image, own) != nil {
-				continue
-			}
-			if digest, err := authenticode.Digest(image); err == nil {
-				out = append(out, secureboot.Image{Digest: digest[:], Name: name})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		a.Log.Say("what this machine's key has signed is not known: %v", err)
-	}
-	slices.SortFunc(out, func(x, y secureboot.Image) int { return slices.Compare(x.Digest, y.Digest) })
-	return out
-}
-
-// starts says why an image is not this machine's own, or would not start.
-func (a *Agent) starts(image []byte) error {
-	if a.list != nil {
-		return rootpart.CheckOwn(image, a.firmware, a.list)
-	}
-	return rootpart.CheckStarts(image, a.firmware, rootpart.Certificates(a.firmware))
-}
-
-// listRelease has the list allow the EFI files that the signed description of a
-// release names. It is stored before any of them is signed. Cut after it, the list
-// allows what the distributor has signed, and is not there yet.
-func (a *Agent) listRelease(r *release.Release) error {
-	if a.list == nil || a.list.Bare {
-		return nil // all that the key has signed counts
-	}
-	n := bls.Name{ImageID: r.ImageID, Version: r.Version}
-	changed := false
-	for _, i := range []struct{ file, name string }{{release.UKIFile, ukiImage(n)}, {release.BootManagerFile, managerImage(n)}} {
-		if f, ok := r.File(i.file); ok && len(f.Authenticode) == 32 && !a.list.Allows([32]byte(f.Authenticode)) {
-			changed = a.list.Allow([32]byte(f.Authenticode), i.name) || changed
-		}
-	}
-	if !changed {
-		return nil
-	}
-	return rootpart.KeepList(a.Store, a.Random, a.secret, a.list)
 }
 
 // listToEnroll is the list by which the firmware gets its keys, with what may be
@@ -219,42 +132,32 @@ func (a *Agent) listRelease(r *release.Release) error {
 // has it, or the verified system image; at a first boot, also when both its names
 // have the same, since the image's may be another one than the builder has taken.
 func (a *Agent) listToEnroll(keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
-	list, reason, err := rootpart.Enrollable(stored, keys, a.contract.VendorKeys, a.drivers(), a.firmware)
+	list, reason, err := rootpart.Enrollable(stored, keys, a.Contract.VendorKeys, a.Drivers(), a.FirmwareKeys)
 	if err != nil {
 		return nil, err
 	}
 	a.Log.Say("vendor keys: %s", reason)
 	if stored != nil && stored.Bare {
-		for _, i := range a.signedImages(list) {
+		for _, i := range a.SignedImages(list) {
 			list.Allow([32]byte(i.Digest), i.Name)
 		}
 	}
-	running := bls.Name{ImageID: a.contract.ImageID, Version: a.contract.Version}
+	running := bls.Name{ImageID: a.Contract.ImageID, Version: a.Contract.Version}
 	digest, err := a.runningDigest()
 	if err != nil {
 		return nil, err
 	}
-	list.Allow(digest, ukiImage(running))
+	list.Allow(digest, host.UKIImage(running))
 	if digest, ok := a.systemManager(); ok {
-		list.Allow(digest, managerImage(running))
+		list.Allow(digest, host.ManagerImage(running))
 	}
 	if stored != nil {
 		return list, nil
 	}
 	if digest, ok := a.twinManagers(); ok {
-		list.Allow(digest, managerImage(running))
+		list.Allow(digest, host.ManagerImage(running))
 	}
 	return list, nil
-}
-
-// drivers are the option ROMs by the event log.
-func (a *Agent) drivers() secureboot.Drivers {
-	log, _, err := a.readLog()
-	if err != nil {
-		a.Log.Say("option ROMs are not known: %v", err)
-		return secureboot.Drivers{}
-	}
-	return log.Drivers()
 }
 
 // runningDigest is the hash of the file that this boot was started from. Others of its
@@ -263,11 +166,11 @@ func (a *Agent) drivers() secureboot.Drivers {
 // name is not believed alone: root of the running system can write their variables before
 // they do.
 func (a *Agent) runningDigest() (digest [32]byte, err error) {
-	booted, known := a.bootedName()
+	booted, known := a.BootedName()
 	if !known {
-		return digest, fmt.Errorf("which of the ESP's UKIs of %s %s was started is not known", a.contract.ImageID, a.contract.Version)
+		return digest, fmt.Errorf("which of the ESP's UKIs of %s %s was started is not known", a.Contract.ImageID, a.Contract.Version)
 	}
-	err = a.readESP(func(files fs.FS) error {
+	err = a.ReadESP(func(files fs.FS) error {
 		name := path.Join(bls.Directory, booted.String())
 		image, err := a.original(files, name)
 		if err != nil {
@@ -280,7 +183,7 @@ func (a *Agent) runningDigest() (digest [32]byte, err error) {
 		if err != nil {
 			return err
 		}
-		if c := im.Contract; c.ImageID != a.contract.ImageID || c.Version != a.contract.Version || !slices.Equal(c.RootHash, a.contract.RootHash) {
+		if c := im.Contract; c.ImageID != a.Contract.ImageID || c.Version != a.Contract.Version || !slices.Equal(c.RootHash, a.Contract.RootHash) {
 			return fmt.Errorf("%s is %s %s inside, and not the running system", booted, c.ImageID, c.Version)
 		}
 		if err := a.wasMeasured(im); err != nil {
@@ -297,15 +200,15 @@ func (a *Agent) runningDigest() (digest [32]byte, err error) {
 // it likes. The firmware's log has the whole file's hash. Without a log, as without a TPM,
 // the file must be the only one of its version.
 func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
-	log, _, err := a.readLog()
+	log, _, err := a.ReadLog()
 	if err != nil {
-		others := slices.ContainsFunc(a.names, func(n bls.Name) bool { return a.isOurs(n) && path.Join(bls.Directory, n.String()) != name })
+		others := slices.ContainsFunc(a.Names, func(n bls.Name) bool { return a.IsOurs(n) && path.Join(bls.Directory, n.String()) != name })
 		if others {
 			return errors.New("the ESP has several UKIs of this version, and nothing says which one was started: remove the others")
 		}
 		return nil
 	}
-	lies, err := readFile(files, name, enroll.MaxEFIFile)
+	lies, err := host.ReadFile(files, name, enroll.MaxEFIFile)
 	if err != nil {
 		return err
 	}
@@ -318,19 +221,19 @@ func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
 }
 
 func (a *Agent) wasMeasured(im *rootpart.Image) error {
-	if a.chip.err != nil {
+	if a.Chip.Err != nil {
 		return nil
 	}
-	now, err := a.chip.tpm.Now()
+	now, err := a.Chip.TPM.Now()
 	if err == nil && now.PCR11 != im.PCR11 {
-		err = errors.New(meaning(pcr.KernelImage))
+		err = errors.New(host.Meaning(pcr.KernelImage))
 	}
 	return err
 }
 
 // original reads an image as it was before an interrupted signing.
 func (a *Agent) original(files fs.FS, name string) ([]byte, error) {
-	read := func(name string) ([]byte, error) { return readFile(files, name, enroll.MaxEFIFile) }
+	read := func(name string) ([]byte, error) { return host.ReadFile(files, name, enroll.MaxEFIFile) }
 	image, err := read(name)
 	if err != nil {
 		return nil, err
@@ -350,7 +253,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return readFile(os.DirFS(a.path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
+	return host.ReadFile(os.DirFS(a.Path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not
@@ -359,9 +262,9 @@ func (a *Agent) readSystemManager() ([]byte, error) {
 // this is done again. Where there is none at hand, or it has no room, the check before PK
 // says so.
 func (a *Agent) replaceRefused(list *secureboot.List) {
-	for _, name := range managers() {
-		_, have, _, err := a.findManager(name)
-		if err != nil || have == nil || !a.refusedImage(list, have) {
+	for _, name := range layout.Managers() {
+		_, have, _, err := a.FindManager(name)
+		if err != nil || have == nil || !a.RefusedImage(list, have) {
 			continue
 		}
 		good := a.goodManager(list)
@@ -369,15 +272,10 @@ func (a *Agent) replaceRefused(list *secureboot.List) {
 			a.Log.Say("%s is in dbx, and there is no newer boot manager at hand", name)
 			continue
 		}
-		if err := a.replaceManager(name, good); err != nil {
+		if err := a.ReplaceManager(name, good); err != nil {
 			a.Log.Say("%s is in dbx, and was not replaced: %v", name, err)
 		}
 	}
-}
-
-func (a *Agent) refusedImage(list *secureboot.List, image []byte) bool {
-	digest, err := authenticode.Digest(image)
-	return err == nil && a.refused(list, digest)
 }
 
 // goodManager is a boot manager of this machine's own that its firmware will start, and
@@ -393,28 +291,18 @@ func (a *Agent) goodManager(list *secureboot.List) []byte {
 	}
 	for _, image := range images {
 		digest, err := authenticode.Digest(image)
-		if err == nil && list.Allows(digest) && !list.Replaced(digest) && !a.refused(list, digest) {
+		if err == nil && list.Allows(digest) && !list.Replaced(digest) && !a.Refused(list, digest) {
 			return image
 		}
 	}
 	return nil
 }
 
-// managerPaths are the boot manager's names that the ESP has, as it spells them.
-func (a *Agent) managerPaths() (out []string) {
-	for _, name := range managers() {
-		if actual, have, _, err := a.findManager(name); err == nil && have != nil {
-			out = append(out, actual)
-		}
-	}
-	return out
-}
-
 // twinManagers is the hash of the boot manager where each of its names has the
 // same one.
 func (a *Agent) twinManagers() (digest [32]byte, same bool) {
-	err := a.readESP(func(files fs.FS) error {
-		for i, name := range a.managerPaths() {
+	err := a.ReadESP(func(files fs.FS) error {
+		for i, name := range a.ManagerPaths() {
 			image, err := a.original(files, name)
 			if err != nil {
 				return err
@@ -434,13 +322,4 @@ func (a *Agent) twinManagers() (digest [32]byte, same bool) {
 		a.Log.Say("the boot manager is not known: %v", err)
 	}
 	return digest, same && err == nil
-}
-
-// ownEnforced reports whether the firmware starts what this machine's own keys
-// have signed, so that its db can vouch for a deed.
-func (a *Agent) ownEnforced() bool {
-	if a.list == nil {
-		return rootpart.OwnEnforced(a.firmware, a.contract.SecureBoot)
-	}
-	return rootpart.ListEnforced(a.firmware, a.list)
 }

@@ -21,7 +21,7 @@ func (m *machine) strangersPending(index bool) []byte {
 	m.must(err)
 	boot, sealed := m.sealForAttacker(secret)
 	if !index {
-		sealed, err = m.agent.chip.tpm.SealPCR(secret, policy.Provisional(), boot)
+		sealed, err = m.agent.Chip.TPM.SealPCR(secret, policy.Provisional(), boot)
 		m.must(err)
 	}
 	m.chipChanged = true

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -28,30 +29,21 @@ type renewal struct {
 // one may give others up. The boot manager says what it counted, and the name
 // says what was never blessed.
 func (a *Agent) runsBlessed() bool {
-	booted, known := a.bootedName()
+	booted, known := a.BootedName()
 	return !a.state.Trial && known && !booted.Counted
-}
-
-// recordsPolicy reports whether the TPM keeps the list of systems, and has let
-// this boot unlock by it.
-func (a *Agent) recordsPolicy() bool {
-	return a.chip.err == nil && a.secret != nil && a.lock != nil && a.lock.Sealed != nil && a.lock.Sealed.Kind == policy.KindNV &&
-		a.record != nil && !a.record.Provisional()
 }
 
 // policyOutdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
-func (a *Agent) policyOutdated() bool {
-	if a.facts.Record != slot.NotTried || !a.runsBlessed() || !a.recordsPolicy() {
-		return false
+func (a *Agent) policyOutdated() (bool, error) {
+	if a.facts.Record != slot.NotTried || !a.runsBlessed() || !a.RecordsPolicy() {
+		return false, nil
 	}
 	r, err := a.renew()
 	if err != nil {
-		a.Log.Say("the TPM's record is left as it is: %v", err)
-		a.facts.Record = slot.Failed
-		return false
+		return false, err
 	}
-	return r.record != nil || len(r.outdated) > 0
+	return r.record != nil || len(r.outdated) > 0, nil
 }
 
 // renew compares the record with the ESP. A fallback is known by its version: the
@@ -59,14 +51,14 @@ func (a *Agent) policyOutdated() bool {
 // matter which file bears the name. One whose trial is about to get its tries
 // again counts as one that has them.
 func (a *Agent) renew() (*renewal, error) {
-	boot, err := a.toldBoot()
+	boot, err := a.ToldBoot()
 	if err != nil {
 		return nil, err
 	}
-	q := policy.Renewal{Boot: boot, Floor: a.had.Floor, OneManager: a.oneManager()}
+	q := policy.Renewal{Boot: boot, Floor: a.Had.Floor, OneManager: a.oneManager()}
 	var others []bls.Name
-	for _, n := range a.names {
-		if n.ImageID != a.contract.ImageID || n.Version == a.contract.Version {
+	for _, n := range a.Names {
+		if n.ImageID != a.Contract.ImageID || n.Version == a.Contract.Version {
 			continue
 		}
 		if !n.Bad() {
@@ -76,12 +68,12 @@ func (a *Agent) renew() (*renewal, error) {
 			q.Startable = append(q.Startable, uint64(n.Version))
 		}
 	}
-	next, err := a.record.Renew(q)
+	next, err := a.Record.Renew(q)
 	if err != nil {
 		return nil, err
 	}
 	r := new(renewal)
-	if next != a.record {
+	if next != a.Record {
 		r.record = next
 	}
 	for _, n := range others {
@@ -94,12 +86,12 @@ func (a *Agent) renew() (*renewal, error) {
 
 // epochOf is a system's epoch, by the record, or else by its own contract.
 func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
-	for _, b := range a.record.Branches {
+	for _, b := range a.Record.Branches {
 		if b.Version == uint64(n.Version) {
 			return b.Epoch, true
 		}
 	}
-	err := a.readESP(func(files fs.FS) error {
+	err := a.ReadESP(func(files fs.FS) error {
 		image, err := rootpart.ReadUKI(files, n)
 		if err != nil {
 			return err
@@ -135,16 +127,16 @@ func (a *Agent) updatePolicy() error {
 		return err
 	}
 	if r.record != nil {
-		old := a.record
+		old := a.Record
 		r.record = a.overPrograms(r.record)
-		a.noteManager(r.record)
-		if err := a.guarantee(a.had.Raise(rootpart.Of(r.record, rootpart.Enforces(a.firmware))), a.secret); err != nil {
+		a.NoteManager(r.record)
+		if err := a.Guarantee(a.Had.Raise(rootpart.Of(r.record, rootpart.Enforces(a.FirmwareKeys))), a.Secret); err != nil {
 			return err
 		}
-		if err := a.writeRecord(a.secret, a.lock.Sealed, r.record); err != nil {
+		if err := a.WriteRecord(a.Secret, a.Lock.Sealed, r.record); err != nil {
 			return err
 		}
-		a.record = r.record
+		a.Record = r.record
 		for _, b := range old.Branches {
 			gone := func(n policy.Branch) bool { return n.Version == b.Version }
 			if !slices.ContainsFunc(r.record.Branches, gone) {
@@ -160,7 +152,7 @@ func (a *Agent) updatePolicy() error {
 		return nil
 	}
 	a.lookAgain() // what is given up loses its copy
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return a.WriteESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range r.outdated {
 			errs = append(errs, systems.Condemn(dir, n))
@@ -175,14 +167,14 @@ func (a *Agent) updatePolicy() error {
 // brought, where that is still there; and whether dbx is what it was when this boot was
 // measured. It is asked only while another is being replaced, or dbx has changed.
 func (a *Agent) oneManager() bool {
-	if !a.record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.ESPDiffers || !a.copiedManagers() {
+	if !a.Record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.ESPDiffers || !a.copiedManagers() {
 		return false
 	}
-	start, err := a.toldStart()
+	start, err := a.ToldStart()
 	if err != nil || start.Unbound != nil || len(start.Managers) != 1 {
 		return false
 	}
-	image, err := a.Store.Read(a.managerFile(), enroll.MaxEFIFile)
+	image, err := a.Store.Read(bootmanager.File(&a.Host), enroll.MaxEFIFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
 	}
@@ -194,7 +186,7 @@ func (a *Agent) oneManager() bool {
 // ESP. Two versions may be alike in size, which is what an ordinary boot compares.
 func (a *Agent) copiedManagers() bool {
 	var here []rootpart.Manager
-	err := a.readESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
+	err := a.ReadESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
 	copies, cerr := a.keeper().Managers()
 	if err != nil || cerr != nil {
 		return false
@@ -212,15 +204,15 @@ func (a *Agent) copiedManagers() bool {
 // that is accounted for. With another system beside it that waits for the next
 // release: the fallback may be of a time that could not read such a record.
 func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
-	other := func(b policy.Branch) bool { return b.Version != uint64(a.contract.Version) }
+	other := func(b policy.Branch) bool { return b.Version != uint64(a.Contract.Version) }
 	if r.Programs || slices.ContainsFunc(r.Branches, other) {
 		return r
 	}
-	start, err := a.toldStart()
+	start, err := a.ToldStart()
 	if err != nil || start.Unbound != nil {
 		return r
 	}
-	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, a.knownManagers(start), nil))
+	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, a.KnownManagers(start), nil))
 	if err != nil {
 		return r
 	}
@@ -229,20 +221,4 @@ func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
 		return r
 	}
 	return next
-}
-
-// acceptable returns the record for an owner who accepts the machine as it is,
-// and the boots that it allows.
-func (a *Agent) acceptable(b rootpart.Binding, start *rootpart.Start, volumeKey []byte, secret *policy.Secret) (*policy.Record, []policy.Boot, error) {
-	return b.Acceptable(a.fallbacks(b, start, secret), a.lock, secret, volumeKey, a.readESP)
-}
-
-func (a *Agent) fallbacks(b rootpart.Binding, start *rootpart.Start, secret *policy.Secret) rootpart.Fallbacks {
-	q := rootpart.Fallbacks{Table: a.table, Running: a.contract, Start: start, Firmware: a.firmware, List: a.list, Had: b.Had, Also: a.keysAhead(secret), Say: a.Log.Say}
-	if last := a.lastGood(secret); last != nil && last.Authentic {
-		if b, err := rootpart.Logged(last.Log); err == nil {
-			q.Known = append(q.Known, b)
-		}
-	}
-	return q
 }

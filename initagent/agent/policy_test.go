@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -203,8 +204,8 @@ func TestStageWithoutTPM(t *testing.T) { // FAULTS 71
 	m.fetch(newRelease(t, 2, 5, change))
 	boot("reboot")
 	boot("system")
-	if m.agent.contract.Version != 2 || m.openVolume == nil {
-		t.Errorf("version %s runs", m.agent.contract.Version)
+	if m.agent.Contract.Version != 2 || m.openVolume == nil {
+		t.Errorf("version %s runs", m.agent.Contract.Version)
 	}
 	m.must(m.ukisSigned())
 }
@@ -275,7 +276,7 @@ func TestTrialGivesNothingUp(t *testing.T) { // FAULTS 74
 	m.fetch(newRelease(t, 2, 6, pinned))
 	m.runs(2)
 	m.ops = nil
-	m.rootFiles()[stagedFile] = []byte(`{"format":1,"version":"3","slot":"a"}`)
+	m.rootFiles()[staging.NoteFile] = []byte(`{"format":1,"version":"3","slot":"a"}`)
 	m.runs(2)
 	if got := m.written("tpm"); len(got) > 0 {
 		t.Errorf("the TPM got %q", got)

@@ -32,7 +32,7 @@ func (a *Agent) recover(reason string) error {
 	a.forget()
 	a.noteSelf(journal.Recovery, reason)
 	err := a.closeRoot()
-	if a.chip.err == nil {
+	if a.Chip.Err == nil {
 		err = errors.Join(err, a.leavePhase(pcr.Recovery))
 	}
 	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
@@ -46,7 +46,7 @@ func (a *Agent) recover(reason string) error {
 		return a.noConsole(err)
 	}
 	a.releaseWatchdog(0) // a person takes the time that it takes
-	if a.contract != nil {
+	if a.Contract != nil {
 		if err := a.writeReport(reason); err != nil {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
@@ -68,8 +68,8 @@ func (a *Agent) recover(reason string) error {
 // initramfs that `unlock` needs.
 func (a *Agent) noModules() error {
 	needed := []string{"dm_crypt", "xts"}
-	if a.contract != nil {
-		needed = append(needed, a.contract.RootFileSystem)
+	if a.Contract != nil {
+		needed = append(needed, a.Contract.RootFileSystem)
 	}
 	if err := a.Kernel.Load(needed...); err != nil {
 		a.Log.Say("`unlock` will not work: %v", err)
@@ -83,7 +83,7 @@ func (a *Agent) noConsole(err error) error {
 	a.Log.Say("no console: %v", err)
 	a.Log.Say("nothing was lost. Switch the machine off and on. If that does not help, switch the TPM off in the firmware's setup (it may be called PTT, fTPM or Security Device): " +
 		"without a TPM the console opens, and the recovery key opens the data")
-	if a.contract != nil && a.contract.TPM == contract.Optional {
+	if a.Contract != nil && a.Contract.TPM == contract.Optional {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {
 		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens partition %d of this disk with the recovery key. This system itself requires a TPM that works", layout.RootNumber)
@@ -112,9 +112,9 @@ func (a *Agent) reboot() error {
 // forget wipes what the boot still knows, and erases what knowing it has left in
 // this process.
 func (a *Agent) forget() {
-	if a.secret != nil {
-		a.secret.Wipe()
-		a.secret = nil
+	if a.Secret != nil {
+		a.Secret.Wipe()
+		a.Secret = nil
 	}
 	if a.facts.Released {
 		a.Collect()

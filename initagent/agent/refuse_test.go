@@ -2,8 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -21,6 +19,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/staging"
 )
 
 // with is pinned and one more change.
@@ -89,7 +89,7 @@ func TestStageRefuses(t *testing.T) {
 		"note of another format":           {func(p *parcel) { p.note = `{"format":2,"version":"2","slot":"b"}` }, "is malformed"},
 		"note without a slot":              {func(p *parcel) { p.note = `{"format":1,"version":"2","slot":"none"}` }, "is malformed"},
 		"note out of the directory":        {func(p *parcel) { p.note = `{"format":1,"version":"../2","slot":"b"}` }, "cannot be read"},
-		"note that is too large":           {func(p *parcel) { p.note = strings.Repeat(" ", maxNote+1) }, "more than"},
+		"note that is too large":           {func(p *parcel) { p.note = strings.Repeat(" ", staging.MaxNote+1) }, "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m.t = t
@@ -109,7 +109,7 @@ func (m *machine) refusesRelease(says string) {
 	m.t.Helper()
 	table, _, err := m.table()
 	m.must(err)
-	running := m.agent.contract.Version
+	running := m.agent.Contract.Version
 	m.ops = nil
 	m.runs(running, says)
 	if got, _, err := m.table(); err != nil || !slices.Equal(got.Partitions, table.Partitions) {
@@ -124,7 +124,7 @@ func (m *machine) refusesRelease(says string) {
 	if !slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Kind == journal.Refused && strings.Contains(e.Reason, says) }) {
 		m.t.Errorf("the journal says nothing of %q:\n%s", says, m.rootFiles()[journalFile])
 	}
-	if _, there := m.rootFiles()[stagedFile]; there {
+	if _, there := m.rootFiles()[staging.NoteFile]; there {
 		m.t.Error("the note is still there")
 	}
 	m.runs(running)
@@ -215,9 +215,9 @@ func TestStageLater(t *testing.T) {
 		"the ESP is read-only":        {func() { m.esp.fails = syscall.EROFS }, func() { m.esp.fails = nil }, "read-only file system"},
 		"the ESP is full all at once": {func() { m.esp.full = true }, func() { m.esp.full = false }, "no space left on device"},
 		"the slot cannot be read":     {func() { m.unreadable = layout.SlotB.VerityNumber() }, func() { m.unreadable = 0 }, "input/output error"},
-		"a file cannot be read": {func() { m.unreadableFile = path.Join(fetchDirectory, "2", release.UKIFile) },
+		"a file cannot be read": {func() { m.unreadableFile = path.Join(fetched.Directory, "2", release.UKIFile) },
 			func() { m.unreadableFile = "" }, "input/output error"},
-		"the note cannot be read":    {func() { m.unreadableFile = stagedFile }, func() { m.unreadableFile = "" }, "input/output error"},
+		"the note cannot be read":    {func() { m.unreadableFile = staging.NoteFile }, func() { m.unreadableFile = "" }, "input/output error"},
 		"the TPM refuses the record": {func() { m.refuseRecord = true }, func() { m.refuseRecord = false }, "let version 2 unlock the root partition"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -335,16 +335,6 @@ func TestStageSameContent(t *testing.T) {
 	m.fetch(m.releases[3])
 	m.runs(3)
 	m.wants("test_3.efi")
-}
-
-func TestNoteIsAsDocumented(t *testing.T) {
-	text, err := json.Marshal(stagedNote{Format: noteFormat, Version: 2, Slot: layout.SlotB})
-	if want := `{"format":1,"version":"2","slot":"b"}`; err != nil || string(text) != want {
-		t.Errorf("%s, %v, want %s", text, err, want)
-	}
-	if !errors.Is(refuse("%w", syscall.EIO), syscall.EIO) {
-		t.Error("a refusal hides its cause")
-	}
 }
 
 // again gives the machine this world, in which that version runs.

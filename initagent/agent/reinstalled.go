@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
@@ -27,7 +28,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if a.state.Keys != slot.KeysMissing {
 		return nil
 	}
-	keys, err := a.storedKeys(secret)
+	keys, err := a.StoredKeys(secret)
 	if keys == nil && err == nil {
 		return a.offerFirstKeys(c)
 	}
@@ -35,7 +36,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	defer keys.Wipe()
-	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, nil)
+	list, _, err := rootpart.OwnList(a.Store, secret, a.Lock, nil)
 	if err != nil {
 		return err
 	}
@@ -44,7 +45,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err != nil || !yes {
 		return err
 	}
-	changed, err := rootpart.AskROMs(list, a.drivers(), func(question string) (bool, error) { return askYes(c, question) })
+	changed, err := rootpart.AskROMs(list, a.Drivers(), func(question string) (bool, error) { return askYes(c, question) })
 	if changed && err == nil {
 		err = rootpart.KeepList(a.Store, a.Random, secret, list)
 	}
@@ -52,7 +53,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		return err
 	}
 	a.facts.EnrollAgain = true
-	if a.chip.err != nil {
+	if a.Chip.Err != nil {
 		return nil
 	}
 	if a.startedByRefused(list) {
@@ -62,7 +63,7 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	}
 	start, err := a.enrolled(keys, list)
 	if err == nil {
-		b := a.binding()
+		b := a.Binding()
 		b.Proves = false // what is sealed to the next boot does not unseal in this one
 		err = a.accept(c, f, b, volumeKey, secret, start)
 	}
@@ -83,9 +84,9 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 
 // startedByRefused reports whether a boot manager lies on the ESP that dbx has.
 func (a *Agent) startedByRefused(list *secureboot.List) bool {
-	return slices.ContainsFunc(managers(), func(name string) bool {
-		_, have, _, err := a.findManager(name)
-		return err == nil && have != nil && a.refusedImage(list, have)
+	return slices.ContainsFunc(layout.Managers(), func(name string) bool {
+		_, have, _, err := a.FindManager(name)
+		return err == nil && have != nil && a.RefusedImage(list, have)
 	})
 }
 
@@ -94,7 +95,7 @@ func (a *Agent) startedByRefused(list *secureboot.List) bool {
 // others would not vouch for it; where it is bound to a TPM and has none, these would not
 // either.
 func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
-	if a.chip.err == nil || len(a.lock.Deed) > 0 || a.lock.Sealed != nil {
+	if a.Chip.Err == nil || len(a.Lock.Deed) > 0 || a.Lock.Sealed != nil {
 		return nil
 	}
 	a.facts.EnrollAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
@@ -105,7 +106,7 @@ func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
 // orCut is one more good reason for Setup Mode, on a machine that has never come to the
 // end of an enrollment by the keys on its root partition.
 func (a *Agent) orCut() string {
-	if a.chip.err == nil || !a.unenrolled() {
+	if a.Chip.Err == nil || !a.unenrolled() {
 		return ""
 	}
 	return ", or if the power was cut while this machine was set up"
@@ -118,7 +119,7 @@ func askYes(c hw.Console, question string) (bool, error) {
 
 // enrolled is how the running system starts once the keys are enrolled.
 func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*rootpart.Start, error) {
-	start, err := a.expected()
+	start, err := a.Expected()
 	if err != nil {
 		return nil, err
 	}
@@ -130,12 +131,12 @@ func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*roo
 	if len(wanted.DB) != 1 {
 		return nil, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
 	}
-	log, _, err := a.readLog()
+	log, _, err := a.ReadLog()
 	if err != nil {
 		return nil, err
 	}
 	vars := pcr.SecureBootVariables{SecureBoot: true}
-	revoked := a.firmware.DBX.Content
+	revoked := a.FirmwareKeys.DBX.Content
 	for _, v := range []struct {
 		into    *[]byte
 		content secureboot.Database

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -31,7 +32,7 @@ func inUse(t *testing.T) *machine {
 	}
 	m.rootFiles()[marker] = []byte("the only copy")
 	// What the fetcher has left, for a slot that will be gone.
-	m.rootFiles()[stagedFile] = []byte(`{"format":1,"version":"3","slot":"b"}`)
+	m.rootFiles()[staging.NoteFile] = []byte(`{"format":1,"version":"3","slot":"b"}`)
 	return m
 }
 
@@ -111,14 +112,14 @@ func TestInstalledAgain(t *testing.T) {
 				m.must(m.provisioned())
 			}
 			m.must(m.kept())
-			if note, there := m.rootFiles()[stagedFile]; there {
+			if note, there := m.rootFiles()[staging.NoteFile]; there {
 				t.Errorf("%s is still to be staged", note)
 			}
 			m.owner = false
 			m.printed.Reset()
 			m.ends("system")
-			if m.openVolume == nil || m.printed.Len() > 0 || m.agent.contract.Version != c.version {
-				t.Errorf("version %s, volume %v, asks:\n%s", m.agent.contract.Version, m.openVolume, m.printed.String())
+			if m.openVolume == nil || m.printed.Len() > 0 || m.agent.Contract.Version != c.version {
+				t.Errorf("version %s, volume %v, asks:\n%s", m.agent.Contract.Version, m.openVolume, m.printed.String())
 			}
 			m.must(m.kept())
 		})

@@ -16,7 +16,9 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/fetched"
 )
 
 // exchanged is a machine on which the second release has proven itself, and waits to put
@@ -68,7 +70,7 @@ func (m *machine) revoked(old []byte) error {
 		return fmt.Errorf("the record has not settled: %+v", r)
 	case !list.Revoked(digest) || list.Allows(digest) || len(list.ToRevoke()) > 0:
 		return fmt.Errorf("the list is %+v", list)
-	case m.rootFiles()[m.agent.managerFile()] != nil:
+	case m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil:
 		return fmt.Errorf("the fetched boot manager is still there")
 	case !m.hasManager(removable, otherManager) || !m.hasManager(managerCopy, otherManager):
 		return fmt.Errorf("the new boot manager is not in its place")
@@ -104,9 +106,9 @@ func TestRevokeBootManager(t *testing.T) {
 	if !both.Passing() || len(both.Branches) <= len(before.Branches)/2 {
 		t.Errorf("between the write and the restart the record is %+v", both)
 	}
-	now, err := m.agent.toldStart()
+	now, err := m.agent.ToldStart()
 	m.must(err)
-	log, _, err := m.agent.readLog()
+	log, _, err := m.agent.ReadLog()
 	m.must(err)
 	predicted, err := now.WithDBX(log, m.firmwareWith(nil), m.vars["dbx"].data)
 	m.must(err)
@@ -114,7 +116,7 @@ func TestRevokeBootManager(t *testing.T) {
 		t.Error("PCR 7 is foretold for firmware that has measured something else than it holds")
 	}
 	m.runs(2)
-	told, err := m.agent.toldBoot()
+	told, err := m.agent.ToldBoot()
 	m.must(err)
 	if told.PCR7 != predicted.Boot.PCR7 || told.PCR7 == now.Boot.PCR7 {
 		t.Errorf("PCR 7 is %s, predicted %s, before %s", told.PCR7, predicted.Boot.PCR7, now.Boot.PCR7)
@@ -161,7 +163,7 @@ func TestRevokeBootManager(t *testing.T) {
 
 // firmwareWith is what the firmware holds, with this dbx.
 func (m *machine) firmwareWith(dbx []byte) (s enroll.State) {
-	s = m.agent.firmware
+	s = m.agent.FirmwareKeys
 	s.DBX.Raw = dbx
 	return s
 }
@@ -228,7 +230,7 @@ func TestRevocationRefused(t *testing.T) {
 		if r := m.policyRecord(); r.Passing() || len(m.vars["dbx"].data) > 0 {
 			t.Errorf("the record is %+v, dbx %x", r, m.vars["dbx"].data)
 		}
-		if m.rootFiles()[m.agent.managerFile()] != nil {
+		if m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 			t.Error("the fetched boot manager is still there")
 		}
 		m.extra = "another firmware"
@@ -315,7 +317,7 @@ func TestPlantedWhileExchanged(t *testing.T) {
 	// alone: it may be what the machine starts by.
 	for _, w := range worlds {
 		m.powerOn(w)
-		delete(m.rootFiles(), m.agent.managerFile())
+		delete(m.rootFiles(), bootmanager.File(&m.agent.Host))
 		m.plant(managerCopy, old)
 		m.must(m.emulator.powerOn(w.chip))
 		if m.policyRecord().Passing() || m.startable(managerCopy, m.manager) != nil {
@@ -344,7 +346,7 @@ func TestNothingToRevoke(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	m.settles(2)
-	if len(m.vars["dbx"].data) > 0 || !m.onESP(removable) || m.rootFiles()[m.agent.managerFile()] != nil {
+	if len(m.vars["dbx"].data) > 0 || !m.onESP(removable) || m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 		t.Error("a machine without keys of its own revokes, or does not come to an end")
 	}
 	m = newMachine(t, pinned)
@@ -355,7 +357,7 @@ func TestNothingToRevoke(t *testing.T) {
 	m.runs(2)
 	m.bless()
 	m.settles(2)
-	if len(m.vars["dbx"].data) > 0 || m.rootFiles()[m.agent.managerFile()] != nil {
+	if len(m.vars["dbx"].data) > 0 || m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil {
 		t.Error("a machine that does not know what it was started by revokes, or does not come to an end")
 	}
 }
@@ -390,7 +392,7 @@ func TestRevokesBootManagersOnly(t *testing.T) {
 	m, old := exchanged(t, pinned)
 	files := map[string][]byte{}
 	for name, content := range m.rootFiles() {
-		if strings.HasPrefix(name, fetchDirectory) {
+		if strings.HasPrefix(name, fetched.Directory) {
 			files[name] = bytes.Clone(content)
 		}
 	}

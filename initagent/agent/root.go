@@ -12,7 +12,6 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -36,8 +35,8 @@ func (a *Agent) observeRoot() error {
 	if a.state.Root == slot.RootOpen {
 		return nil
 	}
-	root, lock, err := rootpart.Look(a.Disks, a.disk, a.table)
-	a.state.Root, a.lock = root, lock
+	root, lock, err := rootpart.Look(a.Disks, a.Disk, a.Table)
+	a.state.Root, a.Lock = root, lock
 	if root == slot.RootAbsent {
 		return err
 	}
@@ -47,28 +46,20 @@ func (a *Agent) observeRoot() error {
 	return nil
 }
 
-// observeLoss tells a root partition that was never finished from one that was
-// lost. Between its first boot, which cleared the place and made the keys, and
-// the end of its second a machine may find anything there that a cut has left,
-// and makes it again. After that it makes none, whatever the disk looks like.
+// observeLoss tells a root partition that was never finished from one that was lost.
 func (a *Agent) observeLoss() error {
-	making := a.state.Root == slot.RootBlank || a.state.Root == slot.RootUnfinished
-	if !making && a.state.Root != slot.RootDamaged {
+	if !a.state.Root.Making() && a.state.Root != slot.RootDamaged {
 		return nil
 	}
 	between, err := a.betweenBoots()
 	if err != nil {
 		a.Log.Say("whether the root partition was made before is not known: %v", err)
 	}
-	switch {
-	case between:
-		if !making {
-			a.state.Root = slot.RootUnfinished
-		}
-	case making && (a.unlocked || a.state.Keys == slot.KeysEnrolled || a.state.Keys == slot.KeysUnneeded && a.ownEnforced()):
-		a.state.Root = slot.RootDamaged
+	judged := slot.JudgeRoot(a.state, slot.Past{Between: between, Unlocked: a.unlocked, OwnKeys: a.OwnEnforced()})
+	if judged == slot.RootDamaged && a.state.Root.Making() {
 		a.facts.Cause = "its header is empty, although it was made before"
 	}
+	a.state.Root = judged
 	return nil
 }
 
@@ -77,7 +68,7 @@ func (a *Agent) observeLoss() error {
 // to say, since on the ESP anybody can put back what was there; where it can hold none,
 // it counts its starts, of which the first boot's object gets a few.
 func (a *Agent) betweenBoots() (bool, error) {
-	if a.pending == nil || a.chip.err != nil || a.state.Keys != slot.KeysEnrolled {
+	if a.pending == nil || a.Chip.Err != nil || a.state.Keys != slot.KeysEnrolled {
 		return false, nil
 	}
 	sealed, err := a.pending.SealedSecret()
@@ -85,16 +76,11 @@ func (a *Agent) betweenBoots() (bool, error) {
 		return false, err
 	}
 	if sealed.Kind != policy.KindNV {
-		expired, err := a.chip.tpm.Expired(sealed)
+		expired, err := a.Chip.TPM.Expired(sealed)
 		return err == nil && !expired, err
 	}
-	record, err := a.chip.tpm.ReadRecord(sealed)
+	record, err := a.Chip.TPM.ReadRecord(sealed)
 	return err == nil && record.Provisional(), err
-}
-
-// binding is the TPM for what is sealed in this phase.
-func (a *Agent) binding() rootpart.Binding {
-	return rootpart.Binding{TPM: a.chip.tpm, Say: a.Log.Say, Proves: true}
 }
 
 // owner is what a new root partition is made with.
@@ -137,7 +123,7 @@ func (a *Agent) owner() (*owner, error) {
 		a.facts.Released = true
 		o.secret, err = policy.NewSecret(a.Random)
 	}
-	if err == nil && a.chip.err == nil {
+	if err == nil && a.Chip.Err == nil {
 		err = a.bind(o)
 	}
 	if err != nil {
@@ -158,16 +144,16 @@ func (a *Agent) takePending(o *owner) (err error) {
 	if o.secret, o.keys, record, err = a.openPending(); err != nil {
 		return fmt.Errorf("the keys of the first boot: %w", err)
 	}
-	if a.list, err = firstboot.UnwrapList(o.secret, a.pending.Keys); err != nil {
+	if a.List, err = firstboot.UnwrapList(o.secret, a.pending.Keys); err != nil {
 		return fmt.Errorf("the keys of the first boot: %w", err)
 	}
-	if err := a.checkEnforced(a.list.Wanted); err != nil {
+	if err := a.checkEnforced(a.List.Wanted); err != nil {
 		return err
 	}
 	if record != nil && !record.Provisional() {
 		return errMade
 	}
-	if !slices.ContainsFunc(rootpart.Certificates(a.firmware), o.keys.DB.Certificate.Equal) {
+	if !slices.ContainsFunc(rootpart.Certificates(a.FirmwareKeys), o.keys.DB.Certificate.Equal) {
 		return errPlanted
 	}
 	return a.freshSecret(o)
@@ -197,7 +183,7 @@ func (a *Agent) freshSecret(o *owner) error {
 		}
 	}
 	if err == nil {
-		o.wrapped, err = firstboot.WrapKeys(a.Random, fresh, o.keys, a.list)
+		o.wrapped, err = firstboot.WrapKeys(a.Random, fresh, o.keys, a.List)
 	}
 	if err != nil {
 		fresh.Wipe()
@@ -217,7 +203,7 @@ func (a *Agent) freshSecret(o *owner) error {
 // that finishes (recordVolume), or makes room for its own (rootpart.Binding.Seal).
 func (a *Agent) dropFirst(o *owner, first *policy.Sealed) error {
 	a.Log.Say("this TPM has no room for a second record: what the first boot left in it goes before")
-	start, err := a.expected()
+	start, err := a.Expected()
 	if err != nil {
 		return err
 	}
@@ -226,28 +212,28 @@ func (a *Agent) dropFirst(o *owner, first *policy.Sealed) error {
 		return err
 	}
 	defer between.Wipe()
-	sealed, err := a.binding().SealBetween(between, start.Boot)
+	sealed, err := a.Binding().SealBetween(between, start.Boot)
 	if err != nil {
 		return err
 	}
 	next := *a.pending
-	if next.Keys, err = firstboot.WrapKeys(a.Random, between, o.keys, a.list); err != nil {
+	if next.Keys, err = firstboot.WrapKeys(a.Random, between, o.keys, a.List); err != nil {
 		return err
 	}
 	if next.Sealed, err = sealed.Encode(); err != nil {
 		return err
 	}
-	if err := a.writeESP(func(dir hw.ESPDir) error { return succeedPending(dir, a.pending, &next) }); err != nil {
+	if err := a.WriteESP(func(dir hw.ESPDir) error { return succeedPending(dir, a.pending, &next) }); err != nil {
 		return err
 	}
 	a.pending = &next
-	return a.chip.tpm.Undefine(first.NVIndex)
+	return a.Chip.TPM.Undefine(first.NVIndex)
 }
 
 // bind seals the secret, where it is not: to an index whose record says that
 // there is no volume yet, or to this boot alone.
 func (a *Agent) bind(o *owner) (err error) {
-	if o.start, err = a.expected(); err != nil {
+	if o.start, err = a.Expected(); err != nil {
 		return err
 	}
 	if o.sealed == nil {
@@ -257,7 +243,7 @@ func (a *Agent) bind(o *owner) (err error) {
 	}
 	if o.sealed.Kind == policy.KindPCR {
 		// The provisional object leaves PCR 7 out.
-		o.sealed, err = a.chip.tpm.SealPCR(o.secret, policy.WithoutPrograms(), o.start.Boot)
+		o.sealed, err = a.Chip.TPM.SealPCR(o.secret, policy.WithoutPrograms(), o.start.Boot)
 	}
 	return err
 }
@@ -283,7 +269,7 @@ func (a *Agent) makeRoot() error {
 		return err
 	}
 	defer recovery.Wipe()
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
+	f, err := a.Disks.OpenPartition(a.Disk, layout.RootNumber, true)
 	if err != nil {
 		return err
 	}
@@ -309,33 +295,33 @@ func (a *Agent) makeRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := a.checkFloor(a.chip.err == nil, record, o.secret); err != nil {
+	if err := a.checkFloor(a.Chip.Err == nil, record, o.secret); err != nil {
 		return err
 	}
-	if err := a.capVolume(volumeKey); err != nil {
+	if err := a.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	a.lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
-	if a.chip.err == nil {
+	a.Lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
+	if a.Chip.Err == nil {
 		if err := a.keepLog(o.secret); err != nil { // it explains a later failure
 			a.Log.Say("the event log of this boot was not kept: %v", err)
 		}
 	} else {
-		a.secret, o.secret = o.secret, nil // the Secure Boot keys are still to come
-		a.chip.untold = true               // there is nothing that it could release
+		a.Secret, o.secret = o.secret, nil // the Secure Boot keys are still to come
+		a.Chip.Untold = true               // there is nothing that it could release
 	}
 	a.tidyUp()
 	return nil
 }
 
 func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*vault.Lock, []byte, error) {
-	partition, _ := a.table.ByNumber(layout.RootNumber)
-	_, size := a.table.Bytes(partition)
+	partition, _ := a.Table.ByNumber(layout.RootNumber)
+	_, size := a.Table.Bytes(partition)
 	uuid, err := gpt.RandomGUID(a.Random)
 	if err != nil {
 		return nil, nil, err
 	}
-	memory, err := a.keyMemory(runtime.NumCPU())
+	memory, err := a.KeyMemory(runtime.NumCPU())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -345,61 +331,29 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 	})
 }
 
-// keyMemory is rootpart.KeyMemory of this machine.
-func (a *Agent) keyMemory(cpus int) (uint64, error) {
-	memory, err := a.Memory()
-	if err != nil {
-		return 0, err
-	}
-	return rootpart.KeyMemory(memory, cpus), nil
-}
-
-// keyLimit is rootpart.KeyLimit of this machine.
-func (a *Agent) keyLimit() (uint64, error) {
-	memory, err := a.Memory()
-	return rootpart.KeyLimit(memory), err
-}
-
 // openRoot gives the volume to the kernel and mounts its file system, which it
 // makes first where it is fresh.
 func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
-	device, err := rootpart.Attach(a.Machine, a.disk, lock, volumeKey)
+	device, err := rootpart.Attach(a.Machine, a.Disk, lock, volumeKey)
 	if err != nil {
 		return err
 	}
 	a.rootOpen = true
-	if err := a.Kernel.Load(a.contract.RootFileSystem); err != nil {
+	if err := a.Kernel.Load(a.Contract.RootFileSystem); err != nil {
 		return err
 	}
 	if fresh {
-		if err := a.Store.MakeFileSystem(a.contract.RootFileSystem, device, a.path(systemDirectory)); err != nil {
+		if err := a.Store.MakeFileSystem(a.Contract.RootFileSystem, device, a.Path(systemDirectory)); err != nil {
 			return err
 		}
 	}
-	return a.mount(device, a.path(StateDirectory), a.contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
-}
-
-// healHeader restores the copy of the LUKS2 header that a cut or a bad sector has
-// left behind the other one. It is not worth a boot.
-func (a *Agent) healHeader() {
-	if a.lock.Health.Good() {
-		return
-	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
-	if err == nil {
-		err = errors.Join(a.lock.Header.Heal(a.Random, f), f.Close())
-	}
-	if err != nil {
-		a.Log.Say("one copy of the root partition's header is damaged, and was not restored: %v", err)
-		return
-	}
-	a.Log.Say("one copy of the root partition's header was damaged, and is restored")
+	return a.mount(device, a.Path(StateDirectory), a.Contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
 }
 
 // keepInRoot notes what this machine has, and moves what the first boot left on the ESP
 // to the root partition.
 func (a *Agent) keepInRoot(o *owner) error {
-	g := rootpart.NewGuarantees(o.sealed, a.contract.Epoch, rootpart.Enforces(a.firmware))
+	g := rootpart.NewGuarantees(o.sealed, a.Contract.Epoch, rootpart.Enforces(a.FirmwareKeys))
 	if err := g.Keep(a.Random, a.Store, o.secret); err != nil || o.keys == nil {
 		return err
 	}
@@ -414,7 +368,7 @@ func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, start
 	}
 	// The first boot's index and those of starts that were cut: a provisional record
 	// beside the full one would say that the root partition may be made again.
-	b := a.binding()
+	b := a.Binding()
 	b.Needed = sealed
 	if err := b.Clear(); err != nil {
 		return nil, fmt.Errorf("clear what earlier starts left in the TPM: %w", err)
@@ -422,26 +376,9 @@ func (a *Agent) recordVolume(secret *policy.Secret, sealed *policy.Sealed, start
 	if start.Unbound != nil {
 		a.Log.Say("PCR 4, which boot manager started the machine, is left out: %v", start.Unbound)
 	}
-	record, err := policy.Compose(a.contract.Epoch, policy.VolumeFingerprint(volumeKey), start.Unbound == nil, start.System(start.Running, start.Current(), nil))
+	record, err := policy.Compose(a.Contract.Epoch, policy.VolumeFingerprint(volumeKey), start.Unbound == nil, start.System(start.Running, start.Current(), nil))
 	if err != nil {
 		return nil, err
 	}
-	return record, a.writeRecord(secret, sealed, record)
-}
-
-func (a *Agent) writeRecord(secret *policy.Secret, sealed *policy.Sealed, r *policy.Record) error {
-	return a.binding().WriteRecord(secret, sealed, r)
-}
-
-// capVolume measures the volume key, so that nothing unseals a second time.
-func (a *Agent) capVolume(volumeKey []byte) error {
-	if a.chip.err != nil {
-		return nil
-	}
-	event := policy.VolumeEvent(volumeKey)
-	if err := a.chip.tpm.Extend(pcr.SystemID, event[:]); err != nil {
-		return err
-	}
-	a.chip.capped = true
-	return nil
+	return record, a.WriteRecord(secret, sealed, record)
 }

@@ -9,9 +9,11 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/fetched"
 )
 
-// systemShared is where the running system sees sharedDirectory.
+// systemShared is where the running system sees fetched.Shared.
 const systemShared = "/var/lib/halogen"
 
 // makeShared makes the directory that the running system shares with the boot. The
@@ -20,7 +22,7 @@ func (a *Agent) makeShared() error {
 	if err := a.Store.MakeDirectory(ownDirectory, 0o700); err != nil {
 		return err
 	}
-	return a.Store.MakeDirectory(sharedDirectory, 0o755)
+	return a.Store.MakeDirectory(fetched.Shared, 0o755)
 }
 
 // mountShared shows it to the running system. No program but ours wants it, so
@@ -40,14 +42,14 @@ func (a *Agent) bindShared() error {
 	if err != nil {
 		return err
 	}
-	return a.mount(a.path(StateDirectory, sharedDirectory), target, "", unix.MS_BIND, "")
+	return a.mount(a.Path(StateDirectory, fetched.Shared), target, "", unix.MS_BIND, "")
 }
 
 // directoryInSystem makes a directory of the system where it is missing. What an
 // earlier run of the system has put in its place must not lead out of the
 // system: a link would be followed from the initramfs.
 func (a *Agent) directoryInSystem(name string) (string, error) {
-	at := a.path(systemDirectory)
+	at := a.Path(systemDirectory)
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
 		at = path.Join(at, part)
 		info, err := os.Lstat(at)
@@ -60,7 +62,7 @@ func (a *Agent) directoryInSystem(name string) (string, error) {
 			return "", err
 		}
 		if !info.IsDir() {
-			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.path(systemDirectory)), info.Mode())
+			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.Path(systemDirectory)), info.Mode())
 		}
 	}
 	return at, nil

@@ -7,6 +7,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/staging"
 )
 
 // A release is staged, tried, blessed, and becomes what later ones fall back to.
@@ -16,8 +17,8 @@ func TestStage(t *testing.T) { // FAULTS 74
 	m.runs(2)
 	m.wants("test_1.efi", "test_2+2-1.efi")
 	m.holds(5, 1, 2)
-	if s := m.runningSlot(); s != layout.SlotB || m.rootFiles()[stagedFile] != nil {
-		t.Errorf("slot %s runs, and the note says %q", s, m.rootFiles()[stagedFile])
+	if s := m.runningSlot(); s != layout.SlotB || m.rootFiles()[staging.NoteFile] != nil {
+		t.Errorf("slot %s runs, and the note says %q", s, m.rootFiles()[staging.NoteFile])
 	}
 	// The fallback unlocks before the bless.
 	m.rename("test_2+2-1.efi", "")
@@ -86,8 +87,8 @@ func TestReplacedWithItsSlot(t *testing.T) {
 	m.rename("test_2.efi", "test_2+0.efi")
 	m.vars["LoaderEntryOneShot"] = efiVariable{data: []byte("test_1.efi")}
 	m.boot()
-	if m.agent.contract.Version != 1 || m.openVolume != nil || strings.Contains(m.printed.String(), "Recovery key") {
-		t.Fatalf("version %s runs, and asks %q:\n%s", m.agent.contract.Version, m.printed.String(), m.said.String())
+	if m.agent.Contract.Version != 1 || m.openVolume != nil || strings.Contains(m.printed.String(), "Recovery key") {
+		t.Fatalf("version %s runs, and asks %q:\n%s", m.agent.Contract.Version, m.printed.String(), m.said.String())
 	}
 	if m.esp.files["EFI/Linux/test_1+0.efi"] == nil {
 		t.Errorf("it did not give itself up:\n%s", m.said.String())
@@ -117,8 +118,8 @@ func TestReplacedForGood(t *testing.T) {
 	m.rename("test_2.efi", "test_2+0.efi")
 	m.rename("test_3.efi", "test_3+0.efi")
 	m.boot()
-	if m.agent.contract.Version != contract.Version(1) || m.openVolume != nil {
-		t.Fatalf("version %s runs:\n%s", m.agent.contract.Version, m.said.String())
+	if m.agent.Contract.Version != contract.Version(1) || m.openVolume != nil {
+		t.Fatalf("version %s runs:\n%s", m.agent.Contract.Version, m.said.String())
 	}
 }
 
@@ -128,11 +129,11 @@ func TestStageGivesUp(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	m.fetch(newRelease(t, 2, 5, pinned))
 	m.snapshot = func() {
-		if len(m.ops) > 0 && m.ops[len(m.ops)-1] == "root keep "+attemptsFile {
+		if len(m.ops) > 0 && m.ops[len(m.ops)-1] == "root keep "+staging.AttemptsFile {
 			panic(halt{"death"})
 		}
 	}
-	for range maxAttempts {
+	for range staging.MaxAttempts {
 		m.ops = nil
 		if end := m.boot(); end != "death" {
 			t.Fatalf("ends in %s:\n%s", end, m.said.String())

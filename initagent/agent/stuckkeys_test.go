@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
@@ -355,7 +356,7 @@ func TestNewKeysReplaced(t *testing.T) {
 	lock, _, secret := m.unlocked()
 	list, err := rootpart.StoredList(store{m}, secret, lock)
 	m.must(err)
-	list.Allow(digest, managerPrefix+"test_0.efi")
+	list.Allow(digest, host.ManagerPrefix+"test_0.efi")
 	list.Replace(digest)
 	m.must(rootpart.KeepList(store{m}, m.random, secret, list))
 	const aside = "EFI/old/bootx64.efi"
@@ -426,7 +427,7 @@ func TestNewSecretNotesMore(t *testing.T) {
 		if lock.Sealed.Kind != policy.KindNV {
 			continue
 		}
-		m.must(rootpart.FinishSecret(m.agent.Machine, m.agent.disk, m.random, nil, lock, nil, secret))
+		m.must(rootpart.FinishSecret(m.agent.Machine, m.agent.Disk, m.random, nil, lock, nil, secret))
 		if g := rootpart.ReadGuarantees(store{m}, secret); !g.Record {
 			t.Errorf("%s: guarantees %+v", s.how, g)
 		}

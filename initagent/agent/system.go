@@ -18,25 +18,10 @@ import (
 
 // writeTable puts a table on the disk and makes the kernel use it.
 func (a *Agent) writeTable(t *gpt.Table) error {
-	if err := a.putTable(t); err != nil {
+	if err := a.PutTable(t); err != nil {
 		return err
 	}
-	return a.Disks.Reread(a.disk)
-}
-
-// putTable puts a table on the disk. The kernel, which lets go of no partition that
-// is in use, reads it at the next boot. Cut before it, the old table stands; cut
-// during it, one of the two copies is good (gpt.Table.Write).
-func (a *Agent) putTable(t *gpt.Table) error {
-	f, err := a.Disks.Open(a.disk, true)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(t.Write(f), f.Close())
-	if err != nil {
-		return fmt.Errorf("write the partition table of %s: %w", a.disk.Name, err)
-	}
-	return nil
+	return a.Disks.Reread(a.Disk)
 }
 
 // partition makes the partitions that an installation leaves out. All come in
@@ -54,23 +39,23 @@ func (a *Agent) putTable(t *gpt.Table) error {
 // installation left on the ESP goes. Cut before the table is written, all of
 // this is done again.
 func (a *Agent) partition() error {
-	plan, err := layout.NewPlan(a.table, a.contract.SlotSize, a.Random)
+	plan, err := layout.NewPlan(a.Table, a.Contract.SlotSize, a.Random)
 	if err != nil {
 		return err
 	}
 	for _, change := range plan.Changes {
-		a.Log.Say("%s: %s", a.disk.Name, change)
+		a.Log.Say("%s: %s", a.Disk.Name, change)
 	}
-	if _, there := a.table.ByNumber(layout.RootNumber); !there {
+	if _, there := a.Table.ByNumber(layout.RootNumber); !there {
 		if err := errors.Join(a.clearDirectory(), a.clearRoot(plan.Table)); err != nil {
 			return err
 		}
-		own, changed, err := layout.OwnIDs(plan.Table, a.contract.ImageID, a.contract.Version.String(), a.Random)
+		own, changed, err := layout.OwnIDs(plan.Table, a.Contract.ImageID, a.Contract.Version.String(), a.Random)
 		if err != nil {
 			return err
 		}
 		if changed {
-			a.Log.Say("%s: the disk gets UUIDs of its own, and was %v", a.disk.Name, plan.Table.Disk)
+			a.Log.Say("%s: the disk gets UUIDs of its own, and was %v", a.Disk.Name, plan.Table.Disk)
 		}
 		plan.Table = own
 	}
@@ -81,7 +66,7 @@ func (a *Agent) clearDirectory() error {
 	if !a.leftovers && !a.unlocked {
 		return nil
 	}
-	err := a.writeESP(func(dir hw.ESPDir) error {
+	err := a.WriteESP(func(dir hw.ESPDir) error {
 		return removeFiles(dir, func(name string) bool { return isPending(name) || lastgood.Is(name) })
 	})
 	if err != nil {
@@ -94,10 +79,10 @@ func (a *Agent) clearDirectory() error {
 func (a *Agent) clearRoot(t *gpt.Table) error {
 	root, ok := t.ByNumber(layout.RootNumber)
 	if !ok {
-		return fmt.Errorf("the plan for %s has no root partition", a.disk.Name)
+		return fmt.Errorf("the plan for %s has no root partition", a.Disk.Name)
 	}
 	at, _ := t.Bytes(root)
-	f, err := a.Disks.Open(a.disk, true)
+	f, err := a.Disks.Open(a.Disk, true)
 	if err != nil {
 		return err
 	}
@@ -115,24 +100,24 @@ func (a *Agent) clearRoot(t *gpt.Table) error {
 // tree.
 func (a *Agent) makeTree(ctx context.Context) error {
 	const s = layout.SlotA
-	data, err := a.Disks.OpenPartition(a.disk, s.SystemNumber(), false)
+	data, err := a.Disks.OpenPartition(a.Disk, s.SystemNumber(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	tree, err := a.Disks.OpenPartition(a.disk, s.VerityNumber(), true)
+	tree, err := a.Disks.OpenPartition(a.Disk, s.VerityNumber(), true)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	want := a.contract.Root()
-	got, err := verity.Generate(ctx, data, a.contract.VerityParams(), tree, a.Log.Progress("verity tree", a.contract.ImageSize))
+	want := a.Contract.Root()
+	got, err := verity.Generate(ctx, data, a.Contract.VerityParams(), tree, a.Log.Progress("verity tree", a.Contract.ImageSize))
 	if err != nil {
 		return fmt.Errorf("verity tree of %s: %w", s.SystemLabel(), err)
 	}
 	if got != want {
 		return fmt.Errorf("partition %s does not hold the system image of %s %s: its root hash is %s, the UKI names %s: install the image again",
-			s.SystemLabel(), a.contract.ImageID, a.contract.Version, got, want)
+			s.SystemLabel(), a.Contract.ImageID, a.Contract.Version, got, want)
 	}
 	if err := tree.Sync(); err != nil {
 		return fmt.Errorf("flush %s: %w", s.VerityLabel(), err)
@@ -140,17 +125,17 @@ func (a *Agent) makeTree(ctx context.Context) error {
 	if err := errors.Join(data.Close(), tree.Close()); err != nil {
 		return err
 	}
-	return a.writeTable(layout.Rename(a.table, s, layout.SystemUUID(want), layout.VerityUUID(want)))
+	return a.writeTable(layout.Rename(a.Table, s, layout.SystemUUID(want), layout.VerityUUID(want)))
 }
 
 // openVerity opens and mounts the system image.
 func (a *Agent) openVerity(ctx context.Context) error {
 	s := a.state.Booted
-	data, err := a.Disks.PartitionPath(a.disk, s.SystemNumber())
+	data, err := a.Disks.PartitionPath(a.Disk, s.SystemNumber())
 	if err != nil {
 		return err
 	}
-	hash, err := a.Disks.PartitionPath(a.disk, s.VerityNumber())
+	hash, err := a.Disks.PartitionPath(a.Disk, s.VerityNumber())
 	if err != nil {
 		return err
 	}
@@ -159,13 +144,13 @@ func (a *Agent) openVerity(ctx context.Context) error {
 	}
 	device, err := a.Mapper.OpenVerity(hw.Verity{
 		Name: "system", DataDevice: data, HashDevice: hash,
-		Params: a.contract.VerityParams(), Root: a.contract.Root(),
+		Params: a.Contract.VerityParams(), Root: a.Contract.Root(),
 		RestartOnCorruption: a.state.Trial,
 	})
 	if err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
-	if err := a.Mounts.Mount(device, a.path(systemDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.Path(systemDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
 	return nil
@@ -175,17 +160,17 @@ func (a *Agent) openVerity(ctx context.Context) error {
 // where. The boot has failed already, so there is time.
 func (a *Agent) diagnose(ctx context.Context) error {
 	s := a.state.Booted
-	data, err := a.Disks.OpenPartition(a.disk, s.SystemNumber(), false)
+	data, err := a.Disks.OpenPartition(a.Disk, s.SystemNumber(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	tree, err := a.Disks.OpenPartition(a.disk, s.VerityNumber(), false)
+	tree, err := a.Disks.OpenPartition(a.Disk, s.VerityNumber(), false)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	err = verity.Verify(ctx, data, tree, a.contract.VerityParams(), a.contract.Root(), a.Log.Progress("looking for what is corrupt", a.contract.ImageSize))
+	err = verity.Verify(ctx, data, tree, a.Contract.VerityParams(), a.Contract.Root(), a.Log.Progress("looking for what is corrupt", a.Contract.ImageSize))
 	if err == nil {
 		return errors.New("every block of the slot is as its root hash says: the kernel or the disk is at fault")
 	}

@@ -13,8 +13,8 @@ func TestTrialNobodyTypes(t *testing.T) {
 	for range 3 {
 		m.typed = nil
 		m.said.Reset()
-		if end := m.boot(); end != "reboot" || m.agent.contract.Version != 2 || !strings.Contains(m.said.String(), "there is a system to fall back to") {
-			t.Fatalf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+		if end := m.boot(); end != "reboot" || m.agent.Contract.Version != 2 || !strings.Contains(m.said.String(), "there is a system to fall back to") {
+			t.Fatalf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 		}
 		if m.waits[len(m.waits)-1] != trialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
 			t.Errorf("it waits %s, and says %q", m.waits[len(m.waits)-1], m.printed.String())
@@ -39,15 +39,15 @@ func TestTrialSomebodyTypes(t *testing.T) {
 	fetched := m.world(true, nil)
 	m.extra = "another firmware"
 	m.typed = []string{""}
-	if end := m.boot(); end != "recovery" || m.agent.contract.Version != 2 {
-		t.Errorf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+	if end := m.boot(); end != "recovery" || m.agent.Contract.Version != 2 {
+		t.Errorf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 	}
 	// After a wrong key there is no shell in the same boot.
 	m.powerOn(fetched)
 	m.typed = []string{"wrong", ""}
 	for _, want := range []string{"reboot", "recovery"} {
-		if end := m.boot(); end != want || m.agent.contract.Version != 2 {
-			t.Errorf("version %s ends in %s, want %s:\n%s", m.agent.contract.Version, end, want, m.said.String())
+		if end := m.boot(); end != want || m.agent.Contract.Version != 2 {
+			t.Errorf("version %s ends in %s, want %s:\n%s", m.agent.Contract.Version, end, want, m.said.String())
 		}
 	}
 	m.powerOn(fetched)

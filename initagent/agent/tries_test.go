@@ -16,16 +16,16 @@ func TestUncountedTrial(t *testing.T) {
 	fetched := m.world(true, nil)
 	for _, name := range []string{"test_2+2-1.efi", "test_2+1-2.efi", "test_2+0-3.efi"} {
 		m.said.Reset()
-		if end := m.boot(); end != "system" || m.agent.contract.Version != 2 || !m.agent.state.Trial {
-			t.Fatalf("version %s ends in %s, on trial: %v:\n%s", m.agent.contract.Version, end, m.agent.state.Trial, m.said.String())
+		if end := m.boot(); end != "system" || m.agent.Contract.Version != 2 || !m.agent.state.Trial {
+			t.Fatalf("version %s ends in %s, on trial: %v:\n%s", m.agent.Contract.Version, end, m.agent.state.Trial, m.said.String())
 		}
 		m.wants("test_1.efi", name)
 		if !strings.Contains(m.said.String(), "has not counted this start") {
 			t.Errorf("says nothing of it:\n%s", m.said.String())
 		}
 	}
-	if end := m.boot(); end == "recovery" || m.agent.contract.Version != 1 {
-		t.Errorf("version %s ends in %s:\n%s", m.agent.contract.Version, end, m.said.String())
+	if end := m.boot(); end == "recovery" || m.agent.Contract.Version != 1 {
+		t.Errorf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 	}
 	m.powerOn(fetched)
 	m.runs(2)

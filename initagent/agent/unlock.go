@@ -5,15 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
@@ -26,34 +23,35 @@ import (
 
 // unlock opens the root partition with the TPM.
 func (a *Agent) unlock() error {
-	if a.lock.Sealed == nil {
+	if a.Lock.Sealed == nil {
 		return errors.New("the root partition is not bound to a TPM")
 	}
-	told, lerr := a.toldBoot()
+	told, lerr := a.ToldBoot()
 	if lerr == nil {
-		if err := a.nothingForeign(told); err != nil {
+		if err := a.NothingForeign(told); err != nil {
 			return err
 		}
 	}
-	last := a.lastGood(nil)
+	last := a.LastGood(nil)
 	var known []policy.Boot // they only help to say which register differs
 	if last != nil {
 		if b, err := rootpart.Logged(last.Log); err == nil {
 			known = append(known, b)
 		}
 	}
-	secret, record, err := a.chip.tpm.Unseal(a.lock.Sealed, known...)
+	secret, record, err := a.Chip.TPM.Unseal(a.Lock.Sealed, known...)
 	if err != nil {
+		a.observeReplaced(err)
 		return a.explain(err, last)
 	}
 	a.facts.Released = true
 	defer a.keepOnlyOpen(secret)
-	if lerr != nil || !a.proven(told, record) {
-		if err := a.nothingForeignNow(); err != nil {
+	if lerr != nil || !a.Proven(told, record) {
+		if err := a.NothingForeignNow(); err != nil {
 			return err
 		}
 	}
-	volumeKey, err := a.openByTPM(secret)
+	volumeKey, err := a.OpenByTPM(secret)
 	if err != nil {
 		return err
 	}
@@ -63,17 +61,17 @@ func (a *Agent) unlock() error {
 		return err
 	}
 	// Whatever volume this is, the secret is not unsealed again in this boot.
-	if err := a.capVolume(volumeKey); err != nil {
+	if err := a.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	if err := a.mayOpen(record, volumeKey); err != nil {
+	if err := a.MayOpen(record, volumeKey); err != nil {
 		return err
 	}
-	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
+	if err := a.openRoot(a.Lock, volumeKey, false); err != nil {
 		return err
 	}
 	// Nothing is written by a secret, to the disk or to the TPM, before this.
-	if err := rootpart.CheckSecret(a.Store, secret, a.firmware, a.contract.SecureBoot); err != nil {
+	if err := rootpart.CheckSecret(a.Store, secret, a.FirmwareKeys, a.Contract.SecureBoot); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
 	if record, err = complete(); err != nil {
@@ -86,9 +84,9 @@ func (a *Agent) unlock() error {
 	if err := a.checkFloor(true, record, secret); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
-	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
-	a.healHeader()
-	a.finishKeys(volumeKey, secret, a.admits(volumeKey, secret))
+	a.state.Root, a.Record, a.Secret = slot.RootOpen, record, secret
+	a.HealHeader()
+	a.finishKeys(volumeKey, secret, a.Admits(volumeKey, secret))
 	a.renewList(secret, record)
 	a.afterUnlock()
 	return nil
@@ -97,11 +95,11 @@ func (a *Agent) unlock() error {
 // finishSecret finishes a replacement of the machine secret, before anything is read
 // that is under it. Where that fails, what can be read is, and the next boot tries again.
 func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) {
-	chip := a.chip.tpm
-	if a.chip.err != nil {
+	chip := a.Chip.TPM
+	if a.Chip.Err != nil {
 		chip = nil
 	}
-	if err := rootpart.FinishSecret(a.Machine, a.disk, a.Random, chip, a.lock, volumeKey, secret); err != nil {
+	if err := rootpart.FinishSecret(a.Machine, a.Disk, a.Random, chip, a.Lock, volumeKey, secret); err != nil {
 		a.Log.Say("the replacement of the machine secret was not finished: %v", err)
 	}
 }
@@ -110,22 +108,9 @@ func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) {
 // The one that has is needed until the boot hands over: to stage a release and
 // to write the TPM's record.
 func (a *Agent) keepOnlyOpen(secret *policy.Secret) {
-	if secret != nil && a.secret != secret {
+	if secret != nil && a.Secret != secret {
 		secret.Wipe()
 	}
-}
-
-func (a *Agent) openByTPM(secret *policy.Secret) ([]byte, error) {
-	limit, err := a.keyLimit()
-	if err != nil {
-		return nil, err
-	}
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, false)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return a.lock.OpenTPM(f, secret, limit)
 }
 
 // completion returns what is left to do with the TPM's record: nothing, or,
@@ -134,39 +119,41 @@ func (a *Agent) completion(record *policy.Record, secret *policy.Secret, volumeK
 	if record == nil || !record.Provisional() {
 		return func() (*policy.Record, error) { return record, nil }, nil
 	}
-	start, err := a.expected()
+	start, err := a.Expected()
 	if err != nil {
 		return nil, fmt.Errorf("complete the TPM's record: %w", err)
 	}
-	return func() (*policy.Record, error) { return a.recordVolume(secret, a.lock.Sealed, start, volumeKey) }, nil
-}
-
-// mayOpen refuses a volume that this machine did not make.
-func (a *Agent) mayOpen(record *policy.Record, volumeKey []byte) error {
-	return rootpart.MayOpen(a.lock, record, volumeKey, a.firmware, a.contract.SecureBoot)
+	return func() (*policy.Record, error) { return a.recordVolume(secret, a.Lock.Sealed, start, volumeKey) }, nil
 }
 
 // afterUnlock keeps what explains a later failure, and removes what the first
 // boot left. Neither is worth a boot.
 func (a *Agent) afterUnlock() {
-	if err := a.keepLog(a.secret); err != nil {
+	if err := a.keepLog(a.Secret); err != nil {
 		a.Log.Say("the event log of this boot was not kept: %v", err)
 	}
 	a.tidyUp()
 }
 
+// observeReplaced asks the TPM's record what it has of a system that it does not unlock
+// for: an old one that was replaced for good explains itself by that.
+func (a *Agent) observeReplaced(err error) {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
+		return
+	}
+	if record, err := a.Chip.TPM.ReadRecord(a.Lock.Sealed); err == nil {
+		a.state.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
+	}
+}
+
 // explain says why the TPM refused, for the person at the machine.
 func (a *Agent) explain(err error, last *lastgood.Log) error {
-	if _, ok := errors.AsType[*tpm.MismatchError](err); !ok {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
 		return err
-	}
-	if record, rerr := a.chip.tpm.ReadRecord(a.lock.Sealed); rerr == nil {
-		// An old system that was replaced for good explains itself by these.
-		a.state.Floor, a.facts.Replaced = record.Floor, a.isReplaced(record)
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%v", err)
-	now, _, lerr := a.readLog()
+	now, _, lerr := a.ReadLog()
 	switch {
 	case lerr != nil:
 		fmt.Fprintf(&out, "\nwhat changed is not known: %v", lerr)
@@ -176,50 +163,17 @@ func (a *Agent) explain(err error, last *lastgood.Log) error {
 	return errors.New(out.String())
 }
 
-// isReplaced reports whether the TPM's record names systems, among them a newer one, and
-// the running one's version is not among them. That is more than a measurement that
-// differs: such a system keeps its version. One that is newer than all of them was
-// installed without the TPM, or was on trial and given up.
-func (a *Agent) isReplaced(record *policy.Record) bool {
-	version := uint64(a.contract.Version)
-	mine := func(b policy.Branch) bool { return b.Version == version }
-	newer := func(b policy.Branch) bool { return b.Version > version }
-	return !record.Provisional() && slices.ContainsFunc(record.Branches, newer) && !slices.ContainsFunc(record.Branches, mine)
-}
-
-// lastGood reads the kept event log; none, or one that is malformed, is nil. Only
-// with the machine secret is it known to be this machine's own.
-func (a *Agent) lastGood(secret *policy.Secret) (log *lastgood.Log) {
-	err := a.readESP(func(esp fs.FS) (err error) {
-		log, err = lastgood.Read(esp, secret)
-		return err
-	})
-	if err != nil {
-		return nil
-	}
-	return log
-}
-
-// lastGoodLog is the last good boot's log where it is known to be this machine's own; or
-// nil.
-func (a *Agent) lastGoodLog(secret *policy.Secret) *pcr.Log {
-	if last := a.lastGood(secret); last != nil && last.Authentic {
-		return last.Log
-	}
-	return nil
-}
-
 // keepLog keeps this boot's event log where it differs from the last one in a
 // PCR that matters. The new file is there before the old one goes.
 func (a *Agent) keepLog(secret *policy.Secret) error {
-	now, raw, err := a.readLog()
+	now, raw, err := a.ReadLog()
 	if err != nil {
 		return err
 	}
-	if last := a.lastGood(secret); last != nil && last.Authentic && len(lastgood.Differences(last.Log, now)) == 0 {
+	if last := a.LastGood(secret); last != nil && last.Authentic && len(lastgood.Differences(last.Log, now)) == 0 {
 		return nil
 	}
-	return a.writeESP(func(dir hw.ESPDir) error {
+	return a.WriteESP(func(dir hw.ESPDir) error {
 		if err := dir.MakeDirectory(firstboot.Directory); err != nil {
 			return err
 		}
@@ -246,7 +200,7 @@ func (a *Agent) tidyUp() {
 	if !a.leftovers && a.pending == nil {
 		return
 	}
-	if err := a.writeESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
+	if err := a.WriteESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
 		a.Log.Say("%s on the ESP was not tidied up: %v", firstboot.Directory, err)
 		return
 	}
@@ -265,10 +219,10 @@ const (
 // askKey opens the root partition with the recovery key. Every try costs the
 // keyslot's key derivation, and nothing else.
 func (a *Agent) askKey() error {
-	if err := a.nothingForeignNow(); err != nil {
+	if err := a.NothingForeignNow(); err != nil {
 		return err
 	}
-	limit, err := a.keyLimit()
+	limit, err := a.KeyLimit()
 	if err != nil {
 		return err
 	}
@@ -277,12 +231,12 @@ func (a *Agent) askKey() error {
 		return err
 	}
 	defer c.Close()
-	f, err := a.Disks.OpenPartition(a.disk, layout.RootNumber, true)
+	f, err := a.Disks.OpenPartition(a.Disk, layout.RootNumber, true)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := a.lock.ReadRecovery(f); err != nil {
+	if err := a.Lock.ReadRecovery(f); err != nil {
 		return err
 	}
 	timeout := keyTimeout
@@ -290,8 +244,8 @@ func (a *Agent) askKey() error {
 		timeout = trialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
-	if a.chip.err != nil && !errors.Is(a.chip.err, tpm.ErrAbsent) {
-		rootpart.BeforeKey(c, a.chip.err)
+	if a.Chip.Err != nil && !errors.Is(a.Chip.Err, tpm.ErrAbsent) {
+		rootpart.BeforeKey(c, a.Chip.Err)
 	}
 	for {
 		typed, err := c.Ask("\nRecovery key (an empty line opens the recovery console): ", true, timeout)
@@ -303,7 +257,7 @@ func (a *Agent) askKey() error {
 			return errors.New("no recovery key was given")
 		}
 		a.facts.Released = true // a key with one wrong letter tells most of the right one
-		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, limit)
+		volumeKey, secret, err := a.Lock.OpenRecovery(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
@@ -322,14 +276,14 @@ func (a *Agent) askKey() error {
 func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
 	defer luks2.Wipe(volumeKey)
 	defer a.keepOnlyOpen(secret)
-	if err := rootpart.MayOpenTyped(a.lock, volumeKey, a.firmware, a.contract); err != nil {
+	if err := rootpart.MayOpenTyped(a.Lock, volumeKey, a.FirmwareKeys, a.Contract); err != nil {
 		return err
 	}
-	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
+	if err := a.openRoot(a.Lock, volumeKey, false); err != nil {
 		return err
 	}
 	a.finishSecret(volumeKey, secret)
-	err := rootpart.MadeHere(a.Store, a.lock, secret, a.firmware, a.contract)
+	err := rootpart.MadeHere(a.Store, a.Lock, secret, a.FirmwareKeys, a.Contract)
 	if err == nil {
 		err = a.checkFloor(false, nil, secret)
 	}
@@ -343,7 +297,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if a.chip.err == nil && !a.facts.EnrollAgain && a.facts.Enroll != slot.Done {
+	if a.Chip.Err == nil && !a.facts.EnrollAgain && a.facts.Enroll != slot.Done {
 		switch err := a.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
 			c.Print(fmt.Sprintf("%v\n", err))
@@ -354,10 +308,10 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if !a.facts.EnrollAgain {
 		a.finishAccepted(volumeKey, secret)
 	}
-	if err := a.capVolume(volumeKey); err != nil {
+	if err := a.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	a.state.Root, a.secret = slot.RootOpen, secret
+	a.state.Root, a.Secret = slot.RootOpen, secret
 	return nil
 }
 
@@ -371,27 +325,27 @@ func (a *Agent) unenrolled() bool {
 // offerAccept lets the owner accept the machine as it is now: by one write of
 // the record, or, where the TPM was cleared or is another, by sealing again.
 func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	list, _, err := rootpart.OwnList(a.Store, secret, a.lock, &a.firmware)
+	list, _, err := rootpart.OwnList(a.Store, secret, a.Lock, &a.FirmwareKeys)
 	if err != nil {
 		return err
 	}
-	if err := rootpart.MayAccept(a.firmware, a.contract.SecureBoot, a.lock, list); err != nil {
+	if err := rootpart.MayAccept(a.FirmwareKeys, a.Contract.SecureBoot, a.Lock, list); err != nil {
 		return err
 	}
-	if now, _, err := a.readLog(); err == nil {
-		c.Print(lastgood.Explain(a.lastGood(secret), now))
+	if now, _, err := a.ReadLog(); err == nil {
+		c.Print(lastgood.Explain(a.LastGood(secret), now))
 	}
 	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
 		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)
 	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
 		return err
 	}
-	start, err := a.measured()
+	start, err := a.Measured()
 	if err != nil {
 		return err
 	}
-	b := a.binding()
-	b.Seen = func(old *policy.Record) bool { return start.Seen(old, a.lastGoodLog(secret)) }
+	b := a.Binding()
+	b.Seen = func(old *policy.Record) bool { return start.Seen(old, a.LastGoodLog(secret)) }
 	return a.accept(c, f, b, volumeKey, secret, start)
 }
 
@@ -405,44 +359,39 @@ var errAccepted = errors.New("the TPM has accepted this machine, but not all tha
 // the keyslot waits for the other: one that fails does not keep the other from being
 // written.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
-	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot, start.Older(a.list)
-	record, boots, err := a.acceptable(b, start, volumeKey, secret)
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.Had, a.Lock), a.weaker(c), start.SecureBoot, start.Older(a.List)
+	record, boots, err := a.Acceptable(b, start, volumeKey, secret)
 	if err != nil {
 		return err
 	}
-	accepted, err := b.Accept(a.lock, secret, record)
+	accepted, err := b.Accept(a.Lock, secret, record)
 	if err != nil {
 		return err
 	}
 	if accepted {
-		a.record = record
-		err := errors.Join(a.guarantee(b.Now(record, a.lock), secret), rootpart.OpensByTPM(a.Random, f, a.lock, volumeKey, secret))
+		a.Record = record
+		err := errors.Join(a.Guarantee(b.Now(record, a.Lock), secret), rootpart.OpensByTPM(a.Random, f, a.Lock, volumeKey, secret))
 		if err != nil {
 			return fmt.Errorf("%w: %w", errAccepted, err)
 		}
 		c.Print("Accepted.\n")
 		return nil
 	}
-	keys, err := a.storedKeys(secret)
+	keys, err := a.StoredKeys(secret)
 	if err != nil {
 		return err
 	}
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	if err := b.Rebind(a.Random, f, a.lock, volumeKey, secret, keys, boots[0], record, boots[1:]...); err != nil {
+	if err := b.Rebind(a.Random, f, a.Lock, volumeKey, secret, keys, boots[0], record, boots[1:]...); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	if err := a.guarantee(b.Now(record, a.lock), secret); err != nil {
+	if err := a.Guarantee(b.Now(record, a.Lock), secret); err != nil {
 		return fmt.Errorf("%w: %w", errAccepted, err)
 	}
 	return nil
-}
-
-// storedKeys are this machine's Secure Boot keys, from the open root partition.
-func (a *Agent) storedKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
-	return rootpart.StoredKeys(a.Store, secret, a.lock)
 }
 
 // showRecoveryKey shows the key on the screen, or where there is none on every

@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -34,7 +35,7 @@ func (a *Agent) removeUnmeasured() error {
 			continue
 		}
 		a.Log.Say("WARNING: the firmware had a variable %s, which %s. It is no part of this system, and was deleted: somebody was root on this machine, or at its console", v.Name, v.Does)
-		a.countDeleted = a.countDeleted || v.Name == countVariable
+		a.countDeleted = a.countDeleted || v.Name == host.CountVariable
 		if v.Early {
 			gone = append(gone, v.Name)
 		}
@@ -84,14 +85,14 @@ func (a *Agent) markDeletion() (there bool, err error) {
 	if err := errors.Join(a.loadDrivers(), a.findDisk()); err != nil {
 		return false, err
 	}
-	err = a.readESP(func(files fs.FS) error {
+	err = a.ReadESP(func(files fs.FS) error {
 		_, err := fs.Stat(files, deletionMark)
 		return err
 	})
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err == nil, err
 	}
-	return false, a.writeESP(func(dir hw.ESPDir) error {
+	return false, a.WriteESP(func(dir hw.ESPDir) error {
 		if err := dir.MakeDirectory(firstboot.Directory); err != nil {
 			return err
 		}
@@ -108,7 +109,7 @@ func (a *Agent) forgetDeletion() {
 	if !a.marked || a.facts.Planted != "" {
 		return
 	}
-	err := a.writeESP(func(dir hw.ESPDir) error {
+	err := a.WriteESP(func(dir hw.ESPDir) error {
 		return errors.Join(dir.Remove(deletionMark), dir.SyncDir(firstboot.Directory))
 	})
 	if err != nil {

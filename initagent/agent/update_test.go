@@ -36,7 +36,7 @@ func (o *user) live() (end string) {
 		}
 		if o.m.agent.state.Trial {
 			settled = 0
-			if booted, ok := o.m.agent.bootedName(); ok && o.blesses {
+			if booted, ok := o.m.agent.BootedName(); ok && o.blesses {
 				if err := systems.Bless(espDir{o.m.esp}, booted); err != nil {
 					return err.Error()
 				}
@@ -164,8 +164,8 @@ func (m *machine) spoil() {
 // runsIn says what is not as it is to be in the end. Of the names after the first
 // any is right, since a cut may cost a try.
 func (m *machine) runsIn(version contract.Version, floor uint64, name string, others ...string) error {
-	if m.agent.contract.Version != version || m.openVolume == nil {
-		return fmt.Errorf("version %s runs, want %s", m.agent.contract.Version, version)
+	if m.agent.Contract.Version != version || m.openVolume == nil {
+		return fmt.Errorf("version %s runs, want %s", m.agent.Contract.Version, version)
 	}
 	if r := m.policyRecord(); r.Floor != floor {
 		return fmt.Errorf("the floor is %d, want %d", r.Floor, floor)

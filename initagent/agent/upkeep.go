@@ -2,15 +2,9 @@ package agent
 
 import (
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/rootpart"
-)
-
-// Where the root partition has what the running system shares with the boot; it
-// sees the directory as /var/lib/halogen.
-const (
-	sharedDirectory = ownDirectory + "/shared"
-	stagedFile      = sharedDirectory + "/staged.json"
-	fetchDirectory  = sharedDirectory + "/fetch"
+	"halogenos.internal/initagent/staging"
 )
 
 // observeUpkeep looks, once the root partition is open, for what a blessed
@@ -22,17 +16,42 @@ func (a *Agent) observeUpkeep() error {
 	}
 	// First: a trial that gets its tries again keeps its place in the record.
 	if a.facts.Judged == slot.NotTried {
-		a.facts.Verdict = a.judgeTrial()
+		a.judge()
 	}
-	if a.facts.Mended == slot.NotTried {
+	if a.facts.Mended == slot.NotTried && !a.looked { // nothing but mend changes it
+		a.looked = true
 		a.facts.ESPDiffers = a.espDiffers() // the record waits for it while a boot manager is replaced
 	}
-	a.facts.Policy = a.policyOutdated()
+	var err error
+	if a.facts.Policy, err = a.policyOutdated(); err != nil {
+		a.Log.Say("the TPM's record is left as it is: %v", err)
+		a.facts.Record = slot.Failed
+	}
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
 	// be on the way. None of these would.
-	settled := !rootpart.KeysUnfinished(a.Store, a.lock)
-	a.facts.Manager = settled && a.managerWaits()
-	a.facts.Stage = settled && a.releaseWaits()
-	a.facts.Revoke = settled && a.revocable()
+	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
+	a.facts.Manager = settled && a.facts.Managed == slot.NotTried && a.runsBlessed() && bootmanager.Waits(&a.Host)
+	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
+	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.runsBlessed() && bootmanager.Revocable(&a.Host)
 	return nil
 }
+
+// judge takes over what is held of a trial that has used up its tries.
+func (a *Agent) judge() {
+	j := a.judgeTrial()
+	a.facts.Verdict = j.verdict
+	if j.verdict != slot.NoTrial {
+		a.judged = j
+	}
+}
+
+// stage makes a release that the fetcher has left the next one to be tried.
+func (a *Agent) stage() error {
+	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note})
+}
+
+// updateManager puts the boot manager of the running release in its place.
+func (a *Agent) updateManager() error { return bootmanager.Update(&a.Host) }
+
+// revoke has the firmware refuse the boot managers that were replaced.
+func (a *Agent) revoke() error { return bootmanager.Revoke(&a.Host, a.keeper()) }

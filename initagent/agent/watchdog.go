@@ -52,15 +52,13 @@ func (a *Agent) allow(step slot.Kind) {
 	if a.watchdog == nil {
 		return
 	}
-	switch step {
-	case slot.AskKey:
+	switch limit := steps[step].limit; limit {
+	case noLimit:
 		a.watchdog.Allow(0)
-	case slot.NewSecret:
-		a.watchdog.Allow(secretLimit)
-	case slot.MakeTree:
-		a.watchdog.Allow(treeLimit)
-	default:
+	case 0:
 		a.watchdog.Allow(stepLimit)
+	default:
+		a.watchdog.Allow(limit)
 	}
 }
 

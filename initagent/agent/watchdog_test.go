@@ -11,6 +11,7 @@ import (
 	uroot "github.com/u-root/u-root/pkg/watchdog"
 
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/watchdog"
 )
@@ -41,7 +42,7 @@ func (m *machine) watchdog() (string, watchdog.Timer, error) {
 
 func guarded(open func() (string, watchdog.Timer, error)) (*Agent, *bytes.Buffer) {
 	said := new(bytes.Buffer)
-	return &Agent{Machine: hw.Machine{Log: hw.NewLog(said, io.Discard), Now: time.Now, Kernel: kernel{}, Watchdog: open}}, said
+	return &Agent{Host: host.Host{Machine: hw.Machine{Log: hw.NewLog(said, io.Discard), Now: time.Now, Kernel: kernel{}, Watchdog: open}}}, said
 }
 
 func TestWatchdog(t *testing.T) {

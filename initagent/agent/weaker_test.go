@@ -165,7 +165,7 @@ func TestOwnCommandLine(t *testing.T) {
 	m.powerOn(m.installed(diskSize))
 	m.ends("system")
 	m.runs(1)
-	b, err := m.agent.toldBoot()
+	b, err := m.agent.ToldBoot()
 	m.must(err)
 	if b.PCR12 == (pcr.Digest{}) {
 		t.Fatal("nothing is in PCR 12: this proves nothing")

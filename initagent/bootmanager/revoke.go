@@ -1,4 +1,4 @@
-package agent
+package bootmanager
 
 import (
 	"bytes"
@@ -11,28 +11,29 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/systems"
 )
 
 // tellsReplaced reports whether a boot manager that is replaced now can be revoked
 // later: this machine's own keys are enforced, and the TPM's record tells boot managers
 // apart, so that it is known which one has started a boot and what unlocks without it.
-func (a *Agent) tellsReplaced() bool {
-	return a.list != nil && !a.list.Bare && a.ownEnforced() && a.recordsPolicy() && a.record.Programs
+func tellsReplaced(h *host.Host) bool {
+	return h.List != nil && !h.List.Bare && h.OwnEnforced() && h.RecordsPolicy() && h.Record.Programs
 }
 
-// revocable reports whether a boot manager was replaced that the firmware would still
+// Revocable reports whether a boot manager was replaced that the firmware would still
 // start, and the exchange has come to its end. A trial comes first: what the firmware
 // makes of dbx must not be taken for its failure.
-func (a *Agent) revocable() bool {
-	trial := func(n bls.Name) bool { return n.ImageID == a.contract.ImageID && n.Trial() }
-	return a.facts.Revoked == slot.NotTried && a.runsBlessed() && a.tellsReplaced() && !a.record.Passing() &&
-		len(a.list.ToRevoke()) > 0 && !slices.ContainsFunc(a.names, trial)
+func Revocable(h *host.Host) bool {
+	trial := func(n bls.Name) bool { return n.ImageID == h.Contract.ImageID && n.Trial() }
+	return tellsReplaced(h) && !h.Record.Passing() &&
+		len(h.List.ToRevoke()) > 0 && !slices.ContainsFunc(h.Names, trial)
 }
 
-// revoke has the firmware refuse the boot managers that were replaced. Three writes
+// Revoke has the firmware refuse the boot managers that were replaced. Three writes
 // lead to it, and one follows; cut anywhere, the next boot unlocks by itself:
 //
 //   - The TPM's record allows every boot with dbx as it is and as it will be; the boots
@@ -43,54 +44,52 @@ func (a *Agent) revocable() bool {
 //     every start. Cut after it, the next boot asks once more.
 //   - dbx is appended to, which firmware does at once or not at all. Cut after it, the
 //     next boot starts with the new dbx, is allowed, and takes what dbx holds over
-//     into the list (renewList).
+//     into the list (agent.Agent.renewList).
 //   - The list wants in dbx what dbx holds by now. It does not before: a machine whose
 //     firmware refuses would look like one from which somebody has taken a revocation,
 //     and its owner could not accept it after a firmware update.
 //
 // Until the restart nothing else writes the record: this is the last step that does.
 // The next boot settles it, to the PCR 7 that it was started with.
-func (a *Agent) revoke() error {
-	start, err := a.toldStart()
+func Revoke(h *host.Host, keeper *systems.Keeper) error {
+	start, err := h.ToldStart()
 	if err != nil {
 		return err
 	}
 	if start.Unbound != nil {
 		return start.Unbound
 	}
-	images, err := a.unneeded(start, a.list.ToRevoke())
+	images, err := unneeded(h, keeper, start, h.List.ToRevoke())
 	if err != nil || len(images) == 0 {
 		return err
 	}
-	if err := a.appendRevocations(start, images); err != nil {
+	if err := appendRevocations(h, start, images); err != nil {
 		return fmt.Errorf("have the firmware refuse %d replaced boot managers (after %d attempts it is left alone): %w", len(images), secureboot.MaxTries, err)
 	}
-	a.list.RevokeReplaced(images)
-	if err := a.keepList(); err != nil { // the next boot does it
-		a.Log.Say("what the firmware refuses by now was not noted: %v", err)
+	h.List.RevokeReplaced(images)
+	if err := h.KeepList(); err != nil { // the next boot does it
+		h.Log.Say("what the firmware refuses by now was not noted: %v", err)
 	}
 	for _, i := range images {
-		a.Log.Say("the firmware does not start %s any more (hash %x)", i.Name, []byte(i.Digest))
+		h.Log.Say("the firmware does not start %s any more (hash %x)", i.Name, []byte(i.Digest))
 	}
 	return nil
 }
 
-func (a *Agent) keepList() error { return rootpart.KeepList(a.Store, a.Random, a.secret, a.list) }
-
 // appendRevocations appends to dbx, once the TPM's record allows the boots with it.
-func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Image) error {
-	wanted := a.list.Wanted
+func appendRevocations(h *host.Host, start *rootpart.Start, images []secureboot.Image) error {
+	wanted := h.List.Wanted
 	for _, i := range images {
-		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(a.list.Owner, [32]byte(i.Digest)))
+		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(h.List.Owner, [32]byte(i.Digest)))
 	}
-	_, after, err := enroll.Revocations(a.firmware, wanted)
+	_, after, err := enroll.Revocations(h.FirmwareKeys, wanted)
 	if err != nil {
 		return err
 	}
-	if err := a.admitDBX(start, after); err != nil {
+	if err := admitDBX(h, start, after); err != nil {
 		return err
 	}
-	keys, err := a.storedKeys(a.secret)
+	keys, err := h.StoredKeys(h.Secret)
 	if err != nil {
 		return err
 	}
@@ -98,38 +97,38 @@ func (a *Agent) appendRevocations(start *rootpart.Start, images []secureboot.Ima
 		return errors.New("this machine's Secure Boot keys are missing from the root partition")
 	}
 	defer keys.Wipe()
-	a.list.Try(images)
-	if err := a.keepList(); err != nil {
+	h.List.Try(images)
+	if err := h.KeepList(); err != nil {
 		return err
 	}
 	e := enroll.Enroller{
-		Variables: a.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(a.Now(), a.contract.Date()),
-		Pause: a.Sleep, Say: func(m string) { a.Log.Say("%s", m) },
+		Variables: h.Variables, Keys: keys, Wanted: wanted, Time: secureboot.Timestamp(h.Now(), h.Contract.Date()),
+		Pause: h.Sleep, Say: func(m string) { h.Log.Say("%s", m) },
 	}
 	refused := e.Revoke()
 	// Whatever it has answered: what dbx holds now is what the next boot is measured
 	// with. Firmware that orders it otherwise costs one question at most, where the
 	// power is cut right here.
-	now, err := enroll.Observe(a.Variables)
-	if err == nil && now.DBX.Problem == nil && !bytes.Equal(now.DBX.Raw, after) && !bytes.Equal(now.DBX.Raw, a.firmware.DBX.Raw) {
-		err = a.admitDBX(start, now.DBX.Raw)
+	now, err := enroll.Observe(h.Variables)
+	if err == nil && now.DBX.Problem == nil && !bytes.Equal(now.DBX.Raw, after) && !bytes.Equal(now.DBX.Raw, h.FirmwareKeys.DBX.Raw) {
+		err = admitDBX(h, start, now.DBX.Raw)
 	}
 	return errors.Join(refused, err)
 }
 
 // admitDBX lets every system that may unlock now do so with another content of dbx as
 // well. Each must be among them, or a fallback would be lost.
-func (a *Agent) admitDBX(start *rootpart.Start, dbx []byte) error {
-	log, _, err := a.readLog()
+func admitDBX(h *host.Host, start *rootpart.Start, dbx []byte) error {
+	log, _, err := h.ReadLog()
 	if err != nil {
 		return err
 	}
-	fresh, err := start.WithDBX(log, a.firmware, dbx)
+	fresh, err := start.WithDBX(log, h.FirmwareKeys, dbx)
 	if err != nil {
 		return err
 	}
-	managers := a.knownManagers(start)
-	all, err := a.unlocking(start, func(im *rootpart.Image) policy.System {
+	managers := h.KnownManagers(start)
+	all, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
 		s := fresh.System(im, managers, nil)
 		s.Passing = start.System(im, managers, nil).Boots
 		return s
@@ -137,31 +136,31 @@ func (a *Agent) admitDBX(start *rootpart.Start, dbx []byte) error {
 	if err != nil {
 		return err
 	}
-	next, err := policy.Compose(a.record.Floor, a.record.Volume, a.record.Programs, all...)
+	next, err := policy.Compose(h.Record.Floor, h.Record.Volume, h.Record.Programs, all...)
 	if err != nil {
 		return err
 	}
-	next.TakeManager(a.record.Manager, start.Boot)
+	next.TakeManager(h.Record.Manager, start.Boot)
 	if !next.Allows(&start.Boot) || !next.Allows(&fresh.Boot) {
 		return errors.New("the running system would not unlock any more")
 	}
-	for _, b := range a.record.Branches {
+	for _, b := range h.Record.Branches {
 		if !slices.ContainsFunc(next.Branches, func(n policy.Branch) bool { return n.Version == b.Version }) {
 			return fmt.Errorf("version %d would not unlock any more", b.Version)
 		}
 	}
-	return a.replaceRecord(next)
+	return h.ReplaceRecord(next)
 }
 
 // unneeded are those of some images that this machine starts without: neither boot
 // manager's path has them, nor a copy, nor does any system that may unlock come up by
 // them, and the event log has none of them, not as an option ROM either.
-func (a *Agent) unneeded(start *rootpart.Start, images []secureboot.Image) ([]secureboot.Image, error) {
+func unneeded(h *host.Host, keeper *systems.Keeper, start *rootpart.Start, images []secureboot.Image) ([]secureboot.Image, error) {
 	needed := map[[sha256.Size]byte]bool{}
 	for _, m := range start.Managers {
 		needed[m.Digest], needed[m.Signed] = true, true
 	}
-	copies, err := a.keeper().Managers()
+	copies, err := keeper.Managers()
 	if err != nil {
 		return nil, err
 	}
@@ -170,13 +169,13 @@ func (a *Agent) unneeded(start *rootpart.Start, images []secureboot.Image) ([]se
 			needed[digest] = true
 		}
 	}
-	if _, err := a.unlocking(start, func(im *rootpart.Image) policy.System {
+	if _, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
 		needed[im.Digest] = true
 		return start.System(im, nil, nil)
 	}); err != nil {
 		return nil, err
 	}
-	log, _, err := a.readLog()
+	log, _, err := h.ReadLog()
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,94 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/slot"
+)
+
+// A stepRow is all that the loop has to know of a kind of step.
+type stepRow struct {
+	do func(a *Agent, ctx context.Context) error
+	// outcome is the fact that says what came of it; nil where a failure ends the boot.
+	outcome func(f *slot.Facts) *slot.Outcome
+	// secrets: a secret is made, released, typed or used. What the step leaves on stack
+	// and heap is erased: libraries copy what they are given, and nobody could wipe those
+	// copies.
+	secrets bool
+	// deaf: nobody listens any more for the wish for the recovery console, since a person
+	// types something else in this step, or nothing after it.
+	deaf bool
+	// ends: a boot that cannot go on may have failed in this step. The next one says so.
+	ends bool
+	// last: this boot does not survive it, so that what it is, and why, is said before.
+	last bool
+	// limit is how long it may take before the boot counts as hanging; 0 is stepLimit.
+	limit time.Duration
+}
+
+// noLimit is for a step that waits for a person.
+const noLimit time.Duration = -1
+
+// steps has a row for each kind of step that goes on with the boot. How one ends that
+// cannot is for Agent.stop.
+var steps = map[slot.Kind]stepRow{
+	slot.Install:       {do: plain((*Agent).install), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Install }, deaf: true},
+	slot.Heal:          {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
+	slot.Partition:     {do: plain((*Agent).partition)},
+	slot.MakeTree:      {do: (*Agent).makeTree, limit: treeLimit},
+	slot.OpenVerity:    {do: (*Agent).openVerity, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
+	slot.Enroll:        {do: plain((*Agent).enroll), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
+	slot.MakeRoot:      {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
+	slot.Unlock:        {do: plain((*Agent).unlock), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
+	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
+	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	slot.Remember:      {do: plain((*Agent).remember), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
+	slot.Retry:         {do: plain((*Agent).retry), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
+	slot.Mend:          {do: plain((*Agent).mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
+	slot.Stage:         {do: plain((*Agent).stage), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Staged }, secrets: true},
+	slot.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Record }, secrets: true},
+	slot.UpdateManager: {do: plain((*Agent).updateManager), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
+	slot.Revoke:        {do: plain((*Agent).revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
+	slot.MountState:    {do: plain((*Agent).mountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
+	slot.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
+	slot.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
+	slot.SwitchRoot:    {do: plain((*Agent).handOver), deaf: true},
+}
+
+// plain is a step that nobody interrupts.
+func plain(do func(a *Agent) error) func(*Agent, context.Context) error {
+	return func(a *Agent, _ context.Context) error { return do(a) }
+}
+
+// endings are the steps in which a boot may have come to its end, the last one first.
+func endings() (kinds []slot.Kind) {
+	for kind, row := range steps {
+		if row.ends {
+			kinds = append(kinds, kind)
+		}
+	}
+	slices.Sort(kinds) // a boot takes them in this order
+	slices.Reverse(kinds)
+	return kinds
+}
+
+// healTable writes the partition table again, of which one copy is damaged.
+func (a *Agent) healTable() error {
+	if err := a.writeTable(a.Table); err != nil {
+		return err
+	}
+	a.noteSelf(journal.Healed, "one copy of the partition table was damaged")
+	return nil
+}
+
+// giveUp takes the running slot's tries away. A system that cannot be condemned would be
+// started again and again, so that it is not restarted.
+func (a *Agent) giveUp() error {
+	if err := a.condemn(); err != nil {
+		return err
+	}
+	return a.reboot()
+}

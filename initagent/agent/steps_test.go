@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/slot"
+)
+
+// A kind of step that slot.Next knows and the table does not would end a boot in which
+// it is called for.
+func TestEveryStepHasARow(t *testing.T) {
+	count := 0
+	for k := slot.Kind(0); !strings.HasPrefix(k.String(), "step-"); k++ {
+		row, there := steps[k]
+		switch {
+		case k == slot.Recovery || k == slot.RecoverNext:
+			if there {
+				t.Errorf("%s ends a boot, and has a row", k)
+			}
+			continue
+		case !there || row.do == nil:
+			t.Errorf("%s has no row, or one that does nothing", k)
+		case row.ends && row.outcome == nil:
+			t.Errorf("%s may end a boot, and no fact says that it has failed", k)
+		case row.last && !row.deaf:
+			t.Errorf("%s is the last step of a boot, and somebody listens in it", k)
+		}
+		count++
+	}
+	if len(steps) != count {
+		t.Errorf("the table has %d rows, and there are %d steps", len(steps), count)
+	}
+}
+
+// What came of one step is not taken for what came of another: slot.Next would repeat the
+// one and leave out the other. Only the two verdicts about a trial share a fact.
+func TestEveryStepHasItsOutcome(t *testing.T) {
+	for one, row := range steps {
+		if row.outcome == nil {
+			continue
+		}
+		var f slot.Facts
+		*row.outcome(&f) = slot.Done
+		for other, r := range steps {
+			if r.outcome == nil || other == one || *r.outcome(&f) == slot.NotTried {
+				continue
+			}
+			if !slices.Contains([]slot.Kind{slot.Remember, slot.Retry}, one) || !slices.Contains([]slot.Kind{slot.Remember, slot.Retry}, other) {
+				t.Errorf("%s says what came of %s", one, other)
+			}
+		}
+	}
+}
+
+// The step that a boot stopped in is the last one that failed.
+func TestEndings(t *testing.T) {
+	want := []slot.Kind{slot.MountState, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
+	if got := endings(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

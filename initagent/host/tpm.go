@@ -1,0 +1,133 @@
+package host
+
+import (
+	"errors"
+	"io/fs"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
+)
+
+// A Chip is the machine's TPM, or the reason why there is none: absence is a
+// fact, and everything that needs a TPM asks Err first.
+type Chip struct {
+	TPM    *tpm.TPM
+	Err    error
+	Capped bool // PCR 15 was extended in this boot
+	Ended  bool // PCR 11 says that the initramfs phase is over
+	// Untold: the system is started although the TPM may not know that. Either the
+	// owner has agreed to it, or the TPM was never given anything.
+	Untold bool
+}
+
+// ReadLog reads the firmware's event log.
+func (h *Host) ReadLog() (*pcr.Log, []byte, error) {
+	raw, err := h.TPM.EventLog()
+	if err != nil {
+		return nil, nil, err
+	}
+	log, err := pcr.ParseLog(raw)
+	if err == nil && h.Contract != nil && h.Contract.TPM == contract.Optional {
+		err = h.accounts(log)
+	}
+	return log, raw, err
+}
+
+// accounts reports a log with holes, as some firmware writes it. Where the TPM is
+// optional, such a log is as good as none. Where it is required, what depends on the log
+// compares it with the TPM and stops.
+func (h *Host) accounts(log *pcr.Log) error {
+	if h.Chip.Err != nil {
+		return nil
+	}
+	told, err := rootpart.Logged(log)
+	if err != nil {
+		return err
+	}
+	now, err := h.Chip.TPM.Now()
+	if err == nil && now.PCR7 != told.PCR7 {
+		err = errors.New(Meaning(pcr.SecureBoot))
+	}
+	return err
+}
+
+// Meaning says what an unexpected value of a PCR comes from.
+func Meaning(n int) string {
+	switch n {
+	case pcr.SecureBoot:
+		return "the firmware's event log does not account for its Secure Boot state: update the firmware, or choose another TPM in its setup; a system built with TPM=optional runs without"
+	case pcr.KernelImage:
+		return "the running UKI is not the file on the ESP"
+	case pcr.KernelConfig:
+		return "a command line, credential or addon from outside the UKI was added to this boot"
+	case pcr.SystemExts:
+		return "a system extension from outside the UKI was added to this boot"
+	case pcr.SystemID:
+		return "a volume was opened in this boot before"
+	}
+	return "unknown"
+}
+
+// CapVolume measures the volume key, so that nothing unseals a second time.
+func (h *Host) CapVolume(volumeKey []byte) error {
+	if h.Chip.Err != nil {
+		return nil
+	}
+	event := policy.VolumeEvent(volumeKey)
+	if err := h.Chip.TPM.Extend(pcr.SystemID, event[:]); err != nil {
+		return err
+	}
+	h.Chip.Capped = true
+	return nil
+}
+
+// Binding is the TPM for what is sealed in this phase.
+func (h *Host) Binding() rootpart.Binding {
+	return rootpart.Binding{TPM: h.Chip.TPM, Say: h.Log.Say, Proves: true}
+}
+
+// WriteRecord is rootpart.Binding.WriteRecord of this machine's TPM.
+func (h *Host) WriteRecord(secret *policy.Secret, sealed *policy.Sealed, r *policy.Record) error {
+	return h.Binding().WriteRecord(secret, sealed, r)
+}
+
+// OpenByTPM returns the volume key that the machine secret opens. The caller wipes it.
+func (h *Host) OpenByTPM(secret *policy.Secret) ([]byte, error) {
+	limit, err := h.KeyLimit()
+	if err != nil {
+		return nil, err
+	}
+	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return h.Lock.OpenTPM(f, secret, limit)
+}
+
+// LastGood reads the kept event log; none, or one that is malformed, is nil. Only
+// with the machine secret is it known to be this machine's own.
+func (h *Host) LastGood(secret *policy.Secret) (log *lastgood.Log) {
+	err := h.ReadESP(func(esp fs.FS) (err error) {
+		log, err = lastgood.Read(esp, secret)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return log
+}
+
+// LastGoodLog is the last good boot's log where it is known to be this machine's own; or
+// nil.
+func (h *Host) LastGoodLog(secret *policy.Secret) *pcr.Log {
+	if last := h.LastGood(secret); last != nil && last.Authentic {
+		return last.Log
+	}
+	return nil
+}
