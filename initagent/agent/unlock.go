@@ -405,7 +405,7 @@ var errAccepted = errors.New("the TPM has accepted this machine, but not all tha
 // the keyslot waits for the other: one that fails does not keep the other from being
 // written.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
-	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot, start.Older(a.list)
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.had, a.lock), a.weaker(c), start.SecureBoot, start.Older(a.list, a.lastGoodLog(secret))
 	record, boots, err := a.acceptable(b, start, volumeKey, secret)
 	if err != nil {
 		return err
