@@ -83,11 +83,11 @@ func keys(s slot.State, f slot.Facts) []string {
 		return nil
 	case s.Root == slot.RootLocked && s.Keys == slot.KeysMissing:
 		return []string{
-			"The firmware has lost its Secure Boot keys. If it was you who reset it: `unlock`, then `enroll`, then `exit`.",
+			"The firmware has lost its Secure Boot keys. If it was you who reset it: `exit`, and type the recovery key when the next start asks for it. That start then asks whether it shall give the firmware this machine's own keys again.",
 			"If it was not, somebody else had the machine in hand: do not type the recovery key before you know who.",
 		}
 	case s.Root == slot.RootLocked && s.Keys == slot.KeysOff:
-		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there; then `unlock` and `enroll` here."}
+		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there, start again and type the recovery key: that start asks whether it shall give the firmware this machine's own keys again."}
 	case f.Enroll == slot.Failed:
 		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
 	}
