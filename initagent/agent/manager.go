@@ -89,6 +89,9 @@ func (a *Agent) newManager() error {
 		return refusal{err}
 	}
 	if err := a.newerUnlocks(); err != nil {
+		if a.inPlace([32]byte(file.Authenticode)) {
+			return nil // the newer release has the same one, or none
+		}
 		return err // it may have its place once the newer release was given up
 	}
 	old, err := a.listReplaced([32]byte(file.Authenticode))
@@ -134,6 +137,13 @@ func (a *Agent) newest(fresh [32]byte) error {
 		return fmt.Errorf("the boot manager of version %s is not put in place: another has replaced it on this machine", a.contract.Version)
 	}
 	return nil
+}
+
+// inPlace reports whether a boot manager is the only one that the ESP has.
+func (a *Agent) inPlace(image [32]byte) bool {
+	var here []rootpart.Manager
+	err := a.readESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
+	return err == nil && len(here) == 1 && here[0].Signed == image
 }
 
 // noteManager has a record that is about to be written say whose boot manager this machine
