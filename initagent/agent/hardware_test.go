@@ -354,7 +354,7 @@ func (s store) Read(name string, limit int64) ([]byte, error) {
 func (s store) Keep(name string, content []byte) error {
 	s.m.op("root keep " + name)
 	if name == s.m.fullFile || s.m.fullRoot {
-		return syscall.ENOSPC
+		return fmt.Errorf("write %s: %w", name, hw.Full(syscall.ENOSPC))
 	}
 	s.files()[name] = slices.Clone(content)
 	s.m.durable++

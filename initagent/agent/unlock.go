@@ -79,7 +79,7 @@ func (a *Agent) unlock() error {
 	if record, err = complete(); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
-	a.finishSecret(volumeKey, secret)
+	settled := a.finishSecret(volumeKey, secret)
 	if record != nil {
 		a.state.Floor = record.Floor
 	}
@@ -88,22 +88,28 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.record, a.secret = slot.RootOpen, record, secret
 	a.healHeader()
-	a.finishKeys(volumeKey, secret, a.admits(volumeKey, secret))
-	a.renewList(secret, record)
+	if settled {
+		a.finishKeys(volumeKey, secret, a.admits(volumeKey, secret))
+		a.renewList(secret, record)
+	}
 	a.afterUnlock()
 	return nil
 }
 
 // finishSecret finishes a replacement of the machine secret, before anything is read
-// that is under it. Where that fails, what can be read is, and the next boot tries again.
-func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) {
+// that is under it. Where that fails, what can be read is, and the next boot tries again:
+// until then the Secure Boot keys and their list may be under the other secret, which is no
+// damage and wants no cure.
+func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled bool) {
 	chip := a.chip.tpm
 	if a.chip.err != nil {
 		chip = nil
 	}
 	if err := rootpart.FinishSecret(a.Machine, a.disk, a.Random, chip, a.lock, volumeKey, secret); err != nil {
-		a.Log.Say("the replacement of the machine secret was not finished: %v", err)
+		a.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
+		return false
 	}
+	return true
 }
 
 // keepOnlyOpen wipes a machine secret that has not opened the root partition.
@@ -328,7 +334,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.lock, volumeKey, false); err != nil {
 		return err
 	}
-	a.finishSecret(volumeKey, secret)
+	settled := a.finishSecret(volumeKey, secret)
 	err := rootpart.MadeHere(a.Store, a.lock, secret, a.firmware, a.contract)
 	if err == nil {
 		err = a.checkFloor(false, nil, secret)
@@ -351,7 +357,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
 	}
-	if !a.facts.EnrollAgain {
+	if settled && !a.facts.EnrollAgain {
 		a.finishAccepted(volumeKey, secret)
 	}
 	if err := a.capVolume(volumeKey); err != nil {
