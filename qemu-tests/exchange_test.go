@@ -88,7 +88,7 @@ func exchange(t *testing.T, s vm.State, a, b string) {
 // when version 2 was blessed, and then the old one goes into dbx. At every start the TPM
 // opens by itself, that of the fallback included, which puts nothing old back; and the
 // firmware does not start the old boot manager any more.
-// FAULTS 94
+// FAULTS 58, 94
 func TestManagerRevoked(t *testing.T) {
 	t.Parallel()
 	g := onTrial(t, variant{Watchdog: 20, Manager: true}, tries, vm.Options{})

@@ -79,6 +79,17 @@ func (e Event) program() (d Digest, ok bool) {
 	return Digest(sum), true
 }
 
+// BootPrograms are the Authenticode digests of the EFI programs that ran up to the kernel:
+// boot managers, loaders, and what the firmware has of its own.
+func (l *Log) BootPrograms() (all []Digest) {
+	for _, e := range l.measured(BootPrograms) {
+		if d, ok := e.program(); ok {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 // Started are the Authenticode digests of all that the firmware has started in this
 // boot: programs, drivers and option ROMs.
 func (l *Log) Started() (all []Digest) {

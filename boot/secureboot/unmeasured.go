@@ -1,6 +1,10 @@
 package secureboot
 
-import "halogenos.internal/boot/gpt"
+import (
+	"slices"
+
+	"halogenos.internal/boot/gpt"
+)
 
 // Namespaces of the shim boot loader (MokVars.txt of its source), of systemd
 // (https://systemd.io/SYSTEMD_EFI_VARIABLES/) and of the boot loader interface
@@ -51,3 +55,11 @@ var UnmeasuredVariables = []Unmeasured{
 // Planted reports whether a variable with these attributes was stored by somebody: what
 // a program of this very start has set, which the firmware measured, is gone with it.
 func (Unmeasured) Planted(attributes uint32) bool { return attributes&NonVolatile != 0 }
+
+// Obeyed reports whether a variable is one of UnmeasuredVariables that counts for somebody
+// where it was stored: that it is absent must be the firmware's word.
+func Obeyed(name string, vendor gpt.GUID) bool {
+	return slices.ContainsFunc(UnmeasuredVariables, func(v Unmeasured) bool {
+		return v.Name == name && v.Vendor == vendor && !v.Ignored
+	})
+}

@@ -83,6 +83,10 @@ const (
 	Failed
 )
 
+// CannotRead are the words in a Cause where DiskFails. Of a boot before, a Cause is all that
+// is known.
+const CannotRead = "the disk fails to read what is on the root partition"
+
 // Facts is what this boot has seen and done.
 type Facts struct {
 	Epoch      uint64               // of the running UKI
@@ -120,6 +124,9 @@ type Facts struct {
 	Key     Outcome // the root partition, by the recovery key
 	Record  Outcome // the TPM's policy, brought up to date
 	Mount   Outcome // state.conf's directories
+	// DiskFails: the disk does not read what the file system of the root partition
+	// needs, which was open.
+	DiskFails bool
 	// Cause is the error of the outcome that failed last.
 	Cause string
 
@@ -424,6 +431,8 @@ func root(s State, f Facts) (Step, bool) {
 			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
 		case f.Unlock == Failed && f.Replaced && s.Fallback:
 			return Step{Condemn, "the TPM releases no key to this system, since another one has replaced it"}, true
+		case f.Unlock == Failed && f.DiskFails:
+			return Step{Recovery, "the TPM has opened the root partition, and its file system cannot be read: " + f.Cause}, true
 		case f.Unlock == Failed:
 			return Step{AskKey, "the TPM did not open the root partition: " + f.Cause}, true
 		case !f.TPMPresent && f.TPMFault != "":

@@ -88,6 +88,7 @@ func TestCheck(t *testing.T) {
 		{"with a certificate in its signature", certified(t, plain), ""},
 		{"with a damaged certificate in its signature", embedded(0), "the certificates in its signature"},
 		{"with another certificate of that name in its signature", embedded(len(raw) - 1), "not its signer's"},
+		{"with a foreign certificate beside its signer's", foreign(t, plain, own.Certificate), "not its signer's"},
 		{"with more in its .modinfo", good("author=one", "author=two", "parm=x:what it does", "intree=Y"), ""},
 		{"unsigned", plain, "is not signed"},
 		{"signed with another key", sign(t, other, plain), "neither the kernel nor ModuleKey vouches"},
@@ -161,6 +162,15 @@ func attributes(t *testing.T, content []byte) []byte {
 // certified signs with the certificate in the signature.
 func certified(t *testing.T, content []byte) []byte {
 	return signWith(t, content, (*pkcs7.SignedData).SignWithoutAttr)
+}
+
+// foreign signs with the certificate in the signature, and that of somebody else, whose
+// algorithm the kernel may not know.
+func foreign(t *testing.T, content []byte, other *x509.Certificate) []byte {
+	return signWith(t, content, func(sd *pkcs7.SignedData, c *x509.Certificate, key crypto.PrivateKey, config pkcs7.SignerInfoConfig) error {
+		sd.AddCertificate(other)
+		return sd.SignWithoutAttr(c, key, config)
+	})
 }
 
 func signWith(t *testing.T, content []byte, how func(*pkcs7.SignedData, *x509.Certificate, crypto.PrivateKey, pkcs7.SignerInfoConfig) error) []byte {

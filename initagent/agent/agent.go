@@ -197,7 +197,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 		*outcome = slot.Done
 	case err == nil:
 	case outcome != nil:
-		*outcome, a.facts.Cause = slot.Failed, err.Error()
+		*outcome, a.facts.Cause = slot.Failed, a.diskFails(step.Kind, err).Error()
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
 	case errors.Is(err, errNoSystem):
 		a.facts.Verity, a.facts.Cause = slot.Failed, err.Error()

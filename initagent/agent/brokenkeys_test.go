@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -79,4 +81,58 @@ func (m *machine) otherNote(format int) []byte {
 	m.must(err)
 	m.rootFiles()[rootpart.NextKeysFile] = box
 	return box
+}
+
+// What the console says to do about keys that the firmware has lost is not refused, in any
+// state that looks so from outside: also in the middle of a change of the keys whose list
+// is damaged, or whose note another release has written.
+func TestCuresOfLostKeys(t *testing.T) {
+	m, old, states := beganKeys(t)
+	for _, c := range []struct {
+		name  string
+		state *world
+		harm  func()
+	}{
+		{"nothing else", states[0].world, func() {}},
+		{"none taken", stoppedAt(m, old, states, 0), func() {}},
+		{"none taken, and the list damaged", stoppedAt(m, old, states, 0), m.damageList},
+		{"two taken, and the list damaged", stoppedAt(m, old, states, 2), m.damageList},
+		{"none taken, and another note", stoppedAt(m, old, states, 0), func() { m.otherNote(1) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.t = t
+			m.powerOn(c.state)
+			m.typed = nil
+			c.harm()
+			m.setupMode()
+			m.typed = []string{""}
+			m.ends("recovery")
+			cure := cures.For(m.agent.state, m.agent.stopped())[0]
+			if !strings.Contains(m.said.String(), cure) || !strings.Contains(cure, "lost its Secure Boot keys") {
+				t.Fatalf("the console says\n%s", m.said.String())
+			}
+			r, cons := m.console()
+			for _, command := range regexp.MustCompile("`([a-z-]+)`").FindAllStringSubmatch(cure, -1) {
+				switch command[1] {
+				case "unlock":
+					m.types(m.recoveryKey())
+					m.works(r.Unlock(cons))
+				case "enroll":
+					m.types("y")
+					m.works(r.Enroll(cons))
+				case "exit":
+					m.works(r.Lock())
+					m.owner = true
+					m.ends("system")
+					m.owner = false
+				default:
+					t.Errorf("%s is recommended", command[1])
+				}
+			}
+			m.opensByItself()
+			if m.vars["SecureBoot"].data[0] != 1 {
+				t.Error("Secure Boot is off")
+			}
+		})
+	}
 }

@@ -69,3 +69,28 @@ func TestUnreadable(t *testing.T) {
 		})
 	}
 }
+
+// A file system whose disk gives EIO after the TPM has opened the root partition: nobody is
+// asked for a key, which helps nothing. The console says which sectors are bad, and to copy
+// first. FAULTS 82, 112
+func TestFileSystemUnreadable(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	good := m.world(true, nil)
+	for _, c := range []struct{ bad, step string }{{StateDirectory, "unlock"}, {"overlay/etc", "mount-state"}} {
+		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev nvme0n1, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
+			m.powerOn(good)
+			m.badFiles, m.messages = c.bad, messages
+			m.printed.Reset()
+			says := []string{"input/output error: the disk fails to read what is on the root partition", "The disk fails to read. Copy your files before anything else", c.step + " FAILED"}
+			if messages != "" {
+				says = append(says, "I/O error of nvme0n1 at sector 2101250")
+			}
+			m.ends("recovery", says...)
+			if m.printed.Len() > 0 || strings.Contains(m.said.String(), "`reset`") {
+				t.Errorf("%s: it asks %q:\n%s", c.bad, m.printed.String(), m.said.String())
+			}
+			m.badFiles = ""
+			m.runs(1)
+		}
+	}
+}

@@ -48,6 +48,7 @@ type firmware struct {
 	keepsAll      bool // it says yes to a deletion, and deletes nothing
 	// keeps is what the firmware makes of a key variable that it is given; or nil.
 	keeps func([]byte) []byte
+	full  string // a variable that it has no room for
 }
 
 func newVariables() map[string]efiVariable {
@@ -90,6 +91,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	}
 	if f.refuse != nil {
 		return f.refuse
+	}
+	if f.full == name {
+		return syscall.ENOSPC
 	}
 	at, _, content, err := secureboot.SplitUpdate(payload)
 	if err != nil {
@@ -299,6 +303,9 @@ func (m *machine) measure(manager, image []byte) error {
 		if err != nil {
 			return err
 		}
+		if m.vendorLoader != nil {
+			b.event(pcr.SecureBoot, pcr.EventVariableAuthority, variableData(secureboot.DB, entries[1].SignatureData()))
+		}
 		b.event(pcr.SecureBoot, pcr.EventVariableAuthority, variableData(secureboot.DB, entries[0].SignatureData()))
 	}
 	parsed, err := uki.Parse(image)
@@ -349,7 +356,14 @@ func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
 	}
-	for _, image := range [][]byte{manager, image} {
+	programs := [][]byte{manager, image}
+	if m.vendorLoader != nil {
+		programs = append([][]byte{m.vendorLoader}, programs...)
+	}
+	if m.startsUKI {
+		programs = slices.DeleteFunc(programs, func(p []byte) bool { return bytes.Equal(p, manager) })
+	}
+	for _, image := range programs {
 		if err := program(image); err != nil {
 			return err
 		}

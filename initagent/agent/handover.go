@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ import (
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/shared"
 )
 
@@ -70,6 +72,21 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 		return a.mountOverlay(lower, filepath.Join("overlay", name), info)
 	}
 	return a.mountBind(lower, filepath.Join("bind", name))
+}
+
+// diskFails adds what the kernel knows to an error of the file system of the open root
+// partition that comes from its disk. No key helps then, so that none is asked for.
+func (a *Agent) diskFails(step slot.Kind, err error) error {
+	mounts := step == slot.MountState || a.rootOpen && (step == slot.Unlock || step == slot.AskKey)
+	if !mounts || !errors.Is(err, syscall.EIO) {
+		return err
+	}
+	a.facts.DiskFails = true
+	which := "the kernel's log names no sector"
+	if messages, merr := a.Kernel.Messages(); merr == nil && hw.DiskErrors(messages) != "" {
+		which = hw.DiskErrors(messages)
+	}
+	return fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which)
 }
 
 func sticky(info fs.FileInfo) fs.FileMode {

@@ -190,6 +190,9 @@ func (k kernel) Hotplug(ctx context.Context) {
 
 func (kernel) Load(...string) error { return nil }
 
+// Messages implements hw.Kernel.
+func (k kernel) Messages() ([]byte, error) { return []byte(k.m.messages), nil }
+
 // mapper implements hw.Mapper. What dm-verity finds out in the end it finds out
 // at once.
 type mapper struct{ m *machine }
@@ -262,6 +265,9 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error 
 	}
 	if strings.HasPrefix(target, filepath.Join(o.m.root, systemDirectory)) && !o.m.openVerity {
 		o.m.t.Errorf("%s was mounted on %s without verity", source, target)
+	}
+	if o.m.badFiles != "" && strings.Contains(target, o.m.badFiles) {
+		return syscall.EIO
 	}
 	o.m.mounted = append(o.m.mounted, target)
 	return nil
@@ -347,8 +353,8 @@ func (s store) Read(name string, limit int64) ([]byte, error) {
 
 func (s store) Keep(name string, content []byte) error {
 	s.m.op("root keep " + name)
-	if name == s.m.fullFile {
-		return syscall.ENOSPC
+	if name == s.m.fullFile || s.m.fullRoot {
+		return fmt.Errorf("write %s: %w", name, hw.Full(syscall.ENOSPC))
 	}
 	s.files()[name] = slices.Clone(content)
 	s.m.durable++
@@ -365,7 +371,12 @@ func (s store) Remove(name string) error {
 	return nil
 }
 
-func (s store) MakeDirectory(string, fs.FileMode) error { return nil }
+func (s store) MakeDirectory(name string, _ fs.FileMode) error {
+	if s.m.badFiles != "" && strings.Contains(name, s.m.badFiles) {
+		return syscall.EIO
+	}
+	return nil
+}
 
 func (s store) Seed(_, name string) error {
 	if _, ok := s.files()[name]; ok {

@@ -149,6 +149,8 @@ type machine struct {
 	noEFI               error     // of mounting the firmware's variables
 	extra               string    // measured into PCR 7 besides
 	optionROM           string    // of a card, which the firmware starts
+	vendorLoader        []byte    // a vendor's, on a stick, which starts this machine's boot manager
+	startsUKI           bool      // it starts the UKI by itself
 	extra12, extra13    string    // into PCR 12 and 13
 	detour              bool      // a boot option failed before
 	unaccounted         bool      // the firmware measures into PCR 4 what nobody knows
@@ -159,9 +161,13 @@ type machine struct {
 	unreadable     int
 	bad            struct{ from, to int64 } // bytes of the disk
 	unreadableFile string
+	badFiles       string // mounting or making what contains it fails: the disk cannot be read
+	messages       string // the kernel's log
 	plugging       func() // is called when drivers are loaded
 	hotplug        chan struct{}
 	fullFile       string // it cannot be written: the file system is full
+	fullRoot       bool   // no file can
+	fullFor        string // the firmware has no room for this variable
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
 	stubSays       string           // StubImageIdentifier, where somebody has written it before
@@ -357,7 +363,7 @@ func (m *machine) boot() (end string) {
 			HideMemory: func() error { m.hidden = true; return nil },
 			NoModules:  func() error { m.noModules = true; return nil },
 		},
-		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll, m.keeps}, Random: m.random, Root: m.root,
+		Variables: &firmware{m.vars, m.op, func() { m.durable++ }, m.refuse, m.afterDBX, m.refuseRequest, m.keepsAll, m.keeps, m.fullFor}, Random: m.random, Root: m.root,
 	}}
 	if err := m.agent.Boot(context.Background()); err != nil {
 		m.t.Errorf("Boot returned: %v", err)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"halogenos.internal/initagent/bootmanager"
 	"path"
 	"slices"
 	"strings"
@@ -144,4 +145,32 @@ func TestOlderListReplacesNoManager(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A fallback brings the boot manager that the machine has, as when the newer release has the
+// same one: nothing is to be done, and no start says that a step has failed, where neither
+// list nor record knows whose it is.
+func TestSameManagerOfFallback(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	before := bytes.Clone(m.rootFiles()[listFile])
+	manager := bytes.Clone(m.esp.files[removable].now.data)
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.rootFiles()[listFile] = before
+	m.forgetManager()
+	m.layManager()
+	m.byHand = 1
+	for range 3 {
+		m.runs(1)
+		if strings.Contains(m.said.String(), "FAILED") {
+			t.Errorf("a step has failed:\n%s", m.said.String())
+		}
+	}
+	if m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil || !bytes.Equal(m.esp.files[removable].now.data, manager) {
+		t.Error("the file is looked at again at each start, or the boot manager was written")
+	}
+	m.byHand = 0
+	m.runs(2)
 }

@@ -77,7 +77,7 @@ func (a *Agent) unlock() error {
 	if record, err = complete(); err != nil {
 		return errors.Join(err, a.closeRoot())
 	}
-	a.finishSecret(volumeKey, secret)
+	settled := a.finishSecret(volumeKey, secret)
 	if record != nil {
 		a.state.Floor = record.Floor
 	}
@@ -86,22 +86,28 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.Record, a.Secret = slot.RootOpen, record, secret
 	a.HealHeader()
-	a.finishKeys(volumeKey, secret, a.Admits(volumeKey, secret))
-	a.renewList(secret, record)
+	if settled {
+		a.finishKeys(volumeKey, secret, a.Admits(volumeKey, secret))
+		a.renewList(secret, record)
+	}
 	a.afterUnlock()
 	return nil
 }
 
 // finishSecret finishes a replacement of the machine secret, before anything is read
-// that is under it. Where that fails, what can be read is, and the next boot tries again.
-func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) {
+// that is under it. Where that fails, what can be read is, and the next boot tries again:
+// until then the Secure Boot keys and their list may be under the other secret, which is no
+// damage and wants no cure.
+func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled bool) {
 	chip := a.Chip.TPM
 	if a.Chip.Err != nil {
 		chip = nil
 	}
 	if err := rootpart.FinishSecret(a.Machine, a.Disk, a.Random, chip, a.Lock, volumeKey, secret); err != nil {
-		a.Log.Say("the replacement of the machine secret was not finished: %v", err)
+		a.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
+		return false
 	}
+	return true
 }
 
 // keepOnlyOpen wipes a machine secret that has not opened the root partition.
@@ -282,7 +288,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.openRoot(a.Lock, volumeKey, false); err != nil {
 		return err
 	}
-	a.finishSecret(volumeKey, secret)
+	settled := a.finishSecret(volumeKey, secret)
 	err := rootpart.MadeHere(a.Store, a.Lock, secret, a.FirmwareKeys, a.Contract)
 	if err == nil {
 		err = a.checkFloor(false, nil, secret)
@@ -305,7 +311,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
 		}
 	}
-	if !a.facts.EnrollAgain {
+	if settled && !a.facts.EnrollAgain {
 		a.finishAccepted(volumeKey, secret)
 	}
 	if err := a.CapVolume(volumeKey); err != nil {
@@ -359,7 +365,7 @@ var errAccepted = errors.New("the TPM has accepted this machine, but not all tha
 // the keyslot waits for the other: one that fails does not keep the other from being
 // written.
 func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
-	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.Had, a.Lock), a.weaker(c), start.SecureBoot, start.Older(a.List)
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(a.Had, a.Lock), a.weaker(c), start.SecureBoot, start.Older(a.List, a.LastGoodLog(secret))
 	record, boots, err := a.Acceptable(b, start, volumeKey, secret)
 	if err != nil {
 		return err

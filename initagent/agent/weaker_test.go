@@ -321,7 +321,7 @@ func TestGuaranteesNotWorthABoot(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	delete(m.rootFiles(), rootpart.GuaranteesFile) // as an earlier release leaves it
 	m.fullFile = rootpart.GuaranteesFile
-	m.runs(1, "what this machine has had was not noted: no space left on device")
+	m.runs(1, "what this machine has had was not noted: write "+rootpart.GuaranteesFile+": the root partition is full")
 	m.fullFile = ""
 	m.runs(1)
 	if g := m.noted(); !g.Record || g.Floor != 5 {

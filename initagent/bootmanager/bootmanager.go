@@ -83,6 +83,9 @@ func newManager(h *host.Host) error {
 		return fetched.Refused(err)
 	}
 	if err := newerUnlocks(h); err != nil {
+		if inPlace(h, [32]byte(file.Authenticode)) {
+			return nil // the newer release has the same one, or none
+		}
 		return err // it may have its place once the newer release was given up
 	}
 	old, err := listReplaced(h, [32]byte(file.Authenticode))
@@ -106,6 +109,13 @@ func newManager(h *host.Host) error {
 		return nil
 	}
 	return fetched.Refused(errors.Join(errors.New(stays), listRestored(h, old)))
+}
+
+// inPlace reports whether a boot manager is the only one that the ESP has.
+func inPlace(h *host.Host, image [32]byte) bool {
+	var here []rootpart.Manager
+	err := h.ReadESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
+	return err == nil && len(here) == 1 && here[0].Signed == image
 }
 
 // newest refuses the boot manager of an older release than the one whose boot manager this

@@ -6,6 +6,8 @@
 package cures
 
 import (
+	"strings"
+
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/slot"
 )
@@ -81,11 +83,11 @@ func keys(s slot.State, f slot.Facts) []string {
 		return nil
 	case s.Root == slot.RootLocked && s.Keys == slot.KeysMissing:
 		return []string{
-			"The firmware has lost its Secure Boot keys. If it was you who reset it: `unlock`, then `enroll`, then `exit`.",
+			"The firmware has lost its Secure Boot keys. If it was you who reset it: `exit`, and type the recovery key when the next start asks for it. That start then asks whether it shall give the firmware this machine's own keys again.",
 			"If it was not, somebody else had the machine in hand: do not type the recovery key before you know who.",
 		}
 	case s.Root == slot.RootLocked && s.Keys == slot.KeysOff:
-		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there; then `unlock` and `enroll` here."}
+		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there, start again and type the recovery key: that start asks whether it shall give the firmware this machine's own keys again."}
 	case f.Enroll == slot.Failed:
 		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
 	}
@@ -109,6 +111,9 @@ func root(s slot.State, f slot.Facts) []string {
 			return []string{"Remove what was added: a command line that was typed at the boot manager is gone at the next start; files lie on the EFI system partition, " +
 				"in loader/credentials, loader/addons and EFI/Linux/*.extra.d. Then `exit`."}
 		}
+		if unreadable(f) {
+			return diskFails
+		}
 		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
 		if f.SecureBoot == contract.Required && (s.Keys == slot.KeysMissing || s.Keys == slot.KeysOff) {
 			return out // what to do comes with the keys
@@ -124,8 +129,21 @@ func mounts(_ slot.State, f slot.Facts) []string {
 	if f.Mount != slot.Failed {
 		return nil
 	}
+	if unreadable(f) {
+		return diskFails
+	}
 	return []string{
 		"`unlock` opens the root partition at /run/state: what the line above names is there, and so are your files.",
 		"`rollback` starts the other system from now on, if it is this one's settings that do not fit.",
 	}
+}
+
+// unreadable reports whether the disk has failed to read the open root partition. The boot
+// before may have told, so that its words are all that there is.
+func unreadable(f slot.Facts) bool { return f.DiskFails || strings.Contains(f.Cause, slot.CannotRead) }
+
+// diskFails is what to do first while there is something to be read.
+var diskFails = []string{
+	"The disk fails to read. Copy your files before anything else: `unlock`, with the recovery key, opens what can be read at /run/state. `dmesg` says which sectors are bad.",
+	"Then replace the disk: install the system on the new one, and put your files back. A file system that only lost a few blocks can be repaired from another system, once there is a copy.",
 }

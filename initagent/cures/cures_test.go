@@ -34,11 +34,17 @@ func TestFor(t *testing.T) {
 		{"keys lost", func(s *slot.State, f *slot.Facts) {
 			s.Keys, f.Unlock, f.Key = slot.KeysMissing, slot.Failed, slot.Failed
 		},
-			"`unlock`, then `enroll`", []string{"do not type"}, "`reseal`"},
+			"`exit`, and type the recovery key", []string{"do not type"}, "`enroll`"},
 		{"Secure Boot off", func(s *slot.State, f *slot.Facts) { s.Keys, f.Unlock, f.Key = slot.KeysOff, slot.Failed, slot.Failed },
-			"Switch Secure Boot on", []string{"`enroll`"}, "`reseal`"},
+			"Switch Secure Boot on", []string{"type the recovery key"}, "`enroll`"},
 		{"header lost", func(s *slot.State, _ *slot.Facts) { s.Root = slot.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
 		{"mount", func(s *slot.State, f *slot.Facts) { s.Root, f.Mount = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"mount, and the disk fails", func(s *slot.State, f *slot.Facts) {
+			s.Root, f.Mount, f.Cause = slot.RootOpen, slot.Failed, "state directory /etc: input/output error: "+slot.CannotRead
+		}, "The disk fails to read", []string{"`unlock`", "/run/state", "replace the disk"}, "`rollback`"},
+		{"unlock, and the disk fails", func(_ *slot.State, f *slot.Facts) {
+			f.Unlock, f.Cause = slot.Failed, "as the boot before this one says: mount: input/output error: "+slot.CannotRead
+		}, "The disk fails to read", []string{"`unlock`", "replace the disk"}, "`reset`"},
 		{"enrollment", func(s *slot.State, f *slot.Facts) {
 			s.Root, s.Keys, f.Enroll = slot.RootBlank, slot.KeysMissing, slot.Failed
 		},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -34,11 +35,45 @@ func (e EFIVarFS) path(name string, guid gpt.GUID) string {
 // behind until the next mount: no variable. One that is too large is an error, with
 // its attributes.
 func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []byte, err error) {
-	fd, err := open(e.path(name, guid), unix.O_RDONLY)
+	path := e.path(name, guid)
+	fd, err := open(path, unix.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) && secureboot.Obeyed(name, guid) {
+		return unlisted(path, name, open)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
 	defer unix.Close(fd)
+	return readFile(fd, name)
+}
+
+// unlisted reads a variable that efivarfs does not list. It lists what the firmware names in
+// turn, and stops at the first name of more than 512 bytes (fs/efivarfs/vars.c,
+// efivar_init): whatever the firmware has behind such a one is obeyed, and looks absent.
+// Asked for by name it is there: a file that is made there reads as the variable, and as
+// nothing where there is none. Then it is taken away again.
+//
+// Where the firmware lets no running system write variables, efivarfs takes no new file, and
+// what it lists is all that can be said.
+func unlisted(path, name string, open func(string, int) (int, error)) (attributes uint32, data []byte, err error) {
+	fd, err := open(path, unix.O_RDWR|unix.O_CREAT)
+	if errors.Is(err, unix.EROFS) {
+		return 0, nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("ask the firmware for %s: %w", name, err)
+	}
+	attributes, data, err = readFile(fd, name)
+	unix.Close(fd)
+	if errors.Is(err, fs.ErrNotExist) { // Linux from 6.14 on has removed it by now
+		if _, merr := makeMutable(path); merr == nil {
+			_ = os.Remove(path)
+		}
+	}
+	return attributes, data, err
+}
+
+func readFile(fd int, name string) (attributes uint32, data []byte, err error) {
 	b := make([]byte, attributesSize+secureboot.MaxDatabase+1)
 	n := 0
 	for n < len(b) {

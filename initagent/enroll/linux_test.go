@@ -223,3 +223,62 @@ func TestImmutableVariable(t *testing.T) {
 		t.Errorf("flags %#x afterwards, %v", now, err)
 	}
 }
+
+// A variable behind one with a long name is not listed, and the kernel obeys it all the
+// same: what efivarfs says when it is asked by name counts. What was made to ask is gone
+// afterwards, and nothing is made for others. FAULTS 85
+func TestUnlistedVariable(t *testing.T) {
+	root := t.TempDir()
+	e := EFIVarFS{root}
+	mok := secureboot.UnmeasuredVariables[0]
+	path := e.path(mok.Name, mok.Vendor)
+	hidden := filepath.Join(t.TempDir(), "hidden")
+	if err := os.WriteFile(hidden, []byte{7, 0, 0, 0, 'k', 'e', 'y'}, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var flags int
+	asks := func(to string, fails error) func(string, int) (int, error) {
+		return func(name string, with int) (int, error) {
+			if flags = with; name != path {
+				t.Errorf("it opens %s", name)
+			}
+			if fails != nil {
+				return -1, fails
+			}
+			return open(to, with)
+		}
+	}
+	attributes, data, err := unlisted(path, mok.Name, asks(hidden, nil))
+	if attributes != 7 || string(data) != "key" || err != nil || flags&unix.O_CREAT == 0 {
+		t.Errorf("it reads %d %q, %v, with the flags %#x", attributes, data, err, flags)
+	}
+	if _, _, err := unlisted(path, mok.Name, asks("", unix.EROFS)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("firmware that takes no variable: %v", err)
+	}
+	if _, _, err := unlisted(path, mok.Name, asks("", unix.EIO)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an error counts as absence: %v", err)
+	}
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, root, unix.IN_CREATE); err != nil {
+		t.Fatal(err)
+	}
+	created := func() bool {
+		n, err := unix.Read(watch, make([]byte, 4096))
+		return err == nil && n > 0
+	}
+	for _, c := range []struct {
+		v    secureboot.Variable
+		asks bool
+	}{{secureboot.Variable{Name: mok.Name, GUID: mok.Vendor}, true}, {secureboot.DBDefault, false}} {
+		if _, _, err := e.Read(c.v.Name, c.v.GUID); !errors.Is(err, fs.ErrNotExist) || created() != c.asks {
+			t.Errorf("%s: %v; asked for by name, want %v", c.v, err, c.asks)
+		}
+		if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+			t.Errorf("%s leaves %v (%v)", c.v, left, err)
+		}
+	}
+}

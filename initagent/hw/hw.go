@@ -133,6 +133,8 @@ type Kernel interface {
 	Hotplug(ctx context.Context)
 	// Load loads one module and what it depends on. A built-in one is fine.
 	Load(names ...string) error
+	// Messages returns the kernel's own log of this boot.
+	Messages() ([]byte, error)
 }
 
 // Verity is what a dm-verity device is made from. All of it comes from the

@@ -295,6 +295,9 @@ func (k *LinuxKernel) Hotplug(ctx context.Context) {
 	}
 }
 
+// Messages implements Kernel.
+func (*LinuxKernel) Messages() ([]byte, error) { return KernelLog() }
+
 // modaliases are the names that a device's driver is found by; none for a device
 // that has no driver of its own or that vanishes while we look. ACPI gives a device
 // that a devicetree describes, too, a second line. Some buses tell the name in the

@@ -97,16 +97,25 @@ func (l LinuxStore) Keep(name string, content []byte) error {
 	}
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return Full(err)
 	}
 	_, err = f.Write(content)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		_ = os.Remove(path + ".new") // what there is of it takes the room that is missing
+		return fmt.Errorf("write %s: %w", name, Full(err))
 	}
 	if err := os.Rename(path+".new", path); err != nil {
-		return err
+		return Full(err)
 	}
 	return syncDirectory(filepath.Dir(path))
+}
+
+// Full says of an error for want of room what is full, and what to do.
+func Full(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("the root partition is full: %w; delete files that nobody needs (in the running system, or after `unlock` at the recovery console), and try again", err)
+	}
+	return err
 }
 
 // Remove implements Store.

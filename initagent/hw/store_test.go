@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +70,15 @@ func TestStoreRemove(t *testing.T) {
 	for _, name := range []string{"a", "b/target", "../x"} {
 		if err := store.Remove(name); err == nil {
 			t.Errorf("%s was removed: a directory, behind a link, or outside", name)
+		}
+	}
+}
+
+// Want of room says of what, and what to do.
+func TestFull(t *testing.T) {
+	for err, full := range map[error]bool{unix.ENOSPC: true, unix.EDQUOT: true, unix.EIO: false} {
+		if got := Full(&fs.PathError{Op: "write", Path: "x", Err: err}); strings.Contains(got.Error(), "the root partition is full") != full || !errors.Is(got, err) {
+			t.Errorf("%v: it says %v", err, got)
 		}
 	}
 }

@@ -106,7 +106,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	}
 	a := &acceptance{place: p, open: open, lock: lock, chip: chip, state: state, log: log, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list)
+	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list, m.lastGoodLog(p, open.Secret))
 	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
 	a.query = rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	a.binding = b
@@ -115,10 +115,9 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 
 // compose makes the record.
 func (m *Machine) compose(a *acceptance) (err error) {
-	var known *pcr.Log
-	if last, err := m.lastGood(a.place, a.open.Secret); err == nil && last != nil && last.Authentic {
-		known = last.Log
-		if good, err := rootpart.Logged(last.Log); err == nil {
+	known := m.lastGoodLog(a.place, a.open.Secret)
+	if known != nil {
+		if good, err := rootpart.Logged(known); err == nil {
 			a.query.Known = append(a.query.Known, good)
 		}
 	}
@@ -294,4 +293,13 @@ func (m *Machine) lastGood(p *place, secret *policy.Secret) (log *lastgood.Log, 
 		return err
 	})
 	return log, err
+}
+
+// lastGoodLog is the last good boot's log where it is known to be this machine's own; or
+// nil.
+func (m *Machine) lastGoodLog(p *place, secret *policy.Secret) *pcr.Log {
+	if last, err := m.lastGood(p, secret); err == nil && last != nil && last.Authentic {
+		return last.Log
+	}
+	return nil
 }

@@ -59,7 +59,7 @@ func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secur
 	}
 	keys, err := firstboot.UnwrapKeys(secret, wrapped)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: "+otherHeader, err)
 	}
 	if err := vouched(store, secret, lock, keys.DB.Certificate); err != nil {
 		keys.Wipe()
@@ -67,6 +67,11 @@ func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secur
 	}
 	return keys, nil
 }
+
+// otherHeader is why the keys may not open, and what to do: an older header has the machine
+// secret of its time, and no cure brings the newer one back but the newer header.
+const otherHeader = "either the root partition's LUKS2 header is an older one, put back after a new machine secret was made, or the file with the Secure Boot keys is damaged. " +
+	"If you have a newer copy of the header, put that back. Otherwise save what is on the root partition (`unlock` opens it), and `reset` makes the machine new, with keys that the firmware can enforce"
 
 // StoredList is the list that belongs to the keys, from the open root partition:
 // a bare one where an earlier release has stored the keys, and nil where there

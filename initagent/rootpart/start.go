@@ -168,6 +168,7 @@ type Start struct {
 	SecureBoot bool      // is enforced
 	enrolls    bool      // the boots to come are the first with Secure Boot enforced
 	programs   *pcr.Programs
+	others     []pcr.Digest // programs that are neither boot manager nor system of this machine
 	// Unbound is why PCR 4 is not bound; nil where it is.
 	Unbound error
 }
@@ -177,7 +178,16 @@ type Start struct {
 func NewStart(log *pcr.Log, boot policy.Boot, running *Image, managers []Manager, secureBoot bool) *Start {
 	s := &Start{Boot: boot, Running: running, Managers: managers, SecureBoot: secureBoot}
 	s.programs, s.Unbound = account(log, boot, running, managers)
+	if log != nil {
+		s.others = slices.DeleteFunc(log.BootPrograms(), s.own)
+	}
 	return s
+}
+
+// own reports whether a program is one of this machine's.
+func (s *Start) own(program pcr.Digest) bool {
+	return program == s.Running.Digest || s.Running.Kernel != nil && program == *s.Running.Kernel ||
+		slices.ContainsFunc(s.Managers, func(m Manager) bool { return m.Digest == program })
 }
 
 func account(log *pcr.Log, boot policy.Boot, running *Image, managers []Manager) (*pcr.Programs, error) {
@@ -232,14 +242,25 @@ func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, err
 }
 
 // Older says what an owner would give up by accepting this start: a boot manager that
-// another has replaced may have been put back for a hole that it has.
-func (s *Start) Older(l *secureboot.List) (lost []string) {
+// another has replaced may have been put back for a hole that it has, and a program that was
+// not there in the last good boot, by its log or nil, may have started this one.
+func (s *Start) Older(l *secureboot.List, last *pcr.Log) (lost []string) {
 	old := func(m Manager) bool { return l != nil && l.Replaced(m.Signed) }
 	if s.programs != nil && slices.ContainsFunc(s.Current(), old) {
 		lost = append(lost, "The boot manager that has started this machine is an old one, which a newer one had replaced.\n  Its holes may be known. Somebody has put it back.")
 	}
+	known := func(d pcr.Digest) bool { return last != nil && slices.Contains(last.BootPrograms(), d) }
+	for _, d := range slices.DeleteFunc(slices.Clone(s.others), known) {
+		lost = append(lost, fmt.Sprintf(otherProgram, d))
+	}
 	return lost
 }
+
+// otherProgram is what an owner is told of a program in PCR 4. The firmware's vendor may have
+// signed it, as any distribution's loader is signed, and the boot manager that it starts
+// looks like one that the firmware has started.
+const otherProgram = "A program which is not this machine's own (SHA-256 %s) has run before this system, and did not in the last good start.\n" +
+	"  A loader that a vendor has signed starts anything, and what it starts could open your data. Take out sticks and disks that are not yours, and start again."
 
 // unseenManager is what an owner is told who accepts a boot manager that the TPM does not
 // know. The list that knows which ones were replaced can be an older one, put back.

@@ -92,6 +92,9 @@ func (modules) Coldplug([]bootoption.Function) (int, error) { return 0, errors.E
 // Hotplug implements hw.Kernel. Others do it: the system's udev, or initagent.
 func (modules) Hotplug(ctx context.Context) { <-ctx.Done() }
 
+// Messages implements hw.Kernel.
+func (modules) Messages() ([]byte, error) { return hw.KernelLog() }
+
 // Load implements hw.Kernel.
 func (modules) Load(names ...string) error {
 	if _, err := os.Stat(filepath.Join("/", contractFile)); err != nil {
