@@ -53,19 +53,17 @@ func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []by
 // Asked for by name it is there: a file that is made there reads as the variable, and as
 // nothing where there is none. Then it is taken away again.
 //
-// Where the firmware lets no running system write variables, efivarfs takes no new file, and
-// what it lists is all that can be said.
+// An error counts as absence: whoever would obey the variable asks the same firmware by the
+// same name. A boot must not end because firmware answers oddly where it has nothing.
 func unlisted(path, name string, open func(string, int) (int, error)) (attributes uint32, data []byte, err error) {
 	fd, err := open(path, unix.O_RDWR|unix.O_CREAT)
-	if errors.Is(err, unix.EROFS) {
-		return 0, nil, fs.ErrNotExist
-	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("ask the firmware for %s: %w", name, err)
+		return 0, nil, fs.ErrNotExist
 	}
 	attributes, data, err = readFile(fd, name)
 	unix.Close(fd)
-	if errors.Is(err, fs.ErrNotExist) { // Linux from 6.14 on has removed it by now
+	if err != nil && attributes == 0 {
+		err = fs.ErrNotExist // Linux from 6.14 on has removed it by now
 		if _, merr := makeMutable(path); merr == nil {
 			_ = os.Remove(path)
 		}
