@@ -15,9 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/healthignore"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
-	"halogenos.internal/uroot-cmds/ota/health"
 )
 
 //go:embed files
@@ -114,12 +114,12 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 // checkIgnore refuses a list of services that may fail of which a line would excuse
 // nothing.
 func checkIgnore(t *rootfs.Tree) error {
-	text, err := t.ReadFile(health.ImageFile, health.MaxIgnore)
+	text, err := t.ReadFile(healthignore.ImageFile, healthignore.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		_, err = health.ParseIgnore(health.ImageFile, text)
+		_, err = healthignore.Parse(healthignore.ImageFile, text)
 	}
 	return err
 }

@@ -11,12 +11,12 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/healthignore"
 )
 
 // Bounds of what is read and kept.
 const (
 	maxFailed = 256 // services
-	maxName   = 255 // bytes in the name of one (systemd.unit(5))
 	maxShown  = 8   // services that a message names
 )
 
@@ -65,7 +65,7 @@ type Verdict struct {
 }
 
 // Judge divides what failed. Without a record nothing counts.
-func Judge(failed []string, before *Record, ignore Ignore) Verdict {
+func Judge(failed []string, before *Record, ignore healthignore.List) Verdict {
 	var v Verdict
 	for _, name := range clip(failed) {
 		to := &v.Counted

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"halogenos.internal/boot/healthignore"
 )
 
 // said is a Run that prints what the real tools have printed, from testdata.
@@ -183,35 +185,8 @@ func TestNoAnswer(t *testing.T) {
 	})
 }
 
-func TestIgnore(t *testing.T) {
-	i, err := ParseIgnore("x", []byte("# what may fail\n\n  NetworkManager-wait-online.service   # no network\nfoo@*.service\nba?.service\n"+`dev-\x2d.swap`+"\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]bool{
-		"NetworkManager-wait-online.service": true, "foo@1.service": true, "bar.service": true, `dev-\x2d.swap`: true,
-		"NetworkManager-wait-onlineXservice": false, "foo.service": false, "baar.service": false, "xbar.service": false, "dev--.swap": false,
-	} {
-		if i.Has(name) != want {
-			t.Errorf("%s: want %v", name, want)
-		}
-	}
-	for _, bad := range []string{"a.service b.service\n", "a/b\n", "[a].service\n", strings.Repeat("a", 256) + "\n", "\x00\n"} {
-		i, err := ParseIgnore("etc/halogen/health-ignore", []byte("good.service\n"+bad+"*\n"))
-		if err == nil || !strings.Contains(err.Error(), "/etc/halogen/health-ignore, line 2: ") {
-			t.Errorf("%q: %v", bad, err)
-		}
-		if len(i) != 2 || !i.Has("good.service") {
-			t.Errorf("%q: %v", bad, i)
-		}
-	}
-	if i, err := ParseIgnore("x", make([]byte, MaxIgnore+1)); err == nil || i != nil {
-		t.Error("a file of any size is read")
-	}
-}
-
 func TestJudge(t *testing.T) {
-	ignore, err := ParseIgnore("x", []byte("may-*.service\n"))
+	ignore, err := healthignore.Parse("x", []byte("may-*.service\n"))
 	if err != nil {
 		t.Fatal(err)
 	}

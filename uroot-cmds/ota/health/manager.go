@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"halogenos.internal/boot/healthignore"
 )
 
 // A Run runs a program and returns what it prints.
@@ -97,6 +99,10 @@ func unitsIn(text string) (failed, restarting []string) {
 	return failed, restarting
 }
 
+// own are HalogenOS's units that are no part of the system's health: a server that is
+// away is no fault of the system, and the others are what judges it.
+var own = []string{"ota-fetch.service", "ota-health.service", "ota-bless.service", "ota-unhealthy.service", "ota-failures.service"}
+
 // counts reports whether this is the name of a unit that is not HalogenOS's own.
 func counts(name string) bool {
 	for _, o := range own {
@@ -104,7 +110,7 @@ func counts(name string) bool {
 			return false
 		}
 	}
-	return validName(name, "")
+	return healthignore.ValidName(name)
 }
 
 // openrcState is where OpenRC keeps the state of its services.
@@ -117,7 +123,7 @@ func openrc(run Run, state string) Manager {
 	return func(ctx context.Context) (*Look, error) {
 		text, err := os.ReadFile(filepath.Join(state, "softlevel"))
 		level := strings.TrimSpace(string(text))
-		if err == nil && (!validName(level, "") || level[0] == '-') {
+		if err == nil && (!healthignore.ValidName(level) || level[0] == '-') {
 			err = fmt.Errorf("OpenRC says that its runlevel is %.80q", level)
 		}
 		if err != nil {
@@ -141,7 +147,7 @@ func servicesIn(text string) *Look {
 	look := &Look{}
 	for line := range strings.Lines(text) {
 		name, state, ok := strings.Cut(line, " = ")
-		if !ok || !validName(name, "") {
+		if !ok || !healthignore.ValidName(name) {
 			continue
 		}
 		word, _, _ := strings.Cut(strings.TrimSpace(state), " ")

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/healthignore"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/uroot-cmds/ota/health"
 )
@@ -43,7 +44,7 @@ func (e *UnhealthyError) Error() string {
 	if h.Manager != "systemd" {
 		why = "its log says why"
 	}
-	return fmt.Sprintf("failed, and did not fail in version %s before the update: %s (%s; what may fail is named in /%s)", h.Replaced, health.Names(h.Counted), why, health.OwnerFile)
+	return fmt.Sprintf("failed, and did not fail in version %s before the update: %s (%s; what may fail is named in /%s)", h.Replaced, health.Names(h.Counted), why, healthignore.OwnerFile)
 }
 
 // Health waits until the system's start has settled and says what failed. What counts
@@ -157,18 +158,18 @@ func (m *Machine) lastHealth(r *Running) (*Health, error) {
 }
 
 // ignored are the services that the image or the owner excuses.
-func (m *Machine) ignored() (health.Ignore, error) {
-	var all health.Ignore
+func (m *Machine) ignored() (healthignore.List, error) {
+	var all healthignore.List
 	var bad error
-	for _, name := range []string{health.ImageFile, health.OwnerFile} {
+	for _, name := range []string{healthignore.ImageFile, healthignore.OwnerFile} {
 		// The owner's may be a link into a directory of theirs.
 		text, err := os.ReadFile(m.path(name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		var some health.Ignore
+		var some healthignore.List
 		if err == nil {
-			some, err = health.ParseIgnore(name, text)
+			some, err = healthignore.Parse(name, text)
 		}
 		all, bad = append(all, some...), errors.Join(bad, err)
 	}

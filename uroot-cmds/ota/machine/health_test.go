@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"halogenos.internal/boot/healthignore"
 	"halogenos.internal/uroot-cmds/ota/health"
 )
 
@@ -56,7 +57,7 @@ func TestHealthOfTrial(t *testing.T) {
 			w := newWorld(t)
 			w.name("test-os_2.efi", "test-os_2+2-1.efi")
 			w.services(c.failed...)
-			for name, text := range map[string]string{stateDirectory + "/" + health.RecordName: c.record, health.ImageFile: c.ignore, health.OwnerFile: c.owner} {
+			for name, text := range map[string]string{stateDirectory + "/" + health.RecordName: c.record, healthignore.ImageFile: c.ignore, healthignore.OwnerFile: c.owner} {
 				if text != "" {
 					w.write(name, []byte(text))
 				}
@@ -66,7 +67,7 @@ func TestHealthOfTrial(t *testing.T) {
 			if errors.As(err, &ill) != (c.counted != "") || err != nil && ill == nil {
 				t.Fatalf("%+v, %v", h, err)
 			}
-			if c.counted != "" && (!strings.Contains(err.Error(), ": "+c.counted+" (`journalctl -u "+c.counted+"` says why") || !strings.Contains(err.Error(), health.OwnerFile)) {
+			if c.counted != "" && (!strings.Contains(err.Error(), ": "+c.counted+" (`journalctl -u "+c.counted+"` says why") || !strings.Contains(err.Error(), healthignore.OwnerFile)) {
 				t.Errorf("error %q does not name the unit and the way out", err)
 			}
 			if !h.Trial || h.Version != 2 || len(h.Failed) != len(c.failed) || (len(h.Warnings) > 0) != c.warned {

@@ -1,4 +1,8 @@
-package health
+// Package healthignore reads the lists of services whose failure does not count against
+// a trial: the image's, which the builder checks, and the owner's.
+//
+// It refuses a line that is not one name: such a line excuses nothing.
+package healthignore
 
 import (
 	"fmt"
@@ -13,24 +17,24 @@ const (
 	OwnerFile = "etc/halogen/health-ignore"
 )
 
-// MaxIgnore bounds such a file in bytes.
-const MaxIgnore = 64 << 10
+const (
+	// MaxSize bounds such a file in bytes.
+	MaxSize = 64 << 10
+	// maxName bounds the name of a service in bytes (systemd.unit(5)).
+	maxName = 255
+)
 
-// An Ignore names services whose failure does not count.
-type Ignore []*regexp.Regexp
+// A List names services whose failure does not count.
+type List []*regexp.Regexp
 
-// own are HalogenOS's units that are no part of the system's health: a server that is
-// away is no fault of the system, and the others are what judges it.
-var own = []string{"ota-fetch.service", "ota-health.service", "ota-bless.service", "ota-unhealthy.service", "ota-failures.service"}
-
-// ParseIgnore reads a file: a pattern a line, in which "*" stands for any characters
+// Parse reads a file: a pattern a line, in which "*" stands for any characters
 // and "?" for one. "#" at the start of a line or after a space begins a comment. A line
 // that is malformed excuses nothing; the error names it.
-func ParseIgnore(name string, text []byte) (Ignore, error) {
-	if len(text) > MaxIgnore {
-		return nil, fmt.Errorf("/%s has %d bytes, at most %d are read", name, len(text), MaxIgnore)
+func Parse(name string, text []byte) (List, error) {
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("/%s has %d bytes, at most %d are read", name, len(text), MaxSize)
 	}
-	var out Ignore
+	var out List
 	var bad error
 	number := 0
 	for line := range strings.Lines(string(text)) {
@@ -58,14 +62,17 @@ func ParseIgnore(name string, text []byte) (Ignore, error) {
 }
 
 // Has reports whether a service's failure does not count.
-func (i Ignore) Has(name string) bool {
-	for _, pattern := range i {
+func (l List) Has(name string) bool {
+	for _, pattern := range l {
 		if pattern.MatchString(name) {
 			return true
 		}
 	}
 	return false
 }
+
+// ValidName reports whether a service may have this name.
+func ValidName(name string) bool { return validName(name, "") }
 
 // validName reports whether a service may have this name, with other characters
 // allowed besides (systemd.unit(5); OpenRC's are file names).
