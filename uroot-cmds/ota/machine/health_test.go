@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"halogenos.internal/boot/healthignore"
 	"halogenos.internal/uroot-cmds/ota/health"
@@ -115,10 +114,9 @@ func TestHealthOfBlessed(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		w.m.Services = func() (health.Manager, string) {
 			return func(ctx context.Context) (*health.Look, error) {
-				if ctx.Err() == nil {
-					time.AfterFunc(time.Millisecond, stop)
-				}
-				return &health.Look{Failed: []string{"early.service"}}, ctx.Err()
+				err := ctx.Err()
+				stop() // after the first answer
+				return &health.Look{Failed: []string{"early.service"}}, err
 			}, "systemd"
 		}
 		if _, err := w.m.Health(ctx); err == nil {
