@@ -211,7 +211,7 @@ $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/upd
 
 # Systems without systemd: each of another layout and another init.
 INITS := sysvinit openrc busybox
-$(INITS:%=$(OUT)/rootfs/%.tar): $(shell find qemu-tests/inits -type f) | $(OUT)/tools.stamp
+$(INITS:%=$(OUT)/rootfs/%.tar): $(shell find qemu-tests/inits builder/osfiles/files/examples -type f) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
 	@echo "making a Debian with $(basename $(@F)) for its init (a minute)"
 	@qemu-tests/inits/make-rootfs $(basename $(@F)) $@

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/healthignore"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
 )
@@ -38,8 +39,11 @@ type file struct {
 // common are the files of every image.
 var common = []file{
 	{name: "usr/lib/halogen/health", embedded: "health.sh", mode: 0o755},
+	{name: "usr/lib/halogen/updated", embedded: "updated.sh", mode: 0o755},
 	{name: "usr/share/halogen/examples/ota.cron", embedded: "examples/ota.cron", mode: 0o644},
 	{name: "usr/share/halogen/examples/ota-boot", embedded: "examples/ota-boot", mode: 0o755},
+	{name: "usr/share/halogen/examples/updated.openrc", embedded: "examples/updated.openrc", mode: 0o755},
+	{name: "usr/share/halogen/examples/updated.sysv", embedded: "examples/updated.sysv", mode: 0o755},
 	{name: "usr/lib/sysusers.d/halogen-ota.conf", embedded: "sysusers.conf", mode: 0o644},
 }
 
@@ -51,12 +55,24 @@ var forSystemd = []file{
 	{name: units + "ota-fetch.timer", embedded: "systemd/ota-fetch.timer", mode: 0o644},
 	{name: units + "ota-bless.service", embedded: "systemd/ota-bless.service", mode: 0o644},
 	{name: units + "ota-health.service", embedded: "systemd/ota-health.service", mode: 0o644},
+	{name: units + "ota-failures.service", embedded: "systemd/ota-failures.service", mode: 0o644},
 	{name: units + "ota-unhealthy.service", embedded: "systemd/ota-unhealthy.service", mode: 0o644},
 	{name: units + "boot-complete.target.d/halogen.conf", embedded: "systemd/boot-complete.conf", mode: 0o644},
 	{name: units + "emergency.service.d/halogen.conf", embedded: "systemd/emergency.conf", mode: 0o644},
 	{name: units + "multi-user.target.wants/ota-bless.service", link: "../ota-bless.service"},
+	{name: units + "multi-user.target.wants/ota-failures.service", link: "../ota-failures.service"},
 	{name: units + "boot-complete.target.requires/ota-health.service", link: "../ota-health.service"},
 }
+
+// forOldSystemd are the files of an image whose systemd does not say when an update is
+// done (Debian's up to 252), and does not do all that waits for it.
+var forOldSystemd = []file{
+	{name: units + "halogen-updated.service", embedded: "systemd/halogen-updated.service", mode: 0o644},
+	{name: units + "sysinit.target.wants/halogen-updated.service", link: "../halogen-updated.service"},
+}
+
+// updatedScripts are the image's own for the first start of each release.
+const updatedScripts = "usr/lib/halogen/updated.d"
 
 // timer is what looks for releases by itself; `systemctl disable` ends that.
 var timer = file{name: "etc/systemd/system/timers.target.wants/ota-fetch.timer", link: "/" + units + "ota-fetch.timer"}
@@ -64,9 +80,17 @@ var timer = file{name: "etc/systemd/system/timers.target.wants/ota-fetch.timer",
 // Add adds the files, all dated alike, and returns a line for each that the
 // image has of its own.
 func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err error) {
+	if err := checkIgnore(t); err != nil {
+		return nil, err
+	}
 	all := append([]file{{name: "usr/lib/halogen/ota.conf", text: settings(c), mode: 0o644}}, common...)
 	if t.HasSystemd() {
 		all = append(all, forSystemd...)
+		if !saysUpdated(t) {
+			all = append(all, forOldSystemd...)
+		} else if scripts, err := t.List(updatedScripts); err == nil && len(scripts) > 0 {
+			notes = append(notes, "/"+updatedScripts+" is not run, since systemd does what waits for an update: write a unit with ConditionNeedsUpdate=, before systemd-update-done.service")
+		}
 		if c.Server != "" {
 			all = append(all, timer)
 		}
@@ -85,6 +109,29 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 	// What /var starts with: the boot mounts the directory of what was fetched here.
 	_, err = t.AddDirectory("var/lib/halogen", 0o755)
 	return notes, err
+}
+
+// checkIgnore refuses a list of services that may fail of which a line would excuse
+// nothing.
+func checkIgnore(t *rootfs.Tree) error {
+	text, err := t.ReadFile(healthignore.ImageFile, healthignore.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		_, err = healthignore.Parse(healthignore.ImageFile, text)
+	}
+	return err
+}
+
+// saysUpdated reports whether the image's systemd says when an update is done.
+func saysUpdated(t *rootfs.Tree) bool {
+	for _, directory := range []string{"etc/systemd/system/", units, "lib/systemd/system/"} {
+		if _, err := t.Lstat(directory + "systemd-update-done.service"); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (f file) add(t *rootfs.Tree, date time.Time) error {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func TestAddKeeps(t *testing.T) {
 // Every link leads to a unit that is there, and every file that is embedded is
 // put somewhere.
 func TestFilesAreUsed(t *testing.T) {
-	all := append(append([]file{timer}, common...), forSystemd...)
+	all := slices.Concat([]file{timer}, common, forSystemd, forOldSystemd)
 	names, used := map[string]bool{}, map[string]bool{}
 	for _, f := range all {
 		names[f.name], used["files/"+f.embedded] = true, true
@@ -138,7 +139,7 @@ func TestUnits(t *testing.T) {
 	directory := judge.Path("units")
 	// The programs are not in the judge's tree.
 	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(ota|/usr/lib/halogen/\w+)\b`)
-	for _, f := range forSystemd {
+	for _, f := range slices.Concat(forSystemd, forOldSystemd) {
 		if !strings.HasPrefix(f.name, units) {
 			continue
 		}
@@ -163,7 +164,7 @@ func TestUnits(t *testing.T) {
 	verify := func(unit string) string {
 		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
-	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "emergency.target"} {
+	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "emergency.target", "sysinit.target"} {
 		if said := verify(unit); said != "" {
 			t.Errorf("%s: %s", unit, said)
 		}
@@ -175,38 +176,322 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// The health check runs what it finds, and says what failed.
-func TestHealth(t *testing.T) {
-	script, err := files.ReadFile("files/health.sh")
+// script returns one of the shell scripts that finds its directories below another
+// root, and how programs are found first in root/bin.
+func script(t *testing.T, name, root string) *exec.Cmd {
+	t.Helper()
+	text, err := files.ReadFile("files/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	moved := regexp.MustCompile(`(?m)(^|[ "=$({!])(/(?:etc|usr|var|run)\b)`).ReplaceAll(text, []byte("${1}"+root+"${2}"))
+	moved = bytes.ReplaceAll(moved, []byte("#!"+root), []byte("#!"))
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", string(moved))
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(root, "bin")+":"+os.Getenv("PATH"))
+	for _, directory := range []string{"bin", "etc", "usr", "var", "run/halogen"} {
+		if err := os.MkdirAll(filepath.Join(root, directory), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cmd
+}
+
+// program puts a script below root, one that can be run unless its mode says otherwise.
+func program(t *testing.T, root, name, text string) {
+	t.Helper()
+	path := filepath.Join(root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func content(t *testing.T, root, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// The health check runs what it finds, says what failed, and leaves that for the boot
+// journal.
+func TestHealth(t *testing.T) {
+	const good = "echo 'old.service failed before, too'"
 	for _, c := range []struct {
-		name   string
-		checks map[string]string // content by name
-		ok     bool
-		say    string
+		name    string
+		checks  map[string]string // content by name
+		ota     string
+		updated string
+		reason  string // "" is healthy
+		say     string
 	}{
-		{"none", nil, true, ""},
-		{"all good", map[string]string{"10-a": "#!/bin/sh\necho a", "20-b": "#!/bin/sh\necho b"}, true, "a\nb\n"},
-		{"one bad", map[string]string{"10-a": "#!/bin/sh\nexit 3", "20-b": "#!/bin/sh\necho b"}, false, "exit status 3"},
+		{"none", nil, good, "", "", "old.service failed before, too\n"},
+		{"all good", map[string]string{"usr/lib/halogen/health.d/10-a": "echo a", "etc/halogen/health.d/20-b": "echo b"}, good, "", "", "a\nb\n"},
+		{"one bad", map[string]string{"usr/lib/halogen/health.d/10-a": "exit 3", "etc/halogen/health.d/20-b": "echo b"}, good, "", "10-a failed: exit status 3\n", "exit status 3"},
+		{"a unit failed", nil, "echo 'ota health: failed: new.service' >&2; exit 1", "", "failed: new.service\n", "failed: new.service"},
+		{"a warning", nil, "echo 'warning: line 3' >&2; echo good", "", "", "good\nwarning: line 3\n"},
+		{"no trial", map[string]string{"usr/lib/halogen/health.d/10-a": "echo a"}, "exit 1", "", "", "a\n"},
+		{"no ota", nil, "exit 127", "", "ota health: exit status 127\n", "ota health"},
+		{"what waits for an update failed", nil, good, "/usr/lib/halogen/updated.d/10-a\nldconfig\n", "at the first start of this image failed: /usr/lib/halogen/updated.d/10-a ldconfig\n", "10-a"},
+		{"what waits for an update worked", nil, good, "none", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			dir := t.TempDir()
+			root := t.TempDir()
+			cmd := script(t, "health.sh", root)
+			program(t, root, "bin/ota", `[ "$*" = health ] || exit 9; `+c.ota)
+			if c.name != "no trial" {
+				program(t, root, "run/halogen/boot.json", `  "trial": true,`)
+			}
 			for name, text := range c.checks {
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+				program(t, root, name, text)
+			}
+			// Not a program, so nothing to run.
+			program(t, root, "etc/halogen/health.d/README", "exit 1")
+			if err := os.Chmod(filepath.Join(root, "etc/halogen/health.d/README"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if c.updated != "" {
+				if err := os.WriteFile(filepath.Join(root, "run/halogen/updated"), []byte(strings.TrimPrefix(c.updated, "none")), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
-			// Not a program, so nothing to run.
-			if err := os.WriteFile(filepath.Join(dir, "README"), []byte("exit 1"), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			here := bytes.ReplaceAll(script, []byte("/usr/lib/halogen/health.d"), []byte(dir))
-			said, err := exec.CommandContext(t.Context(), "sh", "-c", string(here)).CombinedOutput()
-			if (err == nil) != c.ok || !strings.Contains(string(said), c.say) {
+			program(t, root, "run/halogen/unhealthy", "of an earlier check")
+			said, err := cmd.CombinedOutput()
+			if (err == nil) != (c.reason == "") || !strings.Contains(string(said), c.say) {
 				t.Errorf("%v: %s", err, said)
 			}
+			if reason := content(t, root, "run/halogen/unhealthy"); !strings.HasSuffix(reason, c.reason) || c.reason == "" && reason != "" {
+				t.Errorf("for the journal: %q, want %q", reason, c.reason)
+			}
 		})
+	}
+}
+
+// A trial that is not healthy is given up with the reason that the check has left.
+func TestUnhealthy(t *testing.T) {
+	for _, c := range []struct{ script, reason, want string }{
+		{"unhealthy.sh", "failed: new.service\n", "ota bless --failed failed: new.service\nsystemctl --no-block reboot\n"},
+		{"unhealthy.sh", "", "ota bless --failed failed: a.service b.mount\nsystemctl --no-block reboot\n"},
+		{"examples/ota-boot", "failed: sshd\n", "updated \nota bless --failed failed: sshd\nreboot \n"},
+		{"examples/ota-boot", "", "updated \nota bless --failed the health check has failed\nreboot \n"},
+	} {
+		root := t.TempDir()
+		cmd := script(t, c.script, root)
+		log := ` $*" >>` + filepath.Join(root, "did")
+		program(t, root, "bin/ota", `echo "ota`+log)
+		program(t, root, "bin/reboot", `echo "reboot`+log)
+		program(t, root, "bin/systemctl", `[ "$1" != list-units ] || { printf 'a.service loaded failed failed A\nb.mount loaded failed failed B\n'; exit; }; echo "systemctl`+log)
+		program(t, root, "usr/lib/halogen/updated", `echo "updated`+log)
+		left := ""
+		if c.reason != "" {
+			left = "printf '" + strings.TrimSpace(c.reason) + "\n' >" + filepath.Join(root, "run/halogen/unhealthy") + "; "
+		}
+		program(t, root, "usr/lib/halogen/health", left+"exit 1")
+		program(t, root, "run/halogen/boot.json", `"trial": true`)
+		if c.script == "unhealthy.sh" && c.reason != "" {
+			if err := os.WriteFile(filepath.Join(root, "run/halogen/unhealthy"), []byte(c.reason), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		said, err := cmd.CombinedOutput()
+		if did := content(t, root, "did"); err != nil || did != c.want {
+			t.Errorf("%s: %v, %s\ndid %q\nwant %q", c.script, err, said, did, c.want)
+		}
+	}
+}
+
+// A healthy system is kept, and one that is no trial notes what the next update is
+// compared with.
+func TestKept(t *testing.T) {
+	for boot, want := range map[string]string{`"trial": true`: "ota bless\n", `"trial": false`: "ota bless\nota health\n"} {
+		root := t.TempDir()
+		cmd := script(t, "examples/ota-boot", root)
+		program(t, root, "bin/ota", `echo "ota $*" >>`+filepath.Join(root, "did"))
+		program(t, root, "usr/lib/halogen/updated", "")
+		program(t, root, "usr/lib/halogen/health", "")
+		program(t, root, "run/halogen/boot.json", boot)
+		said, err := cmd.CombinedOutput()
+		if did := content(t, root, "did"); err != nil || did != want {
+			t.Errorf("%s: %v, %s\ndid %q, want %q", boot, err, said, did, want)
+		}
+	}
+}
+
+// What waits for an update runs once at the first start of an image, in order, and
+// again until all of it has worked.
+func TestUpdated(t *testing.T) {
+	for _, shell := range []string{"dash", "busybox"} {
+		t.Run(shell, func(t *testing.T) {
+			root := t.TempDir()
+			start := func() (string, string, error) {
+				t.Helper()
+				cmd := script(t, "updated.sh", root)
+				path := testkit.Need(t, shell)
+				if cmd.Path = path; shell == "busybox" {
+					cmd.Args[0] = "sh"
+				}
+				if err := os.Remove(filepath.Join(root, "did")); err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+				said, err := cmd.CombinedOutput()
+				return content(t, root, "did"), string(said), err
+			}
+			restart := func() {
+				t.Helper()
+				if err := os.Remove(filepath.Join(root, "run/halogen/updated")); err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+			}
+			image := func(at time.Time) {
+				t.Helper()
+				if err := os.Chtimes(filepath.Join(root, "usr"), at, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+			note := func(what string) string { return "echo " + what + " >>" + filepath.Join(root, "did") }
+			program(t, root, "bin/systemd-sysusers", note("sysusers"))
+			program(t, root, "bin/ldconfig", note(`"ldconfig $1 $2"`)+`; echo "$LDCACHE" >"$3"`)
+			program(t, root, "bin/systemd-hwdb", note(`"hwdb $*"`))
+			program(t, root, "bin/journalctl", note(`"journalctl $*"`))
+			program(t, root, "etc/ld.so.cache", "")
+			const scripts = "usr/lib/halogen/updated.d/"
+			program(t, root, scripts+"20-b", note("b")+"; [ -e "+filepath.Join(root, "mended")+" ]")
+			program(t, root, scripts+"10-a", note("a"))
+			program(t, root, scripts+"30-c", note("c"))
+			program(t, root, scripts+"README", note("README"))
+			if err := os.Chmod(filepath.Join(root, scripts+"README"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			image(date)
+			t.Setenv("LDCACHE", "new")
+
+			const all = "sysusers\nldconfig -X -C\na\nb\nc\n"
+			did, said, err := start()
+			if err == nil || did != all || !strings.Contains(said, scripts+"20-b failed: exit status 1: it is run again at the next start\n") {
+				t.Fatalf("with a script that fails: %v, did %q\n%s", err, did, said)
+			}
+			if failed := content(t, root, "run/halogen/updated"); failed != filepath.Join(root, scripts+"20-b")+"\n" {
+				t.Errorf("left %q for the health check", failed)
+			}
+			if cache := content(t, root, "etc/ld.so.cache"); cache != "new\n" {
+				t.Errorf("/etc/ld.so.cache is %q", cache)
+			}
+			if did, _, err := start(); err == nil || did != "" {
+				t.Errorf("once more in this start: %v, did %q", err, did)
+			}
+
+			restart()
+			program(t, root, "mended", "")
+			cache := filepath.Join(root, "etc/ld.so.cache")
+			if err := os.Chtimes(cache, date, date); err != nil {
+				t.Fatal(err)
+			}
+			if did, said, err := start(); err != nil || did != all {
+				t.Fatalf("mended: %v, did %q\n%s", err, did, said)
+			}
+			if info, err := os.Stat(cache); err != nil || !info.ModTime().Equal(date) {
+				t.Errorf("the same /etc/ld.so.cache is written again (%v)", err)
+			}
+			for _, name := range []string{"etc/.updated", "var/.updated"} {
+				if info, err := os.Stat(filepath.Join(root, name)); err != nil || !info.ModTime().Equal(date) {
+					t.Errorf("/%s: %v, %v", name, info, err)
+				}
+			}
+			for what, again := range map[string]func(){
+				"the next start":   func() {},
+				"an older image":   func() { image(date.Add(-time.Hour)) },
+				"the one of today": func() { image(date) },
+			} {
+				restart()
+				again()
+				if did, said, err := start(); err != nil || did != "" {
+					t.Errorf("%s: %v, did %q\n%s", what, err, did, said)
+				}
+			}
+			// With a database in /etc, and a catalog.
+			program(t, root, "etc/udev/hwdb.bin", "")
+			program(t, root, "usr/lib/systemd/catalog/x", "")
+			const more = "sysusers\nldconfig -X -C\nhwdb update\njournalctl --update-catalog\na\nb\nc\n"
+			for what, again := range map[string]func(){
+				"a newer image": func() { image(date.Add(time.Hour)) },
+				"/etc is another image's": func() {
+					if err := os.Remove(filepath.Join(root, "etc/.updated")); err != nil {
+						t.Fatal(err)
+					}
+				},
+				"/var is another image's": func() {
+					if err := os.Remove(filepath.Join(root, "var/.updated")); err != nil {
+						t.Fatal(err)
+					}
+				},
+			} {
+				restart()
+				again()
+				if did, said, err := start(); err != nil || did != more {
+					t.Errorf("%s: %v, did %q\n%s", what, err, did, said)
+				}
+			}
+		})
+	}
+}
+
+// Only a systemd that does not say itself when an update is done gets help.
+func TestAddUpdated(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		has  []string
+		unit bool
+	}{
+		{"Debian 12", []string{systemd}, true},
+		{"Debian 13", []string{systemd, units + "systemd-update-done.service"}, false},
+		{"/usr not merged", []string{"lib/systemd/systemd", "lib/systemd/system/systemd-update-done.service"}, false},
+		{"another init", []string{"sbin/init"}, false},
+	} {
+		tree, dir := tree(t, c.has...)
+		if _, err := Add(tree, new(config.Config), date); err != nil {
+			t.Fatal(err)
+		}
+		if have := exists(t, filepath.Join(dir, units, "sysinit.target.wants/halogen-updated.service")); have != c.unit {
+			t.Errorf("%s: halogen-updated.service %v", c.name, have)
+		}
+		if !exists(t, filepath.Join(dir, "usr/lib/halogen/updated")) {
+			t.Errorf("%s: /usr/lib/halogen/updated is missing", c.name)
+		}
+	}
+}
+
+// A list of services that may fail is right, or the build says what is wrong with it.
+func TestAddIgnore(t *testing.T) {
+	for text, good := range map[string]bool{"# none\nNetworkManager-wait-online.service\n": true, "a.service b.service\n": false} {
+		tree, _ := tree(t, systemd)
+		if err := tree.AddFile("usr/lib/halogen/health-ignore", []byte(text), 0o644, date); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Add(tree, new(config.Config), date); (err == nil) != good || err != nil && !strings.Contains(err.Error(), "/usr/lib/halogen/health-ignore, line 1: ") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// Scripts that nothing runs are named.
+func TestAddScripts(t *testing.T) {
+	const one = "usr/lib/halogen/updated.d/10-a"
+	for _, c := range []struct {
+		has  []string
+		said bool
+	}{
+		{[]string{systemd, one}, false},
+		{[]string{systemd, one, units + "systemd-update-done.service"}, true},
+		{[]string{"sbin/init", one}, false},
+	} {
+		tree, _ := tree(t, c.has...)
+		notes, err := Add(tree, new(config.Config), date)
+		if err != nil || (len(notes) == 1 && strings.Contains(notes[0], "updated.d is not run")) != c.said {
+			t.Errorf("%q: notes %q, %v", c.has, notes, err)
+		}
 	}
 }

@@ -33,6 +33,9 @@ var perMachine = []struct{ name, why string }{
 	{"var/lib/systemd/random-seed", "a random seed must not be shared"},
 	{"var/lib/systemd/credential.secret", "a secret must not be shared"},
 	{"var/lib/dbus/machine-id", "each machine makes its own"},
+	// An update would find the image's own, and nothing to do.
+	{"etc/.updated", "each machine notes itself what was brought up to date"},
+	{"var/.updated", "each machine notes itself what was brought up to date"},
 }
 
 // Complete adds what a system image must have beside the root file system:
@@ -58,6 +61,10 @@ func (t *Tree) Complete(commands Commands, date time.Time) ([]string, error) {
 	if err := t.addCommands(commands, date); err != nil {
 		return nil, err
 	}
+	// What waits for an update compares this date with that of the last one
+	// (systemd-update-done.service(8)). The source's is often as old as the tree: it
+	// changes only when something is added at the top of /usr.
+	t.dirs["usr"].ModTime = date
 	personal, err := t.depersonalize(date)
 	return slices.Concat(notes, state, personal), err
 }

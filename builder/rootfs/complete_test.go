@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/stateconf"
 )
@@ -76,7 +77,11 @@ func TestComplete(t *testing.T) {
 		"boot/initramfs-linux.img":       "initrd",
 		"usr/lib/halogen/something-else": "",
 		"usr/share/man/man8/own.8":       "own",
+		"etc/.updated":                   "of the build",
+		"var/.updated":                   "of the build",
 	})
+	// As dpkg leaves it, who touches /usr only to add a directory to it.
+	tree.dirs["usr"].ModTime = date.Add(-1000 * time.Hour)
 	notes, err := tree.Complete(Commands{
 		"usr/sbin/ota": []byte("ota"), "usr/share/man/man8/ota.8": []byte("page"), "usr/share/man/man8/own.8": []byte("ours"),
 	}, date)
@@ -90,7 +95,7 @@ func TestComplete(t *testing.T) {
 	if have := names(t, tree); have != want {
 		t.Errorf("have %s\nwant %s", have, want)
 	}
-	for _, left := range []string{"random-seed", "initrd.img-6", "initramfs-linux.img", "machine-id"} {
+	for _, left := range []string{"random-seed", "initrd.img-6", "initramfs-linux.img", "machine-id", "/etc/.updated", "/var/.updated"} {
 		if !strings.Contains(strings.Join(notes, "\n"), left) {
 			t.Errorf("nothing is said about %s: %q", left, notes)
 		}
@@ -103,6 +108,7 @@ func TestComplete(t *testing.T) {
 	for name, mode := range map[string]fs.FileMode{
 		"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o777 | fs.ModeSticky, "root": 0o700, "efi": 0o755,
 		"srv": 0o755, "usr/local": 0o755, // by state.conf
+		"usr": 0o755, // which tells machines that they were updated
 	} {
 		info, err := os.Lstat(filepath.Join(tree.Dir(), name))
 		if err != nil || info.Mode() != mode|fs.ModeDir || !info.ModTime().Equal(date) {

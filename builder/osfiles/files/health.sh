@@ -1,9 +1,36 @@
 #!/bin/sh
-# Says whether this system is healthy: whether every program in these directories
-# ends well. Without any, a system that starts is healthy.
+# Says whether this system is healthy: whether what its first start was to do has
+# worked, every program in these directories ends well, and nothing has failed at this
+# start that did not fail before the update. What is wrong is left for the boot journal.
 set -eu
+unhealthy=/run/halogen/unhealthy
+ill() {
+	echo "$*" >&2
+	echo "$*" >"$unhealthy" || true
+	exit 1
+}
+rm -f "$unhealthy"
+updated=/run/halogen/updated
+if [ -s "$updated" ]; then
+	failed=$(tr '\n' ' ' <"$updated")
+	ill "at the first start of this image failed: ${failed% }"
+fi
 for check in /usr/lib/halogen/health.d/* /etc/halogen/health.d/*; do
 	if [ -f "$check" ] && [ -x "$check" ]; then
-		"$check" || { echo "health check $check failed: exit status $?" >&2; exit 1; }
+		"$check" || ill "health check $check failed: exit status $?"
 	fi
 done
+# In a system that is no trial it is ota-failures.service that waits for the start to
+# settle, so that nothing else has to.
+if ! grep -qs '"trial": true' /run/halogen/boot.json; then
+	exit 0
+fi
+# What it says of failures is for the journal, all else for people.
+code=0
+{ said=$(ota health 2>&1 >&3) || code=$?; } 3>&1
+said=${said#ota health: }
+if [ "$code" -ne 0 ]; then
+	ill "${said:-ota health: exit status $code}"
+elif [ -n "$said" ]; then
+	echo "$said" >&2
+fi

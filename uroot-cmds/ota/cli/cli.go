@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/version"
+	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -42,6 +43,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   fetch    bring it into the other slot; the next start tries it
   status   what runs, what is in the slots, what failed and why
   bless    keep the system that runs (or say that its check failed)
+  health   say what has failed at this start, and what of it counts
   rollback give up what was installed last
   retry    try a version again that has failed or was given up
   channel  show the channel that is followed, or follow another
@@ -85,6 +87,7 @@ func commands() map[string]command {
 		"fetch":    {fetchUsage, fetchRelease},
 		"status":   {statusUsage, status},
 		"bless":    {blessUsage, bless},
+		"health":   {healthUsage, healthOf},
 		"rollback": {rollbackUsage, rollback},
 		"retry":    {retryUsage, retry},
 		"channel":  {channelUsage, channel},
@@ -203,7 +206,12 @@ func encode(result any, err error, code int) ([]byte, error) {
 		Code   int    `json:"code"`
 		Result any    `json:"result,omitempty"`
 	}{plain(err.Error()), code, nil}
-	if out, ok := result.(*machine.Outcome); ok && out != nil {
+	switch out := result.(type) {
+	case *machine.Outcome:
+		if out != nil {
+			failure.Result = out
+		}
+	case *machine.Health:
 		failure.Result = out
 	}
 	return json.MarshalIndent(failure, "", "  ")
@@ -333,6 +341,47 @@ func bless(_ context.Context, c *call) (any, error) {
 	}
 	c.screen.warn(b.Warning)
 	return b, nil
+}
+
+const healthUsage = `usage: ota health [--json]
+
+Waits until the start of this system has settled, at most 3 minutes, and says what
+has failed: units of systemd, services of OpenRC. It is a part of the health check
+(/usr/lib/halogen/health). A trial in which something failed that did not fail
+before the update is not healthy, unless /usr/lib/halogen/health-ignore or
+/etc/halogen/health-ignore names it: a name a line, "*" and "?" stand for other
+characters.
+
+Exit codes: 0 healthy; 1 not; 2 wrong usage.
+`
+
+func healthOf(ctx context.Context, c *call) (any, error) {
+	if c.NArg() > 0 {
+		return nil, errUsage
+	}
+	h, err := c.machine.Health(ctx)
+	if h == nil {
+		return nil, err
+	}
+	for _, text := range h.Warnings {
+		c.screen.warn(text)
+	}
+	for _, part := range []struct {
+		what  string
+		names []string
+	}{
+		{"failed before the update, too", h.Before}, {"failed, and may", h.Excused},
+		{"failed, and does not count, since nothing says what failed before the update", h.Unknown},
+		{"is still starting", h.Starting},
+	} {
+		if len(part.names) > 0 {
+			fmt.Fprintf(c.out, "%s: %s\n", part.what, plain(health.Names(part.names)))
+		}
+	}
+	if !h.Trial && len(h.Failed) > 0 {
+		fmt.Fprintf(c.out, "failed at this start: %s\n", plain(health.Names(h.Failed)))
+	}
+	return h, err
 }
 
 const rollbackUsage = `usage: ota rollback [--json] [REASON...]

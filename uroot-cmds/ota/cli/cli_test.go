@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/inventory/inventorytest"
 	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -43,7 +44,8 @@ func ota(t *testing.T, dir string, args ...string) (code int, out, errs string) 
 func otaBy(m *inventorytest.Machine, worksBy, dir string, args ...string) (code int, out, errs string) {
 	var stdout, stderr bytes.Buffer
 	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
-		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil }}
+		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil },
+			Services: func() (health.Manager, string) { return nil, "" }}
 	})
 	return code, stdout.String(), stderr.String()
 }
@@ -68,6 +70,9 @@ func TestUse(t *testing.T) {
 		{"status --colour", 2, "", "usage: ota status"},
 		{"status now", 2, "", "usage: ota status"},
 		{"fetch 3", 2, "", "usage: ota fetch"},
+		{"health --help", 0, "usage: ota health", ""},
+		{"health now", 2, "", "usage: ota health"},
+		{"health", 0, "", ""},
 		{"bless it", 2, "", "usage: ota bless"},
 		{"channel nightly", 2, "", "none of stable, beta and alpha"},
 		{"channel a b", 2, "", "usage: ota channel"},
@@ -99,6 +104,7 @@ func TestJSON(t *testing.T) {
 		{"status --json", 0, "version", "7"},
 		{"bless --json", 0, "already", true},
 		{"bless --json --failed", 0, "unhealthy", "the health check has failed"},
+		{"health --json", 0, "trial", false},
 		{"channel --json alpha", 0, "channel", "alpha"},
 		{"rollback --json", 1, "error", "there is no other system to go back to: slot b is empty (`ota fetch` fills it, where there is a newer release)"},
 		{"fetch --json", 1, "code", 1.0},
@@ -109,6 +115,44 @@ func TestJSON(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &got); err != nil || code != c.code || got[c.key] != c.want {
 			t.Errorf("ota %s: %d, %v\n%s", c.args, code, err, out)
 		}
+	}
+}
+
+// What failed at this start is a line of the status, and what counts a warning.
+func TestStatusOfHealth(t *testing.T) {
+	dir := t.TempDir()
+	ota(t, dir) // which makes the directories
+	for name, c := range map[string]struct{ file, want string }{
+		"counts": {`"failed":["a.service","new.service"],"replaced":"6","counted":["new.service"],"failed_before":["a.service"]`,
+			"WARNING: this system is not healthy: failed, and did not fail in version 6 before the update: new.service (`journalctl -u new.service` says why; what may fail is named in /etc/halogen/health-ignore)\nfailed at this start: a.service\n"},
+		"does not":  {`"failed":["a.service"]`, "no server (set Server= in /etc/halogen/ota.conf)\nWARNING: this image takes unsigned updates (ReleaseKey=none): whoever can write to its server or stands in between owns this machine\nfailed at this start: a.service\n"},
+		"malformed": {`"warnings":["line 3 is none"]`, "\nWARNING: line 3 is none\n"},
+	} {
+		text := `{"version":"7","trial":true,"manager":"systemd",` + c.file + `}`
+		if err := os.WriteFile(filepath.Join(dir, "run/halogen/health.json"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if code, out, errs := ota(t, dir, "status"); code != 0 || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %d\n%s\n%s", name, code, out, errs)
+		}
+	}
+}
+
+// A program that asks gets what failed with the error.
+func TestHealthJSON(t *testing.T) {
+	h := &machine.Health{Version: 7, Trial: true, Manager: "OpenRC", Failed: []string{"sshd"}, Replaced: 6, Verdict: health.Verdict{Counted: []string{"sshd"}}}
+	text, err := encode(h, &machine.UnhealthyError{Health: h}, exitFailed)
+	var got struct {
+		Error  string
+		Code   int
+		Result machine.Health
+	}
+	if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil {
+		t.Fatal(err)
+	}
+	want := "failed, and did not fail in version 6 before the update: sshd (its log says why; what may fail is named in /etc/halogen/health-ignore)"
+	if got.Error != want || got.Code != 1 || len(got.Result.Counted) != 1 {
+		t.Errorf("%s", text)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 )
 
@@ -44,6 +45,9 @@ func show(w io.Writer, s *machine.Status) {
 	for _, text := range s.Warnings {
 		fmt.Fprintf(w, "WARNING: %s\n", plain(text))
 	}
+	if s.Health != nil {
+		showHealth(w, s.Health)
+	}
 	if s.Staged != nil {
 		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)
 	}
@@ -70,5 +74,19 @@ func show(w io.Writer, s *machine.Status) {
 	}
 	for _, e := range s.Journal {
 		fmt.Fprintf(w, "  %s\n", plain(e.String()))
+	}
+}
+
+// showHealth says what failed at this start.
+func showHealth(w io.Writer, h *machine.Health) {
+	if len(h.Counted) > 0 {
+		fmt.Fprintf(w, "WARNING: this system is not healthy: %s\n", plain((&machine.UnhealthyError{Health: h}).Error()))
+	}
+	for _, text := range h.Warnings {
+		fmt.Fprintf(w, "WARNING: %s\n", plain(text))
+	}
+	rest := slices.DeleteFunc(slices.Clone(h.Failed), func(name string) bool { return slices.Contains(h.Counted, name) })
+	if len(rest) > 0 {
+		fmt.Fprintf(w, "failed at this start: %s\n", plain(health.Names(rest)))
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/sysimage"
+	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -52,6 +53,7 @@ func Linux() *Machine {
 		Worker:     worker.Starter{Program: "/proc/self/exe", User: credential()},
 		Corrupt:    func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
 		OpenSystem: func() (string, error) { return sysimage.Open(h, "/") },
+		Services:   func() (health.Manager, string) { return health.Find("/", health.Command) },
 		Online:     online,
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -48,6 +49,9 @@ type Machine struct {
 	// OpenSystem mounts the system image at the recovery console, and returns
 	// where.
 	OpenSystem func() (string, error)
+	// Services finds the service manager of the running system, and its name; nil
+	// where there is none that can be asked.
+	Services func() (health.Manager, string)
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
 }

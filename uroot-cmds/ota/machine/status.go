@@ -52,7 +52,9 @@ type Status struct {
 	Channel  manifest.Channel            `json:"channel"`
 	Server   string                      `json:"server"`
 	Journal  []journal.Entry             `json:"journal"`
-	Warnings []string                    `json:"warnings,omitempty"`
+	// Health is what this start's health check has found; nil before it has ended.
+	Health   *Health  `json:"health,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
@@ -91,6 +93,10 @@ func (m *Machine) Status() (*Status, error) {
 		s.Channel, s.Server = set.Channel, Redacted(set.Server)
 	}
 	warn("", m.stateStatus(r, s))
+	if !r.Console {
+		s.Health, err = m.lastHealth(r)
+		warn("what the health check has found: ", err)
+	}
 	return s, nil
 }
 

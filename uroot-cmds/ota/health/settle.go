@@ -1,0 +1,82 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// How long a start is followed. A daemon that cannot work often counts as started and
+// ends a moment later; the bound leaves time for health.d in the 10 minutes that all
+// of the check has.
+const (
+	every = 2 * time.Second
+	quiet = 10 * time.Second
+	bound = 3 * time.Minute
+	// oneLook bounds what the service manager takes for an answer.
+	oneLook = 30 * time.Second
+)
+
+// A Look is what a service manager says at one moment.
+type Look struct {
+	Failed     []string // and stay so
+	Restarting []string // failed, and wait to be started again
+	Starting   []string // jobs that others may depend on
+}
+
+// A Manager asks one.
+type Manager func(ctx context.Context) (*Look, error)
+
+// A Start is what came of a system's start.
+type Start struct {
+	Failed   []string // those that keep restarting included
+	Starting []string // still, when the bound was reached
+}
+
+// Settle follows a start until for 10 seconds nothing has been started and nothing has
+// restarted, at most for 3 minutes. First is called with what failed already.
+func (ask Manager) Settle(ctx context.Context, first func(failed []string) error) (*Start, error) {
+	began := time.Now()
+	calm := began
+	restarted := map[string]time.Time{}
+	for asked := false; ; {
+		look, err := ask.once(ctx)
+		now := time.Now()
+		late := now.Sub(began) >= bound
+		if err != nil && (late || ctx.Err() != nil) {
+			return nil, err
+		}
+		if err == nil {
+			for _, name := range look.Restarting {
+				restarted[name] = now
+			}
+		}
+		if err != nil || len(look.Starting)+len(look.Restarting) > 0 {
+			calm = now
+		}
+		if err == nil && !asked {
+			asked = true
+			if err := first(clip(look.Failed)); err != nil {
+				return nil, err
+			}
+		}
+		if late || now.Sub(calm) >= quiet {
+			maps.DeleteFunc(restarted, func(_ string, at time.Time) bool { return now.Sub(at) >= quiet })
+			failed := slices.AppendSeq(slices.Clone(look.Failed), maps.Keys(restarted))
+			return &Start{Failed: clip(failed), Starting: clip(look.Starting)}, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(every):
+		}
+	}
+}
+
+// once asks once, not for ever.
+func (ask Manager) once(ctx context.Context) (*Look, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, oneLook, fmt.Errorf("it has not answered for %v", oneLook))
+	defer cancel()
+	return ask(ctx)
+}
