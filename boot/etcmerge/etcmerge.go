@@ -150,5 +150,5 @@ type Result struct {
 //
 // Plan checks ctx between files: an error of it is returned as it is.
 func Plan(ctx context.Context, base, theirs, upper Tree, options Options) (*Result, error) {
-	return nil, errors.New("not written yet")
+	return newPlanner(ctx, base, theirs, upper, options).plan()
 }

@@ -3,8 +3,8 @@ package etcmerge
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -45,8 +45,9 @@ type Conflict struct {
 	Reason string `json:"reason"`
 	// Since is the release that first brought it.
 	Since contract.Version `json:"since"`
-	// State is a digest of what this machine has. Once that is something else, somebody
-	// has decided.
+	// State has a digest of what this machine has. Once that is something else, somebody
+	// has decided. It would let whoever reads it try out what a secret file may hold:
+	// the list is for root alone.
 	State string `json:"state"`
 	// Kept: somebody decided that this machine's stays.
 	Kept bool `json:"kept,omitempty"`
@@ -138,12 +139,54 @@ func ParseList(text []byte) (List, error) {
 	if err != nil {
 		return List{}, fmt.Errorf("list of changes: %w", err)
 	}
+	for i := range e.Conflicts {
+		e.Conflicts[i].Reason = clean(e.Conflicts[i].Reason)
+	}
+	for i := range e.Notes {
+		e.Notes[i].Text = clean(e.Notes[i].Text)
+	}
 	return e.List, nil
 }
 
-// Encode returns the list's text. What has no room is counted.
+// Encode returns the list's text. What has no room is counted, conflicts last.
 func (l List) Encode() ([]byte, error) {
-	return json.MarshalIndent(encodedList{listFormat, l}, "", "\t")
+	l.Conflicts, l.Notes = slices.Clone(l.Conflicts), slices.Clone(l.Notes)
+	for i := range l.Conflicts {
+		l.Conflicts[i].Reason = clean(l.Conflicts[i].Reason)
+	}
+	for i := range l.Notes {
+		l.Notes[i].Text = clean(l.Notes[i].Text)
+	}
+	for {
+		text, err := json.MarshalIndent(encodedList{listFormat, l}, "", "\t")
+		if err != nil {
+			return nil, fmt.Errorf("list of changes: %w", err)
+		}
+		if len(text) < MaxList {
+			return append(text, '\n'), nil
+		}
+		notes, conflicts := len(l.Notes)/2, len(l.Conflicts)
+		if len(l.Notes) == 0 {
+			conflicts -= 1 + conflicts/10
+		}
+		l.More += len(l.Notes) - notes + len(l.Conflicts) - conflicts
+		l.Notes, l.Conflicts = l.Notes[:notes], l.Conflicts[:conflicts]
+	}
+}
+
+// clean leaves what can be shown on a terminal, on one line, in maxReason bytes.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return '_'
+		}
+		return r
+	}, s)
+	for len(s) > maxReason {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
 }
 
 // Keep notes that somebody decided for this machine's file, in all conflicts of a
@@ -159,9 +202,10 @@ func (l *List) Keep(path string) bool {
 }
 
 // Undecided returns the conflicts of a list that are still to be decided, given the
-// image and the upper directory that lies over it now. One is decided when somebody
-// said so (Keep), when this machine's file or entry has changed since, or when it
-// equals the image's.
-func Undecided(ctx context.Context, l List, image, upper Tree) ([]Conflict, error) {
-	return nil, errors.New("not written yet")
+// upper directory as it is now. One is decided when somebody said so ([List.Keep]), or
+// when this machine's file or entry is not what it was: changed, removed, or the image's
+// again.
+func Undecided(ctx context.Context, l List, upper Tree) ([]Conflict, error) {
+	r := reader{ctx: ctx}
+	return r.undecided(l, &source{tree: upper, name: "the upper directory", upper: true})
 }
