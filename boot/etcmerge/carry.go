@@ -18,9 +18,13 @@ const listMode = 0o600
 func (p *planner) list() (List, error) {
 	list := List{From: p.options.From, To: p.options.To}
 	since, err := p.carried()
-	if err != nil {
+	if err != nil || len(p.conflicts)+len(p.notes)+len(since) == 0 {
 		return list, err
 	}
+	if err := p.makeRoom(); err != nil {
+		return list, err
+	}
+	p.sort()
 	for _, c := range p.conflicts {
 		key := keyOf(c.Conflict)
 		if old, carried := since[key]; carried {
@@ -36,17 +40,11 @@ func (p *planner) list() (List, error) {
 		if c.State, err = p.stateInPlan(c, parseState(c.State)); err != nil {
 			return list, err
 		}
-		if c.State != "" {
-			list.Conflicts = append(list.Conflicts, c)
-		}
+		list.Conflicts = append(list.Conflicts, c)
 	}
 	slices.SortFunc(list.Conflicts, func(a, b Conflict) int {
-		return cmp.Or(strings.Compare(string(a.Path), string(b.Path)), strings.Compare(string(a.Entry), string(b.Entry)), strings.Compare(a.Reason, b.Reason))
+		return cmp.Or(strings.Compare(string(a.Path), string(b.Path)), strings.Compare(string(a.Entry), string(b.Entry)))
 	})
-	if len(list.Conflicts)+len(p.notes) == 0 {
-		return list, nil
-	}
-	p.makeRoom()
 	list.Notes = p.notes
 	text, err := list.Encode()
 	if err != nil {
@@ -64,7 +62,8 @@ type conflictKey struct{ path, entry Name }
 
 func keyOf(c Conflict) conflictKey { return conflictKey{c.Path, c.Entry} }
 
-// carried are the conflicts of the old list that nobody has decided.
+// carried are the conflicts of the old list that nobody has decided, and whose file is
+// still this machine's.
 func (p *planner) carried() (map[conflictKey]Conflict, error) {
 	f, err := p.below(p.upper, ListPath)
 	if f == nil || err != nil {
@@ -94,23 +93,27 @@ func (p *planner) carried() (map[conflictKey]Conflict, error) {
 	}
 	out := map[conflictKey]Conflict{}
 	for _, c := range open {
-		out[keyOf(c)] = c
+		if c.Path == dirOfList || len(p.inPlan(string(c.Path))) > 0 {
+			out[keyOf(c)] = c
+		}
 	}
 	return out, nil
 }
 
-// inPlan are the changes that write a path and what lies in it. The plan is sorted.
+// inPlan are the changes that write a path and what lies in it, empty where the path
+// itself is not written. The plan is sorted.
 func (p *planner) inPlan(path string) []Change {
-	var found []Change
-	from := func(prefix string) int {
-		return sort.Search(len(p.changes), func(i int) bool { return p.changes[i].Path != "." && p.changes[i].Path >= prefix })
-	}
 	if path == "." {
 		return p.changes[:1]
 	}
-	if i := from(path); i < len(p.changes) && p.changes[i].Path == path && p.changes[i].Action != Take {
-		found = append(found, p.changes[i])
+	from := func(prefix string) int {
+		return sort.Search(len(p.changes), func(i int) bool { return p.changes[i].Path != "." && p.changes[i].Path >= prefix })
 	}
+	i := from(path)
+	if i == len(p.changes) || p.changes[i].Path != path || p.changes[i].Action == Take {
+		return nil
+	}
+	found := []Change{p.changes[i]}
 	for _, c := range p.changes[from(path+"/"):] {
 		if !within(c.Path, path) {
 			break
@@ -126,7 +129,7 @@ func (p *planner) inPlan(path string) []Change {
 // where it has nothing there.
 func (p *planner) stateInPlan(c Conflict, kind stateKind) (string, error) {
 	changes := p.inPlan(string(c.Path))
-	if len(changes) == 0 || changes[0].Path != string(c.Path) {
+	if len(changes) == 0 {
 		return "", nil
 	}
 	switch kind {
@@ -174,28 +177,32 @@ func (p *planner) sourceOf(from Source) *source {
 	return p.upper
 }
 
+// dirOfList is the directory of the list.
+var dirOfList = Name(path.Dir(ListPath))
+
 // makeRoom sees to the directory of the list.
-func (p *planner) makeRoom() {
-	dir := path.Dir(ListPath)
+func (p *planner) makeRoom() error {
+	dir := string(dirOfList)
 	made := Change{
 		Path: dir, Action: Parent, Reason: "holds the list of what is to be decided",
 		Entry: Entry{Type: Directory, Mode: 0o755, ModTime: p.changes[0].Entry.ModTime},
 	}
-	for i, c := range p.changes {
-		switch {
-		case c.Path != dir || c.Action == Take:
-		case c.Entry.Type == Directory:
-			return
+	if before := p.inPlan(dir); len(before) > 0 {
+		switch before[0].Entry.Type {
+		case Directory:
+			return nil
+		case Whiteout:
+			p.note(dir, "it was deleted here, and is back: the list of conflicts lies in it")
 		default:
-			made.Entry.Opaque = true
-			p.changes[i] = made
-			p.note(dir, "%s was here and is gone: the list of conflicts needs the directory", kindOf(&c.Entry))
-			return
+			p.note(dir, "%s was here and is gone: the list of conflicts needs the directory", kindOf(&before[0].Entry))
 		}
+		made.Entry.Opaque = true // what the image has there did not show before
 	}
 	t, err := p.file(p.theirs, dir)
 	switch {
-	case err != nil || t == nil:
+	case err != nil:
+		return err
+	case t == nil || made.Entry.Opaque:
 	case t.is(Directory):
 		made.Entry = *t.Entry
 		p.translate(&made.Entry)
@@ -204,4 +211,5 @@ func (p *planner) makeRoom() {
 	}
 	p.changes = slices.DeleteFunc(p.changes, func(c Change) bool { return c.Path == dir })
 	p.add(made)
+	return nil
 }

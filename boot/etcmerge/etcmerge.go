@@ -27,7 +27,7 @@ import (
 // Bounds. Plan returns an error beyond MaxEntries, MaxDepth and MaxRead; a file larger
 // than MaxText is not merged, but taken or kept whole.
 const (
-	MaxEntries = 250_000 // entries looked at, over the three trees
+	MaxEntries = 500_000 // entries looked at, over the three trees
 	MaxDepth   = 256     // directories within one another
 	MaxText    = 1 << 20 // bytes of a file that is merged by line or by entry
 	MaxRead    = 4 << 30 // bytes of files compared

@@ -94,8 +94,21 @@ func (m memory) Open(p string) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(n.content)), nil
 }
 
+// full has a directory for each that is not named.
+func (m memory) full() memory {
+	out := memory{}
+	for p, n := range m {
+		out[p] = n
+		for at := path.Dir(p); at != "."; at = path.Dir(at) {
+			out[at], _ = m.node(at)
+		}
+	}
+	return out
+}
+
 // over is what an overlay shows.
 func over(lower, upper memory) memory {
+	lower, upper = lower.full(), upper.full()
 	out := memory{}
 	for p, n := range lower {
 		shows := true
@@ -444,6 +457,7 @@ type brokenReader struct{ err error }
 
 func (b brokenReader) Read([]byte) (int, error) { return 0, b.err }
 
+func (m memory) clone() memory { return maps.Clone(m) }
 
 func same(a, b memory) bool {
 	return maps.EqualFunc(a, b, func(x, y node) bool {

@@ -167,7 +167,7 @@ func (l List) Encode() ([]byte, error) {
 		}
 		notes, conflicts := len(l.Notes)/2, len(l.Conflicts)
 		if len(l.Notes) == 0 {
-			conflicts -= 1 + conflicts/10
+			conflicts = min(conflicts-1, conflicts*(MaxList/1024)/(len(text)/1024))
 		}
 		l.More += len(l.Notes) - notes + len(l.Conflicts) - conflicts
 		l.Notes, l.Conflicts = l.Notes[:notes], l.Conflicts[:conflicts]

@@ -87,7 +87,7 @@ func (r *reader) stateOfTree(f *file) (string, error) {
 	return stateTree.of(h), nil
 }
 
-// list is a file with all that lies in it.
+// list is a file with all that lies in it, but for the list of conflicts itself.
 func (r *reader) list(f *file) ([]*file, error) {
 	all := []*file{f}
 	if !f.is(Directory) {
@@ -102,7 +102,7 @@ func (r *reader) list(f *file) ([]*file, error) {
 		if err != nil {
 			return nil, err
 		}
-		if in == nil {
+		if in == nil || in.path == ListPath {
 			continue
 		}
 		below, err := r.list(in)
