@@ -1,0 +1,350 @@
+package etcmerge
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The account files, and how many fields a line of theirs has. Other lines are not
+// understood, and stay as they are.
+var accountFiles = []struct {
+	path   string
+	fields int
+}{
+	{"group", 4}, {"passwd", 7}, {"gshadow", 4}, {"shadow", 9}, {"subgid", 3}, {"subuid", 3}, {"shells", 1},
+}
+
+// account is a merged account file.
+type account struct {
+	text    []byte
+	clashes bool
+}
+
+// A table is an account file in its three versions.
+type table struct {
+	path               string
+	fields             int
+	base, theirs, ours records
+	out                records
+	known              bool // base is
+	clashes            bool
+
+	holders map[uint32]string // see holder
+}
+
+// record is a line. One without a name is a comment, or not understood.
+type record struct {
+	name   string
+	fields []string
+}
+
+func (r record) line() string { return strings.Join(r.fields, ":") }
+
+func (r record) equal(o record) bool { return slices.Equal(r.fields, o.fields) }
+
+type records struct {
+	lines []record
+	// first is the first line of each name: that is the one in effect.
+	first map[string]int
+}
+
+func (r records) get(name string) (record, bool) {
+	i, ok := r.first[name]
+	if !ok {
+		return record{}, false
+	}
+	return r.lines[i], true
+}
+
+func parseRecords(text []byte, fields int) records {
+	r := records{first: map[string]int{}}
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(text), "\n"), "\n") {
+		if line == "" && len(text) == 0 {
+			break
+		}
+		rec := record{fields: strings.Split(line, ":")}
+		// subuid's names come more than once: see mergeRanges.
+		if len(rec.fields) == fields && line != "" && line[0] != '#' {
+			rec.name = rec.fields[0]
+			if _, twice := r.first[rec.name]; !twice {
+				r.first[rec.name] = len(r.lines)
+			}
+		}
+		r.lines = append(r.lines, rec)
+	}
+	return r
+}
+
+func (r records) text() []byte {
+	var out bytes.Buffer
+	for _, rec := range r.lines {
+		out.WriteString(rec.line())
+		out.WriteByte('\n')
+	}
+	return out.Bytes()
+}
+
+// mergeAccounts merges the account files where this machine changed any of them. They
+// are merged before all others, since they say whose number is whose.
+func (p *planner) mergeAccounts() error {
+	p.accounts = map[string]account{}
+	tables := map[string]*table{}
+	touched := map[string]bool{}
+	for _, f := range accountFiles {
+		t, changed, err := p.table(f.path, f.fields)
+		if err != nil {
+			return err
+		}
+		touched[f.path] = changed
+		if t != nil {
+			tables[f.path] = t
+		}
+	}
+	if touched["group"] || touched["passwd"] || touched["gshadow"] || touched["shadow"] {
+		p.mergeUsers(tables)
+		for _, path := range []string{"group", "passwd", "gshadow", "shadow"} {
+			p.merged(tables[path])
+		}
+	}
+	for _, path := range []string{"subgid", "subuid"} {
+		if t := tables[path]; t != nil && touched[path] {
+			p.mergeRanges(t)
+			p.merged(t)
+		}
+	}
+	if t := tables["shells"]; t != nil && touched["shells"] {
+		p.mergeShells(t, tables["passwd"])
+		p.merged(t)
+	}
+	return nil
+}
+
+func (p *planner) merged(t *table) {
+	if t != nil {
+		p.accounts[t.path] = account{t.out.text(), t.clashes}
+	}
+}
+
+// table reads the versions of an account file. It is nil where one is not a text file
+// that all could read, and changed says that this machine has another than the base.
+func (p *planner) table(path string, fields int) (t *table, changed bool, err error) {
+	b, there, o, err := p.three(path, scope{base: p.base != nil, theirs: true})
+	if err != nil || !there.is(Regular) {
+		return nil, false, err
+	}
+	inUpper := o != nil
+	if o == nil {
+		o = b
+	}
+	if !o.is(Regular) {
+		return nil, false, nil
+	}
+	t = &table{path: path, fields: fields, known: b.is(Regular)}
+	for _, in := range []struct {
+		*file
+		into *records
+	}{{b, &t.base}, {there, &t.theirs}, {o, &t.ours}} {
+		if !in.is(Regular) {
+			continue
+		}
+		text, ok, err := p.text(in.from, path)
+		if err != nil || !ok {
+			return nil, false, err
+		}
+		*in.into = parseRecords(text, fields)
+	}
+	same := func(a, b record) bool { return a.equal(b) }
+	return t, inUpper && !(t.known && slices.EqualFunc(t.base.lines, t.ours.lines, same)), nil
+}
+
+// accountFile is the choice for an account file's content.
+func (p *planner) accountFile(a account, o *file) choice {
+	c := choice{from: FromContent, text: a.text, reason: "merged entry by entry", clashes: a.clashes}
+	if theirs, _, err := p.text(p.theirs, o.path); err == nil && bytes.Equal(theirs, a.text) {
+		c.from, c.text, c.reason = FromImage, nil, "as in the image"
+	} else if ours, _, err := p.text(o.from, o.path); o.from == p.upper && err == nil && bytes.Equal(ours, a.text) {
+		c.from, c.text, c.reason = FromUpper, nil, "changed here"
+	}
+	return c
+}
+
+// A rule merges the fields of a record that both have. It returns this machine's
+// record with what the image changed, and what clashed.
+type rule func(base *record, theirs, ours record) (record, []string)
+
+// mergeTable merges by name. What is not understood stays as this machine has it.
+// admit decides over records that are new in the image; it may change them.
+func (p *planner) mergeTable(t *table, kind string, merge rule, admit func(record) (record, bool)) {
+	for i, ours := range t.ours.lines {
+		theirs, there := t.theirs.get(ours.name)
+		if first, ok := t.ours.first[ours.name]; ours.name == "" || !ok || first != i || !there {
+			if _, was := t.base.get(ours.name); was && ours.name != "" && !there {
+				p.note(t.path, "%s %s is no longer in the image and stays: files may belong to it", kind, Name(ours.name))
+			}
+			t.out.lines = append(t.out.lines, ours)
+			continue
+		}
+		var base *record
+		if was, ok := t.base.get(ours.name); ok {
+			base = &was
+		}
+		merged, clashes := merge(base, theirs, ours)
+		if len(clashes) > 0 && p.base != nil {
+			p.clash(t.path, ours.name, stateLine, fmt.Sprintf("%s %s: %s", kind, Name(ours.name), strings.Join(clashes, "; ")))
+			t.clashes = true
+		}
+		t.out.lines = append(t.out.lines, merged)
+	}
+	var fresh []record
+	for i, theirs := range t.theirs.lines {
+		if _, here := t.ours.get(theirs.name); theirs.name == "" || here || t.theirs.first[theirs.name] != i {
+			continue
+		}
+		if was, ok := t.base.get(theirs.name); ok {
+			if !sameButDate(t.path, was, theirs) {
+				p.clash(t.path, theirs.name, stateLine, fmt.Sprintf("%s %s: deleted here, changed in the image", kind, Name(theirs.name)))
+				t.clashes = true
+			}
+			continue
+		}
+		if rec, ok := admit(theirs); ok {
+			fresh = append(fresh, rec)
+		}
+	}
+	// What stands for the accounts of a directory service (+, -) stays last.
+	at := len(t.out.lines)
+	for at > 0 && strings.HasPrefix(t.out.lines[at-1].fields[0], "+") {
+		at--
+	}
+	t.out = index(slices.Insert(t.out.lines, at, fresh...))
+}
+
+func index(lines []record) records {
+	r := records{lines, map[string]int{}}
+	for i, rec := range lines {
+		if _, twice := r.first[rec.name]; rec.name != "" && !twice {
+			r.first[rec.name] = i
+		}
+	}
+	return r
+}
+
+// sameButDate compares records; the day of a password's last change is that of the
+// image's build for most accounts.
+func sameButDate(path string, a, b record) bool {
+	if path == "shadow" && len(a.fields) == len(b.fields) && len(a.fields) > 2 {
+		a.fields = slices.Clone(a.fields)
+		a.fields[2] = b.fields[2]
+	}
+	return a.equal(b)
+}
+
+// field merges one field.
+func field(base *record, theirs, ours record, i int, what string, clashes *[]string) string {
+	was := ""
+	if base != nil {
+		was = base.fields[i]
+	}
+	take, clash := three(base != nil, was, theirs.fields[i], ours.fields[i])
+	switch {
+	case take:
+		return theirs.fields[i]
+	case clash && what == "password":
+		*clashes = append(*clashes, "password") // which nobody prints
+	case clash:
+		*clashes = append(*clashes, fmt.Sprintf("%s %s here, %s in the image", what, Name(ours.fields[i]), Name(theirs.fields[i])))
+	}
+	return ours.fields[i]
+}
+
+// members merges a list of names: what either side adds comes in, what either side
+// removes goes.
+func members(base *record, theirs, ours record, i int) string {
+	split := func(s string) []string {
+		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
+	}
+	var was []string
+	if base != nil {
+		was = split(base.fields[i])
+	}
+	there, here := split(theirs.fields[i]), split(ours.fields[i])
+	if slices.Equal(there, was) {
+		return ours.fields[i]
+	}
+	if slices.Equal(here, was) {
+		return theirs.fields[i]
+	}
+	var out []string
+	for _, name := range here {
+		if slices.Contains(there, name) || !slices.Contains(was, name) {
+			out = append(out, name)
+		}
+	}
+	for _, name := range there {
+		if !slices.Contains(here, name) && !slices.Contains(was, name) {
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+func mergeShadow(base *record, theirs, ours record) (record, []string) {
+	var clashes []string
+	out := record{ours.name, slices.Clone(ours.fields)}
+	out.fields[1] = field(base, theirs, ours, 1, "password", &clashes)
+	// The day of the last change goes with the password.
+	if base != nil && ours.fields[1] == base.fields[1] && ours.fields[2] == base.fields[2] {
+		out.fields[2] = theirs.fields[2]
+	}
+	for i, what := range []string{3: "least age of the password", "greatest age of the password", "time of warning", "time of grace", "expiry", "last field"} {
+		if what != "" {
+			out.fields[i] = field(base, theirs, ours, i, what, &clashes)
+		}
+	}
+	return out, clashes
+}
+
+func mergeGshadow(base *record, theirs, ours record) (record, []string) {
+	var clashes []string
+	return record{ours.name, []string{
+		ours.fields[0],
+		field(base, theirs, ours, 1, "password", &clashes),
+		members(base, theirs, ours, 2),
+		members(base, theirs, ours, 3),
+	}}, clashes
+}
+
+// mergeShells merges /etc/shells, which is a set. A shell that somebody has here stays.
+func (p *planner) mergeShells(t *table, passwd *table) {
+	inUse := map[string]bool{}
+	if passwd != nil {
+		users := passwd.out
+		if len(users.lines) == 0 {
+			users = passwd.theirs
+		}
+		for _, u := range users.lines {
+			if u.name != "" {
+				inUse[u.fields[6]] = true
+			}
+		}
+	}
+	for _, ours := range t.ours.lines {
+		_, there := t.theirs.get(ours.name)
+		_, was := t.base.get(ours.name)
+		if ours.name == "" || there || !was {
+			t.out.lines = append(t.out.lines, ours)
+		} else if inUse[ours.name] {
+			p.note(t.path, "%s is no longer in the image and stays: a user has it", Name(ours.name))
+			t.out.lines = append(t.out.lines, ours)
+		}
+	}
+	for _, theirs := range t.theirs.lines {
+		_, here := t.ours.get(theirs.name)
+		_, was := t.base.get(theirs.name)
+		if theirs.name != "" && !here && !was {
+			t.out.lines = append(t.out.lines, theirs)
+		}
+	}
+}

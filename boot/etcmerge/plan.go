@@ -1,0 +1,650 @@
+package etcmerge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// neverKept is systemd's mark that /etc was updated. Without it, what waits for
+// ConditionNeedsUpdate= runs at the first start of a new image.
+const neverKept = ".updated"
+
+// madeAgain are files that programs make of others. Where the image has another one, an
+// old one would only hide it.
+var madeAgain = []string{"ld.so.cache", "udev/hwdb.bin"}
+
+// backups are what the account tools copy before they write. They say what was here.
+var backups = []string{"passwd-", "group-", "shadow-", "gshadow-", "subuid-", "subgid-"}
+
+// A planner makes one plan.
+type planner struct {
+	reader
+	base, theirs, upper *source
+	options             Options
+
+	changes   []Change
+	written   int // changes that write something
+	conflicts []conflict
+	notes     []Note
+
+	accounts      map[string]account
+	users, groups map[uint32]uint32
+}
+
+// conflict is one whose state is known once the plan is made.
+type conflict struct {
+	Conflict
+	state stateKind
+}
+
+// scope says what the directory that is being merged is on each side.
+type scope struct {
+	base, theirs bool // they have a directory there
+	// hidden: what the upper directory does not have is not there, since it is opaque
+	// or lies over no directory.
+	hidden bool
+}
+
+func newPlanner(ctx context.Context, base, theirs, upper Tree, options Options) *planner {
+	p := &planner{
+		reader:  reader{ctx: ctx},
+		theirs:  &source{tree: theirs, name: "the new image"},
+		upper:   &source{tree: upper, name: "the upper directory", upper: true},
+		options: options,
+	}
+	if base != nil {
+		p.base = &source{tree: base, name: "the old image", mark: ErrBase}
+	}
+	return p
+}
+
+func (p *planner) plan() (*Result, error) {
+	if err := p.mergeAccounts(); err != nil {
+		return nil, err
+	}
+	if err := p.top(); err != nil {
+		return nil, err
+	}
+	if len(p.users)+len(p.groups) > 0 {
+		if err := p.renumber(); err != nil {
+			return nil, err
+		}
+	}
+	p.sort()
+	list, err := p.list()
+	if err != nil {
+		return nil, err
+	}
+	return &Result{
+		Changes: p.changes, Conflicts: list.Conflicts, Notes: list.Notes,
+		Users: p.users, Groups: p.groups,
+	}, nil
+}
+
+// sort puts a directory before what lies in it.
+func (p *planner) sort() {
+	slices.SortStableFunc(p.changes, func(a, b Change) int {
+		if a.Path == "." || b.Path == "." {
+			return cmp.Compare(btoi(a.Path != "."), btoi(b.Path != "."))
+		}
+		return strings.Compare(a.Path, b.Path)
+	})
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (p *planner) add(c Change) {
+	if c.Action != Take {
+		p.written++
+	}
+	p.changes = append(p.changes, c)
+}
+
+func (p *planner) take(path, reason string) { p.add(Change{Path: path, Action: Take, Reason: reason}) }
+
+// keep puts a file of this machine's into the new upper directory as it is.
+func (p *planner) keep(action Action, f *file, reason string) {
+	e := *f.Entry
+	// With a base, what is deleted below has whiteouts of its own.
+	e.Opaque = e.Opaque && f.is(Directory) && p.base == nil
+	p.add(Change{Path: f.path, Action: action, Reason: reason, Entry: e, From: p.fromOf(f)})
+}
+
+func (p *planner) fromOf(f *file) Source {
+	switch {
+	case !f.is(Regular):
+		return 0
+	case f.from == p.upper:
+		return FromUpper
+	case f.from == p.theirs:
+		return FromImage
+	}
+	return FromBase
+}
+
+func (p *planner) note(path, format string, args ...any) {
+	p.notes = append(p.notes, Note{Name(path), fmt.Sprintf(format, args...)})
+}
+
+// clash lists a conflict.
+func (p *planner) clash(path, entry string, state stateKind, reason string) {
+	if i := len(p.conflicts) - 1; i >= 0 && p.conflicts[i].Path == Name(path) && p.conflicts[i].Entry == Name(entry) {
+		p.conflicts[i].Reason += "; " + reason
+		return
+	}
+	p.conflicts = append(p.conflicts, conflict{Conflict{Path: Name(path), Entry: Name(entry), Reason: reason, Since: p.options.To}, state})
+}
+
+// top merges the directory itself, which the plan always has.
+func (p *planner) top() error {
+	b, t, o, err := p.three(".", scope{base: p.base != nil, theirs: true})
+	if err != nil {
+		return err
+	}
+	notDirectory := errors.New("it is not a directory")
+	switch {
+	case p.base != nil && !b.is(Directory):
+		return p.base.fail(".", notDirectory)
+	case !t.is(Directory):
+		return p.theirs.fail(".", notDirectory)
+	case !o.is(Directory):
+		return p.upper.fail(".", notDirectory)
+	}
+	if err := p.children(".", scope{base: b != nil, theirs: true, hidden: b == nil || o.Opaque}); err != nil {
+		return err
+	}
+	p.directory(b, t, o, true)
+	return nil
+}
+
+// three reads what the sides have at a path: o is the upper directory's, which may be a
+// whiteout.
+func (p *planner) three(path string, in scope) (b, t, o *file, err error) {
+	if in.base {
+		if b, err = p.file(p.base, path); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if in.theirs {
+		if t, err = p.file(p.theirs, path); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	o, err = p.file(p.upper, path)
+	return b, t, o, err
+}
+
+// children merges what lies in a directory.
+func (p *planner) children(dir string, in scope) error {
+	names, err := p.names(p.upper, dir)
+	if err != nil {
+		return err
+	}
+	if in.hidden && in.base {
+		was, err := p.names(p.base, dir)
+		if err != nil {
+			return err
+		}
+		names = append(names, was...)
+	}
+	if dir == "." {
+		for path := range p.accounts {
+			names = append(names, path)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if err := p.one(join(dir, name), in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one decides what becomes of one path.
+func (p *planner) one(path string, in scope) error {
+	if path == neverKept {
+		p.take(path, "made again at the first start")
+		return nil
+	}
+	if path == ListPath {
+		return nil // made by this plan
+	}
+	b, t, o, err := p.three(path, in)
+	if err != nil {
+		return err
+	}
+	if o == nil && !in.hidden {
+		o = b // an account file that is only in the images
+	}
+	if o == nil || o.Type == Whiteout {
+		return p.deleted(path, b, t)
+	}
+	switch {
+	case o.is(Directory) && (t == nil || t.is(Directory)):
+		return p.mergeDirectory(b, t, o)
+	case t == nil:
+		return p.dropped(b, o)
+	case o.Type == t.Type:
+		return p.mergeFile(b, t, o)
+	}
+	return p.otherType(b, t, o)
+}
+
+// deleted is for what is in an image and was deleted here.
+func (p *planner) deleted(path string, b, t *file) error {
+	gone := Change{Path: path, Action: Keep, Reason: "deleted here", Entry: Entry{Type: Whiteout}}
+	switch {
+	case t == nil:
+		p.take(path, "deleted here, and not in the image")
+		return nil
+	case p.base == nil:
+		p.add(gone)
+		return nil
+	case b == nil:
+		p.take(path, "new in the image")
+		return nil
+	case slices.Contains(madeAgain, path):
+		p.take(path, "made again by programs")
+		return nil
+	}
+	same, err := p.sameTree(b, t)
+	if err != nil {
+		return err
+	}
+	if !same {
+		gone.Action, gone.Reason = Clash, "deleted here, changed in the image"
+		p.clash(path, "", stateTree, gone.Reason)
+	}
+	p.add(gone)
+	return nil
+}
+
+// dropped is for a file that the new image does not have.
+func (p *planner) dropped(b, o *file) error {
+	if b == nil {
+		p.keep(Keep, o, "added here")
+		return nil
+	}
+	same, err := p.same(b, o)
+	if err != nil {
+		return err
+	}
+	if same || slices.Contains(madeAgain, o.path) {
+		p.take(o.path, "no longer in the image")
+		return nil
+	}
+	p.keep(Clash, o, "changed here, no longer in the image")
+	p.clash(o.path, "", stateTree, "changed here, no longer in the image")
+	return nil
+}
+
+// mergeDirectory merges a directory of this machine's with one of the image's, or with
+// none.
+func (p *planner) mergeDirectory(b, t, o *file) error {
+	if o.Opaque && p.base == nil {
+		return p.whole(Keep, nil, o, "made here")
+	}
+	if !b.is(Directory) && t == nil && b != nil {
+		return p.whole(Clash, nil, o, "replaced here by a directory, no longer in the image")
+	}
+	before := p.written
+	if err := p.children(o.path, scope{base: b.is(Directory), theirs: t != nil, hidden: o.Opaque || !b.is(Directory)}); err != nil {
+		return err
+	}
+	if !b.is(Directory) {
+		b = nil
+	}
+	p.directory(b, t, o, p.written > before)
+	return nil
+}
+
+// directory adds a directory with its own metadata; needed says that something lies in
+// it.
+func (p *planner) directory(b, t, o *file, needed bool) {
+	if t == nil {
+		switch {
+		case b == nil:
+			p.keep(Keep, o, "added here")
+		case !metadataOf(b.Entry).equal(metadataOf(o.Entry)):
+			p.keep(Clash, o, "changed here, no longer in the image")
+			p.clash(o.path, "", stateEntry, "permissions changed here, no longer in the image")
+		case needed:
+			p.keep(Parent, o, "holds what was changed here")
+		default:
+			p.take(o.path, "no longer in the image")
+		}
+		return
+	}
+	merged, clashes := p.metadata(b, t, o)
+	merged.Opaque = false
+	signed(&merged, t.Entry)
+	c := Change{Path: o.path, Action: Merge, Reason: "permissions or owner differ here", Entry: merged}
+	switch asImage := metadataOf(&merged).equal(metadataOf(t.Entry)); {
+	case len(clashes) > 0:
+		c.Action, c.Reason = Clash, strings.Join(clashes, "; ")
+		p.clash(o.path, "", stateEntry, c.Reason)
+	case asImage && !needed:
+		p.take(o.path, "as in the image")
+		return
+	case asImage:
+		c.Action, c.Reason = Parent, "holds what was changed here"
+	}
+	p.add(c)
+}
+
+// metadata merges, with the image's owners in this machine's numbers. Without the old
+// image nobody can say who changed what, so nothing is a clash.
+func (p *planner) metadata(b, t, o *file) (Entry, []string) {
+	there := *t.Entry
+	p.translate(&there)
+	merged, clashes := mergeMetadata(b.entry(), &there, o.Entry)
+	if p.base == nil {
+		clashes = nil
+	}
+	return merged, clashes
+}
+
+// translate gives an entry of the image the numbers that its owners have here.
+func (p *planner) translate(e *Entry) bool {
+	uid, isUser := p.users[e.UID]
+	if isUser {
+		e.UID = uid
+	}
+	gid, isGroup := p.groups[e.GID]
+	if isGroup {
+		e.GID = gid
+	}
+	return isUser || isGroup
+}
+
+// otherType is for a path that is something else in the image than it is here.
+func (p *planner) otherType(b, t, o *file) error {
+	if p.base == nil {
+		return p.whole(Keep, nil, o, "kept from the version before")
+	}
+	here, err := p.unchangedHere(b, o)
+	if err != nil {
+		return err
+	}
+	if here {
+		p.take(o.path, "changed by the image alone")
+		return nil
+	}
+	there, err := p.sameTree(b, t)
+	if err != nil {
+		return err
+	}
+	if there {
+		return p.whole(Keep, b, o, kindOf(o.Entry)+" here")
+	}
+	return p.whole(Clash, b, o, fmt.Sprintf("%s here, %s in the image", kindOf(o.Entry), kindOf(t.Entry)))
+}
+
+// unchangedHere reports whether what this machine has at a path, with all that lies in
+// it, is what the old image had.
+func (p *planner) unchangedHere(b, o *file) (bool, error) {
+	same, err := p.same(b, o)
+	if err != nil || !same || !o.is(Directory) {
+		return same, err
+	}
+	names, err := p.names(p.upper, o.path)
+	if err != nil {
+		return false, err
+	}
+	if o.Opaque {
+		was, err := p.names(p.base, o.path)
+		if err != nil || !slices.Equal(names, was) {
+			return false, err
+		}
+	}
+	for _, name := range names {
+		was, _, now, err := p.three(join(o.path, name), scope{base: true})
+		if err != nil {
+			return false, err
+		}
+		if now.is(Whiteout) {
+			now = nil
+		}
+		if same, err := p.unchangedHere(was, now); err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// whole keeps what this machine has at a path with all that lies in it, the old image's
+// part of it too: nothing of the new image's shows there.
+func (p *planner) whole(action Action, b, o *file, reason string) error {
+	if action == Clash {
+		p.clash(o.path, "", stateTree, reason)
+	}
+	p.keep(action, o, reason)
+	if !o.is(Directory) {
+		return nil
+	}
+	fromBase := b.is(Directory) && !(o.from == p.upper && o.Opaque)
+	var names []string
+	var err error
+	if o.from == p.upper {
+		if names, err = p.names(p.upper, o.path); err != nil {
+			return err
+		}
+	}
+	if fromBase {
+		was, err := p.names(p.base, o.path)
+		if err != nil {
+			return err
+		}
+		names = append(names, was...)
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		path := join(o.path, name)
+		if path == ListPath {
+			continue
+		}
+		var was, now *file
+		if fromBase {
+			if was, err = p.file(p.base, path); err != nil {
+				return err
+			}
+		}
+		if o.from == p.upper {
+			if now, err = p.file(p.upper, path); err != nil {
+				return err
+			}
+		}
+		if now == nil {
+			now = was
+		}
+		if now == nil || now.is(Whiteout) {
+			continue
+		}
+		if err := p.whole(Keep, was, now, "lies in what is kept whole"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mergeFile merges two files of the same type, which are not directories.
+func (p *planner) mergeFile(b, t, o *file) error {
+	if b != nil && b.Type != o.Type {
+		b = nil
+	}
+	c, err := p.content(b, t, o)
+	if err != nil {
+		return err
+	}
+	merged, clashes := p.metadata(b, t, o)
+	if len(clashes) > 0 {
+		p.clash(o.path, "", stateTree, strings.Join(clashes, "; "))
+		c.clashes = true
+	}
+	change := Change{Path: o.path, Reason: c.reason, From: c.from, Content: c.text}
+	switch c.from {
+	case FromUpper:
+		signed(&merged, o.Entry)
+		change.Action = Keep
+		if !metadataOf(&merged).equal(metadataOf(o.Entry)) {
+			change.Action = Merge
+		}
+	case FromImage:
+		if metadataOf(&merged).equal(metadataOf(t.Entry)) && !c.clashes {
+			p.take(o.path, c.reason)
+			return nil
+		}
+		merged.Size, merged.Target, merged.Rdev, merged.ModTime = t.Size, t.Target, t.Rdev, t.ModTime
+		change.Action, change.Reason = Merge, "permissions or owner differ here"
+	case FromContent:
+		merged.Size = int64(len(c.text))
+		if t.ModTime.After(merged.ModTime) {
+			merged.ModTime = t.ModTime
+		}
+		change.Action = Merge
+	}
+	if c.clashes {
+		change.Action = Clash
+	}
+	if change.Entry = merged; !o.is(Regular) {
+		change.From, change.Content = 0, nil
+	}
+	p.add(change)
+	return nil
+}
+
+// choice is what becomes of a file's content.
+type choice struct {
+	from    Source
+	text    []byte // FromContent
+	reason  string
+	clashes bool
+}
+
+// content decides for the content of a file; b is nil where it was not one of this type.
+func (p *planner) content(b, t, o *file) (choice, error) {
+	if a, ok := p.accounts[o.path]; ok {
+		return p.accountFile(a, o), nil
+	}
+	if same, err := p.sameContent(o, t); err != nil || same {
+		return choice{from: FromImage, reason: "as in the image"}, err
+	}
+	if p.base == nil {
+		return choice{from: FromUpper, reason: "differs from the image; who changed it is not known"}, nil
+	}
+	if b != nil {
+		if same, err := p.sameContent(o, b); err != nil || same {
+			return choice{from: FromImage, reason: "changed by the image alone"}, err
+		}
+		if same, err := p.sameContent(t, b); err != nil || same {
+			return choice{from: FromUpper, reason: "changed here"}, err
+		}
+	}
+	if slices.Contains(madeAgain, o.path) {
+		p.note(o.path, "the image's is in effect: programs make it of other files")
+		return choice{from: FromImage, reason: "made again by programs"}, nil
+	}
+	if slices.Contains(backups, o.path) {
+		return choice{from: FromUpper, reason: "a copy of what was here"}, nil
+	}
+	if b != nil && o.is(Regular) {
+		text, merged, err := p.byLine(b, t, o)
+		if err != nil {
+			return choice{}, err
+		}
+		if merged {
+			return choice{from: FromContent, text: text, reason: "changes of both merged by line"}, nil
+		}
+	}
+	reason := "changed here and in the image"
+	if b == nil {
+		reason = "added here and in the image"
+	}
+	p.clash(o.path, "", stateTree, reason)
+	return choice{from: FromUpper, reason: reason, clashes: true}, nil
+}
+
+// byLine reports false for what is no text, too large, or does not merge cleanly.
+func (p *planner) byLine(b, t, o *file) ([]byte, bool, error) {
+	var texts [3][]byte
+	for i, f := range []*file{b, t, o} {
+		if f.Size > MaxText {
+			return nil, false, nil
+		}
+		text, ok, err := p.text(f.from, f.path)
+		if err != nil || !ok {
+			return nil, false, err
+		}
+		texts[i] = text
+	}
+	text, ok := mergeText(texts[0], texts[1], texts[2])
+	return text, ok && len(text) <= 2*MaxText, nil
+}
+
+// renumber adds the image's files that belong to somebody with another number here,
+// and the directories above them.
+func (p *planner) renumber() error {
+	at := map[string]int{}
+	for i, c := range p.changes {
+		at[c.Path] = i
+	}
+	_, err := p.renumberIn(".", at)
+	return err
+}
+
+func (p *planner) renumberIn(dir string, at map[string]int) (needed bool, err error) {
+	names, err := p.names(p.theirs, dir)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		path := join(dir, name)
+		if path == ListPath {
+			continue
+		}
+		t, err := p.file(p.theirs, path)
+		if err != nil {
+			return false, err
+		}
+		i, planned := at[path]
+		if t == nil || planned && p.changes[i].Action != Take && (!t.is(Directory) || !p.changes[i].shows()) {
+			continue // this machine's is there
+		}
+		below := false
+		if t.is(Directory) {
+			if below, err = p.renumberIn(path, at); err != nil {
+				return false, err
+			}
+		}
+		if planned && p.changes[i].Action != Take {
+			continue
+		}
+		e := *t.Entry
+		c := Change{Path: path, Action: Parent, Reason: "holds what has another owner here"}
+		if p.translate(&e) {
+			c.Action, c.Reason, c.From = Merge, "its owner has another number here", p.fromOf(t)
+		} else if !below {
+			continue
+		}
+		needed = true
+		if c.Entry = e; planned {
+			p.changes[i] = c
+		} else {
+			p.add(c)
+		}
+	}
+	return needed, nil
+}
+
+// shows reports whether the image's files show through a directory of the plan.
+func (c Change) shows() bool { return c.Entry.Type == Directory && !c.Entry.Opaque }
