@@ -324,7 +324,7 @@ test: tools ## everything CI runs: goes on after a failure, and ends with what e
 	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log boot.log); failed=; \
 	part() { began=$$(date +%s); how=passed; $(MAKE) --no-print-directory "$$@" || { how=FAILED; failed=1; }; printf '%6d s  %s  make %s\n' $$(($$(date +%s) - began)) $$how "$$*" >>$(OUT)/parts; }; \
 	part lint; part unit; part deb-test; part -k --output-sync=target -j2 container-test fuzz; part boot-test; \
-	cat $(OUT)/parts; [ -z "$$failed" ] || { grep -hE '^ *--- FAIL' $(OUT)/unit.log $(OUT)/agent.log $(OUT)/boot.log; exit 1; }
+	cat $(OUT)/parts; [ -z "$$failed" ] || { grep -h -E '^ *--- FAIL' $(OUT)/unit.log $(OUT)/agent.log $(OUT)/boot.log; exit 1; }
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive

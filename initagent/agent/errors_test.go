@@ -108,7 +108,7 @@ func TestTellsStart(t *testing.T) {
 			m.extra, m.typed = "new firmware", []string{strings.Repeat("cbdefghi-", 8), "cbdef", "nonsense", ""}
 		}),
 		met("Secure Boot is off", "Secure Boot", "Switch Secure Boot on", "recovery", func(m *machine) { m.noSecureBoot, m.typed = true, []string{""} }),
-		met("the firmware was reset", "Secure Boot keys", "`enroll`", "recovery", func(m *machine) { m.vars, m.typed = newVariables(), []string{""} }),
+		met("the firmware was reset", "Secure Boot keys", "`exit`, and type the recovery key", "recovery", func(m *machine) { m.vars, m.typed = newVariables(), []string{""} }),
 		met("the TPM is switched off", "TPM", "Switch the TPM on", "recovery", func(m *machine) { m.noTPM = tpm.ErrAbsent }),
 		met("the TPM is broken", "TPM", "recovery key", "reboot", func(m *machine) { m.noTPM = errDead }),
 		met("a command line from outside", "command line", "Take it away", "recovery", func(m *machine) { m.extra12 = "systemd.debug_shell=1" }),
