@@ -56,6 +56,7 @@ type Agent struct {
 	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted  bool
 	unlocked      bool                // the ESP says that the root partition was opened before
+	unsettled     bool                // the replacement of the machine secret is not finished
 	rootOpen      bool                // the kernel has the volume
 	mounted       []string            // what lies on the root partition, or in memory in its place
 	inMemory      bool                // there is no root partition: its directories lie in memory

@@ -1,11 +1,16 @@
 package agent
 
 import (
+	"fmt"
+	"io/fs"
 	"strings"
+	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/host"
 )
 
 // Wherever the disk of a machine in use gives EIO, the boot comes to an end: to the
@@ -77,13 +82,13 @@ func TestFileSystemUnreadable(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	good := m.world(true, nil)
 	for _, c := range []struct{ bad, step string }{{StateDirectory, "unlock"}, {"overlay/etc", "mount-state"}} {
-		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev nvme0n1, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
+		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev disk0, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
 			m.powerOn(good)
 			m.badFiles, m.messages = c.bad, messages
 			m.printed.Reset()
 			says := []string{"input/output error: the disk fails to read what is on the root partition", "The disk fails to read. Copy your files before anything else", c.step + " FAILED"}
 			if messages != "" {
-				says = append(says, "I/O error of nvme0n1 at sector 2101250")
+				says = append(says, "I/O error of disk0 at sector 2101250")
 			}
 			m.ends("recovery", says...)
 			if m.printed.Len() > 0 || strings.Contains(m.said.String(), "`reset`") {
@@ -91,6 +96,18 @@ func TestFileSystemUnreadable(t *testing.T) {
 			}
 			m.badFiles = ""
 			m.runs(1)
+		}
+	}
+}
+
+// An error of the system image's file system, or of the TPM, says nothing of the root
+// partition, and its cure is another one. FAULTS 82
+func TestDiskFailsElsewhere(t *testing.T) {
+	for step, path := range map[slot.Kind]string{slot.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", slot.AskKey: "/dev/tpmrm0"} {
+		a := &Agent{Host: host.Host{Root: "/initramfs"}, rootOpen: true}
+		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
+		if got := a.diskFails(step, err); got != err || a.facts.DiskFails {
+			t.Errorf("%s: %v, the disk fails: %v", path, got, a.facts.DiskFails)
 		}
 	}
 }

@@ -78,15 +78,22 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 // partition that comes from its disk. No key helps then, so that none is asked for.
 func (a *Agent) diskFails(step slot.Kind, err error) error {
 	mounts := step == slot.MountState || a.rootOpen && (step == slot.Unlock || step == slot.AskKey)
-	if !mounts || !errors.Is(err, syscall.EIO) {
+	if !mounts || !errors.Is(err, syscall.EIO) || a.elsewhere(err) {
 		return err
 	}
 	a.facts.DiskFails = true
 	which := "the kernel's log names no sector"
-	if messages, merr := a.Kernel.Messages(); merr == nil && hw.DiskErrors(messages) != "" {
-		which = hw.DiskErrors(messages)
+	if messages, merr := a.Kernel.Messages(); merr == nil && hw.DiskErrors(messages, a.Disk.Name) != "" {
+		which = hw.DiskErrors(messages, a.Disk.Name)
 	}
 	return fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which)
+}
+
+// elsewhere reports whether an error is of a file that does not lie on the root partition:
+// the system image's, or the TPM's device.
+func (a *Agent) elsewhere(err error) bool {
+	p, ok := errors.AsType[*fs.PathError](err)
+	return ok && (strings.HasPrefix(p.Path, a.Path(systemDirectory)+"/") || strings.HasPrefix(p.Path, "/dev/"))
 }
 
 func sticky(info fs.FileInfo) fs.FileMode {

@@ -463,6 +463,10 @@ func TestForgedNextSecret(t *testing.T) {
 	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
 	m.unreadableFile = listFile
 	m.ends("system", "goes on with it: input/output error")
+	m.unreadableFile = rootpart.NextFile
+	if m.ends("system", "goes on with it: input/output error"); m.agent.List == nil || m.agent.List.Bare || !m.agent.unsettled {
+		t.Error("the list was not read, or counts as settled")
+	}
 	m.unreadableFile = ""
 	if !bytes.Equal(m.rootFiles()[listFile], before[listFile]) || m.rootFiles()[rootpart.NextFile] == nil {
 		t.Error("the list was put back, or what could not be looked at is gone")

@@ -89,6 +89,8 @@ func (a *Agent) unlock() error {
 	if settled {
 		a.finishKeys(volumeKey, secret, a.Admits(volumeKey, secret))
 		a.renewList(secret, record)
+	} else {
+		a.lookForList(secret)
 	}
 	a.afterUnlock()
 	return nil
@@ -105,9 +107,18 @@ func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled b
 	}
 	if err := rootpart.FinishSecret(a.Machine, a.Disk, a.Random, chip, a.Lock, volumeKey, secret); err != nil {
 		a.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
+		a.unsettled = true
 		return false
 	}
 	return true
+}
+
+// lookForList takes the list where it can be read although the replacement of the secret is
+// not finished: what is left to do may not concern it.
+func (a *Agent) lookForList(secret *policy.Secret) {
+	if list, damaged, err := rootpart.OwnList(a.Store, secret, a.Lock, &a.FirmwareKeys); err == nil && damaged == nil {
+		a.List = list
+	}
 }
 
 // keepOnlyOpen wipes a machine secret that has not opened the root partition.

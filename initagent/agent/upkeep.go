@@ -28,8 +28,9 @@ func (a *Agent) observeUpkeep() error {
 		a.facts.Record = slot.Failed
 	}
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
-	// be on the way. None of these would.
-	settled := !rootpart.KeysUnfinished(a.Store, a.Lock)
+	// be on the way. None of these would. While the machine secret is, the list may be
+	// under the other one, and each of these has to write it.
+	settled := (!a.unsettled || a.List != nil) && !rootpart.KeysUnfinished(a.Store, a.Lock)
 	a.facts.Manager = settled && a.facts.Managed == slot.NotTried && a.runsBlessed() && bootmanager.Waits(&a.Host)
 	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
 	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.runsBlessed() && bootmanager.Revocable(&a.Host)

@@ -3,6 +3,7 @@ package hw
 import (
 	"fmt"
 	"regexp"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,10 +30,11 @@ func KernelLog() ([]byte, error) {
 // Linux 5.18 with the name of a function before it).
 var diskError = regexp.MustCompile(`(?m)(I/O|critical medium|critical target|protection|timeout|device offline) error, dev ([^ ,]+), sector (\d+)`)
 
-// DiskErrors says what a kernel's log has of disks that fail: the first error, and how many
-// there are; "" where it has none.
-func DiskErrors(messages []byte) string {
+// DiskErrors says what a kernel's log has of a disk that fails: the first error, and how
+// many there are; "" where it has none.
+func DiskErrors(messages []byte, disk string) string {
 	all := diskError.FindAllSubmatch(messages, -1)
+	all = slices.DeleteFunc(all, func(m [][]byte) bool { return string(m[2]) != disk })
 	if len(all) == 0 {
 		return ""
 	}

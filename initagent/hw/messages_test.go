@@ -7,14 +7,15 @@ import (
 
 // What kernels say of disks that fail, old and new. FAULTS 112
 func TestDiskErrors(t *testing.T) {
-	for _, c := range []struct{ log, want string }{
-		{"<6>[    1.0] sd 0:0:0:0: [sda] Attached SCSI disk\n", ""},
-		{"<3>[    2.1] blk_update_request: critical medium error, dev sda, sector 2101250 op 0x0:(READ) flags 0x80700 phys_seg 1 prio class 0\n", "critical medium error of sda at sector 2101250"},
+	for _, c := range []struct{ log, disk, want string }{
+		{"<6>[    1.0] sd 0:0:0:0: [sda] Attached SCSI disk\n", "sda", ""},
+		{"<3>[    2.1] blk_update_request: critical medium error, dev sda, sector 2101250 op 0x0:(READ) flags 0x80700 phys_seg 1 prio class 0\n", "sda", "critical medium error of sda at sector 2101250"},
 		{"<3>[    2.1] I/O error, dev nvme0n1, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n" +
 			"<3>[    2.2] I/O error, dev nvme0n1, sector 16 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n" +
-			"<3>[    2.2] Buffer I/O error on dev dm-1, logical block 1, async page read\n", "I/O error of nvme0n1 at sector 8, and 1 more"},
+			"<3>[    2.2] Buffer I/O error on dev dm-1, logical block 1, async page read\n", "nvme0n1", "I/O error of nvme0n1 at sector 8, and 1 more"},
+		{"<3>[    2.1] I/O error, dev sr0, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n", "sda", ""},
 	} {
-		if got := DiskErrors([]byte(c.log)); got != c.want {
+		if got := DiskErrors([]byte(c.log), c.disk); got != c.want {
 			t.Errorf("%q, want %q", got, c.want)
 		}
 	}
