@@ -1,5 +1,5 @@
 // Package healthignore reads the lists of services whose failure does not count against
-// a trial: the image's, which the builder checks, and the owner's.
+// a trial: HalogenOS's own, the distributor's, which the builder checks, and the owner's.
 //
 // It refuses a line that is not one name: such a line excuses nothing.
 package healthignore
@@ -10,11 +10,12 @@ import (
 	"strings"
 )
 
-// Files that name services which may fail, from the root directory on: the image's
-// and the owner's. Both count.
+// Files that name services which may fail, from the root directory on: HalogenOS's
+// own, the distributor's and the owner's. All count.
 const (
-	ImageFile = "usr/lib/halogen/health-ignore"
-	OwnerFile = "etc/halogen/health-ignore"
+	DefaultFile = "usr/lib/halogen/health-ignore.default"
+	ImageFile   = "usr/lib/halogen/health-ignore"
+	OwnerFile   = "etc/halogen/health-ignore"
 )
 
 const (

@@ -39,6 +39,7 @@ type file struct {
 // common are the files of every image.
 var common = []file{
 	{name: "usr/lib/halogen/health", embedded: "health.sh", mode: 0o755},
+	{name: healthignore.DefaultFile, embedded: "health-ignore.default", mode: 0o644},
 	{name: "usr/lib/halogen/updated", embedded: "updated.sh", mode: 0o755},
 	{name: "usr/share/halogen/examples/ota.cron", embedded: "examples/ota.cron", mode: 0o644},
 	{name: "usr/share/halogen/examples/ota-boot", embedded: "examples/ota-boot", mode: 0o755},
@@ -69,7 +70,12 @@ var forSystemd = []file{
 var forOldSystemd = []file{
 	{name: units + "halogen-updated.service", embedded: "systemd/halogen-updated.service", mode: 0o644},
 	{name: units + "sysinit.target.wants/halogen-updated.service", link: "../halogen-updated.service"},
+	// Units are ordered before it by systemd's name.
+	{name: units + updateDone, link: "halogen-updated.service"},
 }
+
+// updateDone is the unit by which systemd says that an update is done.
+const updateDone = "systemd-update-done.service"
 
 // updatedScripts are the image's own for the first start of each release.
 const updatedScripts = "usr/lib/halogen/updated.d"
@@ -124,12 +130,20 @@ func checkIgnore(t *rootfs.Tree) error {
 	return err
 }
 
-// saysUpdated reports whether the image's systemd says when an update is done.
+// saysUpdated reports whether the image's systemd says when an update is done. A unit
+// that is masked does not, and neither does the alias of an image that this one is made of.
 func saysUpdated(t *rootfs.Tree) bool {
 	for _, directory := range []string{"etc/systemd/system/", units, "lib/systemd/system/"} {
-		if _, err := t.Lstat(directory + "systemd-update-done.service"); err == nil {
-			return true
+		name := directory + updateDone
+		if _, err := t.Lstat(name); err != nil {
+			continue
 		}
+		at, err := t.Resolve(name)
+		if err != nil { // a link to nothing, as to the /dev/null of a machine
+			return false
+		}
+		info, err := t.Lstat(at)
+		return err == nil && info.Mode().IsRegular() && info.Size() > 0 && path.Base(at) == updateDone
 	}
 	return false
 }

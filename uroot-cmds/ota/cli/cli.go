@@ -350,7 +350,8 @@ has failed: units of systemd, services of OpenRC. It is a part of the health che
 (/usr/lib/halogen/health). A trial in which something failed that did not fail
 before the update is not healthy, unless /usr/lib/halogen/health-ignore or
 /etc/halogen/health-ignore names it: a name a line, "*" and "?" stand for other
-characters.
+characters. Nor does what only needs a network count: mounts of network file
+systems, and what /usr/lib/halogen/health-ignore.default names.
 
 Exit codes: 0 healthy; 1 not; 2 wrong usage.
 `

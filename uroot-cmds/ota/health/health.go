@@ -20,8 +20,9 @@ const (
 	maxShown  = 8   // services that a message names
 )
 
-// A Record is what failed at the last start of a system that is no trial: the system
-// before the next update, and what that one is compared with.
+// A Record is what failed at the last start of a system that is no trial, or at that of
+// a trial which was blessed: the system before the next update, and what that one is
+// compared with.
 type Record struct {
 	Format  int              `json:"format"`
 	Version contract.Version `json:"version"`
@@ -58,28 +59,45 @@ type Verdict struct {
 	Counted []string `json:"counted,omitempty"`
 	// Before failed before the update, too.
 	Before []string `json:"failed_before,omitempty"`
-	// Excused are named in a health-ignore.
+	// Excused are named in a health-ignore, or mounts of a network.
 	Excused []string `json:"excused,omitempty"`
 	// Unknown do not count for want of a record.
 	Unknown []string `json:"unknown_before,omitempty"`
 }
 
-// Judge divides what failed. Without a record nothing counts.
-func Judge(failed []string, before *Record, ignore healthignore.List) Verdict {
+// Judge divides what failed. Without a record nothing counts. An instance is compared
+// by its template: its own name may be another at each start.
+func Judge(start *Start, before *Record, ignore healthignore.List) Verdict {
+	failed := map[string]bool{}
+	if before != nil {
+		for _, name := range before.Failed {
+			failed[template(name)] = true
+		}
+	}
 	var v Verdict
-	for _, name := range clip(failed) {
+	for _, name := range clip(start.Failed) {
 		to := &v.Counted
 		switch {
-		case ignore.Has(name):
+		case ignore.Has(name) || slices.Contains(start.Network, name):
 			to = &v.Excused
 		case before == nil:
 			to = &v.Unknown
-		case slices.Contains(before.Failed, name):
+		case failed[template(name)]:
 			to = &v.Before
 		}
 		*to = append(*to, name)
 	}
 	return v
+}
+
+// template is the name of the template of an instance, and of another unit its own
+// (systemd.unit(5)).
+func template(name string) string {
+	before, instance, ok := strings.Cut(name, "@")
+	if !ok {
+		return name
+	}
+	return before + "@" + instance[strings.LastIndex(instance, ".")+1:]
 }
 
 // Names lists services for people, as many as fit a message.

@@ -19,7 +19,7 @@ import (
 // said is a Run that prints what the real tools have printed, from testdata.
 func said(t *testing.T, system, moment string) Run {
 	return func(_ context.Context, program string, args ...string) ([]byte, error) {
-		ending := map[string]string{"systemctl list-jobs": "jobs", "systemctl list-units": "units", "rc-status --nocolor": "ini"}[program+" "+args[0]]
+		ending := map[string]string{"systemctl list-jobs": "jobs", "systemctl list-units": "units", "systemctl show": "show", "rc-status --nocolor": "ini"}[program+" "+args[0]]
 		if ending == "" {
 			t.Fatalf("%s %q is run", program, args)
 		}
@@ -96,6 +96,44 @@ func TestNotCounted(t *testing.T) {
 	}
 }
 
+// Of the units that failed, those that are made while the system runs are left out, and
+// mounts of a network are told by their type, their options and what they belong to.
+func TestDescribe(t *testing.T) {
+	answers := map[string]string{
+		"list-jobs": "",
+		"list-units": "run-u7.service loaded failed failed /bin/false\nrun-u8.service loaded activating auto-restart x\na.service loaded failed failed A\n" +
+			"b.service loaded activating auto-restart B\nnas.mount loaded failed failed N\nsmb.mount loaded failed failed S\niscsi.mount loaded failed failed I\n" +
+			"auto.automount loaded failed failed A\nssh.mount loaded failed failed F\ndata.mount loaded failed failed D\nnfs.service loaded failed failed N\n",
+		"show": "Id=run-u7.service\nTransient=yes\n\nId=run-u8.service\nTransient=yes\n\nId=a.service\nType=nfs\nTransient=no\n\nId=b.service\nTransient=no\n\n" +
+			"Id=nas.mount\nType=nfs4\nOptions=rw\nTransient=no\n\nId=smb.mount\nType=fuse.sshfs\n\nId=iscsi.mount\nType=ext4\nOptions=rw,_netdev,noatime\n\n" +
+			"Id=auto.automount\nBefore=umount.target remote-fs.target\n\nId=ssh.mount\nType=xfs\nRequiredBy=remote-fs.target\n\n" +
+			"Id=data.mount\nType=ext4\nOptions=rw,x_netdev\nBefore=local-fs.target\n\nId=nfs.service\nBefore=remote-fs.target\n",
+	}
+	var asked []string
+	ask := systemd(func(_ context.Context, _ string, args ...string) ([]byte, error) {
+		if args[0] == "show" {
+			asked = args[slices.Index(args, "--")+1:]
+		}
+		return []byte(answers[args[0]]), nil
+	})
+	look, err := ask(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Look{
+		Failed:     []string{"a.service", "nas.mount", "smb.mount", "iscsi.mount", "auto.automount", "ssh.mount", "data.mount", "nfs.service"},
+		Restarting: []string{"b.service"}, Network: []string{"nas.mount", "smb.mount", "iscsi.mount", "auto.automount", "ssh.mount"},
+	}
+	if !reflect.DeepEqual(*look, want) || len(asked) != 11 {
+		t.Errorf("%+v, asked for %q", look, asked)
+	}
+	answers["list-units"] = ""
+	asked = nil
+	if look, err := ask(t.Context()); err != nil || !reflect.DeepEqual(*look, Look{}) || asked != nil {
+		t.Errorf("%+v, %v, asked for %q", look, err, asked)
+	}
+}
+
 // The name of a runlevel is no option of rc-status.
 func TestRunlevel(t *testing.T) {
 	for _, level := range []string{"", "--all", "a b", "a\nb"} {
@@ -127,7 +165,7 @@ func follow(t *testing.T, moments ...moment) (start *Start, took time.Duration, 
 			}
 			return &now.look, now.err
 		})
-		start, err = ask.Settle(t.Context(), func(failed []string) error { first = failed; return nil })
+		start, err = ask.Settle(t.Context(), func(failed []string) { first = failed })
 		took = time.Since(began)
 	})
 	return start, took, first, err
@@ -191,15 +229,21 @@ func TestJudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	failed := []string{"new.service", "old.service", "may-fail.service", "new.service"}
-	have := Judge(failed, NewRecord(1, "systemd", []string{"old.service", "may-fail.service", "mended.service"}), ignore)
-	if want := (Verdict{Counted: []string{"new.service"}, Before: []string{"old.service"}, Excused: []string{"may-fail.service"}}); !reflect.DeepEqual(have, want) {
+	of := func(failed ...string) *Start { return &Start{Failed: failed, Network: []string{"nas.mount"}} }
+	have := Judge(of(append(failed, "nas.mount")...), NewRecord(1, "systemd", []string{"old.service", "may-fail.service", "mended.service"}), ignore)
+	if want := (Verdict{Counted: []string{"new.service"}, Before: []string{"old.service"}, Excused: []string{"may-fail.service", "nas.mount"}}); !reflect.DeepEqual(have, want) {
 		t.Errorf("%+v", have)
 	}
-	have = Judge(failed, nil, nil)
+	// The name of an instance may be another at each start.
+	have = Judge(of("dump@2-77.service", "other@1.service", "dump@2.socket", "dump.service"), NewRecord(1, "systemd", []string{"dump@1-9.service"}), ignore)
+	if want := (Verdict{Counted: []string{"dump.service", "dump@2.socket", "other@1.service"}, Before: []string{"dump@2-77.service"}}); !reflect.DeepEqual(have, want) {
+		t.Errorf("%+v", have)
+	}
+	have = Judge(of(failed...), nil, nil)
 	if want := (Verdict{Unknown: []string{"may-fail.service", "new.service", "old.service"}}); !reflect.DeepEqual(have, want) {
 		t.Errorf("without a record: %+v", have)
 	}
-	have = Judge(failed, NewRecord(1, "systemd", nil), ignore)
+	have = Judge(of(failed...), NewRecord(1, "systemd", nil), ignore)
 	if len(have.Counted) != 2 {
 		t.Errorf("nothing failed before: %+v", have)
 	}
@@ -215,7 +259,7 @@ func TestBounds(t *testing.T) {
 	if len(r.Failed) != maxFailed || !r.Of("systemd") || r.Of("OpenRC") {
 		t.Errorf("%d services", len(r.Failed))
 	}
-	if v := Judge(all, NewRecord(1, "systemd", nil), nil); len(v.Counted) != maxFailed {
+	if v := Judge(&Start{Failed: all}, NewRecord(1, "systemd", nil), nil); len(v.Counted) != maxFailed {
 		t.Errorf("%d count", len(v.Counted))
 	}
 	if text := Names([]string{"a", "b"}); text != "a, b" {

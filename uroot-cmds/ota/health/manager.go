@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,8 +63,59 @@ func systemd(run Run) Manager {
 		}
 		look := &Look{Starting: jobsIn(string(jobs))}
 		look.Failed, look.Restarting = unitsIn(string(units))
+		names := clip(slices.Concat(look.Failed, look.Restarting))
+		if len(names) == 0 {
+			return look, nil
+		}
+		about, err := run(ctx, "systemctl", slices.Concat([]string{"show", "--property=Id,Transient,Type,Options,Before,WantedBy,RequiredBy", "--"}, names)...)
+		if err != nil {
+			return nil, err
+		}
+		look.describe(string(about))
 		return look, nil
 	}
+}
+
+// describe reads `systemctl show` of the units that failed: a block of properties for
+// each. What was made while the system runs, as by systemd-run(1), has another name at
+// each start, and is left out.
+func (l *Look) describe(text string) {
+	for block := range strings.SplitSeq(text, "\n\n") {
+		unit := map[string]string{}
+		for line := range strings.Lines(block) {
+			if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+				unit[key] = value
+			}
+		}
+		name := unit["Id"]
+		is := func(other string) bool { return other == name }
+		switch {
+		case unit["Transient"] == "yes":
+			l.Failed, l.Restarting = slices.DeleteFunc(l.Failed, is), slices.DeleteFunc(l.Restarting, is)
+		case ofNetwork(unit):
+			l.Network = append(l.Network, name)
+		}
+	}
+}
+
+// networkTypes are the types of file systems that lie on another machine, those that
+// systemd knows (fstype_is_network in its mountpoint-util.c) and common ones of FUSE.
+var networkTypes = []string{
+	"afs", "ceph", "cifs", "curlftpfs", "davfs", "gfs", "gfs2", "glusterfs", "lustre", "ncp", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs",
+	"pvfs2", "rclone", "s3fs", "smb3", "smbfs", "sshfs",
+}
+
+// ofNetwork reports whether a unit mounts what lies on a network.
+func ofNetwork(unit map[string]string) bool {
+	switch filepath.Ext(unit["Id"]) {
+	case ".mount", ".automount", ".swap":
+	default:
+		return false
+	}
+	const remote = "remote-fs.target"
+	return slices.Contains(networkTypes, strings.TrimPrefix(unit["Type"], "fuse.")) ||
+		slices.Contains(strings.Split(unit["Options"], ","), "_netdev") ||
+		slices.Contains(strings.Fields(unit["Before"]+" "+unit["WantedBy"]+" "+unit["RequiredBy"]), remote)
 }
 
 // jobsIn reads `systemctl list-jobs`: its lines have number, unit, kind and state. Jobs

@@ -9,7 +9,7 @@ import (
 )
 
 // How long a start is followed. A daemon that cannot work often counts as started and
-// ends a moment later; the bound leaves time for health.d in the 10 minutes that all
+// ends a moment later; the bound leaves time for health.d in the 14 minutes that all
 // of the check has.
 const (
 	every = 2 * time.Second
@@ -24,6 +24,7 @@ type Look struct {
 	Failed     []string // and stay so
 	Restarting []string // failed, and wait to be started again
 	Starting   []string // jobs that others may depend on
+	Network    []string // of the failed ones: mounts of a network, which may be away
 }
 
 // A Manager asks one.
@@ -33,11 +34,12 @@ type Manager func(ctx context.Context) (*Look, error)
 type Start struct {
 	Failed   []string // those that keep restarting included
 	Starting []string // still, when the bound was reached
+	Network  []string // as in a [Look]
 }
 
 // Settle follows a start until for 10 seconds nothing has been started and nothing has
 // restarted, at most for 3 minutes. First is called with what failed already.
-func (ask Manager) Settle(ctx context.Context, first func(failed []string) error) (*Start, error) {
+func (ask Manager) Settle(ctx context.Context, first func(failed []string)) (*Start, error) {
 	began := time.Now()
 	calm := began
 	restarted := map[string]time.Time{}
@@ -58,14 +60,12 @@ func (ask Manager) Settle(ctx context.Context, first func(failed []string) error
 		}
 		if err == nil && !asked {
 			asked = true
-			if err := first(clip(look.Failed)); err != nil {
-				return nil, err
-			}
+			first(clip(look.Failed))
 		}
 		if late || now.Sub(calm) >= quiet {
 			maps.DeleteFunc(restarted, func(_ string, at time.Time) bool { return now.Sub(at) >= quiet })
 			failed := slices.AppendSeq(slices.Clone(look.Failed), maps.Keys(restarted))
-			return &Start{Failed: clip(failed), Starting: clip(look.Starting)}, nil
+			return &Start{Failed: clip(failed), Starting: clip(look.Starting), Network: look.Network}, nil
 		}
 		select {
 		case <-ctx.Done():

@@ -55,6 +55,8 @@ func (m *Machine) Bless() (*Blessing, error) {
 	// Cut here the system is blessed, and the journal does not say when.
 	if err := m.note(r, journal.Entry{Kind: journal.Blessed, Version: b.Version, Slot: b.Slot}); err != nil {
 		b.Warning = fmt.Sprintf("the journal does not tell of it: %v", err)
+	} else if err := m.blessedHealth(r); err != nil {
+		b.Warning = fmt.Sprintf("what failed at this start is not kept for the next update: %v", err)
 	}
 	return b, nil
 }

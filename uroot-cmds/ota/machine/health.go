@@ -25,13 +25,16 @@ type Health struct {
 	Trial   bool             `json:"trial"`
 	// Manager is the service manager that was asked; "" where there is none.
 	Manager string `json:"manager"`
+	// Known is true where what failed is known, since it has answered or there is none.
+	Known bool `json:"known"`
 	// Failed are all that failed, Starting those whose start had not ended.
 	Failed   []string `json:"failed,omitempty"`
 	Starting []string `json:"starting,omitempty"`
 	// Replaced is the version that the failures are compared with; 0 is none.
 	Replaced contract.Version `json:"replaced,omitempty"`
 	health.Verdict
-	// Warnings are of files that excuse nothing since they are malformed.
+	// Warnings are of what could not be found out, and of files that excuse nothing
+	// since they are malformed.
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -48,8 +51,9 @@ func (e *UnhealthyError) Error() string {
 }
 
 // Health waits until the system's start has settled and says what failed. What counts
-// against a trial is an [UnhealthyError]. A system that is no trial leaves what failed
-// as the measure of the next.
+// against a trial is an [UnhealthyError]; what cannot be found out is a warning. A system
+// that is no trial leaves what failed as the measure of the next, and a trial does when
+// it is blessed.
 func (m *Machine) Health(ctx context.Context) (*Health, error) {
 	r, err := m.system()
 	if err != nil {
@@ -66,51 +70,82 @@ func (m *Machine) Health(ctx context.Context) (*Health, error) {
 	ask, name := m.Services()
 	h.Manager = name
 	before, err := m.failedBefore(r, name)
+	h.warn("what failed before the update", err)
+	start, err := m.follow(ctx, r, h, ask, before)
 	if err != nil {
 		return nil, err
 	}
-	if ask == nil {
-		if !h.Trial {
+	if !h.Trial {
+		if h.Known {
 			err = m.keepFailed(r, h)
 		}
-		return h, errors.Join(err, m.keepHealth(h))
+		h.warn("what this check has found", m.keepHealth(h))
+		return h, err
 	}
-	start, err := ask.Settle(ctx, func(failed []string) error {
-		// A system that is left before its start has settled has a measure all the
-		// same, if a stricter one.
-		if h.Trial || before != nil && before.Version == h.Version {
-			return nil
-		}
-		return m.keepFailed(r, &Health{Manager: name, Failed: failed})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ask what has failed at this start: %w", err)
+	m.compare(h, start, before, replacedBy(r, inv))
+	h.warn("what this check has found", m.keepHealth(h))
+	if len(h.Counted) > 0 {
+		err = &UnhealthyError{h}
 	}
-	h.Failed, h.Starting = start.Failed, start.Starting
-	if h.Trial {
-		return h, m.judge(h, before)
-	}
-	return h, errors.Join(m.keepFailed(r, h), m.keepHealth(h))
+	return h, err
 }
 
-// judge says what of a trial's failures counts.
-func (m *Machine) judge(h *Health, before *health.Record) error {
+// warn notes what could not be read or written.
+func (h *Health) warn(what string, err error) {
+	if err != nil {
+		h.Warnings = append(h.Warnings, fmt.Sprintf("%s: %v", what, err))
+	}
+}
+
+// follow waits for the start to settle and says what came of it. A service manager that
+// does not answer says nothing against a system.
+func (m *Machine) follow(ctx context.Context, r *Running, h *Health, ask health.Manager, before *health.Record) (*health.Start, error) {
+	if ask == nil {
+		h.Known = true
+		return &health.Start{}, nil
+	}
+	start, err := ask.Settle(ctx, func(failed []string) {
+		// A system that is left before its start has settled has a measure all the
+		// same, if a stricter one, but not in place of a whole one.
+		if !h.Trial && before == nil {
+			h.warn("note what fails early", m.keepFailed(r, &Health{Manager: h.Manager, Failed: failed}))
+		}
+	})
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("ask what has failed at this start: %w", err)
+	}
+	if err != nil {
+		h.warn("what has failed at this start is not known, and nothing counts", err)
+		return &health.Start{}, nil
+	}
+	h.Known, h.Failed, h.Starting = true, start.Failed, start.Starting
+	return start, nil
+}
+
+// compare says what of a trial's failures counts.
+func (m *Machine) compare(h *Health, start *health.Start, before *health.Record, replaced contract.Version) {
 	if before != nil {
 		h.Replaced = before.Version
+		if replaced != 0 && replaced != before.Version && len(h.Failed) > 0 {
+			h.Warnings = append(h.Warnings, fmt.Sprintf("what failed before the update is known of version %s, not of version %s, which this one replaces", before.Version, replaced))
+		}
 	}
 	ignore, bad := m.ignored()
 	if bad != nil {
 		h.Warnings = append(h.Warnings, bad.Error())
 	}
-	h.Verdict = health.Judge(h.Failed, before, ignore)
-	err := m.keepHealth(h)
-	if len(h.Counted) > 0 {
-		err = errors.Join(&UnhealthyError{h}, err)
-	}
-	return err
+	h.Verdict = health.Judge(start, before, ignore)
 }
 
-// failedBefore is what failed in the last system that was no trial; nil where that is
+// replacedBy is the version that a trial replaces; 0 where the other slot has none.
+func replacedBy(r *Running, inv *inventory.Inventory) contract.Version {
+	if s, _, err := other(r, inv); err == nil {
+		return s.Release.Version
+	}
+	return 0
+}
+
+// failedBefore is what failed in the last system that was blessed; nil where that is
 // not known of this service manager.
 func (m *Machine) failedBefore(r *Running, manager string) (*health.Record, error) {
 	var before health.Record
@@ -157,11 +192,22 @@ func (m *Machine) lastHealth(r *Running) (*Health, error) {
 	return &h, nil
 }
 
-// ignored are the services that the image or the owner excuses.
+// blessedHealth makes what failed at a trial's start the measure of the next update: not
+// every machine is started again before it. Cut before it, the measure is of the version
+// that was replaced, and the next start writes a new one.
+func (m *Machine) blessedHealth(r *Running) error {
+	h, err := m.lastHealth(r)
+	if err != nil || h == nil || !h.Trial || !h.Known {
+		return err
+	}
+	return m.keepFailed(r, h)
+}
+
+// ignored are the services that HalogenOS, the image or the owner excuses.
 func (m *Machine) ignored() (healthignore.List, error) {
 	var all healthignore.List
 	var bad error
-	for _, name := range []string{healthignore.ImageFile, healthignore.OwnerFile} {
+	for _, name := range []string{healthignore.DefaultFile, healthignore.ImageFile, healthignore.OwnerFile} {
 		// The owner's may be a link into a directory of theirs.
 		text, err := os.ReadFile(m.path(name))
 		if errors.Is(err, fs.ErrNotExist) {

@@ -44,6 +44,7 @@ func TestHealthOfTrial(t *testing.T) {
 		{"nothing failed", replaced, "", "", nil, "", false},
 		{"one is new", replaced, "", "", []string{"old.service", "new.service"}, "new.service", false},
 		{"it failed before", replaced, "", "", []string{"old.service"}, "", false},
+		{"a list of another version", strings.Replace(replaced, `"1"`, `"7"`, 1), "", "", []string{"new.service"}, "new.service", true},
 		{"the image excuses it", replaced, "new.*\n", "", []string{"new.service"}, "", false},
 		{"the owner excuses it", replaced, "x\n", "new.service # mine\n", []string{"new.service"}, "", false},
 		{"a malformed line excuses nothing", replaced, "new.service y\n", "", []string{"new.service"}, "new.service", true},
@@ -107,7 +108,8 @@ func TestHealthOfBlessed(t *testing.T) {
 	// What is left before the start has settled has a measure of the first moment, but
 	// not in place of a whole one.
 	for _, c := range []struct{ old, want string }{
-		{replaced, `{"format":1,"version":"2","manager":"systemd","failed":["early.service"]}`},
+		{"{", `{"format":1,"version":"2","manager":"systemd","failed":["early.service"]}`},
+		{replaced, replaced},
 		{`{"format":1,"version":"2","manager":"systemd","failed":["whole.service"]}`, `{"format":1,"version":"2","manager":"systemd","failed":["whole.service"]}`},
 	} {
 		w.record(c.old)
@@ -135,7 +137,7 @@ func (w *world) stat(name string) os.FileInfo {
 	return info
 }
 
-// Without a service manager nothing is asked, and without an answer nothing is healthy.
+// Without a service manager nothing is asked, and without an answer nothing is ill.
 func TestHealthUnknown(t *testing.T) {
 	w := newWorld(t)
 	w.name("test-os_2.efi", "test-os_2+2-1.efi")
@@ -150,7 +152,94 @@ func TestHealthUnknown(t *testing.T) {
 	w.m.Services = func() (health.Manager, string) {
 		return func(context.Context) (*health.Look, error) { return nil, errors.New("no answer") }, "systemd"
 	}
-	if h, err := w.check(); err == nil || h != nil || !strings.Contains(err.Error(), "ask what has failed at this start: no answer") {
+	h, err := w.check()
+	if err != nil || h.Known || len(h.Warnings) != 1 || !strings.Contains(h.Warnings[0], "what has failed at this start is not known, and nothing counts: no answer") {
+		t.Errorf("%+v, %v", h, err)
+	}
+	// So there is nothing for the next update to be compared with.
+	if b, err := w.m.Bless(); err != nil || b.Warning != "" {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if text, err := os.ReadFile(w.m.path(stateDirectory, health.RecordName)); string(text) != replaced {
+		t.Errorf("a trial of which nothing is known leaves %s (%v)", text, err)
+	}
+}
+
+// A /run without room, and a list that cannot be read, are warnings.
+func TestHealthUnkept(t *testing.T) {
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	must(t, os.MkdirAll(w.m.path(stateDirectory, health.RecordName), 0o755))
+	must(t, os.MkdirAll(w.m.path(healthFile+".new", "x"), 0o755))
+	w.services("new.service")
+	h, err := w.check()
+	if err != nil || len(h.Unknown) != 1 || len(h.Warnings) != 2 {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
+// A trial that is blessed leaves what failed for the next update, whether or not it is
+// started again before that.
+func TestHealthOfBlessedTrial(t *testing.T) {
+	for _, c := range []struct{ name, record, want string }{
+		{"update", replaced, `{"format":1,"version":"2","manager":"systemd","failed":["old.service"]}`},
+		{"nothing is known of before", "", `{"format":1,"version":"2","manager":"systemd","failed":["old.service"]}`},
+	} {
+		w := newWorld(t)
+		w.name("test-os_2.efi", "test-os_2+2-1.efi")
+		if c.record != "" {
+			w.record(c.record)
+		}
+		w.services("old.service")
+		if h, err := w.check(); err != nil || !h.Known {
+			t.Fatalf("%+v, %v", h, err)
+		}
+		if text := w.left(); text != c.record {
+			t.Errorf("%s: a trial that is not blessed leaves %s", c.name, text)
+		}
+		if b, err := w.m.Bless(); err != nil || b.Warning != "" {
+			t.Fatalf("%+v, %v", b, err)
+		}
+		if text := w.left(); text != c.want {
+			t.Errorf("%s: left %s, want %s", c.name, text, c.want)
+		}
+	}
+	// Where it cannot be kept it is blessed all the same, and the list is as it was.
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	w.record(replaced)
+	w.services("old.service")
+	_, err := w.check()
+	must(t, err)
+	must(t, os.MkdirAll(w.m.path(stateDirectory, health.RecordName+".new", "x"), 0o755))
+	if b, err := w.m.Bless(); err != nil || !strings.Contains(b.Warning, "is not kept for the next update") || w.ukis() != "test-os_1.efi test-os_2.efi" || w.left() != replaced {
+		t.Errorf("%+v, %v, %s, left %s", b, err, w.ukis(), w.left())
+	}
+}
+
+// left is the list of what failed; "" where there is none.
+func (w *world) left() string {
+	w.t.Helper()
+	text, err := os.ReadFile(w.m.path(stateDirectory, health.RecordName))
+	if err != nil && !os.IsNotExist(err) {
+		w.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// HalogenOS's own list, which each image has, excuses what waits for a network.
+func TestHealthDefaults(t *testing.T) {
+	text, err := os.ReadFile("../../../builder/osfiles/files/health-ignore.default")
+	must(t, err)
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	w.record(replaced)
+	w.write(healthignore.DefaultFile, text)
+	away := []string{"NetworkManager-wait-online.service", "systemd-networkd-wait-online@eth0.service", "fwupd-refresh.service", "netmount", "systemd-coredump@0-1-0.service"}
+	w.services(append(away, "NetworkManager.service", "fwupd.service", "nfs-server.service", "net")...)
+	h, err := w.check()
+	var ill *UnhealthyError
+	if !errors.As(err, &ill) || len(h.Warnings) > 0 || len(h.Excused) != len(away) || strings.Join(h.Counted, " ") != "NetworkManager.service fwupd.service net nfs-server.service" {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
