@@ -57,7 +57,7 @@ start() { # WHAT DATE UNIT...
 	echo "$what:$started"
 	echo "$what, then:$(wanted "$@")"
 }
-drop() { rm -f root/etc/.updated root/var/.updated; } # as the boot does at an image's first start
+drop() { rm -f root/etc/.updated root/var/.updated; } # an /etc and a /var that were not updated yet
 
 start first 1764000000 "$@"
 run getent passwd admin halogen-new | cut -d: -f1,5
@@ -71,8 +71,8 @@ drop
 start 'of 1970' 0 "$@"
 `
 
-// What waits for an update in a real Debian runs once at the first start of each image,
-// whatever its date, with /usr read-only and an /etc that the machine has changed.
+// What waits for an update in a real Debian runs once at the first start of a newer image,
+// and without the notes of the last one whatever its date, with /usr read-only and an /etc that the machine has changed.
 func TestDebianUpdates(t *testing.T) {
 	debian := testkit.Debian(t)
 	found, err := exec.CommandContext(t.Context(), "grep", "-rlE", "^ConditionNeedsUpdate=", debian+"/"+units).Output()

@@ -236,6 +236,8 @@ func TestHealth(t *testing.T) {
 		{"a warning", nil, "echo 'warning: line 3' >&2; echo good", "", "", "good\nwarning: line 3\n"},
 		{"no trial", map[string]string{"usr/lib/halogen/health.d/10-a": "echo a"}, "exit 1", "", "", "a\n"},
 		{"no ota", nil, "exit 127", "", "ota health: exit status 127\n", "ota health"},
+		{"what may fail has failed", nil, good, "/usr/lib/halogen/updated.d/10-may\nldconfig\n", "", "and may: /usr/lib/halogen/updated.d/10-may\n"},
+		{"a line that is more than a name", nil, good, "not-one\n", "at the first start of this image failed: not-one\n", "not-one"},
 		{"what waits for an update failed", nil, good, "/usr/lib/halogen/updated.d/10-a\nldconfig\n", "at the first start of this image failed: /usr/lib/halogen/updated.d/10-a ldconfig\n", "10-a"},
 		{"what waits for an update worked", nil, good, "none", "", ""},
 	} {
@@ -248,6 +250,11 @@ func TestHealth(t *testing.T) {
 			}
 			for name, text := range c.checks {
 				program(t, root, name, text)
+			}
+			for name, text := range map[string]string{"usr/lib/halogen/health-ignore.default": "# x\n\n*-may\n", "etc/halogen/health-ignore": "not-one two\n[n]ot-one\n  ldconf?g # mine"} {
+				if strings.HasPrefix(c.name, "what may") || strings.HasPrefix(c.name, "a line") {
+					program(t, root, name, text)
+				}
 			}
 			// Not a program, so nothing to run.
 			program(t, root, "etc/halogen/health.d/README", "exit 1")
@@ -439,6 +446,85 @@ func TestUpdated(t *testing.T) {
 	}
 }
 
+// The cache of libraries is the old one or the new one, wherever it is cut, an end before
+// all is done is a failure, and an /etc that cannot be written to is left as it is.
+func TestUpdatedCut(t *testing.T) {
+	for _, c := range []struct{ name, cp, script, cache, did, left string }{
+		{"all well", `exec /bin/cp "$@"`, "", "new\n", "sysusers\nldconfig\ncatalog\na\n", ""},
+		{"cut while the cache is written", `printf to >"$2"; kill -9 $PPID`, "", "old\n", "sysusers\nldconfig\n", "updated\n"},
+		{"no room for the cache", `printf to >"$2"; exit 1`, "", "old\n", "sysusers\nldconfig\ncatalog\na\n", "replace_ld_so_cache\n"},
+		{"killed by a timeout", `exec /bin/cp "$@"`, "kill -9 $PPID", "new\n", "sysusers\nldconfig\ncatalog\na\n", "updated\n"},
+		{"/etc is read-only", "exit 1", "", "old\n", "catalog\na\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			note := func(what string) string { return "echo " + what + " >>" + filepath.Join(root, "did") }
+			program(t, root, "bin/systemd-sysusers", note("sysusers"))
+			program(t, root, "bin/ldconfig", note("ldconfig")+`; echo new >"$3"`)
+			program(t, root, "bin/journalctl", note("catalog"))
+			program(t, root, "bin/cp", c.cp)
+			program(t, root, "usr/lib/systemd/catalog/x", "")
+			program(t, root, "usr/lib/halogen/updated.d/10-a", note("a")+"\n"+c.script)
+			start := func() error {
+				cmd := script(t, "updated.sh", root)
+				cmd.Path = testkit.Need(t, "dash")
+				return cmd.Run()
+			}
+			if c.name == "/etc is read-only" {
+				if err := os.MkdirAll(filepath.Join(root, "etc/.updated.new"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			program(t, root, "etc/ld.so.cache", "")
+			if err := os.WriteFile(filepath.Join(root, "etc/ld.so.cache"), []byte("old\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			err := start()
+			if did, left := content(t, root, "did"), content(t, root, "run/halogen/updated"); (err == nil) != (c.left == "") || did != c.did || !strings.HasSuffix(left, c.left) || c.left == "" && left != "" {
+				t.Errorf("%v, did %q, left %q; want %q, %q", err, did, left, c.did, c.left)
+			}
+			if have := content(t, root, "etc/ld.so.cache"); have != c.cache {
+				t.Errorf("/etc/ld.so.cache is %q, want %q", have, c.cache)
+			}
+			if err := os.Remove(filepath.Join(root, "run/halogen/updated")); err != nil {
+				t.Fatal(err)
+			}
+			if err := start(); c.left == "" && (err != nil || content(t, root, "did") != c.did) {
+				t.Errorf("the next start: %v, did %q", err, content(t, root, "did"))
+			}
+		})
+	}
+}
+
+// Beside the 3.5 minutes that a start may take to settle, the image's own checks have ten,
+// and boot-complete.target waits for them.
+func TestTimeouts(t *testing.T) {
+	limit := func(name, before, after string) time.Duration {
+		t.Helper()
+		text, err := files.ReadFile("files/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(text), before)
+		number, _, _ := strings.Cut(rest, after)
+		d, err := time.ParseDuration(strings.TrimSuffix(strings.TrimSuffix(number, "in"), "m") + map[string]string{" ": "s", "\n": "m"}[after])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	check := limit("systemd/ota-health.service", "\nTimeoutStartSec=", "\n")
+	if least := 10*time.Minute + 210*time.Second; check < least {
+		t.Errorf("ota-health.service has %v, want %v", check, least)
+	}
+	if target := limit("systemd/boot-complete.conf", "\nJobTimeoutSec=", "\n"); target < check+5*time.Minute {
+		t.Errorf("boot-complete.target has %v, and the check %v", target, check)
+	}
+	if other := limit("examples/ota-boot", "if timeout ", " "); other != check {
+		t.Errorf("ota-boot has %v, and ota-health.service %v", other, check)
+	}
+}
+
 // Only a systemd that does not say itself when an update is done gets help.
 func TestAddUpdated(t *testing.T) {
 	for _, c := range []struct {
@@ -450,10 +536,34 @@ func TestAddUpdated(t *testing.T) {
 		{"Debian 13", []string{systemd, units + "systemd-update-done.service"}, false},
 		{"/usr not merged", []string{"lib/systemd/systemd", "lib/systemd/system/systemd-update-done.service"}, false},
 		{"another init", []string{"sbin/init"}, false},
+		{"masked", []string{systemd, units + "systemd-update-done.service", "=etc/systemd/system/systemd-update-done.service"}, true},
+		{"masked by the vendor", []string{systemd, "=" + units + "systemd-update-done.service"}, true},
+		{"an image of HalogenOS's", []string{systemd, units + "halogen-updated.service", "@" + units + "systemd-update-done.service"}, true},
 	} {
-		tree, dir := tree(t, c.has...)
+		var files []string
+		for _, name := range c.has {
+			if !strings.ContainsAny(name, "=@") {
+				files = append(files, name)
+			}
+		}
+		tree, dir := tree(t, files...)
+		for _, name := range c.has {
+			var err error
+			switch name[0] {
+			case '=':
+				err = tree.AddSymlink(name[1:], "/dev/null", date)
+			case '@':
+				err = tree.AddSymlink(name[1:], "halogen-updated.service", date)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		if _, err := Add(tree, new(config.Config), date); err != nil {
 			t.Fatal(err)
+		}
+		if link, err := os.Readlink(filepath.Join(dir, units, "systemd-update-done.service")); c.name == "Debian 12" && link != "halogen-updated.service" {
+			t.Errorf("%s: units ordered before systemd-update-done.service are not before halogen-updated.service: %q, %v", c.name, link, err)
 		}
 		if have := exists(t, filepath.Join(dir, units, "sysinit.target.wants/halogen-updated.service")); have != c.unit {
 			t.Errorf("%s: halogen-updated.service %v", c.name, have)
