@@ -86,11 +86,10 @@ func (a *Agent) unlock() error {
 	}
 	a.state.Root, a.Record, a.Secret = slot.RootOpen, record, secret
 	a.HealHeader()
+	a.lookForList(secret)
 	if settled {
 		a.finishKeys(volumeKey, secret, a.Admits(volumeKey, secret))
 		a.renewList(secret, record)
-	} else {
-		a.lookForList(secret)
 	}
 	a.afterUnlock()
 	return nil
@@ -116,6 +115,9 @@ func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled b
 // lookForList takes the list where it can be read although the replacement of the secret is
 // not finished: what is left to do may not concern it.
 func (a *Agent) lookForList(secret *policy.Secret) {
+	if !a.unsettled {
+		return
+	}
 	if list, damaged, err := rootpart.OwnList(a.Store, secret, a.Lock, &a.FirmwareKeys); err == nil && damaged == nil {
 		a.List = list
 	}
