@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"halogenos.internal/initagent/bootmanager"
 	"path"
 	"slices"
 	"strings"
@@ -10,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
