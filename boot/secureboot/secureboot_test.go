@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -133,6 +135,47 @@ func TestWrap(t *testing.T) {
 	}
 	if _, err := Unwrap(&key, "root", make([]byte, MaxWrapped+1)); err == nil {
 		t.Error("an oversized file was read")
+	}
+}
+
+// Whoever asks for the certificate alone learns whether its own private key is there.
+func TestUnwrapCertificate(t *testing.T) {
+	k, other := testSets(t)
+	key := [32]byte{1, 2, 3}
+	wrapped, err := Wrap(rand.Reader, &key, "root", k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := UnwrapCertificate(&key, "root", wrapped); err != nil || !c.Equal(k.DB.Certificate) {
+		t.Errorf("certificate is %v, %v", c, err)
+	}
+	if _, err := UnwrapCertificate(&[32]byte{1}, "root", wrapped); !errors.Is(err, ErrUnwrap) {
+		t.Errorf("another key: %v", err)
+	}
+	plain, err := decrypt(&key, "root", wrapped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, theirs := x509.MarshalPKCS1PrivateKey(k.DB.Key), x509.MarshalPKCS1PrivateKey(other.DB.Key)
+	at := bytes.Index(plain, own) - 4
+	longer := func(b []byte) []byte { return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...) }
+	bad := map[string][]byte{
+		"a key that is another's": slices.Concat(plain[:at], longer(theirs), plain[at+4+len(own):]),
+		"no private key":          slices.Concat(plain[:at], longer(nil), plain[at+4+len(own):]),
+	}
+	for _, n := range []int{0, 20, 40, at - 1, at + 3, len(plain) - 1} {
+		bad[fmt.Sprintf("cut at %d", n)] = plain[:n]
+	}
+	aead, err := newAEAD(&key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range bad {
+		header, nonce := wrapped[:headerSize], wrapped[headerSize:][:nonceSize]
+		sealed := aead.Seal(slices.Concat(header, nonce), nonce, text, associated(header, "root"))
+		if c, err := UnwrapCertificate(&key, "root", sealed); err == nil {
+			t.Errorf("%s: certificate %v", name, c.Subject)
+		}
 	}
 }
 

@@ -63,6 +63,47 @@ func Wrap(random io.Reader, key *[32]byte, context string, k *KeySet) ([]byte, e
 // Unwrap is the reverse of Wrap. A set whose parts do not belong together is
 // refused even though it authenticates. The set is the caller's, who wipes it.
 func Unwrap(key *[32]byte, context string, wrapped []byte) (*KeySet, error) {
+	plain, err := decrypt(key, context, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	k, err := unmarshal(plain)
+	if err != nil {
+		return nil, fmt.Errorf("unwrap Secure Boot keys: %w", err)
+	}
+	return k, nil
+}
+
+// UnwrapCertificate returns the certificate of the Signature Database Key (db) whose
+// private key is among wrapped keys. It is for whoever asks at each start whether a key
+// opens them: to read a private key is to check its primes, which costs a slow machine
+// 40 ms, and the other two are not read.
+func UnwrapCertificate(key *[32]byte, context string, wrapped []byte) (*x509.Certificate, error) {
+	plain, err := decrypt(key, context, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	b, err := cutOwner(plain)
+	for range 4 { // the key and the certificate of PK and KEK
+		if err == nil {
+			_, b, err = cutPart(b, maxPart)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("unwrap Secure Boot keys: %w", err)
+	}
+	var db Pair
+	defer func() { wipeKey(db.Key) }()
+	if _, err := db.unmarshal(b); err != nil {
+		return nil, fmt.Errorf("unwrap Secure Boot keys: Signature Database Key: %w", err)
+	}
+	return db.Certificate, nil
+}
+
+// decrypt returns the private encoding; the caller wipes it.
+func decrypt(key *[32]byte, context string, wrapped []byte) ([]byte, error) {
 	if len(wrapped) < headerSize+nonceSize+tagSize || len(wrapped) > MaxWrapped {
 		return nil, fmt.Errorf("wrapped Secure Boot keys have %d bytes, want %d to %d", len(wrapped), headerSize+nonceSize+tagSize, MaxWrapped)
 	}
@@ -78,16 +119,11 @@ func Unwrap(key *[32]byte, context string, wrapped []byte) (*KeySet, error) {
 	if err != nil {
 		return nil, ErrUnwrap
 	}
-	defer clear(plain)
-	k, err := unmarshal(plain)
-	if err != nil {
-		return nil, fmt.Errorf("unwrap Secure Boot keys: %w", err)
-	}
-	if string(k.Owner[:]) != string(header[len(wrapMagic):]) {
-		k.Wipe()
+	if owner := header[len(wrapMagic):]; len(plain) >= len(privateMagic)+guidSize && string(plain[len(privateMagic):][:guidSize]) != string(owner) {
+		clear(plain)
 		return nil, errors.New("unwrap Secure Boot keys: owner inside and outside differ")
 	}
-	return k, nil
+	return plain, nil
 }
 
 func newAEAD(key *[32]byte) (cipher.AEAD, error) {
@@ -129,11 +165,12 @@ func appendPart(out, part []byte) []byte {
 
 // unmarshal reads the private encoding; nothing that it returns refers to b.
 func unmarshal(b []byte) (*KeySet, error) {
-	if len(b) < len(privateMagic)+guidSize || string(b[:len(privateMagic)]) != privateMagic {
-		return nil, errors.New("private encoding does not begin as it should")
+	rest, err := cutOwner(b)
+	if err != nil {
+		return nil, err
 	}
 	k := &KeySet{Owner: gpt.GUID(b[len(privateMagic):][:guidSize])}
-	b = b[len(privateMagic)+guidSize:]
+	b = rest
 	for _, role := range k.roles() {
 		rest, err := role.pair.unmarshal(b)
 		if err != nil {
@@ -147,6 +184,14 @@ func unmarshal(b []byte) (*KeySet, error) {
 		return nil, fmt.Errorf("%d bytes follow the last certificate", len(b))
 	}
 	return k, nil
+}
+
+// cutOwner returns what follows the start of the private encoding and the owner.
+func cutOwner(b []byte) (rest []byte, err error) {
+	if len(b) < len(privateMagic)+guidSize || string(b[:len(privateMagic)]) != privateMagic {
+		return nil, errors.New("private encoding does not begin as it should")
+	}
+	return b[len(privateMagic)+guidSize:], nil
 }
 
 func (p *Pair) unmarshal(b []byte) (rest []byte, err error) {

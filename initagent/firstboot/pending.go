@@ -7,6 +7,7 @@
 package firstboot
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,13 +123,23 @@ func WrapList(random io.Reader, secret *policy.Secret, wrapped []byte, list *sec
 // UnwrapKeys is the reverse of WrapKeys, without the list. The caller wipes the
 // keys.
 func UnwrapKeys(secret *policy.Secret, wrapped []byte) (*secureboot.KeySet, error) {
+	return unwrap(secret, wrapped, secureboot.Unwrap)
+}
+
+// UnwrapCertificate returns the certificate of the db key that a machine secret opens.
+func UnwrapCertificate(secret *policy.Secret, wrapped []byte) (*x509.Certificate, error) {
+	return unwrap(secret, wrapped, secureboot.UnwrapCertificate)
+}
+
+func unwrap[T any](secret *policy.Secret, wrapped []byte, by func(key *[32]byte, context string, keys []byte) (T, error)) (T, error) {
 	keys, _, err := secureboot.SplitList(wrapped)
 	if err != nil {
-		return nil, err
+		var none T
+		return none, err
 	}
 	key := secret.Key(Purpose)
 	defer clear(key[:])
-	return secureboot.Unwrap(key, Purpose, keys)
+	return by(key, Purpose, keys)
 }
 
 // UnwrapList returns the list that belongs to wrapped keys. An earlier release

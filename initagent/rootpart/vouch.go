@@ -26,30 +26,31 @@ var ErrOtherSecret = errors.New("the machine secret that the TPM has released do
 // earlier secret can put its header back. Neither has a file with that key which their
 // secret opens, unless they have the key itself.
 //
-// Each file that may have it is looked at, so that it is found wherever a replacement of
-// the secret or of the keys was cut: what a new secret opens is in NextFile before the
-// header is for that secret, and keys that give way stay in NextKeysFile until the
-// firmware has the new ones.
+// Each file that may have it is looked at until one has, so that it is found wherever a
+// replacement of the secret or of the keys was cut: what a new secret opens is in NextFile
+// before the header is for that secret, and keys that give way stay in NextKeysFile until
+// the firmware has the new ones.
 func CheckSecret(store hw.Store, secret *policy.Secret, s enroll.State, wanted contract.Requirement) error {
 	if !OwnEnforced(s, wanted) {
 		return nil // no db that could vouch for anything
 	}
 	h := held{secret: secret, db: Certificates(s)}
-	for name, look := range map[string]func(text []byte){
-		ListFile: h.keys, KeysFile: h.keys, NextFile: h.next, NextKeysFile: h.superseded,
-	} {
-		text, err := store.Read(name, maxNext)
+	for _, f := range []struct {
+		name string
+		look func(text []byte)
+	}{{ListFile, h.keys}, {KeysFile, h.keys}, {NextFile, h.next}, {NextKeysFile, h.superseded}} {
+		text, err := store.Read(f.name, maxNext)
 		switch {
 		case err == nil:
-			look(text)
+			f.look(text)
 		case !errors.Is(err, fs.ErrNotExist):
 			h.failed = errors.Join(h.failed, err)
 		}
+		if h.found {
+			return nil
+		}
 	}
-	switch {
-	case h.found:
-		return nil
-	case h.failed != nil:
+	if h.failed != nil {
 		return fmt.Errorf("%w (%w)", ErrOtherSecret, h.failed)
 	}
 	return ErrOtherSecret
@@ -64,15 +65,11 @@ type held struct {
 	failed error // what could not be read
 }
 
-func (h *held) note(keys *secureboot.KeySet, err error) {
-	if err != nil {
-		return
-	}
-	h.found = h.found || slices.ContainsFunc(h.db, keys.DB.Certificate.Equal)
-	keys.Wipe()
+func (h *held) note(db *x509.Certificate, err error) {
+	h.found = h.found || err == nil && slices.ContainsFunc(h.db, db.Equal)
 }
 
-func (h *held) keys(wrapped []byte) { h.note(firstboot.UnwrapKeys(h.secret, wrapped)) }
+func (h *held) keys(wrapped []byte) { h.note(firstboot.UnwrapCertificate(h.secret, wrapped)) }
 
 func (h *held) next(box []byte) {
 	if n, err := openNext(h.secret, box); err == nil {
@@ -89,5 +86,5 @@ func (h *held) superseded(box []byte) {
 	}
 	key := h.secret.Key(oldKeysPurpose)
 	defer clear(key[:])
-	h.note(secureboot.Unwrap(key, oldKeysPurpose, n.Old))
+	h.note(secureboot.UnwrapCertificate(key, oldKeysPurpose, n.Old))
 }
