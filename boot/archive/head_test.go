@@ -148,6 +148,34 @@ func TestContentRefused(t *testing.T) {
 	}
 }
 
+// A deflate stream (RFC 1951) that does not hold what its member says.
+func TestDeflateRefused(t *testing.T) {
+	const hello = "\x4b\x04\x00" // "a", in fixed codes
+	u := NewUnpacker()
+	for name, c := range map[string]struct{ stream, plain string }{
+		"as it should be":       {hello, "a"},
+		"more than it says":     {"\x4b\x4c\x04\x00", "a"},
+		"less than it says":     {hello, "aa"},
+		"bytes behind it":       {hello + "\x00", "a"},
+		"no last block":         {"\x00\x01\x00\xfe\xffa", "a"},
+		"a block of no kind":    {"\x07", "a"},
+		"stored, other lengths": {"\x01\x01\x00\xff\xffa", "a"},
+		"stored, cut":           {"\x01\x04\x00\xfb\xff\x00", "abcd"},
+		"before its start":      {"\x63\x00\x22\x00", "\x00\x00\x00\x00"},
+		"too many literals":     {"\xfd\xff\xff\xff\xff\xff\xff", "ab"},
+		"no code for sizes":     {"\x05\x00\x00\x00\x00\x00\x00", "ab"},
+	} {
+		member, err := appendMember(nil, []byte(c.plain), func(out []byte) ([]byte, error) { return append(out, c.stream...), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = u.Member(make([]byte, len(c.plain)), member)
+		if (err == nil) != (c.stream == hello && c.plain == "a") || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestMemberRefused(t *testing.T) {
 	content := bytes.Repeat([]byte("content "), 512)
 	pack, err := newPacker()

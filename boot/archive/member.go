@@ -9,8 +9,6 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/flate"
-
-	"halogenos.internal/boot/internal/inflate"
 )
 
 // MaxMember is the greatest number of bytes that a gzip member unpacks to.
@@ -192,10 +190,17 @@ func unpackStored(plain, packed []byte) error {
 }
 
 // An Unpacker decompresses one member at a time.
-type Unpacker struct{ d inflate.Decoder }
+type Unpacker struct {
+	stream  bytes.Reader
+	inflate io.ReadCloser
+}
 
-// NewUnpacker returns an Unpacker, which takes some 40 KiB of memory.
-func NewUnpacker() *Unpacker { return new(Unpacker) }
+// NewUnpacker returns an Unpacker, which takes some 80 KiB of memory.
+func NewUnpacker() *Unpacker {
+	u := new(Unpacker)
+	u.inflate = flate.NewReader(&u.stream)
+	return u
+}
 
 // Member fills content with what member holds, a whole gzip member as it lies
 // in the archive, and refuses one that holds less or more.
@@ -221,8 +226,29 @@ func (u *Unpacker) Member(content, member []byte) error {
 // unpack fills plain with what packed holds, and refuses a stream that holds
 // less or more.
 func (u *Unpacker) unpack(plain, packed []byte) error {
-	if err := u.d.Fill(plain, packed[:len(packed)-memberTail]); err != nil {
+	if err := u.fill(plain, packed[:len(packed)-memberTail]); err != nil {
 		return fmt.Errorf("unpack gzip member: %w", err)
 	}
 	return checkTail(packed, plain)
+}
+
+func (u *Unpacker) fill(plain, stream []byte) error {
+	u.stream.Reset(stream)
+	if err := u.inflate.(flate.Resetter).Reset(&u.stream, nil); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(u.inflate, plain); errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	} else if err != nil {
+		return err
+	}
+	switch n, err := io.ReadFull(u.inflate, make([]byte, 1)); {
+	case n > 0:
+		return errors.New("the deflate stream holds more than it says")
+	case !errors.Is(err, io.EOF):
+		return err
+	case u.stream.Len() > 0:
+		return errors.New("the deflate stream has bytes behind its data")
+	}
+	return nil
 }
