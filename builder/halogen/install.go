@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
@@ -231,14 +232,9 @@ func readKey(name string) (*pgp.Key, error) {
 	if name == "" {
 		return nil, nil
 	}
-	f, err := os.Open(name)
+	text, err := bounded.Path(name, pgp.MaxKey)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, pgp.MaxKey+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	key, err := pgp.ParseKey(text)
 	if err != nil {

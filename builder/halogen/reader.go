@@ -3,9 +3,8 @@ package main
 import (
 	"flag"
 	"fmt"
-	"io"
-	"os"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
@@ -27,15 +26,8 @@ func (r readerFlags) options(note func(string)) (server.Options, error) {
 	if r.ca == "" {
 		return o, nil
 	}
-	f, err := os.Open(r.ca)
-	if err != nil {
-		return o, fmt.Errorf("--ca: %w", err)
-	}
-	defer f.Close()
-	if o.CA, err = io.ReadAll(io.LimitReader(f, maxCA+1)); err == nil && len(o.CA) > maxCA {
-		err = fmt.Errorf("more than %d bytes", maxCA)
-	}
-	if err == nil && len(o.CA) == 0 {
+	var err error
+	if o.CA, err = bounded.Path(r.ca, maxCA); err == nil && len(o.CA) == 0 {
 		err = fmt.Errorf("it is empty")
 	}
 	if err != nil {

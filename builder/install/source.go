@@ -13,6 +13,7 @@ import (
 
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
@@ -43,7 +44,7 @@ var ErrUnsigned = errors.New("the release is not signed")
 // FromDirectory reads what halogen build left in a directory. Such a release is not
 // signed yet: whoever has the directory vouches for it.
 func FromDirectory(dir string) (*Source, error) {
-	text, err := readFile(filepath.Join(dir, release.FileName), release.MaxSize)
+	text, err := bounded.Path(filepath.Join(dir, release.FileName), release.MaxSize)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func FromDirectory(dir string) (*Source, error) {
 		if len(f.Authenticode) == 0 {
 			continue
 		}
-		content, err := readFile(filepath.Join(dir, f.Name), f.Size)
+		content, err := bounded.Path(filepath.Join(dir, f.Name), f.Size)
 		if err != nil {
 			return nil, err
 		}
@@ -78,22 +79,6 @@ func FromDirectory(dir string) (*Source, error) {
 		return nil
 	}
 	return s, s.complete()
-}
-
-func readFile(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("more than %d bytes", limit)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	return b, nil
 }
 
 // FromArchive reads a release archive front to back. key is the key that must

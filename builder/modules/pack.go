@@ -12,6 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
 	xzwriter "github.com/ulikunitz/xz"
+
+	"halogenos.internal/boot/bounded"
 )
 
 const (
@@ -54,12 +56,9 @@ func Unpack(name string, raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxModule+1))
+	data, err := bounded.Read(r, maxModule)
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
-	}
-	if len(data) > maxModule {
-		return nil, fmt.Errorf("decompress: more than %d bytes", maxModule)
 	}
 	return data, nil
 }

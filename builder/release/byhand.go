@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
@@ -44,7 +45,7 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	if err := makeDirectories(o.Out); err != nil {
 		return nil, err
 	}
-	signature, err := readBounded(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)
+	signature, err := bounded.Path(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/uroot-cmds/ota/server"
@@ -42,7 +43,7 @@ func (f Directory) Open(_ context.Context, name string) (io.ReadCloser, error) {
 
 // Get implements Server.
 func (f Directory) Get(_ context.Context, name string, limit int64) ([]byte, error) {
-	text, err := readBounded(filepath.Join(string(f), filepath.FromSlash(name)), limit)
+	text, err := bounded.Path(filepath.Join(string(f), filepath.FromSlash(name)), limit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}

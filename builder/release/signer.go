@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/builder/keys"
@@ -141,7 +141,7 @@ func fingerprint(k *pgp.Key) []byte {
 // readSecretKey returns the key's secret parts that can sign: subkeys, newest
 // first, then the primary key.
 func readSecretKey(path string) ([]*packet.PrivateKey, error) {
-	text, err := readBounded(path, pgp.MaxKey)
+	text, err := bounded.Path(path, pgp.MaxKey)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func readSecretKey(path string) ([]*packet.PrivateKey, error) {
 // KeyWarning says what is to be done about the expiry of a key, secret or public, in
 // a file; empty is nothing, also for a file that holds no OpenPGP key.
 func KeyWarning(path string, now time.Time) string {
-	text, err := readBounded(path, pgp.MaxKey)
+	text, err := bounded.Path(path, pgp.MaxKey)
 	if err != nil {
 		return ""
 	}
@@ -231,28 +231,6 @@ func (f KeyFile) password() (*keys.Password, error) {
 		return f.Ask()
 	}
 	return nil, errors.New("is encrypted: name the file with its password")
-}
-
-// readBounded reads a file of at most limit bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readAll(f, limit)
-}
-
-// readAll reads at most limit bytes to the end.
-func readAll(r io.Reader, limit int64) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(text)) > limit {
-		return nil, fmt.Errorf("has more than %d bytes", limit)
-	}
-	return text, nil
 }
 
 // Key returns the pinned public key.

@@ -3,13 +3,14 @@ package rootfs
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
 	"time"
+
+	"halogenos.internal/boot/bounded"
 )
 
 const maxLinks = 40 // symbolic links followed on the way to a file, as in Linux
@@ -88,12 +89,9 @@ func (t *Tree) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
+	content, err := bounded.Read(f, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read /%s of the root file system: %w", name, err)
-	}
-	if int64(len(content)) > limit {
-		return nil, fmt.Errorf("/%s of the root file system has more than %d bytes", name, limit)
 	}
 	return content, nil
 }

@@ -8,13 +8,13 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
-	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
@@ -64,7 +64,7 @@ func (a *Agent) readPending() error {
 			a.leftovers = true
 			// A file that a cut left unfinished is as good as none: it is
 			// written before anything depends on it.
-			text, err := host.ReadFile(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
+			text, err := bounded.File(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
 			if err != nil {
 				a.Log.Say("%v", err)
 				continue

@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
@@ -208,7 +209,7 @@ func (a *Agent) wasStarted(files fs.FS, name string, original []byte) error {
 		}
 		return nil
 	}
-	lies, err := host.ReadFile(files, name, enroll.MaxEFIFile)
+	lies, err := bounded.File(files, name, enroll.MaxEFIFile)
 	if err != nil {
 		return err
 	}
@@ -233,7 +234,7 @@ func (a *Agent) wasMeasured(im *rootpart.Image) error {
 
 // original reads an image as it was before an interrupted signing.
 func (a *Agent) original(files fs.FS, name string) ([]byte, error) {
-	read := func(name string) ([]byte, error) { return host.ReadFile(files, name, enroll.MaxEFIFile) }
+	read := func(name string) ([]byte, error) { return bounded.File(files, name, enroll.MaxEFIFile) }
 	image, err := read(name)
 	if err != nil {
 		return nil, err
@@ -253,7 +254,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return host.ReadFile(os.DirFS(a.Path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
+	return bounded.File(os.DirFS(a.Path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not

@@ -2,12 +2,12 @@ package host
 
 import (
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"strings"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 )
@@ -20,23 +20,6 @@ func (h *Host) ReadESP(read func(files fs.FS) error) error { return h.ESP.Read(h
 
 // WriteESP is hw.ESP.Write of this machine's ESP.
 func (h *Host) WriteESP(write func(dir hw.ESPDir) error) error { return h.ESP.Write(h.Disk, write) }
-
-// ReadFile reads a file of the ESP, of at most limit bytes.
-func ReadFile(files fs.FS, name string, limit int64) ([]byte, error) {
-	f, err := files.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("read %s: more than %d bytes", name, limit)
-	}
-	return b, nil
-}
 
 // IsOurs reports whether a UKI is the running one.
 func (h *Host) IsOurs(n bls.Name) bool {
@@ -68,7 +51,7 @@ func (h *Host) runningUKI() (image []byte, err error) {
 		}
 		for _, e := range entries {
 			if n, err := bls.Parse(e.Name()); err == nil && h.IsOurs(n) && (!known || n == booted) {
-				image, err = ReadFile(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
+				image, err = bounded.File(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
 				return err
 			}
 		}

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
@@ -100,7 +101,7 @@ func (h *Host) SignedImages(list *secureboot.List) (out []secureboot.Image) {
 	}
 	err = h.ReadESP(func(files fs.FS) error {
 		for file, name := range names {
-			image, err := ReadFile(files, file, enroll.MaxEFIFile)
+			image, err := bounded.File(files, file, enroll.MaxEFIFile)
 			if err != nil || authenticode.VerifyOwn(image, own) != nil {
 				continue
 			}

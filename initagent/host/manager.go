@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/enroll"
@@ -39,7 +40,7 @@ func (h *Host) FindManager(name string) (actual string, have []byte, spare bool,
 		if err != nil {
 			return err
 		}
-		have, err = ReadFile(files, actual, enroll.MaxEFIFile)
+		have, err = bounded.File(files, actual, enroll.MaxEFIFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

@@ -12,6 +12,7 @@ import (
 	"path"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -115,14 +116,7 @@ func state(n bls.Name) string {
 
 // read returns the boot contract of a UKI.
 func read(files fs.FS, name string) (*contract.Contract, error) {
-	info, err := fs.Stat(files, name)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > enroll.MaxEFIFile {
-		return nil, fmt.Errorf("it has %d bytes, more than %d", info.Size(), enroll.MaxEFIFile)
-	}
-	image, err := fs.ReadFile(files, name)
+	image, err := bounded.File(files, name, enroll.MaxEFIFile)
 	if err != nil {
 		return nil, err
 	}

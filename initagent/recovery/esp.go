@@ -9,6 +9,7 @@ import (
 	"io/fs"
 
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
@@ -173,7 +174,7 @@ func (m *Machine) compare(p *place, files []fat.File) error {
 			if err != nil {
 				return err
 			}
-			got, err := readFile(have, f.Path, enroll.MaxEFIFile)
+			got, err := bounded.File(have, f.Path, enroll.MaxEFIFile)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/enroll"
@@ -261,7 +262,7 @@ func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpa
 			if err != nil || n.ImageID != p.contract.ImageID || n.Version != p.contract.Version {
 				continue
 			}
-			text, err := readFile(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
+			text, err := bounded.File(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -127,14 +128,7 @@ func (q Fallbacks) own(image []byte, f fallback) error {
 // ReadUKI reads a UKI of the ESP.
 func ReadUKI(files fs.FS, n bls.Name) ([]byte, error) {
 	name := path.Join(bls.Directory, n.String())
-	info, err := fs.Stat(files, name)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > enroll.MaxEFIFile {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enroll.MaxEFIFile)
-	}
-	return fs.ReadFile(files, name)
+	return bounded.File(files, name, enroll.MaxEFIFile)
 }
 
 // Describe returns a UKI's boot contract, and what it leaves in PCR 11 before the

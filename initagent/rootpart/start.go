@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
@@ -148,14 +149,7 @@ func readAnyCase(files fs.FS, name string) ([]byte, error) {
 		if !strings.EqualFold(e.Name(), path.Base(name)) {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			return nil, err
-		}
-		if info.Size() > enroll.MaxEFIFile {
-			return nil, fmt.Errorf("%s has %d bytes, more than %d", name, info.Size(), enroll.MaxEFIFile)
-		}
-		return fs.ReadFile(files, path.Join(path.Dir(name), e.Name()))
+		return bounded.File(files, path.Join(path.Dir(name), e.Name()), enroll.MaxEFIFile)
 	}
 	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -13,6 +12,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/uki"
@@ -320,16 +320,7 @@ func (k *Keeper) copyChanged(c *Copy) bool {
 }
 
 func (k *Keeper) read(files fs.FS, name string) ([]byte, error) {
-	f, err := files.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, enroll.MaxEFIFile+1))
-	if err == nil && len(data) > enroll.MaxEFIFile {
-		err = fmt.Errorf("it has more than %d bytes", enroll.MaxEFIFile)
-	}
-	return data, err
+	return bounded.File(files, name, enroll.MaxEFIFile)
 }
 
 // sound says why a file is no good. Where the firmware's keys tell, a file that

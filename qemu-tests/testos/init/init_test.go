@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/binary"
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -115,16 +114,6 @@ func TestRunKeepsTheEnd(t *testing.T) {
 	out := result.(map[string]any)["stdout"].(string)
 	if len(out) > maxRead || !strings.HasSuffix(out, "line 19999\n") {
 		t.Errorf("%d bytes that end in %q", len(out), out[max(0, len(out)-20):])
-	}
-}
-
-func TestReadBounded(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "long")
-	if err := os.WriteFile(path, make([]byte, maxRead+1), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := readBounded(path); err == nil || !strings.Contains(err.Error(), "longer than") {
-		t.Errorf("a long file: %v", err)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
@@ -97,7 +97,7 @@ func (s *system) halogen() map[string]json.RawMessage {
 	all := make(map[string]json.RawMessage)
 	paths, _ := filepath.Glob("/run/halogen/*.json") // the pattern is good
 	for _, path := range paths {
-		b, err := readBounded(path)
+		b, err := bounded.Path(path, maxRead)
 		if err != nil {
 			s.problem("%v", err)
 			continue
@@ -246,23 +246,6 @@ func partitions(dev string, d protocol.Disk) ([]protocol.Partition, error) {
 
 // maxRead bounds what a command reads into an answer, in bytes.
 const maxRead = 64 << 10
-
-// readBounded reads a file of at most maxRead bytes.
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxRead+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(b) > maxRead {
-		return nil, fmt.Errorf("%s is longer than %d bytes", path, maxRead)
-	}
-	return b, nil
-}
 
 // content is a file's content as an answer.
 func content(b []byte) map[string]string {

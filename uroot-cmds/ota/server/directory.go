@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bounded"
 )
 
 // A Directory is a server's content in a directory: a stick, a mirror, a network
@@ -71,17 +73,9 @@ func (f *Directory) Get(_ context.Context, name string, limit int64) ([]byte, er
 		return nil, err
 	}
 	defer file.Close()
-	return small(file, name, limit)
-}
-
-// small reads a file that has at most limit bytes.
-func small(r io.Reader, name string, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	b, err := bounded.Read(file, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s has more than the %d bytes that it may have", name, limit)
 	}
 	return b, nil
 }
