@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
-	"time"
 
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
@@ -40,8 +39,7 @@ func run(ctx context.Context) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("this is the init of an initramfs: it runs as process 1, not as process %d", os.Getpid())
 	}
-	mounts := hw.LinuxMounts{}
-	if err := mounts.Base(); err != nil {
+	if err := (hw.LinuxMounts{}).Base(); err != nil {
 		return err
 	}
 	log := hw.OpenLog()
@@ -50,34 +48,14 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	const efivars = "/sys/firmware/efi/efivars"
-	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
+	m := hw.Linux(kernel, "/run/esp", agent.StateDirectory)
+	m.Power, m.Log = hw.LinuxPower{}, log
+	m.Person = console.Person{ShellPath: "/bin/sh", Leave: lock}
+	m.Watchdog = func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") }
+	m.Secretly, m.Collect = secretmem.Try, secretmem.Collect
+	m.HideMemory, m.NoModules = hw.HideMemory, hw.NoModules
 	a := &agent.Agent{NewKeys: secureboot.Generate, Host: host.Host{
-		Machine: hw.Machine{
-			Disks:    disks,
-			Firmware: hw.LinuxFirmware{EFIVars: efivars},
-			Kernel:   kernel,
-			Mapper:   hw.LinuxMapper{Dev: "/dev"},
-			Mounts:   mounts,
-			Power:    hw.LinuxPower{},
-			ESP:      hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Directory: "/run/esp"},
-			Store:    hw.LinuxStore{Root: agent.StateDirectory, Mounts: mounts},
-			TPM:      hw.OwnTPM(),
-			Person:   console.Person{ShellPath: "/bin/sh", Leave: lock},
-			Log:      log,
-			Watchdog: func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") },
-			Now:      time.Now,
-			Sleep:    time.Sleep,
-			Memory:   hw.Memory,
-			Secretly: secretmem.Try,
-			Collect:  secretmem.Collect,
-
-			HideMemory: hw.HideMemory,
-			NoModules:  hw.NoModules,
-		},
-		Variables: enroll.EFIVarFS{Root: efivars},
-		Random:    rand.Reader,
-		Root:      "/",
+		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/",
 	}}
 	return a.Boot(ctx)
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
@@ -40,12 +39,12 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err != nil {
 		return err
 	}
-	yes, err := askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
-		"Say yes only if you have installed this system again, or cleared the keys yourself"+a.orCut()+".")
+	yes, err := hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
+		"Say yes only if you have installed this system again, or cleared the keys yourself"+a.orCut()+".", keyTimeout)
 	if err != nil || !yes {
 		return err
 	}
-	changed, err := rootpart.AskROMs(list, a.Drivers(), func(question string) (bool, error) { return askYes(c, question) })
+	changed, err := rootpart.AskROMs(list, a.Drivers(), func(question string) (bool, error) { return hw.AskYes(c, question, keyTimeout) })
 	if changed && err == nil {
 		err = rootpart.KeepList(a.Store, a.Random, secret, list)
 	}
@@ -98,8 +97,8 @@ func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
 	if a.Chip.Err == nil || len(a.Lock.Deed) > 0 || a.Lock.Sealed != nil {
 		return nil
 	}
-	a.facts.EnrollAgain, err = askYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
-		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".")
+	a.facts.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
+		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".", keyTimeout)
 	return err
 }
 
@@ -110,11 +109,6 @@ func (a *Agent) orCut() string {
 		return ""
 	}
 	return ", or if the power was cut while this machine was set up"
-}
-
-func askYes(c hw.Console, question string) (bool, error) {
-	answer, err := c.Ask(question+" [y/N] ", false, keyTimeout)
-	return strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
 }
 
 // enrolled is how the running system starts once the keys are enrolled.

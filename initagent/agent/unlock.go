@@ -354,9 +354,9 @@ func (a *Agent) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if now, _, err := a.ReadLog(); err == nil {
 		c.Print(lastgood.Explain(a.LastGood(secret), now))
 	}
-	answer, err := c.Ask("Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
-		"Say yes only if you know what changed it (a firmware update, new hardware). [y/N] ", false, keyTimeout)
-	if err != nil || !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
+	yes, err := hw.AskYes(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
+		"Say yes only if you know what changed it (a firmware update, new hardware).", keyTimeout)
+	if err != nil || !yes {
 		return err
 	}
 	start, err := a.Measured()

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"halogenos.internal/boot/block"
@@ -287,6 +288,12 @@ type Console interface {
 	// that is secret. When nobody answers in time the error is ErrNobody.
 	Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error)
 	Close() error
+}
+
+// AskYes asks a question that "y" answers with yes, and anything else with no.
+func AskYes(c Console, question string, timeout time.Duration) (bool, error) {
+	answer, err := c.Ask(question+" [y/N] ", false, timeout)
+	return err == nil && strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
 }
 
 // ErrNobody is returned when nobody answers in time.

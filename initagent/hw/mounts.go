@@ -48,7 +48,7 @@ func (m LinuxMounts) Base() error {
 
 // Firmware implements Mounts. The mount point exists only on UEFI machines.
 func (m LinuxMounts) Firmware() error {
-	err := unix.Mount("efivarfs", "/sys/firmware/efi/efivars", "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	err := unix.Mount("efivarfs", EFIVars, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return errors.New("this machine was not started by UEFI firmware, or its kernel cannot reach the firmware's variables")

@@ -86,28 +86,9 @@ func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// Keep implements Store. The file gets its name when it is complete and on the
-// disk: cut before the rename, the old one is there, and what is left of the
-// new one is removed the next time. So is what the running system may have put in
-// its place: opening a pipe would wait for ever.
+// Keep implements Store by [KeepFile].
 func (l LinuxStore) Keep(name string, content []byte) error {
-	path := filepath.Join(l.Root, name)
-	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return Full(err)
-	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		_ = os.Remove(path + ".new") // what there is of it takes the room that is missing
-		return fmt.Errorf("write %s: %w", name, Full(err))
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return Full(err)
-	}
-	return syncDirectory(filepath.Dir(path))
+	return Full(KeepFile(filepath.Join(l.Root, name), content, 0o600))
 }
 
 // Full says of an error for want of room what is full, and what to do.
@@ -145,13 +126,5 @@ func (l LinuxStore) MakeDirectory(name string, mode fs.FileMode) error {
 	if err := os.MkdirAll(path, mode); err != nil {
 		return err
 	}
-	return syncDirectory(filepath.Dir(path))
-}
-
-func syncDirectory(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return SyncDirectory(filepath.Dir(path))
 }

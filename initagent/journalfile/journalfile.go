@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/hw"
 )
 
 // Directory is where the running system has what it shares with the boot.
@@ -76,27 +77,8 @@ func Append(directory string, entries ...journal.Entry) (err error) {
 			return err
 		}
 	}
-	return write(dir, text)
-}
-
-// write replaces the journal. Cut before the rename, the old one is there, and
-// what is left of the new one is overwritten the next time.
-func write(dir *os.File, text []byte) error {
-	path := filepath.Join(dir.Name(), journal.Name)
-	fresh := path + ".new"
-	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	if err := hw.KeepFile(filepath.Join(directory, journal.Name), text, 0o600); err != nil {
 		return fmt.Errorf("append to boot journal: %w", err)
-	}
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("append to boot journal: %w", errors.Join(err, os.Remove(fresh)))
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return fmt.Errorf("append to boot journal: %w", err)
-	}
-	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("flush the boot journal's directory: %w", err)
 	}
 	return nil
 }

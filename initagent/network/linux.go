@@ -24,10 +24,7 @@ func Linux(say func(format string, args ...any)) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := hw.Machine{
-		Disks: hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}, Firmware: hw.LinuxFirmware{EFIVars: "/sys/firmware/efi/efivars"},
-		Kernel: kernel, Mapper: hw.LinuxMapper{Dev: "/dev"}, Mounts: hw.LinuxMounts{},
-	}
+	m := hw.Linux(kernel, "", "")
 	return &Machine{
 		Root: "/", OpenSystem: func() (string, error) { return sysimage.Open(m, "/") }, LoadDrivers: loadDrivers,
 		Interfaces: net.Interfaces, Addresses: addresses, Lease: dhclient, Say: say, Sleep: time.Sleep,

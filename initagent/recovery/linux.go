@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,19 +24,9 @@ func Linux() (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	const efivars = "/sys/firmware/efi/efivars"
-	mounts := hw.LinuxMounts{}
-	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
 	return &Machine{
-		Machine: hw.Machine{
-			Disks: disks, Firmware: hw.LinuxFirmware{EFIVars: efivars}, Kernel: kernel,
-			Mapper: hw.LinuxMapper{Dev: "/dev"}, Mounts: mounts,
-			ESP:   hw.LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Directory: "/run/esp"},
-			Store: hw.LinuxStore{Root: rootpart.Directory, Mounts: mounts},
-			TPM:   hw.OwnTPM(),
-			Now:   time.Now, Sleep: time.Sleep, Memory: hw.Memory,
-		},
-		Variables: enroll.EFIVarFS{Root: efivars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
+		Machine:   hw.Linux(kernel, "/run/esp", rootpart.Directory),
+		Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
 		Keeper: Keyring{Description: "halogen:console"}, Discard: discard,
 	}, nil
 }

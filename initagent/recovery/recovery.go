@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"halogenos.internal/boot/contract"
@@ -135,14 +134,11 @@ func (m *Machine) root(p *place) (hw.File, error) {
 	return m.Disks.OpenPartition(p.disk, layout.RootNumber, true)
 }
 
-// confirm asks a question that "y" answers with yes, and anything else with no.
+// confirm asks a question, and refuses where the answer is no.
 func confirm(c hw.Console, question string) error {
-	answer, err := c.Ask(question+" [y/N] ", false, 0)
-	if err != nil {
-		return err
+	yes, err := hw.AskYes(c, question, 0)
+	if err == nil && !yes {
+		err = errRefused
 	}
-	if !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
-		return errRefused
-	}
-	return nil
+	return err
 }

@@ -35,15 +35,7 @@ key, and reseal can tell whether this machine has kept it.
 Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
 
-func main() { cmd(machine()).Main() }
-
-func machine() hw.Machine {
-	disks := hw.LinuxDisks{Sys: "/sys", Dev: "/dev"}
-	return hw.Machine{
-		Disks: disks, Firmware: hw.LinuxFirmware{EFIVars: "/sys/firmware/efi/efivars"}, ESP: hw.LinuxESP{Disks: disks},
-		TPM: hw.OwnTPM(),
-	}
-}
+func main() { cmd(hw.Linux(nil, "", "")).Main() }
 
 // registers is how many a TPM has.
 const registers = 24

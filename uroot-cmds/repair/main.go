@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/repair"
 	"halogenos.internal/initagent/shared"
@@ -32,7 +33,7 @@ Exit codes: 0 whole, 1 not whole, 2 wrong usage.
 
 func main() { cmd(take, shared.Linux()).Main() }
 
-func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
+func take() (*inventory.Inventory, error) { return inventory.Take(hw.Linux(nil, "", "")) }
 
 // outcome is what became of a slot.
 type outcome struct {

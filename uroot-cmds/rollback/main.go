@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"halogenos.internal/boot/journal"
@@ -86,13 +85,10 @@ func (m machine) ask(c recovery.Change) error {
 		return err
 	}
 	defer t.Close()
-	answer, err := t.Ask(fmt.Sprintf("Give up %s (slot %s, %s) and start version %s (slot %s, %s) from now on? [y/N] ",
-		c.From.File, c.From.Slot, c.From.State, c.To.Version, c.To.Slot, c.To.State), false, 0)
-	if err != nil {
-		return err
+	yes, err := hw.AskYes(t, fmt.Sprintf("Give up %s (slot %s, %s) and start version %s (slot %s, %s) from now on?",
+		c.From.File, c.From.Slot, c.From.State, c.To.Version, c.To.Slot, c.To.State), 0)
+	if err == nil && !yes {
+		err = errRefused
 	}
-	if !strings.EqualFold(strings.TrimSpace(string(answer)), "y") {
-		return errRefused
-	}
-	return nil
+	return err
 }

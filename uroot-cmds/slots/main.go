@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/shared"
 )
@@ -29,7 +30,7 @@ Exit codes: 0 shown, 1 failed, 2 wrong usage.
 
 func main() { cmd(take, shared.Linux()).Main() }
 
-func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
+func take() (*inventory.Inventory, error) { return inventory.Take(hw.Linux(nil, "", "")) }
 
 // shown is how many entries of the journal are, without --all.
 const shown = 12

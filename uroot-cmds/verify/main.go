@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 )
 
@@ -24,7 +25,7 @@ Exit codes: 0 intact, 1 corrupt or unreadable, 2 wrong usage.
 
 func main() { cmd(take).Main() }
 
-func take() (*inventory.Inventory, error) { return inventory.Take(inventory.Linux()) }
+func take() (*inventory.Inventory, error) { return inventory.Take(hw.Linux(nil, "", "")) }
 
 // outcome is what a slot is like.
 type outcome struct {

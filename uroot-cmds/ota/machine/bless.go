@@ -192,7 +192,7 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	if staged != nil {
 		// Cut after staged.json, what is left of it is the next fetch's to remove.
 		out := &Rollback{Given: staged.Version, Next: running}
-		if err := discard(m.state(r, stagedFile)); err != nil {
+		if err := hw.RemoveFile(m.state(r, stagedFile)); err != nil {
 			return nil, 0, false, err
 		}
 		if err := m.forget(r, staged.Version); err != nil {

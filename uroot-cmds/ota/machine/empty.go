@@ -22,7 +22,7 @@ import (
 // change, so that no UKI that is put back finds a slot half written. Each step
 // is flushed before the next.
 func (u *update) empty() error {
-	if err := discard(u.state(u.running, stagedFile)); err != nil {
+	if err := hw.RemoveFile(u.state(u.running, stagedFile)); err != nil {
 		return err
 	}
 	if stale := u.stale(); len(stale) > 0 {
@@ -104,5 +104,5 @@ func (u *update) rename() error {
 		return err
 	}
 	// Cut here, they are given new ones once more.
-	return keep(u.state(u.running, slotFile), append(text, '\n'), 0o644)
+	return hw.KeepFile(u.state(u.running, slotFile), append(text, '\n'), 0o644)
 }

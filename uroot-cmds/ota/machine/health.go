@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/healthignore"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/uroot-cmds/ota/health"
 )
@@ -170,7 +171,7 @@ func (m *Machine) keepFailed(r *Running, h *Health) error {
 	if old, err := readSmall(path, maxFile); err == nil && bytes.Equal(old, text) {
 		return nil
 	}
-	return keep(path, text, 0o644)
+	return hw.KeepFile(path, text, 0o644)
 }
 
 // keepHealth leaves it for Status.
@@ -179,7 +180,7 @@ func (m *Machine) keepHealth(h *Health) error {
 	if err != nil {
 		return err
 	}
-	return keep(m.path(healthFile), text, 0o644)
+	return hw.KeepFile(m.path(healthFile), text, 0o644)
 }
 
 // lastHealth is what this start's check has found; nil where it has not ended yet.

@@ -21,7 +21,6 @@ import (
 
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/sysimage"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -45,9 +44,7 @@ const verityDevice = "system"
 
 // Linux is the machine that this runs on.
 func Linux() *Machine {
-	h := inventory.Linux()
-	h.Kernel, h.Mapper, h.Mounts = modules{}, hw.LinuxMapper{Dev: "/dev"}, hw.LinuxMounts{}
-	h.ESP = hw.LinuxESP{Disks: h.Disks, Kernel: modules{}, Mounts: hw.LinuxMounts{}, Directory: "/" + espDirectory}
+	h := hw.Linux(modules{}, "/"+espDirectory, "")
 	return &Machine{
 		Hardware: h, Root: "/", Random: rand.Reader, Now: time.Now,
 		Worker:     worker.Starter{Program: "/proc/self/exe", User: credential()},

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
@@ -104,9 +105,9 @@ func readSmall(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("read %s: more than %d bytes", path, limit)
+	b, err := bounded.Read(f, limit)
+	if err != nil {
+		err = fmt.Errorf("read %s: %w", path, err)
 	}
 	return b, err
 }
@@ -332,58 +333,6 @@ func (m *Machine) lock(r *Running) (*os.File, error) {
 		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
 	return f, nil
-}
-
-// keep puts a file into the state directory in one step. Cut before the rename, the
-// old one is there, and what is left of the new one is removed the next time.
-func keep(path string, content []byte, mode os.FileMode) error {
-	return put(path, mode, func(w io.Writer) error {
-		_, err := w.Write(content)
-		return err
-	})
-}
-
-// put is keep for what write writes. The file is a new one: nobody has it open.
-func put(path string, mode os.FileMode, write func(w io.Writer) error) error {
-	fresh := path + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(fresh)))
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return err
-	}
-	return syncDirectory(filepath.Dir(path))
-}
-
-// discard takes a file away for good.
-func discard(path string) error {
-	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDirectory(filepath.Dir(path))
-}
-
-func syncDirectory(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // decode reads a JSON file of the state directory; an absent one is false, and so

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/uroot-cmds/ota/settings"
@@ -150,5 +151,5 @@ func (m *Machine) SetChannel(c manifest.Channel) error {
 	if err != nil {
 		return err
 	}
-	return keep(path, text, 0o644)
+	return hw.KeepFile(path, text, 0o644)
 }

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -91,7 +92,7 @@ func (u *update) directory(v contract.Version) error {
 	if u.Worker.User != nil {
 		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
 	}
-	return errors.Join(own(u.work(v), uid, gid), syncDirectory(all))
+	return errors.Join(own(u.work(v), uid, gid), hw.SyncDirectory(all))
 }
 
 // own gives a directory and what is in it to a user. The directory goes first, so that
@@ -190,22 +191,22 @@ func (u *update) take(v contract.Version, head *archive.Head, tree io.ReaderAt) 
 		}
 	}
 	if len(head.Signature) > 0 {
-		if err := keep(filepath.Join(directory, archive.SignatureFile), head.Signature, 0o600); err != nil {
+		if err := hw.KeepFile(filepath.Join(directory, archive.SignatureFile), head.Signature, 0o600); err != nil {
 			return err
 		}
 	}
 	if len(u.self.Known) > 0 { // by which the boot checks the signature again
-		if err := keep(filepath.Join(directory, release.KeyFile), u.self.Known, 0o600); err != nil {
+		if err := hw.KeepFile(filepath.Join(directory, release.KeyFile), u.self.Known, 0o600); err != nil {
 			return err
 		}
 	}
-	if err := keep(filepath.Join(directory, release.FileName), head.Description, 0o600); err != nil {
+	if err := hw.KeepFile(filepath.Join(directory, release.FileName), head.Description, 0o600); err != nil {
 		return err
 	}
 	if err := checkTop(tree, head.Release); err != nil {
 		return err
 	}
-	return syncDirectory(filepath.Dir(directory))
+	return hw.SyncDirectory(filepath.Dir(directory))
 }
 
 var errWorker = errors.New("the worker did not do what it was asked to")
@@ -224,7 +225,7 @@ func copyFile(to, from string, want release.File) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is no file: %w", want.Name, errWorker)
 	}
-	return put(to, 0o600, func(w io.Writer) error {
+	return hw.ReplaceFile(to, 0o600, func(w io.Writer) error {
 		sum := sha256.New()
 		n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(f, want.Size))
 		if err == nil && (n != want.Size || !bytes.Equal(sum.Sum(nil), want.SHA256)) {
@@ -262,7 +263,7 @@ func (u *update) stage(out *Outcome) error {
 	if err != nil {
 		return err
 	}
-	if err := keep(u.state(u.running, stagedFile), append(text, '\n'), 0o644); err != nil {
+	if err := hw.KeepFile(u.state(u.running, stagedFile), append(text, '\n'), 0o644); err != nil {
 		return err
 	}
 	out.Staged = true

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/initagent/hw"
 )
 
 // setKnown reads what was learned of the release key. A file that is damaged must
@@ -67,7 +68,7 @@ func (u *update) learn() error {
 		return err
 	}
 	u.self, u.request.Self = wiser, wiser
-	return keep(u.state(u.running, keyFile), wiser.Known, 0o644)
+	return hw.KeepFile(u.state(u.running, keyFile), wiser.Known, 0o644)
 }
 
 // learnAnyway learns from an offer that is refused: that its key was revoked is
@@ -96,17 +97,9 @@ func (u *update) setCA() error {
 		}
 		name = filepath.Join(etc, below)
 	}
-	f, err := os.Open(name)
-	if err != nil {
+	var err error
+	if u.request.CA, err = bounded.Path(name, maxFile); err != nil {
 		return fmt.Errorf("CA in ota.conf: %w: correct it, or take it out", err)
-	}
-	defer f.Close()
-	u.request.CA, err = io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(u.request.CA) > maxFile {
-		err = fmt.Errorf("more than %d bytes", maxFile)
-	}
-	if err != nil {
-		return fmt.Errorf("CA in ota.conf: read %s: %w", name, err)
 	}
 	return nil
 }

@@ -319,7 +319,7 @@ func (u *update) remember(seen offer.Seen) error {
 		return err
 	}
 	u.self.Seen = seen
-	return keep(u.state(u.running, seenFile), append(text, '\n'), 0o644)
+	return hw.KeepFile(u.state(u.running, seenFile), append(text, '\n'), 0o644)
 }
 
 // Fetch brings the release that is offered into the other slot, if it is to be
