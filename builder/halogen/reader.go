@@ -28,10 +28,10 @@ func (r readerFlags) options(note func(string)) (server.Options, error) {
 	}
 	var err error
 	if o.CA, err = bounded.Path(r.ca, maxCA); err == nil && len(o.CA) == 0 {
-		err = fmt.Errorf("it is empty")
+		err = fmt.Errorf("%s is empty", r.ca)
 	}
 	if err != nil {
-		return o, fmt.Errorf("--ca: read %s: %w", r.ca, err)
+		return o, fmt.Errorf("--ca: %w", err)
 	}
 	return o, nil
 }

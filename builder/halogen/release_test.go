@@ -30,7 +30,7 @@ func TestReleaseCommandLines(t *testing.T) {
 		{[]string{"--verify", t.TempDir(), "--pinned", "/nowhere"}, exitFailure, "/nowhere"},
 		{[]string{"--build", "b", "--server", "s", "--proxy", "http://p:1"}, exitUsage, "--proxy does not go"},
 		{[]string{"--verify", "http://127.0.0.1:1/x86_64/os", "--ca", "/nowhere"}, exitFailure, "--ca: open /nowhere"},
-		{[]string{"--verify", "http://127.0.0.1:1/x86_64/os", "--ca", os.DevNull}, exitFailure, "it is empty"},
+		{[]string{"--verify", "http://127.0.0.1:1/x86_64/os", "--ca", os.DevNull}, exitFailure, "is empty"},
 		{[]string{"--verify", "http://127.0.0.1:1/x86_64/os", "--proxy", "p:1"}, exitFailure, "neither none nor an address like http://"},
 		{[]string{"step", "--server", "s"}, exitUsage, "one VERSION"},
 		{[]string{"promote", "7", "--server", "s", "--remove"}, exitUsage, "--remove does not go with promote"},

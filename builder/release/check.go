@@ -106,7 +106,7 @@ func loadBuild(dir string) (*build, error) {
 		}
 		image, err := bounded.Path(filepath.Join(dir, f.Name), f.Size)
 		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.Name, err)
+			return nil, err
 		}
 		if err := checkEFI(f, image); err != nil {
 			return nil, err
