@@ -193,37 +193,26 @@ func mergeStripes(key, src []byte, h hash.Hash) {
 // foldStripes folds all stripes but the last into sum.
 func foldStripes(sum, src []byte, h hash.Hash) {
 	clear(sum)
+	// Made once for all 4,000: the runtime keeps a list of what is made beside secrets.
+	room := make([]byte, 4, 4+h.Size())
+	defer Wipe(room[:cap(room)])
 	for ; len(src) > 0; src = src[len(sum):] {
 		subtle.XORBytes(sum, sum, src[:len(sum)])
-		diffuse(sum, h)
+		diffuse(sum, h, room)
 	}
 }
 
 // diffuse replaces each piece of b, of the digest's size, by the digest of its
-// number and itself.
-func diffuse(b []byte, h hash.Hash) {
-	var number [4]byte
-	var digest [64]byte
-	for i, piece := range enumerate(b, h.Size()) {
-		binary.BigEndian.PutUint32(number[:], uint32(i))
+// number and itself. room has four bytes, and behind them room for a digest.
+func diffuse(b []byte, h hash.Hash, room []byte) {
+	for i := uint32(0); len(b) > 0; i++ {
+		piece := b[:min(len(b), h.Size())]
+		b = b[len(piece):]
+		binary.BigEndian.PutUint32(room, i)
 		h.Reset()
-		h.Write(number[:])
+		h.Write(room)
 		h.Write(piece)
-		copy(piece, h.Sum(digest[:0]))
-	}
-	Wipe(digest[:])
-}
-
-// enumerate yields the pieces of b; the last one may be shorter.
-func enumerate(b []byte, size int) func(func(int, []byte) bool) {
-	return func(yield func(int, []byte) bool) {
-		i := 0
-		for piece := range slices.Chunk(b, size) {
-			if !yield(i, piece) {
-				return
-			}
-			i++
-		}
+		copy(piece, h.Sum(room)[len(room):])
 	}
 }
 

@@ -73,18 +73,10 @@ func unlisted(path, name string, open func(string, int) (int, error)) (attribute
 
 func readFile(fd int, name string) (attributes uint32, data []byte, err error) {
 	b := make([]byte, attributesSize+secureboot.MaxDatabase+1)
-	n := 0
-	for n < len(b) {
-		m, err := uninterrupted(func() (int, error) { return unix.Read(fd, b[n:]) })
-		if err != nil {
-			return 0, nil, fmt.Errorf("read %s: %w", name, err)
-		}
-		if m == 0 {
-			break
-		}
-		n += m
-	}
+	n, err := readVariable(fd, b)
 	switch {
+	case err != nil:
+		return 0, nil, fmt.Errorf("read %s: %w", name, err)
 	case n == 0:
 		return 0, nil, fs.ErrNotExist
 	case n < attributesSize:
@@ -93,6 +85,29 @@ func readFile(fd int, name string) (attributes uint32, data []byte, err error) {
 		return binary.LittleEndian.Uint32(b), nil, fmt.Errorf("read %s: more than %d bytes", name, secureboot.MaxDatabase)
 	}
 	return binary.LittleEndian.Uint32(b), append([]byte(nil), b[attributesSize:n]...), nil
+}
+
+// ReadVariable reads a file of efivarfs, with the four bytes of attributes before the value.
+// Of one that has more than limit bytes it returns limit+1.
+func ReadVariable(path string, limit int) ([]byte, error) {
+	fd, err := open(path, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, limit+1)
+	n, err := readVariable(fd, b)
+	return b[:n], err
+}
+
+// readVariable reads a variable by one call, which gives all of it (fs/efivarfs/file.c,
+// efivarfs_file_read). Each further one, which would say that this is the end, has the
+// firmware asked twice again, and there that takes 7 ms where nothing is accelerated.
+func readVariable(fd int, b []byte) (int, error) {
+	return uninterrupted(func() (int, error) {
+		n, err := unix.Read(fd, b)
+		return max(n, 0), err
+	})
 }
 
 // WriteAuthenticated implements Variables. efivarfs makes one SetVariable call

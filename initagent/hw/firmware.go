@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"unicode/utf16"
 
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enroll"
 )
 
 // Namespaces of EFI variables: the boot loader interface's vendor GUID and the
@@ -35,7 +35,7 @@ func (l LinuxFirmware) read(name, guid string) ([]byte, error) {
 // readUnless is read for a variable that counts as absent where it has one of these
 // attributes, whatever its size.
 func (l LinuxFirmware) readUnless(attributes uint32, name, guid string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(l.EFIVars, name+"-"+guid))
+	b, err := enroll.ReadVariable(filepath.Join(l.EFIVars, name+"-"+guid), maxVariable)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
