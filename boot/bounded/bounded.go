@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 )
 
 // ErrTooLarge is for what has more bytes than it may have.
@@ -30,20 +29,11 @@ func File(files fs.FS, name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return named(f, name, limit)
+	return Named(f, name, limit)
 }
 
-// Path is File of the host's file system.
-func Path(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return named(f, path, limit)
-}
-
-func named(r io.Reader, name string, limit int64) ([]byte, error) {
+// Named is Read of an open file. The error names it.
+func Named(r io.Reader, name string, limit int64) ([]byte, error) {
 	b, err := Read(r, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)

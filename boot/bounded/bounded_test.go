@@ -3,8 +3,6 @@ package bounded
 import (
 	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -31,25 +29,16 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// The two that open a file are the same, and name it.
-func TestFiles(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "name")
-	if err := os.WriteFile(name, []byte("abc"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+// Who opens a file names it.
+func TestFile(t *testing.T) {
 	files := fstest.MapFS{"name": {Data: []byte("abc")}}
-	for which, read := range map[string]func(name string, limit int64) ([]byte, error){
-		"file": func(n string, limit int64) ([]byte, error) { return File(files, filepath.Base(n), limit) },
-		"path": Path,
-	} {
-		if b, err := read(name, 3); err != nil || string(b) != "abc" {
-			t.Errorf("%s: %q, %v", which, b, err)
-		}
-		if _, err := read(name, 2); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "name: too large: more than 2 bytes") {
-			t.Errorf("%s of a byte less: %v", which, err)
-		}
-		if _, err := read(name+"x", 2); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s that is missing: %v", which, err)
-		}
+	if b, err := File(files, "name", 3); err != nil || string(b) != "abc" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := File(files, "name", 2); !errors.Is(err, ErrTooLarge) || err.Error() != "read name: too large: more than 2 bytes" {
+		t.Errorf("a byte less: %v", err)
+	}
+	if _, err := File(files, "other", 2); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("one that is missing: %v", err)
 	}
 }

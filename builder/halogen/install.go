@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/release"
 )
@@ -232,7 +232,7 @@ func readKey(name string) (*pgp.Key, error) {
 	if name == "" {
 		return nil, nil
 	}
-	text, err := bounded.Path(name, pgp.MaxKey)
+	text, err := files.Read(name, pgp.MaxKey)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,7 @@ import (
 	"flag"
 	"fmt"
 
-	"halogenos.internal/boot/bounded"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
@@ -27,7 +27,7 @@ func (r readerFlags) options(note func(string)) (server.Options, error) {
 		return o, nil
 	}
 	var err error
-	if o.CA, err = bounded.Path(r.ca, maxCA); err == nil && len(o.CA) == 0 {
+	if o.CA, err = files.Read(r.ca, maxCA); err == nil && len(o.CA) == 0 {
 		err = fmt.Errorf("%s is empty", r.ca)
 	}
 	if err != nil {

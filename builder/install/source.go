@@ -13,11 +13,11 @@ import (
 
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/authenticode"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/builder/files"
 )
 
 // A Source is a release that was checked as far as it can be before its system
@@ -44,7 +44,7 @@ var ErrUnsigned = errors.New("the release is not signed")
 // FromDirectory reads what halogen build left in a directory. Such a release is not
 // signed yet: whoever has the directory vouches for it.
 func FromDirectory(dir string) (*Source, error) {
-	text, err := bounded.Path(filepath.Join(dir, release.FileName), release.MaxSize)
+	text, err := files.Read(filepath.Join(dir, release.FileName), release.MaxSize)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func FromDirectory(dir string) (*Source, error) {
 		if len(f.Authenticode) == 0 {
 			continue
 		}
-		content, err := bounded.Path(filepath.Join(dir, f.Name), f.Size)
+		content, err := files.Read(filepath.Join(dir, f.Name), f.Size)
 		if err != nil {
 			return nil, err
 		}

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"halogenos.internal/boot/archive"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/builder/files"
 )
 
 // ArchiveOptions say of what an archive is made for somebody who signs and publishes
@@ -45,7 +45,7 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	if err := makeDirectories(o.Out); err != nil {
 		return nil, err
 	}
-	signature, err := bounded.Path(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)
+	signature, err := files.Read(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 
 	"halogenos.internal/boot/authenticode"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/files"
 )
 
 // checkEFI compares an EFI file with its description.
@@ -94,7 +94,7 @@ func badBuild(dir string, err error) error {
 func loadBuild(dir string) (*build, error) {
 	b := &build{dir: dir}
 	var err error
-	if b.text, err = bounded.Path(filepath.Join(dir, release.FileName), release.MaxSize); err != nil {
+	if b.text, err = files.Read(filepath.Join(dir, release.FileName), release.MaxSize); err != nil {
 		return nil, err
 	}
 	if b.release, err = release.Parse(b.text); err != nil {
@@ -104,7 +104,7 @@ func loadBuild(dir string) (*build, error) {
 		if len(f.Authenticode) == 0 {
 			continue
 		}
-		image, err := bounded.Path(filepath.Join(dir, f.Name), f.Size)
+		image, err := files.Read(filepath.Join(dir, f.Name), f.Size)
 		if err != nil {
 			return nil, err
 		}

@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"halogenos.internal/boot/bounded"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/builder/image"
 )
 
@@ -24,7 +24,7 @@ var papers = []struct{ file, suffix string }{
 // each with its signature. A build without them has none.
 func (p *publisher) writePapers(dir string) error {
 	for _, paper := range papers {
-		text, err := bounded.Path(filepath.Join(p.Build, paper.file), maxPaper)
+		text, err := files.Read(filepath.Join(p.Build, paper.file), maxPaper)
 		if errors.Is(err, fs.ErrNotExist) {
 			p.Note("the build has no %s", paper.file)
 			continue

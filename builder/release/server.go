@@ -13,9 +13,9 @@ import (
 	"slices"
 	"strings"
 
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
@@ -43,7 +43,7 @@ func (f Directory) Open(_ context.Context, name string) (io.ReadCloser, error) {
 
 // Get implements Server.
 func (f Directory) Get(_ context.Context, name string, limit int64) ([]byte, error) {
-	text, err := bounded.Path(filepath.Join(string(f), filepath.FromSlash(name)), limit)
+	text, err := files.Read(filepath.Join(string(f), filepath.FromSlash(name)), limit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}

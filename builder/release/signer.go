@@ -19,9 +19,9 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/secretmem"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/builder/keys"
 )
 
@@ -141,7 +141,7 @@ func fingerprint(k *pgp.Key) []byte {
 // readSecretKey returns the key's secret parts that can sign: subkeys, newest
 // first, then the primary key.
 func readSecretKey(path string) ([]*packet.PrivateKey, error) {
-	text, err := bounded.Path(path, pgp.MaxKey)
+	text, err := files.Read(path, pgp.MaxKey)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func readSecretKey(path string) ([]*packet.PrivateKey, error) {
 // KeyWarning says what is to be done about the expiry of a key, secret or public, in
 // a file; empty is nothing, also for a file that holds no OpenPGP key.
 func KeyWarning(path string, now time.Time) string {
-	text, err := bounded.Path(path, pgp.MaxKey)
+	text, err := files.Read(path, pgp.MaxKey)
 	if err != nil {
 		return ""
 	}

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"halogenos.internal/boot/archive"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/builder/files"
 )
 
 // A site is an image's directory on a server that is being changed, as it was
@@ -38,7 +38,7 @@ func openSite(dir string, known *pgp.Key, now time.Time, note func(string, ...an
 	if err := s.finishCut(); err != nil {
 		return nil, err
 	}
-	text, err := bounded.Path(filepath.Join(dir, manifest.FileName), manifest.MaxSize)
+	text, err := files.Read(filepath.Join(dir, manifest.FileName), manifest.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, s.checkEmpty()
 	}
@@ -85,7 +85,7 @@ func (s *site) readKey() error {
 	case named == "":
 		return fmt.Errorf("the releases in %s are not signed, and their machines would refuse this one's key", s.dir)
 	}
-	text, err := bounded.Path(filepath.Join(s.dir, s.manifest.PubKey), pgp.MaxKey)
+	text, err := files.Read(filepath.Join(s.dir, s.manifest.PubKey), pgp.MaxKey)
 	if err != nil {
 		return fmt.Errorf("read the server's key: %w", err)
 	}
@@ -112,7 +112,7 @@ func (s *site) signAgain() string {
 
 // checkSignature checks that the manifest is as its distributor signed it.
 func (s *site) checkSignature(text []byte) error {
-	signature, err := bounded.Path(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
+	signature, err := files.Read(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err != nil && !missing:
@@ -236,14 +236,14 @@ func (s *site) write(m *manifest.Manifest, signer *Signer, sign bool) error {
 // signature is that of the manifest which was about to come, that one comes now.
 func (s *site) finishCut() error {
 	path := filepath.Join(s.dir, next)
-	text, err := bounded.Path(path, manifest.MaxSize)
+	text, err := files.Read(path, manifest.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	signature, err := bounded.Path(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
+	signature, err := files.Read(filepath.Join(s.dir, manifest.SignatureName), pgp.MaxSignature)
 	if err == nil && s.fits(text, signature) {
 		s.note("finishing what an interrupted publication has begun")
 		return place(s.dir, path, manifest.FileName)
@@ -258,7 +258,7 @@ func (s *site) fits(text, signature []byte) bool {
 		return false
 	}
 	key := s.key
-	if shown, err := bounded.Path(filepath.Join(s.dir, m.PubKey), pgp.MaxKey); err == nil {
+	if shown, err := files.Read(filepath.Join(s.dir, m.PubKey), pgp.MaxKey); err == nil {
 		// The server's copy comes before the manifest, and may know of a subkey that
 		// the caller's does not.
 		known, err := pgp.ParseKey(shown)

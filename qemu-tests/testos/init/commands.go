@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/bounded"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
@@ -101,7 +101,7 @@ func (s *system) execute(words []string) (answer string, then func(), err error)
 func done(err error) (any, error) { return struct{}{}, err }
 
 func readFile(_ *system, a []string) (any, error) {
-	b, err := bounded.Path(a[0], maxRead)
+	b, err := files.Read(a[0], maxRead)
 	return content(b), err
 }
 

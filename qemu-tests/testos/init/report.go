@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
 
@@ -97,7 +97,7 @@ func (s *system) halogen() map[string]json.RawMessage {
 	all := make(map[string]json.RawMessage)
 	paths, _ := filepath.Glob("/run/halogen/*.json") // the pattern is good
 	for _, path := range paths {
-		b, err := bounded.Path(path, maxRead)
+		b, err := files.Read(path, maxRead)
 		if err != nil {
 			s.problem("%v", err)
 			continue

@@ -97,8 +97,12 @@ func (u *update) setCA() error {
 		}
 		name = filepath.Join(etc, below)
 	}
-	var err error
-	if u.request.CA, err = bounded.Path(name, maxFile); err != nil {
+	f, err := os.Open(name)
+	if err == nil {
+		defer f.Close()
+		u.request.CA, err = bounded.Named(f, name, maxFile)
+	}
+	if err != nil {
 		return fmt.Errorf("CA in ota.conf: %w: correct it, or take it out", err)
 	}
 	return nil
