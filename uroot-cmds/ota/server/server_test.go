@@ -87,7 +87,7 @@ func TestTransports(t *testing.T) {
 					t.Errorf("Get: %d bytes, %v", len(b), err)
 				}
 				_, err := tr.Get(ctx, name, 99_999)
-				wants(t, err, "more than the")
+				wants(t, err, "more than")
 				for _, bad := range []string{"../x", "/x", "", "."} {
 					_, err := tr.Get(ctx, bad, 10)
 					wants(t, err, "no name on a server")
