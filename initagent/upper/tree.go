@@ -1,0 +1,222 @@
+package upper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
+)
+
+// The overlay's extended attributes (kernel documentation, filesystems/overlayfs.rst).
+const (
+	overlayPrefix = "trusted.overlay."
+	opaque        = overlayPrefix + "opaque"   // "y"
+	whiteout      = overlayPrefix + "whiteout" // of an empty file, in place of a device 0:0
+	redirect      = overlayPrefix + "redirect"
+	metacopy      = overlayPrefix + "metacopy"
+	// protected holds what chattr made of a file through the overlay: immutable, append only.
+	protected = overlayPrefix + "protattr"
+	// unprivileged begins those of an overlay that was mounted without privileges.
+	unprivileged = "user.overlay."
+)
+
+// maxXattrs bounds the names and each value of a file's extended attributes in
+// bytes; Linux has no larger ones (xattr(7)).
+const maxXattrs = 64 << 10
+
+// A tree is a directory that is read without following a link, opening a device, or
+// leaving its file system. It implements etcmerge.Tree.
+type tree struct {
+	name  string // for errors
+	fd    int
+	upper bool // whiteouts and opaque directories mean something
+	buf   []byte
+}
+
+func openTree(root int, name, directory string, upper bool) (*tree, error) {
+	fd, err := beneath(root, directory, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return &tree{name: name, fd: fd, upper: upper, buf: make([]byte, maxXattrs)}, nil
+}
+
+func (t *tree) Close() error { return unix.Close(t.fd) }
+
+// beneath opens what lies below a directory, without a link on the way.
+func beneath(root int, name string, flags uint64) (int, error) {
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
+}
+
+// look opens a path for its attributes alone. What lies below a link, or below what is
+// not a directory, is not there.
+func (t *tree) look(path string) (int, error) {
+	fd, err := beneath(t.fd, path, unix.O_PATH)
+	switch {
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return -1, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return -1, t.fault(err)
+	}
+	return fd, err
+}
+
+func (t *tree) fault(err error) error { return fmt.Errorf("%s: %w", t.name, err) }
+
+// Entry implements etcmerge.Tree.
+func (t *tree) Entry(path string) (etcmerge.Entry, error) {
+	fd, err := t.look(path)
+	if err != nil {
+		return etcmerge.Entry{}, err
+	}
+	defer unix.Close(fd)
+	e, err := t.entry(fd)
+	if err != nil {
+		return etcmerge.Entry{}, t.fault(&fs.PathError{Op: "read", Path: path, Err: err})
+	}
+	return e, nil
+}
+
+var types = map[uint32]etcmerge.Type{
+	unix.S_IFREG: etcmerge.Regular, unix.S_IFDIR: etcmerge.Directory, unix.S_IFLNK: etcmerge.Link, unix.S_IFCHR: etcmerge.CharDevice,
+	unix.S_IFBLK: etcmerge.BlockDevice, unix.S_IFIFO: etcmerge.Pipe, unix.S_IFSOCK: etcmerge.Socket,
+}
+
+func (t *tree) entry(fd int) (etcmerge.Entry, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return etcmerge.Entry{}, err
+	}
+	e := etcmerge.Entry{Type: types[st.Mode&unix.S_IFMT], Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Unix())}
+	xattrs, err := t.xattrs(fd)
+	if err != nil {
+		return e, err
+	}
+	switch e.Type {
+	case etcmerge.Regular:
+		e.Size = st.Size
+	case etcmerge.CharDevice, etcmerge.BlockDevice:
+		e.Rdev = st.Rdev
+	case etcmerge.Link:
+		e.Mode = 0o777
+		if e.Target, err = readlink(fd); err != nil {
+			return e, err
+		}
+	}
+	if t.upper {
+		if err := overlaid(&e, xattrs); err != nil {
+			return e, err
+		}
+	}
+	for name := range xattrs {
+		if strings.HasPrefix(name, overlayPrefix) || strings.HasPrefix(name, unprivileged) {
+			delete(xattrs, name)
+		}
+	}
+	e.Xattrs = xattrs
+	return e, nil
+}
+
+// overlaid interprets what the overlay has written into its upper directory. The
+// attributes that refer to another place of the image are refused: that image is not
+// the one below any more. Nothing that initagent mounts makes them, unless the kernel
+// was built to.
+func overlaid(e *etcmerge.Entry, xattrs map[string]string) error {
+	_, hides := xattrs[whiteout]
+	_, moved := xattrs[redirect]
+	_, split := xattrs[metacopy]
+	switch {
+	case e.Type == etcmerge.CharDevice && e.Rdev == 0, e.Type == etcmerge.Regular && e.Size == 0 && hides:
+		*e = etcmerge.Entry{Type: etcmerge.Whiteout}
+	case e.Type == etcmerge.Directory && moved:
+		return errors.New("it is a directory of the image under another name (" + redirect + "), which cannot be carried over: copy it and remove it")
+	case split:
+		return errors.New("it has its content in the image (" + metacopy + "), and cannot be carried over: write it again")
+	case e.Type == etcmerge.Directory:
+		e.Opaque = xattrs[opaque] == "y"
+	}
+	return nil
+}
+
+func readlink(fd int) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buf)
+	return string(buf[:max(n, 0)]), err
+}
+
+// handle is a path that leads to an open file itself, whatever its type: the calls
+// for extended attributes take no descriptor that was opened for its attributes alone.
+func handle(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func (t *tree) xattrs(fd int) (map[string]string, error) {
+	n, err := unix.Listxattr(handle(fd), t.buf)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(t.buf[:n]), "\x00"), "\x00") {
+		size, err := unix.Getxattr(handle(fd), name, t.buf)
+		if err != nil {
+			return nil, fmt.Errorf("attribute %s: %w", name, err)
+		}
+		out[name] = string(t.buf[:size])
+	}
+	return out, nil
+}
+
+// Names implements etcmerge.Tree.
+func (t *tree) Names(path string) ([]string, error) {
+	fd, err := beneath(t.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, t.fault(err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	names, err := f.Readdirnames(etcmerge.MaxEntries + 1)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, t.fault(err)
+	case len(names) > etcmerge.MaxEntries:
+		return nil, t.fault(fmt.Errorf("directory %s has more than %d entries", path, etcmerge.MaxEntries))
+	}
+	return names, nil
+}
+
+// Open implements etcmerge.Tree.
+func (t *tree) Open(path string) (io.ReadCloser, error) {
+	fd, err := t.look(path)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, t.fault(err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, t.fault(fmt.Errorf("%s is not a regular file", path))
+	}
+	f, err := os.Open(handle(fd)) // the file that was looked at, and no other
+	if err != nil {
+		return nil, t.fault(fmt.Errorf("%s: %w", path, err))
+	}
+	return f, nil
+}

@@ -1,0 +1,283 @@
+// Package upper keeps what may change of a system for each system of its own: the upper
+// directories of its overlays, as /etc. A system that starts for the first time gets
+// them from those of the system before it, merged with what its image brings
+// ([halogenos.internal/boot/etcmerge]), and what the directories that all systems share
+// lack of its image (see [Carry]).
+//
+// It refuses to change anything of another system's. What it makes has its name when it
+// is complete; what it removes loses it first.
+package upper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/stateconf"
+)
+
+// Bind is where the root partition has the directories that all systems share.
+const Bind = "bind"
+
+// updated is where systemd notes which image a directory was last brought up to date
+// for (systemd.unit(5), ConditionNeedsUpdate).
+const updated = ".updated"
+
+// Name is the name of a state directory on the root partition. It is flat, so that no
+// entry lies inside another's.
+func Name(directory string) string { return strings.ReplaceAll(strings.Trim(directory, "/"), "/", "-") }
+
+// A Carry is what a system takes over at its first start.
+type Carry struct {
+	System  string // root hash of the image that starts
+	From    Source
+	Image   string // where that image is mounted
+	Base    string // where the image of From is mounted; "" where it cannot be had
+	Entries []stateconf.Entry
+	Options etcmerge.Options
+	// Progress is told how much there is to be done, and returns what is told how much is.
+	Progress func(total int64) func(done int64)
+	// Step is called before each change of the file system; nil does nothing.
+	Step func(what string) error
+}
+
+// A Report says what came of it.
+type Report struct {
+	Kept, Merged int
+	Conflicts    []etcmerge.Conflict
+	Notes        []etcmerge.Note
+}
+
+// A Store is the root partition's file system, mounted at Root.
+type Store struct{ Root string }
+
+// own is the upper directory of an entry, or the work directory beside it.
+func own(system, entry, which string) string { return path.Join(Directory, system, entry, which) }
+
+// Upper is the upper directory that a source has for an entry; "" for none.
+func (s Source) Upper(entry string) string {
+	switch {
+	case s.Unnamed:
+		return path.Join(Unnamed, entry, "upper")
+	case s.System != "":
+		return own(s.System, entry, "upper")
+	}
+	return ""
+}
+
+// Overlay is where a system has the upper and the work directory of an entry.
+func Overlay(system, entry string) (upper, work string) {
+	return own(system, entry, "upper"), own(system, entry, "work")
+}
+
+// Carry makes a system's directory.
+//
+// It is made under another name, flushed, and renamed, which is the last write. Cut
+// before that, the system has no directory still, and all of it is made again: what is
+// left of the first attempt goes first. Cut after it, the system has its own. The
+// source is only read. What the shared directories get is in its place one by one, each
+// complete (see fill), and is found there by the second attempt.
+func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
+	if c.Step == nil {
+		c.Step = func(string) error { return nil }
+	}
+	if !rootHash.MatchString(c.System) {
+		return nil, fmt.Errorf("%q is not the root hash of a system", c.System)
+	}
+	root, err := unix.Open(s.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", s.Root, err)
+	}
+	defer unix.Close(root)
+	all, err := makeDirectory(root, Directory, 0o700, c.Step)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
+	if err := remove(all, c.System+unfinished, c.Step); err != nil {
+		return nil, err
+	}
+	m := &maker{Carry: c, root: root, all: all, report: new(Report)}
+	if err := m.run(ctx); err != nil {
+		return nil, errors.Join(err, remove(all, c.System+unfinished, c.Step))
+	}
+	return m.report, nil
+}
+
+// makeDirectory makes a directory where it is missing, and opens it.
+func makeDirectory(parent int, name string, mode uint32, step func(string) error) (*os.File, error) {
+	if err := step("make " + name); err != nil {
+		return nil, err
+	}
+	if err := unix.Mkdirat(parent, name, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, &fs.PathError{Op: "make", Path: name, Err: err}
+	}
+	fd, err := beneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// maker is one Carry.
+type maker struct {
+	Carry
+	root          int
+	all           *os.File // Directory
+	report        *Report
+	users, groups map[uint32]uint32
+}
+
+func (m *maker) run(ctx context.Context) error {
+	name := m.System + unfinished
+	fresh, err := makeDirectory(int(m.all.Fd()), name, 0o755, m.Step)
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	for _, e := range m.Entries {
+		if e.Mode != stateconf.Overlay {
+			continue
+		}
+		if err := m.overlay(ctx, e, int(fresh.Fd())); err != nil {
+			return fmt.Errorf("%s: %w", e.Path, err)
+		}
+	}
+	for _, e := range m.Entries {
+		if e.Mode != stateconf.Bind {
+			continue
+		}
+		if err := m.bind(e); err != nil {
+			return fmt.Errorf("%s: %w", e.Path, err)
+		}
+	}
+	if err := m.Step("flush"); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(m.all.Fd())); err != nil {
+		return fmt.Errorf("flush the root partition: %w", err)
+	}
+	if err := m.Step("rename"); err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(m.all.Fd()), name, int(m.all.Fd()), m.System); err != nil {
+		return fmt.Errorf("give %s its name: %w", name, err)
+	}
+	return m.all.Sync()
+}
+
+// overlay makes the upper and the work directory of one entry.
+func (m *maker) overlay(ctx context.Context, e stateconf.Entry, fresh int) error {
+	base, image, before, err := m.trees(e.Path, true)
+	if err != nil {
+		return err
+	}
+	defer closeTrees(base, image, before)
+	if image == nil {
+		return nil // the image has no such directory
+	}
+	top, err := image.Entry(".")
+	if err != nil {
+		return err
+	}
+	plan := new(etcmerge.Result)
+	if before != nil {
+		if plan, err = m.plan(ctx, e, base, image, before); err != nil {
+			return err
+		}
+	}
+	entry, err := makeDirectory(fresh, Name(e.Path), 0o755, m.Step)
+	if err != nil {
+		return err
+	}
+	defer entry.Close()
+	for _, which := range []string{"work", "upper"} {
+		directory, err := makeDirectory(int(entry.Fd()), which, 0o700, m.Step)
+		if err != nil {
+			return err
+		}
+		defer directory.Close()
+		if which == "upper" {
+			return m.write(e, int(directory.Fd()), plan, top, map[etcmerge.Source]*tree{
+				etcmerge.FromUpper: before, etcmerge.FromImage: image, etcmerge.FromBase: base,
+			})
+		}
+	}
+	return nil
+}
+
+func (m *maker) write(e stateconf.Entry, directory int, plan *etcmerge.Result, top etcmerge.Entry, sources map[etcmerge.Source]*tree) error {
+	done, total := int64(0), int64(len(plan.Changes))
+	tell := m.Progress(total)
+	err := newWriter(directory, m.Step).write(plan, top, sources, func() { done++; tell(done) })
+	if err != nil {
+		return err
+	}
+	for _, c := range plan.Changes {
+		switch c.Action {
+		case etcmerge.Keep:
+			m.report.Kept++
+		case etcmerge.Merge:
+			m.report.Merged++
+		}
+	}
+	if e.Path == etc {
+		m.report.Conflicts, m.report.Notes = plan.Conflicts, plan.Notes
+		m.users, m.groups = plan.Users, plan.Groups
+	}
+	return nil
+}
+
+// trees opens what an entry has in the old image, in the new one, and in the upper
+// directory before; nil for each that has none.
+func (m *maker) trees(directory string, upper bool) (base, image, before *tree, err error) {
+	relative := strings.TrimPrefix(directory, "/")
+	defer func() {
+		if err != nil {
+			closeTrees(base, image, before)
+		}
+	}()
+	if image, err = openIn(m.Image, "the image's "+directory, relative); err != nil {
+		return base, image, before, err
+	}
+	if m.Base != "" {
+		if base, err = openIn(m.Base, "the image before's "+directory, relative); err != nil {
+			return base, image, before, fmt.Errorf("%w: %w", etcmerge.ErrBase, err)
+		}
+	}
+	if name := m.From.Upper(Name(directory)); upper && name != "" {
+		if before, err = openTree(m.root, name, name, true); errors.Is(err, fs.ErrNotExist) {
+			before, err = nil, nil
+		}
+	}
+	return base, image, before, err
+}
+
+func openIn(root, name, directory string) (*tree, error) {
+	fd, err := unix.Open(filepath.Clean(root), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", root, err)
+	}
+	defer unix.Close(fd)
+	t, err := openTree(fd, name, directory, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return t, err
+}
+
+func closeTrees(all ...*tree) {
+	for _, t := range all {
+		if t != nil {
+			t.Close()
+		}
+	}
+}

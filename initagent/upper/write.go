@@ -1,0 +1,238 @@
+package upper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
+)
+
+// A writer makes what did not exist before, below one directory. It replaces and
+// follows nothing. Nothing else runs meanwhile.
+type writer struct {
+	fd int // of the directory
+	// step is called before each change of the file system. Tests cut there.
+	step func(what string) error
+	buf  []byte
+}
+
+func newWriter(fd int, step func(string) error) *writer {
+	return &writer{fd: fd, step: step, buf: make([]byte, 128<<10)}
+}
+
+// write makes the upper directory that a plan describes. The directory itself exists;
+// it looks like top, unless the plan says what it looks like.
+func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcmerge.Source]*tree, done func()) error {
+	directories := []etcmerge.Change{{Path: ".", Entry: top}}
+	for _, c := range r.Changes {
+		done()
+		switch {
+		case c.Action == etcmerge.Take:
+			continue
+		case c.Path == ".":
+			directories[0] = c
+			continue
+		case c.Entry.Type == etcmerge.Directory:
+			directories = append(directories, c)
+		}
+		if err := w.make(c, sources); err != nil {
+			return fmt.Errorf("make %s: %w", c.Path, err)
+		}
+	}
+	// Their times last, and those within before those around: each entry changes them.
+	for _, c := range slices.Backward(directories) {
+		if err := w.finish(c.Path, c.Entry); err != nil {
+			return fmt.Errorf("make %s: %w", c.Path, err)
+		}
+	}
+	return nil
+}
+
+// make makes one entry, complete but for a directory's attributes, which come last:
+// what an overlay hides in it has to be there before.
+func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) error {
+	parent, err := beneath(w.fd, path.Dir(c.Path), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(parent)
+	name := path.Base(c.Path)
+	var content io.Reader
+	if c.Entry.Type == etcmerge.Regular {
+		f, err := open(c, sources)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		content = f
+	}
+	if err := w.node(parent, name, c.Entry, content); err != nil {
+		return err
+	}
+	switch c.Entry.Type {
+	case etcmerge.Whiteout, etcmerge.Directory:
+		return nil
+	case etcmerge.Regular:
+		if c.From == etcmerge.FromUpper && c.Action == etcmerge.Keep {
+			if err := w.protect(parent, name, c.Path, sources[etcmerge.FromUpper]); err != nil {
+				return err
+			}
+		}
+	}
+	return w.attributes(parent, name, c.Entry)
+}
+
+func open(c etcmerge.Change, sources map[etcmerge.Source]*tree) (io.ReadCloser, error) {
+	if c.From == etcmerge.FromContent {
+		return io.NopCloser(strings.NewReader(string(c.Content))), nil
+	}
+	from := sources[c.From]
+	if from == nil {
+		return nil, fmt.Errorf("its content is to come from %d, which is not there", c.From)
+	}
+	f, err := from.Open(c.Path)
+	if c.From != etcmerge.FromBase {
+		return f, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", etcmerge.ErrBase, err)
+	}
+	return ofBase{f}, nil
+}
+
+// ofBase marks errors of reading the image before.
+type ofBase struct{ io.ReadCloser }
+
+func (b ofBase) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", etcmerge.ErrBase, err)
+	}
+	return n, err
+}
+
+// node makes the entry itself.
+func (w *writer) node(parent int, name string, e etcmerge.Entry, content io.Reader) error {
+	if err := w.step("make " + name); err != nil {
+		return err
+	}
+	switch e.Type {
+	case etcmerge.Directory:
+		return unix.Mkdirat(parent, name, 0o700)
+	case etcmerge.Link:
+		return unix.Symlinkat(e.Target, parent, name)
+	case etcmerge.Regular:
+		return w.file(parent, name, content)
+	case etcmerge.Whiteout:
+		return unix.Mknodat(parent, name, unix.S_IFCHR, 0)
+	}
+	for mode, t := range types {
+		if t == e.Type {
+			return unix.Mknodat(parent, name, mode|0o600, int(e.Rdev))
+		}
+	}
+	return fmt.Errorf("it is of no known type (%d)", e.Type)
+}
+
+func (w *writer) file(parent int, name string, content io.Reader) error {
+	fd, err := unix.Openat(parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	for err == nil {
+		var n int
+		n, err = io.ReadFull(content, w.buf)
+		if n == 0 {
+			break
+		}
+		if serr := w.step("write " + name); serr != nil {
+			err = serr
+			break
+		}
+		if _, werr := f.Write(w.buf[:n]); werr != nil {
+			err = werr
+		}
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
+}
+
+// attributes comes after the content: the owner before the mode, since changing it
+// takes setuid away and capabilities, and the times last.
+func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
+	if err := w.step("owner and mode of " + name); err != nil {
+		return err
+	}
+	if err := unix.Fchownat(parent, name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if e.Type != etcmerge.Link {
+		if err := unix.Fchmodat(parent, name, e.Mode&0o7777, 0); err != nil {
+			return err
+		}
+	}
+	for key, value := range e.Xattrs {
+		if err := w.xattr(parent, name, key, value); err != nil {
+			return err
+		}
+	}
+	modified := unix.NsecToTimespec(e.ModTime.UnixNano())
+	return unix.UtimesNanoAt(parent, name, []unix.Timespec{modified, modified}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// finish gives a directory its attributes.
+func (w *writer) finish(name string, e etcmerge.Entry) error {
+	parent := w.fd
+	if name != "." {
+		fd, err := beneath(w.fd, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		parent = fd
+	}
+	if e.Opaque {
+		if err := w.xattr(parent, path.Base(name), opaque, "y"); err != nil {
+			return err
+		}
+	}
+	return w.attributes(parent, path.Base(name), e)
+}
+
+func (w *writer) xattr(parent int, name, key, value string) error {
+	if err := w.step("attribute " + key + " of " + name); err != nil {
+		return err
+	}
+	if err := unix.Lsetxattr(handle(parent)+"/"+name, key, []byte(value), 0); err != nil {
+		return fmt.Errorf("attribute %s: %w", key, err)
+	}
+	return nil
+}
+
+// protect keeps what chattr made of a file of this machine's. The overlay has written it
+// beside the file (Linux 5.15), as nothing that is merged.
+func (w *writer) protect(parent int, name, path string, from *tree) error {
+	fd, err := from.look(path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	xattrs, err := from.xattrs(fd)
+	if err != nil {
+		return err
+	}
+	if value, there := xattrs[protected]; there {
+		return w.xattr(parent, name, protected, value)
+	}
+	return nil
+}
