@@ -123,6 +123,7 @@ type Facts struct {
 	Unlock  Outcome // the root partition, by the TPM
 	Key     Outcome // the root partition, by the recovery key
 	Record  Outcome // the TPM's policy, brought up to date
+	Carried Outcome // this system's own copy of what may change, at its first start
 	Mount   Outcome // state.conf's directories
 	// DiskFails: the disk does not read what the file system of the root partition
 	// needs, which was open.
@@ -139,6 +140,13 @@ type Facts struct {
 
 	// RootMade: the root partition was made in this boot.
 	RootMade bool
+
+	// FirstStart: the root partition has nothing of this system's own yet.
+	FirstStart bool
+	// Unsettled: the running system is blessed, and what the root partition says of
+	// whose state counts is older; or a trial in the other slot has state of its own.
+	Unsettled bool
+	Settled   Outcome
 
 	// SecretAsked: the running system has asked for a new machine secret.
 	SecretAsked bool
@@ -202,6 +210,8 @@ const (
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
 	Revoke                    // have the firmware refuse a boot manager that was replaced
+	CarryState                // make this system's own /etc from that of the one before
+	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
 	MountState                // mount the root partition's directories
 	Condemn                   // take the slot's tries away
 	Reboot                    // start again
@@ -212,7 +222,7 @@ const (
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
 	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
-	MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
+	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
 // String returns the step's name as the journal has it.
@@ -451,6 +461,8 @@ func pending(s State, f Facts) (Step, bool) {
 	case f.Mount == Failed:
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
+	case f.Carried == Failed:
+		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
 	case s.Root == RootOpen && !s.Trial:
 		if step, ok := newSecret(f); ok {
 			return step, true
@@ -459,8 +471,25 @@ func pending(s State, f Facts) (Step, bool) {
 			return step, true
 		}
 	}
+	if step, ok := state(s, f); ok {
+		return step, true
+	}
 	if f.Mount == NotTried {
 		return Step{MountState, "the system image is open"}, true
+	}
+	return Step{}, false
+}
+
+// state sees to whose state this boot runs on. It comes after upkeep: a boot that
+// restarts into a trial leaves the trial's as it is, since nothing has changed.
+func state(s State, f Facts) (Step, bool) {
+	switch {
+	case s.Root != RootOpen:
+		return Step{}, false
+	case f.FirstStart && f.Carried == NotTried:
+		return Step{CarryState, "this system starts for the first time"}, true
+	case f.Unsettled && f.Settled == NotTried && !s.Trial:
+		return Step{SettleState, "this system has proven itself: its state counts"}, true
 	}
 	return Step{}, false
 }

@@ -51,6 +51,8 @@ var (
 		"answered":      func(s *State, f *Facts) { f.Answered = true },
 		"planted-gone":  func(s *State, f *Facts) { f.PlantedGone = true },
 		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
+		"first-start":   func(s *State, f *Facts) { f.FirstStart = true },
+		"unsettled":     func(s *State, f *Facts) { f.Unsettled = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
 )
@@ -152,7 +154,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -245,7 +247,7 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Verity != Done, tr.facts.Mount != Done, f.Epoch < s.Floor, f.Problem != "",
+		case tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
 			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
@@ -272,6 +274,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 						f.SecureBoot = contract.Optional
 					}
 					f.SecretAsked = bit(6) != bit(7)
+					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

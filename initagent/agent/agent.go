@@ -174,7 +174,7 @@ func (a *Agent) observe() {
 		// The ESP only says what there is to fall back to.
 		a.Log.Say("the ESP cannot be read: %v", err)
 	}
-	for _, observe := range []func() error{a.observeRoot, a.observeKeys, a.observeLoss, a.observeUpkeep} {
+	for _, observe := range []func() error{a.observeRoot, a.observeKeys, a.observeLoss, a.observeUpkeep, a.observeState} {
 		if err := observe(); err != nil {
 			a.facts.Problem = err.Error()
 			return

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/upper"
 )
 
 // mountState mounts what state.conf names into the system. Without a root
@@ -31,14 +31,7 @@ func (a *Agent) mountState() error {
 		a.inMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
-	text, err := os.ReadFile(a.Path(systemDirectory, stateconf.Path))
-	if errors.Is(err, fs.ErrNotExist) {
-		text, err = []byte(stateconf.Default), nil
-	}
-	if err != nil {
-		return err
-	}
-	entries, err := stateconf.Parse(text)
+	entries, err := a.stateEntries()
 	if err != nil {
 		return err
 	}
@@ -49,6 +42,18 @@ func (a *Agent) mountState() error {
 	}
 	a.mountShared()
 	return nil
+}
+
+// stateEntries are the directories that the image's state.conf names.
+func (a *Agent) stateEntries() ([]stateconf.Entry, error) {
+	text, err := os.ReadFile(a.Path(systemDirectory, stateconf.Path))
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = []byte(stateconf.Default), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return stateconf.Parse(text)
 }
 
 func (a *Agent) mountEntry(e stateconf.Entry) error {
@@ -63,15 +68,14 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 	if !info.IsDir() {
 		return fmt.Errorf("it is no directory in the image (%s)", info.Mode())
 	}
-	// One flat name a directory, so that no entry lies inside another's.
-	name := strings.ReplaceAll(strings.Trim(e.Path, "/"), "/", "-")
+	name := upper.Name(e.Path)
 	switch e.Mode {
 	case stateconf.Tmpfs:
 		return a.mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
 	case stateconf.Overlay:
-		return a.mountOverlay(lower, filepath.Join("overlay", name), info)
+		return a.mountOverlay(lower, name, info)
 	}
-	return a.mountBind(lower, filepath.Join("bind", name))
+	return a.mountBind(lower, filepath.Join(upper.Bind, name))
 }
 
 // diskFails adds what the kernel knows to an error of the file system of the open root
@@ -103,20 +107,26 @@ func sticky(info fs.FileInfo) fs.FileMode {
 	return 0
 }
 
-// mountOverlay lays a writable directory over the image's. The upper directory takes
-// the image's mode, since it is what the system sees.
-func (a *Agent) mountOverlay(lower, base string, info fs.FileInfo) error {
+// mountOverlay lays this system's own upper directory over the image's. carryState has
+// made it, but where the state lies in memory: there it takes the image's mode, since it is
+// what the system sees.
+//
+// What it holds has to make sense over the next image, too: so a directory that is
+// renamed is copied, and a file whose mode alone changes, whatever the kernel was built to do.
+func (a *Agent) mountOverlay(lower, name string, info fs.FileInfo) error {
 	if err := a.Kernel.Load("overlay"); err != nil {
 		return err
 	}
-	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
-	for _, directory := range []string{upper, work} {
-		if err := a.Store.MakeDirectory(directory, info.Mode().Perm()); err != nil {
-			return err
+	top, work := upper.Overlay(a.ownState(), name)
+	if a.inMemory {
+		for _, directory := range []string{top, work} {
+			if err := a.Store.MakeDirectory(directory, info.Mode().Perm()); err != nil {
+				return err
+			}
 		}
 	}
 	return a.mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, a.Path(StateDirectory, upper), a.Path(StateDirectory, work)))
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", lower, a.Path(StateDirectory, top), a.Path(StateDirectory, work)))
 }
 
 // mountBind mounts a directory of the root partition over the image's. It starts

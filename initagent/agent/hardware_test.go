@@ -213,6 +213,10 @@ func (p mapper) OpenVerity(v hw.Verity) (string, error) {
 	if err := verity.Verify(context.Background(), data, tree, v.Params, v.Root, func(int64) {}); err != nil {
 		return "", fmt.Errorf("first read through dm-verity: %w", err)
 	}
+	if v.Name == beforeDevice {
+		p.m.before = &v.Root
+		return "/dev/dm-2", nil
+	}
 	p.m.openVerity = true
 	return "/dev/dm-0", nil
 }
@@ -234,6 +238,10 @@ func (p mapper) OpenCrypt(c hw.Crypt) (string, error) {
 }
 
 func (p mapper) Close(name string) error {
+	if name == beforeDevice && p.m.before != nil {
+		p.m.before = nil
+		return nil
+	}
 	if name != rootpart.Device || p.m.openVolume == nil {
 		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
@@ -288,6 +296,9 @@ func (o mounts) Unmount(target string) error {
 }
 
 func (o mounts) SwitchRoot(string, []string) error {
+	if o.m.before != nil {
+		o.m.t.Error("the system gets the image of the one before it, still open")
+	}
 	o.m.nothingUnseals("the system")
 	panic(halt{"system"})
 }

@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/upper"
 )
 
 const (
@@ -65,7 +66,8 @@ type edition struct {
 	contract *contract.Contract
 	image    []byte
 	uki      []byte
-	manager  []byte // nil for the machine's first one
+	manager  []byte            // nil for the machine's first one
+	etc      map[string]string // of the image, by path
 }
 
 func newRelease(t testing.TB, version, epoch uint64, change func(*contract.Contract)) *edition {
@@ -207,6 +209,8 @@ type machine struct {
 	startFile   string // the boot manager starts this path; or "" for what it chooses
 	openVolume  *[32]byte
 	openVerity  bool
+	before      *verity.Root  // of the image that is open beside it
+	carried     []upper.Carry // what systems have taken over
 	mounted     []string
 	chipState   []byte
 	chipChanged bool
@@ -320,6 +324,7 @@ func (m *machine) boot() (end string) {
 		m.t.Fatal(err)
 	}
 	m.chipChanged = true
+	m.before = nil
 	m.openVolume, m.openVerity, m.mounted, m.listening, m.collected, m.hidden, m.noModules = nil, false, nil, false, false, false, false
 	maps.Copy(m.vars, m.restores)
 	chosen, counted, err := m.start()

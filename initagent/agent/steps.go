@@ -52,6 +52,8 @@ var steps = map[slot.Kind]stepRow{
 	slot.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Record }, secrets: true},
 	slot.UpdateManager: {do: plain((*Agent).updateManager), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
 	slot.Revoke:        {do: plain((*Agent).revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
+	slot.CarryState:    {do: (*Agent).carryState, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Carried }, ends: true},
+	slot.SettleState:   {do: plain((*Agent).settleState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Settled }},
 	slot.MountState:    {do: plain((*Agent).mountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
 	slot.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
 	slot.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},

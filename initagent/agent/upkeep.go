@@ -48,7 +48,7 @@ func (a *Agent) judge() {
 
 // stage makes a release that the fetcher has left the next one to be tried.
 func (a *Agent) stage() error {
-	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note})
+	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note, LeaveState: a.leaveOwnState})
 }
 
 // updateManager puts the boot manager of the running release in its place.

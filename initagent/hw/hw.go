@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/upper"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -240,6 +241,14 @@ type Store interface {
 	// Seed makes a directory as a copy of one of the system image, unless it is
 	// there. A cut leaves the whole copy or none.
 	Seed(from, name string) error
+	// Names lists a directory; one that is not there has none.
+	Names(name string) ([]string, error)
+	// Discard removes a directory with all that is in it, for good. A cut leaves it
+	// whole, or without its name.
+	Discard(name string) error
+	// Carry makes what a system has of its own at its first start (upper.Store.Carry).
+	// A cut leaves it whole or without its name.
+	Carry(ctx context.Context, c upper.Carry) (*upper.Report, error)
 }
 
 // ErrUnfit is wrapped by Store's refusals to read what is there.

@@ -1,6 +1,7 @@
 package hw
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/upper"
 )
 
 // LinuxStore is the root partition's file system, mounted at Root.
@@ -127,4 +130,19 @@ func (l LinuxStore) MakeDirectory(name string, mode fs.FileMode) error {
 		return err
 	}
 	return SyncDirectory(filepath.Dir(path))
+}
+
+// Names implements Store.
+func (l LinuxStore) Names(name string) ([]string, error) {
+	return upper.Store{Root: l.Root}.Names(name)
+}
+
+// Discard implements Store.
+func (l LinuxStore) Discard(name string) error {
+	return upper.Store{Root: l.Root}.Discard(name, nil)
+}
+
+// Carry implements Store.
+func (l LinuxStore) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
+	return upper.Store{Root: l.Root}.Carry(ctx, c)
 }

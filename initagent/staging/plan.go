@@ -74,6 +74,9 @@ func (s *stager) activate(p *plan) error {
 	if err := s.makeRoom(p); err != nil {
 		return err
 	}
+	if err := s.LeaveState(); err != nil {
+		return err
+	}
 	if err := s.tell(p); err != nil {
 		return fmt.Errorf("let version %s unlock the root partition: %w", p.contract.Version, err)
 	}

@@ -56,6 +56,8 @@ type Input struct {
 	Failures func() (map[contract.Version]string, error)
 	// Note puts an entry into the boot journal.
 	Note func(e journal.Entry)
+	// LeaveState removes the state of every system but the running one.
+	LeaveState func() error
 }
 
 // A stager stages one release.

@@ -1,0 +1,329 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upper"
+)
+
+// beforeDirectory is where the initramfs has the image of the system before mounted
+// while its state is carried over, and beforeDevice its device-mapper device.
+const (
+	beforeDirectory = "/before"
+	beforeDevice    = "before"
+)
+
+// maxBlessed bounds upper.Blessed in bytes.
+const maxBlessed = 4 << 10
+
+// observeState looks, once the root partition is open, whether this system has state of
+// its own, and whether what is noted about whose state counts still holds.
+func (a *Agent) observeState() error {
+	if a.state.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
+		return nil
+	}
+	found, err := a.foundState()
+	if err != nil {
+		a.facts.FirstStart, a.facts.Cause = true, err.Error() // carry-state says the same
+		return nil
+	}
+	a.facts.FirstStart = a.facts.Carried == slot.NotTried && (!found.Has(a.ownState()) || a.leftState(found))
+	a.facts.Unsettled = a.facts.Settled == slot.NotTried && a.runsBlessed() && !a.facts.FirstStart &&
+		(found.Current() != a.ownState() || len(upper.Stale(found, a.ownState())) > 0)
+	return nil
+}
+
+// leftState reports whether this system's state is of an earlier trial, which a release
+// that keeps one /etc for all systems has not removed when it staged this one: such a
+// release runs in the other slot, and this is the first of its tries.
+func (a *Agent) leftState(found upper.Found) bool {
+	booted, known := a.BootedName()
+	return known && booted.Counted && booted.Done <= 1 && !found.Proven(a.ownState()) && found.Unnamed && !found.Has(a.otherSlot(nil).System)
+}
+
+// ownState names this system's state: by the root hash of its image.
+func (a *Agent) ownState() string { return a.Contract.Root().String() }
+
+// foundState is what the root partition has of the state of systems.
+func (a *Agent) foundState() (upper.Found, error) {
+	names, err := a.Store.Names(upper.Directory)
+	if err != nil {
+		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
+	}
+	unnamed, err := a.Store.Names(upper.Unnamed)
+	if err != nil {
+		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
+	}
+	found := upper.Found{Systems: upper.Systems(names), Unnamed: len(unnamed) > 0}
+	text, err := a.Store.Read(upper.Blessed, maxBlessed)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.Log.Say("which system ran last is not known: %v", err)
+	}
+	found.Blessed = upper.Systems(strings.Fields(string(text)))
+	return found, nil
+}
+
+// before is the system that another UKI on the ESP belongs to.
+type before struct {
+	slot     layout.Slot
+	contract *contract.Contract
+	image    []byte // the UKI
+}
+
+// carryState makes what is this system's own on the root partition. See
+// upper.Store.Carry for what a cut leaves.
+//
+// Where it fails, nothing has changed: a trial is given up by its tries, and the system
+// before it opens its own state, which was only read.
+func (a *Agent) carryState(ctx context.Context) error {
+	found, err := a.foundState()
+	if err != nil {
+		return err
+	}
+	entries, err := a.stateEntries()
+	if err != nil {
+		return err
+	}
+	if found.Has(a.ownState()) { // see leftState
+		if err := a.discardState([]string{a.ownState()}); err != nil {
+			return err
+		}
+	}
+	last := a.systemBefore()
+	c := upper.Carry{
+		System: a.ownState(), From: upper.Choose(found, a.ownState(), a.otherSlot(last)),
+		Image: a.Path(systemDirectory), Entries: entries,
+		Options:  etcmerge.Options{To: a.Contract.Version},
+		Progress: func(total int64) func(int64) { return a.Log.Progress("carrying the state over", total) },
+	}
+	a.Log.Say("%s", c.From)
+	if c.Base, err = a.openBefore(c.From, last); err != nil {
+		a.Log.Say("the image of the system before cannot be had, so that all that its state holds counts as this machine's: %v", err)
+	}
+	if c.Base != "" {
+		c.Options.From = last.contract.Version
+	}
+	if c.Base == a.Path(beforeDirectory) {
+		defer a.closeBefore()
+	}
+	report, err := a.Store.Carry(ctx, c)
+	if c.Base != "" && errors.Is(err, etcmerge.ErrBase) {
+		a.Log.Say("the image of the system before is damaged, so that all that its state holds counts as this machine's: %v", err)
+		c.Base, c.Options.From = "", 0
+		report, err = a.Store.Carry(ctx, c)
+	}
+	if err != nil {
+		return err
+	}
+	a.reportCarry(report)
+	return nil
+}
+
+func (a *Agent) reportCarry(r *upper.Report) {
+	if r.Kept+r.Merged+len(r.Conflicts) > 0 {
+		a.Log.Say("of /etc and what is like it %d entries are this machine's own, and %d are merged; %d conflicts wait for a decision", r.Kept, r.Merged, len(r.Conflicts))
+	}
+	for _, n := range r.Notes {
+		a.Log.Say("/etc/%s: %s", n.Path, n.Text)
+	}
+}
+
+// systemBefore is the system that may have run before this one: of the UKIs on the ESP
+// the one that a slot holds, blessed rather than on trial. nil where there is none.
+func (a *Agent) systemBefore() (out *before) {
+	var last bls.Name
+	for _, n := range a.Names {
+		if n.ImageID != a.Contract.ImageID || a.IsOurs(n) || out != nil && !last.Counted {
+			continue
+		}
+		b, err := a.lookBefore(n)
+		if err != nil {
+			a.Log.Say("%s is not what ran before: %v", n, err)
+			continue
+		}
+		last, out = n, b
+	}
+	return out
+}
+
+func (a *Agent) lookBefore(n bls.Name) (*before, error) {
+	b := new(before)
+	err := a.ReadESP(func(files fs.FS) (err error) { b.image, err = rootpart.ReadUKI(files, n); return err })
+	if err != nil {
+		return nil, err
+	}
+	if b.contract, _, err = rootpart.Describe(b.image); err != nil {
+		return nil, err
+	}
+	root := b.contract.Root()
+	s, named := layout.FindSlot(a.Table, layout.SystemUUID(root), layout.VerityUUID(root))
+	if !s.Valid() || !named {
+		return nil, errors.New("no slot holds its content")
+	}
+	b.slot = s
+	return b, nil
+}
+
+// otherSlot is what the disk says of the slot that does not run.
+func (a *Agent) otherSlot(last *before) upper.Other {
+	if last != nil {
+		return upper.Other{System: last.contract.Root().String(), Starts: true}
+	}
+	s := a.state.Booted.Other()
+	system, ok := a.Table.ByNumber(s.SystemNumber())
+	tree, tok := a.Table.ByNumber(s.VerityNumber())
+	if !ok || !tok {
+		return upper.Other{}
+	}
+	return upper.Other{System: spelled(system.UUID, tree.UUID).String()}
+}
+
+// spelled is the root hash that the partitions of a slot spell. Where they name no
+// system, no state has it as its name.
+func spelled(system, tree gpt.GUID) (root verity.Root) {
+	copy(root[:16], system[:])
+	copy(root[16:], tree[:])
+	return root
+}
+
+// errNotBefore is for state whose system's image neither slot holds.
+var errNotBefore = errors.New("no slot holds the image of the system that the state is from")
+
+// openBefore opens and mounts the image that the state to be taken over lies on, and
+// returns where. Its root hash is vouched for by the state's name, on the encrypted root
+// partition; that of a system without one by its UKI, which this machine must have
+// signed: whoever could choose the image could have any file of /etc reset.
+func (a *Agent) openBefore(from upper.Source, last *before) (string, error) {
+	switch {
+	case from.System == "" && !from.Unnamed:
+		return "", nil
+	case last == nil, !from.Unnamed && last.contract.Root().String() != from.System:
+		return "", errNotBefore
+	}
+	if from.Unnamed && a.List != nil && rootpart.Enforces(a.FirmwareKeys) {
+		if err := rootpart.CheckOwn(last.image, a.FirmwareKeys, a.List); err != nil {
+			return "", fmt.Errorf("its UKI: %w", err)
+		}
+	}
+	if bytes.Equal(last.contract.RootHash, a.Contract.RootHash) {
+		return a.Path(systemDirectory), nil // both releases have the same image, which is open
+	}
+	return a.mountBefore(last)
+}
+
+func (a *Agent) mountBefore(last *before) (string, error) {
+	data, err := a.Disks.PartitionPath(a.Disk, last.slot.SystemNumber())
+	if err != nil {
+		return "", err
+	}
+	hash, err := a.Disks.PartitionPath(a.Disk, last.slot.VerityNumber())
+	if err != nil {
+		return "", err
+	}
+	device, err := a.Mapper.OpenVerity(hw.Verity{
+		Name: beforeDevice, DataDevice: data, HashDevice: hash, Params: last.contract.VerityParams(), Root: last.contract.Root(),
+	})
+	if err != nil {
+		return "", errors.Join(err, a.dropBefore())
+	}
+	where := a.Path(beforeDirectory)
+	if err := a.Mounts.Mount(device, where, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
+		return "", errors.Join(err, a.dropBefore())
+	}
+	return where, nil
+}
+
+// dropBefore removes the device; one that was not made is fine.
+func (a *Agent) dropBefore() error {
+	if err := a.Mapper.Close(beforeDevice); err != nil && !errors.Is(err, unix.ENXIO) {
+		return err
+	}
+	return nil
+}
+
+// closeBefore lets go of the image: the fetcher writes to its slot next.
+func (a *Agent) closeBefore() {
+	err := a.Mounts.Unmount(a.Path(beforeDirectory))
+	if err == nil {
+		err = a.Mapper.Close(beforeDevice)
+	}
+	if err != nil {
+		a.Log.Say("the image of the system before stays open: %v", err)
+	}
+}
+
+// settleState notes that the state of this system, which is blessed, counts. The state
+// of a trial that was not blessed goes: what changes from now on is merged when it
+// starts again. Cut between the two, the next start of this system does the rest.
+func (a *Agent) settleState() error {
+	found, err := a.foundState()
+	if err != nil {
+		return err
+	}
+	if found.Current() != a.ownState() {
+		text := strings.Join(found.Settled(a.ownState()), "\n") + "\n"
+		if err := a.Store.Keep(upper.Blessed, []byte(text)); err != nil {
+			return err
+		}
+	}
+	return a.discardState(upper.Stale(found, a.ownState()))
+}
+
+func (a *Agent) discardState(systems []string) error {
+	for _, s := range systems {
+		if err := a.Store.Discard(path.Join(upper.Directory, s)); err != nil {
+			return fmt.Errorf("the state of system %.16s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// leaveOwnState removes the state of all systems but this one, which is blessed and
+// has its own: the slot of each of them holds another release from now on. The same
+// release once more is merged again when it starts.
+//
+// It comes before the new UKI has its name. Cut before or within it, this system
+// starts, whose state is untouched; what is left goes the next time.
+func (a *Agent) leaveOwnState() error {
+	found, err := a.foundState()
+	if err != nil {
+		return err
+	}
+	if !found.Has(a.ownState()) {
+		return nil
+	}
+	if err := a.discardState(upper.Leave(found, a.ownState())); err != nil || !found.Unnamed {
+		return err
+	}
+	entries, err := a.stateEntries()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Mode != stateconf.Overlay {
+			continue // what this system has not taken over stays
+		}
+		if err := a.Store.Discard(path.Join(upper.Unnamed, upper.Name(e.Path))); err != nil {
+			return fmt.Errorf("%s as it was kept for all systems: %w", e.Path, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,397 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/upper"
+)
+
+// gone is how the simulated root partition keeps a whiteout.
+const gone = "\x00gone"
+
+// memTree is a directory in memory: its files by their paths. It implements
+// etcmerge.Tree.
+type memTree map[string]string
+
+func (t memTree) Entry(name string) (etcmerge.Entry, error) {
+	text, there := t[name]
+	switch {
+	case text == gone && there:
+		return etcmerge.Entry{Type: etcmerge.Whiteout}, nil
+	case there:
+		return etcmerge.Entry{Type: etcmerge.Regular, Mode: 0o644, Size: int64(len(text))}, nil
+	}
+	if names, _ := t.Names(name); len(names) > 0 || name == "." {
+		return etcmerge.Entry{Type: etcmerge.Directory, Mode: 0o755}, nil
+	}
+	return etcmerge.Entry{}, fs.ErrNotExist
+}
+
+func (t memTree) Names(directory string) (names []string, err error) {
+	for name := range t {
+		if directory != "." {
+			var below bool
+			if name, below = strings.CutPrefix(name, directory+"/"); !below {
+				continue
+			}
+		}
+		first, _, _ := strings.Cut(name, "/")
+		names = append(names, first)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+func (t memTree) Open(name string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(t[name])), nil
+}
+
+// below are the files of a directory of the root partition.
+func (s store) below(directory string) memTree {
+	out := memTree{}
+	for name, text := range s.files() {
+		if own, ok := strings.CutPrefix(name, directory+"/"); ok {
+			out[own] = string(text)
+		}
+	}
+	return out
+}
+
+func (s store) Names(name string) ([]string, error) {
+	if s.m.unreadableFile == name {
+		return nil, syscall.EIO
+	}
+	return s.below(name).Names(".")
+}
+
+func (s store) Discard(name string) error {
+	if len(s.below(name)) == 0 {
+		return nil
+	}
+	s.m.op("root discard " + name)
+	maps.DeleteFunc(s.files(), func(have string, _ []byte) bool { return strings.HasPrefix(have, name+"/") })
+	s.m.durable++
+	return nil
+}
+
+// Carry keeps what the real merge plans.
+func (s store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
+	s.m.op("root carry")
+	if s.m.fullFile == upper.Directory {
+		return nil, fmt.Errorf("/etc: make passwd: %w", syscall.ENOSPC)
+	}
+	s.m.carried = append(s.m.carried, c)
+	report, plan := new(upper.Report), new(etcmerge.Result)
+	image := memTree(s.m.releases[s.m.agent.Contract.Version].etc)
+	ours := s.below(c.From.Upper("etc"))
+	if c.From.System != "" || c.From.Unnamed {
+		var base etcmerge.Tree
+		switch {
+		case c.Base == c.Image:
+			base = image
+		case c.Base != "":
+			base = memTree(s.m.editionOf(*s.m.before).etc)
+		}
+		var err error
+		if plan, err = etcmerge.Plan(ctx, base, image, ours, c.Options); err != nil {
+			return nil, err
+		}
+	}
+	top, work := upper.Overlay(c.System, "etc")
+	s.files()[work+"/made"] = nil
+	for _, change := range plan.Changes {
+		at := path.Join(top, change.Path)
+		switch {
+		case change.Entry.Type == etcmerge.Whiteout:
+			s.files()[at] = []byte(gone)
+		case change.From == etcmerge.FromContent:
+			s.files()[at] = change.Content
+		case change.From == etcmerge.FromUpper:
+			s.files()[at] = []byte(ours[change.Path])
+		}
+	}
+	report.Conflicts = plan.Conflicts
+	s.m.durable++
+	return report, nil
+}
+
+func (m *machine) editionOf(root verity.Root) *edition {
+	for _, r := range m.releases {
+		if r.contract.Root() == root {
+			return r
+		}
+	}
+	m.t.Fatalf("no release has the root hash %s", root)
+	return nil
+}
+
+// upperOf is what a version's upper directory of /etc holds, without the list of conflicts.
+func (m *machine) upperOf(v contract.Version) map[string]string {
+	top, _ := upper.Overlay(m.releases[v].contract.Root().String(), "etc")
+	out := map[string]string{}
+	for name, text := range m.rootFiles() {
+		if own, ok := strings.CutPrefix(name, top+"/"); ok && own != etcmerge.ListPath {
+			out[own] = string(text)
+		}
+	}
+	return out
+}
+
+// has reports whether a version has state of its own.
+func (m *machine) has(v contract.Version) bool {
+	_, work := upper.Overlay(m.releases[v].contract.Root().String(), "etc")
+	_, there := m.rootFiles()[work+"/made"]
+	return there
+}
+
+// edits writes a file of /etc in a version's system.
+func (m *machine) edits(v contract.Version, name, text string) {
+	top, _ := upper.Overlay(m.releases[v].contract.Root().String(), "etc")
+	m.rootFiles()[top+"/"+name] = []byte(text)
+}
+
+// etcRelease is a release with an /etc.
+func etcRelease(t testing.TB, v uint64, etc map[string]string) *edition {
+	r := newRelease(t, v, 5, pinned)
+	r.etc = etc
+	return r
+}
+
+// inhabited is a machine whose owner has changed /etc of version 1, and whose fetcher
+// has brought version 2.
+func inhabited(t *testing.T) *machine {
+	t.Helper()
+	m := provisionedMachine(t, pinned)
+	m.releases[1].etc = map[string]string{"motd": "one", "issue": "one", "removed": "one"}
+	m.edits(1, "issue", "mine")
+	m.edits(1, "removed", gone)
+	m.fetch(etcRelease(t, 2, map[string]string{"motd": "two", "issue": "one", "removed": "one", "fresh": "two"}))
+	return m
+}
+
+var mine = map[string]string{"issue": "mine", "removed": gone}
+
+func (m *machine) wantsUpper(v contract.Version, want map[string]string) {
+	m.t.Helper()
+	if got := m.upperOf(v); !maps.Equal(got, want) {
+		m.t.Errorf("/etc of version %s holds %q, want %q", v, got, want)
+	}
+}
+
+// The trial gets an /etc of its own. It is given up, and the system before it has its own
+// as it was. What is changed there is in the next release's, whose version is another,
+// and after the bless that one counts. FAULTS 105
+func TestStateOfTrials(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2, "carry-state", "takes over the state of system")
+	m.wantsUpper(2, mine)
+	m.edits(2, "motd", "mine, in the trial")
+	m.runs(2) // again: what it has stays
+	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+	m.wantsUpper(1, mine)
+	m.byHand = 1 // while the trial still has tries
+	m.runs(1, "settle-state")
+	m.byHand = 0
+	m.wantsUpper(1, mine)
+	if m.has(2) {
+		t.Error("the trial keeps its /etc, although the system before it runs")
+	}
+	m.edits(1, "issue", "mine, later")
+	later := map[string]string{"issue": "mine, later", "removed": gone}
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, later)
+	for m.agent.Contract.Version == 2 {
+		m.ends("system")
+	}
+	m.runs(1)
+	m.wantsUpper(1, later)
+	m.fetch(etcRelease(t, 3, map[string]string{"motd": "three", "issue": "one", "removed": "one"}))
+	m.runs(3)
+	m.wantsUpper(3, later)
+	if m.has(2) {
+		t.Error("a version that is skipped keeps its /etc")
+	}
+	m.bless()
+	m.runs(3, "settle-state")
+	if got := string(m.rootFiles()[upper.Blessed]); got != m.releases[1].contract.Root().String()+"\n"+m.releases[3].contract.Root().String()+"\n" {
+		t.Errorf("the state of %q counts", got)
+	}
+	m.wantsUpper(1, later) // for a rollback
+	m.edits(3, "motd", "three, mine")
+	m.rename("test_3.efi", "test_3+0.efi") // as `ota rollback` does
+	m.runs(1)
+	m.wantsUpper(1, later)
+	m.wantsUpper(3, map[string]string{"issue": "mine, later", "removed": gone, "motd": "three, mine"})
+}
+
+// The same version, fetched again after its trial failed, merges what is there then.
+func TestStateOfTheSameVersionAgain(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	for m.agent.Contract.Version == 2 {
+		m.ends("system")
+	}
+	m.edits(1, "issue", "mine, later")
+	m.edits(2, "left", "from the first trial") // as a cut leaves it
+	m.rootFiles()[journalFile] = nil           // whoever wants it again
+	m.deliver(m.parcel(m.releases[2]))
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, map[string]string{"issue": "mine, later", "removed": gone})
+}
+
+// unnamed makes the machine's state that of a release with one /etc for all systems.
+func (m *machine) unnamed() map[string][]byte {
+	own := map[string][]byte{}
+	for name, text := range m.upperOf(1) {
+		own["overlay/etc/upper/"+name] = []byte(text)
+	}
+	maps.DeleteFunc(m.rootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, upper.Directory+"/") })
+	maps.Copy(m.rootFiles(), own)
+	return own
+}
+
+// A machine whose release kept one /etc for all systems: the first update to this one
+// takes it over, and leaves it alone for as long as there is something to fall back to.
+func TestStateOfAnEarlierRelease(t *testing.T) {
+	m := inhabited(t)
+	end := m.boot() // it stages
+	if end != "reboot" {
+		t.Fatal(end)
+	}
+	old := m.unnamed()
+	untouched := func() {
+		t.Helper()
+		for name, text := range old {
+			if string(m.rootFiles()[name]) != string(text) {
+				t.Errorf("%s is %q, and was %q", name, m.rootFiles()[name], text)
+			}
+		}
+	}
+	m.runs(2, "takes over the state that was kept for all systems")
+	m.wantsUpper(2, mine)
+	if c := m.carried[len(m.carried)-1]; c.Base == "" {
+		t.Error("without the image that it lies on")
+	}
+	untouched()
+	m.bless()
+	m.runs(2)
+	untouched()
+	m.fetch(etcRelease(t, 3, map[string]string{"motd": "three"}))
+	m.runs(3)
+	if left, _ := (store{m}).Names(upper.Unnamed); len(left) > 0 {
+		t.Errorf("%q is left, which nothing opens any more", left)
+	}
+	if got := m.upperOf(3); got["issue"] != "mine" {
+		t.Errorf("/etc of version 3 holds %q", got)
+	}
+}
+
+// A release that keeps one /etc for all systems stages a version again whose trial it has
+// given up before. It does not know what that trial has left.
+func TestStateLeftByAnEarlierTrial(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	m.unnamed()
+	m.edits(2, "left", "from the first trial")
+	_, work := upper.Overlay(m.releases[2].contract.Root().String(), "etc")
+	m.rootFiles()[work+"/made"] = nil
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, mine)
+	m.edits(2, "motd", "mine, in the trial")
+	m.runs(2)
+	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+}
+
+// The image that the state lies on cannot be had: all that was changed stays, and the
+// boot says so. FAULTS 105
+func TestStateWithoutTheOtherSlot(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	old, err := m.partition(layout.SlotA.SystemNumber())
+	m.must(err)
+	_, err = old.WriteAt([]byte{0xff}, 3*verity.BlockSize+7)
+	m.must(err)
+	m.must(m.disk.Sync())
+	m.runs(2, "the image of the system before cannot be had")
+	if got := m.upperOf(2); got["issue"] != "mine" || got["removed"] != gone {
+		t.Errorf("/etc holds %q", got)
+	}
+	m.wantsUpper(1, mine)
+}
+
+// There is no room for it: the trial is given up, and the system before it has what it
+// had. FAULTS 105
+func TestNoRoomForState(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	m.fullFile = upper.Directory
+	m.runs(1, "carry-state FAILED", "no space left on device")
+	m.wantsUpper(1, mine)
+	if m.has(2) {
+		t.Error("the trial has state")
+	}
+	if _, failed := m.failed()[2]; !failed {
+		t.Errorf("failed are %v", m.failed())
+	}
+}
+
+// A system installed beside a root partition that was kept goes on with the state of
+// the one that ran last.
+func TestStateAfterInstallingAgain(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.edits(2, "motd", "mine")
+	m.releases[3] = etcRelease(t, 3, map[string]string{"motd": "three", "issue": "one", "removed": "one"})
+	m.owner = true
+	m.powerOn(m.reinstalled(3))
+	for range 3 {
+		m.run()
+	}
+	if m.agent.Contract.Version != 3 || m.openVolume == nil {
+		t.Fatalf("version %s runs:\n%s", m.agent.Contract.Version, m.said.String())
+	}
+	got := m.upperOf(3)
+	if got["motd"] != "mine" || got["issue"] != "mine" || got["removed"] != gone {
+		t.Errorf("/etc holds %q:\n%s", got, m.said.String())
+	}
+	if c := m.carried[len(m.carried)-1]; c.Base != "" {
+		t.Errorf("with %s as the image before", c.Base)
+	}
+}
+
+// Whoever puts another image into the other slot, with a UKI of their own beside it, does
+// not choose what is held to be unchanged.
+func TestStrangersImageBefore(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	m.unnamed()
+	stranger := etcRelease(t, 1, map[string]string{"issue": "mine"}) // so that it counts as unchanged
+	m.esp.files["EFI/Linux/test_1.efi"].now.data = stranger.uki
+	m.runs(2, "the image of the system before cannot be had")
+	if got := m.upperOf(2); got["issue"] != "mine" {
+		t.Errorf("/etc holds %q", got)
+	}
+}
