@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
 
@@ -31,10 +32,16 @@ func newConsole(t *testing.T) *world {
 	return w
 }
 
+// ownEtc is the upper directory of /etc of version 2.
+func (w *world) ownEtc() string {
+	directory, _ := upper.Overlay(w.two.Contract.Root().String(), "etc")
+	return filepath.Join(consoleRoot, directory)
+}
+
 func (w *world) unlock() {
 	w.t.Helper()
 	must(w.t, os.MkdirAll(w.path(consoleState), 0o755))
-	must(w.t, os.MkdirAll(w.path(consoleEtc), 0o755))
+	must(w.t, os.MkdirAll(w.path(w.ownEtc()), 0o755))
 	// Of the directories above the shared one, its own is root's alone.
 	must(w.t, os.Chmod(filepath.Dir(w.path(consoleState)), 0o700))
 }
@@ -89,7 +96,7 @@ func TestConsole(t *testing.T) {
 		t.Errorf("staged.json is %s", got)
 	}
 	must(t, w.m.SetChannel("beta"))
-	if got := w.read(filepath.Join(consoleEtc, "halogen/ota.conf")); got != "Channel=beta\n" {
+	if got := w.read(filepath.Join(w.ownEtc(), "halogen/ota.conf")); got != "Channel=beta\n" {
 		t.Errorf("ota.conf is %q", got)
 	}
 	if s, err := w.m.Settings(); err != nil || s.Channel != "beta" || s.Server != w.server.URL {
@@ -127,7 +134,7 @@ func TestConsoleDamaged(t *testing.T) {
 func TestConsoleSettings(t *testing.T) {
 	w := newConsole(t)
 	w.unlock()
-	owner := filepath.Join(consoleEtc, "halogen/ota.conf")
+	owner := filepath.Join(w.ownEtc(), "halogen/ota.conf")
 	w.write("elsewhere", []byte("Channel=beta\n"))
 	must(t, os.MkdirAll(filepath.Dir(w.path(owner)), 0o755))
 	must(t, os.Symlink(w.path("elsewhere"), w.path(owner)))
@@ -219,4 +226,21 @@ func (s *stick) Mount(_, target, kind string, flags uintptr, _ string) error {
 func (s *stick) Unmount(string) error {
 	s.log = append(s.log, "unmount")
 	return nil
+}
+
+// The console's settings are those of the system that it belongs to, or else of the one
+// that ran last, or else those of a release that kept one /etc for all.
+func TestConsoleEtc(t *testing.T) {
+	w := newConsole(t)
+	must(t, os.MkdirAll(w.path(consoleState), 0o755))
+	last := strings.Repeat("a", 64)
+	w.write(filepath.Join(consoleRoot, upper.Blessed), []byte(strings.Repeat("b", 64)+"\n"+last+"\n"))
+	var want []string
+	for _, directory := range []string{"overlay/etc/upper", "systems/" + last + "/etc/upper", "systems/" + w.two.Contract.Root().String() + "/etc/upper", "bind/etc"} {
+		must(t, os.MkdirAll(w.path(filepath.Join(consoleRoot, directory)), 0o755))
+		want = append(want, w.path(filepath.Join(consoleRoot, directory)))
+		if got, err := w.m.etc(); err != nil || got != want[len(want)-1] {
+			t.Errorf("with %q: %s, %v", want, got, err)
+		}
+	}
 }

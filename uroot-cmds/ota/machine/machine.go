@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ import (
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -66,8 +68,8 @@ const (
 	stateDirectory = "var/lib/halogen"
 	contractFile   = contract.Path                    // at the recovery console
 	consoleState   = "run/state/halogen/shared"       // likewise
-	consoleEtc     = "run/state/overlay/etc/upper"    // likewise, where /etc is an overlay
-	consoleBound   = "run/state/bind/etc"             // likewise, where it is a directory of its own
+	consoleRoot    = "run/state"                      // likewise
+	consoleBound   = consoleRoot + "/bind/etc"        // likewise, where /etc is a directory that all systems share
 	bootID         = "proc/sys/kernel/random/boot_id" //
 )
 
@@ -249,7 +251,7 @@ func (m *Machine) etc() (string, error) {
 	if !m.atConsole() {
 		return m.path("etc"), nil
 	}
-	for _, directory := range []string{consoleBound, consoleEtc} {
+	for _, directory := range append([]string{consoleBound}, m.consoleEtc()...) {
 		if _, err := os.Stat(m.path(directory)); err == nil {
 			return m.path(directory), nil
 		}
@@ -258,6 +260,27 @@ func (m *Machine) etc() (string, error) {
 		return "", errLocked
 	}
 	return "", errors.New("the root partition has no /etc of the system's")
+}
+
+// consoleEtc are the places of what lies over the image's /etc, the likeliest first:
+// that of the system whose console this is, of the one that ran last, and of a release
+// that kept one for all systems.
+func (m *Machine) consoleEtc() (places []string) {
+	var systems []string
+	if text, err := m.read(contractFile); err == nil {
+		if c, err := contract.Parse(text); err == nil {
+			systems = append(systems, c.Root().String())
+		}
+	}
+	if text, err := m.read(path.Join(consoleRoot, upper.Blessed)); err == nil {
+		found := upper.Found{Blessed: upper.Systems(strings.Fields(string(text)))}
+		systems = append(systems, found.Current())
+	}
+	for _, system := range slices.DeleteFunc(systems, func(s string) bool { return s == "" }) {
+		directory, _ := upper.Overlay(system, "etc")
+		places = append(places, path.Join(consoleRoot, directory))
+	}
+	return append(places, path.Join(consoleRoot, upper.Source{Unnamed: true}.Upper("etc")))
 }
 
 // ownerFile is where the owner's settings are.
