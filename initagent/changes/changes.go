@@ -1,0 +1,292 @@
+// Package changes tells what a machine's owner has changed in the directories that
+// state.conf lays over the image's, gives the image's files back, and takes down what the
+// owner has decided where an update wanted to change the same file.
+//
+// The overlay's upper directory cannot be seen in the running system. So the directory as
+// the system sees it is compared with the image's own, which lies under the overlay.
+//
+// It refuses to follow a link, to open what is not a regular file or a directory, and to
+// remove what the image does not have unless that was named.
+package changes
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
+)
+
+// Limits of what is looked at under one directory. An /etc has some 2,000 entries.
+const (
+	maxEntries = 100_000
+	maxDepth   = 64
+)
+
+// A Pair is a directory of state.conf: as the system sees it, and as the image has it.
+// Both are open, and nothing is mounted in them.
+type Pair struct {
+	Path          string // "/etc"
+	Merged, Image *os.File
+}
+
+// Close closes both.
+func (p Pair) Close() error { return errors.Join(p.Merged.Close(), p.Image.Close()) }
+
+// A Machine is what the commands work on.
+type Machine struct {
+	Pairs []Pair
+	// before is asked before each write: the tests cut the power there.
+	before func(write string) error
+}
+
+// New is a machine with these directories, which it closes.
+func New(pairs ...Pair) *Machine {
+	return &Machine{Pairs: pairs, before: func(string) error { return nil }}
+}
+
+// Close closes the directories.
+func (m *Machine) Close() error {
+	var all error
+	for _, p := range m.Pairs {
+		all = errors.Join(all, p.Close())
+	}
+	return all
+}
+
+// A Kind says what became of an entry of the image.
+type Kind string
+
+// The kinds.
+const (
+	Added   Kind = "added"   // the image does not have it
+	Removed Kind = "removed" // only the image has it
+	Changed Kind = "changed"
+)
+
+// A Change is one entry that differs from the image's.
+type Change struct {
+	Path string `json:"path"`
+	// PathBytes is the path in Base64 where it is not UTF-8.
+	PathBytes string `json:"path_base64,omitempty"`
+	Kind      Kind   `json:"kind"`
+	Type      string `json:"type"` // of what is here; of the image's where it is removed
+	// What differs, in words, for what is changed.
+	What []string `json:"what,omitempty"`
+	// Time is when the content was changed or, where the content is the image's, the
+	// attributes. Nothing keeps the time of a removal.
+	Time *time.Time `json:"time,omitempty"`
+}
+
+// A Report is what there is to know.
+type Report struct {
+	Changes   []Change   `json:"changes"`
+	Conflicts []Conflict `json:"conflicts"` // that nobody has decided
+	Notes     []Note     `json:"notes"`     // what the last update did by itself
+	// More counts the conflicts and notes that had no room in the list.
+	More int `json:"more,omitempty"`
+}
+
+// List compares the directories. Where one holds more than can be looked at, the error
+// says so, and nothing is listed.
+func (m *Machine) List(ctx context.Context) (*Report, error) {
+	r := &Report{Changes: []Change{}, Conflicts: []Conflict{}}
+	conflicts, err := m.Undecided(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Conflicts = append(r.Conflicts, conflicts...)
+	if r.Notes, r.More, err = m.notes(); err != nil {
+		return nil, err
+	}
+	for _, p := range m.Pairs {
+		found, err := m.compare(ctx, p, "", maxEntries)
+		if err != nil {
+			return nil, err
+		}
+		r.Changes = append(r.Changes, found...)
+	}
+	return r, nil
+}
+
+// compare lists the changes of one directory at rel and below, in the order of the paths.
+func (m *Machine) compare(ctx context.Context, p Pair, rel string, limit int) ([]Change, error) {
+	w := &walk{ctx: ctx, pair: p, left: limit}
+	merged, image, err := p.lookup(rel)
+	if err != nil {
+		return nil, err
+	}
+	defer merged.close()
+	defer image.close()
+	if err := w.visit(rel, merged, image, 0); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(w.found, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
+	return w.found, nil
+}
+
+// within is the path below the pair's directory; "" where it is not below it.
+func (p Pair) within(path string) string {
+	rel, below := strings.CutPrefix(path, strings.TrimSuffix(p.Path, "/")+"/")
+	if !below {
+		return ""
+	}
+	return rel
+}
+
+// A walk goes over both trees at once.
+type walk struct {
+	ctx   context.Context
+	pair  Pair
+	left  int // entries that may still be looked at
+	found []Change
+}
+
+// visit compares one entry, and what is in it. Either may be missing.
+func (w *walk) visit(rel string, merged, image *node, depth int) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	path := w.pair.join(rel)
+	if w.left--; w.left < 0 {
+		return fmt.Errorf("%s: more than %d entries to compare with the image's: that is no directory of settings", w.pair.Path, maxEntries)
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("%s: more than %d directories deep", Shown(path), maxDepth)
+	}
+	change, err := compareNodes(path, merged, image)
+	if err != nil {
+		return fmt.Errorf("compare %s: %w", Shown(path), err)
+	}
+	if change != nil && rel != etcmerge.ListPath {
+		w.found = append(w.found, *change)
+	}
+	return w.entries(rel, merged, image, depth)
+}
+
+// entries visits what is in either directory.
+func (w *walk) entries(rel string, merged, image *node, depth int) error {
+	names, err := w.both(rel, merged, image)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := w.entry(rel, name, merged, image, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// both are the names in either directory, in order.
+func (w *walk) both(rel string, merged, image *node) ([]string, error) {
+	var names []string
+	for _, n := range []*node{merged, image} {
+		if !n.isDirectory() {
+			continue
+		}
+		more, err := n.names(w.left)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", Shown(w.pair.join(rel)), err)
+		}
+		names = append(names, more...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+func (w *walk) entry(rel, name string, merged, image *node, depth int) error {
+	m, err := merged.child(name)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	i, err := image.child(name)
+	if err != nil {
+		return err
+	}
+	defer i.close()
+	if m == nil && i == nil {
+		return nil // gone meanwhile
+	}
+	return w.visit(joinRel(rel, name), m, i, depth+1)
+}
+
+// compareNodes is what differs between two entries; nil for nothing.
+func compareNodes(path string, merged, image *node) (*Change, error) {
+	c := &Change{Path: path, Kind: Changed}
+	if !utf8.ValidString(path) {
+		c.PathBytes = base64.StdEncoding.EncodeToString([]byte(path))
+	}
+	switch {
+	case merged == nil:
+		c.Kind, c.Type = Removed, image.kind()
+		return c, nil
+	case image == nil:
+		c.Kind, c.Type, c.Time = Added, merged.kind(), merged.changed(true)
+		return c, nil
+	}
+	content, what, err := differences(merged, image)
+	if err != nil || len(what) == 0 {
+		return nil, err
+	}
+	c.Type, c.What, c.Time = merged.kind(), what, merged.changed(content)
+	return c, nil
+}
+
+// join is the path of an entry of the pair's directory.
+func (p Pair) join(rel string) string {
+	if rel == "" || rel == "." {
+		return p.Path
+	}
+	return strings.TrimSuffix(p.Path, "/") + "/" + rel
+}
+
+func joinRel(rel, name string) string {
+	if rel == "" || rel == "." {
+		return name
+	}
+	return rel + "/" + name
+}
+
+// find is the pair that a path lies in, and where in it.
+func (m *Machine) find(path string) (Pair, string, error) {
+	for _, p := range m.Pairs {
+		if path == p.Path {
+			return p, "", nil
+		}
+		if rel := p.within(path); rel != "" {
+			return p, rel, nil
+		}
+	}
+	var names []string
+	for _, p := range m.Pairs {
+		names = append(names, p.Path)
+	}
+	return Pair{}, "", fmt.Errorf("%s lies in none of the directories that are laid over the image's: %s", Shown(path), strings.Join(names, ", "))
+}
+
+// lookup opens an entry in both trees. Either may be missing, but not both. The caller
+// closes them.
+func (p Pair) lookup(rel string) (merged, image *node, err error) {
+	if merged, err = open(p.Merged, rel); err == nil {
+		image, err = open(p.Image, rel)
+	}
+	if err == nil && merged == nil && image == nil {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		merged.close()
+		return nil, nil, fmt.Errorf("%s: %w", Shown(p.join(rel)), err)
+	}
+	return merged, image, nil
+}

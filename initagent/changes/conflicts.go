@@ -1,0 +1,283 @@
+package changes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/etcmerge"
+)
+
+// A Conflict is a file, or an entry of an account file, that an update and this machine's
+// owner both changed. The owner's is in effect.
+type Conflict struct {
+	Path string `json:"path"`
+	// Entry is the user, the group or the shell, where it is one of an account file.
+	Entry  string           `json:"entry,omitempty"`
+	Reason string           `json:"reason"`
+	Since  contract.Version `json:"since"` // the release that first brought it
+}
+
+// A Note says what an update did by itself.
+type Note struct {
+	Path string `json:"path"`
+	Text string `json:"text"`
+}
+
+// String is the conflict on one line.
+func (c Conflict) String() string {
+	text := Shown(c.Path)
+	if c.Entry != "" {
+		text += ", entry " + Shown(c.Entry)
+	}
+	text += ": " + visible(c.Reason)
+	if c.Since != 0 {
+		text += fmt.Sprintf(" (since version %s)", c.Since)
+	}
+	return text
+}
+
+// Files are the files of conflicts, each once.
+func Files(all []Conflict) []string {
+	var names []string
+	for _, c := range all {
+		names = append(names, c.Path)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Summary is the line for who logs in; "" without files in conflict.
+func Summary(files int) string {
+	switch files {
+	case 0:
+		return ""
+	case 1:
+		return "1 file was changed both here and by an update, and waits for a decision: `halogenctl changes` shows it"
+	default:
+		return fmt.Sprintf("%d files were changed both here and by an update, and wait for a decision: `halogenctl changes` lists them", files)
+	}
+}
+
+// Undecided are the conflicts that nobody has decided, by word or by changing the file.
+func (m *Machine) Undecided(ctx context.Context) ([]Conflict, error) {
+	var all []Conflict
+	for _, p := range m.Pairs {
+		list, err := p.list()
+		if err != nil {
+			return nil, err
+		}
+		open, err := p.undecided(ctx, list)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range open {
+			all = append(all, Conflict{Path: p.join(string(c.Path)), Entry: string(c.Entry), Reason: c.Reason, Since: c.Since})
+		}
+	}
+	return all, nil
+}
+
+// notes are what the last update did by itself; more counts what had no room in the list.
+func (m *Machine) notes() (all []Note, more int, err error) {
+	all = []Note{}
+	for _, p := range m.Pairs {
+		list, err := p.list()
+		if err != nil {
+			return nil, 0, err
+		}
+		more += list.More
+		for _, n := range list.Notes {
+			all = append(all, Note{p.join(string(n.Path)), n.Text})
+		}
+	}
+	return all, more, nil
+}
+
+func (p Pair) undecided(ctx context.Context, list etcmerge.List) ([]etcmerge.Conflict, error) {
+	if len(list.Conflicts) == 0 {
+		return nil, nil
+	}
+	return etcmerge.Undecided(ctx, list, upper{p})
+}
+
+// errList explains a list that cannot be read, and the way out.
+func (p Pair) errList(err error) error {
+	return fmt.Errorf("the list of what updates and this machine both changed, %s: %w (without the file nothing is listed; what is in effect stays as it is)", p.join(etcmerge.ListPath), err)
+}
+
+// list reads the list of what updates did; none is an empty one.
+func (p Pair) list() (etcmerge.List, error) {
+	n, err := open(p.Merged, etcmerge.ListPath)
+	if err != nil {
+		return etcmerge.List{}, p.errList(err)
+	}
+	if n == nil {
+		return etcmerge.List{}, nil
+	}
+	defer n.close()
+	text, err := n.read(etcmerge.MaxList)
+	if err != nil {
+		return etcmerge.List{}, p.errList(err)
+	}
+	list, err := etcmerge.ParseList(text)
+	if err != nil {
+		return etcmerge.List{}, p.errList(err)
+	}
+	return list, nil
+}
+
+// read reads a regular file of at most limit bytes.
+func (n *node) read(limit int64) ([]byte, error) {
+	if !n.isFile() {
+		return nil, fmt.Errorf("it is a %s", n.kind())
+	}
+	f, err := n.file()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	return text, err
+}
+
+// change reads the list, has it changed, and replaces it, one process at a time. The
+// new one is complete and on the disk before it gets its name: cut before the rename, the
+// old list is there, and names a conflict that was decided already; the same command ends
+// it. What is left of the new one is replaced the next time.
+func (m *Machine) change(p Pair, edit func(*etcmerge.List)) error {
+	directory, err := open(p.Merged, path.Dir(etcmerge.ListPath))
+	if err != nil {
+		return p.errList(err)
+	}
+	defer directory.close()
+	if !directory.isDirectory() {
+		return nil // no directory, no list
+	}
+	lock, err := directory.file()
+	if err != nil {
+		return p.errList(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return p.errList(fmt.Errorf("lock its directory: %w", err))
+	}
+	list, err := p.list()
+	if err != nil || len(list.Conflicts) == 0 {
+		return err
+	}
+	edit(&list)
+	text, err := list.Encode()
+	if err == nil {
+		err = m.replace(directory, path.Base(etcmerge.ListPath), text)
+	}
+	if err != nil {
+		return p.errList(err)
+	}
+	return nil
+}
+
+// replace gives a file of a directory another content, and keeps its mode and owner.
+func (m *Machine) replace(n *node, name string, text []byte) error {
+	old, err := n.child(name)
+	if err != nil {
+		return err
+	}
+	defer old.close()
+	if err := m.discard(n); err != nil {
+		return err
+	}
+	if err := m.before("make a file"); err != nil {
+		return err
+	}
+	f, err := n.create()
+	if err != nil {
+		return err
+	}
+	if err = m.before("write"); err == nil {
+		_, err = f.Write(text)
+	}
+	if old.isFile() {
+		err = errors.Join(err, f.Chown(int(old.stat.Uid), int(old.stat.Gid)), f.Chmod(fs.FileMode(old.stat.Mode&0o777)))
+	}
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, m.discard(n))
+	}
+	return m.rename(n, name)
+}
+
+// Keep notes that this machine's file is to stay.
+func (m *Machine) Keep(ctx context.Context, name string) (*Result, error) {
+	p, rel, err := m.conflicting(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	err = m.change(p, func(list *etcmerge.List) { list.Keep(listed(rel)) })
+	if err != nil {
+		return nil, err
+	}
+	return &Result{Decided: []string{name}}, nil
+}
+
+// accounts are the files of users and groups, below /etc.
+var accounts = []string{"passwd", "group", "shadow", "gshadow", "subuid", "subgid", "shells"}
+
+// TakeTheirs gives the image's file back in place of one that both changed; of a directory
+// that both have, its owner, mode and attributes alone. Of an account file it takes nothing:
+// whole, it would take this machine's users away, and an entry's numbers own files.
+func (m *Machine) TakeTheirs(ctx context.Context, name string) (*Result, error) {
+	p, rel, err := m.conflicting(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(accounts, rel) {
+		return nil, fmt.Errorf("%s is not replaced as a whole, since it has this machine's own entries: edit what differs (vipw, vigr, usermod), or keep it (--keep)", Shown(name))
+	}
+	merged, image, err := p.lookup(rel)
+	if err != nil {
+		return nil, err
+	}
+	defer merged.close()
+	defer image.close()
+	if !merged.isDirectory() || !image.isDirectory() {
+		return m.Reset(ctx, name)
+	}
+	if err := errors.Join(m.take(merged, image), m.sync(merged)); err != nil {
+		return nil, fmt.Errorf("give %s back: %w", Shown(name), err)
+	}
+	return &Result{Given: []string{name}}, m.forget(p, func(path string) bool { return path == listed(rel) })
+}
+
+// listed is a path as the list has it.
+func listed(rel string) string { return cmp.Or(rel, ".") }
+
+// conflicting finds a conflict that is undecided.
+func (m *Machine) conflicting(ctx context.Context, name string) (Pair, string, error) {
+	p, rel, err := m.find(name)
+	if err != nil {
+		return p, "", err
+	}
+	all, err := m.Undecided(ctx)
+	if err == nil && !slices.ContainsFunc(all, func(c Conflict) bool { return c.Path == name }) {
+		err = fmt.Errorf("%s is not among the conflicts that wait for a decision (`halogenctl changes` lists them)", Shown(name))
+	}
+	return p, rel, err
+}
+
+// forget takes the conflicts of what was given back off the list: it is the image's again.
+func (m *Machine) forget(p Pair, given func(path string) bool) error {
+	return m.change(p, func(list *etcmerge.List) {
+		list.Conflicts = slices.DeleteFunc(list.Conflicts, func(c etcmerge.Conflict) bool { return given(string(c.Path)) })
+	})
+}

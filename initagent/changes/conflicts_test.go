@@ -1,0 +1,221 @@
+package changes
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
+)
+
+// clash makes a conflict in each of these files, as the merge of an update leaves it.
+func (b *box) clash(names ...string) {
+	b.t.Helper()
+	base := filepath.Join(b.t.TempDir(), "base")
+	b.file(base, "other", "")
+	for _, name := range names {
+		b.file(base, name, "line\n")
+		b.file(b.image, name, "line of the image\n")
+		b.file(b.merged, name, "my line\n")
+	}
+	if r := b.merge(base); len(r.Conflicts) != len(names) {
+		b.t.Fatalf("%v", r.Conflicts)
+	}
+}
+
+// merge leaves the list of an update from base.
+func (b *box) merge(base string) *etcmerge.Result {
+	b.t.Helper()
+	root, err := os.Open(base)
+	b.must(err)
+	defer root.Close()
+	p := b.m.Pairs[0]
+	r, err := etcmerge.Plan(b.t.Context(), upper{Pair{Merged: root, Image: b.empty()}}, upper{Pair{Merged: p.Image, Image: b.empty()}}, upper{p}, etcmerge.Options{From: 2, To: 3})
+	b.must(err)
+	for _, c := range r.Changes {
+		if c.Path == etcmerge.ListPath {
+			b.file(b.merged, c.Path, string(c.Content))
+			b.must(os.Chmod(filepath.Join(b.merged, c.Path), 0o600))
+		}
+	}
+	return r
+}
+
+// empty is a directory with nothing in it: over it, another one shows as a whole.
+func (b *box) empty() *os.File {
+	b.t.Helper()
+	f, err := os.Open(b.t.TempDir())
+	b.must(err)
+	b.t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func (b *box) undecided() []string {
+	b.t.Helper()
+	all, err := b.m.Undecided(b.t.Context())
+	b.must(err)
+	return Files(all)
+}
+
+func (b *box) waits(want ...string) {
+	b.t.Helper()
+	if have := b.undecided(); !slices.Equal(have, want) {
+		b.t.Errorf("%q wait for a decision, want %q", have, want)
+	}
+}
+
+// A conflict ends with the file's being changed, removed, given back, or kept; its list
+// stays root's.
+func TestUndecided(t *testing.T) {
+	b := newBox(t)
+	b.waits()
+	b.clash("changed", "d/gone", "kept", "left", "mode", "reset")
+	b.waits("/etc/changed", "/etc/d/gone", "/etc/kept", "/etc/left", "/etc/mode", "/etc/reset")
+	b.must(os.Chtimes(filepath.Join(b.merged, "left"), date, date))
+	b.file(b.merged, "unrelated", "x")
+	b.file(b.merged, "changed", "both\n")
+	b.must(os.Remove(filepath.Join(b.merged, "d/gone")))
+	b.must(os.Chmod(filepath.Join(b.merged, "mode"), 0o600))
+	b.reset("/etc/reset")
+	if _, err := b.m.Keep(t.Context(), "/etc/kept"); err != nil {
+		t.Error(err)
+	}
+	b.waits("/etc/left")
+	if info, err := os.Stat(filepath.Join(b.merged, etcmerge.ListPath)); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the list: %v, %v", info.Mode(), err)
+	}
+}
+
+// Of a directory whose mode both changed only that is taken; what lies in it stays, and so do
+// its conflicts. The directory as a whole is decided likewise.
+func TestTakeTheirsDirectory(t *testing.T) {
+	b := newBox(t)
+	base := filepath.Join(t.TempDir(), "base")
+	for tree, mode := range map[string]os.FileMode{base: 0o755, b.image: 0o700, b.merged: 0o711} {
+		b.file(tree, "d/file", "x "+mode.String())
+		b.must(os.Chmod(filepath.Join(tree, "d"), mode))
+		b.must(os.Chmod(tree, mode))
+	}
+	b.merge(base)
+	b.waits("/etc", "/etc/d", "/etc/d/file")
+	if r, err := b.m.TakeTheirs(t.Context(), "/etc/d"); err != nil || !slices.Equal(r.Given, []string{"/etc/d"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	b.waits("/etc", "/etc/d/file")
+	for _, line := range b.list() {
+		if strings.HasPrefix(line, "changed /etc/d:") {
+			t.Error(line)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(b.merged, "d/file")); err != nil || string(text) != "x "+os.FileMode(0o711).String() {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := b.m.Keep(t.Context(), "/etc"); err != nil {
+		t.Error(err)
+	}
+	b.waits("/etc/d/file")
+}
+
+// A file of users and groups is not taken, whatever it is that conflicts.
+func TestTakeTheirsAccounts(t *testing.T) {
+	b := newBox(t)
+	base := filepath.Join(t.TempDir(), "base")
+	for tree, mode := range map[string]os.FileMode{base: 0o640, b.image: 0o600, b.merged: 0o644} {
+		b.file(tree, "shadow", "root:*:20000::::::\n")
+		b.must(os.Chmod(filepath.Join(tree, "shadow"), mode))
+	}
+	b.merge(base)
+	b.waits("/etc/shadow")
+	if r, err := b.m.TakeTheirs(t.Context(), "/etc/shadow"); err == nil || !strings.Contains(err.Error(), "edit what differs") {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A cut while the list is written leaves the old one or the new one, and the same command
+// ends it.
+func TestKeepCut(t *testing.T) {
+	t.Setenv("TMPDIR", "/dev/shm")
+	for at := 1; ; at++ {
+		b := newBox(t)
+		b.clash("a", "b")
+		n := 0
+		b.m.before = func(string) error {
+			if n++; n >= at {
+				return errCut
+			}
+			return nil
+		}
+		_, err := b.m.Keep(t.Context(), "/etc/a")
+		if err == nil {
+			if at < 4 {
+				t.Errorf("only %d writes", at)
+			}
+			return
+		}
+		if !errors.Is(err, errCut) {
+			t.Fatal(err)
+		}
+		have := b.undecided()
+		if !slices.Contains(have, "/etc/b") || len(have) > 2 {
+			t.Errorf("cut at write %d: %q wait", at, have)
+		}
+		b.m.before = func(string) error { return nil }
+		if slices.Contains(have, "/etc/a") {
+			_, err = b.m.Keep(t.Context(), "/etc/a")
+			b.must(err)
+		}
+		b.waits("/etc/b")
+	}
+}
+
+// Two at once lose nothing.
+func TestKeepAtOnce(t *testing.T) {
+	b := newBox(t)
+	names := strings.Split("a b c d e f g h", " ")
+	b.clash(names...)
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() {
+			if _, err := b.m.Keep(t.Context(), "/etc/"+name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	b.waits()
+}
+
+// What lies in the place of the list, or of its directory, is not followed, waited for or
+// overwritten.
+func TestHostileList(t *testing.T) {
+	list := func(b *box) string { return filepath.Join(b.merged, etcmerge.ListPath) }
+	for name, set := range map[string]func(b *box) error{
+		"link":      func(b *box) error { return os.Symlink("/etc/hostname", list(b)) },
+		"pipe":      func(b *box) error { return unix.Mkfifo(list(b), 0o600) },
+		"directory": func(b *box) error { return os.Mkdir(list(b), 0o700) },
+		"too large": func(b *box) error { return os.WriteFile(list(b), make([]byte, etcmerge.MaxList+1), 0o600) },
+		"no list":   func(b *box) error { return os.WriteFile(list(b), []byte("{}"), 0o600) },
+		"its directory": func(b *box) error {
+			return errors.Join(os.Rename(filepath.Dir(list(b)), filepath.Join(b.merged, "away")), os.Symlink("away", filepath.Dir(list(b))))
+		},
+	} {
+		b := newBox(t)
+		b.clash("a")
+		if name != "its directory" {
+			b.must(os.Remove(list(b)))
+		}
+		b.must(set(b))
+		if _, err := b.m.Undecided(t.Context()); err == nil || !strings.Contains(err.Error(), "/etc/halogen/changes.json") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := b.m.Keep(t.Context(), "/etc/a"); err == nil {
+			t.Errorf("%s: it is kept", name)
+		}
+	}
+}
