@@ -16,6 +16,10 @@ _halogen() {
 		return
 	fi
 	case "$command ${COMP_WORDS[1]} $previous" in
+	"halogenctl changes "*)
+		mapfile -t COMPREPLY < <(compgen -W "$(_halogen_words "$command" changes | grep '^--')" -- "$current"; compgen -f -- "$current")
+		return
+		;;
 	*" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
 	*"ota channel channel") mapfile -t COMPREPLY < <(compgen -W "stable beta alpha --json --help" -- "$current"); return ;;
 	*"halogenctl verify"* | *"halogenctl repair"*)

@@ -25,12 +25,15 @@ const (
 	Usage  = 2
 )
 
+// Any is a MaxArgs without a limit.
+const Any = -1
+
 // A Command is one of the commands.
 type Command struct {
 	Name string
 	// Help is the whole text of --help; it begins with "usage: " and the name.
 	Help string
-	// MaxArgs is how many arguments it takes at most, behind the flags.
+	// MaxArgs is how many arguments it takes at most, behind the flags; Any number.
 	MaxArgs int
 	JSON    bool // it takes --json
 	Yes     bool // it takes --yes
@@ -87,7 +90,7 @@ func (c Command) Exec(ctx context.Context, args []string, stdout, stderr io.Writ
 		fmt.Fprint(stdout, c.Help)
 		return OK
 	}
-	if err == nil && f.NArg() > c.MaxArgs {
+	if err == nil && c.MaxArgs != Any && f.NArg() > c.MaxArgs {
 		err = fmt.Errorf("%d arguments, at most %d are taken", f.NArg(), c.MaxArgs)
 	}
 	if err != nil {

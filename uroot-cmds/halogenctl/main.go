@@ -24,6 +24,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   repair     write a slot's bad blocks again, from the other slot
   eventlog   what the firmware measured, and what differs from the last good boot
   reseal     ask the next start for a new machine secret
+  changes    what differs from the image in /etc, and what updates conflict with
 
 halogenctl COMMAND --help says more. Only root may run them. Updates, and the
 way back from one, are ota's.
@@ -31,10 +32,12 @@ way back from one, are ota's.
 Exit codes: those of the command; 2 wrong usage.
 `
 
-// commands are those that a running system may have. The others need the root
+// commands are those that a running system may have; changes is for it alone. The others need the root
 // partition closed, or a person at a console whose keys nobody else can read; reseal
 // only leaves a request for the next boot, which has both.
-func commands() []string { return []string{"slots", "verify", "repair", "eventlog", "reseal"} }
+func commands() []string {
+	return []string{"slots", "verify", "repair", "eventlog", "reseal", "changes"}
+}
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, execute))

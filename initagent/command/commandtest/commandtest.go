@@ -41,7 +41,11 @@ func Use(t *testing.T, c command.Command) {
 			t.Errorf("%s %s: %d, %q, %q", c.Name, flag, code, out, errs)
 		}
 	}
-	for _, args := range [][]string{{"--no-such-flag"}, {"a", "b", "c", "d", "e", "f", "g", "h"}} {
+	wrong := [][]string{{"--no-such-flag"}, {"a", "b", "c", "d", "e", "f", "g", "h"}}
+	if c.MaxArgs == command.Any {
+		wrong = wrong[:1]
+	}
+	for _, args := range wrong {
 		if code, out, errs := Run(c, args...); code != command.Usage || out != "" || !strings.HasSuffix(errs, c.Help) {
 			t.Errorf("%s %q: %d, %q, %q", c.Name, args, code, out, errs)
 		}
