@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 )
@@ -14,7 +15,8 @@ import (
 const statusUsage = `usage: ota status [--json]
 
 Says what runs and whether it is on trial, what is in both slots and starts next,
-what was fetched, which versions failed and why, and the boot journal's end.
+what was fetched, which versions failed and why, whether files wait for a
+decision (halogenctl changes), and the boot journal's end.
 `
 
 func status(_ context.Context, c *call) (any, error) {
@@ -47,6 +49,9 @@ func show(w io.Writer, s *machine.Status) {
 	}
 	if s.Health != nil {
 		showHealth(w, s.Health)
+	}
+	if len(s.Conflicts) > 0 {
+		fmt.Fprintln(w, changes.Summary(len(s.Conflicts)))
 	}
 	if s.Staged != nil {
 		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)

@@ -2,8 +2,10 @@ package machine
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,13 +147,14 @@ func TestStatus(t *testing.T) {
 		w.journal(journal.Entry{Kind: journal.Boot, Version: 2})
 	}
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 3, Reason: "it never reached the system"})
-	w.corrupt = true
+	w.corrupt, w.conflicts = true, []string{"/etc/hosts"}
 	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/4")), 0o700))
 	w.write("etc/halogen/ota.conf", []byte("Server=https://me:secret@example.org/x\nChannel=beta\n"))
 	s, err := w.m.Status()
 	must(t, err)
 	if s.Version != 2 || s.Slot != layout.SlotA || s.Trial || !s.Signed || !s.Corrupt || len(s.Systems) != 2 || s.Failed[3] == "" ||
-		s.Channel != "beta" || s.Server != "https://example.org/x" || len(s.Journal) != entriesShown || s.Fetching != 4 || len(s.Warnings) != 1 {
+		s.Channel != "beta" || s.Server != "https://example.org/x" || len(s.Journal) != entriesShown || s.Fetching != 4 || len(s.Warnings) != 1 ||
+		!slices.Equal(s.Conflicts, w.conflicts) {
 		t.Errorf("%+v", s)
 	}
 	unsigned := otatest.Make(t, otatest.Spec{Version: 5, Image: otatest.Image(20, 1, 0, 0)})
@@ -171,8 +174,9 @@ func TestStatusOfAWreck(t *testing.T) {
 	must(t, os.RemoveAll(w.path(stateDirectory)))
 	w.write("etc/halogen/ota.conf", []byte("Channel=nightly\n"))
 	w.m.Corrupt = func() (bool, error) { return false, os.ErrPermission }
+	w.m.Conflicts = func() ([]string, error) { return nil, errors.New("a damaged list") }
 	s, err := w.m.Status()
-	if err != nil || s.Version != 2 || len(s.Warnings) != 4 {
+	if err != nil || s.Version != 2 || len(s.Warnings) != 5 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	must(t, os.Remove(w.path(reportFile)))

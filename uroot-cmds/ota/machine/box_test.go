@@ -51,10 +51,12 @@ type box struct {
 	mu      sync.Mutex
 	log     []string
 	corrupt bool
-	offline bool
-	noImage error // why the recovery console cannot open the system image
-	mounted int
-	atESP   func()
+	// conflicts wait for a decision.
+	conflicts []string
+	offline   bool
+	noImage   error // why the recovery console cannot open the system image
+	mounted   int
+	atESP     func()
 	// cut fails what comes after so many effects; negative: nothing.
 	cut int
 }
@@ -107,6 +109,7 @@ func newBox(t testing.TB) *box {
 		Worker: worker.Starter{Program: "/proc/self/exe", User: user},
 		Random: rand.Reader, Now: func() time.Time { return otatest.Date.Add(time.Hour) },
 		Corrupt:    func() (bool, error) { return b.corrupt, nil },
+		Conflicts:  func() ([]string, error) { return b.conflicts, nil },
 		OpenSystem: func() (string, error) { return b.path("sysroot"), b.noImage },
 		Online:     func() bool { return !b.offline },
 	}

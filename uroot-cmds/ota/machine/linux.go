@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/sysimage"
 	"halogenos.internal/uroot-cmds/ota/health"
@@ -51,8 +52,24 @@ func Linux() *Machine {
 		Corrupt:    func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
 		OpenSystem: func() (string, error) { return sysimage.Open(h, "/") },
 		Services:   func() (health.Manager, string) { return health.Find("/", health.Command) },
+		Conflicts:  conflicts,
 		Online:     online,
 	}
+}
+
+// conflicts are those under all directories that are laid over the image's. Where none is,
+// there are none.
+func conflicts() ([]string, error) {
+	m, err := changes.Linux()
+	if errors.Is(err, changes.ErrNoOverlay) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	all, err := m.Undecided(context.Background())
+	return changes.Files(all), err
 }
 
 func online() bool {

@@ -55,6 +55,9 @@ type Machine struct {
 	// Services finds the service manager of the running system, and its name; nil
 	// where there is none that can be asked.
 	Services func() (health.Manager, string)
+	// Conflicts are the files that were changed both here and by an update, and wait for a
+	// decision.
+	Conflicts func() ([]string, error)
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
 }

@@ -54,8 +54,11 @@ type Status struct {
 	Server   string                      `json:"server"`
 	Journal  []journal.Entry             `json:"journal"`
 	// Health is what this start's health check has found; nil before it has ended.
-	Health   *Health  `json:"health,omitempty"`
-	Warnings []string `json:"warnings,omitempty"`
+	Health *Health `json:"health,omitempty"`
+	// Conflicts are files that were changed both here and by an update; the version that
+	// runs has this machine's until somebody decides.
+	Conflicts []string `json:"conflicts,omitempty"`
+	Warnings  []string `json:"warnings,omitempty"`
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
@@ -97,6 +100,8 @@ func (m *Machine) Status() (*Status, error) {
 	if !r.Console {
 		s.Health, err = m.lastHealth(r)
 		warn("what the health check has found: ", err)
+		s.Conflicts, err = m.Conflicts()
+		warn("what was changed both here and by an update: ", err)
 	}
 	return s, nil
 }
