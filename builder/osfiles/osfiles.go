@@ -1,6 +1,7 @@
 // Package osfiles adds to a system image what makes its running system fetch
-// releases, bless a trial that is healthy and give up one that is not: systemd's
-// units where the image has systemd, and what another init can use.
+// releases, bless a trial that is healthy and give up one that is not, and say at a login
+// what waits for a decision: systemd's units where the image has systemd, and what another
+// init can use.
 //
 // It refuses to replace a file of the distributor's: what is there already has
 // precedence, and is named.
@@ -46,6 +47,7 @@ var common = []file{
 	{name: "usr/share/halogen/examples/updated.openrc", embedded: "examples/updated.openrc", mode: 0o755},
 	{name: "usr/share/halogen/examples/updated.sysv", embedded: "examples/updated.sysv", mode: 0o755},
 	{name: "usr/lib/sysusers.d/halogen-ota.conf", embedded: "sysusers.conf", mode: 0o644},
+	{name: "etc/profile.d/halogen-changes.sh", embedded: "profile.sh", mode: 0o644},
 }
 
 // forSystemd are the files of an image with systemd. What decides about a trial is
@@ -58,10 +60,12 @@ var forSystemd = []file{
 	{name: units + "ota-health.service", embedded: "systemd/ota-health.service", mode: 0o644},
 	{name: units + "ota-failures.service", embedded: "systemd/ota-failures.service", mode: 0o644},
 	{name: units + "ota-unhealthy.service", embedded: "systemd/ota-unhealthy.service", mode: 0o644},
+	{name: units + "halogen-changes.service", embedded: "systemd/halogen-changes.service", mode: 0o644},
 	{name: units + "boot-complete.target.d/halogen.conf", embedded: "systemd/boot-complete.conf", mode: 0o644},
 	{name: units + "emergency.service.d/halogen.conf", embedded: "systemd/emergency.conf", mode: 0o644},
 	{name: units + "multi-user.target.wants/ota-bless.service", link: "../ota-bless.service"},
 	{name: units + "multi-user.target.wants/ota-failures.service", link: "../ota-failures.service"},
+	{name: units + "multi-user.target.wants/halogen-changes.service", link: "../halogen-changes.service"},
 	{name: units + "boot-complete.target.requires/ota-health.service", link: "../ota-health.service"},
 }
 

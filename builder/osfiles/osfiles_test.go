@@ -74,7 +74,7 @@ func TestAdd(t *testing.T) {
 			if exists(t, filepath.Join(dir, bless)) != c.bless || exists(t, filepath.Join(dir, fetch)) != c.timer {
 				t.Errorf("want bless %v and timer %v", c.bless, c.timer)
 			}
-			for _, name := range []string{"usr/lib/halogen/health", "usr/lib/sysusers.d/halogen-ota.conf", "usr/share/halogen/examples/ota.cron", "var/lib/halogen"} {
+			for _, name := range []string{"usr/lib/halogen/health", "usr/lib/sysusers.d/halogen-ota.conf", "usr/share/halogen/examples/ota.cron", "var/lib/halogen", "etc/profile.d/halogen-changes.sh"} {
 				if !exists(t, filepath.Join(dir, name)) {
 					t.Errorf("/%s is missing", name)
 				}
@@ -138,7 +138,7 @@ func TestUnits(t *testing.T) {
 	judge := testkit.Tools13(t)
 	directory := judge.Path("units")
 	// The programs are not in the judge's tree.
-	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(ota|/usr/lib/halogen/\w+)\b`)
+	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(ota|halogenctl|/usr/lib/halogen/\w+)\b`)
 	for _, f := range slices.Concat(forSystemd, forOldSystemd) {
 		if !strings.HasPrefix(f.name, units) {
 			continue
@@ -164,7 +164,7 @@ func TestUnits(t *testing.T) {
 	verify := func(unit string) string {
 		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
-	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "emergency.target", "sysinit.target"} {
+	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
 		if said := verify(unit); said != "" {
 			t.Errorf("%s: %s", unit, said)
 		}
@@ -603,5 +603,49 @@ func TestAddScripts(t *testing.T) {
 		if err != nil || (len(notes) == 1 && strings.Contains(notes[0], "updated.d is not run")) != c.said {
 			t.Errorf("%q: notes %q, %v", c.has, notes, err)
 		}
+// Whoever logs in reads what waits for a decision; a script and scp, which have no
+// terminal, read nothing.
+func TestProfile(t *testing.T) {
+	text, err := files.ReadFile("files/profile.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, content := range map[string]string{"changes.json": "{}", "conflicts": "found last\n", "halogenctl": "#!/bin/sh\necho found now $*\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := strings.NewReplacer("/etc/halogen", dir, "/run/halogen", dir, "$(id -u)", "$USER_ID").Replace(string(text))
+	run := func(user, script string) string {
+		t.Helper()
+		c := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+		c.Env = []string{"PATH=" + dir + ":/usr/bin:/bin", "USER_ID=" + user}
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Errorf("user %s: %v", user, err)
+		}
+		return string(out)
+	}
+	terminal := strings.ReplaceAll(script, "[ -t 1 ]", "true")
+	if out := run("0", terminal); out != "found now changes --summary\n" {
+		t.Errorf("root reads %q", out)
+	}
+	if out := run("1000", terminal); out != "found last\n" {
+		t.Errorf("a user reads %q", out)
+	}
+	if out := run("0", script) + run("1000", script); out != "" {
+		t.Errorf("without a terminal: %q", out)
+	}
+	for _, name := range []string{"conflicts", "changes.json"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if out := run("1000", terminal); out != "" {
+			t.Errorf("without %s: %q", name, out)
+		}
+	}
+	if out := run("0", terminal); out != "" {
+		t.Errorf("without a list root reads %q", out)
 	}
 }
