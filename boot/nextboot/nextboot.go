@@ -1,10 +1,11 @@
 // Package nextboot is what one boot asks of the next: to open the recovery
-// console before anything is unsealed, and why; or to make a new machine secret.
+// console before anything is unsealed, and why; to make a new machine secret; or to wipe
+// the root partition.
 // It lies in an EFI variable, which outlives a disk that cannot be written.
 //
 // It refuses to be trusted: the running system and anybody with the firmware's
 // shell can write it. So it can only ever ask for less than an ordinary boot
-// does, or for what a person with the recovery key has to agree to; and what it
+// does, or for what a person at the machine has to type something for; and what it
 // says is shown as something that was said.
 package nextboot
 
@@ -39,13 +40,19 @@ const (
 	// formatSecret is that of a request for a new secret: an initagent that knows
 	// format 1 alone ignores it, and none reads a part of it.
 	formatSecret = 2
+	// formatReset is that of a request for a factory reset, likewise.
+	formatReset = 3
 )
 
 // A Request is what the next boot is asked for. The zero value asks for nothing.
 type Request struct {
 	Console *Console   `json:"console,omitempty"`
 	Secret  *NewSecret `json:"secret,omitempty"` // not together with the console
+	Reset   *Reset     `json:"reset,omitempty"`  // not together with either
 }
+
+// Reset asks for a factory reset, which whoever types the machine's name confirms.
+type Reset struct{}
 
 // NewSecret asks for a new machine secret.
 type NewSecret struct {
@@ -54,7 +61,10 @@ type NewSecret struct {
 
 // format is that of the request's encoding.
 func (r Request) format() int {
-	if r.Secret != nil {
+	switch {
+	case r.Reset != nil:
+		return formatReset
+	case r.Secret != nil:
 		return formatSecret
 	}
 	return format
@@ -63,6 +73,9 @@ func (r Request) format() int {
 func (r Request) check() error {
 	if r.Secret != nil && r.Console != nil {
 		return errors.New("it asks for the console and for a new secret")
+	}
+	if r.Reset != nil && (r.Secret != nil || r.Console != nil) {
+		return errors.New("it asks for a factory reset and for something else")
 	}
 	return nil
 }

@@ -48,6 +48,28 @@ func TestSecretRequest(t *testing.T) {
 	}
 }
 
+// So is one for a factory reset, and it comes alone.
+func TestResetRequest(t *testing.T) {
+	const want = `{"format":3,"reset":{}}`
+	text, err := Request{Reset: &Reset{}}.Encode()
+	if err != nil || string(text) != want {
+		t.Errorf("%s, %v, want %s", text, err, want)
+	}
+	if r, err := Parse([]byte(want)); err != nil || r.Reset == nil || r.Secret != nil || r.Console != nil {
+		t.Errorf("%s becomes %+v, %v", want, r, err)
+	}
+	for _, r := range []Request{{Reset: &Reset{}, Secret: &NewSecret{}}, {Reset: &Reset{}, Console: &Console{Reason: "x"}}} {
+		if text, err := r.Encode(); err == nil {
+			t.Errorf("both are written: %s", text)
+		}
+	}
+	for _, text := range []string{`{"format":3}`, `{"format":2,"reset":{}}`, `{"format":1,"reset":{}}`, `{"format":3,"reset":{"yes":true}}`, `{"format":3,"reset":{},"secret":{}}`, `{"format":3,"reset":null}`, `{"format":3,"reset":{},"console":{"reason":"x"}}`} {
+		if r, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%s is taken: %+v", text, r)
+		}
+	}
+}
+
 func TestConcerns(t *testing.T) {
 	for _, c := range []struct {
 		console *Console
@@ -78,6 +100,7 @@ func TestRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"format":1,"console":{"version":"7","person":true,"failed":"unlock","reason":"x\u001b[2J\n"}}`))
 	f.Add([]byte(`{"format":2,"secret":{"keys":true}}`))
+	f.Add([]byte(`{"format":3,"reset":{}}`))
 	f.Add([]byte(`{"format":2,"secret":{"keys":false,"Keys":true}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)

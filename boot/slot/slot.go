@@ -152,6 +152,10 @@ type Facts struct {
 	SecretAsked bool
 	NewSecret   Outcome
 
+	// ResetAsked: the running system has asked for a factory reset.
+	ResetAsked bool
+	Reset      Outcome // the root partition is wiped; or nobody has confirmed it
+
 	// EnrollAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
 	EnrollAgain bool
@@ -203,6 +207,7 @@ const (
 	Unlock                    // open the root partition with the TPM
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
+	Reset                     // wipe the root partition, if somebody types the machine's name
 	Remember                  // note that a version failed its trial
 	Retry                     // give a trial that was only interrupted its tries again
 	Mend                      // make the ESP whole from the root partition's copies, or those from it
@@ -221,7 +226,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -287,6 +292,8 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, f.Planted}, true
 	case f.Problem != "":
 		return Step{Recovery, f.Problem}, true
+	case f.Reset == Done:
+		return Step{Recovery, "the root partition is wiped, as was asked for: clear the Secure Boot keys in the firmware's setup, leave Secure Boot enabled, and start again"}, true
 	case f.ConsoleAsked:
 		return Step{Recovery, "the recovery console was asked for"}, true
 	case f.Noted != "":
@@ -437,6 +444,9 @@ func root(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the root partition was made on this machine, and what is there now is not it: " + f.Cause}, true
 	case RootLocked:
 		switch {
+		case f.ResetAsked && f.Reset == NotTried && f.Unlock == NotTried:
+			// Before anything is unsealed: a console may follow.
+			return Step{Reset, "the running system has asked for a factory reset"}, true
 		case f.Key == Failed:
 			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
 		case f.Unlock == Failed && f.Replaced && s.Fallback:

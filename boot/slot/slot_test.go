@@ -53,6 +53,7 @@ var (
 		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
 		"first-start":   func(s *State, f *Facts) { f.FirstStart = true },
 		"unsettled":     func(s *State, f *Facts) { f.Unsettled = true },
+		"reset-asked":   func(s *State, f *Facts) { f.ResetAsked = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
 )
@@ -154,7 +155,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -247,7 +248,7 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
+		case tr.facts.Reset == Done, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
 			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
@@ -275,6 +276,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					}
 					f.SecretAsked = bit(6) != bit(7)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
+					f.ResetAsked = bit(6) != bit(3)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

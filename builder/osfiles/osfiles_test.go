@@ -603,6 +603,9 @@ func TestAddScripts(t *testing.T) {
 		if err != nil || (len(notes) == 1 && strings.Contains(notes[0], "updated.d is not run")) != c.said {
 			t.Errorf("%q: notes %q, %v", c.has, notes, err)
 		}
+	}
+}
+
 // Whoever logs in reads what waits for a decision; a script and scp, which have no
 // terminal, read nothing.
 func TestProfile(t *testing.T) {
