@@ -42,7 +42,7 @@ func (a *Agent) readRequest() error {
 	}
 	a.request = request.Console
 	if stays == nil { // or it would be asked about at each start
-		a.wish = request.Secret
+		a.wish, a.facts.ResetAsked = request.Secret, request.Reset != nil
 	}
 	a.facts.SecretAsked = a.wish != nil
 	return nil

@@ -45,6 +45,7 @@ var steps = map[slot.Kind]stepRow{
 	slot.Unlock:        {do: plain((*Agent).unlock), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
 	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
 	slot.Remember:      {do: plain((*Agent).remember), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Retry:         {do: plain((*Agent).retry), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Mend:          {do: plain((*Agent).mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},

@@ -15,6 +15,12 @@ import (
 // For returns what to do about the state in which a boot stopped, and with these
 // facts, a line each: the first line first. It is never empty.
 func For(s slot.State, f slot.Facts) []string {
+	if f.Reset == slot.Done {
+		return []string{
+			"Open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.",
+			"Another system may be installed instead: nothing on this disk is wanted any more.",
+		}
+	}
 	var out []string
 	for _, about := range []func(slot.State, slot.Facts) []string{disk, chip, system, keys, root, mounts} {
 		out = append(out, about(s, f)...)

@@ -27,13 +27,13 @@ func Linux() (*Machine, error) {
 	return &Machine{
 		Machine:   hw.Linux(kernel, "/run/esp", rootpart.Directory),
 		Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
-		Keeper: Keyring{Description: "halogen:console"}, Discard: discard,
+		Keeper: Keyring{Description: "halogen:console"}, Discard: Discard,
 	}, nil
 }
 
-// discard is BLKDISCARD (linux/fs.h): a range in bytes, which nothing reads
+// Discard is BLKDISCARD (linux/fs.h): a range in bytes, which nothing reads
 // again.
-func discard(f hw.File, off, length int64) error {
+func Discard(f hw.File, off, length int64) error {
 	device, ok := f.(*os.File)
 	if !ok {
 		return errors.ErrUnsupported

@@ -18,7 +18,14 @@ func (m *Machine) AtConsole() bool {
 // Boot keys: it is for the running system, which has no secret. One write of a variable,
 // of which a cut leaves the request or none; what was asked for before is replaced.
 func (m *Machine) AskForSecret(keys bool) error {
-	text, err := nextboot.Request{Secret: &nextboot.NewSecret{Keys: keys}}.Encode()
+	return m.ask(nextboot.Request{Secret: &nextboot.NewSecret{Keys: keys}})
+}
+
+// AskForReset asks the next boot for a factory reset, likewise.
+func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &nextboot.Reset{}}) }
+
+func (m *Machine) ask(r nextboot.Request) error {
+	text, err := r.Encode()
 	if err == nil {
 		err = m.Variables.WriteAuthenticated(nextboot.Variable, nextboot.Vendor, nextboot.Attributes, text)
 	}

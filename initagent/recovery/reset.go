@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
@@ -26,7 +27,11 @@ import (
 // first write, nothing opens the volume any more; cut before the header is
 // gone, the boot ends here again, and so does one whose ESP still remembers:
 // this command then does all of it once more.
-func (m *Machine) Reset(c hw.Console) error {
+func (m *Machine) Reset(c hw.Console) error { return m.ResetWithin(c, 0) }
+
+// ResetWithin is Reset for who may not be there: it waits for an answer as long as limit,
+// or for ever with 0. No answer is a refusal.
+func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	p, err := m.find()
 	if err != nil {
 		return err
@@ -38,7 +43,7 @@ func (m *Machine) Reset(c hw.Console) error {
 	_, size := p.table.Bytes(partition)
 	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+
 		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", p.disk.Name, p.disk.Model, p.disk.Serial, size>>20))
-	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", p.contract.ImageID), false, 0)
+	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", p.contract.ImageID), false, limit)
 	if err != nil {
 		return err
 	}

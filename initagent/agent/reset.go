@@ -1,0 +1,43 @@
+package agent
+
+import (
+	"fmt"
+
+	"halogenos.internal/initagent/recovery"
+)
+
+// resetAsked says to the person in front of the screen what was asked for, and by whom.
+const resetAsked = `
+A FACTORY RESET: this was asked for from the running system,
+with ` + "`halogenctl reset`" + `. If it was not you who did, press Enter: somebody else may be
+root there. Then nothing is changed, and the machine starts as usual.
+`
+
+// reset does what the recovery console's reset does, which the running system has asked
+// for, if somebody types the machine's name. Whoever else is root there gains the question
+// and its two minutes, once: the request was taken away before, says nothing but what is
+// asked for, and is answered by a person alone. Nothing was unsealed in this boot.
+//
+// An error means that nothing was changed, or what was: cut or failed after the first
+// write, nothing opens the root partition any more, and this boot or the next ends in the
+// recovery console, whose reset does the rest.
+func (a *Agent) reset() error {
+	c, err := a.Person.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.Print(resetAsked)
+	m := &recovery.Machine{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root, Keeper: nothingKept{}, Discard: recovery.Discard}
+	if err := m.ResetWithin(c, secretTimeout); err != nil {
+		c.Print(fmt.Sprintf("%v\n", err))
+		return err
+	}
+	return nil
+}
+
+// nothingKept is for a boot that has opened nothing.
+type nothingKept struct{ recovery.Keeper }
+
+// Forget implements recovery.Keeper.
+func (nothingKept) Forget() error { return nil }
