@@ -113,8 +113,8 @@ func TestEnrollAgain(t *testing.T) {
 			t.Errorf("halogenctl %s: %d, %s%s", words, r.Exit, r.Stdout, r.Stderr)
 		}
 	}
-	if r := g.Run("/usr/sbin/halogenctl", "reset"); r.Exit != 2 {
-		t.Errorf("halogenctl reset: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	if r := g.Run("/usr/sbin/halogenctl", "unlock"); r.Exit != 2 {
+		t.Errorf("halogenctl unlock: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
 	}
 }
 

@@ -1,8 +1,10 @@
-// Command reset wipes the root partition and keeps the slots.
+// Command reset wipes the root partition and keeps the slots. In the running system it asks
+// the next boot for it.
 package main
 
 import (
 	"context"
+	"fmt"
 
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
@@ -20,7 +22,11 @@ typed.
 Afterwards clear the Secure Boot keys in the firmware's setup and start again:
 the machine makes itself new, and shows a new recovery key.
 
-Recovery console only. Exit codes: 0 wiped, 1 not or not all, 2 wrong usage.
+In the running system (halogenctl reset) it only leaves a request: the next
+start shows this and asks, once, for two minutes. Whoever presses Enter there,
+or is not there, declines: nothing is deleted, and the machine starts as usual.
+
+Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
 
 func main() { cmd(recovery.Linux, terminal).Main() }
@@ -28,10 +34,17 @@ func main() { cmd(recovery.Linux, terminal).Main() }
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	return command.Command{Name: "reset", Help: help, Secrets: true, Run: func(context.Context, *command.Call) error {
+	return command.Command{Name: "reset", Help: help, Secrets: true, Run: func(_ context.Context, call *command.Call) error {
 		m, err := machine()
 		if err != nil {
 			return err
+		}
+		if !m.AtConsole() {
+			if err := m.AskForReset(); err != nil {
+				return err
+			}
+			fmt.Fprintln(call.Stdout, "The next start asks for the machine's name, and then wipes all data. Restart the machine while you are in front of it.")
+			return nil
 		}
 		t, err := terminal()
 		if err != nil {

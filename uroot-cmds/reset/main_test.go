@@ -2,10 +2,15 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
@@ -15,21 +20,57 @@ type nobody struct{ hw.Console }
 
 func (nobody) Close() error { return nil }
 
-// What it does is tested where a whole machine is, in initagent/agent. In a
-// running system it does nothing at all.
+// variables keeps EFI variables, or fails.
+type variables struct {
+	written map[string]string
+	fails   error
+}
+
+func (variables) Read(string, gpt.GUID) (uint32, []byte, error) { return 0, nil, fs.ErrNotExist }
+
+func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload []byte) error {
+	if v.fails == nil {
+		v.written[name] = string(payload)
+	}
+	return v.fails
+}
+
+func terminals() (hw.Console, error) { return nobody{}, nil }
+
+// What it does is tested where a whole machine is, in initagent/agent. In a running system it
+// leaves a request, and does nothing else.
 func TestUse(t *testing.T) {
-	terminal := func() (hw.Console, error) { return nobody{}, nil }
+	vars := variables{written: map[string]string{}}
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: elsewhere}, nil }
-	commandtest.Use(t, cmd(machine, terminal))
-	if code, _, errs := commandtest.Run(cmd(machine, terminal), "--yes"); code != 2 || !strings.HasSuffix(errs, help) {
+	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: elsewhere, Variables: vars}, nil }
+	commandtest.Use(t, cmd(machine, terminals))
+	if code, _, errs := commandtest.Run(cmd(machine, terminals), "--yes"); code != 2 || !strings.HasSuffix(errs, help) || len(vars.written) > 0 {
 		t.Errorf("it takes --yes: %d, %q", code, errs)
 	}
-	if code, _, errs := commandtest.Run(cmd(machine, terminal)); code != 1 || !strings.HasPrefix(errs, "reset: this is not the recovery console") {
-		t.Errorf("%d, %q", code, errs)
+	fails := func() (hw.Console, error) { return nil, errors.New("not here") }
+	code, out, errs := commandtest.Run(cmd(machine, fails))
+	if code != 0 || errs != "" || !strings.Contains(out, "The next start asks for the machine's name") || vars.written[nextboot.Variable] != `{"format":3,"reset":{}}` {
+		t.Errorf("%d, %q, %q, it leaves %v", code, out, errs, vars.written)
 	}
+	vars.fails = fs.ErrPermission
+	if code, out, errs := commandtest.Run(cmd(machine, fails)); code != 1 || out != "" || !strings.Contains(errs, "is efivarfs mounted, and writable?") {
+		t.Errorf("%d, %q, %q", code, out, errs)
+	}
+}
+
+// At the console it leaves no request.
+func TestAtConsole(t *testing.T) {
+	root, vars := t.TempDir(), variables{written: map[string]string{}}
+	file := filepath.Join(root, contract.Path)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: root, Variables: vars}, nil }
 	fails := func() (hw.Console, error) { return nil, errors.New("not here") }
 	if code, _, errs := commandtest.Run(cmd(machine, fails)); code != 1 || errs != "reset: not here\n" {
 		t.Errorf("%d, %q", code, errs)
+	}
+	if code, _, errs := commandtest.Run(cmd(machine, terminals)); code != 1 || !strings.HasPrefix(errs, "reset: parse boot contract") || len(vars.written) > 0 {
+		t.Errorf("%d, %q, it leaves %v", code, errs, vars.written)
 	}
 }
