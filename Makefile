@@ -203,11 +203,10 @@ $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@echo "making a Debian root file system without the latest updates (a minute)"
 	@DEV=1 POINT_RELEASE=1 builder/recipes/debian/make-rootfs $@
 
-# Debian with the files of a directory: one more change, and a system that does
-# not pass its health check.
+# Debian changed by a directory: a daemon with a user of its own and changes in /etc, and
+# a system that does not pass its health check.
 $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/update)
-	@cp $< $@
-	@cd qemu-tests/update/$* && find . ! -type d | LC_ALL=C sort | tar --append -f $(abspath $@) --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) --mode=u=rwX,go=rX --no-recursion -T -
+	@$(AS_ROOT) qemu-tests/update/change-rootfs qemu-tests/update/$* $(abspath $<) $(abspath $@)
 
 # Systems without systemd: each of another layout and another init.
 INITS := sysvinit openrc busybox

@@ -10,7 +10,7 @@ import (
 
 // TestBadUpdate: a version 2 that does not pass its health check is tried, given up
 // and not taken again, and nobody has to help.
-// FAULTS 49
+// FAULTS 49, 105
 func TestBadUpdate(t *testing.T) {
 	t.Parallel()
 	first := installed(t)
@@ -19,6 +19,7 @@ func TestBadUpdate(t *testing.T) {
 	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: debianMachine()})
 	g.login()
 	g.askServer(s)
+	changed := g.administrates()
 	g.says("systemctl start ota-fetch.service", "")
 	g.leave("systemctl reboot")
 	g.startsAnew()
@@ -44,6 +45,9 @@ func TestBadUpdate(t *testing.T) {
 	t.Logf("version 1 is back after %d trials, %v", trials, time.Since(began).Round(time.Second))
 	g.says("cat /run/halogen/boot.json", `"version": "1"(?s:.*)"trial": false`)
 	g.keptData()
+	if now := g.says(digests, ""); now != changed {
+		t.Errorf("after the fallback /etc has %s; it had %s", now, changed)
+	}
 	before := len(s.Requests())
 	output, status := g.shell("(set -o pipefail; ota fetch 2>&1 | cat)")
 	if !strings.Contains(output, "never-well.service") || status != "3" {

@@ -142,7 +142,7 @@ func (g *Guest) ukis() string {
 
 // TestUpdate takes a machine from version 1 to 2 and on to 3, with nginx in between.
 // Version 1, brought back with its slot, gets no key then.
-// FAULTS 2, 73, 74
+// FAULTS 2, 73, 74, 105, 106
 func TestUpdate(t *testing.T) {
 	t.Parallel()
 	first := installed(t)
@@ -161,9 +161,11 @@ func TestUpdate(t *testing.T) {
 	checkShare(t, s)
 
 	publish(t, s, "update-3")
+	g.administrates()
 	g.updates(3)
 	g.isBlessed()
 	g.keptData()
+	g.carriedState()
 	g.says("cat /usr/share/halogen/news", `^What is new: this file\.$`)
 	if have := g.ukis(); have != "halogen_2.efi\nhalogen_3.efi" {
 		t.Errorf("UKIs %q; version 3 was to be blessed and version 2 to stay", have)

@@ -1,0 +1,49 @@
+package qemutests
+
+import "strings"
+
+// What an administrator changes in the files that belong to the system. Version 3
+// changes the same files (qemu-tests/update/small), brings a daemon with the number of
+// local990, and a directory in /var/lib.
+const administration = `set -e
+useradd -m -s /bin/sh anna
+echo anna:a-word-of-hers | chpasswd
+useradd -r -u 990 local990
+sed -i 's/^UMASK.*/UMASK\t\t027/' /etc/login.defs
+echo owner >/etc/issue.net
+echo '# owner' >>/etc/bindresvport.blacklist
+rm /etc/gai.conf
+printf '[Service]\nExecStart=/bin/true\n' >/etc/systemd/system/mine.service
+echo '# mine' >/etc/cron.d/mine
+`
+
+// digests is what the administrator's files have, for a fallback to find again.
+const digests = `cd /etc && cat passwd shadow group gshadow subuid subgid login.defs issue.net bindresvport.blacklist systemd/system/mine.service cron.d/mine | sha256sum; ls /etc/gai.conf 2>&1; cd`
+
+// administrates does it, and returns the digests.
+func (g *Guest) administrates() string {
+	g.t.Helper()
+	g.says("("+strings.ReplaceAll(administration, "\n", "; ")+"grep -h ^anna: /etc/subuid /etc/subgid | wc -l)", `^2$`)
+	return g.says(digests, `No such file`)
+}
+
+// carriedState checks what version 3's first start has made of it.
+func (g *Guest) carriedState() {
+	g.t.Helper()
+	// The daemon of version 3 runs as its user, whose number was given away.
+	g.says("systemctl is-active halotest.service; stat -c %U /proc/$(systemctl show -P MainPID halotest.service)", `^active\nhalotest$`)
+	numbers := strings.Fields(g.says("id -u local990; id -u halotest; id -g halotest; stat -c '%U:%G %a' /var/lib/halotest", ""))
+	if len(numbers) != 5 || numbers[0] != "990" || numbers[1] == "990" || numbers[2] != numbers[1] || numbers[3] != "halotest:halotest" || numbers[4] != "750" {
+		g.t.Errorf("numbers and directory of the daemon: %q; want 990, another one twice, and the daemon's directory", numbers)
+	}
+	g.says("cat /var/lib/halotest-data/readme", `^brought by version 3$`)
+	// The owner's users, files and deletions are there; both sides' changes are merged.
+	g.says("id -u anna; grep -h ^anna: /etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/subuid /etc/subgid | wc -l; ls -d /home/anna", `^1000\n6\n/home/anna$`)
+	g.says(`grep -E '^(UMASK|LOGIN_RETRIES)' /etc/login.defs`, `^UMASK\s+027\nLOGIN_RETRIES\s+4$`)
+	g.says("ls /etc/gai.conf /etc/cron.d/mine /etc/systemd/system/mine.service 2>&1; true", `gai.conf.*No such file[^\n]*\n/etc/cron.d/mine\n/etc/systemd/system/mine.service$`)
+	g.says("stat -c '%a %U:%G' /etc/passwd /etc/shadow", `^644 root:root\n640 root:shadow$`)
+	// What both changed is the owner's, and listed.
+	g.says("cat /etc/issue.net; tail -n 1 /etc/bindresvport.blacklist", `^owner\n# owner$`)
+	g.says("halogenctl changes --json | cat", `(?s)bindresvport\.blacklist.*issue\.net`)
+	g.says("ota status | cat", `conflict`)
+}
