@@ -29,7 +29,12 @@ type table struct {
 	base, theirs, ours records
 	out                records
 	known              bool // base is
-	clashes            bool
+	// absent: this machine never changed it, and there is no base: the image's is in
+	// effect.
+	absent  bool
+	clashes bool
+	// leftOut are the entries that an earlier merge could not take in.
+	leftOut map[string]bool
 
 	holders map[uint32]string // see holder
 }
@@ -48,6 +53,17 @@ type records struct {
 	lines []record
 	// first is the first line of each name: that is the one in effect.
 	first map[string]int
+}
+
+// result is the table as it will be.
+func (t *table) result() records {
+	switch {
+	case t == nil:
+		return records{}
+	case len(t.out.lines) == 0:
+		return t.theirs
+	}
+	return t.out
 }
 
 func (r records) get(name string) (record, bool) {
@@ -103,22 +119,31 @@ func (p *planner) mergeAccounts() error {
 		}
 	}
 	if touched["group"] || touched["passwd"] || touched["gshadow"] || touched["shadow"] {
-		p.mergeUsers(tables)
+		if err := p.mergeUsers(tables); err != nil {
+			return err
+		}
 		for _, path := range []string{"group", "passwd", "gshadow", "shadow"} {
 			p.merged(tables[path])
 		}
 	}
 	for _, path := range []string{"subgid", "subuid"} {
 		if t := tables[path]; t != nil && touched[path] {
-			p.mergeRanges(t)
+			p.mergeRanges(t, tables["passwd"].result())
 			p.merged(t)
 		}
 	}
 	if t := tables["shells"]; t != nil && touched["shells"] {
-		p.mergeShells(t, tables["passwd"])
+		p.mergeShells(t, tables["passwd"].result())
 		p.merged(t)
 	}
 	return nil
+}
+
+// leaveOut lists an entry of the image that cannot come in. The next merge tries again.
+func (p *planner) leaveOut(t *table, name, format string, args ...any) {
+	p.clash(t.path, name, stateLine, fmt.Sprintf(format, args...))
+	p.conflicts[len(p.conflicts)-1].LeftOut = true
+	t.clashes = true
 }
 
 func (p *planner) merged(t *table) {
@@ -134,14 +159,22 @@ func (p *planner) table(path string, fields int) (t *table, changed bool, err er
 	if err != nil || !there.is(Regular) {
 		return nil, false, err
 	}
+	t = &table{path: path, fields: fields, known: b.is(Regular), leftOut: map[string]bool{}}
 	inUpper := o != nil
-	if o == nil {
+	switch {
+	case o == nil && p.base == nil:
+		o, t.absent = there, true
+	case o == nil:
 		o = b
 	}
 	if !o.is(Regular) {
 		return nil, false, nil
 	}
-	t = &table{path: path, fields: fields, known: b.is(Regular)}
+	for _, c := range p.old {
+		if c.LeftOut && c.Path == Name(path) {
+			t.leftOut[string(c.Entry)] = true
+		}
+	}
 	for _, in := range []struct {
 		*file
 		into *records
@@ -174,9 +207,16 @@ func (p *planner) accountFile(a account, o *file) choice {
 // record with what the image changed, and what clashed.
 type rule func(base *record, theirs, ours record) (record, []string)
 
+// An intake decides over records of the image that this machine does not have.
+type intake struct {
+	// returns: the record was in the old image as well, and nobody deleted it here.
+	returns func(record) bool
+	// admit takes it in; it may change it.
+	admit func(record) (record, bool)
+}
+
 // mergeTable merges by name. What is not understood stays as this machine has it.
-// admit decides over records that are new in the image; it may change them.
-func (p *planner) mergeTable(t *table, kind string, merge rule, admit func(record) (record, bool)) {
+func (p *planner) mergeTable(t *table, kind string, merge rule, in intake) {
 	for i, ours := range t.ours.lines {
 		theirs, there := t.theirs.get(ours.name)
 		if first, ok := t.ours.first[ours.name]; ours.name == "" || !ok || first != i || !there {
@@ -202,23 +242,33 @@ func (p *planner) mergeTable(t *table, kind string, merge rule, admit func(recor
 		if _, here := t.ours.get(theirs.name); theirs.name == "" || here || t.theirs.first[theirs.name] != i {
 			continue
 		}
-		if was, ok := t.base.get(theirs.name); ok {
+		if was, ok := t.base.get(theirs.name); ok && !in.returns(theirs) {
 			if !sameButDate(t.path, was, theirs) {
 				p.clash(t.path, theirs.name, stateLine, fmt.Sprintf("%s %s: deleted here, changed in the image", kind, Name(theirs.name)))
 				t.clashes = true
 			}
 			continue
 		}
-		if rec, ok := admit(theirs); ok {
+		if rec, ok := in.admit(theirs); ok {
 			fresh = append(fresh, rec)
 		}
 	}
-	// What stands for the accounts of a directory service (+, -) stays last.
-	at := len(t.out.lines)
-	for at > 0 && strings.HasPrefix(t.out.lines[at-1].fields[0], "+") {
-		at--
+	t.out = index(slices.Insert(t.out.lines, endOfNames(t.out.lines), fresh...))
+}
+
+// endOfNames is where new names go: what stands for the accounts of a directory service
+// (+, -) stays last, with the comments among it.
+func endOfNames(lines []record) int {
+	end := len(lines)
+	for at := len(lines) - 1; at >= 0; at-- {
+		switch first := lines[at].fields[0]; {
+		case strings.HasPrefix(first, "+"), strings.HasPrefix(first, "-"):
+			end = at
+		case first != "" && first[0] != '#':
+			return end
+		}
 	}
-	t.out = index(slices.Insert(t.out.lines, at, fresh...))
+	return end
 }
 
 func index(lines []record) records {
@@ -261,33 +311,43 @@ func field(base *record, theirs, ours record, i int, what string, clashes *[]str
 
 // members merges a list of names: what either side adds comes in, what either side
 // removes goes.
-func members(base *record, theirs, ours record, i int) string {
+func (u *users) members(group string, base *record, theirs, ours record, i int) string {
 	split := func(s string) []string {
 		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
 	}
 	var was []string
 	if base != nil {
-		was = split(base.fields[i])
+		was = slices.DeleteFunc(split(base.fields[i]), u.comesIn)
 	}
 	there, here := split(theirs.fields[i]), split(ours.fields[i])
+	if u.base == nil {
+		u.noteMembers(group, without(there, here))
+		return ours.fields[i]
+	}
 	if slices.Equal(there, was) {
 		return ours.fields[i]
 	}
 	if slices.Equal(here, was) {
 		return theirs.fields[i]
 	}
-	var out []string
-	for _, name := range here {
-		if slices.Contains(there, name) || !slices.Contains(was, name) {
-			out = append(out, name)
-		}
+	removed := without(was, there)
+	return strings.Join(append(without(here, removed), without(without(there, here), was)...), ",")
+}
+
+// without are the names that are not among others.
+func without(names, others []string) []string {
+	among := make(map[string]bool, len(others))
+	for _, name := range others {
+		among[name] = true
 	}
-	for _, name := range there {
-		if !slices.Contains(here, name) && !slices.Contains(was, name) {
-			out = append(out, name)
-		}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return among[name] })
+}
+
+// noteMembers says who does not come into a group that is here.
+func (u *users) noteMembers(group string, names []string) {
+	if len(names) > 0 {
+		u.note(u.group.path, "members %s of group %s in the image do not come in: without the old image nobody can say who was removed here", Name(strings.Join(names, ",")), Name(group))
 	}
-	return strings.Join(out, ",")
 }
 
 func mergeShadow(base *record, theirs, ours record) (record, []string) {
@@ -306,28 +366,22 @@ func mergeShadow(base *record, theirs, ours record) (record, []string) {
 	return out, clashes
 }
 
-func mergeGshadow(base *record, theirs, ours record) (record, []string) {
+func (u *users) mergeGshadow(base *record, theirs, ours record) (record, []string) {
 	var clashes []string
 	return record{ours.name, []string{
 		ours.fields[0],
 		field(base, theirs, ours, 1, "password", &clashes),
-		members(base, theirs, ours, 2),
-		members(base, theirs, ours, 3),
+		u.members(ours.name, base, theirs, ours, 2),
+		u.members(ours.name, base, theirs, ours, 3),
 	}}, clashes
 }
 
 // mergeShells merges /etc/shells, which is a set. A shell that somebody has here stays.
-func (p *planner) mergeShells(t *table, passwd *table) {
+func (p *planner) mergeShells(t *table, passwd records) {
 	inUse := map[string]bool{}
-	if passwd != nil {
-		users := passwd.out
-		if len(users.lines) == 0 {
-			users = passwd.theirs
-		}
-		for _, u := range users.lines {
-			if u.name != "" {
-				inUse[u.fields[6]] = true
-			}
+	for _, u := range passwd.lines {
+		if u.name != "" {
+			inUse[u.fields[6]] = true
 		}
 	}
 	for _, ours := range t.ours.lines {
@@ -343,7 +397,10 @@ func (p *planner) mergeShells(t *table, passwd *table) {
 	for _, theirs := range t.theirs.lines {
 		_, here := t.ours.get(theirs.name)
 		_, was := t.base.get(theirs.name)
-		if theirs.name != "" && !here && !was {
+		if theirs.name != "" && !here && (!was || p.options.Masked) {
+			if was {
+				p.note(t.path, "%s of the image comes in: it was not here, and nobody is known to have removed it", Name(theirs.name))
+			}
 			t.out.lines = append(t.out.lines, theirs)
 		}
 	}

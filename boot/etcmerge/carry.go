@@ -17,9 +17,10 @@ const listMode = 0o600
 // the old list that are still to be decided and whose file is still there.
 func (p *planner) list() (List, error) {
 	list := List{From: p.options.From, To: p.options.To}
-	since, err := p.carried()
-	if err != nil || len(p.conflicts)+len(p.notes)+len(since) == 0 {
-		return list, err
+	since := p.carried()
+	var err error
+	if len(p.conflicts)+len(p.notes)+len(since) == 0 {
+		return list, nil
 	}
 	if err := p.makeRoom(); err != nil {
 		return list, err
@@ -62,42 +63,51 @@ type conflictKey struct{ path, entry Name }
 
 func keyOf(c Conflict) conflictKey { return conflictKey{c.Path, c.Entry} }
 
-// carried are the conflicts of the old list that nobody has decided, and whose file is
-// still this machine's.
-func (p *planner) carried() (map[conflictKey]Conflict, error) {
+// readList reads which conflicts of the old list nobody has decided.
+func (p *planner) readList() error {
 	f, err := p.below(p.upper, ListPath)
 	if f == nil || err != nil {
-		return nil, err
+		return err
 	}
 	if !f.is(Regular) {
 		p.note(ListPath, "%s was here in place of the list of conflicts; what it listed is not known", kindOf(f.Entry))
-		return nil, nil
+		return nil
 	}
 	in, err := p.open(p.upper, ListPath)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer in.Close()
 	text, err := io.ReadAll(io.LimitReader(in, MaxList+1))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	old, err := ParseList(text)
 	if err != nil {
 		p.note(ListPath, "the old list of conflicts cannot be read, what it listed is not known: %v", err)
-		return nil, nil
+		return nil
 	}
-	open, err := p.undecided(old, p.upper)
-	if err != nil {
-		return nil, err
+	p.old, err = p.undecided(old, p.upper)
+	return err
+}
+
+// carried are the conflicts of the old list whose file is still this machine's. What was
+// left out is in now, unless this merge leaves it out again.
+func (p *planner) carried() map[conflictKey]Conflict {
+	again := map[conflictKey]bool{}
+	for _, c := range p.conflicts {
+		again[keyOf(c.Conflict)] = true
 	}
 	out := map[conflictKey]Conflict{}
-	for _, c := range open {
+	for _, c := range p.old {
+		if c.LeftOut && !again[keyOf(c)] {
+			continue
+		}
 		if c.Path == dirOfList || len(p.inPlan(string(c.Path))) > 0 {
 			out[keyOf(c)] = c
 		}
 	}
-	return out, nil
+	return out
 }
 
 // inPlan are the changes that write a path and what lies in it, empty where the path
@@ -137,13 +147,12 @@ func (p *planner) stateInPlan(c Conflict, kind stateKind) (string, error) {
 		return stateOfEntry(&changes[0].Entry), nil
 	case stateLine:
 		if a, ok := p.accounts[string(c.Path)]; ok {
-			return stateOfLine(a.text, string(c.Entry)), nil
+			return stateOfLine(p.indexed.of(nil, string(c.Path), a.text), string(c.Entry)), nil
 		}
-		text, _, err := p.text(p.sourceOf(changes[0].From), string(c.Path))
-		if changes[0].Entry.Type != Regular || err != nil {
-			return "", err
+		if changes[0].Entry.Type != Regular {
+			return "", nil
 		}
-		return stateOfLine(text, string(c.Entry)), nil
+		return p.stateOfLineIn(p.sourceOf(changes[0].From), string(c.Path), string(c.Entry))
 	case stateTree:
 	default:
 		return c.State, nil // of a kind that a later release may know
@@ -205,7 +214,6 @@ func (p *planner) makeRoom() error {
 	case t == nil || made.Entry.Opaque:
 	case t.is(Directory):
 		made.Entry = *t.Entry
-		p.translate(&made.Entry)
 	default:
 		p.note(dir, "%s of the image's is hidden: the list of conflicts needs the directory", kindOf(t.Entry))
 	}

@@ -31,6 +31,8 @@ const (
 	MaxDepth   = 256     // directories within one another
 	MaxText    = 1 << 20 // bytes of a file that is merged by line or by entry
 	MaxRead    = 4 << 30 // bytes of files compared
+	// maxContent bounds the bytes of merged files that a plan holds.
+	maxContent = 64 << 20
 )
 
 // A Type is what an entry is. The zero value is none.
@@ -84,6 +86,15 @@ type Tree interface {
 type Options struct {
 	From contract.Version // of base; 0 where it is not known
 	To   contract.Version // of theirs
+	// Masked: upper lay over several images, one after the other, and hid what later
+	// ones brought. What base has and upper lacks may never have shown here: it proves no
+	// deletion.
+	Masked bool
+	// Other: the directory is not /etc, so that the names of its files mean nothing.
+	Other bool
+	// Etc is the plan of /etc, for another directory: it says whose number is whose. nil
+	// where /etc is not merged.
+	Etc *Result
 }
 
 // ErrBase marks errors of reading base. Who gets it may plan again without.
@@ -137,8 +148,12 @@ type Result struct {
 	// Notes say what was decided without anybody's help.
 	Notes []Note
 	// Users and Groups lead from the image's number to this machine's, for names that
-	// have another one here. Who copies files out of the image translates their owners.
+	// have another one here, and to 0 for those that are not here and whose number is
+	// somebody else's. Who copies files out of the image translates their owners
+	// ([Owners.Translate]); files that stay in the image belong to somebody else.
 	Users, Groups map[uint32]uint32
+
+	owners owners
 }
 
 // Plan merges. Without base (nil) all that upper holds counts as this machine's, but
@@ -148,7 +163,8 @@ type Result struct {
 // (see [Undecided]). The plan writes the list to [ListPath] where there is something to
 // list.
 //
-// Plan checks ctx between files: an error of it is returned as it is.
+// Plan checks ctx between files and within long comparisons: an error of it is returned as
+// it is. What is too much to merge (see the bounds) is kept whole and listed.
 func Plan(ctx context.Context, base, theirs, upper Tree, options Options) (*Result, error) {
 	return newPlanner(ctx, base, theirs, upper, options).plan()
 }

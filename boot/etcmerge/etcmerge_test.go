@@ -342,11 +342,13 @@ func TestPlan(t *testing.T) {
 			keep d (a directory): added here
 			keep d/.updated (a file, old): added here`},
 		{"what is made of other files", memory{"ld.so.cache": text("1"), "udev/hwdb.bin": text("1")}, memory{"ld.so.cache": text("2"), "udev/hwdb.bin": text("1")}, memory{"ld.so.cache": text("3"), "udev/hwdb.bin": text("3")}, `
-			take ld.so.cache: made again by programs
-			parent udev (a directory): holds what was changed here
-			keep udev/hwdb.bin (a file, old): changed here
-			# ld.so.cache: the image's is in effect: programs make it of other files`},
-		{"what is made of other files, and deleted", memory{"ld.so.cache": text("1")}, memory{"ld.so.cache": text("2")}, memory{"ld.so.cache": gone}, "take ld.so.cache: made again by programs"},
+			take ld.so.cache: made again at the first start
+			take udev: as in the image
+			take udev/hwdb.bin: made again at the first start`},
+		{"the list of mounts", memory{"mtab": link("../proc/self/mounts")}, memory{"mtab": link("../proc/self/mounts")}, memory{"mtab": text("/dev/sda1 / ext4\n"), ".pwd.lock": text("")}, `
+			take .pwd.lock: made again at the first start
+			take mtab: made again at the first start`},
+		{"what is made of other files, and deleted", memory{"ld.so.cache": text("1")}, memory{"ld.so.cache": text("2")}, memory{"ld.so.cache": gone}, "take ld.so.cache: made again at the first start"},
 		{"backups", memory{"passwd-": text("1")}, memory{"passwd-": text("2")}, memory{"passwd-": text("3")}, "keep passwd- (a file, old): a copy of what was here"},
 
 		{"without the old image", nil, memory{"a": text("1"), "b": text("1"), "c/x": text("1"), "d/x": text("1"), "e": text("1")}, memory{"a": text("2"), "b": text("1"), "c": opaque, "c/y": text("1"), "d": gone, "e": dir(), "e/x": text("1"), "f": gone}, `
@@ -357,7 +359,8 @@ func TestPlan(t *testing.T) {
 			keep d (nothing, whiteout): deleted here
 			keep e (a directory): kept from the version before
 			keep e/x (a file, old): lies in what is kept whole
-			take f: deleted here, and not in the image`},
+			take f: deleted here, and not in the image
+			# e: a directory from before hides a file of the image's`},
 		{"names of any kind", memory{"new\nline": text("1"), "\xff": text("1")}, memory{"new\nline": text("2"), "\xff": text("2")}, memory{"new\nline": text("3"), "\xff": text("3"), "\x1b[2J": text("1")}, `
 			keep "\x1b[2J" (a file, old): added here
 			conflict "new\nline" (a file, old): changed here and in the image

@@ -71,6 +71,7 @@ func FuzzPlan(f *testing.F) {
 	f.Add([]byte{0x06, 0, 0x1b, 1, 0x1a, 2, 0x01, 3})
 	f.Add([]byte{0x3e, 13, 0x39, 14, 0x3a, 15, 0x46, 16, 0x41, 17, 0x42, 18})
 	f.Add([]byte{0x16, 8, 0x1e, 0, 0x12, 20, 0x22, 1, 0x11, 10})
+	f.Add([]byte{0x3b, 13, 0x3b, 14, 0x42, 15, 0x03, 2, 0x0b, 3, 0x02, 0, 0x0a, 4})
 	f.Fuzz(func(t *testing.T, program []byte) {
 		base, theirs, upper := grown(program)
 		ours := over(base, upper)
@@ -80,50 +81,71 @@ func FuzzPlan(f *testing.F) {
 		_, same := plan(t, base, base, upper)
 		checkShows(t, "merged with nothing new", over(base, same), ours)
 
-		r, made := plan(t, base, theirs, upper)
-		checkListed(t, r, made)
-		shown := over(theirs, made)
-		for p, n := range ours {
-			was := base[p]
-			if ignored(p) || n.Type != Regular || was.content == n.content && was.Type == n.Type {
-				continue
-			}
-			had, has := count([]byte(was.content)), count([]byte(shown[p].content))
-			if was.Type != Regular {
-				had = nil
-			}
-			for line, times := range count([]byte(n.content)) {
-				if has[line] < times-had[line] && !listedAt(r, p) {
-					t.Fatalf("%q: line %q is lost: it shows %q, here was %q, base %q, image %q\n%s", p, line, shown[p].content, n.content, was.content, theirs[p].content, golden(r))
-				}
-			}
+		for _, options := range []Options{{}, {Masked: true}, {Other: true}} {
+			r, made := planWith(t, options, base, theirs, upper)
+			shown := over(theirs, made)
+			checkOwners(t, options, r, base, theirs, ours, shown)
+			checkImages(t, options, r, base, theirs, ours, shown)
+			_, again := planWith(t, Options{Other: options.Other}, theirs, theirs, made)
+			checkShows(t, "merged again", over(theirs, again), shown)
 		}
-		for p := range base {
-			_, here := ours[p]
-			_, there := theirs[p]
-			_, now := shown[p]
-			if !here && there && now && !ignored(p) && !listedAt(r, p) {
-				t.Fatalf("%q was deleted here, and is back\n%s", p, golden(r))
-			}
-		}
-		for p, n := range theirs {
-			was, had := base.node(p)
-			now, has := shown[p]
-			_, here := ours[p]
-			if ignored(p) || listedAt(r, p) {
-				continue
-			}
-			if !had && !here && !has {
-				t.Fatalf("%q of the image's does not show\n%s", p, golden(r))
-			}
-			old := had && has && n.Type == Regular && was.content != n.content && now.content == was.content
-			if old && ours[p].content == was.content && !isAccount(p) {
-				t.Fatalf("%q shows what the old image had\n%s", p, golden(r))
-			}
-		}
-		_, again := plan(t, theirs, theirs, made)
-		checkShows(t, "merged again", over(theirs, again), shown)
 	})
+}
+
+// checkOwners: nothing that this machine has is lost, and nothing that was deleted is
+// back, without being listed.
+func checkOwners(t *testing.T, options Options, r *Result, base, theirs, ours, shown memory) {
+	t.Helper()
+	for p, n := range ours {
+		was := base[p]
+		if ignored(p) || n.Type != Regular || was.content == n.content && was.Type == n.Type {
+			continue
+		}
+		had, has := count([]byte(was.content)), count([]byte(shown[p].content))
+		if was.Type != Regular {
+			had = nil
+		}
+		for line, times := range count([]byte(n.content)) {
+			if has[line] < times-had[line] && !listedAt(r, p) {
+				t.Fatalf("%+v: %q: line %q is lost: it shows %q, here was %q, base %q, image %q\n%s", options, p, line, shown[p].content, n.content, was.content, theirs[p].content, golden(r))
+			}
+		}
+	}
+	for p := range base {
+		_, here := ours[p]
+		_, there := theirs[p]
+		_, now := shown[p]
+		if !here && there && now && !ignored(p) && !listedAt(r, p) {
+			t.Fatalf("%+v: %q was deleted here, and is back\n%s", options, p, golden(r))
+		}
+	}
+}
+
+// checkImages: what the image brings shows, or is listed. Over an upper directory that
+// was over several images that is so for what the old image had as well.
+func checkImages(t *testing.T, options Options, r *Result, base, theirs, ours, shown memory) {
+	t.Helper()
+	for p, n := range theirs {
+		was, had := base.node(p)
+		now, has := shown[p]
+		_, here := ours[p]
+		if ignored(p) || listedAt(r, p) {
+			continue
+		}
+		if !had && !here && !has {
+			t.Fatalf("%+v: %q of the image's does not show\n%s", options, p, golden(r))
+		}
+		old := had && has && n.Type == Regular && was.content != n.content && now.content == was.content
+		if old && ours[p].content == was.content && (options.Other || !isAccount(p)) {
+			t.Fatalf("%+v: %q shows what the old image had\n%s", options, p, golden(r))
+		}
+		if !options.Masked || n.Type != Regular || was.content != n.content || now.Type != Regular || isAccount(p) {
+			continue
+		}
+		if shows := count([]byte(now.content)); lacks([]byte(now.content), []byte(n.content), []byte(n.content)) {
+			t.Fatalf("%q lacks lines of the image: %v\n%s", p, shows, golden(r))
+		}
+	}
 }
 
 // ignored are paths that do not follow the rules of others.

@@ -49,6 +49,9 @@ type Conflict struct {
 	// has decided. It would let whoever reads it try out what a secret file may hold:
 	// the list is for root alone.
 	State string `json:"state"`
+	// LeftOut: the image's entry did not come in, for want of a number. The next merge
+	// that has one takes it in.
+	LeftOut bool `json:"leftOut,omitempty"`
 	// Kept: somebody decided that this machine's stays.
 	Kept bool `json:"kept,omitempty"`
 }

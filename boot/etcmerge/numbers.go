@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,10 +24,35 @@ const (
 	groupField  = 3 // of passwd: the user's group
 )
 
-// number reads a number that is written as programs write it.
+// decimal writes a number.
+func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// number reads a number as the GNU C library does in passwd and group (strtoul(3)): space
+// and zeros in front do not matter, and one that is too large is the largest. One with a
+// minus in front, which becomes large, is not understood.
 func number(s string) (uint32, bool) {
+	s = strings.TrimPrefix(strings.TrimLeft(s, " \t\n\v\f\r"), "+")
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
 	n, err := strconv.ParseUint(s, 10, 32)
-	return uint32(n), err == nil && strconv.FormatUint(n, 10) == s
+	if err != nil {
+		return math.MaxUint32, true
+	}
+	return uint32(n), true
+}
+
+// numbers are those of all lines, with the names: of lines that come second for a name, or
+// have more fields or fewer, too, since programs read them as well.
+func (r records) numbers(each func(name string, n uint32)) {
+	for _, rec := range r.lines {
+		if len(rec.fields) <= numberField || strings.ContainsAny(rec.fields[0][:min(1, len(rec.fields[0]))], "#+-") {
+			continue
+		}
+		if n, ok := number(rec.fields[numberField]); ok {
+			each(rec.fields[0], n)
+		}
+	}
 }
 
 // own is the number of a name.
@@ -64,11 +90,7 @@ func poolOf(t *table) *pool {
 		return p
 	}
 	for _, version := range []records{t.base, t.theirs, t.ours} {
-		for name := range version.first {
-			if n, ok := version.own(name); ok {
-				p.used[n] = true
-			}
-		}
+		version.numbers(func(_ string, n uint32) { p.used[n] = true })
 	}
 	return p
 }
@@ -107,29 +129,139 @@ type users struct {
 	// were left out.
 	given           map[string]uint32
 	noGroup, noUser map[string]bool
+	// cameIn are the names that this merge takes in; doubtful are those users that the
+	// owner of this machine may have deleted.
+	groupCameIn, userCameIn map[string]bool
+	doubtful                map[string]bool
 }
 
-func (p *planner) mergeUsers(tables map[string]*table) {
+func (p *planner) mergeUsers(tables map[string]*table) error {
 	u := users{
 		planner: p, group: tables["group"], passwd: tables["passwd"],
 		gids: poolOf(tables["group"]), uids: poolOf(tables["passwd"]),
 		given: map[string]uint32{}, noGroup: map[string]bool{}, noUser: map[string]bool{},
+		groupCameIn: map[string]bool{}, userCameIn: map[string]bool{}, doubtful: map[string]bool{},
 	}
 	if u.group != nil {
-		p.mergeTable(u.group, "group", u.mergeGroup, u.admitGroup)
-		p.groups = renumbered(u.group)
+		p.mergeTable(u.group, "group", u.mergeGroup, intake{u.returns(u.group, "group"), u.admitGroup})
+		p.owners.theirs.Groups, p.owners.lostGroups = numbersOf("group", u.group.theirs, u.group.out)
+		p.owners.base.Groups, _ = numbersOf("group", u.group.base, u.group.out)
 		u.baseGroups, u.theirGroups = u.group.base.byNumber(), u.group.theirs.byNumber()
 	}
 	if u.passwd != nil {
-		p.mergeTable(u.passwd, "user", u.mergeUser, u.admitUser)
-		p.users = renumbered(u.passwd)
+		p.mergeTable(u.passwd, "user", u.mergeUser, intake{u.returns(u.passwd, "user"), u.admitUser})
+		p.owners.theirs.Users, p.owners.lostUsers = numbersOf("user", u.passwd.theirs, u.passwd.out)
+		p.owners.base.Users, _ = numbersOf("user", u.passwd.base, u.passwd.out)
+	}
+	among := func(names map[string]bool) func(record) bool {
+		return func(rec record) bool { return names[rec.name] }
 	}
 	if t := tables["gshadow"]; t != nil {
-		p.mergeTable(t, "group", mergeGshadow, func(rec record) (record, bool) { return rec, !u.noGroup[rec.name] })
+		p.mergeTable(t, "group", u.mergeGshadow, intake{among(u.groupCameIn), func(rec record) (record, bool) { return rec, !u.noGroup[rec.name] }})
 	}
 	if t := tables["shadow"]; t != nil {
-		p.mergeTable(t, "user", mergeShadow, func(rec record) (record, bool) { return rec, !u.noUser[rec.name] })
+		p.mergeTable(t, "user", mergeShadow, intake{among(u.userCameIn), func(rec record) (record, bool) { return rec, !u.noUser[rec.name] }})
 	}
+	return u.lock(tables["shadow"])
+}
+
+// system reports whether a number is one of the image's, and not of a person.
+func system(n uint32) bool { return n <= lastSystem || n > lastOrdinary }
+
+// returns decides over names that the old image had as well, and this machine has not:
+// left out before for want of a number, or hidden by an upper directory that was over
+// several images.
+func (u *users) returns(t *table, kind string) func(record) bool {
+	return func(rec record) bool {
+		if t.leftOut[rec.name] {
+			return true
+		}
+		n, ok := number(rec.fields[numberField])
+		switch {
+		case !u.options.Masked || !ok:
+			return false
+		case system(n):
+			u.note(t.path, "%s %s of the image comes in: it was not here, and nobody is known to have deleted it", kind, Name(rec.name))
+			return true
+		}
+		u.note(t.path, "%s %s of the image stays out: it was not here, and with number %d it may have been deleted", kind, Name(rec.name), n)
+		return false
+	}
+}
+
+// comesIn reports whether a user will return, before it has.
+func (u *users) comesIn(name string) bool {
+	if u.passwd == nil {
+		return false
+	}
+	rec, there := u.passwd.theirs.get(name)
+	if _, here := u.passwd.ours.get(name); here || !there {
+		return false
+	}
+	n, ok := number(rec.fields[numberField])
+	return u.passwd.leftOut[name] || u.options.Masked && ok && system(n)
+}
+
+const locked = "!*" // a password that nobody can have
+
+// usable reports whether somebody can log in with what stands in place of a password.
+func usable(password string) bool {
+	return password == "" || password[0] != '!' && password[0] != '*'
+}
+
+// lock keeps those from logging in whom the owner of this machine may have deleted. A
+// user for services that has no password is as good as before.
+func (u *users) lock(shadow *table) error {
+	if len(u.doubtful) == 0 {
+		return nil
+	}
+	there, err := u.file(u.theirs, "shadow")
+	if err != nil {
+		return err
+	}
+	var nologin string
+	for _, rec := range u.passwd.theirs.lines {
+		if shell := rec.fields[len(rec.fields)-1]; nologin == "" && strings.HasSuffix(shell, "/nologin") {
+			nologin = shell
+		}
+	}
+	for i, rec := range u.passwd.out.lines {
+		if !u.doubtful[rec.name] || u.passwd.out.first[rec.name] != i {
+			continue
+		}
+		inShadow := rec.fields[1] == "x"
+		canLogIn := usable(rec.fields[1])
+		if inShadow {
+			canLogIn = shadow == nil && there != nil // it cannot be read
+		}
+		if shadow != nil {
+			if at, has := shadow.out.first[rec.name]; has && inShadow {
+				canLogIn = usable(shadow.out.lines[at].fields[1])
+			}
+		}
+		if n, ok := number(rec.fields[numberField]); ok && system(n) && !canLogIn {
+			continue
+		}
+		u.lockOut(i, shadow, cmp.Or(nologin, "/sbin/nologin"))
+	}
+	return nil
+}
+
+func (u *users) lockOut(i int, shadow *table, shell string) {
+	rec := &u.passwd.out.lines[i]
+	rec.fields = slices.Clone(rec.fields)
+	rec.fields[6] = shell
+	if rec.fields[1] != "x" || shadow == nil {
+		rec.fields[1] = locked
+	}
+	if shadow != nil {
+		if at, has := shadow.out.first[rec.name]; has {
+			line := &shadow.out.lines[at]
+			line.fields = slices.Clone(line.fields)
+			line.fields[1] = locked
+		}
+	}
+	u.note(u.passwd.path, "user %s of the image comes in locked, with shell %s: nobody can say whether it was deleted here; usermod --shell and passwd let it in, userdel removes it", Name(rec.name), shell)
 }
 
 func (u *users) mergeGroup(base *record, theirs, ours record) (record, []string) {
@@ -138,7 +270,7 @@ func (u *users) mergeGroup(base *record, theirs, ours record) (record, []string)
 		ours.fields[0],
 		field(base, theirs, ours, 1, "password", &clashes),
 		u.stays(u.group, "group", base, theirs, ours, &clashes),
-		members(base, theirs, ours, 3),
+		u.members(ours.name, base, theirs, ours, 3),
 	}}, clashes
 }
 
@@ -149,6 +281,9 @@ func (u *users) mergeUser(base *record, theirs, ours record) (record, []string) 
 	out.fields[numberField] = u.stays(u.passwd, "user", base, theirs, ours, &clashes)
 	theirs.fields = slices.Clone(theirs.fields)
 	theirs.fields[groupField] = u.groupHere(u.theirGroups, theirs.fields[groupField])
+	if u.passwd.absent {
+		ours.fields = theirs.fields
+	}
 	if base != nil {
 		base = &record{base.name, slices.Clone(base.fields)}
 		base.fields[groupField] = u.groupHere(u.baseGroups, base.fields[groupField])
@@ -165,11 +300,15 @@ func (u *users) mergeUser(base *record, theirs, ours record) (record, []string) 
 // belong to it.
 func (u *users) stays(t *table, kind string, base *record, theirs, ours record, clashes *[]string) string {
 	here, there := ours.fields[numberField], theirs.fields[numberField]
-	if here == there || base != nil && base.fields[numberField] == there {
-		return here
-	}
 	a, isA := number(here)
 	b, isB := number(there)
+	if here == there || isA && isB && a == b || base != nil && base.fields[numberField] == there {
+		return here
+	}
+	if base != nil && isA && isB {
+		*clashes = append(*clashes, fmt.Sprintf("number %d here, %d in the image: this machine's files have the one, and what the image has outside them the other", a, b))
+		return here
+	}
 	if base == nil && isA && isB && (a > lastSystem) != (b > lastSystem) {
 		*clashes = append(*clashes, fmt.Sprintf("number %d here, %d in the image, which means another %s", a, b, kind))
 		return here
@@ -187,9 +326,9 @@ func (u *users) groupHere(names map[uint32]string, gid string) string {
 		return gid
 	}
 	if here, ok := u.group.out.own(name); ok {
-		return strconv.FormatUint(uint64(here), 10)
+		return decimal(here)
 	}
-	if u.noGroup[name] {
+	if _, lost := u.owners.lostGroups[n]; lost || u.noGroup[name] {
 		return nobody
 	}
 	return gid
@@ -204,7 +343,7 @@ func (u *users) admitGroup(rec record) (record, bool) {
 		u.gids.used[n] = true
 		u.given[rec.name] = n
 	}
-	u.noGroup[rec.name] = !ok
+	u.noGroup[rec.name], u.groupCameIn[rec.name] = !ok, ok
 	return rec, ok
 }
 
@@ -221,7 +360,9 @@ func (u *users) admitUser(rec record) (record, bool) {
 		u.uids.used[n] = true
 	}
 	rec.fields[groupField] = u.groupHere(u.theirGroups, gid)
-	u.noUser[rec.name] = !ok
+	u.noUser[rec.name], u.userCameIn[rec.name] = !ok, ok
+	_, was := u.passwd.base.get(rec.name)
+	u.doubtful[rec.name] = ok && !u.passwd.leftOut[rec.name] && (u.base == nil || was)
 	return rec, ok
 }
 
@@ -236,11 +377,10 @@ func (p *planner) admit(t *table, kind string, rec record, next func(uint32) (ui
 	}
 	other, ok := next(n)
 	if !ok {
-		p.clash(t.path, rec.name, stateLine, fmt.Sprintf("%s %s of the image is left out: number %d belongs to %s here, and none is free", kind, Name(rec.name), n, Name(holder)))
-		t.clashes = true
+		p.leaveOut(t, rec.name, "%s %s of the image is left out: number %d belongs to %s here, and none is free", kind, Name(rec.name), n, Name(holder))
 		return rec, false
 	}
-	rec.fields[numberField] = strconv.FormatUint(uint64(other), 10)
+	rec.fields[numberField] = decimal(other)
 	p.note(t.path, "%s %s of the image has number %d here: %d belongs to %s", kind, Name(rec.name), other, n, Name(holder))
 	return rec, true
 }
@@ -249,36 +389,14 @@ func (p *planner) admit(t *table, kind string, rec record, next func(uint32) (ui
 func (t *table) holder(n uint32) (string, bool) {
 	if t.holders == nil {
 		t.holders = map[uint32]string{}
-		for _, rec := range t.ours.lines {
-			has, ok := t.ours.own(rec.name)
-			if there, is := t.theirs.own(rec.name); ok && (!is || there != has) {
-				t.holders[has] = rec.name
+		t.ours.numbers(func(name string, has uint32) {
+			if there, is := t.theirs.own(name); !is || there != has {
+				t.holders[has] = name
 			}
-		}
+		})
 	}
 	name, held := t.holders[n]
 	return name, held
-}
-
-// renumbered leads from the image's numbers to those that the same names have here.
-func renumbered(t *table) map[uint32]uint32 {
-	out := map[uint32]uint32{}
-	stays := map[uint32]bool{0: true}
-	for name := range t.theirs.first {
-		there, ok := t.theirs.own(name)
-		here, is := t.out.own(name)
-		switch {
-		case !ok || !is:
-		case there == here:
-			stays[there] = true
-		default:
-			if before, twice := out[there]; !twice || here < before {
-				out[there] = here
-			}
-		}
-	}
-	maps.DeleteFunc(out, func(there, _ uint32) bool { return stays[there] })
-	return out
 }
 
 // A span is a range of subordinate numbers.
@@ -295,7 +413,7 @@ func spanOf(rec record) (span, bool) {
 // mergeRanges merges subuid or subgid, where a name may have several lines. This
 // machine's ranges stay, since files of containers belong to them. A new range of the
 // image's that would overlap one of them is moved.
-func (p *planner) mergeRanges(t *table) {
+func (p *planner) mergeRanges(t *table, passwd records) {
 	base, theirs, ours := rangesOf(t.base), rangesOf(t.theirs), rangesOf(t.ours)
 	t.out.lines = slices.Clone(t.ours.lines)
 	used := slices.Concat(spansOf(t.theirs), spansOf(t.ours))
@@ -305,6 +423,9 @@ func (p *planner) mergeRanges(t *table) {
 		was, before := base[name]
 		here, now := ours[name]
 		unchanged := before && slices.Equal(was, theirs[name])
+		if before && !now && p.rangesReturn(t, name, passwd) {
+			before, unchanged = false, false
+		}
 		switch {
 		case now && (unchanged || slices.Equal(here, theirs[name])), !now && unchanged:
 		case now || before:
@@ -313,6 +434,10 @@ func (p *planner) mergeRanges(t *table) {
 				t.clashes = true
 			}
 		default:
+			if p.budget.spent() {
+				p.leaveOut(t, name, "ranges of %s are left out: there are too many to compare", Name(name))
+				continue
+			}
 			for _, line := range theirs[name] {
 				rec, ok := p.admitRange(t, record{name, strings.Split(line, ":")}, taken, &used)
 				if ok {
@@ -323,13 +448,28 @@ func (p *planner) mergeRanges(t *table) {
 	}
 }
 
+// rangesReturn decides over ranges that the old image had as well, and this machine has
+// not.
+func (p *planner) rangesReturn(t *table, name string, passwd records) bool {
+	if t.leftOut[name] {
+		return true
+	}
+	if _, here := passwd.get(name); !here || !p.options.Masked {
+		return false
+	}
+	p.note(t.path, "ranges of %s of the image come in: they were not here, and nobody is known to have removed them", Name(name))
+	return true
+}
+
 // admitRange takes in a range that is new in the image.
 func (p *planner) admitRange(t *table, rec record, taken []span, used *[]span) (record, bool) {
 	s, ok := spanOf(rec)
 	overlaps := func(o span) bool { return s.first < o.end() && o.first < s.end() }
 	if !ok || !slices.ContainsFunc(taken, overlaps) {
+		p.budget.steps -= len(taken)
 		return rec, true
 	}
+	p.budget.steps -= len(taken) + len(*used)
 	at := uint64(firstRange)
 	for _, o := range *used {
 		if at+s.count <= o.first {
@@ -338,14 +478,13 @@ func (p *planner) admitRange(t *table, rec record, taken []span, used *[]span) (
 		at = max(at, o.end())
 	}
 	if at+s.count-1 > lastRange {
-		p.clash(t.path, rec.name, stateLine, fmt.Sprintf("range %d:%d of %s is left out: some of it was given away here, and there is no room for it elsewhere", s.first, s.count, Name(rec.name)))
-		t.clashes = true
+		p.leaveOut(t, rec.name, "range %d:%d of %s is left out: some of it was given away here, and there is no room for it elsewhere", s.first, s.count, Name(rec.name))
 		return rec, false
 	}
 	p.note(t.path, "range %d:%d of %s begins with %d here: some of it was given away", s.first, s.count, Name(rec.name), at)
 	rec.fields[1] = strconv.FormatUint(at, 10)
-	*used = append(*used, span{at, s.count})
-	slices.SortFunc(*used, func(a, b span) int { return cmp.Compare(a.first, b.first) })
+	i, _ := slices.BinarySearchFunc(*used, at, func(o span, at uint64) int { return cmp.Compare(o.first, at) })
+	*used = slices.Insert(*used, i, span{at, s.count})
 	return rec, true
 }
 

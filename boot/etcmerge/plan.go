@@ -9,13 +9,17 @@ import (
 	"strings"
 )
 
-// neverKept is systemd's mark that /etc was updated. Without it, what waits for
+// neverKept is systemd's mark that a directory was updated. Without it, what waits for
 // ConditionNeedsUpdate= runs at the first start of a new image.
 const neverKept = ".updated"
 
-// madeAgain are files that programs make of others. Where the image has another one, an
-// old one would only hide it.
-var madeAgain = []string{"ld.so.cache", "udev/hwdb.bin"}
+// madeAgain are files that programs make again, of others, at the first start of an image:
+// an old one would only hide the image's.
+var madeAgain = []string{".pwd.lock", "ld.so.cache", "mtab", "udev/hwdb.bin"}
+
+// ownIdentity are files that a machine fills in by itself or that say which one it is:
+// what the image has there is never what anybody misses.
+var ownIdentity = []string{"hostname", "machine-id"}
 
 // backups are what the account tools copy before they write. They say what was here.
 var backups = []string{"passwd-", "group-", "shadow-", "gshadow-", "subuid-", "subgid-"}
@@ -31,8 +35,10 @@ type planner struct {
 	conflicts []conflict
 	notes     []Note
 
-	accounts      map[string]account
-	users, groups map[uint32]uint32
+	old      []Conflict // of the old list, undecided
+	accounts map[string]account
+	owners   owners
+	budget   budget
 }
 
 // conflict is one whose state is known once the plan is made.
@@ -55,6 +61,7 @@ func newPlanner(ctx context.Context, base, theirs, upper Tree, options Options) 
 		theirs:  &source{tree: theirs, name: "the new image"},
 		upper:   &source{tree: upper, name: "the upper directory", upper: true},
 		options: options,
+		budget:  budget{ctx: ctx, steps: planSteps, content: maxContent},
 	}
 	if base != nil {
 		p.base = &source{tree: base, name: "the old image", mark: ErrBase}
@@ -63,13 +70,16 @@ func newPlanner(ctx context.Context, base, theirs, upper Tree, options Options) 
 }
 
 func (p *planner) plan() (*Result, error) {
-	if err := p.mergeAccounts(); err != nil {
+	if err := p.readList(); err != nil {
+		return nil, err
+	}
+	if err := p.numbers(); err != nil {
 		return nil, err
 	}
 	if err := p.top(); err != nil {
 		return nil, err
 	}
-	if len(p.users)+len(p.groups) > 0 {
+	if len(p.owners.theirs.Users)+len(p.owners.theirs.Groups) > 0 {
 		if err := p.renumber(); err != nil {
 			return nil, err
 		}
@@ -81,8 +91,30 @@ func (p *planner) plan() (*Result, error) {
 	}
 	return &Result{
 		Changes: p.changes, Conflicts: list.Conflicts, Notes: list.Notes,
-		Users: p.users, Groups: p.groups,
+		Users: p.owners.theirs.Users, Groups: p.owners.theirs.Groups,
+		owners: p.owners,
 	}, nil
+}
+
+// numbers decides whose number is whose, before anything that belongs to somebody.
+func (p *planner) numbers() error {
+	switch {
+	case !p.options.Other:
+		if err := p.mergeAccounts(); err != nil {
+			return err
+		}
+	case p.options.Etc != nil:
+		p.owners = p.options.Etc.owners
+	}
+	if p.theirs.owners = p.owners.theirs; p.base != nil {
+		p.base.owners = p.owners.base
+	}
+	return nil
+}
+
+// generated are files that are made again at the first start.
+func (p *planner) generated(path string) bool {
+	return path == neverKept || !p.options.Other && slices.Contains(madeAgain, path)
 }
 
 // sort puts a directory before what lies in it.
@@ -212,10 +244,6 @@ func (p *planner) children(dir string, in scope) error {
 
 // one decides what becomes of one path.
 func (p *planner) one(path string, in scope) error {
-	if path == neverKept {
-		p.take(path, "made again at the first start")
-		return nil
-	}
 	if path == ListPath {
 		return nil // made by this plan
 	}
@@ -223,11 +251,17 @@ func (p *planner) one(path string, in scope) error {
 	if err != nil {
 		return err
 	}
-	if o == nil && !in.hidden {
-		o = b // an account file that is only in the images
+	if p.generated(path) && !o.is(Directory) {
+		p.take(path, "made again at the first start")
+		return nil
+	}
+	if _, is := p.accounts[path]; is && o == nil {
+		if o = t; p.base != nil {
+			o = b
+		}
 	}
 	if o == nil || o.Type == Whiteout {
-		return p.deleted(path, b, t)
+		return p.deleted(path, b, t, o)
 	}
 	switch {
 	case o.is(Directory) && (t == nil || t.is(Directory)):
@@ -240,8 +274,9 @@ func (p *planner) one(path string, in scope) error {
 	return p.otherType(b, t, o)
 }
 
-// deleted is for what is in an image and was deleted here.
-func (p *planner) deleted(path string, b, t *file) error {
+// deleted is for what is in an image and was deleted here: o is a whiteout, or nothing
+// in a directory that was made again.
+func (p *planner) deleted(path string, b, t, o *file) error {
 	gone := Change{Path: path, Action: Keep, Reason: "deleted here", Entry: Entry{Type: Whiteout}}
 	switch {
 	case t == nil:
@@ -253,8 +288,10 @@ func (p *planner) deleted(path string, b, t *file) error {
 	case b == nil:
 		p.take(path, "new in the image")
 		return nil
-	case slices.Contains(madeAgain, path):
-		p.take(path, "made again by programs")
+	case p.options.Masked && o == nil:
+		gone.Action, gone.Reason = Clash, "not here, though nobody is known to have deleted it"
+		p.clash(path, "", stateTree, gone.Reason)
+		p.add(gone)
 		return nil
 	}
 	same, err := p.sameTree(b, t)
@@ -279,7 +316,7 @@ func (p *planner) dropped(b, o *file) error {
 	if err != nil {
 		return err
 	}
-	if same || slices.Contains(madeAgain, o.path) {
+	if same {
 		p.take(o.path, "no longer in the image")
 		return nil
 	}
@@ -315,7 +352,7 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 		switch {
 		case b == nil:
 			p.keep(Keep, o, "added here")
-		case !metadataOf(b.Entry).equal(metadataOf(o.Entry)):
+		case !metadataOf(b.before(o.Entry)).equal(metadataOf(o.Entry)):
 			p.keep(Clash, o, "changed here, no longer in the image")
 			p.clash(o.path, "", stateEntry, "permissions changed here, no longer in the image")
 		case needed:
@@ -327,7 +364,7 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 	}
 	merged, clashes := p.metadata(b, t, o)
 	merged.Opaque = false
-	signed(&merged, t.Entry)
+	signed(&merged, t.raw)
 	c := Change{Path: o.path, Action: Merge, Reason: "permissions or owner differ here", Entry: merged}
 	switch asImage := metadataOf(&merged).equal(metadataOf(t.Entry)); {
 	case len(clashes) > 0:
@@ -342,34 +379,20 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 	p.add(c)
 }
 
-// metadata merges, with the image's owners in this machine's numbers. Without the old
-// image nobody can say who changed what, so nothing is a clash.
+// metadata merges. Without the old image nobody can say who changed what, so nothing is a
+// clash.
 func (p *planner) metadata(b, t, o *file) (Entry, []string) {
-	there := *t.Entry
-	p.translate(&there)
-	merged, clashes := mergeMetadata(b.entry(), &there, o.Entry)
+	merged, clashes := mergeMetadata(b.before(o.Entry), t.Entry, o.Entry)
 	if p.base == nil {
 		clashes = nil
 	}
 	return merged, clashes
 }
 
-// translate gives an entry of the image the numbers that its owners have here.
-func (p *planner) translate(e *Entry) bool {
-	uid, isUser := p.users[e.UID]
-	if isUser {
-		e.UID = uid
-	}
-	gid, isGroup := p.groups[e.GID]
-	if isGroup {
-		e.GID = gid
-	}
-	return isUser || isGroup
-}
-
 // otherType is for a path that is something else in the image than it is here.
 func (p *planner) otherType(b, t, o *file) error {
 	if p.base == nil {
+		p.note(o.path, "%s from before hides %s of the image's", kindOf(o.Entry), kindOf(t.Entry))
 		return p.whole(Keep, nil, o, "kept from the version before")
 	}
 	here, err := p.unchangedHere(b, o)
@@ -487,6 +510,7 @@ func (p *planner) mergeFile(b, t, o *file) error {
 		return err
 	}
 	merged, clashes := p.metadata(b, t, o)
+	p.noteLost(t, &merged)
 	if len(clashes) > 0 {
 		p.clash(o.path, "", stateTree, strings.Join(clashes, "; "))
 		c.clashes = true
@@ -501,7 +525,7 @@ func (p *planner) mergeFile(b, t, o *file) error {
 		}
 	case FromImage:
 		if metadataOf(&merged).equal(metadataOf(t.Entry)) && !c.clashes {
-			p.take(o.path, c.reason)
+			p.take(o.path, c.reason) // see renumber
 			return nil
 		}
 		merged.Size, merged.Target, merged.Rdev, merged.ModTime = t.Size, t.Target, t.Rdev, t.ModTime
@@ -546,38 +570,64 @@ func (p *planner) content(b, t, o *file) (choice, error) {
 		if same, err := p.sameContent(o, b); err != nil || same {
 			return choice{from: FromImage, reason: "changed by the image alone"}, err
 		}
-		if same, err := p.sameContent(t, b); err != nil || same {
-			return choice{from: FromUpper, reason: "changed here"}, err
-		}
-	}
-	if slices.Contains(madeAgain, o.path) {
-		p.note(o.path, "the image's is in effect: programs make it of other files")
-		return choice{from: FromImage, reason: "made again by programs"}, nil
-	}
-	if slices.Contains(backups, o.path) {
-		return choice{from: FromUpper, reason: "a copy of what was here"}, nil
-	}
-	if b != nil && o.is(Regular) {
-		text, merged, err := p.byLine(b, t, o)
-		if err != nil {
+		if same, err := p.sameContent(t, b); err != nil {
 			return choice{}, err
+		} else if same {
+			return p.changedHere(t, o)
 		}
-		if merged {
-			return choice{from: FromContent, text: text, reason: "changes of both merged by line"}, nil
-		}
+	}
+	if !p.options.Other && slices.Contains(backups, o.path) {
+		return choice{from: FromUpper, reason: "a copy of what was here"}, nil
 	}
 	reason := "changed here and in the image"
 	if b == nil {
 		reason = "added here and in the image"
 	}
-	p.clash(o.path, "", stateTree, reason)
-	return choice{from: FromUpper, reason: reason, clashes: true}, nil
+	if b != nil && o.is(Regular) {
+		c, err := p.byLine(b, t, o)
+		if c.from != 0 || err != nil {
+			return c, err
+		}
+		reason = cmp.Or(c.reason, reason)
+	}
+	return p.clashing(o.path, choice{from: FromUpper, reason: reason}), nil
 }
 
-// byLine reports false for what is no text, too large, or does not merge cleanly.
-func (p *planner) byLine(b, t, o *file) ([]byte, bool, error) {
-	var texts [3][]byte
-	for i, f := range []*file{b, t, o} {
+// clashing lists a choice as a conflict.
+func (p *planner) clashing(path string, c choice) choice {
+	p.clash(path, "", stateTree, c.reason)
+	c.clashes = true
+	return c
+}
+
+// changedHere is for a file that the image has not changed. Where it may have hidden the
+// image's over several images, it counts as changed only as far as it says all that the
+// image says.
+func (p *planner) changedHere(t, o *file) (choice, error) {
+	c := choice{from: FromUpper, reason: "changed here"}
+	if !p.options.Masked || !o.is(Regular) || !p.options.Other && (slices.Contains(ownIdentity, o.path) || slices.Contains(backups, o.path)) {
+		return c, nil
+	}
+	texts, ok, err := p.texts(t, o)
+	switch {
+	case err != nil:
+		return choice{}, err
+	case !ok:
+		c.reason = "changed here: the image's may never have shown"
+		return p.clashing(o.path, c), nil
+	case lacks(texts[1], texts[0], texts[0]):
+		c.reason = missing
+		return p.clashing(o.path, c), nil
+	}
+	return c, nil
+}
+
+const missing = "lines of the image are missing here, though nobody is known to have deleted them"
+
+// texts reads files that may be merged by line; it reports false where one may not.
+func (p *planner) texts(files ...*file) ([][]byte, bool, error) {
+	var out [][]byte
+	for _, f := range files {
 		if f.Size > MaxText {
 			return nil, false, nil
 		}
@@ -585,10 +635,34 @@ func (p *planner) byLine(b, t, o *file) ([]byte, bool, error) {
 		if err != nil || !ok {
 			return nil, false, err
 		}
-		texts[i] = text
+		out = append(out, text)
 	}
-	text, ok := mergeText(texts[0], texts[1], texts[2])
-	return text, ok && len(text) <= 2*MaxText, nil
+	return out, true, nil
+}
+
+// byLine merges text. The choice has no source for what is not a text, too large, or does
+// not merge cleanly, and a reason where it was too much.
+func (p *planner) byLine(b, t, o *file) (choice, error) {
+	texts, ok, err := p.texts(b, t, o)
+	if err != nil || !ok {
+		return choice{}, err
+	}
+	text, ok, err := p.budget.mergeText(texts[0], texts[1], texts[2])
+	switch {
+	case err != nil:
+		return choice{}, err
+	case p.budget.spent():
+		return choice{reason: "changed here and in the image, and too much to merge beside all others"}, nil
+	case !ok || len(text) > 2*MaxText:
+		return choice{}, nil
+	}
+	p.budget.content -= len(text)
+	c := choice{from: FromContent, text: text, reason: "changes of both merged by line"}
+	if p.options.Masked && lacks(text, texts[0], texts[1]) {
+		c.reason = missing
+		return p.clashing(o.path, c), nil
+	}
+	return c, nil
 }
 
 // renumber adds the image's files that belong to somebody with another number here,
@@ -629,15 +703,15 @@ func (p *planner) renumberIn(dir string, at map[string]int) (needed bool, err er
 		if planned && p.changes[i].Action != Take {
 			continue
 		}
-		e := *t.Entry
-		c := Change{Path: path, Action: Parent, Reason: "holds what has another owner here"}
-		if p.translate(&e) {
+		c := Change{Path: path, Action: Parent, Reason: "holds what has another owner here", Entry: *t.Entry}
+		if t.raw != t.Entry {
 			c.Action, c.Reason, c.From = Merge, "its owner has another number here", p.fromOf(t)
+			p.noteLost(t, t.Entry)
 		} else if !below {
 			continue
 		}
 		needed = true
-		if c.Entry = e; planned {
+		if planned {
 			p.changes[i] = c
 		} else {
 			p.add(c)

@@ -20,6 +20,8 @@ type source struct {
 	mark error // errors of it are this one as well
 	// upper: it is an upper directory; elsewhere a whiteout is nothing.
 	upper bool
+	// owners are what the image's have become here.
+	owners Owners
 }
 
 // A reader reads trees within the bounds.
@@ -27,6 +29,7 @@ type reader struct {
 	ctx     context.Context
 	entries int
 	bytes   int64
+	indexed indexed
 }
 
 // fail says where an error happened.
@@ -144,9 +147,10 @@ func (r *reader) text(s *source, path string) ([]byte, bool, error) {
 
 // A file is an entry of a tree. A nil file is nothing.
 type file struct {
-	*Entry
-	from *source
-	path string
+	*Entry        // with its owners here
+	raw    *Entry // as the tree has it; the same where that is no other
+	from   *source
+	path   string
 }
 
 func (r *reader) file(s *source, path string) (*file, error) {
@@ -154,7 +158,11 @@ func (r *reader) file(s *source, path string) (*file, error) {
 	if e == nil || err != nil {
 		return nil, err
 	}
-	return &file{e, s, path}, nil
+	f := &file{e, e, s, path}
+	if own := *e; s.owners.Translate(&own) {
+		f.Entry = &own
+	}
+	return f, nil
 }
 
 func (f *file) is(t Type) bool { return f != nil && f.Type == t }
@@ -186,12 +194,16 @@ func (r *reader) sameContent(a, b *file) (bool, error) {
 	return true, nil
 }
 
-// same compares content and metadata.
+// same compares content and metadata; b may be this machine's copy of a.
 func (r *reader) same(a, b *file) (bool, error) {
 	if a == nil || b == nil {
 		return a == nil && b == nil, nil
 	}
-	if !metadataOf(a.Entry).equal(metadataOf(b.Entry)) {
+	was := a.Entry
+	if b.from.upper {
+		was = a.before(b.Entry)
+	}
+	if !metadataOf(was).equal(metadataOf(b.Entry)) {
 		return false, nil
 	}
 	return r.sameContent(a, b)

@@ -120,15 +120,43 @@ func stateOfEntry(f *Entry) string {
 	return stateEntry.of(h)
 }
 
-// stateOfLine is the state of what an account file says of a name.
-func stateOfLine(content []byte, name string) string {
-	h := sha256.New()
-	for line := range bytes.SplitSeq(content, []byte("\n")) {
-		if first, _, _ := bytes.Cut(line, []byte(":")); string(first) == name {
-			fmt.Fprintf(h, "%q\n", line)
+// indexed is the account file that was asked for last: its lines, by name. There may be
+// as many conflicts as lines.
+type indexed struct {
+	from  *source
+	path  string
+	lines map[string][]byte
+}
+
+// of returns the lines of a file, whose content is asked for where it is another one.
+func (x *indexed) of(from *source, path string, content []byte) map[string][]byte {
+	if x.from != from || x.path != path {
+		*x = indexed{from, path, map[string][]byte{}}
+		for line := range bytes.SplitSeq(content, []byte("\n")) {
+			name, _, _ := bytes.Cut(line, []byte(":"))
+			x.lines[string(name)] = fmt.Appendf(x.lines[string(name)], "%q\n", line)
 		}
 	}
+	return x.lines
+}
+
+// stateOfLine is the state of what an account file says of a name.
+func stateOfLine(lines map[string][]byte, name string) string {
+	h := sha256.New()
+	h.Write(lines[name])
 	return stateLine.of(h)
+}
+
+// stateOfLineIn reads the file; the state is empty where it is not a text.
+func (r *reader) stateOfLineIn(s *source, path, name string) (string, error) {
+	if r.indexed.from == s && r.indexed.path == path {
+		return stateOfLine(r.indexed.lines, name), nil
+	}
+	text, ok, err := r.text(s, path)
+	if err != nil || !ok {
+		return "", err
+	}
+	return stateOfLine(r.indexed.of(s, path, text), name), nil
 }
 
 // state is that of what an upper directory has at a path, empty for nothing.
@@ -146,11 +174,7 @@ func (r *reader) state(upper *source, c Conflict) (string, error) {
 		if !f.is(Regular) {
 			return "", nil
 		}
-		text, ok, err := r.text(upper, f.path)
-		if err != nil || !ok {
-			return "", err
-		}
-		return stateOfLine(text, string(c.Entry)), nil
+		return r.stateOfLineIn(upper, f.path, string(c.Entry))
 	}
 	return c.State, nil // of a kind that a later release may know
 }

@@ -2,6 +2,7 @@ package etcmerge
 
 import (
 	"bytes"
+	"context"
 	"math"
 )
 
@@ -10,9 +11,38 @@ const (
 	// those aside that the other does not have at all; the trace of the comparison
 	// takes 4 bytes for each pair of them.
 	maxEdits = 2048
-	// maxSteps bounds the comparisons of two lines.
-	maxSteps = 32 << 20
+	// maxSteps bounds the comparisons of two lines in a file, and planSteps in a plan.
+	maxSteps  = 32 << 20
+	planSteps = 2 * maxSteps
 )
+
+// A budget is what a whole plan may still cost.
+type budget struct {
+	ctx     context.Context
+	steps   int // comparisons of two lines
+	content int // bytes of merged files that the plan holds
+}
+
+// spent reports whether nothing more is to be merged.
+func (b *budget) spent() bool { return b.steps <= 0 || b.content <= 0 }
+
+// lacks reports whether a text lacks a line that both others have, or has it less often.
+func lacks(text, a, b []byte) bool {
+	count := func(text []byte) map[string]int {
+		out := map[string]int{}
+		for line := range bytes.Lines(text) {
+			out[string(bytes.TrimSuffix(line, []byte("\n")))]++
+		}
+		return out
+	}
+	has, inA, inB := count(text), count(a), count(b)
+	for line, n := range inA {
+		if has[line] < min(n, inB[line]) {
+			return true
+		}
+	}
+	return false
+}
 
 // isText reports whether a file is one that people write: without control characters
 // but for those of a terminal's text. What is not UTF-8 may be an older encoding.
@@ -29,16 +59,20 @@ func isText(content []byte) bool {
 //
 // Each line of the result is one of ours or of theirs: what is not clean is not merged
 // in part.
-func mergeText(base, theirs, ours []byte) ([]byte, bool) {
+func (work *budget) mergeText(base, theirs, ours []byte) ([]byte, bool, error) {
+	if work.spent() {
+		return nil, false, nil
+	}
 	ids := map[string]int32{}
 	b, t, o := splitLines(base, ids), splitLines(theirs, ids), splitLines(ours, ids)
-	toTheirs, ok := match(b.ids, t.ids)
-	if !ok {
-		return nil, false
+	work.steps -= len(b.ids) + len(t.ids) + len(o.ids)
+	toTheirs, ok, err := work.match(b.ids, t.ids)
+	if err != nil || !ok {
+		return nil, false, err
 	}
-	toOurs, ok := match(b.ids, o.ids)
-	if !ok {
-		return nil, false
+	toOurs, ok, err := work.match(b.ids, o.ids)
+	if err != nil || !ok {
+		return nil, false, err
 	}
 	var out []byte
 	i, j, k := 0, 0, 0 // in base, ours, theirs
@@ -57,14 +91,14 @@ func mergeText(base, theirs, ours []byte) ([]byte, bool) {
 		case bytes.Equal(there, was):
 			out = append(out, here...)
 		default:
-			return nil, false
+			return nil, false, nil
 		}
 		if at < len(b.ids) {
 			out = append(out, b.part(at, at+1)...)
 		}
 		i, j, k = at+1, endOurs+1, endTheirs+1
 	}
-	return out, true
+	return out, true, nil
 }
 
 // lines is a text with a number for each line; the same line has the same number.
@@ -97,7 +131,7 @@ func splitLines(text []byte, ids map[string]int32) lines {
 
 // match finds a longest common subsequence: for each element of a its index in b, or
 // -1. It gives up, and reports false, where that takes too long.
-func match(a, b []int32) ([]int32, bool) {
+func (work *budget) match(a, b []int32) ([]int32, bool, error) {
 	out := make([]int32, len(a))
 	for i := range out {
 		out[i] = -1
@@ -116,11 +150,11 @@ func match(a, b []int32) ([]int32, bool) {
 	// What the other side does not have at all matches nothing.
 	shortA, atA := common(a[from:endA], b[from:endB])
 	shortB, atB := common(b[from:endB], a[from:endA])
-	pairs, ok := editPath(shortA, shortB)
+	pairs, ok, err := work.editPath(shortA, shortB)
 	for _, p := range pairs {
 		out[from+atA[p[0]]] = int32(from + atB[p[1]])
 	}
-	return out, ok
+	return out, ok, err
 }
 
 // common returns those elements of a that b has, and where in a they are.
@@ -140,12 +174,16 @@ func common(a, b []int32) (kept []int32, at []int) {
 
 // editPath returns the pairs of equal elements on a shortest way from a to b (Myers, An
 // O(ND) Difference Algorithm, 1986).
-func editPath(a, b []int32) ([][2]int, bool) {
+func (work *budget) editPath(a, b []int32) ([][2]int, bool, error) {
 	n, m := len(a), len(b)
 	// reach[d][k] is how far into a the diagonal -d+2k gets with d edits.
 	var reach [][]int32
 	steps := 0
+	defer func() { work.steps -= steps }()
 	for d := 0; d <= min(n+m, maxEdits); d++ {
+		if err := work.ctx.Err(); err != nil {
+			return nil, false, err
+		}
 		row := make([]int32, d+1)
 		for k := range row {
 			x, _ := start(reach, d, k)
@@ -157,15 +195,15 @@ func editPath(a, b []int32) ([][2]int, bool) {
 			}
 			row[k] = int32(x)
 			if 2*k-d == n-m && x >= n {
-				return trace(append(reach, row), a, b), true
+				return trace(append(reach, row), a, b), true, nil
 			}
 		}
-		if steps += d + 1; steps > maxSteps {
-			return nil, false
+		if steps += d + 1; steps > min(maxSteps, work.steps) {
+			break
 		}
 		reach = append(reach, row)
 	}
-	return nil, false
+	return nil, false, nil
 }
 
 // start is where the diagonal begins with its last edit, and whether that edit leaves

@@ -2,6 +2,7 @@ package etcmerge
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,12 @@ import (
 
 	"halogenos.internal/boot/testkit"
 )
+
+// mergeText merges with as much as a plan may cost.
+func mergeText(base, theirs, ours []byte) ([]byte, bool) {
+	text, ok, err := (&budget{ctx: context.Background(), steps: planSteps, content: 1}).mergeText(base, theirs, ours)
+	return text, ok && err == nil
+}
 
 func TestMergeText(t *testing.T) {
 	for _, c := range []struct{ name, base, theirs, ours, want string }{
