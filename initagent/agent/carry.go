@@ -142,7 +142,7 @@ func (a *Agent) reportCarry(r *upper.Report) {
 		a.Log.Say("of /etc and what is like it %d entries are this machine's own, and %d are merged; %d conflicts wait for a decision", r.Kept, r.Merged, len(r.Conflicts))
 	}
 	for _, n := range r.Notes {
-		a.Log.Say("/etc/%s: %s", n.Path, n.Text)
+		a.Log.Say("%s: %s", n.Path, n.Text)
 	}
 }
 

@@ -154,7 +154,7 @@ func (f *fill) appear(name string, e etcmerge.Entry) error {
 	if err := f.clear(parent); err != nil {
 		return err
 	}
-	e.UID, e.GID = translate(f.users, e.UID), translate(f.groups, e.GID)
+	etcmerge.Owners{Users: f.users, Groups: f.groups}.Translate(&e)
 	var content io.Reader
 	if e.Type == etcmerge.Regular {
 		file, err := f.image.Open(name)
@@ -227,11 +227,4 @@ func (f *fill) forget(name string) error {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
-}
-
-func translate(numbers map[uint32]uint32, n uint32) uint32 {
-	if own, ok := numbers[n]; ok {
-		return own
-	}
-	return n
 }

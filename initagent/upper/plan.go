@@ -5,79 +5,85 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"strings"
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/stateconf"
 )
 
-// plan merges. The rules for account files, and the list of conflicts, are those of
-// /etc: for any other directory a file's name means nothing.
+// plan merges. The rules for account files are those of /etc, and whose number is whose
+// is decided there: /etc comes first. Each directory has a list of conflicts of its own,
+// which belongs to its version as the files do.
+//
+// A directory that nothing was kept for is planned where the image's numbers mean others
+// here: what it holds is to belong to the same users.
 func (m *maker) plan(ctx context.Context, e stateconf.Entry, base, image, before *tree) (*etcmerge.Result, error) {
-	shown := func(t *tree) etcmerge.Tree {
-		switch {
-		case t == nil:
-			return nil
-		case e.Path == etc:
-			return t
-		}
-		return within{t}
+	o := m.Options
+	o.Masked = m.From.Unnamed
+	o.Other, o.Etc = e.Path != etc, m.etc
+	var old, ours etcmerge.Tree
+	switch {
+	case before != nil:
+		ours = before
+	case o.Other && len(m.users)+len(m.groups) > 0:
+		ours = empty{image}
+	default:
+		return new(etcmerge.Result), nil
 	}
-	plan, err := etcmerge.Plan(ctx, shown(base), shown(image), shown(before), m.Options)
-	if err != nil || e.Path == etc {
-		return plan, err
+	if base != nil {
+		old = base
 	}
-	plan.Changes = inner(plan.Changes)
-	return plan, nil
+	return etcmerge.Plan(ctx, old, image, ours, o)
 }
 
-// inside is where a directory is shown that is not /etc.
-const inside = "directory"
-
-// within shows a tree as the only directory of another one.
-type within struct{ *tree }
-
-// at is a path of the tree; false where it is outside.
-func at(name string) (string, bool) {
-	if name == inside {
-		return ".", true
-	}
-	return strings.CutPrefix(name, inside+"/")
-}
+// empty is an upper directory that looks like the image's and holds nothing.
+type empty struct{ image *tree }
 
 // Entry implements etcmerge.Tree.
-func (w within) Entry(name string) (etcmerge.Entry, error) {
+func (t empty) Entry(name string) (etcmerge.Entry, error) {
 	if name == "." {
-		return etcmerge.Entry{Type: etcmerge.Directory, Mode: 0o755}, nil
-	}
-	if own, ok := at(name); ok {
-		return w.tree.Entry(own)
+		return t.image.Entry(name)
 	}
 	return etcmerge.Entry{}, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
 // Names implements etcmerge.Tree.
-func (w within) Names(name string) ([]string, error) {
-	if name == "." {
-		return []string{inside}, nil
-	}
-	own, _ := at(name)
-	return w.tree.Names(own)
-}
+func (t empty) Names(string) ([]string, error) { return nil, nil }
 
 // Open implements etcmerge.Tree.
-func (w within) Open(name string) (io.ReadCloser, error) {
-	own, _ := at(name)
-	return w.tree.Open(own)
+func (t empty) Open(name string) (io.ReadCloser, error) {
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-// inner are the changes of the directory within, by their paths there.
-func inner(changes []etcmerge.Change) []etcmerge.Change {
-	var out []etcmerge.Change
-	for _, c := range changes {
-		if own, ok := at(c.Path); ok {
-			c.Path = path.Clean(own)
-			out = append(out, c)
+// reportPlan adds what came of a directory, by whole paths.
+func (m *maker) reportPlan(e stateconf.Entry, plan *etcmerge.Result) {
+	for _, c := range plan.Changes {
+		switch c.Action {
+		case etcmerge.Keep:
+			m.report.Kept++
+		case etcmerge.Merge:
+			m.report.Merged++
+		}
+	}
+	whole := func(name etcmerge.Name) etcmerge.Name { return etcmerge.Name(path.Join(e.Path, string(name))) }
+	for _, c := range plan.Conflicts {
+		c.Path = whole(c.Path)
+		m.report.Conflicts = append(m.report.Conflicts, c)
+	}
+	for _, n := range plan.Notes {
+		m.report.Notes = append(m.report.Notes, etcmerge.Note{Path: whole(n.Path), Text: n.Text})
+	}
+	if e.Path == etc {
+		m.etc, m.users, m.groups = plan, plan.Users, plan.Groups
+	}
+}
+
+// overlays are the entries that have upper directories, /etc first.
+func overlays(entries []stateconf.Entry) (out []stateconf.Entry) {
+	for _, first := range []bool{true, false} {
+		for _, e := range entries {
+			if e.Mode == stateconf.Overlay && first == (e.Path == etc) {
+				out = append(out, e)
+			}
 		}
 	}
 	return out

@@ -49,7 +49,7 @@ type Carry struct {
 	Step func(what string) error
 }
 
-// A Report says what came of it.
+// A Report says what came of it, by whole paths.
 type Report struct {
 	Kept, Merged int
 	Conflicts    []etcmerge.Conflict
@@ -133,6 +133,7 @@ type maker struct {
 	root          int
 	all           *os.File // Directory
 	report        *Report
+	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
 	users, groups map[uint32]uint32
 }
 
@@ -143,10 +144,7 @@ func (m *maker) run(ctx context.Context) error {
 		return err
 	}
 	defer fresh.Close()
-	for _, e := range m.Entries {
-		if e.Mode != stateconf.Overlay {
-			continue
-		}
+	for _, e := range overlays(m.Entries) {
 		if err := m.overlay(ctx, e, int(fresh.Fd())); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
@@ -188,11 +186,9 @@ func (m *maker) overlay(ctx context.Context, e stateconf.Entry, fresh int) error
 	if err != nil {
 		return err
 	}
-	plan := new(etcmerge.Result)
-	if before != nil {
-		if plan, err = m.plan(ctx, e, base, image, before); err != nil {
-			return err
-		}
+	plan, err := m.plan(ctx, e, base, image, before)
+	if err != nil {
+		return err
 	}
 	entry, err := makeDirectory(fresh, Name(e.Path), 0o755, m.Step)
 	if err != nil {
@@ -221,18 +217,7 @@ func (m *maker) write(e stateconf.Entry, directory int, plan *etcmerge.Result, t
 	if err != nil {
 		return err
 	}
-	for _, c := range plan.Changes {
-		switch c.Action {
-		case etcmerge.Keep:
-			m.report.Kept++
-		case etcmerge.Merge:
-			m.report.Merged++
-		}
-	}
-	if e.Path == etc {
-		m.report.Conflicts, m.report.Notes = plan.Conflicts, plan.Notes
-		m.users, m.groups = plan.Users, plan.Groups
-	}
+	m.reportPlan(e, plan)
 	return nil
 }
 

@@ -6,9 +6,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/stateconf"
@@ -70,10 +73,13 @@ func (d *disk) carry(from Source) Carry {
 
 // whole says what is missing of the state that system b is to have.
 func (d *disk) whole() error {
-	if got := shown(d.t, filepath.Join(d.root, own(hash("b"), "etc", "upper"))); !maps.Equal(got, wantEtc) {
+	got := shown(d.t, filepath.Join(d.root, own(hash("b"), "etc", "upper")))
+	delete(got, "halogen")
+	delete(got, etcmerge.ListPath)
+	if !maps.Equal(got, wantEtc) {
 		return fmt.Errorf("/etc has %q, want %q", got, wantEtc)
 	}
-	if got := shown(d.t, filepath.Join(d.root, own(hash("b"), "usr-local", "upper"))); !maps.Equal(got, map[string]string{"passwd": "=mine"}) {
+	if got := shown(d.t, filepath.Join(d.root, own(hash("b"), "usr-local", "upper"))); got["passwd"] != "=mine" || !strings.Contains(got[etcmerge.ListPath], `"path": "passwd"`) || len(got) != 3 {
 		return fmt.Errorf("/usr/local has %q", got)
 	}
 	if got := shown(d.t, filepath.Join(d.root, Bind, "var")); !maps.Equal(got, wantVar) {
@@ -92,12 +98,15 @@ func (d *disk) whole() error {
 
 // FAULTS 105
 func TestCarry(t *testing.T) {
+	local := etcmerge.Name("/usr/local/passwd")
 	for name, c := range map[string]struct {
-		ours string
-		from Source
+		ours      string
+		from      Source
+		conflicts []etcmerge.Name
 	}{
-		"of another system":      {Directory + "/" + hash("a"), Source{System: hash("a")}},
-		"as it was kept for all": {Unnamed, Source{Unnamed: true}},
+		"of another system": {Directory + "/" + hash("a"), Source{System: hash("a")}, []etcmerge.Name{local}},
+		// What it hid is not what somebody deleted: lines of the image are missing.
+		"as it was kept for all": {Unnamed, Source{Unnamed: true}, []etcmerge.Name{"/etc/both", "/etc/ours", local}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDisk(t, c.ours)
@@ -108,13 +117,45 @@ func TestCarry(t *testing.T) {
 			if after := shown(t, filepath.Join(d.root, c.ours)); !maps.Equal(before, after) {
 				t.Errorf("the state that it was made from was %q and is %q", before, after)
 			}
-			if report.Merged != 2 || len(report.Conflicts) != 0 {
+			var conflicts []etcmerge.Name
+			for _, c := range report.Conflicts {
+				conflicts = append(conflicts, c.Path)
+			}
+			if !slices.Equal(conflicts, c.conflicts) {
 				t.Errorf("report is %+v", report)
 			}
 			if names, err := d.store.Names(Directory); err != nil || len(Systems(names)) == 0 {
 				t.Errorf("systems are %v, %v", names, err)
 			}
 		})
+	}
+}
+
+// Whose number is whose is decided in /etc, for all directories, whatever their order and
+// whether anything was kept for them. FAULTS 106
+func TestCarryOwners(t *testing.T) {
+	testkit.Root(t, "give files to others")
+	d := newDisk(t, Directory+"/"+hash("a"))
+	must(t, os.RemoveAll(filepath.Join(d.root, Directory, hash("a"), "usr-local")))
+	lay(t, d.image, map[string]string{"etc/passwd": "=root:x:0:0::/root:/bin/sh\nsvc:x:1000:0::/:/bin/false\n", "usr/local/svc": "=1", "var/lib/svc": "dir", "var/lib/lost": "=1", "var/lib/kept": "=1"})
+	lay(t, d.base, map[string]string{"etc/passwd": "=root:x:0:0::/root:/bin/sh\nlost:x:990:0::/:/bin/false\n"})
+	lay(t, d.image, map[string]string{"etc/passwd": "=root:x:0:0::/root:/bin/sh\nsvc:x:1000:0::/:/bin/false\nlost:x:990:0::/:/bin/false\n"})
+	lay(t, filepath.Join(d.root, Directory, hash("a"), "etc", "upper"), map[string]string{"passwd": "=root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\nyou:x:990:990::/:/bin/sh\n"})
+	for name, uid := range map[string]int{"usr/local/svc": 1000, "var/lib/svc": 1000, "var/lib/lost": 990, "var/lib/kept": 5} {
+		must(t, os.Chown(filepath.Join(d.image, name), uid, 0))
+		must(t, unix.Chmod(filepath.Join(d.image, name), 0o4755))
+	}
+	c := d.carry(Source{System: hash("a")})
+	c.Entries = []stateconf.Entry{conf[1], conf[2], conf[0]}
+	_, err := d.store.Carry(t.Context(), c)
+	must(t, err)
+	local := filepath.Join(own(hash("b"), "usr-local", "upper"), "svc")
+	for name, want := range map[string][2]uint32{local: {1001, 0o4755}, Bind + "/var/lib/svc": {1001, 0o4755}, Bind + "/var/lib/lost": {0, 0o755}, Bind + "/var/lib/kept": {5, 0o4755}} {
+		var st unix.Stat_t
+		must(t, unix.Lstat(filepath.Join(d.root, name), &st))
+		if st.Uid != want[0] || st.Mode&0o7777 != want[1] {
+			t.Errorf("%s belongs to %d with permissions %o, want %d and %o", name, st.Uid, st.Mode&0o7777, want[0], want[1])
+		}
 	}
 }
 
