@@ -129,11 +129,12 @@ func numbersOf(kind string, image, here records) (out map[uint32]uint32, lost ma
 	return out, lost
 }
 
-// noteLost says that a file of the image has another owner for want of its own.
+// noteLost says once that a file of the image has another owner for want of its own.
 func (p *planner) noteLost(t *file, made *Entry) {
-	if t.raw == t.Entry {
+	if t.raw == t.Entry || p.lost[t.path] {
 		return
 	}
+	p.lost[t.path] = true
 	if why, lost := p.owners.lostUsers[t.raw.UID]; lost && made.UID == 0 {
 		p.note(t.path, "%s", why)
 	}

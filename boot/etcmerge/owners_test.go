@@ -2,6 +2,7 @@ package etcmerge
 
 import (
 	"encoding/binary"
+	"strings"
 	"testing"
 )
 
@@ -100,16 +101,20 @@ func TestOwnersOfBase(t *testing.T) {
 // number now. FAULTS 106
 func TestFilesOfNobody(t *testing.T) {
 	image := accountsOf("passwd", rootUser+"svc:x:990:990::/:/x\nother:x:980:980::/:/x\n", "group", rootGroup+"svc:x:990:\nother:x:980:\n")
+	image["svc.d/conf"], image["svc.d"] = text("1").owner(990, 0), dir().owner(990, 0)
 	theirs := image.clone()
+	theirs["svc.d/conf"] = text("2").owner(990, 0)
 	theirs["svc.key"] = text("secret").owner(990, 990).mode(0o600)
 	theirs["svc.tool"] = text("tool").owner(990, 990).mode(0o6755)
 	theirs["other.key"] = text("secret").owner(980, 980).mode(0o600)
 	theirs["plain"] = text("plain").owner(555, 555)
 	upper := accountsOf("passwd", rootUser+"eve:x:990:990::/:/x\nmel:x:555:555::/:/x\n", "group", rootGroup+"eve:x:990:\nmel:x:555:\n")
+	upper["svc.d"], upper["svc.d/conf"] = image["svc.d"], image["svc.d/conf"]
 	r, made := planWith(t, Options{}, image, theirs, upper)
 	shown := over(theirs, made)
 	for p, want := range map[string]node{
 		"svc.key": text("").mode(0o600), "svc.tool": text("").mode(0o755),
+		"svc.d": dir(), "svc.d/conf": text(""),
 		"other.key": text("").mode(0o600).owner(980, 980), "plain": text("").owner(555, 555),
 	} {
 		if n := shown[p]; n.UID != want.UID || n.GID != want.GID || n.Mode != want.Mode {
@@ -118,6 +123,9 @@ func TestFilesOfNobody(t *testing.T) {
 	}
 	_, notes := said(r)
 	wantSaid(t, "notes", notes, "svc.key: belongs to root here: user svc of the image is not here, and its number 990 belongs to eve", "svc.tool: ")
+	if strings.Count(notes, "svc.d: ") != 1 || strings.Count(notes, "svc.d/conf: ") != 1 {
+		t.Errorf("notes:\n%s", notes)
+	}
 	if to, ok := r.Users[990]; !ok || to != 0 {
 		t.Errorf("users %v", r.Users)
 	}

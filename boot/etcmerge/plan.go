@@ -38,6 +38,7 @@ type planner struct {
 	old      []Conflict // of the old list, undecided
 	accounts map[string]account
 	owners   owners
+	lost     map[string]bool // what noteLost has said
 	budget   budget
 }
 
@@ -61,6 +62,7 @@ func newPlanner(ctx context.Context, base, theirs, upper Tree, options Options) 
 		theirs:  &source{tree: theirs, name: "the new image"},
 		upper:   &source{tree: upper, name: "the upper directory", upper: true},
 		options: options,
+		lost:    map[string]bool{},
 		budget:  budget{ctx: ctx, steps: planSteps, content: maxContent},
 	}
 	if base != nil {
@@ -364,6 +366,7 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 	}
 	merged, clashes := p.metadata(b, t, o)
 	merged.Opaque = false
+	p.noteLost(t, &merged)
 	signed(&merged, t.raw)
 	c := Change{Path: o.path, Action: Merge, Reason: "permissions or owner differ here", Entry: merged}
 	switch asImage := metadataOf(&merged).equal(metadataOf(t.Entry)); {
