@@ -241,7 +241,7 @@ func (m *Machine) TakeTheirs(ctx context.Context, name string) (*Result, error) 
 	if err != nil {
 		return nil, err
 	}
-	if slices.Contains(accounts, rel) {
+	if p.Path == "/etc" && slices.Contains(accounts, rel) {
 		return nil, fmt.Errorf("%s is not replaced as a whole, since it has this machine's own entries: edit what differs (vipw, vigr, usermod), or keep it (--keep)", Shown(name))
 	}
 	merged, image, err := p.lookup(rel)

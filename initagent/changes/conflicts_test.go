@@ -135,6 +135,10 @@ func TestTakeTheirsAccounts(t *testing.T) {
 	if r, err := b.m.TakeTheirs(t.Context(), "/etc/shadow"); err == nil || !strings.Contains(err.Error(), "edit what differs") {
 		t.Errorf("%+v, %v", r, err)
 	}
+	b.m.Pairs[0].Path = "/usr/local" // where the name means nothing
+	if r, err := b.m.TakeTheirs(t.Context(), "/usr/local/shadow"); err != nil || !slices.Equal(r.Given, []string{"/usr/local/shadow"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
 }
 
 // A cut while the list is written leaves the old one or the new one, and the same command
