@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
@@ -31,8 +32,11 @@ const (
 	beforeDevice    = "before"
 )
 
-// maxBlessed bounds upper.Blessed in bytes.
-const maxBlessed = 4 << 10
+// blessedNote is what `ota bless` writes. maxBlessed bounds it, and upper.Blessed, in bytes.
+const (
+	blessedNote = fetched.Shared + "/" + upper.Note
+	maxBlessed  = 4 << 10
+)
 
 // observeState looks, once the root partition is open, whether this system has state of
 // its own, and whether what is noted about whose state counts still holds.
@@ -47,7 +51,7 @@ func (a *Agent) observeState() error {
 	}
 	a.facts.FirstStart = a.facts.Carried == slot.NotTried && (!found.Has(a.ownState()) || a.leftState(found))
 	a.facts.Unsettled = a.facts.Settled == slot.NotTried && a.runsBlessed() && !a.facts.FirstStart &&
-		(found.Current() != a.ownState() || len(upper.Stale(found, a.ownState())) > 0)
+		(found.Current() != a.ownState() || found.Noted != "" || len(upper.Stale(found, a.ownState())) > 0)
 	return nil
 }
 
@@ -78,6 +82,11 @@ func (a *Agent) foundState() (upper.Found, error) {
 		a.Log.Say("which system ran last is not known: %v", err)
 	}
 	found.Blessed = upper.Systems(strings.Fields(string(text)))
+	note, err := a.Store.Read(blessedNote, maxBlessed)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.Log.Say("which system was blessed last is not known: %v", err)
+	}
+	found.TakeNote(note)
 	return found, nil
 }
 
@@ -270,15 +279,16 @@ func (a *Agent) closeBefore() {
 	}
 }
 
-// settleState notes that the state of this system, which is blessed, counts. The state
-// of a trial that was not blessed goes: what changes from now on is merged when it
-// starts again. Cut between the two, the next start of this system does the rest.
+// settleState notes that the state of this system, which is blessed, counts, after that
+// of the one that was blessed last. The state of a trial that was not blessed goes: what
+// changes from now on is merged when it starts again. Cut between the two, the next start
+// of this system does the rest. What `ota bless` has noted stays, and says nothing new.
 func (a *Agent) settleState() error {
 	found, err := a.foundState()
 	if err != nil {
 		return err
 	}
-	if found.Current() != a.ownState() {
+	if found.Current() != a.ownState() || found.Noted != "" {
 		text := strings.Join(found.Settled(a.ownState()), "\n") + "\n"
 		if err := a.Store.Keep(upper.Blessed, []byte(text)); err != nil {
 			return err
@@ -298,7 +308,8 @@ func (a *Agent) discardState(systems []string) error {
 
 // leaveOwnState removes the state of all systems but this one, which is blessed and
 // has its own: the slot of each of them holds another release from now on. The same
-// release once more is merged again when it starts.
+// release once more is merged again when it starts, and is a trial: that it was blessed
+// in an earlier life counts no more.
 //
 // It comes before the new UKI has its name. Cut before or within it, this system
 // starts, whose state is untouched; what is left goes the next time.
@@ -309,6 +320,14 @@ func (a *Agent) leaveOwnState() error {
 	}
 	if !found.Has(a.ownState()) {
 		return nil
+	}
+	for _, s := range upper.Leave(found, a.ownState()) {
+		if found.Proven(s) {
+			a.Log.Say("what was changed in /etc under system %.16s goes: a release is installed in its place", s)
+		}
+	}
+	if err := a.leaveBlessed(found); err != nil {
+		return err
 	}
 	if err := a.discardState(upper.Leave(found, a.ownState())); err != nil || !found.Unnamed {
 		return err
@@ -326,4 +345,16 @@ func (a *Agent) leaveOwnState() error {
 		}
 	}
 	return nil
+}
+
+// leaveBlessed notes that of all systems this one alone has run blessed. Cut after it, the
+// state of the others is that of trials, which goes all the same.
+func (a *Agent) leaveBlessed(found upper.Found) error {
+	if err := a.Store.Remove(blessedNote); err != nil {
+		return err
+	}
+	if len(found.Blessed) == 1 && found.Current() == a.ownState() {
+		return nil
+	}
+	return a.Store.Keep(upper.Blessed, []byte(a.ownState()+"\n"))
 }

@@ -14,6 +14,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/upper"
@@ -235,6 +236,67 @@ func TestStateOfTrials(t *testing.T) {
 	m.runs(1)
 	m.wantsUpper(1, later)
 	m.wantsUpper(3, map[string]string{"issue": "mine, later", "removed": gone, "motd": "three, mine"})
+}
+
+// A system that was blessed runs for weeks without a restart, and then another one starts:
+// what it has changed stays, and counts where it was the last to run. FAULTS 105
+func TestStateBlessedWithoutARestart(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	m.bless()
+	m.edits(2, "motd", "two, mine")
+	want := map[string]string{"issue": "mine", "removed": gone, "motd": "two, mine"}
+	m.rename("test_2.efi", "test_2+0.efi") // as `ota rollback` does
+	m.write(journal.Entry{Kind: journal.Rollback, Version: 2})
+	m.runs(1, "settle-state")
+	m.wantsUpper(2, want)
+	one, two := m.releases[1].contract.Root().String(), m.releases[2].contract.Root().String()
+	if got := string(m.rootFiles()[upper.Blessed]); got != two+"\n"+one+"\n" {
+		t.Errorf("the state of %q counts", got)
+	}
+	m.runs(1)
+	m.wantsUpper(2, want)
+	// Fetched again it is a trial like any other.
+	m.rootFiles()[journalFile] = nil
+	m.deliver(m.parcel(m.releases[2]))
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, mine)
+	m.byHand = 1
+	m.runs(1)
+	if m.has(2) {
+		t.Error("the trial keeps its /etc, since it was blessed in an earlier life")
+	}
+}
+
+// A system that was blessed and never started again is the one that a system goes on from
+// which is installed beside its root partition.
+func TestStateAfterInstallingOverABlessedSystem(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	m.bless()
+	m.edits(2, "motd", "mine")
+	m.releases[3] = etcRelease(t, 3, map[string]string{"motd": "three", "issue": "one", "removed": "one"})
+	m.owner = true
+	m.powerOn(m.reinstalled(3))
+	for range 3 {
+		m.run()
+	}
+	if got := m.upperOf(3); got["motd"] != "mine" {
+		t.Errorf("/etc holds %q:\n%s", got, m.said.String())
+	}
+}
+
+// What is no note, and a note about a system without state, say nothing.
+func TestForgedBlessing(t *testing.T) {
+	m := inhabited(t)
+	for _, text := range []string{"../../etc", strings.Repeat("a", 64), strings.Repeat("\x00", maxBlessed+1)} {
+		m.rootFiles()[blessedNote] = []byte(text)
+		m.ends("system")
+		found, err := m.agent.foundState()
+		if m.must(err); found.Noted != "" {
+			t.Errorf("%.20q: %q was blessed", text, found.Noted)
+		}
+	}
 }
 
 // The same version, fetched again after its trial failed, merges what is there then.

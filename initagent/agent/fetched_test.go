@@ -244,6 +244,7 @@ func (m *machine) bless() {
 	m.t.Helper()
 	for _, name := range m.systems() {
 		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.Contract.Version && n.Counted {
+			m.rootFiles()[blessedNote] = []byte(m.releases[n.Version].contract.Root().String() + "\n")
 			m.rename(name, n.Blessed().String())
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/verity"
 )
@@ -15,6 +16,15 @@ const (
 	Directory = "systems"
 	Blessed   = Directory + "/blessed"
 )
+
+// Note is the name, in the directory that the running system shares with the boot, of the
+// file with the root hash of the system that was blessed last. `ota bless` writes it: a
+// system may run for months before the next boot, which may be another one's.
+//
+// Root of the running system can write anything there. It can bless the system just as
+// well, and the note does no more than that: it keeps state from being removed, and only
+// where the root partition has it.
+const Note = "blessed"
 
 // Unnamed is where an initagent that kept one upper directory for all systems has
 // them. It opens them again after a fallback, so they stay as they are for as long as
@@ -37,9 +47,30 @@ type Found struct {
 	Unnamed bool
 	// Blessed are those that have run blessed, the last one last.
 	Blessed []string
+	// Noted is what [Note] names and Blessed does not have yet: it has run blessed since
+	// Blessed was written. "" for none.
+	Noted string
 }
 
-// Current is the blessed system that ran last; "" where it is not known.
+// TakeNote sets Noted by the content of [Note]. A system that has no state any more was
+// blessed in an earlier life.
+func (f *Found) TakeNote(text []byte) {
+	for _, s := range Systems(strings.Fields(string(text))) {
+		if f.Has(s) && !slices.Contains(f.Blessed, s) {
+			f.Noted = s
+		}
+	}
+}
+
+// blessed are those that have run blessed, the last one last.
+func (f Found) blessed() []string {
+	if f.Noted == "" {
+		return f.Blessed
+	}
+	return append(slices.Clone(f.Blessed), f.Noted)
+}
+
+// Current is the blessed system that Blessed has as the last one; "" where it is not known.
 func (f Found) Current() string {
 	if len(f.Blessed) == 0 {
 		return ""
@@ -48,12 +79,12 @@ func (f Found) Current() string {
 }
 
 // Proven reports whether a system has run blessed.
-func (f Found) Proven(system string) bool { return slices.Contains(f.Blessed, system) }
+func (f Found) Proven(system string) bool { return slices.Contains(f.blessed(), system) }
 
 // Settled are the blessed systems once this one runs, of those that have state.
 func (f Found) Settled(own string) []string {
 	gone := func(s string) bool { return s == own || !f.Has(s) }
-	return append(slices.DeleteFunc(slices.Clone(f.Blessed), gone), own)
+	return append(slices.DeleteFunc(slices.Clone(f.blessed()), gone), own)
 }
 
 // Has reports whether a system has state of its own.
@@ -105,7 +136,7 @@ func Choose(f Found, own string, o Other) Source {
 	others := f.others(own)
 	has := func(s string) bool { return s != "" && slices.Contains(others, s) }
 	last := ""
-	for _, s := range f.Blessed {
+	for _, s := range f.blessed() {
 		if has(s) {
 			last = s
 		}

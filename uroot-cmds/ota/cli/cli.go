@@ -399,7 +399,12 @@ func rollback(_ context.Context, c *call) (any, error) {
 	}
 	fmt.Fprintf(c.out, "version %s is given up\n", r.Given)
 	if r.Restart {
-		fmt.Fprintf(c.out, "restart to go back to version %s\n", r.Next)
+		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there\n", r.Next)
+		until := "at that start"
+		if !r.Trial {
+			until = "when a release is installed in its place"
+		}
+		fmt.Fprintf(c.out, "what was changed in /etc under version %s is removed %s: copy what you need of it before\n", r.Given, until)
 	}
 	c.screen.warn(r.Warning)
 	return r, nil

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/systems"
+	"halogenos.internal/initagent/upper"
 )
 
 // A Blessing says what Bless did.
@@ -31,6 +32,11 @@ type Blessing struct {
 
 // Bless keeps the running system: its UKI loses its counter. A system that is no
 // trial stays as it is, and nothing is written.
+//
+// Before that a note says that the system's own state counts (upper.Note). Cut between the
+// two, the system is on trial still, and should that fail, what it has changed is kept for
+// its next try. In the other order it could run for months and lose all that it has
+// changed when another system starts.
 func (m *Machine) Bless() (*Blessing, error) {
 	r, err := m.system()
 	if err != nil {
@@ -49,15 +55,20 @@ func (m *Machine) Bless() (*Blessing, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("the EFI system partition has no boot file (UKI) of version %s, which runs: restart, which writes it again", r.Contract.Version)
 	}
+	var warnings []string
+	if err := hw.KeepFile(m.state(r, upper.Note), []byte(r.Contract.Root().String()+"\n"), 0o600); err != nil {
+		warnings = append(warnings, fmt.Sprintf("should another version start next, what this one has changed in /etc is lost: %v", err))
+	}
 	if err := m.writeESP(func(dir hw.ESPDir) error { return r.bless(dir) }); err != nil {
 		return nil, fmt.Errorf("bless version %s: %w", r.Contract.Version, err)
 	}
 	// Cut here the system is blessed, and the journal does not say when.
 	if err := m.note(r, journal.Entry{Kind: journal.Blessed, Version: b.Version, Slot: b.Slot}); err != nil {
-		b.Warning = fmt.Sprintf("the journal does not tell of it: %v", err)
+		warnings = append(warnings, fmt.Sprintf("the journal does not tell of it: %v", err))
 	} else if err := m.blessedHealth(r); err != nil {
-		b.Warning = fmt.Sprintf("what failed at this start is not kept for the next update: %v", err)
+		warnings = append(warnings, fmt.Sprintf("what failed at this start is not kept for the next update: %v", err))
 	}
+	b.Warning = strings.Join(warnings, "; ")
 	return b, nil
 }
 
@@ -152,6 +163,7 @@ type Rollback struct {
 	Given   contract.Version `json:"given_up"`
 	Next    contract.Version `json:"next"`    // that the next boot starts
 	Restart bool             `json:"restart"` // for that to happen
+	Trial   bool             `json:"trial"`   // the running system, which is given up, was never blessed
 	Warning string           `json:"warning,omitempty"`
 }
 
@@ -223,7 +235,7 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	if err != nil {
 		return nil, 0, false, err
 	}
-	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true}
+	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true, Trial: trial}
 	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)
 }
 

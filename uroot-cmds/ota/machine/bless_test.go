@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
 
@@ -46,6 +47,10 @@ func TestBless(t *testing.T) {
 		}
 		if want := map[bool]string{true: "blessed 2"}[trial]; w.kinds() != want {
 			t.Errorf("journal %q, want %q", w.kinds(), want)
+		}
+		note, _ := os.ReadFile(w.path(filepath.Join(stateDirectory, upper.Note)))
+		if want := map[bool]string{true: w.two.Contract.Root().String() + "\n"}[trial]; string(note) != want {
+			t.Errorf("%s: note %q, want %q", before, note, want)
 		}
 	}
 }
@@ -130,6 +135,9 @@ func TestGiveUp(t *testing.T) {
 			}
 			if err != nil || r.Given.String() != c.want.given || r.Next.String() != c.want.next || r.Restart != c.want.restart || w.ukis() != c.want.ukis {
 				t.Fatalf("%+v, %v, %s", r, err, w.ukis())
+			}
+			if r.Trial != (name == "a running trial") {
+				t.Errorf("trial is %v", r.Trial)
 			}
 			if w.kinds() != "rollback "+c.want.given {
 				t.Errorf("journal %s", w.kinds())
