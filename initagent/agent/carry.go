@@ -76,7 +76,7 @@ func (a *Agent) foundState() (upper.Found, error) {
 	if err != nil {
 		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
 	}
-	found := upper.Found{Systems: upper.Systems(names), Unnamed: len(unnamed) > 0}
+	found := upper.Found{Systems: upper.Systems(names), Linked: upper.Linked(names), Unnamed: len(unnamed) > 0}
 	text, err := a.Store.Read(upper.Blessed, maxBlessed)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.Log.Say("which system ran last is not known: %v", err)
@@ -112,8 +112,9 @@ func (a *Agent) carryState(ctx context.Context) error {
 		return err
 	}
 	if found.Has(a.ownState()) { // see leftState
-		if err := a.discardState([]string{a.ownState()}); err != nil {
-			return err
+		// The links that it has set stay: this is to set them, too.
+		if err := a.Store.Discard(path.Join(upper.Directory, a.ownState())); err != nil {
+			return fmt.Errorf("the state of an earlier trial of this system: %w", err)
 		}
 	}
 	last := a.systemBefore()
@@ -152,6 +153,9 @@ func (a *Agent) reportCarry(r *upper.Report) {
 	}
 	for _, n := range r.Notes {
 		a.Log.Say("%s: %s", n.Path, n.Text)
+	}
+	for _, l := range r.LeftOut {
+		a.Log.Say("WARNING: this is not as it was in the system before: %s", l)
 	}
 }
 
@@ -297,8 +301,13 @@ func (a *Agent) settleState() error {
 	return a.discardState(upper.Stale(found, a.ownState()))
 }
 
+// discardState removes the state of systems. The links that they have set in shared
+// directories are given back before; cut between the two, the state is there still.
 func (a *Agent) discardState(systems []string) error {
 	for _, s := range systems {
+		if err := a.Store.GiveBack(s, a.Path(systemDirectory)); err != nil {
+			return err
+		}
 		if err := a.Store.Discard(path.Join(upper.Directory, s)); err != nil {
 			return fmt.Errorf("the state of system %.16s: %w", s, err)
 		}

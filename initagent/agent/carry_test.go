@@ -88,6 +88,15 @@ func (s store) Discard(name string) error {
 	return nil
 }
 
+func (s store) GiveBack(system, _ string) error {
+	if _, there := s.files()[upper.Directory+"/"+system+".links"]; there {
+		s.m.op("root give back " + system)
+		delete(s.files(), upper.Directory+"/"+system+".links")
+		s.m.durable++
+	}
+	return nil
+}
+
 // Carry keeps what the real merge plans.
 func (s store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
 	s.m.op("root carry")

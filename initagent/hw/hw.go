@@ -246,6 +246,9 @@ type Store interface {
 	// Discard removes a directory with all that is in it, for good. A cut leaves it
 	// whole, or without its name.
 	Discard(name string) error
+	// GiveBack puts the links back that a system has set in shared directories
+	// (upper.Store.GiveBack); image is where the running system's image is mounted.
+	GiveBack(system, image string) error
 	// Carry makes what a system has of its own at its first start (upper.Store.Carry).
 	// A cut leaves it whole or without its name.
 	Carry(ctx context.Context, c upper.Carry) (*upper.Report, error)

@@ -142,6 +142,11 @@ func (l LinuxStore) Discard(name string) error {
 	return upper.Store{Root: l.Root}.Discard(name, nil)
 }
 
+// GiveBack implements Store.
+func (l LinuxStore) GiveBack(system, image string) error {
+	return upper.Store{Root: l.Root}.GiveBack(system, image)
+}
+
 // Carry implements Store.
 func (l LinuxStore) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
 	return upper.Store{Root: l.Root}.Carry(ctx, c)

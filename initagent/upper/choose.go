@@ -43,6 +43,8 @@ var rootHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
 type Found struct {
 	// Systems are those that have a directory, by their root hashes.
 	Systems []string
+	// Linked are those that have set links in shared directories.
+	Linked []string
 	// Unnamed: there are upper directories for all systems.
 	Unnamed bool
 	// Blessed are those that have run blessed, the last one last.
@@ -172,5 +174,5 @@ func Leave(f Found, own string) []string {
 	if !f.Has(own) {
 		return nil
 	}
-	return f.others(own)
+	return append(f.others(own), slices.DeleteFunc(slices.Clone(f.Linked), func(s string) bool { return s == own || f.Has(s) })...)
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +22,13 @@ const (
 	variable = "/var"
 )
 
-// temporary is the name of what is not complete yet, in its directory.
-const temporary = ".halogen" + unfinished
+// Names of what is not complete yet: in [Directory], where root alone can go, and beside
+// its place, where that is on another file system or subvolume. Whoever may write there
+// can have taken the name: what has it goes, whatever it is.
+const (
+	temporary = "new" + unfinished
+	beside    = ".halogen" + unfinished
+)
 
 // bind gives a shared directory what a new image has and this machine lacks. One that
 // is not there is seeded from the image as a whole when it is mounted.
@@ -31,17 +38,20 @@ func (m *maker) bind(e stateconf.Entry) error {
 		return err
 	}
 	defer closeTrees(base, image)
+	if image == nil {
+		return nil
+	}
 	name := path.Join(Bind, Name(e.Path))
 	own, err := openTree(m.root, name, name, false)
-	if errors.Is(err, fs.ErrNotExist) || image == nil {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return m.seed(e, image)
 	}
 	if err != nil {
 		return err
 	}
 	defer own.Close()
-	f := &fill{maker: m, base: base, image: image, own: own}
-	if err := f.directory(".", 0); err != nil {
+	f := &fill{maker: m, entryPath: e.Path, base: base, image: image, own: own}
+	if err := f.directory("."); err != nil {
 		return err
 	}
 	if e.Path != variable {
@@ -50,10 +60,64 @@ func (m *maker) bind(e stateconf.Entry) error {
 	return f.forget(updated)
 }
 
+// seed makes a shared directory that is not there, where the image's numbers of users or
+// groups mean others here: who mounts it copies it as it is.
+func (m *maker) seed(e stateconf.Entry, image *tree) error {
+	if len(m.users)+len(m.groups) == 0 {
+		return nil
+	}
+	top, err := image.Entry(".")
+	if err != nil {
+		return err
+	}
+	all, err := makeDirectory(m.root, Bind, 0o755, m.Step)
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	if err := remove(m.all, seeding, m.Step); err != nil {
+		return err
+	}
+	fresh, err := makeDirectory(int(m.all.Fd()), seeding, 0o700, m.Step)
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	own := &tree{name: seeding, fd: int(fresh.Fd()), buf: make([]byte, maxXattrs)}
+	f := &fill{maker: m, entryPath: e.Path, image: image, own: own, whole: true}
+	if err := f.directory("."); err != nil {
+		return err
+	}
+	m.owners().Translate(&top)
+	if err := newWriter(int(m.all.Fd()), m.Step, m.leftOut(e.Path)).attributes(int(m.all.Fd()), seeding, top); err != nil {
+		return err
+	}
+	if err := m.Step("flush " + seeding); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(fresh.Fd())); err != nil {
+		return err
+	}
+	if err := m.Step("rename " + seeding); err != nil {
+		return err
+	}
+	return unix.Renameat(int(m.all.Fd()), seeding, int(all.Fd()), Name(e.Path))
+}
+
+// seeding is the name of a shared directory that is being made.
+const seeding = "bind" + unfinished
+
+// owners leads from the image's users and groups to this machine's.
+func (m *maker) owners() etcmerge.Owners {
+	return etcmerge.Owners{Users: m.users, Groups: m.groups}
+}
+
 // fill is one shared directory.
 type fill struct {
 	*maker
+	entryPath        string
 	base, image, own *tree // base is nil where it is not known
+	whole            bool  // it is being made
 	looked           int
 }
 
@@ -63,10 +127,7 @@ type fill struct {
 // renamed: cut before that, it is missing still; cut after it, it is this machine's,
 // which is not touched again. A directory is empty when it gets its name, and is filled
 // by the next attempt.
-func (f *fill) directory(directory string, depth int) error {
-	if depth > etcmerge.MaxDepth {
-		return fmt.Errorf("%s: more than %d directories within one another", directory, etcmerge.MaxDepth)
-	}
+func (f *fill) directory(directory string) error {
 	names, err := f.image.Names(directory)
 	if err != nil {
 		return err
@@ -75,16 +136,16 @@ func (f *fill) directory(directory string, depth int) error {
 		if f.looked++; f.looked > etcmerge.MaxEntries {
 			return fmt.Errorf("the image has more than %d entries", etcmerge.MaxEntries)
 		}
-		if err := f.entry(path.Join(directory, name), depth); err != nil {
+		if err := f.entry(path.Join(directory, name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *fill) entry(name string, depth int) error {
-	fresh, err := f.image.Entry(name)
-	if err != nil {
+func (f *fill) entry(name string) error {
+	fresh, err := f.entryOf(f.image, name)
+	if err != nil || fresh == nil {
 		return err
 	}
 	have, err := f.entryOf(f.own, name)
@@ -96,31 +157,47 @@ func (f *fill) entry(name string, depth int) error {
 		return err
 	}
 	switch {
-	case have == nil && was != nil:
-		return nil // somebody has deleted it here
-	case have == nil && (fresh.Type == etcmerge.Directory || fresh.Type == etcmerge.Regular || fresh.Type == etcmerge.Link):
-		if err := f.appear(name, fresh); err != nil {
-			return fmt.Errorf("make %s: %w", name, err)
-		}
+	case have == nil && f.deleted(was, fresh):
+		return nil
 	case have == nil:
-		return nil
-	case follows(was, have, fresh):
-		if err := f.appear(name, fresh); err != nil {
-			return fmt.Errorf("make %s: %w", name, err)
+		if err := f.appear(name, *fresh); err != nil {
+			return err
 		}
-	case have.Type != etcmerge.Directory:
+		if have, err = f.entryOf(f.own, name); err != nil || have == nil {
+			return err // it is left out
+		}
+	case f.follows(name, was, have, fresh):
+		l := link{Entry: etcmerge.Name(f.entryPath), Path: etcmerge.Name(name), From: etcmerge.Name(have.Target), To: etcmerge.Name(fresh.Target)}
+		if !slices.Contains(f.links, l) {
+			f.links = append(f.links, l)
+		}
+	}
+	if fresh.Type != etcmerge.Directory || have.Type != etcmerge.Directory {
 		return nil
 	}
-	if fresh.Type != etcmerge.Directory {
-		return nil
-	}
-	return f.directory(name, depth+1)
+	return f.directory(name)
 }
 
-// follows reports whether a link is the image's still, and now leads elsewhere.
-func follows(was, have *etcmerge.Entry, fresh etcmerge.Entry) bool {
+// deleted reports whether what is missing here was deleted by somebody. Releases that kept
+// one state for all systems never made what a later image brought: a directory that such
+// a machine lacks may be one of those, and a link costs nothing.
+func (f *fill) deleted(was, fresh *etcmerge.Entry) bool {
+	kind := fresh.Type
+	switch {
+	case f.whole:
+		return false
+	case kind != etcmerge.Directory && kind != etcmerge.Regular && kind != etcmerge.Link:
+		return true
+	case f.From.Unnamed && kind != etcmerge.Regular:
+		return false
+	}
+	return was != nil
+}
+
+// follows reports whether a link is an image's still, and leads elsewhere now.
+func (f *fill) follows(name string, was, have, fresh *etcmerge.Entry) bool {
 	return was != nil && was.Type == etcmerge.Link && have.Type == etcmerge.Link && fresh.Type == etcmerge.Link &&
-		have.Target == was.Target && fresh.Target != was.Target
+		have.Target != fresh.Target && f.unchanged(f.entryPath, name, was, have)
 }
 
 // entryOf is what a tree has at a path; nil where it has nothing.
@@ -146,67 +223,80 @@ func (f *fill) was(name string) (*etcmerge.Entry, error) {
 
 // appear puts the image's entry into its place.
 func (f *fill) appear(name string, e etcmerge.Entry) error {
-	parent, err := beneath(f.own.fd, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	f.owners().Translate(&e)
+	leftOut := f.leftOut(f.entryPath)
+	err := put(f.all, f.own, name, e, f.image, f.Step, leftOut)
+	if unfit(err) {
+		leftOut(name, err.Error())
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", name, err)
+	}
+	return nil
+}
+
+// put makes an entry of a tree, which is complete when it has its name. It is made in a
+// directory of its file system where nobody else can write.
+func put(all *os.File, own *tree, name string, e etcmerge.Entry, from *tree, step func(string) error, leftOut func(path, why string)) error {
+	fd, err := beneath(own.fd, path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(parent)
-	if err := f.clear(parent); err != nil {
+	parent := os.NewFile(uintptr(fd), path.Dir(name))
+	defer parent.Close()
+	err = putBy(all, temporary, parent, name, e, from, step, leftOut)
+	if errors.Is(err, unix.EXDEV) {
+		err = putBy(parent, beside, parent, name, e, from, step, leftOut)
+	}
+	return err
+}
+
+// putBy makes an entry under a name in a directory, and moves it.
+func putBy(where *os.File, as string, parent *os.File, name string, e etcmerge.Entry, from *tree, step func(string) error, leftOut func(path, why string)) error {
+	if err := remove(where, as, step); err != nil {
 		return err
 	}
-	etcmerge.Owners{Users: f.users, Groups: f.groups}.Translate(&e)
 	var content io.Reader
 	if e.Type == etcmerge.Regular {
-		file, err := f.image.Open(name)
+		file, err := from.Open(name)
 		if err != nil {
 			return err
 		}
 		defer file.Close()
 		content = file
 	}
-	w := newWriter(parent, f.Step)
-	if err := w.node(parent, temporary, e, content); err != nil {
-		return err
+	fd := int(where.Fd())
+	w := newWriter(fd, step, leftOut)
+	w.path = name
+	err := w.node(fd, as, e, content)
+	if err == nil {
+		err = w.attributes(fd, as, e)
 	}
-	if err := w.attributes(parent, temporary, e); err != nil {
-		return err
-	}
-	if e.Type == etcmerge.Regular {
+	if err == nil && e.Type == etcmerge.Regular {
 		// The rename may reach the disk before the content does.
-		if err := f.flush(parent); err != nil {
-			return err
+		if err = step("flush " + as); err == nil {
+			err = flush(fd, as)
 		}
 	}
-	if err := f.Step("rename " + name); err != nil {
-		return err
+	if err == nil {
+		err = step("rename " + name)
 	}
-	return unix.Renameat(parent, temporary, parent, path.Base(name))
+	if err == nil {
+		err = unix.Renameat(fd, as, int(parent.Fd()), path.Base(name))
+	}
+	if err != nil {
+		return errors.Join(err, remove(where, as, step))
+	}
+	return nil
 }
 
-func (f *fill) flush(parent int) error {
-	if err := f.Step("flush " + temporary); err != nil {
-		return err
-	}
-	fd, err := unix.Openat(parent, temporary, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func flush(parent int, name string) error {
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	return errors.Join(unix.Fsync(fd), unix.Close(fd))
-}
-
-// clear removes what an attempt that was cut has left in a directory.
-func (f *fill) clear(parent int) error {
-	if err := f.Step("clear " + temporary); err != nil {
-		return err
-	}
-	err := unix.Unlinkat(parent, temporary, 0)
-	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
-		err = unix.Unlinkat(parent, temporary, unix.AT_REMOVEDIR)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // forget removes a file at the top.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,7 @@ func (s Store) Discard(name string, step func(string) error) error {
 	}
 	defer parent.Close()
 	fd, base := int(parent.Fd()), path.Base(name)
-	if err := remove(parent, base+unfinished, step); err != nil {
+	if err := sweep(parent, step); err != nil {
 		return err
 	}
 	if err := step("rename " + name); err != nil {
@@ -56,6 +57,30 @@ func (s Store) Discard(name string, step func(string) error) error {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return remove(parent, base+unfinished, step)
+}
+
+// sweep removes what was not finished in a directory, whosever it was.
+func sweep(parent *os.File, step func(string) error) error {
+	f, err := reopen(parent)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	for _, n := range names {
+		if strings.HasSuffix(n, unfinished) {
+			if err := remove(parent, n, step); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+// reopen is a directory once more, to be read from its beginning.
+func reopen(directory *os.File) (*os.File, error) {
+	fd, err := beneath(int(directory.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	return os.NewFile(uintptr(fd), directory.Name()), err
 }
 
 func (s Store) directory(name string) (*os.File, error) {

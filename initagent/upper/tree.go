@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +34,13 @@ const (
 // bytes; Linux has no larger ones (xattr(7)).
 const maxXattrs = 64 << 10
 
+// evm is a signature over a file's attributes by a key of the machine, which the kernel
+// makes itself and lets nobody set (Linux, security/integrity/evm).
+const evm = "security.evm"
+
+// maxPath bounds a path below a tree's directory in bytes: openat2(2) takes 4,095.
+const maxPath = 4000
+
 // A tree is a directory that is read without following a link, opening a device, or
 // leaving its file system. It implements etcmerge.Tree.
 type tree struct {
@@ -39,6 +48,18 @@ type tree struct {
 	fd    int
 	upper bool // whiteouts and opaque directories mean something
 	buf   []byte
+	// lower is the image that an upper directory lies on; nil where it is not known.
+	lower *tree
+	shown map[string]showing // see shows
+	// leftOut is told what cannot be read as what it is; nil tells nobody.
+	leftOut func(path, why string)
+}
+
+// leave says that an entry, or a part of it, is left out.
+func (t *tree) leave(path, why string) {
+	if t.leftOut != nil {
+		t.leftOut(path, why)
+	}
 }
 
 func openTree(root int, name, directory string, upper bool) (*tree, error) {
@@ -78,18 +99,46 @@ func (t *tree) look(path string) (int, error) {
 
 func (t *tree) fault(err error) error { return fmt.Errorf("%s: %w", t.name, err) }
 
-// Entry implements etcmerge.Tree.
+// Entry implements etcmerge.Tree. What lies too deep is not there.
 func (t *tree) Entry(path string) (etcmerge.Entry, error) {
-	fd, err := t.look(path)
+	if len(path) > maxPath {
+		t.leave(path, fmt.Sprintf("its path has more than %d bytes", maxPath))
+		return etcmerge.Entry{}, missing(path, nil)
+	}
+	e, xattrs, err := t.raw(path)
+	if errors.Is(err, fs.ErrNotExist) && t.upper && t.lower != nil {
+		return t.entryBelow(path)
+	}
+	if err == nil && t.upper {
+		err = t.overlaid(path, &e, xattrs)
+	}
 	if err != nil {
 		return etcmerge.Entry{}, err
 	}
-	defer unix.Close(fd)
-	e, err := t.entry(fd)
-	if err != nil {
-		return etcmerge.Entry{}, t.fault(&fs.PathError{Op: "read", Path: path, Err: err})
+	if e.Type == etcmerge.Directory && strings.Count(path, "/") >= etcmerge.MaxDepth-1 {
+		t.leave(path, fmt.Sprintf("it lies within %d directories", etcmerge.MaxDepth-1))
+		return etcmerge.Entry{}, missing(path, nil)
+	}
+	for name := range xattrs {
+		if strings.HasPrefix(name, overlayPrefix) || strings.HasPrefix(name, unprivileged) || name == evm {
+			delete(e.Xattrs, name)
+		}
 	}
 	return e, nil
+}
+
+// raw is what lies at a path, with all of its attributes.
+func (t *tree) raw(path string) (etcmerge.Entry, map[string]string, error) {
+	fd, err := t.look(path)
+	if err != nil {
+		return etcmerge.Entry{}, nil, err
+	}
+	defer unix.Close(fd)
+	e, xattrs, err := t.entry(fd)
+	if err != nil {
+		return etcmerge.Entry{}, nil, t.fault(&fs.PathError{Op: "read", Path: path, Err: err})
+	}
+	return e, xattrs, nil
 }
 
 var types = map[uint32]etcmerge.Type{
@@ -97,15 +146,15 @@ var types = map[uint32]etcmerge.Type{
 	unix.S_IFBLK: etcmerge.BlockDevice, unix.S_IFIFO: etcmerge.Pipe, unix.S_IFSOCK: etcmerge.Socket,
 }
 
-func (t *tree) entry(fd int) (etcmerge.Entry, error) {
+func (t *tree) entry(fd int) (etcmerge.Entry, map[string]string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return etcmerge.Entry{}, err
+		return etcmerge.Entry{}, nil, err
 	}
 	e := etcmerge.Entry{Type: types[st.Mode&unix.S_IFMT], Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Unix())}
 	xattrs, err := t.xattrs(fd)
 	if err != nil {
-		return e, err
+		return e, nil, err
 	}
 	switch e.Type {
 	case etcmerge.Regular:
@@ -115,42 +164,11 @@ func (t *tree) entry(fd int) (etcmerge.Entry, error) {
 	case etcmerge.Link:
 		e.Mode = 0o777
 		if e.Target, err = readlink(fd); err != nil {
-			return e, err
+			return e, nil, err
 		}
 	}
-	if t.upper {
-		if err := overlaid(&e, xattrs); err != nil {
-			return e, err
-		}
-	}
-	for name := range xattrs {
-		if strings.HasPrefix(name, overlayPrefix) || strings.HasPrefix(name, unprivileged) {
-			delete(xattrs, name)
-		}
-	}
-	e.Xattrs = xattrs
-	return e, nil
-}
-
-// overlaid interprets what the overlay has written into its upper directory. The
-// attributes that refer to another place of the image are refused: that image is not
-// the one below any more. Nothing that initagent mounts makes them, unless the kernel
-// was built to.
-func overlaid(e *etcmerge.Entry, xattrs map[string]string) error {
-	_, hides := xattrs[whiteout]
-	_, moved := xattrs[redirect]
-	_, split := xattrs[metacopy]
-	switch {
-	case e.Type == etcmerge.CharDevice && e.Rdev == 0, e.Type == etcmerge.Regular && e.Size == 0 && hides:
-		*e = etcmerge.Entry{Type: etcmerge.Whiteout}
-	case e.Type == etcmerge.Directory && moved:
-		return errors.New("it is a directory of the image under another name (" + redirect + "), which cannot be carried over: copy it and remove it")
-	case split:
-		return errors.New("it has its content in the image (" + metacopy + "), and cannot be carried over: write it again")
-	case e.Type == etcmerge.Directory:
-		e.Opaque = xattrs[opaque] == "y"
-	}
-	return nil
+	e.Xattrs = maps.Clone(xattrs)
+	return e, xattrs, nil
 }
 
 func readlink(fd int) (string, error) {
@@ -184,6 +202,20 @@ func (t *tree) xattrs(fd int) (map[string]string, error) {
 
 // Names implements etcmerge.Tree.
 func (t *tree) Names(path string) ([]string, error) {
+	names, err := t.names(path)
+	if !t.upper || t.lower == nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return names, err
+	}
+	below, moved, berr := t.namesBelow(path)
+	if berr != nil || !moved {
+		return names, errors.Join(err, berr)
+	}
+	// What the upper directory has goes over it, and may hide it.
+	below = slices.DeleteFunc(below, func(n string) bool { return slices.Contains(names, n) })
+	return append(below, names...), nil
+}
+
+func (t *tree) names(path string) ([]string, error) {
 	fd, err := beneath(t.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, t.fault(err)
@@ -202,6 +234,11 @@ func (t *tree) Names(path string) ([]string, error) {
 
 // Open implements etcmerge.Tree.
 func (t *tree) Open(path string) (io.ReadCloser, error) {
+	if t.upper {
+		if f, err := t.openBelow(path); f != nil || err != nil {
+			return f, err
+		}
+	}
 	fd, err := t.look(path)
 	if err != nil {
 		return nil, err

@@ -54,7 +54,12 @@ type Report struct {
 	Kept, Merged int
 	Conflicts    []etcmerge.Conflict
 	Notes        []etcmerge.Note
+	// LeftOut says, by whole paths, what could not be carried over, and why: at most
+	// maxLeftOut, and a last one that counts the others.
+	LeftOut []string
 }
+
+const maxLeftOut = 100
 
 // A Store is the root partition's file system, mounted at Root.
 type Store struct{ Root string }
@@ -102,12 +107,15 @@ func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
 		return nil, err
 	}
 	defer all.Close()
-	if err := remove(all, c.System+unfinished, c.Step); err != nil {
+	if err := sweep(all, c.Step); err != nil {
 		return nil, err
 	}
 	m := &maker{Carry: c, root: root, all: all, report: new(Report)}
+	if err := s.recallLinks(m); err != nil {
+		return nil, err
+	}
 	if err := m.run(ctx); err != nil {
-		return nil, errors.Join(err, remove(all, c.System+unfinished, c.Step))
+		return nil, errors.Join(err, sweep(all, c.Step))
 	}
 	return m.report, nil
 }
@@ -132,9 +140,34 @@ type maker struct {
 	Carry
 	root          int
 	all           *os.File // Directory
+	fresh         *os.File // the system's own
 	report        *Report
 	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
+	left          map[string]bool // what the report says is left out
+	links         []link          // that this system sets
+	set           []link          // that a system has set
 	users, groups map[uint32]uint32
+}
+
+// leftOut is for what lies in the directory of an entry.
+func (m *maker) leftOut(entry string) func(path, why string) {
+	return func(name, why string) {
+		line := fmt.Sprintf("%q: %s", path.Join(entry, name), why)
+		if len(line) > 1000 {
+			line = line[:500] + "..." + line[len(line)-500:]
+		}
+		if m.left == nil {
+			m.left = map[string]bool{}
+		}
+		if m.left[line] {
+			return
+		}
+		if m.left[line] = true; len(m.left) > maxLeftOut {
+			m.report.LeftOut = append(m.report.LeftOut[:maxLeftOut], fmt.Sprintf("and %d more", len(m.left)-maxLeftOut))
+			return
+		}
+		m.report.LeftOut = append(m.report.LeftOut, line)
+	}
 }
 
 func (m *maker) run(ctx context.Context) error {
@@ -156,6 +189,9 @@ func (m *maker) run(ctx context.Context) error {
 		if err := m.bind(e); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
+	}
+	if err := m.setLinks(); err != nil {
+		return err
 	}
 	if err := m.Step("flush"); err != nil {
 		return err
@@ -213,7 +249,7 @@ func (m *maker) overlay(ctx context.Context, e stateconf.Entry, fresh int) error
 func (m *maker) write(e stateconf.Entry, directory int, plan *etcmerge.Result, top etcmerge.Entry, sources map[etcmerge.Source]*tree) error {
 	done, total := int64(0), int64(len(plan.Changes))
 	tell := m.Progress(total)
-	err := newWriter(directory, m.Step).write(plan, top, sources, func() { done++; tell(done) })
+	err := newWriter(directory, m.Step, m.leftOut(e.Path)).write(plan, top, sources, func() { done++; tell(done) })
 	if err != nil {
 		return err
 	}
@@ -242,6 +278,14 @@ func (m *maker) trees(directory string, upper bool) (base, image, before *tree, 
 		if before, err = openTree(m.root, name, name, true); errors.Is(err, fs.ErrNotExist) {
 			before, err = nil, nil
 		}
+	}
+	for _, t := range []*tree{base, image, before} {
+		if t != nil {
+			t.leftOut = m.leftOut(directory)
+		}
+	}
+	if before != nil {
+		before.lower = base
 	}
 	return base, image, before, err
 }

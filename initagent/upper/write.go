@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -20,30 +21,42 @@ type writer struct {
 	fd int // of the directory
 	// step is called before each change of the file system. Tests cut there.
 	step func(what string) error
-	buf  []byte
+	// leftOut is told what cannot be made here. One entry must not keep a machine from
+	// its update, or from starting.
+	leftOut func(path, why string)
+	path    string // of what is being made, for leftOut
+	buf     []byte
 }
 
-func newWriter(fd int, step func(string) error) *writer {
-	return &writer{fd: fd, step: step, buf: make([]byte, 128<<10)}
+func newWriter(fd int, step func(string) error, leftOut func(path, why string)) *writer {
+	return &writer{fd: fd, step: step, leftOut: leftOut, buf: make([]byte, 128<<10)}
 }
 
 // write makes the upper directory that a plan describes. The directory itself exists;
 // it looks like top, unless the plan says what it looks like.
 func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcmerge.Source]*tree, done func()) error {
 	directories := []etcmerge.Change{{Path: ".", Entry: top}}
+	var missing []string
 	for _, c := range r.Changes {
 		done()
 		switch {
-		case c.Action == etcmerge.Take:
+		case c.Action == etcmerge.Take, slices.ContainsFunc(missing, func(d string) bool { return strings.HasPrefix(c.Path, d+"/") }):
 			continue
 		case c.Path == ".":
 			directories[0] = c
 			continue
+		}
+		switch err := w.make(c, sources); {
+		case unfit(err):
+			missing = append(missing, c.Path)
+			w.leftOut(c.Path, err.Error())
+			if err := w.remove(c.Path); err != nil {
+				return err
+			}
+		case err != nil:
+			return fmt.Errorf("make %s: %w", c.Path, err)
 		case c.Entry.Type == etcmerge.Directory:
 			directories = append(directories, c)
-		}
-		if err := w.make(c, sources); err != nil {
-			return fmt.Errorf("make %s: %w", c.Path, err)
 		}
 	}
 	// Their times last, and those within before those around: each entry changes them.
@@ -55,6 +68,25 @@ func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcme
 	return nil
 }
 
+// unfit reports whether an error is of what was to be made, and not of the file system
+// or its room: nothing else needs to fail for it.
+func unfit(err error) bool {
+	return slices.ContainsFunc([]unix.Errno{
+		unix.EPERM, unix.EACCES, unix.EINVAL, unix.ENAMETOOLONG, unix.ENOTSUP, unix.EFBIG, unix.EOVERFLOW, unix.E2BIG, unix.ERANGE,
+	}, func(e unix.Errno) bool { return errors.Is(err, e) })
+}
+
+// remove takes away what there is of an entry that was left out.
+func (w *writer) remove(name string) error {
+	parent, err := beneath(w.fd, path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(parent), name)
+	defer f.Close()
+	return remove(f, path.Base(name), w.step)
+}
+
 // make makes one entry, complete but for a directory's attributes, which come last:
 // what an overlay hides in it has to be there before.
 func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) error {
@@ -64,6 +96,7 @@ func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) erro
 	}
 	defer unix.Close(parent)
 	name := path.Base(c.Path)
+	w.path = c.Path
 	var content io.Reader
 	if c.Entry.Type == etcmerge.Regular {
 		f, err := open(c, sources)
@@ -182,7 +215,12 @@ func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
 		}
 	}
 	for key, value := range e.Xattrs {
-		if err := w.xattr(parent, name, key, value); err != nil {
+		err := w.xattr(parent, name, key, value)
+		if unfit(err) || errors.Is(err, unix.ENOSPC) && w.room() {
+			w.leftOut(w.path, err.Error())
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -190,9 +228,17 @@ func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
 	return unix.UtimesNanoAt(parent, name, []unix.Timespec{modified, modified}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
+// room reports whether the file system has some left: ext4 says that there is none where
+// an attribute is too large, too.
+func (w *writer) room() bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(w.fd, &st) == nil && st.Bfree*uint64(st.Bsize) > 1<<20 && (st.Files == 0 || st.Ffree > 0)
+}
+
 // finish gives a directory its attributes.
 func (w *writer) finish(name string, e etcmerge.Entry) error {
 	parent := w.fd
+	w.path = name
 	if name != "." {
 		fd, err := beneath(w.fd, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
@@ -222,12 +268,10 @@ func (w *writer) xattr(parent int, name, key, value string) error {
 // protect keeps what chattr made of a file of this machine's. The overlay has written it
 // beside the file (Linux 5.15), as nothing that is merged.
 func (w *writer) protect(parent int, name, path string, from *tree) error {
-	fd, err := from.look(path)
-	if err != nil {
-		return err
+	_, xattrs, err := from.raw(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it came with a directory of the image before
 	}
-	defer unix.Close(fd)
-	xattrs, err := from.xattrs(fd)
 	if err != nil {
 		return err
 	}
