@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +17,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
@@ -57,10 +60,37 @@ func (a *Agent) observeState() error {
 
 // leftState reports whether this system's state is of an earlier trial, which a release
 // that keeps one /etc for all systems has not removed when it staged this one: such a
-// release runs in the other slot, and this is the first of its tries.
+// release runs in the other slot, and this is the first of its tries, or the state was
+// made before it was staged.
 func (a *Agent) leftState(found upper.Found) bool {
 	booted, known := a.BootedName()
-	return known && booted.Counted && booted.Done <= 1 && !found.Proven(a.ownState()) && found.Unnamed && !found.Has(a.otherSlot(nil).System)
+	if !known || !booted.Counted || found.Proven(a.ownState()) || !found.Unnamed || found.Has(a.otherSlot(nil).System) {
+		return false
+	}
+	return booted.Done <= 1 || a.madeForAnother()
+}
+
+// madeForAnother reports whether this system's state was made for an earlier staging of
+// it: a first try may have been cut before it came so far.
+func (a *Agent) madeForAnother() bool {
+	mark, err := a.Store.Read(path.Join(upper.Of(a.Contract.Root()), upper.Mark), maxBlessed)
+	staged := a.lastStaged()
+	return err == nil && staged != "" && string(mark) != staged
+}
+
+// lastStaged names the staging of this system by its entry in the boot journal; "" where
+// the journal has none.
+func (a *Agent) lastStaged() string {
+	text, err := a.journalText()
+	if err != nil {
+		return ""
+	}
+	for _, e := range slices.Backward(journal.Parse(text)) {
+		if e.Kind == journal.Staged && e.Version == a.Contract.Version {
+			return e.Boot + " " + e.Time.UTC().Format(time.RFC3339)
+		}
+	}
+	return ""
 }
 
 // ownState names this system's state: by the root hash of its image.
@@ -121,7 +151,7 @@ func (a *Agent) carryState(ctx context.Context) error {
 	c := upper.Carry{
 		System: a.ownState(), From: upper.Choose(found, a.ownState(), a.otherSlot(last)),
 		Image: a.Path(systemDirectory), Entries: entries,
-		Options:  etcmerge.Options{To: a.Contract.Version},
+		Options: etcmerge.Options{To: a.Contract.Version}, Mark: a.lastStaged(),
 		Progress: func(total int64) func(int64) { return a.Log.Progress("carrying the state over", total) },
 	}
 	a.Log.Say("%s", c.From)

@@ -122,6 +122,7 @@ func (s store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) 
 	}
 	top, work := upper.Overlay(c.System, "etc")
 	s.files()[work+"/made"] = nil
+	s.files()[upper.Directory+"/"+c.System+"/"+upper.Mark] = []byte(c.Mark)
 	for _, change := range plan.Changes {
 		at := path.Join(top, change.Path)
 		switch {
@@ -381,6 +382,26 @@ func TestStateLeftByAnEarlierTrial(t *testing.T) {
 	m.edits(2, "left", "from the first trial")
 	_, work := upper.Overlay(m.releases[2].contract.Root().String(), "etc")
 	m.rootFiles()[work+"/made"] = nil
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, mine)
+	m.edits(2, "motd", "mine, in the trial")
+	m.runs(2)
+	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+}
+
+// The same where the first try is cut before it looks at the state.
+func TestStateLeftByAnEarlierTrialAndACut(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	m.unnamed()
+	m.edits(2, "left", "from the first trial")
+	own := upper.Directory + "/" + m.releases[2].contract.Root().String()
+	_, work := upper.Overlay(m.releases[2].contract.Root().String(), "etc")
+	m.rootFiles()[work+"/made"] = nil
+	m.rootFiles()[own+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
+	m.rename("test_2+3.efi", "test_2+2-1.efi")
 	m.runs(2, "carry-state")
 	m.wantsUpper(2, mine)
 	m.edits(2, "motd", "mine, in the trial")

@@ -31,6 +31,10 @@ const Bind = "bind"
 // for (systemd.unit(5), ConditionNeedsUpdate).
 const updated = ".updated"
 
+// Mark is the name, in a system's directory, of the file that says for which staging of
+// the system it was made.
+const Mark = ".made-for"
+
 // Name is the name of a state directory on the root partition. It is flat, so that no
 // entry lies inside another's.
 func Name(directory string) string { return strings.ReplaceAll(strings.Trim(directory, "/"), "/", "-") }
@@ -43,6 +47,7 @@ type Carry struct {
 	Base    string // where the image of From is mounted; "" where it cannot be had
 	Entries []stateconf.Entry
 	Options etcmerge.Options
+	Mark    string // what it is made for; [Mark] has it
 	// Progress is told how much there is to be done, and returns what is told how much is.
 	Progress func(total int64) func(done int64)
 	// Step is called before each change of the file system; nil does nothing.
@@ -140,7 +145,6 @@ type maker struct {
 	Carry
 	root          int
 	all           *os.File // Directory
-	fresh         *os.File // the system's own
 	report        *Report
 	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
 	left          map[string]bool // what the report says is left out
@@ -177,6 +181,10 @@ func (m *maker) run(ctx context.Context) error {
 		return err
 	}
 	defer fresh.Close()
+	w := newWriter(int(fresh.Fd()), m.Step, nil)
+	if err := w.node(w.fd, Mark, etcmerge.Entry{Type: etcmerge.Regular}, strings.NewReader(m.Mark)); err != nil {
+		return fmt.Errorf("make %s: %w", Mark, err)
+	}
 	for _, e := range overlays(m.Entries) {
 		if err := m.overlay(ctx, e, int(fresh.Fd())); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
