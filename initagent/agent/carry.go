@@ -185,7 +185,7 @@ func (a *Agent) reportCarry(r *upper.Report) {
 		a.Log.Say("%s: %s", n.Path, n.Text)
 	}
 	for _, l := range r.LeftOut {
-		a.Log.Say("WARNING: this is not as it was in the system before: %s", l)
+		a.Log.Say("WARNING: %s", l)
 	}
 }
 

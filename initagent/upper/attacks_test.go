@@ -55,7 +55,7 @@ func TestCarryRedirected(t *testing.T) {
 			t.Errorf("%s has %s still: %d, %v", name, attribute, n, err)
 		}
 	}
-	if left := strings.Join(report.LeftOut, "\n"); !strings.Contains(left, `"/etc/lost": its content is in the image before`) || !strings.Contains(left, "/etc/wild") || len(report.LeftOut) != 2 {
+	if left := strings.Join(report.LeftOut, "\n"); !strings.Contains(left, `"/etc/lost": left out: its content is in the image before`) || !strings.Contains(left, "/etc/wild") || len(report.LeftOut) != 2 {
 		t.Errorf("left out: %s", left)
 	}
 
@@ -323,5 +323,35 @@ func TestGiveBack(t *testing.T) {
 		if err := d.store.GiveBack(hash("b"), d.base); err != nil {
 			t.Errorf("%.60q: %v", text, err)
 		}
+	}
+}
+
+// A program of the image's that runs as a user whose number is somebody else's here.
+func TestCarryRefusesAnothersSetuid(t *testing.T) {
+	testkit.Root(t, "give files away")
+	d := newDisk(t, Directory+"/"+hash("a"))
+	passwd := filepath.Join(d.root, Directory, hash("a"), "etc/upper/passwd")
+	must(t, os.WriteFile(passwd, []byte(baseFiles["etc/passwd"][1:]+"other:x:999:1000::/:/bin/sh\n"), 0o644))
+	lay(t, d.image, map[string]string{"usr/bin/d": "=d", "usr/lib/d/data": "=d", "var/lib/fresh/own": "=d"})
+	for _, name := range []string{"usr/bin/d", "usr/lib/d/data", "var/lib/fresh/own"} {
+		must(t, os.Chown(filepath.Join(d.image, name), 999, 0))
+	}
+	must(t, os.Chmod(filepath.Join(d.image, "var/lib/fresh/own"), os.ModeSetuid|0o755))
+	report, err := d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+	must(t, err)
+	want := `it belongs to the image's user "d", number 999, which is "other" on this machine`
+	slices.Sort(report.LeftOut)
+	if !slices.Equal(report.LeftOut, []string{`"/usr/bin/d": ` + want, `"/usr/lib/d/data": ` + want}) {
+		t.Errorf("listed are %q", report.LeftOut)
+	}
+
+	must(t, d.store.Discard(Directory+"/"+hash("b"), nil))
+	must(t, os.Chmod(filepath.Join(d.image, "usr/bin/d"), os.ModeSetuid|0o755))
+	_, err = d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+	if err == nil || err.Error() != "/usr/bin/d runs as its user: "+want+`. Rename or renumber "other" here (usermod, groupmod), and try again` {
+		t.Errorf("%v", err)
+	}
+	if found := d.states(); !slices.Equal(found, []string{hash("a")}) {
+		t.Errorf("there is %q", found)
 	}
 }

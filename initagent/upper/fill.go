@@ -227,7 +227,7 @@ func (f *fill) appear(name string, e etcmerge.Entry) error {
 	leftOut := f.leftOut(f.entryPath)
 	err := put(f.all, f.own, name, e, f.image, f.Step, leftOut)
 	if unfit(err) {
-		leftOut(name, err.Error())
+		leftOut(name, "left out: "+err.Error())
 		return nil
 	}
 	if err != nil {

@@ -145,7 +145,7 @@ func (t *tree) content(name string, xattrs map[string]string) (etcmerge.Entry, e
 		err = t.below(below, etcmerge.Regular)
 	}
 	if err != nil {
-		t.leave(name, fmt.Sprintf("its content is in the image before: %v", err))
+		t.leave(name, fmt.Sprintf("left out: its content is in the image before: %v", err))
 		return etcmerge.Entry{}, missing(name, nil)
 	}
 	e, err := t.lower.Entry(below)

@@ -102,7 +102,7 @@ func (t *tree) fault(err error) error { return fmt.Errorf("%s: %w", t.name, err)
 // Entry implements etcmerge.Tree. What lies too deep is not there.
 func (t *tree) Entry(path string) (etcmerge.Entry, error) {
 	if len(path) > maxPath {
-		t.leave(path, fmt.Sprintf("its path has more than %d bytes", maxPath))
+		t.leave(path, fmt.Sprintf("left out: its path has more than %d bytes", maxPath))
 		return etcmerge.Entry{}, missing(path, nil)
 	}
 	e, xattrs, err := t.raw(path)
@@ -116,7 +116,7 @@ func (t *tree) Entry(path string) (etcmerge.Entry, error) {
 		return etcmerge.Entry{}, err
 	}
 	if e.Type == etcmerge.Directory && strings.Count(path, "/") >= etcmerge.MaxDepth-1 {
-		t.leave(path, fmt.Sprintf("it lies within %d directories", etcmerge.MaxDepth-1))
+		t.leave(path, fmt.Sprintf("left out: it lies within %d directories", etcmerge.MaxDepth-1))
 		return etcmerge.Entry{}, missing(path, nil)
 	}
 	for name := range xattrs {

@@ -49,7 +49,7 @@ func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcme
 		switch err := w.make(c, sources); {
 		case unfit(err):
 			missing = append(missing, c.Path)
-			w.leftOut(c.Path, err.Error())
+			w.leftOut(c.Path, "left out: "+err.Error())
 			if err := w.remove(c.Path); err != nil {
 				return err
 			}
@@ -217,7 +217,7 @@ func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
 	for key, value := range e.Xattrs {
 		err := w.xattr(parent, name, key, value)
 		if unfit(err) || errors.Is(err, unix.ENOSPC) && w.room() {
-			w.leftOut(w.path, err.Error())
+			w.leftOut(w.path, "left out: "+err.Error())
 			err = nil
 		}
 		if err != nil {
