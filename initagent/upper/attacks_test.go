@@ -355,3 +355,23 @@ func TestCarryRefusesAnothersSetuid(t *testing.T) {
 		t.Errorf("there is %q", found)
 	}
 }
+
+// A release whose state.conf has no overlay for a directory keeps what it held for one
+// that has it again.
+func TestCarryKeepsWhatIsNotMounted(t *testing.T) {
+	for name, from := range map[string]Source{Directory + "/" + hash("a"): {System: hash("a")}, Unnamed: {Unnamed: true}} {
+		d := newDisk(t, name)
+		opt := map[string]string{"tool/x": "=mine", "removed": "gone", "link": "->tool"}
+		lay(t, filepath.Join(d.root, name, "opt/upper"), opt)
+		report, err := d.store.Carry(t.Context(), d.carry(from))
+		must(t, err)
+		must(t, d.whole())
+		opt["tool"] = "dir"
+		if got := shown(t, filepath.Join(d.root, own(hash("b"), "opt", "upper"))); !maps.Equal(got, opt) {
+			t.Errorf("/opt has %q, want %q", got, opt)
+		}
+		if len(report.LeftOut) != 1 || !strings.Contains(report.LeftOut[0], "/opt/upper") {
+			t.Errorf("listed are %q", report.LeftOut)
+		}
+	}
+}

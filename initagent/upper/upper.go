@@ -190,6 +190,9 @@ func (m *maker) run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
 	}
+	if err := m.along(ctx, fresh); err != nil {
+		return err
+	}
 	if err := m.checkOwners(int(fresh.Fd())); err != nil {
 		return err
 	}
