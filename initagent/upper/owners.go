@@ -41,11 +41,9 @@ type owners struct {
 }
 
 // passed reports whether a directory of the image has this machine's numbers, or is not
-// seen: an entry of state.conf that is no overlay, and /etc.
+// seen: the entries of state.conf.
 func (o *owners) passed(directory string) bool {
-	return directory == etc || slices.ContainsFunc(o.Entries, func(e stateconf.Entry) bool {
-		return e.Mode != stateconf.Overlay && e.Path == directory
-	})
+	return slices.ContainsFunc(o.Entries, func(e stateconf.Entry) bool { return e.Path == directory })
 }
 
 func (o *owners) directory(f *os.File, name string, depth int) error {

@@ -147,9 +147,9 @@ type maker struct {
 	all           *os.File // Directory
 	report        *Report
 	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
-	left          map[string]bool // what the report says is left out
-	links         []link          // that this system sets
-	set           []link          // that a system has set
+	left          map[string]bool  // what the report says is left out
+	links         []link           // that this system sets
+	set           []link           // that a system has set
 	users, groups map[uint32]uint32
 }
 
