@@ -81,7 +81,7 @@ func TestUnreadable(t *testing.T) {
 func TestFileSystemUnreadable(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	good := m.world(true, nil)
-	for _, c := range []struct{ bad, step string }{{StateDirectory, "unlock"}, {"overlay/etc", "mount-state"}} {
+	for _, c := range []struct{ bad, step string }{{StateDirectory, "unlock"}, {"bind/var", "mount-state"}} {
 		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev disk0, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
 			m.powerOn(good)
 			m.badFiles, m.messages = c.bad, messages

@@ -390,6 +390,9 @@ func (s store) MakeDirectory(name string, _ fs.FileMode) error {
 }
 
 func (s store) Seed(_, name string) error {
+	if s.m.badFiles != "" && strings.Contains(name, s.m.badFiles) {
+		return syscall.EIO
+	}
 	if _, ok := s.files()[name]; ok {
 		return nil
 	}
