@@ -4,11 +4,11 @@ import "strings"
 
 // What an administrator changes in the files that belong to the system. Version 3
 // changes the same files (qemu-tests/update/small), brings a daemon with the number of
-// local990, and a directory in /var/lib.
+// local950, and a directory in /var/lib.
 const administration = `set -e
 useradd -m -s /bin/sh anna
 echo anna:a-word-of-hers | chpasswd
-useradd -r -u 990 local990
+useradd -r -u 950 local950
 sed -i 's/^UMASK.*/UMASK\t\t027/' /etc/login.defs
 echo owner >/etc/issue.net
 echo '# owner' >>/etc/bindresvport.blacklist
@@ -32,9 +32,9 @@ func (g *Guest) carriedState() {
 	g.t.Helper()
 	// The daemon of version 3 runs as its user, whose number was given away.
 	g.says("systemctl is-active halotest.service; stat -c %U /proc/$(systemctl show -P MainPID halotest.service)", `^active\nhalotest$`)
-	numbers := strings.Fields(g.says("id -u local990; id -u halotest; id -g halotest; stat -c '%U:%G %a' /var/lib/halotest", ""))
-	if len(numbers) != 5 || numbers[0] != "990" || numbers[1] == "990" || numbers[2] != numbers[1] || numbers[3] != "halotest:halotest" || numbers[4] != "750" {
-		g.t.Errorf("numbers and directory of the daemon: %q; want 990, another one twice, and the daemon's directory", numbers)
+	numbers := strings.Fields(g.says("id -u local950; id -u halotest; id -g halotest; stat -c '%U:%G %a' /var/lib/halotest", ""))
+	if len(numbers) != 5 || numbers[0] != "950" || numbers[1] == "950" || numbers[2] != numbers[1] || numbers[3] != "halotest:halotest" || numbers[4] != "750" {
+		g.t.Errorf("numbers and directory of the daemon: %q; want 950, another one twice, and the daemon's directory", numbers)
 	}
 	g.says("cat /var/lib/halotest-data/readme", `^brought by version 3$`)
 	// The owner's users, files and deletions are there; both sides' changes are merged.
