@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"halogenos.internal/boot/bls"
 )
 
 // A layoutSystem is a system without systemd, laid out in another way than the recipes'.
@@ -49,15 +51,16 @@ var layoutSystems = []layoutSystem{
 // installed, and each fetches the next. Each system is kept by its own script in one
 // of them, and starts on an empty root partition or after another's.
 var layoutStories = [][]string{
-	{"openrc-1", "sysvinit-2"},
+	{"openrc-1", "sysvinit-2", "busybox-3"},
 	{"busybox-3", "openrc-4"},
 }
 
 // TestLayouts has systems without systemd live with the toolkit: with System V's init,
 // OpenRC and busybox, /usr merged or not, and everything in the tree that the tools
 // which read and write it stumble over. Updates are fetched by the line that each one's
-// cron has, and kept by the script that each one's init starts.
-// FAULTS 112 (M14)
+// cron has, and kept by the script that each one's init starts. What the owner of the first
+// has changed in /etc is there after a trial that failed, and merged after one that did not.
+// FAULTS 105, 106, 112 (M14)
 func TestLayouts(t *testing.T) {
 	t.Parallel()
 	for _, story := range layoutStories {
@@ -93,10 +96,23 @@ func live(t *testing.T, story []string) {
 	g.is(layoutOf(t, story[0]))
 	t.Logf("%s is set up after %v", story[0], time.Since(began).Round(time.Second))
 	g.says("mkdir -p /etc/halogen && echo Server="+server.URL+" >/etc/halogen/ota.conf && echo kept >/etc/kept && echo kept >/var/lib/kept", "")
+	owned := story[1] == "sysvinit-2" // the next system is made for it
+	var changed string
+	if owned {
+		changed = g.administrates()
+	}
 	for i, image := range story[1:] {
 		began = time.Now()
 		publish(t, server, image)
 		g.fetches(layoutOf(t, story[i]))
+		if owned && i == 0 {
+			g.losesTrial(image)
+			if now := g.says(digests, ""); now != changed {
+				t.Errorf("after the fallback /etc has %s; it had %s", now, changed)
+			}
+			g.says("ota retry 2", "")
+			g.fetches(layoutOf(t, story[i]))
+		}
 		g.leave("reboot")
 		g.startsAnew()
 		g.Expect(`halogen: stage \(`)
@@ -110,9 +126,32 @@ func live(t *testing.T, story []string) {
 		if text := g.Console().Text(); !strings.Contains(text, "halogen: unlock (") || strings.Contains(text, "ecovery key") {
 			t.Errorf("%s did not unlock the root partition by itself", image)
 		}
+		if owned && i == 0 {
+			g.carriedState()
+		}
 		t.Logf("%s is blessed after %v", image, time.Since(began).Round(time.Second))
 	}
 	g.PowerCut()
+}
+
+// losesTrial has the power fail in each try of a fetched version 2, and comes back to the
+// system before it.
+func (g *Guest) losesTrial(image string) {
+	g.t.Helper()
+	g.leave("reboot")
+	g.startsAnew()
+	g.Expect(`halogen: stage \(`)
+	g.Expect(`halogen: reboot: `)
+	g.endsAtRestart()
+	// Two of its three tries are taken as failed, or this would take minutes more.
+	mtools(g.t, g.State(), "mren", "::"+bls.Directory+"/halogen_2+3.efi", "::"+bls.Directory+"/halogen_2+1-2.efi")
+	g.PowerOn()
+	g.Expect(`halogen: carry-state \(`)
+	g.Expect(`halogen: handing over `)
+	g.PowerCut()
+	g.PowerOn()
+	g.login()
+	g.says("cat /run/halogen/boot.json", `"version": "1"(?s:.*)"trial": false`)
 }
 
 // is checks that the running system is what it is to be, and that it was verified.
