@@ -47,11 +47,12 @@ type Machine struct {
 	Pairs []Pair
 	// before is asked before each write: the tests cut the power there.
 	before func(write string) error
+	wait   time.Duration // for another command that writes
 }
 
 // New is a machine with these directories, which it closes.
 func New(pairs ...Pair) *Machine {
-	return &Machine{Pairs: pairs, before: func(string) error { return nil }}
+	return &Machine{Pairs: pairs, before: func(string) error { return nil }, wait: lockWait}
 }
 
 // Close closes the directories.
@@ -180,6 +181,9 @@ func (w *walk) entries(rel string, merged, image *node, depth int) error {
 		return err
 	}
 	for _, name := range names {
+		if rel == "" && name == workplace {
+			continue // a command is at work, or was cut
+		}
 		if err := w.entry(rel, name, merged, image, depth); err != nil {
 			return err
 		}

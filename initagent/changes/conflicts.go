@@ -152,69 +152,60 @@ func (n *node) read(limit int64) ([]byte, error) {
 	return text, err
 }
 
-// change reads the list, has it changed, and replaces it, one process at a time. The
-// new one is complete and on the disk before it gets its name: cut before the rename, the
-// old list is there, and names a conflict that was decided already; the same command ends
-// it. What is left of the new one is replaced the next time.
-func (m *Machine) change(p Pair, edit func(*etcmerge.List)) error {
-	directory, err := open(p.Merged, path.Dir(etcmerge.ListPath))
-	if err != nil {
-		return p.errList(err)
-	}
-	defer directory.close()
-	if !directory.isDirectory() {
-		return nil // no directory, no list
-	}
-	lock, err := directory.file()
-	if err != nil {
-		return p.errList(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return p.errList(fmt.Errorf("lock its directory: %w", err))
-	}
-	list, err := p.list()
+// change reads the list, has it changed, and replaces it. The new one is complete and on
+// the disk before it gets its name: cut before the rename, the old list is there, and names
+// a conflict that was decided already; the same command ends it.
+func (w *work) change(edit func(*etcmerge.List)) error {
+	list, err := w.pair.list()
 	if err != nil || len(list.Conflicts) == 0 {
 		return err
 	}
 	edit(&list)
 	text, err := list.Encode()
 	if err == nil {
-		err = m.replace(directory, path.Base(etcmerge.ListPath), text)
+		err = w.write(text)
 	}
 	if err != nil {
-		return p.errList(err)
+		return w.pair.errList(err)
 	}
 	return nil
 }
 
-// replace gives a file of a directory another content, and keeps its mode and owner.
-func (m *Machine) replace(n *node, name string, text []byte) error {
-	old, err := n.child(name)
+// write replaces the list, and keeps its mode and owner.
+func (w *work) write(text []byte) error {
+	old, err := open(w.pair.Merged, etcmerge.ListPath)
 	if err != nil {
 		return err
 	}
 	defer old.close()
-	if err := m.discard(n); err != nil {
-		return err
+	directory, err := open(w.pair.Merged, path.Dir(etcmerge.ListPath))
+	if err == nil && !directory.isDirectory() {
+		err = unix.ENOTDIR
 	}
-	if err := m.before("make a file"); err != nil {
-		return err
-	}
-	f, err := n.create()
 	if err != nil {
 		return err
 	}
-	if err = m.before("write"); err == nil {
+	defer directory.close()
+	if err := w.discard(); err != nil {
+		return err
+	}
+	if err := w.before("make a file"); err != nil {
+		return err
+	}
+	f, err := w.create()
+	if err != nil {
+		return err
+	}
+	if err = w.before("write"); err == nil {
 		_, err = f.Write(text)
 	}
 	if old.isFile() {
 		err = errors.Join(err, f.Chown(int(old.stat.Uid), int(old.stat.Gid)), f.Chmod(fs.FileMode(old.stat.Mode&0o777)))
 	}
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, m.discard(n))
+		return errors.Join(err, w.discard())
 	}
-	return m.rename(n, name)
+	return w.rename(directory, path.Base(etcmerge.ListPath))
 }
 
 // Keep notes that this machine's file is to stay.
@@ -223,7 +214,9 @@ func (m *Machine) Keep(ctx context.Context, name string) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = m.change(p, func(list *etcmerge.List) { list.Keep(listed(rel)) })
+	err = m.writing(ctx, p, func(w *work) error {
+		return w.change(func(list *etcmerge.List) { list.Keep(listed(rel)) })
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -253,10 +246,14 @@ func (m *Machine) TakeTheirs(ctx context.Context, name string) (*Result, error) 
 	if !merged.isDirectory() || !image.isDirectory() {
 		return m.Reset(ctx, name)
 	}
-	if err := errors.Join(m.take(merged, image), m.sync(merged)); err != nil {
-		return nil, fmt.Errorf("give %s back: %w", Shown(name), err)
-	}
-	return &Result{Given: []string{name}}, m.forget(p, func(path string) bool { return path == listed(rel) })
+	r := new(Result)
+	return r, m.writing(ctx, p, func(w *work) error {
+		if err := errors.Join(w.take(merged, image), w.sync(merged)); err != nil {
+			return fmt.Errorf("give %s back: %w", Shown(name), err)
+		}
+		r.Given = []string{name}
+		return w.forget(func(path string) bool { return path == listed(rel) })
+	})
 }
 
 // listed is a path as the list has it.
@@ -276,8 +273,8 @@ func (m *Machine) conflicting(ctx context.Context, name string) (Pair, string, e
 }
 
 // forget takes the conflicts of what was given back off the list: it is the image's again.
-func (m *Machine) forget(p Pair, given func(path string) bool) error {
-	return m.change(p, func(list *etcmerge.List) {
+func (w *work) forget(given func(path string) bool) error {
+	return w.change(func(list *etcmerge.List) {
 		list.Conflicts = slices.DeleteFunc(list.Conflicts, func(c etcmerge.Conflict) bool { return given(string(c.Path)) })
 	})
 }

@@ -223,3 +223,52 @@ func TestHostileList(t *testing.T) {
 		}
 	}
 }
+
+// Nobody but root can open what the commands lock; what stands in its place is refused, and
+// who waits for another command is told so.
+func TestLock(t *testing.T) {
+	b := newBox(t)
+	b.clash("a", "b")
+	place := filepath.Join(b.merged, workplace)
+	for _, mode := range []os.FileMode{0o755, 0o770} {
+		b.must(os.Mkdir(place, 0o700))
+		b.must(os.Chmod(place, mode))
+		if _, err := b.m.Keep(t.Context(), "/etc/a"); err == nil || !strings.Contains(err.Error(), "/etc/.halogenctl-changes.new: this name is taken") {
+			t.Errorf("mode %o: %v", mode, err)
+		}
+		b.must(os.Remove(place))
+	}
+	seen := false
+	b.m.before = func(string) error {
+		if info, err := os.Lstat(place); err == nil {
+			seen = true
+			if info.Mode() != os.ModeDir|0o700 {
+				t.Errorf("the workplace has mode %v", info.Mode())
+			}
+		}
+		return nil
+	}
+	// An unprivileged user holds what they can open.
+	for _, name := range []string{"", "halogen"} {
+		f, err := os.Open(filepath.Join(b.merged, name))
+		b.must(err)
+		defer f.Close()
+		b.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	}
+	_, err := b.m.Keep(t.Context(), "/etc/a")
+	b.must(err)
+	if _, err := os.Lstat(place); err == nil || !seen {
+		t.Errorf("the workplace stays, or there was none (%v)", seen)
+	}
+	// Root's other command does not end.
+	b.must(os.Mkdir(place, 0o700))
+	f, err := os.Open(place)
+	b.must(err)
+	defer f.Close()
+	b.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	b.says("changed /etc/a: content", "changed /etc/b: content", "added /etc/halogen (directory)")
+	b.m.wait = 3 * lockPoll
+	if _, err := b.m.Keep(t.Context(), "/etc/b"); err == nil || !strings.Contains(err.Error(), "another `halogenctl changes` writes here: try again") {
+		t.Errorf("%v", err)
+	}
+}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/etcmerge"
 )
 
 // A Result is what was done.
@@ -19,10 +21,6 @@ type Result struct {
 	Left    []string `json:"left"`       // the image does not have them, and they were not named
 	Decided []string `json:"decided"`    // conflicts that are listed no more
 }
-
-// unfinished is the name of what is not complete yet, beside the file that it replaces. A
-// cut leaves one, which the next that is made in this directory replaces.
-const unfinished = ".halogenctl-changes.new"
 
 // Add adds what was done besides.
 func (r *Result) Add(more *Result) {
@@ -55,15 +53,24 @@ func (m *Machine) Reset(ctx context.Context, name string) (*Result, error) {
 		return nil, err
 	}
 	r := new(Result)
-	for _, c := range found {
-		if err := ctx.Err(); err != nil {
-			return r, err
-		}
-		if err := m.reset(p, c, name, r); err != nil {
-			return r, fmt.Errorf("give %s back: %w", Shown(c.Path), err)
+	given := func(path string) bool { return path == rel || strings.HasPrefix(path, rel+"/") }
+	if len(found) == 0 {
+		list, err := p.list()
+		if err != nil || !slices.ContainsFunc(list.Conflicts, func(c etcmerge.Conflict) bool { return given(string(c.Path)) }) {
+			return r, err // nothing is to be written
 		}
 	}
-	return r, m.forget(p, func(path string) bool { return path == rel || strings.HasPrefix(path, rel+"/") })
+	return r, m.writing(ctx, p, func(w *work) error {
+		for _, c := range found {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := w.reset(c, name, r); err != nil {
+				return fmt.Errorf("give %s back: %w", Shown(c.Path), err)
+			}
+		}
+		return w.forget(given)
+	})
 }
 
 // mayReset is all that can be known before something is written.
@@ -122,7 +129,8 @@ func (p Pair) mayRemove(rel string, directory *node, why string) error {
 }
 
 // reset gives one entry back. Those of a directory come after it.
-func (m *Machine) reset(p Pair, c Change, named string, r *Result) error {
+func (w *work) reset(c Change, named string, r *Result) error {
+	p := w.pair
 	if c.Kind == Added && c.Path != named {
 		r.Left = append(r.Left, c.Path)
 		return nil
@@ -144,14 +152,21 @@ func (m *Machine) reset(p Pair, c Change, named string, r *Result) error {
 	defer parent.close()
 	base := path.Base(rel)
 	if image == nil {
+		if err := w.remove(parent, base, merged); err != nil {
+			return err
+		}
 		r.Removed = append(r.Removed, c.Path)
-		return m.remove(parent, base, merged)
+		return nil
 	}
-	r.Given = append(r.Given, c.Path)
 	if image.isDirectory() {
-		return m.giveDirectory(parent, base, merged, image)
+		err = w.giveDirectory(parent, base, merged, image)
+	} else {
+		err = w.give(parent, base, merged, image)
 	}
-	return m.give(parent, base, merged, image)
+	if err == nil {
+		r.Given = append(r.Given, c.Path)
+	}
+	return err
 }
 
 // remove removes an entry of a directory, and has that on the disk.
@@ -178,139 +193,108 @@ func (m *Machine) sync(n *node) error {
 	return errors.Join(m.before("sync"), f.Sync(), f.Close())
 }
 
-// rename gives the complete copy its name, and has that on the disk.
-func (m *Machine) rename(n *node, name string) error {
-	if err := m.before("rename"); err != nil {
+// giveDirectory makes the directory, or gives one that is there the image's attributes. Cut
+// before those are complete, it has some of them; the same command gives it the others.
+func (w *work) giveDirectory(n *node, name string, merged, image *node) error {
+	if merged.isDirectory() {
+		return errors.Join(w.take(merged, image), w.sync(merged))
+	}
+	if err := w.discard(); err != nil {
 		return err
 	}
-	if err := unix.Renameat(n.fd, unfinished, n.fd, name); err != nil {
+	if err := w.before("make a directory"); err != nil {
 		return err
 	}
-	return m.sync(n)
-}
-
-// discard removes what was left unfinished in a directory.
-func (m *Machine) discard(n *node) error {
-	err := m.before("discard")
-	if err == nil {
-		err = unix.Unlinkat(n.fd, unfinished, 0)
-	}
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove what was left unfinished, %s: %w", unfinished, err)
-	}
-	return nil
-}
-
-// giveDirectory makes the directory, or gives it the image's attributes. Cut before those
-// are complete, it is one that only root can enter, or has some of them; the same command
-// gives it the others.
-func (m *Machine) giveDirectory(n *node, name string, merged, image *node) error {
-	if merged != nil && !merged.isDirectory() {
-		if err := m.remove(n, name, merged); err != nil {
-			return err
-		}
-		merged = nil
-	}
-	if merged == nil {
-		if err := m.before("make a directory"); err != nil {
-			return err
-		}
-		if err := unix.Mkdirat(n.fd, name, 0o700); err != nil {
-			return err
-		}
-	}
-	fresh, err := n.child(name)
-	if err == nil && !fresh.isDirectory() {
-		err = unix.ENOTDIR
-	}
-	if err != nil {
+	if err := unix.Mkdirat(w.place.fd, unfinished, 0o700); err != nil {
 		return err
 	}
-	defer fresh.close()
-	if err := m.take(fresh, image); err != nil {
-		return err
+	if err := w.complete(image); err != nil {
+		return errors.Join(err, w.discard())
 	}
-	return errors.Join(m.sync(fresh), m.sync(n))
+	return w.replace(n, name, merged)
 }
 
 // give replaces an entry by a copy of the image's. It is complete and on the disk before
 // it gets its name: cut before the rename the old one is there, cut after it the new one.
-// An empty directory in its place goes first; cut after that, the entry is missing, and the
-// same command goes on.
-func (m *Machine) give(n *node, name string, merged, image *node) error {
-	if err := m.discard(n); err != nil {
+func (w *work) give(n *node, name string, merged, image *node) error {
+	if err := w.discard(); err != nil {
 		return err
 	}
-	if err := m.copy(n, image); err != nil {
-		return errors.Join(err, m.discard(n))
-	}
-	if merged.isDirectory() {
-		if err := m.remove(n, name, merged); err != nil {
-			return err
-		}
-	}
-	return m.rename(n, name)
-}
-
-// copy makes the unfinished copy of an entry that is not a directory.
-func (m *Machine) copy(n, image *node) error {
-	err := m.before("make a copy")
-	switch {
-	case err != nil:
-	case image.isFile():
-		err = m.copyContent(n, image)
-	case image.isLink():
-		var to string
-		if to, err = image.link(); err == nil {
-			err = unix.Symlinkat(to, n.fd, unfinished)
-		}
-	default:
-		err = unix.Mknodat(n.fd, unfinished, image.format()|0o600, int(image.stat.Rdev))
+	err := w.copy(image)
+	if err == nil {
+		err = w.complete(image)
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, w.discard())
 	}
-	fresh, err := n.child(unfinished)
-	if err == nil && fresh == nil {
-		err = unix.ENOENT
-	}
+	return w.replace(n, name, merged)
+}
+
+// replace gives what is complete its name. Between a directory and anything else, the old
+// one goes first; cut after that, the entry is missing, and the same command goes on.
+func (w *work) replace(n *node, name string, merged *node) error {
+	fresh, err := w.fresh()
 	if err != nil {
 		return err
 	}
 	defer fresh.close()
-	if err := m.take(fresh, image); err != nil || !fresh.isFile() {
-		return err
+	if merged != nil && merged.isDirectory() != fresh.isDirectory() {
+		if err := w.remove(n, name, merged); err != nil {
+			return err
+		}
 	}
-	return m.sync(fresh)
+	return w.rename(n, name)
 }
 
-func (m *Machine) copyContent(n, image *node) error {
+// copy makes a copy of an entry that is not a directory.
+func (w *work) copy(image *node) error {
+	if err := w.before("make a copy"); err != nil {
+		return err
+	}
+	switch {
+	case image.isFile():
+		return w.copyContent(image)
+	case image.isLink():
+		to, err := image.link()
+		if err != nil {
+			return err
+		}
+		return unix.Symlinkat(to, w.place.fd, unfinished)
+	}
+	return unix.Mknodat(w.place.fd, unfinished, image.format()|0o600, int(image.stat.Rdev))
+}
+
+func (w *work) copyContent(image *node) error {
 	in, err := image.file()
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := n.create()
+	out, err := w.create()
 	if err != nil {
 		return err
 	}
-	if err := m.before("write"); err != nil {
+	if err := w.before("write"); err != nil {
 		return errors.Join(err, out.Close())
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
 }
 
-// create makes the unfinished file of a directory.
-func (n *node) create() (*os.File, error) {
-	fd, err := unix.Openat(n.fd, unfinished, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+// complete gives what was just made the image's attributes, and has it on the disk.
+func (w *work) complete(image *node) error {
+	fresh, err := w.fresh()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return os.NewFile(uintptr(fd), unfinished), nil
+	defer fresh.close()
+	if err := w.take(fresh, image); err != nil || !fresh.isFile() && !fresh.isDirectory() {
+		return err
+	}
+	return w.sync(fresh)
 }
 
-// take gives an entry the image's attributes: the owner first, since changing it takes
+// take gives an entry the image's attributes, by its descriptor: the owner first, since changing it takes
 // setuid and capabilities away, and the time last.
 func (m *Machine) take(n, image *node) error {
 	if err := m.before("set the owner"); err != nil {

@@ -169,3 +169,45 @@ func TestResetCut(t *testing.T) {
 		t.Errorf("only %d writes", total)
 	}
 }
+
+// swapper is a user who may write to directories of the machine's, and puts a hard link to
+// another file, or a directory of theirs, in the place of whatever is made there.
+func (b *box) swapper(victim string, directories ...string) func(string) error {
+	known := map[string]bool{}
+	look := func(see func(path string)) {
+		for _, d := range directories {
+			all, err := os.ReadDir(filepath.Join(b.merged, d))
+			b.must(err)
+			for _, e := range all {
+				see(filepath.Join(b.merged, d, e.Name()))
+			}
+		}
+	}
+	look(func(path string) { known[path] = true })
+	return func(string) error {
+		look(func(path string) {
+			if info, err := os.Lstat(path); err == nil && !known[path] && !info.IsDir() {
+				b.must(os.Remove(path))
+				b.must(os.Link(victim, path))
+			}
+		})
+		return nil
+	}
+}
+
+// Whoever may write to a directory gains nothing when something in it is given back: no
+// other file gets the mode, the owner or the attributes that were meant for that.
+func TestResetSwapped(t *testing.T) {
+	b := messy(t)
+	victim := filepath.Join(b.merged, "victim")
+	b.file(b.merged, "victim", "secret\n")
+	b.must(os.Chmod(victim, 0o600))
+	b.m.before = b.swapper(victim, "d")
+	_, err := b.m.Reset(t.Context(), "/etc/d")
+	t.Logf("%v", err)
+	var st unix.Stat_t
+	b.must(unix.Stat(victim, &st))
+	if text, err := os.ReadFile(victim); st.Mode&0o7777 != 0o600 || err != nil || string(text) != "secret\n" {
+		t.Errorf("the other file has %q and mode %o, %v", text, st.Mode&0o7777, err)
+	}
+}
