@@ -224,7 +224,18 @@ func (m *Machine) Keep(ctx context.Context, name string) (*Result, error) {
 }
 
 // accounts are the files of users and groups, below /etc.
-var accounts = []string{"passwd", "group", "shadow", "gshadow", "subuid", "subgid", "shells"}
+var accounts = []string{"passwd", "group", "shadow", "gshadow", "subuid", "subgid"}
+
+// mayGive refuses to replace a file of users and groups as a whole: it has this machine's,
+// who could not log in any more, and whose files a later user would get. One that is missing
+// here has nobody.
+func (p Pair) mayGive(rel string, merged *node) error {
+	name := p.join(rel)
+	if merged == nil || path.Dir(name) != "/etc" || !slices.Contains(accounts, path.Base(name)) {
+		return nil
+	}
+	return fmt.Errorf("%s has this machine's own users and groups, and is not replaced as a whole: `halogenctl changes %s` shows what differs; edit it (vipw, vigr, usermod, groupmod, chown, chmod), or keep a conflict as it is (--keep)", name, name)
+}
 
 // TakeTheirs gives the image's file back in place of one that both changed; of a directory
 // that both have, its owner, mode and attributes alone. Of an account file it takes nothing:
@@ -234,8 +245,8 @@ func (m *Machine) TakeTheirs(ctx context.Context, name string) (*Result, error) 
 	if err != nil {
 		return nil, err
 	}
-	if p.Path == "/etc" && slices.Contains(accounts, rel) {
-		return nil, fmt.Errorf("%s is not replaced as a whole, since it has this machine's own entries: edit what differs (vipw, vigr, usermod), or keep it (--keep)", Shown(name))
+	if p.Path == "/etc" && rel == "shells" {
+		return nil, fmt.Errorf("%s has this machine's own shells, and is not taken as a whole: edit what differs, keep it (--keep), or give the image's back all the same (--reset)", Shown(name))
 	}
 	merged, image, err := p.lookup(rel)
 	if err != nil {
@@ -243,6 +254,9 @@ func (m *Machine) TakeTheirs(ctx context.Context, name string) (*Result, error) 
 	}
 	defer merged.close()
 	defer image.close()
+	if err := p.mayGive(rel, merged); err != nil {
+		return nil, err
+	}
 	if !merged.isDirectory() || !image.isDirectory() {
 		return m.Reset(ctx, name)
 	}

@@ -132,7 +132,7 @@ func TestTakeTheirsAccounts(t *testing.T) {
 	}
 	b.merge(base)
 	b.waits("/etc/shadow")
-	if r, err := b.m.TakeTheirs(t.Context(), "/etc/shadow"); err == nil || !strings.Contains(err.Error(), "edit what differs") {
+	if r, err := b.m.TakeTheirs(t.Context(), "/etc/shadow"); err == nil || !strings.Contains(err.Error(), "edit it (vipw") {
 		t.Errorf("%+v, %v", r, err)
 	}
 	b.m.Pairs[0].Path = "/usr/local" // where the name means nothing

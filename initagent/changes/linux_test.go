@@ -27,7 +27,7 @@ func system(t *testing.T, conf string) (root string, upper string) {
 	}
 	mount("tmpfs", root, "tmpfs", 0, "")
 	mount("tmpfs", state, "tmpfs", 0, "")
-	for name, text := range map[string]string{stateconf.Path: conf, "etc/passwd": "root:x:0:0\n", "etc/hosts": "image\n", "etc/d/gone": "image\n", "srv/data": "image\n"} {
+	for name, text := range map[string]string{stateconf.Path: conf, "etc/motd": "root:x:0:0\n", "etc/hosts": "image\n", "etc/d/gone": "image\n", "srv/data": "image\n"} {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -56,7 +56,7 @@ func TestOverlay(t *testing.T) {
 	root, upper := system(t, "overlay /etc\nbind /srv\noverlay /missing\n")
 	etc := func(name string) string { return filepath.Join(root, "etc", name) }
 	b := &box{t: t}
-	b.must(os.WriteFile(etc("passwd"), []byte("root:x:0:0\nme:x:1000:1000\n"), 0o644))
+	b.must(os.WriteFile(etc("motd"), []byte("root:x:0:0\nme:x:1000:1000\n"), 0o644))
 	b.must(os.WriteFile(etc("own"), nil, 0o644))
 	b.must(os.RemoveAll(etc("d")))
 	b.must(unix.Mount(etc("own"), etc("hosts"), "", unix.MS_BIND, ""))
@@ -68,13 +68,13 @@ func TestOverlay(t *testing.T) {
 	if len(b.m.Pairs) != 1 || b.m.Pairs[0].Path != "/etc" {
 		t.Fatalf("%+v", b.m.Pairs)
 	}
-	b.says("removed /etc/d (directory)", "removed /etc/d/gone", "added /etc/own", "changed /etc/passwd: content")
-	b.reset("/etc/passwd")
+	b.says("removed /etc/d (directory)", "removed /etc/d/gone", "changed /etc/motd: content", "added /etc/own")
+	b.reset("/etc/motd")
 	b.reset("/etc/d")
 	b.says("added /etc/own")
 	b.reset("/etc/own")
 	b.says()
-	for _, name := range []string{"passwd", "d/gone"} {
+	for _, name := range []string{"motd", "d/gone"} {
 		if _, err := os.Stat(filepath.Join(upper, name)); err != nil {
 			t.Error(err)
 		}

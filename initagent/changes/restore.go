@@ -32,7 +32,8 @@ func (r *Result) Add(more *Result) {
 
 // Reset gives the image's entry back: content, owner, mode, extended attributes and time.
 // What the image does not have is removed where it is named, and only then: of a directory
-// that the image has, what was added on this machine stays, and the result names it.
+// that the image has, what was added on this machine stays, and the result names it. A file
+// of users and groups is refused.
 //
 // Each entry is replaced by one rename. Cut at any point, each is this machine's or the
 // image's, whole, and the same command goes on. The list of conflicts is written last: cut
@@ -81,6 +82,11 @@ func (p Pair) mayReset(rel string, found []Change) error {
 	}
 	defer merged.close()
 	defer image.close()
+	if len(found) > 0 {
+		if err := p.mayGive(rel, merged); err != nil {
+			return err
+		}
+	}
 	if image == nil && merged.isDirectory() {
 		return p.mayRemove(rel, merged, "the image does not have this directory")
 	}

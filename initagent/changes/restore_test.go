@@ -98,6 +98,34 @@ func TestResetRefuses(t *testing.T) {
 	b.says(before...)
 }
 
+// A file of users and groups is refused, whatever differs, unless nobody is in it.
+func TestResetAccounts(t *testing.T) {
+	b := newBox(t)
+	for _, name := range []string{"passwd", "group", "shadow", "gshadow", "subuid", "subgid"} {
+		b.both(name, "root\n")
+		b.file(b.merged, name, "root\nme\n")
+	}
+	b.must(os.Remove(filepath.Join(b.image, "subuid")))
+	b.must(os.Remove(filepath.Join(b.image, "subgid")))
+	b.file(b.merged, "shadow", "root\n")
+	b.must(os.Chmod(filepath.Join(b.merged, "shadow"), 0o640))
+	before := b.list()
+	for _, name := range []string{"passwd", "group", "shadow", "gshadow", "subuid", "subgid"} {
+		if r, err := b.m.Reset(t.Context(), "/etc/"+name); err == nil || !strings.Contains(err.Error(), "own users and groups") || !strings.Contains(err.Error(), "vipw") {
+			t.Errorf("reset %s: %+v, %v", name, r, err)
+		}
+	}
+	b.says(before...)
+	b.must(os.Remove(filepath.Join(b.merged, "passwd")))
+	b.reset("/etc/passwd")
+	if r := b.reset("/etc/passwd"); len(r.Given) != 0 {
+		t.Errorf("again: %+v", r)
+	}
+	b.both("d/passwd", "image\n")
+	b.file(b.merged, "d/passwd", "mine\n")
+	b.reset("/etc/d/passwd")
+}
+
 // Owners, capabilities and ACLs come back, and those of this machine's file go.
 func TestResetAttributes(t *testing.T) {
 	testkit.Root(t, "give files away")
@@ -118,6 +146,45 @@ func TestResetAttributes(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	b.says()
+}
+
+// What could not be given back, or removed, is not said to be.
+func TestResetFails(t *testing.T) {
+	t.Setenv("TMPDIR", "/dev/shm") // a disk would wait for each sync
+	for at := 1; ; at++ {
+		b := messy(t)
+		n := 0
+		b.m.before = func(string) error {
+			if n++; n == at {
+				return errCut
+			}
+			return nil
+		}
+		r, err := b.m.Reset(t.Context(), "/etc/d")
+		left := b.list()
+		for _, name := range r.Given {
+			for _, line := range left {
+				if strings.Contains(line, " "+name+":") || strings.Contains(line, " "+name+" ") || strings.HasSuffix(line, " "+name) {
+					t.Errorf("failed at write %d: %s, but it is said to be given back", at, line)
+				}
+			}
+		}
+		if err == nil {
+			if at < 40 {
+				t.Errorf("only %d writes", at)
+			}
+			return
+		}
+		b.m.before = func(w string) error {
+			if w == "remove" {
+				return errCut
+			}
+			return nil
+		}
+		if r, err := b.m.Reset(t.Context(), "/etc/d/own"); err == nil || len(r.Removed) > 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
 }
 
 var errCut = errors.New("the power was cut")

@@ -31,7 +31,8 @@ shows the difference, of a directory that of all that is in it.
 
   --reset          give the image's FILE back: content, owner, mode, attributes.
                    What the image does not have is removed if it is named
-                   itself. In a directory it is left, and said.
+                   itself. In a directory it is left, and said. The files of
+                   users and groups (passwd and the like) are refused.
   --take-theirs    decide a conflict for the image: its FILE is given back; of a
                    directory, its owner and mode alone
   --keep           decide a conflict for this machine: its FILE stays
@@ -195,13 +196,28 @@ func show(w io.Writer, r *changes.Report) {
 	fmt.Fprintln(w, "--keep FILE leaves it so, --take-theirs FILE gives the image's, and FILE alone shows the difference")
 }
 
+// done is what --json says of what was done.
+type done struct {
+	changes.Result
+	Failed []failure `json:"failed"` // of those that were named
+}
+
+// failure is a file that was named, of which not all was done.
+type failure struct {
+	Path  string `json:"path"`
+	Error string `json:"error"`
+}
+
 // each does something to each file, and says what was done.
 func each(call *command.Call, files []string, do func(name string) (*changes.Result, error)) error {
-	all := changes.Result{Given: []string{}, Removed: []string{}, Left: []string{}, Decided: []string{}}
+	all := done{Result: changes.Result{Given: []string{}, Removed: []string{}, Left: []string{}, Decided: []string{}}, Failed: []failure{}}
 	var failed error
 	for _, name := range files {
 		r, err := do(name)
-		failed = errors.Join(failed, err)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			all.Failed = append(all.Failed, failure{name, err.Error()})
+		}
 		if r == nil {
 			continue
 		}

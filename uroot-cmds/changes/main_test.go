@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -187,6 +188,50 @@ func TestPartly(t *testing.T) {
 	b.says([]string{"--reset", "/etc/gone"}, "/etc/gone: is the image's already\n")
 }
 
+// What fails is said, in JSON too, beside what was done of the same file, and of the others.
+func TestFailed(t *testing.T) {
+	do := func(name string) (*changes.Result, error) {
+		switch name {
+		case "/etc/half":
+			return &changes.Result{Given: []string{"/etc/half/a"}}, errors.New("give /etc/half/b back: no room")
+		case "/etc/none":
+			return nil, errors.New("/etc/none: no such file")
+		case "/etc/fails":
+			return &changes.Result{}, errors.New("/etc/fails: no room")
+		}
+		return &changes.Result{Given: []string{name}}, nil
+	}
+	for _, c := range []struct {
+		json bool
+		out  string
+	}{
+		{false, "/etc/a: the image's again\n/etc/half/a: the image's again\n/etc/z: the image's again\n"},
+		{true, `{"given_back":["/etc/a","/etc/half/a","/etc/z"],"removed":[],"left":[],"decided":[],"failed":[` +
+			`{"path":"/etc/half","error":"give /etc/half/b back: no room"},{"path":"/etc/none","error":"/etc/none: no such file"},{"path":"/etc/fails","error":"/etc/fails: no room"}]}`},
+	} {
+		var out bytes.Buffer
+		err := each(&command.Call{JSON: c.json, Stdout: &out}, []string{"/etc/a", "/etc/half", "/etc/none", "/etc/fails", "/etc/z"}, do)
+		if err == nil || strings.Count(err.Error(), "\n") != 2 {
+			t.Errorf("it ends with %v", err)
+		}
+		if c.json {
+			text := bytes.Clone(out.Bytes())
+			out.Reset()
+			if err := json.Compact(&out, bytes.TrimSpace(text)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out.String() != c.out {
+			t.Errorf("it says\n%s\nwant\n%s", out.String(), c.out)
+		}
+	}
+	b := newBox(t)
+	b.write(b.image, "gone", "x\n")
+	if code, out, errs := b.run("--json", "--reset", "/etc/gone", "/etc/nothing"); code != command.Failed || errs == "" || !strings.Contains(out, `"path": "/etc/nothing"`) {
+		t.Errorf("%d, %q, %q", code, out, errs)
+	}
+}
+
 // An account file is not replaced as a whole.
 func TestAccounts(t *testing.T) {
 	b := newBox(t)
@@ -196,8 +241,10 @@ func TestAccounts(t *testing.T) {
 	b.write(b.merged, "passwd", "root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/mine:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n")
 	b.update(base)
 	b.says(nil, "/etc/passwd, entry daemon: ")
-	if code, _, errs := b.run("--take-theirs", "/etc/passwd"); code != command.Failed || !strings.Contains(errs, "edit what differs (vipw") {
-		t.Errorf("%d, %s", code, errs)
+	for _, how := range []string{"--take-theirs", "--reset"} {
+		if code, out, errs := b.run(how, "/etc/passwd"); code != command.Failed || out != "" || !strings.Contains(errs, "edit it (vipw") {
+			t.Errorf("%s: %d, %s, %s", how, code, out, errs)
+		}
 	}
 	if !strings.Contains(b.read("passwd"), "me:x:1000") {
 		t.Error("a user is gone")
