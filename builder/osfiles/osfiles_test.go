@@ -614,7 +614,7 @@ func TestProfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for name, content := range map[string]string{"changes.json": "{}", "conflicts": "found last\n", "halogenctl": "#!/bin/sh\necho found now $*\n"} {
+	for name, content := range map[string]string{"boot.json": "{}", "conflicts": "found last\n", "halogenctl": "#!/bin/sh\necho found now $*\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -637,10 +637,14 @@ func TestProfile(t *testing.T) {
 	if out := run("1000", terminal); out != "found last\n" {
 		t.Errorf("a user reads %q", out)
 	}
+	// Directories other than /etc have lists of their own.
+	if units, err := files.ReadFile("files/systemd/halogen-changes.service"); err != nil || strings.Contains(string(text)+string(units), "/etc/halogen/changes.json") {
+		t.Errorf("a list of /etc is asked for, %v", err)
+	}
 	if out := run("0", script) + run("1000", script); out != "" {
 		t.Errorf("without a terminal: %q", out)
 	}
-	for _, name := range []string{"conflicts", "changes.json"} {
+	for _, name := range []string{"conflicts", "boot.json"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -649,6 +653,6 @@ func TestProfile(t *testing.T) {
 		}
 	}
 	if out := run("0", terminal); out != "" {
-		t.Errorf("without a list root reads %q", out)
+		t.Errorf("where initagent did not boot root reads %q", out)
 	}
 }
