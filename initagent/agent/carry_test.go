@@ -104,6 +104,7 @@ func (s store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) 
 		return nil, fmt.Errorf("/etc: make passwd: %w", syscall.ENOSPC)
 	}
 	s.m.carried = append(s.m.carried, c)
+	c.Options.Masked = c.From.Unnamed // as upper.Store.Carry has it
 	report, plan := new(upper.Report), new(etcmerge.Result)
 	image := memTree(s.m.releases[s.m.agent.Contract.Version].etc)
 	ours := s.below(c.From.Upper("etc"))
@@ -368,6 +369,28 @@ func TestStateOfAnEarlierRelease(t *testing.T) {
 	}
 	if got := m.upperOf(3); got["issue"] != "mine" {
 		t.Errorf("/etc of version 3 holds %q", got)
+	}
+}
+
+// What one /etc for all systems lacks of its image, nobody has deleted: a system user that
+// it hid comes in. What a system's own lacks somebody has deleted, and it stays so.
+func TestStateThatHidUsers(t *testing.T) {
+	const root, me, daemon = "root:x:0:0::/root:/bin/sh\n", "me:x:1000:1000::/home/me:/bin/sh\n", "daemon:x:990:990::/:/bin/false\n"
+	for name, want := range map[string]string{"one for all systems": root + me + daemon, "its own": root + me} {
+		m := provisionedMachine(t, pinned)
+		m.releases[1].etc = map[string]string{"passwd": root + daemon}
+		m.edits(1, "passwd", root+me)
+		m.fetch(etcRelease(t, 2, map[string]string{"passwd": root + daemon}))
+		if end := m.boot(); end != "reboot" {
+			t.Fatal(end)
+		}
+		if name != "its own" {
+			m.unnamed()
+		}
+		m.runs(2, "carry-state")
+		if got := m.upperOf(2)["passwd"]; got != want {
+			t.Errorf("%s: passwd is %q, want %q", name, got, want)
+		}
 	}
 }
 
