@@ -3,29 +3,38 @@ package etcmerge
 import (
 	"cmp"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"path"
 	"slices"
 	"sort"
 	"strings"
+	"time"
 )
 
 // listMode: the list names files that not everybody may list, and has digests of them.
 const listMode = 0o600
 
 // list completes the plan with the list of conflicts: those of this merge, and those of
-// the old list that are still to be decided and whose file is still there.
+// the old list that are still to be decided and whose file is still there. What an earlier
+// start left out and nobody has seen is on it, too.
 func (p *planner) list() (List, error) {
 	list := List{From: p.options.From, To: p.options.To}
 	since := p.carried()
-	var err error
-	if len(p.conflicts)+len(p.notes)+len(since) == 0 {
-		return list, nil
+	for _, l := range p.leftOut {
+		if !l.Kept && !l.Lasts {
+			list.LeftOut = append(list.LeftOut, l)
+		}
 	}
-	if err := p.makeRoom(); err != nil {
+	room, err := p.listRoom()
+	if err != nil {
 		return list, err
 	}
-	p.sort()
+	if len(p.conflicts)+len(p.notes)+len(since)+len(list.LeftOut) == 0 {
+		p.room = room // see LeaveOut
+		return list, nil
+	}
+	p.makeRoom(room)
 	for _, c := range p.conflicts {
 		key := keyOf(c.Conflict)
 		if old, carried := since[key]; carried {
@@ -47,16 +56,56 @@ func (p *planner) list() (List, error) {
 		return cmp.Or(strings.Compare(string(a.Path), string(b.Path)), strings.Compare(string(a.Entry), string(b.Entry)))
 	})
 	list.Notes = p.notes
-	text, err := list.Encode()
+	change, err := list.change(p.dirTime())
 	if err != nil {
 		return list, err
 	}
-	p.add(Change{
-		Path: ListPath, Action: Generate, Reason: "what is to be decided", From: FromContent, Content: text,
-		Entry: Entry{Type: Regular, Mode: listMode, Size: int64(len(text)), ModTime: p.changes[0].Entry.ModTime},
-	})
+	p.add(change)
 	p.sort()
 	return list, nil
+}
+
+// dirTime is when the directory that is merged was changed.
+func (p *planner) dirTime() time.Time { return p.changes[0].Entry.ModTime }
+
+// change writes the list.
+func (l List) change(at time.Time) (Change, error) {
+	text, err := l.Encode()
+	return Change{
+		Path: ListPath, Action: Generate, Reason: "what is to be decided", From: FromContent, Content: text,
+		Entry: Entry{Type: Regular, Mode: listMode, Size: int64(len(text)), ModTime: at},
+	}, err
+}
+
+// LeaveOut adds to the list what could not be carried over, of this directory and of
+// others; more counts what is not among it. It returns the changes that write the list.
+// They come after those of the plan, and replace what these make of the same paths.
+//
+// What lasts and has been seen stays seen.
+func (r *Result) LeaveOut(found []LeftOut, more int) ([]Change, error) {
+	if len(found) == 0 && more == 0 {
+		return nil, nil
+	}
+	list := r.list
+	list.LeftOut = slices.Clone(list.LeftOut)
+	list.More += more
+	for _, f := range found {
+		f.Since = list.To
+		if i := slices.IndexFunc(r.leftOut, f.same); i >= 0 {
+			f.Since, f.Kept = r.leftOut[i].Since, f.Lasts && r.leftOut[i].Kept
+		}
+		list.LeftOut = append(slices.DeleteFunc(list.LeftOut, f.same), f)
+	}
+	var changes []Change
+	if r.room != nil {
+		changes = append(changes, r.room.Change)
+		list.Notes = append(slices.Clone(list.Notes), r.room.notes...)
+	}
+	change, err := list.change(r.dirTime)
+	if err != nil {
+		return nil, err
+	}
+	return append(changes, change), nil
 }
 
 type conflictKey struct{ path, entry Name }
@@ -87,6 +136,7 @@ func (p *planner) readList() error {
 		p.note(ListPath, "the old list of conflicts cannot be read, what it listed is not known: %v", err)
 		return nil
 	}
+	p.leftOut = old.LeftOut
 	p.old, err = p.undecided(old, p.upper)
 	return err
 }
@@ -189,35 +239,52 @@ func (p *planner) sourceOf(from Source) *source {
 // dirOfList is the directory of the list.
 var dirOfList = Name(path.Dir(ListPath))
 
-// makeRoom sees to the directory of the list.
-func (p *planner) makeRoom() error {
+// A room is the directory of the list, to be made.
+type room struct {
+	Change
+	notes []Note
+}
+
+// makeRoom has the plan make the directory of the list.
+func (p *planner) makeRoom(r *room) {
+	if r != nil {
+		p.notes = append(p.notes, r.notes...)
+		p.changes = slices.DeleteFunc(p.changes, func(c Change) bool { return c.Path == r.Path })
+		p.add(r.Change)
+	}
+	p.sort()
+}
+
+// listRoom is the directory of the list; nil where the plan makes it already.
+func (p *planner) listRoom() (*room, error) {
 	dir := string(dirOfList)
-	made := Change{
+	made := &room{Change: Change{
 		Path: dir, Action: Parent, Reason: "holds the list of what is to be decided",
-		Entry: Entry{Type: Directory, Mode: 0o755, ModTime: p.changes[0].Entry.ModTime},
+		Entry: Entry{Type: Directory, Mode: 0o755, ModTime: p.dirTime()},
+	}}
+	note := func(format string, args ...any) {
+		made.notes = append(made.notes, Note{dirOfList, fmt.Sprintf(format, args...)})
 	}
 	if before := p.inPlan(dir); len(before) > 0 {
 		switch before[0].Entry.Type {
 		case Directory:
-			return nil
+			return nil, nil
 		case Whiteout:
-			p.note(dir, "it was deleted here, and is back: the list of conflicts lies in it")
+			note("it was deleted here, and is back: the list of conflicts lies in it")
 		default:
-			p.note(dir, "%s was here and is gone: the list of conflicts needs the directory", kindOf(&before[0].Entry))
+			note("%s was here and is gone: the list of conflicts needs the directory", kindOf(&before[0].Entry))
 		}
 		made.Entry.Opaque = true // what the image has there did not show before
 	}
 	t, err := p.file(p.theirs, dir)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case t == nil || made.Entry.Opaque:
 	case t.is(Directory):
 		made.Entry = *t.Entry
 	default:
-		p.note(dir, "%s of the image's is hidden: the list of conflicts needs the directory", kindOf(t.Entry))
+		note("%s of the image's is hidden: the list of conflicts needs the directory", kindOf(t.Entry))
 	}
-	p.changes = slices.DeleteFunc(p.changes, func(c Change) bool { return c.Path == dir })
-	p.add(made)
-	return nil
+	return made, nil
 }

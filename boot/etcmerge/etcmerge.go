@@ -154,14 +154,20 @@ type Result struct {
 	Users, Groups map[uint32]uint32
 
 	owners owners
+
+	// For [Result.LeaveOut].
+	list    List
+	leftOut []LeftOut // of the old list
+	room    *room
+	dirTime time.Time
 }
 
 // Plan merges. Without base (nil) all that upper holds counts as this machine's, but
 // for the account files, which are merged by entry in any case.
 //
 // Conflicts that upper's own list holds are carried forward unless they are decided
-// (see [Undecided]). The plan writes the list to [ListPath] where there is something to
-// list.
+// (see [Undecided]), and so is what it says was left out, until somebody has seen it. The
+// plan writes the list to [ListPath] where there is something to list.
 //
 // Plan checks ctx between files and within long comparisons: an error of it is returned as
 // it is. What is too much to merge (see the bounds) is kept whole and listed.

@@ -14,8 +14,8 @@ import (
 	"halogenos.internal/boot/strictjson"
 )
 
-// ListPath is where an upper directory of /etc keeps the list of conflicts. It lies in
-// the upper directory so that it belongs to the version, as the files do.
+// ListPath is where an upper directory keeps the list of conflicts. It lies in the upper
+// directory so that it belongs to the version, as the files do.
 const ListPath = "halogen/changes.json"
 
 const (
@@ -23,8 +23,15 @@ const (
 	MaxList = 1 << 20
 	// maxReason bounds a reason or a note in bytes.
 	maxReason = 512
-	// listFormat is the number of the list's format; a list with another is refused.
-	listFormat = 1
+	// maxLeftOut bounds how many are listed that could not be carried over.
+	maxLeftOut = 1000
+)
+
+// The numbers of the list's formats; a list with another is refused. plainList has nothing
+// that was left out, so that releases which do not know of that can read it.
+const (
+	plainList = iota + 1
+	leftOutList
 )
 
 // A List is what people are told about the merge that made an upper directory.
@@ -33,7 +40,8 @@ type List struct {
 	To        contract.Version `json:"to"`
 	Conflicts []Conflict       `json:"conflicts,omitempty"`
 	Notes     []Note           `json:"notes,omitempty"`
-	// More counts the conflicts and notes that had no room.
+	LeftOut   []LeftOut        `json:"leftOut,omitempty"`
+	// More counts the conflicts, notes and what was left out that had no room.
 	More int `json:"more,omitempty"`
 }
 
@@ -61,6 +69,24 @@ type Note struct {
 	Path Name   `json:"path"`
 	Text string `json:"text"`
 }
+
+// A LeftOut is what a system's first start could not carry over, or not as it was. It
+// stays on the list until somebody says that it has been seen ([List.KeepLeftOut]).
+type LeftOut struct {
+	// Path is whole, as /var/lib/x: it need not lie in the directory of the list.
+	Path   Name   `json:"path"`
+	Reason string `json:"reason"`
+	// Since is the release whose first start left it out.
+	Since contract.Version `json:"since"`
+	// Lasts: it is no event but a state, which each first start finds again for as long as
+	// it is so.
+	Lasts bool `json:"lasts,omitempty"`
+	// Kept: somebody has seen it.
+	Kept bool `json:"kept,omitempty"`
+}
+
+// same reports whether two say the same.
+func (l LeftOut) same(other LeftOut) bool { return l.Path == other.Path && l.Reason == other.Reason }
 
 // A Name is a path below the directory, or a name in an account file. It may hold any
 // byte; in JSON a backslash is written \\ and a byte that is not UTF-8 \xNN.
@@ -136,45 +162,65 @@ func ParseList(text []byte) (List, error) {
 	}
 	var e encodedList
 	err := strictjson.Decode(text, &e)
-	if err == nil && e.Format != listFormat {
-		err = fmt.Errorf("format %d, want %d", e.Format, listFormat)
+	if err == nil && e.Format != plainList && e.Format != leftOutList {
+		err = fmt.Errorf("format %d, want %d or %d", e.Format, plainList, leftOutList)
 	}
 	if err != nil {
 		return List{}, fmt.Errorf("list of changes: %w", err)
 	}
-	for i := range e.Conflicts {
-		e.Conflicts[i].Reason = clean(e.Conflicts[i].Reason)
-	}
-	for i := range e.Notes {
-		e.Notes[i].Text = clean(e.Notes[i].Text)
-	}
+	e.clean()
 	return e.List, nil
 }
 
-// Encode returns the list's text. What has no room is counted, conflicts last.
-func (l List) Encode() ([]byte, error) {
-	l.Conflicts, l.Notes = slices.Clone(l.Conflicts), slices.Clone(l.Notes)
+// clean makes all texts fit to be shown, and bounds what was left out.
+func (l *List) clean() {
 	for i := range l.Conflicts {
 		l.Conflicts[i].Reason = clean(l.Conflicts[i].Reason)
 	}
 	for i := range l.Notes {
 		l.Notes[i].Text = clean(l.Notes[i].Text)
 	}
+	if n := len(l.LeftOut) - maxLeftOut; n > 0 {
+		l.LeftOut, l.More = l.LeftOut[:maxLeftOut], l.More+n
+	}
+	for i := range l.LeftOut {
+		l.LeftOut[i].Reason = clean(l.LeftOut[i].Reason)
+	}
+}
+
+// Encode returns the list's text. What has no room is counted: notes first, what was left
+// out last.
+func (l List) Encode() ([]byte, error) {
+	l.Conflicts, l.Notes, l.LeftOut = slices.Clone(l.Conflicts), slices.Clone(l.Notes), slices.Clone(l.LeftOut)
+	l.clean()
 	for {
-		text, err := json.MarshalIndent(encodedList{listFormat, l}, "", "\t")
+		e := encodedList{plainList, l}
+		if len(l.LeftOut) > 0 {
+			e.Format = leftOutList
+		}
+		text, err := json.MarshalIndent(e, "", "\t")
 		if err != nil {
 			return nil, fmt.Errorf("list of changes: %w", err)
 		}
 		if len(text) < MaxList {
 			return append(text, '\n'), nil
 		}
-		notes, conflicts := len(l.Notes)/2, len(l.Conflicts)
-		if len(l.Notes) == 0 {
-			conflicts = min(conflicts-1, conflicts*(MaxList/1024)/(len(text)/1024))
-		}
-		l.More += len(l.Notes) - notes + len(l.Conflicts) - conflicts
-		l.Notes, l.Conflicts = l.Notes[:notes], l.Conflicts[:conflicts]
+		l.shorten(len(text))
 	}
+}
+
+// shorten takes away some of a list whose text has this size.
+func (l *List) shorten(size int) {
+	before := len(l.Notes) + len(l.Conflicts) + len(l.LeftOut)
+	switch conflicts := len(l.Conflicts); {
+	case len(l.Notes) > 0:
+		l.Notes = l.Notes[:len(l.Notes)/2]
+	case conflicts > 0:
+		l.Conflicts = l.Conflicts[:min(conflicts-1, conflicts*(MaxList/1024)/(size/1024))]
+	default:
+		l.LeftOut = l.LeftOut[:len(l.LeftOut)/2]
+	}
+	l.More += before - len(l.Notes) - len(l.Conflicts) - len(l.LeftOut)
 }
 
 // clean leaves what can be shown on a terminal, on one line, in maxReason bytes.
@@ -202,6 +248,28 @@ func (l *List) Keep(path string) bool {
 		}
 	}
 	return found
+}
+
+// KeepLeftOut notes that somebody has seen what was left out at a whole path. It reports
+// whether there was anything.
+func (l *List) KeepLeftOut(path string) bool {
+	found := false
+	for i := range l.LeftOut {
+		if l.LeftOut[i].Path == Name(path) {
+			l.LeftOut[i].Kept, found = true, true
+		}
+	}
+	return found
+}
+
+// Unseen is what was left out and nobody has seen.
+func (l List) Unseen() (out []LeftOut) {
+	for _, o := range l.LeftOut {
+		if !o.Kept {
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // Undecided returns the conflicts of a list that are still to be decided, given the

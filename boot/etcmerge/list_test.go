@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/contract"
 )
 
 // undecided are the conflicts of what was made that are still open in upper.
@@ -101,6 +103,127 @@ func TestConflictsAreCarried(t *testing.T) {
 	}
 }
 
+// What was left out stays on the list over the next merges, until somebody has seen it; what
+// lasts is found again by each. FAULTS 107
+func TestLeftOutIsCarried(t *testing.T) {
+	one, two := memory{"a": text("1")}, memory{"a": text("1"), "halogen": dir().mode(0o750)}
+	leaveOut := func(base, theirs, upper memory, to int, found ...LeftOut) memory {
+		t.Helper()
+		r, err := Plan(t.Context(), base, theirs, upper, Options{From: 1, To: contract.Version(to)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made := applied(t, r, base, theirs, upper)
+		changes, err := r.LeaveOut(found, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range changes {
+			made[c.Path] = node{Entry: c.Entry, content: string(c.Content)}
+		}
+		return made
+	}
+	unseen := func(m memory, want ...string) List {
+		t.Helper()
+		list := List{}
+		if n, there := m[ListPath]; there {
+			var err error
+			if list, err = ParseList([]byte(n.content)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for _, l := range list.Unseen() {
+			got = append(got, fmt.Sprintf("%s@%s", string(l.Path), l.Since))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("unseen %v, want %v", got, want)
+		}
+		return list
+	}
+	event, lasts := LeftOut{Path: "/var/x", Reason: "r"}, LeftOut{Path: "/usr/y", Reason: "r", Lasts: true}
+	m := leaveOut(one, two, memory{"b": text("mine")}, 2, event, lasts)
+	unseen(m, "/var/x@2", "/usr/y@2")
+	if n := m["halogen"]; n.Mode != 0o750 {
+		t.Errorf("its directory is %+v", n.Entry)
+	}
+	unseen(leaveOut(two, two, m, 3), "/var/x@2")                    // no longer so
+	unseen(leaveOut(two, two, m, 3, lasts), "/var/x@2", "/usr/y@2") // still so
+	unseen(leaveOut(two, two, m, 3, event, event, lasts), "/var/x@2", "/usr/y@2")
+	list := unseen(m, "/var/x@2", "/usr/y@2")
+	if !list.KeepLeftOut("/var/x") || !list.KeepLeftOut("/usr/y") || list.KeepLeftOut("/var") {
+		t.Error("what was seen is not noted")
+	}
+	text, err := list.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := m[ListPath]
+	n.content = string(text)
+	m[ListPath] = n
+	unseen(m)
+	if _, listed := leaveOut(two, two, m, 3)[ListPath]; listed {
+		t.Error("there is a list of what has been seen")
+	}
+	again := leaveOut(two, two, m, 3, event, lasts)
+	unseen(again, "/var/x@2") // it has happened again
+	again = leaveOut(two, two, again, 4, lasts)
+	unseen(again, "/var/x@2") // what lasts stays seen
+}
+
+// The directory of the list is made where it was deleted, or is something else.
+func TestLeftOutNeedsRoom(t *testing.T) {
+	for name, n := range map[string]node{"a whiteout": gone, "a link": link("/usr"), "nothing": {}} {
+		upper := memory{"halogen": n}
+		if name == "nothing" {
+			upper = memory{}
+		}
+		images := memory{"halogen": dir(), "halogen/x": text("1")}
+		r, err := Plan(t.Context(), images, images, upper, Options{To: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changes, err := r.LeaveOut(nil, 0); err != nil || len(changes) > 0 {
+			t.Errorf("%s: with nothing left out: %v, %v", name, changes, err)
+		}
+		changes, err := r.LeaveOut([]LeftOut{{Path: "/etc/x"}}, 7)
+		if err != nil || len(changes) != 2 || changes[0].Entry.Type != Directory || changes[0].Entry.Opaque != (name != "nothing") {
+			t.Fatalf("%s: %+v, %v", name, changes, err)
+		}
+		list, err := ParseList(changes[1].Content)
+		if err != nil || list.More != 7 || len(list.Notes) != len(upper) {
+			t.Errorf("%s: %+v, %v", name, list, err)
+		}
+	}
+}
+
+// A release that does not know of what is left out reads each list without it. One with it
+// has another number, and room for itself before anything else.
+func TestListFormats(t *testing.T) {
+	list := List{To: 2, Notes: []Note{{Path: "a", Text: "x"}}}
+	if text, err := list.Encode(); err != nil || !strings.Contains(string(text), `"format": 1,`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	for range 2 * maxLeftOut {
+		list.LeftOut = append(list.LeftOut, LeftOut{Path: "/x", Reason: "y", Since: 2})
+	}
+	for range 4_000 {
+		list.Conflicts = append(list.Conflicts, Conflict{Path: Name(strings.Repeat("p", 400)), Reason: "x", Since: 2})
+	}
+	text, err := list.Encode()
+	if err != nil || !strings.Contains(string(text), `"format": 2,`) {
+		t.Errorf("%.100s, %v", text, err)
+	}
+	back, err := ParseList(text)
+	if err != nil || len(back.LeftOut) != maxLeftOut || len(back.Conflicts) == 0 || len(back.Notes) > 0 || back.More != 1+4_000-len(back.Conflicts)+maxLeftOut {
+		t.Errorf("%d, %d, %d, %d, %v", len(back.LeftOut), len(back.Conflicts), len(back.Notes), back.More, err)
+	}
+	list = List{To: 2, LeftOut: []LeftOut{{Path: Name(strings.Repeat("\xff", MaxList/4)), Since: 2}}}
+	if text, err := list.Encode(); err != nil || len(text) > 1000 {
+		t.Errorf("one that has no room: %.100s, %v", text, err)
+	}
+}
+
 // The list is for root alone: it has digests of files that others must not read.
 func TestListIsPrivate(t *testing.T) {
 	_, made := plan(t, memory{"a": text("1")}, memory{"a": text("2")}, memory{"a": text("3")})
@@ -121,7 +244,7 @@ func TestListIsPrivate(t *testing.T) {
 func TestOldListCannotBeRead(t *testing.T) {
 	for name, n := range map[string]node{
 		"no JSON":         text("x"),
-		"another format":  text(`{"format":2,"to":"1"}`),
+		"another format":  text(`{"format":3,"to":"1"}`),
 		"an unknown name": text(`{"format":1,"to":"1","more2":1}`),
 		"too large":       text(`{"format":1,"to":"1"}` + strings.Repeat(" ", MaxList)),
 		"a link":          link("/etc/shadow"),
@@ -174,6 +297,7 @@ func TestName(t *testing.T) {
 }
 
 func FuzzList(f *testing.F) {
+	f.Add([]byte(`{"format":2,"to":"2","leftOut":[{"path":"/etc/x","reason":"x","since":"2","lasts":true,"kept":true}],"more":3}`))
 	f.Add([]byte(`{"format":1,"from":"1","to":"2","conflicts":[{"path":"a\\xff","entry":"b","reason":"x","since":"2","state":"tree:00","kept":true}],"notes":[{"path":"","text":"\u001b"}]}`))
 	f.Fuzz(func(t *testing.T, content []byte) {
 		list, err := ParseList(content)
@@ -207,6 +331,9 @@ func normal(l List) List {
 	}
 	if len(l.Notes) == 0 {
 		l.Notes = nil
+	}
+	if len(l.LeftOut) == 0 {
+		l.LeftOut = nil
 	}
 	return l
 }

@@ -36,6 +36,8 @@ type planner struct {
 	notes     []Note
 
 	old      []Conflict // of the old list, undecided
+	leftOut  []LeftOut  // of the old list
+	room     *room      // for a list that the plan does not write
 	accounts map[string]account
 	owners   owners
 	lost     map[string]bool // what noteLost has said
@@ -94,7 +96,7 @@ func (p *planner) plan() (*Result, error) {
 	return &Result{
 		Changes: p.changes, Conflicts: list.Conflicts, Notes: list.Notes,
 		Users: p.owners.theirs.Users, Groups: p.owners.theirs.Groups,
-		owners: p.owners,
+		owners: p.owners, list: list, leftOut: p.leftOut, room: p.room, dirTime: p.dirTime(),
 	}, nil
 }
 

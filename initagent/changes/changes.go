@@ -93,7 +93,8 @@ type Report struct {
 	Changes   []Change   `json:"changes"`
 	Conflicts []Conflict `json:"conflicts"` // that nobody has decided
 	Notes     []Note     `json:"notes"`     // what the last update did by itself
-	// More counts the conflicts and notes that had no room in the list.
+	LeftOut   []LeftOut  `json:"left_out"`  // by an update, and nobody has seen it
+	// More counts what had no room in the list.
 	More int `json:"more,omitempty"`
 }
 
@@ -107,6 +108,9 @@ func (m *Machine) List(ctx context.Context) (*Report, error) {
 	}
 	r.Conflicts = append(r.Conflicts, conflicts...)
 	if r.Notes, r.More, err = m.notes(); err != nil {
+		return nil, err
+	}
+	if r.LeftOut, err = m.LeftOut(); err != nil {
 		return nil, err
 	}
 	for _, p := range m.Pairs {

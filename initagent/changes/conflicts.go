@@ -55,18 +55,6 @@ func Files(all []Conflict) []string {
 	return slices.Compact(names)
 }
 
-// Summary is the line for who logs in; "" without files in conflict.
-func Summary(files int) string {
-	switch files {
-	case 0:
-		return ""
-	case 1:
-		return "1 file was changed both here and by an update, and waits for a decision: `halogenctl changes` shows it"
-	default:
-		return fmt.Sprintf("%d files were changed both here and by an update, and wait for a decision: `halogenctl changes` lists them", files)
-	}
-}
-
 // Undecided are the conflicts that nobody has decided, by word or by changing the file.
 func (m *Machine) Undecided(ctx context.Context) ([]Conflict, error) {
 	var all []Conflict
@@ -157,7 +145,7 @@ func (n *node) read(limit int64) ([]byte, error) {
 // a conflict that was decided already; the same command ends it.
 func (w *work) change(edit func(*etcmerge.List)) error {
 	list, err := w.pair.list()
-	if err != nil || len(list.Conflicts) == 0 {
+	if err != nil || len(list.Conflicts)+len(list.LeftOut) == 0 {
 		return err
 	}
 	edit(&list)
@@ -208,8 +196,17 @@ func (w *work) write(text []byte) error {
 	return w.rename(directory, path.Base(etcmerge.ListPath))
 }
 
-// Keep notes that this machine's file is to stay.
+// Keep notes that this machine's file is to stay, or that what was left out has been seen.
 func (m *Machine) Keep(ctx context.Context, name string) (*Result, error) {
+	switch seen, err := m.see(ctx, name); {
+	case err != nil:
+		return nil, err
+	case seen:
+		all, err := m.Undecided(ctx)
+		if err != nil || !slices.ContainsFunc(all, func(c Conflict) bool { return c.Path == name }) {
+			return &Result{Decided: []string{name}}, err
+		}
+	}
 	p, rel, err := m.conflicting(ctx, name)
 	if err != nil {
 		return nil, err
@@ -286,9 +283,13 @@ func (m *Machine) conflicting(ctx context.Context, name string) (Pair, string, e
 	return p, rel, err
 }
 
-// forget takes the conflicts of what was given back off the list: it is the image's again.
+// forget takes what was given back off the list: it is the image's again.
 func (w *work) forget(given func(path string) bool) error {
 	return w.change(func(list *etcmerge.List) {
 		list.Conflicts = slices.DeleteFunc(list.Conflicts, func(c etcmerge.Conflict) bool { return given(string(c.Path)) })
+		list.LeftOut = slices.DeleteFunc(list.LeftOut, func(l etcmerge.LeftOut) bool {
+			rel := w.pair.within(string(l.Path))
+			return rel != "" && given(rel)
+		})
 	})
 }

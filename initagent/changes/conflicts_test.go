@@ -36,7 +36,7 @@ func (b *box) merge(base string) *etcmerge.Result {
 	b.must(err)
 	defer root.Close()
 	p := b.m.Pairs[0]
-	r, err := etcmerge.Plan(b.t.Context(), upper{Pair{Merged: root, Image: b.empty()}}, upper{Pair{Merged: p.Image, Image: b.empty()}}, upper{p}, etcmerge.Options{From: 2, To: 3})
+	r, err := etcmerge.Plan(b.t.Context(), upper{Pair{Merged: root, Image: b.empty()}}, upper{Pair{Merged: p.Image, Image: b.empty()}}, upper{p}, etcmerge.Options{From: 2, To: 3, Other: p.Path != "/etc"})
 	b.must(err)
 	for _, c := range r.Changes {
 		if c.Path == etcmerge.ListPath {
@@ -270,5 +270,93 @@ func TestLock(t *testing.T) {
 	b.m.wait = 3 * lockPoll
 	if _, err := b.m.Keep(t.Context(), "/etc/b"); err == nil || !strings.Contains(err.Error(), "another `halogenctl changes` writes here: try again") {
 		t.Errorf("%v", err)
+	}
+}
+
+// second adds another directory that is laid over the image's.
+func (b *box) second(path string) *box {
+	b.t.Helper()
+	other := newBox(b.t)
+	p := other.m.Pairs[0]
+	p.Path = path
+	other.m.Pairs = nil
+	b.m.Pairs = append(b.m.Pairs, p)
+	return &box{b.t, other.merged, other.image, New(p)}
+}
+
+// Each directory has a list of its own. Conflicts are listed by whole paths, and each is
+// decided in its own list, also where the same name is in both.
+func TestConflictsOfOtherDirectories(t *testing.T) {
+	b := newBox(t)
+	local := b.second("/usr/local")
+	b.clash("same")
+	local.clash("d/kept", "d/left", "passwd", "reset", "same")
+	b.waits("/etc/same", "/usr/local/d/kept", "/usr/local/d/left", "/usr/local/passwd", "/usr/local/reset", "/usr/local/same")
+	r, err := b.m.List(t.Context())
+	b.must(err)
+	if len(r.Conflicts) != 6 || r.Conflicts[1].Path != "/usr/local/d/kept" {
+		t.Errorf("%+v", r.Conflicts)
+	}
+	for _, c := range r.Changes {
+		if strings.HasSuffix(c.Path, "changes.json") {
+			t.Errorf("the list itself is listed: %+v", c)
+		}
+	}
+	for _, name := range []string{"/usr/local/d/kept", "/usr/local/same"} {
+		if r, err := b.m.Keep(t.Context(), name); err != nil || !slices.Equal(r.Decided, []string{name}) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	if r, err := b.m.TakeTheirs(t.Context(), "/usr/local/passwd"); err != nil || !slices.Equal(r.Given, []string{"/usr/local/passwd"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	b.reset("/usr/local/reset")
+	b.waits("/etc/same", "/usr/local/d/left")
+	if text, err := os.ReadFile(filepath.Join(local.merged, "passwd")); err != nil || string(text) != "line of the image\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// What was left out may lie anywhere, and is on the list of any directory.
+func TestLeftOut(t *testing.T) {
+	b := newBox(t)
+	local := b.second("/usr/local")
+	b.clash("both")
+	b.file(b.image, "given", "x")
+	for in, names := range map[*box][]etcmerge.Name{b: {"/etc/both", "/etc/given", "/var/lib/x"}, local: {"/systems/0/opt/upper", "/var/lib/x"}} {
+		list, err := in.m.Pairs[0].list()
+		b.must(err)
+		list.To = 3
+		for _, n := range names {
+			list.LeftOut = append(list.LeftOut, etcmerge.LeftOut{Path: n, Reason: "r\u202e", Since: 3, Lasts: true})
+		}
+		list.LeftOut = append(list.LeftOut, etcmerge.LeftOut{Path: "/seen", Since: 3, Kept: true})
+		text, err := list.Encode()
+		b.must(err)
+		b.file(in.merged, etcmerge.ListPath, string(text))
+	}
+	waits := func(want ...string) {
+		t.Helper()
+		w, err := b.m.Waiting(t.Context())
+		if b.must(err); !slices.Equal(w.LeftOut, want) {
+			t.Errorf("%q wait, want %q", w.LeftOut, want)
+		}
+	}
+	waits("/etc/both", "/etc/given", "/systems/0/opt/upper", "/var/lib/x")
+	b.reset("/etc/given")
+	for _, name := range []string{"/var/lib/x", "/systems/0/opt/upper"} {
+		if r, err := b.m.Keep(t.Context(), name); err != nil || !slices.Equal(r.Decided, []string{name}) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	waits("/etc/both")
+	b.waits("/etc/both")
+	if _, err := b.m.Keep(t.Context(), "/etc/both"); err != nil { // both at once
+		t.Error(err)
+	}
+	waits()
+	b.waits()
+	if _, err := b.m.Keep(t.Context(), "/seen"); err == nil {
+		t.Error("what was seen is kept once more")
 	}
 }

@@ -70,7 +70,7 @@ func (m *maker) keep(ctx context.Context, from, name string, fresh *os.File) err
 		return err
 	}
 	defer before.Close()
-	before.leftOut = m.leftOut(name)
+	before.leftOut = m.leftOut("/" + from)
 	top, err := before.Entry(".")
 	if err != nil {
 		return err
@@ -92,12 +92,12 @@ func (m *maker) keep(ctx context.Context, from, name string, fresh *os.File) err
 		defer directory.Close()
 		if which == "upper" {
 			sources := map[etcmerge.Source]*tree{etcmerge.FromUpper: before}
-			if err := newWriter(int(directory.Fd()), m.Step, m.leftOut(name)).write(plan, top, sources, func() {}); err != nil {
+			if err := newWriter(int(directory.Fd()), m.Step, m.leftOut("/"+from)).write(plan, top, sources, func() {}); err != nil {
 				return err
 			}
 		}
 	}
-	m.leftOut(own(m.System, name, "upper"))(".", "what was changed there is kept and does not show, since this release has no overlay for that directory (state.conf)")
+	m.lasts("/"+own(m.System, name, "upper"), "what was changed in that directory is kept there, on the root partition, and does not show, since this release has no overlay for it (state.conf)")
 	return nil
 }
 

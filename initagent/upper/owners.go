@@ -53,7 +53,7 @@ func (o *owners) directory(f *os.File, name string, depth int) error {
 	}
 	for _, n := range names {
 		if o.looked++; o.looked > etcmerge.MaxEntries || depth > etcmerge.MaxDepth {
-			o.leftOut("/")(name, "the image is too large to be searched for files of users that have another number here")
+			o.lasts(name, "the image is too large to be searched for files of users that have another number here")
 			return nil
 		}
 		if err := o.entry(int(f.Fd()), n, path.Join(name, n), depth); err != nil {
@@ -99,7 +99,7 @@ func (o *owners) judge(name string, st *unix.Stat_t) error {
 		image, here := o.name(k.file, k.number)
 		says := fmt.Sprintf("it belongs to the image's %s %q, number %d, which is %q on this machine", k.what, image, k.number, here)
 		if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&k.set == 0 {
-			o.leftOut("/")(name, says)
+			o.lasts(name, says)
 			continue
 		}
 		return fmt.Errorf("%s runs as its %s: %s. Rename or renumber %q here (usermod, groupmod), and try again", name, k.what, says, here)

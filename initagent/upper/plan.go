@@ -14,8 +14,8 @@ import (
 // is decided there: /etc comes first. Each directory has a list of conflicts of its own,
 // which belongs to its version as the files do.
 //
-// A directory that nothing was kept for is planned where the image's numbers mean others
-// here: what it holds is to belong to the same users.
+// Where nothing was kept for a directory, all that it gets is what the image's numbers that
+// mean others here need, and a list (see writeList).
 func (m *maker) plan(ctx context.Context, e stateconf.Entry, base, image, before *tree) (*etcmerge.Result, error) {
 	o := m.Options
 	o.Masked = m.From.Unnamed
@@ -27,7 +27,7 @@ func (m *maker) plan(ctx context.Context, e stateconf.Entry, base, image, before
 	case o.Other && len(m.users)+len(m.groups) > 0:
 		ours = empty{image}
 	default:
-		return new(etcmerge.Result), nil
+		return etcmerge.Plan(ctx, nil, image, empty{image}, o)
 	}
 	if base != nil {
 		old = base
@@ -74,6 +74,9 @@ func (m *maker) reportPlan(e stateconf.Entry, plan *etcmerge.Result) {
 	}
 	if e.Path == etc {
 		m.etc, m.users, m.groups = plan, plan.Users, plan.Groups
+	}
+	if m.first == nil {
+		m.first, m.firstPath = plan, e.Path
 	}
 }
 

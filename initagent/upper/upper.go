@@ -60,7 +60,8 @@ type Report struct {
 	Conflicts    []etcmerge.Conflict
 	Notes        []etcmerge.Note
 	// LeftOut says, by whole paths, what could not be carried over, and why: at most
-	// maxLeftOut, and a last one that counts the others.
+	// maxLeftOut, and a last one that counts the others. It is also on the list of the first
+	// overlay, that of /etc (see writeList).
 	LeftOut []string
 }
 
@@ -147,31 +148,45 @@ type maker struct {
 	all           *os.File // Directory
 	report        *Report
 	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
-	left          map[string]bool  // what the report says is left out
-	links         []link           // that this system sets
-	set           []link           // that a system has set
+	first         *etcmerge.Result // the plan of the first overlay, whose list has what is left out
+	firstPath     string
+	left          map[string]bool // what the report says is left out
+	found         []etcmerge.LeftOut
+	links         []link // that this system sets
+	set           []link // that a system has set
 	users, groups map[uint32]uint32
 }
 
 // leftOut is for what lies in the directory of an entry.
 func (m *maker) leftOut(entry string) func(path, why string) {
 	return func(name, why string) {
-		line := fmt.Sprintf("%q: %s", path.Join(entry, name), why)
-		if len(line) > 1000 {
-			line = line[:500] + "..." + line[len(line)-500:]
-		}
-		if m.left == nil {
-			m.left = map[string]bool{}
-		}
-		if m.left[line] {
-			return
-		}
-		if m.left[line] = true; len(m.left) > maxLeftOut {
-			m.report.LeftOut = append(m.report.LeftOut[:maxLeftOut], fmt.Sprintf("and %d more", len(m.left)-maxLeftOut))
-			return
-		}
-		m.report.LeftOut = append(m.report.LeftOut, line)
+		m.find(etcmerge.LeftOut{Path: etcmerge.Name(path.Join(entry, name)), Reason: why})
 	}
+}
+
+// lasts is for what each start finds again for as long as it is so.
+func (m *maker) lasts(name, why string) {
+	m.find(etcmerge.LeftOut{Path: etcmerge.Name(name), Reason: why, Lasts: true})
+}
+
+// find takes down, once, what is left out.
+func (m *maker) find(l etcmerge.LeftOut) {
+	line := fmt.Sprintf("%q: %s", string(l.Path), l.Reason)
+	if len(line) > 1000 {
+		line = line[:500] + "..." + line[len(line)-500:]
+	}
+	if m.left == nil {
+		m.left = map[string]bool{}
+	}
+	if m.left[line] {
+		return
+	}
+	if m.left[line] = true; len(m.left) > maxLeftOut {
+		m.report.LeftOut = append(m.report.LeftOut[:maxLeftOut], fmt.Sprintf("and %d more", len(m.left)-maxLeftOut))
+		return
+	}
+	m.report.LeftOut = append(m.report.LeftOut, line)
+	m.found = append(m.found, l)
 }
 
 func (m *maker) run(ctx context.Context) error {
@@ -206,6 +221,9 @@ func (m *maker) run(ctx context.Context) error {
 	}
 	if err := m.setLinks(); err != nil {
 		return err
+	}
+	if err := m.writeList(int(fresh.Fd())); err != nil {
+		return fmt.Errorf("%s: %w", m.firstPath, err)
 	}
 	if err := m.Step("flush"); err != nil {
 		return err

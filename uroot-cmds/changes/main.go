@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,7 +36,8 @@ shows the difference, of a directory that of all that is in it.
                    users and groups (passwd and the like) are refused.
   --take-theirs    decide a conflict for the image: its FILE is given back; of a
                    directory, its owner and mode alone
-  --keep           decide a conflict for this machine: its FILE stays
+  --keep           decide a conflict for this machine: its FILE stays; or take
+                   a FILE off the list that an update left out
   --all-conflicts  all that wait for a decision, in place of FILE
   --summary        one line where something waits for a decision, for a login
 
@@ -89,6 +91,9 @@ func cmd(open func() (*changes.Machine, error), notice string) command.Command {
 			return err
 		}
 		m, err := open()
+		if o.summary && errors.Is(err, changes.ErrNoOverlay) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -100,11 +105,11 @@ func cmd(open func() (*changes.Machine, error), notice string) command.Command {
 
 // tell says what still waits for a decision: to those who log in, and here if asked.
 func (o *options) tell(ctx context.Context, call *command.Call, m *changes.Machine, notice string) error {
-	conflicts, err := m.Undecided(ctx)
+	waiting, err := m.Waiting(ctx)
 	if err != nil {
 		return err
 	}
-	summary := changes.Summary(len(changes.Files(conflicts)))
+	summary := waiting.Summary()
 	if o.summary && summary != "" {
 		fmt.Fprintln(call.Stdout, summary)
 	}
@@ -121,11 +126,15 @@ func (o *options) run(ctx context.Context, call *command.Call, m *changes.Machin
 	case o.reset:
 		return each(call, files, func(name string) (*changes.Result, error) { return m.Reset(ctx, name) })
 	case o.all:
-		conflicts, err := m.Undecided(ctx)
+		waiting, err := m.Waiting(ctx)
 		if err != nil {
 			return err
 		}
-		files = changes.Files(conflicts)
+		if files = waiting.Conflicts; o.keep {
+			files = append(files, waiting.LeftOut...)
+			slices.Sort(files)
+			files = slices.Compact(files)
+		}
 	case len(files) == 0:
 		return list(ctx, call, m)
 	}
@@ -184,8 +193,9 @@ func show(w io.Writer, r *changes.Report) {
 		fmt.Fprintf(w, "  %s: %s\n", changes.Shown(n.Path), n.Text)
 	}
 	if r.More > 0 {
-		fmt.Fprintf(w, "  and %d more conflicts and notes, which had no room in the list\n", r.More)
+		fmt.Fprintf(w, "  and %d more entries, which had no room in the list\n", r.More)
 	}
+	showLeftOut(w, r.LeftOut)
 	if len(r.Conflicts) == 0 {
 		return
 	}
@@ -194,6 +204,17 @@ func show(w io.Writer, r *changes.Report) {
 		fmt.Fprintf(w, "  %s\n", c)
 	}
 	fmt.Fprintln(w, "--keep FILE leaves it so, --take-theirs FILE gives the image's, and FILE alone shows the difference")
+}
+
+func showLeftOut(w io.Writer, all []changes.LeftOut) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nan update left these out, or they are not as they should be:")
+	for _, l := range all {
+		fmt.Fprintf(w, "  %s\n", l)
+	}
+	fmt.Fprintln(w, "--keep FILE takes one off the list, once you have seen to it")
 }
 
 // done is what --json says of what was done.

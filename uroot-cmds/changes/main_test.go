@@ -112,6 +112,10 @@ func TestUse(t *testing.T) {
 	fails := func() (*changes.Machine, error) { return nil, errors.New("not here") }
 	whole := cmd(fails, "")
 	commandtest.Use(t, whole)
+	none := cmd(func() (*changes.Machine, error) { return nil, changes.ErrNoOverlay }, "")
+	if code, out, errs := commandtest.Run(none, "--summary"); code != command.OK || out+errs != "" {
+		t.Errorf("without an overlay: %d, %q, %q", code, out, errs)
+	}
 	if code, _, errs := commandtest.Run(whole); code != command.Failed || errs != "changes: not here\n" {
 		t.Errorf("%d, %q", code, errs)
 	}
@@ -250,4 +254,42 @@ func TestAccounts(t *testing.T) {
 		t.Error("a user is gone")
 	}
 	b.says([]string{"--keep", "/etc/passwd"}, "this machine's stays")
+}
+
+// What was left out is listed, counted, and taken off the list.
+func TestLeftOut(t *testing.T) {
+	b := newBox(t, "clash")
+	list, err := etcmerge.ParseList([]byte(b.read(etcmerge.ListPath)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list.More = 3
+	for _, name := range []etcmerge.Name{"/etc/clash", "/etc/lost", "/var/lib/x\x1b[2J"} {
+		list.LeftOut = append(list.LeftOut, etcmerge.LeftOut{Path: name, Reason: "left out: because", Since: 3})
+	}
+	text, err := list.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write(b.merged, etcmerge.ListPath, string(text))
+	b.says(nil, "  and 3 more entries, ", "\nan update left these out, or they are not as they should be:\n  /etc/clash: left out: because (since version 3)\n", `  "/var/lib/x\x1b[2J": left out`)
+	out := b.says([]string{"--summary"}, "1 file was changed both", "\n3 files were left out by an update")
+	if text, err := os.ReadFile(b.notice); err != nil || string(text) != out {
+		t.Errorf("left for those who log in: %q, %v", text, err)
+	}
+	var r changes.Report
+	if err := json.Unmarshal([]byte(b.says([]string{"--json"})), &r); err != nil || len(r.LeftOut) != 3 || r.LeftOut[1] != (changes.LeftOut{Path: "/etc/lost", Reason: "left out: because", Since: 3}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if code, _, errs := b.run("--take-theirs", "/etc/lost"); code != command.Failed || !strings.Contains(errs, "is not among the conflicts") {
+		t.Errorf("%d, %q", code, errs)
+	}
+	b.says([]string{"--keep", "/var/lib/x\x1b[2J"})
+	b.says([]string{"--summary"}, "\n2 files were left out by an update")
+	b.says([]string{"--take-theirs", "--all-conflicts"}, "/etc/clash: the image's again\n")
+	b.says([]string{"--summary"}, "1 file was left out by an update") // /etc/clash is the image's
+	b.says([]string{"--keep", "--all-conflicts"}, "/etc/lost: this machine's stays\n")
+	if out := b.says([]string{"--summary"}); out != "" {
+		t.Errorf("still %q", out)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/inventory/inventorytest"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/health"
@@ -45,8 +46,10 @@ func otaBy(m *inventorytest.Machine, worksBy, dir string, args ...string) (code 
 	var stdout, stderr bytes.Buffer
 	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
 		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil },
-			Services:  func() (health.Manager, string) { return nil, "" },
-			Conflicts: func() ([]string, error) { return []string{"/etc/hosts"}, nil }}
+			Services: func() (health.Manager, string) { return nil, "" },
+			Waiting: func() (changes.Waiting, error) {
+				return changes.Waiting{Conflicts: []string{"/etc/hosts"}, LeftOut: []string{"/etc/a", "/var/b"}}, nil
+			}}
 	})
 	return code, stdout.String(), stderr.String()
 }
@@ -81,6 +84,7 @@ func TestUse(t *testing.T) {
 		{"channel beta", 0, "beta\n", ""},
 		{"status", 0, "os 7 for x86_64, epoch 0, slot a, blessed\nfollows channel stable of no server", ""},
 		{"status", 0, "\n1 file was changed both here and by an update", ""},
+		{"status", 0, "\n2 files were left out by an update", ""},
 		{"status", 0, "WARNING: this image takes unsigned updates", ""},
 		{"bless", 0, "version 7 is blessed\n", ""},
 		{"bless --failed no network", 0, "noted that version 7 is not healthy: no network", ""},

@@ -50,8 +50,8 @@ func show(w io.Writer, s *machine.Status) {
 	if s.Health != nil {
 		showHealth(w, s.Health)
 	}
-	if len(s.Conflicts) > 0 {
-		fmt.Fprintln(w, changes.Summary(len(s.Conflicts)))
+	if text := (changes.Waiting{Conflicts: s.Conflicts, LeftOut: s.LeftOut}).Summary(); text != "" {
+		fmt.Fprintln(w, text)
 	}
 	if s.Staged != nil {
 		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)

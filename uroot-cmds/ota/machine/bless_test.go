@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 )
@@ -155,14 +156,14 @@ func TestStatus(t *testing.T) {
 		w.journal(journal.Entry{Kind: journal.Boot, Version: 2})
 	}
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 3, Reason: "it never reached the system"})
-	w.corrupt, w.conflicts = true, []string{"/etc/hosts"}
+	w.corrupt, w.waiting = true, changes.Waiting{Conflicts: []string{"/etc/hosts"}, LeftOut: []string{"/var/x"}}
 	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/4")), 0o700))
 	w.write("etc/halogen/ota.conf", []byte("Server=https://me:secret@example.org/x\nChannel=beta\n"))
 	s, err := w.m.Status()
 	must(t, err)
 	if s.Version != 2 || s.Slot != layout.SlotA || s.Trial || !s.Signed || !s.Corrupt || len(s.Systems) != 2 || s.Failed[3] == "" ||
 		s.Channel != "beta" || s.Server != "https://example.org/x" || len(s.Journal) != entriesShown || s.Fetching != 4 || len(s.Warnings) != 1 ||
-		!slices.Equal(s.Conflicts, w.conflicts) {
+		!slices.Equal(s.Conflicts, w.waiting.Conflicts) || !slices.Equal(s.LeftOut, w.waiting.LeftOut) {
 		t.Errorf("%+v", s)
 	}
 	unsigned := otatest.Make(t, otatest.Spec{Version: 5, Image: otatest.Image(20, 1, 0, 0)})
@@ -182,7 +183,7 @@ func TestStatusOfAWreck(t *testing.T) {
 	must(t, os.RemoveAll(w.path(stateDirectory)))
 	w.write("etc/halogen/ota.conf", []byte("Channel=nightly\n"))
 	w.m.Corrupt = func() (bool, error) { return false, os.ErrPermission }
-	w.m.Conflicts = func() ([]string, error) { return nil, errors.New("a damaged list") }
+	w.m.Waiting = func() (w changes.Waiting, err error) { return w, errors.New("a damaged list") }
 	s, err := w.m.Status()
 	if err != nil || s.Version != 2 || len(s.Warnings) != 5 {
 		t.Errorf("%+v, %v", s, err)

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/journalfile"
@@ -51,12 +52,11 @@ type box struct {
 	mu      sync.Mutex
 	log     []string
 	corrupt bool
-	// conflicts wait for a decision.
-	conflicts []string
-	offline   bool
-	noImage   error // why the recovery console cannot open the system image
-	mounted   int
-	atESP     func()
+	waiting changes.Waiting
+	offline bool
+	noImage error // why the recovery console cannot open the system image
+	mounted int
+	atESP   func()
 	// cut fails what comes after so many effects; negative: nothing.
 	cut int
 }
@@ -109,7 +109,7 @@ func newBox(t testing.TB) *box {
 		Worker: worker.Starter{Program: "/proc/self/exe", User: user},
 		Random: rand.Reader, Now: func() time.Time { return otatest.Date.Add(time.Hour) },
 		Corrupt:    func() (bool, error) { return b.corrupt, nil },
-		Conflicts:  func() ([]string, error) { return b.conflicts, nil },
+		Waiting:    func() (changes.Waiting, error) { return b.waiting, nil },
 		OpenSystem: func() (string, error) { return b.path("sysroot"), b.noImage },
 		Online:     func() bool { return !b.offline },
 	}

@@ -52,24 +52,23 @@ func Linux() *Machine {
 		Corrupt:    func() (bool, error) { return verityCorrupt("/dev/mapper/control", verityDevice) },
 		OpenSystem: func() (string, error) { return sysimage.Open(h, "/") },
 		Services:   func() (health.Manager, string) { return health.Find("/", health.Command) },
-		Conflicts:  conflicts,
+		Waiting:    waiting,
 		Online:     online,
 	}
 }
 
-// conflicts are those under all directories that are laid over the image's. Where none is,
-// there are none.
-func conflicts() ([]string, error) {
+// waiting is what waits under all directories that are laid over the image's. Where none is,
+// nothing does.
+func waiting() (w changes.Waiting, err error) {
 	m, err := changes.Linux()
 	if errors.Is(err, changes.ErrNoOverlay) {
-		return nil, nil
+		return w, nil
 	}
 	if err != nil {
-		return nil, err
+		return w, err
 	}
 	defer m.Close()
-	all, err := m.Undecided(context.Background())
-	return changes.Files(all), err
+	return m.Waiting(context.Background())
 }
 
 func online() bool {

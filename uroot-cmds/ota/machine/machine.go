@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
@@ -55,9 +56,8 @@ type Machine struct {
 	// Services finds the service manager of the running system, and its name; nil
 	// where there is none that can be asked.
 	Services func() (health.Manager, string)
-	// Conflicts are the files that were changed both here and by an update, and wait for a
-	// decision.
-	Conflicts func() ([]string, error)
+	// Waiting is what an update has left for somebody to decide.
+	Waiting func() (changes.Waiting, error)
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
 }

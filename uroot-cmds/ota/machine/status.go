@@ -58,7 +58,9 @@ type Status struct {
 	// Conflicts are files that were changed both here and by an update; the version that
 	// runs has this machine's until somebody decides.
 	Conflicts []string `json:"conflicts,omitempty"`
-	Warnings  []string `json:"warnings,omitempty"`
+	// LeftOut is what an update could not carry over, or found not to be as it should.
+	LeftOut  []string `json:"left_out,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
@@ -100,8 +102,9 @@ func (m *Machine) Status() (*Status, error) {
 	if !r.Console {
 		s.Health, err = m.lastHealth(r)
 		warn("what the health check has found: ", err)
-		s.Conflicts, err = m.Conflicts()
-		warn("what was changed both here and by an update: ", err)
+		waiting, err := m.Waiting()
+		s.Conflicts, s.LeftOut = waiting.Conflicts, waiting.LeftOut
+		warn("what an update has left to be decided: ", err)
 	}
 	return s, nil
 }
