@@ -40,6 +40,7 @@ type buildFlags struct {
 
 	moduleKey, modulePassword, previous string
 	agent, unencrypted, expiringKey     bool
+	movedAccounts                       bool
 
 	container containerFlags
 }
@@ -58,6 +59,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
 	f.BoolVar(&b.unencrypted, "allow-unencrypted-storage", false, storageRisk)
 	f.BoolVar(&b.expiringKey, "allow-expiring-key", false, "take a ReleaseKey that has expired or ends within a year, as to build an old release again: its machines take updates only if they learn from the server in time that it was renewed")
+	f.BoolVar(&b.movedAccounts, "allow-moved-accounts", false, "take users and groups that have another number than in the previous build: on machines, what they own in /var and elsewhere outside /etc is somebody else's")
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
 	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
@@ -130,7 +132,7 @@ func (c command) stick(ctx context.Context, r *image.Result, o image.Options) er
 // buildOptions checks everything that the command line and the environment
 // say, before anything is read.
 func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
-	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, ExpiringKey: b.expiringKey, Progress: image.NewProgress(c.stderr)}
+	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, ExpiringKey: b.expiringKey, MovedAccounts: b.movedAccounts, Progress: image.NewProgress(c.stderr)}
 	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
 		if given.value == "" && !(given.name == "rootfs" && b.container.on) {
 			return o, c.misused(f, "--%s is missing", given.name)

@@ -142,6 +142,9 @@ func containerArguments(b buildFlags) []string {
 	if b.expiringKey {
 		args = append(args, "--allow-expiring-key")
 	}
+	if b.movedAccounts {
+		args = append(args, "--allow-moved-accounts")
+	}
 	return args
 }
 

@@ -76,3 +76,16 @@ func generated(t *testing.T, dir, password string) (good, loose string) {
 	}
 	return good, loose
 }
+
+// What a build takes all the same, it takes in the container.
+func TestContainerArguments(t *testing.T) {
+	plain := strings.Join(containerArguments(buildFlags{version: "7"}), " ")
+	for option, b := range map[string]buildFlags{
+		"--allow-expiring-key": {expiringKey: true}, "--allow-moved-accounts": {movedAccounts: true}, "--installer": {installer: true}, "--disk --disk-size 8G": {disk: true, diskSize: "8G"},
+	} {
+		b.version = "7"
+		if got := strings.Join(containerArguments(b), " "); got != plain+" "+option {
+			t.Errorf("%q, want it to end with %s", got, option)
+		}
+	}
+}

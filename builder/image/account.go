@@ -70,9 +70,13 @@ func (b *build) bill() (*sbom.Bill, error) {
 	if err != nil {
 		return nil, err
 	}
+	accounts, err := sbom.ReadAccounts(b.tree)
+	if err != nil {
+		return nil, err
+	}
 	bill := &sbom.Bill{
 		Name: b.Config.ImageID, Version: b.Version.String(), Serial: derive("bill of materials", b.Config.ImageID, b.Version).String(),
-		Date: b.Date, Builder: version.String(), Packages: packages, Kernel: b.parts.kernel.release,
+		Date: b.Date, Builder: version.String(), Packages: packages, Kernel: b.parts.kernel.release, Accounts: accounts,
 	}
 	modules := sbom.GoModules(bytes.NewReader(b.busybox.Program))
 	listed, err := os.ReadFile(filepath.Join(b.Machine, modulesFile))

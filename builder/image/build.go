@@ -64,6 +64,9 @@ type Options struct {
 	Previous string
 	// ExpiringKey takes a release key that has expired, or ends within a year.
 	ExpiringKey bool
+	// MovedAccounts takes users and groups that have another number than in the previous
+	// build.
+	MovedAccounts bool
 	// Now is by when the release key is judged; the zero time stands for the clock.
 	Now time.Time
 }
@@ -101,7 +104,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
+	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.sameAccounts, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}

@@ -473,3 +473,53 @@ func FuzzKernelRelease(f *testing.F) {
 		}
 	})
 }
+
+// What machines have in /var belongs to numbers: an account keeps its own, or the build is
+// refused.
+func TestMovedAccounts(t *testing.T) {
+	files := rootfstest.Minimal()
+	files["etc/passwd"] = []byte("root:x:0:0::/root:/bin/sh\nbus:x:101:101::/:/bin/false\n")
+	o := options(t, files.Write(t, false))
+	o.Disk = false
+	mustBuild(t, o)
+	build := func(passwd, group string, edit func(o *Options)) (string, error) {
+		files["etc/passwd"], files["etc/group"] = []byte(passwd), []byte(group)
+		next := options(t, files.Write(t, false))
+		var said bytes.Buffer
+		next.Disk, next.Version, next.Previous, next.Progress = false, 8, o.Out, NewProgress(&said)
+		edit(&next)
+		_, err := Build(t.Context(), next)
+		return said.String(), err
+	}
+	const same, moved = "bus:x:101:7::/:\nnew:x:0:0::/:\n", "root:x:0:0::/root:/bin/sh\nbus:x:102:101::/:/bin/false\n"
+	if said, err := build(same, "bus:x:9:\n", func(*Options) {}); err != nil || strings.Contains(said, "numbers") {
+		t.Errorf("%q, %v", said, err)
+	}
+	_, err := build(moved, "", func(*Options) {})
+	for _, say := range []string{`user "bus" from 101 to 102`, "/var", "useradd --uid", "ACCT_USER_NAME_ID", "--allow-moved-accounts"} {
+		if err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("error %v, want one that says %q", err, say)
+		}
+	}
+	if said, err := build(moved, "", func(o *Options) { o.MovedAccounts = true }); err != nil || !strings.Contains(said, `WARNING: other numbers than in the previous build: user "bus" from 101 to 102`) {
+		t.Errorf("%q, %v", said, err)
+	}
+	// An earlier release of halogen wrote no accounts, and a bill may be missing.
+	bill := filepath.Join(o.Out, BillFile)
+	for _, text := range []string{`{"bomFormat":"CycloneDX","specVersion":"1.6"}`, ""} {
+		if err := os.Remove(bill); err != nil {
+			t.Fatal(err)
+		}
+		if text != "" {
+			if err := os.WriteFile(bill, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if said, err := build(moved, "", func(*Options) {}); err != nil || !strings.Contains(said, "names no users and groups") {
+			t.Errorf("%q: %q, %v", text, said, err)
+		}
+		if text == "" {
+			break
+		}
+	}
+}

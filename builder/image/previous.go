@@ -4,17 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/builder/sbom"
 )
 
-const maxUKI = 1 << 30 // bytes
+const (
+	maxUKI  = 1 << 30  // bytes
+	maxBill = 64 << 20 // bytes
+	// maxMoved is how many accounts are named that have another number.
+	maxMoved = 10
+)
 
 // follow refuses a build that machines with the previous one would not take:
 // they have pinned its key, and go neither back nor to another image.
@@ -62,6 +71,42 @@ func (b *build) pinnable(context.Context) error {
 		return fmt.Errorf("%w (--allow-expiring-key builds all the same)", err)
 	}
 	return err
+}
+
+// sameAccounts refuses users and groups that the previous build has under another number.
+// On a machine the files of theirs that the image does not have keep the old one.
+func (b *build) sameAccounts(context.Context) error {
+	if b.Previous == "" {
+		return nil
+	}
+	bill, err := bounded.Path(filepath.Join(b.Previous, BillFile), maxBill)
+	var was []sbom.Account
+	if err == nil {
+		was, err = sbom.AccountsOf(bill)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("previous build %s: %w", b.Previous, err)
+	}
+	is, err := sbom.ReadAccounts(b.tree)
+	if err != nil {
+		return err
+	}
+	if len(was) == 0 && len(is) > 0 {
+		b.Progress.Note("the previous build's %s names no users and groups: whether they have the same numbers is not known", BillFile)
+	}
+	moved := sbom.Moved(was, is)
+	if len(moved) == 0 {
+		return nil
+	}
+	if n := len(moved) - maxMoved; n > 0 {
+		moved = append(moved[:maxMoved], fmt.Sprintf("and %d more", n))
+	}
+	text := fmt.Sprintf("other numbers than in the previous build: %s. What they own outside /etc on a machine, as in /var, would be somebody else's", strings.Join(moved, ", "))
+	if b.MovedAccounts {
+		b.Progress.Note("WARNING: %s", text)
+		return nil
+	}
+	return fmt.Errorf("%s. Give them fixed numbers where the root file system is made (useradd --uid, groupadd --gid, sysusers.d; on Gentoo ACCT_USER_NAME_ID and ACCT_GROUP_NAME_ID in make.conf), or build all the same with --allow-moved-accounts", text)
 }
 
 // samePinned refuses another key than the one that was pinned. A key may change

@@ -26,6 +26,7 @@ type Bill struct {
 	// Programs are Go programs of the machine with their modules.
 	Programs []Program
 	Kernel   string // its release
+	Accounts []Account
 }
 
 // A Program is a Go program.
@@ -39,7 +40,7 @@ type Program struct {
 func (b Bill) Encode() ([]byte, error) {
 	bom := cyclonedx.NewBOM()
 	bom.SerialNumber = "urn:uuid:" + b.Serial
-	root := cyclonedx.Component{BOMRef: "image", Type: cyclonedx.ComponentTypeOS, Name: b.Name, Version: b.Version}
+	root := cyclonedx.Component{BOMRef: "image", Type: cyclonedx.ComponentTypeOS, Name: b.Name, Version: b.Version, Properties: properties(b.Accounts)}
 	bom.Metadata = &cyclonedx.Metadata{
 		Timestamp: b.Date.UTC().Format(time.RFC3339), Component: &root,
 		Tools: &cyclonedx.ToolsChoice{Components: &[]cyclonedx.Component{{Type: cyclonedx.ComponentTypeApplication, Name: "halogen", Version: b.Builder}}},
