@@ -155,6 +155,9 @@ type Facts struct {
 	// ResetAsked: the running system has asked for a factory reset.
 	ResetAsked bool
 	Reset      Outcome // the root partition is wiped; or nobody has confirmed it
+	// ResetBegun: where Reset failed, somebody has confirmed it, and the first write was
+	// tried. What opens the data may be gone.
+	ResetBegun bool
 
 	// EnrollAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
@@ -294,6 +297,8 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, f.Problem}, true
 	case f.Reset == Done:
 		return Step{Recovery, "the root partition is wiped, as was asked for: clear the Secure Boot keys in the firmware's setup, leave Secure Boot enabled, and start again"}, true
+	case f.Reset == Failed && f.ResetBegun:
+		return Step{Recovery, "the factory reset that was asked for failed half-way, and the data may be lost already: " + f.Cause}, true
 	case f.ConsoleAsked:
 		return Step{Recovery, "the recovery console was asked for"}, true
 	case f.Noted != "":

@@ -54,6 +54,7 @@ var (
 		"first-start":   func(s *State, f *Facts) { f.FirstStart = true },
 		"unsettled":     func(s *State, f *Facts) { f.Unsettled = true },
 		"reset-asked":   func(s *State, f *Facts) { f.ResetAsked = true },
+		"reset-begun":   func(s *State, f *Facts) { f.ResetBegun = true },
 		"released":      func(s *State, f *Facts) { f.Released = true },
 	}
 )
@@ -248,7 +249,7 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Reset == Done, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
+		case tr.facts.Reset == Done, tr.facts.Reset == Failed && f.ResetBegun, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
 			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
@@ -277,6 +278,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					f.SecretAsked = bit(6) != bit(7)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					f.ResetAsked = bit(6) != bit(3)
+					f.ResetBegun = bit(7)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

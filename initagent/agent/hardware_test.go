@@ -48,6 +48,9 @@ func (d *recordedDisk) ReadAt(p []byte, off int64) (int, error) {
 
 func (d *recordedDisk) WriteAt(p []byte, off int64) (int, error) {
 	d.m.op(fmt.Sprintf("disk write of %d at %d", len(p), off))
+	if worn := d.m.worn; off < worn.to && off+int64(len(p)) > worn.from {
+		return 0, syscall.EIO
+	}
 	n, err := d.now.WriteAt(p, off)
 	if err == nil {
 		d.pending = append(d.pending, blocktest.Op{Off: off, Data: slices.Clone(p)})

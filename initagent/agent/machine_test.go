@@ -162,6 +162,7 @@ type machine struct {
 	// the TPM's record.
 	unreadable     int
 	bad            struct{ from, to int64 } // bytes of the disk
+	worn           struct{ from, to int64 } // those that cannot be written
 	unreadableFile string
 	badFiles       string // mounting or making what contains it fails: the disk cannot be read
 	messages       string // the kernel's log

@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -51,7 +52,11 @@ func (a *Agent) recover(reason string) error {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}
-	a.Log.Say("the boot has stopped, and nothing was lost. `help` lists the commands; `exit` restarts the machine.")
+	lost := ", and nothing was lost"
+	if a.facts.Reset == slot.Done || a.facts.ResetBegun {
+		lost = ""
+	}
+	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)
 	for _, line := range cures.For(a.state, a.stopped()) {
 		a.Log.Say("%s", line)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 
 	"halogenos.internal/initagent/recovery"
@@ -18,9 +19,10 @@ root there. Then nothing is changed, and the machine starts as usual.
 // and its two minutes, once: the request was taken away before, says nothing but what is
 // asked for, and is answered by a person alone. Nothing was unsealed in this boot.
 //
-// An error means that nothing was changed, or what was: cut or failed after the first
-// write, nothing opens the root partition any more, and this boot or the next ends in the
-// recovery console, whose reset does the rest.
+// An error means that nothing was changed, and the machine starts as usual, unless the fact
+// ResetBegun says otherwise: then this boot ends in the recovery console, whose reset does
+// the rest. Cut after the first write, nothing opens the root partition any more, and the
+// next boot ends there.
 func (a *Agent) reset() error {
 	c, err := a.Person.Open()
 	if err != nil {
@@ -30,6 +32,7 @@ func (a *Agent) reset() error {
 	c.Print(resetAsked)
 	m := &recovery.Machine{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root, Keeper: nothingKept{}, Discard: recovery.Discard}
 	if err := m.ResetWithin(c, secretTimeout); err != nil {
+		a.facts.ResetBegun = errors.Is(err, recovery.ErrBegun)
 		c.Print(fmt.Sprintf("%v\n", err))
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/recovery"
@@ -91,6 +92,50 @@ func TestResetDeclined(t *testing.T) {
 				t.Error("something was changed, or the request stays")
 			}
 			m.opensByItself()
+		})
+	}
+}
+
+// A reset that somebody has confirmed and that fails after it has begun ends the boot in the
+// console, which says so: nobody is asked for a key, and no system starts as if it had been
+// declined. Its reset does the rest.
+func TestResetFailsHalfWay(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	m.asksForReset()
+	good := m.world(true, nil)
+	table, _, err := m.table()
+	m.must(err)
+	root, _ := table.ByNumber(layout.RootNumber)
+	start, size := table.Bytes(root)
+	for _, c := range []struct {
+		name     string
+		from, to int64
+		says     string
+	}{
+		{"the first keyslot", start + 32<<10, start + size, "overwrite the keyslots"},
+		{"a later one", start + 2<<20, start + size, "overwrite the keyslots"},
+		{"the header", start, start + 16<<10, "zero the root partition's header"},
+		{"the ESP", 0, 0, "the root partition is wiped; the ESP still knows of it"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.t = t
+			m.powerOn(good)
+			m.printed.Reset()
+			m.typed = []string{"test"}
+			if m.worn.from, m.worn.to = c.from, c.to; c.to == 0 {
+				m.esp.fails = syscall.EROFS
+			}
+			m.ends("recovery", "failed half-way, and the data may be lost already", c.says, "`reset` does all of it once more")
+			m.worn.from, m.worn.to, m.esp.fails = 0, 0, nil
+			if strings.Contains(m.said.String(), "nothing was lost") {
+				t.Error("it says that nothing was lost")
+			}
+			if n := strings.Count(m.printed.String(), "Type the machine's name"); n != 1 || strings.Contains(m.printed.String(), "ecovery key (") {
+				t.Errorf("it asks:\n%s", m.printed.String())
+			}
+			r, console := m.console()
+			m.typed = []string{"test"}
+			m.works(r.Reset(console), "The root partition is wiped")
 		})
 	}
 }

@@ -21,6 +21,12 @@ func For(s slot.State, f slot.Facts) []string {
 			"Another system may be installed instead: nothing on this disk is wanted any more.",
 		}
 	}
+	if f.Reset == slot.Failed && f.ResetBegun {
+		return []string{
+			"The keys to the data are overwritten, at least in part: most likely nothing opens it any more, with no recovery key.",
+			"`reset` does all of it once more, and then the rest. If it fails again, the line above says at what: a disk that cannot be written is to be replaced.",
+		}
+	}
 	var out []string
 	for _, about := range []func(slot.State, slot.Facts) []string{disk, chip, system, keys, root, mounts} {
 		out = append(out, about(s, f)...)

@@ -17,6 +17,10 @@ import (
 	"halogenos.internal/initagent/vault"
 )
 
+// ErrBegun says that a reset has begun and is not complete: the data may be lost already, and
+// nothing but another reset goes on from there.
+var ErrBegun = errors.New("the reset has begun and is not complete: `reset` once more at the recovery console does the rest")
+
 // Reset wipes the root partition, and with it the user's data, this machine's
 // Secure Boot keys and the TPM's record. The slots stay: the machine then makes
 // itself new from the system that it has.
@@ -30,7 +34,8 @@ import (
 func (m *Machine) Reset(c hw.Console) error { return m.ResetWithin(c, 0) }
 
 // ResetWithin is Reset for who may not be there: it waits for an answer as long as limit,
-// or for ever with 0. No answer is a refusal.
+// or for ever with 0. No answer is a refusal. Any error but ErrBegun means that nothing was
+// changed.
 func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	p, err := m.find()
 	if err != nil {
@@ -60,6 +65,16 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 		return err
 	}
 	defer f.Close()
+	if err := m.wipe(c, p, f, lock, size); err != nil {
+		return fmt.Errorf("%w: %w", ErrBegun, err)
+	}
+	c.Print("The root partition is wiped. Now open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave\n" +
+		"Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.\n")
+	return nil
+}
+
+// wipe does it. It begins with its first line.
+func (m *Machine) wipe(c hw.Console, p *place, f hw.File, lock *vault.Lock, size int64) error {
 	if err := vault.EraseKeys(m.Random, f); err != nil {
 		return err
 	}
@@ -76,8 +91,6 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	if err := m.ESP.Write(p.disk, clearESP); err != nil {
 		return fmt.Errorf("the root partition is wiped; the ESP still knows of it, so `reset` again once it can be written (or after `esp-rebuild`): %w", err)
 	}
-	c.Print("The root partition is wiped. Now open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave\n" +
-		"Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.\n")
 	return nil
 }
 
