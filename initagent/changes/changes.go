@@ -26,9 +26,11 @@ import (
 	"halogenos.internal/boot/etcmerge"
 )
 
-// Limits of what is looked at under one directory. An /etc has some 2,000 entries.
+// Limits of what is looked at: in one directory, under one of state.conf's, and how deep. An
+// /etc has some 2,000 entries. What is beyond is named and not compared.
 const (
 	maxEntries = 100_000
+	maxTotal   = 4 * maxEntries
 	maxDepth   = 64
 )
 
@@ -48,11 +50,13 @@ type Machine struct {
 	// before is asked before each write: the tests cut the power there.
 	before func(write string) error
 	wait   time.Duration // for another command that writes
+	// maxEntries and maxTotal, unless a test has less patience.
+	entries, total int
 }
 
 // New is a machine with these directories, which it closes.
 func New(pairs ...Pair) *Machine {
-	return &Machine{Pairs: pairs, before: func(string) error { return nil }, wait: lockWait}
+	return &Machine{Pairs: pairs, before: func(string) error { return nil }, wait: lockWait, entries: maxEntries, total: maxTotal}
 }
 
 // Close closes the directories.
@@ -88,9 +92,21 @@ type Change struct {
 	Time *time.Time `json:"time,omitempty"`
 }
 
+// A Skipped is a directory that holds more than is looked at.
+type Skipped struct {
+	Path string `json:"path"`
+	Why  string `json:"why"`
+}
+
+// String is what was skipped, on one line.
+func (s Skipped) String() string {
+	return fmt.Sprintf("%s: %s, and was not compared", Shown(s.Path), s.Why)
+}
+
 // A Report is what there is to know.
 type Report struct {
 	Changes   []Change   `json:"changes"`
+	Skipped   []Skipped  `json:"skipped"`   // that were not compared
 	Conflicts []Conflict `json:"conflicts"` // that nobody has decided
 	Notes     []Note     `json:"notes"`     // what the last update did by itself
 	LeftOut   []LeftOut  `json:"left_out"`  // by an update, and nobody has seen it
@@ -98,10 +114,10 @@ type Report struct {
 	More int `json:"more,omitempty"`
 }
 
-// List compares the directories. Where one holds more than can be looked at, the error
-// says so, and nothing is listed.
+// List compares the directories. A directory within that holds more than can be looked at is
+// named, and skipped.
 func (m *Machine) List(ctx context.Context) (*Report, error) {
-	r := &Report{Changes: []Change{}, Conflicts: []Conflict{}}
+	r := &Report{Changes: []Change{}, Skipped: []Skipped{}, Conflicts: []Conflict{}}
 	conflicts, err := m.Undecided(ctx)
 	if err != nil {
 		return nil, err
@@ -114,29 +130,30 @@ func (m *Machine) List(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	for _, p := range m.Pairs {
-		found, err := m.compare(ctx, p, "", maxEntries)
+		found, skipped, err := m.compare(ctx, p, "")
 		if err != nil {
 			return nil, err
 		}
 		r.Changes = append(r.Changes, found...)
+		r.Skipped = append(r.Skipped, skipped...)
 	}
 	return r, nil
 }
 
 // compare lists the changes of one directory at rel and below, in the order of the paths.
-func (m *Machine) compare(ctx context.Context, p Pair, rel string, limit int) ([]Change, error) {
-	w := &walk{ctx: ctx, pair: p, left: limit}
+func (m *Machine) compare(ctx context.Context, p Pair, rel string) ([]Change, []Skipped, error) {
+	w := &walk{ctx: ctx, pair: p, entries: m.entries, left: m.total}
 	merged, image, err := p.lookup(rel)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer merged.close()
 	defer image.close()
 	if err := w.visit(rel, merged, image, 0); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	slices.SortFunc(w.found, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
-	return w.found, nil
+	return w.found, w.skipped, nil
 }
 
 // within is the path below the pair's directory; "" where it is not below it.
@@ -150,10 +167,12 @@ func (p Pair) within(path string) string {
 
 // A walk goes over both trees at once.
 type walk struct {
-	ctx   context.Context
-	pair  Pair
-	left  int // entries that may still be looked at
-	found []Change
+	ctx     context.Context
+	pair    Pair
+	entries int // that one directory may have
+	left    int // that may still be looked at
+	found   []Change
+	skipped []Skipped
 }
 
 // visit compares one entry, and what is in it. Either may be missing.
@@ -162,12 +181,6 @@ func (w *walk) visit(rel string, merged, image *node, depth int) error {
 		return err
 	}
 	path := w.pair.join(rel)
-	if w.left--; w.left < 0 {
-		return fmt.Errorf("%s: more than %d entries to compare with the image's: that is no directory of settings", w.pair.Path, maxEntries)
-	}
-	if depth > maxDepth {
-		return fmt.Errorf("%s: more than %d directories deep", Shown(path), maxDepth)
-	}
 	change, err := compareNodes(path, merged, image)
 	if err != nil {
 		return fmt.Errorf("compare %s: %w", Shown(path), err)
@@ -175,15 +188,28 @@ func (w *walk) visit(rel string, merged, image *node, depth int) error {
 	if change != nil && rel != etcmerge.ListPath {
 		w.found = append(w.found, *change)
 	}
-	return w.entries(rel, merged, image, depth)
+	return w.within(rel, merged, image, depth)
 }
 
-// entries visits what is in either directory.
-func (w *walk) entries(rel string, merged, image *node, depth int) error {
+// within visits what is in either directory, unless that is too much.
+func (w *walk) within(rel string, merged, image *node, depth int) error {
 	names, err := w.both(rel, merged, image)
-	if err != nil {
+	why := ""
+	switch {
+	case errors.Is(err, errMany):
+		why = fmt.Sprintf("has more than %d entries", w.entries)
+	case err != nil:
 		return err
+	case depth >= maxDepth && len(names) > 0:
+		why = fmt.Sprintf("lies %d directories deep", depth)
+	case len(names) > w.left:
+		why = "comes after more entries than are looked at"
 	}
+	if why != "" {
+		w.skipped = append(w.skipped, Skipped{w.pair.join(rel), why})
+		return nil
+	}
+	w.left -= len(names)
 	for _, name := range names {
 		if rel == "" && name == workplace {
 			continue // a command is at work, or was cut
@@ -202,7 +228,7 @@ func (w *walk) both(rel string, merged, image *node) ([]string, error) {
 		if !n.isDirectory() {
 			continue
 		}
-		more, err := n.names(w.left)
+		more, err := n.names(w.entries)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", Shown(w.pair.join(rel)), err)
 		}

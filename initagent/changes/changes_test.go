@@ -202,25 +202,90 @@ func TestHostile(t *testing.T) {
 		deep = filepath.Join(deep, "d2")
 	}
 	b.must(os.MkdirAll(deep, 0o755))
-	if _, err := b.m.List(t.Context()); err == nil || !strings.Contains(err.Error(), "directories deep") {
-		t.Errorf("a deep tree: %v", err)
+	r, err = b.m.List(t.Context())
+	b.must(err)
+	want := "/etc" + strings.Repeat("/d2", maxDepth)
+	if len(r.Skipped) != 1 || r.Skipped[0].Path != want || r.Skipped[0].Why != "lies 64 directories deep" {
+		t.Errorf("a deep tree: %+v", r.Skipped)
+	}
+	if len(r.Changes) != 10+maxDepth {
+		t.Errorf("%d changes", len(r.Changes))
+	}
+	if r, err := b.m.Reset(t.Context(), "/etc/d2"); err == nil {
+		t.Errorf("what was not compared is given back: %+v", r)
 	}
 }
 
-// More than can be looked at is said, not passed over.
+// A directory that holds too much hides nothing else, and is named.
 func TestListLimit(t *testing.T) {
 	b := newBox(t)
+	b.clash("many/conflict", "a")
 	for i := range 30 {
-		b.file(b.merged, fmt.Sprintf("d%d/file", i%3), "")
-		b.file(b.merged, fmt.Sprintf("file%d", i), "")
+		b.file(b.merged, fmt.Sprintf("many/file%d", i), "")
+		b.file(b.merged, fmt.Sprintf("few/file%d", i%3), "")
 	}
-	for _, limit := range []int{1, 5, 33, 35} {
-		if _, err := b.m.compare(t.Context(), b.m.Pairs[0], "", limit); err == nil || !strings.Contains(err.Error(), "more than") {
-			t.Errorf("with %d: %v", limit, err)
+	b.file(b.merged, "z", "")
+	for _, c := range []struct {
+		entries, total int
+		want           string
+	}{
+		{30, 1000, "[/etc/many: has more than 30 entries, and was not compared]"},
+		{31, 1000, "[]"},
+		{31, 20, "[/etc/many: comes after more entries than are looked at, and was not compared]"},
+	} {
+		b.m.entries, b.m.total = c.entries, c.total
+		r, err := b.m.List(t.Context())
+		b.must(err)
+		if have := fmt.Sprint(r.Skipped); have != c.want {
+			t.Errorf("%d, %d: skips %s, want %s", c.entries, c.total, have, c.want)
+		}
+		lines := b.list()
+		for _, want := range []string{"changed /etc/a: content", "added /etc/few/file2", "added /etc/z"} {
+			if !slices.Contains(lines, want) {
+				t.Errorf("%d, %d: lacks %q", c.entries, c.total, want)
+			}
+		}
+		if len(r.Conflicts) != 2 {
+			t.Errorf("conflicts %v", r.Conflicts)
+		}
+		if c.want == "[]" {
+			continue
+		}
+		before := b.list()
+		if r, err := b.m.Reset(t.Context(), "/etc/many"); err == nil || !strings.Contains(err.Error(), "nothing was given back") {
+			t.Errorf("reset: %+v, %v", r, err)
+		}
+		b.says(before...)
+		var s strings.Builder
+		if err := b.m.Diff(t.Context(), &s, "/etc/many"); err != nil || !strings.Contains(s.String(), "was not compared") {
+			t.Errorf("%v: %s", err, s.String())
 		}
 	}
-	if _, err := b.m.compare(t.Context(), b.m.Pairs[0], "", 37); err != nil {
-		t.Error(err)
+}
+
+// The same with the limits as they are, and with a conflict of the directory's own.
+func TestListMany(t *testing.T) {
+	t.Setenv("TMPDIR", "/dev/shm")
+	b := newBox(t)
+	base := filepath.Join(t.TempDir(), "base")
+	for tree, mode := range map[string]os.FileMode{base: 0o755, b.image: 0o700, b.merged: 0o711} {
+		b.file(tree, "many/file", mode.String())
+		b.must(os.Chmod(filepath.Join(tree, "many"), mode))
+	}
+	b.must(os.RemoveAll(filepath.Join(b.image, "many")))
+	b.merge(base)
+	conflicts := b.undecided()
+	for i := range maxEntries {
+		b.must(unix.Mknod(filepath.Join(b.merged, fmt.Sprintf("many/%d", i)), unix.S_IFREG, 0))
+	}
+	b.file(b.merged, "z", "")
+	r, err := b.m.List(t.Context())
+	b.must(err)
+	if len(r.Skipped) != 1 || len(r.Changes) < 2 || r.Changes[len(r.Changes)-1].Path != "/etc/z" {
+		t.Errorf("%+v, %d changes", r.Skipped, len(r.Changes))
+	}
+	if have := b.undecided(); len(conflicts) == 0 || !slices.Equal(have, conflicts) {
+		t.Errorf("%q wait for a decision, want %q: %v", have, conflicts, r.Conflicts)
 	}
 }
 

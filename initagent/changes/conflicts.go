@@ -94,7 +94,21 @@ func (p Pair) undecided(ctx context.Context, list etcmerge.List) ([]etcmerge.Con
 	if len(list.Conflicts) == 0 {
 		return nil, nil
 	}
-	return etcmerge.Undecided(ctx, list, upper{p})
+	open, err := etcmerge.Undecided(ctx, list, upper{p})
+	if err == nil || ctx.Err() != nil {
+		return open, ctx.Err()
+	}
+	// One that cannot be looked at hides no other, and is one still.
+	open = nil
+	for _, c := range list.Conflicts {
+		one, err := etcmerge.Undecided(ctx, etcmerge.List{Conflicts: []etcmerge.Conflict{c}}, upper{p})
+		if err != nil {
+			c.Reason += fmt.Sprintf(" (whether somebody has decided it since is not known: %v)", err)
+			one = []etcmerge.Conflict{c}
+		}
+		open = append(open, one...)
+	}
+	return open, ctx.Err()
 }
 
 // errList explains a list that cannot be read, and the way out.

@@ -22,11 +22,16 @@ func (m *Machine) Diff(ctx context.Context, w io.Writer, name string) error {
 	if err != nil {
 		return err
 	}
-	found, err := m.compare(ctx, p, rel, maxEntries)
+	found, skipped, err := m.compare(ctx, p, rel)
 	if err != nil {
 		return err
 	}
-	if len(found) == 0 {
+	for _, s := range skipped {
+		if _, err := fmt.Fprintln(w, s); err != nil {
+			return err
+		}
+	}
+	if len(found) == 0 && len(skipped) == 0 {
 		_, err := fmt.Fprintf(w, "%s is the image's\n", Shown(name))
 		return err
 	}

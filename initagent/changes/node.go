@@ -117,6 +117,9 @@ func (n *node) file() (*os.File, error) {
 	return os.NewFile(uintptr(fd), n.kind()), nil
 }
 
+// errMany says that a directory has more entries than are looked at.
+var errMany = errors.New("too many entries")
+
 // names lists a directory, at most limit entries.
 func (n *node) names(limit int) ([]string, error) {
 	f, err := n.file()
@@ -129,7 +132,7 @@ func (n *node) names(limit int) ([]string, error) {
 		return nil, nil
 	}
 	if err == nil && len(names) > limit {
-		err = fmt.Errorf("more than %d entries", limit)
+		err = fmt.Errorf("%w: more than %d", errMany, limit)
 	}
 	return names, err
 }

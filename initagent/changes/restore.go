@@ -46,9 +46,12 @@ func (m *Machine) Reset(ctx context.Context, name string) (*Result, error) {
 	if rel == "" {
 		return nil, fmt.Errorf("%s as a whole holds this machine's users, passwords and identity: name what lies in it", p.Path)
 	}
-	found, err := m.compare(ctx, p, rel, maxEntries)
+	found, skipped, err := m.compare(ctx, p, rel)
 	if err != nil {
 		return nil, err
+	}
+	if len(skipped) > 0 {
+		return nil, fmt.Errorf("%s, and nothing was given back: name what else lies in %s", skipped[0], Shown(name))
 	}
 	if err := p.mayReset(rel, found); err != nil {
 		return nil, err

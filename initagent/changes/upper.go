@@ -82,7 +82,7 @@ func (u upper) Names(dir string) ([]string, error) {
 	}
 	defer merged.close()
 	defer image.close()
-	w := &walk{pair: u.pair, left: maxEntries}
+	w := &walk{pair: u.pair, entries: maxEntries}
 	names, err := w.both(dir, merged, image)
 	if err != nil {
 		return nil, err

@@ -176,8 +176,11 @@ func list(ctx context.Context, call *command.Call, m *changes.Machine) error {
 }
 
 func show(w io.Writer, r *changes.Report) {
-	if len(r.Changes) == 0 {
+	if len(r.Changes) == 0 && len(r.Skipped) == 0 {
 		fmt.Fprintln(w, "nothing differs from the image")
+	}
+	for _, s := range r.Skipped {
+		fmt.Fprintln(w, s)
 	}
 	for _, c := range r.Changes {
 		at := "-" // nothing keeps the time of a removal
