@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -168,16 +170,16 @@ func TestHostile(t *testing.T) {
 		b.file(b.merged, name, "")
 	}
 	b.says(
-		`added "/etc/\x1b[2Jx"`,
-		`added /etc/ space`, // inside a path it is seen
-		`added "/etc/a\nadded b"`,
+		`added $'/etc/\033[2Jx'`,
+		`added '/etc/ space'`,
+		`added $'/etc/a\012added b'`,
 		`changed /etc/d: a link, in the image a directory`,
 		`removed /etc/d/file`,
 		`added /etc/loop (link)`,
-		`added "/etc/quo\"te"`,
+		`added '/etc/quo"te'`,
 		`changed /etc/swapped: a link, in the image a file`,
-		"added \"/etc/\\u202eabc\"",
-		`added "/etc/\xff"`,
+		`added $'/etc/\342\200\256abc'`,
+		`added $'/etc/\377'`,
 	)
 	r, err := b.m.List(t.Context())
 	b.must(err)
@@ -213,6 +215,41 @@ func TestHostile(t *testing.T) {
 	}
 	if r, err := b.m.Reset(t.Context(), "/etc/d2"); err == nil {
 		t.Errorf("what was not compared is given back: %+v", r)
+	}
+}
+
+// A name that is pasted into a shell is that name, and runs nothing.
+func TestShownInShell(t *testing.T) {
+	shell, err := exec.LookPath("bash")
+	if err != nil {
+		testkit.Skip(t, "bash is not here")
+	}
+	ran := filepath.Join(t.TempDir(), "ran")
+	names := []string{
+		"/etc/plain-1.2_x:y,@%+=", "/etc/ü", "/etc/a b", "/etc/$(touch " + ran + ")", "/etc/`touch " + ran + "`", "/etc/x;touch " + ran, "/etc/it's", `/etc/"q"`, `/etc/back\slash`,
+		"/etc/a\ntouch " + ran, "/etc/\t'$(touch " + ran + ")\\", "/etc/*", "/etc/{a,b}", "~root", "#x", "-rf", "=ls", "!!", "/etc/\xff1", "/etc/\x1b[2J", "/etc/\u202e1", "", " ", "/etc/\u00a0x", "a&b", "a|b", "a>b", "[a]", "a?",
+	}
+	var script strings.Builder
+	for _, name := range names {
+		if shown := Shown(name); strings.ContainsFunc(shown, func(r rune) bool { return !strconv.IsPrint(r) }) {
+			t.Errorf("%q is shown as %q", name, shown)
+		}
+		fmt.Fprintf(&script, "printf '%%s\\0' %s\n", Shown(name))
+	}
+	out, err := exec.Command(shell, "-c", script.String()).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(have, names) {
+		t.Errorf("the shell takes %q\nwant %q", have, names)
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("it ran something")
+	}
+	for name, want := range map[string]string{"/etc/plain-1.2_x": "/etc/plain-1.2_x", "/etc/it's": `'/etc/it'\''s'`, "-rf": "'-rf'", "a\nb": `$'a\012b'`} {
+		if Shown(name) != want {
+			t.Errorf("%q is shown as %s", name, Shown(name))
+		}
 	}
 }
 

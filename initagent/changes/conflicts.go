@@ -32,6 +32,9 @@ type Note struct {
 	Text string `json:"text"`
 }
 
+// String is the note on one line.
+func (n Note) String() string { return Shown(n.Path) + ": " + visible(n.Text) }
+
 // String is the conflict on one line.
 func (c Conflict) String() string {
 	text := Shown(c.Path)

@@ -75,10 +75,10 @@ func (p Pair) diff(ctx context.Context, w io.Writer, c Change) error {
 	}
 	u := difflib.UnifiedDiff{A: lines(there), B: lines(here), FromFile: "/dev/null", ToFile: "/dev/null", Context: 3}
 	if image != nil {
-		u.FromFile, u.FromDate = Shown(c.Path), "image"
+		u.FromFile, u.FromDate = inHeader(c.Path), "image"
 	}
 	if merged != nil {
-		u.ToFile, u.ToDate = Shown(c.Path), merged.changed(true).Format(time.DateTime)
+		u.ToFile, u.ToDate = inHeader(c.Path), merged.changed(true).Format(time.DateTime)
 	}
 	if max(len(u.A), len(u.B)) > maxLines || max(len(here), len(there)) > maxDiff {
 		_, err := fmt.Fprintf(w, "too long to be compared by line: more than %d lines or %d KiB\n", maxLines, maxDiff>>10)

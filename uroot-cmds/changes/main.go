@@ -78,7 +78,7 @@ func (o *options) check(call *command.Call) error {
 	}
 	for _, arg := range call.Args {
 		if strings.HasPrefix(arg, "-") {
-			return fmt.Errorf("%w: %s: options come before the files (./%s is a file)", command.ErrUsage, changes.Shown(arg), changes.Shown(arg))
+			return fmt.Errorf("%w: %s: options come before the files (%s is a file)", command.ErrUsage, changes.Shown(arg), changes.Shown("./"+arg))
 		}
 	}
 	return nil
@@ -193,7 +193,7 @@ func show(w io.Writer, r *changes.Report) {
 		fmt.Fprintln(w, "\nthe last update did by itself:")
 	}
 	for _, n := range r.Notes {
-		fmt.Fprintf(w, "  %s: %s\n", changes.Shown(n.Path), n.Text)
+		fmt.Fprintf(w, "  %s\n", n)
 	}
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more entries, which had no room in the list\n", r.More)

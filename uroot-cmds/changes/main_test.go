@@ -135,7 +135,7 @@ func TestList(t *testing.T) {
 	b = newBox(t, "clash")
 	b.write(b.merged, "own\x1b[2J", "")
 	b.write(b.image, "gone", "")
-	b.says(nil, "changed  20", "  /etc/clash: content\n", `"/etc/own\x1b[2J"`+"\n", "removed  -                 /etc/gone\n",
+	b.says(nil, "changed  20", "  /etc/clash: content\n", `$'/etc/own\033[2J'`+"\n", "removed  -                 /etc/gone\n",
 		"an update changed these as well; this machine's are in effect:\n  /etc/clash: ", "(since version 3)\n")
 	var r changes.Report
 	if err := json.Unmarshal([]byte(b.says([]string{"--json"})), &r); err != nil || len(r.Conflicts) != 1 || r.Conflicts[0].Path != "/etc/clash" || r.Conflicts[0].Since != 3 || len(r.Changes) < 3 {
