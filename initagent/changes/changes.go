@@ -143,7 +143,7 @@ func (m *Machine) List(ctx context.Context) (*Report, error) {
 // compare lists the changes of one directory at rel and below, in the order of the paths.
 func (m *Machine) compare(ctx context.Context, p Pair, rel string) ([]Change, []Skipped, error) {
 	w := &walk{ctx: ctx, pair: p, entries: m.entries, left: m.total}
-	merged, image, err := p.lookup(rel)
+	merged, image, err := p.named(rel)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -309,11 +309,16 @@ func (m *Machine) find(path string) (Pair, string, error) {
 	return Pair{}, "", fmt.Errorf("%s lies in none of the directories that are laid over the image's: %s", Shown(path), strings.Join(names, ", "))
 }
 
-// lookup opens an entry in both trees. Either may be missing, but not both. The caller
-// closes them.
-func (p Pair) lookup(rel string) (merged, image *node, err error) {
-	if merged, err = open(p.Merged, rel); err == nil {
-		image, err = open(p.Image, rel)
+// lookup opens an entry in both trees. Either may be missing, but not both: what one has as
+// a directory may be a link in the other. The caller closes them.
+func (p Pair) lookup(rel string) (merged, image *node, err error) { return p.open(rel, below) }
+
+// named is lookup for a path that somebody typed: they are told of a link on the way.
+func (p Pair) named(rel string) (merged, image *node, err error) { return p.open(rel, open) }
+
+func (p Pair) open(rel string, here func(*os.File, string) (*node, error)) (merged, image *node, err error) {
+	if merged, err = here(p.Merged, rel); err == nil {
+		image, err = below(p.Image, rel)
 	}
 	if err == nil && merged == nil && image == nil {
 		err = unix.ENOENT

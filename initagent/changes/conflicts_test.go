@@ -122,6 +122,54 @@ func TestTakeTheirsDirectory(t *testing.T) {
 	b.waits("/etc/d/file")
 }
 
+// Where one side has a link in the place of the other's directory, what lies in that is
+// judged, shown and decided like all else.
+func TestDirectoryBecameLink(t *testing.T) {
+	b := newBox(t)
+	base := filepath.Join(t.TempDir(), "base")
+	for tree, text := range map[string]string{base: "line\n", b.merged: "mine\n"} {
+		b.file(tree, "foo/conf", text)
+		b.file(tree, "foo/other", "line\n")
+		b.file(tree, "bar/conf", text)
+	}
+	b.both("foo.new/conf", "image\n")
+	b.file(b.image, "bar/conf", "image\n")
+	b.must(os.Symlink("foo.new", filepath.Join(b.image, "foo")))
+	b.merge(base)
+	b.waits("/etc/bar/conf", "/etc/foo")
+	b.says("changed /etc/bar/conf: content", "changed /etc/foo: a directory, in the image a link", "added /etc/foo/conf", "added /etc/foo/other", "added /etc/halogen (directory)")
+	diff := func(want ...string) {
+		t.Helper()
+		var s strings.Builder
+		if err := b.m.Diff(t.Context(), &s, "/etc"); err != nil {
+			t.Error(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(s.String(), w) {
+				t.Errorf("says\n%s\nlacks %q", s.String(), w)
+			}
+		}
+	}
+	diff("/etc/foo: a directory, in the image a link\n", "added    /etc/foo/conf\n", "+mine\n")
+	if _, err := b.m.Keep(t.Context(), "/etc/foo"); err != nil {
+		t.Error(err)
+	}
+	b.waits("/etc/bar/conf")
+	// The other way round: who puts a link in its place has decided over what was in it.
+	b.must(os.RemoveAll(filepath.Join(b.merged, "bar")))
+	b.must(os.Symlink("foo", filepath.Join(b.merged, "bar")))
+	b.waits()
+	diff("/etc/bar: a link, in the image a directory\n", "removed  /etc/bar/conf\n", "-image\n")
+	for _, name := range []string{"/etc/foo/conf", "/etc/foo/other"} {
+		if r := b.reset(name); !slices.Equal(r.Removed, []string{name}) {
+			t.Errorf("%+v", r)
+		}
+	}
+	b.reset("/etc/foo")
+	b.reset("/etc/bar")
+	b.says("added /etc/halogen (directory)")
+}
+
 // A file of users and groups is not taken, whatever it is that conflicts.
 func TestTakeTheirsAccounts(t *testing.T) {
 	b := newBox(t)

@@ -21,6 +21,9 @@ type node struct {
 	stat unix.Stat_t
 }
 
+// errLink says that a path leads through a link.
+var errLink = errors.New("a symbolic link is on the way: name where it leads")
+
 // open opens an entry below a directory without following any link on the way, nor at the
 // end. No such entry is nil.
 func open(root *os.File, rel string) (*node, error) {
@@ -32,9 +35,19 @@ func open(root *os.File, rel string) (*node, error) {
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if errors.Is(err, unix.ELOOP) {
-		return nil, errors.New("a symbolic link is on the way: name where it leads")
+		return nil, errLink
 	}
 	return newNode(fd, err)
+}
+
+// below is open for a path that the other tree or a list has: where there is a link on the
+// way, no such entry is there.
+func below(root *os.File, rel string) (*node, error) {
+	n, err := open(root, rel)
+	if errors.Is(err, errLink) {
+		return nil, nil
+	}
+	return n, err
 }
 
 func newNode(fd int, err error) (*node, error) {

@@ -101,7 +101,7 @@ func (u upper) Names(dir string) ([]string, error) {
 
 // Open implements etcmerge.Tree.
 func (u upper) Open(path string) (io.ReadCloser, error) {
-	n, err := open(u.pair.Merged, path)
+	n, err := below(u.pair.Merged, path)
 	if err == nil && n == nil {
 		err = fs.ErrNotExist
 	}
