@@ -272,7 +272,7 @@ func TestLeftOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.write(b.merged, etcmerge.ListPath, string(text))
-	b.says(nil, "  and 3 more entries, ", "\nan update left these out, or they are not as they should be:\n  /etc/clash: left out: because (since version 3)\n", `  "/var/lib/x\x1b[2J": left out`)
+	b.says(nil, "  and 3 more entries, ", "\nan update left these out, or they are not as they should be:\n  /etc/clash: left out: because (since version 3)\n", `  $'/var/lib/x\033[2J': left out`)
 	out := b.says([]string{"--summary"}, "1 file was changed both", "\n3 files were left out by an update")
 	if text, err := os.ReadFile(b.notice); err != nil || string(text) != out {
 		t.Errorf("left for those who log in: %q, %v", text, err)
