@@ -31,7 +31,10 @@ type table struct {
 	known              bool // base is
 	// absent: this machine never changed it, and there is no base: the image's is in
 	// effect.
-	absent  bool
+	absent bool
+	// follows: this machine changed none of the files on users and groups, so that names
+	// which the image drops go.
+	follows bool
 	clashes bool
 	// leftOut are the entries that an earlier merge could not take in.
 	leftOut map[string]bool
@@ -102,8 +105,9 @@ func (r records) text() []byte {
 	return out.Bytes()
 }
 
-// mergeAccounts merges the account files where this machine changed any of them. They
-// are merged before all others, since they say whose number is whose.
+// mergeAccounts merges the account files where this machine changed any of them, or the
+// image gives a number to somebody else. They are merged before all others, since they say
+// whose number is whose.
 func (p *planner) mergeAccounts() error {
 	p.accounts = map[string]account{}
 	tables := map[string]*table{}
@@ -118,7 +122,11 @@ func (p *planner) mergeAccounts() error {
 			tables[f.path] = t
 		}
 	}
-	if touched["group"] || touched["passwd"] || touched["gshadow"] || touched["shadow"] {
+	changedHere := touched["group"] || touched["passwd"] || touched["gshadow"] || touched["shadow"]
+	if changedHere || tables["group"].moves() || tables["passwd"].moves() {
+		for _, t := range tables {
+			t.follows = !changedHere
+		}
 		if err := p.mergeUsers(tables); err != nil {
 			return err
 		}
@@ -219,6 +227,9 @@ type intake struct {
 func (p *planner) mergeTable(t *table, kind string, merge rule, in intake) {
 	for i, ours := range t.ours.lines {
 		theirs, there := t.theirs.get(ours.name)
+		if t.follows && t.dropped(ours.name) {
+			continue
+		}
 		if first, ok := t.ours.first[ours.name]; ours.name == "" || !ok || first != i || !there {
 			if _, was := t.base.get(ours.name); was && ours.name != "" && !there {
 				p.note(t.path, "%s %s is no longer in the image and stays: files may belong to it", kind, Name(ours.name))
@@ -254,6 +265,13 @@ func (p *planner) mergeTable(t *table, kind string, merge rule, in intake) {
 		}
 	}
 	t.out = index(slices.Insert(t.out.lines, endOfNames(t.out.lines), fresh...))
+}
+
+// dropped reports whether the image no longer has a name of the old image.
+func (t *table) dropped(name string) bool {
+	_, was := t.base.first[name]
+	_, there := t.theirs.first[name]
+	return was && !there
 }
 
 // endOfNames is where new names go: what stands for the accounts of a directory service

@@ -77,6 +77,24 @@ func (r records) byNumber() map[uint32]string {
 	return out
 }
 
+// moves reports whether the image gives a name another number than the old image did, or
+// gives on the number of a name that it dropped. Files of the machine have the old one.
+func (t *table) moves() bool {
+	if t == nil || !t.known {
+		return false
+	}
+	held := t.base.byNumber()
+	for name := range t.theirs.first {
+		n, ok := t.theirs.own(name)
+		was, before := t.base.own(name)
+		holder, given := held[n]
+		if ok && (before && was != n || !before && given && t.dropped(holder)) {
+			return true
+		}
+	}
+	return false
+}
+
 // A pool is the numbers of passwd or group.
 type pool struct {
 	used map[uint32]bool // in any of the versions, or given by this merge
@@ -381,7 +399,11 @@ func (p *planner) admit(t *table, kind string, rec record, next func(uint32) (ui
 		return rec, false
 	}
 	rec.fields[numberField] = decimal(other)
-	p.note(t.path, "%s %s of the image has number %d here: %d belongs to %s", kind, Name(rec.name), other, n, Name(holder))
+	belongs := "belongs to"
+	if t.follows && t.dropped(holder) {
+		belongs = "belonged to"
+	}
+	p.note(t.path, "%s %s of the image has number %d here: %d %s %s", kind, Name(rec.name), other, n, belongs, Name(holder))
 	return rec, true
 }
 

@@ -88,3 +88,71 @@ func TestLeftOutComesIn(t *testing.T) {
 		t.Error("pg comes in, though somebody decided that it stays out")
 	}
 }
+
+// A number that the image moves stays here, and is listed, on machines that never touched
+// an account file as well: files belong to it. FAULTS 106
+func TestMovedNumbers(t *testing.T) {
+	base := accountsOf(
+		"passwd", rootUser+"bus:x:101:101::/:/x\nmail:x:102:102::/:/x\n", "group", rootGroup+"bus:x:101:\nmail:x:102:\n",
+		"shadow", "root:*:1::::::\nbus:!*:1::::::\nmail:!*:1::::::\n")
+	theirs := accountsOf(
+		"passwd", rootUser+"bus:x:102:102::/:/new\nmail:x:101:101::/:/x\n", "group", rootGroup+"bus:x:102:\nmail:x:101:\n",
+		"shadow", "root:*:2::::::\nbus:!*:2::::::\nmail:!*:2::::::\n")
+	theirs["mail.key"] = text("k").owner(101, 101).mode(0o600)
+	for name, upper := range map[string]memory{
+		"not here": {},
+		"the same": accountsOf("passwd", base["passwd"].content, "group", base["group"].content),
+	} {
+		upper["bus.key"] = text("k").owner(101, 101).mode(0o600)
+		r, made := planWith(t, Options{}, base, theirs, upper)
+		shown := over(theirs, made)
+		want := map[string]string{
+			"passwd": rootUser + "bus:x:101:101::/:/new\nmail:x:102:102::/:/x\n",
+			"group":  rootGroup + "bus:x:101:\nmail:x:102:\n",
+			"shadow": theirs["shadow"].content,
+		}
+		wantContent(t, shown, want)
+		if _, written := made["shadow"]; written {
+			t.Errorf("%s: shadow is written, though it is as in the image", name)
+		}
+		if a, b := shown["bus.key"], shown["mail.key"]; a.UID != 101 || a.GID != 101 || b.UID != 102 || b.GID != 102 {
+			t.Errorf("%s: bus.key belongs to %d:%d, mail.key to %d:%d", name, a.UID, a.GID, b.UID, b.GID)
+		}
+		if r.Users[101] != 102 || r.Users[102] != 101 || r.Groups[101] != 102 || r.Groups[102] != 101 {
+			t.Errorf("%s: users %v, groups %v", name, r.Users, r.Groups)
+		}
+		conflicts, _ := said(r)
+		wantSaid(t, "conflicts", conflicts, "passwd bus: user bus: number 101 here, 102 in the image", "passwd mail: ", "group bus: ", "group mail: ")
+
+		r, made = planWith(t, Options{}, theirs, theirs, made)
+		wantContent(t, over(theirs, made), want)
+		if len(r.Conflicts) != 4 || r.Users[101] != 102 {
+			t.Errorf("%s: after the next, conflicts %v, users %v", name, r.Conflicts, r.Users)
+		}
+	}
+}
+
+// The number of a user that the image drops is not given to the next: its files may still
+// be there. The user itself goes, as nothing of it is this machine's. FAULTS 106
+func TestNumberGivenOn(t *testing.T) {
+	base := accountsOf("passwd", rootUser+"ntp:x:500:500::/:/x\n", "group", rootGroup+"ntp:x:500:\n", "shadow", "root:*:1::::::\nntp:$6$known:1::::::\n")
+	theirs := accountsOf("passwd", rootUser+"time:x:500:500::/:/x\n", "group", rootGroup+"time:x:500:\n", "shadow", "root:*:1::::::\ntime:!*:1::::::\n")
+	r, made := planWith(t, Options{}, base, theirs, memory{})
+	shown := over(theirs, made)
+	if n := shown["passwd"].content; strings.Contains(n, ":500:") || strings.Contains(n, "ntp") || !strings.Contains(n, "time:x:") {
+		t.Errorf("passwd shows\n%s", n)
+	}
+	wantContent(t, shown, map[string]string{"shadow": theirs["shadow"].content})
+	if r.Users[500] == 0 || r.Users[500] != r.Groups[500] {
+		t.Errorf("users %v, groups %v", r.Users, r.Groups)
+	}
+	conflicts, notes := said(r)
+	wantSaid(t, "conflicts", conflicts)
+	wantSaid(t, "notes", notes, "user time of the image has number", "500 belonged to ntp")
+
+	// A dropped user whose number nobody has, and a new one: the image's files show.
+	theirs = accountsOf("passwd", rootUser+"time:x:501:501::/:/x\n", "group", rootGroup+"time:x:501:\n", "shadow", "root:*:1::::::\ntime:!*:1::::::\n")
+	if _, made = planWith(t, Options{}, base, theirs, memory{}); len(made) > 1 {
+		t.Errorf("made %v", made)
+	}
+}
