@@ -155,9 +155,12 @@ func (p *planner) leaveOut(t *table, name, format string, args ...any) {
 }
 
 func (p *planner) merged(t *table) {
-	if t != nil {
-		p.accounts[t.path] = account{t.out.text(), t.clashes}
+	if t == nil {
+		return
 	}
+	a := account{t.out.text(), t.clashes}
+	p.accounts[t.path] = a
+	p.budget.content -= len(a.text)
 }
 
 // table reads the versions of an account file. It is nil where one is not a text file
@@ -190,7 +193,7 @@ func (p *planner) table(path string, fields int) (t *table, changed bool, err er
 		if !in.is(Regular) {
 			continue
 		}
-		text, ok, err := p.text(in.from, path)
+		text, ok, err := p.accountText(in.from, path)
 		if err != nil || !ok {
 			return nil, false, err
 		}
@@ -203,9 +206,9 @@ func (p *planner) table(path string, fields int) (t *table, changed bool, err er
 // accountFile is the choice for an account file's content.
 func (p *planner) accountFile(a account, o *file) choice {
 	c := choice{from: FromContent, text: a.text, reason: "merged entry by entry", clashes: a.clashes}
-	if theirs, _, err := p.text(p.theirs, o.path); err == nil && bytes.Equal(theirs, a.text) {
+	if theirs, _, err := p.accountText(p.theirs, o.path); err == nil && bytes.Equal(theirs, a.text) {
 		c.from, c.text, c.reason = FromImage, nil, "as in the image"
-	} else if ours, _, err := p.text(o.from, o.path); o.from == p.upper && err == nil && bytes.Equal(ours, a.text) {
+	} else if ours, _, err := p.accountText(o.from, o.path); o.from == p.upper && err == nil && bytes.Equal(ours, a.text) {
 		c.from, c.text, c.reason = FromUpper, nil, "changed here"
 	}
 	return c

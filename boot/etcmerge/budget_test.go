@@ -76,6 +76,59 @@ func TestLongAccountFiles(t *testing.T) {
 	}
 }
 
+// A machine with more users than most merges them as others do: what the image brings comes
+// in, its files belong to their users, and what clashes is listed until it is decided.
+// FAULTS 106
+func TestManyUsers(t *testing.T) {
+	var many strings.Builder
+	for i := range 20_000 {
+		fmt.Fprintf(&many, "student%05d:x:%d:1000:Some Student Name:/home/student%05d:/bin/bash\n", i, 1000+i, i)
+	}
+	base := accountsOf("passwd", rootUser, "group", rootGroup)
+	theirs := accountsOf("passwd", "root:x:0:0:root:/root:/bin/fish\nsvc:x:990:990::/:/x\n", "group", rootGroup+"svc:x:990:\n")
+	theirs["svc.key"] = text("secret").owner(990, 990).mode(0o600)
+	mine := "root:x:0:0:root:/root:/bin/zsh\n" + many.String() + "bob:x:990:990::/:/x\n"
+	if len(mine) < MaxText {
+		t.Fatal("too few users")
+	}
+	r, made := planWith(t, Options{}, base, theirs, accountsOf("passwd", mine, "group", rootGroup+"bob:x:990:\n"))
+	svc, ok := parseRecords([]byte(made["passwd"].content), 7).own("svc")
+	if !ok || !strings.HasPrefix(made["passwd"].content, mine) {
+		t.Errorf("passwd has %d bytes, svc %v", len(made["passwd"].content), ok)
+	}
+	if n := made["svc.key"]; n.UID != svc || n.GID != svc || r.Users[990] != svc {
+		t.Errorf("svc.key belongs to %d:%d, svc is %d, users %v", n.UID, n.GID, svc, r.Users)
+	}
+	r, made = planWith(t, Options{}, theirs, theirs, made)
+	conflicts, _ := said(r)
+	wantSaid(t, "conflicts of the next", conflicts, "passwd root: user root: shell")
+}
+
+// Account files that are too large to merge end the merge: without it, whose number is
+// whose would not be known.
+func TestTooManyUsers(t *testing.T) {
+	large := text(strings.Repeat(strings.Repeat("x", 255)+"\n", MaxAccounts/256) + "y\n")
+	image := accountsOf("passwd", rootUser, "group", rootGroup)
+	for _, path := range []string{"passwd", "group"} {
+		_, err := Plan(t.Context(), image, image, memory{path: large}, Options{})
+		if want := "the upper directory: " + path + ": it is larger than 16 MiB"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+	before := used(t)
+	var most strings.Builder
+	for i := 0; most.Len() < MaxAccounts-256; i++ {
+		fmt.Fprintf(&most, "user%d:x:%d:1000:Some Student Name:/home/user%d:/bin/bash\n", i, 100_000+i, i)
+	}
+	r, err := Plan(t.Context(), image, image, accountsOf("passwd", most.String()), Options{})
+	if err != nil || len(r.Conflicts) > 0 {
+		t.Errorf("error %v", err)
+	}
+	if took := used(t) - before; took > 30*time.Second {
+		t.Errorf("it took %v of processor time", took)
+	}
+}
+
 // A comparison ends with its context.
 func TestComparisonEnds(t *testing.T) {
 	ctx, end := context.WithCancel(context.Background())

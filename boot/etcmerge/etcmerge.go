@@ -24,13 +24,16 @@ import (
 	"halogenos.internal/boot/contract"
 )
 
-// Bounds. Plan returns an error beyond MaxEntries, MaxDepth and MaxRead; a file larger
-// than MaxText is not merged, but taken or kept whole.
+// Bounds. Plan returns an error beyond MaxEntries, MaxDepth, MaxRead and MaxAccounts; a
+// file larger than MaxText is not merged, but taken or kept whole.
 const (
 	MaxEntries = 500_000 // entries looked at, over the three trees
 	MaxDepth   = 256     // directories within one another
-	MaxText    = 1 << 20 // bytes of a file that is merged by line or by entry
+	MaxText    = 1 << 20 // bytes of a file that is merged by line
 	MaxRead    = 4 << 30 // bytes of files compared
+	// MaxAccounts bounds an account file in bytes: some 200,000 users. One that is not
+	// merged would leave the image's files to whoever has their numbers here.
+	MaxAccounts = 16 << 20
 	// maxContent bounds the bytes of merged files that a plan holds.
 	maxContent = 64 << 20
 )

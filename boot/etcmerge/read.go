@@ -130,19 +130,32 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// text reads a file that may be merged. It reports false for one that is too large or
-// not a text.
+// text reads a file that may be merged by line. It reports false for one that is too
+// large or not a text.
 func (r *reader) text(s *source, path string) ([]byte, bool, error) {
+	return r.textUpTo(s, path, MaxText)
+}
+
+func (r *reader) textUpTo(s *source, path string, most int) ([]byte, bool, error) {
 	f, err := r.open(s, path)
 	if err != nil {
 		return nil, false, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, MaxText+1))
+	content, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
 	if err != nil {
 		return nil, false, err
 	}
-	return content, len(content) <= MaxText && isText(content), nil
+	return content, len(content) <= most && isText(content), nil
+}
+
+// accountText reads an account file. It reports false for one that is not a text.
+func (r *reader) accountText(s *source, path string) ([]byte, bool, error) {
+	content, ok, err := r.textUpTo(s, path, MaxAccounts)
+	if err == nil && len(content) > MaxAccounts {
+		err = s.fail(path, fmt.Errorf("it is larger than %d MiB, too large to merge with another image's: without that, files would belong to the wrong users. Remove entries that nobody needs, and try again", MaxAccounts>>20))
+	}
+	return content, ok, err
 }
 
 // A file is an entry of a tree. A nil file is nothing.

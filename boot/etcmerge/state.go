@@ -152,7 +152,7 @@ func (r *reader) stateOfLineIn(s *source, path, name string) (string, error) {
 	if r.indexed.from == s && r.indexed.path == path {
 		return stateOfLine(r.indexed.lines, name), nil
 	}
-	text, ok, err := r.text(s, path)
+	text, ok, err := r.textUpTo(s, path, MaxAccounts)
 	if err != nil || !ok {
 		return "", err
 	}
