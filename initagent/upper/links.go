@@ -130,7 +130,13 @@ func (m *maker) setLinks() error {
 	if err := m.Step("rename " + name); err != nil {
 		return err
 	}
-	if err := errors.Join(unix.Renameat(w.fd, name+unfinished, w.fd, name), m.all.Sync()); err != nil {
+	err = unix.Renameat(w.fd, name+unfinished, w.fd, name)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) { // it is no list, or is immutable
+		if err = remove(m.all, name, m.Step); err == nil {
+			err = unix.Renameat(w.fd, name+unfinished, w.fd, name)
+		}
+	}
+	if err := errors.Join(err, m.all.Sync()); err != nil {
 		return fmt.Errorf("make %s: %w", name, err)
 	}
 	for _, l := range m.links {
@@ -167,7 +173,7 @@ func (s Store) GiveBack(system, image string) error {
 			return fmt.Errorf("give back %s/%s: %w", l.Entry, l.Path, err)
 		}
 	}
-	if err := unix.Unlinkat(int(all.Fd()), system+linked, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(all, system+linked, func(string) error { return nil }); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return all.Sync()

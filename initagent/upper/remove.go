@@ -3,6 +3,7 @@ package upper
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -26,7 +27,9 @@ func (s Store) Names(name string) ([]string, error) {
 
 // Discard removes a directory with all that is in it. It is renamed before: cut before
 // that, it is whole; cut after it, it is gone, and what is left of it has a name that
-// nothing looks for, and goes when a system's directory is made or removed again.
+// nothing looks for, and goes when a system's directory is made or removed again. That
+// goes, too, for what a damaged file system does not let go: it takes room, and what comes
+// next does not depend on it. [Store.Carry] reports it each time.
 func (s Store) Discard(name string, step func(string) error) error {
 	if step == nil {
 		step = func(string) error { return nil }
@@ -39,28 +42,44 @@ func (s Store) Discard(name string, step func(string) error) error {
 		return err
 	}
 	defer parent.Close()
-	fd, base := int(parent.Fd()), path.Base(name)
-	if err := sweep(parent, step); err != nil {
-		return err
-	}
-	if err := step("rename " + name); err != nil {
-		return err
-	}
-	err = unix.Renameat(fd, base, fd, base+unfinished)
+	gone, err := aside(parent, path.Base(name), step)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return sweep(parent, step, func(string, error) {})
 	}
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	if err := parent.Sync(); err != nil {
-		return fmt.Errorf("remove %s: %w", name, err)
+		return fmt.Errorf("remove %s: %w", gone, err)
 	}
-	return remove(parent, base+unfinished, step)
+	return sweep(parent, step, func(string, error) {})
 }
 
-// sweep removes what was not finished in a directory, whosever it was.
-func sweep(parent *os.File, step func(string) error) error {
+// aside gives an entry a name that is not looked for, beside what has such a name already.
+func aside(parent *os.File, name string, step func(string) error) (string, error) {
+	fd := int(parent.Fd())
+	for n := 1; ; n++ {
+		to := strings.TrimSuffix(name, unfinished) + unfinished
+		if n > 1 {
+			to = fmt.Sprintf("%s.%d%s", strings.TrimSuffix(name, unfinished), n, unfinished)
+		}
+		if err := step("rename " + name); err != nil {
+			return "", err
+		}
+		move := func() error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) }
+		err := move()
+		if errors.Is(err, unix.EPERM) && thawName(parent, name, step) == nil {
+			err = move()
+		}
+		if !errors.Is(err, unix.EEXIST) || n == 1000 {
+			return to, err
+		}
+	}
+}
+
+// sweep removes what was not finished in a directory, whosever it was. It reports what
+// does not go, and fails where it cannot go on.
+func sweep(parent *os.File, step func(string) error, stays func(name string, why error)) error {
 	f, err := reopen(parent)
 	if err != nil {
 		return err
@@ -68,10 +87,15 @@ func sweep(parent *os.File, step func(string) error) error {
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	for _, n := range names {
-		if strings.HasSuffix(n, unfinished) {
-			if err := remove(parent, n, step); err != nil {
-				return err
-			}
+		if !strings.HasSuffix(n, unfinished) {
+			continue
+		}
+		err := remove(parent, n, step)
+		if errno := unix.Errno(0); err != nil && !errors.As(err, &errno) {
+			return err // of a step
+		}
+		if err != nil {
+			stays(n, err)
 		}
 	}
 	return err
@@ -96,8 +120,26 @@ func (s Store) directory(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// remove removes a name of a directory, and all below it, without following a link.
+// remove removes a name of a directory, and all below it, without following a link. An
+// immutable or append-only flag (chattr) on it, or below it, keeps nothing here.
 func remove(parent *os.File, name string, step func(string) error) error {
+	r := &removal{parent: parent, step: step}
+	return r.entry(parent, name, 0)
+}
+
+// maxOpen is how many directories within one another a removal holds open: what lies
+// deeper is moved up before it goes.
+const maxOpen = 32
+
+// removal is one remove.
+type removal struct {
+	parent *os.File
+	top    *os.File // the directory that goes
+	moved  int
+	step   func(string) error
+}
+
+func (r *removal) entry(parent *os.File, name string, depth int) error {
 	fd := int(parent.Fd())
 	var st unix.Stat_t
 	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -107,36 +149,110 @@ func remove(parent *os.File, name string, step func(string) error) error {
 	if err != nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if err := removeBelow(fd, name, step); err != nil {
-			return err
-		}
-	}
-	if err := step("remove " + name); err != nil {
-		return err
-	}
 	flags := 0
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		flags = unix.AT_REMOVEDIR
+		if depth >= maxOpen && r.moveUp(parent, name) == nil {
+			return nil
+		}
+		if err := r.below(parent, name, depth); err != nil {
+			return err
+		}
 	}
-	if err := unix.Unlinkat(fd, name, flags); err != nil {
+	if err := r.step("remove " + name); err != nil {
+		return err
+	}
+	err = unix.Unlinkat(fd, name, flags)
+	if errors.Is(err, unix.EPERM) && thawName(parent, name, r.step) == nil {
+		err = unix.Unlinkat(fd, name, flags)
+	}
+	if err != nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	return nil
 }
 
-func removeBelow(parent int, name string, step func(string) error) error {
-	fd, err := beneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY)
+// moveUp moves a directory to the top of what goes, which is gone through until it is
+// empty. Where that fails, as over the border of a subvolume, it goes where it is.
+func (r *removal) moveUp(parent *os.File, name string) error {
+	for {
+		if err := r.step("move " + name); err != nil {
+			return err
+		}
+		r.moved++
+		to := fmt.Sprintf("%d%s", r.moved, unfinished)
+		err := unix.Renameat2(int(parent.Fd()), name, int(r.top.Fd()), to, unix.RENAME_NOREPLACE)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+}
+
+func (r *removal) below(parent *os.File, name string, depth int) error {
+	fd, err := beneath(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	for _, n := range names {
-		if err := remove(f, n, step); err != nil {
+	if depth == 0 {
+		r.top = f
+	}
+	if err := thaw(f, r.step); err != nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: err}
+	}
+	for {
+		names, err := f.Readdirnames(-1)
+		for _, n := range names {
+			if err := r.entry(f, n, depth+1); err != nil {
+				return err
+			}
+		}
+		if err != nil || depth > 0 || r.moved == 0 {
+			return err
+		}
+		// What was moved up while this was read.
+		r.moved = 0
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
 	}
-	return err
+}
+
+// frozen are the flags that keep even root from changing or removing something:
+// FS_IMMUTABLE_FL and FS_APPEND_FL (Linux, include/uapi/linux/fs.h).
+const frozen = 0x10 | 0x20
+
+// thaw clears them on an open file or directory. A file system without flags has none.
+func thaw(f *os.File, step func(string) error) error {
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&frozen == 0 {
+		return nil
+	}
+	if err := step("flags of " + f.Name()); err != nil {
+		return err
+	}
+	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^frozen))
+}
+
+// thawName clears them on a file or directory that has a name.
+func thawName(parent *os.File, name string, step func(string) error) error {
+	fd, err := beneath(int(parent.Fd()), name, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return unix.EPERM // it has none, and opening a device or a pipe does something
+	}
+	f, err := os.Open(handle(fd))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return thaw(f, step)
 }

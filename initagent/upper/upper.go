@@ -16,6 +16,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -113,17 +114,33 @@ func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
 		return nil, err
 	}
 	defer all.Close()
-	if err := sweep(all, c.Step); err != nil {
+	m := &maker{Carry: c, root: root, all: all, report: new(Report)}
+	if err := m.clear(); err != nil {
 		return nil, err
 	}
-	m := &maker{Carry: c, root: root, all: all, report: new(Report)}
 	if err := s.recallLinks(m); err != nil {
 		return nil, err
 	}
 	if err := m.run(ctx); err != nil {
-		return nil, errors.Join(err, sweep(all, c.Step))
+		return nil, errors.Join(err, sweep(all, c.Step, func(string, error) {}))
 	}
 	return m.report, nil
+}
+
+// clear removes what an earlier attempt has left, of whatever system. What does not go is
+// reported, and takes no name that is needed now.
+func (m *maker) clear() error {
+	var stays []string
+	err := sweep(m.all, m.Step, func(name string, why error) {
+		stays = append(stays, name)
+		m.leftOut("/"+Directory)(name, "what is left of an earlier system on the root partition cannot be removed: "+why.Error())
+	})
+	for _, name := range stays {
+		if err == nil && slices.Contains([]string{m.System + unfinished, m.System + linked + unfinished, temporary, seeding}, name) {
+			_, err = aside(m.all, name, m.Step)
+		}
+	}
+	return err
 }
 
 // makeDirectory makes a directory where it is missing, and opens it.
