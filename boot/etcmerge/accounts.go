@@ -16,6 +16,16 @@ var accountFiles = []struct {
 	{"group", 4}, {"passwd", 7}, {"gshadow", 4}, {"shadow", 9}, {"subgid", 3}, {"subuid", 3}, {"shells", 1},
 }
 
+// fieldsOf is how many fields a line of an account file has.
+func fieldsOf(path string) int {
+	for _, f := range accountFiles {
+		if f.path == path {
+			return f.fields
+		}
+	}
+	return 0
+}
+
 // account is a merged account file.
 type account struct {
 	text    []byte

@@ -14,6 +14,19 @@ type Owners struct{ Users, Groups map[uint32]uint32 }
 // Owners are those of a plan: who copies files out of the image translates them.
 func (r *Result) Owners() Owners { return Owners{r.Users, r.Groups} }
 
+// Accounts are the texts of /etc/passwd and /etc/group.
+type Accounts struct{ Passwd, Group []byte }
+
+// OwnersBetween are those from an image's numbers to a machine's: what a merge would have.
+func OwnersBetween(image, here Accounts) Owners {
+	between := func(path string, image, here []byte) map[uint32]uint32 {
+		fields := fieldsOf(path)
+		out, _ := numbersOf(path, parseRecords(image, fields), parseRecords(here, fields))
+		return out
+	}
+	return Owners{Users: between("passwd", image.Passwd, here.Passwd), Groups: between("group", image.Group, here.Group)}
+}
+
 // accessLists are the attributes that name users and groups by their numbers.
 var accessLists = []string{accessList, "system.posix_acl_default"}
 

@@ -2,6 +2,7 @@ package etcmerge
 
 import (
 	"encoding/binary"
+	"maps"
 	"strings"
 	"testing"
 )
@@ -168,5 +169,22 @@ func TestOtherDirectory(t *testing.T) {
 			! passwd: changed here and in the image`)
 	if n := made["svc/data"]; n.UID != 999 || n.GID != 999 {
 		t.Errorf("data belongs to %d:%d", n.UID, n.GID)
+	}
+}
+
+// Who reads the account files after a merge finds the numbers that the merge translated by.
+func TestOwnersBetween(t *testing.T) {
+	theirs := accountsOf("passwd", rootUser+"svc:x:990:990::/:/x\ngone:x:980:980::/:/x\n", "group", rootGroup+"svc:x:990:\ngone:x:980:\n")
+	upper := accountsOf("passwd", rootUser+"bob:x:990:990::/:/x\nsvc:x:999:999::/:/x\neve:x:980:980::/:/x\n", "group", rootGroup+"bob:x:990:\nsvc:x:999:\neve:x:980:\n")
+	r, made := planWith(t, Options{}, theirs, theirs, upper)
+	text := func(tree memory) Accounts {
+		return Accounts{[]byte(tree["passwd"].content), []byte(tree["group"].content)}
+	}
+	have, want := OwnersBetween(text(theirs), text(over(theirs, made))), r.Owners()
+	if !maps.Equal(have.Users, want.Users) || !maps.Equal(have.Groups, want.Groups) || have.Users[990] != 999 || len(have.Groups) != 2 {
+		t.Errorf("%v, want %v", have, want)
+	}
+	if o := OwnersBetween(text(theirs), Accounts{}); len(o.Users)+len(o.Groups) != 0 {
+		t.Errorf("without users here: %v", o)
 	}
 }

@@ -142,7 +142,7 @@ func (m *Machine) List(ctx context.Context) (*Report, error) {
 
 // compare lists the changes of one directory at rel and below, in the order of the paths.
 func (m *Machine) compare(ctx context.Context, p Pair, rel string) ([]Change, []Skipped, error) {
-	w := &walk{ctx: ctx, pair: p, entries: m.entries, left: m.total}
+	w := &walk{ctx: ctx, pair: p, owners: m.owners(), entries: m.entries, left: m.total}
 	merged, image, err := p.named(rel)
 	if err != nil {
 		return nil, nil, err
@@ -169,6 +169,7 @@ func (p Pair) within(path string) string {
 type walk struct {
 	ctx     context.Context
 	pair    Pair
+	owners  owners
 	entries int // that one directory may have
 	left    int // that may still be looked at
 	found   []Change
@@ -181,7 +182,7 @@ func (w *walk) visit(rel string, merged, image *node, depth int) error {
 		return err
 	}
 	path := w.pair.join(rel)
-	change, err := compareNodes(path, merged, image)
+	change, err := compareNodes(path, merged, image, w.owners)
 	if err != nil {
 		return fmt.Errorf("compare %s: %w", Shown(path), err)
 	}
@@ -256,7 +257,7 @@ func (w *walk) entry(rel, name string, merged, image *node, depth int) error {
 }
 
 // compareNodes is what differs between two entries; nil for nothing.
-func compareNodes(path string, merged, image *node) (*Change, error) {
+func compareNodes(path string, merged, image *node, to owners) (*Change, error) {
 	c := &Change{Path: path, Kind: Changed}
 	if !utf8.ValidString(path) {
 		c.PathBytes = base64.StdEncoding.EncodeToString([]byte(path))
@@ -269,7 +270,7 @@ func compareNodes(path string, merged, image *node) (*Change, error) {
 		c.Kind, c.Type, c.Time = Added, merged.kind(), merged.changed(true)
 		return c, nil
 	}
-	content, what, err := differences(merged, image)
+	content, what, err := differences(merged, image, to)
 	if err != nil || len(what) == 0 {
 		return nil, err
 	}

@@ -229,7 +229,7 @@ func (n *node) xattrs() (map[string]string, error) {
 
 // differences says in words what differs between two entries of one name, and whether
 // their content does. The times do not count: a file that was given back has its own.
-func differences(merged, image *node) (content bool, what []string, err error) {
+func differences(merged, image *node, to owners) (content bool, what []string, err error) {
 	if merged.format() != image.format() {
 		return true, []string{fmt.Sprintf("a %s, in the image a %s", merged.kind(), image.kind())}, nil
 	}
@@ -257,27 +257,29 @@ func differences(merged, image *node) (content bool, what []string, err error) {
 	case merged.kind() == "device" && merged.stat.Rdev != image.stat.Rdev:
 		content, what = true, append(what, "device number")
 	}
-	more, err := attributes(merged, image)
+	more, err := attributes(merged, image, to)
 	return content, append(what, more...), err
 }
 
 // attributes says how owner, mode and extended attributes differ.
-func attributes(merged, image *node) (what []string, err error) {
-	if a, b := merged.stat.Mode&0o7777, image.stat.Mode&0o7777; a != b {
-		what = append(what, fmt.Sprintf("mode %04o, in the image %04o", a, b))
+func attributes(merged, image *node, to owners) (what []string, err error) {
+	want, err := to.of(image)
+	if err != nil {
+		return nil, err
 	}
-	if a, b := merged.stat, image.stat; a.Uid != b.Uid || a.Gid != b.Gid {
-		what = append(what, fmt.Sprintf("owner %d:%d, in the image %d:%d", a.Uid, a.Gid, b.Uid, b.Gid))
+	mode := func(m uint32) string { return fmt.Sprintf("%04o", m&0o7777) }
+	if m := merged.stat.Mode; mode(m) != mode(want.Mode) {
+		what = append(what, stated("mode", mode(m), mode(image.stat.Mode), mode(want.Mode)))
+	}
+	owner := func(user, group uint32) string { return fmt.Sprintf("%d:%d", user, group) }
+	if st := merged.stat; st.Uid != want.UID || st.Gid != want.GID {
+		what = append(what, stated("owner", owner(st.Uid, st.Gid), owner(image.stat.Uid, image.stat.Gid), owner(want.UID, want.GID)))
 	}
 	here, err := merged.xattrs()
 	if err != nil {
 		return nil, err
 	}
-	there, err := image.xattrs()
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range unequal(here, there) {
+	for _, name := range unequal(here, want.Xattrs) {
 		what = append(what, "extended attribute "+Shown(name))
 	}
 	return what, nil

@@ -303,27 +303,32 @@ func (w *work) complete(image *node) error {
 	return w.sync(fresh)
 }
 
-// take gives an entry the image's attributes, by its descriptor: the owner first, since changing it takes
-// setuid and capabilities away, and the time last.
-func (m *Machine) take(n, image *node) error {
-	if err := m.before("set the owner"); err != nil {
+// take gives an entry the image's attributes, by its descriptor, with this machine's numbers
+// of the same users and groups: the owner first, since changing it takes setuid and
+// capabilities away, and the time last.
+func (w *work) take(n, image *node) error {
+	want, err := w.owners.toGive(image)
+	if err != nil {
 		return err
 	}
-	if err := unix.Fchownat(n.fd, "", int(image.stat.Uid), int(image.stat.Gid), unix.AT_EMPTY_PATH); err != nil {
+	if err := w.before("set the owner"); err != nil {
+		return err
+	}
+	if err := unix.Fchownat(n.fd, "", int(want.UID), int(want.GID), unix.AT_EMPTY_PATH); err != nil {
 		return fmt.Errorf("set the owner: %w", err)
 	}
-	if err := m.before("set the mode"); err != nil {
+	if err := w.before("set the mode"); err != nil {
 		return err
 	}
 	if !n.isLink() {
-		if err := unix.Chmod(n.path(), image.stat.Mode&0o7777); err != nil {
+		if err := unix.Chmod(n.path(), want.Mode); err != nil {
 			return fmt.Errorf("set the mode: %w", err)
 		}
 	}
-	if err := m.takeXattrs(n, image); err != nil {
+	if err := w.takeXattrs(n, want.Xattrs); err != nil {
 		return err
 	}
-	if err := m.before("set the time"); err != nil {
+	if err := w.before("set the time"); err != nil {
 		return err
 	}
 	times := []unix.Timespec{image.stat.Atim, image.stat.Mtim}
@@ -333,12 +338,8 @@ func (m *Machine) take(n, image *node) error {
 	return nil
 }
 
-func (m *Machine) takeXattrs(n, image *node) error {
+func (m *Machine) takeXattrs(n *node, want map[string]string) error {
 	have, err := n.xattrs()
-	if err != nil {
-		return err
-	}
-	want, err := image.xattrs()
 	if err != nil {
 		return err
 	}

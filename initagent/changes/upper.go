@@ -43,12 +43,12 @@ func (u upper) Entry(path string) (etcmerge.Entry, error) {
 }
 
 // differs reports whether the upper directory has an entry: one that differs, or a
-// directory that holds one.
+// directory that holds one. A file that has other numbers than the image's has been copied up.
 func (u upper) differs(path string, merged, image *node) (bool, error) {
 	if path == "." {
 		return true, nil
 	}
-	change, err := compareNodes(path, merged, image)
+	change, err := compareNodes(path, merged, image, owners{})
 	if err != nil || change != nil || !merged.isDirectory() {
 		return change != nil, err
 	}

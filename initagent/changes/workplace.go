@@ -30,14 +30,15 @@ const (
 // A work is one command's writing in a directory. It has the workplace locked.
 type work struct {
 	*Machine
-	pair  Pair
-	place *node
+	pair   Pair
+	place  *node
+	owners owners // of what is given back
 }
 
 // writing has something written, by one command at a time. The lock is on the workplace,
 // which nobody but root can open: on what others can open, any of them could hold it.
 func (m *Machine) writing(ctx context.Context, p Pair, do func(w *work) error) error {
-	w := &work{Machine: m, pair: p}
+	w := &work{Machine: m, pair: p, owners: m.owners()}
 	top, err := open(p.Merged, "")
 	if err != nil {
 		return err
