@@ -331,15 +331,17 @@ func (a *Agent) settleState() error {
 	return a.discardState(upper.Stale(found, a.ownState()))
 }
 
-// discardState removes the state of systems. The links that they have set in shared
-// directories are given back before; cut between the two, the state is there still.
+// discardState removes the state of systems, and gives the links back after it that they
+// have set in shared directories. Cut between the two, the list of these links is there
+// still: a first start sets them again, and the next boot of this system gives them back.
+// In the other order a trial whose links are back could start on the state that it has.
 func (a *Agent) discardState(systems []string) error {
 	for _, s := range systems {
-		if err := a.Store.GiveBack(s, a.Path(systemDirectory)); err != nil {
-			return err
-		}
 		if err := a.Store.Discard(path.Join(upper.Directory, s)); err != nil {
 			return fmt.Errorf("the state of system %.16s: %w", s, err)
+		}
+		if err := a.Store.GiveBack(s, a.Path(systemDirectory)); err != nil {
+			return err
 		}
 	}
 	return nil

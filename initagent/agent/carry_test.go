@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	mrand "math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -247,6 +248,37 @@ func TestStateOfTrials(t *testing.T) {
 	m.runs(1)
 	m.wantsUpper(1, later)
 	m.wantsUpper(3, map[string]string{"issue": "mine, later", "removed": gone, "motd": "three, mine"})
+}
+
+// Wherever it is cut, a trial that still has its state still has the list of the links
+// that it has set: without it they are the other system's, and it would run with them.
+func TestCutBetweenLinksAndState(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	links := upper.Directory + "/" + m.releases[2].contract.Root().String() + ".links"
+	m.rootFiles()[links] = []byte("[]")
+	m.byHand = 1
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(18, 13)))
+	if _, there := m.rootFiles()[links]; end != "system" || there || m.has(2) {
+		t.Fatalf("ends in %s, state %v, links %v", end, m.has(2), there)
+	}
+	between := false
+	for _, s := range states {
+		m.powerOn(s.world)
+		_, there := m.rootFiles()[links]
+		if m.has(2) && !there {
+			t.Errorf("%s: the state is there, and its links are not", s.how)
+		}
+		if between = between || there && !m.has(2); there && !m.has(2) {
+			m.runs(1, "settle-state")
+			if _, there := m.rootFiles()[links]; there {
+				t.Errorf("%s: the links stay", s.how)
+			}
+		}
+	}
+	if !between {
+		t.Error("no cut came between the two")
+	}
 }
 
 // A system that was blessed runs for weeks without a restart, and then another one starts:
