@@ -234,7 +234,8 @@ type Store interface {
 	// name. A cut leaves the old file or the new one; once Keep has returned,
 	// the new one.
 	Keep(name string, content []byte) error
-	// Remove takes a file away for good; one that is not there is fine.
+	// Remove takes a file away for good, or what else has its name; one that is not
+	// there is fine.
 	Remove(name string) error
 	// MakeDirectory makes a directory and those above it, where they are missing.
 	MakeDirectory(name string, mode fs.FileMode) error
@@ -244,7 +245,7 @@ type Store interface {
 	// Names lists a directory; one that is not there has none.
 	Names(name string) ([]string, error)
 	// Discard removes a directory with all that is in it, for good. A cut leaves it
-	// whole, or without its name.
+	// whole, or without its name. Its error is upper.ErrLeft where the name is gone.
 	Discard(name string) error
 	// GiveBack puts the links back that a system has set in shared directories
 	// (upper.Store.GiveBack); image is where the running system's image is mounted.

@@ -11,12 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// newEnding ends the name of a file that is to take another one's place.
+const newEnding = ".new"
+
 // ReplaceFile puts what write writes into the place of a file in one step. It gets its name
 // when it is complete and on the disk: cut before the rename, the old one is there, and what
 // is left of the new one is removed the next time. So is what somebody may have put in its
 // place: opening a pipe would wait for ever. The file is a new one: nobody has it open.
 func ReplaceFile(path string, mode os.FileMode, write func(w io.Writer) error) error {
-	fresh := path + ".new"
+	fresh := path + newEnding
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

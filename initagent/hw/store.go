@@ -89,9 +89,30 @@ func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// Keep implements Store by [KeepFile].
+// Keep implements Store by [KeepFile]. A directory that the running system has put where
+// the file has its name, or the file that is to take its place, goes.
 func (l LinuxStore) Keep(name string, content []byte) error {
-	return Full(KeepFile(filepath.Join(l.Root, name), content, 0o600))
+	keep := func() error { return KeepFile(filepath.Join(l.Root, name), content, 0o600) }
+	err := keep()
+	if err != nil && l.discardDirectories(name, name+newEnding) {
+		err = keep()
+	}
+	return Full(err)
+}
+
+// discardDirectories removes those of the names that are directories, and reports whether
+// there were any.
+func (l LinuxStore) discardDirectories(names ...string) (found bool) {
+	for _, name := range names {
+		fd, err := l.open(name, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			continue
+		}
+		unix.Close(fd)
+		_ = l.Discard(name) // or else the second attempt fails, too, and says why
+		found = true
+	}
+	return found
 }
 
 // Full says of an error for want of room what is full, and what to do.
@@ -103,6 +124,8 @@ func Full(err error) error {
 }
 
 // Remove implements Store.
+//
+// The running system can make a directory of the name, or protect the file (chattr +i).
 func (l LinuxStore) Remove(name string) error {
 	directory, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -116,6 +139,11 @@ func (l LinuxStore) Remove(name string) error {
 	err = unix.Unlinkat(directory, filepath.Base(name), 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM):
+		if err := l.Discard(name); !errors.Is(err, upper.ErrLeft) {
+			return err
+		}
 		return nil
 	case err != nil:
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
