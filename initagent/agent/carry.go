@@ -143,7 +143,7 @@ func (a *Agent) carryState(ctx context.Context) error {
 	}
 	if found.Has(a.ownState()) { // see leftState
 		// The links that it has set stay: this is to set them, too.
-		if err := a.Store.Discard(path.Join(upper.Directory, a.ownState())); err != nil {
+		if err := a.discard(path.Join(upper.Directory, a.ownState())); err != nil {
 			return fmt.Errorf("the state of an earlier trial of this system: %w", err)
 		}
 	}
@@ -328,23 +328,33 @@ func (a *Agent) settleState() error {
 			return err
 		}
 	}
-	return a.discardState(upper.Stale(found, a.ownState()))
+	var errs []error
+	for _, s := range upper.Stale(found, a.ownState()) {
+		errs = append(errs, a.discardState(s))
+	}
+	return errors.Join(errs...)
 }
 
-// discardState removes the state of systems, and gives the links back after it that they
-// have set in shared directories. Cut between the two, the list of these links is there
+// discardState removes the state of a system, and gives the links back after it that it
+// has set in shared directories. Cut between the two, the list of these links is there
 // still: a first start sets them again, and the next boot of this system gives them back.
 // In the other order a trial whose links are back could start on the state that it has.
-func (a *Agent) discardState(systems []string) error {
-	for _, s := range systems {
-		if err := a.Store.Discard(path.Join(upper.Directory, s)); err != nil {
-			return fmt.Errorf("the state of system %.16s: %w", s, err)
-		}
-		if err := a.Store.GiveBack(s, a.Path(systemDirectory)); err != nil {
-			return err
-		}
+func (a *Agent) discardState(system string) error {
+	if err := a.discard(path.Join(upper.Directory, system)); err != nil {
+		return fmt.Errorf("the state of system %.16s: %w", system, err)
 	}
-	return nil
+	return a.Store.GiveBack(system, a.Path(systemDirectory))
+}
+
+// discard removes a directory of the root partition. That no name leads to it any more is
+// enough: what cannot be removed only takes up room.
+func (a *Agent) discard(name string) error {
+	err := a.Store.Discard(name)
+	if errors.Is(err, upper.ErrLeft) {
+		a.Log.Say("%v", err)
+		return nil
+	}
+	return err
 }
 
 // leaveOwnState removes the state of all systems but this one, which is blessed and
@@ -354,7 +364,12 @@ func (a *Agent) discardState(systems []string) error {
 //
 // It comes before the new UKI has its name. Cut before or within it, this system
 // starts, whose state is untouched; what is left goes the next time.
-func (a *Agent) leaveOwnState() error {
+//
+// Only what the release that is staged would find has to go, and it finds what has its own
+// root hash: its state, and that it was blessed. Everything else that cannot be removed is
+// of systems that no slot holds. None of them starts before it is staged itself, and then
+// its state has to go. Until then it takes up room, and is said.
+func (a *Agent) leaveOwnState(next verity.Root) error {
 	found, err := a.foundState()
 	if err != nil {
 		return err
@@ -362,17 +377,32 @@ func (a *Agent) leaveOwnState() error {
 	if !found.Has(a.ownState()) {
 		return nil
 	}
+	if err := a.leaveBlessed(found); err != nil {
+		if found.Proven(next.String()) {
+			return err
+		}
+		a.Log.Say("which system ran last is not noted: %v", err)
+	}
 	for _, s := range upper.Leave(found, a.ownState()) {
 		if found.Proven(s) {
 			a.Log.Say("what was changed in /etc under system %.16s goes: a release is installed in its place", s)
 		}
+		if err := a.discardState(s); err != nil {
+			if s == next.String() {
+				return err
+			}
+			a.Log.Say("it stays, and is not used: %v", err)
+		}
 	}
-	if err := a.leaveBlessed(found); err != nil {
-		return err
+	if found.Unnamed {
+		return a.leaveUnnamed()
 	}
-	if err := a.discardState(upper.Leave(found, a.ownState())); err != nil || !found.Unnamed {
-		return err
-	}
+	return nil
+}
+
+// leaveUnnamed removes what a release before this one kept for all systems, of which this
+// one has its own. No system that a slot holds opens it any more.
+func (a *Agent) leaveUnnamed() error {
 	entries, err := a.stateEntries()
 	if err != nil {
 		return err
@@ -381,18 +411,20 @@ func (a *Agent) leaveOwnState() error {
 		if e.Mode != stateconf.Overlay {
 			continue // what this system has not taken over stays
 		}
-		if err := a.Store.Discard(path.Join(upper.Unnamed, upper.Name(e.Path))); err != nil {
-			return fmt.Errorf("%s as it was kept for all systems: %w", e.Path, err)
+		if err := a.discard(path.Join(upper.Unnamed, upper.Name(e.Path))); err != nil {
+			a.Log.Say("%s as it was kept for all systems stays, and is not used: %v", e.Path, err)
 		}
 	}
 	return nil
 }
 
 // leaveBlessed notes that of all systems this one alone has run blessed. Cut after it, the
-// state of the others is that of trials, which goes all the same.
+// state of the others is that of trials, which goes all the same. What `ota bless` has
+// noted is in the list then, or is of a system whose state goes: where it cannot be
+// removed, it says no more than root of this system could have said.
 func (a *Agent) leaveBlessed(found upper.Found) error {
 	if err := a.Store.Remove(blessedNote); err != nil {
-		return err
+		a.Log.Say("what was blessed last stays noted: %v", err)
 	}
 	if len(found.Blessed) == 1 && found.Current() == a.ownState() {
 		return nil

@@ -84,6 +84,9 @@ func (s store) Discard(name string) error {
 		return nil
 	}
 	s.m.op("root discard " + name)
+	if name == s.m.stuckFile {
+		return syscall.EIO
+	}
 	maps.DeleteFunc(s.files(), func(have string, _ []byte) bool { return strings.HasPrefix(have, name+"/") })
 	s.m.durable++
 	return nil
@@ -278,6 +281,54 @@ func TestCutBetweenLinksAndState(t *testing.T) {
 	}
 	if !between {
 		t.Error("no cut came between the two")
+	}
+}
+
+// What cannot be removed of a system that is given up keeps no release from being staged,
+// unless it is what that release would start on.
+func TestStateThatCannotBeRemoved(t *testing.T) {
+	stage := func(stuck func(m *machine) string, version uint64) (*machine, string) {
+		m := inhabited(t)
+		m.runs(2)
+		m.bless()
+		m.runs(2)
+		m.rename("test_2.efi", "test_2+0.efi") // as `ota rollback` does
+		m.runs(1)
+		m.edits(2, "left", "from the first life")
+		m.rootFiles()[blessedNote] = []byte("x")
+		m.stuckFile = stuck(m)
+		if version == 2 {
+			m.deliver(m.parcel(m.releases[2]))
+		} else {
+			m.fetch(etcRelease(t, version, map[string]string{"motd": "three", "issue": "one", "removed": "one"}))
+		}
+		return m, m.boot()
+	}
+	of2 := func(m *machine) string { return upper.Directory + "/" + m.releases[2].contract.Root().String() }
+	note := func(*machine) string { return blessedNote }
+	for what, c := range map[string]struct {
+		stuck   func(m *machine) string
+		version uint64
+		end     string
+	}{
+		"the note":                          {note, 3, "reboot"},
+		"another system's state":            {of2, 3, "reboot"},
+		"the state of the one that is next": {of2, 2, "system"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			m, end := stage(c.stuck, c.version)
+			if end != c.end {
+				t.Fatalf("ends in %s, want %s:\n%s", end, c.end, m.said.String())
+			}
+			if end == "reboot" {
+				m.runs(contract.Version(c.version), "carry-state")
+				m.wantsUpper(contract.Version(c.version), mine)
+				return
+			}
+			m.stuckFile = ""
+			m.runs(2, "carry-state")
+			m.wantsUpper(2, mine)
+		})
 	}
 }
 

@@ -380,6 +380,9 @@ func (s store) Remove(name string) error {
 		return nil
 	}
 	s.m.op("root remove " + name)
+	if name == s.m.stuckFile {
+		return syscall.EPERM
+	}
 	delete(s.files(), name)
 	s.m.durable++
 	return nil

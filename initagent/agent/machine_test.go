@@ -164,6 +164,7 @@ type machine struct {
 	bad            struct{ from, to int64 } // bytes of the disk
 	worn           struct{ from, to int64 } // those that cannot be written
 	unreadableFile string
+	stuckFile      string // it cannot be removed
 	badFiles       string // mounting or making what contains it fails: the disk cannot be read
 	messages       string // the kernel's log
 	plugging       func() // is called when drivers are loaded

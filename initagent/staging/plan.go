@@ -74,7 +74,7 @@ func (s *stager) activate(p *plan) error {
 	if err := s.makeRoom(p); err != nil {
 		return err
 	}
-	if err := s.LeaveState(); err != nil {
+	if err := s.LeaveState(p.contract.Root()); err != nil {
 		return err
 	}
 	if err := s.tell(p); err != nil {

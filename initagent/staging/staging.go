@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -56,8 +57,9 @@ type Input struct {
 	Failures func() (map[contract.Version]string, error)
 	// Note puts an entry into the boot journal.
 	Note func(e journal.Entry)
-	// LeaveState removes the state of every system but the running one.
-	LeaveState func() error
+	// LeaveState removes the state of every system but the running one; next is the one
+	// that is staged, which must find none.
+	LeaveState func(next verity.Root) error
 }
 
 // A stager stages one release.
