@@ -102,11 +102,15 @@ func (a *Agent) foundState() (upper.Found, error) {
 	if err != nil {
 		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
 	}
+	found := upper.Found{Systems: upper.Systems(names), Linked: upper.Linked(names)}
 	unnamed, err := a.Store.Names(upper.Unnamed)
-	if err != nil {
+	switch {
+	case err != nil && (!a.runsBlessed() || !found.Has(a.ownState())): // it may be whose state counts
 		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
+	case err != nil:
+		a.Log.Say("what was kept for all systems cannot be read, and is not used: %v", err)
 	}
-	found := upper.Found{Systems: upper.Systems(names), Linked: upper.Linked(names), Unnamed: len(unnamed) > 0}
+	found.Unnamed = len(unnamed) > 0
 	text, err := a.Store.Read(upper.Blessed, maxBlessed)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.Log.Say("which system ran last is not known: %v", err)

@@ -515,6 +515,20 @@ func TestStateLeftByAnEarlierTrialAndACut(t *testing.T) {
 	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
 }
 
+// What a release before kept for all systems cannot be read. A blessed system that has its
+// own state does not need it.
+func TestStateBesideAnUnreadableOne(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	m.bless()
+	m.runs(2)
+	m.unreadableFile = upper.Unnamed
+	m.runs(2, "what was kept for all systems cannot be read")
+	m.fetch(etcRelease(t, 3, map[string]string{"motd": "three"}))
+	m.unreadableFile = ""
+	m.runs(3)
+}
+
 // The image that the state lies on cannot be had: all that was changed stays, and the
 // boot says so. FAULTS 105
 func TestStateWithoutTheOtherSlot(t *testing.T) {
