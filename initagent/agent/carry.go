@@ -58,16 +58,33 @@ func (a *Agent) observeState() error {
 	return nil
 }
 
-// leftState reports whether this system's state is of an earlier trial, which a release
-// that keeps one /etc for all systems has not removed when it staged this one: such a
-// release runs in the other slot, and this is the first of its tries, or the state was
-// made before it was staged.
+// leftState reports whether this system's state is from before the system in the other
+// slot ran, which is of a release that keeps one /etc for all systems. Such a release
+// neither removes the state of a trial when it runs, nor that of a system when it stages it
+// again.
+//
+// A system that was blessed and is on trial has either been staged again or its blessing
+// was cut (see `ota bless`), and then its state is what it has run on.
 func (a *Agent) leftState(found upper.Found) bool {
 	booted, known := a.BootedName()
-	if !known || !booted.Counted || found.Proven(a.ownState()) || !found.Unnamed || found.Has(a.otherSlot(nil).System) {
+	if !known || !booted.Counted || !found.Unnamed || found.Has(a.otherSlot(nil).System) {
 		return false
 	}
-	return booted.Done <= 1 || a.madeForAnother()
+	return a.madeForAnother() || !found.Proven(a.ownState()) && (booted.Done <= 1 || a.otherRan())
+}
+
+// otherRan reports whether it was another version that the last start handed over to.
+func (a *Agent) otherRan() bool {
+	text, err := a.journalText()
+	if err != nil {
+		return false
+	}
+	for _, e := range slices.Backward(journal.Parse(text)) {
+		if e.Kind == journal.Boot {
+			return e.Version != a.Contract.Version
+		}
+	}
+	return false
 }
 
 // madeForAnother reports whether this system's state was made for an earlier staging of
@@ -146,6 +163,9 @@ func (a *Agent) carryState(ctx context.Context) error {
 		return err
 	}
 	if found.Has(a.ownState()) { // see leftState
+		if err := a.forgetBlessing(found); err != nil {
+			return fmt.Errorf("that this system was blessed before: %w", err)
+		}
 		// The links that it has set stay: this is to set them, too.
 		if err := a.discard(path.Join(upper.Directory, a.ownState())); err != nil {
 			return fmt.Errorf("the state of an earlier trial of this system: %w", err)
@@ -179,6 +199,21 @@ func (a *Agent) carryState(ctx context.Context) error {
 	}
 	a.reportCarry(report)
 	return nil
+}
+
+// forgetBlessing notes that this system is a trial again. It comes before the state goes:
+// cut between the two, the state is made for an earlier staging still (madeForAnother), and
+// all of this is done again.
+func (a *Agent) forgetBlessing(found upper.Found) error {
+	if !found.Proven(a.ownState()) {
+		return nil
+	}
+	others := found.Settled(a.ownState())
+	others = others[:len(others)-1]
+	if err := a.Store.Keep(upper.Blessed, []byte(strings.Join(others, "\n")+"\n")); err != nil {
+		return err
+	}
+	return a.Store.Remove(blessedNote) // whom it named is in the list, or is this one
 }
 
 func (a *Agent) reportCarry(r *upper.Report) {

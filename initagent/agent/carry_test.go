@@ -515,6 +515,75 @@ func TestStateLeftByAnEarlierTrialAndACut(t *testing.T) {
 	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
 }
 
+// A system that was blessed is given up for one of a release that keeps one /etc for all.
+// What its owner changes there for weeks is merged when that release stages the blessed
+// system again.
+func TestStateOfABlessedSystemStagedByAnEarlierRelease(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		m := inhabited(t)
+		if end := m.boot(); end != "reboot" {
+			t.Fatal(end)
+		}
+		m.unnamed()
+		m.edits(2, "motd", "from the first life")
+		root := m.releases[2].contract.Root().String()
+		_, work := upper.Overlay(root, "etc")
+		m.rootFiles()[work+"/made"] = nil
+		m.rootFiles()[upper.Directory+"/"+root+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
+		m.rootFiles()[upper.Blessed] = []byte(root + "\n")
+		m.rootFiles()[blessedNote] = []byte(root + "\n")
+		m.rootFiles()["overlay/etc/upper/issue"] = []byte("mine, after the rollback")
+		if cut {
+			m.rename("test_2+3.efi", "test_2+2-1.efi") // in the first try, before it looks at the state
+		}
+		m.runs(2, "carry-state")
+		want := map[string]string{"issue": "mine, after the rollback", "removed": gone}
+		m.wantsUpper(2, want)
+		found, err := m.agent.foundState()
+		if m.must(err); found.Proven(root) {
+			t.Error("the trial counts as blessed")
+		}
+		m.edits(2, "motd", "mine, in the trial")
+		m.runs(2)
+		m.wantsUpper(2, map[string]string{"issue": "mine, after the rollback", "removed": gone, "motd": "mine, in the trial"})
+	}
+}
+
+// A system that was blessed keeps its state where somebody starts it by hand after `ota
+// rollback`, and where its blessing was cut.
+func TestStateOfABlessedSystemBesideAnEarlierRelease(t *testing.T) {
+	for _, name := range []string{"test_2+0.efi", "test_2+1-2.efi"} {
+		m := inhabited(t)
+		if end := m.boot(); end != "reboot" {
+			t.Fatal(end)
+		}
+		m.unnamed()
+		m.runs(2)
+		m.bless()
+		m.edits(2, "motd", "mine")
+		m.rename("test_2.efi", name)
+		m.write(journal.Entry{Kind: journal.Boot, Version: 1}) // of the earlier release
+		m.byHand = 2
+		m.runs(2)
+		m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine"})
+	}
+}
+
+// While the first trial of this release has tries, somebody starts the earlier release by
+// hand. What is changed there is merged.
+func TestStateAfterTheEarlierReleaseRan(t *testing.T) {
+	m := inhabited(t)
+	if end := m.boot(); end != "reboot" {
+		t.Fatal(end)
+	}
+	m.unnamed()
+	m.runs(2)
+	m.rootFiles()["overlay/etc/upper/issue"] = []byte("mine, by hand") // under version 1
+	m.write(journal.Entry{Kind: journal.Boot, Version: 1})
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, map[string]string{"issue": "mine, by hand", "removed": gone})
+}
+
 // What a release before kept for all systems cannot be read. A blessed system that has its
 // own state does not need it.
 func TestStateBesideAnUnreadableOne(t *testing.T) {
