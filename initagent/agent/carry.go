@@ -167,7 +167,7 @@ func (a *Agent) carryState(ctx context.Context) error {
 			return fmt.Errorf("that this system was blessed before: %w", err)
 		}
 		// The links that it has set stay: this is to set them, too.
-		if err := a.discard(path.Join(upper.Directory, a.ownState())); err != nil {
+		if err := a.Store.Discard(path.Join(upper.Directory, a.ownState())); err != nil {
 			return fmt.Errorf("the state of an earlier trial of this system: %w", err)
 		}
 	}
@@ -379,21 +379,10 @@ func (a *Agent) settleState() error {
 // still: a first start sets them again, and the next boot of this system gives them back.
 // In the other order a trial whose links are back could start on the state that it has.
 func (a *Agent) discardState(system string) error {
-	if err := a.discard(path.Join(upper.Directory, system)); err != nil {
+	if err := a.Store.Discard(path.Join(upper.Directory, system)); err != nil {
 		return fmt.Errorf("the state of system %.16s: %w", system, err)
 	}
 	return a.Store.GiveBack(system, a.Path(systemDirectory))
-}
-
-// discard removes a directory of the root partition. That no name leads to it any more is
-// enough: what cannot be removed only takes up room.
-func (a *Agent) discard(name string) error {
-	err := a.Store.Discard(name)
-	if errors.Is(err, upper.ErrLeft) {
-		a.Log.Say("%v", err)
-		return nil
-	}
-	return err
 }
 
 // leaveOwnState removes the state of all systems but this one, which is blessed and
@@ -450,7 +439,7 @@ func (a *Agent) leaveUnnamed() error {
 		if e.Mode != stateconf.Overlay {
 			continue // what this system has not taken over stays
 		}
-		if err := a.discard(path.Join(upper.Unnamed, upper.Name(e.Path))); err != nil {
+		if err := a.Store.Discard(path.Join(upper.Unnamed, upper.Name(e.Path))); err != nil {
 			a.Log.Say("%s as it was kept for all systems stays, and is not used: %v", e.Path, err)
 		}
 	}

@@ -245,7 +245,7 @@ type Store interface {
 	// Names lists a directory; one that is not there has none.
 	Names(name string) ([]string, error)
 	// Discard removes a directory with all that is in it, for good. A cut leaves it
-	// whole, or without its name. Its error is upper.ErrLeft where the name is gone.
+	// whole, or without its name.
 	Discard(name string) error
 	// GiveBack puts the links back that a system has set in shared directories
 	// (upper.Store.GiveBack); image is where the running system's image is mounted.

@@ -141,10 +141,7 @@ func (l LinuxStore) Remove(name string) error {
 	case errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM):
-		if err := l.Discard(name); !errors.Is(err, upper.ErrLeft) {
-			return err
-		}
-		return nil
+		return l.Discard(name)
 	case err != nil:
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
