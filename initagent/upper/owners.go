@@ -1,6 +1,8 @@
 package upper
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,9 +19,9 @@ import (
 
 // checkOwners looks for files of the image, outside the directories that are made with
 // this machine's numbers, whose owner or group has another number here: the image is
-// read-only, so that they belong to somebody else. A program that takes on that identity
-// must not run; the others are listed.
-func (m *maker) checkOwners(fresh int) error {
+// read-only, so that they belong to somebody else. A program that gives them rights must
+// not run; the others are listed.
+func (m *maker) checkOwners(ctx context.Context, fresh int) error {
 	if len(m.users)+len(m.groups) == 0 {
 		return nil
 	}
@@ -30,7 +32,7 @@ func (m *maker) checkOwners(fresh int) error {
 	f := os.NewFile(uintptr(top), m.Image)
 	defer f.Close()
 	o := &owners{maker: m, etc: fresh}
-	return o.directory(f, "/", 0)
+	return o.directory(ctx, f, "/", 0)
 }
 
 // owners is one look for them.
@@ -38,6 +40,8 @@ type owners struct {
 	*maker
 	etc    int // holds the new upper directories
 	looked int
+	// Who has which number, by account file; nil until somebody asks.
+	inImage, onMachine map[string]map[uint32]string
 }
 
 // passed reports whether a directory of the image has this machine's numbers, or is not
@@ -46,7 +50,7 @@ func (o *owners) passed(directory string) bool {
 	return slices.ContainsFunc(o.Entries, func(e stateconf.Entry) bool { return e.Path == directory })
 }
 
-func (o *owners) directory(f *os.File, name string, depth int) error {
+func (o *owners) directory(ctx context.Context, f *os.File, name string, depth int) error {
 	names, err := f.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("look for owners in the image: %s: %w", name, err)
@@ -56,14 +60,17 @@ func (o *owners) directory(f *os.File, name string, depth int) error {
 			o.lasts(name, "the image is too large to be searched for files of users that have another number here")
 			return nil
 		}
-		if err := o.entry(int(f.Fd()), n, path.Join(name, n), depth); err != nil {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("look for owners in the image: %s: %w", name, err)
+		}
+		if err := o.entry(ctx, int(f.Fd()), n, path.Join(name, n), depth); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (o *owners) entry(parent int, base, name string, depth int) error {
+func (o *owners) entry(ctx context.Context, parent int, base, name string, depth int) error {
 	if o.passed(name) {
 		return nil
 	}
@@ -71,7 +78,7 @@ func (o *owners) entry(parent int, base, name string, depth int) error {
 	if err := unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("look for owners in the image: %s: %w", name, err)
 	}
-	if err := o.judge(name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if err := o.judge(parent, base, name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
 	fd, err := beneath(parent, base, unix.O_RDONLY|unix.O_DIRECTORY)
@@ -80,17 +87,17 @@ func (o *owners) entry(parent int, base, name string, depth int) error {
 	}
 	f := os.NewFile(uintptr(fd), base)
 	defer f.Close()
-	return o.directory(f, name, depth+1)
+	return o.directory(ctx, f, name, depth+1)
 }
 
-func (o *owners) judge(name string, st *unix.Stat_t) error {
+func (o *owners) judge(parent int, base, name string, st *unix.Stat_t) error {
 	for _, k := range []struct {
 		what, file string
 		number     uint32
 		numbers    map[uint32]uint32
-		set        uint32
+		set, runs  uint32
 	}{
-		{"user", "passwd", st.Uid, o.users, unix.S_ISUID}, {"group", "group", st.Gid, o.groups, unix.S_ISGID},
+		{"user", "passwd", st.Uid, o.users, unix.S_ISUID, unix.S_IXUSR}, {"group", "group", st.Gid, o.groups, unix.S_ISGID, unix.S_IXGRP},
 	} {
 		own, moved := k.numbers[k.number]
 		if !moved || own == k.number {
@@ -98,40 +105,80 @@ func (o *owners) judge(name string, st *unix.Stat_t) error {
 		}
 		image, here := o.name(k.file, k.number)
 		says := fmt.Sprintf("it belongs to the image's %s %q, number %d, which is %q on this machine", k.what, image, k.number, here)
-		if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&k.set == 0 {
+		how, err := gives(parent, base, st, k.set, k.runs)
+		if err != nil {
+			return fmt.Errorf("look for owners in the image: %s: %w", name, err)
+		}
+		if how == "" {
 			o.lasts(name, says)
 			continue
 		}
-		return fmt.Errorf("%s runs as its %s: %s. Rename or renumber %q here (usermod, groupmod), and try again", name, k.what, says, here)
+		return fmt.Errorf("%s %s its %s: %s. Rename or renumber %q here (usermod, groupmod), and try again", name, how, k.what, says, here)
 	}
 	return nil
 }
 
-// name is who has a number in the image, and who has it on this machine.
-func (o *owners) name(file string, number uint32) (image, here string) {
-	if t, err := openIn(o.Image, "the image", "etc"); err == nil && t != nil {
-		image = nameOf(t, file, number)
-		closeTrees(t)
+// capability holds the capabilities of a program (capabilities(7)).
+const capability = "security.capability"
+
+// gives says which rights a file gives by its owner or group: it runs as them (set), or
+// with rights for them alone (runs), as root's setuid program for one group does. "" for
+// none: what everybody may run gives them nothing.
+func gives(parent int, base string, st *unix.Stat_t, set, runs uint32) (string, error) {
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return "", nil
+	case st.Mode&set != 0:
+		return "runs as", nil
+	case st.Mode&runs == 0 || st.Mode&unix.S_IXOTH != 0:
+		return "", nil
+	case st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0:
+		return "runs with other rights for", nil
 	}
-	if t, err := openTree(o.etc, "etc", path.Join(Name(etc), "upper"), false); err == nil {
-		here = nameOf(t, file, number)
-		closeTrees(t)
+	_, err := unix.Lgetxattr(handle(parent)+"/"+base, capability, nil)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("attribute %s: %w", capability, err)
 	}
-	return image, here
+	return "runs with capabilities for", nil
 }
 
-// nameOf is the first name of a number in an account file.
-func nameOf(t *tree, file string, number uint32) string {
+// name is who has a number in the image, and who has it on this machine.
+func (o *owners) name(file string, number uint32) (image, here string) {
+	if o.inImage == nil {
+		o.inImage, o.onMachine = map[string]map[uint32]string{}, map[string]map[uint32]string{}
+		if t, err := openIn(o.Image, "the image", "etc"); err == nil && t != nil {
+			o.inImage["passwd"], o.inImage["group"] = namesIn(t, "passwd"), namesIn(t, "group")
+			closeTrees(t)
+		}
+		if t, err := openTree(o.etc, "etc", path.Join(Name(etc), "upper"), false); err == nil {
+			o.onMachine["passwd"], o.onMachine["group"] = namesIn(t, "passwd"), namesIn(t, "group")
+			closeTrees(t)
+		}
+	}
+	return o.inImage[file][number], o.onMachine[file][number]
+}
+
+// namesIn has the first name of each number in an account file.
+func namesIn(t *tree, file string) map[uint32]string {
 	f, err := t.Open(file)
 	if err != nil {
-		return ""
+		return nil
 	}
 	defer f.Close()
 	text, _ := io.ReadAll(io.LimitReader(f, etcmerge.MaxText))
+	names := map[uint32]string{}
 	for line := range strings.Lines(string(text)) {
-		if field := strings.Split(line, ":"); len(field) > 2 && field[2] == strconv.FormatUint(uint64(number), 10) {
-			return field[0]
+		field := strings.Split(line, ":")
+		if len(field) < 3 {
+			continue
+		}
+		number, err := strconv.ParseUint(field[2], 10, 32)
+		if _, known := names[uint32(number)]; err == nil && !known {
+			names[uint32(number)] = field[0]
 		}
 	}
-	return ""
+	return names
 }

@@ -19,9 +19,7 @@ func chattr(t *testing.T, flags string, names ...string) {
 	t.Helper()
 	testkit.Root(t, "set flags of files")
 	for _, name := range names {
-		if out, err := exec.Command("chattr", flags, name).CombinedOutput(); err != nil {
-			t.Fatalf("chattr: %v: %s", err, out)
-		}
+		testkit.Run(t, "chattr", flags, name)
 		t.Cleanup(func() { _ = exec.Command("chattr", "-ia", name).Run() })
 	}
 }

@@ -225,7 +225,7 @@ func (m *maker) run(ctx context.Context) error {
 	if err := m.along(ctx, fresh); err != nil {
 		return err
 	}
-	if err := m.checkOwners(int(fresh.Fd())); err != nil {
+	if err := m.checkOwners(ctx, int(fresh.Fd())); err != nil {
 		return err
 	}
 	for _, e := range m.Entries {
