@@ -92,7 +92,7 @@ type Change struct {
 	Time *time.Time `json:"time,omitempty"`
 }
 
-// A Skipped is a directory that holds more than is looked at.
+// A Skipped is a directory that holds more than is looked at, or what cannot be read.
 type Skipped struct {
 	Path string `json:"path"`
 	Why  string `json:"why"`
@@ -184,7 +184,9 @@ func (w *walk) visit(rel string, merged, image *node, depth int) error {
 	path := w.pair.join(rel)
 	change, err := compareNodes(path, merged, image, w.owners)
 	if err != nil {
-		return fmt.Errorf("compare %s: %w", Shown(path), err)
+		// It may be damaged. It is listed, so that it hides nothing else and can be given back.
+		change = newChange(path)
+		change.Type, change.What = merged.kind(), []string{fmt.Sprintf("cannot be compared with the image's (%v)", err)}
 	}
 	if change != nil && rel != etcmerge.ListPath {
 		w.found = append(w.found, *change)
@@ -194,20 +196,20 @@ func (w *walk) visit(rel string, merged, image *node, depth int) error {
 
 // within visits what is in either directory, unless that is too much.
 func (w *walk) within(rel string, merged, image *node, depth int) error {
-	names, err := w.both(rel, merged, image)
+	names, err := w.both(merged, image)
 	why := ""
 	switch {
 	case errors.Is(err, errMany):
 		why = fmt.Sprintf("has more than %d entries", w.entries)
 	case err != nil:
-		return err
+		why = unreadable(err)
 	case depth >= maxDepth && len(names) > 0:
 		why = fmt.Sprintf("lies %d directories deep", depth)
 	case len(names) > w.left:
 		why = "comes after more entries than are looked at"
 	}
 	if why != "" {
-		w.skipped = append(w.skipped, Skipped{w.pair.join(rel), why})
+		w.skip(rel, why)
 		return nil
 	}
 	w.left -= len(names)
@@ -222,8 +224,14 @@ func (w *walk) within(rel string, merged, image *node, depth int) error {
 	return nil
 }
 
+func (w *walk) skip(rel, why string) {
+	w.skipped = append(w.skipped, Skipped{w.pair.join(rel), why})
+}
+
+func unreadable(err error) string { return fmt.Sprintf("cannot be read (%v)", err) }
+
 // both are the names in either directory, in order.
-func (w *walk) both(rel string, merged, image *node) ([]string, error) {
+func (w *walk) both(merged, image *node) ([]string, error) {
 	var names []string
 	for _, n := range []*node{merged, image} {
 		if !n.isDirectory() {
@@ -231,7 +239,7 @@ func (w *walk) both(rel string, merged, image *node) ([]string, error) {
 		}
 		more, err := n.names(w.entries)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", Shown(w.pair.join(rel)), err)
+			return nil, err
 		}
 		names = append(names, more...)
 	}
@@ -241,27 +249,30 @@ func (w *walk) both(rel string, merged, image *node) ([]string, error) {
 
 func (w *walk) entry(rel, name string, merged, image *node, depth int) error {
 	m, err := merged.child(name)
-	if err != nil {
-		return err
-	}
 	defer m.close()
-	i, err := image.child(name)
-	if err != nil {
-		return err
-	}
+	i, errs := image.child(name)
 	defer i.close()
-	if m == nil && i == nil {
+	switch err = errors.Join(err, errs); {
+	case err != nil:
+		w.skip(joinRel(rel, name), unreadable(err))
+		return nil
+	case m == nil && i == nil:
 		return nil // gone meanwhile
 	}
 	return w.visit(joinRel(rel, name), m, i, depth+1)
 }
 
-// compareNodes is what differs between two entries; nil for nothing.
-func compareNodes(path string, merged, image *node, to owners) (*Change, error) {
+func newChange(path string) *Change {
 	c := &Change{Path: path, Kind: Changed}
 	if !utf8.ValidString(path) {
 		c.PathBytes = base64.StdEncoding.EncodeToString([]byte(path))
 	}
+	return c
+}
+
+// compareNodes is what differs between two entries; nil for nothing.
+func compareNodes(path string, merged, image *node, to owners) (*Change, error) {
+	c := newChange(path)
 	switch {
 	case merged == nil:
 		c.Kind, c.Type = Removed, image.kind()

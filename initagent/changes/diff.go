@@ -2,6 +2,7 @@ package changes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -59,11 +60,9 @@ func (p Pair) diff(ctx context.Context, w io.Writer, c Change) error {
 		return nil
 	}
 	here, err := merged.text()
-	if err != nil {
-		return err
-	}
-	there, err := image.text()
-	if err != nil {
+	there, errs := image.text()
+	if err := errors.Join(err, errs); err != nil {
+		_, err := fmt.Fprintf(w, "cannot be read: %v\n", err)
 		return err
 	}
 	if here == there && len(here) <= maxDiff {

@@ -3,6 +3,7 @@ package changes
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -81,6 +82,58 @@ func TestOverlay(t *testing.T) {
 	}
 	if text, err := os.ReadFile(etc("d/gone")); err != nil || string(text) != "image\n" {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// A file that cannot be read, on either side, is listed, and so is everything else.
+func TestUnreadable(t *testing.T) {
+	testkit.Root(t, "mount a file that cannot be read")
+	b := newBox(t)
+	b.clash("conflict")
+	for tree, name := range map[string]string{b.merged: "here", b.image: "there"} {
+		b.both(name, "")
+		path := filepath.Join(tree, name)
+		if err := unix.Mount("/proc/self/mem", path, "", unix.MS_BIND, ""); err != nil { // no page is at 0
+			testkit.Skip(t, fmt.Sprintf("a file may not be mounted here: %v", err))
+		}
+		t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	}
+	b.file(b.merged, "z", "mine\n")
+	lines := b.list()
+	for i, want := range []string{"changed /etc/conflict: content", "added /etc/halogen (directory)",
+		"changed /etc/here: cannot be compared with the image's (read", "changed /etc/there: cannot be compared with the image's (read", "added /etc/z"} {
+		if len(lines) != 5 || !strings.HasPrefix(lines[i], want) {
+			t.Fatalf("lists\n  %s\nwant %s", strings.Join(lines, "\n  "), want)
+		}
+	}
+	b.waits("/etc/conflict")
+	var s strings.Builder
+	if err := b.m.Diff(t.Context(), &s, "/etc"); err != nil || strings.Count(s.String(), "cannot be read: ") != 2 || !strings.Contains(s.String(), "+mine\n") {
+		t.Errorf("%v\n%s", err, s.String())
+	}
+}
+
+// So is everything else where a directory cannot be read: here the one of a process that has
+// ended.
+func TestUnreadableDirectory(t *testing.T) {
+	testkit.Root(t, "mount a directory that cannot be read")
+	b := newBox(t)
+	process := exec.Command("sleep", "60")
+	b.must(process.Start())
+	b.must(os.Mkdir(filepath.Join(b.merged, "dead"), 0o755))
+	path := filepath.Join(b.merged, "dead")
+	err := unix.Mount(fmt.Sprintf("/proc/%d", process.Process.Pid), path, "", unix.MS_BIND, "")
+	b.must(process.Process.Kill())
+	_ = process.Wait()
+	if err != nil {
+		testkit.Skip(t, fmt.Sprintf("a directory may not be mounted here: %v", err))
+	}
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	b.file(b.merged, "z", "mine\n")
+	b.says("added /etc/dead (directory)", "added /etc/z")
+	r, err := b.m.List(t.Context())
+	if b.must(err); len(r.Skipped) != 1 || !strings.HasPrefix(r.Skipped[0].String(), "/etc/dead: cannot be read (") {
+		t.Errorf("%v", r.Skipped)
 	}
 }
 

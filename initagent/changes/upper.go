@@ -83,9 +83,9 @@ func (u upper) Names(dir string) ([]string, error) {
 	defer merged.close()
 	defer image.close()
 	w := &walk{pair: u.pair, entries: maxEntries}
-	names, err := w.both(dir, merged, image)
+	names, err := w.both(merged, image)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", Shown(u.pair.join(dir)), err)
 	}
 	var differ []string
 	for _, name := range names {
