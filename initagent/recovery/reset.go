@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strings"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -48,12 +47,8 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	_, size := p.table.Bytes(partition)
 	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+
 		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", p.disk.Name, p.disk.Model, p.disk.Serial, size>>20))
-	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", p.contract.ImageID), false, limit)
-	if err != nil {
+	if err := p.confirmByName(c, limit); err != nil {
 		return err
-	}
-	if strings.TrimSpace(string(answer)) != p.contract.ImageID {
-		return errRefused
 	}
 	if err := m.Lock(); err != nil {
 		return err

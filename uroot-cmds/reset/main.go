@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"halogenos.internal/initagent/command"
@@ -12,7 +13,7 @@ import (
 	"halogenos.internal/initagent/recovery"
 )
 
-const help = `usage: reset
+const help = `usage: reset [--keep-home]
 
 Factory reset: wipes the root partition, that is all data, all settings, this
 machine's Secure Boot keys, and the TPM's record of them. THERE IS NO WAY BACK,
@@ -22,6 +23,10 @@ typed.
 Afterwards clear the Secure Boot keys in the firmware's setup and start again:
 the machine makes itself new, and shows a new recovery key.
 
+  --keep-home  at the console, after "unlock": delete all that was changed but
+               /home, and keep the machine's keys. Users have to be added
+               again. Nothing is to be done in the firmware's setup.
+
 In the running system (halogenctl reset) it only leaves a request: the next
 start shows this and asks, once, for two minutes. Whoever presses Enter there,
 or is not there, declines: nothing is deleted, and the machine starts as usual.
@@ -29,17 +34,25 @@ or is not there, declines: nothing is deleted, and the machine starts as usual.
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
 
+// errConsoleOnly says where and how. The root partition has to be open for it and not in use,
+// which at the console takes the recovery key.
+var errConsoleOnly = errors.New("--keep-home is for the recovery console: restart, press r for it, `unlock` with the recovery key, then `reset --keep-home`; nothing was changed")
+
 func main() { cmd(recovery.Linux, terminal).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
-	return command.Command{Name: "reset", Help: help, Secrets: true, Run: func(_ context.Context, call *command.Call) error {
+	var keepHome bool
+	return command.Command{Name: "reset", Help: help, Secrets: true, Flags: command.Bool("keep-home", &keepHome), Run: func(_ context.Context, call *command.Call) error {
 		m, err := machine()
 		if err != nil {
 			return err
 		}
 		if !m.AtConsole() {
+			if keepHome {
+				return errConsoleOnly
+			}
 			if err := m.AskForReset(); err != nil {
 				return err
 			}
@@ -51,6 +64,9 @@ func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console,
 			return err
 		}
 		defer t.Close()
+		if keepHome {
+			return m.ResetKeepingHome(t)
+		}
 		return m.Reset(t)
 	}}
 }

@@ -52,6 +52,10 @@ func TestUse(t *testing.T) {
 	if code != 0 || errs != "" || !strings.Contains(out, "The next start asks for the machine's name") || vars.written[nextboot.Variable] != `{"format":3,"reset":{}}` {
 		t.Errorf("%d, %q, %q, it leaves %v", code, out, errs, vars.written)
 	}
+	clear(vars.written)
+	if code, out, errs := commandtest.Run(cmd(machine, fails), "--keep-home"); code != 1 || out != "" || !strings.Contains(errs, "`unlock` with the recovery key, then `reset --keep-home`") || len(vars.written) > 0 {
+		t.Errorf("--keep-home in the running system: %d, %q, %q, it leaves %v", code, out, errs, vars.written)
+	}
 	vars.fails = fs.ErrPermission
 	if code, out, errs := commandtest.Run(cmd(machine, fails)); code != 1 || out != "" || !strings.Contains(errs, "is efivarfs mounted, and writable?") {
 		t.Errorf("%d, %q, %q", code, out, errs)
