@@ -19,7 +19,7 @@ var home = upper.Name("/home")
 
 // ResetKeepingHome deletes what was changed on this machine, /home excepted: /etc of each
 // system, and the directories that they share. This machine's own, its keys and its copies
-// of the ESP, stays, as do the slots. The next start makes the directories anew.
+// of the ESP, stays, as do the slots. The next start makes the directories again.
 //
 // Each directory loses its name in one rename, and is on the disk without it, before what is
 // in it goes. Cut anywhere, the machine starts with those that are left, and the same command
