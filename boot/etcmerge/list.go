@@ -3,6 +3,7 @@ package etcmerge
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -165,11 +166,33 @@ func ParseList(text []byte) (List, error) {
 	if err == nil && e.Format != plainList && e.Format != leftOutList {
 		err = fmt.Errorf("format %d, want %d or %d", e.Format, plainList, leftOutList)
 	}
+	if err == nil {
+		err = e.complete()
+	}
 	if err != nil {
 		return List{}, fmt.Errorf("list of changes: %w", err)
 	}
 	e.clean()
 	return e.List, nil
+}
+
+// complete refuses a list without the releases that it is about: changed and written again,
+// nobody could read it.
+func (l List) complete() error {
+	if l.To == 0 {
+		return errors.New("it does not say of which release it is")
+	}
+	for _, c := range l.Conflicts {
+		if c.Since == 0 {
+			return fmt.Errorf("%s does not say since which release", c.Path)
+		}
+	}
+	for _, o := range l.LeftOut {
+		if o.Since == 0 {
+			return fmt.Errorf("%s does not say since which release", o.Path)
+		}
+	}
+	return nil
 }
 
 // clean makes all texts fit to be shown, and bounds what was left out.

@@ -243,12 +243,15 @@ func TestListIsPrivate(t *testing.T) {
 // An old list that cannot be read is no reason not to start, but it is said.
 func TestOldListCannotBeRead(t *testing.T) {
 	for name, n := range map[string]node{
-		"no JSON":         text("x"),
-		"another format":  text(`{"format":3,"to":"1"}`),
-		"an unknown name": text(`{"format":1,"to":"1","more2":1}`),
-		"too large":       text(`{"format":1,"to":"1"}` + strings.Repeat(" ", MaxList)),
-		"a link":          link("/etc/shadow"),
-		"a directory":     dir(),
+		"no JSON":                         text("x"),
+		"another format":                  text(`{"format":3,"to":"1"}`),
+		"an unknown name":                 text(`{"format":1,"to":"1","more2":1}`),
+		"no release":                      text(`{"format":1}`),
+		"no release of a conflict":        text(`{"format":1,"to":"1","conflicts":[{"path":"a"}]}`),
+		"no release of what was left out": text(`{"format":2,"to":"1","leftOut":[{"path":"/a"}]}`),
+		"too large":                       text(`{"format":1,"to":"1"}` + strings.Repeat(" ", MaxList)),
+		"a link":                          link("/etc/shadow"),
+		"a directory":                     dir(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, made := plan(t, memory{}, memory{}, memory{ListPath: n})
