@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"halogenos.internal/boot/bounded"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
@@ -79,7 +79,7 @@ func (b *build) sameAccounts(context.Context) error {
 	if b.Previous == "" {
 		return nil
 	}
-	bill, err := bounded.Path(filepath.Join(b.Previous, BillFile), maxBill)
+	bill, err := files.Read(filepath.Join(b.Previous, BillFile), maxBill)
 	var was []sbom.Account
 	if err == nil {
 		was, err = sbom.AccountsOf(bill)
