@@ -31,12 +31,12 @@ type Blessing struct {
 }
 
 // Bless keeps the running system: its UKI loses its counter. A system that is no
-// trial stays as it is, and nothing is written.
+// trial stays as it is, and nothing is written but a note that is missing.
 //
 // Before that a note says that the system's own state counts (upper.Note). Cut between the
-// two, the system is on trial still, and should that fail, what it has changed is kept for
-// its next try. In the other order it could run for months and lose all that it has
-// changed when another system starts.
+// two, the system is on trial still: it goes on with what it has changed, and should it
+// fail, the boot sees by its counter that it was never blessed. In the other order it
+// could run for months and lose all that it has changed when another system starts.
 func (m *Machine) Bless() (*Blessing, error) {
 	r, err := m.system()
 	if err != nil {
@@ -48,19 +48,19 @@ func (m *Machine) Bless() (*Blessing, error) {
 	}
 	b := &Blessing{Version: r.Contract.Version, Slot: r.Slot}
 	files := r.runningFiles(names(inv))
-	if len(files) == 1 && !files[0].Counted {
-		b.Already = true
-		return b, nil
-	}
 	if len(files) == 0 {
 		return nil, fmt.Errorf("the EFI system partition has no boot file (UKI) of version %s, which runs: restart, which writes it again", r.Contract.Version)
 	}
 	var warnings []string
-	if err := hw.KeepFile(m.state(r, upper.Note), []byte(r.Contract.Root().String()+"\n"), 0o600); err != nil {
-		warnings = append(warnings, fmt.Sprintf("should another version start next, what this one has changed in /etc is lost: %v", err))
+	if err := m.noteBlessed(r); err != nil {
+		warnings = append(warnings, fmt.Sprintf("should another version start next, what this one has changed in /etc is lost: %v; then run `ota bless` again", err))
+	}
+	if len(files) == 1 && !files[0].Counted {
+		b.Already, b.Warning = true, strings.Join(warnings, "; ")
+		return b, nil
 	}
 	if err := m.writeESP(func(dir hw.ESPDir) error { return r.bless(dir) }); err != nil {
-		return nil, fmt.Errorf("bless version %s: %w", r.Contract.Version, err)
+		return nil, fmt.Errorf("bless version %s: %w", r.Contract.Version, errors.Join(err, m.withdrawNote(r)))
 	}
 	// Cut here the system is blessed, and the journal does not say when.
 	if err := m.note(r, journal.Entry{Kind: journal.Blessed, Version: b.Version, Slot: b.Slot}); err != nil {
@@ -70,6 +70,29 @@ func (m *Machine) Bless() (*Blessing, error) {
 	}
 	b.Warning = strings.Join(warnings, "; ")
 	return b, nil
+}
+
+// noteBlessed notes that the running system's own state counts, where that is not noted.
+func (m *Machine) noteBlessed(r *Running) error {
+	name, text := m.state(r, upper.Note), []byte(r.Contract.Root().String()+"\n")
+	if have, err := readSmall(name, maxFile); err == nil && bytes.Equal(have, text) {
+		return nil
+	}
+	return hw.Full(hw.KeepFile(name, text, 0o600))
+}
+
+// withdrawNote takes the note away of a system that could not be blessed: should it fail,
+// what it has changed is not to count. Where the ESP does not say that it is on trial
+// still, the note stays.
+func (m *Machine) withdrawNote(r *Running) error {
+	inv, err := inventory.Take(m.Hardware)
+	if err != nil {
+		return nil
+	}
+	if trial, err := m.onTrial(r, inv); err != nil || !trial {
+		return nil
+	}
+	return hw.RemoveFile(m.state(r, upper.Note))
 }
 
 // system is Running for what has no meaning at the recovery console.
@@ -234,6 +257,13 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 	}
 	if err != nil {
 		return nil, 0, false, err
+	}
+	if !trial {
+		// It may run since its bless without a restart, and the note of that may be missing:
+		// without it the other system removes what was changed under this one.
+		if err := m.noteBlessed(r); err != nil {
+			return nil, 0, false, fmt.Errorf("version %s is not given up, since it cannot be noted that what was changed in /etc under it is to be kept: %w", running, err)
+		}
 	}
 	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true, Trial: trial}
 	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)

@@ -50,9 +50,67 @@ func TestBless(t *testing.T) {
 			t.Errorf("journal %q, want %q", w.kinds(), want)
 		}
 		note, _ := os.ReadFile(w.path(filepath.Join(stateDirectory, upper.Note)))
-		if want := map[bool]string{true: w.two.Contract.Root().String() + "\n"}[trial]; string(note) != want {
+		if want := w.two.Contract.Root().String() + "\n"; string(note) != want {
 			t.Errorf("%s: note %q, want %q", before, note, want)
 		}
+	}
+}
+
+// noteStuck keeps the note from being written until it is called.
+func (w *world) noteStuck() (free func()) {
+	fresh := filepath.Join(stateDirectory, upper.Note+".new")
+	w.write(filepath.Join(fresh, "x"), nil)
+	return func() { must(w.t, os.RemoveAll(w.path(fresh))) }
+}
+
+// The note that a system's state counts could not be written at its bless. The next bless
+// writes it, and so does the rollback, which is refused where it cannot.
+func TestBlessWithoutNote(t *testing.T) {
+	noted := func(w *world) bool {
+		note, _ := os.ReadFile(w.path(filepath.Join(stateDirectory, upper.Note)))
+		return string(note) == w.two.Contract.Root().String()+"\n"
+	}
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	free := w.noteStuck()
+	for _, already := range []bool{false, true} {
+		if b, err := w.m.Bless(); err != nil || b.Already != already || !strings.Contains(b.Warning, "is lost") || noted(w) {
+			t.Errorf("%+v, %v", b, err)
+		}
+	}
+	if r, err := w.m.GiveUp("no"); err == nil || !strings.Contains(err.Error(), "is not given up") || w.ukis() != "test-os_1.efi test-os_2.efi" {
+		t.Errorf("%+v, %v, %s", r, err, w.ukis())
+	}
+	free()
+	if b, err := w.m.Bless(); err != nil || !b.Already || b.Warning != "" || !noted(w) {
+		t.Errorf("%+v, %v", b, err)
+	}
+	must(t, os.Remove(w.path(filepath.Join(stateDirectory, upper.Note))))
+	if r, err := w.m.GiveUp("no"); err != nil || r.Trial || !noted(w) {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A trial that is given up has no state that counts.
+func TestGiveUpTrialWithoutNote(t *testing.T) {
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+1-2.efi")
+	defer w.noteStuck()()
+	if r, err := w.m.GiveUp("no"); err != nil || !r.Trial {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A bless that the ESP does not take leaves no note: the system is on trial still.
+func TestBlessWithoutESP(t *testing.T) {
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	w.cut = 0
+	if b, err := w.m.Bless(); !errors.Is(err, errCut) {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if _, err := os.Lstat(w.path(filepath.Join(stateDirectory, upper.Note))); err == nil {
+		t.Error("the note is there")
 	}
 }
 
