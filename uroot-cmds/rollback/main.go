@@ -23,8 +23,12 @@ tries away, as a failed trial does. Reads the other slot to its last block
 first, and refuses when that one would not start. Asks, unless given --yes. Data
 is not touched; an older system has to cope with what the newer one has written.
 
-The system that was given up stays where it is until an update replaces it, and
-is not started again by itself.
+The other system has its own /etc: users made since have no account, their files
+stay, and the next useradd may give their number to somebody else; passwords
+changed and users deleted since are as before.
+
+The system that was given up stays where it is until an update replaces it, with
+what was changed in its /etc, and is not started again by itself.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 `

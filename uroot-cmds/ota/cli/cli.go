@@ -390,7 +390,11 @@ const rollbackUsage = `usage: ota rollback [--json] [REASON...]
 Gives up what was installed last: a release that was fetched and not tried yet,
 a trial that has not begun, or the system that runs, if the one in the other slot
 can start. It is not fetched again, unless ota retry says so. Nothing is restarted.
+
+The other system comes back with its own /etc, and so with the users and passwords
+of then. No later release gets what was changed in /etc since; ota(8) says more.
 `
+
 
 func rollback(_ context.Context, c *call) (any, error) {
 	r, err := c.machine.GiveUp(strings.Join(c.Args(), " "))
@@ -399,7 +403,7 @@ func rollback(_ context.Context, c *call) (any, error) {
 	}
 	fmt.Fprintf(c.out, "version %s is given up\n", r.Given)
 	if r.Restart {
-		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there\n", r.Next)
+		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there: users and passwords are those of then; whoever was added since has no account, and their files in /home stay\n", r.Next)
 		until := "at that start"
 		if !r.Trial {
 			until = "when a release is installed in its place"
