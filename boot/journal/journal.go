@@ -46,6 +46,7 @@ const (
 	Blessed   Kind = "blessed"   // a trial has proven itself
 	Unhealthy Kind = "unhealthy" // the running system's own check failed
 	Condemned Kind = "condemned" // a system has lost its tries for what initagent saw
+	NoRoom    Kind = "no-room"   // the root partition has no room for what is a trial's own
 	Failed    Kind = "failed"    // a version that is not taken again
 	Retry     Kind = "retry"     // a trial that was only interrupted gets its tries again
 	Rollback  Kind = "rollback"  // somebody gave the running system up

@@ -52,13 +52,14 @@ func pinned(entries []Entry) []Entry {
 // It is Unfit unless the journal shows that it was handed over to in this round
 // of tries, and nothing says that it failed. What ended before that wrote
 // nothing, so it counts as failed. A trial that was only Interrupted gets one
-// more round, never two: so this ends, however often the power is cut.
+// more round, never two: so this ends, however often the power is cut. That a trial found
+// no room says nothing of the version: it has no tries left, and may be fetched again.
 func Judge(entries []Entry, v contract.Version) (slot.Verdict, string) {
 	if _, failed := Failures(entries)[v]; failed {
 		return slot.NoTrial, "it was judged before"
 	}
 	round := since(entries, v)
-	handed, retried := false, false
+	handed, retried, noRoom := false, false, false
 	for _, e := range round {
 		switch {
 		case e.Watchdog:
@@ -70,12 +71,16 @@ func Judge(entries []Entry, v contract.Version) (slot.Verdict, string) {
 		case e.Kind == Blessed, e.Kind == Boot && !e.Trial:
 			return slot.NoTrial, "it was blessed once"
 		case e.Kind == Retry:
-			handed, retried = false, true
+			handed, retried, noRoom = false, true, false
+		case e.Kind == NoRoom:
+			noRoom = true
 		case e.Kind == Boot:
 			handed = true
 		}
 	}
 	switch {
+	case !handed && noRoom:
+		return slot.NoTrial, "the root partition had no room for it"
 	case !handed:
 		return slot.Unfit, "it never reached the system"
 	case retried:

@@ -194,6 +194,10 @@ func (a *Agent) carryState(ctx context.Context) error {
 		c.Base, c.Options.From = "", 0
 		report, err = a.Store.Carry(ctx, c)
 	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = hw.Full(err)
+		a.noteSelf(journal.NoRoom, err.Error())
+	}
 	if err != nil {
 		return err
 	}

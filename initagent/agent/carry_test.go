@@ -618,7 +618,7 @@ func TestStateWithoutTheOtherSlot(t *testing.T) {
 }
 
 // There is no room for it: the trial is given up, and the system before it has what it
-// had. FAULTS 105
+// had. That says nothing of the version, which runs once there is room. FAULTS 105
 func TestNoRoomForState(t *testing.T) {
 	m := inhabited(t)
 	if end := m.boot(); end != "reboot" {
@@ -630,9 +630,14 @@ func TestNoRoomForState(t *testing.T) {
 	if m.has(2) {
 		t.Error("the trial has state")
 	}
-	if _, failed := m.failed()[2]; !failed {
+	m.runs(1)
+	if _, failed := m.failed()[2]; failed {
 		t.Errorf("failed are %v", m.failed())
 	}
+	m.fullFile = ""
+	m.deliver(m.parcel(m.releases[2]))
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, mine)
 }
 
 // A system installed beside a root partition that was kept goes on with the state of
