@@ -138,7 +138,25 @@ func (a *Agent) foundState() (upper.Found, error) {
 		a.Log.Say("which system was blessed last is not known: %v", err)
 	}
 	found.TakeNote(note)
+	if found.Noted != "" && a.stillOnTrial(found.Noted) {
+		found.Noted = ""
+	}
 	return found, nil
+}
+
+// stillOnTrial reports whether another system's UKI says that it has used tries and was not
+// blessed: its blessing was cut after the note. One that was blessed and given up has a
+// counter that has counted nothing.
+func (a *Agent) stillOnTrial(system string) bool {
+	for _, n := range a.Names {
+		if n.ImageID != a.Contract.ImageID || a.IsOurs(n) || !n.Counted || n.Done == 0 {
+			continue
+		}
+		if b, err := a.lookBefore(n); err == nil && b.contract.Root().String() == system {
+			return true
+		}
+	}
+	return false
 }
 
 // before is the system that another UKI on the ESP belongs to.

@@ -362,6 +362,26 @@ func TestStateBlessedWithoutARestart(t *testing.T) {
 	}
 }
 
+// A blessing is cut after its note. The trial that falls back then has no state that
+// counts: what changes after it is merged when it starts again.
+func TestStateOfACutBlessing(t *testing.T) {
+	m := inhabited(t)
+	m.runs(2)
+	m.rootFiles()[blessedNote] = []byte(m.releases[2].contract.Root().String() + "\n")
+	m.edits(2, "motd", "mine, in the trial")
+	m.runs(2) // it goes on
+	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+	m.byHand = 1
+	m.runs(1, "settle-state")
+	if m.has(2) {
+		t.Error("the trial keeps its /etc")
+	}
+	m.edits(1, "issue", "mine, later")
+	m.byHand = 0
+	m.runs(2, "carry-state")
+	m.wantsUpper(2, map[string]string{"issue": "mine, later", "removed": gone})
+}
+
 // A system that was blessed and never started again is the one that a system goes on from
 // which is installed beside its root partition.
 func TestStateAfterInstallingOverABlessedSystem(t *testing.T) {
