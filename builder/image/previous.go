@@ -10,11 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"halogenos.internal/builder/files"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/builder/files"
 	"halogenos.internal/builder/sbom"
 )
 
