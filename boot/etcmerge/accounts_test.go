@@ -44,11 +44,11 @@ func TestAccounts(t *testing.T) {
 		{"a user of each side", "passwd", root, root + pg, root + alice, root + alice + pg, "", ""},
 		{"fields of each side", "passwd", root, "root:x:0:0:The Admin:/root:/bin/bash\n", "root:x:0:0:root:/root:/bin/zsh\n", "root:x:0:0:The Admin:/root:/bin/zsh\n", "", ""},
 		{"a field of both", "passwd", root, "root:x:0:0:root:/root:/bin/fish\n", "root:x:0:0:root:/root:/bin/zsh\n", "root:x:0:0:root:/root:/bin/zsh\n", "user root: shell /bin/zsh here, /bin/fish in the image", ""},
-		{"a number given away", "passwd", root, root + pg, root + mine, root + mine + "postgres:x:999:111::/var/lib/postgresql:/bin/sh\n", "", "user postgres of the image has number 999 here: 110 belongs to mine"},
+		{"a number given away", "passwd", root, root + pg, root + mine, root + mine + "postgres:x:109:111::/var/lib/postgresql:/bin/sh\n", "", "user postgres of the image has number 109 here: 110 belongs to mine"},
 		{"a number given away, of a person", "passwd", root, root + "live:x:1000:0::/:/bin/sh\n", root + alice, root + alice + "live:x:1001:0::/:/bin/sh\n", "", "number 1001 here"},
 		{"a number that two share in the image", "passwd", root, root + "toor:x:0:0::/root:/bin/sh\n", root + alice, root + alice + "toor:x:0:0::/root:/bin/sh\n", "", ""},
 		{"a number that changes", "passwd", root + pg, root + strings.Replace(pg, "110", "120", 1), root + pg + alice, root + pg + alice, "number 110 here, 120 in the image", ""},
-		{"a number that changes, and is given on", "passwd", root + pg, root + strings.Replace(pg, "110", "120", 1) + "new:x:110:0::/:/bin/sh\n", root + pg + alice, root + pg + alice + "new:x:999:0::/:/bin/sh\n", "number 110 here, 120 in the image", "110 belongs to postgres"},
+		{"a number that changes, and is given on", "passwd", root + pg, root + strings.Replace(pg, "110", "120", 1) + "new:x:110:0::/:/bin/sh\n", root + pg + alice, root + pg + alice + "new:x:109:0::/:/bin/sh\n", "number 110 here, 120 in the image", "110 belongs to postgres"},
 		{"the same name", "passwd", root, root + "alice:x:110:110::/var/lib/alice:/bin/sh\n", root + alice, root + alice, "number 1000 here, 110 in the image, which means another user", ""},
 		{"dropped by the image", "passwd", root + pg, root, root + pg + alice, root + pg + alice, "", "postgres is no longer in the image and stays"},
 		{"deleted here", "passwd", root + pg, root + pg + mine, root, root + mine, "", ""},
@@ -60,7 +60,7 @@ func TestAccounts(t *testing.T) {
 
 		{"members of both", "group", groups + "audio:x:29:a,b,c\n", groups + "audio:x:29:a,b,d\n", groups + "audio:x:29:alice,b,c\n", groups + "audio:x:29:alice,b,d\n", "", ""},
 		{"members here", "group", groups, groups + pgGroup, "root:x:0:\nsudo:x:27:alice\n", "root:x:0:\nsudo:x:27:alice\n" + pgGroup, "", ""},
-		{"a group's number given away", "group", groups, groups + pgGroup, groups + "mine:x:111:alice\n", groups + "mine:x:111:alice\npostgres:x:999:\n", "", "group postgres of the image has number 999 here: 111 belongs to mine"},
+		{"a group's number given away", "group", groups, groups + pgGroup, groups + "mine:x:111:alice\n", groups + "mine:x:111:alice\npostgres:x:110:\n", "", "group postgres of the image has number 110 here: 111 belongs to mine"},
 
 		{"a password here, the build's day there", "shadow", "root:*:1:0:99999:7:::\nd:*:1:0:99999:7:::\n", "root:*:2:0:99999:7:::\nd:*:2:0:99999:7:::\ne:!*:2::::::\n", "root:$y$secret:3:0:99999:7:::\nd:*:1:0:99999:7:::\n", "root:$y$secret:3:0:99999:7:::\nd:*:2:0:99999:7:::\ne:!*:2::::::\n", "", ""},
 		{"a password of both", "shadow", "root:*:1:0:99999:7:::\n", "root:!*:2:0:99999:7:::\n", "root:$y$secret:3:0:99999:7:::\n", "root:$y$secret:3:0:99999:7:::\n", "user root: password", ""},
@@ -131,11 +131,11 @@ func TestNumberClash(t *testing.T) {
 		"shadow", "root:*:1::::::\nbob:$y$1:5::::::\n")
 	r, made := plan(t, base, theirs, upper)
 	want := memory{
-		"passwd":  text(passwdBase + "bob:x:998:999::/home/bob:/bin/bash\npg:x:997:997::/var/lib/pg:/bin/sh\nfree:x:500:997::/:/bin/sh\n"),
-		"group":   text(groups + "bob:x:999:\nbobs:x:998:bob\npg:x:997:\nmember:x:700:pg\n"),
+		"passwd":  text(passwdBase + "bob:x:998:999::/home/bob:/bin/bash\npg:x:499:499::/var/lib/pg:/bin/sh\nfree:x:500:499::/:/bin/sh\n"),
+		"group":   text(groups + "bob:x:999:\nbobs:x:998:bob\npg:x:499:\nmember:x:700:pg\n"),
 		"shadow":  text("root:*:2::::::\nbob:$y$1:5::::::\npg:!:2::::::\nfree:!:2::::::\n"),
 		"pg":      dir(),
-		"pg/deep": dir().owner(0, 997), "pg/pg.conf": text("conf").owner(997, 997).mode(0o4640),
+		"pg/deep": dir().owner(0, 499), "pg/pg.conf": text("conf").owner(499, 499).mode(0o4640),
 	}
 	list := made[ListPath]
 	for _, name := range []string{".", "halogen", ListPath} {
@@ -144,18 +144,18 @@ func TestNumberClash(t *testing.T) {
 	if !same(made, want) {
 		t.Errorf("made\n%v\nwant\n%v", made, want)
 	}
-	if r.Users[998] != 997 || r.Groups[998] != 997 || len(r.Users) != 1 || len(r.Groups) != 1 {
+	if r.Users[998] != 499 || r.Groups[998] != 499 || len(r.Users) != 1 || len(r.Groups) != 1 {
 		t.Errorf("users %v, groups %v", r.Users, r.Groups)
 	}
-	if len(r.Conflicts) != 0 || len(r.Notes) != 2 || !strings.Contains(list.content, "user pg of the image has number 997 here: 998 belongs to bob") {
+	if len(r.Conflicts) != 0 || len(r.Notes) != 2 || !strings.Contains(list.content, "user pg of the image has number 499 here: 998 belongs to bob") {
 		t.Errorf("conflicts %v, notes %v", r.Conflicts, r.Notes)
 	}
 	later := theirs.clone()
 	later["pg/pg.conf"] = text("new conf").owner(998, 998).mode(0o4640)
 	later["pg/more"] = text("more").owner(998, 0)
 	r, made = plan(t, theirs, later, made)
-	want["pg/pg.conf"] = text("new conf").owner(997, 997).mode(0o4640)
-	want["pg/more"] = text("more").owner(997, 0)
+	want["pg/pg.conf"] = text("new conf").owner(499, 499).mode(0o4640)
+	want["pg/more"] = text("more").owner(499, 0)
 	delete(made, ".")
 	if !same(made, want) || len(r.Conflicts)+len(r.Notes) != 0 {
 		t.Errorf("next, made\n%v\nwant\n%v; conflicts %v, notes %v", made, want, r.Conflicts, r.Notes)

@@ -105,8 +105,8 @@ func TestMaskedNumber(t *testing.T) {
 	upper := accountsOf("passwd", rootUser+"bob:x:990:990::/:/x\n", "group", rootGroup+"bob:x:990:\n")
 	upper["svc.conf"] = text("2").owner(990, 990)
 	r, made := planWith(t, masked, image, image, upper)
-	wantContent(t, made, map[string]string{"passwd": rootUser + "bob:x:990:990::/:/x\nsvc:x:999:999::/:/x\n", "svc.conf": "2"})
-	if n := made["svc.conf"]; n.UID != 999 || n.GID != 999 || r.Users[990] != 999 {
+	wantContent(t, made, map[string]string{"passwd": rootUser + "bob:x:990:990::/:/x\nsvc:x:989:989::/:/x\n", "svc.conf": "2"})
+	if n := made["svc.conf"]; n.UID != 989 || n.GID != 989 || r.Users[990] != 989 {
 		t.Errorf("svc.conf belongs to %d:%d, users %v", n.UID, n.GID, r.Users)
 	}
 }
@@ -184,10 +184,10 @@ func TestOneTableWithoutBase(t *testing.T) {
 	_, made := planWith(t, Options{}, nil, theirs, accountsOf("group", rootGroup+"docker:x:990:alice\n"))
 	shown := over(theirs, made)
 	wantContent(t, shown, map[string]string{
-		"passwd": rootUser + "svc:x:990:999::/:/sbin/nologin\n",
-		"group":  rootGroup + "docker:x:990:alice\nsvc:x:999:\n",
+		"passwd": rootUser + "svc:x:990:989::/:/sbin/nologin\n",
+		"group":  rootGroup + "docker:x:990:alice\nsvc:x:989:\n",
 	})
-	if n := shown["svc.conf"]; n.GID != 999 {
+	if n := shown["svc.conf"]; n.GID != 989 {
 		t.Errorf("svc.conf has group %d", n.GID)
 	}
 	for _, base := range []memory{nil, theirs} {

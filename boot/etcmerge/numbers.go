@@ -98,27 +98,54 @@ func (t *table) moves() bool {
 // A pool is the numbers of passwd or group.
 type pool struct {
 	used map[uint32]bool // in any of the versions, or given by this merge
+	// lowest is the least one of the system's in use, highest the greatest ordinary one.
+	// What lies between them and is free may have been that of somebody who was deleted,
+	// and whose files are still there.
+	lowest, highest uint32
 	// next is the least ordinary number that may be free.
 	next uint32
 }
 
 func poolOf(t *table) *pool {
-	p := &pool{used: map[uint32]bool{}, next: lastSystem + 1}
+	p := &pool{used: map[uint32]bool{}, lowest: lastSystem + 1, highest: lastSystem, next: lastSystem + 1}
 	if t == nil {
 		return p
 	}
 	for _, version := range []records{t.base, t.theirs, t.ours} {
-		version.numbers(func(_ string, n uint32) { p.used[n] = true })
+		version.numbers(func(_ string, n uint32) { p.take(n) })
 	}
 	return p
 }
 
-// free finds a number in place of n. An ordinary user's is the least one that nobody
-// has. All others get one of the system's range, from above as useradd gives them; one
-// that is free in other, too, comes first, so that a user and its group can have the
-// same.
+func (p *pool) take(n uint32) {
+	switch p.used[n] = true; {
+	case n >= firstSystem && n <= lastSystem:
+		p.lowest = min(p.lowest, n)
+	case n > lastSystem && n <= lastOrdinary:
+		p.highest = max(p.highest, n)
+	}
+}
+
+// offers reports whether a number is free, and not one between others while there is room
+// beside them.
+func (p *pool) offers(n uint32) bool {
+	switch {
+	case p.used[n]:
+		return false
+	case system(n):
+		return n < p.lowest || p.lowest == firstSystem
+	}
+	return n > p.highest || p.highest == lastOrdinary
+}
+
+// free finds a number in place of n, as useradd does: an ordinary user's above the
+// greatest, all others' below the least of the system's, and numbers between others last.
+// One that other offers, too, comes first, so that a user and its group can have the same.
 func (p *pool) free(n uint32, other *pool) (uint32, bool) {
-	if n > lastSystem && n <= lastOrdinary {
+	if !system(n) {
+		if p.highest < lastOrdinary {
+			return p.highest + 1, true
+		}
 		for ; p.next <= lastOrdinary; p.next++ {
 			if !p.used[p.next] {
 				return p.next, true
@@ -126,9 +153,9 @@ func (p *pool) free(n uint32, other *pool) (uint32, bool) {
 		}
 		return 0, false
 	}
-	for _, taken := range []map[uint32]bool{other.used, nil} {
+	for _, both := range []bool{true, false} {
 		for at := uint32(lastSystem); at >= firstSystem; at-- {
-			if !p.used[at] && !taken[at] {
+			if p.offers(at) && (!both || other.offers(at)) {
 				return at, true
 			}
 		}
@@ -358,7 +385,7 @@ const nobody = "65534"
 func (u *users) admitGroup(rec record) (record, bool) {
 	rec, ok := u.admit(u.group, "group", rec, func(n uint32) (uint32, bool) { return u.gids.free(n, u.uids) })
 	if n, is := number(rec.fields[numberField]); ok && is {
-		u.gids.used[n] = true
+		u.gids.take(n)
 		u.given[rec.name] = n
 	}
 	u.noGroup[rec.name], u.groupCameIn[rec.name] = !ok, ok
@@ -368,14 +395,14 @@ func (u *users) admitGroup(rec record) (record, bool) {
 func (u *users) admitUser(rec record) (record, bool) {
 	gid := rec.fields[groupField]
 	rec, ok := u.admit(u.passwd, "user", rec, func(n uint32) (uint32, bool) {
-		// The user's own group may just have been given a number that is free for both.
-		if g, is := u.given[rec.name]; is && rec.fields[numberField] == gid && g != n && !u.uids.used[g] {
+		// The user's own group may just have been given a number that is good for both.
+		if g, is := u.given[rec.name]; is && rec.fields[numberField] == gid && g != n && u.uids.offers(g) {
 			return g, true
 		}
 		return u.uids.free(n, u.gids)
 	})
 	if n, is := number(rec.fields[numberField]); ok && is {
-		u.uids.used[n] = true
+		u.uids.take(n)
 	}
 	rec.fields[groupField] = u.groupHere(u.theirGroups, gid)
 	u.noUser[rec.name], u.userCameIn[rec.name] = !ok, ok

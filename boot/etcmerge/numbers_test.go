@@ -23,8 +23,8 @@ func TestNumbersOfOddLines(t *testing.T) {
 	upper := accountsOf("passwd", rootUser+"bob:x:0990:990::/:/x\n", "group", rootGroup+"bob:x:990\n")
 	_, made := planWith(t, Options{}, base, theirs, upper)
 	wantContent(t, made, map[string]string{
-		"passwd": rootUser + "bob:x:0990:990::/:/x\nsvc:x:999:999::/:/x\n",
-		"group":  rootGroup + "bob:x:990\nsvc:x:999:\n",
+		"passwd": rootUser + "bob:x:0990:990::/:/x\nsvc:x:989:989::/:/x\n",
+		"group":  rootGroup + "bob:x:990\nsvc:x:989:\n",
 	})
 	upper = accountsOf("passwd", rootUser+"svc:x:0990:990::/:/x\n"+aliceUser)
 	r, _ := planWith(t, Options{}, theirs, theirs, upper)
@@ -42,6 +42,37 @@ func TestCompat(t *testing.T) {
 	wantContent(t, made, map[string]string{
 		"passwd": rootUser + "# service\nsvc:x:990:990::/:/x\n-bad::::::\n+::::::\n\n# end\n",
 		"group":  rootGroup + "+nis:::\nown:x:5:\nsvc:x:990:\n+:::\n+\n",
+	})
+}
+
+// A number between others may be that of a user who was deleted, and whose files are still
+// there: it is given last, as useradd does. FAULTS 106
+func TestDeletedNumbers(t *testing.T) {
+	base := accountsOf("passwd", rootUser, "group", rootGroup)
+	// alice (1000) and backup (999) were deleted here.
+	here := rootUser + "bob:x:1001:100::/:/x\neve:x:990:100::/:/x\nlater:x:998:100::/:/x\n"
+	theirs := accountsOf("passwd", rootUser+"kiosk:x:1001:100::/:/x\nsvc:x:990:990::/:/x\n", "group", rootGroup+"svc:x:990:\n")
+	_, made := planWith(t, Options{}, base, theirs, accountsOf("passwd", here, "group", rootGroup+"eve:x:990:\nmost:x:500:\n"))
+	wantContent(t, made, map[string]string{
+		"passwd": here + "kiosk:x:1002:100::/:/x\nsvc:x:499:499::/:/x\n",
+		"group":  rootGroup + "eve:x:990:\nmost:x:500:\nsvc:x:499:\n",
+	})
+
+	// Where the ends of the ranges are in use, those between others are all that is left.
+	here += "first:x:100:100::/:/x\nlast:x:59999:100::/:/x\n"
+	_, made = planWith(t, Options{}, base, theirs, accountsOf("passwd", here, "group", rootGroup+"eve:x:990:\nfirst:x:100:\n"))
+	wantContent(t, made, map[string]string{
+		"passwd": here + "kiosk:x:1000:100::/:/x\nsvc:x:999:999::/:/x\n",
+		"group":  rootGroup + "eve:x:990:\nfirst:x:100:\nsvc:x:999:\n",
+	})
+
+	// A group's number that is between others for users is not the user's.
+	groups := rootGroup + "eve:x:990:\nfirst:x:100:\n"
+	users := rootUser + "eve:x:990:100::/:/x\n"
+	_, made = planWith(t, Options{}, base, theirs, accountsOf("passwd", users+"svc2:x:500:100::/:/x\n", "group", groups))
+	wantContent(t, made, map[string]string{
+		"passwd": users + "svc2:x:500:100::/:/x\nkiosk:x:1001:100::/:/x\nsvc:x:499:499::/:/x\n",
+		"group":  groups + "svc:x:499:\n",
 	})
 }
 

@@ -31,14 +31,14 @@ func TestAccessListsAreTranslated(t *testing.T) {
 	theirs["d"] = dir().attr("system.posix_acl_default", listOf(990, 5))
 	upper := accountsOf("passwd", rootUser+"bob:x:990:990::/:/x\n", "group", rootGroup+"bob:x:990:\n")
 	_, made := planWith(t, Options{}, base, theirs, upper)
-	if got := made["f"].Xattrs[accessList]; got != listOf(999, 999) {
+	if got := made["f"].Xattrs[accessList]; got != listOf(989, 989) {
 		t.Errorf("f has list %x", got)
 	}
-	if got := made["d"].Xattrs["system.posix_acl_default"]; got != listOf(999, 5) {
+	if got := made["d"].Xattrs["system.posix_acl_default"]; got != listOf(989, 5) {
 		t.Errorf("d has list %x", got)
 	}
 	_, again := planWith(t, Options{}, theirs, theirs, made)
-	if got := again["f"].Xattrs[accessList]; got != listOf(999, 999) {
+	if got := again["f"].Xattrs[accessList]; got != listOf(989, 989) {
 		t.Errorf("after the next, f has list %x", got)
 	}
 }
@@ -167,7 +167,7 @@ func TestOtherDirectory(t *testing.T) {
 			merge svc/data (a file, image's): its owner has another number here
 			! c: changed here and in the image
 			! passwd: changed here and in the image`)
-	if n := made["svc/data"]; n.UID != 999 || n.GID != 999 {
+	if n := made["svc/data"]; n.UID != 989 || n.GID != 989 {
 		t.Errorf("data belongs to %d:%d", n.UID, n.GID)
 	}
 }
