@@ -100,17 +100,18 @@ func live(t *testing.T, story []string) {
 	var changed string
 	if owned {
 		changed = g.administrates()
+		g.says(`mkdir -p /etc/halogen/health.d && printf '#!/bin/sh\nexit 1\n' >/etc/halogen/health.d/never && chmod 755 /etc/halogen/health.d/never`, "")
 	}
 	for i, image := range story[1:] {
 		began = time.Now()
 		publish(t, server, image)
 		g.fetches(layoutOf(t, story[i]))
 		if owned && i == 0 {
-			g.losesTrial(image)
+			g.losesTrial()
 			if now := g.says(digests, ""); now != changed {
 				t.Errorf("after the fallback /etc has %s; it had %s", now, changed)
 			}
-			g.says("ota retry 2", "")
+			g.says("rm /etc/halogen/health.d/never; ota retry 2", "")
 			g.fetches(layoutOf(t, story[i]))
 		}
 		g.leave("reboot")
@@ -134,9 +135,9 @@ func live(t *testing.T, story []string) {
 	g.PowerCut()
 }
 
-// losesTrial has the power fail in each try of a fetched version 2, and comes back to the
-// system before it.
-func (g *Guest) losesTrial(image string) {
+// losesTrial has a fetched version 2 fail its health check, which it has from the owner, and
+// comes back to the system before it.
+func (g *Guest) losesTrial() {
 	g.t.Helper()
 	g.leave("reboot")
 	g.startsAnew()
@@ -147,9 +148,7 @@ func (g *Guest) losesTrial(image string) {
 	mtools(g.t, g.State(), "mren", "::"+bls.Directory+"/halogen_2+3.efi", "::"+bls.Directory+"/halogen_2+1-2.efi")
 	g.PowerOn()
 	g.Expect(`halogen: carry-state \(`)
-	g.Expect(`halogen: handing over `)
-	g.PowerCut()
-	g.PowerOn()
+	g.startsAnew()
 	g.login()
 	g.says("cat /run/halogen/boot.json", `"version": "1"(?s:.*)"trial": false`)
 }
@@ -159,7 +158,7 @@ func (g *Guest) is(s layoutSystem) {
 	g.t.Helper()
 	g.says("grep ' / ' /proc/mounts | tail -n 1", `^/dev/\S+ / erofs ro,`)
 	g.says("! test -e /run/systemd/system", "")
-	g.says("touch /etc/x /var/x /home/x && rm /etc/x /var/x /home/x", `^$`)
+	g.says("touch /etc/x /var/x /home/x && rm /etc/x /var/x /home/x && echo written", `written$`)
 	g.says("halogenctl slots", "")
 	for _, line := range s.says {
 		g.says(line[0], line[1])
