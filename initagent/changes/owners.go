@@ -40,7 +40,7 @@ func accountsOf(etc *os.File) (a etcmerge.Accounts, err error) {
 	for name, into := range map[string]*[]byte{"passwd": &a.Passwd, "group": &a.Group} {
 		n, err := open(etc, name)
 		if err == nil && n != nil {
-			*into, err = n.read(etcmerge.MaxText)
+			*into, err = n.read(etcmerge.MaxAccounts)
 			n.close()
 		}
 		if err != nil {

@@ -151,7 +151,7 @@ func TestResetOwnersUnknown(t *testing.T) {
 	for name, set := range map[string]func(path string) error{
 		"link":      func(path string) error { return os.Symlink("elsewhere", path) },
 		"pipe":      func(path string) error { return unix.Mkfifo(path, 0o644) },
-		"too large": func(path string) error { return os.WriteFile(path, make([]byte, 2<<20), 0o644) },
+		"too large": func(path string) error { return os.WriteFile(path, make([]byte, 17<<20), 0o644) },
 	} {
 		b := renumbered(t)
 		b.must(os.Remove(filepath.Join(b.merged, "group")))
