@@ -395,7 +395,6 @@ The other system comes back with its own /etc, and so with the users and passwor
 of then. No later release gets what was changed in /etc since; ota(8) says more.
 `
 
-
 func rollback(_ context.Context, c *call) (any, error) {
 	r, err := c.machine.GiveUp(strings.Join(c.Args(), " "))
 	if err != nil {
