@@ -113,7 +113,7 @@ func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) erro
 	case etcmerge.Whiteout, etcmerge.Directory:
 		return nil
 	case etcmerge.Regular:
-		if c.From == etcmerge.FromUpper && c.Action == etcmerge.Keep {
+		if c.From == etcmerge.FromUpper {
 			if err := w.protect(parent, name, c.Path, sources[etcmerge.FromUpper]); err != nil {
 				return err
 			}
