@@ -1,13 +1,43 @@
 package upper
 
 import (
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/testkit"
 )
+
+// A file whose access control list cannot be set gives its group no more than before.
+func TestCarryWithoutAccessList(t *testing.T) {
+	const list = "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x06\x00\xfe\xff\x00\x00" + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+	d := newDisk(t, Directory+"/"+hash("a"))
+	must(t, unix.Lsetxattr(filepath.Join(d.root, Directory, hash("a"), "etc/upper/ours"), accessList, []byte(list), 0))
+	c := d.carry(Source{System: hash("a")})
+	c.Step = func(what string) error {
+		if strings.HasPrefix(what, "attribute "+accessList) {
+			return unix.ENOSPC
+		}
+		return nil
+	}
+	_, err := d.store.Carry(t.Context(), c)
+	must(t, err)
+	info, err := os.Stat(filepath.Join(d.root, own(hash("b"), "etc", "upper"), "ours"))
+	if must(t, err); info.Mode() != 0o640 {
+		t.Errorf("its mode is %v", info.Mode())
+	}
+	for _, c := range []struct {
+		list string
+		want uint32
+	}{{list, 0o4640}, {"", 0o4600}, {list[:23], 0o4600}, {list[:28], 0o4640}} {
+		if got := withoutList(0o4660, c.list); got != c.want {
+			t.Errorf("%q: %o", c.list, got)
+		}
+	}
+}
 
 // What chattr made of a file through the overlay stays with the file that is kept.
 func TestCarryKeepsFlags(t *testing.T) {

@@ -1,6 +1,7 @@
 package upper
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -219,6 +220,9 @@ func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
 		if unfit(err) || errors.Is(err, unix.ENOSPC) && w.room() {
 			w.leftOut(w.path, "left out: "+err.Error())
 			err = nil
+			if key == accessList {
+				err = unix.Fchmodat(parent, name, withoutList(e.Mode, value), 0)
+			}
 		}
 		if err != nil {
 			return err
@@ -226,6 +230,24 @@ func (w *writer) attributes(parent int, name string, e etcmerge.Entry) error {
 	}
 	modified := unix.NsecToTimespec(e.ModTime.UnixNano())
 	return unix.UtimesNanoAt(parent, name, []unix.Timespec{modified, modified}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// accessList is a POSIX access control list, as Linux has it in an attribute
+// (include/uapi/linux/posix_acl_xattr.h).
+const accessList = "system.posix_acl_access"
+
+// withoutList is the mode of a file that is to have an access control list, and does not
+// get it. With a list the mode has the most that anybody but owner and others may do in
+// the place of what the group may (acl(5)).
+func withoutList(mode uint32, list string) uint32 {
+	const header, entry, groupObj = 4, 8, 4
+	group := uint32(0)
+	for at := header; at+entry <= len(list); at += entry {
+		if e := []byte(list[at:]); binary.LittleEndian.Uint16(e) == groupObj {
+			group = uint32(binary.LittleEndian.Uint16(e[2:])) & 7
+		}
+	}
+	return mode & 0o7777 & (0o7707 | group<<3)
 }
 
 // room reports whether the file system has some left: ext4 says that there is none where
