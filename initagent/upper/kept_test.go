@@ -56,3 +56,21 @@ func TestCarryKeepsFlags(t *testing.T) {
 		}
 	}
 }
+
+// Two names of one file are two names again.
+func TestCarryHardLinks(t *testing.T) {
+	d := newDisk(t, Directory+"/"+hash("a"))
+	etcOf := filepath.Join(d.root, Directory, hash("a"), "etc/upper")
+	must(t, os.Link(filepath.Join(etcOf, "ours"), filepath.Join(etcOf, "second")))
+	must(t, os.Link(filepath.Join(etcOf, "ours"), filepath.Join(etcOf, "added/third")))
+	_, err := d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+	must(t, err)
+	top := filepath.Join(d.root, own(hash("b"), "etc", "upper"))
+	for _, name := range []string{"ours", "second", "added/third"} {
+		var st unix.Stat_t
+		must(t, unix.Lstat(filepath.Join(top, name), &st))
+		if st.Nlink != 3 || shown(t, top)[name] != "=2" {
+			t.Errorf("%s has %d names", name, st.Nlink)
+		}
+	}
+}

@@ -141,6 +141,24 @@ func (t *tree) raw(path string) (etcmerge.Entry, map[string]string, error) {
 	return e, xattrs, nil
 }
 
+// inode is the file that a path leads to, and whether it has several names. What comes from
+// an image has one.
+func (t *tree) inode(path string) (i inode, several bool, err error) {
+	fd, err := t.look(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return inode{}, false, nil
+	}
+	if err != nil {
+		return inode{}, false, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return inode{}, false, t.fault(err)
+	}
+	return inode{st.Dev, st.Ino}, st.Nlink > 1, nil
+}
+
 var types = map[uint32]etcmerge.Type{
 	unix.S_IFREG: etcmerge.Regular, unix.S_IFDIR: etcmerge.Directory, unix.S_IFLNK: etcmerge.Link, unix.S_IFCHR: etcmerge.CharDevice,
 	unix.S_IFBLK: etcmerge.BlockDevice, unix.S_IFIFO: etcmerge.Pipe, unix.S_IFSOCK: etcmerge.Socket,

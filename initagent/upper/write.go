@@ -27,6 +27,7 @@ type writer struct {
 	leftOut func(path, why string)
 	path    string // of what is being made, for leftOut
 	buf     []byte
+	links   map[inode]string // files that are made, by what they are made from
 }
 
 func newWriter(fd int, step func(string) error, leftOut func(path, why string)) *writer {
@@ -98,6 +99,9 @@ func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) erro
 	defer unix.Close(parent)
 	name := path.Base(c.Path)
 	w.path = c.Path
+	if linked, err := w.link(parent, name, c, sources); linked || err != nil {
+		return err
+	}
 	var content io.Reader
 	if c.Entry.Type == etcmerge.Regular {
 		f, err := open(c, sources)
@@ -121,6 +125,40 @@ func (w *writer) make(c etcmerge.Change, sources map[etcmerge.Source]*tree) erro
 		}
 	}
 	return w.attributes(parent, name, c.Entry)
+}
+
+// inode is a file, whatever its names.
+type inode struct{ dev, number uint64 }
+
+// link has two names of one file of this machine's be two names again.
+func (w *writer) link(parent int, name string, c etcmerge.Change, sources map[etcmerge.Source]*tree) (bool, error) {
+	if c.Entry.Type != etcmerge.Regular || c.From != etcmerge.FromUpper || c.Action != etcmerge.Keep {
+		return false, nil
+	}
+	file, several, err := sources[etcmerge.FromUpper].inode(c.Path)
+	if !several || err != nil {
+		return false, err
+	}
+	first, made := w.links[file]
+	if !made {
+		if w.links == nil {
+			w.links = map[inode]string{}
+		}
+		w.links[file] = c.Path
+		return false, nil
+	}
+	fd, err := beneath(w.fd, first, unix.O_PATH)
+	if errors.Is(err, fs.ErrNotExist) { // it is left out
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	if err := w.step("link " + name); err != nil {
+		return false, err
+	}
+	return true, unix.Linkat(unix.AT_FDCWD, handle(fd), parent, name, unix.AT_SYMLINK_FOLLOW)
 }
 
 func open(c etcmerge.Change, sources map[etcmerge.Source]*tree) (io.ReadCloser, error) {
