@@ -11,6 +11,31 @@ import (
 	"halogenos.internal/boot/testkit"
 )
 
+// A file of holes takes no room, and has its length and what lies between them.
+func TestCarrySparse(t *testing.T) {
+	d := newDisk(t, Directory+"/"+hash("a"))
+	big := filepath.Join(d.root, Directory, hash("a"), "etc/upper/big")
+	f, err := os.Create(big)
+	must(t, err)
+	_, err = f.WriteAt([]byte("middle"), 1<<38)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 1<<20), 1<<39)
+	must(t, err)
+	must(t, f.Truncate(1<<40))
+	must(t, f.Close())
+	_, err = d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+	must(t, err)
+	f, err = os.Open(filepath.Join(d.root, own(hash("b"), "etc", "upper"), "big"))
+	must(t, err)
+	defer f.Close()
+	var st unix.Stat_t
+	must(t, unix.Fstat(int(f.Fd()), &st))
+	text := make([]byte, 6)
+	if _, err := f.ReadAt(text, 1<<38); err != nil || string(text) != "middle" || st.Size != 1<<40 || st.Blocks > 1000 {
+		t.Errorf("it has %d bytes in %d blocks, and %q, %v", st.Size, st.Blocks, text, err)
+	}
+}
+
 // A file whose access control list cannot be set gives its group no more than before.
 func TestCarryWithoutAccessList(t *testing.T) {
 	const list = "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x06\x00\xfe\xff\x00\x00" + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"

@@ -219,24 +219,57 @@ func (w *writer) file(parent int, name string, content io.Reader) error {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), name)
-	for err == nil {
-		var n int
-		n, err = io.ReadFull(content, w.buf)
-		if n == 0 {
+	return errors.Join(w.fill(f, content), f.Close())
+}
+
+// fill writes a file's content. Holes in it stay holes, and what is zero becomes one: a file
+// of terabytes can take no room.
+func (w *writer) fill(f *os.File, content io.Reader) error {
+	size := int64(0)
+	for {
+		hole, err := skipHole(content)
+		if err != nil {
+			return err
+		}
+		size += hole
+		n, err := io.ReadFull(content, w.buf)
+		if n == 0 && errors.Is(err, io.EOF) {
 			break
 		}
-		if serr := w.step("write " + name); serr != nil {
-			err = serr
-			break
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
 		}
-		if _, werr := f.Write(w.buf[:n]); werr != nil {
-			err = werr
+		if serr := w.step("write " + f.Name()); serr != nil {
+			return serr
 		}
+		if slices.ContainsFunc(w.buf[:n], func(b byte) bool { return b != 0 }) {
+			if _, err := f.WriteAt(w.buf[:n], size); err != nil {
+				return err
+			}
+		}
+		size += int64(n)
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = nil
+	return f.Truncate(size)
+}
+
+// skipHole passes over a hole of a file that is read, and returns how long it is.
+func skipHole(content io.Reader) (int64, error) {
+	f, ok := content.(*os.File)
+	if !ok {
+		return 0, nil
 	}
-	return errors.Join(err, f.Close())
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	data, err := f.Seek(at, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) { // there is none from here on
+		data, err = f.Seek(0, io.SeekEnd)
+	}
+	if errors.Is(err, unix.EINVAL) { // the file system knows no holes
+		return 0, nil
+	}
+	return data - at, err
 }
 
 // attributes comes after the content: the owner before the mode, since changing it
