@@ -313,7 +313,12 @@ func (f *fill) forget(name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Unlinkat(fd, name, 0); err != nil {
+	err = unix.Unlinkat(fd, name, 0)
+	if unfit(err) {
+		f.leftOut(f.entryPath)(name, "it should be removed, and stays: "+err.Error())
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil

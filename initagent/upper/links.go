@@ -140,7 +140,12 @@ func (m *maker) setLinks() error {
 		return fmt.Errorf("make %s: %w", name, err)
 	}
 	for _, l := range m.links {
-		if err := replaceLink(m.root, m.all, l, string(l.From), string(l.To), m.Step); err != nil {
+		err := replaceLink(m.root, m.all, l, string(l.From), string(l.To), m.Step)
+		if unfit(err) {
+			m.leftOut(string(l.Entry))(string(l.Path), fmt.Sprintf("it should lead to %q, and stays: %v", l.To, err))
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("%s/%s: %w", l.Entry, l.Path, err)
 		}
 	}
@@ -169,7 +174,9 @@ func (s Store) GiveBack(system, image string) error {
 		if !has(image, l) {
 			continue
 		}
-		if err := replaceLink(int(root.Fd()), all, l, string(l.To), string(l.From), func(string) error { return nil }); err != nil {
+		err := replaceLink(int(root.Fd()), all, l, string(l.To), string(l.From), func(string) error { return nil })
+		// Its directory is immutable by now: somebody has decided about what is in it.
+		if err != nil && !unfit(err) {
 			return fmt.Errorf("give back %s/%s: %w", l.Entry, l.Path, err)
 		}
 	}
