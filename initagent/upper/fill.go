@@ -1,6 +1,7 @@
 package upper
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +35,7 @@ const (
 
 // bind gives a shared directory what a new image has and this machine lacks. One that
 // is not there is seeded from the image as a whole when it is mounted.
-func (m *maker) bind(e stateconf.Entry) error {
+func (m *maker) bind(ctx context.Context, e stateconf.Entry) error {
 	base, image, _, err := m.trees(e.Path, false)
 	if err != nil {
 		return err
@@ -44,14 +47,22 @@ func (m *maker) bind(e stateconf.Entry) error {
 	name := path.Join(Bind, Name(e.Path))
 	own, err := openTree(m.root, name, name, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m.seed(e, image)
+		return m.seed(ctx, e, image)
 	}
 	if err != nil {
 		return err
 	}
 	defer own.Close()
+	// Whoever owns something there can give it more attributes than can be listed.
+	own.plain = true
+	if base != nil {
+		base.plain = true
+	}
 	f := &fill{maker: m, entryPath: e.Path, base: base, image: image, own: own}
-	if err := f.directory("."); err != nil {
+	if err := f.directory(ctx, ".", true); err != nil {
+		return err
+	}
+	if err := f.place(); err != nil {
 		return err
 	}
 	if e.Path != variable {
@@ -62,7 +73,7 @@ func (m *maker) bind(e stateconf.Entry) error {
 
 // seed makes a shared directory that is not there, where the image's numbers of users or
 // groups mean others here: who mounts it copies it as it is.
-func (m *maker) seed(e stateconf.Entry, image *tree) error {
+func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error {
 	if len(m.users)+len(m.groups) == 0 {
 		return nil
 	}
@@ -85,11 +96,11 @@ func (m *maker) seed(e stateconf.Entry, image *tree) error {
 	defer fresh.Close()
 	own := &tree{name: seeding, fd: int(fresh.Fd()), buf: make([]byte, maxXattrs)}
 	f := &fill{maker: m, entryPath: e.Path, image: image, own: own, whole: true}
-	if err := f.directory("."); err != nil {
+	if err := f.directory(ctx, ".", false); err != nil {
 		return err
 	}
 	m.owners().Translate(&top)
-	if err := newWriter(int(m.all.Fd()), m.Step, m.leftOut(e.Path)).attributes(int(m.all.Fd()), seeding, top); err != nil {
+	if err := f.write(fresh, top); err != nil {
 		return err
 	}
 	if err := m.Step("flush " + seeding); err != nil {
@@ -119,15 +130,16 @@ type fill struct {
 	base, image, own *tree // base is nil where it is not known
 	whole            bool  // it is being made
 	looked           int
+
+	plan etcmerge.Result // what is to be made
+	tops []string        // those of its entries that lie in a directory which is there
+	// around are the directories that they lie in.
+	around map[string]bool
 }
 
-// directory goes through a directory that both the image and this machine have.
-//
-// What is new is made under a name of its own, with owner, mode and attributes, and
-// renamed: cut before that, it is missing still; cut after it, it is this machine's,
-// which is not touched again. A directory is empty when it gets its name, and is filled
-// by the next attempt.
-func (f *fill) directory(directory string) error {
+// directory goes through a directory of the image, and plans what this machine lacks.
+// there: this machine has the directory.
+func (f *fill) directory(ctx context.Context, directory string, there bool) error {
 	names, err := f.image.Names(directory)
 	if err != nil {
 		return err
@@ -136,14 +148,17 @@ func (f *fill) directory(directory string) error {
 		if f.looked++; f.looked > etcmerge.MaxEntries {
 			return fmt.Errorf("the image has more than %d entries", etcmerge.MaxEntries)
 		}
-		if err := f.entry(path.Join(directory, name)); err != nil {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := f.entry(ctx, path.Join(directory, name), there); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *fill) entry(name string) error {
+func (f *fill) entry(ctx context.Context, name string, there bool) error {
 	fresh, err := f.entryOf(f.image, name)
 	if err != nil || fresh == nil {
 		return err
@@ -160,22 +175,17 @@ func (f *fill) entry(name string) error {
 	case have == nil && f.deleted(was, fresh):
 		return nil
 	case have == nil:
-		if err := f.appear(name, *fresh); err != nil {
-			return err
-		}
-		if have, err = f.entryOf(f.own, name); err != nil || have == nil {
-			return err // it is left out
-		}
+		f.lacks(name, *fresh, there)
 	case f.follows(name, was, have, fresh):
 		l := link{Entry: etcmerge.Name(f.entryPath), Path: etcmerge.Name(name), From: etcmerge.Name(have.Target), To: etcmerge.Name(fresh.Target)}
 		if !slices.Contains(f.links, l) {
 			f.links = append(f.links, l)
 		}
 	}
-	if fresh.Type != etcmerge.Directory || have.Type != etcmerge.Directory {
+	if fresh.Type != etcmerge.Directory || have != nil && have.Type != etcmerge.Directory {
 		return nil
 	}
-	return f.directory(name)
+	return f.directory(ctx, name, have != nil)
 }
 
 // deleted reports whether what is missing here was deleted by somebody. Releases that kept
@@ -221,16 +231,160 @@ func (f *fill) was(name string) (*etcmerge.Entry, error) {
 	return e, nil
 }
 
-// appear puts the image's entry into its place.
-func (f *fill) appear(name string, e etcmerge.Entry) error {
+// lacks plans an entry that this machine lacks.
+func (f *fill) lacks(name string, e etcmerge.Entry, there bool) {
+	if there {
+		f.lead(path.Dir(name))
+		f.tops = append(f.tops, name)
+	}
 	f.owners().Translate(&e)
+	f.plan.Changes = append(f.plan.Changes, etcmerge.Change{Path: name, Action: etcmerge.Keep, Entry: e, From: etcmerge.FromImage})
+}
+
+// lead plans the directories that lead to one, for as long as it is made elsewhere.
+func (f *fill) lead(directory string) {
+	if directory == "." || f.around[directory] {
+		return
+	}
+	f.lead(path.Dir(directory))
+	if f.around == nil {
+		f.around = map[string]bool{}
+	}
+	f.around[directory] = true
+	f.plan.Changes = append(f.plan.Changes, etcmerge.Change{Path: directory, Action: etcmerge.Parent, Entry: bare})
+}
+
+// bare is a directory that nobody but root enters.
+var bare = etcmerge.Entry{Type: etcmerge.Directory, Mode: 0o700, ModTime: time.Unix(0, 0)}
+
+// write makes what is planned in a directory.
+func (f *fill) write(directory *os.File, top etcmerge.Entry) error {
+	done, tell := int64(0), f.Progress(int64(len(f.plan.Changes)))
+	w := newWriter(int(directory.Fd()), f.Step, f.leftOut(f.entryPath))
+	return w.write(&f.plan, top, map[etcmerge.Source]*tree{etcmerge.FromImage: f.image}, func() { done++; tell(done) })
+}
+
+// place makes what this machine lacks.
+//
+// All of it is made elsewhere on the file system, with owners, modes and attributes, and
+// flushed, once: to flush each file would take minutes. Then what is missing as a whole is
+// renamed into its place. Cut before that, it is missing still; cut among these, some is
+// this machine's, which is not touched again, and the next attempt makes the rest.
+func (f *fill) place() error {
+	if len(f.tops) == 0 {
+		return nil
+	}
+	where, as, err := f.workplace()
+	if err != nil {
+		return err
+	}
+	defer where.Close()
+	if err := remove(where, as, f.Step); err != nil {
+		return err
+	}
+	apart, err := f.placeFrom(where, as)
+	if err := errors.Join(err, remove(where, as, f.tidy)); err != nil {
+		return err
+	}
+	return f.oneByOne(apart)
+}
+
+// workplace is where new entries are made: in [Directory], where root alone can go, or in
+// the shared directory, where that is a subvolume.
+func (f *fill) workplace() (where *os.File, as string, err error) {
+	var own, all unix.Stat_t
+	if err := errors.Join(unix.Fstat(f.own.fd, &own), unix.Fstat(int(f.all.Fd()), &all)); err != nil {
+		return nil, "", err
+	}
+	if own.Dev == all.Dev {
+		where, err = reopen(f.all)
+		return where, temporary, err
+	}
+	fd, err := beneath(f.own.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, "", err
+	}
+	return os.NewFile(uintptr(fd), f.entryPath), beside, nil
+}
+
+// placeFrom returns those that cannot be made there: their place is on another subvolume.
+func (f *fill) placeFrom(where *os.File, as string) (apart map[string]bool, err error) {
+	apart = map[string]bool{}
+	fresh, err := makeDirectory(int(where.Fd()), as, 0o700, f.Step)
+	if unfit(err) { // the shared directory is immutable, but what lies in it need not be
+		for _, name := range f.tops {
+			apart[name] = true
+		}
+		return apart, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer fresh.Close()
+	if err := f.write(fresh, bare); err != nil {
+		return nil, err
+	}
+	if err := f.Step("flush " + as); err != nil {
+		return nil, err
+	}
+	if err := unix.Syncfs(int(fresh.Fd())); err != nil {
+		return nil, fmt.Errorf("flush the root partition: %w", err)
+	}
+	for _, name := range f.tops {
+		switch err := f.move(int(fresh.Fd()), name); {
+		case errors.Is(err, unix.EXDEV):
+			apart[name] = true
+		case unfit(err):
+			f.leftOut(f.entryPath)(name, "left out: "+err.Error())
+		case err != nil && !errors.Is(err, fs.ErrNotExist): // it is left out
+			return nil, fmt.Errorf("make %s: %w", name, err)
+		}
+	}
+	return apart, nil
+}
+
+func (f *fill) move(fresh int, name string) error {
+	from, err := beneath(fresh, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := beneath(f.own.fd, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	if err := f.Step("rename " + name); err != nil {
+		return err
+	}
+	return unix.Renameat(from, path.Base(name), to, path.Base(name))
+}
+
+// oneByOne makes entries, and what lies in them, beside their places.
+func (f *fill) oneByOne(tops map[string]bool) error {
+	top := ""
+	for _, c := range f.plan.Changes {
+		if tops[c.Path] {
+			top = c.Path
+		} else if top == "" || !strings.HasPrefix(c.Path, top+"/") {
+			continue
+		}
+		if err := f.appear(c.Path, c.Entry); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appear puts one entry into its place. Where its directory is left out, so is it.
+func (f *fill) appear(name string, e etcmerge.Entry) error {
 	leftOut := f.leftOut(f.entryPath)
 	err := put(f.all, f.own, name, e, f.image, f.Step, leftOut)
 	if unfit(err) {
 		leftOut(name, "left out: "+err.Error())
 		return nil
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make %s: %w", name, err)
 	}
 	return nil

@@ -47,6 +47,7 @@ type tree struct {
 	name  string // for errors
 	fd    int
 	upper bool // whiteouts and opaque directories mean something
+	plain bool // extended attributes are not read
 	buf   []byte
 	// lower is the image that an upper directory lies on; nil where it is not known.
 	lower *tree
@@ -134,7 +135,7 @@ func (t *tree) raw(path string) (etcmerge.Entry, map[string]string, error) {
 		return etcmerge.Entry{}, nil, err
 	}
 	defer unix.Close(fd)
-	e, xattrs, err := t.entry(fd)
+	e, xattrs, err := t.entry(fd, path)
 	if err != nil {
 		return etcmerge.Entry{}, nil, t.fault(&fs.PathError{Op: "read", Path: path, Err: err})
 	}
@@ -164,15 +165,18 @@ var types = map[uint32]etcmerge.Type{
 	unix.S_IFBLK: etcmerge.BlockDevice, unix.S_IFIFO: etcmerge.Pipe, unix.S_IFSOCK: etcmerge.Socket,
 }
 
-func (t *tree) entry(fd int) (etcmerge.Entry, map[string]string, error) {
+func (t *tree) entry(fd int, path string) (etcmerge.Entry, map[string]string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return etcmerge.Entry{}, nil, err
 	}
 	e := etcmerge.Entry{Type: types[st.Mode&unix.S_IFMT], Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Unix())}
-	xattrs, err := t.xattrs(fd)
-	if err != nil {
-		return e, nil, err
+	var xattrs map[string]string
+	var err error
+	if !t.plain {
+		if xattrs, err = t.xattrs(fd, path); err != nil {
+			return e, nil, err
+		}
 	}
 	switch e.Type {
 	case etcmerge.Regular:
@@ -199,17 +203,36 @@ func readlink(fd int) (string, error) {
 // for extended attributes take no descriptor that was opened for its attributes alone.
 func handle(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-func (t *tree) xattrs(fd int) (map[string]string, error) {
+func (t *tree) xattrs(fd int, path string) (map[string]string, error) {
 	n, err := unix.Listxattr(handle(fd), t.buf)
+	if errors.Is(err, unix.E2BIG) {
+		t.leave(path, "its extended attributes are left out, but for those of the system: they have more names than can be listed")
+		return t.values(fd, listless, func(err error) bool { return errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) })
+	}
 	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	names := slices.Collect(strings.SplitSeq(strings.TrimSuffix(string(t.buf[:n]), "\x00"), "\x00"))
+	return t.values(fd, names, func(error) bool { return false })
+}
+
+// listless are the attributes that are asked for by name where they cannot be listed:
+// without them a directory would show what was removed from it, or more people might read it.
+var listless = []string{
+	opaque, whiteout, redirect, metacopy, protected, accessList, "system.posix_acl_default", capability, "security.selinux",
+}
+
+// values are those of extended attributes; none is where passes says so of the error.
+func (t *tree) values(fd int, names []string, passes func(error) bool) (map[string]string, error) {
 	out := map[string]string{}
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(t.buf[:n]), "\x00"), "\x00") {
+	for _, name := range names {
 		size, err := unix.Getxattr(handle(fd), name, t.buf)
+		if err != nil && passes(err) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("attribute %s: %w", name, err)
 		}

@@ -95,8 +95,8 @@ func Overlay(system, entry string) (upper, work string) {
 // It is made under another name, flushed, and renamed, which is the last write. Cut
 // before that, the system has no directory still, and all of it is made again: what is
 // left of the first attempt goes first. Cut after it, the system has its own. The
-// source is only read. What the shared directories get is in its place one by one, each
-// complete (see fill), and is found there by the second attempt.
+// source is only read. What the shared directories get is complete when it has its name
+// (see fill), and is found there by the second attempt.
 func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
 	if c.Step == nil {
 		c.Step = func(string) error { return nil }
@@ -114,7 +114,13 @@ func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
 		return nil, err
 	}
 	defer all.Close()
-	m := &maker{Carry: c, root: root, all: all, report: new(Report)}
+	m := &maker{Carry: c, tidy: c.Step, root: root, all: all, report: new(Report)}
+	m.Step = func(what string) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return c.Step(what)
+	}
 	if err := m.clear(); err != nil {
 		return nil, err
 	}
@@ -161,6 +167,7 @@ func makeDirectory(parent int, name string, mode uint32, step func(string) error
 // maker is one Carry.
 type maker struct {
 	Carry
+	tidy          func(what string) error // the Step of what is done though time has run out
 	root          int
 	all           *os.File // Directory
 	report        *Report
@@ -232,7 +239,7 @@ func (m *maker) run(ctx context.Context) error {
 		if e.Mode != stateconf.Bind {
 			continue
 		}
-		if err := m.bind(e); err != nil {
+		if err := m.bind(ctx, e); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
 	}
