@@ -99,7 +99,7 @@ func TestManyUsers(t *testing.T) {
 	if n := made["svc.key"]; n.UID != svc || n.GID != svc || r.Users[990] != svc {
 		t.Errorf("svc.key belongs to %d:%d, svc is %d, users %v", n.UID, n.GID, svc, r.Users)
 	}
-	r, made = planWith(t, Options{}, theirs, theirs, made)
+	r, _ = planWith(t, Options{}, theirs, theirs, made)
 	conflicts, _ := said(r)
 	wantSaid(t, "conflicts of the next", conflicts, "passwd root: user root: shell")
 }

@@ -467,3 +467,29 @@ func same(a, b memory) bool {
 		return x.content == y.content && x.Type == y.Type && metadataOf(&x.Entry).equal(metadataOf(&y.Entry)) && x.Target == y.Target
 	})
 }
+
+// The machine ID is the machine's: what the image does to the file that a first boot fills
+// in is no conflict. FAULTS 107
+func TestMachineID(t *testing.T) {
+	empty, unset, none := memory{"machine-id": text("")}, memory{"machine-id": text("uninitialized\n")}, memory{}
+	for name, c := range map[string]struct {
+		base, theirs memory
+		here, want   node
+	}{
+		"marked":            {empty, unset, text("0123\n").mode(0o444), text("0123\n").mode(0o444)},
+		"dropped":           {unset, none, text("0123\n"), text("0123\n")},
+		"brought":           {none, unset, text("0123\n"), text("0123\n")},
+		"now a link":        {empty, memory{"machine-id": link("/run/id")}, text("0123\n"), text("0123\n")},
+		"with another mode": {empty, memory{"machine-id": text("").mode(0o600)}, text("0123\n").mode(0o444), text("0123\n").mode(0o444)},
+		"deleted":           {empty, unset, gone, gone},
+		"never filled in":   {empty, unset, text(""), unset["machine-id"]},
+	} {
+		r, made := planWith(t, Options{}, c.base, c.theirs, memory{"machine-id": c.here})
+		conflicts, _ := said(r)
+		wantSaid(t, name+": conflicts", conflicts)
+		now, shows := over(c.theirs, made)["machine-id"]
+		if shows != (c.want.Type != Whiteout) || shows && (now.content != c.want.content || now.Mode != c.want.Mode || now.Type != c.want.Type) {
+			t.Errorf("%s: machine-id is %+v %q", name, now.Entry, now.content)
+		}
+	}
+}

@@ -143,7 +143,7 @@ func TestMaskedText(t *testing.T) {
 			parent d (a directory): holds what was changed here
 			conflict d/a (nothing, whiteout): not here, though nobody is known to have deleted it
 			keep d/b (a file, old): added here
-			keep machine-id (a file, old): changed here
+			keep machine-id (a file, old): says which machine this is
 			! d/a: not here, though nobody is known to have deleted it`)
 }
 

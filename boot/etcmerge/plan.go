@@ -17,9 +17,9 @@ const neverKept = ".updated"
 // an old one would only hide the image's.
 var madeAgain = []string{".pwd.lock", "ld.so.cache", "mtab", "udev/hwdb.bin"}
 
-// ownIdentity are files that a machine fills in by itself or that say which one it is:
-// what the image has there is never what anybody misses.
-var ownIdentity = []string{"hostname", "machine-id"}
+// machineID says which machine this is, and is never the image's business (machine-id(5)).
+// hostname says so, too: nobody misses what the image has there.
+const machineID, hostname = "machine-id", "hostname"
 
 // backups are what the account tools copy before they write. They say what was here.
 var backups = []string{"passwd-", "group-", "shadow-", "gshadow-", "subuid-", "subgid-"}
@@ -264,6 +264,11 @@ func (p *planner) one(path string, in scope) error {
 			o = b
 		}
 	}
+	if path == machineID && !p.options.Other && o != nil {
+		if own, err := p.filledIn(b, t, o); err != nil || own {
+			return err
+		}
+	}
 	if o == nil || o.Type == Whiteout {
 		return p.deleted(path, b, t, o)
 	}
@@ -276,6 +281,29 @@ func (p *planner) one(path string, in scope) error {
 		return p.mergeFile(b, t, o)
 	}
 	return p.otherType(b, t, o)
+}
+
+// filledIn keeps a machine ID that is this machine's, without a conflict: the image's is
+// empty or says "uninitialized" until a first boot fills it in.
+func (p *planner) filledIn(b, t, o *file) (bool, error) {
+	reason := "deleted here"
+	switch o.Type {
+	case Directory:
+		return false, nil
+	case Whiteout:
+		if t == nil {
+			return false, nil
+		}
+	default:
+		for _, image := range []*file{b, t} {
+			if same, err := p.sameContent(image, o); err != nil || same {
+				return false, err
+			}
+		}
+		reason = "says which machine this is"
+	}
+	p.keep(Keep, o, reason)
+	return true, nil
 }
 
 // deleted is for what is in an image and was deleted here: o is a whiteout, or nothing
@@ -610,7 +638,7 @@ func (p *planner) clashing(path string, c choice) choice {
 // image says.
 func (p *planner) changedHere(t, o *file) (choice, error) {
 	c := choice{from: FromUpper, reason: "changed here"}
-	if !p.options.Masked || !o.is(Regular) || !p.options.Other && (slices.Contains(ownIdentity, o.path) || slices.Contains(backups, o.path)) {
+	if !p.options.Masked || !o.is(Regular) || !p.options.Other && (o.path == hostname || slices.Contains(backups, o.path)) {
 		return c, nil
 	}
 	texts, ok, err := p.texts(t, o)

@@ -118,7 +118,9 @@ func TestCarryUnfit(t *testing.T) {
 			delete(want, "added")
 			delete(want, "added/x")
 		}
-		maps.DeleteFunc(got, func(name, _ string) bool { return name[0] == 'd' || strings.HasPrefix(name, "ll") || strings.HasPrefix(name, "halogen") })
+		maps.DeleteFunc(got, func(name, _ string) bool {
+			return name[0] == 'd' || strings.HasPrefix(name, "ll") || strings.HasPrefix(name, "halogen")
+		})
 		if !maps.Equal(got, want) {
 			t.Errorf("%v: /etc has %q, want %q", c, got, want)
 		}

@@ -168,7 +168,7 @@ func namesIn(t *tree, file string) map[uint32]string {
 		return nil
 	}
 	defer f.Close()
-	text, _ := io.ReadAll(io.LimitReader(f, etcmerge.MaxText))
+	text, _ := io.ReadAll(io.LimitReader(f, etcmerge.MaxAccounts))
 	names := map[uint32]string{}
 	for line := range strings.Lines(string(text)) {
 		field := strings.Split(line, ":")
