@@ -32,7 +32,7 @@ const (
 	MaxText    = 1 << 20 // bytes of a file that is merged by line
 	MaxRead    = 4 << 30 // bytes of files compared
 	// MaxAccounts bounds an account file in bytes: some 200,000 users. One that is not
-	// merged would leave the image's files to whoever has their numbers here.
+	// merged would leave the image's files to the accounts that have their numbers here.
 	MaxAccounts = 16 << 20
 	// maxContent bounds the bytes of merged files that a plan holds.
 	maxContent = 64 << 20

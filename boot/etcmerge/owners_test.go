@@ -98,7 +98,7 @@ func TestOwnersOfBase(t *testing.T) {
 	}
 }
 
-// A file of the image's whose user was deleted here is not to be read by whoever has the
+// A file of the image's whose user was deleted here is not to be read by the account that has the
 // number now. FAULTS 106
 func TestFilesOfNobody(t *testing.T) {
 	image := accountsOf("passwd", rootUser+"svc:x:990:990::/:/x\nother:x:980:980::/:/x\n", "group", rootGroup+"svc:x:990:\nother:x:980:\n")

@@ -51,7 +51,7 @@ type Request struct {
 	Reset   *Reset     `json:"reset,omitempty"`  // not together with either
 }
 
-// Reset asks for a factory reset, which whoever types the machine's name confirms.
+// Reset asks for a factory reset, which is confirmed by typing the machine's name.
 type Reset struct{}
 
 // NewSecret asks for a new machine secret.

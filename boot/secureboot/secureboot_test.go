@@ -138,7 +138,7 @@ func TestWrap(t *testing.T) {
 	}
 }
 
-// Whoever asks for the certificate alone learns whether its own private key is there.
+// A caller that asks for the certificate alone learns whether its own private key is there.
 func TestUnwrapCertificate(t *testing.T) {
 	k, other := testSets(t)
 	key := [32]byte{1, 2, 3}

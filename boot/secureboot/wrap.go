@@ -76,7 +76,7 @@ func Unwrap(key *[32]byte, context string, wrapped []byte) (*KeySet, error) {
 }
 
 // UnwrapCertificate returns the certificate of the Signature Database Key (db) whose
-// private key is among wrapped keys. It is for whoever asks at each start whether a key
+// private key is among wrapped keys. It is for callers that ask at each start whether a key
 // opens them: to read a private key is to check its primes, which costs a slow machine
 // 40 ms, and the other two are not read.
 func UnwrapCertificate(key *[32]byte, context string, wrapped []byte) (*x509.Certificate, error) {

@@ -606,7 +606,7 @@ func TestAddScripts(t *testing.T) {
 	}
 }
 
-// Whoever logs in reads what waits for a decision; a script and scp, which have no
+// Everybody who logs in reads what waits for a decision; a script and scp, which have no
 // terminal, read nothing.
 func TestProfile(t *testing.T) {
 	text, err := files.ReadFile("files/profile.sh")

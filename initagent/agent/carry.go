@@ -314,7 +314,7 @@ var errNotBefore = errors.New("no slot holds the image of the system that the st
 // openBefore opens and mounts the image that the state to be taken over lies on, and
 // returns where. Its root hash is vouched for by the state's name, on the encrypted root
 // partition; that of a system without one by its UKI, which this machine must have
-// signed: whoever could choose the image could have any file of /etc reset.
+// signed: somebody who could choose the image could have any file of /etc reset.
 func (a *Agent) openBefore(from upper.Source, last *before) (string, error) {
 	switch {
 	case from.System == "" && !from.Unnamed:

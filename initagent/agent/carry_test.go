@@ -422,7 +422,7 @@ func TestStateOfTheSameVersionAgain(t *testing.T) {
 	}
 	m.edits(1, "issue", "mine, later")
 	m.edits(2, "left", "from the first trial") // as a cut leaves it
-	m.rootFiles()[journalFile] = nil           // whoever wants it again
+	m.rootFiles()[journalFile] = nil           // somebody wants it again
 	m.deliver(m.parcel(m.releases[2]))
 	m.runs(2, "carry-state")
 	m.wantsUpper(2, map[string]string{"issue": "mine, later", "removed": gone})
@@ -686,7 +686,7 @@ func TestStateAfterInstallingAgain(t *testing.T) {
 	}
 }
 
-// Whoever puts another image into the other slot, with a UKI of their own beside it, does
+// An attacker who puts another image into the other slot, with a UKI of their own beside it, does
 // not choose what is held to be unchanged.
 func TestStrangersImageBefore(t *testing.T) {
 	m := inhabited(t)

@@ -15,7 +15,7 @@ root there. Then nothing is changed, and the machine starts as usual.
 `
 
 // reset does what the recovery console's reset does, which the running system has asked
-// for, if somebody types the machine's name. Whoever else is root there gains the question
+// for, if somebody types the machine's name. An attacker who is root there gains the question
 // and its two minutes, once: the request was taken away before, says nothing but what is
 // asked for, and is answered by a person alone. Nothing was unsealed in this boot.
 //

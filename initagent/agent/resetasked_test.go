@@ -66,7 +66,7 @@ func TestResetAsked(t *testing.T) {
 	m.opensAnew(old)
 }
 
-// Whoever declines, is not there, or types something else gets the system as usual, with
+// A person who declines, is not there, or types something else gets the system as usual, with
 // everything as it was; and nobody is asked again.
 func TestResetDeclined(t *testing.T) {
 	for name, typed := range map[string][]string{"nobody": nil, "Enter": {""}, "yes": {"y"}, "another name": {"tests", "test"}} {

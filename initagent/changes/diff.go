@@ -90,7 +90,7 @@ func (p Pair) diff(ctx context.Context, w io.Writer, c Change) error {
 	return err
 }
 
-// unified is the difference, unless it takes too long for whoever waits.
+// unified is the difference, unless it takes too long for a person who waits.
 func unified(ctx context.Context, u difflib.UnifiedDiff) (string, error) {
 	var text string
 	done := make(chan error, 1)

@@ -11,7 +11,7 @@ import (
 )
 
 // owners lead from the image's numbers of users and groups to those that the same ones have
-// here. By the image's numbers, a file that is given back would be whoever's has them here.
+// here. By the image's numbers, a file that is given back would belong to the account that has them here.
 type owners struct {
 	etcmerge.Owners
 	unknown error // why they are not known; nothing is translated then

@@ -106,7 +106,7 @@ func TestListOwners(t *testing.T) {
 		"changed /etc/raw: owner 0:990, in the image 0:990, which is 0:999 here")
 }
 
-// What is given back belongs to the user that the image names, and not to whoever has the
+// What is given back belongs to the user that the image names, and not to the account that has the
 // image's number here; so it does in directories other than /etc.
 func TestResetOwners(t *testing.T) {
 	b := renumbered(t)

@@ -262,7 +262,7 @@ func (b *box) swapper(victim string, directories ...string) func(string) error {
 	}
 }
 
-// Whoever may write to a directory gains nothing when something in it is given back: no
+// A user who may write to a directory gains nothing when something in it is given back: no
 // other file gets the mode, the owner or the attributes that were meant for that.
 func TestResetSwapped(t *testing.T) {
 	b := messy(t)

@@ -13,7 +13,7 @@ import (
 
 const (
 	// workplace is a directory at the top of a pair's where root alone can go: what is made
-	// gets its content and its attributes there, and is renamed. In its place, whoever may
+	// gets its content and its attributes there, and is renamed. In its place, a user who may
 	// write there could have put a link to another file before it got its mode.
 	workplace = ".halogenctl-changes.new"
 	// unfinished is the name in it of what is not complete yet. A cut leaves one, which

@@ -272,7 +272,7 @@ func TestTreeHidesEVM(t *testing.T) {
 	}
 }
 
-// Whoever may write to a shared directory can take any name in it.
+// A user who may write to a shared directory can take any name in it.
 func TestCarryNameTaken(t *testing.T) {
 	d := newDisk(t, Directory+"/"+hash("a"))
 	for _, in := range []string{"var", "var/lib", "var/lib/d"} {

@@ -26,7 +26,7 @@ const (
 )
 
 // Names of what is not complete yet: in [Directory], where root alone can go, and beside
-// its place, where that is on another file system or subvolume. Whoever may write there
+// its place, where that is on another file system or subvolume. A user who may write there
 // can have taken the name: what has it goes, whatever it is.
 const (
 	temporary = "new" + unfinished
@@ -53,7 +53,7 @@ func (m *maker) bind(ctx context.Context, e stateconf.Entry) error {
 		return err
 	}
 	defer own.Close()
-	// Whoever owns something there can give it more attributes than can be listed.
+	// A user who owns something there can give it more attributes than can be listed.
 	own.plain = true
 	if base != nil {
 		base.plain = true

@@ -100,7 +100,7 @@ func TestCarryApart(t *testing.T) {
 	must(t, d.whole())
 }
 
-// Whoever owns a directory can give it more attributes than can be listed.
+// A user who owns a directory can give it more attributes than can be listed.
 func TestCarryManyAttributes(t *testing.T) {
 	testkit.Root(t, "set trusted.overlay attributes")
 	shm, err := os.MkdirTemp("/dev/shm", "upper")
