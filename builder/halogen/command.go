@@ -6,11 +6,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
-	"halogenos.internal/boot/version"
+	"halogenos.internal/boot/dispatch"
 )
 
 // Exit codes.
@@ -66,28 +68,16 @@ func (c command) commands() map[string]func(context.Context, []string) error {
 
 // run executes one command line and returns the exit code.
 func (c command) run(args []string) int {
-	if len(args) == 0 {
-		fmt.Fprint(c.stderr, usage)
-		return exitUsage
+	all := c.commands()
+	p := dispatch.Program{Name: "halogen", Help: usage, Commands: slices.Collect(maps.Keys(all))}
+	if code, found := p.Find(args, c.stdout, c.stderr); !found {
+		return code
 	}
 	name := args[0]
-	if name == "--version" {
-		fmt.Fprint(c.stdout, version.Line("halogen"))
-		return exitOK
-	}
-	if name == "help" || name == "--help" || name == "-h" {
-		fmt.Fprint(c.stdout, usage)
-		return exitOK
-	}
-	do, ok := c.commands()[name]
-	if !ok {
-		fmt.Fprintf(c.stderr, "halogen: unknown command %q\n%s", name, usage)
-		return exitUsage
-	}
 	// A build that is interrupted takes its working directory away.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	switch err := do(ctx, args[1:]); {
+	switch err := all[name](ctx, args[1:]); {
 	case err == nil || errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case errors.Is(err, errUsage):

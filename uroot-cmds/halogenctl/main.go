@@ -4,16 +4,13 @@
 package main
 
 import (
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/version"
+	"halogenos.internal/boot/dispatch"
 )
 
 const help = `usage: halogenctl COMMAND [ARGUMENT...]
@@ -53,31 +50,13 @@ func execute(args []string) error {
 }
 
 func run(args []string, stdout, stderr io.Writer, execute func([]string) error) int {
-	f := flag.NewFlagSet("halogenctl", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	asked := f.Bool("version", false, "")
-	err := f.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(stdout, help)
-		return 0
+	p := dispatch.Program{Name: "halogenctl", Help: help, Commands: commands()}
+	if code, found := p.Find(args, stdout, stderr); !found {
+		return code
 	}
-	if err == nil && *asked {
-		fmt.Fprint(stdout, version.Line("halogenctl"))
-		return 0
-	}
-	if err == nil && f.NArg() == 0 {
-		err = errors.New("no command")
-	}
-	if err == nil && !slices.Contains(commands(), f.Arg(0)) {
-		err = fmt.Errorf("%q is none of its commands", f.Arg(0))
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "halogenctl: %v\n%s", err, help)
-		return 2
-	}
-	if err := execute(f.Args()); err != nil {
+	if err := execute(args); err != nil {
 		fmt.Fprintln(stderr, "halogenctl:", err)
-		return 1
+		return dispatch.Failed
 	}
-	return 0
+	return dispatch.OK
 }

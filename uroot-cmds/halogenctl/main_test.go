@@ -27,8 +27,8 @@ func TestRun(t *testing.T) {
 		{args: []string{"--help"}, out: help},
 		{args: []string{"--version"}, out: "halogenctl unknown\n"},
 		{args: nil, code: 2, errs: "no command"},
-		{args: []string{"unlock"}, code: 2, errs: `"unlock" is none of its commands`},
-		{args: []string{"initagent"}, code: 2, errs: `"initagent" is none of its commands`},
+		{args: []string{"unlock"}, code: 2, errs: `unknown command "unlock"`},
+		{args: []string{"initagent"}, code: 2, errs: `unknown command "initagent"`},
 		{args: []string{"--colour", "slots"}, code: 2, errs: "usage: halogenctl"},
 		{args: []string{"verify"}, code: 1, executes: []string{"verify"}, failure: errors.New("no such file"), errs: "halogenctl: no such file"},
 	} {

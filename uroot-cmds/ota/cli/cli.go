@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -19,8 +20,8 @@ import (
 	"golang.org/x/term"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/dispatch"
 	"halogenos.internal/boot/manifest"
-	"halogenos.internal/boot/version"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -96,28 +97,17 @@ func commands() map[string]command {
 
 // Run is the program; args are without its name. It returns the exit code.
 func Run(args []string, s Streams, open func() *machine.Machine) int {
-	if len(args) == 0 {
-		fmt.Fprint(s.Err, usage)
-		return exitUsage
-	}
-	switch args[0] {
-	case worker.Argument:
+	if len(args) > 0 && args[0] == worker.Argument {
 		return worker.Main(s.In, s.Out)
-	case "--help", "-h", "-help", "help":
-		fmt.Fprint(s.Out, usage)
-		return exitDone
-	case "--version":
-		fmt.Fprint(s.Out, version.Line("ota"))
-		return exitDone
 	}
-	c, ok := commands()[args[0]]
-	if !ok {
-		fmt.Fprintf(s.Err, "ota: there is no command %q\n%s", args[0], usage)
-		return exitUsage
+	all := commands()
+	p := dispatch.Program{Name: "ota", Help: usage, Commands: slices.Collect(maps.Keys(all))}
+	if code, found := p.Find(args, s.Out, s.Err); !found {
+		return code
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return c.call(ctx, args, s, open)
+	return all[args[0]].call(ctx, args, s, open)
 }
 
 func (c command) call(ctx context.Context, args []string, s Streams, open func() *machine.Machine) int {

@@ -64,7 +64,7 @@ func TestUse(t *testing.T) {
 		{"--help", 0, "Exit codes:", ""},
 		{"help", 0, "usage: ota COMMAND", ""},
 		{"--version", 0, "ota unknown\n", ""},
-		{"update", 2, "", `there is no command "update"`},
+		{"update", 2, "", `unknown command "update"`},
 		{"check --help", 0, "usage: ota check", ""},
 		{"fetch --help", 0, "usage: ota fetch", ""},
 		{"status --help", 0, "usage: ota status", ""},
