@@ -23,7 +23,7 @@ func Follows(was, is *contract.Contract) error {
 	case is.SlotSize != was.SlotSize:
 		return fmt.Errorf("it wants slots of %d MiB, and the system before it has %d: keep SlotSize as it was, or install the machines again", is.SlotSize>>20, was.SlotSize>>20)
 	case is.RootFileSystem != was.RootFileSystem:
-		return fmt.Errorf("it wants %s on the root partition, which has %s: keep RootFileSystem as it was", is.RootFileSystem, was.RootFileSystem)
+		return fmt.Errorf("it wants %s on the root partition, which has %s: keep RootPartitionFormat as it was", is.RootFileSystem, was.RootFileSystem)
 	case was.SecureBoot == contract.Required && is.SecureBoot != contract.Required:
 		return errors.New("it does without Secure Boot, which the system before it requires: keep SecureBoot=required")
 	case was.TPM == contract.Required && is.TPM != contract.Required:

@@ -37,16 +37,18 @@ type Config struct {
 	Splash      []byte // BMP; may be empty
 
 	// Image.
-	ImageID        string
-	Arch           string
-	Epoch          uint64
-	SlotSize       int64  // bytes
-	Compression    string // as mkfs.erofs -z takes it; empty for none
-	ReleaseKey     []byte // OpenPGP transferable public key; empty for none
-	SecureBoot     contract.Requirement
-	TPM            contract.Requirement
-	VendorKeys     contract.VendorKeys
-	RootFileSystem string
+	ImageID     string
+	Arch        string
+	Epoch       uint64
+	SlotSize    int64  // bytes
+	Compression string // as mkfs.erofs -z takes it; empty for none
+	ReleaseKey  []byte // OpenPGP transferable public key; empty for none
+	SecureBoot  contract.Requirement
+	TPM         contract.Requirement
+	VendorKeys  contract.VendorKeys
+	// RootPartitionFormat is the file system that machines make on their root
+	// partition. The root file system itself is the image, which is EROFS.
+	RootPartitionFormat string
 	// WatchdogSeconds is how long a watchdog waits for the system; 0 is off.
 	WatchdogSeconds int
 
@@ -64,6 +66,9 @@ type Config struct {
 
 	// Allow lists the findings of the search for secrets that are wanted.
 	Allow []scan.Allow
+
+	// Notes are for the person who builds: keys that have another name now.
+	Notes []string
 }
 
 // A Module is a kernel module that the initramfs shall have.
@@ -93,6 +98,9 @@ func Parse(text, dir string) (*Config, error) {
 		return nil, err
 	}
 	r := &reader{dir: dir, config: defaults()}
+	if err := r.rename(entries); err != nil {
+		return nil, err
+	}
 	for _, e := range entries {
 		if err := r.set(e); err != nil {
 			return nil, &LineError{Line: e.line, Err: err}
@@ -106,15 +114,15 @@ func Parse(text, dir string) (*Config, error) {
 
 func defaults() Config {
 	return Config{
-		Arch:           "x86_64",
-		SlotSize:       4 << 30,
-		Compression:    "lz4hc",
-		SecureBoot:     contract.Required,
-		TPM:            contract.Required,
-		VendorKeys:     contract.VendorAuto,
-		RootFileSystem: "ext4",
-		Channel:        manifest.Stable,
-		SignedManifest: "auto",
+		Arch:                "x86_64",
+		SlotSize:            4 << 30,
+		Compression:         "lz4hc",
+		SecureBoot:          contract.Required,
+		TPM:                 contract.Required,
+		VendorKeys:          contract.VendorAuto,
+		RootPartitionFormat: "ext4",
+		Channel:             manifest.Stable,
+		SignedManifest:      "auto",
 	}
 }
 
@@ -137,20 +145,20 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"Splash":    r.splash,
 		},
 		"Image": {
-			"ImageID":        r.imageID,
-			"Arch":           r.oneOf(&r.config.Arch, "x86_64"),
-			"Epoch":          r.epoch,
-			"SlotSize":       r.slotSize,
-			"Compression":    r.compression,
-			"BootManager":    r.path(&r.config.BootManager),
-			"ReleaseKey":     r.text(&r.fingerprint),
-			"ReleaseKeyFile": r.text(&r.keyFile),
-			"ModuleKey":      r.moduleKey,
-			"SecureBoot":     r.oneOf((*string)(&r.config.SecureBoot), "required", "optional"),
-			"TPM":            r.oneOf((*string)(&r.config.TPM), "required", "optional"),
-			"VendorKeys":     r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
-			"RootFileSystem": r.oneOf(&r.config.RootFileSystem, "ext4", "btrfs"),
-			"Watchdog":       r.watchdog,
+			"ImageID":             r.imageID,
+			"Arch":                r.oneOf(&r.config.Arch, "x86_64"),
+			"Epoch":               r.epoch,
+			"SlotSize":            r.slotSize,
+			"Compression":         r.compression,
+			"BootManager":         r.path(&r.config.BootManager),
+			"ReleaseKey":          r.text(&r.fingerprint),
+			"ReleaseKeyFile":      r.text(&r.keyFile),
+			"ModuleKey":           r.moduleKey,
+			"SecureBoot":          r.oneOf((*string)(&r.config.SecureBoot), "required", "optional"),
+			"TPM":                 r.oneOf((*string)(&r.config.TPM), "required", "optional"),
+			"VendorKeys":          r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
+			"RootPartitionFormat": r.oneOf(&r.config.RootPartitionFormat, "ext4", "btrfs"),
+			"Watchdog":            r.watchdog,
 		},
 		"Update": {
 			"Server":                r.server,
@@ -159,6 +167,30 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 		},
 		"Initramfs": {"Modules": r.modules},
 	}
+}
+
+// renamed are keys by the names that they had before, in each section.
+var renamed = map[string]map[string]string{
+	// It never was about the root file system, which is the image.
+	"Image": {"RootFileSystem": "RootPartitionFormat"},
+}
+
+// rename gives entries with a former name the present one, and notes it.
+func (r *reader) rename(entries []entry) error {
+	for i, e := range entries {
+		now, ok := renamed[e.section][e.key]
+		if !ok {
+			continue
+		}
+		for _, other := range entries {
+			if other.section == e.section && other.key == now {
+				return &LineError{Line: e.line, Err: fmt.Errorf("%s is the former name of %s, which line %d has: take one of them out", e.key, now, other.line)}
+			}
+		}
+		entries[i].key = now
+		r.config.Notes = append(r.config.Notes, fmt.Sprintf("%s in line %d of uki.conf is the former name of %s: write %s=%s", e.key, e.line, now, now, e.value))
+	}
+	return nil
 }
 
 // set takes one entry over.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ ReleaseKey=none
 SecureBoot=optional
 TPM=optional
 VendorKeys=microsoft
-RootFileSystem=btrfs
+RootPartitionFormat=btrfs
 Watchdog=90
 [Update]
 Server=https://updates.example.org/os/
@@ -72,7 +73,7 @@ Modules=nvme
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
-		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootFileSystem: "btrfs", WatchdogSeconds: 90,
+		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90,
 		Server: "https://updates.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
@@ -113,6 +114,8 @@ func TestRefuses(t *testing.T) {
 		{"key of ukify's that has no use", "[UKI]\nSecureBootPrivateKey=/key\n", 2, "not supported: each machine signs"},
 		{"signature section of ukify's", "[PCRSignature:initrd]\nPhases=x\n", 2, "unknown section"},
 		{"wrong case", "[UKI]\ncmdline=x\n", 2, "unknown key cmdline"},
+		{"key twice by two names", "[Image]\nImageID=a\nRootPartitionFormat=ext4\nRootFileSystem=btrfs\n", 4, "RootFileSystem is the former name of RootPartitionFormat, which line 3 has: take one of them out"},
+		{"key twice by its old name", "[Image]\nImageID=a\nRootFileSystem=ext4\nRootFileSystem=btrfs\n", 4, "given again, first in line 3"},
 		{"key twice", "[Image]\nImageID=a\nImageID=b\n", 3, "given again, first in line 2"},
 		{"key before a section", "ImageID=a\n", 1, "before any section"},
 		{"no key", "[Image]\n=a\n", 2, "not Key=value"},
@@ -307,4 +310,15 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("taken: %+v", c)
 		}
 	})
+}
+
+// A key by the name that it had before is read, and noted.
+func TestFormerNames(t *testing.T) {
+	c, err := Parse("[Image]\nImageID=a\nReleaseKey=none\nRootFileSystem=btrfs\n", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"RootFileSystem in line 4 of uki.conf is the former name of RootPartitionFormat: write RootPartitionFormat=btrfs"}; c.RootPartitionFormat != "btrfs" || !slices.Equal(c.Notes, want) {
+		t.Errorf("%s, %q", c.RootPartitionFormat, c.Notes)
+	}
 }

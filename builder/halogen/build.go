@@ -170,8 +170,12 @@ func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, err
 	return o, nil
 }
 
-// warn says which protections the configuration does without.
+// warn says which protections the configuration does without, and which of its keys have
+// another name now.
 func (c command) warn(o image.Options) {
+	for _, note := range o.Config.Notes {
+		o.Progress.Note("%s", note)
+	}
 	if len(o.Config.ReleaseKey) == 0 {
 		o.Progress.Note("WARNING: ReleaseKey=none: nobody can tell an update of this image from an attacker's; for development only")
 	}

@@ -137,7 +137,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 		Parameters: map[string]any{
 			"imageID": c.ImageID, "arch": c.Arch, "version": b.Version.String(), "epoch": c.Epoch, "sourceDate": b.Date.Unix(),
 			"slotSize": c.SlotSize, "compression": c.Compression, "cmdline": c.Cmdline, "secureBoot": c.SecureBoot, "tpm": c.TPM,
-			"vendorKeys": c.VendorKeys, "rootFileSystem": c.RootFileSystem, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
+			"vendorKeys": c.VendorKeys, "rootPartitionFormat": c.RootPartitionFormat, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
 		},
 		Used:       []sbom.Digest{{Name: "root file system", SHA256: source}, {Name: busyboxFile, SHA256: digest(b.busybox.Program)}},
 		Tools:      map[string]string{"halogen": version.String(), erofs.Tool: erofs.ToolVersion(ctx)},

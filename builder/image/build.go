@@ -199,8 +199,8 @@ func (b *build) find(context.Context) error {
 	if b.modules, err = b.index.Select(b.Config.Modules); err != nil {
 		return err
 	}
-	if fs := b.Config.RootFileSystem; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {
-		return fmt.Errorf("RootFileSystem is %s, but Modules in [Initramfs] has no %s", fs, fs)
+	if fs := b.Config.RootPartitionFormat; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {
+		return fmt.Errorf("RootPartitionFormat is %s, but Modules in [Initramfs] has no %s", fs, fs)
 	}
 	if err := b.trustModules(); err != nil {
 		return err
@@ -340,7 +340,7 @@ func (b *build) seal(ctx context.Context) error {
 		Format: contract.Format, ImageID: b.Config.ImageID, Arch: b.Config.Arch, Version: b.Version, Epoch: b.Config.Epoch, SourceDate: b.Date.Unix(),
 		Salt: salt(b.Config.ImageID), ImageSize: info.Size(), SlotSize: b.Config.SlotSize,
 		ReleaseKey: b.Config.ReleaseKey, SecureBoot: b.Config.SecureBoot, TPM: b.Config.TPM,
-		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootFileSystem, WatchdogSeconds: b.Config.WatchdogSeconds,
+		VendorKeys: b.Config.VendorKeys, RootFileSystem: b.Config.RootPartitionFormat, WatchdogSeconds: b.Config.WatchdogSeconds,
 	}
 	root, err := verity.Generate(ctx, image, verity.Params{DataBlocks: uint64(c.ImageSize / verity.BlockSize), Salt: c.Salt}, discard{}, nil)
 	if err != nil {

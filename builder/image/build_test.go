@@ -399,7 +399,7 @@ func TestOptionsThatCannotBeBuilt(t *testing.T) {
 		{"kernel that is not there", func(o *Options) { o.Config.Linux = "/boot/other" }, "/boot/other"},
 		{"another kernel than was said", func(o *Options) { o.Config.Uname = "6.0.0" }, "Uname of [UKI] is 6.0.0"},
 		{"stub that is not there", func(o *Options) { o.Config.Stub = "/stub" }, "looked for /stub"},
-		{"root file system without its module", func(o *Options) { o.Config.RootFileSystem = "btrfs" }, "has no btrfs"},
+		{"root partition's format without its module", func(o *Options) { o.Config.RootPartitionFormat = "btrfs" }, "has no btrfs"},
 		{"interrupted", nil, "canceled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
