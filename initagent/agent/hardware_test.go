@@ -486,7 +486,16 @@ func (p person) Program(path string, args ...string) error {
 	return p.m.programEnds
 }
 
+// Quiet implements hw.Person.
+func (p person) Quiet() (restore func()) {
+	p.m.quiet = true
+	return func() { p.m.quiet = false }
+}
+
 func (p person) Shell() error {
+	if !p.m.quiet {
+		p.m.t.Error("the kernel writes over the recovery console")
+	}
 	if p.m.openVolume != nil {
 		p.m.t.Error("the recovery console opens beside an open root partition")
 	}

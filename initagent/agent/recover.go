@@ -29,6 +29,7 @@ import (
 // that cannot hide its memory, which the builder refuses.
 func (a *Agent) recover(reason string) error {
 	a.stopListening()
+	a.Person.Quiet() // drivers would write over what is said from here on; a restart ends it
 	a.Log.Say("RECOVERY: %s", reason)
 	a.forget()
 	a.noteSelf(journal.Recovery, reason)

@@ -27,7 +27,10 @@ const maxLine = 1024
 func Terminals() []string { return hw.Terminals("/sys") }
 
 // A Console is all terminals at once.
-type Console struct{ terminals []*hw.Terminal }
+type Console struct {
+	terminals []*hw.Terminal
+	closed    func() // called by Close; may be nil
+}
 
 // Open opens the terminals that can be opened. Having none is an error.
 func Open() (*Console, error) { return open(Terminals()) }
@@ -67,6 +70,9 @@ func (c *Console) Close() error {
 	var errs []error
 	for _, t := range c.terminals {
 		errs = append(errs, t.Close())
+	}
+	if c.closed != nil {
+		c.closed()
 	}
 	return errors.Join(errs...)
 }

@@ -25,12 +25,16 @@ type Person struct {
 // Listen implements hw.Person.
 func (Person) Listen() hw.Listener { return Listen() }
 
+// Quiet implements hw.Person.
+func (Person) Quiet() (restore func()) { return hw.HoldMessages(hw.Printk) }
+
 // Open implements hw.Person.
-func (Person) Open() (hw.Console, error) {
+func (p Person) Open() (hw.Console, error) {
 	c, err := Open()
 	if err != nil {
 		return nil, err
 	}
+	c.closed = p.Quiet()
 	return c, nil
 }
 
@@ -65,7 +69,8 @@ func everywhere(path string, terminals []string) error {
 
 // Program implements hw.Person. It ends on all terminals when it ends on one; a
 // terminal on which it cannot be started ends nothing while another can.
-func (Person) Program(path string, args ...string) error {
+func (p Person) Program(path string, args ...string) error {
+	defer p.Quiet()()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	terminals := Terminals()

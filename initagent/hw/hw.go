@@ -271,7 +271,11 @@ type Person interface {
 	// Listen begins to notice that somebody asks for the recovery console. Having
 	// no terminal is fine: then nobody does.
 	Listen() Listener
-	// Open opens the terminals. Having none is an error.
+	// Quiet keeps the kernel's messages, but for errors, off the terminals, until
+	// restore is called.
+	Quiet() (restore func())
+	// Open opens the terminals, and is quiet until they are closed. Having none is an
+	// error.
 	Open() (Console, error)
 	// Shell opens the recovery console on every terminal, and returns when one
 	// of them is left.

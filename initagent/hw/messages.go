@@ -2,8 +2,11 @@ package hw
 
 import (
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +27,33 @@ func KernelLog() ([]byte, error) {
 		return nil, fmt.Errorf("read the kernel's log: %w", err)
 	}
 	return b[:n], nil
+}
+
+// Printk is the kernel's file of what its consoles show (proc_sys_kernel(5), printk).
+const Printk = "/proc/sys/kernel/printk"
+
+// errorsAlone is the console log level that shows errors and worse.
+const errorsAlone = 4
+
+// HoldMessages keeps the kernel's messages off the consoles, but for errors, until
+// restore is called: drivers that load would write over what a person is asked. The
+// kernel's log has them all. file is [Printk]; where it cannot be read or written the
+// consoles stay as they are, since no boot fails for that.
+func HoldMessages(file string) (restore func()) {
+	stay := func() {}
+	was, err := os.ReadFile(file)
+	if err != nil {
+		return stay
+	}
+	level, _, _ := strings.Cut(strings.TrimSpace(string(was)), "\t")
+	if n, err := strconv.Atoi(level); err != nil || n <= errorsAlone {
+		return stay
+	}
+	// The kernel takes the first of its four numbers alone.
+	if err := os.WriteFile(file, fmt.Appendln(nil, errorsAlone), 0); err != nil {
+		return stay
+	}
+	return func() { _ = os.WriteFile(file, []byte(level+"\n"), 0) }
 }
 
 // diskError is a line of the kernel's block layer (block/blk-core.c, blk_errors; before

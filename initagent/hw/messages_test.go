@@ -1,6 +1,8 @@
 package hw
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -22,4 +24,29 @@ func TestDiskErrors(t *testing.T) {
 	if text, err := KernelLog(); err == nil && len(text) > 0 && !strings.Contains(string(text), "\n") {
 		t.Errorf("the kernel's log is %q", text)
 	}
+}
+
+// While a person is asked the consoles show the kernel's errors alone, and afterwards what
+// they showed before. FAULTS 112
+func TestHoldMessages(t *testing.T) {
+	for _, c := range []struct{ before, during, after string }{
+		{"7\t4\t1\t7\n", "4\n", "7\n"},
+		{"15\t4\t1\t7\n", "4\n", "15\n"},
+		{"4\t4\t1\t7\n", "4\t4\t1\t7\n", "4\t4\t1\t7\n"},
+		{"1\t4\t1\t7\n", "1\t4\t1\t7\n", "1\t4\t1\t7\n"},
+		{"", "", ""},
+	} {
+		file := filepath.Join(t.TempDir(), "printk")
+		if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		restore := HoldMessages(file)
+		during, _ := os.ReadFile(file)
+		restore()
+		after, err := os.ReadFile(file)
+		if err != nil || string(during) != c.during || string(after) != c.after {
+			t.Errorf("%q: %q, then %q, %v", c.before, during, after, err)
+		}
+	}
+	HoldMessages(filepath.Join(t.TempDir(), "missing"))()
 }
