@@ -29,10 +29,10 @@ type System struct {
 	State string      `json:"state"` // blessed, on trial with so many tries, or bad
 	Slot  layout.Slot `json:"slot"`  // that holds its content; "none" where no slot does
 	// Problem is what keeps it from starting, as far as can be seen.
-	Problem string             `json:"problem,omitempty"`
-	Release *contract.Contract `json:"-"`
-	Version string             `json:"version,omitempty"`
-	Epoch   uint64             `json:"epoch"`
+	Problem  string             `json:"problem,omitempty"`
+	Contract *contract.Contract `json:"-"`
+	Version  string             `json:"version,omitempty"`
+	Epoch    uint64             `json:"epoch"`
 }
 
 // An Inventory is what the machine has.
@@ -90,7 +90,7 @@ func (inv *Inventory) look(files fs.FS, n bls.Name) System {
 		s.Problem = err.Error()
 		return s
 	}
-	s.Release, s.Version, s.Epoch = c, c.Version.String(), c.Epoch
+	s.Contract, s.Version, s.Epoch = c, c.Version.String(), c.Epoch
 	named := false
 	s.Slot, named = layout.FindSlot(inv.table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	switch {
@@ -137,7 +137,7 @@ var ErrNoContent = errors.New("no UKI names the content of this slot")
 // In returns the system whose content a slot holds.
 func (inv *Inventory) In(s layout.Slot) (System, error) {
 	for _, have := range inv.Systems {
-		if have.Slot == s && have.Release != nil {
+		if have.Slot == s && have.Contract != nil {
 			return have, nil
 		}
 	}
@@ -147,7 +147,7 @@ func (inv *Inventory) In(s layout.Slot) (System, error) {
 // Verify reads the whole slot of a system against its root hash. The error is a
 // *verity.CorruptError where a block is corrupt.
 func (inv *Inventory) Verify(ctx context.Context, s System, progress func(done int64)) error {
-	if s.Release == nil || !s.Slot.Valid() {
+	if s.Contract == nil || !s.Slot.Valid() {
 		return fmt.Errorf("%s: %w", s.File, ErrNoContent)
 	}
 	data, tree, err := inv.Open(s.Slot, false)
@@ -156,7 +156,7 @@ func (inv *Inventory) Verify(ctx context.Context, s System, progress func(done i
 	}
 	defer data.Close()
 	defer tree.Close()
-	return verity.Verify(ctx, data, tree, s.Release.VerityParams(), s.Release.Root(), progress)
+	return verity.Verify(ctx, data, tree, s.Contract.VerityParams(), s.Contract.Root(), progress)
 }
 
 // Open opens the two partitions of a slot.

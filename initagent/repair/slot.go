@@ -13,7 +13,7 @@ import (
 // System repairs the slot of a system from the other slot, whatever that one
 // holds, and verifies all of it afterwards. Without an error the slot is whole.
 func System(ctx context.Context, inv *inventory.Inventory, s inventory.System, progress func(done, total int64)) (Report, error) {
-	if s.Release == nil || !s.Slot.Valid() {
+	if s.Contract == nil || !s.Slot.Valid() {
 		return Report{}, fmt.Errorf("%s: %w", s.File, inventory.ErrNoContent)
 	}
 	report, err := restore(ctx, inv, s, progress)
@@ -44,7 +44,7 @@ func restore(ctx context.Context, inv *inventory.Inventory, s inventory.System, 
 		return Report{}, err
 	}
 	defer func() { err = errors.Join(err, data.Close(), tree.Close()) }()
-	slot := Slot{Params: s.Release.VerityParams(), Root: s.Release.Root(), Data: data, Tree: tree, Progress: progress}
+	slot := Slot{Params: s.Contract.VerityParams(), Root: s.Contract.Root(), Data: data, Tree: tree, Progress: progress}
 	// A slot that is missing or cannot be opened is no source, and no reason to
 	// give up.
 	if otherData, otherTree, err := inv.Open(s.Slot.Other(), false); err == nil {
@@ -63,12 +63,12 @@ func generate(ctx context.Context, inv *inventory.Inventory, s inventory.System)
 	}
 	defer func() { err = errors.Join(err, data.Close(), tree.Close()) }()
 	for _, to := range []io.WriterAt{nowhere{}, tree} {
-		root, err := verity.Generate(ctx, data, s.Release.VerityParams(), to, nil)
+		root, err := verity.Generate(ctx, data, s.Contract.VerityParams(), to, nil)
 		if err != nil {
 			return err
 		}
-		if root != s.Release.Root() {
-			return fmt.Errorf("the root hash of slot %s comes out at %s, want %s", s.Slot, root, s.Release.Root())
+		if root != s.Contract.Root() {
+			return fmt.Errorf("the root hash of slot %s comes out at %s, want %s", s.Slot, root, s.Contract.Root())
 		}
 	}
 	return tree.Sync()

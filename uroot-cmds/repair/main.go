@@ -95,8 +95,8 @@ func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.
 
 func entry(s inventory.System, r repair.Report) journal.Entry {
 	e := journal.Entry{Time: time.Now(), Kind: journal.Repaired, Slot: s.Slot, Reason: fmt.Sprintf("%d data blocks and %d hash blocks were damaged", r.Data, r.Hash)}
-	if s.Release != nil {
-		e.Version = s.Release.Version
+	if s.Contract != nil {
+		e.Version = s.Contract.Version
 	}
 	return e
 }

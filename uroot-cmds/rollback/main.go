@@ -65,12 +65,12 @@ func cmd(m machine) command.Command {
 			}
 		}
 		progress := command.Progress(c, "reading slot "+change.To.Slot.String())
-		if err := r.Rollback(ctx, inv, change, func(done int64) { progress(done, change.To.Release.ImageSize) }); err != nil {
+		if err := r.Rollback(ctx, inv, change, func(done int64) { progress(done, change.To.Contract.ImageSize) }); err != nil {
 			return err
 		}
 		e := journal.Entry{Time: time.Now(), Kind: journal.Rollback, Slot: change.From.Slot, Reason: "given up by hand for version " + change.To.Version}
-		if change.From.Release != nil {
-			e.Version = change.From.Release.Version
+		if change.From.Contract != nil {
+			e.Version = change.From.Contract.Version
 		}
 		if err := m.note(e); err != nil {
 			fmt.Fprintf(c.Stderr, "rollback: %v\n", err)

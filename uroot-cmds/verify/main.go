@@ -88,7 +88,7 @@ func look(ctx context.Context, c *command.Call, inv *inventory.Inventory, s layo
 	o := outcome{Slot: s, File: system.File, Version: system.Version}
 	start := time.Now()
 	if err == nil {
-		o.Bytes = system.Release.ImageSize
+		o.Bytes = system.Contract.ImageSize
 		progress := command.Progress(c, fmt.Sprintf("slot %s", s))
 		if err = inv.Verify(ctx, system, func(done int64) { progress(done, o.Bytes) }); err != nil {
 			err = fmt.Errorf("slot %s (%s): %w", s, system.File, err)

@@ -244,7 +244,7 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 		return nil, 0, false, err
 	}
 	if !trial && name.Trial() {
-		out := &Rollback{Given: other.Release.Version, Next: running}
+		out := &Rollback{Given: other.Contract.Version, Next: running}
 		return out, other.Slot, true, m.condemn(name)
 	}
 	switch {
@@ -265,7 +265,7 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 			return nil, 0, false, fmt.Errorf("version %s is not given up, since it cannot be noted that what was changed in /etc under it is to be kept: %w", running, err)
 		}
 	}
-	out := &Rollback{Given: running, Next: other.Release.Version, Restart: true, Trial: trial}
+	out := &Rollback{Given: running, Next: other.Contract.Version, Restart: true, Trial: trial}
 	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)
 }
 
@@ -312,7 +312,7 @@ func versions(listed map[contract.Version]string) string {
 // other returns the system in the other slot and its name.
 func other(r *Running, inv *inventory.Inventory) (inventory.System, bls.Name, error) {
 	for _, s := range inv.Systems {
-		if s.Slot != r.Slot.Other() || s.Release == nil {
+		if s.Slot != r.Slot.Other() || s.Contract == nil {
 			continue
 		}
 		n, err := bls.Parse(s.File)

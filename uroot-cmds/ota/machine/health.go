@@ -141,7 +141,7 @@ func (m *Machine) compare(h *Health, start *health.Start, before *health.Record,
 // replacedBy is the version that a trial replaces; 0 where the other slot has none.
 func replacedBy(r *Running, inv *inventory.Inventory) contract.Version {
 	if s, _, err := other(r, inv); err == nil {
-		return s.Release.Version
+		return s.Contract.Version
 	}
 	return 0
 }

@@ -165,7 +165,7 @@ func (m *Machine) console() (*Running, error) {
 	}
 	r := &Running{Contract: c, Console: true}
 	for _, s := range inv.Systems {
-		if s.Release != nil && s.Release.Root() == c.Root() && s.Slot.Valid() {
+		if s.Contract != nil && s.Contract.Root() == c.Root() && s.Slot.Valid() {
 			r.Slot = s.Slot
 		}
 	}

@@ -428,7 +428,7 @@ func (u *update) already(out *Outcome) (bool, error) {
 	}
 	for _, s := range u.inv.Systems {
 		n, err := bls.Parse(s.File)
-		if err == nil && s.Release != nil && s.Problem == "" && s.Slot == u.running.Slot.Other() && s.Release.Version == out.Version && !n.Bad() {
+		if err == nil && s.Contract != nil && s.Problem == "" && s.Slot == u.running.Slot.Other() && s.Contract.Version == out.Version && !n.Bad() {
 			out.Verdict, out.Staged = offer.Current, true
 			out.Reason = fmt.Sprintf("version %s is in slot %s already (%s): restart to try it", out.Version, s.Slot, s.State)
 			return true, nil
