@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	_ "halogenos.internal/initagent/pid1" // for all programs of the initramfs
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -48,7 +49,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := hw.Linux(kernel, "/run/esp", agent.StateDirectory)
+	m := hw.Linux(kernel, "/run/esp", rootpart.Directory)
 	m.Power, m.Log = hw.LinuxPower{}, log
 	m.Person = console.Person{ShellPath: "/bin/sh", Leave: lock}
 	m.Watchdog = func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") }

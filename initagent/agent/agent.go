@@ -14,12 +14,12 @@ import (
 	"os"
 	"time"
 
-	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -27,12 +27,8 @@ import (
 	"halogenos.internal/initagent/watchdog"
 )
 
-// Where things are while the initramfs is the root.
-const (
-	systemDirectory = "/sysroot"         // the system
-	StateDirectory  = rootpart.Directory // the root partition's file system
-	runDirectory    = "/run/halogen"     // what the running system may read of this boot
-)
+// runDirectory is what the running system may read of this boot.
+const runDirectory = "/run/halogen"
 
 // maxSteps bounds a boot: a loop that makes no headway ends in the recovery
 // console.
@@ -47,29 +43,22 @@ type Agent struct {
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 
-	way       []bootoption.Function // to the controller that the firmware started from; nil when it need not be that one
-	watchdog  *watchdog.Feeder      // or nil
-	listener  hw.Listener           // or nil: nobody is listened to
-	pending   *firstboot.Pending    // what the first boot left for the second; or nil
-	leftovers bool                  // the ESP has files of that kind
-	marked    bool                  // the ESP has deletionMark
+	watchdog  *watchdog.Feeder   // or nil
+	listener  hw.Listener        // or nil: nobody is listened to
+	pending   *firstboot.Pending // what the first boot left for the second; or nil
+	leftovers bool               // the ESP has files of that kind
+	marked    bool               // the ESP has deletionMark
 	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted  bool
 	unlocked      bool                // the ESP says that the root partition was opened before
-	unsettled     bool                // the replacement of the machine secret is not finished
-	rootOpen      bool                // the kernel has the volume
-	mounted       []string            // what lies on the root partition, or in memory in its place
-	inMemory      bool                // there is no root partition: its directories lie in memory
 	looked        bool                // the ESP was compared with its copies
 	request       *nextboot.Console   // what the boot before this one asks for; or nil
 	wish          *nextboot.NewSecret // of the running system; or nil
 	foretold      *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 	watchdogReset bool                // the watchdog ended the boot before this one
-	unwritten     []journal.Entry     // what the boot journal is still to get
 	judged        judgement           // of the trial that has used up its tries
 	init          []string
 
-	state slot.State
 	facts slot.Facts
 }
 
@@ -78,11 +67,12 @@ type Agent struct {
 func (a *Agent) Boot(ctx context.Context) error {
 	a.Chip.Err = errNotOpened
 	a.init = []string{"/sbin/init"}
+	a.Journal = bootjournal.Journal{Machine: a.Machine, Root: a.Root, Ready: a.StoreReady}
 	a.listen()
 	a.begin()
 	for range maxSteps {
 		a.observe()
-		step := slot.Next(a.state, a.facts)
+		step := slot.Next(a.State, a.facts)
 		if step.Kind == slot.Recovery || step.Kind == slot.RecoverNext {
 			return a.stop(step)
 		}
@@ -92,7 +82,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 		}
 		a.act(ctx, step)
 	}
-	return a.stop(slot.Stop(a.state, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
+	return a.stop(slot.Stop(a.State, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
 }
 
 // stop ends a boot that cannot go on.
@@ -167,7 +157,7 @@ func (a *Agent) observe() {
 		return
 	}
 	if err := a.observeTable(); err != nil {
-		a.state.Table, a.facts.Cause = slot.TableForeign, err.Error()
+		a.State.Table, a.facts.Cause = slot.TableForeign, err.Error()
 		return
 	}
 	if err := a.observeESP(); err != nil {
@@ -189,6 +179,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 		row.do = func(*Agent, context.Context) error { return fmt.Errorf("this machine cannot %s", step.Kind) }
 	}
 	err := a.run(ctx, step, row)
+	a.facts.Released = a.Released
 	var outcome *slot.Outcome
 	if row.outcome != nil {
 		outcome = row.outcome(&a.facts)
@@ -224,7 +215,7 @@ func (a *Agent) run(ctx context.Context, step slot.Step, row stepRow) error {
 func (a *Agent) last(step slot.Step, run func() error) error {
 	a.Log.Announce(step.Kind.String(), step.Reason)
 	if step.Kind == slot.Condemn {
-		a.noteSelf(journal.Condemned, step.Reason)
+		a.NoteSelf(journal.Condemned, step.Reason)
 	}
 	return run()
 }

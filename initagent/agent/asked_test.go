@@ -90,7 +90,7 @@ func TestSecretDeclined(t *testing.T) {
 			if written := m.written("variable"); !slices.Equal(written, []string{"variable " + nextboot.Variable}) {
 				t.Errorf("it writes %q", written)
 			}
-			for _, name := range []string{listFile, rootpart.GuaranteesFile, rootpart.NextFile, rootpart.NextKeysFile} {
+			for _, name := range []string{rootpart.ListFile, rootpart.GuaranteesFile, rootpart.NextFile, rootpart.NextKeysFile} {
 				if string(m.rootFiles()[name]) != string(files[name]) {
 					t.Errorf("%s was changed", name)
 				}

@@ -61,7 +61,7 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	m.must(m.emulator.powerOn(m.world(true, nil).chip))
 	_, _, err := m.start()
 	m.must(err)
-	a := &Agent{Host: host.Host{Machine: m.agent.Machine, Root: m.root, Random: m.random, Contract: m.agent.Contract, Disk: m.agent.Disk}}
+	a := &Agent{Host: host.Host{Machine: m.agent.Machine, Root: m.root, Random: m.random, Contract: m.agent.Contract, Found: host.Found{Disk: m.agent.Disk}}}
 	a.Chip.TPM, err = m.openTPM()
 	m.must(err)
 	m.must(a.enterPhase())
@@ -89,7 +89,7 @@ func TestRogueVolume(t *testing.T) { // FAULTS 62, 63
 			}
 			m.typed = []string{known}
 			m.ends("recovery", "was not made by this machine")
-			if m.openVolume != nil || m.agent.state.Root == slot.RootOpen {
+			if m.openVolume != nil || m.agent.State.Root == slot.RootOpen {
 				t.Error("it is open")
 			}
 			if len(m.written("index")) > 0 {
@@ -133,7 +133,7 @@ func TestRogueVolumeWithoutTPM(t *testing.T) {
 				m.said.Reset()
 				m.typed = []string{known, "weaker", "y", "weaker"}
 				end := m.boot()
-				if end != "reboot" || m.openVolume != nil || m.agent.state.Root == slot.RootOpen || len(m.typed) != 3 || !strings.Contains(m.said.String(), c.says) {
+				if end != "reboot" || m.openVolume != nil || m.agent.State.Root == slot.RootOpen || len(m.typed) != 3 || !strings.Contains(m.said.String(), c.says) {
 					t.Fatalf("ends in %s; open: %t; it asks %s and says:\n%s", end, m.openVolume != nil, m.printed.String(), m.said.String())
 				}
 			}

@@ -107,7 +107,7 @@ func TestCuresOfLostKeys(t *testing.T) {
 			m.setupMode()
 			m.typed = []string{""}
 			m.ends("recovery")
-			cure := cures.For(m.agent.state, m.agent.stopped())[0]
+			cure := cures.For(m.agent.State, m.agent.stopped())[0]
 			if !strings.Contains(m.said.String(), cure) || !strings.Contains(cure, "lost its Secure Boot keys") {
 				t.Fatalf("the console says\n%s", m.said.String())
 			}

@@ -22,7 +22,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
@@ -37,14 +37,14 @@ const (
 
 // blessedNote is what `ota bless` writes. maxBlessed bounds it, and upper.Blessed, in bytes.
 const (
-	blessedNote = fetched.Shared + "/" + upper.Note
+	blessedNote = rootpart.Shared + "/" + upper.Note
 	maxBlessed  = 4 << 10
 )
 
 // observeState looks, once the root partition is open, whether this system has state of
 // its own, and whether what is noted about whose state counts still holds.
 func (a *Agent) observeState() error {
-	if a.state.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
+	if a.State.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
 		return nil
 	}
 	found, err := a.foundState()
@@ -53,7 +53,7 @@ func (a *Agent) observeState() error {
 		return nil
 	}
 	a.facts.FirstStart = a.facts.Carried == slot.NotTried && (!found.Has(a.ownState()) || a.leftState(found))
-	a.facts.Unsettled = a.facts.Settled == slot.NotTried && a.runsBlessed() && !a.facts.FirstStart &&
+	a.facts.Unsettled = a.facts.Settled == slot.NotTried && a.RunsBlessed() && !a.facts.FirstStart &&
 		(found.Current() != a.ownState() || found.Noted != "" || len(upper.Stale(found, a.ownState())) > 0)
 	return nil
 }
@@ -75,11 +75,7 @@ func (a *Agent) leftState(found upper.Found) bool {
 
 // otherRan reports whether it was another version that the last start handed over to.
 func (a *Agent) otherRan() bool {
-	text, err := a.journalText()
-	if err != nil {
-		return false
-	}
-	for _, e := range slices.Backward(journal.Parse(text)) {
+	for _, e := range slices.Backward(a.Journal.Written()) {
 		if e.Kind == journal.Boot {
 			return e.Version != a.Contract.Version
 		}
@@ -98,11 +94,7 @@ func (a *Agent) madeForAnother() bool {
 // lastStaged names the staging of this system by its entry in the boot journal; "" where
 // the journal has none.
 func (a *Agent) lastStaged() string {
-	text, err := a.journalText()
-	if err != nil {
-		return ""
-	}
-	for _, e := range slices.Backward(journal.Parse(text)) {
+	for _, e := range slices.Backward(a.Journal.Written()) {
 		if e.Kind == journal.Staged && e.Version == a.Contract.Version {
 			return e.Boot + " " + e.Time.UTC().Format(time.RFC3339)
 		}
@@ -122,7 +114,7 @@ func (a *Agent) foundState() (upper.Found, error) {
 	found := upper.Found{Systems: upper.Systems(names), Linked: upper.Linked(names)}
 	unnamed, err := a.Store.Names(upper.Unnamed)
 	switch {
-	case err != nil && (!a.runsBlessed() || !found.Has(a.ownState())): // it may be whose state counts
+	case err != nil && (!a.RunsBlessed() || !found.Has(a.ownState())): // it may be whose state counts
 		return upper.Found{}, fmt.Errorf("the state of the systems: %w", err)
 	case err != nil:
 		a.Log.Say("what was kept for all systems cannot be read, and is not used: %v", err)
@@ -192,7 +184,7 @@ func (a *Agent) carryState(ctx context.Context) error {
 	last := a.systemBefore()
 	c := upper.Carry{
 		System: a.ownState(), From: upper.Choose(found, a.ownState(), a.otherSlot(last)),
-		Image: a.Path(systemDirectory), Entries: entries,
+		Image: a.Path(host.SystemDirectory), Entries: entries,
 		Options: etcmerge.Options{To: a.Contract.Version}, Mark: a.lastStaged(),
 		Progress: func(total int64) func(int64) { return a.Log.Progress("carrying the state over", total) },
 	}
@@ -214,7 +206,7 @@ func (a *Agent) carryState(ctx context.Context) error {
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = hw.Full(err)
-		a.noteSelf(journal.NoRoom, err.Error())
+		a.NoteSelf(journal.NoRoom, err.Error())
 	}
 	if err != nil {
 		return err
@@ -291,7 +283,7 @@ func (a *Agent) otherSlot(last *before) upper.Other {
 	if last != nil {
 		return upper.Other{System: last.contract.Root().String(), Starts: true}
 	}
-	s := a.state.Booted.Other()
+	s := a.State.Booted.Other()
 	system, ok := a.Table.ByNumber(s.SystemNumber())
 	tree, tok := a.Table.ByNumber(s.VerityNumber())
 	if !ok || !tok {
@@ -328,7 +320,7 @@ func (a *Agent) openBefore(from upper.Source, last *before) (string, error) {
 		}
 	}
 	if bytes.Equal(last.contract.RootHash, a.Contract.RootHash) {
-		return a.Path(systemDirectory), nil // both releases have the same image, which is open
+		return a.Path(host.SystemDirectory), nil // both releases have the same image, which is open
 	}
 	return a.mountBefore(last)
 }
@@ -404,7 +396,7 @@ func (a *Agent) discardState(system string) error {
 	if err := a.Store.Discard(path.Join(upper.Directory, system)); err != nil {
 		return fmt.Errorf("the state of system %.16s: %w", system, err)
 	}
-	return a.Store.GiveBack(system, a.Path(systemDirectory))
+	return a.Store.GiveBack(system, a.Path(host.SystemDirectory))
 }
 
 // leaveOwnState removes the state of all systems but this one, which is blessed and

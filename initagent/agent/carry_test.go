@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -351,7 +352,7 @@ func TestStateBlessedWithoutARestart(t *testing.T) {
 	m.runs(1)
 	m.wantsUpper(2, want)
 	// Fetched again it is a trial like any other.
-	m.rootFiles()[journalFile] = nil
+	m.rootFiles()[bootjournal.File] = nil
 	m.deliver(m.parcel(m.releases[2]))
 	m.runs(2, "carry-state")
 	m.wantsUpper(2, mine)
@@ -422,7 +423,7 @@ func TestStateOfTheSameVersionAgain(t *testing.T) {
 	}
 	m.edits(1, "issue", "mine, later")
 	m.edits(2, "left", "from the first trial") // as a cut leaves it
-	m.rootFiles()[journalFile] = nil           // somebody wants it again
+	m.rootFiles()[bootjournal.File] = nil      // somebody wants it again
 	m.deliver(m.parcel(m.releases[2]))
 	m.runs(2, "carry-state")
 	m.wantsUpper(2, map[string]string{"issue": "mine, later", "removed": gone})

@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
@@ -140,8 +141,8 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 	for _, files := range w.volumes {
 		for _, name := range slices.Sorted(maps.Keys(files)) {
 			switch name {
-			case journalFile:
-			case listFile:
+			case bootjournal.File:
+			case rootpart.ListFile:
 				text, err := m.listOf(w).Marshal()
 				m.must(err)
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(text))
@@ -155,14 +156,14 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))
 			}
 		}
-		c.history = journal.Parse(files[journalFile])
+		c.history = journal.Parse(files[bootjournal.File])
 	}
 }
 
 // listOf is what this machine wants its firmware to hold.
 func (m *machine) listOf(w *world) *secureboot.List {
 	for _, files := range w.volumes {
-		list, err := firstboot.UnwrapList(m.secretOf(w), files[listFile])
+		list, err := firstboot.UnwrapList(m.secretOf(w), files[rootpart.ListFile])
 		m.must(err)
 		return list
 	}

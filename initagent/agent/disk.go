@@ -25,15 +25,15 @@ const wayTimeout = 3 * time.Second
 // prefers the one on that way; when it is not there, all are loaded after all.
 func (a *Agent) loadDrivers() error {
 	if way, err := a.Firmware.BootedFrom(); err == nil {
-		a.way = way
+		a.Way = way
 	}
-	_, err := a.Kernel.Coldplug(a.way)
+	_, err := a.Kernel.Coldplug(a.Way)
 	return err
 }
 
 // loadAllDrivers is for whoever needs more disks than the machine's own.
 func (a *Agent) loadAllDrivers() {
-	a.way = nil
+	a.Way = nil
 	if _, err := a.Kernel.Coldplug(nil); err != nil {
 		a.Log.Say("%v", err)
 	}
@@ -58,7 +58,7 @@ func (a *Agent) findDisk() error {
 		d, err := bootdisk.Disk(a.Disks, a.Firmware)
 		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
 		// controller that hides it (VMD) has a longer way than the firmware names.
-		if err == nil && d.Behind(a.way) {
+		if err == nil && d.Behind(a.Way) {
 			a.Disk = d
 			a.Log.Say("disk %s: %s, %d MiB", d.Name, strings.TrimSpace(d.Model+" "+d.Serial), int64(d.Sectors)*int64(d.SectorSize)>>20)
 			return nil
@@ -71,11 +71,11 @@ func (a *Agent) findDisk() error {
 			return fmt.Errorf("waited %s: %w", diskTimeout, err)
 		}
 		if waited > wayTimeout {
-			a.way = nil // it is elsewhere: all disks count
+			a.Way = nil // it is elsewhere: all disks count
 		}
 		// A hub or a controller that has just got its driver shows its devices
 		// a little later.
-		if tried, err := a.Kernel.Coldplug(a.way); err != nil || tried == 0 {
+		if tried, err := a.Kernel.Coldplug(a.Way); err != nil || tried == 0 {
 			a.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -89,32 +89,32 @@ func (a *Agent) observeTable() error {
 	}
 	a.Table = table
 	if layout.IsInstaller(table) {
-		a.state.Table = slot.TableInstaller
+		a.State.Table = slot.TableInstaller
 		a.loadAllDrivers()
 		return nil
 	}
 	if a.Disk.ReadOnly {
-		a.state.Table = slot.TableReadOnly // nothing that a boot has to keep could be kept
+		a.State.Table = slot.TableReadOnly // nothing that a boot has to keep could be kept
 		return nil
 	}
-	a.state.Booted, a.state.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.Contract.Root()), layout.VerityUUID(a.Contract.Root()))
+	a.State.Booted, a.State.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.Contract.Root()), layout.VerityUUID(a.Contract.Root()))
 	plan, err := layout.NewPlan(table, a.Contract.SlotSize, a.Random)
 	switch {
-	case err != nil && a.state.TreeNamed:
+	case err != nil && a.State.TreeNamed:
 		// It was complete once, or the tree would not carry its name. A
 		// partition beside ours is a reason to complain, not to stop.
-		a.state.Table = slot.TableComplete
+		a.State.Table = slot.TableComplete
 	case err != nil:
 		return err
 	case len(plan.Changes) > 0:
-		a.state.Table = slot.TableNew
+		a.State.Table = slot.TableNew
 	case !health.OK():
-		a.state.Table = slot.TableDamaged
+		a.State.Table = slot.TableDamaged
 		if a.facts.Healed == slot.NotTried {
 			a.Log.Say("partition table of %s: %s", a.Disk.Name, health)
 		}
 	default:
-		a.state.Table = slot.TableComplete
+		a.State.Table = slot.TableComplete
 	}
 	return nil
 }
@@ -122,23 +122,23 @@ func (a *Agent) observeTable() error {
 // observeESP lists the UKIs. It reads the file system itself: nothing is
 // mounted for it, and a damaged one costs no boot.
 func (a *Agent) observeESP() error {
-	a.state.Trial, a.state.Fallback, a.Names = false, false, nil
+	a.State.Trial, a.State.Fallback, a.Names = false, false, nil
 	counted, err := a.Firmware.LoaderString(host.CountVariable)
 	if err != nil {
 		return err
 	}
-	a.state.Trial = counted != ""
+	a.State.Trial = counted != ""
 	if a.Names, err = a.UKINames(); err != nil {
 		return err
 	}
 	// A boot manager that could not rename the file counts nothing, and does not
 	// mention it: the system is on trial all the same.
 	if booted, known := a.BootedName(); known && booted.Counted {
-		a.state.Trial = true
+		a.State.Trial = true
 	}
 	for _, n := range a.Names {
 		if !a.IsOurs(n) && !n.Bad() {
-			a.state.Fallback = true
+			a.State.Fallback = true
 		}
 	}
 	return nil

@@ -108,7 +108,7 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 			}
 			m.pci = [2][]bootoption.Function{c.own, usb}
 			start := m.clock
-			a := &Agent{Host: host.Host{Machine: m.agent.Machine}, way: nvme}
+			a := &Agent{Host: host.Host{Machine: m.agent.Machine, Found: host.Found{Way: nvme}}}
 			a.Disks = lateDisks{disks{m}, start.Add(c.after)}
 			m.must(a.findDisk())
 			if took := m.clock.Sub(start); a.Disk.Name != c.want || took > c.most {

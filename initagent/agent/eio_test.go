@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // Wherever the disk of a machine in use gives EIO, the boot comes to an end: to the
@@ -81,7 +82,7 @@ func TestUnreadable(t *testing.T) {
 func TestFileSystemUnreadable(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	good := m.world(true, nil)
-	for _, c := range []struct{ bad, step string }{{StateDirectory, "unlock"}, {"bind/var", "mount-state"}} {
+	for _, c := range []struct{ bad, step string }{{rootpart.Directory, "unlock"}, {"bind/var", "mount-state"}} {
 		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev disk0, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
 			m.powerOn(good)
 			m.badFiles, m.messages = c.bad, messages
@@ -104,7 +105,7 @@ func TestFileSystemUnreadable(t *testing.T) {
 // partition, and its cure is another one. FAULTS 82
 func TestDiskFailsElsewhere(t *testing.T) {
 	for step, path := range map[slot.Kind]string{slot.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", slot.AskKey: "/dev/tpmrm0"} {
-		a := &Agent{Host: host.Host{Root: "/initramfs"}, rootOpen: true}
+		a := &Agent{Host: host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}}
 		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
 		if got := a.diskFails(step, err); got != err || a.facts.DiskFails {
 			t.Errorf("%s: %v, the disk fails: %v", path, got, a.facts.DiskFails)

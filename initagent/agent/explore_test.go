@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
@@ -158,9 +159,9 @@ func (m *machine) runningName(c *condition) (bls.Name, bool) {
 func (m *machine) told(kind journal.Kind) {
 	m.op("journal " + string(kind))
 	files := m.rootFiles()
-	text, err := journal.Append(files[journalFile], journal.Entry{Kind: kind, Version: m.agent.Contract.Version})
+	text, err := journal.Append(files[bootjournal.File], journal.Entry{Kind: kind, Version: m.agent.Contract.Version})
 	m.must(err)
-	files[journalFile] = text
+	files[bootjournal.File] = text
 }
 
 // bless and rollback are the running system's: one rename, one entry.

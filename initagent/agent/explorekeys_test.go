@@ -54,7 +54,7 @@ func (m *machine) keysCondition(w *world, old *policy.Secret) string {
 		return lock.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil
 	}), len(lock.NextDeed) > 0)
 	files := m.rootFiles()
-	keys, err := firstboot.UnwrapKeys(secret, files[listFile])
+	keys, err := firstboot.UnwrapKeys(secret, files[rootpart.ListFile])
 	fmt.Fprintln(&out, "list", err == nil, of(func(k *secureboot.KeySet) bool { return err == nil && k.DB.Certificate.Equal(keys.DB.Certificate) }))
 	for name, purpose := range map[string]string{rootpart.NextFile: "next-secret", rootpart.NextKeysFile: "next-keys", rootpart.GuaranteesFile: "guarantees"} {
 		text, err := secret.Unbox(purpose, files[name])

@@ -21,6 +21,8 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -260,7 +262,7 @@ func TestTPMThatCannotBeTold(t *testing.T) { // FAULTS 71, 79
 // The recovery console opens over a closed root partition, whatever was open.
 func TestConsoleAfterUnlock(t *testing.T) { // FAULTS 77, 79
 	m := provisionedMachine(t, nil)
-	etc := filepath.Join(m.root, systemDirectory, "etc")
+	etc := filepath.Join(m.root, host.SystemDirectory, "etc")
 	m.must(os.Remove(etc))
 	m.must(os.WriteFile(etc, nil, 0o600))
 	m.ends("recovery", "it is no directory in the image") // person.Shell looks at the rest
@@ -297,7 +299,7 @@ func (m *machine) stage(r *edition, corrupt bool) {
 	m.must(layout.Rename(table, layout.SlotB, layout.SystemUUID(r.contract.Root()), layout.VerityUUID(r.contract.Root())).Write(m.disk))
 	_, volumeKey, secret := m.unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][rootpart.ListFile])
 	m.must(err)
 	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(r.uki)
 	m.must(err)

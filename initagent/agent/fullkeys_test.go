@@ -26,7 +26,7 @@ func TestNewKeysFull(t *testing.T) {
 	}{
 		{"the root partition", func() { m.fullRoot = true }, "the root partition is full"},
 		{"the root partition, for the next secret's file", file(rootpart.NextFile), "the root partition is full"},
-		{"the root partition, for the list", file(listFile), "the root partition is full"},
+		{"the root partition, for the list", file(rootpart.ListFile), "the root partition is full"},
 		{"the root partition, for the superseded keys", file(rootpart.NextKeysFile), "the root partition is full"},
 		{"the root partition, for the note", file(rootpart.GuaranteesFile), "the root partition is full"},
 		{"the ESP", func() { m.esp.taken = 1<<30 - 4096 }, "the ESP is too full"},

@@ -17,7 +17,9 @@ import (
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/upper"
 )
@@ -25,11 +27,11 @@ import (
 // mountState mounts what state.conf names into the system. Without a root
 // partition it lies in memory and is gone at the next boot.
 func (a *Agent) mountState() error {
-	if a.state.Root != slot.RootOpen {
-		if err := a.mount("tmpfs", a.Path(StateDirectory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+	if a.State.Root != slot.RootOpen {
+		if err := a.Mount("tmpfs", a.Path(rootpart.Directory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
-		a.inMemory = true
+		a.InMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
 	entries, err := a.stateEntries()
@@ -47,7 +49,7 @@ func (a *Agent) mountState() error {
 
 // stateEntries are the directories that the image's state.conf names.
 func (a *Agent) stateEntries() ([]stateconf.Entry, error) {
-	text, err := os.ReadFile(a.Path(systemDirectory, stateconf.Path))
+	text, err := os.ReadFile(a.Path(host.SystemDirectory, stateconf.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = []byte(stateconf.Default), nil
 	}
@@ -58,7 +60,7 @@ func (a *Agent) stateEntries() ([]stateconf.Entry, error) {
 }
 
 func (a *Agent) mountEntry(e stateconf.Entry) error {
-	lower := a.Path(systemDirectory, e.Path)
+	lower := a.Path(host.SystemDirectory, e.Path)
 	info, err := os.Lstat(lower)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the image has no such directory, so nothing can want it
@@ -72,7 +74,7 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 	name := upper.Name(e.Path)
 	switch e.Mode {
 	case stateconf.Tmpfs:
-		return a.mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
+		return a.Mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
 	case stateconf.Overlay:
 		return a.mountOverlay(lower, name, info)
 	}
@@ -82,7 +84,7 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 // diskFails adds what the kernel knows to an error of the file system of the open root
 // partition that comes from its disk. No key helps then, so that none is asked for.
 func (a *Agent) diskFails(step slot.Kind, err error) error {
-	mounts := step == slot.MountState || a.rootOpen && (step == slot.Unlock || step == slot.AskKey)
+	mounts := step == slot.MountState || a.Attached && (step == slot.Unlock || step == slot.AskKey)
 	if !mounts || !errors.Is(err, syscall.EIO) || a.elsewhere(err) {
 		return err
 	}
@@ -98,7 +100,7 @@ func (a *Agent) diskFails(step slot.Kind, err error) error {
 // the system image's, or the TPM's device.
 func (a *Agent) elsewhere(err error) bool {
 	p, ok := errors.AsType[*fs.PathError](err)
-	return ok && (strings.HasPrefix(p.Path, a.Path(systemDirectory)+"/") || strings.HasPrefix(p.Path, "/dev/"))
+	return ok && (strings.HasPrefix(p.Path, a.Path(host.SystemDirectory)+"/") || strings.HasPrefix(p.Path, "/dev/"))
 }
 
 func sticky(info fs.FileInfo) fs.FileMode {
@@ -119,15 +121,15 @@ func (a *Agent) mountOverlay(lower, name string, info fs.FileInfo) error {
 		return err
 	}
 	top, work := upper.Overlay(a.ownState(), name)
-	if a.inMemory {
+	if a.InMemory {
 		for _, directory := range []string{top, work} {
 			if err := a.Store.MakeDirectory(directory, info.Mode().Perm()); err != nil {
 				return err
 			}
 		}
 	}
-	return a.mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", lower, a.Path(StateDirectory, top), a.Path(StateDirectory, work)))
+	return a.Mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", lower, a.Path(rootpart.Directory, top), a.Path(rootpart.Directory, work)))
 }
 
 // mountBind mounts a directory of the root partition over the image's. It starts
@@ -136,16 +138,7 @@ func (a *Agent) mountBind(lower, name string) error {
 	if err := a.Store.Seed(lower, name); err != nil {
 		return err
 	}
-	return a.mount(a.Path(StateDirectory, name), lower, "", unix.MS_BIND, "")
-}
-
-// mount mounts what must be gone before the root partition can be closed.
-func (a *Agent) mount(source, target, fstype string, flags uintptr, data string) error {
-	if err := a.Mounts.Mount(source, target, fstype, flags, data); err != nil {
-		return err
-	}
-	a.mounted = append(a.mounted, target)
-	return nil
+	return a.Mount(a.Path(rootpart.Directory, name), lower, "", unix.MS_BIND, "")
 }
 
 // errNoSystem marks a failure to start the system's own init: the image is not
@@ -154,11 +147,11 @@ var errNoSystem = errors.New("the system cannot be started")
 
 // handOver ends the initramfs phase and starts the system's init.
 func (a *Agent) handOver() error {
-	a.forget()
+	a.Forget()
 	entry := a.bootEntry()
-	a.note(entry)
+	a.Journal.Note(entry)
 	// From here on nothing that is bound to the initramfs phase unseals.
-	if err := a.leavePhase(pcr.LeaveInitrd); err != nil {
+	if err := a.LeavePhase(pcr.LeaveInitrd); err != nil {
 		return err
 	}
 	if err := a.writeReport(entry.Reason); err != nil {
@@ -166,7 +159,7 @@ func (a *Agent) handOver() error {
 	}
 	a.Log.Say("handing over %s after initagent started", a.Log.Age())
 	a.releaseWatchdog(time.Duration(a.Contract.WatchdogSeconds) * time.Second)
-	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.Path(systemDirectory), a.init))
+	return fmt.Errorf("%w: %w", errNoSystem, a.Mounts.SwitchRoot(a.Path(host.SystemDirectory), a.init))
 }
 
 func (a *Agent) writeReport(reason string) error {
@@ -175,8 +168,8 @@ func (a *Agent) writeReport(reason string) error {
 		return err
 	}
 	r := shared.Report{
-		ImageID: a.Contract.ImageID, Arch: a.Contract.Arch, Version: a.Contract.Version.String(), Epoch: a.Contract.Epoch, Floor: a.state.Floor,
-		Slot: a.state.Booted, Trial: a.state.Trial, Reason: reason, Signed: len(a.Contract.ReleaseKey) > 0,
+		ImageID: a.Contract.ImageID, Arch: a.Contract.Arch, Version: a.Contract.Version.String(), Epoch: a.Contract.Epoch, Floor: a.State.Floor,
+		Slot: a.State.Booted, Trial: a.State.Trial, Reason: reason, Signed: len(a.Contract.ReleaseKey) > 0,
 		Root: a.openedBy(), WatchdogReset: a.watchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.Contract,
 	}
 	switch {
@@ -201,7 +194,7 @@ func (a *Agent) writeReport(reason string) error {
 // openedBy says what opened the root partition.
 func (a *Agent) openedBy() string {
 	switch {
-	case a.state.Root != slot.RootOpen:
+	case a.State.Root != slot.RootOpen:
 		return "none"
 	case a.facts.Unlock == slot.Done:
 		return "tpm"

@@ -26,6 +26,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -248,7 +249,7 @@ func (p mapper) Close(name string) error {
 	if name != rootpart.Device || p.m.openVolume == nil {
 		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
-	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, StateDirectory)) {
+	if slices.Contains(p.m.mounted, filepath.Join(p.m.root, rootpart.Directory)) {
 		return errors.New("device is busy")
 	}
 	p.m.openVolume = nil
@@ -274,7 +275,7 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error 
 	if source == "/dev/dm-1" && (o.m.openVolume == nil || o.m.volumes[*o.m.openVolume] == nil) {
 		return errors.New("there is no file system on it")
 	}
-	if strings.HasPrefix(target, filepath.Join(o.m.root, systemDirectory)) && !o.m.openVerity {
+	if strings.HasPrefix(target, filepath.Join(o.m.root, host.SystemDirectory)) && !o.m.openVerity {
 		o.m.t.Errorf("%s was mounted on %s without verity", source, target)
 	}
 	if o.m.badFiles != "" && strings.Contains(target, o.m.badFiles) {
@@ -290,7 +291,7 @@ func (o mounts) Unmount(target string) error {
 		return fmt.Errorf("%s is not mounted: %w", target, unix.EINVAL)
 	}
 	for _, later := range o.m.mounted[at+1:] {
-		if target == filepath.Join(o.m.root, StateDirectory) && later != target {
+		if target == filepath.Join(o.m.root, rootpart.Directory) && later != target {
 			return fmt.Errorf("%s is busy: %s", target, later)
 		}
 	}
@@ -499,7 +500,7 @@ func (p person) Shell() error {
 	if p.m.openVolume != nil {
 		p.m.t.Error("the recovery console opens beside an open root partition")
 	}
-	if p.m.agent.facts.Released || p.m.agent.Secret != nil {
+	if p.m.agent.Released || p.m.agent.Secret != nil {
 		p.m.t.Error("the recovery console opens in a boot that has had a secret in memory")
 	}
 	if !p.m.hidden {

@@ -17,7 +17,7 @@ const (
 // the TPM learns that the boot has ended before anything of it runs, and nothing
 // that this machine has is open.
 func (a *Agent) install() error {
-	if err := a.leavePhase("installer"); err != nil {
+	if err := a.LeavePhase("installer"); err != nil {
 		return err
 	}
 	device, err := a.Disks.PartitionPath(a.Disk, layout.InstallerNumber)
@@ -35,7 +35,7 @@ func (a *Agent) install() error {
 	if err := a.HideMemory(); err != nil {
 		return err
 	}
-	if err := a.leavePhase("installer"); err != nil { // for a TPM that took its time
+	if err := a.LeavePhase("installer"); err != nil { // for a TPM that took its time
 		return err
 	}
 	a.releaseWatchdog(0) // a person takes the time that it takes

@@ -15,6 +15,8 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/staging"
 )
@@ -32,15 +34,15 @@ func fetchedMachine(t *testing.T) *machine {
 
 // failed are the versions that the machine does not take again.
 func (m *machine) failed() map[contract.Version]string {
-	return journal.Failures(journal.Parse(m.rootFiles()[journalFile]))
+	return journal.Failures(journal.Parse(m.rootFiles()[bootjournal.File]))
 }
 
 // write adds an entry to the journal, as the running system does.
 func (m *machine) write(e journal.Entry) {
 	m.t.Helper()
-	text, err := journal.Append(m.rootFiles()[journalFile], e)
+	text, err := journal.Append(m.rootFiles()[bootjournal.File], e)
 	m.must(err)
-	m.rootFiles()[journalFile] = text
+	m.rootFiles()[bootjournal.File] = text
 }
 
 // A trial whose power is cut again and again gets its tries twice, and then it is
@@ -126,7 +128,7 @@ func TestTrialFails(t *testing.T) {
 			m.runs(2)
 			m.runs(2)
 			m.runs(2)
-			delete(m.rootFiles(), journalFile)
+			delete(m.rootFiles(), bootjournal.File)
 		}, "it never reached the system"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -180,18 +182,18 @@ func TestBootEntries(t *testing.T) {
 func TestJournalUnreadable(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	m.write(journal.Entry{Kind: journal.Failed, Version: 9})
-	m.unreadableFile = journalFile
+	m.unreadableFile = bootjournal.File
 	m.ends("system", "the boot journal was not written: input/output error")
 	m.unreadableFile = ""
 	if _, ok := m.failed()[9]; !ok {
 		t.Error("what failed is forgotten")
 	}
-	m.rootFiles()[journalFile] = []byte(strings.Repeat("x", maxJournal+1))
+	m.rootFiles()[bootjournal.File] = []byte(strings.Repeat("x", bootjournal.MaxSize+1))
 	m.ends("system", "the boot journal begins again")
 	if kinds := m.kinds(); len(kinds) != 1 || kinds[0] != journal.Boot {
 		t.Errorf("entries are %q", kinds)
 	}
-	m.rootFiles()[journalFile] = []byte("{\"kind\":\"boo")
+	m.rootFiles()[bootjournal.File] = []byte("{\"kind\":\"boo")
 	m.ends("system")
 	if kinds := m.kinds(); len(kinds) != 1 {
 		t.Errorf("entries are %q", kinds)
@@ -202,13 +204,13 @@ func TestJournalUnreadable(t *testing.T) {
 // its place leads nowhere else.
 func TestSharedDirectory(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	shared := filepath.Join(m.root, systemDirectory, systemShared)
+	shared := filepath.Join(m.root, host.SystemDirectory, systemShared)
 	if !slices.Contains(m.mounted, shared) {
 		t.Errorf("mounted are %q", m.mounted)
 	}
 	for _, part := range []string{"var/lib/halogen", "var/lib"} {
-		m.must(os.RemoveAll(filepath.Join(m.root, systemDirectory, "var/lib")))
-		at := filepath.Join(m.root, systemDirectory, part)
+		m.must(os.RemoveAll(filepath.Join(m.root, host.SystemDirectory, "var/lib")))
+		at := filepath.Join(m.root, host.SystemDirectory, part)
 		m.must(os.MkdirAll(filepath.Dir(at), 0o755))
 		m.must(os.Symlink("/run", at))
 		m.ends("system", "is no directory", "cannot be updated")

@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -38,7 +39,7 @@ func TestResetKeepingHome(t *testing.T) {
 	secret := m.machineSecret()
 	check := func(when string) {
 		t.Helper()
-		if string(m.rootFiles()[mine]) != "dear" || m.rootFiles()[listFile] == nil || !secret.Equal(m.machineSecret()) {
+		if string(m.rootFiles()[mine]) != "dear" || m.rootFiles()[rootpart.ListFile] == nil || !secret.Equal(m.machineSecret()) {
 			t.Errorf("%s: /home or the machine's own is gone", when)
 		}
 		for name := range m.rootFiles() {

@@ -25,7 +25,7 @@ func (a *Agent) observeKeys() error {
 	state, err := enroll.Observe(a.Variables)
 	if err != nil {
 		if a.Contract.SecureBoot == contract.Optional {
-			a.state.Keys = slot.KeysUnneeded
+			a.State.Keys = slot.KeysUnneeded
 			return nil
 		}
 		return err
@@ -37,7 +37,7 @@ func (a *Agent) observeKeys() error {
 			return err
 		}
 	}
-	a.state.Keys = slot.JudgeKeys(a.state, a.facts, slot.Firmware{
+	a.State.Keys = slot.JudgeKeys(a.State, a.facts, slot.Firmware{
 		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
 	})
 	return nil
@@ -90,7 +90,7 @@ func (a *Agent) readPending() error {
 // it count, comes last (enroll.Plan). Cut anywhere, the machine is in Setup Mode,
 // starts anything, and comes back here; cut after PK, everything is in place.
 func (a *Agent) enroll() error {
-	if a.state.Root == slot.RootOpen {
+	if a.State.Root == slot.RootOpen {
 		// The keys lie there. What the ESP says of them, anybody can have written: with
 		// that, the firmware would get somebody else's, and start nothing of ours.
 		a.pending = nil
@@ -137,8 +137,8 @@ func (a *Agent) enroll() error {
 	if err == nil {
 		a.foretellAgain(secret, list)
 	}
-	if err == nil && a.state.Root == slot.RootOpen {
-		err = a.Store.Keep(enrolledFile, nil)
+	if err == nil && a.State.Root == slot.RootOpen {
+		err = a.Store.Keep(rootpart.EnrolledFile, nil)
 	}
 	return err
 }
@@ -182,7 +182,7 @@ func succeedPending(dir hw.ESPDir, old, next *firstboot.Pending) error {
 // the root partition, those that an enrollment which was cut has made, or new keys,
 // which have no list yet. The caller wipes secret and keys.
 func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	if a.state.Root == slot.RootOpen && a.Secret != nil {
+	if a.State.Root == slot.RootOpen && a.Secret != nil {
 		return a.keysInRoot()
 	}
 	if a.pending != nil {
@@ -198,7 +198,7 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 		a.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
 		a.pending = nil
 	}
-	a.facts.Released = true
+	a.Released = true
 	secret, err := policy.NewSecret(a.Random)
 	if err != nil {
 		return nil, nil, nil, err
@@ -245,7 +245,7 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	a.facts.Released = true
+	a.Released = true
 	keys, err := firstboot.UnwrapKeys(secret, a.pending.Keys)
 	if err != nil {
 		secret.Wipe()
@@ -261,7 +261,7 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 	if err != nil {
 		return err
 	}
-	if a.state.Root == slot.RootOpen {
+	if a.State.Root == slot.RootOpen {
 		a.List = list
 		return rootpart.KeepKeys(a.Store, wrapped)
 	}

@@ -10,15 +10,16 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
 // damageList changes the list of what the firmware shall hold, and leaves the keys.
 func (m *machine) damageList() {
 	m.t.Helper()
-	box := bytes.Clone(m.rootFiles()[listFile])
+	box := bytes.Clone(m.rootFiles()[rootpart.ListFile])
 	box[len(box)-1] ^= 1
-	m.rootFiles()[listFile] = box
+	m.rootFiles()[rootpart.ListFile] = box
 	if _, err := m.storedList(); err == nil {
 		m.t.Fatal("the list is not damaged")
 	}

@@ -356,7 +356,7 @@ func (m *machine) boot() (end string) {
 		if end == "death" {
 			return
 		}
-		if m.agent.Secret != nil || m.agent.facts.Released && !m.collected {
+		if m.agent.Secret != nil || m.agent.Released && !m.collected {
 			m.t.Errorf("a boot that ended in %s still knows the machine secret, or has not erased what it knew", end)
 		}
 	}()

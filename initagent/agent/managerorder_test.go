@@ -106,7 +106,7 @@ func (m *machine) forgetManager() {
 // so that nothing is left of it in the record. FAULTS 94
 func TestOlderListReplacesNoManager(t *testing.T) {
 	m, _ := exchanged(t, pinned)
-	before := bytes.Clone(m.rootFiles()[listFile])
+	before := bytes.Clone(m.rootFiles()[rootpart.ListFile])
 	m.runs(2)
 	if of := m.policyRecord().Manager; of != 2 {
 		t.Fatalf("the record has the boot manager of version %d", of)
@@ -114,11 +114,11 @@ func TestOlderListReplacesNoManager(t *testing.T) {
 	start := m.world(true, nil)
 	newer, err := authenticode.Digest(otherManager)
 	m.must(err)
-	older := func(m *machine) { m.rootFiles()[listFile] = bytes.Clone(before) }
+	older := func(m *machine) { m.rootFiles()[rootpart.ListFile] = bytes.Clone(before) }
 	damaged := func(m *machine) {
-		list := bytes.Clone(m.rootFiles()[listFile])
+		list := bytes.Clone(m.rootFiles()[rootpart.ListFile])
 		list[len(list)-5] ^= 1
-		m.rootFiles()[listFile] = list
+		m.rootFiles()[rootpart.ListFile] = list
 	}
 	for name, changes := range map[string][]func(*machine){
 		"older":                              {older},
@@ -152,13 +152,13 @@ func TestOlderListReplacesNoManager(t *testing.T) {
 // list nor record knows whose it is.
 func TestSameManagerOfFallback(t *testing.T) {
 	m := provisionedMachine(t, pinned)
-	before := bytes.Clone(m.rootFiles()[listFile])
+	before := bytes.Clone(m.rootFiles()[rootpart.ListFile])
 	manager := bytes.Clone(m.esp.files[removable].now.data)
 	m.fetch(newRelease(t, 2, 5, pinned))
 	m.runs(2)
 	m.bless()
 	m.runs(2)
-	m.rootFiles()[listFile] = before
+	m.rootFiles()[rootpart.ListFile] = before
 	m.forgetManager()
 	m.layManager()
 	m.byHand = 1

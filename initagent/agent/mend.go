@@ -16,7 +16,7 @@ import (
 )
 
 // copiesDirectory is where the root partition has the copies of the ESP's files.
-const copiesDirectory = ownDirectory + "/esp"
+const copiesDirectory = rootpart.OwnDirectory + "/esp"
 
 // keeper keeps the copies. Where the firmware enforces this machine's keys, its
 // list and they tell a sound file from a damaged one.
@@ -65,10 +65,10 @@ func (a *Agent) belongs(c *contract.Contract) error {
 	if !s.Valid() || !named {
 		return fmt.Errorf("no slot holds the content of version %s", c.Version)
 	}
-	if c.Epoch < a.state.Floor {
-		return fmt.Errorf("epoch %d of version %s is under the floor of %d", c.Epoch, c.Version, a.state.Floor)
+	if c.Epoch < a.State.Floor {
+		return fmt.Errorf("epoch %d of version %s is under the floor of %d", c.Epoch, c.Version, a.State.Floor)
 	}
-	failures, err := a.failures()
+	failures, err := a.Journal.Failures()
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (a *Agent) mend() error {
 	healed, err := a.keeper().Mend(a.ESP, a.Disk)
 	for _, h := range healed {
 		a.Log.Say("%s", h)
-		a.noteSelf(journal.Healed, h)
+		a.NoteSelf(journal.Healed, h)
 	}
 	return err
 }

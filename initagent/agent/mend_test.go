@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -48,7 +49,7 @@ func (m *machine) setFile(name string, data []byte) {
 }
 
 func (m *machine) entries() []journal.Entry {
-	return journal.Parse(m.volumes[*m.openVolume][journalFile])
+	return journal.Parse(m.volumes[*m.openVolume][bootjournal.File])
 }
 
 // kinds are those of the journal's entries.
@@ -109,7 +110,7 @@ func TestMend(t *testing.T) {
 			}
 			m.ops = nil
 			m.ends("system")
-			if !slices.Equal(m.ops, []string{"root keep " + journalFile}) {
+			if !slices.Equal(m.ops, []string{"root keep " + bootjournal.File}) {
 				t.Errorf("the next boot writes %q", m.ops)
 			}
 		})
@@ -205,7 +206,7 @@ func TestMendGivesUp(t *testing.T) {
 					t.Errorf("UKIs %q, want %q:\n%s", have, c.want, m.said.String())
 				}
 			}
-			if !slices.Equal(m.ops, []string{"root keep " + journalFile}) {
+			if !slices.Equal(m.ops, []string{"root keep " + bootjournal.File}) {
 				t.Errorf("the boot after writes %q", m.ops)
 			}
 		})

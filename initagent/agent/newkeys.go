@@ -46,7 +46,7 @@ func (a *Agent) finishAccepted(volumeKey []byte, secret *policy.Secret) {
 // maySign are the files that an enrollment signs: with new keys, none that another has
 // replaced.
 func (a *Agent) maySign(list *secureboot.List) enroll.Allowed {
-	if a.state.Root == slot.RootOpen && rootpart.KeysUnfinished(a.Store, a.Lock) {
+	if a.State.Root == slot.RootOpen && rootpart.KeysUnfinished(a.Store, a.Lock) {
 		return rootpart.AllowedAnew(list)
 	}
 	return rootpart.Allowed(list)

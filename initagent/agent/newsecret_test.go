@@ -72,7 +72,7 @@ func (m *machine) oneSecret() error {
 	if g := rootpart.ReadGuarantees(store{m}, secret); g != want {
 		return fmt.Errorf("guarantees %+v, want %+v", g, want)
 	}
-	for _, name := range []string{rootpart.NextFile, keysFile} {
+	for _, name := range []string{rootpart.NextFile, rootpart.KeysFile} {
 		if _, there := m.rootFiles()[name]; there {
 			return fmt.Errorf("%s is still there", name)
 		}
@@ -103,13 +103,13 @@ func TestNewSecret(t *testing.T) {
 	m.must(err)
 
 	r, c := m.asked()
-	m.rootFiles()[keysFile], _, err = secureboot.SplitList(files[listFile]) // an earlier release has left them
+	m.rootFiles()[rootpart.KeysFile], _, err = secureboot.SplitList(files[rootpart.ListFile]) // an earlier release has left them
 	m.must(err)
 	m.types("n")
 	m.refuses(r.NewSecret(c, false), "nothing was changed")
 	m.types("y", "nonsense", "")
 	m.refuses(r.NewSecret(c, false), "nothing was changed")
-	if !old.Equal(m.machineSecret()) || !bytes.Equal(m.rootFiles()[listFile], files[listFile]) {
+	if !old.Equal(m.machineSecret()) || !bytes.Equal(m.rootFiles()[rootpart.ListFile], files[rootpart.ListFile]) {
 		t.Fatal("a refused one has changed something")
 	}
 	m.types("y", m.recoveryKey())
@@ -133,7 +133,7 @@ func TestNewSecret(t *testing.T) {
 	if _, _, err := lock.Header.Unlock(s, passphrase, 1<<20, all...); err == nil {
 		t.Error("the old secret opens the volume")
 	}
-	if _, err := firstboot.UnwrapKeys(old, m.rootFiles()[listFile]); err == nil {
+	if _, err := firstboot.UnwrapKeys(old, m.rootFiles()[rootpart.ListFile]); err == nil {
 		t.Error("the old secret opens the Secure Boot keys")
 	}
 	if _, err := old.Unbox("guarantees", m.rootFiles()[rootpart.GuaranteesFile]); err == nil {
@@ -454,27 +454,27 @@ func TestForgedNextSecret(t *testing.T) {
 	before := maps.Clone(m.rootFiles())
 	m.opensByItself()
 	m.must(m.oneSecret())
-	for _, name := range []string{listFile, rootpart.GuaranteesFile} {
+	for _, name := range []string{rootpart.ListFile, rootpart.GuaranteesFile} {
 		if !bytes.Equal(m.rootFiles()[name], before[name]) {
 			t.Errorf("%s was put back", name)
 		}
 	}
 	// A file that cannot be read now is not replaced.
 	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
-	m.unreadableFile = listFile
+	m.unreadableFile = rootpart.ListFile
 	m.ends("system", "goes on with it: input/output error")
 	m.unreadableFile = rootpart.NextFile
-	if m.ends("system", "goes on with it: input/output error"); m.agent.List == nil || m.agent.List.Bare || !m.agent.unsettled {
+	if m.ends("system", "goes on with it: input/output error"); m.agent.List == nil || m.agent.List.Bare || !m.agent.Unsettled {
 		t.Error("the list was not read, or counts as settled")
 	}
 	m.unreadableFile = ""
-	if !bytes.Equal(m.rootFiles()[listFile], before[listFile]) || m.rootFiles()[rootpart.NextFile] == nil {
+	if !bytes.Equal(m.rootFiles()[rootpart.ListFile], before[rootpart.ListFile]) || m.rootFiles()[rootpart.NextFile] == nil {
 		t.Error("the list was put back, or what could not be looked at is gone")
 	}
 	// What cannot be told is left: one of both is damaged.
 	m = provisionedMachine(t, nil)
 	m.rootFiles()[rootpart.NextFile] = []byte("x")
-	m.rootFiles()[listFile][100] ^= 1
+	m.rootFiles()[rootpart.ListFile][100] ^= 1
 	m.typed = []string{m.recoveryKey()}
 	m.ends("system", otherSecret, "both are left as they are")
 	if _, there := m.rootFiles()[rootpart.NextFile]; !there {

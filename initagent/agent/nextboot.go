@@ -71,7 +71,7 @@ func (a *Agent) observeRequest() {
 func (a *Agent) recoverNext(reason string) error {
 	a.stopListening()
 	a.Log.Say("STOPPED: %s", reason)
-	a.noteSelf(journal.Recovery, reason)
+	a.NoteSelf(journal.Recovery, reason)
 	request := nextboot.Request{Console: &nextboot.Console{Person: a.facts.ConsoleAsked, Failed: a.failed(), Reason: reason}}
 	if a.Contract != nil {
 		request.Console.Version = a.Contract.Version

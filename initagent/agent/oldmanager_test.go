@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // backedUp is a machine whose boot manager was replaced and revoked, with the ESP's boot
@@ -146,11 +147,11 @@ func TestOlderListHidesNoManager(t *testing.T) {
 	for _, deleted := range []bool{false, true} {
 		m, old := exchanged(t, pinned)
 		m.refuse = syscall.EINVAL
-		before := bytes.Clone(m.rootFiles()[listFile])
+		before := bytes.Clone(m.rootFiles()[rootpart.ListFile])
 		m.settles(2)
 		m.plant(removable, old)
 		m.plant(managerCopy, old)
-		m.rootFiles()[listFile] = before
+		m.rootFiles()[rootpart.ListFile] = before
 		for name := range m.esp.files {
 			if deleted && strings.Contains(path.Base(name), "eventlog") {
 				delete(m.esp.files, name)

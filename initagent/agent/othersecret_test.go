@@ -106,10 +106,10 @@ func TestSecretOfTheirOwn(t *testing.T) {
 		"with a record":             {full, nil},
 		"with a provisional record": {func(r *policy.Record) { r.Volume = [32]byte{} }, nil},
 		"without one":               {nil, nil},
-		"with keys of theirs":       {full, func(m *machine, theirs *policy.Secret) { m.rootFiles()[listFile] = m.theirKeys(theirs) }},
+		"with keys of theirs":       {full, func(m *machine, theirs *policy.Secret) { m.rootFiles()[rootpart.ListFile] = m.theirKeys(theirs) }},
 		"with keys of an earlier release's": {full, func(m *machine, theirs *policy.Secret) {
 			var err error
-			m.rootFiles()[keysFile], _, err = secureboot.SplitList(m.theirKeys(theirs))
+			m.rootFiles()[rootpart.KeysFile], _, err = secureboot.SplitList(m.theirKeys(theirs))
 			m.must(err)
 		}},
 		"with the next secret's keys": {full, func(m *machine, theirs *policy.Secret) {
@@ -141,7 +141,7 @@ func TestSecretOfTheirOwn(t *testing.T) {
 			if m.openVolume != nil || len(m.written("write index")) > 0 {
 				t.Errorf("it is open, or was written: %q", m.ops)
 			}
-			for _, name := range []string{rootpart.GuaranteesFile, listFile} {
+			for _, name := range []string{rootpart.GuaranteesFile, rootpart.ListFile} {
 				if string(m.rootFiles()[name]) != string(files[name]) {
 					t.Errorf("%s was written", name)
 				}
@@ -199,12 +199,12 @@ func (m *machine) redefine(lock *vault.Lock, volumeKey []byte, secret *policy.Se
 func TestKeysLost(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	intact := m.world(true, nil)
-	m.unreadableFile = listFile
+	m.unreadableFile = rootpart.ListFile
 	m.ends("recovery", otherSecret, "input/output error")
 	m.powerOn(intact)
 	m.unreadableFile = ""
 	m.opensByItself()
-	delete(m.rootFiles(), listFile)
+	delete(m.rootFiles(), rootpart.ListFile)
 	m.typed = []string{m.recoveryKey()}
 	m.ends("system", otherSecret, "The recovery key opens your data")
 }

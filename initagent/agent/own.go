@@ -50,7 +50,7 @@ func (a *Agent) remakeList(secret *policy.Secret, damaged bool) {
 	}
 	a.Log.Say("the list of what the firmware shall hold is made from what it holds")
 	if damaged {
-		a.noteSelf(journal.Healed, "the list of what the firmware shall hold was damaged, and is made again from what it holds")
+		a.NoteSelf(journal.Healed, "the list of what the firmware shall hold was damaged, and is made again from what it holds")
 	}
 }
 
@@ -254,7 +254,7 @@ func (a *Agent) systemManager() ([32]byte, bool) {
 }
 
 func (a *Agent) readSystemManager() ([]byte, error) {
-	return bounded.File(os.DirFS(a.Path(systemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
+	return bounded.File(os.DirFS(a.Path(host.SystemDirectory)), layout.SystemManager, enroll.MaxEFIFile)
 }
 
 // replaceRefused puts a good boot manager in the place of one that the firmware would not

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/lastgood"
@@ -126,8 +127,8 @@ func TestForeignKeysAreNotAccepted(t *testing.T) {
 // root of the running system can remove a file. FAULTS 87
 func TestNotAcceptedWithoutKeys(t *testing.T) {
 	for name, lose := range map[string]func(m *machine){
-		"the keys are gone": func(m *machine) { delete(m.rootFiles(), listFile) },
-		"damaged":           func(m *machine) { m.rootFiles()[listFile][300] ^= 1 },
+		"the keys are gone": func(m *machine) { delete(m.rootFiles(), rootpart.ListFile) },
+		"damaged":           func(m *machine) { m.rootFiles()[rootpart.ListFile][300] ^= 1 },
 		"the list alone":    func(m *machine) { m.earlierRelease() },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -180,12 +181,12 @@ func TestExplainedFromTheAuthenticLog(t *testing.T) {
 func (m *machine) earlierRelease() {
 	m.t.Helper()
 	files := m.rootFiles()
-	keys, _, err := secureboot.SplitList(files[listFile])
+	keys, _, err := secureboot.SplitList(files[rootpart.ListFile])
 	m.must(err)
 	state, err := enroll.Observe(&firmware{vars: m.vars})
 	m.must(err)
-	files[keysFile] = bytes.Clone(keys)
-	delete(files, listFile)
+	files[rootpart.KeysFile] = bytes.Clone(keys)
+	delete(files, rootpart.ListFile)
 	files[oldWantedFile], err = state.Live().Marshal()
 	m.must(err)
 	for name, f := range m.esp.files {
@@ -213,19 +214,19 @@ func TestForgedList(t *testing.T) {
 			m.must(err)
 		}, ""},
 		{"a bit of the list", func(m *machine, _ secureboot.Entry) {
-			text := m.rootFiles()[listFile]
+			text := m.rootFiles()[rootpart.ListFile]
 			text[len(text)-100] ^= 1
 		}, ""},
 		{"another machine's list", func(m *machine, evil secureboot.Entry) {
-			keys, _, err := secureboot.SplitList(m.rootFiles()[listFile])
+			keys, _, err := secureboot.SplitList(m.rootFiles()[rootpart.ListFile])
 			m.must(err)
 			secret, err := policy.NewSecret(m.random)
 			m.must(err)
 			theirs := m.otherKeys()
-			m.rootFiles()[listFile], err = firstboot.WrapList(m.random, secret, keys, secureboot.NewList(theirs, secureboot.Vendor{DB: secureboot.Database{evil}}))
+			m.rootFiles()[rootpart.ListFile], err = firstboot.WrapList(m.random, secret, keys, secureboot.NewList(theirs, secureboot.Vendor{DB: secureboot.Database{evil}}))
 			m.must(err)
 		}, ""},
-		{"no list", func(m *machine, _ secureboot.Entry) { delete(m.rootFiles(), listFile) }, "no Secure Boot keys of its own"},
+		{"no list", func(m *machine, _ secureboot.Entry) { delete(m.rootFiles(), rootpart.ListFile) }, "no Secure Boot keys of its own"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var evil secureboot.Entry
@@ -258,7 +259,7 @@ func TestForgedList(t *testing.T) {
 func TestListIsMade(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	m.earlierRelease()
-	old := bytes.Clone(m.rootFiles()[keysFile])
+	old := bytes.Clone(m.rootFiles()[rootpart.KeysFile])
 	forged := m.otherKeys().Wanted(secureboot.Vendor{})
 	text, err := forged.Marshal()
 	m.must(err)
@@ -287,13 +288,13 @@ func TestListIsMade(t *testing.T) {
 		if want := []string{"test_1.efi", "the boot manager that came with test_1.efi"}; !slices.Equal(names, want) {
 			t.Errorf("%s: the list has %q", s.how, names)
 		}
-		if !bytes.Equal(m.rootFiles()[keysFile], old) {
+		if !bytes.Equal(m.rootFiles()[rootpart.KeysFile], old) {
 			t.Errorf("%s: the file of the earlier release has changed", s.how)
 		}
 	}
 	m.ops = nil
 	m.opensByItself()
-	if want := []string{"root keep " + journalFile}; !slices.Equal(m.ops, want) {
+	if want := []string{"root keep " + bootjournal.File}; !slices.Equal(m.ops, want) {
 		t.Errorf("an ordinary boot writes %q", m.ops)
 	}
 }
@@ -306,7 +307,7 @@ func TestListIsNotMadeUnvouched(t *testing.T) {
 	m.evilMaid()
 	m.typed = []string{m.shown[0], "y"}
 	m.ends("system")
-	if _, there := m.rootFiles()[listFile]; there || !strings.Contains(m.printed.String(), "the TPM was left as it is") {
+	if _, there := m.rootFiles()[rootpart.ListFile]; there || !strings.Contains(m.printed.String(), "the TPM was left as it is") {
 		t.Errorf("a list was made, or the machine accepted:\n%s", m.printed.String())
 	}
 }

@@ -25,18 +25,10 @@ type renewal struct {
 	outdated []bls.Name     // systems under the floor that are not marked bad yet
 }
 
-// runsBlessed reports whether the running system has proven itself: only such a
-// one may give others up. The boot manager says what it counted, and the name
-// says what was never blessed.
-func (a *Agent) runsBlessed() bool {
-	booted, known := a.BootedName()
-	return !a.state.Trial && known && !booted.Counted
-}
-
 // policyOutdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
 func (a *Agent) policyOutdated() (bool, error) {
-	if a.facts.Record != slot.NotTried || !a.runsBlessed() || !a.RecordsPolicy() {
+	if a.facts.Record != slot.NotTried || !a.RunsBlessed() || !a.RecordsPolicy() {
 		return false, nil
 	}
 	r, err := a.renew()
@@ -144,8 +136,8 @@ func (a *Agent) updatePolicy() error {
 			}
 		}
 		if r.record.Floor > old.Floor {
-			a.state.Floor = r.record.Floor
-			a.noteSelf(journal.Floor, fmt.Sprintf("the lowest epoch that may run rises from %d to %d", old.Floor, r.record.Floor))
+			a.State.Floor = r.record.Floor
+			a.NoteSelf(journal.Floor, fmt.Sprintf("the lowest epoch that may run rises from %d to %d", old.Floor, r.record.Floor))
 		}
 	}
 	if len(r.outdated) == 0 {

@@ -22,7 +22,7 @@ func (m *machine) signedByUs(image []byte) []byte {
 	m.t.Helper()
 	_, volumeKey, secret := m.unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := firstboot.UnwrapKeys(secret, m.rootFiles()[listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.rootFiles()[rootpart.ListFile])
 	m.must(err)
 	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(image)
 	m.must(err)

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/rootpart"
@@ -142,7 +143,7 @@ func (m *machine) checkRoot() error {
 		return fmt.Errorf("the recovery key shown last: %w", err)
 	}
 	defer luks2.Wipe(volumeKey)
-	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][listFile])
+	keys, err := firstboot.UnwrapKeys(secret, m.volumes[*m.openVolume][rootpart.ListFile])
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (m *machine) checkEveryDay() error {
 			return fmt.Errorf("the next boot says: %s", m.printed.String())
 		}
 		// Its line in the boot journal is all that an ordinary boot writes.
-		if day == 1 && !slices.Equal(m.ops, []string{"root keep " + journalFile}) {
+		if day == 1 && !slices.Equal(m.ops, []string{"root keep " + bootjournal.File}) {
 			return fmt.Errorf("an ordinary boot writes: %q", m.ops)
 		}
 		if m.openVolume == nil {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"halogenos.internal/boot/contract"
@@ -11,7 +10,6 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/cures"
-	"halogenos.internal/initagent/rootpart"
 )
 
 // recover opens the recovery console: a shell on every terminal, with nothing in
@@ -31,11 +29,11 @@ func (a *Agent) recover(reason string) error {
 	a.stopListening()
 	a.Person.Quiet() // drivers would write over what is said from here on; a restart ends it
 	a.Log.Say("RECOVERY: %s", reason)
-	a.forget()
-	a.noteSelf(journal.Recovery, reason)
-	err := a.closeRoot()
+	a.Forget()
+	a.NoteSelf(journal.Recovery, reason)
+	err := a.CloseRoot()
 	if a.Chip.Err == nil {
-		err = errors.Join(err, a.leavePhase(pcr.Recovery))
+		err = errors.Join(err, a.LeavePhase(pcr.Recovery))
 	}
 	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
 	if err := a.HideMemory(); err != nil {
@@ -44,7 +42,7 @@ func (a *Agent) recover(reason string) error {
 	if a.facts.Planted != "" {
 		err = errors.Join(err, a.noModules())
 	}
-	if err := errors.Join(err, a.leavePhase(pcr.Recovery)); err != nil {
+	if err := errors.Join(err, a.LeavePhase(pcr.Recovery)); err != nil {
 		return a.noConsole(err)
 	}
 	a.releaseWatchdog(0) // a person takes the time that it takes
@@ -58,10 +56,10 @@ func (a *Agent) recover(reason string) error {
 		lost = ""
 	}
 	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)
-	for _, line := range cures.For(a.state, a.stopped()) {
+	for _, line := range cures.For(a.State, a.stopped()) {
 		a.Log.Say("%s", line)
 	}
-	if err := a.leavePhase(pcr.Recovery); err != nil {
+	if err := a.LeavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}
 	if err := a.attended(a.Person.Shell); err != nil {
@@ -108,41 +106,9 @@ func (a *Agent) restart() error {
 
 // reboot ends the boot.
 func (a *Agent) reboot() error {
-	a.forget()
-	if err := a.closeRoot(); err != nil {
+	a.Forget()
+	if err := a.CloseRoot(); err != nil {
 		a.Log.Say("%v", err) // what was written is flushed by the restart all the same
 	}
 	return a.Power.Reboot()
-}
-
-// forget wipes what the boot still knows, and erases what knowing it has left in
-// this process.
-func (a *Agent) forget() {
-	if a.Secret != nil {
-		a.Secret.Wipe()
-		a.Secret = nil
-	}
-	if a.facts.Released {
-		a.Collect()
-	}
-}
-
-// closeRoot takes the root partition away again, and the volume key out of the
-// kernel with it.
-func (a *Agent) closeRoot() error {
-	for len(a.mounted) > 0 {
-		last := len(a.mounted) - 1
-		if err := a.Mounts.Unmount(a.mounted[last]); err != nil {
-			return fmt.Errorf("close the root partition: %w", err)
-		}
-		a.mounted = a.mounted[:last]
-	}
-	if !a.rootOpen {
-		return nil
-	}
-	if err := a.Mapper.Close(rootpart.Device); err != nil {
-		return fmt.Errorf("close the root partition: %w", err)
-	}
-	a.rootOpen = false
-	return nil
 }

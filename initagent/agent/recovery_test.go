@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -119,7 +120,7 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	m.refuses(r.Unlock(c), "no recovery key was given")
 	m.types("nonsense", m.shown[0])
 	m.works(r.Unlock(c), "Nothing is lost: try again")
-	if m.openVolume == nil || !slices.Contains(m.mounted, m.agent.Path(StateDirectory)) {
+	if m.openVolume == nil || !slices.Contains(m.mounted, m.agent.Path(rootpart.Directory)) {
 		t.Errorf("volume %v, mounted %q", m.openVolume, m.mounted)
 	}
 	m.nothingUnseals("the console")
@@ -132,7 +133,7 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	for range 2 {
 		m.works(r.Lock())
 	}
-	if m.openVolume != nil || slices.Contains(m.mounted, m.agent.Path(StateDirectory)) {
+	if m.openVolume != nil || slices.Contains(m.mounted, m.agent.Path(rootpart.Directory)) {
 		t.Errorf("volume %v, mounted %q", m.openVolume, m.mounted)
 	}
 	m.refuses(r.Reseal(c), "`unlock` first")

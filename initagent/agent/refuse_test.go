@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/staging"
 )
@@ -120,9 +121,9 @@ func (m *machine) refusesRelease(says string) {
 			m.t.Errorf("it did: %s", op)
 		}
 	}
-	entries := journal.Parse(m.rootFiles()[journalFile])
+	entries := journal.Parse(m.rootFiles()[bootjournal.File])
 	if !slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Kind == journal.Refused && strings.Contains(e.Reason, says) }) {
-		m.t.Errorf("the journal says nothing of %q:\n%s", says, m.rootFiles()[journalFile])
+		m.t.Errorf("the journal says nothing of %q:\n%s", says, m.rootFiles()[bootjournal.File])
 	}
 	if _, there := m.rootFiles()[staging.NoteFile]; there {
 		m.t.Error("the note is still there")
@@ -150,9 +151,9 @@ func TestStageRefusesHere(t *testing.T) {
 		"an older version": {release: newRelease(t, 1, 6, pinned), says: "version 1 is not newer than 2"},
 		"under the floor":  {release: newRelease(t, 3, 5, pinned), says: "epoch is 5, the lowest that may run is 6"},
 		"a version that failed": {release: newRelease(t, 3, 6, pinned), before: func(m *machine) {
-			text, err := journal.Append(m.rootFiles()[journalFile], journal.Entry{Kind: journal.Failed, Version: 3, Reason: "it was no good"})
+			text, err := journal.Append(m.rootFiles()[bootjournal.File], journal.Entry{Kind: journal.Failed, Version: 3, Reason: "it was no good"})
 			m.must(err)
-			m.rootFiles()[journalFile] = text
+			m.rootFiles()[bootjournal.File] = text
 		}, says: "version 3 has failed before: it was no good"},
 		"a newer one is there": {release: newRelease(t, 3, 6, pinned), after: func(m *machine) {
 			m.byHand = 2
@@ -303,11 +304,11 @@ func TestStageReadsNoImage(t *testing.T) {
 	m.runs(1, "slot b: verity: data block")
 	m.wants("test_1.efi", "test_2+0-1.efi")
 	var failed bool
-	for _, e := range journal.Parse(m.rootFiles()[journalFile]) {
+	for _, e := range journal.Parse(m.rootFiles()[bootjournal.File]) {
 		failed = failed || e.Kind == journal.Failed && e.Version == 2
 	}
 	if !failed {
-		t.Errorf("the journal forgets that version 2 failed:\n%s", m.rootFiles()[journalFile])
+		t.Errorf("the journal forgets that version 2 failed:\n%s", m.rootFiles()[bootjournal.File])
 	}
 }
 

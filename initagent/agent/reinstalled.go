@@ -24,7 +24,7 @@ import (
 // Cut before the keys are enrolled, the machine is in Setup Mode, asks for the
 // recovery key and comes back here; cut after it, it starts as the TPM was told.
 func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	if a.state.Keys != slot.KeysMissing {
+	if a.State.Keys != slot.KeysMissing {
 		return nil
 	}
 	keys, err := a.StoredKeys(secret)

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -88,7 +89,7 @@ func TestResetDeclined(t *testing.T) {
 			if written := m.written("variable"); !slices.Equal(written, []string{"variable " + nextboot.Variable}) {
 				t.Errorf("it writes %q", written)
 			}
-			if string(m.rootFiles()[listFile]) != string(files[listFile]) || !old.Equal(m.machineSecret()) || m.requested() != nil {
+			if string(m.rootFiles()[rootpart.ListFile]) != string(files[rootpart.ListFile]) || !old.Equal(m.machineSecret()) || m.requested() != nil {
 				t.Error("something was changed, or the request stays")
 			}
 			m.opensByItself()

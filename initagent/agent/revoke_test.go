@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // exchanged is a machine on which the second release has proven itself, and waits to put
@@ -129,7 +130,7 @@ func TestRevokeBootManager(t *testing.T) {
 	settled := m.world(true, nil)
 	m.ops = nil
 	m.runs(2)
-	if got := slices.Concat(m.written("esp "), m.written(listFile), m.written("tpm"), m.written("variable")); len(got) > 0 {
+	if got := slices.Concat(m.written("esp "), m.written(rootpart.ListFile), m.written("tpm"), m.written("variable")); len(got) > 0 {
 		t.Errorf("an ordinary boot writes %q", got)
 	}
 	m.byHand = 1
@@ -202,7 +203,7 @@ func TestCutRevocation(t *testing.T) {
 			t.Fatalf("cut after %s: %v\n%s", how[i], left, m.said.String())
 		}
 	}
-	if cut["variable dbx"] != 1 || cut["root keep "+listFile] < 3 || cut["tpm write index"] < 4 {
+	if cut["variable dbx"] != 1 || cut["root keep "+rootpart.ListFile] < 3 || cut["tpm write index"] < 4 {
 		t.Errorf("the writes that were cut are %v", cut)
 	}
 	t.Logf("%d states after a cut", len(worlds))

@@ -7,8 +7,6 @@ import (
 	"runtime"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
@@ -22,21 +20,13 @@ import (
 	"halogenos.internal/initagent/vault"
 )
 
-// Where the root partition has what is initagent's own.
-const (
-	ownDirectory = rootpart.OwnDirectory
-	listFile     = rootpart.ListFile
-	keysFile     = rootpart.KeysFile
-	enrolledFile = rootpart.EnrolledFile
-)
-
 // observeRoot looks at the root partition, until it is open.
 func (a *Agent) observeRoot() error {
-	if a.state.Root == slot.RootOpen {
+	if a.State.Root == slot.RootOpen {
 		return nil
 	}
 	root, lock, err := rootpart.Look(a.Disks, a.Disk, a.Table)
-	a.state.Root, a.Lock = root, lock
+	a.State.Root, a.Lock = root, lock
 	if root == slot.RootAbsent {
 		return err
 	}
@@ -48,18 +38,18 @@ func (a *Agent) observeRoot() error {
 
 // observeLoss tells a root partition that was never finished from one that was lost.
 func (a *Agent) observeLoss() error {
-	if !a.state.Root.Making() && a.state.Root != slot.RootDamaged {
+	if !a.State.Root.Making() && a.State.Root != slot.RootDamaged {
 		return nil
 	}
 	between, err := a.betweenBoots()
 	if err != nil {
 		a.Log.Say("whether the root partition was made before is not known: %v", err)
 	}
-	judged := slot.JudgeRoot(a.state, slot.Past{Between: between, Unlocked: a.unlocked, OwnKeys: a.OwnEnforced()})
-	if judged == slot.RootDamaged && a.state.Root.Making() {
+	judged := slot.JudgeRoot(a.State, slot.Past{Between: between, Unlocked: a.unlocked, OwnKeys: a.OwnEnforced()})
+	if judged == slot.RootDamaged && a.State.Root.Making() {
 		a.facts.Cause = "its header is empty, although it was made before"
 	}
-	a.state.Root = judged
+	a.State.Root = judged
 	return nil
 }
 
@@ -68,7 +58,7 @@ func (a *Agent) observeLoss() error {
 // to say, since on the ESP anybody can put back what was there; where it can hold none,
 // it counts its starts, of which the first boot's object gets a few.
 func (a *Agent) betweenBoots() (bool, error) {
-	if a.pending == nil || a.Chip.Err != nil || a.state.Keys != slot.KeysEnrolled {
+	if a.pending == nil || a.Chip.Err != nil || a.State.Keys != slot.KeysEnrolled {
 		return false, nil
 	}
 	sealed, err := a.pending.SealedSecret()
@@ -117,10 +107,10 @@ var errMade = errors.New("the TPM knows that this machine's root partition was m
 func (a *Agent) owner() (*owner, error) {
 	o := new(owner)
 	var err error
-	if a.pending != nil && a.state.Keys == slot.KeysEnrolled {
+	if a.pending != nil && a.State.Keys == slot.KeysEnrolled {
 		err = a.takePending(o)
 	} else {
-		a.facts.Released = true
+		a.Released = true
 		o.secret, err = policy.NewSecret(a.Random)
 	}
 	if err == nil && a.Chip.Err == nil {
@@ -279,7 +269,7 @@ func (a *Agent) makeRoot() error {
 		return err
 	}
 	defer luks2.Wipe(volumeKey)
-	if err := a.openRoot(lock, volumeKey, true); err != nil {
+	if err := a.OpenRoot(lock, volumeKey, true); err != nil {
 		return err
 	}
 	if err := a.keepInRoot(o); err != nil {
@@ -301,7 +291,7 @@ func (a *Agent) makeRoot() error {
 	if err := a.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	a.Lock, a.state.Root, a.facts.RootMade = lock, slot.RootOpen, true
+	a.Lock, a.State.Root, a.facts.RootMade = lock, slot.RootOpen, true
 	if a.Chip.Err == nil {
 		if err := a.keepLog(o.secret); err != nil { // it explains a later failure
 			a.Log.Say("the event log of this boot was not kept: %v", err)
@@ -329,25 +319,6 @@ func (a *Agent) formatRoot(f hw.File, o *owner, recovery *luks2.RecoveryKey) (*v
 		UUID: uuid.String(), Size: size, Memory: memory, CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
 	})
-}
-
-// openRoot gives the volume to the kernel and mounts its file system, which it
-// makes first where it is fresh.
-func (a *Agent) openRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
-	device, err := rootpart.Attach(a.Machine, a.Disk, lock, volumeKey)
-	if err != nil {
-		return err
-	}
-	a.rootOpen = true
-	if err := a.Kernel.Load(a.Contract.RootFileSystem); err != nil {
-		return err
-	}
-	if fresh {
-		if err := a.Store.MakeFileSystem(a.Contract.RootFileSystem, device, a.Path(systemDirectory)); err != nil {
-			return err
-		}
-	}
-	return a.mount(device, a.Path(StateDirectory), a.Contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
 }
 
 // keepInRoot notes what this machine has, and moves what the first boot left on the ESP

@@ -51,7 +51,7 @@ func TestMovedSegment(t *testing.T) {
 	m.ops = nil
 	m.typed = []string{m.shown[0]}
 	m.ends("recovery", "LUKS header refused", `"offset":"117440512"`)
-	if m.openVolume != nil || m.agent.state.Root == slot.RootOpen {
+	if m.openVolume != nil || m.agent.State.Root == slot.RootOpen {
 		t.Error("it is open")
 	}
 	if len(m.written("index"))+len(m.written("disk")) > 0 {

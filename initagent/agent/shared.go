@@ -10,25 +10,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootpart"
 )
 
-// systemShared is where the running system sees fetched.Shared.
+// systemShared is where the running system sees rootpart.Shared.
 const systemShared = "/var/lib/halogen"
-
-// makeShared makes the directory that the running system shares with the boot. The
-// one above it is ours alone.
-func (a *Agent) makeShared() error {
-	if err := a.Store.MakeDirectory(ownDirectory, 0o700); err != nil {
-		return err
-	}
-	return a.Store.MakeDirectory(fetched.Shared, 0o755)
-}
 
 // mountShared shows it to the running system. No program but ours wants it, so
 // it is not worth a boot.
 func (a *Agent) mountShared() {
-	err := a.makeShared()
+	err := rootpart.MakeShared(a.Store)
 	if err == nil {
 		err = a.bindShared()
 	}
@@ -42,14 +34,14 @@ func (a *Agent) bindShared() error {
 	if err != nil {
 		return err
 	}
-	return a.mount(a.Path(StateDirectory, fetched.Shared), target, "", unix.MS_BIND, "")
+	return a.Mount(a.Path(rootpart.Directory, rootpart.Shared), target, "", unix.MS_BIND, "")
 }
 
 // directoryInSystem makes a directory of the system where it is missing. What an
 // earlier run of the system has put in its place must not lead out of the
 // system: a link would be followed from the initramfs.
 func (a *Agent) directoryInSystem(name string) (string, error) {
-	at := a.Path(systemDirectory)
+	at := a.Path(host.SystemDirectory)
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
 		at = path.Join(at, part)
 		info, err := os.Lstat(at)
@@ -62,7 +54,7 @@ func (a *Agent) directoryInSystem(name string) (string, error) {
 			return "", err
 		}
 		if !info.IsDir() {
-			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.Path(systemDirectory)), info.Mode())
+			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.Path(host.SystemDirectory)), info.Mode())
 		}
 	}
 	return at, nil

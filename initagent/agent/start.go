@@ -21,7 +21,7 @@ func (a *Agent) checkFloor(released bool, record *policy.Record, secret *policy.
 			a.Log.Say("what this machine has had was not noted: %v", err)
 		}
 	}
-	a.state.Floor = max(a.state.Floor, a.Had.Floor)
+	a.State.Floor = max(a.State.Floor, a.Had.Floor)
 	if a.Contract.Epoch < a.Had.Floor {
 		a.facts.Replaced = true
 		return fmt.Errorf("this system's epoch is %d and the floor is %d: %w", a.Contract.Epoch, a.Had.Floor, rootpart.ErrReplaced)

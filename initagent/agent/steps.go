@@ -83,7 +83,7 @@ func (a *Agent) healTable() error {
 	if err := a.writeTable(a.Table); err != nil {
 		return err
 	}
-	a.noteSelf(journal.Healed, "one copy of the partition table was damaged")
+	a.NoteSelf(journal.Healed, "one copy of the partition table was damaged")
 	return nil
 }
 

@@ -91,7 +91,7 @@ func TestOldKeysPutBack(t *testing.T) {
 	}
 	m.must(m.replaced(old))
 	settled := m.world(true, nil)
-	found := map[string]map[string]bool{listFile: {}, keysFile: {}, rootpart.NextFile: {}, rootpart.NextKeysFile: {}}
+	found := map[string]map[string]bool{rootpart.ListFile: {}, rootpart.KeysFile: {}, rootpart.NextFile: {}, rootpart.NextKeysFile: {}}
 	for _, s := range append(states, inner...) {
 		for _, files := range s.volumes {
 			for name := range found {
@@ -120,8 +120,8 @@ func TestOldKeysPutBack(t *testing.T) {
 			}
 		}
 	}
-	if len(found[listFile]) < 2 || len(found[rootpart.NextKeysFile]) == 0 {
-		t.Errorf("%d lists, %d notes", len(found[listFile]), len(found[rootpart.NextKeysFile]))
+	if len(found[rootpart.ListFile]) < 2 || len(found[rootpart.NextKeysFile]) == 0 {
+		t.Errorf("%d lists, %d notes", len(found[rootpart.ListFile]), len(found[rootpart.NextKeysFile]))
 	}
 }
 
@@ -170,11 +170,11 @@ func TestOldHeaderPutBack(t *testing.T) {
 func TestListNeedsTheDeed(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	lock, _, secret := m.unlocked()
-	kept := m.rootFiles()[listFile]
+	kept := m.rootFiles()[rootpart.ListFile]
 	other := m.otherKeys()
 	wrapped, err := firstboot.WrapKeys(m.random, secret, other, secureboot.NewList(other, secureboot.Vendor{}))
 	m.must(err)
-	m.rootFiles()[listFile] = wrapped
+	m.rootFiles()[rootpart.ListFile] = wrapped
 	if keys, err := rootpart.StoredKeys(store{m}, secret, lock); err == nil || keys != nil {
 		t.Errorf("the keys count: %v", err)
 	}
@@ -196,7 +196,7 @@ func TestListNeedsTheDeed(t *testing.T) {
 	m.types("y")
 	m.refuses(r.Enroll(c), "older ones were put back there")
 	m.works(r.Lock())
-	m.rootFiles()[listFile] = kept
+	m.rootFiles()[rootpart.ListFile] = kept
 	m.typed = nil
 	m.owner = true
 	m.ends("system")
@@ -399,11 +399,11 @@ func TestNewKeysReplaced(t *testing.T) {
 	m.must(err)
 	r, c = m.asked()
 	list.Replace(digest)
-	keep := m.rootFiles()[listFile]
+	keep := m.rootFiles()[rootpart.ListFile]
 	m.must(rootpart.KeepList(store{m}, m.random, secret, list))
 	m.types("y")
 	m.refuses(r.NewSecret(c, true), "an old boot manager, which another is about to replace")
-	m.rootFiles()[listFile] = keep
+	m.rootFiles()[rootpart.ListFile] = keep
 }
 
 // What the machine has is noted by what the new secret was sealed to: a TPM that had no

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/vault"
@@ -130,7 +131,7 @@ func (a *Agent) makeTree(ctx context.Context) error {
 
 // openVerity opens and mounts the system image.
 func (a *Agent) openVerity(ctx context.Context) error {
-	s := a.state.Booted
+	s := a.State.Booted
 	data, err := a.Disks.PartitionPath(a.Disk, s.SystemNumber())
 	if err != nil {
 		return err
@@ -145,12 +146,12 @@ func (a *Agent) openVerity(ctx context.Context) error {
 	device, err := a.Mapper.OpenVerity(hw.Verity{
 		Name: "system", DataDevice: data, HashDevice: hash,
 		Params: a.Contract.VerityParams(), Root: a.Contract.Root(),
-		RestartOnCorruption: a.state.Trial,
+		RestartOnCorruption: a.State.Trial,
 	})
 	if err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
-	if err := a.Mounts.Mount(device, a.Path(systemDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+	if err := a.Mounts.Mount(device, a.Path(host.SystemDirectory), "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return errors.Join(err, a.diagnose(ctx))
 	}
 	return nil
@@ -159,7 +160,7 @@ func (a *Agent) openVerity(ctx context.Context) error {
 // diagnose reads the whole slot against its root hash, to say what is corrupt
 // where. The boot has failed already, so there is time.
 func (a *Agent) diagnose(ctx context.Context) error {
-	s := a.state.Booted
+	s := a.State.Booted
 	data, err := a.Disks.OpenPartition(a.Disk, s.SystemNumber(), false)
 	if err != nil {
 		return err

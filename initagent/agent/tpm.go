@@ -26,7 +26,7 @@ func (a *Agent) openTPM() error {
 		if !errors.Is(a.Chip.Err, hw.ErrNoDevice) || a.Now().Sub(start) > tpmTimeout {
 			break
 		}
-		if tried, err := a.Kernel.Coldplug(a.way); err != nil || tried == 0 {
+		if tried, err := a.Kernel.Coldplug(a.Way); err != nil || tried == 0 {
 			a.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -61,53 +61,6 @@ func (a *Agent) enterPhase() error {
 	return err
 }
 
-// leavePhase ends the initramfs phase, for the TPM: from here on it releases
-// nothing that is bound to it, whoever asks. It comes before anything but
-// initagent runs, on every path. A TPM that was not there or did not answer
-// when the boot began may be there now, and what runs afterwards could measure
-// and unseal at leisure: so it is asked once more, and only one that is absent
-// in failure mode is passed over. The verified system, and nothing else, is started
-// beside one that cannot be told where goOnUntold has allowed it. A TPM that was told is
-// not told again: what it was told is part of what the console's commands account for.
-func (a *Agent) leavePhase(word string) error {
-	if a.Chip.Ended {
-		return nil
-	}
-	if a.Chip.Err != nil {
-		a.Chip.TPM, a.Chip.Err = a.TPM.Open()
-	}
-	switch {
-	case errors.Is(a.Chip.Err, tpm.ErrAbsent):
-		return nil
-	case a.Chip.Err != nil:
-		return a.notTold(word, a.Chip.Err)
-	}
-	err := a.Chip.TPM.ExtendText(pcr.KernelImage, word)
-	if err == nil && !a.Chip.Capped {
-		if err = a.Chip.TPM.ExtendText(pcr.SystemID, word); err == nil {
-			a.Chip.Capped = true
-		}
-	}
-	if errors.Is(err, tpm.ErrFailed) {
-		a.Log.Say("the TPM is in failure mode: it releases nothing before the machine is switched off and on")
-		return nil
-	}
-	if err != nil {
-		return a.notTold(word, err)
-	}
-	a.Chip.Ended = true
-	return nil
-}
-
-func (a *Agent) notTold(word string, err error) error {
-	err = fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
-	if word != pcr.LeaveInitrd || !a.Chip.Untold {
-		return err
-	}
-	a.Log.Say("WARNING: %v", err)
-	return nil
-}
-
 // goOnUntold decides, with the root partition open, whether the system may be started
 // beside a TPM that is there and has not worked in this boot. The TPM is told now where
 // that works, and then there is nothing to ask. Otherwise the owner is, in every such
@@ -120,7 +73,7 @@ func (a *Agent) goOnUntold(c hw.Console) error {
 		return nil
 	}
 	fault := a.Chip.Err
-	err := a.leavePhase(pcr.LeaveInitrd)
+	err := a.LeavePhase(pcr.LeaveInitrd)
 	a.Chip.Err = fault // this boot does without it
 	if err == nil {
 		return nil

@@ -16,8 +16,8 @@ func TestUncountedTrial(t *testing.T) {
 	fetched := m.world(true, nil)
 	for _, name := range []string{"test_2+2-1.efi", "test_2+1-2.efi", "test_2+0-3.efi"} {
 		m.said.Reset()
-		if end := m.boot(); end != "system" || m.agent.Contract.Version != 2 || !m.agent.state.Trial {
-			t.Fatalf("version %s ends in %s, on trial: %v:\n%s", m.agent.Contract.Version, end, m.agent.state.Trial, m.said.String())
+		if end := m.boot(); end != "system" || m.agent.Contract.Version != 2 || !m.agent.State.Trial {
+			t.Fatalf("version %s ends in %s, on trial: %v:\n%s", m.agent.Contract.Version, end, m.agent.State.Trial, m.said.String())
 		}
 		m.wants("test_1.efi", name)
 		if !strings.Contains(m.said.String(), "has not counted this start") {

@@ -44,7 +44,7 @@ func (a *Agent) unlock() error {
 		a.observeReplaced(err)
 		return a.explain(err, last)
 	}
-	a.facts.Released = true
+	a.Released = true
 	defer a.keepOnlyOpen(secret)
 	if lerr != nil || !a.Proven(told, record) {
 		if err := a.NothingForeignNow(); err != nil {
@@ -67,24 +67,24 @@ func (a *Agent) unlock() error {
 	if err := a.MayOpen(record, volumeKey); err != nil {
 		return err
 	}
-	if err := a.openRoot(a.Lock, volumeKey, false); err != nil {
+	if err := a.OpenRoot(a.Lock, volumeKey, false); err != nil {
 		return err
 	}
 	// Nothing is written by a secret, to the disk or to the TPM, before this.
 	if err := rootpart.CheckSecret(a.Store, secret, a.FirmwareKeys, a.Contract.SecureBoot); err != nil {
-		return errors.Join(err, a.closeRoot())
+		return errors.Join(err, a.CloseRoot())
 	}
 	if record, err = complete(); err != nil {
-		return errors.Join(err, a.closeRoot())
+		return errors.Join(err, a.CloseRoot())
 	}
 	settled := a.finishSecret(volumeKey, secret)
 	if record != nil {
-		a.state.Floor = record.Floor
+		a.State.Floor = record.Floor
 	}
 	if err := a.checkFloor(true, record, secret); err != nil {
-		return errors.Join(err, a.closeRoot())
+		return errors.Join(err, a.CloseRoot())
 	}
-	a.state.Root, a.Record, a.Secret = slot.RootOpen, record, secret
+	a.State.Root, a.Record, a.Secret = slot.RootOpen, record, secret
 	a.HealHeader()
 	a.lookForList(secret)
 	if settled {
@@ -106,7 +106,7 @@ func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled b
 	}
 	if err := rootpart.FinishSecret(a.Machine, a.Disk, a.Random, chip, a.Lock, volumeKey, secret); err != nil {
 		a.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
-		a.unsettled = true
+		a.Unsettled = true
 		return false
 	}
 	return true
@@ -115,7 +115,7 @@ func (a *Agent) finishSecret(volumeKey []byte, secret *policy.Secret) (settled b
 // lookForList takes the list where it can be read although the replacement of the secret is
 // not finished: what is left to do may not concern it.
 func (a *Agent) lookForList(secret *policy.Secret) {
-	if !a.unsettled {
+	if !a.Unsettled {
 		return
 	}
 	if list, damaged, err := rootpart.OwnList(a.Store, secret, a.Lock, &a.FirmwareKeys); err == nil && damaged == nil {
@@ -161,7 +161,7 @@ func (a *Agent) observeReplaced(err error) {
 		return
 	}
 	if record, err := a.Chip.TPM.ReadRecord(a.Lock.Sealed); err == nil {
-		a.state.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
+		a.State.Floor, a.facts.Replaced = record.Floor, record.Replaced(uint64(a.Contract.Version))
 	}
 }
 
@@ -259,7 +259,7 @@ func (a *Agent) askKey() error {
 		return err
 	}
 	timeout := keyTimeout
-	if a.state.Trial && a.state.Fallback && a.facts.Unlock == slot.Failed {
+	if a.State.Trial && a.State.Fallback && a.facts.Unlock == slot.Failed {
 		timeout = trialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
@@ -275,7 +275,7 @@ func (a *Agent) askKey() error {
 			a.facts.Answered = true
 			return errors.New("no recovery key was given")
 		}
-		a.facts.Released = true // a key with one wrong letter tells most of the right one
+		a.Released = true // a key with one wrong letter tells most of the right one
 		volumeKey, secret, err := a.Lock.OpenRecovery(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
@@ -298,7 +298,7 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := rootpart.MayOpenTyped(a.Lock, volumeKey, a.FirmwareKeys, a.Contract); err != nil {
 		return err
 	}
-	if err := a.openRoot(a.Lock, volumeKey, false); err != nil {
+	if err := a.OpenRoot(a.Lock, volumeKey, false); err != nil {
 		return err
 	}
 	settled := a.finishSecret(volumeKey, secret)
@@ -307,10 +307,10 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 		err = a.checkFloor(false, nil, secret)
 	}
 	if err != nil {
-		return errors.Join(err, a.closeRoot())
+		return errors.Join(err, a.CloseRoot())
 	}
 	if err := a.goOnUntold(c); err != nil {
-		return errors.Join(err, a.closeRoot())
+		return errors.Join(err, a.CloseRoot())
 	}
 	a.restoreList(secret)
 	if err := a.offerKeys(c, f, volumeKey, secret); err != nil {
@@ -330,14 +330,14 @@ func (a *Agent) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 	if err := a.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	a.state.Root, a.Secret = slot.RootOpen, secret
+	a.State.Root, a.Secret = slot.RootOpen, secret
 	return nil
 }
 
 // unenrolled reports whether an enrollment of keys that lie on the root partition
 // alone has not come to its end.
 func (a *Agent) unenrolled() bool {
-	_, err := a.Store.Read(enrolledFile, 0)
+	_, err := a.Store.Read(rootpart.EnrolledFile, 0)
 	return errors.Is(err, fs.ErrNotExist)
 }
 

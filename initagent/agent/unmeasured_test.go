@@ -71,7 +71,7 @@ func TestPlantedMark(t *testing.T) {
 	}
 	m.putESP(deletionMark, nil)
 	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
-	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.facts.Released {
+	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.Released {
 		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
 	}
 	if said := m.said.String(); strings.Contains(said, "the firmware brings") || !strings.Contains(said, "`exit` restarts without it") {

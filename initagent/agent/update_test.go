@@ -34,7 +34,7 @@ func (o *user) live() (end string) {
 		if end != "system" {
 			continue
 		}
-		if o.m.agent.state.Trial {
+		if o.m.agent.State.Trial {
 			settled = 0
 			if booted, ok := o.m.agent.BootedName(); ok && o.blesses {
 				if err := systems.Bless(espDir{o.m.esp}, booted); err != nil {
@@ -58,10 +58,10 @@ func (o *user) check(end string) error {
 		return fmt.Errorf("ends in %s", end)
 	}
 	a := o.m.agent
-	if a.state.Floor < o.floor && end == "system" && !a.state.Trial {
-		return fmt.Errorf("the floor falls from %d to %d", o.floor, a.state.Floor)
+	if a.State.Floor < o.floor && end == "system" && !a.State.Trial {
+		return fmt.Errorf("the floor falls from %d to %d", o.floor, a.State.Floor)
 	}
-	o.floor = max(o.floor, a.state.Floor)
+	o.floor = max(o.floor, a.State.Floor)
 	blessed, tries := 0, -1
 	for _, name := range o.m.systems() {
 		n, err := bls.Parse(name)

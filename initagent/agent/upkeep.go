@@ -10,7 +10,7 @@ import (
 // observeUpkeep looks, once the root partition is open, for what a blessed
 // system has to see to.
 func (a *Agent) observeUpkeep() error {
-	if a.state.Root != slot.RootOpen || a.state.Trial {
+	if a.State.Root != slot.RootOpen || a.State.Trial {
 		a.facts.Policy, a.facts.Manager, a.facts.Stage, a.facts.Verdict, a.facts.ESPDiffers, a.facts.Revoke = false, false, false, slot.NoTrial, false, false
 		return nil
 	}
@@ -30,10 +30,10 @@ func (a *Agent) observeUpkeep() error {
 	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
 	// be on the way. None of these would. While the machine secret is, the list may be
 	// under the other one, and each of these has to write it.
-	settled := (!a.unsettled || a.List != nil) && !rootpart.KeysUnfinished(a.Store, a.Lock)
-	a.facts.Manager = settled && a.facts.Managed == slot.NotTried && a.runsBlessed() && bootmanager.Waits(&a.Host)
-	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.runsBlessed() && staging.Waits(&a.Host)
-	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.runsBlessed() && bootmanager.Revocable(&a.Host)
+	settled := (!a.Unsettled || a.List != nil) && !rootpart.KeysUnfinished(a.Store, a.Lock)
+	a.facts.Manager = settled && a.facts.Managed == slot.NotTried && a.RunsBlessed() && bootmanager.Waits(&a.Host)
+	a.facts.Stage = settled && a.facts.Staged == slot.NotTried && a.RunsBlessed() && staging.Waits(&a.Host)
+	a.facts.Revoke = settled && a.facts.Revoked == slot.NotTried && a.RunsBlessed() && bootmanager.Revocable(&a.Host)
 	return nil
 }
 
@@ -48,7 +48,7 @@ func (a *Agent) judge() {
 
 // stage makes a release that the fetcher has left the next one to be tried.
 func (a *Agent) stage() error {
-	return staging.Stage(&a.Host, staging.Input{Booted: a.state.Booted, Floor: a.state.Floor, Failures: a.failures, Note: a.note, LeaveState: a.leaveOwnState})
+	return staging.Stage(&a.Host, staging.Input{Booted: a.State.Booted, Floor: a.State.Floor, Failures: a.Journal.Failures, Note: a.Journal.Note, LeaveState: a.leaveOwnState})
 }
 
 // updateManager puts the boot manager of the running release in its place.

@@ -23,7 +23,7 @@ func (a *Agent) startWatchdog() error {
 	name, timer, err := a.Watchdog()
 	if errors.Is(err, watchdog.ErrNone) {
 		// Some are a part of a chip whose driver has only just shown them.
-		if tried, kerr := a.Kernel.Coldplug(a.way); kerr != nil || tried == 0 {
+		if tried, kerr := a.Kernel.Coldplug(a.Way); kerr != nil || tried == 0 {
 			return nil
 		}
 		name, timer, err = a.Watchdog()

@@ -25,11 +25,8 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
-// Where the root partition has what the running system shares with the boot.
-const (
-	Shared    = rootpart.OwnDirectory + "/shared" // it sees this as /var/lib/halogen
-	Directory = Shared + "/fetch"                 // a directory for each version
-)
+// Directory is where the fetcher leaves releases: a directory for each version.
+const Directory = rootpart.Shared + "/fetch"
 
 // A Refusal is a release that is not staged, today or later. Any other error is
 // of the machine, and the release is looked at again at the next boot.

@@ -87,3 +87,11 @@ func (h *Host) BootedName() (bls.Name, bool) {
 	}
 	return bls.Name{}, false
 }
+
+// RunsBlessed reports whether the running system has proven itself: only such a
+// one may give others up. The boot manager says what it counted, and the name
+// says what was never blessed.
+func (h *Host) RunsBlessed() bool {
+	booted, known := h.BootedName()
+	return !h.State.Trial && known && !booted.Counted
+}

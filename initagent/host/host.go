@@ -12,15 +12,22 @@ import (
 	"path/filepath"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
+
+// SystemDirectory is where the system is while the initramfs is the root.
+const SystemDirectory = "/sysroot"
 
 // A Host is this machine. A boot fills it in as it comes to know it: what is nil is not
 // known yet, or is not there.
@@ -33,13 +40,22 @@ type Host struct {
 	Root string
 
 	Contract     *contract.Contract // of the running system
-	Disk         hw.Disk            // that the firmware started from
-	Table        *gpt.Table
-	Names        []bls.Name   // the UKIs on the ESP
+	State        slot.State         // what the loop decides by
+	Journal      bootjournal.Journal
 	FirmwareKeys enroll.State // what the firmware holds
 	Chip         Chip
 	Lock         *vault.Lock // of the root partition; or nil
+	Found
 	Opened
+}
+
+// Found is the disk that the firmware started from.
+type Found struct {
+	// Way leads to the controller that it is at; nil when it need not be that one.
+	Way   []bootoption.Function
+	Disk  hw.Disk
+	Table *gpt.Table
+	Names []bls.Name // the UKIs on the ESP
 }
 
 // Opened is what the open root partition has given.
@@ -48,6 +64,32 @@ type Opened struct {
 	Record *policy.Record      // that let the TPM release the secret; or nil
 	List   *secureboot.List    // of this machine's own; or nil
 	Had    rootpart.Guarantees // what this machine has had
+	// Released: a secret of this machine is or was in memory in this boot. See slot.Facts.
+	Released bool
+	// Unsettled: the replacement of the machine secret is not finished.
+	Unsettled bool
+	Volume
+}
+
+// NoteSelf puts an entry about the running system into the boot journal.
+func (h *Host) NoteSelf(kind journal.Kind, reason string) {
+	e := journal.Entry{Kind: kind, Reason: reason, Slot: h.State.Booted, Trial: h.State.Trial}
+	if h.Contract != nil {
+		e.Version = h.Contract.Version
+	}
+	h.Journal.Note(e)
+}
+
+// Forget wipes what the boot still knows, and erases what knowing it has left in
+// this process.
+func (h *Host) Forget() {
+	if h.Secret != nil {
+		h.Secret.Wipe()
+		h.Secret = nil
+	}
+	if h.Released {
+		h.Collect()
+	}
 }
 
 // Path is where something of the initramfs is.

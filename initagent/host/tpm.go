@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 
 	"halogenos.internal/boot/contract"
@@ -129,5 +130,52 @@ func (h *Host) LastGoodLog(secret *policy.Secret) *pcr.Log {
 	if last := h.LastGood(secret); last != nil && last.Authentic {
 		return last.Log
 	}
+	return nil
+}
+
+// LeavePhase ends the initramfs phase, for the TPM: from here on it releases
+// nothing that is bound to it, whoever asks. It comes before anything but
+// initagent runs, on every path. A TPM that was not there or did not answer
+// when the boot began may be there now, and what runs afterwards could measure
+// and unseal at leisure: so it is asked once more, and only one that is absent
+// in failure mode is passed over. The verified system, and nothing else, is started
+// beside one that cannot be told where goOnUntold has allowed it. A TPM that was told is
+// not told again: what it was told is part of what the console's commands account for.
+func (h *Host) LeavePhase(word string) error {
+	if h.Chip.Ended {
+		return nil
+	}
+	if h.Chip.Err != nil {
+		h.Chip.TPM, h.Chip.Err = h.TPM.Open()
+	}
+	switch {
+	case errors.Is(h.Chip.Err, tpm.ErrAbsent):
+		return nil
+	case h.Chip.Err != nil:
+		return h.notTold(word, h.Chip.Err)
+	}
+	err := h.Chip.TPM.ExtendText(pcr.KernelImage, word)
+	if err == nil && !h.Chip.Capped {
+		if err = h.Chip.TPM.ExtendText(pcr.SystemID, word); err == nil {
+			h.Chip.Capped = true
+		}
+	}
+	if errors.Is(err, tpm.ErrFailed) {
+		h.Log.Say("the TPM is in failure mode: it releases nothing before the machine is switched off and on")
+		return nil
+	}
+	if err != nil {
+		return h.notTold(word, err)
+	}
+	h.Chip.Ended = true
+	return nil
+}
+
+func (h *Host) notTold(word string, err error) error {
+	err = fmt.Errorf("the TPM could not be told that the initramfs phase ends: %w", err)
+	if word != pcr.LeaveInitrd || !h.Chip.Untold {
+		return err
+	}
+	h.Log.Say("WARNING: %v", err)
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
@@ -57,7 +56,7 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 		}
 	}
 	// It names a system whose state is gone, and says nothing any more.
-	if err := m.Store.Remove(path.Join(fetched.Shared, upper.Note)); err != nil {
+	if err := m.Store.Remove(path.Join(rootpart.Shared, upper.Note)); err != nil {
 		return fmt.Errorf("%w: %w", errPartly, err)
 	}
 	c.Print("All but /home is deleted. `exit` starts again.\n")

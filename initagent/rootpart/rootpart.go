@@ -40,7 +40,17 @@ const (
 	NextFile     = OwnDirectory + "/next-secret"          // what a new machine secret needs, until it is in force
 	NextKeysFile = OwnDirectory + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
 	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrollment came to its end; only without a TPM
+	Shared       = OwnDirectory + "/shared"               // what the running system shares with the boot: it sees this as /var/lib/halogen
 )
+
+// MakeShared makes the directory that the running system shares with the boot. The
+// one above it is ours alone.
+func MakeShared(store hw.Store) error {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
+		return err
+	}
+	return store.MakeDirectory(Shared, 0o755)
+}
 
 // Look says in which condition the root partition of a disk is; the lock is nil
 // unless it holds a volume. Where there is none it is slot.RootAbsent; where it

@@ -24,7 +24,7 @@ import (
 )
 
 // NoteFile is where the fetcher leaves its note.
-const NoteFile = fetched.Shared + "/staged.json"
+const NoteFile = rootpart.Shared + "/staged.json"
 
 // Tries is how many tries a trial gets, the first time and the second.
 const Tries = 3

@@ -1,0 +1,72 @@
+package host
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/vault"
+)
+
+// A Volume is the root partition as the kernel has it.
+type Volume struct {
+	Attached bool     // the kernel has the volume
+	InMemory bool     // there is no root partition: its directories lie in memory
+	mounted  []string // what lies on it, or in memory in its place
+}
+
+// OpenRoot gives the volume to the kernel and mounts its file system, which it
+// makes first where it is fresh.
+func (h *Host) OpenRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
+	device, err := rootpart.Attach(h.Machine, h.Disk, lock, volumeKey)
+	if err != nil {
+		return err
+	}
+	h.Attached = true
+	if err := h.Kernel.Load(h.Contract.RootFileSystem); err != nil {
+		return err
+	}
+	if fresh {
+		if err := h.Store.MakeFileSystem(h.Contract.RootFileSystem, device, h.Path(SystemDirectory)); err != nil {
+			return err
+		}
+	}
+	return h.Mount(device, h.Path(rootpart.Directory), h.Contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
+}
+
+// Mount mounts what must be gone before the root partition can be closed.
+func (h *Host) Mount(source, target, fstype string, flags uintptr, data string) error {
+	if err := h.Mounts.Mount(source, target, fstype, flags, data); err != nil {
+		return err
+	}
+	h.mounted = append(h.mounted, target)
+	return nil
+}
+
+// CloseRoot takes the root partition away again, and the volume key out of the
+// kernel with it.
+func (h *Host) CloseRoot() error {
+	for len(h.mounted) > 0 {
+		last := len(h.mounted) - 1
+		if err := h.Mounts.Unmount(h.mounted[last]); err != nil {
+			return fmt.Errorf("close the root partition: %w", err)
+		}
+		h.mounted = h.mounted[:last]
+	}
+	if !h.Attached {
+		return nil
+	}
+	if err := h.Mapper.Close(rootpart.Device); err != nil {
+		return fmt.Errorf("close the root partition: %w", err)
+	}
+	h.Attached = false
+	return nil
+}
+
+// StoreReady reports whether there is a place for files: the root partition, or
+// what a machine without one has in memory.
+func (h *Host) StoreReady() bool {
+	return h.InMemory || h.Attached && h.State.Root == slot.RootOpen
+}
