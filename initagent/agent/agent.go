@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upkeep"
 	"halogenos.internal/initagent/watchdog"
 )
 
@@ -49,15 +50,13 @@ type Agent struct {
 	leftovers bool               // the ESP has files of that kind
 	marked    bool               // the ESP has deletionMark
 	// countDeleted: host.CountVariable was somebody's, and is deleted.
-	countDeleted  bool
-	unlocked      bool                // the ESP says that the root partition was opened before
-	looked        bool                // the ESP was compared with its copies
-	request       *nextboot.Console   // what the boot before this one asks for; or nil
-	wish          *nextboot.NewSecret // of the running system; or nil
-	foretold      *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
-	watchdogReset bool                // the watchdog ended the boot before this one
-	judged        judgement           // of the trial that has used up its tries
-	init          []string
+	countDeleted bool
+	unlocked     bool                // the ESP says that the root partition was opened before
+	found        upkeep.Found        // what a blessed system has to see to
+	request      *nextboot.Console   // what the boot before this one asks for; or nil
+	wish         *nextboot.NewSecret // of the running system; or nil
+	foretold     *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
+	init         []string
 
 	facts slot.Facts
 }

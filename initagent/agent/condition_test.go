@@ -25,6 +25,7 @@ import (
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
+	"halogenos.internal/initagent/upkeep"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -150,7 +151,7 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				text, err := m.secretOf(w).Unbox("guarantees", files[name])
 				m.must(err)
 				fmt.Fprintf(out, "%s %s\n", name, text)
-			case path.Join(copiesDirectory, "index.json"):
+			case path.Join(upkeep.CopiesDirectory, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))

@@ -148,7 +148,7 @@ var errNoSystem = errors.New("the system cannot be started")
 // handOver ends the initramfs phase and starts the system's init.
 func (a *Agent) handOver() error {
 	a.Forget()
-	entry := a.bootEntry()
+	entry := a.BootEntry()
 	a.Journal.Note(entry)
 	// From here on nothing that is bound to the initramfs phase unseals.
 	if err := a.LeavePhase(pcr.LeaveInitrd); err != nil {
@@ -170,7 +170,7 @@ func (a *Agent) writeReport(reason string) error {
 	r := shared.Report{
 		ImageID: a.Contract.ImageID, Arch: a.Contract.Arch, Version: a.Contract.Version.String(), Epoch: a.Contract.Epoch, Floor: a.State.Floor,
 		Slot: a.State.Booted, Trial: a.State.Trial, Reason: reason, Signed: len(a.Contract.ReleaseKey) > 0,
-		Root: a.openedBy(), WatchdogReset: a.watchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.Contract,
+		Root: a.openedBy(), WatchdogReset: a.WatchdogReset, Steps: a.Log.Entries(), Total: a.Log.Total(), Contract: a.Contract,
 	}
 	switch {
 	case a.Record != nil:

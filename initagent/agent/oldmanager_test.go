@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upkeep"
 )
 
 // backedUp is a machine whose boot manager was replaced and revoked, with the ESP's boot
@@ -37,7 +38,7 @@ func (m *machine) hasCopies(manager []byte) {
 	m.t.Helper()
 	want, err := authenticode.Digest(manager)
 	m.must(err)
-	copies, err := m.agent.keeper().Managers()
+	copies, err := upkeep.Keeper(&m.agent.Host).Managers()
 	if err != nil || len(copies) != 2 {
 		m.t.Fatalf("%d copies, %v", len(copies), err)
 	}
@@ -78,7 +79,7 @@ func TestEnrollReplacesRevoked(t *testing.T) {
 func TestEnrollWithoutGoodManager(t *testing.T) {
 	m, _ := backedUp(t)
 	for name := range m.rootFiles() {
-		if strings.HasPrefix(name, copiesDirectory) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
+		if strings.HasPrefix(name, upkeep.CopiesDirectory) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
 			delete(m.rootFiles(), name)
 		}
 	}

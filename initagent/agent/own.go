@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upkeep"
 )
 
 // restoreList takes the list in a boot that the recovery key has opened. Where it is
@@ -283,7 +284,7 @@ func (a *Agent) replaceRefused(list *secureboot.List) {
 // that no other has replaced: the copy on the root partition, or the verified system
 // image's; nil where there is none.
 func (a *Agent) goodManager(list *secureboot.List) []byte {
-	images, err := a.keeper().Managers()
+	images, err := upkeep.Keeper(&a.Host).Managers()
 	if err != nil {
 		a.Log.Say("the copies of the boot manager cannot be read: %v", err)
 	}

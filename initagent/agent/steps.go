@@ -7,6 +7,10 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/staging"
+	"halogenos.internal/initagent/upkeep"
 )
 
 // A stepRow is all that the loop has to know of a kind of step.
@@ -46,13 +50,13 @@ var steps = map[slot.Kind]stepRow{
 	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
 	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
-	slot.Remember:      {do: plain((*Agent).remember), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
-	slot.Retry:         {do: plain((*Agent).retry), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
-	slot.Mend:          {do: plain((*Agent).mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
+	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
+	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
+	slot.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
 	slot.Stage:         {do: plain((*Agent).stage), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Staged }, secrets: true},
 	slot.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Record }, secrets: true},
-	slot.UpdateManager: {do: plain((*Agent).updateManager), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
-	slot.Revoke:        {do: plain((*Agent).revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
+	slot.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
+	slot.Revoke:        {do: onHost(revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
 	slot.CarryState:    {do: (*Agent).carryState, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Carried }, ends: true},
 	slot.SettleState:   {do: plain((*Agent).settleState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Settled }},
 	slot.MountState:    {do: plain((*Agent).mountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
@@ -64,6 +68,11 @@ var steps = map[slot.Kind]stepRow{
 // plain is a step that nobody interrupts.
 func plain(do func(a *Agent) error) func(*Agent, context.Context) error {
 	return func(a *Agent, _ context.Context) error { return do(a) }
+}
+
+// onHost is a step that needs the machine alone.
+func onHost(do func(h *host.Host) error) func(*Agent, context.Context) error {
+	return func(a *Agent, _ context.Context) error { return do(&a.Host) }
 }
 
 // endings are the steps in which a boot may have come to its end, the last one first.
@@ -86,6 +95,33 @@ func (a *Agent) healTable() error {
 	a.NoteSelf(journal.Healed, "one copy of the partition table was damaged")
 	return nil
 }
+
+// observeUpkeep looks for what a blessed system has to see to.
+func (a *Agent) observeUpkeep() error {
+	a.found = upkeep.Look(&a.Host, a.facts, a.found)
+	f := &a.facts
+	f.Verdict, f.ESPDiffers, f.Policy = a.found.Verdict, a.found.ESPDiffers, a.found.Policy
+	f.Manager, f.Stage, f.Revoke = a.found.Manager, a.found.Stage, a.found.Revoke
+	if a.found.PolicyErr != nil {
+		f.Record = slot.Failed
+	}
+	return nil
+}
+
+// updatePolicy writes the TPM's record. What it condemns on the ESP loses its copy.
+func (a *Agent) updatePolicy() error {
+	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Revoked)
+	if condemned {
+		a.found.Compared, a.facts.Mended = false, slot.NotTried
+	}
+	return err
+}
+
+// stage makes a release that the fetcher has left the next one to be tried.
+func (a *Agent) stage() error { return staging.Stage(&a.Host, a.leaveOwnState) }
+
+// revoke has the firmware refuse the boot managers that were replaced.
+func revoke(h *host.Host) error { return bootmanager.Revoke(h, upkeep.Keeper(h)) }
 
 // giveUp takes the running slot's tries away. A system that cannot be condemned would be
 // started again and again, so that it is not restarted.

@@ -41,7 +41,7 @@ func (a *Agent) startWatchdog() error {
 	}
 	a.watchdog.Allow(stepLimit)
 	a.Log.Say("watchdog %s guards this boot", name)
-	if a.watchdogReset = a.watchdog.CausedReset; a.watchdogReset {
+	if a.WatchdogReset = a.watchdog.CausedReset; a.WatchdogReset {
 		a.Log.Say("the watchdog ended the boot before this one: it hung")
 	}
 	return nil

@@ -191,7 +191,7 @@ func listReplaced(h *host.Host, fresh [32]byte) (old [][32]byte, err error) {
 // admitManager lets the root partition unlock by either boot manager, for each system
 // that may, before the first file is replaced. Cut before it, nothing has changed; cut
 // after it, whichever boot manager starts is known. The old one's boots go when nothing
-// of it is left, see agent.Agent.oneManager.
+// of it is left, see upkeep.oneManager.
 func admitManager(h *host.Host, image []byte) error {
 	if h.Lock == nil || h.Lock.Sealed == nil || h.Chip.Err != nil {
 		return nil // a person unlocks it

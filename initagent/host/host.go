@@ -39,12 +39,13 @@ type Host struct {
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 
-	Contract     *contract.Contract // of the running system
-	State        slot.State         // what the loop decides by
-	Journal      bootjournal.Journal
-	FirmwareKeys enroll.State // what the firmware holds
-	Chip         Chip
-	Lock         *vault.Lock // of the root partition; or nil
+	Contract      *contract.Contract // of the running system
+	State         slot.State         // what the loop decides by
+	Journal       bootjournal.Journal
+	FirmwareKeys  enroll.State // what the firmware holds
+	Chip          Chip
+	Lock          *vault.Lock // of the root partition; or nil
+	WatchdogReset bool        // the watchdog ended the boot before this one
 	Found
 	Opened
 }
@@ -78,6 +79,24 @@ func (h *Host) NoteSelf(kind journal.Kind, reason string) {
 		e.Version = h.Contract.Version
 	}
 	h.Journal.Note(e)
+}
+
+// BootEntry is what a boot leaves when it hands over.
+func (h *Host) BootEntry() journal.Entry {
+	return journal.Entry{
+		Kind: journal.Boot, Version: h.Contract.Version, Slot: h.State.Booted, Trial: h.State.Trial,
+		Reason: h.slotReason(), Watchdog: h.WatchdogReset,
+	}
+}
+
+// slotReason says why the boot manager chose this system, as far as the names on
+// the ESP tell.
+func (h *Host) slotReason() string {
+	booted, known := h.BootedName()
+	if !known {
+		return "the file it was started from is not known"
+	}
+	return bls.Reason(booted, h.Names)
 }
 
 // Forget wipes what the boot still knows, and erases what knowing it has left in

@@ -61,15 +61,15 @@ func (s *stager) checkTurn(note *stagedNote) error {
 	if v <= s.Contract.Version {
 		return fetched.Refuse("version %s is not newer than %s, which is running", v, s.Contract.Version)
 	}
-	if note.Slot != s.Booted.Other() {
-		return fetched.Refuse("version %s is for slot %s, and slot %s is running", v, note.Slot, s.Booted)
+	if note.Slot != s.State.Booted.Other() {
+		return fetched.Refuse("version %s is for slot %s, and slot %s is running", v, note.Slot, s.State.Booted)
 	}
 	for _, n := range s.Names {
 		if n.ImageID == s.Contract.ImageID && !n.Bad() && n.Version >= v {
 			return fetched.Refuse("version %s is not newer than %s, which is there", v, n)
 		}
 	}
-	failures, err := s.Failures()
+	failures, err := s.Journal.Failures()
 	if err != nil {
 		return err
 	}
@@ -85,8 +85,8 @@ func (s *stager) checkFits(note *stagedNote, r *release.Release) error {
 	switch {
 	case r.Version != note.Version:
 		return fmt.Errorf("%s is of version %s, want %s", release.FileName, r.Version, note.Version)
-	case r.Epoch < s.Floor:
-		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, s.Floor)
+	case r.Epoch < s.State.Floor:
+		return fmt.Errorf("the release's epoch is %d, the lowest that may run is %d", r.Epoch, s.State.Floor)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (s *stager) plan(c *candidate) (*plan, error) {
 // Until its UKI has its name nothing starts it. So, cut before the record is
 // written, or while it is: the running system unlocks by the old record or the
 // new one, and the note is still there: this is done again. Cut after it: the
-// record allows a system that is not there; agent.Agent.updatePolicy takes it out again, or
+// record allows a system that is not there; upkeep.UpdatePolicy takes it out again, or
 // this puts it to use. Cut while the table is written: one of its copies is good,
 // and the running slot's entries are the same in both. Cut after it: the other
 // slot has its name, which matters to no UKI there is. Cut while the UKI is written:
@@ -74,7 +74,7 @@ func (s *stager) activate(p *plan) error {
 	if err := s.makeRoom(p); err != nil {
 		return err
 	}
-	if err := s.LeaveState(p.contract.Root()); err != nil {
+	if err := s.leaveState(p.contract.Root()); err != nil {
 		return err
 	}
 	if err := s.tell(p); err != nil {
@@ -121,7 +121,7 @@ func (s *stager) tell(p *plan) error {
 // leave nobody sure which is meant.
 func (s *stager) renamed(c *candidate) *gpt.Table {
 	system, tree := layout.SystemUUID(c.contract.Root()), layout.VerityUUID(c.contract.Root())
-	if at, named := layout.FindSlot(s.Table, system, tree); named && (at == c.slot || at == s.Booted) {
+	if at, named := layout.FindSlot(s.Table, system, tree); named && (at == c.slot || at == s.State.Booted) {
 		return nil
 	}
 	return layout.Rename(s.Table, c.slot, system, tree)

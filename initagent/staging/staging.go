@@ -49,23 +49,10 @@ type stagedNote struct {
 	Slot    layout.Slot      `json:"slot"`
 }
 
-// Input is what the loop knows of this boot, and the machine does not say.
-type Input struct {
-	Booted layout.Slot // the running slot
-	Floor  uint64      // the lowest epoch that may run
-	// Failures are the versions that are not taken again.
-	Failures func() (map[contract.Version]string, error)
-	// Note puts an entry into the boot journal.
-	Note func(e journal.Entry)
-	// LeaveState removes the state of every system but the running one; next is the one
-	// that is staged, which must find none.
-	LeaveState func(next verity.Root) error
-}
-
 // A stager stages one release.
 type stager struct {
 	*host.Host
-	Input
+	leaveState func(next verity.Root) error
 }
 
 // Waits reports whether the fetcher has left a release to be staged. Whether it may be
@@ -119,8 +106,11 @@ func (s *stager) readNote() (*stagedNote, error) {
 // slot, which the running trial will read through dm-verity.
 //
 // What is refused is forgotten; what could not be done is tried at the next boot.
-func Stage(h *host.Host, in Input) error {
-	s := stager{h, in}
+//
+// leaveState removes the state of every system but the running one; next is the one that
+// is staged, which must find none.
+func Stage(h *host.Host, leaveState func(next verity.Root) error) error {
+	s := stager{h, leaveState}
 	note, err := s.readNote()
 	if err == nil {
 		err = s.attempt(note)
@@ -133,7 +123,7 @@ func Stage(h *host.Host, in Input) error {
 	if note != nil {
 		e.Version, e.Slot = note.Version, note.Slot
 	}
-	s.Note(e)
+	s.Journal.Note(e)
 	return errors.Join(err, s.Store.Remove(NoteFile))
 }
 
@@ -179,7 +169,7 @@ func (s *stager) stageNoted(note *stagedNote) error {
 	if err := s.activate(p); err != nil {
 		return err
 	}
-	s.Note(journal.Entry{Kind: journal.Staged, Version: note.Version, Slot: note.Slot})
+	s.Journal.Note(journal.Entry{Kind: journal.Staged, Version: note.Version, Slot: note.Slot})
 	s.Log.Say("%s %s is in slot %s and gets %d tries", c.contract.ImageID, note.Version, note.Slot, Tries)
 	if err := s.Store.Remove(NoteFile); err != nil {
 		s.Log.Say("what the fetcher left was not removed: %v", err) // it is staged all the same

@@ -1,4 +1,4 @@
-package agent
+package upkeep
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -25,13 +26,13 @@ type renewal struct {
 	outdated []bls.Name     // systems under the floor that are not marked bad yet
 }
 
-// policyOutdated reports whether the TPM's record is not the one that the
+// outdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
-func (a *Agent) policyOutdated() (bool, error) {
-	if a.facts.Record != slot.NotTried || !a.RunsBlessed() || !a.RecordsPolicy() {
+func outdated(h *host.Host, f Found, tried slot.Facts) (bool, error) {
+	if tried.Record != slot.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
 		return false, nil
 	}
-	r, err := a.renew()
+	r, err := renew(h, f, tried.Revoked)
 	if err != nil {
 		return false, err
 	}
@@ -42,34 +43,34 @@ func (a *Agent) policyOutdated() (bool, error) {
 // record has its branch, and never takes one that it had not, so that it does not
 // matter which file bears the name. One whose trial is about to get its tries
 // again counts as one that has them.
-func (a *Agent) renew() (*renewal, error) {
-	boot, err := a.ToldBoot()
+func renew(h *host.Host, f Found, revoked slot.Outcome) (*renewal, error) {
+	boot, err := h.ToldBoot()
 	if err != nil {
 		return nil, err
 	}
-	q := policy.Renewal{Boot: boot, Floor: a.Had.Floor, OneManager: a.oneManager()}
+	q := policy.Renewal{Boot: boot, Floor: h.Had.Floor, OneManager: revoked == slot.NotTried && !f.ESPDiffers && oneManager(h)}
 	var others []bls.Name
-	for _, n := range a.Names {
-		if n.ImageID != a.Contract.ImageID || n.Version == a.Contract.Version {
+	for _, n := range h.Names {
+		if n.ImageID != h.Contract.ImageID || n.Version == h.Contract.Version {
 			continue
 		}
 		if !n.Bad() {
 			others = append(others, n)
 		}
-		if !n.Bad() || a.facts.Verdict == slot.Interrupted {
+		if !n.Bad() || f.Verdict == slot.Interrupted {
 			q.Startable = append(q.Startable, uint64(n.Version))
 		}
 	}
-	next, err := a.Record.Renew(q)
+	next, err := h.Record.Renew(q)
 	if err != nil {
 		return nil, err
 	}
 	r := new(renewal)
-	if next != a.Record {
+	if next != h.Record {
 		r.record = next
 	}
 	for _, n := range others {
-		if epoch, known := a.epochOf(n); known && epoch < next.Floor {
+		if epoch, known := epochOf(h, n); known && epoch < next.Floor {
 			r.outdated = append(r.outdated, n)
 		}
 	}
@@ -77,13 +78,13 @@ func (a *Agent) renew() (*renewal, error) {
 }
 
 // epochOf is a system's epoch, by the record, or else by its own contract.
-func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
-	for _, b := range a.Record.Branches {
+func epochOf(h *host.Host, n bls.Name) (epoch uint64, known bool) {
+	for _, b := range h.Record.Branches {
 		if b.Version == uint64(n.Version) {
 			return b.Epoch, true
 		}
 	}
-	err := a.ReadESP(func(files fs.FS) error {
+	err := h.ReadESP(func(files fs.FS) error {
 		image, err := rootpart.ReadUKI(files, n)
 		if err != nil {
 			return err
@@ -98,7 +99,7 @@ func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
 	return epoch, err == nil
 }
 
-// updatePolicy writes the TPM's record again after the ESP's systems have changed: a
+// UpdatePolicy writes the TPM's record again after the ESP's systems have changed: a
 // trial was blessed or has failed, or the fetcher has emptied a slot.
 //
 // The floor is noted on the root partition first. Cut after that, the higher one
@@ -113,42 +114,43 @@ func (a *Agent) epochOf(n bls.Name) (epoch uint64, known bool) {
 // new floor still looks startable then; it gets no key and marks itself bad, or
 // is marked at the next boot. In the other order a cut would leave a fallback that
 // is given up while the floor does not ask for it yet.
-func (a *Agent) updatePolicy() error {
-	r, err := a.renew()
+//
+// condemned: the ESP was written to, and what is given up loses its copy.
+func UpdatePolicy(h *host.Host, f Found, revoked slot.Outcome) (condemned bool, err error) {
+	r, err := renew(h, f, revoked)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if r.record != nil {
-		old := a.Record
-		r.record = a.overPrograms(r.record)
-		a.NoteManager(r.record)
-		if err := a.Guarantee(a.Had.Raise(rootpart.Of(r.record, rootpart.Enforces(a.FirmwareKeys))), a.Secret); err != nil {
-			return err
+		old := h.Record
+		r.record = overPrograms(h, r.record)
+		h.NoteManager(r.record)
+		if err := h.Guarantee(h.Had.Raise(rootpart.Of(r.record, rootpart.Enforces(h.FirmwareKeys))), h.Secret); err != nil {
+			return false, err
 		}
-		if err := a.WriteRecord(a.Secret, a.Lock.Sealed, r.record); err != nil {
-			return err
+		if err := h.WriteRecord(h.Secret, h.Lock.Sealed, r.record); err != nil {
+			return false, err
 		}
-		a.Record = r.record
+		h.Record = r.record
 		for _, b := range old.Branches {
 			gone := func(n policy.Branch) bool { return n.Version == b.Version }
 			if !slices.ContainsFunc(r.record.Branches, gone) {
-				a.Log.Say("version %d unlocks nothing any more", b.Version)
+				h.Log.Say("version %d unlocks nothing any more", b.Version)
 			}
 		}
 		if r.record.Floor > old.Floor {
-			a.State.Floor = r.record.Floor
-			a.NoteSelf(journal.Floor, fmt.Sprintf("the lowest epoch that may run rises from %d to %d", old.Floor, r.record.Floor))
+			h.State.Floor = r.record.Floor
+			h.NoteSelf(journal.Floor, fmt.Sprintf("the lowest epoch that may run rises from %d to %d", old.Floor, r.record.Floor))
 		}
 	}
 	if len(r.outdated) == 0 {
-		return nil
+		return false, nil
 	}
-	a.lookAgain() // what is given up loses its copy
-	return a.WriteESP(func(dir hw.ESPDir) error {
+	return true, h.WriteESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range r.outdated {
 			errs = append(errs, systems.Condemn(dir, n))
-			a.Log.Say("%s is under the floor and loses its tries", n)
+			h.Log.Say("%s is under the floor and loses its tries", n)
 		}
 		return errors.Join(errs...)
 	})
@@ -158,15 +160,15 @@ func (a *Agent) updatePolicy() error {
 // one that is left, on the ESP and among its copies, and the one that the release has
 // brought, where that is still there; and whether dbx is what it was when this boot was
 // measured. It is asked only while another is being replaced, or dbx has changed.
-func (a *Agent) oneManager() bool {
-	if !a.Record.Passing() || a.facts.Revoked != slot.NotTried || a.facts.ESPDiffers || !a.copiedManagers() {
+func oneManager(h *host.Host) bool {
+	if !h.Record.Passing() || !copiedManagers(h) {
 		return false
 	}
-	start, err := a.ToldStart()
+	start, err := h.ToldStart()
 	if err != nil || start.Unbound != nil || len(start.Managers) != 1 {
 		return false
 	}
-	image, err := a.Store.Read(bootmanager.File(&a.Host), enroll.MaxEFIFile)
+	image, err := h.Store.Read(bootmanager.File(h), enroll.MaxEFIFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
 	}
@@ -176,10 +178,10 @@ func (a *Agent) oneManager() bool {
 
 // copiedManagers reports whether the copies of the boot manager are of those on the
 // ESP. Two versions may be alike in size, which is what an ordinary boot compares.
-func (a *Agent) copiedManagers() bool {
+func copiedManagers(h *host.Host) bool {
 	var here []rootpart.Manager
-	err := a.ReadESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
-	copies, cerr := a.keeper().Managers()
+	err := h.ReadESP(func(files fs.FS) (err error) { here, err = rootpart.FindManagers(files); return err })
+	copies, cerr := Keeper(h).Managers()
 	if err != nil || cerr != nil {
 		return false
 	}
@@ -195,16 +197,16 @@ func (a *Agent) copiedManagers() bool {
 // overPrograms makes a record that has the running system alone one over PCR 4, where
 // that is accounted for. With another system beside it that waits for the next
 // release: the fallback may be of a time that could not read such a record.
-func (a *Agent) overPrograms(r *policy.Record) *policy.Record {
-	other := func(b policy.Branch) bool { return b.Version != uint64(a.Contract.Version) }
+func overPrograms(h *host.Host, r *policy.Record) *policy.Record {
+	other := func(b policy.Branch) bool { return b.Version != uint64(h.Contract.Version) }
 	if r.Programs || slices.ContainsFunc(r.Branches, other) {
 		return r
 	}
-	start, err := a.ToldStart()
+	start, err := h.ToldStart()
 	if err != nil || start.Unbound != nil {
 		return r
 	}
-	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, a.KnownManagers(start), nil))
+	next, err := policy.Compose(r.Floor, r.Volume, true, start.System(start.Running, h.KnownManagers(start), nil))
 	if err != nil {
 		return r
 	}

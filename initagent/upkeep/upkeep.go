@@ -1,0 +1,53 @@
+// Package upkeep is what a blessed system does before it is handed over to: it judges a
+// trial that has used up its tries, makes the ESP whole from its copies, and has the
+// TPM's record be about the systems that there are.
+//
+// It refuses to do anything in a trial, which has not proven itself.
+package upkeep
+
+import (
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/staging"
+)
+
+// Found is what a blessed system has to see to.
+type Found struct {
+	Judgement
+	ESPDiffers bool
+	Compared   bool // the ESP was compared with its copies
+	Policy     bool
+	PolicyErr  error // why the TPM's record is left as it is
+	Manager    bool
+	Stage      bool
+	Revoke     bool
+}
+
+// Look looks, once the root partition is open, for what there is to do. tried is what this
+// boot has done, and last what it has found before.
+func Look(h *host.Host, tried slot.Facts, last Found) Found {
+	if h.State.Root != slot.RootOpen || h.State.Trial {
+		return Found{Compared: last.Compared}
+	}
+	f := Found{Judgement: last.Judgement, ESPDiffers: last.ESPDiffers, Compared: true}
+	// First: a trial that gets its tries again keeps its place in the record.
+	if tried.Judged == slot.NotTried {
+		f.Judgement = judgeTrial(h)
+	}
+	if tried.Mended == slot.NotTried && !last.Compared { // nothing but mend changes it
+		f.ESPDiffers = espDiffers(h) // the record waits for it while a boot manager is replaced
+	}
+	if f.Policy, f.PolicyErr = outdated(h, f, tried); f.PolicyErr != nil {
+		h.Log.Say("the TPM's record is left as it is: %v", f.PolicyErr)
+	}
+	// While the Secure Boot keys are being replaced the record allows what PCR 7 will
+	// be on the way. None of these would. While the machine secret is, the list may be
+	// under the other one, and each of these has to write it.
+	settled := (!h.Unsettled || h.List != nil) && !rootpart.KeysUnfinished(h.Store, h.Lock)
+	f.Manager = settled && tried.Managed == slot.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
+	f.Stage = settled && tried.Staged == slot.NotTried && h.RunsBlessed() && staging.Waits(h)
+	f.Revoke = settled && tried.Revoked == slot.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
+	return f
+}
