@@ -52,6 +52,12 @@ type Entry struct {
 	Path string // absolute and clean
 }
 
+// GoesBack reports whether the directory goes back to what it held before an update, if
+// somebody asks for it: what people keep in their homes has nothing to do with the system.
+func (e Entry) GoesBack() bool {
+	return e.Mode == Bind && e.Path != "/home" && !strings.HasPrefix(e.Path, "/home/")
+}
+
 // fixed are directories that are the image's or the kernel's whatever happens:
 // making one of them writable would undo the verification.
 var fixed = []string{"/", "/usr", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/bin", "/sbin", "/lib", "/lib64", "/boot", "/efi", "/proc", "/sys", "/dev", "/run"}

@@ -57,3 +57,18 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestGoesBack(t *testing.T) {
+	for _, c := range []struct {
+		e    Entry
+		want bool
+	}{
+		{Entry{Bind, "/var"}, true}, {Entry{Bind, "/root"}, true}, {Entry{Bind, "/homes"}, true},
+		{Entry{Bind, "/home"}, false}, {Entry{Bind, "/home/anna"}, false},
+		{Entry{Overlay, "/etc"}, false}, {Entry{Tmpfs, "/tmp"}, false},
+	} {
+		if got := c.e.GoesBack(); got != c.want {
+			t.Errorf("%+v: %v", c.e, got)
+		}
+	}
+}

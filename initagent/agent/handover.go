@@ -78,7 +78,7 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 	case stateconf.Overlay:
 		return a.mountOverlay(lower, name, info)
 	}
-	return a.mountBind(lower, filepath.Join(upper.Bind, name))
+	return a.mountBind(lower, filepath.Join(upper.Bind, name), e.GoesBack())
 }
 
 // diskFails adds what the kernel knows to an error of the file system of the open root
@@ -134,8 +134,8 @@ func (a *Agent) mountOverlay(lower, name string, info fs.FileInfo) error {
 
 // mountBind mounts a directory of the root partition over the image's. It starts
 // as a copy.
-func (a *Agent) mountBind(lower, name string) error {
-	if err := a.Store.Seed(lower, name); err != nil {
+func (a *Agent) mountBind(lower, name string, subvolume bool) error {
+	if err := a.Store.Seed(lower, name, subvolume); err != nil {
 		return err
 	}
 	return a.Mount(a.Path(rootpart.Directory, name), lower, "", unix.MS_BIND, "")

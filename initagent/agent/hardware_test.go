@@ -396,7 +396,7 @@ func (s store) MakeDirectory(name string, _ fs.FileMode) error {
 	return nil
 }
 
-func (s store) Seed(_, name string) error {
+func (s store) Seed(_, name string, _ bool) error {
 	if s.m.badFiles != "" && strings.Contains(name, s.m.badFiles) {
 		return syscall.EIO
 	}

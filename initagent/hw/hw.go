@@ -240,8 +240,9 @@ type Store interface {
 	// MakeDirectory makes a directory and those above it, where they are missing.
 	MakeDirectory(name string, mode fs.FileMode) error
 	// Seed makes a directory as a copy of one of the system image, unless it is
-	// there. A cut leaves the whole copy or none.
-	Seed(from, name string) error
+	// there. A cut leaves the whole copy or none. With subvolume it is one, where the
+	// file system has them.
+	Seed(from, name string, subvolume bool) error
 	// Names lists a directory; one that is not there has none.
 	Names(name string) ([]string, error)
 	// Discard removes a directory with all that is in it, for good. A cut leaves it

@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/subvolume"
 )
 
 // Seed implements Store. The copy has owners, modes, times, links and extended
 // attributes. It is complete and flushed before it gets its name: cut before
 // the rename, it is made again; cut after it, it is there.
-func (l LinuxStore) Seed(from, name string) error {
+func (l LinuxStore) Seed(from, name string, asSubvolume bool) error {
 	to := filepath.Join(l.Root, name)
 	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -26,14 +28,19 @@ func (l LinuxStore) Seed(from, name string) error {
 	if err := os.RemoveAll(unfinished); err != nil {
 		return err
 	}
-	if err := copyTree(from, unfinished); err != nil {
-		return fmt.Errorf("copy %s: %w", from, err)
-	}
 	dir, err := os.Open(filepath.Dir(to))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	if asSubvolume {
+		if err := makeSubvolume(dir, filepath.Base(unfinished)); err != nil {
+			return err
+		}
+	}
+	if err := copyTree(from, unfinished); err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("flush the copy of %s: %w", from, err)
 	}
@@ -43,6 +50,16 @@ func (l LinuxStore) Seed(from, name string) error {
 	return dir.Sync()
 }
 
+// makeSubvolume makes an empty one, where the file system has them.
+func makeSubvolume(parent *os.File, name string) error {
+	btrfs, err := subvolume.Supported(int(parent.Fd()))
+	if err != nil || !btrfs {
+		return err
+	}
+	return subvolume.Create(int(parent.Fd()), name)
+}
+
+// copyTree copies a directory; the copy of its top may be there, empty.
 func copyTree(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -53,7 +70,7 @@ func copyTree(from, to string) error {
 			return err
 		}
 		target := filepath.Join(to, rel)
-		if err := copyNode(path, target, d); err != nil {
+		if err := copyNode(path, target, d); err != nil && (rel != "." || !errors.Is(err, fs.ErrExist)) {
 			return err
 		}
 		return copyAttributes(path, target)

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/subvolume"
 )
 
 // What an overlay has written that redirects renamed directories, and leaves content in
@@ -346,6 +347,31 @@ func TestCarrySeedsWithOwnNumbers(t *testing.T) {
 		if uid := info.Sys().(*syscall.Stat_t).Uid; uid == 999 || uid == 0 || name == "srv" && info.Mode().Perm() != 0o750 {
 			t.Errorf("/%s is %d's, %v", name, uid, info.Mode())
 		}
+	}
+}
+
+// On btrfs it is a subvolume, as one that is copied when it is mounted.
+func TestCarrySeedsSubvolume(t *testing.T) {
+	d := newDisk(t, "")
+	d.root = testkit.Btrfs(t)
+	d.store = Store{Root: d.root}
+	lay(t, filepath.Join(d.root, Directory, hash("a"), "etc", "upper"), map[string]string{"passwd": baseFiles["etc/passwd"] + "other:x:999:1000::/:/bin/sh\n"})
+	lay(t, d.image, map[string]string{"srv/d/x": "=2"})
+	must(t, os.Chown(filepath.Join(d.image, "srv/d"), 999, 0))
+	for range 2 { // what is left of a first attempt is removed
+		_, err := d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+		must(t, err)
+		bind, err := os.Open(filepath.Join(d.root, Bind))
+		must(t, err)
+		if kind, err := subvolume.Look(int(bind.Fd()), "srv"); err != nil || kind != subvolume.Subvolume {
+			t.Errorf("/srv is of kind %d, %v", kind, err)
+		}
+		if text, err := os.ReadFile(filepath.Join(bind.Name(), "srv/d/x")); err != nil || string(text) != "2" {
+			t.Errorf("/srv/d/x is %q, %v", text, err)
+		}
+		bind.Close()
+		must(t, os.RemoveAll(filepath.Join(d.root, Directory, hash("b"))))
+		must(t, os.Rename(filepath.Join(d.root, Bind, "srv"), filepath.Join(d.root, Directory, seeding)))
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/subvolume"
 )
 
 // The entry whose account files lead from the image's users to this machine's, and the
@@ -89,6 +90,11 @@ func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error 
 	if err := remove(m.all, seeding, m.Step); err != nil {
 		return err
 	}
+	if e.GoesBack() {
+		if err := m.makeSubvolume(seeding); err != nil {
+			return err
+		}
+	}
 	fresh, err := makeDirectory(int(m.all.Fd()), seeding, 0o700, m.Step)
 	if err != nil {
 		return err
@@ -113,6 +119,19 @@ func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error 
 		return err
 	}
 	return unix.Renameat(int(m.all.Fd()), seeding, int(all.Fd()), Name(e.Path))
+}
+
+// makeSubvolume makes an empty one in [Directory], where the file system has them.
+func (m *maker) makeSubvolume(name string) error {
+	all := int(m.all.Fd())
+	btrfs, err := subvolume.Supported(all)
+	if err != nil || !btrfs {
+		return err
+	}
+	if err := m.Step("make subvolume " + name); err != nil {
+		return err
+	}
+	return subvolume.Create(all, name)
 }
 
 // seeding is the name of a shared directory that is being made.

@@ -1,0 +1,145 @@
+// Package subvolume makes, copies and removes subvolumes of btrfs, each by one ioctl.
+//
+// It refuses to go into a subvolume that lies in another one: neither a snapshot nor a
+// removal includes it.
+package subvolume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Kind is what has a name.
+type Kind int
+
+// The kinds.
+const (
+	Absent    Kind = iota
+	Directory      // or whatever else is no subvolume
+	Subvolume
+)
+
+// ErrNested says that a subvolume is not removed, since others lie in it.
+var ErrNested = errors.New("it holds subvolumes of others")
+
+// Of the kernel's include/uapi/linux/btrfs.h and btrfs_tree.h, as are the two structures.
+const (
+	iocSubvolCreate  = 0x5000940e // BTRFS_IOC_SUBVOL_CREATE, _IOW(0x94, 14, struct btrfs_ioctl_vol_args)
+	iocSnapDestroy   = 0x5000940f // BTRFS_IOC_SNAP_DESTROY, _IOW(0x94, 15, struct btrfs_ioctl_vol_args)
+	iocSnapCreateV2  = 0x50009417 // BTRFS_IOC_SNAP_CREATE_V2, _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
+	subvolReadOnly   = 1 << 1     // BTRFS_SUBVOL_RDONLY
+	firstFreeObject  = 256        // BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top
+	maxName          = 255        // BTRFS_VOL_NAME_MAX
+	volArgsName      = 4087 + 1   // BTRFS_PATH_NAME_MAX + 1
+	volArgsV2Name    = 4039 + 1   // BTRFS_SUBVOL_NAME_MAX + 1
+	volArgsV2Reserve = 4
+)
+
+// volArgs is struct btrfs_ioctl_vol_args.
+type volArgs struct {
+	fd   int64
+	name [volArgsName]byte
+}
+
+// volArgsV2 is struct btrfs_ioctl_vol_args_v2.
+type volArgsV2 struct {
+	fd      int64
+	transid uint64
+	flags   uint64
+	unused  [volArgsV2Reserve]uint64
+	name    [volArgsV2Name]byte
+}
+
+// Supported reports whether a directory, which is open, lies on btrfs.
+func Supported(directory int) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(directory, &st); err != nil {
+		return false, fmt.Errorf("look at the file system: %w", err)
+	}
+	return int64(st.Type) == unix.BTRFS_SUPER_MAGIC, nil
+}
+
+// Look says what has a name in a directory. It follows no link.
+func Look(parent int, name string) (Kind, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Absent, nil
+	}
+	if err != nil {
+		return Absent, &fs.PathError{Op: "look at", Path: name, Err: err}
+	}
+	btrfs, err := Supported(parent)
+	if err != nil {
+		return Absent, err
+	}
+	if btrfs && st.Ino == firstFreeObject && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return Subvolume, nil
+	}
+	return Directory, nil
+}
+
+// Create makes an empty subvolume for root alone.
+func Create(parent int, name string) error {
+	args := new(volArgs)
+	if err := setName(args.name[:], name); err != nil {
+		return err
+	}
+	if err := ioctl(parent, iocSubvolCreate, unsafe.Pointer(args)); err != nil {
+		return &fs.PathError{Op: "make subvolume", Path: name, Err: err}
+	}
+	return unix.Fchmodat(parent, name, 0o700, 0)
+}
+
+// Snapshot makes a subvolume that holds what another one, which is open, holds now. When
+// it has returned, the snapshot is on the disk: the kernel commits it with all that was
+// written before. A cut leaves the whole of it, or nothing.
+func Snapshot(from, parent int, name string, readOnly bool) error {
+	args := &volArgsV2{fd: int64(from)}
+	if readOnly {
+		args.flags = subvolReadOnly
+	}
+	if err := setName(args.name[:], name); err != nil {
+		return err
+	}
+	if err := ioctl(parent, iocSnapCreateV2, unsafe.Pointer(args)); err != nil {
+		return &fs.PathError{Op: "make snapshot", Path: name, Err: err}
+	}
+	return nil
+}
+
+// Remove removes a subvolume, a read-only one too, with all that is in it; [ErrNested]
+// where another one lies in it. The kernel frees its room later.
+func Remove(parent int, name string) error {
+	args := new(volArgs)
+	if err := setName(args.name[:], name); err != nil {
+		return err
+	}
+	err := ioctl(parent, iocSnapDestroy, unsafe.Pointer(args))
+	switch {
+	case errors.Is(err, unix.ENOTEMPTY):
+		return &fs.PathError{Op: "remove subvolume", Path: name, Err: ErrNested}
+	case err != nil:
+		return &fs.PathError{Op: "remove subvolume", Path: name, Err: err}
+	}
+	return nil
+}
+
+func setName(to []byte, name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("subvolume %.30q: its name has %d bytes, want 1 to %d", name, len(name), maxName)
+	}
+	copy(to, name)
+	return nil
+}
+
+func ioctl(fd int, request uintptr, args unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(args)); errno != 0 {
+		return errno
+	}
+	return nil
+}
