@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,5 +103,37 @@ func TestStoreDirectoriesForFiles(t *testing.T) {
 	names, err := os.ReadDir(filepath.Join(root, "halogen/shared"))
 	if err != nil || len(names) != 1 || !names[0].Type().IsRegular() || names[0].Name() != "kept" {
 		t.Errorf("left are %v, %v", names, err)
+	}
+}
+
+// mountTable notes what is mounted.
+type mountTable struct {
+	Mounts
+	now, all []string
+}
+
+func (m *mountTable) Mount(source, target, _ string, _ uintptr, _ string) error {
+	m.now, m.all = append(m.now, target), append(m.all, source+" "+target)
+	return nil
+}
+
+func (m *mountTable) Unmount(target string) error {
+	if len(m.now) == 0 || m.now[len(m.now)-1] != target {
+		return errors.New("not what was mounted last")
+	}
+	m.now = m.now[:len(m.now)-1]
+	return nil
+}
+
+// mkfs.btrfs asks /proc whether the device is mounted, and makes nothing without.
+func TestMakeFileSystem(t *testing.T) {
+	m := new(mountTable)
+	system := t.TempDir()
+	err := LinuxStore{Mounts: m}.MakeFileSystem("btrfs", "/dev/mapper/root", system)
+	if err == nil || !strings.Contains(err.Error(), "mkfs.btrfs of the system image") {
+		t.Errorf("without a program: %v", err)
+	}
+	if want := []string{"/dev " + system + "/dev", "/proc " + system + "/proc"}; !slices.Equal(m.all, want) || len(m.now) > 0 {
+		t.Errorf("mounted were %q, and are %q; want %q, and none", m.all, m.now, want)
 	}
 }
