@@ -258,6 +258,7 @@ func (b *build) complete(context.Context) error {
 	}
 	b.hungry()
 	b.idle()
+	b.rootless()
 	if err := b.signModules(); err != nil {
 		return err
 	}

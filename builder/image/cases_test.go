@@ -26,6 +26,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
@@ -461,4 +462,17 @@ func FuzzBareEFI(f *testing.F) {
 			t.Errorf("%d bytes without signatures, %d when taken off again, %v", len(bare), len(again), err)
 		}
 	})
+}
+
+// Machines make their root partition with the image's mkfs.
+func TestRootless(t *testing.T) {
+	for kind, say := range map[string]string{"ext4": "", "btrfs": "no /sbin/mkfs.btrfs: a new machine stops at its second boot. Install it (Debian: the package btrfs-progs)"} {
+		var said bytes.Buffer
+		b := &build{tree: staged(t, map[string]string{"sbin/mkfs.ext4": ""})}
+		b.Progress, b.Config = NewProgress(&said), &config.Config{RootFileSystem: kind}
+		b.rootless()
+		if text := said.String(); !strings.Contains(text, say) || say == "" && text != "" {
+			t.Errorf("%s: it says %q", kind, text)
+		}
+	}
 }

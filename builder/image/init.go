@@ -10,3 +10,15 @@ func (b *build) idle() {
 		b.Progress.Note("WARNING: the root file system has no /%s, which every machine starts: none would get further than that. Install an init system (Debian: the package systemd-sysv)", initPath)
 	}
 }
+
+// makers are the Debian packages with the program that makes a root partition's file system.
+var makers = map[string]string{"ext4": "e2fsprogs", "btrfs": "btrfs-progs"}
+
+// rootless warns of a root file system whose machines could not make their root
+// partition: they run mkfs out of the verified image.
+func (b *build) rootless() {
+	kind := b.Config.RootPartitionFormat
+	if _, err := b.tree.Resolve("sbin/mkfs." + kind); err != nil {
+		b.Progress.Note("WARNING: RootPartitionFormat is %s, and there is no /sbin/mkfs.%s: a new machine stops at its second boot. Install it (Debian: the package %s)", kind, kind, makers[kind])
+	}
+}
