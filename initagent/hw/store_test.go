@@ -137,3 +137,29 @@ func TestMakeFileSystem(t *testing.T) {
 		t.Errorf("mounted were %q, and are %q; want %q, and none", m.all, m.now, want)
 	}
 }
+
+// No link of the running system's leads an exchange of directories elsewhere.
+func TestStoreSubvolumesHostile(t *testing.T) {
+	root := tree(t, map[string]string{"real/var/x": "1", "outside/x": "1", "link": "->outside", "bind/there/x": "1"})
+	store := LinuxStore{Root: root}
+	for name, err := range map[string]error{
+		"Rename from": store.Rename("link/x", "real/x"), "Rename to": store.Rename("real/var", "link/var"), "over what is there": store.Rename("real/var", "bind/there"),
+		"Snapshot of": store.Snapshot("link", "real/y", true), "Snapshot as": store.Snapshot("real/var", "link/y", true), "RemoveSubvolume": store.RemoveSubvolume("link/x"),
+		"out of it": store.Rename("real/var", "../var"),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := store.Look("link/x"); !errors.Is(err, ErrUnfit) {
+		t.Errorf("Look: %v", err)
+	}
+	for _, name := range []string{"real/var/x", "outside/x", "bind/there/x"} {
+		if _, err := os.Lstat(filepath.Join(root, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := store.Rename("real/var", "bind/var"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,92 @@
+package hw
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/snapshot"
+	"halogenos.internal/initagent/subvolume"
+)
+
+// parent opens the directory that a name lies in.
+func (l LinuxStore) parent(name string) (*os.File, error) {
+	fd, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), filepath.Dir(name)), nil
+}
+
+// Look implements snapshot.Subvolumes.
+func (l LinuxStore) Look(name string) (subvolume.Kind, error) {
+	f, err := l.parent(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return subvolume.Absent, nil
+	}
+	if err != nil {
+		return subvolume.Absent, err
+	}
+	defer f.Close()
+	return subvolume.Look(int(f.Fd()), filepath.Base(name))
+}
+
+// Snapshot implements snapshot.Subvolumes.
+func (l LinuxStore) Snapshot(from, to string, readOnly bool) error {
+	source, err := l.open(from, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(source)
+	f, err := l.parent(to)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return Full(subvolume.Snapshot(source, int(f.Fd()), filepath.Base(to), readOnly))
+}
+
+// RemoveSubvolume implements snapshot.Subvolumes.
+func (l LinuxStore) RemoveSubvolume(name string) error {
+	f, err := l.parent(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := subvolume.Remove(int(f.Fd()), filepath.Base(name)); err != nil {
+		return err
+	}
+	return unix.Syncfs(int(f.Fd())) // its name may come back otherwise
+}
+
+// Rename implements snapshot.Subvolumes.
+func (l LinuxStore) Rename(from, to string) error {
+	old, err := l.parent(from)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	fresh, err := l.parent(to)
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	err = unix.Renameat2(int(old.Fd()), filepath.Base(from), int(fresh.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE)
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, Full(err))
+	}
+	return unix.Syncfs(int(fresh.Fd()))
+}
+
+// Room implements snapshot.Subvolumes.
+func (l LinuxStore) Room() (snapshot.Room, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(l.Root, &st); err != nil {
+		return snapshot.Room{}, fmt.Errorf("how much room %s has: %w", l.Root, err)
+	}
+	return snapshot.Room{Size: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize}, nil
+}

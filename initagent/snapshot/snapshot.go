@@ -1,0 +1,339 @@
+// Package snapshot keeps what the directories that all systems share held before an
+// update was tried, and puts it back when somebody has asked for it. It works on a root
+// partition of btrfs, where these directories are subvolumes.
+//
+// It refuses to go back by itself, to a snapshot that the asking was not about, and under
+// a system that it is not of. What it takes out of its place it keeps until the next
+// release is staged.
+package snapshot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/subvolume"
+	"halogenos.internal/initagent/upper"
+)
+
+// Where the root partition has it. Only root enters the directory around it: programs and
+// files of before may be open to others.
+const (
+	Directory = "snapshots"
+	Before    = Directory + "/before" // the snapshots, read-only
+	next      = Directory + "/next"   // copies of them that can be written to, until they are in place
+	// Left has what was to be removed, and holds subvolumes of others.
+	Left = Directory + "/left"
+
+	recordFile = Directory + "/record.json"
+	asideFile  = Directory + "/aside.json"
+	planFile   = Directory + "/plan.json"
+)
+
+// asides are where that lies which was taken out of its place: going back on a rollback
+// needs both.
+var asides = [2]string{Directory + "/aside-a", Directory + "/aside-b"}
+
+const (
+	format = 1
+	// maxFile bounds each of the files in bytes, maxDirectories what they name: as many as
+	// state.conf may have.
+	maxFile        = 64 << 10
+	maxDirectories = 64
+)
+
+// A Store is the root partition's file system. Once a method has returned, what it did
+// survives a power cut; a cut leaves the whole of it or nothing.
+type Store interface {
+	Read(name string, limit int64) ([]byte, error)
+	Keep(name string, content []byte) error
+	Remove(name string) error
+	MakeDirectory(name string, mode fs.FileMode) error
+	Names(name string) ([]string, error)
+	Discard(name string) error
+	Subvolumes
+}
+
+// Subvolumes is what a btrfs has beside.
+type Subvolumes interface {
+	// Look says what has a name.
+	Look(name string) (subvolume.Kind, error)
+	// Snapshot makes a subvolume with the content of another one.
+	Snapshot(from, to string, readOnly bool) error
+	// RemoveSubvolume removes one; subvolume.ErrNested where others lie in it.
+	RemoveSubvolume(name string) error
+	// Rename gives a directory another name, which nothing has.
+	Rename(from, to string) error
+	// Room is how much there is.
+	Room() (Room, error)
+}
+
+// A System is one of the machine's.
+type System struct {
+	Version contract.Version `json:"version"`
+	Slot    layout.Slot      `json:"slot,omitempty"`
+	Root    string           `json:"root_hash"` // of its image
+}
+
+// A Record says what the snapshot is of.
+type Record struct {
+	Format int       `json:"format"`
+	Taken  time.Time `json:"taken"`  // by a clock that may be off
+	System System    `json:"system"` // that ran until then, and staged the update
+	// For is the release that was staged.
+	For contract.Version `json:"for"`
+	// Directories are those that it has, as the system sees them.
+	Directories []string `json:"directories"`
+	// Plain are those that are no subvolumes, so that it has nothing of them.
+	Plain []string `json:"plain,omitempty"`
+	// Missing says why there is no snapshot; "" where there is one.
+	Missing string `json:"missing,omitempty"`
+}
+
+// An Aside says what was taken out of its place.
+type Aside struct {
+	Format      int              `json:"format"`
+	Time        time.Time        `json:"time"`
+	Version     contract.Version `json:"version,omitempty"` // whose system ran last on it
+	Directories []string         `json:"directories"`
+	Where       string           `json:"where"` // below the root partition
+}
+
+var rootHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func (r *Record) check() error {
+	switch {
+	case r.Format != format:
+		return fmt.Errorf("format %d, want %d", r.Format, format)
+	case !rootHash.MatchString(r.System.Root):
+		return fmt.Errorf("%q is not the root hash of a system", r.System.Root)
+	case (len(r.Directories) == 0) != (r.Missing != ""):
+		return errors.New("it names no directories, and not why, or both")
+	}
+	return checkDirectories(r.Directories)
+}
+
+func (a *Aside) check() error {
+	switch {
+	case a.Format != format:
+		return fmt.Errorf("format %d, want %d", a.Format, format)
+	case !slices.Contains(asides[:], a.Where):
+		return fmt.Errorf("%q is not where anything is set aside", a.Where)
+	}
+	return checkDirectories(a.Directories)
+}
+
+// checkDirectories: root of the running system can write the files, and their names
+// become those of subvolumes.
+func checkDirectories(all []string) error {
+	if len(all) > maxDirectories {
+		return fmt.Errorf("%d directories, more than %d", len(all), maxDirectories)
+	}
+	var names []string
+	for _, d := range all {
+		name := upper.Name(d)
+		if !path.IsAbs(d) || path.Clean(d) != d || name == "" || strings.HasPrefix(name, ".") || strings.ContainsRune(name, 0) || slices.Contains(names, name) {
+			return fmt.Errorf("%q is not a directory of state.conf", d)
+		}
+		names = append(names, name)
+	}
+	return nil
+}
+
+// checked is one of the files.
+type checked interface{ check() error }
+
+// read reads a file; fs.ErrNotExist where there is none.
+func read(s Store, name string, to checked) error {
+	text, err := s.Read(name, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fs.ErrNotExist
+	}
+	if err == nil {
+		err = strictjson.Decode(text, to)
+	}
+	if err == nil {
+		err = to.check()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func encode(v checked) ([]byte, error) {
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = v.check()
+	}
+	return append(text, '\n'), err
+}
+
+func keep(s Store, name string, v checked) error {
+	text, err := encode(v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return s.Keep(name, text)
+}
+
+// ReadRecord returns the record of the last staging; nil where there is none.
+func ReadRecord(s Store) (*Record, error) {
+	r := new(Record)
+	err := read(s, recordFile, r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return r, err
+}
+
+// ReadAside returns what is set aside; nil where nothing is.
+func ReadAside(s Store) (*Aside, error) {
+	a := new(Aside)
+	err := read(s, asideFile, a)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return a, err
+}
+
+// Take replaces the snapshot, and what is set aside, by a snapshot of what is now: all
+// that was kept is of the other slot's old system, which gives way to a release. r is the
+// record, without directories; what it returns says what came of it. An error means that
+// there is no snapshot, and the record could not say so.
+//
+// The record goes first and comes last. Cut before it is there, there is no snapshot, and
+// what is left of one is removed by Tidy. The snapshots are of one moment: nothing writes
+// to these directories while the initramfs is the root.
+func Take(s Store, r Record, entries []stateconf.Entry) (Record, error) {
+	r.Format, r.Taken = format, r.Taken.UTC().Truncate(time.Second)
+	if err := forget(s); err != nil {
+		return r, err
+	}
+	err := take(s, &r, entries)
+	if err != nil {
+		r.Directories, r.Missing = nil, err.Error()
+		err = sweep(s, Before)
+	}
+	return r, errors.Join(err, keep(s, recordFile, &r))
+}
+
+// forget removes all that is kept. That a plan is left means that it is carried out, but
+// for its end: see finish.
+func forget(s Store) error {
+	for _, name := range []string{recordFile, asideFile, planFile} {
+		if err := s.Remove(name); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{Before, next, asides[0], asides[1]} {
+		if err := sweep(s, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func take(s Store, r *Record, entries []stateconf.Entry) error {
+	var all []string
+	for _, e := range entries {
+		if !e.GoesBack() {
+			continue
+		}
+		switch kind, err := s.Look(at(upper.Bind, e.Path)); {
+		case err != nil:
+			return err
+		case kind == subvolume.Subvolume:
+			all = append(all, e.Path)
+		case kind == subvolume.Directory:
+			r.Plain = append(r.Plain, e.Path)
+		}
+	}
+	if len(all) == 0 {
+		return errPlain
+	}
+	room, err := s.Room()
+	if err != nil {
+		return err
+	}
+	if why := room.Refuses(); why != "" {
+		return errors.New(why)
+	}
+	if err := makeDirectory(s, Before); err != nil {
+		return err
+	}
+	for _, d := range all {
+		if err := s.Snapshot(at(upper.Bind, d), at(Before, d), true); err != nil {
+			return err
+		}
+	}
+	r.Directories = all
+	return nil
+}
+
+// errPlain is why a machine that an earlier release has set up has no snapshot.
+var errPlain = errors.New("the directories are no subvolumes: a release that did not make them so has set this machine up")
+
+// at is where a directory of state.conf has its own in another one.
+func at(parent, directory string) string { return path.Join(parent, upper.Name(directory)) }
+
+func makeDirectory(s Store, name string) error {
+	if err := s.MakeDirectory(Directory, 0o700); err != nil {
+		return err
+	}
+	return s.MakeDirectory(name, 0o700)
+}
+
+// sweep removes what lies in a directory. A subvolume that holds others is moved: whose
+// they are, and whether they are wanted, nobody here knows.
+func sweep(s Store, directory string) error {
+	names, err := s.Names(directory)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		name := path.Join(directory, n)
+		kind, err := s.Look(name)
+		switch {
+		case err != nil:
+			return err
+		case kind == subvolume.Directory:
+			err = s.Discard(name)
+		case kind == subvolume.Subvolume:
+			if err = s.RemoveSubvolume(name); errors.Is(err, subvolume.ErrNested) {
+				err = moveAway(s, name)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveAway gives a subvolume a name in Left that nothing has.
+func moveAway(s Store, name string) error {
+	if err := makeDirectory(s, Left); err != nil {
+		return err
+	}
+	taken, err := s.Names(Left)
+	if err != nil {
+		return err
+	}
+	to := path.Base(name)
+	for i := 2; slices.Contains(taken, to); i++ {
+		to = fmt.Sprintf("%s-%d", path.Base(name), i)
+	}
+	return s.Rename(name, path.Join(Left, to))
+}
