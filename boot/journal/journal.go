@@ -55,6 +55,7 @@ const (
 	Healed    Kind = "healed"    // the ESP, the partition table, or a file of initagent's was made whole
 	Repaired  Kind = "repaired"  // blocks of a slot were
 	Recovery  Kind = "recovery"  // the recovery console opened
+	State     Kind = "state"     // directories went back to what they held before an update, or a snapshot of them is gone
 )
 
 // An Entry is one line. What does not apply is left out.

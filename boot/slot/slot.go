@@ -148,6 +148,11 @@ type Facts struct {
 	Unsettled bool
 	Settled   Outcome
 
+	// StateAsked: directories are to go back to what they held before an update, or a boot
+	// was cut while it exchanged them.
+	StateAsked bool
+	Restored   Outcome
+
 	// SecretAsked: the running system has asked for a new machine secret.
 	SecretAsked bool
 	NewSecret   Outcome
@@ -211,6 +216,7 @@ const (
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
 	Reset                     // wipe the root partition, if somebody types the machine's name
+	RestoreState              // put directories back as they were before an update
 	Remember                  // note that a version failed its trial
 	Retry                     // give a trial that was only interrupted its tries again
 	Mend                      // make the ESP whole from the root partition's copies, or those from it
@@ -229,7 +235,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -478,6 +484,11 @@ func pending(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
 	case f.Carried == Failed:
 		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
+	case f.Restored == Failed:
+		return Step{Recovery, "the directories that were to be as before the update are not in their places: " + f.Cause}, true
+	case s.Root == RootOpen && f.StateAsked && f.Restored == NotTried:
+		// Before a release is staged: that replaces the snapshot.
+		return Step{RestoreState, "directories are to be as they were before an update"}, true
 	case s.Root == RootOpen && !s.Trial:
 		if step, ok := newSecret(f); ok {
 			return step, true
@@ -539,7 +550,8 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
 	case f.Manager && f.Managed == NotTried:
 		return Step{UpdateManager, "the release that runs has proven itself, and brought a boot manager"}, true
-	case f.Stage && f.Staged == NotTried:
+	case f.Stage && f.Staged == NotTried && f.Restored == NotTried:
+		// Whoever went back gets a start to look at it, with what was set aside at hand.
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:
 		return Step{Reboot, "the trial of the other slot begins"}, true

@@ -52,6 +52,7 @@ var (
 		"planted-gone":  func(s *State, f *Facts) { f.PlantedGone = true },
 		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
 		"first-start":   func(s *State, f *Facts) { f.FirstStart = true },
+		"state-asked":   func(_ *State, f *Facts) { f.StateAsked = true },
 		"unsettled":     func(s *State, f *Facts) { f.Unsettled = true },
 		"reset-asked":   func(s *State, f *Facts) { f.ResetAsked = true },
 		"reset-begun":   func(s *State, f *Facts) { f.ResetBegun = true },
@@ -156,7 +157,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -249,7 +250,7 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Reset == Done, tr.facts.Reset == Failed && f.ResetBegun, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, f.Epoch < s.Floor, f.Problem != "",
+		case tr.facts.Reset == Done, tr.facts.Reset == Failed && f.ResetBegun, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, tr.state.Root == RootOpen && f.StateAsked && tr.facts.Restored != Done, f.Epoch < s.Floor, f.Problem != "",
 			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
@@ -278,7 +279,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					f.SecretAsked = bit(6) != bit(7)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					f.ResetAsked = bit(6) != bit(3)
-					f.ResetBegun = bit(7)
+					f.ResetBegun, f.StateAsked = bit(7), bit(7) != bit(3)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

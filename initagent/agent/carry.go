@@ -47,6 +47,7 @@ func (a *Agent) observeState() error {
 	if a.State.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
 		return nil
 	}
+	a.observeSnapshots()
 	found, err := a.foundState()
 	if err != nil {
 		a.facts.FirstStart, a.facts.Cause = true, err.Error() // carry-state says the same

@@ -34,6 +34,7 @@ func (a *Agent) mountState() error {
 		a.InMemory = true
 		a.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
+	a.tidySnapshots()
 	entries, err := a.stateEntries()
 	if err != nil {
 		return err
@@ -84,7 +85,7 @@ func (a *Agent) mountEntry(e stateconf.Entry) error {
 // diskFails adds what the kernel knows to an error of the file system of the open root
 // partition that comes from its disk. No key helps then, so that none is asked for.
 func (a *Agent) diskFails(step slot.Kind, err error) error {
-	mounts := step == slot.MountState || a.Attached && (step == slot.Unlock || step == slot.AskKey)
+	mounts := step == slot.MountState || step == slot.RestoreState || a.Attached && (step == slot.Unlock || step == slot.AskKey)
 	if !mounts || !errors.Is(err, syscall.EIO) || a.elsewhere(err) {
 		return err
 	}

@@ -29,6 +29,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/snapshot/snapshottest"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -396,7 +397,7 @@ func (s store) MakeDirectory(name string, _ fs.FileMode) error {
 	return nil
 }
 
-func (s store) Seed(_, name string, _ bool) error {
+func (s store) Seed(_, name string, subvolume bool) error {
 	if s.m.badFiles != "" && strings.Contains(name, s.m.badFiles) {
 		return syscall.EIO
 	}
@@ -405,6 +406,9 @@ func (s store) Seed(_, name string, _ bool) error {
 	}
 	s.m.op("root seed " + name)
 	s.files()[name] = []byte{}
+	if subvolume && s.m.agent.Contract.RootFileSystem == "btrfs" {
+		s.files()[name] = []byte(snapshottest.Writable)
+	}
 	s.m.durable++
 	return nil
 }

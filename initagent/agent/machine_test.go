@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -169,9 +170,10 @@ type machine struct {
 	messages       string // the kernel's log
 	plugging       func() // is called when drivers are loaded
 	hotplug        chan struct{}
-	fullFile       string // it cannot be written: the file system is full
-	fullRoot       bool   // no file can
-	fullFor        string // the firmware has no room for this variable
+	fullFile       string        // it cannot be written: the file system is full
+	fullRoot       bool          // no file can
+	room           snapshot.Room // of the root partition, where it is not ample
+	fullFor        string        // the firmware has no room for this variable
 	refuseRecord   bool
 	byHand         contract.Version // chosen in the boot manager's menu
 	stubSays       string           // StubImageIdentifier, where somebody has written it before

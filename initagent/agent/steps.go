@@ -50,6 +50,7 @@ var steps = map[slot.Kind]stepRow{
 	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
 	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
+	slot.RestoreState:  {do: plain((*Agent).restoreState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
 	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
@@ -118,7 +119,7 @@ func (a *Agent) updatePolicy() error {
 }
 
 // stage makes a release that the fetcher has left the next one to be tried.
-func (a *Agent) stage() error { return staging.Stage(&a.Host, a.leaveOwnState) }
+func (a *Agent) stage() error { return staging.Stage(&a.Host, staging.State{Leave: a.leaveOwnState, Snapshot: a.takeSnapshot}) }
 
 // revoke has the firmware refuse the boot managers that were replaced.
 func revoke(h *host.Host) error { return bootmanager.Revoke(h, upkeep.Keeper(h)) }

@@ -138,7 +138,7 @@ func root(s slot.State, f slot.Facts) []string {
 }
 
 func mounts(_ slot.State, f slot.Facts) []string {
-	if f.Mount != slot.Failed && f.Carried != slot.Failed {
+	if f.Mount != slot.Failed && f.Carried != slot.Failed && f.Restored != slot.Failed {
 		return nil
 	}
 	if unreadable(f) {

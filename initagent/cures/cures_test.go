@@ -42,6 +42,7 @@ func TestFor(t *testing.T) {
 		{"header lost", func(s *slot.State, _ *slot.Facts) { s.Root = slot.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
 		{"mount", func(s *slot.State, f *slot.Facts) { s.Root, f.Mount = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
 		{"carry", func(s *slot.State, f *slot.Facts) { s.Root, f.Carried = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"restore", func(s *slot.State, f *slot.Facts) { s.Root, f.Restored = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
 		{"mount, and the disk fails", func(s *slot.State, f *slot.Facts) {
 			s.Root, f.Mount, f.Cause = slot.RootOpen, slot.Failed, "state directory /etc: input/output error: "+slot.CannotRead
 		}, "The disk fails to read", []string{"`unlock`", "/run/state", "replace the disk"}, "`rollback`"},

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/upper"
 	"halogenos.internal/initagent/watchdog"
@@ -254,6 +255,7 @@ type Store interface {
 	// Carry makes what a system has of its own at its first start (upper.Store.Carry).
 	// A cut leaves it whole or without its name.
 	Carry(ctx context.Context, c upper.Carry) (*upper.Report, error)
+	snapshot.Subvolumes
 }
 
 // ErrUnfit is wrapped by Store's refusals to read what is there.

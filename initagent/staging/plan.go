@@ -25,6 +25,7 @@ type plan struct {
 	admission admission
 	table     *gpt.Table // in which its slot has its name; nil where none has to be written
 	gone      []bls.Name // the systems whose content is gone
+	snapshot  string     // what came of that of the state, once it is taken
 }
 
 // An admission is what lets a release unlock the root partition. Where all is nil there
@@ -69,14 +70,17 @@ func (s *stager) plan(c *candidate) (*plan, error) {
 // and the note says what is true.
 //
 // The fallback's branch leaves the record here, and not before: its slot was given
-// up when the fetcher emptied it, and what is left of its UKI goes first.
+// up when the fetcher emptied it, and what is left of its UKI goes first. So is what was
+// kept of its state. The snapshot of what all systems share is taken then: whatever fails
+// after it is done again by the next boot, which takes another one.
 func (s *stager) activate(p *plan) error {
 	if err := s.makeRoom(p); err != nil {
 		return err
 	}
-	if err := s.leaveState(p.contract.Root()); err != nil {
+	if err := s.state.Leave(p.contract.Root()); err != nil {
 		return err
 	}
+	p.snapshot = s.state.Snapshot(p.contract.Version)
 	if err := s.tell(p); err != nil {
 		return fmt.Errorf("let version %s unlock the root partition: %w", p.contract.Version, err)
 	}

@@ -49,10 +49,20 @@ type stagedNote struct {
 	Slot    layout.Slot      `json:"slot"`
 }
 
+// State is what becomes of what systems have written when another one is staged.
+type State struct {
+	// Leave removes the state of every system but the running one; next is the one that
+	// is staged, which must find none.
+	Leave func(next verity.Root) error
+	// Snapshot takes one of what all systems share, before a version is tried, and returns
+	// what the boot journal is to say of it.
+	Snapshot func(v contract.Version) string
+}
+
 // A stager stages one release.
 type stager struct {
 	*host.Host
-	leaveState func(next verity.Root) error
+	state State
 }
 
 // Waits reports whether the fetcher has left a release to be staged. Whether it may be
@@ -106,11 +116,8 @@ func (s *stager) readNote() (*stagedNote, error) {
 // slot, which the running trial will read through dm-verity.
 //
 // What is refused is forgotten; what could not be done is tried at the next boot.
-//
-// leaveState removes the state of every system but the running one; next is the one that
-// is staged, which must find none.
-func Stage(h *host.Host, leaveState func(next verity.Root) error) error {
-	s := stager{h, leaveState}
+func Stage(h *host.Host, state State) error {
+	s := stager{h, state}
 	note, err := s.readNote()
 	if err == nil {
 		err = s.attempt(note)
@@ -169,7 +176,7 @@ func (s *stager) stageNoted(note *stagedNote) error {
 	if err := s.activate(p); err != nil {
 		return err
 	}
-	s.Journal.Note(journal.Entry{Kind: journal.Staged, Version: note.Version, Slot: note.Slot})
+	s.Journal.Note(journal.Entry{Kind: journal.Staged, Version: note.Version, Slot: note.Slot, Reason: p.snapshot})
 	s.Log.Say("%s %s is in slot %s and gets %d tries", c.contract.ImageID, note.Version, note.Slot, Tries)
 	if err := s.Store.Remove(NoteFile); err != nil {
 		s.Log.Say("what the fetcher left was not removed: %v", err) // it is staged all the same
