@@ -78,6 +78,9 @@ type call struct {
 	now     *bool
 	auto    *bool
 	failed  *bool
+	state   *bool
+	yes     *bool
+	in      io.Reader
 	screen  *screen
 	out     io.Writer // for people
 }
@@ -113,7 +116,7 @@ func Run(args []string, s Streams, open func() *machine.Machine) int {
 func (c command) call(ctx context.Context, args []string, s Streams, open func() *machine.Machine) int {
 	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	on := &call{FlagSet: f, out: s.Out, json: f.Bool("json", false, "")}
+	on := &call{FlagSet: f, out: s.Out, in: s.In, json: f.Bool("json", false, "")}
 	switch args[0] {
 	case "check":
 		on.from = f.String("from", "", "")
@@ -121,6 +124,8 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
 	case "bless":
 		on.failed = f.Bool("failed", false, "")
+	case "rollback":
+		on.state, on.yes = f.Bool("state", false, ""), f.Bool("yes", false, "")
 	}
 	err := f.Parse(args[1:])
 	if errors.Is(err, flag.ErrHelp) {
@@ -373,34 +378,6 @@ func healthOf(ctx context.Context, c *call) (any, error) {
 		fmt.Fprintf(c.out, "failed at this start: %s\n", plain(health.Names(h.Failed)))
 	}
 	return h, err
-}
-
-const rollbackUsage = `usage: ota rollback [--json] [REASON...]
-
-Gives up what was installed last: a release that was fetched and not tried yet,
-a trial that has not begun, or the system that runs, if the one in the other slot
-can start. It is not fetched again, unless ota retry says so. Nothing is restarted.
-
-The other system comes back with its own /etc, and so with the users and passwords
-of then. No later release gets what was changed in /etc since; ota(8) says more.
-`
-
-func rollback(_ context.Context, c *call) (any, error) {
-	r, err := c.machine.GiveUp(strings.Join(c.Args(), " "))
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(c.out, "version %s is given up\n", r.Given)
-	if r.Restart {
-		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there: users and passwords are those of then; whoever was added since has no account, and their files in /home stay\n", r.Next)
-		until := "at that start"
-		if !r.Trial {
-			until = "when a release is installed in its place"
-		}
-		fmt.Fprintf(c.out, "what was changed in /etc under version %s is removed %s: copy what you need of it before\n", r.Given, until)
-	}
-	c.screen.warn(r.Warning)
-	return r, nil
 }
 
 const retryUsage = `usage: ota retry [--json] VERSION [REASON...]

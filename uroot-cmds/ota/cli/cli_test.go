@@ -90,6 +90,8 @@ func TestUse(t *testing.T) {
 		{"bless --failed no network", 0, "noted that version 7 is not healthy: no network", ""},
 		{"bless --failed", 0, "the health check has failed", ""},
 		{"rollback", 1, "", "slot b is empty"},
+		{"rollback --state", 1, "", "the root partition is ext4, which has no snapshots"},
+		{"rollback --state --json", 2, "", "give --yes"},
 		{"fetch", 1, "", "worker ended: exit status 1"},
 		{"check --from /nowhere", 1, "", "no such file"},
 	} {

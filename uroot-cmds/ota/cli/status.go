@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"halogenos.internal/initagent/changes"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 )
@@ -53,6 +54,7 @@ func show(w io.Writer, s *machine.Status) {
 	if text := (changes.Waiting{Conflicts: s.Conflicts, LeftOut: s.LeftOut}).Summary(); text != "" {
 		fmt.Fprintln(w, text)
 	}
+	showSnapshot(w, s)
 	if s.Staged != nil {
 		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)
 	}
@@ -79,6 +81,19 @@ func show(w io.Writer, s *machine.Status) {
 	}
 	for _, e := range s.Journal {
 		fmt.Fprintf(w, "  %s\n", plain(e.String()))
+	}
+}
+
+// showSnapshot says what `ota rollback --state` would go back to.
+func showSnapshot(w io.Writer, s *machine.Status) {
+	switch {
+	case s.Aside != nil:
+		fmt.Fprintf(w, "%s went back at %s; what was there before is in /run/state/%s until the next update (ota rollback --state takes it back)\n",
+			plain(snapshot.Names(s.Aside.Directories)), at(s.Aside.Time), s.Aside.Where)
+	case s.Snapshot != nil && s.Snapshot.Missing == "":
+		fmt.Fprintf(w, "%s can go back to %s, before version %s was tried (ota rollback --state)\n", plain(snapshot.Names(s.Snapshot.Directories)), at(s.Snapshot.Taken), s.Snapshot.For)
+	case s.Snapshot != nil:
+		fmt.Fprintf(w, "no directory can go back to before version %s was tried: %s\n", s.Snapshot.For, plain(s.Snapshot.Missing))
 	}
 }
 

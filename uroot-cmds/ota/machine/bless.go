@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/systems"
 	"halogenos.internal/initagent/upper"
 )
@@ -206,46 +207,75 @@ func (m *Machine) GiveUp(reason string) (*Rollback, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, slot, trial, err := m.giveUp(r, inv)
+	g, err := m.planGivingUp(r, inv)
 	if err != nil {
 		return nil, err
 	}
+	return m.giveUp(r, g, reason)
+}
+
+// A giving is what is given up, before it is.
+type giving struct {
+	Rollback
+	slot layout.Slot
+	next snapshot.System
+	// staged: it waits to be staged, and its slot is what its fetch has made of it.
+	staged bool
+	// names are those of UKIs whose tries go.
+	names []bls.Name
+}
+
+func (m *Machine) giveUp(r *Running, g *giving, reason string) (*Rollback, error) {
+	out := g.Rollback
+	if g.Restart && !g.Trial {
+		// It may run since its bless without a restart, and the note of that may be missing:
+		// without it the other system removes what was changed under this one.
+		if err := m.noteBlessed(r); err != nil {
+			return nil, fmt.Errorf("version %s is not given up, since it cannot be noted that what was changed in /etc under it is to be kept: %w", g.Given, err)
+		}
+	}
+	if g.staged {
+		// Cut after staged.json, what is left of it is the next fetch's to remove.
+		if err := hw.RemoveFile(m.state(r, stagedFile)); err != nil {
+			return nil, err
+		}
+		if err := m.forget(r, g.Given); err != nil {
+			out.Warning = fmt.Sprintf("what was fetched of it could not be removed: %v", err)
+		}
+	} else if err := m.condemn(g.names...); err != nil {
+		return nil, err
+	}
 	// Cut here it is given up, and the boot finds its own words for it.
-	e := journal.Entry{Kind: journal.Rollback, Version: out.Given, Slot: slot, Trial: trial, Reason: reason}
+	e := journal.Entry{Kind: journal.Rollback, Version: g.Given, Slot: g.slot, Trial: g.onTrial(), Reason: reason}
 	if err := m.note(r, e); err != nil {
 		out.Warning = fmt.Sprintf("the journal does not tell of it: %v", err)
 	}
-	return out, nil
+	return &out, nil
 }
 
-func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layout.Slot, bool, error) {
+// onTrial reports whether what is given up was never blessed, and is in its slot.
+func (g *giving) onTrial() bool { return g.Trial || !g.staged && !g.Restart }
+
+// planGivingUp says what would be given up. It writes nothing.
+func (m *Machine) planGivingUp(r *Running, inv *inventory.Inventory) (*giving, error) {
 	staged, err := m.staged(r)
 	if err != nil {
-		return nil, 0, false, err
+		return nil, err
 	}
-	running := r.Contract.Version
+	runs := r.asSystem()
 	if staged != nil {
-		// Cut after staged.json, what is left of it is the next fetch's to remove.
-		out := &Rollback{Given: staged.Version, Next: running}
-		if err := hw.RemoveFile(m.state(r, stagedFile)); err != nil {
-			return nil, 0, false, err
-		}
-		if err := m.forget(r, staged.Version); err != nil {
-			out.Warning = fmt.Sprintf("what was fetched of it could not be removed: %v", err)
-		}
-		return out, staged.Slot, false, nil
+		return &giving{Rollback: Rollback{Given: staged.Version, Next: runs.Version}, slot: staged.Slot, next: runs, staged: true}, nil
 	}
 	trial, err := m.onTrial(r, inv)
 	if err != nil {
-		return nil, 0, false, err
+		return nil, err
 	}
 	other, name, err := other(r, inv)
 	if err != nil {
-		return nil, 0, false, err
+		return nil, err
 	}
 	if !trial && name.Trial() {
-		out := &Rollback{Given: other.Contract.Version, Next: running}
-		return out, other.Slot, true, m.condemn(name)
+		return &giving{Rollback: Rollback{Given: other.Contract.Version, Next: runs.Version}, slot: other.Slot, next: runs, names: []bls.Name{name}}, nil
 	}
 	switch {
 	case other.Problem != "":
@@ -256,17 +286,18 @@ func (m *Machine) giveUp(r *Running, inv *inventory.Inventory) (*Rollback, layou
 		err = fmt.Errorf("the other system, version %s, was replaced for good (its epoch is %d, this machine's floor is %d), so that its keys stay locked: `ota fetch` writes a newer one in its place", other.Version, other.Epoch, r.Contract.Epoch)
 	}
 	if err != nil {
-		return nil, 0, false, err
+		return nil, err
 	}
-	if !trial {
-		// It may run since its bless without a restart, and the note of that may be missing:
-		// without it the other system removes what was changed under this one.
-		if err := m.noteBlessed(r); err != nil {
-			return nil, 0, false, fmt.Errorf("version %s is not given up, since it cannot be noted that what was changed in /etc under it is to be kept: %w", running, err)
-		}
-	}
-	out := &Rollback{Given: running, Next: other.Contract.Version, Restart: true, Trial: trial}
-	return out, r.Slot, trial, m.condemn(r.runningFiles(names(inv))...)
+	next := snapshot.System{Version: other.Contract.Version, Slot: other.Slot, Root: other.Contract.Root().String()}
+	return &giving{
+		Rollback: Rollback{Given: runs.Version, Next: next.Version, Restart: true, Trial: trial},
+		slot:     r.Slot, next: next, names: r.runningFiles(names(inv)),
+	}, nil
+}
+
+// asSystem names the running system.
+func (r *Running) asSystem() snapshot.System {
+	return snapshot.System{Version: r.Contract.Version, Slot: r.Slot, Root: r.Contract.Root().String()}
 }
 
 // forget removes what was fetched of a version.

@@ -33,6 +33,7 @@ import (
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/settings"
@@ -58,6 +59,8 @@ type Machine struct {
 	Services func() (health.Manager, string)
 	// Waiting is what an update has left for somebody to decide.
 	Waiting func() (changes.Waiting, error)
+	// Snapshots is the root partition's file system.
+	Snapshots snapshot.Store
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
 }

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/uroot-cmds/ota/settings"
 )
 
@@ -61,6 +62,10 @@ type Status struct {
 	// LeftOut is what an update could not carry over, or found not to be as it should.
 	LeftOut  []string `json:"left_out,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+	// Snapshot is of what directories held before the last update was tried, Aside what
+	// going back to it has taken out of its place; nil where there is none (btrfs).
+	Snapshot *snapshot.Record `json:"snapshot,omitempty"`
+	Aside    *snapshot.Aside  `json:"set_aside,omitempty"`
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
@@ -124,7 +129,14 @@ func (m *Machine) stateStatus(r *Running, s *Status) error {
 		return err
 	}
 	s.Fetching = m.partly(r, s)
-	return nil
+	if r.Contract.RootFileSystem != "btrfs" {
+		return nil
+	}
+	if s.Snapshot, err = snapshot.ReadRecord(m.Snapshots); err != nil {
+		return err
+	}
+	s.Aside, err = snapshot.ReadAside(m.Snapshots)
+	return err
 }
 
 // partly finds the release that an interrupted fetch has left.
