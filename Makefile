@@ -208,6 +208,14 @@ $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
 $(OUT)/rootfs/debian-%.tar: $(OUT)/rootfs/debian.tar $(shell find qemu-tests/update)
 	@$(AS_ROOT) qemu-tests/update/change-rootfs qemu-tests/update/$* $(abspath $<) $(abspath $@)
 
+# The same with what makes a btrfs, and changed in the same way.
+$(OUT)/rootfs/debian-btrfs.tar: $(RECIPE) | $(OUT)/tools.stamp
+	@mkdir -p $(@D)
+	@echo "making a Debian root file system with btrfs (a minute)"
+	@DEV=1 EXTRA=btrfs-progs builder/recipes/debian/make-rootfs $@
+$(OUT)/rootfs/debian-btrfs-small.tar: $(OUT)/rootfs/debian-btrfs.tar $(shell find qemu-tests/update)
+	@$(AS_ROOT) qemu-tests/update/change-rootfs qemu-tests/update/small $(abspath $<) $(abspath $@)
+
 # Systems without systemd: each of another layout and another init.
 INITS := sysvinit openrc busybox
 $(INITS:%=$(OUT)/rootfs/%.tar): $(shell find qemu-tests/inits builder/osfiles/files/examples -type f) | $(OUT)/tools.stamp
@@ -258,6 +266,16 @@ UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 
 LAYOUTS := $(patsubst %,$(OUT)/images/%/disk.img,openrc-1 openrc-4 sysvinit-2 busybox-3)
 $(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
+	$(MINE)
+
+# The same with another file system on the root partition.
+BTRFS := $(OUT)/images/btrfs-1/disk.img $(OUT)/images/btrfs-2/disk.img
+$(KEY)/btrfs.conf: $(KEY)/uki.conf
+	@sed 's/^RootFileSystem=.*/RootFileSystem=btrfs/; s/^\(\tdm_crypt .*\) ext4$$/\1 btrfs/' $< >$@
+$(OUT)/images/btrfs-1/disk.img: $(OUT)/rootfs/debian-btrfs.tar
+$(OUT)/images/btrfs-2/disk.img: $(OUT)/rootfs/debian-btrfs-small.tar
+$(BTRFS): $(KEY)/btrfs.conf $(TOOLS)
+	@$(AS_ROOT) bin/halogen build --config $(KEY)/btrfs.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
 # What the build container is made of: any image with Debian 13, or an archive of
@@ -395,18 +413,18 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestScreens)$$
+MORE := ^(TestLayouts|TestBtrfs|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestScreens)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS)
+	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS) $(BTRFS)
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS))
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS))
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
