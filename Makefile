@@ -271,7 +271,7 @@ $(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
 # The same with another file system on the root partition.
 BTRFS := $(OUT)/images/btrfs-1/disk.img $(OUT)/images/btrfs-2/disk.img
 $(KEY)/btrfs.conf: $(KEY)/uki.conf
-	@sed 's/^RootFileSystem=.*/RootFileSystem=btrfs/; s/^\(\tdm_crypt .*\) ext4$$/\1 btrfs/' $< >$@
+	@sed 's/^RootPartitionFormat=.*/RootPartitionFormat=btrfs/; s/^\(\tdm_crypt .*\) ext4$$/\1 btrfs/' $< >$@
 $(OUT)/images/btrfs-1/disk.img: $(OUT)/rootfs/debian-btrfs.tar
 $(OUT)/images/btrfs-2/disk.img: $(OUT)/rootfs/debian-btrfs-small.tar
 $(BTRFS): $(KEY)/btrfs.conf $(TOOLS)

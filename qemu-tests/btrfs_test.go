@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// TestBtrfs takes a machine with RootFileSystem=btrfs to version 2, which writes to what
+// TestBtrfs takes a machine with RootPartitionFormat=btrfs to version 2, which writes to what
 // both versions share, and back: with --state, /var and /root are as they were before the
 // update, and /home is as it is. It is undone once.
 // FAULTS 105

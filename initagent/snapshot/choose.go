@@ -29,7 +29,7 @@ type Choice struct {
 func Choose(c Case) (*Choice, error) {
 	switch {
 	case c.FileSystem != "btrfs":
-		return nil, fmt.Errorf("the root partition is %s, which has no snapshots: `ota rollback` goes back to the other system, with its own /etc; other directories come from a backup. Only a machine that is set up by an image with RootFileSystem=btrfs takes any", c.FileSystem)
+		return nil, fmt.Errorf("the root partition is %s, which has no snapshots: `ota rollback` goes back to the other system, with its own /etc; other directories come from a backup. Only a machine that is set up by an image with RootPartitionFormat=btrfs takes any", c.FileSystem)
 	case c.Aside != nil && c.Next.Root == c.Runs.Root:
 		return &Choice{Note: Note{System: c.Next.Root, Of: c.Aside.Time, Undo: true, From: c.Runs.Version}, Directories: c.Aside.Directories, From: c.Aside.Where}, nil
 	case c.Aside != nil:
