@@ -109,12 +109,12 @@ func (h *header) checkPlaces(sectors, array uint64) error {
 func parseEntries(array []byte, size uint32) ([]Partition, error) {
 	var found []Partition
 	for i := 0; len(array) >= int(size); i, array = i+1, array[size:] {
+		if GUID(array[:len(GUID{})]).IsZero() { // unused, as most are: nothing is decoded
+			continue
+		}
 		var e entry
 		if _, err := binary.Decode(array, binary.LittleEndian, &e); err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i+1, err)
-		}
-		if e.Type.IsZero() {
-			continue
 		}
 		name := e.Name[:]
 		if end := slices.Index(name, 0); end >= 0 {
