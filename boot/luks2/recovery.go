@@ -11,58 +11,83 @@ import (
 // systemd-cryptenroll names it.
 const RecoveryTokenType = "systemd-recovery"
 
+// RecoveryLetters is how many letters a recovery key has.
+const RecoveryLetters = recoveryBytes * 2
+
 const (
 	recoveryBytes = 32
 	recoveryGroup = 8 // characters between two dashes
 	recoveryText  = recoveryBytes*2 + recoveryBytes*2/recoveryGroup - 1
 
+	recoveryGroups = RecoveryLetters / recoveryGroup
+
 	// modhex is hexadecimal in letters that lie alike on most keyboards.
 	modhex = "cbdefghijklnrtuv"
 )
 
-// RecoveryKey is a random passphrase of 256 bits for people to write down. It
-// prints as a placeholder: only Passphrase shows it. Whoever holds it wipes it.
+// RecoveryKey is a random passphrase for people to write down: 256 bits in keys of
+// earlier releases, 224 and a check for each group since. It prints as a placeholder:
+// only Passphrase shows it. Whoever holds it wipes it.
 type RecoveryKey struct {
 	key [recoveryBytes]byte
 }
 
-// NewRecoveryKey makes a recovery key.
+// NewRecoveryKey makes a recovery key with checks.
 func NewRecoveryKey(rand io.Reader) (RecoveryKey, error) {
 	var k RecoveryKey
 	if _, err := io.ReadFull(rand, k.key[:]); err != nil {
 		return RecoveryKey{}, fmt.Errorf("luks2: new recovery key: %w", err)
 	}
+	for group := range recoveryGroups {
+		last := &k.key[(group+1)*recoveryGroup/2-1]
+		*last = *last&0xf0 | k.check(group)
+	}
 	return k, nil
 }
 
-// ParseRecoveryKey reads what somebody typed: modhex digits of either case.
-// Dashes and white space count for nothing, wherever they are. The error does
-// not repeat the text.
-func ParseRecoveryKey(text []byte) (RecoveryKey, error) {
-	var k RecoveryKey
-	n := 0
-	for i, c := range text {
-		if bytes.IndexByte([]byte("- \t\r\n"), c) >= 0 {
-			continue
+// Checked reports whether the key has checks that hold. One without has them by chance
+// once in 2^32.
+func (k *RecoveryKey) Checked() bool {
+	for group := range recoveryGroups {
+		if k.key[(group+1)*recoveryGroup/2-1]&0x0f != k.check(group) {
+			return false
 		}
-		if c >= 'A' && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		digit := bytes.IndexByte([]byte(modhex), c)
-		if digit < 0 {
-			k.Wipe()
-			return RecoveryKey{}, fmt.Errorf("character %d is none that a recovery key has (%s)", i+1, modhex)
-		}
-		if n < 2*recoveryBytes {
-			k.key[n/2] = k.key[n/2]<<4 | byte(digit)
-		}
-		n++
 	}
-	if n != 2*recoveryBytes {
-		k.Wipe()
-		return RecoveryKey{}, fmt.Errorf("the recovery key has %d letters, and %d were typed", 2*recoveryBytes, n)
+	return true
+}
+
+// check is what the last letter of a group has to be.
+func (k *RecoveryKey) check(group int) byte {
+	var digits [recoveryGroup]byte
+	defer Wipe(digits[:])
+	for i := range digits {
+		n := group*recoveryGroup + i
+		digits[i] = k.key[n/2] >> (4 * (1 - n%2)) & 0x0f
 	}
-	return k, nil
+	return check(group, digits[:recoveryGroup-1])
+}
+
+// check returns the last letter of a group by those before it: a sum over GF(16) in which
+// each place has a weight of its own, and the last the weight 1. One letter that is wrong
+// or two that changed places always make it wrong, and so does a group in the place of
+// another; anything else does so fifteen times of sixteen.
+func check(group int, digits []byte) byte {
+	sum, weight := byte(group), byte(1)
+	for _, d := range digits {
+		weight = times(weight, 2)
+		sum ^= times(weight, d)
+	}
+	return sum
+}
+
+// times multiplies in GF(16) with the polynomial x^4+x+1.
+func times(a, b byte) (product byte) {
+	for range 4 {
+		product ^= a * (b & 1)
+		b >>= 1
+		a = a<<1 ^ a>>3*0x13
+	}
+	return product
 }
 
 // Passphrase returns the key in the one form that opens the keyslot: eight

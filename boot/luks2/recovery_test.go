@@ -15,12 +15,19 @@ func TestRecoveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const made = "cbdefghv-jklnrtuf-cbdefght-jklnrtuh-cbdefghn-jklnrtuc-cbdefghk-jklnrtud"
+	if got := string(k.Passphrase()); got != made || !k.Checked() {
+		t.Fatalf("%s, want %s", got, made)
+	}
+	// Earlier releases made keys without checks, and those still open.
 	want := strings.TrimSuffix(strings.Repeat("cbdefghi-jklnrtuv-", 4), "-")
-	if got := string(k.Passphrase()); got != want {
-		t.Fatalf("%s, want %s", got, want)
+	if k, err = ParseRecoveryKey([]byte(want)); err != nil || string(k.Passphrase()) != want || k.Checked() {
+		t.Fatalf("%s, %v, want %s", k.Passphrase(), err, want)
 	}
 	for _, text := range []string{
 		want, strings.ToUpper(want), strings.ReplaceAll(want, "-", ""), strings.ReplaceAll(want, "-", " "), " " + want + "\r\n",
+		strings.ReplaceAll(want, "-", "\u2010"), strings.ReplaceAll(want, "-", "\u2013"), strings.ReplaceAll(want, "-", "\u2212"),
+		strings.ReplaceAll(want, "-", "/"), strings.ReplaceAll(want, "-", "6"), strings.ReplaceAll(want, "-", "\u00a0"),
 	} {
 		got, err := ParseRecoveryKey([]byte(text))
 		if err != nil || got != k {
@@ -68,6 +75,7 @@ func TestRecoveryKey(t *testing.T) {
 func FuzzParseRecoveryKey(f *testing.F) {
 	f.Add([]byte("cbdefghi-jklnrtuv-cbdefghi-jklnrtuv-cbdefghi-jklnrtuv-cbdefghi-jklnrtuv"))
 	f.Add([]byte(strings.Repeat("V", 64)))
+	f.Add([]byte(strings.Repeat("כ", 64)))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		k, err := ParseRecoveryKey(text)
 		if err != nil {

@@ -16,13 +16,14 @@ import (
 // Label is the volume's LUKS2 label.
 const Label = "halogen-root"
 
-// Types of our tokens in the header, and the field that the recovery key's token has
+// Types of our tokens in the header, and the fields that the recovery key's token has
 // besides what systemd knows.
 const (
 	TPMToken        = "halogen-tpm2"
 	UnfinishedToken = "halogen-unfinished"
 	ReplacedToken   = "halogen-replaced" // of a keyslot that is being removed
 	EscrowField     = "halogen-escrow"
+	ChecksField     = "halogen-checks" // true: each group of the key has a check
 )
 
 // Check reports why a partition of size bytes is not a finished root partition that

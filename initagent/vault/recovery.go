@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
@@ -29,25 +30,47 @@ func (l *Lock) ReadRecovery(r io.ReaderAt) error {
 	return nil
 }
 
-// OpenRecovery opens the volume with a recovery key that somebody typed, and
-// returns the machine secret with it. The caller wipes both.
+// OpenRecovery opens the volume with a recovery key that somebody typed, on whatever
+// keyboard, and returns the machine secret with it. The caller wipes both.
 func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte, *policy.Secret, error) {
-	key, err := luks2.ParseRecoveryKey(typed)
+	key, volumeKey, secret, err := l.OpenRecoveryKey(r, typed, memory)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer key.Wipe()
+	key.Wipe()
+	return volumeKey, secret, nil
+}
+
+// OpenRecoveryKey is OpenRecovery for who needs the key as well, and wipes it, too.
+func (l *Lock) OpenRecoveryKey(r io.ReaderAt, typed []byte, memory uint64) (*luks2.RecoveryKey, []byte, *policy.Secret, error) {
+	keys, err := luks2.ParseRecoveryKeys(typed)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer func() {
+		for i := range keys {
+			keys[i].Wipe()
+		}
+	}()
+	for i := range keys {
+		volumeKey, secret, err := l.openRecovery(r, &keys[i], memory)
+		switch {
+		case errors.Is(err, luks2.ErrPassphrase):
+		case err != nil:
+			return nil, nil, nil, err
+		default:
+			key := keys[i]
+			return &key, volumeKey, secret, nil
+		}
+	}
+	return nil, nil, nil, fmt.Errorf("this is not the recovery key of this machine's root partition, or a letter is wrong%s (%w)", l.pointAt(typed), luks2.ErrPassphrase)
+}
+
+func (l *Lock) openRecovery(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64) ([]byte, *policy.Secret, error) {
 	passphrase := key.Passphrase()
 	defer luks2.Wipe(passphrase)
-	keyslots := []int{}
-	for _, have := range l.Recoveries {
-		keyslots = append(keyslots, have.Keyslot)
-	}
-	volumeKey, opened, err := l.Header.Unlock(r, passphrase, memory, keyslots...)
-	switch {
-	case errors.Is(err, luks2.ErrPassphrase):
-		return nil, nil, fmt.Errorf("this is not the recovery key of this machine's root partition, or a letter is wrong (%w)", luks2.ErrPassphrase)
-	case err != nil:
+	volumeKey, opened, err := l.Header.Unlock(r, passphrase, memory, l.recoveryKeyslots()...)
+	if err != nil {
 		return nil, nil, fmt.Errorf("open the root partition with the recovery key: %w", err)
 	}
 	raw := key.Bytes()
@@ -59,6 +82,35 @@ func (l *Lock) OpenRecovery(r io.ReaderAt, typed []byte, memory uint64) ([]byte,
 	}
 	l.OpenedBy(volumeKey)
 	return volumeKey, secret, nil
+}
+
+func (l *Lock) recoveryKeyslots() (keyslots []int) {
+	for _, have := range l.Recoveries {
+		keyslots = append(keyslots, have.Keyslot)
+	}
+	return keyslots
+}
+
+// Checks reports whether the groups of every recovery key have checks, as the header
+// says. Anybody with the disk can have it say so: a check that fails keeps no key from
+// being tried.
+func (l *Lock) Checks() bool {
+	without := slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return !r.Checks })
+	return len(l.Recoveries) > 0 && !without
+}
+
+// pointAt names the groups that cannot have been typed as they are written.
+func (l *Lock) pointAt(typed []byte) string {
+	r := luks2.ReadTyped(typed)
+	defer r.Wipe()
+	switch wrong := r.Wrong(l.Checks()); len(wrong) {
+	case 0:
+		return ""
+	case 1:
+		return fmt.Sprintf(": look at group %d", wrong[0])
+	default:
+		return ": look at groups " + strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]")
+	}
 }
 
 func (l *Lock) escrow(keyslot int) []byte {
@@ -140,11 +192,7 @@ func (l *Lock) removeEmptyTokens(c *luks2.Change) error {
 func (l *Lock) RecoveryKeyslot(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64) (int, error) {
 	passphrase := key.Passphrase()
 	defer luks2.Wipe(passphrase)
-	keyslots := []int{}
-	for _, have := range l.Recoveries {
-		keyslots = append(keyslots, have.Keyslot)
-	}
-	volumeKey, opened, err := l.Header.Unlock(r, passphrase, memory, keyslots...)
+	volumeKey, opened, err := l.Header.Unlock(r, passphrase, memory, l.recoveryKeyslots()...)
 	if err != nil {
 		return 0, err
 	}

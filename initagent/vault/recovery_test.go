@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"halogenos.internal/boot/block"
@@ -194,5 +195,49 @@ func TestErase(t *testing.T) {
 	}
 	if condition, _, err := Look(erased.Disk(), testSize); condition != slot.RootBlank || err != nil {
 		t.Errorf("condition %d, %v", condition, err)
+	}
+}
+
+// A recovery key opens on whatever keyboard it is typed, with or without checks, and where
+// it does not, the group that is wrong is named.
+func TestTypedRecovery(t *testing.T) {
+	m := makeVolume(t)
+	lock, err := look(m.disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !lock.Checks() {
+		t.Error("the header does not say that the key has checks")
+	}
+	text := string(m.old.Passphrase())
+	dvorak := strings.NewReplacer("c", "i", "b", "n", "d", "h", "e", "d", "f", "y", "g", "u", "h", "j", "i", "g", "j", "c",
+		"k", "v", "l", "p", "n", "l", "r", "o", "t", "k", "u", "f", "v", ".", "-", "'").Replace(text)
+	for _, typed := range []string{text, strings.ToUpper(text), dvorak} {
+		key, volumeKey, secret, err := lock.OpenRecoveryKey(m.disk, []byte(typed), 1<<20)
+		if err != nil || *key != m.old || string(volumeKey) != string(m.volumeKey) || !secret.Equal(m.secret) {
+			t.Errorf("%q does not open it: %v", typed, err)
+		}
+	}
+	slip := []byte(text)
+	slip[9] = "cb"[strings.Count(text[9:10], "c")]
+	_, _, err = lock.OpenRecovery(m.disk, slip, 1<<20)
+	if !errors.Is(err, luks2.ErrPassphrase) || !strings.Contains(err.Error(), "look at group 2 ") {
+		t.Errorf("a slip in the second group: %v", err)
+	}
+	// As an earlier release has made it.
+	random := rand.NewChaCha8([32]byte{5})
+	old, err := luks2.ParseRecoveryKey([]byte(strings.Repeat("cbdefghi", 8)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kdf := luks2.KDF{Type: luks2.KDFArgon2id, Time: 1, Memory: 32, CPUs: 1}
+	if err := lock.AddRecovery(random, m.disk, m.volumeKey, m.secret, &old, kdf); err != nil {
+		t.Fatal(err)
+	}
+	if lock.Checks() {
+		t.Error("a key without checks counts as one with them")
+	}
+	if err := m.opens(m.disk, &old); err != nil {
+		t.Errorf("a key without checks: %v", err)
 	}
 }

@@ -33,6 +33,7 @@ const (
 	unfinishedToken = rootvolume.UnfinishedToken
 	replacedToken   = rootvolume.ReplacedToken
 	escrowField     = rootvolume.EscrowField
+	checksField     = rootvolume.ChecksField
 	sealedField     = "sealed"
 	deedField       = "deed"
 	nextDeedField   = "next_deed"
@@ -70,6 +71,7 @@ type Recovery struct {
 	Token   int
 	Keyslot int
 	Escrow  []byte // the machine secret under the key
+	Checks  bool   // each group of it has a check, which only helps whoever types it
 }
 
 // Look reads a partition of size bytes and says in which condition the root
@@ -138,7 +140,7 @@ func read(header *luks2.Header) (*Lock, error) {
 			}
 		case luks2.RecoveryTokenType:
 			r := Recovery{Token: number}
-			if err := field(t, escrowField, &r.Escrow); err != nil {
+			if err := errors.Join(field(t, escrowField, &r.Escrow), field(t, checksField, &r.Checks)); err != nil {
 				return nil, err
 			}
 			if len(t.Keyslots) == 1 { // a key that was being removed has none
@@ -150,7 +152,7 @@ func read(header *luks2.Header) (*Lock, error) {
 	return l, nil
 }
 
-func field(t luks2.Token, name string, into *[]byte) error {
+func field(t luks2.Token, name string, into any) error {
 	raw, ok := t.Fields[name]
 	if !ok {
 		return nil
@@ -256,6 +258,9 @@ func addRecovery(random io.Reader, c *luks2.Change, volumeKey []byte, secret *po
 	}
 	if token.Fields[escrowField], err = json.Marshal(escrow); err != nil {
 		return err
+	}
+	if key.Checked() {
+		token.Fields[checksField] = json.RawMessage("true")
 	}
 	_, err = c.AddToken(token)
 	return err
