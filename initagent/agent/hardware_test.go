@@ -446,6 +446,11 @@ func (p person) Print(text string) {
 // PrintSecret implements hw.Console.
 func (p person) PrintSecret(text string) { p.Print(text) }
 
+// AskKey implements hw.Console.
+func (p person) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
+	return p.Ask(prompt, false, timeout)
+}
+
 func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
 	p.m.printed.WriteString(prompt)
 	p.m.waits = append(p.m.waits, timeout)

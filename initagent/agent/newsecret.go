@@ -112,32 +112,27 @@ func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 	}
 	defer f.Close()
 	for range secretTries {
-		typed, err := c.Ask("\nRecovery key for the new secret (an empty line changes nothing): ", true, secretTimeout)
+		typed, err := c.AskKey("\nRecovery key for the new secret (an empty line changes nothing): ", a.Lock.Checks(), secretTimeout)
 		if err != nil {
 			return nil, nil, err
 		}
 		if len(typed) == 0 {
 			break
 		}
-		volumeKey, secret, err := a.Lock.OpenRecovery(f, typed, limit)
+		key, volumeKey, secret, err := a.Lock.OpenRecoveryKey(f, typed, limit)
+		luks2.Wipe(typed)
 		if err != nil {
-			luks2.Wipe(typed)
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
 		same := secret.Equal(a.Secret)
 		secret.Wipe()
-		key, err := luks2.ParseRecoveryKey(typed)
-		luks2.Wipe(typed)
-		if err == nil && !same {
+		if !same {
 			key.Wipe()
-			err = errors.New("the recovery key keeps another machine secret than the TPM")
-		}
-		if err != nil {
 			luks2.Wipe(volumeKey)
-			return nil, nil, err
+			return nil, nil, errors.New("the recovery key keeps another machine secret than the TPM")
 		}
-		return &key, volumeKey, nil
+		return key, volumeKey, nil
 	}
 	return nil, nil, errors.New("no recovery key was given, so nothing is changed")
 }

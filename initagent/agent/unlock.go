@@ -267,7 +267,7 @@ func (a *Agent) askKey() error {
 		rootpart.BeforeKey(c, a.Chip.Err)
 	}
 	for {
-		typed, err := c.Ask("\nRecovery key (an empty line opens the recovery console): ", true, timeout)
+		typed, err := c.AskKey("\nRecovery key (an empty line opens the recovery console): ", a.Lock.Checks(), timeout)
 		if err != nil {
 			return err
 		}

@@ -96,18 +96,15 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 	fds := make([]unix.PollFd, len(c.terminals))
 	for i, t := range c.terminals {
 		fds[i] = unix.PollFd{Fd: int32(t.Fd()), Events: unix.POLLIN}
-		restore := mode(t.Fd(), hidden)
+		restore := mode(t.Fd(), func(now *unix.Termios) { lines(now, hidden) })
 		defer restore()
 	}
-	// A signal that was caught would not end the waiting.
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
-	defer signal.Stop(interrupted)
-	answer, from, err := await(fds, timeout, interrupted)
+	answer, from, err := await(fds, func() time.Duration { return timeout }, func(_ int, line []byte) bool { return true })
+	answer = bytes.TrimRight(answer, "\r\n")
 	for i, t := range c.terminals {
 		switch {
 		case err == nil && i != from:
-			show(t, fmt.Sprintf("(answered on %s)\n", filepath.Base(c.terminals[from].Path)))
+			c.answered(i, from)
 		case hidden:
 			show(t, "\n")
 		}
@@ -115,11 +112,21 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 	return answer, err
 }
 
+// answered says on a terminal that the answer has come from another one.
+func (c *Console) answered(i, from int) {
+	show(c.terminals[i], fmt.Sprintf("(answered on %s)\n", filepath.Base(c.terminals[from].Path)))
+}
+
 // slice is how often an interruption is looked for.
 const slice = 100 * time.Millisecond
 
-// await returns the first line, and which terminal it is from.
-func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signal) (line []byte, from int, err error) {
+// await hands on what is typed, until that is an answer, and returns the last of it and
+// which terminal it is from. patience is how long it waits in all; 0 is for ever.
+func await(fds []unix.PollFd, patience func() time.Duration, answers func(from int, typed []byte) bool) (typed []byte, from int, err error) {
+	// A signal that was caught would not end the waiting.
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	defer signal.Stop(interrupted)
 	start := time.Now()
 	for {
 		n, err := unix.Poll(fds, int(slice.Milliseconds()))
@@ -127,11 +134,12 @@ func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signa
 		case err != nil && !errors.Is(err, unix.EINTR):
 			return nil, 0, fmt.Errorf("wait for an answer: %w", err)
 		case n > 0:
-			if line, from, err = readReady(fds); !errors.Is(err, errNothing) {
-				return line, from, err
+			typed, from, err = readReady(fds)
+			if err == nil && answers(from, typed) || err != nil && !errors.Is(err, errNothing) {
+				return typed, from, err
 			}
 		}
-		if timeout > 0 && time.Since(start) > timeout {
+		if timeout := patience(); timeout > 0 && time.Since(start) > timeout {
 			return nil, 0, hw.ErrNobody
 		}
 		select {
@@ -145,18 +153,19 @@ func await(fds []unix.PollFd, timeout time.Duration, interrupted <-chan os.Signa
 // errNothing says that no terminal had a line after all.
 var errNothing = errors.New("nothing was typed")
 
-// readReady takes a line from a terminal that has one. A terminal that cannot be
+// readReady takes what was typed from a terminal that has something: a whole line where
+// the terminal edits it. A terminal that cannot be
 // read, or whose line was hung up, is waited for no longer: others can still answer.
-func readReady(fds []unix.PollFd) (line []byte, from int, err error) {
+func readReady(fds []unix.PollFd) (typed []byte, from int, err error) {
 	left := 0
 	for i := range fds {
 		p := &fds[i]
 		if p.Fd >= 0 && p.Revents != 0 {
 			buf := make([]byte, maxLine)
-			n, rerr := unix.Read(int(p.Fd), buf) // a whole line: the terminal edits it
+			n, rerr := unix.Read(int(p.Fd), buf)
 			switch {
 			case rerr == nil && (n > 0 || p.Revents&(unix.POLLHUP|unix.POLLERR) == 0):
-				return bytes.TrimRight(buf[:n], "\r\n"), i, nil
+				return buf[:n], i, nil
 			case errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR):
 			default:
 				p.Fd = -1
@@ -173,19 +182,24 @@ func readReady(fds []unix.PollFd) (line []byte, from int, err error) {
 	return nil, 0, errNothing
 }
 
-// mode makes a terminal edit lines, with or without echo, forgets what was typed
-// before the question, and returns what undoes it.
-func mode(fd int, hidden bool) (restore func()) {
+// mode changes how a terminal takes what is typed, forgets what was typed before the
+// question, and returns what undoes it.
+func mode(fd int, change func(*unix.Termios)) (restore func()) {
 	was, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return func() {}
 	}
 	now := *was
+	change(&now)
+	_ = unix.IoctlSetTermios(fd, unix.TCSETSF, &now)
+	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, was) }
+}
+
+// lines has a terminal edit lines, with or without echo.
+func lines(now *unix.Termios, hidden bool) {
 	now.Lflag |= unix.ICANON | unix.ECHO | unix.ECHOE
 	now.Iflag |= unix.ICRNL
 	if hidden {
 		now.Lflag &^= unix.ECHO
 	}
-	_ = unix.IoctlSetTermios(fd, unix.TCSETSF, &now)
-	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, was) }
 }

@@ -93,42 +93,48 @@ const (
 // heard reports whether the key is in the input, outside of all escape sequences.
 func (t *listened) heard(input []byte) (key bool) {
 	for _, b := range input {
-		switch t.sequence {
-		case none:
-			key = key || b|0x20 == Key
-			if b == 0x1b {
-				t.sequence = escaped
-			}
-		case escaped:
-			switch {
-			case b == '[':
-				t.sequence = control
-			case b == ']' || b == 'P' || b == 'X' || b == '^' || b == '_':
-				t.sequence = text
-			case b == 'N' || b == 'O':
-				t.sequence = shifted
-			case b >= 0x30:
-				t.sequence = none
-			}
-		case shifted:
-			t.sequence = none
-		case control:
-			if b >= 0x40 && b <= 0x7e {
-				t.sequence = none
-			}
-		case text:
-			if b == 0x07 {
-				t.sequence = none
-			} else if b == 0x1b {
-				t.sequence = textEnded
-			}
-		case textEnded:
-			if b == '\\' {
-				t.sequence = none
-			} else {
-				t.sequence = text
-			}
-		}
+		key = t.sequence.outside(b) && b|0x20 == Key || key
 	}
 	return key
+}
+
+// outside goes on by one byte, and reports whether it is part of no escape sequence.
+func (s *sequence) outside(b byte) bool {
+	switch *s {
+	case none:
+		if b == 0x1b {
+			*s = escaped
+		}
+		return b != 0x1b
+	case escaped:
+		switch {
+		case b == '[':
+			*s = control
+		case b == ']' || b == 'P' || b == 'X' || b == '^' || b == '_':
+			*s = text
+		case b == 'N' || b == 'O':
+			*s = shifted
+		case b >= 0x30:
+			*s = none
+		}
+	case shifted:
+		*s = none
+	case control:
+		if b >= 0x40 && b <= 0x7e {
+			*s = none
+		}
+	case text:
+		if b == 0x07 {
+			*s = none
+		} else if b == 0x1b {
+			*s = textEnded
+		}
+	case textEnded:
+		if b == '\\' {
+			*s = none
+		} else {
+			*s = text
+		}
+	}
+	return false
 }

@@ -307,6 +307,11 @@ type Console interface {
 	// end. With hidden, what is typed is not shown. The caller wipes an answer
 	// that is secret. When nobody answers in time the error is ErrNobody.
 	Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error)
+	// AskKey shows a prompt and returns the recovery key that is typed first, as it
+	// was typed. It is shown in its groups, and the wrong ones are pointed at; with
+	// checks also those whose check does not hold. Otherwise it is as Ask, but that
+	// the time starts again with what is typed, five times at most.
+	AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error)
 	Close() error
 }
 

@@ -47,6 +47,11 @@ func (t *typist) Close() error      { return nil }
 // PrintSecret implements hw.Console.
 func (t *typist) PrintSecret(text string) { t.Print(text) }
 
+// AskKey implements hw.Console.
+func (t *typist) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
+	return t.Ask(prompt, false, timeout)
+}
+
 func (t *typist) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	t.shown.WriteString(prompt)
 	if len(t.answers) == 0 {

@@ -107,29 +107,27 @@ func (m *Machine) typedAgain(c hw.Console, f hw.File, a *acceptance) (*luks2.Rec
 		return nil, err
 	}
 	for {
-		typed, err := c.Ask("Recovery key, once more (an empty line gives up): ", true, 0)
+		typed, err := c.AskKey("Recovery key, once more (an empty line gives up): ", a.lock.Checks(), 0)
 		if err != nil {
 			return nil, err
 		}
 		if len(typed) == 0 {
 			return nil, errRefused
 		}
-		volumeKey, secret, err := a.lock.OpenRecovery(f, typed, rootpart.KeyLimit(memory))
+		key, volumeKey, secret, err := a.lock.OpenRecoveryKey(f, typed, rootpart.KeyLimit(memory))
+		luks2.Wipe(typed)
 		if err != nil {
-			luks2.Wipe(typed)
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
 		luks2.Wipe(volumeKey)
 		same := secret.Equal(a.open.Secret)
 		secret.Wipe()
-		key, err := luks2.ParseRecoveryKey(typed)
-		luks2.Wipe(typed)
-		if err == nil && !same {
+		if !same {
 			key.Wipe()
-			err = errors.New("the machine secret is another one by now: `lock`, and `unlock` again")
+			return nil, errors.New("the machine secret is another one by now: `lock`, and `unlock` again")
 		}
-		return &key, err
+		return key, nil
 	}
 }
 

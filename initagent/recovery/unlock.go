@@ -42,7 +42,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 	}
 	defer f.Close()
 	for {
-		typed, err := c.Ask("Recovery key (an empty line gives up): ", true, 0)
+		typed, err := c.AskKey("Recovery key (an empty line gives up): ", lock.Checks(), 0)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,212 @@
+package console
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/hw"
+)
+
+// maxLonger is how many times as long as it waits for the first key AskKey waits for
+// somebody who types: 64 letters take longer than one, and a line that makes noise must
+// not keep a boot for ever.
+const maxLonger = 5
+
+// AskKey implements hw.Console. Where secrets are not shown on a terminal (PrintSecret),
+// the letters that are typed there are not shown either, but their groups are.
+func (c *Console) AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error) {
+	return c.askKey(prompt, checks, timeout, hasScreen(os.DirFS("/sys")))
+}
+
+func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, screen bool) ([]byte, error) {
+	c.Print(prompt + "\n")
+	fds := make([]unix.PollFd, len(c.terminals))
+	names := make([]string, len(c.terminals))
+	for i, t := range c.terminals {
+		fds[i] = unix.PollFd{Fd: int32(t.Fd()), Events: unix.POLLIN}
+		names[i] = t.Path
+		restore := mode(t.Fd(), byKey)
+		defer restore()
+	}
+	editors := make([]keyEditor, len(c.terminals))
+	for i, here := range forSecrets(names, screen) {
+		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here}
+		defer luks2.Wipe(editors[i].text[:maxLine])
+		show(c.terminals[i], editors[i].draw())
+	}
+	start, last := time.Now(), time.Now()
+	patience := func() time.Duration {
+		if timeout == 0 {
+			return 0
+		}
+		return min(timeout*maxLonger, timeout+last.Sub(start))
+	}
+	_, from, err := await(fds, patience, func(from int, typed []byte) bool {
+		defer luks2.Wipe(typed)
+		e := &editors[from]
+		last = time.Now()
+		done := e.feed(typed)
+		if !done {
+			show(c.terminals[from], e.draw())
+		}
+		return done
+	})
+	for i, t := range c.terminals {
+		show(t, editors[i].end())
+		if editors[i].shown {
+			drown(t)
+		}
+		if err == nil && i != from {
+			c.answered(i, from)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(nil), editors[from].text...), nil
+}
+
+// byKey has a terminal hand on each key at once, and echo nothing.
+func byKey(now *unix.Termios) {
+	now.Lflag &^= unix.ICANON | unix.ECHO
+	now.Iflag &^= unix.ICRNL | unix.IXON
+	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+}
+
+// drown pushes what was shown out of the kernel's buffers of a terminal, which keep the
+// last 4 KiB at most, and waits for a slow line: what comes next must not be lost.
+func drown(t *hw.Terminal) {
+	_, _ = t.Write([]byte(strings.Repeat("\r", 4<<10))) // a line that is stuck keeps it
+	for range 100 {
+		if n, err := unix.IoctlGetInt(t.Fd(), unix.TIOCOUTQ); err != nil || n == 0 {
+			return
+		}
+		time.Sleep(slice / 2)
+	}
+}
+
+// A keyEditor is a recovery key that is being typed at one terminal.
+type keyEditor struct {
+	text     []byte // as it was typed; never grows beyond its capacity
+	checks   bool
+	hidden   bool
+	shown    bool // letters were
+	sequence sequence
+}
+
+// The keys that do something.
+const (
+	keyEnd       = 0x04 // Ctrl-D
+	keyBackspace = 0x08
+	keyTab       = '\t'
+	keyClear     = 0x15 // Ctrl-U
+	keyDelete    = 0x7f
+)
+
+// feed takes what was typed, and reports whether the key was sent off, which a line end
+// within what was pasted does not do.
+func (e *keyEditor) feed(typed []byte) (done bool) {
+	for i, b := range typed {
+		if !e.sequence.outside(b) {
+			continue
+		}
+		switch b {
+		case '\r', '\n':
+			if len(bytes.TrimSpace(typed[i+1:])) == 0 {
+				return true
+			}
+		case keyEnd:
+			if len(e.text) == 0 {
+				return true
+			}
+		case keyBackspace, keyDelete:
+			_, size := utf8.DecodeLastRune(e.text)
+			e.text = e.text[:len(e.text)-size]
+		case keyClear:
+			e.text = e.text[:0]
+		case keyTab:
+			e.hidden = !e.hidden
+		default:
+			if b >= ' ' && len(e.text) < cap(e.text) {
+				e.text = append(e.text, b)
+			}
+		}
+	}
+	return false
+}
+
+// draw draws the key in its groups, and what is to be said of it below, over what was
+// drawn before. The cursor stays behind the last letter.
+func (e *keyEditor) draw() string {
+	r := luks2.ReadTyped(e.text)
+	defer r.Wipe()
+	wrong := map[int]bool{}
+	for _, n := range r.Wrong(e.checks) {
+		wrong[n] = true
+	}
+	var line strings.Builder
+	column := len(margin)
+	for i, letters := range r.Groups() {
+		if i == maxGroups {
+			break
+		}
+		if i > 0 {
+			line.WriteByte('-')
+			column++
+		}
+		text := string(letters)
+		if e.hidden {
+			text = strings.Repeat("*", len(letters))
+		} else {
+			e.shown = true
+		}
+		if wrong[i+1] {
+			text = "\033[7m" + text + "\033[0m"
+		}
+		line.WriteString(text)
+		column += len(letters)
+	}
+	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K\033[A\r\033[%dC", margin, line.String(), margin, e.remark(&r), column)
+}
+
+const (
+	margin    = "  "
+	maxGroups = 8
+)
+
+// remark is what is said of a key that is being typed, in one line.
+func (e *keyEditor) remark(r *luks2.Reading) string {
+	var says []string
+	if wrong := r.Wrong(e.checks); len(wrong) > 0 {
+		says = append(says, "WRONG: group "+strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]"))
+	}
+	if n := len(r.Letters); n > luks2.RecoveryLetters {
+		says = append(says, fmt.Sprintf("%d letters too many", n-luks2.RecoveryLetters))
+	} else {
+		says = append(says, fmt.Sprintf("%d of %d letters", n, luks2.RecoveryLetters))
+	}
+	if r.Layout != "" {
+		says = append(says, r.Layout+" keyboard")
+	}
+	if e.hidden {
+		says = append(says, "Tab shows them")
+	} else {
+		says = append(says, "Tab hides them")
+	}
+	return strings.Join(says, "; ")
+}
+
+// end draws the key without its letters, and leaves the cursor below.
+func (e *keyEditor) end() string {
+	e.hidden = true
+	drawn := e.draw()
+	drawn, _, _ = strings.Cut(drawn, "\r\n")
+	return drawn + "\r\n\033[K"
+}

@@ -1,0 +1,223 @@
+package console
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/hw"
+)
+
+// display is what a terminal shows: just the parts of ECMA-48 that are drawn with.
+type display struct {
+	t      *testing.T
+	rows   [][]rune
+	x, y   int
+	upside bool // whether anything was in reverse
+}
+
+func (d *display) write(text string) {
+	for rest := []rune(text); len(rest) > 0; {
+		r := rest[0]
+		rest = rest[1:]
+		for d.y >= len(d.rows) {
+			d.rows = append(d.rows, nil)
+		}
+		switch {
+		case r == '\r':
+			d.x = 0
+		case r == '\n':
+			d.y++
+		case r == 0x1b && rest[0] == '[':
+			end := strings.IndexAny(string(rest), "ACKm")
+			n := 0
+			for _, c := range rest[1:end] {
+				n = 10*n + int(c-'0')
+			}
+			switch rest[end] {
+			case 'A':
+				d.y -= max(n, 1)
+			case 'C':
+				d.x += max(n, 1)
+			case 'K':
+				d.rows[d.y] = d.rows[d.y][:min(d.x, len(d.rows[d.y]))]
+			case 'm':
+				d.upside = d.upside || n == 7
+			}
+			rest = rest[end+1:]
+		default:
+			for d.x >= len(d.rows[d.y]) {
+				d.rows[d.y] = append(d.rows[d.y], ' ')
+			}
+			d.rows[d.y][d.x] = r
+			d.x++
+			if d.x > 79 {
+				d.t.Errorf("a line that a terminal of 80 columns has no room for: %q", string(d.rows[d.y]))
+			}
+		}
+	}
+}
+
+func (d *display) row(n int) string {
+	if n >= len(d.rows) {
+		return ""
+	}
+	return strings.TrimRight(string(d.rows[n]), " ")
+}
+
+func newKey(t *testing.T) string {
+	t.Helper()
+	k, err := luks2.NewRecoveryKey(rand.NewChaCha8([32]byte{7}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(k.Passphrase())
+}
+
+// What is typed is seen in its groups, and a group that is wrong is pointed at while the
+// rest is typed; backspace, escape sequences and pasting do what is expected of them.
+func TestKeyEditor(t *testing.T) {
+	key := newKey(t)
+	other := "c"
+	if key[2] == 'c' {
+		other = "b"
+	}
+	slip := key[:2] + other + key[3:10]
+	for _, tt := range []struct {
+		name, typed  string
+		checks       bool
+		line, remark string
+	}{
+		{"nothing", "", true, "", "0 of 64 letters; Tab hides them"},
+		{"some", strings.ReplaceAll(key[:12], "-", ""), true, key[:12], "11 of 64 letters; Tab hides them"},
+		{"with dashes and capitals", strings.ToUpper(key[:12]), true, key[:12], "11 of 64 letters; Tab hides them"},
+		{"all", key, true, key, "64 of 64 letters; Tab hides them"},
+		{"too many", key + "cc", true, key, "2 letters too many; Tab hides them"},
+		{"a slip", slip, true, slip, "WRONG: group 1; 9 of 64 letters; Tab hides them"},
+		{"a slip in a key without checks", slip, false, slip, "9 of 64 letters; Tab hides them"},
+		{"a slip taken back", slip + strings.Repeat("\x7f", 8) + key[2:10], true, key[:10], "9 of 64 letters; Tab hides them"},
+		{"cleared", slip + "\x15" + key[:4], true, key[:4], "4 of 64 letters; Tab hides them"},
+		{"another alphabet, taken back", "ψβδ\b", true, "cb", "2 of 64 letters; Greek keyboard; Tab hides them"},
+		{"arrows and a pasted piece", "\x1b[200~" + key[:9] + "\x1b[201~\x1b[D\x1bOC", true, key[:8], "8 of 64 letters; Tab hides them"},
+		{"hidden", key[:12] + "\t", true, "********-***", "11 of 64 letters; Tab shows them"},
+		{"on two lines", key[:9] + "\r\n" + key[9:12], true, key[:12], "11 of 64 letters; Tab hides them"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, piece := range []int{1, 1 << 10} {
+				if piece == 1 && strings.Contains(tt.typed, "\n") {
+					continue // nobody knows what is still to come
+				}
+				e := keyEditor{text: make([]byte, 0, maxLine), checks: tt.checks}
+				d := display{t: t}
+				d.write(e.draw())
+				for rest := tt.typed; rest != ""; rest = rest[min(piece, len(rest)):] {
+					if e.feed([]byte(rest[:min(piece, len(rest))])) {
+						t.Fatal("sent off")
+					}
+					d.write(e.draw())
+				}
+				if got := d.row(0); got != strings.TrimRight(margin+tt.line, " ") {
+					t.Errorf("shows %q, want %q", got, tt.line)
+				}
+				if got := d.row(1); got != margin+tt.remark {
+					t.Errorf("says %q, want %q", got, tt.remark)
+				}
+				if len(d.rows) != 2 || d.y != 0 || d.x != len(margin)+len(tt.line) && tt.name != "too many" {
+					t.Errorf("%d rows, the cursor is at %d, %d", len(d.rows), d.x, d.y)
+				}
+				if tt.name == "a slip" && !d.upside || tt.name == "all" && d.upside {
+					t.Errorf("a group in reverse: %t", d.upside)
+				}
+				if !e.feed([]byte("\r")) {
+					t.Error("Enter did not send it off")
+				}
+				d.write(e.end())
+				if text := d.row(0); strings.Trim(text, " *-") != "" || d.y != 1 || d.row(1) != "" {
+					t.Errorf("afterwards %q, %q stay there", text, d.row(1))
+				}
+			}
+		})
+	}
+	if e := (keyEditor{text: make([]byte, 0, maxLine)}); !e.feed([]byte{keyEnd}) {
+		t.Error("Ctrl-D on an empty line is no answer")
+	}
+	e := keyEditor{text: make([]byte, 0, maxLine)}
+	e.feed([]byte(strings.Repeat("c", 3*maxLine)))
+	if len(e.text) != maxLine {
+		t.Errorf("%d bytes were kept", len(e.text))
+	}
+}
+
+// read reads what a terminal shows until it holds text.
+func read(t *testing.T, terminal *os.File, text string) string {
+	t.Helper()
+	shown, buf := "", make([]byte, 4096)
+	for !strings.Contains(shown, text) {
+		fds := []unix.PollFd{{Fd: int32(terminal.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 5000); n != 1 || err != nil {
+			t.Fatalf("it shows %q, %v; want %q", shown, err, text)
+		}
+		n, err := terminal.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown += string(buf[:n])
+	}
+	return shown
+}
+
+// The key that is typed at one terminal is shown nowhere else, and there no longer once
+// it is sent off; where nobody types, the other terminals are not kept waiting.
+func TestAskKey(t *testing.T) {
+	key := newKey(t)
+	keyboard, tty := terminal(t)
+	other, second := terminal(t)
+	c, err := open([]string{second, tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	type answer struct {
+		text []byte
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		got, err := c.AskKey("the key? ", true, time.Minute)
+		answers <- answer{got, err}
+	}()
+	read(t, keyboard, "0 of 64")
+	for i := range 3 {
+		if _, err := keyboard.WriteString(key[9*i : 9*i+9]); err != nil {
+			t.Fatal(err)
+		}
+		read(t, keyboard, key[:9*i+8])
+	}
+	if _, err := keyboard.WriteString(key[27:] + "\r"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answers; got.err != nil || string(got.text) != key {
+		t.Fatalf("%q, %v", got.text, got.err)
+	}
+	if shown := read(t, other, "answered on"); strings.Contains(shown, key[:8]) {
+		t.Errorf("the other terminal shows %q", shown)
+	}
+}
+
+func TestAskKeyNobody(t *testing.T) {
+	_, tty := terminal(t)
+	c, err := open([]string{tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.AskKey("the key? ", true, time.Millisecond); !errors.Is(err, hw.ErrNobody) {
+		t.Errorf("nobody answers: %v", err)
+	}
+}
