@@ -23,7 +23,10 @@ func manuals() []manual {
 			Examples: []manpage.Example{
 				{Text: "A new machine, whose disk is a build's:", Lines: "halogen run --state machine --image out/disk.img"},
 				{Text: "The same machine again, where it was:", Lines: "halogen run --state machine"},
+				{Text: "A desktop in a window:", Lines: "halogen run --state machine --image out/disk.img --display window \\\n    --memory 4096 --cpus 2"},
+				{Text: "Five minutes of it for a script, which looks at the last picture:", Lines: "timeout 300 halogen run --state machine \\\n    --screenshot screen.png </dev/null"},
 			},
+			Environment: []manpage.Entry{{Name: "WAYLAND_DISPLAY , DISPLAY", Text: "The display server that a window appears on."}},
 			See: []string{"halogen 1", "halogen-build 1", "halogen-install 1"},
 		}},
 		releaseManual(),

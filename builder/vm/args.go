@@ -17,14 +17,18 @@ const (
 
 // arguments returns QEMU's command line (without the program) for a machine. It
 // touches nothing: the files need not exist.
-func arguments(o Options, fw Firmware) ([]string, error) {
+func arguments(o Options, fw Firmware, can Abilities) ([]string, error) {
 	disks, err := o.disks()
+	if err != nil {
+		return nil, err
+	}
+	screen, err := screenArguments(o, can)
 	if err != nil {
 		return nil, err
 	}
 	a := []string{
 		"-name", "halogen",
-		"-nodefaults", "-no-user-config", "-display", "none",
+		"-nodefaults", "-no-user-config",
 		"-machine", "q35,smm=on,pflash0=code,pflash1=vars",
 		"-accel", o.Accel,
 		"-cpu", cpuModel(o.Accel),
@@ -39,6 +43,7 @@ func arguments(o Options, fw Firmware) ([]string, error) {
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
 		"-action", "panic=none",
 	}
+	a = append(a, screen...)
 	a = append(a, tpmArguments(o.TPM)...)
 	a = append(a, watchdogArguments(o.Watchdog)...)
 	a = append(a, diskArguments(disks, o.Volatile)...)

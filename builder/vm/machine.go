@@ -64,11 +64,17 @@ func Start(ctx context.Context, o Options) (*Machine, error) {
 	if err := o.Firmware.check(); err != nil {
 		return nil, err
 	}
-	args, err := arguments(o, o.Firmware)
+	qemu, err := findQEMU()
 	if err != nil {
 		return nil, err
 	}
-	qemu, err := findQEMU()
+	var can Abilities
+	if o.Screen != NoScreen {
+		if can, err = FindAbilities(ctx); err != nil {
+			return nil, err
+		}
+	}
+	args, err := arguments(o, o.Firmware, can)
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +351,7 @@ func (m *Machine) Unplug(ctx context.Context, disk int) error {
 }
 
 // Screendump writes what the display shows to a PNG file; the machine needs
-// Options.Display.
+// Options.Display or Options.Screen.
 func (m *Machine) Screendump(ctx context.Context, path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {

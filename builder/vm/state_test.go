@@ -114,7 +114,7 @@ func TestArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args, err := arguments(o, Firmware{"/code", "/vars"})
+	args, err := arguments(o, Firmware{"/code", "/vars"}, Abilities{})
 	if err != nil {
 		t.Fatal(err)
 	}

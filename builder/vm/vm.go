@@ -97,6 +97,8 @@ type Options struct {
 	SMBIOS   []string  // OEM strings, SMBIOS type 11
 	Clock    time.Time // the guest's clock at start; zero: the host's
 	Display  bool      // a VGA display and a keyboard, for Machine.Screendump and Machine.SendKeys
+	Screen   Screen    // a screen with what belongs to it, in the place of Display
+	Sound    bool      // play what the sound card of a Screen gets, on the host
 	PVPanic  bool      // a device by which the guest's kernel reports panics as GUEST_PANICKED events
 	NoReboot bool      // a reset ends the machine
 
@@ -144,6 +146,12 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if !slices.Contains([]Watchdog{NoWatchdog, I6300ESB, ITCO}, o.Watchdog) {
 		return o, fmt.Errorf("unknown watchdog %q: i6300esb and iTCO are known", o.Watchdog)
+	}
+	if o.Screen != NoScreen && o.Display {
+		return o, fmt.Errorf("screen %q and a plain display: a machine has one of them", o.Screen)
+	}
+	if o.Sound && o.Screen == NoScreen {
+		return o, fmt.Errorf("sound of a machine without a screen")
 	}
 	if len(o.Forwards) > 0 && !o.Network {
 		return o, fmt.Errorf("%d forwarded ports on a machine without a network", len(o.Forwards))
