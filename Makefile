@@ -328,12 +328,12 @@ resume: bin/halogen ## boot the machine of the last `make run` again
 
 # --- Tests --------------------------------------------------------------------
 
-# The judges that are not in Debian 12 come from a Debian 13 of their own.
-$(OUT)/tools13.stamp: | $(OUT)/tools.stamp
+# The judges that are not in Debian 12 come from a Debian 13 of their own, and with them microcode to judge.
+$(OUT)/tools13.stamp: Makefile | $(OUT)/tools.stamp
 	@echo "making a Debian 13 for its ukify and systemd-measure (20 s)"
 	@rm -rf $(OUT)/tools13
 	@builder/recipes/debian/mirror >$(OUT)/mirror
-	@mmdebstrap --quiet --variant=apt --include=systemd-ukify,systemd,systemd-boot-efi,erofs-utils trixie $(OUT)/tools13 "$$(cat $(OUT)/mirror)"
+	@mmdebstrap --quiet --variant=apt --components=main,non-free-firmware --include=systemd-ukify,systemd,systemd-boot-efi,erofs-utils,iucode-tool,intel-microcode,amd64-microcode trixie $(OUT)/tools13 "$$(cat $(OUT)/mirror)"
 	@touch $@
 
 .PHONY: test
