@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -56,6 +57,7 @@ const (
 	Repaired  Kind = "repaired"  // blocks of a slot were
 	Recovery  Kind = "recovery"  // the recovery console opened
 	State     Kind = "state"     // directories went back to what they held before an update, or a snapshot of them is gone
+	Accepted  Kind = "accepted"  // somebody with the recovery key accepted what has changed on the machine
 )
 
 // An Entry is one line. What does not apply is left out.
@@ -180,7 +182,7 @@ func (e Entry) String() string {
 
 // Append returns a journal with one more entry. A journal that grows too large
 // loses its oldest lines, down to half of MaxSize, but those that Failed and
-// Judge cannot do without.
+// Judge cannot do without, and the last ones of its history.
 func Append(old []byte, e Entry) ([]byte, error) {
 	fresh, err := e.encode()
 	if err != nil {
@@ -197,43 +199,90 @@ func Append(old []byte, e Entry) ([]byte, error) {
 }
 
 // compact returns the lines worth keeping. What failed, and what had its second
-// round, is kept in short, however old it is.
+// round, is kept in short, however old it is; of the rest the newest lines, and
+// before them what History tells of, in short.
+//
+// The history comes first: what it says of a version is older than what is kept of
+// those that failed, and than the newest lines.
 func compact(old []byte) []byte {
 	all := lines(old)
-	var entries []Entry
-	for _, l := range all {
-		if l.known {
-			entries = append(entries, l.entry)
-		}
-	}
-	const room, pinnedRoom = MaxSize / 2, MaxSize / 4
+	const room, pinnedRoom, historyRoom = MaxSize / 2, MaxSize / 4, MaxSize / 8
 	from, size := len(all), 0
 	for from > 0 && size+len(all[from-1].text)+1 <= room {
 		from--
 		size += len(all[from].text) + 1
 	}
-	var out bytes.Buffer
 	kept := map[string]bool{}
 	for _, l := range all[from:] {
 		if l.known {
 			kept[pinKey(l.entry)] = true
 		}
 	}
-	for _, e := range pinned(entries) {
+	var failed []byte
+	short := map[string]bool{}
+	for _, e := range pinned(entriesOf(all)) {
 		if kept[pinKey(e)] {
 			continue
 		}
 		text, err := shortened(e).encode()
-		if err != nil || out.Len()+len(text) > pinnedRoom {
+		if err != nil || len(failed)+len(text) > pinnedRoom {
 			continue
 		}
-		out.Write(text)
+		failed = append(failed, text...)
+		short[pinKey(e)] = true
 	}
+	history := slices.DeleteFunc(History(entriesOf(all[:from])), func(e Entry) bool { return short[pinKey(e)] })
+	out := bytes.NewBuffer(append(inShort(history, historyRoom), failed...))
 	for _, l := range all[from:] {
 		out.Write(l.text)
 		out.WriteByte('\n')
 	}
 	return out.Bytes()
+}
+
+func entriesOf(all []line) []Entry {
+	var entries []Entry
+	for _, l := range all {
+		if l.known {
+			entries = append(entries, l.entry)
+		}
+	}
+	return entries
+}
+
+// inShort returns the lines of the last entries that fit into so many bytes. None is left
+// out in between: a version that failed and was forgiven would have failed again.
+func inShort(entries []Entry, room int) []byte {
+	var kept [][]byte
+	for _, e := range slices.Backward(entries) {
+		text, err := shortened(e).encode()
+		if err != nil || len(text) > room {
+			break
+		}
+		room -= len(text)
+		kept = append(kept, text)
+	}
+	slices.Reverse(kept)
+	return bytes.Join(kept, nil)
+}
+
+// History returns the entries that tell what became of this machine's systems: all but
+// the starts of a system that ran before, too. A start of another one than before, a
+// trial's and one that the watchdog caused stay.
+func History(entries []Entry) []Entry {
+	var out []Entry
+	var ran contract.Version
+	for _, e := range entries {
+		if e.Kind == Boot {
+			usual := e.Version == ran && !e.Trial && !e.Watchdog
+			ran = e.Version
+			if usual {
+				continue
+			}
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 func pinKey(e Entry) string { return string(e.Kind) + " " + e.Version.String() }

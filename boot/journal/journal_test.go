@@ -152,6 +152,54 @@ func TestCompactionOfFailures(t *testing.T) {
 	}
 }
 
+// What became of the systems outlives years of starts; a start as any other does not.
+func TestHistoryOutlivesStarts(t *testing.T) {
+	var text []byte
+	starts := func(v contract.Version, n int) {
+		for i := range n {
+			text = add(t, text, Entry{Kind: Boot, Version: v, Boot: fmt.Sprint(v, i), Reason: "it is the newest that was blessed"})
+		}
+	}
+	starts(1, 10)
+	text = add(t, text, Entry{Kind: Failed, Version: 2, Reason: "the watchdog ended it"})
+	text = add(t, text, Entry{Kind: Forgiven, Version: 2, Reason: "the disk was at fault"})
+	text = add(t, text, Entry{Kind: Accepted, Version: 1, Reason: "by the recovery key"})
+	text = add(t, text, Entry{Kind: Failed, Version: 4, Reason: "its health check failed"})
+	text = add(t, text, Entry{Kind: Boot, Version: 3, Trial: true})
+	text = add(t, text, Entry{Kind: Blessed, Version: 3})
+	for range 3 { // compacted several times
+		starts(3, 2000)
+	}
+	var got []string
+	for _, e := range History(Parse(text)) {
+		got = append(got, fmt.Sprint(e.Kind, " ", e.Version))
+	}
+	want := "boot 1, failed 2, forgiven 2, accepted 1, boot 3, blessed 3, failed 4, boot 3"
+	if h := strings.Join(got, ", "); h != want && h != strings.TrimSuffix(want, ", boot 3") {
+		t.Errorf("history is %s\nwant %s", h, want)
+	}
+	if failed := Failures(Parse(text)); len(failed) != 1 || failed[4] != "its health check failed" {
+		t.Errorf("failed are %v", failed)
+	}
+}
+
+// A history that is longer than its room loses its oldest entries alone, and never the
+// newest lines.
+func TestHistoryIsBounded(t *testing.T) {
+	var text []byte
+	for i := range 1000 {
+		v := contract.Version(i + 1)
+		text = add(t, text, Entry{Kind: Failed, Version: v, Reason: strings.Repeat("x", maxReason)})
+		text = add(t, text, Entry{Kind: Forgiven, Version: v})
+	}
+	if failed := Failures(Parse(text)); len(failed) > 0 {
+		t.Errorf("%d versions failed again that were forgiven", len(failed))
+	}
+	if entries := Parse(text); len(entries) < 300 || entries[len(entries)-1].Version != 1000 {
+		t.Errorf("%d entries, the last is %+v", len(entries), entries[len(entries)-1])
+	}
+}
+
 // FAULTS 49, 50
 func TestJudge(t *testing.T) {
 	staged, trial := Entry{Kind: Staged, Version: 2}, Entry{Kind: Boot, Version: 2, Trial: true}

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
@@ -335,6 +336,9 @@ func TestAcceptChange(t *testing.T) {
 	}
 	if len(m.written("disk")) > 0 || !strings.Contains(m.printed.String(), "Accepted.") || strings.Contains(m.said.String(), m.recoveryKey()) {
 		t.Errorf("it says %s and writes %q", m.printed.String(), m.ops)
+	}
+	if !slices.Contains(m.kinds(), journal.Accepted) {
+		t.Errorf("the journal has %v", m.kinds())
 	}
 	m.must(m.checkEveryDay())
 }

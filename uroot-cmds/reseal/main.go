@@ -7,11 +7,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"time"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/shared"
 )
 
 const help = `usage: reseal [--new-secret [--new-keys]]
@@ -41,11 +44,11 @@ Enter there declines.
 Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal).Main() }
+func main() { cmd(recovery.Linux, terminal, shared.Linux().Note).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
-func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
+func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error), note func(journal.Entry) error) command.Command {
 	fresh, keys := false, false
 	flags := func(f *flag.FlagSet) {
 		command.Bool("new-secret", &fresh)(f)
@@ -78,6 +81,13 @@ func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console,
 		if fresh {
 			return m.NewSecret(t, keys)
 		}
-		return m.Reseal(t)
+		if err := m.Reseal(t); err != nil {
+			return err
+		}
+		e := journal.Entry{Time: time.Now(), Kind: journal.Accepted, Reason: "somebody accepted the machine as it is, at the recovery console"}
+		if err := note(e); err != nil {
+			fmt.Fprintf(call.Stderr, "reseal: the boot journal does not tell of it: %v\n", err)
+		}
+		return nil
 	}}
 }

@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/command/commandtest"
@@ -17,7 +18,13 @@ import (
 )
 
 // What it does is tested where a whole machine is, in initagent/agent.
-func TestUse(t *testing.T) { commandtest.UseAtConsole(t, cmd) }
+func TestUse(t *testing.T) {
+	commandtest.UseAtConsole(t, func(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
+		return cmd(machine, terminal, untold)
+	})
+}
+
+func untold(journal.Entry) error { return nil }
 
 // variables keeps one EFI variable.
 type variables map[string][]byte
@@ -67,7 +74,7 @@ func TestRequest(t *testing.T) {
 		machine := func() (*recovery.Machine, error) {
 			return &recovery.Machine{Root: root, Variables: vars, Keeper: locked{}}, nil
 		}
-		code, _, errs := commandtest.Run(cmd(machine, func() (hw.Console, error) { return nobody{}, nil }), c.args...)
+		code, _, errs := commandtest.Run(cmd(machine, func() (hw.Console, error) { return nobody{}, nil }, untold), c.args...)
 		if code != c.code || string(vars[nextboot.Variable]) != c.want || !strings.Contains(errs, c.err) {
 			t.Errorf("reseal %q, at the console %v: %d, %q, it leaves %q", c.args, c.console, code, errs, vars[nextboot.Variable])
 		}

@@ -43,6 +43,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   check    ask the server whether there is a newer release
   fetch    bring it into the other slot; the next start tries it
   status   what runs, what is in the slots, what failed and why
+  history  what became of this machine's systems, and why
   bless    keep the system that runs (or say that its check failed)
   health   say what has failed at this start, and what of it counts
   rollback give up what was installed last
@@ -81,6 +82,7 @@ type call struct {
 	state   *bool
 	yes     *bool
 	in      io.Reader
+	all     *bool
 	screen  *screen
 	out     io.Writer // for people
 }
@@ -90,6 +92,7 @@ func commands() map[string]command {
 		"check":    {checkUsage, check},
 		"fetch":    {fetchUsage, fetchRelease},
 		"status":   {statusUsage, status},
+		"history":  {historyUsage, history},
 		"bless":    {blessUsage, bless},
 		"health":   {healthUsage, healthOf},
 		"rollback": {rollbackUsage, rollback},
@@ -122,6 +125,8 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.from = f.String("from", "", "")
 	case "fetch":
 		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
+	case "history":
+		on.all = f.Bool("all", false, "")
 	case "bless":
 		on.failed = f.Bool("failed", false, "")
 	case "rollback":

@@ -68,6 +68,8 @@ func TestUse(t *testing.T) {
 		{"check --help", 0, "usage: ota check", ""},
 		{"fetch --help", 0, "usage: ota fetch", ""},
 		{"status --help", 0, "usage: ota status", ""},
+		{"history --help", 0, "usage: ota history", ""},
+		{"history now", 2, "", "usage: ota history"},
 		{"bless --help", 0, "usage: ota bless", ""},
 		{"rollback --help", 0, "usage: ota rollback", ""},
 		{"channel --help", 0, "usage: ota channel", ""},
