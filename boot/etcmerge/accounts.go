@@ -343,14 +343,11 @@ func field(base *record, theirs, ours record, i int, what string, clashes *[]str
 // members merges a list of names: what either side adds comes in, what either side
 // removes goes.
 func (u *users) members(group string, base *record, theirs, ours record, i int) string {
-	split := func(s string) []string {
-		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
-	}
 	var was []string
 	if base != nil {
-		was = slices.DeleteFunc(split(base.fields[i]), u.comesIn)
+		was = slices.DeleteFunc(splitList(base.fields[i]), u.comesIn)
 	}
-	there, here := split(theirs.fields[i]), split(ours.fields[i])
+	there, here := splitList(theirs.fields[i]), splitList(ours.fields[i])
 	if u.base == nil {
 		u.noteMembers(group, without(there, here))
 		return ours.fields[i]
@@ -363,6 +360,11 @@ func (u *users) members(group string, base *record, theirs, ours record, i int) 
 	}
 	removed := without(was, there)
 	return strings.Join(append(without(here, removed), without(without(there, here), was)...), ",")
+}
+
+// splitList are the names in a list.
+func splitList(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
 }
 
 // without are the names that are not among others.

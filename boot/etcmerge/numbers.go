@@ -453,6 +453,8 @@ type span struct{ first, count uint64 }
 
 func (s span) end() uint64 { return s.first + s.count }
 
+func (s span) overlaps(o span) bool { return s.first < o.end() && o.first < s.end() }
+
 func spanOf(rec record) (span, bool) {
 	first, err := strconv.ParseUint(rec.fields[1], 10, 32)
 	count, err2 := strconv.ParseUint(rec.fields[2], 10, 32)
@@ -513,8 +515,7 @@ func (p *planner) rangesReturn(t *table, name string, passwd records) bool {
 // admitRange takes in a range that is new in the image.
 func (p *planner) admitRange(t *table, rec record, taken []span, used *[]span) (record, bool) {
 	s, ok := spanOf(rec)
-	overlaps := func(o span) bool { return s.first < o.end() && o.first < s.end() }
-	if !ok || !slices.ContainsFunc(taken, overlaps) {
+	if !ok || !slices.ContainsFunc(taken, s.overlaps) {
 		p.budget.steps -= len(taken)
 		return rec, true
 	}

@@ -1,0 +1,224 @@
+package etcmerge
+
+import (
+	"maps"
+	"strings"
+	"testing"
+)
+
+// shownBy is what an overlay of a plan shows.
+func shownBy(t testing.TB, image memory, r *Result) memory {
+	t.Helper()
+	upper := memory{}
+	for _, c := range r.Changes {
+		switch {
+		case c.Action == Take || c.Path == ".":
+		case c.Entry.Type != Regular:
+			upper[c.Path] = node{Entry: c.Entry}
+		case c.From == FromContent:
+			upper[c.Path] = node{c.Entry, string(c.Content)}
+		case c.From == FromImage:
+			upper[c.Path] = node{c.Entry, image[c.Path].content}
+		default:
+			t.Errorf("%s comes from %d", c.Path, c.From)
+		}
+	}
+	return over(image, upper)
+}
+
+func machineFiles() map[string][]byte {
+	out := map[string][]byte{}
+	for file, text := range map[string]string{
+		"passwd": "root:x:0:0:root:/root:/bin/bash\ndaemon:x:998:998::/:/usr/sbin/nologin\nanna:x:1000:1000:Anna Ä,,,:/home/anna:/bin/zsh\n" +
+			"ben:x:1001:100::/home/ben:/bin/bash\nserver:x:1002:1002::/srv/server:/bin/bash\nhome:x:1003:1003::/home:/bin/sh\n" +
+			"up:x:1004:1004::/home/../etc:/bin/sh\nanna:x:0:0:second:/home/anna:/bin/sh\nshort:x:1005\n+nis:x:1006:1006::/home/nis:/bin/sh\n" +
+			"big:x:70000:70000::/home/big:/bin/sh\n",
+		"shadow":  "root:$6$rootpw:1:0:99999:7:::\nanna:$6$annapw:20000:0:99999:7:::\nben:!:20001:0:99999:7:::\nserver:x:1:::::: \n",
+		"group":   "root:x:0:\nsudo:x:997:anna,server\nusers:x:100:\nanna:x:1000:\nfamily:x:1500:anna,ben\ndocker:x:990:anna\nserver:x:1002:\nvideo:x:44:server\n",
+		"gshadow": "root:*::\nsudo:!:server,anna:anna,server\nanna:!::\nfamily:!:anna:anna,ben\ndocker:!::anna\n",
+		"subuid":  "anna:100000:65536\nserver:165536:65536\n1001:231072:65536\n",
+		"subgid":  "anna:100000:65536\n",
+	} {
+		out[file] = []byte(text)
+	}
+	return out
+}
+
+func TestPeopleOf(t *testing.T) {
+	kept, people := PeopleOf(machineFiles())
+	var said []string
+	for _, p := range people {
+		said = append(said, string(p.Name))
+	}
+	if strings.Join(said, " ") != "anna ben" || people[0].Number != 1000 || len(people[0].Groups) != 3 {
+		t.Errorf("people are %+v", people)
+	}
+	want := map[string]string{
+		"passwd":  "anna:x:1000:1000:Anna Ä,,,:/home/anna:/bin/zsh\nben:x:1001:100::/home/ben:/bin/bash\n",
+		"shadow":  "anna:$6$annapw:20000:0:99999:7:::\nben:!:20001:0:99999:7:::\n",
+		"group":   "sudo:x:997:anna\nusers:x:100:\nanna:x:1000:\nfamily:x:1500:anna,ben\ndocker:x:990:anna\n",
+		"gshadow": "sudo:!:anna:anna\nanna:!::\nfamily:!:anna:anna,ben\ndocker:!::anna\n",
+		"subuid":  "anna:100000:65536\n1001:231072:65536\n",
+		"subgid":  "anna:100000:65536\n",
+	}
+	got := map[string]string{}
+	for file, text := range kept {
+		got[file] = string(text)
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("kept is\n%q\nwant\n%q", got, want)
+	}
+	if kept, people := PeopleOf(map[string][]byte{"passwd": []byte("root:x:0:0::/root:/bin/sh\n")}); kept != nil || people != nil {
+		t.Errorf("nobody is %v, %v", kept, people)
+	}
+}
+
+func peoplesImage() memory {
+	return memory{
+		"passwd":     text("root:*:0:0:root:/root:/bin/bash\ndaemon:x:2:2::/:/usr/sbin/nologin\nguest:x:1000:1000::/var/guest:/bin/sh\n"),
+		"shadow":     text("root:*:1:0:99999:7:::\nguest:!:1:0:99999:7:::\n").mode(0o640).owner(0, 42),
+		"group":      text("root:x:0:\nsudo:x:27:daemon\nusers:x:100:\nguest:x:1000:\nnew:x:997:\n"),
+		"gshadow":    text("root:*::\nsudo:*::daemon\nusers:*::\nguest:!::\n").mode(0o640).owner(0, 42),
+		"subuid":     text("guest:100000:65536\n"),
+		"shells":     text("# those\n/bin/sh\n/bin/bash\n"),
+		"guest.conf": text("x").owner(1000, 1000),
+		"motd":       text("hello"),
+	}
+}
+
+// People get their places among the image's accounts, with their numbers, passwords and
+// the groups that the image has; who is in their way moves.
+func TestPlanPeople(t *testing.T) {
+	image := peoplesImage()
+	kept, _ := PeopleOf(machineFiles())
+	r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := shownBy(t, image, r)
+	want := map[string]string{
+		"passwd": "root:*:0:0:root:/root:/bin/bash\ndaemon:x:2:2::/:/usr/sbin/nologin\nanna:x:1000:1000:Anna Ä,,,:/home/anna:/bin/bash\n" +
+			"ben:x:1001:100::/home/ben:/bin/bash\nguest:x:1501:1501::/var/guest:/bin/sh\n",
+		"shadow":  "root:*:1:0:99999:7:::\nguest:!:1:0:99999:7:::\nanna:$6$annapw:20000:0:99999:7:::\nben:!:20001:0:99999:7:::\n",
+		"group":   "root:x:0:\nsudo:x:997:daemon,anna\nusers:x:100:\nanna:x:1000:\nfamily:x:1500:anna,ben\nguest:x:1501:\nnew:x:999:\n",
+		"gshadow": "root:*::\nsudo:*:anna:daemon,anna\nusers:*::\nguest:!::\nanna:!::\nfamily:!:anna:anna,ben\n",
+		"subuid":  "anna:100000:65536\n1001:231072:65536\nguest:165536:65536\n",
+		"subgid":  "anna:100000:65536\n",
+		"motd":    "hello", "shells": "# those\n/bin/sh\n/bin/bash\n",
+	}
+	for file, text := range want {
+		if shown[file].content != text {
+			t.Errorf("%s is\n%s\nwant\n%s", file, shown[file].content, text)
+		}
+	}
+	for file, mode := range map[string]uint32{"passwd": 0o644, "shadow": 0o640, "gshadow": 0o640, "subgid": 0o644} {
+		if e := shown[file].Entry; e.Mode != mode || (mode == 0o640) != (e.GID == 42) {
+			t.Errorf("%s is %+v", file, e)
+		}
+	}
+	if e := shown["guest.conf"].Entry; e.UID != 1501 || e.GID != 1501 || r.Users[1000] != 1501 {
+		t.Errorf("what belongs to guest belongs to %d:%d; users %v", e.UID, e.GID, r.Users)
+	}
+	said := ""
+	for _, n := range r.Notes {
+		said += n.Text + "\n"
+	}
+	for _, s := range []string{"anna has the shell /bin/bash now: /bin/zsh", "group docker, which the image does not have", "user guest of the image has number 1501 here", "range 100000:65536 of guest"} {
+		if !strings.Contains(said, s) {
+			t.Errorf("it does not say %q:\n%s", s, said)
+		}
+	}
+	if len(r.Conflicts) > 0 {
+		t.Errorf("conflicts: %+v", r.Conflicts)
+	}
+}
+
+// Somebody whom the image has, too, keeps the password and the number of here, and the
+// system's own users are the image's.
+func TestPlanPeopleOfTheImage(t *testing.T) {
+	image := memory{
+		"passwd": text("root:x:0:0::/root:/bin/sh\nadmin:x:1000:1000:Admin:/home/admin:/bin/sh\n+::::::\n"),
+		"shadow": text("root:*:1::::::\nadmin:$image:1::::::\n"),
+		"group":  text("root:x:0:\nwheel:x:10:admin\nadmin:x:1000:\n"),
+	}
+	kept, _ := PeopleOf(map[string][]byte{
+		"passwd": []byte("root:x:0:0:changed:/:/bin/sh\nadmin:x:1007:1007:Me:/home/me:/bin/sh\neve:x:1000:1000::/home/eve:/bin/sh\n"),
+		"shadow": []byte("root:$mine:1::::::\nadmin:$mine:2::::::\neve:$eve:3::::::\n"),
+		"group":  []byte("root:x:0:eve\nwheel:x:10:eve\nadmin:x:1007:\neve:x:1000:\n"),
+	})
+	r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := shownBy(t, image, r)
+	for file, want := range map[string]string{
+		"passwd": "root:x:0:0::/root:/bin/sh\nadmin:x:1007:1007:Me:/home/me:/bin/sh\neve:x:1000:1000::/home/eve:/bin/sh\n+::::::\n",
+		"shadow": "root:*:1::::::\nadmin:$mine:2::::::\neve:$eve:3::::::\n",
+		"group":  "root:x:0:eve\nwheel:x:10:admin,eve\nadmin:x:1007:\neve:x:1000:\n",
+	} {
+		if shown[file].content != want {
+			t.Errorf("%s is\n%s\nwant\n%s", file, shown[file].content, want)
+		}
+	}
+	if len(r.Conflicts) > 0 {
+		t.Errorf("conflicts: %+v", r.Conflicts)
+	}
+}
+
+// An image without some of the files, or with none, is no obstacle.
+func TestPlanPeopleBare(t *testing.T) {
+	kept, _ := PeopleOf(machineFiles())
+	image := memory{"motd": text("x")}
+	r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := shownBy(t, image, r)
+	if !strings.Contains(shown["passwd"].content, "anna:x:1000") || !strings.Contains(shown["shadow"].content, "annapw") || shown["shadow"].Mode != 0o600 {
+		t.Errorf("it shows %+v", shown)
+	}
+}
+
+// Whatever a machine's files hold, those who were picked out are in the result with their
+// numbers and passwords, once, and nobody else of the machine's.
+func FuzzPlanPeople(f *testing.F) {
+	m := machineFiles()
+	f.Add(m["passwd"], m["group"], m["shadow"], m["subuid"])
+	f.Add([]byte("a:x:1000:27::/home/a:/bin/sh"), []byte("sudo:x:1000:a\nnew:x:27:a"), []byte("a:p:::::::"), []byte("a:1:4294967295\n"))
+	f.Add([]byte("guest:x:997:1::/home/a:\nguest:x:1000:1::/home/a:\nx:x: +1000:1::/home//x/:"), []byte("guest:x:27:x\nx:x:0:"), []byte("x:p"), []byte(":::\n"))
+	f.Fuzz(func(t *testing.T, passwd, group, shadow, subuid []byte) {
+		kept, people := PeopleOf(map[string][]byte{"passwd": passwd, "group": group, "shadow": shadow, "subuid": subuid})
+		image := peoplesImage()
+		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := shownBy(t, image, r)
+		have, were := parseRecords([]byte(shown["passwd"].content), 7), parseRecords(passwd, 7)
+		for _, p := range people {
+			rec, ok := have.get(string(p.Name))
+			was, _ := were.get(string(p.Name))
+			if n, isNumber := number(rec.fields[numberField]); !ok || !isNumber || n != p.Number || rec.fields[1] != was.fields[1] {
+				t.Errorf("%q becomes %q", was.line(), rec.line())
+			}
+			mine, _ := parseRecords(shadow, 9).get(string(p.Name))
+			if now, _ := parseRecords([]byte(shown["shadow"].content), 9).get(string(p.Name)); isText([]byte(mine.line())) && mine.name != "" && now.line() != mine.line() {
+				t.Errorf("the password %q becomes %q", mine.line(), now.line())
+			}
+		}
+		holders := map[uint32]string{}
+		own := parseRecords(kept["passwd"], 7)
+		for name := range have.first {
+			n, ok := have.own(name)
+			_, person := own.get(name)
+			_, image := parseRecords([]byte(peoplesImage()["passwd"].content), 7).get(name)
+			if !person && !image {
+				t.Errorf("%q comes from nowhere", name)
+			}
+			if other, twice := holders[n]; ok && twice && !(person && func() bool { _, is := own.get(other); return is }()) {
+				t.Errorf("%q and %q have the number %d", name, other, n)
+			}
+			holders[n] = name
+		}
+	})
+}
