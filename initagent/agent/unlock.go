@@ -390,7 +390,7 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 	}
 	if accepted {
 		a.Record = record
-		a.noteSelf(journal.Accepted, "somebody with the recovery key accepted the machine as it is")
+		a.NoteSelf(journal.Accepted, "somebody with the recovery key accepted the machine as it is")
 		err := errors.Join(a.Guarantee(b.Now(record, a.Lock), secret), rootpart.OpensByTPM(a.Random, f, a.Lock, volumeKey, secret))
 		if err != nil {
 			return fmt.Errorf("%w: %w", errAccepted, err)
@@ -409,7 +409,7 @@ func (a *Agent) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []
 		return err
 	}
 	c.Print("Bound to this TPM.\n")
-	a.noteSelf(journal.Accepted, "somebody with the recovery key bound the machine to this TPM")
+	a.NoteSelf(journal.Accepted, "somebody with the recovery key bound the machine to this TPM")
 	if err := a.Guarantee(b.Now(record, a.Lock), secret); err != nil {
 		return fmt.Errorf("%w: %w", errAccepted, err)
 	}
