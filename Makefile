@@ -93,9 +93,9 @@ toolchain:
 erases = [[ $$(go version -m $1) = *GOEXPERIMENT=*runtimesecret* ]] || { echo '$1 was built without GOEXPERIMENT=runtimesecret'; exit 1; }; \
 	[[ $$(go version -m $1) != *DefaultGODEBUG=* ]] || { echo '$1 has the defaults of an old Go (see uroot-cmds/build-busybox)'; exit 1; }
 
+# Under a name of its own first: another make may be at it.
 $(OUT)/version: FORCE
-	@mkdir -p $(@D) && boot/version/describe >$@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@mkdir -p $(@D) && boot/version/describe >$@.$$$$ && if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 .PHONY: FORCE
 FORCE:
 
@@ -336,12 +336,19 @@ $(OUT)/tools13.stamp: Makefile | $(OUT)/tools.stamp
 	@mmdebstrap --quiet --variant=apt --components=main,non-free-firmware --include=systemd-ukify,systemd,systemd-boot-efi,erofs-utils,iucode-tool,intel-microcode,amd64-microcode trixie $(OUT)/tools13 "$$(cat $(OUT)/mirror)"
 	@touch $@
 
+# What is made by one program at a time is made beside the linters, and the containers
+# beside the machines of the boot tests.
 .PHONY: test
 test: tools ## everything CI runs: goes on after a failure, and ends with what each part took
-	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log boot.log); failed=; \
+	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log boot.log container.log); failed=; \
 	part() { began=$$(date +%s); how=passed; $(MAKE) --no-print-directory "$$@" || { how=FAILED; failed=1; }; printf '%6d s  %s  make %s\n' $$(($$(date +%s) - began)) $$how "$$*" >>$(OUT)/parts; }; \
-	part lint; part unit; part deb-test; part -k --output-sync=target -j2 container-test fuzz; part boot-test; \
-	cat $(OUT)/parts; [ -z "$$failed" ] || { grep -h -E '^ *--- FAIL' $(OUT)/unit.log $(OUT)/agent.log $(OUT)/boot.log; exit 1; }
+	part -k --output-sync=target -j2 lint inputs; part unit; part deb-test; part fuzz; \
+	{ part container-test; [ -z "$$failed" ]; } >$(OUT)/container.log 2>&1 & container=$$!; \
+	part boot-test; wait $$container || failed=1; \
+	cat $(OUT)/container.log $(OUT)/parts; [ -z "$$failed" ] || { grep -h -E '^ *--- FAIL' $(addprefix $(OUT)/,unit.log agent.log container.log boot.log); exit 1; }
+
+.PHONY: inputs
+inputs: $(addprefix $(OUT)/,tools13.stamp rootfs/debian.stamp rootfs/debian-before.tar base.tar)
 
 .PHONY: lint
 lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive
@@ -385,9 +392,12 @@ scan-random: ## search 16 GB of random bytes for secrets: none are found
 deb-test: deb $(OUT)/tools13.stamp ## the Debian package, installed beside those of a Debian 13
 	@HALOGEN_DEB=$$(echo $(abspath $(OUT))/halogen_*.deb) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) go test -count=1 ./builder/deb
 
+# It takes the place of a machine (qemu-tests/slots.go), where boot tests run beside it.
+SLOTS := $(or $(TMPDIR),/tmp)/halogen-machines-$(shell id -u)
 .PHONY: container-test
 container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the same bytes, and no key left behind
-	@HALOGEN_BASE=$(abspath $(OUT)/base.tar) go test -count=1 -timeout 30m ./builder/container
+	@mkdir -m 700 -p $(SLOTS)
+	@HALOGEN_BASE=$(abspath $(OUT)/base.tar) flock --close $(SLOTS)/0 go test -count=1 -timeout 30m ./builder/container
 
 # A number of inputs and not a time: at the end of its time go test sometimes
 # reports the interrupted input as a failure. A package's targets are linked once: that

@@ -2,6 +2,9 @@ module halogenos.internal
 
 go 1.26.8
 
+// Root file systems and images, some of them in the making.
+ignore ./out
+
 require (
 	github.com/CycloneDX/cyclonedx-go v0.9.2
 	github.com/ProtonMail/go-crypto v1.5.2
