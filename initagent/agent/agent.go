@@ -21,15 +21,12 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upkeep"
-	"halogenos.internal/initagent/watchdog"
 )
-
-// runDirectory is what the running system may read of this boot.
-const runDirectory = "/run/halogen"
 
 // maxSteps bounds a boot: a loop that makes no headway ends in the recovery
 // console.
@@ -44,7 +41,6 @@ type Agent struct {
 	// NewKeys makes Secure Boot keys: secureboot.Generate.
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 
-	watchdog  *watchdog.Feeder   // or nil
 	listener  hw.Listener        // or nil: nobody is listened to
 	pending   *firstboot.Pending // what the first boot left for the second; or nil
 	leftovers bool               // the ESP has files of that kind
@@ -56,7 +52,6 @@ type Agent struct {
 	request      *nextboot.Console   // what the boot before this one asks for; or nil
 	wish         *nextboot.NewSecret // of the running system; or nil
 	foretold     *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
-	init         []string
 
 	facts slot.Facts
 }
@@ -65,7 +60,6 @@ type Agent struct {
 // system, nor a restart, nor the recovery console could be had.
 func (a *Agent) Boot(ctx context.Context) error {
 	a.Chip.Err = errNotOpened
-	a.init = []string{"/sbin/init"}
 	a.Journal = bootjournal.Journal{Machine: a.Machine, Root: a.Root, Ready: a.StoreReady}
 	a.listen()
 	a.begin()
@@ -75,7 +69,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 		if step.Kind == slot.Recovery || step.Kind == slot.RecoverNext {
 			return a.stop(step)
 		}
-		a.allow(step.Kind)
+		a.AllowWatchdog(steps[step.Kind].time())
 		if steps[step.Kind].deaf {
 			a.stopListening()
 		}
@@ -107,7 +101,7 @@ func (a *Agent) begin() {
 		{"unmeasured", "nothing stored in the firmware steers the kernel", a.removeUnmeasured},
 		{"request", "what the boot before this one asks for", a.readRequest},
 		{"drivers", "devices get their kernel modules", a.loadDrivers},
-		{"watchdog", "a hang becomes a restart", a.startWatchdog},
+		{"watchdog", "a hang becomes a restart", a.StartWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},
 		{"measure", "the initramfs phase begins", a.enterPhase},
@@ -188,9 +182,10 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 		*outcome = slot.Done
 	case err == nil:
 	case outcome != nil:
-		*outcome, a.facts.Cause = slot.Failed, a.diskFails(step.Kind, err).Error()
+		full, fails := a.DiskFails(step.Kind, err)
+		*outcome, a.facts.Cause, a.facts.DiskFails = slot.Failed, full.Error(), a.facts.DiskFails || fails
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
-	case errors.Is(err, errNoSystem):
+	case errors.Is(err, handover.ErrNoSystem):
 		a.facts.Verity, a.facts.Cause = slot.Failed, err.Error()
 	default:
 		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -296,7 +297,7 @@ func TestStateThatCannotBeRemoved(t *testing.T) {
 		m.rename("test_2.efi", "test_2+0.efi") // as `ota rollback` does
 		m.runs(1)
 		m.edits(2, "left", "from the first life")
-		m.rootFiles()[blessedNote] = []byte("x")
+		m.rootFiles()[ownstate.BlessedNote] = []byte("x")
 		m.stuckFile = stuck(m)
 		if version == 2 {
 			m.deliver(m.parcel(m.releases[2]))
@@ -306,7 +307,7 @@ func TestStateThatCannotBeRemoved(t *testing.T) {
 		return m, m.boot()
 	}
 	of2 := func(m *machine) string { return upper.Directory + "/" + m.releases[2].contract.Root().String() }
-	note := func(*machine) string { return blessedNote }
+	note := func(*machine) string { return ownstate.BlessedNote }
 	for what, c := range map[string]struct {
 		stuck   func(m *machine) string
 		version uint64
@@ -368,7 +369,7 @@ func TestStateBlessedWithoutARestart(t *testing.T) {
 func TestStateOfACutBlessing(t *testing.T) {
 	m := inhabited(t)
 	m.runs(2)
-	m.rootFiles()[blessedNote] = []byte(m.releases[2].contract.Root().String() + "\n")
+	m.rootFiles()[ownstate.BlessedNote] = []byte(m.releases[2].contract.Root().String() + "\n")
 	m.edits(2, "motd", "mine, in the trial")
 	m.runs(2) // it goes on
 	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
@@ -404,10 +405,10 @@ func TestStateAfterInstallingOverABlessedSystem(t *testing.T) {
 // What is no note, and a note about a system without state, say nothing.
 func TestForgedBlessing(t *testing.T) {
 	m := inhabited(t)
-	for _, text := range []string{"../../etc", strings.Repeat("a", 64), strings.Repeat("\x00", maxBlessed+1)} {
-		m.rootFiles()[blessedNote] = []byte(text)
+	for _, text := range []string{"../../etc", strings.Repeat("a", 64), strings.Repeat("\x00", ownstate.MaxBlessed+1)} {
+		m.rootFiles()[ownstate.BlessedNote] = []byte(text)
 		m.ends("system")
-		found, err := m.agent.foundState()
+		found, err := ownstate.Known(&m.agent.Host)
 		if m.must(err); found.Noted != "" {
 			t.Errorf("%.20q: %q was blessed", text, found.Noted)
 		}
@@ -552,7 +553,7 @@ func TestStateOfABlessedSystemStagedByAnEarlierRelease(t *testing.T) {
 		m.rootFiles()[work+"/made"] = nil
 		m.rootFiles()[upper.Directory+"/"+root+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
 		m.rootFiles()[upper.Blessed] = []byte(root + "\n")
-		m.rootFiles()[blessedNote] = []byte(root + "\n")
+		m.rootFiles()[ownstate.BlessedNote] = []byte(root + "\n")
 		m.rootFiles()["overlay/etc/upper/issue"] = []byte("mine, after the rollback")
 		if cut {
 			m.rename("test_2+3.efi", "test_2+2-1.efi") // in the first try, before it looks at the state
@@ -560,7 +561,7 @@ func TestStateOfABlessedSystemStagedByAnEarlierRelease(t *testing.T) {
 		m.runs(2, "carry-state")
 		want := map[string]string{"issue": "mine, after the rollback", "removed": gone}
 		m.wantsUpper(2, want)
-		found, err := m.agent.foundState()
+		found, err := ownstate.Known(&m.agent.Host)
 		if m.must(err); found.Proven(root) {
 			t.Error("the trial counts as blessed")
 		}

@@ -105,10 +105,10 @@ func TestFileSystemUnreadable(t *testing.T) {
 // partition, and its cure is another one. FAULTS 82
 func TestDiskFailsElsewhere(t *testing.T) {
 	for step, path := range map[slot.Kind]string{slot.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", slot.AskKey: "/dev/tpmrm0"} {
-		a := &Agent{Host: host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}}
+		a := &host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}
 		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
-		if got := a.diskFails(step, err); got != err || a.facts.DiskFails {
-			t.Errorf("%s: %v, the disk fails: %v", path, got, a.facts.DiskFails)
+		if got, fails := a.DiskFails(step, err); got != err || fails {
+			t.Errorf("%s: %v, the disk fails: %v", path, got, fails)
 		}
 	}
 }

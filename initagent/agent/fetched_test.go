@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
@@ -244,7 +245,7 @@ func (m *machine) bless() {
 	m.t.Helper()
 	for _, name := range m.systems() {
 		if n, err := bls.Parse(name); err == nil && n.Version == m.agent.Contract.Version && n.Counted {
-			m.rootFiles()[blessedNote] = []byte(m.releases[n.Version].contract.Root().String() + "\n")
+			m.rootFiles()[ownstate.BlessedNote] = []byte(m.releases[n.Version].contract.Root().String() + "\n")
 			m.rename(name, n.Blessed().String())
 		}
 	}

@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/snapshot/snapshottest"
 	"halogenos.internal/initagent/tpm"
@@ -218,7 +219,7 @@ func (p mapper) OpenVerity(v hw.Verity) (string, error) {
 	if err := verity.Verify(context.Background(), data, tree, v.Params, v.Root, func(int64) {}); err != nil {
 		return "", fmt.Errorf("first read through dm-verity: %w", err)
 	}
-	if v.Name == beforeDevice {
+	if v.Name == ownstate.BeforeDevice {
 		p.m.before = &v.Root
 		return "/dev/dm-2", nil
 	}
@@ -243,7 +244,7 @@ func (p mapper) OpenCrypt(c hw.Crypt) (string, error) {
 }
 
 func (p mapper) Close(name string) error {
-	if name == beforeDevice && p.m.before != nil {
+	if name == ownstate.BeforeDevice && p.m.before != nil {
 		p.m.before = nil
 		return nil
 	}

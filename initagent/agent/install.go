@@ -38,6 +38,6 @@ func (a *Agent) install() error {
 	if err := a.LeavePhase("installer"); err != nil { // for a TPM that took its time
 		return err
 	}
-	a.releaseWatchdog(0) // a person takes the time that it takes
+	a.ReleaseWatchdog(0) // a person takes the time that it takes
 	return a.attended(func() error { return a.Person.Program(a.Path(installerProgram), "install") })
 }

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/staging"
@@ -204,7 +205,7 @@ func TestJournalUnreadable(t *testing.T) {
 // its place leads nowhere else.
 func TestSharedDirectory(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	shared := filepath.Join(m.root, host.SystemDirectory, systemShared)
+	shared := filepath.Join(m.root, host.SystemDirectory, handover.SystemShared)
 	if !slices.Contains(m.mounted, shared) {
 		t.Errorf("mounted are %q", m.mounted)
 	}
@@ -318,7 +319,7 @@ func (m *machine) judgedInTheEnd(how string) {
 func TestReport(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	read := func() (r shared.Report) {
-		text, err := os.ReadFile(filepath.Join(m.root, runDirectory, "boot.json"))
+		text, err := os.ReadFile(filepath.Join(m.root, handover.RunDirectory, "boot.json"))
 		m.must(err)
 		m.must(json.Unmarshal(text, &r))
 		return r

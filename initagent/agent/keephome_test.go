@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
@@ -30,7 +31,7 @@ func (m *machine) openConsole() (*recovery.Machine, hw.Console) {
 func TestResetKeepingHome(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	const etc, mine = "/etc/upper/passwd", "bind/home/me/letter"
-	own := upper.Directory + "/" + m.agent.ownState() + etc
+	own := upper.Directory + "/" + ownstate.Own(&m.agent.Host) + etc
 	goes := []string{own, upper.Directory + "/" + strings.Repeat("ab", 32) + etc, "overlay/etc/upper/passwd", "bind/var/lib/x", "bind/srv/y"}
 	for _, name := range goes {
 		m.rootFiles()[name] = []byte("x")

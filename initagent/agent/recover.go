@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/cures"
+	"halogenos.internal/initagent/handover"
 )
 
 // recover opens the recovery console: a shell on every terminal, with nothing in
@@ -45,9 +46,9 @@ func (a *Agent) recover(reason string) error {
 	if err := errors.Join(err, a.LeavePhase(pcr.Recovery)); err != nil {
 		return a.noConsole(err)
 	}
-	a.releaseWatchdog(0) // a person takes the time that it takes
+	a.ReleaseWatchdog(0) // a person takes the time that it takes
 	if a.Contract != nil {
-		if err := a.writeReport(reason); err != nil {
+		if err := handover.WriteReport(&a.Host, a.facts, reason); err != nil {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}

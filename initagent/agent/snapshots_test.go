@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/snapshot/snapshottest"
 	"halogenos.internal/initagent/subvolume"
@@ -99,7 +100,7 @@ func (m *machine) asksBack(system contract.Version, undo bool) {
 	}
 	text, err := n.Encode()
 	m.must(err)
-	m.rootFiles()[stateNote] = text
+	m.rootFiles()[ownstate.RestoreNote] = text
 }
 
 // journalHas looks for an entry.
@@ -213,7 +214,7 @@ func TestCutStateGoesBack(t *testing.T) {
 			t.Fatalf("%s: ends in %s:\n%s", s.how, end, m.said.String())
 		}
 		m.wantsState("one", "two")
-		if got := string(m.rootFiles()["snapshots/aside-a/var/lib/db"]); got != "two" || snapshot.Asked(store{m}, stateNote) || (store{m}).has("snapshots/next") {
+		if got := string(m.rootFiles()["snapshots/aside-a/var/lib/db"]); got != "two" || snapshot.Asked(store{m}, ownstate.RestoreNote) || (store{m}).has("snapshots/next") {
 			t.Fatalf("%s: what was there is %q:\n%s", s.how, got, m.said.String())
 		}
 	}
@@ -268,9 +269,9 @@ func TestStagesWithoutSnapshot(t *testing.T) {
 func TestNoSnapshotOnExt4(t *testing.T) {
 	m := provisionedMachine(t, pinned)
 	m.fetch(newRelease(t, 2, 5, pinned))
-	m.rootFiles()[stateNote] = []byte("{}")
+	m.rootFiles()[ownstate.RestoreNote] = []byte("{}")
 	m.runs(2)
-	if strings.Contains(m.said.String(), "snapshot") || (store{m}).has("snapshots") || m.rootFiles()[stateNote] == nil {
+	if strings.Contains(m.said.String(), "snapshot") || (store{m}).has("snapshots") || m.rootFiles()[ownstate.RestoreNote] == nil {
 		t.Errorf("it says\n%s", m.said.String())
 	}
 }

@@ -5,10 +5,14 @@ import (
 	"slices"
 	"time"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/upkeep"
 )
@@ -29,12 +33,28 @@ type stepRow struct {
 	ends bool
 	// last: this boot does not survive it, so that what it is, and why, is said before.
 	last bool
-	// limit is how long it may take before the boot counts as hanging; 0 is stepLimit.
+	// limit is how long it may take before the boot counts as hanging; 0 is host.StepLimit.
 	limit time.Duration
 }
 
-// noLimit is for a step that waits for a person.
-const noLimit time.Duration = -1
+// noLimit is for a step that waits for a person, treeLimit for a slow stick with a large
+// image, and secretLimit for a step that waits for a person as long as secretTimeout lets it.
+const (
+	noLimit     time.Duration = -1
+	treeLimit                 = time.Hour
+	secretLimit               = 20 * time.Minute
+)
+
+// time is how long the step may take for the watchdog.
+func (r stepRow) time() time.Duration {
+	switch r.limit {
+	case noLimit:
+		return 0
+	case 0:
+		return host.StepLimit
+	}
+	return r.limit
+}
 
 // steps has a row for each kind of step that goes on with the boot. How one ends that
 // cannot is for Agent.stop.
@@ -50,7 +70,7 @@ var steps = map[slot.Kind]stepRow{
 	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
 	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
-	slot.RestoreState:  {do: plain((*Agent).restoreState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
+	slot.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
 	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
@@ -58,12 +78,12 @@ var steps = map[slot.Kind]stepRow{
 	slot.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Record }, secrets: true},
 	slot.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
 	slot.Revoke:        {do: onHost(revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
-	slot.CarryState:    {do: (*Agent).carryState, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Carried }, ends: true},
-	slot.SettleState:   {do: plain((*Agent).settleState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Settled }},
-	slot.MountState:    {do: plain((*Agent).mountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
+	slot.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Carried }, ends: true},
+	slot.SettleState:   {do: onHost(ownstate.Settle), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Settled }},
+	slot.MountState:    {do: onHost(handover.MountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
 	slot.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
 	slot.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
-	slot.SwitchRoot:    {do: plain((*Agent).handOver), deaf: true},
+	slot.SwitchRoot:    {do: func(a *Agent, _ context.Context) error { return handover.Start(&a.Host, a.facts) }, deaf: true},
 }
 
 // plain is a step that nobody interrupts.
@@ -109,6 +129,22 @@ func (a *Agent) observeUpkeep() error {
 	return nil
 }
 
+// observeState looks, once the root partition is open, whose state there is.
+func (a *Agent) observeState() error {
+	if a.State.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
+		return nil
+	}
+	a.facts.StateAsked = a.facts.Restored == slot.NotTried && ownstate.RestoreAsked(&a.Host)
+	first, unsettled, err := ownstate.Look(&a.Host, a.facts)
+	a.facts.FirstStart = first
+	if err != nil {
+		a.facts.Cause = err.Error() // carry-state says the same
+		return nil
+	}
+	a.facts.Unsettled = unsettled
+	return nil
+}
+
 // updatePolicy writes the TPM's record. What it condemns on the ESP loses its copy.
 func (a *Agent) updatePolicy() error {
 	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Revoked)
@@ -119,7 +155,12 @@ func (a *Agent) updatePolicy() error {
 }
 
 // stage makes a release that the fetcher has left the next one to be tried.
-func (a *Agent) stage() error { return staging.Stage(&a.Host, staging.State{Leave: a.leaveOwnState, Snapshot: a.takeSnapshot}) }
+func (a *Agent) stage() error {
+	return staging.Stage(&a.Host, staging.State{
+		Leave:    func(next verity.Root) error { return ownstate.Leave(&a.Host, next) },
+		Snapshot: func(v contract.Version) string { return ownstate.Snapshot(&a.Host, v) },
+	})
+}
 
 // revoke has the firmware refuse the boot managers that were replaced.
 func revoke(h *host.Host) error { return bootmanager.Revoke(h, upkeep.Keeper(h)) }

@@ -49,30 +49,30 @@ func TestWatchdog(t *testing.T) {
 	for within, stopped := range map[time.Duration]bool{0: true, 3 * time.Minute: false} {
 		device := new(timer)
 		a, said := guarded(func() (string, watchdog.Timer, error) { return "watchdog0 (test)", device, nil })
-		if err := a.startWatchdog(); err != nil || !strings.Contains(said.String(), "watchdog0 (test) guards this boot") {
+		if err := a.StartWatchdog(); err != nil || !strings.Contains(said.String(), "watchdog0 (test) guards this boot") {
 			t.Fatalf("%v, said %q", err, said)
 		}
 		for _, kind := range []slot.Kind{slot.MakeTree, slot.AskKey, slot.Unlock} {
-			a.allow(kind)
+			a.AllowWatchdog(steps[kind].time())
 		}
-		a.releaseWatchdog(within)
+		a.ReleaseWatchdog(within)
 		if !device.closed || device.stopped != stopped || !stopped && device.timeout != within {
 			t.Errorf("handed over for %s: %+v", within, device)
 		}
-		a.releaseWatchdog(within) // there is nothing left to hand over
-		a.allow(slot.Unlock)
+		a.ReleaseWatchdog(within) // there is nothing left to hand over
+		a.AllowWatchdog(steps[slot.Unlock].time())
 	}
 }
 
 func TestNoWatchdog(t *testing.T) {
 	a, said := guarded(func() (string, watchdog.Timer, error) { return "", nil, watchdog.ErrNone })
-	if err := a.startWatchdog(); err != nil || said.Len() > 0 {
+	if err := a.StartWatchdog(); err != nil || said.Len() > 0 {
 		t.Errorf("none: %v, said %q", err, said)
 	}
 	a, said = guarded(func() (string, watchdog.Timer, error) { return "", nil, errors.New("device or resource busy") })
-	if err := a.startWatchdog(); err != nil || !strings.Contains(said.String(), "no watchdog guards this boot: device or resource busy") {
+	if err := a.StartWatchdog(); err != nil || !strings.Contains(said.String(), "no watchdog guards this boot: device or resource busy") {
 		t.Errorf("busy: %v, said %q", err, said)
 	}
-	a.allow(slot.Unlock)
-	a.releaseWatchdog(0)
+	a.AllowWatchdog(steps[slot.Unlock].time())
+	a.ReleaseWatchdog(0)
 }

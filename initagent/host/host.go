@@ -39,13 +39,13 @@ type Host struct {
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 
-	Contract      *contract.Contract // of the running system
-	State         slot.State         // what the loop decides by
-	Journal       bootjournal.Journal
-	FirmwareKeys  enroll.State // what the firmware holds
-	Chip          Chip
-	Lock          *vault.Lock // of the root partition; or nil
-	WatchdogReset bool        // the watchdog ended the boot before this one
+	Contract     *contract.Contract // of the running system
+	State        slot.State         // what the loop decides by
+	Journal      bootjournal.Journal
+	FirmwareKeys enroll.State // what the firmware holds
+	Chip         Chip
+	Lock         *vault.Lock // of the root partition; or nil
+	Watching     Watching
 	Found
 	Opened
 }
@@ -85,7 +85,7 @@ func (h *Host) NoteSelf(kind journal.Kind, reason string) {
 func (h *Host) BootEntry() journal.Entry {
 	return journal.Entry{
 		Kind: journal.Boot, Version: h.Contract.Version, Slot: h.State.Booted, Trial: h.State.Trial,
-		Reason: h.slotReason(), Watchdog: h.WatchdogReset,
+		Reason: h.slotReason(), Watchdog: h.Watching.Reset,
 	}
 }
 

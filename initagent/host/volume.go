@@ -1,11 +1,16 @@
 package host
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
@@ -69,4 +74,25 @@ func (h *Host) CloseRoot() error {
 // what a machine without one has in memory.
 func (h *Host) StoreReady() bool {
 	return h.InMemory || h.Attached && h.State.Root == slot.RootOpen
+}
+
+// DiskFails adds what the kernel knows to an error of the file system of the open root
+// partition that comes from its disk. No key helps then, so that none is asked for.
+func (h *Host) DiskFails(step slot.Kind, err error) (full error, fails bool) {
+	mounts := step == slot.MountState || step == slot.RestoreState || h.Attached && (step == slot.Unlock || step == slot.AskKey)
+	if !mounts || !errors.Is(err, syscall.EIO) || h.elsewhere(err) {
+		return err, false
+	}
+	which := "the kernel's log names no sector"
+	if messages, merr := h.Kernel.Messages(); merr == nil && hw.DiskErrors(messages, h.Disk.Name) != "" {
+		which = hw.DiskErrors(messages, h.Disk.Name)
+	}
+	return fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which), true
+}
+
+// elsewhere reports whether an error is of a file that does not lie on the root partition:
+// the system image's, or the TPM's device.
+func (h *Host) elsewhere(err error) bool {
+	p, ok := errors.AsType[*fs.PathError](err)
+	return ok && (strings.HasPrefix(p.Path, h.Path(SystemDirectory)+"/") || strings.HasPrefix(p.Path, "/dev/"))
 }

@@ -1,4 +1,4 @@
-package agent
+package handover
 
 import (
 	"errors"
@@ -14,34 +14,34 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
-// systemShared is where the running system sees rootpart.Shared.
-const systemShared = "/var/lib/halogen"
+// SystemShared is where the running system sees rootpart.Shared.
+const SystemShared = "/var/lib/halogen"
 
 // mountShared shows it to the running system. No program but ours wants it, so
 // it is not worth a boot.
-func (a *Agent) mountShared() {
-	err := rootpart.MakeShared(a.Store)
+func mountShared(h *host.Host) {
+	err := rootpart.MakeShared(h.Store)
 	if err == nil {
-		err = a.bindShared()
+		err = bindShared(h)
 	}
 	if err != nil {
-		a.Log.Say("the system does not see the boot journal, and cannot be updated: %v", err)
+		h.Log.Say("the system does not see the boot journal, and cannot be updated: %v", err)
 	}
 }
 
-func (a *Agent) bindShared() error {
-	target, err := a.directoryInSystem(systemShared)
+func bindShared(h *host.Host) error {
+	target, err := directoryInSystem(h, SystemShared)
 	if err != nil {
 		return err
 	}
-	return a.Mount(a.Path(rootpart.Directory, rootpart.Shared), target, "", unix.MS_BIND, "")
+	return h.Mount(h.Path(rootpart.Directory, rootpart.Shared), target, "", unix.MS_BIND, "")
 }
 
 // directoryInSystem makes a directory of the system where it is missing. What an
 // earlier run of the system has put in its place must not lead out of the
 // system: a link would be followed from the initramfs.
-func (a *Agent) directoryInSystem(name string) (string, error) {
-	at := a.Path(host.SystemDirectory)
+func directoryInSystem(h *host.Host, name string) (string, error) {
+	at := h.Path(host.SystemDirectory)
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
 		at = path.Join(at, part)
 		info, err := os.Lstat(at)
@@ -54,7 +54,7 @@ func (a *Agent) directoryInSystem(name string) (string, error) {
 			return "", err
 		}
 		if !info.IsDir() {
-			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, a.Path(host.SystemDirectory)), info.Mode())
+			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, h.Path(host.SystemDirectory)), info.Mode())
 		}
 	}
 	return at, nil

@@ -1,0 +1,179 @@
+// Package handover ends a boot in the system: it mounts what may change of it, leaves a
+// report for it, and starts its init.
+//
+// It refuses to start anything before the TPM was told that the initramfs phase is over.
+package handover
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/upper"
+)
+
+// RunDirectory is what the running system may read of this boot.
+const RunDirectory = "/run/halogen"
+
+// MountState mounts what state.conf names into the system. Without a root
+// partition it lies in memory and is gone at the next boot.
+func MountState(h *host.Host) error {
+	if h.State.Root != slot.RootOpen {
+		if err := h.Mount("tmpfs", h.Path(rootpart.Directory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+			return err
+		}
+		h.InMemory = true
+		h.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
+	}
+	ownstate.TidySnapshots(h)
+	entries, err := ownstate.Entries(h)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := mountEntry(h, e); err != nil {
+			return fmt.Errorf("state directory %s: %w", e.Path, err)
+		}
+	}
+	mountShared(h)
+	return nil
+}
+
+func mountEntry(h *host.Host, e stateconf.Entry) error {
+	lower := h.Path(host.SystemDirectory, e.Path)
+	info, err := os.Lstat(lower)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the image has no such directory, so nothing can want it
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("it is no directory in the image (%s)", info.Mode())
+	}
+	name := upper.Name(e.Path)
+	switch e.Mode {
+	case stateconf.Tmpfs:
+		return h.Mount("tmpfs", lower, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%04o", info.Mode().Perm()|sticky(info)))
+	case stateconf.Overlay:
+		return mountOverlay(h, lower, name, info)
+	}
+	return mountBind(h, lower, filepath.Join(upper.Bind, name), e.GoesBack())
+}
+
+func sticky(info fs.FileInfo) fs.FileMode {
+	if info.Mode()&fs.ModeSticky != 0 {
+		return 0o1000
+	}
+	return 0
+}
+
+// mountOverlay lays this system's own upper directory over the image's. carryState has
+// made it, but where the state lies in memory: there it takes the image's mode, since it is
+// what the system sees.
+//
+// What it holds has to make sense over the next image, too: so a directory that is
+// renamed is copied, and a file whose mode alone changes, whatever the kernel was built to do.
+func mountOverlay(h *host.Host, lower, name string, info fs.FileInfo) error {
+	if err := h.Kernel.Load("overlay"); err != nil {
+		return err
+	}
+	top, work := upper.Overlay(ownstate.Own(h), name)
+	if h.InMemory {
+		for _, directory := range []string{top, work} {
+			if err := h.Store.MakeDirectory(directory, info.Mode().Perm()); err != nil {
+				return err
+			}
+		}
+	}
+	return h.Mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", lower, h.Path(rootpart.Directory, top), h.Path(rootpart.Directory, work)))
+}
+
+// mountBind mounts a directory of the root partition over the image's. It starts
+// as a copy.
+func mountBind(h *host.Host, lower, name string, subvolume bool) error {
+	if err := h.Store.Seed(lower, name, subvolume); err != nil {
+		return err
+	}
+	return h.Mount(h.Path(rootpart.Directory, name), lower, "", unix.MS_BIND, "")
+}
+
+// WriteReport leaves what the running system may know of this boot. f is what the boot has
+// seen, and reason why it has come here.
+func WriteReport(h *host.Host, f slot.Facts, reason string) error {
+	directory := h.Path(RunDirectory)
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		return err
+	}
+	r := shared.Report{
+		ImageID: h.Contract.ImageID, Arch: h.Contract.Arch, Version: h.Contract.Version.String(), Epoch: h.Contract.Epoch, Floor: h.State.Floor,
+		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Signed: len(h.Contract.ReleaseKey) > 0,
+		Root: openedBy(h, f), WatchdogReset: h.Watching.Reset, Steps: h.Log.Entries(), Total: h.Log.Total(), Contract: h.Contract,
+	}
+	switch {
+	case h.Record != nil:
+		r.Bound = h.Record.PCRs()
+	case h.Lock != nil && h.Lock.Sealed != nil:
+		r.Bound = h.Lock.Sealed.PCRs
+	}
+	if key, err := pgp.ParseKey(h.Contract.ReleaseKey); r.Signed && err == nil {
+		r.ReleaseKey = key.Fingerprint().String()
+	}
+	if h.Contract.WatchdogSeconds > 0 {
+		r.Watchdog = h.Watching.Name()
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(directory, shared.ReportName), append(text, '\n'), 0o644)
+}
+
+// openedBy says what opened the root partition.
+func openedBy(h *host.Host, f slot.Facts) string {
+	switch {
+	case h.State.Root != slot.RootOpen:
+		return "none"
+	case f.Unlock == slot.Done:
+		return "tpm"
+	case f.Key == slot.Done:
+		return "key"
+	}
+	return "new"
+}
+
+// ErrNoSystem marks a failure to start the system's own init: the image is not
+// usable.
+var ErrNoSystem = errors.New("the system cannot be started")
+
+// Start ends the initramfs phase and starts the system's init. f is what this boot has seen.
+func Start(h *host.Host, f slot.Facts) error {
+	h.Forget()
+	entry := h.BootEntry()
+	h.Journal.Note(entry)
+	// From here on nothing that is bound to the initramfs phase unseals.
+	if err := h.LeavePhase(pcr.LeaveInitrd); err != nil {
+		return err
+	}
+	if err := WriteReport(h, f, entry.Reason); err != nil {
+		h.Log.Say("the report of this boot was not written: %v", err)
+	}
+	h.Log.Say("handing over %s after initagent started", h.Log.Age())
+	h.ReleaseWatchdog(time.Duration(h.Contract.WatchdogSeconds) * time.Second)
+	return fmt.Errorf("%w: %w", ErrNoSystem, h.Mounts.SwitchRoot(h.Path(host.SystemDirectory), []string{"/sbin/init"}))
+}
