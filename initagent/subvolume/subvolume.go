@@ -31,6 +31,9 @@ const (
 	iocSubvolCreate  = 0x5000940e // BTRFS_IOC_SUBVOL_CREATE, _IOW(0x94, 14, struct btrfs_ioctl_vol_args)
 	iocSnapDestroy   = 0x5000940f // BTRFS_IOC_SNAP_DESTROY, _IOW(0x94, 15, struct btrfs_ioctl_vol_args)
 	iocSnapCreateV2  = 0x50009417 // BTRFS_IOC_SNAP_CREATE_V2, _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
+	iocGetFlags      = 0x80089419 // BTRFS_IOC_SUBVOL_GETFLAGS, _IOR(0x94, 25, __u64)
+	iocSetFlags      = 0x4008941a // BTRFS_IOC_SUBVOL_SETFLAGS, _IOW(0x94, 26, __u64)
+	iocSync          = 0x9408     // BTRFS_IOC_SYNC, _IO(0x94, 8)
 	subvolReadOnly   = 1 << 1     // BTRFS_SUBVOL_RDONLY
 	firstFreeObject  = 256        // BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top
 	maxName          = 255        // BTRFS_VOL_NAME_MAX
@@ -128,6 +131,88 @@ func Remove(parent int, name string) error {
 	}
 	return nil
 }
+
+// frozen are the flags that keep even root from changing, renaming or removing something:
+// FS_IMMUTABLE_FL and FS_APPEND_FL (include/uapi/linux/fs.h).
+const frozen = 0x10 | 0x20
+
+// A Hold is what keeps even root from renaming or removing something. A snapshot has that
+// of what it is of.
+type Hold struct {
+	ReadOnly bool // of a subvolume
+	Flags    int  // immutable and append-only (chattr)
+}
+
+// Held returns it of a file or directory, which is open. A file system without flags has
+// none.
+func Held(fd int) (h Hold) {
+	var flags uint64
+	if err := ioctl(fd, iocGetFlags, unsafe.Pointer(&flags)); err == nil {
+		h.ReadOnly = flags&subvolReadOnly != 0
+	}
+	if flags, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS); err == nil {
+		h.Flags = int(flags & frozen)
+	}
+	return h
+}
+
+// Release takes it away. A subvolume is made writable first: its flags cannot be changed
+// before.
+func (h Hold) Release(fd int) error {
+	if h.ReadOnly {
+		if err := setReadOnly(fd, false); err != nil {
+			return err
+		}
+	}
+	if h.Flags != 0 {
+		return setFrozen(fd, 0)
+	}
+	return nil
+}
+
+// Restore puts it back.
+func (h Hold) Restore(fd int) error {
+	if h.Flags != 0 {
+		if err := setFrozen(fd, h.Flags); err != nil {
+			return err
+		}
+	}
+	if h.ReadOnly {
+		return setReadOnly(fd, true)
+	}
+	return nil
+}
+
+func setReadOnly(fd int, on bool) error {
+	var flags uint64
+	if err := ioctl(fd, iocGetFlags, unsafe.Pointer(&flags)); err != nil {
+		return fmt.Errorf("look at a subvolume's flags: %w", err)
+	}
+	flags &^= subvolReadOnly
+	if on {
+		flags |= subvolReadOnly
+	}
+	if err := ioctl(fd, iocSetFlags, unsafe.Pointer(&flags)); err != nil {
+		return fmt.Errorf("set a subvolume's flags: %w", err)
+	}
+	return nil
+}
+
+// setFrozen leaves the other flags as they are.
+func setFrozen(fd, to int) error {
+	flags, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("look at flags: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags&^frozen)|to); err != nil {
+		return fmt.Errorf("set flags: %w", err)
+	}
+	return nil
+}
+
+// Clean has the kernel free the room of subvolumes that were removed, which it otherwise
+// begins with when half a minute is over. It does not wait for the end.
+func Clean(fd int) error { return ioctl(fd, iocSync, nil) }
 
 func setName(to []byte, name string) error {
 	if name == "" || len(name) > maxName {

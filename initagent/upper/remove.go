@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/subvolume"
 )
 
 // Names lists a directory of the root partition. One that is not there has none.
@@ -120,8 +122,8 @@ func (s Store) directory(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// remove removes a name of a directory, and all below it, without following a link. An
-// immutable or append-only flag (chattr) on it, or below it, keeps nothing here.
+// remove removes a name of a directory, and all below it, without following a link. No
+// immutable or append-only flag (chattr), and no read-only subvolume, keeps anything here.
 func remove(parent *os.File, name string, step func(string) error) error {
 	r := &removal{parent: parent, step: step}
 	return r.entry(parent, name, 0)
@@ -219,23 +221,20 @@ func (r *removal) below(parent *os.File, name string, depth int) error {
 	}
 }
 
-// frozen are the flags that keep even root from changing or removing something:
-// FS_IMMUTABLE_FL and FS_APPEND_FL (Linux, include/uapi/linux/fs.h).
-const frozen = 0x10 | 0x20
-
-// thaw clears them on an open file or directory. A file system without flags has none.
+// thaw takes away what keeps even root from changing or removing an open file or directory:
+// flags, and that it is a read-only subvolume.
 func thaw(f *os.File, step func(string) error) error {
-	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil || flags&frozen == 0 {
+	held := subvolume.Held(int(f.Fd()))
+	if held == (subvolume.Hold{}) {
 		return nil
 	}
 	if err := step("flags of " + f.Name()); err != nil {
 		return err
 	}
-	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^frozen))
+	return held.Release(int(f.Fd()))
 }
 
-// thawName clears them on a file or directory that has a name.
+// thawName does that with a file or directory that has a name.
 func thawName(parent *os.File, name string, step func(string) error) error {
 	fd, err := beneath(int(parent.Fd()), name, unix.O_PATH)
 	if err != nil {
