@@ -30,6 +30,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/snapshot/snapshottest"
 	"halogenos.internal/initagent/tpm"
 )
@@ -394,6 +395,9 @@ func (s store) Remove(name string) error {
 func (s store) MakeDirectory(name string, _ fs.FileMode) error {
 	if s.m.badFiles != "" && strings.Contains(name, s.m.badFiles) {
 		return syscall.EIO
+	}
+	if strings.HasPrefix(name, snapshot.Directory) {
+		return s.disk().MakeDirectory(name, 0)
 	}
 	return nil
 }

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"maps"
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,6 +40,11 @@ func (s store) Snapshot(from, to string, readOnly bool) error {
 func (s store) RemoveSubvolume(name string) error { return s.disk().RemoveSubvolume(name) }
 func (s store) Rename(from, to string) error      { return s.disk().Rename(from, to) }
 func (s store) Room() (snapshot.Room, error)      { return s.disk().Room() }
+func (s store) AwaitRoom(enough func(snapshot.Room) bool) (snapshot.Room, error) {
+	return s.disk().AwaitRoom(enough)
+}
+func (s store) Release(name string) (subvolume.Hold, error) { return s.disk().Release(name) }
+func (s store) Hold(name string, h subvolume.Hold) error    { return s.disk().Hold(name, h) }
 
 // onBtrfs is a release whose root partition is a btrfs.
 func onBtrfs(c *contract.Contract) {
@@ -131,7 +138,7 @@ func TestStateGoesBack(t *testing.T) {
 	m.wantsState("two", "two")
 	m.givesUp("test_2.efi", "test_2+0.efi")
 	m.asksBack(1, false)
-	m.runs(1, "restore-state", "/var, /root, /usr/local are as they were before the update; what was there is in /run/state/snapshots/aside-a until the next update")
+	m.runs(1, "restore-state", "/var, /root, /usr/local are as they were before the update; what was there is in /run/state/snapshots/aside-a")
 	m.wantsState("one", "two")
 	if !m.journalHas(journal.State, "are as they were before the update") {
 		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
@@ -151,8 +158,11 @@ func TestStateGoesBack(t *testing.T) {
 	m.fetch(newRelease(t, 3, 5, onBtrfs))
 	m.runs(3)
 	m.wantsState("two", "three")
-	if got := string(m.rootFiles()["snapshots/before/var/lib/db"]); got != "two" || (store{m}).has("snapshots/aside") {
-		t.Errorf("the snapshot has %q, and set aside is %v", got, (store{m}).has("snapshots/aside"))
+	if got := string(m.rootFiles()["snapshots/left/2026-04-04-var/lib/db"]); got != "three" {
+		t.Errorf("what was set aside is %q in %q", got, slices.Sorted(maps.Keys(m.rootFiles())))
+	}
+	if got := string(m.rootFiles()["snapshots/before/var/lib/db"]); got != "two" || (store{m}).has("snapshots/aside-a/") || (store{m}).has("snapshots/aside-b/") {
+		t.Errorf("the snapshot has %q, or something is set aside", got)
 	}
 }
 
@@ -214,7 +224,7 @@ func TestCutStateGoesBack(t *testing.T) {
 			t.Fatalf("%s: ends in %s:\n%s", s.how, end, m.said.String())
 		}
 		m.wantsState("one", "two")
-		if got := string(m.rootFiles()["snapshots/aside-a/var/lib/db"]); got != "two" || snapshot.Asked(store{m}, ownstate.RestoreNote) || (store{m}).has("snapshots/next") {
+		if got := string(m.rootFiles()["snapshots/aside-a/var/lib/db"]); got != "two" || snapshot.Asked(store{m}, ownstate.RestoreNote) || (store{m}).has("snapshots/next/") {
 			t.Fatalf("%s: what was there is %q:\n%s", s.how, got, m.said.String())
 		}
 	}
@@ -276,19 +286,44 @@ func TestNoSnapshotOnExt4(t *testing.T) {
 	}
 }
 
-// The snapshot goes where room gets short, and the boot says so once.
+// The snapshot goes where room gets short, and the boot says so once: but not in a trial,
+// nor under the system that it is of, since going back may be what is wanted.
 func TestSnapshotGoesForRoom(t *testing.T) {
 	m := migrated(t)
 	m.room = snapshot.Room{Size: 100 << 30, Free: 4 << 30}
+	m.runs(2, "WARNING: 4096 MiB", "`ota rollback --state` goes back to it")
+	m.bless()
+	m.byHand = 1
+	m.runs(1, "WARNING: 4096 MiB")
+	m.byHand = 0
+	if !(store{m}).has("snapshots/before/") || m.journalHas(journal.State, "4096 MiB") {
+		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
+	}
 	m.runs(2, "WARNING: the snapshot from before version 2 was tried goes: 4096 MiB")
 	if (store{m}).has("snapshots/before/") || !m.journalHas(journal.State, "the snapshot from before version 2") {
 		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
 	}
-	m.byHand = 1
-	m.runs(1)
+	m.runs(2)
 	if strings.Contains(m.said.String(), "WARNING: the snapshot") {
 		t.Errorf("it says so again:\n%s", m.said.String())
 	}
+}
+
+// A full disk lets no system start on what it was to be spared: the next start tries again.
+func TestStateGoesBackWithoutRoom(t *testing.T) {
+	m := migrated(t)
+	m.givesUp("test_2+2-1.efi", "test_2+0-1.efi")
+	m.runs(1)
+	m.asksBack(1, false)
+	m.fullFile = "snapshots/plan.json"
+	m.ends("recovery", "restore-state FAILED", "nothing has changed yet")
+	m.wantsState("two", "two")
+	m.fullFile = ""
+	m.owner = true
+	if end := m.run(); end != "system" {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	m.wantsState("one", "two")
 }
 
 // An exchange that does not come to its end lets no system run without its directories.

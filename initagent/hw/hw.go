@@ -259,7 +259,7 @@ type Store interface {
 }
 
 // ErrUnfit is wrapped by Store's refusals to read what is there.
-var ErrUnfit = errors.New("not what is read here")
+var ErrUnfit = snapshot.ErrUnfit
 
 // TPM is the machine's TPM and what the firmware measured into it.
 type TPM interface {

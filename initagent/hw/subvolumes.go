@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,61 @@ func (l LinuxStore) Rename(from, to string) error {
 		return fmt.Errorf("rename %s to %s: %w", from, to, Full(err))
 	}
 	return unix.Syncfs(int(fresh.Fd()))
+}
+
+// Release implements snapshot.Subvolumes.
+func (l LinuxStore) Release(name string) (held subvolume.Hold, err error) {
+	err = l.directory(name, func(fd int) error {
+		held = subvolume.Held(fd)
+		return held.Release(fd)
+	})
+	return held, err
+}
+
+// Hold implements snapshot.Subvolumes.
+func (l LinuxStore) Hold(name string, held subvolume.Hold) error {
+	return l.directory(name, held.Restore)
+}
+
+// directory does something with an open directory.
+func (l LinuxStore) directory(name string, do func(fd int) error) error {
+	fd, err := l.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := do(fd); err != nil {
+		return &fs.PathError{Op: "release", Path: name, Err: err}
+	}
+	return nil
+}
+
+// The kernel frees what removed subvolumes take in its own time. It is waited for as long
+// as it frees anything, and no longer than maxFreeing.
+const (
+	freeingStep = time.Second
+	freeingIdle = 15 * time.Second
+	maxFreeing  = time.Minute
+)
+
+// AwaitRoom implements snapshot.Subvolumes.
+func (l LinuxStore) AwaitRoom(enough func(snapshot.Room) bool) (snapshot.Room, error) {
+	room, err := l.Room()
+	if err != nil || enough(room) {
+		return room, err
+	}
+	if err := l.directory(".", subvolume.Clean); err != nil {
+		return room, err
+	}
+	end := time.Now().Add(maxFreeing)
+	for idle := time.Now().Add(freeingIdle); time.Now().Before(end) && time.Now().Before(idle) && err == nil && !enough(room); {
+		time.Sleep(freeingStep)
+		was := room.Free
+		if room, err = l.Room(); room.Free > was {
+			idle = time.Now().Add(freeingIdle)
+		}
+	}
+	return room, err
 }
 
 // Room implements snapshot.Subvolumes.

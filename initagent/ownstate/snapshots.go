@@ -31,14 +31,16 @@ func Snapshot(h *host.Host, v contract.Version) string {
 	entries, err := Entries(h)
 	var r snapshot.Record
 	if err == nil {
-		r, err = snapshot.Take(h.Store, snapshot.Record{
+		var said []string
+		r, said, err = snapshot.Take(h.Store, snapshot.Record{
 			Taken: h.Now(), For: v,
 			System: snapshot.System{Version: h.Contract.Version, Slot: h.State.Booted, Root: Own(h)},
 		}, entries)
+		sayState(h, said)
 	}
 	why := r.Missing
 	if err != nil {
-		why = err.Error()
+		why = strings.TrimPrefix(why+"; "+err.Error(), "; ")
 	}
 	if why != "" {
 		h.Log.Say("WARNING: version %s is tried without a snapshot of the state, so that `ota rollback --state` will have nothing to go back to: %s", v, why)
@@ -63,7 +65,7 @@ func Restore(h *host.Host) error {
 	if r.Undo {
 		what = "as they were before `ota rollback --state`"
 	}
-	text := fmt.Sprintf("%s are %s; what was there is in /run/state/%s until the next update", strings.Join(r.Directories, ", "), what, r.Where)
+	text := fmt.Sprintf("%s are %s; what was there is in /run/state/%s", strings.Join(r.Directories, ", "), what, r.Where)
 	h.Log.Say("%s", text)
 	if r.Warning != "" {
 		h.Log.Say("WARNING: %s", r.Warning)
@@ -78,12 +80,20 @@ func TidySnapshots(h *host.Host) {
 	if !hasSnapshots(h) || h.InMemory {
 		return
 	}
-	said, err := snapshot.Tidy(h.Store, RestoreNote)
+	out, err := snapshot.Tidy(h.Store, RestoreNote, snapshot.Boot{System: Own(h), Trial: h.State.Trial})
+	sayState(h, out.Gone)
+	for _, text := range out.Tight {
+		h.Log.Say("WARNING: %s", text)
+	}
+	if err != nil {
+		h.Log.Say("WARNING: snapshots of the state are left as they are: %v", err)
+	}
+}
+
+// sayState says what has become of something that somebody may look for.
+func sayState(h *host.Host, said []string) {
 	for _, text := range said {
 		h.Log.Say("WARNING: %s", text)
 		h.NoteSelf(journal.State, text)
-	}
-	if err != nil {
-		h.Log.Say("snapshots of the state are left as they are: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package snapshot_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,7 +38,7 @@ func TestOnBtrfs(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o600))
 		}
 	}
-	r, err := snapshot.Take(s, record, entries)
+	r, _, err := snapshot.Take(s, record, entries)
 	must(t, err)
 	if len(r.Directories) != 2 || r.Missing != "" {
 		t.Fatalf("record %+v", r)
@@ -62,7 +63,7 @@ func TestOnBtrfs(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(root, "bind/var/lib/db"), []byte("can be written to"), 0o600))
 	write("three")
 	for range 2 {
-		if r, err = snapshot.Take(s, record, entries); err != nil || r.Missing != "" {
+		if r, _, err = snapshot.Take(s, record, entries); err != nil || r.Missing != "" {
 			t.Fatalf("record %+v, %v", r, err)
 		}
 	}
@@ -70,7 +71,7 @@ func TestOnBtrfs(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(root, snapshot.Directory)); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", info, err)
 	}
-	if said, err := snapshot.Tidy(s, note); err != nil || len(said) > 0 {
+	if said, err := snapshot.Tidy(s, note, running); err != nil || len(said.Gone)+len(said.Tight) > 0 {
 		t.Errorf("%q, %v", said, err)
 	}
 	if r, err := s.LinuxStore.Room(); err != nil || r.Size != 256<<20 || r.Free <= 0 || r.Free >= r.Size {
@@ -83,4 +84,70 @@ type room struct{ hw.LinuxStore }
 
 func (room) Room() (snapshot.Room, error) {
 	return snapshot.Room{Size: 1000 * mib, Free: 500 * mib}, nil
+}
+
+func (r room) AwaitRoom(func(snapshot.Room) bool) (snapshot.Room, error) { return r.Room() }
+
+// What chattr and read-only subvolumes hold on a real btrfs goes back, goes aside and goes
+// away, with the subvolumes of others in it.
+func TestHeldOnBtrfs(t *testing.T) {
+	root := testkit.Btrfs(t)
+	s := room{hw.LinuxStore{Root: root}}
+	chattr, btrfs := testkit.Need(t, "chattr"), testkit.Need(t, "btrfs")
+	at := func(name string) string { return filepath.Join(root, name) }
+	must(t, s.MakeDirectory("shared", 0o755))
+	for _, d := range []string{"var", "root", "srv", "opt"} {
+		must(t, os.MkdirAll(at("bind"), 0o755))
+		testkit.Run(t, btrfs, "-q", "subvolume", "create", at("bind/"+d))
+		must(t, os.WriteFile(at("bind/"+d+"/x"), []byte("one"), 0o600))
+	}
+	testkit.Run(t, btrfs, "-q", "subvolume", "create", at("bind/var/theirs"))
+	must(t, os.MkdirAll(at("bind/var/theirs/a/b"), 0o755))
+	testkit.Run(t, btrfs, "property", "set", at("bind/var/theirs"), "ro", "true")
+	testkit.Run(t, chattr, "+i", at("bind/srv"))
+	testkit.Run(t, chattr, "+a", at("bind/opt"))
+	r, _, err := snapshot.Take(s, record, entries)
+	if must(t, err); len(r.Directories) != 4 {
+		t.Fatalf("record %+v", r)
+	}
+	must(t, os.WriteFile(at("bind/var/x"), []byte("two"), 0o600))
+	testkit.Run(t, chattr, "+i", at("bind/root"))
+	testkit.Run(t, btrfs, "property", "set", at("bind/opt"), "ro", "true")
+	n := snapshot.Note{System: one, Of: r.Taken, From: 2}
+	must(t, snapshot.Prepare(s, n))
+	for _, frozen := range []string{"bind", "snapshots"} {
+		testkit.Run(t, chattr, "+i", at(frozen))
+	}
+	for range 2 {
+		text, err := n.Encode()
+		must(t, err)
+		must(t, s.Keep(note, text))
+		got, err := snapshot.Restore(s, note, one, later)
+		if must(t, err); got.Declined != "" || got.Warning != "" {
+			t.Fatalf("%+v", got)
+		}
+		n.Undo, n.Of = true, later.UTC().Truncate(time.Second)
+	}
+	for name, want := range map[string]bool{"bind/root": true, "snapshots/aside-b/root": false, "bind/srv": true, "snapshots/aside-b/srv": true} {
+		if out := testkit.Run(t, testkit.Need(t, "lsattr"), "-d", at(name)); strings.Contains(string(out), "i-") != want {
+			t.Errorf("%s has %s", name, out)
+		}
+	}
+	for range 3 {
+		if r, _, err := snapshot.Take(s, record, entries); err != nil || r.Missing != "" {
+			t.Fatalf("record %+v, %v", r, err)
+		}
+	}
+	must(t, snapshot.Forget(s, note))
+	for _, d := range []string{snapshot.Before, snapshot.Left, "snapshots/next", "snapshots/aside-a", "snapshots/aside-b"} {
+		if names, err := s.Names(d); err != nil || len(names) > 0 {
+			t.Errorf("%s has %q, %v", d, names, err)
+		}
+	}
+	// As a reset deletes them.
+	must(t, s.Discard("bind/var"))
+	must(t, s.Discard("bind/opt"))
+	if names, err := s.Names("bind"); err != nil || len(names) != 2 {
+		t.Errorf("bind has %q, %v", names, err)
+	}
 }

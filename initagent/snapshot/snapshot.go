@@ -74,9 +74,18 @@ type Subvolumes interface {
 	RemoveSubvolume(name string) error
 	// Rename gives a directory another name, which nothing has.
 	Rename(from, to string) error
-	// Room is how much there is.
+	// Release takes away what keeps a directory from being renamed or removed, and returns
+	// it; Hold puts it back.
+	Release(name string) (subvolume.Hold, error)
+	Hold(name string, held subvolume.Hold) error
+	// Room is how much there is. AwaitRoom waits for what removed subvolumes still take,
+	// until it is enough, or nothing is freed any more, or a minute is over.
 	Room() (Room, error)
+	AwaitRoom(enough func(Room) bool) (Room, error)
 }
+
+// ErrUnfit is wrapped by a Store's refusals to read what is there.
+var ErrUnfit = errors.New("not what is read here")
 
 // A System is one of the machine's.
 type System struct {
@@ -207,41 +216,61 @@ func ReadAside(s Store) (*Aside, error) {
 	return a, err
 }
 
-// Take replaces the snapshot, and what is set aside, by a snapshot of what is now: all
-// that was kept is of the other slot's old system, which gives way to a release. r is the
-// record, without directories; what it returns says what came of it. An error means that
-// there is no snapshot, and the record could not say so.
+// Take replaces the snapshot by one of what is now: the one before it is of the other
+// slot's old system, which gives way to a release. What was set aside moves to [Left],
+// where nothing but [Forget] removes it: it may be all that there is of something. r is
+// the record, without directories; what Take returns says what came of it, and said what a
+// person should know. An error means that the record could not say so.
 //
 // The record goes first and comes last. Cut before it is there, there is no snapshot, and
 // what is left of one is removed by Tidy. The snapshots are of one moment: nothing writes
 // to these directories while the initramfs is the root.
-func Take(s Store, r Record, entries []stateconf.Entry) (Record, error) {
+func Take(s Store, r Record, entries []stateconf.Entry) (_ Record, said []string, err error) {
 	r.Format, r.Taken = format, r.Taken.UTC().Truncate(time.Second)
-	if err := forget(s); err != nil {
-		return r, err
+	if err := makeDirectory(s, Directory); err != nil {
+		return r, nil, err
 	}
-	err := take(s, &r, entries)
+	said, err = giveWay(s)
+	if err == nil {
+		err = take(s, &r, entries)
+	}
 	if err != nil {
-		r.Directories, r.Missing = nil, err.Error()
-		err = sweep(s, Before)
+		more, serr := sweep(s, Before)
+		said = append(said, more...)
+		r.Directories, r.Missing = nil, oneLine(errors.Join(err, serr))
 	}
-	return r, errors.Join(err, keep(s, recordFile, &r))
+	return r, said, keep(s, recordFile, &r)
 }
 
-// forget removes all that is kept. That a plan is left means that it is carried out, but
-// for its end: see finish.
-func forget(s Store) error {
+// oneLine is an error's text without line breaks.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// giveWay removes the snapshot that there is, and moves what is set aside. That a plan is
+// left means that it is carried out, but for its end: see finish.
+func giveWay(s Store) (said []string, err error) {
+	aside, err := ReadAside(s)
+	if err != nil {
+		aside = nil // it is moved all the same
+	}
 	for _, name := range []string{recordFile, asideFile, planFile} {
 		if err := s.Remove(name); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	for _, d := range []string{Before, next, asides[0], asides[1]} {
-		if err := sweep(s, d); err != nil {
-			return err
-		}
+	when := ""
+	if aside != nil {
+		when = aside.Time.Format("2006-01-02-")
 	}
-	return nil
+	var failed []error
+	for _, d := range []string{Before, next} {
+		more, err := sweep(s, d)
+		said, failed = append(said, more...), append(failed, err)
+	}
+	for _, d := range asides {
+		more, err := moveAll(s, d, when)
+		said, failed = append(said, more...), append(failed, err)
+	}
+	return said, errors.Join(failed...)
 }
 
 func take(s Store, r *Record, entries []stateconf.Entry) error {
@@ -262,7 +291,7 @@ func take(s Store, r *Record, entries []stateconf.Entry) error {
 	if len(all) == 0 {
 		return errPlain
 	}
-	room, err := s.Room()
+	room, err := s.AwaitRoom(func(r Room) bool { return r.Refuses() == "" })
 	if err != nil {
 		return err
 	}
@@ -287,53 +316,19 @@ var errPlain = errors.New("the directories are no subvolumes: a release that did
 // at is where a directory of state.conf has its own in another one.
 func at(parent, directory string) string { return path.Join(parent, upper.Name(directory)) }
 
+// makeDirectory makes Directory, and one in it. An owner may have put a link to another
+// disk there: nothing is written through it.
 func makeDirectory(s Store, name string) error {
-	if err := s.MakeDirectory(Directory, 0o700); err != nil {
-		return err
+	if _, err := s.Names(Directory); err != nil {
+		return fmt.Errorf("%s is to be a directory of the root partition, and nothing else (remove it, or give it another name): %w", Directory, err)
 	}
-	return s.MakeDirectory(name, 0o700)
-}
-
-// sweep removes what lies in a directory. A subvolume that holds others is moved: whose
-// they are, and whether they are wanted, nobody here knows.
-func sweep(s Store, directory string) error {
-	names, err := s.Names(directory)
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		name := path.Join(directory, n)
-		kind, err := s.Look(name)
-		switch {
-		case err != nil:
+	for _, name := range slices.Compact([]string{Directory, name}) {
+		if err := s.MakeDirectory(name, 0o700); err != nil {
 			return err
-		case kind == subvolume.Directory:
-			err = s.Discard(name)
-		case kind == subvolume.Subvolume:
-			if err = s.RemoveSubvolume(name); errors.Is(err, subvolume.ErrNested) {
-				err = moveAway(s, name)
-			}
 		}
-		if err != nil {
+		if _, err := s.Release(name); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// moveAway gives a subvolume a name in Left that nothing has.
-func moveAway(s Store, name string) error {
-	if err := makeDirectory(s, Left); err != nil {
-		return err
-	}
-	taken, err := s.Names(Left)
-	if err != nil {
-		return err
-	}
-	to := path.Base(name)
-	for i := 2; slices.Contains(taken, to); i++ {
-		to = fmt.Sprintf("%s-%d", path.Base(name), i)
-	}
-	return s.Rename(name, path.Join(Left, to))
 }

@@ -25,6 +25,7 @@ var (
 	one, two   = strings.Repeat("1", 64), strings.Repeat("2", 64)
 	taken      = time.Date(2026, 11, 29, 12, 0, 0, 5, time.FixedZone("", 3600))
 	later      = taken.Add(72 * time.Hour)
+	running    = snapshot.Boot{System: two}
 	record     = snapshot.Record{Taken: taken, System: snapshot.System{Version: 1, Slot: 1, Root: one}, For: 2}
 )
 
@@ -65,7 +66,7 @@ func wants(t *testing.T, d snapshottest.Disk, directory string, want map[string]
 func used(t *testing.T) (snapshottest.Disk, snapshot.Record) {
 	t.Helper()
 	d := disk()
-	r, err := snapshot.Take(d, record, entries)
+	r, _, err := snapshot.Take(d, record, entries)
 	must(t, err)
 	d.Files["bind/var/lib/db"] = []byte("two")
 	d.Files["bind/var/lib/new"] = []byte("two")
@@ -102,7 +103,7 @@ func TestTake(t *testing.T) {
 	ro := map[string]string{"var": snapshottest.ReadOnly, "var/lib/db": "one", "root": snapshottest.ReadOnly, "root/x": "one", "usr-local": snapshottest.ReadOnly}
 	wants(t, d, snapshot.Before, ro)
 	// The next staging replaces it.
-	r2, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
+	r2, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
 	if must(t, err); r2.Missing != "" {
 		t.Errorf("record %+v", r2)
 	}
@@ -131,7 +132,7 @@ func TestTakeNot(t *testing.T) {
 	} {
 		d := disk()
 		change(&d)
-		r, err := snapshot.Take(d, record, entries)
+		r, _, err := snapshot.Take(d, record, entries)
 		must(t, err)
 		if stored, err := snapshot.ReadRecord(d); err != nil || !strings.Contains(r.Missing, say) || !reflect.DeepEqual(*stored, r) {
 			t.Errorf("%s: record %+v, %+v, %v", say, r, stored, err)
@@ -140,7 +141,7 @@ func TestTakeNot(t *testing.T) {
 	}
 	d := disk()
 	d.Fails = func(what string) error { return syscall.EIO }
-	if _, err := snapshot.Take(d, record, entries); !errors.Is(err, syscall.EIO) {
+	if _, _, err := snapshot.Take(d, record, entries); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a record that cannot be written: %v", err)
 	}
 }
@@ -198,11 +199,15 @@ func TestRestore(t *testing.T) {
 		aside, err = snapshot.ReadAside(d)
 		must(t, err)
 	}
-	if stored, err := snapshot.Take(d, record, entries); err != nil || stored.Missing != "" {
+	if stored, _, err := snapshot.Take(d, record, entries); err != nil || stored.Missing != "" {
 		t.Errorf("the next staging: %+v, %v", stored, err)
 	}
 	if aside, err = snapshot.ReadAside(d); err != nil || aside != nil || len(at(d, "snapshots/aside-a"))+len(at(d, "snapshots/aside-b")) > 0 {
 		t.Errorf("set aside is %+v, %v after the next staging", aside, err)
+	}
+	// What was set aside is not lost.
+	if got := at(d, snapshot.Left); got["2026-12-02-var/lib/db"] != "three" || got["2026-12-02-root"] == "" {
+		t.Errorf("left is %q", got)
 	}
 }
 
@@ -223,15 +228,13 @@ func TestRestoreDeclines(t *testing.T) {
 		"is not a directory of state.conf": {change: func(d *snapshottest.Disk) {
 			d.Files["snapshots/record.json"] = []byte(strings.ReplaceAll(string(d.Files["snapshots/record.json"]), "/root", "/.."))
 		}},
-		"invalid argument": {change: func(d *snapshottest.Disk) { d.Files["snapshots/before/root"] = []byte{} }},
+		"invalid argument":        {change: func(d *snapshottest.Disk) { d.Files["snapshots/before/root"] = []byte{} }},
+		"operation not permitted": {change: func(d *snapshottest.Disk) { d.Fails = failing("rename bind/var", syscall.EPERM) }},
 		"something is set aside already": {change: func(d *snapshottest.Disk) {
 			d.Files["snapshots/aside.json"] = []byte(`{"format":1,"time":"2026-11-29T11:00:00Z","directories":[],"where":"snapshots/aside-b"}`)
 		}},
-		"no space left on device":                {change: func(d *snapshottest.Disk) { d.Fails = failing("keep snapshots/plan.json") }},
-		"make it writable: no space left on dev": {change: func(d *snapshottest.Disk) { d.Fails = failing("snapshot snapshots/before/root") }},
 	} {
 		t.Run(say, func(t *testing.T) {
-			say = strings.TrimPrefix(say, "make it writable: ")
 			d, r := used(t)
 			if c.note.System == "" {
 				c.note = snapshot.Note{System: one, Of: r.Taken}
@@ -253,10 +256,10 @@ func TestRestoreDeclines(t *testing.T) {
 	}
 }
 
-func failing(step string) func(string) error {
+func failing(step string, with error) func(string) error {
 	return func(what string) error {
 		if strings.HasPrefix(what, step) {
-			return syscall.ENOSPC
+			return with
 		}
 		return nil
 	}
@@ -320,7 +323,7 @@ func TestRestoreCut(t *testing.T) {
 						}
 						return
 					}
-					if _, err := snapshot.Tidy(d, note); err != nil { // of a boot that does not exchange anything
+					if _, err := snapshot.Tidy(d, note, running); err != nil { // of a boot that does not exchange anything
 						t.Fatal(err)
 					}
 					finished, _ = cutAt(&d, second, func() {
@@ -341,7 +344,7 @@ func TestRestoreCut(t *testing.T) {
 					if got := at(d, aside.Where); !maps.Equal(got, set) {
 						t.Fatalf("cut before %s and %d: set aside is %q, want %q", where, second, got, set)
 					}
-					_, err = snapshot.Tidy(d, note)
+					_, err = snapshot.Tidy(d, note, running)
 					must(t, err)
 					if left := at(d, "snapshots/next"); len(left) > 0 || snapshot.Asked(d, note) {
 						t.Fatalf("cut before %s and %d: there is %q", where, second, left)
@@ -359,7 +362,7 @@ func TestTakeCut(t *testing.T) {
 		d, _ := used(t)
 		was := at(d, "bind")
 		run := func() {
-			_, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
+			_, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
 			must(t, err)
 		}
 		done, where := cutAt(&d, first, run)
@@ -369,7 +372,7 @@ func TestTakeCut(t *testing.T) {
 		if r != nil && (done != r.Taken.Equal(later.Truncate(time.Second)) || at(d, snapshot.Before)["var/lib/db"] == "") {
 			t.Fatalf("cut before %s: %+v", where, r)
 		}
-		if _, err := snapshot.Tidy(d, note); err != nil || (len(at(d, snapshot.Before)) == 0) != (r == nil) {
+		if _, err := snapshot.Tidy(d, note, running); err != nil || (len(at(d, snapshot.Before)) == 0) != (r == nil) {
 			t.Fatalf("cut before %s: tidied to %q, %v", where, at(d, snapshot.Before), err)
 		}
 		if done {
@@ -385,18 +388,26 @@ func TestTakeCut(t *testing.T) {
 // Where room gets short the snapshot goes, and what is set aside stays.
 func TestTidy(t *testing.T) {
 	d, r := used(t)
-	said, err := snapshot.Tidy(d, note)
-	if must(t, err); len(said) > 0 || len(at(d, snapshot.Before)) == 0 {
+	said, err := snapshot.Tidy(d, note, running)
+	if must(t, err); len(said.Gone)+len(said.Tight) > 0 || len(at(d, snapshot.Before)) == 0 {
 		t.Errorf("with room it says %q", said)
 	}
 	ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
 	got, err := snapshot.Restore(d, note, one, later)
 	must(t, err)
 	d.Space.Free = 499 * mib
+	// Not while somebody may want it: in a trial, and under the system that it is of.
+	for _, b := range []snapshot.Boot{{System: two, Trial: true}, {System: one}} {
+		said, err := snapshot.Tidy(d, note, b)
+		must(t, err)
+		if text := strings.Join(said.Tight, "\n"); len(said.Gone) > 0 || len(at(d, snapshot.Before)) == 0 || !strings.Contains(text, "499 MiB of") || !strings.Contains(text, "`ota rollback --state --forget`") {
+			t.Errorf("%+v: it says %q", b, said)
+		}
+	}
 	for first := 1; ; first++ {
 		cut := d
 		cut.Files = maps.Clone(d.Files)
-		done, where := cutAt(&cut, first, func() { said, err = snapshot.Tidy(cut, note) })
+		done, where := cutAt(&cut, first, func() { said, err = snapshot.Tidy(cut, note, running) })
 		if r, rerr := snapshot.ReadRecord(cut); rerr != nil || r.Missing == "" && len(at(cut, snapshot.Before)) != 5 {
 			t.Fatalf("cut before %s: %+v, %v with %q", where, r, rerr, at(cut, snapshot.Before))
 		}
@@ -404,12 +415,12 @@ func TestTidy(t *testing.T) {
 			d = cut
 			break
 		}
-		_, err := snapshot.Tidy(cut, note)
+		_, err := snapshot.Tidy(cut, note, running)
 		must(t, err)
 		wants(t, cut, snapshot.Before, map[string]string{})
 	}
 	must(t, err)
-	if text := strings.Join(said, "\n"); !strings.Contains(text, "before version 2 was tried goes: 499 MiB of the root partition's 10000 MiB are free, fewer than 500 MiB") || !strings.Contains(text, "/run/state/"+got.Where) {
+	if text := strings.Join(said.Gone, "\n"); !strings.Contains(text, "before version 2 was tried goes: 499 MiB of the root partition's 10000 MiB are free, fewer than 500 MiB") || !strings.Contains(strings.Join(said.Tight, "\n"), "going back has set aside takes room") {
 		t.Errorf("it says %q", said)
 	}
 	wants(t, d, snapshot.Before, map[string]string{})
@@ -419,6 +430,20 @@ func TestTidy(t *testing.T) {
 	}
 }
 
+// On a disk so full that no record can be written the snapshot goes all the same: that is
+// what it goes for.
+func TestTidyFull(t *testing.T) {
+	d, _ := used(t)
+	d.Space.Free = 0
+	d.Fails = failing("keep ", syscall.ENOSPC)
+	said, err := snapshot.Tidy(d, note, running)
+	must(t, err)
+	if r, err := snapshot.ReadRecord(d); err != nil || r != nil || len(said.Gone) != 1 {
+		t.Errorf("record %+v, %v; it says %q", r, err, said)
+	}
+	wants(t, d, snapshot.Before, map[string]string{})
+}
+
 // Subvolumes of others that lie in a directory go aside with it, are not in what comes
 // back, and are not removed.
 func TestNested(t *testing.T) {
@@ -426,7 +451,7 @@ func TestNested(t *testing.T) {
 	d.Files["bind/var/lib/docker/s"] = []byte(snapshottest.Writable)
 	d.Files["bind/var/lib/docker/s/layer"] = []byte("theirs")
 	for i := range 2 {
-		r, err := snapshot.Take(d, record, entries)
+		r, _, err := snapshot.Take(d, record, entries)
 		if must(t, err); r.Missing != "" {
 			t.Fatalf("record %+v", r)
 		}
@@ -442,10 +467,10 @@ func TestNested(t *testing.T) {
 		d.Files["bind/var/lib/docker/s"] = []byte(snapshottest.Writable)
 		d.Files["bind/var/lib/docker/s/layer"] = []byte("theirs")
 	}
-	_, err := snapshot.Take(d, record, entries)
+	_, _, err := snapshot.Take(d, record, entries)
 	must(t, err)
 	left := at(d, snapshot.Left)
-	if left["var/lib/docker/s/layer"] != "theirs" || left["var-2/lib/docker/s/layer"] != "theirs" {
+	if left["2026-12-02-var/lib/docker/s/layer"] != "theirs" || left["2026-12-02-var-2/lib/docker/s/layer"] != "theirs" {
 		t.Errorf("left is %q", left)
 	}
 }

@@ -21,7 +21,7 @@ func newBtrfs(t *testing.T) (*world, snapshottest.Disk) {
 	w.one.Contract.RootFileSystem, w.two.Contract.RootFileSystem = "btrfs", "btrfs"
 	w.boot(layout.SlotA, w.two)
 	d := snapshottest.Disk{Space: snapshot.Room{Size: 100 << 30, Free: 50 << 30}, Files: map[string][]byte{"bind/var": []byte(snapshottest.Writable), "bind/var/x": []byte("one"), "bind/srv/x": nil}}
-	_, err := snapshot.Take(d, snapshot.Record{
+	_, _, err := snapshot.Take(d, snapshot.Record{
 		Taken: w.m.Now(), For: 2, System: snapshot.System{Version: 1, Slot: layout.SlotB, Root: w.one.Contract.Root().String()},
 	}, []stateconf.Entry{{Mode: stateconf.Bind, Path: "/var"}, {Mode: stateconf.Bind, Path: "/srv"}})
 	must(t, err)
