@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,24 @@ func (g *Guest) confirm() {
 	g.t.Helper()
 	g.Expect(`Press Enter when you have written it down`)
 	g.typeLine("")
+}
+
+// typeGroups types back the two groups of a recovery key that the machine asks for.
+func (g *Guest) typeGroups(key string) {
+	g.t.Helper()
+	g.Expect(`Press Enter when you have written it down`)
+	g.typeLine("")
+	asked := g.Expect(`Type group (\d) and group (\d) of it, [^\n]*\n[^\n]*: `)
+	letters := strings.Split(key, "-")
+	var typed []string
+	for _, number := range asked[1:] {
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 1 || n > len(letters) {
+			g.t.Fatalf("asks for group %s of %q", number, key)
+		}
+		typed = append(typed, letters[n-1])
+	}
+	g.typeLine(strings.Join(typed, " "))
 }
 
 // typeLine answers a question of the console, which forgets what was typed before

@@ -69,8 +69,8 @@ func TestRescue(t *testing.T) {
 	g.command("slots", `boot journal:`)
 	g.typeLine("recovery-key")
 	fresh := g.Expect(`NEW RECOVERY KEY:\s+(\S+)\s`)[1]
-	g.Expect(`type it back`)
-	g.command(fresh, `The new recovery key is the only one`)
+	g.typeGroups(fresh)
+	g.Expect(`The new recovery key is the only one`)
 	g.command("verify a", `superblock is not the expected one`)
 	g.command("repair a", `slot a: whole again; 0 data blocks and 1 hash blocks written`)
 	g.command("verify", `slot a: \d+ MiB are what`)

@@ -2,7 +2,9 @@ package luks2
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"fmt"
+	"io"
 	"slices"
 	"unicode"
 	"unicode/utf8"
@@ -174,4 +176,47 @@ func ParseRecoveryKey(text []byte) (RecoveryKey, error) {
 		keys[i+1].Wipe()
 	}
 	return keys[0], nil
+}
+
+// ConfirmingGroups picks two groups of a key, counted from 1, that somebody types back to
+// show that the key was written down.
+func ConfirmingGroups(rand io.Reader) (groups [2]int, err error) {
+	var b [2]byte
+	if _, err := io.ReadFull(rand, b[:]); err != nil {
+		return groups, fmt.Errorf("luks2: pick groups of the recovery key: %w", err)
+	}
+	// 8 groups and then 7: the second byte's bias is of no use to anybody.
+	first, second := int(b[0])%recoveryGroups, int(b[1])%(recoveryGroups-1)
+	if second >= first {
+		second++
+	}
+	return [2]int{min(first, second) + 1, max(first, second) + 1}, nil
+}
+
+// Confirms reports whether a text is these groups of the key, one after the other, or the
+// whole key, typed as ReadTyped and ParseRecoveryKeys allow.
+func (k *RecoveryKey) Confirms(text []byte, groups [2]int) bool {
+	whole := k.Passphrase()
+	defer Wipe(whole)
+	whole = bytes.ReplaceAll(whole, []byte("-"), nil)
+	defer Wipe(whole)
+	want := make([]byte, 0, len(groups)*recoveryGroup)
+	for _, n := range groups {
+		want = append(want, whole[(n-1)*recoveryGroup:n*recoveryGroup]...)
+	}
+	defer Wipe(want)
+	layouts := keyboard.Layouts()
+	for i := -1; i < len(layouts); i++ {
+		var layout *keyboard.Layout
+		if i >= 0 {
+			layout = &layouts[i]
+		}
+		r := read(text, layout)
+		same := subtle.ConstantTimeCompare(r.Letters, want)|subtle.ConstantTimeCompare(r.Letters, whole) == 1
+		r.Wipe()
+		if same {
+			return true
+		}
+	}
+	return false
 }

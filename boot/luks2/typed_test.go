@@ -119,3 +119,38 @@ func TestSeveralReadings(t *testing.T) {
 		t.Errorf("first is %s", got)
 	}
 }
+
+func TestConfirms(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{3})
+	k, err := NewRecoveryKey(random)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(k.Passphrase())
+	parts := strings.Split(text, "-")
+	seen := map[[2]int]bool{}
+	for range 2000 {
+		groups, err := ConfirmingGroups(random)
+		if err != nil || groups[0] < 1 || groups[0] >= groups[1] || groups[1] > recoveryGroups {
+			t.Fatalf("groups %d, %v", groups, err)
+		}
+		if seen[groups] {
+			continue
+		}
+		seen[groups] = true
+		right := parts[groups[0]-1] + " " + parts[groups[1]-1]
+		for _, typed := range []string{right, strings.ToUpper(right), on("Dvorak", right), on("Greek", right), text} {
+			if !k.Confirms([]byte(typed), groups) {
+				t.Errorf("groups %d: %q does not confirm it", groups, typed)
+			}
+		}
+		for _, typed := range []string{"", parts[groups[0]-1], parts[groups[1]-1] + parts[groups[0]-1], right[:16], right + "c", "c" + right, text[1:]} {
+			if k.Confirms([]byte(typed), groups) {
+				t.Errorf("groups %d: %q confirms it", groups, typed)
+			}
+		}
+	}
+	if len(seen) != recoveryGroups*(recoveryGroups-1)/2 {
+		t.Errorf("%d pairs of groups come up", len(seen))
+	}
+}

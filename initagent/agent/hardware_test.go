@@ -465,8 +465,8 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	if strings.HasPrefix(prompt, "Press Enter") {
 		return nil, nil
 	}
-	if strings.HasPrefix(prompt, "Write it down, and type it back") && p.m.echo {
-		return []byte(p.m.shown[len(p.m.shown)-1]), nil
+	if strings.HasPrefix(prompt, "Type group") && p.m.echo {
+		return []byte(groups(prompt, p.m.shown[len(p.m.shown)-1])), nil
 	}
 	switch {
 	case p.m.owner && strings.HasPrefix(prompt, "\nRecovery key"):
@@ -480,6 +480,16 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	answer := p.m.typed[0]
 	p.m.typed = p.m.typed[1:]
 	return []byte(answer), nil
+}
+
+// groups are those of a recovery key that a question asks for.
+func groups(question, key string) string {
+	var a, b int
+	if _, err := fmt.Sscanf(question, "Type group %d and group %d", &a, &b); err != nil {
+		return err.Error()
+	}
+	parts := strings.Split(key, "-")
+	return parts[a-1] + parts[b-1]
 }
 
 // plugsIn expects that what is plugged in beside a person's program gets its driver.

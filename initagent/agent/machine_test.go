@@ -200,7 +200,7 @@ type machine struct {
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
 	programEnds    error
-	echo           bool // types a new recovery key back
+	echo           bool // types groups of a new recovery key back
 	said           bytes.Buffer
 	printed        bytes.Buffer
 	clock          time.Time

@@ -6,16 +6,16 @@ import (
 	"runtime"
 
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
 
 // RecoveryKey replaces the recovery key.
 //
-// The order: the new key is added, shown, and typed back, and only then the old
-// one is removed. Cut before the new one is complete, the old one opens; cut
+// The order: the new key is added and shown, two groups of it are typed back, and only
+// then the old one is removed. Cut before the new one is complete, the old one opens; cut
 // before the removal, both do; cut in it, the new one does, and the next
 // replacement removes what is left of the old one.
 func (m *Machine) RecoveryKey(c hw.Console) error {
@@ -47,7 +47,11 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 	if err := lock.AddRecovery(m.Random, f, open.VolumeKey, open.Secret, &fresh, kdf); err != nil {
 		return err
 	}
-	keyslot, err := m.showAndCheck(c, f, lock, &fresh, rootpart.KeyLimit(memory))
+	err = m.showAndCheck(c, &fresh)
+	var keyslot int
+	if err == nil { // by what opens, and not by what was meant to
+		keyslot, err = lock.RecoveryKeyslot(f, &fresh, rootpart.KeyLimit(memory))
+	}
 	if err != nil {
 		return errors.Join(err, m.takeBack(f, lock, &fresh, rootpart.KeyLimit(memory)))
 	}
@@ -58,46 +62,13 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 	return nil
 }
 
-// showAndCheck shows the key and asks for it until it is typed back, by which
-// its keyslot is opened: what was written down is what opens.
-func (m *Machine) showAndCheck(c hw.Console, f hw.File, lock *vault.Lock, fresh *luks2.RecoveryKey, limit uint64) (int, error) {
-	text := fresh.Passphrase()
-	defer luks2.Wipe(text)
-	drawn, err := console.QR(string(text))
-	if err != nil {
-		return 0, err
+// showAndCheck shows the key and has two groups of it typed back.
+func (m *Machine) showAndCheck(c hw.Console, fresh *luks2.RecoveryKey) error {
+	confirmed, err := recoverykey.Confirm(c, m.Random, fresh, recoverykey.Text{Title: "NEW RECOVERY KEY", Later: "the old key stays"}, 0)
+	if err == nil && !confirmed {
+		err = errors.New("the new recovery key was not typed back: the old one stays")
 	}
-	for {
-		c.PrintSecret("\n" + drawn + "\nThis machine's NEW RECOVERY KEY:\n\n    " + string(text) + "\n\n")
-		typed, err := c.Ask("Write it down, and type it back from what you wrote (an empty line keeps the old key): ", false, 0)
-		c.Print("\033[H\033[2J\033[3J") // and off the screen
-		if err != nil {
-			return 0, err
-		}
-		if len(typed) == 0 {
-			return 0, errors.New("the new recovery key was not typed back: the old one stays")
-		}
-		key, err := luks2.ParseRecoveryKey(typed)
-		luks2.Wipe(typed)
-		if err != nil {
-			c.Print(fmt.Sprintf("%v. Here it is again:\n", err))
-			continue
-		}
-		keyslot, err := lock.RecoveryKeyslot(f, &key, limit)
-		same := err == nil && equal(&key, fresh)
-		key.Wipe()
-		if same {
-			return keyslot, nil
-		}
-		c.Print("That is not the new key. Here it is again:\n")
-	}
-}
-
-func equal(a, b *luks2.RecoveryKey) bool {
-	x, y := a.Bytes(), b.Bytes()
-	defer luks2.Wipe(x)
-	defer luks2.Wipe(y)
-	return string(x) == string(y)
+	return err
 }
 
 // takeBack removes the new key again, and leaves the ones before.

@@ -12,9 +12,9 @@ import (
 
 const help = `usage: recovery-key
 
-Makes a new recovery key: shows it, asks for it to be typed back from what was
-written down, and then removes the old one. With an empty line the old one
-stays, and the new one is forgotten.
+Makes a new recovery key: shows it, asks for two groups of it to be typed back
+from what was written down, and then removes the old one. With an empty line the
+old one stays, and the new one is forgotten.
 
 The old key opens nothing afterwards, but a copy of the root partition's first
 16 MiB that somebody took before still opens with it, and gives the machine

@@ -1,0 +1,89 @@
+// Package recoverykey shows a recovery key and has it confirmed: a key that nobody has
+// written down opens nothing, years later, when it is needed.
+//
+// It refuses to take a key for confirmed while it can be read off the screen.
+package recoverykey
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/console"
+	"halogenos.internal/initagent/hw"
+)
+
+// tries is how often the groups may be mistyped, and the key be shown again, before it
+// counts as not confirmed.
+const tries = 5
+
+// Text is what is said around the key.
+type Text struct {
+	Title string // "RECOVERY KEY"
+	About string // below the key; ends with a line end, or is empty
+	Later string // what an empty line instead of the groups does
+}
+
+// Confirm shows a key, takes it off the screen again, and asks for two groups of it. It
+// is not confirmed where somebody puts it off, or nobody answers in time; 0 waits for
+// ever. The key stays the caller's.
+func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, timeout time.Duration) (confirmed bool, err error) {
+	for range tries {
+		if err := show(c, key, text); err != nil {
+			return false, err
+		}
+		wait := ""
+		if timeout > 0 {
+			wait = " (or wait a minute)"
+		}
+		_, err := c.Ask("Press Enter when you have written it down"+wait+". ", false, timeout)
+		c.Print("\033[H\033[2J\033[3J") // and off the screen
+		if err != nil {
+			return false, unless(err, hw.ErrNobody)
+		}
+		groups, err := luks2.ConfirmingGroups(random)
+		if err != nil {
+			return false, err
+		}
+		typed, err := c.Ask(fmt.Sprintf("Type group %d and group %d of it, from what you have written down\n(an empty line: %s): ", groups[0], groups[1], text.Later), false, timeout)
+		if err != nil {
+			return false, unless(err, hw.ErrNobody)
+		}
+		if len(typed) == 0 {
+			return false, nil
+		}
+		right := key.Confirms(typed, groups)
+		luks2.Wipe(typed)
+		c.Print("\033[H\033[2J\033[3J")
+		if right {
+			return true, nil
+		}
+		c.Print(fmt.Sprintf("That is not what the key has in groups %d and %d. Here it is again:\n", groups[0], groups[1]))
+	}
+	return false, nil
+}
+
+// show shows the key on the screen, or where there is none on every console.
+func show(c hw.Console, key *luks2.RecoveryKey, text Text) error {
+	letters := key.Passphrase()
+	defer luks2.Wipe(letters)
+	drawn, err := console.QR(string(letters))
+	if err != nil {
+		return err
+	}
+	about := ""
+	if text.About != "" {
+		about = "\n" + text.About
+	}
+	c.PrintSecret("\n" + drawn + "\nThis machine's " + text.Title + ":\n\n    " + string(letters) + "\n" + about)
+	return nil
+}
+
+func unless(err, fine error) error {
+	if errors.Is(err, fine) {
+		return nil
+	}
+	return err
+}

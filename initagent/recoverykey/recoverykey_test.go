@@ -1,0 +1,102 @@
+package recoverykey
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/initagent/hw"
+)
+
+// owner is somebody who has or has not written the key down.
+type owner struct {
+	hw.Console
+	t       *testing.T
+	key     string
+	answers []string // to the question for groups: "right", or what is typed; none is nobody
+	screen  string   // what can be seen
+	shown   int
+}
+
+func (o *owner) Print(text string) {
+	if i := strings.LastIndex(text, "\033[2J"); i >= 0 {
+		o.screen, text = "", text[i:]
+	}
+	o.screen += text
+}
+
+func (o *owner) PrintSecret(text string) {
+	if !strings.Contains(text, "    "+o.key+"\n") || !strings.Contains(text, "█") {
+		o.t.Errorf("shows %q", text)
+	}
+	o.shown++
+	o.Print(text)
+}
+
+func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
+	o.screen += prompt
+	if strings.HasPrefix(prompt, "Press Enter") {
+		if o.answers == nil {
+			return nil, hw.ErrNobody
+		}
+		return nil, nil
+	}
+	if strings.Contains(o.screen, o.key[:8]) {
+		o.t.Error("the key can be read off the screen")
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(prompt, "Type group %d and group %d of it", &a, &b); err != nil {
+		o.t.Fatalf("%q: %v", prompt, err)
+	}
+	if len(o.answers) == 0 {
+		return nil, hw.ErrNobody
+	}
+	answer := o.answers[0]
+	o.answers = o.answers[1:]
+	switch answer {
+	case "broken":
+		return nil, errors.New("the console broke")
+	case "right":
+		parts := strings.Split(o.key, "-")
+		return []byte(parts[a-1] + " " + parts[b-1]), nil
+	}
+	return []byte(answer), nil
+}
+
+func TestConfirm(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{1})
+	for _, tt := range []struct {
+		name    string
+		answers []string
+		want    bool
+		shown   int
+		fails   bool
+	}{
+		{"nobody", nil, false, 1, false},
+		{"nobody answers the second question", []string{}, false, 1, false},
+		{"written down", []string{"right"}, true, 1, false},
+		{"later", []string{""}, false, 1, false},
+		{"mistyped", []string{"cbdefghi cbdefghi", "?", "right"}, true, 3, false},
+		{"never written down", []string{"c", "c", "c", "c", "c", "right"}, false, tries, false},
+		{"a console that breaks", []string{"broken"}, false, 1, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			key, err := luks2.NewRecoveryKey(random)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := &owner{t: t, key: string(key.Passphrase()), answers: tt.answers}
+			got, err := Confirm(o, random, &key, Text{Title: "RECOVERY KEY", Later: "later"}, time.Minute)
+			if got != tt.want || (err != nil) != tt.fails || o.shown != tt.shown {
+				t.Errorf("%t, %v, shown %d times", got, err, o.shown)
+			}
+			if strings.Contains(o.screen, o.key[:8]) {
+				t.Error("the key stays on the screen")
+			}
+		})
+	}
+}
