@@ -55,7 +55,8 @@ func run(ctx context.Context) error {
 	m.Watchdog = func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") }
 	m.Secretly, m.Collect = secretmem.Try, secretmem.Collect
 	m.HideMemory, m.NoModules = hw.HideMemory, hw.NoModules
-	a := &agent.Agent{NewKeys: secureboot.Generate, Host: host.Host{
+	a := &agent.Agent{Host: host.Host{
+		NewKeys: secureboot.Generate,
 		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/",
 	}}
 	return a.Boot(ctx)

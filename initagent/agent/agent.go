@@ -10,17 +10,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
-	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -38,16 +35,9 @@ const diskTimeout = 20 * time.Second
 // An Agent is one boot.
 type Agent struct {
 	host.Host
-	// NewKeys makes Secure Boot keys: secureboot.Generate.
-	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
-
-	listener  hw.Listener        // or nil: nobody is listened to
-	pending   *firstboot.Pending // what the first boot left for the second; or nil
-	leftovers bool               // the ESP has files of that kind
-	marked    bool               // the ESP has deletionMark
+	listener hw.Listener // or nil: nobody is listened to
 	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted bool
-	unlocked     bool                // the ESP says that the root partition was opened before
 	found        upkeep.Found        // what a blessed system has to see to
 	request      *nextboot.Console   // what the boot before this one asks for; or nil
 	wish         *nextboot.NewSecret // of the running system; or nil
@@ -107,7 +97,7 @@ func (a *Agent) begin() {
 		{"measure", "the initramfs phase begins", a.enterPhase},
 		{"disk", "the disk that the firmware started from", a.findDisk},
 		{"tries", "a start of a trial is counted", a.countTry},
-		{"pending", "what an earlier start has left to do", a.readPending},
+		{"pending", "what an earlier start has left to do", a.readLeft},
 	}
 	for _, s := range steps {
 		if err := a.Log.Step(s.name, s.reason, s.run); err != nil {

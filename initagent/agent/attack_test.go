@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/setup"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
@@ -68,7 +69,7 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	start, err := a.Expected()
 	m.must(err)
 	boot := start.Boot
-	sealed, err := a.sealProvisionally(secret, nil)
+	sealed, err := setup.SealProvisionally(&a.Host, secret, nil)
 	m.must(err)
 	return boot, sealed
 }

@@ -320,8 +320,8 @@ func (m *machine) nothingUnseals(who string) {
 	if m.agent.Lock != nil && m.agent.Lock.Sealed != nil {
 		sealed = append(sealed, m.agent.Lock.Sealed)
 	}
-	if m.agent.pending != nil {
-		if s, err := m.agent.pending.SealedSecret(); err == nil {
+	if m.agent.Left.Pending != nil {
+		if s, err := m.agent.Left.Pending.SealedSecret(); err == nil {
 			sealed = append(sealed, s)
 		}
 	}

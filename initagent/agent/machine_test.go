@@ -362,7 +362,8 @@ func (m *machine) boot() (end string) {
 			m.t.Errorf("a boot that ended in %s still knows the machine secret, or has not erased what it knew", end)
 		}
 	}()
-	m.agent = &Agent{NewKeys: m.newKeys, Host: host.Host{
+	m.agent = &Agent{Host: host.Host{
+		NewKeys: m.newKeys,
 		Machine: hw.Machine{
 			Disks: disks{m}, Firmware: m, Kernel: kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),

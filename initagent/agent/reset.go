@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/unlock"
 )
 
 // resetAsked says to the person in front of the screen what was asked for, and by whom.
@@ -31,7 +32,7 @@ func (a *Agent) reset() error {
 	defer c.Close()
 	c.Print(resetAsked)
 	m := &recovery.Machine{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root, Keeper: nothingKept{}, Discard: recovery.Discard}
-	if err := m.ResetWithin(c, secretTimeout); err != nil {
+	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
 		a.facts.ResetBegun = errors.Is(err, recovery.ErrBegun)
 		c.Print(fmt.Sprintf("%v\n", err))
 		return err

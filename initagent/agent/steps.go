@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -13,7 +14,10 @@ import (
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/setup"
 	"halogenos.internal/initagent/staging"
+	"halogenos.internal/initagent/unlock"
 	"halogenos.internal/initagent/upkeep"
 )
 
@@ -38,7 +42,7 @@ type stepRow struct {
 }
 
 // noLimit is for a step that waits for a person, treeLimit for a slow stick with a large
-// image, and secretLimit for a step that waits for a person as long as secretTimeout lets it.
+// image, and secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it.
 const (
 	noLimit     time.Duration = -1
 	treeLimit                 = time.Hour
@@ -61,14 +65,14 @@ func (r stepRow) time() time.Duration {
 var steps = map[slot.Kind]stepRow{
 	slot.Install:       {do: plain((*Agent).install), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Install }, deaf: true},
 	slot.Heal:          {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
-	slot.Partition:     {do: plain((*Agent).partition)},
-	slot.MakeTree:      {do: (*Agent).makeTree, limit: treeLimit},
+	slot.Partition:     {do: onHost(setup.Partition)},
+	slot.MakeTree:      {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
 	slot.OpenVerity:    {do: (*Agent).openVerity, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
-	slot.Enroll:        {do: plain((*Agent).enroll), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
+	slot.Enroll:        {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
 	slot.MakeRoot:      {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
-	slot.Unlock:        {do: plain((*Agent).unlock), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
-	slot.AskKey:        {do: plain((*Agent).askKey), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
-	slot.NewSecret:     {do: plain((*Agent).newSecret), outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	slot.Unlock:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
+	slot.AskKey:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
+	slot.NewSecret:     {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
 	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
 	slot.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
 	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
@@ -108,9 +112,29 @@ func endings() (kinds []slot.Kind) {
 	return kinds
 }
 
+// makeRoot makes the root partition.
+func (a *Agent) makeRoot() error {
+	err := setup.MakeRoot(&a.Host)
+	a.facts.RootMade, a.facts.Replaced = err == nil, a.facts.Replaced || errors.Is(err, rootpart.ErrReplaced)
+	return err
+}
+
+// opened takes over what came of an attempt to open the root partition.
+func (a *Agent) opened(r unlock.Result, err error) error {
+	f := &a.facts
+	f.Replaced, f.Answered, f.EnrollAgain = f.Replaced || r.Replaced, f.Answered || r.Answered, f.EnrollAgain || r.EnrollAgain
+	if r.KeysWritten {
+		f.Enroll = slot.Done
+	}
+	if r.Foretold != nil {
+		a.foretold = r.Foretold
+	}
+	return err
+}
+
 // healTable writes the partition table again, of which one copy is damaged.
 func (a *Agent) healTable() error {
-	if err := a.writeTable(a.Table); err != nil {
+	if err := a.WriteTable(a.Table); err != nil {
 		return err
 	}
 	a.NoteSelf(journal.Healed, "one copy of the partition table was damaged")

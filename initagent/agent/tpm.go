@@ -8,7 +8,6 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -59,30 +58,4 @@ func (a *Agent) enterPhase() error {
 		return nil
 	}
 	return err
-}
-
-// goOnUntold decides, with the root partition open, whether the system may be started
-// beside a TPM that is there and has not worked in this boot. The TPM is told now where
-// that works, and then there is nothing to ask. Otherwise the owner is, in every such
-// boot: what the TPM released to root of the running system they could keep. Nothing on
-// the disk says that it was never given the machine secret: that can be an old note.
-//
-// A machine whose image requires a TPM never comes here.
-func (a *Agent) goOnUntold(c hw.Console) error {
-	if a.Chip.Err == nil {
-		return nil
-	}
-	fault := a.Chip.Err
-	err := a.LeavePhase(pcr.LeaveInitrd)
-	a.Chip.Err = fault // this boot does without it
-	if err == nil {
-		return nil
-	}
-	err = rootpart.AskWithoutTPM(c, fault, keyTimeout)
-	a.facts.Answered = !errors.Is(err, hw.ErrNobody)
-	if err != nil {
-		return err
-	}
-	a.Chip.Untold = true
-	return nil
 }

@@ -3,6 +3,8 @@ package agent
 import (
 	"strings"
 	"testing"
+
+	"halogenos.internal/initagent/unlock"
 )
 
 // A trial that does not open the root partition, on a machine that nobody is at: it
@@ -16,7 +18,7 @@ func TestTrialNobodyTypes(t *testing.T) {
 		if end := m.boot(); end != "reboot" || m.agent.Contract.Version != 2 || !strings.Contains(m.said.String(), "there is a system to fall back to") {
 			t.Fatalf("version %s ends in %s:\n%s", m.agent.Contract.Version, end, m.said.String())
 		}
-		if m.waits[len(m.waits)-1] != trialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
+		if m.waits[len(m.waits)-1] != unlock.TrialKeyTimeout || !strings.Contains(m.printed.String(), "on trial. If nobody answers within 2 minutes") {
 			t.Errorf("it waits %s, and says %q", m.waits[len(m.waits)-1], m.printed.String())
 		}
 	}
@@ -27,7 +29,7 @@ func TestTrialNobodyTypes(t *testing.T) {
 	}
 	m.extra = "another firmware" // and the system before it waits for its owner
 	m.ends("recovery")
-	if m.waits[len(m.waits)-1] != keyTimeout {
+	if m.waits[len(m.waits)-1] != unlock.KeyTimeout {
 		t.Errorf("it waits %s", m.waits[len(m.waits)-1])
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/setup"
 )
 
 // removeUnmeasured takes away what somebody has stored in the firmware for the kernel,
@@ -49,11 +50,6 @@ func (a *Agent) removeUnmeasured() error {
 	return nil
 }
 
-// deletionMark is a file of the ESP: a start has deleted what its kernel had obeyed. What
-// it holds does not matter, and neither does who has put it there: without such a variable
-// it is removed, and beside one it only has the console open that shows no key.
-const deletionMark = firstboot.Directory + "/deleted"
-
 // afterDeletion says what is to be made of a start whose kernel has obeyed what is deleted
 // now: another one without it. Where the firmware brings it back, as one that loses what it
 // was told, that would go on for ever and nobody would learn why. So the deletion is marked
@@ -86,7 +82,7 @@ func (a *Agent) markDeletion() (there bool, err error) {
 		return false, err
 	}
 	err = a.ReadESP(func(files fs.FS) error {
-		_, err := fs.Stat(files, deletionMark)
+		_, err := fs.Stat(files, firstboot.DeletionMark)
 		return err
 	})
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -99,21 +95,28 @@ func (a *Agent) markDeletion() (there bool, err error) {
 		if err := dir.SyncDir(path.Dir(firstboot.Directory)); err != nil {
 			return err
 		}
-		return enroll.Replace(dir, deletionMark, []byte("a variable of the firmware was deleted\n"))
+		return enroll.Replace(dir, firstboot.DeletionMark, []byte("a variable of the firmware was deleted\n"))
 	})
+}
+
+// readLeft reads what earlier starts have left on the ESP.
+func (a *Agent) readLeft() error {
+	err := setup.ReadLeft(&a.Host)
+	a.forgetDeletion()
+	return err
 }
 
 // forgetDeletion removes the mark in a start without such a variable. Where that fails the
 // next start does it.
 func (a *Agent) forgetDeletion() {
-	if !a.marked || a.facts.Planted != "" {
+	if !a.Left.Marked || a.facts.Planted != "" {
 		return
 	}
 	err := a.WriteESP(func(dir hw.ESPDir) error {
-		return errors.Join(dir.Remove(deletionMark), dir.SyncDir(firstboot.Directory))
+		return errors.Join(dir.Remove(firstboot.DeletionMark), dir.SyncDir(firstboot.Directory))
 	})
 	if err != nil {
-		a.Log.Say("%s on the ESP was not removed: %v", deletionMark, err)
+		a.Log.Say("%s on the ESP was not removed: %v", firstboot.DeletionMark, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/firstboot"
 )
 
 const planted = secureboot.NonVolatile | secureboot.BootServiceAccess | secureboot.RuntimeAccess
@@ -56,7 +57,7 @@ func TestPlantedAgain(t *testing.T) {
 	}
 	m.restores = nil
 	m.runs(1)
-	if m.onESP(deletionMark) {
+	if m.onESP(firstboot.DeletionMark) {
 		t.Error("the mark is still there")
 	}
 }
@@ -64,12 +65,12 @@ func TestPlantedAgain(t *testing.T) {
 // A mark that somebody has put there, or an ESP that cannot keep one.
 func TestPlantedMark(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	m.putESP(deletionMark, nil)
+	m.putESP(firstboot.DeletionMark, nil)
 	m.runs(1)
-	if m.onESP(deletionMark) {
+	if m.onESP(firstboot.DeletionMark) {
 		t.Error("the mark is still there")
 	}
-	m.putESP(deletionMark, nil)
+	m.putESP(firstboot.DeletionMark, nil)
 	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
 	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.Released {
 		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())

@@ -44,7 +44,7 @@ func Revocable(h *host.Host) bool {
 //     every start. Cut after it, the next boot asks once more.
 //   - dbx is appended to, which firmware does at once or not at all. Cut after it, the
 //     next boot starts with the new dbx, is allowed, and takes what dbx holds over
-//     into the list (agent.Agent.renewList).
+//     into the list (unlock.opening.renewList).
 //   - The list wants in dbx what dbx holds by now. It does not before: a machine whose
 //     firmware refuses would look like one from which somebody has taken a revocation,
 //     and its owner could not accept it after a firmware update.

@@ -31,6 +31,19 @@ const format = 1
 // Purpose is what the key that wraps the Secure Boot keys is derived for.
 const Purpose = "secure-boot-keys"
 
+// DeletionMark is a file of the ESP: a start has deleted what its kernel had obeyed. What
+// it holds does not matter, and neither does who has put it there: without such a variable
+// it is removed, and beside one it only has the console open that shows no key.
+const DeletionMark = Directory + "/deleted"
+
+// Left is what earlier starts have left in Directory.
+type Left struct {
+	Pending  *Pending // the newest file that makes sense; or nil
+	Keys     bool     // there are files of that kind
+	Marked   bool     // there is DeletionMark
+	Unlocked bool     // the root partition was opened before
+}
+
 // A Pending is the content of the file.
 type Pending struct {
 	Format int `json:"format"`

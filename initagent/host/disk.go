@@ -21,3 +21,11 @@ func (h *Host) PutTable(t *gpt.Table) error {
 	}
 	return nil
 }
+
+// WriteTable puts a table on the disk and makes the kernel use it.
+func (h *Host) WriteTable(t *gpt.Table) error {
+	if err := h.PutTable(t); err != nil {
+		return err
+	}
+	return h.Disks.Reread(h.Disk)
+}

@@ -10,6 +10,7 @@ package host
 import (
 	"io"
 	"path/filepath"
+	"time"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
@@ -21,6 +22,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -36,6 +38,8 @@ type Host struct {
 	Variables enroll.Variables
 	// Random is the kernel's generator, which is seeded before user space runs.
 	Random io.Reader
+	// NewKeys makes Secure Boot keys: secureboot.Generate.
+	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
 
@@ -56,7 +60,8 @@ type Found struct {
 	Way   []bootoption.Function
 	Disk  hw.Disk
 	Table *gpt.Table
-	Names []bls.Name // the UKIs on the ESP
+	Names []bls.Name     // the UKIs on the ESP
+	Left  firstboot.Left // on the ESP, by an earlier start
 }
 
 // Opened is what the open root partition has given.

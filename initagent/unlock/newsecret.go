@@ -1,4 +1,4 @@
-package agent
+package unlock
 
 import (
 	"errors"
@@ -8,17 +8,19 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
 
 const (
-	// secretTimeout is how long the recovery key is waited for, and secretTries how
+	// SecretTimeout is how long the recovery key is waited for, and secretTries how
 	// often it may be mistyped, before the system starts without a new secret.
-	secretTimeout = 2 * time.Minute
+	SecretTimeout = 2 * time.Minute
 	secretTries   = 3
 )
 
@@ -30,7 +32,13 @@ else may be root there. Then nothing is changed, and the machine starts as usual
 If it was you, type the recovery key. It stays the same, and keeps the new secret, too.
 `
 
-// newSecret makes a new machine secret, which the running system has asked for, if
+// A renewal replaces the machine secret, as was asked for.
+type renewal struct {
+	opening
+	wish *nextboot.NewSecret
+}
+
+// NewSecret makes a new machine secret, which the running system has asked for, if
 // somebody types the recovery key. Whoever else is root there gains the question: the
 // request says nothing but what is asked for, it was taken away before, and only a person
 // with the recovery key has it carried out. No shell opens in this boot: it restarts, or
@@ -39,93 +47,94 @@ If it was you, type the recovery key. It stays the same, and keeps the new secre
 // An error means that nothing was changed. Once the header was written to, it is none:
 // the machine starts again, and the next boot finishes it or takes it back (see package
 // rootpart).
-func (a *Agent) newSecret() error {
-	start, err := a.mayRenew()
+func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
+	o := &renewal{opening{Host: h}, wish}
+	start, err := o.mayRenew()
 	if err != nil {
 		return err
 	}
-	c, err := a.Person.Open()
+	c, err := o.Person.Open()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	what := "A NEW MACHINE SECRET"
-	if a.wish.Keys {
+	if o.wish.Keys {
 		what += " AND NEW SECURE BOOT KEYS"
 	}
 	c.Print(fmt.Sprintf(secretAsked, what))
-	key, volumeKey, err := a.typedKey(c)
+	key, volumeKey, err := o.typedKey(c)
 	if err != nil {
 		return err
 	}
 	defer key.Wipe()
 	defer luks2.Wipe(volumeKey)
-	replaced, err := a.replaceSecret(start, key, volumeKey)
+	replaced, err := o.replaceSecret(start, key, volumeKey)
 	switch {
 	case err != nil && !replaced:
 		c.Print(fmt.Sprintf("Nothing was changed: %v\n", err))
 		return err
 	case err != nil:
-		a.Log.Say("the next start finishes it or takes it back: %v", err)
+		o.Log.Say("the next start finishes it or takes it back: %v", err)
 		return nil
 	}
 	c.Print("The machine has a new secret.\n")
-	if a.wish.Keys {
-		k := a.KeyChange(volumeKey, a.Secret, a.Admits(volumeKey, a.Secret))
+	if o.wish.Keys {
+		k := o.KeyChange(volumeKey, o.Secret, o.Admits(volumeKey, o.Secret))
 		if _, err := k.Finish(nil); err != nil {
-			a.Log.Say("the machine secret is a new one; of the Secure Boot keys: %v", err)
+			o.Log.Say("the machine secret is a new one; of the Secure Boot keys: %v", err)
 		}
 	}
 	return nil
 }
 
 // mayRenew is all that can be known before somebody is asked.
-func (a *Agent) mayRenew() (*rootpart.Start, error) {
-	if a.Lock == nil || len(a.Lock.Recoveries) != 1 {
+func (o *renewal) mayRenew() (*rootpart.Start, error) {
+	if o.Lock == nil || len(o.Lock.Recoveries) != 1 {
 		return nil, vault.ErrTwoKeys
 	}
-	if rootpart.KeysUnfinished(a.Store, a.Lock) {
+	if rootpart.KeysUnfinished(o.Store, o.Lock) {
 		return nil, errors.New("the Secure Boot keys are being replaced")
 	}
-	if a.wish.Keys && (a.List == nil || !a.OwnEnforced()) {
+	if o.wish.Keys && (o.List == nil || !o.OwnEnforced()) {
 		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces")
 	}
 	check := func(files fs.FS) error {
-		return rootpart.CheckSystems(files, a.Contract, a.Table, a.wish.Keys)
+		return rootpart.CheckSystems(files, o.Contract, o.Table, o.wish.Keys)
 	}
-	if err := a.ReadESP(check); err != nil {
+	if err := o.ReadESP(check); err != nil {
 		return nil, err
 	}
-	return a.ToldStart()
+	return o.ToldStart()
 }
 
 // typedKey asks for the recovery key, and returns it with the volume key, which it opens.
 // It must be for the secret that the TPM has released. The caller wipes both.
-func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
-	limit, err := a.KeyLimit()
+func (o *renewal) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
+	limit, err := o.KeyLimit()
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := a.Disks.OpenPartition(a.Disk, layout.RootNumber, false)
+	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, false)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close()
 	for range secretTries {
-		typed, err := c.AskKey("\nRecovery key for the new secret (an empty line changes nothing): ", a.Lock.Checks(), secretTimeout)
+		typed, err := c.AskKey("\nRecovery key for the new secret (an empty line changes nothing): ", o.Lock.Checks(), SecretTimeout)
 		if err != nil {
 			return nil, nil, err
 		}
 		if len(typed) == 0 {
 			break
 		}
-		key, volumeKey, secret, err := a.Lock.OpenRecoveryKey(f, typed, limit)
+		key, volumeKey, secret, err := o.Lock.OpenRecoveryKey(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
-		same := secret.Equal(a.Secret)
+		same := secret.Equal(o.Secret)
 		secret.Wipe()
 		if !same {
 			key.Wipe()
@@ -140,32 +149,32 @@ func (a *Agent) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 // replaceSecret replaces the secret by a new one, which this boot goes by from then on.
 // replaced says that the header may be for either. With new Secure Boot keys, those come
 // with it, and the record allows what PCR 7 will be.
-func (a *Agent) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
-	r := &rootpart.Replacement{Old: a.Secret, Key: key}
+func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
+	r := &rootpart.Replacement{Old: o.Secret, Key: key}
 	var also []pcr.Digest
-	if a.wish.Keys {
-		if r.Keys, err = a.KeyChange(volumeKey, a.Secret, nil).Begin(a.NewKeys, a.FirmwareKeys); err != nil {
+	if o.wish.Keys {
+		if r.Keys, err = o.KeyChange(volumeKey, o.Secret, nil).Begin(o.NewKeys, o.FirmwareKeys); err != nil {
 			return false, err
 		}
 		defer r.Keys.Wipe()
 		also = r.Keys.Values
 	}
-	b, record, boots, err := a.Composed(start, volumeKey, a.Secret, also)
+	b, record, boots, err := o.Composed(start, volumeKey, o.Secret, also)
 	if err != nil {
 		return false, err
 	}
-	if err := b.MaySucceed(a.Lock, a.Secret, record); err != nil {
+	if err := b.MaySucceed(o.Lock, o.Secret, record); err != nil {
 		return false, err
 	}
-	if r.Fresh, err = policy.NewSecret(a.Random); err != nil {
+	if r.Fresh, err = policy.NewSecret(o.Random); err != nil {
 		return false, err
 	}
 	defer r.Fresh.Wipe()
-	now, replaced, err := b.ReplaceSecret(a.Machine, a.Disk, a.Random, a.Lock, volumeKey, r, record, boots)
+	now, replaced, err := b.ReplaceSecret(o.Machine, o.Disk, o.Random, o.Lock, volumeKey, r, record, boots)
 	if err != nil {
 		return replaced, err
 	}
-	*a.Secret = *r.Fresh
-	a.Record, a.Had = record, now
-	return true, rootpart.FinishSecret(a.Machine, a.Disk, a.Random, a.Chip.TPM, a.Lock, volumeKey, r.Fresh)
+	*o.Secret = *r.Fresh
+	o.Record, o.Had = record, now
+	return true, rootpart.FinishSecret(o.Machine, o.Disk, o.Random, o.Chip.TPM, o.Lock, volumeKey, r.Fresh)
 }

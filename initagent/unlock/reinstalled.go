@@ -1,4 +1,4 @@
-package agent
+package unlock
 
 import (
 	"errors"
@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/setup"
 )
 
 // offerKeys lets the owner give the firmware this machine's keys again: after the
@@ -23,56 +24,56 @@ import (
 // enforces these keys, so that what it starts now, which is anything, gains nothing.
 // Cut before the keys are enrolled, the machine is in Setup Mode, asks for the
 // recovery key and comes back here; cut after it, it starts as the TPM was told.
-func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	if a.State.Keys != slot.KeysMissing {
+func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	if o.State.Keys != slot.KeysMissing {
 		return nil
 	}
-	keys, err := a.StoredKeys(secret)
+	keys, err := o.StoredKeys(secret)
 	if keys == nil && err == nil {
-		return a.offerFirstKeys(c)
+		return o.offerFirstKeys(c)
 	}
 	if err != nil {
 		return err
 	}
 	defer keys.Wipe()
-	list, _, err := rootpart.OwnList(a.Store, secret, a.Lock, nil)
+	list, _, err := rootpart.OwnList(o.Store, secret, o.Lock, nil)
 	if err != nil {
 		return err
 	}
 	yes, err := hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
-		"Say yes only if you have installed this system again, or cleared the keys yourself"+a.orCut()+".", keyTimeout)
+		"Say yes only if you have installed this system again, or cleared the keys yourself"+o.orCut()+".", KeyTimeout)
 	if err != nil || !yes {
 		return err
 	}
-	changed, err := rootpart.AskROMs(list, a.Drivers(), func(question string) (bool, error) { return hw.AskYes(c, question, keyTimeout) })
+	changed, err := rootpart.AskROMs(list, o.Drivers(), func(question string) (bool, error) { return hw.AskYes(c, question, KeyTimeout) })
 	if changed && err == nil {
-		err = rootpart.KeepList(a.Store, a.Random, secret, list)
+		err = rootpart.KeepList(o.Store, o.Random, secret, list)
 	}
 	if err != nil {
 		return err
 	}
-	a.facts.EnrollAgain = true
-	if a.Chip.Err != nil {
+	o.EnrollAgain = true
+	if o.Chip.Err != nil {
 		return nil
 	}
-	if a.startedByRefused(list) {
+	if o.startedByRefused(list) {
 		// What the TPM has is of the one that takes its place.
 		c.Print("The boot manager that has started this machine is in dbx: a newer one takes its place. If the TPM does not know how that starts, the recovery key is asked for once more.\n")
 		return nil
 	}
-	start, err := a.enrolled(keys, list)
+	start, err := o.enrolled(keys, list)
 	if err == nil {
-		b := a.Binding()
+		b := o.Binding()
 		b.Proves = false // what is sealed to the next boot does not unseal in this one
-		err = a.accept(c, f, b, volumeKey, secret, start)
+		err = o.accept(c, f, b, volumeKey, secret, start)
 	}
 	if err == nil {
-		a.foretold = start
+		o.Foretold = start
 	}
 	if errors.Is(err, rootpart.ErrWeaker) {
 		// The TPM does not know this header any more, and its owner does not say that it is
 		// right: with the header of another time come the keys of that time.
-		a.facts.EnrollAgain = false
+		o.EnrollAgain = false
 		return err
 	}
 	if err != nil {
@@ -82,10 +83,10 @@ func (a *Agent) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *pol
 }
 
 // startedByRefused reports whether a boot manager lies on the ESP that dbx has.
-func (a *Agent) startedByRefused(list *secureboot.List) bool {
+func (o *opening) startedByRefused(list *secureboot.List) bool {
 	return slices.ContainsFunc(layout.Managers(), func(name string) bool {
-		_, have, _, err := a.FindManager(name)
-		return err == nil && have != nil && a.RefusedImage(list, have)
+		_, have, _, err := o.FindManager(name)
+		return err == nil && have != nil && o.RefusedImage(list, have)
 	})
 }
 
@@ -93,31 +94,31 @@ func (a *Agent) startedByRefused(list *secureboot.List) bool {
 // partition: making them was cut, or they were lost. Where the root partition has a deed
 // others would not vouch for it; where it is bound to a TPM and has none, these would not
 // either.
-func (a *Agent) offerFirstKeys(c hw.Console) (err error) {
-	if a.Chip.Err == nil || len(a.Lock.Deed) > 0 || a.Lock.Sealed != nil {
+func (o *opening) offerFirstKeys(c hw.Console) (err error) {
+	if o.Chip.Err == nil || len(o.Lock.Deed) > 0 || o.Lock.Sealed != nil {
 		return nil
 	}
-	a.facts.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
-		"Say yes only if you have cleared the firmware's keys yourself"+a.orCut()+".", keyTimeout)
+	o.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
+		"Say yes only if you have cleared the firmware's keys yourself"+o.orCut()+".", KeyTimeout)
 	return err
 }
 
 // orCut is one more good reason for Setup Mode, on a machine that has never come to the
 // end of an enrollment by the keys on its root partition.
-func (a *Agent) orCut() string {
-	if a.Chip.Err == nil || !a.unenrolled() {
+func (o *opening) orCut() string {
+	if o.Chip.Err == nil || !o.unenrolled() {
 		return ""
 	}
 	return ", or if the power was cut while this machine was set up"
 }
 
 // enrolled is how the running system starts once the keys are enrolled.
-func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*rootpart.Start, error) {
-	start, err := a.Expected()
+func (o *opening) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*rootpart.Start, error) {
+	start, err := o.Expected()
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.listToEnroll(keys, stored)
+	list, err := setup.ListToEnroll(o.Host, keys, stored)
 	if err != nil {
 		return nil, err
 	}
@@ -125,12 +126,12 @@ func (a *Agent) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*roo
 	if len(wanted.DB) != 1 {
 		return nil, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
 	}
-	log, _, err := a.ReadLog()
+	log, _, err := o.ReadLog()
 	if err != nil {
 		return nil, err
 	}
 	vars := pcr.SecureBootVariables{SecureBoot: true}
-	revoked := a.FirmwareKeys.DBX.Content
+	revoked := o.FirmwareKeys.DBX.Content
 	for _, v := range []struct {
 		into    *[]byte
 		content secureboot.Database

@@ -1,4 +1,4 @@
-package agent
+package setup
 
 import (
 	"errors"
@@ -6,165 +6,100 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
-	"halogenos.internal/boot/bounded"
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 )
 
-// observeKeys says how far the Secure Boot keys have come.
-func (a *Agent) observeKeys() error {
-	state, err := enroll.Observe(a.Variables)
-	if err != nil {
-		if a.Contract.SecureBoot == contract.Optional {
-			a.State.Keys = slot.KeysUnneeded
-			return nil
-		}
-		return err
-	}
-	a.FirmwareKeys = state
-	var wanted secureboot.Wanted
-	if a.pending != nil {
-		if wanted, err = secureboot.ParseWanted(a.pending.Wanted); err != nil {
-			return err
-		}
-	}
-	a.State.Keys = slot.JudgeKeys(a.State, a.facts, slot.Firmware{
-		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
-	})
-	return nil
-}
-
-// readPending reads what the first boot left for the second, the newest file
-// that makes sense. None is nil, and so is an ESP that cannot be read: a machine
-// in use does without, and on any other nothing is lost by starting over.
-func (a *Agent) readPending() error {
-	a.pending, a.leftovers, a.marked = nil, false, false
-	err := a.ReadESP(func(files fs.FS) error {
-		entries, err := fs.ReadDir(files, firstboot.Directory)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		newest := -1
-		for _, e := range entries {
-			a.unlocked = a.unlocked || lastgood.Is(e.Name())
-			a.marked = a.marked || strings.EqualFold(e.Name(), path.Base(deletionMark))
-			n, ok := firstboot.Count(e.Name())
-			if !ok {
-				continue
-			}
-			a.leftovers = true
-			// A file that a cut left unfinished is as good as none: it is
-			// written before anything depends on it.
-			text, err := bounded.File(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
-			if err != nil {
-				a.Log.Say("%v", err)
-				continue
-			}
-			if p, err := firstboot.Parse(text); err == nil && n > newest {
-				a.pending, newest = p, n
-			}
-		}
-		return err
-	})
-	if err != nil {
-		a.Log.Say("what an earlier start may have left on the ESP is not known: %v", err)
-	}
-	a.forgetDeletion()
-	return nil
-}
-
-// enroll makes this machine's Secure Boot keys, signs with them what the machine
+// Enroll makes this machine's Secure Boot keys, signs with them what the machine
 // starts, and enrolls them.
 //
 // The order: the private keys are on the disk, sealed, before anything is signed
 // by them; everything is signed before the firmware is told; and PK, which makes
 // it count, comes last (enroll.Plan). Cut anywhere, the machine is in Setup Mode,
 // starts anything, and comes back here; cut after PK, everything is in place.
-func (a *Agent) enroll() error {
-	if a.State.Root == slot.RootOpen {
+func Enroll(h *host.Host, foretold *rootpart.Start) error {
+	if h.State.Root == slot.RootOpen {
 		// The keys lie there. What the ESP says of them, anybody can have written: with
 		// that, the firmware would get somebody else's, and start nothing of ours.
-		a.pending = nil
+		h.Left.Pending = nil
 	}
-	secret, keys, stored, err := a.ownKeys()
+	secret, keys, stored, err := ownKeys(h)
 	if err != nil {
 		return err
 	}
 	defer secret.Wipe()
 	defer keys.Wipe()
-	list, err := a.enrollList(secret, keys, stored)
+	list, err := enrollList(h, secret, keys, stored)
 	if err != nil {
 		return err
 	}
-	a.replaceRefused(list)
+	replaceRefused(h, list)
 	signer := enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
-	allowed := a.maySign(list)
-	err = a.WriteESP(func(dir hw.ESPDir) error {
-		results, err := enroll.SignAll(dir, a.FirmwareKeys, signer, allowed)
+	allowed := maySign(h, list)
+	err = h.WriteESP(func(dir hw.ESPDir) error {
+		results, err := enroll.SignAll(dir, h.FirmwareKeys, signer, allowed)
 		for _, r := range results {
-			a.Log.Say("%s", r)
+			h.Log.Say("%s", r)
 		}
 		if err != nil {
 			return err
 		}
 		enrollments := 0
-		if a.pending != nil {
-			enrollments = a.pending.Enrollments
+		if h.Left.Pending != nil {
+			enrollments = h.Left.Pending.Enrollments
 		}
 		e := enroll.Enroller{
-			Variables: a.Variables, Keys: keys, Wanted: list.Wanted,
-			Time: secureboot.Timestamp(a.Now(), a.Contract.Date()),
+			Variables: h.Variables, Keys: keys, Wanted: list.Wanted,
+			Time: secureboot.Timestamp(h.Now(), h.Contract.Date()),
 			Signed: func() error {
-				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, a.FirmwareKeys.DBX.Content))
+				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, h.FirmwareKeys.DBX.Content))
 			},
-			Pause: a.Sleep,
-			Say:   func(m string) { a.Log.Say("%s", m) },
+			Pause: h.Sleep,
+			Say:   func(m string) { h.Log.Say("%s", m) },
 		}
 		if err := e.Run(enrollments); err != nil {
 			return err
 		}
-		return a.countEnrollment(dir)
+		return countEnrollment(h, dir)
 	})
 	if err == nil {
-		a.foretellAgain(secret, list)
+		foretellAgain(h, foretold, secret, list)
 	}
-	if err == nil && a.State.Root == slot.RootOpen {
-		err = a.Store.Keep(rootpart.EnrolledFile, nil)
+	if err == nil && h.State.Root == slot.RootOpen {
+		err = h.Store.Keep(rootpart.EnrolledFile, nil)
 	}
 	return err
 }
 
 // enrollList returns what is to be enrolled and signed: what an enrollment that was
 // cut decided, or what is decided now, and then kept together with the keys.
-func (a *Agent) enrollList(secret *policy.Secret, keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
-	if a.pending != nil && !stored.Bare {
+func enrollList(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, stored *secureboot.List) (*secureboot.List, error) {
+	if h.Left.Pending != nil && !stored.Bare {
 		return stored, nil
 	}
-	list, err := a.listToEnroll(keys, stored)
+	list, err := ListToEnroll(h, keys, stored)
 	if err != nil {
 		return nil, err
 	}
-	return list, a.keepKeys(secret, keys, list)
+	return list, keepKeys(h, secret, keys, list)
 }
 
 // countEnrollment makes firmware that forgets its keys at every restart end in
 // the recovery console and not in a loop. Cut before it, one enrollment is not
 // counted.
-func (a *Agent) countEnrollment(dir hw.ESPDir) error {
-	if a.pending == nil {
+func countEnrollment(h *host.Host, dir hw.ESPDir) error {
+	if h.Left.Pending == nil {
 		return nil
 	}
-	next := *a.pending
-	return succeedPending(dir, a.pending, &next)
+	next := *h.Left.Pending
+	return succeedPending(dir, h.Left.Pending, &next)
 }
 
 // succeedPending writes the file that takes the place of the one that is there: its name
@@ -181,29 +116,29 @@ func succeedPending(dir hw.ESPDir, old, next *firstboot.Pending) error {
 // ownKeys returns the machine secret, the keys and their list: those that are on
 // the root partition, those that an enrollment which was cut has made, or new keys,
 // which have no list yet. The caller wipes secret and keys.
-func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	if a.State.Root == slot.RootOpen && a.Secret != nil {
-		return a.keysInRoot()
+func ownKeys(h *host.Host) (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
+	if h.State.Root == slot.RootOpen && h.Secret != nil {
+		return keysInRoot(h)
 	}
-	if a.pending != nil {
-		secret, keys, _, err := a.openPending()
+	if h.Left.Pending != nil {
+		secret, keys, _, err := openPending(h)
 		var list *secureboot.List
 		if err == nil {
-			list, err = firstboot.UnwrapList(secret, a.pending.Keys)
+			list, err = firstboot.UnwrapList(secret, h.Left.Pending.Keys)
 		}
 		if err == nil {
 			return secret, keys, list, nil
 		}
 		// In Setup Mode with an empty root partition nothing depends on them.
-		a.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
-		a.pending = nil
+		h.Log.Say("the keys of an earlier start cannot be used (%v): making new ones", err)
+		h.Left.Pending = nil
 	}
-	a.Released = true
-	secret, err := policy.NewSecret(a.Random)
+	h.Released = true
+	secret, err := policy.NewSecret(h.Random)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	keys, err := a.NewKeys(a.Random, a.Contract.Date())
+	keys, err := h.NewKeys(h.Random, h.Contract.Date())
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, nil, err
@@ -213,16 +148,16 @@ func (a *Agent) ownKeys() (*policy.Secret, *secureboot.KeySet, *secureboot.List,
 
 // keysInRoot is ownKeys for a machine without a TPM, whose keys lie on the root
 // partition from the beginning. It takes the secret over.
-func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	secret := a.Secret
-	a.Secret = nil
-	list, _, err := rootpart.OwnList(a.Store, secret, a.Lock, nil)
+func keysInRoot(h *host.Host) (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
+	secret := h.Secret
+	h.Secret = nil
+	list, _, err := rootpart.OwnList(h.Store, secret, h.Lock, nil)
 	var keys *secureboot.KeySet
 	if err == nil {
-		keys, err = a.StoredKeys(secret)
+		keys, err = h.StoredKeys(secret)
 	}
 	if err == nil && keys == nil {
-		keys, err = a.NewKeys(a.Random, a.Contract.Date())
+		keys, err = h.NewKeys(h.Random, h.Contract.Date())
 	}
 	if err != nil {
 		secret.Wipe()
@@ -233,20 +168,20 @@ func (a *Agent) keysInRoot() (*policy.Secret, *secureboot.KeySet, *secureboot.Li
 
 // openPending unseals what the first boot left, and returns the record that
 // allowed it; nil where the TPM holds none. The caller wipes secret and keys.
-func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Record, error) {
-	if a.Chip.Err != nil {
-		return nil, nil, nil, a.Chip.Err
+func openPending(h *host.Host) (*policy.Secret, *secureboot.KeySet, *policy.Record, error) {
+	if h.Chip.Err != nil {
+		return nil, nil, nil, h.Chip.Err
 	}
-	sealed, err := a.pending.SealedSecret()
+	sealed, err := h.Left.Pending.SealedSecret()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	secret, record, err := a.Chip.TPM.Unseal(sealed)
+	secret, record, err := h.Chip.TPM.Unseal(sealed)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	a.Released = true
-	keys, err := firstboot.UnwrapKeys(secret, a.pending.Keys)
+	h.Released = true
+	keys, err := firstboot.UnwrapKeys(secret, h.Left.Pending.Keys)
 	if err != nil {
 		secret.Wipe()
 		return nil, nil, nil, err
@@ -256,16 +191,16 @@ func (a *Agent) openPending() (*policy.Secret, *secureboot.KeySet, *policy.Recor
 
 // keepKeys puts the private keys where only the initramfs phase of this UKI on
 // this machine can read them.
-func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List) error {
-	wrapped, err := firstboot.WrapKeys(a.Random, secret, keys, list)
+func keepKeys(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List) error {
+	wrapped, err := firstboot.WrapKeys(h.Random, secret, keys, list)
 	if err != nil {
 		return err
 	}
-	if a.State.Root == slot.RootOpen {
-		a.List = list
-		return rootpart.KeepKeys(a.Store, wrapped)
+	if h.State.Root == slot.RootOpen {
+		h.List = list
+		return rootpart.KeepKeys(h.Store, wrapped)
 	}
-	sealed, err := a.sealProvisionally(secret, nil)
+	sealed, err := SealProvisionally(h, secret, nil)
 	if err != nil {
 		return err
 	}
@@ -280,10 +215,10 @@ func (a *Agent) keepKeys(secret *policy.Secret, keys *secureboot.KeySet, list *s
 	if err != nil {
 		return err
 	}
-	if err := a.WriteESP(func(dir hw.ESPDir) error { return writePending(dir, text) }); err != nil {
+	if err := h.WriteESP(func(dir hw.ESPDir) error { return writePending(dir, text) }); err != nil {
 		return err
 	}
-	a.pending = p
+	h.Left.Pending = p
 	return nil
 }
 
@@ -348,12 +283,12 @@ func overwrite(dir hw.ESPDir, name string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// sealProvisionally seals the machine secret to the initramfs phase of the
+// SealProvisionally seals the machine secret to the initramfs phase of the
 // running UKI. Where the TPM has an NV index, the object stays: it obeys whatever
 // record is written there later. needed is an object whose index is not to be
 // cleared meanwhile; or nil.
-func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) (*policy.Sealed, error) {
-	start, err := a.Expected()
+func SealProvisionally(h *host.Host, secret *policy.Secret, needed *policy.Sealed) (*policy.Sealed, error) {
+	start, err := h.Expected()
 	if err != nil {
 		return nil, err
 	}
@@ -361,14 +296,14 @@ func (a *Agent) sealProvisionally(secret *policy.Secret, needed *policy.Sealed) 
 	if err != nil {
 		return nil, err
 	}
-	b := a.Binding()
+	b := h.Binding()
 	b.Needed = needed
 	return b.Seal(secret, boots[0], record, boots[1:]...)
 }
 
 // checkEnforced is the check after the restart that ends an enrollment.
-func (a *Agent) checkEnforced(wanted secureboot.Wanted) error {
-	for _, d := range enroll.Enforced(a.FirmwareKeys, wanted) {
+func checkEnforced(h *host.Host, wanted secureboot.Wanted) error {
+	for _, d := range enroll.Enforced(h.FirmwareKeys, wanted) {
 		return fmt.Errorf("the firmware does not enforce what was enrolled: %s", d)
 	}
 	return nil

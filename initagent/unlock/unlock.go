@@ -1,0 +1,417 @@
+// Package unlock opens the root partition: by the TPM, or by the recovery key that somebody
+// types. With it goes what only the one who has the key may decide: that the machine is
+// accepted as it is now, that the firmware gets this machine's keys again, and that the
+// machine secret is replaced.
+//
+// It refuses a volume that is not this machine's, and a boot with something in it that did
+// not come from the UKI.
+package unlock
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/slot"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/setup"
+	"halogenos.internal/initagent/tpm"
+)
+
+// Result is what a boot has to know of an opening, whether or not it has failed.
+type Result struct {
+	// Replaced: the running system was replaced for good.
+	Replaced bool
+	// Answered: somebody was at the prompt for the recovery key, and wants the console.
+	Answered bool
+	// EnrollAgain: the owner wants the firmware to get the keys that lie on the root partition.
+	EnrollAgain bool
+	// KeysWritten: the firmware was given new Secure Boot keys.
+	KeysWritten bool
+	// Foretold is what the TPM was told of the start after the enrollment; or nil.
+	Foretold *rootpart.Start
+}
+
+// An opening is one attempt to open the root partition.
+type opening struct {
+	*host.Host
+	tried slot.Facts // what this boot has done before
+	Result
+}
+
+// ByTPM opens the root partition with the TPM.
+func ByTPM(h *host.Host) (Result, error) {
+	o := &opening{Host: h}
+	return o.end(o.byTPM())
+}
+
+// ByKey opens the root partition with the recovery key. tried is what this boot has done.
+func ByKey(h *host.Host, tried slot.Facts) (Result, error) {
+	o := &opening{Host: h, tried: tried}
+	return o.end(o.byKey())
+}
+
+func (o *opening) end(err error) (Result, error) {
+	o.Replaced = o.Replaced || errors.Is(err, rootpart.ErrReplaced)
+	return o.Result, err
+}
+
+func (o *opening) byTPM() error {
+	if o.Lock.Sealed == nil {
+		return errors.New("the root partition is not bound to a TPM")
+	}
+	told, lerr := o.ToldBoot()
+	if lerr == nil {
+		if err := o.NothingForeign(told); err != nil {
+			return err
+		}
+	}
+	last := o.LastGood(nil)
+	var known []policy.Boot // they only help to say which register differs
+	if last != nil {
+		if b, err := rootpart.Logged(last.Log); err == nil {
+			known = append(known, b)
+		}
+	}
+	secret, record, err := o.Chip.TPM.Unseal(o.Lock.Sealed, known...)
+	if err != nil {
+		o.observeReplaced(err)
+		return o.explain(err, last)
+	}
+	o.Released = true
+	defer o.keepOnlyOpen(secret)
+	if lerr != nil || !o.Proven(told, record) {
+		if err := o.NothingForeignNow(); err != nil {
+			return err
+		}
+	}
+	volumeKey, err := o.OpenByTPM(secret)
+	if err != nil {
+		return err
+	}
+	defer luks2.Wipe(volumeKey)
+	complete, err := o.completion(record, secret, volumeKey)
+	if err != nil {
+		return err
+	}
+	// Whatever volume this is, the secret is not unsealed again in this boot.
+	if err := o.CapVolume(volumeKey); err != nil {
+		return err
+	}
+	if err := o.MayOpen(record, volumeKey); err != nil {
+		return err
+	}
+	if err := o.OpenRoot(o.Lock, volumeKey, false); err != nil {
+		return err
+	}
+	// Nothing is written by a secret, to the disk or to the TPM, before this.
+	if err := rootpart.CheckSecret(o.Store, secret, o.FirmwareKeys, o.Contract.SecureBoot); err != nil {
+		return errors.Join(err, o.CloseRoot())
+	}
+	if record, err = complete(); err != nil {
+		return errors.Join(err, o.CloseRoot())
+	}
+	settled := o.finishSecret(volumeKey, secret)
+	if record != nil {
+		o.State.Floor = record.Floor
+	}
+	if err := o.CheckFloor(true, record, secret); err != nil {
+		return errors.Join(err, o.CloseRoot())
+	}
+	o.State.Root, o.Record, o.Secret = slot.RootOpen, record, secret
+	o.HealHeader()
+	o.lookForList(secret)
+	if settled {
+		o.finishKeys(volumeKey, secret, o.Admits(volumeKey, secret))
+		o.renewList(secret, record)
+	}
+	o.afterUnlock()
+	return nil
+}
+
+// finishSecret finishes a replacement of the machine secret, before anything is read
+// that is under it. Where that fails, what can be read is, and the next boot tries again:
+// until then the Secure Boot keys and their list may be under the other secret, which is no
+// damage and wants no cure.
+func (o *opening) finishSecret(volumeKey []byte, secret *policy.Secret) (settled bool) {
+	chip := o.Chip.TPM
+	if o.Chip.Err != nil {
+		chip = nil
+	}
+	if err := rootpart.FinishSecret(o.Machine, o.Disk, o.Random, chip, o.Lock, volumeKey, secret); err != nil {
+		o.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
+		o.Unsettled = true
+		return false
+	}
+	return true
+}
+
+// lookForList takes the list where it can be read although the replacement of the secret is
+// not finished: what is left to do may not concern it.
+func (o *opening) lookForList(secret *policy.Secret) {
+	if !o.Unsettled {
+		return
+	}
+	if list, damaged, err := rootpart.OwnList(o.Store, secret, o.Lock, &o.FirmwareKeys); err == nil && damaged == nil {
+		o.List = list
+	}
+}
+
+// keepOnlyOpen wipes a machine secret that has not opened the root partition.
+// The one that has is needed until the boot hands over: to stage a release and
+// to write the TPM's record.
+func (o *opening) keepOnlyOpen(secret *policy.Secret) {
+	if secret != nil && o.Secret != secret {
+		secret.Wipe()
+	}
+}
+
+// completion returns what is left to do with the TPM's record: nothing, or,
+// where making the root partition was cut right before its last step, that one.
+func (o *opening) completion(record *policy.Record, secret *policy.Secret, volumeKey []byte) (func() (*policy.Record, error), error) {
+	if record == nil || !record.Provisional() {
+		return func() (*policy.Record, error) { return record, nil }, nil
+	}
+	start, err := o.Expected()
+	if err != nil {
+		return nil, fmt.Errorf("complete the TPM's record: %w", err)
+	}
+	return func() (*policy.Record, error) {
+		return setup.RecordVolume(o.Host, secret, o.Lock.Sealed, start, volumeKey)
+	}, nil
+}
+
+// afterUnlock keeps what explains a later failure, and removes what the first
+// boot left. Neither is worth a boot.
+func (o *opening) afterUnlock() {
+	if err := o.KeepLog(o.Secret); err != nil {
+		o.Log.Say("the event log of this boot was not kept: %v", err)
+	}
+	setup.TidyUp(o.Host)
+}
+
+// observeReplaced asks the TPM's record what it has of a system that it does not unlock
+// for: an old one that was replaced for good explains itself by that.
+func (o *opening) observeReplaced(err error) {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
+		return
+	}
+	if record, err := o.Chip.TPM.ReadRecord(o.Lock.Sealed); err == nil {
+		o.State.Floor, o.Replaced = record.Floor, record.Replaced(uint64(o.Contract.Version))
+	}
+}
+
+// explain says why the TPM refused, for the person at the machine.
+func (o *opening) explain(err error, last *lastgood.Log) error {
+	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
+		return err
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "%v", err)
+	now, _, lerr := o.ReadLog()
+	switch {
+	case lerr != nil:
+		fmt.Fprintf(&out, "\nwhat changed is not known: %v", lerr)
+	default:
+		fmt.Fprintf(&out, "\n%s", strings.TrimRight(lastgood.Explain(last, now), "\n"))
+	}
+	return errors.New(out.String())
+}
+
+// KeyTimeout is how long the console waits for a recovery key before it becomes
+// the recovery console, and TrialKeyTimeout how long a trial does before it makes way
+// for the system that ran before it. Each of its tries waits so long: it is time enough
+// to type a key, and short enough for a machine that nobody is at.
+const (
+	KeyTimeout      = 10 * time.Minute
+	TrialKeyTimeout = 2 * time.Minute
+)
+
+// byKey asks for the recovery key. Every try costs the
+// keyslot's key derivation, and nothing else.
+func (o *opening) byKey() error {
+	if err := o.NothingForeignNow(); err != nil {
+		return err
+	}
+	limit, err := o.KeyLimit()
+	if err != nil {
+		return err
+	}
+	c, err := o.Person.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := o.Lock.ReadRecovery(f); err != nil {
+		return err
+	}
+	timeout := KeyTimeout
+	if o.State.Trial && o.State.Fallback && o.tried.Unlock == slot.Failed {
+		timeout = TrialKeyTimeout
+		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
+	}
+	if o.Chip.Err != nil && !errors.Is(o.Chip.Err, tpm.ErrAbsent) {
+		rootpart.BeforeKey(c, o.Chip.Err)
+	}
+	for {
+		typed, err := c.AskKey("\nRecovery key (an empty line opens the recovery console): ", o.Lock.Checks(), timeout)
+		if err != nil {
+			return err
+		}
+		if len(typed) == 0 {
+			o.Answered = true
+			return errors.New("no recovery key was given")
+		}
+		o.Released = true // a key with one wrong letter tells most of the right one
+		volumeKey, secret, err := o.Lock.OpenRecovery(f, typed, limit)
+		luks2.Wipe(typed)
+		if err != nil {
+			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			continue
+		}
+		return o.openTyped(c, f, volumeKey, secret)
+	}
+}
+
+// openTyped goes on with a volume that a recovery key opened. It wipes the volume
+// key, and the secret when it fails.
+//
+// Whoever puts a volume of their own in place of the real one knows its recovery
+// key, and could have the system that starts with it ask for the real one: so the volume
+// has to be this machine's here, too.
+func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	defer luks2.Wipe(volumeKey)
+	defer o.keepOnlyOpen(secret)
+	if err := rootpart.MayOpenTyped(o.Lock, volumeKey, o.FirmwareKeys, o.Contract); err != nil {
+		return err
+	}
+	if err := o.OpenRoot(o.Lock, volumeKey, false); err != nil {
+		return err
+	}
+	settled := o.finishSecret(volumeKey, secret)
+	err := rootpart.MadeHere(o.Store, o.Lock, secret, o.FirmwareKeys, o.Contract)
+	if err == nil {
+		err = o.CheckFloor(false, nil, secret)
+	}
+	if err != nil {
+		return errors.Join(err, o.CloseRoot())
+	}
+	if err := o.goOnUntold(c); err != nil {
+		return errors.Join(err, o.CloseRoot())
+	}
+	o.restoreList(secret)
+	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
+		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
+	}
+	if o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != slot.Done && !o.KeysWritten {
+		switch err := o.offerAccept(c, f, volumeKey, secret); {
+		case errors.Is(err, errAccepted):
+			c.Print(fmt.Sprintf("%v\n", err))
+		case err != nil:
+			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
+		}
+	}
+	if settled && !o.EnrollAgain {
+		o.finishAccepted(volumeKey, secret)
+	}
+	if err := o.CapVolume(volumeKey); err != nil {
+		return err
+	}
+	o.State.Root, o.Secret = slot.RootOpen, secret
+	return nil
+}
+
+// unenrolled reports whether an enrollment of keys that lie on the root partition
+// alone has not come to its end.
+func (o *opening) unenrolled() bool {
+	_, err := o.Store.Read(rootpart.EnrolledFile, 0)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// offerAccept lets the owner accept the machine as it is now: by one write of
+// the record, or, where the TPM was cleared or is another, by sealing again.
+func (o *opening) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
+	list, _, err := rootpart.OwnList(o.Store, secret, o.Lock, &o.FirmwareKeys)
+	if err != nil {
+		return err
+	}
+	if err := rootpart.MayAccept(o.FirmwareKeys, o.Contract.SecureBoot, o.Lock, list); err != nil {
+		return err
+	}
+	if now, _, err := o.ReadLog(); err == nil {
+		c.Print(lastgood.Explain(o.LastGood(secret), now))
+	}
+	yes, err := hw.AskYes(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
+		"Say yes only if you know what changed it (a firmware update, new hardware).", KeyTimeout)
+	if err != nil || !yes {
+		return err
+	}
+	start, err := o.Measured()
+	if err != nil {
+		return err
+	}
+	b := o.Binding()
+	b.Seen = func(old *policy.Record) bool { return start.Seen(old, o.LastGoodLog(secret)) }
+	return o.accept(c, f, b, volumeKey, secret, start)
+}
+
+// errAccepted is what failed once the TPM had been told.
+var errAccepted = errors.New("the TPM has accepted this machine, but not all that goes with it was written (the next start may ask for the recovery key again)")
+
+// accept lets the TPM open the root partition for boots that start so.
+//
+// What the machine has is noted first, as far as it is more, and last, as far as it is
+// less: a cut leaves a machine whose owner is asked once more at most. Neither the note nor
+// the keyslot waits for the other: one that fails does not keep the other from being
+// written.
+func (o *opening) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(o.Had, o.Lock), o.weaker(c), start.SecureBoot, start.Older(o.List, o.LastGoodLog(secret))
+	record, boots, err := o.Acceptable(b, start, volumeKey, secret)
+	if err != nil {
+		return err
+	}
+	accepted, err := b.Accept(o.Lock, secret, record)
+	if err != nil {
+		return err
+	}
+	if accepted {
+		o.Record = record
+		o.NoteSelf(journal.Accepted, "somebody with the recovery key accepted the machine as it is")
+		err := errors.Join(o.Guarantee(b.Now(record, o.Lock), secret), rootpart.OpensByTPM(o.Random, f, o.Lock, volumeKey, secret))
+		if err != nil {
+			return fmt.Errorf("%w: %w", errAccepted, err)
+		}
+		c.Print("Accepted.\n")
+		return nil
+	}
+	keys, err := o.StoredKeys(secret)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		defer keys.Wipe()
+	}
+	if err := b.Rebind(o.Random, f, o.Lock, volumeKey, secret, keys, boots[0], record, boots[1:]...); err != nil {
+		return err
+	}
+	c.Print("Bound to this TPM.\n")
+	o.NoteSelf(journal.Accepted, "somebody with the recovery key bound the machine to this TPM")
+	if err := o.Guarantee(b.Now(record, o.Lock), secret); err != nil {
+		return fmt.Errorf("%w: %w", errAccepted, err)
+	}
+	return nil
+}
