@@ -16,6 +16,14 @@ var accountFiles = []struct {
 	{"group", 4}, {"passwd", 7}, {"gshadow", 4}, {"shadow", 9}, {"subgid", 3}, {"subuid", 3}, {"shells", 1},
 }
 
+// AccountFiles are the names of the account files in /etc.
+func AccountFiles() (names []string) {
+	for _, f := range accountFiles {
+		names = append(names, f.path)
+	}
+	return names
+}
+
 // fieldsOf is how many fields a line of an account file has.
 func fieldsOf(path string) int {
 	for _, f := range accountFiles {
@@ -145,9 +153,13 @@ func (p *planner) mergeAccounts() error {
 		}
 	}
 	for _, path := range []string{"subgid", "subuid"} {
-		if t := tables[path]; t != nil && touched[path] {
+		switch t := tables[path]; {
+		case t == nil:
+		case touched[path]:
 			p.mergeRanges(t, tables["passwd"].result())
 			p.merged(t)
+		default:
+			p.noteMovedRanges(t)
 		}
 	}
 	if t := tables["shells"]; t != nil && touched["shells"] {
@@ -204,6 +216,9 @@ func (p *planner) table(path string, fields int) (t *table, changed bool, err er
 			continue
 		}
 		text, ok, err := p.accountText(in.from, path)
+		if err == nil && !ok && in.from == p.upper {
+			p.notText[path] = true
+		}
 		if err != nil || !ok {
 			return nil, false, err
 		}

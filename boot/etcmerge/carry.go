@@ -98,8 +98,11 @@ func (r *Result) LeaveOut(found []LeftOut, more int) ([]Change, error) {
 	}
 	var changes []Change
 	if r.room != nil {
-		changes = append(changes, r.room.Change)
+		changes = append(append(changes, r.room.aside...), r.room.Change)
 		list.Notes = append(slices.Clone(list.Notes), r.room.notes...)
+		for _, c := range r.room.conflicts {
+			list.Conflicts = append(slices.Clone(list.Conflicts), c.Conflict)
+		}
 	}
 	change, err := list.change(r.dirTime)
 	if err != nil {
@@ -243,14 +246,20 @@ var dirOfList = Name(path.Dir(ListPath))
 type room struct {
 	Change
 	notes []Note
+	// aside is what was in its place, under another name, and conflicts list that.
+	aside     []Change
+	conflicts []conflict
 }
 
 // makeRoom has the plan make the directory of the list.
 func (p *planner) makeRoom(r *room) {
 	if r != nil {
 		p.notes = append(p.notes, r.notes...)
+		p.conflicts = append(p.conflicts, r.conflicts...)
 		p.changes = slices.DeleteFunc(p.changes, func(c Change) bool { return c.Path == r.Path })
-		p.add(r.Change)
+		for _, c := range append(r.aside, r.Change) {
+			p.add(c)
+		}
 	}
 	p.sort()
 }
@@ -272,7 +281,9 @@ func (p *planner) listRoom() (*room, error) {
 		case Whiteout:
 			note("it was deleted here, and is back: the list of conflicts lies in it")
 		default:
-			note("%s was here and is gone: the list of conflicts needs the directory", kindOf(&before[0].Entry))
+			if err := p.moveAside(made, before[0]); err != nil {
+				return nil, err
+			}
 		}
 		made.Entry.Opaque = true // what the image has there did not show before
 	}
@@ -287,4 +298,40 @@ func (p *planner) listRoom() (*room, error) {
 		note("%s of the image's is hidden: the list of conflicts needs the directory", kindOf(t.Entry))
 	}
 	return made, nil
+}
+
+// moveAside keeps what this machine has in place of the list's directory under another
+// name, and lists it.
+func (p *planner) moveAside(r *room, c Change) error {
+	was, from := c.Path, p.sourceOf(c.From)
+	for taken := true; taken; {
+		c.Path += ".before"
+		_, theirs, ours, err := p.three(c.Path, scope{theirs: true})
+		if err != nil {
+			return err
+		}
+		taken = theirs != nil || ours != nil || len(p.inPlan(c.Path)) > 0
+	}
+	if c.Entry.Type == Regular && c.From != FromContent {
+		content, err := p.upTo(from, was, MaxAccounts)
+		if err != nil {
+			return err
+		}
+		if len(content) > MaxAccounts {
+			r.notes = append(r.notes, Note{Name(was), fmt.Sprintf("a file of more than %d MiB was here and is gone: the list of conflicts needs the directory", MaxAccounts>>20)})
+			return nil
+		}
+		c.From, c.Content, c.Entry.Size = FromContent, content, int64(len(content))
+	}
+	c.Action, c.Reason = Clash, fmt.Sprintf("%s that was %s: the list of conflicts needs the directory", kindOf(&c.Entry), was)
+	var sum []byte
+	if c.Entry.Type == Regular {
+		digest := sha256.Sum256(c.Content)
+		sum = digest[:]
+	}
+	h := sha256.New()
+	describe(h, c.Path, &c.Entry, sum)
+	r.aside = append(r.aside, c)
+	r.conflicts = append(r.conflicts, conflict{Conflict{Path: Name(c.Path), Reason: c.Reason, Since: p.options.To, State: stateTree.of(h)}, stateTree})
+	return nil
 }

@@ -369,8 +369,9 @@ func TestPlan(t *testing.T) {
 			! "\xff": changed here and in the image`},
 		{"this directory's list in the way", memory{"a": text("1")}, memory{"a": text("2")}, memory{"a": text("3"), "halogen": link("/tmp")}, `
 			conflict a (a file, old): changed here and in the image
+			conflict halogen.before (a link): a link that was halogen: the list of conflicts needs the directory
 			! a: changed here and in the image
-			# halogen: a link was here and is gone: the list of conflicts needs the directory`},
+			! halogen.before: a link that was halogen: the list of conflicts needs the directory`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, made := plan(t, c.base, c.theirs, c.upper)

@@ -137,16 +137,18 @@ func (r *reader) text(s *source, path string) ([]byte, bool, error) {
 }
 
 func (r *reader) textUpTo(s *source, path string, most int) ([]byte, bool, error) {
+	content, err := r.upTo(s, path, most)
+	return content, err == nil && len(content) <= most && isText(content), err
+}
+
+// upTo reads a file, and one byte more than most of one that is larger.
+func (r *reader) upTo(s *source, path string, most int) ([]byte, error) {
 	f, err := r.open(s, path)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
-	if err != nil {
-		return nil, false, err
-	}
-	return content, len(content) <= most && isText(content), nil
+	return io.ReadAll(io.LimitReader(f, int64(most)+1))
 }
 
 // accountText reads an account file. It reports false for one that is not a text.
