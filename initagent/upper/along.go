@@ -79,23 +79,12 @@ func (m *maker) keep(ctx context.Context, from, name string, fresh *os.File) err
 	if err := everything(ctx, before, ".", plan); err != nil {
 		return err
 	}
-	entry, err := makeDirectory(int(fresh.Fd()), name, 0o755, m.Step)
+	err = m.pair(int(fresh.Fd()), name, func(directory int) error {
+		sources := map[etcmerge.Source]*tree{etcmerge.FromUpper: before}
+		return newWriter(directory, m.Step, m.leftOut("/"+from)).write(plan, top, sources, func() {})
+	})
 	if err != nil {
 		return err
-	}
-	defer entry.Close()
-	for _, which := range []string{"work", "upper"} {
-		directory, err := makeDirectory(int(entry.Fd()), which, 0o700, m.Step)
-		if err != nil {
-			return err
-		}
-		defer directory.Close()
-		if which == "upper" {
-			sources := map[etcmerge.Source]*tree{etcmerge.FromUpper: before}
-			if err := newWriter(int(directory.Fd()), m.Step, m.leftOut("/"+from)).write(plan, top, sources, func() {}); err != nil {
-				return err
-			}
-		}
 	}
 	m.lasts("/"+own(m.System, name, "upper"), "what was changed in that directory is kept there, on the root partition, and does not show, since this release has no overlay for it (state.conf)")
 	return nil

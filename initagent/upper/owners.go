@@ -20,7 +20,8 @@ import (
 // checkOwners looks for files of the image, outside the directories that are made with
 // this machine's numbers, whose owner or group has another number here: the image is
 // read-only, so that they belong to somebody else. A program that gives them rights must
-// not run; the others are listed.
+// not run; the others are listed. All of the image is looked at: it has no index by owner,
+// its size is bounded by the slot, and its builder has signed it.
 func (m *maker) checkOwners(ctx context.Context, fresh int) error {
 	if len(m.users)+len(m.groups) == 0 {
 		return nil
@@ -38,11 +39,13 @@ func (m *maker) checkOwners(ctx context.Context, fresh int) error {
 // owners is one look for them.
 type owners struct {
 	*maker
-	etc    int // holds the new upper directories
-	looked int
+	etc int // holds the new upper directories
 	// Who has which number, by account file; nil until somebody asks.
 	inImage, onMachine map[string]map[uint32]string
 }
+
+// maxImageDepth bounds how many directories are open at once.
+const maxImageDepth = etcmerge.MaxDepth
 
 // passed reports whether a directory of the image has this machine's numbers, or is not
 // seen: the entries of state.conf.
@@ -56,9 +59,8 @@ func (o *owners) directory(ctx context.Context, f *os.File, name string, depth i
 		return fmt.Errorf("look for owners in the image: %s: %w", name, err)
 	}
 	for _, n := range names {
-		if o.looked++; o.looked > etcmerge.MaxEntries || depth > etcmerge.MaxDepth {
-			o.lasts(name, "the image is too large to be searched for files of users that have another number here")
-			return nil
+		if depth > maxImageDepth {
+			return fmt.Errorf("look for owners in the image: %s lies within %d directories: nobody can say whether a program there gives rights to somebody else", name, depth)
 		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("look for owners in the image: %s: %w", name, err)

@@ -91,3 +91,19 @@ func TestOwnersEnds(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A program that gives rights is found however many entries come before it, and an image
+// that cannot be searched as a whole is not run.
+func TestCarrySearchesAllOfTheImage(t *testing.T) {
+	testkit.Root(t, "give files to others")
+	d := newDisk(t, Directory+"/"+hash("a"))
+	lay(t, d.base, map[string]string{"etc/group": "=root:x:0:\n"})
+	lay(t, d.image, map[string]string{"etc/group": "=root:x:0:\nbus:x:101:\n"})
+	lay(t, filepath.Join(d.root, Directory, hash("a"), "etc/upper"), map[string]string{"group": "=root:x:0:\nbob:x:101:\n"})
+	deep := strings.Repeat("d/", maxImageDepth+10)
+	mkdirs(t, d.image, deep)
+	_, err := d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))
+	if err == nil || !strings.Contains(err.Error(), "nobody can say whether a program there gives rights") {
+		t.Errorf("%v", err)
+	}
+}

@@ -282,24 +282,31 @@ func (m *maker) overlay(ctx context.Context, e stateconf.Entry, fresh int) error
 	if err != nil {
 		return err
 	}
-	entry, err := makeDirectory(fresh, Name(e.Path), 0o755, m.Step)
+	return m.pair(fresh, Name(e.Path), func(directory int) error {
+		return m.write(e, directory, plan, top, map[etcmerge.Source]*tree{
+			etcmerge.FromUpper: before, etcmerge.FromImage: image, etcmerge.FromBase: base,
+		})
+	})
+}
+
+// pair makes the work and the upper directory of an entry, and has the upper one filled.
+func (m *maker) pair(fresh int, name string, fill func(directory int) error) error {
+	entry, err := makeDirectory(fresh, name, 0o755, m.Step)
 	if err != nil {
 		return err
 	}
 	defer entry.Close()
-	for _, which := range []string{"work", "upper"} {
-		directory, err := makeDirectory(int(entry.Fd()), which, 0o700, m.Step)
-		if err != nil {
-			return err
-		}
-		defer directory.Close()
-		if which == "upper" {
-			return m.write(e, int(directory.Fd()), plan, top, map[etcmerge.Source]*tree{
-				etcmerge.FromUpper: before, etcmerge.FromImage: image, etcmerge.FromBase: base,
-			})
-		}
+	work, err := makeDirectory(int(entry.Fd()), "work", 0o700, m.Step)
+	if err != nil {
+		return err
 	}
-	return nil
+	defer work.Close()
+	directory, err := makeDirectory(int(entry.Fd()), "upper", 0o700, m.Step)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	return fill(int(directory.Fd()))
 }
 
 func (m *maker) write(e stateconf.Entry, directory int, plan *etcmerge.Result, top etcmerge.Entry, sources map[etcmerge.Source]*tree) error {

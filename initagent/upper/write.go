@@ -66,6 +66,11 @@ func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcme
 		if err := w.finish(c.Path, c.Entry); err != nil {
 			return fmt.Errorf("make %s: %w", c.Path, err)
 		}
+		if before := sources[etcmerge.FromUpper]; before != nil {
+			if err := w.protectIn(c.Path, before); err != nil {
+				return fmt.Errorf("make %s: %w", c.Path, err)
+			}
+		}
 	}
 	return nil
 }
@@ -358,7 +363,21 @@ func (w *writer) xattr(parent int, name, key, value string) error {
 	return nil
 }
 
-// protect keeps what chattr made of a file of this machine's. The overlay has written it
+// protectIn keeps what chattr made of a directory.
+func (w *writer) protectIn(name string, from *tree) error {
+	parent := w.fd
+	if name != "." {
+		fd, err := beneath(w.fd, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		parent = fd
+	}
+	return w.protect(parent, path.Base(name), name, from)
+}
+
+// protect keeps what chattr made of a file or directory of this machine's. The overlay has written it
 // beside the file (Linux 5.15), as nothing that is merged.
 func (w *writer) protect(parent int, name, path string, from *tree) error {
 	_, xattrs, err := from.raw(path)
