@@ -164,6 +164,12 @@ type Facts struct {
 	// tried. What opens the data may be gone.
 	ResetBegun bool
 
+	// KeepHomeAsked: the running system has asked for a reset that keeps /home.
+	KeepHomeAsked bool
+	// KeepHomeBegun: somebody has confirmed one, which is not complete.
+	KeepHomeBegun bool
+	KeepHome      Outcome // all but /home is deleted; or nobody has confirmed it
+
 	// EnrollAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
 	EnrollAgain bool
@@ -216,6 +222,7 @@ const (
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
 	Reset                     // wipe the root partition, if somebody types the machine's name
+	KeepHome                  // delete all but /home from the root partition, if somebody types the machine's name
 	RestoreState              // put directories back as they were before an update
 	Remember                  // note that a version failed its trial
 	Retry                     // give a trial that was only interrupted its tries again
@@ -235,7 +242,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -489,7 +496,11 @@ func pending(s State, f Facts) (Step, bool) {
 	case s.Root == RootOpen && f.StateAsked && f.Restored == NotTried:
 		// Before a release is staged: that replaces the snapshot.
 		return Step{RestoreState, "directories are to be as they were before an update"}, true
-	case s.Root == RootOpen && !s.Trial:
+	}
+	if step, ok := keepHome(s, f); ok {
+		return step, true
+	}
+	if s.Root == RootOpen && !s.Trial {
 		if step, ok := newSecret(f); ok {
 			return step, true
 		}
@@ -516,6 +527,28 @@ func state(s State, f Facts) (Step, bool) {
 		return Step{CarryState, "this system starts for the first time"}, true
 	case f.Unsettled && f.Settled == NotTried && !s.Trial:
 		return Step{SettleState, "this system has proven itself: its state counts"}, true
+	}
+	return Step{}, false
+}
+
+// keepHome sees to a reset that keeps /home. It comes before a release is staged, whose
+// trial would start on what is to go; and what takes the place of what is gone follows at
+// once. One that was begun goes on in whatever system starts: no system may run on a part
+// of what it had. A trial begins none: whoever asks for one wants a system that stays.
+func keepHome(s State, f Facts) (Step, bool) {
+	switch {
+	case s.Root != RootOpen:
+		return Step{}, false
+	case f.KeepHome == Failed && f.KeepHomeBegun:
+		return Step{Recovery, "the reset that keeps /home is not complete: " + f.Cause}, true
+	case f.KeepHome == Done && f.FirstStart && f.Carried == NotTried:
+		return Step{CarryState, "all but /home is deleted: this system starts as if for the first time"}, true
+	case f.KeepHome != NotTried:
+		return Step{}, false
+	case f.KeepHomeBegun:
+		return Step{KeepHome, "a reset that keeps /home was begun, and goes on"}, true
+	case f.KeepHomeAsked && !s.Trial:
+		return Step{KeepHome, "the running system has asked for a reset that keeps /home"}, true
 	}
 	return Step{}, false
 }

@@ -37,26 +37,28 @@ var (
 	// tries.
 	verdicts = map[string]Verdict{"unfit": Unfit, "interrupted": Interrupted}
 	flags    = map[string]func(*State, *Facts){
-		"tree-named":    func(s *State, f *Facts) { s.TreeNamed = true },
-		"trial":         func(s *State, f *Facts) { s.Trial = true },
-		"fallback":      func(s *State, f *Facts) { s.Fallback = true },
-		"console-asked": func(s *State, f *Facts) { f.ConsoleAsked = true },
-		"no-tpm":        func(s *State, f *Facts) { f.TPMPresent = false },
-		"replaced":      func(s *State, f *Facts) { f.Replaced = true },
-		"stage":         func(s *State, f *Facts) { f.Stage = true },
-		"policy":        func(s *State, f *Facts) { f.Policy = true },
-		"manager":       func(s *State, f *Facts) { f.Manager = true },
-		"revoke":        func(s *State, f *Facts) { f.Revoke = true },
-		"esp-differs":   func(s *State, f *Facts) { f.ESPDiffers = true },
-		"answered":      func(s *State, f *Facts) { f.Answered = true },
-		"planted-gone":  func(s *State, f *Facts) { f.PlantedGone = true },
-		"secret-asked":  func(s *State, f *Facts) { f.SecretAsked = true },
-		"first-start":   func(s *State, f *Facts) { f.FirstStart = true },
-		"state-asked":   func(_ *State, f *Facts) { f.StateAsked = true },
-		"unsettled":     func(s *State, f *Facts) { f.Unsettled = true },
-		"reset-asked":   func(s *State, f *Facts) { f.ResetAsked = true },
-		"reset-begun":   func(s *State, f *Facts) { f.ResetBegun = true },
-		"released":      func(s *State, f *Facts) { f.Released = true },
+		"tree-named":      func(s *State, f *Facts) { s.TreeNamed = true },
+		"trial":           func(s *State, f *Facts) { s.Trial = true },
+		"fallback":        func(s *State, f *Facts) { s.Fallback = true },
+		"console-asked":   func(s *State, f *Facts) { f.ConsoleAsked = true },
+		"no-tpm":          func(s *State, f *Facts) { f.TPMPresent = false },
+		"replaced":        func(s *State, f *Facts) { f.Replaced = true },
+		"stage":           func(s *State, f *Facts) { f.Stage = true },
+		"policy":          func(s *State, f *Facts) { f.Policy = true },
+		"manager":         func(s *State, f *Facts) { f.Manager = true },
+		"revoke":          func(s *State, f *Facts) { f.Revoke = true },
+		"esp-differs":     func(s *State, f *Facts) { f.ESPDiffers = true },
+		"answered":        func(s *State, f *Facts) { f.Answered = true },
+		"planted-gone":    func(s *State, f *Facts) { f.PlantedGone = true },
+		"secret-asked":    func(s *State, f *Facts) { f.SecretAsked = true },
+		"first-start":     func(s *State, f *Facts) { f.FirstStart = true },
+		"state-asked":     func(_ *State, f *Facts) { f.StateAsked = true },
+		"unsettled":       func(s *State, f *Facts) { f.Unsettled = true },
+		"reset-asked":     func(s *State, f *Facts) { f.ResetAsked = true },
+		"reset-begun":     func(s *State, f *Facts) { f.ResetBegun = true },
+		"keep-home-asked": func(s *State, f *Facts) { f.KeepHomeAsked = true },
+		"keep-home-begun": func(s *State, f *Facts) { f.KeepHomeBegun = true },
+		"released":        func(s *State, f *Facts) { f.Released = true },
 	}
 )
 
@@ -157,7 +159,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
@@ -182,6 +184,8 @@ func (tr *trace) apply(k Kind) {
 		s.Root, f.RootMade = RootOpen, true
 	case Unlock:
 		s.Root = RootOpen
+	case KeepHome:
+		f.FirstStart = true
 	case AskKey:
 		s.Root, f.EnrollAgain = RootOpen, tr.enrollAgain && s.Keys == KeysMissing
 	}
@@ -251,6 +255,7 @@ func TestEveryBootEnds(t *testing.T) {
 		}
 		switch {
 		case tr.facts.Reset == Done, tr.facts.Reset == Failed && f.ResetBegun, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, tr.state.Root == RootOpen && f.StateAsked && tr.facts.Restored != Done, f.Epoch < s.Floor, f.Problem != "",
+			tr.state.Root == RootOpen && f.KeepHomeBegun && tr.facts.KeepHome != Done,
 			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
@@ -280,6 +285,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					f.ResetAsked = bit(6) != bit(3)
 					f.ResetBegun, f.StateAsked = bit(7), bit(7) != bit(3)
+					f.KeepHomeAsked, f.KeepHomeBegun = bit(4) != bit(6), bit(3) && bit(8)
 					if bit(9) {
 						if table != TableComplete || keys > KeysMissing || root < RootLocked {
 							continue // upkeep depends on nothing of this

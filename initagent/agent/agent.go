@@ -38,6 +38,7 @@ type Agent struct {
 	listener hw.Listener // or nil: nobody is listened to
 	// countDeleted: host.CountVariable was somebody's, and is deleted.
 	countDeleted bool
+	homeLooked   bool                // for the note of a reset that keeps /home
 	found        upkeep.Found        // what a blessed system has to see to
 	request      *nextboot.Console   // what the boot before this one asks for; or nil
 	wish         *nextboot.NewSecret // of the running system; or nil

@@ -18,10 +18,12 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
@@ -112,6 +114,7 @@ func (m *machine) condition(w *world) (*condition, error) {
 	if c.record, err = policy.DecodeRecord(w.record); err != nil {
 		return nil, fmt.Errorf("the TPM's record: %w", err)
 	}
+	fmt.Fprintf(&out, "request %q\n", w.vars[nextboot.Variable].data)
 	fmt.Fprintf(&out, "record %x\ndbx %x\n", sha256.Sum256(w.record), w.vars["dbx"].data)
 	m.readRoot(c, &out, w)
 	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
@@ -151,6 +154,10 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				text, err := m.secretOf(w).Unbox("guarantees", files[name])
 				m.must(err)
 				fmt.Fprintf(out, "%s %s\n", name, text)
+			case keephome.Path:
+				note, err := keephome.Parse(files[name])
+				m.must(err)
+				fmt.Fprintf(out, "%s %s %q\n", name, note.Stage, note.People)
 			case path.Join(upkeep.CopiesDirectory, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:

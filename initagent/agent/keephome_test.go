@@ -1,15 +1,22 @@
 package agent
 
 import (
+	"errors"
 	"maps"
+	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/unlock"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -26,81 +33,361 @@ func (m *machine) openConsole() (*recovery.Machine, hw.Console) {
 	return r, c
 }
 
-// A reset that keeps /home leaves that, and what is the machine's own; cut at any write, the
-// machine starts, and the same command deletes the rest.
-func TestResetKeepingHome(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	const etc, mine = "/etc/upper/passwd", "bind/home/me/letter"
-	own := upper.Directory + "/" + ownstate.Own(&m.agent.Host) + etc
-	goes := []string{own, upper.Directory + "/" + strings.Repeat("ab", 32) + etc, "overlay/etc/upper/passwd", "bind/var/lib/x", "bind/srv/y"}
-	for _, name := range goes {
+// asksToKeepHome is root of the running system.
+func (m *machine) asksToKeepHome() {
+	m.t.Helper()
+	r := &recovery.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
+	m.must(r.AskToKeepHome())
+}
+
+const (
+	imagePasswd = "root:x:0:0::/root:/bin/sh\nsystemd:x:998:998::/:/usr/sbin/nologin\n"
+	annasPasswd = "anna:x:1000:1000::/home/anna:/bin/sh\n"
+	letter      = "bind/home/anna/letter"
+)
+
+// stale is of a system that was never blessed: its state goes at the next start anyway.
+var stale = upper.Directory + "/" + strings.Repeat("ab", 32) + "/etc/upper/passwd"
+
+// sameFiles reports what of a root partition is not as it was, but for what each start writes.
+func (m *machine) sameFiles(before map[string][]byte) (changed []string) {
+	for name, text := range before {
+		if !slices.Contains([]string{bootjournal.File, ownstate.BlessedNote, upper.Blessed, stale}, name) && string(m.rootFiles()[name]) != string(text) {
+			changed = append(changed, name)
+		}
+	}
+	return changed
+}
+
+// lived is a machine with a person, and a daemon's user, in its /etc.
+func lived(t *testing.T) *machine {
+	m := provisionedMachine(t, pinned)
+	m.releases[1].etc = map[string]string{
+		"passwd": imagePasswd, "shadow": "root:*:1::::::\n", "group": "root:x:0:\nsudo:x:27:\n", "motd": "one",
+	}
+	for file, text := range map[string]string{
+		"passwd": imagePasswd + annasPasswd + "other:x:1001:1001::/srv/other:/bin/sh\n",
+		"shadow": "root:$6$roots:1::::::\nanna:$6$annas:1::::::\n",
+		"group":  "root:x:0:\nsudo:x:27:anna,other\nanna:x:1000:\nother:x:1001:\n",
+		"motd":   "mine", "machine-id": "0123\n", "ssh/ssh_host_rsa_key": "secret",
+	} {
+		m.edits(1, file, text)
+	}
+	for _, name := range []string{stale, "overlay/etc/upper/passwd", "bind/var/lib/x", "bind/srv/y", "snapshots/z", ownstate.BlessedNote} {
 		m.rootFiles()[name] = []byte("x")
 	}
-	m.rootFiles()[mine] = []byte("dear")
-	secret := m.machineSecret()
-	check := func(when string) {
-		t.Helper()
-		if string(m.rootFiles()[mine]) != "dear" || m.rootFiles()[rootpart.ListFile] == nil || !secret.Equal(m.machineSecret()) {
-			t.Errorf("%s: /home or the machine's own is gone", when)
-		}
-		for name := range m.rootFiles() {
-			for _, was := range goes {
-				if name == was {
-					t.Errorf("%s: %s stays", when, name)
-				}
-			}
+	m.rootFiles()[letter] = []byte("dear")
+	return m
+}
+
+// keptHome is what a reset that keeps /home leaves of /etc.
+var keptHome = map[string]string{
+	"passwd": imagePasswd + annasPasswd,
+	"shadow": "root:*:1::::::\nanna:$6$annas:1::::::\n",
+	"group":  "root:x:0:\nsudo:x:27:anna\nanna:x:1000:\n",
+}
+
+// checkKeptHome checks that all but /home and what is the machine's own is gone, and that
+// its people are there.
+func (m *machine) checkKeptHome(when string) {
+	m.t.Helper()
+	files := m.rootFiles()
+	if string(files[letter]) != "dear" || files[rootpart.ListFile] == nil {
+		m.t.Errorf("%s: /home or the machine's own is gone", when)
+	}
+	own := upper.Directory + "/" + ownstate.Own(&m.agent.Host) + "/"
+	for name := range files {
+		seeded := strings.HasPrefix(name, upper.Bind+"/") && strings.Count(name, "/") == 1 // when it is mounted
+		made := name == upper.Blessed || strings.HasPrefix(name, own) || seeded
+		if !made && !strings.HasPrefix(name, rootpart.OwnDirectory+"/") && name != letter {
+			m.t.Errorf("%s: %s stays", when, name)
 		}
 	}
+	if files[keephome.Path] != nil || files[ownstate.BlessedNote] != nil {
+		m.t.Errorf("%s: a note stays", when)
+	}
+	got := m.upperOf(1)
+	if !maps.Equal(got, keptHome) {
+		m.t.Errorf("%s: /etc holds %q, want %q", when, got, keptHome)
+	}
+}
+
+// cutAnywhere starts the machine in each state that a cut has left: nothing was changed, or
+// it comes to the same end, without a question where that was answered.
+func (m *machine) cutAnywhere(states []cutState, before map[string][]byte) {
+	m.t.Helper()
+	ended := 0
+	for _, s := range states {
+		m.powerOn(s.world)
+		_, asks := m.vars[nextboot.Variable]
+		m.typed = nil
+		if asks {
+			m.typed = []string{"test"}
+		}
+		m.printed.Reset()
+		m.ends("system")
+		if asked := strings.Contains(m.printed.String(), "Type the machine's name"); asked && !asks {
+			m.t.Errorf("%s: it asks again:\n%s", s.how, m.printed.String())
+		}
+		if _, there := m.rootFiles()["bind/srv/y"]; there {
+			if changed := m.sameFiles(before); len(changed) > 0 {
+				m.t.Errorf("%s: %q is changed, and /srv is not", s.how, changed)
+			}
+			continue
+		}
+		ended++
+		m.checkKeptHome(s.how)
+	}
+	if ended < 8 || ended == len(states) {
+		m.t.Errorf("%d of %d cuts come to the end", ended, len(states))
+	}
+}
+
+// A reset that keeps /home, asked for in the running system: the next boot asks, deletes
+// the rest, and gives the people their accounts back. Cut at any write, it goes on. FAULTS 42
+func TestKeepHomeAsked(t *testing.T) {
+	m := lived(t)
+	secret := m.machineSecret()
+	before := maps.Clone(m.rootFiles())
+	m.asksToKeepHome()
+	m.printed.Reset()
+	m.typed = []string{"test"}
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(71, 72)))
+	if end != "system" || !secret.Equal(m.machineSecret()) {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	for _, want := range []string{"asked for from the running system", "If it was not you", "Nothing brings it back", "anna, number 1000, in sudo", "Type the machine's name"} {
+		if !strings.Contains(m.printed.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, m.printed.String())
+		}
+	}
+	m.checkKeptHome("done")
+	m.opensByItself()
+	m.checkKeptHome("started again")
+	m.cutAnywhere(states, before)
+}
+
+// At the console it is confirmed and noted, and the next start does the same.
+func TestKeepHomeAtConsole(t *testing.T) {
+	m := lived(t)
+	before := maps.Clone(m.rootFiles())
+	r, c := m.openConsole()
 	for _, typed := range []string{"", "y", "tests"} {
-		r, c := m.openConsole()
 		m.typed = []string{typed}
 		m.refuses(r.ResetKeepingHome(c), "nothing was changed")
-		m.must(r.Lock())
-		for _, name := range append(goes, mine) {
-			if m.rootFiles()[name] == nil {
-				t.Errorf("%q: %s is gone", typed, name)
-			}
-		}
 	}
-	r, c := m.openConsole()
 	m.typed = []string{"test"}
-	var cuts []*world
-	m.snapshot = func() { cuts = append(cuts, m.world(false, nil), m.world(true, nil)) }
-	m.works(r.ResetKeepingHome(c), "users and their passwords", "All but /home is deleted")
-	m.snapshot = nil
-	m.must(r.Lock())
-	check("done")
-	m.runs(1)
-	check("started")
-	if len(cuts) < 8 {
-		t.Fatalf("only %d cuts", len(cuts))
-	}
-	for _, w := range cuts {
-		m.powerOn(w)
-		m.ends("system")
-		r, c := m.openConsole()
-		m.typed = []string{"test"}
-		m.works(r.ResetKeepingHome(c), "All but /home is deleted")
+	states, _ := m.recording(func() string {
+		m.works(r.ResetKeepingHome(c), "Accounts whose home lies under /home stay", "that start deletes all but /home")
 		m.must(r.Lock())
-		check("cut")
+		return ""
+	}, mrand.New(mrand.NewPCG(73, 74)), "console; ")
+	m.typed = nil
+	m.printed.Reset()
+	boot, end := m.recordOnce(mrand.New(mrand.NewPCG(75, 76)))
+	if end != "system" || m.printed.Len() > 0 {
+		t.Fatalf("ends in %s, and asks %q:\n%s", end, m.printed.String(), m.said.String())
 	}
-	m.runs(1)
+	m.checkKeptHome("done")
+	m.cutAnywhere(append(states, boot...), before)
 }
 
 // Without a /home that could be kept, or without the recovery key, nothing is deleted.
-func TestResetKeepingHomeRefused(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	maps.DeleteFunc(m.rootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, "bind/home") })
-	m.rootFiles()["bind/var/x"] = []byte("x")
+func TestKeepHomeRefused(t *testing.T) {
+	m := lived(t)
+	without := func() {
+		maps.DeleteFunc(m.rootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, "bind/home") })
+	}
+	without()
+	m.asksToKeepHome()
+	m.typed = []string{"test"}
+	m.ends("system", "has no /home to keep")
+	without() // the start has made one
 	r, c := m.openConsole()
 	m.typed = []string{"test"}
 	m.refuses(r.ResetKeepingHome(c), "has no /home to keep")
-	if m.rootFiles()["bind/var/x"] == nil {
-		t.Error("something is deleted")
+	if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+		t.Error("something is deleted, or noted")
 	}
 	m.must(r.Lock())
 	m.refuses(r.ResetKeepingHome(c), "type `unlock` first")
 	if len(m.typed) != 1 {
 		t.Errorf("it asks: %q", m.printed.String())
 	}
+}
+
+// Who declines, or is not there, gets the system as usual, and so does a trial.
+func TestKeepHomeDeclined(t *testing.T) {
+	m := lived(t)
+	files := maps.Clone(m.rootFiles())
+	same := func(how string) {
+		t.Helper()
+		if m.requested() != nil {
+			t.Errorf("%s: the request stays", how)
+		}
+		if changed := m.sameFiles(files); len(changed) > 0 {
+			t.Errorf("%s: %q is changed", how, changed)
+		}
+	}
+	for how, typed := range map[string][]string{"nobody": nil, "Enter": {""}, "another name": {"tests", "test"}} {
+		m.asksToKeepHome()
+		m.printed.Reset()
+		m.typed, m.waits = typed, nil
+		m.ends("system", "keep-home FAILED")
+		if len(m.waits) != 1 || m.waits[0] != unlock.SecretTimeout {
+			t.Errorf("%s: it waits %v", how, m.waits)
+		}
+		same(how)
+	}
+	m.typed = nil
+	m.fetch(etcRelease(t, 2, map[string]string{"motd": "two"}))
+	m.runs(2)
+	m.asksToKeepHome()
+	m.runs(2, "while a version is on trial")
+	if m.requested() != nil || string(m.rootFiles()["bind/srv/y"]) != "x" {
+		t.Error("a trial deletes, or keeps the request")
+	}
+}
+
+// A disk that takes no note changes nothing; one that fails later ends in the console, which
+// says what is left, and the next start goes on.
+func TestKeepHomeFails(t *testing.T) {
+	m := lived(t)
+	m.asksToKeepHome()
+	m.typed = []string{"test"}
+	m.fullFile = keephome.Path
+	m.ends("system", "nothing is deleted", "is full")
+	if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+		t.Error("something is deleted, or noted")
+	}
+	m.fullFile = ""
+	m.asksToKeepHome()
+	m.typed = []string{"test"}
+	m.stuckFile = "bind/srv"
+	m.ends("recovery", "the reset that keeps /home is not complete", "remove bind/srv", "/home is whole", "halogen/keep-home")
+	if string(m.rootFiles()[letter]) != "dear" {
+		t.Error("/home is gone")
+	}
+	m.typed = nil
+	m.ends("recovery", "a reset that keeps /home was begun")
+	m.stuckFile = ""
+	m.ends("system")
+	m.checkKeptHome("it goes on")
+}
+
+// Where a system has run since, which knows nothing of the note, a person is asked again;
+// and a note that is not understood deletes nothing.
+func TestKeepHomeAfterAnotherSystem(t *testing.T) {
+	note := func(m *machine, n keephome.Note) {
+		text, err := n.Encode()
+		m.must(err)
+		m.rootFiles()[keephome.Path] = text
+	}
+	people := lived(t).etcPeople()
+	for how, c := range map[string]struct {
+		typed []string
+		ends  bool
+	}{"it goes on": {[]string{"test"}, true}, "it is given up": {[]string{""}, false}, "nobody is there": {nil, false}} {
+		t.Run(how, func(t *testing.T) {
+			m := lived(t)
+			note(m, keephome.Note{Stage: keephome.Deleting, After: "another", People: people})
+			m.typed = c.typed
+			m.printed.Reset()
+			m.ends("system")
+			if !strings.Contains(m.printed.String(), "a system\nhas run since") {
+				t.Errorf("it says:\n%s", m.printed.String())
+			}
+			if c.ends {
+				m.checkKeptHome(how)
+			} else if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+				t.Error("something is deleted, or the note stays")
+			}
+			m.opensByItself()
+		})
+	}
+	m := lived(t)
+	m.rootFiles()[keephome.Path] = []byte(`{"format":9,"stage":"deleting"}`)
+	m.runs(1, "it is ignored")
+	if m.rootFiles()["bind/srv/y"] == nil {
+		t.Error("something is deleted")
+	}
+	m.unreadableFile = keephome.Path
+	m.ends("recovery", "the note of a reset that keeps /home")
+}
+
+// etcPeople are the people of version 1.
+func (m *machine) etcPeople() etcmerge.People {
+	m.t.Helper()
+	people, _, err := ownstate.People(&m.agent.Host)
+	if err == nil && len(people) == 0 {
+		err = errors.New("there are none")
+	}
+	m.must(err)
+	return people
+}
+
+// Whoever was there before this machine's /etc was its own keeps the account, too: where the
+// other system has run in between, what it has made counts.
+func TestKeepHomeThenOtherSystem(t *testing.T) {
+	m := lived(t)
+	m.must(ownstate.WriteKeepHome(&m.agent.Host, &keephome.Note{Stage: keephome.Deleted, People: m.etcPeople()}))
+	_, err := store{m}.ClearBut(keephome.Stays)
+	m.must(err)
+	delete(m.rootFiles(), ownstate.BlessedNote)
+	other := upper.Directory + "/" + strings.Repeat("cd", 32) + "/etc/upper/passwd"
+	m.rootFiles()[other] = []byte(imagePasswd + "ben:x:1000:1000::/home/ben:/bin/sh\n")
+	m.runs(1, "another system has made an /etc since")
+	if m.rootFiles()[keephome.Path] != nil || !strings.Contains(m.upperOf(1)["passwd"], "ben:") {
+		t.Errorf("the note stays, or /etc is %q", m.upperOf(1))
+	}
+}
+
+// keepHome is the running system's: once, where something is there that would go.
+func keepHome(x *explorer, m *machine, from *node, w *world) {
+	if n, ok := m.runningName(from.is); !ok || n.Counted || m.rootFiles()["bind/srv/y"] == nil {
+		return
+	}
+	m.powerOn(w)
+	m.asksToKeepHome()
+	x.reach(m, from, m.world(true, nil), "halogenctl reset --keep-home")
+}
+
+// Among all that a machine is asked for and cut in: where all but /home is gone, none of it
+// is left, no note is, and the system that runs has its people. FAULTS 42
+func TestEverySequenceKeepingHome(t *testing.T) {
+	machines := knowing(t, 2, 5, 5)
+	m := machines[0]
+	for _, r := range m.releases {
+		r.etc = map[string]string{"passwd": imagePasswd}
+	}
+	m.edits(1, "passwd", imagePasswd+annasPasswd)
+	for _, name := range []string{"bind/srv/y", "bind/var/z", letter} {
+		m.rootFiles()[name] = []byte("x")
+	}
+	x := explore(machines, keepHome)
+	for _, p := range x.problems[:min(3, len(x.problems))] {
+		t.Error(p)
+	}
+	reset, trials := 0, 0
+	for _, n := range x.nodes {
+		for _, files := range n.w.volumes {
+			if string(files[letter]) != "x" {
+				t.Fatalf("/home is gone:\n%s", n.how)
+			}
+			if n.ends != "system" || n.after != n.is.key || files["bind/srv/y"] != nil {
+				continue
+			}
+			top, _ := upper.Overlay(machines[0].releases[n.runs].contract.Root().String(), "etc")
+			if files["bind/var/z"] != nil || files[keephome.Path] != nil || !strings.Contains(string(files[top+"/passwd"]), annasPasswd) {
+				t.Errorf("version %s runs without its people, or something is left:\n%s", n.runs, n.how)
+			}
+			if reset++; n.runs == 2 {
+				trials++
+			}
+		}
+	}
+	if reset == 0 || trials == 0 {
+		t.Errorf("it came to %d ends after a reset, %d of them with version 2", reset, trials)
+	}
+	t.Logf("%d states after a cut, %d different conditions, each of them started", x.states, len(x.nodes))
 }

@@ -43,6 +43,7 @@ func (a *Agent) readRequest() error {
 	a.request = request.Console
 	if stays == nil { // or it would be asked about at each start
 		a.wish, a.facts.ResetAsked = request.Secret, request.Reset != nil
+		a.facts.KeepHomeAsked = request.KeepHome != nil
 	}
 	a.facts.SecretAsked = a.wish != nil
 	return nil
@@ -93,6 +94,9 @@ func (a *Agent) recoverNext(reason string) error {
 // gives; "" when it was none of these.
 func (a *Agent) failed() string {
 	for _, k := range endings() {
+		if k == slot.KeepHome && !a.facts.KeepHomeBegun {
+			continue // nobody has confirmed it
+		}
 		if *steps[k].outcome(&a.facts) == slot.Failed {
 			return k.String()
 		}
@@ -108,6 +112,7 @@ func (a *Agent) stopped() slot.Facts {
 		return facts
 	}
 	facts.ConsoleAsked = facts.ConsoleAsked || a.request.Person
+	facts.KeepHomeBegun = a.request.Failed == slot.KeepHome.String()
 	for _, k := range endings() {
 		if k.String() == a.request.Failed {
 			*steps[k].outcome(&facts), facts.Cause = slot.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)

@@ -74,6 +74,7 @@ var steps = map[slot.Kind]stepRow{
 	slot.AskKey:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	slot.NewSecret:     {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
 	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
+	slot.KeepHome:      {do: plain((*Agent).keepHome), outcome: func(f *slot.Facts) *slot.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
 	slot.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
 	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
@@ -158,6 +159,7 @@ func (a *Agent) observeState() error {
 	if a.State.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
 		return nil
 	}
+	a.observeKeepHome()
 	a.facts.StateAsked = a.facts.Restored == slot.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)
 	a.facts.FirstStart = first

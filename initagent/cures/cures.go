@@ -27,6 +27,12 @@ func For(s slot.State, f slot.Facts) []string {
 			"`reset` does all of it once more, and then the rest. If it fails again, the line above says at what: a disk that cannot be written is to be replaced.",
 		}
 	}
+	if f.KeepHome == slot.Failed && f.KeepHomeBegun {
+		return []string{
+			"Each start goes on with it, and begins with what is left. `unlock`, with the recovery key, opens the root partition at /run/state; /home is whole, in bind/home there. If the line above says that the disk fails, copy it before anything else.",
+			"To give it up, after `unlock`: `rm /run/state/halogen/keep-home`. The system then starts with what is not deleted yet.",
+		}
+	}
 	var out []string
 	for _, about := range []func(slot.State, slot.Facts) []string{disk, chip, system, keys, root, mounts} {
 		out = append(out, about(s, f)...)

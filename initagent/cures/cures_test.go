@@ -23,6 +23,7 @@ func TestFor(t *testing.T) {
 		{"asked for", func(_ *slot.State, f *slot.Facts) { f.ConsoleAsked = true }, "`slots`", []string{"`rollback`"}, "`reset`"},
 		{"wiped, as was asked for", func(s *slot.State, f *slot.Facts) { s.Root, f.Reset = slot.RootDamaged, slot.Done }, "Setup Mode", []string{"new recovery key"}, "Leave the disk"},
 		{"a reset that failed half-way", func(_ *slot.State, f *slot.Facts) { f.Reset, f.ResetBegun = slot.Failed, true }, "overwritten", []string{"`reset` does all of it once more"}, "`unlock`"},
+		{"a reset that keeps /home", func(_ *slot.State, f *slot.Facts) { f.KeepHome, f.KeepHomeBegun = slot.Failed, true }, "/home is whole", []string{"halogen/keep-home"}, "`reset`"},
 		{"nothing known", func(*slot.State, *slot.Facts) {}, "`slots`", []string{"`dmesg`"}, "`reset`"},
 		{"no disk", func(s *slot.State, _ *slot.Facts) { *s = slot.State{} }, "disk is attached", nil, "`reset`"},
 		{"another's disk", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableForeign }, "Nothing was written", nil, "`reset`"},

@@ -249,6 +249,13 @@ type Store interface {
 	// Discard removes a directory with all that is in it, for good. A cut leaves it
 	// whole, or without its name.
 	Discard(name string) error
+	// ClearBut removes what lies on the root partition and among the shared directories,
+	// but for what keep says yes to, and returns what cannot be removed
+	// (upper.Store.ClearBut). A cut leaves some of it; the same call goes on.
+	ClearBut(keep func(name string) bool) ([]string, error)
+	// Accounts are the account files that a system with this state sees over an image
+	// that is mounted (upper.Store.Accounts).
+	Accounts(from upper.Source, image string) (map[string][]byte, error)
 	// GiveBack puts the links back that a system has set in shared directories
 	// (upper.Store.GiveBack); image is where the running system's image is mounted.
 	GiveBack(system, image string) error

@@ -184,6 +184,16 @@ func (l LinuxStore) Discard(name string) error {
 	return upper.Store{Root: l.Root}.Discard(name, nil)
 }
 
+// ClearBut implements Store.
+func (l LinuxStore) ClearBut(keep func(name string) bool) ([]string, error) {
+	return upper.Store{Root: l.Root}.ClearBut(keep, nil)
+}
+
+// Accounts implements Store.
+func (l LinuxStore) Accounts(from upper.Source, image string) (map[string][]byte, error) {
+	return upper.Store{Root: l.Root}.Accounts(from, image)
+}
+
 // GiveBack implements Store.
 func (l LinuxStore) GiveBack(system, image string) error {
 	return upper.Store{Root: l.Root}.GiveBack(system, image)

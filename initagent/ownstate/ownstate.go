@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
@@ -184,6 +185,11 @@ func Carry(ctx context.Context, h *host.Host) error {
 		Progress: func(total int64) func(int64) { return h.Log.Progress("carrying the state over", total) },
 	}
 	h.Log.Say("%s", c.From)
+	people, wasReset, err := keptPeople(h, c.From)
+	if err != nil {
+		return err
+	}
+	c.People = people
 	if c.Base, err = openBefore(h, c.From, last); err != nil {
 		h.Log.Say("the image of the system before cannot be had, so that all that its state holds counts as this machine's: %v", err)
 	}
@@ -207,6 +213,9 @@ func Carry(ctx context.Context, h *host.Host) error {
 		return err
 	}
 	reportCarry(h, report)
+	if wasReset {
+		return h.Store.Remove(keephome.Path) // or the next start would begin again
+	}
 	return nil
 }
 

@@ -3,26 +3,24 @@ package recovery
 import (
 	"errors"
 	"fmt"
-	"path"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
 
-// home is the name of /home among the directories that all systems share.
-var home = upper.Name("/home")
-
-// ResetKeepingHome deletes what was changed on this machine, /home excepted: /etc of each
-// system, and the directories that they share. This machine's own, its keys and its copies
-// of the ESP, stays, as do the slots. The next start makes the directories again.
+// ResetKeepingHome has the next start delete what was changed on this machine, /home
+// excepted: /etc of each system, and the directories that they share. That start has the
+// image at hand, without which nobody can say which accounts are a person's.
 //
-// Each directory loses its name in one rename, and is on the disk without it, before what is
-// in it goes. Cut anywhere, the machine starts with those that are left, and the same command
-// deletes them and what is left of the others.
+// It is one write of a note, of which a cut leaves the note or none.
 func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	p, open, err := m.kept()
 	if err != nil {
@@ -32,39 +30,46 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	if p.disk.ReadOnly {
 		return errors.New("the disk takes no writes: nothing can be deleted")
 	}
+	if err := m.ConfirmKeepHome(c, "", 0); err != nil {
+		return err
+	}
+	log, err := m.Store.Read(bootjournal.File, bootjournal.MaxSize)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, hw.ErrUnfit) {
+		return err
+	}
+	text, err := keephome.Note{Stage: keephome.Confirmed, After: keephome.LastStart(journal.Parse(log))}.Encode()
+	if err == nil {
+		err = m.Store.MakeDirectory(rootpart.OwnDirectory, 0o700)
+	}
+	if err == nil {
+		err = m.Store.Keep(keephome.Path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("nothing is deleted: %w", err)
+	}
+	c.Print("It is noted. `exit` starts again: that start deletes all but /home, and asks no more.\n")
+	return nil
+}
+
+// ConfirmKeepHome has a person at the machine type its name, and says before what goes and
+// what stays; who says which accounts. It waits as long as limit, or for ever with 0.
+func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration) error {
 	shared, err := m.Store.Names(upper.Bind)
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(shared, home) {
+	if !slices.Contains(shared, keephome.Home) {
 		return fmt.Errorf("the root partition has no /home to keep (state.conf has no line \"bind /home\"): `reset` alone wipes everything; %s shows what is there", m.path(rootpart.Directory))
 	}
-	c.Print("This deletes all that was changed on this machine but /home: settings, users and their passwords, and what programs keep in /var.\n" +
-		"The users have to be added again, with the numbers that own their directories in /home. Nothing brings the rest back.\n")
-	if err := p.confirmByName(c, 0); err != nil {
+	p, err := m.find()
+	if err != nil {
 		return err
 	}
-	directories := []string{upper.Directory, upper.Unnamed}
-	for _, name := range shared {
-		if name != home {
-			directories = append(directories, path.Join(upper.Bind, name))
-		}
-	}
-	for _, d := range directories {
-		if err := m.Store.Discard(d); err != nil {
-			return fmt.Errorf("%w: delete %s: %w", errPartly, d, err)
-		}
-	}
-	// It names a system whose state is gone, and says nothing any more.
-	if err := m.Store.Remove(path.Join(rootpart.Shared, upper.Note)); err != nil {
-		return fmt.Errorf("%w: %w", errPartly, err)
-	}
-	c.Print("All but /home is deleted. `exit` starts again.\n")
-	return nil
+	c.Print("This deletes all that was changed on this machine but /home: settings, what programs keep in /var, and what was installed\n" +
+		"beside the system. Nothing brings it back. Accounts whose home lies under /home stay, with their passwords and with the groups\n" +
+		"that the system itself has; root's password is the system's own again. This machine's keys stay.\n" + who)
+	return p.confirmByName(c, limit)
 }
-
-// errPartly says that a reset that keeps /home was not completed.
-var errPartly = errors.New("only a part is deleted: `reset --keep-home` once more deletes the rest")
 
 // confirmByName asks for the machine's name to be typed; anything else is a refusal.
 func (p *place) confirmByName(c hw.Console, limit time.Duration) error {

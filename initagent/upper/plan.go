@@ -22,6 +22,8 @@ func (m *maker) plan(ctx context.Context, e stateconf.Entry, base, image, before
 	o.Other, o.Etc = e.Path != etc, m.etc
 	var old, ours etcmerge.Tree
 	switch {
+	case before == nil && !o.Other && len(m.People) > 0:
+		return etcmerge.PlanPeople(ctx, image, m.People, o)
 	case before != nil:
 		ours = before
 	case o.Other && len(m.users)+len(m.groups) > 0:

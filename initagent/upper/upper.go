@@ -49,6 +49,8 @@ type Carry struct {
 	Entries []stateconf.Entry
 	Options etcmerge.Options
 	Mark    string // what it is made for; [Mark] has it
+	// People are the accounts that its /etc gets where From has nothing.
+	People etcmerge.People
 	// Progress is told how much there is to be done, and returns what is told how much is.
 	Progress func(total int64) func(done int64)
 	// Step is called before each change of the file system; nil does nothing.

@@ -21,7 +21,8 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   repair     write a slot's bad blocks again, from the other slot
   eventlog   what the firmware measured, and what differs from the last good boot
   reseal     ask the next start for a new machine secret
-  reset      ask the next start for a factory reset: all data is wiped
+  reset      ask the next start for a factory reset: all data is wiped, or all
+             but /home
   changes    what differs from the image in /etc, and what updates conflict with
 
 halogenctl COMMAND --help says more. Only root may run them. Updates, and the

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"halogenos.internal/initagent/command"
@@ -23,9 +22,10 @@ typed.
 Afterwards clear the Secure Boot keys in the firmware's setup and start again:
 the machine makes itself new, and shows a new recovery key.
 
-  --keep-home  at the console, after "unlock": delete all that was changed but
-               /home, and keep the machine's keys. Users have to be added
-               again. Nothing is to be done in the firmware's setup.
+  --keep-home  delete all that was changed but /home, and keep the machine's
+               keys, and the accounts whose home lies under /home, with their
+               passwords. Nothing is to be done in the firmware's setup. At the
+               console, after "unlock", the next start does it.
 
 In the running system (halogenctl reset) it only leaves a request: the next
 start shows this and asks, once, for two minutes. Whoever presses Enter there,
@@ -33,10 +33,6 @@ or is not there, declines: nothing is deleted, and the machine starts as usual.
 
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
-
-// errConsoleOnly says where and how. The root partition has to be open for it and not in use,
-// which at the console takes the recovery key.
-var errConsoleOnly = errors.New("--keep-home is for the recovery console: restart, press r for it, `unlock` with the recovery key, then `reset --keep-home`; nothing was changed")
 
 func main() { cmd(recovery.Linux, terminal).Main() }
 
@@ -50,13 +46,14 @@ func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console,
 			return err
 		}
 		if !m.AtConsole() {
+			ask, does := m.AskForReset, "wipes all data"
 			if keepHome {
-				return errConsoleOnly
+				ask, does = m.AskToKeepHome, "deletes all but /home"
 			}
-			if err := m.AskForReset(); err != nil {
+			if err := ask(); err != nil {
 				return err
 			}
-			fmt.Fprintln(call.Stdout, "The next start asks for the machine's name, and then wipes all data. Restart the machine while you are in front of it.")
+			fmt.Fprintf(call.Stdout, "The next start asks for the machine's name, and then %s. Restart the machine while you are in front of it.\n", does)
 			return nil
 		}
 		t, err := terminal()

@@ -1,0 +1,117 @@
+// Package keephome is how far a reset that keeps /home has come: a note on the root
+// partition, which the recovery console begins and a boot carries out. The accounts that
+// are kept are in it, since nothing else has them once the rest is deleted.
+//
+// It refuses a note that it does not understand: who finds one goes on as if there were
+// none, and deletes nothing.
+package keephome
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upper"
+)
+
+// Path is where the root partition has the note.
+const Path = rootpart.OwnDirectory + "/keep-home"
+
+// MaxSize bounds the note in bytes: the lines of some 100,000 people.
+const MaxSize = 32 << 20
+
+const format = 1
+
+// A Stage is how far it has come.
+type Stage string
+
+// The stages.
+const (
+	Confirmed Stage = "confirmed" // somebody has typed the machine's name
+	Deleting  Stage = "deleting"  // the accounts are in the note, and some may be deleted
+	Deleted   Stage = "deleted"   // all is, and this machine has no /etc with the accounts yet
+)
+
+// A Note is the state of one.
+type Note struct {
+	Stage Stage `json:"stage"`
+	// After names the last start of a system before it ([LastStart]). Once another one has
+	// run, what is there is no more what somebody has agreed to delete.
+	After string `json:"after,omitempty"`
+	// People are the accounts that are kept, but while it is only Confirmed.
+	People etcmerge.People `json:"people,omitempty"`
+}
+
+type encoded struct {
+	Format int `json:"format"`
+	Note
+}
+
+func (n Note) check() error {
+	if !slices.Contains([]Stage{Confirmed, Deleting, Deleted}, n.Stage) {
+		return fmt.Errorf("stage %.32q is not known", string(n.Stage))
+	}
+	for file := range n.People {
+		if !slices.Contains(etcmerge.AccountFiles(), file) {
+			return fmt.Errorf("%.32q is not an account file", file)
+		}
+	}
+	return nil
+}
+
+// Encode returns the note's text.
+func (n Note) Encode() ([]byte, error) {
+	text, err := json.Marshal(encoded{format, n})
+	if err == nil {
+		err = n.check()
+	}
+	if err == nil && len(text) > MaxSize {
+		err = fmt.Errorf("the accounts have %d bytes, more than %d", len(text), MaxSize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("note of the reset that keeps /home: %w", err)
+	}
+	return text, nil
+}
+
+// Parse reads one.
+func Parse(text []byte) (*Note, error) {
+	var e encoded
+	err := strictjson.Decode(text, &e)
+	if err == nil && e.Format != format {
+		err = fmt.Errorf("format %d, want %d", e.Format, format)
+	}
+	if err == nil {
+		err = e.check()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("note of a reset that keeps /home: %w", err)
+	}
+	return &e.Note, nil
+}
+
+// LastStart names the last start of a system by its entry among those of the boot journal,
+// oldest first; "" where there is none.
+func LastStart(entries []journal.Entry) string {
+	for _, e := range slices.Backward(entries) {
+		if e.Kind == journal.Boot {
+			return e.Boot + " " + e.Time.UTC().Format("2006-01-02T15:04:05Z07:00")
+		}
+	}
+	return ""
+}
+
+// Home is the name of /home among the directories that all systems share.
+var Home = upper.Name("/home")
+
+// Stays reports whether the root partition keeps what has a name: /home, and what is this
+// machine's own. A state.conf may have a directory in /home for itself.
+func Stays(name string) bool {
+	own, shared := strings.CutPrefix(name, upper.Bind+"/")
+	return name == rootpart.OwnDirectory || name == "lost+found" || shared && (own == Home || strings.HasPrefix(own, Home+"-"))
+}

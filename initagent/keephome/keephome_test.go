@@ -1,0 +1,84 @@
+package keephome
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
+)
+
+func TestNote(t *testing.T) {
+	people := etcmerge.People{"passwd": []byte("anna:x:1000:1000:\xc4:/home/anna:/bin/sh\n"), "shadow": []byte("anna:$6$x:1::::::\n")}
+	for _, want := range []Note{{Stage: Confirmed, After: "id 2026-01-02T03:04:05Z"}, {Stage: Deleting, People: people}, {Stage: Deleted, People: people}} {
+		text, err := want.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(text)
+		if err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("%+v becomes %+v, %v", want, got, err)
+		}
+	}
+	if text, err := (Note{Stage: Deleting, People: etcmerge.People{"passwd": bytes.Repeat([]byte("x"), MaxSize)}}).Encode(); err == nil {
+		t.Errorf("%d bytes are written", len(text))
+	}
+	for _, text := range []string{
+		"", "{}", "null", `{"format":2,"stage":"deleting"}`, `{"format":1}`, `{"format":1,"stage":"later"}`, `{"format":1,"stage":"deleting","all":true}`,
+		`{"format":1,"stage":"deleting","people":{"sudoers":"eA=="}}`, `{"format":1,"stage":"deleting","people":{"passwd":"?"}}`, `{"format":1,"stage":"deleting"}x`,
+	} {
+		if n, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%q is taken: %+v", text, n)
+		}
+	}
+}
+
+func TestStays(t *testing.T) {
+	for name, want := range map[string]bool{
+		"halogen": true, "lost+found": true, "bind/home": true, "bind/home-anna": true,
+		"bind": false, "bind/var": false, "bind/homes": false, "home": false, "systems": false, "overlay": false, "snapshots": false, "bind/halogen": false, "halogenx": false,
+	} {
+		if Stays(name) != want {
+			t.Errorf("%s stays: %v", name, !want)
+		}
+	}
+}
+
+func TestLastStart(t *testing.T) {
+	if s := LastStart(nil); s != "" {
+		t.Errorf("%q", s)
+	}
+	var text []byte
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, kind := range []journal.Kind{journal.Boot, journal.Boot, journal.Recovery} {
+		var err error
+		if text, err = journal.Append(text, journal.Entry{Kind: kind, Boot: strings.Repeat("ab"[i%2:i%2+1], 4), Time: at.Add(time.Duration(i) * time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := LastStart(journal.Parse(text)); s != "bbbb 2026-01-02T04:04:05Z" {
+		t.Errorf("%q", s)
+	}
+}
+
+// What is read can be written again, and says the same.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"format":1,"stage":"deleting","after":"x","people":{"passwd":"eA=="}}`))
+	f.Add([]byte(`{"format":1,"stage":"confirmed","Stage":"deleted"}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		n, err := Parse(text)
+		if err != nil {
+			return
+		}
+		again, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Parse(again); err != nil || got.Stage != n.Stage || got.After != n.After || len(got.People) != len(n.People) {
+			t.Errorf("%+v becomes %+v, %v", n, got, err)
+		}
+	})
+}

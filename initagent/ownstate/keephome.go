@@ -1,0 +1,126 @@
+package ownstate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/keephome"
+	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upper"
+)
+
+// KeepHomeNote reads the note of a reset that keeps /home; nil where there is none that is
+// understood.
+func KeepHomeNote(h *host.Host) (*keephome.Note, error) {
+	text, err := h.Store.Read(keephome.Path, keephome.MaxSize)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil && !errors.Is(err, hw.ErrUnfit):
+		return nil, fmt.Errorf("the note of a reset that keeps /home: %w", err)
+	}
+	var note *keephome.Note
+	if err == nil {
+		note, err = keephome.Parse(text)
+	}
+	if err != nil {
+		h.Log.Say("it is ignored: %v", err)
+	}
+	return note, nil
+}
+
+// WriteKeepHome writes it.
+func WriteKeepHome(h *host.Host, n *keephome.Note) error {
+	text, err := n.Encode()
+	if err == nil {
+		err = h.Store.MakeDirectory(rootpart.OwnDirectory, 0o700)
+	}
+	if err == nil {
+		err = h.Store.Keep(keephome.Path, text)
+	}
+	return err
+}
+
+// DeleteAllButHome deletes the state of all systems, and what they share but /home. Cut
+// anywhere, the same call deletes the rest.
+func DeleteAllButHome(h *host.Host) error {
+	stays, err := h.Store.ClearBut(keephome.Stays)
+	for _, s := range stays {
+		h.Log.Say("it cannot be removed, and is not used: %s", s)
+	}
+	if err != nil {
+		return err
+	}
+	// It names a system whose state is gone, and says nothing any more.
+	return h.Store.Remove(BlessedNote)
+}
+
+// WhoStays says which accounts are kept.
+func WhoStays(people []etcmerge.Person) string {
+	if len(people) == 0 {
+		return "No account is kept: none has a home under /home.\n"
+	}
+	const most = 20
+	var out strings.Builder
+	out.WriteString("These accounts are kept:\n")
+	for _, p := range people[:min(most, len(people))] {
+		fmt.Fprintf(&out, "  %.64s, number %d", p.Name, p.Number)
+		for i, group := range p.Groups[:min(most, len(p.Groups))] {
+			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
+		}
+		out.WriteString("\n")
+	}
+	if more := len(people) - most; more > 0 {
+		fmt.Fprintf(&out, "  and %d more\n", more)
+	}
+	return out.String()
+}
+
+// People are the accounts of this machine's people: as this system has them or, where it
+// has no state of its own, as the one has them that it would take it over from.
+func People(h *host.Host) (etcmerge.People, []etcmerge.Person, error) {
+	entries, err := Entries(h)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !slices.Contains(entries, stateconf.Entry{Mode: stateconf.Overlay, Path: "/etc"}) {
+		return nil, nil, nil // no /etc is made that could have them
+	}
+	found, err := Known(h)
+	if err != nil {
+		return nil, nil, err
+	}
+	from := upper.Source{System: Own(h)}
+	if !found.Has(Own(h)) {
+		from = upper.Choose(found, Own(h), otherSlot(h, systemBefore(h)))
+	}
+	files, err := h.Store.Accounts(from, h.Path(host.SystemDirectory))
+	if err != nil {
+		return nil, nil, err
+	}
+	kept, people := etcmerge.PeopleOf(files)
+	return kept, people, nil
+}
+
+// keptPeople are the accounts for an /etc that has nothing to be taken over from. note: the
+// note of the reset that has kept them is there, and goes once the /etc is.
+func keptPeople(h *host.Host, from upper.Source) (people etcmerge.People, note bool, err error) {
+	n, err := KeepHomeNote(h)
+	if err != nil || n == nil {
+		return nil, false, err
+	}
+	if from.System != "" || from.Unnamed {
+		h.Log.Say("the accounts that a reset has kept are not used: another system has made an /etc since")
+		return nil, true, nil
+	}
+	_, who := etcmerge.PeopleOf(n.People)
+	h.Log.Say("%s", strings.TrimSuffix(WhoStays(who), "\n"))
+	return n.People, true, nil
+}
