@@ -248,10 +248,14 @@ func (g *Guest) ExpectOff() string {
 // prompt may stand before it, when the command was typed ahead.
 var answer = regexp.MustCompile(`(?m)^(?:` + regexp.QuoteMeta(protocol.Prompt) + `)?(` + protocol.OK + `|` + protocol.Failed + `) (.*)\n`)
 
+// greeting matches the test system's report and its prompt. It begins with what it
+// looks for, and so is found fast, as often as the console is searched.
+const greeting = protocol.Greeting + ` (\{.*\})\n(?s:.*?)` + protocol.Prompt
+
 // Boot waits until the test system is up and returns its report.
 func (g *Guest) Boot() protocol.Report {
 	g.t.Helper()
-	match := g.Expect(`(?m)^` + protocol.Greeting + ` (\{.*\})\n(?s:.*?)` + regexp.QuoteMeta(protocol.Prompt))
+	match := g.Expect(greeting)
 	var r protocol.Report
 	if err := json.Unmarshal([]byte(match[1]), &r); err != nil {
 		g.t.Fatalf("report of the test system: %v: %.200s", err, match[1])

@@ -16,8 +16,11 @@ const (
 	// keeps everything.
 	maxConsole = 16 << 20
 	// settle is how long new output gathers before it is searched again: a guest
-	// writes byte by byte.
-	settle = 20 * time.Millisecond
+	// writes byte by byte. A search that takes long waits for more: the machine wants the
+	// processor, too.
+	settle      = 20 * time.Millisecond
+	longest     = 200 * time.Millisecond
+	searchShare = 20 // one part of the time in so many
 	// errorLines is how many lines of the console an error quotes.
 	errorLines = 20
 )
@@ -100,7 +103,9 @@ func (c *Console) WaitFor(ctx context.Context, re *regexp.Regexp) ([]string, err
 func (c *Console) WaitForAny(ctx context.Context, res ...*regexp.Regexp) (int, []string, error) {
 	for {
 		c.mu.Lock()
+		began := time.Now()
 		index, match := c.find(res)
+		pause := min(max(settle, searchShare*time.Since(began)), longest)
 		changed, ended := c.changed, c.ended
 		c.mu.Unlock()
 		if match != nil {
@@ -117,7 +122,7 @@ func (c *Console) WaitForAny(ctx context.Context, res ...*regexp.Regexp) (int, [
 		select {
 		case <-ctx.Done(): // looked at once more above
 		case <-c.done:
-		case <-time.After(settle):
+		case <-time.After(pause):
 		}
 	}
 }
