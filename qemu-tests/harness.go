@@ -60,6 +60,7 @@ type Guest struct {
 	state   vm.State
 	logs    string // directory with one directory for each start
 	starts  int
+	spent   time.Duration // of the processor, by the machines of all starts but this one
 }
 
 // Machine clones or makes the machine and switches it on. It is switched off and
@@ -143,9 +144,20 @@ func (g *Guest) finish() {
 		return
 	}
 	g.Close()
+	g.account()
+	g.t.Logf("%d starts took %.0f s of processor time", g.starts, g.spent.Seconds())
 	if g.t.Failed() {
 		g.keepLogs()
 	}
+}
+
+// account adds up what the machine of the last start, which has ended, has cost.
+func (g *Guest) account() {
+	spent, err := g.ProcessorTime()
+	if err != nil {
+		g.t.Errorf("what the machine has cost: %v", err)
+	}
+	g.spent += spent
 }
 
 // Need skips the test, or fails it in CI, when a machine cannot be run here.
@@ -195,6 +207,9 @@ func (g *Guest) PowerOn() {
 	m, err := vm.Start(g.t.Context(), o)
 	if err != nil {
 		g.t.Fatal(err)
+	}
+	if g.Machine != nil {
+		g.account()
 	}
 	g.Machine = m
 }

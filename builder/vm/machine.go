@@ -301,8 +301,8 @@ func (m *Machine) Wait(ctx context.Context) (reason string, err error) {
 	}
 }
 
-// ProcessorTime is what the machine's processes have used so far: unlike the time
-// by a clock it does not depend on what else the host does.
+// ProcessorTime is what the machine's processes have used so far, or until they ended:
+// unlike the time by a clock it does not depend on what else the host does.
 func (m *Machine) ProcessorTime() (time.Duration, error) {
 	var sum time.Duration
 	for _, p := range []*process{m.qemu, m.swtpm} {

@@ -42,8 +42,14 @@ func spawn(cmd *exec.Cmd, log *os.File, lastWord syscall.Signal, files ...*os.Fi
 }
 
 // processorTime reads the clock of the child's processor time
-// (clock_getcpuclockid(3): the process's number, inverted, above three bits).
+// (clock_getcpuclockid(3): the process's number, inverted, above three bits), or what it
+// was when the child ended.
 func (p *process) processorTime() (time.Duration, error) {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime(), nil
+	default:
+	}
 	const scheduler = 2
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^p.cmd.Process.Pid<<3|scheduler), &t); err != nil {

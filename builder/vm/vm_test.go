@@ -199,9 +199,16 @@ func TestKillSnapshotRestore(t *testing.T) {
 	if status, err := m.QMP().Status(ctx); err != nil || status != "running" {
 		t.Errorf("after the snapshot: status %q, %v; want running", status, err)
 	}
+	ran, err := m.ProcessorTime()
+	if err != nil || ran == 0 {
+		t.Errorf("%v of processor time while it runs, %v", ran, err)
+	}
 	m.Kill()
 	if reason, err := m.Wait(ctx); reason != ReasonKilled || err != nil {
 		t.Errorf("ended by %q, %v; want %s", reason, err, ReasonKilled)
+	}
+	if all, err := m.ProcessorTime(); err != nil || all < ran {
+		t.Errorf("%v of processor time after its end, %v; it was %v before", all, err, ran)
 	}
 	before, err := s.Clone(filepath.Join(t.TempDir(), "before"))
 	if err != nil {
