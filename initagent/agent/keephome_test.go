@@ -269,7 +269,7 @@ func TestKeepHomeFails(t *testing.T) {
 		t.Error("/home is gone")
 	}
 	m.typed = nil
-	m.ends("recovery", "a reset that keeps /home was begun")
+	m.ends("recovery", "the reset that keeps /home is not complete", "halogen: the boot has stopped. `help`")
 	m.stuckFile = ""
 	m.ends("system")
 	m.checkKeptHome("it goes on")

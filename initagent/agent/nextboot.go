@@ -82,12 +82,21 @@ func (a *Agent) recoverNext(reason string) error {
 		err = a.writeRequest(text)
 	}
 	if err != nil {
-		a.Log.Say("nothing was lost. The firmware does not keep the request for the recovery console (%v): press %c for it as soon as the machine has started again", err, console.Key)
+		a.Log.Say("%sThe firmware does not keep the request for the recovery console (%v): press %c for it as soon as the machine has started again", a.lossless(), err, console.Key)
 		a.Sleep(time.Minute) // nobody wants a machine that restarts faster than it can be read
 	} else {
-		a.Log.Say("nothing was lost. The machine restarts into the recovery console: no shell opens beside a key")
+		a.Log.Say("%sThe machine restarts into the recovery console: no shell opens beside a key", a.lossless())
 	}
 	return a.restart()
+}
+
+// lossless says that nothing is lost by the end of this boot, but where the owner has asked
+// for something to be deleted and it was begun.
+func (a *Agent) lossless() string {
+	if a.facts.KeepHomeBegun {
+		return ""
+	}
+	return "nothing was lost. "
 }
 
 // failed names the step that ended this boot, for the advice that the next one

@@ -53,7 +53,7 @@ func (a *Agent) recover(reason string) error {
 		}
 	}
 	lost := ", and nothing was lost"
-	if a.facts.Reset == slot.Done || a.facts.ResetBegun {
+	if a.facts.Reset == slot.Done || a.facts.ResetBegun || a.stopped().KeepHomeBegun {
 		lost = ""
 	}
 	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)

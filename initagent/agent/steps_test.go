@@ -56,7 +56,7 @@ func TestEveryStepHasItsOutcome(t *testing.T) {
 
 // The step that a boot stopped in is the last one that failed.
 func TestEndings(t *testing.T) {
-	want := []slot.Kind{slot.MountState, slot.CarryState, slot.RestoreState, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
+	want := []slot.Kind{slot.MountState, slot.CarryState, slot.RestoreState, slot.KeepHome, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
 	if got := endings(); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
