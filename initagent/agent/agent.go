@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
@@ -22,6 +21,9 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/setup"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/initagent/unmeasured"
 	"halogenos.internal/initagent/upkeep"
 )
 
@@ -29,20 +31,16 @@ import (
 // console.
 const maxSteps = 32
 
-// diskTimeout is how long the disk may take to appear. USB disks take seconds.
-const diskTimeout = 20 * time.Second
-
 // An Agent is one boot.
 type Agent struct {
 	host.Host
-	listener hw.Listener // or nil: nobody is listened to
-	// countDeleted: host.CountVariable was somebody's, and is deleted.
-	countDeleted bool
-	homeLooked   bool                // for the note of a reset that keeps /home
-	found        upkeep.Found        // what a blessed system has to see to
-	request      *nextboot.Console   // what the boot before this one asks for; or nil
-	wish         *nextboot.NewSecret // of the running system; or nil
-	foretold     *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
+	listener   hw.Listener         // or nil: nobody is listened to
+	unmeasured unmeasured.Removed  // from the firmware's variables
+	homeLooked bool                // for the note of a reset that keeps /home
+	found      upkeep.Found        // what a blessed system has to see to
+	request    *nextboot.Console   // what the boot before this one asks for; or nil
+	wish       *nextboot.NewSecret // of the running system; or nil
+	foretold   *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 
 	facts slot.Facts
 }
@@ -91,13 +89,13 @@ func (a *Agent) begin() {
 		{"firmware", "the firmware's variables", a.openFirmware},
 		{"unmeasured", "nothing stored in the firmware steers the kernel", a.removeUnmeasured},
 		{"request", "what the boot before this one asks for", a.readRequest},
-		{"drivers", "devices get their kernel modules", a.loadDrivers},
+		{"drivers", "devices get their kernel modules", a.LoadDrivers},
 		{"watchdog", "a hang becomes a restart", a.StartWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
 		{"tpm", "the machine's TPM", a.openTPM},
 		{"measure", "the initramfs phase begins", a.enterPhase},
-		{"disk", "the disk that the firmware started from", a.findDisk},
-		{"tries", "a start of a trial is counted", a.countTry},
+		{"disk", "the disk that the firmware started from", a.FindDisk},
+		{"tries", "a start of a trial is counted", func() error { return a.CountTry(a.unmeasured.CountVariable) }},
 		{"pending", "what an earlier start has left to do", a.readLeft},
 	}
 	for _, s := range steps {
@@ -114,6 +112,47 @@ func (a *Agent) begin() {
 func (a *Agent) openFirmware() error {
 	_ = a.Kernel.Load("efivarfs") // it may be built in; the mount tells
 	return a.Mounts.Firmware()
+}
+
+// errNotOpened is why there is no TPM before the boot has come to it.
+var errNotOpened = errors.New("the TPM was not opened yet")
+
+// openTPM opens the TPM.
+func (a *Agent) openTPM() error {
+	a.OpenTPM()
+	a.observeTPM()
+	return nil
+}
+
+// enterPhase tells it that the initramfs phase begins.
+func (a *Agent) enterPhase() error {
+	err := a.EnterPhase()
+	a.observeTPM()
+	return err
+}
+
+// observeTPM says whether there is a TPM. One that does not work is as good as none.
+func (a *Agent) observeTPM() {
+	err := a.Chip.Err
+	a.facts.TPMPresent = err == nil
+	if err != nil && !errors.Is(err, tpm.ErrAbsent) && a.facts.TPMFault == "" {
+		a.facts.TPMFault = err.Error()
+		a.Log.Say("the TPM cannot be used: %v", err)
+	}
+}
+
+// removeUnmeasured takes away what somebody has stored in the firmware.
+func (a *Agent) removeUnmeasured() error {
+	a.unmeasured = unmeasured.Remove(&a.Host)
+	a.facts.Planted, a.facts.PlantedGone = a.unmeasured.Planted, a.unmeasured.Again
+	return nil
+}
+
+// readLeft reads what earlier starts have left on the ESP.
+func (a *Agent) readLeft() error {
+	err := setup.ReadLeft(&a.Host)
+	unmeasured.ForgetMark(&a.Host, a.facts.Planted)
+	return err
 }
 
 func (a *Agent) readContract() error {

@@ -65,7 +65,7 @@ func (m *machine) sealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	a := &Agent{Host: host.Host{Machine: m.agent.Machine, Root: m.root, Random: m.random, Contract: m.agent.Contract, Found: host.Found{Disk: m.agent.Disk}}}
 	a.Chip.TPM, err = m.openTPM()
 	m.must(err)
-	m.must(a.enterPhase())
+	m.must(a.EnterPhase())
 	start, err := a.Expected()
 	m.must(err)
 	boot := start.Boot

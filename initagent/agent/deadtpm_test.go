@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
@@ -168,10 +169,10 @@ func TestDeadTPMRequired(t *testing.T) { // FAULTS 71
 // is waited for; one that never comes ends the boot, with words about the driver.
 func TestLateTPM(t *testing.T) {
 	m := provisionedMachine(t, nil)
-	m.tpmFrom = m.clock.Add(tpmTimeout / 2)
+	m.tpmFrom = m.clock.Add(host.TPMTimeout / 2)
 	start := m.clock
 	m.runs(1)
-	if took := m.clock.Sub(start); took > tpmTimeout {
+	if took := m.clock.Sub(start); took > host.TPMTimeout {
 		t.Errorf("it took %s", took)
 	}
 	start, m.tpmFrom = m.clock, m.clock.Add(time.Hour)

@@ -1,85 +1,13 @@
 package agent
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"strings"
-	"sync"
-	"time"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/host"
 )
-
-// wayTimeout is how long the controller that the firmware started from may take
-// to show the disk before the others are asked, too. The kernel itself gives a USB
-// disk a second to settle (usb-storage.delay_use).
-const wayTimeout = 3 * time.Second
-
-// loadDrivers gives devices their modules. Other mass storage than that on the way
-// the firmware took can wait for the system: an empty SATA controller takes as long
-// as half the boot. The choice of the disk stays the same, since bootdisk.Disk
-// prefers the one on that way; when it is not there, all are loaded after all.
-func (a *Agent) loadDrivers() error {
-	if way, err := a.Firmware.BootedFrom(); err == nil {
-		a.Way = way
-	}
-	_, err := a.Kernel.Coldplug(a.Way)
-	return err
-}
-
-// loadAllDrivers is for whoever needs more disks than the machine's own.
-func (a *Agent) loadAllDrivers() {
-	a.Way = nil
-	if _, err := a.Kernel.Coldplug(nil); err != nil {
-		a.Log.Say("%v", err)
-	}
-}
-
-// attended runs what a person works with, and gives what they plug in its driver
-// meanwhile: nothing else does so in the initramfs. The TPM must have learned that the
-// boot has ended.
-func (a *Agent) attended(run func() error) error {
-	ctx, stop := context.WithCancel(context.Background())
-	var plugging sync.WaitGroup
-	plugging.Go(func() { a.Kernel.Hotplug(ctx) })
-	defer plugging.Wait() // the boot may go on and load drivers itself
-	defer stop()
-	return run()
-}
-
-// findDisk waits for the disk that this system was started from.
-func (a *Agent) findDisk() error {
-	start := a.Now()
-	for {
-		d, err := bootdisk.Disk(a.Disks, a.Firmware)
-		// A copy of the disk elsewhere, as on USB, may show itself first. One behind a
-		// controller that hides it (VMD) has a longer way than the firmware names.
-		if err == nil && d.Behind(a.Way) {
-			a.Disk = d
-			a.Log.Say("disk %s: %s, %d MiB", d.Name, strings.TrimSpace(d.Model+" "+d.Serial), int64(d.Sectors)*int64(d.SectorSize)>>20)
-			return nil
-		}
-		if err != nil && !errors.Is(err, bootdisk.ErrNone) {
-			return err
-		}
-		waited := a.Now().Sub(start)
-		if err != nil && waited > diskTimeout {
-			return fmt.Errorf("waited %s: %w", diskTimeout, err)
-		}
-		if waited > wayTimeout {
-			a.Way = nil // it is elsewhere: all disks count
-		}
-		// A hub or a controller that has just got its driver shows its devices
-		// a little later.
-		if tried, err := a.Kernel.Coldplug(a.Way); err != nil || tried == 0 {
-			a.Sleep(20 * time.Millisecond)
-		}
-	}
-}
 
 // observeTable reads the partition table and what it says about the slots.
 func (a *Agent) observeTable() error {
@@ -90,7 +18,7 @@ func (a *Agent) observeTable() error {
 	a.Table = table
 	if layout.IsInstaller(table) {
 		a.State.Table = slot.TableInstaller
-		a.loadAllDrivers()
+		a.LoadAllDrivers()
 		return nil
 	}
 	if a.Disk.ReadOnly {

@@ -96,8 +96,8 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 		most  time.Duration
 	}{
 		{"at once", nvme, 0, "disk0", 0},
-		{"a little later", nvme, wayTimeout / 2, "disk0", wayTimeout},
-		{"never", nvme, time.Hour, "disk1", 2 * wayTimeout},
+		{"a little later", nvme, host.WayTimeout / 2, "disk0", host.WayTimeout},
+		{"never", nvme, time.Hour, "disk1", 2 * host.WayTimeout},
 		{"behind what the firmware names", slices.Concat(nvme, usb), 0, "disk0", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 			start := m.clock
 			a := &Agent{Host: host.Host{Machine: m.agent.Machine, Found: host.Found{Way: nvme}}}
 			a.Disks = lateDisks{disks{m}, start.Add(c.after)}
-			m.must(a.findDisk())
+			m.must(a.FindDisk())
 			if took := m.clock.Sub(start); a.Disk.Name != c.want || took > c.most {
 				t.Errorf("takes %s after %s", a.Disk.Name, took)
 			}

@@ -39,5 +39,5 @@ func (a *Agent) install() error {
 		return err
 	}
 	a.ReleaseWatchdog(0) // a person takes the time that it takes
-	return a.attended(func() error { return a.Person.Program(a.Path(installerProgram), "install") })
+	return a.Attended(func() error { return a.Person.Program(a.Path(installerProgram), "install") })
 }

@@ -36,7 +36,7 @@ func (a *Agent) recover(reason string) error {
 	if a.Chip.Err == nil {
 		err = errors.Join(err, a.LeavePhase(pcr.Recovery))
 	}
-	a.loadAllDrivers() // for sticks and disks, too, that a person may want to use
+	a.LoadAllDrivers() // for sticks and disks, too, that a person may want to use
 	if err := a.HideMemory(); err != nil {
 		a.Log.Say("a shell can read what the boot before this one left in memory: %v", err)
 	}
@@ -63,7 +63,7 @@ func (a *Agent) recover(reason string) error {
 	if err := a.LeavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}
-	if err := a.attended(a.Person.Shell); err != nil {
+	if err := a.Attended(a.Person.Shell); err != nil {
 		a.Log.Say("%v", err)
 	}
 	return a.restart()

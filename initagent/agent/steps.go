@@ -67,7 +67,7 @@ var steps = map[slot.Kind]stepRow{
 	slot.Heal:          {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
 	slot.Partition:     {do: onHost(setup.Partition)},
 	slot.MakeTree:      {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
-	slot.OpenVerity:    {do: (*Agent).openVerity, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
+	slot.OpenVerity:    {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
 	slot.Enroll:        {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
 	slot.MakeRoot:      {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
 	slot.Unlock:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
@@ -194,7 +194,7 @@ func revoke(h *host.Host) error { return bootmanager.Revoke(h, upkeep.Keeper(h))
 // giveUp takes the running slot's tries away. A system that cannot be condemned would be
 // started again and again, so that it is not restarted.
 func (a *Agent) giveUp() error {
-	if err := a.condemn(); err != nil {
+	if err := a.Condemn(); err != nil {
 		return err
 	}
 	return a.reboot()

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -133,13 +135,47 @@ func (h *Host) LastGoodLog(secret *policy.Secret) *pcr.Log {
 	return nil
 }
 
+// TPMTimeout is how long a TPM that the firmware knows may take to show itself.
+const TPMTimeout = 5 * time.Second
+
+// OpenTPM opens the TPM; that one is missing is a fact and not an error. A driver that
+// is a module may have to wait for the bus that its TPM is at.
+func (h *Host) OpenTPM() {
+	for start := h.Now(); ; {
+		h.Chip.TPM, h.Chip.Err = h.TPM.Open()
+		if !errors.Is(h.Chip.Err, hw.ErrNoDevice) || h.Now().Sub(start) > TPMTimeout {
+			break
+		}
+		if tried, err := h.Kernel.Coldplug(h.Way); err != nil || tried == 0 {
+			h.Sleep(20 * time.Millisecond)
+		}
+	}
+}
+
+// EnterPhase measures the beginning of the initramfs phase into PCR 11, as
+// systemd-pcrphase does.
+func (h *Host) EnterPhase() error {
+	if h.Chip.Err != nil {
+		return nil // nothing is bound to it
+	}
+	err := h.Chip.TPM.ExtendText(pcr.KernelImage, pcr.EnterInitrd)
+	if err != nil {
+		err = fmt.Errorf("measure phase %q: %w", pcr.EnterInitrd, err)
+	}
+	if err != nil && h.Contract.TPM == contract.Optional {
+		h.Chip.Err = err
+		return nil
+	}
+	return err
+}
+
 // LeavePhase ends the initramfs phase, for the TPM: from here on it releases
 // nothing that is bound to it, whoever asks. It comes before anything but
 // initagent runs, on every path. A TPM that was not there or did not answer
 // when the boot began may be there now, and what runs afterwards could measure
 // and unseal at leisure: so it is asked once more, and only one that is absent
 // in failure mode is passed over. The verified system, and nothing else, is started
-// beside one that cannot be told where goOnUntold has allowed it. A TPM that was told is
+// beside one that cannot be told where its owner has allowed it. A TPM that was told is
 // not told again: what it was told is part of what the console's commands account for.
 func (h *Host) LeavePhase(word string) error {
 	if h.Chip.Ended {
