@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -18,7 +19,7 @@ import (
 // asksForSecret is root of the running system.
 func (m *machine) asksForSecret(keys bool) {
 	m.t.Helper()
-	r := &recovery.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
+	r := &recovery.Machine{Host: host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}}
 	if r.AtConsole() {
 		m.t.Error("the running system is taken for the recovery console")
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/recovery"
@@ -108,7 +109,7 @@ func (a *Agent) askKeepHome(begun *keephome.Note) (*keephome.Note, error) {
 		_, people = etcmerge.PeopleOf(note.People)
 	}
 	c.Print(says)
-	m := &recovery.Machine{Machine: a.Machine, Root: a.Root}
+	m := &recovery.Machine{Host: host.Host{Machine: a.Machine, Root: a.Root}}
 	if err := m.ConfirmKeepHome(c, ownstate.WhoStays(people), unlock.SecretTimeout); err != nil {
 		if begun != nil {
 			if gone := a.Store.Remove(keephome.Path); gone != nil {

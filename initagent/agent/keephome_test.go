@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
@@ -36,7 +37,7 @@ func (m *machine) openConsole() (*recovery.Machine, hw.Console) {
 // asksToKeepHome is root of the running system.
 func (m *machine) asksToKeepHome() {
 	m.t.Helper()
-	r := &recovery.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
+	r := &recovery.Machine{Host: host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}}
 	m.must(r.AskToKeepHome())
 }
 

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/recovery"
@@ -46,7 +47,8 @@ func (k *keeper) Forget() error {
 func (m *machine) console() (*recovery.Machine, hw.Console) {
 	m.printed.Reset()
 	return &recovery.Machine{
-		Machine: m.agent.Machine, Variables: m.agent.Variables, Random: m.random, NewKeys: m.newKeys, Root: m.root, Keeper: &keeper{},
+		Host:   host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Random: m.random, NewKeys: m.newKeys, Root: m.root},
+		Keeper: &keeper{},
 		Discard: func(f hw.File, off, length int64) error {
 			_, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), off)
 			return err

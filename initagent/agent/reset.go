@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/unlock"
 )
@@ -31,7 +32,7 @@ func (a *Agent) reset() error {
 	}
 	defer c.Close()
 	c.Print(resetAsked)
-	m := &recovery.Machine{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root, Keeper: nothingKept{}, Discard: recovery.Discard}
+	m := &recovery.Machine{Host: host.Host{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root}, Keeper: nothingKept{}, Discard: recovery.Discard}
 	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
 		a.facts.ResetBegun = errors.Is(err, recovery.ErrBegun)
 		c.Print(fmt.Sprintf("%v\n", err))

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -19,7 +20,7 @@ import (
 // asksForReset is root of the running system.
 func (m *machine) asksForReset() {
 	m.t.Helper()
-	r := &recovery.Machine{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}
+	r := &recovery.Machine{Host: host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}}
 	m.must(r.AskForReset())
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -40,6 +41,9 @@ func (h *Host) UKINames() (names []bls.Name, err error) {
 	return names, err
 }
 
+// ErrNoUKI is an ESP without the running system's UKI.
+var ErrNoUKI = errors.New("the ESP has no UKI")
+
 // runningUKI reads the file that this boot was started from, or, where that is not
 // known, one of its version.
 func (h *Host) runningUKI() (image []byte, err error) {
@@ -55,7 +59,7 @@ func (h *Host) runningUKI() (image []byte, err error) {
 				return err
 			}
 		}
-		return fmt.Errorf("the ESP has no UKI of %s %s", h.Contract.ImageID, h.Contract.Version)
+		return fmt.Errorf("%w of %s %s", ErrNoUKI, h.Contract.ImageID, h.Contract.Version)
 	})
 	return image, err
 }

@@ -27,7 +27,7 @@ import (
 // it count, comes last. Cut anywhere, the machine starts anything, and this
 // command goes on where it stopped.
 func (m *Machine) Enroll(c hw.Console) error {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	keys, list, err := m.ownKeys(c, p, open, state)
+	keys, list, err := m.ownKeys(c, open, state)
 	if err != nil {
 		return err
 	}
@@ -59,11 +59,11 @@ func (m *Machine) Enroll(c hw.Console) error {
 		return err
 	}
 	signer := enroll.DBSigner{Pair: keys.DB, Time: keys.DB.Certificate.NotBefore}
-	allowed, err := m.maySign(p, open, list)
+	allowed, err := m.maySign(open, list)
 	if err != nil {
 		return err
 	}
-	err = m.ESP.Write(p.disk, func(dir hw.ESPDir) error {
+	err = m.WriteESP(func(dir hw.ESPDir) error {
 		if state.SecureBoot != enroll.On {
 			results, err := enroll.SignAll(dir, state, signer, allowed)
 			for _, r := range results {
@@ -74,7 +74,7 @@ func (m *Machine) Enroll(c hw.Console) error {
 			}
 		}
 		e := enroll.Enroller{
-			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), p.contract.Date()),
+			Variables: m.Variables, Keys: keys, Wanted: list.Wanted, Time: secureboot.Timestamp(m.Now(), m.Contract.Date()),
 			Signed: func() error {
 				return enroll.CheckSigned(dir, signer, allowed, slices.Concat(list.Wanted.DBX, state.DBX.Content))
 			},
@@ -92,8 +92,8 @@ func (m *Machine) Enroll(c hw.Console) error {
 
 // maySign are the files that are signed: by keys that replace others, none that another
 // file has replaced.
-func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enroll.Allowed, error) {
-	lock, err := m.lockOf(p, open)
+func (m *Machine) maySign(open *Opened, list *secureboot.List) (enroll.Allowed, error) {
+	lock, err := m.lockOf(open)
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +104,8 @@ func (m *Machine) maySign(p *place, open *Opened, list *secureboot.List) (enroll
 }
 
 // ownKeys are this machine's Secure Boot keys, and what the firmware shall hold.
-func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enroll.State) (*secureboot.KeySet, *secureboot.List, error) {
-	lock, err := m.lockOf(p, open)
+func (m *Machine) ownKeys(c hw.Console, open *Opened, state enroll.State) (*secureboot.KeySet, *secureboot.List, error) {
+	lock, err := m.lockOf(open)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -125,7 +125,7 @@ func (m *Machine) ownKeys(c hw.Console, p *place, open *Opened, state enroll.Sta
 		err = m.askROMs(c, open, stored)
 	}
 	if err == nil {
-		list, _, err = rootpart.Enrollable(stored, keys, p.contract.VendorKeys, m.drivers(), state)
+		list, _, err = rootpart.Enrollable(stored, keys, m.Contract.VendorKeys, m.drivers(), state)
 	}
 	if err != nil {
 		keys.Wipe()

@@ -31,12 +31,12 @@ const espSettings = "timeout 0\n"
 // good. From the first write until the boot sector, which comes last, there is no
 // file system, and a cut leaves none: so it asks.
 func (m *Machine) RebuildESP(c hw.Console) error {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return err
 	}
 	defer open.Wipe()
-	files, err := m.saved(p, open, c)
+	files, err := m.saved(open, c)
 	if err != nil {
 		return err
 	}
@@ -45,16 +45,16 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 	}
 	question := "Make a new EFI system partition of this, and lose whatever else is on it?\n" +
 		"Until it is done the machine has nothing to start from: see that the power stays on."
-	if m.readable(p) {
+	if m.readable() {
 		question = "THE EFI SYSTEM PARTITION CAN BE READ: the next boot puts back by itself what is lost or damaged on it.\n" + question
 	}
 	if err := confirm(c, question); err != nil {
 		return err
 	}
-	if err := m.format(p, files); err != nil {
+	if err := m.format(files); err != nil {
 		return fmt.Errorf("the EFI system partition is not whole, so try again before the machine is switched off: %w", err)
 	}
-	if err := m.compare(p, files); err != nil {
+	if err := m.compare(files); err != nil {
 		return fmt.Errorf("the EFI system partition does not read back, so the disk may be failing: %w", err)
 	}
 	c.Print("The EFI system partition is made.\n")
@@ -62,18 +62,18 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 }
 
 // saved is what the new file system is to hold.
-func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error) {
+func (m *Machine) saved(open *Opened, c hw.Console) ([]fat.File, error) {
 	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
 	k := &systems.Keeper{
-		Store: m.Store, Directory: espCopies, ImageID: p.contract.ImageID, Now: m.Now(), Say: say,
+		Store: m.Store, Directory: espCopies, ImageID: m.Contract.ImageID, Now: m.Now(), Say: say,
 		Belongs: func(*contract.Contract) error { return nil },
 	}
 	state, err := enroll.Observe(m.Variables)
-	if err != nil && p.contract.SecureBoot == contract.Required {
+	if err != nil && m.Contract.SecureBoot == contract.Required {
 		return nil, fmt.Errorf("whether the firmware would start the copies is not known: %w", err)
 	}
 	if err == nil {
-		if k.Starts, err = m.starts(p, open, state); err != nil {
+		if k.Starts, err = m.starts(open, state); err != nil {
 			return nil, err
 		}
 	}
@@ -98,11 +98,11 @@ func (m *Machine) saved(p *place, open *Opened, c hw.Console) ([]fat.File, error
 
 // starts says why an image is not this machine's own, or would not start; nil
 // where the machine has no keys of its own to tell by.
-func (m *Machine) starts(p *place, open *Opened, state enroll.State) (func([]byte) error, error) {
+func (m *Machine) starts(open *Opened, state enroll.State) (func([]byte) error, error) {
 	if !rootpart.HasKeys(m.Store) {
 		return nil, nil
 	}
-	lock, err := m.lockOf(p, open)
+	lock, err := m.lockOf(open)
 	if err != nil {
 		return nil, err
 	}
@@ -118,29 +118,29 @@ func file(name string, data []byte) fat.File {
 }
 
 // readable reports whether the file system that is there can be read.
-func (m *Machine) readable(p *place) bool {
-	err := m.ESP.Read(p.disk, func(files fs.FS) error {
+func (m *Machine) readable() bool {
+	err := m.ReadESP(func(files fs.FS) error {
 		_, err := fs.ReadDir(files, "EFI")
 		return err
 	})
 	return err == nil
 }
 
-func (m *Machine) format(p *place, files []fat.File) error {
-	partition, ok := p.table.ByNumber(layout.ESPNumber)
+func (m *Machine) format(files []fat.File) error {
+	partition, ok := m.Table.ByNumber(layout.ESPNumber)
 	if !ok {
-		return fmt.Errorf("%s has no partition %d", p.disk.Name, layout.ESPNumber)
+		return fmt.Errorf("%s has no partition %d", m.Disk.Name, layout.ESPNumber)
 	}
-	_, size := p.table.Bytes(partition)
+	_, size := m.Table.Bytes(partition)
 	var id [4]byte
 	if _, err := io.ReadFull(m.Random, id[:]); err != nil {
 		return err
 	}
-	f, err := m.Disks.OpenPartition(p.disk, layout.ESPNumber, true)
+	f, err := m.Disks.OpenPartition(m.Disk, layout.ESPNumber, true)
 	if err != nil {
 		return err
 	}
-	o := fat.Options{SectorSize: p.disk.SectorSize, VolumeID: binary.LittleEndian.Uint32(id[:]), Label: "ESP", Time: m.Now()}
+	o := fat.Options{SectorSize: m.Disk.SectorSize, VolumeID: binary.LittleEndian.Uint32(id[:]), Label: "ESP", Time: m.Now()}
 	// Whatever can fail without the disk fails before the old file system goes.
 	err = fat.Format(nowhere{}, size, o, files)
 	if err == nil {
@@ -163,8 +163,8 @@ type nowhere struct{}
 func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
 // compare reads every file back.
-func (m *Machine) compare(p *place, files []fat.File) error {
-	return m.ESP.Read(p.disk, func(have fs.FS) error {
+func (m *Machine) compare(files []fat.File) error {
+	return m.ReadESP(func(have fs.FS) error {
 		for _, f := range files {
 			r, err := f.Open()
 			if err != nil {

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory/inventorytest"
 	"halogenos.internal/initagent/systems"
@@ -90,7 +91,7 @@ func espMachine(t *testing.T, files map[string]string) (*Machine, *inventorytest
 		t.Fatal(err)
 	}
 	write("state/halogen/esp/index.json", text)
-	m := &Machine{Machine: disk.Hardware(), Variables: unset{}, Random: rand.NewChaCha8([32]byte{5}), Root: root, Keeper: open{}}
+	m := &Machine{Host: host.Host{Machine: disk.Hardware(), Variables: unset{}, Random: rand.NewChaCha8([32]byte{5}), Root: root}, Keeper: open{}}
 	m.ESP = hw.LinuxESP{Disks: m.Disks}
 	m.Store = hw.LinuxStore{Root: filepath.Join(root, "state")}
 	m.Now = func() time.Time { return time.Unix(1800000000, 0) }
@@ -119,12 +120,12 @@ func TestRebuildESP(t *testing.T) {
 	if err := m.RebuildESP(c); err != nil {
 		t.Fatalf("%v\n%s", err, c.shown.String())
 	}
-	p, err := m.find()
+	err := m.find()
 	if err != nil {
 		t.Fatal(err)
 	}
 	files[layout.LoaderConf] = espSettings // there was no copy of it
-	err = m.ESP.Read(p.disk, func(have fs.FS) error {
+	err = m.ReadESP(func(have fs.FS) error {
 		for name, content := range files {
 			if got, err := fs.ReadFile(have, name); err != nil || string(got) != content {
 				t.Errorf("%s: %d bytes, %v", name, len(got), err)

@@ -22,12 +22,12 @@ import (
 //
 // It is one write of a note, of which a cut leaves the note or none.
 func (m *Machine) ResetKeepingHome(c hw.Console) error {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return err
 	}
 	open.Wipe()
-	if p.disk.ReadOnly {
+	if m.Disk.ReadOnly {
 		return errors.New("the disk takes no writes: nothing can be deleted")
 	}
 	if err := m.ConfirmKeepHome(c, "", 0); err != nil {
@@ -59,25 +59,24 @@ func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration)
 		return err
 	}
 	if !slices.Contains(shared, keephome.Home) {
-		return fmt.Errorf("the root partition has no /home to keep (state.conf has no line \"bind /home\"): `reset` alone wipes everything; %s shows what is there", m.path(rootpart.Directory))
+		return fmt.Errorf("the root partition has no /home to keep (state.conf has no line \"bind /home\"): `reset` alone wipes everything; %s shows what is there", m.Path(rootpart.Directory))
 	}
-	p, err := m.find()
-	if err != nil {
+	if err := m.find(); err != nil {
 		return err
 	}
 	c.Print("This deletes all that was changed on this machine but /home: settings, what programs keep in /var, and what was installed\n" +
 		"beside the system. Nothing brings it back. Accounts whose home lies under /home stay, with their passwords and with the groups\n" +
 		"that the system itself has; root's password is the system's own again. This machine's keys stay.\n" + who)
-	return p.confirmByName(c, limit)
+	return m.confirmByName(c, limit)
 }
 
 // confirmByName asks for the machine's name to be typed; anything else is a refusal.
-func (p *place) confirmByName(c hw.Console, limit time.Duration) error {
-	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", p.contract.ImageID), false, limit)
+func (m *Machine) confirmByName(c hw.Console, limit time.Duration) error {
+	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", m.Contract.ImageID), false, limit)
 	if err != nil {
 		return err
 	}
-	if strings.TrimSpace(string(answer)) != p.contract.ImageID {
+	if strings.TrimSpace(string(answer)) != m.Contract.ImageID {
 		return errRefused
 	}
 	return nil

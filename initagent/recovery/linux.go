@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -25,8 +26,10 @@ func Linux() (*Machine, error) {
 		return nil, err
 	}
 	return &Machine{
-		Machine:   hw.Linux(kernel, "/run/esp", rootpart.Directory),
-		Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
+		Host: host.Host{
+			Machine:   hw.Linux(kernel, "/run/esp", rootpart.Directory),
+			Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
+		},
 		Keeper: Keyring{Description: "halogen:console"}, Discard: Discard,
 	}, nil
 }

@@ -17,8 +17,8 @@ var errKeysUnfinished = errors.New("the Secure Boot keys are being replaced: `re
 // change is what replaces this machine's Secure Boot keys.
 func (m *Machine) change(c hw.Console, a *acceptance) *rootpart.KeyChange {
 	return &rootpart.KeyChange{
-		Machine: m.Machine, Disk: a.disk, Variables: m.Variables, Random: m.Random, Lock: a.lock,
-		VolumeKey: a.open.VolumeKey, Secret: a.open.Secret, Date: a.contract.Date(), Log: a.log,
+		Machine: m.Machine, Disk: m.Disk, Variables: m.Variables, Random: m.Random, Lock: a.lock,
+		VolumeKey: a.open.VolumeKey, Secret: a.open.Secret, Date: m.Contract.Date(), Log: a.log,
 		Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) },
 		Admit: func(values []pcr.Digest) error {
 			a.query.Also = values

@@ -18,12 +18,12 @@ import (
 // it then replaces the Secure Boot keys as well. What a cut leaves is said in package
 // rootpart; the recovery key opens all the time.
 func (m *Machine) NewSecret(c hw.Console, keys bool) error {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return err
 	}
 	open.Wipe()
-	lock, err := m.locked(p)
+	lock, err := m.locked()
 	if err != nil {
 		return err
 	}
@@ -33,8 +33,8 @@ func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 	if len(lock.Recoveries) != 1 {
 		return vault.ErrTwoKeys
 	}
-	check := func(files fs.FS) error { return rootpart.CheckSystems(files, p.contract, p.table, keys) }
-	if err := m.ESP.Read(p.disk, check); err != nil {
+	check := func(files fs.FS) error { return rootpart.CheckSystems(files, m.Contract, m.Table, keys) }
+	if err := m.ReadESP(check); err != nil {
 		return err
 	}
 	what := "a new machine secret"
@@ -65,7 +65,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	if err := a.binding.MaySucceed(a.lock, a.open.Secret, a.record); err != nil {
 		return err
 	}
-	f, err := m.root(a.place)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	}
 	defer fresh.Wipe()
 	r := &rootpart.Replacement{Old: a.open.Secret, Fresh: fresh, Key: key, Keys: keys}
-	noted, changed, err := a.binding.ReplaceSecret(m.Machine, a.disk, m.Random, a.lock, a.open.VolumeKey, r, a.record, a.boots)
+	noted, changed, err := a.binding.ReplaceSecret(m.Machine, m.Disk, m.Random, a.lock, a.open.VolumeKey, r, a.record, a.boots)
 	switch {
 	case err != nil && changed:
 		return errors.Join(fmt.Errorf("%w. Nothing is lost: `unlock` again, which finishes it or takes it back", err), m.Lock())
@@ -92,7 +92,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	if err := m.Keeper.Keep(a.open); err != nil {
 		return errors.Join(fmt.Errorf("the new machine secret is in force: `unlock` again: %w", err), m.Lock())
 	}
-	if err := rootpart.FinishSecret(m.Machine, a.disk, m.Random, a.chip, a.lock, a.open.VolumeKey, fresh); err != nil {
+	if err := rootpart.FinishSecret(m.Machine, m.Disk, m.Random, a.chip, a.lock, a.open.VolumeKey, fresh); err != nil {
 		return fmt.Errorf("the new machine secret is in force, and the next start finishes the rest: %w", err)
 	}
 	c.Print("The machine has a new secret. What the old one opened is gone, but for copies of this disk's header, and for the Secure Boot keys, where somebody has read those: `reseal --new-secret --new-keys` replaces them.\n")
@@ -132,7 +132,7 @@ func (m *Machine) typedAgain(c hw.Console, f hw.File, a *acceptance) (*luks2.Rec
 }
 
 // finishSecret finishes a replacement of the machine secret that was cut.
-func (m *Machine) finishSecret(p *place, lock *vault.Lock, open *Opened) error {
+func (m *Machine) finishSecret(lock *vault.Lock, open *Opened) error {
 	if !rootpart.SecretUnfinished(m.Store, lock) {
 		return nil
 	}
@@ -145,7 +145,7 @@ func (m *Machine) finishSecret(p *place, lock *vault.Lock, open *Opened) error {
 	default:
 		defer chip.Close()
 	}
-	if err := rootpart.FinishSecret(m.Machine, p.disk, m.Random, chip, lock, open.VolumeKey, open.Secret); err != nil {
+	if err := rootpart.FinishSecret(m.Machine, m.Disk, m.Random, chip, lock, open.VolumeKey, open.Secret); err != nil {
 		return fmt.Errorf("the root partition is open; a replacement of the machine secret is still to be finished: %w", err)
 	}
 	return nil

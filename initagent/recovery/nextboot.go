@@ -10,7 +10,7 @@ import (
 
 // AtConsole reports whether this is the recovery console, and not the running system.
 func (m *Machine) AtConsole() bool {
-	_, err := os.Stat(m.path(contract.Path))
+	_, err := os.Stat(m.Path(contract.Path))
 	return err == nil
 }
 

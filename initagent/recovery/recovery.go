@@ -10,20 +10,15 @@ package recovery
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
-	"time"
 
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootdisk"
-	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
@@ -32,13 +27,7 @@ import (
 // A Machine is what the commands work on. Of hw.Machine they use Disks,
 // Firmware, Kernel, Mapper, Mounts, ESP, Store, TPM, Now, Sleep and Memory.
 type Machine struct {
-	hw.Machine
-	Variables enroll.Variables
-	Random    io.Reader
-	// NewKeys makes Secure Boot keys: secureboot.Generate.
-	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
-	// Root is where the initramfs is; "/" but in tests.
-	Root string
+	host.Host
 	// Keeper keeps what was typed for the commands that follow.
 	Keeper Keeper
 	// Discard tells the medium that length bytes from off on are not wanted any
@@ -75,39 +64,27 @@ var ErrLocked = errors.New("the root partition is not open: type `unlock` first"
 // errRefused is what a person answers who does not want it after all.
 var errRefused = errors.New("nothing was changed")
 
-// A place is what the commands find.
-type place struct {
-	contract *contract.Contract
-	disk     hw.Disk
-	table    *gpt.Table
-}
-
-func (m *Machine) path(elements ...string) string {
-	return filepath.Join(append([]string{m.Root}, elements...)...)
-}
-
 // find reads the running system's boot contract, and finds the disk.
-func (m *Machine) find() (*place, error) {
-	text, err := os.ReadFile(m.path(contract.Path))
+func (m *Machine) find() error {
+	text, err := os.ReadFile(m.Path(contract.Path))
 	if err != nil {
-		return nil, fmt.Errorf("this is not the recovery console: %w", err)
+		return fmt.Errorf("this is not the recovery console: %w", err)
 	}
-	p := new(place)
-	if p.contract, err = contract.Parse(text); err != nil {
-		return nil, err
+	if m.Contract, err = contract.Parse(text); err != nil {
+		return err
 	}
-	if p.disk, err = bootdisk.Disk(m.Disks, m.Firmware); err != nil {
-		return nil, err
+	if m.Disk, err = bootdisk.Disk(m.Disks, m.Firmware); err != nil {
+		return err
 	}
-	if p.table, _, err = bootdisk.Table(m.Disks, p.disk); err != nil {
-		return nil, fmt.Errorf("partition table of %s: %w", p.disk.Name, err)
+	if m.Table, _, err = bootdisk.Table(m.Disks, m.Disk); err != nil {
+		return fmt.Errorf("partition table of %s: %w", m.Disk.Name, err)
 	}
-	return p, nil
+	return nil
 }
 
 // locked is the root partition's lock, or why there is none.
-func (m *Machine) locked(p *place) (*vault.Lock, error) {
-	root, lock, err := rootpart.Look(m.Disks, p.disk, p.table)
+func (m *Machine) locked() (*vault.Lock, error) {
+	root, lock, err := rootpart.Look(m.Disks, m.Disk, m.Table)
 	switch {
 	case err != nil:
 		return nil, err
@@ -121,8 +98,8 @@ func (m *Machine) locked(p *place) (*vault.Lock, error) {
 
 // lockOf is locked for the volume that was opened, so that what lies on it can be asked for
 // its owner's signature.
-func (m *Machine) lockOf(p *place, open *Opened) (*vault.Lock, error) {
-	lock, err := m.locked(p)
+func (m *Machine) lockOf(open *Opened) (*vault.Lock, error) {
+	lock, err := m.locked()
 	if err == nil {
 		lock.OpenedBy(open.VolumeKey)
 	}
@@ -130,8 +107,8 @@ func (m *Machine) lockOf(p *place, open *Opened) (*vault.Lock, error) {
 }
 
 // root opens the root partition's device for its header.
-func (m *Machine) root(p *place) (hw.File, error) {
-	return m.Disks.OpenPartition(p.disk, layout.RootNumber, true)
+func (m *Machine) root() (hw.File, error) {
+	return m.Disks.OpenPartition(m.Disk, layout.RootNumber, true)
 }
 
 // confirm asks a question, and refuses where the answer is no.

@@ -19,12 +19,12 @@ import (
 // before the removal, both do; cut in it, the new one does, and the next
 // replacement removes what is left of the old one.
 func (m *Machine) RecoveryKey(c hw.Console) error {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return err
 	}
 	defer open.Wipe()
-	lock, err := m.locked(p)
+	lock, err := m.locked()
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 		return err
 	}
 	defer fresh.Wipe()
-	f, err := m.root(p)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}

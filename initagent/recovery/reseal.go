@@ -4,14 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"strings"
 
-	"halogenos.internal/boot/bls"
-	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
@@ -30,7 +28,6 @@ func (m *Machine) Reseal(c hw.Console) error {
 
 // An acceptance is what a person has agreed to.
 type acceptance struct {
-	*place
 	open    *Opened
 	lock    *vault.Lock
 	chip    *tpm.TPM
@@ -57,7 +54,7 @@ func (m *Machine) accepting(c hw.Console, replacing bool, question string, then 
 		return err
 	}
 	defer a.close()
-	c.Print(m.changes(a.place, a.open.Secret, a.log))
+	c.Print(m.changes(a.open.Secret, a.log))
 	if err := confirm(c, question); err != nil {
 		return err
 	}
@@ -70,7 +67,7 @@ func (m *Machine) accepting(c hw.Console, replacing bool, question string, then 
 // acceptable is this machine as it is now, where that may be accepted. The caller
 // closes it.
 func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err error) {
-	p, open, err := m.kept()
+	open, err := m.kept()
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +76,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 			open.Wipe()
 		}
 	}()
-	lock, err := m.lockOf(p, open)
+	lock, err := m.lockOf(open)
 	if err != nil {
 		return nil, err
 	}
@@ -94,29 +91,29 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	if err != nil {
 		return nil, err
 	}
-	if err := rootpart.MayAccept(state, p.contract.SecureBoot, lock, list); err != nil {
+	if err := rootpart.MayAccept(state, m.Contract.SecureBoot, lock, list); err != nil {
 		return nil, err
 	}
 	chip, err := m.TPM.Open()
 	if err != nil {
 		return nil, err
 	}
-	start, log, err := m.accountedFor(p, chip, rootpart.Enforces(state))
+	start, log, err := m.accountedFor(chip, rootpart.Enforces(state))
 	if err != nil {
 		return nil, errors.Join(err, chip.Close())
 	}
-	a := &acceptance{place: p, open: open, lock: lock, chip: chip, state: state, log: log, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
+	a := &acceptance{open: open, lock: lock, chip: chip, state: state, log: log, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
 	b := rootpart.Binding{TPM: chip, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
-	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list, m.lastGoodLog(p, open.Secret))
+	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock), rootpart.Enforces(state), start.Older(list, m.LastGoodLog(open.Secret))
 	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
-	a.query = rootpart.Fallbacks{Table: p.table, Running: p.contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
+	a.query = rootpart.Fallbacks{Table: m.Table, Running: m.Contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	a.binding = b
 	return a, nil
 }
 
 // compose makes the record.
 func (m *Machine) compose(a *acceptance) (err error) {
-	known := m.lastGoodLog(a.place, a.open.Secret)
+	known := m.LastGoodLog(a.open.Secret)
 	if known != nil {
 		if good, err := rootpart.Logged(known); err == nil {
 			a.query.Known = append(a.query.Known, good)
@@ -124,7 +121,7 @@ func (m *Machine) compose(a *acceptance) (err error) {
 	}
 	start := a.query.Start
 	a.binding.Seen = func(old *policy.Record) bool { return start.Seen(old, known) }
-	read := func(read func(fs.FS) error) error { return m.ESP.Read(a.disk, read) }
+	read := m.ReadESP
 	a.record, a.boots, err = a.binding.Acceptable(a.query, a.lock, a.open.Secret, a.open.VolumeKey, read)
 	return err
 }
@@ -174,7 +171,7 @@ func (m *Machine) bind(a *acceptance) error {
 // opensByTPM repairs the keyslot that the TPM's token names, where the secret does not
 // open it.
 func (m *Machine) opensByTPM(a *acceptance) error {
-	f, err := m.root(a.place)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}
@@ -190,7 +187,7 @@ func (m *Machine) rebind(a *acceptance) error {
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	f, err := m.root(a.place)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}
@@ -202,7 +199,7 @@ func (m *Machine) rebind(a *acceptance) error {
 // computed from the event log and from the UKI on the ESP, and what the log says
 // must come out at what the registers hold: what nobody can explain is not
 // accepted. Where the log does not account for PCR 4, that is left out.
-func (m *Machine) accountedFor(p *place, chip *tpm.TPM, enforces bool) (*rootpart.Start, *pcr.Log, error) {
+func (m *Machine) accountedFor(chip *tpm.TPM, enforces bool) (*rootpart.Start, *pcr.Log, error) {
 	raw, err := m.TPM.EventLog()
 	if err != nil {
 		return nil, nil, err
@@ -234,7 +231,7 @@ func (m *Machine) accountedFor(p *place, chip *tpm.TPM, enforces bool) (*rootpar
 	if differ := capped.Differ(&now); len(differ) > 0 {
 		return nil, nil, fmt.Errorf("the event log does not account for PCR %v", differ)
 	}
-	image, managers, err := m.runningUKI(p)
+	image, managers, err := m.runningUKI()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -248,38 +245,25 @@ func (m *Machine) accountedFor(p *place, chip *tpm.TPM, enforces bool) (*rootpar
 }
 
 // runningUKI reads the file that this boot was started from, and the boot managers.
-func (m *Machine) runningUKI(p *place) (image *rootpart.Image, managers []rootpart.Manager, err error) {
-	err = m.ESP.Read(p.disk, func(files fs.FS) (err error) {
-		if managers, err = rootpart.FindManagers(files); err != nil {
-			return err
-		}
-		entries, err := fs.ReadDir(files, bls.Directory)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			n, err := bls.Parse(e.Name())
-			if err != nil || n.ImageID != p.contract.ImageID || n.Version != p.contract.Version {
-				continue
-			}
-			text, err := bounded.File(files, path.Join(bls.Directory, e.Name()), enroll.MaxEFIFile)
-			if err != nil {
-				return err
-			}
-			if image, err = rootpart.ReadImage(text); err != nil {
-				err = fmt.Errorf("the UKI on the ESP: %w", err)
-			}
-			return err
-		}
-		return fmt.Errorf("the ESP has no UKI of %s %s: `esp-rebuild` first", p.contract.ImageID, p.contract.Version)
-	})
+func (m *Machine) runningUKI() (image *rootpart.Image, managers []rootpart.Manager, err error) {
+	err = m.ReadESP(func(files fs.FS) (err error) { managers, err = rootpart.FindManagers(files); return err })
+	if err != nil {
+		return nil, nil, err
+	}
+	if m.Names, err = m.UKINames(); err != nil {
+		return nil, nil, err
+	}
+	image, err = m.RunningImage()
+	if errors.Is(err, host.ErrNoUKI) {
+		err = fmt.Errorf("%w: `esp-rebuild` first", err)
+	}
 	return image, managers, err
 }
 
 // changes says what is about to be accepted.
-func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log) string {
+func (m *Machine) changes(secret *policy.Secret, now *pcr.Log) string {
 	var out strings.Builder
-	last, err := m.lastGood(p, secret)
+	last, err := m.lastGood(secret)
 	if err != nil {
 		fmt.Fprintf(&out, "What changed is not known: %v\n", err)
 	} else {
@@ -288,19 +272,10 @@ func (m *Machine) changes(p *place, secret *policy.Secret, now *pcr.Log) string 
 	return out.String()
 }
 
-func (m *Machine) lastGood(p *place, secret *policy.Secret) (log *lastgood.Log, err error) {
-	err = m.ESP.Read(p.disk, func(files fs.FS) (err error) {
+func (m *Machine) lastGood(secret *policy.Secret) (log *lastgood.Log, err error) {
+	err = m.ReadESP(func(files fs.FS) (err error) {
 		log, err = lastgood.Read(files, secret)
 		return err
 	})
 	return log, err
-}
-
-// lastGoodLog is the last good boot's log where it is known to be this machine's own; or
-// nil.
-func (m *Machine) lastGoodLog(p *place, secret *policy.Secret) *pcr.Log {
-	if last, err := m.lastGood(p, secret); err == nil && last != nil && last.Authentic {
-		return last.Log
-	}
-	return nil
 }

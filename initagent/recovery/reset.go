@@ -36,31 +36,30 @@ func (m *Machine) Reset(c hw.Console) error { return m.ResetWithin(c, 0) }
 // or for ever with 0. No answer is a refusal. Any error but ErrBegun means that nothing was
 // changed.
 func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
-	p, err := m.find()
-	if err != nil {
+	if err := m.find(); err != nil {
 		return err
 	}
-	partition, ok := p.table.ByNumber(layout.RootNumber)
+	partition, ok := m.Table.ByNumber(layout.RootNumber)
 	if !ok {
 		return errors.New("this disk has no root partition")
 	}
-	_, size := p.table.Bytes(partition)
+	_, size := m.Table.Bytes(partition)
 	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+
-		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", p.disk.Name, p.disk.Model, p.disk.Serial, size>>20))
-	if err := p.confirmByName(c, limit); err != nil {
+		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", m.Disk.Name, m.Disk.Model, m.Disk.Serial, size>>20))
+	if err := m.confirmByName(c, limit); err != nil {
 		return err
 	}
 	if err := m.Lock(); err != nil {
 		return err
 	}
 	// One that cannot be read names no index; it is wiped all the same.
-	_, lock, _ := rootpart.Look(m.Disks, p.disk, p.table)
-	f, err := m.root(p)
+	_, lock, _ := rootpart.Look(m.Disks, m.Disk, m.Table)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := m.wipe(c, p, f, lock, size); err != nil {
+	if err := m.wipe(c, f, lock, size); err != nil {
 		return fmt.Errorf("%w: %w", ErrBegun, err)
 	}
 	c.Print("The root partition is wiped. Now open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave\n" +
@@ -69,7 +68,7 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 }
 
 // wipe does it. It begins with its first line.
-func (m *Machine) wipe(c hw.Console, p *place, f hw.File, lock *vault.Lock, size int64) error {
+func (m *Machine) wipe(c hw.Console, f hw.File, lock *vault.Lock, size int64) error {
 	if err := vault.EraseKeys(m.Random, f); err != nil {
 		return err
 	}
@@ -83,7 +82,7 @@ func (m *Machine) wipe(c hw.Console, p *place, f hw.File, lock *vault.Lock, size
 	if err := m.Discard(f, vault.HeaderArea, size-vault.HeaderArea); err != nil {
 		c.Print(fmt.Sprintf("The medium was not told to forget (%v); what is on it is noise without the keys.\n", err))
 	}
-	if err := m.ESP.Write(p.disk, clearESP); err != nil {
+	if err := m.WriteESP(clearESP); err != nil {
 		return fmt.Errorf("the root partition is wiped; the ESP still knows of it, so `reset` again once it can be written (or after `esp-rebuild`): %w", err)
 	}
 	return nil

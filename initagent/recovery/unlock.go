@@ -22,13 +22,12 @@ import (
 func (m *Machine) Unlock(c hw.Console) error {
 	if open, err := m.Keeper.Kept(); err == nil {
 		open.Wipe()
-		return fmt.Errorf("the root partition is open already, at %s: `lock` closes it", m.path(rootpart.Directory))
+		return fmt.Errorf("the root partition is open already, at %s: `lock` closes it", m.Path(rootpart.Directory))
 	}
-	p, err := m.find()
-	if err != nil {
+	if err := m.find(); err != nil {
 		return err
 	}
-	lock, err := m.locked(p)
+	lock, err := m.locked()
 	if err != nil {
 		return err
 	}
@@ -36,7 +35,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	f, err := m.root(p)
+	f, err := m.root()
 	if err != nil {
 		return err
 	}
@@ -57,46 +56,46 @@ func (m *Machine) Unlock(c hw.Console) error {
 			continue
 		}
 		defer open.Wipe()
-		if err := m.mayOpen(p, lock, open.VolumeKey); err != nil {
+		if err := m.mayOpen(lock, open.VolumeKey); err != nil {
 			return err
 		}
-		if err := m.open(p, &open, func() (string, error) { return rootpart.Attach(m.Machine, p.disk, lock, open.VolumeKey) }); err != nil {
+		if err := m.open(&open, func() (string, error) { return rootpart.Attach(m.Machine, m.Disk, lock, open.VolumeKey) }); err != nil {
 			return err
 		}
-		if p.disk.ReadOnly {
+		if m.Disk.ReadOnly {
 			c.Print("The disk takes no writes, so your data is there to be read alone: copy it.\n")
 			return nil
 		}
-		return m.finishSecret(p, lock, &open)
+		return m.finishSecret(lock, &open)
 	}
 }
 
 // mayOpen refuses a volume whose deed is not this machine's. One that has none is opened
 // where the image can do without a TPM: no system starts with it here, and it may be all
 // that its owner has.
-func (m *Machine) mayOpen(p *place, lock *vault.Lock, volumeKey []byte) error {
-	if p.contract.TPM != contract.Required && len(lock.Deed) == 0 {
+func (m *Machine) mayOpen(lock *vault.Lock, volumeKey []byte) error {
+	if m.Contract.TPM != contract.Required && len(lock.Deed) == 0 {
 		return nil
 	}
 	state, err := enroll.Observe(m.Variables)
 	if err != nil {
 		return err
 	}
-	return rootpart.MayOpenTyped(lock, volumeKey, state, p.contract)
+	return rootpart.MayOpenTyped(lock, volumeKey, state, m.Contract)
 }
 
 // open keeps what was opened and mounts it. What was kept is there before the
 // device, so that whatever goes wrong in between Lock takes away.
-func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) error {
+func (m *Machine) open(open *Opened, attach func() (string, error)) error {
 	if err := m.Keeper.Keep(open); err != nil {
 		return fmt.Errorf("keep the root partition's keys for the commands that follow: %w", err)
 	}
 	device, err := attach()
 	if err == nil {
-		err = m.Kernel.Load(p.contract.RootFileSystem)
+		err = m.Kernel.Load(m.Contract.RootFileSystem)
 	}
 	if err == nil {
-		err = m.mount(device, p)
+		err = m.mount(device)
 	}
 	if err != nil {
 		return errors.Join(err, m.Lock())
@@ -106,16 +105,16 @@ func (m *Machine) open(p *place, open *Opened, attach func() (string, error)) er
 
 // mount mounts the root partition. Many a worn-out disk takes no write and does not say
 // so before: then what it holds can still be read.
-func (m *Machine) mount(device string, p *place) error {
+func (m *Machine) mount(device string) error {
 	try := func() error {
-		flags, options := mounting(p.disk)
-		return m.Mounts.Mount(device, m.path(rootpart.Directory), p.contract.RootFileSystem, flags, options)
+		flags, options := mounting(m.Disk)
+		return m.Mounts.Mount(device, m.Path(rootpart.Directory), m.Contract.RootFileSystem, flags, options)
 	}
 	err := try()
-	if p.disk.ReadOnly || !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
+	if m.Disk.ReadOnly || !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
-	p.disk.ReadOnly = true
+	m.Disk.ReadOnly = true
 	if try() != nil {
 		return err
 	}
@@ -137,7 +136,7 @@ func mounting(d hw.Disk) (flags uintptr, options string) {
 // open is fine.
 func (m *Machine) Lock() error {
 	err := m.Keeper.Forget()
-	if gone := m.Mounts.Unmount(m.path(rootpart.Directory)); gone != nil && !notThere(gone) {
+	if gone := m.Mounts.Unmount(m.Path(rootpart.Directory)); gone != nil && !notThere(gone) {
 		return errors.Join(err, fmt.Errorf("close the root partition (is something open in it?): %w", gone))
 	}
 	if gone := m.Mapper.Close(rootpart.Device); gone != nil && !notThere(gone) {
@@ -153,15 +152,14 @@ func notThere(err error) bool {
 }
 
 // kept returns what Unlock has opened.
-func (m *Machine) kept() (*place, *Opened, error) {
+func (m *Machine) kept() (*Opened, error) {
 	open, err := m.Keeper.Kept()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	p, err := m.find()
-	if err != nil {
+	if err := m.find(); err != nil {
 		open.Wipe()
-		return nil, nil, err
+		return nil, err
 	}
-	return p, open, nil
+	return open, nil
 }

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -72,7 +73,7 @@ func TestRequest(t *testing.T) {
 			}
 		}
 		machine := func() (*recovery.Machine, error) {
-			return &recovery.Machine{Root: root, Variables: vars, Keeper: locked{}}, nil
+			return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}, Keeper: locked{}}, nil
 		}
 		code, _, errs := commandtest.Run(cmd(machine, func() (hw.Console, error) { return nobody{}, nil }, untold), c.args...)
 		if code != c.code || string(vars[nextboot.Variable]) != c.want || !strings.Contains(errs, c.err) {

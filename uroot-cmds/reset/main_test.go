@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -42,7 +43,9 @@ func terminals() (hw.Console, error) { return nobody{}, nil }
 func TestUse(t *testing.T) {
 	vars := variables{written: map[string]string{}}
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: elsewhere, Variables: vars}, nil }
+	machine := func() (*recovery.Machine, error) {
+		return &recovery.Machine{Host: host.Host{Root: elsewhere, Variables: vars}}, nil
+	}
 	commandtest.Use(t, cmd(machine, terminals))
 	if code, _, errs := commandtest.Run(cmd(machine, terminals), "--yes"); code != 2 || !strings.HasSuffix(errs, help) || len(vars.written) > 0 {
 		t.Errorf("it takes --yes: %d, %q", code, errs)
@@ -69,7 +72,7 @@ func TestAtConsole(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Root: root, Variables: vars}, nil }
+	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}}, nil }
 	fails := func() (hw.Console, error) { return nil, errors.New("not here") }
 	if code, _, errs := commandtest.Run(cmd(machine, fails)); code != 1 || errs != "reset: not here\n" {
 		t.Errorf("%d, %q", code, errs)

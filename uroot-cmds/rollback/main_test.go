@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory/inventorytest"
 	"halogenos.internal/initagent/recovery"
@@ -48,7 +49,7 @@ func TestRollback(t *testing.T) {
 		take: func() (*recovery.Machine, error) {
 			m := esp.Hardware()
 			m.TPM = none{}
-			return &recovery.Machine{Machine: m}, nil
+			return &recovery.Machine{Host: host.Host{Machine: m}}, nil
 		},
 		terminal: func() (hw.Console, error) { return typist{answer: "n", asked: &asked}, nil },
 		note:     func(e journal.Entry) error { noted = append(noted, e); return nil },

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -35,7 +36,7 @@ func TestUse(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
 	machine := func(open bool) func() (*recovery.Machine, error) {
 		return func() (*recovery.Machine, error) {
-			return &recovery.Machine{Keeper: kept{open: open}, Root: elsewhere}, nil
+			return &recovery.Machine{Host: host.Host{Root: elsewhere}, Keeper: kept{open: open}}, nil
 		}
 	}
 	commandtest.Use(t, cmd(machine(true), terminal))

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -34,7 +35,9 @@ func UseAtConsole(t *testing.T, cmd func(func() (*recovery.Machine, error), func
 	if err := os.WriteFile(filepath.Join(root, contract.Path), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Keeper: locked{}, Root: root}, nil }
+	machine := func() (*recovery.Machine, error) {
+		return &recovery.Machine{Host: host.Host{Root: root}, Keeper: locked{}}, nil
+	}
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	whole := cmd(machine, terminal)
 	Use(t, whole)
