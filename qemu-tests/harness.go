@@ -217,6 +217,16 @@ func (g *Guest) PowerOn() {
 // PowerCut pulls the plug.
 func (g *Guest) PowerCut() { g.Kill() }
 
+// suspend ends the machine so that the next start goes on.
+func (g *Guest) suspend() {
+	g.t.Helper()
+	ctx, cancel := g.wait()
+	defer cancel()
+	if err := g.Suspend(ctx); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 // wait returns a context for one wait.
 func (g *Guest) wait() (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(g.t.Context(), g.timeout, fmt.Errorf("nothing for %v", g.timeout))

@@ -49,7 +49,7 @@ func TestSwappedVolume(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p := provisioned(t)
+			p := provisionedAtInit(t)
 			var before []byte
 			g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
 				d := openDisk(t, s.Disk(), os.O_RDWR)

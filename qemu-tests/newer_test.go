@@ -269,6 +269,12 @@ func staged(t testing.TB, v variant) Provisioned {
 	})
 }
 
+// stagedAtInit is the same machine in its first try (see atInit).
+func stagedAtInit(t testing.TB, v variant) Provisioned {
+	t.Helper()
+	return atInit(t, "testos-1", fmt.Sprintf("staged-2 %+v", v), staged(t, v))
+}
+
 // wantUKIs compares the names of the UKIs on the ESP of a machine that is off.
 func wantUKIs(t testing.TB, s vm.State, want ...string) {
 	t.Helper()

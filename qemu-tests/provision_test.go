@@ -43,6 +43,12 @@ func provisioned(t testing.TB) Provisioned {
 	return Provision(t, Options{Image: "testos-1"}, "provisioned-1", bringUp)
 }
 
+// provisionedAtInit is the same machine in its fourth boot (see atInit).
+func provisionedAtInit(t testing.TB) Provisioned {
+	t.Helper()
+	return atInit(t, "testos-1", "provisioned-1", provisioned(t))
+}
+
 // bringUp lets a new machine provision itself, and gives it a third boot, the first
 // one that the TPM unlocks.
 func bringUp(g *Guest) map[string]string {

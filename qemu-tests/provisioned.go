@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +77,22 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 	return p
 }
 
+// atInit is a provisioned machine of an image, by the name of its kind, that stands where
+// its kernel starts initagent. Of its disk only the partition table and the ESP were
+// read. It is for tests of what comes then that change nothing of those, nor the firmware's
+// variables, nor the TPM; other tests start each kind from power on.
+func atInit(t testing.TB, image, kind string, p Provisioned) Provisioned {
+	t.Helper()
+	return Provision(t, Options{Image: image, State: p.State}, kind+", at init", func(g *Guest) map[string]string {
+		g.Expect(`Run /init as init process`)
+		g.suspend()
+		if strings.Contains(g.Console().Text(), "] virtio_blk") {
+			t.Fatal("the kernel has a driver of the disk before it was suspended")
+		}
+		return p.Notes
+	})
+}
+
 const notesFile = "notes.json"
 
 // saveProvisioned writes under another name first, so that a directory with the final
@@ -133,15 +150,19 @@ func removeStale(base string, now time.Time) {
 }
 
 // provisionKey names everything that decides what provisioning comes to: the image's
-// bytes, the kind, the firmware and the machine's make.
+// bytes, the kind, the firmware, the emulator and the machine's make.
 func provisionKey(image, kind string, options Options) (string, error) {
 	fw, err := firmware(options)
 	if err != nil {
 		return "", err
 	}
+	emulator, err := vm.Emulator()
+	if err != nil {
+		return "", err
+	}
 	o := options.VM
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q %q %d %d %q %q %v\n", kind, o.TPM, o.Watchdog, o.Bus, o.SectorSize, o.Memory, o.SMBIOS, o.Extra, o.Clock.Unix())
+	fmt.Fprintf(h, "%q %q %q %q %q %d %d %q %q %v\n", emulator, kind, o.TPM, o.Watchdog, o.Bus, o.SectorSize, o.Memory, o.SMBIOS, o.Extra, o.Clock.Unix())
 	for _, path := range []string{image, fw.Code, fw.Vars} {
 		if err := hashSparse(h, path); err != nil {
 			return "", err

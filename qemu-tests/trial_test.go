@@ -244,7 +244,7 @@ func TestTrialSystemHangs(t *testing.T) {
 // FAULTS 32
 func TestTrialCorrupt(t *testing.T) {
 	t.Parallel()
-	g := newGuest(t, Options{State: staged(t, successor()).State})
+	g := newGuest(t, Options{State: stagedAtInit(t, successor()).State})
 	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.SystemNumber(), 1234)
 	g.PowerOn()
 	g.Expect(`halogen: halogen_2\+0-1\.efi has no tries left`)
@@ -258,7 +258,7 @@ func TestTrialCorrupt(t *testing.T) {
 // the root partition is closed.
 func TestBothBad(t *testing.T) {
 	t.Parallel()
-	g := newGuest(t, Options{State: staged(t, successor()).State})
+	g := newGuest(t, Options{State: stagedAtInit(t, successor()).State})
 	d := openDisk(t, g.State().Disk(), os.O_RDWR)
 	for _, s := range []layout.Slot{layout.SlotA, layout.SlotB} {
 		d.flip(s.SystemNumber(), 1234)

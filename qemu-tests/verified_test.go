@@ -90,6 +90,7 @@ func TestCorrupt(t *testing.T) {
 		t.Fatalf("the tree has %d levels (%v), the test is about one of 2", len(levels), err)
 	}
 	system, tree := layout.SlotA.SystemNumber(), layout.SlotA.VerityNumber()
+	const otherUKI = "another root hash" // started from power on
 	stops := func(where string) string {
 		return `RECOVERY: the system image is not what the UKI names: first read through dm-verity: [^\n]+\n +slot a: verity: ` + where + ` is corrupt; and there is no other system`
 	}
@@ -102,7 +103,7 @@ func TestCorrupt(t *testing.T) {
 		{"leaf", func(_ *testing.T, d *disk) { d.flip(tree, levels[0].Offset) }, stops(`hash block 0 of level 0 \(offset 8192\)`)},
 		{"top", func(_ *testing.T, d *disk) { d.flip(tree, levels[1].Offset+40) }, stops(`hash block 0 of level 1 \(offset 4096\)`)},
 		{"another image and its tree", otherImage, stops(`hash block 0 of level 1 \(offset 4096\)`)},
-		{"another root hash", func(t *testing.T, d *disk) { otherRoot(t, d, r) }, stops(`hash block 0 of level 1 \(offset 4096\)`)},
+		{otherUKI, func(t *testing.T, d *disk) { otherRoot(t, d, r) }, stops(`hash block 0 of level 1 \(offset 4096\)`)},
 		// The kernel gets none of its parameters from there, nor reads what lies behind.
 		{"superblock, salt and tails", func(_ *testing.T, d *disk) {
 			for _, offset := range []int64{0, 8, 40, 64, 72, 88, verity.BlockSize - 1, levels[0].Offset + int64(levels[0].Blocks)*verity.BlockSize} {
@@ -114,7 +115,11 @@ func TestCorrupt(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := newGuest(t, Options{State: named(t).State})
+			p := named(t)
+			if tt.name != otherUKI {
+				p = atInit(t, "testos-1", "named", p)
+			}
+			g := newGuest(t, Options{State: p.State})
 			tt.damage(t, openDisk(t, g.State().Disk(), os.O_RDWR))
 			g.PowerOn()
 			g.stopsAt(tt.want)
@@ -209,7 +214,7 @@ func TestCorruptInstallation(t *testing.T) {
 func TestCorruptLater(t *testing.T) {
 	t.Parallel()
 	const file = "/usr/sbin/e2fsck"
-	g := newGuest(t, Options{State: provisioned(t).State})
+	g := newGuest(t, Options{State: provisionedAtInit(t).State})
 	offset := fileOffset(t, "testos-1", file)
 	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotA.SystemNumber(), offset+100)
 	g.PowerOn()

@@ -35,6 +35,7 @@ const ReasonKilled = "killed"
 // Machine is a machine that was switched on.
 type Machine struct {
 	options    Options
+	identity   string // see identity
 	console    *Console
 	qmp        *QMP
 	qemu       *process
@@ -49,7 +50,7 @@ type Machine struct {
 	err        error
 }
 
-// Start switches a machine on. The machine lives until its guest ends it, Kill,
+// Start switches a machine on, or lets a suspended one go on (see [Machine.Suspend]). The machine lives until its guest ends it, Kill,
 // Stop or Close is called, or ctx ends.
 func Start(ctx context.Context, o Options) (*Machine, error) {
 	o, err := o.withDefaults()
@@ -86,14 +87,25 @@ func Start(ctx context.Context, o Options) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{options: o, unlock: unlock, done: make(chan struct{})}
-	if err := m.launch(ctx, qemu, args); err != nil {
+	var resumption []string
+	if m.identity, err = identity(qemu, args, o.State); err == nil {
+		resumption, err = m.resumption()
+	}
+	if err == nil {
+		err = m.launch(ctx, qemu, append(args, resumption...))
+	}
+	if err != nil {
 		m.release()
 		return nil, err
 	}
 	m.say("waiting for QEMU")
 	hello, cancel := context.WithTimeout(ctx, handshake)
 	defer cancel()
-	if err := m.qmp.negotiate(hello); err != nil {
+	err = m.qmp.negotiate(hello)
+	if err == nil && resumption != nil {
+		err = m.resume(hello)
+	}
+	if err != nil {
 		if errors.Is(err, ErrEnded) {
 			m.qemu.end(patience) // by itself: how it ended is the reason
 		}

@@ -12,7 +12,8 @@ import (
 )
 
 // State is the directory of a machine: disk.img, vars.fd and tpm/. The three are only
-// ever copied together, since the TPM's answers depend on what the other two hold.
+// ever copied together, since the TPM's answers depend on what the other two hold; with
+// them goes the memory of a machine that is suspended.
 type State struct {
 	Dir string
 }
@@ -79,7 +80,7 @@ func (s State) UseFirmware(fw Firmware) error {
 	if err := CopySparse(s.Vars(), fw.Vars); err != nil {
 		return fmt.Errorf("firmware variables: %w", err)
 	}
-	return nil
+	return s.wake()
 }
 
 // firmware returns the installed build that the machine's variables belong to: the size
@@ -109,7 +110,7 @@ func (s State) ResetTPM() error {
 	if err := os.Mkdir(s.TPM(), 0o755); err != nil {
 		return fmt.Errorf("reset TPM: %w", err)
 	}
-	return nil
+	return s.wake()
 }
 
 // Clone copies the machine into a new directory, which must be absent or empty. The
@@ -136,7 +137,7 @@ func (s State) Replace(from State) error {
 		return err
 	}
 	defer unlockFrom()
-	for _, path := range []string{s.Disk(), s.Vars(), s.TPM()} {
+	for _, path := range []string{s.Disk(), s.Vars(), s.TPM(), s.memory(), s.suspendedBy()} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("restore machine: %w", err)
 		}
@@ -155,7 +156,7 @@ func (s State) Forget() error {
 		return err
 	}
 	defer unlock()
-	for _, path := range []string{s.Disk(), s.Vars(), s.TPM(), filepath.Join(s.Dir, consoleLog), filepath.Join(s.Dir, qemuLog), s.lockFile()} {
+	for _, path := range []string{s.Disk(), s.Vars(), s.TPM(), s.memory(), s.suspendedBy(), filepath.Join(s.Dir, consoleLog), filepath.Join(s.Dir, qemuLog), s.lockFile()} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("forget machine: %w", err)
 		}
@@ -173,10 +174,10 @@ func (s State) copyTo(dir string) (State, error) {
 }
 
 func (s State) copyInto(to State) error {
-	for _, pair := range [][2]string{{s.Disk(), to.Disk()}, {s.Vars(), to.Vars()}} {
+	for _, pair := range [][2]string{{s.Disk(), to.Disk()}, {s.Vars(), to.Vars()}, {s.memory(), to.memory()}, {s.suspendedBy(), to.suspendedBy()}} {
 		err := CopySparse(pair[1], pair[0])
-		if errors.Is(err, fs.ErrNotExist) && pair[0] == s.Disk() {
-			continue // a machine may have no disk of its own
+		if errors.Is(err, fs.ErrNotExist) && pair[0] != s.Vars() {
+			continue // a machine may have no disk of its own, and is rarely suspended
 		}
 		if err != nil {
 			return fmt.Errorf("copy machine: %w", err)
