@@ -27,7 +27,7 @@ func manuals() []manual {
 				{Text: "Five minutes of it for a script, which looks at the last picture:", Lines: "timeout 300 halogen run --state machine \\\n    --screenshot screen.png </dev/null"},
 			},
 			Environment: []manpage.Entry{{Name: "WAYLAND_DISPLAY , DISPLAY", Text: "The display server that a window appears on."}},
-			See: []string{"halogen 1", "halogen-build 1", "halogen-install 1"},
+			See:         []string{"halogen 1", "halogen-build 1", "halogen-install 1"},
 		}},
 		releaseManual(),
 		{command: "release list", Page: manpage.Page{
