@@ -271,6 +271,13 @@ func TestKeepHomeFails(t *testing.T) {
 	}
 	m.typed = nil
 	m.ends("recovery", "the reset that keeps /home is not complete", "halogen: the boot has stopped. `help`")
+	// Asked for once more at the console, it keeps the accounts that it has noted.
+	delete(m.rootFiles(), upper.Directory+"/"+ownstate.Own(&m.agent.Host)+"/etc/upper/passwd")
+	r, c := m.console()
+	m.typed = []string{m.recoveryKey(), "test"}
+	m.works(r.Unlock(c))
+	m.works(r.ResetKeepingHome(c))
+	m.must(r.Lock())
 	m.stuckFile = ""
 	m.ends("system")
 	m.checkKeptHome("it goes on")

@@ -33,11 +33,11 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	if err := m.ConfirmKeepHome(c, "", 0); err != nil {
 		return err
 	}
-	log, err := m.Store.Read(bootjournal.File, bootjournal.MaxSize)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, hw.ErrUnfit) {
+	note, err := m.keepHomeNote()
+	if err != nil {
 		return err
 	}
-	text, err := keephome.Note{Stage: keephome.Confirmed, After: keephome.LastStart(journal.Parse(log))}.Encode()
+	text, err := note.Encode()
 	if err == nil {
 		err = m.Store.MakeDirectory(rootpart.OwnDirectory, 0o700)
 	}
@@ -49,6 +49,34 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	}
 	c.Print("It is noted. `exit` starts again: that start deletes all but /home, and asks no more.\n")
 	return nil
+}
+
+// keepHomeNote is what is to be noted. One that was begun keeps the accounts that are in its
+// note: they may be nowhere else.
+func (m *Machine) keepHomeNote() (*keephome.Note, error) {
+	log, err := m.read(bootjournal.File, bootjournal.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	text, err := m.read(keephome.Path, keephome.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	note := &keephome.Note{Stage: keephome.Confirmed}
+	if begun, err := keephome.Parse(text); err == nil && begun.Stage != keephome.Confirmed {
+		note.Stage, note.People = keephome.Deleting, begun.People
+	}
+	note.After = keephome.LastStart(journal.Parse(log))
+	return note, nil
+}
+
+// read reads a file; one that is not there, or is no such file, is empty.
+func (m *Machine) read(name string, limit int64) ([]byte, error) {
+	text, err := m.Store.Read(name, limit)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hw.ErrUnfit) {
+		return nil, nil
+	}
+	return text, err
 }
 
 // ConfirmKeepHome has a person at the machine type its name, and says before what goes and
