@@ -25,7 +25,7 @@ import (
 func TestBootManagerExchange(t *testing.T) {
 	t.Parallel()
 	managers := map[string]string{"EFI/BOOT/BOOTX64.EFI": "EFI/BOOT/HALOGEN.NEW", "EFI/systemd/systemd-bootx64.efi": "EFI/systemd/HALOGEN.NEW"}
-	g := Machine(t, Options{State: provisioned(t).State})
+	g := Machine(t, Options{State: provisionedAtInit(t).State})
 	device := ""
 	for _, d := range g.Boot().Disks {
 		for i, p := range d.Partitions {

@@ -150,19 +150,20 @@ func removeStale(base string, now time.Time) {
 }
 
 // provisionKey names everything that decides what provisioning comes to: the image's
-// bytes, the kind, the firmware, the emulator and the machine's make.
+// bytes, the kind, the firmware and the machine's make.
 func provisionKey(image, kind string, options Options) (string, error) {
 	fw, err := firmware(options)
 	if err != nil {
 		return "", err
 	}
-	emulator, err := vm.Emulator()
+	o := options.VM
+	o.State, o.Firmware, o.WriteLog, o.Disks = vm.State{Dir: "/machine"}, fw, "", nil
+	of, err := vm.Make(o)
 	if err != nil {
 		return "", err
 	}
-	o := options.VM
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q %q %q %d %d %q %q %v\n", emulator, kind, o.TPM, o.Watchdog, o.Bus, o.SectorSize, o.Memory, o.SMBIOS, o.Extra, o.Clock.Unix())
+	fmt.Fprintf(h, "%q %d %s\n", kind, o.Memory, of)
 	for _, path := range []string{image, fw.Code, fw.Vars} {
 		if err := hashSparse(h, path); err != nil {
 			return "", err

@@ -86,13 +86,22 @@ func identity(qemu string, args []string, s State) (string, error) {
 	return build + "\n" + strings.ReplaceAll(strings.Join(args, "\n"), s.Dir, "") + "\n", nil
 }
 
-// Emulator tells the QEMU that is installed from others.
-func Emulator() (string, error) {
+// Make tells what a machine is made of, by QEMU's build and arguments: one that was
+// suspended goes on only where that is the same. It has no window and no sound.
+func Make(o Options) (string, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return "", err
+	}
 	qemu, err := findQEMU()
 	if err != nil {
 		return "", err
 	}
-	return build(qemu)
+	args, err := arguments(o, o.Firmware, Abilities{})
+	if err != nil {
+		return "", err
+	}
+	return identity(qemu, args, o.State)
 }
 
 func build(program string) (string, error) {
