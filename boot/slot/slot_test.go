@@ -159,7 +159,8 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed, RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
+		RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause

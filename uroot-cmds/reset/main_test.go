@@ -72,7 +72,9 @@ func TestAtConsole(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}}, nil }
+	machine := func() (*recovery.Machine, error) {
+		return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}}, nil
+	}
 	fails := func() (hw.Console, error) { return nil, errors.New("not here") }
 	if code, _, errs := commandtest.Run(cmd(machine, fails)); code != 1 || errs != "reset: not here\n" {
 		t.Errorf("%d, %q", code, errs)
