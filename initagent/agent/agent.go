@@ -92,8 +92,8 @@ func (a *Agent) begin() {
 		{"drivers", "devices get their kernel modules", a.LoadDrivers},
 		{"watchdog", "a hang becomes a restart", a.StartWatchdog},
 		{"contract", "the facts that the signed UKI carries", a.readContract},
-		{"tpm", "the machine's TPM", a.openTPM},
-		{"measure", "the initramfs phase begins", a.enterPhase},
+		{"tpm", "the machine's TPM", func() error { a.OpenTPM(); return a.observeTPM(nil) }},
+		{"measure", "the initramfs phase begins", func() error { return a.observeTPM(a.EnterPhase()) }},
 		{"disk", "the disk that the firmware started from", a.FindDisk},
 		{"tries", "a start of a trial is counted", func() error { return a.CountTry(a.unmeasured.CountVariable) }},
 		{"pending", "what an earlier start has left to do", a.readLeft},
@@ -117,28 +117,16 @@ func (a *Agent) openFirmware() error {
 // errNotOpened is why there is no TPM before the boot has come to it.
 var errNotOpened = errors.New("the TPM was not opened yet")
 
-// openTPM opens the TPM.
-func (a *Agent) openTPM() error {
-	a.OpenTPM()
-	a.observeTPM()
-	return nil
-}
-
-// enterPhase tells it that the initramfs phase begins.
-func (a *Agent) enterPhase() error {
-	err := a.EnterPhase()
-	a.observeTPM()
-	return err
-}
-
-// observeTPM says whether there is a TPM. One that does not work is as good as none.
-func (a *Agent) observeTPM() {
+// observeTPM says whether there is a TPM, and returns what a step with it has failed for. One
+// that does not work is as good as none.
+func (a *Agent) observeTPM(failed error) error {
 	err := a.Chip.Err
 	a.facts.TPMPresent = err == nil
 	if err != nil && !errors.Is(err, tpm.ErrAbsent) && a.facts.TPMFault == "" {
 		a.facts.TPMFault = err.Error()
 		a.Log.Say("the TPM cannot be used: %v", err)
 	}
+	return failed
 }
 
 // removeUnmeasured takes away what somebody has stored in the firmware.

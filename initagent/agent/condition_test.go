@@ -27,7 +27,6 @@ import (
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
-	"halogenos.internal/initagent/upkeep"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -158,7 +157,7 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				note, err := keephome.Parse(files[name])
 				m.must(err)
 				fmt.Fprintf(out, "%s %s %q\n", name, note.Stage, note.People)
-			case path.Join(upkeep.CopiesDirectory, "index.json"):
+			case path.Join(rootpart.Copies, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
 			default:
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))

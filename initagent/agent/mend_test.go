@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/upkeep"
+	"halogenos.internal/initagent/rootpart"
 )
 
 // Repair implements hw.ESP.
@@ -187,7 +187,7 @@ func TestMendGivesUp(t *testing.T) {
 			m.blessSecond()
 			m.setFile(name1, nil)
 			files := m.volumes[*m.openVolume]
-			files[upkeep.CopiesDirectory+"/test_1.efi"] = flipped(files[upkeep.CopiesDirectory+"/test_1.efi"])
+			files[rootpart.Copies+"/test_1.efi"] = flipped(files[rootpart.Copies+"/test_1.efi"])
 		}, []string{"test_2.efi"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -243,7 +243,7 @@ func TestCutMend(t *testing.T) {
 		"no copies": func(m *machine) {
 			files := m.volumes[*m.openVolume]
 			for name := range files {
-				if strings.HasPrefix(name, upkeep.CopiesDirectory) {
+				if strings.HasPrefix(name, rootpart.Copies) {
 					delete(files, name)
 				}
 			}
@@ -295,7 +295,7 @@ func TestCutMendNeedsFlushes(t *testing.T) {
 			m.powerOn(s.world)
 			// Whole again by its length, and perhaps not by content, which nobody reads
 			// for a week.
-			if end := m.run(); end != "system" || !bytes.Equal(m.files()[uki1()], m.volumes[*m.openVolume][upkeep.CopiesDirectory+"/test_1.efi"]) {
+			if end := m.run(); end != "system" || !bytes.Equal(m.files()[uki1()], m.volumes[*m.openVolume][rootpart.Copies+"/test_1.efi"]) {
 				return
 			}
 		}

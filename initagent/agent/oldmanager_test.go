@@ -79,7 +79,7 @@ func TestEnrollReplacesRevoked(t *testing.T) {
 func TestEnrollWithoutGoodManager(t *testing.T) {
 	m, _ := backedUp(t)
 	for name := range m.rootFiles() {
-		if strings.HasPrefix(name, upkeep.CopiesDirectory) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
+		if strings.HasPrefix(name, rootpart.Copies) && strings.HasSuffix(strings.ToLower(name), "x64.efi") {
 			delete(m.rootFiles(), name)
 		}
 	}

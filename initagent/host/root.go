@@ -22,15 +22,6 @@ func (h *Host) KeyLimit() (uint64, error) {
 	return rootpart.KeyLimit(memory), err
 }
 
-// KeyMemory is rootpart.KeyMemory of this machine.
-func (h *Host) KeyMemory(cpus int) (uint64, error) {
-	memory, err := h.Memory()
-	if err != nil {
-		return 0, err
-	}
-	return rootpart.KeyMemory(memory, cpus), nil
-}
-
 // HealHeader restores the copy of the LUKS2 header that a cut or a bad sector has
 // left behind the other one. It is not worth a boot.
 func (h *Host) HealHeader() {
@@ -51,11 +42,6 @@ func (h *Host) HealHeader() {
 // StoredKeys are this machine's Secure Boot keys, from the open root partition.
 func (h *Host) StoredKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
 	return rootpart.StoredKeys(h.Store, secret, h.Lock)
-}
-
-// MayOpen refuses a volume that this machine did not make.
-func (h *Host) MayOpen(record *policy.Record, volumeKey []byte) error {
-	return rootpart.MayOpen(h.Lock, record, volumeKey, h.FirmwareKeys, h.Contract.SecureBoot)
 }
 
 // deedKey is the key that signs the root partition's deed; nil where there is none.

@@ -6,11 +6,20 @@ import (
 	"io/fs"
 	"slices"
 
+	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/rootpart"
 )
+
+// ContractOf reads a UKI on the ESP, and the boot contract in it.
+func (h *Host) ContractOf(n bls.Name) (c *contract.Contract, image []byte, err error) {
+	if err = h.ReadESP(func(files fs.FS) (err error) { image, err = rootpart.ReadUKI(files, n); return err }); err == nil {
+		c, _, err = rootpart.Describe(image)
+	}
+	return c, image, err
+}
 
 // RunningImage is the UKI that this boot was started from.
 func (h *Host) RunningImage() (*rootpart.Image, error) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"golang.org/x/sys/unix"
 
@@ -52,21 +51,15 @@ func systemBefore(h *host.Host) (out *before) {
 }
 
 func lookBefore(h *host.Host, n bls.Name) (*before, error) {
-	b := new(before)
-	err := h.ReadESP(func(files fs.FS) (err error) { b.image, err = rootpart.ReadUKI(files, n); return err })
+	c, image, err := h.ContractOf(n)
 	if err != nil {
 		return nil, err
 	}
-	if b.contract, _, err = rootpart.Describe(b.image); err != nil {
-		return nil, err
-	}
-	root := b.contract.Root()
-	s, named := layout.FindSlot(h.Table, layout.SystemUUID(root), layout.VerityUUID(root))
+	s, named := layout.FindSlot(h.Table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	if !s.Valid() || !named {
 		return nil, errors.New("no slot holds its content")
 	}
-	b.slot = s
-	return b, nil
+	return &before{s, c, image}, nil
 }
 
 // otherSlot is what the disk says of the slot that does not run.

@@ -19,9 +19,6 @@ import (
 	"halogenos.internal/initagent/systems"
 )
 
-// espCopies is where the root partition keeps the ESP's files.
-const espCopies = rootpart.OwnDirectory + "/esp"
-
 // espSettings is the boot manager's configuration where no copy of it was kept.
 // It names no default entry, which would switch the counting of tries off.
 const espSettings = "timeout 0\n"
@@ -65,7 +62,7 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 func (m *Machine) saved(open *Opened, c hw.Console) ([]fat.File, error) {
 	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
 	k := &systems.Keeper{
-		Store: m.Store, Directory: espCopies, ImageID: m.Contract.ImageID, Now: m.Now(), Say: say,
+		Store: m.Store, Directory: rootpart.Copies, ImageID: m.Contract.ImageID, Now: m.Now(), Say: say,
 		Belongs: func(*contract.Contract) error { return nil },
 	}
 	state, err := enroll.Observe(m.Variables)

@@ -40,6 +40,7 @@ const (
 	NextFile     = OwnDirectory + "/next-secret"          // what a new machine secret needs, until it is in force
 	NextKeysFile = OwnDirectory + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
 	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrollment came to its end; only without a TPM
+	Copies       = OwnDirectory + "/esp"                  // of the ESP's files
 	Shared       = OwnDirectory + "/shared"               // what the running system shares with the boot: it sees this as /var/lib/halogen
 )
 

@@ -6,7 +6,11 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 
+	"halogenos.internal/boot/bounded"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/slot"
@@ -14,6 +18,7 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -305,6 +310,87 @@ func SealProvisionally(h *host.Host, secret *policy.Secret, needed *policy.Seale
 func checkEnforced(h *host.Host, wanted secureboot.Wanted) error {
 	for _, d := range enroll.Enforced(h.FirmwareKeys, wanted) {
 		return fmt.Errorf("the firmware does not enforce what was enrolled: %s", d)
+	}
+	return nil
+}
+
+// maySign are the files that an enrollment signs: with new keys, none that another has
+// replaced.
+func maySign(h *host.Host, list *secureboot.List) enroll.Allowed {
+	if h.State.Root == slot.RootOpen && rootpart.KeysUnfinished(h.Store, h.Lock) {
+		return rootpart.AllowedAnew(list)
+	}
+	return rootpart.Allowed(list)
+}
+
+// foretellAgain has the TPM's record be for what the firmware holds in fact after an
+// enrollment that its owner has agreed to: it may keep an entry otherwise than it was
+// written. Where that fails, the recovery key is asked for once more.
+func foretellAgain(h *host.Host, foretold *rootpart.Start, secret *policy.Secret, list *secureboot.List) {
+	if foretold == nil {
+		return
+	}
+	if err := foretell(h, foretold, secret, list); err != nil {
+		h.Log.Say("the recovery key will be asked for once more at the next start: %v", err)
+	}
+}
+
+func foretell(h *host.Host, foretold *rootpart.Start, secret *policy.Secret, list *secureboot.List) error {
+	now, err := enroll.Observe(h.Variables)
+	if err != nil {
+		return err
+	}
+	log, _, err := h.ReadLog()
+	if err != nil {
+		return err
+	}
+	vars := pcr.SecureBootVariables{SecureBoot: true, PK: now.PK.Raw, KEK: now.KEK.Raw, DB: now.DB.Raw, DBX: now.DBX.Raw}
+	value, err := pcr.PredictPCR7(log, vars, [][]byte{list.Wanted.DB[0].SignatureData()})
+	if err != nil || value == foretold.Boot.PCR7 {
+		return err
+	}
+	volumeKey, err := h.OpenByTPM(secret)
+	if err != nil {
+		return err
+	}
+	defer luks2.Wipe(volumeKey)
+	return h.RecordStart(foretold.Enrolled(value), volumeKey, secret, nil)
+}
+
+// ReadLeft reads what the first boot left for the second, the newest file
+// that makes sense. None is nil, and so is an ESP that cannot be read: a machine
+// in use does without, and on any other nothing is lost by starting over.
+func ReadLeft(h *host.Host) error {
+	h.Left = firstboot.Left{Unlocked: h.Left.Unlocked}
+	err := h.ReadESP(func(files fs.FS) error {
+		entries, err := fs.ReadDir(files, firstboot.Directory)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		newest := -1
+		for _, e := range entries {
+			h.Left.Unlocked = h.Left.Unlocked || lastgood.Is(e.Name())
+			h.Left.Marked = h.Left.Marked || strings.EqualFold(e.Name(), path.Base(firstboot.DeletionMark))
+			n, ok := firstboot.Count(e.Name())
+			if !ok {
+				continue
+			}
+			h.Left.Keys = true
+			// A file that a cut left unfinished is as good as none: it is
+			// written before anything depends on it.
+			text, err := bounded.File(files, path.Join(firstboot.Directory, e.Name()), firstboot.MaxSize)
+			if err != nil {
+				h.Log.Say("%v", err)
+				continue
+			}
+			if p, err := firstboot.Parse(text); err == nil && n > newest {
+				h.Left.Pending, newest = p, n
+			}
+		}
+		return err
+	})
+	if err != nil {
+		h.Log.Say("what an earlier start may have left on the ESP is not known: %v", err)
 	}
 	return nil
 }

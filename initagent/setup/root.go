@@ -281,12 +281,12 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 	if err != nil {
 		return nil, nil, err
 	}
-	memory, err := h.KeyMemory(runtime.NumCPU())
+	memory, err := h.Memory()
 	if err != nil {
 		return nil, nil, err
 	}
 	return vault.Make(h.Random, f, vault.Options{
-		UUID: uuid.String(), Size: size, Memory: memory, CPUs: runtime.NumCPU(),
+		UUID: uuid.String(), Size: size, Memory: rootpart.KeyMemory(memory, runtime.NumCPU()), CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
 	})
 }

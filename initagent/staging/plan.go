@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
@@ -134,20 +133,8 @@ func (s *stager) renamed(c *candidate) *gpt.Table {
 // isGone reports whether a UKI names content that neither the running slot has nor
 // the one that holds the new release.
 func (s *stager) isGone(n bls.Name, c *candidate) bool {
-	gone := false
-	err := s.ReadESP(func(files fs.FS) error {
-		image, err := rootpart.ReadUKI(files, n)
-		if err != nil {
-			return err
-		}
-		have, _, err := rootpart.Describe(image)
-		if err != nil {
-			return err
-		}
-		gone = !bytes.Equal(have.RootHash, s.Contract.RootHash) && !bytes.Equal(have.RootHash, c.contract.RootHash)
-		return nil
-	})
-	return err == nil && gone
+	have, _, err := s.ContractOf(n)
+	return err == nil && !bytes.Equal(have.RootHash, s.Contract.RootHash) && !bytes.Equal(have.RootHash, c.contract.RootHash)
 }
 
 // admit says what lets the release unlock the root partition, having done all of it

@@ -107,7 +107,7 @@ func (o *opening) byTPM() error {
 	if err := o.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	if err := o.MayOpen(record, volumeKey); err != nil {
+	if err := rootpart.MayOpen(o.Lock, record, volumeKey, o.FirmwareKeys, o.Contract.SecureBoot); err != nil {
 		return err
 	}
 	if err := o.OpenRoot(o.Lock, volumeKey, false); err != nil {

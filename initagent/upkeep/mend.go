@@ -15,14 +15,11 @@ import (
 	"halogenos.internal/initagent/systems"
 )
 
-// CopiesDirectory is where the root partition has the copies of the ESP's files.
-const CopiesDirectory = rootpart.OwnDirectory + "/esp"
-
 // Keeper keeps the copies. Where the firmware enforces this machine's keys, its
 // list and they tell a sound file from a damaged one.
 func Keeper(h *host.Host) *systems.Keeper {
 	k := &systems.Keeper{
-		Store: h.Store, Directory: CopiesDirectory, ImageID: h.Contract.ImageID, Belongs: func(c *contract.Contract) error { return belongs(h, c) }, Now: h.Now(), Say: h.Log.Say,
+		Store: h.Store, Directory: rootpart.Copies, ImageID: h.Contract.ImageID, Belongs: func(c *contract.Contract) error { return belongs(h, c) }, Now: h.Now(), Say: h.Log.Say,
 	}
 	if h.OwnEnforced() {
 		k.Starts = h.Starts

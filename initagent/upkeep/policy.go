@@ -84,19 +84,11 @@ func epochOf(h *host.Host, n bls.Name) (epoch uint64, known bool) {
 			return b.Epoch, true
 		}
 	}
-	err := h.ReadESP(func(files fs.FS) error {
-		image, err := rootpart.ReadUKI(files, n)
-		if err != nil {
-			return err
-		}
-		c, _, err := rootpart.Describe(image)
-		if err != nil {
-			return err
-		}
-		epoch = c.Epoch
-		return nil
-	})
-	return epoch, err == nil
+	c, _, err := h.ContractOf(n)
+	if err != nil {
+		return 0, false
+	}
+	return c.Epoch, true
 }
 
 // UpdatePolicy writes the TPM's record again after the ESP's systems have changed: a
