@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
 )
@@ -157,4 +158,18 @@ func (a *Agent) stopListening() {
 		a.listener.Close()
 		a.listener = nil
 	}
+}
+
+// observeKeepHome looks, once, whether a reset that keeps /home was begun.
+func (a *Agent) observeKeepHome() {
+	if a.facts.KeepHomeAsked && a.State.Trial {
+		a.Log.Say("a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept")
+		a.facts.KeepHomeAsked = false
+	}
+	if a.homeLooked {
+		return
+	}
+	a.homeLooked = true
+	note, err := ownstate.KeepHomeNote(&a.Host)
+	a.facts.KeepHomeBegun = note != nil || err != nil
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +13,6 @@ import (
 	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/handover"
-	"halogenos.internal/initagent/host"
-	"halogenos.internal/initagent/recovery"
-	"halogenos.internal/initagent/unlock"
 )
 
 // recover opens the recovery console: a shell on every terminal, with nothing in
@@ -155,41 +151,3 @@ func (a *Agent) install() error {
 	a.ReleaseWatchdog(0) // a person takes the time that it takes
 	return a.Attended(func() error { return a.Person.Program(a.Path(installerProgram), "install") })
 }
-
-// resetAsked says to the person in front of the screen what was asked for, and by whom.
-const resetAsked = `
-A FACTORY RESET: this was asked for from the running system,
-with ` + "`halogenctl reset`" + `. If it was not you who did, press Enter: somebody else may be
-root there. Then nothing is changed, and the machine starts as usual.
-`
-
-// reset does what the recovery console's reset does, which the running system has asked
-// for, if somebody types the machine's name. An attacker who is root there gains the question
-// and its two minutes, once: the request was taken away before, says nothing but what is
-// asked for, and is answered by a person alone. Nothing was unsealed in this boot.
-//
-// An error means that nothing was changed, and the machine starts as usual, unless the fact
-// ResetBegun says otherwise: then this boot ends in the recovery console, whose reset does
-// the rest. Cut after the first write, nothing opens the root partition any more, and the
-// next boot ends there.
-func (a *Agent) reset() error {
-	c, err := a.Person.Open()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.Print(resetAsked)
-	m := &recovery.Machine{Host: host.Host{Machine: a.Machine, Variables: a.Variables, Random: a.Random, Root: a.Root}, Keeper: nothingKept{}, Discard: recovery.Discard}
-	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
-		a.facts.ResetBegun = errors.Is(err, recovery.ErrBegun)
-		c.Print(fmt.Sprintf("%v\n", err))
-		return err
-	}
-	return nil
-}
-
-// nothingKept is for a boot that has opened nothing.
-type nothingKept struct{ recovery.Keeper }
-
-// Forget implements recovery.Keeper.
-func (nothingKept) Forget() error { return nil }

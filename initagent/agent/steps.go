@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/reset"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
 	"halogenos.internal/initagent/staging"
@@ -63,18 +64,24 @@ func (r stepRow) time() time.Duration {
 // steps has a row for each kind of step that goes on with the boot. How one ends that
 // cannot is for Agent.stop.
 var steps = map[slot.Kind]stepRow{
-	slot.Install:       {do: plain((*Agent).install), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Install }, deaf: true},
-	slot.Heal:          {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
-	slot.Partition:     {do: onHost(setup.Partition)},
-	slot.MakeTree:      {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
-	slot.OpenVerity:    {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
-	slot.Enroll:        {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
-	slot.MakeRoot:      {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
-	slot.Unlock:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
-	slot.AskKey:        {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
-	slot.NewSecret:     {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
-	slot.Reset:         {do: plain((*Agent).reset), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
-	slot.KeepHome:      {do: plain((*Agent).keepHome), outcome: func(f *slot.Facts) *slot.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
+	slot.Install:    {do: plain((*Agent).install), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Install }, deaf: true},
+	slot.Heal:       {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
+	slot.Partition:  {do: onHost(setup.Partition)},
+	slot.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
+	slot.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
+	slot.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
+	slot.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
+	slot.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
+	slot.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
+	slot.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	slot.Reset: {do: func(a *Agent, _ context.Context) (err error) {
+		a.facts.ResetBegun, err = reset.Asked(&a.Host)
+		return err
+	}, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
+	slot.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
+		a.facts.KeepHomeBegun, err = reset.KeepHome(&a.Host, a.facts.KeepHomeBegun)
+		return err
+	}, outcome: func(f *slot.Facts) *slot.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
 	slot.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
 	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
 	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},

@@ -1,4 +1,4 @@
-package agent
+package reset
 
 import (
 	"errors"
@@ -26,21 +26,7 @@ what is deleted already is gone, and the machine starts with the rest.
 `
 )
 
-// observeKeepHome looks, once, whether a reset that keeps /home was begun.
-func (a *Agent) observeKeepHome() {
-	if a.facts.KeepHomeAsked && a.State.Trial {
-		a.Log.Say("a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept")
-		a.facts.KeepHomeAsked = false
-	}
-	if a.homeLooked {
-		return
-	}
-	a.homeLooked = true
-	note, err := ownstate.KeepHomeNote(&a.Host)
-	a.facts.KeepHomeBegun = note != nil || err != nil
-}
-
-// keepHome deletes all but /home, and what is the machine's own, once somebody has typed the
+// KeepHome deletes all but /home, and what is the machine's own, once somebody has typed the
 // machine's name: here, where the running system has asked for it, or at the console.
 //
 // The order: a note has the accounts that are kept, and is on the disk; then all else goes;
@@ -52,77 +38,78 @@ func (a *Agent) observeKeepHome() {
 // has run in between, of a release that does not know the note, a person is asked again.
 //
 // An error before the note is there means that nothing was changed, and the machine starts
-// as usual. After it, the fact KeepHomeBegun holds, and no system starts on what is left.
-func (a *Agent) keepHome() error {
-	note, err := ownstate.KeepHomeNote(&a.Host)
+// as usual. After it, the reset has begun, and no system starts on what is left. begun is
+// whether it had before, and what is returned whether it has now.
+func KeepHome(h *host.Host, begun bool) (bool, error) {
+	note, err := ownstate.KeepHomeNote(h)
 	if err != nil {
-		return err
+		return begun, err
 	}
-	if note == nil || note.Stage != keephome.Deleted && note.After != keephome.LastStart(a.Journal.Written()) {
-		if note, err = a.askKeepHome(note); err != nil {
-			return err
+	if note == nil || note.Stage != keephome.Deleted && note.After != keephome.LastStart(h.Journal.Written()) {
+		if note, begun, err = askKeepHome(h, note, begun); err != nil {
+			return begun, err
 		}
 	}
 	if note.Stage == keephome.Confirmed {
-		if note.People, _, err = ownstate.People(&a.Host); err != nil {
-			return err
+		if note.People, _, err = ownstate.People(h); err != nil {
+			return begun, err
 		}
 		note.Stage = keephome.Deleting
-		if err := ownstate.WriteKeepHome(&a.Host, note); err != nil {
-			return fmt.Errorf("nothing is deleted: %w", err)
+		if err := ownstate.WriteKeepHome(h, note); err != nil {
+			return begun, fmt.Errorf("nothing is deleted: %w", err)
 		}
-		a.facts.KeepHomeBegun = true
+		begun = true
 	}
 	if note.Stage == keephome.Deleting {
-		if err := ownstate.DeleteAllButHome(&a.Host); err != nil {
-			return err
+		if err := ownstate.DeleteAllButHome(h); err != nil {
+			return begun, err
 		}
 		note.Stage = keephome.Deleted
-		if err := ownstate.WriteKeepHome(&a.Host, note); err != nil {
-			return err
+		if err := ownstate.WriteKeepHome(h, note); err != nil {
+			return begun, err
 		}
 	}
-	found, err := ownstate.Known(&a.Host)
-	if err == nil && found.Has(ownstate.Own(&a.Host)) { // cut before ownstate.Carry has removed the note
-		err = a.Store.Remove(keephome.Path)
+	found, err := ownstate.Known(h)
+	if err == nil && found.Has(ownstate.Own(h)) { // cut before ownstate.Carry has removed the note
+		err = h.Store.Remove(keephome.Path)
 	}
-	return err
+	return begun, err
 }
 
 // askKeepHome asks a person, and returns the note of a reset that is confirmed. One that
 // was begun and is given up leaves no note.
-func (a *Agent) askKeepHome(begun *keephome.Note) (*keephome.Note, error) {
-	c, err := a.Person.Open()
+func askKeepHome(h *host.Host, left *keephome.Note, begun bool) (*keephome.Note, bool, error) {
+	c, err := h.Person.Open()
 	if err != nil {
-		return nil, err
+		return nil, begun, err
 	}
 	defer c.Close()
 	note, says := &keephome.Note{Stage: keephome.Confirmed}, keepHomeAsked
-	if begun != nil {
-		note, says = begun, keepHomeAgain
+	if left != nil {
+		note, says = left, keepHomeAgain
 	}
-	_, people, err := ownstate.People(&a.Host)
+	_, people, err := ownstate.People(h)
 	if err != nil {
-		return nil, err
+		return nil, begun, err
 	}
 	if note.Stage == keephome.Deleting {
 		_, people = etcmerge.PeopleOf(note.People)
 	}
 	c.Print(says)
-	m := &recovery.Machine{Host: host.Host{Machine: a.Machine, Root: a.Root}}
+	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Root: h.Root}}
 	if err := m.ConfirmKeepHome(c, ownstate.WhoStays(people), unlock.SecretTimeout); err != nil {
-		if begun != nil {
-			if gone := a.Store.Remove(keephome.Path); gone != nil {
-				return nil, errors.Join(err, gone)
+		if left != nil {
+			if gone := h.Store.Remove(keephome.Path); gone != nil {
+				return nil, begun, errors.Join(err, gone)
 			}
-			a.facts.KeepHomeBegun = false
+			begun = false
 		}
 		c.Print(fmt.Sprintf("%v\n", err))
-		return nil, err
+		return nil, begun, err
 	}
-	note.After = keephome.LastStart(a.Journal.Written())
+	note.After = keephome.LastStart(h.Journal.Written())
 	if note.Stage == keephome.Deleting {
-		return note, ownstate.WriteKeepHome(&a.Host, note)
+		return note, begun, ownstate.WriteKeepHome(h, note)
 	}
-	return note, nil
+	return note, begun, nil
 }

@@ -1,0 +1,51 @@
+// Package reset is what a boot wipes because the running system has asked for it, and
+// somebody at the machine has typed its name.
+//
+// It refuses to wipe anything that nobody has confirmed at the screen.
+package reset
+
+import (
+	"errors"
+	"fmt"
+
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/unlock"
+)
+
+// resetAsked says to the person in front of the screen what was asked for, and by whom.
+const resetAsked = `
+A FACTORY RESET: this was asked for from the running system,
+with ` + "`halogenctl reset`" + `. If it was not you who did, press Enter: somebody else may be
+root there. Then nothing is changed, and the machine starts as usual.
+`
+
+// Asked does what the recovery console's reset does, which the running system has asked
+// for, if somebody types the machine's name. An attacker who is root there gains the question
+// and its two minutes, once: the request was taken away before, says nothing but what is
+// asked for, and is answered by a person alone. Nothing was unsealed in this boot.
+//
+// An error means that nothing was changed, and the machine starts as usual, unless it
+// has begun: then this boot ends in the recovery console, whose reset does
+// the rest. Cut after the first write, nothing opens the root partition any more, and the
+// next boot ends there.
+func Asked(h *host.Host) (begun bool, err error) {
+	c, err := h.Person.Open()
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	c.Print(resetAsked)
+	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Variables: h.Variables, Random: h.Random, Root: h.Root}, Keeper: nothingKept{}, Discard: recovery.Discard}
+	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
+		c.Print(fmt.Sprintf("%v\n", err))
+		return errors.Is(err, recovery.ErrBegun), err
+	}
+	return false, nil
+}
+
+// nothingKept is for a boot that has opened nothing.
+type nothingKept struct{ recovery.Keeper }
+
+// Forget implements recovery.Keeper.
+func (nothingKept) Forget() error { return nil }
