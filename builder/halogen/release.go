@@ -29,12 +29,20 @@ Publishes what 'halogen build' made in a static web server's directory:
   ROOT/<arch>/<image-id>/<n>/<n>.tar.gz          the release, and .pgp its signature
   ROOT/<arch>/<image-id>/<n>/<n>.cdx.json        its bill of materials, likewise
   ROOT/<arch>/<image-id>/<n>/<n>.intoto.json     how it was made, likewise
+  ROOT/<arch>/<image-id>/<n>/<n>.metainfo.xml    its --notes, likewise
   ROOT/<arch>/<image-id>/stable, beta, alpha     links to the releases
 
 Every file changes in one step and the manifest last. What machines would not
 take is refused: another key or image, a version that is not newer, a lower
 epoch. Publishing a release that is there to another channel only moves the
 channel.
+
+--notes names a file that says what the release brings, which 'ota check' and the
+first login after the update show: AppStream metadata (.xml, <releases> or
+<component>), or Markdown (.md), before whose text there may be lines "Urgency:
+low|medium|high|critical", "Kind: security|feature", "Date: 2026-11-29", "URL: ..."
+and "CVE: CVE-2026-1234, ...", and an empty line. Publishing the same release again
+replaces its notes.
 
 With --verify it checks a server as a machine would: a directory ROOT, or the URL
 of one image, <base>/<arch>/<image-id>. --pinned is the key as installed machines
@@ -113,6 +121,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	f.StringVar(&r.channel, "channel", string(manifest.Stable), "`CHANNEL` that names the release: stable, beta or alpha")
 	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
+	f.StringVar(&o.Notes, "notes", "", "`FILE` that says what the release brings: AppStream metadata (.xml) or Markdown (.md)")
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")
 	f.Var((*lifetime)(&r.expires), "expires", "how long machines may believe the manifest, a `DURATION` such as 30d or 720h; 0 for ever")

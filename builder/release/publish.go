@@ -47,7 +47,9 @@ type Options struct {
 	// Previous, if not empty, is the directory of a build that this one follows,
 	// for a server's directory that starts empty.
 	Previous string
-	Now      time.Time
+	// Notes, if not empty, is a file that says what the release brings: XML or Markdown.
+	Notes string
+	Now   time.Time
 	// Note is told what happens.
 	Note func(format string, args ...any)
 }
@@ -80,6 +82,7 @@ type publisher struct {
 	follow *build                          // the previous build; nil: none was named
 	signer *Signer
 	sign   bool // the manifest
+	notes  []byte
 	result *Result
 }
 
@@ -97,7 +100,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	p := &publisher{Options: o, build: b, dir: filepath.Join(o.Server, b.release.Arch, b.release.ImageID)}
 	p.result = &Result{Version: b.release.Version, Directory: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
-	if err := p.readPinned(); err != nil {
+	if err := errors.Join(p.readNotes(), p.readPinned()); err != nil {
 		return nil, err
 	}
 	if err := makeDirectories(p.dir); err != nil {
@@ -222,7 +225,7 @@ func (p *publisher) compare(context.Context) error {
 	}
 	for _, c := range manifest.Channels() {
 		e := m.Entry(c)
-		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && p.widens(e)) {
+		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && (p.widens(e) || p.notes != nil)) {
 			return fmt.Errorf("version %s is not newer than %s, which is in %s: build it with a greater --version", v, e.Version, c)
 		}
 		if c == p.Channel {
@@ -335,7 +338,7 @@ func (p *publisher) reuse(ctx context.Context) error {
 	}
 	p.result.Size = info.Size()
 	p.Note("release %s is on the server already", v)
-	return nil
+	return p.writeNotes(filepath.Join(p.dir, v.String()))
 }
 
 // fill writes archive and signature into a directory of their own.
@@ -363,7 +366,7 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 	if err := errors.Join(err, finish(f)); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := p.writePapers(dir); err != nil {
+	if err := errors.Join(p.writePapers(dir), p.writeNotes(dir)); err != nil {
 		return err
 	}
 	if p.signer == nil {
