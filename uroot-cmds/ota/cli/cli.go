@@ -43,6 +43,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   check    ask the server whether there is a newer release
   fetch    bring it into the other slot; the next start tries it
   status   what runs, what is in the slots, what failed and why
+  notes    what the version that runs has brought
   history  what became of this machine's systems, and why
   bless    keep the system that runs (or say that its check failed)
   health   say what has failed at this start, and what of it counts
@@ -83,8 +84,11 @@ type call struct {
 	yes     *bool
 	in      io.Reader
 	all     *bool
+	summary *bool
+	follow  *bool
 	screen  *screen
 	out     io.Writer // for people
+	raw     io.Writer // the standard output
 }
 
 func commands() map[string]command {
@@ -93,6 +97,7 @@ func commands() map[string]command {
 		"fetch":    {fetchUsage, fetchRelease},
 		"status":   {statusUsage, status},
 		"history":  {historyUsage, history},
+		"notes":    {notesUsage, notesOf},
 		"bless":    {blessUsage, bless},
 		"health":   {healthUsage, healthOf},
 		"rollback": {rollbackUsage, rollback},
@@ -119,12 +124,16 @@ func Run(args []string, s Streams, open func() *machine.Machine) int {
 func (c command) call(ctx context.Context, args []string, s Streams, open func() *machine.Machine) int {
 	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	on := &call{FlagSet: f, out: s.Out, in: s.In, json: f.Bool("json", false, "")}
+	on := &call{FlagSet: f, out: s.Out, raw: s.Out, in: s.In, json: f.Bool("json", false, "")}
 	switch args[0] {
 	case "check":
 		on.from = f.String("from", "", "")
 	case "fetch":
 		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
+	case "status":
+		on.follow = f.Bool("follow", false, "")
+	case "notes":
+		on.summary = f.Bool("summary", false, "")
 	case "history":
 		on.all = f.Bool("all", false, "")
 	case "bless":
@@ -178,7 +187,8 @@ var errUsage = errors.New("wrong arguments")
 // report prints the result for programs, and what went wrong for people.
 func (c *call) report(s Streams, name string, result any, err error) int {
 	code := exitCode(err)
-	if *c.json && code != exitUsage {
+	lines := c.follow != nil && *c.follow && err == nil // which were written
+	if *c.json && code != exitUsage && !lines {
 		text, encodeErr := encode(result, err, code)
 		if encodeErr != nil {
 			err = errors.Join(err, encodeErr)
@@ -248,8 +258,10 @@ func plain(s string) string {
 const checkUsage = `usage: ota check [--from PLACE] [--json]
 
 Asks the server what it offers, checks its signatures, and says whether this
-machine would take it. Changes nothing on the machine but its memory of the
-newest signed manifest. --from: see ota fetch --help.
+machine would take it, and how many bytes of it ota fetch would fetch now: for that
+it fetches the release's block index, which the fetch needs, too. Changes nothing on
+the machine but this and its memory of the newest signed manifest. --from: see
+ota fetch --help.
 `
 
 func check(ctx context.Context, c *call) (any, error) {
@@ -259,11 +271,21 @@ func check(ctx context.Context, c *call) (any, error) {
 	out, err := c.machine.Check(ctx, machine.Options{From: *c.from, Tell: c.screen.event})
 	if err == nil {
 		fmt.Fprintln(c.out, plain(out.Reason))
-		if out.Verdict == offer.Take {
-			fmt.Fprintf(c.out, "its archive has %s; `ota fetch` fetches what this machine lacks of it\n", size(out.Size))
-		}
+		c.showSize(out)
+		showNotes(c.out, out.Notes)
 	}
 	return out, err
+}
+
+// showSize says how much a fetch would take.
+func (c *call) showSize(out *machine.Outcome) {
+	switch {
+	case out.Verdict != offer.Take:
+	case out.Fetch != nil:
+		fmt.Fprintf(c.out, "`ota fetch` fetches %s (%d bytes) of its archive, which has %s\n", size(*out.Fetch), *out.Fetch, size(out.Size))
+	default:
+		fmt.Fprintf(c.out, "its archive has %s; `ota fetch` fetches what this machine lacks of it\n", size(out.Size))
+	}
 }
 
 const fetchUsage = `usage: ota fetch [--from PLACE] [--now] [--auto] [--json]
@@ -278,8 +300,10 @@ blessed; the one in the other slot is given up.
                 it is mounted meanwhile), or a release's archive (.tar.gz).
                 Its releases must be signed like any other
   --now         before it is this machine's turn, where a release goes to a
-                share of the machines first
-  --auto        for timers: says nothing unless something was fetched or failed
+                share of the machines first; and whatever ota.conf says of
+                metered connections, battery, quiet hours and load
+  --auto        for timers: says nothing unless something was fetched or failed,
+                and waits up to 12 hours where these say so
 
 Exit codes: 0 fetched, or nothing to do; 1 failed, and may work later; 2 wrong
 usage; 3 a release is offered and refused; 4 another ota is at work.
@@ -289,7 +313,7 @@ func fetchRelease(ctx context.Context, c *call) (any, error) {
 	if c.NArg() > 0 {
 		return nil, errUsage
 	}
-	out, err := c.machine.Fetch(ctx, machine.Options{From: *c.from, Impatient: *c.now, Tell: c.screen.event})
+	out, err := c.machine.FetchWhenFit(ctx, machine.Options{From: *c.from, Impatient: *c.now, Patient: *c.auto, Tell: c.screen.event})
 	c.screen.end()
 	// A version that has failed before is no news, and no failure, every night.
 	var refused *offer.Refused

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -41,12 +43,16 @@ func ota(t *testing.T, dir string, args ...string) (code int, out, errs string) 
 	return otaBy(m, "/bin/false", dir, args...)
 }
 
+// battery is what the machine has, in percent; -1 is mains.
+var battery = -1
+
 // otaBy runs a command on a machine that has files already, with a program for a worker.
 func otaBy(m *inventorytest.Machine, worksBy, dir string, args ...string) (code int, out, errs string) {
 	var stdout, stderr bytes.Buffer
 	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
 		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil },
-			Services: func() (health.Manager, string) { return nil, "" },
+			Services:     func() (health.Manager, string) { return nil, "" },
+			Surroundings: func(context.Context) when.Conditions { return when.Conditions{Battery: battery} },
 			Waiting: func() (changes.Waiting, error) {
 				return changes.Waiting{Conflicts: []string{"/etc/hosts"}, LeftOut: []string{"/etc/a", "/var/b"}}, nil
 			}}
@@ -223,5 +229,27 @@ func TestWorkerByHand(t *testing.T) {
 	code := Run([]string{worker.Argument}, Streams{In: strings.NewReader("{}\n"), Out: &out, Err: &out}, nil)
 	if code != 1 || !strings.Contains(out.String(), "started by ota itself") {
 		t.Errorf("%d: %s", code, &out)
+	}
+}
+
+// A fetch at a time that does not suit is none, and says how to have it all the same.
+func TestFetchNotNow(t *testing.T) {
+	battery = 5
+	defer func() { battery = -1 }()
+	code, out, errs := ota(t, t.TempDir(), "fetch")
+	if code != 0 || !strings.Contains(out, "on battery, which has 5 %") || !strings.Contains(out, "`ota fetch --now` does not wait") {
+		t.Errorf("%d\n%s%s", code, out, errs)
+	}
+	if code, _, errs := ota(t, t.TempDir(), "fetch", "--now"); code != 1 || !strings.Contains(errs, "worker ended") {
+		t.Errorf("--now: %d\n%s", code, errs)
+	}
+}
+
+func TestWrap(t *testing.T) {
+	var out strings.Builder
+	wrap(&out, "  - ", "    ", strings.Repeat("word ", 20)+strings.Repeat("x", 90)+" end")
+	want := "  - " + strings.Repeat("word ", 14) + "word\n    " + strings.Repeat("word ", 4) + "word\n    " + strings.Repeat("x", 90) + "\n    end\n"
+	if out.String() != want {
+		t.Errorf("%q\nwant %q", out.String(), want)
 	}
 }

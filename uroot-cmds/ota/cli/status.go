@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -11,24 +12,53 @@ import (
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
 const statusUsage = `usage: ota status [--json]
+       ota status --follow [--json]
 
 Says what runs and whether it is on trial, what is in both slots and starts next,
 what was fetched, which versions failed and why, whether files wait for a
 decision (halogenctl changes), and the boot journal's end.
+
+  --follow  shows how far a fetch is that is under way, whoever has begun it, as a
+            timer or a desktop, until it has ended; with --json a line each time
 `
 
-func status(_ context.Context, c *call) (any, error) {
+func status(ctx context.Context, c *call) (any, error) {
 	if c.NArg() > 0 {
 		return nil, errUsage
+	}
+	if *c.follow {
+		return nil, c.followFetch(ctx)
 	}
 	s, err := c.machine.Status()
 	if err == nil {
 		show(c.out, s)
 	}
 	return s, err
+}
+
+// followFetch shows how far a fetch is.
+func (c *call) followFetch(ctx context.Context) error {
+	note := ""
+	return c.machine.Follow(ctx, func(p machine.Progress) {
+		if *c.json {
+			text, err := json.Marshal(p)
+			if err == nil {
+				fmt.Fprintf(c.raw, "%s\n", text)
+			}
+			return
+		}
+		if p.Note != note {
+			note = p.Note
+			c.screen.event(worker.Event{Note: note})
+		}
+		if p.Phase != "" {
+			c.screen.event(worker.Event{Progress: &p.Progress})
+		}
+	})
 }
 
 func show(w io.Writer, s *machine.Status) {

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/notes"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -30,6 +31,9 @@ type Found struct {
 	Archive string `json:"archive,omitempty"`
 	Head    []byte `json:"head,omitempty"` // the archive's start, with its head in it
 	Ranges  bool   `json:"ranges,omitempty"`
+	// Notes say what the release brings; empty where there are none.
+	Notes          []byte `json:"notes,omitempty"`
+	NotesSignature []byte `json:"notes_signature,omitempty"`
 
 	step contract.Version // the archive's, where it is one on the way to what is offered; or 0
 }
@@ -117,7 +121,50 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 	}
 	f.Archive = path.Join(directory, manifest.ArchiveName(d.Version))
 	f.step = f.asStep(self.Channel, d.Version)
-	return f, f.readHead(ctx, t, self)
+	if err := f.readHead(ctx, t, self); err != nil {
+		return f, err
+	}
+	return f, f.readNotes(ctx, t, directory, d.Version)
+}
+
+// readNotes reads what there is to say about the release. No update waits for it.
+func (f *Found) readNotes(ctx context.Context, t server.Transport, directory string, v contract.Version) error {
+	text, err := t.Get(ctx, path.Join(directory, notes.FileName(v)), notes.MaxSize)
+	if err != nil {
+		return context.Cause(ctx)
+	}
+	signature, err := t.Get(ctx, path.Join(directory, notes.SignatureName(v)), pgp.MaxSignature)
+	if err != nil && !errors.Is(err, server.ErrNotFound) {
+		return context.Cause(ctx)
+	}
+	f.Notes, f.NotesSignature = text, signature
+	return nil
+}
+
+// ErrNoNotes says that nothing is said of a release.
+var ErrNoNotes = errors.New("it has no notes")
+
+// Said is what is said of the releases after the running one, up to v: signed by the
+// release key, like all else, and of this machine's image.
+func (f *Found) Said(self *offer.Self, v contract.Version) ([]notes.Release, error) {
+	if len(f.Notes) == 0 {
+		return nil, ErrNoNotes
+	}
+	self, err := f.Learned(self)
+	if err != nil {
+		return nil, err
+	}
+	if err := self.Authenticate(f.Notes, f.NotesSignature); err != nil {
+		return nil, err
+	}
+	n, err := notes.Parse(f.Notes)
+	if err != nil {
+		return nil, err
+	}
+	if n.ImageID != self.Running.ImageID || n.Releases[0].Version != v {
+		return nil, fmt.Errorf("they are of release %s of %s", n.Releases[0].Version, n.ImageID)
+	}
+	return n.Since(self.Running.Version, v), nil
 }
 
 // lookManifest reads the manifest and its signature. A directory may be the whole

@@ -30,6 +30,7 @@ import (
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/ota/otatest"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -54,6 +55,7 @@ type box struct {
 	corrupt bool
 	waiting changes.Waiting
 	offline bool
+	around  when.Conditions
 	noImage error // why the recovery console cannot open the system image
 	mounted int
 	atESP   func()
@@ -82,7 +84,7 @@ func newBox(t testing.TB) *box {
 	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		must(t, os.Chmod(d, 0o755))
 	}
-	b := &box{t: t, dir: dir, cut: -1}
+	b := &box{t: t, dir: dir, cut: -1, around: when.Conditions{Battery: -1}}
 	for _, directory := range []string{"run/halogen", stateDirectory, "etc", "esp/" + bls.Directory, "parts"} {
 		must(t, os.MkdirAll(filepath.Join(dir, directory), 0o755))
 	}
@@ -112,6 +114,12 @@ func newBox(t testing.TB) *box {
 		Waiting:    func() (changes.Waiting, error) { return b.waiting, nil },
 		OpenSystem: func() (string, error) { return b.path("sysroot"), b.noImage },
 		Online:     func() bool { return !b.offline },
+		LookEvery:  10 * time.Millisecond,
+		Surroundings: func(context.Context) when.Conditions {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.around
+		},
 	}
 	return b
 }

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/sysimage"
 	"halogenos.internal/uroot-cmds/ota/health"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -55,6 +56,8 @@ func Linux() *Machine {
 		Waiting:    waiting,
 		Snapshots:  hw.LinuxStore{Root: "/" + consoleRoot},
 		Online:     online,
+
+		Surroundings: when.Places{Root: "/", Now: time.Now}.Look,
 	}
 }
 

@@ -8,6 +8,7 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ import (
 	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -63,6 +65,10 @@ type Machine struct {
 	Snapshots snapshot.Store
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
+	// Surroundings says how things are that a fetch waits for.
+	Surroundings func(ctx context.Context) when.Conditions
+	// LookEvery is how often they are asked for; 0 is what suits a machine.
+	LookEvery time.Duration
 }
 
 // ErrNotOpen says that no dm-verity device holds the running system.

@@ -149,8 +149,9 @@ func (m *Machine) partly(r *Running, s *Status) contract.Version {
 			n, err := bls.Parse(have.File)
 			return err == nil && n.Version == v
 		})
-		_, failed := s.Failed[v] // or given up: it is not fetched any more
-		if v > r.Contract.Version && !installed && !failed {
+		_, failed := s.Failed[v]                                               // or given up: it is not fetched any more
+		checked := measured(m.state(r, fetchDirectory, v.String()+workEnding)) // and nothing else
+		if v > r.Contract.Version && !installed && !failed && !checked {
 			return v
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,18 +30,14 @@ import (
 
 // fill has the worker bring the release.
 func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) error {
-	if err := u.directory(out.Version); err != nil {
+	if err := u.directory(out.Version, all); err != nil {
 		return err
 	}
-	files, closeFiles, err := u.files(u.work(out.Version))
+	files, closeFiles, err := u.files(u.work(out.Version), true)
 	if err != nil {
 		return err
 	}
-	request := u.request
-	request.Do, request.Found = worker.Fetch, u.found
-	if running := u.running.runningFiles(names(u.inv)); len(running) > 0 {
-		request.UKI = path.Join(bls.Directory, running[0].String())
-	}
+	request := u.workRequest(worker.Fetch)
 	err = u.Worker.Run(ctx, request, files, func(e worker.Event) {
 		if e.Result != nil {
 			out.Result = e.Result
@@ -56,6 +54,16 @@ func (u *update) fill(ctx context.Context, out *Outcome, head *archive.Head) err
 	return errors.Join(err, closeFiles())
 }
 
+// workRequest is one about what was found.
+func (u *update) workRequest(do string) worker.Request {
+	request := u.request
+	request.Do, request.Found = do, u.found
+	if running := u.running.runningFiles(names(u.inv)); len(running) > 0 {
+		request.UKI = path.Join(bls.Directory, running[0].String())
+	}
+	return request
+}
+
 // workEnding is that of a version's directory which is the worker's.
 const workEnding = ".work"
 
@@ -66,9 +74,22 @@ func (u *update) finished(v contract.Version) string {
 
 func (u *update) work(v contract.Version) string { return u.finished(v) + workEnding }
 
-// directory makes the worker's directory for a version, and takes those of all other
-// versions away.
-func (u *update) directory(v contract.Version) error {
+// all and measured say which directories of other versions directory takes away.
+func all(string) bool { return true }
+
+// measured reports whether a directory is one that a check has left: it has a block index
+// and nothing else.
+func measured(directory string) bool {
+	entries, err := os.ReadDir(directory)
+	if err != nil || len(entries) == 0 || !strings.HasSuffix(directory, workEnding) {
+		return false
+	}
+	return !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), release.IndexFile) })
+}
+
+// directory makes the worker's directory for a version, and takes those of other
+// versions away that are gone.
+func (u *update) directory(v contract.Version, gone func(directory string) bool) error {
 	all := u.state(u.running, fetchDirectory)
 	if err := os.MkdirAll(all, 0o755); err != nil {
 		return err
@@ -79,7 +100,7 @@ func (u *update) directory(v contract.Version) error {
 	}
 	for _, e := range entries {
 		name := filepath.Join(all, e.Name())
-		if e.IsDir() && name != u.finished(v) && name != u.work(v) {
+		if e.IsDir() && name != u.finished(v) && name != u.work(v) && gone(name) {
 			if err := os.RemoveAll(name); err != nil {
 				return err
 			}
@@ -128,8 +149,8 @@ func own(directory string, uid, gid int) error {
 	return os.Lchown(directory, uid, gid)
 }
 
-// files opens what the worker works on.
-func (u *update) files(directory string) (files worker.Files, closeAll func() error, err error) {
+// files opens what the worker works on; write says whether it may write to the slot.
+func (u *update) files(directory string, write bool) (files worker.Files, closeAll func() error, err error) {
 	var open []io.Closer
 	closeAll = func() error {
 		var all []error
@@ -143,8 +164,7 @@ func (u *update) files(directory string) (files worker.Files, closeAll func() er
 		{worker.System, target.SystemNumber()}, {worker.Tree, target.VerityNumber()},
 		{worker.ActiveSystem, active.SystemNumber()}, {worker.ActiveTree, active.VerityNumber()}, {worker.ESP, layout.ESPNumber},
 	} {
-		write := want.file == worker.System || want.file == worker.Tree
-		f, err := u.Hardware.Disks.OpenPartition(u.disk, want.number, write)
+		f, err := u.Hardware.Disks.OpenPartition(u.disk, want.number, write && (want.file == worker.System || want.file == worker.Tree))
 		if err != nil {
 			return files, nil, errors.Join(fmt.Errorf("open partition %d: %w", want.number, err), closeAll())
 		}
@@ -258,6 +278,9 @@ func checkTop(tree io.ReaderAt, r *release.Release) error {
 // stage says that the slot is ready. It comes last: where staged.json is, all it
 // stands for is on the disk.
 func (u *update) stage(out *Outcome) error {
+	if err := u.keepNews(out); err != nil {
+		u.Tell(worker.Event{Note: fmt.Sprintf("its notes are not kept: %v", err)})
+	}
 	s := Staged{Format: stagedFormat, Version: out.Version, Slot: u.running.Slot.Other()}
 	text, err := json.Marshal(s)
 	if err != nil {

@@ -27,7 +27,7 @@ func (w *world) brought(manager string) *update {
 	must(w.t, err)
 	u, err := w.m.begin(r, Options{})
 	must(w.t, err)
-	must(w.t, u.directory(3))
+	must(w.t, u.directory(3, all))
 	for name, content := range map[string][]byte{
 		release.UKIFile: w.three.UKI, release.BootManagerFile: []byte(manager),
 		release.FileName: []byte("not what was signed"), archive.SignatureFile: []byte("nor this"),

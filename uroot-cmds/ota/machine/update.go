@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/notes"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
@@ -34,7 +35,9 @@ import (
 // Options of Check and Fetch.
 type Options struct {
 	From      string // a server, directory or archive instead of the configured server
-	Impatient bool   // before it is this machine's turn
+	Impatient bool   // before it is this machine's turn, and whatever the owner's rules say
+	Measure   bool   // Fetch finds out first how much it will fetch
+	Patient   bool   // waits for a time that suits the rules (FetchWhenFit)
 	Tell      func(worker.Event)
 }
 
@@ -43,10 +46,16 @@ type Outcome struct {
 	offer.Decision
 	Running contract.Version `json:"running"`
 	From    string           `json:"from"`
-	// Size is the archive's, and what was done with it follows.
-	Size   int64         `json:"size,omitempty"`
-	Staged bool          `json:"staged"` // the next boot tries it
-	Result *fetch.Result `json:"result,omitempty"`
+	// Size is the archive's, Fetch is what a fetch now would take of it, nil where that is
+	// not known, and what was done with it follows.
+	Size   int64  `json:"size,omitempty"`
+	Fetch  *int64 `json:"fetch_size,omitempty"`
+	Staged bool   `json:"staged"` // the next boot tries it
+	// Notes are what is said of the releases that this machine gets by it, newest first.
+	Notes    []notes.Release `json:"notes,omitempty"`
+	Urgency  notes.Urgency   `json:"urgency,omitempty"` // the greatest of them
+	Security bool            `json:"security,omitempty"`
+	Result   *fetch.Result   `json:"result,omitempty"`
 }
 
 // update is one Check or Fetch under way.
@@ -64,9 +73,10 @@ type update struct {
 	stick    bool     // From is one, and mounted
 	found    *fetch.Found
 	lock     *os.File // nil: another ota has it
+	meter    *Meter   // of a fetch
 }
 
-// Check asks the server what it offers.
+// Check asks the server what it offers, and finds out how much of it would be fetched.
 func (m *Machine) Check(ctx context.Context, o Options) (*Outcome, error) {
 	r, err := m.Running()
 	if err != nil {
@@ -85,8 +95,14 @@ func (m *Machine) Check(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	defer u.end()
 	u.lock = lock
-	out, _, err := u.look(ctx)
-	return out, err
+	out, head, err := u.look(ctx)
+	if err != nil || out.Verdict != offer.Take {
+		return out, err
+	}
+	if done, err := u.already(out); done || err != nil || lock == nil {
+		return out, err
+	}
+	return out, u.measure(ctx, out, head)
 }
 
 // begin gathers what an update depends on, and changes nothing.
@@ -294,6 +310,9 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	if d.Verdict == offer.Take && head == nil {
 		return nil, nil, errors.New("worker brings no release and does not say why")
 	}
+	if d.Verdict == offer.Take {
+		u.said(out)
+	}
 	return out, head, nil
 }
 
@@ -340,6 +359,7 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	defer u.end()
 	u.lock = lock
+	defer u.telling()()
 	if err := u.mayFetch(); err != nil {
 		return nil, err
 	}
@@ -350,8 +370,14 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 	if done, err := u.already(out); done || err != nil {
 		return out, err
 	}
+	u.meter.of(out.Version)
 	if err := u.room(head.Release); err != nil {
 		return out, err
+	}
+	if u.Measure {
+		if err := u.measure(ctx, out, head); err != nil {
+			return out, err
+		}
 	}
 	if u.running.Console {
 		if err := u.consoleMayFetch(ctx); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"halogenos.internal/boot/manifest"
 	reader "halogenos.internal/uroot-cmds/ota/server"
+	"halogenos.internal/uroot-cmds/ota/when"
 )
 
 // Where the two files lie. What the owner wrote goes over what the image says,
@@ -53,6 +54,8 @@ type Settings struct {
 	// CA is the absolute path of a file with certificates of authorities, in PEM
 	// form, that count beside the system's.
 	CA string `json:"ca"`
+	// When says when a release may be fetched.
+	When when.Rules `json:"when"`
 }
 
 // DefaultUserAgent is what the server sees. It says nothing about the machine.
@@ -60,7 +63,7 @@ const DefaultUserAgent = "halogen-ota/1"
 
 // Load reads what the image and the owner say; either may be empty.
 func Load(image, owner []byte) (Settings, error) {
-	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto}
+	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto, When: when.Usual()}
 	for _, file := range []struct {
 		name string
 		text []byte
@@ -140,6 +143,14 @@ func (s *Settings) set(key, value string) (err error) {
 		if s.CA != "" && !filepath.IsAbs(s.CA) {
 			err = fmt.Errorf("%.100q is not the absolute path of a file with certificates, like /etc/ssl/our-ca.pem", value)
 		}
+	case "FetchMetered":
+		s.When.Metered, err = yes(value)
+	case "BatteryAbove":
+		s.When.BatteryAbove, err = when.ParsePercent(value)
+	case "QuietHours":
+		s.When.Quiet, err = when.ParseHours(value)
+	case "MaxLoad":
+		s.When.MaxLoad, err = when.ParseLoad(value)
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
 		case Always, Never, Auto:
@@ -152,6 +163,13 @@ func (s *Settings) set(key, value string) (err error) {
 		return fmt.Errorf("%s: %w", key, err)
 	}
 	return nil
+}
+
+func yes(value string) (bool, error) {
+	if value != "yes" && value != "no" {
+		return false, fmt.Errorf("is %.60q, want yes or no", value)
+	}
+	return value == "yes", nil
 }
 
 // server checks the form of a server's address.

@@ -6,13 +6,14 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/uroot-cmds/ota/when"
 )
 
 func TestLoad(t *testing.T) {
 	image := "# the distributor's\nServer=https://updates.example.org/os/\nChannel=beta\nRequireSignedManifest=yes\nFuture=1\n"
 	owner := "\n  RateLimit = 500K \nUserAgent=\"my machine\"\nChannel='alpha'\n"
 	got, err := Load([]byte(image), []byte(owner))
-	want := Settings{Server: "https://updates.example.org/os", Channel: manifest.Alpha, RateLimit: 500 << 10, UserAgent: "my machine", SignedManifest: Always}
+	want := Settings{Server: "https://updates.example.org/os", Channel: manifest.Alpha, RateLimit: 500 << 10, UserAgent: "my machine", SignedManifest: Always, When: when.Usual()}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -47,6 +48,10 @@ func TestLoadRefused(t *testing.T) {
 		"UserAgent=":                       "want 1 to 200",
 		"UserAgent=a\rX: b":                "control character",
 		"RequireSignedManifest=maybe":      "yes, no or auto",
+		"FetchMetered=1":                   "want yes or no",
+		"BatteryAbove=half":                "not a percentage",
+		"QuietHours=8 to 18":               "like 08:00-18:00",
+		"MaxLoad=-1":                       "not a load",
 		"Server":                           "not KEY=VALUE",
 		"=x":                               "not KEY=VALUE",
 		strings.Repeat("#\n", MaxSize/2+1): "more than",
@@ -57,6 +62,13 @@ func TestLoadRefused(t *testing.T) {
 		if _, err := Load([]byte(text), nil); err == nil || !strings.Contains(err.Error(), ImageFile) {
 			t.Errorf("%.40q in the image's file: %v", text, err)
 		}
+	}
+}
+
+func TestWhen(t *testing.T) {
+	s, err := Load([]byte("FetchMetered=yes\nBatteryAbove=50\nQuietHours=08:00-18:00\n"), []byte("QuietHours=\nMaxLoad=2\n"))
+	if err != nil || !s.When.Metered || s.When.BatteryAbove != 50 || s.When.Quiet != nil || s.When.MaxLoad != 2 {
+		t.Errorf("%+v, %v", s.When, err)
 	}
 }
 

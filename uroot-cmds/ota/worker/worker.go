@@ -36,8 +36,9 @@ import (
 
 // What a worker can be asked to do.
 const (
-	Look  = "look"
-	Fetch = "fetch"
+	Look    = "look"
+	Measure = "measure" // like Fetch, with partitions that are open for reading alone
+	Fetch   = "fetch"
 )
 
 // A Request is what a worker is started for.
@@ -87,6 +88,7 @@ type Event struct {
 	Note     string          `json:"note,omitempty"`
 	Found    *fetch.Found    `json:"found,omitempty"`
 	Result   *fetch.Result   `json:"result,omitempty"`
+	Measured *fetch.Measured `json:"measured,omitempty"`
 	Error    string          `json:"error,omitempty"`
 }
 
@@ -193,7 +195,7 @@ func Do(ctx context.Context, r Request, files Files, directory string, send func
 		}
 		send(Event{Found: f})
 		return nil
-	case Fetch:
+	case Fetch, Measure:
 		return r.fetch(ctx, t, files, directory, note, send)
 	}
 	return fmt.Errorf("request %q is not known", r.Do)
@@ -218,6 +220,13 @@ func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, di
 	j := &fetch.Job{
 		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Directory: root, System: files[System], Tree: files[Tree],
 		Source: r.source(files), Progress: seldom(func(p fetch.Progress) { send(Event{Progress: &p}) }), Note: note,
+	}
+	if r.Do == Measure {
+		m, err := j.Measure(ctx)
+		if err == nil {
+			send(Event{Measured: &m})
+		}
+		return err
 	}
 	result, err := j.Run(ctx)
 	if err != nil {

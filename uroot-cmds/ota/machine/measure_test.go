@@ -1,0 +1,82 @@
+package machine
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/release"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/otatest"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// What check says is what fetch fetches, to the byte; check writes to no slot.
+func TestCheckSaysSize(t *testing.T) {
+	w := newWorld(t)
+	before, ukis := w.table(), w.ukis()
+	out, err := w.m.Check(t.Context(), Options{})
+	if err != nil || out.Verdict != offer.Take || out.Fetch == nil || *out.Fetch == 0 || *out.Fetch >= out.Size {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if len(w.log) > 0 || w.ukis() != ukis || !slices.Equal(before.Partitions, w.table().Partitions) {
+		t.Errorf("the machine changed: %v, %s", w.log, w.ukis())
+	}
+	if s, err := w.m.Status(); err != nil || s.Fetching != 0 {
+		t.Errorf("version %s counts as partly fetched, %v", s.Fetching, err)
+	}
+	requests := len(w.archiveRequested)
+	if again, err := w.m.Check(t.Context(), Options{}); err != nil || *again.Fetch != *out.Fetch || len(w.archiveRequested) != requests+1 {
+		t.Errorf("a second time: %+v, %v, and %v is asked for", again, err, w.archiveRequested[requests:])
+	}
+	fetched, err := w.fetch()
+	if err != nil || fetched.Result.Fetched != *out.Fetch {
+		t.Errorf("said %d bytes, %+v, %v", *out.Fetch, fetched.Result, err)
+	}
+	w.complete()
+	if out, err = w.m.Check(t.Context(), Options{}); err != nil || out.Verdict != offer.Current || !out.Staged || out.Fetch != nil {
+		t.Errorf("when it is fetched: %+v, %v", out, err)
+	}
+}
+
+// What checks have left of versions that were never fetched goes; what a fetch has begun
+// stays.
+func TestCheckTidies(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.m.Check(t.Context(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	checked := w.path(filepath.Join(stateDirectory, "fetch/3.work", release.IndexFile))
+	if _, err := os.Stat(checked); err != nil {
+		t.Fatal(err)
+	}
+	w.write(filepath.Join(stateDirectory, "fetch/2.work/uki.efi.part"), []byte("begun"))
+	four := otatest.Make(t, otatest.Spec{Version: 4, Key: w.key, Image: otatest.Image(blocks, 1, 5, 4)})
+	w.site.Publish(four, nil)
+	if out, err := w.m.Check(t.Context(), Options{}); err != nil || out.Version != 4 || out.Fetch == nil {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if _, err := os.Stat(checked); err == nil {
+		t.Error("the index of version 3 is still there")
+	}
+	if got := w.read(filepath.Join(stateDirectory, "fetch/2.work/uki.efi.part")); got != "begun" {
+		t.Errorf("what a fetch has begun is %s", got)
+	}
+}
+
+// Where it cannot be found out, the offer is told all the same.
+func TestCheckWithoutSize(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(stateDirectory, "fetch/3.work"), nil) // which is no directory
+	var notes []string
+	out, err := w.m.Check(t.Context(), Options{Tell: func(e worker.Event) {
+		if e.Note != "" {
+			notes = append(notes, e.Note)
+		}
+	}})
+	if err != nil || out.Verdict != offer.Take || out.Fetch != nil || len(notes) != 1 || !strings.Contains(notes[0], "is not known: ") {
+		t.Errorf("%v, %+v, %q", err, out, notes)
+	}
+}

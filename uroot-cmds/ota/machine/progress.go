@@ -1,0 +1,223 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// progressFile says how far a fetch is, to whoever wants to follow it. It is in memory.
+const (
+	progressFile = "run/halogen/fetch.json"
+	// aliveFile is locked as long as the fetch is under way that tells of itself: a process
+	// that was killed leaves its file, and no lock. ota.lock is not asked, since who asks
+	// for a lock has it for a moment.
+	aliveFile = "run/halogen/fetch.lock"
+)
+
+const (
+	progressFormat = 1
+	// tellEvery is how often the file is written.
+	tellEvery = 500 * time.Millisecond
+	// rateOver is what a rate is measured over.
+	rateOver = 5 * time.Second
+)
+
+// A Progress is how far a fetch is.
+type Progress struct {
+	Format  int              `json:"format"`
+	Version contract.Version `json:"version,omitempty"` // that is fetched; 0 is not known yet
+	fetch.Progress
+	// Total is how many bytes it will have fetched from the server in all; nil is not known.
+	FetchTotal *int64 `json:"fetch_total,omitempty"`
+	// Rate is bytes from the server a second, and Left how many seconds the fetch will take
+	// at it; 0 is not known.
+	Rate int64 `json:"bytes_per_second,omitempty"`
+	Left int64 `json:"seconds_left,omitempty"`
+	// Note is what was said last.
+	Note string `json:"note,omitempty"`
+}
+
+// A Meter makes a Progress of what a worker says.
+type Meter struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	p       Progress
+	samples []sample
+}
+
+// NewMeter returns one that goes by a clock.
+func NewMeter(now func() time.Time) *Meter { return &Meter{now: now} }
+
+type sample struct {
+	at      time.Time
+	fetched int64
+}
+
+// Take adds an event, and returns how far the fetch is then.
+func (m *Meter) Take(e worker.Event) Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Format = progressFormat
+	switch {
+	case e.Measured != nil:
+		total := e.Measured.Bytes
+		m.p.FetchTotal = &total
+	case e.Note != "":
+		m.p.Note = e.Note
+	case e.Progress != nil:
+		m.p.Progress = *e.Progress
+		m.rate()
+	}
+	return m.p
+}
+
+// of says which version is fetched.
+func (m *Meter) of(v contract.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Version = v
+}
+
+func (m *Meter) rate() {
+	now := m.now()
+	m.samples = append(m.samples, sample{now, m.p.Fetched})
+	for len(m.samples) > 2 && now.Sub(m.samples[1].at) > rateOver {
+		m.samples = m.samples[1:]
+	}
+	first := m.samples[0]
+	m.p.Rate, m.p.Left = 0, 0
+	if spent := now.Sub(first.at).Seconds(); spent >= 1 {
+		m.p.Rate = int64(float64(m.p.Fetched-first.fetched) / spent)
+	}
+	if m.p.FetchTotal != nil && m.p.Rate > 0 {
+		m.p.Left = max(*m.p.FetchTotal-m.p.Fetched, 0) / m.p.Rate
+	}
+}
+
+// A teller writes the file now and then.
+type teller struct {
+	meter *Meter
+	path  string
+	alive *os.File
+	mu    sync.Mutex
+	said  time.Time
+}
+
+// tell takes an event and leaves how far the fetch is. That it cannot be left keeps nobody
+// from an update.
+func (t *teller) tell(e worker.Event) {
+	p := t.meter.Take(e)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.meter.now()
+	if now.Sub(t.said) < tellEvery && now.After(t.said) && e.Note == "" && e.Measured == nil {
+		return
+	}
+	t.said = now
+	text, err := json.Marshal(p)
+	if err != nil {
+		return
+	}
+	// Whoever reads sees one or the other. A cut leaves nothing of it: it is in memory.
+	if err := os.WriteFile(t.path+".new", append(text, '\n'), 0o644); err == nil {
+		_ = os.Rename(t.path+".new", t.path)
+	}
+}
+
+func (t *teller) end() {
+	_ = os.Remove(t.path) // in memory
+	if t.alive != nil {
+		_ = t.alive.Close() // which gives the lock back
+	}
+}
+
+// live takes the lock. Somebody who follows may have it for a moment.
+func live(path string) *os.File {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil
+	}
+	for range 50 {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			return f
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_ = f.Close()
+	return nil
+}
+
+// telling has the update leave how far it is.
+func (u *update) telling() (end func()) {
+	t := &teller{meter: NewMeter(time.Now), path: u.path(progressFile), alive: live(u.path(aliveFile))}
+	tell := u.Tell
+	u.Tell = func(e worker.Event) {
+		t.tell(e)
+		tell(e)
+	}
+	u.meter = t.meter
+	return t.end
+}
+
+// ErrIdle says that no fetch is under way.
+var ErrIdle = errors.New("no fetch is under way")
+
+// Follow tells how far the fetch is that is under way, whoever began it, when that has
+// changed, and returns when it has ended. ErrIdle: there was none.
+func (m *Machine) Follow(ctx context.Context, tell func(Progress)) error {
+	var last []byte
+	for seen := false; ; {
+		busy, err := m.busy()
+		if err != nil {
+			return err
+		}
+		if !busy && !seen {
+			return ErrIdle
+		}
+		if !busy {
+			return nil
+		}
+		seen = true
+		text, err := m.read(progressFile)
+		var p Progress
+		if err == nil && string(text) != string(last) && json.Unmarshal(text, &p) == nil && p.Format == progressFormat {
+			tell(p)
+		}
+		last = text
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(tellEvery):
+		}
+	}
+}
+
+// busy reports whether a fetch is under way that tells of itself.
+func (m *Machine) busy() (bool, error) {
+	f, err := os.OpenFile(m.path(aliveFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // which gives the lock back
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}

@@ -1,0 +1,74 @@
+package machine
+
+import (
+	"errors"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+func TestMeter(t *testing.T) {
+	at := time.Unix(0, 0)
+	m := NewMeter(func() time.Time { return at })
+	m.of(3)
+	m.Take(worker.Event{Measured: &fetch.Measured{Bytes: 100 << 20}})
+	var p Progress
+	for i := range 11 {
+		p = m.Take(worker.Event{Progress: &fetch.Progress{Phase: fetch.Fetching, File: "system.erofs", Done: int64(i), Total: 7, Fetched: int64(i) << 20}})
+		at = at.Add(time.Second)
+	}
+	if p.Version != 3 || *p.FetchTotal != 100<<20 || p.Rate != 1<<20 || p.Left != 90 || p.Fetched != 10<<20 {
+		t.Errorf("%+v", p)
+	}
+	if p = m.Take(worker.Event{Note: "the server is slow"}); p.Note != "the server is slow" || p.Fetched != 10<<20 {
+		t.Errorf("%+v", p)
+	}
+	// As fast as ever, and more than was said: nothing is left.
+	if p = m.Take(worker.Event{Progress: &fetch.Progress{Fetched: 200 << 20}}); p.Left != 0 {
+		t.Errorf("%+v", p)
+	}
+}
+
+// Whoever has begun a fetch, it can be followed.
+func TestFollow(t *testing.T) {
+	w := newWorld(t)
+	if err := w.m.Follow(t.Context(), func(Progress) {}); !errors.Is(err, ErrIdle) {
+		t.Errorf("no fetch: %v", err)
+	}
+	begun := make(chan bool, 1000)
+	w.onArchive = func(out http.ResponseWriter, r *http.Request) http.ResponseWriter {
+		begun <- true
+		time.Sleep(50 * time.Millisecond)
+		return out
+	}
+	done := make(chan *Outcome, 1)
+	go func() {
+		out, err := w.m.Fetch(t.Context(), Options{Measure: true})
+		if err != nil {
+			t.Error(err)
+		}
+		done <- out
+	}()
+	<-begun
+	var last Progress
+	n := 0
+	if err := w.m.Follow(t.Context(), func(p Progress) { last = p; n++ }); err != nil || n == 0 {
+		t.Errorf("%v, told %d times", err, n)
+	}
+	out := <-done
+	if out.Fetch == nil || *out.Fetch != out.Result.Fetched || last.Version != 3 || last.FetchTotal == nil || *last.FetchTotal != *out.Fetch {
+		t.Errorf("%+v %+v, last told %+v", out, out.Result, last)
+	}
+	if _, err := os.Stat(w.path(progressFile)); err == nil {
+		t.Error("the file is still there")
+	}
+	// What a fetch that was killed has left is none that is under way.
+	w.write(progressFile, []byte(`{"format":1,"phase":"fetching"}`))
+	if err := w.m.Follow(t.Context(), func(Progress) {}); !errors.Is(err, ErrIdle) {
+		t.Errorf("left by one that was killed: %v", err)
+	}
+}

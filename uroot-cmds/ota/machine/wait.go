@@ -1,0 +1,115 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+const (
+	// lookEvery is how often it is asked whether this is still a time to fetch.
+	lookEvery = 30 * time.Second
+	// maxWait bounds how long a fetch waits for a better time. The timer starts another.
+	maxWait = 12 * time.Hour
+)
+
+// unfit says why a fetch was ended, or not begun.
+type unfit struct{ reason string }
+
+// Error implements error.
+func (u *unfit) Error() string { return u.reason }
+
+// FetchWhenFit is Fetch at a time that suits the owner's rules, which Impatient goes
+// over. A fetch is ended where the time does not suit any more: what has arrived is kept.
+// Patient has it wait and go on; without it the outcome is that it was not done.
+func (m *Machine) FetchWhenFit(ctx context.Context, o Options) (*Outcome, error) {
+	r, err := m.Running()
+	if err != nil {
+		return nil, err
+	}
+	if o.Impatient || r.Console {
+		return m.Fetch(ctx, o)
+	}
+	said := ""
+	for until := m.Now().Add(maxWait); ; {
+		out, err := m.fetchWhile(ctx, o)
+		var u *unfit
+		if !errors.As(err, &u) || ctx.Err() != nil {
+			return out, err
+		}
+		if !o.Patient || m.Now().After(until) {
+			return m.notNow(r, u), nil
+		}
+		if o.Tell != nil && u.reason != said {
+			o.Tell(worker.Event{Note: fmt.Sprintf("waiting, and going on later: %s", u.reason)})
+		}
+		said = u.reason
+		if err := m.sleep(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// notNow is the outcome where this is no time to fetch.
+func (m *Machine) notNow(r *Running, u *unfit) *Outcome {
+	d := offer.Decision{Verdict: offer.Later, Reason: fmt.Sprintf("nothing is fetched now: %s. What has arrived is kept; `ota fetch --now` does not wait", u.reason)}
+	return &Outcome{Decision: d, Running: r.Contract.Version}
+}
+
+// fetchWhile fetches for as long as the time suits. Its error is an unfit then.
+func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
+	if err := m.fit(ctx, o); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		for m.sleep(ctx) == nil {
+			if err := m.fit(ctx, o); err != nil {
+				cancel(err)
+			}
+		}
+	}()
+	out, err := m.Fetch(ctx, o)
+	if u := new(unfit); err != nil && errors.As(context.Cause(ctx), &u) {
+		return nil, u
+	}
+	return out, err
+}
+
+// fit returns an unfit where this is no time to fetch. The settings are read each time:
+// the owner may have changed them.
+func (m *Machine) fit(ctx context.Context, o Options) error {
+	s, err := m.Settings()
+	if err != nil {
+		return err
+	}
+	c := m.Surroundings(ctx)
+	from := o.From
+	if from == "" {
+		from = s.Server
+	}
+	c.Local = !strings.HasPrefix(from, "http://") && !strings.HasPrefix(from, "https://")
+	if reason := s.When.Unfit(c); reason != "" {
+		return &unfit{reason}
+	}
+	return nil
+}
+
+func (m *Machine) sleep(ctx context.Context) error {
+	every := m.LookEvery
+	if every == 0 {
+		every = lookEvery
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(every):
+		return nil
+	}
+}
