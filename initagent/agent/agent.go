@@ -200,7 +200,7 @@ func (a *Agent) act(ctx context.Context, step slot.Step) {
 		*outcome = slot.Done
 	case err == nil:
 	case outcome != nil:
-		full, fails := a.DiskFails(step.Kind, err)
+		fails, full := a.DiskFails(step.Kind, err)
 		*outcome, a.facts.Cause, a.facts.DiskFails = slot.Failed, full.Error(), a.facts.DiskFails || fails
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
 	case errors.Is(err, handover.ErrNoSystem):

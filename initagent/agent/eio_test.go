@@ -107,7 +107,7 @@ func TestDiskFailsElsewhere(t *testing.T) {
 	for step, path := range map[slot.Kind]string{slot.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", slot.AskKey: "/dev/tpmrm0"} {
 		a := &host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}
 		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
-		if got, fails := a.DiskFails(step, err); got != err || fails {
+		if fails, got := a.DiskFails(step, err); got != err || fails {
 			t.Errorf("%s: %v, the disk fails: %v", path, got, fails)
 		}
 	}

@@ -80,16 +80,16 @@ func (h *Host) StoreReady() bool {
 
 // DiskFails adds what the kernel knows to an error of the file system of the open root
 // partition that comes from its disk. No key helps then, so that none is asked for.
-func (h *Host) DiskFails(step slot.Kind, err error) (full error, fails bool) {
+func (h *Host) DiskFails(step slot.Kind, err error) (fails bool, full error) {
 	mounts := step == slot.MountState || step == slot.RestoreState || h.Attached && (step == slot.Unlock || step == slot.AskKey)
 	if !mounts || !errors.Is(err, syscall.EIO) || h.elsewhere(err) {
-		return err, false
+		return false, err
 	}
 	which := "the kernel's log names no sector"
 	if messages, merr := h.Kernel.Messages(); merr == nil && hw.DiskErrors(messages, h.Disk.Name) != "" {
 		which = hw.DiskErrors(messages, h.Disk.Name)
 	}
-	return fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which), true
+	return true, fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which)
 }
 
 // elsewhere reports whether an error is of a file that does not lie on the root partition:
