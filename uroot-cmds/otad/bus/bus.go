@@ -216,7 +216,7 @@ func (t *target) versions(flags uint64) ([]described, error) {
 	}
 	for _, have := range s.Systems {
 		v, err := contract.ParseVersion(have.Version)
-		if err != nil || have.Release == nil {
+		if err != nil || have.Contract == nil {
 			continue
 		}
 		d := installed(v, len(out) == 0)
