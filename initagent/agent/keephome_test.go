@@ -193,6 +193,34 @@ func TestKeepHomeAtConsole(t *testing.T) {
 	m.cutAnywhere(append(states, boot...), before)
 }
 
+// On btrfs nothing that was kept of the directories stays, and no request brings it back.
+func TestResetKeepingHomeForgetsSnapshots(t *testing.T) {
+	m := migrated(t)
+	m.givesUp("test_2+2-1.efi", "test_2+0-1.efi")
+	m.runs(1)
+	m.asksBack(1, false)
+	m.runs(1)
+	m.asksBack(1, true)
+	text, err := nextboot.Request{Console: &nextboot.Console{Person: true, Reason: "asked for"}}.Encode()
+	m.must(err)
+	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, text}
+	m.ends("recovery")
+	r, c := m.console()
+	m.typed = []string{m.recoveryKey(), "test"}
+	m.works(r.Unlock(c))
+	m.works(r.ResetKeepingHome(c), "It is noted")
+	m.must(r.Lock())
+	m.runs(1)
+	for name, content := range m.rootFiles() {
+		if strings.HasSuffix(name, "lib/db") || strings.HasSuffix(name, "root/x") || name == ownstate.RestoreNote {
+			t.Errorf("%s is there: %q", name, content)
+		}
+	}
+	if got := string(m.rootFiles()["bind/home/me"]); got != "two" {
+		t.Errorf("/home has %q", got)
+	}
+}
+
 // Without a /home that could be kept, or without the recovery key, nothing is deleted.
 func TestKeepHomeRefused(t *testing.T) {
 	m := lived(t)
@@ -356,7 +384,9 @@ func keepHome(x *explorer, m *machine, from *node, w *world) {
 		return
 	}
 	m.powerOn(w)
-	m.asksToKeepHome()
+	text, err := nextboot.Request{KeepHome: &nextboot.KeepHome{}}.Encode()
+	m.must(err)
+	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, text}
 	x.reach(m, from, m.world(true, nil), "halogenctl reset --keep-home")
 }
 

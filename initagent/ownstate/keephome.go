@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -48,9 +49,15 @@ func WriteKeepHome(h *host.Host, n *keephome.Note) error {
 	return err
 }
 
-// DeleteAllButHome deletes the state of all systems, and what they share but /home. Cut
-// anywhere, the same call deletes the rest.
+// DeleteAllButHome deletes the state of all systems, and what they share but /home: the
+// snapshots first, and any request to put them back, or they would come back in its place.
+// Cut anywhere, the same call deletes the rest.
 func DeleteAllButHome(h *host.Host) error {
+	if hasSnapshots(h) {
+		if err := snapshot.Forget(h.Store, RestoreNote); err != nil {
+			return fmt.Errorf("delete what is kept of before an update: %w", err)
+		}
+	}
 	stays, err := h.Store.ClearBut(keephome.Stays)
 	for _, s := range stays {
 		h.Log.Say("it cannot be removed, and is not used: %s", s)
