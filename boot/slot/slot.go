@@ -492,7 +492,7 @@ func pending(s State, f Facts) (Step, bool) {
 	case f.Carried == Failed:
 		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
 	case f.Restored == Failed:
-		return Step{Recovery, "the directories that were to be as before the update are not in their places: " + f.Cause}, true
+		return Step{Recovery, "the directories that were to be as before an update are not: " + f.Cause}, true
 	case s.Root == RootOpen && f.StateAsked && f.Restored == NotTried:
 		// Before a release is staged: that replaces the snapshot.
 		return Step{RestoreState, "directories are to be as they were before an update"}, true
@@ -574,7 +574,7 @@ func upkeep(f Facts) (Step, bool) {
 	switch {
 	case f.Verdict == Unfit && f.Judged == NotTried:
 		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
-	case f.Verdict == Interrupted && f.Judged == NotTried:
+	case f.Verdict == Interrupted && f.Judged == NotTried && f.Restored == NotTried:
 		return Step{Retry, "the trial of the other slot was cut off each time, and nothing says that it failed"}, true
 	case f.ESPDiffers && f.Mended == NotTried:
 		return Step{Mend, "the ESP is not as it was left"}, true

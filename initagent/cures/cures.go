@@ -150,6 +150,12 @@ func mounts(_ slot.State, f slot.Facts) []string {
 	if unreadable(f) {
 		return diskFails
 	}
+	if f.Restored == slot.Failed {
+		return []string{
+			"Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`.",
+			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",
+		}
+	}
 	return []string{
 		"`unlock` opens the root partition at /run/state: what the line above names is there, and so are your files.",
 		"`rollback` starts the other system from now on, if it is this one's settings that do not fit.",
