@@ -82,6 +82,8 @@ type call struct {
 	failed  *bool
 	state   *bool
 	yes     *bool
+	cancel  *bool
+	forget  *bool
 	in      io.Reader
 	all     *bool
 	summary *bool
@@ -140,6 +142,7 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.failed = f.Bool("failed", false, "")
 	case "rollback":
 		on.state, on.yes = f.Bool("state", false, ""), f.Bool("yes", false, "")
+		on.cancel, on.forget = f.Bool("cancel", false, ""), f.Bool("forget", false, "")
 	}
 	err := f.Parse(args[1:])
 	if errors.Is(err, flag.ErrHelp) {

@@ -15,6 +15,8 @@ import (
 
 const rollbackUsage = `usage: ota rollback [--json] [REASON...]
        ota rollback --state [--yes] [--json] [REASON...]
+       ota rollback --state --cancel [--json]
+       ota rollback --state --forget [--yes] [--json]
 
 Gives up what was installed last: a release that was fetched and not tried yet,
 a trial that has not begun, or the system that runs, if the one in the other slot
@@ -26,16 +28,26 @@ of then. No later release gets what was changed in /etc since; ota(8) says more.
   --state  and has the next start put /var, /root and the other directories that
            all systems share back as they were before the update was tried, but
            for /home. What was written to them since is set aside, and stays in
-           /run/state/snapshots until the next update is staged: --state again
-           takes it back. Where the system of before runs already, nothing is
-           given up. Shows first what would be lost, and asks. Needs a root
-           partition of btrfs
+           /run/state/snapshots: until the next update --state again takes it
+           back. Where the system of before runs already, nothing is given up.
+           Shows first what would be lost, and asks. Needs a root partition of
+           btrfs
+  --cancel has the directories stay that were to go back at the next start
+  --forget deletes the snapshot, what was set aside, and what else is in
+           /run/state/snapshots
   --yes    does not ask
 `
 
 func rollback(_ context.Context, c *call) (any, error) {
 	reason := strings.Join(c.Args(), " ")
-	if *c.state {
+	switch {
+	case *c.cancel && *c.forget || (*c.cancel || *c.forget) && (!*c.state || reason != ""):
+		return nil, fmt.Errorf("%w: --cancel and --forget belong to --state, each alone", errUsage)
+	case *c.cancel:
+		return c.cancelState()
+	case *c.forget:
+		return c.forgetState()
+	case *c.state:
 		return c.rollbackState(reason)
 	}
 	r, err := c.machine.GiveUp(reason)
@@ -56,7 +68,33 @@ func (c *call) showRollback(r *machine.Rollback) {
 		}
 		fmt.Fprintf(c.out, "what was changed in /etc under version %s is removed %s: copy what you need of it before\n", r.Given, until)
 	}
+	if r.Stay {
+		fmt.Fprintln(c.out, "the directories that were to go back at the next start stay as they are")
+	}
 	c.screen.warn(r.Warning)
+}
+
+func (c *call) cancelState() (any, error) {
+	if err := c.machine.CancelState(); err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(c.out, "the directories stay as they are; a version that was given up with it stays given up (ota retry)")
+	return struct{}{}, nil
+}
+
+func (c *call) forgetState() (any, error) {
+	if *c.json && !*c.yes {
+		return nil, fmt.Errorf("%w: --forget asks, and with --json nobody could see what: give --yes", errUsage)
+	}
+	fmt.Fprintln(c.out, "This deletes what /run/state/snapshots has: what directories held before the last update, and what going back has set aside. Nothing brings it back.")
+	if !*c.yes && !c.confirmed("Delete it?") {
+		return nil, errDeclined
+	}
+	if err := c.machine.ForgetState(); err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(c.out, "it is deleted; its room is free in a minute or so")
+	return struct{}{}, nil
 }
 
 // errDeclined is what whoever asks for it gets who does not want it then.
@@ -71,7 +109,7 @@ func (c *call) rollbackState(reason string) (any, error) {
 		return nil, err
 	}
 	c.showState(s)
-	if !*c.yes && !c.confirmed() {
+	if !*c.yes && !c.confirmed("Go back?") {
 		return nil, errDeclined
 	}
 	if s.Rollback, err = c.machine.RollbackState(s, reason); err != nil {
@@ -95,7 +133,7 @@ func (c *call) showState(s *machine.StateRollback) {
 	for _, d := range s.Directories {
 		fmt.Fprintf(c.out, "  %-12s then %s, now %s\n", plain(d.Path), holds(d.Then), holds(d.Now))
 	}
-	fmt.Fprintf(c.out, "All that was written there or deleted since then, logs and databases too, is taken out of its place. It stays in /run/state/snapshots until the next update is staged. Subvolumes of others in there, such as docker's, are empty in what comes back.\n")
+	fmt.Fprintf(c.out, "All that was written there or deleted since then, logs and databases too, is taken out of its place. It stays in /run/state/snapshots until `ota rollback --state --forget` deletes it. Subvolumes of others in there, such as docker's, are empty in what comes back.\n")
 	for _, d := range s.Plain {
 		fmt.Fprintf(c.out, "%s stays as it is: it is no subvolume\n", plain(d))
 	}
@@ -106,8 +144,8 @@ func (c *call) showState(s *machine.StateRollback) {
 }
 
 // confirmed asks. Nobody there means no.
-func (c *call) confirmed() bool {
-	fmt.Fprint(c.out, "Go back? [y/N] ")
+func (c *call) confirmed(question string) bool {
+	fmt.Fprint(c.out, question+" [y/N] ")
 	line, _ := bufio.NewReader(io.LimitReader(c.in, 80)).ReadString('\n')
 	return strings.EqualFold(strings.TrimSpace(line), "y")
 }

@@ -59,6 +59,16 @@ func TestRollbackStateAsks(t *testing.T) {
 			t.Errorf("%q: %d\n%s%s", answer, code, out, errs)
 		}
 		if done {
+			for answer, deleted := range map[string]bool{"n": false, "y": true} {
+				code, out, errs := run(answer, "--forget")
+				kept, err := snapshot.ReadRecord(d)
+				if err != nil || (code == 0) != deleted || (kept == nil) != deleted || !strings.Contains(out, "Delete it? [y/N]") {
+					t.Errorf("forget: %d, %v\n%s%s", code, err, out, errs)
+				}
+			}
+			if code, out, errs := run("", "--cancel"); code != 1 || !strings.Contains(errs, "nothing was asked for") {
+				t.Errorf("cancel: %d\n%s%s", code, out, errs)
+			}
 			continue
 		}
 		code, out, errs = run("", "--yes", "--json")

@@ -117,13 +117,21 @@ func show(w io.Writer, s *machine.Status) {
 // showSnapshot says what `ota rollback --state` would go back to.
 func showSnapshot(w io.Writer, s *machine.Status) {
 	switch {
+	case s.GoesBack:
+		fmt.Fprintln(w, "the next start puts directories back, as `ota rollback --state` has asked for (ota rollback --state --cancel takes that back)")
 	case s.Aside != nil:
-		fmt.Fprintf(w, "%s went back at %s; what was there before is in /run/state/%s until the next update (ota rollback --state takes it back)\n",
+		fmt.Fprintf(w, "%s went back at %s; what was there before is in /run/state/%s (ota rollback --state takes it back, until the next update)\n",
 			plain(snapshot.Names(s.Aside.Directories)), at(s.Aside.Time), s.Aside.Where)
 	case s.Snapshot != nil && s.Snapshot.Missing == "":
 		fmt.Fprintf(w, "%s can go back to %s, before version %s was tried (ota rollback --state)\n", plain(snapshot.Names(s.Snapshot.Directories)), at(s.Snapshot.Taken), s.Snapshot.For)
+		if s.Staged != nil {
+			fmt.Fprintf(w, "  until version %s is tried, when a snapshot of then replaces it\n", s.Staged.Version)
+		}
 	case s.Snapshot != nil:
 		fmt.Fprintf(w, "no directory can go back to before version %s was tried: %s\n", s.Snapshot.For, plain(s.Snapshot.Missing))
+	}
+	if len(s.Left) > 0 {
+		fmt.Fprintf(w, "/run/state/%s has %s, set aside or full of subvolumes of others (ota rollback --state --forget deletes it)\n", snapshot.Left, plain(snapshot.Names(s.Left)))
 	}
 }
 

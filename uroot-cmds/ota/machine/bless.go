@@ -188,7 +188,9 @@ type Rollback struct {
 	Next    contract.Version `json:"next"`    // that the next boot starts
 	Restart bool             `json:"restart"` // for that to happen
 	Trial   bool             `json:"trial"`   // the running system, which is given up, was never blessed
-	Warning string           `json:"warning,omitempty"`
+	// Stay: directories were to go back at the next start, and stay as they are.
+	Stay    bool   `json:"directories_stay,omitempty"`
+	Warning string `json:"warning,omitempty"`
 }
 
 // GiveUp gives up what was installed last: a release that waits to be staged, a
@@ -211,7 +213,17 @@ func (m *Machine) GiveUp(reason string) (*Rollback, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.giveUp(r, g, reason)
+	// Directories were to go back on an occasion that is over, or by whoever wants them to
+	// stay now. First: the next boot may be the one that the request is for.
+	stay, err := m.withdrawState(r)
+	if err != nil {
+		return nil, err
+	}
+	out, err := m.giveUp(r, g, reason)
+	if out != nil {
+		out.Stay = stay
+	}
+	return out, err
 }
 
 // A giving is what is given up, before it is.

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/snapshot"
@@ -155,7 +158,8 @@ func (m *Machine) usage(directory string, until time.Time) *Usage {
 
 // RollbackState does what PlanState has said, and asks the next boot for the rest.
 //
-// The note comes first. Cut after it, the next boot is that of the system which was to be
+// What the next boot needs room for is made before anything is given up. Then the note
+// comes. Cut after it, the next boot is that of the system which was to be
 // given up: it takes the note away, and says that nothing has changed. In the other order
 // the system before would start on directories that were to go back.
 func (m *Machine) RollbackState(s *StateRollback, reason string) (*Rollback, error) {
@@ -179,9 +183,12 @@ func (m *Machine) RollbackState(s *StateRollback, reason string) (*Rollback, err
 	if err != nil {
 		return nil, err
 	}
+	if err := snapshot.Prepare(m.Snapshots, s.note); err != nil {
+		return nil, fmt.Errorf("nothing was changed: what is to come back cannot be made ready: %w", err)
+	}
 	note := m.state(r, snapshot.NoteName)
 	if err := hw.KeepFile(note, text, 0o600); err != nil {
-		return nil, err
+		return nil, hw.Full(err)
 	}
 	if now.giving == nil {
 		return nil, nil
@@ -191,6 +198,70 @@ func (m *Machine) RollbackState(s *StateRollback, reason string) (*Rollback, err
 		return nil, errors.Join(err, hw.RemoveFile(note))
 	}
 	return out, nil
+}
+
+// goesBack reports whether the next boot is asked to put directories back.
+func (m *Machine) goesBack(r *Running) (bool, error) {
+	_, err := os.Lstat(m.state(r, snapshot.NoteName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// withdrawState takes the request back, and reports whether there was one. What was made
+// ready for it is removed by the next boot.
+func (m *Machine) withdrawState(r *Running) (bool, error) {
+	asked, err := m.goesBack(r)
+	if err != nil || !asked {
+		return false, err
+	}
+	return true, hw.RemoveFile(m.state(r, snapshot.NoteName))
+}
+
+// CancelState has directories stay that were to go back at the next start. A system that
+// was given up stays so.
+func (m *Machine) CancelState() error {
+	r, err := m.Running()
+	if err != nil {
+		return err
+	}
+	if err := m.haveState(r); err != nil {
+		return err
+	}
+	lock, err := m.lock(r)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	asked, err := m.withdrawState(r)
+	if err == nil && !asked {
+		err = errors.New("nothing was asked for: the directories stay as they are")
+	}
+	return err
+}
+
+// ForgetState deletes the snapshot, and what going back has set aside.
+func (m *Machine) ForgetState() error {
+	r, err := m.Running()
+	if err != nil {
+		return err
+	}
+	if err := m.haveState(r); err != nil {
+		return err
+	}
+	if r.Contract.RootFileSystem != "btrfs" {
+		return fmt.Errorf("the root partition is %s, which has no snapshots", r.Contract.RootFileSystem)
+	}
+	lock, err := m.lock(r)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if _, err := m.withdrawState(r); err != nil {
+		return err
+	}
+	return snapshot.Forget(m.Snapshots, path.Join(fetched.Shared, snapshot.NoteName))
 }
 
 // Paths are the directories that go back.

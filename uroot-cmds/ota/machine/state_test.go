@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/layout"
@@ -145,6 +146,82 @@ func TestRollbackStateCut(t *testing.T) {
 	d.Files["snapshots/record.json"] = nil
 	if _, err := w.m.RollbackState(s, ""); err == nil {
 		t.Error("the snapshot has changed, and nobody is told")
+	}
+}
+
+// What was asked for does not outlive its occasion: a plain rollback, and --cancel, take it
+// back, nothing is fetched while it waits, and the status shows it.
+func TestRollbackStateWithdrawn(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(w *world)
+		take   func(w *world) error
+	}{
+		"rollback": {func(*world) {}, func(w *world) error {
+			out, err := w.m.GiveUp("")
+			if err == nil && !out.Stay {
+				t.Error("it does not say so")
+			}
+			return err
+		}},
+		"cancel": {func(*world) {}, func(w *world) error { return w.m.CancelState() }},
+		"cancel where only directories go back": {func(w *world) {
+			w.boot(layout.SlotB, w.one)
+			w.name("test-os_2.efi", "test-os_2+0-3.efi")
+		}, func(w *world) error { return w.m.CancelState() }},
+		"forget": {func(*world) {}, func(w *world) error { return w.m.ForgetState() }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := newBtrfs(t)
+			c.change(w)
+			if name != "cancel where only directories go back" {
+				// The session ended between the note and what was to be given up.
+				s, err := w.m.PlanState()
+				must(t, err)
+				text, err := s.note.Encode()
+				must(t, err)
+				w.write(filepath.Join(stateDirectory, snapshot.NoteName), text)
+			} else {
+				s, err := w.m.PlanState()
+				must(t, err)
+				_, err = w.m.RollbackState(s, "")
+				must(t, err)
+			}
+			if st, err := w.m.Status(); err != nil || !st.GoesBack {
+				t.Errorf("status: %+v, %v", st, err)
+			}
+			r, err := w.m.Running()
+			must(t, err)
+			if err := (&update{Machine: w.m, running: r}).mayFetch(); err == nil || !strings.Contains(err.Error(), "--cancel") {
+				t.Errorf("fetch: %v", err)
+			}
+			must(t, c.take(w))
+			if w.asked() != "" {
+				t.Errorf("asked for is %q", w.asked())
+			}
+			if st, err := w.m.Status(); err != nil || st.GoesBack || (st.Snapshot == nil) != (name == "forget") {
+				t.Errorf("status: %+v, %v", st, err)
+			}
+			if err := w.m.CancelState(); err == nil || !strings.Contains(err.Error(), "nothing was asked for") {
+				t.Errorf("once more: %v", err)
+			}
+		})
+	}
+}
+
+// Without room for what is to come back nothing is given up.
+func TestRollbackStateWithoutRoom(t *testing.T) {
+	w, d := newBtrfs(t)
+	d.Fails = func(what string) error {
+		if strings.HasPrefix(what, "snapshot ") {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	w.m.Snapshots = d
+	s, err := w.m.PlanState()
+	must(t, err)
+	if _, err := w.m.RollbackState(s, ""); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "nothing was changed") || w.asked() != "" || w.ukis() != "test-os_1.efi test-os_2.efi" {
+		t.Errorf("%v, %q, %s", err, w.asked(), w.ukis())
 	}
 }
 

@@ -66,6 +66,11 @@ type Status struct {
 	// going back to it has taken out of its place; nil where there is none (btrfs).
 	Snapshot *snapshot.Record `json:"snapshot,omitempty"`
 	Aside    *snapshot.Aside  `json:"set_aside,omitempty"`
+	// GoesBack: the next start puts directories back.
+	GoesBack bool `json:"goes_back,omitempty"`
+	// Left is what going back had set aside before the last update, and what holds
+	// subvolumes of others.
+	Left []string `json:"left,omitempty"`
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
@@ -135,7 +140,13 @@ func (m *Machine) stateStatus(r *Running, s *Status) error {
 	if s.Snapshot, err = snapshot.ReadRecord(m.Snapshots); err != nil {
 		return err
 	}
-	s.Aside, err = snapshot.ReadAside(m.Snapshots)
+	if s.Aside, err = snapshot.ReadAside(m.Snapshots); err != nil {
+		return err
+	}
+	if s.Left, err = m.Snapshots.Names(snapshot.Left); err != nil {
+		return err
+	}
+	s.GoesBack, err = m.goesBack(r)
 	return err
 }
 

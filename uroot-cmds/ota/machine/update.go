@@ -396,6 +396,9 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 // mayFetch refuses to empty a slot whose content may be needed: the running
 // system must be blessed and intact, since it will be the only one.
 func (u *update) mayFetch() error {
+	if asked, err := u.goesBack(u.running); err != nil || asked {
+		return errors.Join(err, errors.New("the next start puts directories back, as `ota rollback --state` has asked for, and an update would replace what they go back to: restart first, or take it back (`ota rollback --state --cancel`)"))
+	}
 	trial, err := u.onTrial(u.running, u.inv)
 	if err != nil {
 		return err
