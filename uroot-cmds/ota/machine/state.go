@@ -261,7 +261,7 @@ func (m *Machine) ForgetState() error {
 	if _, err := m.withdrawState(r); err != nil {
 		return err
 	}
-	return snapshot.Forget(m.Snapshots, path.Join(fetched.Shared, snapshot.NoteName))
+	return snapshot.Forget(m.Snapshots, path.Join(rootpart.Shared, snapshot.NoteName))
 }
 
 // Paths are the directories that go back.
