@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/snapshot"
 )
 

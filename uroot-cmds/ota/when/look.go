@@ -2,7 +2,10 @@ package when
 
 import (
 	"context"
+	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,7 +21,7 @@ import (
 // Places says where to look.
 type Places struct {
 	Root string // "/" on a machine
-	// Bus is the address of the system bus; empty is the usual one.
+	// Bus is the socket of the system bus; empty is the usual one.
 	Bus string
 	Now func() time.Time
 }
@@ -42,11 +45,7 @@ const (
 func (p Places) metered(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	connect := func() (*dbus.Conn, error) { return dbus.ConnectSystemBus(dbus.WithContext(ctx)) }
-	if p.Bus != "" {
-		connect = func() (*dbus.Conn, error) { return dbus.Connect(p.Bus, dbus.WithContext(ctx)) }
-	}
-	bus, err := connect()
+	bus, err := connect(ctx, p.Bus)
 	if err != nil {
 		return false
 	}
@@ -60,6 +59,33 @@ func (p Places) metered(ctx context.Context) bool {
 	}
 	n, ok := v.Value().(uint32)
 	return ok && (n == meteredYes || n == meteredGuessYes)
+}
+
+// systemBus is the socket of the system bus (D-Bus Specification 0.43, "Well-known message
+// bus instances", and where every distribution has it since /var/run is /run).
+const systemBus = "/run/dbus/system_bus_socket"
+
+// connect connects to a bus. It does not agree to take descriptors, which it never needs:
+// anybody on the bus may send a message to this program, and the library's decoder ends the
+// process over some that hold one.
+func connect(ctx context.Context, socket string) (*dbus.Conn, error) {
+	if socket == "" {
+		socket = systemBus
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	bus, err := dbus.NewConn(struct{ io.ReadWriteCloser }{c}, dbus.WithContext(ctx))
+	if err == nil {
+		err = errors.Join(bus.Auth(nil), bus.Hello())
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return bus, nil
 }
 
 // battery is how much in percent the batteries have that the machine runs on, or -1

@@ -165,7 +165,7 @@ func bus(t *testing.T) string {
 
 func TestMetered(t *testing.T) {
 	address := bus(t)
-	p := Places{Root: t.TempDir(), Bus: address, Now: time.Now}
+	p := Places{Root: t.TempDir(), Bus: strings.TrimPrefix(address, "unix:path="), Now: time.Now}
 	if p.Look(t.Context()).Metered {
 		t.Error("metered without NetworkManager")
 	}
@@ -175,15 +175,15 @@ func TestMetered(t *testing.T) {
 	}
 	defer conn.Close()
 	const name = "org.freedesktop.NetworkManager"
-	props, err := prop.Export(conn, "/org/freedesktop/NetworkManager", prop.Map{name: {"Metered": {Value: uint32(0)}}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if _, err := conn.RequestName(name, 0); err != nil {
 		t.Fatal(err)
 	}
 	for value, want := range map[any]bool{uint32(0): false, uint32(1): true, uint32(2): false, uint32(3): true, uint32(4): false, "yes": false} {
-		props.SetMust(name, "Metered", value)
+		// Exported again for each: what is set later has to be of the first one's type.
+		_, err := prop.Export(conn, "/org/freedesktop/NetworkManager", prop.Map{name: {"Metered": {Value: value}}})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if got := p.Look(t.Context()).Metered; got != want {
 			t.Errorf("NetworkManager says %v: metered is %v", value, got)
 		}
@@ -191,9 +191,31 @@ func TestMetered(t *testing.T) {
 	// A bus that is away, and one that never answers.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for _, p := range []Places{{Bus: "unix:path=/nowhere", Now: time.Now}, {Bus: address, Now: time.Now}} {
+	for _, p := range []Places{{Bus: "/nowhere", Now: time.Now}, {Bus: strings.TrimPrefix(address, "unix:path="), Now: time.Now}} {
 		if p.Look(ctx).Metered {
 			t.Error("metered without an answer")
 		}
+	}
+}
+
+// The bus gives no descriptor to a connection that has not agreed to take any.
+func TestTakesNoDescriptors(t *testing.T) {
+	address := bus(t)
+	mine, err := connect(t.Context(), strings.TrimPrefix(address, "unix:path="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mine.Close()
+	stranger, err := dbus.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	call := stranger.Object(mine.Names()[0], "/").Call("org.example.Ask", 0, dbus.UnixFD(0))
+	if call.Err == nil || !strings.Contains(call.Err.Error(), "file descriptors") {
+		t.Errorf("a message with a descriptor: %v", call.Err)
+	}
+	if mine.Context().Err() != nil {
+		t.Error("it ends the connection")
 	}
 }
