@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/bootflow"
 )
 
 // declared are the functions, methods and types of the tree, as package.Name and
@@ -181,7 +181,7 @@ func TestSteps(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds := 0
-	for k := slot.Kind(0); !strings.HasPrefix(k.String(), "step-"); k++ {
+	for k := bootflow.Kind(0); !strings.HasPrefix(k.String(), "step-"); k++ {
 		kinds++
 		if !strings.Contains(string(text), "\n| `"+k.String()+"` | ") {
 			t.Errorf("README.md has no row for the step %s", k)

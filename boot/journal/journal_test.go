@@ -8,9 +8,9 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/slot"
 )
 
 var now = time.Date(2026, 11, 23, 9, 0, 0, 123, time.UTC)
@@ -210,33 +210,33 @@ func TestJudge(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		entries []Entry
-		want    slot.Verdict
+		want    bootflow.Verdict
 		reason  string
 	}{
-		{"nothing is known", nil, slot.Unfit, "never reached"},
-		{"it died before the system each time", []Entry{old, staged, old}, slot.Unfit, "never reached"},
-		{"it was cut off three times", []Entry{staged, trial, trial, trial, old}, slot.Interrupted, "nothing says"},
-		{"it was cut off once, and twice before the system", []Entry{staged, trial, old}, slot.Interrupted, "nothing says"},
-		{"a boot of the trial before it was staged is none of this round", []Entry{trial, staged, old}, slot.Unfit, "never reached"},
-		{"its second round was cut off as well", []Entry{staged, trial, retry, trial, trial, trial, old}, slot.Unfit, "two rounds"},
-		{"the power was cut between the journal and the name", []Entry{staged, trial, retry, old}, slot.Unfit, "never reached"},
-		{"staged once more, it begins again", []Entry{staged, trial, retry, trial, staged, trial, old}, slot.Interrupted, "nothing says"},
-		{"it hung once, and was cut off", []Entry{staged, trial, {Kind: Boot, Version: 2, Trial: true, Watchdog: true}, trial, old}, slot.Unfit, "watchdog"},
-		{"it hung the last time", []Entry{staged, trial, trial, trial, hung}, slot.Unfit, "watchdog"},
-		{"something hung before it was staged", []Entry{hung, staged, trial, old}, slot.Interrupted, "nothing says"},
-		{"its health check failed", []Entry{staged, trial, of(Unhealthy), old}, slot.Unfit, "unhealthy: so"},
-		{"initagent condemned it", []Entry{staged, trial, of(Condemned), old}, slot.Unfit, "condemned: so"},
-		{"somebody gave it up", []Entry{staged, trial, of(Rollback), old}, slot.Unfit, "rollback: so"},
-		{"the running system's trouble is not its own", []Entry{staged, trial, {Kind: Unhealthy, Version: 1}, old}, slot.Interrupted, "nothing says"},
-		{"there was no room for it", []Entry{staged, of(NoRoom), of(Recovery), of(NoRoom), old}, slot.NoTrial, "no room"},
-		{"there was no room for it once, and it ran then", []Entry{staged, of(NoRoom), trial, old}, slot.Interrupted, "nothing says"},
-		{"there was no room for it, and its health check failed", []Entry{staged, of(NoRoom), trial, of(Unhealthy), old}, slot.Unfit, "unhealthy: so"},
-		{"there was no room for it in the first round", []Entry{staged, of(NoRoom), trial, retry, old}, slot.Unfit, "never reached"},
-		{"there was no room for it when it was staged before", []Entry{of(NoRoom), staged, old}, slot.Unfit, "never reached"},
-		{"it failed before", []Entry{staged, trial, of(Failed), old}, slot.NoTrial, "judged before"},
-		{"it failed, and somebody blessed it since", []Entry{staged, trial, of(Failed), of(Blessed), of(Condemned)}, slot.NoTrial, "blessed once"},
-		{"it was blessed once, and lost its tries later", []Entry{staged, trial, of(Blessed), {Kind: Boot, Version: 2}, old}, slot.NoTrial, "blessed once"},
-		{"it ran without a trial", []Entry{{Kind: Boot, Version: 2}, old}, slot.NoTrial, "blessed once"},
+		{"nothing is known", nil, bootflow.Unfit, "never reached"},
+		{"it died before the system each time", []Entry{old, staged, old}, bootflow.Unfit, "never reached"},
+		{"it was cut off three times", []Entry{staged, trial, trial, trial, old}, bootflow.Interrupted, "nothing says"},
+		{"it was cut off once, and twice before the system", []Entry{staged, trial, old}, bootflow.Interrupted, "nothing says"},
+		{"a boot of the trial before it was staged is none of this round", []Entry{trial, staged, old}, bootflow.Unfit, "never reached"},
+		{"its second round was cut off as well", []Entry{staged, trial, retry, trial, trial, trial, old}, bootflow.Unfit, "two rounds"},
+		{"the power was cut between the journal and the name", []Entry{staged, trial, retry, old}, bootflow.Unfit, "never reached"},
+		{"staged once more, it begins again", []Entry{staged, trial, retry, trial, staged, trial, old}, bootflow.Interrupted, "nothing says"},
+		{"it hung once, and was cut off", []Entry{staged, trial, {Kind: Boot, Version: 2, Trial: true, Watchdog: true}, trial, old}, bootflow.Unfit, "watchdog"},
+		{"it hung the last time", []Entry{staged, trial, trial, trial, hung}, bootflow.Unfit, "watchdog"},
+		{"something hung before it was staged", []Entry{hung, staged, trial, old}, bootflow.Interrupted, "nothing says"},
+		{"its health check failed", []Entry{staged, trial, of(Unhealthy), old}, bootflow.Unfit, "unhealthy: so"},
+		{"initagent condemned it", []Entry{staged, trial, of(Condemned), old}, bootflow.Unfit, "condemned: so"},
+		{"somebody gave it up", []Entry{staged, trial, of(Rollback), old}, bootflow.Unfit, "rollback: so"},
+		{"the running system's trouble is not its own", []Entry{staged, trial, {Kind: Unhealthy, Version: 1}, old}, bootflow.Interrupted, "nothing says"},
+		{"there was no room for it", []Entry{staged, of(NoRoom), of(Recovery), of(NoRoom), old}, bootflow.NoTrial, "no room"},
+		{"there was no room for it once, and it ran then", []Entry{staged, of(NoRoom), trial, old}, bootflow.Interrupted, "nothing says"},
+		{"there was no room for it, and its health check failed", []Entry{staged, of(NoRoom), trial, of(Unhealthy), old}, bootflow.Unfit, "unhealthy: so"},
+		{"there was no room for it in the first round", []Entry{staged, of(NoRoom), trial, retry, old}, bootflow.Unfit, "never reached"},
+		{"there was no room for it when it was staged before", []Entry{of(NoRoom), staged, old}, bootflow.Unfit, "never reached"},
+		{"it failed before", []Entry{staged, trial, of(Failed), old}, bootflow.NoTrial, "judged before"},
+		{"it failed, and somebody blessed it since", []Entry{staged, trial, of(Failed), of(Blessed), of(Condemned)}, bootflow.NoTrial, "blessed once"},
+		{"it was blessed once, and lost its tries later", []Entry{staged, trial, of(Blessed), {Kind: Boot, Version: 2}, old}, bootflow.NoTrial, "blessed once"},
+		{"it ran without a trial", []Entry{{Kind: Boot, Version: 2}, old}, bootflow.NoTrial, "blessed once"},
 	} {
 		got, reason := Judge(c.entries, 2)
 		if got != c.want || !strings.Contains(reason, c.reason) {
@@ -257,7 +257,7 @@ func TestJudgeEnds(t *testing.T) {
 		}
 		text = add(t, text, Entry{Kind: Boot, Version: 2, Trial: true})
 		verdict, _ := Judge(Parse(text), 2)
-		if verdict == slot.Unfit {
+		if verdict == bootflow.Unfit {
 			if round != 2 {
 				t.Errorf("%d rounds", round)
 			}
@@ -300,7 +300,7 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		verdict, reason := Judge(Parse(out), 5)
-		if verdict != slot.NoTrial || reason == "" {
+		if verdict != bootflow.NoTrial || reason == "" {
 			t.Errorf("judged as %d", verdict)
 		}
 	})

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/slot"
 )
 
 // Failures returns the versions that are not taken again, and why. A version that
@@ -54,9 +54,9 @@ func pinned(entries []Entry) []Entry {
 // nothing, so it counts as failed. A trial that was only Interrupted gets one
 // more round, never two: so this ends, however often the power is cut. That a trial found
 // no room says nothing of the version: it has no tries left, and may be fetched again.
-func Judge(entries []Entry, v contract.Version) (slot.Verdict, string) {
+func Judge(entries []Entry, v contract.Version) (bootflow.Verdict, string) {
 	if _, failed := Failures(entries)[v]; failed {
-		return slot.NoTrial, "it was judged before"
+		return bootflow.NoTrial, "it was judged before"
 	}
 	round := since(entries, v)
 	handed, retried, noRoom := false, false, false
@@ -64,12 +64,12 @@ func Judge(entries []Entry, v contract.Version) (slot.Verdict, string) {
 		switch {
 		case e.Watchdog:
 			// All boots of a round are the trial's: the boot manager prefers it.
-			return slot.Unfit, "the watchdog ended it"
+			return bootflow.Unfit, "the watchdog ended it"
 		case e.Version != v:
 		case e.Kind == Condemned, e.Kind == Unhealthy, e.Kind == Rollback:
-			return slot.Unfit, fmt.Sprintf("%s: %s", e.Kind, e.Reason)
+			return bootflow.Unfit, fmt.Sprintf("%s: %s", e.Kind, e.Reason)
 		case e.Kind == Blessed, e.Kind == Boot && !e.Trial:
-			return slot.NoTrial, "it was blessed once"
+			return bootflow.NoTrial, "it was blessed once"
 		case e.Kind == Retry:
 			handed, retried, noRoom = false, true, false
 		case e.Kind == NoRoom:
@@ -80,13 +80,13 @@ func Judge(entries []Entry, v contract.Version) (slot.Verdict, string) {
 	}
 	switch {
 	case !handed && noRoom:
-		return slot.NoTrial, "the root partition had no room for it"
+		return bootflow.NoTrial, "the root partition had no room for it"
 	case !handed:
-		return slot.Unfit, "it never reached the system"
+		return bootflow.Unfit, "it never reached the system"
 	case retried:
-		return slot.Unfit, "it was not blessed in two rounds of tries"
+		return bootflow.Unfit, "it was not blessed in two rounds of tries"
 	}
-	return slot.Interrupted, "it reached the system, and nothing says that it failed"
+	return bootflow.Interrupted, "it reached the system, and nothing says that it failed"
 }
 
 // since returns the entries after a version was staged last: all of them where

@@ -2,7 +2,7 @@
 // label, and its tokens beyond those that LUKS2 and systemd define.
 //
 // It refuses to take a volume for ours that only looks like it. Whether this
-// machine made it is not for a header to say: the boot asks the TPM, and the deed.
+// machine made it is not for a header to say: the boot asks the TPM, and the owner signature.
 package rootvolume
 
 import (

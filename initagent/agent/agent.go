@@ -1,8 +1,8 @@
-// Package agent is the boot: it observes the machine, asks slot.Next what to
+// Package agent is the boot: it observes the machine, asks bootflow.Next what to
 // do, does it, and starts over, until the system has taken over, the machine
 // restarts, or the recovery console is open.
 //
-// It refuses to decide: every branch that matters is in boot/slot, where it can
+// It refuses to decide: every branch that matters is in boot/bootflow, where it can
 // be read and tested without a machine.
 package agent
 
@@ -12,10 +12,10 @@ import (
 	"fmt"
 	"os"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -42,7 +42,7 @@ type Agent struct {
 	wish       *nextboot.NewSecret // of the running system; or nil
 	foretold   *rootpart.Start     // what the TPM was told of the start after the enrollment; or nil
 
-	facts slot.Facts
+	facts bootflow.Facts
 }
 
 // Boot runs the machine until it hands over. It returns only when neither the
@@ -54,8 +54,8 @@ func (a *Agent) Boot(ctx context.Context) error {
 	a.begin()
 	for range maxSteps {
 		a.observe()
-		step := slot.Next(a.State, a.facts)
-		if step.Kind == slot.Recovery || step.Kind == slot.RecoverNext {
+		step := bootflow.Next(a.State, a.facts)
+		if step.Kind == bootflow.Recovery || step.Kind == bootflow.RecoverNext {
 			return a.stop(step)
 		}
 		a.AllowWatchdog(steps[step.Kind].time())
@@ -64,15 +64,15 @@ func (a *Agent) Boot(ctx context.Context) error {
 		}
 		a.act(ctx, step)
 	}
-	return a.stop(slot.Stop(a.State, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
+	return a.stop(bootflow.Stop(a.State, a.facts, fmt.Sprintf("the boot made no headway in %d steps", maxSteps)))
 }
 
 // stop ends a boot that cannot go on.
-func (a *Agent) stop(step slot.Step) error {
+func (a *Agent) stop(step bootflow.Step) error {
 	switch {
-	case step.Kind == slot.Recovery && !a.facts.Released:
+	case step.Kind == bootflow.Recovery && !a.facts.Released:
 		return a.recover(step.Reason)
-	case step.Kind == slot.Reboot:
+	case step.Kind == bootflow.Reboot:
 		a.Log.Announce(step.Kind.String(), step.Reason)
 		return a.reboot()
 	}
@@ -168,7 +168,7 @@ func (a *Agent) observe() {
 		return
 	}
 	if err := a.observeTable(); err != nil {
-		a.State.Table, a.facts.Cause = slot.TableForeign, err.Error()
+		a.State.Table, a.facts.Cause = bootflow.TableForeign, err.Error()
 		return
 	}
 	if err := a.observeESP(); err != nil {
@@ -184,34 +184,34 @@ func (a *Agent) observe() {
 }
 
 // act does one step and turns what came of it into facts.
-func (a *Agent) act(ctx context.Context, step slot.Step) {
+func (a *Agent) act(ctx context.Context, step bootflow.Step) {
 	row, known := steps[step.Kind]
 	if !known {
 		row.do = func(*Agent, context.Context) error { return fmt.Errorf("this machine cannot %s", step.Kind) }
 	}
 	err := a.run(ctx, step, row)
 	a.facts.Released = a.Released
-	var outcome *slot.Outcome
+	var outcome *bootflow.Outcome
 	if row.outcome != nil {
 		outcome = row.outcome(&a.facts)
 	}
 	switch {
 	case err == nil && outcome != nil:
-		*outcome = slot.Done
+		*outcome = bootflow.Done
 	case err == nil:
 	case outcome != nil:
 		fails, full := a.DiskFails(step.Kind, err)
-		*outcome, a.facts.Cause, a.facts.DiskFails = slot.Failed, full.Error(), a.facts.DiskFails || fails
+		*outcome, a.facts.Cause, a.facts.DiskFails = bootflow.Failed, full.Error(), a.facts.DiskFails || fails
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
 	case errors.Is(err, handover.ErrNoSystem):
-		a.facts.Verity, a.facts.Cause = slot.Failed, err.Error()
+		a.facts.Verity, a.facts.Cause = bootflow.Failed, err.Error()
 	default:
 		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)
 	}
 }
 
 // run does what the table has for a step.
-func (a *Agent) run(ctx context.Context, step slot.Step, row stepRow) error {
+func (a *Agent) run(ctx context.Context, step bootflow.Step, row stepRow) error {
 	run := func() error { return row.do(a, ctx) }
 	if row.secrets {
 		run = func() error { return a.Secretly(func() error { return row.do(a, ctx) }) }
@@ -224,9 +224,9 @@ func (a *Agent) run(ctx context.Context, step slot.Step, row stepRow) error {
 
 // last does a step that this boot does not survive: what it is, and why, is said
 // and written down first.
-func (a *Agent) last(step slot.Step, run func() error) error {
+func (a *Agent) last(step bootflow.Step, run func() error) error {
 	a.Log.Announce(step.Kind.String(), step.Reason)
-	if step.Kind == slot.Condemn {
+	if step.Kind == bootflow.Condemn {
 		a.NoteSelf(journal.Condemned, step.Reason)
 	}
 	return run()

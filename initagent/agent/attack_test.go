@@ -6,12 +6,12 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
@@ -90,7 +90,7 @@ func TestRogueVolume(t *testing.T) { // FAULTS 62, 63
 			}
 			m.typed = []string{known}
 			m.ends("recovery", "was not made by this machine")
-			if m.openVolume != nil || m.agent.State.Root == slot.RootOpen {
+			if m.openVolume != nil || m.agent.State.Root == bootflow.RootOpen {
 				t.Error("it is open")
 			}
 			if len(m.written("index")) > 0 {
@@ -103,7 +103,7 @@ func TestRogueVolume(t *testing.T) { // FAULTS 62, 63
 	}
 }
 
-// The same where the image can do without a TPM, and whatever has become of that: a deed
+// The same where the image can do without a TPM, and whatever has become of that: an owner signature
 // counts where there is one, and else the volume must hold the key that the firmware
 // enforces. FAULTS 62, 63
 func TestRogueVolumeWithoutTPM(t *testing.T) {
@@ -134,7 +134,7 @@ func TestRogueVolumeWithoutTPM(t *testing.T) {
 				m.said.Reset()
 				m.typed = []string{known, "weaker", "y", "weaker"}
 				end := m.boot()
-				if end != "reboot" || m.openVolume != nil || m.agent.State.Root == slot.RootOpen || len(m.typed) != 3 || !strings.Contains(m.said.String(), c.says) {
+				if end != "reboot" || m.openVolume != nil || m.agent.State.Root == bootflow.RootOpen || len(m.typed) != 3 || !strings.Contains(m.said.String(), c.says) {
 					t.Fatalf("ends in %s; open: %t; it asks %s and says:\n%s", end, m.openVolume != nil, m.printed.String(), m.said.String())
 				}
 			}

@@ -7,9 +7,9 @@ import (
 	"syscall"
 	"testing"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -104,7 +104,7 @@ func TestFileSystemUnreadable(t *testing.T) {
 // An error of the system image's file system, or of the TPM, says nothing of the root
 // partition, and its cure is another one. FAULTS 82
 func TestDiskFailsElsewhere(t *testing.T) {
-	for step, path := range map[slot.Kind]string{slot.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", slot.AskKey: "/dev/tpmrm0"} {
+	for step, path := range map[bootflow.Kind]string{bootflow.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", bootflow.AskKey: "/dev/tpmrm0"} {
 		a := &host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}
 		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
 		if fails, got := a.DiskFails(step, err); got != err || fails {

@@ -9,11 +9,11 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
@@ -130,7 +130,7 @@ func (x *explorer) start(m *machine, n *node) {
 		n.after, n.ends, n.runs = after.is.key, end, m.agent.Contract.Version
 	}
 	comesUp := end == "reboot" || end == "system" && m.openVolume != nil && m.openVerity
-	condemns := strings.Contains(m.said.String(), slot.Condemn.String()+":") // and all of them are good
+	condemns := strings.Contains(m.said.String(), bootflow.Condemn.String()+":") // and all of them are good
 	if !comesUp || condemns || m.printed.Len() > 0 && !asks {
 		x.problem(n, "a start ends in %s and asks %q:\n%s", end, m.printed.String(), m.said.String())
 	}

@@ -51,8 +51,8 @@ func (m *machine) keysCondition(w *world, old *policy.Secret) string {
 	m.powerOn(w)
 	lock, volumeKey, secret := m.unlocked()
 	fmt.Fprintln(&out, "header", lock.Health.Good(), lock.Replaced, len(lock.Header.Keyslots()), len(lock.Header.Tokens()), old.Equal(secret), of(func(k *secureboot.KeySet) bool {
-		return lock.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil
-	}), len(lock.NextDeed) > 0)
+		return lock.CheckOwnerSignature(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil
+	}), len(lock.NextOwnerSignature) > 0)
 	files := m.rootFiles()
 	keys, err := firstboot.UnwrapKeys(secret, files[rootpart.ListFile])
 	fmt.Fprintln(&out, "list", err == nil, of(func(k *secureboot.KeySet) bool { return err == nil && k.DB.Certificate.Equal(keys.DB.Certificate) }))

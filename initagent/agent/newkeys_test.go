@@ -95,7 +95,7 @@ func (m *machine) replaced(old *secureboot.KeySet) error {
 	if !keys.DB.Key.Equal(now.DB.Key) || !keys.PK.Key.Equal(now.PK.Key) || !keys.KEK.Key.Equal(now.KEK.Key) {
 		return errors.New("the keys that are stored are not those that are enrolled")
 	}
-	if _, there := m.rootFiles()[rootpart.NextKeysFile]; there || len(lock.NextDeed) > 0 {
+	if _, there := m.rootFiles()[rootpart.NextKeysFile]; there || len(lock.NextOwnerSignature) > 0 {
 		return errors.New("something is left of the replacement")
 	}
 	record, err := tpm.OpenTransport(m.emulator).ReadRecord(lock.Sealed)
@@ -333,9 +333,9 @@ func TestForgedNextKeys(t *testing.T) {
 	ignored("one for keys that it has no more")
 }
 
-// The deed stands for either db while it is replaced, and for no other; so it does where
+// The owner signature stands for either db while it is replaced, and for no other; so it does where
 // the machine is bound to another TPM meanwhile.
-func TestTwoDeeds(t *testing.T) {
+func TestTwoOwnerSignatures(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	old, err := m.enrolledSet()
 	m.must(err)
@@ -362,7 +362,7 @@ func TestTwoDeeds(t *testing.T) {
 		m.must(err)
 		for _, k := range sets {
 			is := k.DB.Certificate.Equal(old.DB.Certificate) || k.DB.Certificate.Equal(fresh.DB.Certificate)
-			if got := lock.CheckDeed(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil; got != is {
+			if got := lock.CheckOwnerSignature(volumeKey, []*x509.Certificate{k.DB.Certificate}) == nil; got != is {
 				t.Errorf("a db vouches for the volume: %v, want %v", got, is)
 			}
 		}
@@ -375,8 +375,8 @@ func TestTwoDeeds(t *testing.T) {
 	m.must(again.SignAgain(m.random, s, volumeKey, fresh.DB.Key))
 	_, again, err = vault.Look(s, s.Size())
 	m.must(err)
-	if again.CheckDeed(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckDeed(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
-		t.Error("the old deed stands still, or the new one does not")
+	if again.CheckOwnerSignature(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckOwnerSignature(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
+		t.Error("the old owner signature stands still, or the new one does not")
 	}
 }
 

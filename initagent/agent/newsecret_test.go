@@ -61,7 +61,7 @@ func (m *machine) oneSecret() error {
 	if err != nil || !keys.DB.Certificate.Equal(certificates[0]) {
 		return fmt.Errorf("the db key that is kept is not the one enrolled: %w", err)
 	}
-	if err := vault.CheckDeed(lock.Deed, volumeKey, certificates); err != nil {
+	if err := vault.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
 		return err
 	}
 	list, err := rootpart.StoredList(store{m}, secret, lock)

@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"time"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 )
 
@@ -103,10 +103,10 @@ func (a *Agent) lossless() string {
 // gives; "" when it was none of these.
 func (a *Agent) failed() string {
 	for _, k := range endings() {
-		if k == slot.KeepHome && !a.facts.KeepHomeBegun {
+		if k == bootflow.KeepHome && !a.facts.KeepHomeBegun {
 			continue // nobody has confirmed it
 		}
-		if *steps[k].outcome(&a.facts) == slot.Failed {
+		if *steps[k].outcome(&a.facts) == bootflow.Failed {
 			return k.String()
 		}
 	}
@@ -115,16 +115,16 @@ func (a *Agent) failed() string {
 
 // stopped are the facts to give advice about: this boot's, and the failure that
 // ended the one before.
-func (a *Agent) stopped() slot.Facts {
+func (a *Agent) stopped() bootflow.Facts {
 	facts := a.facts
 	if facts.Noted == "" {
 		return facts
 	}
 	facts.ConsoleAsked = facts.ConsoleAsked || a.request.Person
-	facts.KeepHomeBegun = a.request.Failed == slot.KeepHome.String()
+	facts.KeepHomeBegun = a.request.Failed == bootflow.KeepHome.String()
 	for _, k := range endings() {
 		if k.String() == a.request.Failed {
-			*steps[k].outcome(&facts), facts.Cause = slot.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
+			*steps[k].outcome(&facts), facts.Cause = bootflow.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
 		}
 	}
 	return facts

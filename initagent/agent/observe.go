@@ -3,10 +3,10 @@ package agent
 import (
 	"fmt"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
@@ -21,7 +21,7 @@ func (a *Agent) observeKeys() error {
 	state, err := enroll.Observe(a.Variables)
 	if err != nil {
 		if a.Contract.SecureBoot == contract.Optional {
-			a.State.Keys = slot.KeysUnneeded
+			a.State.Keys = bootflow.KeysUnneeded
 			return nil
 		}
 		return err
@@ -33,7 +33,7 @@ func (a *Agent) observeKeys() error {
 			return err
 		}
 	}
-	a.State.Keys = slot.JudgeKeys(a.State, a.facts, slot.Firmware{
+	a.State.Keys = bootflow.JudgeKeys(a.State, a.facts, bootflow.Firmware{
 		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
 	})
 	return nil
@@ -41,12 +41,12 @@ func (a *Agent) observeKeys() error {
 
 // observeRoot looks at the root partition, until it is open.
 func (a *Agent) observeRoot() error {
-	if a.State.Root == slot.RootOpen {
+	if a.State.Root == bootflow.RootOpen {
 		return nil
 	}
 	root, lock, err := rootpart.Look(a.Disks, a.Disk, a.Table)
 	a.State.Root, a.Lock = root, lock
-	if root == slot.RootAbsent {
+	if root == bootflow.RootAbsent {
 		return err
 	}
 	if err != nil {
@@ -57,15 +57,15 @@ func (a *Agent) observeRoot() error {
 
 // observeLoss tells a root partition that was never finished from one that was lost.
 func (a *Agent) observeLoss() error {
-	if !a.State.Root.Making() && a.State.Root != slot.RootDamaged {
+	if !a.State.Root.Making() && a.State.Root != bootflow.RootDamaged {
 		return nil
 	}
 	between, err := setup.BetweenBoots(&a.Host)
 	if err != nil {
 		a.Log.Say("whether the root partition was made before is not known: %v", err)
 	}
-	judged := slot.JudgeRoot(a.State, slot.Past{Between: between, Unlocked: a.Left.Unlocked, OwnKeys: a.OwnEnforced()})
-	if judged == slot.RootDamaged && a.State.Root.Making() {
+	judged := bootflow.JudgeRoot(a.State, bootflow.Past{Between: between, Unlocked: a.Left.Unlocked, OwnKeys: a.OwnEnforced()})
+	if judged == bootflow.RootDamaged && a.State.Root.Making() {
 		a.facts.Cause = "its header is empty, although it was made before"
 	}
 	a.State.Root = judged
@@ -80,12 +80,12 @@ func (a *Agent) observeTable() error {
 	}
 	a.Table = table
 	if layout.IsInstaller(table) {
-		a.State.Table = slot.TableInstaller
+		a.State.Table = bootflow.TableInstaller
 		a.LoadAllDrivers()
 		return nil
 	}
 	if a.Disk.ReadOnly {
-		a.State.Table = slot.TableReadOnly // nothing that a boot has to keep could be kept
+		a.State.Table = bootflow.TableReadOnly // nothing that a boot has to keep could be kept
 		return nil
 	}
 	a.State.Booted, a.State.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.Contract.Root()), layout.VerityUUID(a.Contract.Root()))
@@ -94,18 +94,18 @@ func (a *Agent) observeTable() error {
 	case err != nil && a.State.TreeNamed:
 		// It was complete once, or the tree would not carry its name. A
 		// partition beside ours is a reason to complain, not to stop.
-		a.State.Table = slot.TableComplete
+		a.State.Table = bootflow.TableComplete
 	case err != nil:
 		return err
 	case len(plan.Changes) > 0:
-		a.State.Table = slot.TableNew
+		a.State.Table = bootflow.TableNew
 	case !health.OK():
-		a.State.Table = slot.TableDamaged
-		if a.facts.Healed == slot.NotTried {
+		a.State.Table = bootflow.TableDamaged
+		if a.facts.Healed == bootflow.NotTried {
 			a.Log.Say("partition table of %s: %s", a.Disk.Name, health)
 		}
 	default:
-		a.State.Table = slot.TableComplete
+		a.State.Table = bootflow.TableComplete
 	}
 	return nil
 }

@@ -21,12 +21,12 @@ func (m *machine) renewed(keys bool) {
 	m.opensByItself()
 }
 
-// undeeded makes the header one of a release that signed no deed.
-func (m *machine) undeeded() {
+// unsigned makes the header one of a release that made no owner signature.
+func (m *machine) unsigned() {
 	m.t.Helper()
 	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
 		if len(token.Fields["deed"]) == 0 {
-			return errors.New("it has no deed: this proves nothing")
+			return errors.New("it has no owner signature: this proves nothing")
 		}
 		delete(token.Fields, "deed")
 		return c.SetToken(n, token)
@@ -47,7 +47,7 @@ func TestEnrollByOlderHeader(t *testing.T) {
 		{"of before a new secret", func(m *machine) { m.renewed(false) }, true, ways},
 		{"of before new keys", func(m *machine) { m.renewed(true) }, true, ways},
 		{"of now", func(*machine) {}, true, ""},
-		{"without a deed", (*machine).undeeded, false, "save your data, and `reset` the machine"},
+		{"without an owner signature", (*machine).unsigned, false, "save your data, and `reset` the machine"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := provisionedMachine(t, nil)

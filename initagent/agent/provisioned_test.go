@@ -10,11 +10,11 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
@@ -132,7 +132,7 @@ func (m *machine) checkRoot() error {
 	if err != nil {
 		return err
 	}
-	if condition != slot.RootLocked || !lock.Health.Good() {
+	if condition != bootflow.RootLocked || !lock.Health.Good() {
 		return fmt.Errorf("condition %v, copies of the header %v", condition, lock.Health)
 	}
 	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
@@ -151,7 +151,7 @@ func (m *machine) checkRoot() error {
 	if err != nil || !keys.DB.Certificate.Equal(certificates[0]) {
 		return errors.New("the db key that is kept is not the one enrolled")
 	}
-	if err := vault.CheckDeed(lock.Deed, volumeKey, certificates); err != nil {
+	if err := vault.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
 		return err
 	}
 	chip := tpm.OpenTransport(m.emulator)

@@ -6,11 +6,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/handover"
 )
@@ -18,7 +18,7 @@ import (
 // recover opens the recovery console: a shell on every terminal, with nothing in
 // reach that was not typed in. Leaving it restarts the machine.
 //
-// No secret was in memory in this boot (see slot.Stop). The order: the root
+// No secret was in memory in this boot (see bootflow.Stop). The order: the root
 // partition is closed; the TPM learns that the boot has ended, before a device that
 // somebody has plugged in gets its driver; all drivers are loaded, since a TPM whose
 // driver is a module would be there for the shell; the kernel's memory is hidden, where
@@ -55,7 +55,7 @@ func (a *Agent) recover(reason string) error {
 		}
 	}
 	lost := ", and nothing was lost"
-	if a.facts.Reset == slot.Done || a.facts.ResetBegun || a.stopped().KeepHomeBegun {
+	if a.facts.Reset == bootflow.Done || a.facts.ResetBegun || a.stopped().KeepHomeBegun {
 		lost = ""
 	}
 	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)

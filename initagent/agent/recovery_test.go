@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -353,7 +353,7 @@ func TestConsoleResetDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if condition, _, err := vault.Look(s, s.Size()); condition != slot.RootBlank || err != nil {
+	if condition, _, err := vault.Look(s, s.Size()); condition != bootflow.RootBlank || err != nil {
 		t.Errorf("condition %v, %v", condition, err)
 	}
 	m.vars = newVariables()

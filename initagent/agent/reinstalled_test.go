@@ -10,11 +10,11 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -69,7 +69,7 @@ func (m *machine) kept() error {
 	if err != nil {
 		return err
 	}
-	if condition, _, err := vault.Look(s, s.Size()); condition != slot.RootLocked || err != nil {
+	if condition, _, err := vault.Look(s, s.Size()); condition != bootflow.RootLocked || err != nil {
 		return fmt.Errorf("the root partition is in condition %v (%w)", condition, err)
 	}
 	if len(m.shown) != 1 || len(m.volumes) != 1 || string(m.rootFiles()[marker]) != "the only copy" {
@@ -202,7 +202,7 @@ func TestCutInstalledAgain(t *testing.T) {
 	}
 }
 
-// A machine that was bound to its TPM before it had keys has no deed, and keys that are
+// A machine that was bound to its TPM before it had keys has no owner signature, and keys that are
 // made without that TPM would not be believed: none are offered, and it goes on as it was.
 func TestNoFirstKeysBesideTheTPMs(t *testing.T) {
 	m := newMachine(t, with(func(c *contract.Contract) { c.TPM, c.SecureBoot = contract.Optional, contract.Optional }))

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/slot"
 )
 
 // moveSegment is what somebody does to both copies of the LUKS2 header who has
@@ -51,7 +51,7 @@ func TestMovedSegment(t *testing.T) {
 	m.ops = nil
 	m.typed = []string{m.shown[0]}
 	m.ends("recovery", "LUKS header refused", `"offset":"117440512"`)
-	if m.openVolume != nil || m.agent.State.Root == slot.RootOpen {
+	if m.openVolume != nil || m.agent.State.Root == bootflow.RootOpen {
 		t.Error("it is open")
 	}
 	if len(m.written("index"))+len(m.written("disk")) > 0 {

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"time"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/handover"
@@ -26,7 +26,7 @@ import (
 type stepRow struct {
 	do func(a *Agent, ctx context.Context) error
 	// outcome is the fact that says what came of it; nil where a failure ends the boot.
-	outcome func(f *slot.Facts) *slot.Outcome
+	outcome func(f *bootflow.Facts) *bootflow.Outcome
 	// secrets: a secret is made, released, typed or used. What the step leaves on stack
 	// and heap is erased: libraries copy what they are given, and nobody could wipe those
 	// copies.
@@ -63,39 +63,39 @@ func (r stepRow) time() time.Duration {
 
 // steps has a row for each kind of step that goes on with the boot. How one ends that
 // cannot is for Agent.stop.
-var steps = map[slot.Kind]stepRow{
-	slot.Install:    {do: plain((*Agent).install), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Install }, deaf: true},
-	slot.Heal:       {do: plain((*Agent).healTable), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Healed }},
-	slot.Partition:  {do: onHost(setup.Partition)},
-	slot.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
-	slot.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Verity }, ends: true},
-	slot.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Enroll }, secrets: true, ends: true},
-	slot.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
-	slot.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Unlock }, secrets: true, ends: true},
-	slot.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
-	slot.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
-	slot.Reset: {do: func(a *Agent, _ context.Context) (err error) {
+var steps = map[bootflow.Kind]stepRow{
+	bootflow.Install:    {do: plain((*Agent).install), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Install }, deaf: true},
+	bootflow.Heal:       {do: plain((*Agent).healTable), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Healed }},
+	bootflow.Partition:  {do: onHost(setup.Partition)},
+	bootflow.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
+	bootflow.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Verity }, ends: true},
+	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Enroll }, secrets: true, ends: true},
+	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
+	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, ends: true},
+	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
+	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
-	}, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
-	slot.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
+	}, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
+	bootflow.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.KeepHomeBegun, err = reset.KeepHome(&a.Host, a.facts.KeepHomeBegun)
 		return err
-	}, outcome: func(f *slot.Facts) *slot.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
-	slot.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Restored }, ends: true},
-	slot.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
-	slot.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Judged }},
-	slot.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mended }},
-	slot.Stage:         {do: plain((*Agent).stage), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Staged }, secrets: true},
-	slot.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Record }, secrets: true},
-	slot.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Managed }, secrets: true},
-	slot.Revoke:        {do: onHost(revoke), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Revoked }, secrets: true},
-	slot.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, outcome: func(f *slot.Facts) *slot.Outcome { return &f.Carried }, ends: true},
-	slot.SettleState:   {do: onHost(ownstate.Settle), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Settled }},
-	slot.MountState:    {do: onHost(handover.MountState), outcome: func(f *slot.Facts) *slot.Outcome { return &f.Mount }, ends: true},
-	slot.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
-	slot.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
-	slot.SwitchRoot:    {do: func(a *Agent, _ context.Context) error { return handover.Start(&a.Host, a.facts) }, deaf: true},
+	}, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
+	bootflow.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Restored }, ends: true},
+	bootflow.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Judged }},
+	bootflow.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Judged }},
+	bootflow.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Mended }},
+	bootflow.Stage:         {do: plain((*Agent).stage), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Staged }, secrets: true},
+	bootflow.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Record }, secrets: true},
+	bootflow.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Managed }, secrets: true},
+	bootflow.Revoke:        {do: onHost(revoke), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Revoked }, secrets: true},
+	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Carried }, ends: true},
+	bootflow.SettleState:   {do: onHost(ownstate.Settle), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Settled }},
+	bootflow.MountState:    {do: onHost(handover.MountState), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Mount }, ends: true},
+	bootflow.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
+	bootflow.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
+	bootflow.SwitchRoot:    {do: func(a *Agent, _ context.Context) error { return handover.Start(&a.Host, a.facts) }, deaf: true},
 }
 
 // plain is a step that nobody interrupts.
@@ -109,7 +109,7 @@ func onHost(do func(h *host.Host) error) func(*Agent, context.Context) error {
 }
 
 // endings are the steps in which a boot may have come to its end, the last one first.
-func endings() (kinds []slot.Kind) {
+func endings() (kinds []bootflow.Kind) {
 	for kind, row := range steps {
 		if row.ends {
 			kinds = append(kinds, kind)
@@ -132,7 +132,7 @@ func (a *Agent) opened(r unlock.Result, err error) error {
 	f := &a.facts
 	f.Replaced, f.Answered, f.EnrollAgain = f.Replaced || r.Replaced, f.Answered || r.Answered, f.EnrollAgain || r.EnrollAgain
 	if r.KeysWritten {
-		f.Enroll = slot.Done
+		f.Enroll = bootflow.Done
 	}
 	if r.Foretold != nil {
 		a.foretold = r.Foretold
@@ -156,18 +156,18 @@ func (a *Agent) observeUpkeep() error {
 	f.Verdict, f.ESPDiffers, f.Policy = a.found.Verdict, a.found.ESPDiffers, a.found.Policy
 	f.Manager, f.Stage, f.Revoke = a.found.Manager, a.found.Stage, a.found.Revoke
 	if a.found.PolicyErr != nil {
-		f.Record = slot.Failed
+		f.Record = bootflow.Failed
 	}
 	return nil
 }
 
 // observeState looks, once the root partition is open, whose state there is.
 func (a *Agent) observeState() error {
-	if a.State.Root != slot.RootOpen || a.facts.Mount != slot.NotTried {
+	if a.State.Root != bootflow.RootOpen || a.facts.Mount != bootflow.NotTried {
 		return nil
 	}
 	a.observeKeepHome()
-	a.facts.StateAsked = a.facts.Restored == slot.NotTried && ownstate.RestoreAsked(&a.Host)
+	a.facts.StateAsked = a.facts.Restored == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)
 	a.facts.FirstStart = first
 	if err != nil {
@@ -182,7 +182,7 @@ func (a *Agent) observeState() error {
 func (a *Agent) updatePolicy() error {
 	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Revoked)
 	if condemned {
-		a.found.Compared, a.facts.Mended = false, slot.NotTried
+		a.found.Compared, a.facts.Mended = false, bootflow.NotTried
 	}
 	return err
 }

@@ -5,17 +5,17 @@ import (
 	"strings"
 	"testing"
 
-	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/bootflow"
 )
 
-// A kind of step that slot.Next knows and the table does not would end a boot in which
+// A kind of step that bootflow.Next knows and the table does not would end a boot in which
 // it is called for.
 func TestEveryStepHasARow(t *testing.T) {
 	count := 0
-	for k := slot.Kind(0); !strings.HasPrefix(k.String(), "step-"); k++ {
+	for k := bootflow.Kind(0); !strings.HasPrefix(k.String(), "step-"); k++ {
 		row, there := steps[k]
 		switch {
-		case k == slot.Recovery || k == slot.RecoverNext:
+		case k == bootflow.Recovery || k == bootflow.RecoverNext:
 			if there {
 				t.Errorf("%s ends a boot, and has a row", k)
 			}
@@ -34,20 +34,20 @@ func TestEveryStepHasARow(t *testing.T) {
 	}
 }
 
-// What came of one step is not taken for what came of another: slot.Next would repeat the
+// What came of one step is not taken for what came of another: bootflow.Next would repeat the
 // one and leave out the other. Only the two verdicts about a trial share a fact.
 func TestEveryStepHasItsOutcome(t *testing.T) {
 	for one, row := range steps {
 		if row.outcome == nil {
 			continue
 		}
-		var f slot.Facts
-		*row.outcome(&f) = slot.Done
+		var f bootflow.Facts
+		*row.outcome(&f) = bootflow.Done
 		for other, r := range steps {
-			if r.outcome == nil || other == one || *r.outcome(&f) == slot.NotTried {
+			if r.outcome == nil || other == one || *r.outcome(&f) == bootflow.NotTried {
 				continue
 			}
-			if !slices.Contains([]slot.Kind{slot.Remember, slot.Retry}, one) || !slices.Contains([]slot.Kind{slot.Remember, slot.Retry}, other) {
+			if !slices.Contains([]bootflow.Kind{bootflow.Remember, bootflow.Retry}, one) || !slices.Contains([]bootflow.Kind{bootflow.Remember, bootflow.Retry}, other) {
 				t.Errorf("%s says what came of %s", one, other)
 			}
 		}
@@ -56,7 +56,7 @@ func TestEveryStepHasItsOutcome(t *testing.T) {
 
 // The step that a boot stopped in is the last one that failed.
 func TestEndings(t *testing.T) {
-	want := []slot.Kind{slot.MountState, slot.CarryState, slot.RestoreState, slot.KeepHome, slot.AskKey, slot.Unlock, slot.Enroll, slot.OpenVerity}
+	want := []bootflow.Kind{bootflow.MountState, bootflow.CarryState, bootflow.RestoreState, bootflow.KeepHome, bootflow.AskKey, bootflow.Unlock, bootflow.Enroll, bootflow.OpenVerity}
 	if got := endings(); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

@@ -165,9 +165,9 @@ func TestOldHeaderPutBack(t *testing.T) {
 	}
 }
 
-// A list whose db key has signed no deed of the volume is refused, whoever asks, although
+// A list whose db key has made no owner signature of the volume is refused, whoever asks, although
 // the machine secret opens it; and the machine starts by the recovery key.
-func TestListNeedsTheDeed(t *testing.T) {
+func TestListNeedsTheOwnerSignature(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	lock, _, secret := m.unlocked()
 	kept := m.rootFiles()[rootpart.ListFile]

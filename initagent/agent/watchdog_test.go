@@ -10,7 +10,7 @@ import (
 
 	uroot "github.com/u-root/u-root/pkg/watchdog"
 
-	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/watchdog"
@@ -52,7 +52,7 @@ func TestWatchdog(t *testing.T) {
 		if err := a.StartWatchdog(); err != nil || !strings.Contains(said.String(), "watchdog0 (test) guards this boot") {
 			t.Fatalf("%v, said %q", err, said)
 		}
-		for _, kind := range []slot.Kind{slot.MakeTree, slot.AskKey, slot.Unlock} {
+		for _, kind := range []bootflow.Kind{bootflow.MakeTree, bootflow.AskKey, bootflow.Unlock} {
 			a.AllowWatchdog(steps[kind].time())
 		}
 		a.ReleaseWatchdog(within)
@@ -60,7 +60,7 @@ func TestWatchdog(t *testing.T) {
 			t.Errorf("handed over for %s: %+v", within, device)
 		}
 		a.ReleaseWatchdog(within) // there is nothing left to hand over
-		a.AllowWatchdog(steps[slot.Unlock].time())
+		a.AllowWatchdog(steps[bootflow.Unlock].time())
 	}
 }
 
@@ -73,6 +73,6 @@ func TestNoWatchdog(t *testing.T) {
 	if err := a.StartWatchdog(); err != nil || !strings.Contains(said.String(), "no watchdog guards this boot: device or resource busy") {
 		t.Errorf("busy: %v, said %q", err, said)
 	}
-	a.AllowWatchdog(steps[slot.Unlock].time())
+	a.AllowWatchdog(steps[bootflow.Unlock].time())
 	a.ReleaseWatchdog(0)
 }

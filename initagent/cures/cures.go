@@ -8,33 +8,33 @@ package cures
 import (
 	"strings"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/slot"
 )
 
 // For returns what to do about the state in which a boot stopped, and with these
 // facts, a line each: the first line first. It is never empty.
-func For(s slot.State, f slot.Facts) []string {
-	if f.Reset == slot.Done {
+func For(s bootflow.State, f bootflow.Facts) []string {
+	if f.Reset == bootflow.Done {
 		return []string{
 			"Open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.",
 			"Another system may be installed instead: nothing on this disk is wanted any more.",
 		}
 	}
-	if f.Reset == slot.Failed && f.ResetBegun {
+	if f.Reset == bootflow.Failed && f.ResetBegun {
 		return []string{
 			"The keys to the data are overwritten, at least in part: most likely nothing opens it any more, with no recovery key.",
 			"`reset` does all of it once more, and then the rest. If it fails again, the line above says at what: a disk that cannot be written is to be replaced.",
 		}
 	}
-	if f.KeepHome == slot.Failed && f.KeepHomeBegun {
+	if f.KeepHome == bootflow.Failed && f.KeepHomeBegun {
 		return []string{
 			"Each start goes on with it, and begins with what is left. `unlock`, with the recovery key, opens the root partition at /run/state; /home is whole, in bind/home there. If the line above says that the disk fails, copy it before anything else.",
 			"To give it up, after `unlock`: `rm /run/state/halogen/keep-home`. The system then starts with what is not deleted yet.",
 		}
 	}
 	var out []string
-	for _, about := range []func(slot.State, slot.Facts) []string{disk, chip, system, keys, root, mounts} {
+	for _, about := range []func(bootflow.State, bootflow.Facts) []string{disk, chip, system, keys, root, mounts} {
 		out = append(out, about(s, f)...)
 	}
 	if f.ConsoleAsked {
@@ -46,26 +46,26 @@ func For(s slot.State, f slot.Facts) []string {
 	return out
 }
 
-func disk(s slot.State, _ slot.Facts) []string {
+func disk(s bootflow.State, _ bootflow.Facts) []string {
 	switch s.Table {
-	case slot.TableUnknown:
+	case bootflow.TableUnknown:
 		return []string{
 			"Look whether the disk is attached and the firmware's setup lists it; detach a copy of it, or a stick with the same partitions. Then `exit`.",
 			"`blkid` and `dmesg` show what the kernel has found.",
 		}
-	case slot.TableReadOnly:
+	case bootflow.TableReadOnly:
 		return []string{
 			"Nothing was written. Switch the disk's write protection off, if it has one. Many a worn-out SSD can only be read: then copy your data before anything else.",
 			"`unlock`, with the recovery key, opens the data to be read, at /run/state.",
 		}
-	case slot.TableForeign:
+	case bootflow.TableForeign:
 		return []string{"Nothing was written to the disk. If it is the right one, install the system on it again."}
 	}
 	return nil
 }
 
-func chip(s slot.State, f slot.Facts) []string {
-	if f.TPM != contract.Required || f.TPMPresent || s.Table == slot.TableUnknown {
+func chip(s bootflow.State, f bootflow.Facts) []string {
+	if f.TPM != contract.Required || f.TPMPresent || s.Table == bootflow.TableUnknown {
 		return nil
 	}
 	return []string{
@@ -80,11 +80,11 @@ func chip(s slot.State, f slot.Facts) []string {
 const WithoutTPM = "If the TPM has died there are two ways to go on with your data. Either put in a TPM that works (which may mean another mainboard): started with it, this system asks for the recovery key, and binds itself to the new TPM. " +
 	"Or install an image that its maker has built with TPM=optional, and keep the root partition (`halogen install --keep-root`): it starts by the recovery key, without a TPM."
 
-func system(s slot.State, f slot.Facts) []string {
+func system(s bootflow.State, f bootflow.Facts) []string {
 	switch {
 	case f.Epoch < s.Floor || f.Replaced:
 		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one, if there is one."}
-	case f.Verity != slot.Failed:
+	case f.Verity != bootflow.Failed:
 		return nil
 	}
 	return []string{
@@ -95,33 +95,33 @@ func system(s slot.State, f slot.Facts) []string {
 	}
 }
 
-func keys(s slot.State, f slot.Facts) []string {
+func keys(s bootflow.State, f bootflow.Facts) []string {
 	switch {
 	case f.SecureBoot != contract.Required:
 		return nil
-	case s.Root == slot.RootLocked && s.Keys == slot.KeysMissing:
+	case s.Root == bootflow.RootLocked && s.Keys == bootflow.KeysMissing:
 		return []string{
 			"The firmware has lost its Secure Boot keys. If it was you who reset it: `exit`, and type the recovery key when the next start asks for it. That start then asks whether it shall give the firmware this machine's own keys again.",
 			"If it was not, somebody else had the machine in hand: do not type the recovery key before you know who.",
 		}
-	case s.Root == slot.RootLocked && s.Keys == slot.KeysOff:
+	case s.Root == bootflow.RootLocked && s.Keys == bootflow.KeysOff:
 		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there, start again and type the recovery key: that start asks whether it shall give the firmware this machine's own keys again."}
-	case f.Enroll == slot.Failed:
+	case f.Enroll == bootflow.Failed:
 		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
 	}
 	return nil
 }
 
-func root(s slot.State, f slot.Facts) []string {
+func root(s bootflow.State, f bootflow.Facts) []string {
 	switch s.Root {
-	case slot.RootDamaged:
+	case bootflow.RootDamaged:
 		return []string{
 			"Leave the disk as it is until you know what happened to it. A copy of the root partition's first 16 MiB, if there is one, puts it right.",
 			"If its data is lost or not wanted: `reset` makes the machine new, and keeps the system.",
 		}
-	case slot.RootLocked:
+	case bootflow.RootLocked:
 		switch {
-		case f.Unlock != slot.Failed && f.Key != slot.Failed:
+		case f.Unlock != bootflow.Failed && f.Key != bootflow.Failed:
 			return nil
 		case f.Epoch < s.Floor || f.Replaced:
 			return nil // no key opens the data for this system
@@ -133,7 +133,7 @@ func root(s slot.State, f slot.Facts) []string {
 			return diskFails
 		}
 		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
-		if f.SecureBoot == contract.Required && (s.Keys == slot.KeysMissing || s.Keys == slot.KeysOff) {
+		if f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysMissing || s.Keys == bootflow.KeysOff) {
 			return out // what to do comes with the keys
 		}
 		return append(out,
@@ -143,14 +143,14 @@ func root(s slot.State, f slot.Facts) []string {
 	return nil
 }
 
-func mounts(_ slot.State, f slot.Facts) []string {
-	if f.Mount != slot.Failed && f.Carried != slot.Failed && f.Restored != slot.Failed {
+func mounts(_ bootflow.State, f bootflow.Facts) []string {
+	if f.Mount != bootflow.Failed && f.Carried != bootflow.Failed && f.Restored != bootflow.Failed {
 		return nil
 	}
 	if unreadable(f) {
 		return diskFails
 	}
-	if f.Restored == slot.Failed {
+	if f.Restored == bootflow.Failed {
 		return []string{
 			"Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`.",
 			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",
@@ -164,7 +164,9 @@ func mounts(_ slot.State, f slot.Facts) []string {
 
 // unreadable reports whether the disk has failed to read the open root partition. The boot
 // before may have told, so that its words are all that there is.
-func unreadable(f slot.Facts) bool { return f.DiskFails || strings.Contains(f.Cause, slot.CannotRead) }
+func unreadable(f bootflow.Facts) bool {
+	return f.DiskFails || strings.Contains(f.Cause, bootflow.CannotRead)
+}
 
 // diskFails is what to do first while there is something to be read.
 var diskFails = []string{

@@ -6,52 +6,54 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/slot"
 )
 
 func TestFor(t *testing.T) {
-	used := slot.State{Table: slot.TableComplete, Booted: 1, TreeNamed: true, Keys: slot.KeysEnrolled, Root: slot.RootLocked}
-	facts := slot.Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true, Epoch: 3}
+	used := bootflow.State{Table: bootflow.TableComplete, Booted: 1, TreeNamed: true, Keys: bootflow.KeysEnrolled, Root: bootflow.RootLocked}
+	facts := bootflow.Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true, Epoch: 3}
 	for _, c := range []struct {
 		name   string
-		change func(s *slot.State, f *slot.Facts)
+		change func(s *bootflow.State, f *bootflow.Facts)
 		first  string   // what the first line has
 		wants  []string // anywhere
 		never  string
 	}{
-		{"asked for", func(_ *slot.State, f *slot.Facts) { f.ConsoleAsked = true }, "`slots`", []string{"`rollback`"}, "`reset`"},
-		{"wiped, as was asked for", func(s *slot.State, f *slot.Facts) { s.Root, f.Reset = slot.RootDamaged, slot.Done }, "Setup Mode", []string{"new recovery key"}, "Leave the disk"},
-		{"a reset that failed half-way", func(_ *slot.State, f *slot.Facts) { f.Reset, f.ResetBegun = slot.Failed, true }, "overwritten", []string{"`reset` does all of it once more"}, "`unlock`"},
-		{"a reset that keeps /home", func(_ *slot.State, f *slot.Facts) { f.KeepHome, f.KeepHomeBegun = slot.Failed, true }, "/home is whole", []string{"halogen/keep-home"}, "`reset`"},
-		{"nothing known", func(*slot.State, *slot.Facts) {}, "`slots`", []string{"`dmesg`"}, "`reset`"},
-		{"no disk", func(s *slot.State, _ *slot.Facts) { *s = slot.State{} }, "disk is attached", nil, "`reset`"},
-		{"another's disk", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableForeign }, "Nothing was written", nil, "`reset`"},
-		{"read-only", func(s *slot.State, _ *slot.Facts) { s.Table = slot.TableReadOnly }, "write protection", []string{"`unlock`"}, "`reset`"},
-		{"no TPM", func(_ *slot.State, f *slot.Facts) { f.TPMPresent = false }, "Switch the TPM on", []string{"`unlock`"}, "`reseal`"},
-		{"both corrupt", func(_ *slot.State, f *slot.Facts) { f.Verity = slot.Failed }, "`verify`", []string{"`repair`", "`rollback`"}, "`reset`"},
-		{"under the floor", func(s *slot.State, _ *slot.Facts) { s.Floor = 4 }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
-		{"under the floor, and the TPM refused", func(s *slot.State, f *slot.Facts) { s.Floor, f.Unlock = 4, slot.Failed }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
-		{"something from outside", func(_ *slot.State, f *slot.Facts) { f.Foreign, f.Unlock = true, slot.Failed }, "Remove what was added", []string{"loader/credentials"}, "`reseal`"},
-		{"TPM refused, no key", func(_ *slot.State, f *slot.Facts) { f.Unlock, f.Key = slot.Failed, slot.Failed }, "`eventlog`", []string{"`unlock`", "`reseal`"}, "`enroll`"},
-		{"keys lost", func(s *slot.State, f *slot.Facts) {
-			s.Keys, f.Unlock, f.Key = slot.KeysMissing, slot.Failed, slot.Failed
+		{"asked for", func(_ *bootflow.State, f *bootflow.Facts) { f.ConsoleAsked = true }, "`slots`", []string{"`rollback`"}, "`reset`"},
+		{"wiped, as was asked for", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Reset = bootflow.RootDamaged, bootflow.Done }, "Setup Mode", []string{"new recovery key"}, "Leave the disk"},
+		{"a reset that failed half-way", func(_ *bootflow.State, f *bootflow.Facts) { f.Reset, f.ResetBegun = bootflow.Failed, true }, "overwritten", []string{"`reset` does all of it once more"}, "`unlock`"},
+		{"a reset that keeps /home", func(_ *bootflow.State, f *bootflow.Facts) { f.KeepHome, f.KeepHomeBegun = bootflow.Failed, true }, "/home is whole", []string{"halogen/keep-home"}, "`reset`"},
+		{"nothing known", func(*bootflow.State, *bootflow.Facts) {}, "`slots`", []string{"`dmesg`"}, "`reset`"},
+		{"no disk", func(s *bootflow.State, _ *bootflow.Facts) { *s = bootflow.State{} }, "disk is attached", nil, "`reset`"},
+		{"another's disk", func(s *bootflow.State, _ *bootflow.Facts) { s.Table = bootflow.TableForeign }, "Nothing was written", nil, "`reset`"},
+		{"read-only", func(s *bootflow.State, _ *bootflow.Facts) { s.Table = bootflow.TableReadOnly }, "write protection", []string{"`unlock`"}, "`reset`"},
+		{"no TPM", func(_ *bootflow.State, f *bootflow.Facts) { f.TPMPresent = false }, "Switch the TPM on", []string{"`unlock`"}, "`reseal`"},
+		{"both corrupt", func(_ *bootflow.State, f *bootflow.Facts) { f.Verity = bootflow.Failed }, "`verify`", []string{"`repair`", "`rollback`"}, "`reset`"},
+		{"under the floor", func(s *bootflow.State, _ *bootflow.Facts) { s.Floor = 4 }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
+		{"under the floor, and the TPM refused", func(s *bootflow.State, f *bootflow.Facts) { s.Floor, f.Unlock = 4, bootflow.Failed }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
+		{"something from outside", func(_ *bootflow.State, f *bootflow.Facts) { f.Foreign, f.Unlock = true, bootflow.Failed }, "Remove what was added", []string{"loader/credentials"}, "`reseal`"},
+		{"TPM refused, no key", func(_ *bootflow.State, f *bootflow.Facts) { f.Unlock, f.Key = bootflow.Failed, bootflow.Failed }, "`eventlog`", []string{"`unlock`", "`reseal`"}, "`enroll`"},
+		{"keys lost", func(s *bootflow.State, f *bootflow.Facts) {
+			s.Keys, f.Unlock, f.Key = bootflow.KeysMissing, bootflow.Failed, bootflow.Failed
 		},
 			"`exit`, and type the recovery key", []string{"do not type"}, "`enroll`"},
-		{"Secure Boot off", func(s *slot.State, f *slot.Facts) { s.Keys, f.Unlock, f.Key = slot.KeysOff, slot.Failed, slot.Failed },
+		{"Secure Boot off", func(s *bootflow.State, f *bootflow.Facts) {
+			s.Keys, f.Unlock, f.Key = bootflow.KeysOff, bootflow.Failed, bootflow.Failed
+		},
 			"Switch Secure Boot on", []string{"type the recovery key"}, "`enroll`"},
-		{"header lost", func(s *slot.State, _ *slot.Facts) { s.Root = slot.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
-		{"mount", func(s *slot.State, f *slot.Facts) { s.Root, f.Mount = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
-		{"carry", func(s *slot.State, f *slot.Facts) { s.Root, f.Carried = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
-		{"restore", func(s *slot.State, f *slot.Facts) { s.Root, f.Restored = slot.RootOpen, slot.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
-		{"mount, and the disk fails", func(s *slot.State, f *slot.Facts) {
-			s.Root, f.Mount, f.Cause = slot.RootOpen, slot.Failed, "state directory /etc: input/output error: "+slot.CannotRead
+		{"header lost", func(s *bootflow.State, _ *bootflow.Facts) { s.Root = bootflow.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
+		{"mount", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Mount = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"carry", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Carried = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"restore", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Restored = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
+		{"mount, and the disk fails", func(s *bootflow.State, f *bootflow.Facts) {
+			s.Root, f.Mount, f.Cause = bootflow.RootOpen, bootflow.Failed, "state directory /etc: input/output error: "+bootflow.CannotRead
 		}, "The disk fails to read", []string{"`unlock`", "/run/state", "replace the disk"}, "`rollback`"},
-		{"unlock, and the disk fails", func(_ *slot.State, f *slot.Facts) {
-			f.Unlock, f.Cause = slot.Failed, "as the boot before this one says: mount: input/output error: "+slot.CannotRead
+		{"unlock, and the disk fails", func(_ *bootflow.State, f *bootflow.Facts) {
+			f.Unlock, f.Cause = bootflow.Failed, "as the boot before this one says: mount: input/output error: "+bootflow.CannotRead
 		}, "The disk fails to read", []string{"`unlock`", "replace the disk"}, "`reset`"},
-		{"enrollment", func(s *slot.State, f *slot.Facts) {
-			s.Root, s.Keys, f.Enroll = slot.RootBlank, slot.KeysMissing, slot.Failed
+		{"enrollment", func(s *bootflow.State, f *bootflow.Facts) {
+			s.Root, s.Keys, f.Enroll = bootflow.RootBlank, bootflow.KeysMissing, bootflow.Failed
 		},
 			"firmware's setup", []string{"goes on where it stopped"}, "`reset`"},
 	} {

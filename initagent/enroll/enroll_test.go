@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 )
 
 var buildDate = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
@@ -75,7 +75,7 @@ func TestEnroll(t *testing.T) {
 	k, other := testSets(t)
 	w := k.Wanted(vendorOf(other))
 	n := newNVRAM(always())
-	if got := Keys(observe(t, n), secureboot.Wanted{}); got != slot.KeysMissing {
+	if got := Keys(observe(t, n), secureboot.Wanted{}); got != bootflow.KeysMissing {
 		t.Errorf("before: keys %v", got)
 	}
 	var said []string
@@ -90,14 +90,14 @@ func TestEnroll(t *testing.T) {
 	if len(said) != 4 || !strings.Contains(said[3], "ends Setup Mode") {
 		t.Errorf("said %q", said)
 	}
-	if got := Keys(observe(t, n), w); got != slot.KeysOff {
+	if got := Keys(observe(t, n), w); got != bootflow.KeysOff {
 		t.Errorf("before the restart: keys %v", got)
 	}
 	n.restart(always())
 	if d := Enforced(observe(t, n), w); len(d) != 0 {
 		t.Errorf("after the restart: %v", d)
 	}
-	if got := Keys(observe(t, n), w); got != slot.KeysEnrolled {
+	if got := Keys(observe(t, n), w); got != bootflow.KeysEnrolled {
 		t.Errorf("after the restart: keys %v", got)
 	}
 	n.writes = nil
@@ -115,7 +115,7 @@ func TestFinishedInSetupMode(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.flag("SetupMode", 1)
-	if got := Keys(observe(t, n), w); got != slot.KeysFinished {
+	if got := Keys(observe(t, n), w); got != bootflow.KeysFinished {
 		t.Errorf("keys %v", got)
 	}
 	if plan, err := Plan(observe(t, n), w, 1); err != nil || len(plan) != 0 {
@@ -333,14 +333,14 @@ func TestPlanRefuses(t *testing.T) {
 		set  func(*nvram)
 		kind Kind
 		says string
-		keys slot.Keys
+		keys bootflow.Keys
 	}{
-		{"no Secure Boot", func(n *nvram) { clear(n.vars) }, NoSecureBoot, "UEFI", slot.KeysForeign},
-		{"somebody else's", func(n *nvram) { enrolled(n, other) }, NotSetupMode, other.Owner.String(), slot.KeysForeign},
-		{"foreign PK in Setup Mode", func(n *nvram) { enrolled(n, other); n.flag("SetupMode", 1) }, ForeignPK, "off and on", slot.KeysForeign},
-		{"PK is malformed", func(n *nvram) { n.vars["PK"] = record{secureboot.KeyAttributes, []byte("x")} }, Unreadable, "malformed", slot.KeysForeign},
-		{"db of another", func(n *nvram) { enrolled(n, k); put(t, n, secureboot.DB, other.Wanted(secureboot.Vendor{}).DB) }, NotSetupMode, "db lacks", slot.KeysForeign},
-		{"KEK gone", func(n *nvram) { enrolled(n, k); delete(n.vars, "KEK") }, NotSetupMode, "KEK is gone", slot.KeysForeign},
+		{"no Secure Boot", func(n *nvram) { clear(n.vars) }, NoSecureBoot, "UEFI", bootflow.KeysForeign},
+		{"somebody else's", func(n *nvram) { enrolled(n, other) }, NotSetupMode, other.Owner.String(), bootflow.KeysForeign},
+		{"foreign PK in Setup Mode", func(n *nvram) { enrolled(n, other); n.flag("SetupMode", 1) }, ForeignPK, "off and on", bootflow.KeysForeign},
+		{"PK is malformed", func(n *nvram) { n.vars["PK"] = record{secureboot.KeyAttributes, []byte("x")} }, Unreadable, "malformed", bootflow.KeysForeign},
+		{"db of another", func(n *nvram) { enrolled(n, k); put(t, n, secureboot.DB, other.Wanted(secureboot.Vendor{}).DB) }, NotSetupMode, "db lacks", bootflow.KeysForeign},
+		{"KEK gone", func(n *nvram) { enrolled(n, k); delete(n.vars, "KEK") }, NotSetupMode, "KEK is gone", bootflow.KeysForeign},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := newNVRAM(always())
@@ -395,27 +395,27 @@ func TestEnforcedExplains(t *testing.T) {
 		name string
 		set  func(*nvram)
 		says []string // every part, in one difference each; none: enforced
-		keys slot.Keys
+		keys bootflow.Keys
 	}{
-		{"all is well", func(*nvram) {}, nil, slot.KeysEnrolled},
+		{"all is well", func(*nvram) {}, nil, bootflow.KeysEnrolled},
 		{"revocations were added", func(n *nvram) {
 			put(t, n, secureboot.DBX, append(w.DBX.Without(nil), secureboot.Hash(other.Owner, [32]byte{9})))
-		}, nil, slot.KeysEnrolled},
-		{"switched off", func(n *nvram) { n.flag("SecureBoot", 0) }, []string{"Secure Boot is off"}, slot.KeysOff},
+		}, nil, bootflow.KeysEnrolled},
+		{"switched off", func(n *nvram) { n.flag("SecureBoot", 0) }, []string{"Secure Boot is off"}, bootflow.KeysOff},
 		{"Setup Mode again", func(n *nvram) {
 			delete(n.vars, "PK")
 			n.flag("SetupMode", 1)
 			n.flag("SecureBoot", 0)
-		}, []string{"Setup Mode", "Secure Boot is off", "PK is gone"}, slot.KeysMissing},
-		{"Audit Mode", func(n *nvram) { n.flag("AuditMode", 1) }, []string{"Audit Mode"}, slot.KeysForeign},
-		{"another PK", func(n *nvram) { put(t, n, secureboot.PK, other.Wanted(secureboot.Vendor{}).PK) }, []string{"PK lacks", "PK also holds"}, slot.KeysForeign},
+		}, []string{"Setup Mode", "Secure Boot is off", "PK is gone"}, bootflow.KeysMissing},
+		{"Audit Mode", func(n *nvram) { n.flag("AuditMode", 1) }, []string{"Audit Mode"}, bootflow.KeysForeign},
+		{"another PK", func(n *nvram) { put(t, n, secureboot.PK, other.Wanted(secureboot.Vendor{}).PK) }, []string{"PK lacks", "PK also holds"}, bootflow.KeysForeign},
 		{"one more in db", func(n *nvram) {
 			put(t, n, secureboot.DB, append(w.DB.Without(nil), secureboot.Certificate(other.Owner, other.DB.Certificate)))
-		}, []string{"db also holds certificate"}, slot.KeysForeign},
-		{"revocations gone", func(n *nvram) { delete(n.vars, "dbx") }, []string{"dbx is gone"}, slot.KeysForeign},
-		{"db open", func(n *nvram) { n.vars["db"] = record{7, n.vars["db"].data} }, []string{"let anybody change it"}, slot.KeysForeign},
-		{"db cut", func(n *nvram) { n.vars["db"] = record{0x27, n.vars["db"].data[:50]} }, []string{"signature list"}, slot.KeysForeign},
-		{"no Secure Boot at all", func(n *nvram) { clear(n.vars) }, []string{"Secure Boot is absent", "PK is gone", "KEK is gone", "db is gone", "dbx is gone"}, slot.KeysForeign},
+		}, []string{"db also holds certificate"}, bootflow.KeysForeign},
+		{"revocations gone", func(n *nvram) { delete(n.vars, "dbx") }, []string{"dbx is gone"}, bootflow.KeysForeign},
+		{"db open", func(n *nvram) { n.vars["db"] = record{7, n.vars["db"].data} }, []string{"let anybody change it"}, bootflow.KeysForeign},
+		{"db cut", func(n *nvram) { n.vars["db"] = record{0x27, n.vars["db"].data[:50]} }, []string{"signature list"}, bootflow.KeysForeign},
+		{"no Secure Boot at all", func(n *nvram) { clear(n.vars) }, []string{"Secure Boot is absent", "PK is gone", "KEK is gone", "db is gone", "dbx is gone"}, bootflow.KeysForeign},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := newNVRAM(always())

@@ -14,9 +14,9 @@ import (
 	"io/fs"
 	"strings"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 )
 
 // Variables is the firmware's variable store.
@@ -174,16 +174,16 @@ func readStored(vars Variables, v secureboot.Variable) Stored {
 // Boot is wanted at all is not known here, nor whether the keys were enrolled
 // since the machine started: SecureBoot changes at a restart alone, so until
 // then keys that are all in place look switched off.
-func Keys(s State, wanted secureboot.Wanted) slot.Keys {
+func Keys(s State, wanted secureboot.Wanted) bootflow.Keys {
 	switch ours := len(wanted.PK) > 0 && s.PK.holds(wanted.PK); {
 	case ours && len(Enforced(s, wanted)) == 0:
-		return slot.KeysEnrolled
+		return bootflow.KeysEnrolled
 	case ours && s.SetupMode == On && s.KEK.holds(wanted.KEK) && s.DB.holds(wanted.DB):
-		return slot.KeysFinished
+		return bootflow.KeysFinished
 	case s.SetupMode == On && (ours || len(s.PK.Content) == 0 && s.PK.Problem == nil):
-		return slot.KeysMissing
+		return bootflow.KeysMissing
 	case ours && s.SecureBoot == Off && s.DB.holds(wanted.DB) && s.KEK.holds(wanted.KEK):
-		return slot.KeysOff
+		return bootflow.KeysOff
 	}
-	return slot.KeysForeign
+	return bootflow.KeysForeign
 }

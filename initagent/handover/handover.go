@@ -17,9 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
@@ -34,7 +34,7 @@ const RunDirectory = "/run/halogen"
 // MountState mounts what state.conf names into the system. Without a root
 // partition it lies in memory and is gone at the next boot.
 func MountState(h *host.Host) error {
-	if h.State.Root != slot.RootOpen {
+	if h.State.Root != bootflow.RootOpen {
 		if err := h.Mount("tmpfs", h.Path(rootpart.Directory), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func mountBind(h *host.Host, lower, name string, subvolume bool) error {
 
 // WriteReport leaves what the running system may know of this boot. f is what the boot has
 // seen, and reason why it has come here.
-func WriteReport(h *host.Host, f slot.Facts, reason string) error {
+func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 	directory := h.Path(RunDirectory)
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
@@ -147,13 +147,13 @@ func WriteReport(h *host.Host, f slot.Facts, reason string) error {
 }
 
 // openedBy says what opened the root partition.
-func openedBy(h *host.Host, f slot.Facts) string {
+func openedBy(h *host.Host, f bootflow.Facts) string {
 	switch {
-	case h.State.Root != slot.RootOpen:
+	case h.State.Root != bootflow.RootOpen:
 		return "none"
-	case f.Unlock == slot.Done:
+	case f.Unlock == bootflow.Done:
 		return "tpm"
-	case f.Key == slot.Done:
+	case f.Key == bootflow.Done:
 		return "key"
 	}
 	return "new"
@@ -164,7 +164,7 @@ func openedBy(h *host.Host, f slot.Facts) string {
 var ErrNoSystem = errors.New("the system cannot be started")
 
 // Start ends the initramfs phase and starts the system's init. f is what this boot has seen.
-func Start(h *host.Host, f slot.Facts) error {
+func Start(h *host.Host, f bootflow.Facts) error {
 	h.Forget()
 	entry := h.BootEntry()
 	h.Journal.Note(entry)

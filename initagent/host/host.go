@@ -13,13 +13,13 @@ import (
 	"time"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
@@ -44,7 +44,7 @@ type Host struct {
 	Root string
 
 	Contract     *contract.Contract // of the running system
-	State        slot.State         // what the loop decides by
+	State        bootflow.State     // what the loop decides by
 	Journal      bootjournal.Journal
 	FirmwareKeys enroll.State // what the firmware holds
 	Chip         Chip
@@ -70,7 +70,7 @@ type Opened struct {
 	Record *policy.Record      // that let the TPM release the secret; or nil
 	List   *secureboot.List    // of this machine's own; or nil
 	Had    rootpart.Guarantees // what this machine has had
-	// Released: a secret of this machine is or was in memory in this boot. See slot.Facts.
+	// Released: a secret of this machine is or was in memory in this boot. See bootflow.Facts.
 	Released bool
 	// Unsettled: the replacement of the machine secret is not finished.
 	Unsettled bool

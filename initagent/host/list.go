@@ -45,7 +45,7 @@ func (h *Host) Starts(image []byte) error {
 }
 
 // OwnEnforced reports whether the firmware starts what this machine's own keys
-// have signed, so that its db can vouch for a deed.
+// have signed, so that its db can vouch for an owner signature.
 func (h *Host) OwnEnforced() bool {
 	if h.List == nil {
 		return rootpart.OwnEnforced(h.FirmwareKeys, h.Contract.SecureBoot)

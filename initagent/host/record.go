@@ -98,7 +98,7 @@ func (h *Host) Reseal(boots ...policy.Boot) error {
 	if err != nil {
 		return err
 	}
-	err = h.Lock.Rebind(h.Random, f, volumeKey, h.Secret, sealed, deedKey(keys))
+	err = h.Lock.Rebind(h.Random, f, volumeKey, h.Secret, sealed, ownerKey(keys))
 	return errors.Join(err, f.Close())
 }
 

@@ -44,8 +44,8 @@ func (h *Host) StoredKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
 	return rootpart.StoredKeys(h.Store, secret, h.Lock)
 }
 
-// deedKey is the key that signs the root partition's deed; nil where there is none.
-func deedKey(keys *secureboot.KeySet) *rsa.PrivateKey {
+// ownerKey is the key that signs the root partition's owner signature; nil where there is none.
+func ownerKey(keys *secureboot.KeySet) *rsa.PrivateKey {
 	if keys == nil {
 		return nil
 	}

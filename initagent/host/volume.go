@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -75,13 +75,13 @@ func (h *Host) CloseRoot() error {
 // StoreReady reports whether there is a place for files: the root partition, or
 // what a machine without one has in memory.
 func (h *Host) StoreReady() bool {
-	return h.InMemory || h.Attached && h.State.Root == slot.RootOpen
+	return h.InMemory || h.Attached && h.State.Root == bootflow.RootOpen
 }
 
 // DiskFails adds what the kernel knows to an error of the file system of the open root
 // partition that comes from its disk. No key helps then, so that none is asked for.
-func (h *Host) DiskFails(step slot.Kind, err error) (fails bool, full error) {
-	mounts := step == slot.MountState || step == slot.RestoreState || h.Attached && (step == slot.Unlock || step == slot.AskKey)
+func (h *Host) DiskFails(step bootflow.Kind, err error) (fails bool, full error) {
+	mounts := step == bootflow.MountState || step == bootflow.RestoreState || h.Attached && (step == bootflow.Unlock || step == bootflow.AskKey)
 	if !mounts || !errors.Is(err, syscall.EIO) || h.elsewhere(err) {
 		return false, err
 	}
@@ -89,7 +89,7 @@ func (h *Host) DiskFails(step slot.Kind, err error) (fails bool, full error) {
 	if messages, merr := h.Kernel.Messages(); merr == nil && hw.DiskErrors(messages, h.Disk.Name) != "" {
 		which = hw.DiskErrors(messages, h.Disk.Name)
 	}
-	return true, fmt.Errorf("%w: "+slot.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which)
+	return true, fmt.Errorf("%w: "+bootflow.CannotRead+" (%s). Copy your files first: `unlock` at the recovery console opens what can be read, at /run/state; then replace the disk", err, which)
 }
 
 // elsewhere reports whether an error is of a file that does not lie on the root partition:

@@ -18,9 +18,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/host"
@@ -39,13 +39,13 @@ const (
 // Look looks, once the root partition is open, whether this system has state of its own,
 // and whether what is noted about whose state counts is older than what is so. tried is what
 // this boot has done.
-func Look(h *host.Host, tried slot.Facts) (first, unsettled bool, err error) {
+func Look(h *host.Host, tried bootflow.Facts) (first, unsettled bool, err error) {
 	found, err := Known(h)
 	if err != nil {
 		return true, false, err
 	}
-	first = tried.Carried == slot.NotTried && (!found.Has(Own(h)) || leftState(h, found))
-	unsettled = tried.Settled == slot.NotTried && h.RunsBlessed() && !first &&
+	first = tried.Carried == bootflow.NotTried && (!found.Has(Own(h)) || leftState(h, found))
+	unsettled = tried.Settled == bootflow.NotTried && h.RunsBlessed() && !first &&
 		(found.Current() != Own(h) || found.Noted != "" || len(upper.Stale(found, Own(h))) > 0)
 	return first, unsettled, nil
 }

@@ -12,11 +12,11 @@ import (
 	"fmt"
 	"os"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -88,9 +88,9 @@ func (m *Machine) locked() (*vault.Lock, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case root == slot.RootAbsent:
+	case root == bootflow.RootAbsent:
 		return nil, errors.New("this disk has no root partition")
-	case root != slot.RootLocked:
+	case root != bootflow.RootLocked:
 		return nil, errors.New("the root partition was not made yet")
 	}
 	return lock, nil

@@ -70,11 +70,11 @@ func (m *Machine) Unlock(c hw.Console) error {
 	}
 }
 
-// mayOpen refuses a volume whose deed is not this machine's. One that has none is opened
+// mayOpen refuses a volume whose owner signature is not this machine's. One that has none is opened
 // where the image can do without a TPM: no system starts with it here, and it may be all
 // that its owner has.
 func (m *Machine) mayOpen(lock *vault.Lock, volumeKey []byte) error {
-	if m.Contract.TPM != contract.Required && len(lock.Deed) == 0 {
+	if m.Contract.TPM != contract.Required && len(lock.OwnerSignature) == 0 {
 		return nil
 	}
 	state, err := enroll.Observe(m.Variables)

@@ -329,7 +329,7 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 }
 
 // Rebind seals the secret to a TPM that does not know it, and has the header say
-// so. keys sign the deed; nil where the machine has none. Cut before the header
+// so. keys sign the owner signature; nil where the machine has none. Cut before the header
 // is written, the TPM keeps an index that nothing names.
 //
 // What the TPM has lost it does not vouch for: the owner of a machine that had a record
@@ -360,12 +360,12 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 	if err != nil {
 		return err
 	}
-	var deedKey *rsa.PrivateKey // while the keys are replaced the deeds by both stay
-	if keys != nil && len(lock.NextDeed) == 0 {
-		deedKey = keys.DB.Key
+	var ownerKey *rsa.PrivateKey // while the keys are replaced the owner signatures by both stay
+	if keys != nil && len(lock.NextOwnerSignature) == 0 {
+		ownerKey = keys.DB.Key
 	}
 	if err := DropIndexes(b.TPM, fingerprint, sealed); err != nil {
 		return fmt.Errorf("clear what the TPM had of this volume: %w", err)
 	}
-	return lock.Rebind(random, d, volumeKey, secret, sealed, deedKey)
+	return lock.Rebind(random, d, volumeKey, secret, sealed, ownerKey)
 }

@@ -29,10 +29,10 @@ import (
 // NextKeysFile the old ones, as superseded: they sign what the firmware still takes from
 // them, and that is all they are good for. So no file under the new secret makes the old
 // keys count, and whoever finds one of the old secret's in free space has nothing. The
-// same header has the deed signed by both. Then each file that the machine starts is
+// same header has the owner signature of both. Then each file that the machine starts is
 // signed by the new key besides the old one, and the firmware's variables get the new
 // keys (enroll.Successor). The next boot that finds all of them enforced settles it: the
-// deed by the old key goes, and what PCR 7 was, and NextKeysFile last.
+// owner signature by the old key goes, and what PCR 7 was, and NextKeysFile last.
 //
 // Cut before the new secret is in force, nothing of this is (see newsecret.go). Cut after
 // it, Finish goes on, here or at the next boot: every step is skipped where it was done.
@@ -234,7 +234,7 @@ func predict(s enroll.State, log *pcr.Log, had, next secureboot.Wanted) (values 
 // NextKeysFile does not end it: the header knows of it as well.
 func KeysUnfinished(store hw.Store, lock *vault.Lock) bool {
 	_, err := store.Read(NextKeysFile, 0)
-	return lock != nil && len(lock.NextDeed) > 0 || !errors.Is(err, fs.ErrNotExist)
+	return lock != nil && len(lock.NextOwnerSignature) > 0 || !errors.Is(err, fs.ErrNotExist)
 }
 
 // Finish goes on with a change of the keys that has begun, and reports whether it has
@@ -383,7 +383,7 @@ func (k *KeyChange) foretell(s enroll.State, had, next secureboot.Wanted) error 
 
 // goBack puts the old keys in the place of the new ones again, of which the firmware has
 // none. The file is one write: cut before it, the next boot goes on, or comes here again;
-// cut after it, the old keys have signed the deed, and what is left is clean's.
+// cut after it, the old keys have made the owner signature, and what is left is clean's.
 func (k *KeyChange) goBack(c *change) error {
 	list, err := c.next.Rekey(c.fresh, c.old)
 	if err != nil {
@@ -400,11 +400,11 @@ func (k *KeyChange) goBack(c *change) error {
 	return k.clean(c)
 }
 
-// clean ends a change, one way or the other: the deed is by the key that stays alone, the
+// clean ends a change, one way or the other: the owner signature is by the key that stays alone, the
 // record is for this boot alone, and what says that there is anything to do goes last.
 // Cut anywhere, it is called again.
 func (k *KeyChange) clean(c *change) error {
-	if deed, _ := k.Lock.Signed(c.fresh.DB.Certificate); !deed || len(k.Lock.NextDeed) > 0 {
+	if owned, _ := k.Lock.Signed(c.fresh.DB.Certificate); !owned || len(k.Lock.NextOwnerSignature) > 0 {
 		f, err := k.Disks.OpenPartition(k.Disk, layout.RootNumber, true)
 		if err != nil {
 			return err

@@ -139,7 +139,7 @@ var errBareList = errors.New("the list of what the firmware shall hold was not m
 // machine has goes by what the new secret was in fact sealed to, which can be more than
 // the old one was: NextFile is written again then, before the header.
 func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *vault.Lock, volumeKey []byte, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
-	owner, next, wipe, err := r.deedKeys(m.Store, lock)
+	owner, next, wipe, err := r.ownerKeys(m.Store, lock)
 	if err != nil {
 		return g, false, err
 	}
@@ -165,9 +165,9 @@ func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *
 	return g, true, errors.Join(lock.ReplaceSecret(random, f, volumeKey, r.Fresh, r.Key, sealed, owner, next), f.Close())
 }
 
-// deedKeys sign the deed: that of the keys that are there, nil without, and that of the
+// ownerKeys sign the owner signature: that of the keys that are there, nil without, and that of the
 // ones that are about to replace them, nil where none are. wipe is called after them.
-func (r *Replacement) deedKeys(store hw.Store, lock *vault.Lock) (owner, next *rsa.PrivateKey, wipe func(), err error) {
+func (r *Replacement) ownerKeys(store hw.Store, lock *vault.Lock) (owner, next *rsa.PrivateKey, wipe func(), err error) {
 	if r.Keys != nil {
 		return r.Keys.old.DB.Key, r.Keys.fresh.DB.Key, func() {}, nil
 	}

@@ -48,7 +48,7 @@ func HasKeys(store hw.Store) bool {
 
 // StoredKeys are this machine's Secure Boot keys, from the open root partition;
 // nil where it has none. The caller wipes them. lock is what has opened it: the keys
-// count where their db key has signed the volume's deed (see vouched).
+// count where their db key has made the owner signature of the volume (see vouched).
 func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secureboot.KeySet, error) {
 	wrapped, err := storedKeys(store, secret)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -104,10 +104,10 @@ func StoredList(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secur
 // errNotOwner refuses keys that this machine has had, and has no more. The machine
 // secret does not tell: root of the running system can put an older file back that was
 // written under it.
-var errNotOwner = fmt.Errorf("the Secure Boot keys in %s are not those that have signed this volume's owner signature: older ones were put back there, or the LUKS2 header is another. They are not used. "+
+var errNotOwner = fmt.Errorf("the Secure Boot keys in %s are not those of this volume's owner signature: older ones were put back there, or the LUKS2 header is another. They are not used. "+
 	"The machine starts as before, and the recovery key opens your data. If no backup of that file helps: save your data, and `reset` the machine", ListFile)
 
-// vouched refuses keys whose db certificate has signed neither deed of the volume. Only a
+// vouched refuses keys whose db certificate has made neither owner signature of the volume. Only a
 // volume that is bound to a TPM has one; that it is not bound any more does not count
 // where the machine's own note says that it was.
 func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.Certificate) error {
@@ -117,7 +117,7 @@ func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.C
 		}
 		return nil
 	}
-	if deed, next := lock.Signed(db); !deed && !next {
+	if owned, next := lock.Signed(db); !owned && !next {
 		return errNotOwner
 	}
 	return nil
@@ -260,7 +260,7 @@ func MayAccept(s enroll.State, wanted contract.Requirement, lock *vault.Lock, li
 	if wanted == contract.Required && !Enforces(s) {
 		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
 	}
-	if list == nil && (wanted == contract.Required || len(lock.Deed) > 0) {
+	if list == nil && (wanted == contract.Required || len(lock.OwnerSignature) > 0) {
 		return errors.New("this machine's Secure Boot keys are missing from the root partition, so what its firmware shall hold is not known: save what is on it, and `reset` the machine")
 	}
 	if list == nil || !Enforces(s) {

@@ -23,7 +23,7 @@ type change struct {
 	old   *secureboot.KeySet // superseded; nil where NextKeysFile is gone
 	fresh *secureboot.KeySet // in ListFile
 	next  *secureboot.List
-	ended bool // one way or the other: the keys in ListFile have signed the deed
+	ended bool // one way or the other: the keys in ListFile have made the owner signature
 }
 
 func (c *change) wipe() { wipeKeys(c.old, c.fresh) }
@@ -75,7 +75,7 @@ func readChange(store hw.Store, secret *policy.Secret, lock *vault.Lock) (_ *cha
 	}
 	note, err := readNote(store, secret)
 	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, errStale) || errors.Is(err, errOtherForm)
-	if err != nil && !missing || errors.Is(err, errStale) && len(lock.NextDeed) == 0 {
+	if err != nil && !missing || errors.Is(err, errStale) && len(lock.NextOwnerSignature) == 0 {
 		return nil, err
 	}
 	c := &change{note: note}
@@ -106,7 +106,7 @@ func readChange(store hw.Store, secret *policy.Secret, lock *vault.Lock) (_ *cha
 		c.fresh.Wipe()
 		return nil, err
 	}
-	if deed, _ := lock.Signed(c.old.DB.Certificate); !deed { // others than those that give way
+	if owned, _ := lock.Signed(c.old.DB.Certificate); !owned { // others than those that give way
 		c.old.Wipe()
 		c.old = nil
 	}
@@ -175,7 +175,7 @@ func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.S
 }
 
 // pair are the new certificate of a variable and the one that it replaces; nil where that
-// is not known. Where the superseded keys are lost the db key is known by its deed, and
+// is not known. Where the superseded keys are lost the db key is known by its owner signature, and
 // of the others nobody can say whose they are.
 func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *vault.Lock) (fresh, old *x509.Certificate) {
 	of := func(k *secureboot.KeySet) *x509.Certificate {
@@ -193,7 +193,7 @@ func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *vaul
 		if err != nil {
 			continue
 		}
-		if deed, _ := lock.Signed(own); deed {
+		if owned, _ := lock.Signed(own); owned {
 			return fresh, own
 		}
 	}

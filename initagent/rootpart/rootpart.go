@@ -15,12 +15,12 @@ import (
 
 	"golang.org/x/crypto/argon2"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/vault"
@@ -54,13 +54,13 @@ func MakeShared(store hw.Store) error {
 }
 
 // Look says in which condition the root partition of a disk is; the lock is nil
-// unless it holds a volume. Where there is none it is slot.RootAbsent; where it
+// unless it holds a volume. Where there is none it is bootflow.RootAbsent; where it
 // could not be looked at too, with an error. With
-// slot.RootDamaged the error says what is wrong.
-func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (slot.Root, *vault.Lock, error) {
+// bootflow.RootDamaged the error says what is wrong.
+func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *vault.Lock, error) {
 	partition, ok := table.ByNumber(layout.RootNumber)
 	if !ok {
-		return slot.RootAbsent, nil, nil
+		return bootflow.RootAbsent, nil, nil
 	}
 	f, err := disks.OpenPartition(d, layout.RootNumber, false)
 	if err != nil {
@@ -102,7 +102,7 @@ func mapperUUID(volume string) string {
 func Enforces(s enroll.State) bool { return s.SecureBoot == enroll.On && s.SetupMode != enroll.On }
 
 // OwnEnforced reports whether the firmware starts what this machine's own keys
-// signed, so that its db can vouch for a deed. Where Secure Boot is optional it
+// signed, so that its db can vouch for an owner signature. Where Secure Boot is optional it
 // may be somebody else's.
 func OwnEnforced(s enroll.State, wanted contract.Requirement) bool {
 	own := func(c *x509.Certificate) bool { return strings.HasPrefix(c.Subject.CommonName, secureboot.NamePrefix) }
@@ -127,7 +127,7 @@ func certificates(db secureboot.Database) []*x509.Certificate {
 
 // MayOpen refuses a volume that this machine did not make. A record without a
 // volume vouches for none (nor does nil), and neither does one that an attacker
-// has made together with a volume: the deed does.
+// has made together with a volume: the owner signature does.
 func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enroll.State, wanted contract.Requirement) error {
 	if record != nil && !record.Provisional() {
 		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
@@ -135,16 +135,16 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enroll
 		}
 	}
 	if !OwnEnforced(s, wanted) {
-		return nil // no db that could vouch for a deed
+		return nil // no db that could vouch for an owner signature
 	}
-	return lock.CheckDeed(volumeKey, Certificates(s))
+	return lock.CheckOwnerSignature(volumeKey, Certificates(s))
 }
 
 // MayOpenTyped is MayOpen for a volume that a recovery key opens. Where the image can do
-// without a TPM a volume has a deed only if the machine had one when it was made, or since
+// without a TPM a volume has an owner signature only if the machine had one when it was made, or since
 // it was bound to one: the others are for MadeHere.
 func MayOpenTyped(lock *vault.Lock, volumeKey []byte, s enroll.State, c *contract.Contract) error {
-	if c.TPM != contract.Required && len(lock.Deed) == 0 {
+	if c.TPM != contract.Required && len(lock.OwnerSignature) == 0 {
 		return nil
 	}
 	return MayOpen(lock, nil, volumeKey, s, c.SecureBoot)
@@ -156,11 +156,11 @@ var ErrNotMadeHere = errors.New("nothing shows that this machine made its root p
 	"Somebody may have put it there, to have you type your recovery key into what it starts. If you know that it is yours, `unlock` at the recovery console opens its data, " +
 	"and the machine starts with it again once you have cleared the Secure Boot keys in the firmware's setup (Setup Mode)")
 
-// MadeHere refuses an open volume without a deed that this machine did not make: it must
+// MadeHere refuses an open volume without an owner signature that this machine did not make: it must
 // hold the private key of a certificate that the firmware enforces, which nobody has who
-// has made a volume of their own. A deed was looked at before.
+// has made a volume of their own. An owner signature was looked at before.
 func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enroll.State, c *contract.Contract) error {
-	if len(lock.Deed) > 0 || !OwnEnforced(s, c.SecureBoot) {
+	if len(lock.OwnerSignature) > 0 || !OwnEnforced(s, c.SecureBoot) {
 		return nil
 	}
 	keys, err := StoredKeys(store, secret, lock)

@@ -17,11 +17,11 @@ import (
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/vault"
 )
@@ -246,7 +246,7 @@ func (a *attacked) attach() (*hw.Crypt, error) {
 	if err != nil {
 		return nil, err
 	}
-	if root != slot.RootLocked {
+	if root != bootflow.RootLocked {
 		return nil, fmt.Errorf("condition %v", root)
 	}
 	if err := lock.Header.VerifyVolumeKey(a.key); err != nil {

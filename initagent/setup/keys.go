@@ -8,12 +8,12 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
@@ -30,7 +30,7 @@ import (
 // it count, comes last (enroll.Plan). Cut anywhere, the machine is in Setup Mode,
 // starts anything, and comes back here; cut after PK, everything is in place.
 func Enroll(h *host.Host, foretold *rootpart.Start) error {
-	if h.State.Root == slot.RootOpen {
+	if h.State.Root == bootflow.RootOpen {
 		// The keys lie there. What the ESP says of them, anybody can have written: with
 		// that, the firmware would get somebody else's, and start nothing of ours.
 		h.Left.Pending = nil
@@ -77,7 +77,7 @@ func Enroll(h *host.Host, foretold *rootpart.Start) error {
 	if err == nil {
 		foretellAgain(h, foretold, secret, list)
 	}
-	if err == nil && h.State.Root == slot.RootOpen {
+	if err == nil && h.State.Root == bootflow.RootOpen {
 		err = h.Store.Keep(rootpart.EnrolledFile, nil)
 	}
 	return err
@@ -122,7 +122,7 @@ func succeedPending(dir hw.ESPDir, old, next *firstboot.Pending) error {
 // the root partition, those that an enrollment which was cut has made, or new keys,
 // which have no list yet. The caller wipes secret and keys.
 func ownKeys(h *host.Host) (*policy.Secret, *secureboot.KeySet, *secureboot.List, error) {
-	if h.State.Root == slot.RootOpen && h.Secret != nil {
+	if h.State.Root == bootflow.RootOpen && h.Secret != nil {
 		return keysInRoot(h)
 	}
 	if h.Left.Pending != nil {
@@ -201,7 +201,7 @@ func keepKeys(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 	if err != nil {
 		return err
 	}
-	if h.State.Root == slot.RootOpen {
+	if h.State.Root == bootflow.RootOpen {
 		h.List = list
 		return rootpart.KeepKeys(h.Store, wrapped)
 	}
@@ -317,7 +317,7 @@ func checkEnforced(h *host.Host, wanted secureboot.Wanted) error {
 // maySign are the files that an enrollment signs: with new keys, none that another has
 // replaced.
 func maySign(h *host.Host, list *secureboot.List) enroll.Allowed {
-	if h.State.Root == slot.RootOpen && rootpart.KeysUnfinished(h.Store, h.Lock) {
+	if h.State.Root == bootflow.RootOpen && rootpart.KeysUnfinished(h.Store, h.Lock) {
 		return rootpart.AllowedAnew(list)
 	}
 	return rootpart.Allowed(list)

@@ -8,12 +8,12 @@ import (
 	"slices"
 	"time"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
@@ -28,7 +28,7 @@ import (
 // to say, since on the ESP anybody can put back what was there; where it can hold none,
 // it counts its starts, of which the first boot's object gets a few.
 func BetweenBoots(h *host.Host) (bool, error) {
-	if h.Left.Pending == nil || h.Chip.Err != nil || h.State.Keys != slot.KeysEnrolled {
+	if h.Left.Pending == nil || h.Chip.Err != nil || h.State.Keys != bootflow.KeysEnrolled {
 		return false, nil
 	}
 	sealed, err := h.Left.Pending.SealedSecret()
@@ -61,7 +61,7 @@ func (o *owner) wipe() {
 	}
 }
 
-func (o *owner) deedKey() *rsa.PrivateKey {
+func (o *owner) ownerKey() *rsa.PrivateKey {
 	if o.keys == nil {
 		return nil
 	}
@@ -77,7 +77,7 @@ var errMade = errors.New("the TPM knows that this machine's root partition was m
 func newOwner(h *host.Host) (*owner, error) {
 	o := new(owner)
 	var err error
-	if h.Left.Pending != nil && h.State.Keys == slot.KeysEnrolled {
+	if h.Left.Pending != nil && h.State.Keys == bootflow.KeysEnrolled {
 		err = takePending(h, o)
 	} else {
 		h.Released = true
@@ -261,7 +261,7 @@ func MakeRoot(h *host.Host) error {
 	if err := h.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	h.Lock, h.State.Root = lock, slot.RootOpen
+	h.Lock, h.State.Root = lock, bootflow.RootOpen
 	if h.Chip.Err == nil {
 		if err := h.KeepLog(o.secret); err != nil { // it explains a later failure
 			h.Log.Say("the event log of this boot was not kept: %v", err)
@@ -287,7 +287,7 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 	}
 	return vault.Make(h.Random, f, vault.Options{
 		UUID: uuid.String(), Size: size, Memory: rootpart.KeyMemory(memory, runtime.NumCPU()), CPUs: runtime.NumCPU(),
-		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.deedKey(),
+		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.ownerKey(),
 	})
 }
 

@@ -6,12 +6,12 @@ import (
 	"slices"
 
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -29,7 +29,7 @@ import (
 // Cut before the keys are enrolled, the machine is in Setup Mode, asks for the
 // recovery key and comes back here; cut after it, it starts as the TPM was told.
 func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	if o.State.Keys != slot.KeysMissing {
+	if o.State.Keys != bootflow.KeysMissing {
 		return nil
 	}
 	keys, err := o.StoredKeys(secret)
@@ -95,11 +95,11 @@ func (o *opening) startedByRefused(list *secureboot.List) bool {
 }
 
 // offerFirstKeys is offerKeys for a machine without a TPM, whose keys come after its root
-// partition: making them was cut, or they were lost. Where the root partition has a deed
+// partition: making them was cut, or they were lost. Where the root partition has an owner signature
 // others would not vouch for it; where it is bound to a TPM and has none, these would not
 // either.
 func (o *opening) offerFirstKeys(c hw.Console) (err error) {
-	if o.Chip.Err == nil || len(o.Lock.Deed) > 0 || o.Lock.Sealed != nil {
+	if o.Chip.Err == nil || len(o.Lock.OwnerSignature) > 0 || o.Lock.Sealed != nil {
 		return nil
 	}
 	o.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+

@@ -14,11 +14,11 @@ import (
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
@@ -44,7 +44,7 @@ type Result struct {
 // An opening is one attempt to open the root partition.
 type opening struct {
 	*host.Host
-	tried slot.Facts // what this boot has done before
+	tried bootflow.Facts // what this boot has done before
 	Result
 }
 
@@ -55,7 +55,7 @@ func ByTPM(h *host.Host) (Result, error) {
 }
 
 // ByKey opens the root partition with the recovery key. tried is what this boot has done.
-func ByKey(h *host.Host, tried slot.Facts) (Result, error) {
+func ByKey(h *host.Host, tried bootflow.Facts) (Result, error) {
 	o := &opening{Host: h, tried: tried}
 	return o.end(o.byKey())
 }
@@ -127,7 +127,7 @@ func (o *opening) byTPM() error {
 	if err := o.CheckFloor(true, record, secret); err != nil {
 		return errors.Join(err, o.CloseRoot())
 	}
-	o.State.Root, o.Record, o.Secret = slot.RootOpen, record, secret
+	o.State.Root, o.Record, o.Secret = bootflow.RootOpen, record, secret
 	o.HealHeader()
 	o.lookForList(secret)
 	if settled {
@@ -260,7 +260,7 @@ func (o *opening) byKey() error {
 		return err
 	}
 	timeout := KeyTimeout
-	if o.State.Trial && o.State.Fallback && o.tried.Unlock == slot.Failed {
+	if o.State.Trial && o.State.Fallback && o.tried.Unlock == bootflow.Failed {
 		timeout = TrialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
@@ -317,7 +317,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != slot.Done && !o.KeysWritten {
+	if o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != bootflow.Done && !o.KeysWritten {
 		switch err := o.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
 			c.Print(fmt.Sprintf("%v\n", err))
@@ -331,7 +331,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err := o.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	o.State.Root, o.Secret = slot.RootOpen, secret
+	o.State.Root, o.Secret = bootflow.RootOpen, secret
 	return nil
 }
 

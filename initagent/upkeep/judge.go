@@ -2,8 +2,8 @@ package upkeep
 
 import (
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/staging"
@@ -17,7 +17,7 @@ func history(h *host.Host) []journal.Entry {
 
 // A Judgement is what is held of a trial that has used up its tries, and why.
 type Judgement struct {
-	Verdict slot.Verdict
+	Verdict bootflow.Verdict
 	Trial   bls.Name
 	Reason  string
 }
@@ -29,7 +29,7 @@ func judgeTrial(h *host.Host) Judgement {
 			continue
 		}
 		verdict, reason := journal.Judge(history(h), n.Version)
-		if verdict != slot.NoTrial {
+		if verdict != bootflow.NoTrial {
 			return Judgement{verdict, n, reason}
 		}
 	}

@@ -8,9 +8,9 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
@@ -28,8 +28,8 @@ type renewal struct {
 
 // outdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
-func outdated(h *host.Host, f Found, tried slot.Facts) (bool, error) {
-	if tried.Record != slot.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
+func outdated(h *host.Host, f Found, tried bootflow.Facts) (bool, error) {
+	if tried.Record != bootflow.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
 		return false, nil
 	}
 	r, err := renew(h, f, tried.Revoked)
@@ -43,12 +43,12 @@ func outdated(h *host.Host, f Found, tried slot.Facts) (bool, error) {
 // record has its branch, and never takes one that it had not, so that it does not
 // matter which file bears the name. One whose trial is about to get its tries
 // again counts as one that has them.
-func renew(h *host.Host, f Found, revoked slot.Outcome) (*renewal, error) {
+func renew(h *host.Host, f Found, revoked bootflow.Outcome) (*renewal, error) {
 	boot, err := h.ToldBoot()
 	if err != nil {
 		return nil, err
 	}
-	q := policy.Renewal{Boot: boot, Floor: h.Had.Floor, OneManager: revoked == slot.NotTried && !f.ESPDiffers && oneManager(h)}
+	q := policy.Renewal{Boot: boot, Floor: h.Had.Floor, OneManager: revoked == bootflow.NotTried && !f.ESPDiffers && oneManager(h)}
 	var others []bls.Name
 	for _, n := range h.Names {
 		if n.ImageID != h.Contract.ImageID || n.Version == h.Contract.Version {
@@ -57,7 +57,7 @@ func renew(h *host.Host, f Found, revoked slot.Outcome) (*renewal, error) {
 		if !n.Bad() {
 			others = append(others, n)
 		}
-		if !n.Bad() || f.Verdict == slot.Interrupted {
+		if !n.Bad() || f.Verdict == bootflow.Interrupted {
 			q.Startable = append(q.Startable, uint64(n.Version))
 		}
 	}
@@ -108,7 +108,7 @@ func epochOf(h *host.Host, n bls.Name) (epoch uint64, known bool) {
 // is given up while the floor does not ask for it yet.
 //
 // condemned: the ESP was written to, and what is given up loses its copy.
-func UpdatePolicy(h *host.Host, f Found, revoked slot.Outcome) (condemned bool, err error) {
+func UpdatePolicy(h *host.Host, f Found, revoked bootflow.Outcome) (condemned bool, err error) {
 	r, err := renew(h, f, revoked)
 	if err != nil {
 		return false, err

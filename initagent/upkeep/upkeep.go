@@ -6,7 +6,7 @@
 package upkeep
 
 import (
-	"halogenos.internal/boot/slot"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
@@ -27,16 +27,16 @@ type Found struct {
 
 // Look looks, once the root partition is open, for what there is to do. tried is what this
 // boot has done, and last what it has found before.
-func Look(h *host.Host, tried slot.Facts, last Found) Found {
-	if h.State.Root != slot.RootOpen || h.State.Trial {
+func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
+	if h.State.Root != bootflow.RootOpen || h.State.Trial {
 		return Found{Compared: last.Compared}
 	}
 	f := Found{Judgement: last.Judgement, ESPDiffers: last.ESPDiffers, Compared: true}
 	// First: a trial that gets its tries again keeps its place in the record.
-	if tried.Judged == slot.NotTried {
+	if tried.Judged == bootflow.NotTried {
 		f.Judgement = judgeTrial(h)
 	}
-	if tried.Mended == slot.NotTried && !last.Compared { // nothing but mend changes it
+	if tried.Mended == bootflow.NotTried && !last.Compared { // nothing but mend changes it
 		f.ESPDiffers = espDiffers(h) // the record waits for it while a boot manager is replaced
 	}
 	if f.Policy, f.PolicyErr = outdated(h, f, tried); f.PolicyErr != nil {
@@ -46,8 +46,8 @@ func Look(h *host.Host, tried slot.Facts, last Found) Found {
 	// be on the way. None of these would. While the machine secret is, the list may be
 	// under the other one, and each of these has to write it.
 	settled := (!h.Unsettled || h.List != nil) && !rootpart.KeysUnfinished(h.Store, h.Lock)
-	f.Manager = settled && tried.Managed == slot.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
-	f.Stage = settled && tried.Staged == slot.NotTried && h.RunsBlessed() && staging.Waits(h)
-	f.Revoke = settled && tried.Revoked == slot.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
+	f.Manager = settled && tried.Managed == bootflow.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
+	f.Stage = settled && tried.Staged == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
+	f.Revoke = settled && tried.Revoked == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
 	return f
 }

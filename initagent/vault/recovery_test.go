@@ -9,9 +9,9 @@ import (
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/slot"
 )
 
 const testSize = HeaderArea + 1<<20
@@ -50,7 +50,7 @@ func makeVolume(t *testing.T) *made {
 
 func look(d *blocktest.Disk) (*Lock, error) {
 	condition, lock, err := Look(d, testSize)
-	if err == nil && condition != slot.RootLocked {
+	if err == nil && condition != bootflow.RootLocked {
 		err = fmt.Errorf("condition %d", condition)
 	}
 	return lock, err
@@ -193,7 +193,7 @@ func TestErase(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if condition, _, err := Look(erased.Disk(), testSize); condition != slot.RootBlank || err != nil {
+	if condition, _, err := Look(erased.Disk(), testSize); condition != bootflow.RootBlank || err != nil {
 		t.Errorf("condition %d, %v", condition, err)
 	}
 }

@@ -23,7 +23,7 @@ var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use 
 // cut after it, the new one does in both ways. The old secret's keyslot is left to
 // RemoveReplaced, with a token that says so.
 //
-// owner signs the deed; next, where it is not nil, signs it as well, by the same header:
+// owner makes the owner signature; next, where it is not nil, signs it as well, by the same header:
 // it is about to replace owner in the firmware's db.
 func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner, next *rsa.PrivateKey) error {
 	if len(l.Recoveries) != 1 {

@@ -3,7 +3,7 @@
 //
 // It refuses to make a volume over anything that may have been one, to accept a
 // volume that this machine did not make (its fingerprint is in the TPM, and its
-// deed is signed by this machine's Secure Boot key), and to keep a secret longer
+// owner signature is by this machine's Secure Boot key), and to keep a secret longer
 // than the call that needed it.
 package vault
 
@@ -21,22 +21,22 @@ import (
 	"slices"
 
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/rootvolume"
-	"halogenos.internal/boot/slot"
 )
 
 // Types of our tokens in the LUKS2 header, and their fields.
 const (
-	tpmToken        = rootvolume.TPMToken
-	unfinishedToken = rootvolume.UnfinishedToken
-	replacedToken   = rootvolume.ReplacedToken
-	escrowField     = rootvolume.EscrowField
-	checksField     = rootvolume.ChecksField
-	sealedField     = "sealed"
-	deedField       = "deed"
-	nextDeedField   = "next_deed"
+	tpmToken                = rootvolume.TPMToken
+	unfinishedToken         = rootvolume.UnfinishedToken
+	replacedToken           = rootvolume.ReplacedToken
+	escrowField             = rootvolume.EscrowField
+	checksField             = rootvolume.ChecksField
+	sealedField             = "sealed"
+	ownerSignatureField     = "deed"
+	nextOwnerSignatureField = "next_deed"
 )
 
 // HeaderArea is how much of a partition, in bytes, must be zero for it to count
@@ -55,13 +55,13 @@ type Lock struct {
 	Header *luks2.Header
 	Health luks2.Health
 
-	Sealed     *policy.Sealed // nil: not bound to a TPM
-	TPMSlot    int
-	Deed       []byte     // signature over the volume's fingerprint
-	NextDeed   []byte     // the same by the key that is about to replace the first; or nil
-	Recoveries []Recovery // by token: one, and two while the key is being replaced
-	Unfinished bool       // provisioning was cut
-	Replaced   bool       // the keyslot of an earlier machine secret is still to be removed
+	Sealed             *policy.Sealed // nil: not bound to a TPM
+	TPMSlot            int
+	OwnerSignature     []byte     // signature over the volume's fingerprint
+	NextOwnerSignature []byte     // the same by the key that is about to replace the first; or nil
+	Recoveries         []Recovery // by token: one, and two while the key is being replaced
+	Unfinished         bool       // provisioning was cut
+	Replaced           bool       // the keyslot of an earlier machine secret is still to be removed
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 }
@@ -76,41 +76,41 @@ type Recovery struct {
 
 // Look reads a partition of size bytes and says in which condition the root
 // partition is. The lock is nil unless there is a volume.
-func Look(r io.ReaderAt, size int64) (slot.Root, *Lock, error) {
+func Look(r io.ReaderAt, size int64) (bootflow.Root, *Lock, error) {
 	header, health, err := luks2.Open(r, size)
 	switch {
 	case errors.Is(err, luks2.ErrNotLUKS):
 		return lookUnused(r)
 	case err != nil:
-		return slot.RootDamaged, nil, err
+		return bootflow.RootDamaged, nil, err
 	}
 	lock, err := read(header)
 	if err != nil {
-		return slot.RootDamaged, nil, err
+		return bootflow.RootDamaged, nil, err
 	}
 	lock.Health = health
 	if lock.Unfinished {
-		return slot.RootUnfinished, lock, nil
+		return bootflow.RootUnfinished, lock, nil
 	}
-	return slot.RootLocked, lock, nil
+	return bootflow.RootLocked, lock, nil
 }
 
 // lookUnused tells a partition that was never used, or whose formatting was cut
 // before it had a header, from one that holds something else. luks2.Format
 // zeroes the place of both headers before it touches anything else, and
 // partitioning has zeroed all of the area: what neither has done is not ours.
-func lookUnused(r io.ReaderAt) (slot.Root, *Lock, error) {
+func lookUnused(r io.ReaderAt) (bootflow.Root, *Lock, error) {
 	buf := make([]byte, 1<<20)
-	found := slot.RootBlank
+	found := bootflow.RootBlank
 	for off := int64(0); off < HeaderArea; off += int64(len(buf)) {
 		if _, err := r.ReadAt(buf, off); err != nil {
-			return slot.RootDamaged, nil, fmt.Errorf("read the start of the root partition: %w", err)
+			return bootflow.RootDamaged, nil, fmt.Errorf("read the start of the root partition: %w", err)
 		}
 		if off == 0 && !block.IsZero(buf[:headers]) {
-			return slot.RootDamaged, nil, errors.New("it holds no LUKS2 volume, and is not empty either: `reset` makes a new one, if nothing on it is wanted")
+			return bootflow.RootDamaged, nil, errors.New("it holds no LUKS2 volume, and is not empty either: `reset` makes a new one, if nothing on it is wanted")
 		}
 		if !block.IsZero(buf) {
-			found = slot.RootUnfinished
+			found = bootflow.RootUnfinished
 		}
 	}
 	return found, nil, nil
@@ -135,7 +135,7 @@ func read(header *luks2.Header) (*Lock, error) {
 				return nil, fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
 			}
 			l.Sealed, l.TPMSlot = sealed, t.Keyslots[0]
-			if err := errors.Join(field(t, deedField, &l.Deed), field(t, nextDeedField, &l.NextDeed)); err != nil {
+			if err := errors.Join(field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature)); err != nil {
 				return nil, err
 			}
 		case luks2.RecoveryTokenType:
@@ -173,7 +173,7 @@ type Options struct {
 	Secret   *policy.Secret     // stays the caller's
 	Recovery *luks2.RecoveryKey // stays the caller's
 	Sealed   *policy.Sealed     // nil: no TPM
-	Owner    *rsa.PrivateKey    // signs the deed; nil without Secure Boot keys
+	Owner    *rsa.PrivateKey    // makes the owner signature; nil without Secure Boot keys
 }
 
 // Make formats a volume with a TPM keyslot (where there is one to bind to) and
@@ -231,11 +231,11 @@ func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rs
 	if owner == nil {
 		return t, nil
 	}
-	deed, err := SignDeed(owner, volumeKey)
+	signature, err := SignAsOwner(owner, volumeKey)
 	if err != nil {
 		return luks2.Token{}, err
 	}
-	t.Fields[deedField], err = json.Marshal(deed)
+	t.Fields[ownerSignatureField], err = json.Marshal(signature)
 	return t, err
 }
 
@@ -288,7 +288,7 @@ func (l *Lock) Finish(random io.Reader, d block.Device) error {
 }
 
 // Rebind replaces what the TPM's keyslot is bound to, after the machine secret
-// was sealed again: by another TPM, or one that was cleared. Without an owner the deeds
+// was sealed again: by another TPM, or one that was cleared. Without an owner the owner signatures
 // stay those that are there: they say of the volume who made it, whatever opens it.
 //
 // A keyslot that this secret does not open is another's, or damaged: the secret gets one of
@@ -334,15 +334,15 @@ func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, seale
 		if key == nil {
 			continue
 		}
-		if err := setNextDeed(&token, key, volumeKey); err != nil {
+		if err := setNextOwnerSignature(&token, key, volumeKey); err != nil {
 			return err
 		}
 	}
 	for number, t := range l.Header.Tokens() {
 		if t.Type == tpmToken {
-			for _, name := range []string{deedField, nextDeedField} {
-				if deed, there := t.Fields[name]; there && owner == nil {
-					token.Fields[name] = deed
+			for _, name := range []string{ownerSignatureField, nextOwnerSignatureField} {
+				if signature, there := t.Fields[name]; there && owner == nil {
+					token.Fields[name] = signature
 				}
 			}
 			return c.SetToken(number, token)
@@ -352,39 +352,39 @@ func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, seale
 	return err
 }
 
-// deedText is what a deed signs: that the machine whose Secure Boot key this is
+// ownerSignatureText is what an owner signature signs: that the machine whose Secure Boot key this is
 // made the volume with this fingerprint.
-func deedText(fingerprint [32]byte) []byte {
+func ownerSignatureText(fingerprint [32]byte) []byte {
 	return append([]byte("halogenos/1/deed\x00"), fingerprint[:]...)
 }
 
-// SignDeed signs that this machine made the volume. Anybody can seal a volume
+// SignAsOwner signs that this machine made the volume. Anybody can seal a volume
 // of their own to this TPM and let the machine boot with it; nobody else can sign
 // with the key that the firmware's db holds.
-func SignDeed(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
-	sum := sha256.Sum256(deedText(policy.VolumeFingerprint(volumeKey)))
-	deed, err := rsa.SignPKCS1v15(nil, owner, crypto.SHA256, sum[:])
+func SignAsOwner(owner *rsa.PrivateKey, volumeKey []byte) ([]byte, error) {
+	sum := sha256.Sum256(ownerSignatureText(policy.VolumeFingerprint(volumeKey)))
+	signature, err := rsa.SignPKCS1v15(nil, owner, crypto.SHA256, sum[:])
 	if err != nil {
-		return nil, fmt.Errorf("sign the root partition's deed: %w", err)
+		return nil, fmt.Errorf("make the owner signature of the root partition: %w", err)
 	}
-	return deed, nil
+	return signature, nil
 }
 
-func signs(c *x509.Certificate, deed []byte, fingerprint [32]byte) bool {
-	sum := sha256.Sum256(deedText(fingerprint))
+func signs(c *x509.Certificate, signature []byte, fingerprint [32]byte) bool {
+	sum := sha256.Sum256(ownerSignatureText(fingerprint))
 	key, ok := c.PublicKey.(*rsa.PublicKey)
-	return ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], deed) == nil
+	return ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], signature) == nil
 }
 
-// CheckDeed verifies a deed by the certificates of the firmware's db.
-func CheckDeed(deed, volumeKey []byte, db []*x509.Certificate) error {
-	if len(deed) == 0 {
-		return fmt.Errorf("%w: it carries no deed", ErrForeign)
+// CheckOwnerSignature verifies an owner signature by the certificates of the firmware's db.
+func CheckOwnerSignature(signature, volumeKey []byte, db []*x509.Certificate) error {
+	if len(signature) == 0 {
+		return fmt.Errorf("%w: it carries no owner signature", ErrForeign)
 	}
-	if slices.ContainsFunc(db, func(c *x509.Certificate) bool { return signs(c, deed, policy.VolumeFingerprint(volumeKey)) }) {
+	if slices.ContainsFunc(db, func(c *x509.Certificate) bool { return signs(c, signature, policy.VolumeFingerprint(volumeKey)) }) {
 		return nil
 	}
-	return fmt.Errorf("%w: its deed is signed by none of the %d keys in this machine's db", ErrForeign, len(db))
+	return fmt.Errorf("%w: its owner signature is by none of the %d keys in this machine's db", ErrForeign, len(db))
 }
 
 // CheckFingerprint compares an open volume with what the TPM's record says.

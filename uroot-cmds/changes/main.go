@@ -63,17 +63,17 @@ func (o *options) add(f *flag.FlagSet) {
 
 // check refuses what does not go together.
 func (o *options) check(call *command.Call) error {
-	deeds := 0
+	signatures := 0
 	for _, is := range []bool{o.reset, o.take, o.keep, o.summary} {
 		if is {
-			deeds++
+			signatures++
 		}
 	}
 	files := len(call.Args) > 0
 	switch {
-	case deeds > 1, o.all && !o.take && !o.keep, o.all && files, o.summary && (files || call.JSON), deeds == 1 && !o.summary && !o.all && !files:
+	case signatures > 1, o.all && !o.take && !o.keep, o.all && files, o.summary && (files || call.JSON), signatures == 1 && !o.summary && !o.all && !files:
 		return command.ErrUsage
-	case files && deeds == 0 && call.JSON:
+	case files && signatures == 0 && call.JSON:
 		return fmt.Errorf("%w: --json lists; the difference of a file is a text", command.ErrUsage)
 	}
 	for _, arg := range call.Args {

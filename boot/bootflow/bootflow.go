@@ -1,10 +1,10 @@
-// Package slot decides what a boot does next. Next is one pure function over
+// Package bootflow decides what a boot does next. Next is one pure function over
 // what is on the disk (State) and what this boot has seen so far (Facts); it
 // never acts, never waits and never remembers.
 //
 // It refuses to unlock anything before the system image is verified, and to
 // call a slot bad while there is a doubt that is not the slot's.
-package slot
+package bootflow
 
 import (
 	"fmt"
