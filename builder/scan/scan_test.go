@@ -22,6 +22,8 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/microcode/microcodetest"
 	"halogenos.internal/boot/testkit"
 )
 
@@ -143,6 +145,7 @@ func clean(t testing.TB) map[string][]byte {
 		"damaged gzip":            []byte("\x1f\x8b\x08\x00 this is not what it seems to be, though it starts so"),
 		"web key without secrets": []byte(`{"kty":"RSA","n":"` + strings.Repeat("abcdef", 50) + `","e":"AQAB","kid":"d"}`),
 		"OpenPGP key on a card":   cardStub(t),
+		"microcode of Intel's":    microcodetest.Encrypted(microcodetest.Intel(microcode.Processor{Signature: 0x6fa, Platforms: 0x80, Revision: 0x95})),
 	}
 }
 

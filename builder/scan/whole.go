@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"halogenos.internal/boot/microcode"
 )
 
 // whole judges a file as a whole, or a part of one. It calls found for each
@@ -48,7 +50,7 @@ const maxKeyFile = 4112 // bytes
 // key, or lines of such bytes in hexadecimal or Base64.
 func keyFile(data []byte) bool {
 	if slices.Contains(keySizes, len(data)) && random(data) {
-		return true
+		return new(microcode.Set).Add(data) != nil // Intel's is encrypted, and has such sizes
 	}
 	lines := strings.Fields(string(data))
 	return len(lines) > 0 && len(lines) <= 8 && !slices.ContainsFunc(lines, func(line string) bool { return !keyLetters(line) })

@@ -3,6 +3,7 @@ package microcodetest
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 
 	"halogenos.internal/boot/microcode"
 )
@@ -37,6 +38,19 @@ func Intel(first microcode.Processor, more ...microcode.Processor) []byte {
 		le.PutUint32(extended[4:], -sum(extended))
 	}
 	return out
+}
+
+// Encrypted fills an update of Intel's, for one processor, with what looks like chance, as
+// the real ones are.
+func Encrypted(update []byte) []byte {
+	const checksum, header = 16, 48
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := header; i < len(update); i++ {
+		update[i] = byte(random.Uint32())
+	}
+	le.PutUint32(update[checksum:], 0)
+	le.PutUint32(update[checksum:], -sum(update))
+	return update
 }
 
 func sum(b []byte) (s uint32) {
