@@ -31,7 +31,7 @@ func measured() []stubSection {
 		{".osrel", 252},
 		{".cmdline", 252},
 		{".initrd", 252},
-		{".ucode", 256},
+		{".ucode", uki.MicrocodeStub},
 		{".splash", 252},
 		{".dtb", 252},
 		{".uname", 254},

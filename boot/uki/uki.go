@@ -111,6 +111,10 @@ func (i *Image) Stub() (Stub, error) {
 	return Stub{Program: program, Version: version, Major: major}, nil
 }
 
+// MicrocodeStub is the first systemd-stub that hands .ucode to Linux, before the
+// initramfs. Those before pass over the section.
+const MicrocodeStub = 256
+
 // Payload is what a unified kernel image carries beside the stub. Empty parts
 // get no section.
 type Payload struct {

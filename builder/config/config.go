@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/builder/scan"
 )
 
@@ -35,6 +36,11 @@ type Config struct {
 	Cmdline     string // complete, with the fixed arguments
 	Uname       string // empty: the kernel's own
 	Splash      []byte // BMP; may be empty
+	// Microcode is what the UKI gets in the place of the root file system's, which nil
+	// stands for; an empty set for none.
+	Microcode *microcode.Set
+	// MicrocodeFile is the name of the file that it is from; empty for none.
+	MicrocodeFile string
 
 	// Image.
 	ImageID     string
@@ -143,6 +149,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"Cmdline":   r.textOrFile(&r.cmdline),
 			"Uname":     r.uname,
 			"Splash":    r.splash,
+			"Microcode": r.microcode,
 		},
 		"Image": {
 			"ImageID":             r.imageID,
@@ -241,7 +248,6 @@ func unknownKey(e entry) error {
 	if e.section == "UKI" {
 		why = map[string]string{
 			"Initrd":                "the initramfs is made by the builder",
-			"Microcode":             "ship microcode in the root file system",
 			"SecureBootPrivateKey":  "each machine signs with its own key",
 			"SecureBootCertificate": "each machine signs with its own key",
 			"SecureBootSigningTool": "each machine signs with its own key",
@@ -363,6 +369,28 @@ func (r *reader) splash(value string) error {
 		return fmt.Errorf("%s is not a BMP picture", value)
 	}
 	r.config.Splash = picture
+	return nil
+}
+
+// microcode takes auto, none or the name of a file.
+func (r *reader) microcode(value string) error {
+	switch value {
+	case "":
+		return errors.New("has no value: want auto, none or the name of a file")
+	case "auto":
+		return nil
+	case "none":
+		r.config.Microcode = new(microcode.Set)
+		return nil
+	}
+	data, err := readBounded(r.local(value), microcode.MaxSize)
+	if err != nil {
+		return err
+	}
+	r.config.Microcode, r.config.MicrocodeFile = new(microcode.Set), filepath.Base(value)
+	if err := r.config.Microcode.Add(data); err != nil {
+		return fmt.Errorf("%s %w; want an early archive as of `iucode_tool --write-earlyfw`, or a file of Intel's or AMD's", value, err)
+	}
 	return nil
 }
 

@@ -17,6 +17,8 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/microcode/microcodetest"
 )
 
 const least = "[Image]\nImageID=test\nReleaseKey=none\n"
@@ -96,7 +98,29 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 	if !strings.HasPrefix(c.Cmdline, "quiet splash lockdown=") || string(c.Splash) != "BMpicture" {
 		t.Errorf("command line %q, splash %q", c.Cmdline, c.Splash)
 	}
-	for _, text := range []string{"Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
+	if c.Microcode != nil {
+		t.Errorf("microcode by default: %+v", c.Microcode)
+	}
+	early, intel := new(microcode.Set), microcodetest.Intel(microcode.Processor{Signature: 0x906ea, Revision: 0xf8})
+	if err := early.Add(intel); err != nil {
+		t.Fatal(err)
+	}
+	archive, err := early.Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"early.img": archive, "06-9e-0a": intel, "damaged.img": archive[:1000]} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for value, want := range map[string]string{"auto": "", "none": "", "early.img": "early.img", "06-9e-0a": "06-9e-0a"} {
+		c, err := Parse(least+"[UKI]\nMicrocode="+value+"\n", dir)
+		if err != nil || (c.Microcode == nil) != (value == "auto") || c.MicrocodeFile != want || want != "" && !bytes.Equal(c.Microcode.File(microcode.Intel), intel) {
+			t.Errorf("Microcode=%s: %+v, %v", value, c, err)
+		}
+	}
+	for _, text := range []string{"Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
 		if _, err := Parse(least+"[UKI]\n"+text+"\n", dir); err == nil {
 			t.Errorf("%s was taken", text)
 		}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/version"
@@ -90,6 +91,11 @@ func (b *build) bill() (*sbom.Bill, error) {
 	bill.Programs = append(bill.Programs, sbom.Program{Name: "initramfs/bin/bb", SHA256: digest(b.busybox.Program), Modules: append(modules, more...)})
 	programs, err := b.goPrograms()
 	bill.Programs = append(bill.Programs, programs...)
+	for _, v := range microcode.Vendors() {
+		if b.microcode.Has(v) {
+			bill.Firmware = append(bill.Firmware, sbom.Firmware{Name: v.Path(), Supplier: v.Name(), SHA256: digest(b.microcode.File(v))})
+		}
+	}
 	return bill, err
 }
 
@@ -138,6 +144,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 			"imageID": c.ImageID, "arch": c.Arch, "version": b.Version.String(), "epoch": c.Epoch, "sourceDate": b.Date.Unix(),
 			"slotSize": c.SlotSize, "compression": c.Compression, "cmdline": c.Cmdline, "secureBoot": c.SecureBoot, "tpm": c.TPM,
 			"vendorKeys": c.VendorKeys, "rootPartitionFormat": c.RootPartitionFormat, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
+			"microcode": b.microcodeFrom(),
 		},
 		Used:       []sbom.Digest{{Name: "root file system", SHA256: source}, {Name: busyboxFile, SHA256: digest(b.busybox.Program)}},
 		Tools:      map[string]string{"halogen": version.String(), erofs.Tool: erofs.ToolVersion(ctx)},

@@ -25,6 +25,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
@@ -146,6 +147,8 @@ type build struct {
 	kernel    *modules.Kernel
 	checker   *modules.Checker
 	contract  *contract.Contract
+	microcode *microcode.Set
+	ucode     []byte // the same as an archive; empty for none
 	initrd    []byte // the boot contract and the initramfs
 	uki       []byte
 	release   *release.Release
@@ -206,6 +209,9 @@ func (b *build) find(context.Context) error {
 		return err
 	}
 	if err := b.needs(); err != nil {
+		return err
+	}
+	if err := b.chooseMicrocode(); err != nil {
 		return err
 	}
 	if err := b.sourceDate(time.Now()); err != nil {
@@ -354,10 +360,14 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.initrd = append(first, b.initramfs...)
+	initrd, ucode, err := b.placeMicrocode(first)
+	if err != nil {
+		return err
+	}
+	b.initrd = initrd
 	b.uki, err = uki.Build(b.parts.stub, uki.Payload{
 		OSRelease: b.parts.osRelease, Cmdline: []byte(b.Config.Cmdline), Uname: []byte(b.parts.kernel.release),
-		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: b.initrd,
+		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: initrd, Microcode: ucode,
 	}.Sections())
 	if err != nil {
 		return fmt.Errorf("make UKI: %w", err)

@@ -271,38 +271,42 @@ func TestRoomOnTheESP(t *testing.T) {
 	}
 }
 
+// What a kernel with all that machines need has built in, and how it was configured.
+const (
+	wholeKernel = "dm_verity.license=GPL\x00erofs.file=fs/erofs/erofs\x00sha256_generic.alias=crypto-sha256\x00overlay.license=GPL\x00dm_crypt.license=GPL\x00" +
+		"aesni_intel.alias=crypto-aes\x00xts.license=GPL\x00vfat.license=GPL\x00nls_cp437.license=GPL\x00nls_utf8.license=GPL\x00efivarfs.license=GPL\x00tpm_tis.license=GPL\x00"
+	goodConfig = "# Linux\nCONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_ZSTD=y\nCONFIG_DEVTMPFS=y\nCONFIG_TMPFS=y\nCONFIG_EFI_STUB=y\nCONFIG_SECURITY_LOCKDOWN_LSM=y\nCONFIG_EROFS_FS_XATTR=y\nCONFIG_EROFS_FS_ZIP=y\nCONFIG_MODULES=y\nCONFIG_MODULE_SIG=y\n"
+)
+
 // FAULTS 112 (B7)
 func TestKernelsThatCannotStartTheMachine(t *testing.T) {
 	dir := "usr/lib/modules/" + rootfstest.Release + "/"
-	whole := "dm_verity.license=GPL\x00erofs.file=fs/erofs/erofs\x00sha256_generic.alias=crypto-sha256\x00overlay.license=GPL\x00dm_crypt.license=GPL\x00" +
-		"aesni_intel.alias=crypto-aes\x00xts.license=GPL\x00vfat.license=GPL\x00nls_cp437.license=GPL\x00nls_utf8.license=GPL\x00efivarfs.license=GPL\x00tpm_tis.license=GPL\x00"
-	good := "# Linux\nCONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_ZSTD=y\nCONFIG_DEVTMPFS=y\nCONFIG_TMPFS=y\nCONFIG_EFI_STUB=y\nCONFIG_SECURITY_LOCKDOWN_LSM=y\nCONFIG_EROFS_FS_XATTR=y\nCONFIG_EROFS_FS_ZIP=y\nCONFIG_MODULES=y\nCONFIG_MODULE_SIG=y\n"
 	for _, c := range []struct {
 		name    string
 		modinfo string
 		files   map[string]string
 		say     string // of the error; empty for none
 	}{
-		{"all built in", whole, nil, ""},
-		{"no dm-verity", strings.Replace(whole, "dm_verity.", "dm_other.", 1), nil, "dm-verity, which checks the system image (dm_verity): the kernel was built without it"},
-		{"no SHA-256", strings.Replace(whole, "crypto-sha256", "crypto-sha512", 1), nil, ""}, // its name is enough
-		{"no SHA-256 at all", strings.Replace(whole, "sha256_generic.alias=crypto-sha256", "sha512_generic.alias=crypto-sha512", 1), nil, "SHA-256, for dm-verity"},
-		{"no AES", strings.Replace(whole, "crypto-aes", "crypto-ctr(aes)", 1), nil, "AES, for dm-crypt"},
-		{"no EROFS", strings.Replace(whole, "erofs.file", "squashfs.file", 1), nil, "EROFS"},
-		{"no efivarfs", strings.Replace(whole, "efivarfs.", "efi_pstore.", 1), nil, "efivarfs"},
-		{"no TPM driver", strings.Replace(whole, "tpm_tis.", "tpm_tis_core.", 1), nil, "tpm_crb or tpm_tis"},
-		{"a module that the initramfs does not get", strings.Replace(whole, "dm_verity.", "dm_other.", 1), map[string]string{
+		{"all built in", wholeKernel, nil, ""},
+		{"no dm-verity", strings.Replace(wholeKernel, "dm_verity.", "dm_other.", 1), nil, "dm-verity, which checks the system image (dm_verity): the kernel was built without it"},
+		{"no SHA-256", strings.Replace(wholeKernel, "crypto-sha256", "crypto-sha512", 1), nil, ""}, // its name is enough
+		{"no SHA-256 at all", strings.Replace(wholeKernel, "sha256_generic.alias=crypto-sha256", "sha512_generic.alias=crypto-sha512", 1), nil, "SHA-256, for dm-verity"},
+		{"no AES", strings.Replace(wholeKernel, "crypto-aes", "crypto-ctr(aes)", 1), nil, "AES, for dm-crypt"},
+		{"no EROFS", strings.Replace(wholeKernel, "erofs.file", "squashfs.file", 1), nil, "EROFS"},
+		{"no efivarfs", strings.Replace(wholeKernel, "efivarfs.", "efi_pstore.", 1), nil, "efivarfs"},
+		{"no TPM driver", strings.Replace(wholeKernel, "tpm_tis.", "tpm_tis_core.", 1), nil, "tpm_crb or tpm_tis"},
+		{"a module that the initramfs does not get", strings.Replace(wholeKernel, "dm_verity.", "dm_other.", 1), map[string]string{
 			dir + "modules.dep": "kernel/fs/one.ko: kernel/lib/two-parts.ko\nkernel/lib/two-parts.ko:\nkernel/drivers/md/dm-verity.ko:\n",
 		}, "add dm_verity to Modules in [Initramfs]"},
-		{"a module that has the alias", strings.Replace(whole, "sha256_generic.alias=crypto-sha256", "sha512_generic.alias=crypto-sha512", 1), map[string]string{
+		{"a module that has the alias", strings.Replace(wholeKernel, "sha256_generic.alias=crypto-sha256", "sha512_generic.alias=crypto-sha512", 1), map[string]string{
 			dir + "modules.alias": "alias crypto-sha256 one\n",
 		}, ""},
-		{"a good configuration", whole, map[string]string{"boot/config-" + rootfstest.Release: good}, ""},
-		{"no zstd", whole, map[string]string{"boot/config-" + rootfstest.Release: strings.Replace(good, "CONFIG_RD_ZSTD=y", "# CONFIG_RD_ZSTD is not set", 1)}, "CONFIG_RD_ZSTD=y: the initramfs is compressed with zstd"},
-		{"no lockdown", whole, map[string]string{dir + "config": strings.Replace(good, "CONFIG_SECURITY_LOCKDOWN_LSM=y", "", 1)}, "lockdown=integrity"},
-		{"modules without signatures", whole, map[string]string{dir + "config": strings.Replace(good, "CONFIG_MODULE_SIG=y", "", 1)}, "CONFIG_MODULE_SIG=y"},
-		{"no compression of EROFS", whole, map[string]string{dir + "config": strings.Replace(good, "CONFIG_EROFS_FS_ZIP=y", "", 1)}, "Compression=lz4hc"},
-		{"a configuration, and no list", "", map[string]string{dir + "config": good}, "dm_verity"},
+		{"a good configuration", wholeKernel, map[string]string{"boot/config-" + rootfstest.Release: goodConfig}, ""},
+		{"no zstd", wholeKernel, map[string]string{"boot/config-" + rootfstest.Release: strings.Replace(goodConfig, "CONFIG_RD_ZSTD=y", "# CONFIG_RD_ZSTD is not set", 1)}, "CONFIG_RD_ZSTD=y: the initramfs is compressed with zstd"},
+		{"no lockdown", wholeKernel, map[string]string{dir + "config": strings.Replace(goodConfig, "CONFIG_SECURITY_LOCKDOWN_LSM=y", "", 1)}, "lockdown=integrity"},
+		{"modules without signatures", wholeKernel, map[string]string{dir + "config": strings.Replace(goodConfig, "CONFIG_MODULE_SIG=y", "", 1)}, "CONFIG_MODULE_SIG=y"},
+		{"no compression of EROFS", wholeKernel, map[string]string{dir + "config": strings.Replace(goodConfig, "CONFIG_EROFS_FS_ZIP=y", "", 1)}, "Compression=lz4hc"},
+		{"a configuration, and no list", "", map[string]string{dir + "config": goodConfig}, "dm_verity"},
 		{"nothing that tells", "", nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -31,6 +31,7 @@ type EFI struct {
 	Cmdline   string             `json:"cmdline,omitempty"`
 	Uname     string             `json:"uname,omitempty"`
 	PCR11     *PCR11             `json:"pcr11,omitempty"`
+	Microcode []Microcode        `json:"microcode,omitempty"`
 	Contract  *contract.Contract `json:"contract,omitempty"`
 }
 
@@ -174,6 +175,9 @@ func (e *EFI) describeUKI(img *uki.Image) error {
 		LeaveInitrd: pcr.Phases(stub, pcr.EnterInitrd, pcr.LeaveInitrd),
 	}
 	initrd, ok := img.Section(".initrd")
+	if err := e.describeMicrocode(img, initrd); err != nil {
+		e.fault("microcode: %w", err)
+	}
 	if !ok {
 		return nil
 	}

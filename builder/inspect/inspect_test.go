@@ -21,6 +21,8 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/microcode/microcodetest"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
@@ -110,6 +112,52 @@ func TestOthersAgreeOnPCR11(t *testing.T) {
 			if !strings.Contains(said, string(text)) {
 				t.Errorf("ukify inspect says nothing of %s %s:\n%s", s.Name, text, said)
 			}
+		}
+	}
+}
+
+// The processors that a UKI has microcode for are named where Linux finds it, and what has
+// no effect is said.
+func TestMicrocode(t *testing.T) {
+	s := new(microcode.Set)
+	intel := microcode.Processor{Signature: 0x906ea, Platforms: 0x22, Revision: 0xf8}
+	for _, data := range [][]byte{microcodetest.Intel(intel), microcodetest.AMD(microcode.Processor{Signature: 0xa20f12, Revision: 0xa201210})} {
+		if err := s.Add(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	archive, err := s.Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Clone(archive)
+	damaged[len(damaged)-200]++
+	for _, c := range []struct {
+		stub           string
+		ucode, initrd  []byte
+		want, mustLack string
+	}{
+		{"257.13-1", archive, nil, "19-21-02", "fault"},
+		{"257.13-1", nil, archive, "06-9e-0a", "fault"},
+		{"252.39-1~deb12u2", nil, archive, "06-9e-0a", "fault"},
+		{"252.39-1~deb12u2", archive, nil, "the section .ucode has no effect: systemd-stub 252.39-1~deb12u2 passes over it, 256 is the first that does not", "06-9e-0a"},
+		{"257.13-1", damaged, nil, "GenuineIntel.bin is not microcode of Intel's: update 1, at byte 0: the checksum", "06-9e-0a"},
+		{"257.13-1", nil, nil, "none", "06-9e-0a"},
+	} {
+		image, err := uki.Build(ukitest.Stub(c.stub), uki.Payload{Linux: []byte("MZ kernel"), Initrd: append(c.initrd, "compressed"...), Microcode: c.ucode}.Sections())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := File(write(t, image))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text bytes.Buffer
+		if err := r.Text(&text); err != nil || !strings.Contains(text.String(), c.want) || strings.Contains(text.String(), c.mustLack) {
+			t.Errorf("stub %s: want %q, and not %q, %v:\n%s", c.stub, c.want, c.mustLack, err, &text)
+		}
+		if len(r.EFI.Microcode) == 2 && r.EFI.Microcode[1].Processors[0] != (Processor{"06-9e-0a", "0xf8", "0x22"}) {
+			t.Errorf("%+v", r.EFI.Microcode)
 		}
 	}
 }

@@ -113,6 +113,7 @@ func (e *EFI) text(w io.Writer, size int64) {
 			line(w, "%s\t%s\n", heading, text)
 			heading = ""
 		}
+		microcodeText(w, e.Microcode)
 	}
 	if e.Contract != nil {
 		contractText(w, e.Contract)

@@ -25,7 +25,8 @@ type Bill struct {
 	Packages      []Package // of the operating system
 	// Programs are Go programs of the machine with their modules.
 	Programs []Program
-	Kernel   string // its release
+	Firmware []Firmware // that the kernel loads at its start
+	Kernel   string     // its release
 	Accounts []Account
 }
 
@@ -34,6 +35,13 @@ type Program struct {
 	Name    string
 	SHA256  string // hexadecimal
 	Modules []Package
+}
+
+// Firmware is a file for a part of the machine.
+type Firmware struct {
+	Name     string
+	Supplier string
+	SHA256   string // hexadecimal
 }
 
 // Encode returns the bill in JSON.
@@ -75,6 +83,14 @@ func (b Bill) Encode() ([]byte, error) {
 			modules = append(modules, m.URL())
 		}
 		depend = append(depend, cyclonedx.Dependency{Ref: ref, Dependencies: &modules})
+	}
+	for _, f := range b.Firmware {
+		ref := "firmware/" + f.Name
+		add(cyclonedx.Component{
+			BOMRef: ref, Type: cyclonedx.ComponentTypeFirmware, Name: f.Name, Supplier: &cyclonedx.OrganizationalEntity{Name: f.Supplier},
+			Hashes: &[]cyclonedx.Hash{{Algorithm: cyclonedx.HashAlgoSHA256, Value: f.SHA256}},
+		})
+		within = append(within, ref)
 	}
 	depend = append([]cyclonedx.Dependency{{Ref: "image", Dependencies: &within}}, depend...)
 	bom.Components, bom.Dependencies = &all, &depend

@@ -168,6 +168,7 @@ func bill() Bill {
 			{Name: "bin/bb", SHA256: strings.Repeat("ab", 32), Modules: []Package{{Type: "golang", Namespace: "example.org", Name: "one", Version: "v1"}}},
 			{Name: "bin/ota", SHA256: strings.Repeat("cd", 32), Modules: []Package{{Type: "golang", Namespace: "example.org", Name: "one", Version: "v1"}}},
 		},
+		Firmware: []Firmware{{Name: "kernel/x86/microcode/GenuineIntel.bin", Supplier: "Intel", SHA256: strings.Repeat("ef", 32)}},
 	}
 }
 
@@ -192,7 +193,7 @@ func TestBill(t *testing.T) {
 	for _, c := range *have.Components {
 		refs = append(refs, c.BOMRef)
 	}
-	if want := []string{"kernel@6.12.1", "pkg:deb/debian/libc6@2.41", "program/bin/bb", "pkg:golang/example.org/one@v1", "program/bin/ota"}; !slices.Equal(refs, want) {
+	if want := []string{"kernel@6.12.1", "pkg:deb/debian/libc6@2.41", "program/bin/bb", "pkg:golang/example.org/one@v1", "program/bin/ota", "firmware/kernel/x86/microcode/GenuineIntel.bin"}; !slices.Equal(refs, want) {
 		t.Errorf("components %q, want %q", refs, want)
 	}
 	// Whatever a dependency names is a component.
