@@ -55,6 +55,7 @@ var (
 	otherFiles          = []string{
 		"class/tty/console/active", "class/tpm/tpm0/tpm_version_major", "firmware/efi/fw_platform_size",
 		"class/dmi/id/sys_vendor", "class/dmi/id/product_name", "class/dmi/id/bios_vendor", "class/dmi/id/bios_version",
+		"devices/system/cpu/cpu0/microcode/version",
 	}
 )
 

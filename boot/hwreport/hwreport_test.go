@@ -25,7 +25,7 @@ func machine() fstest.MapFS {
 		stick + "/modalias": "usb:v0781p5581\n", stick + "/uevent": "DEVTYPE=usb_device\nMODALIAS=usb:v0781p5581\nHID_UNIQ=SECRET1\n",
 		disk + "/serial": "SECRET2\n", disk + "/wwid": "naa.SECRET3\n", disk + "/device/vpd_pg80": "SECRET4", disk + "/device/serial": "SECRET5", stick + "/serial": "SECRET6",
 		disk + "/sda1/uevent": "PARTUUID=SECRET7\n", "class/dmi/id/product_serial": "SECRET8", "class/dmi/id/product_uuid": "SECRET9", "class/net/eth0/address": "52:54:00:SECRET",
-		"bus/w1/devices/28-SECRET10/modalias": "w1:x\n", "class/dmi/id/modalias": "dmi:bvnX:\n", "class/dmi/id/sys_vendor": "A Vendor\n", "class/tty/console/active": "tty0\n",
+		"bus/w1/devices/28-SECRET10/modalias": "w1:x\n", "class/dmi/id/modalias": "dmi:bvnX:\n", "class/dmi/id/sys_vendor": "A Vendor\n", "class/tty/console/active": "tty0\n", "devices/system/cpu/cpu0/microcode/version": "0xf8\n",
 		hyperV + "/modalias":               "vmbus:d96361baa104294db60572e2ffb1dc7f\n",
 		"bus/platform/devices/silent/name": "nothing\n", "firmware/efi/efivars/Boot0000-x": "SECRET11",
 	} {
@@ -54,7 +54,7 @@ func TestCollect(t *testing.T) {
 	for _, want := range []string{
 		`block/sda -> "../devices/pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0/block/sda"`, `/sda/size = "2000\n"`, `/sda/sda1/partition = "1\n"`, `/sda/device/model = "A Disk  \n"`,
 		`devices/pci0000:00/0000:00:17.0/class = "0x010601\n"`, `bus/usb/devices/1-3 -> "../../../devices/pci0000:00/0000:00:14.0/usb1/1-3"`, `1-3/uevent = "MODALIAS=usb:v0781p5581\n"`,
-		`class/dmi/id/modalias = "dmi:bvnX:\n"`, `class/dmi/id/sys_vendor = "A Vendor\n"`, `class/tty/console/active = "tty0\n"`,
+		`class/dmi/id/modalias = "dmi:bvnX:\n"`, `class/dmi/id/sys_vendor = "A Vendor\n"`, `class/tty/console/active = "tty0\n"`, `cpu0/microcode/version = "0xf8\n"`,
 		`bus/vmbus/devices/00000000-0000-0000-0000-000000000001 -> "../../../devices/LNXSYSTM:00/VMBUS:00/00000000-0000-0000-0000-000000000001"`,
 		`VMBUS:00/00000000-0000-0000-0000-000000000001/modalias = "vmbus:d96361baa104294db60572e2ffb1dc7f\n"`,
 	} {

@@ -166,7 +166,8 @@ func (s *Set) Processors(v Vendor) []Processor {
 				all = append(all, Processor{f.signature, f.platforms, u.revision})
 			}
 		}
-	} else {
+	}
+	if v == AMD {
 		for _, c := range s.amd {
 			all = append(all, c.processors...)
 		}

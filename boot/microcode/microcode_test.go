@@ -311,3 +311,40 @@ func FuzzFind(f *testing.F) {
 		}
 	})
 }
+
+func TestParseCPUInfo(t *testing.T) {
+	own, err := os.ReadFile(microcode.CPUInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := microcode.ParseCPUInfo(own); r == nil || r.Vendor == "" || strings.Count(r.Name, "-") != 2 {
+		t.Errorf("of this machine: %+v", r)
+	}
+	const intel = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 158\nmodel name\t: Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz\nstepping\t: 10\nmicrocode\t: 0xf8\ncpu MHz\t\t: 3200.000\n\nprocessor\t: 1\nstepping\t: 11\nmicrocode\t: 0xf4\n"
+	if r := microcode.ParseCPUInfo([]byte(intel)); r == nil || *r != (microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a", Revision: "0xf8"}) || r.String() != "GenuineIntel 06-9e-0a, microcode 0xf8" {
+		t.Errorf("%+v", r)
+	}
+	if r := microcode.ParseCPUInfo([]byte(strings.ReplaceAll(intel, "microcode\t: 0xf8\n", ""))); r == nil || r.String() != "GenuineIntel 06-9e-0a, microcode unknown" {
+		t.Errorf("without a revision: %+v", r)
+	}
+	for _, text := range []string{"", "processor\t: 0\nBogoMIPS\t: 50.00\n", "vendor_id: x\ncpu family: -1\nmodel: 2\nstepping: 3\n"} {
+		if r := microcode.ParseCPUInfo([]byte(text)); r != nil {
+			t.Errorf("%q: %+v", text, r)
+		}
+	}
+	s := new(microcode.Set)
+	for revision, platforms := range map[uint32]uint32{0xf8: 2, 0xf4: 4} {
+		if err := s.Add(microcodetest.Intel(microcode.Processor{Signature: 0x906ea, Platforms: platforms, Revision: revision})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p, ok := s.Newest(microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a"}); !ok || p.Revision != 0xf8 {
+		t.Errorf("newest %+v, %v", p, ok)
+	}
+	if p, ok := s.Newest(microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a", Platform: 4}); !ok || p.Revision != 0xf4 {
+		t.Errorf("newest for the platform %+v, %v", p, ok)
+	}
+	if p, ok := s.Newest(microcode.Running{Vendor: "AuthenticAMD", Name: "06-9e-0a"}); ok {
+		t.Errorf("of another maker: %+v", p)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -337,9 +338,12 @@ func TestReport(t *testing.T) {
 	}
 	m.extra = "another firmware"
 	m.watchdogReset = true
+	m.must(os.MkdirAll(filepath.Join(m.root, "proc"), 0o755))
+	m.must(os.WriteFile(filepath.Join(m.root, microcode.CPUInfo), []byte("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 33\nstepping\t: 2\nmicrocode\t: 0xa20120a\n"), 0o644))
 	m.typed = []string{m.recoveryKey(), "n"}
 	m.ends("system")
-	if r := read(); r.Root != "key" || !r.WatchdogReset || r.Watchdog != "" { // this system feeds none
+	if r := read(); r.Root != "key" || !r.WatchdogReset || r.Watchdog != "" || // this system feeds none
+		r.Processor == nil || r.Processor.String() != "AuthenticAMD 19-21-02, microcode 0xa20120a" {
 		t.Errorf("report %+v", r)
 	}
 }

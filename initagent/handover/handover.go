@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootflow"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
@@ -126,6 +127,9 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 		ImageID: h.Contract.ImageID, Arch: h.Contract.Arch, Version: h.Contract.Version.String(), Epoch: h.Contract.Epoch, Floor: h.State.Floor,
 		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Signed: len(h.Contract.ReleaseKey) > 0,
 		Root: openedBy(h, f), WatchdogReset: h.Watching.Reset, Steps: h.Log.Entries(), Total: h.Log.Total(), Contract: h.Contract,
+	}
+	if text, err := os.ReadFile(h.Path(microcode.CPUInfo)); err == nil {
+		r.Processor = microcode.ParseCPUInfo(text)
 	}
 	switch {
 	case h.Record != nil:

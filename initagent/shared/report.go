@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/hw"
 )
@@ -43,8 +44,11 @@ type Report struct {
 	// Watchdog is the device that is handed over running; "" for none.
 	Watchdog string `json:"watchdog,omitempty"`
 	// WatchdogReset: the watchdog ended the boot before this one.
-	WatchdogReset bool       `json:"watchdog_reset"`
-	Steps         []hw.Entry `json:"steps"`
+	WatchdogReset bool `json:"watchdog_reset"`
+	// Processor is what runs, with the revision of the microcode that Linux has loaded or
+	// the firmware before it; nil where Linux does not say.
+	Processor *microcode.Running `json:"processor,omitempty"`
+	Steps     []hw.Entry         `json:"steps"`
 	// Total is how long it took from initagent's start until now, in ns.
 	Total time.Duration `json:"total_ns"`
 	// Contract is the running UKI's: what a new release is compared with.

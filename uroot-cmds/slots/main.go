@@ -112,6 +112,9 @@ func showBoot(w io.Writer, boot *shared.Report) {
 	if boot.Reason != "" {
 		fmt.Fprintf(w, "  because %s\n", boot.Reason)
 	}
+	if boot.Processor != nil {
+		fmt.Fprintf(w, "  on %s\n", boot.Processor)
+	}
 	for _, s := range boot.Steps {
 		switch {
 		case s.Error != "":

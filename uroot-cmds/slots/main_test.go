@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
@@ -45,7 +46,8 @@ func TestSlots(t *testing.T) {
 	// FAULTS 112 (M10): as initagent writes it.
 	report, err := json.Marshal(shared.Report{
 		Version: "7", Slot: layout.SlotA, Trial: true, Reason: "it is the newest",
-		Steps: []hw.Entry{{Step: "open verity", Reason: "slot a holds it"}, {Step: "unlock", Error: "PCR 7\ndiffers"}},
+		Processor: &microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a", Revision: "0xf8"},
+		Steps:     []hw.Entry{{Step: "open verity", Reason: "slot a holds it"}, {Step: "unlock", Error: "PCR 7\ndiffers"}},
 	})
 	if err == nil {
 		err = os.WriteFile(place.Report, report, 0o644)
@@ -63,7 +65,7 @@ func TestSlots(t *testing.T) {
 		}
 	}
 	out := run()
-	has(out, "this boot: version 7 from slot a, on trial", "because it is the newest", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
+	has(out, "this boot: version 7 from slot a, on trial", "because it is the newest", "on GenuineIntel 06-9e-0a, microcode 0xf8", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
 	if strings.Contains(out, "as entry c") || !strings.Contains(run("--all"), "as entry a") {
 		t.Errorf("without --all it ends with the last %d entries:\n%s", shown, out)
 	}
