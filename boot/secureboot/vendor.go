@@ -192,6 +192,10 @@ func allowedHashes(owner gpt.GUID, drivers Drivers, factory Factory) Database {
 // The names are looked for in the bytes: a certificate that Go's parser refuses
 // must not slip past.
 
+// PublishedKey reports whether a certificate is of a test key that firmware was shipped
+// with, and whose private half is public.
+func PublishedKey(e Entry) bool { return e.Type == TypeX509 && publishedKey(e.Data) }
+
 func publishedKey(der []byte) bool {
 	return bytes.Contains(der, []byte("DO NOT TRUST")) || bytes.Contains(der, []byte("DO NOT SHIP"))
 }
