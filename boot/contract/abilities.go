@@ -29,11 +29,13 @@ type Abilities struct {
 	// replaced: an initagent that does not know it cannot finish that. From 3 on the
 	// Secure Boot keys may be replaced as well.
 	NewSecret int `json:"new_secret"`
+	// Revocations: release.json may have entries for dbx.
+	Revocations bool `json:"revocations,omitempty"`
 }
 
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
-func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 3} }
+func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 3, Revocations: true} }
 
 // before are the abilities of releases that say nothing of them.
 func before() Abilities { return Abilities{PolicyRecord: 1} }

@@ -75,6 +75,11 @@ type Release struct {
 	SourceDate int64 `json:"source_date"`
 
 	Files []File `json:"files"`
+
+	// Revocations are entries for dbx, the firmware's list of what may not start. A
+	// machine whose initagent does not know the field refuses the description
+	// (contract.Abilities.Revocations says which does), so it is left out without any.
+	Revocations []Revocations `json:"revocations,omitempty"`
 }
 
 // File returns the file of that name.
@@ -126,7 +131,10 @@ func (r *Release) Validate() error {
 	if r.SourceDate < 0 {
 		return fmt.Errorf("source date %d lies before 1970", r.SourceDate)
 	}
-	return r.validateFiles()
+	if err := r.validateFiles(); err != nil {
+		return err
+	}
+	return r.validateRevocations()
 }
 
 // Published reports whether the description is that of an archive, and not of

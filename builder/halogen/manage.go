@@ -270,12 +270,18 @@ func (c command) archive(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("release archive", flag.ContinueOnError)
 	f.StringVar(&o.Build, "build", "", "`DIR` that 'halogen build' filled")
 	f.StringVar(&o.Out, "out", "", "`DIR` for the archive and its release.json; made when missing")
+	dbx := f.String("dbx", "", dbxUsage)
 	rest, err := c.parse(f, args, archiveSummary)
 	if err != nil {
 		return err
 	}
 	if len(rest) > 0 || o.Build == "" || o.Out == "" {
 		return c.misused(f, "want --build and --out, and nothing else")
+	}
+	if *dbx != "" {
+		if o.Revocations, err = release.ReadRevocations(*dbx); err != nil {
+			return fmt.Errorf("--dbx %w", err)
+		}
 	}
 	o.Now = time.Now()
 	r, err := release.Archive(ctx, o)

@@ -68,6 +68,13 @@ subkey signs from the second release on that has it in its certificate: the firs
 must be signed by the one that machines know. After a revocation the next release is
 signed by another key that they know.
 
+With --dbx, machines add what the file names to dbx, the firmware's list of what may
+not start, and leave out what would stop a program that they need. The file is the
+list that UEFI gives out (https://github.com/microsoft/secureboot_objects has it as
+DBXUpdate.bin), or a text with a SHA-256 Authenticode hash a line. Machines whose
+release does not know of such entries refuse one that has any: publish a release
+without, make it a step ('halogen release step'), and give the next one --dbx.
+
 KEY is a secret OpenPGP key as 'halogen keys generate' makes it or 'gpg
 --export-secret-keys' writes it, such as a container's secret. It is read where
 it lies, and must pass 'halogen keys check'.
@@ -92,6 +99,8 @@ Put a subkey there and keep the primary key offline, with copies: machines never
 take another one, and what a token has made dies with it.
 `
 
+const dbxUsage = "`FILE` with what shall not start any more: UEFI's list (DBXUpdate.bin), or a text with a SHA-256 Authenticode hash a line"
+
 // releaseFlags are the options of release as they are given.
 type releaseFlags struct {
 	options            release.Options
@@ -101,6 +110,7 @@ type releaseFlags struct {
 	expires            time.Duration
 	expiresSet, shared bool
 	json, agent        bool
+	dbx                string
 	reader             readerFlags
 }
 
@@ -122,6 +132,7 @@ func (c command) release(ctx context.Context, args []string) error {
 	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.StringVar(&o.Notes, "notes", "", "`FILE` that says what the release brings: AppStream metadata (.xml) or Markdown (.md)")
+	f.StringVar(&r.dbx, "dbx", "", dbxUsage)
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")
 	f.Var((*lifetime)(&r.expires), "expires", "how long machines may believe the manifest, a `DURATION` such as 30d or 720h; 0 for ever")
@@ -183,6 +194,11 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 	}
 	if err := c.protect(); err != nil {
 		return err
+	}
+	if r.dbx != "" {
+		if o.Revocations, err = release.ReadRevocations(r.dbx); err != nil {
+			return fmt.Errorf("--dbx %w", err)
+		}
 	}
 	o.Key.Ask = func() (*keys.Password, error) { return c.ask(ctx, r.agent, "Password of "+o.Key.Path) }
 	o.Now, o.Note = time.Now(), progress.Note

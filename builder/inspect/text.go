@@ -138,6 +138,16 @@ func releaseText(w io.Writer, r *release.Release) {
 	line(w, "sizes\timage %d bytes, slot %d bytes\n", r.ImageSize, r.SlotSize)
 	line(w, "PCR 11\t%x when the kernel starts\n", r.PCR11)
 	line(w, "source date\t%s\n", time.Unix(r.SourceDate, 0).UTC().Format(time.RFC3339))
+	for _, l := range r.Revocations {
+		owner := "each machine"
+		if l.Owner != "" {
+			owner = l.Owner
+		}
+		line(w, "dbx\t%d entries %s, owner %s\n", len(l.Entries), l.Type, owner)
+	}
+	for _, e := range r.DBX() {
+		line(w, "\t%s\n", e)
+	}
 	for _, f := range r.Files {
 		line(w, "%s\t%d bytes, SHA-256 %x\n", f.Name, f.Size, f.SHA256)
 		if len(f.Authenticode) > 0 {

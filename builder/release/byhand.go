@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/builder/files"
 )
 
@@ -24,6 +25,8 @@ type ArchiveOptions struct {
 	Build string // that halogen build filled
 	Out   string // directory of the release, made when missing: <n> on the server
 	Now   time.Time
+	// Revocations are entries for dbx that the release brings to machines.
+	Revocations secureboot.Database
 }
 
 // An ArchiveResult says what is there now, and what is still to be done.
@@ -41,6 +44,9 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	b, err := loadBuild(o.Build)
 	if err != nil {
 		return nil, badBuild(o.Build, err)
+	}
+	if err := b.revoke(o.Revocations); err != nil {
+		return nil, err
 	}
 	if err := makeDirectories(o.Out); err != nil {
 		return nil, err

@@ -47,6 +47,9 @@ func checkUKI(r *release.Release, image []byte) (*contract.Contract, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", release.UKIFile, err)
 	}
+	if err := stopsKernel(r, img); err != nil {
+		return nil, err
+	}
 	if err := r.Matches(c); err != nil {
 		return nil, err
 	}
@@ -83,6 +86,7 @@ type build struct {
 	release  *release.Release
 	text     []byte // release.json
 	contract *contract.Contract
+	able     contract.Abilities
 }
 
 // badBuild says what a build that cannot be read needs.
@@ -115,6 +119,7 @@ func loadBuild(dir string) (*build, error) {
 			if b.contract, err = checkUKI(b.release, image); err != nil {
 				return nil, err
 			}
+			b.able = abilities(image)
 		}
 	}
 	if b.contract == nil {

@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 )
 
 // defaultKeyName is the release key's file name on a new server.
@@ -49,7 +50,9 @@ type Options struct {
 	Previous string
 	// Notes, if not empty, is a file that says what the release brings: XML or Markdown.
 	Notes string
-	Now   time.Time
+	// Revocations are entries for dbx that the release brings to machines.
+	Revocations secureboot.Database
+	Now         time.Time
 	// Note is told what happens.
 	Note func(format string, args ...any)
 }
@@ -97,6 +100,9 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 	b, err := loadBuild(o.Build)
 	if err != nil {
 		return nil, badBuild(o.Build, err)
+	}
+	if err := b.revoke(o.Revocations); err != nil {
+		return nil, err
 	}
 	p := &publisher{Options: o, build: b, dir: filepath.Join(o.Server, b.release.Arch, b.release.ImageID)}
 	p.result = &Result{Version: b.release.Version, Directory: p.dir, Archive: filepath.Join(p.dir, manifest.ArchiveName(b.release.Version))}
@@ -176,6 +182,9 @@ func (p *publisher) readPrevious(context.Context) error {
 	if err := release.Follows(b.contract, p.build.contract); err != nil {
 		return fmt.Errorf("machines with the previous build would refuse this one: %w", err)
 	}
+	if err := p.build.readBy(b.able); err != nil {
+		return fmt.Errorf("machines with the previous build would refuse this one: %w", err)
+	}
 	p.follow = b
 	return nil
 }
@@ -239,6 +248,10 @@ func (p *publisher) compare(context.Context) error {
 		if err := release.Follows(old.contract, p.build.contract); err != nil {
 			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
 		}
+		if err := p.build.readBy(old.able); err != nil {
+			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
+		}
+		p.build.warnOf(old, p.Note)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ type published struct {
 	version   contract.Version
 	release   *release.Release
 	contract  *contract.Contract
+	able      contract.Abilities
 	signature []byte // over release.json; empty: there is none
 	size      int64  // bytes of the archive
 }
@@ -65,6 +66,7 @@ func readPublished(ctx context.Context, s Server, v contract.Version, key *pgp.K
 		return nil, err
 	}
 	p.contract, err = checkUKI(p.release, image)
+	p.able = abilities(image)
 	return p, err
 }
 

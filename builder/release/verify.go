@@ -319,6 +319,9 @@ func (v *verifier) unpack(ctx context.Context, packed io.Reader, version contrac
 	if err := belongs(d, arch, imageID, version); err != nil {
 		return err
 	}
+	if text := revocationsText(d); text != "" {
+		v.Note("release %s brings %s", version, text)
+	}
 	var c *contract.Contract
 	files := indexed{salt: d.Salt}
 	for {

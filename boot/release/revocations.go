@@ -1,0 +1,96 @@
+package release
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/secureboot"
+)
+
+// Revocations are entries for dbx of one type and owner (UEFI 2.10, section 32.4.1).
+type Revocations struct {
+	// Type is "sha256" for Authenticode hashes of programs, "x509" for certificates.
+	Type string `json:"type"`
+	// Owner is the GUID that the entries carry; without one each machine puts its own.
+	Owner   string         `json:"owner,omitempty"`
+	Entries []contract.Hex `json:"entries"`
+}
+
+// types of entries by their names.
+var types = map[string]gpt.GUID{"sha256": secureboot.TypeSHA256, "x509": secureboot.TypeX509}
+
+// SetRevocations replaces the entries for dbx. Neighbours of a type and owner go
+// together, so that the same entries give the same text.
+func (r *Release) SetRevocations(d secureboot.Database) error {
+	r.Revocations = nil
+	for _, e := range d {
+		owner, name := "", ""
+		if e.Owner != (gpt.GUID{}) {
+			owner = e.Owner.String()
+		}
+		for n, t := range types {
+			if t == e.Type {
+				name = n
+			}
+		}
+		last := len(r.Revocations) - 1
+		if last < 0 || r.Revocations[last].Type != name || r.Revocations[last].Owner != owner {
+			r.Revocations = append(r.Revocations, Revocations{Type: name, Owner: owner})
+			last++
+		}
+		r.Revocations[last].Entries = append(r.Revocations[last].Entries, contract.Hex(e.Data))
+	}
+	return r.Validate()
+}
+
+// DBX returns the entries for dbx. Those without an owner have the zero GUID.
+func (r *Release) DBX() secureboot.Database {
+	var d secureboot.Database
+	for _, l := range r.Revocations {
+		owner, _ := gpt.ParseGUID(l.Owner) // Validate has read it
+		for _, data := range l.Entries {
+			d = append(d, secureboot.Entry{Type: types[l.Type], Owner: owner, Data: data})
+		}
+	}
+	return d
+}
+
+// stops reports which of the release's own programs one of the entries would stop; empty
+// for none.
+func (r *Release) stops() string {
+	for _, e := range r.DBX() {
+		for _, f := range r.Files {
+			if e.Type == secureboot.TypeSHA256 && bytes.Equal(e.Data, f.Authenticode) {
+				return f.Name
+			}
+		}
+	}
+	return ""
+}
+
+func (r *Release) validateRevocations() error {
+	if len(r.Revocations) == 0 {
+		return nil
+	}
+	for i, l := range r.Revocations {
+		if types[l.Type] == (gpt.GUID{}) {
+			return fmt.Errorf("revocations %d are of type %.20q, want sha256 or x509", i+1, l.Type)
+		}
+		if owner, err := gpt.ParseGUID(l.Owner); l.Owner != "" && (err != nil || owner.String() != l.Owner || owner == gpt.GUID{}) {
+			return fmt.Errorf("revocations %d have the owner %.40q, want a GUID in small letters, or none", i+1, l.Owner)
+		}
+		if len(l.Entries) == 0 || slices.ContainsFunc(l.Entries, func(data contract.Hex) bool { return len(data) == 0 }) {
+			return fmt.Errorf("revocations %d have an entry without content, or none", i+1)
+		}
+	}
+	if err := secureboot.CheckRevocations(r.DBX()); err != nil {
+		return fmt.Errorf("revocations: %w", err)
+	}
+	if name := r.stops(); name != "" {
+		return fmt.Errorf("revocations: one is the hash of %s, which the release itself brings", name)
+	}
+	return nil
+}
