@@ -107,7 +107,7 @@ func TestEnrollAgain(t *testing.T) {
 	g.asksNothing("after enroll")
 	for words, want := range map[string]string{
 		"slots --json": `"state": "blessed"`, "verify": "slot a: ", "repair": "slot a: nothing to repair", "eventlog": "PCR 11",
-		"eventlog --all --json": `"events"`,
+		"eventlog --all --json": `"events"`, "firmware --json": `"secure_boot": "on"`,
 	} {
 		if r := g.Run("/usr/sbin/halogenctl", strings.Fields(words)...); r.Exit != 0 || !strings.Contains(r.Stdout, want) {
 			t.Errorf("halogenctl %s: %d, %s%s", words, r.Exit, r.Stdout, r.Stderr)

@@ -20,6 +20,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   verify     read a slot against its root hash
   repair     write a slot's bad blocks again, from the other slot
   eventlog   what the firmware measured, and what differs from the last good boot
+  firmware   what the firmware is and holds, and what is advised
   reseal     ask the next start for a new machine secret
   reset      ask the next start for a factory reset: all data is wiped, or all
              but /home
@@ -35,7 +36,7 @@ Exit codes: those of the command; 2 wrong usage.
 // partition closed, or a person at a console whose keys nobody else can read; reseal and
 // reset only leave a request for the next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "reseal", "reset", "changes"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "changes"}
 }
 
 func main() {

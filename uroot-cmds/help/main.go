@@ -39,6 +39,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
       reset              wipe all data, keep the system. There is no way back
 
   slots      what is in the two slots, which starts next, and the boot journal
+  firmware   Secure Boot, keys, microcode, TPM, and what is advised
   network    an address by DHCP. By hand: ip addr add, ip link set, ip route add
   lock       close the root partition again
   dmesg      what the kernel and initagent said

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/microcode/microcodetest"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/tpm"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// variables are a firmware's; nil for one that has none.
+type variables map[string][]byte
+
+func (v variables) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
+	if v == nil {
+		return 0, nil, errors.New("efivarfs is not there")
+	}
+	data, ok := v[name]
+	if !ok {
+		return 0, nil, fs.ErrNotExist
+	}
+	return secureboot.KeyAttributes, data, nil
+}
+
+func (variables) WriteAuthenticated(string, gpt.GUID, uint32, []byte) error {
+	return errors.New("a command that only reads has written")
+}
+
+func lists(t *testing.T, d ...secureboot.Entry) []byte {
+	t.Helper()
+	b, err := secureboot.Database(d).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// named is an entry with a certificate that no parser takes, but for the name in it.
+func named(name string) secureboot.Entry {
+	return secureboot.Entry{Type: secureboot.TypeX509, Data: []byte("certificate of " + name)}
+}
+
+// machine is one on which nothing is advised.
+func machine(t *testing.T) (source, variables, fstest.MapFS) {
+	t.Helper()
+	intel := microcode.Processor{Signature: 0x906ea, Platforms: 0x22, Revision: 0xf8}
+	root := fstest.MapFS{}
+	for name, text := range map[string]string{
+		"sys/class/dmi/id/sys_vendor": "A Maker\n", "sys/class/dmi/id/product_name": "Model 1\n", "sys/class/dmi/id/bios_vendor": "A House\n",
+		"sys/class/dmi/id/bios_version": "1.65\n", "sys/class/dmi/id/bios_date": "03/06/2026\n",
+		"proc/cpuinfo": "vendor_id: GenuineIntel\ncpu family: 6\nmodel: 158\nstepping: 10\nmicrocode: 0xf8\n",
+		"sys/devices/system/cpu/cpu0/microcode/processor_flags": "0x2\n",
+		"usr/lib/firmware/intel-ucode/06-9e-0a.initramfs":       string(microcodetest.Intel(intel)),
+		"sys/firmware/efi/esrt/entries/entry0/fw_class":         "6de5d951-d755-576b-bd09-c5cf66b27234\n",
+		"sys/firmware/efi/esrt/entries/entry0/fw_type":          "1\n",
+		"sys/firmware/efi/esrt/entries/entry0/fw_version":       "65601\n",
+	} {
+		root[name] = &fstest.MapFile{Data: []byte(text)}
+	}
+	vars := variables{
+		"SecureBoot": {1}, "SetupMode": {0}, "PK": lists(t, named("HalogenOS PK")), "KEK": lists(t, named("HalogenOS KEK")), "db": lists(t, named("HalogenOS db")),
+		"dbx": lists(t, secureboot.Hash(gpt.GUID{}, [32]byte{1}), secureboot.Hash(gpt.GUID{}, [32]byte{2})),
+	}
+	good := func() (*tpm.Capabilities, error) {
+		return &tpm.Capabilities{Manufacturer: "IFX", Model: "SLB9670", Firmware: 7<<48 | 85<<32 | 4555<<16, Banks: []tpm2.TPMAlgID{tpm2.TPMAlgSHA256}}, nil
+	}
+	return source{vars, good, root}, vars, root
+}
+
+func TestFirmware(t *testing.T) {
+	s, _, _ := machine(t)
+	code, out, errs := commandtest.Run(cmd(s))
+	if code != 0 || errs != "" {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+	for _, want := range []string{
+		"machine       A Maker Model 1\n", "firmware      A House 1.65, of 03/06/2026\n", "Secure Boot   on\n", "dbx           2 entries\n",
+		"processor     GenuineIntel 06-9e-0a, microcode 0xf8; the image has 0xf8\n", "TPM           IFX SLB9670, firmware 7.85.4555.0\n",
+		"update        system: version 0x10041, none tried\n", "Nothing is advised.\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
+		}
+	}
+	var got facts
+	code, out, _ = commandtest.Run(cmd(s), "--json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || got.SecureBoot != "on" || got.DBX != 2 || len(got.PK) != 1 || got.Available != "0xf8" || got.TPM.Maker != "IFX" || len(got.Advice) > 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Each fact that calls for something is told, and that alone.
+func TestAdvice(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(s *source, v variables, root fstest.MapFS)
+		want   []string // of what is advised, or of what is shown
+	}{
+		"off":        {func(_ *source, v variables, _ fstest.MapFS) { v["SecureBoot"] = []byte{0} }, []string{"Secure Boot is off"}},
+		"setup mode": {func(_ *source, v variables, _ fstest.MapFS) { v["SecureBoot"], v["SetupMode"] = []byte{0}, []byte{1} }, []string{"no Platform Key"}},
+		"absent":     {func(_ *source, v variables, _ fstest.MapFS) { clear(v) }, []string{"no Secure Boot"}},
+		"unreadable": {func(s *source, _ variables, _ fstest.MapFS) { s.Variables = variables(nil) }, []string{"is efivarfs mounted"}},
+		"test key":   {func(_ *source, v variables, _ fstest.MapFS) { v["PK"] = lists(t, named("DO NOT TRUST - AMI Test PK")) }, []string{"a test key whose secret half was published"}},
+		"others' keys": {func(_ *source, v variables, _ fstest.MapFS) {
+			v["db"] = append(v["db"], lists(t, named("Microsoft"))...)
+			delete(v, "dbx")
+		}, []string{"dbx is empty"}},
+		"newer microcode": {func(_ *source, _ variables, root fstest.MapFS) {
+			newer := microcode.Processor{Signature: 0x906ea, Platforms: 0x22, Revision: 0xfa}
+			root["usr/lib/firmware/intel-ucode/06-9e-0a"] = &fstest.MapFile{Data: microcodetest.Intel(newer)}
+		}, []string{"newer microcode (0xfa) than runs"}},
+		"another platform's": {func(_ *source, _ variables, root fstest.MapFS) {
+			newer := microcode.Processor{Signature: 0x906ea, Platforms: 0x1, Revision: 0xfa}
+			root["usr/lib/firmware/intel-ucode/06-9e-0a"] = &fstest.MapFile{Data: microcodetest.Intel(newer)}
+		}, nil},
+		"no microcode": {func(_ *source, _ variables, root fstest.MapFS) {
+			delete(root, "usr/lib/firmware/intel-ucode/06-9e-0a.initramfs")
+		}, []string{"no microcode for this processor"}},
+		"damaged": {func(_ *source, _ variables, root fstest.MapFS) {
+			root["usr/lib/firmware/intel-ucode/06-9e-0a.initramfs"] = &fstest.MapFile{Data: bytes.Repeat([]byte{1}, 2048)}
+		}, []string{"no microcode for this processor"}},
+		"no TPM": {func(s *source, _ variables, _ fstest.MapFS) {
+			s.TPM = func() (*tpm.Capabilities, error) { return nil, tpm.ErrAbsent }
+		}, []string{"There is no TPM"}},
+		"TPM is busy": {func(s *source, _ variables, _ fstest.MapFS) {
+			s.TPM = func() (*tpm.Capabilities, error) { return nil, errors.New("busy") }
+		}, []string{"cannot be asked: busy"}},
+		"TPM locked": {func(s *source, _ variables, _ fstest.MapFS) {
+			s.TPM = func() (*tpm.Capabilities, error) { return &tpm.Capabilities{Lockout: tpm.Lockout{Active: true}}, nil }
+		}, []string{"SHA-256 bank is off", "is locked after wrong passwords"}},
+		"update failed": {func(_ *source, _ variables, root fstest.MapFS) {
+			root["sys/firmware/efi/esrt/entries/entry0/last_attempt_version"] = &fstest.MapFile{Data: []byte("65602\n")}
+			root["sys/firmware/efi/esrt/entries/entry0/last_attempt_status"] = &fstest.MapFile{Data: []byte("7\n")}
+		}, []string{"did not succeed"}},
+	} {
+		s, v, root := machine(t)
+		c.change(&s, v, root)
+		code, out, errs := commandtest.Run(cmd(s))
+		_, below, _ := strings.Cut(out, "\n\n")
+		advice := strings.Split(strings.TrimSpace(below), "\n")
+		if len(c.want) == 0 {
+			c.want = []string{"Nothing is advised."}
+		}
+		if code != 0 || errs != "" || len(advice) != len(c.want) {
+			t.Errorf("%s: exit code %d, advice %q, want %q", name, code, advice, c.want)
+			continue
+		}
+		for i, want := range c.want {
+			if !strings.Contains(advice[i], want) {
+				t.Errorf("%s: advice %q, want %q", name, advice[i], want)
+			}
+		}
+	}
+}
+
+func TestUpdateText(t *testing.T) {
+	for status, want := range map[uint64]string{0: "to 0x2, succeeded", 7: "the battery is too low", 4096: "failed for the reason 4096 of its maker's"} {
+		if got := (update{"system", 1, 2, status}).String(); !strings.Contains(got, want) {
+			t.Errorf("status %d: %s", status, got)
+		}
+	}
+	if names := slices.Compact(slices.Clone(statuses)); len(names) != len(statuses) {
+		t.Error("two statuses have the same words")
+	}
+}
+
+func TestUse(t *testing.T) {
+	s, _, _ := machine(t)
+	commandtest.Use(t, cmd(s))
+}
