@@ -159,7 +159,8 @@ func (b *build) chooseMicrocode() error {
 	switch {
 	case len(packed) == 0 && b.Config.Microcode != nil: // as it was asked for
 	case len(packed) == 0:
-		b.Progress.Note("no microcode in the root file system: processors run with what their firmware brings, and with the holes that were closed since. Debian has it in intel-microcode and amd64-microcode (non-free-firmware), Gentoo in sys-firmware/intel-microcode and sys-kernel/linux-firmware; Microcode=none in [UKI] says that none is wanted")
+		b.Progress.Note("no microcode in the root file system: processors run with what their firmware brings, and with the holes that were closed since. " +
+			"Debian has it in intel-microcode and amd64-microcode (non-free-firmware), Gentoo in sys-firmware/intel-microcode and sys-kernel/linux-firmware; Microcode=none in [UKI] says that none is wanted")
 	default:
 		text := fmt.Sprintf("microcode for %s, %s", strings.Join(has, " and "), megabytes(int64(len(packed))))
 		if len(lacks) > 0 {
