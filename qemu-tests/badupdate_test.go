@@ -57,5 +57,6 @@ func TestBadUpdate(t *testing.T) {
 		t.Errorf("%d bytes were fetched of a release that is not taken", sent)
 	}
 	t.Logf("ota fetch says: %s", output)
+	g.keepsHome()
 	g.PowerCut()
 }

@@ -7,7 +7,7 @@ import (
 
 // TestBtrfs takes a machine with RootPartitionFormat=btrfs to version 2, which writes to what
 // both versions share, and back: with --state, /var and /root are as they were before the
-// update, and /home is as it is. It is undone once.
+// update, and /home is as it is. It is undone once; and then all but /home is deleted.
 // FAULTS 105
 func TestBtrfs(t *testing.T) {
 	t.Parallel()
@@ -27,8 +27,10 @@ func TestBtrfs(t *testing.T) {
 	g.holds("one")
 	g.says("cat /etc/machine-id >/var/lib/id", "")
 	g.askServer(s)
+	changed := g.administrates()
 	g.updates(2)
 	g.isBlessed()
+	g.carriedState()
 	g.says("ota status", `/var, /root, /srv, /opt, /usr/local can go back to [^\n]*, before version 2 was tried`)
 	g.holds("two")
 	// What root cannot rename goes back all the same: chattr, read-only subvolumes.
@@ -37,6 +39,9 @@ func TestBtrfs(t *testing.T) {
 	g.says("echo y | ota rollback --state slow", `the next start puts /var, /root, /srv, /opt, /usr/local back: restart$`)
 	g.goesBackTo("1")
 	g.has("one", "two")
+	if now := g.says(digests, ""); now != changed {
+		t.Errorf("after the rollback /etc has %s; it had %s", now, changed)
+	}
 	g.says("cmp /etc/machine-id /var/lib/id", "")
 	g.says("cat /run/state/snapshots/aside-a/var/lib/db", `^two$`)
 	g.says("lsattr -d /srv /run/state/snapshots/aside-a/srv; btrfs property get /run/state/snapshots/aside-a/opt ro", `^-+ /srv\n----i-+ /run/state/snapshots/aside-a/srv\nro=true$`)
@@ -49,6 +54,7 @@ func TestBtrfs(t *testing.T) {
 	g.says("ota rollback --state --cancel && ! ota status | grep -q 'next start puts'", `^the directories stay as they are[^\n]*$`)
 	g.says("ota rollback --state --forget --yes; find /run/state/snapshots -mindepth 2", `it is deleted[^\n]*$`)
 	g.says("ota rollback --state --yes 2>&1; [ $? = 1 ]", "there is no snapshot")
+	g.keepsHome()
 	g.PowerCut()
 }
 

@@ -48,3 +48,33 @@ func (g *Guest) carriedState() {
 	g.says("halogenctl changes --json | cat", `(?s)bindresvport\.blacklist.*issue\.net`)
 	g.says("ota status | cat", `2 files were changed both here and by an update`)
 }
+
+// keepsHome resets an administrated machine, which asks at its next start, and checks what
+// is left: the accounts of people with what they have, and nothing else of its own.
+func (g *Guest) keepsHome() {
+	g.t.Helper()
+	const account = "cd /etc && grep -h ^anna: passwd shadow subuid subgid; cat /home/anna/letter; cd"
+	g.says("usermod -a -G sudo anna && echo dear >/home/anna/letter && chown anna: /home/anna/letter && echo theirs >/var/lib/db", "")
+	had, id := g.says(account, "(?s)^anna:.*dear$"), g.says("cat /etc/machine-id", `^\w{32}$`)
+	g.says("halogenctl reset --keep-home", "The next start asks for the machine's name, and then deletes all but /home")
+	g.leave("systemctl reboot")
+	g.startsAnew()
+	g.Expect(`A RESET THAT KEEPS /home`)
+	g.Expect(`\n  anna, number 1000, in [^\n]*sudo`)
+	g.Expect(`Type the machine's name, halogen, to do it: `)
+	g.typeLine("halogen")
+	g.Expect(`halogen: keep-home \(`)
+	g.Expect(`halogen: carry-state \(`)
+	g.login()
+	if has := g.says(account, ""); has != had {
+		g.t.Errorf("after the reset the account has %s; it had %s", has, had)
+	}
+	g.says("id -nG anna; stat -c %U /home/anna /home/anna/letter", `^anna\b[^\n]*\bsudo\nanna\nanna$`)
+	g.says("id local950 2>&1; ls /var/lib/db /etc/cron.d/mine /etc/systemd/system/mine.service 2>&1; true", `(?s)no such user.*/var/lib/db.*No such file.*cron.d/mine.*No such file.*mine.service.*No such file`)
+	g.says("cat /etc/issue.net /etc/gai.conf | head -n 1", `Debian`)
+	if now := g.says("cat /etc/machine-id", `^\w{32}$`); now == id {
+		g.t.Errorf("after the reset the machine ID is %s still", now)
+	}
+	g.says("ls /run/state; find /run/state/snapshots -mindepth 1 2>/dev/null; true", `^(bind|halogen|lost\+found|systems|\s)*$`)
+	g.says("systemctl is-system-running --wait; systemctl list-units --failed --no-legend --plain --no-pager", `^running$`)
+}
