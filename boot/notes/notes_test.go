@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/manifest"
 )
 
 const markdownSample = `Urgency: high
@@ -75,6 +77,9 @@ func TestEncode(t *testing.T) {
 	got, err := Parse(text)
 	if err != nil || !reflect.DeepEqual(got, n) {
 		t.Errorf("read back %+v, %v\n%s", got, err, text)
+	}
+	if manifest.IsPage(text) {
+		t.Error("who fetches it takes it for a web page")
 	}
 	if since := n.Since(1, 3); len(since) != 2 || since[0].Version != 3 {
 		t.Errorf("since 1: %+v", since)

@@ -353,13 +353,15 @@ func description(e *element) ([]Part, error) {
 	return out, nil
 }
 
-// Encode returns the notes as AppStream metadata, always the same for the same notes.
+// Encode returns the notes as AppStream metadata, always the same for the same notes. It
+// has no XML declaration, which is not needed: what starts so is taken for a web page in
+// a file's place by those who fetch files.
 func (n *Notes) Encode() ([]byte, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
 	var b strings.Builder
-	b.WriteString(xml.Header + `<component type="operating-system">` + "\n")
+	b.WriteString(`<component type="operating-system">` + "\n")
 	fmt.Fprintf(&b, "  <id>%s</id>\n  <releases>\n", escape(n.ImageID))
 	var secure []string
 	for _, r := range n.Releases {

@@ -4,7 +4,7 @@
 # until somebody has read what it brings (ota notes).
 if [ -e /run/halogen/boot.json ] && [ -t 1 ]; then
 	if [ "$(id -u)" -eq 0 ]; then
-		ota notes --summary 2>/dev/null
+		ota notes --summary 2>/dev/null || true
 		halogenctl changes --summary 2>/dev/null
 	else
 		for halogen_said in /run/halogen/news /run/halogen/conflicts; do

@@ -73,7 +73,7 @@ func TestNotesRefused(t *testing.T) {
 	}{
 		"of another image":   {func(w *world) { w.say(func(n *notes.Notes, _ *string) { n.ImageID = "server" }) }, "of release 3 of server"},
 		"of another release": {func(w *world) { w.say(func(n *notes.Notes, _ *string) { n.Releases = n.Releases[1:] }) }, "of release 2 of test-os"},
-		"no notes":           {func(w *world) { w.say(func(_ *notes.Notes, text *string) { *text = "<html/>" }) }, "not known here"},
+		"no notes":           {func(w *world) { w.say(func(_ *notes.Notes, text *string) { *text = "<releases/>" }) }, "not the <component>"},
 		"not signed":         {func(w *world) { w.say(nil); delete(w.site.Files, otatest.Directory+notes.SignatureName(3)) }, "sign"},
 		"another's signature": {func(w *world) {
 			w.say(nil)
