@@ -2,10 +2,7 @@ package when
 
 import (
 	"context"
-	"errors"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +13,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"halogenos.internal/boot/bounded"
+	"halogenos.internal/uroot-cmds/ota/systembus"
 )
 
 // Places says where to look.
@@ -45,7 +43,7 @@ const (
 func (p Places) metered(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	bus, err := connect(ctx, p.Bus)
+	bus, err := systembus.Connect(ctx, p.Bus)
 	if err != nil {
 		return false
 	}
@@ -59,33 +57,6 @@ func (p Places) metered(ctx context.Context) bool {
 	}
 	n, ok := v.Value().(uint32)
 	return ok && (n == meteredYes || n == meteredGuessYes)
-}
-
-// systemBus is the socket of the system bus (D-Bus Specification 0.43, "Well-known message
-// bus instances", and where every distribution has it since /var/run is /run).
-const systemBus = "/run/dbus/system_bus_socket"
-
-// connect connects to a bus. It does not agree to take descriptors, which it never needs:
-// anybody on the bus may send a message to this program, and the library's decoder ends the
-// process over some that hold one.
-func connect(ctx context.Context, socket string) (*dbus.Conn, error) {
-	if socket == "" {
-		socket = systemBus
-	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, err
-	}
-	bus, err := dbus.NewConn(struct{ io.ReadWriteCloser }{c}, dbus.WithContext(ctx))
-	if err == nil {
-		err = errors.Join(bus.Auth(nil), bus.Hello())
-	}
-	if err != nil {
-		_ = c.Close()
-		return nil, err
-	}
-	return bus, nil
 }
 
 // battery is how much in percent the batteries have that the machine runs on, or -1

@@ -197,25 +197,3 @@ func TestMetered(t *testing.T) {
 		}
 	}
 }
-
-// The bus gives no descriptor to a connection that has not agreed to take any.
-func TestTakesNoDescriptors(t *testing.T) {
-	address := bus(t)
-	mine, err := connect(t.Context(), strings.TrimPrefix(address, "unix:path="))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mine.Close()
-	stranger, err := dbus.Connect(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stranger.Close()
-	call := stranger.Object(mine.Names()[0], "/").Call("org.example.Ask", 0, dbus.UnixFD(0))
-	if call.Err == nil || !strings.Contains(call.Err.Error(), "file descriptors") {
-		t.Errorf("a message with a descriptor: %v", call.Err)
-	}
-	if mine.Context().Err() != nil {
-		t.Error("it ends the connection")
-	}
-}

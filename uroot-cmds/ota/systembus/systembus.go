@@ -1,0 +1,41 @@
+// Package systembus connects to D-Bus.
+//
+// It refuses to take descriptors from others on the bus, and passes over messages that the
+// library cannot decode: whoever is on the bus may send them.
+package systembus
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// systemBus is the socket of the system bus (D-Bus Specification 0.43, "Well-known message
+// bus instances", and where every distribution has it since /var/run is /run).
+const systemBus = "/run/dbus/system_bus_socket"
+
+// Connect connects to the bus at a socket, empty for the system's, for as long as ctx
+// lives. It does not agree to take descriptors, which it never needs, and the library's
+// decoder ends the process over some messages that hold one.
+func Connect(ctx context.Context, socket string) (*dbus.Conn, error) {
+	if socket == "" {
+		socket = systemBus
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	bus, err := dbus.NewConn(struct{ io.ReadWriteCloser }{&filter{Conn: c}}, dbus.WithContext(ctx))
+	if err == nil {
+		err = errors.Join(bus.Auth(nil), bus.Hello())
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return bus, nil
+}
