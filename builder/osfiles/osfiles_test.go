@@ -261,7 +261,7 @@ func TestProfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for name, content := range map[string]string{"boot.json": "{}", "conflicts": "found last\n", "halogenctl": "#!/bin/sh\necho found now $*\n"} {
+	for name, content := range map[string]string{"boot.json": "{}", "conflicts": "found last\n", "news": "new last\n", "ota": "#!/bin/sh\necho new now $*\nexit 1\n", "halogenctl": "#!/bin/sh\necho found now $*\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -278,10 +278,10 @@ func TestProfile(t *testing.T) {
 		return string(out)
 	}
 	terminal := strings.ReplaceAll(script, "[ -t 1 ]", "true")
-	if out := run("0", terminal); out != "found now changes --summary\n" {
+	if out := run("0", terminal); out != "new now notes --summary\nfound now changes --summary\n" {
 		t.Errorf("root reads %q", out)
 	}
-	if out := run("1000", terminal); out != "found last\n" {
+	if out := run("1000", terminal); out != "new last\nfound last\n" {
 		t.Errorf("a user reads %q", out)
 	}
 	// Directories other than /etc have lists of their own.
@@ -290,6 +290,9 @@ func TestProfile(t *testing.T) {
 	}
 	if out := run("0", script) + run("1000", script); out != "" {
 		t.Errorf("without a terminal: %q", out)
+	}
+	if err := os.Remove(filepath.Join(dir, "news")); err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range []string{"conflicts", "boot.json"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {

@@ -70,6 +70,8 @@ func (w *world) elsewhere() (print string, directory int64) {
 			fmt.Fprintf(&out, "%s has %d bytes\n", name, info.Size())
 		case name == "disk" || strings.HasPrefix(name, "esp/") || name == filepath.Join(stateDirectory, lockFile):
 			// A slot's names and its UKI go before it is filled: TestCutWhileEmptying.
+		case name == aliveFile || name == progressFile:
+			// How far it is, for `ota status`.
 		case name == "parts/6" || name == "parts/1":
 			// Large and never written to: what would be written takes room.
 			fmt.Fprintf(&out, "%s has %d bytes in %d blocks\n", name, info.Size(), info.Sys().(*syscall.Stat_t).Blocks)

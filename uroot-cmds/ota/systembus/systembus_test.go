@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"halogenos.internal/boot/testkit"
 )
 
 // message is one, with a body.
@@ -76,10 +78,7 @@ func FuzzMessage(f *testing.F) {
 
 func bus(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("no dbus-daemon is installed to ask by")
-	}
+	program := testkit.Need(t, "dbus-daemon")
 	path := filepath.Join(t.TempDir(), "bus")
 	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address=unix:path="+path)
 	if err := c.Start(); err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/prop"
+
+	"halogenos.internal/boot/testkit"
 )
 
 func clock(s string) time.Time {
@@ -142,10 +144,7 @@ func TestBattery(t *testing.T) {
 // bus starts a message bus of its own.
 func bus(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("no dbus-daemon is installed to ask by")
-	}
+	program := testkit.Need(t, "dbus-daemon")
 	address := "unix:path=" + filepath.Join(t.TempDir(), "bus")
 	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address="+address)
 	if err := c.Start(); err != nil {
