@@ -16,6 +16,10 @@ const (
 	lookEvery = 30 * time.Second
 	// maxWait bounds how long a fetch waits for a better time. The timer starts another.
 	maxWait = 12 * time.Hour
+	// busyWait bounds how long a patient one waits for another ota, which may only be
+	// finding out what is offered, and busyEvery is how often it tries.
+	busyWait  = 15 * time.Minute
+	busyEvery = time.Second
 )
 
 // unfit says why a fetch was ended, or not begun.
@@ -35,9 +39,15 @@ func (m *Machine) FetchWhenFit(ctx context.Context, o Options) (*Outcome, error)
 	if o.Impatient || r.Console {
 		return m.Fetch(ctx, o)
 	}
-	said := ""
-	for until := m.Now().Add(maxWait); ; {
+	said, start := "", m.Now()
+	for until := start.Add(maxWait); ; {
 		out, err := m.fetchWhile(ctx, o)
+		if errors.Is(err, ErrBusy) && o.Patient && m.Now().Before(start.Add(busyWait)) {
+			if err := m.sleep(ctx, busyEvery); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		var u *unfit
 		if !errors.As(err, &u) || ctx.Err() != nil {
 			return out, err
@@ -49,7 +59,7 @@ func (m *Machine) FetchWhenFit(ctx context.Context, o Options) (*Outcome, error)
 			o.Tell(worker.Event{Note: fmt.Sprintf("waiting, and going on later: %s", u.reason)})
 		}
 		said = u.reason
-		if err := m.sleep(ctx); err != nil {
+		if err := m.sleep(ctx, lookEvery); err != nil {
 			return nil, err
 		}
 	}
@@ -69,7 +79,7 @@ func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
-		for m.sleep(ctx) == nil {
+		for m.sleep(ctx, lookEvery) == nil {
 			if err := m.fit(ctx, o); err != nil {
 				cancel(err)
 			}
@@ -101,10 +111,10 @@ func (m *Machine) fit(ctx context.Context, o Options) error {
 	return nil
 }
 
-func (m *Machine) sleep(ctx context.Context) error {
-	every := m.LookEvery
-	if every == 0 {
-		every = lookEvery
+// sleep waits, or less where a test has no time.
+func (m *Machine) sleep(ctx context.Context, every time.Duration) error {
+	if m.LookEvery > 0 {
+		every = m.LookEvery
 	}
 	select {
 	case <-ctx.Done():

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -114,6 +115,36 @@ func TestFetchEndsWhenUnfit(t *testing.T) {
 	w.is(false, -1)
 	if out, err = w.m.FetchWhenFit(t.Context(), Options{}); err != nil || !out.Staged {
 		t.Errorf("%+v, %v", out, err)
+	}
+	w.complete()
+}
+
+// A timer's fetch waits for another ota, which may only be checking; a person is told.
+func TestFetchWaitsForAnother(t *testing.T) {
+	w := newWorld(t)
+	r, err := w.m.Running()
+	must(t, err)
+	lock, err := w.m.lock(r)
+	must(t, err)
+	if _, err := w.m.FetchWhenFit(t.Context(), Options{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a person's: %v", err)
+	}
+	done := make(chan *Outcome)
+	go func() {
+		out, err := w.m.FetchWhenFit(t.Context(), Options{Patient: true})
+		if err != nil {
+			t.Error(err)
+		}
+		done <- out
+	}()
+	select {
+	case <-done:
+		t.Fatal("it does not wait")
+	case <-time.After(100 * time.Millisecond):
+	}
+	must(t, lock.Close())
+	if out := <-done; out == nil || !out.Staged {
+		t.Errorf("%+v", out)
 	}
 	w.complete()
 }
