@@ -69,6 +69,9 @@ func parseContainer(data []byte) (container, error) {
 		for _, signature := range numbers[number] {
 			c.processors = append(c.processors, Processor{Signature: signature, Revision: revision})
 		}
+		if len(c.processors) > maxAMDEntries {
+			return container{}, fmt.Errorf("has patches for more than %d processors", maxAMDEntries)
+		}
 		at += amdPart + size
 	}
 	if len(c.processors) == 0 {

@@ -109,6 +109,10 @@ func (s *Set) addIntel(data []byte) error {
 	return nil
 }
 
+// maxAMDContainers bounds how many are compared with each other: one a family of
+// processors, and linux-firmware has a file for each.
+const maxAMDContainers = 256
+
 // addAMD keeps the order: Linux takes the first container that knows the processor.
 func (s *Set) addAMD(data []byte) error {
 	containers, err := parseAMD(data)
@@ -116,6 +120,9 @@ func (s *Set) addAMD(data []byte) error {
 		return fmt.Errorf("is not microcode of AMD's: %w", err)
 	}
 	for _, c := range containers {
+		if len(s.amd) >= maxAMDContainers {
+			return fmt.Errorf("has more than %d containers of AMD's", maxAMDContainers)
+		}
 		if !slices.ContainsFunc(s.amd, func(have container) bool { return bytes.Equal(have.data, c.data) }) {
 			s.amd = append(s.amd, c)
 		}
