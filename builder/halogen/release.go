@@ -68,8 +68,9 @@ subkey signs from the second release on that has it in its certificate: the firs
 must be signed by the one that machines know. After a revocation the next release is
 signed by another key that they know.
 
-With --dbx, machines add what the file names to dbx, the firmware's list of what may
-not start, and leave out what would stop a program that they need. The file is the
+With --dbx, the release brings entries for dbx, the firmware's list of what may not
+start; those that would stop the release itself are refused. Machines of this version
+read them and do not write them to their firmware yet. The file is the
 list that UEFI gives out (https://github.com/microsoft/secureboot_objects has it as
 DBXUpdate.bin), or a text with a SHA-256 Authenticode hash a line. Machines whose
 release does not know of such entries refuse one that has any: publish a release

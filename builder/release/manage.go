@@ -113,6 +113,9 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 		if old := m.Entry(c); old.Version > v {
 			return fmt.Errorf("%s names %s, which is newer than %s, and machines never go back: publish a newer release, or 'halogen release withdraw %s' so that no more machines take it", c, old.Version, v, old.Version)
 		}
+		if err := stepFor(m, want.release); err != nil {
+			return err
+		}
 		for _, old := range olderThan(named, v) {
 			if err := release.Follows(old.contract, want.contract); err != nil {
 				return fmt.Errorf("machines with release %s would refuse %s: %w", old.version, v, err)

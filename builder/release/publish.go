@@ -244,6 +244,9 @@ func (p *publisher) compare(context.Context) error {
 	if err := afterWithdrawn(m, v, p.Channel); err != nil {
 		return err
 	}
+	if err := stepFor(m, p.build.release); err != nil {
+		return err
+	}
 	for _, old := range olderThan(p.before, v) {
 		if err := release.Follows(old.contract, p.build.contract); err != nil {
 			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)

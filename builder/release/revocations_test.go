@@ -26,7 +26,15 @@ func TestRevocations(t *testing.T) {
 	w.publish(w.options(w.build(1, "", ""), ""))
 	o := w.options(w.build(2, "", ""), "")
 	o.Revocations, o.Channel = public, manifest.Beta
+	// A machine that was off meanwhile has a release that knows nothing of them.
+	w.refused("no step before", o, "make one that does a step first")
+	if err := SetStep(t.Context(), w.manage(o), 1, true); err != nil {
+		t.Fatal(err)
+	}
 	r := w.publish(o)
+	if err := SetStep(t.Context(), w.manage(o), 1, false); err == nil || !strings.Contains(err.Error(), "release 2 has entries for dbx") {
+		t.Errorf("the step is taken back: %v", err)
+	}
 	server := Directory(filepath.Join(o.Server, "x86_64", "test-os"))
 	p, err := readPublished(t.Context(), server, 2, nil, now)
 	if err != nil || !p.release.DBX().Same(public) || !p.able.Revocations {

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/release"
 )
 
 // SetStep makes a release on the server one that machines with older ones take before
@@ -23,6 +24,9 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 			return fmt.Errorf("release %s is no step", v)
 		case !on:
 			m.Steps = slices.Delete(steps, at, at+1)
+			if err := s.stillSteps(ctx, m); err != nil {
+				return err
+			}
 			o.Note("machines with releases older than %s go past it from now on", v)
 			return nil
 		}
@@ -42,6 +46,25 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 	})
 }
 
+// stillSteps refuses a manifest in which a channel names a release that needs a step and has
+// none.
+func (s *site) stillSteps(ctx context.Context, m *manifest.Manifest) error {
+	for _, c := range manifest.Channels() {
+		e := m.Entry(c)
+		if e.Version == 0 {
+			continue
+		}
+		p, err := readPublished(ctx, Directory(s.dir), e.Version, s.key, s.now)
+		if err != nil {
+			return fmt.Errorf("release %s: %w", e.Version, err)
+		}
+		if err := stepFor(m, p.release); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // withoutStep makes a release that is withdrawn no step: a newer one would bring it to
 // machines again.
 func withoutStep(m *manifest.Manifest, v contract.Version, note func(string, ...any)) {
@@ -59,6 +82,16 @@ func stepBefore(m *manifest.Manifest, v contract.Version) (step contract.Version
 		}
 	}
 	return step
+}
+
+// stepFor refuses a release with entries for dbx that no step is before. A machine that was
+// off while the channels named releases which know of them would refuse it, and each later
+// one: no channel says what all machines have.
+func stepFor(m *manifest.Manifest, r *release.Release) error {
+	if len(r.Revocations) == 0 || stepBefore(m, r.Version) != 0 {
+		return nil
+	}
+	return fmt.Errorf("release %s has entries for dbx, which machines refuse that have an older release than knows of them: make one that does a step first ('halogen release step')", r.Version)
 }
 
 // onTheWay returns the releases from which machines go to a version: in the place of
