@@ -33,7 +33,7 @@ func status(ctx context.Context, c *call) (any, error) {
 	if *c.follow {
 		return nil, c.followFetch(ctx)
 	}
-	s, err := c.machine.Status()
+	s, err := c.machine.Status(ctx)
 	if err == nil {
 		show(c.out, s)
 	}
@@ -75,6 +75,9 @@ func show(w io.Writer, s *machine.Status) {
 		from = "no server (set Server= in /etc/halogen/ota.conf)"
 	}
 	fmt.Fprintf(w, "follows channel %s of %s\n", s.Channel, plain(from))
+	if s.Waits != "" {
+		fmt.Fprintf(w, "nothing is fetched at present: %s (ota fetch --now does not wait)\n", plain(s.Waits))
+	}
 	for _, text := range s.Warnings {
 		fmt.Fprintf(w, "WARNING: %s\n", plain(text))
 	}

@@ -217,7 +217,7 @@ func TestStatus(t *testing.T) {
 	w.corrupt, w.waiting = true, changes.Waiting{Conflicts: []string{"/etc/hosts"}, LeftOut: []string{"/var/x"}}
 	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/4")), 0o700))
 	w.write("etc/halogen/ota.conf", []byte("Server=https://me:secret@example.org/x\nChannel=beta\n"))
-	s, err := w.m.Status()
+	s, err := w.m.Status(t.Context())
 	must(t, err)
 	if s.Version != 2 || s.Slot != layout.SlotA || s.Trial || !s.Signed || !s.Corrupt || len(s.Systems) != 2 || s.Failed[3] == "" ||
 		s.Channel != "beta" || s.Server != "https://example.org/x" || len(s.Journal) != entriesShown || s.Fetching != 4 || len(s.Warnings) != 1 ||
@@ -228,7 +228,7 @@ func TestStatus(t *testing.T) {
 	w.install(layout.SlotA, unsigned, "test-os_5+2.efi")
 	w.boot(layout.SlotA, unsigned)
 	w.write(filepath.Join(stateDirectory, stagedFile), []byte(`{"format":1,"version":"9","slot":"b"}`))
-	s, err = w.m.Status()
+	s, err = w.m.Status(t.Context())
 	if err != nil || s.Signed || !s.Trial || !strings.Contains(strings.Join(s.Warnings, " "), "unsigned") || s.Staged == nil || s.Staged.Version != 9 {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -242,12 +242,12 @@ func TestStatusOfAWreck(t *testing.T) {
 	w.write("etc/halogen/ota.conf", []byte("Channel=nightly\n"))
 	w.m.Corrupt = func() (bool, error) { return false, os.ErrPermission }
 	w.m.Waiting = func() (w changes.Waiting, err error) { return w, errors.New("a damaged list") }
-	s, err := w.m.Status()
+	s, err := w.m.Status(t.Context())
 	if err != nil || s.Version != 2 || len(s.Warnings) != 5 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	must(t, os.Remove(w.path(reportFile)))
-	if _, err := w.m.Status(); err == nil || !strings.Contains(err.Error(), "this system was not started by HalogenOS") {
+	if _, err := w.m.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "this system was not started by HalogenOS") {
 		t.Errorf("%v", err)
 	}
 }

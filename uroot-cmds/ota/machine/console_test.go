@@ -63,7 +63,7 @@ func (w *world) damage(s layout.Slot, block int64) {
 // report of the boot that failed is there.
 func TestConsole(t *testing.T) {
 	w := newConsole(t)
-	if s, err := w.m.Status(); err != nil || !s.Console || s.Version != 2 || !strings.Contains(strings.Join(s.Warnings, " "), "type `unlock` first") {
+	if s, err := w.m.Status(t.Context()); err != nil || !s.Console || s.Version != 2 || !strings.Contains(strings.Join(s.Warnings, " "), "type `unlock` first") {
 		t.Errorf("status: %+v, %v", s, err)
 	}
 	for what, run := range map[string]func() error{

@@ -76,7 +76,7 @@ func TestHealthOfTrial(t *testing.T) {
 			if text, err := os.ReadFile(w.m.path(stateDirectory, health.RecordName)); string(text) != c.record {
 				t.Errorf("a trial leaves %s as what failed before it (%v)", text, err)
 			}
-			s, err := w.m.Status()
+			s, err := w.m.Status(t.Context())
 			if err != nil || !reflect.DeepEqual(s.Health, h) {
 				t.Errorf("status has %+v, %v; want %+v", s.Health, err, h)
 			}
@@ -261,7 +261,7 @@ func TestHealthWithoutManager(t *testing.T) {
 func TestHealthOfAnother(t *testing.T) {
 	w := newWorld(t)
 	w.write(healthFile, []byte(`{"version":"1","trial":true,"manager":"systemd","failed":["x.service"]}`))
-	if s, err := w.m.Status(); err != nil || s.Health != nil {
+	if s, err := w.m.Status(t.Context()); err != nil || s.Health != nil {
 		t.Errorf("%+v, %v", s.Health, err)
 	}
 }

@@ -179,7 +179,7 @@ func TestRetry(t *testing.T) {
 	if _, err := w.m.GiveUp("too loud"); err != nil {
 		t.Fatal(err)
 	}
-	s, err := w.m.Status()
+	s, err := w.m.Status(t.Context())
 	if err != nil || s.Fetching != 0 || s.Staged != nil || s.Failed[3] == "" {
 		t.Errorf("fetching %s, staged %v, failed %v, %v", s.Fetching, s.Staged, s.Failed, err)
 	}
@@ -204,14 +204,14 @@ func TestRetry(t *testing.T) {
 		t.Errorf("failed: %v", got)
 	}
 	w.journal(journal.Entry{Kind: journal.Failed, Version: 5, Reason: "it hung again"})
-	if s, err := w.m.Status(); err != nil || s.Failed[5] == "" {
+	if s, err := w.m.Status(t.Context()); err != nil || s.Failed[5] == "" {
 		t.Errorf("failed again: %v, %v", s.Failed, err)
 	}
 	// An interrupted fetch of one that has been given up since is none.
 	must(t, os.MkdirAll(w.path(filepath.Join(stateDirectory, "fetch/9.work")), 0o700))
 	w.journal(journal.Entry{Kind: journal.Rollback, Version: 9}, journal.Entry{Kind: journal.Rollback, Version: 3})
 	must(t, os.Remove(w.path(filepath.Join(stateDirectory, stagedFile))))
-	if s, err := w.m.Status(); err != nil || s.Fetching != 0 {
+	if s, err := w.m.Status(t.Context()); err != nil || s.Fetching != 0 {
 		t.Errorf("fetching %s, %v", s.Fetching, err)
 	}
 }

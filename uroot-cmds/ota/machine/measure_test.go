@@ -24,7 +24,7 @@ func TestCheckSaysSize(t *testing.T) {
 	if len(w.log) > 0 || w.ukis() != ukis || !slices.Equal(before.Partitions, w.table().Partitions) {
 		t.Errorf("the machine changed: %v, %s", w.log, w.ukis())
 	}
-	if s, err := w.m.Status(); err != nil || s.Fetching != 0 {
+	if s, err := w.m.Status(t.Context()); err != nil || s.Fetching != 0 {
 		t.Errorf("version %s counts as partly fetched, %v", s.Fetching, err)
 	}
 	requests := len(w.archiveRequested)

@@ -75,7 +75,7 @@ func TestRollbackState(t *testing.T) {
 	if out, err := w.m.RollbackState(s, ""); err != nil || out != nil || !strings.Contains(w.asked(), `"undo":true`) || w.kinds() != "rollback 2" {
 		t.Errorf("%+v, %v, %s", out, err, w.asked())
 	}
-	if st, err := w.m.Status(); err != nil || st.Aside == nil || st.Snapshot == nil {
+	if st, err := w.m.Status(t.Context()); err != nil || st.Aside == nil || st.Snapshot == nil {
 		t.Errorf("status: %+v, %v", st, err)
 	}
 }
@@ -186,7 +186,7 @@ func TestRollbackStateWithdrawn(t *testing.T) {
 				_, err = w.m.RollbackState(s, "")
 				must(t, err)
 			}
-			if st, err := w.m.Status(); err != nil || !st.GoesBack {
+			if st, err := w.m.Status(t.Context()); err != nil || !st.GoesBack {
 				t.Errorf("status: %+v, %v", st, err)
 			}
 			r, err := w.m.Running()
@@ -198,7 +198,7 @@ func TestRollbackStateWithdrawn(t *testing.T) {
 			if w.asked() != "" {
 				t.Errorf("asked for is %q", w.asked())
 			}
-			if st, err := w.m.Status(); err != nil || st.GoesBack || (st.Snapshot == nil) != (name == "forget") {
+			if st, err := w.m.Status(t.Context()); err != nil || st.GoesBack || (st.Snapshot == nil) != (name == "forget") {
 				t.Errorf("status: %+v, %v", st, err)
 			}
 			if err := w.m.CancelState(); err == nil || !strings.Contains(err.Error(), "nothing was asked for") {

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -49,11 +50,13 @@ type Status struct {
 	Systems []inventory.System `json:"systems"` // the one that starts next comes first
 	Staged  *Staged            `json:"staged,omitempty"`
 	// Fetching is the version that is partly in the other slot; 0 is none.
-	Fetching contract.Version            `json:"fetching,omitempty"`
-	Failed   map[contract.Version]string `json:"failed,omitempty"`
-	Channel  manifest.Channel            `json:"channel"`
-	Server   string                      `json:"server"`
-	Journal  []journal.Entry             `json:"journal"`
+	Fetching contract.Version `json:"fetching,omitempty"`
+	// Waits says why this is no time to fetch; "" where it is one.
+	Waits   string                      `json:"waits,omitempty"`
+	Failed  map[contract.Version]string `json:"failed,omitempty"`
+	Channel manifest.Channel            `json:"channel"`
+	Server  string                      `json:"server"`
+	Journal []journal.Entry             `json:"journal"`
 	// Health is what this start's health check has found; nil before it has ended.
 	Health *Health `json:"health,omitempty"`
 	// Conflicts are files that were changed both here and by an update; the version that
@@ -74,7 +77,7 @@ type Status struct {
 }
 
 // Status gathers it. What cannot be found out becomes a warning.
-func (m *Machine) Status() (*Status, error) {
+func (m *Machine) Status(ctx context.Context) (*Status, error) {
 	r, err := m.Running()
 	if err != nil {
 		return nil, err
@@ -107,6 +110,9 @@ func (m *Machine) Status() (*Status, error) {
 	warn("", err)
 	if err == nil {
 		s.Channel, s.Server = set.Channel, Redacted(set.Server)
+	}
+	if u := new(unfit); !s.Console && s.Server != "" && errors.As(m.fit(ctx, Options{}, false), &u) {
+		s.Waits = u.reason
 	}
 	warn("", m.stateStatus(r, s))
 	if !r.Console {

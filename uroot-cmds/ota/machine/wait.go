@@ -15,7 +15,7 @@ const (
 	// lookEvery is how often it is asked whether this is still a time to fetch.
 	lookEvery = 30 * time.Second
 	// maxWait bounds how long a fetch waits for a better time. The timer starts another.
-	maxWait = 12 * time.Hour
+	maxWait = 24 * time.Hour
 	// busyWait bounds how long a patient one waits for another ota, which may only be
 	// finding out what is offered, and busyEvery is how often it tries.
 	busyWait  = 15 * time.Minute
@@ -73,14 +73,14 @@ func (m *Machine) notNow(r *Running, u *unfit) *Outcome {
 
 // fetchWhile fetches for as long as the time suits. Its error is an unfit then.
 func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
-	if err := m.fit(ctx, o); err != nil {
+	if err := m.fit(ctx, o, false); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		for m.sleep(ctx, lookEvery) == nil {
-			if err := m.fit(ctx, o); err != nil {
+			if err := m.fit(ctx, o, true); err != nil {
 				cancel(err)
 			}
 		}
@@ -92,14 +92,18 @@ func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
 	return out, err
 }
 
-// fit returns an unfit where this is no time to fetch. The settings are read each time:
-// the owner may have changed them.
-func (m *Machine) fit(ctx context.Context, o Options) error {
+// fit returns an unfit where this is no time to fetch, or to go on with a fetch that has
+// begun: its own load does not end it. The settings are read each time: the owner may have
+// changed them.
+func (m *Machine) fit(ctx context.Context, o Options, begun bool) error {
 	s, err := m.Settings()
 	if err != nil {
 		return err
 	}
 	c := m.Surroundings(ctx)
+	if begun {
+		c.Load = 0
+	}
 	from := o.From
 	if from == "" {
 		from = s.Server

@@ -37,6 +37,9 @@ func TestFetchWaits(t *testing.T) {
 		if err != nil || out.Verdict != offer.Later || !strings.Contains(out.Reason, c.reason) || !strings.Contains(out.Reason, "--now") || len(w.archiveRequested) > 0 || len(w.log) > 0 {
 			t.Errorf("want %s: %+v, %v, %v, %v", c.reason, out, err, w.archiveRequested, w.log)
 		}
+		if s, err := w.m.Status(t.Context()); err != nil || !strings.Contains(s.Waits, c.reason) {
+			t.Errorf("the status says %q, %v; want %s", s.Waits, err, c.reason)
+		}
 	}
 	if out, err := w.m.FetchWhenFit(t.Context(), Options{Impatient: true}); err != nil || !out.Staged {
 		t.Errorf("at once: %+v, %v", out, err)
@@ -80,7 +83,7 @@ func TestFetchGoesOn(t *testing.T) {
 	case out := <-done:
 		t.Fatalf("it did not wait: %+v", out)
 	}
-	if s, err := w.m.Status(); err != nil || s.Fetching != 3 || s.Staged != nil {
+	if s, err := w.m.Status(t.Context()); err != nil || s.Fetching != 3 || s.Staged != nil {
 		t.Errorf("while it waits: fetching %s, %+v, %v", s.Fetching, s.Staged, err)
 	}
 	// Another ota is not kept away meanwhile.
