@@ -491,6 +491,13 @@ func pending(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
 	case f.Carried == Failed:
 		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
+	case f.KeepHomeBegun && f.KeepHome != Done:
+		// It deletes what would go back, and the request, which may be what is stuck.
+		if step, ok := keepHome(s, f); ok {
+			return step, true
+		}
+	}
+	switch {
 	case f.Restored == Failed:
 		return Step{Recovery, "the directories that were to be as before an update are not: " + f.Cause}, true
 	case s.Root == RootOpen && f.StateAsked && f.Restored == NotTried:

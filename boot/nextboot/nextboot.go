@@ -1,6 +1,6 @@
 // Package nextboot is what one boot asks of the next: to open the recovery
-// console before anything is unsealed, and why; to make a new machine secret; to wipe
-// the root partition; or to delete all but /home from it.
+// console before anything is unsealed, and why; to make a new machine secret; or to wipe
+// the root partition.
 // It lies in an EFI variable, which outlives a disk that cannot be written.
 //
 // It refuses to be trusted: the running system and anybody with the firmware's
@@ -42,9 +42,6 @@ const (
 	formatSecret = 2
 	// formatReset is that of a request for a factory reset, likewise.
 	formatReset = 3
-	// formatKeepHome is that of a request for a reset that keeps /home, likewise: an
-	// initagent that knows only the factory reset must not take it for one.
-	formatKeepHome = 4
 )
 
 // A Request is what the next boot is asked for. The zero value asks for nothing.
@@ -52,15 +49,10 @@ type Request struct {
 	Console *Console   `json:"console,omitempty"`
 	Secret  *NewSecret `json:"secret,omitempty"` // not together with the console
 	Reset   *Reset     `json:"reset,omitempty"`  // not together with either
-	// KeepHome comes alone, too.
-	KeepHome *KeepHome `json:"keepHome,omitempty"`
 }
 
 // Reset asks for a factory reset, which is confirmed by typing the machine's name.
 type Reset struct{}
-
-// KeepHome asks for a reset that keeps /home, which is confirmed likewise.
-type KeepHome struct{}
 
 // NewSecret asks for a new machine secret.
 type NewSecret struct {
@@ -70,8 +62,6 @@ type NewSecret struct {
 // format is that of the request's encoding.
 func (r Request) format() int {
 	switch {
-	case r.KeepHome != nil:
-		return formatKeepHome
 	case r.Reset != nil:
 		return formatReset
 	case r.Secret != nil:
@@ -86,9 +76,6 @@ func (r Request) check() error {
 	}
 	if r.Reset != nil && (r.Secret != nil || r.Console != nil) {
 		return errors.New("it asks for a factory reset and for something else")
-	}
-	if r.KeepHome != nil && (r.Reset != nil || r.Secret != nil || r.Console != nil) {
-		return errors.New("it asks for a reset that keeps /home and for something else")
 	}
 	return nil
 }

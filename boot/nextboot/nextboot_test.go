@@ -5,8 +5,6 @@ import (
 	"testing"
 	"unicode"
 	"unicode/utf8"
-
-	"halogenos.internal/boot/strictjson"
 )
 
 func TestRequest(t *testing.T) {
@@ -72,38 +70,6 @@ func TestResetRequest(t *testing.T) {
 	}
 }
 
-// One that keeps /home is no factory reset to whoever does not know it.
-func TestKeepHomeRequest(t *testing.T) {
-	const want = `{"format":4,"keepHome":{}}`
-	text, err := Request{KeepHome: &KeepHome{}}.Encode()
-	if err != nil || string(text) != want {
-		t.Errorf("%s, %v, want %s", text, err, want)
-	}
-	if r, err := Parse([]byte(want)); err != nil || r.KeepHome == nil || r.Reset != nil || r.Secret != nil || r.Console != nil {
-		t.Errorf("%s becomes %+v, %v", want, r, err)
-	}
-	for _, r := range []Request{{KeepHome: &KeepHome{}, Reset: &Reset{}}, {KeepHome: &KeepHome{}, Secret: &NewSecret{}}, {KeepHome: &KeepHome{}, Console: &Console{Reason: "x"}}} {
-		if text, err := r.Encode(); err == nil {
-			t.Errorf("both are written: %s", text)
-		}
-	}
-	for _, text := range []string{`{"format":4}`, `{"format":3,"keepHome":{}}`, `{"format":4,"reset":{}}`, `{"format":4,"keepHome":{},"reset":{}}`, `{"format":3,"reset":{},"keepHome":{}}`, `{"format":4,"keepHome":{"yes":true}}`, `{"format":4,"keepHome":null}`} {
-		if r, err := Parse([]byte(text)); err == nil {
-			t.Errorf("%s is taken: %+v", text, r)
-		}
-	}
-	// What initagents know that know of no such request.
-	type known struct {
-		Format  int        `json:"format"`
-		Console *Console   `json:"console,omitempty"`
-		Secret  *NewSecret `json:"secret,omitempty"`
-		Reset   *Reset     `json:"reset,omitempty"`
-	}
-	if err := strictjson.Decode([]byte(want), new(known)); err == nil {
-		t.Errorf("an older initagent takes %s", want)
-	}
-}
-
 func TestConcerns(t *testing.T) {
 	for _, c := range []struct {
 		console *Console
@@ -135,7 +101,6 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"format":1,"console":{"version":"7","person":true,"failed":"unlock","reason":"x\u001b[2J\n"}}`))
 	f.Add([]byte(`{"format":2,"secret":{"keys":true}}`))
 	f.Add([]byte(`{"format":3,"reset":{}}`))
-	f.Add([]byte(`{"format":4,"keepHome":{}}`))
 	f.Add([]byte(`{"format":2,"secret":{"keys":false,"Keys":true}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)

@@ -70,7 +70,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 // stop ends a boot that cannot go on.
 func (a *Agent) stop(step bootflow.Step) error {
 	switch {
-	case step.Kind == bootflow.Recovery && !a.facts.Released:
+	case step.Kind == bootflow.Recovery && !a.facts.Released && !a.Released:
 		return a.recover(step.Reason)
 	case step.Kind == bootflow.Reboot:
 		a.Log.Announce(step.Kind.String(), step.Reason)

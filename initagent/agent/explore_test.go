@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/systems"
 )
@@ -148,6 +149,9 @@ func (x *explorer) start(m *machine, n *node) {
 // something, and reports whether it has.
 func (m *machine) answers() bool {
 	_, asks := m.vars[nextboot.Variable]
+	for _, files := range m.volumes {
+		asks = asks || files[keephome.Requested] != nil
+	}
 	if m.typed = nil; asks {
 		m.typed = []string{"test"}
 	}

@@ -2,14 +2,19 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	mrand "math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -37,8 +42,8 @@ func (m *machine) openConsole() (*recovery.Machine, hw.Console) {
 // asksToKeepHome is root of the running system.
 func (m *machine) asksToKeepHome() {
 	m.t.Helper()
-	r := &recovery.Machine{Host: host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}}
-	m.must(r.AskToKeepHome())
+	text := fmt.Sprintf(`{"format":1,"after":%q}`, keephome.LastStart(journal.Parse(m.rootFiles()[bootjournal.File])))
+	m.rootFiles()[keephome.Requested] = []byte(text)
 }
 
 const (
@@ -120,11 +125,7 @@ func (m *machine) cutAnywhere(states []cutState, before map[string][]byte) {
 	ended := 0
 	for _, s := range states {
 		m.powerOn(s.world)
-		_, asks := m.vars[nextboot.Variable]
-		m.typed = nil
-		if asks {
-			m.typed = []string{"test"}
-		}
+		asks := m.answers()
 		m.printed.Reset()
 		m.ends("system")
 		if asked := strings.Contains(m.printed.String(), "Type the machine's name"); asked && !asks {
@@ -251,7 +252,7 @@ func TestKeepHomeDeclined(t *testing.T) {
 	files := maps.Clone(m.rootFiles())
 	same := func(how string) {
 		t.Helper()
-		if m.requested() != nil {
+		if m.rootFiles()[keephome.Requested] != nil {
 			t.Errorf("%s: the request stays", how)
 		}
 		if changed := m.sameFiles(files); len(changed) > 0 {
@@ -273,7 +274,7 @@ func TestKeepHomeDeclined(t *testing.T) {
 	m.runs(2)
 	m.asksToKeepHome()
 	m.runs(2, "while a version is on trial")
-	if m.requested() != nil || string(m.rootFiles()["bind/srv/y"]) != "x" {
+	if m.rootFiles()[keephome.Requested] != nil || string(m.rootFiles()["bind/srv/y"]) != "x" {
 		t.Error("a trial deletes, or keeps the request")
 	}
 }
@@ -384,9 +385,7 @@ func keepHome(x *explorer, m *machine, from *node, w *world) {
 		return
 	}
 	m.powerOn(w)
-	text, err := nextboot.Request{KeepHome: &nextboot.KeepHome{}}.Encode()
-	m.must(err)
-	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, text}
+	m.asksToKeepHome()
 	x.reach(m, from, m.world(true, nil), "halogenctl reset --keep-home")
 }
 
@@ -428,4 +427,44 @@ func TestEverySequenceKeepingHome(t *testing.T) {
 		t.Errorf("it came to %d ends after a reset, %d of them with version 2", reset, trials)
 	}
 	t.Logf("%d states after a cut, %d different conditions, each of them started", x.states, len(x.nodes))
+}
+
+// A variable of the firmware asks for nothing that leaves /home to be read, and a request
+// counts only until another system has run; each is gone afterwards.
+func TestForgedKeepHomeRequest(t *testing.T) {
+	m := lived(t)
+	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, []byte(`{"format":4,"keepHome":{}}`)}
+	m.typed = []string{"test"}
+	m.ends("system", "it is ignored")
+	for text, why := range map[string]string{
+		`{"format":1,"after":"x 2026-01-01T00:00:00Z"}`: "another system has run since",
+		`{"format":2,"after":""}`:                       "it is ignored",
+		"{":                                             "it is ignored",
+		strings.Repeat(" ", keephome.MaxRequest+1): "it is ignored",
+	} {
+		m.rootFiles()[keephome.Requested] = []byte(text)
+		m.typed = []string{"test"}
+		m.ends("system", why)
+		if m.rootFiles()[keephome.Requested] != nil || m.rootFiles()["bind/srv/y"] == nil {
+			t.Errorf("%s stays, or something is deleted", text)
+		}
+	}
+}
+
+// Where the image has its homes in another directory, or /etc whole, nothing is deleted.
+func TestKeepHomeElsewhere(t *testing.T) {
+	for conf, why := range map[string]string{
+		"overlay /etc\nbind /var\n": "no line \"bind /home\"",
+		"bind /etc\nbind /home\n":   "no line \"overlay /etc\"",
+	} {
+		m := lived(t)
+		file := filepath.Join(m.root, host.SystemDirectory, stateconf.Path)
+		m.must(errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(conf), 0o644)))
+		m.asksToKeepHome()
+		m.typed = []string{"test"}
+		m.ends("system", why)
+		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+			t.Errorf("%s: something is deleted, or noted", why)
+		}
+	}
 }

@@ -43,7 +43,6 @@ func (a *Agent) readRequest() error {
 	a.request = request.Console
 	if stays == nil { // or it would be asked about at each start
 		a.wish, a.facts.ResetAsked = request.Secret, request.Reset != nil
-		a.facts.KeepHomeAsked = request.KeepHome != nil
 	}
 	a.facts.SecretAsked = a.wish != nil
 	return nil

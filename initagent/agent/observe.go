@@ -160,16 +160,17 @@ func (a *Agent) stopListening() {
 	}
 }
 
-// observeKeepHome looks, once, whether a reset that keeps /home was begun.
+// observeKeepHome looks, once, whether a reset that keeps /home was asked for, or begun.
 func (a *Agent) observeKeepHome() {
-	if a.facts.KeepHomeAsked && a.State.Trial {
-		a.Log.Say("a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept")
-		a.facts.KeepHomeAsked = false
-	}
 	if a.homeLooked {
 		return
 	}
 	a.homeLooked = true
+	a.facts.KeepHomeAsked = ownstate.KeepHomeAsked(&a.Host)
+	if a.facts.KeepHomeAsked && a.State.Trial {
+		a.Log.Say("a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept")
+		a.facts.KeepHomeAsked = false
+	}
 	note, err := ownstate.KeepHomeNote(&a.Host)
 	a.facts.KeepHomeBegun = note != nil || err != nil
 }

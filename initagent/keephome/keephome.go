@@ -8,13 +8,18 @@ package keephome
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
@@ -92,7 +97,69 @@ func Parse(text []byte) (*Note, error) {
 	if err != nil {
 		return nil, fmt.Errorf("note of a reset that keeps /home: %w", err)
 	}
+	// What is shown to a person is what is kept, whoever wrote the note.
+	if len(e.People) > 0 {
+		e.People, _ = etcmerge.PeopleOf(e.People)
+		maps.DeleteFunc(e.People, func(_ string, text []byte) bool { return len(text) == 0 })
+	}
 	return &e.Note, nil
+}
+
+// RequestName is the file by which the running system asks for one, among what it shares
+// with the boot on the encrypted root partition. A variable of the firmware could be written
+// by whoever has the machine in hand and no key: they would get the image's own accounts,
+// and the owner's /home with them.
+const RequestName = "keep-home"
+
+// Requested is where the root partition has it.
+const Requested = rootpart.Shared + "/" + RequestName
+
+// MaxRequest bounds it in bytes.
+const MaxRequest = 512
+
+// A Request asks for one.
+type Request struct {
+	// After names the start that it is asked in ([LastStart]): it does not outlive it.
+	After string `json:"after"`
+}
+
+type encodedRequest struct {
+	Format int `json:"format"`
+	Request
+}
+
+// Ask leaves a request in the directory that the running system shares with the boot. It is
+// one replacement of a file, of which a cut leaves the request or none.
+func Ask(directory string) error {
+	entries, err := journalfile.Read(directory)
+	after := LastStart(entries)
+	if err == nil && after == "" {
+		err = errors.New("the boot journal there does not tell of this start")
+	}
+	var text []byte
+	if err == nil {
+		text, err = json.Marshal(encodedRequest{format, Request{after}})
+	}
+	if err == nil {
+		err = hw.KeepFile(filepath.Join(directory, RequestName), text, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("leave the request for the next start in %s: %w", directory, err)
+	}
+	return nil
+}
+
+// ParseRequest reads one.
+func ParseRequest(text []byte) (*Request, error) {
+	var e encodedRequest
+	err := strictjson.Decode(text, &e)
+	if err == nil && e.Format != format {
+		err = fmt.Errorf("format %d, want %d", e.Format, format)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("request for a reset that keeps /home: %w", err)
+	}
+	return &e.Request, nil
 }
 
 // LastStart names the last start of a system by its entry among those of the boot journal,

@@ -2,6 +2,7 @@ package keephome
 
 import (
 	"bytes"
+	"encoding/base64"
 	"reflect"
 	"strings"
 	"testing"
@@ -81,4 +82,22 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%+v becomes %+v, %v", n, got, err)
 		}
 	})
+}
+
+func FuzzParseRequest(f *testing.F) {
+	f.Add([]byte(`{"format":1,"after":"x 2026-01-01T00:00:00Z"}`))
+	f.Add([]byte(`{"format":1,"after":1}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if r, err := ParseRequest(text); err == nil && len(r.After) > 2*len(text) {
+			t.Errorf("%q gives %q", text, r.After)
+		}
+	})
+}
+
+// A note that somebody has made brings no account that nobody is shown.
+func TestNoteOfAStranger(t *testing.T) {
+	note, err := Parse([]byte(`{"format":1,"stage":"deleting","people":{"passwd":"` + base64.StdEncoding.EncodeToString([]byte("root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/home/toor:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")) + `"}}`))
+	if err != nil || string(note.People["passwd"]) != "anna:x:1000:1000::/home/anna:/bin/sh\n" {
+		t.Errorf("%s, %v", note.People["passwd"], err)
+	}
 }

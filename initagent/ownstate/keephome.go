@@ -37,6 +37,46 @@ func KeepHomeNote(h *host.Host) (*keephome.Note, error) {
 	return note, nil
 }
 
+// KeepHomeAsked takes the running system's request for a reset that keeps /home away, and
+// reports whether it counts: no system has run since the one that asked.
+func KeepHomeAsked(h *host.Host) bool {
+	text, err := h.Store.Read(keephome.Requested, keephome.MaxRequest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	// First, or it would be asked about at each start.
+	if err := h.Store.Remove(keephome.Requested); err != nil {
+		h.Log.Say("the request for a reset that keeps /home is ignored, since it cannot be taken away: %v", err)
+		return false
+	}
+	var r *keephome.Request
+	if err == nil {
+		r, err = keephome.ParseRequest(text)
+	}
+	if err == nil && r.After != keephome.LastStart(h.Journal.Written()) {
+		err = errors.New("another system has run since somebody asked for a reset that keeps /home")
+	}
+	if err != nil {
+		h.Log.Say("%v: it is ignored", err)
+	}
+	return err == nil
+}
+
+// MayKeepHome refuses a reset that keeps /home where this system has its homes elsewhere, or
+// no /etc of its own to lay the accounts into.
+func MayKeepHome(h *host.Host) error {
+	entries, err := Entries(h)
+	switch {
+	case err != nil:
+		return err
+	case !slices.Contains(entries, stateconf.Entry{Mode: stateconf.Bind, Path: "/home"}):
+		return errors.New("this system's /home is no directory of its own on the root partition (state.conf has no line \"bind /home\"), and would go with the one that it lies in")
+	case !slices.Contains(entries, stateconf.Entry{Mode: stateconf.Overlay, Path: "/etc"}):
+		return errors.New("this system's /etc is none over the image's (state.conf has no line \"overlay /etc\"), and no account could be kept")
+	}
+	return nil
+}
+
 // WriteKeepHome writes it.
 func WriteKeepHome(h *host.Host, n *keephome.Note) error {
 	text, err := n.Encode()
@@ -54,9 +94,13 @@ func WriteKeepHome(h *host.Host, n *keephome.Note) error {
 // Cut anywhere, the same call deletes the rest.
 func DeleteAllButHome(h *host.Host) error {
 	if hasSnapshots(h) {
+		// It says how subvolumes go. What it does not find as it should goes below, by its name.
 		if err := snapshot.Forget(h.Store, RestoreNote); err != nil {
-			return fmt.Errorf("delete what is kept of before an update: %w", err)
+			h.Log.Say("what is kept of before an update: %v", err)
 		}
+	}
+	if err := h.Store.Remove(RestoreNote); err != nil {
+		return fmt.Errorf("the request to put directories back: %w", err)
 	}
 	stays, err := h.Store.ClearBut(keephome.Stays)
 	for _, s := range stays {

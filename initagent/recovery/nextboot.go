@@ -24,11 +24,6 @@ func (m *Machine) AskForSecret(keys bool) error {
 // AskForReset asks the next boot for a factory reset, likewise.
 func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &nextboot.Reset{}}) }
 
-// AskToKeepHome asks the next boot for a reset that keeps /home, likewise.
-func (m *Machine) AskToKeepHome() error {
-	return m.ask(nextboot.Request{KeepHome: &nextboot.KeepHome{}})
-}
-
 func (m *Machine) ask(r nextboot.Request) error {
 	text, err := r.Encode()
 	if err == nil {

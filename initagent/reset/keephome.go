@@ -51,12 +51,9 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		}
 	}
 	if note.Stage == keephome.Confirmed {
-		if note.People, _, err = ownstate.People(h); err != nil {
-			return begun, err
-		}
-		note.Stage = keephome.Deleting
-		if err := ownstate.WriteKeepHome(h, note); err != nil {
-			return begun, fmt.Errorf("nothing is deleted: %w", err)
+		if err := beginKeepHome(h, note); err != nil {
+			// No start is to end at the console for what changes nothing.
+			return false, errors.Join(fmt.Errorf("nothing is deleted: %w", err), h.Store.Remove(keephome.Path))
 		}
 		begun = true
 	}
@@ -76,6 +73,19 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 	return begun, err
 }
 
+// beginKeepHome writes the accounts down that are kept. After it something may be deleted.
+func beginKeepHome(h *host.Host, note *keephome.Note) error {
+	err := ownstate.MayKeepHome(h)
+	if err == nil {
+		note.People, _, err = ownstate.People(h)
+	}
+	if err != nil {
+		return err
+	}
+	note.Stage = keephome.Deleting
+	return ownstate.WriteKeepHome(h, note)
+}
+
 // askKeepHome asks a person, and returns the note of a reset that is confirmed. One that
 // was begun and is given up leaves no note.
 func askKeepHome(h *host.Host, left *keephome.Note, begun bool) (*keephome.Note, bool, error) {
@@ -88,9 +98,13 @@ func askKeepHome(h *host.Host, left *keephome.Note, begun bool) (*keephome.Note,
 	if left != nil {
 		note, says = left, keepHomeAgain
 	}
-	_, people, err := ownstate.People(h)
+	err = ownstate.MayKeepHome(h)
+	var people []etcmerge.Person
+	if err == nil {
+		_, people, err = ownstate.People(h)
+	}
 	if err != nil {
-		return nil, begun, err
+		return nil, begun && note.Stage != keephome.Confirmed, err
 	}
 	if note.Stage == keephome.Deleting {
 		_, people = etcmerge.PeopleOf(note.People)

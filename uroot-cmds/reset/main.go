@@ -9,6 +9,8 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recovery"
 )
 
@@ -34,11 +36,12 @@ or is not there, declines: nothing is deleted, and the machine starts as usual.
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal).Main() }
+func main() { cmd(recovery.Linux, terminal, journalfile.Directory).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 
-func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
+// cmd is the command; shared is what the running system shares with the boot.
+func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error), shared string) command.Command {
 	var keepHome bool
 	return command.Command{Name: "reset", Help: help, Secrets: true, Flags: command.Bool("keep-home", &keepHome), Run: func(_ context.Context, call *command.Call) error {
 		m, err := machine()
@@ -48,7 +51,7 @@ func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console,
 		if !m.AtConsole() {
 			ask, does := m.AskForReset, "wipes all data"
 			if keepHome {
-				ask, does = m.AskToKeepHome, "deletes all but /home"
+				ask, does = func() error { return keephome.Ask(shared) }, "deletes all but /home"
 			}
 			if err := ask(); err != nil {
 				return err
