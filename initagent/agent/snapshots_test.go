@@ -95,7 +95,7 @@ func (m *machine) givesUp(name, spent string) {
 // asksBack leaves the note that `ota rollback --state` leaves.
 func (m *machine) asksBack(system contract.Version, undo bool) {
 	m.t.Helper()
-	n := snapshot.Note{System: m.releases[system].contract.Root().String(), Undo: undo, From: 2}
+	n := snapshot.Note{System: m.releases[system].contract.Root().String(), Version: system, Undo: undo, From: 2}
 	if undo {
 		a, err := snapshot.ReadAside(store{m})
 		m.must(err)

@@ -52,7 +52,7 @@ func Snapshot(h *host.Host, v contract.Version) string {
 // Restore puts the directories back that `ota rollback --state` is about. See
 // snapshot.Restore for what a cut leaves.
 func Restore(h *host.Host) error {
-	r, err := snapshot.Restore(h.Store, RestoreNote, Own(h), h.Now())
+	r, err := snapshot.Restore(h.Store, RestoreNote, snapshot.System{Version: h.Contract.Version, Root: Own(h)}, h.Now())
 	switch {
 	case err != nil:
 		return err

@@ -44,12 +44,12 @@ func TestOnBtrfs(t *testing.T) {
 		t.Fatalf("record %+v", r)
 	}
 	write("two")
-	n := snapshot.Note{System: one, Of: r.Taken, From: 2}
+	n := snapshot.Note{System: one, Version: 1, Of: r.Taken, From: 2}
 	for _, want := range []string{"one", "two", "one"} {
 		text, err := n.Encode()
 		must(t, err)
 		must(t, s.Keep(note, text))
-		out, err := snapshot.Restore(s, note, one, later)
+		out, err := snapshot.Restore(s, note, firstSystem, later)
 		must(t, err)
 		if out.Declined != "" || out.Warning != "" {
 			t.Fatalf("%+v", out)
@@ -113,7 +113,7 @@ func TestHeldOnBtrfs(t *testing.T) {
 	must(t, os.WriteFile(at("bind/var/x"), []byte("two"), 0o600))
 	testkit.Run(t, chattr, "+i", at("bind/root"))
 	testkit.Run(t, btrfs, "property", "set", at("bind/opt"), "ro", "true")
-	n := snapshot.Note{System: one, Of: r.Taken, From: 2}
+	n := snapshot.Note{System: one, Version: 1, Of: r.Taken, From: 2}
 	must(t, snapshot.Prepare(s, n))
 	for _, frozen := range []string{"bind", "snapshots"} {
 		testkit.Run(t, chattr, "+i", at(frozen))
@@ -122,7 +122,7 @@ func TestHeldOnBtrfs(t *testing.T) {
 		text, err := n.Encode()
 		must(t, err)
 		must(t, s.Keep(note, text))
-		got, err := snapshot.Restore(s, note, one, later)
+		got, err := snapshot.Restore(s, note, firstSystem, later)
 		if must(t, err); got.Declined != "" || got.Warning != "" {
 			t.Fatalf("%+v", got)
 		}

@@ -22,7 +22,7 @@ func TestRestoreWithoutRoom(t *testing.T) {
 			was := at(d, "bind")
 			d.Fails = failing(step, errno)
 			for range 2 {
-				if got, err := snapshot.Restore(d, note, one, later); !errors.Is(err, errno) || !strings.Contains(err.Error(), "nothing has changed yet") {
+				if got, err := snapshot.Restore(d, note, firstSystem, later); !errors.Is(err, errno) || !strings.Contains(err.Error(), "nothing has changed yet") {
 					t.Errorf("%s: %+v, %v", step, got, err)
 				}
 				wants(t, d, "bind", was)
@@ -31,7 +31,7 @@ func TestRestoreWithoutRoom(t *testing.T) {
 				t.Errorf("%s: there is %q", step, at(d, "snapshots"))
 			}
 			d.Fails = nil
-			if got, err := snapshot.Restore(d, note, one, later); err != nil || got.Declined != "" {
+			if got, err := snapshot.Restore(d, note, firstSystem, later); err != nil || got.Declined != "" {
 				t.Errorf("%s, then with room: %+v, %v", step, got, err)
 			}
 			wants(t, d, "bind", before)
@@ -53,7 +53,7 @@ func TestPrepare(t *testing.T) {
 	_, err := snapshot.Tidy(d, note, running) // by a boot in between
 	must(t, err)
 	d.Fails = failing("snapshot ", syscall.ENOSPC)
-	_, err = snapshot.Restore(d, note, one, later)
+	_, err = snapshot.Restore(d, note, firstSystem, later)
 	must(t, err)
 	wants(t, d, "bind", before)
 	// What nobody asks for any more goes.
@@ -84,7 +84,7 @@ func TestRestoreHeld(t *testing.T) {
 			d.Files["bind/root"], d.Files["bind/root/x"] = []byte(c.now), []byte("two")
 			ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
 			restore := func() {
-				got, err := snapshot.Restore(d, note, one, later)
+				got, err := snapshot.Restore(d, note, firstSystem, later)
 				if must(t, err); got.Declined != "" {
 					t.Fatalf("%q: %+v", c, got)
 				}
@@ -127,7 +127,7 @@ func TestTidyKeepsAside(t *testing.T) {
 	d, r := used(t)
 	ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
 	d.Fails = failing("rename bind/root", syscall.ENOSPC)
-	if _, err := snapshot.Restore(d, note, one, later); err == nil || !strings.Contains(err.Error(), "the next start goes on with it") {
+	if _, err := snapshot.Restore(d, note, firstSystem, later); err == nil || !strings.Contains(err.Error(), "the next start goes on with it") {
 		t.Errorf("half-way: %v", err)
 	}
 	d.Fails = nil
@@ -157,12 +157,12 @@ func TestExchangeByHand(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := snapshot.Restore(d, note, one, later); err == nil {
+		if _, err := snapshot.Restore(d, note, firstSystem, later); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 		d.Fails = nil
 		change(d)
-		got, err := snapshot.Restore(d, note, one, later)
+		got, err := snapshot.Restore(d, note, firstSystem, later)
 		must(t, err)
 		switch {
 		case name == "the copy is gone":
@@ -194,7 +194,7 @@ func TestPlanNotKept(t *testing.T) {
 	s := unflushed{d}
 	n := snapshot.Note{System: one, Of: r.Taken, From: 2}
 	ask(t, d, n)
-	if got, err := snapshot.Restore(s, note, one, later); err != nil || got.Declined == "" {
+	if got, err := snapshot.Restore(s, note, firstSystem, later); err != nil || got.Declined == "" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if d.Files["snapshots/plan.json"] != nil || snapshot.Asked(d, note) {
@@ -232,7 +232,7 @@ func TestDirectoryIsNone(t *testing.T) {
 		t.Error("Forget: no error")
 	}
 	ask(t, d, snapshot.Note{System: one, Of: taken})
-	if got, err := snapshot.Restore(d, note, one, later); err != nil || got.Declined == "" {
+	if got, err := snapshot.Restore(d, note, firstSystem, later); err != nil || got.Declined == "" {
 		t.Errorf("Restore: %+v, %v", got, err)
 	}
 	if !maps.EqualFunc(d.Files, was, func(a, b []byte) bool { return string(a) == string(b) }) {
@@ -284,7 +284,7 @@ func TestForget(t *testing.T) {
 			d.Files["bind/var/lib/docker/s/layer"] = []byte("theirs")
 			ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
 			if undo {
-				_, err := snapshot.Restore(d, note, one, later)
+				_, err := snapshot.Restore(d, note, firstSystem, later)
 				must(t, err)
 				d.Files["bind/var"] = []byte(snapshottest.Immutable)
 				_, _, err = snapshot.Take(d, record, entries)
@@ -293,7 +293,7 @@ func TestForget(t *testing.T) {
 			} else {
 				must(t, snapshot.Prepare(d, snapshot.Note{Of: r.Taken}))
 				d.Fails = failing("rename bind/root", syscall.ENOSPC)
-				_, err := snapshot.Restore(d, note, one, later) // which leaves a plan
+				_, err := snapshot.Restore(d, note, firstSystem, later) // which leaves a plan
 				if err == nil {
 					t.Fatal("no plan is left")
 				}

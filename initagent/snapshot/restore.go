@@ -24,6 +24,8 @@ const NoteName = "rollback-state.json"
 type Note struct {
 	Format int    `json:"format"`
 	System string `json:"system"` // root hash of the image that is to run on it
+	// Version is that system's: a release that changes the UKI alone has the same image.
+	Version contract.Version `json:"version"`
 	// Of is when the snapshot was taken, or, to undo, when what is set aside was.
 	Of   time.Time `json:"of"`
 	Undo bool      `json:"undo,omitempty"`
@@ -94,7 +96,7 @@ type Result struct {
 //
 // An error means that the boot cannot go on: a directory may be in neither place, or the
 // disk takes no more, and the system that went back would start on what it was to be spared.
-func Restore(s Store, note, runs string, now time.Time) (Result, error) {
+func Restore(s Store, note string, runs System, now time.Time) (Result, error) {
 	p := new(plan)
 	err := read(s, planFile, p)
 	if noPlan(err) {
@@ -149,7 +151,7 @@ func diskFails(err error) bool {
 }
 
 // begin writes the plan.
-func begin(s Store, note, runs string, now time.Time) (*plan, error) {
+func begin(s Store, note string, runs System, now time.Time) (*plan, error) {
 	p, err := prepare(s, note, runs, now)
 	if err == nil {
 		err = keep(s, planFile, p)
@@ -157,13 +159,13 @@ func begin(s Store, note, runs string, now time.Time) (*plan, error) {
 	return p, err
 }
 
-func prepare(s Store, note, runs string, now time.Time) (*plan, error) {
+func prepare(s Store, note string, runs System, now time.Time) (*plan, error) {
 	n := new(Note)
 	if err := read(s, note, n); err != nil {
 		return nil, err
 	}
-	if n.System != runs {
-		return nil, fmt.Errorf("it was asked for under system %.16s, and this is system %.16s", n.System, runs)
+	if n.System != runs.Root || n.Version != runs.Version {
+		return nil, fmt.Errorf("it was asked for under system %.16s of version %s, and this is system %.16s of version %s", n.System, n.Version, runs.Root, runs.Version)
 	}
 	aside, err := ReadAside(s)
 	if err != nil {

@@ -94,6 +94,10 @@ type System struct {
 	Root    string           `json:"root_hash"` // of its image
 }
 
+// is reports whether two are the same, wherever they lie. A release that changes the UKI
+// alone has the image of the one before it.
+func (s System) is(t System) bool { return s.Root == t.Root && s.Version == t.Version }
+
 // A Record says what the snapshot is of.
 type Record struct {
 	Format int       `json:"format"`
@@ -151,7 +155,7 @@ func checkDirectories(all []string) error {
 	var names []string
 	for _, d := range all {
 		name := upper.Name(d)
-		if !path.IsAbs(d) || path.Clean(d) != d || name == "" || strings.HasPrefix(name, ".") || strings.ContainsRune(name, 0) || slices.Contains(names, name) {
+		if !path.IsAbs(d) || path.Clean(d) != d || name == "" || name == "." || name == ".." || strings.ContainsRune(name, 0) || slices.Contains(names, name) {
 			return fmt.Errorf("%q is not a directory of state.conf", d)
 		}
 		names = append(names, name)

@@ -21,12 +21,13 @@ const (
 )
 
 var (
-	entries, _ = stateconf.Parse([]byte(stateconf.Default))
-	one, two   = strings.Repeat("1", 64), strings.Repeat("2", 64)
-	taken      = time.Date(2026, 11, 29, 12, 0, 0, 5, time.FixedZone("", 3600))
-	later      = taken.Add(72 * time.Hour)
-	running    = snapshot.Boot{System: two}
-	record     = snapshot.Record{Taken: taken, System: snapshot.System{Version: 1, Slot: 1, Root: one}, For: 2}
+	entries, _  = stateconf.Parse([]byte(stateconf.Default))
+	one, two    = strings.Repeat("1", 64), strings.Repeat("2", 64)
+	taken       = time.Date(2026, 11, 29, 12, 0, 0, 5, time.FixedZone("", 3600))
+	later       = taken.Add(72 * time.Hour)
+	firstSystem = snapshot.System{Version: 1, Root: one}
+	running     = snapshot.Boot{System: two}
+	record      = snapshot.Record{Taken: taken, System: snapshot.System{Version: 1, Slot: 1, Root: one}, For: 2}
 )
 
 // disk is a machine whose /var, /root and /usr/local are subvolumes, and whose /srv is not.
@@ -80,6 +81,9 @@ func ask(t *testing.T, d snapshottest.Disk, n snapshot.Note) {
 	t.Helper()
 	if n.From == 0 {
 		n.From = 1
+	}
+	if n.Version == 0 {
+		n.Version = 1
 	}
 	text, err := n.Encode()
 	must(t, err)
@@ -168,7 +172,7 @@ func TestRestore(t *testing.T) {
 	if !snapshot.Asked(d, note) {
 		t.Error("nothing is asked for")
 	}
-	got, err := snapshot.Restore(d, note, one, later)
+	got, err := snapshot.Restore(d, note, firstSystem, later)
 	must(t, err)
 	if !slices.Equal(got.Directories, r.Directories) || got.Undo || got.Declined != "" || got.Warning != "" {
 		t.Errorf("%+v", got)
@@ -191,7 +195,7 @@ func TestRestore(t *testing.T) {
 	// Back again, twice.
 	for i, want := range []string{"two", "three", "two"} {
 		ask(t, d, snapshot.Note{System: one, Of: aside.Time, Undo: true, From: 1})
-		again, err := snapshot.Restore(d, note, one, later.Add(time.Duration(i+1)*time.Hour))
+		again, err := snapshot.Restore(d, note, firstSystem, later.Add(time.Duration(i+1)*time.Hour))
 		must(t, err)
 		if text := string(d.Files["bind/var/lib/db"]); !again.Undo || again.Where == aside.Where || text != want {
 			t.Errorf("undone: %+v, /var has %q", again, text)
@@ -219,6 +223,7 @@ func TestRestoreDeclines(t *testing.T) {
 		change func(d *snapshottest.Disk)
 	}{
 		"asked for under system 2222":        {note: snapshot.Note{System: two, Of: taken.Truncate(time.Second)}},
+		"of version 2, and this is":          {note: snapshot.Note{System: one, Version: 2, Of: taken.Truncate(time.Second)}},
 		"the snapshot that it was asked for": {note: snapshot.Note{System: one, Of: later}},
 		"what was set aside is not there":    {note: snapshot.Note{System: one, Of: later, Undo: true}},
 		"malformed": {change: func(d *snapshottest.Disk) {
@@ -244,7 +249,7 @@ func TestRestoreDeclines(t *testing.T) {
 				c.change(&d)
 			}
 			was := at(d, "bind")
-			got, err := snapshot.Restore(d, note, one, later)
+			got, err := snapshot.Restore(d, note, firstSystem, later)
 			if must(t, err); !strings.Contains(got.Declined, say) || got.Directories != nil {
 				t.Errorf("%+v", got)
 			}
@@ -302,7 +307,7 @@ func TestRestoreCut(t *testing.T) {
 					n := snapshot.Note{System: one, Of: r.Taken, From: 2}
 					if undo {
 						ask(t, d, n)
-						_, err := snapshot.Restore(d, note, one, later)
+						_, err := snapshot.Restore(d, note, firstSystem, later)
 						must(t, err)
 						n = snapshot.Note{System: one, Of: later.UTC().Truncate(time.Second), Undo: true}
 						want, set = maps.Clone(after), maps.Clone(before)
@@ -313,7 +318,7 @@ func TestRestoreCut(t *testing.T) {
 					}
 					ask(t, d, n)
 					run := func() {
-						_, err := snapshot.Restore(d, note, one, later.Add(time.Hour))
+						_, err := snapshot.Restore(d, note, firstSystem, later.Add(time.Hour))
 						must(t, err)
 					}
 					done, where := cutAt(&d, first, run)
@@ -393,7 +398,7 @@ func TestTidy(t *testing.T) {
 		t.Errorf("with room it says %q", said)
 	}
 	ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
-	got, err := snapshot.Restore(d, note, one, later)
+	got, err := snapshot.Restore(d, note, firstSystem, later)
 	must(t, err)
 	d.Space.Free = 499 * mib
 	// Not while somebody may want it: in a trial, and under the system that it is of.
@@ -456,7 +461,7 @@ func TestNested(t *testing.T) {
 			t.Fatalf("record %+v", r)
 		}
 		ask(t, d, snapshot.Note{System: one, Of: r.Taken})
-		got, err := snapshot.Restore(d, note, one, later)
+		got, err := snapshot.Restore(d, note, firstSystem, later)
 		must(t, err)
 		if s, there := d.Files["bind/var/lib/docker/s"]; !there || len(s) > 0 || d.Files["bind/var/lib/docker/s/layer"] != nil {
 			t.Errorf("back is %q", at(d, "bind"))

@@ -116,7 +116,7 @@ func (m *Machine) planState(r *Running) (*StateRollback, *snapshot.Choice, error
 // only directories go back.
 func (m *Machine) givenUpForState(r *Running, inv *inventory.Inventory, c snapshot.Case) (*giving, error) {
 	g, err := m.planGivingUp(r, inv)
-	stays := c.Aside != nil || c.Record != nil && c.Record.System.Root == c.Runs.Root
+	stays := c.Aside != nil || c.Record != nil && c.Record.System.Root == c.Runs.Root && c.Record.System.Version == c.Runs.Version
 	switch {
 	case err == nil && g.staged:
 		return nil, fmt.Errorf("version %s is fetched, and the next start tries it: give it up (`ota rollback`), or start it, and then go back", g.Given)

@@ -63,7 +63,7 @@ func TestRollbackState(t *testing.T) {
 	}
 	// The boot of version 1 does it.
 	d.Files["shared"] = []byte(w.asked())
-	r, err := snapshot.Restore(d, "shared", w.one.Contract.Root().String(), w.m.Now())
+	r, err := snapshot.Restore(d, "shared", snapshot.System{Version: 1, Root: w.one.Contract.Root().String()}, w.m.Now())
 	if must(t, err); r.Declined != "" || len(r.Directories) != 1 {
 		t.Errorf("%+v", r)
 	}
