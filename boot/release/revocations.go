@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 
 	"halogenos.internal/boot/contract"
@@ -43,13 +44,20 @@ func (r *Release) SetRevocations(d secureboot.Database) error {
 		}
 		r.Revocations[last].Entries = append(r.Revocations[last].Entries, contract.Hex(e.Data))
 	}
+	if err := r.CheckRevocations(); err != nil {
+		return err
+	}
 	return r.Validate()
 }
 
-// DBX returns the entries for dbx. Those without an owner have the zero GUID.
+// DBX returns the entries for dbx. Those without an owner have the zero GUID; those of a type
+// that is not known here are left out.
 func (r *Release) DBX() secureboot.Database {
 	var d secureboot.Database
 	for _, l := range r.Revocations {
+		if types[l.Type] == (gpt.GUID{}) {
+			continue
+		}
 		owner, _ := gpt.ParseGUID(l.Owner) // Validate has read it
 		for _, data := range l.Entries {
 			d = append(d, secureboot.Entry{Type: types[l.Type], Owner: owner, Data: data})
@@ -71,19 +79,36 @@ func (r *Release) stops() string {
 	return ""
 }
 
+// validateRevocations checks the form alone. What a machine makes of an entry it judges one by
+// one ([secureboot.JudgeRevocations]): a kind of entry that a later release brings, a list
+// that has grown or a certificate that one release of Go reads and another does not would
+// otherwise keep machines from every release that has it.
 func (r *Release) validateRevocations() error {
-	if len(r.Revocations) == 0 {
-		return nil
-	}
 	for i, l := range r.Revocations {
-		if types[l.Type] == (gpt.GUID{}) {
-			return fmt.Errorf("revocations %d are of type %.20q, want sha256 or x509", i+1, l.Type)
+		if !typeName.MatchString(l.Type) {
+			return fmt.Errorf("revocations %d are of type %.40q, want a name in small letters and digits", i+1, l.Type)
 		}
 		if owner, err := gpt.ParseGUID(l.Owner); l.Owner != "" && (err != nil || owner.String() != l.Owner || owner == gpt.GUID{}) {
 			return fmt.Errorf("revocations %d have the owner %.40q, want a GUID in small letters, or none", i+1, l.Owner)
 		}
 		if len(l.Entries) == 0 || slices.ContainsFunc(l.Entries, func(data contract.Hex) bool { return len(data) == 0 }) {
 			return fmt.Errorf("revocations %d have an entry without content, or none", i+1)
+		}
+	}
+	return nil
+}
+
+var typeName = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+
+// CheckRevocations refuses entries that a publisher does not bring: of a kind whose effect is
+// not known here, too many, or one that stops the release itself.
+func (r *Release) CheckRevocations() error {
+	if len(r.Revocations) == 0 {
+		return nil
+	}
+	for i, l := range r.Revocations {
+		if types[l.Type] == (gpt.GUID{}) {
+			return fmt.Errorf("revocations %d are of type %.20q, want sha256 or x509", i+1, l.Type)
 		}
 	}
 	if err := secureboot.CheckRevocations(r.DBX()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,8 +70,32 @@ func TestRevocationsThatAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Parse(text); err == nil || !strings.Contains(err.Error(), c.want) {
+		parsed, err := Parse(text)
+		if err == nil {
+			err = parsed.CheckRevocations() // machines take the release, and judge each entry
+			if slices.Contains([]string{"owner", "zero owner", "none", "empty"}, name) {
+				t.Errorf("%s: a machine takes it", name)
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want an error with %q", name, err, c.want)
 		}
+	}
+}
+
+// What a later release brings keeps no machine from it.
+func TestRevocationsOfLater(t *testing.T) {
+	r := sample()
+	many := make([]contract.Hex, 3000)
+	for i := range many {
+		many[i] = append(contract.Hex{byte(i), byte(i >> 8)}, bytes.Repeat([]byte{9}, 30)...)
+	}
+	r.Revocations = []Revocations{{Type: "x509-sha384", Entries: []contract.Hex{{1}}}, {Type: "sha256", Entries: many}}
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Parse(text); err != nil || len(got.DBX()) != len(many) {
+		t.Errorf("%v", err)
 	}
 }
