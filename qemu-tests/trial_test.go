@@ -42,7 +42,7 @@ func blessed() bootOf   { return bootOf{"2", "b", false} }
 // boots waits for a system and compares which.
 func (g *Guest) boots(want bootOf) protocol.Report {
 	g.t.Helper()
-	i, match := g.ExpectAny(greeting, `RECOVERY: [^\n]*(\n[^\n]*)?`, asksForKey)
+	i, match := g.ExpectAny(greeting, `RECOVERY: [^\n]*\n[^\n]*\n`, asksForKey)
 	if i != 0 {
 		g.t.Fatalf("the boot came to %q, want %v", match[0], want)
 	}

@@ -130,7 +130,7 @@ func TestCorrupt(t *testing.T) {
 // stopsAt expects a line of the boot, and no system.
 func (g *Guest) stopsAt(pattern string) {
 	g.t.Helper()
-	if i, match := g.ExpectAny(pattern, `RECOVERY: [^\n]*(\n[^\n]*)?`, protocol.Greeting+` \{`); i != 0 {
+	if i, match := g.ExpectAny(pattern, `RECOVERY: [^\n]*\n[^\n]*\n`, protocol.Greeting+` \{`); i != 0 {
 		g.t.Errorf("the boot came to %q; want %q", match[0], pattern)
 	}
 	g.PowerCut()
