@@ -468,3 +468,16 @@ func TestKeepHomeElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// What a damaged file system does not let go is in the journal: somebody may be about to give
+// the machine away.
+func TestKeepHomeLeaves(t *testing.T) {
+	m := lived(t)
+	m.stays = []string{"bind/srv.unfinished: structure needs cleaning"}
+	m.asksToKeepHome()
+	m.typed = []string{"test"}
+	m.ends("system", "WARNING: a reset that keeps /home could not remove this")
+	if !m.journalHas(journal.State, "bind/srv.unfinished: structure needs cleaning") {
+		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
+	}
+}

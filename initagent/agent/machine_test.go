@@ -194,6 +194,7 @@ type machine struct {
 	booting        bool              // initagent runs
 	secret         bool              // what runs now leaves nothing in the process that cannot be erased
 	hidden         bool              // this boot's kernel shows its memory to nobody
+	stays          []string          // what a root partition does not let go
 	quiet          bool              // the kernel keeps its messages off the terminals
 	noModules      bool              // it loads no further module
 	collected      bool              // this boot's process has erased what handling secrets left in it

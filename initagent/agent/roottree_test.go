@@ -108,7 +108,7 @@ func (s store) ClearBut(keep func(name string) bool) (stays []string, err error)
 		maps.DeleteFunc(s.files(), func(have string, _ []byte) bool { return have == name || strings.HasPrefix(have, name+"/") })
 		s.m.durable++
 	}
-	return nil, nil
+	return s.m.stays, nil
 }
 
 func (s store) Accounts(from upper.Source, _ string) (map[string][]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -104,7 +105,9 @@ func DeleteAllButHome(h *host.Host) error {
 	}
 	stays, err := h.Store.ClearBut(keephome.Stays)
 	for _, s := range stays {
-		h.Log.Say("it cannot be removed, and is not used: %s", s)
+		text := "a reset that keeps /home could not remove this, and it is not used: " + s
+		h.Log.Say("WARNING: %s", text)
+		h.NoteSelf(journal.State, text) // the owner may be about to give the machine away
 	}
 	if err != nil {
 		return err
