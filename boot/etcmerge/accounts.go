@@ -308,7 +308,7 @@ func endOfNames(lines []record) int {
 	end := len(lines)
 	for at := len(lines) - 1; at >= 0; at-- {
 		switch first := lines[at].fields[0]; {
-		case strings.HasPrefix(first, "+"), strings.HasPrefix(first, "-"):
+		case directory(first):
 			end = at
 		case first != "" && first[0] != '#':
 			return end

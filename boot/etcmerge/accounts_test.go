@@ -290,6 +290,9 @@ func FuzzAccounts(f *testing.F) {
 	f.Add(passwdBase, passwdBase+"pg:x:110:111:::\n", passwdBase+"mine:x:110:110:::\n", uint8(0))
 	f.Add("root:x:0:\n", "root:x:0:\npg:x:110:a,b\n", "mine:x:110:c\n+:::\n", uint8(1))
 	f.Add("a:100000:65536\n", "a:100000:65536\nb:1:2\n", "c:1:2\n", uint8(2))
+	long := strings.Repeat("D", maxReason)
+	f.Add("root:x:0:\np"+long+":x:110:\n", "root:x:0:\n", "root:x:0:\np"+long+":x:110:me\n", uint8(0))
+	f.Add("", "root:x:0:0:::\ndaemon:x:1:1:::\n", "+nis:x:1:0:::\n", uint8(1))
 	f.Fuzz(func(t *testing.T, base, theirs, ours string, which uint8) {
 		path := accountFiles[int(which)%len(accountFiles)].path
 		b, th, o := accountsOf(path, base), accountsOf(path, theirs), accountsOf(path, ours)

@@ -56,6 +56,7 @@ func (p *planner) list() (List, error) {
 		return cmp.Or(strings.Compare(string(a.Path), string(b.Path)), strings.Compare(string(a.Entry), string(b.Entry)))
 	})
 	list.Notes = p.notes
+	list.clean() // what is reported is what is written down
 	change, err := list.change(p.dirTime())
 	if err != nil {
 		return list, err

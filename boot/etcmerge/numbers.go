@@ -42,7 +42,7 @@ func number(s string) (uint32, bool) {
 // have more fields or fewer, too, since programs read them as well.
 func (r records) numbers(each func(name string, n uint32)) {
 	for _, rec := range r.lines {
-		if len(rec.fields) <= numberField || strings.ContainsAny(rec.fields[0][:min(1, len(rec.fields[0]))], "#+-") {
+		if len(rec.fields) <= numberField || strings.HasPrefix(rec.fields[0], "#") || directory(rec.fields[0]) {
 			continue
 		}
 		if n, ok := number(rec.fields[numberField]); ok {
@@ -51,10 +51,16 @@ func (r records) numbers(each func(name string, n uint32)) {
 	}
 }
 
+// directory reports whether a line stands for accounts of a directory service (nsswitch's
+// compat). Its number counts for nothing: the service's does.
+func directory(name string) bool {
+	return strings.HasPrefix(name, "+") || strings.HasPrefix(name, "-")
+}
+
 // own is the number of a name.
 func (r records) own(name string) (uint32, bool) {
 	rec, ok := r.get(name)
-	if !ok {
+	if !ok || directory(name) {
 		return 0, false
 	}
 	return number(rec.fields[numberField])
