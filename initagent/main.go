@@ -6,6 +6,9 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
+	"time"
 
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
@@ -44,6 +47,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := hw.OpenLog()
+	if quiet() {
+		log.Hold(longestQuiet)
+	}
 	log.Say("initagent %s", version.String())
 	kernel, err := hw.NewLinuxKernel("/sys", "/lib/modules")
 	if err != nil {
@@ -51,7 +57,7 @@ func run(ctx context.Context) error {
 	}
 	m := hw.Linux(kernel, "/run/esp", rootpart.Directory)
 	m.Power, m.Log = hw.LinuxPower{}, log
-	m.Person = console.Person{ShellPath: "/bin/sh", Leave: lock}
+	m.Person = console.Person{ShellPath: "/bin/sh", Leave: lock, Shown: log.Show}
 	m.Watchdog = func() (string, watchdog.Timer, error) { return watchdog.Find("/sys", "/dev") }
 	m.Secretly, m.Collect = secretmem.Try, secretmem.Collect
 	m.HideMemory, m.NoModules = hw.HideMemory, hw.NoModules
@@ -60,6 +66,16 @@ func run(ctx context.Context) error {
 		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/",
 	}}
 	return a.Boot(ctx)
+}
+
+// longestQuiet is how long a boot shows nothing: one that takes longer says what it does.
+const longestQuiet = 3 * time.Second
+
+// quiet reports whether the kernel's command line, which is signed, asks for a boot that
+// shows nothing while it goes well, as it asks the kernel and systemd.
+func quiet() bool {
+	line, err := os.ReadFile("/proc/cmdline")
+	return err == nil && slices.Contains(strings.Fields(string(line)), "quiet")
 }
 
 // lock closes what `unlock` has opened.

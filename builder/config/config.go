@@ -136,6 +136,7 @@ type reader struct {
 	dir                  string
 	config               Config
 	cmdline              string
+	quiet                bool
 	fingerprint, keyFile string
 }
 
@@ -166,6 +167,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"VendorKeys":          r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
 			"RootPartitionFormat": r.oneOf(&r.config.RootPartitionFormat, "ext4", "btrfs"),
 			"Watchdog":            r.watchdog,
+			"Quiet":               r.yes(&r.quiet),
 		},
 		"Update": {
 			"Server":                r.server,
@@ -229,6 +231,16 @@ func (r *reader) allow(rule, value string) error {
 	return nil
 }
 
+// yes takes yes or no.
+func (r *reader) yes(set *bool) func(string) error {
+	return func(value string) error {
+		if *set = value == "yes"; !*set && value != "no" {
+			return fmt.Errorf("%q is neither yes nor no", value)
+		}
+		return nil
+	}
+}
+
 func (r *reader) watchdog(value string) error {
 	if value == "off" {
 		r.config.WatchdogSeconds = 0
@@ -269,7 +281,11 @@ func (r *reader) finish() error {
 	if r.config.ImageID == "" {
 		return errors.New("no ImageID in [Image]: name the image there, such as ImageID=my-os")
 	}
-	cmdline, err := completeCmdline(r.cmdline)
+	line := r.cmdline
+	if r.quiet && !slices.Contains(strings.Fields(line), "quiet") {
+		line += " quiet"
+	}
+	cmdline, err := completeCmdline(line)
 	if err != nil {
 		return fmt.Errorf("key Cmdline: %w", err)
 	}

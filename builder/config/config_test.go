@@ -98,6 +98,11 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 	if !strings.HasPrefix(c.Cmdline, "quiet splash lockdown=") || string(c.Splash) != "BMpicture" {
 		t.Errorf("command line %q, splash %q", c.Cmdline, c.Splash)
 	}
+	for text, want := range map[string]string{"a\n[Image]\nQuiet=yes": "a quiet", "a\n[Image]\nQuiet=no": "a", "quiet b\n[Image]\nQuiet=yes": "quiet b"} {
+		if c, err := Parse(least+"[UKI]\nCmdline="+text+"\n", dir); err != nil || c.Cmdline != want+" lockdown=integrity "+ending {
+			t.Errorf("%s: %v, %+v", text, err, c)
+		}
+	}
 	if c.Microcode != nil {
 		t.Errorf("microcode by default: %+v", c.Microcode)
 	}
@@ -120,7 +125,7 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 			t.Errorf("Microcode=%s: %+v, %v", value, c, err)
 		}
 	}
-	for _, text := range []string{"Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
+	for _, text := range []string{"[Image]\nQuiet=1", "Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
 		if _, err := Parse(least+"[UKI]\n"+text+"\n", dir); err == nil {
 			t.Errorf("%s was taken", text)
 		}

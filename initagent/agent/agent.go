@@ -69,6 +69,7 @@ func (a *Agent) Boot(ctx context.Context) error {
 
 // stop ends a boot that cannot go on.
 func (a *Agent) stop(step bootflow.Step) error {
+	a.Log.Show()
 	switch {
 	case step.Kind == bootflow.Recovery && !a.facts.Released && !a.Released:
 		return a.recover(step.Reason)

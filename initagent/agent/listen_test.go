@@ -27,6 +27,8 @@ func (l listener) Asked() bool {
 	return l.m.presses > 0 && l.m.looks >= l.m.presses
 }
 
+func (l listener) Touched() bool { return l.m.presses > 0 && l.m.looks >= l.m.presses }
+
 func (l listener) Close() { l.m.listening = false }
 
 // The console opens whenever it is asked for, over a closed root partition, and

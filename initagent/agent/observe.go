@@ -149,6 +149,9 @@ func (a *Agent) observePerson() {
 		return
 	}
 	a.facts.ConsoleAsked = a.facts.ConsoleAsked || a.listener.Asked()
+	if a.listener.Touched() {
+		a.Log.Show() // somebody wants to see what goes on
+	}
 }
 
 // stopListening leaves the terminals to what a step asks there, or to what comes

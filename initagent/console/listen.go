@@ -13,8 +13,8 @@ const Key = 'r'
 // A terminal that answers a question of the firmware's or of a shell's before us
 // types too: what is part of an escape sequence is nobody's wish.
 type Listener struct {
-	terminals []*listened
-	asked     bool
+	terminals      []*listened
+	asked, touched bool
 }
 
 // Listen starts to listen on every terminal that the kernel writes to, and shows
@@ -53,11 +53,14 @@ func (l *Listener) Asked() bool {
 			if n <= 0 || err != nil {
 				break
 			}
-			l.asked = t.heard(buf[:n]) || l.asked
+			l.asked, l.touched = t.heard(buf[:n]) || l.asked, true
 		}
 	}
 	return l.asked
 }
+
+// Touched reports whether Asked has found that anything at all was typed.
+func (l *Listener) Touched() bool { return l.touched }
 
 // Close stops to listen and leaves the terminals as they were. It can be called more
 // than once.

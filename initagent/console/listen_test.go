@@ -51,7 +51,7 @@ func TestListen(t *testing.T) {
 			typist, path := terminal(t)
 			l := listen([]string{"/nowhere", path})
 			defer l.Close()
-			if l.Asked() {
+			if l.Asked() || l.Touched() {
 				t.Error("asked before anything was typed")
 			}
 			for _, piece := range tt.typed {
@@ -62,6 +62,9 @@ func TestListen(t *testing.T) {
 			}
 			if got := l.Asked(); got != tt.want {
 				t.Errorf("Asked() = %v, want %v", got, tt.want)
+			}
+			if l.Touched() != (len(tt.typed) > 0) {
+				t.Errorf("Touched() = %v", l.Touched())
 			}
 		})
 	}

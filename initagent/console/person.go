@@ -20,13 +20,21 @@ type Person struct {
 	// Leave takes away what the commands have opened, once the console is left;
 	// may be nil.
 	Leave func() error
+	// Shown has the terminals show what was said before, and is called before anybody
+	// is asked or shown anything; may be nil.
+	Shown func()
 }
 
 // Listen implements hw.Person.
 func (Person) Listen() hw.Listener { return Listen() }
 
 // Quiet implements hw.Person.
-func (Person) Quiet() (restore func()) { return hw.HoldMessages(hw.Printk) }
+func (p Person) Quiet() (restore func()) {
+	if p.Shown != nil {
+		p.Shown()
+	}
+	return hw.HoldMessages(hw.Printk)
+}
 
 // Open implements hw.Person.
 func (p Person) Open() (hw.Console, error) {

@@ -300,6 +300,8 @@ type Listener interface {
 	// Asked reports whether somebody has since. It does not wait. It takes what is
 	// typed, so that nothing else may ask for anything meanwhile.
 	Asked() bool
+	// Touched reports whether Asked has found that anything at all was typed.
+	Touched() bool
 	// Close stops listening, and leaves the terminals as they were.
 	Close()
 }

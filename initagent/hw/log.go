@@ -17,6 +17,7 @@ type Log struct {
 	kmsg    io.Writer
 	entries []Entry
 	started time.Time
+	held    *strings.Builder // what the consoles have not been shown; nil: nothing is held
 }
 
 // An Entry is one step of the boot, for the journal.
@@ -30,6 +31,27 @@ type Entry struct {
 // NewLog returns a log that writes to the given places.
 func NewLog(console, kmsg io.Writer) *Log {
 	return &Log{console: console, kmsg: kmsg, started: time.Now()}
+}
+
+// Hold keeps what is said off the consoles until Show, and at the latest until longest
+// has passed: a boot that goes well, and fast, then shows nothing. The kernel's log has
+// all of it at once.
+func (l *Log) Hold(longest time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = new(strings.Builder)
+	time.AfterFunc(longest, l.Show)
+}
+
+// Show has the consoles show what was held, and from now on all that is said.
+func (l *Log) Show() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		return
+	}
+	fmt.Fprint(l.console, l.held)
+	l.held = nil
 }
 
 // OpenLog opens the terminals that the kernel writes to and its log. What cannot be
@@ -54,7 +76,11 @@ func (l *Log) Say(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	text := fmt.Sprintf(format, args...)
-	fmt.Fprintf(l.console, "halogen: %s\r\n", strings.ReplaceAll(text, "\n", "\r\n         "))
+	var console io.Writer = l.console
+	if l.held != nil {
+		console = l.held
+	}
+	fmt.Fprintf(console, "halogen: %s\r\n", strings.ReplaceAll(text, "\n", "\r\n         "))
 	for line := range strings.SplitSeq(text, "\n") {
 		fmt.Fprintf(l.kmsg, "%sinitagent: %s\n", debug, line)
 	}
@@ -67,6 +93,7 @@ func (l *Log) Step(step, reason string, run func() error) error {
 	e := Entry{Step: step, Reason: reason, Duration: time.Since(start)}
 	if err != nil {
 		e.Error = err.Error()
+		l.Show()
 		l.Say("%s FAILED after %s: %v", step, short(e.Duration), err)
 	} else {
 		l.Say("%s (%s): %s", step, short(e.Duration), reason)
@@ -77,8 +104,9 @@ func (l *Log) Step(step, reason string, run func() error) error {
 	return err
 }
 
-// Announce says and records a step from which the boot does not come back.
+// Announce says and records a step from which the boot does not come back. It is shown.
 func (l *Log) Announce(step, reason string) {
+	l.Show()
 	l.Say("%s: %s", step, reason)
 	l.mu.Lock()
 	defer l.mu.Unlock()
