@@ -62,6 +62,7 @@ type Config struct {
 	Server         string // base URL of the releases; empty for none
 	Channel        manifest.Channel
 	SignedManifest string // as ota.conf takes it: yes, no or auto
+	ReportTo       string // where machines put reports whose owners allow it; may be empty
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
@@ -170,7 +171,8 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"Quiet":               r.yes(&r.quiet),
 		},
 		"Update": {
-			"Server":                r.server,
+			"Server":                r.server(&r.config.Server),
+			"ReportTo":              r.server(&r.config.ReportTo),
 			"Channel":               r.oneOf((*string)(&r.config.Channel), "stable", "beta", "alpha"),
 			"RequireSignedManifest": r.oneOf(&r.config.SignedManifest, "yes", "no", "auto"),
 		},
@@ -358,14 +360,16 @@ func (r *reader) oneOf(to *string, choices ...string) func(string) error {
 
 // server takes the base URL of the releases. A password in it would be read by
 // everybody who has the image.
-func (r *reader) server(value string) error {
-	u, err := url.Parse(value)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil ||
-		u.RawQuery != "" || u.Fragment != "" || strings.ContainsFunc(value, unicode.IsSpace) {
-		return fmt.Errorf("%q: want an http or https URL without a password, query or fragment", value)
+func (r *reader) server(to *string) func(string) error {
+	return func(value string) error {
+		u, err := url.Parse(value)
+		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil ||
+			u.RawQuery != "" || u.Fragment != "" || strings.ContainsFunc(value, unicode.IsSpace) {
+			return fmt.Errorf("%q: want an http or https URL without a password, query or fragment", value)
+		}
+		*to = strings.TrimRight(value, "/")
+		return nil
 	}
-	r.config.Server = strings.TrimRight(value, "/")
-	return nil
 }
 
 func (r *reader) uname(value string) error {

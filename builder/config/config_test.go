@@ -60,6 +60,7 @@ RootPartitionFormat=btrfs
 Watchdog=90
 [Update]
 Server=https://updates.example.org/os/
+ReportTo=https://reports.example.org/os/
 Channel=beta
 RequireSignedManifest=no
 [Initramfs]
@@ -76,7 +77,7 @@ Modules=nvme
 		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
 		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90,
-		Server: "https://updates.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
+		Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
 	if !reflect.DeepEqual(c, want) {

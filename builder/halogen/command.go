@@ -39,6 +39,7 @@ Commands:
   build     make a release out of a root file system
   run       run a machine in QEMU
   release   publish a release on a web server, or check one
+  reports   say how releases fare, by what machines have told
   install   put a release on a disk
   keys      make a distributor's secret keys, and check how they are kept
   inspect   show what is in a UKI, a disk, a system image or a release.json
@@ -60,6 +61,7 @@ func (c command) commands() map[string]func(context.Context, []string) error {
 		"diff":            c.diff,
 		"install":         c.install,
 		"release":         c.release,
+		"reports":         c.reports,
 		"run":             c.machine,
 		"hardware-report": c.hardwareReport,
 		"man":             c.man,

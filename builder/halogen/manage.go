@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,10 +13,12 @@ import (
 	"halogenos.internal/builder/image"
 	"halogenos.internal/builder/keys"
 	"halogenos.internal/builder/release"
+	"halogenos.internal/builder/reports"
 )
 
 const manageSummary = `usage: halogen release list ROOT|URL [--json] [--proxy URL] [--ca FILE]
        halogen release promote VERSION --server ROOT [--channel CHANNEL] [--rollout PERCENT]
+       halogen release rollout --server ROOT --reports DIR [--waves LIST] [--limit PERCENT] [--least N]
        halogen release withdraw VERSION --server ROOT [--to VERSION]
        halogen release step VERSION --server ROOT [--remove]
        halogen release prune --server ROOT [--keep N] [--dry-run]
@@ -28,6 +31,9 @@ signed.
 
   list      the releases that are there, newest first, and what is wrong with them
   promote   a channel names a release that is there already
+  rollout   the release that a channel names goes to the next wave of the machines where
+            enough of them have told that they keep it, or to no more of them where too
+            many have failed ('halogen reports'). For a cron line: a wave a call
   withdraw  no channel names the release any more, but the one before it that was
             not withdrawn itself; machines that have it keep it until a newer one
             comes, so the manifest lists it (WITHDRAWN_STABLE=...) and what is
@@ -44,6 +50,8 @@ signed.
 // manageFlags are the options of these commands as they are given.
 type manageFlags struct {
 	server, image, channel, to, public string
+	reports, waves                     string
+	limit, least                       int
 	key                                release.KeyFile
 	agent, dry, sign, json, remove     bool
 	rollout, keep                      int
@@ -56,6 +64,7 @@ type manageFlags struct {
 var managed = map[string][]string{
 	"list":     {"json", "proxy", "ca"},
 	"promote":  {"channel", "rollout"},
+	"rollout":  {"channel", "reports", "waves", "limit", "least"},
 	"withdraw": {"to"},
 	"step":     {"remove"},
 	"prune":    {"keep", "dry-run"},
@@ -69,6 +78,10 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f.StringVar(&m.image, "image", "", "`ARCH/IMAGE-ID`, where ROOT has several")
 	f.StringVar(&m.channel, "channel", string(manifest.Stable), "`CHANNEL` that names the release: stable, beta or alpha")
 	f.IntVar(&m.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
+	f.StringVar(&m.reports, "reports", "", "`DIR` of what machines have told")
+	f.StringVar(&m.waves, "waves", "1,5,20,50,100", "`LIST` of shares of the machines in percent")
+	f.IntVar(&m.limit, "limit", 5, "`PERCENT` of the trials that may fail")
+	f.IntVar(&m.least, "least", 20, "`N` reports that the first wave has to bring; later ones more")
 	f.StringVar(&m.to, "to", "", "`VERSION` that takes its place")
 	f.IntVar(&m.keep, "keep", 3, "`N` releases that stay, the newest")
 	f.BoolVar(&m.dry, "dry-run", false, "only say what would be removed")
@@ -155,6 +168,8 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 			return c.misused(f, "--channel: %v", err)
 		}
 		return release.Promote(ctx, o, versions[0], channel, release.Rollout{Limited: m.rollout != 100, Percent: share(m.rollout)})
+	case "rollout":
+		return c.rollout(ctx, f, o, m)
 	case "withdraw":
 		return release.Withdraw(ctx, o, versions[0], versions[1])
 	case "step":
@@ -174,6 +189,41 @@ func (c command) change(ctx context.Context, f *flag.FlagSet, do string, m manag
 		return err
 	}
 	return release.RefreshManifest(ctx, o, r)
+}
+
+// rollout brings a release to its next wave, or stops it.
+func (c command) rollout(ctx context.Context, f *flag.FlagSet, o release.Manage, m manageFlags) error {
+	channel, err := manifest.ParseChannel(m.channel)
+	if err != nil {
+		return c.misused(f, "--channel: %v", err)
+	}
+	p := release.Plan{Limit: m.limit, Least: m.least}
+	for text := range strings.SplitSeq(m.waves, ",") {
+		wave, err := strconv.Atoi(strings.TrimSpace(text))
+		if err != nil {
+			return c.misused(f, "--waves: %q is no share in percent: want a list like 1,5,20,50,100", text)
+		}
+		p.Waves = append(p.Waves, wave)
+	}
+	if err := p.Check(); err != nil {
+		return c.misused(f, "%v", err)
+	}
+	if m.reports == "" {
+		return c.misused(f, "want --reports DIR, where the machines' reports are")
+	}
+	told, err := reports.Read(ctx, m.reports)
+	if err != nil {
+		return err
+	}
+	arch, imageID := o.Directory.Place()
+	decided, err := release.Advance(ctx, o, channel, p, func(v contract.Version) (kept, failed int) {
+		counts := told.Of(arch, imageID, v)
+		return counts.Kept, counts.Failed
+	})
+	if err == nil {
+		fmt.Fprintln(c.stdout, decided)
+	}
+	return err
 }
 
 // share is the percentage of a rollout; all machines are no share.

@@ -1,6 +1,11 @@
 package main
 
-import "halogenos.internal/builder/manpage"
+import (
+	"strings"
+
+	"halogenos.internal/builder/manpage"
+	"halogenos.internal/builder/reports"
+)
 
 // A manual is a page: what --help does not say of a command.
 type manual struct {
@@ -31,7 +36,7 @@ func manuals() []manual {
 		}},
 		releaseManual(),
 		{command: "release list", Page: manpage.Page{
-			Names: []string{"halogen-release-list", "halogen-release-promote", "halogen-release-withdraw", "halogen-release-step",
+			Names: []string{"halogen-release-list", "halogen-release-promote", "halogen-release-rollout", "halogen-release-withdraw", "halogen-release-step",
 				"halogen-release-prune", "halogen-release-refresh"},
 			Summary: "change what a release server offers", Environment: []manpage.Entry{proxies, roots},
 			Examples: []manpage.Example{
@@ -54,6 +59,14 @@ func manuals() []manual {
 			See:      []string{"gpg 1", "gpg-agent 1", "halogen-build 1", "halogen-release 1", "uki.conf 5"},
 		}},
 		{command: "inspect", Page: manpage.Page{See: []string{"halogen 1", "halogen-diff 1", "release.json 5"}}},
+		{command: "reports", Page: manpage.Page{
+			Examples: []manpage.Example{
+				{Text: "A page of how releases fare, each hour, and the next wave of the one that is stable, once a day:", Lines: "halogen reports --html reports >www/fare.html\n" +
+					"halogen release rollout --server www/os --reports reports \\\n    --key keys/release-key.secret.asc --password-file password"},
+				{Text: "nginx as the server that takes reports, and shows none:", Lines: strings.TrimSuffix(reports.Nginx, "\n")},
+			},
+			See: []string{"halogen 1", "halogen-release 1", "halogen-release-list 1", "ota.conf 5", "uki.conf 5", "ota 8"},
+		}},
 		{command: "diff", Page: manpage.Page{
 			Examples: []manpage.Example{{Text: "In what do two builds differ?", Lines: "halogen diff out/1 out/2"}},
 			See:      []string{"halogen-build 1", "halogen-inspect 1"},
@@ -81,7 +94,7 @@ func programManual() manual {
 					"halogen release --build out/7 --server www/os \\\n    --key keys/release-key.secret.asc"},
 			},
 			See: []string{"halogen-build 1", "halogen-diff 1", "halogen-hardware-report 1", "halogen-inspect 1", "halogen-install 1", "halogen-keys 1",
-				"halogen-release 1", "halogen-run 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
+				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
 		},
 	}
 }

@@ -175,6 +175,9 @@ func settings(c *config.Config) string {
 	} else {
 		fmt.Fprintf(&s, "Server=%s\n", c.Server)
 	}
+	if c.ReportTo != "" {
+		fmt.Fprintf(&s, "# Only where the owner has said so: ota report --on\nReportTo=%s\n", c.ReportTo)
+	}
 	fmt.Fprintf(&s, "Channel=%s\nRequireSignedManifest=%s\n", c.Channel, c.SignedManifest)
 	return s.String()
 }

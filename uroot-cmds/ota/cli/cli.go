@@ -50,6 +50,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   rollback give up what was installed last
   retry    try a version again that has failed or was given up
   channel  show the channel that is followed, or follow another
+  report   show what the distributor is told of the last update, and allow it
 
 Needs root. Settings: /etc/halogen/ota.conf, which goes over
 /usr/lib/halogen/ota.conf. A command's --help says more. At the recovery console
@@ -88,6 +89,9 @@ type call struct {
 	all     *bool
 	summary *bool
 	follow  *bool
+	on      *bool
+	off     *bool
+	send    *bool
 	screen  *screen
 	out     io.Writer // for people
 	raw     io.Writer // the standard output
@@ -105,6 +109,7 @@ func commands() map[string]command {
 		"rollback": {rollbackUsage, rollback},
 		"retry":    {retryUsage, retry},
 		"channel":  {channelUsage, channel},
+		"report":   {reportUsage, reportOf},
 	}
 }
 
@@ -138,6 +143,8 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.summary = f.Bool("summary", false, "")
 	case "history":
 		on.all = f.Bool("all", false, "")
+	case "report":
+		on.on, on.off, on.send = f.Bool("on", false, ""), f.Bool("off", false, ""), f.Bool("send", false, "")
 	case "bless":
 		on.failed = f.Bool("failed", false, "")
 	case "rollback":
@@ -306,7 +313,8 @@ blessed; the one in the other slot is given up.
                 share of the machines first; and whatever ota.conf says of
                 metered connections, battery, quiet hours and load
   --auto        for timers: says nothing unless something was fetched or failed,
-                and waits up to 12 hours where these say so
+                and waits up to 12 hours where these say so; tells the distributor
+                of the last update first, where that is allowed (ota report)
 
 Exit codes: 0 fetched, or nothing to do; 1 failed, and may work later; 2 wrong
 usage; 3 a release is offered and refused; 4 another ota is at work.
@@ -315,6 +323,9 @@ usage; 3 a release is offered and refused; 4 another ota is at work.
 func fetchRelease(ctx context.Context, c *call) (any, error) {
 	if c.NArg() > 0 {
 		return nil, errUsage
+	}
+	if *c.auto {
+		tellOnce(ctx, c)
 	}
 	out, err := c.machine.FetchWhenFit(ctx, machine.Options{From: *c.from, Impatient: *c.now, Patient: *c.auto, Tell: c.screen.event})
 	c.screen.end()

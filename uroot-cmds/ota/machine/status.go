@@ -177,6 +177,11 @@ func (m *Machine) partly(r *Running, s *Status) contract.Version {
 
 // SetChannel makes the machine follow another channel.
 func (m *Machine) SetChannel(c manifest.Channel) error {
+	return m.changeOwner(func(old []byte) ([]byte, error) { return settings.SetChannel(old, c) })
+}
+
+// changeOwner changes the owner's settings.
+func (m *Machine) changeOwner(change func(old []byte) ([]byte, error)) error {
 	path, err := m.ownerFile()
 	if err != nil {
 		return err
@@ -185,7 +190,7 @@ func (m *Machine) SetChannel(c manifest.Channel) error {
 	if err != nil {
 		return err
 	}
-	text, err := settings.SetChannel(old, c)
+	text, err := change(old)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/uroot-cmds/ota/settings"
 )
 
 // setKnown reads what was learned of the release key. A file that is damaged must
@@ -83,27 +84,27 @@ func (u *update) learnAnyway() error {
 	return u.learn()
 }
 
-// setCA reads the certificates that the settings name, since the worker has no
+// authorities are the certificates that the settings name, since the worker has no
 // files. At the recovery console /etc is the system's own.
-func (u *update) setCA() error {
-	if u.settings.CA == "" {
-		return nil
+func (m *Machine) authorities(s settings.Settings) (certificates []byte, err error) {
+	if s.CA == "" {
+		return nil, nil
 	}
-	name := u.path(u.settings.CA)
-	if below, ok := strings.CutPrefix(u.settings.CA, "/etc/"); ok {
-		etc, err := u.etc()
+	name := m.path(s.CA)
+	if below, ok := strings.CutPrefix(s.CA, "/etc/"); ok {
+		etc, err := m.etc()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		name = filepath.Join(etc, below)
 	}
 	f, err := os.Open(name)
 	if err == nil {
 		defer f.Close()
-		u.request.CA, err = bounded.Named(f, name, maxFile)
+		certificates, err = bounded.Named(f, name, maxFile)
 	}
 	if err != nil {
-		return fmt.Errorf("CA in ota.conf: %w: correct it, or take it out", err)
+		return nil, fmt.Errorf("CA in ota.conf: %w: correct it, or take it out", err)
 	}
-	return nil
+	return certificates, nil
 }

@@ -217,7 +217,8 @@ func (u *update) id() []byte {
 // setRequest says to the worker where to look.
 func (u *update) setRequest() error {
 	u.request = worker.Request{Address: u.settings.Server, UserAgent: u.settings.UserAgent, RateLimit: u.settings.RateLimit, Proxy: u.settings.Proxy, Self: u.self}
-	if err := u.setCA(); err != nil {
+	var err error
+	if u.request.CA, err = u.authorities(u.settings); err != nil {
 		return err
 	}
 	if u.From == "" {

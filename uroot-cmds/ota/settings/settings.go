@@ -56,6 +56,10 @@ type Settings struct {
 	CA string `json:"ca"`
 	// When says when a release may be fetched.
 	When when.Rules `json:"when"`
+	// ReportTo is the http or https URL of a directory that takes reports of updates; empty
+	// is none. Report is whether the owner allows them: the image cannot.
+	ReportTo string `json:"report_to"`
+	Report   bool   `json:"report"`
 }
 
 // DefaultUserAgent is what the server sees. It says nothing about the machine.
@@ -68,6 +72,7 @@ func Load(image, owner []byte) (Settings, error) {
 		name string
 		text []byte
 	}{{ImageFile, image}, {OwnerFile, owner}} {
+		s.Report = false
 		if err := s.read(file.text); err != nil {
 			return Settings{}, fmt.Errorf("%s: %w", file.name, err)
 		}
@@ -151,6 +156,10 @@ func (s *Settings) set(key, value string) (err error) {
 		s.When.Quiet, err = when.ParseHours(value)
 	case "MaxLoad":
 		s.When.MaxLoad, err = when.ParseLoad(value)
+	case "ReportTo":
+		s.ReportTo, err = reportTo(value)
+	case "Report":
+		s.Report, err = yes(value)
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
 		case Always, Never, Auto:
@@ -191,6 +200,19 @@ func server(value string) (string, error) {
 	return strings.TrimRight(value, "/"), nil
 }
 
+// reportTo checks the form of an address that takes reports. Empty takes back what the
+// image says.
+func reportTo(value string) (string, error) {
+	if value == "" {
+		return "", nil
+	}
+	address, err := server(value)
+	if err == nil && filepath.IsAbs(address) {
+		err = fmt.Errorf("%.100q is a directory of this machine: reports go to an http or https address", value)
+	}
+	return address, err
+}
+
 // proxy checks the form of a proxy's address. Empty takes back what the image says.
 func proxy(value string) (string, error) {
 	if value == "" || value == reader.NoProxy {
@@ -220,14 +242,28 @@ func SetChannel(owner []byte, c manifest.Channel) ([]byte, error) {
 	if _, err := manifest.ParseChannel(string(c)); err != nil {
 		return nil, err
 	}
-	set := "Channel=" + string(c)
+	return with(owner, "Channel", string(c))
+}
+
+// SetReport returns the owner's file with reports allowed or not; all else in it stays as
+// it is.
+func SetReport(owner []byte, allow bool) ([]byte, error) {
+	if allow {
+		return with(owner, "Report", "yes")
+	}
+	return with(owner, "Report", "no")
+}
+
+// with returns a file in which a key has a value.
+func with(owner []byte, name, value string) ([]byte, error) {
+	set := name + "=" + value
 	var lines []string
 	done := false
 	if len(owner) > 0 {
 		lines = strings.Split(strings.TrimSuffix(string(owner), "\n"), "\n")
 	}
 	for i, line := range lines {
-		if key, _, ok, _ := assignment(line); ok && key == "Channel" {
+		if key, _, ok, _ := assignment(line); ok && key == name {
 			lines[i], done = set, true
 		}
 	}

@@ -39,6 +39,7 @@ const (
 	Look    = "look"
 	Measure = "measure" // like Fetch, with partitions that are open for reading alone
 	Fetch   = "fetch"
+	Tell    = "tell" // puts a report of an update on a server
 )
 
 // A Request is what a worker is started for.
@@ -55,6 +56,9 @@ type Request struct {
 	Found *fetch.Found `json:"found,omitempty"`
 	// UKI is the running UKI's name on the ESP.
 	UKI string `json:"uki,omitempty"`
+	// Name and Text are of the file that Tell puts on the server.
+	Name string `json:"name,omitempty"`
+	Text []byte `json:"text,omitempty"`
 	// Has says which of the files the worker was given.
 	Has [filesCount]bool `json:"has"`
 }
@@ -89,6 +93,7 @@ type Event struct {
 	Found    *fetch.Found    `json:"found,omitempty"`
 	Result   *fetch.Result   `json:"result,omitempty"`
 	Measured *fetch.Measured `json:"measured,omitempty"`
+	Told     bool            `json:"told,omitempty"`
 	Error    string          `json:"error,omitempty"`
 }
 
@@ -194,6 +199,12 @@ func Do(ctx context.Context, r Request, files Files, directory string, send func
 			return err
 		}
 		send(Event{Found: f})
+		return nil
+	case Tell:
+		if err := server.Put(ctx, t, r.Name, r.Text); err != nil {
+			return err
+		}
+		send(Event{Told: true})
 		return nil
 	case Fetch, Measure:
 		return r.fetch(ctx, t, files, directory, note, send)

@@ -1,0 +1,142 @@
+package release
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+)
+
+var usualPlan = Plan{Waves: []int{1, 5, 20, 50, 100}, Limit: 5, Least: 10}
+
+func TestNext(t *testing.T) {
+	for _, tt := range []struct {
+		percent, kept, failed int
+		want                  int
+		why                   string
+	}{
+		{0, 0, 0, 1, "goes from 0 to 1 %"},
+		{1, 9, 0, 1, "9 reports of 10"},
+		{1, 10, 0, 5, "goes from 1 to 5 %"},
+		{3, 14, 0, 3, "14 reports of 15"}, // somebody has set it by hand
+		{3, 15, 0, 5, "goes from 3 to 5 %"},
+		{5, 24, 0, 5, "24 reports of 25"},
+		{50, 480, 20, 100, "goes from 50 to 100 %"},
+		{1, 1, 1, 0, "STOPPED: 1 of 2"},
+		{20, 100, 6, 0, "STOPPED: 6 of 106"},
+		{0, 100, 6, 0, "stays stopped"},
+		{100, 100, 5, 100, "is for all machines"},
+		{100, 100, 6, 0, "STOPPED: 6 of 106"},
+	} {
+		next, why := usualPlan.Next(tt.percent, tt.kept, tt.failed)
+		if next != tt.want || !strings.Contains(why, tt.why) {
+			t.Errorf("at %d %% with %d and %d: %d %%, %q", tt.percent, tt.kept, tt.failed, next, why)
+		}
+	}
+	patient := Plan{Waves: []int{10, 100}, Limit: 5, Least: 20}
+	if next, _ := patient.Next(10, 0, 1); next != 10 {
+		t.Errorf("the first report is a failure: %d %%", next)
+	}
+	for _, p := range []Plan{
+		{Limit: 5, Least: 1}, {Waves: []int{0, 100}, Least: 1}, {Waves: []int{10, 50}, Least: 1}, {Waves: []int{10, 5, 100}, Least: 1},
+		{Waves: []int{5, 5, 100}, Least: 1}, {Waves: []int{100}, Limit: 101, Least: 1}, {Waves: []int{100}},
+	} {
+		if p.Check() == nil {
+			t.Errorf("%+v was taken", p)
+		}
+	}
+}
+
+// A thousand machines that ask in turn: a good release reaches all of them, a bad one is
+// stopped before a twentieth of them has it.
+func TestThousandMachines(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fails      float64
+		reports    float64 // share of the machines that report
+		least      int
+		atLeast    int
+		noMoreThan int
+	}{
+		"good":                  {0, 1, 10, 1000, 1000},
+		"good, few report":      {0, 0.5, 3, 1000, 1000},
+		"good, nobody reports":  {0, 0, 10, 5, 20},
+		"fails everywhere":      {1, 1, 10, 1, 49},
+		"fails on every fourth": {0.25, 1, 10, 1, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(1, 2))
+			e, p := manifest.Entry{Version: 7, Limited: true}, usualPlan
+			p.Least = tt.least
+			has, kept, failed := map[int]bool{}, 0, 0
+			for range 40 { // days
+				percent := e.Percent
+				if !e.Limited {
+					percent = 100
+				}
+				next, _ := p.Next(percent, kept, failed)
+				e.Limited, e.Percent = next != 100, next%100
+				for machine := range 1000 {
+					if has[machine] || !e.Includes(fmt.Appendf(nil, "machine %d", machine)) {
+						continue
+					}
+					has[machine] = true
+					if random.Float64() >= tt.reports {
+						continue
+					}
+					if random.Float64() < tt.fails {
+						failed++
+					} else {
+						kept++
+					}
+				}
+			}
+			if len(has) < tt.atLeast || len(has) > tt.noMoreThan {
+				t.Errorf("%d of 1000 machines have taken it (%d kept, %d failed)", len(has), kept, failed)
+			}
+		})
+	}
+}
+
+// The manifest changes when the share does, and not otherwise: then no key is needed.
+func TestAdvance(t *testing.T) {
+	w := newWorld(t)
+	var o Options
+	for v := contract.Version(1); v <= 2; v++ {
+		o = w.options(w.build(v, "", ""), "")
+		w.publish(o)
+	}
+	m := w.manage(o)
+	if err := Promote(t.Context(), m, 2, manifest.Stable, Rollout{true, 1}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		kept, failed   int
+		said, manifest string
+	}{
+		{9, 0, "release 2 on stable waits at 1 %", "STABLE=2\nROLLOUT_STABLE=1\n"},
+		{10, 0, "release 2 on stable goes from 1 to 5 %", "STABLE=2\nROLLOUT_STABLE=5\n"},
+		{20, 5, "release 2 on stable STOPPED", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{20, 5, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{5000, 0, "release 2 on stable goes from 0 to 1 %", "STABLE=2\nROLLOUT_STABLE=1\n"},
+	} {
+		said, err := Advance(t.Context(), m, manifest.Stable, usualPlan, func(v contract.Version) (int, int) {
+			if v != 2 {
+				t.Errorf("asked for the reports of %s", v)
+			}
+			return tt.kept, tt.failed
+		})
+		if err != nil || !strings.HasPrefix(said, tt.said) {
+			t.Errorf("%q, %v; want %q", said, err, tt.said)
+		}
+		if text := string(mustRead(t, filepath.Join(directory(o), "manifest.env"))); !strings.HasPrefix(text, tt.manifest) {
+			t.Errorf("after %q the manifest is %q", said, text)
+		}
+	}
+	if _, err := Advance(t.Context(), m, manifest.Alpha, usualPlan, nil); err == nil || !strings.Contains(err.Error(), "names no release") {
+		t.Errorf("a channel without a release: %v", err)
+	}
+}

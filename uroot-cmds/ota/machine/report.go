@@ -1,0 +1,165 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/trialreport"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// toldFile says which trial the distributor was told of last.
+const toldFile = "told.json"
+
+const toldFormat = 1
+
+// told is the content of toldFile.
+type told struct {
+	Format  int                `json:"format"`
+	Version contract.Version   `json:"version"`
+	Result  trialreport.Result `json:"result"`
+	Day     string             `json:"day"`
+}
+
+// A Telling is what this machine would tell its distributor of the last update.
+type Telling struct {
+	// Report is all of it; nil: no update has ended yet.
+	Report *trialreport.Report `json:"report"`
+	// To is the server, without a password; empty: none is set.
+	To string `json:"to"`
+	// Allowed: the owner has said so.
+	Allowed bool `json:"allowed"`
+	// Told: it was told already.
+	Told bool `json:"told"`
+}
+
+// Telling says what would be told of the last update. Nothing leaves the machine.
+func (m *Machine) Telling() (*Telling, error) {
+	r, s, err := m.telling()
+	if err != nil {
+		return nil, err
+	}
+	t := &Telling{To: Redacted(s.ReportTo), Allowed: s.Report}
+	entries, err := journalfile.Read(m.state(r))
+	if err != nil {
+		return nil, fmt.Errorf("read the boot journal: %w", err)
+	}
+	if t.Report = trialreport.Of(entries); t.Report == nil {
+		return t, nil
+	}
+	t.Report.ImageID, t.Report.Arch = r.Contract.ImageID, r.Contract.Arch
+	t.Report.Vendor, t.Report.Product = m.make("sys_vendor"), m.make("product_name")
+	var last told
+	there, err := decode(m.state(r, toldFile), &last)
+	t.Told = err == nil && there && last == t.asTold()
+	return t, err
+}
+
+func (t *Telling) asTold() told {
+	return told{Format: toldFormat, Version: t.Report.Version, Result: t.Report.Result, Day: t.Report.Day}
+}
+
+// telling is what Telling and SendReport depend on.
+func (m *Machine) telling() (*Running, settings.Settings, error) {
+	r, err := m.Running()
+	if err == nil && r.Console {
+		err = errors.New("nothing is told from the recovery console: start the system")
+	}
+	if err == nil {
+		err = m.haveState(r)
+	}
+	if err != nil {
+		return nil, settings.Settings{}, err
+	}
+	s, err := m.Settings()
+	return r, s, err
+}
+
+// make is an attribute of the machine's make, which the kernel has from the firmware.
+func (m *Machine) make(attribute string) string {
+	text, err := m.read("sys/class/dmi/id/" + attribute)
+	if err != nil {
+		return "" // a machine without SMBIOS, or one that says nothing
+	}
+	return trialreport.Name(strings.TrimSpace(string(text)))
+}
+
+// errNobody says that there is no one to tell.
+var errNobody = errors.New("no server takes reports: neither the image nor /etc/halogen/ota.conf names one (ReportTo=)")
+
+// SendReport tells the distributor of the last update, by a worker. It does nothing where that
+// was told already, and refuses where the owner has not allowed it.
+//
+// That it was told is noted when the server has it: cut before that, it is told once
+// more, under another name.
+func (m *Machine) SendReport(ctx context.Context, tell func(worker.Event)) (*Telling, error) {
+	t, err := m.Telling()
+	if err != nil || t.Report == nil || t.Told {
+		return t, err
+	}
+	r, s, err := m.telling()
+	switch {
+	case err != nil:
+		return t, err
+	case !s.Report:
+		return t, errors.New("the owner of this machine has not allowed it: `ota report` shows what is told, `ota report --on` allows it")
+	case s.ReportTo == "":
+		return t, errNobody
+	}
+	request, err := m.tellRequest(r, s, t)
+	if err != nil {
+		return t, err
+	}
+	done := false
+	err = m.Worker.Run(ctx, request, worker.Files{}, func(e worker.Event) {
+		done = done || e.Told
+		if tell != nil && !e.Told {
+			tell(e)
+		}
+	})
+	if err == nil && !done {
+		err = errors.New("worker ended without an answer and does not say why")
+	}
+	if err != nil {
+		return t, fmt.Errorf("tell of version %s: %w", t.Report.Version, err)
+	}
+	t.Told = true
+	text, err := json.Marshal(t.asTold())
+	if err != nil {
+		return t, err
+	}
+	return t, hw.KeepFile(m.state(r, toldFile), append(text, '\n'), 0o644)
+}
+
+// tellRequest is what a worker has to do.
+func (m *Machine) tellRequest(r *Running, s settings.Settings, t *Telling) (none worker.Request, err error) {
+	text, err := t.Report.Encode()
+	if err != nil {
+		return none, err
+	}
+	name, err := t.Report.FileName(m.Random)
+	if err != nil {
+		return none, err
+	}
+	ca, err := m.authorities(s)
+	if err != nil {
+		return none, err
+	}
+	return worker.Request{
+		Do: worker.Tell, Address: s.ReportTo, UserAgent: s.UserAgent, RateLimit: s.RateLimit, Proxy: s.Proxy, CA: ca,
+		Self: &offer.Self{Running: r.Contract}, Name: name, Text: text,
+	}, nil
+}
+
+// AllowReports writes down whether the owner allows them.
+func (m *Machine) AllowReports(allow bool) error {
+	return m.changeOwner(func(old []byte) ([]byte, error) { return settings.SetReport(old, allow) })
+}
