@@ -44,20 +44,16 @@ func (p Plan) Check() error {
 // reason to stop, two of twenty are.
 func (p Plan) Next(percent, kept, failed int) (next int, why string) {
 	total := kept + failed
+	if percent == 0 { // by an earlier call, or by somebody
+		return 0, fmt.Sprintf("stays stopped (%d trials were kept, %d have failed): 'halogen release promote' with --rollout %d begins with it again", kept, failed, p.Waves[0])
+	}
 	if failed*100 > p.Limit*max(total, p.Least) {
-		if percent == 0 {
-			return 0, fmt.Sprintf("stays stopped: %d of %d trials have failed", failed, total)
-		}
 		return 0, fmt.Sprintf("STOPPED: %d of %d trials have failed, and %d %% may. No more machines take it; 'halogen release withdraw' takes it back", failed, total, p.Limit)
 	}
 	if percent == 100 {
 		return 100, fmt.Sprintf("is for all machines: %d trials were kept, %d have failed", kept, failed)
 	}
-	want := 0
-	if percent > 0 {
-		want = max(p.Least, p.Least*percent/p.Waves[0]/2)
-	}
-	if total < want {
+	if want := max(p.Least, p.Least*percent/p.Waves[0]/2); total < want {
 		return percent, fmt.Sprintf("waits at %d %% of the machines: %d reports of %d", percent, total, want)
 	}
 	next = p.Waves[slices.IndexFunc(p.Waves, func(wave int) bool { return wave > percent })]

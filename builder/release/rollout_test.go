@@ -19,7 +19,8 @@ func TestNext(t *testing.T) {
 		want                  int
 		why                   string
 	}{
-		{0, 0, 0, 1, "goes from 0 to 1 %"},
+		{0, 0, 0, 0, "stays stopped"},
+		{0, 1000, 0, 0, "stays stopped"},
 		{1, 9, 0, 1, "9 reports of 10"},
 		{1, 10, 0, 5, "goes from 1 to 5 %"},
 		{3, 14, 0, 3, "14 reports of 15"}, // somebody has set it by hand
@@ -69,16 +70,10 @@ func TestThousandMachines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
-			e, p := manifest.Entry{Version: 7, Limited: true}, usualPlan
+			e, p := manifest.Entry{Version: 7, Limited: true, Percent: 1}, usualPlan
 			p.Least = tt.least
 			has, kept, failed := map[int]bool{}, 0, 0
 			for range 40 { // days
-				percent := e.Percent
-				if !e.Limited {
-					percent = 100
-				}
-				next, _ := p.Next(percent, kept, failed)
-				e.Limited, e.Percent = next != 100, next%100
 				for machine := range 1000 {
 					if has[machine] || !e.Includes(fmt.Appendf(nil, "machine %d", machine)) {
 						continue
@@ -93,6 +88,12 @@ func TestThousandMachines(t *testing.T) {
 						kept++
 					}
 				}
+				percent := e.Percent
+				if !e.Limited {
+					percent = 100
+				}
+				next, _ := p.Next(percent, kept, failed)
+				e.Limited, e.Percent = next != 100, next%100
 			}
 			if len(has) < tt.atLeast || len(has) > tt.noMoreThan {
 				t.Errorf("%d of 1000 machines have taken it (%d kept, %d failed)", len(has), kept, failed)
@@ -121,7 +122,7 @@ func TestAdvance(t *testing.T) {
 		{10, 0, "release 2 on stable goes from 1 to 5 %", "STABLE=2\nROLLOUT_STABLE=5\n"},
 		{20, 5, "release 2 on stable STOPPED", "STABLE=2\nROLLOUT_STABLE=0\n"},
 		{20, 5, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
-		{5000, 0, "release 2 on stable goes from 0 to 1 %", "STABLE=2\nROLLOUT_STABLE=1\n"},
+		{5000, 0, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
 	} {
 		said, err := Advance(t.Context(), m, manifest.Stable, usualPlan, func(v contract.Version) (int, int) {
 			if v != 2 {
