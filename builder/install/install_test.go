@@ -284,6 +284,7 @@ func TestPlan(t *testing.T) {
 		{name: "no TPM", change: func(_ *Disk, m *Facts) { m.TPM = false }, want: "no TPM 2.0"},
 		{name: "foreign system", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, want: "all of it will be lost"},
 		{name: "foreign system given up", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, erase: true},
+		{name: "no Setup Mode, and a known menu", change: func(_ *Disk, m *Facts) { m.SetupMode, m.Menu = false, "F2 at power-on" }},
 		{name: "no Setup Mode", change: func(_ *Disk, m *Facts) { m.SetupMode = false }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -295,6 +296,9 @@ func TestPlan(t *testing.T) {
 			err := p.Err(c.erase)
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("refused with %v, want %q", err, c.want)
+			}
+			if said := strings.Contains(strings.Join(p.Next(), "\n"), "leave Secure Boot enabled. On this machine, F2 at power-on"); said != (m.Menu != "") {
+				t.Errorf("what comes next is %q", p.Next())
 			}
 		})
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/sysblock"
 )
 
@@ -40,7 +41,11 @@ func (l Linux) Facts() Facts {
 	}
 	_, err := os.Stat(filepath.Join(l.Sys, "firmware/efi"))
 	version := l.text("class/tpm/tpm0/tpm_version_major")
-	return Facts{Arch: arch, UEFI: err == nil, SetupMode: l.flag("SetupMode"), SecureBoot: l.flag("SecureBoot"), TPM: version == "2"}
+	f := Facts{Arch: arch, UEFI: err == nil, SetupMode: l.flag("SetupMode"), SecureBoot: l.flag("SecureBoot"), TPM: version == "2"}
+	if menu, known := setupmenu.Of(os.DirFS(l.Sys)); known {
+		f.Menu = menu.String()
+	}
+	return f
 }
 
 // globalVariables is the namespace of the specification's own variables

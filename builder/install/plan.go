@@ -56,6 +56,8 @@ type Facts struct {
 	SetupMode  bool   `json:"setup_mode"`
 	SecureBoot bool   `json:"secure_boot"`
 	TPM        bool   `json:"tpm"` // a TPM 2.0
+	// Menu is where this machine's firmware clears its Secure Boot keys; empty: not known.
+	Menu string `json:"setup_menu,omitempty"`
 }
 
 // String says what was found, for people.
@@ -74,6 +76,14 @@ func (f Facts) String() string {
 		chip = "TPM 2.0"
 	}
 	return fmt.Sprintf("%s, UEFI, %s, %s", f.Arch, secureBoot, chip)
+}
+
+// menu is the way through this machine's own setup.
+func (f Facts) menu() string {
+	if f.Menu == "" {
+		return ""
+	}
+	return ". On this machine, " + f.Menu
 }
 
 // A Finding is something that a person should know before the disk is written.
@@ -224,7 +234,7 @@ func (p *Plan) checkMachine(c *contract.Contract) {
 	}
 	if !m.SetupMode {
 		// It can be seen to after the installation: the first boot asks for it.
-		p.note("Secure Boot is not in Setup Mode%s: before the first start, reset or clear the Secure Boot keys in the firmware's setup", p.unsigned())
+		p.note("Secure Boot is not in Setup Mode%s: before the first start, reset or clear the Secure Boot keys in the firmware's setup%s", p.unsigned(), m.menu())
 	}
 }
 
@@ -291,7 +301,7 @@ func (p *Plan) Unfinished() string {
 func (p *Plan) Next() []string {
 	steps := []string{"take the medium out that you installed from, and restart"}
 	if !p.Machine.SetupMode {
-		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled")
+		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled"+p.Machine.menu())
 	}
 	steps = append(steps, "set a password in the firmware's setup")
 	if p.Kept != nil {

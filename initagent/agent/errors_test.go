@@ -68,7 +68,7 @@ func TestTellsFirstStart(t *testing.T) {
 	}
 	happen(t, func(t *testing.T) *machine { return newMachine(t, nil) }, []mishap{
 		met("no TPM", "TPM", "Switch the TPM on", "recovery", func(m *machine) { m.noTPM = tpm.ErrAbsent }),
-		met("the firmware still has its maker's keys", "Setup Mode", "reset or clear", "recovery", foreign),
+		met("the firmware still has its maker's keys", "Setup Mode", "Custom Secure Boot Options, PK Options, Delete Pk", "recovery", foreign),
 		met("the firmware takes no keys", "Secure Boot keys", "firmware's setup", "reboot", func(m *machine) { m.refuse = syscall.EACCES }),
 		met("a disk that is too small", "disk", "install the system on it again", "recovery", func(m *machine) { m.powerOn(m.installed(700 * mib)) }),
 		met("a partition of somebody else's on the disk", `"photos"`, "install the system on it again", "recovery", func(m *machine) {

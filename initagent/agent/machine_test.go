@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
@@ -368,7 +369,8 @@ func (m *machine) boot() (end string) {
 		Machine: hw.Machine{
 			Disks: disks{m}, Firmware: m, Kernel: kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),
-			Now: func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
+			SetupMenu: func() (setupmenu.Menu, bool) { return setupmenu.For("QEMU", "") },
+			Now:       func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
 			Memory:   func() (uint64, error) { return 128 << 10, nil },
 			Watchdog: m.watchdog,
 			Secretly: m.secretly, Collect: func() { m.collected = true },

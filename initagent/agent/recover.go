@@ -62,6 +62,9 @@ func (a *Agent) recover(reason string) error {
 	for _, line := range cures.For(a.State, a.stopped()) {
 		a.Log.Say("%s", line)
 	}
+	if menu, known := a.SetupMenu(); known && cures.ClearsKeys(a.State, a.stopped()) {
+		a.Log.Say("On this machine, %s.", menu)
+	}
 	if err := a.LeavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}

@@ -46,6 +46,11 @@ func For(s bootflow.State, f bootflow.Facts) []string {
 	return out
 }
 
+// ClearsKeys reports whether what is to be done is to clear the firmware's Secure Boot keys.
+func ClearsKeys(s bootflow.State, f bootflow.Facts) bool {
+	return f.Reset == bootflow.Done || f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysForeign || f.Enroll == bootflow.Failed)
+}
+
 func disk(s bootflow.State, _ bootflow.Facts) []string {
 	switch s.Table {
 	case bootflow.TableUnknown:

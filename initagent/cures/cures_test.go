@@ -92,3 +92,25 @@ func named(t *testing.T, name, text string) {
 		}
 	}
 }
+
+// The firmware's menu is shown where its keys are to be cleared, and nowhere else: cleared
+// without need, the machine asks for the recovery key.
+func TestClearsKeys(t *testing.T) {
+	for name, tt := range map[string]struct {
+		s    bootflow.State
+		f    bootflow.Facts
+		want bool
+	}{
+		"as it should be":  {bootflow.State{Keys: bootflow.KeysEnrolled}, bootflow.Facts{SecureBoot: contract.Required}, false},
+		"the vendor's":     {bootflow.State{Keys: bootflow.KeysForeign}, bootflow.Facts{SecureBoot: contract.Required}, true},
+		"and nobody minds": {bootflow.State{Keys: bootflow.KeysForeign}, bootflow.Facts{SecureBoot: contract.Optional}, false},
+		"switched off":     {bootflow.State{Keys: bootflow.KeysOff}, bootflow.Facts{SecureBoot: contract.Required}, false},
+		"cleared":          {bootflow.State{Keys: bootflow.KeysMissing}, bootflow.Facts{SecureBoot: contract.Required}, false},
+		"not enrolled":     {bootflow.State{Keys: bootflow.KeysMissing}, bootflow.Facts{SecureBoot: contract.Required, Enroll: bootflow.Failed}, true},
+		"reset":            {bootflow.State{Keys: bootflow.KeysEnrolled}, bootflow.Facts{Reset: bootflow.Done}, true},
+	} {
+		if got := ClearsKeys(tt.s, tt.f); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

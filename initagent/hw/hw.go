@@ -17,6 +17,7 @@ import (
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/snapshot"
@@ -45,6 +46,8 @@ type Machine struct {
 	// Now is the clock. It may be years off: nothing that matters trusts it.
 	Now   func() time.Time
 	Sleep func(time.Duration)
+	// SetupMenu is where this machine's firmware clears its Secure Boot keys.
+	SetupMenu func() (m setupmenu.Menu, known bool)
 	// Memory is the machine's, in bytes.
 	Memory func() (uint64, error)
 	// Secretly runs what handles secrets, so that what it leaves in this process can be

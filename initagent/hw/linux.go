@@ -1,6 +1,11 @@
 package hw
 
-import "time"
+import (
+	"os"
+	"time"
+
+	"halogenos.internal/boot/setupmenu"
+)
 
 // EFIVars is where efivarfs is mounted.
 const EFIVars = "/sys/firmware/efi/efivars"
@@ -14,6 +19,7 @@ func Linux(kernel Kernel, esp, state string) Machine {
 		Disks: disks, Firmware: LinuxFirmware{EFIVars: EFIVars}, Kernel: kernel, Mapper: LinuxMapper{Dev: "/dev"}, Mounts: mounts,
 		ESP:   LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Directory: esp},
 		Store: LinuxStore{Root: state, Mounts: mounts}, TPM: OwnTPM(),
-		Now: time.Now, Sleep: time.Sleep, Memory: Memory,
+		SetupMenu: func() (setupmenu.Menu, bool) { return setupmenu.Of(os.DirFS("/sys")) },
+		Now:       time.Now, Sleep: time.Sleep, Memory: Memory,
 	}
 }
