@@ -105,3 +105,11 @@ func SealedTemplate(policy Digest) tpm2.TPMTPublic {
 		AuthPolicy: tpm2.TPM2BDigest{Buffer: policy[:]},
 	}
 }
+
+// GuardedTemplate is SealedTemplate for an object whose policy asks for a PIN: the TPM
+// counts wrong ones, and stops answering when there were too many.
+func GuardedTemplate(policy Digest) tpm2.TPMTPublic {
+	t := SealedTemplate(policy)
+	t.ObjectAttributes.NoDA = false
+	return t
+}

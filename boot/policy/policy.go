@@ -23,6 +23,7 @@ import (
 const (
 	ccPolicySigned      = 0x00000160
 	ccPolicyCounter     = 0x0000016D // TPM2_PolicyCounterTimer
+	ccPolicyAuthValue   = 0x0000016B
 	ccPolicyOR          = 0x00000171
 	ccPolicyPCR         = 0x0000017F
 	ccPolicyAuthorizeNV = 0x00000192
@@ -157,6 +158,10 @@ func ORList(branches []Digest) ([]Digest, error) {
 func AuthorizeNV(index Name) Digest {
 	return extend(Digest{}, ccPolicyAuthorizeNV, index[:])
 }
+
+// AuthValue continues a digest by TPM2_PolicyAuthValue (Part 3, 23.17): the object's
+// authorisation value is asked for as well.
+func AuthValue(old Digest) Digest { return extend(old, ccPolicyAuthValue) }
 
 // ResetLimit is what TPM2_PolicyCounterTimer is given, behind its session: that the
 // TPM's count of resets, which grows with every start of the machine and is never set

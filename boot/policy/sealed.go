@@ -17,6 +17,7 @@ const (
 	maxSealedJSON  = 8 << 10
 	maxSealedBlob  = 1 << 10
 	sealedVersion1 = 1
+	sealedVersion2 = 2 // with a PIN
 )
 
 // ErrSealed is wrapped by every refusal to take a stored sealed object.
@@ -54,7 +55,14 @@ type Sealed struct {
 	Branches []Digest `json:"branches,omitempty"` // KindPCR: 1 to MaxBranches
 	// KindPCR: the count of resets up to which the TPM unseals; 0 for ever.
 	Resets uint32 `json:"resets,omitempty"`
+
+	// PIN is how the PIN is stretched that the TPM asks for; nil for none. It comes with
+	// version 2, which no release before knows: such a one asks for the recovery key.
+	PIN *Stretch `json:"pin,omitempty"`
 }
+
+// Guard notes that the object asks for a PIN.
+func (s *Sealed) Guard(by Stretch) { s.Version, s.PIN = sealedVersion2, &by }
 
 // Allows reports whether an object that is bound to PCRs is released to a boot. One that
 // is bound to an NV index obeys the record there ([Record.Allows]).
@@ -65,6 +73,15 @@ func (s *Sealed) Allows(b Boot) (bool, error) {
 
 // Policy returns the policy digest that the object must be under.
 func (s *Sealed) Policy() (Digest, error) {
+	d, err := s.boots()
+	if err == nil && s.PIN != nil {
+		d = AuthValue(d)
+	}
+	return d, err
+}
+
+// boots is the policy without what it asks of a person.
+func (s *Sealed) boots() (Digest, error) {
 	switch s.Kind {
 	case KindNV:
 		if s.NVName == nil {
@@ -93,8 +110,15 @@ func Fixed(branches []Digest) (Digest, error) {
 // Validate checks everything that can be checked without the TPM, so that a
 // damaged or altered token is told from a TPM that refuses.
 func (s *Sealed) Validate() error {
-	if s.Version != sealedVersion1 {
-		return fmt.Errorf("%w: version %d, want %d", ErrSealed, s.Version, sealedVersion1)
+	version := sealedVersion1
+	if s.PIN != nil {
+		version = sealedVersion2
+		if err := s.PIN.Validate(); err != nil {
+			return fmt.Errorf("%w: %w", ErrSealed, err)
+		}
+	}
+	if s.Version != version {
+		return fmt.Errorf("%w: version %d, want %d", ErrSealed, s.Version, version)
 	}
 	for what, blob := range map[string][]byte{"public": s.Public, "private": s.Private} {
 		if n := len(blob); n == 0 || n > maxSealedBlob {
@@ -151,7 +175,11 @@ const sealedUnique = 2 + 32
 // checkPublic compares the public area with the template; only the digest at
 // its end is the object's own.
 func (s *Sealed) checkPublic(policy Digest) error {
-	want := tpm2.Marshal(SealedTemplate(policy))
+	template := SealedTemplate(policy)
+	if s.PIN != nil {
+		template = GuardedTemplate(policy)
+	}
+	want := tpm2.Marshal(template)
 	fixed := len(want) - 2 // the template's unique field is empty: its size alone
 	if len(s.Public) != fixed+sealedUnique || !bytes.Equal(s.Public[:fixed], want[:fixed]) ||
 		!bytes.Equal(s.Public[fixed:fixed+2], []byte{0, sealedUnique - 2}) {

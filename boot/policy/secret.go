@@ -30,8 +30,14 @@ const (
 // everything else that only this machine may do is derived. Whoever unseals or
 // makes one owns it and must Wipe it before the root is handed over.
 //
+// On a machine with a PIN it goes along with that: what is sealed or opened by it then
+// takes both.
+//
 // A Secret is never printed: every formatting verb gives a placeholder.
-type Secret struct{ key [32]byte }
+type Secret struct {
+	key [32]byte
+	pin PIN // of no stretch: none
+}
 
 // NewSecret reads a fresh secret from rand, which must be a cryptographic source.
 func NewSecret(rand io.Reader) (*Secret, error) {
@@ -67,17 +73,49 @@ func (s *Secret) Bytes() []byte { return append([]byte(nil), s.key[:]...) }
 // Equal compares in constant time.
 func (s *Secret) Equal(o *Secret) bool { return hmac.Equal(s.key[:], o.key[:]) }
 
-// Wipe overwrites the secret.
-func (s *Secret) Wipe() { clear(s.key[:]) }
+// Wipe overwrites the secret, and its PIN.
+func (s *Secret) Wipe() {
+	clear(s.key[:])
+	s.pin.Wipe()
+}
+
+// SetPIN has the secret go along with a PIN from now on, or with none. The PIN is copied.
+func (s *Secret) SetPIN(p *PIN) {
+	s.pin.Wipe()
+	s.pin = PIN{}
+	if p != nil {
+		s.pin = *p
+	}
+}
+
+// PIN returns the PIN that goes along with the secret, which keeps it; nil for none.
+func (s *Secret) PIN() *PIN {
+	if s.pin.stretch == (Stretch{}) {
+		return nil
+	}
+	return &s.pin
+}
 
 // LUKSPassphrase returns the passphrase of the LUKS keyslot: 64 lower-case
 // hexadecimal characters without an end of line, so that any tool can be given
-// it. It has 256 bits of entropy and needs no costly key derivation. The
-// caller wipes it.
+// it. It has 256 bits of entropy and needs no costly key derivation. With a PIN
+// it follows from both, and from neither alone. The caller wipes it.
 func (s *Secret) LUKSPassphrase() []byte {
-	key := derive(s.key[:], labelLUKS, 32)
+	key := s.keyslotKey()
 	defer clear(key)
 	return hex.AppendEncode(nil, key)
+}
+
+func (s *Secret) keyslotKey() []byte {
+	p := s.PIN()
+	if p == nil {
+		return derive(s.key[:], labelLUKS, 32)
+	}
+	var both [64]byte
+	defer clear(both[:])
+	copy(both[:], s.key[:])
+	copy(both[32:], p.key[:])
+	return derive(both[:], labelPINLUKS, 32)
 }
 
 // Key returns a key derived for this purpose, for a package that encrypts by

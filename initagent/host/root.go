@@ -61,7 +61,9 @@ func (h *Host) CheckFloor(released bool, record *policy.Record, secret *policy.S
 	have := rootpart.ReadGuarantees(h.Store, secret)
 	h.Had = have
 	if released {
-		if err := h.Guarantee(have.Raise(rootpart.Of(record, rootpart.Enforces(h.FirmwareKeys))), secret); err != nil {
+		now := rootpart.Of(record, rootpart.Enforces(h.FirmwareKeys))
+		now.PIN = secret.PIN() != nil
+		if err := h.Guarantee(have.Raise(now), secret); err != nil {
 			h.Log.Say("what this machine has had was not noted: %v", err)
 		}
 	}

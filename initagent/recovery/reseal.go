@@ -83,6 +83,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	if rootpart.KeysUnfinished(m.Store, lock) != replacing {
 		return nil, errKeysUnfinished
 	}
+	lock.TakePIN(open.VolumeKey, open.Secret) // only the secret itself was kept
 	state, err := enroll.Observe(m.Variables)
 	if err != nil {
 		return nil, err

@@ -64,6 +64,7 @@ var ErrWeaker = errors.New("nothing was changed: this machine would be protected
 // TPM: a machine of an earlier release has no note.
 func Had(noted Guarantees, lock *vault.Lock) Guarantees {
 	noted.Record = noted.Record || lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV
+	noted.PIN = noted.PIN || lock.HasPIN()
 	return noted
 }
 
@@ -76,14 +77,16 @@ func (b Binding) Now(r *policy.Record, lock *vault.Lock) Guarantees {
 func (b Binding) NowSealed(r *policy.Record, sealed *policy.Sealed) Guarantees {
 	g := Guarantees{Format: guaranteesFormat, Floor: b.Had.Floor, SecureBoot: b.Enforces}
 	if sealed != nil && sealed.Kind == policy.KindNV {
-		return g.Raise(Of(r, b.Enforces))
+		g = g.Raise(Of(r, b.Enforces))
 	}
+	g.PIN = sealed != nil && sealed.PIN != nil
 	return g
 }
 
-// consent asks the owner, where the machine would get less than it had.
-func (b Binding) consent(record *policy.Record, kind policy.Kind) error {
-	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces}
+// consent asks the owner, where the machine would get less than it had by what is sealed
+// with this secret.
+func (b Binding) consent(record *policy.Record, secret *policy.Secret, kind policy.Kind) error {
+	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces, PIN: secret.PIN() != nil}
 	lost := append(b.Had.Lost(now), b.Older...)
 	switch {
 	case len(lost) == 0:
@@ -116,7 +119,7 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if bound || !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
 		return nil, err
 	}
-	if weaker := b.consent(record, policy.KindPCR); weaker != nil {
+	if weaker := b.consent(record, secret, policy.KindPCR); weaker != nil {
 		return nil, fmt.Errorf("this TPM cannot hold the policy record (%w): %w", err, weaker)
 	}
 	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it again, and an older copy of it is not shut out", err)
@@ -143,7 +146,7 @@ func (b Binding) sealForNow(secret *policy.Secret, pcrs []int, boots []policy.Bo
 	sealed, err := b.TPM.SealPCRFor(provisionalStarts, secret, pcrs, boots...)
 	if err == nil && b.Proves {
 		var again *policy.Secret
-		if again, _, err = b.TPM.Unseal(sealed); err == nil {
+		if again, _, err = b.TPM.UnsealBy(sealed, secret.PIN()); err == nil {
 			again.Wipe()
 		}
 	}
@@ -192,7 +195,7 @@ func (b Binding) sealIndex(secret *policy.Secret, record *policy.Record) (*polic
 	if err != nil || !b.Proves {
 		return sealed, err
 	}
-	again, _, err := b.TPM.Unseal(sealed)
+	again, _, err := b.TPM.UnsealBy(sealed, secret.PIN())
 	if err != nil {
 		return nil, fmt.Errorf("what was sealed just now does not unseal: %w", err)
 	}
@@ -223,7 +226,7 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 	if err != nil || !there {
 		return false, err
 	}
-	if err := b.consent(record, policy.KindNV); err != nil {
+	if err := b.consent(record, secret, policy.KindNV); err != nil {
 		return false, err
 	}
 	return true, b.WriteRecord(secret, lock.Sealed, record)
@@ -311,7 +314,7 @@ func (b Binding) MaySucceed(lock *vault.Lock, secret *policy.Secret, record *pol
 	if err != nil {
 		return err
 	}
-	return b.consent(record, policy.KindNV)
+	return b.consent(record, secret, policy.KindNV)
 }
 
 // keepFloor gives a record the floor that was: the TPM's or the root partition's,
@@ -347,7 +350,7 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 		return err
 	}
 	b.Had = b.Had.Forgotten()
-	if err := b.consent(record, policy.KindNV); err != nil {
+	if err := b.consent(record, secret, policy.KindNV); err != nil {
 		return err
 	}
 	b.Had.unknown = nil // that was agreed to

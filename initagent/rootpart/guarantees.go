@@ -41,6 +41,9 @@ type Guarantees struct {
 	Record     bool   `json:"record"`      // the TPM kept the list of systems
 	Programs   bool   `json:"programs"`    // which was over PCR 4
 	SecureBoot bool   `json:"secure_boot"` // the firmware enforced signatures
+	// PIN: the TPM asked for a PIN. Without one the field is not there, as in the boxes
+	// of releases that know of none.
+	PIN bool `json:"pin,omitempty"`
 
 	unknown error // why nobody can say which systems were replaced for good
 }
@@ -122,6 +125,7 @@ func (g Guarantees) Raise(o Guarantees) Guarantees {
 	return Guarantees{
 		Format: max(g.Format, guaranteesFormat), Floor: max(g.Floor, o.Floor),
 		Record: g.Record || o.Record, Programs: g.Programs || o.Programs, SecureBoot: g.SecureBoot || o.SecureBoot,
+		PIN: g.PIN || o.PIN,
 	}
 }
 
@@ -146,6 +150,9 @@ func (g Guarantees) Lost(now Guarantees) (lost []string) {
 	}
 	if g.Programs && !now.Programs {
 		lost = append(lost, "The TPM checked which boot manager starts this machine (PCR 4), and would not any more.\n  An old boot manager with known holes could be put back.")
+	}
+	if g.PIN && !now.PIN {
+		lost = append(lost, "The TPM asked for a PIN, and would not any more: what the header keeps of it was removed or altered.\n  Whoever has this machine in hand could have it open your data.")
 	}
 	// An older box may be from before it was on. A machine that is being made has read none.
 	if (g.SecureBoot || g.Format > 0) && !now.SecureBoot {

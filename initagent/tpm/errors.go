@@ -31,6 +31,9 @@ var (
 	ErrIndexUnwritten = errors.New("the NV index was never written: it was deleted and defined again")
 	ErrExpired        = errors.New("it was sealed for a few starts of the machine, and those are over")
 	ErrPolicy         = errors.New("the TPM refuses the policy")
+
+	ErrPIN      = errors.New("a PIN is needed")
+	ErrWrongPIN = errors.New("this is not the PIN")
 )
 
 // MismatchError is why an unlock was refused although the TPM is in order:
@@ -75,7 +78,7 @@ func wrap(op string, err error) error {
 	}
 	for _, class := range []error{
 		ErrAbsent, ErrBusy, ErrTimeout, ErrMalformed, ErrFailed, ErrNotStarted, ErrLockout, ErrOwnerAuth, ErrNoSpace,
-		ErrUnsupported, ErrBankInactive, ErrChanged, ErrIndexMissing, ErrIndexForeign, ErrIndexUnwritten, ErrExpired, ErrPolicy,
+		ErrUnsupported, ErrBankInactive, ErrChanged, ErrIndexMissing, ErrIndexForeign, ErrIndexUnwritten, ErrExpired, ErrPolicy, ErrPIN, ErrWrongPIN,
 		policy.ErrSealed, errTransport,
 	} {
 		if errors.Is(err, class) {

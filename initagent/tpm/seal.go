@@ -125,10 +125,14 @@ func (t *TPM) measured(pcrs []int) error {
 	return nil
 }
 
-// create makes the sealed object. The secret crosses the bus encrypted.
+// create makes the sealed object. The secret crosses the bus encrypted, and so does the
+// authorisation value of one that goes along with a PIN.
 func (t *TPM) create(m *policy.Secret, kind policy.Kind, digest policy.Digest) (*policy.Sealed, error) {
 	if _, err := t.StorageKey(); err != nil {
 		return nil, err
+	}
+	if m.PIN() != nil {
+		digest = policy.AuthValue(digest)
 	}
 	rsp, err := t.createUnder(t.key, m, digest)
 	if isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) && t.key.handle == storageHandle {
@@ -144,17 +148,26 @@ func (t *TPM) create(m *policy.Secret, kind policy.Kind, digest policy.Digest) (
 	if err != nil {
 		return nil, err
 	}
-	return policy.NewSealed(kind, t.key.name, rsp.OutPublic.Bytes(), rsp.OutPrivate.Buffer), nil
+	s := policy.NewSealed(kind, t.key.name, rsp.OutPublic.Bytes(), rsp.OutPrivate.Buffer)
+	if pin := m.PIN(); pin != nil {
+		s.Guard(pin.Stretch())
+	}
+	return s, nil
 }
 
 func (t *TPM) createUnder(key *storageKey, m *policy.Secret, digest policy.Digest) (*tpm2.CreateResponse, error) {
 	secret := m.Bytes()
 	defer clear(secret)
+	sensitive := &tpm2.TPMSSensitiveCreate{Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret})}
+	public := policy.SealedTemplate(digest)
+	if pin := m.PIN(); pin != nil {
+		auth := pin.Auth()
+		defer clear(auth)
+		sensitive.UserAuth, public = tpm2.TPM2BAuth{Buffer: auth}, policy.GuardedTemplate(digest)
+	}
 	return tpm2.Create{
 		ParentHandle: key.parent(tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, key.salted(), tpm2.AESEncryption(128, tpm2.EncryptIn))),
-		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
-			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret}),
-		}},
-		InPublic: tpm2.New2B(policy.SealedTemplate(digest)),
+		InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: sensitive},
+		InPublic:     tpm2.New2B(public),
 	}.Execute(t.t)
 }

@@ -33,50 +33,117 @@ var errRace = errors.New("PCRs changed meanwhile")
 // one that the owner of the TPM made together with a sealed object, is not
 // known here and cannot be. What such a swap gains is bounded by PCR 15 and the
 // phases in PCR 11: the real secret cannot be unsealed by what runs afterwards.
+//
+// An object that asks for a PIN is for UnsealBy.
 func (t *TPM) Unseal(s *policy.Sealed, known ...policy.Boot) (m *policy.Secret, r *policy.Record, err error) {
+	return t.UnsealBy(s, nil, known...)
+}
+
+// UnsealBy is Unseal for an object that may ask for a PIN; nil where there is none. The
+// PIN then goes along with the secret, and stays the caller's.
+//
+// A wrong one is [ErrWrongPIN], which the TPM has counted; one that was not tried any
+// more is [ErrLockout] ([TPM.PINTries] says for how long), and none where one is needed
+// is [ErrPIN]. A boot that is not allowed costs no try.
+func (t *TPM) UnsealBy(s *policy.Sealed, pin *policy.PIN, known ...policy.Boot) (m *policy.Secret, r *policy.Record, err error) {
 	const op = "unsealing the machine secret"
 	defer fence(op, &err)
 	if err := s.Validate(); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", op, err)
 	}
+	switch {
+	case s.PIN == nil:
+		pin = nil
+	case pin == nil:
+		return nil, nil, fmt.Errorf("%s: %w", op, ErrPIN)
+	case pin.Stretch() != *s.PIN:
+		return nil, nil, fmt.Errorf("%s: %w: the PIN was stretched otherwise than the object says", op, policy.ErrSealed)
+	}
 	if err := t.UseStorageKey(s.SRKName); err != nil {
 		return nil, nil, err
 	}
+	err = t.undisturbed(op, func() (err error) {
+		m, r, err = t.unseal(s, pin, known)
+		return err
+	})
+	return m, r, err
+}
+
+// Admits reports whether the TPM would unseal for this boot, but for the PIN: the error is
+// as that of Unseal. Nobody has to be asked for a PIN that opens nothing, and it costs no
+// try.
+func (t *TPM) Admits(s *policy.Sealed, known ...policy.Boot) (err error) {
+	const op = "asking whether this boot may unseal"
+	defer fence(op, &err)
+	if err := s.Validate(); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	if err := t.UseStorageKey(s.SRKName); err != nil {
+		return err
+	}
+	return t.undisturbed(op, func() error { return t.admits(s, known) })
+}
+
+func (t *TPM) admits(s *policy.Sealed, known []policy.Boot) error {
+	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, nonceSize, t.key.salted(), tpm2.AESEncryption(128, tpm2.EncryptOut))
+	if err != nil {
+		return fmt.Errorf("starting a session: %w", err)
+	}
+	defer func() { _ = end() }()
+	record, pcrs, branches, err := t.allowed(s, session)
+	if err == nil {
+		err = t.assertBoot(s, session, pcrs, branches)
+	}
+	if err == nil && record == nil && len(branches) == 1 {
+		// Nothing was asserted that could fail.
+		now, nerr := t.Now()
+		if nerr != nil {
+			return nerr
+		}
+		if d, derr := now.BranchOver(pcrs); derr != nil || d != branches[0] {
+			err = errMismatch
+		}
+	}
+	return t.explain(err, pcrs, branches, known)
+}
+
+// undisturbed does what starts again when PCRs are extended meanwhile.
+func (t *TPM) undisturbed(op string, try func() error) error {
 	pause := unsealPause
+	var err error
 	for range unsealAttempts {
-		m, r, err = t.unseal(s, known)
+		err = try()
 		if !errors.Is(err, errRace) && !isCode(err, tpm2.TPMRCPCRChanged) {
-			break
+			return wrap(op, err)
 		}
 		t.sleep(pause)
 		pause *= 2
 	}
-	if errors.Is(err, errRace) || isCode(err, tpm2.TPMRCPCRChanged) {
-		return nil, nil, fmt.Errorf("%s: %w: PCRs changed during each of %d attempts", op, ErrBusy, unsealAttempts)
-	}
-	return m, r, wrap(op, err)
+	return fmt.Errorf("%s: %w: PCRs changed during each of %d attempts", op, ErrBusy, unsealAttempts)
 }
 
 // unseal is one attempt.
-func (t *TPM) unseal(s *policy.Sealed, known []policy.Boot) (*policy.Secret, *policy.Record, error) {
-	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, nonceSize, t.key.salted(), tpm2.AESEncryption(128, tpm2.EncryptOut))
+func (t *TPM) unseal(s *policy.Sealed, pin *policy.PIN, known []policy.Boot) (*policy.Secret, *policy.Record, error) {
+	options := []tpm2.AuthOption{t.key.salted(), tpm2.AESEncryption(128, tpm2.EncryptOut)}
+	if pin != nil {
+		auth := pin.Auth()
+		defer clear(auth)
+		options = append(options, tpm2.Auth(auth))
+	}
+	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, nonceSize, options...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("starting a session: %w", err)
 	}
 	defer func() { _ = end() }()
 
-	pcrs, branches := s.PCRs, s.Branches
-	var record *policy.Record
-	if s.Kind == policy.KindNV {
-		// Before any assertion: reading gives the branches to assert.
-		data, err := t.readIndexWith(s.NVIndex, *s.NVName, session)
-		if err != nil {
-			return nil, nil, err
-		}
-		if record, err = policy.DecodeRecord(data); err != nil {
-			return nil, nil, fmt.Errorf("%w: %w", ErrPolicy, err)
-		}
-		pcrs, branches = record.PCRs(), record.Digests()
+	reading := session
+	if pin != nil {
+		// The session would answer for the index with the PIN, which the index has not.
+		reading = nil
+	}
+	record, pcrs, branches, err := t.allowed(s, reading)
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := t.assert(s, session, pcrs, branches); err != nil {
 		return nil, nil, t.explain(err, pcrs, branches, known)
@@ -85,7 +152,29 @@ func (t *TPM) unseal(s *policy.Sealed, known []policy.Boot) (*policy.Secret, *po
 	if err != nil {
 		return nil, nil, t.explain(err, pcrs, branches, known)
 	}
+	secret.SetPIN(pin)
 	return secret, record, nil
+}
+
+// allowed is what the object's policy allows: for an index what its record says, which is
+// read in a session, or in one of its own for nil, before any assertion.
+func (t *TPM) allowed(s *policy.Sealed, session tpm2.Session) (record *policy.Record, pcrs []int, branches []policy.Digest, err error) {
+	if s.Kind != policy.KindNV {
+		return nil, s.PCRs, s.Branches, nil
+	}
+	var data []byte
+	if session != nil {
+		data, err = t.readIndexWith(s.NVIndex, *s.NVName, session)
+	} else {
+		data, err = t.readIndex(s.NVIndex, *s.NVName)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if record, err = policy.DecodeRecord(data); err != nil {
+		return nil, nil, nil, fmt.Errorf("%w: %w", ErrPolicy, err)
+	}
+	return record, record.PCRs(), record.Digests(), nil
 }
 
 // errMismatch is the TPM's refusal of an assertion about PCRs.
@@ -93,6 +182,16 @@ var errMismatch = errors.New("the PCRs satisfy no branch")
 
 // assert brings the session to the sealed object's policy.
 func (t *TPM) assert(s *policy.Sealed, session tpm2.Session, pcrs []int, branches []policy.Digest) error {
+	if err := t.assertBoot(s, session, pcrs, branches); err != nil || s.PIN == nil {
+		return err
+	}
+	if _, err := (tpm2.PolicyAuthValue{PolicySession: session.Handle()}).Execute(t.t); err != nil {
+		return fmt.Errorf("asserting that the PIN is known: %w", err)
+	}
+	return nil
+}
+
+func (t *TPM) assertBoot(s *policy.Sealed, session tpm2.Session, pcrs []int, branches []policy.Digest) error {
 	which := make([]uint, len(pcrs))
 	for i, n := range pcrs {
 		which[i] = uint(n)
@@ -159,6 +258,9 @@ func (t *TPM) load(s *policy.Sealed, session tpm2.Session) (*policy.Secret, erro
 	}
 	if isCode(err, tpm2.TPMRCPolicyFail) {
 		return nil, fmt.Errorf("%w: %w", ErrPolicy, err)
+	}
+	if s.PIN != nil && isCode(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth) {
+		return nil, fmt.Errorf("%w (%w)", ErrWrongPIN, err)
 	}
 	if err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ func setNextOwnerSignature(t *luks2.Token, owner *rsa.PrivateKey, volumeKey []by
 // after it, the one.
 func (l *Lock) SignAgain(random io.Reader, d block.Device, volumeKey []byte, owner *rsa.PrivateKey) error {
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
-		return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, owner)
+		return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, l.KeptPIN, owner)
 	})
 	if err != nil {
 		return fmt.Errorf("make the owner signature of the root partition by one key: %w", err)

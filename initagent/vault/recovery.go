@@ -80,6 +80,7 @@ func (l *Lock) openRecovery(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64
 		luks2.Wipe(volumeKey)
 		return nil, nil, fmt.Errorf("the recovery key opens the volume and not what was kept under it: %w", err)
 	}
+	l.TakePIN(volumeKey, secret)
 	l.OpenedBy(volumeKey)
 	return volumeKey, secret, nil
 }

@@ -23,20 +23,28 @@ var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use 
 // cut after it, the new one does in both ways. The old secret's keyslot is left to
 // RemoveReplaced, with a token that says so.
 //
+// A secret with a PIN brings its own, and one without takes it away: the old secret's
+// index is deleted with it, so that an older copy of the header, which asks for another
+// PIN or for none, opens by the TPM no more.
+//
 // owner makes the owner signature; next, where it is not nil, signs it as well, by the same header:
 // it is about to replace owner in the firmware's db.
 func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner, next *rsa.PrivateKey) error {
 	if len(l.Recoveries) != 1 {
 		return ErrTwoKeys
 	}
-	err := l.Header.Change(random, d, func(c *luks2.Change) error {
+	kept, err := keptPIN(random, volumeKey, secret, sealed)
+	if err != nil {
+		return fmt.Errorf("put a new machine secret into the root partition's header: %w", err)
+	}
+	err = l.Header.Change(random, d, func(c *luks2.Change) error {
 		passphrase := secret.LUKSPassphrase()
 		defer luks2.Wipe(passphrase)
 		n, err := c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2())
 		if err != nil {
 			return err
 		}
-		if err := l.setTPMToken(c, n, volumeKey, sealed, owner, next); err != nil {
+		if err := l.setTPMToken(c, n, volumeKey, sealed, kept, owner, next); err != nil {
 			return err
 		}
 		if err := l.setEscrow(random, c, secret, key); err != nil || l.TPMSlot < 0 {

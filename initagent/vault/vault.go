@@ -37,6 +37,7 @@ const (
 	sealedField             = "sealed"
 	ownerSignatureField     = "deed"
 	nextOwnerSignatureField = "next_deed"
+	pinField                = "pin" // the stretched PIN under the volume key
 )
 
 // HeaderArea is how much of a partition, in bytes, must be zero for it to count
@@ -59,6 +60,7 @@ type Lock struct {
 	TPMSlot            int
 	OwnerSignature     []byte     // signature over the volume's fingerprint
 	NextOwnerSignature []byte     // the same by the key that is about to replace the first; or nil
+	KeptPIN            []byte     // the PIN under the volume key; nil without one
 	Recoveries         []Recovery // by token: one, and two while the key is being replaced
 	Unfinished         bool       // provisioning was cut
 	Replaced           bool       // the keyslot of an earlier machine secret is still to be removed
@@ -135,7 +137,7 @@ func read(header *luks2.Header) (*Lock, error) {
 				return nil, fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
 			}
 			l.Sealed, l.TPMSlot = sealed, t.Keyslots[0]
-			if err := errors.Join(field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature)); err != nil {
+			if err := errors.Join(field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature), field(t, pinField, &l.KeptPIN)); err != nil {
 				return nil, err
 			}
 		case luks2.RecoveryTokenType:
@@ -183,7 +185,7 @@ func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 	header, volumeKey, err := luks2.Format(random, d, luks2.Options{
 		UUID: o.UUID, Label: rootvolume.Label, Size: o.Size,
 	}, func(c *luks2.Change, volumeKey []byte) error {
-		if err := addTPM(c, volumeKey, o); err != nil {
+		if err := addTPM(random, c, volumeKey, o); err != nil {
 			return err
 		}
 		if err := addRecovery(random, c, volumeKey, o.Secret, o.Recovery, luks2.Argon2id(o.Memory, o.CPUs)); err != nil {
@@ -204,7 +206,7 @@ func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 	return lock, volumeKey, nil
 }
 
-func addTPM(c *luks2.Change, volumeKey []byte, o Options) error {
+func addTPM(random io.Reader, c *luks2.Change, volumeKey []byte, o Options) error {
 	if o.Sealed == nil {
 		return nil
 	}
@@ -214,7 +216,11 @@ func addTPM(c *luks2.Change, volumeKey []byte, o Options) error {
 	if err != nil {
 		return err
 	}
-	token, err := newTPMToken(n, volumeKey, o.Sealed, o.Owner)
+	kept, err := keptPIN(random, volumeKey, o.Secret, o.Sealed)
+	if err != nil {
+		return err
+	}
+	token, err := newTPMToken(n, volumeKey, o.Sealed, kept, o.Owner)
 	if err != nil {
 		return err
 	}
@@ -222,12 +228,17 @@ func addTPM(c *luks2.Change, volumeKey []byte, o Options) error {
 	return err
 }
 
-func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey) (luks2.Token, error) {
+func newTPMToken(keyslot int, volumeKey []byte, sealed *policy.Sealed, kept []byte, owner *rsa.PrivateKey) (luks2.Token, error) {
 	text, err := sealed.Encode()
 	if err != nil {
 		return luks2.Token{}, err
 	}
 	t := luks2.Token{Type: tpmToken, Keyslots: []int{keyslot}, Fields: map[string]json.RawMessage{sealedField: text}}
+	if len(kept) > 0 {
+		if t.Fields[pinField], err = json.Marshal(kept); err != nil {
+			return luks2.Token{}, err
+		}
+	}
 	if owner == nil {
 		return t, nil
 	}
@@ -301,6 +312,10 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 	if err != nil {
 		n = -1
 	}
+	kept, err := keptPIN(random, volumeKey, secret, sealed)
+	if err != nil {
+		return fmt.Errorf("bind the root partition to this TPM: %w", err)
+	}
 	other := l.TPMSlot
 	if other == n || slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == other }) {
 		other = -1
@@ -312,7 +327,7 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 				return err
 			}
 		}
-		if err := l.setTPMToken(c, n, volumeKey, sealed, owner); err != nil || other < 0 {
+		if err := l.setTPMToken(c, n, volumeKey, sealed, kept, owner); err != nil || other < 0 {
 			return err
 		}
 		_, err := c.AddToken(luks2.Token{Type: replacedToken, Keyslots: []int{other}})
@@ -325,8 +340,8 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 }
 
 // setTPMToken puts a TPM token in place of the one that is there.
-func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, owner *rsa.PrivateKey, next ...*rsa.PrivateKey) error {
-	token, err := newTPMToken(keyslot, volumeKey, sealed, owner)
+func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, kept []byte, owner *rsa.PrivateKey, next ...*rsa.PrivateKey) error {
+	token, err := newTPMToken(keyslot, volumeKey, sealed, kept, owner)
 	if err != nil {
 		return err
 	}
@@ -396,8 +411,8 @@ func CheckFingerprint(record *policy.Record, volumeKey []byte) error {
 	return nil
 }
 
-// OpenTPM opens the volume with the machine secret that the TPM released. The
-// caller wipes the volume key.
+// OpenTPM opens the volume with the machine secret that the TPM released, and, where the
+// TPM has asked for it, the PIN that goes along with it. The caller wipes the volume key.
 func (l *Lock) OpenTPM(r io.ReaderAt, secret *policy.Secret, memory uint64) ([]byte, error) {
 	passphrase := secret.LUKSPassphrase()
 	defer luks2.Wipe(passphrase)
