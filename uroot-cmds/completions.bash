@@ -20,6 +20,10 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_halogen_words "$command" changes | grep '^--')" -- "$current"; compgen -f -- "$current")
 		return
 		;;
+	"halogenctl pin pin")
+		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
+		return
+		;;
 	*" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
 	*"ota channel channel") mapfile -t COMPREPLY < <(compgen -W "stable beta alpha --json --help" -- "$current"); return ;;
 	*"halogenctl verify"* | *"halogenctl repair"*)

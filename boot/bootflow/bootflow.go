@@ -125,6 +125,8 @@ type Facts struct {
 	Record  Outcome // the TPM's policy, brought up to date
 	Carried Outcome // this system's own copy of what may change, at its first start
 	Mount   Outcome // state.conf's directories
+	// PIN: the TPM asks for one, which somebody has to type. Unlock says what came of it.
+	PIN bool
 	// DiskFails: the disk does not read what the file system of the root partition
 	// needs, which was open.
 	DiskFails bool
@@ -219,6 +221,7 @@ const (
 	Enroll                    // make, sign with and enroll this machine's keys
 	MakeRoot                  // make the root partition and seal its key
 	Unlock                    // open the root partition with the TPM
+	AskPIN                    // open it with the TPM and a PIN that somebody types
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
 	Reset                     // wipe the root partition, if somebody types the machine's name
@@ -242,7 +245,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -477,6 +480,8 @@ func root(s State, f Facts) (Step, bool) {
 			return Step{AskKey, "the TPM cannot open the root partition: " + f.TPMFault}, true
 		case !f.TPMPresent:
 			return Step{AskKey, "there is no TPM to open the root partition"}, true
+		case f.PIN:
+			return Step{AskPIN, "the root partition is encrypted, and asks for a PIN"}, true
 		}
 		return Step{Unlock, "the root partition is encrypted"}, true
 	}

@@ -41,6 +41,7 @@ var (
 		"trial":           func(s *State, f *Facts) { s.Trial = true },
 		"fallback":        func(s *State, f *Facts) { s.Fallback = true },
 		"console-asked":   func(s *State, f *Facts) { f.ConsoleAsked = true },
+		"pin":             func(s *State, f *Facts) { f.PIN = true },
 		"no-tpm":          func(s *State, f *Facts) { f.TPMPresent = false },
 		"replaced":        func(s *State, f *Facts) { f.Replaced = true },
 		"stage":           func(s *State, f *Facts) { f.Stage = true },
@@ -155,11 +156,11 @@ func (tr *trace) apply(k Kind) {
 	switch k {
 	case Enroll, MakeRoot: // they make secrets first of all
 		f.Released = true
-	case Unlock, AskKey:
+	case Unlock, AskPIN, AskKey:
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskPIN: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
 		RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
@@ -183,7 +184,7 @@ func (tr *trace) apply(k Kind) {
 		s.Keys = KeysFinished
 	case MakeRoot:
 		s.Root, f.RootMade = RootOpen, true
-	case Unlock:
+	case Unlock, AskPIN:
 		s.Root = RootOpen
 	case KeepHome:
 		f.FirstStart = true
@@ -298,6 +299,9 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					}
 					f.Released = true // as where the TPM released the secret, and the volume did not open
 					visit(s, f, map[Kind]string{Unlock: "cause", AskKey: "cause"})
+					f.PIN = true
+					visit(s, f, nil)
+					visit(s, f, map[Kind]string{AskPIN: "cause", AskKey: "cause"})
 				}
 			}
 		}

@@ -27,7 +27,7 @@ type Abilities struct {
 	PolicyRecord int `json:"policy_record"`
 	// NewSecret is the version of what is left by a cut while the machine secret is
 	// replaced: an initagent that does not know it cannot finish that. From 3 on the
-	// Secure Boot keys may be replaced as well.
+	// Secure Boot keys may be replaced as well, from 4 on the secret may come with a PIN.
 	NewSecret int `json:"new_secret"`
 	// Revocations: release.json may have entries for dbx.
 	Revocations bool `json:"revocations,omitempty"`
@@ -35,7 +35,7 @@ type Abilities struct {
 
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
-func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 3, Revocations: true} }
+func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true} }
 
 // before are the abilities of releases that say nothing of them.
 func before() Abilities { return Abilities{PolicyRecord: 1} }

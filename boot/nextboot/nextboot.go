@@ -42,6 +42,9 @@ const (
 	formatSecret = 2
 	// formatReset is that of a request for a factory reset, likewise.
 	formatReset = 3
+	// formatPIN is that of a request for a new secret with a PIN or without: an initagent
+	// that knows nothing of PINs must not make a new secret alone of it. Nothing asks by 4.
+	formatPIN = 5
 )
 
 // A Request is what the next boot is asked for. The zero value asks for nothing.
@@ -57,13 +60,26 @@ type Reset struct{}
 // NewSecret asks for a new machine secret.
 type NewSecret struct {
 	Keys bool `json:"keys,omitempty"` // and for new Secure Boot keys
+	// PIN asks for what the PIN is to be; "" leaves it. It comes without new keys.
+	PIN PIN `json:"pin,omitempty"`
 }
+
+// PIN is what is asked for.
+type PIN string
+
+// The values of PIN. Neither says what the PIN is: only a person at the machine does.
+const (
+	SetPIN    PIN = "set"    // a first or another one
+	RemovePIN PIN = "remove" // none any more
+)
 
 // format is that of the request's encoding.
 func (r Request) format() int {
 	switch {
 	case r.Reset != nil:
 		return formatReset
+	case r.Secret != nil && r.Secret.PIN != "":
+		return formatPIN
 	case r.Secret != nil:
 		return formatSecret
 	}
@@ -73,6 +89,9 @@ func (r Request) format() int {
 func (r Request) check() error {
 	if r.Secret != nil && r.Console != nil {
 		return errors.New("it asks for the console and for a new secret")
+	}
+	if s := r.Secret; s != nil && s.PIN != "" && (s.Keys || s.PIN != SetPIN && s.PIN != RemovePIN) {
+		return fmt.Errorf("it asks for %q of the PIN, keys %t", s.PIN, s.Keys)
 	}
 	if r.Reset != nil && (r.Secret != nil || r.Console != nil) {
 		return errors.New("it asks for a factory reset and for something else")

@@ -48,6 +48,32 @@ func TestSecretRequest(t *testing.T) {
 	}
 }
 
+// One for a PIN is of a format of its own: an initagent that knows of no PIN must not make
+// a new secret without one of it.
+func TestPINRequest(t *testing.T) {
+	for _, pin := range []PIN{SetPIN, RemovePIN} {
+		want := `{"format":5,"secret":{"pin":"` + string(pin) + `"}}`
+		text, err := Request{Secret: &NewSecret{PIN: pin}}.Encode()
+		if err != nil || string(text) != want {
+			t.Errorf("%s, %v, want %s", text, err, want)
+		}
+		if r, err := Parse(text); err != nil || r.Secret == nil || r.Secret.PIN != pin {
+			t.Errorf("%s becomes %+v, %v", text, r, err)
+		}
+	}
+	for _, bad := range []string{
+		`{"format":2,"secret":{"pin":"set"}}`, `{"format":5,"secret":{}}`, `{"format":5,"secret":{"pin":"1234"}}`,
+		`{"format":5,"secret":{"pin":"set","keys":true}}`, `{"format":5,"secret":{"pin":"set"},"reset":{}}`,
+	} {
+		if r, err := Parse([]byte(bad)); err == nil {
+			t.Errorf("%s becomes %+v", bad, r)
+		}
+	}
+	if text, err := (Request{Secret: &NewSecret{PIN: SetPIN, Keys: true}}).Encode(); err == nil {
+		t.Errorf("a PIN and keys are written: %s", text)
+	}
+}
+
 // So is one for a factory reset, and it comes alone.
 func TestResetRequest(t *testing.T) {
 	const want = `{"format":3,"reset":{}}`

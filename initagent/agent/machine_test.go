@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
@@ -199,10 +201,13 @@ type machine struct {
 	quiet          bool              // the kernel keeps its messages off the terminals
 	noModules      bool              // it loads no further module
 	collected      bool              // this boot's process has erased what handling secrets left in it
+	memory         uint64            // in bytes; a PIN takes more than anything else
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
 	programEnds    error
 	echo           bool // types groups of a new recovery key back
+	later          bool // and not of the first one
+	orderly        bool // the kernel tells the TPM before it restarts: a PIN that was tried counts as wrong otherwise
 	said           bytes.Buffer
 	printed        bytes.Buffer
 	clock          time.Time
@@ -326,6 +331,12 @@ type halt struct{ how string }
 // "recovery", or "dead" with the reason when nothing starts.
 func (m *machine) boot() (end string) {
 	m.t.Helper()
+	if m.orderly {
+		if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}).Execute(m.emulator); err != nil {
+			m.t.Fatal(err)
+		}
+		m.chipChanged = true
+	}
 	m.world(true, nil) // so that the TPM's state is kept
 	if err := m.emulator.powerOn(m.chipState); err != nil {
 		m.t.Fatal(err)
@@ -371,7 +382,7 @@ func (m *machine) boot() (end string) {
 			ESP: m.esp, Store: store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.said, io.Discard),
 			SetupMenu: func() (setupmenu.Menu, bool) { return setupmenu.For("QEMU", "") },
 			Now:       func() time.Time { return m.clock }, Sleep: func(d time.Duration) { m.clock = m.clock.Add(d) },
-			Memory:   func() (uint64, error) { return 128 << 10, nil },
+			Memory:   func() (uint64, error) { return max(m.memory, 128<<10), nil },
 			Watchdog: m.watchdog,
 			Secretly: m.secretly, Collect: func() { m.collected = true },
 			HideMemory: func() error { m.hidden = true; return nil },

@@ -45,7 +45,7 @@ func (a *Agent) observeRoot() error {
 		return nil
 	}
 	root, lock, err := rootpart.Look(a.Disks, a.Disk, a.Table)
-	a.State.Root, a.Lock = root, lock
+	a.State.Root, a.Lock, a.facts.PIN = root, lock, lock.HasPIN()
 	if root == bootflow.RootAbsent {
 		return err
 	}

@@ -43,11 +43,13 @@ type stepRow struct {
 }
 
 // noLimit is for a step that waits for a person, treeLimit for a slow stick with a large
-// image, and secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it.
+// image, secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it, and renewLimit
+// for one that has them type a key, and a PIN twice.
 const (
 	noLimit     time.Duration = -1
 	treeLimit                 = time.Hour
 	secretLimit               = 20 * time.Minute
+	renewLimit                = 40 * time.Minute
 )
 
 // time is how long the step may take for the watchdog.
@@ -72,8 +74,9 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Enroll }, secrets: true, ends: true},
 	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
 	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, ends: true},
+	bootflow.AskPIN:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByPIN(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, deaf: true, limit: noLimit},
 	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
-	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: secretLimit},
+	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: renewLimit},
 	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err

@@ -17,7 +17,7 @@ import (
 // maxLonger is how many times as long as it waits for the first key AskKey waits for
 // somebody who types: 64 letters take longer than one, and a line that makes noise must
 // not keep a boot for ever.
-const maxLonger = 5
+const maxLonger = 3
 
 // AskKey implements hw.Console. Where secrets are not shown on a terminal (PrintSecret),
 // the letters that are typed there are not shown either, but their groups are.

@@ -138,6 +138,9 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 			return diskFails
 		}
 		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
+		if f.PIN {
+			out = append(out, "If the PIN is forgotten, or the TPM takes none for now: `exit`, press Enter where the PIN is asked for, and type the recovery key. That start lets you set another PIN.")
+		}
 		if f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysMissing || s.Keys == bootflow.KeysOff) {
 			return out // what to do comes with the keys
 		}

@@ -34,6 +34,10 @@ func TestFor(t *testing.T) {
 		{"under the floor, and the TPM refused", func(s *bootflow.State, f *bootflow.Facts) { s.Floor, f.Unlock = 4, bootflow.Failed }, "replaced by a newer one", []string{"`rollback`"}, "`reseal`"},
 		{"something from outside", func(_ *bootflow.State, f *bootflow.Facts) { f.Foreign, f.Unlock = true, bootflow.Failed }, "Remove what was added", []string{"loader/credentials"}, "`reseal`"},
 		{"TPM refused, no key", func(_ *bootflow.State, f *bootflow.Facts) { f.Unlock, f.Key = bootflow.Failed, bootflow.Failed }, "`eventlog`", []string{"`unlock`", "`reseal`"}, "`enroll`"},
+		{"a PIN, and no key", func(_ *bootflow.State, f *bootflow.Facts) {
+			f.PIN, f.Unlock, f.Key = true, bootflow.Failed, bootflow.Failed
+		},
+			"`eventlog`", []string{"press Enter where the PIN is asked for", "`reseal`"}, "`enroll`"},
 		{"keys lost", func(s *bootflow.State, f *bootflow.Facts) {
 			s.Keys, f.Unlock, f.Key = bootflow.KeysMissing, bootflow.Failed, bootflow.Failed
 		},

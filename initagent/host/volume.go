@@ -81,7 +81,7 @@ func (h *Host) StoreReady() bool {
 // DiskFails adds what the kernel knows to an error of the file system of the open root
 // partition that comes from its disk. No key helps then, so that none is asked for.
 func (h *Host) DiskFails(step bootflow.Kind, err error) (fails bool, full error) {
-	mounts := step == bootflow.MountState || step == bootflow.RestoreState || h.Attached && (step == bootflow.Unlock || step == bootflow.AskKey)
+	mounts := step == bootflow.MountState || step == bootflow.RestoreState || h.Attached && (step == bootflow.Unlock || step == bootflow.AskPIN || step == bootflow.AskKey)
 	if !mounts || !errors.Is(err, syscall.EIO) || h.elsewhere(err) {
 		return false, err
 	}

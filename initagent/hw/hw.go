@@ -322,7 +322,7 @@ type Console interface {
 	// AskKey shows a prompt and returns the recovery key that is typed first, as it
 	// was typed. It is shown in its groups, and the wrong ones are pointed at; with
 	// checks also those whose check does not hold. Otherwise it is as Ask, but that
-	// the time starts again with what is typed, five times at most.
+	// the time starts again with what is typed, up to three times as much of it.
 	AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error)
 	Close() error
 }

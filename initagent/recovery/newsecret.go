@@ -33,7 +33,9 @@ func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 	if len(lock.Recoveries) != 1 {
 		return vault.ErrTwoKeys
 	}
-	check := func(files fs.FS) error { return rootpart.CheckSystems(files, m.Contract, m.Table, keys) }
+	check := func(files fs.FS) error {
+		return rootpart.CheckSystems(files, m.Contract, m.Table, rootpart.Change{Keys: keys})
+	}
 	if err := m.ReadESP(check); err != nil {
 		return err
 	}

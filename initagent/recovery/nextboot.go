@@ -21,6 +21,12 @@ func (m *Machine) AskForSecret(keys bool) error {
 	return m.ask(nextboot.Request{Secret: &nextboot.NewSecret{Keys: keys}})
 }
 
+// AskForPIN asks the next boot for a new machine secret that comes with another PIN, or
+// with none, likewise.
+func (m *Machine) AskForPIN(what nextboot.PIN) error {
+	return m.ask(nextboot.Request{Secret: &nextboot.NewSecret{PIN: what}})
+}
+
 // AskForReset asks the next boot for a factory reset, likewise.
 func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &nextboot.Reset{}}) }
 

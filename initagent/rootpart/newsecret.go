@@ -75,6 +75,9 @@ type Replacement struct {
 	Old, Fresh *policy.Secret
 	Key        *luks2.RecoveryKey
 	Keys       *NewKeys
+	// OtherPIN: the fresh secret goes along with the PIN that it has, or with none.
+	// Otherwise it gets that of the old one.
+	OtherPIN bool
 }
 
 // Prepare writes NextFile. What the old secret has is read first.
@@ -147,6 +150,12 @@ func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *
 	g = b.Now(record, lock)
 	if err := r.Prepare(m.Store, random, lock, g); err != nil {
 		return g, false, err
+	}
+	if !r.OtherPIN {
+		r.Fresh.SetPIN(r.Old.PIN())
+	}
+	if r.OtherPIN { // its owner wants it so
+		b.Had.PIN = r.Fresh.PIN() != nil
 	}
 	b.Consent = nil // a TPM without room for a second record keeps the one that it has
 	sealed, err := b.Seal(r.Fresh, boots[0], record, boots[1:]...)
@@ -325,14 +334,24 @@ func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) err
 const (
 	finishesSecret = 1
 	finishesKeys   = 3
+	knowsPIN       = 4
 )
+
+// A Change is what a new machine secret brings about.
+type Change struct {
+	Keys bool // new Secure Boot keys
+	PIN  bool // a first PIN, or another one
+}
 
 // CheckSystems reports which system of the ESP, besides the running one, may be
 // started, and could neither finish the replacement of a secret, or of the Secure Boot
 // keys, nor, where it is of the time before the list, read this machine's keys after it.
-func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table, keys bool) error {
+func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table, change Change) error {
 	need, what := finishesSecret, "a new machine secret"
-	if keys {
+	switch {
+	case change.PIN:
+		need, what = knowsPIN, "PINs"
+	case change.Keys:
 		need, what = finishesKeys, "new Secure Boot keys"
 	}
 	entries, err := fs.ReadDir(files, bls.Directory)

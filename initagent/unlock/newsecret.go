@@ -27,7 +27,7 @@ const (
 // secretAsked says to the person in front of the screen what was asked for, and by whom.
 const secretAsked = `
 %s: this was asked for from the running system,
-with ` + "`halogenctl reseal --new-secret`" + `. If it was not you who did, press Enter: somebody
+with ` + "`halogenctl %s`" + `. If it was not you who did, press Enter: somebody
 else may be root there. Then nothing is changed, and the machine starts as usual.
 If it was you, type the recovery key. It stays the same, and keeps the new secret, too.
 `
@@ -58,18 +58,22 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		return err
 	}
 	defer c.Close()
-	what := "A NEW MACHINE SECRET"
-	if o.wish.Keys {
-		what += " AND NEW SECURE BOOT KEYS"
-	}
-	c.Print(fmt.Sprintf(secretAsked, what))
+	what, command := o.asked()
+	c.Print(fmt.Sprintf(secretAsked, what, command))
 	key, volumeKey, err := o.typedKey(c)
 	if err != nil {
 		return err
 	}
 	defer key.Wipe()
 	defer luks2.Wipe(volumeKey)
-	replaced, err := o.replaceSecret(start, key, volumeKey)
+	var pin *policy.PIN
+	if o.wish.PIN == nextboot.SetPIN {
+		if pin, err = o.newPIN(c); err != nil {
+			return err
+		}
+		defer pin.Wipe()
+	}
+	replaced, err := o.replaceSecret(start, key, volumeKey, pin)
 	switch {
 	case err != nil && !replaced:
 		c.Print(fmt.Sprintf("Nothing was changed: %v\n", err))
@@ -78,7 +82,7 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		o.Log.Say("the next start finishes it or takes it back: %v", err)
 		return nil
 	}
-	c.Print("The machine has a new secret.\n")
+	c.Print(o.done())
 	if o.wish.Keys {
 		k := o.KeyChange(volumeKey, o.Secret, o.Admits(volumeKey, o.Secret))
 		if _, err := k.Finish(nil); err != nil {
@@ -86,6 +90,29 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		}
 	}
 	return nil
+}
+
+// asked is what was asked for, and by which of halogenctl's commands.
+func (o *renewal) asked() (what, command string) {
+	switch {
+	case o.wish.PIN == nextboot.SetPIN:
+		return "A NEW PIN", "pin set"
+	case o.wish.PIN == nextboot.RemovePIN:
+		return "NO PIN ANY MORE", "pin remove"
+	case o.wish.Keys:
+		return "A NEW MACHINE SECRET AND NEW SECURE BOOT KEYS", "reseal --new-secret"
+	}
+	return "A NEW MACHINE SECRET", "reseal --new-secret"
+}
+
+func (o *renewal) done() string {
+	switch o.wish.PIN {
+	case nextboot.SetPIN:
+		return "The PIN is set: this machine asks for it from now on.\n"
+	case nextboot.RemovePIN:
+		return "The PIN is removed: this machine starts by itself from now on.\n"
+	}
+	return "The machine has a new secret.\n"
 }
 
 // mayRenew is all that can be known before somebody is asked.
@@ -99,9 +126,14 @@ func (o *renewal) mayRenew() (*rootpart.Start, error) {
 	if o.wish.Keys && (o.List == nil || !o.OwnEnforced()) {
 		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces")
 	}
-	check := func(files fs.FS) error {
-		return rootpart.CheckSystems(files, o.Contract, o.Table, o.wish.Keys)
+	switch {
+	case o.wish.PIN == nextboot.RemovePIN && !o.Lock.HasPIN():
+		return nil, errors.New("this machine has no PIN")
+	case o.wish.PIN != "" && o.Lock.Sealed == nil:
+		return nil, errors.New("a PIN needs a TPM, and this machine's data is bound to none")
 	}
+	change := rootpart.Change{Keys: o.wish.Keys, PIN: o.wish.PIN == nextboot.SetPIN}
+	check := func(files fs.FS) error { return rootpart.CheckSystems(files, o.Contract, o.Table, change) }
 	if err := o.ReadESP(check); err != nil {
 		return nil, err
 	}
@@ -148,9 +180,10 @@ func (o *renewal) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 
 // replaceSecret replaces the secret by a new one, which this boot goes by from then on.
 // replaced says that the header may be for either. With new Secure Boot keys, those come
-// with it, and the record allows what PCR 7 will be.
-func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte) (replaced bool, err error) {
-	r := &rootpart.Replacement{Old: o.Secret, Key: key}
+// with it, and the record allows what PCR 7 will be. The PIN stays what it is unless the
+// wish says otherwise.
+func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, volumeKey []byte, pin *policy.PIN) (replaced bool, err error) {
+	r := &rootpart.Replacement{Old: o.Secret, Key: key, OtherPIN: o.wish.PIN != ""}
 	var also []pcr.Digest
 	if o.wish.Keys {
 		if r.Keys, err = o.KeyChange(volumeKey, o.Secret, nil).Begin(o.NewKeys, o.FirmwareKeys); err != nil {
@@ -163,6 +196,9 @@ func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, v
 	if err != nil {
 		return false, err
 	}
+	if o.wish.PIN != "" {
+		b.Had.PIN = false // what it is from now on the owner has said
+	}
 	if err := b.MaySucceed(o.Lock, o.Secret, record); err != nil {
 		return false, err
 	}
@@ -170,6 +206,7 @@ func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, v
 		return false, err
 	}
 	defer r.Fresh.Wipe()
+	r.Fresh.SetPIN(pin)
 	now, replaced, err := b.ReplaceSecret(o.Machine, o.Disk, o.Random, o.Lock, volumeKey, r, record, boots)
 	if err != nil {
 		return replaced, err

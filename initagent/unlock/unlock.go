@@ -54,6 +54,12 @@ func ByTPM(h *host.Host) (Result, error) {
 	return o.end(o.byTPM())
 }
 
+// ByPIN opens the root partition with the TPM and a PIN that somebody types.
+func ByPIN(h *host.Host) (Result, error) {
+	o := &opening{Host: h}
+	return o.end(o.byPIN())
+}
+
 // ByKey opens the root partition with the recovery key. tried is what this boot has done.
 func ByKey(h *host.Host, tried bootflow.Facts) (Result, error) {
 	o := &opening{Host: h, tried: tried}
@@ -69,6 +75,13 @@ func (o *opening) byTPM() error {
 	if o.Lock.Sealed == nil {
 		return errors.New("the root partition is not bound to a TPM")
 	}
+	return o.released(func(known []policy.Boot) (*policy.Secret, *policy.Record, error) {
+		return o.Chip.TPM.Unseal(o.Lock.Sealed, known...)
+	})
+}
+
+// released goes on with what the TPM releases to unseal.
+func (o *opening) released(unseal func(known []policy.Boot) (*policy.Secret, *policy.Record, error)) error {
 	told, lerr := o.ToldBoot()
 	if lerr == nil {
 		if err := o.NothingForeign(told); err != nil {
@@ -82,7 +95,7 @@ func (o *opening) byTPM() error {
 			known = append(known, b)
 		}
 	}
-	secret, record, err := o.Chip.TPM.Unseal(o.Lock.Sealed, known...)
+	secret, record, err := unseal(known)
 	if err != nil {
 		o.observeReplaced(err)
 		return o.explain(err, last)
@@ -277,24 +290,32 @@ func (o *opening) byKey() error {
 			return errors.New("no recovery key was given")
 		}
 		o.Released = true // a key with one wrong letter tells most of the right one
-		volumeKey, secret, err := o.Lock.OpenRecovery(f, typed, limit)
+		key, volumeKey, secret, err := o.Lock.OpenRecoveryKey(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
 			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
 			continue
 		}
-		return o.openTyped(c, f, volumeKey, secret)
+		defer key.Wipe()
+		defer luks2.Wipe(volumeKey)
+		forgotten := o.forgotten()
+		if err := o.openTyped(c, f, volumeKey, secret, forgotten); err != nil || !forgotten {
+			return err
+		}
+		if err := o.offerPIN(c, key, volumeKey); err != nil {
+			c.Print(fmt.Sprintf("the PIN was left as it is: %v\n", err))
+		}
+		return nil
 	}
 }
 
-// openTyped goes on with a volume that a recovery key opened. It wipes the volume
-// key, and the secret when it fails.
+// openTyped goes on with a volume that a recovery key opened. It wipes the secret when it
+// fails. Where only the PIN is forgotten there is nothing of the machine to accept.
 //
 // Whoever puts a volume of their own in place of the real one knows its recovery
 // key, and could have the system that starts with it ask for the real one: so the volume
 // has to be this machine's here, too.
-func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret) error {
-	defer luks2.Wipe(volumeKey)
+func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret, forgotten bool) error {
 	defer o.keepOnlyOpen(secret)
 	if err := rootpart.MayOpenTyped(o.Lock, volumeKey, o.FirmwareKeys, o.Contract); err != nil {
 		return err
@@ -317,7 +338,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != bootflow.Done && !o.KeysWritten {
+	if !forgotten && o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != bootflow.Done && !o.KeysWritten {
 		switch err := o.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
 			c.Print(fmt.Sprintf("%v\n", err))

@@ -1,0 +1,185 @@
+package agent
+
+import (
+	mrand "math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/vault"
+)
+
+// asksForPIN is root of the running system.
+func (m *machine) asksForPIN(what nextboot.PIN) {
+	m.t.Helper()
+	m.memory = 128 << 20
+	r := &recovery.Machine{Host: host.Host{Machine: m.agent.Machine, Variables: m.agent.Variables, Root: m.t.TempDir()}}
+	m.must(r.AskForPIN(what))
+}
+
+// withPIN is a provisioned machine with a PIN.
+func withPIN(t *testing.T, pin string) *machine {
+	t.Helper()
+	m := provisionedMachine(t, pinned)
+	m.asksForPIN(nextboot.SetPIN)
+	m.orderly = true
+	m.printed.Reset()
+	m.typed = []string{m.recoveryKey(), pin, pin}
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("setting the PIN ends in %s:\n%s\n%s", end, m.said.String(), m.printed.String())
+	}
+	if !strings.Contains(m.printed.String(), "A NEW PIN: this was asked for from the running system") || !strings.Contains(m.printed.String(), "The PIN is set") {
+		t.Errorf("it says:\n%s", m.printed.String())
+	}
+	return m
+}
+
+// hasPIN says what the header has.
+func (m *machine) hasPIN() bool {
+	m.t.Helper()
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	_, lock, err := vault.Look(s, s.Size())
+	m.must(err)
+	return lock.HasPIN()
+}
+
+// startsBy starts the machine with what is typed.
+func (m *machine) startsBy(typed ...string) {
+	m.t.Helper()
+	m.printed.Reset()
+	m.waits, m.typed = nil, typed
+	m.ends("system")
+	if m.openVolume == nil || len(m.typed) > 0 {
+		m.t.Fatalf("it does not open, or %q was not asked for:\n%s\n%s", m.typed, m.printed.String(), m.said.String())
+	}
+}
+
+// A PIN is set by whoever has the recovery key, asked for at each start, counted when it is
+// wrong, replaced when it is forgotten, and removed again; the old header, put back, opens
+// by nothing that it opened by before. FAULTS 108
+func TestPINOfAMachine(t *testing.T) {
+	m := withPIN(t, "1234")
+	if !m.hasPIN() {
+		t.Fatal("the header knows of no PIN")
+	}
+	m.startsBy("1234")
+	if len(m.waits) != 1 || m.waits[0] != 0 {
+		t.Errorf("it waits %v for the PIN", m.waits)
+	}
+	m.startsBy("12", "1235", "1234")
+	if text := m.printed.String(); strings.Count(text, "This is not the PIN.") != 2 || !strings.Contains(text, "more wrong ones") {
+		t.Errorf("it says of a wrong one:\n%s", text)
+	}
+	// Forgotten: the recovery key opens, nothing of the machine is to be accepted, and a new
+	// one is set.
+	m.startsBy("", m.recoveryKey(), "y", "correct horse", "correct house", "correct horse", "correct horse")
+	if text := m.printed.String(); strings.Contains(text, "Accept this machine") || !strings.Contains(text, "two different ones") {
+		t.Errorf("a forgotten PIN:\n%s", text)
+	}
+	m.startsBy("1234", "correct horse")
+	if !m.agent.Had.PIN {
+		t.Error("what the machine has had says nothing of its PIN")
+	}
+	m.asksForPIN(nextboot.RemovePIN)
+	m.typed = []string{"correct horse", m.recoveryKey()}
+	if end := m.boot(); end != "reboot" || !strings.Contains(m.printed.String(), "The PIN is removed") {
+		t.Fatalf("removing ends in %s:\n%s", end, m.said.String())
+	}
+	m.opensByItself()
+	if m.hasPIN() || m.agent.Had.PIN {
+		t.Error("the PIN is still there")
+	}
+}
+
+// Declined, a request for a PIN changes nothing; nor does it without two that agree.
+func TestPINDeclined(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	for name, typed := range map[string][]string{
+		"nobody": nil, "Enter": {""}, "no PIN": {m.recoveryKey(), ""}, "nobody for the PIN": {m.recoveryKey()},
+		"never the same": {m.recoveryKey(), "1234", "1235", "1234", "1236", "1234", "1237"},
+	} {
+		m.asksForPIN(nextboot.SetPIN)
+		m.typed = typed
+		m.ends("system", "new-secret")
+		if m.hasPIN() {
+			t.Errorf("%s: there is a PIN", name)
+		}
+	}
+	m.opensByItself()
+}
+
+// A trial asks for the PIN as any start does, waits as long as it takes, and is none the
+// worse for it; staging and blessing need nobody. FAULTS 108
+func TestPINOnTrial(t *testing.T) {
+	m := withPIN(t, "1234")
+	m.startsBy("1234")
+	m.fetch(newRelease(t, 2, 5, pinned))
+	// The running system stages the release at its next start, which restarts into the trial.
+	m.startsBy("1234", "1234")
+	if m.agent.Contract.Version != 2 || !m.agent.State.Trial {
+		t.Fatalf("version %s runs", m.agent.Contract.Version)
+	}
+	for _, w := range m.waits {
+		if w != 0 {
+			t.Errorf("it waits %v", m.waits)
+		}
+	}
+	m.bless()
+	m.clock = m.clock.Add(time.Hour)
+	m.startsBy("1234")
+	if m.agent.Contract.Version != 2 || m.agent.State.Trial {
+		t.Errorf("version %s runs, trial %t", m.agent.Contract.Version, m.agent.State.Trial)
+	}
+}
+
+// Whoever takes out of the header what keeps the PIN for who has the recovery key gets no
+// machine without a PIN: the keyslot and the TPM go by it as before, and the owner sets
+// another one.
+func TestPINTakenOut(t *testing.T) {
+	m := withPIN(t, "1234")
+	m.startsBy("1234")
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		delete(token.Fields, "pin")
+		return c.SetToken(n, token)
+	})
+	m.startsBy("", m.recoveryKey(), "n")
+	m.startsBy("1234")
+	m.startsBy("", m.recoveryKey(), "y", "5678", "5678")
+	m.startsBy("1234", "5678")
+	m.startsBy("", m.recoveryKey(), "n") // and it is kept again
+	m.startsBy("5678")
+}
+
+// Cut anywhere while it is set, the machine starts without a PIN or by it, and by the
+// recovery key; nothing in between. FAULTS 108
+func TestPINCut(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.asksForPIN(nextboot.SetPIN)
+	m.typed = []string{m.recoveryKey(), "1234", "1234"}
+	states, end := m.recordOnce(mrand.New(mrand.NewPCG(43, 44)))
+	if end != "reboot" {
+		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	with := 0
+	for i := 0; i < len(states); i += 5 {
+		m.powerOn(states[i].world)
+		m.typed = nil
+		if m.hasPIN() {
+			with++
+			m.typed = []string{"1234"}
+		}
+		m.ends("system")
+		if m.openVolume == nil {
+			t.Fatalf("%s: it does not open:\n%s", states[i].how, m.said.String())
+		}
+	}
+	if with == 0 || with >= (len(states)+4)/5 {
+		t.Errorf("a PIN after %d of %d cuts", with, (len(states)+4)/5)
+	}
+}
