@@ -67,8 +67,7 @@ func TestDebian(t *testing.T) {
 	g.Expect(`halogen: initagent (\d\S*|unknown)\s`) // the first line says which
 	g.Expect(`halogen: enroll \(`)
 	g.Expect(`RECOVERY KEY:`)
-	g.Expect(`Press Enter when you have written it down`)
-	g.typeLine("")
+	g.confirm()
 	g.login()
 	checkDebian(g, fmt.Sprintf("%x", []byte(r.RootHash)))
 	checkModules(g)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,11 +80,14 @@ func (g *Guest) provision() (recoveryKey string, r protocol.Report) {
 	return recoveryKey, g.Boot()
 }
 
-// confirm says that the recovery key was written down.
+// confirm shows that the recovery key that was shown last was written down.
 func (g *Guest) confirm() {
 	g.t.Helper()
-	g.Expect(`Press Enter when you have written it down`)
-	g.typeLine("")
+	shown := regexp.MustCompile(shownKey).FindAllStringSubmatch(g.Console().Text(), -1)
+	if len(shown) == 0 {
+		g.t.Fatal("no recovery key was shown")
+	}
+	g.typeGroups(shown[len(shown)-1][1])
 }
 
 // typeGroups types back the two groups of a recovery key that the machine asks for.

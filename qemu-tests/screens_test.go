@@ -41,6 +41,8 @@ func TestScreens(t *testing.T) {
 		g.Expect(`Press Enter when you have written it down`)
 		g.screen("recovery-key.png")
 		g.pressLine("")
+		g.Expect(`Type group \d and group \d of it`)
+		g.pressLine("") // later: the key is on the screen alone
 		g.Boot()
 		g.Do(nil, "reboot")
 		g.Expect(`halogen: press r for the recovery console`)

@@ -20,6 +20,10 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_halogen_words "$command" changes | grep '^--')" -- "$current"; compgen -f -- "$current")
 		return
 		;;
+	"halogenctl recovery-key recovery-key")
+		mapfile -t COMPREPLY < <(compgen -W "new --help" -- "$current")
+		return
+		;;
 	"halogenctl pin pin")
 		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
 		return

@@ -159,6 +159,11 @@ type Facts struct {
 	SecretAsked bool
 	NewSecret   Outcome
 
+	// KeyNoted: the note of the recovery key says that a new one is to be made and shown, or
+	// that a cut has left two.
+	KeyNoted bool
+	NewKey   Outcome
+
 	// ResetAsked: the running system has asked for a factory reset.
 	ResetAsked bool
 	Reset      Outcome // the root partition is wiped; or nobody has confirmed it
@@ -224,6 +229,7 @@ const (
 	AskPIN                    // open it with the TPM and a PIN that somebody types
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
+	NewKey                    // make a new recovery key, if somebody wants to see it
 	Reset                     // wipe the root partition, if somebody types the machine's name
 	KeepHome                  // delete all but /home from the root partition, if somebody types the machine's name
 	RestoreState              // put directories back as they were before an update
@@ -245,7 +251,7 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", NewKey: "new-key", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -515,6 +521,10 @@ func pending(s State, f Facts) (Step, bool) {
 	if s.Root == RootOpen && !s.Trial {
 		if step, ok := newSecret(f); ok {
 			return step, true
+		}
+		// Where somebody has typed the key there is nothing to be shown.
+		if f.KeyNoted && f.NewKey == NotTried && f.Unlock == Done {
+			return Step{NewKey, "the recovery key was not confirmed, or the running system has asked for a new one"}, true
 		}
 		if step, ok := upkeep(f); ok {
 			return step, true

@@ -41,6 +41,7 @@ var (
 		"trial":           func(s *State, f *Facts) { s.Trial = true },
 		"fallback":        func(s *State, f *Facts) { s.Fallback = true },
 		"console-asked":   func(s *State, f *Facts) { f.ConsoleAsked = true },
+		"key-noted":       func(s *State, f *Facts) { f.KeyNoted = true },
 		"pin":             func(s *State, f *Facts) { f.PIN = true },
 		"no-tpm":          func(s *State, f *Facts) { f.TPMPresent = false },
 		"replaced":        func(s *State, f *Facts) { f.Replaced = true },
@@ -160,7 +161,7 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskPIN: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
+	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskPIN: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, NewKey: &f.NewKey, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
 		RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
 		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
 	if cause, fails := tr.fails[k]; fails {
@@ -283,7 +284,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					if bit(8) {
 						f.SecureBoot = contract.Optional
 					}
-					f.SecretAsked = bit(6) != bit(7)
+					f.SecretAsked, f.KeyNoted = bit(6) != bit(7), bit(6) != bit(4)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					f.ResetAsked = bit(6) != bit(3)
 					f.ResetBegun, f.StateAsked = bit(7), bit(7) != bit(3)

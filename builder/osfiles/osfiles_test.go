@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/config"
@@ -266,7 +267,7 @@ func TestProfile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	script := strings.NewReplacer("/etc/halogen", dir, "/run/halogen", dir, "$(id -u)", "$USER_ID").Replace(string(text))
+	script := strings.NewReplacer("/etc/halogen", dir, "/run/halogen", dir, "/var/lib/halogen", dir, "$(id -u)", "$USER_ID").Replace(string(text))
 	run := func(user, script string) string {
 		t.Helper()
 		c := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
@@ -283,6 +284,19 @@ func TestProfile(t *testing.T) {
 	}
 	if out := run("1000", terminal); out != "new last\nfound last\n" {
 		t.Errorf("a user reads %q", out)
+	}
+	note, err := keynote.Note{Unconfirmed: true, Shown: 1}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, keynote.Name), note, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := run("0", terminal); !strings.Contains(out, "found now") || !strings.Contains(out, "halogenctl recovery-key new\n") {
+		t.Errorf("with an unconfirmed recovery key root reads %q", out)
+	}
+	if out := run("0", script); out != "" {
+		t.Errorf("with an unconfirmed recovery key, without a terminal: %q", out)
 	}
 	// Directories other than /etc have lists of their own.
 	if units, err := files.ReadFile("files/systemd/halogen-changes.service"); err != nil || strings.Contains(string(text)+string(units), "/etc/halogen/changes.json") {

@@ -465,7 +465,8 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	if strings.HasPrefix(prompt, "Press Enter") {
 		return nil, nil
 	}
-	if strings.HasPrefix(prompt, "Type group") && p.m.echo {
+	first := strings.Contains(prompt, "(an empty line: later)")
+	if strings.HasPrefix(prompt, "Type group") && (p.m.echo || first && !p.m.later) {
 		return []byte(groups(prompt, p.m.shown[len(p.m.shown)-1])), nil
 	}
 	switch {

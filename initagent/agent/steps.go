@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/reset"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
@@ -72,11 +73,12 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
 	bootflow.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Verity }, ends: true},
 	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Enroll }, secrets: true, ends: true},
-	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true},
+	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true, limit: renewLimit},
 	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, ends: true},
 	bootflow.AskPIN:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByPIN(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, deaf: true, limit: noLimit},
 	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: renewLimit},
+	bootflow.NewKey:     {do: onHost(unlock.NewKey), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewKey }, secrets: true, deaf: true, limit: renewLimit},
 	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
@@ -170,6 +172,10 @@ func (a *Agent) observeState() error {
 		return nil
 	}
 	a.observeKeepHome()
+	if a.facts.NewKey == bootflow.NotTried {
+		n := recoverykey.Noted(a.Store)
+		a.facts.KeyNoted = n.Due() || n.Keep != 0
+	}
 	a.facts.StateAsked = a.facts.Restored == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)
 	a.facts.FirstStart = first

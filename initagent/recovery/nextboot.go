@@ -3,9 +3,13 @@ package recovery
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/journalfile"
 )
 
 // AtConsole reports whether this is the recovery console, and not the running system.
@@ -29,6 +33,30 @@ func (m *Machine) AskForPIN(what nextboot.PIN) error {
 
 // AskForReset asks the next boot for a factory reset, likewise.
 func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &nextboot.Reset{}}) }
+
+// AskForRecoveryKey asks the next boot for a new recovery key. That is not left in the
+// firmware's variable, which whoever has the machine in hand can write, but on the root
+// partition: a key is shown to who stands in front of the machine. One rename, of which a
+// cut leaves the note before or this one.
+func (m *Machine) AskForRecoveryKey() error {
+	name := m.Path(filepath.Join(journalfile.Directory, keynote.Name))
+	var note keynote.Note
+	text, err := os.ReadFile(name)
+	if err == nil {
+		note, err = keynote.Parse(text)
+	}
+	if err != nil { // what cannot be read says nothing
+		note = keynote.Note{}
+	}
+	note.Wanted = true
+	if text, err = note.Encode(); err == nil {
+		err = hw.KeepFile(name, text, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
+	}
+	return nil
+}
 
 func (m *Machine) ask(r nextboot.Request) error {
 	text, err := r.Encode()

@@ -35,8 +35,11 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 			return false, err
 		}
 		wait := ""
-		if timeout > 0 {
+		switch {
+		case timeout == time.Minute:
 			wait = " (or wait a minute)"
+		case timeout > 0:
+			wait = fmt.Sprintf(" (or wait %d minutes)", timeout/time.Minute)
 		}
 		_, err := c.Ask("Press Enter when you have written it down"+wait+". ", false, timeout)
 		c.Print("\033[H\033[2J\033[3J") // and off the screen

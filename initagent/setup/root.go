@@ -10,14 +10,15 @@ import (
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -340,26 +341,19 @@ func TidyUp(h *host.Host) {
 }
 
 // showRecoveryKey shows the key on the screen, or where there is none on every
-// console, once, and nowhere else.
+// console, and nowhere else. Where nobody types two groups of it back that is noted, for
+// the starts to come: before the volume counts as finished, so that a cut loses no note.
 func showRecoveryKey(h *host.Host, key *luks2.RecoveryKey) error {
 	c, err := h.Person.Open()
 	if err != nil {
 		return fmt.Errorf("the recovery key cannot be shown: %w", err)
 	}
 	defer c.Close()
-	text := key.Passphrase()
-	defer luks2.Wipe(text)
-	drawn, err := console.QR(string(text))
-	if err != nil {
+	confirmed, err := recoverykey.Confirm(c, h.Random, key, recoverykey.Text{Title: "RECOVERY KEY", About: keepKey, Later: "later"}, time.Minute)
+	if err != nil || confirmed {
 		return err
 	}
-	c.PrintSecret("\n" + drawn + "\nThis machine's RECOVERY KEY:\n\n    " + string(text) + "\n\n" + keepKey)
-	_, err = c.Ask("Press Enter when you have written it down (or wait a minute). ", false, time.Minute)
-	if err != nil && !errors.Is(err, hw.ErrNobody) {
-		return err
-	}
-	c.Print("\033[H\033[2J\033[3J") // and off the screen
-	return nil
+	return recoverykey.Note(h.Store, keynote.Note{Unconfirmed: true, Shown: 1})
 }
 
 // keepKey is what the machine cannot do for its owner.

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
 	"halogenos.internal/initagent/tpm"
@@ -351,6 +352,9 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	}
 	if err := o.CapVolume(volumeKey); err != nil {
 		return err
+	}
+	if err := recoverykey.Used(o.Store); err != nil {
+		o.Log.Say("that the recovery key was typed was not noted: %v", err)
 	}
 	o.State.Root, o.Secret = bootflow.RootOpen, secret
 	return nil

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"halogenos.internal/builder/vm"
@@ -133,10 +134,7 @@ func (b *bench) provision(ctx context.Context) (vm.State, error) {
 		return state, err
 	}
 	err = b.withMachine(ctx, vm.Options{State: state}, func(ctx context.Context, m *vm.Machine) error {
-		if _, err := m.WaitFor(ctx, regexp.MustCompile(`Press Enter when you have written it down`)); err != nil {
-			return err
-		}
-		if err := m.SendLine(""); err != nil {
+		if err := confirmKey(ctx, m); err != nil {
 			return err
 		}
 		return shutDown(ctx, m)
@@ -235,3 +233,25 @@ var (
 	initStarts   = regexp.MustCompile(`(?m)^\[ *([0-9.]+)\] Run /init as init process`)
 	systemStarts = regexp.MustCompile(`(?m)^\[ *([0-9.]+)\] systemd\[1\]: systemd \S+ running in system mode`)
 )
+
+// confirmKey types the groups of the recovery key that the machine asks for: one whose key
+// was not confirmed would offer another at each start.
+func confirmKey(ctx context.Context, m *vm.Machine) error {
+	shown, err := m.WaitFor(ctx, regexp.MustCompile(`RECOVERY KEY:\s+((?:[a-z]{8}-){7}[a-z]{8})\s`))
+	if err != nil {
+		return err
+	}
+	if _, err := m.WaitFor(ctx, regexp.MustCompile(`Press Enter when you have written it down`)); err != nil {
+		return err
+	}
+	if err := m.SendLine(""); err != nil {
+		return err
+	}
+	asked, err := m.WaitFor(ctx, regexp.MustCompile(`Type group ([1-8]) and group ([1-8]) of it`))
+	if err != nil {
+		return err
+	}
+	letters := strings.Split(shown[1], "-")
+	time.Sleep(time.Second) // what was typed before the question was out is forgotten
+	return m.SendLine(letters[asked[1][0]-'1'] + letters[asked[2][0]-'1'])
+}

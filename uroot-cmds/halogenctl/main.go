@@ -24,6 +24,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   reseal     ask the next start for a new machine secret
   reset      ask the next start for a factory reset: all data is wiped, or all
              but /home
+  recovery-key  ask the next start for a new recovery key
   pin        ask the next start for a PIN beside the TPM, another one, or none
   changes    what differs from the image in /etc, and what updates conflict with
 
@@ -35,9 +36,9 @@ Exit codes: those of the command; 2 wrong usage.
 
 // commands are those that a running system may have; changes is for it alone. The others need the root
 // partition closed, or a person at a console whose keys nobody else can read; reseal,
-// reset and pin only leave a request for the next boot, which has both.
+// reset, recovery-key and pin only leave a request for the next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "pin", "changes"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "changes"}
 }
 
 func main() {

@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/upper"
@@ -231,6 +232,14 @@ func TestStatus(t *testing.T) {
 	s, err = w.m.Status(t.Context())
 	if err != nil || s.Signed || !s.Trial || !strings.Contains(strings.Join(s.Warnings, " "), "unsigned") || s.Staged == nil || s.Staged.Version != 9 {
 		t.Errorf("%+v, %v", s, err)
+	}
+	w.write(filepath.Join(stateDirectory, keynote.Name), []byte(`{"format":1,"unconfirmed":true,"shown":3}`))
+	if s, err = w.m.Status(); err != nil || !strings.Contains(strings.Join(s.Warnings, " "), "halogenctl recovery-key new") {
+		t.Errorf("an unconfirmed recovery key: %q, %v", s.Warnings, err)
+	}
+	w.write(filepath.Join(stateDirectory, keynote.Name), []byte(`{"format":9}`))
+	if s, err = w.m.Status(); err != nil || strings.Contains(strings.Join(s.Warnings, " "), "recovery key") {
+		t.Errorf("a note of a later release: %q, %v", s.Warnings, err)
 	}
 }
 

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/initagent/hw"
@@ -115,6 +118,9 @@ func (m *Machine) Status(ctx context.Context) (*Status, error) {
 		s.Waits = u.reason
 	}
 	warn("", m.stateStatus(r, s))
+	if text := m.keyWarning(r); text != "" {
+		s.Warnings = append(s.Warnings, text)
+	}
 	if !r.Console {
 		s.Health, err = m.lastHealth(r)
 		warn("what the health check has found: ", err)
@@ -195,4 +201,23 @@ func (m *Machine) changeOwner(change func(old []byte) ([]byte, error)) error {
 		return err
 	}
 	return hw.KeepFile(path, text, 0o644)
+}
+
+// keyWarning says what is to be done about the recovery key; "" for nothing. A note that
+// cannot be read has nothing to say, as for the boot.
+func (m *Machine) keyWarning(r *Running) string {
+	f, err := os.Open(m.state(r, keynote.Name))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, keynote.MaxSize+1))
+	if err != nil {
+		return ""
+	}
+	n, err := keynote.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return n.Warning()
 }
