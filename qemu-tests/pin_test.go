@@ -1,0 +1,137 @@
+package qemutests
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/builder/vm"
+	"halogenos.internal/initagent/tpm"
+	"halogenos.internal/qemu-tests/testos/theft"
+)
+
+// asksForPIN matches the question for the PIN.
+const asksForPIN = `PIN \(an empty line: it is forgotten, the recovery key opens\): `
+
+// TestPIN: a PIN is set at the start after the running system has asked for it, typed
+// wrong and right at the next one, at the serial line or at a USB keyboard. It is nowhere
+// in the memory of the system that it has started. Whoever has the machine, replays its
+// boot to its TPM, and does not know the PIN, gets nothing.
+// FAULTS 75, 104, 108
+func TestPIN(t *testing.T) {
+	t.Parallel()
+	const pin = "correcthorsebattery"
+	keyboard := vm.Options{Display: true, Extra: []string{"-machine", "i8042=off", "-device", "qemu-xhci,id=keyboards", "-device", "usb-kbd,bus=keyboards.0"}}
+	for _, tt := range []struct {
+		name  string
+		o     vm.Options
+		types func(g *Guest, line string)
+	}{
+		{"serial", vm.Options{}, (*Guest).typeLine},
+		{"keyboard", keyboard, (*Guest).pressLine},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := provisioned(t)
+			g := Machine(t, Options{State: p.State, VM: tt.o})
+			g.Boot()
+			if r := g.Run("/usr/sbin/halogenctl", "pin", "set"); r.Exit != 0 {
+				t.Fatalf("halogenctl pin set: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+			}
+			g.Do(nil, "reboot")
+			g.Expect(`A NEW PIN: this was asked for from the running system`)
+			g.Expect(`Recovery key for the new secret \(an empty line changes nothing\): `)
+			tt.types(g, p.Notes[recoveryKeyNote])
+			g.Expect(`New PIN or passphrase, [^\n]*: `)
+			tt.types(g, pin)
+			g.Expect(`Once more: `)
+			tt.types(g, pin)
+			g.Expect(`The PIN is set`)
+			g.Expect(asksForPIN)
+			tt.types(g, pin+"x")
+			g.Expect(`This is not the PIN\. `)
+			g.Expect(asksForPIN)
+			tt.types(g, pin)
+			checkSecured(t, "opened by the PIN", g.Boot())
+			g.wantNoSecrets("PIN typed", []needle{{name: "PIN", bytes: []byte(pin)}}, true)
+			g.PowerOff()
+			notWithoutPIN(t, g.State())
+		})
+	}
+}
+
+// notWithoutPIN has the TPM of a machine that is off asked by a thief.
+func notWithoutPIN(t *testing.T, state vm.State) {
+	t.Helper()
+	s, err := state.Clone(filepath.Join(t.TempDir(), "stolen"))
+	must(t, err)
+	d := openDisk(t, s.Disk(), os.O_RDONLY)
+	_, size := d.partition(layout.RootNumber)
+	volume, err := os.Open(d.cut(layout.RootNumber))
+	must(t, err)
+	defer volume.Close()
+	sealed, err := theft.Sealed(volume, size)
+	must(t, err)
+	if sealed.PIN == nil {
+		t.Fatal("the sealed secret asks for no PIN")
+	}
+	socket, stop := softwareTPM(t, s)
+	defer stop()
+	wire, err := linuxudstpm.Open(socket)
+	must(t, err)
+	defer wire.Close()
+	replay(t, wire, s)
+	chip := tpm.OpenTransport(wire)
+	defer chip.Close()
+	if err := chip.Admits(sealed); err != nil {
+		t.Errorf("the boot was not replayed: %v", err)
+	}
+	if _, _, err := chip.Unseal(sealed); !errors.Is(err, tpm.ErrPIN) {
+		t.Errorf("without a PIN: %v", err)
+	}
+	guess, err := sealed.PIN.PIN([]byte("1234"))
+	must(t, err)
+	if _, _, err := chip.UnsealBy(sealed, guess); !errors.Is(err, tpm.ErrWrongPIN) && !errors.Is(err, tpm.ErrLockout) {
+		t.Errorf("with a guess: %v", err)
+	}
+}
+
+// TestNewRecoveryKey: the running system asks for a new recovery key, without the one that
+// was lost; the next start shows it and has it confirmed, and the one before opens nothing.
+func TestNewRecoveryKey(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State})
+	g.Boot()
+	if r := g.Run("/usr/sbin/halogenctl", "recovery-key", "new"); r.Exit != 0 {
+		t.Fatalf("halogenctl recovery-key new: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	}
+	g.Do(nil, "reboot")
+	g.Expect(`A NEW RECOVERY KEY: this was asked for from the running system`)
+	g.Expect(`Press Enter to have it made and shown[^\n]*\. `)
+	g.typeLine("")
+	fresh := g.Expect(shownKey)[1]
+	g.typeGroups(fresh)
+	g.Expect(`The new recovery key is confirmed`)
+	checkSecured(t, "after a new recovery key", g.Boot())
+	g.PowerOff()
+	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
+	_, size := d.partition(layout.RootNumber)
+	volume, err := os.Open(d.cut(layout.RootNumber))
+	must(t, err)
+	defer volume.Close()
+	header, _, err := luks2.Open(volume, size)
+	must(t, err)
+	for key, opens := range map[string]bool{fresh: true, p.Notes[recoveryKeyNote]: false} {
+		volumeKey, _, err := header.Unlock(volume, []byte(key), 4<<30)
+		luks2.Wipe(volumeKey)
+		if (err == nil) != opens || !opens && !errors.Is(err, luks2.ErrPassphrase) {
+			t.Errorf("the new key %t: %v", opens, err)
+		}
+	}
+}
