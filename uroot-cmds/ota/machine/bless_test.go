@@ -234,11 +234,11 @@ func TestStatus(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	w.write(filepath.Join(stateDirectory, keynote.Name), []byte(`{"format":1,"unconfirmed":true,"shown":3}`))
-	if s, err = w.m.Status(); err != nil || !strings.Contains(strings.Join(s.Warnings, " "), "halogenctl recovery-key new") {
+	if s, err = w.m.Status(t.Context()); err != nil || !strings.Contains(strings.Join(s.Warnings, " "), "halogenctl recovery-key new") {
 		t.Errorf("an unconfirmed recovery key: %q, %v", s.Warnings, err)
 	}
 	w.write(filepath.Join(stateDirectory, keynote.Name), []byte(`{"format":9}`))
-	if s, err = w.m.Status(); err != nil || strings.Contains(strings.Join(s.Warnings, " "), "recovery key") {
+	if s, err = w.m.Status(t.Context()); err != nil || strings.Contains(strings.Join(s.Warnings, " "), "recovery key") {
 		t.Errorf("a note of a later release: %q, %v", s.Warnings, err)
 	}
 }
