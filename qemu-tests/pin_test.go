@@ -113,8 +113,8 @@ func TestNewRecoveryKey(t *testing.T) {
 	}
 	g.Do(nil, "reboot")
 	g.Expect(`A NEW RECOVERY KEY: this was asked for from the running system`)
-	g.Expect(`Press Enter to have it made and shown[^\n]*\. `)
-	g.typeLine("")
+	g.Expect(`Make a new one, and show it here\? \[y/N\] `)
+	g.typeLine("y")
 	fresh := g.Expect(shownKey)[1]
 	g.typeGroups(fresh)
 	g.Expect(`The new recovery key is confirmed`)

@@ -10,6 +10,7 @@ package keynote
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"halogenos.internal/boot/strictjson"
 )
@@ -35,10 +36,25 @@ type Note struct {
 	Shown int `json:"shown,omitempty"`
 	// Wanted: the running system has asked for a new key.
 	Wanted bool `json:"wanted,omitempty"`
-	// Keep is the keyslot of the key that counts, plus one, while another one is being
-	// added or removed: whatever a cut leaves, all others go.
-	Keep int `json:"keep,omitempty"`
+	// Keep names the key that counts while another one is being added or removed: whatever
+	// a cut leaves, all others go. Its value is vault.Recovery.ID's.
+	Keep string `json:"keep,omitempty"`
+	// Void: a key was shown after the first one, perhaps written down, and never confirmed.
+	// It opens nothing.
+	Void bool `json:"void,omitempty"`
+	// Replaced is the day on which somebody at the machine had the key replaced without the
+	// one before ([Day]).
+	Replaced string `json:"replaced,omitempty"`
 }
+
+// day is the form of Note.Replaced, and said how long it is told of.
+const (
+	day  = "2006-01-02"
+	said = 30 * 24 * time.Hour
+)
+
+// Day is a time as Note.Replaced has it.
+func Day(t time.Time) string { return t.UTC().Format(day) }
 
 // Nothing reports whether the note has nothing to say, so that it can go.
 func (n Note) Nothing() bool { n.Format, n.Shown = 0, 0; return n == Note{} }
@@ -66,21 +82,27 @@ func Parse(text []byte) (Note, error) {
 	if err := strictjson.Decode(text, &n); err != nil {
 		return Note{}, fmt.Errorf("note of the recovery key: %w", err)
 	}
-	if n.Format != format || n.Shown < 0 || n.Keep < 0 {
+	if n.Format != format || n.Shown < 0 {
 		return Note{}, fmt.Errorf("note of the recovery key: format %d, shown %d times; want format %d", n.Format, n.Shown, format)
+	}
+	if _, err := time.Parse(day, n.Replaced); n.Replaced != "" && err != nil {
+		return Note{}, fmt.Errorf("note of the recovery key: %w", err)
 	}
 	return n, nil
 }
 
-// Warning is what the running system says of it; "" for nothing.
-func (n Note) Warning() string {
+// Warning is what the running system says of it at a time; "" for nothing.
+func (n Note) Warning(now time.Time) string {
+	replaced, err := time.Parse(day, n.Replaced)
 	switch {
 	case n.Wanted:
 		return "a new recovery key is asked for: the next start makes and shows it"
-	case n.Unconfirmed && n.Shown < MaxShown:
-		return "nobody has shown to have written the recovery key down: the next start makes and shows a new one (or halogenctl recovery-key new asks for it later)"
+	case n.Void:
+		return "the recovery key that was shown last was not confirmed, and opens nothing: throw away what was written down of it. The one before is in force; if nobody has that, halogenctl recovery-key new, and restart"
 	case n.Unconfirmed:
 		return "nobody has shown to have written the recovery key down, and without it all data is lost when the TPM does not open this machine: halogenctl recovery-key new, and restart"
+	case err == nil && now.Sub(replaced) < said:
+		return "the recovery key was replaced on " + n.Replaced + ", by somebody at the machine who did not need the one before. If that was not you, replace it (halogenctl recovery-key new), and use halogenctl reseal --new-secret --new-keys: see recovery-key(8)"
 	}
 	return ""
 }

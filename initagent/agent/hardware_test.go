@@ -462,7 +462,10 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	if p.m.listening {
 		p.m.t.Errorf("two wait for what is typed after %q", prompt)
 	}
-	if strings.HasPrefix(prompt, "Press Enter") {
+	if p.m.pulled != "" && strings.HasPrefix(prompt, p.m.pulled) {
+		panic(halt{"death"})
+	}
+	if strings.HasPrefix(prompt, "Press Enter") || strings.HasPrefix(prompt, "\nTHE RECOVERY KEY THAT WAS SHOWN LAST") {
 		return nil, nil
 	}
 	first := strings.Contains(prompt, "(an empty line: later)")

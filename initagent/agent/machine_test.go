@@ -205,9 +205,10 @@ type machine struct {
 	owner          bool              // has the recovery key, and says yes
 	program        []string          // that an installer stick had run
 	programEnds    error
-	echo           bool // types groups of a new recovery key back
-	later          bool // and not of the first one
-	orderly        bool // the kernel tells the TPM before it restarts: a PIN that was tried counts as wrong otherwise
+	pulled         string // the plug is, at a prompt that begins so; "" for never
+	echo           bool   // types groups of a new recovery key back
+	later          bool   // and not of the first one
+	orderly        bool   // the kernel tells the TPM before it restarts: a PIN that was tried counts as wrong otherwise
 	said           bytes.Buffer
 	printed        bytes.Buffer
 	clock          time.Time

@@ -2,9 +2,11 @@ package agent
 
 import (
 	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/recoverykey"
@@ -59,15 +61,18 @@ func TestUnconfirmedKey(t *testing.T) {
 			t.Errorf("start %d: offered %t, %d keys:\n%s", start, offered, m.recoveries(), m.printed.String())
 		}
 	}
-	if n := m.note(); !n.Unconfirmed || n.Shown != keynote.MaxShown || n.Keep != 0 {
+	if n := m.note(); !n.Unconfirmed || n.Shown != keynote.MaxShown || n.Keep != "" {
 		t.Errorf("%+v", n)
 	}
 
 	// The running system asks; it is put off, and asked for again.
 	m.notes(keynote.Note{Unconfirmed: true, Shown: keynote.MaxShown, Wanted: true})
-	m.typed = []string{"", ""}
+	m.typed = []string{"y", ""}
 	m.ends("system")
 	second := m.recoveryKey()
+	if !m.note().Void || !strings.Contains(m.printed.String(), "IS NOT IN FORCE") {
+		t.Errorf("who has written it down is not told that it opens nothing: %+v:\n%s", m.note(), m.printed.String())
+	}
 	if second == first || m.opens(second) || !m.opens(first) || m.recoveries() != 1 || m.note().Wanted || !m.note().Unconfirmed {
 		t.Errorf("put off: %d keys, %+v:\n%s", m.recoveries(), m.note(), m.printed.String())
 	}
@@ -76,26 +81,29 @@ func TestUnconfirmedKey(t *testing.T) {
 		t.Error("a key is shown that nobody has asked for")
 	}
 	m.notes(keynote.Note{Wanted: true})
-	m.echo, m.typed = true, []string{""}
+	m.echo, m.typed = true, []string{"y"}
 	m.ends("system")
 	m.echo = false
 	third := m.recoveryKey()
-	if m.opens(first) || m.opens(second) || !m.opens(third) || m.recoveries() != 1 || !m.note().Nothing() {
-		t.Errorf("confirmed: %d keys, %+v:\n%s", m.recoveries(), m.note(), m.printed.String())
+	if n := m.note(); m.opens(first) || m.opens(second) || !m.opens(third) || m.recoveries() != 1 || n.Unconfirmed || n.Void || n.Replaced != keynote.Day(m.clock) {
+		t.Errorf("confirmed: %d keys, %+v:\n%s", m.recoveries(), n, m.printed.String())
+	}
+	if !slices.Contains(m.kinds(), journal.NewKey) {
+		t.Errorf("the boot journal has %q", m.kinds())
 	}
 	m.opensByItself()
 }
 
 // Whoever declines, or is not there, sees no key, and nothing is changed but that it was
-// asked for.
+// asked for. Where nobody is there, somebody has lost the key: that is told on.
 func TestNewKeyDeclined(t *testing.T) {
-	for name, typed := range map[string][]string{"nobody": nil, "no": {"n"}} {
+	for name, typed := range map[string][]string{"nobody": nil, "no": {"n"}, "Enter": {""}} {
 		m := provisionedMachine(t, nil)
 		first := m.recoveryKey()
 		m.notes(keynote.Note{Wanted: true})
 		m.typed = typed
 		m.ends("system")
-		if m.recoveryKey() != first || !m.opens(first) || m.recoveries() != 1 || !m.note().Nothing() {
+		if m.recoveryKey() != first || !m.opens(first) || m.recoveries() != 1 || m.note().Nothing() != (typed != nil) || m.note().Due() {
 			t.Errorf("%s: %d keys, %+v", name, m.recoveries(), m.note())
 		}
 	}
@@ -110,13 +118,81 @@ func TestTypedKeyIsConfirmed(t *testing.T) {
 	}
 }
 
+// Unasked no key is shown on a machine that somebody uses.
+func TestNoKeyForPassersBy(t *testing.T) {
+	m := provisionedMachine(t, nil)
+	first := m.recoveryKey()
+	m.rootFiles()["bind/home/ann/.profile"] = nil
+	m.notes(keynote.Note{Unconfirmed: true, Shown: 1})
+	m.echo, m.typed = true, []string{"y"}
+	m.ends("system")
+	if m.recoveryKey() != first || len(m.typed) != 1 || !m.note().Unconfirmed {
+		t.Errorf("a key is shown, %+v:\n%s", m.note(), m.printed.String())
+	}
+	m.notes(keynote.Note{Unconfirmed: true, Shown: 1, Wanted: true})
+	m.ends("system")
+	if m.recoveryKey() == first || m.note().Unconfirmed {
+		t.Errorf("asked for, %+v:\n%s", m.note(), m.printed.String())
+	}
+}
+
+// unplugged is a machine whose power went while a new key was on the screen.
+func unplugged(t *testing.T) (m *machine, first, fresh string) {
+	t.Helper()
+	m = provisionedMachine(t, nil)
+	first = m.recoveryKey()
+	m.notes(keynote.Note{Wanted: true})
+	m.pulled, m.typed = "Press Enter when you have written it down", []string{"y"}
+	if end := m.boot(); end != "death" || !m.opens(m.recoveryKey()) || !m.opens(first) {
+		t.Fatalf("ends in %s, %d keys:\n%s", end, m.recoveries(), m.printed.String())
+	}
+	m.pulled = ""
+	m.printed.Reset()
+	return m, first, m.recoveryKey()
+}
+
+// Whoever was writing a key down when the power went is told at the next start that it
+// opens nothing, and by the running system from then on.
+func TestNewKeyUnplugged(t *testing.T) {
+	m, first, fresh := unplugged(t)
+	m.ends("system")
+	if !m.opens(first) || m.opens(fresh) || !strings.Contains(m.printed.String(), "IS NOT IN FORCE") || !strings.Contains(m.note().Warning(m.clock), "throw away") {
+		t.Errorf("the key before opens: %t, %+v:\n%s", m.opens(first), m.note(), m.printed.String())
+	}
+	m.opensByItself()
+}
+
+// A key that opened the machine stays, and the other one goes, whichever the note of before
+// was for.
+func TestTypedKeyStays(t *testing.T) {
+	for name, freshTyped := range map[string]bool{"the new one": true, "the one before": false} {
+		m, first, fresh := unplugged(t)
+		typed := first
+		if freshTyped {
+			typed = fresh
+		}
+		m.extra = "firmware update"
+		m.typed = []string{typed, "y"}
+		m.ends("system")
+		if !m.opens(typed) || m.note().Unconfirmed {
+			t.Fatalf("%s: %+v:\n%s", name, m.note(), m.printed.String())
+		}
+		m.printed.Reset()
+		m.typed = nil
+		m.ends("system")
+		if m.opens(fresh) != freshTyped || m.opens(first) == freshTyped || strings.Contains(m.printed.String(), "IS NOT IN FORCE") == freshTyped {
+			t.Errorf("%s was typed: the new one opens %t, the one before %t, %+v:\n%s", name, m.opens(fresh), m.opens(first), m.note(), m.printed.String())
+		}
+	}
+}
+
 // Cut anywhere, the key before or the new one opens, and after the next start it alone:
 // the new one once its owner has confirmed it.
 func TestNewKeyCut(t *testing.T) {
 	m := provisionedMachine(t, nil)
 	first := m.recoveryKey()
 	m.notes(keynote.Note{Unconfirmed: true, Shown: 1})
-	m.typed, m.echo = []string{""}, true
+	m.typed, m.echo = []string{"y"}, true
 	states, end := m.recordOnce(mrand.New(mrand.NewPCG(41, 42)))
 	if end != "system" {
 		t.Fatalf("ends in %s:\n%s", end, m.said.String())

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/bootflow"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/firstboot"
@@ -211,6 +212,7 @@ func TestConsoleEnroll(t *testing.T) {
 
 func TestConsoleRecoveryKey(t *testing.T) {
 	m := inConsole(t, newFirmware)
+	m.notes(keynote.Note{Unconfirmed: true, Shown: 1})
 	r, c := m.console()
 	m.types(m.shown[0])
 	m.works(r.Unlock(c))
@@ -223,9 +225,16 @@ func TestConsoleRecoveryKey(t *testing.T) {
 	if m.opens(dropped) || !m.opens(m.shown[0]) {
 		t.Error("the key that was not typed back opens, or the old one does not")
 	}
+	if m.note().Unconfirmed {
+		t.Error("the key that was typed counts as not confirmed")
+	}
+	m.notes(keynote.Note{Unconfirmed: true, Shown: 1, Keep: m.agent.Lock.Recoveries[0].ID()})
 	m.echo = true
 	m.works(r.RecoveryKey(c), "is the only one")
 	fresh := m.shown[len(m.shown)-1]
+	if !m.note().Nothing() {
+		t.Errorf("a start to come offers another key, or removes this one: %+v", m.note())
+	}
 	if !m.opens(fresh) || m.opens(m.shown[0]) || m.opens(dropped) {
 		t.Error("the new key does not open, or an old one does")
 	}

@@ -14,7 +14,6 @@ import (
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
-	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/reset"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
@@ -45,12 +44,14 @@ type stepRow struct {
 
 // noLimit is for a step that waits for a person, treeLimit for a slow stick with a large
 // image, secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it, and renewLimit
-// for one that has them type a key, and a PIN twice.
+// for one that has them type a key, and a PIN twice, keyLimit for one that has them write a key down,
+// as often as it takes (unlock.WriteTimeout).
 const (
 	noLimit     time.Duration = -1
 	treeLimit                 = time.Hour
 	secretLimit               = 20 * time.Minute
 	renewLimit                = 40 * time.Minute
+	keyLimit                  = 2 * time.Hour
 )
 
 // time is how long the step may take for the watchdog.
@@ -78,7 +79,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.AskPIN:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByPIN(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, deaf: true, limit: noLimit},
 	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: renewLimit},
-	bootflow.NewKey:     {do: onHost(unlock.NewKey), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewKey }, secrets: true, deaf: true, limit: renewLimit},
+	bootflow.NewKey:     {do: onHost(unlock.NewKey), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewKey }, secrets: true, deaf: true, limit: keyLimit},
 	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
@@ -173,8 +174,7 @@ func (a *Agent) observeState() error {
 	}
 	a.observeKeepHome()
 	if a.facts.NewKey == bootflow.NotTried {
-		n := recoverykey.Noted(a.Store)
-		a.facts.KeyNoted = n.Due() || n.Keep != 0
+		a.facts.KeyNoted = unlock.KeyNoted(a.Store)
 	}
 	a.facts.StateAsked = a.facts.Restored == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
@@ -52,11 +53,17 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 	if err == nil { // by what opens, and not by what was meant to
 		keyslot, err = lock.RecoveryKeyslot(f, &fresh, rootpart.KeyLimit(memory))
 	}
+	if err == nil { // no start to come keeps another one, or offers one
+		err = recoverykey.Confirmed(m.Store, lock.ID(keyslot))
+	}
 	if err != nil {
 		return errors.Join(err, m.takeBack(f, lock, &fresh, rootpart.KeyLimit(memory)))
 	}
 	if err := lock.RemoveRecoveries(m.Random, f, keyslot); err != nil {
 		return fmt.Errorf("the new recovery key is good; the old one may be, too: %w", err)
+	}
+	if err := recoverykey.Note(m.Store, keynote.Note{}); err != nil {
+		return fmt.Errorf("the new recovery key is the only one; the next start notes it: %w", err)
 	}
 	c.Print("The new recovery key is the only one.\n")
 	return nil

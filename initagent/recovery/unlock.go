@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
@@ -65,6 +66,9 @@ func (m *Machine) Unlock(c hw.Console) error {
 		if m.Disk.ReadOnly {
 			c.Print("The disk takes no writes, so your data is there to be read alone: copy it.\n")
 			return nil
+		}
+		if err := recoverykey.Used(m.Store, lock.Typed()); err != nil {
+			c.Print(fmt.Sprintf("that the recovery key was typed was not noted: %v\n", err))
 		}
 		return m.finishSecret(lock, &open)
 	}

@@ -44,12 +44,24 @@ func Note(store hw.Store, n keynote.Note) error {
 	return store.Keep(NoteFile, text)
 }
 
-// Used notes that somebody has typed the recovery key: they have it.
-func Used(store hw.Store) error {
+// Confirmed notes that the recovery key with this ID was typed back, and counts from then
+// on: all others go.
+func Confirmed(store hw.Store, id string) error { return Note(store, keynote.Note{Keep: id}) }
+
+// Used notes that somebody has typed the recovery key with this ID: they have it. Where
+// another one is being added or removed, the one that was typed is kept from then on.
+func Used(store hw.Store, id string) error {
 	n := Noted(store)
-	if !n.Unconfirmed {
+	before := n
+	n.Unconfirmed, n.Shown = false, 0
+	if n.Keep != id { // what was shown last is what was typed, or is gone
+		n.Void = false
+	}
+	if n.Keep != "" {
+		n.Keep = id
+	}
+	if n == before {
 		return nil
 	}
-	n.Unconfirmed, n.Shown = false, 0
 	return Note(store, n)
 }

@@ -3,17 +3,22 @@ package unlock
 import (
 	"errors"
 	"fmt"
+	"path"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/upper"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -22,16 +27,28 @@ const (
 	// key, where the machine itself offers one; who has asked for it has SecretTimeout.
 	presence = 15 * time.Second
 
+	// WriteTimeout is how long a new recovery key stays on the screen to be written down,
+	// and how long its groups are waited for.
+	WriteTimeout = 10 * time.Minute
+
 	offered = `
 NOBODY HAS SHOWN TO HAVE WRITTEN THIS MACHINE'S RECOVERY KEY DOWN. Without it all data
 is lost when the TPM does not open the machine: after a firmware update, with a new
-mainboard. Press Enter to have a new one made and shown (or wait 15 seconds). `
+mainboard. Anything but y, and 15 seconds without an answer, leaves it as it is.
+Make a new one, and show it here?`
 
 	wanted = `
 A NEW RECOVERY KEY: this was asked for from the running system, with
 ` + "`halogenctl recovery-key new`" + `. The one that you have opens until the new one is confirmed.
-If it was not you who asked, type n: somebody else may be root there.
-Press Enter to have it made and shown (or wait two minutes for nothing to be done). `
+If it was not you who asked, press Enter: somebody else may be root there. Anything but
+y, and two minutes without an answer, leaves the key as it is.
+Make a new one, and show it here?`
+
+	void = `
+THE RECOVERY KEY THAT WAS SHOWN LAST IS NOT IN FORCE: it was not confirmed, and opens
+nothing. Throw away what you have written down of it. The one before opens, as it did.
+If nobody has that one, ask again: ` + "`halogenctl recovery-key new`" + `, and restart.
+Press Enter to go on (or wait two minutes). `
 )
 
 // A keyChange makes a new recovery key on a machine that the TPM has opened.
@@ -40,76 +57,139 @@ type keyChange struct {
 	note      keynote.Note
 	f         hw.File
 	volumeKey []byte
+	shown     bool // in this boot
+}
+
+// KeyNoted reports whether NewKey has anything to do. Unasked it offers a key only until
+// somebody has a directory in /home: from then on there is data to be had by a key that
+// is shown to whoever restarts the machine.
+func KeyNoted(store hw.Store) bool {
+	n := recoverykey.Noted(store)
+	return n.Keep != "" || due(store, n)
+}
+
+func due(store hw.Store, n keynote.Note) bool { return n.Wanted || n.Due() && !inhabited(store) }
+
+// inhabited reports whether somebody has a directory in /home. One that cannot be listed
+// counts.
+func inhabited(store hw.Store) bool {
+	names, err := store.Names(path.Join(upper.Bind, keephome.Home))
+	return err != nil || slices.ContainsFunc(names, func(name string) bool { return name != "lost+found" && !strings.HasPrefix(name, ".") })
 }
 
 // NewKey makes a new recovery key, shows it, and has it confirmed, where the note says so,
-// and finishes what a cut has left of that. Nobody sees a key who does not press a key
-// first, and it was the running system, from the encrypted root partition, or the first
-// boot, that asked for one.
+// and finishes what a cut has left of that. Nobody sees a key who does not say yes first,
+// and it was the running system, from the encrypted root partition, or the first boot,
+// that asked for one.
 //
 // The order: the note says that the key before counts; the new one is added, shown and
 // confirmed; the note says that it counts; all others go, and the note after them. Cut
-// anywhere, the key that the note names opens, and is the only one at the next start.
+// anywhere, the key that the note names opens, and is the only one at the next start,
+// which says so of one that was shown and is gone.
 func NewKey(h *host.Host) (err error) {
 	k := &keyChange{Host: h, note: recoverykey.Noted(h.Store)}
 	if k.f, err = h.Disks.OpenPartition(h.Disk, layout.RootNumber, true); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.f.Close()) }()
-	if err := k.settle(); err != nil || !k.note.Due() {
+	gone, err := k.settle()
+	if err != nil {
 		return err
 	}
-	if len(h.Lock.Recoveries) != 1 {
-		return vault.ErrTwoKeys
-	}
-	asked := k.note.Wanted
-	k.note.Wanted = false
-	if k.note.Unconfirmed {
-		k.note.Shown++
-	}
-	k.note.Keep = h.Lock.Recoveries[0].Keyslot + 1
-	// Before anybody is asked: what is asked for is asked once.
-	if err := recoverykey.Note(h.Store, k.note); err != nil {
-		return err
+	due := due(h.Store, k.note)
+	if !gone && !due {
+		return nil
 	}
 	c, err := h.Person.Open()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	return errors.Join(k.replace(c, asked), k.settle())
+	if gone {
+		err = k.sayVoid(c)
+	}
+	if due {
+		err = errors.Join(err, k.offer(c))
+	}
+	return err
 }
 
-// settle leaves the recovery key that counts alone, where the note names one.
-func (k *keyChange) settle() error {
-	if k.note.Keep == 0 {
-		return nil
+// offer makes a new key, where somebody wants one, and puts it in force, where they
+// confirm it.
+func (k *keyChange) offer(c hw.Console) error {
+	if len(k.Lock.Recoveries) != 1 {
+		return vault.ErrTwoKeys
 	}
-	keyslot := k.note.Keep - 1
-	if slices.ContainsFunc(k.Lock.Recoveries, func(r vault.Recovery) bool { return r.Keyslot == keyslot }) && len(k.Lock.Recoveries) > 1 {
-		if err := k.Lock.RemoveRecoveries(k.Random, k.f, keyslot); err != nil {
-			return err
-		}
-	}
-	k.note.Keep = 0
-	return recoverykey.Note(k.Store, k.note)
-}
-
-// replace adds a key and has it confirmed. Whatever it returns, the note says which counts.
-func (k *keyChange) replace(c hw.Console, asked bool) error {
 	question, timeout := offered, presence
-	if asked {
+	if k.note.Wanted { // somebody has lost the key, or says so, and is not asked again
 		question, timeout = wanted, SecretTimeout
+		k.note.Wanted, k.note.Unconfirmed, k.note.Shown = false, true, keynote.MaxShown
+	} else {
+		k.note.Shown++
 	}
-	answer, err := c.Ask(question, false, timeout)
+	before := recoverykey.Noted(k.Store)
+	// Before anybody is asked: what is asked for is asked once.
+	if err := recoverykey.Note(k.Store, k.note); err != nil {
+		return err
+	}
+	yes, err := hw.AskYes(c, question, timeout)
 	switch {
 	case errors.Is(err, hw.ErrNobody):
 		return nil
 	case err != nil:
 		return err
-	case len(answer) > 0:
+	case !yes:
 		c.Print("The recovery key stays as it is.\n")
+		if before.Wanted { // by somebody else than who is here
+			before.Wanted = false
+			return recoverykey.Note(k.Store, before)
+		}
 		return nil
+	}
+	if err = k.replace(c); !k.shown {
+		k.note.Void = false
+	}
+	gone, serr := k.settle()
+	if serr == nil && gone {
+		serr = k.sayVoid(c)
+	}
+	return errors.Join(err, serr)
+}
+
+// sayVoid tells whoever has written a key down that it opens nothing.
+func (k *keyChange) sayVoid(c hw.Console) error {
+	k.Log.Say("the recovery key that was shown last was not confirmed, and is gone: the one before is in force")
+	_, err := c.Ask(void, false, SecretTimeout)
+	if errors.Is(err, hw.ErrNobody) {
+		return nil
+	}
+	return err
+}
+
+// settle leaves the recovery key that counts alone, where the note names one. gone says
+// that one is gone which was shown and not confirmed, now or before a cut.
+func (k *keyChange) settle() (gone bool, err error) {
+	if k.note.Keep == "" {
+		return false, nil
+	}
+	at := slices.IndexFunc(k.Lock.Recoveries, func(r vault.Recovery) bool { return r.ID() == k.note.Keep })
+	gone = at >= 0 && k.note.Void
+	if at >= 0 && len(k.Lock.Recoveries) > 1 {
+		if err := k.Lock.RemoveRecoveries(k.Random, k.f, k.Lock.Recoveries[at].Keyslot); err != nil {
+			return false, err
+		}
+		k.Log.Say("the recovery keys but one are removed: that one was confirmed, or typed, or is the one before")
+	}
+	k.note.Keep = ""
+	return gone, recoverykey.Note(k.Store, k.note)
+}
+
+// replace adds a key and has it confirmed. Whatever it returns, the note says which counts.
+func (k *keyChange) replace(c hw.Console) error {
+	k.note.Keep, k.note.Void = k.Lock.Recoveries[0].ID(), true
+	if err := recoverykey.Note(k.Store, k.note); err != nil {
+		k.note.Keep = ""
+		return err
 	}
 	fresh, err := luks2.NewRecoveryKey(k.Random)
 	if err != nil {
@@ -129,29 +209,23 @@ func (k *keyChange) replace(c hw.Console, asked bool) error {
 	if err := k.Lock.AddRecovery(k.Random, k.f, k.volumeKey, k.Secret, &fresh, kdf); err != nil {
 		return err
 	}
-	confirmed, err := recoverykey.Confirm(c, k.Random, &fresh, recoverykey.Text{Title: "NEW RECOVERY KEY", Later: "the one before stays"}, SecretTimeout)
+	k.shown = true
+	k.NoteSelf(journal.NewKey, "somebody at the machine has had a new recovery key shown, without the one before")
+	confirmed, err := recoverykey.Confirm(c, k.Random, &fresh, recoverykey.Text{Title: "NEW RECOVERY KEY", Later: "the one before stays"}, WriteTimeout)
 	if err != nil || !confirmed {
 		return err
 	}
-	keyslot, err := k.Lock.RecoveryKeyslot(k.f, &fresh, rootpart.KeyLimit(memory)) // by what opens
+	id, err := k.Lock.RecoveryID(k.f, &fresh, rootpart.KeyLimit(memory)) // by what opens
 	if err != nil {
 		return err
 	}
-	k.note = keynote.Note{Keep: keyslot + 1}
+	before := k.note
+	k.note = keynote.Note{Keep: id, Replaced: keynote.Day(k.Now())}
 	if err := recoverykey.Note(k.Store, k.note); err != nil {
-		k.note.Keep = k.before(keyslot) // the note before is in force
+		k.note = before // it is in force
 		return fmt.Errorf("the new recovery key was confirmed and cannot be put in force: the one before stays: %w", err)
 	}
+	k.NoteSelf(journal.NewKey, "the new recovery key was confirmed: the one before opens nothing any more")
 	c.Print("The new recovery key is confirmed. The one before opens nothing any more.\n")
 	return nil
-}
-
-// before is the note's value for the key that was there before the one of a keyslot.
-func (k *keyChange) before(fresh int) int {
-	for _, r := range k.Lock.Recoveries {
-		if r.Keyslot != fresh {
-			return r.Keyslot + 1
-		}
-	}
-	return 0
 }

@@ -353,7 +353,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err := o.CapVolume(volumeKey); err != nil {
 		return err
 	}
-	if err := recoverykey.Used(o.Store); err != nil {
+	if err := recoverykey.Used(o.Store, o.Lock.Typed()); err != nil {
 		o.Log.Say("that the recovery key was typed was not noted: %v", err)
 	}
 	o.State.Root, o.Secret = bootflow.RootOpen, secret

@@ -82,7 +82,21 @@ func (l *Lock) openRecovery(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64
 	}
 	l.TakePIN(volumeKey, secret)
 	l.OpenedBy(volumeKey)
+	l.typed = l.ID(opened)
 	return volumeKey, secret, nil
+}
+
+// Typed is the ID of the recovery key that has opened the volume; "" where none has.
+func (l *Lock) Typed() string { return l.typed }
+
+// ID is that of the recovery key with a keyslot; "" where there is none.
+func (l *Lock) ID(keyslot int) string {
+	for _, r := range l.Recoveries {
+		if r.Keyslot == keyslot {
+			return r.ID()
+		}
+	}
+	return ""
 }
 
 func (l *Lock) recoveryKeyslots() (keyslots []int) {
@@ -189,6 +203,15 @@ func (l *Lock) removeEmptyTokens(c *luks2.Change) error {
 	return nil
 }
 
+// RecoveryID is the ID of the recovery key that is this one, by what opens the volume.
+func (l *Lock) RecoveryID(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64) (string, error) {
+	keyslot, err := l.RecoveryKeyslot(r, key, memory)
+	if err != nil {
+		return "", err
+	}
+	return l.ID(keyslot), nil
+}
+
 // RecoveryKeyslot is the keyslot that a recovery key opens.
 func (l *Lock) RecoveryKeyslot(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64) (int, error) {
 	passphrase := key.Passphrase()
@@ -207,7 +230,7 @@ func (l *Lock) again() error {
 	if err != nil {
 		return err
 	}
-	now.Health, now.volume = l.Health, l.volume
+	now.Health, now.volume, now.typed = l.Health, l.volume, l.typed
 	*l = *now
 	return nil
 }

@@ -67,6 +67,7 @@ type Lock struct {
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 }
+	typed  string    // the ID of the recovery key that has opened it; "" until then
 
 // A Recovery is what the header has for a recovery key.
 type Recovery struct {
@@ -77,6 +78,13 @@ type Recovery struct {
 }
 
 // Look reads a partition of size bytes and says in which condition the root
+// ID tells a recovery key from every other that the volume has had: keyslots are used
+// again.
+func (r Recovery) ID() string {
+	sum := sha256.Sum256(r.Escrow)
+	return fmt.Sprintf("%d-%x", r.Keyslot, sum[:8])
+}
+
 // partition is. The lock is nil unless there is a volume.
 func Look(r io.ReaderAt, size int64) (bootflow.Root, *Lock, error) {
 	header, health, err := luks2.Open(r, size)

@@ -24,9 +24,9 @@ The old key opens nothing afterwards, but a copy of the root partition's first
 secret: reseal --new-secret makes another.
 
 In the running system (halogenctl recovery-key new) it only leaves a request:
-the next start, opened by the TPM, does this for whoever is in front of it. The
-old key is not needed for that, and stays until the new one is confirmed. At the
-recovery console it needs unlock.
+the next start, opened by the TPM, does this for whoever is in front of it and
+answers y. The old key is not needed for that, and stays until the new one is
+confirmed: one that is not opens nothing. At the recovery console it needs unlock.
 
 Exit codes: 0 replaced, or asked for; 1 not, 2 wrong usage.
 `

@@ -219,5 +219,5 @@ func (m *Machine) keyWarning(r *Running) string {
 	if err != nil {
 		return ""
 	}
-	return n.Warning()
+	return n.Warning(m.Now())
 }
