@@ -37,6 +37,8 @@ const (
 type Secret struct {
 	key [32]byte
 	pin PIN // of no stretch: none
+	// guarded: it goes along with a PIN, whether or not that one is known here.
+	guarded bool
 }
 
 // NewSecret reads a fresh secret from rand, which must be a cryptographic source.
@@ -95,6 +97,14 @@ func (s *Secret) PIN() *PIN {
 	}
 	return &s.pin
 }
+
+// Guarded reports whether the secret goes along with a PIN, which need not be known here:
+// a recovery key's escrow says so, which nobody can change who has not the key, and of
+// which there is a new one with each secret.
+func (s *Secret) Guarded() bool { return s.guarded || s.PIN() != nil }
+
+// Guard notes that it does.
+func (s *Secret) Guard() { s.guarded = true }
 
 // LUKSPassphrase returns the passphrase of the LUKS keyslot: 64 lower-case
 // hexadecimal characters without an end of line, so that any tool can be given
@@ -190,8 +200,12 @@ func (s *Secret) aead(purpose string) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// escrowPurpose names the content of an escrow.
-const escrowPurpose = "machine-secret"
+// What an escrow has: a machine secret, or one that goes along with a PIN, which no release
+// before reads.
+const (
+	escrowPurpose = "machine-secret"
+	escrowGuarded = "machine-secret-with-pin"
+)
 
 // Escrow encrypts the machine secret under the recovery key, given as the 32
 // bytes that its text stands for. Without it a machine whose TPM refuses would
@@ -206,7 +220,11 @@ func Escrow(rand io.Reader, recovery []byte, s *Secret) ([]byte, error) {
 	defer k.Wipe()
 	plain := s.Bytes()
 	defer clear(plain)
-	return k.Box(rand, escrowPurpose, plain)
+	purpose := escrowPurpose
+	if s.Guarded() {
+		purpose = escrowGuarded
+	}
+	return k.Box(rand, purpose, plain)
 }
 
 // OpenEscrow returns the machine secret that Escrow encrypted.
@@ -217,10 +235,17 @@ func OpenEscrow(recovery, escrow []byte) (*Secret, error) {
 	}
 	defer k.Wipe()
 	plain, err := k.Unbox(escrowPurpose, escrow)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		return SecretFrom(plain)
 	}
-	return SecretFrom(plain)
+	if plain, gerr := k.Unbox(escrowGuarded, escrow); gerr == nil {
+		s, err := SecretFrom(plain)
+		if err == nil {
+			s.Guard()
+		}
+		return s, err
+	}
+	return nil, err
 }
 
 func escrowKey(recovery []byte) (*Secret, error) {

@@ -128,8 +128,16 @@ func TestEscrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := OpenEscrow(recovery, e); err != nil || !got.Equal(s) {
-		t.Errorf("%v", err)
+	if got, err := OpenEscrow(recovery, e); err != nil || !got.Equal(s) || got.Guarded() {
+		t.Errorf("%v, guarded %t", err, got.Guarded())
+	}
+	s.Guard()
+	with, err := Escrow(rand.Reader, recovery, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OpenEscrow(recovery, with); err != nil || !got.Equal(s) || !got.Guarded() || got.PIN() != nil {
+		t.Errorf("of a secret with a PIN: %v, guarded %t", err, got.Guarded())
 	}
 	recovery[0]++
 	if _, err := OpenEscrow(recovery, e); err == nil {

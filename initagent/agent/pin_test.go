@@ -1,16 +1,21 @@
 package agent
 
 import (
+	"encoding/json"
 	mrand "math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -156,6 +161,36 @@ func TestPINTakenOut(t *testing.T) {
 	m.startsBy("5678")
 }
 
+// Root of the running system has the volume's key, and can take away all that says of a
+// PIN: the note of what the machine had, and the header's token. The recovery key alone
+// knows of it then, and a "y" gives nothing up. FAULTS 108
+func TestPINIsNotGivenUp(t *testing.T) {
+	m := withPIN(t, "1234")
+	m.startsBy("1234")
+	delete(m.rootFiles(), rootpart.GuaranteesFile)
+	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
+		sealed, err := policy.ParseSealed(token.Fields["sealed"])
+		m.must(err)
+		sealed.Version, sealed.PIN = 1, nil
+		d, err := sealed.Policy()
+		m.must(err)
+		public := tpm2.Marshal(policy.SealedTemplate(d))
+		sealed.Public = append(append(public[:len(public)-2], 0, 32), make([]byte, 32)...)
+		token.Fields["sealed"], err = sealed.Encode()
+		m.must(err)
+		delete(token.Fields, "pin")
+		return c.SetToken(n, token)
+	})
+	planted := m.world(true, nil)
+	for _, answer := range []string{"", "y"} {
+		m.powerOn(planted)
+		m.startsBy(m.recoveryKey(), "y", answer)
+		if text := m.printed.String(); !strings.Contains(text, "The TPM asked for a PIN") || !strings.Contains(text, "nothing was changed") || m.rootFiles()[rootpart.GuaranteesFile] != nil {
+			t.Errorf("after %q:\n%s", answer, text)
+		}
+	}
+}
+
 // Cut anywhere while it is set, the machine starts without a PIN or by it, and by the
 // recovery key; nothing in between. FAULTS 108
 func TestPINCut(t *testing.T) {
@@ -165,6 +200,13 @@ func TestPINCut(t *testing.T) {
 	states, end := m.recordOnce(mrand.New(mrand.NewPCG(43, 44)))
 	if end != "reboot" {
 		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	}
+	_, volumeKey, secret := m.unlocked()
+	luks2.Wipe(volumeKey)
+	for _, s := range states { // what root finds in free space knows of the PIN as well
+		for _, files := range s.world.volumes {
+			m.nextKnowsPIN(files[rootpart.NextFile], secret)
+		}
 	}
 	with := 0
 	for i := 0; i < len(states); i += 5 {
@@ -181,5 +223,21 @@ func TestPINCut(t *testing.T) {
 	}
 	if with == 0 || with >= (len(states)+4)/5 {
 		t.Errorf("a PIN after %d of %d cuts", with, (len(states)+4)/5)
+	}
+}
+
+// nextKnowsPIN opens what a new secret has left for itself, if it did.
+func (m *machine) nextKnowsPIN(box []byte, secret *policy.Secret) {
+	m.t.Helper()
+	text, err := secret.Unbox("next-secret", box)
+	if err != nil {
+		return
+	}
+	var next struct{ Guarantees []byte }
+	m.must(json.Unmarshal(text, &next))
+	text, err = secret.Unbox("guarantees", next.Guarantees)
+	m.must(err)
+	if !strings.Contains(string(text), `"pin":true`) {
+		m.t.Errorf("the new secret says %s of what the machine has", text)
 	}
 }

@@ -170,7 +170,7 @@ func (h *Host) keysAhead(secret *policy.Secret) []pcr.Digest {
 func (h *Host) Composed(start *rootpart.Start, volumeKey []byte, secret *policy.Secret, also []pcr.Digest) (rootpart.Binding, *policy.Record, []policy.Boot, error) {
 	b := h.Binding()
 	b.Proves = false // nothing unseals twice in one boot
-	b.Had, b.Enforces = rootpart.Had(h.Had, h.Lock), start.SecureBoot
+	b.Had, b.Enforces = rootpart.Had(h.Had, h.Lock, secret), start.SecureBoot
 	q := h.fallbacks(b, start, secret)
 	q.Also = also
 	record, boots, err := b.Acceptable(q, h.Lock, secret, volumeKey, h.ReadESP)

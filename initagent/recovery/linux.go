@@ -60,7 +60,8 @@ const keyType = "user"
 func (k Keyring) Keep(o *Opened) error {
 	secret := o.Secret.Bytes()
 	defer luks2.Wipe(secret)
-	both := append(append(make([]byte, 0, len(secret)+len(o.VolumeKey)), secret...), o.VolumeKey...)
+	both := append(append(make([]byte, 0, len(secret)+1+len(o.VolumeKey)), secret...), guard(o.Secret))
+	both = append(both, o.VolumeKey...)
 	defer luks2.Wipe(both)
 	_, err := unix.AddKey(keyType, k.Description, both, unix.KEY_SPEC_USER_KEYRING)
 	return err
@@ -88,12 +89,26 @@ func (k Keyring) Kept() (*Opened, error) {
 		return nil, fmt.Errorf("read what `unlock` has kept: %w", err)
 	}
 	const secretSize = 32
-	if n <= secretSize || n > most {
+	if n <= secretSize+1 || n > most {
 		return nil, fmt.Errorf("what `unlock` has kept has %d bytes", n)
 	}
-	o := &Opened{VolumeKey: append([]byte(nil), both[secretSize:n]...)}
+	o := &Opened{VolumeKey: append([]byte(nil), both[secretSize+1:n]...)}
 	o.Secret, err = policy.SecretFrom(both[:secretSize])
+	if err == nil && both[secretSize] == guarded {
+		o.Secret.Guard()
+	}
 	return o, err
+}
+
+// guarded is the byte of a secret that goes along with a PIN. Which one that is, is not
+// kept: vault.Lock.TakePIN.
+const guarded = 1
+
+func guard(s *policy.Secret) byte {
+	if s.Guarded() {
+		return guarded
+	}
+	return 0
 }
 
 // Forget implements Keeper.

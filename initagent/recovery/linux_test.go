@@ -19,6 +19,7 @@ func TestKeyring(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := Keyring{Description: fmt.Sprintf("halogen:test-%d", os.Getpid())}
+	secret.Guard()
 	o := &Opened{Secret: secret, VolumeKey: bytes.Repeat([]byte{7}, 64)}
 	if err := k.Keep(o); errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		t.Skipf("there is no keyring here: %v", err)
@@ -30,7 +31,7 @@ func TestKeyring(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !again.Secret.Equal(secret) || !bytes.Equal(again.VolumeKey, o.VolumeKey) {
+		if !again.Secret.Equal(secret) || !again.Secret.Guarded() || !bytes.Equal(again.VolumeKey, o.VolumeKey) {
 			t.Error("something else was kept")
 		}
 		again.Wipe()

@@ -61,10 +61,11 @@ type Binding struct {
 var ErrWeaker = errors.New("nothing was changed: this machine would be protected less than it was")
 
 // Had is what a machine has had, by its own note and by what its header says of the
-// TPM: a machine of an earlier release has no note.
-func Had(noted Guarantees, lock *vault.Lock) Guarantees {
+// TPM: a machine of an earlier release has no note. Of a PIN the secret itself says it,
+// where the note is gone, whatever the header has.
+func Had(noted Guarantees, lock *vault.Lock, secret *policy.Secret) Guarantees {
 	noted.Record = noted.Record || lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV
-	noted.PIN = noted.PIN || lock.HasPIN()
+	noted.PIN = noted.PIN || lock.HasPIN() || noted.unknown != nil && secret.Guarded()
 	return noted
 }
 

@@ -120,7 +120,7 @@ func (g Guarantees) box(random io.Reader, secret *policy.Secret) ([]byte, error)
 // Raise returns the higher of both, each for itself.
 func (g Guarantees) Raise(o Guarantees) Guarantees {
 	if g.unknown != nil {
-		g = Guarantees{Format: guaranteesFormat}
+		g = Guarantees{Format: guaranteesFormat, PIN: g.PIN} // which Had says
 	}
 	return Guarantees{
 		Format: max(g.Format, guaranteesFormat), Floor: max(g.Floor, o.Floor),

@@ -147,15 +147,18 @@ func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *
 		return g, false, err
 	}
 	defer wipe()
-	g = b.Now(record, lock)
-	if err := r.Prepare(m.Store, random, lock, g); err != nil {
-		return g, false, err
-	}
 	if !r.OtherPIN {
 		r.Fresh.SetPIN(r.Old.PIN())
 	}
 	if r.OtherPIN { // its owner wants it so
 		b.Had.PIN = r.Fresh.PIN() != nil
+	}
+	g = b.Now(record, lock)
+	// From the first on: whatever is under the fresh secret can be found in free space, and
+	// put back.
+	g.PIN = r.Fresh.PIN() != nil
+	if err := r.Prepare(m.Store, random, lock, g); err != nil {
+		return g, false, err
 	}
 	b.Consent = nil // a TPM without room for a second record keeps the one that it has
 	sealed, err := b.Seal(r.Fresh, boots[0], record, boots[1:]...)

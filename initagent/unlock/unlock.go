@@ -404,7 +404,7 @@ var errAccepted = errors.New("the TPM has accepted this machine, but not all tha
 // the keyslot waits for the other: one that fails does not keep the other from being
 // written.
 func (o *opening) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey []byte, secret *policy.Secret, start *rootpart.Start) error {
-	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(o.Had, o.Lock), o.weaker(c), start.SecureBoot, start.Older(o.List, o.LastGoodLog(secret))
+	b.Had, b.Consent, b.Enforces, b.Older = rootpart.Had(o.Had, o.Lock, secret), o.weaker(c), start.SecureBoot, start.Older(o.List, o.LastGoodLog(secret))
 	record, boots, err := o.Acceptable(b, start, volumeKey, secret)
 	if err != nil {
 		return err
