@@ -14,6 +14,7 @@ const (
 	labelPINAuth = "halogenos/2/pin-auth"
 	labelPINLUKS = "halogenos/2/luks-keyslot"
 	labelPINKept = "halogenos/2/pin-kept"
+	labelLockout = "halogenos/2/tpm-lockout"
 )
 
 // The bounds of a stretch. What a header asks for is not authenticated: less than the
@@ -93,6 +94,16 @@ func (s Stretch) PIN(typed []byte) (*PIN, error) {
 	key := argon2.IDKey(typed, s.Salt[:], s.Passes, s.Memory, s.Lanes, 32)
 	defer clear(key)
 	return &PIN{stretch: s, key: [32]byte(key)}, nil
+}
+
+// LockoutAuth returns the authorisation that keeps others from setting back the TPM's count
+// of wrong PINs, which the caller wipes. It follows from the volume key, which stays while
+// machine secrets and PINs change: who has that needs no PIN. As for the end of it, see
+// PIN.Auth.
+func LockoutAuth(volumeKey []byte) []byte {
+	auth := volumeMAC(volumeKey, labelLockout)
+	auth[31] |= 1
+	return auth[:]
 }
 
 // A PIN is a PIN or passphrase once it was stretched. From it follow the authorisation

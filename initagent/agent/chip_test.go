@@ -148,6 +148,7 @@ func (e *emulator) extend(register int, digest pcr.Digest) error {
 var lasting = map[tpm2.TPMCC]string{
 	tpm2.TPMCCEvictControl: "tpm persist key", tpm2.TPMCCNVDefineSpace: "tpm define index",
 	tpm2.TPMCCNVUndefineSpace: "tpm delete index", tpm2.TPMCCNVWrite: "tpm write index",
+	tpm2.TPMCCHierarchyChanegAuth: "tpm set lockout authorisation", tpm2.TPMCCDictionaryAttackParameters: "tpm set lockout parameters",
 }
 
 // wire is the way to the TPM of a running machine.

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -240,4 +241,78 @@ func (m *machine) nextKnowsPIN(box []byte, secret *policy.Secret) {
 	if !strings.Contains(string(text), `"pin":true`) {
 		m.t.Errorf("the new secret says %s of what the machine has", text)
 	}
+}
+
+// countsPINs says whether the TPM goes on counting wrong PINs whatever others tell it, and how
+// many it still takes.
+func (m *machine) countsPINs() (counted bool, left int) {
+	m.t.Helper()
+	c := tpm.OpenTransport(m.emulator)
+	counted, err := c.PINsCounted()
+	m.must(err)
+	tries, err := c.PINTries()
+	m.must(err)
+	m.must(c.Close())
+	return counted, tries.Left
+}
+
+// uncount is somebody who has the TPM count otherwise.
+func (m *machine) uncount() {
+	m.t.Helper()
+	_, volumeKey, secret := m.unlocked()
+	secret.Wipe()
+	c := tpm.OpenTransport(m.emulator)
+	m.must(c.UncountPINs(policy.LockoutAuth(volumeKey)))
+	m.must(c.Close())
+	m.chipChanged = true
+}
+
+// A machine with a PIN has the TPM count wrong ones, looks at each start that it does, has
+// it forget them once the recovery key has opened, and says what was counted before.
+// FAULTS 108
+func TestPINCount(t *testing.T) {
+	m := withPIN(t, "1234")
+	if counted, _ := m.countsPINs(); !counted {
+		t.Fatal("anybody can set the count back")
+	}
+	m.uncount()
+	m.said.Reset()
+	m.startsBy("1235", "1234")
+	if counted, _ := m.countsPINs(); !counted || !strings.Contains(m.said.String(), "somebody has changed how the TPM counts") {
+		t.Errorf("counted again: %t:\n%s", counted, m.said.String())
+	}
+	m.startsBy("1234")
+	if !strings.Contains(m.printed.String(), "has counted 1 wrong PINs") {
+		t.Errorf("of what was typed before it says:\n%s", m.printed.String())
+	}
+	m.startsBy("1235", "", m.recoveryKey(), "n")
+	if _, left := m.countsPINs(); left != 10 {
+		t.Errorf("%d tries are left", left)
+	}
+	m.asksForPIN(nextboot.RemovePIN)
+	m.typed = []string{"1234", m.recoveryKey()}
+	if end := m.boot(); end != "reboot" {
+		t.Fatalf("removing ends in %s", end)
+	}
+	if counted, _ := m.countsPINs(); counted {
+		t.Error("the lockout authorisation stays without a PIN")
+	}
+}
+
+// Where the lockout authorisation is another's, a PIN is a long one.
+func TestPINUncounted(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	c := tpm.OpenTransport(m.emulator)
+	m.must(c.CountPINs([]byte("their own")))
+	m.must(c.Close())
+	m.chipChanged = true
+	m.asksForPIN(nextboot.SetPIN)
+	m.typed = []string{m.recoveryKey(), "1234", "1234", "correct horse", "correct horse"}
+	if end := m.boot(); end != "reboot" || !m.hasPIN() {
+		t.Fatalf("ends in %s:\n%s", end, m.printed.String())
+	}
+	if text := m.printed.String(); !strings.Contains(text, "a password that is not this machine's") || !strings.Contains(text, "That is too short: 12") {
+		t.Errorf("it says:\n%s", text)
+	}
+	m.startsBy("correct horse")
 }

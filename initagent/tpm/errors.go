@@ -19,6 +19,7 @@ var (
 	ErrFailed      = errors.New("the TPM is in failure mode (a power cycle may cure it)")
 	ErrNotStarted  = errors.New("the firmware did not start the TPM")
 	ErrLockout     = errors.New("the TPM is locked out after wrong authorisations")
+	ErrLockoutAuth = errors.New("the TPM's lockout hierarchy has a password that is not this machine's, so that others may set its count of wrong PINs back (clear the TPM in the firmware setup)")
 	ErrOwnerAuth   = errors.New("the TPM's owner hierarchy has a password (clear the TPM in the firmware setup)")
 	ErrNoSpace     = errors.New("the TPM has no room for an NV index")
 	ErrUnsupported = errors.New("the TPM lacks what is needed")
@@ -77,7 +78,7 @@ func wrap(op string, err error) error {
 		return nil
 	}
 	for _, class := range []error{
-		ErrAbsent, ErrBusy, ErrTimeout, ErrMalformed, ErrFailed, ErrNotStarted, ErrLockout, ErrOwnerAuth, ErrNoSpace,
+		ErrAbsent, ErrBusy, ErrTimeout, ErrMalformed, ErrFailed, ErrNotStarted, ErrLockoutAuth, ErrLockout, ErrOwnerAuth, ErrNoSpace,
 		ErrUnsupported, ErrBankInactive, ErrChanged, ErrIndexMissing, ErrIndexForeign, ErrIndexUnwritten, ErrExpired, ErrPolicy, ErrPIN, ErrWrongPIN,
 		policy.ErrSealed, errTransport,
 	} {

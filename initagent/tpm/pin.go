@@ -10,8 +10,9 @@ import (
 // left alone. Other software's wrong authorisations count as well, and so does, in many a
 // TPM, each time that the power is cut. It is not authenticated: it is for people.
 type PINTries struct {
-	Left int           // 0: it takes none, not even the right one
-	Wait time.Duration // until it takes one more; the machine has to stay switched on
+	Failed int           // that it has counted and not forgotten
+	Left   int           // 0: it takes none, not even the right one
+	Wait   time.Duration // until it takes one more; the machine has to stay switched on
 }
 
 // PINTries asks for them.
@@ -27,6 +28,6 @@ func (t *TPM) PINTries() (tries PINTries, err error) {
 	if !c.Lockout.Active && c.Lockout.Failures < c.Lockout.Limit {
 		tries.Left = int(c.Lockout.Limit - c.Lockout.Failures)
 	}
-	tries.Wait = c.Lockout.Interval
+	tries.Failed, tries.Wait = int(c.Lockout.Failures), c.Lockout.Interval
 	return tries, nil
 }

@@ -250,3 +250,97 @@ func TestPINAgainstReplay(t *testing.T) {
 		t.Errorf("its owner: %v", err)
 	}
 }
+
+// tellLockout sends a command of dictionary attack protection with an empty authorisation,
+// as anybody can.
+func (m *machine) tellLockout(cc tpm2.TPMCC, parameters ...uint32) error {
+	m.t.Helper()
+	c := m.open()
+	defer closed(m.t, c)
+	return c.lockoutCommand(cc, parameters...)
+}
+
+// Whoever can start a system of their own replays a good boot, tries a PIN, and has the TPM
+// forget that: it does not, where it was told to count. Counting that somebody has switched
+// off before is switched on; what keeps it so does not pass over the bus. FAULTS 108
+func TestPINCountIsKept(t *testing.T) {
+	m := provision(t, "uki 1")
+	right := pinned(t, "1234")
+	wrong := again(t, right.Stretch(), "1235")
+	m.withPIN(right)
+	auth := policy.LockoutAuth(bytes.Repeat([]byte{7}, 64))
+	counted := func() bool {
+		c := m.open()
+		defer closed(t, c)
+		yes, err := c.PINsCounted()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return yes
+	}
+	if err := m.tellLockout(tpm2.TPMCCDictionaryAttackParameters, 1<<31, 0, 0); err != nil || counted() {
+		t.Fatalf("it is guarded from the first: %v", err)
+	}
+	wire := &spy{inner: m.raw}
+	for range 2 {
+		c := OpenTransport(wire)
+		if err := c.CountPINs(auth); err != nil {
+			t.Fatal(err)
+		}
+		closed(t, c)
+	}
+	if !counted() || bytes.Contains(wire.bytes, auth[:8]) {
+		t.Fatalf("counted %t; the authorisation can be heard on the bus: %t", counted(), bytes.Contains(wire.bytes, auth[:8]))
+	}
+	try := func(left int) {
+		t.Helper()
+		if err := m.unlockBy(wrong); !errors.Is(err, ErrWrongPIN) || m.left() != left {
+			t.Fatalf("a wrong PIN: %v, %d are left, want %d", err, m.left(), left)
+		}
+	}
+	try(pinTries - 1)
+	try(pinTries - 2)
+	c := m.open()
+	if err := c.ForgivePINs(auth); err != nil || m.left() != pinTries || !counted() {
+		t.Errorf("its owner: %v, %d are left", err, m.left())
+	}
+	closed(t, c)
+	try(pinTries - 1)
+	if err := m.tellLockout(tpm2.TPMCCDictionaryAttackLockReset); err == nil {
+		t.Error("anybody can have the count set back")
+	}
+	if err := m.tellLockout(tpm2.TPMCCDictionaryAttackParameters, 1<<31, 0, 0); err == nil {
+		t.Error("anybody can have it not counted")
+	}
+	if m.left() != pinTries-1 || !counted() {
+		t.Errorf("%d tries are left, counted %t", m.left(), counted())
+	}
+	if err := m.unlockBy(right); err != nil {
+		t.Error(err)
+	}
+}
+
+// A lockout authorisation of somebody else's is left alone, and one of one's own goes.
+func TestPINCountOfOthers(t *testing.T) {
+	m := provision(t, "uki 1")
+	c := m.open()
+	defer closed(t, c)
+	theirs, mine := []byte("theirs"), policy.LockoutAuth(make([]byte, 64))
+	for range 2 {
+		if err := c.CountPINs(theirs); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.UncountPINs(theirs); err != nil {
+			t.Fatal(err)
+		}
+		if counted, err := c.PINsCounted(); err != nil || counted {
+			t.Fatalf("counted %t, %v", counted, err)
+		}
+	}
+	if err := c.CountPINs(theirs); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CountPINs(mine); !errors.Is(err, ErrLockoutAuth) {
+		t.Errorf("another's: %v", err)
+	}
+}

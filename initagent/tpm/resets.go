@@ -57,19 +57,5 @@ func (t *TPM) policyCounterTimer(session tpm2.TPMHandle, limit uint32) error {
 	body := binary.BigEndian.AppendUint32(nil, uint32(session))
 	body = binary.BigEndian.AppendUint16(body, uint16(len(operand)))
 	body = append(append(body, operand...), rest...)
-	const head = 10
-	command := binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMSTNoSessions))
-	command = binary.BigEndian.AppendUint32(command, uint32(head+len(body)))
-	command = binary.BigEndian.AppendUint32(command, uint32(ccPolicyCounterTimer))
-	answer, err := t.t.Send(append(command, body...))
-	if err != nil {
-		return err
-	}
-	if len(answer) < head {
-		return fmt.Errorf("%w: %d bytes", ErrMalformed, len(answer))
-	}
-	if code := tpm2.TPMRC(binary.BigEndian.Uint32(answer[6:])); code != tpm2.TPMRCSuccess {
-		return code
-	}
-	return nil
+	return t.send(tpm2.TPMSTNoSessions, ccPolicyCounterTimer, body)
 }

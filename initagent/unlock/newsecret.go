@@ -68,7 +68,7 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	defer luks2.Wipe(volumeKey)
 	var pin *policy.PIN
 	if o.wish.PIN == nextboot.SetPIN {
-		if pin, err = o.newPIN(c); err != nil {
+		if pin, err = o.newPIN(c, o.shortestPIN(c, volumeKey)); err != nil {
 			return err
 		}
 		defer pin.Wipe()
@@ -83,6 +83,13 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		return nil
 	}
 	c.Print(o.done())
+	if o.wish.PIN == nextboot.RemovePIN {
+		auth := policy.LockoutAuth(volumeKey)
+		defer clear(auth)
+		if err := o.Chip.TPM.UncountPINs(auth); err != nil {
+			o.Log.Say("%v", err)
+		}
+	}
 	if o.wish.Keys {
 		k := o.KeyChange(volumeKey, o.Secret, o.Admits(volumeKey, o.Secret))
 		if _, err := k.Finish(nil); err != nil {

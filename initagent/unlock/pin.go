@@ -39,6 +39,7 @@ func (o *opening) byPIN() error {
 			return nil, nil, err
 		}
 		defer c.Close()
+		c.Print(o.triedBefore())
 		for {
 			secret, record, err := o.tryPIN(c, limit, known)
 			if !errors.Is(err, tpm.ErrWrongPIN) && !errors.Is(err, policy.ErrPINLength) {
@@ -73,6 +74,19 @@ func (o *opening) tryPIN(c hw.Console, limit uint64, known []policy.Boot) (*poli
 	return secret, record, err
 }
 
+// triedBefore says what the TPM has counted before this prompt: somebody else may have been
+// there.
+func (o *opening) triedBefore() string {
+	tries, err := o.Chip.TPM.PINTries()
+	switch {
+	case err != nil || tries.Failed == 0:
+		return ""
+	case tries.Left == 0:
+		return "\nWrong PINs were typed before, or the power was cut." + o.triesLeft() + ".\n"
+	}
+	return fmt.Sprintf("\nThe TPM has counted %d wrong PINs, power cuts among them, since the last ones were forgotten.\n", tries.Failed)
+}
+
 // triesLeft says how many wrong PINs the TPM still takes, and how long it wants to wait.
 func (o *opening) triesLeft() string {
 	tries, err := o.Chip.TPM.PINTries()
@@ -99,8 +113,59 @@ func inMinutes(d time.Duration) string {
 // newPINTries is how often two different PINs may be typed.
 const newPINTries = 3
 
-// newPIN asks for a new PIN, twice. The caller wipes it.
-func (o *opening) newPIN(c hw.Console) (*policy.PIN, error) {
+// uncountedPIN is how many characters a PIN has at least where the TPM's count of wrong ones
+// can be set back by others: as many as they can try.
+const uncountedPIN = 12
+
+// shortestPIN has the TPM count wrong PINs, and returns how many characters a PIN has at
+// least. It says why where those are more.
+func (o *opening) shortestPIN(c hw.Console, volumeKey []byte) int {
+	auth := policy.LockoutAuth(volumeKey)
+	defer clear(auth)
+	if err := o.Chip.TPM.CountPINs(auth); err != nil {
+		c.Print(fmt.Sprintf("%v.\nWithout that the PIN has to be longer: somebody else may let them be tried without end.\n", err))
+		return uncountedPIN
+	}
+	return policy.MinPIN
+}
+
+// keepCounting sees to it that the TPM goes on counting wrong PINs as it was told to,
+// whatever somebody has told it since. None of it is worth a boot.
+func (o *opening) keepCounting(volumeKey []byte) {
+	if !o.Lock.HasPIN() || o.Chip.Err != nil {
+		return
+	}
+	counted, err := o.Chip.TPM.PINsCounted()
+	if err == nil && counted {
+		return
+	}
+	auth := policy.LockoutAuth(volumeKey)
+	defer clear(auth)
+	if err == nil {
+		err = o.Chip.TPM.CountPINs(auth)
+	}
+	if err != nil {
+		o.Log.Say("WARNING: the TPM may let PINs be tried without end: use a passphrase (halogenctl pin change): %v", err)
+		return
+	}
+	o.Log.Say("WARNING: somebody has changed how the TPM counts wrong PINs; it counts them again as it did")
+}
+
+// forgive has the TPM forget wrong PINs, once the recovery key has opened the machine: it
+// takes the right one again, or a new one, at once.
+func (o *opening) forgive(volumeKey []byte) {
+	if !o.Lock.HasPIN() || o.Chip.Err != nil {
+		return
+	}
+	auth := policy.LockoutAuth(volumeKey)
+	defer clear(auth)
+	if err := o.Chip.TPM.ForgivePINs(auth); err != nil {
+		o.Log.Say("%v", err)
+	}
+}
+
+// newPIN asks for a new PIN of so many characters at least, twice. The caller wipes it.
+func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 	memory, err := o.Memory()
 	if err != nil {
 		return nil, err
@@ -108,7 +173,7 @@ func (o *opening) newPIN(c hw.Console) (*policy.PIN, error) {
 	cpus := runtime.NumCPU()
 	memory = rootpart.KeyMemory(memory, cpus)
 	for range newPINTries {
-		typed, err := c.Ask(fmt.Sprintf("New PIN or passphrase, %d characters at least (an empty line changes nothing): ", policy.MinPIN), true, SecretTimeout)
+		typed, err := c.Ask(fmt.Sprintf("New PIN or passphrase, %d characters at least (an empty line changes nothing): ", least), true, SecretTimeout)
 		if err != nil {
 			return nil, err
 		}
@@ -119,11 +184,14 @@ func (o *opening) newPIN(c hw.Console) (*policy.PIN, error) {
 		same := bytes.Equal(typed, again)
 		luks2.Wipe(again)
 		var pin *policy.PIN
-		if err == nil && same {
+		short := len(typed) < least
+		if err == nil && same && !short {
 			pin, err = vault.NewPIN(o.Random, typed, memory, cpus)
 		}
 		luks2.Wipe(typed)
 		switch {
+		case err == nil && same && short:
+			c.Print(fmt.Sprintf("That is too short: %d characters at least. Nothing is changed yet: try again.\n", least))
 		case err == nil && same:
 			return pin, nil
 		case err == nil:
@@ -158,7 +226,7 @@ func (o *opening) offerPIN(c hw.Console, key *luks2.RecoveryKey, volumeKey []byt
 	if err != nil {
 		return err
 	}
-	pin, err := o.newPIN(c)
+	pin, err := o.newPIN(c, o.shortestPIN(c, volumeKey))
 	if err != nil {
 		return err
 	}

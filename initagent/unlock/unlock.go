@@ -143,6 +143,7 @@ func (o *opening) released(unseal func(known []policy.Boot) (*policy.Secret, *po
 	}
 	o.State.Root, o.Record, o.Secret = bootflow.RootOpen, record, secret
 	o.HealHeader()
+	o.keepCounting(volumeKey)
 	o.lookForList(secret)
 	if settled {
 		o.finishKeys(volumeKey, secret, o.Admits(volumeKey, secret))
@@ -350,6 +351,8 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if settled && !o.EnrollAgain {
 		o.finishAccepted(volumeKey, secret)
 	}
+	o.keepCounting(volumeKey)
+	o.forgive(volumeKey)
 	if err := o.CapVolume(volumeKey); err != nil {
 		return err
 	}
