@@ -194,7 +194,7 @@ type Facts struct {
 	Manager bool
 	Managed Outcome
 	// Revoke: a boot manager of this machine's own was replaced, and its firmware
-	// would still start it.
+	// would still start it; or the running release names what shall not start.
 	Revoke  bool
 	Revoked Outcome
 	// ESPDiffers: the ESP and the root partition's copies of it differ.
@@ -239,7 +239,7 @@ const (
 	Stage                     // activate a fetched release
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
-	Revoke                    // have the firmware refuse a boot manager that was replaced
+	Revoke                    // have the firmware refuse a boot manager that was replaced, or what the release names
 	CarryState                // make this system's own /etc from that of the one before
 	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
 	MountState                // mount the root partition's directories
@@ -612,7 +612,7 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Reboot, "the trial of the other slot begins"}, true
 	case f.Revoke && f.Revoked == NotTried:
 		// Last: from here to the restart no other step may write the record.
-		return Step{Revoke, "a boot manager was replaced, and the firmware would still start it"}, true
+		return Step{Revoke, "the firmware would still start what was replaced, or what the release names"}, true
 	}
 	return Step{}, false
 }

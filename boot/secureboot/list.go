@@ -29,6 +29,7 @@ const (
 	FromOwner     Origin = "owner"            // the owner's choice
 	FromLive      Origin = "firmware in use"  // was there, and vouched for by PCR 7, when the list was made
 	FromRevoked   Origin = "revoked"          // this machine's own, not to start again; why is behind it
+	FromRelease   Origin = "release"          // an entry of dbx that a release has named; which is behind it
 )
 
 // An Image is an EFI image that counts as this machine's own.

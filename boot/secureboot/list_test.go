@@ -238,3 +238,36 @@ func TestRekey(t *testing.T) {
 		t.Error("keys that the list does not have are replaced")
 	}
 }
+
+// Which release's entries for dbx were dealt with is kept, and how often the firmware was
+// asked.
+func TestListOfRevocations(t *testing.T) {
+	_, l := testList(t)
+	again := func() {
+		t.Helper()
+		b, err := l.Marshal()
+		if err == nil {
+			l, err = ParseList(b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range MaxTries {
+		if !l.RevocationsWait(7) {
+			t.Errorf("after %d attempts it is given up", n)
+		}
+		l.TryRevocations(7)
+		again()
+	}
+	if l.RevocationsWait(7) || !l.RevocationsWait(8) {
+		t.Error("a release is asked for too often, or the next one never")
+	}
+	e := Hash(l.Owner, [32]byte{9})
+	l.TryRevocations(8)
+	l.TakeRevocations(8, Database{e, e})
+	again()
+	if l.RevocationsWait(8) || l.RevocationsWait(7) || !l.RevocationsWait(9) || !l.Revoked([32]byte{9}) || l.Origin(e) != "release: 8" {
+		t.Errorf("after it was taken: %+v", l)
+	}
+}

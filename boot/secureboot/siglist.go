@@ -49,6 +49,19 @@ func Hash(owner gpt.GUID, digest [32]byte) Entry {
 // into PCR 7 as the authority that let an image start.
 func (e Entry) SignatureData() []byte { return append(appendGUID(nil, e.Owner), e.Data...) }
 
+// ParseSignatureData reads what SignatureData returned. Nothing in it says of what type it
+// is: what has the length of a hash is one.
+func ParseSignatureData(b []byte) Entry {
+	if len(b) < guidSize {
+		return Entry{Data: bytes.Clone(b)}
+	}
+	e := Entry{Type: TypeX509, Owner: guidFromDisk(b), Data: bytes.Clone(b[guidSize:])}
+	if len(e.Data) == sha256Size {
+		e.Type = TypeSHA256
+	}
+	return e
+}
+
 // Equal reports whether both entries are the same in every byte.
 func (e Entry) Equal(other Entry) bool {
 	return e.Type == other.Type && e.Owner == other.Owner && bytes.Equal(e.Data, other.Data)

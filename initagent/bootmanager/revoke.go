@@ -3,12 +3,14 @@ package bootmanager
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
@@ -25,16 +27,17 @@ func tellsReplaced(h *host.Host) bool {
 }
 
 // Revocable reports whether a boot manager was replaced that the firmware would still
-// start, and the exchange has come to its end. A trial comes first: what the firmware
-// makes of dbx must not be taken for its failure.
+// start, and the exchange has come to its end, or the running release brings entries for
+// dbx. A trial comes first: what the firmware makes of dbx must not be taken for its failure.
 func Revocable(h *host.Host) bool {
 	trial := func(n bls.Name) bool { return n.ImageID == h.Contract.ImageID && n.Trial() }
 	return tellsReplaced(h) && !h.Record.Passing() &&
-		len(h.List.ToRevoke()) > 0 && !slices.ContainsFunc(h.Names, trial)
+		(len(h.List.ToRevoke()) > 0 || brings(h)) && !slices.ContainsFunc(h.Names, trial)
 }
 
-// Revoke has the firmware refuse the boot managers that were replaced. Three writes
-// lead to it, and one follows; cut anywhere, the next boot unlocks by itself:
+// Revoke has the firmware refuse the boot managers that were replaced, or in another boot
+// what the running release names. Three writes lead to it, and one follows; cut anywhere,
+// the next boot unlocks by itself:
 //
 //   - The TPM's record allows every boot with dbx as it is and as it will be; the boots
 //     of now are marked as passing. Cut after it, the next boot starts with the old
@@ -59,11 +62,19 @@ func Revoke(h *host.Host, keeper *systems.Keeper) error {
 	if start.Unbound != nil {
 		return start.Unbound
 	}
-	images, err := unneeded(h, keeper, start, h.List.ToRevoke())
-	if err != nil || len(images) == 0 {
+	needed, err := needs(h, keeper, start)
+	if err != nil {
 		return err
 	}
-	if err := appendRevocations(h, start, images); err != nil {
+	images := unneeded(needed, h.List.ToRevoke())
+	if len(images) == 0 {
+		return revokeForRelease(h, start, needed)
+	}
+	var add secureboot.Database
+	for _, i := range images {
+		add = append(add, secureboot.Hash(h.List.Owner, [32]byte(i.Digest)))
+	}
+	if err := appendRevocations(h, start, add, func() { h.List.Try(images) }); err != nil {
 		return fmt.Errorf("have the firmware refuse %d replaced boot managers (after %d attempts it is left alone): %w", len(images), secureboot.MaxTries, err)
 	}
 	h.List.RevokeReplaced(images)
@@ -76,12 +87,11 @@ func Revoke(h *host.Host, keeper *systems.Keeper) error {
 	return nil
 }
 
-// appendRevocations appends to dbx, once the TPM's record allows the boots with it.
-func appendRevocations(h *host.Host, start *rootpart.Start, images []secureboot.Image) error {
+// appendRevocations appends to dbx, once the TPM's record allows the boots with it. try
+// counts the attempt in the list.
+func appendRevocations(h *host.Host, start *rootpart.Start, add secureboot.Database, try func()) error {
 	wanted := h.List.Wanted
-	for _, i := range images {
-		wanted.DBX = append(slices.Clone(wanted.DBX), secureboot.Hash(h.List.Owner, [32]byte(i.Digest)))
-	}
+	wanted.DBX = slices.Concat(wanted.DBX, add)
 	_, after, err := enroll.Revocations(h.FirmwareKeys, wanted)
 	if err != nil {
 		return err
@@ -97,7 +107,7 @@ func appendRevocations(h *host.Host, start *rootpart.Start, images []secureboot.
 		return errors.New("this machine's Secure Boot keys are missing from the root partition")
 	}
 	defer keys.Wipe()
-	h.List.Try(images)
+	try()
 	if err := h.KeepList(); err != nil {
 		return err
 	}
@@ -152,35 +162,69 @@ func admitDBX(h *host.Host, start *rootpart.Start, dbx []byte) error {
 	return h.ReplaceRecord(next)
 }
 
-// unneeded are those of some images that this machine starts without: neither boot
-// manager's path has them, nor a copy, nor does any system that may unlock come up by
-// them, and the event log has none of them, not as an option ROM either.
-func unneeded(h *host.Host, keeper *systems.Keeper, start *rootpart.Start, images []secureboot.Image) ([]secureboot.Image, error) {
-	needed := map[[sha256.Size]byte]bool{}
+// needs are all programs that this machine starts, or may have to: what either boot
+// manager's path has, and a copy, and each system that may unlock, and what the event log
+// has, option ROMs among it.
+func needs(h *host.Host, keeper *systems.Keeper, start *rootpart.Start) (secureboot.Needed, error) {
+	var n secureboot.Needed
+	add := func(name string, digests ...pcr.Digest) {
+		for _, d := range digests {
+			n.Programs = append(n.Programs, secureboot.Program{Name: name, Digest: d})
+		}
+	}
 	for _, m := range start.Managers {
-		needed[m.Digest], needed[m.Signed] = true, true
+		add("the boot manager", m.Digest, m.Signed)
 	}
 	copies, err := keeper.Managers()
 	if err != nil {
-		return nil, err
+		return n, err
 	}
 	for _, image := range copies {
 		if digest, err := authenticode.Digest(image); err == nil {
-			needed[digest] = true
+			add("the copy of the boot manager", digest)
 		}
 	}
 	if _, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
-		needed[im.Digest] = true
+		add(fmt.Sprintf("the UKI of version %s", im.Contract.Version), im.Digest)
+		if im.Kernel != nil {
+			add(fmt.Sprintf("the kernel of version %s", im.Contract.Version), *im.Kernel)
+		}
 		return start.System(im, nil, nil)
 	}); err != nil {
-		return nil, err
+		return n, err
 	}
 	log, _, err := h.ReadLog()
 	if err != nil {
-		return nil, err
+		return n, err
 	}
-	for _, d := range log.Started() {
-		needed[d] = true
+	add("a program that ran in this boot", log.Started()...)
+	authorities, err := log.Authorities()
+	if err != nil {
+		return n, err
 	}
-	return slices.DeleteFunc(images, func(i secureboot.Image) bool { return needed[[sha256.Size]byte(i.Digest)] }), nil
+	for _, a := range authorities {
+		n.Authorities = append(n.Authorities, secureboot.ParseSignatureData(a))
+	}
+	n.Drivers, n.Own = log.Drivers(), ownCertificates(h.List)
+	return n, nil
+}
+
+// ownCertificates are those of this machine's keys.
+func ownCertificates(l *secureboot.List) (own []*x509.Certificate) {
+	for _, e := range slices.Concat(l.Wanted.PK, l.Wanted.KEK, l.Wanted.DB) {
+		if e.Type != secureboot.TypeX509 || l.Origin(e) != "" {
+			continue
+		}
+		if c, err := x509.ParseCertificate(e.Data); err == nil {
+			own = append(own, c)
+		}
+	}
+	return own
+}
+
+// unneeded are those of some images that this machine starts without.
+func unneeded(needed secureboot.Needed, images []secureboot.Image) []secureboot.Image {
+	return slices.DeleteFunc(images, func(i secureboot.Image) bool {
+		return slices.ContainsFunc(needed.Programs, func(p secureboot.Program) bool { return p.Digest == [sha256.Size]byte(i.Digest) })
+	})
 }
