@@ -137,6 +137,10 @@ type Needed struct {
 	Own []*x509.Certificate
 }
 
+// maxTaken bounds what is taken of one release, in bytes, as if each entry had a list of its
+// own: MaxRevocations of hashes.
+const maxTaken = MaxRevocations / (guidSize + sha256Size) * (listHeader + guidSize + sha256Size)
+
 // A Refusal is an entry for dbx that a machine does not take.
 type Refusal struct {
 	Entry Entry
@@ -148,11 +152,18 @@ type Refusal struct {
 // is refused, since a machine whose graphics card or own system does not start helps
 // nobody. Entries without an owner get this machine's.
 func JudgeRevocations(entries, live Database, owner gpt.GUID, needed Needed) (take Database, refused []Refusal) {
+	size := 0
 	for _, e := range entries {
 		if live.Revokes(e) || take.Revokes(e) {
 			continue
 		}
-		if why := needed.stoppedBy(e); why != "" {
+		why := needed.stoppedBy(e)
+		if more := listHeader + guidSize + len(e.Data); why == "" && size+more > maxTaken {
+			why = fmt.Sprintf("there are more than %d bytes of entries, for which firmware has no room", MaxRevocations)
+		} else if why == "" {
+			size += more
+		}
+		if why != "" {
 			refused = append(refused, Refusal{e, why})
 			continue
 		}

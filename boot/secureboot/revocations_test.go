@@ -169,6 +169,16 @@ func TestJudgeRevocations(t *testing.T) {
 			t.Errorf("%s: the others are not taken: %s", name, take)
 		}
 	}
+	// Of a list that has outgrown all firmware the beginning is taken.
+	var long Database
+	for i := range 5000 {
+		long = append(long, Hash(vendor, [32]byte{9, byte(i), byte(i >> 8)}))
+	}
+	if take, refused := JudgeRevocations(long, nil, mine.Owner, needed); len(take) != MaxRevocations/48 || len(take)+len(refused) != len(long) || !strings.Contains(refused[0].Why, "no room") {
+		t.Errorf("of %d entries %d are taken, %d refused", len(long), len(take), len(refused))
+	} else if b, err := take.Marshal(); err != nil || len(b) > MaxRevocations+listHeader {
+		t.Errorf("what is taken has %d bytes, %v", len(b), err)
+	}
 	// What is not known is refused.
 	for name, c := range map[string]struct {
 		change func(*Needed)
