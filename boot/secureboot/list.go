@@ -171,9 +171,7 @@ func (l *List) Add(v Variable, e Entry, from Origin) bool {
 func (l *List) AdoptRevocations(live Database) bool {
 	fresh := live.Without(l.Wanted.DBX)
 	for _, e := range fresh {
-		if e.Type == TypeSHA256 && l.Replaced([32]byte(e.Data)) {
-			l.Revoke([32]byte(e.Data), whyReplaced) // a cut came between the firmware's write and the list's
-		}
+		l.giveUp(e) // as where a cut came between the firmware's write and the list's
 	}
 	l.note(fresh, FromLive)
 	l.Wanted.DBX = slices.Concat(l.Wanted.DBX, live.Without(l.Wanted.DBX))

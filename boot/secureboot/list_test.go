@@ -270,4 +270,18 @@ func TestListOfRevocations(t *testing.T) {
 	if l.RevocationsWait(8) || l.RevocationsWait(7) || !l.RevocationsWait(9) || !l.Revoked([32]byte{9}) || l.Origin(e) != "release: 8" {
 		t.Errorf("after it was taken: %+v", l)
 	}
+	// An image of this machine's own that a release names under its owner's name is not its own
+	// any more, and stays a replaced one; the list wants nothing that dbx does not hold.
+	foreign := Hash(DBX.GUID, [32]byte{7})
+	for _, take := range []func(){func() { l.TakeRevocations(9, Database{foreign}) }, func() { l.AdoptRevocations(Database{foreign}) }} {
+		_, l = testList(t)
+		l.Allow([32]byte{7}, "the boot manager that came with test_1.efi")
+		l.Replace([32]byte{7})
+		before := len(l.Wanted.DBX)
+		take()
+		again()
+		if l.Allows([32]byte{7}) || !l.Replaced([32]byte{7}) || len(l.ToRevoke()) > 0 || len(l.Wanted.DBX) != before+1 || !l.Wanted.DBX.Contains(foreign) {
+			t.Errorf("an image of its own: %+v", l)
+		}
+	}
 }

@@ -133,13 +133,13 @@ type Needed struct {
 	Drivers Drivers
 	// Authorities are the entries of db by which this boot's programs and drivers started.
 	Authorities Database
+	// Reserved are the entries of others in db that are there for this machine: for an
+	// option ROM, or because its owner wants a second system to start. What they are for
+	// need not have run in this boot, as where a dock is not plugged in.
+	Reserved Database
 	// Own are the certificates of this machine's keys.
 	Own []*x509.Certificate
 }
-
-// maxTaken bounds what is taken of one release, in bytes, as if each entry had a list of its
-// own: MaxRevocations of hashes.
-const maxTaken = MaxRevocations / (guidSize + sha256Size) * (listHeader + guidSize + sha256Size)
 
 // A Refusal is an entry for dbx that a machine does not take.
 type Refusal struct {
@@ -152,16 +152,14 @@ type Refusal struct {
 // is refused, since a machine whose graphics card or own system does not start helps
 // nobody. Entries without an owner get this machine's.
 func JudgeRevocations(entries, live Database, owner gpt.GUID, needed Needed) (take Database, refused []Refusal) {
-	size := 0
+	size := live.size()
 	for _, e := range entries {
 		if live.Revokes(e) || take.Revokes(e) {
 			continue
 		}
-		why := needed.stoppedBy(e)
-		if more := listHeader + guidSize + len(e.Data); why == "" && size+more > maxTaken {
-			why = fmt.Sprintf("there are more than %d bytes of entries, for which firmware has no room", MaxRevocations)
-		} else if why == "" {
-			size += more
+		why, more := needed.stoppedBy(e), Database{e}.size()
+		if why == "" && size+more > MaxRevocations {
+			why = fmt.Sprintf("dbx would have more than %d bytes, for which firmware has no room", MaxRevocations)
 		}
 		if why != "" {
 			refused = append(refused, Refusal{e, why})
@@ -170,9 +168,20 @@ func JudgeRevocations(entries, live Database, owner gpt.GUID, needed Needed) (ta
 		if e.Owner == (gpt.GUID{}) {
 			e.Owner = owner
 		}
-		take = append(take, e)
+		take, size = append(take, e), size+more
 	}
 	return take, refused
+}
+
+// size is what the entries take in bytes, but for the lists that hashes share.
+func (d Database) size() (n int) {
+	for _, e := range d {
+		n += guidSize + len(e.Data)
+		if e.Type != TypeSHA256 {
+			n += listHeader
+		}
+	}
+	return n
 }
 
 // stoppedBy says what an entry would stop; empty for nothing.
@@ -195,6 +204,9 @@ func (n Needed) stoppedByHash(digest [32]byte) string {
 			return fmt.Sprintf("it would stop %s, which this machine starts", p.Name)
 		}
 	}
+	if slices.ContainsFunc(n.Reserved, func(e Entry) bool { return e.Type == TypeSHA256 && bytes.Equal(e.Data, digest[:]) }) {
+		return "it would stop what db allows on this machine by its hash, such as an option ROM"
+	}
 	for _, rom := range n.Drivers.ROMs {
 		switch rom.Digest {
 		case digest:
@@ -208,7 +220,8 @@ func (n Needed) stoppedByHash(digest [32]byte) string {
 
 // stoppedByCertificate compares names: firmware refuses an image whose chain has the
 // certificate anywhere, and of a chain only the entry of db is known, by which the image
-// started. So the entry itself, who issued it and whom it issued count as in the chain.
+// started. So the entry itself, who issued it and whom it issued count as in the chain, and
+// what may be further from it: whose issuer's issuer is who, no name says.
 func (n Needed) stoppedByCertificate(e Entry) string {
 	revoked, err := x509.ParseCertificate(e.Data)
 	if err != nil {
@@ -219,17 +232,9 @@ func (n Needed) stoppedByCertificate(e Entry) string {
 			return fmt.Sprintf("it would stop all that this machine has signed with %q", own.Subject.CommonName)
 		}
 	}
-	for _, a := range n.Authorities {
-		if a.Type != TypeX509 {
-			// A signer in dbx outweighs a hash in db (EDK II, DxeImageVerificationLib).
-			return fmt.Sprintf("the firmware started something by the %s in db, and by whom that is signed is not known", a)
-		}
-		authority, err := x509.ParseCertificate(a.Data)
-		switch {
-		case err != nil:
-			return fmt.Sprintf("what the firmware started by the %s may be signed with it", a)
-		case sameChain(revoked, authority):
-			return fmt.Sprintf("it would stop what the firmware started by the certificate %q, such as an option ROM", printable(authority.Subject.String()))
+	for _, a := range slices.Concat(n.Authorities, n.Reserved) {
+		if why := n.stoppedBelow(revoked, a); why != "" {
+			return why
 		}
 	}
 	if len(n.Drivers.ROMs) > 0 && !slices.ContainsFunc(n.Authorities, func(a Entry) bool { return !n.own(a) }) {
@@ -237,6 +242,39 @@ func (n Needed) stoppedByCertificate(e Entry) string {
 	}
 	return ""
 }
+
+// stoppedBelow says how a certificate would stop what starts by an entry of db; empty for
+// not at all. What this machine's own keys have signed has no other certificate in its chain.
+func (n Needed) stoppedBelow(revoked *x509.Certificate, a Entry) string {
+	if n.own(a) {
+		return ""
+	}
+	if a.Type != TypeX509 {
+		// A signer in dbx outweighs a hash in db (EDK II, DxeImageVerificationLib).
+		return fmt.Sprintf("the firmware starts something by the %s in db, and by whom that is signed is not known", a)
+	}
+	authority, err := x509.ParseCertificate(a.Data)
+	if err != nil {
+		return fmt.Sprintf("what the firmware starts by the %s may be signed with it", a)
+	}
+	name := printable(authority.Subject.String())
+	switch {
+	case sameChain(revoked, authority):
+		return fmt.Sprintf("it would stop what the firmware starts by the certificate %q, such as an option ROM", name)
+	case !selfIssued(revoked):
+		return fmt.Sprintf("it may have been issued under the certificate %q, by which the firmware starts something such as an option ROM", name)
+	case !selfIssued(authority) && mayIssue(revoked):
+		return fmt.Sprintf("the certificate %q, by which the firmware starts something such as an option ROM, may have been issued under it", name)
+	}
+	return ""
+}
+
+// selfIssued reports whether a certificate ends its chain.
+func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, c.RawIssuer) }
+
+// mayIssue reports whether a certificate may stand above another. The first versions of
+// X.509 have no word about it.
+func mayIssue(c *x509.Certificate) bool { return c.IsCA || !c.BasicConstraintsValid }
 
 func (n Needed) own(e Entry) bool {
 	return e.Type == TypeX509 && slices.ContainsFunc(n.Own, func(c *x509.Certificate) bool { return bytes.Equal(c.Raw, e.Data) })

@@ -95,15 +95,15 @@ type signer struct {
 	key         *rsa.PrivateKey
 }
 
-// certificate makes one that another has signed; itself for nil.
-func certificate(t *testing.T, name string, by *signer) *signer {
+// certificate makes one that another has signed; itself for nil. An authority may sign others.
+func certificate(t *testing.T, name string, by *signer, authority bool) *signer {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &signer{key: key}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: buildDate, NotAfter: buildDate.AddDate(1, 0, 0)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: buildDate, NotAfter: buildDate.AddDate(1, 0, 0), BasicConstraintsValid: true, IsCA: authority}
 	parent, with := template, key
 	if by != nil {
 		parent, with = by.certificate, by.key
@@ -126,10 +126,13 @@ func TestJudgeRevocations(t *testing.T) {
 	}
 	digest := func(b byte) (d [32]byte) { d[0] = b; return d }
 	vendor := gpt.MustGUID("11111111-2222-3333-4444-555555555555")
-	root := certificate(t, "A Vendor's Root", nil)
-	ca := certificate(t, "A Vendor's UEFI CA", root)
-	leaf := certificate(t, "A Vendor's Driver Publisher", ca)
-	stranger := certificate(t, "A Stranger", nil)
+	root := certificate(t, "A Vendor's Root", nil, true)
+	ca := certificate(t, "A Vendor's UEFI CA", root, true)
+	leaf := certificate(t, "A Vendor's Driver Publisher", ca, false)
+	middle := certificate(t, "A Vendor's Driver CA", ca, true)
+	below := certificate(t, "A Vendor's Other Publisher", middle, false)
+	stranger := certificate(t, "A Stranger", nil, false)
+	strangerCA := certificate(t, "A Stranger's CA", nil, true)
 	x509Entry := func(s *signer) Entry { return Certificate(vendor, s.certificate) }
 	needed := Needed{
 		Programs:    []Program{{"the running system, os_7.efi", digest(1)}, {"the fallback, os_6.efi", digest(2)}, {"the boot manager", digest(3)}},
@@ -145,6 +148,7 @@ func TestJudgeRevocations(t *testing.T) {
 	if own := take[len(take)-2]; own.Owner != mine.Owner || take[0].Owner != public[0].Owner {
 		t.Errorf("owners %s and %s", own.Owner, take[0].Owner)
 	}
+	needed.Reserved = Database{Hash(vendor, digest(5))}
 	for name, c := range map[string]struct {
 		entry Entry
 		why   string
@@ -157,6 +161,9 @@ func TestJudgeRevocations(t *testing.T) {
 		"ROM's certificate":  {x509Entry(ca), `the certificate "CN=A Vendor's UEFI CA"`},
 		"its issuer":         {x509Entry(root), "such as an option ROM"},
 		"whom it issued":     {x509Entry(leaf), "such as an option ROM"},
+		"further below":      {x509Entry(below), "it may have been issued under the certificate \"CN=A Vendor's UEFI CA\""},
+		"maybe above":        {x509Entry(strangerCA), "may have been issued under it"},
+		"what is not there":  {Hash(vendor, digest(5)), "it would stop what db allows on this machine by its hash"},
 		"odd certificate":    {Entry{Type: TypeX509, Owner: vendor, Data: []byte("x")}, "of an unusual form"},
 		"kind of the future": {Entry{Type: vendor, Data: []byte("x")}, "of a kind whose effect is not known"},
 		"hash of no length":  {Entry{Type: TypeSHA256, Data: []byte("x")}, "of a kind whose effect is not known"},
@@ -169,6 +176,20 @@ func TestJudgeRevocations(t *testing.T) {
 			t.Errorf("%s: the others are not taken: %s", name, take)
 		}
 	}
+	needed.Reserved = nil
+	// Of a chain that ends with the entry of db, nothing is above it.
+	ended := needed
+	ended.Reserved, ended.Authorities = nil, Database{x509Entry(root)}
+	for who, c := range map[*signer]bool{strangerCA: true, stranger: true, below: false, ca: false} {
+		if take, refused := JudgeRevocations(Database{x509Entry(who)}, nil, mine.Owner, ended); (len(take) == 1) != c {
+			t.Errorf("%s: refused %+v", who.certificate.Subject, refused)
+		}
+	}
+	// A second system counts although it did not run.
+	second := Needed{Drivers: Drivers{Known: true}, Authorities: needed.Authorities[:1], Own: needed.Own, Reserved: Database{x509Entry(root)}}
+	if take, refused := JudgeRevocations(Database{x509Entry(ca), x509Entry(stranger)}, nil, mine.Owner, second); len(take) != 1 || len(refused) != 1 || !strings.Contains(refused[0].Why, "A Vendor's Root") {
+		t.Errorf("a second system's issuer: refused %+v", refused)
+	}
 	// Of a list that has outgrown all firmware the beginning is taken.
 	var long Database
 	for i := range 5000 {
@@ -178,6 +199,10 @@ func TestJudgeRevocations(t *testing.T) {
 		t.Errorf("of %d entries %d are taken, %d refused", len(long), len(take), len(refused))
 	} else if b, err := take.Marshal(); err != nil || len(b) > MaxRevocations+listHeader {
 		t.Errorf("what is taken has %d bytes, %v", len(b), err)
+	}
+	// What dbx has already takes of the room.
+	if take, _ := JudgeRevocations(long[500:], long[:500], mine.Owner, needed); len(take) != MaxRevocations/48-500 {
+		t.Errorf("beside 500 entries %d are taken", len(take))
 	}
 	// What is not known is refused.
 	for name, c := range map[string]struct {

@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -35,9 +36,25 @@ func (l *List) TakeRevocations(version uint64, entries Database) {
 		}
 		l.Wanted.DBX = append(l.Wanted.DBX, e)
 		l.origins[entryID(e)] = FromRelease + Origin(fmt.Sprintf(": %d", version))
+		l.giveUp(e)
 	}
 	done, _, _ := l.revocations()
 	l.setRevocations(max(done, version), 0, 0)
+}
+
+// giveUp lets an image go that was this machine's own and that dbx has by now, whoever owns
+// the entry. That another has replaced it stays known.
+func (l *List) giveUp(e Entry) {
+	if e.Type != TypeSHA256 {
+		return
+	}
+	digest := [32]byte(e.Data)
+	if at := l.image(digest); at >= 0 {
+		l.images = slices.Delete(l.images, at, at+1)
+	}
+	if l.Replaced(digest) {
+		l.origins[l.hashID(digest)] = FromRevoked + ": " + whyReplaced
+	}
 }
 
 func (l *List) revocations() (done, tried uint64, tries int) {
