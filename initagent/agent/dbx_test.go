@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -68,7 +69,7 @@ func TestReleaseRevokes(t *testing.T) {
 		t.Error("dbx was written to in a trial")
 	}
 	m.bless()
-	m.runs(2, "it would stop the UKI of version 1, which this machine starts", "the firmware does not start 1 programs any more that release 2 names")
+	m.runs(2, "it would stop the UKI test_1.efi, which this machine starts", "dbx has what release 2 names, 1 more entries")
 	if r := m.policyRecord(); !r.Passing() {
 		t.Errorf("between the write and the restart the record is %+v", r)
 	}
@@ -127,7 +128,7 @@ func TestReleaseRevokesRefused(t *testing.T) {
 	m.bless()
 	m.refuse = syscall.EACCES
 	for range secureboot.MaxTries {
-		m.runs(2, "revoke FAILED", "have the firmware take 1 entries for dbx")
+		m.runs(2, "revoke FAILED", "have the firmware take entries for dbx, 1 that release 2 names")
 	}
 	for range 2 {
 		m.runs(2)
@@ -180,4 +181,80 @@ func TestCutReleaseRevokes(t *testing.T) {
 		t.Errorf("the writes that were cut are %v", cut)
 	}
 	t.Logf("%d states after a cut", len(worlds))
+}
+
+// The UKI of a system that was condemned is what a machine starts when there is nothing else,
+// and so is not stopped, nor is an option ROM that is in db for when its card is there.
+// FAULTS 110
+func TestReleaseRevokesNothingReserved(t *testing.T) {
+	docked := func(c *contract.Contract) { pinned(c); c.VendorKeys = contract.VendorAuto }
+	m := newMachine(t, docked)
+	m.optionROM = "graphics card"
+	m.ends("system", "hashes")
+	m.ends("system")
+	m.optionROM = "" // it is in a dock
+	list, err := m.storedList()
+	m.must(err)
+	rom := [32]byte(list.Wanted.DB[1].Data)
+	condemned, err := authenticode.Digest(m.releases[1].uki)
+	m.must(err)
+	m.fetchRevoking(newRelease(t, 2, 5, docked), condemned, rom, strangersHash)
+	m.runs(2)
+	m.bless()
+	m.rename("test_1.efi", "test_1+0-3.efi")
+	m.runs(2, "it would stop the UKI test_1+0-3.efi", "it would stop what db allows on this machine by its hash")
+	m.runs(2)
+	m.must(m.revokesStranger())
+}
+
+// Where the firmware measures its variables otherwise than they can be read, nothing is
+// foretold: nothing is written, and it is said at two starts. FAULTS 110
+func TestReleaseRevokesUnforetold(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
+	m.runs(2)
+	m.bless()
+	m.hidesDBX = true
+	const why = "otherwise than they can be read"
+	m.accepts("revoke FAILED", why)
+	m.runs(2, "revoke FAILED", why)
+	m.ops = nil
+	m.runs(2)
+	if strings.Contains(m.said.String(), "revoke") || strings.Contains(strings.Join(m.ops, " "), "variable dbx") {
+		t.Errorf("it was asked again:\n%s", m.said.String())
+	}
+}
+
+// Firmware that stores the entries otherwise than they were appended: the record allows what
+// it holds by then. Where it measures them otherwise than it stores them, one start asks for
+// the recovery key, and no more than one. FAULTS 110
+func TestReleaseRevokesOtherwise(t *testing.T) {
+	m := provisionedMachine(t, pinned)
+	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
+	m.runs(2)
+	m.bless()
+	ready := m.world(true, nil)
+	other := [32]byte{5: 7}
+	m.afterDBX = func(content []byte) []byte {
+		foreign, err := secureboot.Database{secureboot.Hash(secureboot.DBX.GUID, other)}.Marshal()
+		m.must(err)
+		return append(foreign, content...)
+	}
+	m.runs(2)
+	m.afterDBX = nil
+	for range 2 {
+		m.runs(2)
+	}
+	if n := len(hashesIn(t, m.vars["dbx"].data)); n != 2 || m.policyRecord().Passing() {
+		t.Errorf("dbx has %d hashes, the record is %+v", n, m.policyRecord())
+	}
+
+	m.powerOn(ready)
+	m.runs(2)
+	m.extra = "dbx in another order"
+	m.accepts()
+	for range 2 {
+		m.runs(2)
+	}
+	m.must(m.revokesStranger())
 }

@@ -292,7 +292,11 @@ func (m *machine) measure(manager, image []byte) error {
 		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.optionROM...))
 	}
 	for _, v := range []secureboot.Variable{secureboot.SecureBoot, secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
-		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, m.vars[v.Name].data))
+		data := m.vars[v.Name].data
+		if v == secureboot.DBX && m.hidesDBX {
+			data = append(bytes.Clone(data), "more"...)
+		}
+		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, data))
 	}
 	b.event(pcr.SecureBoot, pcr.EventSeparator, []byte{0, 0, 0, 0})
 	if m.extra != "" {

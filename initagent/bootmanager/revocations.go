@@ -27,6 +27,16 @@ func brings(h *host.Host) bool {
 // maxTold is how many entries that are left out are named.
 const maxTold = 8
 
+// tryRelease counts that the release's entries were looked at, so that a machine on which
+// that fails, for a reason that may stay, does not say so at each start.
+func tryRelease(h *host.Host) error {
+	if !brings(h) {
+		return nil
+	}
+	h.List.TryRevocations(uint64(h.Contract.Version))
+	return h.KeepList()
+}
+
 // revokeForRelease has the firmware refuse what the running release names, but for what
 // this machine needs. The release has proven itself by now, and what ran before it is
 // among what is needed.
@@ -40,28 +50,35 @@ func revokeForRelease(h *host.Host, start *rootpart.Start, needed secureboot.Nee
 		err = r.Matches(h.Contract)
 	}
 	if err != nil { // not by the distributor, or damaged: it is looked at once more
-		h.List.TryRevocations(uint64(v))
-		return errors.Join(fmt.Errorf("what the release wants in dbx: %w", err), h.KeepList())
+		return errors.Join(fmt.Errorf("what the release wants in dbx: %w", err), tryRelease(h))
 	}
 	take, refused := secureboot.JudgeRevocations(r.DBX(), h.FirmwareKeys.DBX.Content, h.List.Owner, needed)
-	for i, no := range refused {
-		if i == maxTold {
-			h.Log.Say("dbx does not get %d more", len(refused)-maxTold)
-			break
-		}
-		h.Log.Say("dbx does not get the %s that release %s names: %s", no.Entry, v, no.Why)
-	}
+	tell(h, refused)
 	if len(take) > 0 {
-		if err := appendRevocations(h, start, take, func() { h.List.TryRevocations(uint64(v)) }); err != nil {
-			return fmt.Errorf("have the firmware take %d entries for dbx (after %d attempts it is left alone): %w", len(take), secureboot.MaxTries, err)
+		tried := false
+		err := appendRevocations(h, start, take, func() { h.List.TryRevocations(uint64(v)); tried = true })
+		if err != nil && !tried {
+			err = errors.Join(err, tryRelease(h))
 		}
+		if err != nil {
+			return fmt.Errorf("have the firmware take entries for dbx, %d that release %s names (after %d attempts it is left alone): %w", len(take), v, secureboot.MaxTries, err)
+		}
+		h.Log.Say("dbx has what release %s names, %d more entries: the firmware starts nothing of it any more", v, len(take))
 	}
 	h.List.TakeRevocations(uint64(v), take)
 	if err := h.KeepList(); err != nil { // the next boot does it
 		h.Log.Say("what the firmware refuses by now was not noted: %v", err)
 	}
-	if len(take) > 0 {
-		h.Log.Say("the firmware does not start %d programs any more that release %s names", len(take), v)
-	}
 	return nil
+}
+
+// tell says which entries of the release are left out, and why.
+func tell(h *host.Host, refused []secureboot.Refusal) {
+	for i, no := range refused {
+		if i == maxTold {
+			h.Log.Say("dbx does not get %d more", len(refused)-maxTold)
+			return
+		}
+		h.Log.Say("dbx does not get the %s that release %s names: %s", no.Entry, h.Contract.Version, no.Why)
+	}
 }

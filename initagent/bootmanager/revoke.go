@@ -6,9 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
-	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
@@ -55,16 +55,9 @@ func Revocable(h *host.Host) bool {
 // Until the restart nothing else writes the record: this is the last step that does.
 // The next boot settles it, to the PCR 7 that it was started with.
 func Revoke(h *host.Host, keeper *systems.Keeper) error {
-	start, err := h.ToldStart()
+	start, needed, err := needs(h, keeper)
 	if err != nil {
-		return err
-	}
-	if start.Unbound != nil {
-		return start.Unbound
-	}
-	needed, err := needs(h, keeper, start)
-	if err != nil {
-		return err
+		return errors.Join(err, tryRelease(h))
 	}
 	images := unneeded(needed, h.List.ToRevoke())
 	if len(images) == 0 {
@@ -162,11 +155,16 @@ func admitDBX(h *host.Host, start *rootpart.Start, dbx []byte) error {
 	return h.ReplaceRecord(next)
 }
 
-// needs are all programs that this machine starts, or may have to: what either boot
-// manager's path has, and a copy, and each system that may unlock, and what the event log
-// has, option ROMs among it.
-func needs(h *host.Host, keeper *systems.Keeper, start *rootpart.Start) (secureboot.Needed, error) {
-	var n secureboot.Needed
+// needs are this start, and all programs that this machine starts, or may have to: what
+// either boot manager's path has, and a copy, and each UKI of the ESP, of a system that
+// unlocks or not, and what the event log has, option ROMs among it.
+func needs(h *host.Host, keeper *systems.Keeper) (start *rootpart.Start, n secureboot.Needed, err error) {
+	if start, err = h.ToldStart(); err != nil {
+		return nil, n, err
+	}
+	if start.Unbound != nil {
+		return nil, n, start.Unbound
+	}
 	add := func(name string, digests ...pcr.Digest) {
 		for _, d := range digests {
 			n.Programs = append(n.Programs, secureboot.Program{Name: name, Digest: d})
@@ -177,36 +175,67 @@ func needs(h *host.Host, keeper *systems.Keeper, start *rootpart.Start) (secureb
 	}
 	copies, err := keeper.Managers()
 	if err != nil {
-		return n, err
+		return nil, n, err
 	}
 	for _, image := range copies {
-		if digest, err := authenticode.Digest(image); err == nil {
-			add("the copy of the boot manager", digest)
+		if m, err := rootpart.NewManager(image); err == nil {
+			add("the copy of the boot manager", m.Digest, m.Signed)
 		}
 	}
-	if _, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
-		add(fmt.Sprintf("the UKI of version %s", im.Contract.Version), im.Digest)
-		if im.Kernel != nil {
-			add(fmt.Sprintf("the kernel of version %s", im.Contract.Version), *im.Kernel)
-		}
-		return start.System(im, nil, nil)
-	}); err != nil {
-		return n, err
+	if err := addUKIs(h, add); err != nil {
+		return nil, n, err
 	}
 	log, _, err := h.ReadLog()
 	if err != nil {
-		return n, err
+		return nil, n, err
 	}
 	add("a program that ran in this boot", log.Started()...)
 	authorities, err := log.Authorities()
 	if err != nil {
-		return n, err
+		return nil, n, err
 	}
 	for _, a := range authorities {
 		n.Authorities = append(n.Authorities, secureboot.ParseSignatureData(a))
 	}
-	n.Drivers, n.Own = log.Drivers(), ownCertificates(h.List)
-	return n, nil
+	n.Drivers, n.Own, n.Reserved = log.Drivers(), ownCertificates(h.List), reserved(h.List)
+	return start, n, nil
+}
+
+// addUKIs adds the UKIs of the ESP and their kernels. One of this image that has tries and
+// cannot be read may be read tomorrow.
+func addUKIs(h *host.Host, add func(string, ...pcr.Digest)) error {
+	for _, n := range h.Names {
+		var image []byte
+		err := h.ReadESP(func(files fs.FS) (err error) {
+			image, err = rootpart.ReadUKI(files, n)
+			return err
+		})
+		if err != nil && (n.ImageID != h.Contract.ImageID || n.Bad()) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
+		// As it is measured and as it is signed: they differ where it is not signed yet.
+		if m, err := rootpart.NewManager(image); err == nil {
+			add("the UKI "+n.String(), m.Digest, m.Signed)
+		}
+		if im, err := rootpart.ReadImage(image); err == nil && im.Kernel != nil {
+			add("the kernel of "+n.String(), *im.Kernel)
+		}
+	}
+	return nil
+}
+
+// reserved are the entries of others in db but for those that the image asks for, which its
+// distributor may take back.
+func reserved(l *secureboot.List) (d secureboot.Database) {
+	for _, e := range l.Wanted.DB {
+		if from := l.Origin(e); from != "" && from != secureboot.FromContract {
+			d = append(d, e)
+		}
+	}
+	return d
 }
 
 // ownCertificates are those of this machine's keys.
