@@ -324,6 +324,9 @@ func TestParseCPUInfo(t *testing.T) {
 	if r := microcode.ParseCPUInfo([]byte(intel)); r == nil || *r != (microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a", Revision: "0xf8"}) || r.String() != "GenuineIntel 06-9e-0a, microcode 0xf8" {
 		t.Errorf("%+v", r)
 	}
+	if r := microcode.ParseCPUInfo([]byte(strings.Replace(intel, "cpu MHz", "flags\t\t: fpu vme hypervisor lahf_lm\ncpu MHz", 1))); r == nil || !r.Virtual {
+		t.Errorf("in a virtual machine: %+v", r)
+	}
 	if r := microcode.ParseCPUInfo([]byte(strings.ReplaceAll(intel, "microcode\t: 0xf8\n", ""))); r == nil || r.String() != "GenuineIntel 06-9e-0a, microcode unknown" {
 		t.Errorf("without a revision: %+v", r)
 	}

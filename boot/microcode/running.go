@@ -2,6 +2,7 @@ package microcode
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,8 +16,20 @@ type Running struct {
 	Name   string `json:"name"`   // family, model and stepping, as "06-9e-0a"
 	// Revision is that of the microcode, as "0xf8"; empty where Linux does not know it.
 	Revision string `json:"revision,omitempty"`
+	// Virtual: a hypervisor shows the processor, and says of the microcode what it likes.
+	Virtual bool `json:"virtual,omitempty"`
 	// Platform is the bit of Intel's platform; 0 where it is not known.
 	Platform uint32 `json:"-"`
+}
+
+// PlatformFile is where Linux says which of Intel's platforms runs.
+const PlatformFile = "/sys/devices/system/cpu/cpu0/microcode/processor_flags"
+
+// ParsePlatform takes the platform from the content of PlatformFile.
+func (r *Running) ParsePlatform(text []byte) {
+	if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 0, 32); err == nil {
+		r.Platform = uint32(n)
+	}
 }
 
 // String is for people.
@@ -47,7 +60,10 @@ func ParseCPUInfo(text []byte) *Running {
 		}
 		numbers[i] = n
 	}
-	r := &Running{Vendor: printable(values["vendor_id"]), Name: fmt.Sprintf("%02x-%02x-%02x", numbers[0], numbers[1], numbers[2])}
+	r := &Running{
+		Vendor: printable(values["vendor_id"]), Name: fmt.Sprintf("%02x-%02x-%02x", numbers[0], numbers[1], numbers[2]),
+		Virtual: slices.Contains(strings.Fields(values["flags"]), "hypervisor"),
+	}
 	if n, err := strconv.ParseUint(values["microcode"], 0, 32); err == nil {
 		r.Revision = fmt.Sprintf("%#x", n)
 	}

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/microcode/microcodetest"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -340,10 +341,13 @@ func TestReport(t *testing.T) {
 	m.watchdogReset = true
 	m.must(os.MkdirAll(filepath.Join(m.root, "proc"), 0o755))
 	m.must(os.WriteFile(filepath.Join(m.root, microcode.CPUInfo), []byte("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 33\nstepping\t: 2\nmicrocode\t: 0xa20120a\n"), 0o644))
+	file := filepath.Join(m.root, microcode.AMD.Path()) // where Linux puts the archive's
+	m.must(os.MkdirAll(filepath.Dir(file), 0o755))
+	m.must(os.WriteFile(file, microcodetest.AMD(microcode.Processor{Signature: 0xa20f12, Revision: 0xa201213}), 0o644))
 	m.typed = []string{m.recoveryKey(), "n"}
 	m.ends("system")
 	if r := read(); r.Root != "key" || !r.WatchdogReset || r.Watchdog != "" || // this system feeds none
-		r.Processor == nil || r.Processor.String() != "AuthenticAMD 19-21-02, microcode 0xa20120a" {
+		r.Processor == nil || r.Processor.String() != "AuthenticAMD 19-21-02, microcode 0xa20120a" || r.Microcode != "0xa201213" {
 		t.Errorf("report %+v", r)
 	}
 }

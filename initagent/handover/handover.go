@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -130,6 +131,7 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 	}
 	if text, err := os.ReadFile(h.Path(microcode.CPUInfo)); err == nil {
 		r.Processor = microcode.ParseCPUInfo(text)
+		r.Microcode = broughtMicrocode(h, r.Processor)
 	}
 	switch {
 	case h.Record != nil:
@@ -148,6 +150,29 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(directory, shared.ReportName), append(text, '\n'), 0o644)
+}
+
+// broughtMicrocode is the newest revision that the UKI has for the processor; empty for
+// none. The archive that Linux takes it from is a part of the initramfs.
+func broughtMicrocode(h *host.Host, r *microcode.Running) string {
+	if r == nil || !slices.Contains(microcode.Vendors(), microcode.Vendor(r.Vendor)) {
+		return ""
+	}
+	file, err := os.ReadFile(h.Path("/", microcode.Vendor(r.Vendor).Path()))
+	if err != nil {
+		return ""
+	}
+	of := *r
+	if text, err := os.ReadFile(h.Path(microcode.PlatformFile)); err == nil {
+		of.ParsePlatform(text)
+	}
+	set := new(microcode.Set)
+	_ = set.Add(file) // what cannot be read Linux does not load
+	best, found := set.Newest(of)
+	if !found {
+		return ""
+	}
+	return fmt.Sprintf("%#x", best.Revision)
 }
 
 // openedBy says what opened the root partition.

@@ -48,7 +48,10 @@ type Report struct {
 	// Processor is what runs, with the revision of the microcode that Linux has loaded or
 	// the firmware before it; nil where Linux does not say.
 	Processor *microcode.Running `json:"processor,omitempty"`
-	Steps     []hw.Entry         `json:"steps"`
+	// Microcode is the newest revision that the running UKI has for it, as "0xf8"; empty
+	// where it has none. A virtual processor takes none.
+	Microcode string     `json:"microcode_available,omitempty"`
+	Steps     []hw.Entry `json:"steps"`
 	// Total is how long it took from initagent's start until now, in ns.
 	Total time.Duration `json:"total_ns"`
 	// Contract is the running UKI's: what a new release is compared with.

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
+	"halogenos.internal/boot/microcode"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -22,12 +24,12 @@ func (f *facts) advise() []string {
 	add(f.test, "One of the keys is a test key whose secret half was published: with it anybody can sign for this machine. Update the firmware, clear its Secure Boot keys in the setup, and start again: the machine makes its own.")
 	add(f.foreign && f.DBX == 0, "db has certificates of others and dbx is empty, so that programs of theirs with known holes start: restore the factory keys in the firmware's setup, or update the firmware, and enroll again.")
 	switch {
-	case f.Processor == nil:
+	case f.Processor == nil || f.Processor.Virtual || f.unreported: // a hypervisor loads none
 	case f.older:
-		add(true, "The image has newer microcode (%s) than runs: restart. If it stays so, the UKI has none: `halogen inspect` of the release says which it has.", f.Available)
+		add(true, "The UKI has newer microcode (%s) than runs: Linux has not taken it. The kernel's log says why (dmesg | grep microcode).", f.Available)
 	default:
-		add(f.Available == "" && (f.Processor.Vendor == "GenuineIntel" || f.Processor.Vendor == "AuthenticAMD"),
-			"The image has no microcode for this processor: what runs is what the firmware brings. Update the firmware; the distributor can put microcode into the image.")
+		add(f.Available == "" && slices.Contains(microcode.Vendors(), microcode.Vendor(f.Processor.Vendor)),
+			"The UKI has no microcode for this processor: what runs is what the firmware brings. Update the firmware; the distributor can put microcode into the image.")
 	}
 	switch {
 	case errors.Is(f.tpmError, tpm.ErrAbsent):

@@ -26,7 +26,7 @@ type facts struct {
 	DBX        int      `json:"dbx_entries"`
 	// Processor is nil where Linux does not say.
 	Processor *microcode.Running `json:"processor,omitempty"`
-	// Available is the revision of the microcode that the image has for it.
+	// Available is the newest revision of microcode that the running UKI has for it.
 	Available string   `json:"microcode_available,omitempty"`
 	TPM       *chip    `json:"tpm,omitempty"`
 	Updates   []update `json:"updates"`
@@ -35,7 +35,8 @@ type facts struct {
 
 	tpmError      error
 	foreign, test bool // certificates of others are in db; a key is one that was published
-	older         bool // microcode runs that is older than the image's
+	older         bool // microcode runs that is older than the UKI's
+	unreported    bool // what the UKI has is not known
 }
 
 // chip is the TPM.
@@ -144,36 +145,15 @@ func (s source) processor(f *facts) {
 	if f.Processor = microcode.ParseCPUInfo(text); f.Processor == nil {
 		return
 	}
-	if n, err := strconv.ParseUint(s.text("sys/devices/system/cpu/cpu0/microcode/processor_flags"), 0, 32); err == nil {
-		f.Processor.Platform = uint32(n)
-	}
-	best, found := s.image(f.Processor).Newest(*f.Processor)
-	if !found {
+	report, err := s.Boot()
+	if f.unreported = err != nil || report == nil; f.unreported || report.Microcode == "" {
 		return
 	}
-	f.Available = fmt.Sprintf("%#x", best.Revision)
+	f.Available = report.Microcode
 	running, err := strconv.ParseUint(f.Processor.Revision, 0, 32)
-	f.older = err == nil && int32(running) < int32(best.Revision)
-}
-
-// image is the microcode that the image's files have for a processor, as far as they are
-// plain.
-func (s source) image(r *microcode.Running) *microcode.Set {
-	set := new(microcode.Set)
-	pattern := "usr/lib/firmware/amd-ucode/microcode_amd*.bin"
-	if microcode.Vendor(r.Vendor) == microcode.Intel {
-		pattern = "usr/lib/firmware/intel-ucode/" + r.Name + "*"
+	if best, wrong := strconv.ParseUint(f.Available, 0, 32); err == nil && wrong == nil {
+		f.older = int32(running) < int32(best)
 	}
-	names, _ := fs.Glob(s.Root, pattern)
-	for _, name := range names {
-		if info, err := fs.Stat(s.Root, name); err != nil || info.Size() > microcode.MaxSize {
-			continue
-		}
-		if data, err := fs.ReadFile(s.Root, name); err == nil {
-			_ = set.Add(data) // what cannot be read is not in the UKI either
-		}
-	}
-	return set
 }
 
 func (s source) chip(f *facts) {

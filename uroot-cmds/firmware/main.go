@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -29,14 +30,15 @@ Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
 
 func main() {
-	cmd(source{Variables: enroll.EFIVarFS{Root: hw.EFIVars}, TPM: capabilities, Root: os.DirFS("/")}).Main()
+	cmd(source{Variables: enroll.EFIVarFS{Root: hw.EFIVars}, TPM: capabilities, Root: os.DirFS("/"), Boot: shared.Linux().Boot}).Main()
 }
 
 // source is where the facts come from.
 type source struct {
 	Variables enroll.Variables
 	TPM       func() (*tpm.Capabilities, error)
-	Root      fs.FS // the root directory
+	Root      fs.FS                          // the root directory
+	Boot      func() (*shared.Report, error) // of this boot; nil for none
 }
 
 func capabilities() (*tpm.Capabilities, error) {
@@ -86,7 +88,7 @@ func (f *facts) show(w io.Writer) {
 	if f.Processor != nil {
 		text := f.Processor.String()
 		if f.Available != "" {
-			text += "; the image has " + f.Available
+			text += "; the UKI has " + f.Available
 		}
 		line("processor", text)
 	}

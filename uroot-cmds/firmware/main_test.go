@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -11,10 +10,9 @@ import (
 	"testing/fstest"
 
 	"halogenos.internal/boot/gpt"
-	"halogenos.internal/boot/microcode"
-	"halogenos.internal/boot/microcode/microcodetest"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 
 	"github.com/google/go-tpm/tpm2"
@@ -52,20 +50,22 @@ func named(name string) secureboot.Entry {
 	return secureboot.Entry{Type: secureboot.TypeX509, Data: []byte("certificate of " + name)}
 }
 
+// boots reports a UKI that has this revision of microcode for the processor.
+func boots(microcode string) func() (*shared.Report, error) {
+	return func() (*shared.Report, error) { return &shared.Report{Microcode: microcode}, nil }
+}
+
 // machine is one on which nothing is advised.
 func machine(t *testing.T) (source, variables, fstest.MapFS) {
 	t.Helper()
-	intel := microcode.Processor{Signature: 0x906ea, Platforms: 0x22, Revision: 0xf8}
 	root := fstest.MapFS{}
 	for name, text := range map[string]string{
 		"sys/class/dmi/id/sys_vendor": "A Maker\n", "sys/class/dmi/id/product_name": "Model 1\n", "sys/class/dmi/id/bios_vendor": "A House\n",
 		"sys/class/dmi/id/bios_version": "1.65\n", "sys/class/dmi/id/bios_date": "03/06/2026\n",
 		"proc/cpuinfo": "vendor_id: GenuineIntel\ncpu family: 6\nmodel: 158\nstepping: 10\nmicrocode: 0xf8\n",
-		"sys/devices/system/cpu/cpu0/microcode/processor_flags": "0x2\n",
-		"usr/lib/firmware/intel-ucode/06-9e-0a.initramfs":       string(microcodetest.Intel(intel)),
-		"sys/firmware/efi/esrt/entries/entry0/fw_class":         "6de5d951-d755-576b-bd09-c5cf66b27234\n",
-		"sys/firmware/efi/esrt/entries/entry0/fw_type":          "1\n",
-		"sys/firmware/efi/esrt/entries/entry0/fw_version":       "65601\n",
+		"sys/firmware/efi/esrt/entries/entry0/fw_class":   "6de5d951-d755-576b-bd09-c5cf66b27234\n",
+		"sys/firmware/efi/esrt/entries/entry0/fw_type":    "1\n",
+		"sys/firmware/efi/esrt/entries/entry0/fw_version": "65601\n",
 	} {
 		root[name] = &fstest.MapFile{Data: []byte(text)}
 	}
@@ -76,7 +76,7 @@ func machine(t *testing.T) (source, variables, fstest.MapFS) {
 	good := func() (*tpm.Capabilities, error) {
 		return &tpm.Capabilities{Manufacturer: "IFX", Model: "SLB9670", Firmware: 7<<48 | 85<<32 | 4555<<16, Banks: []tpm2.TPMAlgID{tpm2.TPMAlgSHA256}}, nil
 	}
-	return source{vars, good, root}, vars, root
+	return source{vars, good, root, boots("0xf8")}, vars, root
 }
 
 func TestFirmware(t *testing.T) {
@@ -87,7 +87,7 @@ func TestFirmware(t *testing.T) {
 	}
 	for _, want := range []string{
 		"machine       A Maker Model 1\n", "firmware      A House 1.65, of 03/06/2026\n", "Secure Boot   on\n", "dbx           2 entries\n",
-		"processor     GenuineIntel 06-9e-0a, microcode 0xf8; the image has 0xf8\n", "TPM           IFX SLB9670, firmware 7.85.4555.0\n",
+		"processor     GenuineIntel 06-9e-0a, microcode 0xf8; the UKI has 0xf8\n", "TPM           IFX SLB9670, firmware 7.85.4555.0\n",
 		"update        system: version 0x10041, none tried\n", "Nothing is advised.\n",
 	} {
 		if !strings.Contains(out, want) {
@@ -116,20 +116,15 @@ func TestAdvice(t *testing.T) {
 			v["db"] = append(v["db"], lists(t, named("Microsoft"))...)
 			delete(v, "dbx")
 		}, []string{"dbx is empty"}},
-		"newer microcode": {func(_ *source, _ variables, root fstest.MapFS) {
-			newer := microcode.Processor{Signature: 0x906ea, Platforms: 0x22, Revision: 0xfa}
-			root["usr/lib/firmware/intel-ucode/06-9e-0a"] = &fstest.MapFile{Data: microcodetest.Intel(newer)}
-		}, []string{"newer microcode (0xfa) than runs"}},
-		"another platform's": {func(_ *source, _ variables, root fstest.MapFS) {
-			newer := microcode.Processor{Signature: 0x906ea, Platforms: 0x1, Revision: 0xfa}
-			root["usr/lib/firmware/intel-ucode/06-9e-0a"] = &fstest.MapFile{Data: microcodetest.Intel(newer)}
+		"newer microcode": {func(s *source, _ variables, _ fstest.MapFS) { s.Boot = boots("0xfa") }, []string{"newer microcode (0xfa) than runs"}},
+		"no microcode":    {func(s *source, _ variables, _ fstest.MapFS) { s.Boot = boots("") }, []string{"no microcode for this processor"}},
+		"no report": {func(s *source, _ variables, _ fstest.MapFS) {
+			s.Boot = func() (*shared.Report, error) { return nil, nil }
 		}, nil},
-		"no microcode": {func(_ *source, _ variables, root fstest.MapFS) {
-			delete(root, "usr/lib/firmware/intel-ucode/06-9e-0a.initramfs")
-		}, []string{"no microcode for this processor"}},
-		"damaged": {func(_ *source, _ variables, root fstest.MapFS) {
-			root["usr/lib/firmware/intel-ucode/06-9e-0a.initramfs"] = &fstest.MapFile{Data: bytes.Repeat([]byte{1}, 2048)}
-		}, []string{"no microcode for this processor"}},
+		"virtual": {func(s *source, _ variables, root fstest.MapFS) {
+			s.Boot = boots("0xfa")
+			root["proc/cpuinfo"] = &fstest.MapFile{Data: append(root["proc/cpuinfo"].Data, "flags: fpu hypervisor\n"...)}
+		}, nil},
 		"no TPM": {func(s *source, _ variables, _ fstest.MapFS) {
 			s.TPM = func() (*tpm.Capabilities, error) { return nil, tpm.ErrAbsent }
 		}, []string{"There is no TPM"}},
