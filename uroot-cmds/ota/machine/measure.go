@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,10 @@ import (
 // read. What it says is for people: a worker that lies here gains nothing by it. Why it
 // cannot be said is a note.
 func (u *update) measure(ctx context.Context, out *Outcome, head *archive.Head) error {
-	err := u.room(head.Release)
+	err := u.mayMeasure(ctx)
+	if err == nil {
+		err = u.room(head.Release)
+	}
 	if err == nil {
 		err = u.measureBy(ctx, out)
 	}
@@ -25,6 +29,15 @@ func (u *update) measure(ctx context.Context, out *Outcome, head *archive.Head) 
 		u.Tell(worker.Event{Note: fmt.Sprintf("how much of it would be fetched is not known: %v", err)})
 	}
 	return nil
+}
+
+// mayMeasure refuses where no fetch would follow, and on a network that costs by the byte: the
+// block index has some MB.
+func (u *update) mayMeasure(ctx context.Context) error {
+	if c := u.Surroundings(ctx); c.Metered && !u.settings.When.Metered && !local(cmp.Or(u.From, u.settings.Server)) {
+		return errors.New("the network is metered (NetworkManager says so), and finding it out takes some MB; FetchMetered=yes in /etc/halogen/ota.conf allows it")
+	}
+	return u.mayFetch()
 }
 
 func (u *update) measureBy(ctx context.Context, out *Outcome) error {

@@ -80,3 +80,36 @@ func TestCheckWithoutSize(t *testing.T) {
 		t.Errorf("%v, %+v, %q", err, out, notes)
 	}
 }
+
+// On a metered network, and where no fetch would follow, nothing of the release is fetched
+// for it.
+func TestCheckMeasuresNothing(t *testing.T) {
+	for _, c := range []struct {
+		set  func(w *world)
+		note string
+	}{
+		{func(w *world) { w.is(true, -1) }, "the network is metered"},
+		{func(w *world) { w.corrupt = true }, "has corrupt blocks"},
+	} {
+		w := newWorld(t)
+		c.set(w)
+		var notes []string
+		out, err := w.m.Check(t.Context(), Options{Tell: func(e worker.Event) {
+			if e.Note != "" {
+				notes = append(notes, e.Note)
+			}
+		}})
+		if err != nil || out.Verdict != offer.Take || out.Fetch != nil || len(notes) != 1 || !strings.Contains(notes[0], c.note) {
+			t.Errorf("%v, %+v, %q, want %q", err, out, notes, c.note)
+		}
+		if _, err := os.Stat(w.path(filepath.Join(stateDirectory, "fetch/3.work", release.IndexFile))); err == nil {
+			t.Errorf("%s: the block index was fetched", c.note)
+		}
+	}
+	w := newWorld(t)
+	w.is(true, -1)
+	w.write("etc/halogen/ota.conf", []byte("Server="+w.server.URL+"\nFetchMetered=yes\n"))
+	if out, err := w.m.Check(t.Context(), Options{}); err != nil || out.Fetch == nil {
+		t.Errorf("where the owner allows it: %+v, %v", out, err)
+	}
+}

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,15 +105,16 @@ func (m *Machine) fit(ctx context.Context, o Options, begun bool) error {
 	if begun {
 		c.Load = 0
 	}
-	from := o.From
-	if from == "" {
-		from = s.Server
-	}
-	c.Local = !strings.HasPrefix(from, "http://") && !strings.HasPrefix(from, "https://")
+	c.Local = local(cmp.Or(o.From, s.Server))
 	if reason := s.When.Unfit(c); reason != "" {
 		return &unfit{reason}
 	}
 	return nil
+}
+
+// local reports whether a release comes from a disk, and not over a network.
+func local(from string) bool {
+	return !strings.HasPrefix(from, "http://") && !strings.HasPrefix(from, "https://")
 }
 
 // sleep waits, or less where a test has no time.
