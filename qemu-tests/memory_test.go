@@ -46,13 +46,45 @@ func TestSearch(t *testing.T) {
 // last good boot to its TPM.
 func secrets(t *testing.T, p Provisioned) []needle {
 	t.Helper()
+	o := openRoot(t, p)
+	passphrase, volumeKey := o.secret.LUKSPassphrase(), o.volumeKey
+	write, err := o.secret.WriteKey()
+	must(t, err)
+	scalar, err := write.Bytes()
+	must(t, err)
+	wrap := o.secret.Key(firstboot.Purpose)
+	out := []needle{
+		{name: "machine secret", bytes: o.secret.Bytes()},
+		{name: "machine secret in hexadecimal", bytes: []byte(fmt.Sprintf("%x", o.secret.Bytes()))},
+		{name: passphraseNeedle, bytes: passphrase},
+		{name: "key that may write the NV index", bytes: scalar},
+		{name: "key that may write the NV index, words reversed", bytes: reversed(scalar)},
+		{name: "key that wraps the Secure Boot keys", bytes: wrap[:]},
+		{name: volumeKeyNeedle, bytes: volumeKey[:len(volumeKey)/2], mapped: true},
+		{name: volumeKeyNeedle + ", tweak", bytes: volumeKey[len(volumeKey)/2:], mapped: true},
+	}
+	out = append(out, recoveryNeedles(t, p.Notes[recoveryKeyNote])...)
+	return append(out, secureBootNeedles(o.keys(t))...)
+}
+
+// An openedRoot is a machine's root partition that its TPM has opened.
+type openedRoot struct {
+	volume    *os.File
+	header    *luks2.Header
+	volumeKey []byte
+	secret    *policy.Secret
+}
+
+// openRoot replays a machine's last good boot to its TPM. The machine is off.
+func openRoot(t *testing.T, p Provisioned) *openedRoot {
+	t.Helper()
 	s, err := p.State.Clone(filepath.Join(t.TempDir(), "stolen"))
 	must(t, err)
 	d := openDisk(t, s.Disk(), os.O_RDONLY)
 	_, size := d.partition(layout.RootNumber)
 	volume, err := os.Open(d.cut(layout.RootNumber))
 	must(t, err)
-	defer volume.Close()
+	t.Cleanup(func() { volume.Close() })
 	sealed, err := theft.Sealed(volume, size)
 	must(t, err)
 	socket, stop := softwareTPM(t, s)
@@ -68,26 +100,24 @@ func secrets(t *testing.T, p Provisioned) []needle {
 
 	header, _, err := luks2.Open(volume, size)
 	must(t, err)
-	passphrase := secret.LUKSPassphrase()
-	volumeKey, _, err := header.Unlock(volume, passphrase, 1<<30)
+	volumeKey, _, err := header.Unlock(volume, secret.LUKSPassphrase(), 1<<30)
 	must(t, err)
-	write, err := secret.WriteKey()
+	return &openedRoot{volume, header, volumeKey, secret}
+}
+
+// keys are the machine's Secure Boot keys, which its root partition has.
+func (o *openedRoot) keys(t *testing.T) *secureboot.KeySet {
+	t.Helper()
+	segment, err := o.header.Segment()
 	must(t, err)
-	scalar, err := write.Bytes()
+	plain := decrypt(t, segment, o.volume, o.volumeKey)
+	wrapped := filepath.Join(t.TempDir(), "keys")
+	testkit.Run(t, "debugfs", "-R", "dump /"+rootpart.ListFile+" "+wrapped, plain)
+	text, err := os.ReadFile(wrapped)
 	must(t, err)
-	wrap := secret.Key(firstboot.Purpose)
-	out := []needle{
-		{name: "machine secret", bytes: secret.Bytes()},
-		{name: "machine secret in hexadecimal", bytes: []byte(fmt.Sprintf("%x", secret.Bytes()))},
-		{name: passphraseNeedle, bytes: passphrase},
-		{name: "key that may write the NV index", bytes: scalar},
-		{name: "key that may write the NV index, words reversed", bytes: reversed(scalar)},
-		{name: "key that wraps the Secure Boot keys", bytes: wrap[:]},
-		{name: volumeKeyNeedle, bytes: volumeKey[:len(volumeKey)/2], mapped: true},
-		{name: volumeKeyNeedle + ", tweak", bytes: volumeKey[len(volumeKey)/2:], mapped: true},
-	}
-	out = append(out, recoveryNeedles(t, p.Notes[recoveryKeyNote])...)
-	return append(out, secureBootNeedles(t, header, volume, volumeKey, secret)...)
+	keys, err := firstboot.UnwrapKeys(o.secret, text)
+	must(t, err)
+	return keys
 }
 
 // recoveryNeedles are a recovery key as text, with and without its dashes, and as
@@ -103,18 +133,8 @@ func recoveryNeedles(t *testing.T, text string) []needle {
 	}
 }
 
-// secureBootNeedles are the private keys in the root partition.
-func secureBootNeedles(t *testing.T, header *luks2.Header, volume *os.File, volumeKey []byte, secret *policy.Secret) []needle {
-	t.Helper()
-	segment, err := header.Segment()
-	must(t, err)
-	plain := decrypt(t, segment, volume, volumeKey)
-	wrapped := filepath.Join(t.TempDir(), "keys")
-	testkit.Run(t, "debugfs", "-R", "dump /"+rootpart.ListFile+" "+wrapped, plain)
-	text, err := os.ReadFile(wrapped)
-	must(t, err)
-	keys, err := firstboot.UnwrapKeys(secret, text)
-	must(t, err)
+// secureBootNeedles are the private keys.
+func secureBootNeedles(keys *secureboot.KeySet) []needle {
 	var out []needle
 	for _, k := range []struct {
 		name string

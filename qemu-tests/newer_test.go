@@ -36,6 +36,10 @@ type variant struct {
 	Watchdog int    // seconds, 0: as the image has it
 	Key      string // release key that the UKI pins, binary; "": the image's
 	Manager  bool   // it brings another boot manager
+	// Revokes: it is signed, by a key that it pins, and names the loader of namedLoader for dbx.
+	Revokes bool
+	// Microcode that it has, and where: "initrd", or "ucode" with the stub of systemd 257.
+	Microcode string
 }
 
 const treeFile = "tree"
@@ -45,12 +49,16 @@ func makeNewer(t testing.TB, image string, v variant) newer {
 	t.Helper()
 	n := newer{Release: imageRelease(t, image), dir: t.TempDir()}
 	n.Version, n.Epoch = 2, v.Epoch
+	sign := n.revokes(t, &v)
 	n.system(t, image)
 	n.uki(t, image, v)
 	n.manager(t, image, v)
 	text, err := n.Encode()
 	must(t, err)
 	must(t, os.WriteFile(n.path(release.FileName), text, 0o644))
+	if sign != nil {
+		must(t, os.WriteFile(n.path(release.FileName+".pgp"), sign(text), 0o644))
+	}
 	return n
 }
 
@@ -114,7 +122,14 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	must(t, err)
 	osrel := bytes.Replace(section(".osrel"), []byte("IMAGE_VERSION=1\n"), []byte("IMAGE_VERSION="+n.Version.String()+"\n"), 1)
 	resize(t, made, ".osrel", osrel)
-	made = replaceLast(t, made, ".initrd", append(after, initrd[len(before):]...))
+	initramfs := initrd[len(before):]
+	if v.Microcode == "initrd" {
+		initramfs = slices.Concat(testMicrocode(t), initramfs)
+	}
+	made = replaceLast(t, made, ".initrd", append(after, initramfs...))
+	if v.Microcode == "ucode" {
+		made = withMicrocodeSection(t, made)
+	}
 	parsed, err := uki.Parse(made)
 	must(t, err)
 	started, err := pcr.PredictUKI(parsed)
@@ -211,6 +226,9 @@ func fetched(t testing.TB, v variant) Provisioned {
 		files := filepath.Join(t.TempDir(), "files.img")
 		testkit.Run(t, "mkfs.vfat", "-C", files, "65536")
 		names := []string{release.FileName, release.UKIFile, release.BootManagerFile}
+		if v.Revokes {
+			names = append(names, release.FileName+".pgp")
+		}
 		for _, name := range names {
 			testkit.Run(t, "mcopy", "-i", files, n.path(name), "::"+name)
 		}
