@@ -69,9 +69,10 @@ must be signed by the one that machines know. After a revocation the next releas
 signed by another key that they know.
 
 With --dbx, the release brings entries for dbx, the firmware's list of what may not
-start; those that would stop the release itself are refused. Machines of this version
-read them and do not write them to their firmware yet. The file is the
-list that UEFI gives out (https://github.com/microsoft/secureboot_objects has it as
+start; those that would stop the release itself are refused. Each machine adds them once
+the release was blessed there, but for what would stop anything that it needs itself:
+its fallback, its boot manager, the option ROM of a card. It asks for no recovery key.
+What dbx has stays there: no release takes it back. The file is the list that UEFI gives out (https://github.com/microsoft/secureboot_objects has it as
 DBXUpdate.bin), or a text with a SHA-256 Authenticode hash a line. Machines whose
 release does not know of such entries refuse one that has any: publish a release
 without, make it a step ('halogen release step'), and give the next one --dbx.
