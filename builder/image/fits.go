@@ -29,7 +29,7 @@ func fitsESP(uki, bootManager int64) error {
 	if ukisOnESP*uki <= room {
 		return nil
 	}
-	return fmt.Errorf("the UKI has %s, and may have %s: the EFI system partition of %s must hold two of them, the boot manager and %s for other things; take modules out of Modules in [Initramfs], or use a smaller kernel or splash",
+	return fmt.Errorf("the UKI has %s, and may have %s: the EFI system partition of %s must hold two of them, the boot manager and %s for other things; take modules out of Modules in [Initramfs], use a smaller kernel or splash, or leave out microcode (Microcode= in [UKI]: all of Intel's has 15 MB)",
 		megabytes(uki), megabytes(room/ukisOnESP), megabytes(layout.ESPSize), megabytes(espReserve))
 }
 

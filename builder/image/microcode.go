@@ -84,11 +84,14 @@ func readMicrocodeFiles(t *rootfs.Tree, v microcode.Vendor, to *microcode.Set) e
 			return err
 		}
 		for _, name := range names {
+			if !files.name.MatchString(name) {
+				continue
+			}
 			at, err := t.Resolve(path.Join(dir, name))
 			if err != nil {
 				return badMicrocode(path.Join(dir, name), err)
 			}
-			if !files.name.MatchString(name) || slices.Contains(read, at) {
+			if slices.Contains(read, at) {
 				continue
 			}
 			read = append(read, at)
@@ -167,12 +170,32 @@ func (b *build) chooseMicrocode() error {
 			text += "; there is none of " + lacks[0]
 		}
 		b.Progress.Note("%s", text)
-		if s, err := b.kernelConfig(); err == nil && s != nil && s["MICROCODE"] != "y" {
-			b.Progress.Note("WARNING: kernel %s passes over microcode: it was built without CONFIG_MICROCODE", b.parts.kernel.release)
+		if s, err := b.kernelConfig(); err == nil && s != nil {
+			if lacks := lacksLoader(s, b.parts.kernel.release, found); lacks != "" {
+				b.Progress.Note("WARNING: kernel %s passes over microcode: it was built without CONFIG_%s", b.parts.kernel.release, lacks)
+			}
 		}
 	}
 	b.microcode, b.ucode = found, packed
 	return nil
+}
+
+// lacksLoader is the option of the kernel without which it loads none of this microcode; empty
+// where it has all. Before Linux 6.6 each maker's is an option of its own.
+func lacksLoader(config map[string]string, kernel string, found *microcode.Set) string {
+	if config["MICROCODE"] != "y" {
+		return "MICROCODE"
+	}
+	var major, minor int
+	if n, err := fmt.Sscanf(kernel, "%d.%d", &major, &minor); n != 2 || err != nil || major > 6 || major == 6 && minor >= 6 {
+		return ""
+	}
+	for _, v := range microcode.Vendors() {
+		if option := "MICROCODE_" + strings.ToUpper(v.Name()); found.Has(v) && config[option] != "y" {
+			return option
+		}
+	}
+	return ""
 }
 
 // microcodeFrom is what the provenance says of it.

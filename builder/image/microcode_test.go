@@ -181,6 +181,39 @@ func TestMicrocodeThatIsDamaged(t *testing.T) {
 	}
 }
 
+// What is not named like microcode is not looked at, as a link that leads nowhere.
+func TestMicrocodeBesideOthers(t *testing.T) {
+	files := rootfstest.Minimal()
+	files["usr/lib/firmware/intel-ucode/06-9e-0a"] = microcodetest.Intel(coffeeLake)
+	tree := treeOf(t, files)
+	if err := tree.AddSymlink("usr/lib/firmware/intel-ucode/README", "../doc/README", rootfstest.Date); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := findMicrocode(tree); err != nil || !found.Has(microcode.Intel) {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+// Before Linux 6.6 a kernel may load one maker's microcode alone.
+func TestLacksLoader(t *testing.T) {
+	set := new(microcode.Set)
+	if err := set.Add(microcodetest.Intel(coffeeLake)); err != nil {
+		t.Fatal(err)
+	}
+	amd := map[string]string{"MICROCODE": "y", "MICROCODE_AMD": "y"}
+	for _, c := range []struct {
+		config       map[string]string
+		kernel, want string
+	}{
+		{nil, "6.12.1", "MICROCODE"}, {amd, "6.1.0-49-amd64", "MICROCODE_INTEL"}, {amd, "5.15.0", "MICROCODE_INTEL"},
+		{amd, "6.6.0", ""}, {amd, "own", ""}, {map[string]string{"MICROCODE": "y", "MICROCODE_INTEL": "y"}, "6.1.0", ""},
+	} {
+		if got := lacksLoader(c.config, c.kernel, set); got != c.want {
+			t.Errorf("kernel %s with %v lacks %q, want %q", c.kernel, c.config, got, c.want)
+		}
+	}
+}
+
 // A kernel that passes over microcode is told.
 func TestMicrocodeThatIsPassedOver(t *testing.T) {
 	files := firmware()
