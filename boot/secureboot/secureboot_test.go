@@ -308,6 +308,9 @@ func TestEntryStringIsPrintable(t *testing.T) {
 	if s := printable("a\x1b[2Jb\n\u009bc"); s != "a?[2Jb??c" {
 		t.Errorf("got %q", s)
 	}
+	if s := printable("a\u202eb\u2067c\u2028d"); s != "a?b?c?d" {
+		t.Errorf("got %q", s)
+	}
 	if s := printable(strings.Repeat("x", 1000)); len(s) > 130 {
 		t.Errorf("%d bytes are left", len(s))
 	}

@@ -91,8 +91,8 @@ func Printable(s string) string { return printable(s) }
 func printable(s string) string {
 	const longest = 120
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '?'
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			return '?' // a control character, or what turns the direction of a line
 		}
 		return r
 	}, s)
