@@ -269,9 +269,9 @@ const checkUsage = `usage: ota check [--from PLACE] [--json]
 
 Asks the server what it offers, checks its signatures, and says whether this
 machine would take it, and how many bytes of it ota fetch would fetch now: for that
-it fetches the release's block index, which the fetch needs, too. Changes nothing on
-the machine but this and its memory of the newest signed manifest. --from: see
-ota fetch --help.
+it fetches the release's block index, which the fetch needs, too; not on a metered
+network. Changes nothing on the machine but this and its memory of the newest signed
+manifest. --from: see ota fetch --help.
 `
 
 func check(ctx context.Context, c *call) (any, error) {

@@ -98,6 +98,9 @@ func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
 // changed them.
 func (m *Machine) fit(ctx context.Context, o Options, begun bool) error {
 	s, err := m.Settings()
+	if err != nil && begun {
+		return nil // it is being saved, maybe
+	}
 	if err != nil {
 		return err
 	}

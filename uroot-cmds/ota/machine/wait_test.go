@@ -122,6 +122,20 @@ func TestFetchEndsWhenUnfit(t *testing.T) {
 	w.complete()
 }
 
+// Settings that cannot be read end no fetch: they may be half saved.
+func TestFetchWhileSettingsAreSaved(t *testing.T) {
+	w := newWorld(t)
+	w.onArchive = func(out http.ResponseWriter, r *http.Request) http.ResponseWriter {
+		w.write("etc/halogen/ota.conf", []byte("Server="+w.server.URL+"\nFetchMet"))
+		time.Sleep(200 * time.Millisecond)
+		return out
+	}
+	out, err := w.m.FetchWhenFit(t.Context(), Options{})
+	if err != nil || !out.Staged {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
 // A timer's fetch waits for another ota, which may only be checking; a person is told.
 func TestFetchWaitsForAnother(t *testing.T) {
 	w := newWorld(t)

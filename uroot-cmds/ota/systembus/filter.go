@@ -12,8 +12,13 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// maxMessage bounds a message in bytes; the bus's own limit is 128 MiB.
-const maxMessage = 4 << 20
+// maxMessage bounds a message in bytes, and busMessage is the bus's own limit. What is
+// between them is nothing that was asked for, and is passed over: it must not end a
+// connection that anybody may send it to.
+const (
+	maxMessage = 4 << 20
+	busMessage = 128 << 20
+)
 
 // A filter is a connection to a bus that gives on only what the library can decode. The
 // library closes a connection, and with some messages ends the process, over what it
@@ -70,8 +75,12 @@ func readMessage(r io.Reader) ([]byte, error) {
 	}
 	body, fields := int64(order.Uint32(head[4:])), int64(order.Uint32(head[12:]))
 	rest := (fields+7)/8*8 + body
+	if rest > busMessage {
+		return nil, fmt.Errorf("message from the bus has %d bytes, more than %d", rest, int64(busMessage))
+	}
 	if rest > maxMessage {
-		return nil, fmt.Errorf("message from the bus has %d bytes, more than %d", rest, int64(maxMessage))
+		_, err := io.CopyN(io.Discard, r, rest)
+		return head, err // which nobody decodes
 	}
 	message := append(head, make([]byte, rest)...)
 	_, err := io.ReadFull(r, message[len(head):])

@@ -45,6 +45,8 @@ func TestFilter(t *testing.T) {
 		_, _ = theirs.Write([]byte("OK 1234\r\n"))
 		_, _ = io.ReadFull(theirs, make([]byte, len("BEGIN\r\n")))
 		_, _ = theirs.Write(append(append(bytes.Clone(bad), good...), bad...))
+		long := []byte("l\x01\x00\x01\x00\x00\x50\x00\x01\x00\x00\x00\x00\x00\x00\x00") // with a body of 5 MiB
+		_, _ = theirs.Write(append(long, make([]byte, 5<<20)...))
 		_, _ = theirs.Write(good)
 		_ = theirs.Close()
 	}()
