@@ -257,18 +257,36 @@ func TestListOfRevocations(t *testing.T) {
 		if !l.RevocationsWait(7) {
 			t.Errorf("after %d attempts it is given up", n)
 		}
-		l.TryRevocations(7)
+		l.TryRevocations(7, nil)
 		again()
 	}
 	if l.RevocationsWait(7) || !l.RevocationsWait(8) {
 		t.Error("a release is asked for too often, or the next one never")
 	}
 	e := Hash(l.Owner, [32]byte{9})
-	l.TryRevocations(8)
+	l.TryRevocations(8, nil)
 	l.TakeRevocations(8, Database{e, e})
 	again()
 	if l.RevocationsWait(8) || l.RevocationsWait(7) || !l.RevocationsWait(9) || !l.Revoked([32]byte{9}) || l.Origin(e) != "release: 8" {
 		t.Errorf("after it was taken: %+v", l)
+	}
+	// What the firmware has refused from one release it is not asked for the next, and other
+	// entries are.
+	for range MaxTries {
+		if l.RevocationsRefused(Database{e}) {
+			t.Error("it counts as refused too early")
+		}
+		l.TryRevocations(10, Database{e})
+		again()
+	}
+	l.TakeRevocations(11, nil)
+	again()
+	if !l.RevocationsRefused(Database{e}) || l.RevocationsRefused(nil) || l.RevocationsRefused(Database{e, e}) || l.RevocationsWait(11) || !l.RevocationsWait(12) {
+		t.Errorf("after it was refused: %+v", l)
+	}
+	l.TakeRevocations(12, Database{Hash(l.Owner, [32]byte{8})})
+	if again(); l.RevocationsRefused(Database{e}) || l.RevocationsWait(12) {
+		t.Errorf("after others were taken: %+v", l)
 	}
 	// An image of this machine's own that a release names under its owner's name is not its own
 	// any more, and stays a replaced one; the list wants nothing that dbx does not hold.

@@ -1,34 +1,66 @@
 package secureboot
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // revocationsOf is under what the origins have, in place of where an entry came from,
-// which release's entries for dbx were dealt with last, or are being asked for, and how
-// often. It is nobody's entry; an earlier release keeps it, and does nothing by it.
+// which release's entries for dbx were dealt with last, or are being asked for, how often,
+// and which those are. It is nobody's entry; an earlier release keeps it, and does nothing
+// by it.
 const revocationsOf = "revocations of version"
+
+// asked is what the list keeps of a release's entries for dbx.
+type asked struct {
+	done  uint64 // the newest release whose entries were dealt with
+	tried uint64 // the one whose entries the firmware was asked to take
+	tries int
+	what  string // which entries: the beginning of a hash, or nothing where they are not known
+}
+
+const (
+	askedForm  = "%d, %d asked %d for %s"
+	askedDigit = 16
+	askedNone  = "nothing"
+)
 
 // RevocationsWait reports whether a release's entries for dbx were not dealt with: neither
 // taken or left out, nor given up after MaxTries.
 func (l *List) RevocationsWait(version uint64) bool {
-	done, tried, tries := l.revocations()
-	return done < version && (tried != version || tries < MaxTries)
+	a := l.asked()
+	return a.done < version && (a.tried != version || a.tries < MaxTries)
 }
 
-// TryRevocations counts that the firmware is asked to take a release's entries.
-func (l *List) TryRevocations(version uint64) {
-	done, tried, tries := l.revocations()
-	if tried != version {
-		tries = 0
+// RevocationsRefused reports whether the firmware did not take these entries in MaxTries, from
+// an earlier release.
+func (l *List) RevocationsRefused(entries Database) bool {
+	a := l.asked()
+	return a.tries >= MaxTries && a.what == name(entries) && a.what != askedNone
+}
+
+// TryRevocations counts that the firmware is asked to take a release's entries; none are
+// those that cannot be known.
+func (l *List) TryRevocations(version uint64, entries Database) {
+	a := l.asked()
+	if a.tried != version {
+		a.tries = 0
 	}
-	l.setRevocations(done, version, tries+1)
+	l.setAsked(asked{a.done, version, a.tries + 1, name(entries)})
+}
+
+// name is the same for the same entries, by and large.
+func name(entries Database) string {
+	b, err := entries.Marshal()
+	if err != nil || len(b) == 0 {
+		return askedNone
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))[:askedDigit]
 }
 
 // TakeRevocations wants the entries that dbx has got from a release, and notes that its
-// entries were dealt with.
+// entries were dealt with. What the firmware did not take before stays known.
 func (l *List) TakeRevocations(version uint64, entries Database) {
 	for _, e := range entries {
 		if l.Wanted.DBX.Revokes(e) {
@@ -38,8 +70,12 @@ func (l *List) TakeRevocations(version uint64, entries Database) {
 		l.origins[entryID(e)] = FromRelease + Origin(fmt.Sprintf(": %d", version))
 		l.giveUp(e)
 	}
-	done, _, _ := l.revocations()
-	l.setRevocations(max(done, version), 0, 0)
+	a := l.asked()
+	if len(entries) > 0 {
+		a = asked{done: a.done, what: askedNone} // the firmware takes some
+	}
+	a.done = max(a.done, version)
+	l.setAsked(a)
 }
 
 // giveUp lets an image go that was this machine's own and that dbx has by now, whoever owns
@@ -57,14 +93,14 @@ func (l *List) giveUp(e Entry) {
 	}
 }
 
-func (l *List) revocations() (done, tried uint64, tries int) {
-	text := string(l.origins[revocationsOf])
-	if n, err := fmt.Sscanf(text, "%d, %d asked %d", &done, &tried, &tries); n != 3 || err != nil || strings.HasPrefix(text, "-") {
-		return 0, 0, 0
+func (l *List) asked() (a asked) {
+	n, err := fmt.Sscanf(string(l.origins[revocationsOf]), askedForm, &a.done, &a.tried, &a.tries, &a.what)
+	if n != 4 || err != nil {
+		return asked{what: askedNone}
 	}
-	return done, tried, tries
+	return a
 }
 
-func (l *List) setRevocations(done, tried uint64, tries int) {
-	l.origins[revocationsOf] = Origin(fmt.Sprintf("%d, %d asked %d", done, tried, tries))
+func (l *List) setAsked(a asked) {
+	l.origins[revocationsOf] = Origin(fmt.Sprintf(askedForm, a.done, a.tried, a.tries, a.what))
 }

@@ -139,6 +139,21 @@ func TestReleaseRevokesRefused(t *testing.T) {
 	if r := m.policyRecord(); r.Passing() || len(m.vars["dbx"].data) > 0 {
 		t.Errorf("the record is %+v, dbx %x", r, m.vars["dbx"].data)
 	}
+	// The next release has the same list, and the one after it a longer one.
+	m.fetchRevoking(newRelease(t, 3, 5, pinned), strangersHash)
+	m.runs(3)
+	m.bless()
+	m.runs(3, "this firmware has refused them before")
+	m.runs(3)
+	if strings.Contains(m.said.String(), "revoke") {
+		t.Errorf("it was asked again:\n%s", m.said.String())
+	}
+	m.refuse = nil
+	m.fetchRevoking(newRelease(t, 4, 5, pinned), strangersHash, [32]byte{1})
+	m.runs(4)
+	m.bless()
+	m.runs(4, "dbx has what release 4 names, 2 more entries")
+	m.runs(4)
 }
 
 // Wherever the power is cut, the machine unlocks by itself and comes to the same end.

@@ -33,7 +33,7 @@ func tryRelease(h *host.Host) error {
 	if !brings(h) {
 		return nil
 	}
-	h.List.TryRevocations(uint64(h.Contract.Version))
+	h.List.TryRevocations(uint64(h.Contract.Version), nil)
 	return h.KeepList()
 }
 
@@ -54,9 +54,13 @@ func revokeForRelease(h *host.Host, start *rootpart.Start, needed secureboot.Nee
 	}
 	take, refused := secureboot.JudgeRevocations(r.DBX(), h.FirmwareKeys.DBX.Content, h.List.Owner, needed)
 	tell(h, refused)
+	if h.List.RevocationsRefused(take) {
+		h.Log.Say("dbx does not get the %d entries that release %s names: this firmware has refused them before", len(take), v)
+		take = nil
+	}
 	if len(take) > 0 {
 		tried := false
-		err := appendRevocations(h, start, take, func() { h.List.TryRevocations(uint64(v)); tried = true })
+		err := appendRevocations(h, start, take, func() { h.List.TryRevocations(uint64(v), take); tried = true })
 		if err != nil && !tried {
 			err = errors.Join(err, tryRelease(h))
 		}
