@@ -58,7 +58,7 @@ func TestPIN(t *testing.T) {
 			g.Expect(asksForPIN)
 			tt.types(g, pin)
 			checkSecured(t, "opened by the PIN", g.Boot())
-			g.wantNoSecrets("PIN typed", []needle{{name: "PIN", bytes: []byte(pin)}}, true)
+			g.wantNoSecrets("PIN typed", append(secrets(t, p), needle{name: "PIN", bytes: []byte(pin)}), true)
 			g.PowerOff()
 			notWithoutPIN(t, g.State())
 		})

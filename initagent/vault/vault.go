@@ -66,8 +66,8 @@ type Lock struct {
 	Replaced           bool       // the keyslot of an earlier machine secret is still to be removed
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
-}
 	typed  string    // the ID of the recovery key that has opened it; "" until then
+}
 
 // A Recovery is what the header has for a recovery key.
 type Recovery struct {
@@ -77,7 +77,6 @@ type Recovery struct {
 	Checks  bool   // each group of it has a check, which only helps whoever types it
 }
 
-// Look reads a partition of size bytes and says in which condition the root
 // ID tells a recovery key from every other that the volume has had: keyslots are used
 // again.
 func (r Recovery) ID() string {
@@ -85,6 +84,7 @@ func (r Recovery) ID() string {
 	return fmt.Sprintf("%d-%x", r.Keyslot, sum[:8])
 }
 
+// Look reads a partition of size bytes and says in which condition the root
 // partition is. The lock is nil unless there is a volume.
 func Look(r io.ReaderAt, size int64) (bootflow.Root, *Lock, error) {
 	header, health, err := luks2.Open(r, size)
