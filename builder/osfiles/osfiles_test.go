@@ -165,7 +165,7 @@ func TestUnits(t *testing.T) {
 	verify := func(unit string) string {
 		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
-	for _, unit := range []string{"multi-user.target", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
+	for _, unit := range []string{"multi-user.target", "ota-restart.timer", "ota-restart.service", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
 		if said := verify(unit); said != "" {
 			t.Errorf("%s: %s", unit, said)
 		}

@@ -49,6 +49,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   health   say what has failed at this start, and what of it counts
   rollback give up what was installed last
   retry    try a version again that has failed or was given up
+  restart  restart into what was fetched
   channel  show the channel that is followed, or follow another
   report   show what the distributor is told of the last update, and allow it
 
@@ -108,6 +109,7 @@ func commands() map[string]command {
 		"health":   {healthUsage, healthOf},
 		"rollback": {rollbackUsage, rollback},
 		"retry":    {retryUsage, retry},
+		"restart":  {restartUsage, restart},
 		"channel":  {channelUsage, channel},
 		"report":   {reportUsage, reportOf},
 	}
@@ -139,6 +141,8 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
 	case "status":
 		on.follow = f.Bool("follow", false, "")
+	case "restart":
+		on.auto = f.Bool("auto", false, "")
 	case "notes":
 		on.summary = f.Bool("summary", false, "")
 	case "history":

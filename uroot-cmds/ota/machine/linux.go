@@ -46,6 +46,7 @@ const verityDevice = "system"
 
 // Linux is the machine that this runs on.
 func Linux() *Machine {
+	places := when.Places{Root: "/", Now: time.Now}
 	h := hw.Linux(modules{}, "/"+espDirectory, "")
 	return &Machine{
 		Hardware: h, Root: "/", Random: rand.Reader, Now: time.Now,
@@ -57,7 +58,7 @@ func Linux() *Machine {
 		Snapshots:  hw.LinuxStore{Root: "/" + consoleRoot},
 		Online:     online,
 
-		Surroundings: when.Places{Root: "/", Now: time.Now}.Look,
+		Surroundings: places.Look, Use: places.Use, Reboot: places.Reboot,
 	}
 }
 

@@ -67,6 +67,10 @@ type Machine struct {
 	Online func() bool
 	// Surroundings says how things are that a fetch waits for.
 	Surroundings func(ctx context.Context) when.Conditions
+	// Use says how the machine is used, and Reboot restarts it: now where at is zero, or
+	// else then, with a message to those who are logged in.
+	Use    func(ctx context.Context) when.Use
+	Reboot func(ctx context.Context, at time.Time, message string) error
 	// LookEvery is how often they are asked for; 0 is what suits a machine.
 	LookEvery time.Duration
 }

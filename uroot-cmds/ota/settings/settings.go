@@ -60,6 +60,8 @@ type Settings struct {
 	// is none. Report is whether the owner allows them: the image cannot.
 	ReportTo string `json:"report_to"`
 	Report   bool   `json:"report"`
+	// Restart says whether the machine restarts by itself into what was fetched.
+	Restart when.Restart `json:"restart"`
 }
 
 // DefaultUserAgent is what the server sees. It says nothing about the machine.
@@ -67,7 +69,7 @@ const DefaultUserAgent = "halogen-ota/1"
 
 // Load reads what the image and the owner say; either may be empty.
 func Load(image, owner []byte) (Settings, error) {
-	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto, When: when.Usual()}
+	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto, When: when.Usual(), Restart: when.Ask}
 	for _, file := range []struct {
 		name string
 		text []byte
@@ -160,6 +162,8 @@ func (s *Settings) set(key, value string) (err error) {
 		s.ReportTo, err = reportTo(value)
 	case "Report":
 		s.Report, err = yes(value)
+	case "Restart":
+		s.Restart, err = when.ParseRestart(value)
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
 		case Always, Never, Auto:
