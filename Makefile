@@ -42,14 +42,14 @@ PACKAGES += $(if $(shell PATH=$$PATH:/usr/sbin; command -v dockerd >/dev/null &&
 
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
-ELSEWHERE := halogenctl changes pin
+ELSEWHERE := halogenctl changes pin otad
 CONTROL := halogenctl slots verify repair eventlog firmware reseal reset recovery-key pin changes
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 # The same text for the linker, in a file that is written when it changes.
 STAMP    = -X halogenos.internal/boot/version.stamp=$$(cat $(OUT)/version)
-TOOLS   := bin/halogen bin/bb bin/ota bin/halogenctl bin/share
+TOOLS   := bin/halogen bin/bb bin/ota bin/otad bin/halogenctl bin/share
 MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
 .PHONY: help
@@ -116,9 +116,9 @@ bin/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
 	@mv $@.new $@
 
 # What the running system has of them.
-bin/ota: $(MACHINE) $(OUT)/version | toolchain
+bin/ota bin/otad: bin/%: $(MACHINE) $(OUT)/version | toolchain
 	@mkdir -p bin
-	@go build -trimpath -buildvcs=false -ldflags="-s -w $(STAMP)" -o $@ ./uroot-cmds/ota
+	@go build -trimpath -buildvcs=false -ldflags="-s -w $(STAMP)" -o $@ ./uroot-cmds/$*
 	@$(call erases,$@)
 
 bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
@@ -128,7 +128,7 @@ bin/halogenctl: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version | toolchain
 	@mv $@.new $@
 
 # What goes below /usr/share of the image.
-PAGES   := $(foreach c,ota $(CONTROL),uroot-cmds/$(c)/$(c).8)
+PAGES   := $(foreach c,ota otad $(CONTROL),uroot-cmds/$(c)/$(c).8)
 FORMATS := uroot-cmds/ota/settings/ota.conf.5 boot/stateconf/state.conf.5
 bin/share: $(PAGES) $(FORMATS) uroot-cmds/completions.bash
 	@rm -rf $@ && mkdir -p $@/man/man5 $@/man/man8 $@/bash-completion/completions
@@ -141,11 +141,11 @@ bin/man: bin/halogen builder/config/uki.conf.5 boot/manifest/manifest.env.5 boot
 	@rm -rf $@ && mkdir -p $@/man5 $@/man8
 	@bin/halogen man $@/man1
 	@cp $(filter %.5,$^) $@/man5/
-	@cp $(filter %/ota.8 %/halogenctl.8,$^) $@/man8/
+	@cp $(filter %/ota.8 %/otad.8 %/halogenctl.8,$^) $@/man8/
 
 # The licences of all that is in the programs.
 $(OUT)/copyright: LICENSE go.mod builder/deb/copyright $(SOURCES)
-	@mkdir -p $(@D) && builder/deb/copyright ./builder/halogen ./initagent ./uroot-cmds/ota ./uroot-cmds/halogenctl $(OURS) $(UROOT) >$@
+	@mkdir -p $(@D) && builder/deb/copyright ./builder/halogen ./initagent ./uroot-cmds/ota ./uroot-cmds/otad ./uroot-cmds/halogenctl $(OURS) $(UROOT) >$@
 
 # halogen looks for the machine's programs beside itself, so all are in one directory, and
 # $(PREFIX)/bin has a link.
@@ -156,7 +156,7 @@ DOC  = $(INTO)/share/doc/halogen
 .PHONY: install places
 install: places build $(OUT)/copyright ## install halogen and its manual pages (PREFIX=/usr/local DESTDIR=)
 	@install -d $(INTO)/bin $(INTO)/lib/halogen $(INTO)/share/man/man1 $(INTO)/share/man/man5 $(INTO)/share/man/man8 $(DOC)/examples
-	@install -m 755 bin/halogen bin/bb bin/ota bin/halogenctl $(INTO)/lib/halogen/
+	@install -m 755 bin/halogen bin/bb bin/ota bin/otad bin/halogenctl $(INTO)/lib/halogen/
 	@install -m 644 bin/bb.list bin/bb.modules $(INTO)/lib/halogen/
 	@rm -rf $(INTO)/lib/halogen/share $(DOC)/examples/recipes
 	@cp -R bin/share $(INTO)/lib/halogen/share

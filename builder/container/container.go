@@ -68,7 +68,7 @@ const (
 
 // programs are the files of the programs' directory; of them, those without which
 // there is nothing to build with.
-var programs = map[string]bool{"halogen": true, "bb": true, "bb.list": true, "bb.modules": false, "ota": false, "halogenctl": false, "share": false}
+var programs = map[string]bool{"halogen": true, "bb": true, "bb.list": true, "bb.modules": false, "ota": false, "otad": false, "halogenctl": false, "share": false}
 
 // Recipes returns the names of the recipes.
 func Recipes() ([]string, error) {

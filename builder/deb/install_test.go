@@ -16,7 +16,7 @@ func built(t *testing.T) string {
 	dir := t.TempDir()
 	files := map[string]string{"Makefile": string(read(t, "../../Makefile"))}
 	for _, name := range []string{
-		"bin/halogen", "bin/bb", "bin/ota", "bin/halogenctl", "bin/bb.list", "bin/bb.modules", "bin/share/man/man8/ota.8", "bin/man/man1/halogen.1",
+		"bin/halogen", "bin/bb", "bin/ota", "bin/otad", "bin/halogenctl", "bin/bb.list", "bin/bb.modules", "bin/share/man/man8/ota.8", "bin/man/man1/halogen.1",
 		"bin/man/man5/uki.conf.5", "bin/man/man8/ota.8", "README.md", "CHANGELOG.md", "out/copyright", "uki.conf", "builder/recipes/debian/make-rootfs",
 		"builder/recipes/recipes_test.go", "qemu-tests/update/file", "qemu-tests/inits/file",
 	} {

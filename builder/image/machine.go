@@ -23,7 +23,7 @@ const maxProgram = 256 << 20 // bytes
 // osCommands are the machine's programs that the running system has too, with
 // their place in the image. The ones that the directory does not have are left
 // out.
-var osCommands = map[string]string{"ota": "usr/bin/ota", "halogenctl": "usr/sbin/halogenctl"}
+var osCommands = map[string]string{"ota": "usr/bin/ota", "otad": "usr/sbin/otad", "halogenctl": "usr/sbin/halogenctl"}
 
 // Their manual pages and completions lie below a directory of this name, as they do
 // in the image.

@@ -139,7 +139,7 @@ func TestUnits(t *testing.T) {
 	judge := testkit.Tools13(t)
 	directory := judge.Path("units")
 	// The programs are not in the judge's tree.
-	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(ota|halogenctl|/usr/lib/halogen/\w+)\b`)
+	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(otad?|halogenctl|/usr/lib/halogen/\w+)\b`)
 	for _, f := range slices.Concat(forSystemd, forOldSystemd) {
 		if !strings.HasPrefix(f.name, units) {
 			continue
@@ -165,7 +165,7 @@ func TestUnits(t *testing.T) {
 	verify := func(unit string) string {
 		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
-	for _, unit := range []string{"multi-user.target", "ota-restart.timer", "ota-restart.service", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
+	for _, unit := range []string{"multi-user.target", "otad.socket", "ota-restart.timer", "ota-restart.service", "otad.service", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
 		if said := verify(unit); said != "" {
 			t.Errorf("%s: %s", unit, said)
 		}

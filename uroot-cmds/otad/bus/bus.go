@@ -1,0 +1,449 @@
+// Package bus is how otad looks on D-Bus: org.freedesktop.sysupdate1, as the desktops of
+// today call it, with one target, the host (systemd 258, org.freedesktop.sysupdate1(5)).
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/godbus/dbus/v5/introspect"
+	"github.com/godbus/dbus/v5/prop"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/otad/face"
+	"halogenos.internal/uroot-cmds/otad/polkit"
+	"halogenos.internal/uroot-cmds/otad/service"
+)
+
+// Name is the name on the bus.
+const Name = "org.freedesktop.sysupdate1"
+
+const (
+	root        = dbus.ObjectPath("/org/freedesktop/sysupdate1")
+	hostPath    = root + "/target/host"
+	managerFace = Name + ".Manager"
+	targetFace  = Name + ".Target"
+	jobFace     = Name + ".Job"
+	host        = "host"
+)
+
+// A Bus is the service on one bus.
+type Bus struct {
+	conn    *dbus.Conn
+	service *service.Service
+	guard   face.Guard
+
+	mu   sync.Mutex
+	jobs map[uint64]*service.Job
+	// calls are how many are under way, by user.
+	calls map[uint32]int
+}
+
+// Offer puts the service on a bus. It stays there until the connection is closed.
+func Offer(conn *dbus.Conn, s *service.Service, guard face.Guard) (*Bus, error) {
+	b := &Bus{conn: conn, service: s, guard: guard, jobs: map[uint64]*service.Job{}, calls: map[uint32]int{}}
+	props := prop.Map{targetFace: {
+		"Class": {Value: host, Emit: prop.EmitConst}, "Name": {Value: host, Emit: prop.EmitConst}, "Path": {Value: "/", Emit: prop.EmitConst},
+	}}
+	exported, err := prop.Export(conn, hostPath, props)
+	if err != nil {
+		return nil, err
+	}
+	m, t := &manager{b}, &target{b}
+	for _, e := range []struct {
+		object any
+		path   dbus.ObjectPath
+		face   string
+		props  []introspect.Property
+	}{{m, root, managerFace, nil}, {t, hostPath, targetFace, exported.Introspection(targetFace)}} {
+		described := introspect.Interface{Name: e.face, Methods: introspect.Methods(e.object), Properties: e.props}
+		if e.face == managerFace {
+			described.Signals = []introspect.Signal{{Name: "JobRemoved", Args: []introspect.Arg{{Name: "id", Type: "t"}, {Name: "path", Type: "o"}, {Name: "status", Type: "i"}}}}
+		}
+		if err := b.export(e.object, e.path, described); err != nil {
+			return nil, err
+		}
+	}
+	s.OnJobs(b.follow)
+	reply, err := conn.RequestName(Name, dbus.NameFlagDoNotQueue)
+	if err == nil && reply != dbus.RequestNameReplyPrimaryOwner {
+		err = fmt.Errorf("the name %s is another program's (systemd-sysupdated?)", Name)
+	}
+	return b, err
+}
+
+func (b *Bus) export(object any, path dbus.ObjectPath, described introspect.Interface) error {
+	node := &introspect.Node{Name: string(path), Interfaces: []introspect.Interface{introspect.IntrospectData, prop.IntrospectData, described}}
+	return errors.Join(
+		b.conn.Export(object, path, described.Name),
+		b.conn.Export(introspect.NewIntrospectable(node), path, "org.freedesktop.DBus.Introspectable"))
+}
+
+// maxOfUser bounds how many calls of one user who is not root are under way: each may wait
+// for polkit, or for a server.
+const maxOfUser = 16
+
+// enter asks whether the sender of a message may do something. When that is done, the
+// caller calls done.
+func (b *Bus) enter(msg dbus.Message, a polkit.Action) (done func(), _ *dbus.Error) {
+	sender, _ := msg.Headers[dbus.FieldSender].Value().(string)
+	caller := polkit.Caller{UID: ^uint32(0), Bus: sender}
+	// polkit knows who has the name; root is allowed where there is no polkit, too.
+	_ = b.conn.BusObject().Call("org.freedesktop.DBus.GetConnectionUnixUser", 0, sender).Store(&caller.UID)
+	if !b.count(caller.UID, 1) {
+		return nil, dbus.NewError("org.freedesktop.DBus.Error.LimitsExceeded", []any{fmt.Sprintf("%d calls of this user are under way", maxOfUser)})
+	}
+	done = func() { b.count(caller.UID, -1) }
+	asking := msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0
+	if err := b.guard.Allowed(context.Background(), caller, a, asking); err != nil {
+		done()
+		name := "org.freedesktop.DBus.Error.AccessDenied"
+		if !asking {
+			name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+		}
+		return nil, dbus.NewError(name, []any{err.Error()})
+	}
+	return done, nil
+}
+
+// count counts a user's calls, and reports whether one more may be made.
+func (b *Bus) count(user uint32, n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n > 0 && user != 0 && b.calls[user] >= maxOfUser {
+		return false
+	}
+	if b.calls[user] += n; b.calls[user] == 0 {
+		delete(b.calls, user)
+	}
+	return true
+}
+
+// failed is an error on the bus.
+func failed(err error) *dbus.Error {
+	if err == nil {
+		return nil
+	}
+	name := "org.freedesktop.DBus.Error.Failed"
+	if errors.Is(err, machine.ErrBusy) {
+		name = Name + ".TargetBusy"
+	}
+	return dbus.NewError(name, []any{err.Error()})
+}
+
+// A manager has the targets and the jobs.
+type manager struct{ b *Bus }
+
+type listedTarget struct {
+	Class, Name string
+	Path        dbus.ObjectPath
+}
+
+// ListTargets implements org.freedesktop.sysupdate1.Manager.
+func (*manager) ListTargets() ([]listedTarget, *dbus.Error) {
+	return []listedTarget{{host, host, hostPath}}, nil
+}
+
+type listedJob struct {
+	ID       uint64
+	Kind     string
+	Progress uint32
+	Path     dbus.ObjectPath
+}
+
+// ListJobs implements org.freedesktop.sysupdate1.Manager.
+func (m *manager) ListJobs() ([]listedJob, *dbus.Error) {
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	out := []listedJob{}
+	for id, j := range m.b.jobs {
+		out = append(out, listedJob{id, "update", percent(j.Progress()), jobPath(id)})
+	}
+	return out, nil
+}
+
+// ListAppStream implements org.freedesktop.sysupdate1.Manager. Notes are signed, and are
+// given by those who check that.
+func (*manager) ListAppStream() ([]string, *dbus.Error) { return []string{}, nil }
+
+// A target is the host.
+type target struct{ b *Bus }
+
+// flagOffline is SD_SYSUPDATE_OFFLINE: what is here already, without a server.
+const flagOffline = 1
+
+// List implements org.freedesktop.sysupdate1.Target: the newest version first.
+func (t *target) List(msg dbus.Message, flags uint64) ([]string, *dbus.Error) {
+	done, denied := t.b.enter(msg, polkit.Check)
+	if denied != nil {
+		return nil, denied
+	}
+	defer done()
+	all, err := t.versions(flags)
+	if err != nil {
+		return nil, failed(err)
+	}
+	out := []string{}
+	for _, v := range all {
+		out = append(out, v.Version)
+	}
+	return out, nil
+}
+
+// A described is what systemd-sysupdate says of a version.
+type described struct {
+	Version    string           `json:"version"`
+	Newest     bool             `json:"newest"`
+	Available  bool             `json:"available"`
+	Installed  bool             `json:"installed"`
+	Partial    bool             `json:"partial"`
+	Pending    bool             `json:"pending"`
+	Obsolete   bool             `json:"obsolete"`
+	Protected  bool             `json:"protected"`
+	Incomplete bool             `json:"incomplete"`
+	Changes    []string         `json:"changelogUrls"`
+	Contents   []map[string]any `json:"contents"`
+	// Offer is what is offered, as `ota check --json` says it: size and notes too.
+	Offer *machine.Outcome `json:"halogenOffer,omitempty"`
+}
+
+// versions are those that are here, and the one that is offered.
+func (t *target) versions(flags uint64) ([]described, error) {
+	s, err := t.b.service.Status(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	var out []described
+	if flags&flagOffline == 0 {
+		o, err := t.b.service.Check(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		if o.Verdict == offer.Take {
+			d := described{Version: o.Version.String(), Newest: true, Available: true, Partial: s.Fetching == o.Version, Changes: []string{}, Contents: []map[string]any{}, Offer: o}
+			for _, n := range o.Notes {
+				if n.URL != "" {
+					d.Changes = append(d.Changes, n.URL)
+				}
+			}
+			out = append(out, d)
+		}
+	}
+	if s.Staged != nil {
+		out = append(out, installed(s.Staged.Version, len(out) == 0))
+		out[len(out)-1].Pending = true
+	}
+	for _, have := range s.Systems {
+		v, err := contract.ParseVersion(have.Version)
+		if err != nil || !have.Slot.Valid() {
+			continue
+		}
+		d := installed(v, len(out) == 0)
+		d.Protected, d.Pending = v == s.Version, v > s.Version
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+func installed(v contract.Version, newest bool) described {
+	return described{Version: v.String(), Newest: newest, Installed: true, Available: true, Changes: []string{}, Contents: []map[string]any{}}
+}
+
+// Describe implements org.freedesktop.sysupdate1.Target.
+func (t *target) Describe(msg dbus.Message, version string, flags uint64) (string, *dbus.Error) {
+	done, denied := t.b.enter(msg, polkit.Check)
+	if denied != nil {
+		return "", denied
+	}
+	defer done()
+	all, err := t.versions(flags)
+	if err != nil {
+		return "", failed(err)
+	}
+	for _, v := range all {
+		if v.Version == version {
+			text, err := json.Marshal(v)
+			return string(text), failed(err)
+		}
+	}
+	return "", dbus.NewError(Name+".NoCandidate", []any{"version " + strconv.Quote(version) + " is neither here nor offered"})
+}
+
+// CheckNew implements org.freedesktop.sysupdate1.Target.
+func (t *target) CheckNew(msg dbus.Message) (string, *dbus.Error) {
+	done, denied := t.b.enter(msg, polkit.Check)
+	if denied != nil {
+		return "", denied
+	}
+	defer done()
+	o, err := t.b.service.Check(context.Background())
+	if err != nil {
+		return "", failed(err)
+	}
+	if o.Verdict != offer.Take {
+		return "", nil
+	}
+	return o.Version.String(), nil
+}
+
+// Update implements org.freedesktop.sysupdate1.Target: it begins a job.
+func (t *target) Update(msg dbus.Message, version string, flags uint64) (string, uint64, dbus.ObjectPath, *dbus.Error) {
+	fail := func(err *dbus.Error) (string, uint64, dbus.ObjectPath, *dbus.Error) { return "", 0, "/", err }
+	if flags != 0 {
+		return fail(dbus.NewError("org.freedesktop.DBus.Error.InvalidArgs", []any{"no flags are known here"}))
+	}
+	done, denied := t.b.enter(msg, polkit.Fetch)
+	if denied != nil {
+		return fail(denied)
+	}
+	defer done()
+	o, err := t.b.service.Check(context.Background())
+	switch {
+	case err != nil:
+		return fail(failed(err))
+	case o.Verdict != offer.Take:
+		return fail(dbus.NewError(Name+".NoCandidate", []any{o.Reason}))
+	case version != "" && version != o.Version.String():
+		return fail(dbus.NewError(Name+".NoCandidate", []any{fmt.Sprintf("version %s is offered, and not %.40q", o.Version, version)}))
+	}
+	j, begun := t.b.service.Fetch(true) // somebody asks for it now
+	if !begun {
+		return fail(failed(machine.ErrBusy))
+	}
+	return o.Version.String(), j.ID, jobPath(j.ID), nil
+}
+
+// Vacuum implements org.freedesktop.sysupdate1.Target. There are two slots, and both are
+// needed.
+func (t *target) Vacuum(msg dbus.Message) (instances, disabled uint32, _ *dbus.Error) {
+	done, denied := t.b.enter(msg, polkit.Configure)
+	if denied == nil {
+		done()
+	}
+	return 0, 0, denied
+}
+
+// GetAppStream implements org.freedesktop.sysupdate1.Target.
+func (*target) GetAppStream() ([]string, *dbus.Error) { return []string{}, nil }
+
+// GetVersion implements org.freedesktop.sysupdate1.Target: the one that runs.
+func (t *target) GetVersion() (string, *dbus.Error) {
+	r, err := t.b.service.Open().Running()
+	if err != nil {
+		return "", failed(err)
+	}
+	return r.Contract.Version.String(), nil
+}
+
+// ListFeatures implements org.freedesktop.sysupdate1.Target.
+func (*target) ListFeatures(uint64) ([]string, *dbus.Error) { return []string{}, nil }
+
+// DescribeFeature implements org.freedesktop.sysupdate1.Target.
+func (*target) DescribeFeature(name string, _ uint64) (string, *dbus.Error) {
+	return "", noFeature(name)
+}
+
+// SetFeatureEnabled implements org.freedesktop.sysupdate1.Target.
+func (*target) SetFeatureEnabled(name string, _ int32, _ uint64) *dbus.Error { return noFeature(name) }
+
+func noFeature(name string) *dbus.Error {
+	return dbus.NewError(Name+".NoSuchFeature", []any{fmt.Sprintf("there is no feature %.40q", name)})
+}
+
+// A job is a fetch.
+type job struct {
+	b *Bus
+	j *service.Job
+}
+
+func jobPath(id uint64) dbus.ObjectPath {
+	return dbus.ObjectPath(fmt.Sprintf("%s/job/_%d", root, id))
+}
+
+// Cancel implements org.freedesktop.sysupdate1.Job.
+func (j *job) Cancel(msg dbus.Message) *dbus.Error {
+	done, denied := j.b.enter(msg, polkit.Fetch)
+	if denied != nil {
+		return denied
+	}
+	defer done()
+	j.j.Cancel()
+	return nil
+}
+
+// percent is how far a fetch is. What is still to be checked when all is there counts for
+// the last ten.
+func percent(p machine.Progress) uint32 {
+	part := func(done, total, of int64) uint32 {
+		if total <= 0 {
+			return 0
+		}
+		return uint32(min(max(done*of/total, 0), of))
+	}
+	switch {
+	case p.Phase == fetch.Verifying:
+		return 90 + part(p.Done, p.Progress.Total, 10)
+	case p.FetchTotal != nil:
+		return part(p.Fetched, *p.FetchTotal, 90)
+	}
+	return 0
+}
+
+// errno of systemd's: what JobRemoved says of a job that failed, or was cancelled.
+const (
+	failure   = -5   // -EIO
+	cancelled = -125 // -ECANCELED
+)
+
+// follow puts a job on the bus until it has ended.
+func (b *Bus) follow(j *service.Job) {
+	path := jobPath(j.ID)
+	b.mu.Lock()
+	b.jobs[j.ID] = j
+	b.mu.Unlock()
+	props, err := prop.Export(b.conn, path, prop.Map{jobFace: {
+		"Id": {Value: j.ID, Emit: prop.EmitConst}, "Type": {Value: "update", Emit: prop.EmitConst},
+		"Offline": {Value: false, Emit: prop.EmitConst}, "Progress": {Value: uint32(0), Emit: prop.EmitTrue},
+	}})
+	if err == nil {
+		o := &job{b, j}
+		err = b.export(o, path, introspect.Interface{Name: jobFace, Methods: introspect.Methods(o), Properties: props.Introspection(jobFace)})
+	}
+	go func() {
+		last := uint32(0)
+		_ = j.Follow(context.Background(), func(p machine.Progress) error { // it ends with the job
+			if now := percent(p); now > last && err == nil {
+				last = now
+				props.SetMust(jobFace, "Progress", now)
+			}
+			return nil
+		})
+		b.mu.Lock()
+		delete(b.jobs, j.ID)
+		b.mu.Unlock()
+		for _, face := range []string{jobFace, "org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Properties"} {
+			_ = b.conn.Export(nil, path, face)
+		}
+		_ = b.conn.Emit(root, managerFace+".JobRemoved", j.ID, path, status(j)) // a bus that is gone has no listeners
+	}()
+}
+
+// status says how a job ended.
+func status(j *service.Job) int32 {
+	out, err := j.Outcome()
+	switch {
+	case errors.Is(err, service.ErrCancelled):
+		return cancelled
+	case err != nil || !out.Staged:
+		return failure
+	}
+	return 0
+}

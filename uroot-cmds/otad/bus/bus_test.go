@@ -1,0 +1,210 @@
+package bus
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/otad/otadtest"
+	"halogenos.internal/uroot-cmds/otad/polkit"
+)
+
+// offered is a bus with a world on it, and a client's connection.
+func offered(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn) {
+	t.Helper()
+	program, err := exec.LookPath("dbus-daemon")
+	if err != nil {
+		t.Skip("no dbus-daemon is installed to ask by")
+	}
+	address := "unix:path=" + filepath.Join(t.TempDir(), "bus")
+	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address="+address)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	var conns []*dbus.Conn
+	for range 400 {
+		conn, err := dbus.Connect(address)
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+			conns = append(conns, conn)
+		}
+		if len(conns) == 2 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(conns) != 2 {
+		t.Fatal("the bus does not come up")
+	}
+	w := otadtest.New(t, work)
+	if _, err := Offer(conns[0], w.Service, w); err != nil {
+		t.Fatal(err)
+	}
+	return w, address, conns[1]
+}
+
+const slow = "read request; cat >/dev/null"
+
+func TestMethods(t *testing.T) {
+	w, _, c := offered(t, "exit 1")
+	manager, host := c.Object(Name, root), c.Object(Name, hostPath)
+	var targets []listedTarget
+	if err := manager.Call(managerFace+".ListTargets", 0).Store(&targets); err != nil || len(targets) != 1 || targets[0] != (listedTarget{"host", "host", hostPath}) {
+		t.Errorf("%v, %v", targets, err)
+	}
+	var jobs []listedJob
+	if err := manager.Call(managerFace+".ListJobs", 0).Store(&jobs); err != nil || len(jobs) > 0 {
+		t.Errorf("%v, %v", jobs, err)
+	}
+	var version string
+	if err := host.Call(targetFace+".GetVersion", 0).Store(&version); err != nil || version != "7" {
+		t.Errorf("version %s, %v", version, err)
+	}
+	var versions []string
+	if err := host.Call(targetFace+".List", 0, uint64(flagOffline)).Store(&versions); err != nil || len(versions) != 1 || versions[0] != "7" {
+		t.Errorf("%v, %v", versions, err)
+	}
+	var text string
+	var d described
+	if err := host.Call(targetFace+".Describe", 0, "7", uint64(flagOffline)).Store(&text); err != nil || json.Unmarshal([]byte(text), &d) != nil || !d.Installed || !d.Protected || !d.Newest || d.Pending {
+		t.Errorf("%s, %v", text, err)
+	}
+	if err := host.Call(targetFace+".Describe", 0, "8", uint64(flagOffline)).Store(&text); err == nil || !strings.Contains(err.Error(), "neither here nor offered") {
+		t.Errorf("version 8: %v", err)
+	}
+	if err := host.Call(targetFace+".CheckNew", 0).Store(&text); err == nil || !strings.Contains(err.Error(), "worker ended") {
+		t.Errorf("check: %v", err)
+	}
+	if v, err := host.GetProperty(targetFace + ".Class"); err != nil || v.Value() != "host" {
+		t.Errorf("class %v, %v", v, err)
+	}
+	w.Deny(polkit.Actions()...)
+	w.Asked()
+	for method, args := range map[string][]any{"CheckNew": nil, "List": {uint64(0)}, "Describe": {"7", uint64(0)}, "Update": {"", uint64(0)}, "Vacuum": nil} {
+		err := ask(c, method, args...)
+		if err == nil || !strings.Contains(err.Error(), "polkit does not allow it") {
+			t.Errorf("%s without rights: %v", method, err)
+		}
+		if asked := w.Asked(); len(asked) != 1 || !strings.HasSuffix(asked[0], ", asking") {
+			t.Errorf("%s asked for %q", method, asked)
+		}
+	}
+}
+
+// ask calls a method of the target's, and says that somebody waits who can be asked.
+func ask(c *dbus.Conn, method string, args ...any) error {
+	msg := &dbus.Message{Type: dbus.TypeMethodCall, Flags: dbus.FlagAllowInteractiveAuthorization, Body: args, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldPath: dbus.MakeVariant(hostPath), dbus.FieldDestination: dbus.MakeVariant(Name), dbus.FieldMember: dbus.MakeVariant(method), dbus.FieldInterface: dbus.MakeVariant(targetFace),
+	}}
+	if len(args) > 0 {
+		msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
+	}
+	return (<-c.Send(msg, make(chan *dbus.Call, 1)).Done).Err
+}
+
+// A fetch is a job, which tells its end.
+func TestJob(t *testing.T) {
+	w, _, c := offered(t, slow)
+	if err := c.AddMatchSignal(dbus.WithMatchInterface(managerFace)); err != nil {
+		t.Fatal(err)
+	}
+	signals := make(chan *dbus.Signal, 10)
+	c.Signal(signals)
+	j, begun := w.Fetch(true)
+	if !begun {
+		t.Fatal("no fetch")
+	}
+	var jobs []listedJob
+	if err := c.Object(Name, root).Call(managerFace+".ListJobs", 0).Store(&jobs); err != nil || len(jobs) != 1 || jobs[0].Path != jobPath(j.ID) {
+		t.Fatalf("%v, %v", jobs, err)
+	}
+	object := c.Object(Name, jobs[0].Path)
+	if v, err := object.GetProperty(jobFace + ".Progress"); err != nil || v.Value() != uint32(0) {
+		t.Errorf("progress %v, %v", v, err)
+	}
+	if err := object.Call(jobFace+".Cancel", 0).Err; err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case s := <-signals:
+		if s.Name != managerFace+".JobRemoved" || s.Body[0] != j.ID || s.Body[2] != int32(cancelled) {
+			t.Errorf("%s %v", s.Name, s.Body)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody says that the job has ended")
+	}
+	if err := object.Call(jobFace+".Cancel", 0).Err; err == nil {
+		t.Error("the job is still there")
+	}
+}
+
+// One user's calls are bounded, and keep nobody else out. FAULTS 114
+func TestFloodOfCalls(t *testing.T) {
+	b := &Bus{calls: map[uint32]int{}}
+	for i := range maxOfUser {
+		if !b.count(1000, 1) {
+			t.Fatalf("call %d is refused", i)
+		}
+	}
+	if b.count(1000, 1) || !b.count(1001, 1) || !b.count(0, 1) {
+		t.Error("one more of the user comes in, or another user or root does not")
+	}
+	if b.count(1000, -1); !b.count(1000, 1) {
+		t.Error("one has ended, and another does not come in")
+	}
+}
+
+func TestPercent(t *testing.T) {
+	total := int64(1000)
+	of := func(phase fetch.Phase, done, all, fetched int64, sum *int64) machine.Progress {
+		return machine.Progress{Progress: fetch.Progress{Phase: phase, Done: done, Total: all, Fetched: fetched}, FetchTotal: sum}
+	}
+	for _, c := range []struct {
+		p    machine.Progress
+		want uint32
+	}{
+		{machine.Progress{}, 0}, {of(fetch.Fetching, 1, 2, 500, &total), 45}, {of(fetch.Fetching, 1, 2, 5000, &total), 90},
+		{of(fetch.Fetching, 1, 2, 500, nil), 0}, {of(fetch.Verifying, 5, 10, 0, nil), 95}, {of(fetch.Verifying, 10, 10, 1000, &total), 100}, {of(fetch.Verifying, 0, 0, 0, nil), 90},
+	} {
+		if got := percent(c.p); got != c.want {
+			t.Errorf("%+v is %d %%, want %d", c.p, got, c.want)
+		}
+	}
+}
+
+// systemd's own client calls it.
+func TestBusctl(t *testing.T) {
+	if _, err := exec.LookPath("busctl"); err != nil {
+		t.Skip("busctl is not installed")
+	}
+	_, address, _ := offered(t, "exit 1")
+	busctl := func(args ...string) string {
+		cmd := exec.Command("busctl", append([]string{"--address=" + address}, args...)...)
+		cmd.Env = append(os.Environ(), "SYSTEMD_COLORS=0")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("busctl %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	for want, args := range map[string][]string{
+		`a(sso) 1 "host" "host" "/org/freedesktop/sysupdate1/target/host"`: {"call", Name, string(root), managerFace, "ListTargets"},
+		`s "7"`:       {"call", Name, string(hostPath), targetFace, "GetVersion"},
+		`s "host"`:    {"get-property", Name, string(hostPath), targetFace, "Class"},
+		".CheckNew":   {"introspect", Name, string(hostPath)},
+		".JobRemoved": {"introspect", Name, string(root)},
+	} {
+		if out := busctl(args...); !strings.Contains(out, want) {
+			t.Errorf("busctl %v says %s nowhere:\n%s", args, want, out)
+		}
+	}
+}

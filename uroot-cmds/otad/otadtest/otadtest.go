@@ -1,0 +1,116 @@
+// Package otadtest is a machine that otad runs on, for tests. It is imported by tests
+// only.
+package otadtest
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/changes"
+	"halogenos.internal/initagent/inventory/inventorytest"
+	"halogenos.internal/uroot-cmds/ota/health"
+	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/when"
+	"halogenos.internal/uroot-cmds/ota/worker"
+	"halogenos.internal/uroot-cmds/otad/polkit"
+	"halogenos.internal/uroot-cmds/otad/service"
+)
+
+// A World is a machine that runs version 7 of image os, a service on it, and a guard.
+type World struct {
+	*service.Service
+	Dir string
+
+	mu       sync.Mutex
+	asked    []string
+	deny     map[polkit.Action]bool
+	restarts []time.Time
+}
+
+// New makes one. work is the text of a shell script that is run as the worker.
+func New(t testing.TB, work string) *World {
+	t.Helper()
+	w := &World{Dir: t.TempDir(), deny: map[polkit.Action]bool{}}
+	m := inventorytest.New(t)
+	c := m.Install(layout.SlotA, "os_7.efi")
+	report, err := json.Marshal(map[string]any{"slot": "a", "contract": c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := filepath.Join(w.Dir, "work")
+	for name, content := range map[string]string{"run/halogen/boot.json": string(report), "var/lib/halogen/x": "", "etc/halogen/ota.conf": "Server=https://me:secret@updates.example.org/os\n", "work": "#!/bin/sh\n" + work + "\n"} {
+		name = filepath.Join(w.Dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() *machine.Machine {
+		return &machine.Machine{
+			Hardware: m.Hardware(), Root: w.Dir, Worker: worker.Starter{Program: script}, Now: time.Now,
+			Corrupt:      func() (bool, error) { return false, nil },
+			Services:     func() (health.Manager, string) { return nil, "" },
+			Waiting:      func() (changes.Waiting, error) { return changes.Waiting{Conflicts: []string{"/etc/hosts"}}, nil },
+			Online:       func() bool { return true },
+			Surroundings: func(context.Context) when.Conditions { return when.Conditions{Battery: -1} },
+			Reboot:       w.reboot,
+		}
+	}
+	w.Service = service.New(open)
+	return w
+}
+
+func (w *World) reboot(_ context.Context, at time.Time, _ string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restarts = append(w.restarts, at)
+	return nil
+}
+
+// Deny has the guard let nobody do something.
+func (w *World) Deny(all ...polkit.Action) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range all {
+		w.deny[a] = true
+	}
+}
+
+// Allowed implements face.Guard: what is not denied is allowed.
+func (w *World) Allowed(_ context.Context, _ polkit.Caller, a polkit.Action, asking bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	said := string(a)
+	if asking {
+		said += ", asking"
+	}
+	w.asked = append(w.asked, said)
+	if w.deny[a] {
+		return polkit.ErrDenied
+	}
+	return nil
+}
+
+// Asked returns what the guard was asked since the last time.
+func (w *World) Asked() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.asked
+	w.asked = nil
+	return out
+}
+
+// Restarts returns for when restarts were asked for.
+func (w *World) Restarts() []time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.restarts
+}
