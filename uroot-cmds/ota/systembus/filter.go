@@ -12,17 +12,15 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// maxMessage bounds a message in bytes, and busMessage is the bus's own limit. What is
-// between them is nothing that was asked for, and is passed over: it must not end a
-// connection that anybody may send it to.
+// Bounds of a message in bytes.
 const (
-	maxMessage = 4 << 20
-	busMessage = 128 << 20
+	maxMessage = 4 << 20   // more is passed over
+	maxOfBus   = 128 << 20 // what a bus gives on at most (D-Bus Specification 0.43, "Message Format")
 )
 
-// A filter is a connection to a bus that gives on only what the library can decode. The
-// library closes a connection, and with some messages ends the process, over what it
-// cannot, and anybody on the bus may send any message.
+// A filter is a connection to a bus that gives on only what the library can decode, and
+// nothing that is very long. The library closes a connection, and with some messages ends
+// the process, over what it cannot, and anybody on the bus may send any message.
 type filter struct {
 	net.Conn
 	begun atomic.Bool // what is read are messages, and no lines of the authentication
@@ -48,7 +46,7 @@ func (f *filter) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if decodable(message) {
+		if message != nil && decodable(message) {
 			f.rest = message
 		}
 	}
@@ -59,7 +57,7 @@ func (f *filter) Read(p []byte) (int, error) {
 
 // readMessage reads one whole message (D-Bus Specification 0.43, "Message Format"): a
 // header of 16 bytes, with the length of the body and of the header's fields, which are
-// padded to 8 bytes.
+// padded to 8 bytes. One that is too long is nil: the bus lets anybody send it.
 func readMessage(r io.Reader) ([]byte, error) {
 	head := make([]byte, 16)
 	if _, err := io.ReadFull(r, head); err != nil {
@@ -74,17 +72,17 @@ func readMessage(r io.Reader) ([]byte, error) {
 		return nil, errors.New("message from the bus has no byte order")
 	}
 	body, fields := int64(order.Uint32(head[4:])), int64(order.Uint32(head[12:]))
-	rest := (fields+7)/8*8 + body
-	if rest > busMessage {
-		return nil, fmt.Errorf("message from the bus has %d bytes, more than %d", rest, int64(busMessage))
-	}
-	if rest > maxMessage {
+	switch rest := (fields+7)/8*8 + body; {
+	case rest > maxOfBus:
+		return nil, fmt.Errorf("message from the bus has %d bytes, more than %d", rest, int64(maxOfBus))
+	case rest > maxMessage:
 		_, err := io.CopyN(io.Discard, r, rest)
-		return head, err // which nobody decodes
+		return nil, err
+	default:
+		message := append(head, make([]byte, rest)...)
+		_, err := io.ReadFull(r, message[len(head):])
+		return message, err
 	}
-	message := append(head, make([]byte, rest)...)
-	_, err := io.ReadFull(r, message[len(head):])
-	return message, err
 }
 
 // decodable reports whether the library can read a message.

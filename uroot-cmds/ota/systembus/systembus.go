@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -17,25 +18,40 @@ import (
 // bus instances", and where every distribution has it since /var/run is /run).
 const systemBus = "/run/dbus/system_bus_socket"
 
+// patience bounds how long a bus may take to let somebody in.
+const patience = 20 * time.Second
+
 // Connect connects to the bus at a socket, empty for the system's, for as long as ctx
 // lives. It does not agree to take descriptors, which it never needs, and the library's
 // decoder ends the process over some messages that hold one.
 func Connect(ctx context.Context, socket string) (*dbus.Conn, error) {
+	return connect(ctx, socket, patience)
+}
+
+func connect(ctx context.Context, socket string, patience time.Duration) (*dbus.Conn, error) {
 	if socket == "" {
 		socket = systemBus
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
+	until := time.Now().Add(patience)
+	c, err := (&net.Dialer{Deadline: until}).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.SetDeadline(until); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	bus, err := dbus.NewConn(struct{ io.ReadWriteCloser }{&filter{Conn: c}}, dbus.WithContext(ctx))
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	if err = bus.Auth(nil); err == nil {
+		err = bus.Hello()
+	}
 	if err == nil {
-		err = errors.Join(bus.Auth(nil), bus.Hello())
+		err = c.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		_ = c.Close()
-		return nil, err
+		return nil, errors.Join(err, bus.Close())
 	}
 	return bus, nil
 }

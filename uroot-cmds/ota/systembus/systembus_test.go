@@ -1,12 +1,17 @@
 package systembus
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,14 +44,14 @@ func TestFilter(t *testing.T) {
 	if !decodable(good) || decodable(bad) {
 		t.Fatalf("good is decodable: %v, bad: %v", decodable(good), decodable(bad))
 	}
+	long := message(t, strings.Repeat("x", maxMessage))
 	mine, theirs := net.Pipe()
 	f := &filter{Conn: mine}
 	go func() {
 		_, _ = theirs.Write([]byte("OK 1234\r\n"))
 		_, _ = io.ReadFull(theirs, make([]byte, len("BEGIN\r\n")))
 		_, _ = theirs.Write(append(append(bytes.Clone(bad), good...), bad...))
-		long := []byte("l\x01\x00\x01\x00\x00\x50\x00\x01\x00\x00\x00\x00\x00\x00\x00") // with a body of 5 MiB
-		_, _ = theirs.Write(append(long, make([]byte, 5<<20)...))
+		_, _ = theirs.Write(long)
 		_, _ = theirs.Write(good)
 		_ = theirs.Close()
 	}()
@@ -119,7 +124,86 @@ func TestStrangers(t *testing.T) {
 	for _, body := range []any{dbus.UnixFDIndex(5), []dbus.UnixFDIndex{1, 2}, map[string]dbus.UnixFDIndex{"a": 7}, dbus.MakeVariant([]dbus.UnixFDIndex{3})} {
 		_ = object.Call("org.example.Ask", 0, body).Err // nobody answers that
 	}
+	strange(t, path, mine.Names()[0])
 	if err := mine.BusObject().Call("org.freedesktop.DBus.Peer.Ping", 0).Err; err != nil || mine.Context().Err() != nil {
 		t.Errorf("the connection has ended: %v", err)
+	}
+}
+
+// strange sends what the bus gives on, and the library closes its connection over: a
+// dictionary with keys that it does not know, and a message that is very long.
+func strange(t *testing.T, path, to string) {
+	t.Helper()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(c)
+	send := func(text []byte) {
+		if _, err := c.Write(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(fmt.Appendf(nil, "\x00AUTH EXTERNAL %x\r\n", strconv.Itoa(os.Getuid())))
+	if line, err := in.ReadString('\n'); err != nil || !strings.HasPrefix(line, "OK ") {
+		t.Fatalf("%s, %v", line, err)
+	}
+	send([]byte("BEGIN\r\n"))
+	call := func(member, to string, body ...any) []byte {
+		m := &dbus.Message{Type: dbus.TypeMethodCall, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/")), dbus.FieldMember: dbus.MakeVariant(member), dbus.FieldDestination: dbus.MakeVariant(to),
+		}}
+		if len(body) > 0 {
+			m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(body...))
+		}
+		var out bytes.Buffer
+		if err := m.EncodeTo(&out, binary.LittleEndian); err != nil {
+			t.Fatal(err)
+		}
+		binary.LittleEndian.PutUint32(out.Bytes()[8:], 7)
+		return out.Bytes()
+	}
+	send(call("Hello", "org.freedesktop.DBus"))
+	keys := call("Ask", to, map[uint32]string{1: "x"})
+	if !bytes.Contains(keys, []byte("a{us}")) {
+		t.Fatal("the message has another signature")
+	}
+	keys = bytes.Replace(keys, []byte("a{us}"), []byte("a{bs}"), 1)
+	if decodable(keys) {
+		t.Error("the library can decode a dictionary with booleans as keys: it needs no filter")
+	}
+	send(keys)
+	send(call("Ask", to, strings.Repeat("x", maxMessage+1)))
+	// What comes after them has arrived only when they have.
+	send(call("Ask", to, "hello"))
+	for {
+		head := make([]byte, 16)
+		if _, err := io.ReadFull(in, head); err != nil {
+			t.Fatalf("nobody answers the last message: %v", err)
+		}
+		fields := (binary.LittleEndian.Uint32(head[12:]) + 7) / 8 * 8
+		if _, err := io.CopyN(io.Discard, in, int64(fields)+int64(binary.LittleEndian.Uint32(head[4:]))); err != nil {
+			t.Fatal(err)
+		}
+		if head[1] == byte(dbus.TypeError) {
+			return // there is no object that could be asked
+		}
+	}
+}
+
+// A bus that lets nobody in is not waited for without end.
+func TestSilentBus(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "bus")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := connect(t.Context(), path, 50*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a bus that says nothing: %v", err)
 	}
 }
