@@ -257,17 +257,7 @@ func exitCode(err error) int {
 }
 
 // plain is text that cannot steer a terminal.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069:
-			return '?'
-		}
-		return r
-	}, s)
-}
+func plain(s string) string { return machine.Plain(s) }
 
 const checkUsage = `usage: ota check [--from PLACE] [--json]
 

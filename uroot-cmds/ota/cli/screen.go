@@ -85,7 +85,7 @@ func (s *screen) clear() {
 
 func (s *screen) progress(p fetch.Progress) {
 	now := s.now()
-	name := string(p.Phase) + " " + plain(p.File)
+	name := plain(string(p.Phase)) + " " + plain(p.File)
 	if name != s.phase {
 		s.phase, s.samples, s.said = name, nil, now
 		if !s.terminal && p.Total >= worthSaying {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -76,11 +77,43 @@ func (m *Meter) Take(e worker.Event) Progress {
 		total := e.Measured.Bytes
 		m.p.FetchTotal = &total
 	case e.Note != "":
-		m.p.Note = e.Note
+		m.p.Note = clip(e.Note)
 	case e.Progress != nil:
 		m.p.Progress = *e.Progress
+		m.p.Phase, m.p.File = fetch.Phase(clip(string(m.p.Phase))), clip(m.p.File)
 		m.rate()
 	}
+	return m.p
+}
+
+// maxText bounds what a worker's words take in what is told to others, in bytes.
+const maxText = 300
+
+// clip is the beginning of what a worker says, which a server may have taken over.
+func clip(s string) string {
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText], "") + "..."
+	}
+	return Plain(s)
+}
+
+// Plain is text that cannot steer a terminal, and that D-Bus can carry.
+func Plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069:
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+}
+
+// progress is how far the fetch is.
+func (m *Meter) progress() Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return m.p
 }
 
@@ -114,20 +147,38 @@ type teller struct {
 	alive *os.File
 	mu    sync.Mutex
 	said  time.Time
+	late  *time.Timer // writes a note that came too soon; nil is none
+	ended bool
 }
 
-// tell takes an event and leaves how far the fetch is. That it cannot be left keeps nobody
-// from an update.
+// tell takes an event and leaves how far the fetch is, now and then: a worker may say as
+// much as it likes.
 func (t *teller) tell(e worker.Event) {
-	p := t.meter.Take(e)
+	t.meter.Take(e)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.meter.now()
-	if now.Sub(t.said) < tellEvery && now.After(t.said) && e.Note == "" && e.Measured == nil {
+	if now.Sub(t.said) < tellEvery && now.After(t.said) && e.Measured == nil {
+		if e.Note != "" && t.late == nil { // after which nothing may come for a while
+			t.late = time.AfterFunc(tellEvery, t.tellLate)
+		}
 		return
 	}
+	t.write(now)
+}
+
+func (t *teller) tellLate() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.late = nil; !t.ended {
+		t.write(t.meter.now())
+	}
+}
+
+// write leaves how far the fetch is. That it cannot be left keeps nobody from an update.
+func (t *teller) write(now time.Time) {
 	t.said = now
-	text, err := json.Marshal(p)
+	text, err := json.Marshal(t.meter.progress())
 	if err != nil {
 		return
 	}
@@ -138,6 +189,9 @@ func (t *teller) tell(e worker.Event) {
 }
 
 func (t *teller) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
 	_ = os.Remove(t.path) // in memory
 	if t.alive != nil {
 		_ = t.alive.Close() // which gives the lock back

@@ -1,9 +1,13 @@
 package machine
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +34,41 @@ func TestMeter(t *testing.T) {
 	// As fast as ever, and more than was said: nothing is left.
 	if p = m.Take(worker.Event{Progress: &fetch.Progress{Fetched: 200 << 20}}); p.Left != 0 {
 		t.Errorf("%+v", p)
+	}
+}
+
+// A worker that says very much is told of in short, and not each time; what it said last
+// is told of, too.
+func TestTellsLittle(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fetch.json")
+	told := &teller{meter: NewMeter(time.Now), path: path}
+	for i := range 2000 {
+		told.tell(worker.Event{Note: strings.Repeat("x", 1<<20) + strconv.Itoa(i)})
+	}
+	told.tell(worker.Event{Progress: &fetch.Progress{Phase: fetch.Phase("a\x1b[2J" + strings.Repeat("y", 1000)), File: strings.Repeat("z", 1000)}})
+	told.tell(worker.Event{Note: "a\x00b\u009bc\xff"})
+	read := func() (p Progress) {
+		text, err := os.ReadFile(path)
+		if err != nil || len(text) > 2000 || json.Unmarshal(text, &p) != nil {
+			t.Fatalf("%d bytes, %v", len(text), err)
+		}
+		return p
+	}
+	if p := read(); len(p.Note) > maxText+3 {
+		t.Errorf("a note of %d bytes", len(p.Note))
+	}
+	for range 100 {
+		if read().Note == "a?b?c?" {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if p := read(); p.Note != "a?b?c?" || strings.Contains(string(p.Phase), "\x1b") || len(p.Phase) > maxText+3 || len(p.File) > maxText+3 {
+		t.Errorf("%+v", p)
+	}
+	told.end()
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the file is still there")
 	}
 }
 
