@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,8 +66,6 @@ var forSystemd = []file{
 	{name: units + "timers.target.wants/ota-restart.timer", link: "../ota-restart.timer"},
 	{name: units + "otad.socket", embedded: "systemd/otad.socket", mode: 0o644},
 	{name: units + "otad.service", embedded: "systemd/otad.service", mode: 0o644},
-	{name: "usr/share/dbus-1/system.d/org.freedesktop.sysupdate1.conf", embedded: "otad/dbus.conf", mode: 0o644},
-	{name: "usr/share/dbus-1/system-services/org.freedesktop.sysupdate1.service", embedded: "otad/org.freedesktop.sysupdate1.service", mode: 0o644},
 	{name: "usr/share/polkit-1/actions/org.halogenos.update.policy", embedded: "otad/org.halogenos.update.policy", mode: 0o644},
 	{name: units + "sockets.target.wants/otad.socket", link: "../otad.socket"},
 	{name: units + "halogen-changes.service", embedded: "systemd/halogen-changes.service", mode: 0o644},
@@ -76,6 +75,14 @@ var forSystemd = []file{
 	{name: units + "multi-user.target.wants/ota-failures.service", link: "../ota-failures.service"},
 	{name: units + "multi-user.target.wants/halogen-changes.service", link: "../halogen-changes.service"},
 	{name: units + "boot-complete.target.requires/ota-health.service", link: "../ota-health.service"},
+}
+
+// forBus are the files that put otad on D-Bus in the place of systemd-sysupdated. An image
+// that has those of that program keeps them, and gets none of these: one of each would have
+// the bus start a program that does not update the machine.
+var forBus = []file{
+	{name: "usr/share/dbus-1/system.d/org.freedesktop.sysupdate1.conf", embedded: "otad/dbus.conf", mode: 0o644},
+	{name: "usr/share/dbus-1/system-services/org.freedesktop.sysupdate1.service", embedded: "otad/org.freedesktop.sysupdate1.service", mode: 0o644},
 }
 
 // forOldSystemd are the files of an image whose systemd does not say when an update is
@@ -105,6 +112,11 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 	all := append([]file{{name: "usr/lib/halogen/ota.conf", text: settings(c), mode: 0o644}}, common...)
 	if t.HasSystemd() {
 		all = append(all, forSystemd...)
+		if !slices.ContainsFunc(forBus, func(f file) bool { _, err := t.Lstat(f.name); return err == nil }) {
+			all = append(all, forBus...)
+		} else {
+			notes = append(notes, "kept the root file system's own files of org.freedesktop.sysupdate1 on D-Bus (systemd-sysupdated's?): desktops do not see this system's updates there")
+		}
 		if !saysUpdated(t) {
 			all = append(all, forOldSystemd...)
 		} else if scripts, err := t.List(updatedScripts); err == nil && len(scripts) > 0 {

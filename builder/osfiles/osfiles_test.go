@@ -102,10 +102,37 @@ func TestAddKeeps(t *testing.T) {
 	}
 }
 
+// What puts otad on D-Bus is there as a whole or not at all, and only with systemd.
+func TestAddBus(t *testing.T) {
+	count := func(dir string) (n int) {
+		for _, f := range forBus {
+			if exists(t, filepath.Join(dir, f.name)) {
+				n++
+			}
+		}
+		return n
+	}
+	for name, c := range map[string]struct {
+		has  []string
+		want int
+		note string
+	}{
+		"systemd":                    {[]string{systemd}, 2, ""},
+		"systemd and its sysupdated": {[]string{systemd, forBus[1].name}, 1, "org.freedesktop.sysupdate1"},
+		"another init":               {nil, 0, ""},
+	} {
+		tree, dir := tree(t, c.has...)
+		notes, err := Add(tree, new(config.Config), date)
+		if n := count(dir); err != nil || n != c.want || (len(notes) > 0) != (c.note != "") || !strings.Contains(strings.Join(notes, ""), c.note) {
+			t.Errorf("%s: %d files, notes %q, %v", name, n, notes, err)
+		}
+	}
+}
+
 // Every link leads to a unit that is there, and every file that is embedded is
 // put somewhere.
 func TestFilesAreUsed(t *testing.T) {
-	all := slices.Concat([]file{timer}, common, forSystemd, forOldSystemd)
+	all := slices.Concat([]file{timer}, common, forSystemd, forBus, forOldSystemd)
 	names, used := map[string]bool{}, map[string]bool{}
 	for _, f := range all {
 		names[f.name], used["files/"+f.embedded] = true, true
