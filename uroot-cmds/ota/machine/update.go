@@ -39,7 +39,12 @@ type Options struct {
 	Measure   bool   // Fetch finds out first how much it will fetch
 	Patient   bool   // waits for a time that suits the rules (FetchWhenFit)
 	Tell      func(worker.Event)
+	// Version is the one that Fetch is to bring; 0 is whatever is offered.
+	Version contract.Version
 }
+
+// ErrNotOffered says that the version that was asked for is not the one that is offered.
+var ErrNotOffered = errors.New("is not what is offered")
 
 // An Outcome is what became of an offer.
 type Outcome struct {
@@ -307,6 +312,9 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	}
 	if err := d.Err(); err != nil {
 		return out, nil, err
+	}
+	if d.Verdict == offer.Take && u.Version != 0 && d.Version != u.Version {
+		return out, nil, fmt.Errorf("version %s %w now, but version %s: ask for that", u.Version, ErrNotOffered, d.Version)
 	}
 	if d.Verdict == offer.Take && head == nil {
 		return nil, nil, errors.New("worker brings no release and does not say why")
