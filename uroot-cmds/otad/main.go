@@ -92,39 +92,102 @@ func serve(ctx context.Context, o options, open func() *machine.Machine, stderr 
 		return err
 	}
 	defer l.Close()
-	conn, err := o.connect(ctx)
-	if err == nil {
-		defer conn.Close()
-	}
-	s := service.New(open)
-	guard := polkit.Polkit{Connect: o.connect}
-	if err == nil {
-		_, err = bus.Offer(conn, s, guard)
-	}
-	if err != nil && o.bus != "none" {
-		fmt.Fprintf(stderr, "otad: not on D-Bus: %v\n", err) // Varlink does without
-	}
-	server := face.New(s, guard)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s := service.New(open)
+	guard := polkit.New(ctx, o.connect)
+	onBus := make(chan error, 1)
+	ends, end := context.WithCancel(ctx)
+	defer end()
+	go func() { onBus <- o.offer(ctx, ends, s, guard, stderr) }()
 	go func() {
-		for ctx.Err() == nil {
-			if o.idle > 0 && server.Idle() > o.idle && s.Job() == nil {
-				cancel()
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(min(max(o.idle/4, 10*time.Millisecond), time.Second)):
-			}
+		o.wait(ctx, s)
+		end()
+		if err := <-onBus; err != nil {
+			fmt.Fprintf(stderr, "otad: %v\n", err)
 		}
 		_ = l.Close()
 	}()
-	err = server.Serve(ctx, l)
+	err = face.New(s, guard).Serve(ctx, l)
+	// Who came in meanwhile is still answered.
+	for until := time.Now().Add(drain); ctx.Err() == nil && s.Idle() == 0 && time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+	}
 	if j := s.Job(); j != nil { // what has arrived is flushed
 		j.Cancel()
 		<-j.Done
 	}
 	return err
+}
+
+// drain bounds how long a service that ends waits for those who came in meanwhile.
+const drain = 5 * time.Second
+
+// wait returns when nobody has asked for long enough, and the service has begun to end.
+func (o options) wait(ctx context.Context, s *service.Service) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(max(o.idle/4, 10*time.Millisecond), time.Second)):
+		}
+		if o.idle > 0 && s.Idle() > o.idle && s.End() {
+			// systemd starts it again for whoever asks from now on.
+			notify("STOPPING=1")
+			return
+		}
+	}
+}
+
+// notify tells systemd (sd_notify(3)). Without it nobody is told.
+func notify(state string) {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return
+	}
+	if conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"}); err == nil {
+		_, _ = conn.Write([]byte(state))
+		_ = conn.Close()
+	}
+}
+
+// offerEvery is how often a bus that has ended is tried again.
+const offerEvery = 2 * time.Second
+
+// offer puts the service on the bus until ends ends, again and again where the bus ends.
+// The connection is there until ctx ends. A machine that has no bus does without: there is
+// Varlink.
+func (o options) offer(ctx, ends context.Context, s *service.Service, guard *polkit.Polkit, stderr io.Writer) error {
+	if o.bus == "none" {
+		return nil
+	}
+	for was := false; ; {
+		conn, err := o.connect(ctx)
+		var b *bus.Bus
+		if err == nil {
+			b, err = bus.Offer(conn, s, guard)
+			if err != nil {
+				err = errors.Join(err, conn.Close())
+			}
+		}
+		if err != nil && !was {
+			fmt.Fprintf(stderr, "otad: not on D-Bus: %v\n", err)
+			return nil
+		}
+		if err == nil {
+			was = true
+			select {
+			case <-ends.Done():
+				return b.Close()
+			case <-conn.Context().Done():
+				_ = b.Close() // it has ended already
+			}
+		}
+		select {
+		case <-ends.Done():
+			return nil
+		case <-time.After(offerEvery):
+		}
+	}
 }
 
 // firstSocket is the descriptor of the first socket that systemd hands over

@@ -58,7 +58,7 @@ func Linux() *Machine {
 		Snapshots:  hw.LinuxStore{Root: "/" + consoleRoot},
 		Online:     online,
 
-		Surroundings: places.Look, Use: places.Use, Reboot: places.Reboot,
+		Surroundings: places.Look, Use: places.Use, Obstacles: places.Obstacles, Reboot: places.Reboot,
 	}
 }
 

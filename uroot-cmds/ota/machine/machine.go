@@ -67,10 +67,11 @@ type Machine struct {
 	Online func() bool
 	// Surroundings says how things are that a fetch waits for.
 	Surroundings func(ctx context.Context) when.Conditions
-	// Use says how the machine is used, and Reboot restarts it: now where at is zero, or
-	// else then, with a message to those who are logged in.
-	Use    func(ctx context.Context) when.Use
-	Reboot func(ctx context.Context, at time.Time, message string) error
+	// Use says how the machine is used, Obstacles what stands against a restart that a user
+	// asks for, and Reboot restarts it.
+	Use       func(ctx context.Context) when.Use
+	Obstacles func(ctx context.Context, user uint32) (when.Obstacles, error)
+	Reboot    func(ctx context.Context, o when.Order) error
 	// LookEvery is how often they are asked for; 0 is what suits a machine.
 	LookEvery time.Duration
 }

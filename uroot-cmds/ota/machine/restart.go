@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/uroot-cmds/ota/when"
 )
 
 // A Restarting says whether the machine restarts.
@@ -44,14 +45,19 @@ func (m *Machine) RestartWhenDue(ctx context.Context) (*Restarting, error) {
 	}
 	at := m.Now().Add(notice)
 	out.At = &at
-	return out, m.Reboot(ctx, at, fmt.Sprintf("The machine restarts into version %s of its system.", s.Version))
+	return out, m.Reboot(ctx, when.Order{At: at, Message: message(s), Careful: true})
+}
+
+// message is what those who are logged in are told.
+func message(s *Staged) string {
+	return fmt.Sprintf("The machine restarts into version %s of its system.", s.Version)
 }
 
 // errNoRelease says that a restart would bring nothing new.
 var errNoRelease = errors.New("no release waits for a restart: `ota fetch` fetches one. `reboot` restarts the machine all the same")
 
-// RestartNow restarts the machine into a release that waits.
-func (m *Machine) RestartNow(ctx context.Context) (*Restarting, error) {
+// waiting is the release that waits for a restart; none is an error.
+func (m *Machine) waiting() (*Staged, error) {
 	r, err := m.system()
 	if err != nil {
 		return nil, err
@@ -60,8 +66,33 @@ func (m *Machine) RestartNow(ctx context.Context) (*Restarting, error) {
 	if err == nil && s == nil {
 		err = errNoRelease
 	}
+	return s, err
+}
+
+// RestartNow restarts the machine into a release that waits.
+func (m *Machine) RestartNow(ctx context.Context) (*Restarting, error) {
+	s, err := m.waiting()
 	if err != nil {
 		return nil, err
 	}
-	return &Restarting{Version: s.Version, Due: true, Reason: "somebody wants it"}, m.Reboot(ctx, time.Time{}, "")
+	return &Restarting{Version: s.Version, Due: true, Reason: "somebody wants it"}, m.Reboot(ctx, when.Order{})
+}
+
+// RestartObstacles says what stands against a restart that a user asks for, into a release
+// that waits: none is an error.
+func (m *Machine) RestartObstacles(ctx context.Context, user uint32) (when.Obstacles, error) {
+	if _, err := m.waiting(); err != nil {
+		return when.Obstacles{}, err
+	}
+	return m.Obstacles(ctx, user)
+}
+
+// RestartBy restarts the machine into a release that waits as somebody has ordered.
+func (m *Machine) RestartBy(ctx context.Context, o when.Order) error {
+	s, err := m.waiting()
+	if err != nil {
+		return err
+	}
+	o.Message = message(s)
+	return m.Reboot(ctx, o)
 }

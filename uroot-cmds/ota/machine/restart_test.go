@@ -14,8 +14,8 @@ func TestRestart(t *testing.T) {
 	w := newWorld(t)
 	var restarts []string
 	w.m.Use = func(context.Context) when.Use { return when.Use{Now: w.m.Now(), Up: time.Hour, Idle: time.Hour} }
-	w.m.Reboot = func(_ context.Context, at time.Time, text string) error {
-		restarts = append(restarts, strings.TrimSpace(at.Sub(w.m.Now()).Round(time.Minute).String()+" "+text))
+	w.m.Reboot = func(_ context.Context, o when.Order) error {
+		restarts = append(restarts, strings.TrimSpace(o.At.Sub(w.m.Now()).Round(time.Minute).String()+" "+o.Message))
 		return nil
 	}
 	set := func(restart string) { w.write("etc/halogen/ota.conf", []byte("Restart="+restart+"\n")) }
@@ -25,6 +25,13 @@ func TestRestart(t *testing.T) {
 	}
 	if _, err := w.m.RestartNow(t.Context()); !errors.Is(err, errNoRelease) {
 		t.Errorf("nothing waits: %v", err)
+	}
+	w.m.Obstacles = func(context.Context, uint32) (when.Obstacles, error) { return when.Obstacles{Others: true}, nil }
+	if _, err := w.m.RestartObstacles(t.Context(), 1000); !errors.Is(err, errNoRelease) {
+		t.Errorf("nothing waits, for a user: %v", err)
+	}
+	if err := w.m.RestartBy(t.Context(), when.Order{}); !errors.Is(err, errNoRelease) {
+		t.Errorf("nothing waits, for a user: %v", err)
 	}
 	w.write(stateDirectory+"/"+stagedFile, []byte(`{"format":1,"version":"3","slot":"b"}`))
 	set("ask")
@@ -47,6 +54,12 @@ func TestRestart(t *testing.T) {
 	}
 	if len(restarts) != 2 || restarts[0] != "1m0s The machine restarts into version 3 of its system." {
 		t.Errorf("restarts %q", restarts)
+	}
+	if o, err := w.m.RestartObstacles(t.Context(), 1000); err != nil || !o.Others {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if err := w.m.RestartBy(t.Context(), when.Order{At: w.m.Now().Add(time.Hour)}); err != nil || len(restarts) != 3 || restarts[2] != "1h0m0s The machine restarts into version 3 of its system." {
+		t.Errorf("%q, %v", restarts, err)
 	}
 	set("always")
 	if _, err := w.m.RestartWhenDue(t.Context()); err == nil || !strings.Contains(err.Error(), "want ask, idle or night") {

@@ -2,6 +2,7 @@ package when
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -49,6 +50,7 @@ type Use struct {
 	Up        time.Duration
 	Idle      time.Duration // nobody has used it for so long; negative: not known
 	Inhibited bool          // a program does not want it to restart, such as one that writes a CD
+	Scheduled bool          // somebody has it shut down or restart later
 }
 
 // Due reports whether it is time to restart, and why or why not.
@@ -58,6 +60,8 @@ func (r Restart) Due(u Use) (due bool, why string) {
 		return false, "the machine does not restart by itself (Restart=ask)"
 	case u.Inhibited:
 		return false, "a program keeps the machine from restarting (`systemd-inhibit --list` says which)"
+	case u.Scheduled:
+		return false, "a shutdown is scheduled already (`shutdown --show` says when)"
 	case u.Up < settled:
 		return false, fmt.Sprintf("the machine was started less than %d minutes ago", int(settled.Minutes()))
 	case u.Idle < 0:
@@ -85,23 +89,19 @@ func (p Places) Use(ctx context.Context) Use {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	bus, err := systembus.Connect(ctx, p.Bus)
+	l, err := p.login(ctx)
 	if err != nil {
 		return u
 	}
-	defer bus.Close()
-	property := func(name string, into any) bool {
-		var v dbus.Variant
-		call := bus.Object(login, loginPath).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, manager, name)
-		return call.Store(&v) == nil && v.Store(into) == nil
-	}
+	defer l.bus.Close()
 	var idle bool
 	var since uint64 // microseconds since 1970; 0 where nobody has logged in
-	var inhibited string
-	if !property("IdleHint", &idle) || !property("IdleSinceHint", &since) || !property("BlockInhibited", &inhibited) {
+	err = errors.Join(l.property(ctx, loginPath, manager, "IdleHint", &idle), l.property(ctx, loginPath, manager, "IdleSinceHint", &since))
+	var o Obstacles
+	if err != nil || l.obstacles(ctx, &o) != nil {
 		return u
 	}
-	u.Inhibited = strings.Contains(":"+inhibited+":", ":shutdown:")
+	u.Inhibited, u.Scheduled = o.Inhibited, o.Scheduled
 	switch {
 	case !idle:
 		u.Idle = 0
@@ -113,25 +113,126 @@ func (p Places) Use(ctx context.Context) Use {
 	return u
 }
 
-// Reboot has systemd-logind restart the machine, now, or at a time and then announced to
-// those who are logged in.
-func (p Places) Reboot(ctx context.Context, at time.Time, message string) error {
+// Obstacles are what systemd-logind has polkit asked about before somebody restarts the
+// machine, and would not ask root about.
+type Obstacles struct {
+	Inhibited bool // a program does not want it to restart
+	Others    bool // other users are logged in
+	Scheduled bool // somebody has it shut down or restart later: there is room for one
+}
+
+// Obstacles says what stands against a restart that a user asks for.
+func (p Places) Obstacles(ctx context.Context, user uint32) (o Obstacles, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	l, err := p.login(ctx)
+	if err != nil {
+		return o, fmt.Errorf("find out whether the machine may restart: %w", err)
+	}
+	defer l.bus.Close()
+	err = l.obstacles(ctx, &o)
+	if err == nil {
+		o.Others, err = l.others(ctx, user)
+	}
+	if err != nil {
+		return o, fmt.Errorf("find out whether the machine may restart: %w", err)
+	}
+	return o, nil
+}
+
+// A logind is systemd-logind on a bus (org.freedesktop.login1(5)).
+type logind struct{ bus *dbus.Conn }
+
+func (p Places) login(ctx context.Context) (logind, error) {
 	bus, err := systembus.Connect(ctx, p.Bus)
+	return logind{bus}, err
+}
+
+// property reads one.
+func (l logind) property(ctx context.Context, path dbus.ObjectPath, face, name string, into any) error {
+	var v dbus.Variant
+	call := l.bus.Object(login, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, face, name)
+	if err := call.Store(&v); err != nil {
+		return err
+	}
+	return v.Store(into)
+}
+
+// obstacles reads those that are so for each user.
+func (l logind) obstacles(ctx context.Context, o *Obstacles) error {
+	var inhibited string
+	var scheduled struct {
+		Kind string
+		At   uint64
+	}
+	err := errors.Join(l.property(ctx, loginPath, manager, "BlockInhibited", &inhibited), l.property(ctx, loginPath, manager, "ScheduledShutdown", &scheduled))
+	o.Inhibited, o.Scheduled = strings.Contains(":"+inhibited+":", ":shutdown:"), scheduled.Kind != ""
+	return err
+}
+
+// others reports whether another user is logged in. Login screens and what systemd runs for
+// a user do not count, as logind does not count them.
+func (l logind) others(ctx context.Context, user uint32) (bool, error) {
+	var all []struct {
+		ID   string
+		UID  uint32
+		User string
+		Seat string
+		Path dbus.ObjectPath
+	}
+	if err := l.bus.Object(login, loginPath).CallWithContext(ctx, manager+".ListSessions", dbus.FlagNoAutoStart).Store(&all); err != nil {
+		return false, err
+	}
+	for _, s := range all {
+		if s.UID == user {
+			continue
+		}
+		var class string
+		if err := l.property(ctx, s.Path, login+".Session", "Class", &class); err != nil || strings.HasPrefix(class, "user") {
+			return true, nil // one that cannot be asked may be somebody's
+		}
+	}
+	return false, nil
+}
+
+// An Order is one to restart the machine.
+type Order struct {
+	At time.Time // zero is now
+	// Message is for those who are logged in, where it is later.
+	Message string
+	// Careful has logind refuse where a program does not want it.
+	Careful bool
+}
+
+// rootCheckInhibitors is SD_LOGIND_ROOT_CHECK_INHIBITORS.
+const rootCheckInhibitors = 1
+
+// Reboot has systemd-logind restart the machine.
+func (p Places) Reboot(ctx context.Context, o Order) error {
+	l, err := p.login(ctx)
 	if err != nil {
 		return fmt.Errorf("restart the machine: %w", err)
 	}
-	defer bus.Close()
+	defer l.bus.Close()
 	call := func(method string, args ...any) error {
-		if err := bus.Object(login, loginPath).CallWithContext(ctx, manager+"."+method, 0, args...).Err; err != nil {
-			return fmt.Errorf("restart the machine: %w", err)
+		return l.bus.Object(login, loginPath).CallWithContext(ctx, manager+"."+method, 0, args...).Err
+	}
+	switch {
+	case !o.At.IsZero():
+		if err = call("SetWallMessage", o.Message, true); err == nil {
+			err = call("ScheduleShutdown", "reboot", uint64(o.At.UnixMicro()))
 		}
-		return nil
+	case o.Careful:
+		err = call("RebootWithFlags", uint64(rootCheckInhibitors))
+		var unknown dbus.Error
+		if errors.As(err, &unknown) && unknown.Name == "org.freedesktop.DBus.Error.UnknownMethod" { // systemd 245 and older
+			err = call("Reboot", false)
+		}
+	default:
+		err = call("Reboot", false)
 	}
-	if at.IsZero() {
-		return call("Reboot", false)
+	if err != nil {
+		return fmt.Errorf("restart the machine: %w", err)
 	}
-	if err := call("SetWallMessage", message, true); err != nil {
-		return err
-	}
-	return call("ScheduleShutdown", "reboot", uint64(at.UnixMicro()))
+	return nil
 }

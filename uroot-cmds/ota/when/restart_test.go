@@ -1,6 +1,7 @@
 package when
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,7 @@ func TestDue(t *testing.T) {
 		"nothing is known":       {Idle, func(u *Use) { u.Idle = -1 }, false, "no systemd-logind"},
 		"just started":           {Idle, func(u *Use) { u.Up = 29 * time.Minute }, false, "was started less than 30"},
 		"a CD is written":        {Idle, func(u *Use) { u.Inhibited = true }, false, "keeps the machine from"},
+		"somebody has a plan":    {Idle, func(u *Use) { u.Scheduled = true }, false, "is scheduled already"},
 		"at night":               {Night, func(*Use) {}, true, "Restart=night"},
 		"by day":                 {Night, func(u *Use) { u.Now = clock("12:00") }, false, "it is 12:00, and the machine restarts by itself between 02:00-05:00"},
 		"in use at night":        {Night, func(u *Use) { u.Idle = 0 }, false, "somebody has used"},
@@ -48,20 +50,46 @@ func TestDue(t *testing.T) {
 	}
 }
 
-// logind restarts a machine.
-type logind struct{ called []string }
+// login1 restarts a machine.
+type login1 struct {
+	called   []string
+	sessions []session
+}
+
+type session struct {
+	ID   string
+	UID  uint32
+	User string
+	Seat string
+	Path dbus.ObjectPath
+}
+
+// ListSessions implements org.freedesktop.login1.Manager.
+func (l *login1) ListSessions() ([]session, *dbus.Error) { return l.sessions, nil }
+
+// RebootWithFlags implements org.freedesktop.login1.Manager.
+func (l *login1) RebootWithFlags(flags uint64) *dbus.Error {
+	l.called = append(l.called, fmt.Sprintf("reboot with flags %d", flags))
+	return nil
+}
 
 // Reboot implements org.freedesktop.login1.Manager.
-func (l *logind) Reboot(bool) *dbus.Error { l.called = append(l.called, "reboot"); return nil }
+func (l *login1) Reboot(bool) *dbus.Error { l.called = append(l.called, "reboot"); return nil }
+
+// scheduled is logind's ScheduledShutdown.
+type scheduled struct {
+	Kind string
+	At   uint64
+}
 
 // SetWallMessage implements org.freedesktop.login1.Manager.
-func (l *logind) SetWallMessage(text string, _ bool) *dbus.Error {
+func (l *login1) SetWallMessage(text string, _ bool) *dbus.Error {
 	l.called = append(l.called, "say "+text)
 	return nil
 }
 
 // ScheduleShutdown implements org.freedesktop.login1.Manager.
-func (l *logind) ScheduleShutdown(kind string, at uint64) *dbus.Error {
+func (l *login1) ScheduleShutdown(kind string, at uint64) *dbus.Error {
 	l.called = append(l.called, kind+" at "+time.UnixMicro(int64(at)).UTC().Format(time.TimeOnly))
 	return nil
 }
@@ -73,7 +101,7 @@ func TestUse(t *testing.T) {
 	if u := p.Use(t.Context()); u.Idle >= 0 || u.Up != 0 {
 		t.Errorf("without logind: %+v", u)
 	}
-	if err := p.Reboot(t.Context(), time.Time{}, ""); err == nil || !strings.Contains(err.Error(), "restart the machine: ") {
+	if err := p.Reboot(t.Context(), Order{}); err == nil || !strings.Contains(err.Error(), "restart the machine: ") {
 		t.Errorf("without logind: %v", err)
 	}
 	if err := os.MkdirAll(filepath.Join(root, "proc"), 0o755); err != nil {
@@ -87,11 +115,11 @@ func TestUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	l := new(logind)
+	l := new(login1)
 	if err := conn.Export(l, loginPath, manager); err != nil {
 		t.Fatal(err)
 	}
-	props, err := prop.Export(conn, loginPath, prop.Map{manager: {"IdleHint": {Value: false}, "IdleSinceHint": {Value: uint64(0)}, "BlockInhibited": {Value: ""}}})
+	props, err := prop.Export(conn, loginPath, prop.Map{manager: {"IdleHint": {Value: false}, "IdleSinceHint": {Value: uint64(0)}, "BlockInhibited": {Value: ""}, "ScheduledShutdown": {Value: scheduled{}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,13 +142,70 @@ func TestUse(t *testing.T) {
 			t.Errorf("%+v: %+v", c, u)
 		}
 	}
-	if err := p.Reboot(t.Context(), time.Time{}, ""); err != nil {
+	if err := p.Reboot(t.Context(), Order{}); err != nil {
 		t.Error(err)
 	}
-	if err := p.Reboot(t.Context(), now, "an update"); err != nil {
+	if err := p.Reboot(t.Context(), Order{At: now, Message: "an update", Careful: true}); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"reboot", "say an update", "reboot at 03:00:00"}; !slices.Equal(l.called, want) {
+	if err := p.Reboot(t.Context(), Order{Careful: true}); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"reboot", "say an update", "reboot at 03:00:00", "reboot with flags 1"}; !slices.Equal(l.called, want) {
 		t.Errorf("called %q, want %q", l.called, want)
+	}
+}
+
+// What logind would ask its caller about is known for a user: programs, other users who are
+// logged in, and what is scheduled.
+func TestObstacles(t *testing.T) {
+	address := bus(t)
+	p := Places{Bus: strings.TrimPrefix(address, "unix:path="), Now: time.Now}
+	if _, err := p.Obstacles(t.Context(), 1000); err == nil || !strings.Contains(err.Error(), "whether the machine may restart") {
+		t.Errorf("without logind: %v", err)
+	}
+	conn, err := dbus.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l := new(login1)
+	if err := conn.Export(l, loginPath, manager); err != nil {
+		t.Fatal(err)
+	}
+	props, err := prop.Export(conn, loginPath, prop.Map{manager: {"BlockInhibited": {Value: ""}, "ScheduledShutdown": {Value: scheduled{}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for class, path := range map[string]dbus.ObjectPath{"user": loginPath + "/session/_31", "greeter": loginPath + "/session/_32"} {
+		if _, err := prop.Export(conn, path, prop.Map{login + ".Session": {"Class": {Value: class}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := conn.RequestName(login, 0); err != nil {
+		t.Fatal(err)
+	}
+	person := session{"1", 1000, "ann", "seat0", loginPath + "/session/_31"}
+	screen := session{"c1", 120, "gdm", "seat0", loginPath + "/session/_32"}
+	unknown := session{"9", 1002, "x", "", loginPath + "/session/_39"}
+	for name, c := range map[string]struct {
+		inhibited string
+		scheduled scheduled
+		sessions  []session
+		user      uint32
+		want      Obstacles
+	}{
+		"nothing":              {"sleep:idle", scheduled{}, []session{person, screen}, 1000, Obstacles{}},
+		"a program":            {"sleep:shutdown", scheduled{}, nil, 1000, Obstacles{Inhibited: true}},
+		"another user":         {"", scheduled{}, []session{person, screen}, 1001, Obstacles{Others: true}},
+		"one who is not known": {"", scheduled{}, []session{unknown}, 1000, Obstacles{Others: true}},
+		"a plan":               {"", scheduled{"poweroff", 5}, nil, 1000, Obstacles{Scheduled: true}},
+	} {
+		l.sessions = append([]session{}, c.sessions...)
+		props.SetMust(manager, "BlockInhibited", c.inhibited)
+		props.SetMust(manager, "ScheduledShutdown", c.scheduled)
+		if o, err := p.Obstacles(t.Context(), c.user); err != nil || o != c.want {
+			t.Errorf("%s: %+v, %v", name, o, err)
+		}
 	}
 }

@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/introspect"
 	"github.com/godbus/dbus/v5/prop"
 
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/otad/face"
@@ -40,6 +40,7 @@ type Bus struct {
 	conn    *dbus.Conn
 	service *service.Service
 	guard   face.Guard
+	forget  func() // no more jobs
 
 	mu   sync.Mutex
 	jobs map[uint64]*service.Job
@@ -47,9 +48,14 @@ type Bus struct {
 	calls map[uint32]int
 }
 
-// Offer puts the service on a bus. It stays there until the connection is closed.
+// Offer puts the service on a bus. It stays there until Close, or until the connection
+// ends. All objects are made before anybody can call: the library reads its list of them
+// for a caller while another is added to it.
 func Offer(conn *dbus.Conn, s *service.Service, guard face.Guard) (*Bus, error) {
 	b := &Bus{conn: conn, service: s, guard: guard, jobs: map[uint64]*service.Job{}, calls: map[uint32]int{}}
+	if err := b.exportJobs(); err != nil {
+		return nil, err
+	}
 	props := prop.Map{targetFace: {
 		"Class": {Value: host, Emit: prop.EmitConst}, "Name": {Value: host, Emit: prop.EmitConst}, "Path": {Value: "/", Emit: prop.EmitConst},
 	}}
@@ -72,53 +78,110 @@ func Offer(conn *dbus.Conn, s *service.Service, guard face.Guard) (*Bus, error) 
 			return nil, err
 		}
 	}
-	s.OnJobs(b.follow)
+	b.forget = s.OnJobs(b.follow)
 	reply, err := conn.RequestName(Name, dbus.NameFlagDoNotQueue)
 	if err == nil && reply != dbus.RequestNameReplyPrimaryOwner {
 		err = fmt.Errorf("the name %s is another program's (systemd-sysupdated?)", Name)
 	}
-	return b, err
+	if err != nil {
+		b.forget()
+		return nil, err
+	}
+	return b, nil
+}
+
+// Close takes the service off the bus, which starts it again for the next caller. Who has
+// called is still answered, as long as the connection is there.
+func (b *Bus) Close() error {
+	b.forget()
+	if b.conn.Context().Err() != nil {
+		return nil
+	}
+	_, err := b.conn.ReleaseName(Name)
+	return err
 }
 
 func (b *Bus) export(object any, path dbus.ObjectPath, described introspect.Interface) error {
 	node := &introspect.Node{Name: string(path), Interfaces: []introspect.Interface{introspect.IntrospectData, prop.IntrospectData, described}}
+	if path == root {
+		node.Children = []introspect.Node{{Name: "target"}, {Name: "job"}}
+	}
 	return errors.Join(
 		b.conn.Export(object, path, described.Name),
 		b.conn.Export(introspect.NewIntrospectable(node), path, "org.freedesktop.DBus.Introspectable"))
 }
 
-// maxOfUser bounds how many calls of one user who is not root are under way: each may wait
-// for polkit, or for a server.
-const maxOfUser = 16
+// Bounds of the calls that are under way: each may wait for polkit, or for a server.
+const (
+	maxOfUser = 16  // of one user who is not root
+	maxNew    = 128 // of which it is not known yet who calls
+)
+
+// nobody is a user of whom nothing is known.
+const nobody = ^uint32(0)
+
+const limitsExceeded = "org.freedesktop.DBus.Error.LimitsExceeded"
 
 // enter asks whether the sender of a message may do something. When that is done, the
 // caller calls done.
 func (b *Bus) enter(msg dbus.Message, a polkit.Action) (done func(), _ *dbus.Error) {
 	sender, _ := msg.Headers[dbus.FieldSender].Value().(string)
-	caller := polkit.Caller{UID: ^uint32(0), Bus: sender}
-	// polkit knows who has the name; root is allowed where there is no polkit, too.
-	_ = b.conn.BusObject().Call("org.freedesktop.DBus.GetConnectionUnixUser", 0, sender).Store(&caller.UID)
-	if !b.count(caller.UID, 1) {
-		return nil, dbus.NewError("org.freedesktop.DBus.Error.LimitsExceeded", []any{fmt.Sprintf("%d calls of this user are under way", maxOfUser)})
+	caller, leave, denied := b.caller(sender)
+	if denied != nil {
+		return nil, denied
 	}
-	done = func() { b.count(caller.UID, -1) }
+	served := b.service.Enter()
+	done = func() { served(); leave() }
 	asking := msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0
-	if err := b.guard.Allowed(context.Background(), caller, a, asking); err != nil {
+	if err := b.guard.Allowed(b.conn.Context(), caller, a, asking); err != nil {
 		done()
 		name := "org.freedesktop.DBus.Error.AccessDenied"
-		if !asking {
+		switch {
+		case errors.Is(err, polkit.ErrTooMany):
+			name = limitsExceeded
+		case errors.Is(err, polkit.ErrPassword) && !asking:
 			name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 		}
-		return nil, dbus.NewError(name, []any{err.Error()})
+		return nil, dbus.NewError(name, []any{machine.Plain(err.Error())})
 	}
 	return done, nil
 }
+
+// caller says who a sender is, and counts the call as theirs until leave.
+func (b *Bus) caller(sender string) (_ polkit.Caller, leave func(), _ *dbus.Error) {
+	many := func(n int, of string) *dbus.Error {
+		return dbus.NewError(limitsExceeded, []any{fmt.Sprintf("%d calls of %s are under way", n, of)})
+	}
+	if !b.count(nobody, 1) {
+		return polkit.Caller{}, nil, many(maxNew, "others")
+	}
+	caller := polkit.Caller{UID: nobody, Bus: sender}
+	// polkit knows who has the name; root is allowed where there is no polkit, too.
+	ctx, cancel := context.WithTimeout(b.conn.Context(), busPatience)
+	defer cancel()
+	_ = b.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, sender).Store(&caller.UID)
+	if caller.UID == nobody {
+		return caller, func() { b.count(nobody, -1) }, nil
+	}
+	b.count(nobody, -1)
+	if !b.count(caller.UID, 1) {
+		return polkit.Caller{}, nil, many(maxOfUser, "this user")
+	}
+	return caller, func() { b.count(caller.UID, -1) }, nil
+}
+
+// busPatience bounds how long the bus may take to say who somebody is.
+const busPatience = 10 * time.Second
 
 // count counts a user's calls, and reports whether one more may be made.
 func (b *Bus) count(user uint32, n int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if n > 0 && user != 0 && b.calls[user] >= maxOfUser {
+	limit := maxOfUser
+	if user == nobody {
+		limit = maxNew
+	}
+	if n > 0 && user != 0 && b.calls[user] >= limit {
 		return false
 	}
 	if b.calls[user] += n; b.calls[user] == 0 {
@@ -136,7 +199,7 @@ func failed(err error) *dbus.Error {
 	if errors.Is(err, machine.ErrBusy) {
 		name = Name + ".TargetBusy"
 	}
-	return dbus.NewError(name, []any{err.Error()})
+	return dbus.NewError(name, []any{machine.Plain(err.Error())})
 }
 
 // A manager has the targets and the jobs.
@@ -217,13 +280,13 @@ type described struct {
 
 // versions are those that are here, and the one that is offered.
 func (t *target) versions(flags uint64) ([]described, error) {
-	s, err := t.b.service.Status(context.Background())
+	s, err := t.b.service.Status(t.b.conn.Context())
 	if err != nil {
 		return nil, err
 	}
 	var out []described
 	if flags&flagOffline == 0 {
-		o, err := t.b.service.Check(context.Background())
+		o, err := t.b.service.Check(t.b.conn.Context())
 		if err != nil {
 			return nil, err
 		}
@@ -284,7 +347,7 @@ func (t *target) CheckNew(msg dbus.Message) (string, *dbus.Error) {
 		return "", denied
 	}
 	defer done()
-	o, err := t.b.service.Check(context.Background())
+	o, err := t.b.service.Check(t.b.conn.Context())
 	if err != nil {
 		return "", failed(err)
 	}
@@ -292,6 +355,12 @@ func (t *target) CheckNew(msg dbus.Message) (string, *dbus.Error) {
 		return "", nil
 	}
 	return o.Version.String(), nil
+}
+
+// wish is what was asked for and allowed, and nothing newer. The owner's rules of when hold
+// where nobody waits, as when a desktop fetches by itself.
+func wish(msg dbus.Message, v contract.Version) service.Wish {
+	return service.Wish{Version: v, Now: msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0, Once: true}
 }
 
 // Update implements org.freedesktop.sysupdate1.Target: it begins a job.
@@ -305,7 +374,7 @@ func (t *target) Update(msg dbus.Message, version string, flags uint64) (string,
 		return fail(denied)
 	}
 	defer done()
-	o, err := t.b.service.Check(context.Background())
+	o, err := t.b.service.Check(t.b.conn.Context())
 	switch {
 	case err != nil:
 		return fail(failed(err))
@@ -314,9 +383,9 @@ func (t *target) Update(msg dbus.Message, version string, flags uint64) (string,
 	case version != "" && version != o.Version.String():
 		return fail(dbus.NewError(Name+".NoCandidate", []any{fmt.Sprintf("version %s is offered, and not %.40q", o.Version, version)}))
 	}
-	j, begun := t.b.service.Fetch(true) // somebody asks for it now
-	if !begun {
-		return fail(failed(machine.ErrBusy))
+	j, err := t.b.service.Fetch(wish(msg, o.Version))
+	if err != nil {
+		return fail(failed(err))
 	}
 	return o.Version.String(), j.ID, jobPath(j.ID), nil
 }
@@ -356,94 +425,4 @@ func (*target) SetFeatureEnabled(name string, _ int32, _ uint64) *dbus.Error { r
 
 func noFeature(name string) *dbus.Error {
 	return dbus.NewError(Name+".NoSuchFeature", []any{fmt.Sprintf("there is no feature %.40q", name)})
-}
-
-// A job is a fetch.
-type job struct {
-	b *Bus
-	j *service.Job
-}
-
-func jobPath(id uint64) dbus.ObjectPath {
-	return dbus.ObjectPath(fmt.Sprintf("%s/job/_%d", root, id))
-}
-
-// Cancel implements org.freedesktop.sysupdate1.Job.
-func (j *job) Cancel(msg dbus.Message) *dbus.Error {
-	done, denied := j.b.enter(msg, polkit.Fetch)
-	if denied != nil {
-		return denied
-	}
-	defer done()
-	j.j.Cancel()
-	return nil
-}
-
-// percent is how far a fetch is. What is still to be checked when all is there counts for
-// the last ten.
-func percent(p machine.Progress) uint32 {
-	part := func(done, total, of int64) uint32 {
-		if total <= 0 {
-			return 0
-		}
-		return uint32(min(max(done*of/total, 0), of))
-	}
-	switch {
-	case p.Phase == fetch.Verifying:
-		return 90 + part(p.Done, p.Progress.Total, 10)
-	case p.FetchTotal != nil:
-		return part(p.Fetched, *p.FetchTotal, 90)
-	}
-	return 0
-}
-
-// errno of systemd's: what JobRemoved says of a job that failed, or was cancelled.
-const (
-	failure   = -5   // -EIO
-	cancelled = -125 // -ECANCELED
-)
-
-// follow puts a job on the bus until it has ended.
-func (b *Bus) follow(j *service.Job) {
-	path := jobPath(j.ID)
-	b.mu.Lock()
-	b.jobs[j.ID] = j
-	b.mu.Unlock()
-	props, err := prop.Export(b.conn, path, prop.Map{jobFace: {
-		"Id": {Value: j.ID, Emit: prop.EmitConst}, "Type": {Value: "update", Emit: prop.EmitConst},
-		"Offline": {Value: false, Emit: prop.EmitConst}, "Progress": {Value: uint32(0), Emit: prop.EmitTrue},
-	}})
-	if err == nil {
-		o := &job{b, j}
-		err = b.export(o, path, introspect.Interface{Name: jobFace, Methods: introspect.Methods(o), Properties: props.Introspection(jobFace)})
-	}
-	go func() {
-		last := uint32(0)
-		_ = j.Follow(context.Background(), func(p machine.Progress) error { // it ends with the job
-			if now := percent(p); now > last && err == nil {
-				last = now
-				props.SetMust(jobFace, "Progress", now)
-			}
-			return nil
-		})
-		b.mu.Lock()
-		delete(b.jobs, j.ID)
-		b.mu.Unlock()
-		for _, face := range []string{jobFace, "org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Properties"} {
-			_ = b.conn.Export(nil, path, face)
-		}
-		_ = b.conn.Emit(root, managerFace+".JobRemoved", j.ID, path, status(j)) // a bus that is gone has no listeners
-	}()
-}
-
-// status says how a job ended.
-func status(j *service.Job) int32 {
-	out, err := j.Outcome()
-	switch {
-	case errors.Is(err, service.ErrCancelled):
-		return cancelled
-	case err != nil || !out.Staged:
-		return failure
-	}
-	return 0
 }

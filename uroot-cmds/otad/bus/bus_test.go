@@ -15,10 +15,24 @@ import (
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/otad/otadtest"
 	"halogenos.internal/uroot-cmds/otad/polkit"
+	"halogenos.internal/uroot-cmds/otad/service"
 )
 
 // offered is a bus with a world on it, and a client's connection.
 func offered(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn) {
+	t.Helper()
+	w, address, _, client := onBus(t, work)
+	return w, address, client
+}
+
+// offeredOn is the same with the service's own connection.
+func offeredOn(t *testing.T, work string) (w *otadtest.World, mine, client *dbus.Conn) {
+	t.Helper()
+	w, _, mine, client = onBus(t, work)
+	return w, mine, client
+}
+
+func onBus(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn, *dbus.Conn) {
 	t.Helper()
 	program, err := exec.LookPath("dbus-daemon")
 	if err != nil {
@@ -49,7 +63,7 @@ func offered(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn) {
 	if _, err := Offer(conns[0], w.Service, w); err != nil {
 		t.Fatal(err)
 	}
-	return w, address, conns[1]
+	return w, address, conns[0], conns[1]
 }
 
 const slow = "read request; cat >/dev/null"
@@ -119,9 +133,9 @@ func TestJob(t *testing.T) {
 	}
 	signals := make(chan *dbus.Signal, 10)
 	c.Signal(signals)
-	j, begun := w.Fetch(true)
-	if !begun {
-		t.Fatal("no fetch")
+	j, err := w.Fetch(service.Wish{Now: true})
+	if err != nil {
+		t.Fatal(err)
 	}
 	var jobs []listedJob
 	if err := c.Object(Name, root).Call(managerFace+".ListJobs", 0).Store(&jobs); err != nil || len(jobs) != 1 || jobs[0].Path != jobPath(j.ID) {
@@ -130,6 +144,13 @@ func TestJob(t *testing.T) {
 	object := c.Object(Name, jobs[0].Path)
 	if v, err := object.GetProperty(jobFace + ".Progress"); err != nil || v.Value() != uint32(0) {
 		t.Errorf("progress %v, %v", v, err)
+	}
+	var text string
+	if err := object.Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&text); err != nil || !strings.Contains(text, "Cancel") {
+		t.Errorf("%s, %v", text, err)
+	}
+	if err := object.SetProperty(jobFace+".Progress", uint32(7)); err == nil {
+		t.Error("anybody sets the progress")
 	}
 	if err := object.Call(jobFace+".Cancel", 0).Err; err != nil {
 		t.Fatal(err)
@@ -147,6 +168,40 @@ func TestJob(t *testing.T) {
 	}
 }
 
+// A fetch goes on when the bus ends, and one that begins then is none the worse; and
+// whoever looks at the objects while jobs come and go ends nothing.
+func TestBusEnds(t *testing.T) {
+	w, mine, c := offeredOn(t, "exit 1")
+	looking := make(chan bool)
+	go func() {
+		defer close(looking)
+		for _, path := range []dbus.ObjectPath{"/", root, jobsPath, hostPath} {
+			for range 50 {
+				if err := c.Object(Name, path).Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Err; err != nil {
+					t.Errorf("%s: %v", path, err)
+					return
+				}
+			}
+		}
+	}()
+	for range 50 {
+		j, err := w.Fetch(service.Wish{Now: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-j.Done
+	}
+	<-looking
+	if err := mine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j, err := w.Fetch(service.Wish{Now: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-j.Done
+}
+
 // One user's calls are bounded, and keep nobody else out. FAULTS 114
 func TestFloodOfCalls(t *testing.T) {
 	b := &Bus{calls: map[uint32]int{}}
@@ -160,6 +215,24 @@ func TestFloodOfCalls(t *testing.T) {
 	}
 	if b.count(1000, -1); !b.count(1000, 1) {
 		t.Error("one has ended, and another does not come in")
+	}
+	for i := range maxNew {
+		if !b.count(nobody, 1) {
+			t.Fatalf("call %d of somebody who is not known yet is refused", i)
+		}
+	}
+	if b.count(nobody, 1) {
+		t.Error("calls of those who are not known have no end")
+	}
+}
+
+// A desktop that fetches by itself minds the owner's rules of when; both fetch what was
+// asked for.
+func TestWish(t *testing.T) {
+	for flags, now := range map[dbus.Flags]bool{0: false, dbus.FlagAllowInteractiveAuthorization: true} {
+		if got := wish(dbus.Message{Flags: flags}, 8); got != (service.Wish{Version: 8, Now: now, Once: true}) {
+			t.Errorf("flags %d: %+v", flags, got)
+		}
 	}
 }
 

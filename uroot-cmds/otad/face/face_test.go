@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -11,12 +12,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/varlink/go/varlink"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/otad/iosystemdsysupdate"
 	update "halogenos.internal/uroot-cmds/otad/orghalogenosupdate"
 	"halogenos.internal/uroot-cmds/otad/otadtest"
@@ -72,7 +75,7 @@ const failing = "exit 1"
 const slow = "read request; cat >/dev/null"
 
 func TestMethods(t *testing.T) {
-	w, _, c := served(t, failing)
+	_, _, c := served(t, failing)
 	ctx := t.Context()
 	state, err := update.State().Call(ctx, c, nil)
 	var status struct{ Version, Server string }
@@ -114,23 +117,77 @@ func TestMethods(t *testing.T) {
 	if err := update.Retry().Call(ctx, c, "5", nil, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "not on the list") {
 		t.Errorf("retry: %v", err)
 	}
-	at := time.Now().Add(time.Hour).Unix()
-	if err := errors.Join(update.Restart().Call(ctx, c, nil, nil), update.Restart().Call(ctx, c, &at, nil)); err != nil {
-		t.Errorf("restart: %v", err)
-	}
-	if all := w.Restarts(); len(all) != 2 || !all[0].IsZero() || all[1].Unix() != at {
-		t.Errorf("restarts %v", all)
-	}
-	far := time.Now().Add(365 * 24 * time.Hour).Unix()
-	if err := update.Restart().Call(ctx, c, &far, nil); err == nil || len(w.Restarts()) != 2 {
-		t.Errorf("a restart in a year: %v", err)
-	}
 	var idle *update.NothingUnderWay
 	if _, _, err := update.Follow().Call(ctx, c, nil); !errors.As(err, &idle) {
 		t.Errorf("follow: %v", err)
 	}
 	if err := update.Cancel().Call(ctx, c, nil); !errors.As(err, &idle) {
 		t.Errorf("cancel: %v", err)
+	}
+}
+
+// A restart needs a release that waits, and what systemd-logind would ask polkit about if
+// the caller called it. FAULTS 114
+func TestRestart(t *testing.T) {
+	w, _, c := served(t, failing)
+	ctx, at := t.Context(), time.Now().Add(time.Hour).Unix()
+	var failed *update.Failed
+	if err := update.Restart().Call(ctx, c, nil, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "no release waits") {
+		t.Errorf("nothing waits: %v", err)
+	}
+	far := time.Now().Add(365 * 24 * time.Hour).Unix()
+	if err := update.Restart().Call(ctx, c, &far, nil); err == nil || len(w.Restarts()) > 0 {
+		t.Errorf("a restart in a year: %v", err)
+	}
+	w.Asked()
+	for name, o := range map[string]struct {
+		when.Obstacles
+		actions []polkit.Action
+	}{
+		"nothing stands against it":      {when.Obstacles{}, []polkit.Action{polkit.Reboot}},
+		"a program does not want it":     {when.Obstacles{Inhibited: true}, []polkit.Action{polkit.RebootInhibited}},
+		"others are logged in":           {when.Obstacles{Others: true}, []polkit.Action{polkit.RebootOthers}},
+		"both":                           {when.Obstacles{Others: true, Inhibited: true}, []polkit.Action{polkit.RebootOthers, polkit.RebootInhibited}},
+		"now, though another is planned": {when.Obstacles{Scheduled: true}, []polkit.Action{polkit.Reboot}},
+	} {
+		w.Stage(t, o.Obstacles)
+		before := len(w.Restarts())
+		if err := update.Restart().Call(ctx, c, nil, nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		want := []string{string(polkit.Restart)}
+		for _, a := range o.actions {
+			want = append(want, string(a))
+		}
+		if asked := w.Asked(); !slices.Equal(asked, want) {
+			t.Errorf("%s: asked for %q, want %q", name, asked, want)
+		}
+		if all := w.Restarts(); len(all) != before+1 || all[before].Careful == o.Inhibited || !all[before].At.IsZero() {
+			t.Errorf("%s: %+v", name, all)
+		}
+		for _, a := range o.actions { // one no is enough
+			w.Deny(a)
+			if err := update.Restart().Call(ctx, c, nil, nil); err == nil || !strings.Contains(err.Error(), "NotAuthorized") {
+				t.Errorf("%s, without %s: %v", name, a, err)
+			}
+			w.Allow(a)
+		}
+		if all := w.Restarts(); len(all) != before+1 {
+			t.Errorf("%s: it restarts without rights", name)
+		}
+		w.Asked()
+	}
+	before := len(w.Restarts())
+	w.Stage(t, when.Obstacles{Scheduled: true})
+	if err := update.Restart().Call(ctx, c, &at, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "scheduled already") {
+		t.Errorf("in place of another: %v", err)
+	}
+	w.Stage(t, when.Obstacles{})
+	if err := update.Restart().Call(ctx, c, &at, nil); err != nil {
+		t.Error(err)
+	}
+	if all := w.Restarts(); len(all) != before+1 || all[before].At.Unix() != at {
+		t.Errorf("%+v", all)
 	}
 }
 
@@ -221,6 +278,120 @@ func TestDoesNotRead(t *testing.T) {
 	}
 }
 
+// Who is connected and says nothing is left, and nothing is done on for who has gone, though
+// it may be silent while something is done. FAULTS 114
+func TestSilent(t *testing.T) {
+	for name, c := range map[string]struct {
+		silence time.Duration
+		then    func(b *bounded, client *net.UnixConn)
+		ends    bool
+	}{
+		"nothing is said":                          {50 * time.Millisecond, func(*bounded, *net.UnixConn) {}, true},
+		"one byte at a time":                       {50 * time.Millisecond, drip, true},
+		"a method is at work":                      {50 * time.Millisecond, said, false},
+		"the caller has gone":                      {time.Hour, func(b *bounded, c *net.UnixConn) { said(b, c); _ = c.Close() }, true},
+		"the caller has said all that it will say": {time.Hour, func(b *bounded, c *net.UnixConn) { said(b, c); _ = c.CloseWrite() }, false},
+	} {
+		client, conn := pair(t)
+		b := &bounded{Conn: conn, wait: time.Second, silence: c.silence, reading: time.Now()}
+		ctx, gone := context.WithCancel(t.Context())
+		go b.watch(ctx, gone, 10*time.Millisecond)
+		c.then(b, client)
+		limit := 5 * time.Second
+		if !c.ends {
+			limit = 300 * time.Millisecond
+		}
+		select {
+		case <-ctx.Done():
+			if !c.ends {
+				t.Errorf("%s: it is ended", name)
+			}
+		case <-time.After(limit):
+			if c.ends {
+				t.Errorf("%s: it is not ended", name)
+			}
+		}
+		gone()
+	}
+}
+
+func said(b *bounded, client *net.UnixConn) {
+	_, _ = client.Write([]byte("{}\x00"))
+	_, _ = b.Read(make([]byte, 10))
+}
+
+func drip(b *bounded, client *net.UnixConn) {
+	go func() {
+		for {
+			if _, err := b.Read(make([]byte, 10)); err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		for {
+			if _, err := client.Write([]byte("{")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+}
+
+// pair is the two ends of a connection.
+func pair(t *testing.T) (client, conn *net.UnixConn) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	if conn, err = l.AcceptUnix(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return client, conn
+}
+
+// Who finds no room is told so. The users that one may make up share their places.
+func TestNoRoom(t *testing.T) {
+	w := otadtest.New(t, failing)
+	s := New(w.Service, w)
+	for i := range uint32(maxFar) {
+		if !s.enter(firstFar + i) {
+			t.Fatalf("user %d of those is refused", i)
+		}
+	}
+	if s.enter(firstFar+5000) || !s.enter(1000) {
+		t.Error("one more of those comes in, or another user does not")
+	}
+	s.leave(firstFar)
+	if !s.enter(firstFar + 5000) {
+		t.Error("there is room, and one does not come in")
+	}
+	client, conn := pair(t)
+	s.refuse(conn)
+	if _, err := client.Write([]byte(`{"method":"org.halogenos.Update.State","parameters":{}}` + "\x00")); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(client); err != nil || string(text) != `{"error":"org.halogenos.Update.TooManyCalls","parameters":{}}`+"\x00" {
+		t.Errorf("%q, %v", text, err)
+	}
+	for _, e := range []error{&net.OpError{Err: os.NewSyscallError("accept4", syscall.EMFILE)}, syscall.ENOMEM} {
+		if !passes(e) {
+			t.Errorf("%v ends the service", e)
+		}
+	}
+	if passes(nil) || passes(syscall.EBADF) {
+		t.Error("an error that stays does not end the service")
+	}
+}
+
 // Two callers: one fetches, the other is told so, follows it and ends it. FAULTS 114
 func TestTwoCallers(t *testing.T) {
 	w, path, first := served(t, slow)
@@ -298,9 +469,6 @@ func TestHostile(t *testing.T) {
 		t.Error("all connections are taken: a user comes in, or root does not")
 	}
 	s.leave(1000)
-	if s.Idle() != 0 {
-		t.Error("idle, with connections")
-	}
 
 	path := filepath.Join(t.TempDir(), "otad")
 	listen(t, w, path)

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
+	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/otad/orghalogenosupdate"
 	"halogenos.internal/uroot-cmds/otad/polkit"
 	"halogenos.internal/uroot-cmds/otad/service"
@@ -28,7 +29,10 @@ type reply = orghalogenosupdate.VarlinkCall
 // allowed reports whether the caller may do something, or else has said that not.
 func (c *call) allowed(ctx context.Context, r *reply, a polkit.Action, asking *bool) (bool, error) {
 	err := c.guard.Allowed(ctx, c.caller, a, asking != nil && *asking)
-	if err != nil {
+	switch {
+	case errors.Is(err, polkit.ErrTooMany):
+		return false, r.ReplyTooManyCalls(ctx)
+	case err != nil:
 		return false, r.ReplyNotAuthorized(ctx, string(a))
 	}
 	return true, nil
@@ -49,15 +53,16 @@ func answer[T any](ctx context.Context, r *reply, v T, err error, give func(cont
 // failed says what went wrong.
 func failed(ctx context.Context, r *reply, err error) error {
 	var refused *offer.Refused
+	text := machine.Plain(err.Error())
 	switch {
 	case errors.Is(err, machine.ErrBusy):
-		return r.ReplyBusy(ctx, err.Error())
+		return r.ReplyBusy(ctx, text)
 	case errors.Is(err, machine.ErrIdle):
 		return r.ReplyNothingUnderWay(ctx)
 	case errors.As(err, &refused):
-		return r.ReplyRefused(ctx, err.Error())
+		return r.ReplyRefused(ctx, text)
 	}
-	return r.ReplyFailed(ctx, err.Error())
+	return r.ReplyFailed(ctx, text)
 }
 
 // State implements org.halogenos.Update.
@@ -83,9 +88,9 @@ func (c *call) Fetch(ctx context.Context, r reply, now, asking *bool) error {
 	if ok, err := c.allowed(ctx, &r, polkit.Fetch, asking); !ok {
 		return err
 	}
-	j, begun := c.Service.Fetch(now != nil && *now)
-	if !begun {
-		return r.ReplyBusy(ctx, "a fetch is under way: follow it, or cancel it")
+	j, err := c.Service.Fetch(service.Wish{Now: now != nil && *now})
+	if err != nil {
+		return failed(ctx, &r, err)
 	}
 	return follow(ctx, &r, j, r.ReplyFetch)
 }
@@ -186,7 +191,7 @@ func short(reason *string) (string, bool) {
 	if reason == nil {
 		return "", true
 	}
-	return *reason, len(*reason) <= maxReason
+	return machine.Plain(*reason), len(*reason) <= maxReason
 }
 
 // Retry implements org.halogenos.Update.
@@ -269,17 +274,47 @@ func (c *call) Changes(ctx context.Context, r reply, asking *bool) error {
 
 // Restart implements org.halogenos.Update.
 func (c *call) Restart(ctx context.Context, r reply, at *int64, asking *bool) error {
-	var when time.Time
+	var moment time.Time
 	if at != nil {
-		if when = time.Unix(*at, 0); *at <= 0 || time.Until(when) > 7*24*time.Hour {
+		if moment = time.Unix(*at, 0); *at <= 0 || time.Until(moment) > 7*24*time.Hour {
 			return r.ReplyInvalidParameter(ctx, "at")
 		}
 	}
 	if ok, err := c.allowed(ctx, &r, polkit.Restart, asking); !ok {
 		return err
 	}
-	if err := c.Service.Restart(ctx, when); err != nil {
+	o, err := c.Obstacles(ctx, c.caller.UID)
+	if err == nil && at != nil && o.Scheduled {
+		err = errScheduled
+	}
+	if err != nil {
+		return failed(ctx, &r, err)
+	}
+	for _, action := range needs(o) {
+		if ok, err := c.allowed(ctx, &r, action, asking); !ok {
+			return err
+		}
+	}
+	if err := c.Service.Restart(ctx, when.Order{At: moment, Careful: !o.Inhibited}); err != nil {
 		return failed(ctx, &r, err)
 	}
 	return r.ReplyRestart(ctx)
+}
+
+// errScheduled says that a restart would take the place of one, or of a shutdown.
+var errScheduled = errors.New("a shutdown is scheduled already, and there is room for one: `shutdown --show` says when, `shutdown -c` cancels it")
+
+// needs are the actions that systemd-logind would ask polkit about if the caller called it.
+// It does not ask about root, as which this service calls it.
+func needs(o when.Obstacles) (all []polkit.Action) {
+	if o.Others {
+		all = append(all, polkit.RebootOthers)
+	}
+	if o.Inhibited {
+		all = append(all, polkit.RebootInhibited)
+	}
+	if len(all) == 0 {
+		all = append(all, polkit.Reboot)
+	}
+	return all
 }

@@ -81,7 +81,7 @@ func (e NotAuthorized) Error() string {
 	return s
 }
 
-// Too many connections, or too many of one user.
+// Too many connections, or questions to polkit, or too many of one user.
 type TooManyCalls struct{}
 
 func (e TooManyCalls) Error() string {
@@ -287,7 +287,7 @@ func (m Check_methods) Upgrade(ctx context.Context, c *varlink.Connection, allow
 
 // Fetches what is offered. Called with more, it tells of progress until the offer comes.
 // A fetch goes on when its caller has gone. now goes over what ota.conf says of when, and
-// over the share of machines that a release goes to first.
+// over the share of machines that a release goes to first; a fetch that waits goes on by it.
 type Fetch_methods struct{}
 
 func Fetch() Fetch_methods { return Fetch_methods{} }
@@ -908,7 +908,9 @@ func (m Changes_methods) Upgrade(ctx context.Context, c *varlink.Connection, all
 	}, nil
 }
 
-// Restarts the machine, now or at a time in seconds since 1970.
+// Restarts the machine into what was fetched, now or at a time in seconds since 1970.
+// systemd-logind's own actions are needed, too: where others are logged in, or a program
+// does not want it, those of that.
 type Restart_methods struct{}
 
 func Restart() Restart_methods { return Restart_methods{} }
@@ -1022,7 +1024,7 @@ func (c *VarlinkCall) ReplyNotAuthorized(ctx context.Context, action_ string) er
 	return c.ReplyError(ctx, "org.halogenos.Update.NotAuthorized", &out)
 }
 
-// Too many connections, or too many of one user.
+// Too many connections, or questions to polkit, or too many of one user.
 func (c *VarlinkCall) ReplyTooManyCalls(ctx context.Context) error {
 	var out TooManyCalls
 	return c.ReplyError(ctx, "org.halogenos.Update.TooManyCalls", &out)
@@ -1142,7 +1144,7 @@ func (s *VarlinkInterface) Check(ctx context.Context, c VarlinkCall, allowIntera
 
 // Fetches what is offered. Called with more, it tells of progress until the offer comes.
 // A fetch goes on when its caller has gone. now goes over what ota.conf says of when, and
-// over the share of machines that a release goes to first.
+// over the share of machines that a release goes to first; a fetch that waits goes on by it.
 func (s *VarlinkInterface) Fetch(ctx context.Context, c VarlinkCall, now_ *bool, allowInteractiveAuthentication_ *bool) error {
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Fetch")
 }
@@ -1193,7 +1195,9 @@ func (s *VarlinkInterface) Changes(ctx context.Context, c VarlinkCall, allowInte
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Changes")
 }
 
-// Restarts the machine, now or at a time in seconds since 1970.
+// Restarts the machine into what was fetched, now or at a time in seconds since 1970.
+// systemd-logind's own actions are needed, too: where others are logged in, or a program
+// does not want it, those of that.
 func (s *VarlinkInterface) Restart(ctx context.Context, c VarlinkCall, at_ *int64, allowInteractiveAuthentication_ *bool) error {
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Restart")
 }
@@ -1371,7 +1375,7 @@ method Check(allowInteractiveAuthentication: ?bool) -> (offer: object)
 
 # Fetches what is offered. Called with more, it tells of progress until the offer comes.
 # A fetch goes on when its caller has gone. now goes over what ota.conf says of when, and
-# over the share of machines that a release goes to first.
+# over the share of machines that a release goes to first; a fetch that waits goes on by it.
 method Fetch(now: ?bool, allowInteractiveAuthentication: ?bool) -> (progress: ?Progress, offer: ?object)
 
 # Tells of the progress of a fetch that is under way, whoever began it, until it has ended.
@@ -1402,7 +1406,9 @@ method News(allowInteractiveAuthentication: ?bool) -> (news: object)
 # and what an update could not carry over.
 method Changes(allowInteractiveAuthentication: ?bool) -> (conflicts: []string, leftOut: []string)
 
-# Restarts the machine, now or at a time in seconds since 1970.
+# Restarts the machine into what was fetched, now or at a time in seconds since 1970.
+# systemd-logind's own actions are needed, too: where others are logged in, or a program
+# does not want it, those of that.
 method Restart(at: ?int, allowInteractiveAuthentication: ?bool) -> ()
 
 # Another fetch, or another ota, is at work.
@@ -1420,7 +1426,7 @@ error NothingUnderWay ()
 # polkit does not let the caller do this action.
 error NotAuthorized (action: string)
 
-# Too many connections, or too many of one user.
+# Too many connections, or questions to polkit, or too many of one user.
 error TooManyCalls ()
 `
 }

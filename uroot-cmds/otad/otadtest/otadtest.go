@@ -27,10 +27,12 @@ type World struct {
 	*service.Service
 	Dir string
 
-	mu       sync.Mutex
-	asked    []string
-	deny     map[polkit.Action]bool
-	restarts []time.Time
+	mu        sync.Mutex
+	asked     []string
+	deny      map[polkit.Action]bool
+	obstacles when.Obstacles
+	metered   bool
+	restarts  []when.Order
 }
 
 // New makes one. work is the text of a shell script that is run as the worker.
@@ -60,7 +62,8 @@ func New(t testing.TB, work string) *World {
 			Services:     func() (health.Manager, string) { return nil, "" },
 			Waiting:      func() (changes.Waiting, error) { return changes.Waiting{Conflicts: []string{"/etc/hosts"}}, nil },
 			Online:       func() bool { return true },
-			Surroundings: func(context.Context) when.Conditions { return when.Conditions{Battery: -1} },
+			Surroundings: w.around,
+			Obstacles:    w.standing,
 			Reboot:       w.reboot,
 		}
 	}
@@ -68,11 +71,41 @@ func New(t testing.TB, work string) *World {
 	return w
 }
 
-func (w *World) reboot(_ context.Context, at time.Time, _ string) error {
+func (w *World) reboot(_ context.Context, o when.Order) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.restarts = append(w.restarts, at)
+	w.restarts = append(w.restarts, o)
 	return nil
+}
+
+// Metered has the machine's network be metered.
+func (w *World) Metered(is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.metered = is
+}
+
+func (w *World) around(context.Context) when.Conditions {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return when.Conditions{Battery: -1, Metered: w.metered}
+}
+
+// Stage has version 8 wait for a restart, which something stands against.
+func (w *World) Stage(t testing.TB, o when.Obstacles) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.obstacles = o
+	if err := os.WriteFile(filepath.Join(w.Dir, "var/lib/halogen/staged.json"), []byte(`{"format":1,"version":"8","slot":"b"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *World) standing(context.Context, uint32) (when.Obstacles, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.obstacles, nil
 }
 
 // Deny has the guard let nobody do something.
@@ -82,6 +115,13 @@ func (w *World) Deny(all ...polkit.Action) {
 	for _, a := range all {
 		w.deny[a] = true
 	}
+}
+
+// Allow takes that back.
+func (w *World) Allow(a polkit.Action) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.deny, a)
 }
 
 // Allowed implements face.Guard: what is not denied is allowed.
@@ -108,8 +148,8 @@ func (w *World) Asked() []string {
 	return out
 }
 
-// Restarts returns for when restarts were asked for.
-func (w *World) Restarts() []time.Time {
+// Restarts returns which restarts were asked for.
+func (w *World) Restarts() []when.Order {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.restarts

@@ -14,7 +14,6 @@ import (
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/when"
-	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
 // A Service is one, for all callers.
@@ -24,10 +23,14 @@ type Service struct {
 	mu     sync.Mutex
 	job    *Job // the last one
 	ids    uint64
-	onJobs []func(*Job)
+	onJobs map[int]func(*Job)
+	calls  int       // that somebody waits for
+	active time.Time // when the last one ended
+	ending bool      // nothing is begun any more
 
-	checking chan struct{} // holds one when a check is under way
-	checked  checked
+	checking  chan struct{} // holds one when a check is under way, or a fetch is about to begin
+	stopCheck context.CancelCauseFunc
+	checked   checked
 }
 
 // checked is what the last check has found.
@@ -39,12 +42,55 @@ type checked struct {
 
 // New returns a service. open gives the machine as it is now.
 func New(open func() *machine.Machine) *Service {
-	return &Service{Open: open, checking: make(chan struct{}, 1)}
+	return &Service{Open: open, checking: make(chan struct{}, 1), onJobs: map[int]func(*Job){}, active: time.Now()}
 }
 
-// Restart restarts the machine at a time; the zero time is now.
-func (s *Service) Restart(ctx context.Context, at time.Time) error {
-	return s.Open().Reboot(ctx, at, "The machine restarts into an update of its system.")
+// Enter says that somebody waits for an answer, until leave.
+func (s *Service) Enter() (leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.calls--
+		s.active = time.Now()
+	}
+}
+
+// Idle says for how long nobody has waited for an answer, and nothing has been fetched.
+func (s *Service) Idle() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy() {
+		return 0
+	}
+	return time.Since(s.active)
+}
+
+func (s *Service) busy() bool { return s.calls > 0 || s.job != nil && !s.job.ended() }
+
+// End reports whether the service may end, since nobody waits for it. From then on it
+// answers, and begins no fetch.
+func (s *Service) End() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy() {
+		return false
+	}
+	s.ending = true
+	return true
+}
+
+// Obstacles says what stands against a restart into a release that waits, for a user; an
+// error says that none waits, or that nobody knows.
+func (s *Service) Obstacles(ctx context.Context, user uint32) (when.Obstacles, error) {
+	return s.Open().RestartObstacles(ctx, user)
+}
+
+// Restart restarts the machine into a release that waits.
+func (s *Service) Restart(ctx context.Context, o when.Order) error {
+	return s.Open().RestartBy(ctx, o)
 }
 
 // How long what a check has found is given to others who ask. A check has the machine for
@@ -52,148 +98,45 @@ func (s *Service) Restart(ctx context.Context, at time.Time) error {
 const (
 	freshFor  = time.Minute
 	failedFor = 10 * time.Second
+	// checkFor bounds a check: a server that takes its time keeps no fetch away.
+	checkFor = 5 * time.Minute
 )
 
-// A Job is a fetch under way, or one that has ended.
-type Job struct {
-	ID     uint64
-	Done   chan struct{} // closed when it has ended
-	cancel context.CancelCauseFunc
-
-	mu   sync.Mutex
-	last machine.Progress
-	// outcome and err are set before Done is closed.
-	outcome *machine.Outcome
-	err     error
-}
-
-// ErrCancelled is why a fetch ended that somebody cancelled.
-var ErrCancelled = errors.New("it was cancelled: what has arrived is kept, and another fetch goes on where it was")
-
-// Fetch begins a fetch, or returns the one that is under way.
-func (s *Service) Fetch(now bool) (j *Job, begun bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.job != nil && !s.job.ended() {
-		return s.job, false
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	s.ids++
-	s.job = &Job{ID: s.ids, Done: make(chan struct{}), cancel: cancel}
-	for _, tell := range s.onJobs {
-		tell(s.job)
-	}
-	go func(j *Job) {
-		j.run(ctx, s.Open(), now)
-		s.changed()
-		close(j.Done)
-	}(s.job)
-	return s.job, true
-}
-
-// Job returns the fetch that is under way; nil is none.
-func (s *Service) Job() *Job {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.job == nil || s.job.ended() {
-		return nil
-	}
-	return s.job
-}
-
-// OnJobs has each fetch told that begins from now on.
-func (s *Service) OnJobs(tell func(*Job)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.onJobs = append(s.onJobs, tell)
-}
-
-func (j *Job) run(ctx context.Context, m *machine.Machine, now bool) {
-	defer j.cancel(nil)
-	meter := machine.NewMeter(m.Now)
-	out, err := m.FetchWhenFit(ctx, machine.Options{Impatient: now, Patient: !now, Measure: true, Tell: func(e worker.Event) {
-		p := meter.Take(e)
-		j.mu.Lock()
-		j.last = p
-		j.mu.Unlock()
-	}})
-	if err != nil && errors.Is(context.Cause(ctx), ErrCancelled) {
-		out, err = nil, ErrCancelled
-	}
-	j.mu.Lock()
-	j.outcome, j.err = out, err
-	j.mu.Unlock()
-}
-
-func (j *Job) ended() bool {
-	select {
-	case <-j.Done:
-		return true
-	default:
-		return false
-	}
-}
-
-// Cancel ends it.
-func (j *Job) Cancel() { j.cancel(ErrCancelled) }
-
-// Progress says how far it is.
-func (j *Job) Progress() machine.Progress {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.last
-}
-
-// Outcome says how it ended.
-func (j *Job) Outcome() (*machine.Outcome, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.outcome, j.err
-}
-
-// tellEvery is how often progress is told.
-const tellEvery = 300 * time.Millisecond
-
-// Follow tells of progress, at most as often as it is taken, until the fetch has ended or
-// tell fails. A caller that reads slowly misses some of it, and holds up nobody.
-func (j *Job) Follow(ctx context.Context, tell func(machine.Progress) error) error {
-	tick := time.NewTicker(tellEvery)
-	defer tick.Stop()
-	var last machine.Progress
-	for {
-		if p := j.Progress(); p != last {
-			if err := tell(p); err != nil {
-				return err
-			}
-			last = p
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-j.Done:
-			return nil
-		case <-tick.C:
-		}
-	}
-}
+// errFetch is why a check was ended that was in the way.
+var errFetch = errors.New("a fetch has begun meanwhile")
 
 // Check asks the server what it offers: one check at a time, however many ask for it.
 func (s *Service) Check(ctx context.Context) (*machine.Outcome, error) {
+	for {
+		out, again, err := s.check(ctx)
+		if !again {
+			return out, err
+		}
+	}
+}
+
+// check is Check until a fetch ends it. Then again one is made beside the fetch.
+func (s *Service) check(ctx context.Context) (_ *machine.Outcome, again bool, _ error) {
 	select {
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, false, context.Cause(ctx)
 	case s.checking <- struct{}{}:
 	}
 	defer func() { <-s.checking }()
+	within, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	s.mu.Lock()
 	last := s.checked
+	s.stopCheck = stop
 	s.mu.Unlock()
 	if time.Now().Before(last.until) {
-		return last.out, last.err
+		return last.out, false, last.err
 	}
-	out, err := s.Open().Check(ctx, machine.Options{})
-	if ctx.Err() != nil {
-		return out, err // which says nothing to others
+	limited, cancel := context.WithTimeout(within, checkFor)
+	defer cancel()
+	out, err := s.Open().Check(limited, machine.Options{})
+	if within.Err() != nil { // which says nothing to others
+		return out, err != nil && errors.Is(context.Cause(within), errFetch), err
 	}
 	last = checked{out, err, time.Now().Add(freshFor)}
 	if err != nil {
@@ -202,7 +145,7 @@ func (s *Service) Check(ctx context.Context) (*machine.Outcome, error) {
 	s.mu.Lock()
 	s.checked = last
 	s.mu.Unlock()
-	return out, err
+	return out, false, err
 }
 
 // changed has the next check look again.
