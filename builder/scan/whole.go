@@ -18,7 +18,7 @@ func whole(data []byte, isFile bool, found func(rule string, at int)) {
 	if keytab(data) {
 		found(ruleStore, 0)
 	}
-	if isFile && len(data) <= maxKeyFile && keyFile(data) {
+	if isFile && len(data) <= maxKeyFile && keyFile(data) && !isPNG(data) {
 		found(ruleKeyFile, 0)
 	}
 	if isFile && machineID.Match(data[:min(len(data), 64)]) {
@@ -130,13 +130,15 @@ func sections(data []byte, found func(rule string, at int)) {
 	if !manager && !supplicant {
 		return
 	}
-	for _, m := range sectionSecret.FindAllIndex(data, maxPerRule) {
-		found(ruleWiFi, m[0])
+	for _, m := range sectionSecret.FindAllSubmatchIndex(data, -1) {
+		if !shownInManual(data, m[2]) {
+			found(ruleWiFi, m[0])
+		}
 	}
 }
 
 // psk= has a rule of its own.
-var sectionSecret = regexp.MustCompile(`(?m)^[ \t]*(?:password|wep-key[0-3]|wep_key[0-3]|leap-password|private-key-password|private_key_passwd|pin|secret|wpa-psk)=[^\s][^\n]{2,}$`)
+var sectionSecret = regexp.MustCompile(`(?m)^[ \t]*((?:password|wep-key[0-3]|wep_key[0-3]|leap-password|private-key-password|private_key_passwd|pin|secret|wpa-psk)=[^\s][^\n]{2,})$`)
 
 // netrc finds logins in a file of the form of netrc(5), or in a part of one: a
 // line, or several, with nothing but its words. Hosts with the names that
