@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/builder/scan"
+	"halogenos.internal/builder/splash"
 )
 
 // A Config is what uki.conf says, with defaults filled in.
@@ -380,13 +381,20 @@ func (r *reader) uname(value string) error {
 	return nil
 }
 
+// plainSplash is the value for the picture that halogen draws.
+const plainSplash = "plain"
+
 func (r *reader) splash(value string) error {
-	picture, err := readBounded(r.local(value), 16<<20)
+	if value == plainSplash {
+		r.config.Splash = splash.Plain()
+		return nil
+	}
+	picture, err := readBounded(r.local(value), splash.MaxSize)
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(string(picture), "BM") {
-		return fmt.Errorf("%s is not a BMP picture", value)
+	if err := splash.Check(picture); err != nil {
+		return fmt.Errorf("%s: %w", value, err)
 	}
 	r.config.Splash = picture
 	return nil

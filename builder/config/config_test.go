@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
+	"halogenos.internal/builder/splash"
 )
 
 const least = "[Image]\nImageID=test\nReleaseKey=none\n"
@@ -87,7 +88,7 @@ Modules=nvme
 
 func TestFilesOfTheConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	for name, content := range map[string]string{"cmdline": "quiet\n splash\n", "logo.bmp": "BMpicture", "logo.png": "\x89PNG"} {
+	for name, content := range map[string]string{"cmdline": "quiet\n splash\n", "logo.bmp": string(splash.Plain()), "cut.bmp": string(splash.Plain()[:9000]), "logo.png": "\x89PNG"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -96,8 +97,11 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(c.Cmdline, "quiet splash lockdown=") || string(c.Splash) != "BMpicture" {
-		t.Errorf("command line %q, splash %q", c.Cmdline, c.Splash)
+	if !strings.HasPrefix(c.Cmdline, "quiet splash lockdown=") || !bytes.Equal(c.Splash, splash.Plain()) {
+		t.Errorf("command line %q, splash of %d bytes", c.Cmdline, len(c.Splash))
+	}
+	if c, err := Parse(least+"[UKI]\nSplash=plain\n", dir); err != nil || !bytes.Equal(c.Splash, splash.Plain()) {
+		t.Errorf("the plain picture: %v", err)
 	}
 	for text, want := range map[string]string{"a\n[Image]\nQuiet=yes": "a quiet", "a\n[Image]\nQuiet=no": "a", "quiet b\n[Image]\nQuiet=yes": "quiet b"} {
 		if c, err := Parse(least+"[UKI]\nCmdline="+text+"\n", dir); err != nil || c.Cmdline != want+" lockdown=integrity "+ending {
@@ -126,7 +130,7 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 			t.Errorf("Microcode=%s: %+v, %v", value, c, err)
 		}
 	}
-	for _, text := range []string{"[Image]\nQuiet=1", "Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
+	for _, text := range []string{"[Image]\nQuiet=1", "Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=cut.bmp", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
 		if _, err := Parse(least+"[UKI]\n"+text+"\n", dir); err == nil {
 			t.Errorf("%s was taken", text)
 		}
