@@ -378,7 +378,9 @@ func bless(_ context.Context, c *call) (any, error) {
 const healthUsage = `usage: ota health [--json]
 
 Waits until the start of this system has settled, at most 3 minutes, and says what
-has failed: units of systemd, services of OpenRC. It is a part of the health check
+has failed: units of systemd, services of OpenRC. On a desktop with systemd it also
+looks whether the display server answers (or else names display-manager.service)
+and the network service runs. It is a part of the health check
 (/usr/lib/halogen/health). A trial in which something failed that did not fail
 before the update is not healthy, unless /usr/lib/halogen/health-ignore or
 /etc/halogen/health-ignore names it: a name a line, "*" and "?" stand for other

@@ -29,6 +29,9 @@ type Record struct {
 	// Manager is whose services they are; another's have other names.
 	Manager string   `json:"manager"`
 	Failed  []string `json:"failed"`
+	// Present is what of a desktop was there: the display manager whose display server
+	// has answered, the network service. Only what was there can be missed after an update.
+	Present []string `json:"present,omitempty"`
 }
 
 // RecordFormat is the only format of a Record.
@@ -37,9 +40,9 @@ const RecordFormat = 1
 // RecordName is the file's name in the directory that both systems share.
 const RecordName = "failed-services.json"
 
-// NewRecord returns the record of a start.
-func NewRecord(v contract.Version, manager string, failed []string) *Record {
-	return &Record{Format: RecordFormat, Version: v, Manager: manager, Failed: clip(failed)}
+// NewRecord returns the record of a start: what failed, and what of a desktop was there.
+func NewRecord(v contract.Version, manager string, failed, present []string) *Record {
+	return &Record{Format: RecordFormat, Version: v, Manager: manager, Failed: clip(failed), Present: clip(present)}
 }
 
 // Of reports whether a record can be compared with what a service manager says.
@@ -80,7 +83,7 @@ func Judge(start *Start, before *Record, ignore healthignore.List) Verdict {
 		switch {
 		case ignore.Has(name) || slices.Contains(start.Network, name):
 			to = &v.Excused
-		case before == nil:
+		case before == nil || slices.Contains(start.Missed, name) && !slices.Contains(before.Present, name) && !failed[template(name)]:
 			to = &v.Unknown
 		case failed[template(name)]:
 			to = &v.Before

@@ -26,7 +26,7 @@ func Find(root string, run Run) (Manager, string) {
 	}
 	switch {
 	case is("run/systemd/system"): // sd_booted(3)
-		return systemd(run), "systemd"
+		return systemd(run, root), "systemd"
 	case is(openrcState + "/softlevel"):
 		return openrc(run, filepath.Join(root, openrcState)), "OpenRC"
 	}
@@ -51,7 +51,7 @@ func Command(ctx context.Context, program string, args ...string) ([]byte, error
 }
 
 // systemd asks systemctl(1), which needs no D-Bus daemon.
-func systemd(run Run) Manager {
+func systemd(run Run, root string) Manager {
 	return func(ctx context.Context) (*Look, error) {
 		jobs, err := run(ctx, "systemctl", "list-jobs", "--plain", "--no-legend", "--no-pager", "--full")
 		if err != nil {
@@ -63,16 +63,14 @@ func systemd(run Run) Manager {
 		}
 		look := &Look{Starting: jobsIn(string(jobs))}
 		look.Failed, look.Restarting = unitsIn(string(units))
-		names := clip(slices.Concat(look.Failed, look.Restarting))
-		if len(names) == 0 {
-			return look, nil
+		if names := clip(slices.Concat(look.Failed, look.Restarting)); len(names) > 0 {
+			about, err := run(ctx, "systemctl", slices.Concat([]string{"show", "--property=Id,Transient,Type,Options,Before,WantedBy,RequiredBy", "--"}, names)...)
+			if err != nil {
+				return nil, err
+			}
+			look.describe(string(about))
 		}
-		about, err := run(ctx, "systemctl", slices.Concat([]string{"show", "--property=Id,Transient,Type,Options,Before,WantedBy,RequiredBy", "--"}, names)...)
-		if err != nil {
-			return nil, err
-		}
-		look.describe(string(about))
-		return look, nil
+		return look, look.desktop(ctx, root, run)
 	}
 }
 
@@ -81,12 +79,7 @@ func systemd(run Run) Manager {
 // each start, and is left out.
 func (l *Look) describe(text string) {
 	for block := range strings.SplitSeq(text, "\n\n") {
-		unit := map[string]string{}
-		for line := range strings.Lines(block) {
-			if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
-				unit[key] = value
-			}
-		}
+		unit := properties(block)
 		name := unit["Id"]
 		is := func(other string) bool { return other == name }
 		switch {
@@ -96,6 +89,17 @@ func (l *Look) describe(text string) {
 			l.Network = append(l.Network, name)
 		}
 	}
+}
+
+// properties reads a block of `systemctl show`.
+func properties(block string) map[string]string {
+	unit := map[string]string{}
+	for line := range strings.Lines(block) {
+		if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+			unit[key] = value
+		}
+	}
+	return unit
 }
 
 // networkTypes are the types of file systems that lie on another machine, those that

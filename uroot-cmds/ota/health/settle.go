@@ -25,6 +25,12 @@ type Look struct {
 	Restarting []string // failed, and wait to be started again
 	Starting   []string // jobs that others may depend on
 	Network    []string // of the failed ones: mounts of a network, which may be away
+
+	// Of a desktop, beside what has failed:
+	Present []string // runs, and answers where it is asked
+	Missed  []string // does not run
+	Silent  bool     // the display server does not answer, or not yet
+	Busy    bool     // which may be since the machine is overloaded
 }
 
 // A Manager asks one.
@@ -35,6 +41,8 @@ type Start struct {
 	Failed   []string // those that keep restarting included
 	Starting []string // still, when the bound was reached
 	Network  []string // as in a [Look]
+	Present  []string // as in a [Look]
+	Missed   []string // of the failed ones: those that only a desktop's look has told of
 }
 
 // Settle follows a start until for 10 seconds nothing has been started and nothing has
@@ -55,7 +63,7 @@ func (ask Manager) Settle(ctx context.Context, first func(failed []string)) (*St
 				restarted[name] = now
 			}
 		}
-		if err != nil || len(look.Starting)+len(look.Restarting) > 0 {
+		if err != nil || len(look.Starting)+len(look.Restarting) > 0 || look.Silent {
 			calm = now
 		}
 		if err == nil && !asked {
@@ -64,14 +72,37 @@ func (ask Manager) Settle(ctx context.Context, first func(failed []string)) (*St
 		}
 		if late || now.Sub(calm) >= quiet {
 			maps.DeleteFunc(restarted, func(_ string, at time.Time) bool { return now.Sub(at) >= quiet })
-			failed := slices.AppendSeq(slices.Clone(look.Failed), maps.Keys(restarted))
-			return &Start{Failed: clip(failed), Starting: clip(look.Starting), Network: look.Network}, nil
+			return look.end(slices.Collect(maps.Keys(restarted))), nil
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(every):
 		}
 	}
+}
+
+// end makes of the last look what came of the start, with what has restarted just before.
+// A desktop that is silent then has no login, unless it may only be slow.
+func (l *Look) end(restarted []string) *Start {
+	starting, missed := l.Starting, l.Missed
+	switch {
+	case l.Silent && l.Busy:
+		starting = append(slices.Clone(starting), displayManager)
+	case l.Silent:
+		missed = append(slices.Clone(missed), displayManager)
+	}
+	return &Start{
+		Failed: clip(slices.Concat(l.Failed, restarted, missed)), Starting: clip(starting),
+		Network: l.Network, Present: clip(l.Present), Missed: clip(missed),
+	}
+}
+
+// Missing says for people what a desktop lacks, a sentence each.
+func (s *Start) Missing() (all []string) {
+	for _, name := range s.Missed {
+		all = append(all, missing(name))
+	}
+	return all
 }
 
 // once asks once, not for ever.

@@ -31,6 +31,9 @@ type Health struct {
 	// Failed are all that failed, Starting those whose start had not ended.
 	Failed   []string `json:"failed,omitempty"`
 	Starting []string `json:"starting,omitempty"`
+	// Present are the display manager, if its display server answers, and the network
+	// services that run, of a desktop with systemd.
+	Present []string `json:"present,omitempty"`
 	// Replaced is the version that the failures are compared with; 0 is none.
 	Replaced contract.Version `json:"replaced,omitempty"`
 	health.Verdict
@@ -119,7 +122,8 @@ func (m *Machine) follow(ctx context.Context, r *Running, h *Health, ask health.
 		h.warn("what has failed at this start is not known, and nothing counts", err)
 		return &health.Start{}, nil
 	}
-	h.Known, h.Failed, h.Starting = true, start.Failed, start.Starting
+	h.Known, h.Failed, h.Starting, h.Present = true, start.Failed, start.Starting, start.Present
+	h.Warnings = append(h.Warnings, start.Missing()...)
 	return start, nil
 }
 
@@ -163,7 +167,7 @@ func (m *Machine) keepFailed(r *Running, h *Health) error {
 	if err := m.haveState(r); err != nil {
 		return err
 	}
-	text, err := json.Marshal(health.NewRecord(r.Contract.Version, h.Manager, h.Failed))
+	text, err := json.Marshal(health.NewRecord(r.Contract.Version, h.Manager, h.Failed, h.Present))
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -97,7 +98,7 @@ func TestHealthOfBlessed(t *testing.T) {
 	text, err := os.ReadFile(w.m.path(stateDirectory, health.RecordName))
 	must(t, err)
 	must(t, json.Unmarshal(text, &have))
-	if want := *health.NewRecord(2, "systemd", []string{"ill.service"}); !reflect.DeepEqual(have, want) {
+	if want := *health.NewRecord(2, "systemd", []string{"ill.service"}, nil); !reflect.DeepEqual(have, want) {
 		t.Errorf("left %s", text)
 	}
 	// Nothing is written where nothing has changed.
@@ -214,6 +215,44 @@ func TestHealthOfBlessedTrial(t *testing.T) {
 	must(t, os.MkdirAll(w.m.path(stateDirectory, health.RecordName+".new", "x"), 0o755))
 	if b, err := w.m.Bless(); err != nil || !strings.Contains(b.Warning, "is not kept for the next update") || w.ukis() != "test-os_1.efi test-os_2.efi" || w.left() != replaced {
 		t.Errorf("%+v, %v, %s, left %s", b, err, w.ukis(), w.left())
+	}
+}
+
+// What of a desktop is there is kept with it: only that can be missed after an update.
+func TestHealthOfDesktop(t *testing.T) {
+	const dm = "display-manager.service"
+	look := func(l health.Look) func() (health.Manager, string) {
+		return func() (health.Manager, string) {
+			return func(context.Context) (*health.Look, error) { return &l, nil }, "systemd"
+		}
+	}
+	w := newWorld(t)
+	w.name("test-os_2.efi", "test-os_2+2-1.efi")
+	w.m.Services = look(health.Look{Present: []string{dm}})
+	if h, err := w.check(); err != nil || !slices.Equal(h.Present, []string{dm}) {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if b, err := w.m.Bless(); err != nil || b.Warning != "" || !strings.Contains(w.left(), `"present":["`+dm+`"]`) {
+		t.Errorf("%+v, %v, left %s", b, err, w.left())
+	}
+	for _, c := range []struct {
+		name, record string
+		ill          bool
+	}{
+		{"it was there", replaced[:len(replaced)-1] + `,"present":["` + dm + `"]}`, true},
+		{"a release that did not look", replaced, false},
+		{"nothing is known", "", false},
+	} {
+		w := newWorld(t)
+		w.name("test-os_2.efi", "test-os_2+2-1.efi")
+		if c.record != "" {
+			w.record(c.record)
+		}
+		w.m.Services = look(health.Look{Silent: true})
+		h, err := w.check()
+		if (err != nil) != c.ill || !slices.Equal(h.Failed, []string{dm}) || !strings.Contains(strings.Join(h.Warnings, " "), "no display server answers") {
+			t.Errorf("%s: %+v, %v", c.name, h, err)
+		}
 	}
 }
 
