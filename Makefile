@@ -55,7 +55,9 @@ MACHINE := $(shell find boot initagent uroot-cmds -name '*.go' -not -name '*_tes
 .PHONY: help
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  ROOTFS=debian|testos  VERSION=n    what `make run` and `make image` build'
+	@echo '  ROOTFS=debian|desktop|testos  VERSION=n    what `make run` and `make image` build'
+	@echo '  DESKTOP=xfce|gnome|kde FIRMWARE=nonfree|free EXTRA=gimp,vlc    which desktop, with what firmware and more packages'
+	@echo '  RUN_OPTIONS="--display none"       options of `halogen run` for `make run` and `make resume`'
 	@echo '  INSTALL=1                          `make run` installs it from the installer stick first'
 	@echo '  ENGINE=buildah|docker|podman NETWORK=host    what `make image` builds with'
 
@@ -186,7 +188,7 @@ deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER=
 
 # --- Images -------------------------------------------------------------------
 
-RECIPE := $(shell find builder/recipes/debian builder/recipes/finish-system -type f)
+RECIPE := $(shell find builder/recipes/debian builder/recipes/desktop builder/recipes/entries builder/recipes/finish-system -type f)
 # Only root can keep owners other than root.
 AS_ROOT = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH))
 HALOGEN_BUILD = $(AS_ROOT) bin/halogen build --version $(VERSION) --disk
@@ -196,6 +198,17 @@ $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
 	@echo "making a Debian root file system from its packages (a minute)"
 	@DEV=1 builder/recipes/debian/make-rootfs $@
+
+# A desktop. Another one has another stamp, which names what was made last.
+DESKTOP  ?= xfce
+FIRMWARE ?= nonfree
+EXTRA    ?=
+DESKTOP_STAMP := $(OUT)/rootfs/desktop-$(DESKTOP)-$(FIRMWARE)$(if $(EXTRA),-$(EXTRA))
+$(DESKTOP_STAMP): $(RECIPE)
+	@mkdir -p $(@D) && rm -f $(OUT)/rootfs/desktop-*-* && touch $@
+$(OUT)/rootfs/desktop.tar: $(DESKTOP_STAMP) | $(OUT)/tools.stamp
+	@echo "making a Debian root file system with $(DESKTOP) from its packages (minutes)"
+	@DEV=1 DESKTOP=$(DESKTOP) FIRMWARE=$(FIRMWARE) EXTRA=$(EXTRA) builder/recipes/debian/make-rootfs $@
 
 # What a machine is updated from: the same without the latest updates.
 $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
@@ -242,6 +255,15 @@ $(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf $(TO
 
 $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
 	@$(HALOGEN_BUILD) --installer --rootfs $(OUT)/rootfs/testos --out $(@D) >/dev/null
+	$(MINE)
+
+$(OUT)/desktop/uki.conf: uki.conf builder/recipes/desktop/config
+	@mkdir -p $(@D)
+	@builder/recipes/desktop/config uki.conf >$@
+
+# Its disk has room for two slots of 8 GiB.
+$(OUT)/images/desktop-$(VERSION)/disk.img: $(OUT)/rootfs/desktop.tar $(OUT)/desktop/uki.conf $(TOOLS)
+	@$(HALOGEN_BUILD) --disk-size 32G --installer --config $(OUT)/desktop/uki.conf --rootfs $< --out $(@D) >/dev/null
 	$(MINE)
 
 # The test system for machines without TPM or Secure Boot.
@@ -298,7 +320,7 @@ RELEASE_KEY      := $(DEVELOPMENT)/keys/release-key.secret.asc
 RELEASE_PASSWORD := $(DEVELOPMENT)/password
 CONFIG           := $(DEVELOPMENT)/config/uki.conf
 endif
-CONFIG ?= uki.conf
+CONFIG ?= $(if $(filter desktop,$(ROOTFS)),$(OUT)/desktop/)uki.conf
 
 .PHONY: image
 image: image-$(ROOTFS) ## build a signed release of ROOTFS (Debian: in a container; RELEASE_KEY=, RELEASE_PASSWORD=, CONFIG=)
@@ -306,13 +328,17 @@ image: image-$(ROOTFS) ## build a signed release of ROOTFS (Debian: in a contain
 .PHONY: image-testos
 image-testos: $(OUT)/images/testos-$(VERSION)/disk.img
 
-.PHONY: image-debian
-image-debian: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS)
-	@case $(RELEASE_KEY) in $(DEVELOPMENT)/*) $(AS_ROOT) builder/container/development-keys bin/halogen uki.conf $(DEVELOPMENT) ;; esac
+.PHONY: image-debian image-desktop
+image-debian image-desktop: $(filter $(OUT)/base.tar,$(BASE)) $(TOOLS) $(if $(filter desktop,$(ROOTFS)),$(OUT)/desktop/uki.conf)
+	@case $(RELEASE_KEY) in $(DEVELOPMENT)/*) $(AS_ROOT) builder/container/development-keys bin/halogen $(if $(filter desktop,$(ROOTFS)),$(OUT)/desktop/)uki.conf $(DEVELOPMENT) ;; esac
 	@$(AS_ROOT) rm -rf $(OUT)/release/$(VERSION)
 	@$(AS_ROOT) $(ISOLATION) bin/halogen build --container --engine $(ENGINE) $(if $(NETWORK),--network $(NETWORK)) --base $(BASE) --mirror $(MIRROR) --config $(CONFIG) \
+		$(if $(filter desktop,$(ROOTFS)),--set DESKTOP=$(DESKTOP) --set FIRMWARE=$(FIRMWARE) $(if $(EXTRA),--set EXTRA=$(EXTRA)) --disk-size 32G) \
 		--version $(VERSION) --disk --out $(OUT)/release/$(VERSION) --release-key $(RELEASE_KEY) --release-key-password-file $(RELEASE_PASSWORD)
 	$(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(OUT)/release/$(VERSION))
+
+# How a machine is run: a desktop has a screen, and needs more of everything.
+RUN_OPTIONS ?= $(if $(filter desktop,$(ROOTFS)),--display window --memory 4096 --cpus 2)
 
 .PHONY: run
 run: $(OUT)/images/$(ROOTFS)-$(VERSION)/disk.img ## build the image and boot it in a fresh machine; Ctrl-] ends it
@@ -320,11 +346,14 @@ ifdef INSTALL
 	@echo 'the installer stick starts: choose vda; the machine restarts without the stick'
 endif
 	@[ $(ROOTFS) != debian ] || echo 'the first boot makes keys and restarts; then log in as root with the password "halogen"'
-	@bin/halogen run --fresh --state $(OUT)/run/$(ROOTFS) $(if $(INSTALL),--installer $(<D)/installer.img,--image $<)
+	@[ $(ROOTFS) != desktop ] || printf '%s\n' 'the first boot makes keys and restarts; the second shows the recovery key, to be written down;' \
+		'then log in on the screen as halogen with the password "halogen"'
+	@bin/halogen run $(RUN_OPTIONS) --fresh --state $(OUT)/run/$(ROOTFS) $(if $(INSTALL),--installer $(<D)/installer.img,--image $<)
+	@echo '`make resume ROOTFS=$(ROOTFS)` boots this machine again; builder/README.md says how to make a system of your own'
 
 .PHONY: resume
 resume: bin/halogen ## boot the machine of the last `make run` again
-	@bin/halogen run --state $(OUT)/run/$(ROOTFS)
+	@bin/halogen run $(RUN_OPTIONS) --state $(OUT)/run/$(ROOTFS)
 
 # --- Tests --------------------------------------------------------------------
 
@@ -373,16 +402,16 @@ unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit te
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
 
 # What the search for secrets must be quiet about, and 16 GB of chance.
-DESKTOP := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
-$(OUT)/desktop.stamp: | $(OUT)/tools.stamp
+SCANNED := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
+$(OUT)/scanned.stamp: | $(OUT)/tools.stamp
 	@echo "making a Debian with a desktop and servers (minutes)"
-	@rm -rf $(OUT)/desktop
-	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' --include=$(DESKTOP),ssl-cert trixie $(OUT)/desktop "$$(builder/recipes/debian/mirror)"
+	@rm -rf $(OUT)/scanned
+	@mmdebstrap --quiet --variant=apt --aptopt='APT::Install-Recommends "false"' --include=$(SCANNED),ssl-cert trixie $(OUT)/scanned "$$(builder/recipes/debian/mirror)"
 	@touch $@
 
 .PHONY: scan-debian
-scan-debian: $(OUT)/desktop.stamp ## search a whole desktop for secrets: only real keys are found
-	@HALOGEN_DESKTOP=$(abspath $(OUT)/desktop) go test -count=1 -v -run TestDesktop ./builder/scan
+scan-debian: $(OUT)/scanned.stamp ## search a whole desktop for secrets: only real keys are found
+	@HALOGEN_DESKTOP=$(abspath $(OUT)/scanned) go test -count=1 -v -run TestDesktop ./builder/scan
 
 .PHONY: scan-random
 scan-random: ## search 16 GB of random bytes for secrets: none are found

@@ -3,16 +3,22 @@ package recipes_test
 import (
 	"archive/tar"
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/rootvolume"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/sbom"
 )
@@ -26,7 +32,7 @@ func stage(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	for _, tool := range []string{"bash", "mkdir", "cat", "cp", "env", "sleep", "chmod"} {
+	for _, tool := range []string{"bash", "mkdir", "cat", "cp", "env", "sleep", "chmod", "ln"} {
 		take(t, dir, testkit.Need(t, tool))
 	}
 	for name, text := range map[string]string{
@@ -40,7 +46,12 @@ echo 257.9 >var/db/pkg/sys-apps/systemd-257.9/PF
 echo 0 >var/db/pkg/sys-apps/systemd-257.9/SLOT
 cp /bin/bash /bin/env bin/
 cp -r /lib* . 2>/dev/null
-printf '#!/bin/bash\necho "$*" >>/etc/units\n' >bin/systemctl
+printf '#!/bin/bash\necho "$*" >>/etc/units\n[[ $* != *"enable lightdm"* ]] || ln -s lightdm /etc/systemd/system/display-manager.service\n' >bin/systemctl
+cp /bin/ln bin/
+mkdir -p usr/lib/systemd/system
+echo >usr/lib/systemd/system/systemd-networkd.service
+case "$*" in *x11-misc/lightdm\ *) for unit in lightdm.service NetworkManager.service cups.socket; do echo >usr/lib/systemd/system/$unit; done ;; esac
+cp -r /etc/portage etc/portage-was
 chmod 755 bin/systemctl
 echo x >var/cache/edb/x
 echo x >var/log/emerge.log
@@ -138,7 +149,10 @@ func TestGentoo(t *testing.T) {
 			t.Errorf("called:\n%s", called)
 		}
 	})
+	t.Run("desktop", func(t *testing.T) { gentooDesktop(t, env) })
 	for name, env := range map[string][]string{
+		"no desktop":    append(env, "DESKTOP=cde"),
+		"no firmware":   append(env, "FIRMWARE=some"),
 		"no stage":      {"STAGE3="},
 		"not an option": append(env, "EXTRA=--config-root=/"),
 		"not an atom":   append(env, "EXTRA=nano"),
@@ -150,6 +164,50 @@ func TestGentoo(t *testing.T) {
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), "/stage/") {
 		t.Errorf("something is still mounted (%v)", err)
+	}
+}
+
+// gentooDesktop is the same with a desktop: other packages, USE flags and services.
+func gentooDesktop(t *testing.T, env []string) {
+	out, err := gentoo(t, append(env, "DESKTOP=xfce")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := contents(t, out)
+	for name, want := range map[string]string{
+		"./etc/called": "eselect profile set default/linux/amd64/23.0/desktop/systemd\n",
+		"./etc/units":  "--quiet disable systemd-networkd.service\n--quiet enable NetworkManager.service\n--quiet enable cups.socket\n--quiet enable lightdm.service\n",
+		"./etc/flatpak/remotes.d/flathub.flatpakrepo":             "Url=https://dl.flathub.org/repo/\n",
+		"./usr/lib/systemd/zram-generator.conf.d/50-desktop.conf": "[zram0]\n",
+		"./etc/portage-was/package.use/desktop":                   "media-video/pipewire sound-server",
+		"./etc/portage-was/package.license/firmware":              "linux-fw-redistributable",
+		"./etc/portage-was/make.conf":                             "INSTALL_MASK=\"\"\n",
+	} {
+		if have, ok := files[name]; !ok || !strings.Contains(have, want) {
+			t.Errorf("%s is %q, want %q in it", name, have, want)
+		}
+	}
+	for _, want := range []string{" sys-apps/systemd ", " net-misc/networkmanager ", " xfce-base/xfce4-meta ", " sys-kernel/linux-firmware "} {
+		if !strings.Contains(files["./etc/called"], want) {
+			t.Errorf("%q is not installed:\n%s", want, files["./etc/called"])
+		}
+	}
+	if _, ok := files["./etc/systemd/network/80-ethernet.network"]; ok {
+		t.Error("systemd-networkd and NetworkManager have the network")
+	}
+	out, err = gentoo(t, append(env, "DESKTOP=kde", "FIRMWARE=free", "EXTRA=x11-misc/lightdm,app-editors/nano")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = contents(t, out)
+	if called := files["./etc/called"]; strings.Contains(called, "linux-firmware") || !strings.Contains(called, " kde-plasma/plasma-meta ") {
+		t.Errorf("firmware without source, or no KDE:\n%s", called)
+	}
+	if _, ok := files["./etc/portage-was/package.license/firmware"]; ok {
+		t.Error("licences of firmware that is not wanted are accepted")
+	}
+	if _, err := gentoo(t, append(env, "DESKTOP=gnome")...); err == nil || !strings.Contains(err.Error(), "no display manager is enabled") {
+		t.Errorf("a desktop at which nobody can log in: %v", err)
 	}
 }
 
@@ -210,7 +268,7 @@ func packages(t *testing.T, archive string) {
 // Shell scripts are read by a critic, and the recipes' own hooks are programs.
 func TestScripts(t *testing.T) {
 	var scripts []string
-	for _, pattern := range []string{"*/make-rootfs", "gentoo/install", "finish-system", "debian/mirror", "debian/hooks/*", "../container/make-release", "../container/development-keys"} {
+	for _, pattern := range []string{"*/make-rootfs", "gentoo/install", "finish-system", "entries", "desktop/config", "desktop/finish", "debian/mirror", "debian/hooks/*", "../container/make-release", "../container/development-keys"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil || len(found) == 0 {
 			t.Fatalf("%s: %v", pattern, err)
@@ -221,6 +279,119 @@ func TestScripts(t *testing.T) {
 	for _, s := range scripts {
 		if info, err := os.Stat(s); err != nil || info.Mode().Perm()&0o111 == 0 {
 			t.Errorf("%s is not executable (%v)", s, err)
+		}
+	}
+}
+
+// entries reads lists of packages as the recipes do.
+func entries(t *testing.T, lists ...string) []string {
+	return strings.Fields(testkit.Run(t, "./entries", lists...))
+}
+
+// Each desktop's lists are of packages, and none is named twice.
+func TestLists(t *testing.T) {
+	debian, gentoo := regexp.MustCompile(`^[a-z0-9][a-z0-9.+-]+$`), regexp.MustCompile(`^[a-z0-9][a-z0-9-]*/[A-Za-z0-9+_-]+$`)
+	for _, desktop := range []string{"xfce", "gnome", "kde"} {
+		for _, firmware := range []string{"free", "nonfree"} {
+			for name, c := range map[string]struct {
+				valid *regexp.Regexp
+				lists []string
+			}{
+				"debian": {debian, []string{"debian/packages/base", "debian/packages/desktop", "debian/packages/" + desktop, "debian/packages/firmware-" + firmware, "debian/packages/microcode"}},
+				"gentoo": {gentoo, []string{"gentoo/packages", "gentoo/desktop/packages", "gentoo/desktop/packages-" + desktop, "gentoo/desktop/firmware-" + firmware}},
+			} {
+				seen := map[string]bool{}
+				for _, p := range entries(t, c.lists...) {
+					if !c.valid.MatchString(p) || seen[p] {
+						t.Errorf("%s, %s: %q is no package, or named twice", name, desktop, p)
+					}
+					seen[p] = true
+				}
+				if len(seen) < 50 {
+					t.Errorf("%s, %s: %d packages", name, desktop, len(seen))
+				}
+			}
+		}
+	}
+	for _, list := range []string{"services", "services-off", "display-managers"} {
+		for _, unit := range entries(t, "desktop/"+list) {
+			if !regexp.MustCompile(`^[A-Za-z0-9-]+\.(service|socket|path|timer)$`).MatchString(unit) {
+				t.Errorf("%s: %q is no unit", list, unit)
+			}
+		}
+	}
+}
+
+// A desktop or firmware that there is not is refused before anything is fetched.
+func TestDebianOptions(t *testing.T) {
+	for env, want := range map[string]string{"DESKTOP=cde": `DESKTOP is "cde": want xfce, gnome or kde`, "FIRMWARE=some": `FIRMWARE is "some": want free or nonfree`} {
+		cmd := exec.CommandContext(t.Context(), "debian/make-rootfs", filepath.Join(t.TempDir(), "out.tar"))
+		cmd.Env = append(os.Environ(), env)
+		if said, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(said), want) {
+			t.Errorf("%s: %v, %s", env, err, said)
+		}
+	}
+}
+
+// The key that machines will check what comes from Flathub with is Flathub's, in the tree
+// and in what the page says of it.
+func TestFlathubKey(t *testing.T) {
+	testkit.Need(t, "gpg")
+	const fingerprint = "6E5C05D979C76DAF93C081354184DD4D907A7CAE"
+	text, err := os.ReadFile("desktop/files/etc/flatpak/remotes.d/flathub.flatpakrepo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, encoded, _ := strings.Cut(string(text), "\nGPGKey=")
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "key.gpg")
+	if err := os.WriteFile(path, key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	shown := testkit.Run(t, "gpg", "--homedir", t.TempDir(), "--show-keys", "--with-colons", path)
+	if !strings.Contains(shown, ":"+fingerprint+":\n") || strings.Count(shown, "pub:") != 1 || strings.Contains(shown, "sec:") {
+		t.Errorf("want %s alone:\n%s", fingerprint, shown)
+	}
+	if page, err := os.ReadFile("README.md"); err != nil || !strings.Contains(string(page), fingerprint) {
+		t.Errorf("README.md does not name it (%v)", err)
+	}
+}
+
+// What is made of uki.conf is whole, and a file in which something has no place is refused.
+func TestDesktopConfig(t *testing.T) {
+	text := testkit.Run(t, "desktop/config", "../../uki.conf")
+	c, err := config.Parse(text, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ImageID != "desktop" || c.SlotSize != 8<<30 || len(c.Splash) == 0 || !strings.Contains(c.Cmdline, " quiet ") || !strings.Contains(c.Cmdline, "lockdown=confidentiality") || strings.Contains(c.Cmdline, "lockdown=integrity") {
+		t.Errorf("%+v", c)
+	}
+	path := filepath.Join(t.TempDir(), "uki.conf")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(text, "ImageID=", "Name=")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := exec.CommandContext(t.Context(), "desktop/config", path).CombinedOutput(); err == nil || !strings.Contains(string(said), "ImageID=desktop") && !strings.Contains(string(said), "Splash=plain") {
+		t.Errorf("%v, %s", err, said)
+	}
+}
+
+// The rules that hide the machine's partitions name those that it has.
+func TestHiddenPartitions(t *testing.T) {
+	text, err := os.ReadFile("desktop/files/usr/lib/udev/rules.d/62-halogen-partitions.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRoot, layout.SlotA.SystemLabel(), layout.SlotB.SystemLabel()),
+		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRootVerity, layout.SlotA.VerityLabel(), layout.SlotB.VerityLabel()),
+		fmt.Sprintf(`"%s", ENV{ID_FS_LABEL}=="%s"`, layout.TypeLUKS, rootvolume.Label),
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("it lacks %s:\n%s", want, text)
 		}
 	}
 }

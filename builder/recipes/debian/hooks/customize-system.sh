@@ -15,7 +15,12 @@ ln -s ../../usr/lib/sysimage/dpkg "$root/var/lib/dpkg"
 if [ "$DEV" = 1 ]; then
 	hash=$(printf halogen | openssl passwd -6 -salt halogen -stdin)
 	chroot "$root" usermod --password "$hash" root
-	printf 'Debian on HalogenOS, DEVELOPMENT IMAGE: root, password halogen\n\\n \\l\n\n' >"$root/etc/issue"
+	who=root
+	if [ -n "$DESKTOP" ]; then
+		who='root or halogen'
+		chroot "$root" useradd --uid 1000 --user-group --create-home --shell /bin/bash --groups sudo --password "$hash" halogen
+	fi
+	printf 'Debian on HalogenOS, DEVELOPMENT IMAGE: %s, password halogen\n\\n \\l\n\n' "$who" >"$root/etc/issue"
 fi
 
 # Second names, backups and leftovers.
@@ -25,4 +30,8 @@ rm -rf "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/sources.list "$root"/etc
 rm -rf "$root"/var/cache/debconf/*-old "$root"/var/lib/apt "$root"/var/cache/apt
 rm -f "$root"/usr/lib/sysimage/dpkg/*-old "$root"/usr/lib/sysimage/dpkg/lock*
 
-"$(dirname "$0")/../../finish-system" "$root"
+recipes=$(dirname "$0")/../..
+"$recipes/finish-system" "$root"
+if [ -n "$DESKTOP" ]; then
+	"$recipes/desktop/finish" "$root"
+fi
