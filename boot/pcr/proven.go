@@ -1,0 +1,123 @@
+package pcr
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// This file reads PCR 4 and 7 for somebody who has the registers' values and does
+// not trust the machine that gave the log. An event's type and data can be made up as
+// long as the digests stay: so each event must be of a kind whose digest proves what it
+// says, and one that is not is an error and never passed over.
+
+// MeasuredKeys is what PCR 7 proves of Secure Boot.
+type MeasuredKeys struct {
+	SecureBootVariables
+	// Authorities are the entries of db that let images start, in order: each an
+	// EFI_SIGNATURE_DATA.
+	Authorities [][]byte
+}
+
+// MeasuredKeys returns the state of Secure Boot that the firmware measured. It is true
+// where PCR 7 is what a replay of the log gives.
+func (l *Log) MeasuredKeys() (*MeasuredKeys, error) {
+	k := new(MeasuredKeys)
+	seen := map[string]bool{}
+	for _, e := range l.measured(SecureBoot) {
+		if err := k.take(e, seen); err != nil {
+			return nil, fmt.Errorf("PCR 7, event %d (%s): %w", e.Number, e.Describe(), err)
+		}
+	}
+	for _, name := range []string{"SecureBoot", "PK", "KEK", "db", "dbx"} {
+		if !seen[name] {
+			return nil, fmt.Errorf("PCR 7: the firmware measured no %s", name)
+		}
+	}
+	return k, nil
+}
+
+func (k *MeasuredKeys) take(e Event, seen map[string]bool) error {
+	switch {
+	case !e.Stated():
+		return errors.New("what it says is not what was measured")
+	case e.Type == EventVariableAuthority:
+		if err := checkAuthority(e); err != nil {
+			return err
+		}
+		v, err := parseVariable(e.Data)
+		k.Authorities = append(k.Authorities, v.data)
+		return err
+	case e.Type != EventVariableConfig:
+		if !e.harmless() {
+			return errors.New("it is of a kind that may stand for anything")
+		}
+		return nil
+	}
+	v, err := parseVariable(e.Data)
+	if err != nil {
+		return err
+	}
+	if _, ours := k.content(v); !ours {
+		return nil
+	}
+	if seen[v.name] {
+		return fmt.Errorf("%s is measured twice", v.name)
+	}
+	seen[v.name] = true
+	return k.set(v)
+}
+
+// set is the inverse of content.
+func (k *MeasuredKeys) set(v variable) error {
+	switch v.name {
+	case "SecureBoot":
+		if len(v.data) != 1 || v.data[0] > 1 {
+			return fmt.Errorf("SecureBoot is %.16x, want 00 or 01", v.data)
+		}
+		k.SecureBoot = v.data[0] == 1
+	case "PK":
+		k.PK = v.data
+	case "KEK":
+		k.KEK = v.data
+	case "db":
+		k.DB = v.data
+	case "dbx":
+		k.DBX = v.data
+	}
+	return nil
+}
+
+// MeasuredPrograms returns the Authenticode digests of the EFI programs that ran before
+// the kernel did, in order. It is true where PCR 4 is what a replay of the log gives.
+func (l *Log) MeasuredPrograms() (all []Digest, err error) {
+	for _, e := range l.measured(BootPrograms) {
+		d, ok := e.program()
+		switch {
+		case ok:
+			all = append(all, d)
+		case !e.harmless():
+			return nil, fmt.Errorf("PCR 4, event %d (%s): it may stand for a program", e.Number, e.Describe())
+		}
+	}
+	return all, nil
+}
+
+// maxAction bounds an action's text; those of the profile have less than 80 bytes.
+const maxAction = 200
+
+// harmless reports whether what was measured is a mark of the firmware and can be
+// nothing else: a program, a variable and a certificate have bytes that are no text,
+// and more than four of them.
+func (e Event) harmless() bool {
+	if !e.Stated() {
+		return false
+	}
+	switch e.Type {
+	case EventSeparator:
+		return len(e.Data) == 4
+	case EventAction, EventEFIAction, EventOmitBootDevice:
+		return len(e.Data) <= maxAction && !slices.ContainsFunc(e.Data, func(b byte) bool { return b < ' ' || b > '~' })
+	}
+	return false
+}
