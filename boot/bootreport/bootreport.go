@@ -11,6 +11,7 @@
 package bootreport
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -31,11 +32,12 @@ const Format = 1
 // Bounds of a report, in bytes.
 const (
 	// MaxSize is that of the whole: the longest event log, in base64, and the rest.
-	MaxSize    = pcr.MaxLog*4/3 + 64<<10
+	MaxSize = pcr.MaxLog*4/3 + 64<<10
+	// MaxReason is that of a statement's reason.
+	MaxReason  = 1024
 	maxKey     = 128 // a P-256 key has 88
 	maxQuote   = 512 // with SHA-256 some 130
 	maxSig     = 128 // ECDSA over P-256 has 72
-	maxReason  = 1024
 	minNonce   = 8
 	maxNonce   = 64
 	maxBootID  = 64
@@ -91,12 +93,15 @@ func (s *Statement) Qualifier() ([sha256.Size]byte, error) {
 	if err := s.validate(); err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	// The fields are decoded strictly, so that one statement has one encoding.
-	text, err := json.Marshal(s)
-	if err != nil {
+	// The fields are decoded strictly, so that one statement has one encoding: on one
+	// line, in this order.
+	text := bytes.NewBufferString(domain)
+	e := json.NewEncoder(text)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(s); err != nil {
 		return [sha256.Size]byte{}, fmt.Errorf("encode the statement: %w", err)
 	}
-	return sha256.Sum256(append([]byte(domain), text...)), nil
+	return sha256.Sum256(bytes.TrimSuffix(text.Bytes(), []byte("\n"))), nil
 }
 
 var (
@@ -124,8 +129,8 @@ func (s *Statement) validate() error {
 		return errors.New("no version")
 	case !s.Slot.Valid():
 		return errors.New("no slot")
-	case len(s.Reason) > maxReason || !utf8.ValidString(s.Reason):
-		return fmt.Errorf("a reason of %d bytes, want at most %d of UTF-8", len(s.Reason), maxReason)
+	case len(s.Reason) > MaxReason || !utf8.ValidString(s.Reason):
+		return fmt.Errorf("a reason of %d bytes, want at most %d of UTF-8", len(s.Reason), MaxReason)
 	}
 	switch s.Root {
 	case "tpm", "key", "new", "none":

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
@@ -211,8 +212,8 @@ func (f *Finding) checkKeys(log *pcr.Log, w Want) error {
 	}
 	f.Authorities = []Key{}
 	for _, a := range k.Authorities {
-		e, ok := secureboot.ParseSignatureData(a)
-		if !ok {
+		e := secureboot.ParseSignatureData(a)
+		if e.Type == (gpt.GUID{}) {
 			return errors.New("PCR 7: an authority of a few bytes")
 		}
 		f.Authorities = append(f.Authorities, keyOf(e))

@@ -27,6 +27,8 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   recovery-key  ask the next start for a new recovery key
   pin        ask the next start for a PIN beside the TPM, another one, or none
   changes    what differs from the image in /etc, and what updates conflict with
+  boot-report  a report of this boot that the TPM signs, for 'halogen
+             verify-report'
 
 halogenctl COMMAND --help says more. Only root may run them. Updates, and the
 way back from one, are ota's.
@@ -34,11 +36,12 @@ way back from one, are ota's.
 Exit codes: those of the command; 2 wrong usage.
 `
 
-// commands are those that a running system may have; changes is for it alone. The others need the root
-// partition closed, or a person at a console whose keys nobody else can read; reseal,
-// reset, recovery-key and pin only leave a request for the next boot, which has both.
+// commands are those that a running system may have; changes and boot-report are for it
+// alone. The others need the root partition closed, or a person at a console whose keys
+// nobody else can read; reseal, reset, recovery-key and pin only leave a request for the
+// next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "changes"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "changes", "boot-report"}
 }
 
 func main() {

@@ -1,0 +1,113 @@
+// Command boot-report prints a report of this boot that the TPM signs.
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/bootreport"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/tpm"
+)
+
+const help = `usage: boot-report [--nonce HEX]
+
+Prints a report of this boot that the TPM signs: which boot manager and which
+release were started, in which state of Secure Boot and under whose keys, with
+the firmware's event log; and, as this system's own word, the slot and why it
+was chosen, and the floor. 'halogen verify-report' judges it, on any machine.
+
+Who will judge gives the nonce, 8 to 64 random bytes as hexadecimal digits: a
+report without one may be an old one. Nothing is written, and nothing is stored
+in the TPM. The report has no serial number, but the public part of a key that
+is this machine's until its TPM is cleared.
+
+Exit codes: 0 printed, 1 failed, 2 wrong usage.
+`
+
+func main() { cmd(source{TPM: hw.OwnTPM(), Place: shared.Linux(), Now: time.Now}).Main() }
+
+// source is where the facts come from.
+type source struct {
+	TPM interface {
+		Open() (*tpm.TPM, error)
+		EventLog() ([]byte, error)
+	}
+	Place shared.Place
+	Now   func() time.Time
+}
+
+func cmd(s source) command.Command {
+	var nonce string
+	return command.Command{
+		Name: "boot-report", Help: help,
+		Flags: func(f *flag.FlagSet) { f.StringVar(&nonce, "nonce", "", "") },
+		Run: func(_ context.Context, c *command.Call) error {
+			raw, err := hex.DecodeString(nonce)
+			if err != nil {
+				return fmt.Errorf("%w: --nonce: want hexadecimal digits", command.ErrUsage)
+			}
+			statement, err := s.statement(raw)
+			if err != nil {
+				return err
+			}
+			text, err := s.report(statement)
+			if err != nil {
+				return err
+			}
+			_, err = c.Stdout.Write(text)
+			return err
+		},
+	}
+}
+
+// statement is what this system says of its boot.
+func (s source) statement(nonce []byte) (bootreport.Statement, error) {
+	boot, err := s.Place.Boot()
+	if err == nil && boot == nil {
+		err = errors.New("this system was not started by HalogenOS: " + s.Place.Report + " is not there")
+	}
+	if err != nil {
+		return bootreport.Statement{}, err
+	}
+	version, err := contract.ParseVersion(boot.Version)
+	if err != nil {
+		return bootreport.Statement{}, fmt.Errorf("report of this boot: %w", err)
+	}
+	id, err := os.ReadFile(s.Place.BootID)
+	if err != nil {
+		return bootreport.Statement{}, err
+	}
+	reason := strings.ToValidUTF8(boot.Reason[:min(len(boot.Reason), bootreport.MaxReason)], "")
+	return bootreport.Statement{
+		Nonce: nonce, Time: s.Now().Unix(), BootID: strings.TrimSpace(string(id)),
+		ImageID: boot.ImageID, Arch: boot.Arch, Version: version, Epoch: boot.Epoch, Floor: boot.Floor,
+		Slot: boot.Slot, Trial: boot.Trial, Reason: reason, Root: boot.Root,
+	}, nil
+}
+
+// report has the TPM sign it.
+func (s source) report(statement bootreport.Statement) (text []byte, err error) {
+	r := &bootreport.Report{Statement: statement}
+	if r.EventLog, err = s.TPM.EventLog(); err != nil {
+		return nil, err
+	}
+	t, err := s.TPM.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	if err := t.Quote(r); err != nil {
+		return nil, err
+	}
+	return r.Encode()
+}
