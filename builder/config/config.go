@@ -58,6 +58,8 @@ type Config struct {
 	RootPartitionFormat string
 	// WatchdogSeconds is how long a watchdog waits for the system; 0 is off.
 	WatchdogSeconds int
+	// Swap is the size in bytes of the swap space that machines have; 0 is off.
+	Swap int64
 
 	// Update: the defaults of the image's machines.
 	Server         string // base URL of the releases; empty for none
@@ -170,6 +172,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"RootPartitionFormat": r.oneOf(&r.config.RootPartitionFormat, "ext4", "btrfs"),
 			"Watchdog":            r.watchdog,
 			"Quiet":               r.yes(&r.quiet),
+			"Swap":                r.swap,
 		},
 		"Update": {
 			"Server":                r.server(&r.config.Server),
@@ -448,6 +451,28 @@ func (r *reader) slotSize(value string) error {
 		return fmt.Errorf("%s has %d bytes: want a multiple of %dM up to %dG", value, size, int64(layout.Align)>>20, int64(layout.MaxSlot)>>30)
 	}
 	r.config.SlotSize = size
+	return nil
+}
+
+// leastSwap and mostSwap bound Swap, in bytes.
+const (
+	leastSwap = 16 << 20
+	mostSwap  = 1 << 40
+)
+
+func (r *reader) swap(value string) error {
+	if value == "off" {
+		r.config.Swap = 0
+		return nil
+	}
+	size, err := ParseSize(value)
+	if err != nil {
+		return fmt.Errorf("%w, or off", err)
+	}
+	if size < leastSwap || size%layout.Align != 0 || size > mostSwap {
+		return fmt.Errorf("%s has %d bytes: want off, or a multiple of %dM from %dM to %dG", value, size, int64(layout.Align)>>20, leastSwap>>20, int64(mostSwap)>>30)
+	}
+	r.config.Swap = size
 	return nil
 }
 

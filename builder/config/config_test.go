@@ -59,6 +59,7 @@ TPM=optional
 VendorKeys=microsoft
 RootPartitionFormat=btrfs
 Watchdog=90
+Swap=1536M
 [Update]
 Server=https://updates.example.org/os/
 ReportTo=https://reports.example.org/os/
@@ -77,7 +78,7 @@ Modules=nvme
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
-		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90,
+		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20,
 		Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
@@ -165,6 +166,10 @@ func TestRefuses(t *testing.T) {
 		{"watchdog without a number", "[Image]\nWatchdog=on\n", 2, "neither off nor"},
 		{"watchdog of a day", "[Image]\nWatchdog=86400\n", 2, "neither off nor"},
 		{"watchdog of no time", "[Image]\nWatchdog=0\n", 2, "neither off nor"},
+		{"swap space of no size", "[Image]\nSwap=yes\n", 2, "or off"},
+		{"swap space of half a MiB", "[Image]\nSwap=16896K\n", 2, "multiple"},
+		{"swap space of nothing", "[Image]\nSwap=0\n", 2, "from 16M"},
+		{"swap space without end", "[Image]\nSwap=2T\n", 2, "to 1024G"},
 		{"slot size without a unit it knows", "[Image]\nSlotSize=4X\n", 2, "SlotSize"},
 		{"slot size of no whole MiB", "[Image]\nSlotSize=1500K\n", 2, "multiple"},
 		{"slot size that overflows", "[Image]\nSlotSize=9999999999T\n", 2, "SlotSize"},

@@ -205,6 +205,9 @@ func (b *build) find(context.Context) error {
 	if fs := b.Config.RootPartitionFormat; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {
 		return fmt.Errorf("RootPartitionFormat is %s, but Modules in [Initramfs] has no %s", fs, fs)
 	}
+	if err := b.canSwap(); err != nil {
+		return err
+	}
 	if err := b.trustModules(); err != nil {
 		return err
 	}

@@ -34,6 +34,19 @@ func (b *build) needs() error {
 	return fmt.Errorf("kernel %s lacks what every machine of this image needs to start:%s", k.release, list)
 }
 
+// canSwap refuses swap space that no machine of the image could have.
+func (b *build) canSwap() error {
+	if b.Config.Swap == 0 {
+		return nil
+	}
+	for _, name := range []string{"loop", "dm_crypt"} {
+		if _, err := b.index.Select([]config.Module{{Name: name}}); err != nil {
+			return fmt.Errorf("for Swap= of [Image] the kernel needs the module %s, which %s does not have: take a kernel that has it, or say Swap=off", name, b.parts.kernel.release)
+		}
+	}
+	return nil
+}
+
 // settings are what a kernel was configured with, by the name without "CONFIG_".
 type settings map[string]string
 

@@ -95,6 +95,7 @@ func TestOptionsThatCannotBeBuilt(t *testing.T) {
 		{"another kernel than was said", func(o *Options) { o.Config.Uname = "6.0.0" }, "Uname of [UKI] is 6.0.0"},
 		{"stub that is not there", func(o *Options) { o.Config.Stub = "/stub" }, "looked for /stub"},
 		{"root partition's format without its module", func(o *Options) { o.Config.RootPartitionFormat = "btrfs" }, "has no btrfs"},
+		{"swap space without loop devices", func(o *Options) { o.Config.Swap = 16 << 20 }, "needs the module loop"},
 		{"interrupted", nil, "canceled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -43,6 +43,7 @@ var common = []file{
 	{name: "usr/lib/halogen/health", embedded: "health.sh", mode: 0o755},
 	{name: healthignore.DefaultFile, embedded: "health-ignore.default", mode: 0o644},
 	{name: "usr/lib/halogen/updated", embedded: "updated.sh", mode: 0o755},
+	{name: "usr/lib/halogen/swap", embedded: "swap.sh", mode: 0o755},
 	{name: "usr/share/halogen/examples/ota.cron", embedded: "examples/ota.cron", mode: 0o644},
 	{name: "usr/share/halogen/examples/ota-boot", embedded: "examples/ota-boot", mode: 0o755},
 	{name: "usr/share/halogen/examples/updated.openrc", embedded: "examples/updated.openrc", mode: 0o755},
@@ -69,11 +70,13 @@ var forSystemd = []file{
 	{name: "usr/share/polkit-1/actions/org.halogenos.update.policy", embedded: "otad/org.halogenos.update.policy", mode: 0o644},
 	{name: units + "sockets.target.wants/otad.socket", link: "../otad.socket"},
 	{name: units + "halogen-changes.service", embedded: "systemd/halogen-changes.service", mode: 0o644},
+	{name: units + "halogen-swap.service", embedded: "systemd/halogen-swap.service", mode: 0o644},
 	{name: units + "boot-complete.target.d/halogen.conf", embedded: "systemd/boot-complete.conf", mode: 0o644},
 	{name: units + "emergency.service.d/halogen.conf", embedded: "systemd/emergency.conf", mode: 0o644},
 	{name: units + "multi-user.target.wants/ota-bless.service", link: "../ota-bless.service"},
 	{name: units + "multi-user.target.wants/ota-failures.service", link: "../ota-failures.service"},
 	{name: units + "multi-user.target.wants/halogen-changes.service", link: "../halogen-changes.service"},
+	{name: units + "sysinit.target.wants/halogen-swap.service", link: "../halogen-swap.service"},
 	{name: units + "boot-complete.target.requires/ota-health.service", link: "../ota-health.service"},
 }
 
@@ -110,6 +113,14 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 		return nil, err
 	}
 	all := append([]file{{name: "usr/lib/halogen/ota.conf", text: settings(c), mode: 0o644}}, common...)
+	if c.Swap > 0 {
+		said, err := canSwap(t, c)
+		if err != nil {
+			return nil, err
+		}
+		notes = append(notes, said...)
+		all = append(all, file{name: "usr/lib/halogen/swap.conf", text: swapSettings(c), mode: 0o644})
+	}
 	if t.HasSystemd() {
 		all = append(all, forSystemd...)
 		if !slices.ContainsFunc(forBus, func(f file) bool { _, err := t.Lstat(f.name); return err == nil }) {
