@@ -173,7 +173,7 @@ func installHere(t testing.TB, path string) {
 	defer s.Close()
 	ids, err := install.RandomIDs(rand.Reader)
 	must(t, err)
-	table, err := install.Table(s.ESP.Release, ids, targetSize/512, 512, nil)
+	table, err := install.Table(s.ESP, ids, targetSize/512, 512, nil)
 	must(t, err)
 	device, err := install.Running().Open(install.Disk{Path: path, SectorSize: 512, Sectors: targetSize / 512})
 	must(t, err)

@@ -102,7 +102,7 @@ func checkRootSize(t testing.TB, r protocol.Report, want uint64) {
 func leastDisk(t testing.TB, s vm.State) error {
 	t.Helper()
 	r := imageRelease(t, "testos-1")
-	size, err := layout.LeastDisk(r.SlotSize)
+	size, err := layout.LeastDisk(layout.ESPSize, r.SlotSize)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
 )
 
@@ -31,7 +33,38 @@ type Abilities struct {
 	NewSecret int `json:"new_secret"`
 	// Revocations: release.json may have entries for dbx.
 	Revocations bool `json:"revocations,omitempty"`
+
+	// ESPSize is the size in bytes of the EFI system partition that an installation of
+	// the release makes; 0 stands for layout.ESPSize. It is here and not in the contract
+	// for the same reason, and because no machine asks for it once it is installed.
+	ESPSize int64 `json:"esp_size,omitempty"`
+	// LeastESP is the smallest that an installation of a release before has made, as far
+	// as its builder knew; 0 stands for ESPSize.
+	LeastESP int64 `json:"least_esp,omitempty"`
 }
+
+// ESP is the size in bytes of the EFI system partition that an installation makes.
+func (a Abilities) ESP() int64 { return cmp.Or(a.ESPSize, layout.ESPSize) }
+
+// SmallestESP is the size in bytes of the smallest that a machine may have which
+// takes the release as an update.
+func (a Abilities) SmallestESP() int64 { return min(a.ESP(), cmp.Or(a.LeastESP, a.ESP())) }
+
+// WithESP returns the abilities with the size of the partition and of the smallest one
+// before it.
+func (a Abilities) WithESP(size, least int64) Abilities {
+	a.ESPSize, a.LeastESP = 0, 0
+	if size != layout.ESPSize {
+		a.ESPSize = size
+	}
+	if least < size {
+		a.LeastESP = least
+	}
+	return a
+}
+
+// validESP reports whether a size, where it is given, is one that a disk can have.
+func validESP(size int64) bool { return size == 0 || layout.ValidESP(size) }
 
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
@@ -60,7 +93,7 @@ func AbilitiesFromInitrd(initrd []byte) Abilities {
 		return before()
 	}
 	a := before()
-	if strictjson.Unmarshal(text, &a) != nil || a.PolicyRecord < 1 {
+	if strictjson.Unmarshal(text, &a) != nil || a.PolicyRecord < 1 || !validESP(a.ESPSize) || !validESP(a.LeastESP) {
 		return before()
 	}
 	return a

@@ -9,6 +9,7 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
 )
 
@@ -173,6 +174,32 @@ func TestAbilities(t *testing.T) { // FAULTS 94
 	}
 	if got := AbilitiesFromInitrd(append(first, newer...)); got.PolicyRecord != 7 {
 		t.Errorf("a newer release: %+v", got)
+	}
+}
+
+// What a UKI says of its ESP is none that a disk cannot have, and nothing where it is as
+// ever.
+func TestAbilitiesESP(t *testing.T) {
+	if a := Own().WithESP(layout.ESPSize, layout.ESPSize); a != Own() || a.ESP() != layout.ESPSize || a.SmallestESP() != layout.ESPSize {
+		t.Errorf("%+v", a)
+	}
+	for _, c := range []struct{ size, least, wantSize, wantLeast int64 }{
+		{1 << 30, 512 << 20, 1 << 30, 512 << 20},
+		{1 << 30, 1 << 30, 1 << 30, 1 << 30},
+		{512 << 20, 2 << 30, 512 << 20, 512 << 20},
+		{16 << 30, 1 << 30, 16 << 30, 1 << 30},
+		{17 << 30, 512 << 20, 512 << 20, 512 << 20}, // counts as a release that says nothing
+		{1<<30 + 1, 1 << 30, 512 << 20, 512 << 20},
+		{1 << 30, 1, 512 << 20, 512 << 20},
+		{1 << 30, -1 << 30, 512 << 20, 512 << 20},
+	} {
+		initrd, err := ArchiveWith(sample(), Own().WithESP(c.size, c.least))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := AbilitiesFromInitrd(initrd); a.ESP() != c.wantSize || a.SmallestESP() != c.wantLeast {
+			t.Errorf("%d and %d: read back are %d and %d", c.size, c.least, a.ESP(), a.SmallestESP())
+		}
 	}
 }
 

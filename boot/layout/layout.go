@@ -119,8 +119,9 @@ var (
 // Sizes in bytes.
 const (
 	// ESPSize holds two UKIs, their successors while they are being replaced,
-	// and the boot manager.
+	// and the boot manager. A release may ask for more, up to MaxESP.
 	ESPSize = 512 << 20
+	MaxESP  = 16 << 30
 	// Align is what every partition that we make starts and ends on.
 	Align = 1 << 20
 	// MinRoot is the least that is worth calling a root partition: 16 MiB go
@@ -143,15 +144,18 @@ func VeritySize(slotSize int64) (int64, error) {
 	return AlignUp(size), nil
 }
 
+// ValidESP reports whether an installation can make an EFI system partition of so many bytes.
+func ValidESP(size int64) bool { return size >= ESPSize && size <= MaxESP && size%Align == 0 }
+
 // LeastDisk is the size in bytes, a whole number of Align, of the smallest disk that has
 // room for everything a machine makes on it. The alternate table takes a part of the last
 // Align alone, so that a disk may do with a little less.
-func LeastDisk(slotSize int64) (int64, error) {
+func LeastDisk(espSize, slotSize int64) (int64, error) {
 	tree, err := VeritySize(slotSize)
 	if err != nil {
 		return 0, err
 	}
-	return Align + ESPSize + 2*(slotSize+tree) + MinRoot + Align, nil
+	return Align + espSize + 2*(slotSize+tree) + MinRoot + Align, nil
 }
 
 // SystemUUID is the partition UUID of the system partition whose content has

@@ -47,6 +47,7 @@ type Config struct {
 	ImageID     string
 	Arch        string
 	Epoch       uint64
+	ESPSize     int64  // bytes of the EFI system partition
 	SlotSize    int64  // bytes
 	Compression string // as mkfs.erofs -z takes it; empty for none
 	ReleaseKey  []byte // OpenPGP transferable public key; empty for none
@@ -125,6 +126,7 @@ func Parse(text, dir string) (*Config, error) {
 func defaults() Config {
 	return Config{
 		Arch:                "x86_64",
+		ESPSize:             layout.ESPSize,
 		SlotSize:            4 << 30,
 		Compression:         "lz4hc",
 		SecureBoot:          contract.Required,
@@ -160,6 +162,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"ImageID":             r.imageID,
 			"Arch":                r.oneOf(&r.config.Arch, "x86_64"),
 			"Epoch":               r.epoch,
+			"ESPSize":             r.espSize,
 			"SlotSize":            r.slotSize,
 			"Compression":         r.compression,
 			"BootManager":         r.path(&r.config.BootManager),
@@ -442,40 +445,6 @@ func (r *reader) epoch(value string) error {
 	return nil
 }
 
-func (r *reader) slotSize(value string) error {
-	size, err := ParseSize(value)
-	if err != nil {
-		return err
-	}
-	if size <= 0 || size%layout.Align != 0 || size > layout.MaxSlot {
-		return fmt.Errorf("%s has %d bytes: want a multiple of %dM up to %dG", value, size, int64(layout.Align)>>20, int64(layout.MaxSlot)>>30)
-	}
-	r.config.SlotSize = size
-	return nil
-}
-
-// leastSwap and mostSwap bound Swap, in bytes.
-const (
-	leastSwap = 16 << 20
-	mostSwap  = 1 << 40
-)
-
-func (r *reader) swap(value string) error {
-	if value == "off" {
-		r.config.Swap = 0
-		return nil
-	}
-	size, err := ParseSize(value)
-	if err != nil {
-		return fmt.Errorf("%w, or off", err)
-	}
-	if size < leastSwap || size%layout.Align != 0 || size > mostSwap {
-		return fmt.Errorf("%s has %d bytes: want off, or a multiple of %dM from %dM to %dG", value, size, int64(layout.Align)>>20, leastSwap>>20, int64(mostSwap)>>30)
-	}
-	r.config.Swap = size
-	return nil
-}
-
 func (r *reader) compression(value string) error {
 	if value == "none" {
 		r.config.Compression = ""
@@ -505,30 +474,6 @@ func (r *reader) modules(value string) error {
 }
 
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
-
-// ParseSize reads a size in bytes, with K, M, G or T for powers of 1024.
-func ParseSize(s string) (int64, error) {
-	digits := strings.TrimRight(s, "KMGT")
-	shift := 0
-	switch s[len(digits):] {
-	case "":
-	case "K":
-		shift = 10
-	case "M":
-		shift = 20
-	case "G":
-		shift = 30
-	case "T":
-		shift = 40
-	default:
-		return 0, fmt.Errorf("size %q: want a number with K, M, G or T, such as 4G", s)
-	}
-	n, err := strconv.ParseUint(digits, 10, 63)
-	if err != nil || n > (1<<62)>>shift {
-		return 0, fmt.Errorf("size %q: want a number with K, M, G or T, such as 4G", s)
-	}
-	return int64(n) << shift, nil
-}
 
 // readBounded reads a file that may not have more than limit bytes.
 func readBounded(path string, limit int64) ([]byte, error) {

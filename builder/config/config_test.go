@@ -50,6 +50,7 @@ OSRelease=ID=x
 [Image]
 ImageID=my-os
 Epoch=3
+ESPSize=1G
 SlotSize=512M
 Compression=zstd,12
 BootManager=/boot/manager.efi
@@ -77,7 +78,7 @@ Modules=nvme
 		Linux: "/boot/vmlinuz-1", Stub: "/usr/lib/stub", BootManager: "/boot/manager.efi", Uname: "6.1.0-1-amd64",
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
-		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, SlotSize: 512 << 20, Compression: "zstd,12",
+		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12",
 		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20,
 		Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
@@ -170,6 +171,10 @@ func TestRefuses(t *testing.T) {
 		{"swap space of half a MiB", "[Image]\nSwap=16896K\n", 2, "multiple"},
 		{"swap space of nothing", "[Image]\nSwap=0\n", 2, "from 16M"},
 		{"swap space without end", "[Image]\nSwap=2T\n", 2, "to 1024G"},
+		{"ESP smaller than it was", "[Image]\nESPSize=511M\n", 2, "from 512M"},
+		{"ESP of no whole MiB", "[Image]\nESPSize=1048577K\n", 2, "multiple"},
+		{"ESP without end", "[Image]\nESPSize=17G\n", 2, "to 16G"},
+		{"ESP of no size", "[Image]\nESPSize=large\n", 2, "ESPSize"},
 		{"slot size without a unit it knows", "[Image]\nSlotSize=4X\n", 2, "SlotSize"},
 		{"slot size of no whole MiB", "[Image]\nSlotSize=1500K\n", 2, "multiple"},
 		{"slot size that overflows", "[Image]\nSlotSize=9999999999T\n", 2, "SlotSize"},

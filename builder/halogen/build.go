@@ -12,6 +12,8 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/image"
+	"halogenos.internal/builder/release"
+	"halogenos.internal/builder/room"
 )
 
 const buildSummary = `usage: halogen build --rootfs SRC --version N --out DIR [OPTION]...
@@ -38,9 +40,9 @@ type buildFlags struct {
 	config, rootfs, version, out, machine, diskSize string
 	disk, installer, json                           bool
 
-	moduleKey, modulePassword, previous string
-	agent, unencrypted, expiringKey     bool
-	movedAccounts                       bool
+	moduleKey, modulePassword, previous, server string
+	agent, unencrypted, expiringKey             bool
+	movedAccounts                               bool
 
 	container containerFlags
 }
@@ -54,6 +56,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
 	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
 	f.StringVar(&b.previous, "previous", "", "`DIR` of the build that this one follows: what its machines would refuse is refused here")
+	f.StringVar(&b.server, "server", "", "`ROOT` of the web server's directories, or the image's directory in it: says how many more releases fit machines, by the growth of the last, and refuses what they have no room for")
 	f.StringVar(&b.moduleKey, "module-key", "", "secret `KEY` of ModuleKey, which signs the kernel modules that are not signed")
 	f.StringVar(&b.modulePassword, "module-key-password-file", "", "`FILE` whose first line is that key's password")
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
@@ -86,6 +89,11 @@ func (c command) build(ctx context.Context, args []string) error {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	c.warn(o)
+	if b.server != "" {
+		if o.Past, err = past(ctx, b.server, o); err != nil {
+			return err
+		}
+	}
 	if b.moduleKey != "" {
 		key, wipe, err := c.loadModuleKey(ctx, b)
 		if err != nil {
@@ -106,12 +114,24 @@ func (c command) build(ctx context.Context, args []string) error {
 	}
 	o.Progress.Note("release %s of %s in %.1f s", r.Release.Version, r.Release.ImageID, time.Since(start).Seconds())
 	if b.json {
-		return c.printJSON(map[string]any{"release": r.Release, "files": r.Files})
+		return c.printJSON(map[string]any{"release": r.Release, "files": r.Files, "room": r.Room})
 	}
 	for _, file := range r.Files {
 		fmt.Fprintln(c.stdout, file)
 	}
 	return nil
+}
+
+// past returns what the releases that lie on a server take of machines.
+func past(ctx context.Context, root string, o image.Options) ([]room.Release, error) {
+	if err := onThisMachine(root); err != nil {
+		return nil, err
+	}
+	directory, err := oneImage(root, o.Config.Arch+"/"+o.Config.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	return release.Past(ctx, directory, o.Config.ReleaseKey, o.Version, time.Now(), o.Progress.Note)
 }
 
 // stick makes the installer stick, with this program on it.

@@ -114,6 +114,7 @@ func buildManual() manual {
 		},
 		Examples: []manpage.Example{
 			{Text: "Version 7, as root so that owners are kept:", Lines: "halogen build --config uki.conf --rootfs rootfs.tar --version 7 \\\n    --out out/7 --previous out/6 --disk"},
+			{Text: "The same, with a plan of how many more releases machines have room for:", Lines: "halogen build --config uki.conf --rootfs rootfs.tar --version 7 \\\n    --out out/7 --server www/os"},
 			{Text: "Everything in a container, the signed release included:", Lines: "halogen build --container --version 7 --out out/7 \\\n    --release-key keys/release-key.secret.asc \\\n    --release-key-password-file password"},
 		},
 		See: []string{"mkfs.erofs 1", "halogen 1", "halogen-inspect 1", "halogen-keys 1", "halogen-release 1", "halogen-run 1", "release.json 5", "state.conf 5", "uki.conf 5"},

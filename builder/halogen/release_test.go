@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"halogenos.internal/builder/inspect"
 )
 
 func TestReleaseCommandLines(t *testing.T) {
@@ -63,6 +65,24 @@ func TestReleaseAndVerify(t *testing.T) {
 		if code != exitOK || !strings.Contains(stdout, say) {
 			t.Errorf("inspect: exit code %d, no %q in %s%s", code, say, stdout, stderr)
 		}
+	}
+	for _, name := range []string{"uki.efi", "release.json"} {
+		var r inspect.Report
+		code, stdout, stderr = run(t, nil, "inspect", filepath.Join(out, name), "--server", root, "--json")
+		if err := json.Unmarshal([]byte(stdout), &r); code != exitOK || err != nil || r.Room == nil || r.Room.System.Room != 16<<20 || r.Room.UKI == nil || r.Room.ESP != 512<<20 {
+			t.Errorf("%s: exit code %d, %v: %s%s", name, code, err, stdout, stderr)
+		}
+		if code, stdout, stderr = run(t, nil, "inspect", filepath.Join(out, name)); code != exitOK || !strings.Contains(stdout, "the system image takes ") {
+			t.Errorf("%s: exit code %d, %s%s", name, code, stdout, stderr)
+		}
+	}
+	if code, _, stderr = run(t, nil, "inspect", filepath.Join(out, "system.erofs"), "--server", root); code != exitFailure || !strings.Contains(stderr, "--server goes with") {
+		t.Errorf("a system image: exit code %d, %s", code, stderr)
+	}
+	_, stdout, _ = build(t, "--server", root, "--json", "--version", "8")
+	var built struct{ Room struct{ Past int } }
+	if err := json.Unmarshal([]byte(stdout), &built); err != nil || built.Room.Past != 1 {
+		t.Errorf("%v: %s", err, stdout)
 	}
 	web := httptest.NewServer(http.FileServer(http.Dir(root)))
 	defer web.Close()

@@ -142,7 +142,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	p := &sbom.Provenance{
 		Parameters: map[string]any{
 			"imageID": c.ImageID, "arch": c.Arch, "version": b.Version.String(), "epoch": c.Epoch, "sourceDate": b.Date.Unix(),
-			"slotSize": c.SlotSize, "compression": c.Compression, "cmdline": c.Cmdline, "secureBoot": c.SecureBoot, "tpm": c.TPM,
+			"slotSize": c.SlotSize, "espSize": c.ESPSize, "compression": c.Compression, "cmdline": c.Cmdline, "secureBoot": c.SecureBoot, "tpm": c.TPM,
 			"vendorKeys": c.VendorKeys, "rootPartitionFormat": c.RootPartitionFormat, "watchdogSeconds": c.WatchdogSeconds, "releaseKey": "none",
 			"swap": c.Swap, "microcode": b.microcodeFrom(),
 		},

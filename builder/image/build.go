@@ -35,6 +35,7 @@ import (
 	"halogenos.internal/builder/initramfs"
 	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/osfiles"
+	"halogenos.internal/builder/room"
 	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/scan"
 )
@@ -63,6 +64,9 @@ type Options struct {
 	// Previous is the directory of the build that this one follows; empty for
 	// none.
 	Previous string
+	// Past are releases that machines have which take this one, as far as they are known; the
+	// previous build need not be among them.
+	Past []room.Release
 	// ExpiringKey takes a release key that has expired, or ends within a year.
 	ExpiringKey bool
 	// MovedAccounts takes users and groups that have another number than in the previous
@@ -75,7 +79,8 @@ type Options struct {
 // A Result is what was built.
 type Result struct {
 	Release *release.Release
-	Files   []string // paths of what was written
+	Room    room.Plan // how long machines' partitions will do
+	Files   []string  // paths of what was written
 }
 
 // salt of the verity trees of an image: fixed, so that the trees of two
@@ -105,7 +110,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	}
 	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.sameAccounts, b.pack, b.seal, b.judge, b.describe, b.account, b.disk} {
+	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.sameAccounts, b.pack, b.seal, b.judge, b.describe, b.plan, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -152,6 +157,8 @@ type build struct {
 	initrd    []byte // the boot contract and the initramfs
 	uki       []byte
 	release   *release.Release
+	past      []room.Release
+	roomPlan  room.Plan
 }
 
 func (b *build) close() error {
@@ -359,7 +366,7 @@ func (b *build) seal(ctx context.Context) error {
 	c.RootHash = root[:]
 	b.contract = c
 	done("root hash " + root.String())
-	first, err := contract.Archive(c)
+	first, err := contract.ArchiveWith(c, room.Abilities(b.Config.ESPSize, b.past))
 	if err != nil {
 		return err
 	}
@@ -375,7 +382,7 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make UKI: %w", err)
 	}
-	return fitsESP(int64(len(b.uki)), int64(len(b.parts.bootManager)))
+	return fitsESP(int64(len(b.uki)), int64(len(b.parts.bootManager)), b.Config.ESPSize, room.Smallest(b.Config.ESPSize, b.past))
 }
 
 // describe writes the EFI files and release.json.
@@ -446,7 +453,7 @@ func (b *build) publish() (*Result, error) {
 		return nil, err
 	}
 	done("")
-	r := &Result{Release: b.release}
+	r := &Result{Release: b.release, Room: b.roomPlan}
 	for _, name := range append(names, release.FileName) {
 		r.Files = append(r.Files, filepath.Join(b.Options.Out, name))
 	}

@@ -255,7 +255,7 @@ func TestProgramsThatAreSigned(t *testing.T) {
 func TestRoomOnTheESP(t *testing.T) {
 	const manager = 200 << 10
 	for size, fits := range map[int64]bool{30 << 20: true, 230 << 20: true, 245 << 20: false, 400 << 20: false} {
-		err := fitsESP(size, manager)
+		err := fitsESP(size, manager, layout.ESPSize, layout.ESPSize)
 		if (err == nil) != fits {
 			t.Errorf("a UKI of %d MiB on an ESP of %d: %v", size>>20, layout.ESPSize>>20, err)
 		}

@@ -25,22 +25,22 @@ func (b *build) disk(context.Context) error {
 		return fmt.Errorf("disk size of %d bytes is not a multiple of %d", b.DiskSize, int64(layout.Align))
 	}
 	ids := b.diskIDs()
-	t, err := install.Table(b.release, ids, uint64(b.DiskSize/sectorSize), sectorSize, nil)
+	esp := install.ESP{Release: b.release, UKI: b.uki, BootManager: b.parts.bootManager, Size: b.Config.ESPSize}
+	t, err := install.Table(esp, ids, uint64(b.DiskSize/sectorSize), sectorSize, nil)
 	switch {
 	case errors.Is(err, install.ErrNoRoom):
-		return fmt.Errorf("a disk of %d MiB is too small, the EFI system partition and the system image need %d MiB: give a larger --disk-size, or none", b.DiskSize>>20, (2*layout.Align+layout.ESPSize+layout.AlignUp(b.release.ImageSize))>>20)
+		return fmt.Errorf("a disk of %d MiB is too small, the EFI system partition and the system image need %d MiB: give a larger --disk-size, or none", b.DiskSize>>20, (2*layout.Align+b.Config.ESPSize+layout.AlignUp(b.release.ImageSize))>>20)
 	case err != nil:
 		return fmt.Errorf("plan disk: %w", err)
 	}
-	least, err := layout.LeastDisk(b.release.SlotSize)
+	least, err := layout.LeastDisk(b.Config.ESPSize, b.release.SlotSize)
 	if err != nil {
 		return fmt.Errorf("plan disk: %w", err)
 	}
 	if b.DiskSize < least {
-		b.Progress.Note("WARNING: %s has %d MiB, and no machine starts from a disk under %d MiB with this SlotSize: write it to a larger disk, or give a --disk-size of %dM at least",
+		b.Progress.Note("WARNING: %s has %d MiB, and no machine starts from a disk under %d MiB with this ESPSize and SlotSize: write it to a larger disk, or give a --disk-size of %dM at least",
 			DiskFile, b.DiskSize>>20, least>>20, least>>20)
 	}
-	esp := install.ESP{Release: b.release, UKI: b.uki, BootManager: b.parts.bootManager}
 	f, err := os.OpenFile(b.out.path(DiskFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
@@ -50,7 +50,7 @@ func (b *build) disk(context.Context) error {
 		err = t.Write(f)
 	}
 	if err == nil {
-		err = esp.Format(io.NewOffsetWriter(f, int64(t.Partitions[0].First)*sectorSize), layout.ESPSize, ids.Volume, sectorSize, true)
+		err = esp.Format(io.NewOffsetWriter(f, int64(t.Partitions[0].First)*sectorSize), b.Config.ESPSize, ids.Volume, sectorSize, true)
 	}
 	if err == nil {
 		err = copyImage(io.NewOffsetWriter(f, int64(t.Partitions[1].First)*sectorSize), b.out.path(release.ImageFile))

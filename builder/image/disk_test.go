@@ -41,7 +41,7 @@ func TestSmallDiskGetsASmallPartition(t *testing.T) {
 // on it; one that is smaller has not, and the build says so.
 func TestLeastDisk(t *testing.T) {
 	root := rootfstest.Minimal().Write(t, false)
-	least, err := layout.LeastDisk(options(t, root).Config.SlotSize)
+	least, err := layout.LeastDisk(layout.ESPSize, options(t, root).Config.SlotSize)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -8,29 +9,34 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/layout"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/room"
 	"halogenos.internal/builder/rootfs"
 )
 
-// What an ESP holds: the UKIs of two systems, and the boot manager in two
-// places, as a spare and while it is replaced. The file system takes some of it,
-// and firmware's own updates and what the machine keeps of its boots need room too.
-const (
-	ukisOnESP     = 2
-	managersOnESP = 4
-	espReserve    = 32 << 20 // bytes
-)
-
 // fitsESP refuses a UKI that machines could not have twice: no update would ever
-// be installed.
-func fitsESP(uki, bootManager int64) error {
-	room := layout.ESPSize - espReserve - managersOnESP*bootManager
-	if ukisOnESP*uki <= room {
+// be installed. The partition has esp bytes on new machines, and least on those that
+// have it from an earlier release.
+func fitsESP(uki, bootManager, esp, least int64) error {
+	most := room.ForUKI(least, bootManager)
+	if uki <= most {
 		return nil
 	}
-	return fmt.Errorf("the UKI has %s, and may have %s: the EFI system partition of %s must hold two of them, the boot manager and %s for other things; take modules out of Modules in [Initramfs], use a smaller kernel or splash, or leave out microcode (Microcode= in [UKI]: all of Intel's has 15 MB)",
-		megabytes(uki), megabytes(room/ukisOnESP), megabytes(layout.ESPSize), megabytes(espReserve))
+	whose, cure := "", "; or make ESPSize in [Image] larger (machines that are installed keep the size that they have)"
+	if least < esp {
+		whose, cure = " that machines have from an earlier release", ""
+	}
+	return fmt.Errorf("the UKI has %s, and may have %s: the EFI system partition of %s%s must hold two of them, the boot manager and %s for other things; take modules out of Modules in [Initramfs], use a smaller kernel or splash, or leave out microcode (Microcode= in [UKI]: all of Intel's has 15 MB)%s",
+		megabytes(uki), megabytes(most), megabytes(least), whose, megabytes(room.Reserve), cure)
+}
+
+// plan says how long the partitions of machines will do.
+func (b *build) plan(context.Context) error {
+	b.roomPlan = room.New(room.Of(b.release, room.Abilities(b.Config.ESPSize, b.past)), b.past)
+	for _, line := range b.roomPlan.Lines() {
+		b.Progress.Note("%s", line)
+	}
+	return nil
 }
 
 const largestShown = 10

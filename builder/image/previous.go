@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/files"
+	"halogenos.internal/builder/room"
 	"halogenos.internal/builder/sbom"
 )
 
@@ -28,10 +30,16 @@ const (
 // follow refuses a build that machines with the previous one would not take:
 // they have pinned its key, and go neither back nor to another image.
 func (b *build) follow(context.Context) error {
+	b.past = slices.Clone(b.Past)
+	for _, r := range b.past {
+		if b.Config.SlotSize > r.Slot {
+			return fmt.Errorf("SlotSize is %d MiB, but machines with release %s have system partitions of %d MiB", b.Config.SlotSize>>20, r.Version, r.Slot>>20)
+		}
+	}
 	if b.Previous == "" {
 		return nil
 	}
-	was, err := previousContract(filepath.Join(b.Previous, release.UKIFile))
+	was, takes, err := previousContract(filepath.Join(b.Previous, release.UKIFile))
 	if err != nil {
 		return fmt.Errorf("previous build %s: %w", b.Previous, err)
 	}
@@ -46,6 +54,7 @@ func (b *build) follow(context.Context) error {
 	case c.SlotSize > was.SlotSize:
 		return fmt.Errorf("SlotSize is %d bytes, but machines with the previous build have system partitions of %d", c.SlotSize, was.SlotSize)
 	}
+	b.past = append(b.past, takes)
 	return samePinned(was.ReleaseKey, c.ReleaseKey)
 }
 
@@ -137,26 +146,31 @@ func samePinned(was, is []byte) error {
 	return nil
 }
 
-// previousContract reads the boot contract out of a UKI.
-func previousContract(file string) (*contract.Contract, error) {
+// previousContract reads the boot contract out of a UKI, and how much of a machine its
+// release takes.
+func previousContract(file string) (*contract.Contract, room.Release, error) {
 	info, err := os.Stat(file)
 	if err != nil {
-		return nil, err
+		return nil, room.Release{}, err
 	}
 	if info.Size() > maxUKI {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d", file, info.Size(), maxUKI)
+		return nil, room.Release{}, fmt.Errorf("%s has %d bytes, more than %d", file, info.Size(), maxUKI)
 	}
 	image, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, room.Release{}, err
 	}
 	u, err := uki.Parse(image)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, room.Release{}, fmt.Errorf("%s: %w", file, err)
 	}
 	initrd, ok := u.Section(".initrd")
 	if !ok {
-		return nil, errors.New(file + " has no initramfs")
+		return nil, room.Release{}, errors.New(file + " has no initramfs")
 	}
-	return contract.FromInitrd(initrd)
+	c, err := contract.FromInitrd(initrd)
+	if err != nil {
+		return nil, room.Release{}, err
+	}
+	return c, room.OfUKI(c, info.Size(), contract.AbilitiesFromInitrd(initrd)), nil
 }

@@ -33,6 +33,12 @@ type EFI struct {
 	PCR11     *PCR11             `json:"pcr11,omitempty"`
 	Microcode []Microcode        `json:"microcode,omitempty"`
 	Contract  *contract.Contract `json:"contract,omitempty"`
+	// ESPSize and LeastESP are the EFI system partition that an installation makes, and the
+	// smallest that machines have from releases before, in bytes.
+	ESPSize  int64 `json:"esp_size,omitempty"`
+	LeastESP int64 `json:"least_esp,omitempty"`
+
+	able contract.Abilities
 }
 
 // Section is a section of an EFI image.
@@ -183,7 +189,8 @@ func (e *EFI) describeUKI(img *uki.Image) error {
 	}
 	// Another's UKI has no boot contract, and can be looked at all the same.
 	if c, err := contract.FromInitrd(initrd); err == nil {
-		e.Contract = c
+		e.Contract, e.able = c, contract.AbilitiesFromInitrd(initrd)
+		e.ESPSize, e.LeastESP = e.able.ESP(), e.able.SmallestESP()
 	} else if bytes.Contains(initrd[:min(len(initrd), 1024)], []byte(contract.Path)) {
 		return err
 	}

@@ -20,12 +20,13 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/room"
 )
 
 // maxEFI bounds what is read of an EFI image in bytes.
 const maxEFI = 512 << 20
 
-// A Report is what is known about a file. One of the pointers is set.
+// A Report is what is known about a file. One of the pointers before Room is set.
 type Report struct {
 	Kind    string           `json:"kind"` // efi, disk, system, release, archive, esp, luks or key
 	Size    int64            `json:"size"` // bytes
@@ -37,6 +38,8 @@ type Report struct {
 	ESP     []ESPFile        `json:"esp,omitempty"`
 	LUKS    *LUKS            `json:"luks,omitempty"`
 	Key     *Key             `json:"key,omitempty"`
+	// Room is how much of machines' partitions a release takes, where it is one's.
+	Room *room.Plan `json:"room,omitempty"`
 }
 
 // System describes a system image by its superblock.
@@ -70,6 +73,7 @@ func File(path string) (*Report, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	r.Size = info.Size()
+	r.Plan(nil)
 	return r, nil
 }
 

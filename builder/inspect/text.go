@@ -38,6 +38,7 @@ func (r *Report) Text(to io.Writer) error {
 			line(w, "file\t%s, %d bytes%s\n", f.Path, f.Size, f.remark())
 		}
 	}
+	r.roomText(w)
 	return w.Flush()
 }
 
@@ -117,6 +118,7 @@ func (e *EFI) text(w io.Writer, size int64) {
 	}
 	if e.Contract != nil {
 		contractText(w, e.Contract)
+		line(w, "  ESP\t%d MiB where it is installed, %d MiB on machines at the least\n", e.ESPSize>>20, e.LeastESP>>20)
 	}
 }
 

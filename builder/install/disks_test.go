@@ -232,7 +232,7 @@ func TestLeastSize(t *testing.T) {
 		// The first boot judges by the same rule: what is taken has room for all, and
 		// what is refused has not.
 		for sectors, fits := range map[uint64]bool{high: true, high - 1: false} {
-			table, err := Table(s.ESP.Release, randomIDs(t), sectors, size, nil)
+			table, err := Table(s.ESP, randomIDs(t), sectors, size, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -240,7 +240,7 @@ func TestLeastSize(t *testing.T) {
 				t.Errorf("%d sectors of %d bytes: the first boot says %v", sectors, size, err)
 			}
 		}
-		need := tooSmall(Disk{SectorSize: size, Sectors: high - 1}, s.Contract.SlotSize, nil)
+		need := tooSmall(Disk{SectorSize: size, Sectors: high - 1}, layout.ESPSize, s.Contract.SlotSize, nil)
 		if least := int64(high) * int64(size); !strings.Contains(need, fmt.Sprintf("needs %d MiB", (least+mib-1)/mib)) {
 			t.Errorf("the least disk has %d bytes, and it says: %s", least, need)
 		}

@@ -9,6 +9,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -63,15 +64,26 @@ func RandomIDs(random io.Reader) (ids IDs, err error) {
 // Table lays out what an installation makes on a disk of so many sectors of
 // sectorSize bytes: the ESP, and the first system partition. That has the size
 // of a slot where the disk has room for it, and else the size of the image. kept
-// is the root partition that stays where it is, or nil.
-func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
+// is the root partition that stays where it is, or nil: before it the ESP leaves the
+// slots their room, down to the size that every installation has had.
+func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
 	if sectorSize != 512 && sectorSize != 4096 {
 		return nil, fmt.Errorf("sectors of %d bytes: only 512 and 4096 are supported", sectorSize)
 	}
+	r := e.Release
 	if len(r.RootHash) != len(verity.Root{}) {
 		return nil, fmt.Errorf("root hash has %d bytes, want %d", len(r.RootHash), len(verity.Root{}))
 	}
-	const start = layout.Align + layout.ESPSize
+	esp := e.size()
+	if kept != nil {
+		least, err := layout.LeastDisk(0, r.SlotSize)
+		if err != nil {
+			return nil, err
+		}
+		free := int64(kept.Partition.First)*int64(sectorSize) - (least - layout.MinRoot - layout.Align)
+		esp = max(min(esp, free/layout.Align*layout.Align), layout.ESPSize)
+	}
+	start := layout.Align + esp
 	room := int64(sectors)*int64(sectorSize) - start - layout.Align // the alternate table lies in the last piece
 	if kept != nil {
 		room = int64(kept.Partition.First)*int64(sectorSize) - start
@@ -86,10 +98,10 @@ func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int, kept *Ro
 	unit := uint64(sectorSize)
 	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors, Partitions: []gpt.Partition{{
 		Number: layout.ESPNumber, Type: layout.TypeESP, UUID: ids.ESP, Label: layout.ESPLabel,
-		First: layout.Align / unit, Last: start/unit - 1,
+		First: layout.Align / unit, Last: uint64(start)/unit - 1,
 	}, {
 		Number: layout.SlotA.SystemNumber(), Type: layout.TypeRoot, UUID: layout.SystemUUID(verity.Root(r.RootHash)), Label: layout.SlotA.SystemLabel(),
-		First: start / unit, Last: uint64(start+size)/unit - 1,
+		First: uint64(start) / unit, Last: uint64(start+size)/unit - 1,
 	}}}
 	if kept != nil {
 		t.Partitions = append(t.Partitions, kept.Partition)
@@ -101,7 +113,11 @@ func Table(r *release.Release, ids IDs, sectors uint64, sectorSize int, kept *Ro
 type ESP struct {
 	Release          *release.Release
 	UKI, BootManager []byte
+	// Size is what the partition has in bytes; 0 stands for layout.ESPSize.
+	Size int64
 }
+
+func (e ESP) size() int64 { return cmp.Or(e.Size, layout.ESPSize) }
 
 // files are the ESP's files by their paths.
 func (e ESP) files() map[string][]byte {

@@ -78,7 +78,7 @@ func TestInstall(t *testing.T) {
 		t.Run(fmt.Sprint(sector), func(t *testing.T) {
 			dir := newBuild(t, nil)
 			s, ids := open(t, dir), randomIDs(t)
-			table, err := Table(s.ESP.Release, ids, uint64(diskSize/sector), sector, nil)
+			table, err := Table(s.ESP, ids, uint64(diskSize/sector), sector, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +137,7 @@ func run(t testing.TB, name string, args ...string) string {
 func TestCut(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	table, err := Table(s.ESP, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {
 func TestLyingDisk(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	table, err := Table(s.ESP, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func TestBootEntry(t *testing.T) {
 func TestTooLate(t *testing.T) {
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	table, err := Table(s.ESP, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,7 +452,7 @@ func TestBoundedMemory(t *testing.T) {
 	s, ids := open(t, newBuild(t, nil)), randomIDs(t)
 	used := func(size int64) uint64 {
 		source := zeros(t, s, size)
-		table, err := Table(source.ESP.Release, ids, (layout.ESPSize+256*mib)/512, 512, nil)
+		table, err := Table(source.ESP, ids, (layout.ESPSize+256*mib)/512, 512, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -475,7 +475,7 @@ func TestBoundedMemory(t *testing.T) {
 // A partition table that the disk loses is found out.
 func TestLostTable(t *testing.T) {
 	s, ids := open(t, newBuild(t, nil)), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	table, err := Table(s.ESP, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

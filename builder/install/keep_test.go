@@ -31,7 +31,7 @@ func inUse(t testing.TB, label string, tokens ...luks2.Token) (*blocktest.Disk, 
 	t.Helper()
 	dir := newBuild(t, nil)
 	s, ids := open(t, dir), randomIDs(t)
-	table, err := Table(s.ESP.Release, ids, diskSize/512, 512, nil)
+	table, err := Table(s.ESP, ids, diskSize/512, 512, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,4 +256,48 @@ func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool) {
 	if err != nil {
 		t.Errorf("installing again: %v", err)
 	}
+}
+
+// An ESP that is larger than before makes way for the slots and a root partition that
+// stays, and is never smaller than it always was.
+func TestKeptRootAndLargeESP(t *testing.T) {
+	s := open(t, newBuild(t, nil))
+	if table, err := Table(s.ESP, randomIDs(t), (4<<30)/512, 512, nil); err != nil || bytesOf(table, layout.ESPNumber) != layout.ESPSize {
+		t.Errorf("as it always was: %+v, %v", table, err)
+	}
+	s.ESP.Size = 1 << 30
+	least, err := layout.LeastDisk(0, slotSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots := least - layout.MinRoot - layout.Align // with what is before the ESP
+	for begin, want := range map[int64]int64{
+		-1:                           1 << 30, // nothing is kept
+		slots + 1<<30:                1 << 30,
+		slots + 3<<30:                1 << 30,
+		slots + 1<<30 - 512:          1<<30 - mib,
+		slots + 600*mib:              600 * mib,
+		slots + layout.ESPSize:       layout.ESPSize,
+		slots + layout.ESPSize - mib: layout.ESPSize, // which is refused then
+	} {
+		var kept *Root
+		if begin > 0 {
+			kept = &Root{Partition: gpt.Partition{Number: layout.RootNumber, Type: layout.TypeLUKS, UUID: gpt.GUID{7}, Label: layout.RootLabel, First: uint64(begin / 512), Last: (8<<30)/512 - 2048}}
+		}
+		table, err := Table(s.ESP, randomIDs(t), (8<<30)/512, 512, kept)
+		if err != nil || bytesOf(table, layout.ESPNumber) != want {
+			t.Errorf("a root partition from %d on: %+v, %v; want an ESP of %d", begin, table, err, want)
+			continue
+		}
+		_, err = layout.NewPlan(table, slotSize, rand.Reader)
+		if fits := begin != slots+layout.ESPSize-mib; (err == nil) != fits {
+			t.Errorf("a root partition from %d on: the first boot says %v", begin, err)
+		}
+	}
+}
+
+func bytesOf(t *gpt.Table, number int) int64 {
+	p, _ := t.ByNumber(number)
+	_, size := t.Bytes(p)
+	return size
 }

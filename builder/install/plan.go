@@ -180,7 +180,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	for _, use := range d.Uses {
 		p.refuse("%s is in use: %s; end that first (umount, swapoff), or choose another disk", d.Path, use)
 	}
-	t, err := Table(s.ESP.Release, ids, d.Sectors, d.SectorSize, p.Kept)
+	t, err := Table(s.ESP, ids, d.Sectors, d.SectorSize, p.Kept)
 	if err == nil {
 		// The UUIDs of a plan that is only looked at must differ, and no more.
 		if _, rerr := layout.NewPlan(t, s.Contract.SlotSize, rand.Reader); rerr != nil {
@@ -189,7 +189,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	}
 	switch {
 	case errors.Is(err, ErrNoRoom):
-		p.refuse("%s", tooSmall(d, s.Contract.SlotSize, p.Kept))
+		p.refuse("%s", tooSmall(d, s.ESP.size(), s.Contract.SlotSize, p.Kept))
 	case err != nil:
 		p.refuse("%v", err)
 	}
@@ -269,8 +269,11 @@ func (p *Plan) Err(erase bool) error {
 var ErrNoRoom = errors.New("the disk is too small")
 
 // tooSmall says how much room is wanted.
-func tooSmall(d Disk, slotSize int64, kept *Root) string {
-	need, err := layout.LeastDisk(slotSize)
+func tooSmall(d Disk, espSize, slotSize int64, kept *Root) string {
+	if kept != nil {
+		espSize = layout.ESPSize // less is never asked for
+	}
+	need, err := layout.LeastDisk(espSize, slotSize)
 	switch {
 	case err != nil:
 		return err.Error() // not reachable: the boot contract would have been refused

@@ -185,7 +185,7 @@ func (s *Source) take(f release.File, content []byte) error {
 	if s.Contract, err = contract.FromInitrd(initrd); err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
-	s.ESP.UKI = content
+	s.ESP.UKI, s.ESP.Size = content, contract.AbilitiesFromInitrd(initrd).ESP()
 	return s.ESP.Release.Matches(s.Contract)
 }
 

@@ -120,6 +120,9 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 			if err := release.Follows(old.contract, want.contract); err != nil {
 				return fmt.Errorf("machines with release %s would refuse %s: %w", old.version, v, err)
 			}
+			if err := fits(want.release, want.able, old.release, old.able); err != nil {
+				return fmt.Errorf("machines with release %s could not take %s: %w", old.version, v, err)
+			}
 		}
 		return m.Set(c, manifest.Entry{Version: v, Limited: share.Limited, Percent: share.Percent})
 	})
@@ -336,19 +339,9 @@ type Listed struct {
 
 // List returns the releases on a server, the newest first. It changes nothing.
 func List(ctx context.Context, s Server, now time.Time) ([]Listed, error) {
-	_, m, err := readManifest(ctx, s)
+	m, key, err := shownKey(ctx, s)
 	if err != nil {
 		return nil, err
-	}
-	var key *pgp.Key
-	if m.PubKey != "" {
-		text, err := s.Get(ctx, m.PubKey, pgp.MaxKey)
-		if err == nil {
-			key, err = pgp.ParseKey(text)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("the server's key: %w", err)
-		}
 	}
 	versions, err := s.Versions(ctx)
 	if err != nil {
@@ -365,6 +358,21 @@ func List(ctx context.Context, s Server, now time.Time) ([]Listed, error) {
 		all = append(all, describe(ctx, s, m, key, v, now))
 	}
 	return all, nil
+}
+
+// shownKey reads a server's manifest, and the release key that it shows: nil for none.
+func shownKey(ctx context.Context, s Server) (m *manifest.Manifest, key *pgp.Key, err error) {
+	if _, m, err = readManifest(ctx, s); err != nil || m.PubKey == "" {
+		return m, nil, err
+	}
+	text, err := s.Get(ctx, m.PubKey, pgp.MaxKey)
+	if err == nil {
+		key, err = pgp.ParseKey(text)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("the server's key: %w", err)
+	}
+	return m, key, nil
 }
 
 func describe(ctx context.Context, s Server, m *manifest.Manifest, key *pgp.Key, v contract.Version, now time.Time) Listed {

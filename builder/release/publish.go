@@ -185,6 +185,9 @@ func (p *publisher) readPrevious(context.Context) error {
 	if err := p.build.readBy(b.able); err != nil {
 		return fmt.Errorf("machines with the previous build would refuse this one: %w", err)
 	}
+	if err := fits(p.build.release, p.build.able, b.release, b.able); err != nil {
+		return fmt.Errorf("machines with the previous build could not take this one: %w", err)
+	}
 	p.follow = b
 	return nil
 }
@@ -253,6 +256,9 @@ func (p *publisher) compare(context.Context) error {
 		}
 		if err := p.build.readBy(old.able); err != nil {
 			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
+		}
+		if err := fits(p.build.release, p.build.able, old.release, old.able); err != nil {
+			return fmt.Errorf("machines with release %s could not take this one: %w", old.version, err)
 		}
 		p.build.warnOf(old, p.Note)
 	}

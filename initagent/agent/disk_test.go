@@ -33,7 +33,7 @@ func (d lateDisks) List() ([]hw.Disk, error) {
 // is left; of one that is a sector smaller nothing is written.
 func TestLeastDisk(t *testing.T) {
 	const tail = 33 * sectorSize // the alternate table
-	size, err := layout.LeastDisk(slotSize)
+	size, err := layout.LeastDisk(layout.ESPSize, slotSize)
 	if err != nil {
 		t.Fatal(err)
 	}
