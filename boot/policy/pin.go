@@ -98,12 +98,10 @@ func (s Stretch) PIN(typed []byte) (*PIN, error) {
 
 // LockoutAuth returns the authorisation that keeps others from setting back the TPM's count
 // of wrong PINs, which the caller wipes. It follows from the volume key, which stays while
-// machine secrets and PINs change: who has that needs no PIN. As for the end of it, see
-// PIN.Auth.
+// machine secrets and PINs change: who has that needs no PIN.
 func LockoutAuth(volumeKey []byte) []byte {
 	auth := volumeMAC(volumeKey, labelLockout)
-	auth[31] |= 1
-	return auth[:]
+	return withoutZeros(auth[:])
 }
 
 // A PIN is a PIN or passphrase once it was stretched. From it follow the authorisation
@@ -117,11 +115,17 @@ type PIN struct {
 // Stretch is what the PIN was stretched by.
 func (p *PIN) Stretch() Stretch { return p.stretch }
 
-// Auth returns the sealed object's authorisation value, which the caller wipes. It does
-// not end in a zero byte: a TPM takes those off (Part 1, 19.6.4.3).
-func (p *PIN) Auth() []byte {
-	auth := derive(p.key[:], labelPINAuth, 32)
-	auth[31] |= 1
+// Auth returns the sealed object's authorisation value, which the caller wipes.
+func (p *PIN) Auth() []byte { return withoutZeros(derive(p.key[:], labelPINAuth, 32)) }
+
+// withoutZeros has an authorisation value hold no zero byte. A TPM takes those off its end
+// (Part 1, 19.6.4.3), and go-tpm ends the value at the first one, wherever that is.
+func withoutZeros(auth []byte) []byte {
+	for i, b := range auth {
+		if b == 0 {
+			auth[i] = 1
+		}
+	}
 	return auth
 }
 
