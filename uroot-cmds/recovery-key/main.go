@@ -26,7 +26,8 @@ secret: reseal --new-secret makes another.
 In the running system (halogenctl recovery-key new) it only leaves a request:
 the next start, opened by the TPM, does this for whoever is in front of it and
 answers y. The old key is not needed for that, and stays until the new one is
-confirmed: one that is not opens nothing. At the recovery console it needs unlock.
+confirmed: one that is not opens nothing. At the recovery console it needs
+unlock.
 
 Exit codes: 0 replaced, or asked for; 1 not, 2 wrong usage.
 `
