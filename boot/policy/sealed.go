@@ -20,6 +20,9 @@ const (
 	sealedVersion2 = 2 // with a PIN
 )
 
+// ErrNewer is wrapped by the refusal of what a later release has sealed.
+var ErrNewer = errors.New("of a later release")
+
 // ErrSealed is wrapped by every refusal to take a stored sealed object.
 var ErrSealed = errors.New("sealed object")
 
@@ -57,7 +60,8 @@ type Sealed struct {
 	Resets uint32 `json:"resets,omitempty"`
 
 	// PIN is how the PIN is stretched that the TPM asks for; nil for none. It comes with
-	// version 2, which no release before knows: such a one asks for the recovery key.
+	// version 2, which no release before knows: such a one takes the root partition for
+	// damaged, and must not be started.
 	PIN *Stretch `json:"pin,omitempty"`
 }
 
@@ -204,6 +208,12 @@ func (s *Sealed) Encode() ([]byte, error) {
 func ParseSealed(b []byte) (*Sealed, error) {
 	if len(b) > maxSealedJSON {
 		return nil, fmt.Errorf("%w: %d bytes, want at most %d", ErrSealed, len(b), maxSealedJSON)
+	}
+	var of struct {
+		Version int `json:"version"`
+	}
+	if json.Unmarshal(b, &of) == nil && of.Version > sealedVersion2 {
+		return nil, fmt.Errorf("%w: version %d: %w", ErrSealed, of.Version, ErrNewer)
 	}
 	s := new(Sealed)
 	if err := strictjson.Decode(b, s); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
@@ -315,4 +316,45 @@ func TestPINUncounted(t *testing.T) {
 		t.Errorf("it says:\n%s", text)
 	}
 	m.startsBy("correct horse")
+}
+
+// A header whose token of the TPM is damaged, or a later release's, opens by the recovery
+// key. What a later release has bound is not bound otherwise. FAULTS 108
+func TestTokenNotUnderstood(t *testing.T) {
+	for name, c := range map[string]struct {
+		sealed  string
+		answers []string
+		says    string
+	}{
+		"of a later release": {`{"version":9,"pin":{"by":"fingerprint"}}`, nil, "a later release has bound"},
+		"damaged":            {`{"version":1,"kind":"mv"}`, []string{"y", "weaker"}, "Bound to this TPM"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, pinned)
+			m.changeToken(func(change *luks2.Change, n int, token luks2.Token) error {
+				token.Fields["sealed"] = json.RawMessage(c.sealed)
+				return change.SetToken(n, token)
+			})
+			m.startsBy(append([]string{m.recoveryKey()}, c.answers...)...)
+			if text := m.printed.String(); !strings.Contains(text, c.says) {
+				t.Errorf("it says:\n%s", text)
+			}
+			if c.answers != nil {
+				m.opensByItself()
+			}
+		})
+	}
+}
+
+// A release of a source tree that knows of no PINs takes such a machine's root partition
+// for damaged. It is not staged. FAULTS 108
+func TestStageWithoutPINs(t *testing.T) {
+	m := withPIN(t, "1234")
+	able := contract.Own()
+	able.NewSecret = rootpart.KnowsPIN - 1
+	m.fetch(newReleaseOf(t, 2, 5, able, pinned))
+	m.startsBy("1234")
+	if !strings.Contains(m.said.String(), "it knows nothing of PINs") || m.agent.Contract.Version != 1 {
+		t.Errorf("version %s runs:\n%s", m.agent.Contract.Version, m.said.String())
+	}
 }

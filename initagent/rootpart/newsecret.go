@@ -337,7 +337,8 @@ func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) err
 const (
 	finishesSecret = 1
 	finishesKeys   = 3
-	knowsPIN       = 4
+	// KnowsPIN is a system that opens a machine with a PIN.
+	KnowsPIN = 4
 )
 
 // A Change is what a new machine secret brings about.
@@ -353,7 +354,7 @@ func CheckSystems(files fs.FS, running *contract.Contract, table *gpt.Table, cha
 	need, what := finishesSecret, "a new machine secret"
 	switch {
 	case change.PIN:
-		need, what = knowsPIN, "PINs"
+		need, what = KnowsPIN, "PINs"
 	case change.Keys:
 		need, what = finishesKeys, "new Secure Boot keys"
 	}

@@ -111,7 +111,7 @@ var errNotOwner = fmt.Errorf("the Secure Boot keys in %s are not those of this v
 // volume that is bound to a TPM has one; that it is not bound any more does not count
 // where the machine's own note says that it was.
 func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.Certificate) error {
-	if lock == nil || lock.Sealed == nil {
+	if lock == nil || lock.Sealed == nil && lock.Strange == nil {
 		if g := ReadGuarantees(store, secret); g.unknown == nil && g.Record {
 			return errNotOwner
 		}
@@ -257,6 +257,9 @@ func AllowedAnew(list *secureboot.List) enroll.Allowed {
 // the program of whoever put it there finds, too. list is nil where no keys are
 // stored, which is right only where the machine was made without any.
 func MayAccept(s enroll.State, wanted contract.Requirement, lock *vault.Lock, list *secureboot.List) error {
+	if errors.Is(lock.Strange, policy.ErrNewer) {
+		return fmt.Errorf("a later release has bound the root partition to the TPM, in a way that this one does not know, and would undo it: start that one (%w)", lock.Strange)
+	}
 	if wanted == contract.Required && !Enforces(s) {
 		return errors.New("the firmware does not enforce Secure Boot, so whatever it started could open the root partition from then on: switch Secure Boot on in the firmware's setup, or, where its keys are gone, `enroll` at the recovery console, and start again")
 	}

@@ -155,6 +155,9 @@ func (s *stager) admit(c *candidate) (admission, error) {
 	if err != nil {
 		return admission{}, fetched.Refused(err)
 	}
+	if s.Lock.HasPIN() && fresh.Abilities.NewSecret < rootpart.KnowsPIN {
+		return admission{}, fetched.Refuse("it knows nothing of PINs, and this machine has one: it would take the root partition for damaged")
+	}
 	known := s.KnownManagers(start)
 	mine, theirs := start.System(start.Running, known, nil), start.System(fresh, known, nil)
 	if s.Lock.Sealed.Kind == policy.KindPCR {

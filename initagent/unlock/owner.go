@@ -99,7 +99,7 @@ func (o *opening) startedByRefused(list *secureboot.List) bool {
 // others would not vouch for it; where it is bound to a TPM and has none, these would not
 // either.
 func (o *opening) offerFirstKeys(c hw.Console) (err error) {
-	if o.Chip.Err == nil || len(o.Lock.OwnerSignature) > 0 || o.Lock.Sealed != nil {
+	if o.Chip.Err == nil || len(o.Lock.OwnerSignature) > 0 || o.Lock.Sealed != nil || o.Lock.Strange != nil {
 		return nil
 	}
 	o.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+

@@ -73,7 +73,10 @@ func (o *opening) end(err error) (Result, error) {
 }
 
 func (o *opening) byTPM() error {
-	if o.Lock.Sealed == nil {
+	switch {
+	case o.Lock.Strange != nil:
+		return fmt.Errorf("what the root partition's header says of the TPM is not understood: %w", o.Lock.Strange)
+	case o.Lock.Sealed == nil:
 		return errors.New("the root partition is not bound to a TPM")
 	}
 	return o.released(func(known []policy.Boot) (*policy.Secret, *policy.Record, error) {

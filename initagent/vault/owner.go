@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -51,10 +52,16 @@ func setNextOwnerSignature(t *luks2.Token, owner *rsa.PrivateKey, volumeKey []by
 	return err
 }
 
+// errNoToken: what is signed again lies beside the sealed secret.
+var errNoToken = errors.New("the header has no sealed secret, or none that is understood")
+
 // SignAgain has the volume's owner signature be by one key alone, once no other is in the firmware's
 // db any more. The object stays. Cut before the header is written, both owner signatures stand; cut
 // after it, the one.
 func (l *Lock) SignAgain(random io.Reader, d block.Device, volumeKey []byte, owner *rsa.PrivateKey) error {
+	if l.Sealed == nil {
+		return fmt.Errorf("make the owner signature of the root partition by one key: %w", errNoToken)
+	}
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, l.KeptPIN, owner)
 	})

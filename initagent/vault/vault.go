@@ -57,6 +57,7 @@ type Lock struct {
 	Health luks2.Health
 
 	Sealed             *policy.Sealed // nil: not bound to a TPM
+	Strange            error          // why what the header says of the TPM is not understood, or nil: Sealed is nil then
 	TPMSlot            int
 	OwnerSignature     []byte     // signature over the volume's fingerprint
 	NextOwnerSignature []byte     // the same by the key that is about to replace the first; or nil
@@ -137,17 +138,17 @@ func read(header *luks2.Header) (*Lock, error) {
 		case replacedToken:
 			l.Replaced = true
 		case tpmToken:
-			if l.Sealed != nil || len(t.Keyslots) != 1 {
+			if l.TPMSlot >= 0 || len(t.Keyslots) != 1 {
 				return nil, fmt.Errorf("LUKS2 header: want one %s token, for one keyslot", tpmToken)
 			}
+			l.TPMSlot = t.Keyslots[0]
 			sealed, err := policy.ParseSealed(t.Fields[sealedField])
-			if err != nil {
-				return nil, fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
+			err = errors.Join(err, field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature), field(t, pinField, &l.KeptPIN))
+			if err != nil { // the recovery key needs none of it
+				l.Strange = fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
+				continue
 			}
-			l.Sealed, l.TPMSlot = sealed, t.Keyslots[0]
-			if err := errors.Join(field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature), field(t, pinField, &l.KeptPIN)); err != nil {
-				return nil, err
-			}
+			l.Sealed = sealed
 		case luks2.RecoveryTokenType:
 			r := Recovery{Token: number}
 			if err := errors.Join(field(t, escrowField, &r.Escrow), field(t, checksField, &r.Checks)); err != nil {
