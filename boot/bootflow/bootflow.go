@@ -580,12 +580,10 @@ func keepHome(s State, f Facts) (Step, bool) {
 // declines gets the system that they have started.
 func newSecret(f Facts) (Step, bool) {
 	switch {
-	case !f.SecretAsked || f.Unlock != Done:
-		return Step{}, false
-	case f.NewSecret == NotTried:
-		return Step{NewSecret, "the running system has asked for a new machine secret"}, true
-	case f.NewSecret == Done:
+	case f.NewSecret == Done: // of a forgotten PIN, too, where somebody has typed the key
 		return Step{Reboot, "the machine secret was replaced: the next start goes by the new one"}, true
+	case f.SecretAsked && f.Unlock == Done && f.NewSecret == NotTried:
+		return Step{NewSecret, "the running system has asked for a new machine secret"}, true
 	}
 	return Step{}, false
 }

@@ -85,7 +85,7 @@ func TestPINOfAMachine(t *testing.T) {
 	}
 	// Forgotten: the recovery key opens, nothing of the machine is to be accepted, and a new
 	// one is set.
-	m.startsBy("", m.recoveryKey(), "y", "correct horse", "correct house", "correct horse", "correct horse")
+	m.startsBy("", m.recoveryKey(), "y", "correct horse", "correct house", "correct horse", "correct horse", "correct horse")
 	if text := m.printed.String(); strings.Contains(text, "Accept this machine") || !strings.Contains(text, "two different ones") {
 		t.Errorf("a forgotten PIN:\n%s", text)
 	}
@@ -157,7 +157,7 @@ func TestPINTakenOut(t *testing.T) {
 	})
 	m.startsBy("", m.recoveryKey(), "n")
 	m.startsBy("1234")
-	m.startsBy("", m.recoveryKey(), "y", "5678", "5678")
+	m.startsBy("", m.recoveryKey(), "y", "5678", "5678", "5678")
 	m.startsBy("1234", "5678")
 	m.startsBy("", m.recoveryKey(), "n") // and it is kept again
 	m.startsBy("5678")

@@ -140,6 +140,9 @@ func (a *Agent) opened(r unlock.Result, err error) error {
 	if r.KeysWritten {
 		f.Enroll = bootflow.Done
 	}
+	if r.Renewed {
+		f.NewSecret = bootflow.Done
+	}
 	if r.Foretold != nil {
 		a.foretold = r.Foretold
 	}

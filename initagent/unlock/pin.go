@@ -231,11 +231,11 @@ func (o *opening) offerPIN(c hw.Console, key *luks2.RecoveryKey, volumeKey []byt
 		return err
 	}
 	defer pin.Wipe()
-	replaced, err := r.replaceSecret(start, key, volumeKey, pin)
+	o.Renewed, err = r.replaceSecret(start, key, volumeKey, pin)
 	if err == nil {
 		c.Print(r.done())
-	} else if replaced {
-		o.Log.Say("the next start finishes the new PIN or takes it back: %v", err)
+	} else if o.Renewed {
+		c.Print(fmt.Sprintf("The next start finishes the new PIN or takes it back: %v\n", err))
 		return nil
 	}
 	return err

@@ -38,6 +38,9 @@ type Result struct {
 	EnrollAgain bool
 	// KeysWritten: the firmware was given new Secure Boot keys.
 	KeysWritten bool
+	// Renewed: the machine secret was replaced, or may have been, since the PIN was
+	// forgotten. Nothing may be written by either before the next start.
+	Renewed bool
 	// Foretold is what the TPM was told of the start after the enrollment; or nil.
 	Foretold *rootpart.Start
 }
