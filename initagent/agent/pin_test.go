@@ -56,6 +56,16 @@ func (m *machine) hasPIN() bool {
 	return lock.HasPIN()
 }
 
+// keptPIN is the PIN that the header keeps.
+func (m *machine) keptPIN() []byte {
+	m.t.Helper()
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	_, lock, err := vault.Look(s, s.Size())
+	m.must(err)
+	return lock.KeptPIN
+}
+
 // startsBy starts the machine with what is typed.
 func (m *machine) startsBy(typed ...string) {
 	m.t.Helper()
@@ -146,8 +156,9 @@ func TestPINOnTrial(t *testing.T) {
 }
 
 // Whoever takes out of the header what keeps the PIN for who has the recovery key gets no
-// machine without a PIN: the keyslot and the TPM go by it as before, and the owner sets
-// another one.
+// machine without a PIN: the keyslot and the TPM go by it as before, and the next start by
+// it keeps it again. A machine that is accepted meanwhile loses nothing, and nobody is
+// asked to give anything up.
 func TestPINTakenOut(t *testing.T) {
 	m := withPIN(t, "1234")
 	m.startsBy("1234")
@@ -155,7 +166,18 @@ func TestPINTakenOut(t *testing.T) {
 		delete(token.Fields, "pin")
 		return c.SetToken(n, token)
 	})
+	out := m.world(true, nil)
 	m.startsBy("", m.recoveryKey(), "n")
+	m.startsBy("1234")
+	if m.keptPIN() == nil {
+		t.Error("the PIN is not kept again")
+	}
+	m.powerOn(out)
+	m.extra = "new firmware"
+	m.startsBy(m.recoveryKey(), "y")
+	if text := m.printed.String(); !strings.Contains(text, "Accepted.") || strings.Contains(text, "WARNING") {
+		t.Errorf("accepted without the kept PIN:\n%s", text)
+	}
 	m.startsBy("1234")
 	m.startsBy("", m.recoveryKey(), "y", "5678", "5678", "5678")
 	m.startsBy("1234", "5678")
@@ -244,6 +266,34 @@ func (m *machine) nextKnowsPIN(box []byte, secret *policy.Secret) {
 	}
 }
 
+// A header whose token of the TPM is damaged, or a later release's, opens by the recovery
+// key. What a later release has bound is not bound otherwise. FAULTS 108
+func TestTokenNotUnderstood(t *testing.T) {
+	for name, c := range map[string]struct {
+		sealed  string
+		answers []string
+		says    string
+	}{
+		"of a later release": {`{"version":9,"pin":{"by":"fingerprint"}}`, nil, "a later release has bound"},
+		"damaged":            {`{"version":1,"kind":"mv"}`, []string{"y", "weaker"}, "Bound to this TPM"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := provisionedMachine(t, pinned)
+			m.changeToken(func(change *luks2.Change, n int, token luks2.Token) error {
+				token.Fields["sealed"] = json.RawMessage(c.sealed)
+				return change.SetToken(n, token)
+			})
+			m.startsBy(append([]string{m.recoveryKey()}, c.answers...)...)
+			if text := m.printed.String(); !strings.Contains(text, c.says) {
+				t.Errorf("it says:\n%s", text)
+			}
+			if c.answers != nil {
+				m.opensByItself()
+			}
+		})
+	}
+}
+
 // countsPINs says whether the TPM goes on counting wrong PINs whatever others tell it, and how
 // many it still takes.
 func (m *machine) countsPINs() (counted bool, left int) {
@@ -316,34 +366,6 @@ func TestPINUncounted(t *testing.T) {
 		t.Errorf("it says:\n%s", text)
 	}
 	m.startsBy("correct horse")
-}
-
-// A header whose token of the TPM is damaged, or a later release's, opens by the recovery
-// key. What a later release has bound is not bound otherwise. FAULTS 108
-func TestTokenNotUnderstood(t *testing.T) {
-	for name, c := range map[string]struct {
-		sealed  string
-		answers []string
-		says    string
-	}{
-		"of a later release": {`{"version":9,"pin":{"by":"fingerprint"}}`, nil, "a later release has bound"},
-		"damaged":            {`{"version":1,"kind":"mv"}`, []string{"y", "weaker"}, "Bound to this TPM"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m := provisionedMachine(t, pinned)
-			m.changeToken(func(change *luks2.Change, n int, token luks2.Token) error {
-				token.Fields["sealed"] = json.RawMessage(c.sealed)
-				return change.SetToken(n, token)
-			})
-			m.startsBy(append([]string{m.recoveryKey()}, c.answers...)...)
-			if text := m.printed.String(); !strings.Contains(text, c.says) {
-				t.Errorf("it says:\n%s", text)
-			}
-			if c.answers != nil {
-				m.opensByItself()
-			}
-		})
-	}
 }
 
 // A release of a source tree that knows of no PINs takes such a machine's root partition

@@ -85,9 +85,9 @@ func (b Binding) NowSealed(r *policy.Record, sealed *policy.Sealed) Guarantees {
 }
 
 // consent asks the owner, where the machine would get less than it had by what is sealed
-// with this secret.
-func (b Binding) consent(record *policy.Record, secret *policy.Secret, kind policy.Kind) error {
-	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces, PIN: secret.PIN() != nil}
+// or accepted, with a PIN or without.
+func (b Binding) consent(record *policy.Record, pin bool, kind policy.Kind) error {
+	now := Guarantees{Record: kind == policy.KindNV, Programs: record.Programs && kind == policy.KindNV, SecureBoot: b.Enforces, PIN: pin}
 	lost := append(b.Had.Lost(now), b.Older...)
 	switch {
 	case len(lost) == 0:
@@ -120,7 +120,7 @@ func (b Binding) Seal(secret *policy.Secret, boot policy.Boot, record *policy.Re
 	if bound || !errors.Is(err, tpm.ErrNoSpace) && !errors.Is(err, tpm.ErrUnsupported) {
 		return nil, err
 	}
-	if weaker := b.consent(record, secret, policy.KindPCR); weaker != nil {
+	if weaker := b.consent(record, secret.PIN() != nil, policy.KindPCR); weaker != nil {
 		return nil, fmt.Errorf("this TPM cannot hold the policy record (%w): %w", err, weaker)
 	}
 	b.Say("WARNING: this TPM cannot hold the policy record (%v): the secret is bound to this one system, an update binds it again, and an older copy of it is not shut out", err)
@@ -227,7 +227,8 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 	if err != nil || !there {
 		return false, err
 	}
-	if err := b.consent(record, secret, policy.KindNV); err != nil {
+	// The object stays as it is, and asks for the PIN that it did, known here or not.
+	if err := b.consent(record, lock.HasPIN(), policy.KindNV); err != nil {
 		return false, err
 	}
 	return true, b.WriteRecord(secret, lock.Sealed, record)
@@ -236,8 +237,12 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 // OpensByTPM has the keyslot that the TPM's token names open with the secret, where it
 // does not: it is damaged, or the token was changed to name another. The TPM releases the
 // secret then, and the record alone would not end the question for the recovery key. Cut
-// before the header is written, the owner is asked once more.
+// before the header is written, the owner is asked once more. Where the PIN is not known it
+// does nothing: nobody can tell whether the keyslot opens.
 func OpensByTPM(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret) error {
+	if lock.HasPIN() && secret.PIN() == nil {
+		return nil
+	}
 	opened, err := lock.OpenTPM(d, secret, 0) // the keyslot of a machine secret takes no memory
 	luks2.Wipe(opened)
 	if err == nil {
@@ -315,7 +320,7 @@ func (b Binding) MaySucceed(lock *vault.Lock, secret *policy.Secret, record *pol
 	if err != nil {
 		return err
 	}
-	return b.consent(record, secret, policy.KindNV)
+	return b.consent(record, secret.PIN() != nil, policy.KindNV)
 }
 
 // keepFloor gives a record the floor that was: the TPM's or the root partition's,
@@ -351,7 +356,7 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volu
 		return err
 	}
 	b.Had = b.Had.Forgotten()
-	if err := b.consent(record, secret, policy.KindNV); err != nil {
+	if err := b.consent(record, secret.PIN() != nil, policy.KindNV); err != nil {
 		return err
 	}
 	b.Had.unknown = nil // that was agreed to

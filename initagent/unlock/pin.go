@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"time"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
@@ -149,6 +150,18 @@ func (o *opening) keepCounting(volumeKey []byte) {
 		return
 	}
 	o.Log.Say("WARNING: somebody has changed how the TPM counts wrong PINs; it counts them again as it did")
+}
+
+// keepPIN has the header keep the PIN again, where it was taken out: without it, whoever
+// opens with the recovery key cannot seal with it.
+func (o *opening) keepPIN(volumeKey []byte) {
+	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, true)
+	if err == nil {
+		err = errors.Join(o.Lock.KeepPIN(o.Random, f, volumeKey, o.Secret), f.Close())
+	}
+	if err != nil {
+		o.Log.Say("%v", err)
+	}
 }
 
 // forgive has the TPM forget wrong PINs, once the recovery key has opened the machine: it

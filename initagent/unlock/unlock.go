@@ -149,6 +149,7 @@ func (o *opening) released(unseal func(known []policy.Boot) (*policy.Secret, *po
 	}
 	o.State.Root, o.Record, o.Secret = bootflow.RootOpen, record, secret
 	o.HealHeader()
+	o.keepPIN(volumeKey)
 	o.keepCounting(volumeKey)
 	o.lookForList(secret)
 	if settled {

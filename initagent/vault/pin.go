@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 )
@@ -38,6 +39,32 @@ func (l *Lock) TakePIN(volumeKey []byte, secret *policy.Secret) {
 	}
 	defer pin.Wipe()
 	secret.SetPIN(pin)
+}
+
+// KeepPIN writes the PIN that a secret goes along with into the header again, where that
+// has lost it. It needs nobody's consent: the TPM asks for this PIN already.
+func (l *Lock) KeepPIN(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret) error {
+	pin := secret.PIN()
+	if pin == nil || !l.HasPIN() {
+		return nil
+	}
+	if had, err := policy.KeptPIN(volumeKey, l.KeptPIN, *l.Sealed.PIN); err == nil {
+		same := had.Equal(pin)
+		had.Wipe()
+		if same {
+			return nil
+		}
+	}
+	kept, err := keptPIN(random, volumeKey, secret, l.Sealed)
+	if err == nil {
+		err = l.Header.Change(random, d, func(c *luks2.Change) error {
+			return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, kept, nil)
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("keep the PIN in the root partition's header: %w", err)
+	}
+	return l.again()
 }
 
 // HasPIN reports whether the TPM asks for a PIN, by what the header says. Anybody with the
