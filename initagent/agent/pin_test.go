@@ -368,6 +368,21 @@ func TestPINUncounted(t *testing.T) {
 	m.startsBy("correct horse")
 }
 
+// A TPM without room for the record could not shut out a copy of the header from before
+// the PIN: none is set, and that is said before anybody is asked for the recovery key.
+func TestNoPINWithoutRecord(t *testing.T) {
+	m := newMachine(t, pinned)
+	m.fillTPM()
+	m.ends("system")
+	m.runs(1)
+	m.asksForPIN(nextboot.SetPIN)
+	m.typed = []string{m.recoveryKey(), "1234", "1234"}
+	m.ends("system", "has no room for the list of systems")
+	if m.hasPIN() || len(m.typed) != 3 {
+		t.Errorf("it asks, or has a PIN: %t", m.hasPIN())
+	}
+}
+
 // A release of a source tree that knows of no PINs takes such a machine's root partition
 // for damaged. It is not staged. FAULTS 108
 func TestStageWithoutPINs(t *testing.T) {

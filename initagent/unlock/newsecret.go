@@ -138,6 +138,8 @@ func (o *renewal) mayRenew() (*rootpart.Start, error) {
 		return nil, errors.New("this machine has no PIN")
 	case o.wish.PIN != "" && o.Lock.Sealed == nil:
 		return nil, errors.New("a PIN needs a TPM, and this machine's data is bound to none")
+	case o.wish.PIN == nextboot.SetPIN && o.Lock.Sealed.Kind == policy.KindPCR:
+		return nil, errors.New("this machine's TPM has no room for the list of systems that may open its data, so that a copy of this disk's header from before would open without the PIN")
 	}
 	change := rootpart.Change{Keys: o.wish.Keys, PIN: o.wish.PIN == nextboot.SetPIN}
 	check := func(files fs.FS) error { return rootpart.CheckSystems(files, o.Contract, o.Table, change) }

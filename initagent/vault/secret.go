@@ -25,7 +25,8 @@ var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use 
 //
 // A secret with a PIN brings its own, and one without takes it away: the old secret's
 // index is deleted with it, so that an older copy of the header, which asks for another
-// PIN or for none, opens by the TPM no more.
+// PIN or for none, opens by the TPM no more. One that is bound to PCRs has none, and such
+// a copy opens as it did: package unlock sets no PIN there.
 //
 // owner makes the owner signature; next, where it is not nil, signs it as well, by the same header:
 // it is about to replace owner in the firmware's db.

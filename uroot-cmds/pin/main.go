@@ -25,7 +25,9 @@ the TPM takes none for a while.
 
 Restart the machine while you are in front of it. Whoever presses Enter there
 declines, and nothing is changed. Each makes a new machine secret, so that no
-older copy of the disk's header opens by the TPM; the recovery key stays.
+older copy of the disk's header opens by the TPM; the recovery key stays. A TPM
+without room for the record of what may start could not shut such a copy out:
+there no PIN is set.
 
 Who has forgotten the PIN presses Enter where it is asked for, types the
 recovery key, and sets another one.
