@@ -5,6 +5,7 @@ import (
 	"crypto/sha512"
 	"fmt"
 	"hash"
+	"runtime/debug"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/pbkdf2"
@@ -88,9 +89,20 @@ func (k KDF) memory() uint64 { return uint64(k.Memory) << 10 }
 // derive returns a key of size bytes, which the caller wipes.
 func (k kdf) derive(passphrase []byte, size int) []byte {
 	if k.Type == KDFArgon2id {
-		return argon2.IDKey(passphrase, k.Salt, k.Time, k.Memory, k.CPUs, uint32(size))
+		key := argon2.IDKey(passphrase, k.Salt, k.Time, k.Memory, k.CPUs, uint32(size))
+		FreeMemory(k.memory())
+		return key
 	}
 	return pbkdf2.Key(passphrase, k.Salt, k.Iterations, size, hashes(k.Hash))
+}
+
+// FreeMemory gives back what a key derivation has taken, in bytes, where that is much. The
+// collector would let as much again be taken before it runs, and the second key derivation
+// of a boot, by which process 1 of a small machine ends: half of its memory is one's share.
+func FreeMemory(taken uint64) {
+	if taken >= 16<<20 {
+		debug.FreeOSMemory()
+	}
 }
 
 // hashes returns nil for every hash that is not on the list.

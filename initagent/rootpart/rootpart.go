@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
@@ -196,6 +197,7 @@ func KeyMemory(memory uint64, cpus int) uint64 {
 	const probe, passes = 16 << 10, 4 // KiB; luks2.Argon2id's passes
 	start := time.Now()
 	argon2.IDKey([]byte("probe"), make([]byte, 16), 1, probe, uint8(min(cpus, 4)), 32)
+	defer luks2.FreeMemory(probe << 10)
 	took := max(time.Since(start), time.Millisecond)
 	affordable := uint64(float64(probe<<10) * float64(keyTime) / float64(took) / passes)
 	return min(memory, max(2*affordable, minKeyMemory)) // a keyslot takes half

@@ -80,6 +80,7 @@ func (l *Lock) PIN(typed []byte, memory uint64) (*policy.PIN, error) {
 	if need := l.Sealed.PIN.Bytes(); need > memory {
 		return nil, fmt.Errorf("try the PIN: %w: %d MiB, the limit is %d MiB", luks2.ErrMemory, need>>20, memory>>20)
 	}
+	defer luks2.FreeMemory(l.Sealed.PIN.Bytes())
 	return l.Sealed.PIN.PIN(typed)
 }
 
@@ -91,5 +92,6 @@ func NewPIN(random io.Reader, typed []byte, memory uint64, cpus int) (*policy.PI
 	if err != nil {
 		return nil, err
 	}
+	defer luks2.FreeMemory(s.Bytes())
 	return s.PIN(typed)
 }

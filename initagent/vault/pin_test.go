@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -215,5 +216,31 @@ func TestPINRefuses(t *testing.T) {
 		if _, err := NewPIN(random, []byte(short), 64<<20, 1); !errors.Is(err, policy.ErrPINLength) {
 			t.Errorf("%q: %v", short, err)
 		}
+	}
+}
+
+// What a key derivation has taken is given back before the next one takes as much.
+func TestMemoryIsGivenBack(t *testing.T) {
+	const memory = 256 << 20 // a PIN takes half
+	inUse := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse
+	}
+	before := inUse()
+	pin, err := NewPIN(rand.NewChaCha8([32]byte{5}), []byte("1234"), memory, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := inUse(); now > before+memory/4 {
+		t.Errorf("after a new PIN %d MiB are in use, %d before", now>>20, before>>20)
+	}
+	stretch := pin.Stretch()
+	lock := &Lock{Sealed: &policy.Sealed{PIN: &stretch}}
+	if _, err := lock.PIN([]byte("1235"), memory); err != nil {
+		t.Fatal(err)
+	}
+	if now := inUse(); now > before+memory/4 {
+		t.Errorf("after a PIN was tried %d MiB are in use, %d before", now>>20, before>>20)
 	}
 }
