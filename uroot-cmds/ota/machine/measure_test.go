@@ -113,3 +113,19 @@ func TestCheckMeasuresNothing(t *testing.T) {
 		t.Errorf("where the owner allows it: %+v, %v", out, err)
 	}
 }
+
+// What a check has left counts as no fetch, and makes room for that of another version: a
+// check whose block index could not be fetched leaves an empty directory.
+func TestMeasured(t *testing.T) {
+	for name, want := range map[string]bool{"3.work": true, "4.work/" + release.IndexFile: true, "5.work/" + release.ImageFile: false, "6": false} {
+		directory, file, _ := strings.Cut(name, "/")
+		directory = filepath.Join(t.TempDir(), directory)
+		must(t, os.Mkdir(directory, 0o700))
+		if file != "" {
+			must(t, os.WriteFile(filepath.Join(directory, file), nil, 0o600))
+		}
+		if measured(directory) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}

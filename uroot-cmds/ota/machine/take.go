@@ -77,11 +77,11 @@ func (u *update) work(v contract.Version) string { return u.finished(v) + workEn
 // all and measured say which directories of other versions directory takes away.
 func all(string) bool { return true }
 
-// measured reports whether a directory is one that a check has left: it has a block index
-// and nothing else.
+// measured reports whether a directory is one that a check has left: it has a block index,
+// or what could be fetched of it, and nothing else.
 func measured(directory string) bool {
 	entries, err := os.ReadDir(directory)
-	if err != nil || len(entries) == 0 || !strings.HasSuffix(directory, workEnding) {
+	if err != nil || !strings.HasSuffix(directory, workEnding) {
 		return false
 	}
 	return !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), release.IndexFile) })
