@@ -177,7 +177,10 @@ func (o options) offer(ctx, ends context.Context, s *service.Service, guard *pol
 			was = true
 			select {
 			case <-ends.Done():
-				return b.Close()
+				if err := b.Close(); ctx.Err() == nil {
+					return err
+				}
+				return nil // the connection has ended with it
 			case <-conn.Context().Done():
 				_ = b.Close() // it has ended already
 			}

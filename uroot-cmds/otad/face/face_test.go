@@ -1,6 +1,7 @@
 package face
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -206,6 +207,24 @@ func TestSysUpdate(t *testing.T) {
 	}
 	if _, err := iosystemdsysupdate.CheckNew().Call(t.Context(), c, all[0].Id, nil); err == nil || !strings.Contains(err.Error(), "org.halogenos.Update.Failed") {
 		t.Errorf("check: %v", err)
+	}
+}
+
+// A call may come without parameters.
+func TestWithoutParameters(t *testing.T) {
+	w := otadtest.New(t, failing)
+	path := filepath.Join(t.TempDir(), "otad")
+	listen(t, w, path)
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(`{"method":"org.halogenos.Update.Channel"}` + "\x00")); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := bufio.NewReader(conn).ReadString(0); err != nil || !strings.Contains(text, `"channel":"stable"`) {
+		t.Errorf("%q, %v", text, err)
 	}
 }
 

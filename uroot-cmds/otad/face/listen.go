@@ -9,6 +9,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -176,7 +177,7 @@ func (s *Server) converse(ctx context.Context, conn net.Conn, caller polkit.Call
 		return
 	}
 	c := &call{Service: s.service, guard: s.guard, caller: caller}
-	if err := errors.Join(v.RegisterInterface(orghalogenosupdate.VarlinkNew(c)), v.RegisterInterface(iosystemdsysupdate.VarlinkNew(&sysupdate{c}))); err != nil {
+	if err := errors.Join(v.RegisterInterface(lenient{orghalogenosupdate.VarlinkNew(c)}), v.RegisterInterface(iosystemdsysupdate.VarlinkNew(&sysupdate{c}))); err != nil {
 		_ = conn.Close()
 		return
 	}
@@ -185,6 +186,21 @@ func (s *Server) converse(ctx context.Context, conn net.Conn, caller polkit.Call
 	b := &bounded{Conn: conn, wait: maxWait, silence: maxSilence, reading: time.Now()}
 	go b.watch(ctx, cancel, watchEvery)
 	v.ServeConn(ctx, b)
+}
+
+// lenient takes a call without parameters for one with none: the protocol allows it, and
+// here all of them may be left out but one.
+type lenient struct {
+	*orghalogenosupdate.VarlinkInterface
+}
+
+// VarlinkDispatch implements the library's dispatcher.
+func (l lenient) VarlinkDispatch(ctx context.Context, c varlink.Call, method string) error {
+	if c.In.Parameters == nil {
+		none := json.RawMessage("{}")
+		c.In.Parameters = &none
+	}
+	return l.VarlinkInterface.VarlinkDispatch(ctx, c, method)
 }
 
 // watchEvery is how often it is looked whether a caller is still there.

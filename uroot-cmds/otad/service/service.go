@@ -31,6 +31,12 @@ type Service struct {
 	checking  chan struct{} // holds one when a check is under way, or a fetch is about to begin
 	stopCheck context.CancelCauseFunc
 	checked   checked
+
+	looking chan struct{} // holds one when the state is looked at
+	status  struct {      // as it was last
+		out   *machine.Status
+		until time.Time
+	}
 }
 
 // checked is what the last check has found.
@@ -42,7 +48,7 @@ type checked struct {
 
 // New returns a service. open gives the machine as it is now.
 func New(open func() *machine.Machine) *Service {
-	return &Service{Open: open, checking: make(chan struct{}, 1), onJobs: map[int]func(*Job){}, active: time.Now()}
+	return &Service{Open: open, checking: make(chan struct{}, 1), looking: make(chan struct{}, 1), onJobs: map[int]func(*Job){}, active: time.Now()}
 }
 
 // Enter says that somebody waits for an answer, until leave.
@@ -98,8 +104,9 @@ func (s *Service) Restart(ctx context.Context, o when.Order) error {
 const (
 	freshFor  = time.Minute
 	failedFor = 10 * time.Second
-	// checkFor bounds a check: a server that takes its time keeps no fetch away.
-	checkFor = 5 * time.Minute
+	// checkFor bounds a check: a server that takes its time keeps no timer's fetch away,
+	// which waits for longer (machine.FetchWhenFit).
+	checkFor = 10 * time.Minute
 )
 
 // errFetch is why a check was ended that was in the way.
@@ -148,16 +155,40 @@ func (s *Service) check(ctx context.Context) (_ *machine.Outcome, again bool, _ 
 	return out, false, err
 }
 
-// changed has the next check look again.
+// changed has the next who ask for the state, or check, look again.
 func (s *Service) changed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.checked = checked{}
+	s.status.out = nil
 }
 
-// Status says what there is to know.
+// statusFor is how long what there is to know is given to others who ask.
+const statusFor = time.Second
+
+// Status says what there is to know. It looks into both slots: one at a time does, however
+// many ask.
 func (s *Service) Status(ctx context.Context) (*machine.Status, error) {
-	return s.Open().Status(ctx)
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case s.looking <- struct{}{}:
+	}
+	defer func() { <-s.looking }()
+	s.mu.Lock()
+	last := s.status
+	s.mu.Unlock()
+	if last.out != nil && time.Now().Before(last.until) {
+		return last.out, nil
+	}
+	out, err := s.Open().Status(ctx)
+	if err != nil {
+		return out, err
+	}
+	s.mu.Lock()
+	s.status.out, s.status.until = out, time.Now().Add(statusFor)
+	s.mu.Unlock()
+	return out, nil
 }
 
 // Rollback gives up what was installed last.

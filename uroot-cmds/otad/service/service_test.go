@@ -217,3 +217,22 @@ func TestGoesAlong(t *testing.T) {
 		t.Errorf("it does not look what is there now: %q, %v", runs, err)
 	}
 }
+
+// However many ask for the state, it is looked at now and then, and again when something
+// has changed.
+func TestStatusIsShared(t *testing.T) {
+	w := otadtest.New(t, "exit 1")
+	first, err := w.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.Status(t.Context()); err != nil || again != first {
+		t.Errorf("it is looked at each time: %v", err)
+	}
+	if err := w.SetChannel("beta"); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := w.Status(t.Context()); err != nil || now.Channel != "beta" {
+		t.Errorf("%+v, %v", now, err)
+	}
+}
