@@ -367,6 +367,9 @@ func (u *users) members(group string, base *record, theirs, ours record, i int) 
 		u.noteMembers(group, without(there, here))
 		return ours.fields[i]
 	}
+	if came := without(there, here); base == nil && len(came) > 0 {
+		u.note(u.group.path, "members %s of group %s come in, which was made here and is new in the image, too", Name(strings.Join(came, ",")), Name(group))
+	}
 	if slices.Equal(there, was) {
 		return ours.fields[i]
 	}

@@ -72,6 +72,7 @@ func FuzzPlan(f *testing.F) {
 	f.Add([]byte{0x3e, 13, 0x39, 14, 0x3a, 15, 0x46, 16, 0x41, 17, 0x42, 18})
 	f.Add([]byte{0x16, 8, 0x1e, 0, 0x12, 20, 0x22, 1, 0x11, 10})
 	f.Add([]byte{0x3b, 13, 0x3b, 14, 0x42, 15, 0x03, 2, 0x0b, 3, 0x02, 0, 0x0a, 4})
+	f.Add([]byte("ByA'")) // a group that is made here and new in the image, with members there
 	f.Fuzz(func(t *testing.T, program []byte) {
 		base, theirs, upper := grown(program)
 		ours := over(base, upper)
