@@ -20,7 +20,8 @@ type People map[string][]byte
 type Person struct {
 	Name   Name
 	Number uint32
-	Groups []Name // beside their own
+	// Groups are those that they are in, or administrate, but for one of their own name.
+	Groups []Name
 }
 
 // PeopleOf picks them out of a machine's account files, by the files' names. What is not
@@ -47,23 +48,65 @@ func PeopleOf(files map[string][]byte) (People, []Person) {
 	}
 	here := func(name string) bool { _, is := at[name]; return is }
 	groups := peoplesGroups(of("group"), primary, here)
-	for _, rec := range groups.lines {
-		for _, name := range splitList(rec.fields[3]) {
-			people[at[name]].Groups = append(people[at[name]].Groups, Name(rec.name))
-		}
-	}
+	gshadow := withMembers(firstLines(of("gshadow"), func(name string) bool { _, is := groups.first[name]; return is }), here, 2, 3)
 	out := People{"passwd": passwd.text(), "group": groups.text()}
 	out.add("shadow", firstLines(of("shadow"), here))
-	out.add("gshadow", withMembers(firstLines(of("gshadow"), func(name string) bool { _, is := groups.first[name]; return is }), here, 2, 3))
+	out.add("gshadow", gshadow)
+	sorted := slices.Sorted(maps.Keys(numbers))
 	for _, file := range []string{"subuid", "subgid"} {
 		ranges := of(file)
 		ranges.lines = slices.DeleteFunc(ranges.lines, func(rec record) bool {
 			n, isNumber := number(rec.name) // subuid(5) takes a user's number, too
-			return rec.name == "" || !here(rec.name) && !(isNumber && numbers[n])
+			return rec.name == "" || !here(rec.name) && !(isNumber && numbers[n]) || !peoplesRange(rec, sorted)
 		})
 		out.add(file, ranges)
 	}
+	nameGroups(people, passwd, groups, gshadow)
 	return out, people
+}
+
+// nameGroups puts down which groups people are in, or administrate, so that they can become
+// members.
+func nameGroups(people []Person, passwd, groups, gshadow records) {
+	at, named := map[string]*Person{}, map[[2]string]bool{}
+	in := func(p *Person, group string) {
+		if pair := [2]string{string(p.Name), group}; pair[0] != pair[1] && !named[pair] {
+			named[pair] = true
+			p.Groups = append(p.Groups, Name(group))
+		}
+	}
+	called := groups.byNumber()
+	for i, rec := range passwd.lines {
+		at[rec.name] = &people[i]
+		gid, ok := number(rec.fields[groupField])
+		group := called[gid]
+		if group == "" || ok && system(gid) && group == rec.name {
+			group = rec.fields[groupField] // an image may have a group with that number
+		}
+		in(&people[i], group)
+	}
+	members := func(of records, field int) {
+		for _, rec := range of.lines {
+			for _, name := range splitList(rec.fields[field]) {
+				in(at[name], rec.name)
+			}
+		}
+	}
+	members(groups, 3)
+	members(gshadow, 2)
+	members(gshadow, 3)
+}
+
+// peoplesRange reports whether subordinate numbers may be a person's. With those of the
+// system, or of people, among them they would let one become any of these (newuidmap(1)).
+// A zero in front makes them octal.
+func peoplesRange(rec record, people []uint32) bool {
+	s, ok := spanOf(rec)
+	if !ok || s.first <= lastSystem || rec.fields[1][0] == '0' || !isText([]byte(rec.line())) {
+		return false
+	}
+	at, _ := slices.BinarySearch(people, uint32(s.first))
+	return at == len(people) || uint64(people[at]) >= s.end()
 }
 
 func (p People) add(file string, r records) {
@@ -74,7 +117,7 @@ func (p People) add(file string, r records) {
 
 // person reports whether a line of passwd is a person's, with whose number.
 func person(rec record) (uint32, bool) {
-	if rec.name == "" || strings.ContainsAny(rec.name[:1], "+-") || !isText([]byte(rec.line())) {
+	if rec.name == "" || rec.name == "root" || strings.ContainsAny(rec.name[:1], "+-") || !isText([]byte(rec.line())) {
 		return 0, false
 	}
 	n, ok := number(rec.fields[numberField])

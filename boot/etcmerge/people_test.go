@@ -1,6 +1,8 @@
 package etcmerge
 
 import (
+	"bytes"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -70,6 +72,33 @@ func TestPeopleOf(t *testing.T) {
 	}
 	if kept, people := PeopleOf(map[string][]byte{"passwd": []byte("root:x:0:0::/root:/bin/sh\n")}); kept != nil || people != nil {
 		t.Errorf("nobody is %v, %v", kept, people)
+	}
+}
+
+// What lets a person become somebody else is shown with them, or goes.
+func TestPeopleOfIntruder(t *testing.T) {
+	kept, people := PeopleOf(map[string][]byte{
+		"passwd":  []byte("root:x:1004:1004::/home/root:/bin/sh\nanna:x:1000:27::/home/anna:/bin/sh\nben:x:1001:10::/home/ben:/bin/sh\neve:x:1002:1002::/home/eve:/bin/sh\nown:x:1003:0::/home/own:/bin/sh\n"),
+		"shadow":  []byte("root:$eves:1::::::\n"),
+		"group":   []byte("sudo:x:27:\neve:x:1002:eve\nadm:x:4:anna,anna\nown:x:0:\n"),
+		"gshadow": []byte("sudo:!:eve:\nadm:!::anna\n"),
+		"subuid":  []byte("eve:0:65536\neve:999:2\neve:01100:10\neve:1000:1\neve:100000:65536\nanna:1100:65536\nben:-1:5\nroot:100000:65536\n"),
+		"subgid":  []byte("eve:27:1\n1002:100000:65536\n"),
+	})
+	said := ""
+	for _, p := range people {
+		said += fmt.Sprintf("%s %v\n", p.Name, p.Groups)
+	}
+	if want := "anna [sudo adm]\nben [10]\neve [sudo]\nown [0]\n"; said != want {
+		t.Errorf("it says\n%s, want\n%s", said, want)
+	}
+	for file, want := range map[string]string{"subuid": "eve:100000:65536\nanna:1100:65536\n", "subgid": "1002:100000:65536\n", "shadow": ""} {
+		if got := string(kept[file]); got != want {
+			t.Errorf("%s has %q, want %q", file, got, want)
+		}
+	}
+	if again, _ := PeopleOf(kept); !maps.EqualFunc(again, kept, bytes.Equal) {
+		t.Errorf("read again it is %q, and was %q", again, kept)
 	}
 }
 
@@ -188,6 +217,9 @@ func FuzzPlanPeople(f *testing.F) {
 	f.Add([]byte("guest:x:997:1::/home/a:\nguest:x:1000:1::/home/a:\nx:x: +1000:1::/home//x/:"), []byte("guest:x:27:x\nx:x:0:"), []byte("x:p"), []byte(":::\n"))
 	f.Fuzz(func(t *testing.T, passwd, group, shadow, subuid []byte) {
 		kept, people := PeopleOf(map[string][]byte{"passwd": passwd, "group": group, "shadow": shadow, "subuid": subuid})
+		if again, same := PeopleOf(kept); len(same) != len(people) || !bytes.Equal(again["passwd"], kept["passwd"]) || !bytes.Equal(again["shadow"], kept["shadow"]) {
+			t.Errorf("read again it is %q, and was %q", again, kept)
+		}
 		image := peoplesImage()
 		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
 		if err != nil {
