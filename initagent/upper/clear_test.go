@@ -2,6 +2,7 @@ package upper
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -74,6 +75,48 @@ func TestClearButImmutable(t *testing.T) {
 	must(t, err)
 	if names, err := d.store.Names(Bind); err != nil || len(stays) > 0 || !slices.Equal(names, []string{"home"}) {
 		t.Errorf("there is %q, %v; it leaves %q", names, err, stays)
+	}
+}
+
+// Neither a long name nor a directory around it that is immutable keeps anything, nor are
+// there too many names.
+func TestClearButObstacles(t *testing.T) {
+	d := newDisk(t, Directory+"/"+hash("a"))
+	long := strings.Repeat("n", 255)
+	files := map[string]string{"bind/home/x": "=1", long: "=1", "bind/" + long + "/x": "=1", "bind/" + long[:250]: "=1", "a\nb\x1b/x": "=1"}
+	for i := range 2*batch + 1 {
+		files[fmt.Sprintf("bind/var/many/%d", i)] = "=1"
+	}
+	lay(t, d.root, files)
+	chattr(t, "+i", filepath.Join(d.root, "bind"), d.root)
+	stays, err := d.store.ClearBut(staysHome, nil)
+	must(t, err)
+	names, err := d.store.Names(Bind)
+	top, terr := d.store.Names(".")
+	slices.Sort(top)
+	if err != nil || terr != nil || len(stays) > 0 || !slices.Equal(names, []string{"home"}) || !slices.Equal(top, []string{"bind", "halogen"}) {
+		t.Errorf("there is %q and %q, %v, %v; it leaves %q", top, names, err, terr, stays)
+	}
+}
+
+// A directory is not in memory with all of its names before any of it goes.
+func TestDiscardReadsInBatches(t *testing.T) {
+	d := newDisk(t, "")
+	files := map[string]string{}
+	for i := range 2 * batch {
+		files[fmt.Sprintf("big/%d", i)] = "=1"
+	}
+	lay(t, d.root, files)
+	late := false
+	must(t, d.store.Discard("big", func(what string) error {
+		if strings.HasPrefix(what, "remove ") && !late {
+			late = true
+			return os.WriteFile(filepath.Join(d.root, "big"+unfinished, "late"), nil, 0o600)
+		}
+		return nil
+	}))
+	if names, err := d.store.Names("."); err != nil || !late || slices.Contains(names, "big"+unfinished) {
+		t.Errorf("there is %q, %v", names, err)
 	}
 }
 

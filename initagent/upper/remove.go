@@ -61,22 +61,29 @@ func (s Store) Discard(name string, step func(string) error) error {
 func aside(parent *os.File, name string, step func(string) error) (string, error) {
 	fd := int(parent.Fd())
 	for n := 1; ; n++ {
-		to := strings.TrimSuffix(name, unfinished) + unfinished
-		if n > 1 {
-			to = fmt.Sprintf("%s.%d%s", strings.TrimSuffix(name, unfinished), n, unfinished)
-		}
+		to := asideName(name, n)
 		if err := step("rename " + name); err != nil {
 			return "", err
 		}
 		move := func() error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) }
 		err := move()
-		if errors.Is(err, unix.EPERM) && thawName(parent, name, step) == nil {
+		if errors.Is(err, unix.EPERM) && thawIn(parent, name, step) {
 			err = move()
 		}
 		if !errors.Is(err, unix.EEXIST) || n == 1000 {
 			return to, err
 		}
 	}
+}
+
+// asideName is the n-th name for it, with as much of its own as a name takes.
+func asideName(name string, n int) string {
+	ending := unfinished
+	if n > 1 {
+		ending = fmt.Sprintf(".%d%s", n, unfinished)
+	}
+	name = strings.TrimSuffix(name, unfinished)
+	return name[:min(len(name), unix.NAME_MAX-len(ending))] + ending
 }
 
 // sweep removes what was not finished in a directory, whosever it was. It reports what
@@ -138,6 +145,7 @@ type removal struct {
 	parent *os.File
 	top    *os.File // the directory that goes
 	moved  int
+	gone   int // how many names are
 	step   func(string) error
 }
 
@@ -155,6 +163,7 @@ func (r *removal) entry(parent *os.File, name string, depth int) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		flags = unix.AT_REMOVEDIR
 		if depth >= maxOpen && r.moveUp(parent, name) == nil {
+			r.gone++
 			return nil
 		}
 		if err := r.below(parent, name, depth); err != nil {
@@ -165,12 +174,13 @@ func (r *removal) entry(parent *os.File, name string, depth int) error {
 		return err
 	}
 	err = unix.Unlinkat(fd, name, flags)
-	if errors.Is(err, unix.EPERM) && thawName(parent, name, r.step) == nil {
+	if errors.Is(err, unix.EPERM) && thawIn(parent, name, r.step) {
 		err = unix.Unlinkat(fd, name, flags)
 	}
 	if err != nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
+	r.gone++
 	return nil
 }
 
@@ -204,19 +214,40 @@ func (r *removal) below(parent *os.File, name string, depth int) error {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	for {
-		names, err := f.Readdirnames(-1)
-		for _, n := range names {
-			if err := r.entry(f, n, depth+1); err != nil {
-				return err
-			}
-		}
-		if err != nil || depth > 0 || r.moved == 0 {
+		gone := r.gone
+		read, err := r.each(f, depth)
+		if err != nil || r.gone == gone || read <= batch && (depth > 0 || r.moved == 0) {
 			return err
 		}
-		// What was moved up while this was read.
-		r.moved = 0
+		// What was moved up while this was read, or what the file system has passed over,
+		// since others went meanwhile.
+		if depth == 0 {
+			r.moved = 0
+		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return err
+		}
+	}
+}
+
+// batch is how many names of a directory are in memory: one may have millions.
+const batch = 4096
+
+// each removes what a directory names from where it is read on, and returns how many that were.
+func (r *removal) each(f *os.File, depth int) (read int, err error) {
+	for {
+		names, err := f.Readdirnames(batch)
+		read += len(names)
+		for _, n := range names {
+			if err := r.entry(f, n, depth+1); err != nil {
+				return read, err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return read, nil
+		}
+		if err != nil {
+			return read, err
 		}
 	}
 }
@@ -232,6 +263,13 @@ func thaw(f *os.File, step func(string) error) error {
 		return err
 	}
 	return held.Release(int(f.Fd()))
+}
+
+// thawIn does that with what has a name and with the directory that it is in, and reports
+// whether it is worth another attempt.
+func thawIn(parent *os.File, name string, step func(string) error) bool {
+	own := thawName(parent, name, step)
+	return thaw(parent, step) == nil || own == nil
 }
 
 // thawName does that with a file or directory that has a name.
