@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
@@ -138,7 +139,7 @@ func TestStateGoesBack(t *testing.T) {
 	m.wantsState("two", "two")
 	m.givesUp("test_2.efi", "test_2+0.efi")
 	m.asksBack(1, false)
-	m.runs(1, "restore-state", "/var, /root, /usr/local are as they were before the update; what was there is in /run/state/snapshots/aside-a")
+	m.runs(1, "restore-state", "/var, /root, /usr/local are as they were before the update, at "+r.Taken.Format(time.RFC3339)+"; what was there is in /run/state/snapshots/aside-a")
 	m.wantsState("one", "two")
 	if !m.journalHas(journal.State, "are as they were before the update") {
 		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
@@ -246,6 +247,9 @@ func TestCutSnapshot(t *testing.T) {
 		if r, err := snapshot.ReadRecord(store{m}); err != nil || r == nil || r.For != 3 || string(m.rootFiles()["snapshots/before/var/lib/db"]) != "two" {
 			t.Fatalf("%s: record %+v, %v:\n%s", s.how, r, err, m.said.String())
 		}
+		if (store{m}).has(snapshot.Left + "/") {
+			t.Fatalf("%s: the snapshot of a staging that was cut is kept:\n%s", s.how, m.said.String())
+		}
 	}
 }
 
@@ -340,4 +344,25 @@ func TestStateNotExchanged(t *testing.T) {
 		t.Fatalf("ends in %s:\n%s", end, m.said.String())
 	}
 	m.wantsState("one", "two")
+}
+
+// The snapshot from before a trial that has failed is not replaced by one of what it has left.
+func TestSnapshotOfFailedTrialStays(t *testing.T) {
+	m := migrated(t)
+	m.givesUp("test_2+2-1.efi", "test_2+0-1.efi")
+	m.runs(1)
+	m.fetch(newRelease(t, 3, 5, onBtrfs))
+	m.runs(3)
+	left := ""
+	for name, text := range m.rootFiles() {
+		if strings.HasPrefix(name, snapshot.Left+"/20") && strings.HasSuffix(name, "-before-2-var/lib/db") {
+			left = string(text)
+		}
+	}
+	if left != "one" || string(m.rootFiles()["snapshots/before/var/lib/db"]) != "two" {
+		t.Errorf("left is %q:\n%s", left, m.said.String())
+	}
+	if !m.journalHas(journal.State, "is the snapshot from before version 2 was tried, which has not lasted") {
+		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
+	}
 }

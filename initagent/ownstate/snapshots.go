@@ -3,6 +3,7 @@ package ownstate
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
@@ -35,7 +36,7 @@ func Snapshot(h *host.Host, v contract.Version) string {
 		r, said, err = snapshot.Take(h.Store, snapshot.Record{
 			Taken: h.Now(), For: v,
 			System: snapshot.System{Version: h.Contract.Version, Slot: h.State.Booted, Root: Own(h)},
-		}, entries)
+		}, entries, func(r snapshot.Record) bool { return tried(h, r) })
 		sayState(h, said)
 	}
 	why := r.Missing
@@ -47,6 +48,19 @@ func Snapshot(h *host.Host, v contract.Version) string {
 		return "without a snapshot of the state: " + why
 	}
 	return "with a snapshot of " + strings.Join(r.Directories, ", ")
+}
+
+// tried reports whether the release was started that a snapshot was taken for. The boot
+// that has taken it tells of the staging in the journal, and a start does. Where there is no
+// journal it may have been.
+func tried(h *host.Host, r snapshot.Record) bool {
+	entries := h.Journal.Entries()
+	for _, e := range entries {
+		if e.Version == r.For && (e.Kind == journal.Staged || e.Kind == journal.Boot) && !e.Time.Before(r.Taken) {
+			return true
+		}
+	}
+	return len(entries) == 0
 }
 
 // Restore puts the directories back that `ota rollback --state` is about. See
@@ -62,6 +76,9 @@ func Restore(h *host.Host) error {
 		return nil
 	}
 	what := "as they were before the update"
+	if record, err := snapshot.ReadRecord(h.Store); err == nil && record != nil {
+		what += ", at " + record.Taken.Format(time.RFC3339)
+	}
 	if r.Undo {
 		what = "as they were before `ota rollback --state`"
 	}

@@ -38,7 +38,7 @@ func TestOnBtrfs(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o600))
 		}
 	}
-	r, _, err := snapshot.Take(s, record, entries)
+	r, _, err := snapshot.Take(s, record, entries, always)
 	must(t, err)
 	if len(r.Directories) != 2 || r.Missing != "" {
 		t.Fatalf("record %+v", r)
@@ -63,7 +63,7 @@ func TestOnBtrfs(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(root, "bind/var/lib/db"), []byte("can be written to"), 0o600))
 	write("three")
 	for range 2 {
-		if r, _, err = snapshot.Take(s, record, entries); err != nil || r.Missing != "" {
+		if r, _, err = snapshot.Take(s, record, entries, always); err != nil || r.Missing != "" {
 			t.Fatalf("record %+v, %v", r, err)
 		}
 	}
@@ -106,7 +106,7 @@ func TestHeldOnBtrfs(t *testing.T) {
 	testkit.Run(t, btrfs, "property", "set", at("bind/var/theirs"), "ro", "true")
 	testkit.Run(t, chattr, "+i", at("bind/srv"))
 	testkit.Run(t, chattr, "+a", at("bind/opt"))
-	r, _, err := snapshot.Take(s, record, entries)
+	r, _, err := snapshot.Take(s, record, entries, always)
 	if must(t, err); len(r.Directories) != 4 {
 		t.Fatalf("record %+v", r)
 	}
@@ -134,7 +134,7 @@ func TestHeldOnBtrfs(t *testing.T) {
 		}
 	}
 	for range 3 {
-		if r, _, err := snapshot.Take(s, record, entries); err != nil || r.Missing != "" {
+		if r, _, err := snapshot.Take(s, record, entries, always); err != nil || r.Missing != "" {
 			t.Fatalf("record %+v, %v", r, err)
 		}
 	}

@@ -79,7 +79,7 @@ func TestRestoreHeld(t *testing.T) {
 		for n := 1; ; n++ {
 			d := disk()
 			d.Files["bind/root"] = []byte(c.then)
-			r, _, err := snapshot.Take(d, record, entries)
+			r, _, err := snapshot.Take(d, record, entries, always)
 			must(t, err)
 			d.Files["bind/root"], d.Files["bind/root/x"] = []byte(c.now), []byte("two")
 			ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
@@ -107,11 +107,11 @@ func TestRestoreHeld(t *testing.T) {
 				t.Errorf("%q: /root is %q, and what was set aside %q", c, got, aside)
 			}
 			// None of it stays in the way.
-			r, _, err = snapshot.Take(d, record, entries)
+			r, _, err = snapshot.Take(d, record, entries, always)
 			if must(t, err); r.Missing != "" {
 				t.Errorf("%q: %s", c, r.Missing)
 			}
-			r, _, err = snapshot.Take(d, record, entries)
+			r, _, err = snapshot.Take(d, record, entries, always)
 			if must(t, err); r.Missing != "" {
 				t.Errorf("%q: %s", c, r.Missing)
 			}
@@ -222,7 +222,7 @@ func TestDirectoryIsNone(t *testing.T) {
 	if snapshot.Asked(d, note) {
 		t.Error("it is asked for")
 	}
-	if _, _, err := snapshot.Take(d, record, entries); err == nil || !strings.Contains(err.Error(), "snapshots is to be a directory of the root partition") {
+	if _, _, err := snapshot.Take(d, record, entries, always); err == nil || !strings.Contains(err.Error(), "snapshots is to be a directory of the root partition") {
 		t.Errorf("Take: %v", err)
 	}
 	if _, err := snapshot.Tidy(d, note, running); err == nil {
@@ -245,7 +245,7 @@ func TestDirectoryIsNone(t *testing.T) {
 func TestTakeNotFirst(t *testing.T) {
 	d := disk()
 	d.Space.Free = 900 * mib
-	_, _, err := snapshot.Take(d, record, entries)
+	_, _, err := snapshot.Take(d, record, entries, always)
 	must(t, err)
 	if r, err := snapshot.ReadRecord(d); err != nil || r == nil || !strings.HasPrefix(r.Missing, "900 MiB") {
 		t.Errorf("record %+v, %v", r, err)
@@ -256,7 +256,7 @@ func TestTakeNotFirst(t *testing.T) {
 func TestTakeAwaitsRoom(t *testing.T) {
 	d, _ := used(t)
 	d.Space.Free, d.Freeing = 800*mib, 3000*mib
-	if r, _, err := snapshot.Take(d, record, entries); err != nil || r.Missing != "" {
+	if r, _, err := snapshot.Take(d, record, entries, always); err != nil || r.Missing != "" {
 		t.Errorf("record %+v, %v", r, err)
 	}
 }
@@ -265,7 +265,7 @@ func TestTakeAwaitsRoom(t *testing.T) {
 func TestTakeStuck(t *testing.T) {
 	d, _ := used(t)
 	d.Fails = failing("remove subvolume snapshots/before/root", syscall.EIO)
-	r, _, err := snapshot.Take(d, record, entries)
+	r, _, err := snapshot.Take(d, record, entries, never)
 	must(t, err)
 	if stored, err := snapshot.ReadRecord(d); err != nil || stored == nil || !strings.Contains(stored.Missing, "input/output error") || r.Missing != stored.Missing {
 		t.Errorf("record %+v, %v", stored, err)
@@ -287,7 +287,7 @@ func TestForget(t *testing.T) {
 				_, err := snapshot.Restore(d, note, firstSystem, later)
 				must(t, err)
 				d.Files["bind/var"] = []byte(snapshottest.Immutable)
-				_, _, err = snapshot.Take(d, record, entries)
+				_, _, err = snapshot.Take(d, record, entries, always)
 				must(t, err)
 				ask(t, d, snapshot.Note{System: one, Of: later.Truncate(time.Second), Undo: true})
 			} else {
@@ -322,5 +322,98 @@ func TestForget(t *testing.T) {
 	d.Fails = failing("remove subvolume snapshots/before/root", syscall.EIO)
 	if err := snapshot.Forget(d, note); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "something is left of it: root") {
 		t.Errorf("what stays: %v", err)
+	}
+}
+
+// afterFailed is what the system of before version 2 has of the snapshot from then.
+func afterFailed(d snapshottest.Disk, where, name string) string {
+	return string(d.Files[where+"/"+name+"/lib/db"])
+}
+
+// The snapshot from before a release that has failed is the only one of what its trial has
+// changed: the next staging moves it out of its way. Cut anywhere, it is somewhere. FAULTS 105
+func TestTakeAfterFailed(t *testing.T) {
+	third := snapshot.Record{Taken: later, System: firstSystem, For: 3}
+	for n := 1; ; n++ {
+		d, _ := used(t)
+		var said []string
+		take := func() {
+			r, more, err := snapshot.Take(d, third, entries, never)
+			if said = append(said, more...); err != nil || r.Missing != "" {
+				t.Fatalf("record %+v, %v", r, err)
+			}
+		}
+		done, where := cutAt(&d, n, take)
+		if !done {
+			_, err := snapshot.Tidy(d, note, snapshot.Boot{System: one})
+			must(t, err)
+			if afterFailed(d, snapshot.Left, "2026-11-29-before-2-var") != "one" && afterFailed(d, snapshot.Before, "var") != "one" {
+				t.Fatalf("cut before %s: it is lost", where)
+			}
+			take()
+		}
+		left := at(d, snapshot.Left)
+		if left["2026-11-29-before-2-var/lib/db"] != "one" || left["2026-11-29-before-2-root/x"] != "one" || done && left["2026-11-29-before-2-var"] != snapshottest.ReadOnly || afterFailed(d, snapshot.Before, "var") != "two" {
+			t.Fatalf("cut before %s: left is %q, and the snapshot %q", where, left, at(d, snapshot.Before))
+		}
+		if done {
+			if text := strings.Join(said, "\n"); !strings.Contains(text, "snapshots/left/2026-11-29-before-2-var is the snapshot from before version 2 was tried, which has not lasted") {
+				t.Errorf("it says %q", text)
+			}
+			return
+		}
+	}
+}
+
+// One that was staged once more is not another, unless it was started in between; and one
+// that has lasted takes the snapshot from before it with it.
+func TestTakeAgain(t *testing.T) {
+	for how, c := range map[string]struct {
+		system snapshot.System
+		tried  func(snapshot.Record) bool
+		left   int
+	}{"cut": {firstSystem, never, 0}, "retried": {firstSystem, always, 5}, "lasts": {snapshot.System{Version: 2, Root: two}, always, 0}} {
+		d, _ := used(t)
+		_, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: c.system, For: 2}, entries, c.tried)
+		must(t, err)
+		if got := at(d, snapshot.Left); len(got) != c.left {
+			t.Errorf("%s: left is %q", how, got)
+		}
+	}
+}
+
+// What cannot be moved stays, with its record; and what no record tells of is moved.
+func TestTakeNotMoved(t *testing.T) {
+	d, r := used(t)
+	d.Fails = failing("rename snapshots/before/var", syscall.ENOSPC)
+	third := snapshot.Record{Taken: later, System: firstSystem, For: 3}
+	if _, _, err := snapshot.Take(d, third, entries, never); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("it says %v", err)
+	}
+	if stored, err := snapshot.ReadRecord(d); err != nil || !stored.Taken.Equal(r.Taken) || afterFailed(d, snapshot.Before, "var") != "one" {
+		t.Errorf("record %+v, %v with %q", stored, err, at(d, snapshot.Before))
+	}
+	d, _ = used(t)
+	d.Files["snapshots/record.json"] = []byte("{}")
+	if r, _, err := snapshot.Take(d, third, entries, never); err != nil || r.Missing != "" || afterFailed(d, snapshot.Left, "var") != "one" {
+		t.Errorf("record %+v, %v; left is %q", r, err, at(d, snapshot.Left))
+	}
+}
+
+// Where somebody has removed all that there was of a directory, it is said.
+func TestExchangeOfNothing(t *testing.T) {
+	d, r := used(t)
+	ask(t, d, snapshot.Note{System: one, Of: r.Taken, From: 2})
+	d.Fails = failing("rename snapshots/next/root", syscall.EIO)
+	if _, err := snapshot.Restore(d, note, firstSystem, later); err == nil {
+		t.Fatal("no plan is left")
+	}
+	d.Fails = nil
+	for _, where := range []string{"bind", "snapshots/next", "snapshots/aside-a"} {
+		rename(d, where+"/root", "elsewhere/"+where)
+	}
+	got, err := snapshot.Restore(d, note, firstSystem, later)
+	if must(t, err); !strings.Contains(got.Warning, "nothing was to be found of /root") || snapshot.Asked(d, note) {
+		t.Errorf("%+v", got)
 	}
 }

@@ -107,15 +107,19 @@ func Restore(s Store, note string, runs System, now time.Time) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("what is under way cannot be read: %w", err)
 	}
-	if err := exchange(s, p); err != nil {
+	missing, err := exchange(s, p)
+	if err != nil {
 		if untouched(s, p) {
 			return withdraw(s, note, err)
 		}
 		return Result{}, fmt.Errorf("the exchange that %s describes is not complete, and the next start goes on with it: %w", planFile, err)
 	}
 	out := Result{Directories: p.Directories, Undo: p.From != next, Where: p.Aside.Where}
-	if err := finish(s, note, p); err != nil {
-		out.Warning = err.Error()
+	if len(missing) > 0 {
+		err = fmt.Errorf("nothing was to be found of %s, which begins as it is in the image", Names(missing))
+	}
+	if err := errors.Join(err, finish(s, note, p)); err != nil {
+		out.Warning = oneLine(err)
 	}
 	return out, nil
 }
@@ -254,16 +258,24 @@ func copies(s Store, n *Note) ([]string, error) {
 // it is in its place and the other one in From; between the two its place is empty, and
 // no boot mounts it or makes it again, since each does this first; after the second, From
 // has it no more. So what there is says how far it has come, and a cut costs nothing.
-func exchange(s Store, p *plan) error {
+// missing are those of which nothing is anywhere.
+func exchange(s Store, p *plan) (missing []string, err error) {
 	if err := makeDirectory(s, p.Aside.Where); err != nil {
-		return err
+		return nil, err
 	}
 	for _, d := range p.Directories {
 		if err := exchangeOne(s, at(upper.Bind, d), at(p.From, d), at(p.Aside.Where, d)); err != nil {
-			return err
+			return nil, err
+		}
+		kind, err := s.Look(at(upper.Bind, d))
+		if err != nil {
+			return nil, err
+		}
+		if kind == subvolume.Absent {
+			missing = append(missing, d)
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // exchangeOne exchanges one. Somebody at the console may have made or removed any of the

@@ -3,8 +3,8 @@
 // partition of btrfs, where these directories are subvolumes.
 //
 // It refuses to go back by itself, to a snapshot that the asking was not about, and under
-// a system that it is not of. What it takes out of its place it keeps until the next
-// release is staged.
+// a system that it is not of. What it takes out of its place, and the snapshot from before
+// an update that failed, it keeps until somebody has it deleted.
 package snapshot
 
 import (
@@ -221,20 +221,28 @@ func ReadAside(s Store) (*Aside, error) {
 }
 
 // Take replaces the snapshot by one of what is now: the one before it is of the other
-// slot's old system, which gives way to a release. What was set aside moves to [Left],
-// where nothing but [Forget] removes it: it may be all that there is of something. r is
-// the record, without directories; what Take returns says what came of it, and said what a
-// person should know. An error means that the record could not say so.
+// slot's old system, which gives way to a release. But where r's system has taken that one,
+// too, the release that it was taken for has not lasted, and what is now is what its trial
+// has left: the snapshot moves to [Left], and so does what was set aside. Nothing but [Forget]
+// removes it there: it may be all that there is of something. tried reports whether the
+// release of a record was ever started. r is the record, without directories; what Take
+// returns says what came of it, and said what a person should know. An error means that the
+// record could not say so, or that the one before it stays with its snapshot.
 //
 // The record goes first and comes last. Cut before it is there, there is no snapshot, and
 // what is left of one is removed by Tidy. The snapshots are of one moment: nothing writes
 // to these directories while the initramfs is the root.
-func Take(s Store, r Record, entries []stateconf.Entry) (_ Record, said []string, err error) {
+func Take(s Store, r Record, entries []stateconf.Entry, tried func(Record) bool) (_ Record, said []string, err error) {
 	r.Format, r.Taken = format, r.Taken.UTC().Truncate(time.Second)
 	if err := makeDirectory(s, Directory); err != nil {
 		return r, nil, err
 	}
-	said, err = giveWay(s)
+	said, err = keepFailed(s, r, tried)
+	if err != nil {
+		return r, said, err
+	}
+	more, err := giveWay(s)
+	said = append(said, more...)
 	if err == nil {
 		err = take(s, &r, entries)
 	}
@@ -245,6 +253,32 @@ func Take(s Store, r Record, entries []stateconf.Entry) (_ Record, said []string
 	}
 	return r, said, keep(s, recordFile, &r)
 }
+
+// keepFailed moves the snapshot of a release that has not lasted out of the way of the next
+// one; r is the new record. A release that was staged once more, since that was cut or has
+// failed, has changed nothing.
+//
+// The record goes after it: in the other order a cut would have Tidy remove what no record
+// names. Cut in between, it names what is gone, nothing goes back to that, and the next
+// staging moves the rest.
+func keepFailed(s Store, r Record, tried func(Record) bool) (said []string, err error) {
+	old, err := ReadRecord(s)
+	prefix, of := "", "is a snapshot of which nothing is known"
+	switch {
+	case err != nil: // whatever is there may be that
+	case old == nil || !old.System.is(r.System) || old.For == r.For && !tried(*old):
+		return nil, nil
+	default:
+		prefix, of = fmt.Sprintf("%sbefore-%s-", old.Taken.Format(dated), old.For), fmt.Sprintf("is the snapshot from before version %s was tried, which has not lasted", old.For)
+	}
+	return each(s, Before, func(name string, _ subvolume.Kind) ([]string, error) {
+		to, err := moveAway(s, name, prefix)
+		return []string{fmt.Sprintf("/run/state/%s %s; `ota rollback --state --forget` deletes it", to, of)}, err
+	})
+}
+
+// dated begins the names in Left.
+const dated = "2006-01-02-"
 
 // oneLine is an error's text without line breaks.
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
@@ -263,7 +297,7 @@ func giveWay(s Store) (said []string, err error) {
 	}
 	when := ""
 	if aside != nil {
-		when = aside.Time.Format("2006-01-02-")
+		when = aside.Time.Format(dated)
 	}
 	var failed []error
 	for _, d := range []string{Before, next} {

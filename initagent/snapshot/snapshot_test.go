@@ -30,6 +30,10 @@ var (
 	record      = snapshot.Record{Taken: taken, System: snapshot.System{Version: 1, Slot: 1, Root: one}, For: 2}
 )
 
+// always is that each release was started that a snapshot was taken for, and never that none was.
+func always(snapshot.Record) bool { return true }
+func never(snapshot.Record) bool  { return false }
+
 // disk is a machine whose /var, /root and /usr/local are subvolumes, and whose /srv is not.
 func disk() snapshottest.Disk {
 	return snapshottest.Disk{Space: snapshot.Room{Size: 10000 * mib, Free: 5000 * mib}, Files: map[string][]byte{
@@ -67,7 +71,7 @@ func wants(t *testing.T, d snapshottest.Disk, directory string, want map[string]
 func used(t *testing.T) (snapshottest.Disk, snapshot.Record) {
 	t.Helper()
 	d := disk()
-	r, _, err := snapshot.Take(d, record, entries)
+	r, _, err := snapshot.Take(d, record, entries, always)
 	must(t, err)
 	d.Files["bind/var/lib/db"] = []byte("two")
 	d.Files["bind/var/lib/new"] = []byte("two")
@@ -107,7 +111,7 @@ func TestTake(t *testing.T) {
 	ro := map[string]string{"var": snapshottest.ReadOnly, "var/lib/db": "one", "root": snapshottest.ReadOnly, "root/x": "one", "usr-local": snapshottest.ReadOnly}
 	wants(t, d, snapshot.Before, ro)
 	// The next staging replaces it.
-	r2, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
+	r2, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries, always)
 	if must(t, err); r2.Missing != "" {
 		t.Errorf("record %+v", r2)
 	}
@@ -136,7 +140,7 @@ func TestTakeNot(t *testing.T) {
 	} {
 		d := disk()
 		change(&d)
-		r, _, err := snapshot.Take(d, record, entries)
+		r, _, err := snapshot.Take(d, record, entries, always)
 		must(t, err)
 		if stored, err := snapshot.ReadRecord(d); err != nil || !strings.Contains(r.Missing, say) || !reflect.DeepEqual(*stored, r) {
 			t.Errorf("%s: record %+v, %+v, %v", say, r, stored, err)
@@ -145,7 +149,7 @@ func TestTakeNot(t *testing.T) {
 	}
 	d := disk()
 	d.Fails = func(what string) error { return syscall.EIO }
-	if _, _, err := snapshot.Take(d, record, entries); !errors.Is(err, syscall.EIO) {
+	if _, _, err := snapshot.Take(d, record, entries, always); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a record that cannot be written: %v", err)
 	}
 }
@@ -203,7 +207,7 @@ func TestRestore(t *testing.T) {
 		aside, err = snapshot.ReadAside(d)
 		must(t, err)
 	}
-	if stored, _, err := snapshot.Take(d, record, entries); err != nil || stored.Missing != "" {
+	if stored, _, err := snapshot.Take(d, record, entries, always); err != nil || stored.Missing != "" {
 		t.Errorf("the next staging: %+v, %v", stored, err)
 	}
 	if aside, err = snapshot.ReadAside(d); err != nil || aside != nil || len(at(d, "snapshots/aside-a"))+len(at(d, "snapshots/aside-b")) > 0 {
@@ -367,7 +371,7 @@ func TestTakeCut(t *testing.T) {
 		d, _ := used(t)
 		was := at(d, "bind")
 		run := func() {
-			_, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries)
+			_, _, err := snapshot.Take(d, snapshot.Record{Taken: later, System: snapshot.System{Version: 2, Root: two}, For: 3}, entries, always)
 			must(t, err)
 		}
 		done, where := cutAt(&d, first, run)
@@ -456,7 +460,7 @@ func TestNested(t *testing.T) {
 	d.Files["bind/var/lib/docker/s"] = []byte(snapshottest.Writable)
 	d.Files["bind/var/lib/docker/s/layer"] = []byte("theirs")
 	for i := range 2 {
-		r, _, err := snapshot.Take(d, record, entries)
+		r, _, err := snapshot.Take(d, record, entries, always)
 		if must(t, err); r.Missing != "" {
 			t.Fatalf("record %+v", r)
 		}
@@ -472,7 +476,7 @@ func TestNested(t *testing.T) {
 		d.Files["bind/var/lib/docker/s"] = []byte(snapshottest.Writable)
 		d.Files["bind/var/lib/docker/s/layer"] = []byte("theirs")
 	}
-	_, _, err := snapshot.Take(d, record, entries)
+	_, _, err := snapshot.Take(d, record, entries, always)
 	must(t, err)
 	left := at(d, snapshot.Left)
 	if left["2026-12-02-var/lib/docker/s/layer"] != "theirs" || left["2026-12-02-var-2/lib/docker/s/layer"] != "theirs" {

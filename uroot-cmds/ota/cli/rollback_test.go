@@ -37,7 +37,7 @@ func TestRollbackStateAsks(t *testing.T) {
 		}
 		d := snapshottest.Disk{Space: snapshot.Room{Size: 1 << 40, Free: 1 << 40}, Files: map[string][]byte{"bind/var": []byte(snapshottest.Writable)}}
 		now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
-		_, _, err = snapshot.Take(d, snapshot.Record{Taken: now.Add(-75 * time.Hour), For: 7, System: snapshot.System{Version: 6, Root: six.Root().String()}}, []stateconf.Entry{{Mode: stateconf.Bind, Path: "/var"}})
+		_, _, err = snapshot.Take(d, snapshot.Record{Taken: now.Add(-75 * time.Hour), For: 7, System: snapshot.System{Version: 6, Root: six.Root().String()}}, []stateconf.Entry{{Mode: stateconf.Bind, Path: "/var"}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,8 @@ func TestRollbackStateAsks(t *testing.T) {
 			t.Errorf("%q: %d\n%s%s", answer, code, out, errs)
 		}
 		if done {
-			for answer, deleted := range map[string]bool{"n": false, "y": true} {
+			for _, answer := range []string{"n", "y"} {
+				deleted := answer == "y"
 				code, out, errs := run(answer, "--forget")
 				kept, err := snapshot.ReadRecord(d)
 				if err != nil || (code == 0) != deleted || (kept == nil) != deleted || !strings.Contains(out, "Delete it? [y/N]") {

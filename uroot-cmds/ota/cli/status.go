@@ -128,13 +128,13 @@ func showSnapshot(w io.Writer, s *machine.Status) {
 	case s.Snapshot != nil && s.Snapshot.Missing == "":
 		fmt.Fprintf(w, "%s can go back to %s, before version %s was tried (ota rollback --state)\n", plain(snapshot.Names(s.Snapshot.Directories)), at(s.Snapshot.Taken), s.Snapshot.For)
 		if s.Staged != nil {
-			fmt.Fprintf(w, "  until version %s is tried, when a snapshot of then replaces it\n", s.Staged.Version)
+			fmt.Fprintf(w, "  until version %s is tried, when one of then takes its place\n", s.Staged.Version)
 		}
 	case s.Snapshot != nil:
 		fmt.Fprintf(w, "no directory can go back to before version %s was tried: %s\n", s.Snapshot.For, plain(s.Snapshot.Missing))
 	}
 	if len(s.Left) > 0 {
-		fmt.Fprintf(w, "/run/state/%s has %s, set aside or full of subvolumes of others (ota rollback --state --forget deletes it)\n", snapshot.Left, plain(snapshot.Names(s.Left)))
+		fmt.Fprintf(w, "/run/state/%s has %s, set aside, from before an update that failed, or full of subvolumes of others (ota rollback --state --forget deletes it)\n", snapshot.Left, plain(snapshot.Names(s.Left)))
 	}
 }
 

@@ -24,7 +24,7 @@ func newBtrfs(t *testing.T) (*world, snapshottest.Disk) {
 	d := snapshottest.Disk{Space: snapshot.Room{Size: 100 << 30, Free: 50 << 30}, Files: map[string][]byte{"bind/var": []byte(snapshottest.Writable), "bind/var/x": []byte("one"), "bind/srv/x": nil}}
 	_, _, err := snapshot.Take(d, snapshot.Record{
 		Taken: w.m.Now(), For: 2, System: snapshot.System{Version: 1, Slot: layout.SlotB, Root: w.one.Contract.Root().String()},
-	}, []stateconf.Entry{{Mode: stateconf.Bind, Path: "/var"}, {Mode: stateconf.Bind, Path: "/srv"}})
+	}, []stateconf.Entry{{Mode: stateconf.Bind, Path: "/var"}, {Mode: stateconf.Bind, Path: "/srv"}}, nil)
 	must(t, err)
 	w.m.Snapshots = d
 	w.write(consoleRoot+"/bind/var/x", []byte(strings.Repeat("two", 5000)))
