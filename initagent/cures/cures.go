@@ -161,7 +161,7 @@ func mounts(_ bootflow.State, f bootflow.Facts) []string {
 	if f.Restored == bootflow.Failed {
 		return []string{
 			"Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`.",
-			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",
+			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back, and `ota rollback --state --forget` deletes the snapshot: what it keeps takes its room even where the file is deleted. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",
 		}
 	}
 	return []string{

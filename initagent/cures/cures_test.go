@@ -49,7 +49,7 @@ func TestFor(t *testing.T) {
 		{"header lost", func(s *bootflow.State, _ *bootflow.Facts) { s.Root = bootflow.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
 		{"mount", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Mount = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
 		{"carry", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Carried = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
-		{"restore", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Restored = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state", "--cancel"}, "`rollback`"},
+		{"restore", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Restored = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state", "--cancel", "--forget"}, "`rollback`"},
 		{"mount, and the disk fails", func(s *bootflow.State, f *bootflow.Facts) {
 			s.Root, f.Mount, f.Cause = bootflow.RootOpen, bootflow.Failed, "state directory /etc: input/output error: "+bootflow.CannotRead
 		}, "The disk fails to read", []string{"`unlock`", "/run/state", "replace the disk"}, "`rollback`"},

@@ -79,6 +79,9 @@ func cmd(m machine) command.Command {
 			return c.Encode(change)
 		}
 		fmt.Fprintf(c.Stdout, "Version %s starts next, from slot %s. Restart the machine.\n", change.To.Version, change.To.Slot)
+		if to := change.To.Contract; to != nil && to.RootFileSystem == "btrfs" {
+			fmt.Fprint(c.Stdout, "If `ota rollback --state` has asked for it, directories go back at that start; after `unlock`, `ota rollback --state --cancel` has them stay.\n")
+		}
 		return nil
 	}}
 }

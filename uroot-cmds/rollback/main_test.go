@@ -41,6 +41,7 @@ func (none) EventLog() ([]byte, error) { return nil, tpm.ErrAbsent }
 
 func TestRollback(t *testing.T) {
 	esp := inventorytest.New(t)
+	esp.RootFileSystem = "btrfs"
 	esp.Install(layout.SlotA, "os_7.efi")
 	esp.Install(layout.SlotB, "os_8.efi")
 	var asked string
@@ -88,6 +89,11 @@ func TestRollback(t *testing.T) {
 		t.Fatal(err)
 	}
 	has("os_8.efi", true)
+
+	image := esp.Files[path.Join(bls.Directory, "os_8.efi")]
+	run(0, []string{"--yes"}, "`ota rollback --state --cancel` has them stay")
+	delete(esp.Files, path.Join(bls.Directory, "os_8+0.efi"))
+	esp.Files[path.Join(bls.Directory, "os_8.efi")], noted = image, nil
 
 	out := run(0, []string{"--yes", "--json"}, "")
 	var change recovery.Change

@@ -4,6 +4,7 @@ package inventorytest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -36,6 +37,8 @@ type Machine struct {
 	Sys  hw.Disk
 	// Files is the ESP.
 	Files fstest.MapFS
+	// RootFileSystem is what contracts say of the root partition; "" for ext4.
+	RootFileSystem string
 }
 
 // New makes a machine.
@@ -67,7 +70,7 @@ func (m *Machine) Install(s layout.Slot, file string) *contract.Contract {
 	image := bytes.Repeat([]byte(n.Version.String()+" "), 1<<20)[:1<<20]
 	c := &contract.Contract{
 		Format: contract.Format, ImageID: n.ImageID, Arch: "x86_64", Version: n.Version, Salt: []byte{1}, ImageSize: int64(len(image)), SlotSize: slotSize,
-		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4", RootHash: make([]byte, 32),
+		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: cmp.Or(m.RootFileSystem, "ext4"), RootHash: make([]byte, 32),
 	}
 	data, tree := m.Partition(s.SystemNumber()), m.Partition(s.VerityNumber())
 	_, err = data.WriteAt(image, 0)

@@ -220,6 +220,9 @@ func (m *Machine) GiveUp(reason string) (*Rollback, error) {
 		return nil, err
 	}
 	out, err := m.giveUp(r, g, reason)
+	if err != nil && stay {
+		err = fmt.Errorf("%w; the directories that were to go back at the next start stay as they are: ask for that again (`ota rollback --state`)", err)
+	}
 	if out != nil {
 		out.Stay = stay
 	}

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/snapshot/snapshottest"
+	"halogenos.internal/initagent/upper"
 )
 
 // newBtrfs is a world whose version 1 has taken a snapshot before version 2 was tried,
@@ -239,5 +240,20 @@ func TestRollbackStateAtTheConsole(t *testing.T) {
 	must(t, err)
 	if _, err := w.m.RollbackState(s, ""); err != nil || !strings.Contains(w.read(filepath.Join(consoleState, snapshot.NoteName)), w.one.Contract.Root().String()) || w.ukis() != "test-os_1.efi test-os_2+0.efi" {
 		t.Errorf("%v, %s", err, w.ukis())
+	}
+}
+
+// A request that was taken back for a system that then was not given up is gone, and that is
+// said.
+func TestGiveUpFailsAfterWithdrawal(t *testing.T) {
+	w, _ := newBtrfs(t)
+	s, err := w.m.PlanState()
+	must(t, err)
+	text, err := s.note.Encode()
+	must(t, err)
+	w.write(filepath.Join(stateDirectory, snapshot.NoteName), text)
+	w.write(filepath.Join(stateDirectory, upper.Note, "in", "the", "way"), nil)
+	if _, err := w.m.GiveUp(""); err == nil || !strings.Contains(err.Error(), "not given up") || !strings.Contains(err.Error(), "ask for that again") || w.asked() != "" {
+		t.Errorf("%v; asked for is %q", err, w.asked())
 	}
 }
