@@ -164,6 +164,11 @@ func TestKeepHomeAsked(t *testing.T) {
 		}
 	}
 	m.checkKeptHome("done")
+	for _, says := range []string{"was confirmed. These accounts are kept: anna, number 1000, in sudo", "has deleted all else"} {
+		if !m.journalHas(journal.State, says) {
+			t.Errorf("the journal does not say %q: %s", says, m.rootFiles()[bootjournal.File])
+		}
+	}
 	m.opensByItself()
 	m.checkKeptHome("started again")
 	m.cutAnywhere(states, before)
@@ -211,7 +216,8 @@ func TestResetKeepingHomeForgetsSnapshots(t *testing.T) {
 	m.works(r.Unlock(c))
 	m.works(r.ResetKeepingHome(c), "It is noted")
 	m.must(r.Lock())
-	m.runs(1)
+	m.typed = []string{"test"} // nobody would stay
+	m.ends("system")
 	for name, content := range m.rootFiles() {
 		if strings.HasSuffix(name, "lib/db") || strings.HasSuffix(name, "root/x") || name == ownstate.RestoreNote {
 			t.Errorf("%s is there: %q", name, content)
@@ -267,6 +273,9 @@ func TestKeepHomeDeclined(t *testing.T) {
 		if len(m.waits) != 1 || m.waits[0] != unlock.SecretTimeout {
 			t.Errorf("%s: it waits %v", how, m.waits)
 		}
+		if !m.journalHas(journal.State, "was asked for, and not confirmed") {
+			t.Errorf("%s: the journal has %s", how, m.rootFiles()[bootjournal.File])
+		}
 		same(how)
 	}
 	m.typed = nil
@@ -305,7 +314,7 @@ func TestKeepHomeFails(t *testing.T) {
 	r, c := m.console()
 	m.typed = []string{m.recoveryKey(), "test"}
 	m.works(r.Unlock(c))
-	m.works(r.ResetKeepingHome(c))
+	m.works(r.ResetKeepingHome(c), "anna, number 1000, in sudo")
 	m.must(r.Lock())
 	m.stuckFile = ""
 	m.ends("system")
@@ -465,6 +474,18 @@ func TestKeepHomeElsewhere(t *testing.T) {
 		m.ends("system", why)
 		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
 			t.Errorf("%s: something is deleted, or noted", why)
+		}
+		// Confirmed at the console, which has no image to look at.
+		m.notesKeepHome(keephome.Note{Stage: keephome.Confirmed})
+		m.ends("system", "nothing is deleted", why)
+		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+			t.Errorf("%s: something is deleted, or noted", why)
+		}
+		// Begun by another system.
+		m.notesKeepHome(keephome.Note{Stage: keephome.Deleting})
+		m.ends("recovery", "is not complete", why)
+		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] == nil {
+			t.Errorf("%s: something is deleted, or the note is", why)
 		}
 	}
 }

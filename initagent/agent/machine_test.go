@@ -174,6 +174,7 @@ type machine struct {
 	messages       string // the kernel's log
 	plugging       func() // is called when drivers are loaded
 	hotplug        chan struct{}
+	noTerminal     error         // there is none for questions
 	fullFile       string        // it cannot be written: the file system is full
 	fullRoot       bool          // no file can
 	room           snapshot.Room // of the root partition, where it is not ample

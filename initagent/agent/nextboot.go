@@ -92,10 +92,15 @@ func (a *Agent) recoverNext(reason string) error {
 // lossless says that nothing is lost by the end of this boot, but where the owner has asked
 // for something to be deleted and it was begun.
 func (a *Agent) lossless() string {
-	if a.facts.KeepHomeBegun {
+	if a.lost() {
 		return ""
 	}
 	return "nothing was lost. "
+}
+
+// lost reports whether the owner has had something deleted, in this boot or the one before.
+func (a *Agent) lost() bool {
+	return a.facts.Reset == bootflow.Done || a.facts.ResetBegun || a.facts.KeepHomeBegun || a.stopped().KeepHomeBegun
 }
 
 // failed names the step that ended this boot, for the advice that the next one
@@ -108,6 +113,9 @@ func (a *Agent) failed() string {
 		if *steps[k].outcome(&a.facts) == bootflow.Failed {
 			return k.String()
 		}
+	}
+	if a.facts.KeepHomeBegun && a.facts.KeepHome != bootflow.Done {
+		return bootflow.KeepHome.String() // it has not come so far in this boot
 	}
 	return ""
 }

@@ -5,6 +5,7 @@ import (
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/bootdisk"
@@ -171,7 +172,9 @@ func (a *Agent) observeKeepHome() {
 	a.homeLooked = true
 	a.facts.KeepHomeAsked = ownstate.KeepHomeAsked(&a.Host)
 	if a.facts.KeepHomeAsked && a.State.Trial {
-		a.Log.Say("a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept")
+		text := "a reset that keeps /home was asked for, and is not done while a version is on trial: ask again once it is kept"
+		a.Log.Say("%s", text)
+		a.NoteSelf(journal.State, text)
 		a.facts.KeepHomeAsked = false
 	}
 	note, err := ownstate.KeepHomeNote(&a.Host)

@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
@@ -55,7 +54,7 @@ func (a *Agent) recover(reason string) error {
 		}
 	}
 	lost := ", and nothing was lost"
-	if a.facts.Reset == bootflow.Done || a.facts.ResetBegun || a.stopped().KeepHomeBegun {
+	if a.lost() {
 		lost = ""
 	}
 	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)
@@ -91,8 +90,8 @@ func (a *Agent) noModules() error {
 // read why, and nobody wants a machine that restarts faster than that.
 func (a *Agent) noConsole(err error) error {
 	a.Log.Say("no console: %v", err)
-	a.Log.Say("nothing was lost. Switch the machine off and on. If that does not help, switch the TPM off in the firmware's setup (it may be called PTT, fTPM or Security Device): " +
-		"without a TPM the console opens, and the recovery key opens the data")
+	a.Log.Say("%sSwitch the machine off and on. If that does not help, switch the TPM off in the firmware's setup (it may be called PTT, fTPM or Security Device): "+
+		"without a TPM the console opens, and the recovery key opens the data", a.lossless())
 	if a.Contract != nil && a.Contract.TPM == contract.Optional {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {

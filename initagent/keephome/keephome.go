@@ -105,6 +105,27 @@ func Parse(text []byte) (*Note, error) {
 	return &e.Note, nil
 }
 
+// WhoStays says which accounts are kept.
+func WhoStays(people []etcmerge.Person) string {
+	if len(people) == 0 {
+		return "No account is kept: none has a home under /home.\n"
+	}
+	const most = 20
+	var out strings.Builder
+	out.WriteString("These accounts are kept:\n")
+	for _, p := range people[:min(most, len(people))] {
+		fmt.Fprintf(&out, "  %.64s, number %d", p.Name, p.Number)
+		for i, group := range p.Groups[:min(most, len(p.Groups))] {
+			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
+		}
+		out.WriteString("\n")
+	}
+	if more := len(people) - most; more > 0 {
+		fmt.Fprintf(&out, "  and %d more\n", more)
+	}
+	return out.String()
+}
+
 // RequestName is the file by which the running system asks for one, among what it shares
 // with the boot on the encrypted root partition. A variable of the firmware could be written
 // by whoever has the machine in hand and no key: they would get the image's own accounts,
@@ -136,6 +157,9 @@ func Ask(directory string) error {
 	if err == nil && after == "" {
 		err = errors.New("the boot journal there does not tell of this start")
 	}
+	if err == nil && onTrial(entries) {
+		err = errors.New("the version that runs is on trial, and such a reset is for one that stays: ask again once it is kept (`ota status` says)")
+	}
 	var text []byte
 	if err == nil {
 		text, err = json.Marshal(encodedRequest{format, Request{after}})
@@ -147,6 +171,19 @@ func Ask(directory string) error {
 		return fmt.Errorf("leave the request for the next start in %s: %w", directory, err)
 	}
 	return nil
+}
+
+// onTrial reports whether the last start was that of a trial, which was not blessed since.
+func onTrial(entries []journal.Entry) bool {
+	for _, e := range slices.Backward(entries) {
+		switch e.Kind {
+		case journal.Blessed:
+			return false
+		case journal.Boot:
+			return e.Trial
+		}
+	}
+	return false
 }
 
 // ParseRequest reads one.

@@ -3,6 +3,8 @@ package keephome
 import (
 	"bytes"
 	"encoding/base64"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/journalfile"
 )
 
 func TestNote(t *testing.T) {
@@ -99,5 +102,30 @@ func TestNoteOfAStranger(t *testing.T) {
 	note, err := Parse([]byte(`{"format":1,"stage":"deleting","people":{"passwd":"` + base64.StdEncoding.EncodeToString([]byte("root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/home/toor:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")) + `"}}`))
 	if err != nil || string(note.People["passwd"]) != "anna:x:1000:1000::/home/anna:/bin/sh\n" {
 		t.Errorf("%s, %v", note.People["passwd"], err)
+	}
+}
+
+// Who asks in a trial is told, and not at the next start.
+func TestAskInTrial(t *testing.T) {
+	for how, c := range map[string]struct {
+		entries []journal.Entry
+		says    string
+	}{
+		"trial":   {[]journal.Entry{{Kind: journal.Boot, Trial: true}, {Kind: journal.State}}, "is on trial"},
+		"blessed": {[]journal.Entry{{Kind: journal.Boot, Trial: true}, {Kind: journal.Blessed}}, ""},
+		"kept":    {[]journal.Entry{{Kind: journal.Blessed}, {Kind: journal.Boot}}, ""},
+		"again":   {[]journal.Entry{{Kind: journal.Blessed}, {Kind: journal.Boot, Trial: true}}, "is on trial"},
+	} {
+		shared := t.TempDir()
+		for _, e := range c.entries {
+			e.Boot, e.Version = "x", 2
+			if err := journalfile.Append(shared, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := Ask(shared)
+		if _, there := os.Stat(filepath.Join(shared, RequestName)); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) || (there == nil) != (err == nil) {
+			t.Errorf("%s: %v, %v", how, err, there)
+		}
 	}
 }

@@ -100,41 +100,43 @@ func DeleteAllButHome(h *host.Host) error {
 			h.Log.Say("what is kept of before an update: %v", err)
 		}
 	}
-	if err := h.Store.Remove(RestoreNote); err != nil {
+	if err := removeNote(h, RestoreNote); err != nil {
 		return fmt.Errorf("the request to put directories back: %w", err)
 	}
+	h.Log.Say("deleting all but /home: where there are many files this takes minutes")
 	stays, err := h.Store.ClearBut(keephome.Stays)
+	sayLeft := func(text string) { // the owner may be about to give the machine away
+		h.Log.Say("WARNING: a reset that keeps /home %s", text)
+		h.NoteSelf(journal.State, "a reset that keeps /home "+text)
+	}
 	for _, s := range stays {
-		text := "a reset that keeps /home could not remove this, and it is not used: " + s
-		h.Log.Say("WARNING: %s", text)
-		h.NoteSelf(journal.State, text) // the owner may be about to give the machine away
+		sayLeft("could not remove this, and it is not used: " + s)
 	}
 	if err != nil {
 		return err
 	}
+	beside, err := h.Store.Names(upper.Bind)
+	if err != nil {
+		return err
+	}
+	slices.Sort(beside)
+	for _, name := range beside {
+		if name != keephome.Home {
+			sayLeft("keeps this, too, which may lie in /home: /run/state/" + upper.Bind + "/" + etcmerge.Name(name).String())
+		}
+	}
 	// It names a system whose state is gone, and says nothing any more.
-	return h.Store.Remove(BlessedNote)
+	return removeNote(h, BlessedNote)
 }
 
-// WhoStays says which accounts are kept.
-func WhoStays(people []etcmerge.Person) string {
-	if len(people) == 0 {
-		return "No account is kept: none has a home under /home.\n"
+// removeNote removes what the running system has left. Where that has put something in the
+// place of the directory that it is in, there is nothing that a boot would read.
+func removeNote(h *host.Host, name string) error {
+	err := h.Store.Remove(name)
+	if errors.Is(err, hw.ErrUnfit) {
+		return nil
 	}
-	const most = 20
-	var out strings.Builder
-	out.WriteString("These accounts are kept:\n")
-	for _, p := range people[:min(most, len(people))] {
-		fmt.Fprintf(&out, "  %.64s, number %d", p.Name, p.Number)
-		for i, group := range p.Groups[:min(most, len(p.Groups))] {
-			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
-		}
-		out.WriteString("\n")
-	}
-	if more := len(people) - most; more > 0 {
-		fmt.Fprintf(&out, "  and %d more\n", more)
-	}
-	return out.String()
+	return err
 }
 
 // People are the accounts of this machine's people: as this system has them or, where it
@@ -175,6 +177,6 @@ func keptPeople(h *host.Host, from upper.Source) (people etcmerge.People, note b
 		return nil, true, nil
 	}
 	_, who := etcmerge.PeopleOf(n.People)
-	h.Log.Say("%s", strings.TrimSuffix(WhoStays(who), "\n"))
+	h.Log.Say("%s", strings.TrimSuffix(keephome.WhoStays(who), "\n"))
 	return n.People, true, nil
 }

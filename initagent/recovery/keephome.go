@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
@@ -30,11 +31,16 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	if m.Disk.ReadOnly {
 		return errors.New("the disk takes no writes: nothing can be deleted")
 	}
-	if err := m.ConfirmKeepHome(c, "", 0); err != nil {
-		return err
-	}
 	note, err := m.keepHomeNote()
 	if err != nil {
+		return err
+	}
+	who := ""
+	if note.Stage == keephome.Deleting {
+		_, people := etcmerge.PeopleOf(note.People)
+		who = keephome.WhoStays(people)
+	}
+	if err := m.ConfirmKeepHome(c, who, 0); err != nil {
 		return err
 	}
 	text, err := note.Encode()

@@ -3,8 +3,10 @@ package reset
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"halogenos.internal/boot/etcmerge"
+	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
@@ -23,6 +25,10 @@ else may be root there. Then nothing is changed, and the machine starts as usual
 A RESET THAT KEEPS /home was begun on this machine and not completed, and a system
 has run since. Going on deletes what was made meanwhile, too. An empty line gives it up:
 what is deleted already is gone, and the machine starts with the rest.
+`
+	keepHomeNobody = `
+A RESET THAT KEEPS /home was confirmed at the recovery console: but it would keep no
+account of this machine's. An empty line gives it up, and nothing is changed.
 `
 )
 
@@ -45,8 +51,8 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 	if err != nil {
 		return begun, err
 	}
-	if note == nil || note.Stage != keephome.Deleted && note.After != keephome.LastStart(h.Journal.Written()) {
-		if note, begun, err = askKeepHome(h, note, begun); err != nil {
+	if says := question(h, note); says != "" {
+		if note, begun, err = askKeepHome(h, note, says, begun); err != nil {
 			return begun, err
 		}
 	}
@@ -58,6 +64,10 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		begun = true
 	}
 	if note.Stage == keephome.Deleting {
+		// Once more: another system may have its homes elsewhere.
+		if err := ownstate.MayKeepHome(h); err != nil {
+			return begun, err
+		}
 		if err := ownstate.DeleteAllButHome(h); err != nil {
 			return begun, err
 		}
@@ -65,6 +75,7 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		if err := ownstate.WriteKeepHome(h, note); err != nil {
 			return begun, err
 		}
+		h.NoteSelf(journal.State, "a reset that keeps /home has deleted all else")
 	}
 	found, err := ownstate.Known(h)
 	if err == nil && found.Has(ownstate.Own(h)) { // cut before ownstate.Carry has removed the note
@@ -73,51 +84,76 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 	return begun, err
 }
 
+// question is what a person is to be asked first; "" where somebody has confirmed it, who knew
+// all that there is to know.
+func question(h *host.Host, note *keephome.Note) string {
+	switch {
+	case note == nil:
+		return keepHomeAsked
+	case note.Stage != keephome.Deleted && note.After != keephome.LastStart(h.Journal.Written()):
+		return keepHomeAgain
+	case note.Stage == keephome.Confirmed && ownstate.MayKeepHome(h) == nil:
+		// The console cannot know who stays.
+		if _, people, err := ownstate.People(h); err == nil && len(people) == 0 {
+			return keepHomeNobody
+		}
+	}
+	return ""
+}
+
 // beginKeepHome writes the accounts down that are kept. After it something may be deleted.
 func beginKeepHome(h *host.Host, note *keephome.Note) error {
 	err := ownstate.MayKeepHome(h)
+	var people []etcmerge.Person
 	if err == nil {
-		note.People, _, err = ownstate.People(h)
+		note.People, people, err = ownstate.People(h)
 	}
 	if err != nil {
 		return err
 	}
 	note.Stage = keephome.Deleting
-	return ownstate.WriteKeepHome(h, note)
+	if err := ownstate.WriteKeepHome(h, note); err != nil {
+		return err
+	}
+	// It may be the only place that tells of an account of a stranger's.
+	h.NoteSelf(journal.State, "a reset that keeps /home was confirmed. "+strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "").Replace(keephome.WhoStays(people)))
+	return nil
 }
 
 // askKeepHome asks a person, and returns the note of a reset that is confirmed. One that
-// was begun and is given up leaves no note.
-func askKeepHome(h *host.Host, left *keephome.Note, begun bool) (*keephome.Note, bool, error) {
+// was begun and is given up leaves none by which anything is deleted.
+func askKeepHome(h *host.Host, left *keephome.Note, says string, begun bool) (*keephome.Note, bool, error) {
+	note := left
+	if left == nil {
+		note = &keephome.Note{Stage: keephome.Confirmed}
+	}
+	begun = begun && note.Stage != keephome.Confirmed // or nothing is deleted yet
 	c, err := h.Person.Open()
 	if err != nil {
 		return nil, begun, err
 	}
 	defer c.Close()
-	note, says := &keephome.Note{Stage: keephome.Confirmed}, keepHomeAsked
-	if left != nil {
-		note, says = left, keepHomeAgain
-	}
 	err = ownstate.MayKeepHome(h)
 	var people []etcmerge.Person
 	if err == nil {
 		_, people, err = ownstate.People(h)
 	}
 	if err != nil {
-		return nil, begun && note.Stage != keephome.Confirmed, err
+		return nil, begun, err
 	}
 	if note.Stage == keephome.Deleting {
 		_, people = etcmerge.PeopleOf(note.People)
 	}
 	c.Print(says)
 	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Root: h.Root}}
-	if err := m.ConfirmKeepHome(c, ownstate.WhoStays(people), unlock.SecretTimeout); err != nil {
+	if err := m.ConfirmKeepHome(c, keephome.WhoStays(people), unlock.SecretTimeout); err != nil {
 		if left != nil {
-			if gone := h.Store.Remove(keephome.Path); gone != nil {
+			if gone := giveUpKeepHome(h, left); gone != nil {
 				return nil, begun, errors.Join(err, gone)
 			}
 			begun = false
 		}
+		h.NoteSelf(journal.State, fmt.Sprintf("a reset that keeps /home was asked for, and not confirmed: %v", err))
 		c.Print(fmt.Sprintf("%v\n", err))
 		return nil, begun, err
 	}
@@ -126,4 +162,20 @@ func askKeepHome(h *host.Host, left *keephome.Note, begun bool) (*keephome.Note,
 		return note, begun, ownstate.WriteKeepHome(h, note)
 	}
 	return note, begun, nil
+}
+
+// giveUpKeepHome ends one that was begun. The accounts in its note may be nowhere else: where
+// this system has no /etc of its own any more, it gets them.
+func giveUpKeepHome(h *host.Host, note *keephome.Note) error {
+	if note.Stage == keephome.Deleting && len(note.People) > 0 {
+		found, err := ownstate.Known(h)
+		if err != nil {
+			return err
+		}
+		if !found.Has(ownstate.Own(h)) {
+			note.Stage = keephome.Deleted
+			return ownstate.WriteKeepHome(h, note)
+		}
+	}
+	return h.Store.Remove(keephome.Path)
 }
