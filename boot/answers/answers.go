@@ -1,0 +1,249 @@
+// Package answers reads setup.json: what a machine is told at its first start in the place
+// of a person, such as its language, its name and its first account.
+//
+// It refuses a password that anybody could read, a hash that is not yescrypt's, and
+// whatever it does not know: a misspelled answer would otherwise be one that is missing.
+// Whether the image has what is asked for, such as a language, is not its business.
+package answers
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"halogenos.internal/boot/strictjson"
+)
+
+// Version is that of the format.
+const Version = 1
+
+// MaxSize bounds the file in bytes.
+const MaxSize = 16 << 10
+
+// Answers are what the file says. What is missing stays as the image has it.
+type Answers struct {
+	Version int `json:"version"`
+	// Language is a locale by its name in setlocale(3), such as de_DE.UTF-8.
+	Language string `json:"language,omitempty"`
+	// Keyboard is a layout as XKB writes it, such as de or de(nodeadkeys).
+	Keyboard string `json:"keyboard,omitempty"`
+	// TimeZone is a name of the time zone database, such as Europe/Berlin.
+	TimeZone string   `json:"time_zone,omitempty"`
+	HostName string   `json:"host_name,omitempty"`
+	Account  *Account `json:"account,omitempty"`
+	// AutomaticUpdates says whether releases are fetched without being asked for.
+	AutomaticUpdates *bool `json:"automatic_updates,omitempty"`
+}
+
+// An Account is that of the person who uses the machine.
+type Account struct {
+	Name     string `json:"name"`
+	FullName string `json:"full_name,omitempty"`
+	// PasswordHash is as crypt(5) describes it, of yescrypt.
+	PasswordHash string `json:"password_hash,omitempty"`
+	// Administrator: the account may become root. By default it may, as nobody else can.
+	Administrator *bool `json:"administrator,omitempty"`
+
+	// Plain is for what somebody may have written in good faith; it is refused.
+	Plain *string `json:"password,omitempty"`
+
+	// Typed is the password that a person typed, whose owner clears it. It is in no file.
+	Typed []byte `json:"-"`
+}
+
+// Administers reports whether the account may become root.
+func (a *Account) Administers() bool { return a.Administrator == nil || *a.Administrator }
+
+// Parse reads the file.
+func Parse(text []byte) (*Answers, error) {
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("has %d bytes, more than %d", len(text), MaxSize)
+	}
+	if !utf8.Valid(text) {
+		return nil, errors.New("is not UTF-8 text")
+	}
+	a := new(Answers)
+	// Another version has other names, which would be refused first.
+	var of struct {
+		Version *int `json:"version"`
+	}
+	if err := strictjson.Unmarshal(text, &of); err != nil {
+		return nil, err
+	}
+	switch {
+	case of.Version == nil:
+		return nil, fmt.Errorf("has no version: write \"version\": %d", Version)
+	case *of.Version != Version:
+		return nil, fmt.Errorf("has version %d, and this program knows %d alone", *of.Version, Version)
+	}
+	if err := strictjson.Decode(text, a); err != nil {
+		return nil, err
+	}
+	return a, a.check()
+}
+
+// check refuses what no machine could take.
+func (a *Answers) check() error {
+	for _, c := range []struct {
+		key, value string
+		check      func(string) error
+	}{
+		{"language", a.Language, Language}, {"keyboard", a.Keyboard, Keyboard},
+		{"time_zone", a.TimeZone, TimeZone}, {"host_name", a.HostName, HostName},
+	} {
+		if c.value == "" {
+			continue
+		}
+		if err := c.check(c.value); err != nil {
+			return fmt.Errorf("%s: %w", c.key, err)
+		}
+	}
+	if a.Account == nil {
+		return nil
+	}
+	if err := a.Account.check(); err != nil {
+		return fmt.Errorf("account: %w", err)
+	}
+	return nil
+}
+
+func (a *Account) check() error {
+	if a.Plain != nil {
+		return errors.New("password: a password that can be read is not taken: write password_hash in its place, which `mkpasswd --method=yescrypt` makes")
+	}
+	if err := UserName(a.Name); err != nil {
+		return fmt.Errorf("name: %w", err)
+	}
+	if err := FullName(a.FullName); err != nil {
+		return fmt.Errorf("full_name: %w", err)
+	}
+	if a.PasswordHash == "" {
+		return errors.New("has no password_hash, which `mkpasswd --method=yescrypt` makes: nobody could log in")
+	}
+	if err := Hash(a.PasswordHash); err != nil {
+		return fmt.Errorf("password_hash: %w", err)
+	}
+	return nil
+}
+
+var (
+	language = regexp.MustCompile(`^([a-z]{2,3}(_[A-Z]{2})?|C)\.UTF-8(@[a-z]{1,16})?$`)
+	keyboard = regexp.MustCompile(`^([a-z][a-z0-9_]{0,15})(?:\(([A-Za-z0-9][A-Za-z0-9_-]{0,31})\))?$`)
+	zonePart = regexp.MustCompile(`^[A-Za-z0-9_+-]{1,32}$`)
+	label    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	userName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
+	// crypt(5), yescrypt; the parameters are those that crypt_gensalt(3) of libxcrypt
+	// makes, for costs of 1 to 11: others may take more memory than a machine has. A
+	// salt has 64 bits at least.
+	yescrypt = regexp.MustCompile(`^\$y\$j(?:75|85|[789A-F]T)\$[./A-Za-z0-9]{11,86}\$[./A-Za-z0-9]{43}$`)
+)
+
+// Language checks the form of a locale's name. Only UTF-8 is taken.
+func Language(s string) error {
+	if !language.MatchString(s) {
+		return fmt.Errorf("%.60q is not a language like de_DE.UTF-8", s)
+	}
+	return nil
+}
+
+// Keyboard checks the form of a layout.
+func Keyboard(s string) error {
+	if !keyboard.MatchString(s) {
+		return fmt.Errorf("%.60q is not a keyboard layout like de or de(nodeadkeys)", s)
+	}
+	return nil
+}
+
+// SplitKeyboard returns a layout and its variant, which is empty for the plain one.
+func SplitKeyboard(s string) (layout, variant string) {
+	layout, variant, _ = strings.Cut(strings.TrimSuffix(s, ")"), "(")
+	return layout, variant
+}
+
+// TimeZone checks the form of a time zone's name. It is the name of a file below a
+// directory, which it does not leave.
+func TimeZone(s string) error {
+	parts := strings.Split(s, "/")
+	if len(parts) > 3 {
+		parts = []string{""}
+	}
+	for _, p := range parts {
+		if !zonePart.MatchString(p) {
+			return fmt.Errorf("%.60q is not a time zone like Europe/Berlin", s)
+		}
+	}
+	return nil
+}
+
+// maxHostName is Linux's limit in bytes.
+const maxHostName = 64
+
+// HostName checks a machine's name (RFC 1123, section 2.1), with or without a domain.
+func HostName(s string) error {
+	if len(s) > maxHostName {
+		return fmt.Errorf("%.70q has %d characters, more than %d", s, len(s), maxHostName)
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if !label.MatchString(part) {
+			return fmt.Errorf("%.70q is not a host name: take a-z, 0-9 and '-', with a letter or a digit first and last", s)
+		}
+	}
+	if s == "localhost" {
+		return errors.New("localhost is what every machine calls itself: take another name")
+	}
+	return nil
+}
+
+// UserName checks the name of an account, as useradd(8) takes it everywhere.
+func UserName(s string) error {
+	if !userName.MatchString(s) {
+		return fmt.Errorf("%.40q is not an account's name: take 1 to 31 of a-z, 0-9, '-' and '_', with a letter first", s)
+	}
+	return nil
+}
+
+// maxFullName bounds it in bytes.
+const maxFullName = 128
+
+// FullName checks a person's name. It lies in a field of a line of /etc/passwd, whose
+// parts are separated by commas. It may be empty.
+func FullName(s string) error {
+	odd := func(r rune) bool { return r == ':' || r == ',' || r == '=' || !unicode.IsPrint(r) }
+	switch {
+	case len(s) > maxFullName:
+		return fmt.Errorf("has %d bytes, more than %d", len(s), maxFullName)
+	case strings.ContainsFunc(s, odd), !utf8.ValidString(s), strings.TrimSpace(s) != s:
+		return fmt.Errorf("%.60q cannot be a full name: it has ':', ',', '=', a control character, or a space at an end", s)
+	}
+	return nil
+}
+
+// Hash checks that a password's hash is yescrypt's. The error does not show it.
+func Hash(s string) error {
+	if !yescrypt.MatchString(s) {
+		return errors.New("is not a yescrypt hash ($y$...) as `mkpasswd --method=yescrypt` makes it")
+	}
+	return nil
+}
+
+// maxPassword is PAM's limit in bytes (PAM_MAX_RESP_SIZE).
+const maxPassword = 511
+
+// Password checks a password that was typed.
+func Password(s []byte) error {
+	switch {
+	case len(s) == 0:
+		return errors.New("the password is empty")
+	case len(s) > maxPassword:
+		return fmt.Errorf("the password has %d bytes, more than %d", len(s), maxPassword)
+	}
+	for _, b := range s {
+		if b < ' ' || b == 0x7f {
+			return errors.New("the password has a control character, as an arrow key or Tab types it")
+		}
+	}
+	return nil
+}
