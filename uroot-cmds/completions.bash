@@ -28,7 +28,7 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
 		return
 		;;
-	*" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+	"halogenctl setup --check" | *" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
 	*"ota channel channel") mapfile -t COMPREPLY < <(compgen -W "stable beta alpha --json --help" -- "$current"); return ;;
 	*"halogenctl verify"* | *"halogenctl repair"*)
 		mapfile -t COMPREPLY < <(compgen -W "a b --json --help" -- "$current")

@@ -1,0 +1,168 @@
+package ask
+
+import (
+	"errors"
+	"io"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/uroot-cmds/setup/steps"
+)
+
+// typist is somebody who types these lines.
+type typist struct {
+	t     *testing.T
+	lines []string
+	said  strings.Builder
+}
+
+func (p *typist) Say(text string) { p.said.WriteString(text) }
+
+func (p *typist) Line(prompt string) (string, error) {
+	p.said.WriteString(prompt)
+	if len(p.lines) == 0 {
+		return "", io.ErrUnexpectedEOF
+	}
+	line := p.lines[0]
+	p.lines = p.lines[1:]
+	p.said.WriteString(line + "\n")
+	return line, nil
+}
+
+func (p *typist) Secret(prompt string) ([]byte, error) {
+	p.said.WriteString(prompt + "\n")
+	if len(p.lines) == 0 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	line := p.lines[0]
+	p.lines = p.lines[1:]
+	return []byte(line), nil
+}
+
+func facts() *steps.Facts {
+	return &steps.Facts{
+		Locales: []string{"C.UTF-8", "de_DE.UTF-8", "en_US.UTF-8"},
+		Layouts: []steps.Layout{{Name: "de", Text: "German"}, {Name: "de(nodeadkeys)", Text: "German (no dead keys)"}, {Name: "us", Text: "English\x1b[2J (US)"}},
+		Zones:   []steps.Zone{{Name: "America/New_York"}, {Name: "Etc/UTC"}, {Name: "Europe/Berlin", Country: "DE"}},
+		Files:   map[string]string{"/etc/hostname": "localhost\n"},
+		Users:   []steps.User{{Name: "root"}}, Groups: []string{"root", "sudo"},
+		Tools:   map[string]bool{"useradd": true, "usermod": true, "userdel": true, "groupdel": true, "chpasswd": true},
+		Updates: steps.On,
+	}
+}
+
+func ask(t *testing.T, f *steps.Facts, lines ...string) (*answers.Answers, *typist, []string, error) {
+	t.Helper()
+	who := &typist{t: t, lines: lines}
+	var layouts []string
+	p := &Person{Terminal: who, Facts: f, Keyboard: func(l string) error {
+		layouts = append(layouts, l)
+		return nil
+	}}
+	a, err := p.Ask()
+	if len(who.lines) > 0 {
+		t.Errorf("%q were not asked for", who.lines)
+	}
+	return a, who, layouts, err
+}
+
+// Somebody who takes what is offered types a language, a name, and a password.
+func TestByEnter(t *testing.T) {
+	a, who, layouts, err := ask(t, facts(), "de_de", "", "", "", "", "Alice Example", "", "secret", "secret", "")
+	yes := true
+	want := &answers.Answers{
+		Version: 1, Language: "de_DE.UTF-8", Keyboard: "de", TimeZone: "Europe/Berlin", HostName: "computer", AutomaticUpdates: &yes,
+		Account: &answers.Account{Name: "alice", FullName: "Alice Example", Typed: []byte("secret")},
+	}
+	if err != nil || !reflect.DeepEqual(a, want) || !reflect.DeepEqual(layouts, []string{"de"}) {
+		t.Errorf("%+v, %v, layouts %q\n%s", a, err, layouts, &who.said)
+	}
+	said := who.said.String()
+	for _, s := range []string{"Keyboard, such as us or de [de]: ", "Time zone, such as Europe/Berlin [Europe/Berlin]: ", "- for none [alice]: ", "  account    alice  Alice Example, who may become root\n", "Is this right? [yes]: "} {
+		if !strings.Contains(said, s) {
+			t.Errorf("nothing says %q:\n%s", s, said)
+		}
+	}
+	if strings.Contains(said, "secret") {
+		t.Errorf("the password is shown:\n%s", said)
+	}
+}
+
+// What cannot be taken is asked for again, with the reason.
+func TestAgain(t *testing.T) {
+	a, who, _, err := ask(t, facts(),
+		"klingon", "?", "en_US.UTF-8",
+		"?", "?dead", "qwertz", "DE(NoDeadKeys)",
+		"?zzz", "Berlin", "america/new york",
+		"my computer", "localhost", "Kitchen",
+		"perhaps", "NO",
+		"a:b", "Root",
+		"", "root", "sudo", "Alice", "alice",
+		"", "a\tb", "one", "two", "secret", "secret",
+		"no",
+		// Once more.
+		"", "", "", "", "", "", "-", "y")
+	yes := true
+	want := &answers.Answers{Version: 1, Language: "C.UTF-8", Keyboard: "us", TimeZone: "Etc/UTC", HostName: "computer", AutomaticUpdates: &yes}
+	if err != nil || !reflect.DeepEqual(a, want) {
+		t.Errorf("%+v, %v", a, err)
+	}
+	said := who.said.String()
+	for _, s := range []string{
+		`"klingon" is not a language that this system has`, "  de_DE.UTF-8 ", "  de(nodeadkeys)       German (no dead keys)\n", "  us                   English?[2J (US)\n", `"qwertz" is not a keyboard layout`,
+		`nothing there has "zzz" in it`, `"Berlin" is not a time zone`, `"my computer" is not a host name`, "localhost is what every machine calls itself", "type yes or no",
+		`"a:b" cannot be a full name`, "root is an account of the system", "sudo is a group of the system", `"Alice" is not an account's name`,
+		"the password is empty", "the password has a control character", "these are not the same", "keyboard   de(nodeadkeys)", "time zone  America/New_York", "name       kitchen", "Once more, then.", "account    none",
+	} {
+		if !strings.Contains(said, s) {
+			t.Errorf("nothing says %q:\n%s", s, said)
+		}
+	}
+	if strings.ContainsRune(said, '\x1b') || strings.Contains(said, "secret") {
+		t.Errorf("the terminal is told\n%q", said)
+	}
+}
+
+// What the image has no choice of is not asked.
+func TestNotAsked(t *testing.T) {
+	a, who, layouts, err := ask(t, &steps.Facts{Locales: []string{"C.UTF-8"}}, "box", "")
+	if err != nil || !reflect.DeepEqual(a, &answers.Answers{Version: 1, HostName: "box"}) || layouts != nil {
+		t.Errorf("%+v, %v\n%s", a, err, &who.said)
+	}
+}
+
+func TestLater(t *testing.T) {
+	for n := range 6 {
+		lines := append([]string{"", "", "", "", "", ""}[:n], "later")
+		if _, who, _, err := ask(t, facts(), lines...); !errors.Is(err, ErrLater) {
+			t.Errorf("at question %d: %v\n%s", n, err, &who.said)
+		}
+	}
+	if _, _, _, err := ask(t, facts(), "", ""); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("the terminal ends: %v", err)
+	}
+}
+
+// A line is read to its end and not further: what follows may be for somebody else.
+func TestConsole(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("one\ntwo\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	var out strings.Builder
+	c := &Console{In: r, Out: &out}
+	one, err1 := c.Line("first: ")
+	two, err2 := c.Line("second: ")
+	_, err3 := c.Line("third: ")
+	if one != "one" || two != "two" || err1 != nil || err2 != nil || err3 == nil || out.String() != "first: second: third: " || c.IsTerminal() {
+		t.Errorf("%q %v, %q %v, %v, %q", one, err1, two, err2, err3, &out)
+	}
+}

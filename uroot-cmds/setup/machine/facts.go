@@ -1,0 +1,240 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/uroot-cmds/ota/settings"
+	"halogenos.internal/uroot-cmds/setup/steps"
+)
+
+// maxEntries bounds the lists that an image may have of each thing.
+const maxEntries = 10000
+
+// Facts looks at the image and the machine.
+func (m *Machine) Facts(ctx context.Context) (*steps.Facts, error) {
+	f := &steps.Facts{Files: map[string]string{}, Links: map[string]string{}, Directories: map[string]bool{}, Tools: map[string]bool{}}
+	for _, name := range steps.Looked() {
+		if err := m.look(name, f); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range steps.LookedDirectories() {
+		info, err := os.Stat(m.path(name))
+		f.Directories[name] = err == nil && info.IsDir()
+	}
+	for _, name := range steps.LookedTools() {
+		f.Tools[name] = m.Has(name)
+	}
+	f.Locales = m.locales(ctx)
+	f.Layouts = m.layouts()
+	f.Zones = m.zones()
+	f.Keymaps = m.text("/usr/share/systemd/kbd-model-map")
+	f.Begun = strings.TrimSpace(m.text(steps.BegunFile))
+	f.Done = m.exists(steps.DoneFile)
+	f.Systemd = m.exists("/run/systemd/system")
+	f.Updates = m.updates()
+	f.Homes = m.homes()
+	return f, m.accounts(f)
+}
+
+func (m *Machine) exists(name string) bool {
+	_, err := os.Lstat(m.path(name))
+	return err == nil
+}
+
+// text is that of a file of the image that may be missing.
+func (m *Machine) text(name string) string {
+	text, _ := m.read(name)
+	return string(text)
+}
+
+// look reads one of the files that are changed in part: to take one that cannot be read for
+// one that is missing would lose what it says.
+func (m *Machine) look(name string, f *steps.Facts) error {
+	info, err := os.Lstat(m.path(name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() == fs.ModeSymlink:
+		f.Links[name], err = os.Readlink(m.path(name))
+		return err
+	}
+	text, err := m.read(name)
+	f.Files[name] = string(text)
+	return err
+}
+
+// locales are those of the image: locale(1) knows where the C library has them.
+func (m *Machine) locales(ctx context.Context) (all []string) {
+	said, err := m.Command(ctx, []string{"locale", "-a"}, nil)
+	if err != nil {
+		return nil // an image without locale(1) has one language
+	}
+	for name := range strings.FieldsSeq(said) {
+		base, modifier, has := strings.Cut(name, "@")
+		speech, charset, _ := strings.Cut(base, ".")
+		if c := strings.ToLower(charset); c != "utf8" && c != "utf-8" {
+			continue
+		}
+		name = speech + ".UTF-8"
+		if has {
+			name += "@" + modifier
+		}
+		if answers.Language(name) == nil && len(all) < maxEntries {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// layouts are those of XKB's list, in the order of their names.
+func (m *Machine) layouts() (all []steps.Layout) {
+	text := m.text("/usr/share/X11/xkb/rules/evdev.lst")
+	if text == "" {
+		text = m.text("/usr/share/X11/xkb/rules/base.lst")
+	}
+	section := ""
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) < 2 || len(all) == maxEntries:
+			continue
+		case words[0] == "!":
+			section = words[1]
+			continue
+		}
+		l := steps.Layout{Name: words[0], Text: strings.Join(words[1:], " ")}
+		if of, found := strings.CutSuffix(words[1], ":"); found && section == "variant" {
+			l = steps.Layout{Name: of + "(" + words[0] + ")", Text: strings.Join(words[2:], " ")}
+		} else if section != "layout" || words[0] == "custom" {
+			continue
+		}
+		if answers.Keyboard(l.Name) == nil {
+			all = append(all, l)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b steps.Layout) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// zoneDirectory is where the time zone database lies.
+const zoneDirectory = "/usr/share/zoneinfo"
+
+// zones are those that the image has, with the countries that zone.tab gives them.
+func (m *Machine) zones() (all []steps.Zone) {
+	only := map[string]string{} // a country's zone; "" where it has several
+	for line := range strings.Lines(m.text(zoneDirectory + "/zone.tab")) {
+		c := strings.Split(strings.TrimRight(line, "\n"), "\t")
+		if len(c) < 3 || len(c[0]) != 2 {
+			continue
+		}
+		if _, several := only[c[0]]; several {
+			c[2] = ""
+		}
+		only[c[0]] = c[2]
+	}
+	country := map[string]string{}
+	for c, zone := range only {
+		country[zone] = c
+	}
+	delete(country, "")
+	_ = fs.WalkDir(os.DirFS(m.path(zoneDirectory)), ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil || len(all) == maxEntries:
+			return nil
+		case d.IsDir() && (name == "posix" || name == "right"):
+			return fs.SkipDir
+		case d.IsDir() || name[0] < 'A' || name[0] > 'Z' || answers.TimeZone(name) != nil || name == "Factory":
+			return nil
+		}
+		all = append(all, steps.Zone{Name: name, Country: country[name]})
+		return nil
+	})
+	return all
+}
+
+// updates says whether the timer is there and switched on, and has something to look for.
+func (m *Machine) updates() steps.Updates {
+	s, err := settings.Load([]byte(m.text(settings.ImageFile)), []byte(m.text(settings.OwnerFile)))
+	if err != nil || s.Server == "" || !m.exists("/usr/lib/systemd/system/"+steps.Timer) {
+		return steps.Unknown
+	}
+	if m.exists(steps.TimerLink) {
+		return steps.On
+	}
+	return steps.Off
+}
+
+// homes are the owners of the directories in /home.
+func (m *Machine) homes() map[string]uint32 {
+	entries, _ := os.ReadDir(m.path("/home"))
+	all := map[string]uint32{}
+	for _, e := range entries[:min(len(entries), maxEntries)] {
+		var s unix.Stat_t
+		if unix.Lstat(filepath.Join(m.path("/home"), e.Name()), &s) == nil {
+			all[e.Name()] = s.Uid
+		}
+	}
+	return all
+}
+
+// accounts reads users and groups. A file that cannot be read is an error: a name would
+// otherwise look free that is taken.
+func (m *Machine) accounts(f *steps.Facts) error {
+	passwd, err := m.read("/etc/passwd")
+	if err != nil {
+		return err
+	}
+	group, err := m.read("/etc/group")
+	if err != nil {
+		return err
+	}
+	shadow, err := m.read("/etc/shadow")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	passwords := map[string]string{}
+	for line := range strings.Lines(string(shadow)) {
+		c := strings.Split(line, ":")
+		if len(c) > 1 {
+			passwords[c[0]] = c[1]
+		}
+	}
+	for line := range strings.Lines(string(passwd)) {
+		c := strings.Split(line, ":")
+		if len(c) < 3 {
+			continue
+		}
+		n, err := strconv.ParseUint(c[2], 10, 32)
+		if err != nil {
+			continue
+		}
+		hash := c[1]
+		if hash == "x" {
+			hash = passwords[c[0]]
+		}
+		f.Users = append(f.Users, steps.User{Name: c[0], UID: uint32(n), Password: opens(hash)})
+	}
+	for line := range strings.Lines(string(group)) {
+		name, _, _ := strings.Cut(line, ":")
+		f.Groups = append(f.Groups, name)
+	}
+	return nil
+}
+
+// opens reports whether some password fits a field of /etc/shadow: one that begins with an
+// exclamation mark or an asterisk, or is empty, is of an account that is locked or new.
+func opens(hash string) bool { return hash != "" && !strings.ContainsAny(hash[:1], "!*") }

@@ -1,0 +1,252 @@
+// Command setup asks for what a machine has to know at its first start, and sets it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/bounded"
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/shared"
+	"halogenos.internal/uroot-cmds/setup/ask"
+	"halogenos.internal/uroot-cmds/setup/machine"
+	"halogenos.internal/uroot-cmds/setup/steps"
+)
+
+const help = `usage: setup
+       setup --from FILE
+       setup --check FILE
+       setup --first-start
+
+Asks for this machine's language, keyboard, time zone and name, whether releases
+are fetched by themselves, and an account with its password; and sets them. It
+does not ask where the image has no choice.
+
+  --from         take the answers from FILE; setup.json(5) has the format
+  --check        say whether this system can take the answers in FILE, and
+                 change nothing
+  --first-start  for the start of the system: take the answers from
+                 /etc/halogen/setup.json if it is there, or else ask. Does
+                 nothing where that was done, where somebody has an account with
+                 a password, while an update is on trial, without a root
+                 partition, and where there is no terminal to ask at.
+
+Typing "later" leaves all as it is.
+
+Exit codes: 0 done, or nothing to do; 1 failed, 2 wrong usage.
+`
+
+// answersFile is where a first start finds answers.
+const answersFile = "/etc/halogen/setup.json"
+
+func main() {
+	console := &ask.Console{In: os.Stdin, Out: os.Stdout}
+	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: shared.Linux().Boot, answers: answersFile}).Main()
+}
+
+// place is where the command runs.
+type place struct {
+	machine  func() *machine.Machine
+	terminal ask.Terminal
+	person   func() bool // somebody could be asked
+	report   func() (*shared.Report, error)
+	answers  string
+}
+
+func cmd(p place) command.Command {
+	var from, check string
+	var first bool
+	flags := func(f *flag.FlagSet) {
+		f.StringVar(&from, "from", "", "")
+		f.StringVar(&check, "check", "", "")
+		f.BoolVar(&first, "first-start", false, "")
+	}
+	return command.Command{Name: "setup", Help: help, Flags: flags, Run: func(ctx context.Context, call *command.Call) error {
+		if from != "" && check != "" || first && from+check != "" {
+			return fmt.Errorf("%w: --from, --check and --first-start go alone", command.ErrUsage)
+		}
+		r := &run{place: p, call: call, m: p.machine()}
+		var err error
+		if r.facts, err = r.m.Facts(ctx); err != nil {
+			return err
+		}
+		switch {
+		case check != "":
+			return r.check(check)
+		case from != "":
+			return r.from(ctx, from)
+		case first:
+			return r.first(ctx)
+		case !p.person():
+			return errors.New("nobody can be asked here, as the standard input is not a terminal: --from FILE takes the answers from a file")
+		}
+		return r.ask(ctx)
+	}}
+}
+
+// run is one run of the command.
+type run struct {
+	place
+	call  *command.Call
+	m     *machine.Machine
+	facts *steps.Facts
+}
+
+// read reads answers, and refuses those that this system cannot follow.
+func (r *run) read(file string) (*answers.Answers, []steps.Step, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, nil, errors.Join(err, fmt.Errorf("%s is not a regular file", file))
+	}
+	text, err := bounded.Named(f, file, answers.MaxSize)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := answers.Parse(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	all, err := steps.Plan(a, r.facts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return a, all, nil
+}
+
+func (r *run) check(file string) error {
+	a, _, err := r.read(file)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(r.call.Stdout, "%s can be taken:\n%s", file, ask.Summary(a))
+	return nil
+}
+
+func (r *run) from(ctx context.Context, file string) error {
+	_, all, err := r.read(file)
+	if err != nil {
+		return err
+	}
+	return r.m.Apply(ctx, all, r.call.Stdout)
+}
+
+// first is the first start of a machine. Whatever keeps it from asking leaves the machine
+// as it was, and the start goes on.
+func (r *run) first(ctx context.Context) error {
+	report, err := r.report()
+	if err != nil {
+		return err
+	}
+	switch {
+	case r.facts.Done:
+		return nil
+	case report != nil && report.Trial:
+		return r.leave("an update is on trial")
+	case report != nil && report.Root == noRoot:
+		return r.leave("there is no root partition to keep it")
+	case r.facts.LivedIn() && r.facts.Begun == "":
+		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
+	}
+	if _, err := os.Lstat(r.answers); err == nil {
+		err := r.from(ctx, r.answers)
+		if err == nil || !r.person() {
+			return err
+		}
+		r.terminal.Say(fmt.Sprintf("The answers that came with the image were not taken: %v\n", err))
+	}
+	if !r.person() {
+		return r.leave("there is no terminal to ask at")
+	}
+	return r.ask(ctx)
+}
+
+// noRoot is what a report says of a machine without a root partition.
+const noRoot = "none"
+
+func (r *run) leave(why string) error {
+	fmt.Fprintf(r.call.Stdout, "nothing is asked: %s\n", why)
+	return nil
+}
+
+// ask asks the person at the terminal, and does what follows. A password that the image's
+// rules refuse is asked for again.
+func (r *run) ask(ctx context.Context) error {
+	p := &ask.Person{Terminal: r.terminal, Facts: r.facts, Keyboard: func(layout string) error {
+		// A serial line has no keyboard that could be set, and needs none.
+		return r.m.Apply(ctx, steps.Keyboard(layout, r.facts), io.Discard)
+	}}
+	stop := r.untilInterrupted(ctx)
+	a, err := p.Ask()
+	if errors.Is(err, ask.ErrLater) {
+		stop()
+		fmt.Fprintln(r.call.Stdout, "Later, then: all but the keyboard is as it was. `halogenctl setup` asks, too.")
+		return nil
+	}
+	if err != nil {
+		stop()
+		return err
+	}
+	defer ask.Clear(a)
+	for {
+		stop()
+		err := r.do(ctx, a)
+		failed := new(machine.CommandError)
+		if a.Account == nil || !errors.As(err, &failed) || failed.Program != "chpasswd" {
+			return err
+		}
+		r.terminal.Say(fmt.Sprintf("the password was not taken: %s\n", failed.Said))
+		clear(a.Account.Typed)
+		stop = r.untilInterrupted(ctx)
+		if a.Account.Typed, err = p.Password(a.Account.Name); err != nil {
+			stop()
+			return err
+		}
+	}
+}
+
+// do does what follows from the answers, by what the machine is now.
+func (r *run) do(ctx context.Context, a *answers.Answers) error {
+	now, err := r.m.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := steps.Plan(a, now)
+	if err != nil {
+		return err
+	}
+	// The process ends with the command, and the kernel clears its memory
+	// (init_on_free=1); this is sooner.
+	defer func() {
+		for _, s := range all {
+			clear(s.Input)
+		}
+	}()
+	// What is written is written to its end.
+	return r.m.Apply(context.WithoutCancel(ctx), all, r.call.Stdout)
+}
+
+// untilInterrupted has Ctrl-C end the program while somebody is asked, with the terminal as
+// it was; until the function that it returns is called.
+func (r *run) untilInterrupted(ctx context.Context) (stop func()) {
+	state, err := term.GetState(int(os.Stdin.Fd()))
+	undo := context.AfterFunc(ctx, func() {
+		if err == nil {
+			_ = term.Restore(int(os.Stdin.Fd()), state) // the program ends
+		}
+		fmt.Fprintln(r.call.Stderr, "\nsetup: interrupted")
+		os.Exit(command.Failed)
+	})
+	return func() { undo() }
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/command"
+	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/shared"
+	"halogenos.internal/uroot-cmds/setup/machine"
+	"halogenos.internal/uroot-cmds/setup/steps"
+)
+
+const hash = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+
+// box is a machine in a directory, with somebody at its terminal.
+type box struct {
+	t       *testing.T
+	root    string
+	lines   []string // that are typed
+	said    strings.Builder
+	nobody  bool
+	report  *shared.Report
+	refuses string // what chpasswd refuses, and says
+	ran     []string
+}
+
+func newBox(t *testing.T) *box {
+	t.Helper()
+	b := &box{t: t, root: t.TempDir()}
+	b.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+	b.write("etc/group", "root:x:0:\nsudo:x:27:\n")
+	b.write("etc/shadow", "root:*:1::::::\n")
+	b.write("usr/share/zoneinfo/Etc/UTC", "TZif")
+	return b
+}
+
+func (b *box) write(name, text string) string {
+	b.t.Helper()
+	at := filepath.Join(b.root, name)
+	err := os.MkdirAll(filepath.Dir(at), 0o755)
+	if err == nil {
+		err = os.WriteFile(at, []byte(text), 0o600)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return at
+}
+
+func (b *box) has(name string) bool {
+	_, err := os.Stat(filepath.Join(b.root, name))
+	return err == nil
+}
+
+func (b *box) Say(text string) { b.said.WriteString(text) }
+
+func (b *box) Line(prompt string) (string, error) {
+	b.Say(prompt)
+	if len(b.lines) == 0 {
+		return "", io.ErrUnexpectedEOF
+	}
+	line := b.lines[0]
+	b.lines = b.lines[1:]
+	return line, nil
+}
+
+func (b *box) Secret(prompt string) ([]byte, error) {
+	line, err := b.Line(prompt)
+	return []byte(line), err
+}
+
+func (b *box) command(_ context.Context, args []string, input []byte) (string, error) {
+	if args[0] == "chpasswd" && b.refuses != "" && strings.Contains(string(input), b.refuses) {
+		return "too weak", errors.New("exit status 1")
+	}
+	if args[0] != "locale" {
+		b.ran = append(b.ran, strings.TrimSpace(strings.Join(args, " ")+" "+string(input)))
+	}
+	return "", nil
+}
+
+func (b *box) cmd() command.Command {
+	return cmd(place{
+		machine: func() *machine.Machine {
+			return &machine.Machine{Root: b.root, Command: b.command, SetName: func(string) error { return nil }, Has: func(name string) bool { return name != "systemctl" }}
+		},
+		terminal: b, person: func() bool { return !b.nobody },
+		report:  func() (*shared.Report, error) { return b.report, nil },
+		answers: filepath.Join(b.root, "etc/halogen/setup.json"),
+	})
+}
+
+func TestSetup(t *testing.T) {
+	b := newBox(t)
+	b.nobody = true
+	commandtest.Use(t, b.cmd())
+	testkit.Manual(t, "setup.8")
+	if code, _, errs := commandtest.Run(b.cmd()); code != command.Failed || !strings.Contains(errs, "--from FILE takes the answers from a file") {
+		t.Errorf("without a terminal: %d, %q", code, errs)
+	}
+	for _, args := range [][]string{{"--from", "a", "--check", "b"}, {"--first-start", "--from", "a"}} {
+		if code, _, errs := commandtest.Run(b.cmd(), args...); code != command.Usage || !strings.Contains(errs, "go alone") {
+			t.Errorf("%q: %d, %q", args, code, errs)
+		}
+	}
+}
+
+// Somebody answers; a password that the image's rules refuse is asked for again.
+func TestAsk(t *testing.T) {
+	b := newBox(t)
+	b.refuses = "weak"
+	b.lines = []string{"", "box", "", "alice", "weak", "weak", "yes", "strong", "strong"}
+	code, out, errs := commandtest.Run(b.cmd())
+	want := []string{
+		"useradd --create-home --user-group --comment  --shell /bin/bash --groups sudo alice",
+		"useradd --create-home --user-group --comment  --shell /bin/bash --groups sudo alice", // it only says so here
+		"chpasswd alice:strong",
+	}
+	if code != command.OK || strings.Join(b.ran, "\n") != strings.Join(want, "\n") || len(b.lines) > 0 || !strings.Contains(b.said.String(), "the password was not taken: too weak\n") {
+		t.Errorf("%d, %s%s, ran\n%s\n%s", code, out, errs, strings.Join(b.ran, "\n"), &b.said)
+	}
+	if !b.has("etc/halogen/setup-done") || b.has("etc/halogen/setup-begun") {
+		t.Error("the notes are wrong")
+	}
+	if all := b.said.String() + out + errs; strings.Contains(all, "strong") {
+		t.Errorf("a password is shown:\n%s", all)
+	}
+}
+
+func TestLater(t *testing.T) {
+	b := newBox(t)
+	b.lines = []string{"later"}
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || !strings.Contains(out, "Later, then") || b.has("etc/halogen/setup-done") || b.ran != nil {
+		t.Errorf("%d, %q, %q, ran %q", code, out, errs, b.ran)
+	}
+}
+
+func TestFile(t *testing.T) {
+	b := newBox(t)
+	b.nobody = true
+	good := b.write("good.json", `{"version":1,"host_name":"box","account":{"name":"alice","password_hash":"`+hash+`"}}`)
+	code, out, errs := commandtest.Run(b.cmd(), "--check", good)
+	if code != command.OK || out != good+" can be taken:\n  name       box\n  account    alice, who may become root\n" || b.ran != nil || b.has("etc/hostname") {
+		t.Errorf("%d, %q, %q, ran %q", code, out, errs, b.ran)
+	}
+	for file, want := range map[string]string{
+		b.write("plain.json", `{"version":1,"account":{"name":"alice","password":"x"}}`):  "a password that can be read is not taken",
+		b.write("other.json", `{"version":1,"language":"xx_XX.UTF-8","host_name":"box"}`): "the image has no xx_XX.UTF-8",
+		b.write("long.json", `{"version":1}`+strings.Repeat(" ", 20<<10)):                 "too large",
+		b.root:                         "not a regular file",
+		filepath.Join(b.root, "no-it"): "no such file",
+	} {
+		for _, option := range []string{"--check", "--from"} {
+			if code, out, errs := commandtest.Run(b.cmd(), option, file); code != command.Failed || !strings.Contains(errs, want) || out != "" || b.ran != nil || b.has("etc/hostname") {
+				t.Errorf("%s %s: %d, %q, %q", option, file, code, out, errs)
+			}
+		}
+	}
+	code, out, errs = commandtest.Run(b.cmd(), "--from", good)
+	if code != command.OK || !strings.HasPrefix(out, "the machine's name is box\n") || len(b.ran) != 2 || b.ran[1] != "chpasswd --encrypted alice:"+hash || !b.has("etc/halogen/setup-done") {
+		t.Errorf("%d, %q, %q, ran %q", code, out, errs, b.ran)
+	}
+}
+
+// What the start of the system does, and what keeps it from asking.
+func TestFirstStart(t *testing.T) {
+	asked := []string{"", "box", "", "-", "yes"}
+	for _, c := range []struct {
+		name  string
+		but   func(*box)
+		lines []string
+		out   string
+		done  bool
+	}{
+		{"asks", func(*box) {}, asked, "the machine's name is box\n", true},
+		{"was done", func(b *box) { b.write(steps.DoneFile, "x") }, nil, "", true},
+		{"an update on trial", func(b *box) { b.report = &shared.Report{Trial: true} }, nil, "nothing is asked: an update is on trial\n", false},
+		{"no root partition", func(b *box) { b.report = &shared.Report{Root: "none"} }, nil, "nothing is asked: there is no root partition to keep it\n", false},
+		{"a usual start", func(b *box) { b.report = &shared.Report{Root: "tpm"} }, asked, "the machine's name is box\n", true},
+		{"nobody", func(b *box) { b.nobody = true }, nil, "nothing is asked: there is no terminal to ask at\n", false},
+		{"lived in", func(b *box) {
+			b.write("etc/passwd", "alice:x:1000:1000:::\n")
+			b.write("etc/shadow", "alice:$y$x:1::::::\n")
+		}, nil, "", true},
+		{"answers of the image", func(b *box) { b.write("etc/halogen/setup.json", `{"version":1,"host_name":"box"}`) }, nil, "the machine's name is box\n", true},
+		{"answers that cannot be taken", func(b *box) { b.write("etc/halogen/setup.json", `{}`) }, asked, "the machine's name is box\n", true},
+	} {
+		b := newBox(t)
+		c.but(b)
+		b.lines = c.lines
+		code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+		if code != command.OK || errs != "" || out != c.out && !strings.HasPrefix(out, c.out+"\n") && !(c.out != "" && strings.HasPrefix(out, "the time zone is Etc/UTC\n"+c.out)) || len(b.lines) > 0 || b.has("etc/halogen/setup-done") != c.done {
+			t.Errorf("%s: %d, %q, %q, left %q\n%s", c.name, code, out, errs, b.lines, &b.said)
+		}
+	}
+	b := newBox(t)
+	b.nobody = true
+	b.write("etc/halogen/setup.json", `{}`)
+	if code, _, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.Failed || !strings.Contains(errs, "has no version") || b.has("etc/halogen/setup-done") {
+		t.Errorf("answers that cannot be taken, and nobody: %d, %q", code, errs)
+	}
+}
