@@ -61,6 +61,8 @@ type Config struct {
 	WatchdogSeconds int
 	// Swap is the size in bytes of the swap space that machines have; 0 is off.
 	Swap int64
+	// FirstStart says whether machines ask at their first start.
+	FirstStart string
 
 	// Update: the defaults of the image's machines.
 	Server         string // base URL of the releases; empty for none
@@ -81,6 +83,12 @@ type Config struct {
 	// Notes are for the person who builds: keys that have another name now.
 	Notes []string
 }
+
+// The choices of FirstStart.
+const (
+	AskAtFirstStart  = "ask"
+	NoneAtFirstStart = "none"
+)
 
 // A Module is a kernel module that the initramfs shall have.
 type Module struct {
@@ -135,6 +143,7 @@ func defaults() Config {
 		RootPartitionFormat: "ext4",
 		Channel:             manifest.Stable,
 		SignedManifest:      "auto",
+		FirstStart:          NoneAtFirstStart,
 	}
 }
 
@@ -176,6 +185,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"Watchdog":            r.watchdog,
 			"Quiet":               r.yes(&r.quiet),
 			"Swap":                r.swap,
+			"FirstStart":          r.oneOf(&r.config.FirstStart, AskAtFirstStart, NoneAtFirstStart),
 		},
 		"Update": {
 			"Server":                r.server(&r.config.Server),

@@ -61,6 +61,7 @@ VendorKeys=microsoft
 RootPartitionFormat=btrfs
 Watchdog=90
 Swap=1536M
+FirstStart=ask
 [Update]
 Server=https://updates.example.org/os/
 ReportTo=https://reports.example.org/os/
@@ -79,7 +80,7 @@ Modules=nvme
 		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12",
-		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20,
+		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20, FirstStart: AskAtFirstStart,
 		Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
@@ -164,6 +165,7 @@ func TestRefuses(t *testing.T) {
 		{"image ID", "[Image]\nImageID=My_OS\n", 2, "ImageID"},
 		{"architecture", "[Image]\nArch=riscv64\n", 2, "want x86_64"},
 		{"epoch", "[Image]\nEpoch=-1\n", 2, "Epoch"},
+		{"a first start that asks a little", "[Image]\nFirstStart=yes\n", 2, "want ask or none"},
 		{"watchdog without a number", "[Image]\nWatchdog=on\n", 2, "neither off nor"},
 		{"watchdog of a day", "[Image]\nWatchdog=86400\n", 2, "neither off nor"},
 		{"watchdog of no time", "[Image]\nWatchdog=0\n", 2, "neither off nor"},

@@ -97,6 +97,25 @@ var forOldSystemd = []file{
 	{name: units + updateDone, link: "halogen-updated.service"},
 }
 
+// forFirstStart are the files of an image whose machines ask at their first start, with
+// systemd.
+var forFirstStart = []file{
+	{name: units + "halogen-setup.service", embedded: "systemd/halogen-setup.service", mode: 0o644},
+	{name: units + "multi-user.target.wants/halogen-setup.service", link: "../halogen-setup.service"},
+}
+
+// forOtherFirstStart are those of one with another init.
+var forOtherFirstStart = []file{
+	{name: "usr/share/halogen/examples/setup.openrc", embedded: "examples/setup.openrc", mode: 0o755},
+	{name: "usr/share/halogen/examples/setup.sysv", embedded: "examples/setup.sysv", mode: 0o755},
+}
+
+// asking are the programs of desktops that ask at the first start themselves.
+var asking = map[string]string{
+	"usr/libexec/gnome-initial-setup":             "GNOME",
+	"usr/lib/systemd/system/plasma-setup.service": "KDE",
+}
+
 // updateDone is the unit by which systemd says that an update is done.
 const updateDone = "systemd-update-done.service"
 
@@ -137,6 +156,8 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 			all = append(all, timer)
 		}
 	}
+	first, note := asksAtFirstStart(t, c)
+	all, notes = append(all, first...), append(notes, note...)
 	for _, f := range all {
 		if _, err := t.Lstat(f.name); err == nil {
 			notes = append(notes, fmt.Sprintf("kept the root file system's own /%s", f.name))
@@ -151,6 +172,23 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 	// What /var starts with: the boot mounts the directory of what was fetched here.
 	_, err = t.AddDirectory("var/lib/halogen", 0o755)
 	return notes, err
+}
+
+// asksAtFirstStart are the files by which machines ask at their first start, where the image
+// shall and has nothing of its own that does.
+func asksAtFirstStart(t *rootfs.Tree, c *config.Config) (files []file, notes []string) {
+	if c.FirstStart != config.AskAtFirstStart {
+		return nil, nil
+	}
+	for name, whose := range asking {
+		if _, err := t.Lstat(name); err == nil {
+			return nil, []string{fmt.Sprintf("FirstStart is ask, and %s's own program asks (/%s): ours keeps away", whose, name)}
+		}
+	}
+	if t.HasSystemd() {
+		return forFirstStart, nil
+	}
+	return forOtherFirstStart, []string{"FirstStart is ask, and there is no systemd: have the image's init run a script like /usr/share/halogen/examples/setup.openrc or setup.sysv"}
 }
 
 // checkIgnore refuses a list of services that may fail of which a line would excuse

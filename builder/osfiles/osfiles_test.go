@@ -132,7 +132,7 @@ func TestAddBus(t *testing.T) {
 // Every link leads to a unit that is there, and every file that is embedded is
 // put somewhere.
 func TestFilesAreUsed(t *testing.T) {
-	all := slices.Concat([]file{timer}, common, forSystemd, forBus, forOldSystemd)
+	all := slices.Concat([]file{timer}, common, forSystemd, forBus, forOldSystemd, forFirstStart, forOtherFirstStart)
 	names, used := map[string]bool{}, map[string]bool{}
 	for _, f := range all {
 		names[f.name], used["files/"+f.embedded] = true, true
@@ -167,7 +167,7 @@ func TestUnits(t *testing.T) {
 	directory := judge.Path("units")
 	// The programs are not in the judge's tree.
 	program := regexp.MustCompile(`(?m)^(Exec\w+=[-+]*)(otad?|halogenctl|/usr/lib/halogen/\w+)\b`)
-	for _, f := range slices.Concat(forSystemd, forOldSystemd) {
+	for _, f := range slices.Concat(forSystemd, forOldSystemd, forFirstStart) {
 		if !strings.HasPrefix(f.name, units) {
 			continue
 		}
@@ -192,7 +192,7 @@ func TestUnits(t *testing.T) {
 	verify := func(unit string) string {
 		return string(judge.Run("sh", "-c", "SYSTEMD_UNIT_PATH="+directory+": systemd-analyze verify --man=no "+unit+" 2>&1"))
 	}
-	for _, unit := range []string{"multi-user.target", "otad.socket", "ota-restart.timer", "ota-restart.service", "otad.service", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "emergency.target", "sysinit.target"} {
+	for _, unit := range []string{"multi-user.target", "otad.socket", "ota-restart.timer", "ota-restart.service", "otad.service", "ota-fetch.timer", "ota-fetch.service", "ota-unhealthy.service", "halogen-changes.service", "halogen-setup.service", "graphical.target", "emergency.target", "sysinit.target"} {
 		if said := verify(unit); said != "" {
 			t.Errorf("%s: %s", unit, said)
 		}
@@ -258,6 +258,56 @@ func TestKept(t *testing.T) {
 		said, err := cmd.CombinedOutput()
 		if did := content(t, root, "did"); err != nil || did != want {
 			t.Errorf("%s: %v, %s\ndid %q, want %q", boot, err, said, did, want)
+		}
+	}
+}
+
+// Machines ask at their first start where uki.conf says so, and nothing else asks.
+func TestFirstStart(t *testing.T) {
+	const unit, link, script = units + "halogen-setup.service", units + "multi-user.target.wants/halogen-setup.service", "usr/share/halogen/examples/setup.sysv"
+	for _, c := range []struct {
+		name   string
+		value  string
+		has    []string
+		unit   bool
+		script bool
+		note   string
+	}{
+		{"not asked for", config.NoneAtFirstStart, []string{systemd}, false, false, ""},
+		{"no value", "", []string{systemd}, false, false, ""},
+		{"systemd", config.AskAtFirstStart, []string{systemd}, true, false, ""},
+		{"another init", config.AskAtFirstStart, []string{"sbin/init"}, false, true, "there is no systemd"},
+		{"GNOME", config.AskAtFirstStart, []string{systemd, "usr/libexec/gnome-initial-setup"}, false, false, "GNOME's own program asks"},
+		{"KDE", config.AskAtFirstStart, []string{systemd, units + "plasma-setup.service"}, false, false, "KDE's own program asks"},
+	} {
+		tree, dir := tree(t, c.has...)
+		notes, err := Add(tree, &config.Config{FirstStart: c.value}, date)
+		if err != nil || (c.note == "") != (len(notes) == 0) || !strings.Contains(strings.Join(notes, "\n"), c.note) {
+			t.Errorf("%s: notes %q, %v", c.name, notes, err)
+		}
+		if exists(t, filepath.Join(dir, unit)) != c.unit || exists(t, filepath.Join(dir, link)) != c.unit || exists(t, filepath.Join(dir, script)) != c.script {
+			t.Errorf("%s: want the unit %v, the script %v", c.name, c.unit, c.script)
+		}
+	}
+}
+
+// The script asks while there is no note, and ends well whatever comes of it: what follows
+// it is to start.
+func TestSetupScript(t *testing.T) {
+	for _, note := range []bool{false, true} {
+		root := t.TempDir()
+		cmd := script(t, "examples/setup.sysv", root)
+		text := strings.ReplaceAll(cmd.Args[2], "/dev/console", "/dev/null")
+		cmd.Args = []string{"sh", "-c", text, "sh", "start"}
+		program(t, root, "bin/halogenctl", `echo "$*" >>`+filepath.Join(root, "did")+"; exit 1")
+		want := "setup --first-start\n"
+		if note {
+			program(t, root, "etc/halogen/setup-done", "")
+			want = ""
+		}
+		said, err := cmd.CombinedOutput()
+		if did := content(t, root, "did"); err != nil || did != want {
+			t.Errorf("note %v: %v, %s, did %q", note, err, said, did)
 		}
 	}
 }
