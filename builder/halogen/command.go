@@ -46,6 +46,8 @@ Commands:
   diff      say in what two of these differ
   hardware-report
             write down what disks and devices this machine has
+  verify-report
+            judge a machine's proof of which release it has started
   help      show this
 
 'halogen COMMAND --help' shows a command's options, and 'halogen --version' the version.
@@ -64,6 +66,7 @@ func (c command) commands() map[string]func(context.Context, []string) error {
 		"reports":         c.reports,
 		"run":             c.machine,
 		"hardware-report": c.hardwareReport,
+		"verify-report":   c.verifyReport,
 		"man":             c.man,
 	}
 }

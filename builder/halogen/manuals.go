@@ -71,6 +71,7 @@ func manuals() []manual {
 			Examples: []manpage.Example{{Text: "In what do two builds differ?", Lines: "halogen diff out/1 out/2"}},
 			See:      []string{"halogen-build 1", "halogen-inspect 1"},
 		}},
+		verifyReportManual(),
 		{command: "hardware-report", Page: manpage.Page{See: []string{"halogen 1", "halogen-install 1"}}},
 	}
 }
@@ -94,7 +95,7 @@ func programManual() manual {
 					"halogen release --build out/7 --server www/os \\\n    --key keys/release-key.secret.asc"},
 			},
 			See: []string{"halogen-build 1", "halogen-diff 1", "halogen-hardware-report 1", "halogen-inspect 1", "halogen-install 1", "halogen-keys 1",
-				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
+				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "halogen-verify-report 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
 		},
 	}
 }
@@ -129,5 +130,19 @@ func releaseManual() manual {
 			{Text: "Look at the server as a machine does:", Lines: "halogen release --verify https://example.org/os/x86_64/desktop \\\n    --pinned keys/release-key.asc"},
 		},
 		See: []string{"gpg 1", "rsync 1", "halogen-build 1", "halogen-keys 1", "halogen-release-archive 1", "halogen-release-list 1", "manifest.env 5", "release.json 5"},
+	}}
+}
+
+func verifyReportManual() manual {
+	return manual{command: "verify-report", Page: manpage.Page{
+		Summary:     "judge a machine's proof of which release it has started",
+		Environment: []manpage.Entry{proxies, roots},
+		Examples: []manpage.Example{{
+			Text: "Ask a machine, and judge what it says:",
+			Lines: "nonce=$(openssl rand -hex 16)\n" +
+				"ssh root@machine halogenctl boot-report --nonce $nonce >report.json\n" +
+				"halogen verify-report report.json --nonce $nonce \\\n    --save-key machine.key --pinned release-key.asc \\\n    --release https://example.org/os/x86_64/desktop",
+		}},
+		See: []string{"halogen 1", "halogen-release 1", "release.json 5", "boot-report 8"},
 	}}
 }

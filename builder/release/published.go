@@ -30,10 +30,16 @@ var errUnsigned = fmt.Errorf("%s is not signed", release.FileName)
 
 // readPublished reads a release's description and its UKI. Its signature is judged
 // at the time it was made: a key that has expired since did sign it.
-func readPublished(ctx context.Context, s Server, v contract.Version, key *pgp.Key, now time.Time) (p *published, err error) {
+func readPublished(ctx context.Context, s Server, v contract.Version, key *pgp.Key, now time.Time) (*published, error) {
+	p, _, err := readPublishedUKI(ctx, s, v, key, now)
+	return p, err
+}
+
+// readPublishedUKI is readPublished for somebody who wants the UKI, too.
+func readPublishedUKI(ctx context.Context, s Server, v contract.Version, key *pgp.Key, now time.Time) (p *published, image []byte, err error) {
 	f, err := s.Open(ctx, manifest.ArchiveName(v))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	p = &published{version: v}
@@ -43,31 +49,31 @@ func readPublished(ctx context.Context, s Server, v contract.Version, key *pgp.K
 	}
 	r, err := archive.Open(ctx, f, authenticate, archive.Options{Workers: 1})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.Close()
 	p.release, p.size = r.Release(), r.Head().ArchiveSize()
 	arch, imageID := s.Place()
 	if err := belongs(p.release, arch, imageID, v); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	file, content, err := r.Next()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if file.Name != release.UKIFile {
-		return nil, fmt.Errorf("%s comes first, want %s", file.Name, release.UKIFile)
+		return nil, nil, fmt.Errorf("%s comes first, want %s", file.Name, release.UKIFile)
 	}
-	image, err := io.ReadAll(content) // as long as the signed description says
+	image, err = io.ReadAll(content) // as long as the signed description says
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := checkEFI(file, image); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p.contract, err = checkUKI(p.release, image)
 	p.able = abilities(image)
-	return p, err
+	return p, image, err
 }
 
 // signer is whose key the release says that it is signed by.

@@ -137,15 +137,23 @@ func Want(version contract.Version) bootreport.Want {
 }
 
 // Boot is the log of a machine that has started a release under its own keys.
-func Boot(version contract.Version) *Log {
-	return NewLog().Keys(true, Owner, Owner).Program(program(release.BootManagerFile, version)).Program(program(release.UKIFile, version))
+func Boot(version contract.Version) *Log { return bootOf(Want(version).Release) }
+
+func bootOf(r *release.Release) *Log {
+	manager, _ := r.File(release.BootManagerFile)
+	image, _ := r.File(release.UKIFile)
+	return NewLog().Keys(true, Owner, Owner).Program(pcr.Digest(manager.Authenticode)).Program(pcr.Digest(image.Authenticode))
 }
 
 // Statement is what such a machine says.
 func Statement(version contract.Version, nonce string) bootreport.Statement {
+	return statementOf(Want(version).Release, nonce)
+}
+
+func statementOf(r *release.Release, nonce string) bootreport.Statement {
 	return bootreport.Statement{
-		Nonce: []byte(nonce), Time: 1_800_000_000, BootID: "0f3c9f6e-7d0e-4a55-9c1a-2f8a4c1f0b11", ImageID: "desktop", Arch: "x86_64",
-		Version: version, Epoch: 3, Floor: 2, Slot: layout.SlotB, Reason: "it is the newest", Root: "tpm",
+		Nonce: []byte(nonce), Time: 1_800_000_000, BootID: "0f3c9f6e-7d0e-4a55-9c1a-2f8a4c1f0b11", ImageID: r.ImageID, Arch: r.Arch,
+		Version: r.Version, Epoch: r.Epoch, Floor: 2, Slot: layout.SlotB, Reason: "it is the newest", Root: "tpm",
 	}
 }
 
@@ -232,9 +240,15 @@ func (s Signer) Sign(t testing.TB, r *bootreport.Report, quote []byte) *bootrepo
 // Report is a good report of a boot of a release, signed by s.
 func (s Signer) Report(t testing.TB, version contract.Version, nonce string) *bootreport.Report {
 	t.Helper()
-	log := Boot(version).Bytes()
+	return s.Of(t, Want(version).Release, nonce)
+}
+
+// Of is Report for a release that was built.
+func (s Signer) Of(t testing.TB, r *release.Release, nonce string) *bootreport.Report {
+	t.Helper()
+	log := bootOf(r).Bytes()
 	return s.Quote(t, &bootreport.Report{
-		Statement: Statement(version, nonce), EventLog: log,
-		PCRs: PCRs(t, log, pcr.Digest{}.Extend(Stub(version)), pcr.EnterInitrd, pcr.LeaveInitrd, "sysinit", "ready"),
+		Statement: statementOf(r, nonce), EventLog: log,
+		PCRs: PCRs(t, log, pcr.Digest(r.PCR11), pcr.EnterInitrd, pcr.LeaveInitrd, "sysinit", "ready"),
 	})
 }
