@@ -28,7 +28,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring \
 	erofs-utils e2fsprogs btrfs-progs dosfstools mtools gdisk cryptsetup-bin sbsigntool osslsigncode efitools \
 	kmod buildah shellcheck tcc tpm2-tools openssl gpg gpg-agent nginx python3 rsync zstd xz-utils binutils git ca-certificates \
-	dbus-daemon openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip \
+	dbus-daemon systemd openssh-client dropbear-bin wireguard-tools gnutls-bin tdb-tools squashfs-tools 7zip cpio bzip2 lz4 lzip zip \
 	softhsm2 gnupg-pkcs11-scd mandoc
 # Web servers that the tests start on ports of their own. busybox and busybox-static take
 # each other's place, and either does.

@@ -129,9 +129,7 @@ func owned(c *dbus.Conn) bool {
 // It does not end under a caller by D-Bus, and says so when it does, so that the next one
 // is not lost.
 func TestIdleOnBus(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("without polkit only root may ask for what takes long")
-	}
+	testkit.Root(t, "without polkit only root may ask for what takes long")
 	path := filepath.Join(t.TempDir(), "bus")
 	startBus(t, path)
 	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/otad/otadtest"
@@ -34,10 +35,7 @@ func offeredOn(t *testing.T, work string) (w *otadtest.World, mine, client *dbus
 
 func onBus(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn, *dbus.Conn) {
 	t.Helper()
-	program, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("no dbus-daemon is installed to ask by")
-	}
+	program := testkit.Need(t, "dbus-daemon")
 	address := "unix:path=" + filepath.Join(t.TempDir(), "bus")
 	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address="+address)
 	if err := c.Start(); err != nil {
@@ -256,9 +254,7 @@ func TestPercent(t *testing.T) {
 
 // systemd's own client calls it.
 func TestBusctl(t *testing.T) {
-	if _, err := exec.LookPath("busctl"); err != nil {
-		t.Skip("busctl is not installed")
-	}
+	testkit.Need(t, "busctl")
 	_, address, _ := offered(t, "exit 1")
 	busctl := func(args ...string) string {
 		cmd := exec.Command("busctl", append([]string{"--address=" + address}, args...)...)

@@ -18,6 +18,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/uroot-cmds/ota/systembus"
 )
 
@@ -63,10 +64,7 @@ func (a *authority) CheckAuthorization(from dbus.Sender, s subject, action strin
 
 func bus(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("no dbus-daemon is installed to ask by")
-	}
+	program := testkit.Need(t, "dbus-daemon")
 	address := "unix:path=" + filepath.Join(t.TempDir(), "bus")
 	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address="+address)
 	if err := c.Start(); err != nil {
