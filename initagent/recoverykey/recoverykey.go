@@ -30,8 +30,9 @@ type Text struct {
 // is not confirmed where somebody puts it off, or nobody answers in time; 0 waits for
 // ever. The key stays the caller's.
 func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, timeout time.Duration) (confirmed bool, err error) {
+	wrong := ""
 	for range tries {
-		if err := show(c, key, text); err != nil {
+		if err := show(c, key, wrong, text); err != nil {
 			return false, err
 		}
 		wait := ""
@@ -42,7 +43,7 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 			wait = fmt.Sprintf(" (or wait %d minutes)", timeout/time.Minute)
 		}
 		_, err := c.Ask("Press Enter when you have written it down"+wait+". ", false, timeout)
-		c.Print("\033[H\033[2J\033[3J") // and off the screen
+		c.Print(page)
 		if err != nil {
 			return false, unless(err, hw.ErrNobody)
 		}
@@ -59,17 +60,22 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		}
 		right := key.Confirms(typed, groups)
 		luks2.Wipe(typed)
-		c.Print("\033[H\033[2J\033[3J")
+		c.Print(page)
 		if right {
 			return true, nil
 		}
-		c.Print(fmt.Sprintf("That is not what the key has in groups %d and %d. Here it is again:\n", groups[0], groups[1]))
+		wrong = fmt.Sprintf("That is not what the key has in groups %d and %d. Here it is again:\n", groups[0], groups[1])
 	}
 	return false, nil
 }
 
-// show shows the key on the screen, or where there is none on every console.
-func show(c hw.Console, key *luks2.RecoveryKey, text Text) error {
+// page begins a page: it takes what was there, the key above all, off a screen and out of
+// what it has scrolled away (ECMA-48, and the kernel's own console for the last).
+const page = "\033[H\033[2J\033[3J"
+
+// show shows the key on a page of its own, on the screen, or where there is none on every
+// console.
+func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
 	letters := key.Passphrase()
 	defer luks2.Wipe(letters)
 	drawn, err := console.QR(string(letters))
@@ -80,7 +86,7 @@ func show(c hw.Console, key *luks2.RecoveryKey, text Text) error {
 	if text.About != "" {
 		about = "\n" + text.About
 	}
-	c.PrintSecret("\n" + drawn + "\nThis machine's " + text.Title + ":\n\n    " + string(letters) + "\n" + about)
+	c.PrintSecret(page + wrong + "\n" + drawn + "\nThis machine's " + text.Title + ":\n\n    " + string(letters) + "\n" + about)
 	return nil
 }
 
