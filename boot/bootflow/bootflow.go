@@ -251,7 +251,8 @@ const (
 
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", NewKey: "new-key", Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", NewKey: "new-key",
+	Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 

@@ -113,6 +113,11 @@ func (c command) build(ctx context.Context, args []string) error {
 		}
 	}
 	o.Progress.Note("release %s of %s in %.1f s", r.Release.Version, r.Release.ImageID, time.Since(start).Seconds())
+	return c.built(b, r)
+}
+
+// built says what was made.
+func (c command) built(b buildFlags, r *image.Result) error {
 	if b.json {
 		return c.printJSON(map[string]any{"release": r.Release, "files": r.Files, "room": r.Room})
 	}

@@ -13,8 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -86,7 +86,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 		caller, err := polkit.Peer(conn)
 		if err != nil { // whoever it is gets no answer
-			s.unknown.Do(func() { log.Printf("a caller is turned away: %v", err) })
+			s.unknown.Do(func() { fmt.Fprintf(os.Stderr, "a caller is turned away: %v\n", err) })
 			_ = conn.Close()
 			continue
 		}
