@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,10 +167,13 @@ func TestJob(t *testing.T) {
 	}
 }
 
+// halfway is a worker that has fetched half of what it will, and fails.
+const halfway = `echo '{"measured":{"bytes":100}}'; echo '{"progress":{"phase":"fetching","done":1,"total":2,"fetched":50}}'; [ ! -e "$(dirname "$0")/slowly" ] || sleep 1; exit 1`
+
 // A fetch goes on when the bus ends, and one that begins then is none the worse; and
 // whoever looks at the objects while jobs come and go ends nothing.
 func TestBusEnds(t *testing.T) {
-	w, mine, c := offeredOn(t, "exit 1")
+	w, mine, c := offeredOn(t, halfway)
 	looking := make(chan bool)
 	go func() {
 		defer close(looking)
@@ -193,11 +197,17 @@ func TestBusEnds(t *testing.T) {
 	if err := mine.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(w.Dir, "slowly"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	j, err := w.Fetch(service.Wish{Now: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-j.Done
+	if p := percent(j.Progress()); p != 45 {
+		t.Errorf("%d %%, and so nothing was told of it: %+v", p, j.Progress())
+	}
 }
 
 // One user's calls are bounded, and keep nobody else out. FAULTS 114
@@ -274,6 +284,79 @@ func TestBusctl(t *testing.T) {
 	} {
 		if out := busctl(args...); !strings.Contains(out, want) {
 			t.Errorf("busctl %v says %s nowhere:\n%s", args, want, out)
+		}
+	}
+}
+
+// The bus itself, with the file that an image has, lets everybody call the service, and
+// root alone be it.
+func TestBusPolicy(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	send, daemon := testkit.Need(t, "dbus-send"), testkit.Need(t, "dbus-daemon")
+	policy, err := filepath.Abs("../../../builder/osfiles/files/otad/dbus.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Another user gets to it.
+	directory, err := os.MkdirTemp("/tmp", "bus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(directory) })
+	if err := os.Chmod(directory, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	address := "unix:path=" + filepath.Join(directory, "bus")
+	config := filepath.Join(directory, "bus.conf")
+	text := `<busconfig><type>system</type><listen>` + address + `</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><deny own="*"/><deny send_type="method_call"/><allow send_type="signal"/>
+<allow send_requested_reply="true" send_type="method_return"/><allow send_requested_reply="true" send_type="error"/>
+<allow receive_type="method_call"/><allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
+<allow send_destination="org.freedesktop.DBus"/></policy><include>` + policy + `</include></busconfig>`
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(daemon, "--config-file="+config, "--nofork", "--nopidfile")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	var mine *dbus.Conn
+	for range 400 {
+		if mine, err = dbus.Connect(address); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mine.Close()
+	w := otadtest.New(t, "exit 1")
+	if _, err := Offer(mine, w.Service, w); err != nil {
+		t.Fatal(err)
+	}
+	other := func(to string, args ...string) string {
+		c := exec.Command(send, append([]string{"--bus=" + address, "--print-reply", "--dest=" + to}, args...)...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := c.CombinedOutput()
+		return string(out)
+	}
+	for _, call := range []struct{ to, path, method, arg, want string }{
+		{Name, string(root), managerFace + ".ListTargets", "", "/org/freedesktop/sysupdate1/target/host"},
+		{Name, string(hostPath), targetFace + ".GetVersion", "", `"7"`},
+		{Name, string(hostPath), "org.freedesktop.DBus.Introspectable.Introspect", "", "CheckNew"},
+		{Name, string(hostPath), "org.example.Ask", "", "AccessDenied"},
+		{"org.freedesktop.DBus", "/", "org.freedesktop.DBus.RequestName", "string:" + Name, "AccessDenied"},
+	} {
+		args := []string{call.path, call.method}
+		if call.arg != "" {
+			args = append(args, call.arg, "uint32:3")
+		}
+		if out := other(call.to, args...); !strings.Contains(out, call.want) {
+			t.Errorf("%s says %s nowhere:\n%s", call.method, call.want, out)
 		}
 	}
 }
