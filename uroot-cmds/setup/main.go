@@ -184,7 +184,6 @@ func (r *run) leave(why string) error {
 // rules refuse is asked for again.
 func (r *run) ask(ctx context.Context) error {
 	p := &ask.Person{Terminal: r.terminal, Facts: r.facts, Keyboard: func(layout string) error {
-		// A serial line has no keyboard that could be set, and needs none.
 		return r.m.Apply(ctx, steps.Keyboard(layout, r.facts), io.Discard)
 	}}
 	stop := r.untilInterrupted(ctx)

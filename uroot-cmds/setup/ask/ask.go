@@ -237,7 +237,7 @@ func (p *Person) keyboard(a *answers.Answers) (err error) {
 		return err
 	}
 	if err := p.Keyboard(a.Keyboard); err != nil {
-		p.Terminal.Say(fmt.Sprintf("the keyboard is this one after the next start: %v\n", err))
+		p.Terminal.Say(fmt.Sprintf("the keyboard could not be set: %v\n", err))
 	}
 	return nil
 }

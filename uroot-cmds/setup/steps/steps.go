@@ -43,7 +43,7 @@ func LookedDirectories() []string { return []string{"/etc/default", "/etc/X11"} 
 
 // LookedTools are the programs that Facts knows of.
 func LookedTools() []string {
-	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "bash"}
+	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "udevadm", "bash"}
 }
 
 // A Kind is what a step does. The zero value is none.
@@ -70,8 +70,8 @@ type Step struct {
 	Input []byte
 	// Fine is an exit code of a command that is as good as 0.
 	Fine int
-	// Try: that it fails is said, and the rest goes on. It has something take effect at
-	// once that does so at the next start anyway.
+	// Try: it may fail, as it has something take effect at once that does so at the next
+	// start anyway, and which not every machine can (a serial line has no keymap).
 	Try bool
 }
 
@@ -156,6 +156,10 @@ func locale(language string, f *Facts) []Step {
 	if f.Directories["/etc/default"] && !f.isLink(defaultLocale) {
 		all = append(all, write(defaultLocale, set(f.Files[defaultLocale], "LANG", language)))
 	}
+	if f.Tools["systemctl"] && f.Systemd {
+		// systemd has read it when it started: the display manager is started with this.
+		all = append(all, Step{Kind: Run, Args: []string{"systemctl", "set-environment", "LANG=" + language}, Try: true})
+	}
 	return all
 }
 
@@ -201,6 +205,10 @@ func Keyboard(name string, f *Facts) []Step {
 		all = append(all, Step{Kind: Run, Args: []string{"setupcon", "--keyboard-only", "--force"}, Try: true})
 	case f.Tools["loadkeys"]:
 		all = append(all, Step{Kind: Run, Args: []string{"loadkeys", "--quiet", keymap}, Try: true})
+	}
+	if debian && f.Tools["udevadm"] {
+		// Debian's X has the layout from udev, which has seen the keyboard before.
+		all = append(all, Step{Kind: Run, Args: []string{"udevadm", "trigger", "--subsystem-match=input", "--action=change"}, Try: true})
 	}
 	return all
 }

@@ -25,7 +25,7 @@ func debian() *Facts {
 		Directories: map[string]bool{"/etc/default": true, "/etc/X11": true},
 		Users:       []User{{"root", 0, false}, {"nobody", 65534, false}, {"halogen-ota", 990, false}},
 		Groups:      []string{"root", "audio", "sudo", "netdev", "users"},
-		Tools:       map[string]bool{"useradd": true, "usermod": true, "userdel": true, "groupdel": true, "chpasswd": true, "systemctl": true, "setupcon": true, "bash": true},
+		Tools:       map[string]bool{"useradd": true, "usermod": true, "userdel": true, "groupdel": true, "chpasswd": true, "systemctl": true, "setupcon": true, "udevadm": true, "bash": true},
 		Updates:     On, Systemd: true,
 	}
 }
@@ -74,8 +74,10 @@ func TestPlan(t *testing.T) {
 	}
 	check(t, "Debian", plan(t, a, debian()),
 		"write /etc/locale.conf # here\nLANG=de_DE.UTF-8\nLC_TIME=en_DK.UTF-8\n",
+		"run systemctl set-environment LANG=de_DE.UTF-8 <",
 		"write /etc/default/keyboard XKBMODEL=\"pc105\"\nXKBLAYOUT=\"de\"\nXKBVARIANT=\"nodeadkeys\"\nXKBOPTIONS=\"compose:menu\"\nBACKSPACE=\"guess\"\n",
 		"run setupcon --keyboard-only --force <",
+		"run udevadm trigger --subsystem-match=input --action=change <",
 		"link /etc/localtime ../usr/share/zoneinfo/Europe/Berlin",
 		"write /etc/hostname kitchen.example.org\n",
 		"write /etc/hosts 127.0.0.1 localhost\n127.0.1.1\tkitchen.example.org kitchen\n::1 localhost\n",
