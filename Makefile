@@ -472,6 +472,20 @@ boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetfu
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
 
+# The README's pictures, and what draws them.
+SCREENSHOTS := qemu-tests/screenshots
+DRAWN := initagent/console initagent/recoverykey initagent/recovery initagent/setup builder/install/screen builder/halogen/installscreen.go
+
+.PHONY: screenshots
+screenshots: ## take the README's pictures again, off the screens of machines
+	@$(MAKE) --no-print-directory boot-test RUN='^TestScreens$$$$'
+	@install -m 644 $(OUT)/qemu/screens/*.png $(SCREENSHOTS)/
+
+.PHONY: stale-screenshots
+stale-screenshots: ## fail with what has changed since the README's pictures were taken
+	@taken=$$(git log -1 --format=%H -- $(SCREENSHOTS)) && changed=$$(git log --format='%h %s' "$$taken.." -- $(DRAWN)) && \
+	{ [ -z "$$changed" ] || { echo 'since the pictures were taken (make screenshots takes them again):'; echo "$$changed"; exit 1; }; }
+
 # --- Measurements ---------------------------------------------------------------
 
 # What others use instead, and is in no list above.
