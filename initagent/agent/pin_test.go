@@ -395,3 +395,14 @@ func TestStageWithoutPINs(t *testing.T) {
 		t.Errorf("version %s runs:\n%s", m.agent.Contract.Version, m.said.String())
 	}
 }
+
+// What types at the other end of a serial line uses up three of the TPM's tries, and the
+// owner goes on.
+func TestPINBesideNoise(t *testing.T) {
+	m := withPIN(t, "1234")
+	m.startsBy("tty login:", "Password:", "Login incorrect", "tty login:", "Password:", "Login incorrect", "y", "1234")
+	if _, left := m.countsPINs(); left != 7 {
+		t.Errorf("%d of 10 tries are left", left)
+	}
+	m.startsBy("1235", "1236", "1237", "", m.recoveryKey(), "n")
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -41,14 +42,43 @@ func (o *opening) byPIN() error {
 		}
 		defer c.Close()
 		c.Print(o.triedBefore())
-		for {
+		for wrong := 0; ; {
 			secret, record, err := o.tryPIN(c, limit, known)
 			if !errors.Is(err, tpm.ErrWrongPIN) && !errors.Is(err, policy.ErrPINLength) {
 				return secret, record, err
 			}
 			c.Print(fmt.Sprintf("This is not the PIN.%s\n", o.triesLeft()))
+			if errors.Is(err, tpm.ErrWrongPIN) {
+				wrong++
+			}
+			if wrong == pinsAtOnce {
+				if err := goOn(c); err != nil {
+					return nil, nil, err
+				}
+				wrong = 0
+			}
 		}
 	})
+}
+
+// pinsAtOnce is how many wrong PINs are taken before somebody has to say that they are
+// there. A modem or another machine's login at the other end of a serial line types, too,
+// and would use up what the TPM takes.
+const pinsAtOnce = 3
+
+// goOn waits for somebody who wants to type on; errNoPIN is for who has none.
+func goOn(c hw.Console) error {
+	for {
+		answer, err := c.Ask("\nThree wrong PINs. Type y to go on, or press Enter to type the recovery key: ", false, 0)
+		switch {
+		case err != nil:
+			return err
+		case len(answer) == 0:
+			return errNoPIN
+		case strings.EqualFold(strings.TrimSpace(string(answer)), "y"):
+			return nil
+		}
+	}
 }
 
 // tryPIN asks once, and has the TPM try what was typed. What is too short for a PIN is not
