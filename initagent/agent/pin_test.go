@@ -378,8 +378,8 @@ func TestNoPINWithoutRecord(t *testing.T) {
 	m.asksForPIN(nextboot.SetPIN)
 	m.typed = []string{m.recoveryKey(), "1234", "1234"}
 	m.ends("system", "has no room for the list of systems")
-	if m.hasPIN() || len(m.typed) != 3 {
-		t.Errorf("it asks, or has a PIN: %t", m.hasPIN())
+	if m.hasPIN() || len(m.typed) != 3 || !strings.Contains(m.printed.String(), "A NEW PIN, which was asked for") {
+		t.Errorf("it asks, or has a PIN: %t:\n%s", m.hasPIN(), m.printed.String())
 	}
 }
 

@@ -49,16 +49,17 @@ type renewal struct {
 // rootpart).
 func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	o := &renewal{opening{Host: h}, wish}
-	start, err := o.mayRenew()
-	if err != nil {
-		return err
-	}
+	start, refused := o.mayRenew()
 	c, err := o.Person.Open()
 	if err != nil {
-		return err
+		return errors.Join(refused, err)
 	}
 	defer c.Close()
 	what, command := o.asked()
+	if refused != nil { // who restarted for it is in front of the screen, and not of the log
+		c.Print(fmt.Sprintf("\n%s, which was asked for with `halogenctl %s`: nothing was changed: %v\n", what, command, refused))
+		return refused
+	}
 	c.Print(fmt.Sprintf(secretAsked, what, command))
 	key, volumeKey, err := o.typedKey(c)
 	if err != nil {
