@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -79,8 +81,21 @@ func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var arrived atomic.Bool // all is there: what is left would begin from the start again
+	tell := o.Tell
+	o.Tell = func(e worker.Event) {
+		if e.Progress != nil {
+			arrived.Store(e.Progress.Phase == fetch.Verifying)
+		}
+		if tell != nil {
+			tell(e)
+		}
+	}
 	go func() {
 		for m.sleep(ctx, lookEvery) == nil {
+			if arrived.Load() {
+				continue
+			}
 			if err := m.fit(ctx, o, true); err != nil {
 				cancel(err)
 			}

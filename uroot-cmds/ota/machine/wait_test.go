@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -120,6 +121,23 @@ func TestFetchEndsWhenUnfit(t *testing.T) {
 		t.Errorf("%+v, %v", out, err)
 	}
 	w.complete()
+}
+
+// What has all arrived is brought to its end, which takes some minutes that would be spent
+// again.
+func TestFetchEndsVerified(t *testing.T) {
+	w := newWorld(t)
+	verified := false
+	out, err := w.m.FetchWhenFit(t.Context(), Options{Tell: func(e worker.Event) {
+		if e.Progress != nil && e.Progress.Phase == fetch.Verifying && !verified {
+			verified = true
+			w.is(true, -1)
+			time.Sleep(200 * time.Millisecond)
+		}
+	}})
+	if err != nil || !out.Staged || !verified {
+		t.Errorf("%+v, %v, verified: %v", out, err, verified)
+	}
 }
 
 // Settings that cannot be read end no fetch: they may be half saved.
