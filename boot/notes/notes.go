@@ -150,6 +150,10 @@ func (r *Release) validate() error {
 	return nil
 }
 
+// The scripts of Persian and of India are written with these, and what is drawn as one emoji
+// is several that they join. They have no width and steer nothing.
+const nonJoiner, joiner = '\u200c', '\u200d'
+
 // checkText refuses what is not text for people, and spaces that mean nothing: a text has
 // one form.
 func checkText(s string) error {
@@ -157,7 +161,7 @@ func checkText(s string) error {
 		return fmt.Errorf("a text has %d bytes, more than %d", len(s), maxText)
 	}
 	for _, r := range s {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) && r != nonJoiner && r != joiner {
 			return fmt.Errorf("text %.60q holds the character %U, which is not printed", s, r)
 		}
 	}

@@ -67,6 +67,23 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// What joins letters and emoji is text; what turns a line is not.
+func TestJoined(t *testing.T) {
+	n := sample(t)
+	n.Releases[0].Text = []Part{{Paragraph: "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f468\u200d\U0001f469"}}
+	text, err := n.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Parse(text); err != nil || !reflect.DeepEqual(got, n) {
+		t.Errorf("read back %+v, %v", got, err)
+	}
+	n.Releases[0].Text = []Part{{Paragraph: "a\u202eb"}}
+	if _, err := n.Encode(); err == nil {
+		t.Error("a text that turns a line is taken")
+	}
+}
+
 func TestEncode(t *testing.T) {
 	n := sample(t)
 	n.Releases = append(n.Releases, Release{Version: 2, Urgency: "low"}, Release{Version: 1, Urgency: "medium", Security: true, Text: []Part{{Paragraph: "holes"}}})
