@@ -36,8 +36,9 @@ type variant struct {
 	Watchdog int    // seconds, 0: as the image has it
 	Key      string // release key that the UKI pins, binary; "": the image's
 	Manager  bool   // it brings another boot manager
-	// Revokes: it is signed, by a key that it pins, and names the loader of namedLoader for dbx.
-	Revokes bool
+	// Revoker: it is signed by this key, which the system before it pins as well, and names
+	// the loader of namedLoader for dbx.
+	Revoker *revoker
 	// Microcode that it has, and where: "initrd", or "ucode" with the stub of systemd 257.
 	Microcode string
 }
@@ -49,15 +50,15 @@ func makeNewer(t testing.TB, image string, v variant) newer {
 	t.Helper()
 	n := newer{Release: imageRelease(t, image), dir: t.TempDir()}
 	n.Version, n.Epoch = 2, v.Epoch
-	sign := n.revokes(t, &v)
+	n.revokes(t, &v)
 	n.system(t, image)
 	n.uki(t, image, v)
 	n.manager(t, image, v)
 	text, err := n.Encode()
 	must(t, err)
 	must(t, os.WriteFile(n.path(release.FileName), text, 0o644))
-	if sign != nil {
-		must(t, os.WriteFile(n.path(release.FileName+".pgp"), sign(text), 0o644))
+	if v.Revoker != nil {
+		must(t, os.WriteFile(n.path(release.FileName+".pgp"), v.Revoker.Sign(text), 0o644))
 	}
 	return n
 }
@@ -215,7 +216,7 @@ func replaceLast(t testing.TB, image []byte, name string, content []byte) []byte
 // outside, as the fetcher leaves it; the files are given to the system to put down.
 func fetched(t testing.TB, v variant) Provisioned {
 	t.Helper()
-	p := provisioned(t)
+	p := v.Revoker.provisioned(t)
 	o := Options{Image: "testos-1", State: p.State}
 	return Provision(t, o, fmt.Sprintf("fetched-2 %+v", v), func(g *Guest) map[string]string {
 		g.PowerCut()
@@ -226,7 +227,7 @@ func fetched(t testing.TB, v variant) Provisioned {
 		files := filepath.Join(t.TempDir(), "files.img")
 		testkit.Run(t, "mkfs.vfat", "-C", files, "65536")
 		names := []string{release.FileName, release.UKIFile, release.BootManagerFile}
-		if v.Revokes {
+		if v.Revoker != nil {
 			names = append(names, release.FileName+".pgp")
 		}
 		for _, name := range names {

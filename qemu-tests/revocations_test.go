@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
@@ -35,19 +38,61 @@ func namedLoader(t testing.TB) (image []byte, digest [32]byte) {
 	return image, digest
 }
 
-// revokes names the loader, where the variant does, and returns what signs the release.
-func (n *newer) revokes(t testing.TB, v *variant) (sign func(text []byte) []byte) {
+// A revoker signs a release that names the loader.
+type revoker struct {
+	*installtest.Signer
+	key *pgp.Key
+}
+
+func newRevoker(t testing.TB) *revoker {
 	t.Helper()
-	if !v.Revokes {
-		return nil
-	}
 	signer := installtest.NewSigner(t)
 	key, err := pgp.ParseKey(signer.Public())
 	must(t, err)
-	v.Key = string(key.Bytes())
+	return &revoker{signer, key}
+}
+
+// String names the machines of this key.
+func (r *revoker) String() string {
+	if r == nil {
+		return ""
+	}
+	return fmt.Sprintf("%x", r.key.Fingerprint())
+}
+
+// revokes names the loader, where the variant does.
+func (n *newer) revokes(t testing.TB, v *variant) {
+	t.Helper()
+	if v.Revoker == nil {
+		return
+	}
+	v.Key = string(v.Revoker.key.Bytes())
 	_, digest := namedLoader(t)
 	must(t, n.SetRevocations(secureboot.Database{secureboot.Hash(gpt.GUID{}, digest)}))
-	return signer.Sign
+}
+
+// provisioned is a machine whose system pins the revoker's key; the image's own without one.
+func (r *revoker) provisioned(t testing.TB) Provisioned {
+	t.Helper()
+	if r == nil {
+		return provisioned(t)
+	}
+	image := filepath.Join(t.TempDir(), "disk.img")
+	must(t, vm.CopySparse(image, Image(t, "testos-1")))
+	made, section := imageUKI(t, "testos-1")
+	initrd := section(".initrd")
+	facts, err := contract.FromInitrd(initrd)
+	must(t, err)
+	before, err := contract.Archive(facts)
+	must(t, err)
+	facts.ReleaseKey = r.key.Bytes()
+	after, err := contract.Archive(facts)
+	must(t, err)
+	d := openDisk(t, image, os.O_RDWR)
+	d.putUKI(imageRelease(t, "testos-1"), replaceLast(t, made, ".initrd", append(after, initrd[len(before):]...)))
+	must(t, d.Close())
+	prepare := func(s vm.State) error { return vm.CopySparse(s.Disk(), image) }
+	return Provision(t, Options{Image: "testos-1", Prepare: prepare}, "pins "+r.String(), bringUp)
 }
 
 // TestLoaderRevoked: version 2 names a loader for dbx that this machine's key has signed, so
@@ -57,7 +102,8 @@ func (n *newer) revokes(t testing.TB, v *variant) (sign func(text []byte) []byte
 func TestLoaderRevoked(t *testing.T) {
 	t.Parallel()
 	loader, digest := namedLoader(t)
-	p := provisioned(t)
+	r := newRevoker(t)
+	p := r.provisioned(t)
 	pair := openRoot(t, p).keys(t).DB
 	loader, err := enroll.DBSigner{Pair: pair, Time: pair.Certificate.NotBefore}.Sign(loader)
 	must(t, err)
@@ -73,7 +119,7 @@ func TestLoaderRevoked(t *testing.T) {
 			t.Fatalf("the firmware does not start it before either: %q", match[0])
 		}
 	})
-	g := onTrial(t, variant{Watchdog: 20, Revokes: true}, tries, vm.Options{})
+	g := onTrial(t, variant{Watchdog: 20, Revoker: r}, tries, vm.Options{})
 	g.PowerOn()
 	g.bless(g.boots(newSystem()))
 	g.restartsUntil("dbx has what release 2 names, 1 more entries")
