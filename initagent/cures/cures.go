@@ -122,6 +122,7 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 	case bootflow.RootDamaged:
 		return []string{
 			"Leave the disk as it is until you know what happened to it. A copy of the root partition's first 16 MiB, if there is one, puts it right.",
+			"What this system makes nothing of, the recovery key may still open: on another machine, with `cryptsetup open` of any Linux. Try that before anything that gives the data up.",
 			"If its data is lost or not wanted: `reset` makes the machine new, and keeps the system.",
 		}
 	case bootflow.RootLocked:

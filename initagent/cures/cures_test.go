@@ -46,7 +46,7 @@ func TestFor(t *testing.T) {
 			s.Keys, f.Unlock, f.Key = bootflow.KeysOff, bootflow.Failed, bootflow.Failed
 		},
 			"Switch Secure Boot on", []string{"type the recovery key"}, "`enroll`"},
-		{"header lost", func(s *bootflow.State, _ *bootflow.Facts) { s.Root = bootflow.RootDamaged }, "Leave the disk", []string{"`reset`"}, "`unlock`"},
+		{"header lost", func(s *bootflow.State, _ *bootflow.Facts) { s.Root = bootflow.RootDamaged }, "Leave the disk", []string{"the recovery key may still open: on another machine, with `cryptsetup open`", "`reset`"}, "`unlock`"},
 		{"mount", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Mount = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
 		{"carry", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Carried = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state"}, "`reset`"},
 		{"restore", func(s *bootflow.State, f *bootflow.Facts) { s.Root, f.Restored = bootflow.RootOpen, bootflow.Failed }, "`unlock`", []string{"/run/state", "--cancel", "--forget"}, "`rollback`"},

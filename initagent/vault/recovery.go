@@ -155,12 +155,19 @@ var errOnlyKey = errors.New("no other recovery key would be left")
 
 // RemoveRecoveries removes every recovery key but the one of a keyslot. Tokens
 // go after their keyslots: cut in between, the next removal finds what is left.
-// The key that stays is not touched.
+// The key that stays is not touched, and nor is the TPM's keyslot, whatever names it:
+// anybody with the disk can add a token.
 func (l *Lock) RemoveRecoveries(random io.Reader, d block.Device, keep int) error {
 	if !slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == keep }) {
 		return fmt.Errorf("remove recovery keys: %w", errOnlyKey)
 	}
-	return l.remove(random, d, func(r Recovery) bool { return r.Keyslot != keep })
+	bound := l.tpmKeyslots()
+	slots := l.recoveryKeyslots()
+	slices.Sort(slots)
+	slots = slices.DeleteFunc(slices.Compact(slots), func(n int) bool { return n == keep || slices.Contains(bound, n) })
+	return l.remove(random, d, slots, func(t luks2.Token) bool {
+		return t.Type == luks2.RecoveryTokenType && !slices.Contains(t.Keyslots, keep)
+	})
 }
 
 // RemoveRecovery removes one recovery key, by its keyslot.
@@ -168,23 +175,31 @@ func (l *Lock) RemoveRecovery(random io.Reader, d block.Device, keyslot int) err
 	if !slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot != keyslot }) {
 		return fmt.Errorf("remove recovery key: %w", errOnlyKey)
 	}
-	return l.remove(random, d, func(r Recovery) bool { return r.Keyslot == keyslot })
+	return l.remove(random, d, []int{keyslot}, func(luks2.Token) bool { return false })
 }
 
-func (l *Lock) remove(random io.Reader, d block.Device, which func(Recovery) bool) error {
+// tpmKeyslots are those that any TPM token names.
+func (l *Lock) tpmKeyslots() (slots []int) {
+	for _, t := range l.Header.Tokens() {
+		if t.Type == tpmToken {
+			slots = append(slots, t.Keyslots...)
+		}
+	}
+	return slots
+}
+
+// remove removes keyslots, and then the tokens that name none any more, or are to go.
+func (l *Lock) remove(random io.Reader, d block.Device, slots []int, gone func(luks2.Token) bool) error {
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
-		for _, r := range l.Recoveries {
-			if !which(r) {
-				continue
-			}
-			if err := c.RemoveKeyslot(r.Keyslot); err != nil {
+		for _, n := range slots {
+			if err := c.RemoveKeyslot(n); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err == nil {
-		err = l.Header.Change(random, d, l.removeEmptyTokens)
+		err = l.Header.Change(random, d, func(c *luks2.Change) error { return l.removeTokens(c, gone) })
 	}
 	if err != nil {
 		return fmt.Errorf("remove recovery keys: %w", err)
@@ -192,12 +207,14 @@ func (l *Lock) remove(random io.Reader, d block.Device, which func(Recovery) boo
 	return l.again()
 }
 
-func (l *Lock) removeEmptyTokens(c *luks2.Change) error {
+func (l *Lock) removeTokens(c *luks2.Change, gone func(luks2.Token) bool) error {
 	for number, t := range l.Header.Tokens() {
-		if (t.Type == luks2.RecoveryTokenType || t.Type == replacedToken) && len(t.Keyslots) == 0 {
-			if err := c.RemoveToken(number); err != nil {
-				return err
-			}
+		empty := (t.Type == luks2.RecoveryTokenType || t.Type == replacedToken) && len(t.Keyslots) == 0
+		if !empty && !gone(t) {
+			continue
+		}
+		if err := c.RemoveToken(number); err != nil {
+			return err
 		}
 	}
 	return nil

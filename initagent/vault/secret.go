@@ -123,9 +123,10 @@ func (l *Lock) replacedKeyslots() (slots []int) {
 			}
 		}
 	}
+	bound := l.tpmKeyslots()
 	for _, k := range l.Header.Keyslots() {
 		recovery := slices.ContainsFunc(l.Recoveries, func(r Recovery) bool { return r.Keyslot == k.Number })
-		if named[k.Number] && k.Number != l.TPMSlot && !recovery {
+		if named[k.Number] && !slices.Contains(bound, k.Number) && !recovery {
 			slots = append(slots, k.Number)
 		}
 	}

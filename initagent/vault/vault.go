@@ -58,13 +58,13 @@ type Lock struct {
 
 	Sealed             *policy.Sealed // nil: not bound to a TPM
 	Strange            error          // why what the header says of the TPM is not understood, or nil: Sealed is nil then
-	TPMSlot            int
-	OwnerSignature     []byte     // signature over the volume's fingerprint
-	NextOwnerSignature []byte     // the same by the key that is about to replace the first; or nil
-	KeptPIN            []byte     // the PIN under the volume key; nil without one
-	Recoveries         []Recovery // by token: one, and two while the key is being replaced
-	Unfinished         bool       // provisioning was cut
-	Replaced           bool       // the keyslot of an earlier machine secret is still to be removed
+	TPMSlot            int            // -1: none, or it is not known which
+	OwnerSignature     []byte         // signature over the volume's fingerprint
+	NextOwnerSignature []byte         // the same by the key that is about to replace the first; or nil
+	KeptPIN            []byte         // the PIN under the volume key; nil without one
+	Recoveries         []Recovery     // by token: one, and two while the key is being replaced
+	Unfinished         bool           // provisioning was cut
+	Replaced           bool           // the keyslot of an earlier machine secret is still to be removed
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 	typed  string    // the ID of the recovery key that has opened it; "" until then
@@ -129,6 +129,8 @@ func lookUnused(r io.ReaderAt) (bootflow.Root, *Lock, error) {
 
 func read(header *luks2.Header) (*Lock, error) {
 	l := &Lock{Header: header, TPMSlot: -1}
+	var broken []error
+	bound := 0
 	tokens := header.Tokens()
 	for _, number := range slices.Sorted(maps.Keys(tokens)) {
 		t := tokens[number]
@@ -138,21 +140,14 @@ func read(header *luks2.Header) (*Lock, error) {
 		case replacedToken:
 			l.Replaced = true
 		case tpmToken:
-			if l.TPMSlot >= 0 || len(t.Keyslots) != 1 {
-				return nil, fmt.Errorf("LUKS2 header: want one %s token, for one keyslot", tpmToken)
+			if bound++; bound == 1 {
+				broken = append(broken, l.readTPM(t))
 			}
-			l.TPMSlot = t.Keyslots[0]
-			sealed, err := policy.ParseSealed(t.Fields[sealedField])
-			err = errors.Join(err, field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature), field(t, pinField, &l.KeptPIN))
-			if err != nil { // the recovery key needs none of it
-				l.Strange = fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
-				continue
-			}
-			l.Sealed = sealed
 		case luks2.RecoveryTokenType:
 			r := Recovery{Token: number}
 			if err := errors.Join(field(t, escrowField, &r.Escrow), field(t, checksField, &r.Checks)); err != nil {
-				return nil, err
+				broken = append(broken, err) // another one may open
+				continue
 			}
 			if len(t.Keyslots) == 1 { // a key that was being removed has none
 				r.Keyslot = t.Keyslots[0]
@@ -160,7 +155,36 @@ func read(header *luks2.Header) (*Lock, error) {
 			}
 		}
 	}
+	if bound > 1 { // which of them counts is not known
+		err := fmt.Errorf("LUKS2 header: %d %s tokens, want one", bound, tpmToken)
+		l.Sealed, l.KeptPIN, l.TPMSlot, l.Strange = nil, nil, -1, errors.Join(l.Strange, err)
+		broken = append(broken, err)
+	}
+	if err := errors.Join(broken...); err != nil && len(l.Recoveries) == 0 {
+		return nil, err
+	}
 	return l, nil
+}
+
+// readTPM reads what the TPM opens by. Whatever is wrong there, the recovery key needs none
+// of it. The error is that of a token without exactly one keyslot.
+func (l *Lock) readTPM(t luks2.Token) (wrong error) {
+	if len(t.Keyslots) == 1 {
+		l.TPMSlot = t.Keyslots[0]
+	} else {
+		wrong = fmt.Errorf("LUKS2 token %s: %d keyslots, want one", tpmToken, len(t.Keyslots))
+	}
+	sealed, err := policy.ParseSealed(t.Fields[sealedField])
+	err = errors.Join(err, field(t, ownerSignatureField, &l.OwnerSignature), field(t, nextOwnerSignatureField, &l.NextOwnerSignature), field(t, pinField, &l.KeptPIN))
+	if err != nil {
+		err = fmt.Errorf("LUKS2 token %s: %w", tpmToken, err)
+	}
+	if err = errors.Join(wrong, err); err != nil {
+		l.Strange = errors.Join(l.Strange, err)
+		return wrong
+	}
+	l.Sealed = sealed
+	return nil
 }
 
 func field(t luks2.Token, name string, into any) error {
@@ -348,7 +372,7 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 	return l.again()
 }
 
-// setTPMToken puts a TPM token in place of the one that is there.
+// setTPMToken puts a TPM token in place of the one that is there, or of all.
 func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, kept []byte, owner *rsa.PrivateKey, next ...*rsa.PrivateKey) error {
 	token, err := newTPMToken(keyslot, volumeKey, sealed, kept, owner)
 	if err != nil {
@@ -362,15 +386,25 @@ func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, seale
 			return err
 		}
 	}
-	for number, t := range l.Header.Tokens() {
-		if t.Type == tpmToken {
+	tokens, at := l.Header.Tokens(), -1
+	for _, number := range slices.Sorted(maps.Keys(tokens)) {
+		switch t := tokens[number]; {
+		case t.Type != tpmToken:
+		case at < 0:
+			at = number
 			for _, name := range []string{ownerSignatureField, nextOwnerSignatureField} {
 				if signature, there := t.Fields[name]; there && owner == nil {
 					token.Fields[name] = signature
 				}
 			}
-			return c.SetToken(number, token)
+		default: // there is to be one
+			if err := c.RemoveToken(number); err != nil {
+				return err
+			}
 		}
+	}
+	if at >= 0 {
+		return c.SetToken(at, token)
 	}
 	_, err = c.AddToken(token)
 	return err
