@@ -18,12 +18,13 @@ failure, the machine's make, and the day. That is all of it, and nothing in it n
 the machine or its owner. The server sees the address that it comes from, as it does
 when a release is fetched.
 
-  --on    allow it (Report=yes in /etc/halogen/ota.conf): ota fetch --auto, which a
+  --on    allow it, for the server that reports go to now: ota fetch --auto, which a
           timer runs, then tells of each update once
   --off   allow it no more
   --send  tell now
 
-Where reports go is set by ReportTo= in ota.conf.
+Where reports go is set by ReportTo= in ota.conf. Where that names another server later,
+as after an update, it is told nothing before --on is said again.
 `
 
 func reportOf(ctx context.Context, c *call) (any, error) {
@@ -71,6 +72,8 @@ func (c *call) showReport(t *machine.Telling) error {
 		fmt.Fprintf(c.out, "%s has been told\n", plain(t.To))
 	case t.Allowed:
 		fmt.Fprintf(c.out, "%s is told when the timer looks for an update\n", plain(t.To))
+	case t.AllowedBefore != "":
+		fmt.Fprintf(c.out, "nobody is told: %s was allowed, and reports would go to %s now: `ota report --on` allows that\n", plain(t.AllowedBefore), plain(t.To))
 	default:
 		fmt.Fprintf(c.out, "nobody is told: `ota report --on` allows to tell %s\n", plain(t.To))
 	}

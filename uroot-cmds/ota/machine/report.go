@@ -16,10 +16,25 @@ import (
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
-// toldFile says which trial the distributor was told of last.
-const toldFile = "told.json"
+const (
+	// toldFile says which trial the distributor was told of last.
+	toldFile = "told.json"
+	// allowedFile says that the owner allows reports. It lies in the state directory, because
+	// /etc has what the image brings, too: that could allow them in the owner's place.
+	allowedFile = "report.json"
+)
 
-const toldFormat = 1
+const (
+	toldFormat    = 1
+	allowedFormat = 1
+)
+
+// allowed is the content of allowedFile.
+type allowed struct {
+	Format int `json:"format"`
+	// To is the server that the owner agreed to, as ReportTo= had it.
+	To string `json:"to"`
+}
 
 // told is the content of toldFile.
 type told struct {
@@ -35,8 +50,10 @@ type Telling struct {
 	Report *trialreport.Report `json:"report"`
 	// To is the server, without a password; empty: none is set.
 	To string `json:"to"`
-	// Allowed: the owner has said so.
+	// Allowed: the owner has said so, of this server.
 	Allowed bool `json:"allowed"`
+	// AllowedBefore is another server that the owner has allowed; it is To no more.
+	AllowedBefore string `json:"allowed_before,omitempty"`
 	// Told: it was told already.
 	Told bool `json:"told"`
 }
@@ -47,7 +64,18 @@ func (m *Machine) Telling() (*Telling, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Telling{To: Redacted(s.ReportTo), Allowed: s.Report}
+	t := &Telling{To: Redacted(s.ReportTo)}
+	var a allowed
+	there, err := decode(m.state(r, allowedFile), &a)
+	switch {
+	case err != nil:
+		return nil, err
+	case !there || a.Format != allowedFormat || a.To == "":
+	case a.To == s.ReportTo:
+		t.Allowed = true
+	default:
+		t.AllowedBefore = Redacted(a.To)
+	}
 	entries, err := journalfile.Read(m.state(r))
 	if err != nil {
 		return nil, fmt.Errorf("read the boot journal: %w", err)
@@ -58,7 +86,7 @@ func (m *Machine) Telling() (*Telling, error) {
 	t.Report.ImageID, t.Report.Arch = r.Contract.ImageID, r.Contract.Arch
 	t.Report.Vendor, t.Report.Product = m.make("sys_vendor"), m.make("product_name")
 	var last told
-	there, err := decode(m.state(r, toldFile), &last)
+	there, err = decode(m.state(r, toldFile), &last)
 	t.Told = err == nil && there && last == t.asTold()
 	return t, err
 }
@@ -69,18 +97,24 @@ func (t *Telling) asTold() told {
 
 // telling is what Telling and SendReport depend on.
 func (m *Machine) telling() (*Running, settings.Settings, error) {
-	r, err := m.Running()
-	if err == nil && r.Console {
-		err = errors.New("nothing is told from the recovery console: start the system")
-	}
-	if err == nil {
-		err = m.haveState(r)
-	}
+	r, err := m.teller()
 	if err != nil {
 		return nil, settings.Settings{}, err
 	}
 	s, err := m.Settings()
 	return r, s, err
+}
+
+// teller is the running system, where reports can be told of it.
+func (m *Machine) teller() (*Running, error) {
+	r, err := m.Running()
+	if err == nil && r.Console {
+		err = errors.New("nothing is told from the recovery console: start the system")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, m.haveState(r)
 }
 
 // make is an attribute of the machine's make, which the kernel has from the firmware.
@@ -109,10 +143,12 @@ func (m *Machine) SendReport(ctx context.Context, tell func(worker.Event)) (*Tel
 	switch {
 	case err != nil:
 		return t, err
-	case !s.Report:
-		return t, errors.New("the owner of this machine has not allowed it: `ota report` shows what is told, `ota report --on` allows it")
 	case s.ReportTo == "":
 		return t, errNobody
+	case t.AllowedBefore != "":
+		return t, fmt.Errorf("the owner of this machine has allowed to tell %s, and not %s: `ota report --on` allows that", t.AllowedBefore, t.To)
+	case !t.Allowed:
+		return t, errors.New("the owner of this machine has not allowed it: `ota report` shows what is told, `ota report --on` allows it")
 	}
 	request, err := m.tellRequest(r, s, t)
 	if err != nil {
@@ -159,7 +195,25 @@ func (m *Machine) tellRequest(r *Running, s settings.Settings, t *Telling) (none
 	}, nil
 }
 
-// AllowReports writes down whether the owner allows them.
+// AllowReports writes down whether the owner allows them, for the server that takes them now.
 func (m *Machine) AllowReports(allow bool) error {
-	return m.changeOwner(func(old []byte) ([]byte, error) { return settings.SetReport(old, allow) })
+	r, err := m.teller()
+	if err != nil {
+		return err
+	}
+	if !allow {
+		return hw.RemoveFile(m.state(r, allowedFile))
+	}
+	s, err := m.Settings()
+	if err == nil && s.ReportTo == "" {
+		err = errNobody
+	}
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(allowed{Format: allowedFormat, To: s.ReportTo})
+	if err != nil {
+		return err
+	}
+	return hw.KeepFile(m.state(r, allowedFile), append(text, '\n'), 0o600) // To may hold a password
 }

@@ -4,7 +4,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +45,7 @@ func TestReport(t *testing.T) {
 	w.write("sys/class/dmi/id/product_name", []byte("Standard PC\n"))
 	w.write("sys/class/dmi/id/product_serial", []byte("SECRET-1\n"))
 	w.write(settings.ImageFile, []byte("ReportTo="+box.URL+"/os\nReport=yes\n"))
+	w.write(settings.OwnerFile, []byte("Report=yes\n")) // an image's /etc is seen there, too
 	if got, err := w.m.Telling(); err != nil || got.Report != nil || got.Allowed || got.To != box.URL+"/os" {
 		t.Errorf("before any update: %+v, %v", got, err)
 	}
@@ -84,7 +84,25 @@ func TestReport(t *testing.T) {
 	if got, err := w.m.SendReport(t.Context(), nil); err == nil || got.Told || len(box.got) > 1 {
 		t.Errorf("allowed no more: %+v, %v", got, err)
 	}
-	if text := w.read(settings.OwnerFile); !strings.Contains(text, "Report=no\n") || strings.Contains(text, "Report=yes") {
-		t.Errorf("%s has %q", filepath.Base(settings.OwnerFile), text)
+}
+
+// The owner agrees to a server: another one that an update's image names is told nothing.
+func TestReportToAnother(t *testing.T) {
+	w, box, other := newWorld(t), newLetterbox(t), newLetterbox(t)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	w.journal(journal.Entry{Time: now, Kind: journal.Staged, Version: 2}, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2})
+	if err := w.m.AllowReports(true); err == nil || !strings.Contains(err.Error(), "ReportTo=") {
+		t.Errorf("allowed to tell nobody: %v", err)
+	}
+	w.write(settings.ImageFile, []byte("ReportTo="+box.URL+"/os\n"))
+	must(t, w.m.AllowReports(true))
+	w.write(settings.ImageFile, []byte("ReportTo="+other.URL+"/os\n"))
+	got, err := w.m.SendReport(t.Context(), nil)
+	if err == nil || !strings.Contains(err.Error(), "`ota report --on` allows that") || got.Allowed || got.AllowedBefore != box.URL+"/os" || len(other.got) > 0 {
+		t.Errorf("another server: %+v, %v, %v", got, err, other.got)
+	}
+	must(t, w.m.AllowReports(true))
+	if got, err := w.m.SendReport(t.Context(), nil); err != nil || !got.Told || got.AllowedBefore != "" || len(other.got) != 1 || len(box.got) > 0 {
+		t.Errorf("allowed again: %+v, %v, %v", got, err, other.got)
 	}
 }

@@ -57,9 +57,8 @@ type Settings struct {
 	// When says when a release may be fetched.
 	When when.Rules `json:"when"`
 	// ReportTo is the http or https URL of a directory that takes reports of updates; empty
-	// is none. Report is whether the owner allows them: the image cannot.
+	// is none. That the owner allows them is kept elsewhere, where no image reaches.
 	ReportTo string `json:"report_to"`
-	Report   bool   `json:"report"`
 	// Restart says whether the machine restarts by itself into what was fetched.
 	Restart when.Restart `json:"restart"`
 }
@@ -74,7 +73,6 @@ func Load(image, owner []byte) (Settings, error) {
 		name string
 		text []byte
 	}{{ImageFile, image}, {OwnerFile, owner}} {
-		s.Report = false
 		if err := s.read(file.text); err != nil {
 			return Settings{}, fmt.Errorf("%s: %w", file.name, err)
 		}
@@ -160,8 +158,6 @@ func (s *Settings) set(key, value string) (err error) {
 		s.When.MaxLoad, err = when.ParseLoad(value)
 	case "ReportTo":
 		s.ReportTo, err = reportTo(value)
-	case "Report":
-		s.Report, err = yes(value)
 	case "Restart":
 		s.Restart, err = when.ParseRestart(value)
 	case "RequireSignedManifest":
@@ -247,15 +243,6 @@ func SetChannel(owner []byte, c manifest.Channel) ([]byte, error) {
 		return nil, err
 	}
 	return with(owner, "Channel", string(c))
-}
-
-// SetReport returns the owner's file with reports allowed or not; all else in it stays as
-// it is.
-func SetReport(owner []byte, allow bool) ([]byte, error) {
-	if allow {
-		return with(owner, "Report", "yes")
-	}
-	return with(owner, "Report", "no")
 }
 
 // with returns a file in which a key has a value.
