@@ -39,6 +39,9 @@ type Note struct {
 	// Keep names the key that counts while another one is being added or removed: whatever
 	// a cut leaves, all others go. Its value is vault.Recovery.ID's.
 	Keep string `json:"keep,omitempty"`
+	// Drop names a key that goes unless it is confirmed, where it was added to several of
+	// which nobody knows the one that counts.
+	Drop string `json:"drop,omitempty"`
 	// Void: a key was shown after the first one, perhaps written down, and never confirmed.
 	// It opens nothing.
 	Void bool `json:"void,omitempty"`

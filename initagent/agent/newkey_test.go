@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/vault"
 )
@@ -205,6 +206,9 @@ func TestNewKeyCut(t *testing.T) {
 		if !m.opens(first) && !m.opens(fresh) {
 			t.Fatalf("%s: no recovery key opens", s.how)
 		}
+		if m.note().Void && !m.opens(fresh) {
+			t.Errorf("%s: whoever has written nothing down is told to throw it away: %+v", s.how, m.note())
+		}
 		m.ends("system")
 		old := m.opens(first)
 		if old == m.opens(fresh) || m.recoveries() != 1 {
@@ -218,5 +222,53 @@ func TestNewKeyCut(t *testing.T) {
 	}
 	if olds == 0 || olds == len(states) {
 		t.Errorf("the old key opens after %d of %d cuts", olds, len(states))
+	}
+}
+
+// addsKey has the machine have one more recovery key, as a cut in the console leaves one.
+func (m *machine) addsKey() {
+	m.t.Helper()
+	lock, volumeKey, secret := m.unlocked()
+	key, err := luks2.NewRecoveryKey(m.random)
+	m.must(err)
+	s, err := m.partition(layout.RootNumber)
+	m.must(err)
+	m.must(lock.AddRecovery(m.random, s, volumeKey, secret, &key, luks2.Argon2id(64<<10, 1)))
+}
+
+// A machine with several recovery keys gets a new one that is the only one, once it is
+// confirmed; put off, or unplugged, it goes, and those before stay.
+func TestNewKeyOfSeveral(t *testing.T) {
+	for _, how := range []string{"confirmed", "put off", "unplugged"} {
+		t.Run(how, func(t *testing.T) {
+			m := provisionedMachine(t, nil)
+			first := m.recoveryKey()
+			m.addsKey()
+			m.notes(keynote.Note{Wanted: true})
+			m.typed = []string{"y"}
+			switch how {
+			case "confirmed":
+				m.echo = true
+			case "put off":
+				m.typed = append(m.typed, "")
+			case "unplugged":
+				m.pulled = "Press Enter when you have written it down"
+				if end := m.boot(); end != "death" || m.recoveries() != 3 {
+					t.Fatalf("ends in %s, %d keys", end, m.recoveries())
+				}
+				m.pulled = ""
+			}
+			m.ends("system")
+			fresh, keys := m.recoveryKey(), 2
+			if how == "confirmed" {
+				keys = 1
+			}
+			if m.opens(fresh) != (keys == 1) || m.opens(first) != (keys == 2) || m.recoveries() != keys || m.note().Void != (keys == 2) || m.note().Drop != "" {
+				t.Errorf("%d keys, %+v:\n%s", m.recoveries(), m.note(), m.printed.String())
+			}
+			if !strings.Contains(m.printed.String(), "This machine has 2 recovery keys") {
+				t.Errorf("it does not say how many there are:\n%s", m.printed.String())
+			}
+		})
 	}
 }

@@ -15,10 +15,10 @@ import (
 
 // RecoveryKey replaces the recovery key.
 //
-// The order: the new key is added and shown, two groups of it are typed back, and only
-// then the old one is removed. Cut before the new one is complete, the old one opens; cut
-// before the removal, both do; cut in it, the new one does, and the next
-// replacement removes what is left of the old one.
+// The order: the note says that the old key counts, or, where there are several, which one
+// is new; that one is added and shown, two groups of it are typed back, the note says that
+// it counts, and only then the old ones are removed. Cut anywhere, the next start that the
+// TPM opens removes what does not count.
 func (m *Machine) RecoveryKey(c hw.Console) error {
 	open, err := m.kept()
 	if err != nil {
@@ -45,10 +45,17 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 	defer f.Close()
 	cpus := runtime.NumCPU()
 	kdf := luks2.Argon2id(rootpart.KeyMemory(memory, cpus), cpus)
-	if err := lock.AddRecovery(m.Random, f, open.VolumeKey, open.Secret, &fresh, kdf); err != nil {
+	before := recoverykey.Noted(m.Store)
+	note := recoverykey.Adding(before, lock)
+	if err := recoverykey.Note(m.Store, note); err != nil {
 		return err
 	}
-	err = m.showAndCheck(c, &fresh)
+	if err := lock.AddRecovery(m.Random, f, open.VolumeKey, open.Secret, &fresh, kdf); err != nil {
+		return errors.Join(err, recoverykey.Note(m.Store, before))
+	}
+	if err = recoverykey.Note(m.Store, recoverykey.Showing(note, lock.Added())); err == nil {
+		err = m.showAndCheck(c, &fresh)
+	}
 	var keyslot int
 	if err == nil { // by what opens, and not by what was meant to
 		keyslot, err = lock.RecoveryKeyslot(f, &fresh, rootpart.KeyLimit(memory))
@@ -57,7 +64,10 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 		err = recoverykey.Confirmed(m.Store, lock.ID(keyslot))
 	}
 	if err != nil {
-		return errors.Join(err, m.takeBack(f, lock, &fresh, rootpart.KeyLimit(memory)))
+		if failed := m.takeBack(f, lock, &fresh, rootpart.KeyLimit(memory)); failed != nil {
+			return errors.Join(err, failed) // the next start does it
+		}
+		return errors.Join(err, recoverykey.Note(m.Store, before))
 	}
 	if err := lock.RemoveRecoveries(m.Random, f, keyslot); err != nil {
 		return fmt.Errorf("the new recovery key is good; the old one may be, too: %w", err)

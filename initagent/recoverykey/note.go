@@ -7,6 +7,7 @@ import (
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
+	"halogenos.internal/initagent/vault"
 )
 
 // NoteFile is where the root partition has the note.
@@ -44,6 +45,26 @@ func Note(store hw.Store, n keynote.Note) error {
 	return store.Keep(NoteFile, text)
 }
 
+// Adding returns the note for the time before a key is added to those of a volume: a cut
+// leaves the one key that there is. Where there are several, nobody knows which counts, and
+// all stay.
+func Adding(n keynote.Note, lock *vault.Lock) keynote.Note {
+	n.Keep, n.Drop = "", ""
+	if len(lock.Recoveries) == 1 {
+		n.Keep = lock.Recoveries[0].ID()
+	}
+	return n
+}
+
+// Showing returns the note for the time in which a key with this ID, which was added, is on
+// the screen: from then on somebody may have written it down.
+func Showing(n keynote.Note, id string) keynote.Note {
+	if n.Void = true; n.Keep == "" {
+		n.Drop = id
+	}
+	return n
+}
+
 // Confirmed notes that the recovery key with this ID was typed back, and counts from then
 // on: all others go.
 func Confirmed(store hw.Store, id string) error { return Note(store, keynote.Note{Keep: id}) }
@@ -54,11 +75,15 @@ func Used(store hw.Store, id string) error {
 	n := Noted(store)
 	before := n
 	n.Unconfirmed, n.Shown = false, 0
-	if n.Keep != id { // what was shown last is what was typed, or is gone
+	switch {
+	case n.Drop != "":
+		n.Void = n.Void && n.Drop != id
+		n.Keep, n.Drop = id, ""
+	case n.Keep != id: // what was shown last is what was typed, or is gone
 		n.Void = false
-	}
-	if n.Keep != "" {
-		n.Keep = id
+		if n.Keep != "" {
+			n.Keep = id
+		}
 	}
 	if n == before {
 		return nil

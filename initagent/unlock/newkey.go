@@ -65,7 +65,7 @@ type keyChange struct {
 // is shown to whoever restarts the machine.
 func KeyNoted(store hw.Store) bool {
 	n := recoverykey.Noted(store)
-	return n.Keep != "" || due(store, n)
+	return n.Keep != "" || n.Drop != "" || due(store, n)
 }
 
 func due(store hw.Store, n keynote.Note) bool { return n.Wanted || n.Due() && !inhabited(store) }
@@ -82,8 +82,9 @@ func inhabited(store hw.Store) bool {
 // and it was the running system, from the encrypted root partition, or the first boot,
 // that asked for one.
 //
-// The order: the note says that the key before counts; the new one is added, shown and
-// confirmed; the note says that it counts; all others go, and the note after them. Cut
+// The order: the note says that the key before counts, where there is one; the new one is
+// added; the note says that it may have been seen, and which it is, where there were
+// several; it is shown and confirmed; the note says that it counts; all others go, and the note after them. Cut
 // anywhere, the key that the note names opens, and is the only one at the next start,
 // which says so of one that was shown and is gone.
 func NewKey(h *host.Host) (err error) {
@@ -117,9 +118,6 @@ func NewKey(h *host.Host) (err error) {
 // offer makes a new key, where somebody wants one, and puts it in force, where they
 // confirm it.
 func (k *keyChange) offer(c hw.Console) error {
-	if len(k.Lock.Recoveries) != 1 {
-		return vault.ErrTwoKeys
-	}
 	question, timeout := offered, presence
 	if k.note.Wanted { // somebody has lost the key, or says so, and is not asked again
 		question, timeout = wanted, SecretTimeout
@@ -131,6 +129,9 @@ func (k *keyChange) offer(c hw.Console) error {
 	// Before anybody is asked: what is asked for is asked once.
 	if err := recoverykey.Note(k.Store, k.note); err != nil {
 		return err
+	}
+	if n := len(k.Lock.Recoveries); n > 1 {
+		c.Print(fmt.Sprintf("\nThis machine has %d recovery keys: each opens it, until a new one is confirmed, which is then the only one.\n", n))
 	}
 	yes, err := hw.AskYes(c, question, timeout)
 	switch {
@@ -146,11 +147,11 @@ func (k *keyChange) offer(c hw.Console) error {
 		}
 		return nil
 	}
-	if err = k.replace(c); !k.shown {
-		k.note.Void = false
+	if err = k.replace(c); err != nil {
+		c.Print(fmt.Sprintf("%v\n", err))
 	}
 	gone, serr := k.settle()
-	if serr == nil && gone {
+	if serr == nil && gone && k.shown {
 		serr = k.sayVoid(c)
 	}
 	return errors.Join(err, serr)
@@ -169,24 +170,39 @@ func (k *keyChange) sayVoid(c hw.Console) error {
 // settle leaves the recovery key that counts alone, where the note names one. gone says
 // that one is gone which was shown and not confirmed, now or before a cut.
 func (k *keyChange) settle() (gone bool, err error) {
-	if k.note.Keep == "" {
+	at := func(id string) int {
+		return slices.IndexFunc(k.Lock.Recoveries, func(r vault.Recovery) bool { return r.ID() == id })
+	}
+	several := len(k.Lock.Recoveries) > 1
+	switch {
+	case k.note.Keep != "":
+		n := at(k.note.Keep)
+		if gone = n >= 0 && k.note.Void; n >= 0 && several {
+			if err = k.Lock.RemoveRecoveries(k.Random, k.f, k.Lock.Recoveries[n].Keyslot); err != nil {
+				return false, err
+			}
+			k.Log.Say("the recovery keys but one are removed: that one was confirmed, or typed, or is the one before")
+		}
+	case k.note.Drop != "":
+		n := at(k.note.Drop)
+		if gone = k.note.Void; n >= 0 && several {
+			err = k.Lock.RemoveRecovery(k.Random, k.f, k.Lock.Recoveries[n].Keyslot)
+		} else if n >= 0 { // the only one
+			gone, k.note.Void = false, false
+		}
+	default:
 		return false, nil
 	}
-	at := slices.IndexFunc(k.Lock.Recoveries, func(r vault.Recovery) bool { return r.ID() == k.note.Keep })
-	gone = at >= 0 && k.note.Void
-	if at >= 0 && len(k.Lock.Recoveries) > 1 {
-		if err := k.Lock.RemoveRecoveries(k.Random, k.f, k.Lock.Recoveries[at].Keyslot); err != nil {
-			return false, err
-		}
-		k.Log.Say("the recovery keys but one are removed: that one was confirmed, or typed, or is the one before")
+	if err != nil {
+		return false, err
 	}
-	k.note.Keep = ""
+	k.note.Keep, k.note.Drop = "", ""
 	return gone, recoverykey.Note(k.Store, k.note)
 }
 
 // replace adds a key and has it confirmed. Whatever it returns, the note says which counts.
 func (k *keyChange) replace(c hw.Console) error {
-	k.note.Keep, k.note.Void = k.Lock.Recoveries[0].ID(), true
+	k.note = recoverykey.Adding(k.note, k.Lock)
 	if err := recoverykey.Note(k.Store, k.note); err != nil {
 		k.note.Keep = ""
 		return err
@@ -207,6 +223,12 @@ func (k *keyChange) replace(c hw.Console) error {
 	cpus := runtime.NumCPU()
 	kdf := luks2.Argon2id(rootpart.KeyMemory(memory, cpus), cpus)
 	if err := k.Lock.AddRecovery(k.Random, k.f, k.volumeKey, k.Secret, &fresh, kdf); err != nil {
+		return err
+	}
+	unseen := k.note.Void
+	k.note = recoverykey.Showing(k.note, k.Lock.Added())
+	if err := recoverykey.Note(k.Store, k.note); err != nil {
+		k.note.Void = unseen
 		return err
 	}
 	k.shown = true

@@ -139,16 +139,28 @@ func (l *Lock) escrow(keyslot int) []byte {
 
 // AddRecovery adds a recovery key beside those that there are. Cut anywhere, the
 // old keys open, and the new one does or does not. Nothing is taken over: the
-// volume key, the secret and the key stay the caller's.
+// volume key, the secret and the key stay the caller's. Added says which one it is.
 func (l *Lock) AddRecovery(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, k luks2.KDF) error {
+	before := l.Recoveries
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
 		return addRecovery(random, c, volumeKey, secret, key, k)
 	})
 	if err != nil {
 		return fmt.Errorf("add a recovery key: %w", err)
 	}
-	return l.again()
+	if err := l.again(); err != nil {
+		return err
+	}
+	for _, r := range l.Recoveries {
+		if !slices.ContainsFunc(before, func(b Recovery) bool { return b.ID() == r.ID() }) {
+			l.added = r.ID()
+		}
+	}
+	return nil
 }
+
+// Added is the ID of the recovery key that AddRecovery has added last; "" before.
+func (l *Lock) Added() string { return l.added }
 
 // errOnlyKey refuses to leave a volume to the TPM alone.
 var errOnlyKey = errors.New("no other recovery key would be left")
@@ -247,7 +259,7 @@ func (l *Lock) again() error {
 	if err != nil {
 		return err
 	}
-	now.Health, now.volume, now.typed = l.Health, l.volume, l.typed
+	now.Health, now.volume, now.typed, now.added = l.Health, l.volume, l.typed, l.added
 	*l = *now
 	return nil
 }

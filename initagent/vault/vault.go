@@ -68,6 +68,7 @@ type Lock struct {
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 	typed  string    // the ID of the recovery key that has opened it; "" until then
+	added  string    // the ID of the recovery key that was added last; "" until then
 }
 
 // A Recovery is what the header has for a recovery key.
