@@ -291,19 +291,19 @@ func TestFirstStart(t *testing.T) {
 	}
 }
 
-// The script asks while there is no note, and ends well whatever comes of it: what follows
+// The script asks while there is a note of the first start, and ends well whatever comes of it: what follows
 // it is to start.
 func TestSetupScript(t *testing.T) {
-	for _, note := range []bool{false, true} {
+	for _, note := range []bool{true, false} {
 		root := t.TempDir()
 		cmd := script(t, "examples/setup.sysv", root)
 		text := strings.ReplaceAll(cmd.Args[2], "/dev/console", "/dev/null")
 		cmd.Args = []string{"sh", "-c", text, "sh", "start"}
 		program(t, root, "bin/halogenctl", `echo "$*" >>`+filepath.Join(root, "did")+"; exit 1")
-		want := "setup --first-start\n"
+		want := ""
 		if note {
-			program(t, root, "etc/halogen/setup-done", "")
-			want = ""
+			program(t, root, "var/lib/halogen/first-start", "")
+			want = "setup --first-start\n"
 		}
 		said, err := cmd.CombinedOutput()
 		if did := content(t, root, "did"); err != nil || did != want {

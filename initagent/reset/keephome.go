@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/unlock"
 )
 
@@ -71,6 +72,7 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		if err := ownstate.DeleteAllButHome(h); err != nil {
 			return begun, err
 		}
+		noteNobody(h, note)
 		note.Stage = keephome.Deleted
 		if err := ownstate.WriteKeepHome(h, note); err != nil {
 			return begun, err
@@ -82,6 +84,17 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		err = h.Store.Remove(keephome.Path)
 	}
 	return begun, err
+}
+
+// noteNobody has the system ask for an account where none was kept. The reset is worth more
+// than the question.
+func noteNobody(h *host.Host, note *keephome.Note) {
+	if _, people := etcmerge.PeopleOf(note.People); len(people) > 0 {
+		return
+	}
+	if err := rootpart.NoteFirstStart(h.Store, h.Contract.Version); err != nil {
+		h.Log.Say("the next start does not ask for an account: %v", err)
+	}
 }
 
 // question is what a person is to be asked first; "" where somebody has confirmed it, who knew

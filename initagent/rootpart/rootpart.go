@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/vault"
 )
 
@@ -44,6 +45,15 @@ const (
 	Copies       = OwnDirectory + "/esp"                  // of the ESP's files
 	Shared       = OwnDirectory + "/shared"               // what the running system shares with the boot: it sees this as /var/lib/halogen
 )
+
+// NoteFirstStart tells the running system that nothing but the systems of this version has
+// run on what the root partition holds: setup(8) asks then, and takes the note away.
+func NoteFirstStart(store hw.Store, v contract.Version) error {
+	if err := MakeShared(store); err != nil {
+		return err
+	}
+	return store.Keep(Shared+"/"+shared.FirstStart, []byte(v.String()+"\n"))
+}
 
 // MakeShared makes the directory that the running system shares with the boot. The
 // one above it is ours alone.

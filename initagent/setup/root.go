@@ -292,9 +292,12 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 	})
 }
 
-// keepInRoot notes what this machine has, and moves what the first boot left on the ESP
-// to the root partition.
+// keepInRoot notes what this machine has and that it is at its first start, and moves what
+// the first boot left on the ESP to the root partition.
 func keepInRoot(h *host.Host, o *owner) error {
+	if err := rootpart.NoteFirstStart(h.Store, h.Contract.Version); err != nil {
+		return err
+	}
 	g := rootpart.NewGuarantees(o.sealed, h.Contract.Epoch, rootpart.Enforces(h.FirmwareKeys))
 	if err := g.Keep(h.Random, h.Store, o.secret); err != nil || o.keys == nil {
 		return err

@@ -35,6 +35,12 @@ func Linux() Place {
 	}
 }
 
+// FirstStart is the file by which a boot that has made the root partition, or a reset that
+// has left nobody's account there, says so to the running system. It has the version that
+// was started then: an image that does not ask leaves it there, and a later one that does
+// has no business with it.
+const FirstStart = "first-start"
+
 // ErrClosed says that there is no journal to be had.
 var ErrClosed = errors.New("the boot journal is on the root partition, which is not open")
 

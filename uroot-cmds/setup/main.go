@@ -35,9 +35,10 @@ does not ask where the image has no choice.
                  change nothing
   --first-start  for the start of the system: take the answers from
                  /etc/halogen/setup.json if it is there, or else ask. Does
-                 nothing where that was done, where somebody has an account with
-                 a password, while an update is on trial, without a root
-                 partition, and where there is no terminal to ask at.
+                 nothing on a machine that has started before and was not put
+                 off, where somebody has an account with a password, while an
+                 update is on trial, without a root partition, and where there
+                 is no terminal to ask at.
 
 Typing "later" leaves all as it is.
 
@@ -150,14 +151,22 @@ func (r *run) first(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case r.facts.Done:
-		return nil
-	case report != nil && report.Trial:
+	case r.facts.First == "":
+		return r.leave("this is not the machine's first start")
+	case report == nil:
+		return r.leave("this is no start of a machine")
+	case report.Trial:
 		return r.leave("an update is on trial")
-	case report != nil && report.Root == noRoot:
+	case report.Root == noRoot:
 		return r.leave("there is no root partition to keep it")
+	case !r.facts.FirstStart(report.Version):
+		// The machine was installed with a release that asked nothing, and is in use.
+		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
 	case r.facts.LivedIn() && r.facts.Begun == "":
 		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
+	}
+	if err := r.m.Apply(ctx, []steps.Step{steps.Claim()}, io.Discard); err != nil {
+		return err
 	}
 	if _, err := os.Lstat(r.answers); err == nil {
 		err := r.from(ctx, r.answers)

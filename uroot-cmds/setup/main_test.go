@@ -33,7 +33,8 @@ type box struct {
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{t: t, root: t.TempDir()}
+	b := &box{t: t, root: t.TempDir(), report: &shared.Report{Version: "7", Root: "new"}}
+	b.write(steps.FirstFile, "7\n")
 	b.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	b.write("etc/group", "root:x:0:\nsudo:x:27:\n")
 	b.write("etc/shadow", "root:*:1::::::\n")
@@ -126,7 +127,7 @@ func TestAsk(t *testing.T) {
 	if code != command.OK || strings.Join(b.ran, "\n") != strings.Join(want, "\n") || len(b.lines) > 0 || !strings.Contains(b.said.String(), "the password was not taken: too weak\n") {
 		t.Errorf("%d, %s%s, ran\n%s\n%s", code, out, errs, strings.Join(b.ran, "\n"), &b.said)
 	}
-	if !b.has("etc/halogen/setup-done") || b.has("etc/halogen/setup-begun") {
+	if b.has(steps.FirstFile) || b.has("etc/halogen/setup-begun") {
 		t.Error("the notes are wrong")
 	}
 	if all := b.said.String() + out + errs; strings.Contains(all, "strong") {
@@ -137,7 +138,7 @@ func TestAsk(t *testing.T) {
 func TestLater(t *testing.T) {
 	b := newBox(t)
 	b.lines = []string{"later"}
-	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || !strings.Contains(out, "Later, then") || b.has("etc/halogen/setup-done") || b.ran != nil {
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || !strings.Contains(out, "Later, then") || !b.has(steps.FirstFile) || b.ran != nil {
 		t.Errorf("%d, %q, %q, ran %q", code, out, errs, b.ran)
 	}
 }
@@ -164,7 +165,7 @@ func TestFile(t *testing.T) {
 		}
 	}
 	code, out, errs = commandtest.Run(b.cmd(), "--from", good)
-	if code != command.OK || !strings.HasPrefix(out, "the machine's name is box\n") || len(b.ran) != 2 || b.ran[1] != "chpasswd --encrypted alice:"+hash || !b.has("etc/halogen/setup-done") {
+	if code != command.OK || !strings.HasPrefix(out, "the machine's name is box\n") || len(b.ran) != 2 || b.ran[1] != "chpasswd --encrypted alice:"+hash || b.has(steps.FirstFile) {
 		t.Errorf("%d, %q, %q, ran %q", code, out, errs, b.ran)
 	}
 }
@@ -180,10 +181,15 @@ func TestFirstStart(t *testing.T) {
 		done  bool
 	}{
 		{"asks", func(*box) {}, asked, "the machine's name is box\n", true},
-		{"was done", func(b *box) { b.write(steps.DoneFile, "x") }, nil, "", true},
+		// As it is after a first start that was seen to, with whichever system, and on a machine
+		// that was installed by a release that left no note.
+		{"not the first", func(b *box) { os.Remove(filepath.Join(b.root, steps.FirstFile)) }, nil, "nothing is asked: this is not the machine's first start\n", true},
+		{"installed by a release that asked nothing", func(b *box) { b.write(steps.FirstFile, "6\n") }, nil, "", true},
+		{"put off with another release", func(b *box) { b.write(steps.FirstFile, steps.Claim().Text) }, asked, "the machine's name is box\n", true},
+		{"no boot of ours", func(b *box) { b.report = nil }, nil, "nothing is asked: this is no start of a machine\n", false},
 		{"an update on trial", func(b *box) { b.report = &shared.Report{Trial: true} }, nil, "nothing is asked: an update is on trial\n", false},
 		{"no root partition", func(b *box) { b.report = &shared.Report{Root: "none"} }, nil, "nothing is asked: there is no root partition to keep it\n", false},
-		{"a usual start", func(b *box) { b.report = &shared.Report{Root: "tpm"} }, asked, "the machine's name is box\n", true},
+		{"a usual start", func(b *box) { b.report = &shared.Report{Version: "7", Root: "tpm"} }, asked, "the machine's name is box\n", true},
 		{"nobody", func(b *box) { b.nobody = true }, nil, "nothing is asked: there is no terminal to ask at\n", false},
 		{"lived in", func(b *box) {
 			b.write("etc/passwd", "alice:x:1000:1000:::\n")
@@ -196,14 +202,22 @@ func TestFirstStart(t *testing.T) {
 		c.but(b)
 		b.lines = c.lines
 		code, out, errs := commandtest.Run(b.cmd(), "--first-start")
-		if code != command.OK || errs != "" || out != c.out && !strings.HasPrefix(out, c.out+"\n") && !(c.out != "" && strings.HasPrefix(out, "the time zone is Etc/UTC\n"+c.out)) || len(b.lines) > 0 || b.has("etc/halogen/setup-done") != c.done {
+		if code != command.OK || errs != "" || out != c.out && !strings.HasPrefix(out, c.out+"\n") && !(c.out != "" && strings.HasPrefix(out, "the time zone is Etc/UTC\n"+c.out)) || len(b.lines) > 0 || b.has(steps.FirstFile) == c.done {
 			t.Errorf("%s: %d, %q, %q, left %q\n%s", c.name, code, out, errs, b.lines, &b.said)
 		}
 	}
 	b := newBox(t)
 	b.nobody = true
 	b.write("etc/halogen/setup.json", `{}`)
-	if code, _, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.Failed || !strings.Contains(errs, "has no version") || b.has("etc/halogen/setup-done") {
+	if code, _, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.Failed || !strings.Contains(errs, "has no version") || !b.has(steps.FirstFile) {
 		t.Errorf("answers that cannot be taken, and nobody: %d, %q", code, errs)
+	}
+	// The next release asks, since this one has not been answered.
+	b = newBox(t)
+	for _, release := range []string{"7", "8"} {
+		b.report.Version, b.lines = release, []string{"later"}
+		if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || !strings.Contains(out, "Later, then") {
+			t.Errorf("%s put off: %d, %q, %q", release, code, out, errs)
+		}
 	}
 }

@@ -40,7 +40,7 @@ func (m *Machine) Facts(ctx context.Context) (*steps.Facts, error) {
 	f.Zones = m.zones()
 	f.Keymaps = m.text("/usr/share/systemd/kbd-model-map")
 	f.Begun = strings.TrimSpace(m.text(steps.BegunFile))
-	f.Done = m.exists(steps.DoneFile)
+	f.First = strings.TrimSpace(m.text(steps.FirstFile))
 	f.Systemd = m.exists("/run/systemd/system")
 	f.Updates = m.updates()
 	f.Homes = m.homes()

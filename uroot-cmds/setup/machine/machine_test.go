@@ -32,6 +32,7 @@ var image = map[string]string{
 	"etc/hosts":                              "127.0.0.1 localhost\n",
 	"etc/default/keyboard":                   "XKBLAYOUT=\"us\"\n",
 	"etc/halogen/ota.conf":                   "Server=https://example.org\n",
+	"var/lib/halogen/first-start":            "1\n",
 	"home/.keep":                             "",
 	"usr/lib/systemd/system/ota-fetch.timer": "",
 	"etc/systemd/system/timers.target.wants/another.timer": "",
@@ -92,7 +93,7 @@ func TestFacts(t *testing.T) {
 	if want := []steps.Zone{{Name: "Europe/Berlin"}, {Name: "Europe/Busingen"}, {Name: "Europe/Vienna", Country: "AT"}}; !slices.Equal(f.Zones, want) {
 		t.Errorf("zones %q", f.Zones)
 	}
-	if f.Updates != steps.On || f.Done || f.Begun != "" || f.Systemd || f.Links["/etc/vconsole.conf"] != "default/keyboard" || f.Files["/etc/hostname"] != "halogen\n" || f.LivedIn() || !f.Accounts() {
+	if f.Updates != steps.On || f.First != "1" || f.Begun != "" || f.Systemd || f.Links["/etc/vconsole.conf"] != "default/keyboard" || f.Files["/etc/hostname"] != "halogen\n" || f.LivedIn() || !f.Accounts() {
 		t.Errorf("%+v", f)
 	}
 	if want := []steps.User{{Name: "root"}, {Name: "nobody", UID: 65534}}; !slices.Equal(f.Users, want) {
@@ -152,15 +153,15 @@ func TestApply(t *testing.T) {
 		t.Errorf("%s, %v", to, err)
 	}
 	f := facts(t, m)
-	if !f.Done || f.Updates != steps.Off || !slices.Equal(ran, slices.Repeat([]string{"setupcon --keyboard-only --force", "udevadm trigger --subsystem-match=input --action=change"}, 2)) {
+	if f.First != "" || f.Updates != steps.Off || !slices.Equal(ran, slices.Repeat([]string{"setupcon --keyboard-only --force", "udevadm trigger --subsystem-match=input --action=change"}, 2)) {
 		t.Errorf("%+v, ran %q", f, ran)
 	}
 }
 
-// A program of the image that fails ends it, without a note that it is done, and its words
+// A program of the image that fails ends it, with the note of the first start, and its words
 // are passed on.
 func TestFails(t *testing.T) {
-	m, root := box(t, func(args []string, _ []byte) (string, error) {
+	m, _ := box(t, func(args []string, _ []byte) (string, error) {
 		if args[0] == "chpasswd" {
 			return "BAD PASSWORD\nit is too short", errors.New("exit status 1")
 		}
@@ -175,11 +176,8 @@ func TestFails(t *testing.T) {
 	if !errors.As(err, &failed) || failed.Program != "chpasswd" || err.Error() != "chpasswd: exit status 1: BAD PASSWORD; it is too short" {
 		t.Errorf("%v", err)
 	}
-	if f := facts(t, m); f.Done || f.Begun != "alice" {
+	if f := facts(t, m); f.First != "1" || f.Begun != "alice" {
 		t.Errorf("%+v", f)
-	}
-	if _, err := os.Stat(filepath.Join(root, "etc/halogen/setup-done")); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
 	}
 }
 
@@ -284,8 +282,8 @@ func TestCuts(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := facts(t, m)
-		if f.Done != end {
-			t.Errorf("cut after %d steps: done %v", n, f.Done)
+		if (f.First == "") != end {
+			t.Errorf("cut after %d steps: first start %q", n, f.First)
 		}
 		if end {
 			break

@@ -35,7 +35,8 @@ type Facts struct {
 	Updates Updates
 	// Begun is the account that a run before began with, and did not end: "" for none.
 	Begun string
-	Done  bool // the first start was seen to
+	// First is what the note of the first start says: "" where there is none.
+	First string
 	// Systemd: systemd runs here.
 	Systemd bool
 }
@@ -85,6 +86,12 @@ func (u User) person() bool { return u.UID >= FirstPerson && u.UID <= LastPerson
 // at its first start, whatever its notes say.
 func (f *Facts) LivedIn() bool {
 	return slices.ContainsFunc(f.Users, func(u User) bool { return u.person() && u.Password })
+}
+
+// FirstStart reports whether this is the first start of a machine, or one after a first
+// start that was put off. The version is that of the running system.
+func (f *Facts) FirstStart(version string) bool {
+	return f.First == asking || f.First != "" && f.First == version
 }
 
 func (f *Facts) user(name string) (User, bool) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/shared"
 )
 
 // Files of the system that are written.
@@ -27,9 +29,12 @@ const (
 
 // Files of our own.
 const (
-	// DoneFile says that the first start was seen to.
-	DoneFile = "/etc/halogen/setup-done"
-	// BegunFile names the account that is being made.
+	// FirstFile says that this machine is at its first start: the boot leaves it where it
+	// has made the root partition. It lies where all systems of the machine see it, so that
+	// none asks again what another was told.
+	FirstFile = journalfile.Directory + "/" + shared.FirstStart
+	// BegunFile names the account that is being made. It is about this system's /etc, and
+	// lies there.
 	BegunFile = "/etc/halogen/setup-begun"
 )
 
@@ -77,8 +82,8 @@ type Step struct {
 
 // Plan returns what is done for the answers, in order.
 //
-// The power may fail at any point: each step may be done again, and the note that all is
-// done comes last, so that a start without it asks again. Of the account that was being
+// The power may fail at any point: each step may be done again, and the note that this is
+// the first start goes last, so that a start with it asks again. Of the account that was being
 // made the machine has a note of its own; see account.
 func Plan(a *answers.Answers, f *Facts) ([]Step, error) {
 	if err := follow(a, f); err != nil {
@@ -106,10 +111,15 @@ func Plan(a *answers.Answers, f *Facts) ([]Step, error) {
 	return append(all, Done()), nil
 }
 
-// Done notes that the first start was seen to.
-func Done() Step {
-	return Step{Kind: Write, Path: DoneFile, Text: "The first start was seen to. Without this file the next start asks again (setup(8)).\n"}
-}
+// Done takes the note of the first start away: it was seen to, for all systems.
+func Done() Step { return Step{Kind: Remove, Path: FirstFile} }
+
+// asking is what the note of the first start says once a system that asks has seen it.
+const asking = "asking"
+
+// Claim has the first start last until somebody answers, or an account is there: whatever
+// releases come meanwhile.
+func Claim() Step { return write(FirstFile, asking+"\n") }
 
 // follow refuses what the image cannot do.
 func follow(a *answers.Answers, f *Facts) error {

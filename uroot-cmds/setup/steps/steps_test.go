@@ -88,8 +88,8 @@ func TestPlan(t *testing.T) {
 		"run useradd --create-home --user-group --comment Alice Example --shell /bin/bash --groups sudo,audio,netdev alice <",
 		"run chpasswd --encrypted < alice:"+hash,
 		"remove /etc/halogen/setup-begun",
-		"write /etc/halogen/setup-done "+Done().Text)
-	check(t, "nothing but a version", plan(t, &answers.Answers{Version: 1}, debian()), "write /etc/halogen/setup-done "+Done().Text)
+		"remove /var/lib/halogen/first-start")
+	check(t, "nothing but a version", plan(t, &answers.Answers{Version: 1}, debian()), "remove /var/lib/halogen/first-start")
 }
 
 // Other distributions have the same in other files.
@@ -112,7 +112,7 @@ func TestOthers(t *testing.T) {
 		"write /etc/hostname kitchen\n",
 		"name kitchen",
 		"link "+TimerLink+" /usr/lib/systemd/system/ota-fetch.timer",
-		"write /etc/halogen/setup-done "+Done().Text)
+		"remove /var/lib/halogen/first-start")
 	for of, want := range map[string]string{"de": "de-latin1", "de(unknown)": "de-latin1", "fr": "fr", "fr(bepo)": "fr-bepo"} {
 		layout, variant := answers.SplitKeyboard(of)
 		if have := keymap(f.Keymaps, layout, variant); have != want {
@@ -173,7 +173,7 @@ func TestCutAccount(t *testing.T) {
 		}
 		all := short(plan(t, a, f))
 		begins := slices.Index(all, "write /etc/halogen/setup-begun alice\n")
-		want := append(slices.Clone(c.want), "run chpasswd < alice:pass:word", "remove /etc/halogen/setup-begun", "write /etc/halogen/setup-done "+Done().Text)
+		want := append(slices.Clone(c.want), "run chpasswd < alice:pass:word", "remove /etc/halogen/setup-begun", "remove /var/lib/halogen/first-start")
 		if begins < 0 {
 			t.Fatalf("%s: nothing says that it begins: %q", c.name, all)
 		}
