@@ -35,17 +35,20 @@ func groups(a *answers.Account, f *Facts) []string {
 // for containers, its rules for passwords.
 //
 // useradd writes one file after the other, and the power may fail between them. So a note
-// with the account's name is there until the password is set, which comes last. Where a
+// with the name of one that is new is there until the password is set, which comes last. Where a
 // start finds the note and no password, it takes back what there is of the account, but
 // for the home directory, and makes it again. Nobody has logged in to it.
 func account(a *answers.Account, f *Facts) []Step {
 	var all []Step
 	user, there := f.user(a.Name)
-	if f.Begun != "" {
+	// After the first start an account of another name may be in use, with keys alone.
+	if f.Begun != "" && (f.Begun == a.Name || f.First != "") {
 		all = takeBack(f)
 		there = there && (f.Begun != a.Name || user.Password)
 	}
-	all = append(all, write(BegunFile, a.Name+"\n"))
+	if !there { // what was there is nothing to take back
+		all = append(all, write(BegunFile, a.Name+"\n"))
+	}
 	join := strings.Join(groups(a, f), ",")
 	switch {
 	case there && join != "":
