@@ -162,8 +162,8 @@ func (r *run) first(ctx context.Context) error {
 	case !r.facts.FirstStart(report.Version):
 		// The machine was installed with a release that asked nothing, and is in use.
 		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
-	case r.facts.LivedIn() && r.facts.Begun == "":
-		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
+	case r.facts.LivedIn():
+		return r.m.Apply(ctx, steps.Settle(r.facts), r.call.Stdout)
 	}
 	if err := r.m.Apply(ctx, []steps.Step{steps.Claim()}, io.Discard); err != nil {
 		return err

@@ -212,6 +212,18 @@ func TestFirstStart(t *testing.T) {
 	if code, _, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.Failed || !strings.Contains(errs, "has no version") || !b.has(steps.FirstFile) {
 		t.Errorf("answers that cannot be taken, and nobody: %d, %q", code, errs)
 	}
+	// Cut before the last notes went: the account is whole, and nobody is asked for another.
+	// Where it is another's, what was begun goes.
+	for begun, want := range map[string]string{"alice": "", "bob": "userdel bob"} {
+		b = newBox(t)
+		b.write(steps.BegunFile, begun+"\n")
+		b.write("etc/passwd", "alice:x:1000:1000:::\nbob:x:1001:1001:::\n")
+		b.write("etc/shadow", "alice:$y$x:1::::::\nbob:!:1::::::\n")
+		code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+		if code != command.OK || strings.Join(b.ran, "\n") != want || b.has(steps.FirstFile) || b.has(steps.BegunFile) {
+			t.Errorf("%s begun: %d, %q, %q, ran %q", begun, code, out, errs, b.ran)
+		}
+	}
 	// The next release asks, since this one has not been answered.
 	b = newBox(t)
 	for _, release := range []string{"7", "8"} {

@@ -88,6 +88,16 @@ func takeBack(f *Facts) (all []Step) {
 	return all
 }
 
+// Settle is for a first start at which somebody has an account with a password: nothing is
+// asked, and what a run before began with and did not end goes.
+func Settle(f *Facts) []Step {
+	var all []Step
+	if f.Begun != "" {
+		all = append(takeBack(f), Step{Kind: Remove, Path: BegunFile})
+	}
+	return append(all, Done())
+}
+
 // add makes an account. A home directory that is there (`reset --keep-home`, or a run that
 // was cut) stays, and its owner's number is the account's.
 func add(a *answers.Account, f *Facts, join string) []Step {
