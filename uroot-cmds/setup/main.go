@@ -76,6 +76,16 @@ func cmd(p place) command.Command {
 		}
 		r := &run{place: p, call: call, m: p.machine()}
 		var err error
+		var report *shared.Report
+		if first {
+			// Before anything of the machine is read: a trial is to fail by nothing of ours.
+			if report, err = p.report(); err != nil {
+				return err
+			}
+			if why := keepsFromAsking(report); why != "" {
+				return r.leave(why)
+			}
+		}
 		if r.facts, err = r.m.Facts(ctx); err != nil {
 			return err
 		}
@@ -85,7 +95,7 @@ func cmd(p place) command.Command {
 		case from != "":
 			return r.from(ctx, from)
 		case first:
-			return r.first(ctx)
+			return r.first(ctx, report.Version)
 		case !p.person():
 			return errors.New("nobody can be asked here, as the standard input is not a terminal: --from FILE takes the answers from a file")
 		}
@@ -145,21 +155,11 @@ func (r *run) from(ctx context.Context, file string) error {
 
 // first is the first start of a machine. Whatever keeps it from asking leaves the machine
 // as it was, and the start goes on.
-func (r *run) first(ctx context.Context) error {
-	report, err := r.report()
-	if err != nil {
-		return err
-	}
+func (r *run) first(ctx context.Context, version string) error {
 	switch {
 	case r.facts.First == "":
 		return r.leave("this is not the machine's first start")
-	case report == nil:
-		return r.leave("this is no start of a machine")
-	case report.Trial:
-		return r.leave("an update is on trial")
-	case report.Root == noRoot:
-		return r.leave("there is no root partition to keep it")
-	case !r.facts.FirstStart(report.Version):
+	case !r.facts.FirstStart(version):
 		// The machine was installed with a release that asked nothing, and is in use.
 		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
 	case r.facts.LivedIn():
@@ -179,6 +179,19 @@ func (r *run) first(ctx context.Context) error {
 		return r.leave("there is no terminal to ask at")
 	}
 	return r.ask(ctx)
+}
+
+// keepsFromAsking is what a report says that does; "" for nothing.
+func keepsFromAsking(report *shared.Report) string {
+	switch {
+	case report == nil:
+		return "this is no start of a machine"
+	case report.Trial:
+		return "an update is on trial"
+	case report.Root == noRoot:
+		return "there is no root partition to keep it"
+	}
+	return ""
 }
 
 // noRoot is what a report says of a machine without a root partition.

@@ -187,7 +187,10 @@ func TestFirstStart(t *testing.T) {
 		{"installed by a release that asked nothing", func(b *box) { b.write(steps.FirstFile, "6\n") }, nil, "", true},
 		{"put off with another release", func(b *box) { b.write(steps.FirstFile, steps.Claim().Text) }, asked, "the machine's name is box\n", true},
 		{"no boot of ours", func(b *box) { b.report = nil }, nil, "nothing is asked: this is no start of a machine\n", false},
-		{"an update on trial", func(b *box) { b.report = &shared.Report{Trial: true} }, nil, "nothing is asked: an update is on trial\n", false},
+		{"an update on trial", func(b *box) {
+			b.report = &shared.Report{Trial: true}
+			b.write("etc/hosts", strings.Repeat("0.0.0.0 x\n", 1<<19))
+		}, nil, "nothing is asked: an update is on trial\n", false},
 		{"no root partition", func(b *box) { b.report = &shared.Report{Root: "none"} }, nil, "nothing is asked: there is no root partition to keep it\n", false},
 		{"a usual start", func(b *box) { b.report = &shared.Report{Version: "7", Root: "tpm"} }, asked, "the machine's name is box\n", true},
 		{"nobody", func(b *box) { b.nobody = true }, nil, "nothing is asked: there is no terminal to ask at\n", false},

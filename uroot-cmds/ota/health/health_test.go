@@ -85,7 +85,7 @@ func TestLook(t *testing.T) {
 // HalogenOS's own units count neither as failed nor as starting, and what is no name is
 // passed over.
 func TestNotCounted(t *testing.T) {
-	failed, restarting := unitsIn("otad.service loaded failed failed x\notad.socket loaded failed failed x\nota-restart.service loaded failed failed x\nota-restart.timer loaded failed failed x\nota-fetch.service loaded activating auto-restart Fetch\n" +
+	failed, restarting := unitsIn("otad.service loaded failed failed x\nhalogen-setup.service loaded failed failed x\notad.socket loaded failed failed x\nota-restart.service loaded failed failed x\nota-restart.timer loaded failed failed x\nota-fetch.service loaded activating auto-restart Fetch\n" +
 		"ota-health.service loaded failed failed Health\n\x1b[0m loaded failed failed x\nlonely\n" +
 		`dev-disk-by\x2duuid-1.swap loaded failed failed Swap` + "\n")
 	if !slices.Equal(failed, []string{`dev-disk-by\x2duuid-1.swap`}) || restarting != nil {

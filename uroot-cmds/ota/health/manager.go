@@ -156,11 +156,12 @@ func unitsIn(text string) (failed, restarting []string) {
 }
 
 // own are HalogenOS's units that are no part of the system's health: a server that is
-// away is no fault of the system, nor is what users ask the update service for, and the
-// others are what judges it.
+// away is no fault of the system, nor is what users ask the update service for, nor an
+// answer at a first start, and the others are what judges it.
 var own = []string{
 	"ota-fetch.service", "ota-health.service", "ota-bless.service", "ota-unhealthy.service", "ota-failures.service",
 	"ota-restart.service", "ota-restart.timer", "otad.service", "otad.socket",
+	"halogen-setup.service", "halogen-setup",
 }
 
 // counts reports whether this is the name of a unit that is not HalogenOS's own.
