@@ -169,11 +169,12 @@ func (r *run) first(ctx context.Context, version string) error {
 		return err
 	}
 	if _, err := os.Lstat(r.answers); err == nil {
-		err := r.from(ctx, r.answers)
-		if err == nil || !r.person() {
-			return err
+		// Who becomes root here is for whoever built the image to say, and not for whoever
+		// stands in front of the machine.
+		if err := r.from(ctx, r.answers); err != nil {
+			return fmt.Errorf("the answers that came with the image were not taken, and nobody is asked: %w", err)
 		}
-		r.terminal.Say(fmt.Sprintf("The answers that came with the image were not taken: %v\n", err))
+		return nil
 	}
 	if !r.person() {
 		return r.leave("there is no terminal to ask at")
