@@ -162,7 +162,11 @@ func (r *run) first(ctx context.Context, version string) error {
 	case !r.facts.FirstStart(version):
 		// The machine was installed with a release that asked nothing, and is in use.
 		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
-	case r.facts.LivedIn():
+	}
+	if err := r.m.Apply(ctx, steps.Unlock(r.facts), io.Discard); err != nil {
+		return err
+	}
+	if r.facts.LivedIn() {
 		return r.m.Apply(ctx, steps.Settle(r.facts), r.call.Stdout)
 	}
 	if err := r.m.Apply(ctx, []steps.Step{steps.Claim()}, io.Discard); err != nil {

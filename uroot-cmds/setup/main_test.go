@@ -227,6 +227,18 @@ func TestFirstStart(t *testing.T) {
 			t.Errorf("%s begun: %d, %q, %q, ran %q", begun, code, out, errs, b.ran)
 		}
 	}
+	// A lock that a cut has left keeps nobody from making the account; without one it is not ours.
+	for _, begun := range []bool{true, false} {
+		b = newBox(t)
+		if begun {
+			b.write(steps.BegunFile, "alice\n")
+		}
+		b.write("etc/passwd.lock", "1234")
+		b.write("etc/halogen/setup.json", `{"version":1,"account":{"name":"alice","password_hash":"`+hash+`"}}`)
+		if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.has("etc/passwd.lock") == begun {
+			t.Errorf("a lock, begun %v: %d, %q, %q", begun, code, out, errs)
+		}
+	}
 	// The next release asks, since this one has not been answered.
 	b = newBox(t)
 	for _, release := range []string{"7", "8"} {

@@ -88,6 +88,19 @@ func takeBack(f *Facts) (all []Step) {
 	return all
 }
 
+// Unlock removes the locks that useradd and its like leave where the power fails. They take
+// one for stale only where no process has its number, and at the next start some has. It is
+// for a first start alone: nobody else is at work on accounts then.
+func Unlock(f *Facts) (all []Step) {
+	if f.Begun == "" {
+		return nil
+	}
+	for _, name := range []string{"passwd", "shadow", "group", "gshadow", "subuid", "subgid"} {
+		all = append(all, Step{Kind: Remove, Path: "/etc/" + name + ".lock"})
+	}
+	return all
+}
+
 // Settle is for a first start at which somebody has an account with a password: nothing is
 // asked, and what a run before began with and did not end goes.
 func Settle(f *Facts) []Step {
