@@ -185,10 +185,29 @@ func asksAtFirstStart(t *rootfs.Tree, c *config.Config) (files []file, notes []s
 			return nil, []string{fmt.Sprintf("FirstStart is ask, and %s's own program asks (/%s): ours keeps away", whose, name)}
 		}
 	}
-	if t.HasSystemd() {
-		return forFirstStart, nil
+	if at := console(c.Cmdline); at != "" && !onScreen(at) {
+		notes = append(notes, fmt.Sprintf("FirstStart is ask, and machines ask on %s alone, the last console= of Cmdline: a screen stays empty until somebody answers there; for one, end with console=tty0", at))
 	}
-	return forOtherFirstStart, []string{"FirstStart is ask, and there is no systemd: have the image's init run a script like /usr/share/halogen/examples/setup.openrc or setup.sysv"}
+	if t.HasSystemd() {
+		return forFirstStart, notes
+	}
+	return forOtherFirstStart, append(notes, "FirstStart is ask, and there is no systemd: have the image's init run a script like /usr/share/halogen/examples/setup.openrc or setup.sysv")
+}
+
+// console is the device of the last console= of a command line; "" for none.
+func console(cmdline string) (last string) {
+	for word := range strings.FieldsSeq(cmdline) {
+		if value, found := strings.CutPrefix(word, "console="); found {
+			last, _, _ = strings.Cut(value, ",")
+		}
+	}
+	return last
+}
+
+// onScreen reports whether a console is a screen's: tty and a number.
+func onScreen(console string) bool {
+	number, found := strings.CutPrefix(console, "tty")
+	return found && strings.Trim(number, "0123456789") == ""
 }
 
 // checkIgnore refuses a list of services that may fail of which a line would excuse

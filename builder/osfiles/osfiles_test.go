@@ -291,6 +291,20 @@ func TestFirstStart(t *testing.T) {
 	}
 }
 
+// A desktop that asks on its serial port looks dead.
+func TestFirstStartConsole(t *testing.T) {
+	for cmdline, want := range map[string]string{
+		"quiet": "", "console=tty0": "", "console=ttyS0,115200 console=tty0": "", "console=tty1": "",
+		"console=tty0 console=ttyS0,115200": "on ttyS0 alone", "console=tty0 console=hvc0": "on hvc0 alone",
+	} {
+		tree, _ := tree(t, systemd)
+		notes, err := Add(tree, &config.Config{FirstStart: config.AskAtFirstStart, Cmdline: cmdline}, date)
+		if text := strings.Join(notes, "\n"); err != nil || (want == "") != (text == "") || !strings.Contains(text, want) {
+			t.Errorf("%s: %q, %v", cmdline, notes, err)
+		}
+	}
+}
+
 // The script asks while there is a note of the first start, and ends well whatever comes of it: what follows
 // it is to start.
 func TestSetupScript(t *testing.T) {
