@@ -71,11 +71,15 @@ func OpenLog() *Log {
 // ourselves.
 const debug = "<15>"
 
-// Say writes one message to all of them.
+// Say writes one message to all of them. A warning is shown even in a quiet boot: what
+// is held is gone with the hand-over, and a warning may be said nowhere else.
 func (l *Log) Say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if strings.HasPrefix(text, "WARNING") {
+		l.Show()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text := fmt.Sprintf(format, args...)
 	var console io.Writer = l.console
 	if l.held != nil {
 		console = l.held

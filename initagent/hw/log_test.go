@@ -21,6 +21,7 @@ func TestQuiet(t *testing.T) {
 		"nearly long":    {func(*Log) { time.Sleep(longest - 1); synctest.Wait() }, ""},
 		"takes long":     {func(*Log) { time.Sleep(longest); synctest.Wait() }, held},
 		"a step fails":   {func(l *Log) { _ = l.Step("two", "", func() error { return errors.New("no") }) }, held + "halogen: two FAILED after 0.0 ms: no\r\n"},
+		"a warning":      {func(l *Log) { l.Say("WARNING: %s", "two"); l.Say("three") }, held + "halogen: WARNING: two\r\nhalogen: three\r\n"},
 		"the boot ends":  {func(l *Log) { l.Announce("reboot", "why") }, held + "halogen: reboot: why\r\n"},
 		"somebody looks": {func(l *Log) { l.Show(); l.Show(); l.Say("two") }, held + "halogen: two\r\n"},
 	} {
