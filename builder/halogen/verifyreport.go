@@ -94,6 +94,9 @@ func (c command) verifyReport(ctx context.Context, args []string) error {
 	if err != nil {
 		return c.misused(f, "--nonce: want hexadecimal digits")
 	}
+	if v.nonce == "" && given(f, "nonce") {
+		return c.misused(f, "--nonce is empty, which an old report would answer too: has the command failed that should make it?")
+	}
 	text, err := files.Read(rest[0], bootreport.MaxSize)
 	if err != nil {
 		return err
@@ -103,6 +106,12 @@ func (c command) verifyReport(ctx context.Context, args []string) error {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
 	return c.judgeReport(ctx, f, r, v, nonce)
+}
+
+// given reports whether an option was named, be it with an empty value.
+func given(f *flag.FlagSet, name string) (yes bool) {
+	f.Visit(func(o *flag.Flag) { yes = yes || o.Name == name })
+	return yes
 }
 
 // judgeReport compares a report with all that is asked for.

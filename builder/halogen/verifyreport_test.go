@@ -31,6 +31,7 @@ func TestVerifyReportCommandLines(t *testing.T) {
 		{[]string{"r", "--release", "s"}, exitUsage, "anybody can have made the report"},
 		{[]string{"r", "--release", "s", "--key", name, "--save-key", "f"}, exitUsage, "want --key or --save-key"},
 		{[]string{"r", "--release", "s", "--key", name, "--nonce", "xy"}, exitUsage, "hexadecimal digits"},
+		{[]string{"r", "--release", "s", "--key", name, "--nonce", ""}, exitUsage, "--nonce is empty"},
 		{[]string{"r", "--release", "s", "--key", name, "--program", "00"}, exitUsage, "digest of 2 digits"},
 		{[]string{"/nowhere", "--release", "s", "--key", name}, exitFailure, "/nowhere"},
 		{[]string{garbage, "--release", "s", "--key", name}, exitFailure, "boot report: format 0, want 1"},
