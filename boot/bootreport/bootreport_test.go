@@ -117,6 +117,8 @@ func TestVerifyRefuses(t *testing.T) {
 		{"an extension", signed(t, s, reporttest.Boot(7), set(pcr.SystemExts, stub)), "PCR 13: a system extension"},
 		{"no end", signed(t, s, reporttest.Boot(7), set(pcr.SystemID, pcr.Digest{})), "PCR 15: neither"},
 		{"Secure Boot off", signed(t, s, keys(false, reporttest.Owner, reporttest.Owner), nil), "Secure Boot was off"},
+		{"debug mode", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("UEFI Debug Mode")), nil), `the firmware says "UEFI Debug Mode"`},
+		{"no DMA protection", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventAction, []byte("DMA Protection Disabled")), nil), `"DMA Protection Disabled"`},
 		{"others' keys", signed(t, s, keys(true, reporttest.Owner, stranger), nil), "not the firmware's owner's"},
 		{"a program before", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(manager).Program(image), nil), "before the UKI ran what release 7 does not have: " + shell.String()},
 		{"another boot manager", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil), "boot manager of another of your releases?"},
@@ -148,6 +150,7 @@ func TestVerifyTakes(t *testing.T) {
 	for name, r := range map[string]*bootreport.Report{
 		"the kernel measured":     signed(t, s, reporttest.Boot(7).Program(shell), nil),
 		"a program that is named": signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil),
+		"an action":               signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("Booting")), nil),
 		"without pcrphase":        signed(t, s, reporttest.Boot(7), nil),
 	} {
 		want := reporttest.Want(7)

@@ -55,6 +55,8 @@ type Finding struct {
 	// last of them, which the boot manager and the UKI had, is of PK's owner.
 	Authorities []Key `json:"authorities"`
 	OwnKeys     bool  `json:"own_keys"`
+	// Actions are what else the firmware has measured of its state.
+	Actions []string `json:"actions,omitempty"`
 	// Phases are what the running system has measured of its start since the hand-over.
 	Phases []string `json:"phases"`
 
@@ -191,7 +193,7 @@ func (f *Finding) checkKeys(log *pcr.Log, w Want) error {
 	if err != nil {
 		return err
 	}
-	f.SecureBoot = k.SecureBoot
+	f.SecureBoot, f.Actions = k.SecureBoot, k.Actions
 	var pk secureboot.Database
 	for _, list := range []struct {
 		name string
@@ -222,7 +224,16 @@ func (f *Finding) checkKeys(log *pcr.Log, w Want) error {
 	return f.checkState(w)
 }
 
+// unsafe are what firmware measures so that a report is refused (TCG PC Client Platform
+// Firmware Profile): whoever has a cable could do anything.
+var unsafe = []string{"UEFI Debug Mode", "DMA Protection Disabled"}
+
 func (f *Finding) checkState(w Want) error {
+	for _, a := range f.Actions {
+		if slices.Contains(unsafe, strings.TrimRight(a, " ")) {
+			return fmt.Errorf("PCR 7: the firmware says %q: end that in its setup menu, restart the machine, and ask again", a)
+		}
+	}
 	switch {
 	case !f.SecureBoot && w.Contract.SecureBoot == contract.Required:
 		return errors.New("PCR 7: Secure Boot was off, and the release requires it")

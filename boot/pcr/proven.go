@@ -17,6 +17,9 @@ type MeasuredKeys struct {
 	// Authorities are the entries of db that let images start, in order: each an
 	// EFI_SIGNATURE_DATA.
 	Authorities [][]byte
+	// Actions are the texts that the firmware measured besides, such as that its debug
+	// mode was on.
+	Actions []string
 }
 
 // MeasuredKeys returns the state of Secure Boot that the firmware measured. It is true
@@ -51,6 +54,9 @@ func (k *MeasuredKeys) take(e Event, seen map[string]bool) error {
 	case e.Type != EventVariableConfig:
 		if !e.harmless() {
 			return errors.New("it is of a kind that may stand for anything")
+		}
+		if e.Type != EventSeparator {
+			k.Actions = append(k.Actions, string(e.Data))
 		}
 		return nil
 	}

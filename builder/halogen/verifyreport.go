@@ -243,6 +243,9 @@ func showFinding(f *bootreport.Finding) []byte {
 			line(l.name, "%s, SHA-256 %x", k.Subject, []byte(k.SHA256))
 		}
 	}
+	for _, a := range f.Actions {
+		line("firmware", "%q", a)
+	}
 	fmt.Fprintln(out, "by the machine's own word:")
 	trial := ""
 	if f.Trial {
