@@ -44,9 +44,10 @@ const (
 	maxImageID = 128
 )
 
-// Quoted are the PCRs of a report, in the order in which the TPM hashes them: what
-// started, the state of Secure Boot, the UKI, what was added to it, MOK, and the volume.
-func Quoted() []int { return []int{4, 7, 11, 12, 13, 14, 15} }
+// Quoted are the PCRs of a report, in the order in which the TPM hashes them: the
+// firmware, its settings and drivers, what started, the state of Secure Boot, the UKI,
+// what was added to it, MOK, and the volume.
+func Quoted() []int { return []int{0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 15} }
 
 // A Report is one machine's proof of one boot.
 type Report struct {

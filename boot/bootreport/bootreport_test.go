@@ -117,6 +117,10 @@ func TestVerifyRefuses(t *testing.T) {
 		{"an extension", signed(t, s, reporttest.Boot(7), set(pcr.SystemExts, stub)), "PCR 13: a system extension"},
 		{"no end", signed(t, s, reporttest.Boot(7), set(pcr.SystemID, pcr.Digest{})), "PCR 15: neither"},
 		{"Secure Boot off", signed(t, s, keys(false, reporttest.Owner, reporttest.Owner), nil), "Secure Boot was off"},
+		{"a driver", signed(t, s, reporttest.Boot(7).Measured(pcr.Drivers, pcr.EventBootDriver, make([]byte, 32), shell), nil), "PCR 2: EFI drivers or option ROMs have run, which could change all that started after them: " + shell.String()},
+		{"a driver under another's name", signed(t, s, reporttest.Boot(7).Measured(pcr.Drivers, pcr.EventEFIAction, []byte("nothing"), shell), nil), "PCR 2: EFI drivers"},
+		{"a driver that the log lacks", signed(t, s, reporttest.Boot(7), set(pcr.Drivers, shell)), "does not account for PCR 2"},
+		{"changed firmware", changed(set(0, shell)), "other values than the report's PCRs"},
 		{"debug mode", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("UEFI Debug Mode")), nil), `the firmware says "UEFI Debug Mode"`},
 		{"no DMA protection", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventAction, []byte("DMA Protection Disabled")), nil), `"DMA Protection Disabled"`},
 		{"others' keys", signed(t, s, keys(true, reporttest.Owner, stranger), nil), "not the firmware's owner's"},
@@ -150,11 +154,12 @@ func TestVerifyTakes(t *testing.T) {
 	for name, r := range map[string]*bootreport.Report{
 		"the kernel measured":     signed(t, s, reporttest.Boot(7).Program(shell), nil),
 		"a program that is named": signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil),
+		"a driver that is named":  signed(t, s, reporttest.Boot(7).Measured(pcr.Drivers, pcr.EventRuntimeDriver, make([]byte, 32), shell), set(0, shell)),
 		"an action":               signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("Booting")), nil),
 		"without pcrphase":        signed(t, s, reporttest.Boot(7), nil),
 	} {
 		want := reporttest.Want(7)
-		want.Programs = []pcr.Digest{shell}
+		want.Programs, want.Drivers = []pcr.Digest{shell}, []pcr.Digest{shell}
 		if _, err := bootreport.Verify(r, want); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -31,12 +31,20 @@ type Want struct {
 	// Programs are Authenticode hashes of EFI programs that may have run before the UKI,
 	// beside the release's own boot manager.
 	Programs []pcr.Digest
+	// Drivers are hashes of EFI drivers and option ROMs that may have run.
+	Drivers []pcr.Digest
 }
 
 // A Key is an entry of the firmware's lists.
 type Key struct {
 	SHA256  contract.Hex `json:"sha256"` // of the certificate, or the hash that the entry is
 	Subject string       `json:"subject"`
+}
+
+// A Driver is an EFI driver or an option ROM.
+type Driver struct {
+	SHA256 pcr.Digest `json:"sha256"` // as the firmware measured it
+	Text   string     `json:"text"`   // what the firmware's log says that it is
 }
 
 // A Finding is what a good report says.
@@ -46,6 +54,11 @@ type Finding struct {
 	Arch    string           `json:"arch"`
 	Version contract.Version `json:"version"`
 	Epoch   uint64           `json:"epoch"`
+
+	// Firmware is PCR 0: another firmware, or another version of it, has another.
+	Firmware pcr.Digest `json:"firmware"`
+	// Drivers are the EFI drivers and option ROMs that have run.
+	Drivers []Driver `json:"drivers,omitempty"`
 
 	SecureBoot bool  `json:"secure_boot"`
 	PK         []Key `json:"pk"` // who owns the firmware's lists
@@ -89,7 +102,7 @@ func Verify(r *Report, w Want) (*Finding, error) {
 	}
 	s := &r.Statement
 	f := &Finding{
-		Machine: name, ImageID: s.ImageID, Arch: s.Arch, Version: s.Version, Epoch: s.Epoch,
+		Machine: name, Firmware: r.values()[firmware], ImageID: s.ImageID, Arch: s.Arch, Version: s.Version, Epoch: s.Epoch,
 		Nonce: s.Nonce, Time: s.Time, BootID: s.BootID, Floor: s.Floor, Slot: s.Slot, Trial: s.Trial, Reason: s.Reason, Root: s.Root,
 	}
 	log, err := pcr.ParseLog(r.EventLog)
@@ -99,7 +112,7 @@ func Verify(r *Report, w Want) (*Finding, error) {
 	logged := r.checkLog(log)
 	errs := []error{s.checkNonce(w.Nonce), s.checkRelease(w.Release), f.checkUKI(r.values(), w), checkRest(r.values(), w), logged}
 	if logged == nil { // else it proves nothing
-		errs = append(errs, f.checkKeys(log, w), checkPrograms(log, w))
+		errs = append(errs, f.checkKeys(log, w), f.checkDrivers(log, w), checkPrograms(log, w))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -136,15 +149,17 @@ func (s *Statement) checkRelease(want *release.Release) error {
 // and stub extends.
 func (r *Report) checkLog(log *pcr.Log) error {
 	values := r.values()
-	err := log.Check(map[int]pcr.Digest{4: values[pcr.BootPrograms], 7: values[pcr.SecureBoot], 14: values[mok]})
+	err := log.Check(map[int]pcr.Digest{2: values[pcr.Drivers], 4: values[pcr.BootPrograms], 7: values[pcr.SecureBoot], 14: values[mok]})
 	if err != nil {
 		return fmt.Errorf("%w: somebody has changed the log, or has measured something without it", err)
 	}
 	return nil
 }
 
-// mok is the register of a shim's own keys.
-const mok = 14
+const (
+	firmware = 0  // the register of the firmware's code
+	mok      = 14 // of a shim's own keys
+)
 
 // phases are what systemd-pcrphase measures in the running system (systemd 252 to 258).
 var phases = []string{"sysinit", "ready", "shutdown", "final"}
@@ -253,6 +268,26 @@ func keyOf(e secureboot.Entry) Key {
 	}
 	sum := sha256.Sum256(e.Data)
 	return Key{SHA256: sum[:], Subject: e.String()}
+}
+
+// checkDrivers checks that no driver has run but what the caller names: a driver can
+// change the kernel after all that has started it was measured.
+func (f *Finding) checkDrivers(log *pcr.Log, w Want) error {
+	var foreign []string
+	for _, d := range log.MeasuredDrivers() {
+		f.Drivers = append(f.Drivers, Driver{SHA256: d.Digest, Text: d.Text})
+		if !slices.Contains(w.Drivers, d.Digest) {
+			foreign = append(foreign, fmt.Sprintf("%s (%s)", d.Digest, d.Text))
+		}
+	}
+	if len(foreign) == 0 {
+		return nil
+	}
+	const most = 16
+	if n := len(foreign) - most; n > 0 {
+		foreign = append(foreign[:most], fmt.Sprintf("%d more", n))
+	}
+	return fmt.Errorf("PCR 2: EFI drivers or option ROMs have run, which could change all that started after them: %s (name those that belong to this machine with --driver)", strings.Join(foreign, ", "))
 }
 
 // checkPrograms checks that nothing but the release's boot manager, and what the caller

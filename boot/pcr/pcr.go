@@ -22,6 +22,9 @@ const (
 	SystemID     = 15 // what identifies the machine, such as the volume key
 )
 
+// Drivers is the register of EFI drivers and option ROMs.
+const Drivers = 2
+
 // Phases of the boot that are measured into PCR 11 as words
 // (systemd-pcrphase.service).
 const (

@@ -109,6 +109,25 @@ func (l *Log) MeasuredPrograms() (all []Digest, err error) {
 	return all, nil
 }
 
+// A Driver is something that the firmware measured into PCR 2, and that may have run.
+type Driver struct {
+	Digest Digest // of a driver, its Authenticode digest
+	Text   string // what the log says that it is, which proves nothing
+}
+
+// MeasuredDrivers returns what may be a driver or an option ROM: all that was measured
+// into PCR 2 and is no mark of the firmware. It is true where PCR 2 is what a replay of
+// the log gives.
+func (l *Log) MeasuredDrivers() (all []Driver) {
+	for _, e := range l.measured(Drivers) {
+		sum, ok := e.Digest(SHA256)
+		if ok && !e.harmless() {
+			all = append(all, Driver{Digest: Digest(sum), Text: e.Describe()})
+		}
+	}
+	return all
+}
+
 // maxAction bounds an action's text; those of the profile have less than 80 bytes.
 const maxAction = 200
 

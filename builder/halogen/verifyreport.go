@@ -27,8 +27,8 @@ import (
 const verifyReportSummary = `usage: halogen verify-report FILE --release URL|DIR --key NAME|--save-key FILE [OPTION]...
 
 Judges what 'halogenctl boot-report' printed on a machine: whether its TPM has signed
-that it started a release of yours, and nothing else, under keys of its own. It says
-what does not fit, and fails then. Ask for the report with a nonce that nobody could
+that it started a release of yours, no other program, and no driver but what
+--driver names, under keys of its own. It says what does not fit, and fails then. Ask for the report with a nonce that nobody could
 know before, and say it with --nonce: else the report may be an old one.
 
 --release is an image's directory on a server, URL or DIR, whose channel names the
@@ -39,8 +39,10 @@ key's name put into FILE, which from then on must be the one. A key proves that 
 holds it to nobody who has not seen the machine: whoever could answer in its place on
 the first day is that machine from then on.
 
-What the TPM proves: the boot manager, the UKI, and so the whole system image, what was
-added to the command line, and the state and keys of Secure Boot. The slot, the floor
+What the TPM proves: the boot manager, the UKI, and so the whole system image, the EFI
+drivers and option ROMs, what was added to the command line, and the state and keys of
+Secure Boot. The firmware itself is believed: PCR 0 is shown, and is another when the
+firmware is, be it by an update. The slot, the floor
 and the time are the word of whoever is root there, and what has happened since the
 start is in no report.
 `
@@ -48,7 +50,7 @@ start is in no report.
 // verifyFlags are the options of verify-report as they are given.
 type verifyFlags struct {
 	place, pinned, nonce, key, saved, channel, version string
-	programs                                           digests
+	programs, drivers                                  digests
 	json                                               bool
 	reader                                             readerFlags
 }
@@ -76,6 +78,7 @@ func (c command) verifyReport(ctx context.Context, args []string) error {
 	f.StringVar(&v.key, "key", "", "`NAME` of the machine's attestation key, 68 hexadecimal digits")
 	f.StringVar(&v.saved, "save-key", "", "`FILE` with that name; written by the first good report")
 	f.Var(&v.programs, "program", "Authenticode `HASH` of an EFI program that may have run before the UKI, such as the boot manager of a newer release; may be given again")
+	f.Var(&v.drivers, "driver", "`HASH` of an EFI driver or option ROM that belongs to the machine; may be given again")
 	f.BoolVar(&v.json, "json", false, "print what the report says in JSON")
 	v.reader.add(f)
 	rest, err := c.parse(f, args, verifyReportSummary)
@@ -125,7 +128,7 @@ func (c command) judgeReport(ctx context.Context, f *flag.FlagSet, r *bootreport
 	if err != nil {
 		return err
 	}
-	want.Key, want.Programs = known, v.programs
+	want.Key, want.Programs, want.Drivers = known, v.programs, v.drivers
 	if v.nonce != "" {
 		want.Nonce = nonce
 	} else {
@@ -235,6 +238,10 @@ func showFinding(f *bootreport.Finding) []byte {
 	}
 	fmt.Fprintf(out, "this machine runs release %s of %s for %s, %s, floor %d\n", f.Version, f.ImageID, f.Arch, under, f.Floor)
 	line("machine", "%s", f.Machine)
+	line("firmware", "PCR 0 is %s", f.Firmware)
+	for _, d := range f.Drivers {
+		line("driver", "%s, %s", d.SHA256, d.Text)
+	}
 	for _, l := range []struct {
 		name string
 		keys []bootreport.Key
