@@ -127,6 +127,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"a program before", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(manager).Program(image), nil), "before the UKI ran what release 7 does not have: " + shell.String()},
 		{"another boot manager", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil), "boot manager of another of your releases?"},
 		{"another UKI", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(manager).Program(shell), nil), "the UKI of release 7 has not run"},
+		{"another boot option after", signed(t, s, reporttest.Boot(7).Event(pcr.BootPrograms, pcr.EventEFIAction, []byte("Returning from EFI Application from Boot Option")).Program(shell), nil), "came back to the firmware"},
 		{"programs after", signed(t, s, reporttest.Boot(7).Program(shell).Program(shell), nil), "more than a kernel"},
 		{"nothing but a lie", signed(t, s, reporttest.Boot(7).Measured(pcr.BootPrograms, pcr.EventIPL, nil, shell), nil), "may stand for a program"},
 	} {

@@ -315,6 +315,8 @@ func checkPrograms(log *pcr.Log, w Want) error {
 	switch {
 	case len(foreign) > 0:
 		return fmt.Errorf("PCR 4: before the UKI ran what release %s does not have: %s (a boot manager of another of your releases? its Authenticode hash says so)", w.Release.Version, list(foreign))
+	case log.Returned(run[at]):
+		return errors.New("PCR 4: the UKI came back to the firmware, which went on to another boot option: what ran then is not known to be its kernel")
 	case len(run) > at+2:
 		return fmt.Errorf("PCR 4: more than a kernel ran after the UKI: %s", list(run[at+1:]))
 	}

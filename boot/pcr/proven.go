@@ -128,6 +128,22 @@ func (l *Log) MeasuredDrivers() (all []Driver) {
 	return all
 }
 
+// Returned reports whether a boot option has ended after a program ran: then the firmware
+// went on to another. It is true where MeasuredPrograms has no error.
+func (l *Log) Returned(program Digest) bool {
+	ran := false
+	for _, e := range l.measured(BootPrograms) {
+		d, ok := e.program()
+		switch {
+		case ok && d == program:
+			ran = true
+		case ran && !ok && string(e.Data) == returningOption:
+			return true
+		}
+	}
+	return false
+}
+
 // maxAction bounds an action's text; those of the profile have less than 80 bytes.
 const maxAction = 200
 
