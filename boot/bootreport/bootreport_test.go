@@ -59,6 +59,17 @@ func TestVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if f.SameOwner {
+		t.Error("an owner that nobody knew is the same")
+	}
+	want.Owner = f.Owner()
+	if f, err := bootreport.Verify(r, want); err != nil || !f.SameOwner {
+		t.Errorf("the same owner: %+v, %v", f, err)
+	}
+	want.Owner = "none"
+	if f, err := bootreport.Verify(r, want); err == nil || !strings.Contains(err.Error(), "somebody has cleared the keys") {
+		t.Errorf("another owner: %+v, %v", f, err)
+	}
 	if f.Machine != name || f.Version != 7 || f.Floor != 2 || !f.SecureBoot || !f.OwnKeys || !slices.Equal(f.Phases, []string{"sysinit", "ready"}) || len(f.PK) != 1 || len(f.DB) != 1 {
 		t.Errorf("%+v", f)
 	}
@@ -124,6 +135,9 @@ func TestVerifyRefuses(t *testing.T) {
 		{"debug mode", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("UEFI Debug Mode")), nil), `the firmware says "UEFI Debug Mode"`},
 		{"no DMA protection", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventAction, []byte("DMA Protection Disabled")), nil), `"DMA Protection Disabled"`},
 		{"others' keys", signed(t, s, keys(true, reporttest.Owner, stranger), nil), "not the firmware's owner's"},
+		{"an authority more, of the owner's", signed(t, s, keys(true, reporttest.Owner, stranger).Authority(reporttest.Owner), nil), "no entry of the db that was measured"},
+		{"an authority twice", signed(t, s, reporttest.Boot(7).Authority(reporttest.Owner), nil), "measured twice"},
+		{"an authority before the lists", signed(t, s, reporttest.NewLog().Authority(reporttest.Owner).Keys(true, reporttest.Owner, reporttest.Owner).Program(manager).Program(image), nil), "before SecureBoot was measured"},
 		{"a program before", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(manager).Program(image), nil), "before the UKI ran what release 7 does not have: " + shell.String()},
 		{"another boot manager", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil), "boot manager of another of your releases?"},
 		{"another UKI", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(manager).Program(shell), nil), "the UKI of release 7 has not run"},

@@ -23,6 +23,8 @@ type Want struct {
 	// Key is the machine's attestation key; nil believes the report's own, which then
 	// proves nothing by itself.
 	Key *policy.Name
+	// Owner is what Finding.Owner was before; "" compares nothing.
+	Owner string
 	// Nonce is what the report has to answer; nil asks nothing.
 	Nonce    []byte
 	Release  *release.Release
@@ -68,6 +70,9 @@ type Finding struct {
 	// last of them, which the boot manager and the UKI had, is of PK's owner.
 	Authorities []Key `json:"authorities"`
 	OwnKeys     bool  `json:"own_keys"`
+	// SameOwner: PK is the one that the caller knows. Else OwnKeys is what the keys say of
+	// themselves: whoever puts keys into a firmware names their owner as they like.
+	SameOwner bool `json:"same_owner"`
 	// Actions are what else the firmware has measured of its state.
 	Actions []string `json:"actions,omitempty"`
 	// Phases are what the running system has measured of its start since the hand-over.
@@ -249,7 +254,10 @@ func (f *Finding) checkState(w Want) error {
 			return fmt.Errorf("PCR 7: the firmware says %q: end that in its setup menu, restart the machine, and ask again", a)
 		}
 	}
+	f.SameOwner = w.Owner != ""
 	switch {
+	case w.Owner != "" && w.Owner != f.Owner():
+		return fmt.Errorf("PCR 7: the owner of the firmware's keys (PK) is %s, want %.64s: somebody has cleared the keys and put in others, and may have signed what they like; if that was you, take the first report again", f.Owner(), w.Owner)
 	case !f.SecureBoot && w.Contract.SecureBoot == contract.Required:
 		return errors.New("PCR 7: Secure Boot was off, and the release requires it")
 	case !f.SecureBoot:
@@ -260,6 +268,18 @@ func (f *Finding) checkState(w Want) error {
 		return fmt.Errorf("PCR 7: the boot manager was let start by %s, which is not the firmware's owner's: the machine has not enrolled keys of its own, or somebody has replaced them", f.Authorities[len(f.Authorities)-1].Subject)
 	}
 	return nil
+}
+
+// Owner is the SHA-256 of PK, by which its owner is known again; "none" without one.
+func (f *Finding) Owner() string {
+	var all []string
+	for _, k := range f.PK {
+		all = append(all, fmt.Sprintf("%x", []byte(k.SHA256)))
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return strings.Join(all, "+")
 }
 
 func keyOf(e secureboot.Entry) Key {

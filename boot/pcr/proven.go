@@ -1,9 +1,12 @@
 package pcr
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
+
+	"halogenos.internal/boot/secureboot"
 )
 
 // This file reads PCR 4 and 7 for somebody who has the registers' values and does
@@ -22,6 +25,9 @@ type MeasuredKeys struct {
 	Actions []string
 }
 
+// measuredLists are the variables that every firmware measures.
+var measuredLists = []string{"SecureBoot", "PK", "KEK", "db", "dbx"}
+
 // MeasuredKeys returns the state of Secure Boot that the firmware measured. It is true
 // where PCR 7 is what a replay of the log gives.
 func (l *Log) MeasuredKeys() (*MeasuredKeys, error) {
@@ -32,7 +38,7 @@ func (l *Log) MeasuredKeys() (*MeasuredKeys, error) {
 			return nil, fmt.Errorf("PCR 7, event %d (%s): %w", e.Number, e.Describe(), err)
 		}
 	}
-	for _, name := range []string{"SecureBoot", "PK", "KEK", "db", "dbx"} {
+	for _, name := range measuredLists {
 		if !seen[name] {
 			return nil, fmt.Errorf("PCR 7: the firmware measured no %s", name)
 		}
@@ -49,8 +55,10 @@ func (k *MeasuredKeys) take(e Event, seen map[string]bool) error {
 			return err
 		}
 		v, err := parseVariable(e.Data)
-		k.Authorities = append(k.Authorities, v.data)
-		return err
+		if err != nil {
+			return err
+		}
+		return k.takeAuthority(v.data, seen)
 	case e.Type != EventVariableConfig:
 		if !e.harmless() {
 			return errors.New("it is of a kind that may stand for anything")
@@ -72,6 +80,28 @@ func (k *MeasuredKeys) take(e Event, seen map[string]bool) error {
 	}
 	seen[v.name] = true
 	return k.set(v)
+}
+
+// takeAuthority takes an entry of the db that was measured before it, once. Root can
+// measure an event more, but none that the firmware could not have measured.
+func (k *MeasuredKeys) takeAuthority(entry []byte, seen map[string]bool) error {
+	for _, name := range measuredLists {
+		if !seen[name] {
+			return fmt.Errorf("an authority before %s was measured", name)
+		}
+	}
+	db, err := secureboot.ParseDatabase(k.DB)
+	if err != nil {
+		return fmt.Errorf("db: %w", err)
+	}
+	if !slices.ContainsFunc(db, func(e secureboot.Entry) bool { return bytes.Equal(e.SignatureData(), entry) }) {
+		return errors.New("an authority that is no entry of the db that was measured")
+	}
+	if contains(k.Authorities, entry) {
+		return errors.New("an authority is measured twice")
+	}
+	k.Authorities = append(k.Authorities, entry)
+	return nil
 }
 
 // set is the inverse of content.

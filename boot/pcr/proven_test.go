@@ -22,6 +22,9 @@ func TestMeasuredOfRealLogs(t *testing.T) {
 		if err != nil || len(run) != programs || !slices.Equal(run, log.BootPrograms()) {
 			t.Errorf("%s: programs %v, %v; want %d", name, run, err, programs)
 		}
+		if got, want := len(log.MeasuredDrivers()), len(log.Drivers().ROMs); got != want {
+			t.Errorf("%s: %d drivers, want %d", name, got, want)
+		}
 		if name != "ovmf-enforced" {
 			continue
 		}

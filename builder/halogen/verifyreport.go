@@ -34,8 +34,10 @@ know before, and say it with --nonce: else the report may be an old one.
 --release is an image's directory on a server, URL or DIR, whose channel names the
 release that the machine should run, or --version does; a server's root; or what
 'halogen build' filled. The machine is known by its attestation key: --key has the name
-that this command shows. With --save-key the first good report is believed and its
-key's name put into FILE, which from then on must be the one. A key proves that a TPM
+that this command shows, and --pk the hash of the firmware's PK, without which it says
+only that the firmware's keys call themselves the machine's own. With --save-key the
+first good report is believed, and its key's name and PK's hash are put into FILE, which
+from then on must be the ones. A key proves that a TPM
 holds it to nobody who has not seen the machine: whoever could answer in its place on
 the first day is that machine from then on.
 
@@ -44,15 +46,16 @@ drivers and option ROMs, what was added to the command line, and the state and k
 Secure Boot. The firmware itself is believed: PCR 0 is shown, and is another when the
 firmware is, be it by an update. The slot, the floor
 and the time are the word of whoever is root there, and what has happened since the
-start is in no report.
+start is in no report. Root can measure more into PCR 7: another entry of the db that
+was measured as what let something start.
 `
 
 // verifyFlags are the options of verify-report as they are given.
 type verifyFlags struct {
-	place, pinned, nonce, key, saved, channel, version string
-	programs, drivers                                  digests
-	json                                               bool
-	reader                                             readerFlags
+	place, pinned, nonce, key, pk, saved, channel, version string
+	programs, drivers                                      digests
+	json                                                   bool
+	reader                                                 readerFlags
 }
 
 // digests are the hashes of an option that may be given again.
@@ -76,7 +79,8 @@ func (c command) verifyReport(ctx context.Context, args []string) error {
 	f.StringVar(&v.pinned, "pinned", "", "public release key `FILE` that machines have pinned")
 	f.StringVar(&v.nonce, "nonce", "", "`HEX` that the report must answer")
 	f.StringVar(&v.key, "key", "", "`NAME` of the machine's attestation key, 68 hexadecimal digits")
-	f.StringVar(&v.saved, "save-key", "", "`FILE` with that name; written by the first good report")
+	f.StringVar(&v.pk, "pk", "", "SHA-256 of the firmware's PK as this command shows it, with --key: `HASH`")
+	f.StringVar(&v.saved, "save-key", "", "`FILE` with that name and PK's hash; written by the first good report")
 	f.Var(&v.programs, "program", "Authenticode `HASH` of an EFI program that may have run before the UKI, such as the boot manager of a newer release; may be given again")
 	f.Var(&v.drivers, "driver", "`HASH` of an EFI driver or option ROM that belongs to the machine; may be given again")
 	f.BoolVar(&v.json, "json", false, "print what the report says in JSON")
@@ -92,6 +96,8 @@ func (c command) verifyReport(ctx context.Context, args []string) error {
 		return c.misused(f, "want --release, which the machine should run")
 	case (v.key == "") == (v.saved == ""):
 		return c.misused(f, "want --key or --save-key: without the machine's key anybody can have made the report")
+	case v.pk != "" && v.key == "":
+		return c.misused(f, "--pk goes with --key: --save-key keeps PK's hash itself")
 	}
 	nonce, err := hex.DecodeString(v.nonce)
 	if err != nil {
@@ -120,7 +126,7 @@ func given(f *flag.FlagSet, name string) (yes bool) {
 // judgeReport compares a report with all that is asked for.
 func (c command) judgeReport(ctx context.Context, f *flag.FlagSet, r *bootreport.Report, v verifyFlags, nonce []byte) error {
 	note := image.NewProgress(c.stderr).Note
-	known, err := v.machine()
+	known, owner, err := v.machine()
 	if err != nil {
 		return err
 	}
@@ -128,7 +134,8 @@ func (c command) judgeReport(ctx context.Context, f *flag.FlagSet, r *bootreport
 	if err != nil {
 		return err
 	}
-	want.Key, want.Programs, want.Drivers = known, v.programs, v.drivers
+	want.Key, want.Owner = known, owner
+	want.Programs, want.Drivers = v.programs, v.drivers
 	if v.nonce != "" {
 		want.Nonce = nonce
 	} else {
@@ -139,10 +146,10 @@ func (c command) judgeReport(ctx context.Context, f *flag.FlagSet, r *bootreport
 		return fmt.Errorf("the report does not prove that the machine runs release %s of %s:\n%w", want.Release.Version, want.Release.ImageID, err)
 	}
 	if known == nil {
-		if err := saveName(v.saved, found.Machine); err != nil {
+		if err := saveName(v.saved, found); err != nil {
 			return err
 		}
-		note("this machine's first report: its key is believed from now on, and saved in %s", v.saved)
+		note("this machine's first report: its key and PK are believed from now on, and saved in %s", v.saved)
 	}
 	if v.json {
 		return c.printJSON(found)
@@ -151,35 +158,36 @@ func (c command) judgeReport(ctx context.Context, f *flag.FlagSet, r *bootreport
 	return err
 }
 
-// machine is the key that is known; nil where the first report is to be believed.
-func (v verifyFlags) machine() (*policy.Name, error) {
-	text, from := []byte(v.key), "--key"
+// machine is the key that is known, nil where the first report is to be believed, and
+// PK's hash where that is known.
+func (v verifyFlags) machine() (known *policy.Name, owner string, err error) {
+	text, from := []byte(v.key+" "+v.pk), "--key"
 	if v.saved != "" {
-		var err error
 		from = v.saved
 		text, err = files.Read(v.saved, 1<<10)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
+			return nil, "", nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
-	name := new(policy.Name)
-	if err := name.UnmarshalText(bytes.TrimSpace(text)); err != nil {
-		return nil, fmt.Errorf("%s: want the name of an attestation key as this command shows it: %w", from, err)
+	name, owner, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	known = new(policy.Name)
+	if err := known.UnmarshalText([]byte(name)); err != nil {
+		return nil, "", fmt.Errorf("%s: want the name of an attestation key as this command shows it: %w", from, err)
 	}
-	return name, nil
+	return known, owner, nil
 }
 
-// saveName keeps the name of the key that was believed. A file that another report has
+// saveName keeps the name of the key that was believed, and PK's hash. A file that another report has
 // made in the meantime stays.
-func saveName(path string, name policy.Name) error {
+func saveName(path string, found *bootreport.Finding) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(name.String() + "\n")
+	_, err = f.WriteString(found.Machine.String() + " " + found.Owner() + "\n")
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(path)) // else half a name would stay
 	}
@@ -233,8 +241,11 @@ func showFinding(f *bootreport.Finding) []byte {
 		fmt.Fprintf(out, "  %-12s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	under := "without Secure Boot"
-	if f.SecureBoot {
+	switch {
+	case f.SecureBoot && f.SameOwner:
 		under = "under its own keys"
+	case f.SecureBoot:
+		under = "under keys that call themselves its own"
 	}
 	fmt.Fprintf(out, "this machine runs release %s of %s for %s, %s, floor %d\n", f.Version, f.ImageID, f.Arch, under, f.Floor)
 	line("machine", "%s", f.Machine)

@@ -91,8 +91,9 @@ func TestVerifyReport(t *testing.T) {
 		want []string
 	}{
 		{"a report nobody has seen before, of another release", []string{write("older", s.Of(t, &older, reportNonce)), "--release", out, "--save-key", key}, exitFailure, []string{"runs release 6, which is older than 7"}},
-		{"first use", []string{good, "--release", out, "--nonce", nonceDigits, "--save-key", key}, exitOK, []string{"this machine runs release 7 of test-os for x86_64, under its own keys, floor 2", "saved in " + key, "machine      " + name.String(), "owner (PK)", `because      "it is the newest"`, "by the TPM"}},
-		{"the same machine", []string{good, "--release", root, "--nonce", nonceDigits, "--save-key", key}, exitOK, []string{"this machine runs release 7"}},
+		{"first use", []string{good, "--release", out, "--nonce", nonceDigits, "--save-key", key}, exitOK, []string{"this machine runs release 7 of test-os for x86_64, under keys that call themselves its own, floor 2", "saved in " + key, "machine      " + name.String(), "owner (PK)", `because      "it is the newest"`, "by the TPM"}},
+		{"the same machine", []string{good, "--release", root, "--nonce", nonceDigits, "--save-key", key}, exitOK, []string{"this machine runs release 7 of test-os for x86_64, under its own keys"}},
+		{"the PK of another", []string{good, "--release", root, "--key", name.String(), "--pk", strings.Repeat("0", 64)}, exitFailure, []string{"somebody has cleared the keys"}},
 		{"by the web", []string{good, "--release", web.URL + "/x86_64/test-os", "--key", name.String()}, exitOK, []string{"WARNING: without --nonce", "this machine runs release 7"}},
 		{"its version", []string{good, "--release", image, "--version", "7", "--key", name.String()}, exitOK, []string{"this machine runs release 7"}},
 		{"another machine", []string{write("other", other.Of(t, want.Release, reportNonce)), "--release", root, "--nonce", nonceDigits, "--save-key", key}, exitFailure, []string{"it is of another machine"}},

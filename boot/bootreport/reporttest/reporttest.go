@@ -86,11 +86,16 @@ func (l *Log) Keys(on bool, owner, authority gpt.GUID) *Log {
 	}
 	l.Event(pcr.SecureBoot, pcr.EventSeparator, make([]byte, 4))
 	if on {
-		e := secureboot.Entry{Type: secureboot.TypeX509, Owner: authority, Data: []byte("a certificate")}
-		l.Event(pcr.SecureBoot, pcr.EventVariableAuthority, variable(security, "db", e.SignatureData()))
+		l.Authority(authority)
 	}
 	return l.Event(pcr.BootPrograms, pcr.EventEFIAction, []byte("Calling EFI Application from Boot Option")).
 		Event(pcr.BootPrograms, pcr.EventSeparator, make([]byte, 4))
+}
+
+// Authority appends the entry of db that has let something start.
+func (l *Log) Authority(owner gpt.GUID) *Log {
+	e := secureboot.Entry{Type: secureboot.TypeX509, Owner: owner, Data: []byte("a certificate")}
+	return l.Event(pcr.SecureBoot, pcr.EventVariableAuthority, variable(security, "db", e.SignatureData()))
 }
 
 func variable(space, name string, data []byte) []byte {
