@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/bootreport/reporttest"
 	"halogenos.internal/boot/contract"
@@ -142,6 +143,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"another boot manager", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil), "boot manager of another of your releases?"},
 		{"another UKI", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(manager).Program(shell), nil), "the UKI of release 7 has not run"},
 		{"another boot option after", signed(t, s, reporttest.Boot(7).Event(pcr.BootPrograms, pcr.EventEFIAction, []byte("Returning from EFI Application from Boot Option")).Program(shell), nil), "came back to the firmware"},
+		{"another kernel", signed(t, s, reporttest.Boot(7).Program(shell), nil), "which is not its kernel"},
 		{"programs after", signed(t, s, reporttest.Boot(7).Program(shell).Program(shell), nil), "more than a kernel"},
 		{"nothing but a lie", signed(t, s, reporttest.Boot(7).Measured(pcr.BootPrograms, pcr.EventIPL, nil, shell), nil), "may stand for a program"},
 	} {
@@ -166,8 +168,12 @@ func keys(on bool, owner, authority gpt.GUID) *reporttest.Log {
 func TestVerifyTakes(t *testing.T) {
 	s := reporttest.NewSigner(t)
 	shell := pcr.Digest(sha256.Sum256([]byte("shell")))
+	kernel, err := authenticode.Measured(reporttest.Kernel())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, r := range map[string]*bootreport.Report{
-		"the kernel measured":     signed(t, s, reporttest.Boot(7).Program(shell), nil),
+		"the kernel measured":     signed(t, s, reporttest.Boot(7).Program(kernel), nil),
 		"a program that is named": signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(image), nil),
 		"a driver that is named":  signed(t, s, reporttest.Boot(7).Measured(pcr.Drivers, pcr.EventRuntimeDriver, make([]byte, 32), shell), set(0, shell)),
 		"an action":               signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("Booting")), nil),

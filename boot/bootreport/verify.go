@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -339,6 +340,21 @@ func checkPrograms(log *pcr.Log, w Want) error {
 		return errors.New("PCR 4: the UKI came back to the firmware, which went on to another boot option: what ran then is not known to be its kernel")
 	case len(run) > at+2:
 		return fmt.Errorf("PCR 4: more than a kernel ran after the UKI: %s", list(run[at+1:]))
+	case len(run) == at+2:
+		return checkKernel(run[at+1], w.UKI)
+	}
+	return nil
+}
+
+// checkKernel checks that what ran after the UKI is the kernel in it.
+func checkKernel(ran pcr.Digest, image *uki.Image) error {
+	kernel, _ := image.Section(".linux")
+	want, err := authenticode.Measured(kernel)
+	if err != nil {
+		return fmt.Errorf("PCR 4: %s ran after the UKI, whose kernel is no EFI program: %w", ran, err)
+	}
+	if ran != want {
+		return fmt.Errorf("PCR 4: %s ran after the UKI, which is not its kernel (%s)", ran, pcr.Digest(want))
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/uki/ukitest"
 )
 
 const (
@@ -137,8 +138,19 @@ func Want(version contract.Version) bootreport.Want {
 			Files: []release.File{file(release.UKIFile), file(release.BootManagerFile), {Name: release.ImageFile}},
 		},
 		Contract: &contract.Contract{SecureBoot: contract.Required},
-		UKI:      new(uki.Image),
+		UKI:      image(),
 	}
+}
+
+// Kernel is that in the UKI of Want.
+func Kernel() []byte { return ukitest.Stub("kernel") }
+
+func image() *uki.Image {
+	img, err := uki.Parse(ukitest.Image(ukitest.Section{Name: ".linux", Data: Kernel()}))
+	if err != nil {
+		panic(err)
+	}
+	return img
 }
 
 // Boot is the log of a machine that has started a release under its own keys.
@@ -146,8 +158,8 @@ func Boot(version contract.Version) *Log { return bootOf(Want(version).Release) 
 
 func bootOf(r *release.Release) *Log {
 	manager, _ := r.File(release.BootManagerFile)
-	image, _ := r.File(release.UKIFile)
-	return NewLog().Keys(true, Owner, Owner).Program(pcr.Digest(manager.Authenticode)).Program(pcr.Digest(image.Authenticode))
+	started, _ := r.File(release.UKIFile)
+	return NewLog().Keys(true, Owner, Owner).Program(pcr.Digest(manager.Authenticode)).Program(pcr.Digest(started.Authenticode))
 }
 
 // Statement is what such a machine says.
