@@ -33,7 +33,9 @@ signed.
   promote   a channel names a release that is there already
   rollout   the release that a channel names goes to the next wave of the machines where
             enough of them have told that they keep it, or to no more of them where too
-            many have failed ('halogen reports'). For a cron line: a wave a call
+            many have failed ('halogen reports'). For a cron line: a wave a call.
+            Reports are signed by nobody: who can write to DIR's server can have a
+            release stopped, or hide that it fails with reports of machines that keep it
   withdraw  no channel names the release any more, but the one before it that was
             not withdrawn itself; machines that have it keep it until a newer one
             comes, so the manifest lists it (WITHDRAWN_STABLE=...) and what is
@@ -215,15 +217,20 @@ func (c command) rollout(ctx context.Context, f *flag.FlagSet, o release.Manage,
 	if err != nil {
 		return err
 	}
+	p.Hold = told.Missing
 	arch, imageID := o.Directory.Place()
 	decided, err := release.Advance(ctx, o, channel, p, func(v contract.Version) (kept, failed int) {
 		counts := told.Of(arch, imageID, v)
 		return counts.Kept, counts.Failed
 	})
-	if err == nil {
-		fmt.Fprintln(c.stdout, decided)
+	if err != nil {
+		return err
 	}
-	return err
+	fmt.Fprintln(c.stdout, decided)
+	if told.Missing != "" {
+		return fmt.Errorf("the reports in %s were not all read: %s", m.reports, told.Missing)
+	}
+	return nil
 }
 
 // share is the percentage of a rollout; all machines are no share.

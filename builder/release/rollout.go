@@ -20,6 +20,9 @@ type Plan struct {
 	// one has to bring half as many more as its share is larger: not all machines are on
 	// every day.
 	Least int
+	// Hold is why no more machines get it now; empty: they may. It does not keep a release
+	// from being stopped.
+	Hold string
 }
 
 // Check reports the first thing that is wrong with the plan.
@@ -52,6 +55,9 @@ func (p Plan) Next(percent, kept, failed int) (next int, why string) {
 	}
 	if percent == 100 {
 		return 100, fmt.Sprintf("is for all machines: %d trials were kept, %d have failed", kept, failed)
+	}
+	if p.Hold != "" {
+		return percent, fmt.Sprintf("waits at %d %% of the machines: %s", percent, p.Hold)
 	}
 	if want := max(p.Least, p.Least*percent/p.Waves[0]/2); total < want {
 		return percent, fmt.Sprintf("waits at %d %% of the machines: %d reports of %d", percent, total, want)

@@ -38,6 +38,16 @@ func TestNext(t *testing.T) {
 			t.Errorf("at %d %% with %d and %d: %d %%, %q", tt.percent, tt.kept, tt.failed, next, why)
 		}
 	}
+	held := usualPlan
+	held.Hold = "not all was read"
+	for percent, want := range map[int]int{1: 1, 50: 50} {
+		if next, why := held.Next(percent, 1000, 0); next != want || !strings.Contains(why, held.Hold) {
+			t.Errorf("held at %d %%: %d %%, %q", percent, next, why)
+		}
+	}
+	if next, _ := held.Next(50, 0, 1000); next != 0 {
+		t.Errorf("held, and all fail: %d %%", next)
+	}
 	patient := Plan{Waves: []int{10, 100}, Limit: 5, Least: 20}
 	if next, _ := patient.Next(10, 0, 1); next != 10 {
 		t.Errorf("the first report is a failure: %d %%", next)

@@ -74,6 +74,9 @@ func (c *Collection) Text(w io.Writer) error {
 	if c.Malformed > 0 {
 		fmt.Fprintf(&out, "%d files are no reports\n", c.Malformed)
 	}
+	if c.Missing != "" {
+		fmt.Fprintf(&out, "not all was read: %s\n", c.Missing)
+	}
 	_, err := io.WriteString(w, out.String())
 	return err
 }

@@ -24,8 +24,8 @@ import (
 	"halogenos.internal/boot/trialreport"
 )
 
-// MaxReports bounds how many are read: 4 GB at the most, where each has its largest size.
-const MaxReports = 1 << 20
+// maxReports bounds how many are read: 4 GB at the most, where each has its largest size.
+var maxReports = 1 << 20 // smaller in tests
 
 // Counts are how many trials ended well, and how many did not.
 type Counts struct {
@@ -78,28 +78,35 @@ type Collection struct {
 	Images []*Image `json:"images"`
 	// Malformed counts the files that are no reports.
 	Malformed int `json:"malformed"`
+	// Missing says what of it was not read; empty: all was.
+	Missing string `json:"missing,omitempty"`
 }
 
-// Read reads a directory, and those in it.
+// Read reads a directory, and those in it. What cannot be read, or is too much, it says in
+// Missing: whoever fills the collection must not keep a release from being stopped.
 func Read(ctx context.Context, directory string) (*Collection, error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	c, number := new(Collection), 0
+	c, number, unread := new(Collection), 0, 0
 	releases := map[[2]string]map[contract.Version]*Release{}
 	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
-		case err != nil:
-			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case err != nil && name == ".":
+			return err
+		case err != nil:
+			unread++
+			return nil
 		case !d.Type().IsRegular() || !strings.HasSuffix(name, trialreport.Suffix):
 			return nil
 		}
-		if number++; number > MaxReports {
-			return fmt.Errorf("more than %d reports: move those of old releases elsewhere", MaxReports)
+		if number++; number > maxReports {
+			c.Missing = fmt.Sprintf("there are more than %d reports: move those of old releases elsewhere", maxReports)
+			return fs.SkipAll
 		}
 		r, err := read(root, name)
 		switch {
@@ -107,7 +114,7 @@ func Read(ctx context.Context, directory string) (*Collection, error) {
 			c.Malformed++
 		case errors.Is(err, fs.ErrNotExist): // taken away meanwhile
 		case err != nil:
-			return err
+			unread++
 		default:
 			image := [2]string{r.Arch, r.ImageID}
 			if releases[image] == nil {
@@ -122,6 +129,9 @@ func Read(ctx context.Context, directory string) (*Collection, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the reports in %s: %w", directory, err)
+	}
+	if unread > 0 && c.Missing == "" {
+		c.Missing = fmt.Sprintf("%d files or directories cannot be read: see their permissions", unread)
 	}
 	for name, of := range releases {
 		image := &Image{Arch: name[0], ImageID: name[1]}

@@ -87,6 +87,28 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// Too many reports are said, and what was read still counts.
+func TestTooMany(t *testing.T) {
+	defer func(n int) { maxReports = n }(maxReports)
+	maxReports = 3
+	directory := t.TempDir()
+	for i := range 3 {
+		put(t, directory, i, trialreport.Report{Version: 3, Result: trialreport.Failed, Cause: trialreport.Hang})
+	}
+	if c, err := Read(t.Context(), directory); err != nil || c.Missing != "" {
+		t.Errorf("as many as are read: %+v, %v", c, err)
+	}
+	put(t, directory, 3, trialreport.Report{Version: 3, Result: trialreport.Kept})
+	c, err := Read(t.Context(), directory)
+	if err != nil || c.Images[0].Releases[0].Failed != 3 || !strings.Contains(c.Missing, "more than 3 reports") {
+		t.Fatalf("one more: %+v, %v", c, err)
+	}
+	var text strings.Builder
+	if err := c.Text(&text); err != nil || !strings.Contains(text.String(), "not all was read: there are more than 3 reports") {
+		t.Errorf("%v, %q", err, text.String())
+	}
+}
+
 func TestNone(t *testing.T) {
 	c, err := Read(t.Context(), t.TempDir())
 	if err != nil {
