@@ -291,9 +291,7 @@ func TestBusctl(t *testing.T) {
 // The bus itself, with the file that an image has, lets everybody call the service, and
 // root alone be it.
 func TestBusPolicy(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can be another user")
-	}
+	testkit.Root(t, "only root can be another user")
 	send, daemon := testkit.Need(t, "dbus-send"), testkit.Need(t, "dbus-daemon")
 	policy, err := filepath.Abs("../../../builder/osfiles/files/otad/dbus.conf")
 	if err != nil {
