@@ -19,6 +19,7 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/strictjson"
 )
 
@@ -74,6 +75,8 @@ type Report struct {
 	ImageID string           `json:"image_id"`
 	Arch    string           `json:"arch"`
 	Version contract.Version `json:"version"`
+	// Channel is what the machine follows: what fails on beta is not counted on stable.
+	Channel manifest.Channel `json:"channel"`
 	// From is the version that ran before; 0 where that is not known.
 	From   contract.Version `json:"from,omitempty"`
 	Result Result           `json:"result"`
@@ -114,6 +117,7 @@ func (r *Report) Encode() ([]byte, error) {
 // Validate reports the first thing that is wrong.
 func (r *Report) Validate() error {
 	_, dayErr := time.Parse(day, r.Day)
+	_, channelErr := manifest.ParseChannel(string(r.Channel))
 	switch {
 	case r.Format != Format:
 		return fmt.Errorf("format %d, want %d", r.Format, Format)
@@ -121,6 +125,8 @@ func (r *Report) Validate() error {
 		return fmt.Errorf("of image %.80q for %.80q", r.ImageID, r.Arch)
 	case r.Version == 0:
 		return errors.New("it does not say of which version it is")
+	case channelErr != nil:
+		return channelErr
 	case r.Result != Kept && r.Result != Failed:
 		return fmt.Errorf("result %.80q, want kept or failed", r.Result)
 	case (r.Result == Failed) != r.Cause.known() || r.Result == Kept && r.Cause != "":
@@ -165,7 +171,7 @@ func (r *Report) FileName(random io.Reader) (string, error) {
 }
 
 // Of says what became of the newest trial that has ended, by the boot journal: nil where
-// there is none. The caller adds of which image it is and the machine's make.
+// there is none. The caller adds of which image it is, the channel and the machine's make.
 func Of(entries []journal.Entry) *Report {
 	var last *Report
 	var t trial

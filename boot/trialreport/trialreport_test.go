@@ -54,12 +54,12 @@ func TestOf(t *testing.T) {
 // A report names no machine, whatever the journal and the firmware say.
 func TestNamesNoMachine(t *testing.T) {
 	r := Of([]journal.Entry{at(0, journal.Staged, 2), at(0, journal.Boot, 2), {Time: noon, Boot: "6ad0e4d2-secret", Kind: journal.Blessed, Version: 2, Reason: "alice's laptop"}})
-	r.ImageID, r.Arch, r.Vendor, r.Product = "os", "x86_64", Name(" QEMU\n\x1b[2J"), Name("Standard PC")
+	r.ImageID, r.Arch, r.Channel, r.Vendor, r.Product = "os", "x86_64", "beta", Name(" QEMU\n\x1b[2J"), Name("Standard PC")
 	text, err := r.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"format":1,"image_id":"os","arch":"x86_64","version":"2","result":"kept","vendor":"QEMU[2J","product":"Standard PC","day":"2026-01-02"}`
+	const want = `{"format":1,"image_id":"os","arch":"x86_64","version":"2","channel":"beta","result":"kept","vendor":"QEMU[2J","product":"Standard PC","day":"2026-01-02"}`
 	var short bytes.Buffer
 	if err := json.Compact(&short, text); err != nil || short.String() != want {
 		t.Errorf("%v, %s", err, short.String())
@@ -71,12 +71,12 @@ func TestNamesNoMachine(t *testing.T) {
 }
 
 func TestRefuses(t *testing.T) {
-	const good = `{"format":1,"image_id":"os","arch":"x86_64","version":"2","result":"kept","day":"2026-01-02"}`
+	const good = `{"format":1,"image_id":"os","arch":"x86_64","version":"2","channel":"beta","result":"kept","day":"2026-01-02"}`
 	if _, err := Parse([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
 	for _, change := range [][2]string{
-		{`"format":1`, `"format":2`}, {`"os"`, `"../os"`}, {`"os"`, `""`}, {`"x86_64"`, `"<b>"`}, {`"2",`, `"0",`}, {`"kept"`, `"fine"`},
+		{`"format":1`, `"format":2`}, {`"os"`, `"../os"`}, {`"os"`, `""`}, {`"x86_64"`, `"<b>"`}, {`"2",`, `"0",`}, {`"kept"`, `"fine"`}, {`"beta"`, `"mine"`}, {`"beta"`, `""`},
 		{`"kept"`, `"failed"`}, {`"kept"`, `"failed","cause":"because"`}, {`"kept"`, `"kept","cause":"hang"`},
 		{`2026-01-02`, `2026-13-02`}, {`2026-01-02`, `2026-01-02T12:00:00Z`}, {`"day"`, `"seconds":-1,"day"`}, {`"day"`, `"seconds":86401,"day"`},
 		{`"day"`, `"vendor":"` + strings.Repeat("a", maxText+1) + `","day"`}, {`"day"`, `"product":"a\u001b[2J","day"`}, {`"day"`, `"machine":"me","day"`},
@@ -90,7 +90,7 @@ func TestRefuses(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"format":1,"image_id":"os","arch":"x86_64","version":"2","from":"1","result":"failed","cause":"hang","vendor":"QEMU","product":"PC","day":"2026-01-02","seconds":3}`))
+	f.Add([]byte(`{"format":1,"image_id":"os","arch":"x86_64","version":"2","channel":"beta","from":"1","result":"failed","cause":"hang","vendor":"QEMU","product":"PC","day":"2026-01-02","seconds":3}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Parse(text)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 const manageSummary = `usage: halogen release list ROOT|URL [--json] [--proxy URL] [--ca FILE]
        halogen release promote VERSION --server ROOT [--channel CHANNEL] [--rollout PERCENT]
        halogen release rollout --server ROOT --reports DIR [--waves LIST] [--limit PERCENT] [--least N]
+                               [--every DURATION]
        halogen release withdraw VERSION --server ROOT [--to VERSION]
        halogen release step VERSION --server ROOT [--remove]
        halogen release prune --server ROOT [--keep N] [--dry-run]
@@ -33,7 +34,9 @@ signed.
   promote   a channel names a release that is there already
   rollout   the release that a channel names goes to the next wave of the machines where
             enough of them have told that they keep it, or to no more of them where too
-            many have failed ('halogen reports'). For a cron line: a wave a call.
+            many have failed ('halogen reports'). For a cron line: a wave a call, once
+            it has lasted --every and by the reports since it began (rollout.json
+            beside the manifest) of the machines that follow the channel.
             Reports are signed by nobody: who can write to DIR's server can have a
             release stopped, or hide that it fails with reports of machines that keep it
   withdraw  no channel names the release any more, but the one before it that was
@@ -57,7 +60,7 @@ type manageFlags struct {
 	key                                release.KeyFile
 	agent, dry, sign, json, remove     bool
 	rollout, keep                      int
-	expires                            time.Duration
+	expires, every                     time.Duration
 	given                              map[string]bool
 	reader                             readerFlags
 }
@@ -66,7 +69,7 @@ type manageFlags struct {
 var managed = map[string][]string{
 	"list":     {"json", "proxy", "ca"},
 	"promote":  {"channel", "rollout"},
-	"rollout":  {"channel", "reports", "waves", "limit", "least"},
+	"rollout":  {"channel", "reports", "waves", "limit", "least", "every"},
 	"withdraw": {"to"},
 	"step":     {"remove"},
 	"prune":    {"keep", "dry-run"},
@@ -84,6 +87,8 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 	f.StringVar(&m.waves, "waves", "1,5,20,50,100", "`LIST` of shares of the machines in percent")
 	f.IntVar(&m.limit, "limit", 5, "`PERCENT` of the trials that may fail")
 	f.IntVar(&m.least, "least", 20, "`N` reports that the first wave has to bring; later ones more")
+	m.every = 24 * time.Hour
+	f.Var((*lifetime)(&m.every), "every", "how long a wave lasts at the least, a `DURATION` such as 24h or 3d")
 	f.StringVar(&m.to, "to", "", "`VERSION` that takes its place")
 	f.IntVar(&m.keep, "keep", 3, "`N` releases that stay, the newest")
 	f.BoolVar(&m.dry, "dry-run", false, "only say what would be removed")
@@ -199,7 +204,7 @@ func (c command) rollout(ctx context.Context, f *flag.FlagSet, o release.Manage,
 	if err != nil {
 		return c.misused(f, "--channel: %v", err)
 	}
-	p := release.Plan{Limit: m.limit, Least: m.least}
+	p := release.Plan{Limit: m.limit, Least: m.least, Every: m.every}
 	for text := range strings.SplitSeq(m.waves, ",") {
 		wave, err := strconv.Atoi(strings.TrimSpace(text))
 		if err != nil {
@@ -220,7 +225,7 @@ func (c command) rollout(ctx context.Context, f *flag.FlagSet, o release.Manage,
 	p.Hold = told.Missing
 	arch, imageID := o.Directory.Place()
 	decided, err := release.Advance(ctx, o, channel, p, func(v contract.Version) (kept, failed int) {
-		counts := told.Of(arch, imageID, v)
+		counts := told.Of(arch, imageID, v, channel)
 		return counts.Kept, counts.Failed
 	})
 	if err != nil {

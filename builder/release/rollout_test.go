@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
@@ -21,11 +22,12 @@ func TestNext(t *testing.T) {
 	}{
 		{0, 0, 0, 0, "stays stopped"},
 		{0, 1000, 0, 0, "stays stopped"},
-		{1, 9, 0, 1, "9 reports of 10"},
+		{1, 9, 0, 1, "9 new reports of 10"},
 		{1, 10, 0, 5, "goes from 1 to 5 %"},
-		{3, 14, 0, 3, "14 reports of 15"}, // somebody has set it by hand
+		{3, 9, 0, 3, "9 new reports of 10"}, // somebody has set it by hand
 		{3, 15, 0, 5, "goes from 3 to 5 %"},
-		{5, 24, 0, 5, "24 reports of 25"},
+		{5, 19, 0, 5, "19 new reports of 20"},
+		{50, 149, 0, 50, "149 new reports of 150"},
 		{50, 480, 20, 100, "goes from 50 to 100 %"},
 		{1, 1, 1, 0, "STOPPED: 1 of 2"},
 		{20, 100, 6, 0, "STOPPED: 6 of 106"},
@@ -82,8 +84,8 @@ func TestThousandMachines(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
 			e, p := manifest.Entry{Version: 7, Limited: true, Percent: 1}, usualPlan
 			p.Least = tt.least
-			has, kept, failed := map[int]bool{}, 0, 0
-			for range 40 { // days
+			has, kept, failed := map[int]bool{}, 0, 0 // in this wave
+			for range 40 {                            // days
 				for machine := range 1000 {
 					if has[machine] || !e.Includes(fmt.Appendf(nil, "machine %d", machine)) {
 						continue
@@ -103,6 +105,9 @@ func TestThousandMachines(t *testing.T) {
 					percent = 100
 				}
 				next, _ := p.Next(percent, kept, failed)
+				if next != percent {
+					kept, failed = 0, 0
+				}
 				e.Limited, e.Percent = next != 100, next%100
 			}
 			if len(has) < tt.atLeast || len(has) > tt.noMoreThan {
@@ -120,21 +125,39 @@ func TestAdvance(t *testing.T) {
 		o = w.options(w.build(v, "", ""), "")
 		w.publish(o)
 	}
-	m := w.manage(o)
-	if err := Promote(t.Context(), m, 2, manifest.Stable, Rollout{true, 1}); err != nil {
-		t.Fatal(err)
+	m, plan := w.manage(o), usualPlan
+	plan.Every = 24 * time.Hour
+	begin := m.Now
+	promote := func(percent int) {
+		t.Helper()
+		if err := Promote(t.Context(), m, 2, manifest.Stable, Rollout{true, percent}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	promote(1)
 	for _, tt := range []struct {
+		hours          int
 		kept, failed   int
 		said, manifest string
 	}{
-		{9, 0, "release 2 on stable waits at 1 %", "STABLE=2\nROLLOUT_STABLE=1\n"},
-		{10, 0, "release 2 on stable goes from 1 to 5 %", "STABLE=2\nROLLOUT_STABLE=5\n"},
-		{20, 5, "release 2 on stable STOPPED", "STABLE=2\nROLLOUT_STABLE=0\n"},
-		{20, 5, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
-		{5000, 0, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{0, 500, 0, "release 2 on stable waits at 1 % of the machines: a wave lasts 24h0m0s", "STABLE=2\nROLLOUT_STABLE=1\n"},
+		{24, 500, 0, "release 2 on stable goes from 1 to 5 %", "STABLE=2\nROLLOUT_STABLE=5\n"},
+		{24, 600, 0, "release 2 on stable waits at 5 % of the machines: a wave lasts", "STABLE=2\nROLLOUT_STABLE=5\n"},
+		{48, 519, 0, "release 2 on stable waits at 5 % of the machines: 19 new reports of 20", "STABLE=2\nROLLOUT_STABLE=5\n"},
+		{48, 520, 0, "release 2 on stable goes from 5 to 20 %", "STABLE=2\nROLLOUT_STABLE=20\n"},
+		{49, 530, 5, "release 2 on stable STOPPED: 5 of 15", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{49, 530, 5, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{99, 5000, 5, "release 2 on stable stays stopped", "STABLE=2\nROLLOUT_STABLE=0\n"},
+		{-1, 5000, 5, "", ""}, // what the message says
+		{100, 5000, 5, "release 2 on stable waits at 1 %", "STABLE=2\nROLLOUT_STABLE=1\n"},
+		{124, 5010, 5, "release 2 on stable goes from 1 to 5 % of the machines: 10 trials were kept, 0 have failed", "STABLE=2\nROLLOUT_STABLE=5\n"},
 	} {
-		said, err := Advance(t.Context(), m, manifest.Stable, usualPlan, func(v contract.Version) (int, int) {
+		if tt.hours < 0 {
+			promote(1)
+			continue
+		}
+		m.Now = begin.Add(time.Duration(tt.hours) * time.Hour)
+		said, err := Advance(t.Context(), m, manifest.Stable, plan, func(v contract.Version) (int, int) {
 			if v != 2 {
 				t.Errorf("asked for the reports of %s", v)
 			}

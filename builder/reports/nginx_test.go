@@ -22,7 +22,7 @@ func TestNginx(t *testing.T) {
 	testkit.Need(t, "nginx")
 	work := t.TempDir()
 	address := startNginx(t, work)
-	r := trialreport.Report{Format: trialreport.Format, ImageID: "desktop", Arch: "x86_64", Version: 7, Result: trialreport.Kept, Day: "2026-01-02"}
+	r := trialreport.Report{Format: trialreport.Format, ImageID: "desktop", Arch: "x86_64", Version: 7, Channel: "stable", Result: trialreport.Kept, Day: "2026-01-02"}
 	text, err := r.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestNginx(t *testing.T) {
 		}
 	}
 	c, err := Read(t.Context(), filepath.Join(work, "site"))
-	if err != nil || c.Of("x86_64", "desktop", 7) != (Counts{Kept: 1}) || c.Malformed != 0 {
+	if err != nil || c.Of("x86_64", "desktop", 7, "stable") != (Counts{Kept: 1}) || c.Malformed != 0 {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/trialreport"
 )
 
@@ -55,6 +56,9 @@ type Release struct {
 	Last     string                    `json:"last"`
 	// Seconds is the median of how long the trials took that were kept; 0: not known.
 	Seconds int64 `json:"seconds"`
+
+	// Channels are the counts of the machines that follow each.
+	Channels map[manifest.Channel]Counts `json:"channels"`
 
 	hardware map[string]*Counts
 	took     []int64
@@ -121,7 +125,7 @@ func Read(ctx context.Context, directory string) (*Collection, error) {
 				releases[image] = map[contract.Version]*Release{}
 			}
 			if releases[image][r.Version] == nil {
-				releases[image][r.Version] = &Release{Version: r.Version, Causes: map[trialreport.Cause]int{}, hardware: map[string]*Counts{}}
+				releases[image][r.Version] = &Release{Version: r.Version, Causes: map[trialreport.Cause]int{}, Channels: map[manifest.Channel]Counts{}, hardware: map[string]*Counts{}}
 			}
 			releases[image][r.Version].take(r)
 		}
@@ -172,6 +176,9 @@ func read(root *os.Root, name string) (*trialreport.Report, error) {
 // take counts a report.
 func (r *Release) take(of *trialreport.Report) {
 	r.add(of)
+	on := r.Channels[of.Channel]
+	on.add(of)
+	r.Channels[of.Channel] = on
 	if of.Result == trialreport.Failed {
 		r.Causes[of.Cause]++
 	} else if of.Seconds > 0 {
@@ -202,12 +209,13 @@ func (r *Release) finished() *Release {
 	return r
 }
 
-// Of is what is told of a version of an image; nothing where nobody has told of it.
-func (c *Collection) Of(arch, imageID string, v contract.Version) Counts {
+// Of is what the machines that follow a channel have told of a version of an image; nothing
+// where nobody has told of it.
+func (c *Collection) Of(arch, imageID string, v contract.Version, on manifest.Channel) Counts {
 	for _, image := range c.Images {
 		for _, r := range image.Releases {
 			if image.Arch == arch && image.ImageID == imageID && r.Version == v {
-				return r.Counts
+				return r.Channels[on]
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package reports
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +16,7 @@ import (
 // put stores a report as a server does.
 func put(t *testing.T, directory string, number int, r trialreport.Report) {
 	t.Helper()
-	r.Format, r.ImageID, r.Arch = trialreport.Format, "os", "x86_64"
+	r.Format, r.ImageID, r.Arch, r.Channel = trialreport.Format, "os", "x86_64", cmp.Or(r.Channel, "stable")
 	if r.Day == "" {
 		r.Day = "2026-01-02"
 	}
@@ -44,7 +45,7 @@ func TestRead(t *testing.T) {
 	put(t, filepath.Join(directory, "2026"), 10, trialreport.Report{Version: 3, Result: trialreport.Failed, Cause: trialreport.Hang, Vendor: "Evil <b>", Product: "Book", Day: "2026-01-09"})
 	put(t, directory, 11, trialreport.Report{Version: 3, Result: trialreport.Failed, Cause: trialreport.Hang, Vendor: "Evil <b>", Product: "Book", Day: "2025-12-31"})
 	put(t, directory, 12, trialreport.Report{Version: 3, Result: trialreport.Failed, Cause: trialreport.Unhealthy})
-	put(t, directory, 13, trialreport.Report{Version: 12, Result: trialreport.Kept})
+	put(t, directory, 13, trialreport.Report{Version: 12, Channel: "beta", Result: trialreport.Kept})
 	// What somebody has put there who wants to get at more than the reports.
 	write(t, filepath.Join(directory, "torn.json"), `{"format":1,`)
 	write(t, filepath.Join(directory, "large.json"), strings.Repeat(" ", trialreport.MaxSize+1))
@@ -59,7 +60,8 @@ func TestRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Malformed != 2 || c.Of("x86_64", "os", 3) != (Counts{10, 3}) || c.Of("x86_64", "os", 12) != (Counts{1, 0}) || c.Of("x86_64", "other", 3) != (Counts{}) {
+	if c.Malformed != 2 || c.Of("x86_64", "os", 3, "stable") != (Counts{10, 3}) || c.Of("x86_64", "os", 12, "beta") != (Counts{1, 0}) ||
+		c.Of("x86_64", "os", 12, "stable") != (Counts{}) || c.Of("x86_64", "other", 3, "stable") != (Counts{}) {
 		t.Errorf("%+v", c)
 	}
 	var text, html strings.Builder

@@ -13,9 +13,9 @@ const reportUsage = `usage: ota report [--json]
        ota report --on | --off | --send [--json]
 
 Shows what this machine tells its distributor of the last update, where its owner
-allows it: which version was tried, from which one, what became of it, the kind of
-failure, the machine's make, and the day. That is all of it, and nothing in it names
-the machine or its owner. The server sees the address that it comes from, as it does
+allows it: which version was tried, from which one, on which channel, what became of
+it, the kind of failure, the machine's make, and the day. That is all of it, and nothing
+in it names the machine or its owner. The server sees the address that it comes from, as it does
 when a release is fetched.
 
   --on    allow it, for the server that reports go to now: ota fetch --auto, which a

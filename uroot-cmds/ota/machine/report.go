@@ -83,7 +83,7 @@ func (m *Machine) Telling() (*Telling, error) {
 	if t.Report = trialreport.Of(entries); t.Report == nil {
 		return t, nil
 	}
-	t.Report.ImageID, t.Report.Arch = r.Contract.ImageID, r.Contract.Arch
+	t.Report.ImageID, t.Report.Arch, t.Report.Channel = r.Contract.ImageID, r.Contract.Arch, s.Channel
 	t.Report.Vendor, t.Report.Product = m.make("sys_vendor"), m.make("product_name")
 	var last told
 	there, err = decode(m.state(r, toldFile), &last)

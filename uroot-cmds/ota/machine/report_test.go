@@ -72,7 +72,7 @@ func TestReport(t *testing.T) {
 	}
 	for name, text := range box.got {
 		r, err := trialreport.Parse([]byte(text))
-		if err != nil || r.Version != 2 || r.Result != trialreport.Kept || r.Vendor != "QEMU" || r.Product != "Standard PC" || r.Seconds != 60 || strings.Contains(name+text, "SECRET") {
+		if err != nil || r.Version != 2 || r.Result != trialreport.Kept || r.Channel != "stable" || r.Vendor != "QEMU" || r.Product != "Standard PC" || r.Seconds != 60 || strings.Contains(name+text, "SECRET") {
 			t.Errorf("%s: %s, %v", name, text, err)
 		}
 		if !strings.HasPrefix(name, "PUT /os/test-os-2-") {
