@@ -136,7 +136,7 @@ func (a *Agent) makeRoot() error {
 // opened takes over what came of an attempt to open the root partition.
 func (a *Agent) opened(r unlock.Result, err error) error {
 	f := &a.facts
-	f.Replaced, f.Answered, f.EnrollAgain = f.Replaced || r.Replaced, f.Answered || r.Answered, f.EnrollAgain || r.EnrollAgain
+	f.Replaced, f.Answered, f.EnrollAgain = f.Replaced || r.Replaced, r.Answered, f.EnrollAgain || r.EnrollAgain
 	if r.KeysWritten {
 		f.Enroll = bootflow.Done
 	}

@@ -56,3 +56,19 @@ func TestTrialSomebodyTypes(t *testing.T) {
 	m.accepts()
 	m.runs(2)
 }
+
+// A trial that the TPM would open has not failed where nobody types the PIN: it waits for
+// the recovery key as any start does, and does not make way for the system before it.
+func TestTrialWithoutPINTyped(t *testing.T) {
+	m := withPIN(t, "1234")
+	m.startsBy("1234")
+	m.fetch(newRelease(t, 2, 5, pinned))
+	m.waits, m.typed = nil, []string{"1234", ""}
+	if end := m.run(); end != "recovery" || m.agent.Contract.Version != 2 || m.waits[len(m.waits)-1] != unlock.KeyTimeout {
+		t.Fatalf("version %s ends in %s, having waited %v:\n%s", m.agent.Contract.Version, end, m.waits, m.said.String())
+	}
+	m.startsBy("1234")
+	if m.agent.Contract.Version != 2 || !m.agent.State.Trial {
+		t.Errorf("version %s runs, on trial: %t", m.agent.Contract.Version, m.agent.State.Trial)
+	}
+}

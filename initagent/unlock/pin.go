@@ -31,11 +31,13 @@ func (o *opening) byPIN() error {
 	if err != nil {
 		return err
 	}
-	return o.released(func(known []policy.Boot) (*policy.Secret, *policy.Record, error) {
+	admitted := false
+	err = o.released(func(known []policy.Boot) (*policy.Secret, *policy.Record, error) {
 		// Where the TPM releases nothing to this boot nobody is asked in vain.
 		if err := o.Chip.TPM.Admits(o.Lock.Sealed, known...); err != nil {
 			return nil, nil, err
 		}
+		admitted = true
 		c, err := o.Person.Open()
 		if err != nil {
 			return nil, nil, err
@@ -59,6 +61,11 @@ func (o *opening) byPIN() error {
 			}
 		}
 	})
+	// The TPM has nothing against this system: want of a PIN is no failure of a trial's.
+	if admitted && (errors.Is(err, errNoPIN) || errors.Is(err, tpm.ErrLockout)) {
+		o.Answered = true
+	}
+	return err
 }
 
 // pinsAtOnce is how many wrong PINs are taken before somebody has to say that they are

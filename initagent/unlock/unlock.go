@@ -32,7 +32,8 @@ import (
 type Result struct {
 	// Replaced: the running system was replaced for good.
 	Replaced bool
-	// Answered: somebody was at the prompt for the recovery key, and wants the console.
+	// Answered: somebody was at the prompt for the recovery key, and wants the console; or
+	// the TPM admits this boot, and only the PIN is wanting.
 	Answered bool
 	// EnrollAgain: the owner wants the firmware to get the keys that lie on the root partition.
 	EnrollAgain bool
@@ -66,7 +67,7 @@ func ByPIN(h *host.Host) (Result, error) {
 
 // ByKey opens the root partition with the recovery key. tried is what this boot has done.
 func ByKey(h *host.Host, tried bootflow.Facts) (Result, error) {
-	o := &opening{Host: h, tried: tried}
+	o := &opening{Host: h, tried: tried, Result: Result{Answered: tried.Answered}}
 	return o.end(o.byKey())
 }
 
@@ -282,7 +283,7 @@ func (o *opening) byKey() error {
 		return err
 	}
 	timeout := KeyTimeout
-	if o.State.Trial && o.State.Fallback && o.tried.Unlock == bootflow.Failed {
+	if o.State.Trial && o.State.Fallback && o.tried.Unlock == bootflow.Failed && !o.tried.Answered {
 		timeout = TrialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
@@ -307,6 +308,7 @@ func (o *opening) byKey() error {
 		}
 		defer key.Wipe()
 		defer luks2.Wipe(volumeKey)
+		o.Answered = false // it is open: what comes now is the system's
 		forgotten := o.forgotten()
 		if err := o.openTyped(c, f, volumeKey, secret, forgotten); err != nil || !forgotten {
 			return err
