@@ -280,7 +280,8 @@ func FinishSecret(m hw.Machine, d hw.Disk, random io.Reader, chip *tpm.TPM, lock
 	if err == nil && lock.Replaced {
 		err = removeReplaced(m.Disks, d, random, lock)
 	}
-	if err != nil || chip == nil {
+	// What a token that is not understood is bound to may be what a later release goes by.
+	if err != nil || chip == nil || lock.Strange != nil {
 		return err
 	}
 	if err := DropIndexes(chip, policy.VolumeFingerprint(volumeKey), lock.Sealed); err != nil {
