@@ -35,7 +35,7 @@ func tokenOf(l *Lock, kind string) (int, luks2.Token) {
 	return -1, luks2.Token{}
 }
 
-// What is said of the TPM, or of one of two recovery keys, makes no sense: the recovery key
+// What is said of the TPM, or of one of two recovery keys, is not understood: the recovery key
 // opens the volume all the same, and binds it to the TPM again. Without one that it can
 // open by the volume is damaged.
 func TestBrokenTokens(t *testing.T) {
