@@ -21,6 +21,15 @@ func Put(ctx context.Context, t Transport, name string, content []byte) error {
 	return w.retry(ctx, name, func() (bool, error) { return false, w.put(ctx, name, content) })
 }
 
+// sameHost follows no redirect to another host: a server would have machines write to others
+// of their own network, or tell somebody whom nobody has agreed to.
+func sameHost(r *http.Request, via []*http.Request) error {
+	if r.URL.Host != via[0].URL.Host {
+		return fmt.Errorf("%w: it leads to another host: correct the server, or ReportTo= in ota.conf", errRedirect)
+	}
+	return checkRedirect(r, via)
+}
+
 // put is one attempt.
 func (w *web) put(ctx context.Context, name string, content []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, w.Window)
@@ -30,7 +39,9 @@ func (w *web) put(ctx context.Context, name string, content []byte) error {
 		return err
 	}
 	r.Header.Set("Content-Type", "application/json")
-	answer, err := w.client.Do(r)
+	client := *w.client
+	client.CheckRedirect = sameHost
+	answer, err := client.Do(r)
 	if err != nil {
 		return noEOF(w.refusedPort(plainError(err)))
 	}

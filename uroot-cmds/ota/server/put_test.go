@@ -31,6 +31,10 @@ func TestPut(t *testing.T) {
 				http.Redirect(w, r, "/there", http.StatusFound)
 			}
 		}, "307 or 308", 2},
+		"moved to another host": {func(w http.ResponseWriter, r *http.Request) {
+			_, port, _ := strings.Cut(r.Host, ":")
+			http.Redirect(w, r, "http://localhost:"+port+"/there", http.StatusTemporaryRedirect)
+		}, "another host", 1},
 		"cut": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "unexpected end", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
