@@ -290,6 +290,21 @@ $(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
+# A machine that runs an earlier release updates to this one. This commit is the last whose
+# systems share one upper directory of /etc; it is built by its own Makefile, of the same
+# Debian, with the same release key.
+EARLIER ?= 0938bb06fadf4cbbbdcfbde4917f3ece82b1ff6a
+$(OUT)/images/earlier-1/disk.img: $(OUT)/rootfs/debian-before.tar $(KEY)/uki.conf
+	@echo "building the release of $(EARLIER) (minutes)"
+	@$(AS_ROOT) rm -rf $(OUT)/earlier && mkdir -p $(OUT)/earlier/out/rootfs $(OUT)/earlier/$(KEY)
+	@git archive $(EARLIER) | tar -x -C $(OUT)/earlier
+	@ln $(OUT)/rootfs/debian-before.tar $(OUT)/earlier/out/rootfs/ && cp $(KEY)/secret.asc $(KEY)/password $(KEY)/public.asc $(OUT)/earlier/$(KEY)/
+	@pinned=$$(grep ^ReleaseKey= $(KEY)/uki.conf) && sed "s/^ReleaseKey=.*/$$pinned/; s/^#ReleaseKeyFile=.*/ReleaseKeyFile=public.asc/" $(OUT)/earlier/uki.conf >$(OUT)/earlier/$(KEY)/uki.conf
+	@touch $(OUT)/earlier/out/rootfs/debian-before.tar $(OUT)/earlier/$(KEY)/uki.conf
+	@$(MAKE) --no-print-directory -C $(OUT)/earlier OUT=out out/images/update-1/disk.img
+	@mkdir -p $(@D) && $(AS_ROOT) cp -a --sparse=always $(OUT)/earlier/out/images/update-1/. $(@D) && $(AS_ROOT) rm -rf $(OUT)/earlier
+	@touch $@
+
 # The same with another file system on the root partition.
 BTRFS := $(OUT)/images/btrfs-1/disk.img $(OUT)/images/btrfs-2/disk.img
 $(KEY)/btrfs.conf: $(KEY)/uki.conf
@@ -456,18 +471,18 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestScreens)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestScreens)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS) $(BTRFS)
+	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS) $(BTRFS) $(OUT)/images/earlier-1/disk.img
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS))
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
