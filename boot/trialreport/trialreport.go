@@ -171,7 +171,7 @@ func (r *Report) FileName(random io.Reader) (string, error) {
 }
 
 // Of says what became of the newest trial that has ended, by the boot journal: nil where
-// there is none. The caller adds of which image it is, the channel and the machine's make.
+// there is none. A version that was kept and given up later has failed. The caller adds of which image it is, the channel and the machine's make.
 func Of(entries []journal.Entry) *Report {
 	var last *Report
 	var t trial
@@ -190,6 +190,7 @@ type trial struct {
 	cause   Cause
 	began   time.Time
 	running contract.Version // what was handed over to last, and is no trial
+	kept    *trial           // the last that was kept, which somebody may give up yet
 }
 
 // take goes on by one entry, and returns what became of the trial that it ends.
@@ -203,6 +204,11 @@ func (t *trial) take(e journal.Entry) *Report {
 	}
 	if e.Watchdog && t.version != 0 {
 		t.cause = Hang
+	}
+	if e.Kind == journal.Rollback && t.kept != nil && e.Version == t.kept.version {
+		gone := *t.kept
+		t.kept, gone.cause = nil, GivenUp
+		return gone.end(e.Time, Failed)
 	}
 	if e.Version == 0 || e.Version != t.version {
 		return nil
@@ -221,8 +227,11 @@ func (t *trial) take(e journal.Entry) *Report {
 	case journal.Rollback:
 		t.cause = GivenUp
 	case journal.Blessed:
+		kept := &trial{version: t.version, from: t.from}
 		t.running = e.Version
-		return t.end(e.Time, Kept)
+		r := t.end(e.Time, Kept)
+		t.kept = kept
+		return r
 	case journal.Failed:
 		if t.cause == "" {
 			t.cause = Ended

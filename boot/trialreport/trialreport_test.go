@@ -29,7 +29,8 @@ func TestOf(t *testing.T) {
 	}{
 		"under way":          {nil, nil},
 		"blessed":            {[]journal.Entry{at(80, journal.Blessed, 2)}, &Report{Version: 2, From: 1, Result: Kept, Seconds: 60}},
-		"and given up later": {[]journal.Entry{at(80, journal.Blessed, 2), at(90, journal.Rollback, 2), at(99, journal.Failed, 2)}, &Report{Version: 2, From: 1, Result: Kept, Seconds: 60}},
+		"and given up later": {[]journal.Entry{at(80, journal.Blessed, 2), at(90, journal.Rollback, 2), at(99, journal.Failed, 2)}, &Report{Version: 2, From: 1, Result: Failed, Cause: GivenUp}},
+		"not what was kept":  {[]journal.Entry{at(80, journal.Blessed, 2), at(90, journal.Rollback, 3)}, &Report{Version: 2, From: 1, Result: Kept, Seconds: 60}},
 		"unhealthy":          {[]journal.Entry{at(30, journal.Unhealthy, 2), at(50, journal.Failed, 2)}, &Report{Version: 2, From: 1, Result: Failed, Cause: Unhealthy, Seconds: 30}},
 		"condemned":          {[]journal.Entry{at(30, journal.Condemned, 2), at(50, journal.Failed, 2)}, &Report{Version: 2, From: 1, Result: Failed, Cause: Condemned, Seconds: 30}},
 		"no room":            {[]journal.Entry{at(30, journal.NoRoom, 2), at(50, journal.Failed, 2)}, &Report{Version: 2, From: 1, Result: Failed, Cause: NoRoom, Seconds: 30}},

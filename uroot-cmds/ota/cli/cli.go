@@ -307,8 +307,8 @@ blessed; the one in the other slot is given up.
                 share of the machines first; and whatever ota.conf says of
                 metered connections, battery, quiet hours and load
   --auto        for timers: says nothing unless something was fetched or failed,
-                and waits up to 12 hours where these say so; tells the distributor
-                of the last update first, where that is allowed (ota report)
+                and waits up to 12 hours where these say so; then tells the distributor
+                of the last update, where that is allowed (ota report)
 
 Exit codes: 0 fetched, or nothing to do; 1 failed, and may work later; 2 wrong
 usage; 3 a release is offered and refused; 4 another ota is at work.
@@ -319,7 +319,7 @@ func fetchRelease(ctx context.Context, c *call) (any, error) {
 		return nil, errUsage
 	}
 	if *c.auto {
-		tellOnce(ctx, c)
+		defer tellOnce(ctx, c) // last: a slow collection must not hold up an update
 	}
 	out, err := c.machine.FetchWhenFit(ctx, machine.Options{From: *c.from, Impatient: *c.now, Patient: *c.auto, Tell: c.screen.event})
 	c.screen.end()

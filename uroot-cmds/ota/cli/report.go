@@ -80,8 +80,8 @@ func (c *call) showReport(t *machine.Telling) error {
 	return nil
 }
 
-// tellOnce tells of the last update where the owner allows it. Whatever comes of it, the
-// fetch that it comes before goes on.
+// tellOnce tells of the last update where the owner allows it. What comes of it changes
+// nothing about the fetch before it.
 func tellOnce(ctx context.Context, c *call) {
 	t, err := c.machine.Telling()
 	if err != nil || t.Report == nil || t.Told || !t.Allowed || t.To == "" {
