@@ -48,6 +48,7 @@ Commands:
             write down what disks and devices this machine has
   verify-report
             judge a machine's proof of which release it has started
+  certify   find out that the key of such proofs is a certified TPM's
   help      show this
 
 'halogen COMMAND --help' shows a command's options, and 'halogen --version' the version.
@@ -67,6 +68,7 @@ func (c command) commands() map[string]func(context.Context, []string) error {
 		"run":             c.machine,
 		"hardware-report": c.hardwareReport,
 		"verify-report":   c.verifyReport,
+		"certify":         c.certify,
 		"man":             c.man,
 	}
 }

@@ -72,6 +72,7 @@ func manuals() []manual {
 			See:      []string{"halogen-build 1", "halogen-inspect 1"},
 		}},
 		verifyReportManual(),
+		certifyManual(),
 		{command: "hardware-report", Page: manpage.Page{See: []string{"halogen 1", "halogen-install 1"}}},
 	}
 }
@@ -94,7 +95,7 @@ func programManual() manual {
 					"halogen run --state machine --image out/7/disk.img\n" +
 					"halogen release --build out/7 --server www/os \\\n    --key keys/release-key.secret.asc"},
 			},
-			See: []string{"halogen-build 1", "halogen-diff 1", "halogen-hardware-report 1", "halogen-inspect 1", "halogen-install 1", "halogen-keys 1",
+			See: []string{"halogen-build 1", "halogen-certify 1", "halogen-diff 1", "halogen-hardware-report 1", "halogen-inspect 1", "halogen-install 1", "halogen-keys 1",
 				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "halogen-verify-report 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
 		},
 	}
@@ -143,6 +144,21 @@ func verifyReportManual() manual {
 				"ssh root@machine halogenctl boot-report --nonce $nonce >report.json\n" +
 				"halogen verify-report report.json --nonce $nonce \\\n    --save-key machine.key --pinned release-key.asc \\\n    --release https://example.org/os/x86_64/desktop",
 		}},
-		See: []string{"halogen 1", "halogen-release 1", "release.json 5", "boot-report 8"},
+		See: []string{"halogen 1", "halogen-certify 1", "halogen-release 1", "release.json 5", "boot-report 8"},
+	}}
+}
+
+func certifyManual() manual {
+	return manual{command: "certify", Page: manpage.Page{
+		Summary: "find out that a machine's attestation key is a certified TPM's",
+		Examples: []manpage.Example{{
+			Text: "Learn a machine's key from the certificate of its TPM, and judge its report by it:",
+			Lines: "ssh root@machine halogenctl boot-report >report.json\n" +
+				"halogen certify report.json --ek-certificate ek.der --ca maker.pem \\\n    --challenge challenge.json\n" +
+				"answer=$(ssh root@machine halogenctl boot-report \\\n    --challenge /dev/stdin <challenge.json)\n" +
+				"key=$(halogen certify --challenge challenge.json --answer $answer)\n" +
+				"halogen verify-report report.json --key $key --pinned release-key.asc \\\n    --release https://example.org/os/x86_64/desktop",
+		}},
+		See: []string{"halogen 1", "halogen-verify-report 1", "tpm2_getekcertificate 1", "boot-report 8"},
 	}}
 }

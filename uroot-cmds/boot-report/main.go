@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/bootreport"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
@@ -20,6 +21,7 @@ import (
 )
 
 const help = `usage: boot-report [--nonce HEX]
+       boot-report --challenge FILE
 
 Prints a report of this boot that the TPM signs: which boot manager and which
 release were started, in which state of Secure Boot and under whose keys, with
@@ -30,6 +32,10 @@ Who will judge gives the nonce, 8 to 64 random bytes as hexadecimal digits: a
 report without one may be an old one. Nothing is written, and nothing is stored
 in the TPM. The report has no serial number, but the public part of a key that
 is this machine's until its TPM is cleared.
+
+With --challenge it answers what 'halogen certify' has written, which finds out
+that the key is one of a TPM that its maker has certified: prints 64 hexadecimal
+digits. That alone uses the TPM's endorsement key.
 
 Exit codes: 0 printed, 1 failed, 2 wrong usage.
 `
@@ -47,11 +53,24 @@ type source struct {
 }
 
 func cmd(s source) command.Command {
-	var nonce string
+	var nonce, challenge string
 	return command.Command{
 		Name: "boot-report", Help: help,
-		Flags: func(f *flag.FlagSet) { f.StringVar(&nonce, "nonce", "", "") },
+		Flags: func(f *flag.FlagSet) {
+			f.StringVar(&nonce, "nonce", "", "")
+			f.StringVar(&challenge, "challenge", "", "")
+		},
 		Run: func(_ context.Context, c *command.Call) error {
+			if nonce != "" && challenge != "" {
+				return fmt.Errorf("%w: --nonce is for a report, and --challenge asks for none", command.ErrUsage)
+			}
+			if challenge != "" {
+				answer, err := s.answer(challenge)
+				if err == nil {
+					_, err = fmt.Fprintf(c.Stdout, "%x\n", answer)
+				}
+				return err
+			}
 			raw, err := hex.DecodeString(nonce)
 			if err != nil {
 				return fmt.Errorf("%w: --nonce: want hexadecimal digits", command.ErrUsage)
@@ -110,4 +129,27 @@ func (s source) report(statement bootreport.Statement) (text []byte, err error) 
 		return nil, err
 	}
 	return r.Encode()
+}
+
+// answer has the TPM answer a challenge.
+func (s source) answer(path string) (answer []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := bounded.Named(f, path, bootreport.MaxChallenge)
+	if err != nil {
+		return nil, err
+	}
+	asked, err := bootreport.ParseChallenge(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	t, err := s.TPM.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	return t.Answer(asked)
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/bootreport/reporttest"
 	"halogenos.internal/boot/layout"
@@ -135,6 +137,40 @@ func TestBootReportRefuses(t *testing.T) {
 	} {
 		if code, out, errs := commandtest.Run(cmd(c.s), c.args...); code != c.code || out != "" || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: %d, %q, %q; want %d, %q", c.name, code, out, errs, c.code, c.want)
+		}
+	}
+}
+
+// A challenge for another TPM gets no answer; one for this TPM does in tpm.TestAnswer.
+func TestChallenge(t *testing.T) {
+	dir := t.TempDir()
+	name, err := bootreport.KeyName(reporttest.NewSigner(t).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := bootreport.Challenge{Format: bootreport.ChallengeFormat, Key: name, Endorsement: tpm2.Marshal(tpm2.ECCEKTemplate), Credential: []byte{0}, Secret: []byte{0}}
+	text, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, data := range map[string]string{"other": string(text), "garbage": "{}"} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := source{start(t), place(t, sample()), time.Now}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--challenge", filepath.Join(dir, "other")}, 1, "the challenge is for another TPM"},
+		{[]string{"--challenge", filepath.Join(dir, "garbage")}, 1, "garbage: challenge: format 0, want 1"},
+		{[]string{"--challenge", filepath.Join(dir, "none")}, 1, "no such file"},
+		{[]string{"--challenge", "x", "--nonce", "00"}, 2, "--nonce is for a report"},
+	} {
+		if code, out, errs := commandtest.Run(cmd(s), c.args...); code != c.code || out != "" || !strings.Contains(errs, c.want) {
+			t.Errorf("%q: %d, %q, %q; want %d, %q", c.args, code, out, errs, c.code, c.want)
 		}
 	}
 }
