@@ -30,6 +30,11 @@ var gone = map[string]string{
 // that machines have stays.
 var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|enrol|enrols|he|him|his|himself)\b|makes? no sense`)
 
+// gonePackages are those that have another name now.
+var gonePackages = map[string]string{
+	`boot/rootvolume|\brootvolume\.`: "rootheader",
+}
+
 // inCode is what is quoted: names of the code, commands, what a program prints.
 var inCode = regexp.MustCompile("`[^`]*`")
 
@@ -69,6 +74,24 @@ func TestWordsThatHaveGoneFromCode(t *testing.T) {
 		}
 		for _, at := range goneFromCode.FindAllIndex(text, -1) {
 			t.Errorf("%s:%d: %q: CONTRIBUTING.md has the word that is said instead", name, 1+bytes.Count(text[:at[0]], []byte("\n")), text[at[0]:at[1]])
+		}
+	}
+}
+
+// A package has one name, in imports, in the documents and in comments.
+func TestPackagesThatHaveGone(t *testing.T) {
+	for _, name := range files(t, "*.go", "*.md", "*.1", "*.5", "*.8", "Makefile", ".ci") {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "boot/words_test.go" {
+			continue
+		}
+		for old, instead := range gonePackages {
+			for _, at := range regexp.MustCompile(old).FindAllIndex(text, -1) {
+				t.Errorf("%s:%d: %q: the package is %s", name, 1+bytes.Count(text[:at[0]], []byte("\n")), text[at[0]:at[1]], instead)
+			}
 		}
 	}
 }

@@ -7,7 +7,7 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 )
 
 // A Root is the root partition that an earlier installation has left on a disk.
@@ -32,7 +32,7 @@ func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
 		return nil, ErrNoRoot
 	}
 	at, size := t.Bytes(p)
-	volume, err := rootvolume.Check(io.NewSectionReader(r, at, size), size)
+	volume, err := rootheader.Check(io.NewSectionReader(r, at, size), size)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d is not a root partition of HalogenOS: %w", p.Number, err)
 	}

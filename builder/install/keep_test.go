@@ -14,14 +14,14 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 )
 
 // tokens are those of a finished root partition.
 func tokens() []luks2.Token {
 	return []luks2.Token{
-		{Type: rootvolume.TPMToken, Keyslots: []int{0}},
-		{Type: luks2.RecoveryTokenType, Keyslots: []int{0}, Fields: map[string]json.RawMessage{rootvolume.EscrowField: []byte(`"AA=="`)}},
+		{Type: rootheader.TPMToken, Keyslots: []int{0}},
+		{Type: luks2.RecoveryTokenType, Keyslots: []int{0}, Fields: map[string]json.RawMessage{rootheader.EscrowField: []byte(`"AA=="`)}},
 	}
 }
 
@@ -80,14 +80,14 @@ func TestFindRoot(t *testing.T) {
 		change      func(t *gpt.Table)
 		want        string // empty: it is kept
 	}{
-		{name: "ours", label: rootvolume.Label, tokens: tokens()},
+		{name: "ours", label: rootheader.Label, tokens: tokens()},
 		{name: "another label", label: "data", tokens: tokens(), want: `labelled "data"`},
-		{name: "another distribution's", label: rootvolume.Label, tokens: []luks2.Token{recovery}, want: "no recovery key of this system's"},
-		{name: "without its recovery key", label: rootvolume.Label, tokens: []luks2.Token{tokens()[0], escrow}, want: "no recovery key of this system's"},
-		{name: "unfinished", label: rootvolume.Label, tokens: append(tokens(), luks2.Token{Type: rootvolume.UnfinishedToken, Keyslots: []int{}}), want: "nothing is on it"},
+		{name: "another distribution's", label: rootheader.Label, tokens: []luks2.Token{recovery}, want: "no recovery key of this system's"},
+		{name: "without its recovery key", label: rootheader.Label, tokens: []luks2.Token{tokens()[0], escrow}, want: "no recovery key of this system's"},
+		{name: "unfinished", label: rootheader.Label, tokens: append(tokens(), luks2.Token{Type: rootheader.UnfinishedToken, Keyslots: []int{}}), want: "nothing is on it"},
 		{name: "no volume", want: "not a LUKS volume"},
-		{name: "another partition", label: rootvolume.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Label = "data" }, want: ErrNoRoot.Error()},
-		{name: "another number", label: rootvolume.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Number = 7 }, want: ErrNoRoot.Error()},
+		{name: "another partition", label: rootheader.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Label = "data" }, want: ErrNoRoot.Error()},
+		{name: "another number", label: rootheader.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Number = 7 }, want: ErrNoRoot.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, table := inUse(t, c.label, c.tokens...)
@@ -120,7 +120,7 @@ func plan(t testing.TB, s *Source, d block.Device, keep bool) *Plan {
 }
 
 func TestPlanKeeps(t *testing.T) {
-	d, table := inUse(t, rootvolume.Label, tokens()...)
+	d, table := inUse(t, rootheader.Label, tokens()...)
 	s := open(t, newBuild(t, nil))
 	p := plan(t, s, d, true)
 	if err := p.Err(true); err != nil {
@@ -154,7 +154,7 @@ func TestPlanKeeps(t *testing.T) {
 
 // The disk is another one than the one that was looked at.
 func TestKeepLooksAgain(t *testing.T) {
-	d, _ := inUse(t, rootvolume.Label, tokens()...)
+	d, _ := inUse(t, rootheader.Label, tokens()...)
 	s := open(t, newBuild(t, nil))
 	p := plan(t, s, d, true)
 	moved := *p.Table
@@ -182,7 +182,7 @@ func TestCutKeeps(t *testing.T) {
 
 // cutKeeps is TestCutKeeps on a disk with a damaged sector; -1 for none.
 func cutKeeps(t *testing.T, damaged int64) {
-	base, table := inUse(t, rootvolume.Label, tokens()...)
+	base, table := inUse(t, rootheader.Label, tokens()...)
 	if damaged >= 0 {
 		if err := block.Zero(base, damaged, 512); err != nil {
 			t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/rootfs"
@@ -388,7 +388,7 @@ func TestHiddenPartitions(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRoot, layout.SlotA.SystemLabel(), layout.SlotB.SystemLabel()),
 		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRootVerity, layout.SlotA.VerityLabel(), layout.SlotB.VerityLabel()),
-		fmt.Sprintf(`"%s", ENV{ID_FS_LABEL}=="%s"`, layout.TypeLUKS, rootvolume.Label),
+		fmt.Sprintf(`"%s", ENV{ID_FS_LABEL}=="%s"`, layout.TypeLUKS, rootheader.Label),
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("it lacks %s:\n%s", want, text)

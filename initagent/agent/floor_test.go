@@ -16,7 +16,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 	"halogenos.internal/initagent/vault"
@@ -32,7 +32,7 @@ func (m *machine) changeToken(change func(c *luks2.Change, n int, token luks2.To
 	m.must(err)
 	m.must(header.Change(m.random, s, func(c *luks2.Change) error {
 		for n, token := range header.Tokens() {
-			if token.Type == rootvolume.TPMToken {
+			if token.Type == rootheader.TPMToken {
 				return change(c, n, token)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -66,7 +66,7 @@ func (m *machine) plantReplaced() {
 	m.must(err)
 	m.must(lock.Header.Change(m.random, s, func(c *luks2.Change) error {
 		for _, slots := range [][]int{{lock.TPMSlot}, {lock.TPMSlot, lock.Recoveries[0].Keyslot}, {}} {
-			if _, err := c.AddToken(luks2.Token{Type: rootvolume.ReplacedToken, Keyslots: slots}); err != nil {
+			if _, err := c.AddToken(luks2.Token{Type: rootheader.ReplacedToken, Keyslots: slots}); err != nil {
 				return err
 			}
 		}

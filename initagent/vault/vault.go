@@ -24,16 +24,16 @@ import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
-	"halogenos.internal/boot/rootvolume"
+	"halogenos.internal/boot/rootheader"
 )
 
 // Types of our tokens in the LUKS2 header, and their fields.
 const (
-	tpmToken                = rootvolume.TPMToken
-	unfinishedToken         = rootvolume.UnfinishedToken
-	replacedToken           = rootvolume.ReplacedToken
-	escrowField             = rootvolume.EscrowField
-	checksField             = rootvolume.ChecksField
+	tpmToken                = rootheader.TPMToken
+	unfinishedToken         = rootheader.UnfinishedToken
+	replacedToken           = rootheader.ReplacedToken
+	escrowField             = rootheader.EscrowField
+	checksField             = rootheader.ChecksField
 	sealedField             = "sealed"
 	ownerSignatureField     = "deed"
 	nextOwnerSignatureField = "next_deed"
@@ -217,7 +217,7 @@ type Options struct {
 // the caller wipes. Whatever the partition held is lost.
 func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 	header, volumeKey, err := luks2.Format(random, d, luks2.Options{
-		UUID: o.UUID, Label: rootvolume.Label, Size: o.Size,
+		UUID: o.UUID, Label: rootheader.Label, Size: o.Size,
 	}, func(c *luks2.Change, volumeKey []byte) error {
 		if err := addTPM(random, c, volumeKey, o); err != nil {
 			return err

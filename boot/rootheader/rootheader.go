@@ -1,9 +1,9 @@
-// Package rootvolume says by what the root partition's LUKS2 volume is known: its
+// Package rootheader says by what the root partition's LUKS2 volume is known: its
 // label, and its tokens beyond those that LUKS2 and systemd define.
 //
 // It refuses to take a volume for ours that only looks like it. Whether this
 // machine made it is not for a header to say: the boot asks the TPM, and the owner signature.
-package rootvolume
+package rootheader
 
 import (
 	"errors"
