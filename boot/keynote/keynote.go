@@ -37,7 +37,7 @@ type Note struct {
 	// Wanted: the running system has asked for a new key.
 	Wanted bool `json:"wanted,omitempty"`
 	// Keep names the key that counts while another one is being added or removed: whatever
-	// a cut leaves, all others go. Its value is vault.Recovery.ID's.
+	// a cut leaves, all others go. Its value is rootlock.Recovery.ID's.
 	Keep string `json:"keep,omitempty"`
 	// Drop names a key that goes unless it is confirmed, where it was added to several of
 	// which nobody knows the one that counts.

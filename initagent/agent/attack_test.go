@@ -14,10 +14,10 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // rogue puts a volume of the attacker's own in place of the root partition,
@@ -32,13 +32,13 @@ func (m *machine) rogue(token bool) string {
 	m.must(err)
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	o := vault.Options{UUID: m.agent.Lock.Header.UUID, Size: s.Size(),
+	o := rootlock.Options{UUID: m.agent.Lock.Header.UUID, Size: s.Size(),
 		Memory: 64 << 10, CPUs: 1, Secret: secret, Recovery: &recovery, Owner: sets[(m.keysNo+1)%len(sets)].DB.Key}
 	var boot policy.Boot
 	if token {
 		boot, o.Sealed = m.sealForAttacker(secret)
 	}
-	lock, volumeKey, err := vault.Make(m.random, s, o)
+	lock, volumeKey, err := rootlock.Make(m.random, s, o)
 	m.must(err)
 	m.must(lock.Finish(m.random, s))
 	if token {
@@ -232,7 +232,7 @@ func TestNeverMadeAgain(t *testing.T) { // FAULTS 43, 66
 	for _, c := range []struct {
 		name   string
 		damage func(m *machine)
-	}{{"headers zeroed", zero(32 << 10)}, {"all of the header zeroed", zero(vault.HeaderArea)}, {"marked as unfinished", unfinished},
+	}{{"headers zeroed", zero(32 << 10)}, {"all of the header zeroed", zero(rootlock.HeaderArea)}, {"marked as unfinished", unfinished},
 		{"another file system", func(m *machine) {
 			s, err := m.partition(layout.RootNumber)
 			m.must(err)

@@ -25,9 +25,9 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/systems"
-	"halogenos.internal/initagent/vault"
 )
 
 // remaining visits every state that a cut now leaves: of each write to the disk
@@ -192,7 +192,7 @@ func (m *machine) secretOf(w *world) *policy.Secret {
 		at, size := table.Bytes(p)
 		s, err := block.NewSection(w.disk, at, size)
 		m.must(err)
-		_, lock, err := vault.Look(s, size)
+		_, lock, err := rootlock.Look(s, size)
 		m.must(err)
 		_, opened, err := lock.OpenRecovery(s, []byte(w.shown[len(w.shown)-1]), 1<<20)
 		m.must(err)

@@ -23,9 +23,9 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // provisionedMachine is one that has been through its first two boots and an
@@ -66,18 +66,18 @@ func (m *machine) written(word string) (found []string) {
 }
 
 // unlocked opens the volume with the recovery key.
-func (m *machine) unlocked() (*vault.Lock, []byte, *policy.Secret) {
+func (m *machine) unlocked() (*rootlock.Lock, []byte, *policy.Secret) {
 	m.t.Helper()
 	return m.unlockedBy(m.recoveryKey())
 }
 
-func (m *machine) unlockedBy(recovery string) (*vault.Lock, []byte, *policy.Secret) {
+func (m *machine) unlockedBy(recovery string) (*rootlock.Lock, []byte, *policy.Secret) {
 	m.t.Helper()
 	s, err := m.partition(layout.RootNumber)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -17,9 +17,9 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/rootheader"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // changeToken changes what the root partition's header says of the TPM, as root of the
@@ -360,7 +360,7 @@ func (m *machine) headerArea() []byte {
 	m.t.Helper()
 	part, err := m.partition(layout.RootNumber)
 	m.must(err)
-	area := make([]byte, vault.HeaderArea)
+	area := make([]byte, rootlock.HeaderArea)
 	_, err = part.ReadAt(area, 0)
 	m.must(err)
 	return area

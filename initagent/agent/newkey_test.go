@@ -11,7 +11,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/recoverykey"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // notes writes the note of the recovery key, as a first boot or root of the running system.
@@ -30,7 +30,7 @@ func (m *machine) recoveries() int {
 	m.t.Helper()
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	m.must(err)
 	return len(lock.Recoveries)
 }

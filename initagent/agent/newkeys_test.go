@@ -18,9 +18,9 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // enrolledSet is the set that the machine has enrolled, as the firmware's db says.
@@ -356,7 +356,7 @@ func TestTwoOwnerSignatures(t *testing.T) {
 	defer secret.Wipe()
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	both := func(lock *vault.Lock) {
+	both := func(lock *rootlock.Lock) {
 		t.Helper()
 		sets, err := keySets()
 		m.must(err)
@@ -369,11 +369,11 @@ func TestTwoOwnerSignatures(t *testing.T) {
 	}
 	both(lock)
 	m.must(lock.Rebind(m.random, s, volumeKey, secret, lock.Sealed, nil))
-	_, again, err := vault.Look(s, s.Size())
+	_, again, err := rootlock.Look(s, s.Size())
 	m.must(err)
 	both(again)
 	m.must(again.SignAgain(m.random, s, volumeKey, fresh.DB.Key))
-	_, again, err = vault.Look(s, s.Size())
+	_, again, err = rootlock.Look(s, s.Size())
 	m.must(err)
 	if again.CheckOwnerSignature(volumeKey, []*x509.Certificate{old.DB.Certificate}) == nil || again.CheckOwnerSignature(volumeKey, []*x509.Certificate{fresh.DB.Certificate}) != nil {
 		t.Error("the old owner signature stands still, or the new one does not")

@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // asked starts a machine into a console that somebody has asked for, and unlocks there.
@@ -60,7 +60,7 @@ func (m *machine) oneSecret() error {
 	if err != nil || !keys.DB.Certificate.Equal(certificates[0]) {
 		return fmt.Errorf("the db key that is kept is not the one enrolled: %w", err)
 	}
-	if err := vault.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
+	if err := rootlock.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
 		return err
 	}
 	list, err := rootpart.StoredList(store{m}, secret, lock)
@@ -85,7 +85,7 @@ func (m *machine) oneSecret() error {
 	if err != nil || record.Floor != 5 || !record.Programs {
 		return fmt.Errorf("record %+v, %w", record, err)
 	}
-	return vault.CheckFingerprint(record, volumeKey)
+	return rootlock.CheckFingerprint(record, volumeKey)
 }
 
 // A new machine secret: nothing that the old one opened opens by it, and a copy of the
@@ -97,7 +97,7 @@ func TestNewSecret(t *testing.T) {
 	files := maps.Clone(m.rootFiles())
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	header := make([]byte, vault.HeaderArea)
+	header := make([]byte, rootlock.HeaderArea)
 	_, err = s.ReadAt(header, 0)
 	m.must(err)
 

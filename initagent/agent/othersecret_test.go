@@ -11,9 +11,9 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 const otherSecret = "does not open the Secure Boot keys that the firmware enforces"
@@ -180,7 +180,7 @@ func TestOldSecretBindsNothing(t *testing.T) {
 
 // redefine gives the TPM an index that was deleted again: its Name depends on nothing but
 // the handle and the key that writes it.
-func (m *machine) redefine(lock *vault.Lock, volumeKey []byte, secret *policy.Secret) {
+func (m *machine) redefine(lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret) {
 	m.t.Helper()
 	boot, mine := m.sealForAttacker(secret)
 	if mine.NVIndex != lock.Sealed.NVIndex {

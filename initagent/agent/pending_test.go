@@ -9,7 +9,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // strangersPending is what somebody can write who has this machine in hand: their
@@ -54,7 +54,7 @@ func TestStrangersPending(t *testing.T) {
 			text := m.strangersPending(index)
 			part, err := m.partition(layout.RootNumber)
 			m.must(err)
-			_, err = part.WriteAt(bytes.Repeat([]byte{0}, vault.HeaderArea), 0)
+			_, err = part.WriteAt(bytes.Repeat([]byte{0}, rootlock.HeaderArea), 0)
 			m.must(err)
 			m.plantPending(text)
 			m.ops = nil

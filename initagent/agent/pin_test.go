@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // asksForPIN is root of the running system.
@@ -51,7 +51,7 @@ func (m *machine) hasPIN() bool {
 	m.t.Helper()
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	m.must(err)
 	return lock.HasPIN()
 }
@@ -61,7 +61,7 @@ func (m *machine) keptPIN() []byte {
 	m.t.Helper()
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	m.must(err)
 	return lock.KeptPIN
 }

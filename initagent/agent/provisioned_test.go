@@ -19,9 +19,9 @@ import (
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // provisioned reports what is wrong with a machine that was just handed over
@@ -108,7 +108,7 @@ func (m *machine) storedList() (*secureboot.List, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (m *machine) checkRoot() error {
 	if err != nil {
 		return err
 	}
-	condition, lock, err := vault.Look(s, s.Size())
+	condition, lock, err := rootlock.Look(s, s.Size())
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (m *machine) checkRoot() error {
 	if err != nil || !keys.DB.Certificate.Equal(certificates[0]) {
 		return errors.New("the db key that is kept is not the one enrolled")
 	}
-	if err := vault.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
+	if err := rootlock.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
 		return err
 	}
 	chip := tpm.OpenTransport(m.emulator)
@@ -159,7 +159,7 @@ func (m *machine) checkRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := vault.CheckFingerprint(record, volumeKey); err != nil {
+	if err := rootlock.CheckFingerprint(record, volumeKey); err != nil {
 		return err
 	}
 	other := func(b policy.Branch) bool { return b.Version != 1 }

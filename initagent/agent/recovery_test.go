@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // keeper implements recovery.Keeper in the test's memory.
@@ -242,7 +242,7 @@ func TestConsoleRecoveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	if err != nil || len(lock.Recoveries) != 1 || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 2 {
 		t.Errorf("%d recoveries, %d keyslots, %d tokens, %v", len(lock.Recoveries), len(lock.Header.Keyslots()), len(lock.Header.Tokens()), err)
 	}
@@ -260,7 +260,7 @@ func (m *machine) opens(key string) bool {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	_, lock, err := vault.Look(s, s.Size())
+	_, lock, err := rootlock.Look(s, s.Size())
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -362,7 +362,7 @@ func TestConsoleResetDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if condition, _, err := vault.Look(s, s.Size()); condition != bootflow.RootBlank || err != nil {
+	if condition, _, err := rootlock.Look(s, s.Size()); condition != bootflow.RootBlank || err != nil {
 		t.Errorf("condition %v, %v", condition, err)
 	}
 	m.vars = newVariables()

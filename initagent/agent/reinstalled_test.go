@@ -15,9 +15,9 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/staging"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 const marker = "home/photo"
@@ -69,7 +69,7 @@ func (m *machine) kept() error {
 	if err != nil {
 		return err
 	}
-	if condition, _, err := vault.Look(s, s.Size()); condition != bootflow.RootLocked || err != nil {
+	if condition, _, err := rootlock.Look(s, s.Size()); condition != bootflow.RootLocked || err != nil {
 		return fmt.Errorf("the root partition is in condition %v (%w)", condition, err)
 	}
 	if len(m.shown) != 1 || len(m.volumes) != 1 || string(m.rootFiles()[marker]) != "the only copy" {

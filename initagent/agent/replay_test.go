@@ -8,8 +8,8 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // emptyHeader makes the root partition look as if it was never used.
@@ -17,7 +17,7 @@ func (m *machine) emptyHeader() {
 	m.t.Helper()
 	part, err := m.partition(layout.RootNumber)
 	m.must(err)
-	_, err = part.WriteAt(make([]byte, vault.HeaderArea), 0)
+	_, err = part.WriteAt(make([]byte, rootlock.HeaderArea), 0)
 	m.must(err)
 	m.must(part.Sync())
 }

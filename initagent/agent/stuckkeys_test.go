@@ -17,8 +17,8 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // errNotNow is a firmware that takes nothing today.
@@ -135,7 +135,7 @@ func TestOldHeaderPutBack(t *testing.T) {
 	files := maps.Clone(m.rootFiles())
 	s, err := m.partition(layout.RootNumber)
 	m.must(err)
-	header := make([]byte, vault.HeaderArea)
+	header := make([]byte, rootlock.HeaderArea)
 	_, err = s.ReadAt(header, 0)
 	m.must(err)
 	r, c := m.asked()

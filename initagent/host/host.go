@@ -24,8 +24,8 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // SystemDirectory is where the system is while the initramfs is the root.
@@ -48,7 +48,7 @@ type Host struct {
 	Journal      bootjournal.Journal
 	FirmwareKeys enroll.State // what the firmware holds
 	Chip         Chip
-	Lock         *vault.Lock // of the root partition; or nil
+	Lock         *rootlock.Lock // of the root partition; or nil
 	Watching     Watching
 	Found
 	Opened

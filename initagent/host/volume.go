@@ -13,8 +13,8 @@ import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // A Volume is the root partition as the kernel has it.
@@ -26,7 +26,7 @@ type Volume struct {
 
 // OpenRoot gives the volume to the kernel and mounts its file system, which it
 // makes first where it is fresh.
-func (h *Host) OpenRoot(lock *vault.Lock, volumeKey []byte, fresh bool) error {
+func (h *Host) OpenRoot(lock *rootlock.Lock, volumeKey []byte, fresh bool) error {
 	device, err := rootpart.Attach(h.Machine, h.Disk, lock, volumeKey)
 	if err != nil {
 		return err

@@ -9,8 +9,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // Enroll gives the firmware this machine's own Secure Boot keys again, after it
@@ -162,7 +162,7 @@ func (m *Machine) drivers() secureboot.Drivers {
 }
 
 // ownList is rootpart.OwnList, and says what is wrong with it.
-func (m *Machine) ownList(c hw.Console, open *Opened, lock *vault.Lock, s *enroll.State) (*secureboot.List, error) {
+func (m *Machine) ownList(c hw.Console, open *Opened, lock *rootlock.Lock, s *enroll.State) (*secureboot.List, error) {
 	list, damaged, err := rootpart.OwnList(m.Store, open.Secret, lock, s)
 	// The boot's own question keeps the list that it enrolls, which finishes the change.
 	if damaged != nil && rootpart.KeysUnfinished(m.Store, lock) {

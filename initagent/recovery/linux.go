@@ -101,7 +101,7 @@ func (k Keyring) Kept() (*Opened, error) {
 }
 
 // guarded is the byte of a secret that goes along with a PIN. Which one that is, is not
-// kept: vault.Lock.TakePIN.
+// kept: rootlock.Lock.TakePIN.
 const guarded = 1
 
 func guard(s *policy.Secret) byte {

@@ -8,9 +8,9 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // NewSecret makes a new machine secret, has the TPM and the recovery key open the root
@@ -31,7 +31,7 @@ func (m *Machine) NewSecret(c hw.Console, keys bool) error {
 		return m.goOnWithKeys(c)
 	}
 	if len(lock.Recoveries) != 1 {
-		return vault.ErrTwoKeys
+		return rootlock.ErrTwoKeys
 	}
 	check := func(files fs.FS) error {
 		return rootpart.CheckSystems(files, m.Contract, m.Table, rootpart.Change{Keys: keys})
@@ -134,7 +134,7 @@ func (m *Machine) typedAgain(c hw.Console, f hw.File, a *acceptance) (*luks2.Rec
 }
 
 // finishSecret finishes a replacement of the machine secret that was cut.
-func (m *Machine) finishSecret(lock *vault.Lock, open *Opened) error {
+func (m *Machine) finishSecret(lock *rootlock.Lock, open *Opened) error {
 	if !rootpart.SecretUnfinished(m.Store, lock) {
 		return nil
 	}

@@ -20,8 +20,8 @@ import (
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // A Machine is what the commands work on. Of hw.Machine they use Disks,
@@ -83,7 +83,7 @@ func (m *Machine) find() error {
 }
 
 // locked is the root partition's lock, or why there is none.
-func (m *Machine) locked() (*vault.Lock, error) {
+func (m *Machine) locked() (*rootlock.Lock, error) {
 	root, lock, err := rootpart.Look(m.Disks, m.Disk, m.Table)
 	switch {
 	case err != nil:
@@ -98,7 +98,7 @@ func (m *Machine) locked() (*vault.Lock, error) {
 
 // lockOf is locked for the volume that was opened, so that what lies on it can be asked for
 // its owner's signature.
-func (m *Machine) lockOf(open *Opened) (*vault.Lock, error) {
+func (m *Machine) lockOf(open *Opened) (*rootlock.Lock, error) {
 	lock, err := m.locked()
 	if err == nil {
 		lock.OpenedBy(open.VolumeKey)

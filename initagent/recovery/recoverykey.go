@@ -9,8 +9,8 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // RecoveryKey replaces the recovery key.
@@ -89,7 +89,7 @@ func (m *Machine) showAndCheck(c hw.Console, fresh *luks2.RecoveryKey) error {
 }
 
 // takeBack removes the new key again, and leaves the ones before.
-func (m *Machine) takeBack(f hw.File, lock *vault.Lock, fresh *luks2.RecoveryKey, limit uint64) error {
+func (m *Machine) takeBack(f hw.File, lock *rootlock.Lock, fresh *luks2.RecoveryKey, limit uint64) error {
 	keyslot, err := lock.RecoveryKeyslot(f, fresh, limit)
 	if err == nil {
 		err = lock.RemoveRecovery(m.Random, f, keyslot)

@@ -12,9 +12,9 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // Reseal lets the TPM open the root partition for this machine as it is now:
@@ -29,7 +29,7 @@ func (m *Machine) Reseal(c hw.Console) error {
 // An acceptance is what a person has agreed to.
 type acceptance struct {
 	open    *Opened
-	lock    *vault.Lock
+	lock    *rootlock.Lock
 	chip    *tpm.TPM
 	state   enroll.State
 	log     *pcr.Log

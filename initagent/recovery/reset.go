@@ -11,9 +11,9 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // ErrBegun says that a reset has begun and is not complete: the data may be lost already, and
@@ -68,18 +68,18 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 }
 
 // wipe does it. It begins with its first line.
-func (m *Machine) wipe(c hw.Console, f hw.File, lock *vault.Lock, size int64) error {
-	if err := vault.EraseKeys(m.Random, f); err != nil {
+func (m *Machine) wipe(c hw.Console, f hw.File, lock *rootlock.Lock, size int64) error {
+	if err := rootlock.EraseKeys(m.Random, f); err != nil {
 		return err
 	}
 	c.Print("The keys are gone, and nothing opens the root partition any more.\n")
 	if err := m.release(lock); err != nil {
 		c.Print(fmt.Sprintf("The TPM keeps a record that nothing needs any more: %v\n", err))
 	}
-	if err := vault.EraseHeader(f); err != nil {
+	if err := rootlock.EraseHeader(f); err != nil {
 		return err
 	}
-	if err := m.Discard(f, vault.HeaderArea, size-vault.HeaderArea); err != nil {
+	if err := m.Discard(f, rootlock.HeaderArea, size-rootlock.HeaderArea); err != nil {
 		c.Print(fmt.Sprintf("The medium was not told to forget (%v); what is on it is noise without the keys.\n", err))
 	}
 	if err := m.WriteESP(clearESP); err != nil {
@@ -91,7 +91,7 @@ func (m *Machine) wipe(c hw.Console, f hw.File, lock *vault.Lock, size int64) er
 // release frees the TPM's index, those that nothing was ever bound to, and, first, what
 // a replacement of the machine secret has left when it was cut: that is known by the
 // index which the header names.
-func (m *Machine) release(lock *vault.Lock) error {
+func (m *Machine) release(lock *rootlock.Lock) error {
 	chip, err := m.TPM.Open()
 	if errors.Is(err, tpm.ErrAbsent) {
 		return nil

@@ -12,8 +12,8 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // Unlock opens the root partition with the recovery key and mounts it where the
@@ -77,7 +77,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 // mayOpen refuses a volume whose owner signature is not this machine's. One that has none is opened
 // where the image can do without a TPM: no system starts with it here, and it may be all
 // that its owner has.
-func (m *Machine) mayOpen(lock *vault.Lock, volumeKey []byte) error {
+func (m *Machine) mayOpen(lock *rootlock.Lock, volumeKey []byte) error {
 	if m.Contract.TPM != contract.Required && len(lock.OwnerSignature) == 0 {
 		return nil
 	}

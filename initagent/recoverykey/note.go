@@ -6,8 +6,8 @@ import (
 
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 // NoteFile is where the root partition has the note.
@@ -48,7 +48,7 @@ func Note(store hw.Store, n keynote.Note) error {
 // Adding returns the note for the time before a key is added to those of a volume: a cut
 // leaves the one key that there is. Where there are several, nobody knows which counts, and
 // all stay.
-func Adding(n keynote.Note, lock *vault.Lock) keynote.Note {
+func Adding(n keynote.Note, lock *rootlock.Lock) keynote.Note {
 	n.Keep, n.Drop = "", ""
 	if len(lock.Recoveries) == 1 {
 		n.Keep = lock.Recoveries[0].ID()

@@ -12,8 +12,8 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // Logged is the boot that an event log tells of, as it is when the initramfs
@@ -63,14 +63,14 @@ var ErrWeaker = errors.New("nothing was changed: this machine would be protected
 // Had is what a machine has had, by its own note and by what its header says of the
 // TPM: a machine of an earlier release has no note. Of a PIN the secret itself says it,
 // where the note is gone, whatever the header has.
-func Had(noted Guarantees, lock *vault.Lock, secret *policy.Secret) Guarantees {
+func Had(noted Guarantees, lock *rootlock.Lock, secret *policy.Secret) Guarantees {
 	noted.Record = noted.Record || lock.Sealed != nil && lock.Sealed.Kind == policy.KindNV
 	noted.PIN = noted.PIN || lock.HasPIN() || noted.unknown != nil && secret.Guarded()
 	return noted
 }
 
 // Now is what the machine has once the record counts, or what took its place.
-func (b Binding) Now(r *policy.Record, lock *vault.Lock) Guarantees {
+func (b Binding) Now(r *policy.Record, lock *rootlock.Lock) Guarantees {
 	return b.NowSealed(r, lock.Sealed)
 }
 
@@ -222,7 +222,7 @@ var ErrReplaced = errors.New("it was replaced for good")
 // Accept writes the record where its index is still there, and reports whether
 // it was. The floor stays as it is: it rises when a release has proven itself,
 // and no other time. What would be less than the machine had is asked for first.
-func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
+func (b Binding) Accept(lock *rootlock.Lock, secret *policy.Secret, record *policy.Record) (bool, error) {
 	b, there, err := b.succeed(lock, secret, record)
 	if err != nil || !there {
 		return false, err
@@ -239,7 +239,7 @@ func (b Binding) Accept(lock *vault.Lock, secret *policy.Secret, record *policy.
 // secret then, and the record alone would not end the question for the recovery key. Cut
 // before the header is written, the owner is asked once more. Where the PIN is not known it
 // does nothing: nobody can tell whether the keyslot opens.
-func OpensByTPM(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret) error {
+func OpensByTPM(random io.Reader, d block.Device, lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret) error {
 	if lock.HasPIN() && secret.PIN() == nil {
 		return nil
 	}
@@ -254,7 +254,7 @@ func OpensByTPM(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []
 // succeed gives a record the floor that was, and reports whether the TPM has the index
 // of the one before, which it must not replace with less. What that one had counts as
 // what the machine had.
-func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy.Record) (had Binding, there bool, err error) {
+func (b Binding) succeed(lock *rootlock.Lock, secret *policy.Secret, record *policy.Record) (had Binding, there bool, err error) {
 	old, err := b.ownRecord(lock, secret)
 	switch {
 	case err == nil:
@@ -280,7 +280,7 @@ func (b Binding) succeed(lock *vault.Lock, secret *policy.Secret, record *policy
 // ownRecord reads the record of the index that the header names, if that is one that
 // this machine secret alone can write: anybody can define one of their own, with a
 // record of their own, and put its name into the header.
-func (b Binding) ownRecord(lock *vault.Lock, secret *policy.Secret) (*policy.Record, error) {
+func (b Binding) ownRecord(lock *rootlock.Lock, secret *policy.Secret) (*policy.Record, error) {
 	if lock.Sealed == nil || lock.Sealed.Kind != policy.KindNV {
 		return nil, tpm.ErrIndexMissing
 	}
@@ -300,7 +300,7 @@ func (b Binding) ownRecord(lock *vault.Lock, secret *policy.Secret) (*policy.Rec
 
 // Admits reports whether the TPM releases the secret to a boot, by what only this machine
 // can have written.
-func (b Binding) Admits(lock *vault.Lock, secret *policy.Secret, boot policy.Boot) bool {
+func (b Binding) Admits(lock *rootlock.Lock, secret *policy.Secret, boot policy.Boot) bool {
 	if lock.Sealed != nil && lock.Sealed.Kind == policy.KindPCR {
 		d, err := boot.BranchOver(lock.Sealed.PCRs)
 		return err == nil && slices.Contains(lock.Sealed.Branches, d)
@@ -311,7 +311,7 @@ func (b Binding) Admits(lock *vault.Lock, secret *policy.Secret, boot policy.Boo
 
 // MaySucceed gives a record that is for another index the floor that was. What would be
 // less than the machine had is asked for.
-func (b Binding) MaySucceed(lock *vault.Lock, secret *policy.Secret, record *policy.Record) error {
+func (b Binding) MaySucceed(lock *rootlock.Lock, secret *policy.Secret, record *policy.Record) error {
 	b, there, err := b.succeed(lock, secret, record)
 	if err == nil && !there {
 		b.Had = b.Had.Forgotten()
@@ -351,7 +351,7 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 // the new one and the header. Then it goes first, where the header leads to none, or to
 // one of a TPM that was cleared or exchanged: nothing is lost by it, and a cut after it
 // leaves a TPM with room.
-func (b Binding) Rebind(random io.Reader, d block.Device, lock *vault.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
+func (b Binding) Rebind(random io.Reader, d block.Device, lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
 	if err := b.keepFloor(record, 0); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // A fallback is a system besides the running one that can be started.
@@ -170,7 +170,7 @@ func CheckStarts(image []byte, s enroll.State, certificates []*x509.Certificate)
 //
 // The record is over PCR 4 where that is accounted for and every system in it reads
 // such a record. A machine that has had one takes no system along that does not.
-func (b Binding) Acceptable(q Fallbacks, lock *vault.Lock, secret *policy.Secret, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot, error) {
+func (b Binding) Acceptable(q Fallbacks, lock *rootlock.Lock, secret *policy.Secret, volumeKey []byte, read func(func(fs.FS) error) error) (*policy.Record, []policy.Boot, error) {
 	if old, err := b.ownRecord(lock, secret); err == nil && !old.Provisional() {
 		q.old = old
 		q.Had = q.Had.Raise(Of(old, q.Had.SecureBoot)) // where there is no note, this is what the machine had

@@ -18,7 +18,7 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // New Secure Boot keys replace the old ones, in firmware that enforces those. They come
@@ -74,7 +74,7 @@ type KeyChange struct {
 	Disk      hw.Disk
 	Variables enroll.Variables
 	Random    io.Reader
-	Lock      *vault.Lock
+	Lock      *rootlock.Lock
 	VolumeKey []byte
 	Secret    *policy.Secret
 	Date      time.Time // of the image: no update of a variable is older
@@ -232,7 +232,7 @@ func predict(s enroll.State, log *pcr.Log, had, next secureboot.Wanted) (values 
 
 // KeysUnfinished reports whether there is anything for Finish to do. Who removes
 // NextKeysFile does not end it: the header knows of it as well.
-func KeysUnfinished(store hw.Store, lock *vault.Lock) bool {
+func KeysUnfinished(store hw.Store, lock *rootlock.Lock) bool {
 	_, err := store.Read(NextKeysFile, 0)
 	return lock != nil && len(lock.NextOwnerSignature) > 0 || !errors.Is(err, fs.ErrNotExist)
 }

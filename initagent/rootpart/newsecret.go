@@ -17,15 +17,15 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // A new machine secret replaces the old one, and all that was made from it.
 //
 // The order: NextFile has the Secure Boot keys with their list, and the guarantees,
 // under the new secret; the TPM gets a new index, with the whole record, and the sealed
-// secret; one header (vault.Lock.ReplaceSecret) puts the new secret in force, for the
+// secret; one header (rootlock.Lock.ReplaceSecret) puts the new secret in force, for the
 // TPM and for the recovery key alike. What is left is FinishSecret's, here or at the
 // next boot, whoever opens it: the files go to their places, the old secret's keyslot
 // and index are removed, and NextFile goes last. Where the Secure Boot keys are replaced as
@@ -81,7 +81,7 @@ type Replacement struct {
 }
 
 // Prepare writes NextFile. What the old secret has is read first.
-func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *vault.Lock, g Guarantees) error {
+func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *rootlock.Lock, g Guarantees) error {
 	n := next{Format: nextFormat}
 	var err error
 	if n.List, err = r.list(store, random, lock); err != nil {
@@ -111,7 +111,7 @@ func (r *Replacement) Prepare(store hw.Store, random io.Reader, lock *vault.Lock
 
 // list is ListFile under the fresh secret; nil where the machine has no keys. Keys that
 // give way are in none that the fresh secret opens.
-func (r *Replacement) list(store hw.Store, random io.Reader, lock *vault.Lock) ([]byte, error) {
+func (r *Replacement) list(store hw.Store, random io.Reader, lock *rootlock.Lock) ([]byte, error) {
 	if r.Keys != nil {
 		return firstboot.WrapKeys(random, r.Fresh, r.Keys.fresh, r.Keys.next)
 	}
@@ -141,7 +141,7 @@ var errBareList = errors.New("the list of what the firmware shall hold was not m
 // stands, whole, and FinishSecret deletes the one that the header does not name. What the
 // machine has goes by what the new secret was in fact sealed to, which can be more than
 // the old one was: NextFile is written again then, before the header.
-func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *vault.Lock, volumeKey []byte, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
+func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *rootlock.Lock, volumeKey []byte, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
 	owner, next, wipe, err := r.ownerKeys(m.Store, lock)
 	if err != nil {
 		return g, false, err
@@ -179,7 +179,7 @@ func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *
 
 // ownerKeys sign the owner signature: that of the keys that are there, nil without, and that of the
 // ones that are about to replace them, nil where none are. wipe is called after them.
-func (r *Replacement) ownerKeys(store hw.Store, lock *vault.Lock) (owner, next *rsa.PrivateKey, wipe func(), err error) {
+func (r *Replacement) ownerKeys(store hw.Store, lock *rootlock.Lock) (owner, next *rsa.PrivateKey, wipe func(), err error) {
 	if r.Keys != nil {
 		return r.Keys.old.DB.Key, r.Keys.fresh.DB.Key, func() {}, nil
 	}
@@ -257,7 +257,7 @@ func look(store hw.Store, name string, limit int64, open func([]byte) error) (in
 var errNeither = fmt.Errorf("neither %s nor %s opens by the machine secret: one of them is damaged, and both are left as they are", ListFile, NextFile)
 
 // SecretUnfinished reports whether there is anything for FinishSecret to do.
-func SecretUnfinished(store hw.Store, lock *vault.Lock) bool {
+func SecretUnfinished(store hw.Store, lock *rootlock.Lock) bool {
 	_, err := store.Read(NextFile, 0)
 	return lock.Replaced || !errors.Is(err, fs.ErrNotExist)
 }
@@ -266,7 +266,7 @@ func SecretUnfinished(store hw.Store, lock *vault.Lock) bool {
 // undone, or takes it back. secret is the one that is in force: the header has it. chip
 // is nil where there is no TPM: then NextFile stays until there is one. Each step may
 // be made again.
-func FinishSecret(m hw.Machine, d hw.Disk, random io.Reader, chip *tpm.TPM, lock *vault.Lock, volumeKey []byte, secret *policy.Secret) error {
+func FinishSecret(m hw.Machine, d hw.Disk, random io.Reader, chip *tpm.TPM, lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret) error {
 	if !SecretUnfinished(m.Store, lock) {
 		return nil
 	}
@@ -304,7 +304,7 @@ func takeNext(store hw.Store, secret *policy.Secret, box []byte) error {
 	return err
 }
 
-func removeReplaced(disks hw.Disks, d hw.Disk, random io.Reader, lock *vault.Lock) error {
+func removeReplaced(disks hw.Disks, d hw.Disk, random io.Reader, lock *rootlock.Lock) error {
 	f, err := disks.OpenPartition(d, layout.RootNumber, true)
 	if err != nil {
 		return err

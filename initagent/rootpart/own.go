@@ -15,7 +15,7 @@ import (
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // storedKeys reads the wrapped Secure Boot keys. ListFile has the keys and the
@@ -49,7 +49,7 @@ func HasKeys(store hw.Store) bool {
 // StoredKeys are this machine's Secure Boot keys, from the open root partition;
 // nil where it has none. The caller wipes them. lock is what has opened it: the keys
 // count where their db key has made the owner signature of the volume (see vouched).
-func StoredKeys(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secureboot.KeySet, error) {
+func StoredKeys(store hw.Store, secret *policy.Secret, lock *rootlock.Lock) (*secureboot.KeySet, error) {
 	wrapped, err := storedKeys(store, secret)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -79,7 +79,7 @@ const otherHeader = "either the root partition's LUKS2 header is an older one, p
 //
 // While the keys are replaced it is the one of those that come: what the firmware holds
 // meanwhile is InForce's to say.
-func StoredList(store hw.Store, secret *policy.Secret, lock *vault.Lock) (*secureboot.List, error) {
+func StoredList(store hw.Store, secret *policy.Secret, lock *rootlock.Lock) (*secureboot.List, error) {
 	wrapped, err := storedKeys(store, secret)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -110,7 +110,7 @@ var errNotOwner = fmt.Errorf("the Secure Boot keys in %s are not those of this v
 // vouched refuses keys whose db certificate has made neither owner signature of the volume. Only a
 // volume that is bound to a TPM has one; that it is not bound any more does not count
 // where the machine's own note says that it was.
-func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.Certificate) error {
+func vouched(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, db *x509.Certificate) error {
 	if lock == nil || lock.Sealed == nil && lock.Strange == nil {
 		if g := ReadGuarantees(store, secret); g.unknown == nil && g.Record {
 			return errNotOwner
@@ -128,7 +128,7 @@ func vouched(store hw.Store, secret *policy.Secret, lock *vault.Lock, db *x509.C
 // says why: whoever can damage a list could not have made one, and a bare list wants
 // nothing of others in the firmware. While keys are replaced that is so in Setup Mode alone,
 // in which the firmware has none of either and gets the new ones.
-func OwnList(store hw.Store, secret *policy.Secret, lock *vault.Lock, s *enroll.State) (list *secureboot.List, damaged, err error) {
+func OwnList(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, s *enroll.State) (list *secureboot.List, damaged, err error) {
 	if s != nil {
 		list, damaged = InForce(store, secret, lock, *s)
 	} else {
@@ -256,7 +256,7 @@ func AllowedAnew(list *secureboot.List) enroll.Allowed {
 // whose firmware holds what this machine does not want there: PCR 7 is then what
 // the program of whoever put it there finds, too. list is nil where no keys are
 // stored, which is right only where the machine was made without any.
-func MayAccept(s enroll.State, wanted contract.Requirement, lock *vault.Lock, list *secureboot.List) error {
+func MayAccept(s enroll.State, wanted contract.Requirement, lock *rootlock.Lock, list *secureboot.List) error {
 	if errors.Is(lock.Strange, policy.ErrNewer) {
 		return fmt.Errorf("a later release has bound the root partition to the TPM, in a way that this one does not know, and would undo it: start that one (%w)", lock.Strange)
 	}

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // change is one that has begun.
@@ -69,7 +69,7 @@ func readNote(store hw.Store, secret *policy.Secret) (n nextKeys, err error) {
 
 // readChange returns the change that has begun, or has ended and left something; nil
 // where there is none. It writes nothing.
-func readChange(store hw.Store, secret *policy.Secret, lock *vault.Lock) (_ *change, err error) {
+func readChange(store hw.Store, secret *policy.Secret, lock *rootlock.Lock) (_ *change, err error) {
 	if !KeysUnfinished(store, lock) {
 		return nil, nil
 	}
@@ -149,7 +149,7 @@ func (c *change) had(s enroll.State) (secureboot.Wanted, error) {
 // InForce is the list by which this machine is judged now: as it is stored, and, while
 // the keys are replaced, with those that the firmware holds, variable by variable. In
 // Setup Mode it holds none, and gets the new ones.
-func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.State) (*secureboot.List, error) {
+func InForce(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, s enroll.State) (*secureboot.List, error) {
 	c, err := readChange(store, secret, lock)
 	if c == nil && (err == nil || errors.Is(err, errStale)) {
 		return StoredList(store, secret, lock)
@@ -177,7 +177,7 @@ func InForce(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.S
 // pair are the new certificate of a variable and the one that it replaces; nil where that
 // is not known. Where the superseded keys are lost the db key is known by its owner signature, and
 // of the others nobody can say whose they are.
-func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *vault.Lock) (fresh, old *x509.Certificate) {
+func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *rootlock.Lock) (fresh, old *x509.Certificate) {
 	of := func(k *secureboot.KeySet) *x509.Certificate {
 		return map[secureboot.Variable]secureboot.Pair{secureboot.PK: k.PK, secureboot.KEK: k.KEK, secureboot.DB: k.DB}[v].Certificate
 	}
@@ -202,7 +202,7 @@ func (c *change) pair(v secureboot.Variable, now secureboot.Database, lock *vaul
 
 // Ahead are the values that PCR 7 will have while a change of the keys goes on; nil where
 // none has begun, or they are not known.
-func Ahead(store hw.Store, secret *policy.Secret, lock *vault.Lock, s enroll.State, log *pcr.Log) []pcr.Digest {
+func Ahead(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, s enroll.State, log *pcr.Log) []pcr.Digest {
 	c, err := readChange(store, secret, lock)
 	if c == nil || err != nil {
 		return nil

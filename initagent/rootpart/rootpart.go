@@ -24,8 +24,8 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/shared"
-	"halogenos.internal/initagent/vault"
 )
 
 // Device is the device-mapper name of the open root partition.
@@ -68,7 +68,7 @@ func MakeShared(store hw.Store) error {
 // unless it holds a volume. Where there is none it is bootflow.RootAbsent; where it
 // could not be looked at too, with an error. With
 // bootflow.RootDamaged the error says what is wrong.
-func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *vault.Lock, error) {
+func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *rootlock.Lock, error) {
 	partition, ok := table.ByNumber(layout.RootNumber)
 	if !ok {
 		return bootflow.RootAbsent, nil, nil
@@ -79,12 +79,12 @@ func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *vault.Lo
 	}
 	defer f.Close()
 	_, size := table.Bytes(partition)
-	return vault.Look(f, size)
+	return rootlock.Look(f, size)
 }
 
 // Attach gives the volume to the kernel and returns the device node of what is
 // in it. The volume key stays the caller's.
-func Attach(m hw.Machine, d hw.Disk, lock *vault.Lock, volumeKey []byte) (string, error) {
+func Attach(m hw.Machine, d hw.Disk, lock *rootlock.Lock, volumeKey []byte) (string, error) {
 	segment, err := lock.Header.Segment()
 	if err != nil {
 		return "", err
@@ -139,9 +139,9 @@ func certificates(db secureboot.Database) []*x509.Certificate {
 // MayOpen refuses a volume that this machine did not make. A record without a
 // volume vouches for none (nor does nil), and neither does one that an attacker
 // has made together with a volume: the owner signature does.
-func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enroll.State, wanted contract.Requirement) error {
+func MayOpen(lock *rootlock.Lock, record *policy.Record, volumeKey []byte, s enroll.State, wanted contract.Requirement) error {
 	if record != nil && !record.Provisional() {
-		if err := vault.CheckFingerprint(record, volumeKey); err != nil {
+		if err := rootlock.CheckFingerprint(record, volumeKey); err != nil {
 			return err
 		}
 	}
@@ -154,7 +154,7 @@ func MayOpen(lock *vault.Lock, record *policy.Record, volumeKey []byte, s enroll
 // MayOpenTyped is MayOpen for a volume that a recovery key opens. Where the image can do
 // without a TPM a volume has an owner signature only if the machine had one when it was made, or since
 // it was bound to one: the others are for MadeHere.
-func MayOpenTyped(lock *vault.Lock, volumeKey []byte, s enroll.State, c *contract.Contract) error {
+func MayOpenTyped(lock *rootlock.Lock, volumeKey []byte, s enroll.State, c *contract.Contract) error {
 	if c.TPM != contract.Required && len(lock.OwnerSignature) == 0 {
 		return nil
 	}
@@ -170,7 +170,7 @@ var ErrNotMadeHere = errors.New("nothing shows that this machine made its root p
 // MadeHere refuses an open volume without an owner signature that this machine did not make: it must
 // hold the private key of a certificate that the firmware enforces, which nobody has who
 // has made a volume of their own. An owner signature was looked at before.
-func MadeHere(store hw.Store, lock *vault.Lock, secret *policy.Secret, s enroll.State, c *contract.Contract) error {
+func MadeHere(store hw.Store, lock *rootlock.Lock, secret *policy.Secret, s enroll.State, c *contract.Contract) error {
 	if len(lock.OwnerSignature) > 0 || !OwnEnforced(s, c.SecureBoot) {
 		return nil
 	}

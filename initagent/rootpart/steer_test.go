@@ -23,7 +23,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // The machine of these tests: a disk with only the partition that matters, and a
@@ -58,7 +58,7 @@ func newAttacked(t *testing.T) *attacked {
 	a.must(err)
 	recovery, err := luks2.NewRecoveryKey(random(2))
 	a.must(err)
-	lock, key, err := vault.Make(random(3), a.partition(), vault.Options{
+	lock, key, err := rootlock.Make(random(3), a.partition(), rootlock.Options{
 		UUID: "01234567-89ab-cdef-0123-456789abcdef", Size: rootSize, Memory: 64 << 10, CPUs: 1, Secret: secret, Recovery: &recovery,
 	})
 	a.must(err)

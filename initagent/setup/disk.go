@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
-	"halogenos.internal/initagent/vault"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // Partition makes the partitions that an installation leaves out. All come in
@@ -82,7 +82,7 @@ func clearRoot(h *host.Host, t *gpt.Table) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(block.Zero(f, at, vault.HeaderArea), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(block.Zero(f, at, rootlock.HeaderArea), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("clear the start of the root partition: %w", err)
 	}
 	return nil

@@ -19,9 +19,9 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // BetweenBoots reports whether this machine's first boot has left its keys, and
@@ -275,7 +275,7 @@ func MakeRoot(h *host.Host) error {
 	return nil
 }
 
-func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) (*vault.Lock, []byte, error) {
+func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) (*rootlock.Lock, []byte, error) {
 	partition, _ := h.Table.ByNumber(layout.RootNumber)
 	_, size := h.Table.Bytes(partition)
 	uuid, err := gpt.RandomGUID(h.Random)
@@ -286,7 +286,7 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 	if err != nil {
 		return nil, nil, err
 	}
-	return vault.Make(h.Random, f, vault.Options{
+	return rootlock.Make(h.Random, f, rootlock.Options{
 		UUID: uuid.String(), Size: size, Memory: rootpart.KeyMemory(memory, runtime.NumCPU()), CPUs: runtime.NumCPU(),
 		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.ownerKey(),
 	})

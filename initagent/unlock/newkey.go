@@ -17,9 +17,9 @@ import (
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recoverykey"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
-	"halogenos.internal/initagent/vault"
 )
 
 const (
@@ -171,7 +171,7 @@ func (k *keyChange) sayVoid(c hw.Console) error {
 // that one is gone which was shown and not confirmed, now or before a cut.
 func (k *keyChange) settle() (gone bool, err error) {
 	at := func(id string) int {
-		return slices.IndexFunc(k.Lock.Recoveries, func(r vault.Recovery) bool { return r.ID() == id })
+		return slices.IndexFunc(k.Lock.Recoveries, func(r rootlock.Recovery) bool { return r.ID() == id })
 	}
 	several := len(k.Lock.Recoveries) > 1
 	switch {

@@ -13,8 +13,8 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/vault"
 )
 
 const (
@@ -126,7 +126,7 @@ func (o *renewal) done() string {
 // mayRenew is all that can be known before somebody is asked.
 func (o *renewal) mayRenew() (*rootpart.Start, error) {
 	if o.Lock == nil || len(o.Lock.Recoveries) != 1 {
-		return nil, vault.ErrTwoKeys
+		return nil, rootlock.ErrTwoKeys
 	}
 	if rootpart.KeysUnfinished(o.Store, o.Lock) {
 		return nil, errors.New("the Secure Boot keys are being replaced")

@@ -13,9 +13,9 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
-	"halogenos.internal/initagent/vault"
 )
 
 // errNoPIN leads to the recovery key.
@@ -236,7 +236,7 @@ func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 		var pin *policy.PIN
 		short := len(typed) < least
 		if err == nil && same && !short {
-			pin, err = vault.NewPIN(o.Random, typed, memory, cpus)
+			pin, err = rootlock.NewPIN(o.Random, typed, memory, cpus)
 		}
 		luks2.Wipe(typed)
 		switch {

@@ -1,11 +1,11 @@
-// Package vault is the lock of the root partition: what its LUKS2 header says
+// Package rootlock is the lock of the root partition: what its LUKS2 header says
 // beyond LUKS2, how it is made, and who may open it.
 //
 // It refuses to make a volume over anything that may have been one, to accept a
 // volume that this machine did not make (its fingerprint is in the TPM, and its
 // owner signature is by this machine's Secure Boot key), and to keep a secret longer
 // than the call that needed it.
-package vault
+package rootlock
 
 import (
 	"bytes"
