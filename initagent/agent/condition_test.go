@@ -22,12 +22,12 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // remaining visits every state that a cut now leaves: of each write to the disk
@@ -129,7 +129,7 @@ func (c *condition) readESP(out io.Writer, w *world) {
 		switch {
 		case f.absent, path.Dir(name) == firstboot.Directory && lastgood.Is(path.Base(name)):
 			continue // which explains, and decides nothing
-		case systems.Stray(name):
+		case esp.Stray(name):
 			fmt.Fprintf(out, "%s\n", name)
 			continue
 		}

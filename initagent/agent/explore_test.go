@@ -15,9 +15,9 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/staging"
-	"halogenos.internal/initagent/systems"
 )
 
 // A node is a machine without power.
@@ -187,7 +187,7 @@ func (m *machine) told(kind journal.Kind) {
 // bless and rollback are the running system's: one rename, one entry.
 func (x *explorer) bless(m *machine, from *node, w *world) {
 	if n, ok := m.runningName(from.is); ok && n.Counted {
-		x.rename(m, from, w, "ota bless", func() error { return systems.Bless(espDir{m.esp}, n) }, journal.Blessed)
+		x.rename(m, from, w, "ota bless", func() error { return esp.Bless(espDir{m.esp}, n) }, journal.Blessed)
 	}
 }
 
@@ -195,7 +195,7 @@ func (x *explorer) rollback(m *machine, from *node, w *world) {
 	n, ok := m.runningName(from.is)
 	other := slices.ContainsFunc(from.is.systems, func(o bls.Name) bool { return o.Version != n.Version && !o.Bad() })
 	if ok && other && !n.Bad() {
-		x.rename(m, from, w, "ota rollback", func() error { return systems.Condemn(espDir{m.esp}, n) }, journal.Rollback)
+		x.rename(m, from, w, "ota rollback", func() error { return esp.Condemn(espDir{m.esp}, n) }, journal.Rollback)
 	}
 }
 

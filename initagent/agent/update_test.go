@@ -10,7 +10,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/initagent/systems"
+	"halogenos.internal/initagent/esp"
 )
 
 // A user starts a machine until it no longer changes. A trial that takes over is
@@ -37,7 +37,7 @@ func (o *user) live() (end string) {
 		if o.m.agent.State.Trial {
 			settled = 0
 			if booted, ok := o.m.agent.BootedName(); ok && o.blesses {
-				if err := systems.Bless(espDir{o.m.esp}, booted); err != nil {
+				if err := esp.Bless(espDir{o.m.esp}, booted); err != nil {
 					return err.Error()
 				}
 			}
@@ -172,7 +172,7 @@ func (m *machine) runsIn(version contract.Version, floor uint64, name string, ot
 	}
 	have := m.systems()
 	for name, f := range m.esp.files {
-		if !f.now.absent && path.Dir(name) == bls.Directory && systems.Stray(name) {
+		if !f.now.absent && path.Dir(name) == bls.Directory && esp.Stray(name) {
 			return fmt.Errorf("%s was left behind", name)
 		}
 	}

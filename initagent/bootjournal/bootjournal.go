@@ -14,9 +14,9 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 const (
@@ -109,7 +109,7 @@ func (j *Journal) Written() []journal.Entry {
 func (j *Journal) Failures() (map[contract.Version]string, error) {
 	text, err := j.text()
 	if err != nil {
-		return nil, fmt.Errorf("which versions have failed is not known: %w: %w", systems.ErrUnread, err)
+		return nil, fmt.Errorf("which versions have failed is not known: %w: %w", esp.ErrUnread, err)
 	}
 	return journal.Failures(append(journal.Parse(text), j.waiting...)), nil
 }

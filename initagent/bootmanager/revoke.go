@@ -14,9 +14,9 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // tellsReplaced reports whether a boot manager that is replaced now can be revoked
@@ -54,7 +54,7 @@ func Revocable(h *host.Host) bool {
 //
 // Until the restart nothing else writes the record: this is the last step that does.
 // The next boot settles it, to the PCR 7 that it was started with.
-func Revoke(h *host.Host, keeper *systems.Keeper) error {
+func Revoke(h *host.Host, keeper *esp.Keeper) error {
 	start, needed, err := needs(h, keeper)
 	if err != nil {
 		return errors.Join(err, tryRelease(h))
@@ -158,7 +158,7 @@ func admitDBX(h *host.Host, start *rootpart.Start, dbx []byte) error {
 // needs are this start, and all programs that this machine starts, or may have to: what
 // either boot manager's path has, and a copy, and each UKI of the ESP, of a system that
 // unlocks or not, and what the event log has, option ROMs among it.
-func needs(h *host.Host, keeper *systems.Keeper) (start *rootpart.Start, n secureboot.Needed, err error) {
+func needs(h *host.Host, keeper *esp.Keeper) (start *rootpart.Start, n secureboot.Needed, err error) {
 	if start, err = h.ToldStart(); err != nil {
 		return nil, n, err
 	}

@@ -11,8 +11,8 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/systems"
 )
 
 // CountVariable is where the boot manager says that it has counted a start of a trial.
@@ -125,7 +125,7 @@ func (h *Host) CountTry(deleted bool) error {
 		return nil
 	}
 	tried := booted.Tried()
-	err = h.WriteESP(func(dir hw.ESPDir) error { return dir.Rename(systems.Path(booted), systems.Path(tried)) })
+	err = h.WriteESP(func(dir hw.ESPDir) error { return dir.Rename(esp.Path(booted), esp.Path(tried)) })
 	if err != nil {
 		h.Log.Say("WARNING: this start of %s was not counted, so that the trial does not end by itself (%v): `esp-rebuild` at the recovery console makes the ESP again", booted, err)
 		return nil
@@ -149,7 +149,7 @@ func (h *Host) Condemn() error {
 	return h.WriteESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range these {
-			err := systems.Condemn(dir, n)
+			err := esp.Condemn(dir, n)
 			if err == nil {
 				h.Log.Say("%s has no tries left", n.Condemned())
 			}

@@ -12,9 +12,9 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // SpareManager is what a new boot manager is called until it has its place, in the
@@ -101,7 +101,7 @@ func (h *Host) ReplaceManager(name string, signed []byte) error {
 	var apart error
 	if have != nil && !h.isManager(have, signed) {
 		err := h.WriteESP(func(dir hw.ESPDir) error {
-			if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {
+			if err := esp.CheckRoom(dir, int64(len(signed))); err != nil {
 				return err
 			}
 			return enroll.Replace(dir, spareName, signed)

@@ -14,9 +14,9 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // espSettings is the boot manager's configuration where no copy of it was kept.
@@ -61,7 +61,7 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 // saved is what the new file system is to hold.
 func (m *Machine) saved(open *Opened, c hw.Console) ([]fat.File, error) {
 	say := func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }
-	k := &systems.Keeper{
+	k := &esp.Keeper{
 		Store: m.Store, Directory: rootpart.Copies, ImageID: m.Contract.ImageID, Now: m.Now(), Say: say,
 		Belongs: func(*contract.Contract) error { return nil },
 	}

@@ -17,10 +17,10 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory/inventorytest"
-	"halogenos.internal/initagent/systems"
 )
 
 // open keeps what is needed for a root partition to be open.
@@ -81,10 +81,10 @@ func espMachine(t *testing.T, files map[string]string) (*Machine, *inventorytest
 		}
 	}
 	write(contract.Path, text)
-	index := systems.Index{Format: 1}
+	index := esp.Index{Format: 1}
 	for name, content := range files {
 		sum := sha256.Sum256([]byte(content))
-		index.Copies = append(index.Copies, systems.Copy{Name: name, Size: int64(len(content)), SHA256: sum[:]})
+		index.Copies = append(index.Copies, esp.Copy{Name: name, Size: int64(len(content)), SHA256: sum[:]})
 		write("state/halogen/esp/"+strings.ToLower(filepath.Base(name)), []byte(content))
 	}
 	if text, err = json.Marshal(index); err != nil {
@@ -104,8 +104,8 @@ func TestRebuildESP(t *testing.T) {
 		"EFI/BOOT/BOOTX64.EFI": "boot manager", "EFI/systemd/systemd-bootx64.efi": "boot manager", "EFI/Linux/os_7.efi": strings.Repeat("uki ", 50_000),
 	}
 	m, disk := espMachine(t, files)
-	esp := disk.Partition(layout.ESPNumber)
-	if _, err := esp.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), 0); err != nil {
+	part := disk.Partition(layout.ESPNumber)
+	if _, err := part.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), 0); err != nil {
 		t.Fatal(err)
 	}
 	c := &typist{answers: []string{"n"}}
@@ -113,7 +113,7 @@ func TestRebuildESP(t *testing.T) {
 		t.Fatalf("after a no: %v", err)
 	}
 	before := make([]byte, 1<<20)
-	if _, err := esp.ReadAt(before, 0); err != nil || before[0] != 0xaa {
+	if _, err := part.ReadAt(before, 0); err != nil || before[0] != 0xaa {
 		t.Errorf("after a no it was written: %v", err)
 	}
 	c.answers = []string{"y"}

@@ -8,10 +8,10 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/bootdisk"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // A Change is a rollback: From has its tries taken away, so that To starts next.
@@ -89,5 +89,5 @@ func (m *Machine) Rollback(ctx context.Context, inv *inventory.Inventory, c Chan
 	if err != nil {
 		return err
 	}
-	return m.ESP.Write(d, func(dir hw.ESPDir) error { return systems.Condemn(dir, from) })
+	return m.ESP.Write(d, func(dir hw.ESPDir) error { return esp.Condemn(dir, from) })
 }

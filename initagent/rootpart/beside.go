@@ -15,8 +15,8 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/systems"
 )
 
 // signBeside signs each file of the ESP that is allowed by the new key, besides the old
@@ -100,7 +100,7 @@ func (k *KeyChange) signOneBeside(name string, old []*x509.Certificate, signer e
 		if err := signer.Verify(signed); err != nil || starts && !byOld(signed) {
 			return fmt.Errorf("the signature just made does not verify (%v), or the old one no longer does", err)
 		}
-		if err := systems.CheckRoom(dir, int64(len(signed))); err != nil {
+		if err := esp.CheckRoom(dir, int64(len(signed))); err != nil {
 			return err
 		}
 		return enroll.Replace(dir, spare, signed)

@@ -10,10 +10,10 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -65,7 +65,7 @@ func (s *stager) plan(c *candidate) (*plan, error) {
 // this puts it to use. Cut while the table is written: one of its copies is good,
 // and the running slot's entries are the same in both. Cut after it: the other
 // slot has its name, which matters to no UKI there is. Cut while the UKI is written:
-// systems.Put leaves a file that nothing starts. Cut after it: the trial begins,
+// esp.Put leaves a file that nothing starts. Cut after it: the trial begins,
 // and the note says what is true.
 //
 // The fallback's branch leaves the record here, and not before: its slot was given
@@ -88,7 +88,7 @@ func (s *stager) activate(p *plan) error {
 			return err
 		}
 	}
-	return s.WriteESP(func(dir hw.ESPDir) error { return systems.Put(dir, p.name, p.uki) })
+	return s.WriteESP(func(dir hw.ESPDir) error { return esp.Put(dir, p.name, p.uki) })
 }
 
 // makeRoom takes away what is left of the systems whose content is gone, and asks
@@ -97,11 +97,11 @@ func (s *stager) makeRoom(p *plan) error {
 	return s.WriteESP(func(dir hw.ESPDir) error {
 		for _, n := range p.gone {
 			s.Log.Say("%s goes: no slot holds its content", n)
-			if err := systems.Remove(dir, n); err != nil {
+			if err := esp.Remove(dir, n); err != nil {
 				return err
 			}
 		}
-		return systems.CheckRoom(dir, int64(len(p.uki)))
+		return esp.CheckRoom(dir, int64(len(p.uki)))
 	})
 }
 

@@ -4,10 +4,10 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/staging"
-	"halogenos.internal/initagent/systems"
 )
 
 // history is the journal as it will be once this boot has handed over.
@@ -57,7 +57,7 @@ func Retry(h *host.Host, j Judgement) error {
 		return err
 	}
 	return h.WriteESP(func(dir hw.ESPDir) error {
-		fresh, err := systems.Retry(dir, j.Trial, staging.Tries)
+		fresh, err := esp.Retry(dir, j.Trial, staging.Tries)
 		if err == nil {
 			h.Log.Say("%s gets its tries again: %s", fresh, j.Reason)
 		}

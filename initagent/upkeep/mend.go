@@ -10,15 +10,15 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // Keeper keeps the copies. Where the firmware enforces this machine's keys, its
 // list and they tell a sound file from a damaged one.
-func Keeper(h *host.Host) *systems.Keeper {
-	k := &systems.Keeper{
+func Keeper(h *host.Host) *esp.Keeper {
+	k := &esp.Keeper{
 		Store: h.Store, Directory: rootpart.Copies, ImageID: h.Contract.ImageID, Belongs: func(c *contract.Contract) error { return belongs(h, c) }, Now: h.Now(), Say: h.Log.Say,
 	}
 	if h.OwnEnforced() {

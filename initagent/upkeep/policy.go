@@ -13,10 +13,10 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/systems"
 )
 
 // A renewal is what it takes for the TPM and the ESP to agree about which systems
@@ -141,7 +141,7 @@ func UpdatePolicy(h *host.Host, f Found, revoked bootflow.Outcome) (condemned bo
 	return true, h.WriteESP(func(dir hw.ESPDir) error {
 		var errs []error
 		for _, n := range r.outdated {
-			errs = append(errs, systems.Condemn(dir, n))
+			errs = append(errs, esp.Condemn(dir, n))
 			h.Log.Say("%s is under the floor and loses its tries", n)
 		}
 		return errors.Join(errs...)

@@ -14,11 +14,11 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/bootdisk"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/snapshot"
-	"halogenos.internal/initagent/systems"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -118,7 +118,7 @@ func (m *Machine) writeESP(write func(dir hw.ESPDir) error) error {
 // it is taken by the same file, which a boot manager that was cut may leave, the
 // one with the counter goes.
 func (r *Running) bless(dir hw.ESPDir) error {
-	list, err := systems.List(dir)
+	list, err := esp.List(dir)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (r *Running) bless(dir hw.ESPDir) error {
 		}
 	}
 	if len(blessed) == 0 && len(counted) > 0 {
-		if err := systems.Bless(dir, counted[0]); err != nil {
+		if err := esp.Bless(dir, counted[0]); err != nil {
 			return err
 		}
 		blessed, counted = []bls.Name{counted[0].Blessed()}, counted[1:]
@@ -150,18 +150,18 @@ func (r *Running) bless(dir hw.ESPDir) error {
 
 // removeCopy removes a UKI that is the same as another one.
 func removeCopy(dir hw.ESPDir, keep, remove bls.Name) error {
-	a, err := dir.Read(systems.Path(keep))
+	a, err := dir.Read(esp.Path(keep))
 	if err != nil {
 		return err
 	}
-	b, err := dir.Read(systems.Path(remove))
+	b, err := dir.Read(esp.Path(remove))
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(a, b) {
 		return fmt.Errorf("%s and %s are not the same: remove the one that does not belong there", keep, remove)
 	}
-	return systems.Remove(dir, remove)
+	return esp.Remove(dir, remove)
 }
 
 // Unhealthy notes that a check of the running system has failed. The next boots
@@ -371,7 +371,7 @@ func other(r *Running, inv *inventory.Inventory) (inventory.System, bls.Name, er
 func (m *Machine) condemn(names ...bls.Name) error {
 	return m.writeESP(func(dir hw.ESPDir) error {
 		for _, n := range names {
-			if err := systems.Condemn(dir, n); err != nil {
+			if err := esp.Condemn(dir, n); err != nil {
 				return err
 			}
 		}

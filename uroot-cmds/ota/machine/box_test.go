@@ -107,7 +107,7 @@ func newBox(t testing.TB) *box {
 		user = &syscall.Credential{Uid: workerNumber, Gid: workerNumber, Groups: []uint32{}}
 	}
 	b.m = &Machine{
-		Hardware: hw.Machine{Disks: disks{b}, Firmware: firmware{}, ESP: esp{b}}, Root: dir,
+		Hardware: hw.Machine{Disks: disks{b}, Firmware: firmware{}, ESP: boxESP{b}}, Root: dir,
 		Worker: worker.Starter{Program: "/proc/self/exe", User: user},
 		Random: rand.Reader, Now: func() time.Time { return otatest.Date.Add(time.Hour) },
 		Corrupt:    func() (bool, error) { return b.corrupt, nil },
@@ -257,11 +257,11 @@ func (firmware) LoaderString(string) (string, error)        { return "", nil }
 func (firmware) Flag(string) (bool, error)                  { return false, nil }
 func (firmware) BootedFrom() ([]bootoption.Function, error) { return nil, nil }
 
-type esp struct{ b *box }
+type boxESP struct{ b *box }
 
-func (e esp) Read(_ hw.Disk, read func(fs.FS) error) error { return read(os.DirFS(e.b.path("esp"))) }
+func (e boxESP) Read(_ hw.Disk, read func(fs.FS) error) error { return read(os.DirFS(e.b.path("esp"))) }
 
-func (e esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
+func (e boxESP) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
 	e.b.mounted++
 	if e.b.atESP != nil {
 		e.b.atESP()
@@ -269,8 +269,8 @@ func (e esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
 	return write(espDir{enroll.MountedDir{Root: e.b.path("esp")}, e.b})
 }
 
-func (esp) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }
-func (esp) Exchange(hw.Disk, string, string) error  { return errors.ErrUnsupported }
+func (boxESP) Repair(hw.Disk, []string) (int64, error) { return 0, errors.ErrUnsupported }
+func (boxESP) Exchange(hw.Disk, string, string) error  { return errors.ErrUnsupported }
 
 type espDir struct {
 	enroll.MountedDir

@@ -10,8 +10,8 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/systems"
 )
 
 // empty makes the slot nobody's, before the first write to it.
@@ -28,7 +28,7 @@ func (u *update) empty() error {
 	if stale := u.stale(); len(stale) > 0 {
 		err := u.Hardware.ESP.Write(u.disk, func(dir hw.ESPDir) error {
 			for _, n := range stale {
-				if err := systems.Remove(dir, n); err != nil {
+				if err := esp.Remove(dir, n); err != nil {
 					return err
 				}
 			}

@@ -1,4 +1,4 @@
-package systems
+package esp
 
 import (
 	"bytes"
@@ -52,8 +52,8 @@ func (s *store) Keep(name string, data []byte) error {
 func (s *store) Remove(name string) error                { delete(s.files, name); return nil }
 func (s *store) MakeDirectory(string, fs.FileMode) error { return nil }
 
-// esp is a disk as a Keeper sees it.
-type esp struct {
+// testESP is a disk as a Keeper sees it.
+type testESP struct {
 	*disk
 	tangled map[string][]uint32 // clusters of files; nil: every file has its own
 	damaged map[string]bool     // files that cannot be read
@@ -63,7 +63,7 @@ type esp struct {
 	refuses error
 }
 
-func (e *esp) Read(_ hw.Disk, read func(fs.FS) error) error {
+func (e *testESP) Read(_ hw.Disk, read func(fs.FS) error) error {
 	m := fstest.MapFS{}
 	for name, data := range e.files {
 		m[name] = &fstest.MapFile{Data: data}
@@ -71,14 +71,14 @@ func (e *esp) Read(_ hw.Disk, read func(fs.FS) error) error {
 	return read(espFiles{m, e})
 }
 
-func (e *esp) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
+func (e *testESP) Write(_ hw.Disk, write func(hw.ESPDir) error) error {
 	if e.refuses != nil {
 		return e.refuses
 	}
 	return write(e.disk)
 }
 
-func (e *esp) Repair(_ hw.Disk, names []string) (int64, error) {
+func (e *testESP) Repair(_ hw.Disk, names []string) (int64, error) {
 	e.repairs = append(e.repairs, names...)
 	for _, name := range names {
 		delete(e.files, name)
@@ -91,11 +91,11 @@ func (e *esp) Repair(_ hw.Disk, names []string) (int64, error) {
 	return 0, nil
 }
 
-func (*esp) Exchange(hw.Disk, string, string) error { return errors.ErrUnsupported }
+func (*testESP) Exchange(hw.Disk, string, string) error { return errors.ErrUnsupported }
 
 type espFiles struct {
 	fstest.MapFS
-	e *esp
+	e *testESP
 }
 
 func (f espFiles) Dirty() bool { return f.e.dirty }
@@ -133,9 +133,9 @@ func manager(version string) []byte {
 var start = time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 
 // kept is a machine without keys of its own whose ESP has its copies.
-func kept(t *testing.T) (*Keeper, *esp, *store) {
+func kept(t *testing.T) (*Keeper, *testESP, *store) {
 	t.Helper()
-	e := &esp{disk: newDisk(), damaged: map[string]bool{}}
+	e := &testESP{disk: newDisk(), damaged: map[string]bool{}}
 	for name, data := range map[string][]byte{
 		layout.RemovableManager: manager("1"), layout.Manager: manager("1"), layout.LoaderConf: []byte("timeout 0\n"),
 		"EFI/Linux/os_1.efi": image(t, 1), "EFI/Linux/os_2.efi": image(t, 2), "EFI/Linux/os_3+2-1.efi": image(t, 3),
@@ -159,7 +159,7 @@ func kept(t *testing.T) (*Keeper, *esp, *store) {
 	return k, e, s
 }
 
-func mustLook(t *testing.T, k *Keeper, e *esp) (found []string) {
+func mustLook(t *testing.T, k *Keeper, e *testESP) (found []string) {
 	t.Helper()
 	if err := e.Read(hw.Disk{}, func(files fs.FS) (err error) { found, err = k.Look(files); return err }); err != nil {
 		t.Fatal(err)
@@ -172,59 +172,59 @@ func TestMendWithoutKeys(t *testing.T) {
 	const uki1 = "EFI/Linux/os_1.efi"
 	for _, c := range []struct {
 		name  string
-		set   func(k *Keeper, e *esp, s *store)
+		set   func(k *Keeper, e *testESP, s *store)
 		found string // by a look, or "" where only reading all finds it
-		want  func(t *testing.T, good map[string][]byte, e *esp, s *store)
+		want  func(t *testing.T, good map[string][]byte, e *testESP, s *store)
 	}{
-		{"a UKI of another content", func(_ *Keeper, e *esp, _ *store) { e.files[uki1] = append(manager("x"), 0) }, "os_1.efi has", nil},
-		{"one bit", func(_ *Keeper, e *esp, _ *store) {
+		{"a UKI of another content", func(_ *Keeper, e *testESP, _ *store) { e.files[uki1] = append(manager("x"), 0) }, "os_1.efi has", nil},
+		{"one bit", func(_ *Keeper, e *testESP, _ *store) {
 			e.files[uki1] = bytes.Clone(e.files[uki1])
 			e.files[uki1][1500] ^= 1
 		}, "", nil},
-		{"a UKI of another version", func(_ *Keeper, e *esp, _ *store) { e.files[uki1] = e.files["EFI/Linux/os_2.efi"] }, "", nil},
-		{"the boot manager of one path", func(_ *Keeper, e *esp, _ *store) { e.files[layout.RemovableManager] = manager("2 and later") }, "", nil},
-		{"the boot manager of both paths: it is a new one", func(_ *Keeper, e *esp, _ *store) {
+		{"a UKI of another version", func(_ *Keeper, e *testESP, _ *store) { e.files[uki1] = e.files["EFI/Linux/os_2.efi"] }, "", nil},
+		{"the boot manager of one path", func(_ *Keeper, e *testESP, _ *store) { e.files[layout.RemovableManager] = manager("2 and later") }, "", nil},
+		{"the boot manager of both paths: it is a new one", func(_ *Keeper, e *testESP, _ *store) {
 			e.files[layout.RemovableManager], e.files[layout.Manager] = manager("2 and later"), manager("2 and later")
-		}, "", func(t *testing.T, _ map[string][]byte, e *esp, s *store) {
+		}, "", func(t *testing.T, _ map[string][]byte, e *testESP, s *store) {
 			if !bytes.Equal(e.files[layout.RemovableManager], manager("2 and later")) || !bytes.Equal(s.files["copies/bootx64.efi"], manager("2 and later")) {
 				t.Error("it is not taken over")
 			}
 		}},
-		{"a file that cannot be read", func(_ *Keeper, e *esp, _ *store) { e.damaged[uki1] = true }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *esp, _ *store) {
+		{"a file that cannot be read", func(_ *Keeper, e *testESP, _ *store) { e.damaged[uki1] = true }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *testESP, _ *store) {
 			if !slices.Equal(e.repairs, []string{uki1}) || !maps.EqualFunc(e.files, good, bytes.Equal) {
 				t.Errorf("forgotten %q, files %q", e.repairs, e.names())
 			}
 		}},
-		{"a file that can be read, but not followed", func(_ *Keeper, e *esp, _ *store) { e.loose = uki1 }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *esp, _ *store) {
+		{"a file that can be read, but not followed", func(_ *Keeper, e *testESP, _ *store) { e.loose = uki1 }, "os_1.efi cannot be read", func(t *testing.T, good map[string][]byte, e *testESP, _ *store) {
 			if !slices.Equal(e.repairs, []string{uki1}) || !maps.EqualFunc(e.files, good, bytes.Equal) {
 				t.Errorf("forgotten %q, files %q", e.repairs, e.names())
 			}
 		}},
-		{"two names of one content", func(_ *Keeper, e *esp, _ *store) {
+		{"two names of one content", func(_ *Keeper, e *testESP, _ *store) {
 			e.files["EFI/Linux/os_1+1-2.efi"] = e.files[uki1]
 			e.tangled = map[string][]uint32{uki1: {5, 6}, "EFI/Linux/os_1+1-2.efi": {5, 6}}
-		}, "lie in the same place", func(t *testing.T, good map[string][]byte, e *esp, _ *store) {
+		}, "lie in the same place", func(t *testing.T, good map[string][]byte, e *testESP, _ *store) {
 			if !slices.Equal(e.repairs, []string{"EFI/Linux/os_1+1-2.efi"}) || !maps.EqualFunc(e.files, good, bytes.Equal) || len(e.ops) > 0 {
 				t.Errorf("forgotten %q, files %q, did %q", e.repairs, e.names(), e.ops)
 			}
 		}},
-		{"the boot manager's paths in one place", func(_ *Keeper, e *esp, _ *store) {
+		{"the boot manager's paths in one place", func(_ *Keeper, e *testESP, _ *store) {
 			e.tangled = map[string][]uint32{layout.RemovableManager: {5, 6}, layout.Manager: {6, 7}}
 		}, "lie in the same place", nil},
-		{"settings that the owner has changed", func(_ *Keeper, e *esp, _ *store) { e.files[layout.LoaderConf] = []byte("timeout 5\n# mine\n") }, "loader.conf has", func(t *testing.T, _ map[string][]byte, e *esp, s *store) {
+		{"settings that the owner has changed", func(_ *Keeper, e *testESP, _ *store) { e.files[layout.LoaderConf] = []byte("timeout 5\n# mine\n") }, "loader.conf has", func(t *testing.T, _ map[string][]byte, e *testESP, s *store) {
 			if string(s.files["copies/loader.conf"]) != "timeout 5\n# mine\n" || len(e.ops) > 0 {
 				t.Errorf("copy %q, did %q", s.files["copies/loader.conf"], e.ops)
 			}
 		}},
-		{"settings that are no text", func(_ *Keeper, e *esp, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
-		{"a copy that was lost", func(_ *Keeper, e *esp, s *store) { delete(s.files, "copies/os_1.efi") }, "", nil},
-		{"an index that is malformed", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = []byte("{") }, "is malformed", nil},
-		{"an index that names what is none of ours", func(_ *Keeper, _ *esp, s *store) {
+		{"settings that are no text", func(_ *Keeper, e *testESP, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
+		{"a copy that was lost", func(_ *Keeper, e *testESP, s *store) { delete(s.files, "copies/os_1.efi") }, "", nil},
+		{"an index that is malformed", func(_ *Keeper, _ *testESP, s *store) { s.files["copies/index.json"] = []byte("{") }, "is malformed", nil},
+		{"an index that names what is none of ours", func(_ *Keeper, _ *testESP, s *store) {
 			s.files["copies/index.json"] = bytes.ReplaceAll(s.files["copies/index.json"], []byte("loader/loader.conf"), []byte("../../../etc/shadow"))
 		}, "is malformed", nil},
-		{"an index that is too large", func(_ *Keeper, _ *esp, s *store) { s.files["copies/index.json"] = make([]byte, maxIndex+1) }, "is malformed", nil},
-		{"a cut while it was written to", func(_ *Keeper, e *esp, _ *store) { e.dirty = true }, "the power was cut", nil},
-		{"a clock that was set back", func(k *Keeper, _ *esp, _ *store) { k.Now = start.AddDate(-1, 0, 0) }, "not read for a week", nil},
+		{"an index that is too large", func(_ *Keeper, _ *testESP, s *store) { s.files["copies/index.json"] = make([]byte, maxIndex+1) }, "is malformed", nil},
+		{"a cut while it was written to", func(_ *Keeper, e *testESP, _ *store) { e.dirty = true }, "the power was cut", nil},
+		{"a clock that was set back", func(k *Keeper, _ *testESP, _ *store) { k.Now = start.AddDate(-1, 0, 0) }, "not read for a week", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k, e, s := kept(t)
@@ -365,7 +365,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte(`{"format":1,"checked":"2026-11-23T09:00:00Z","copies":[{"name":"EFI/Linux/os_1.efi","size":3,"sha256":"` + strings.Repeat("00", 32) + `"}]}`))
 	f.Add([]byte(`{"format":1,"copies":[{"name":"../x","size":-1,"sha256":""}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		e := &esp{disk: newDisk("os_1.efi")}
+		e := &testESP{disk: newDisk("os_1.efi")}
 		s := &store{files: map[string][]byte{"copies/index.json": text}}
 		k := &Keeper{Store: s, Directory: "copies", ImageID: "os", Belongs: func(*contract.Contract) error { return nil }, Now: start, Say: t.Logf}
 		_ = e.Read(hw.Disk{}, func(files fs.FS) error { _, err := k.Look(files); return err })

@@ -1,9 +1,9 @@
-// Package systems changes what a machine can start: the UKIs on its ESP, and the
+// Package esp changes what a machine can start: the UKIs on its ESP, and the
 // counters in their names.
 //
 // It refuses to write what does not fit, to put a file in the place of another,
 // and to touch a file that does not follow our rules for names.
-package systems
+package esp
 
 import (
 	"crypto/sha256"

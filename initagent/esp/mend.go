@@ -1,4 +1,4 @@
-package systems
+package esp
 
 import (
 	"bytes"
@@ -74,9 +74,9 @@ type restored struct {
 // Copies come before the index that names them, and the index last. Cut anywhere,
 // the index does not know the ESP as it is, and all of this is done again. A copy
 // is never replaced by a file that is not sound.
-func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
+func (k *Keeper) Mend(partition hw.ESP, disk hw.Disk) ([]string, error) {
 	p := new(plan)
-	err := esp.Read(disk, func(files fs.FS) (err error) {
+	err := partition.Read(disk, func(files fs.FS) (err error) {
 		if p.survey, err = look(files); err == nil {
 			err = k.plan(files, p)
 		}
@@ -85,11 +85,11 @@ func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.repair(esp, disk); err != nil {
+	if err := p.repair(partition, disk); err != nil {
 		return nil, err
 	}
 	if len(p.remove)+len(p.puts) > 0 {
-		if err := esp.Write(disk, func(dir hw.ESPDir) error { k.apply(dir, p); return nil }); err != nil {
+		if err := partition.Write(disk, func(dir hw.ESPDir) error { k.apply(dir, p); return nil }); err != nil {
 			p.errs = append(p.errs, err)
 		}
 	}
@@ -99,12 +99,12 @@ func (k *Keeper) Mend(esp hw.ESP, disk hw.Disk) ([]string, error) {
 }
 
 // repair takes names away that the kernel must not, and frees what no file has.
-func (p *plan) repair(esp hw.ESP, disk hw.Disk) error {
+func (p *plan) repair(partition hw.ESP, disk hw.Disk) error {
 	var names []string
 	for _, f := range p.forget {
 		names = append(names, f.name)
 	}
-	freed, err := esp.Repair(disk, names)
+	freed, err := partition.Repair(disk, names)
 	if err != nil {
 		return fmt.Errorf("repair the ESP's file system: %w", err)
 	}
