@@ -32,9 +32,10 @@ var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|enrol|enrols|he|him|hi
 
 // gonePackages are those that have another name now.
 var gonePackages = map[string]string{
-	`boot/rootvolume|\brootvolume\.`:     "rootheader",
-	`initagent/vault|\bvault\.`:          "rootlock",
-	`initagent/systems|\bsystems\.[A-Z]`: "esp",
+	`boot/rootvolume|\brootvolume\.`:                              "rootheader",
+	`initagent/vault|\bvault\.`:                                   "rootlock",
+	`initagent/systems|\bsystems\.[A-Z]`:                          "esp",
+	`initagent/shared|\bshared\.(Report|Place|Linux)|journalfile`: "bootinfo",
 }
 
 // inCode is what is quoted: names of the code, commands, what a program prints.

@@ -23,8 +23,8 @@ import (
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/install/installtest"
 	"halogenos.internal/builder/vm"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/enroll"
-	"halogenos.internal/initagent/shared"
 )
 
 // namedLoader is a loader that is nobody's boot manager, and its hash.
@@ -191,8 +191,8 @@ func TestMicrocode(t *testing.T) {
 			g := onTrial(t, variant{Watchdog: 20, Microcode: place}, tries, vm.Options{})
 			g.PowerOn()
 			r := g.boots(newSystem())
-			var boot shared.Report
-			must(t, json.Unmarshal(r.Halogen[shared.ReportName], &boot))
+			var boot bootinfo.Report
+			must(t, json.Unmarshal(r.Halogen[bootinfo.ReportName], &boot))
 			known := []string{microcode.SignatureName(0x663), microcode.SignatureName(0x60fb1)}
 			if boot.Processor == nil || slices.Contains(known, boot.Processor.Name) != (boot.Microcode == "0x1234") {
 				t.Errorf("the processor is %+v, the microcode for it %q", boot.Processor, boot.Microcode)

@@ -4,15 +4,15 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/shared"
 )
 
 // The running system learns that a root partition is new, or that nobody's account was
 // kept: that is when it may ask whoever is in front of it. It is told once.
 func TestFirstStartNoted(t *testing.T) {
-	const note = rootpart.Shared + "/" + shared.FirstStart
+	const note = rootpart.Shared + "/" + bootinfo.FirstStart
 	want := contract.Version(1).String() + "\n"
 	m := lived(t)
 	if have := string(m.rootFiles()[note]); have != want {

@@ -17,10 +17,10 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/staging"
 )
 
@@ -320,7 +320,7 @@ func (m *machine) judgedInTheEnd(how string) {
 // FAULTS 112 (M10)
 func TestReport(t *testing.T) {
 	m := provisionedMachine(t, pinned)
-	read := func() (r shared.Report) {
+	read := func() (r bootinfo.Report) {
 		text, err := os.ReadFile(filepath.Join(m.root, handover.RunDirectory, "boot.json"))
 		m.must(err)
 		m.must(json.Unmarshal(text, &r))

@@ -23,10 +23,10 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/upper"
 )
 
@@ -124,7 +124,7 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
-	r := shared.Report{
+	r := bootinfo.Report{
 		ImageID: h.Contract.ImageID, Arch: h.Contract.Arch, Version: h.Contract.Version.String(), Epoch: h.Contract.Epoch, Floor: h.State.Floor,
 		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Signed: len(h.Contract.ReleaseKey) > 0,
 		Root: openedBy(h, f), WatchdogReset: h.Watching.Reset, Steps: h.Log.Entries(), Total: h.Log.Total(), Contract: h.Contract,
@@ -149,7 +149,7 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(directory, shared.ReportName), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(directory, bootinfo.ReportName), append(text, '\n'), 0o644)
 }
 
 // broughtMicrocode is the newest revision that the UKI has for the processor; empty for

@@ -18,8 +18,8 @@ import (
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
@@ -152,7 +152,7 @@ type encodedRequest struct {
 // Ask leaves a request in the directory that the running system shares with the boot. It is
 // one replacement of a file, of which a cut leaves the request or none.
 func Ask(directory string) error {
-	entries, err := journalfile.Read(directory)
+	entries, err := bootinfo.ReadJournal(directory)
 	after := LastStart(entries)
 	if err == nil && after == "" {
 		err = errors.New("the boot journal there does not tell of this start")

@@ -12,7 +12,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/bootinfo"
 )
 
 func TestNote(t *testing.T) {
@@ -119,7 +119,7 @@ func TestAskInTrial(t *testing.T) {
 		shared := t.TempDir()
 		for _, e := range c.entries {
 			e.Boot, e.Version = "x", 2
-			if err := journalfile.Append(shared, e); err != nil {
+			if err := bootinfo.AppendJournal(shared, e); err != nil {
 				t.Fatal(err)
 			}
 		}

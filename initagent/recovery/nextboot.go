@@ -8,8 +8,8 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
 )
 
 // AtConsole reports whether this is the recovery console, and not the running system.
@@ -39,7 +39,7 @@ func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &ne
 // partition: a key is shown to who stands in front of the machine. One rename, of which a
 // cut leaves the note before or this one.
 func (m *Machine) AskForRecoveryKey() error {
-	name := m.Path(filepath.Join(journalfile.Directory, keynote.Name))
+	name := m.Path(filepath.Join(bootinfo.Directory, keynote.Name))
 	var note keynote.Note
 	text, err := os.ReadFile(name)
 	if err == nil {

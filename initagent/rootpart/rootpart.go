@@ -22,10 +22,10 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
-	"halogenos.internal/initagent/shared"
 )
 
 // Device is the device-mapper name of the open root partition.
@@ -52,7 +52,7 @@ func NoteFirstStart(store hw.Store, v contract.Version) error {
 	if err := MakeShared(store); err != nil {
 		return err
 	}
-	return store.Keep(Shared+"/"+shared.FirstStart, []byte(v.String()+"\n"))
+	return store.Keep(Shared+"/"+bootinfo.FirstStart, []byte(v.String()+"\n"))
 }
 
 // MakeShared makes the directory that the running system shares with the boot. The

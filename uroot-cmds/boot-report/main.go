@@ -14,9 +14,9 @@ import (
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -40,7 +40,7 @@ digits. That alone uses the TPM's endorsement key.
 Exit codes: 0 printed, 1 failed, 2 wrong usage.
 `
 
-func main() { cmd(source{TPM: hw.OwnTPM(), Place: shared.Linux(), Now: time.Now}).Main() }
+func main() { cmd(source{TPM: hw.OwnTPM(), Place: bootinfo.Linux(), Now: time.Now}).Main() }
 
 // source is where the facts come from.
 type source struct {
@@ -48,7 +48,7 @@ type source struct {
 		Open() (*tpm.TPM, error)
 		EventLog() ([]byte, error)
 	}
-	Place shared.Place
+	Place bootinfo.Place
 	Now   func() time.Time
 }
 

@@ -16,8 +16,8 @@ import (
 	"halogenos.internal/boot/bootreport/reporttest"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -67,10 +67,10 @@ func start(t *testing.T) chip {
 }
 
 // place has the report of a boot.
-func place(t *testing.T, boot *shared.Report) shared.Place {
+func place(t *testing.T, boot *bootinfo.Report) bootinfo.Place {
 	t.Helper()
 	dir := t.TempDir()
-	p := shared.Place{Report: filepath.Join(dir, shared.ReportName), BootID: filepath.Join(dir, "boot_id")}
+	p := bootinfo.Place{Report: filepath.Join(dir, bootinfo.ReportName), BootID: filepath.Join(dir, "boot_id")}
 	text, err := json.Marshal(boot)
 	if err != nil {
 		t.Fatal(err)
@@ -83,8 +83,8 @@ func place(t *testing.T, boot *shared.Report) shared.Place {
 	return p
 }
 
-func sample() *shared.Report {
-	return &shared.Report{ImageID: "desktop", Arch: "x86_64", Version: "7", Epoch: 3, Floor: 2, Slot: layout.SlotB, Reason: strings.Repeat("ä", 600), Root: "tpm"}
+func sample() *bootinfo.Report {
+	return &bootinfo.Report{ImageID: "desktop", Arch: "x86_64", Version: "7", Epoch: 3, Floor: 2, Slot: layout.SlotB, Reason: strings.Repeat("ä", 600), Root: "tpm"}
 }
 
 func TestBootReport(t *testing.T) {

@@ -9,10 +9,10 @@ import (
 	"os"
 	"strings"
 
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -30,15 +30,15 @@ Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
 
 func main() {
-	cmd(source{Variables: enroll.EFIVarFS{Root: hw.EFIVars}, TPM: capabilities, Root: os.DirFS("/"), Boot: shared.Linux().Boot}).Main()
+	cmd(source{Variables: enroll.EFIVarFS{Root: hw.EFIVars}, TPM: capabilities, Root: os.DirFS("/"), Boot: bootinfo.Linux().Boot}).Main()
 }
 
 // source is where the facts come from.
 type source struct {
 	Variables enroll.Variables
 	TPM       func() (*tpm.Capabilities, error)
-	Root      fs.FS                          // the root directory
-	Boot      func() (*shared.Report, error) // of this boot; nil for none
+	Root      fs.FS                            // the root directory
+	Boot      func() (*bootinfo.Report, error) // of this boot; nil for none
 }
 
 func capabilities() (*tpm.Capabilities, error) {

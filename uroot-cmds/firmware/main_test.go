@@ -11,8 +11,8 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/tpm"
 
 	"github.com/google/go-tpm/tpm2"
@@ -51,8 +51,8 @@ func named(name string) secureboot.Entry {
 }
 
 // boots reports a UKI that has this revision of microcode for the processor.
-func boots(microcode string) func() (*shared.Report, error) {
-	return func() (*shared.Report, error) { return &shared.Report{Microcode: microcode}, nil }
+func boots(microcode string) func() (*bootinfo.Report, error) {
+	return func() (*bootinfo.Report, error) { return &bootinfo.Report{Microcode: microcode}, nil }
 }
 
 // machine is one on which nothing is advised.
@@ -119,7 +119,7 @@ func TestAdvice(t *testing.T) {
 		"newer microcode": {func(s *source, _ variables, _ fstest.MapFS) { s.Boot = boots("0xfa") }, []string{"newer microcode (0xfa) than runs"}},
 		"no microcode":    {func(s *source, _ variables, _ fstest.MapFS) { s.Boot = boots("") }, []string{"no microcode for this processor"}},
 		"no report": {func(s *source, _ variables, _ fstest.MapFS) {
-			s.Boot = func() (*shared.Report, error) { return nil, nil }
+			s.Boot = func() (*bootinfo.Report, error) { return nil, nil }
 		}, nil},
 		"virtual": {func(s *source, _ variables, root fstest.MapFS) {
 			s.Boot = boots("0xfa")

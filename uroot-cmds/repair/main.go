@@ -9,11 +9,11 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/repair"
-	"halogenos.internal/initagent/shared"
 )
 
 const help = `usage: repair [--json] [a|b]
@@ -31,7 +31,7 @@ lost; fetch or install the release again.
 Exit codes: 0 whole, 1 not whole, 2 wrong usage.
 `
 
-func main() { cmd(take, shared.Linux()).Main() }
+func main() { cmd(take, bootinfo.Linux()).Main() }
 
 func take() (*inventory.Inventory, error) { return inventory.Take(hw.Linux(nil, "", "")) }
 
@@ -44,7 +44,7 @@ type outcome struct {
 	Error   string        `json:"error,omitempty"`
 }
 
-func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.Command {
+func cmd(take func() (*inventory.Inventory, error), place bootinfo.Place) command.Command {
 	return command.Command{Name: "repair", Help: help, MaxArgs: 1, JSON: true, Run: func(ctx context.Context, c *command.Call) error {
 		slots, err := command.Slots(c.Args)
 		if err != nil {

@@ -8,10 +8,10 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/inventory/inventorytest"
-	"halogenos.internal/initagent/shared"
 )
 
 func TestRepair(t *testing.T) {
@@ -19,7 +19,7 @@ func TestRepair(t *testing.T) {
 	m.Install(layout.SlotA, "os_7.efi")
 	m.Install(layout.SlotB, "os_8+3.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	place := shared.Place{Directories: []string{t.TempDir()}}
+	place := bootinfo.Place{Directories: []string{t.TempDir()}}
 	noted := func() []journal.Entry {
 		t.Helper()
 		entries, err := place.Journal()
@@ -88,19 +88,19 @@ func TestRepairLost(t *testing.T) {
 		}
 	}
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
-	code, out, errs := commandtest.Run(cmd(take, shared.Place{}))
+	code, out, errs := commandtest.Run(cmd(take, bootinfo.Place{}))
 	if code != 1 || !strings.Contains(out+errs, "damaged") {
 		t.Errorf("%d: %s%s", code, out, errs)
 	}
-	if code, _, errs := commandtest.Run(cmd(take, shared.Place{}), "b"); code != 1 || !strings.Contains(errs, "no UKI names the content") {
+	if code, _, errs := commandtest.Run(cmd(take, bootinfo.Place{}), "b"); code != 1 || !strings.Contains(errs, "no UKI names the content") {
 		t.Errorf("%d: %s", code, errs)
 	}
 }
 
 func TestUse(t *testing.T) {
 	take := func() (*inventory.Inventory, error) { return nil, errors.New("no disk") }
-	commandtest.Use(t, cmd(take, shared.Place{}))
-	if code, _, errs := commandtest.Run(cmd(take, shared.Place{})); code != 1 || errs != "repair: no disk\n" {
+	commandtest.Use(t, cmd(take, bootinfo.Place{}))
+	if code, _, errs := commandtest.Run(cmd(take, bootinfo.Place{})); code != 1 || errs != "repair: no disk\n" {
 		t.Errorf("%d, %q", code, errs)
 	}
 }

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
-	"halogenos.internal/initagent/shared"
 )
 
 const help = `usage: reseal [--new-secret [--new-keys]]
@@ -44,7 +44,7 @@ Enter there declines.
 Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal, shared.Linux().Note).Main() }
+func main() { cmd(recovery.Linux, terminal, bootinfo.Linux().Note).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 

@@ -6,10 +6,10 @@ import (
 	"context"
 	"fmt"
 
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recovery"
 )
@@ -36,7 +36,7 @@ or is not there, declines: nothing is deleted, and the machine starts as usual.
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal, journalfile.Directory).Main() }
+func main() { cmd(recovery.Linux, terminal, bootinfo.Directory).Main() }
 
 func terminal() (hw.Console, error) { return console.Here() }
 

@@ -12,10 +12,10 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recovery"
 )
@@ -62,7 +62,7 @@ func TestUse(t *testing.T) {
 	if code, out, errs := commandtest.Run(cmd(machine, fails, shared), "--keep-home"); code != 1 || out != "" || !strings.Contains(errs, "does not tell of this start") {
 		t.Errorf("--keep-home without a journal: %d, %q, %q", code, out, errs)
 	}
-	if err := journalfile.Append(shared, journal.Entry{Kind: journal.Boot, Version: 3, Boot: "x"}); err != nil {
+	if err := bootinfo.AppendJournal(shared, journal.Entry{Kind: journal.Boot, Version: 3, Boot: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs = commandtest.Run(cmd(machine, fails, shared), "--keep-home")

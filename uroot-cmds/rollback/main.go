@@ -8,12 +8,12 @@ import (
 	"time"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/recovery"
-	"halogenos.internal/initagent/shared"
 )
 
 const help = `usage: rollback [--yes] [--json]
@@ -34,7 +34,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 `
 
 func main() {
-	cmd(machine{recovery.Linux, func() (hw.Console, error) { return console.Here() }, shared.Linux().Note}).Main()
+	cmd(machine{recovery.Linux, func() (hw.Console, error) { return console.Here() }, bootinfo.Linux().Note}).Main()
 }
 
 type machine struct {

@@ -14,8 +14,8 @@ import (
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/bounded"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/setup/ask"
 	"halogenos.internal/uroot-cmds/setup/machine"
 	"halogenos.internal/uroot-cmds/setup/steps"
@@ -50,7 +50,7 @@ const answersFile = "/etc/halogen/setup.json"
 
 func main() {
 	console := &ask.Console{In: os.Stdin, Out: os.Stdout}
-	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: shared.Linux().Boot, answers: answersFile}).Main()
+	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile}).Main()
 }
 
 // place is where the command runs.
@@ -58,7 +58,7 @@ type place struct {
 	machine  func() *machine.Machine
 	terminal ask.Terminal
 	person   func() bool // somebody could be asked
-	report   func() (*shared.Report, error)
+	report   func() (*bootinfo.Report, error)
 	answers  string
 }
 
@@ -76,7 +76,7 @@ func cmd(p place) command.Command {
 		}
 		r := &run{place: p, call: call, m: p.machine()}
 		var err error
-		var report *shared.Report
+		var report *bootinfo.Report
 		if first {
 			// Before anything of the machine is read: a trial is to fail by nothing of ours.
 			if report, err = p.report(); err != nil {
@@ -187,7 +187,7 @@ func (r *run) first(ctx context.Context, version string) error {
 }
 
 // keepsFromAsking is what a report says that does; "" for nothing.
-func keepsFromAsking(report *shared.Report) string {
+func keepsFromAsking(report *bootinfo.Report) string {
 	switch {
 	case report == nil:
 		return "this is no start of a machine"

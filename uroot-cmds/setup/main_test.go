@@ -10,9 +10,9 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/command/commandtest"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/setup/machine"
 	"halogenos.internal/uroot-cmds/setup/steps"
 )
@@ -26,14 +26,14 @@ type box struct {
 	lines   []string // that are typed
 	said    strings.Builder
 	nobody  bool
-	report  *shared.Report
+	report  *bootinfo.Report
 	refuses string // what chpasswd refuses, and says
 	ran     []string
 }
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{t: t, root: t.TempDir(), report: &shared.Report{Version: "7", Root: "new"}}
+	b := &box{t: t, root: t.TempDir(), report: &bootinfo.Report{Version: "7", Root: "new"}}
 	b.write(steps.FirstFile, "7\n")
 	b.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	b.write("etc/group", "root:x:0:\nsudo:x:27:\n")
@@ -93,7 +93,7 @@ func (b *box) cmd() command.Command {
 			return &machine.Machine{Root: b.root, Command: b.command, SetName: func(string) error { return nil }, Has: func(name string) bool { return name != "systemctl" }}
 		},
 		terminal: b, person: func() bool { return !b.nobody },
-		report:  func() (*shared.Report, error) { return b.report, nil },
+		report:  func() (*bootinfo.Report, error) { return b.report, nil },
 		answers: filepath.Join(b.root, "etc/halogen/setup.json"),
 	})
 }
@@ -188,11 +188,11 @@ func TestFirstStart(t *testing.T) {
 		{"put off with another release", func(b *box) { b.write(steps.FirstFile, steps.Claim().Text) }, asked, "the machine's name is box\n", true},
 		{"no boot of ours", func(b *box) { b.report = nil }, nil, "nothing is asked: this is no start of a machine\n", false},
 		{"an update on trial", func(b *box) {
-			b.report = &shared.Report{Trial: true}
+			b.report = &bootinfo.Report{Trial: true}
 			b.write("etc/hosts", strings.Repeat("0.0.0.0 x\n", 1<<19))
 		}, nil, "nothing is asked: an update is on trial\n", false},
-		{"no root partition", func(b *box) { b.report = &shared.Report{Root: "none"} }, nil, "nothing is asked: there is no root partition to keep it\n", false},
-		{"a usual start", func(b *box) { b.report = &shared.Report{Version: "7", Root: "tpm"} }, asked, "the machine's name is box\n", true},
+		{"no root partition", func(b *box) { b.report = &bootinfo.Report{Root: "none"} }, nil, "nothing is asked: there is no root partition to keep it\n", false},
+		{"a usual start", func(b *box) { b.report = &bootinfo.Report{Version: "7", Root: "tpm"} }, asked, "the machine's name is box\n", true},
 		{"nobody", func(b *box) { b.nobody = true }, nil, "nothing is asked: there is no terminal to ask at\n", false},
 		{"lived in", func(b *box) {
 			b.write("etc/passwd", "alice:x:1000:1000:::\n")

@@ -11,10 +11,10 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/shared"
 )
 
 const help = `usage: slots [--json] [--all]
@@ -28,7 +28,7 @@ after unlock. Reads only.
 Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
 
-func main() { cmd(take, shared.Linux()).Main() }
+func main() { cmd(take, bootinfo.Linux()).Main() }
 
 func take() (*inventory.Inventory, error) { return inventory.Take(hw.Linux(nil, "", "")) }
 
@@ -38,11 +38,11 @@ const shown = 12
 // output is what --json gives.
 type output struct {
 	*inventory.Inventory
-	Boot    *shared.Report  `json:"boot,omitempty"`
-	Journal []journal.Entry `json:"journal"`
+	Boot    *bootinfo.Report `json:"boot,omitempty"`
+	Journal []journal.Entry  `json:"journal"`
 }
 
-func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.Command {
+func cmd(take func() (*inventory.Inventory, error), place bootinfo.Place) command.Command {
 	var all bool
 	return command.Command{
 		Name: "slots", Help: help, JSON: true, Flags: command.Bool("all", &all),
@@ -62,7 +62,7 @@ func cmd(take func() (*inventory.Inventory, error), place shared.Place) command.
 				entries = entries[hidden:]
 			}
 			if c.JSON {
-				if jerr != nil && !errors.Is(jerr, shared.ErrClosed) {
+				if jerr != nil && !errors.Is(jerr, bootinfo.ErrClosed) {
 					return jerr
 				}
 				return c.Encode(output{inv, boot, entries})
@@ -100,7 +100,7 @@ func showSystems(w io.Writer, inv *inventory.Inventory) {
 	fmt.Fprintln(w, "* starts next")
 }
 
-func showBoot(w io.Writer, boot *shared.Report) {
+func showBoot(w io.Writer, boot *bootinfo.Report) {
 	if boot == nil {
 		return
 	}
@@ -127,7 +127,7 @@ func showBoot(w io.Writer, boot *shared.Report) {
 
 func showJournal(w io.Writer, entries []journal.Entry, hidden int, err error) {
 	switch {
-	case errors.Is(err, shared.ErrClosed):
+	case errors.Is(err, bootinfo.ErrClosed):
 		fmt.Fprintf(w, "\n%v (unlock opens it)\n", err)
 		return
 	case err != nil:

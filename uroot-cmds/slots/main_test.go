@@ -12,11 +12,11 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/microcode"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/inventory/inventorytest"
-	"halogenos.internal/initagent/shared"
 )
 
 func TestSlots(t *testing.T) {
@@ -24,7 +24,7 @@ func TestSlots(t *testing.T) {
 	m.Install(layout.SlotA, "os_7.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
 	dir := t.TempDir()
-	place := shared.Place{Directories: []string{filepath.Join(dir, "shared")}, Report: filepath.Join(dir, "boot.json")}
+	place := bootinfo.Place{Directories: []string{filepath.Join(dir, "shared")}, Report: filepath.Join(dir, "boot.json")}
 	run := func(args ...string) string {
 		t.Helper()
 		code, out, errs := commandtest.Run(cmd(take, place), args...)
@@ -44,7 +44,7 @@ func TestSlots(t *testing.T) {
 	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "the root partition, which is not open (unlock opens it)")
 
 	// FAULTS 112 (M10): as initagent writes it.
-	report, err := json.Marshal(shared.Report{
+	report, err := json.Marshal(bootinfo.Report{
 		Version: "7", Slot: layout.SlotA, Trial: true, Reason: "it is the newest",
 		Processor: &microcode.Running{Vendor: "GenuineIntel", Name: "06-9e-0a", Revision: "0xf8"},
 		Steps:     []hw.Entry{{Step: "open verity", Reason: "slot a holds it"}, {Step: "unlock", Error: "PCR 7\ndiffers"}},
@@ -79,8 +79,8 @@ func TestSlots(t *testing.T) {
 
 func TestUse(t *testing.T) {
 	fails := func() (*inventory.Inventory, error) { return nil, errors.New("no disk") }
-	commandtest.Use(t, cmd(fails, shared.Place{}))
-	if code, _, errs := commandtest.Run(cmd(fails, shared.Place{})); code != 1 || errs != "slots: no disk\n" {
+	commandtest.Use(t, cmd(fails, bootinfo.Place{}))
+	if code, _, errs := commandtest.Run(cmd(fails, bootinfo.Place{})); code != 1 || errs != "slots: no disk\n" {
 		t.Errorf("%d, %q", code, errs)
 	}
 }

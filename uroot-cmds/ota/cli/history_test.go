@@ -11,7 +11,7 @@ import (
 
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/uroot-cmds/ota/machine"
 )
 
@@ -31,7 +31,7 @@ func TestHistory(t *testing.T) {
 		{Kind: "levitated", Version: 7, Reason: "by later code"},
 	} {
 		e.Time = at
-		if err := journalfile.Append(filepath.Join(dir, "var/lib/halogen"), e); err != nil {
+		if err := bootinfo.AppendJournal(filepath.Join(dir, "var/lib/halogen"), e); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,10 +14,10 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/bootdisk"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
 )
@@ -332,7 +332,7 @@ func (m *Machine) Retry(v contract.Version, reason string) error {
 		return err
 	}
 	defer lock.Close()
-	entries, err := journalfile.Read(m.state(r))
+	entries, err := bootinfo.ReadJournal(m.state(r))
 	if err != nil {
 		return fmt.Errorf("read the boot journal: %w", err)
 	}

@@ -24,11 +24,10 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/uroot-cmds/ota/otatest"
 	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -188,7 +187,7 @@ func (b *box) install(s layout.Slot, r *otatest.Release, name string) {
 // boot makes a release the running one.
 func (b *box) boot(s layout.Slot, r *otatest.Release) {
 	b.t.Helper()
-	text, err := json.Marshal(shared.Report{Slot: s, Contract: r.Contract})
+	text, err := json.Marshal(bootinfo.Report{Slot: s, Contract: r.Contract})
 	must(b.t, err)
 	b.write(reportFile, text)
 }
@@ -206,7 +205,7 @@ func (b *box) ukis() string {
 
 // kinds are the journal's.
 func (b *box) kinds() string {
-	entries, err := journalfile.Read(filepath.Join(b.dir, stateDirectory))
+	entries, err := bootinfo.ReadJournal(filepath.Join(b.dir, stateDirectory))
 	must(b.t, err)
 	var out []string
 	for _, e := range entries {
@@ -217,7 +216,7 @@ func (b *box) kinds() string {
 
 func (b *box) journal(entries ...journal.Entry) {
 	b.t.Helper()
-	must(b.t, journalfile.Append(filepath.Join(b.dir, stateDirectory), entries...))
+	must(b.t, bootinfo.AppendJournal(filepath.Join(b.dir, stateDirectory), entries...))
 }
 
 type disks struct{ b *box }

@@ -4,7 +4,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/initagent/journalfile"
+	"halogenos.internal/initagent/bootinfo"
 )
 
 // historyFormat is that of History. A reader leaves alone what it does not know.
@@ -25,7 +25,7 @@ func (m *Machine) History(all bool) (*History, error) {
 	if err := m.haveState(r); err != nil {
 		return nil, err
 	}
-	entries, err := journalfile.Read(m.state(r))
+	entries, err := bootinfo.ReadJournal(m.state(r))
 	if err != nil {
 		return nil, fmt.Errorf("read the boot journal: %w", err)
 	}

@@ -29,11 +29,10 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/journalfile"
-	"halogenos.internal/initagent/shared"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
 	"halogenos.internal/uroot-cmds/ota/health"
@@ -81,7 +80,7 @@ var ErrNotOpen = errors.New("no system is open through dm-verity")
 
 // Places, from Root on.
 const (
-	reportFile     = "run/halogen/" + shared.ReportName
+	reportFile     = "run/halogen/" + bootinfo.ReportName
 	stateDirectory = "var/lib/halogen"
 	contractFile   = contract.Path                    // at the recovery console
 	consoleState   = "run/state/halogen/shared"       // likewise
@@ -143,7 +142,7 @@ func (m *Machine) Running() (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r shared.Report
+	var r bootinfo.Report
 	if err := strictjson.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("read /%s: %w", reportFile, err)
 	}
@@ -312,7 +311,7 @@ func (m *Machine) note(r *Running, e journal.Entry) error {
 	if id, err := m.read(bootID); err == nil {
 		e.Boot = strings.TrimSpace(string(id))
 	}
-	return journalfile.Append(m.state(r), e)
+	return bootinfo.AppendJournal(m.state(r), e)
 }
 
 // runningFiles are the names of the running UKI on the ESP: more than one only

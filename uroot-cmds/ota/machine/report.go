@@ -9,8 +9,8 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/trialreport"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -76,7 +76,7 @@ func (m *Machine) Telling() (*Telling, error) {
 	default:
 		t.AllowedBefore = Redacted(a.To)
 	}
-	entries, err := journalfile.Read(m.state(r))
+	entries, err := bootinfo.ReadJournal(m.state(r))
 	if err != nil {
 		return nil, fmt.Errorf("read the boot journal: %w", err)
 	}

@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/uroot-cmds/ota/settings"
 )
@@ -136,7 +136,7 @@ func (m *Machine) stateStatus(r *Running, s *Status) error {
 	if err := m.haveState(r); err != nil {
 		return err
 	}
-	entries, err := journalfile.Read(m.state(r))
+	entries, err := bootinfo.ReadJournal(m.state(r))
 	if err != nil {
 		return err
 	}

@@ -23,9 +23,9 @@ import (
 	"halogenos.internal/boot/notes"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/bootdisk"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
-	"halogenos.internal/initagent/journalfile"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/settings"
@@ -143,7 +143,7 @@ func (m *Machine) begin(r *Running, o Options) (*update, error) {
 
 // setSelf says what this machine is to whoever judges an offer.
 func (u *update) setSelf() error {
-	entries, err := journalfile.Read(u.state(u.running))
+	entries, err := bootinfo.ReadJournal(u.state(u.running))
 	if err != nil {
 		return fmt.Errorf("read the boot journal: %w", err)
 	}

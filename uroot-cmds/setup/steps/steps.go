@@ -7,8 +7,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/answers"
-	"halogenos.internal/initagent/journalfile"
-	"halogenos.internal/initagent/shared"
+	"halogenos.internal/initagent/bootinfo"
 )
 
 // Files of the system that are written.
@@ -32,7 +31,7 @@ const (
 	// FirstFile says that this machine is at its first start: the boot leaves it where it
 	// has made the root partition. It lies where all systems of the machine see it, so that
 	// none asks again what another was told.
-	FirstFile = journalfile.Directory + "/" + shared.FirstStart
+	FirstFile = bootinfo.Directory + "/" + bootinfo.FirstStart
 	// BegunFile names the account that is being made. It is about this system's /etc, and
 	// lies there.
 	BegunFile = "/etc/halogen/setup-begun"

@@ -1,10 +1,12 @@
-// Package shared is what the boot leaves for the running system and for the
+// Package bootinfo is what the boot leaves for the running system and for the
 // commands of the recovery console: the boot journal, and the report of this
-// boot.
+// boot. What an entry of the journal is, and what happens to a journal that
+// grows, is boot/journal's.
 //
 // It refuses to make the journal's directory: where there is none, the root
-// partition is closed, and there is nothing to read or to write.
-package shared
+// partition is closed, and there is nothing to read or to write. It refuses to
+// write the journal in place: a cut leaves it with the new entry, or without it.
+package bootinfo
 
 import (
 	"errors"
@@ -16,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/initagent/journalfile"
 )
 
 // A Place says where things are.
@@ -30,7 +31,7 @@ type Place struct {
 // Linux is where they are in the recovery console and in the running system.
 func Linux() Place {
 	return Place{
-		Directories: []string{"/run/state/halogen/shared", journalfile.Directory},
+		Directories: []string{"/run/state/halogen/shared", Directory},
 		Report:      "/run/halogen/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
 	}
 }
@@ -60,7 +61,7 @@ func (p Place) Journal() ([]journal.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return journalfile.Read(directory)
+	return ReadJournal(directory)
 }
 
 // Note appends an entry, as of this boot. Where the root partition is closed it
@@ -73,7 +74,7 @@ func (p Place) Note(e journal.Entry) error {
 	if id, err := os.ReadFile(p.BootID); err == nil {
 		e.Boot = strings.TrimSpace(string(id))
 	}
-	return journalfile.Append(directory, e)
+	return AppendJournal(directory, e)
 }
 
 // lockFile is what keeps two programs from changing the slots at once; ota holds

@@ -1,10 +1,4 @@
-// Package journalfile reads and appends to the boot journal in the running
-// system. What an entry is, and what happens to a journal that grows, is
-// boot/journal's.
-//
-// It refuses to write in place: a cut leaves the journal with the new entry, or
-// without it.
-package journalfile
+package bootinfo
 
 import (
 	"errors"
@@ -23,13 +17,13 @@ import (
 // Directory is where the running system has what it shares with the boot.
 const Directory = "/var/lib/halogen"
 
-// Read returns the entries, oldest first. No journal has none.
-func Read(directory string) ([]journal.Entry, error) {
-	text, err := read(directory)
+// ReadJournal returns the entries, oldest first. No journal has none.
+func ReadJournal(directory string) ([]journal.Entry, error) {
+	text, err := readJournal(directory)
 	return journal.Parse(text), err
 }
 
-func read(directory string) ([]byte, error) {
+func readJournal(directory string) ([]byte, error) {
 	f, err := os.OpenFile(filepath.Join(directory, journal.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -57,9 +51,9 @@ func read(directory string) ([]byte, error) {
 	return text, nil
 }
 
-// Append adds entries, one process at a time. A journal that cannot be read is
-// not replaced. When Append has returned, the entries survive a power cut.
-func Append(directory string, entries ...journal.Entry) (err error) {
+// AppendJournal adds entries, one process at a time. A journal that cannot be read is
+// not replaced. When AppendJournal has returned, the entries survive a power cut.
+func AppendJournal(directory string, entries ...journal.Entry) (err error) {
 	dir, err := os.Open(directory)
 	if err != nil {
 		return fmt.Errorf("append to boot journal: %w", err)
@@ -68,7 +62,7 @@ func Append(directory string, entries ...journal.Entry) (err error) {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("append to boot journal: lock: %w", err)
 	}
-	text, err := read(directory)
+	text, err := readJournal(directory)
 	if err != nil {
 		return err
 	}

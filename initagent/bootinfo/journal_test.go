@@ -1,4 +1,4 @@
-package journalfile
+package bootinfo
 
 import (
 	"fmt"
@@ -18,19 +18,19 @@ var now = time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 
 func TestAppend(t *testing.T) {
 	directory := t.TempDir()
-	if entries, err := Read(directory); err != nil || len(entries) != 0 {
+	if entries, err := ReadJournal(directory); err != nil || len(entries) != 0 {
 		t.Fatalf("no journal: %v, %v", entries, err)
 	}
 	var writers sync.WaitGroup
 	for i := range 20 {
 		writers.Go(func() {
-			if err := Append(directory, journal.Entry{Time: now, Kind: journal.Unhealthy, Reason: fmt.Sprint(i)}); err != nil {
+			if err := AppendJournal(directory, journal.Entry{Time: now, Kind: journal.Unhealthy, Reason: fmt.Sprint(i)}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	writers.Wait()
-	entries, err := Read(directory)
+	entries, err := ReadJournal(directory)
 	if err != nil || len(entries) != 20 {
 		t.Errorf("%d of 20 entries, %v", len(entries), err)
 	}
@@ -56,11 +56,11 @@ func TestHostile(t *testing.T) {
 		if err := c.set(filepath.Join(directory, journal.Name)); err != nil {
 			t.Fatal(err)
 		}
-		if err := Append(directory, entry); err == nil || !strings.Contains(err.Error(), c.says) {
+		if err := AppendJournal(directory, entry); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	if err := Append(filepath.Join(t.TempDir(), "none"), entry); err == nil {
+	if err := AppendJournal(filepath.Join(t.TempDir(), "none"), entry); err == nil {
 		t.Error("no directory: no error")
 	}
 }
@@ -74,10 +74,10 @@ func TestHostileNew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Append(directory, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
+	if err := AppendJournal(directory, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := Read(directory)
+	entries, err := ReadJournal(directory)
 	if content, rerr := os.ReadFile(other); err != nil || rerr != nil || len(entries) != 1 || string(content) != "theirs" {
 		t.Errorf("entries %v, and the file that the link led to has %q: %v, %v", entries, content, err, rerr)
 	}
@@ -90,14 +90,14 @@ func TestHuge(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.Repeat("x\n", journal.MaxSize)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Append(directory, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
+	if err := AppendJournal(directory, journal.Entry{Time: now, Kind: journal.Blessed, Version: 2}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Size() > journal.MaxSize {
 		t.Errorf("%d bytes, %v", info.Size(), err)
 	}
-	if entries, err := Read(directory); err != nil || len(entries) != 1 {
+	if entries, err := ReadJournal(directory); err != nil || len(entries) != 1 {
 		t.Errorf("%v, %v", entries, err)
 	}
 }
