@@ -198,6 +198,10 @@ type Facts struct {
 	// would still start it; or the running release names what shall not start.
 	Revoke  bool
 	Revoked Outcome
+	// Updater: the running system's program by which fwupd updates firmware is another
+	// than this machine's key has signed.
+	Updater       bool
+	UpdaterSigned Outcome
 	// ESPDiffers: the ESP and the root partition's copies of it differ.
 	ESPDiffers bool
 	Mended     Outcome
@@ -241,6 +245,7 @@ const (
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
 	Revoke                    // have the firmware refuse a boot manager that was replaced, or what the release names
+	SignUpdater               // sign the program by which fwupd updates firmware
 	CarryState                // make this system's own /etc from that of the one before
 	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
 	MountState                // mount the root partition's directories
@@ -253,7 +258,7 @@ const (
 var kindNames = [...]string{
 	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
 	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", NewKey: "new-key",
-	Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke",
+	Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke", SignUpdater: "sign-updater",
 	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
 }
 
@@ -610,6 +615,8 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:
 		return Step{Reboot, "the trial of the other slot begins"}, true
+	case f.Updater && f.UpdaterSigned == NotTried:
+		return Step{SignUpdater, "the program by which fwupd updates firmware is not signed by this machine yet"}, true
 	case f.Revoke && f.Revoked == NotTried:
 		// Last: from here to the restart no other step may write the record.
 		return Step{Revoke, "the firmware would still start what was replaced, or what the release names"}, true

@@ -49,6 +49,7 @@ var (
 		"policy":          func(s *State, f *Facts) { f.Policy = true },
 		"manager":         func(s *State, f *Facts) { f.Manager = true },
 		"revoke":          func(s *State, f *Facts) { f.Revoke = true },
+		"updater":         func(s *State, f *Facts) { f.Updater = true },
 		"esp-differs":     func(s *State, f *Facts) { f.ESPDiffers = true },
 		"answered":        func(s *State, f *Facts) { f.Answered = true },
 		"planted-gone":    func(s *State, f *Facts) { f.PlantedGone = true },
@@ -163,7 +164,7 @@ func (tr *trace) apply(k Kind) {
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
 	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskPIN: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, NewKey: &f.NewKey, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
 		RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
-		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked}[k]
+		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked, SignUpdater: &f.UpdaterSigned}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
 		if outcome != nil {

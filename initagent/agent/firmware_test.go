@@ -288,6 +288,11 @@ func (m *machine) measure(manager, image []byte) error {
 	if err := m.measurePrograms(b, manager, image); err != nil {
 		return err
 	}
+	if m.code != "" {
+		for register := range 4 {
+			b.event(register, pcr.EventCompactHash, []byte(m.code))
+		}
+	}
 	if m.optionROM != "" {
 		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.optionROM...))
 	}
@@ -356,6 +361,13 @@ func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
 	const calling, returning = "Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option"
 	b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
 	b.event(pcr.BootPrograms, pcr.EventSeparator, []byte{0, 0, 0, 0})
+	if m.cameBack != nil {
+		if err := program(m.cameBack); err != nil {
+			return err
+		}
+		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
+		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
+	}
 	if m.detour {
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))

@@ -159,6 +159,8 @@ type machine struct {
 	startsUKI           bool      // it starts the UKI by itself
 	extra12, extra13    string    // into PCR 12 and 13
 	detour              bool      // a boot option failed before
+	code                string    // of the firmware, and its settings: measured into PCR 0 to 3
+	cameBack            []byte    // a program that was started before, and came back; or nil
 	hidesDBX            bool      // the firmware measures another dbx than can be read
 	unaccounted         bool      // the firmware measures into PCR 4 what nobody knows
 	noLog               bool      // the firmware has no event log

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
@@ -96,6 +97,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Record }, secrets: true},
 	bootflow.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Managed }, secrets: true},
 	bootflow.Revoke:        {do: onHost(revoke), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Revoked }, secrets: true},
+	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.UpdaterSigned }, secrets: true},
 	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Carried }, ends: true},
 	bootflow.SettleState:   {do: onHost(ownstate.Settle), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Settled }},
 	bootflow.MountState:    {do: onHost(handover.MountState), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Mount }, ends: true},
@@ -163,7 +165,7 @@ func (a *Agent) observeUpkeep() error {
 	a.found = upkeep.Look(&a.Host, a.facts, a.found)
 	f := &a.facts
 	f.Verdict, f.ESPDiffers, f.Policy = a.found.Verdict, a.found.ESPDiffers, a.found.Policy
-	f.Manager, f.Stage, f.Revoke = a.found.Manager, a.found.Stage, a.found.Revoke
+	f.Manager, f.Stage, f.Revoke, f.Updater = a.found.Manager, a.found.Stage, a.found.Revoke, a.found.Updater
 	if a.found.PolicyErr != nil {
 		f.Record = bootflow.Failed
 	}

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/bootinfo"
+	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/rootpart"
@@ -44,6 +45,7 @@ func MountState(h *host.Host) error {
 		h.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
 	ownstate.TidySnapshots(h)
+	updater := h.State.Root == bootflow.RootOpen && fwupd.Ready(h)
 	entries, err := ownstate.Entries(h)
 	if err != nil {
 		return err
@@ -54,6 +56,9 @@ func MountState(h *host.Host) error {
 		}
 	}
 	mountShared(h)
+	if updater {
+		layUpdater(h)
+	}
 	return nil
 }
 
@@ -230,6 +235,21 @@ func bindShared(h *host.Host) error {
 		return err
 	}
 	return h.Mount(h.Path(rootpart.Directory, rootpart.Shared), target, "", unix.MS_BIND, "")
+}
+
+// layUpdater lays the program by which fwupd updates firmware, as this machine has signed
+// it, over the image's, which others have signed or nobody. It is not worth a boot.
+func layUpdater(h *host.Host) {
+	target, err := directoryInSystem(h, fwupd.Directory)
+	if err == nil {
+		err = h.Kernel.Load("overlay")
+	}
+	if err == nil {
+		err = h.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("lowerdir=%s:%s", h.Path(rootpart.Directory, fwupd.Kept), target))
+	}
+	if err != nil {
+		h.Log.Say("fwupd cannot update the firmware: %v", err)
+	}
 }
 
 // directoryInSystem makes a directory of the system where it is missing. What an

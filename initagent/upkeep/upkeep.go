@@ -8,6 +8,7 @@ package upkeep
 import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/staging"
@@ -23,6 +24,7 @@ type Found struct {
 	Manager    bool
 	Stage      bool
 	Revoke     bool
+	Updater    bool
 }
 
 // Look looks, once the root partition is open, for what there is to do. tried is what this
@@ -49,5 +51,6 @@ func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
 	f.Manager = settled && tried.Managed == bootflow.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
 	f.Stage = settled && tried.Staged == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
 	f.Revoke = settled && tried.Revoked == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
+	f.Updater = settled && tried.UpdaterSigned == bootflow.NotTried && h.RunsBlessed() && fwupd.Waits(h)
 	return f
 }
