@@ -156,6 +156,11 @@ func Add(t *rootfs.Tree, c *config.Config, date time.Time) (notes []string, err 
 			all = append(all, timer)
 		}
 	}
+	said, err := letFwupdStart(t, date)
+	if err != nil {
+		return nil, err
+	}
+	notes = append(notes, said...)
 	first, note := asksAtFirstStart(t, c)
 	all, notes = append(all, first...), append(notes, note...)
 	for _, f := range all {
