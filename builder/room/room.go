@@ -16,13 +16,14 @@ import (
 )
 
 // What an ESP holds: the UKIs of two systems, and the boot manager in two
-// places, as a spare and while it is replaced. The file system takes some of it,
-// and firmware's own updates and what the machine keeps of its boots need room too.
+// places, as a spare and while it is replaced. The file system takes some of it, and what
+// the machine keeps of its boots needs room too; and so does an update of the firmware, for
+// which fwupd wants twice its size and 1 MiB to be free. 32 MiB are a large one.
 const (
 	ukisOnESP     = 2
 	managersOnESP = 4
 	// Reserve is what of an ESP is for other things, in bytes.
-	Reserve = 32 << 20
+	Reserve = 72 << 20
 )
 
 // ForUKI is how many bytes a UKI may have, for an ESP of so many with such a boot manager.

@@ -17,7 +17,7 @@ func a(v contract.Version, image, uki int64) Release {
 }
 
 func TestPlan(t *testing.T) {
-	const ukiRoom = (512 - 32 - 4*2) / 2 // 236
+	const ukiRoom = (512 - 72 - 4*2) / 2 // 216
 	for _, c := range []struct {
 		name         string
 		is           Release
@@ -26,15 +26,15 @@ func TestPlan(t *testing.T) {
 		left, ukis   int64
 		used, warned int
 	}{
-		{"the first", a(5, 512, 59), nil, 50, 25, -1, -1, 0, 0},
-		{"one before", a(5, 512, 59), []Release{a(4, 502, 58)}, 50, 25, 51, ukiRoom - 59, 1, 0},
-		{"no order, and gaps", a(50, 540, 60), []Release{a(9, 520, 60), a(3, 500, 60), a(30, 519, 60)}, 52, 25, 36, -1, 3, 0},
-		{"itself and a later one", a(5, 512, 59), []Release{a(5, 512, 59), a(6, 900, 99), a(4, 502, 59)}, 50, 25, 51, -1, 1, 0},
-		{"one twice", a(5, 512, 59), []Release{a(4, 502, 59), a(4, 502, 59)}, 50, 25, 51, -1, 1, 0},
-		{"smaller", a(5, 512, 59), []Release{a(4, 700, 80)}, 50, 25, -1, -1, 1, 0},
-		{"nearly full", a(5, 820, 190), []Release{a(4, 810, 180)}, 80, 80, 20, (ukiRoom - 190) / 10, 1, 2},
-		{"not quite", a(5, 819, 188), []Release{a(4, 818, 188)}, 79, 79, 205, -1, 1, 0},
-		{"full", a(5, 1024, 59), []Release{a(4, 1000, 59)}, 100, 25, 0, -1, 1, 1},
+		{"the first", a(5, 512, 59), nil, 50, 27, -1, -1, 0, 0},
+		{"one before", a(5, 512, 59), []Release{a(4, 502, 58)}, 50, 27, 51, ukiRoom - 59, 1, 0},
+		{"no order, and gaps", a(50, 540, 60), []Release{a(9, 520, 60), a(3, 500, 60), a(30, 519, 60)}, 52, 27, 36, -1, 3, 0},
+		{"itself and a later one", a(5, 512, 59), []Release{a(5, 512, 59), a(6, 900, 99), a(4, 502, 59)}, 50, 27, 51, -1, 1, 0},
+		{"one twice", a(5, 512, 59), []Release{a(4, 502, 59), a(4, 502, 59)}, 50, 27, 51, -1, 1, 0},
+		{"smaller", a(5, 512, 59), []Release{a(4, 700, 80)}, 50, 27, -1, -1, 1, 0},
+		{"nearly full", a(5, 820, 173), []Release{a(4, 810, 163)}, 80, 80, 20, (ukiRoom - 173) / 10, 1, 2},
+		{"not quite", a(5, 819, 172), []Release{a(4, 818, 172)}, 79, 79, 205, -1, 1, 0},
+		{"full", a(5, 1024, 59), []Release{a(4, 1000, 59)}, 100, 27, 0, -1, 1, 1},
 		{"more than full", a(5, 1030, 300), []Release{a(4, 1000, 200)}, 100, 100, 0, 0, 1, 2},
 	} {
 		p := New(c.is, c.past)
@@ -70,7 +70,7 @@ func TestPlanForgets(t *testing.T) {
 func TestSmallest(t *testing.T) {
 	large, old := a(5, 512, 240), a(4, 512, 200)
 	large.ESP = 1 << 30
-	if p := New(large, nil); p.ESP != 1<<30 || p.UKI.Percent != 48 {
+	if p := New(large, nil); p.ESP != 1<<30 || p.UKI.Percent != 50 {
 		t.Errorf("%+v", p)
 	}
 	if p := New(large, []Release{old}); p.ESP != layout.ESPSize || p.UKI.Percent != 100 {
@@ -79,7 +79,7 @@ func TestSmallest(t *testing.T) {
 	if err := Fits(large, large); err != nil {
 		t.Error(err)
 	}
-	if err := Fits(large, old); err == nil || !strings.Contains(err.Error(), "240.0 MiB, and machines with an EFI system partition of 512 MiB have room for 236.0 MiB") {
+	if err := Fits(large, old); err == nil || !strings.Contains(err.Error(), "240.0 MiB, and machines with an EFI system partition of 512 MiB have room for 216.0 MiB") {
 		t.Error(err)
 	}
 	// What a UKI says of it, for the releases after it.
