@@ -40,6 +40,7 @@ func (f *facts) advise() []string {
 		add(!f.TPM.SHA256, "The TPM's SHA-256 bank is off: switch it on in the firmware's setup. The root partition cannot be bound to what started.")
 		add(f.TPM.Locked, "The TPM is locked after wrong passwords: it gives nothing that has a password until some time has passed with the machine on.")
 	}
+	add(f.Updater != "" && f.Updater != updaterStarts, "fwupd cannot update the firmware, which does not start its program (%s): a system that has proven itself signs it at its next start, and says there what is wrong.", f.Updater)
 	for _, u := range f.Updates {
 		add(u.Status != 0, "An update of the firmware (%s) did not succeed: `fwupdmgr get-results` may say more.", u.Part)
 	}

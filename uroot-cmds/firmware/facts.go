@@ -8,9 +8,12 @@ import (
 	"strconv"
 	"strings"
 
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
+	"halogenos.internal/initagent/fwupd"
+	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -27,11 +30,14 @@ type facts struct {
 	// Processor is nil where Linux does not say.
 	Processor *microcode.Running `json:"processor,omitempty"`
 	// Available is the newest revision of microcode that the running UKI has for it.
-	Available string   `json:"microcode_available,omitempty"`
-	TPM       *chip    `json:"tpm,omitempty"`
-	Updates   []update `json:"updates"`
-	Problems  []string `json:"problems"`
-	Advice    []string `json:"advice"`
+	Available string `json:"microcode_available,omitempty"`
+	TPM       *chip  `json:"tpm,omitempty"`
+	// Updater says whether the firmware starts fwupd's EFI program: "starts", or why not.
+	// It is empty where the system has none, or Secure Boot is not on.
+	Updater  string   `json:"updater,omitempty"`
+	Updates  []update `json:"updates"`
+	Problems []string `json:"problems"`
+	Advice   []string `json:"advice"`
 
 	tpmError      error
 	foreign, test bool // certificates of others are in db; a key is one that was published
@@ -109,7 +115,7 @@ func (s source) secureBoot(f *facts) {
 	}
 	switch {
 	case state.SecureBoot == enroll.On:
-		f.SecureBoot = "on"
+		f.SecureBoot, f.Updater = "on", s.updater(state)
 	case state.SetupMode == enroll.On:
 		f.SecureBoot = "setup mode"
 	case state.SecureBoot == enroll.Off:
@@ -136,6 +142,24 @@ func (s source) secureBoot(f *facts) {
 		}
 	}
 }
+
+// updater says whether the firmware starts the program by which fwupd updates it.
+func (s source) updater(state enroll.State) string {
+	image, err := bounded.File(s.Root, path.Join(fwupd.Directory, fwupd.Signed), fwupd.MaxSigned)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	if err == nil {
+		err = rootpart.CheckStarts(image, state, rootpart.Certificates(state))
+	}
+	if err != nil {
+		return secureboot.Printable(err.Error())
+	}
+	return updaterStarts
+}
+
+// updaterStarts is what updater says of a program that starts.
+const updaterStarts = "starts"
 
 func (s source) processor(f *facts) {
 	text, err := fs.ReadFile(s.Root, strings.TrimPrefix(microcode.CPUInfo, "/"))

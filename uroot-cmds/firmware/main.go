@@ -20,8 +20,8 @@ const help = `usage: firmware [--json]
 
 Shows what this machine's firmware is and holds: its version, the state of
 Secure Boot and whose keys it has, how long its list of revoked programs (dbx)
-is, the processor's microcode, the TPM's maker and firmware, and what came of
-the last updates of firmware. Below it says what is advised. Reads only.
+is, the processor's microcode, the TPM's maker and firmware, whether fwupd can
+update the firmware, and what came of the last updates of firmware. Below it says what is advised. Reads only.
 
 Keys are named as their certificates name themselves, which proves nothing:
 whether the machine is as it was is what the TPM decides at each start.
@@ -93,6 +93,13 @@ func (f *facts) show(w io.Writer) {
 		line("processor", text)
 	}
 	line("TPM", f.tpmText())
+	switch f.Updater {
+	case "":
+	case updaterStarts:
+		line("fwupd", "the firmware starts its program")
+	default:
+		line("fwupd", "the firmware does not start its program: "+f.Updater)
+	}
 	for _, u := range f.Updates {
 		line("update", u.String())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -8,11 +9,15 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
+	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command/commandtest"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/tpm"
 
 	"github.com/google/go-tpm/tpm2"
@@ -155,6 +160,54 @@ func TestAdvice(t *testing.T) {
 			if !strings.Contains(advice[i], want) {
 				t.Errorf("%s: advice %q, want %q", name, advice[i], want)
 			}
+		}
+	}
+}
+
+// Whether the firmware starts fwupd's program is told by the signature on it, where Secure
+// Boot is on.
+func TestUpdater(t *testing.T) {
+	date := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	keys, err := secureboot.Generate(rand.Reader, date)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("fwupd-efi")})
+	signed, err := enroll.DBSigner{Pair: keys.DB, Time: date}.Sign(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := authenticode.Digest(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		file         []byte
+		off, revoked bool
+		shows        string
+		advised      bool
+	}{
+		"none":            {nil, false, false, "", false},
+		"signed":          {signed, false, false, "starts its program", false},
+		"by nobody":       {program, false, false, "does not start its program", true},
+		"in dbx":          {signed, false, true, "does not start its program", true},
+		"no Secure Boot":  {program, true, false, "", false},
+		"no image at all": {[]byte("MZ"), false, false, "does not start its program", true},
+	} {
+		s, v, root := machine(t)
+		v["db"] = lists(t, secureboot.Certificate(gpt.GUID{}, keys.DB.Certificate))
+		if c.file != nil {
+			root["usr/libexec/fwupd/efi/fwupdx64.efi.signed"] = &fstest.MapFile{Data: c.file}
+		}
+		if c.off {
+			v["SecureBoot"] = []byte{0}
+		}
+		if c.revoked {
+			v["dbx"] = lists(t, secureboot.Hash(gpt.GUID{}, digest))
+		}
+		code, out, errs := commandtest.Run(cmd(s))
+		if code != 0 || errs != "" || strings.Contains(out, "\nfwupd  ") != (c.shows != "") || !strings.Contains(out, c.shows) || strings.Contains(out, "fwupd cannot update") != c.advised {
+			t.Errorf("%s: exit code %d, %s\n%s", name, code, errs, out)
 		}
 	}
 }
