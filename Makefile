@@ -197,7 +197,7 @@ MINE = $(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(@D))
 $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
 	@echo "making a Debian root file system from its packages (a minute)"
-	@DEV=1 builder/recipes/debian/make-rootfs $@
+	@DEV=1 EXTRA=fwupd-unsigned builder/recipes/debian/make-rootfs $@
 
 # A desktop. Another one has another stamp, which names what was made last.
 DESKTOP  ?= xfce
@@ -471,7 +471,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestScreens)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestFirmwareUpdater|TestScreens)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -v ./qemu-tests
 

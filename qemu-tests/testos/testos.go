@@ -201,8 +201,11 @@ func (m *maker) boot() error {
 			return fmt.Errorf("%w (package systemd-boot-efi)", err)
 		}
 	}
-	if err := m.copy(dir + "addonx64.efi.stub"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	// fwupd's program is of the package fwupd-unsigned, which only one boot test needs.
+	for _, name := range []string{dir + "addonx64.efi.stub", "usr/libexec/fwupd/efi/fwupdx64.efi"} {
+		if err := m.copy(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
