@@ -362,7 +362,7 @@ ifdef INSTALL
 endif
 	@[ $(ROOTFS) != debian ] || echo 'the first boot makes keys and restarts; then log in as root with the password "halogen"'
 	@[ $(ROOTFS) != desktop ] || printf '%s\n' 'the first boot makes keys and restarts; the second shows the recovery key, to be written down;' \
-		'then log in on the screen as halogen with the password "halogen"'
+		'then it asks on the screen for an account, and ends at its login'
 	@bin/halogen run $(RUN_OPTIONS) --fresh --state $(OUT)/run/$(ROOTFS) $(if $(INSTALL),--installer $(<D)/installer.img,--image $<)
 	@echo '`make resume ROOTFS=$(ROOTFS)` boots this machine again; builder/README.md says how to make a system of your own'
 

@@ -291,6 +291,20 @@ func TestFirstStart(t *testing.T) {
 	}
 }
 
+// Nothing restarts the machine while a first start asks, and no release is fetched that
+// would be on trial at the next start: systemd starts these units after the questions.
+func TestFirstStartUndisturbed(t *testing.T) {
+	for _, unit := range []string{"ota-fetch.service", "ota-restart.service"} {
+		text, err := files.ReadFile("files/systemd/" + unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !regexp.MustCompile(`(?m)^After=(.* )?halogen-setup\.service( |$)`).Match(text) {
+			t.Errorf("%s does not wait for halogen-setup.service:\n%s", unit, text)
+		}
+	}
+}
+
 // A desktop that asks on its serial port looks dead.
 func TestFirstStartConsole(t *testing.T) {
 	for cmdline, want := range map[string]string{

@@ -367,7 +367,7 @@ func TestDesktopConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.ImageID != "desktop" || c.SlotSize != 8<<30 || c.ESPSize != 1<<30 || len(c.Splash) == 0 || !strings.Contains(c.Cmdline, " quiet ") || !strings.Contains(c.Cmdline, "lockdown=confidentiality") || strings.Contains(c.Cmdline, "lockdown=integrity") {
+	if c.ImageID != "desktop" || c.SlotSize != 8<<30 || c.ESPSize != 1<<30 || len(c.Splash) == 0 || c.FirstStart != config.AskAtFirstStart || !strings.Contains(c.Cmdline, " quiet ") || !strings.Contains(c.Cmdline, "lockdown=confidentiality") || strings.Contains(c.Cmdline, "lockdown=integrity") {
 		t.Errorf("%+v", c)
 	}
 	path := filepath.Join(t.TempDir(), "uki.conf")

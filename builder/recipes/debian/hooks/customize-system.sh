@@ -11,16 +11,12 @@ mkdir -p "$root/usr/lib/sysimage"
 mv "$root/var/lib/dpkg" "$root/usr/lib/sysimage/dpkg"
 ln -s ../../usr/lib/sysimage/dpkg "$root/var/lib/dpkg"
 
-# A login. The hash has a fixed salt, so that the image stays the same.
+# A login. The hash has a fixed salt, so that the image stays the same. A desktop's first
+# start makes an account besides.
 if [ "$DEV" = 1 ]; then
 	hash=$(printf halogen | openssl passwd -6 -salt halogen -stdin)
 	chroot "$root" usermod --password "$hash" root
-	who=root
-	if [ -n "$DESKTOP" ]; then
-		who='root or halogen'
-		chroot "$root" useradd --uid 1000 --user-group --create-home --shell /bin/bash --groups sudo --password "$hash" halogen
-	fi
-	printf 'Debian on HalogenOS, DEVELOPMENT IMAGE: %s, password halogen\n\\n \\l\n\n' "$who" >"$root/etc/issue"
+	printf 'Debian on HalogenOS, DEVELOPMENT IMAGE: root, password halogen\n\\n \\l\n\n' >"$root/etc/issue"
 fi
 
 # Second names, backups and leftovers.
