@@ -50,10 +50,12 @@ type Config struct {
 	ESPSize     int64  // bytes of the EFI system partition
 	SlotSize    int64  // bytes
 	Compression string // as mkfs.erofs -z takes it; empty for none
-	ReleaseKey  []byte // OpenPGP transferable public key; empty for none
-	SecureBoot  contract.Requirement
-	TPM         contract.Requirement
-	VendorKeys  contract.VendorKeys
+	// PlainModules says that the kernel's modules lie in the image without compression.
+	PlainModules bool
+	ReleaseKey   []byte // OpenPGP transferable public key; empty for none
+	SecureBoot   contract.Requirement
+	TPM          contract.Requirement
+	VendorKeys   contract.VendorKeys
 	// RootPartitionFormat is the file system that machines make on their root
 	// partition. The root file system itself is the image, which is EROFS.
 	RootPartitionFormat string
@@ -174,6 +176,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"ESPSize":             r.espSize,
 			"SlotSize":            r.slotSize,
 			"Compression":         r.compression,
+			"Modules":             r.plainModules,
 			"BootManager":         r.path(&r.config.BootManager),
 			"ReleaseKey":          r.text(&r.fingerprint),
 			"ReleaseKeyFile":      r.text(&r.keyFile),
@@ -258,6 +261,14 @@ func (r *reader) yes(set *bool) func(string) error {
 		}
 		return nil
 	}
+}
+
+// plainModules takes how the kernel's modules lie in the image.
+func (r *reader) plainModules(value string) error {
+	if r.config.PlainModules = value == "plain"; !r.config.PlainModules && value != "unchanged" {
+		return fmt.Errorf("%.80q is neither unchanged nor plain (the modules that the initramfs gets are named in [Initramfs])", value)
+	}
+	return nil
 }
 
 func (r *reader) watchdog(value string) error {

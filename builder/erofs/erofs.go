@@ -34,12 +34,26 @@ type Options struct {
 	// Sparse keeps the holes of files. Without compression that takes a list of
 	// the blocks of every file; with it, zeros take next to nothing anyway.
 	Sparse bool
+	// Plain are names of files that are kept out of the compression, as an extended
+	// regular expression (POSIX.1-2017, XBD 9.4) that has no space; empty for none. Each lies
+	// in a run of blocks.
+	Plain string
 }
 
 // packed are names of files that are compressed already, as an extended regular
 // expression. In a Debian with a kernel mkfs.erofs spends three quarters of its
 // time in vain on these; the image is the same.
 const packed = `\.(br|bz2|gif|gz|jpe?g|lz4|lzma|png|webp|woff2?|xz|zst)$`
+
+// hintsOf is the file that keeps files out of the compression: for each pattern the size
+// of its clusters, which 0 stands for none.
+func hintsOf(plain string) string {
+	text := "0 " + packed + "\n"
+	if plain != "" {
+		text += "0 " + plain + "\n"
+	}
+	return text
+}
 
 // Make writes the file system of a directory to a file. The same directory and
 // options give the same bytes.
@@ -50,7 +64,7 @@ func Make(ctx context.Context, file, directory string, o Options) error {
 	args := []string{"--quiet", "-U", o.UUID.String(), "-Enoinline_data"}
 	if o.Compression != "" {
 		hints := file + ".hints"
-		if err := os.WriteFile(hints, []byte("0 "+packed+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(hints, []byte(hintsOf(o.Plain)), 0o600); err != nil {
 			return err
 		}
 		defer os.Remove(hints) // as with the image, where this fails its directory is removed

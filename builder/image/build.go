@@ -260,7 +260,7 @@ func (b *build) sourceDate(now time.Time) error {
 	return nil
 }
 
-func (b *build) complete(context.Context) error {
+func (b *build) complete(ctx context.Context) error {
 	notes, err := b.tree.Complete(b.commands, b.Date)
 	if err != nil {
 		return fmt.Errorf("complete the root file system: %w", err)
@@ -275,6 +275,9 @@ func (b *build) complete(context.Context) error {
 	b.hungry()
 	b.idle()
 	b.rootless()
+	if err := b.plainModules(ctx); err != nil {
+		return err
+	}
 	if err := b.signModules(); err != nil {
 		return err
 	}
@@ -315,6 +318,7 @@ func (b *build) packSystem(ctx context.Context) error {
 	err := erofs.Make(ctx, file, b.tree.Dir(), erofs.Options{
 		UUID: derive("system image", b.Config.ImageID, b.Version), Date: b.Date,
 		Compression: b.Config.Compression, AllRoot: b.tree.Squash(), Sparse: b.tree.Sparse(),
+		Plain: b.plainFiles(),
 	})
 	if err != nil {
 		return fmt.Errorf("make system image: %w", b.explain(err))

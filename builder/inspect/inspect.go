@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/room"
 )
 
@@ -49,6 +50,18 @@ type System struct {
 	Created  time.Time `json:"created"`
 	UUID     string    `json:"uuid"`
 	Features uint32    `json:"features"` // that a reader must know
+	// Modules are the kernel modules in it; nil where there are none, or its directories
+	// cannot be read.
+	Modules *Modules `json:"modules,omitempty"`
+}
+
+// Modules counts kernel modules by how they lie in an image.
+type Modules struct {
+	// Plain lie without compression in a run of blocks each (Modules=plain), and Packed
+	// as a file of their own compression, or in the image's.
+	Plain  int   `json:"plain"`
+	Packed int   `json:"packed"`
+	Size   int64 `json:"size"` // bytes of their files
 }
 
 // ErrUnknown is returned for a file that is none of what the builder makes.
@@ -162,7 +175,28 @@ func describeSystem(r io.ReaderAt) (*System, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &System{Blocks: h.Blocks, Inodes: h.Inodes, Created: h.Created, UUID: h.UUID.String(), Features: h.Features}, nil
+	return &System{Blocks: h.Blocks, Inodes: h.Inodes, Created: h.Created, UUID: h.UUID.String(), Features: h.Features, Modules: countModules(r)}, nil
+}
+
+// countModules looks at the kernel modules of a system image.
+func countModules(r io.ReaderAt) *Modules {
+	m := new(Modules)
+	err := erofs.Walk(r, func(f erofs.File) error {
+		switch {
+		case !modules.IsModule(f.Name):
+			return nil
+		case f.Plain && modules.PlainName(f.Name) == f.Name:
+			m.Plain++
+		default:
+			m.Packed++
+		}
+		m.Size += f.Size
+		return nil
+	})
+	if err != nil || m.Plain+m.Packed == 0 {
+		return nil // a part of an image is described all the same
+	}
+	return m
 }
 
 func sum(b []byte) contract.Hex {

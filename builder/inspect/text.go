@@ -72,6 +72,9 @@ func printable(text string) string {
 func (s *System) text(w io.Writer) {
 	line(w, "EROFS\t%d blocks, %d inodes, features 0x%x\n", s.Blocks, s.Inodes, s.Features)
 	line(w, "created\t%s\nUUID\t%s\n", s.Created.Format(time.RFC3339), s.UUID)
+	if m := s.Modules; m != nil {
+		line(w, "kernel modules\t%d without compression, %d compressed, %d bytes\n", m.Plain, m.Packed, m.Size)
+	}
 }
 
 func (e *EFI) text(w io.Writer, size int64) {

@@ -2,7 +2,9 @@ package rootfs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"path/filepath"
 	"syscall"
@@ -72,6 +74,15 @@ func (t *Tree) Replace(name string, content []byte) error {
 	if err != nil {
 		return err
 	}
+	return t.ReplaceAs(at, at, content)
+}
+
+// ReplaceAs gives a regular file another content and another name, which no file has.
+// Both names are those without symbolic links.
+func (t *Tree) ReplaceAs(at, name string, content []byte) error {
+	if err := t.free(at, name); err != nil {
+		return err
+	}
 	e, err := t.describe(at)
 	if err != nil {
 		return err
@@ -79,8 +90,36 @@ func (t *Tree) Replace(name string, content []byte) error {
 	if e.Kind != Regular {
 		return fmt.Errorf("/%s in the root file system is not a regular file", at)
 	}
-	e.Size = int64(len(content))
-	return t.Put(e, bytes.NewReader(content))
+	e.Name, e.Size = name, int64(len(content))
+	if err := t.Put(e, bytes.NewReader(content)); err != nil || name == at {
+		return err
+	}
+	return t.Remove(at)
+}
+
+// RenameLink renames a symbolic link and what it leads to by the same rule.
+func (t *Tree) RenameLink(at string, rule func(string) string) error {
+	name := rule(at)
+	if err := t.free(at, name); err != nil {
+		return err
+	}
+	e, err := t.describe(at)
+	if err != nil {
+		return err
+	}
+	e.Name, e.Target = name, rule(e.Target)
+	if err := t.Put(e, nil); err != nil || name == at {
+		return err
+	}
+	return t.Remove(at)
+}
+
+// free refuses a new name that a file has.
+func (t *Tree) free(at, name string) error {
+	if _, err := t.root.Lstat(name); name != at && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(fmt.Errorf("/%s and /%s are both in the root file system: take one of them out", at, name), err)
+	}
+	return nil
 }
 
 // describe returns what a file of the tree has.
