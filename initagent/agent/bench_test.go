@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"math/rand/v2"
@@ -8,31 +8,32 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // BenchmarkStage is a whole boot that stages a release with a UKI of 50 MB, from
 // initagent's start to the reboot, with an emulated TPM and disks in memory. The
 // image's size does not matter: of the slot, staging reads the tree's root block.
 func BenchmarkStage(b *testing.B) {
-	m := provisionedMachine(b, pinned)
-	r := newRelease(b, 2, 5, pinned)
-	first, err := contract.Archive(r.contract)
-	m.must(err)
+	m := machinetest.ProvisionedMachine(b, machinetest.Pinned)
+	r := machinetest.NewRelease(b, 2, 5, machinetest.Pinned)
+	first, err := contract.Archive(r.Contract)
+	m.Must(err)
 	noise := make([]byte, 50<<20)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(noise) // never fails
-	r.uki, err = uki.Build(ukitest.Stub("257.13-1"), uki.Payload{
+	r.UKI, err = uki.Build(ukitest.Stub("257.13-1"), uki.Payload{
 		OSRelease: []byte("ID=test\n"), Cmdline: []byte("quiet"), Linux: ukitest.Stub("kernel"), Initrd: append(first, noise...),
 	}.Sections())
-	m.must(err)
-	m.fetch(r)
-	fetched := m.world(true, nil)
+	m.Must(err)
+	m.Fetch(r)
+	fetched := m.World(true, nil)
 	for b.Loop() {
 		b.StopTimer()
-		m.powerOn(fetched)
-		m.said.Reset()
+		m.PowerOn(fetched)
+		m.Said.Reset()
 		b.StartTimer()
-		if end := m.boot(); end != "reboot" || !slices.Contains(m.systems(), "test_2+3.efi") {
-			b.Fatalf("ends in %s with %q:\n%s", end, m.systems(), m.said.String())
+		if end := m.Boot(); end != "reboot" || !slices.Contains(m.Systems(), "test_2+3.efi") {
+			b.Fatalf("ends in %s with %q:\n%s", end, m.Systems(), m.Said.String())
 		}
 	}
 	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N), "s/staging")
@@ -40,14 +41,14 @@ func BenchmarkStage(b *testing.B) {
 
 // BenchmarkEverySequence is TestEverySequence with a floor that rises twice.
 func BenchmarkEverySequence(b *testing.B) {
-	machines := knowing(b, 2, 5, 6, 7)
+	machines := machinetest.Knowing(b, 2, 5, 6, 7)
 	states := 0
 	for b.Loop() {
-		x := explore(machines)
-		if len(x.problems) > 0 {
-			b.Fatal(x.problems[0])
+		x := machinetest.Explore(machines)
+		if len(x.Problems) > 0 {
+			b.Fatal(x.Problems[0])
 		}
-		states += x.states
+		states += x.States
 	}
 	b.ReportMetric(float64(states)/b.Elapsed().Seconds(), "states/s")
 }

@@ -1,58 +1,46 @@
-package agent
+package agent_test
 
 import (
-	"maps"
-	"strings"
 	"testing"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/upper"
 )
 
-// unnamed makes the machine's state that of a release with one /etc for all systems.
-func (m *machine) unnamed() map[string][]byte {
-	own := map[string][]byte{}
-	for name, text := range m.upperOf(1) {
-		own["overlay/etc/upper/"+name] = []byte(text)
-	}
-	maps.DeleteFunc(m.rootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, upper.Directory+"/") })
-	maps.Copy(m.rootFiles(), own)
-	return own
-}
-
 // A machine whose release kept one /etc for all systems: the first update to this one
 // takes it over, and leaves it alone for as long as there is something to fall back to.
 func TestStateOfAnEarlierRelease(t *testing.T) {
-	m := inhabited(t)
-	end := m.boot() // it stages
+	m := machinetest.Inhabited(t)
+	end := m.Boot() // it stages
 	if end != "reboot" {
 		t.Fatal(end)
 	}
-	old := m.unnamed()
+	old := m.Unnamed()
 	untouched := func() {
 		t.Helper()
 		for name, text := range old {
-			if string(m.rootFiles()[name]) != string(text) {
-				t.Errorf("%s is %q, and was %q", name, m.rootFiles()[name], text)
+			if string(m.RootFiles()[name]) != string(text) {
+				t.Errorf("%s is %q, and was %q", name, m.RootFiles()[name], text)
 			}
 		}
 	}
-	m.runs(2, "takes over the state that was kept for all systems")
-	m.wantsUpper(2, mine)
-	if c := m.carried[len(m.carried)-1]; c.Base == "" {
+	m.Runs(2, "takes over the state that was kept for all systems")
+	m.WantsUpper(2, machinetest.Mine)
+	if c := m.Carried[len(m.Carried)-1]; c.Base == "" {
 		t.Error("without the image that it lies on")
 	}
 	untouched()
-	m.bless()
-	m.runs(2)
+	m.Bless()
+	m.Runs(2)
 	untouched()
-	m.fetch(etcRelease(t, 3, map[string]string{"motd": "three"}))
-	m.runs(3)
-	if left, _ := (store{m}).Names(upper.Unnamed); len(left) > 0 {
+	m.Fetch(machinetest.EtcRelease(t, 3, map[string]string{"motd": "three"}))
+	m.Runs(3)
+	if left, _ := (machinetest.Store{M: m}).Names(upper.Unnamed); len(left) > 0 {
 		t.Errorf("%q is left, which nothing opens any more", left)
 	}
-	if got := m.upperOf(3); got["issue"] != "mine" {
+	if got := m.UpperOf(3); got["issue"] != "mine" {
 		t.Errorf("/etc of version 3 holds %q", got)
 	}
 }
@@ -62,18 +50,18 @@ func TestStateOfAnEarlierRelease(t *testing.T) {
 func TestStateThatHidUsers(t *testing.T) {
 	const root, me, daemon = "root:x:0:0::/root:/bin/sh\n", "me:x:1000:1000::/home/me:/bin/sh\n", "daemon:x:990:990::/:/bin/false\n"
 	for name, want := range map[string]string{"one for all systems": root + me + daemon, "its own": root + me} {
-		m := provisionedMachine(t, pinned)
-		m.releases[1].etc = map[string]string{"passwd": root + daemon}
-		m.edits(1, "passwd", root+me)
-		m.fetch(etcRelease(t, 2, map[string]string{"passwd": root + daemon}))
-		if end := m.boot(); end != "reboot" {
+		m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+		m.Releases[1].Etc = map[string]string{"passwd": root + daemon}
+		m.Edits(1, "passwd", root+me)
+		m.Fetch(machinetest.EtcRelease(t, 2, map[string]string{"passwd": root + daemon}))
+		if end := m.Boot(); end != "reboot" {
 			t.Fatal(end)
 		}
 		if name != "its own" {
-			m.unnamed()
+			m.Unnamed()
 		}
-		m.runs(2, "carry-state")
-		if got := m.upperOf(2)["passwd"]; got != want {
+		m.Runs(2, "carry-state")
+		if got := m.UpperOf(2)["passwd"]; got != want {
 			t.Errorf("%s: passwd is %q, want %q", name, got, want)
 		}
 	}
@@ -82,39 +70,39 @@ func TestStateThatHidUsers(t *testing.T) {
 // A release that keeps one /etc for all systems stages a version again whose trial it has
 // given up before. It does not know what that trial has left.
 func TestStateLeftByAnEarlierTrial(t *testing.T) {
-	m := inhabited(t)
-	if end := m.boot(); end != "reboot" {
+	m := machinetest.Inhabited(t)
+	if end := m.Boot(); end != "reboot" {
 		t.Fatal(end)
 	}
-	m.unnamed()
-	m.edits(2, "left", "from the first trial")
-	_, work := upper.Overlay(m.releases[2].contract.Root().String(), "etc")
-	m.rootFiles()[work+"/made"] = nil
-	m.runs(2, "carry-state")
-	m.wantsUpper(2, mine)
-	m.edits(2, "motd", "mine, in the trial")
-	m.runs(2)
-	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+	m.Unnamed()
+	m.Edits(2, "left", "from the first trial")
+	_, work := upper.Overlay(m.Releases[2].Contract.Root().String(), "etc")
+	m.RootFiles()[work+"/made"] = nil
+	m.Runs(2, "carry-state")
+	m.WantsUpper(2, machinetest.Mine)
+	m.Edits(2, "motd", "mine, in the trial")
+	m.Runs(2)
+	m.WantsUpper(2, map[string]string{"issue": "mine", "removed": machinetest.Gone, "motd": "mine, in the trial"})
 }
 
 // The same where the first try is cut before it looks at the state.
 func TestStateLeftByAnEarlierTrialAndACut(t *testing.T) {
-	m := inhabited(t)
-	if end := m.boot(); end != "reboot" {
+	m := machinetest.Inhabited(t)
+	if end := m.Boot(); end != "reboot" {
 		t.Fatal(end)
 	}
-	m.unnamed()
-	m.edits(2, "left", "from the first trial")
-	own := upper.Directory + "/" + m.releases[2].contract.Root().String()
-	_, work := upper.Overlay(m.releases[2].contract.Root().String(), "etc")
-	m.rootFiles()[work+"/made"] = nil
-	m.rootFiles()[own+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
-	m.rename("test_2+3.efi", "test_2+2-1.efi")
-	m.runs(2, "carry-state")
-	m.wantsUpper(2, mine)
-	m.edits(2, "motd", "mine, in the trial")
-	m.runs(2)
-	m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine, in the trial"})
+	m.Unnamed()
+	m.Edits(2, "left", "from the first trial")
+	own := upper.Directory + "/" + m.Releases[2].Contract.Root().String()
+	_, work := upper.Overlay(m.Releases[2].Contract.Root().String(), "etc")
+	m.RootFiles()[work+"/made"] = nil
+	m.RootFiles()[own+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
+	m.Rename("test_2+3.efi", "test_2+2-1.efi")
+	m.Runs(2, "carry-state")
+	m.WantsUpper(2, machinetest.Mine)
+	m.Edits(2, "motd", "mine, in the trial")
+	m.Runs(2)
+	m.WantsUpper(2, map[string]string{"issue": "mine", "removed": machinetest.Gone, "motd": "mine, in the trial"})
 }
 
 // A system that was blessed is given up for one of a release that keeps one /etc for all.
@@ -122,32 +110,32 @@ func TestStateLeftByAnEarlierTrialAndACut(t *testing.T) {
 // system again.
 func TestStateOfABlessedSystemStagedByAnEarlierRelease(t *testing.T) {
 	for _, cut := range []bool{false, true} {
-		m := inhabited(t)
-		if end := m.boot(); end != "reboot" {
+		m := machinetest.Inhabited(t)
+		if end := m.Boot(); end != "reboot" {
 			t.Fatal(end)
 		}
-		m.unnamed()
-		m.edits(2, "motd", "from the first life")
-		root := m.releases[2].contract.Root().String()
+		m.Unnamed()
+		m.Edits(2, "motd", "from the first life")
+		root := m.Releases[2].Contract.Root().String()
 		_, work := upper.Overlay(root, "etc")
-		m.rootFiles()[work+"/made"] = nil
-		m.rootFiles()[upper.Directory+"/"+root+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
-		m.rootFiles()[upper.Blessed] = []byte(root + "\n")
-		m.rootFiles()[ownstate.BlessedNote] = []byte(root + "\n")
-		m.rootFiles()["overlay/etc/upper/issue"] = []byte("mine, after the rollback")
+		m.RootFiles()[work+"/made"] = nil
+		m.RootFiles()[upper.Directory+"/"+root+"/"+upper.Mark] = []byte("an earlier boot 2026-01-02T03:04:05Z")
+		m.RootFiles()[upper.Blessed] = []byte(root + "\n")
+		m.RootFiles()[ownstate.BlessedNote] = []byte(root + "\n")
+		m.RootFiles()["overlay/etc/upper/issue"] = []byte("mine, after the rollback")
 		if cut {
-			m.rename("test_2+3.efi", "test_2+2-1.efi") // in the first try, before it looks at the state
+			m.Rename("test_2+3.efi", "test_2+2-1.efi") // in the first try, before it looks at the state
 		}
-		m.runs(2, "carry-state")
-		want := map[string]string{"issue": "mine, after the rollback", "removed": gone}
-		m.wantsUpper(2, want)
-		found, err := ownstate.Known(&m.agent.Host)
-		if m.must(err); found.Proven(root) {
+		m.Runs(2, "carry-state")
+		want := map[string]string{"issue": "mine, after the rollback", "removed": machinetest.Gone}
+		m.WantsUpper(2, want)
+		found, err := ownstate.Known(&m.Agent.Host)
+		if m.Must(err); found.Proven(root) {
 			t.Error("the trial counts as blessed")
 		}
-		m.edits(2, "motd", "mine, in the trial")
-		m.runs(2)
-		m.wantsUpper(2, map[string]string{"issue": "mine, after the rollback", "removed": gone, "motd": "mine, in the trial"})
+		m.Edits(2, "motd", "mine, in the trial")
+		m.Runs(2)
+		m.WantsUpper(2, map[string]string{"issue": "mine, after the rollback", "removed": machinetest.Gone, "motd": "mine, in the trial"})
 	}
 }
 
@@ -155,33 +143,33 @@ func TestStateOfABlessedSystemStagedByAnEarlierRelease(t *testing.T) {
 // rollback`, and where its blessing was cut.
 func TestStateOfABlessedSystemBesideAnEarlierRelease(t *testing.T) {
 	for _, name := range []string{"test_2+0.efi", "test_2+1-2.efi"} {
-		m := inhabited(t)
-		if end := m.boot(); end != "reboot" {
+		m := machinetest.Inhabited(t)
+		if end := m.Boot(); end != "reboot" {
 			t.Fatal(end)
 		}
-		m.unnamed()
-		m.runs(2)
-		m.bless()
-		m.edits(2, "motd", "mine")
-		m.rename("test_2.efi", name)
-		m.write(journal.Entry{Kind: journal.Boot, Version: 1}) // of the earlier release
-		m.byHand = 2
-		m.runs(2)
-		m.wantsUpper(2, map[string]string{"issue": "mine", "removed": gone, "motd": "mine"})
+		m.Unnamed()
+		m.Runs(2)
+		m.Bless()
+		m.Edits(2, "motd", "mine")
+		m.Rename("test_2.efi", name)
+		m.Write(journal.Entry{Kind: journal.Boot, Version: 1}) // of the earlier release
+		m.ByHand = 2
+		m.Runs(2)
+		m.WantsUpper(2, map[string]string{"issue": "mine", "removed": machinetest.Gone, "motd": "mine"})
 	}
 }
 
 // While the first trial of this release has tries, somebody starts the earlier release by
 // hand. What is changed there is merged.
 func TestStateAfterTheEarlierReleaseRan(t *testing.T) {
-	m := inhabited(t)
-	if end := m.boot(); end != "reboot" {
+	m := machinetest.Inhabited(t)
+	if end := m.Boot(); end != "reboot" {
 		t.Fatal(end)
 	}
-	m.unnamed()
-	m.runs(2)
-	m.rootFiles()["overlay/etc/upper/issue"] = []byte("mine, by hand") // under version 1
-	m.write(journal.Entry{Kind: journal.Boot, Version: 1})
-	m.runs(2, "carry-state")
-	m.wantsUpper(2, map[string]string{"issue": "mine, by hand", "removed": gone})
+	m.Unnamed()
+	m.Runs(2)
+	m.RootFiles()["overlay/etc/upper/issue"] = []byte("mine, by hand") // under version 1
+	m.Write(journal.Entry{Kind: journal.Boot, Version: 1})
+	m.Runs(2, "carry-state")
+	m.WantsUpper(2, map[string]string{"issue": "mine, by hand", "removed": machinetest.Gone})
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -18,25 +19,25 @@ import (
 var strangersHash = [32]byte(bytes.Repeat([]byte{0x5a}, 32))
 
 // fetchRevoking delivers a release that names what shall not start any more.
-func (m *machine) fetchRevoking(r *edition, digests ...[32]byte) {
-	m.t.Helper()
-	m.releases[r.contract.Version] = r
-	p := m.parcel(r)
+func fetchRevoking(m *machinetest.Machine, r *machinetest.Edition, digests ...[32]byte) {
+	m.T.Helper()
+	m.Releases[r.Contract.Version] = r
+	p := m.Parcel(r)
 	var d secureboot.Database
 	for _, digest := range digests {
 		d = append(d, secureboot.Hash([16]byte{}, digest))
 	}
-	m.must(p.release.SetRevocations(d))
-	m.deliver(p)
+	m.Must(p.Release.SetRevocations(d))
+	m.Deliver(p)
 }
 
 // revokesStranger says how a machine has not come to its end: the stranger's hash alone in dbx,
 // the record with the one PCR 7 that the firmware measures, the list in step.
-func (m *machine) revokesStranger() error {
-	m.t.Helper()
-	list := m.listOf(m.world(true, nil))
-	hashes := hashesIn(m.t, m.vars["dbx"].data)
-	switch r := m.policyRecord(); {
+func revokesStranger(m *machinetest.Machine) error {
+	m.T.Helper()
+	list := m.ListOf(m.World(true, nil))
+	hashes := machinetest.HashesIn(m.T, m.Vars["dbx"].Data)
+	switch r := m.PolicyRecord(); {
 	case len(hashes) != 1 || !bytes.Equal(hashes[0], strangersHash[:]):
 		return fmt.Errorf("dbx has %x, want %x", hashes, strangersHash)
 	case r.Passing():
@@ -51,44 +52,44 @@ func (m *machine) revokesStranger() error {
 // machine starts, or may have to. PCR 7 is what was predicted: no start asks for the
 // recovery key, and the fallback unlocks too. FAULTS 110
 func TestReleaseRevokes(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	next := newRelease(t, 2, 5, pinned)
-	fallback, err := authenticode.Digest(m.releases[1].uki)
-	m.must(err)
-	manager, err := authenticode.Digest(m.manager)
-	m.must(err)
-	kernel, err := m.agent.RunningImage()
-	m.must(err)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	next := machinetest.NewRelease(t, 2, 5, machinetest.Pinned)
+	fallback, err := authenticode.Digest(m.Releases[1].UKI)
+	m.Must(err)
+	manager, err := authenticode.Digest(m.Manager)
+	m.Must(err)
+	kernel, err := m.Agent.RunningImage()
+	m.Must(err)
 	digests := [][32]byte{fallback, strangersHash}
 	if kernel.Kernel != nil {
 		digests = append(digests, *kernel.Kernel)
 	}
-	m.fetchRevoking(next, digests...)
-	m.runs(2)
-	if len(m.vars["dbx"].data) > 0 {
+	fetchRevoking(m, next, digests...)
+	m.Runs(2)
+	if len(m.Vars["dbx"].Data) > 0 {
 		t.Error("dbx was written to in a trial")
 	}
-	m.bless()
-	m.runs(2, "it would stop the UKI test_1.efi, which this machine starts", "dbx has what release 2 names, 1 more entries")
-	if r := m.policyRecord(); !r.Passing() {
+	m.Bless()
+	m.Runs(2, "it would stop the UKI test_1.efi, which this machine starts", "dbx has what release 2 names, 1 more entries")
+	if r := m.PolicyRecord(); !r.Passing() {
 		t.Errorf("between the write and the restart the record is %+v", r)
 	}
-	m.runs(2)
-	m.must(m.revokesStranger())
-	m.holds(5, 1, 2)
-	m.ops = nil
-	m.runs(2)
-	if got := strings.Join(m.ops, "\n"); strings.Contains(got, "variable") || strings.Contains(got, rootpart.ListFile) {
+	m.Runs(2)
+	m.Must(revokesStranger(m))
+	m.Holds(5, 1, 2)
+	m.Ops = nil
+	m.Runs(2)
+	if got := strings.Join(m.Ops, "\n"); strings.Contains(got, "variable") || strings.Contains(got, rootpart.ListFile) {
 		t.Errorf("an ordinary boot writes %q", got)
 	}
-	m.byHand = 1
-	m.runs(1)
-	m.byHand = 0
-	m.runs(2)
+	m.ByHand = 1
+	m.Runs(1)
+	m.ByHand = 0
+	m.Runs(2)
 
 	// The release's own boot manager, which is the machine's, is never among it.
-	p := m.parcel(newRelease(t, 3, 5, pinned))
-	if err := p.release.SetRevocations(secureboot.Database{secureboot.Hash([16]byte{}, manager)}); err == nil {
+	p := m.Parcel(machinetest.NewRelease(t, 3, 5, machinetest.Pinned))
+	if err := p.Release.SetRevocations(secureboot.Database{secureboot.Hash([16]byte{}, manager)}); err == nil {
 		t.Error("a release revokes its own boot manager")
 	}
 }
@@ -96,100 +97,100 @@ func TestReleaseRevokes(t *testing.T) {
 // Root of the running system writes what it likes: it counts with the distributor's
 // signature alone. FAULTS 110
 func TestForgedRevocations(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
-	m.runs(2)
-	m.bless()
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.Runs(2)
+	m.Bless()
 	name := ""
-	for file, content := range m.rootFiles() {
+	for file, content := range m.RootFiles() {
 		if strings.HasSuffix(file, "/2/release.json") {
 			name = file
-			m.rootFiles()[file] = bytes.ReplaceAll(content, []byte("5a5a"), []byte("5b5b"))
+			m.RootFiles()[file] = bytes.ReplaceAll(content, []byte("5a5a"), []byte("5b5b"))
 		}
 	}
 	if name == "" {
 		t.Fatal("the release's description is not there")
 	}
 	for range secureboot.MaxTries {
-		m.runs(2, "revoke FAILED", "what the release wants in dbx")
+		m.Runs(2, "revoke FAILED", "what the release wants in dbx")
 	}
-	m.runs(2)
-	if len(m.vars["dbx"].data) > 0 || strings.Contains(m.said.String(), "revoke") {
-		t.Errorf("dbx has %x:\n%s", m.vars["dbx"].data, m.said.String())
+	m.Runs(2)
+	if len(m.Vars["dbx"].Data) > 0 || strings.Contains(m.Said.String(), "revoke") {
+		t.Errorf("dbx has %x:\n%s", m.Vars["dbx"].Data, m.Said.String())
 	}
 }
 
 // Firmware that takes no entry is asked at two starts, which is said, and left alone.
 // FAULTS 110
 func TestReleaseRevokesRefused(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
-	m.runs(2)
-	m.bless()
-	m.refuse = syscall.EACCES
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.Runs(2)
+	m.Bless()
+	m.Refuse = syscall.EACCES
 	for range secureboot.MaxTries {
-		m.runs(2, "revoke FAILED", "have the firmware take entries for dbx, 1 that release 2 names")
+		m.Runs(2, "revoke FAILED", "have the firmware take entries for dbx, 1 that release 2 names")
 	}
 	for range 2 {
-		m.runs(2)
-		if strings.Contains(m.said.String(), "revoke") {
-			t.Errorf("it was asked again:\n%s", m.said.String())
+		m.Runs(2)
+		if strings.Contains(m.Said.String(), "revoke") {
+			t.Errorf("it was asked again:\n%s", m.Said.String())
 		}
 	}
-	if r := m.policyRecord(); r.Passing() || len(m.vars["dbx"].data) > 0 {
-		t.Errorf("the record is %+v, dbx %x", r, m.vars["dbx"].data)
+	if r := m.PolicyRecord(); r.Passing() || len(m.Vars["dbx"].Data) > 0 {
+		t.Errorf("the record is %+v, dbx %x", r, m.Vars["dbx"].Data)
 	}
 	// The next release has the same list, and the one after it a longer one.
-	m.fetchRevoking(newRelease(t, 3, 5, pinned), strangersHash)
-	m.runs(3)
-	m.bless()
-	m.runs(3, "this firmware has refused them before")
-	m.runs(3)
-	if strings.Contains(m.said.String(), "revoke") {
-		t.Errorf("it was asked again:\n%s", m.said.String())
+	fetchRevoking(m, machinetest.NewRelease(t, 3, 5, machinetest.Pinned), strangersHash)
+	m.Runs(3)
+	m.Bless()
+	m.Runs(3, "this firmware has refused them before")
+	m.Runs(3)
+	if strings.Contains(m.Said.String(), "revoke") {
+		t.Errorf("it was asked again:\n%s", m.Said.String())
 	}
-	m.refuse = nil
-	m.fetchRevoking(newRelease(t, 4, 5, pinned), strangersHash, [32]byte{1})
-	m.runs(4)
-	m.bless()
-	m.runs(4, "dbx has what release 4 names, 2 more entries")
-	m.runs(4)
+	m.Refuse = nil
+	fetchRevoking(m, machinetest.NewRelease(t, 4, 5, machinetest.Pinned), strangersHash, [32]byte{1})
+	m.Runs(4)
+	m.Bless()
+	m.Runs(4, "dbx has what release 4 names, 2 more entries")
+	m.Runs(4)
 }
 
 // Wherever the power is cut, the machine unlocks by itself and comes to the same end.
 // FAULTS 42, 110
 func TestCutReleaseRevokes(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
-	m.runs(2)
-	m.bless()
-	var worlds []*world
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.Runs(2)
+	m.Bless()
+	var worlds []*machinetest.World
 	var how []string
 	cut := map[string]int{}
-	m.ops = nil
-	m.snapshot = func() {
-		at := last(m.ops)
+	m.Ops = nil
+	m.Snapshot = func() {
+		at := machinetest.Last(m.Ops)
 		cut[at]++
-		m.remaining(func(w *world) { worlds, how = append(worlds, w), append(how, at) })
+		m.Remaining(func(w *machinetest.World) { worlds, how = append(worlds, w), append(how, at) })
 	}
 	for range 3 {
-		m.runs(2)
+		m.Runs(2)
 	}
-	m.snapshot = nil
-	m.must(m.revokesStranger())
+	m.Snapshot = nil
+	m.Must(revokesStranger(m))
 	for i, w := range worlds {
-		m.powerOn(w)
-		m.said.Reset()
-		m.printed.Reset()
+		m.PowerOn(w)
+		m.Said.Reset()
+		m.Printed.Reset()
 		left := errors.New("it was not started")
 		for n := 0; n < 6 && left != nil; n++ {
-			if end := m.run(); end != "system" || m.openVolume == nil || m.printed.Len() > 0 {
-				t.Fatalf("cut after %s: it ends in %s and asks %q:\n%s", how[i], end, m.printed.String(), m.said.String())
+			if end := m.Run(); end != "system" || m.OpenVolume == nil || m.Printed.Len() > 0 {
+				t.Fatalf("cut after %s: it ends in %s and asks %q:\n%s", how[i], end, m.Printed.String(), m.Said.String())
 			}
-			left = m.revokesStranger()
+			left = revokesStranger(m)
 		}
 		if left != nil {
-			t.Fatalf("cut after %s: %v\n%s", how[i], left, m.said.String())
+			t.Fatalf("cut after %s: %v\n%s", how[i], left, m.Said.String())
 		}
 	}
 	if cut["variable dbx"] != 1 || cut["root keep "+rootpart.ListFile] < 2 || cut["tpm write index"] < 2 {
@@ -202,41 +203,41 @@ func TestCutReleaseRevokes(t *testing.T) {
 // and so is not stopped, nor is an option ROM that is in db for when its card is there.
 // FAULTS 110
 func TestReleaseRevokesNothingReserved(t *testing.T) {
-	docked := func(c *contract.Contract) { pinned(c); c.VendorKeys = contract.VendorAuto }
-	m := newMachine(t, docked)
-	m.optionROM = "graphics card"
-	m.ends("system", "hashes")
-	m.ends("system")
-	m.optionROM = "" // it is in a dock
-	list, err := m.storedList()
-	m.must(err)
+	docked := func(c *contract.Contract) { machinetest.Pinned(c); c.VendorKeys = contract.VendorAuto }
+	m := machinetest.New(t, docked)
+	m.OptionROM = "graphics card"
+	m.Ends("system", "hashes")
+	m.Ends("system")
+	m.OptionROM = "" // it is in a dock
+	list, err := m.StoredList()
+	m.Must(err)
 	rom := [32]byte(list.Wanted.DB[1].Data)
-	condemned, err := authenticode.Digest(m.releases[1].uki)
-	m.must(err)
-	m.fetchRevoking(newRelease(t, 2, 5, docked), condemned, rom, strangersHash)
-	m.runs(2)
-	m.bless()
-	m.rename("test_1.efi", "test_1+0-3.efi")
-	m.runs(2, "it would stop the UKI test_1+0-3.efi", "it would stop what db allows on this machine by its hash")
-	m.runs(2)
-	m.must(m.revokesStranger())
+	condemned, err := authenticode.Digest(m.Releases[1].UKI)
+	m.Must(err)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, docked), condemned, rom, strangersHash)
+	m.Runs(2)
+	m.Bless()
+	m.Rename("test_1.efi", "test_1+0-3.efi")
+	m.Runs(2, "it would stop the UKI test_1+0-3.efi", "it would stop what db allows on this machine by its hash")
+	m.Runs(2)
+	m.Must(revokesStranger(m))
 }
 
 // Where the firmware measures its variables otherwise than they can be read, nothing is
 // foretold: nothing is written, and it is said at two starts. FAULTS 110
 func TestReleaseRevokesUnforetold(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
-	m.runs(2)
-	m.bless()
-	m.hidesDBX = true
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.Runs(2)
+	m.Bless()
+	m.HidesDBX = true
 	const why = "otherwise than they can be read"
-	m.accepts("revoke FAILED", why)
-	m.runs(2, "revoke FAILED", why)
-	m.ops = nil
-	m.runs(2)
-	if strings.Contains(m.said.String(), "revoke") || strings.Contains(strings.Join(m.ops, " "), "variable dbx") {
-		t.Errorf("it was asked again:\n%s", m.said.String())
+	m.Accepts("revoke FAILED", why)
+	m.Runs(2, "revoke FAILED", why)
+	m.Ops = nil
+	m.Runs(2)
+	if strings.Contains(m.Said.String(), "revoke") || strings.Contains(strings.Join(m.Ops, " "), "variable dbx") {
+		t.Errorf("it was asked again:\n%s", m.Said.String())
 	}
 }
 
@@ -244,32 +245,32 @@ func TestReleaseRevokesUnforetold(t *testing.T) {
 // it holds by then. Where it measures them otherwise than it stores them, one start asks for
 // the recovery key, and no more than one. FAULTS 110
 func TestReleaseRevokesOtherwise(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetchRevoking(newRelease(t, 2, 5, pinned), strangersHash)
-	m.runs(2)
-	m.bless()
-	ready := m.world(true, nil)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.Runs(2)
+	m.Bless()
+	ready := m.World(true, nil)
 	other := [32]byte{5: 7}
-	m.afterDBX = func(content []byte) []byte {
+	m.AfterDBX = func(content []byte) []byte {
 		foreign, err := secureboot.Database{secureboot.Hash(secureboot.DBX.GUID, other)}.Marshal()
-		m.must(err)
+		m.Must(err)
 		return append(foreign, content...)
 	}
-	m.runs(2)
-	m.afterDBX = nil
+	m.Runs(2)
+	m.AfterDBX = nil
 	for range 2 {
-		m.runs(2)
+		m.Runs(2)
 	}
-	if n := len(hashesIn(t, m.vars["dbx"].data)); n != 2 || m.policyRecord().Passing() {
-		t.Errorf("dbx has %d hashes, the record is %+v", n, m.policyRecord())
+	if n := len(machinetest.HashesIn(t, m.Vars["dbx"].Data)); n != 2 || m.PolicyRecord().Passing() {
+		t.Errorf("dbx has %d hashes, the record is %+v", n, m.PolicyRecord())
 	}
 
-	m.powerOn(ready)
-	m.runs(2)
-	m.extra = "dbx in another order"
-	m.accepts()
+	m.PowerOn(ready)
+	m.Runs(2)
+	m.Extra = "dbx in another order"
+	m.Accepts()
 	for range 2 {
-		m.runs(2)
+		m.Runs(2)
 	}
-	m.must(m.revokesStranger())
+	m.Must(revokesStranger(m))
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"slices"
@@ -9,21 +9,23 @@ import (
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // lateDisks has the machine's own disk some time after the other one, whose controller
 // needs no driver that could be left out.
 type lateDisks struct {
-	disks
+	machinetest.Disks
 	from time.Time
 }
 
 func (d lateDisks) List() ([]hw.Disk, error) {
-	d.m.driven = nil
-	list, err := d.disks.List()
-	if d.m.clock.Before(d.from) {
+	d.M.Driven = nil
+	list, err := d.Disks.List()
+	if d.M.Clock.Before(d.from) {
 		list = slices.DeleteFunc(list, func(found hw.Disk) bool { return found.Name == "disk0" })
 	}
 	return list, err
@@ -32,55 +34,55 @@ func (d lateDisks) List() ([]hw.Disk, error) {
 // FAULTS 112: a disk of exactly the least size is set up, and its root partition has what
 // is left; of one that is a sector smaller nothing is written.
 func TestLeastDisk(t *testing.T) {
-	const tail = 33 * sectorSize // the alternate table
-	size, err := layout.LeastDisk(layout.ESPSize, slotSize)
+	const tail = 33 * machinetest.SectorSize // the alternate table
+	size, err := layout.LeastDisk(layout.ESPSize, machinetest.SlotSize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	size += tail - layout.Align
-	m := newMachine(t, nil)
-	m.powerOn(m.installed(size - sectorSize))
-	m.ends("recovery", "partition 6 (root) needs 256 MiB, the largest free space has 255 MiB")
-	if i := slices.IndexFunc(m.ops, func(op string) bool { return strings.HasPrefix(op, "disk write") }); i >= 0 {
-		t.Errorf("a disk that is too small: %s", m.ops[i])
+	m := machinetest.New(t, nil)
+	m.PowerOn(m.Installed(size - machinetest.SectorSize))
+	m.Ends("recovery", "partition 6 (root) needs 256 MiB, the largest free space has 255 MiB")
+	if i := slices.IndexFunc(m.Ops, func(op string) bool { return strings.HasPrefix(op, "disk write") }); i >= 0 {
+		t.Errorf("a disk that is too small: %s", m.Ops[i])
 	}
-	m = newMachine(t, nil)
-	m.powerOn(m.installed(size))
-	m.ends("system")
-	m.hasRoot(layout.MinRoot)
-	m.runs(1)
+	m = machinetest.New(t, nil)
+	m.PowerOn(m.Installed(size))
+	m.Ends("system")
+	hasRoot(m, layout.MinRoot)
+	m.Runs(1)
 }
 
 // A disk.img that is smaller than the disk it was written to: the first boot uses all of
 // the disk.
 func TestImageOnLargerDisk(t *testing.T) {
-	m := newMachine(t, nil)
-	small := m.installed(600 * mib).disk // with less room than the layout takes
-	w := m.installed(diskSize)
-	w.disk = blocktest.New(diskSize, blocktest.Hostile)
-	content := make([]byte, mib)
-	for at := int64(0); at < small.Size(); at += mib {
+	m := machinetest.New(t, nil)
+	small := m.Installed(600 * machinetest.MiB).Disk // with less room than the layout takes
+	w := m.Installed(machinetest.DiskSize)
+	w.Disk = blocktest.New(machinetest.DiskSize, blocktest.Hostile)
+	content := make([]byte, machinetest.MiB)
+	for at := int64(0); at < small.Size(); at += machinetest.MiB {
 		_, err := small.ReadAt(content, at)
-		m.must(err)
-		_, err = w.disk.WriteAt(content, at)
-		m.must(err)
+		m.Must(err)
+		_, err = w.Disk.WriteAt(content, at)
+		m.Must(err)
 	}
-	m.powerOn(w)
-	m.ends("system")
-	tree, err := layout.VeritySize(slotSize)
-	m.must(err)
-	m.hasRoot(diskSize - 2*layout.Align - layout.ESPSize - 2*(slotSize+tree))
-	m.runs(1)
+	m.PowerOn(w)
+	m.Ends("system")
+	tree, err := layout.VeritySize(machinetest.SlotSize)
+	m.Must(err)
+	hasRoot(m, machinetest.DiskSize-2*layout.Align-layout.ESPSize-2*(machinetest.SlotSize+tree))
+	m.Runs(1)
 }
 
 // hasRoot expects a root partition of so many bytes, in a table that is whole.
-func (m *machine) hasRoot(want int64) {
-	m.t.Helper()
-	table, health, err := m.table()
-	m.must(err)
+func hasRoot(m *machinetest.Machine, want int64) {
+	m.T.Helper()
+	table, health, err := m.Table()
+	m.Must(err)
 	p, ok := table.ByNumber(layout.RootNumber)
 	if _, size := table.Bytes(p); !ok || size != want || !health.OK() {
-		m.t.Errorf("the root partition has %d bytes, want %d; %s", size, want, health)
+		m.T.Errorf("the root partition has %d bytes, want %d; %s", size, want, health)
 	}
 }
 
@@ -101,17 +103,17 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 		{"behind what the firmware names", slices.Concat(nvme, usb), 0, "disk0", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := newMachine(t, nil)
-			m.ends("system")
-			if m.bootedFrom = nvme; len(c.own) == 1 {
-				m.second = m.disk.now.Overlay()
+			m := machinetest.New(t, nil)
+			m.Ends("system")
+			if m.StartsFrom = nvme; len(c.own) == 1 {
+				m.Second = m.Disk.Now.Overlay()
 			}
-			m.pci = [2][]bootoption.Function{c.own, usb}
-			start := m.clock
-			a := &Agent{Host: host.Host{Machine: m.agent.Machine, Found: host.Found{Way: nvme}}}
-			a.Disks = lateDisks{disks{m}, start.Add(c.after)}
-			m.must(a.FindDisk())
-			if took := m.clock.Sub(start); a.Disk.Name != c.want || took > c.most {
+			m.PCI = [2][]bootoption.Function{c.own, usb}
+			start := m.Clock
+			a := &agent.Agent{Host: host.Host{Machine: m.Agent.Machine, Found: host.Found{Way: nvme}}}
+			a.Disks = lateDisks{machinetest.Disks{M: m}, start.Add(c.after)}
+			m.Must(a.FindDisk())
+			if took := m.Clock.Sub(start); a.Disk.Name != c.want || took > c.most {
 				t.Errorf("takes %s after %s", a.Disk.Name, took)
 			}
 		})

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -19,10 +20,10 @@ import (
 // made again in its place: the machine starts as before when the disk reads again.
 // FAULTS 112
 func TestUnreadable(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	good := m.world(true, nil)
-	table, _, err := m.table()
-	m.must(err)
+	m := machinetest.ProvisionedMachine(t, nil)
+	good := m.World(true, nil)
+	table, _, err := m.Table()
+	m.Must(err)
 	in := func(number int, offset int64) int64 {
 		p, ok := table.ByNumber(number)
 		if !ok {
@@ -39,16 +40,16 @@ func TestUnreadable(t *testing.T) {
 		end      string
 		says     []string // beside the end
 	}{
-		{"the protective MBR", 0, sectorSize, "system", nil},
-		{"the primary table's header", sectorSize, sectorSize, "system", []string{"primary"}},
-		{"the primary table's entries", 2 * sectorSize, 32 * sectorSize, "system", []string{"primary"}},
-		{"the alternate table's entries", diskSize - 33*sectorSize, sectorSize, "system", []string{"alternate"}},
-		{"the alternate table's header", diskSize - sectorSize, sectorSize, "system", []string{"alternate"}},
-		{"both tables", 0, diskSize, "recovery", []string{inUse}},
+		{"the protective MBR", 0, machinetest.SectorSize, "system", nil},
+		{"the primary table's header", machinetest.SectorSize, machinetest.SectorSize, "system", []string{"primary"}},
+		{"the primary table's entries", 2 * machinetest.SectorSize, 32 * machinetest.SectorSize, "system", []string{"primary"}},
+		{"the alternate table's entries", machinetest.DiskSize - 33*machinetest.SectorSize, machinetest.SectorSize, "system", []string{"alternate"}},
+		{"the alternate table's header", machinetest.DiskSize - machinetest.SectorSize, machinetest.SectorSize, "system", []string{"alternate"}},
+		{"both tables", 0, machinetest.DiskSize, "recovery", []string{inUse}},
 		{"the first block of the system", in(a.SystemNumber(), 0), 4096, "recovery", []string{inUse}},
-		{"the last block of the system", in(a.SystemNumber(), imageSize-4096), 4096, "recovery", []string{inUse}},
+		{"the last block of the system", in(a.SystemNumber(), machinetest.ImageSize-4096), 4096, "recovery", []string{inUse}},
 		{"the tree", in(a.VerityNumber(), 4096), 4096, "recovery", []string{inUse}},
-		{"the other slot", in(b.SystemNumber(), 0), slotSize, "system", nil},
+		{"the other slot", in(b.SystemNumber(), 0), machinetest.SlotSize, "system", nil},
 		{"the other slot's tree", in(b.VerityNumber(), 0), 4096, "system", nil},
 		{"the root partition's header", in(layout.RootNumber, 0), luks2.DataOffset, "recovery", []string{inUse}},
 		{"all keyslots of the root partition", in(layout.RootNumber, 32<<10), luks2.DataOffset - 32<<10, "recovery", []string{inUse, "so no key is asked for"}},
@@ -56,21 +57,21 @@ func TestUnreadable(t *testing.T) {
 		{"the other copy of the header", in(layout.RootNumber, 16<<10), 4096, "system", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m.t = t
-			m.powerOn(good)
-			m.bad.from, m.bad.to = c.at, c.at+c.size
-			m.ends(c.end, c.says...)
-			if c.end == "system" && (m.openVolume == nil || strings.Contains(m.printed.String(), "ecovery key")) {
-				t.Errorf("the root partition is closed; it asks %q:\n%s", m.printed.String(), m.said.String())
+			m.T = t
+			m.PowerOn(good)
+			m.Bad.From, m.Bad.To = c.at, c.at+c.size
+			m.Ends(c.end, c.says...)
+			if c.end == "system" && (m.OpenVolume == nil || strings.Contains(m.Printed.String(), "ecovery key")) {
+				t.Errorf("the root partition is closed; it asks %q:\n%s", m.Printed.String(), m.Said.String())
 			}
-			if strings.Contains(m.printed.String(), "Recovery key (") {
-				t.Errorf("it asks for the recovery key in vain:\n%s", m.printed.String())
+			if strings.Contains(m.Printed.String(), "Recovery key (") {
+				t.Errorf("it asks for the recovery key in vain:\n%s", m.Printed.String())
 			}
-			m.bad.from, m.bad.to = 0, 0
-			m.printed.Reset()
-			m.runs(1)
-			if len(m.shown) != 1 {
-				t.Errorf("%d recovery keys were shown", len(m.shown))
+			m.Bad.From, m.Bad.To = 0, 0
+			m.Printed.Reset()
+			m.Runs(1)
+			if len(m.Shown) != 1 {
+				t.Errorf("%d recovery keys were shown", len(m.Shown))
 			}
 		})
 	}
@@ -80,23 +81,23 @@ func TestUnreadable(t *testing.T) {
 // asked for a key, which helps nothing. The console says which sectors are bad, and to copy
 // first. FAULTS 82, 112
 func TestFileSystemUnreadable(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	good := m.world(true, nil)
+	m := machinetest.ProvisionedMachine(t, nil)
+	good := m.World(true, nil)
 	for _, c := range []struct{ bad, step string }{{rootpart.Directory, "unlock"}, {"bind/var", "mount-state"}} {
 		for _, messages := range []string{"", "<3>[    2.1] I/O error, dev disk0, sector 2101250 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2\n"} {
-			m.powerOn(good)
-			m.badFiles, m.messages = c.bad, messages
-			m.printed.Reset()
+			m.PowerOn(good)
+			m.BadFiles, m.Messages = c.bad, messages
+			m.Printed.Reset()
 			says := []string{"input/output error: the disk fails to read what is on the root partition", "The disk fails to read. Copy your files before anything else", c.step + " FAILED"}
 			if messages != "" {
 				says = append(says, "I/O error of disk0 at sector 2101250")
 			}
-			m.ends("recovery", says...)
-			if m.printed.Len() > 0 || strings.Contains(m.said.String(), "`reset`") {
-				t.Errorf("%s: it asks %q:\n%s", c.bad, m.printed.String(), m.said.String())
+			m.Ends("recovery", says...)
+			if m.Printed.Len() > 0 || strings.Contains(m.Said.String(), "`reset`") {
+				t.Errorf("%s: it asks %q:\n%s", c.bad, m.Printed.String(), m.Said.String())
 			}
-			m.badFiles = ""
-			m.runs(1)
+			m.BadFiles = ""
+			m.Runs(1)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"testing"
@@ -6,6 +6,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/keephome"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -14,21 +15,21 @@ import (
 func TestFirstStartNoted(t *testing.T) {
 	const note = rootpart.Shared + "/" + bootinfo.FirstStart
 	want := contract.Version(1).String() + "\n"
-	m := lived(t)
-	if have := string(m.rootFiles()[note]); have != want {
+	m := machinetest.Lived(t)
+	if have := string(m.RootFiles()[note]); have != want {
 		t.Errorf("a new root partition: %q, want %q", have, want)
 	}
-	delete(m.rootFiles(), note) // setup(8) has asked
-	m.ends("system")
-	m.asksToKeepHome()
-	m.typed = []string{"test"}
-	m.ends("system")
-	if have, there := m.rootFiles()[note]; there {
+	delete(m.RootFiles(), note) // setup(8) has asked
+	m.Ends("system")
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.Ends("system")
+	if have, there := m.RootFiles()[note]; there {
 		t.Errorf("anna was kept: %q", have)
 	}
-	m.notesKeepHome(keephome.Note{Stage: keephome.Deleting})
-	m.ends("system")
-	if have := string(m.rootFiles()[note]); have != want {
+	m.NotesKeepHome(keephome.Note{Stage: keephome.Deleting})
+	m.Ends("system")
+	if have := string(m.RootFiles()[note]); have != want {
 		t.Errorf("nobody was kept: %q, want %q", have, want)
 	}
 }

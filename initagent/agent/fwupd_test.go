@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/fwupd"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -27,21 +28,21 @@ func updaterProgram(text string) []byte {
 }
 
 // bringsUpdater puts fwupd's program into the system image.
-func (m *machine) bringsUpdater(name string, program []byte) {
-	m.t.Helper()
-	directory := filepath.Join(m.root, "sysroot", fwupd.Directory)
-	m.must(os.MkdirAll(directory, 0o755))
-	m.must(os.WriteFile(filepath.Join(directory, name), program, 0o644))
+func bringsUpdater(m *machinetest.Machine, name string, program []byte) {
+	m.T.Helper()
+	directory := filepath.Join(m.Root, "sysroot", fwupd.Directory)
+	m.Must(os.MkdirAll(directory, 0o755))
+	m.Must(os.WriteFile(filepath.Join(directory, name), program, 0o644))
 }
 
 // hasUpdater says why this program is not signed by this machine, and laid over the image's.
-func (m *machine) hasUpdater(program []byte) error {
-	m.t.Helper()
-	_, own, err := certificatesIn(m.vars)
+func hasUpdater(m *machinetest.Machine, program []byte) error {
+	m.T.Helper()
+	_, own, err := machinetest.CertificatesIn(m.Vars)
 	if err != nil {
 		return err
 	}
-	kept := m.rootFiles()[signedUpdater]
+	kept := m.RootFiles()[signedUpdater]
 	if err := authenticode.VerifyOwn(kept, own[0]); err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (m *machine) hasUpdater(program []byte) error {
 	if err != nil {
 		return err
 	}
-	list, err := m.storedList()
+	list, err := m.StoredList()
 	switch {
 	case err != nil:
 		return err
@@ -61,74 +62,74 @@ func (m *machine) hasUpdater(program []byte) error {
 		return errors.New("another program is signed")
 	case !list.Allows(want):
 		return errors.New("the list does not know the program")
-	case !m.updaterLaid():
-		return fmt.Errorf("mounted are %q", m.mounted)
+	case !updaterLaid(m):
+		return fmt.Errorf("mounted are %q", m.Mounted)
 	}
 	return nil
 }
 
-func (m *machine) updaterLaid() bool {
-	return len(m.mounted) > 0 && m.mounted[len(m.mounted)-1] == filepath.Join(m.root, "sysroot", fwupd.Directory)
+func updaterLaid(m *machinetest.Machine) bool {
+	return len(m.Mounted) > 0 && m.Mounted[len(m.Mounted)-1] == filepath.Join(m.Root, "sysroot", fwupd.Directory)
 }
 
 // The image's program is signed once, and laid over the image's; another release's is
 // signed when that runs. Nothing else is signed: neither what lies beside it in the
 // image, nor what the running system has put in the places of the signed one.
 func TestSignsUpdater(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.runs(1)
-	if m.updaterLaid() || m.rootFiles()[signedUpdater] != nil {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Runs(1)
+	if updaterLaid(m) || m.RootFiles()[signedUpdater] != nil {
 		t.Fatal("an image without fwupd gets its program")
 	}
 	first, second, planted := updaterProgram("fwupd-efi 1.6"), updaterProgram("fwupd-efi 1.7"), updaterProgram("a shell")
-	m.bringsUpdater("fwupdx64.efi", first)
-	m.bringsUpdater("shimx64.efi", planted)
-	m.bringsUpdater("fwupdx64.efi.signed", planted)
-	m.runs(1, "sign-updater")
-	m.must(m.hasUpdater(first))
-	older := bytes.Clone(m.rootFiles()[signedUpdater])
-	m.ops = nil
-	m.runs(1)
-	m.must(m.hasUpdater(first))
-	if w := m.written("fwupd"); len(w) > 0 {
+	bringsUpdater(m, "fwupdx64.efi", first)
+	bringsUpdater(m, "shimx64.efi", planted)
+	bringsUpdater(m, "fwupdx64.efi.signed", planted)
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, first))
+	older := bytes.Clone(m.RootFiles()[signedUpdater])
+	m.Ops = nil
+	m.Runs(1)
+	m.Must(hasUpdater(m, first))
+	if w := m.Written("fwupd"); len(w) > 0 {
 		t.Errorf("it is signed again: %q", w)
 	}
 
 	for what, text := range map[string][]byte{"a stranger's": planted, "nothing": nil, "no image": []byte("MZ"), "too large": make([]byte, 3<<20)} {
-		m.rootFiles()[signedUpdater] = text
-		m.putESP("EFI/systemd/fwupdx64.efi", planted)
-		m.putESP("EFI/systemd/fw/fwupd-1.cap", planted)
-		m.runs(1, "sign-updater")
-		if err := m.hasUpdater(first); err != nil {
+		m.RootFiles()[signedUpdater] = text
+		m.PutESP("EFI/systemd/fwupdx64.efi", planted)
+		m.PutESP("EFI/systemd/fw/fwupd-1.cap", planted)
+		m.Runs(1, "sign-updater")
+		if err := hasUpdater(m, first); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	m.runs(1)
+	m.Runs(1)
 	for _, name := range []string{"EFI/systemd/fwupdx64.efi", "EFI/systemd/fw/fwupd-1.cap"} {
-		if !bytes.Equal(m.esp.files[name].now.data, planted) {
+		if !bytes.Equal(m.ESP.Files[name].Now.Data, planted) {
 			t.Errorf("%s was changed", name)
 		}
 	}
 
-	m.bringsUpdater("fwupdx64.efi", second)
-	m.runs(1, "sign-updater")
-	m.must(m.hasUpdater(second))
-	m.rootFiles()[signedUpdater] = older // soundly signed, and perhaps with a known hole
-	m.runs(1, "sign-updater")
-	m.must(m.hasUpdater(second))
+	bringsUpdater(m, "fwupdx64.efi", second)
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, second))
+	m.RootFiles()[signedUpdater] = older // soundly signed, and perhaps with a known hole
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, second))
 }
 
 // An image with a program that somebody else has signed, and no other, has that one signed.
 func TestSignsSignedUpdater(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	theirs, err := enroll.DBSigner{Pair: m.otherKeys().DB, Time: buildDate}.Sign(updaterProgram("fwupd-efi 1.7"))
-	m.must(err)
-	m.bringsUpdater("fwupdx64.efi.signed", theirs)
-	m.runs(1, "sign-updater")
-	m.must(m.hasUpdater(theirs))
-	m.ops = nil
-	m.runs(1)
-	if w := m.written("fwupd"); len(w) > 0 {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	theirs, err := enroll.DBSigner{Pair: m.OtherKeys().DB, Time: machinetest.BuildDate}.Sign(updaterProgram("fwupd-efi 1.7"))
+	m.Must(err)
+	bringsUpdater(m, "fwupdx64.efi.signed", theirs)
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, theirs))
+	m.Ops = nil
+	m.Runs(1)
+	if w := m.Written("fwupd"); len(w) > 0 {
 		t.Errorf("it is signed again: %q", w)
 	}
 }
@@ -145,21 +146,21 @@ func TestSignsNoUpdater(t *testing.T) {
 		"too large": {make([]byte, 1<<20+1), "fwupdx64.efi"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := provisionedMachine(t, pinned)
+			m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 			digest, err := authenticode.Digest(refused)
-			m.must(err)
-			m.fetchRevoking(newRelease(t, 2, 5, pinned), digest)
-			m.runs(2)
-			m.bless()
-			m.runs(2)
-			m.runs(2)
-			m.bringsUpdater("fwupdx64.efi", c.program)
-			m.runs(2, c.says)
-			if m.updaterLaid() || m.rootFiles()[signedUpdater] != nil {
+			m.Must(err)
+			fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), digest)
+			m.Runs(2)
+			m.Bless()
+			m.Runs(2)
+			m.Runs(2)
+			bringsUpdater(m, "fwupdx64.efi", c.program)
+			m.Runs(2, c.says)
+			if updaterLaid(m) || m.RootFiles()[signedUpdater] != nil {
 				t.Error("it is signed")
 			}
-			list, err := m.storedList()
-			m.must(err)
+			list, err := m.StoredList()
+			m.Must(err)
 			if d, err := authenticode.Digest(c.program); err == nil && list.Allows(d) {
 				t.Error("the list allows it")
 			}
@@ -169,55 +170,55 @@ func TestSignsNoUpdater(t *testing.T) {
 
 // Nothing is read through a link that leads out of the image, and a trial signs nothing.
 func TestSignsUpdaterOfImage(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.must(os.MkdirAll(filepath.Join(m.root, "sysroot", path.Dir(fwupd.Directory)), 0o755))
-	m.must(os.MkdirAll(filepath.Join(m.root, "outside"), 0o755))
-	m.must(os.WriteFile(filepath.Join(m.root, "outside/fwupdx64.efi"), updaterProgram("outside"), 0o644))
-	link := filepath.Join(m.root, "sysroot", fwupd.Directory)
-	m.must(os.Symlink(filepath.Join(m.root, "outside"), link))
-	m.runs(1, "sign-updater")
-	if m.rootFiles()[signedUpdater] != nil || m.updaterLaid() {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Must(os.MkdirAll(filepath.Join(m.Root, "sysroot", path.Dir(fwupd.Directory)), 0o755))
+	m.Must(os.MkdirAll(filepath.Join(m.Root, "outside"), 0o755))
+	m.Must(os.WriteFile(filepath.Join(m.Root, "outside/fwupdx64.efi"), updaterProgram("outside"), 0o644))
+	link := filepath.Join(m.Root, "sysroot", fwupd.Directory)
+	m.Must(os.Symlink(filepath.Join(m.Root, "outside"), link))
+	m.Runs(1, "sign-updater")
+	if m.RootFiles()[signedUpdater] != nil || updaterLaid(m) {
 		t.Error("a program outside the image is signed")
 	}
-	m.must(os.Remove(link))
+	m.Must(os.Remove(link))
 
 	program := updaterProgram("fwupd-efi 1.7")
-	m.fetch(newRelease(t, 2, 5, pinned))
-	m.bringsUpdater("fwupdx64.efi", program)
-	m.runs(2)
-	if m.rootFiles()[signedUpdater] != nil || m.updaterLaid() {
+	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
+	bringsUpdater(m, "fwupdx64.efi", program)
+	m.Runs(2)
+	if m.RootFiles()[signedUpdater] != nil || updaterLaid(m) {
 		t.Error("a trial has its program signed")
 	}
-	m.bless()
-	m.runs(2, "sign-updater")
-	m.must(m.hasUpdater(program))
+	m.Bless()
+	m.Runs(2, "sign-updater")
+	m.Must(hasUpdater(m, program))
 }
 
 // Wherever the power is cut, the machine starts without a key and comes to the same end;
 // what is signed on the way is the program alone.
 func TestCutSignsUpdater(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.runs(1)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Runs(1)
 	program := updaterProgram("fwupd-efi 1.7")
-	m.bringsUpdater("fwupdx64.efi", program)
-	var worlds []*world
+	bringsUpdater(m, "fwupdx64.efi", program)
+	var worlds []*machinetest.World
 	var how []string
-	m.ops = nil
-	m.snapshot = func() {
-		at := last(m.ops)
-		m.remaining(func(w *world) { worlds, how = append(worlds, w), append(how, at) })
+	m.Ops = nil
+	m.Snapshot = func() {
+		at := machinetest.Last(m.Ops)
+		m.Remaining(func(w *machinetest.World) { worlds, how = append(worlds, w), append(how, at) })
 	}
-	m.runs(1)
-	m.snapshot = nil
+	m.Runs(1)
+	m.Snapshot = nil
 	for _, want := range []string{"root keep " + rootpart.ListFile, "root keep " + signedUpdater} {
-		if !strings.Contains(strings.Join(m.ops, "\n"), want) {
-			t.Errorf("%q is not among the writes %q", want, m.ops)
+		if !strings.Contains(strings.Join(m.Ops, "\n"), want) {
+			t.Errorf("%q is not among the writes %q", want, m.Ops)
 		}
 	}
 	for i, w := range worlds {
-		m.powerOn(w)
-		m.runs(1)
-		if err := m.hasUpdater(program); err != nil {
+		m.PowerOn(w)
+		m.Runs(1)
+		if err := hasUpdater(m, program); err != nil {
 			t.Errorf("cut after %s: %v", how[i], err)
 		}
 	}
@@ -227,20 +228,20 @@ func TestCutSignsUpdater(t *testing.T) {
 // A machine with new keys has the program signed by them. What the list of before allows is
 // allowed still.
 func TestUpdaterOfNewKeys(t *testing.T) {
-	m := provisionedMachine(t, pinned)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 	program := updaterProgram("fwupd-efi 1.7")
-	m.bringsUpdater("fwupdx64.efi", program)
-	m.runs(1)
-	m.must(m.hasUpdater(program))
-	m.asksForSecret(true)
-	m.typed = nil
-	m.types(m.recoveryKey())
-	if end := m.boot(); end != "reboot" {
-		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	bringsUpdater(m, "fwupdx64.efi", program)
+	m.Runs(1)
+	m.Must(hasUpdater(m, program))
+	m.AsksForSecret(true)
+	m.Typed = nil
+	m.Types(m.RecoveryKey())
+	if end := m.Boot(); end != "reboot" {
+		t.Fatalf("ends in %s:\n%s", end, m.Said.String())
 	}
-	m.ends("system")
-	m.ends("system")
-	m.must(m.hasUpdater(program))
+	m.Ends("system")
+	m.Ends("system")
+	m.Must(hasUpdater(m, program))
 }
 
 // Nothing that an update of the firmware changes by itself is bound: the machine opens under
@@ -252,30 +253,30 @@ func TestFirmwareIsNotBound(t *testing.T) {
 			t.Errorf("PCR %d is bound", n)
 		}
 	}
-	m := provisionedMachine(t, pinned)
-	for _, m.code = range []string{"1.1", "1.2", "1.1"} {
-		m.runs(1)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	for _, m.Code = range []string{"1.1", "1.2", "1.1"} {
+		m.Runs(1)
 	}
-	m.code, m.extra = "1.3", "DMA Protection Disabled"
-	m.ends("recovery", "PCR 7 differs")
-	m.extra = ""
-	m.runs(1)
+	m.Code, m.Extra = "1.3", "DMA Protection Disabled"
+	m.Ends("recovery", "PCR 7 differs")
+	m.Extra = ""
+	m.Runs(1)
 }
 
 // fwupd's program resets the machine, so that no start follows on it. Where it had nothing to
 // do it comes back, and the firmware goes on: what it may have done by then nobody knows, and
 // the key is asked for. The start after that is as usual.
 func TestUpdaterCameBack(t *testing.T) {
-	m := provisionedMachine(t, pinned)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 	program := updaterProgram("fwupd-efi 1.7")
-	m.bringsUpdater("fwupdx64.efi", program)
-	m.runs(1)
-	m.runs(1)
-	m.cameBack = m.rootFiles()[signedUpdater]
-	m.ends("recovery", "PCR 4 differs")
-	if m.openVolume != nil {
+	bringsUpdater(m, "fwupdx64.efi", program)
+	m.Runs(1)
+	m.Runs(1)
+	m.CameBack = m.RootFiles()[signedUpdater]
+	m.Ends("recovery", "PCR 4 differs")
+	if m.OpenVolume != nil {
 		t.Error("it opens by itself")
 	}
-	m.cameBack = nil
-	m.runs(1)
+	m.CameBack = nil
+	m.Runs(1)
 }

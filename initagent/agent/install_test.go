@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"errors"
@@ -8,6 +8,8 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/initagent/agent"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // A stick's program runs where nothing unseals any more, and whatever comes of
@@ -18,9 +20,9 @@ func TestInstallerStick(t *testing.T) {
 		ends      error
 	}{{"installed", "reboot", nil}, {"left", "recovery", errors.New("exit status 1")}} {
 		t.Run(c.name, func(t *testing.T) {
-			m := newMachine(t, nil)
-			m.programEnds = c.ends
-			table, _, err := m.table()
+			m := machinetest.New(t, nil)
+			m.ProgramEnds = c.ends
+			table, _, err := m.Table()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -29,16 +31,16 @@ func TestInstallerStick(t *testing.T) {
 				Number: layout.InstallerNumber, Type: layout.TypeData, Label: layout.InstallerLabel,
 				UUID: table.Partitions[1].UUID, First: table.Partitions[1].First, Last: table.Partitions[1].Last,
 			}}
-			if err := stick.Write(m.disk); err != nil {
+			if err := stick.Write(m.Disk); err != nil {
 				t.Fatal(err)
 			}
-			if end := m.boot(); end != c.end {
-				t.Errorf("ends in %s, want %s:\n%s", end, c.end, m.said.String())
+			if end := m.Boot(); end != c.end {
+				t.Errorf("ends in %s, want %s:\n%s", end, c.end, m.Said.String())
 			}
-			if len(m.program) != 2 || !strings.HasSuffix(m.program[0], installerProgram) || m.program[1] != "install" {
-				t.Errorf("ran %q", m.program)
+			if len(m.Program) != 2 || !strings.HasSuffix(m.Program[0], agent.InstallerProgram) || m.Program[1] != "install" {
+				t.Errorf("ran %q", m.Program)
 			}
-			after, _, err := m.table()
+			after, _, err := m.Table()
 			if err != nil || !slices.Equal(after.Partitions, stick.Partitions) {
 				t.Errorf("the stick's partitions are %+v (%v)", after.Partitions, err)
 			}

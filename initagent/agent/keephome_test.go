@@ -1,8 +1,7 @@
-package agent
+package agent_test
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	mrand "math/rand/v2"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/stateconf"
@@ -19,6 +17,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
@@ -27,263 +26,226 @@ import (
 )
 
 // openConsole is the recovery console of a machine in use, where the root partition was opened.
-func (m *machine) openConsole() (*recovery.Machine, hw.Console) {
-	m.t.Helper()
+func openConsole(m *machinetest.Machine) (*recovery.Machine, hw.Console) {
+	m.T.Helper()
 	text, err := nextboot.Request{Console: &nextboot.Console{Person: true, Reason: "asked for"}}.Encode()
-	m.must(err)
-	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, text}
-	m.ends("recovery")
-	r, c := m.console()
-	m.typed = []string{m.recoveryKey()}
-	m.works(r.Unlock(c))
+	m.Must(err)
+	m.Vars[nextboot.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: text}
+	m.Ends("recovery")
+	r, c := m.Console()
+	m.Typed = []string{m.RecoveryKey()}
+	m.Works(r.Unlock(c))
 	return r, c
 }
 
-// asksToKeepHome is root of the running system.
-func (m *machine) asksToKeepHome() {
-	m.t.Helper()
-	text := fmt.Sprintf(`{"format":1,"after":%q}`, keephome.LastStart(journal.Parse(m.rootFiles()[bootjournal.File])))
-	m.rootFiles()[keephome.Requested] = []byte(text)
-}
-
-const (
-	imagePasswd = "root:x:0:0::/root:/bin/sh\nsystemd:x:998:998::/:/usr/sbin/nologin\n"
-	annasPasswd = "anna:x:1000:1000::/home/anna:/bin/sh\n"
-	letter      = "bind/home/anna/letter"
-)
-
-// stale is of a system that was never blessed: its state goes at the next start anyway.
-var stale = upper.Directory + "/" + strings.Repeat("ab", 32) + "/etc/upper/passwd"
-
 // sameFiles reports what of a root partition is not as it was, but for what each start writes.
-func (m *machine) sameFiles(before map[string][]byte) (changed []string) {
+func sameFiles(m *machinetest.Machine, before map[string][]byte) (changed []string) {
 	for name, text := range before {
-		if !slices.Contains([]string{bootjournal.File, ownstate.BlessedNote, upper.Blessed, stale}, name) && string(m.rootFiles()[name]) != string(text) {
+		if !slices.Contains([]string{bootjournal.File, ownstate.BlessedNote, upper.Blessed, machinetest.Stale}, name) && string(m.RootFiles()[name]) != string(text) {
 			changed = append(changed, name)
 		}
 	}
 	return changed
 }
 
-// lived is a machine with a person, and a daemon's user, in its /etc.
-func lived(t *testing.T) *machine {
-	m := provisionedMachine(t, pinned)
-	m.releases[1].etc = map[string]string{
-		"passwd": imagePasswd, "shadow": "root:*:1::::::\n", "group": "root:x:0:\nsudo:x:27:\n", "motd": "one",
-	}
-	for file, text := range map[string]string{
-		"passwd": imagePasswd + annasPasswd + "other:x:1001:1001::/srv/other:/bin/sh\n",
-		"shadow": "root:$6$roots:1::::::\nanna:$6$annas:1::::::\n",
-		"group":  "root:x:0:\nsudo:x:27:anna,other\nanna:x:1000:\nother:x:1001:\n",
-		"motd":   "mine", "machine-id": "0123\n", "ssh/ssh_host_rsa_key": "secret",
-	} {
-		m.edits(1, file, text)
-	}
-	for _, name := range []string{stale, "overlay/etc/upper/passwd", "bind/var/lib/x", "bind/srv/y", "snapshots/z", ownstate.BlessedNote} {
-		m.rootFiles()[name] = []byte("x")
-	}
-	m.rootFiles()[letter] = []byte("dear")
-	return m
-}
-
 // keptHome is what a reset that keeps /home leaves of /etc.
 var keptHome = map[string]string{
-	"passwd": imagePasswd + annasPasswd,
+	"passwd": machinetest.ImagePasswd + machinetest.AnnasPasswd,
 	"shadow": "root:*:1::::::\nanna:$6$annas:1::::::\n",
 	"group":  "root:x:0:\nsudo:x:27:anna\nanna:x:1000:\n",
 }
 
 // checkKeptHome checks that all but /home and what is the machine's own is gone, and that
 // its people are there.
-func (m *machine) checkKeptHome(when string) {
-	m.t.Helper()
-	files := m.rootFiles()
-	if string(files[letter]) != "dear" || files[rootpart.ListFile] == nil {
-		m.t.Errorf("%s: /home or the machine's own is gone", when)
+func checkKeptHome(m *machinetest.Machine, when string) {
+	m.T.Helper()
+	files := m.RootFiles()
+	if string(files[machinetest.Letter]) != "dear" || files[rootpart.ListFile] == nil {
+		m.T.Errorf("%s: /home or the machine's own is gone", when)
 	}
-	own := upper.Directory + "/" + ownstate.Own(&m.agent.Host) + "/"
+	own := upper.Directory + "/" + ownstate.Own(&m.Agent.Host) + "/"
 	for name := range files {
 		seeded := strings.HasPrefix(name, upper.Bind+"/") && strings.Count(name, "/") == 1 // when it is mounted
 		made := name == upper.Blessed || strings.HasPrefix(name, own) || seeded
-		if !made && !strings.HasPrefix(name, rootpart.OwnDirectory+"/") && name != letter {
-			m.t.Errorf("%s: %s stays", when, name)
+		if !made && !strings.HasPrefix(name, rootpart.OwnDirectory+"/") && name != machinetest.Letter {
+			m.T.Errorf("%s: %s stays", when, name)
 		}
 	}
 	if files[keephome.Path] != nil || files[ownstate.BlessedNote] != nil {
-		m.t.Errorf("%s: a note stays", when)
+		m.T.Errorf("%s: a note stays", when)
 	}
-	got := m.upperOf(1)
+	got := m.UpperOf(1)
 	if !maps.Equal(got, keptHome) {
-		m.t.Errorf("%s: /etc holds %q, want %q", when, got, keptHome)
+		m.T.Errorf("%s: /etc holds %q, want %q", when, got, keptHome)
 	}
 }
 
 // cutAnywhere starts the machine in each state that a cut has left: nothing was changed, or
 // it comes to the same end, without a question where that was answered.
-func (m *machine) cutAnywhere(states []cutState, before map[string][]byte) {
-	m.t.Helper()
+func cutAnywhere(m *machinetest.Machine, states []machinetest.CutState, before map[string][]byte) {
+	m.T.Helper()
 	ended := 0
 	for _, s := range states {
-		m.powerOn(s.world)
-		asks := m.answers()
-		m.printed.Reset()
-		m.ends("system")
-		if asked := strings.Contains(m.printed.String(), "Type the machine's name"); asked && !asks {
-			m.t.Errorf("%s: it asks again:\n%s", s.how, m.printed.String())
+		m.PowerOn(s.World)
+		asks := m.Answers()
+		m.Printed.Reset()
+		m.Ends("system")
+		if asked := strings.Contains(m.Printed.String(), "Type the machine's name"); asked && !asks {
+			m.T.Errorf("%s: it asks again:\n%s", s.How, m.Printed.String())
 		}
-		if _, there := m.rootFiles()["bind/srv/y"]; there {
-			if changed := m.sameFiles(before); len(changed) > 0 {
-				m.t.Errorf("%s: %q is changed, and /srv is not", s.how, changed)
+		if _, there := m.RootFiles()["bind/srv/y"]; there {
+			if changed := sameFiles(m, before); len(changed) > 0 {
+				m.T.Errorf("%s: %q is changed, and /srv is not", s.How, changed)
 			}
 			continue
 		}
 		ended++
-		m.checkKeptHome(s.how)
+		checkKeptHome(m, s.How)
 	}
 	if ended < 8 || ended == len(states) {
-		m.t.Errorf("%d of %d cuts come to the end", ended, len(states))
+		m.T.Errorf("%d of %d cuts come to the end", ended, len(states))
 	}
 }
 
 // A reset that keeps /home, asked for in the running system: the next boot asks, deletes
 // the rest, and gives the people their accounts back. Cut at any write, it goes on. FAULTS 42
 func TestKeepHomeAsked(t *testing.T) {
-	m := lived(t)
-	secret := m.machineSecret()
-	before := maps.Clone(m.rootFiles())
-	m.asksToKeepHome()
-	m.printed.Reset()
-	m.typed = []string{"test"}
-	states, end := m.recordOnce(mrand.New(mrand.NewPCG(71, 72)))
-	if end != "system" || !secret.Equal(m.machineSecret()) {
-		t.Fatalf("ends in %s:\n%s", end, m.said.String())
+	m := machinetest.Lived(t)
+	secret := m.MachineSecret()
+	before := maps.Clone(m.RootFiles())
+	m.AsksToKeepHome()
+	m.Printed.Reset()
+	m.Typed = []string{"test"}
+	states, end := m.RecordOnce(mrand.New(mrand.NewPCG(71, 72)))
+	if end != "system" || !secret.Equal(m.MachineSecret()) {
+		t.Fatalf("ends in %s:\n%s", end, m.Said.String())
 	}
 	for _, want := range []string{"asked for from the running system", "If it was not you", "Nothing brings it back", "anna, number 1000, in sudo", "Type the machine's name"} {
-		if !strings.Contains(m.printed.String(), want) {
-			t.Errorf("it does not say %q:\n%s", want, m.printed.String())
+		if !strings.Contains(m.Printed.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, m.Printed.String())
 		}
 	}
-	m.checkKeptHome("done")
+	checkKeptHome(m, "done")
 	for _, says := range []string{"was confirmed. These accounts are kept: anna, number 1000, in sudo", "has deleted all else"} {
-		if !m.journalHas(journal.State, says) {
-			t.Errorf("the journal does not say %q: %s", says, m.rootFiles()[bootjournal.File])
+		if !m.JournalHas(journal.State, says) {
+			t.Errorf("the journal does not say %q: %s", says, m.RootFiles()[bootjournal.File])
 		}
 	}
-	m.opensByItself()
-	m.checkKeptHome("started again")
-	m.cutAnywhere(states, before)
+	m.OpensByItself()
+	checkKeptHome(m, "started again")
+	cutAnywhere(m, states, before)
 }
 
 // At the console it is confirmed and noted, and the next start does the same.
 func TestKeepHomeAtConsole(t *testing.T) {
-	m := lived(t)
-	before := maps.Clone(m.rootFiles())
-	r, c := m.openConsole()
+	m := machinetest.Lived(t)
+	before := maps.Clone(m.RootFiles())
+	r, c := openConsole(m)
 	for _, typed := range []string{"", "y", "tests"} {
-		m.typed = []string{typed}
-		m.refuses(r.ResetKeepingHome(c), "nothing was changed")
+		m.Typed = []string{typed}
+		m.Refuses(r.ResetKeepingHome(c), "nothing was changed")
 	}
-	m.typed = []string{"test"}
-	states, _ := m.recording(func() string {
-		m.works(r.ResetKeepingHome(c), "Accounts whose home lies under /home stay", "that start deletes all but /home")
-		m.must(r.Lock())
+	m.Typed = []string{"test"}
+	states, _ := m.Recording(func() string {
+		m.Works(r.ResetKeepingHome(c), "Accounts whose home lies under /home stay", "that start deletes all but /home")
+		m.Must(r.Lock())
 		return ""
 	}, mrand.New(mrand.NewPCG(73, 74)), "console; ")
-	m.typed = nil
-	m.printed.Reset()
-	boot, end := m.recordOnce(mrand.New(mrand.NewPCG(75, 76)))
-	if end != "system" || m.printed.Len() > 0 {
-		t.Fatalf("ends in %s, and asks %q:\n%s", end, m.printed.String(), m.said.String())
+	m.Typed = nil
+	m.Printed.Reset()
+	boot, end := m.RecordOnce(mrand.New(mrand.NewPCG(75, 76)))
+	if end != "system" || m.Printed.Len() > 0 {
+		t.Fatalf("ends in %s, and asks %q:\n%s", end, m.Printed.String(), m.Said.String())
 	}
-	m.checkKeptHome("done")
-	m.cutAnywhere(append(states, boot...), before)
+	checkKeptHome(m, "done")
+	cutAnywhere(m, append(states, boot...), before)
 }
 
 // On btrfs nothing that was kept of the directories stays, and no request brings it back.
 func TestResetKeepingHomeForgetsSnapshots(t *testing.T) {
-	m := migrated(t)
-	m.givesUp("test_2+2-1.efi", "test_2+0-1.efi")
-	m.runs(1)
-	m.asksBack(1, false)
-	m.runs(1)
-	m.asksBack(1, true)
+	m := machinetest.Migrated(t)
+	m.GivesUp("test_2+2-1.efi", "test_2+0-1.efi")
+	m.Runs(1)
+	m.AsksBack(1, false)
+	m.Runs(1)
+	m.AsksBack(1, true)
 	text, err := nextboot.Request{Console: &nextboot.Console{Person: true, Reason: "asked for"}}.Encode()
-	m.must(err)
-	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, text}
-	m.ends("recovery")
-	r, c := m.console()
-	m.typed = []string{m.recoveryKey(), "test"}
-	m.works(r.Unlock(c))
-	m.works(r.ResetKeepingHome(c), "It is noted")
-	m.must(r.Lock())
-	m.typed = []string{"test"} // nobody would stay
-	m.ends("system")
-	for name, content := range m.rootFiles() {
+	m.Must(err)
+	m.Vars[nextboot.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: text}
+	m.Ends("recovery")
+	r, c := m.Console()
+	m.Typed = []string{m.RecoveryKey(), "test"}
+	m.Works(r.Unlock(c))
+	m.Works(r.ResetKeepingHome(c), "It is noted")
+	m.Must(r.Lock())
+	m.Typed = []string{"test"} // nobody would stay
+	m.Ends("system")
+	for name, content := range m.RootFiles() {
 		if strings.HasSuffix(name, "lib/db") || strings.HasSuffix(name, "root/x") || name == ownstate.RestoreNote {
 			t.Errorf("%s is there: %q", name, content)
 		}
 	}
-	if got := string(m.rootFiles()["bind/home/me"]); got != "two" {
+	if got := string(m.RootFiles()["bind/home/me"]); got != "two" {
 		t.Errorf("/home has %q", got)
 	}
 }
 
 // Without a /home that could be kept, or without the recovery key, nothing is deleted.
 func TestKeepHomeRefused(t *testing.T) {
-	m := lived(t)
+	m := machinetest.Lived(t)
 	without := func() {
-		maps.DeleteFunc(m.rootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, "bind/home") })
+		maps.DeleteFunc(m.RootFiles(), func(name string, _ []byte) bool { return strings.HasPrefix(name, "bind/home") })
 	}
 	without()
-	m.asksToKeepHome()
-	m.typed = []string{"test"}
-	m.ends("system", "has no /home to keep")
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.Ends("system", "has no /home to keep")
 	without() // the start has made one
-	r, c := m.openConsole()
-	m.typed = []string{"test"}
-	m.refuses(r.ResetKeepingHome(c), "has no /home to keep")
-	if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+	r, c := openConsole(m)
+	m.Typed = []string{"test"}
+	m.Refuses(r.ResetKeepingHome(c), "has no /home to keep")
+	if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
 		t.Error("something is deleted, or noted")
 	}
-	m.must(r.Lock())
-	m.refuses(r.ResetKeepingHome(c), "type `unlock` first")
-	if len(m.typed) != 1 {
-		t.Errorf("it asks: %q", m.printed.String())
+	m.Must(r.Lock())
+	m.Refuses(r.ResetKeepingHome(c), "type `unlock` first")
+	if len(m.Typed) != 1 {
+		t.Errorf("it asks: %q", m.Printed.String())
 	}
 }
 
 // Who declines, or is not there, gets the system as usual, and so does a trial.
 func TestKeepHomeDeclined(t *testing.T) {
-	m := lived(t)
-	files := maps.Clone(m.rootFiles())
+	m := machinetest.Lived(t)
+	files := maps.Clone(m.RootFiles())
 	same := func(how string) {
 		t.Helper()
-		if m.rootFiles()[keephome.Requested] != nil {
+		if m.RootFiles()[keephome.Requested] != nil {
 			t.Errorf("%s: the request stays", how)
 		}
-		if changed := m.sameFiles(files); len(changed) > 0 {
+		if changed := sameFiles(m, files); len(changed) > 0 {
 			t.Errorf("%s: %q is changed", how, changed)
 		}
 	}
 	for how, typed := range map[string][]string{"nobody": nil, "Enter": {""}, "another name": {"tests", "test"}} {
-		m.asksToKeepHome()
-		m.printed.Reset()
-		m.typed, m.waits = typed, nil
-		m.ends("system", "keep-home FAILED")
-		if len(m.waits) != 1 || m.waits[0] != unlock.SecretTimeout {
-			t.Errorf("%s: it waits %v", how, m.waits)
+		m.AsksToKeepHome()
+		m.Printed.Reset()
+		m.Typed, m.Waits = typed, nil
+		m.Ends("system", "keep-home FAILED")
+		if len(m.Waits) != 1 || m.Waits[0] != unlock.SecretTimeout {
+			t.Errorf("%s: it waits %v", how, m.Waits)
 		}
-		if !m.journalHas(journal.State, "was asked for, and not confirmed") {
-			t.Errorf("%s: the journal has %s", how, m.rootFiles()[bootjournal.File])
+		if !m.JournalHas(journal.State, "was asked for, and not confirmed") {
+			t.Errorf("%s: the journal has %s", how, m.RootFiles()[bootjournal.File])
 		}
 		same(how)
 	}
-	m.typed = nil
-	m.fetch(etcRelease(t, 2, map[string]string{"motd": "two"}))
-	m.runs(2)
-	m.asksToKeepHome()
-	m.runs(2, "while a version is on trial")
-	if m.rootFiles()[keephome.Requested] != nil || string(m.rootFiles()["bind/srv/y"]) != "x" {
+	m.Typed = nil
+	m.Fetch(machinetest.EtcRelease(t, 2, map[string]string{"motd": "two"}))
+	m.Runs(2)
+	m.AsksToKeepHome()
+	m.Runs(2, "while a version is on trial")
+	if m.RootFiles()[keephome.Requested] != nil || string(m.RootFiles()["bind/srv/y"]) != "x" {
 		t.Error("a trial deletes, or keeps the request")
 	}
 }
@@ -291,143 +253,132 @@ func TestKeepHomeDeclined(t *testing.T) {
 // A disk that takes no note changes nothing; one that fails later ends in the console, which
 // says what is left, and the next start goes on.
 func TestKeepHomeFails(t *testing.T) {
-	m := lived(t)
-	m.asksToKeepHome()
-	m.typed = []string{"test"}
-	m.fullFile = keephome.Path
-	m.ends("system", "nothing is deleted", "is full")
-	if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+	m := machinetest.Lived(t)
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.FullFile = keephome.Path
+	m.Ends("system", "nothing is deleted", "is full")
+	if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
 		t.Error("something is deleted, or noted")
 	}
-	m.fullFile = ""
-	m.asksToKeepHome()
-	m.typed = []string{"test"}
-	m.stuckFile = "bind/srv"
-	m.ends("recovery", "the reset that keeps /home is not complete", "remove bind/srv", "/home is whole", "halogen/keep-home")
-	if string(m.rootFiles()[letter]) != "dear" {
+	m.FullFile = ""
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.StuckFile = "bind/srv"
+	m.Ends("recovery", "the reset that keeps /home is not complete", "remove bind/srv", "/home is whole", "halogen/keep-home")
+	if string(m.RootFiles()[machinetest.Letter]) != "dear" {
 		t.Error("/home is gone")
 	}
-	m.typed = nil
-	m.ends("recovery", "the reset that keeps /home is not complete", "halogen: the boot has stopped. `help`")
+	m.Typed = nil
+	m.Ends("recovery", "the reset that keeps /home is not complete", "halogen: the boot has stopped. `help`")
 	// Asked for once more at the console, it keeps the accounts that it has noted.
-	delete(m.rootFiles(), upper.Directory+"/"+ownstate.Own(&m.agent.Host)+"/etc/upper/passwd")
-	r, c := m.console()
-	m.typed = []string{m.recoveryKey(), "test"}
-	m.works(r.Unlock(c))
-	m.works(r.ResetKeepingHome(c), "anna, number 1000, in sudo")
-	m.must(r.Lock())
-	m.stuckFile = ""
-	m.ends("system")
-	m.checkKeptHome("it goes on")
+	delete(m.RootFiles(), upper.Directory+"/"+ownstate.Own(&m.Agent.Host)+"/etc/upper/passwd")
+	r, c := m.Console()
+	m.Typed = []string{m.RecoveryKey(), "test"}
+	m.Works(r.Unlock(c))
+	m.Works(r.ResetKeepingHome(c), "anna, number 1000, in sudo")
+	m.Must(r.Lock())
+	m.StuckFile = ""
+	m.Ends("system")
+	checkKeptHome(m, "it goes on")
 }
 
 // Where a system has run since, which knows nothing of the note, a person is asked again;
 // and a note that is not understood deletes nothing.
 func TestKeepHomeAfterAnotherSystem(t *testing.T) {
-	note := func(m *machine, n keephome.Note) {
+	note := func(m *machinetest.Machine, n keephome.Note) {
 		text, err := n.Encode()
-		m.must(err)
-		m.rootFiles()[keephome.Path] = text
+		m.Must(err)
+		m.RootFiles()[keephome.Path] = text
 	}
-	people := lived(t).etcPeople()
+	people := machinetest.Lived(t).EtcPeople()
 	for how, c := range map[string]struct {
 		typed []string
 		ends  bool
 	}{"it goes on": {[]string{"test"}, true}, "it is given up": {[]string{""}, false}, "nobody is there": {nil, false}} {
 		t.Run(how, func(t *testing.T) {
-			m := lived(t)
+			m := machinetest.Lived(t)
 			note(m, keephome.Note{Stage: keephome.Deleting, After: "another", People: people})
-			m.typed = c.typed
-			m.printed.Reset()
-			m.ends("system")
-			if !strings.Contains(m.printed.String(), "a system\nhas run since") {
-				t.Errorf("it says:\n%s", m.printed.String())
+			m.Typed = c.typed
+			m.Printed.Reset()
+			m.Ends("system")
+			if !strings.Contains(m.Printed.String(), "a system\nhas run since") {
+				t.Errorf("it says:\n%s", m.Printed.String())
 			}
 			if c.ends {
-				m.checkKeptHome(how)
-			} else if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+				checkKeptHome(m, how)
+			} else if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
 				t.Error("something is deleted, or the note stays")
 			}
-			m.opensByItself()
+			m.OpensByItself()
 		})
 	}
-	m := lived(t)
-	m.rootFiles()[keephome.Path] = []byte(`{"format":9,"stage":"deleting"}`)
-	m.runs(1, "it is ignored")
-	if m.rootFiles()["bind/srv/y"] == nil {
+	m := machinetest.Lived(t)
+	m.RootFiles()[keephome.Path] = []byte(`{"format":9,"stage":"deleting"}`)
+	m.Runs(1, "it is ignored")
+	if m.RootFiles()["bind/srv/y"] == nil {
 		t.Error("something is deleted")
 	}
-	m.unreadableFile = keephome.Path
-	m.ends("recovery", "the note of a reset that keeps /home")
-}
-
-// etcPeople are the people of version 1.
-func (m *machine) etcPeople() etcmerge.People {
-	m.t.Helper()
-	people, _, err := ownstate.People(&m.agent.Host)
-	if err == nil && len(people) == 0 {
-		err = errors.New("there are none")
-	}
-	m.must(err)
-	return people
+	m.UnreadableFile = keephome.Path
+	m.Ends("recovery", "the note of a reset that keeps /home")
 }
 
 // Whoever was there before this machine's /etc was its own keeps the account, too: where the
 // other system has run in between, what it has made counts.
 func TestKeepHomeThenOtherSystem(t *testing.T) {
-	m := lived(t)
-	m.must(ownstate.WriteKeepHome(&m.agent.Host, &keephome.Note{Stage: keephome.Deleted, People: m.etcPeople()}))
-	_, err := store{m}.ClearBut(keephome.Stays)
-	m.must(err)
-	delete(m.rootFiles(), ownstate.BlessedNote)
+	m := machinetest.Lived(t)
+	m.Must(ownstate.WriteKeepHome(&m.Agent.Host, &keephome.Note{Stage: keephome.Deleted, People: m.EtcPeople()}))
+	_, err := machinetest.Store{M: m}.ClearBut(keephome.Stays)
+	m.Must(err)
+	delete(m.RootFiles(), ownstate.BlessedNote)
 	other := upper.Directory + "/" + strings.Repeat("cd", 32) + "/etc/upper/passwd"
-	m.rootFiles()[other] = []byte(imagePasswd + "ben:x:1000:1000::/home/ben:/bin/sh\n")
-	m.runs(1, "another system has made an /etc since")
-	if m.rootFiles()[keephome.Path] != nil || !strings.Contains(m.upperOf(1)["passwd"], "ben:") {
-		t.Errorf("the note stays, or /etc is %q", m.upperOf(1))
+	m.RootFiles()[other] = []byte(machinetest.ImagePasswd + "ben:x:1000:1000::/home/ben:/bin/sh\n")
+	m.Runs(1, "another system has made an /etc since")
+	if m.RootFiles()[keephome.Path] != nil || !strings.Contains(m.UpperOf(1)["passwd"], "ben:") {
+		t.Errorf("the note stays, or /etc is %q", m.UpperOf(1))
 	}
 }
 
 // keepHome is the running system's: once, where something is there that would go.
-func keepHome(x *explorer, m *machine, from *node, w *world) {
-	if n, ok := m.runningName(from.is); !ok || n.Counted || m.rootFiles()["bind/srv/y"] == nil {
+func keepHome(x *machinetest.Explorer, m *machinetest.Machine, from *machinetest.Node, w *machinetest.World) {
+	if n, ok := m.RunningName(from.Is); !ok || n.Counted || m.RootFiles()["bind/srv/y"] == nil {
 		return
 	}
-	m.powerOn(w)
-	m.asksToKeepHome()
-	x.reach(m, from, m.world(true, nil), "halogenctl reset --keep-home")
+	m.PowerOn(w)
+	m.AsksToKeepHome()
+	x.Reach(m, from, m.World(true, nil), "halogenctl reset --keep-home")
 }
 
 // Among all that a machine is asked for and cut in: where all but /home is gone, none of it
 // is left, no note is, and the system that runs has its people. FAULTS 42
 func TestEverySequenceKeepingHome(t *testing.T) {
-	machines := knowing(t, 2, 5, 5)
+	machines := machinetest.Knowing(t, 2, 5, 5)
 	m := machines[0]
-	for _, r := range m.releases {
-		r.etc = map[string]string{"passwd": imagePasswd}
+	for _, r := range m.Releases {
+		r.Etc = map[string]string{"passwd": machinetest.ImagePasswd}
 	}
-	m.edits(1, "passwd", imagePasswd+annasPasswd)
-	for _, name := range []string{"bind/srv/y", "bind/var/z", letter} {
-		m.rootFiles()[name] = []byte("x")
+	m.Edits(1, "passwd", machinetest.ImagePasswd+machinetest.AnnasPasswd)
+	for _, name := range []string{"bind/srv/y", "bind/var/z", machinetest.Letter} {
+		m.RootFiles()[name] = []byte("x")
 	}
-	x := explore(machines, keepHome)
-	for _, p := range x.problems[:min(3, len(x.problems))] {
+	x := machinetest.Explore(machines, keepHome)
+	for _, p := range x.Problems[:min(3, len(x.Problems))] {
 		t.Error(p)
 	}
 	reset, trials := 0, 0
-	for _, n := range x.nodes {
-		for _, files := range n.w.volumes {
-			if string(files[letter]) != "x" {
-				t.Fatalf("/home is gone:\n%s", n.how)
+	for _, n := range x.Nodes {
+		for _, files := range n.W.Volumes {
+			if string(files[machinetest.Letter]) != "x" {
+				t.Fatalf("/home is gone:\n%s", n.How)
 			}
-			if n.ends != "system" || n.after != n.is.key || files["bind/srv/y"] != nil {
+			if n.Ends != "system" || n.After != n.Is.Key || files["bind/srv/y"] != nil {
 				continue
 			}
-			top, _ := upper.Overlay(machines[0].releases[n.runs].contract.Root().String(), "etc")
-			if files["bind/var/z"] != nil || files[keephome.Path] != nil || !strings.Contains(string(files[top+"/passwd"]), annasPasswd) {
-				t.Errorf("version %s runs without its people, or something is left:\n%s", n.runs, n.how)
+			top, _ := upper.Overlay(machines[0].Releases[n.Runs].Contract.Root().String(), "etc")
+			if files["bind/var/z"] != nil || files[keephome.Path] != nil || !strings.Contains(string(files[top+"/passwd"]), machinetest.AnnasPasswd) {
+				t.Errorf("version %s runs without its people, or something is left:\n%s", n.Runs, n.How)
 			}
-			if reset++; n.runs == 2 {
+			if reset++; n.Runs == 2 {
 				trials++
 			}
 		}
@@ -435,26 +386,26 @@ func TestEverySequenceKeepingHome(t *testing.T) {
 	if reset == 0 || trials == 0 {
 		t.Errorf("it came to %d ends after a reset, %d of them with version 2", reset, trials)
 	}
-	t.Logf("%d states after a cut, %d different conditions, each of them started", x.states, len(x.nodes))
+	t.Logf("%d states after a cut, %d different conditions, each of them started", x.States, len(x.Nodes))
 }
 
 // A variable of the firmware asks for nothing that leaves /home to be read, and a request
 // counts only until another system has run; each is gone afterwards.
 func TestForgedKeepHomeRequest(t *testing.T) {
-	m := lived(t)
-	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, []byte(`{"format":4,"keepHome":{}}`)}
-	m.typed = []string{"test"}
-	m.ends("system", "it is ignored")
+	m := machinetest.Lived(t)
+	m.Vars[nextboot.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: []byte(`{"format":4,"keepHome":{}}`)}
+	m.Typed = []string{"test"}
+	m.Ends("system", "it is ignored")
 	for text, why := range map[string]string{
 		`{"format":1,"after":"x 2026-01-01T00:00:00Z"}`: "another system has run since",
 		`{"format":2,"after":""}`:                       "it is ignored",
 		"{":                                             "it is ignored",
 		strings.Repeat(" ", keephome.MaxRequest+1): "it is ignored",
 	} {
-		m.rootFiles()[keephome.Requested] = []byte(text)
-		m.typed = []string{"test"}
-		m.ends("system", why)
-		if m.rootFiles()[keephome.Requested] != nil || m.rootFiles()["bind/srv/y"] == nil {
+		m.RootFiles()[keephome.Requested] = []byte(text)
+		m.Typed = []string{"test"}
+		m.Ends("system", why)
+		if m.RootFiles()[keephome.Requested] != nil || m.RootFiles()["bind/srv/y"] == nil {
 			t.Errorf("%s stays, or something is deleted", text)
 		}
 	}
@@ -466,25 +417,25 @@ func TestKeepHomeElsewhere(t *testing.T) {
 		"overlay /etc\nbind /var\n": "no line \"bind /home\"",
 		"bind /etc\nbind /home\n":   "no line \"overlay /etc\"",
 	} {
-		m := lived(t)
-		file := filepath.Join(m.root, host.SystemDirectory, stateconf.Path)
-		m.must(errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(conf), 0o644)))
-		m.asksToKeepHome()
-		m.typed = []string{"test"}
-		m.ends("system", why)
-		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+		m := machinetest.Lived(t)
+		file := filepath.Join(m.Root, host.SystemDirectory, stateconf.Path)
+		m.Must(errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(conf), 0o644)))
+		m.AsksToKeepHome()
+		m.Typed = []string{"test"}
+		m.Ends("system", why)
+		if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
 			t.Errorf("%s: something is deleted, or noted", why)
 		}
 		// Confirmed at the console, which has no image to look at.
-		m.notesKeepHome(keephome.Note{Stage: keephome.Confirmed})
-		m.ends("system", "nothing is deleted", why)
-		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] != nil {
+		m.NotesKeepHome(keephome.Note{Stage: keephome.Confirmed})
+		m.Ends("system", "nothing is deleted", why)
+		if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
 			t.Errorf("%s: something is deleted, or noted", why)
 		}
 		// Begun by another system.
-		m.notesKeepHome(keephome.Note{Stage: keephome.Deleting})
-		m.ends("recovery", "is not complete", why)
-		if m.rootFiles()["bind/srv/y"] == nil || m.rootFiles()[keephome.Path] == nil {
+		m.NotesKeepHome(keephome.Note{Stage: keephome.Deleting})
+		m.Ends("recovery", "is not complete", why)
+		if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] == nil {
 			t.Errorf("%s: something is deleted, or the note is", why)
 		}
 	}
@@ -493,12 +444,12 @@ func TestKeepHomeElsewhere(t *testing.T) {
 // What a damaged file system does not let go is in the journal: somebody may be about to give
 // the machine away.
 func TestKeepHomeLeaves(t *testing.T) {
-	m := lived(t)
-	m.stays = []string{"bind/srv.unfinished: structure needs cleaning"}
-	m.asksToKeepHome()
-	m.typed = []string{"test"}
-	m.ends("system", "WARNING: a reset that keeps /home could not remove this")
-	if !m.journalHas(journal.State, "bind/srv.unfinished: structure needs cleaning") {
-		t.Errorf("the journal has %s", m.rootFiles()[bootjournal.File])
+	m := machinetest.Lived(t)
+	m.Stays = []string{"bind/srv.unfinished: structure needs cleaning"}
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.Ends("system", "WARNING: a reset that keeps /home could not remove this")
+	if !m.JournalHas(journal.State, "bind/srv.unfinished: structure needs cleaning") {
+		t.Errorf("the journal has %s", m.RootFiles()[bootjournal.File])
 	}
 }

@@ -1,65 +1,34 @@
-package agent
+package agent_test
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
-	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
-
-// damageKeyslot makes the area of the TPM's keyslot one that does not open.
-func (m *machine) damageKeyslot() {
-	m.t.Helper()
-	lock, volumeKey, secret := m.unlocked()
-	luks2.Wipe(volumeKey)
-	secret.Wipe()
-	part, err := m.partition(layout.RootNumber)
-	m.must(err)
-	for _, k := range lock.Header.Keyslots() {
-		if k.Number == lock.TPMSlot {
-			_, err := part.WriteAt(bytes.Repeat([]byte{0xaa}, 4096), k.Offset)
-			m.must(err)
-		}
-	}
-	m.must(part.Sync())
-}
-
-// nameOtherKeyslot has the TPM's token name the recovery key's keyslot.
-func (m *machine) nameOtherKeyslot() {
-	m.t.Helper()
-	lock, volumeKey, secret := m.unlocked()
-	luks2.Wipe(volumeKey)
-	secret.Wipe()
-	m.changeToken(func(c *luks2.Change, n int, token luks2.Token) error {
-		token.Keyslots = []int{lock.Recoveries[0].Keyslot}
-		return c.SetToken(n, token)
-	})
-}
 
 // The TPM releases the secret, and the keyslot that its token names does not open: who
 // accepts the machine, at the prompt or in the console, has one that opens by itself.
 func TestAcceptDamagedKeyslot(t *testing.T) {
-	for name, change := range map[string]func(*machine){"damaged": (*machine).damageKeyslot, "another": (*machine).nameOtherKeyslot} {
+	for name, change := range map[string]func(*machinetest.Machine){"damaged": (*machinetest.Machine).DamageKeyslot, "another": (*machinetest.Machine).NameOtherKeyslot} {
 		t.Run(name, func(t *testing.T) {
-			m := provisionedMachine(t, nil)
+			m := machinetest.ProvisionedMachine(t, nil)
 			change(m)
-			m.accepts()
-			m.opensByItself()
-			m.must(m.oneSecret())
+			m.Accepts()
+			m.OpensByItself()
+			m.Must(m.OneSecret())
 		})
 		t.Run(name+", in the console", func(t *testing.T) {
-			m := provisionedMachine(t, nil)
+			m := machinetest.ProvisionedMachine(t, nil)
 			change(m)
-			r, c := m.asked()
-			m.types("y")
-			m.works(r.Reseal(c), "Accepted.")
-			m.works(r.Lock())
-			m.opensByItself()
-			m.must(m.oneSecret())
+			r, c := m.Asked()
+			m.Types("y")
+			m.Works(r.Reseal(c), "Accepted.")
+			m.Works(r.Lock())
+			m.OpensByItself()
+			m.Must(m.OneSecret())
 		})
 	}
 }
@@ -76,31 +45,31 @@ func (d unwritable) OpenPartition(disk hw.Disk, number int, _ bool) (hw.File, er
 // as it is.
 func TestAcceptKeyslotOrNote(t *testing.T) {
 	t.Run("the note fails", func(t *testing.T) {
-		m := provisionedMachine(t, nil)
-		m.damageKeyslot()
-		delete(m.rootFiles(), rootpart.GuaranteesFile)
-		m.fullFile = rootpart.GuaranteesFile
-		m.printed.Reset()
-		m.accepts()
-		if said := m.printed.String(); !strings.Contains(said, "the TPM has accepted this machine, but") || !strings.Contains(said, "no space left") || strings.Contains(said, "left as it is") {
+		m := machinetest.ProvisionedMachine(t, nil)
+		m.DamageKeyslot()
+		delete(m.RootFiles(), rootpart.GuaranteesFile)
+		m.FullFile = rootpart.GuaranteesFile
+		m.Printed.Reset()
+		m.Accepts()
+		if said := m.Printed.String(); !strings.Contains(said, "the TPM has accepted this machine, but") || !strings.Contains(said, "no space left") || strings.Contains(said, "left as it is") {
 			t.Errorf("it says %s", said)
 		}
-		m.fullFile = ""
-		m.opensByItself()
+		m.FullFile = ""
+		m.OpensByItself()
 	})
 	t.Run("the keyslot fails, in the console", func(t *testing.T) {
-		m := provisionedMachine(t, nil)
-		m.damageKeyslot()
-		m.unaccounted = true // PCR 4 is left out, which takes the word
-		r, c := m.asked()
+		m := machinetest.ProvisionedMachine(t, nil)
+		m.DamageKeyslot()
+		m.Unaccounted = true // PCR 4 is left out, which takes the word
+		r, c := m.Asked()
 		writable := r.Disks
 		r.Disks = unwritable{writable}
-		m.types("y", "weaker")
-		m.refuses(r.Reseal(c), "the TPM has accepted this machine, but")
+		m.Types("y", "weaker")
+		m.Refuses(r.Reseal(c), "the TPM has accepted this machine, but")
 		r.Disks = writable
-		m.types("y") // the note knows of what was agreed to
-		m.works(r.Reseal(c), "Accepted.")
-		m.works(r.Lock())
-		m.opensByItself()
+		m.Types("y") // the note knows of what was agreed to
+		m.Works(r.Reseal(c), "Accepted.")
+		m.Works(r.Lock())
+		m.OpensByItself()
 	})
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -10,13 +10,14 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // renewed returns a signer's public key as it is once its owner has taken its end
 // away, on a later day.
-func renewed(s *signer, at time.Time) ([]byte, error) {
+func renewed(s *machinetest.Signer, at time.Time) ([]byte, error) {
 	var secret, public bytes.Buffer
-	if err := s.entity.SerializePrivateWithoutSigning(&secret, nil); err != nil {
+	if err := s.Entity.SerializePrivateWithoutSigning(&secret, nil); err != nil {
 		return nil, err
 	}
 	e, err := openpgp.ReadEntity(packet.NewReader(&secret))
@@ -39,50 +40,50 @@ func renewed(s *signer, at time.Time) ([]byte, error) {
 // The boot knows of the release key what the fetcher has learned, and no more than
 // the pinned key itself has signed. FAULTS 112 (R3): a renewed expiry
 func TestStageLearnsTheKey(t *testing.T) {
-	old, err := expired()
+	old, err := machinetest.Expired()
 	if err != nil {
 		t.Fatal(err)
 	}
-	public, err := renewed(old, buildDate.AddDate(0, 0, 20))
+	public, err := renewed(old, machinetest.BuildDate.AddDate(0, 0, 20))
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := stranger()
+	foreign, err := machinetest.Stranger()
 	if err != nil {
 		t.Fatal(err)
 	}
-	expiring := func(c *contract.Contract) { c.ReleaseKey = old.public }
-	m := provisionedMachine(t, expiring)
-	provisioned := m.world(true, nil)
-	second := newRelease(t, 2, 5, expiring)
+	expiring := func(c *contract.Contract) { c.ReleaseKey = old.Public }
+	m := machinetest.ProvisionedMachine(t, expiring)
+	provisioned := m.World(true, nil)
+	second := machinetest.NewRelease(t, 2, 5, expiring)
 	for name, c := range map[string]struct {
 		key    []byte // that the fetcher has left
-		signer *signer
+		signer *machinetest.Signer
 		good   bool
 	}{
 		"not learned":                 {nil, old, false},
 		"learned":                     {public, old, true},
-		"another's key":               {foreign.public, old, false},
-		"another's key and signature": {foreign.public, foreign, false},
+		"another's key":               {foreign.Public, old, false},
+		"another's key and signature": {foreign.Public, foreign, false},
 		"damaged":                     {public[:40], old, false},
-		"the old one":                 {old.public, old, false},
+		"the old one":                 {old.Public, old, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m.t = t
-			m.again(provisioned, 1)
-			m.clock = buildDate.AddDate(0, 2, 0)
-			p := m.parcel(second)
-			p.signer, p.signedAt = c.signer, buildDate.AddDate(0, 1, 0)
+			m.T = t
+			m.Again(provisioned, 1)
+			m.Clock = machinetest.BuildDate.AddDate(0, 2, 0)
+			p := m.Parcel(second)
+			p.Signer, p.SignedAt = c.signer, machinetest.BuildDate.AddDate(0, 1, 0)
 			if c.key != nil {
-				p.files[release.KeyFile] = c.key
+				p.Files[release.KeyFile] = c.key
 			}
-			m.deliver(p)
-			m.releases[2] = second
+			m.Deliver(p)
+			m.Releases[2] = second
 			if !c.good {
-				m.refusesRelease("release.json: judged as of")
+				m.RefusesRelease("release.json: judged as of")
 				return
 			}
-			m.runs(2)
+			m.Runs(2)
 		})
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -10,26 +10,27 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // withVendor is a machine in use that has an option ROM, and so a certificate of the
 // firmware's vendor in db.
-func withVendor(t *testing.T) *machine {
+func withVendor(t *testing.T) *machinetest.Machine {
 	t.Helper()
-	m := newMachine(t, func(c *contract.Contract) { c.VendorKeys = contract.VendorAuto })
-	m.keysNo++ // the machine's first keys are the next ones
-	vendor := m.otherKeys()
-	m.keysNo--
+	m := machinetest.New(t, func(c *contract.Contract) { c.VendorKeys = contract.VendorAuto })
+	m.KeysNo++ // the machine's first keys are the next ones
+	vendor := m.OtherKeys()
+	m.KeysNo--
 	raw, err := secureboot.Database{secureboot.Certificate(vendor.Owner, vendor.DB.Certificate)}.Marshal()
-	m.must(err)
-	m.vars["dbDefault"] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, raw}
-	m.optionROM = "graphics card"
-	m.ends("system")
-	m.ends("system")
-	if _, certificates, err := certificatesIn(m.vars); err != nil || len(certificates) != 2 || !certificates[1].Equal(vendor.DB.Certificate) {
+	m.Must(err)
+	m.Vars["dbDefault"] = machinetest.EFIVariable{Attributes: secureboot.BootServiceAccess | secureboot.RuntimeAccess, Data: raw}
+	m.OptionROM = "graphics card"
+	m.Ends("system")
+	m.Ends("system")
+	if _, certificates, err := machinetest.CertificatesIn(m.Vars); err != nil || len(certificates) != 2 || !certificates[1].Equal(vendor.DB.Certificate) {
 		t.Fatalf("db has %d certificates (%v)", len(certificates), err)
 	}
-	m.runs(1)
+	m.Runs(1)
 	return m
 }
 
@@ -40,40 +41,40 @@ func withVendor(t *testing.T) *machine {
 func TestVendorLoader(t *testing.T) {
 	loader := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("a distribution's shim")})
 	settled := withVendor(t)
-	started := settled.world(true, nil)
-	before, err := settled.agent.ToldBoot()
-	settled.must(err)
+	started := settled.World(true, nil)
+	before, err := settled.Agent.ToldBoot()
+	settled.Must(err)
 	for _, whole := range []bool{false, true} {
 		m := settled
-		m.powerOn(started)
-		m.vendorLoader, m.startsUKI = loader, whole
-		m.printed.Reset()
-		m.typed = []string{""}
-		m.ends("recovery", "boot manager and EFI programs", "PCR 7 (Secure Boot) differs")
-		if m.openVolume != nil || !strings.Contains(m.printed.String(), "Recovery key") {
-			t.Errorf("it opens by itself under a vendor's loader: %s", m.printed.String())
+		m.PowerOn(started)
+		m.VendorLoader, m.StartsUKI = loader, whole
+		m.Printed.Reset()
+		m.Typed = []string{""}
+		m.Ends("recovery", "boot manager and EFI programs", "PCR 7 (Secure Boot) differs")
+		if m.OpenVolume != nil || !strings.Contains(m.Printed.String(), "Recovery key") {
+			t.Errorf("it opens by itself under a vendor's loader: %s", m.Printed.String())
 		}
-		log, err := pcr.ParseLog(m.log)
-		m.must(err)
+		log, err := pcr.ParseLog(m.Log)
+		m.Must(err)
 		authorities, err := log.Authorities()
-		m.must(err)
+		m.Must(err)
 		if len(authorities) != 2 {
 			t.Errorf("%d authorities are measured, want the vendor's and this machine's", len(authorities))
 		}
-		m.powerOn(started)
-		m.printed.Reset()
-		record := m.policyRecord()
-		m.typed = []string{m.recoveryKey(), "y", ""}
-		m.ends("system")
-		said := m.printed.String()
+		m.PowerOn(started)
+		m.Printed.Reset()
+		record := m.PolicyRecord()
+		m.Typed = []string{m.RecoveryKey(), "y", ""}
+		m.Ends("system")
+		said := m.Printed.String()
 		if !strings.Contains(said, "which is not this machine's own") || !strings.Contains(said, `the word "weaker"`) || strings.Contains(said, "Accepted.") {
 			t.Errorf("its owner is told %s", said)
 		}
-		if now := m.policyRecord(); len(now.Branches) != len(record.Branches) || !now.Allows(&before) {
+		if now := m.PolicyRecord(); len(now.Branches) != len(record.Branches) || !now.Allows(&before) {
 			t.Errorf("the record was %+v, and is %+v", record, now)
 		}
-		m.vendorLoader, m.startsUKI = nil, false
-		m.runs(1)
+		m.VendorLoader, m.StartsUKI = nil, false
+		m.Runs(1)
 	}
 }
 
@@ -87,30 +88,30 @@ func TestSBATLevel(t *testing.T) {
 			ukitest.Section{Name: ".sbat", Data: []byte("sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md\nsystemd-boot," + n + ",systemd,systemd-boot,257,none\n")})
 	}
 	for _, refusal := range []error{nil, syscall.EACCES} {
-		m := newMachine(t, pinned)
-		m.manager, m.nextManager = levels("1"), levels("2")
-		m.powerOn(m.installed(diskSize))
-		m.ends("system")
-		m.ends("system")
-		old := bytes.Clone(m.esp.files[removable].now.data)
-		m.fetchManager(newRelease(t, 2, 5, pinned), m.nextManager)
-		m.runs(2)
-		m.bless()
-		m.refuse = refusal
-		m.settles(2)
-		m.plant(removable, old)
-		m.said.Reset()
+		m := machinetest.New(t, machinetest.Pinned)
+		m.Manager, m.NextManager = levels("1"), levels("2")
+		m.PowerOn(m.Installed(machinetest.DiskSize))
+		m.Ends("system")
+		m.Ends("system")
+		old := bytes.Clone(m.ESP.Files[machinetest.Removable].Now.Data)
+		m.FetchManager(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), m.NextManager)
+		m.Runs(2)
+		m.Bless()
+		m.Refuse = refusal
+		m.Settles(2)
+		m.Plant(machinetest.Removable, old)
+		m.Said.Reset()
 		if refusal == nil {
-			err := m.startable(removable, m.manager)
-			if end := m.boot(); end != "dead" || err == nil || !strings.Contains(err.Error(), "is in dbx") {
-				t.Errorf("with the old level it ends in %s (%v):\n%s", end, err, m.said.String())
+			err := m.Startable(machinetest.Removable, m.Manager)
+			if end := m.Boot(); end != "dead" || err == nil || !strings.Contains(err.Error(), "is in dbx") {
+				t.Errorf("with the old level it ends in %s (%v):\n%s", end, err, m.Said.String())
 			}
-			m.plant(removable, m.esp.files[managerCopy].now.data)
-			m.runs(2)
+			m.Plant(machinetest.Removable, m.ESP.Files[machinetest.ManagerCopy].Now.Data)
+			m.Runs(2)
 			continue
 		}
-		m.ends("recovery", "PCR 4 differs")
-		if m.openVolume != nil {
+		m.Ends("recovery", "PCR 4 differs")
+		if m.OpenVolume != nil {
 			t.Error("the old level opens the root partition")
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -8,24 +8,23 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
-	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/fetched"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
-	"halogenos.internal/initagent/tpm"
 )
 
 // layManager puts the first release's boot manager, with the release's signed description,
 // where the fetcher does: anybody has both, and root of the running system writes there.
-func (m *machine) layManager() {
-	m.t.Helper()
-	first := m.parcel(m.releases[1])
-	text, err := first.release.Encode()
-	m.must(err)
-	signature, err := first.signer.sign(text, first.signedAt)
-	m.must(err)
-	for name, content := range map[string][]byte{"release.json": text, "release.json.pgp": signature, "bootx64.efi": m.manager} {
-		m.rootFiles()[path.Join(fetched.Directory, "1", name)] = bytes.Clone(content)
+func layManager(m *machinetest.Machine) {
+	m.T.Helper()
+	first := m.Parcel(m.Releases[1])
+	text, err := first.Release.Encode()
+	m.Must(err)
+	signature, err := first.Signer.Sign(text, first.SignedAt)
+	m.Must(err)
+	for name, content := range map[string][]byte{"release.json": text, "release.json.pgp": signature, "bootx64.efi": m.Manager} {
+		m.RootFiles()[path.Join(fetched.Directory, "1", name)] = bytes.Clone(content)
 	}
 }
 
@@ -33,114 +32,85 @@ func (m *machine) layManager() {
 // and lays the fallback's boot manager there for it: the newer one is not replaced, and
 // not revoked. FAULTS 94
 func TestOldReleaseReplacesNoManager(t *testing.T) {
-	m, old := exchanged(t, pinned)
-	before := m.listOf(m.world(true, nil))
-	m.runs(2) // both paths have the new one, and nothing is revoked yet
+	m, old := machinetest.Exchanged(t, machinetest.Pinned)
+	before := m.ListOf(m.World(true, nil))
+	m.Runs(2) // both paths have the new one, and nothing is revoked yet
 	for name, list := range map[string]func(){
 		"as it is": func() {},
 		"with a list of an earlier release": func() {
 			digest, err := authenticode.Digest(old)
-			m.must(err)
+			m.Must(err)
 			if !before.Replace(digest) || before.ManagerOf() != 0 {
 				t.Fatal("the list knew of the exchange: this proves nothing")
 			}
-			m.must(rootpart.KeepList(store{m}, m.random, m.machineSecret(), before))
+			m.Must(rootpart.KeepList(machinetest.Store{M: m}, m.Random, m.MachineSecret(), before))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := m.world(true, nil)
-			defer m.powerOn(start)
-			m.t = t
-			m.powerOn(start)
+			start := m.World(true, nil)
+			defer m.PowerOn(start)
+			m.T = t
+			m.PowerOn(start)
 			list()
-			m.layManager()
-			m.byHand = 1
-			m.runs(1, "the boot manager of version 1 is not put in place")
-			m.settles(1)
-			m.byHand = 0
-			m.settles(2)
-			newer, err := authenticode.Digest(otherManager)
-			m.must(err)
-			revoked := slices.ContainsFunc(hashesIn(t, m.vars["dbx"].data), func(h []byte) bool { return bytes.Equal(h, newer[:]) })
-			if revoked || m.startable(removable, otherManager) != nil || m.startable(managerCopy, otherManager) != nil {
+			layManager(m)
+			m.ByHand = 1
+			m.Runs(1, "the boot manager of version 1 is not put in place")
+			m.Settles(1)
+			m.ByHand = 0
+			m.Settles(2)
+			newer, err := authenticode.Digest(machinetest.OtherManager)
+			m.Must(err)
+			revoked := slices.ContainsFunc(machinetest.HashesIn(t, m.Vars["dbx"].Data), func(h []byte) bool { return bytes.Equal(h, newer[:]) })
+			if revoked || m.Startable(machinetest.Removable, machinetest.OtherManager) != nil || m.Startable(machinetest.ManagerCopy, machinetest.OtherManager) != nil {
 				t.Errorf("the newer boot manager is revoked (%v), or was replaced", revoked)
 			}
 			if name == "as it is" {
-				m.must(m.revoked(old))
+				m.Must(m.Revoked(old))
 			}
 		})
 	}
-}
-
-// losesSystem deletes all that the machine has of the second release, as root can.
-func (m *machine) losesSystem() {
-	for name := range m.esp.files {
-		if strings.Contains(name, "test_2") {
-			delete(m.esp.files, name)
-		}
-	}
-	for name := range m.rootFiles() {
-		if strings.Contains(name, "test_2") {
-			delete(m.rootFiles(), name)
-		}
-	}
-}
-
-// forgetManager makes the TPM's record one of an earlier release.
-func (m *machine) forgetManager() {
-	m.t.Helper()
-	m.must(m.emulator.powerOn(m.world(true, nil).chip))
-	record := m.policyRecord()
-	record.Manager = 0
-	lock, volumeKey, secret := m.unlocked()
-	defer luks2.Wipe(volumeKey)
-	defer secret.Wipe()
-	key, err := secret.WriteKey()
-	m.must(err)
-	m.must(tpm.OpenTransport(m.emulator).WriteRecord(lock.Sealed.NVIndex, key, record))
-	m.chipChanged = true
 }
 
 // The same with a list of before the exchange, or a damaged one, which is made again and
 // knows of none: the TPM's record knows. It does so where the newer system was deleted, too,
 // so that nothing is left of it in the record. FAULTS 94
 func TestOlderListReplacesNoManager(t *testing.T) {
-	m, _ := exchanged(t, pinned)
-	before := bytes.Clone(m.rootFiles()[rootpart.ListFile])
-	m.runs(2)
-	if of := m.policyRecord().Manager; of != 2 {
+	m, _ := machinetest.Exchanged(t, machinetest.Pinned)
+	before := bytes.Clone(m.RootFiles()[rootpart.ListFile])
+	m.Runs(2)
+	if of := m.PolicyRecord().Manager; of != 2 {
 		t.Fatalf("the record has the boot manager of version %d", of)
 	}
-	start := m.world(true, nil)
-	newer, err := authenticode.Digest(otherManager)
-	m.must(err)
-	older := func(m *machine) { m.rootFiles()[rootpart.ListFile] = bytes.Clone(before) }
-	damaged := func(m *machine) {
-		list := bytes.Clone(m.rootFiles()[rootpart.ListFile])
+	start := m.World(true, nil)
+	newer, err := authenticode.Digest(machinetest.OtherManager)
+	m.Must(err)
+	older := func(m *machinetest.Machine) { m.RootFiles()[rootpart.ListFile] = bytes.Clone(before) }
+	damaged := func(m *machinetest.Machine) {
+		list := bytes.Clone(m.RootFiles()[rootpart.ListFile])
 		list[len(list)-5] ^= 1
-		m.rootFiles()[rootpart.ListFile] = list
+		m.RootFiles()[rootpart.ListFile] = list
 	}
-	for name, changes := range map[string][]func(*machine){
+	for name, changes := range map[string][]func(*machinetest.Machine){
 		"older":                              {older},
 		"damaged":                            {damaged},
-		"older, the newer system deleted":    {older, (*machine).losesSystem},
-		"damaged, the newer system deleted":  {damaged, (*machine).losesSystem},
-		"older, exchanged by an earlier one": {older, (*machine).forgetManager},
+		"older, the newer system deleted":    {older, (*machinetest.Machine).LosesSystem},
+		"damaged, the newer system deleted":  {damaged, (*machinetest.Machine).LosesSystem},
+		"older, exchanged by an earlier one": {older, (*machinetest.Machine).ForgetManager},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m.t = t
-			m.powerOn(start)
+			m.T = t
+			m.PowerOn(start)
 			for _, change := range changes {
 				change(m)
 			}
-			m.layManager()
-			m.byHand = 1
-			m.runs(1, "the boot manager of version 1 is not put in place")
+			layManager(m)
+			m.ByHand = 1
+			m.Runs(1, "the boot manager of version 1 is not put in place")
 			for range 4 {
-				m.runs(1)
+				m.Runs(1)
 			}
-			revoked := slices.ContainsFunc(hashesIn(t, m.vars["dbx"].data), func(h []byte) bool { return bytes.Equal(h, newer[:]) })
-			if revoked || m.startable(removable, otherManager) != nil || m.startable(managerCopy, otherManager) != nil {
+			revoked := slices.ContainsFunc(machinetest.HashesIn(t, m.Vars["dbx"].Data), func(h []byte) bool { return bytes.Equal(h, newer[:]) })
+			if revoked || m.Startable(machinetest.Removable, machinetest.OtherManager) != nil || m.Startable(machinetest.ManagerCopy, machinetest.OtherManager) != nil {
 				t.Errorf("the newer boot manager is revoked (%v), or was replaced", revoked)
 			}
 		})
@@ -151,26 +121,26 @@ func TestOlderListReplacesNoManager(t *testing.T) {
 // same one: nothing is to be done, and no start says that a step has failed, where neither
 // list nor record knows whose it is.
 func TestSameManagerOfFallback(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	before := bytes.Clone(m.rootFiles()[rootpart.ListFile])
-	manager := bytes.Clone(m.esp.files[removable].now.data)
-	m.fetch(newRelease(t, 2, 5, pinned))
-	m.runs(2)
-	m.bless()
-	m.runs(2)
-	m.rootFiles()[rootpart.ListFile] = before
-	m.forgetManager()
-	m.layManager()
-	m.byHand = 1
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	before := bytes.Clone(m.RootFiles()[rootpart.ListFile])
+	manager := bytes.Clone(m.ESP.Files[machinetest.Removable].Now.Data)
+	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2)
+	m.RootFiles()[rootpart.ListFile] = before
+	m.ForgetManager()
+	layManager(m)
+	m.ByHand = 1
 	for range 3 {
-		m.runs(1)
-		if strings.Contains(m.said.String(), "FAILED") {
-			t.Errorf("a step has failed:\n%s", m.said.String())
+		m.Runs(1)
+		if strings.Contains(m.Said.String(), "FAILED") {
+			t.Errorf("a step has failed:\n%s", m.Said.String())
 		}
 	}
-	if m.rootFiles()[bootmanager.File(&m.agent.Host)] != nil || !bytes.Equal(m.esp.files[removable].now.data, manager) {
+	if m.RootFiles()[bootmanager.File(&m.Agent.Host)] != nil || !bytes.Equal(m.ESP.Files[machinetest.Removable].Now.Data, manager) {
 		t.Error("the file is looked at again at each start, or the boot manager was written")
 	}
-	m.byHand = 0
-	m.runs(2)
+	m.ByHand = 0
+	m.Runs(2)
 }

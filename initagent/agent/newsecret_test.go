@@ -1,8 +1,7 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
-	"fmt"
 	"maps"
 	mrand "math/rand/v2"
 	"syscall"
@@ -15,112 +14,45 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/recovery"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
-// asked starts a machine into a console that somebody has asked for, and unlocks there.
-func (m *machine) asked() (*recovery.Machine, hw.Console) {
-	m.t.Helper()
-	m.presses, m.looks = 1, 0
-	m.typed = nil
-	if end := m.boot(); end != "recovery" {
-		m.t.Fatalf("ends in %s:\n%s", end, m.said.String())
-	}
-	m.presses = 0
-	r, c := m.console()
-	m.types(m.recoveryKey())
-	m.works(r.Unlock(c))
-	return r, c
-}
-
-// oneSecret reports what is left of any machine secret but the one that the recovery
-// key gives, on a machine that has started.
-func (m *machine) oneSecret() error {
-	lock, volumeKey, secret := m.unlocked()
-	defer luks2.Wipe(volumeKey)
-	defer secret.Wipe()
-	s, err := m.partition(layout.RootNumber)
-	if err != nil {
-		return err
-	}
-	if _, err := lock.OpenTPM(s, secret, 1<<20); err != nil {
-		return err
-	}
-	if lock.Replaced || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 2 {
-		return fmt.Errorf("%d keyslots, %d tokens", len(lock.Header.Keyslots()), len(lock.Header.Tokens()))
-	}
-	keys, err := rootpart.StoredKeys(store{m}, secret, lock)
-	if err != nil || keys == nil {
-		return fmt.Errorf("keys %v, %w", keys, err)
-	}
-	_, certificates, err := certificatesIn(m.vars)
-	if err != nil || !keys.DB.Certificate.Equal(certificates[0]) {
-		return fmt.Errorf("the db key that is kept is not the one enrolled: %w", err)
-	}
-	if err := rootlock.CheckOwnerSignature(lock.OwnerSignature, volumeKey, certificates); err != nil {
-		return err
-	}
-	list, err := rootpart.StoredList(store{m}, secret, lock)
-	if err != nil || list.Bare || !list.Names("test_1.efi") {
-		return fmt.Errorf("list %v, %w", list, err)
-	}
-	want := rootpart.Guarantees{Format: 1, Floor: 5, Record: true, Programs: true, SecureBoot: true}
-	if g := rootpart.ReadGuarantees(store{m}, secret); g != want {
-		return fmt.Errorf("guarantees %+v, want %+v", g, want)
-	}
-	for _, name := range []string{rootpart.NextFile, rootpart.KeysFile} {
-		if _, there := m.rootFiles()[name]; there {
-			return fmt.Errorf("%s is still there", name)
-		}
-	}
-	chip := tpm.OpenTransport(m.emulator)
-	indexes, err := chip.Indexes()
-	if err != nil || len(indexes) != 1 || indexes[0].Handle != lock.Sealed.NVIndex {
-		return fmt.Errorf("NV indexes %v, %w", indexes, err)
-	}
-	record, err := chip.ReadRecord(lock.Sealed)
-	if err != nil || record.Floor != 5 || !record.Programs {
-		return fmt.Errorf("record %+v, %w", record, err)
-	}
-	return rootlock.CheckFingerprint(record, volumeKey)
-}
-
 // A new machine secret: nothing that the old one opened opens by it, and a copy of the
 // header that was taken before does. FAULTS 100
 func TestNewSecret(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	before, volumeKey, old := m.unlocked()
+	m := machinetest.ProvisionedMachine(t, nil)
+	before, volumeKey, old := m.Unlocked()
 	defer luks2.Wipe(volumeKey)
-	files := maps.Clone(m.rootFiles())
-	s, err := m.partition(layout.RootNumber)
-	m.must(err)
+	files := maps.Clone(m.RootFiles())
+	s, err := m.Partition(layout.RootNumber)
+	m.Must(err)
 	header := make([]byte, rootlock.HeaderArea)
 	_, err = s.ReadAt(header, 0)
-	m.must(err)
+	m.Must(err)
 
-	r, c := m.asked()
-	m.rootFiles()[rootpart.KeysFile], _, err = secureboot.SplitList(files[rootpart.ListFile]) // an earlier release has left them
-	m.must(err)
-	m.types("n")
-	m.refuses(r.NewSecret(c, false), "nothing was changed")
-	m.types("y", "nonsense", "")
-	m.refuses(r.NewSecret(c, false), "nothing was changed")
-	if !old.Equal(m.machineSecret()) || !bytes.Equal(m.rootFiles()[rootpart.ListFile], files[rootpart.ListFile]) {
+	r, c := m.Asked()
+	m.RootFiles()[rootpart.KeysFile], _, err = secureboot.SplitList(files[rootpart.ListFile]) // an earlier release has left them
+	m.Must(err)
+	m.Types("n")
+	m.Refuses(r.NewSecret(c, false), "nothing was changed")
+	m.Types("y", "nonsense", "")
+	m.Refuses(r.NewSecret(c, false), "nothing was changed")
+	if !old.Equal(m.MachineSecret()) || !bytes.Equal(m.RootFiles()[rootpart.ListFile], files[rootpart.ListFile]) {
 		t.Fatal("a refused one has changed something")
 	}
-	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c, false), "The machine has a new secret")
+	m.Types("y", m.RecoveryKey())
+	m.Works(r.NewSecret(c, false), "The machine has a new secret")
 	// What is typed now works with the new one.
-	m.types("y")
-	m.works(r.Reseal(c), "Accepted.")
-	m.works(r.Lock())
-	m.opensByItself()
-	m.must(m.oneSecret())
+	m.Types("y")
+	m.Works(r.Reseal(c), "Accepted.")
+	m.Works(r.Lock())
+	m.OpensByItself()
+	m.Must(m.OneSecret())
 
-	lock, _, fresh := m.unlocked()
+	lock, _, fresh := m.Unlocked()
 	if fresh.Equal(old) {
 		t.Fatal("the secret is the old one")
 	}
@@ -132,30 +64,30 @@ func TestNewSecret(t *testing.T) {
 	if _, _, err := lock.Header.Unlock(s, passphrase, 1<<20, all...); err == nil {
 		t.Error("the old secret opens the volume")
 	}
-	if _, err := firstboot.UnwrapKeys(old, m.rootFiles()[rootpart.ListFile]); err == nil {
+	if _, err := firstboot.UnwrapKeys(old, m.RootFiles()[rootpart.ListFile]); err == nil {
 		t.Error("the old secret opens the Secure Boot keys")
 	}
-	if _, err := old.Unbox("guarantees", m.rootFiles()[rootpart.GuaranteesFile]); err == nil {
+	if _, err := old.Unbox("guarantees", m.RootFiles()[rootpart.GuaranteesFile]); err == nil {
 		t.Error("the old secret opens the guarantees")
 	}
-	if _, err := tpm.OpenTransport(m.emulator).ReadRecord(before.Sealed); err == nil {
+	if _, err := tpm.OpenTransport(m.Emulator).ReadRecord(before.Sealed); err == nil {
 		t.Error("the old index is still there")
 	}
-	log := m.agent.LastGood(fresh)
+	log := m.Agent.LastGood(fresh)
 	if log == nil || !log.Authentic {
 		t.Error("the event log is not kept under the new secret")
 	}
 	// The header of before still opens, with the secret and the key of that time: see
 	// recovery-key(8) and THREATS.md.
 	_, err = s.WriteAt(header, 0)
-	m.must(err)
-	m.must(s.Sync())
-	then, err := m.header()
-	m.must(err)
+	m.Must(err)
+	m.Must(s.Sync())
+	then, err := m.Header()
+	m.Must(err)
 	if _, _, err := then.Unlock(s, passphrase, 1<<20, before.TPMSlot); err != nil {
 		t.Errorf("the header of before: %v", err)
 	}
-	if end := m.boot(); end == "system" {
+	if end := m.Boot(); end == "system" {
 		t.Error("the TPM releases the old secret")
 	}
 }
@@ -164,29 +96,29 @@ func TestNewSecret(t *testing.T) {
 // by one secret, of which the next boot makes sure; so does the console, where the
 // command may be given again. FAULTS 42, 100
 func TestNewSecretCut(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	old := m.machineSecret()
-	r, c := m.asked()
-	m.types("y", m.recoveryKey())
-	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c, false))
+	m := machinetest.ProvisionedMachine(t, nil)
+	old := m.MachineSecret()
+	r, c := m.Asked()
+	m.Types("y", m.RecoveryKey())
+	states, _ := m.Recording(func() string {
+		m.Works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(31, 32)), "")
-	t.Logf("%d operations, %d states after a cut", len(m.ops), len(states))
+	t.Logf("%d operations, %d states after a cut", len(m.Ops), len(states))
 	olds := 0
 	for i, s := range states {
-		m.powerOn(s.world)
+		m.PowerOn(s.World)
 		if i%9 == 4 {
-			r, c := m.asked()
-			m.types("y", m.recoveryKey())
-			m.works(r.NewSecret(c, false))
-			m.works(r.Lock())
+			r, c := m.Asked()
+			m.Types("y", m.RecoveryKey())
+			m.Works(r.NewSecret(c, false))
+			m.Works(r.Lock())
 		}
-		m.opensByItself()
-		if err := m.oneSecret(); err != nil {
-			t.Fatalf("%s: %v\n%s", s.how, err, m.said.String())
+		m.OpensByItself()
+		if err := m.OneSecret(); err != nil {
+			t.Fatalf("%s: %v\n%s", s.How, err, m.Said.String())
 		}
-		if old.Equal(m.machineSecret()) {
+		if old.Equal(m.MachineSecret()) {
 			olds++
 		}
 	}
@@ -196,17 +128,17 @@ func TestNewSecretCut(t *testing.T) {
 	// The boot that finishes it is cut, too.
 	r2 := mrand.New(mrand.NewPCG(33, 34))
 	for i := 3; i < len(states); i += 7 {
-		m.powerOn(states[i].world)
-		m.typed = nil
-		inner, end := m.recordOnce(r2)
+		m.PowerOn(states[i].World)
+		m.Typed = nil
+		inner, end := m.RecordOnce(r2)
 		if end != "system" {
-			t.Fatalf("%s: ends in %s", states[i].how, end)
+			t.Fatalf("%s: ends in %s", states[i].How, end)
 		}
 		for _, s := range inner {
-			m.powerOn(s.world)
-			m.opensByItself()
-			if err := m.oneSecret(); err != nil {
-				t.Fatalf("%s; then %s: %v\n%s", states[i].how, s.how, err, m.said.String())
+			m.PowerOn(s.World)
+			m.OpensByItself()
+			if err := m.OneSecret(); err != nil {
+				t.Fatalf("%s; then %s: %v\n%s", states[i].How, s.How, err, m.Said.String())
 			}
 		}
 	}
@@ -215,76 +147,76 @@ func TestNewSecretCut(t *testing.T) {
 // A TPM that was cleared, and systems that can be started besides: all of them open by
 // the new secret, under the same floor.
 func TestNewSecretTakesAlong(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetch(newRelease(t, 2, 5, pinned))
-	m.runs(2)
-	m.bless()
-	m.runs(2)
-	m.holds(5, 1, 2)
-	r, c := m.asked()
-	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c, false))
-	m.works(r.Lock())
-	m.runs(2)
-	m.holds(5, 1, 2)
-	m.byHand = 1
-	m.runs(1)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2)
+	m.Holds(5, 1, 2)
+	r, c := m.Asked()
+	m.Types("y", m.RecoveryKey())
+	m.Works(r.NewSecret(c, false))
+	m.Works(r.Lock())
+	m.Runs(2)
+	m.Holds(5, 1, 2)
+	m.ByHand = 1
+	m.Runs(1)
 
-	m = inConsole(t, func(m *machine) { m.chipState, m.chipChanged = nil, false })
-	r, c = m.console()
-	m.types(m.recoveryKey(), "y", "weaker", m.recoveryKey())
-	m.works(r.Unlock(c))
-	m.works(r.NewSecret(c, false))
-	m.works(r.Lock())
-	m.opensByItself()
-	m.must(m.oneSecret())
+	m = machinetest.InConsole(t, func(m *machinetest.Machine) { m.ChipState, m.ChipChanged = nil, false })
+	r, c = m.Console()
+	m.Types(m.RecoveryKey(), "y", "weaker", m.RecoveryKey())
+	m.Works(r.Unlock(c))
+	m.Works(r.NewSecret(c, false))
+	m.Works(r.Lock())
+	m.OpensByItself()
+	m.Must(m.OneSecret())
 }
 
 // A TPM without room for the record: the new secret is bound as the old one was.
 func TestNewSecretWithoutRecord(t *testing.T) {
-	m := newMachine(t, nil)
-	m.fillTPM()
-	m.ends("system")
-	m.ends("system")
-	old := m.machineSecret()
-	r, c := m.asked()
-	m.types("y", "weaker", m.recoveryKey()) // which systems were replaced, nobody can say here
-	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c, false))
+	m := machinetest.New(t, nil)
+	m.FillTPM()
+	m.Ends("system")
+	m.Ends("system")
+	old := m.MachineSecret()
+	r, c := m.Asked()
+	m.Types("y", "weaker", m.RecoveryKey()) // which systems were replaced, nobody can say here
+	states, _ := m.Recording(func() string {
+		m.Works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(35, 36)), "")
 	for _, s := range states {
-		m.powerOn(s.world)
-		m.opensByItself()
-		lock, _, secret := m.unlocked()
-		if lock.Sealed.Kind != policy.KindPCR || lock.Replaced || len(lock.Header.Keyslots()) != 2 || m.rootFiles()[rootpart.NextFile] != nil {
-			t.Errorf("%s: kind %s, keyslots %v", s.how, lock.Sealed.Kind, lock.Header.Keyslots())
+		m.PowerOn(s.World)
+		m.OpensByItself()
+		lock, _, secret := m.Unlocked()
+		if lock.Sealed.Kind != policy.KindPCR || lock.Replaced || len(lock.Header.Keyslots()) != 2 || m.RootFiles()[rootpart.NextFile] != nil {
+			t.Errorf("%s: kind %s, keyslots %v", s.How, lock.Sealed.Kind, lock.Header.Keyslots())
 		}
-		if keys, err := rootpart.StoredKeys(store{m}, secret, lock); err != nil || keys == nil {
-			t.Errorf("%s: keys %v, %v", s.how, keys, err)
+		if keys, err := rootpart.StoredKeys(machinetest.Store{M: m}, secret, lock); err != nil || keys == nil {
+			t.Errorf("%s: keys %v, %v", s.How, keys, err)
 		}
 	}
-	if old.Equal(m.machineSecret()) {
+	if old.Equal(m.MachineSecret()) {
 		t.Error("the old secret is in force")
 	}
 }
 
 // reset after a cut leaves no index behind, of neither secret.
 func TestNewSecretCutReset(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	r, c := m.asked()
-	m.types("y", m.recoveryKey())
-	states, _ := m.recording(func() string {
-		m.works(r.NewSecret(c, false))
+	m := machinetest.ProvisionedMachine(t, nil)
+	r, c := m.Asked()
+	m.Types("y", m.RecoveryKey())
+	states, _ := m.Recording(func() string {
+		m.Works(r.NewSecret(c, false))
 		return ""
 	}, mrand.New(mrand.NewPCG(37, 38)), "")
 	two := 0
 	for _, s := range states {
-		m.powerOn(s.world)
-		m.presses, m.looks, m.typed = 1, 0, nil
-		m.ends("recovery")
-		m.presses = 0
-		chip := tpm.OpenTransport(m.emulator)
+		m.PowerOn(s.World)
+		m.Presses, m.Looks, m.Typed = 1, 0, nil
+		m.Ends("recovery")
+		m.Presses = 0
+		chip := tpm.OpenTransport(m.Emulator)
 		if indexes, err := chip.Indexes(); err != nil || len(indexes) < 2 {
 			continue
 		}
@@ -292,11 +224,11 @@ func TestNewSecretCutReset(t *testing.T) {
 		if two%4 != 1 {
 			continue
 		}
-		r, c := m.console()
-		m.types("test")
-		m.works(r.Reset(c), "The root partition is wiped")
+		r, c := m.Console()
+		m.Types("test")
+		m.Works(r.Reset(c), "The root partition is wiped")
 		if indexes, err := chip.Indexes(); err != nil || len(indexes) > 0 {
-			t.Errorf("%s: NV indexes %v, %v", s.how, indexes, err)
+			t.Errorf("%s: NV indexes %v, %v", s.How, indexes, err)
 		}
 	}
 	if two == 0 {
@@ -306,71 +238,71 @@ func TestNewSecretCutReset(t *testing.T) {
 
 // What is not there for a new secret is said before anything is written.
 func TestNewSecretRefuses(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	files := maps.Clone(m.rootFiles())
-	r, c := m.asked()
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	files := maps.Clone(m.RootFiles())
+	r, c := m.Asked()
 	unchanged := func(what string) {
 		t.Helper()
-		if !maps.EqualFunc(m.rootFiles(), files, bytes.Equal) {
+		if !maps.EqualFunc(m.RootFiles(), files, bytes.Equal) {
 			t.Errorf("%s: files have changed", what)
 		}
-		if indexes, err := tpm.OpenTransport(m.emulator).Indexes(); err != nil || len(indexes) != 1 {
+		if indexes, err := tpm.OpenTransport(m.Emulator).Indexes(); err != nil || len(indexes) != 1 {
 			t.Errorf("%s: NV indexes %v, %v", what, indexes, err)
 		}
 	}
 	// A TPM that has no room for a second index keeps the one that it has.
-	m.fillRest()
-	files = maps.Clone(m.rootFiles())
-	m.types("y", m.recoveryKey(), "weaker")
-	m.refuses(r.NewSecret(c, false), "this TPM cannot hold the policy record")
+	m.FillRest()
+	files = maps.Clone(m.RootFiles())
+	m.Types("y", m.RecoveryKey(), "weaker")
+	m.Refuses(r.NewSecret(c, false), "this TPM cannot hold the policy record")
 	unchanged("no room")
 
 	// Of a second recovery key nobody knows whether its owner still has it.
-	m = provisionedMachine(t, pinned)
-	r, c = m.asked()
-	lock, volumeKey, secret := m.unlocked()
-	second, err := luks2.NewRecoveryKey(m.random)
-	m.must(err)
-	s, err := m.partition(layout.RootNumber)
-	m.must(err)
-	m.must(lock.AddRecovery(m.random, s, volumeKey, secret, &second, luks2.Argon2id(64<<10, 1)))
-	files = maps.Clone(m.rootFiles())
-	m.refuses(r.NewSecret(c, false), "use `recovery-key` first")
+	m = machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	r, c = m.Asked()
+	lock, volumeKey, secret := m.Unlocked()
+	second, err := luks2.NewRecoveryKey(m.Random)
+	m.Must(err)
+	s, err := m.Partition(layout.RootNumber)
+	m.Must(err)
+	m.Must(lock.AddRecovery(m.Random, s, volumeKey, secret, &second, luks2.Argon2id(64<<10, 1)))
+	files = maps.Clone(m.RootFiles())
+	m.Refuses(r.NewSecret(c, false), "use `recovery-key` first")
 	unchanged("two recovery keys")
 
 	// The console goes by a secret that is not in force any more.
-	m = provisionedMachine(t, pinned)
-	r, c = m.asked()
-	files = maps.Clone(m.rootFiles())
+	m = machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	r, c = m.Asked()
+	files = maps.Clone(m.RootFiles())
 	stale, err := r.Keeper.Kept()
-	m.must(err)
-	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c, false))
-	m.must(r.Keeper.Keep(stale))
-	maps.Copy(m.rootFiles(), files)
-	m.types("y", "weaker", m.recoveryKey()) // by that secret, the TPM's record is somebody else's
-	m.refuses(r.NewSecret(c, false), "the machine secret is another one by now")
+	m.Must(err)
+	m.Types("y", m.RecoveryKey())
+	m.Works(r.NewSecret(c, false))
+	m.Must(r.Keeper.Keep(stale))
+	maps.Copy(m.RootFiles(), files)
+	m.Types("y", "weaker", m.RecoveryKey()) // by that secret, the TPM's record is somebody else's
+	m.Refuses(r.NewSecret(c, false), "the machine secret is another one by now")
 	unchanged("a secret of before")
 
 	// A system of an earlier release may still be started.
-	m = newMachine(t, pinned)
-	m.releases[1] = newReleaseOf(t, 1, 5, contract.Abilities{PolicyRecord: 2}, pinned)
-	m.powerOn(m.installed(diskSize))
-	m.ends("system")
-	m.ends("system")
-	m.fetch(newRelease(t, 2, 5, pinned))
-	m.runs(2)
-	m.bless()
-	m.runs(2)
-	r, c = m.asked()
-	files = maps.Clone(m.rootFiles())
-	m.types("y", m.recoveryKey())
-	m.refuses(r.NewSecret(c, false), "version 1 may still be started")
+	m = machinetest.New(t, machinetest.Pinned)
+	m.Releases[1] = machinetest.NewReleaseOf(t, 1, 5, contract.Abilities{PolicyRecord: 2}, machinetest.Pinned)
+	m.PowerOn(m.Installed(machinetest.DiskSize))
+	m.Ends("system")
+	m.Ends("system")
+	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2)
+	r, c = m.Asked()
+	files = maps.Clone(m.RootFiles())
+	m.Types("y", m.RecoveryKey())
+	m.Refuses(r.NewSecret(c, false), "version 1 may still be started")
 	unchanged("an earlier release")
-	m.rename("test_1.efi", "test_1+0.efi") // and may not
-	m.works(r.NewSecret(c, false))
-	m.works(r.Lock())
-	m.runs(2)
+	m.Rename("test_1.efi", "test_1+0.efi") // and may not
+	m.Works(r.NewSecret(c, false))
+	m.Works(r.Lock())
+	m.Runs(2)
 }
 
 // weakDisk fails at a write of the root partition's header; at none when it is negative.
@@ -399,19 +331,19 @@ func (f weakFile) WriteAt(b []byte, off int64) (int, error) {
 // A disk that fails in between: the console no longer goes by either secret, and
 // unlocking there, or starting, finishes it.
 func TestNewSecretDiskFails(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	good := m.world(true, nil)
-	old := m.machineSecret()
+	m := machinetest.ProvisionedMachine(t, nil)
+	good := m.World(true, nil)
+	old := m.MachineSecret()
 	olds, failed := 0, 0
 	for at := 0; ; at++ {
-		m.powerOn(good)
-		r, c := m.asked()
+		m.PowerOn(good)
+		r, c := m.Asked()
 		failAt := at
 		r.Disks = weakDisk{r.Disks, &failAt}
-		m.types("y", m.recoveryKey())
+		m.Types("y", m.RecoveryKey())
 		err := r.NewSecret(c, false)
 		if failAt >= 0 {
-			m.must(err)
+			m.Must(err)
 			break
 		}
 		if failed++; err == nil {
@@ -419,16 +351,16 @@ func TestNewSecretDiskFails(t *testing.T) {
 		}
 		if at%2 == 0 {
 			if _, err := r.Keeper.Kept(); err == nil {
-				m.works(r.Lock())
+				m.Works(r.Lock())
 			}
-			m.types(m.recoveryKey())
-			m.works(r.Unlock(c))
-			m.must(m.oneSecret())
-			m.works(r.Lock())
+			m.Types(m.RecoveryKey())
+			m.Works(r.Unlock(c))
+			m.Must(m.OneSecret())
+			m.Works(r.Lock())
 		}
-		m.opensByItself()
-		m.must(m.oneSecret())
-		if old.Equal(m.machineSecret()) {
+		m.OpensByItself()
+		m.Must(m.OneSecret())
+		if old.Equal(m.MachineSecret()) {
 			olds++
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/rootheader"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -15,56 +16,56 @@ import (
 // stays, and the index of the header.
 func TestForgedNextSecret(t *testing.T) {
 	for _, text := range [][]byte{nil, []byte("x"), bytes.Repeat([]byte("x"), 1<<20)} {
-		m := provisionedMachine(t, nil)
-		m.rootFiles()[rootpart.NextFile] = text
-		m.opensByItself()
-		m.must(m.oneSecret())
+		m := machinetest.ProvisionedMachine(t, nil)
+		m.RootFiles()[rootpart.NextFile] = text
+		m.OpensByItself()
+		m.Must(m.OneSecret())
 	}
 	// One that fits, and is late: what the secret has written since stays.
-	m := provisionedMachine(t, nil)
-	lock, _, secret := m.unlocked()
-	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
-	before := maps.Clone(m.rootFiles())
-	m.opensByItself()
-	m.must(m.oneSecret())
+	m := machinetest.ProvisionedMachine(t, nil)
+	lock, _, secret := m.Unlocked()
+	m.Must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(machinetest.Store{M: m}, m.Random, lock, rootpart.Guarantees{Format: 1}))
+	before := maps.Clone(m.RootFiles())
+	m.OpensByItself()
+	m.Must(m.OneSecret())
 	for _, name := range []string{rootpart.ListFile, rootpart.GuaranteesFile} {
-		if !bytes.Equal(m.rootFiles()[name], before[name]) {
+		if !bytes.Equal(m.RootFiles()[name], before[name]) {
 			t.Errorf("%s was put back", name)
 		}
 	}
 	// A file that cannot be read now is not replaced.
-	m.must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(store{m}, m.random, lock, rootpart.Guarantees{Format: 1}))
-	m.unreadableFile = rootpart.ListFile
-	m.ends("system", "goes on with it: input/output error")
-	m.unreadableFile = rootpart.NextFile
-	if m.ends("system", "goes on with it: input/output error"); m.agent.List == nil || m.agent.List.Bare || !m.agent.Unsettled {
+	m.Must((&rootpart.Replacement{Old: secret, Fresh: secret}).Prepare(machinetest.Store{M: m}, m.Random, lock, rootpart.Guarantees{Format: 1}))
+	m.UnreadableFile = rootpart.ListFile
+	m.Ends("system", "goes on with it: input/output error")
+	m.UnreadableFile = rootpart.NextFile
+	if m.Ends("system", "goes on with it: input/output error"); m.Agent.List == nil || m.Agent.List.Bare || !m.Agent.Unsettled {
 		t.Error("the list was not read, or counts as settled")
 	}
-	m.unreadableFile = ""
-	if !bytes.Equal(m.rootFiles()[rootpart.ListFile], before[rootpart.ListFile]) || m.rootFiles()[rootpart.NextFile] == nil {
+	m.UnreadableFile = ""
+	if !bytes.Equal(m.RootFiles()[rootpart.ListFile], before[rootpart.ListFile]) || m.RootFiles()[rootpart.NextFile] == nil {
 		t.Error("the list was put back, or what could not be looked at is gone")
 	}
 	// What cannot be told is left: one of both is damaged.
-	m = provisionedMachine(t, nil)
-	m.rootFiles()[rootpart.NextFile] = []byte("x")
-	m.rootFiles()[rootpart.ListFile][100] ^= 1
-	m.typed = []string{m.recoveryKey()}
-	m.ends("system", otherSecret, "both are left as they are")
-	if _, there := m.rootFiles()[rootpart.NextFile]; !there {
+	m = machinetest.ProvisionedMachine(t, nil)
+	m.RootFiles()[rootpart.NextFile] = []byte("x")
+	m.RootFiles()[rootpart.ListFile][100] ^= 1
+	m.Typed = []string{m.RecoveryKey()}
+	m.Ends("system", machinetest.OtherSecret, "both are left as they are")
+	if _, there := m.RootFiles()[rootpart.NextFile]; !there {
 		t.Error("it is gone")
 	}
 }
 
 // plantReplaced adds tokens that name the TPM's keyslot, and the recovery key's, as those of
 // an earlier secret.
-func (m *machine) plantReplaced() {
-	m.t.Helper()
-	lock, volumeKey, secret := m.unlocked()
+func plantReplaced(m *machinetest.Machine) {
+	m.T.Helper()
+	lock, volumeKey, secret := m.Unlocked()
 	luks2.Wipe(volumeKey)
 	secret.Wipe()
-	s, err := m.partition(layout.RootNumber)
-	m.must(err)
-	m.must(lock.Header.Change(m.random, s, func(c *luks2.Change) error {
+	s, err := m.Partition(layout.RootNumber)
+	m.Must(err)
+	m.Must(lock.Header.Change(m.Random, s, func(c *luks2.Change) error {
 		for _, slots := range [][]int{{lock.TPMSlot}, {lock.TPMSlot, lock.Recoveries[0].Keyslot}, {}} {
 			if _, err := c.AddToken(luks2.Token{Type: rootheader.ReplacedToken, Keyslots: slots}); err != nil {
 				return err
@@ -72,26 +73,26 @@ func (m *machine) plantReplaced() {
 		}
 		return nil
 	}))
-	m.must(s.Sync())
+	m.Must(s.Sync())
 }
 
 // Tokens that somebody with the disk has put there keep neither the earlier secret's
 // keyslot nor its index, and take no keyslot that is in use.
 func TestPlantedReplacedTokens(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.plantReplaced()
-	m.opensByItself()
-	m.must(m.oneSecret())
+	m := machinetest.ProvisionedMachine(t, nil)
+	plantReplaced(m)
+	m.OpensByItself()
+	m.Must(m.OneSecret())
 
-	old := m.machineSecret()
-	r, c := m.asked()
-	m.plantReplaced()
-	m.types("y", m.recoveryKey())
-	m.works(r.NewSecret(c, false))
-	m.works(r.Lock())
-	m.opensByItself()
-	m.must(m.oneSecret())
-	if old.Equal(m.machineSecret()) {
+	old := m.MachineSecret()
+	r, c := m.Asked()
+	plantReplaced(m)
+	m.Types("y", m.RecoveryKey())
+	m.Works(r.NewSecret(c, false))
+	m.Works(r.Lock())
+	m.OpensByItself()
+	m.Must(m.OneSecret())
+	if old.Equal(m.MachineSecret()) {
 		t.Error("the old secret is in force")
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/tpm"
 )
 
@@ -16,32 +17,32 @@ import (
 // has had no secret in memory, and the next start is an ordinary one. person.Shell
 // looks at the rest. FAULTS 85
 func TestConsoleBesideNoSecret(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.looks = 0
-	m.ends("system")
-	looks, restarts := m.looks, 0
-	for m.presses = 1; m.presses <= looks; m.presses++ {
-		m.looks = 0
-		m.said.Reset()
-		end := m.boot()
+	m := machinetest.ProvisionedMachine(t, nil)
+	m.Looks = 0
+	m.Ends("system")
+	looks, restarts := m.Looks, 0
+	for m.Presses = 1; m.Presses <= looks; m.Presses++ {
+		m.Looks = 0
+		m.Said.Reset()
+		end := m.Boot()
 		if end == "reboot" { // the secret was there: this boot opens nothing
 			restarts++
-			m.presses = looks + m.presses // nobody presses again
-			end = m.boot()
-			m.presses -= looks
-			if !strings.Contains(m.said.String(), "RECOVERY: the boot before this one asked for it: the recovery console was asked for") {
-				t.Errorf("it says:\n%s", m.said.String())
+			m.Presses = looks + m.Presses // nobody presses again
+			end = m.Boot()
+			m.Presses -= looks
+			if !strings.Contains(m.Said.String(), "RECOVERY: the boot before this one asked for it: the recovery console was asked for") {
+				t.Errorf("it says:\n%s", m.Said.String())
 			}
 		}
 		if end != "recovery" {
-			t.Fatalf("pressed at look %d of %d: it ends in %s:\n%s", m.presses, looks, end, m.said.String())
+			t.Fatalf("pressed at look %d of %d: it ends in %s:\n%s", m.Presses, looks, end, m.Said.String())
 		}
 	}
 	if restarts == 0 || restarts == looks {
 		t.Errorf("%d of %d restart first", restarts, looks)
 	}
-	m.presses = 0
-	m.ends("system")
+	m.Presses = 0
+	m.Ends("system")
 }
 
 // What the boot before has asked for is forged, damaged or of another system: the
@@ -67,13 +68,13 @@ func TestForgedRequest(t *testing.T) {
 		{"large", "system", "it is ignored", []byte(strings.Repeat(" ", 1<<16))},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := provisionedMachine(t, nil)
-			m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes, c.text}
-			m.said.Reset()
-			if end := m.boot(); end != c.ends || !strings.Contains(m.said.String(), c.says) || strings.Contains(m.said.String(), "\x1b") {
-				t.Errorf("it ends in %s, want %s with %q:\n%s", end, c.ends, c.says, m.said.String())
+			m := machinetest.ProvisionedMachine(t, nil)
+			m.Vars[nextboot.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: c.text}
+			m.Said.Reset()
+			if end := m.Boot(); end != c.ends || !strings.Contains(m.Said.String(), c.says) || strings.Contains(m.Said.String(), "\x1b") {
+				t.Errorf("it ends in %s, want %s with %q:\n%s", end, c.ends, c.says, m.Said.String())
 			}
-			m.ends("system")
+			m.Ends("system")
 		})
 	}
 }
@@ -81,41 +82,41 @@ func TestForgedRequest(t *testing.T) {
 // A request that nobody but its writer can take away does not keep the machine from
 // its system. FAULTS 85
 func TestRequestThatStays(t *testing.T) {
-	m := provisionedMachine(t, nil)
+	m := machinetest.ProvisionedMachine(t, nil)
 	text, err := nextboot.Request{Console: &nextboot.Console{Person: true, Reason: "x"}}.Encode()
-	m.must(err)
-	m.vars[nextboot.Variable] = efiVariable{nextboot.Attributes | secureboot.TimeBasedAuthenticated, text}
-	m.ends("system", "and is ignored")
-	m.ends("system")
+	m.Must(err)
+	m.Vars[nextboot.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes | secureboot.TimeBasedAuthenticated, Data: text}
+	m.Ends("system", "and is ignored")
+	m.Ends("system")
 }
 
 // The power is cut at every write of a boot that was asked for the console after
 // the TPM had released the secret. The next boot opens the console or is an
 // ordinary one; what is on the disk stays. FAULTS 85
 func TestCutRequest(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.looks = 0
-	m.ends("system")
-	m.presses = m.looks // right before the system takes over
-	m.looks = 0
-	states, end := m.recordOnce(mrand.New(mrand.NewPCG(21, 22)))
+	m := machinetest.ProvisionedMachine(t, nil)
+	m.Looks = 0
+	m.Ends("system")
+	m.Presses = m.Looks // right before the system takes over
+	m.Looks = 0
+	states, end := m.RecordOnce(mrand.New(mrand.NewPCG(21, 22)))
 	if end != "reboot" {
 		t.Fatalf("it ends in %s", end)
 	}
-	m.presses = 0
+	m.Presses = 0
 	consoles := 0
 	for _, s := range states {
-		m.powerOn(s.world)
-		m.said.Reset()
-		switch end := m.boot(); end {
+		m.PowerOn(s.World)
+		m.Said.Reset()
+		switch end := m.Boot(); end {
 		case "recovery":
 			consoles++
-			if end = m.run(); end != "system" {
-				t.Errorf("%s: after the console it ends in %s:\n%s", s.how, end, m.said.String())
+			if end = m.Run(); end != "system" {
+				t.Errorf("%s: after the console it ends in %s:\n%s", s.How, end, m.Said.String())
 			}
 		case "system":
 		default:
-			t.Errorf("%s: it ends in %s:\n%s", s.how, end, m.said.String())
+			t.Errorf("%s: it ends in %s:\n%s", s.How, end, m.Said.String())
 		}
 	}
 	if consoles == 0 || consoles == len(states) {
@@ -131,14 +132,14 @@ func TestConsoleTellsLateTPM(t *testing.T) {
 		plugs, opens int
 	}{{"with the console's drivers", 1, 0}, {"while the console is prepared", 0, 1}} {
 		t.Run(c.name, func(t *testing.T) {
-			m := provisionedMachine(t, nil)
-			lock, volumeKey, secret := m.unlocked()
+			m := machinetest.ProvisionedMachine(t, nil)
+			lock, volumeKey, secret := m.Unlocked()
 			clear(volumeKey)
 			secret.Wipe()
-			m.noEFI, m.tpmPlugs, m.tpmOpens = errors.New("input/output error"), c.plugs, c.opens
-			m.ends("recovery", "input/output error") // before any driver was loaded
-			chip := tpm.OpenTransport(m.emulator)
-			m.must(chip.ExtendText(pcr.KernelImage, pcr.EnterInitrd))
+			m.NoEFI, m.TpmPlugs, m.TpmOpens = errors.New("input/output error"), c.plugs, c.opens
+			m.Ends("recovery", "input/output error") // before any driver was loaded
+			chip := tpm.OpenTransport(m.Emulator)
+			m.Must(chip.ExtendText(pcr.KernelImage, pcr.EnterInitrd))
 			if _, _, err := chip.Unseal(lock.Sealed); err == nil {
 				t.Error("the console's shell unseals")
 			}
@@ -149,15 +150,15 @@ func TestConsoleTellsLateTPM(t *testing.T) {
 // The console's drivers, of which whoever is there chooses by what they plug in, are
 // loaded when a TPM that is there releases nothing any more. FAULTS 97
 func TestConsolesDriversComeLater(t *testing.T) {
-	m := provisionedMachine(t, nil)
+	m := machinetest.ProvisionedMachine(t, nil)
 	loads := 0
-	m.presses, m.looks = 1, 0
-	m.plugging = func() {
-		if loads++; m.agent.Lock != nil {
-			m.nothingUnseals("a driver of the console's")
+	m.Presses, m.Looks = 1, 0
+	m.Plugging = func() {
+		if loads++; m.Agent.Lock != nil {
+			m.NothingUnseals("a driver of the console's")
 		}
 	}
-	m.ends("recovery")
+	m.Ends("recovery")
 	if loads < 2 {
 		t.Errorf("drivers were loaded %d times", loads)
 	}

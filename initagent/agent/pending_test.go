@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -9,38 +9,39 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootlock"
 )
 
 // strangersPending is what somebody can write who has this machine in hand: their
 // own secret, which this TPM releases to this machine's boots, their own keys under
 // it, and as what the firmware shall hold what it holds.
-func (m *machine) strangersPending(index bool) []byte {
-	m.t.Helper()
-	secret, err := policy.NewSecret(m.random)
-	m.must(err)
-	boot, sealed := m.sealForAttacker(secret)
+func strangersPending(m *machinetest.Machine, index bool) []byte {
+	m.T.Helper()
+	secret, err := policy.NewSecret(m.Random)
+	m.Must(err)
+	boot, sealed := m.SealForAttacker(secret)
 	if !index {
-		sealed, err = m.agent.Chip.TPM.SealPCR(secret, policy.Provisional(), boot)
-		m.must(err)
+		sealed, err = m.Agent.Chip.TPM.SealPCR(secret, policy.Provisional(), boot)
+		m.Must(err)
 	}
-	m.chipChanged = true
-	sets, err := keySets()
-	m.must(err)
+	m.ChipChanged = true
+	sets, err := machinetest.KeySets()
+	m.Must(err)
 	p := new(firstboot.Pending)
-	now, err := enroll.Observe(&firmware{vars: m.vars})
-	m.must(err)
-	keys := sets[(m.keysNo+1)%len(sets)]
+	now, err := enroll.Observe(&machinetest.Firmware{Vars: m.Vars})
+	m.Must(err)
+	keys := sets[(m.KeysNo+1)%len(sets)]
 	list := secureboot.NewList(keys, secureboot.Vendor{})
 	list.Wanted = now.Live()
-	p.Keys, err = firstboot.WrapKeys(m.random, secret, keys, list)
-	m.must(err)
+	p.Keys, err = firstboot.WrapKeys(m.Random, secret, keys, list)
+	m.Must(err)
 	p.Sealed, err = sealed.Encode()
-	m.must(err)
+	m.Must(err)
 	p.Wanted, err = list.Wanted.Marshal()
-	m.must(err)
+	m.Must(err)
 	text, err := p.Encode()
-	m.must(err)
+	m.Must(err)
 	return text
 }
 
@@ -50,17 +51,17 @@ func (m *machine) strangersPending(index bool) []byte {
 func TestStrangersPending(t *testing.T) {
 	for name, index := range map[string]bool{"sealed to an index of theirs": true, "sealed to registers": false} {
 		t.Run(name, func(t *testing.T) {
-			m := provisionedMachine(t, nil)
-			text := m.strangersPending(index)
-			part, err := m.partition(layout.RootNumber)
-			m.must(err)
+			m := machinetest.ProvisionedMachine(t, nil)
+			text := strangersPending(m, index)
+			part, err := m.Partition(layout.RootNumber)
+			m.Must(err)
 			_, err = part.WriteAt(bytes.Repeat([]byte{0}, rootlock.HeaderArea), 0)
-			m.must(err)
-			m.plantPending(text)
-			m.ops = nil
-			m.ends("recovery", "are not those that the firmware enforces")
-			if len(m.shown) != 1 || m.openVolume != nil || len(m.written("disk")) > 0 {
-				t.Errorf("%d recovery keys were shown, written: %q", len(m.shown), m.ops)
+			m.Must(err)
+			m.PlantPending(text)
+			m.Ops = nil
+			m.Ends("recovery", "are not those that the firmware enforces")
+			if len(m.Shown) != 1 || m.OpenVolume != nil || len(m.Written("disk")) > 0 {
+				t.Errorf("%d recovery keys were shown, written: %q", len(m.Shown), m.Ops)
 			}
 		})
 	}

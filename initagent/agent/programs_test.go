@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -13,85 +13,86 @@ import (
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
 )
 
 // signedByUs is an EFI program with this machine's signature, as it was made once.
-func (m *machine) signedByUs(image []byte) []byte {
-	m.t.Helper()
-	_, volumeKey, secret := m.unlocked()
+func signedByUs(m *machinetest.Machine, image []byte) []byte {
+	m.T.Helper()
+	_, volumeKey, secret := m.Unlocked()
 	luks2.Wipe(volumeKey)
-	keys, err := firstboot.UnwrapKeys(secret, m.rootFiles()[rootpart.ListFile])
-	m.must(err)
-	signed, err := enroll.DBSigner{Pair: keys.DB, Time: buildDate}.Sign(image)
-	m.must(err)
+	keys, err := firstboot.UnwrapKeys(secret, m.RootFiles()[rootpart.ListFile])
+	m.Must(err)
+	signed, err := enroll.DBSigner{Pair: keys.DB, Time: machinetest.BuildDate}.Sign(image)
+	m.Must(err)
 	return signed
 }
 
-func (m *machine) putManager(image []byte) {
-	signed := m.signedByUs(image)
-	for _, name := range []string{removable, managerCopy} {
-		m.esp.files[name] = &espFile{remains{data: bytes.Clone(signed)}, []remains{{data: bytes.Clone(signed)}}}
+func putManager(m *machinetest.Machine, image []byte) {
+	signed := signedByUs(m, image)
+	for _, name := range []string{machinetest.Removable, machinetest.ManagerCopy} {
+		m.ESP.Files[name] = &machinetest.ESPFile{Now: machinetest.Remains{Data: bytes.Clone(signed)}, Disk: []machinetest.Remains{{Data: bytes.Clone(signed)}}}
 	}
-	m.manager = image
+	m.Manager = image
 }
 
 // A boot manager that this machine has signed once starts, and unlocks nothing: it
 // may be an old one with a known hole. FAULTS 94
 func TestOldBootManager(t *testing.T) {
-	m := provisionedMachine(t, nil)
+	m := machinetest.ProvisionedMachine(t, nil)
 	old := ukitest.Image(ukitest.Section{Name: ".text", Data: []byte("systemd-boot of three years ago")})
-	m.putManager(old)
-	m.ends("recovery", "PCR 4 differs", "boot manager and EFI programs")
-	if m.openVolume != nil || !strings.Contains(m.printed.String(), "Recovery key") {
-		t.Errorf("it opens by itself under the old boot manager: %s", m.printed.String())
+	putManager(m, old)
+	m.Ends("recovery", "PCR 4 differs", "boot manager and EFI programs")
+	if m.OpenVolume != nil || !strings.Contains(m.Printed.String(), "Recovery key") {
+		t.Errorf("it opens by itself under the old boot manager: %s", m.Printed.String())
 	}
 	// Its owner has put it there: the TPM does not know it, so that a "y" is not enough.
-	m.acceptsBy([]string{"y", "weaker"})
-	m.runs(1)
+	m.AcceptsBy([]string{"y", "weaker"})
+	m.Runs(1)
 }
 
 // A boot option that failed before, as an empty drive, asks nobody for anything.
 func TestDetour(t *testing.T) {
-	m := updated(t)
+	m := machinetest.Updated(t)
 	for _, detour := range []bool{true, false, true} {
-		m.detour = detour
-		m.runs(2)
+		m.Detour = detour
+		m.Runs(2)
 	}
-	m.byHand = 1
-	m.runs(1)
+	m.ByHand = 1
+	m.Runs(1)
 }
 
 // asEarlier makes a machine what an initagent before PCR 4 has left: a record of
 // version 1 with these systems, and no note on the root partition.
-func (m *machine) asEarlier(versions ...contract.Version) {
-	m.t.Helper()
-	lock, volumeKey, secret := m.unlocked()
+func asEarlier(m *machinetest.Machine, versions ...contract.Version) {
+	m.T.Helper()
+	lock, volumeKey, secret := m.Unlocked()
 	defer luks2.Wipe(volumeKey)
 	key, err := secret.WriteKey()
-	m.must(err)
-	log, err := pcr.ParseLog(m.log)
-	m.must(err)
+	m.Must(err)
+	log, err := pcr.ParseLog(m.Log)
+	m.Must(err)
 	boot, err := rootpart.Logged(log)
-	m.must(err)
+	m.Must(err)
 	r := &policy.Record{Floor: 5, Volume: policy.VolumeFingerprint(volumeKey)}
 	for _, v := range versions {
-		_, started, err := rootpart.Describe(m.releases[v].uki)
-		m.must(err)
+		_, started, err := rootpart.Describe(m.Releases[v].UKI)
+		m.Must(err)
 		b := policy.Boot{PCR7: boot.PCR7, PCR11: pcr.Phases(started, pcr.EnterInitrd)}
-		r.Branches = append(r.Branches, policy.Branch{Policy: b.Branch(), Version: uint64(v), Epoch: m.releases[v].contract.Epoch})
+		r.Branches = append(r.Branches, policy.Branch{Policy: b.Branch(), Version: uint64(v), Epoch: m.Releases[v].Contract.Epoch})
 	}
-	m.must(tpm.OpenTransport(m.emulator).WriteRecord(lock.Sealed.NVIndex, key, r))
-	m.chipChanged = true
-	delete(m.rootFiles(), rootpart.GuaranteesFile)
+	m.Must(tpm.OpenTransport(m.Emulator).WriteRecord(lock.Sealed.NVIndex, key, r))
+	m.ChipChanged = true
+	delete(m.RootFiles(), rootpart.GuaranteesFile)
 }
 
 // over4 wants the record to be over PCR 4, or not.
-func (m *machine) over4(want bool) {
-	m.t.Helper()
-	if r := m.policyRecord(); r.Programs != want {
-		m.t.Fatalf("the record is over PCR 4: %v, want %v", r.Programs, want)
+func over4(m *machinetest.Machine, want bool) {
+	m.T.Helper()
+	if r := m.PolicyRecord(); r.Programs != want {
+		m.T.Fatalf("the record is over PCR 4: %v, want %v", r.Programs, want)
 	}
 }
 
@@ -101,58 +102,58 @@ var earlier = contract.Abilities{PolicyRecord: 1}
 // the fallback reads, also after the bless and after a rollback in between, and is over
 // PCR 4 once nothing of that time may be started any more. FAULTS 94
 func TestRecordVersions(t *testing.T) {
-	m := newMachine(t, pinned)
-	m.releases[1] = newReleaseOf(t, 1, 5, earlier, pinned)
-	m.powerOn(m.installed(diskSize))
-	m.ends("system")
-	m.ends("system")
-	m.asEarlier(1)
-	m.runs(1)
-	m.over4(false) // it is of a time before that; a record that changes nothing is not written
-	m.fetch(newRelease(t, 2, 5, pinned))
+	m := machinetest.New(t, machinetest.Pinned)
+	m.Releases[1] = machinetest.NewReleaseOf(t, 1, 5, earlier, machinetest.Pinned)
+	m.PowerOn(m.Installed(machinetest.DiskSize))
+	m.Ends("system")
+	m.Ends("system")
+	asEarlier(m, 1)
+	m.Runs(1)
+	over4(m, false) // it is of a time before that; a record that changes nothing is not written
+	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
 	// What an earlier initagent does with it, this one does in the same words: as the
 	// running system is of that time, the record stays at version 1.
-	m.runs(2)
-	m.asEarlier(1, 2)
-	m.runs(2)
-	m.bless()
-	m.runs(2)
-	m.over4(false)
-	m.holds(5, 1, 2)
-	m.byHand = 1
-	m.runs(1)
-	m.over4(false)
-	m.byHand = 0
-	m.runs(2)
+	m.Runs(2)
+	asEarlier(m, 1, 2)
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2)
+	over4(m, false)
+	m.Holds(5, 1, 2)
+	m.ByHand = 1
+	m.Runs(1)
+	over4(m, false)
+	m.ByHand = 0
+	m.Runs(2)
 	// The second update: what is left of the first release goes.
-	m.fetch(newRelease(t, 3, 5, pinned))
-	m.runs(3)
-	m.over4(true)
-	m.holds(5, 2, 3)
-	m.bless()
-	m.runs(3)
-	m.byHand = 2
-	m.runs(2)
-	m.byHand = 0
-	m.runs(3)
+	m.Fetch(machinetest.NewRelease(t, 3, 5, machinetest.Pinned))
+	m.Runs(3)
+	over4(m, true)
+	m.Holds(5, 2, 3)
+	m.Bless()
+	m.Runs(3)
+	m.ByHand = 2
+	m.Runs(2)
+	m.ByHand = 0
+	m.Runs(3)
 	// A release whose initagent could not read the record is not taken.
-	m.fetch(newReleaseOf(t, 4, 5, earlier, pinned))
-	m.runs(3, "cannot read this machine's record")
-	m.over4(true)
+	m.Fetch(machinetest.NewReleaseOf(t, 4, 5, earlier, machinetest.Pinned))
+	m.Runs(3, "cannot read this machine's record")
+	over4(m, true)
 }
 
 // The same where the fallback goes because the floor rises over it: with the running
 // system alone the record is over PCR 4 at once.
 func TestRecordVersionsFloor(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.fetch(newRelease(t, 2, 6, pinned))
-	m.runs(2)
-	m.asEarlier(1, 2)
-	m.bless()
-	m.runs(2)
-	m.holds(6, 2)
-	m.over4(true)
-	m.runs(2)
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Fetch(machinetest.NewRelease(t, 2, 6, machinetest.Pinned))
+	m.Runs(2)
+	asEarlier(m, 1, 2)
+	m.Bless()
+	m.Runs(2)
+	m.Holds(6, 2)
+	over4(m, true)
+	m.Runs(2)
 }
 
 // While a boot manager is replaced either unlocks, for both systems; once nothing of
@@ -160,92 +161,92 @@ func TestRecordVersionsFloor(t *testing.T) {
 // copy is never of one that unlocks nothing. The firmware takes no revocation here, so
 // that it goes on starting the old one. FAULTS 94
 func TestBootManagerUnlocks(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.refuse = syscall.EACCES
-	old := m.manager
-	oldSigned := bytes.Clone(m.esp.files[removable].now.data)
-	m.nextManager = otherManager
-	m.fetchManager(newRelease(t, 2, 5, pinned), otherManager)
-	m.runs(2)
-	m.bless()
-	m.runs(2, "EFI/BOOT/BOOTX64.EFI is the one of version 2 now")
-	if !m.policyRecord().Passing() {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Refuse = syscall.EACCES
+	old := m.Manager
+	oldSigned := bytes.Clone(m.ESP.Files[machinetest.Removable].Now.Data)
+	m.NextManager = machinetest.OtherManager
+	m.FetchManager(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), machinetest.OtherManager)
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2, "EFI/BOOT/BOOTX64.EFI is the one of version 2 now")
+	if !m.PolicyRecord().Passing() {
 		t.Fatal("the record does not say that a boot manager is being replaced")
 	}
-	replaced := m.world(true, nil)
+	replaced := m.World(true, nil)
 	for _, v := range []contract.Version{1, 2} {
 		for _, back := range []bool{false, true} {
-			m.powerOn(replaced)
+			m.PowerOn(replaced)
 			if back {
-				m.esp.files[removable] = &espFile{remains{data: oldSigned}, []remains{{data: oldSigned}}}
+				m.ESP.Files[machinetest.Removable] = &machinetest.ESPFile{Now: machinetest.Remains{Data: oldSigned}, Disk: []machinetest.Remains{{Data: oldSigned}}}
 			}
-			m.byHand = v
-			m.runs(v)
+			m.ByHand = v
+			m.Runs(v)
 		}
 	}
-	m.powerOn(replaced)
-	m.byHand = 0
+	m.PowerOn(replaced)
+	m.ByHand = 0
 	for range 5 {
-		m.runs(2)
+		m.Runs(2)
 	}
-	r := m.policyRecord()
+	r := m.PolicyRecord()
 	if r.Passing() || !r.Programs {
 		t.Fatalf("afterwards it is %+v", r)
 	}
-	m.holds(5, 1, 2)
-	settled := m.world(true, nil)
-	m.byHand = 1
-	m.runs(1)
-	m.byHand = 0
+	m.Holds(5, 1, 2)
+	settled := m.World(true, nil)
+	m.ByHand = 1
+	m.Runs(1)
+	m.ByHand = 0
 	// The old one, put back by hand.
-	m.powerOn(settled)
-	m.esp.files[removable] = &espFile{remains{data: oldSigned}, []remains{{data: oldSigned}}}
-	m.ends("recovery", "PCR 4 differs")
-	if !m.hasManager(removable, old) {
+	m.PowerOn(settled)
+	m.ESP.Files[machinetest.Removable] = &machinetest.ESPFile{Now: machinetest.Remains{Data: oldSigned}, Disk: []machinetest.Remains{{Data: oldSigned}}}
+	m.Ends("recovery", "PCR 4 differs")
+	if !m.HasManager(machinetest.Removable, old) {
 		t.Error("it was not the old one")
 	}
 	// One that is gone is restored from the copies, which are the new one's.
-	m.powerOn(settled)
-	delete(m.esp.files, managerCopy)
-	m.runs(2)
-	if !m.hasManager(managerCopy, otherManager) {
-		t.Errorf("it was not restored:\n%s", m.said.String())
+	m.PowerOn(settled)
+	delete(m.ESP.Files, machinetest.ManagerCopy)
+	m.Runs(2)
+	if !m.HasManager(machinetest.ManagerCopy, machinetest.OtherManager) {
+		t.Errorf("it was not restored:\n%s", m.Said.String())
 	}
-	m.runs(2)
+	m.Runs(2)
 	// The next update starts from the new one.
-	m.fetch(newRelease(t, 3, 5, pinned))
-	m.runs(3)
-	m.bless()
-	m.runs(3)
+	m.Fetch(machinetest.NewRelease(t, 3, 5, machinetest.Pinned))
+	m.Runs(3)
+	m.Bless()
+	m.Runs(3)
 }
 
 // An old boot manager of this machine's own lies on the path that the firmware does not
 // take, and waits for a record that has it: the next one does not, where the firmware
 // takes no revocation. FAULTS 94
 func TestPlantedBootManager(t *testing.T) {
-	m := provisionedMachine(t, pinned)
-	m.refuse = syscall.EACCES
-	old := bytes.Clone(m.esp.files[removable].now.data)
-	m.nextManager = otherManager
-	m.fetchManager(newRelease(t, 2, 5, pinned), otherManager)
-	m.runs(2)
-	m.bless()
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.Refuse = syscall.EACCES
+	old := bytes.Clone(m.ESP.Files[machinetest.Removable].Now.Data)
+	m.NextManager = machinetest.OtherManager
+	m.FetchManager(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), machinetest.OtherManager)
+	m.Runs(2)
+	m.Bless()
 	for range 6 {
-		m.runs(2)
+		m.Runs(2)
 	}
-	if m.policyRecord().Passing() {
+	if m.PolicyRecord().Passing() {
 		t.Fatal("the new boot manager is not the only one yet")
 	}
 	plant := func(name string) {
-		m.esp.files[name] = &espFile{remains{data: bytes.Clone(old)}, []remains{{data: bytes.Clone(old)}}}
+		m.ESP.Files[name] = &machinetest.ESPFile{Now: machinetest.Remains{Data: bytes.Clone(old)}, Disk: []machinetest.Remains{{Data: bytes.Clone(old)}}}
 	}
-	plant(managerCopy)
-	m.runs(2)
-	m.fetchManager(newRelease(t, 3, 5, pinned), otherManager)
-	m.runs(3)
-	plant(removable)
-	m.ends("recovery", "PCR 4 differs")
-	if m.openVolume != nil {
+	plant(machinetest.ManagerCopy)
+	m.Runs(2)
+	m.FetchManager(machinetest.NewRelease(t, 3, 5, machinetest.Pinned), machinetest.OtherManager)
+	m.Runs(3)
+	plant(machinetest.Removable)
+	m.Ends("recovery", "PCR 4 differs")
+	if m.OpenVolume != nil {
 		t.Error("the old boot manager opens the root partition")
 	}
 }

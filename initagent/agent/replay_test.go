@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -8,37 +8,38 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
 )
 
 // emptyHeader makes the root partition look as if it was never used.
-func (m *machine) emptyHeader() {
-	m.t.Helper()
-	part, err := m.partition(layout.RootNumber)
-	m.must(err)
+func emptyHeader(m *machinetest.Machine) {
+	m.T.Helper()
+	part, err := m.Partition(layout.RootNumber)
+	m.Must(err)
 	_, err = part.WriteAt(make([]byte, rootlock.HeaderArea), 0)
-	m.must(err)
-	m.must(part.Sync())
+	m.Must(err)
+	m.Must(part.Sync())
 }
 
 // recordless is a machine whose TPM has no room for the record, once it is in use, and
 // what lay on its ESP between its first boot and its second.
-func recordless(t *testing.T) (m *machine, pending []byte, sealed *policy.Sealed, stolen *policy.Secret) {
+func recordless(t *testing.T) (m *machinetest.Machine, pending []byte, sealed *policy.Sealed, stolen *policy.Secret) {
 	t.Helper()
-	m = newMachine(t, nil)
-	m.fillTPM()
-	if end := m.boot(); end != "reboot" {
-		t.Fatalf("the first boot ends in %s:\n%s", end, m.said.String())
+	m = machinetest.New(t, nil)
+	m.FillTPM()
+	if end := m.Boot(); end != "reboot" {
+		t.Fatalf("the first boot ends in %s:\n%s", end, m.Said.String())
 	}
-	for _, f := range m.esp.files {
-		if _, err := firstboot.Parse(f.now.data); err == nil && !f.now.absent {
-			pending = bytes.Clone(f.now.data)
+	for _, f := range m.ESP.Files {
+		if _, err := firstboot.Parse(f.Now.Data); err == nil && !f.Now.Absent {
+			pending = bytes.Clone(f.Now.Data)
 		}
 	}
-	sealed, stolen = m.stealPending()
-	m.ends("system")
-	lock, _, _ := m.unlocked()
+	sealed, stolen = m.StealPending()
+	m.Ends("system")
+	lock, _, _ := m.Unlocked()
 	if lock.Sealed.Kind != policy.KindPCR || lock.Sealed.Resets != 0 || sealed.Kind != policy.KindPCR || sealed.Resets == 0 {
 		t.Fatalf("sealed as %+v, and before as %+v", lock.Sealed, sealed)
 	}
@@ -49,27 +50,27 @@ func recordless(t *testing.T) (m *machine, pending []byte, sealed *policy.Sealed
 // has left: for a few starts, and never by a secret that anybody has had. FAULTS 43, 66, 98
 func TestReplayedPending(t *testing.T) {
 	m, pending, _, stolen := recordless(t)
-	first := m.machineSecret()
-	m.emptyHeader()
-	m.plantPending(pending)
-	soon := m.world(true, nil)
-	m.ends("system")
-	if len(m.shown) != 2 {
-		t.Fatalf("%d recovery keys were shown: this proves nothing", len(m.shown))
+	first := m.MachineSecret()
+	emptyHeader(m)
+	m.PlantPending(pending)
+	soon := m.World(true, nil)
+	m.Ends("system")
+	if len(m.Shown) != 2 {
+		t.Fatalf("%d recovery keys were shown: this proves nothing", len(m.Shown))
 	}
-	if second := m.machineSecret(); second.Equal(stolen) || second.Equal(first) {
+	if second := m.MachineSecret(); second.Equal(stolen) || second.Equal(first) {
 		t.Error("the machine was made again with a secret of before")
 	}
-	m.powerOn(soon)
-	m.starts(40)
-	m.ends("recovery", "its header is empty, although it was made before")
-	if len(m.shown) != 1 {
-		t.Errorf("%d recovery keys were shown", len(m.shown))
+	m.PowerOn(soon)
+	starts(m, 40)
+	m.Ends("recovery", "its header is empty, although it was made before")
+	if len(m.Shown) != 1 {
+		t.Errorf("%d recovery keys were shown", len(m.Shown))
 	}
 	// The machine that was not tampered with does not notice that its starts are over.
 	m, _, _, _ = recordless(t)
-	m.starts(40)
-	m.runs(1)
+	starts(m, 40)
+	m.Runs(1)
 }
 
 // Somebody has kept a copy of what lay on the ESP, and has the machine later: its Secure
@@ -77,25 +78,25 @@ func TestReplayedPending(t *testing.T) {
 func TestKeptPending(t *testing.T) {
 	m, _, sealed, _ := recordless(t)
 	replay := func() error {
-		m.must(m.emulator.powerOn(m.world(true, nil).chip))
-		m.replayFirstBoot()
-		_, _, err := tpm.OpenTransport(m.emulator).Unseal(sealed)
+		m.Must(m.Emulator.PowerOn(m.World(true, nil).Chip))
+		m.ReplayFirstBoot()
+		_, _, err := tpm.OpenTransport(m.Emulator).Unseal(sealed)
 		return err
 	}
 	if err := replay(); err != nil {
 		t.Fatalf("%v: this proves nothing", err)
 	}
-	m.starts(40)
+	starts(m, 40)
 	if err := replay(); err == nil || !strings.Contains(err.Error(), "those are over") {
 		t.Errorf("the secret of the first boot: %v", err)
 	}
 }
 
 // starts switches the machine on so often.
-func (m *machine) starts(n int) {
-	m.t.Helper()
+func starts(m *machinetest.Machine, n int) {
+	m.T.Helper()
 	for range n {
-		m.must(m.emulator.powerOn(m.world(true, nil).chip))
-		m.chipChanged = true
+		m.Must(m.Emulator.PowerOn(m.World(true, nil).Chip))
+		m.ChipChanged = true
 	}
 }

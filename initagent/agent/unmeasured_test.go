@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"bytes"
@@ -16,29 +16,28 @@ import (
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/firstboot"
+	"halogenos.internal/initagent/machinetest"
 )
-
-const planted = secureboot.NonVolatile | secureboot.BootServiceAccess | secureboot.RuntimeAccess
 
 // What somebody has stored in the firmware for the kernel to trust is taken away, and
 // neither a secret nor a shell is beside a kernel that has obeyed it. FAULTS 85
 func TestPlantedKernelKeys(t *testing.T) {
 	for _, v := range secureboot.UnmeasuredVariables {
-		m := provisionedMachine(t, nil)
-		m.vars[v.Name] = efiVariable{planted, []byte("a certificate")}
-		m.presses, m.looks = 1, 0 // somebody wants the console, too
-		end := m.run()
-		again := strings.Contains(m.said.String(), "reboot: the kernel has obeyed "+v.Name)
+		m := machinetest.ProvisionedMachine(t, nil)
+		m.Vars[v.Name] = machinetest.EFIVariable{Attributes: machinetest.Planted, Data: []byte("a certificate")}
+		m.Presses, m.Looks = 1, 0 // somebody wants the console, too
+		end := m.Run()
+		again := strings.Contains(m.Said.String(), "reboot: the kernel has obeyed "+v.Name)
 		if end != "recovery" || again != v.Early {
-			t.Errorf("%s: ends in %s, started again %v:\n%s", v.Name, end, again, m.said.String())
+			t.Errorf("%s: ends in %s, started again %v:\n%s", v.Name, end, again, m.Said.String())
 		}
-		if _, there := m.vars[v.Name]; there || !strings.Contains(m.said.String(), v.Does) {
-			t.Errorf("%s: there %v, said:\n%s", v.Name, there, m.said.String())
+		if _, there := m.Vars[v.Name]; there || !strings.Contains(m.Said.String(), v.Does) {
+			t.Errorf("%s: there %v, said:\n%s", v.Name, there, m.Said.String())
 		}
-		m.presses = 0
-		m.runs(1)
-		if strings.Contains(m.said.String(), v.Name) {
-			t.Errorf("the boot after that says:\n%s", m.said.String())
+		m.Presses = 0
+		m.Runs(1)
+		if strings.Contains(m.Said.String(), v.Name) {
+			t.Errorf("the boot after that says:\n%s", m.Said.String())
 		}
 	}
 }
@@ -46,67 +45,67 @@ func TestPlantedKernelKeys(t *testing.T) {
 // Firmware that has it again at each start gets one restart, and then somebody learns why
 // the machine stops. Once it is gone the machine is as before. FAULTS 85
 func TestPlantedAgain(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.restores = map[string]efiVariable{"MokListRT": {planted, []byte("a certificate")}}
+	m := machinetest.ProvisionedMachine(t, nil)
+	m.Restores = map[string]machinetest.EFIVariable{"MokListRT": {Attributes: machinetest.Planted, Data: []byte("a certificate")}}
 	for _, want := range []string{"reboot", "recovery", "recovery"} {
-		m.said.Reset()
-		end := m.boot()
-		if end != want || want == "recovery" && (!m.noModules || !strings.Contains(m.said.String(), "If it comes back, the firmware restores it")) {
-			t.Fatalf("ends in %s, want %s, modules refused %v:\n%s", end, want, m.noModules, m.said.String())
+		m.Said.Reset()
+		end := m.Boot()
+		if end != want || want == "recovery" && (!m.NoModules || !strings.Contains(m.Said.String(), "If it comes back, the firmware restores it")) {
+			t.Fatalf("ends in %s, want %s, modules refused %v:\n%s", end, want, m.NoModules, m.Said.String())
 		}
 	}
-	m.restores = nil
-	m.runs(1)
-	if m.onESP(firstboot.DeletionMark) {
+	m.Restores = nil
+	m.Runs(1)
+	if m.OnESP(firstboot.DeletionMark) {
 		t.Error("the mark is still there")
 	}
 }
 
 // A mark that somebody has put there, or an ESP that cannot keep one.
 func TestPlantedMark(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.putESP(firstboot.DeletionMark, nil)
-	m.runs(1)
-	if m.onESP(firstboot.DeletionMark) {
+	m := machinetest.ProvisionedMachine(t, nil)
+	m.PutESP(firstboot.DeletionMark, nil)
+	m.Runs(1)
+	if m.OnESP(firstboot.DeletionMark) {
 		t.Error("the mark is still there")
 	}
-	m.putESP(firstboot.DeletionMark, nil)
-	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
-	if end := m.boot(); end != "recovery" || !m.noModules || m.agent.Released {
-		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
+	m.PutESP(firstboot.DeletionMark, nil)
+	m.Vars["MokListRT"] = machinetest.EFIVariable{Attributes: machinetest.Planted, Data: []byte("a certificate")}
+	if end := m.Boot(); end != "recovery" || !m.NoModules || m.Agent.Released {
+		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.NoModules, m.Said.String())
 	}
-	if said := m.said.String(); strings.Contains(said, "the firmware brings") || !strings.Contains(said, "`exit` restarts without it") {
+	if said := m.Said.String(); strings.Contains(said, "the firmware brings") || !strings.Contains(said, "`exit` restarts without it") {
 		t.Errorf("the mark is an old one, and the firmware has brought nothing back:\n%s", said)
 	}
-	m.runs(1)
-	m.vars["MokListRT"] = efiVariable{planted, []byte("a certificate")}
-	m.esp.fails = errors.New("read-only file system")
-	if end := m.boot(); end != "recovery" || !m.noModules || !strings.Contains(m.said.String(), "cannot be noted on the ESP (read-only file system)") {
-		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.noModules, m.said.String())
+	m.Runs(1)
+	m.Vars["MokListRT"] = machinetest.EFIVariable{Attributes: machinetest.Planted, Data: []byte("a certificate")}
+	m.ESP.Fails = errors.New("read-only file system")
+	if end := m.Boot(); end != "recovery" || !m.NoModules || !strings.Contains(m.Said.String(), "cannot be noted on the ESP (read-only file system)") {
+		t.Errorf("ends in %s, modules refused %v:\n%s", end, m.NoModules, m.Said.String())
 	}
-	m.esp.fails = nil
-	m.runs(1)
+	m.ESP.Fails = nil
+	m.Runs(1)
 }
 
 // The power is cut at every write: the machine ends in its system without anybody, where
 // the firmware keeps what it was told, and in the console where it does not. FAULTS 42
 func TestPlantedCut(t *testing.T) {
 	for _, want := range []string{"system", "recovery"} {
-		m := provisionedMachine(t, nil)
-		stored := map[string]efiVariable{"MokListRT": {planted, []byte("a certificate")}}
-		m.vars["MokListRT"] = stored["MokListRT"]
+		m := machinetest.ProvisionedMachine(t, nil)
+		stored := map[string]machinetest.EFIVariable{"MokListRT": {Attributes: machinetest.Planted, Data: []byte("a certificate")}}
+		m.Vars["MokListRT"] = stored["MokListRT"]
 		if want == "recovery" {
-			m.restores = stored
+			m.Restores = stored
 		}
-		states, end := m.record(m.world(true, nil), mrand.New(mrand.NewPCG(71, 72)), "")
+		states, end := m.Record(m.World(true, nil), mrand.New(mrand.NewPCG(71, 72)), "")
 		if end != want {
-			t.Fatalf("ends in %s:\n%s", end, m.said.String())
+			t.Fatalf("ends in %s:\n%s", end, m.Said.String())
 		}
 		for _, s := range states {
-			m.powerOn(s.world)
-			m.said.Reset()
-			if end := m.run(); end != want || strings.Count(m.said.String(), "RECOVERY") > 1 {
-				t.Errorf("%s: ends in %s:\n%s", s.how, end, m.said.String())
+			m.PowerOn(s.World)
+			m.Said.Reset()
+			if end := m.Run(); end != want || strings.Count(m.Said.String(), "RECOVERY") > 1 {
+				t.Errorf("%s: ends in %s:\n%s", s.How, end, m.Said.String())
 			}
 		}
 		t.Logf("%d states", len(states))
@@ -116,30 +115,16 @@ func TestPlantedCut(t *testing.T) {
 // One that its own signature alone deletes, or firmware that says yes and does nothing:
 // the TPM releases nothing, and the console loads no further module.
 func TestPlantedForGood(t *testing.T) {
-	for name, attributes := range map[string]uint32{"authenticated": planted | secureboot.TimeBasedAuthenticated, "unreadable": 0} {
-		m := provisionedMachine(t, nil)
-		m.vars["MokListRT"] = efiVariable{attributes, []byte("a certificate")}
-		m.keepsAll = true
-		if end := m.run(); end != "recovery" || !m.noModules || !strings.Contains(m.said.String(), "reset the firmware to its factory settings") {
-			t.Errorf("%s: ends in %s, modules refused %v:\n%s", name, end, m.noModules, m.said.String())
+	for name, attributes := range map[string]uint32{"authenticated": machinetest.Planted | secureboot.TimeBasedAuthenticated, "unreadable": 0} {
+		m := machinetest.ProvisionedMachine(t, nil)
+		m.Vars["MokListRT"] = machinetest.EFIVariable{Attributes: attributes, Data: []byte("a certificate")}
+		m.KeepsAll = true
+		if end := m.Run(); end != "recovery" || !m.NoModules || !strings.Contains(m.Said.String(), "reset the firmware to its factory settings") {
+			t.Errorf("%s: ends in %s, modules refused %v:\n%s", name, end, m.NoModules, m.Said.String())
 		}
-		delete(m.vars, "MokListRT")
-		m.keepsAll = false
-		m.runs(1)
-	}
-}
-
-// loaderVariables are those of the boot loader interface that this program goes by.
-var loaderVariables = []string{"LoaderBootCountPath", "LoaderDevicePartUUID", "StubImageIdentifier"}
-
-// storeLoaderVariables puts something under the names that boot manager and stub use.
-func (m *machine) storeLoaderVariables(attributes uint32, text string) {
-	for _, name := range loaderVariables {
-		var data []byte
-		for _, c := range []byte(text + "\x00") {
-			data = append(data, c, 0)
-		}
-		m.vars[name] = efiVariable{attributes, data}
+		delete(m.Vars, "MokListRT")
+		m.KeepsAll = false
+		m.Runs(1)
 	}
 }
 
@@ -153,46 +138,46 @@ func TestPlantedLoaderVariables(t *testing.T) {
 		text       string
 		keepsAll   bool
 	}{
-		"a trial's name": {planted, `\EFI\Linux\test_1+2-1.efi`, false},
-		"large":          {planted, large, false},
-		"that stays":     {planted | secureboot.TimeBasedAuthenticated, large, true},
+		"a trial's name": {machinetest.Planted, `\EFI\Linux\test_1+2-1.efi`, false},
+		"large":          {machinetest.Planted, large, false},
+		"that stays":     {machinetest.Planted | secureboot.TimeBasedAuthenticated, large, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := provisionedMachine(t, pinned)
-			m.fetch(newRelease(t, 2, 6, pinned))
-			m.storeLoaderVariables(c.attributes, c.text)
-			m.keepsAll = c.keepsAll
-			m.runs(2, "LoaderBootCountPath, which says that a system is on trial")
-			for _, v := range loaderVariables {
-				if _, there := m.vars[v]; there != c.keepsAll {
+			m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+			m.Fetch(machinetest.NewRelease(t, 2, 6, machinetest.Pinned))
+			m.StoreLoaderVariables(c.attributes, c.text)
+			m.KeepsAll = c.keepsAll
+			m.Runs(2, "LoaderBootCountPath, which says that a system is on trial")
+			for _, v := range machinetest.LoaderVariables {
+				if _, there := m.Vars[v]; there != c.keepsAll {
 					t.Errorf("%s: there %v", v, there)
 				}
 			}
-			m.bless()
-			m.runs(2)
-			m.holds(6, 2)
+			m.Bless()
+			m.Runs(2)
+			m.Holds(6, 2)
 		})
 	}
 }
 
 // A machine that somebody has stored them on can be installed again, on an empty disk.
 func TestInstallBesideLoaderVariables(t *testing.T) {
-	m := newMachine(t, nil)
-	m.storeLoaderVariables(planted, `\EFI\Linux\test_1+2-1.efi`)
-	m.ends("system")
-	m.must(m.provisioned())
+	m := machinetest.New(t, nil)
+	m.StoreLoaderVariables(machinetest.Planted, `\EFI\Linux\test_1+2-1.efi`)
+	m.Ends("system")
+	m.Must(m.Provisioned())
 }
 
 // What shim or the boot manager sets at each start is gone with it, and was measured with
 // them.
 func TestVolatileVariablesStay(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	for _, name := range append(slices.Clone(loaderVariables), "MokListRT") {
-		m.vars[name] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, nil}
+	m := machinetest.ProvisionedMachine(t, nil)
+	for _, name := range append(slices.Clone(machinetest.LoaderVariables), "MokListRT") {
+		m.Vars[name] = machinetest.EFIVariable{Attributes: secureboot.BootServiceAccess | secureboot.RuntimeAccess, Data: nil}
 	}
-	m.runs(1)
-	for _, name := range append(slices.Clone(loaderVariables), "MokListRT") {
-		if _, there := m.vars[name]; !there {
+	m.Runs(1)
+	for _, name := range append(slices.Clone(machinetest.LoaderVariables), "MokListRT") {
+		if _, there := m.Vars[name]; !there {
 			t.Errorf("%s was deleted", name)
 		}
 	}
@@ -202,24 +187,24 @@ func TestVolatileVariablesStay(t *testing.T) {
 // not it, tells what is our own in PCR 12: nobody is asked for a key, and nothing is
 // handed over. FAULTS 92
 func TestForeignCommandLine(t *testing.T) {
-	m := provisionedMachine(t, nil)
-	m.extra = "a firmware update, so that the key is asked for"
+	m := machinetest.ProvisionedMachine(t, nil)
+	m.Extra = "a firmware update, so that the key is asked for"
 	text := []byte("systemd.debug_shell=1")
 	for _, c := range append(bytes.Clone(text), 0) {
-		m.extra12 += string([]byte{c, 0}) // as the stub measures it
+		m.Extra12 += string([]byte{c, 0}) // as the stub measures it
 	}
-	initrd, err := contract.ArchiveWith(m.releases[1].contract, contract.Own())
-	m.must(err)
+	initrd, err := contract.ArchiveWith(m.Releases[1].Contract, contract.Own())
+	m.Must(err)
 	other, err := uki.Build(ukitest.Stub("257.13-1"), uki.Payload{OSRelease: []byte("ID=test\n"), Cmdline: text, Linux: ukitest.Stub("kernel"), Initrd: initrd}.Sections())
-	m.must(err)
+	m.Must(err)
 	name := path.Join(bls.Directory, "test_1.efi")
-	m.startFile = path.Join(bls.Directory, "other.efi")
-	m.esp.files[m.startFile] = m.esp.files[name]
-	r := remains{data: other}
-	m.esp.files[name] = &espFile{r, []remains{r}}
-	m.typed = []string{m.recoveryKey(), "y", "y"}
-	if end := m.run(); end == "system" || len(m.typed) != 3 {
-		t.Errorf("ends in %s, not typed: %q\n%s", end, m.typed, m.said.String())
+	m.StartFile = path.Join(bls.Directory, "other.efi")
+	m.ESP.Files[m.StartFile] = m.ESP.Files[name]
+	r := machinetest.Remains{Data: other}
+	m.ESP.Files[name] = &machinetest.ESPFile{Now: r, Disk: []machinetest.Remains{r}}
+	m.Typed = []string{m.RecoveryKey(), "y", "y"}
+	if end := m.Run(); end == "system" || len(m.Typed) != 3 {
+		t.Errorf("ends in %s, not typed: %q\n%s", end, m.Typed, m.Said.String())
 	}
 }
 
@@ -227,19 +212,19 @@ func TestForeignCommandLine(t *testing.T) {
 // required, whatever the UKI's name says. FAULTS 92
 func TestNoRootPartition(t *testing.T) {
 	for _, name := range []string{"test_1.efi", "test_1+3.efi"} {
-		m := provisionedMachine(t, nil)
-		table, _, err := m.table()
-		m.must(err)
+		m := machinetest.ProvisionedMachine(t, nil)
+		table, _, err := m.Table()
+		m.Must(err)
 		for i := range table.Partitions {
 			if p := &table.Partitions[i]; p.Number == layout.RootNumber {
 				p.Number, p.Type, p.Label = 7, layout.TypeData, "data"
 			}
 		}
-		m.must(table.Write(m.disk))
-		m.must(m.disk.Sync())
+		m.Must(table.Write(m.Disk))
+		m.Must(m.Disk.Sync())
 		if name != "test_1.efi" {
-			m.rename("test_1.efi", name)
+			m.Rename("test_1.efi", name)
 		}
-		m.ends("recovery")
+		m.Ends("recovery")
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package agent_test
 
 import (
 	"fmt"
@@ -11,12 +11,13 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/esp"
+	"halogenos.internal/initagent/machinetest"
 )
 
 // A user starts a machine until it no longer changes. A trial that takes over is
 // blessed by its system, as far as that does so.
 type user struct {
-	m       *machine
+	m       *machinetest.Machine
 	blesses bool
 	floor   uint64
 	tries   int // that version 2 had left when it was looked at last; -1: it was not there
@@ -27,17 +28,17 @@ type user struct {
 func (o *user) live() (end string) {
 	settled := 0
 	for range 14 {
-		end = o.m.boot()
+		end = o.m.Boot()
 		if err := o.check(end); err != nil {
-			return fmt.Sprintf("%v:\n%s", err, o.m.said.String())
+			return fmt.Sprintf("%v:\n%s", err, o.m.Said.String())
 		}
 		if end != "system" {
 			continue
 		}
-		if o.m.agent.State.Trial {
+		if o.m.Agent.State.Trial {
 			settled = 0
-			if booted, ok := o.m.agent.BootedName(); ok && o.blesses {
-				if err := esp.Bless(espDir{o.m.esp}, booted); err != nil {
+			if booted, ok := o.m.Agent.BootedName(); ok && o.blesses {
+				if err := esp.Bless(machinetest.ESPDir{MemESP: o.m.ESP}, booted); err != nil {
 					return err.Error()
 				}
 			}
@@ -57,13 +58,13 @@ func (o *user) check(end string) error {
 	if end != "system" && end != "reboot" {
 		return fmt.Errorf("ends in %s", end)
 	}
-	a := o.m.agent
+	a := o.m.Agent
 	if a.State.Floor < o.floor && end == "system" && !a.State.Trial {
 		return fmt.Errorf("the floor falls from %d to %d", o.floor, a.State.Floor)
 	}
 	o.floor = max(o.floor, a.State.Floor)
 	blessed, tries := 0, -1
-	for _, name := range o.m.systems() {
+	for _, name := range o.m.Systems() {
 		n, err := bls.Parse(name)
 		if err != nil {
 			return err
@@ -80,7 +81,7 @@ func (o *user) check(end string) error {
 	}
 	o.tries = tries
 	if blessed == 0 {
-		return fmt.Errorf("no system is blessed: %q", o.m.systems())
+		return fmt.Errorf("no system is blessed: %q", o.m.Systems())
 	}
 	return nil
 }
@@ -94,39 +95,39 @@ func TestCutUpdate(t *testing.T) {
 		name    string
 		corrupt bool
 		blesses bool
-		end     func(m *machine) error
+		end     func(m *machinetest.Machine) error
 	}{
-		{"blessed, and the floor rises", false, true, func(m *machine) error { return m.runsIn(2, 6, "test_1+0.efi", "test_2.efi") }},
-		{"its image is corrupt", true, true, func(m *machine) error {
-			if _, failed := m.failed()[2]; !failed {
-				return fmt.Errorf("failed are %v", m.failed())
+		{"blessed, and the floor rises", false, true, func(m *machinetest.Machine) error { return runsIn(m, 2, 6, "test_1+0.efi", "test_2.efi") }},
+		{"its image is corrupt", true, true, func(m *machinetest.Machine) error {
+			if _, failed := m.Failed()[2]; !failed {
+				return fmt.Errorf("failed are %v", m.Failed())
 			}
-			return m.runsIn(1, 5, "test_1.efi", "test_2+0-1.efi", "test_2+0-2.efi", "test_2+0-3.efi")
+			return runsIn(m, 1, 5, "test_1.efi", "test_2+0-1.efi", "test_2+0-2.efi", "test_2+0-3.efi")
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := provisionedMachine(t, pinned)
-			m.fetch(newRelease(t, 2, 6, pinned))
+			m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+			m.Fetch(machinetest.NewRelease(t, 2, 6, machinetest.Pinned))
 			if c.corrupt {
-				m.spoil()
+				spoil(m)
 			}
-			start := m.world(true, nil)
+			start := m.World(true, nil)
 			r := mrand.New(mrand.NewPCG(21, 22))
 			live := func() string { return (&user{m: m, blesses: c.blesses, tries: -1}).live() }
-			m.powerOn(start)
-			states, end := m.recording(live, r, "")
+			m.PowerOn(start)
+			states, end := m.Recording(live, r, "")
 			if end != "system" {
 				t.Fatal(end)
 			}
-			finish := func(s cutState) {
-				m.powerOn(s.world)
-				m.said.Reset()
+			finish := func(s machinetest.CutState) {
+				m.PowerOn(s.World)
+				m.Said.Reset()
 				if end := live(); end != "system" {
-					t.Fatalf("%s: %s", s.how, end)
+					t.Fatalf("%s: %s", s.How, end)
 				}
 				if err := c.end(m); err != nil {
-					t.Fatalf("%s: %v:\n%s", s.how, err, m.said.String())
+					t.Fatalf("%s: %v:\n%s", s.How, err, m.Said.String())
 				}
 			}
 			for _, s := range states {
@@ -135,10 +136,10 @@ func TestCutUpdate(t *testing.T) {
 			twice := 0
 			for range deeper {
 				s := states[r.IntN(len(states))]
-				m.powerOn(s.world)
-				inner, end := m.recording(live, r, s.how+"; then ")
+				m.PowerOn(s.World)
+				inner, end := m.Recording(live, r, s.How+"; then ")
 				if end != "system" {
-					t.Fatalf("%s: %s", s.how, end)
+					t.Fatalf("%s: %s", s.How, end)
 				}
 				for range 3 {
 					finish(inner[r.IntN(len(inner))])
@@ -152,27 +153,27 @@ func TestCutUpdate(t *testing.T) {
 
 // spoil damages a block of the release that was fetched, which staging does not
 // read.
-func (m *machine) spoil() {
-	m.t.Helper()
-	data, err := m.partition(m.runningSlot().Other().SystemNumber())
-	m.must(err)
+func spoil(m *machinetest.Machine) {
+	m.T.Helper()
+	data, err := m.Partition(m.RunningSlot().Other().SystemNumber())
+	m.Must(err)
 	_, err = data.WriteAt([]byte{0xff}, 3*verity.BlockSize+7)
-	m.must(err)
-	m.must(m.disk.Sync())
+	m.Must(err)
+	m.Must(m.Disk.Sync())
 }
 
 // runsIn says what is not as it is to be in the end. Of the names after the first
 // any is right, since a cut may cost a try.
-func (m *machine) runsIn(version contract.Version, floor uint64, name string, others ...string) error {
-	if m.agent.Contract.Version != version || m.openVolume == nil {
-		return fmt.Errorf("version %s runs, want %s", m.agent.Contract.Version, version)
+func runsIn(m *machinetest.Machine, version contract.Version, floor uint64, name string, others ...string) error {
+	if m.Agent.Contract.Version != version || m.OpenVolume == nil {
+		return fmt.Errorf("version %s runs, want %s", m.Agent.Contract.Version, version)
 	}
-	if r := m.policyRecord(); r.Floor != floor {
+	if r := m.PolicyRecord(); r.Floor != floor {
 		return fmt.Errorf("the floor is %d, want %d", r.Floor, floor)
 	}
-	have := m.systems()
-	for name, f := range m.esp.files {
-		if !f.now.absent && path.Dir(name) == bls.Directory && esp.Stray(name) {
+	have := m.Systems()
+	for name, f := range m.ESP.Files {
+		if !f.Now.Absent && path.Dir(name) == bls.Directory && esp.Stray(name) {
 			return fmt.Errorf("%s was left behind", name)
 		}
 	}

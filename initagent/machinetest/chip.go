@@ -1,4 +1,4 @@
-package agent
+package machinetest
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ import (
 // emulator is a software TPM that runs for a whole test; its state is swapped
 // while it is switched off.
 type emulator struct {
-	directory     string
+	Directory     string
 	conn, control net.Conn
 }
 
@@ -42,7 +42,7 @@ func startEmulator(t testing.TB) *emulator {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	e := &emulator{directory: directory}
+	e := &emulator{Directory: directory}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -92,15 +92,15 @@ func (e *emulator) command(code uint32, arguments ...uint32) error {
 	return nil
 }
 
-// stateFile is what swtpm keeps over a restart.
-const stateFile = "tpm2-00.permall"
+// StateFile is what swtpm keeps over a restart.
+const StateFile = "tpm2-00.permall"
 
-// powerOn starts the TPM with this state; nil is a TPM that was never used.
-func (e *emulator) powerOn(state []byte) error {
+// PowerOn starts the TPM with this state; nil is a TPM that was never used.
+func (e *emulator) PowerOn(state []byte) error {
 	if err := e.command(controlStop); err != nil {
 		return err
 	}
-	path := filepath.Join(e.directory, stateFile)
+	path := filepath.Join(e.Directory, StateFile)
 	if state == nil {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -115,7 +115,7 @@ func (e *emulator) powerOn(state []byte) error {
 	return err
 }
 
-func (e *emulator) state() ([]byte, error) { return os.ReadFile(filepath.Join(e.directory, stateFile)) }
+func (e *emulator) state() ([]byte, error) { return os.ReadFile(filepath.Join(e.Directory, StateFile)) }
 
 // Send implements transport.TPM.
 func (e *emulator) Send(command []byte) ([]byte, error) {
@@ -134,7 +134,8 @@ func (e *emulator) Send(command []byte) ([]byte, error) {
 	return buf[:have], nil
 }
 
-func (e *emulator) extend(register int, digest pcr.Digest) error {
+// Extend extends a PCR.
+func (e *emulator) Extend(register int, digest pcr.Digest) error {
 	_, err := tpm2.PCRExtend{
 		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)},
 		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{
@@ -152,24 +153,24 @@ var lasting = map[tpm2.TPMCC]string{
 }
 
 // wire is the way to the TPM of a running machine.
-type wire struct{ m *machine }
+type wire struct{ m *Machine }
 
 func (w wire) Send(command []byte) ([]byte, error) {
-	if w.m.refuseRecord && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
+	if w.m.RefuseRecord && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
 		return nil, syscall.EIO
 	}
-	if w.m.deaf && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCPCREvent {
+	if w.m.Deaf && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCPCREvent {
 		return nil, syscall.EIO
 	}
 	if name, ok := lasting[tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))]; ok {
 		w.m.op(name)
-		w.m.chipChanged = true
+		w.m.ChipChanged = true
 		w.m.durable++
 	}
-	answer, err := w.m.emulator.Send(command)
+	answer, err := w.m.Emulator.Send(command)
 	released := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCUnseal && err == nil && binary.BigEndian.Uint32(answer[6:]) == 0
 	if released && w.m.booting && !w.m.secret {
-		w.m.t.Error("the TPM releases a secret where what is left of it cannot be erased")
+		w.m.T.Error("the TPM releases a secret where what is left of it cannot be erased")
 	}
 	if at := bytes.Index(command, []byte("HALR")) - policyDigestSize; err == nil && at >= 0 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVWrite {
 		w.m.recordNow = bytes.Clone(command[at:][:policy.RecordSize])
@@ -181,17 +182,17 @@ func (w wire) Send(command []byte) ([]byte, error) {
 const policyDigestSize = 34
 
 // Open implements hw.TPM.
-func (m *machine) openTPM() (*tpm.TPM, error) {
-	if m.noTPM != nil {
-		return nil, m.noTPM
+func (m *Machine) OpenTPM() (*tpm.TPM, error) {
+	if m.NoTPM != nil {
+		return nil, m.NoTPM
 	}
-	if m.clock.Before(m.tpmFrom) {
+	if m.Clock.Before(m.TpmFrom) {
 		return nil, fmt.Errorf("the firmware has a TPM 2.0 (TPM2), and %w", hw.ErrNoDevice)
 	}
-	if m.tpmBusy--; m.tpmBusy >= 0 {
+	if m.TpmBusy--; m.TpmBusy >= 0 {
 		return nil, tpm.ErrBusy
 	}
-	if m.tpmOpens--; m.tpmPlugs > 0 || m.tpmOpens >= 0 {
+	if m.TpmOpens--; m.TpmPlugs > 0 || m.TpmOpens >= 0 {
 		return nil, tpm.ErrAbsent
 	}
 	return tpm.OpenTransport(wire{m}), nil

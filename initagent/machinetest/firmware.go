@@ -1,4 +1,4 @@
-package agent
+package machinetest
 
 import (
 	"bytes"
@@ -29,18 +29,19 @@ import (
 	"halogenos.internal/initagent/hw"
 )
 
-type efiVariable struct {
-	attributes uint32
-	data       []byte
+// An EFIVariable is one of the firmware's.
+type EFIVariable struct {
+	Attributes uint32
+	Data       []byte
 }
 
-// firmware keeps variables. In Setup Mode it takes any update, and out of it what the
+// Firmware keeps variables. In Setup Mode it takes any update, and out of it what the
 // key above has signed, later than what is there.
-type firmware struct {
-	vars   map[string]efiVariable
+type Firmware struct {
+	Vars   map[string]EFIVariable
 	op     func(string)
 	done   func()
-	refuse error // of every authenticated write
+	Refuse error // of every authenticated write
 	// after is what the firmware makes of dbx when something is appended; or nil.
 	after func([]byte) []byte
 	// refuseRequest is what it says to a write of the request to the next boot.
@@ -48,31 +49,33 @@ type firmware struct {
 	keepsAll      bool // it says yes to a deletion, and deletes nothing
 	// keeps is what the firmware makes of a key variable that it is given; or nil.
 	keeps func([]byte) []byte
-	full  string // a variable that it has no room for
+	Full  string // a variable that it has no room for
 }
 
-func newVariables() map[string]efiVariable {
-	v := map[string]efiVariable{}
-	setFlag(v, "SecureBoot", 0)
-	setFlag(v, "SetupMode", 1)
+// NewVariables are those of a firmware in Setup Mode.
+func NewVariables() map[string]EFIVariable {
+	v := map[string]EFIVariable{}
+	SetFlag(v, "SecureBoot", 0)
+	SetFlag(v, "SetupMode", 1)
 	return v
 }
 
-func setFlag(vars map[string]efiVariable, name string, value byte) {
-	vars[name] = efiVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, []byte{value}}
+// SetFlag sets a variable of one byte.
+func SetFlag(vars map[string]EFIVariable, name string, value byte) {
+	vars[name] = EFIVariable{secureboot.BootServiceAccess | secureboot.RuntimeAccess, []byte{value}}
 }
 
-func (f *firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
-	v, ok := f.vars[name]
+func (f *Firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
+	v, ok := f.Vars[name]
 	if !ok {
 		return 0, nil, fs.ErrNotExist
 	}
-	return v.attributes, bytes.Clone(v.data), nil
+	return v.Attributes, bytes.Clone(v.Data), nil
 }
 
-func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
+func (f *Firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
 	f.op("variable " + name)
-	if have, there := f.vars[name]; there && name == nextboot.Variable && have.attributes != attributes {
+	if have, there := f.Vars[name]; there && name == nextboot.Variable && have.Attributes != attributes {
 		return syscall.EINVAL // UEFI 2.10, section 8.2: the attributes of a variable do not change
 	}
 	if name == nextboot.Variable && f.refuseRequest != nil {
@@ -82,17 +85,17 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 		return nil
 	}
 	if attributes == nextboot.Attributes {
-		f.vars[name] = efiVariable{attributes, bytes.Clone(payload)}
+		f.Vars[name] = EFIVariable{attributes, bytes.Clone(payload)}
 		if len(payload) == 0 {
-			delete(f.vars, name)
+			delete(f.Vars, name)
 		}
 		f.done()
 		return nil
 	}
-	if f.refuse != nil {
-		return f.refuse
+	if f.Refuse != nil {
+		return f.Refuse
 	}
-	if f.full == name {
+	if f.Full == name {
 		return syscall.ENOSPC
 	}
 	at, _, content, err := secureboot.SplitUpdate(payload)
@@ -103,19 +106,19 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	if attributes != secureboot.KeyAttributes && !revokes {
 		return syscall.EACCES
 	}
-	if f.vars["SetupMode"].data[0] != 1 && !f.authorised(name, attributes, payload) {
+	if f.Vars["SetupMode"].Data[0] != 1 && !f.authorised(name, attributes, payload) {
 		return syscall.EACCES
 	}
 	if !revokes {
 		stamp := name + " time" // UEFI 2.10, section 8.2.2: later than that of what is there
-		if last, there := f.vars[stamp]; there && at.Format(time.RFC3339) <= string(last.data) {
+		if last, there := f.Vars[stamp]; there && at.Format(time.RFC3339) <= string(last.Data) {
 			return syscall.EACCES
 		}
-		f.vars[stamp] = efiVariable{0, []byte(at.Format(time.RFC3339))}
+		f.Vars[stamp] = EFIVariable{0, []byte(at.Format(time.RFC3339))}
 	}
 	if revokes {
 		attributes = secureboot.KeyAttributes
-		content = append(bytes.Clone(f.vars[name].data), content...)
+		content = append(bytes.Clone(f.Vars[name].Data), content...)
 		if f.after != nil {
 			content = f.after(content)
 		}
@@ -123,9 +126,9 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 	if f.keeps != nil && !revokes {
 		content = f.keeps(content)
 	}
-	f.vars[name] = efiVariable{attributes, bytes.Clone(content)}
+	f.Vars[name] = EFIVariable{attributes, bytes.Clone(content)}
 	if name == "PK" {
-		setFlag(f.vars, "SetupMode", 0)
+		SetFlag(f.Vars, "SetupMode", 0)
 	}
 	f.done()
 	return nil
@@ -134,7 +137,7 @@ func (f *firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32
 // authorised reports whether an update is signed by a key that the variable above has: by
 // PK for PK and KEK, by KEK for the others. Signatures are the same for the same input, so
 // that the tests' own keys tell.
-func (f *firmware) authorised(name string, attributes uint32, payload []byte) bool {
+func (f *Firmware) authorised(name string, attributes uint32, payload []byte) bool {
 	v, above := secureboot.DB, "KEK"
 	switch name {
 	case "PK":
@@ -144,8 +147,8 @@ func (f *firmware) authorised(name string, attributes uint32, payload []byte) bo
 	case "dbx":
 		v = secureboot.DBX
 	}
-	have, err := secureboot.ParseDatabase(f.vars[above].data)
-	sets, serr := keySets()
+	have, err := secureboot.ParseDatabase(f.Vars[above].Data)
+	sets, serr := KeySets()
 	at, _, content, perr := secureboot.SplitUpdate(payload)
 	if errors.Join(err, serr, perr) != nil {
 		return false
@@ -164,8 +167,8 @@ func (f *firmware) authorised(name string, attributes uint32, payload []byte) bo
 }
 
 // certificates are those of db.
-func certificatesIn(vars map[string]efiVariable) (entries secureboot.Database, certificates []*x509.Certificate, err error) {
-	db, err := secureboot.ParseDatabase(vars["db"].data)
+func CertificatesIn(vars map[string]EFIVariable) (entries secureboot.Database, certificates []*x509.Certificate, err error) {
+	db, err := secureboot.ParseDatabase(vars["db"].Data)
 	for _, e := range db {
 		if c, err := x509.ParseCertificate(e.Data); err == nil {
 			entries, certificates = append(entries, e), append(certificates, c)
@@ -174,108 +177,109 @@ func certificatesIn(vars map[string]efiVariable) (entries secureboot.Database, c
 	return entries, certificates, err
 }
 
+// Paths of the boot manager on the ESP.
 const (
-	removable   = "EFI/BOOT/BOOTX64.EFI"
-	managerCopy = "EFI/systemd/systemd-bootx64.efi"
+	Removable   = "EFI/BOOT/BOOTX64.EFI"
+	ManagerCopy = "EFI/systemd/systemd-bootx64.efi"
 )
 
-// start is what firmware, boot manager and stub do: they choose, verify, count
+// Start is what firmware, boot manager and stub do: they choose, verify, count
 // and measure. It returns the name of the UKI and the path with its counter.
-func (m *machine) start() (chosen bls.Name, counted string, err error) {
-	if m.noSecureBoot {
-		setFlag(m.vars, "SetupMode", 0)
+func (m *Machine) Start() (chosen bls.Name, counted string, err error) {
+	if m.NoSecureBoot {
+		SetFlag(m.Vars, "SetupMode", 0)
 	}
-	setFlag(m.vars, "SecureBoot", 1-m.vars["SetupMode"].data[0])
-	if m.noSecureBoot {
-		setFlag(m.vars, "SecureBoot", 0)
+	SetFlag(m.Vars, "SecureBoot", 1-m.Vars["SetupMode"].Data[0])
+	if m.NoSecureBoot {
+		SetFlag(m.Vars, "SecureBoot", 0)
 	}
-	started := removable
-	err = m.managerStarts(removable)
-	if err != nil && m.bootEntry {
-		started = managerCopy
-		err = m.managerStarts(managerCopy)
+	started := Removable
+	err = m.managerStarts(Removable)
+	if err != nil && m.BootEntry {
+		started = ManagerCopy
+		err = m.managerStarts(ManagerCopy)
 	}
 	if err != nil {
 		return chosen, "", fmt.Errorf("the firmware starts no boot manager: %w", err)
 	}
 	var names []bls.Name
-	for name, f := range m.esp.files {
-		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && !f.now.absent {
+	for name, f := range m.ESP.Files {
+		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory && !f.Now.Absent {
 			names = append(names, n)
 		}
 	}
-	if by := slices.IndexFunc(names, func(n bls.Name) bool { return n.Version == m.byHand }); by >= 0 {
+	if by := slices.IndexFunc(names, func(n bls.Name) bool { return n.Version == m.ByHand }); by >= 0 {
 		names = names[by : by+1]
 	}
 	chosen, ok := bls.Choose(names)
-	once, told := m.vars["LoaderEntryOneShot"]
-	delete(m.vars, "LoaderEntryOneShot")
+	once, told := m.Vars["LoaderEntryOneShot"]
+	delete(m.Vars, "LoaderEntryOneShot")
 	if told {
-		chosen, err = bls.Parse(string(once.data))
+		chosen, err = bls.Parse(string(once.Data))
 		ok = err == nil
 	}
 	if !ok {
 		return chosen, "", errors.New("the boot manager finds no UKI")
 	}
-	if chosen.Trial() && !m.countsNothing {
+	if chosen.Trial() && !m.CountsNothing {
 		old := path.Join(bls.Directory, chosen.String())
 		chosen = chosen.Tried()
 		counted = path.Join(bls.Directory, chosen.String())
-		m.esp.files[counted] = m.esp.files[old]
-		delete(m.esp.files, old)
+		m.ESP.Files[counted] = m.ESP.Files[old]
+		delete(m.ESP.Files, old)
 	}
 	file := path.Join(bls.Directory, chosen.String())
-	if m.startFile != "" {
-		file = m.startFile
+	if m.StartFile != "" {
+		file = m.StartFile
 	}
 	m.image = file
-	if m.releases[chosen.Version] == nil {
+	if m.Releases[chosen.Version] == nil {
 		return chosen, "", fmt.Errorf("nobody made version %s", chosen.Version)
 	}
-	if err := m.startable(file, m.releases[chosen.Version].uki); err != nil {
+	if err := m.Startable(file, m.Releases[chosen.Version].UKI); err != nil {
 		return chosen, "", fmt.Errorf("the boot manager cannot start the UKI: %w", err)
 	}
-	return chosen, counted, m.measure(m.esp.files[started].now.data, m.esp.files[file].now.data)
+	return chosen, counted, m.measure(m.ESP.Files[started].Now.Data, m.ESP.Files[file].Now.Data)
 }
 
 // managerStarts looks at a path of the boot manager's, which may have either.
-func (m *machine) managerStarts(name string) error {
-	err := m.startable(name, m.manager)
-	if err != nil && m.nextManager != nil {
-		err = m.startable(name, m.nextManager)
+func (m *Machine) managerStarts(name string) error {
+	err := m.Startable(name, m.Manager)
+	if err != nil && m.NextManager != nil {
+		err = m.Startable(name, m.NextManager)
 	}
 	return err
 }
 
-// startable verifies a file as LoadImage does, and that nothing but a signature
+// Startable verifies a file as LoadImage does, and that nothing but a signature
 // has changed in it.
-func (m *machine) startable(name string, original []byte) error {
-	f, err := m.esp.get(name)
-	if err != nil || f.now.unreadable {
+func (m *Machine) Startable(name string, original []byte) error {
+	f, err := m.ESP.Get(name)
+	if err != nil || f.Now.Unreadable {
 		return fmt.Errorf("%s cannot be read (%v)", name, err)
 	}
-	got, err := authenticode.Digest(f.now.data)
+	got, err := authenticode.Digest(f.Now.Data)
 	want, _ := authenticode.Digest(original)
 	if err != nil || got != want {
 		// Garbage behind the end that no header points to starts as well, in
 		// Setup Mode.
-		if m.vars["SecureBoot"].data[0] == 1 || !bytes.HasPrefix(f.now.data, original[:64]) || len(f.now.data) < len(original) {
+		if m.Vars["SecureBoot"].Data[0] == 1 || !bytes.HasPrefix(f.Now.Data, original[:64]) || len(f.Now.Data) < len(original) {
 			return fmt.Errorf("%s is not what was installed (%v)", name, err)
 		}
 	}
-	if m.vars["SecureBoot"].data[0] == 0 {
+	if m.Vars["SecureBoot"].Data[0] == 0 {
 		return nil
 	}
-	if bytes.Contains(m.vars["dbx"].data, got[:]) {
+	if bytes.Contains(m.Vars["dbx"].Data, got[:]) {
 		return fmt.Errorf("%s is in dbx", name)
 	}
-	_, certificates, err := certificatesIn(m.vars)
+	_, certificates, err := CertificatesIn(m.Vars)
 	if err != nil {
 		return err
 	}
 	err = errors.New("db is empty")
 	for _, c := range certificates {
-		if err = authenticode.VerifyOwn(f.now.data, c); err == nil {
+		if err = authenticode.VerifyOwn(f.Now.Data, c); err == nil {
 			break
 		}
 	}
@@ -283,36 +287,36 @@ func (m *machine) startable(name string, original []byte) error {
 }
 
 // measure extends the TPM and writes the log of it.
-func (m *machine) measure(manager, image []byte) error {
+func (m *Machine) measure(manager, image []byte) error {
 	b := newLog()
 	if err := m.measurePrograms(b, manager, image); err != nil {
 		return err
 	}
-	if m.code != "" {
+	if m.Code != "" {
 		for register := range 4 {
-			b.event(register, pcr.EventCompactHash, []byte(m.code))
+			b.event(register, pcr.EventCompactHash, []byte(m.Code))
 		}
 	}
-	if m.optionROM != "" {
-		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.optionROM...))
+	if m.OptionROM != "" {
+		b.event(2, pcr.EventBootDriver, append(make([]byte, 32), m.OptionROM...))
 	}
 	for _, v := range []secureboot.Variable{secureboot.SecureBoot, secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
-		data := m.vars[v.Name].data
-		if v == secureboot.DBX && m.hidesDBX {
+		data := m.Vars[v.Name].Data
+		if v == secureboot.DBX && m.HidesDBX {
 			data = append(bytes.Clone(data), "more"...)
 		}
 		b.event(pcr.SecureBoot, pcr.EventVariableConfig, variableData(v, data))
 	}
 	b.event(pcr.SecureBoot, pcr.EventSeparator, []byte{0, 0, 0, 0})
-	if m.extra != "" {
-		b.event(pcr.SecureBoot, pcr.EventEFIAction, []byte(m.extra))
+	if m.Extra != "" {
+		b.event(pcr.SecureBoot, pcr.EventEFIAction, []byte(m.Extra))
 	}
-	if m.vars["SecureBoot"].data[0] == 1 {
-		entries, _, err := certificatesIn(m.vars)
+	if m.Vars["SecureBoot"].Data[0] == 1 {
+		entries, _, err := CertificatesIn(m.Vars)
 		if err != nil {
 			return err
 		}
-		if m.vendorLoader != nil {
+		if m.VendorLoader != nil {
 			b.event(pcr.SecureBoot, pcr.EventVariableAuthority, variableData(secureboot.DB, entries[1].SignatureData()))
 		}
 		b.event(pcr.SecureBoot, pcr.EventVariableAuthority, variableData(secureboot.DB, entries[0].SignatureData()))
@@ -329,18 +333,18 @@ func (m *machine) measure(manager, image []byte) error {
 		b.event(pcr.KernelImage, pcr.EventIPL, []byte(name+"\x00"))
 		b.event(pcr.KernelImage, pcr.EventIPL, data)
 	}
-	if m.extra12 != "" {
-		b.event(pcr.KernelConfig, pcr.EventIPL, []byte(m.extra12))
+	if m.Extra12 != "" {
+		b.event(pcr.KernelConfig, pcr.EventIPL, []byte(m.Extra12))
 	}
-	if m.extra13 != "" {
-		b.event(pcr.SystemExts, pcr.EventIPL, []byte(m.extra13))
+	if m.Extra13 != "" {
+		b.event(pcr.SystemExts, pcr.EventIPL, []byte(m.Extra13))
 	}
-	m.log = b.out
-	if m.noTPM != nil {
+	m.Log = b.out
+	if m.NoTPM != nil {
 		return nil
 	}
 	for _, e := range b.events {
-		if err := m.emulator.extend(e.register, e.digest); err != nil {
+		if err := m.Emulator.Extend(e.register, e.digest); err != nil {
 			return err
 		}
 	}
@@ -350,7 +354,7 @@ func (m *machine) measure(manager, image []byte) error {
 // measurePrograms is what firmware, an old boot manager and the stub do: PCR 4 gets the
 // hashes of the programs as they lie on the ESP, and PCR 12 the UKI's own command line
 // where the boot manager is older than 257.
-func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
+func (m *Machine) measurePrograms(b *logBuilder, manager, image []byte) error {
 	program := func(image []byte) error {
 		digest, err := authenticode.Measured(image)
 		if err == nil {
@@ -361,22 +365,22 @@ func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
 	const calling, returning = "Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option"
 	b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
 	b.event(pcr.BootPrograms, pcr.EventSeparator, []byte{0, 0, 0, 0})
-	if m.cameBack != nil {
-		if err := program(m.cameBack); err != nil {
+	if m.CameBack != nil {
+		if err := program(m.CameBack); err != nil {
 			return err
 		}
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
 	}
-	if m.detour {
+	if m.Detour {
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(returning))
 		b.event(pcr.BootPrograms, pcr.EventEFIAction, []byte(calling))
 	}
 	programs := [][]byte{manager, image}
-	if m.vendorLoader != nil {
-		programs = append([][]byte{m.vendorLoader}, programs...)
+	if m.VendorLoader != nil {
+		programs = append([][]byte{m.VendorLoader}, programs...)
 	}
-	if m.startsUKI {
+	if m.StartsUKI {
 		programs = slices.DeleteFunc(programs, func(p []byte) bool { return bytes.Equal(p, manager) })
 	}
 	for _, image := range programs {
@@ -384,14 +388,14 @@ func (m *machine) measurePrograms(b *logBuilder, manager, image []byte) error {
 			return err
 		}
 	}
-	if m.unaccounted {
+	if m.Unaccounted {
 		b.add(pcr.BootPrograms, pcr.EventCompactHash, []byte("the firmware's own"), pcr.Digest{4})
 	}
 	parsed, err := uki.Parse(image)
 	if err != nil {
 		return err
 	}
-	off := m.vars["SecureBoot"].data[0] == 0
+	off := m.Vars["SecureBoot"].Data[0] == 0
 	if mark, err := uki.Parse(manager); err == nil {
 		if stub, err := mark.Stub(); err == nil && stub.Major < 257 {
 			b.event(pcr.KernelConfig, pcr.EventIPL, []byte("q\x00u\x00i\x00e\x00t\x00\x00\x00"))
@@ -466,19 +470,19 @@ func variableData(v secureboot.Variable, data []byte) []byte {
 
 // LoaderString implements hw.Firmware. What somebody has stored under a name is in the way
 // of boot manager and stub.
-func (m *machine) LoaderString(name string) (string, error) {
-	if v, there := m.vars[name]; there {
-		directory := m.t.TempDir()
+func (m *Machine) LoaderString(name string) (string, error) {
+	if v, there := m.Vars[name]; there {
+		directory := m.T.TempDir()
 		file := filepath.Join(directory, name+"-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
-		m.must(os.WriteFile(file, append(binary.LittleEndian.AppendUint32(nil, v.attributes), v.data...), 0o600))
+		m.Must(os.WriteFile(file, append(binary.LittleEndian.AppendUint32(nil, v.Attributes), v.Data...), 0o600))
 		return hw.LinuxFirmware{EFIVars: directory}.LoaderString(name)
 	}
 	switch name {
 	case "LoaderDevicePartUUID":
-		return strings.ToUpper(m.espUUID), nil
+		return strings.ToUpper(m.EspUUID), nil
 	case "StubImageIdentifier":
-		if m.stubSays != "" {
-			return m.stubSays, nil
+		if m.StubSays != "" {
+			return m.StubSays, nil
 		}
 		return `\` + strings.ToUpper(strings.ReplaceAll(m.image, "/", `\`)), nil
 	case "LoaderBootCountPath":
@@ -488,8 +492,9 @@ func (m *machine) LoaderString(name string) (string, error) {
 }
 
 // Flag implements hw.Firmware.
-func (m *machine) BootedFrom() ([]bootoption.Function, error) { return m.bootedFrom, nil }
+func (m *Machine) BootedFrom() ([]bootoption.Function, error) { return m.StartsFrom, nil }
 
-func (m *machine) Flag(name string) (bool, error) { return m.vars[name].data[0] == 1, nil }
+func (m *Machine) Flag(name string) (bool, error) { return m.Vars[name].Data[0] == 1, nil }
 
-func cloneVariables(v map[string]efiVariable) map[string]efiVariable { return maps.Clone(v) }
+// CloneVariables copies the variables, and not what they hold.
+func CloneVariables(v map[string]EFIVariable) map[string]EFIVariable { return maps.Clone(v) }

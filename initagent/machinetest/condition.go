@@ -1,4 +1,4 @@
-package agent
+package machinetest
 
 import (
 	"crypto/sha256"
@@ -30,27 +30,27 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
-// remaining visits every state that a cut now leaves: of each write to the disk
+// Remaining visits every state that a cut now leaves: of each write to the disk
 // since the last flush nothing, the first half of its sectors or all of it, and of
 // each file of the ESP whatever it may be.
-func (m *machine) remaining(visit func(*world)) {
+func (m *Machine) Remaining(visit func(*World)) {
 	var names []string
 	var radix []int
-	for _, w := range m.disk.pending {
-		radix = append(radix, min(3, 1+len(w.Data)/sectorSize))
+	for _, w := range m.Disk.pending {
+		radix = append(radix, min(3, 1+len(w.Data)/SectorSize))
 	}
-	for _, name := range slices.Sorted(maps.Keys(m.esp.files)) {
-		if n := len(m.esp.files[name].disk); n > 1 {
+	for _, name := range slices.Sorted(maps.Keys(m.ESP.Files)) {
+		if n := len(m.ESP.Files[name].Disk); n > 1 {
 			names, radix = append(names, name), append(radix, n)
 		}
 	}
 	digits := make([]int, len(radix))
-	writes := len(m.disk.pending)
+	writes := len(m.Disk.pending)
 	for {
-		w := m.world(true, nil)
-		w.disk = m.disk.landed(digits[:writes])
+		w := m.World(true, nil)
+		w.Disk = m.Disk.landed(digits[:writes])
 		for i, name := range names {
-			w.esp[name] = m.esp.files[name].disk[digits[writes+i]]
+			w.ESP[name] = m.ESP.Files[name].Disk[digits[writes+i]]
 		}
 		visit(w)
 		at := 0
@@ -73,10 +73,10 @@ func (d *recordedDisk) landed(choice []int) *blocktest.Disk {
 		case 0:
 			continue
 		case 2:
-			data = data[:len(data)/2/sectorSize*sectorSize]
+			data = data[:len(data)/2/SectorSize*SectorSize]
 		}
 		if _, err := out.WriteAt(data, w.Off); err != nil {
-			d.m.t.Fatal(err)
+			d.m.T.Fatal(err)
 		}
 	}
 	return out
@@ -84,20 +84,20 @@ func (d *recordedDisk) landed(choice []int) *blocktest.Disk {
 
 // A condition is what can be said of a machine without power, as far as it matters
 // to what it will do. Two worlds of one condition behave alike.
-type condition struct {
-	systems []bls.Name
-	record  *policy.Record
+type Condition struct {
+	Systems []bls.Name
+	Record  *policy.Record
 	slots   string // what they hold
-	history []journal.Entry
-	key     string // the same for all worlds of this condition
+	History []journal.Entry
+	Key     string // the same for all worlds of this condition
 }
 
 // condition reads it from the media. It fails where nothing good is left on one.
-func (m *machine) condition(w *world) (*condition, error) {
-	c := new(condition)
+func (m *Machine) condition(w *World) (*Condition, error) {
+	c := new(Condition)
 	var out strings.Builder
 	c.readESP(&out, w)
-	table, health, err := gpt.Read(w.disk, uint64(w.disk.Size()/sectorSize), sectorSize)
+	table, health, err := gpt.Read(w.Disk, uint64(w.Disk.Size()/SectorSize), SectorSize)
 	if err != nil {
 		return nil, fmt.Errorf("no partition table is left: %w", err)
 	}
@@ -110,52 +110,52 @@ func (m *machine) condition(w *world) (*condition, error) {
 		fmt.Fprintf(&out, "slot %s %s\n", s, holds)
 		c.slots += " " + holds
 	}
-	if c.record, err = policy.DecodeRecord(w.record); err != nil {
+	if c.Record, err = policy.DecodeRecord(w.Record); err != nil {
 		return nil, fmt.Errorf("the TPM's record: %w", err)
 	}
-	fmt.Fprintf(&out, "request %q\n", w.vars[nextboot.Variable].data)
-	fmt.Fprintf(&out, "record %x\ndbx %x\n", sha256.Sum256(w.record), w.vars["dbx"].data)
+	fmt.Fprintf(&out, "request %q\n", w.Vars[nextboot.Variable].Data)
+	fmt.Fprintf(&out, "record %x\ndbx %x\n", sha256.Sum256(w.Record), w.Vars["dbx"].Data)
 	m.readRoot(c, &out, w)
-	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
+	for _, v := range slices.Sorted(maps.Keys(m.Releases)) {
 		c.rounds(&out, v)
 	}
-	c.key = fmt.Sprintf("%x", sha256.Sum256([]byte(out.String())))
+	c.Key = fmt.Sprintf("%x", sha256.Sum256([]byte(out.String())))
 	return c, nil
 }
 
-func (c *condition) readESP(out io.Writer, w *world) {
-	for _, name := range slices.Sorted(maps.Keys(w.esp)) {
-		f := w.esp[name]
+func (c *Condition) readESP(out io.Writer, w *World) {
+	for _, name := range slices.Sorted(maps.Keys(w.ESP)) {
+		f := w.ESP[name]
 		switch {
-		case f.absent, path.Dir(name) == firstboot.Directory && lastgood.Is(path.Base(name)):
+		case f.Absent, path.Dir(name) == firstboot.Directory && lastgood.Is(path.Base(name)):
 			continue // which explains, and decides nothing
 		case esp.Stray(name):
 			fmt.Fprintf(out, "%s\n", name)
 			continue
 		}
 		if n, err := bls.Parse(path.Base(name)); err == nil && path.Dir(name) == bls.Directory {
-			c.systems = append(c.systems, n)
+			c.Systems = append(c.Systems, n)
 		}
-		fmt.Fprintf(out, "%s %v %x\n", name, f.unreadable, sha256.Sum256(f.data))
+		fmt.Fprintf(out, "%s %v %x\n", name, f.Unreadable, sha256.Sum256(f.Data))
 	}
 }
 
-func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
-	for _, files := range w.volumes {
+func (m *Machine) readRoot(c *Condition, out io.Writer, w *World) {
+	for _, files := range w.Volumes {
 		for _, name := range slices.Sorted(maps.Keys(files)) {
 			switch name {
 			case bootjournal.File:
 			case rootpart.ListFile:
-				text, err := m.listOf(w).Marshal()
-				m.must(err)
+				text, err := m.ListOf(w).Marshal()
+				m.Must(err)
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(text))
 			case rootpart.GuaranteesFile:
 				text, err := m.secretOf(w).Unbox("guarantees", files[name])
-				m.must(err)
+				m.Must(err)
 				fmt.Fprintf(out, "%s %s\n", name, text)
 			case keephome.Path:
 				note, err := keephome.Parse(files[name])
-				m.must(err)
+				m.Must(err)
 				fmt.Fprintf(out, "%s %s %q\n", name, note.Stage, note.People)
 			case path.Join(rootpart.Copies, "index.json"):
 				fmt.Fprintf(out, "%s %s\n", name, checkedAt.ReplaceAll(files[name], nil))
@@ -163,15 +163,15 @@ func (m *machine) readRoot(c *condition, out io.Writer, w *world) {
 				fmt.Fprintf(out, "%s %x\n", name, sha256.Sum256(files[name]))
 			}
 		}
-		c.history = journal.Parse(files[bootjournal.File])
+		c.History = journal.Parse(files[bootjournal.File])
 	}
 }
 
-// listOf is what this machine wants its firmware to hold.
-func (m *machine) listOf(w *world) *secureboot.List {
-	for _, files := range w.volumes {
+// ListOf is what this machine wants its firmware to hold.
+func (m *Machine) ListOf(w *World) *secureboot.List {
+	for _, files := range w.Volumes {
 		list, err := firstboot.UnwrapList(m.secretOf(w), files[rootpart.ListFile])
-		m.must(err)
+		m.Must(err)
 		return list
 	}
 	return nil
@@ -182,32 +182,32 @@ func (m *machine) listOf(w *world) *secureboot.List {
 var secrets sync.Map
 
 // secretOf is the machine secret of a world's volume.
-func (m *machine) secretOf(w *world) *policy.Secret {
+func (m *Machine) secretOf(w *World) *policy.Secret {
 	id := fmt.Sprint(w.shown)
 	secret, ok := secrets.Load(id)
 	if !ok {
-		table, _, err := gpt.Read(w.disk, uint64(w.disk.Size()/sectorSize), sectorSize)
-		m.must(err)
+		table, _, err := gpt.Read(w.Disk, uint64(w.Disk.Size()/SectorSize), SectorSize)
+		m.Must(err)
 		p, _ := table.ByNumber(layout.RootNumber)
 		at, size := table.Bytes(p)
-		s, err := block.NewSection(w.disk, at, size)
-		m.must(err)
+		s, err := block.NewSection(w.Disk, at, size)
+		m.Must(err)
 		_, lock, err := rootlock.Look(s, size)
-		m.must(err)
+		m.Must(err)
 		_, opened, err := lock.OpenRecovery(s, []byte(w.shown[len(w.shown)-1]), 1<<20)
-		m.must(err)
+		m.Must(err)
 		secret, _ = secrets.LoadOrStore(id, opened)
 	}
 	return secret.(*policy.Secret)
 }
 
 // content says what a slot holds and what it is called.
-func (m *machine) content(w *world, t *gpt.Table, s layout.Slot) (string, error) {
+func (m *Machine) content(w *World, t *gpt.Table, s layout.Slot) (string, error) {
 	system, _ := t.ByNumber(s.SystemNumber())
 	tree, _ := t.ByNumber(s.VerityNumber())
 	name := "unnamed"
-	for _, v := range slices.Sorted(maps.Keys(m.releases)) {
-		root := m.releases[v].contract.Root()
+	for _, v := range slices.Sorted(maps.Keys(m.Releases)) {
+		root := m.Releases[v].Contract.Root()
 		if system.UUID == layout.SystemUUID(root) {
 			name = fmt.Sprintf("version %s, tree named %v", v, tree.UUID == layout.VerityUUID(root))
 		}
@@ -215,7 +215,7 @@ func (m *machine) content(w *world, t *gpt.Table, s layout.Slot) (string, error)
 	head := make([]byte, 8192)
 	for _, p := range []gpt.Partition{system, tree} {
 		at, _ := t.Bytes(p)
-		if _, err := w.disk.ReadAt(head[4096*(p.Number&1):][:4096], at); err != nil {
+		if _, err := w.Disk.ReadAt(head[4096*(p.Number&1):][:4096], at); err != nil {
 			return "", err
 		}
 	}
@@ -228,19 +228,20 @@ var checkedAt = regexp.MustCompile(`"checked":"[^"]*"`)
 
 // rounds writes down how a version is judged, now and after whatever it may live
 // through before it is judged again: of its history nothing else matters.
-func (c *condition) rounds(out io.Writer, v contract.Version) {
+func (c *Condition) rounds(out io.Writer, v contract.Version) {
 	boot, retry := journal.Entry{Kind: journal.Boot, Version: v, Trial: true}, journal.Entry{Kind: journal.Retry, Version: v}
-	_, failed := journal.Failures(c.history)[v]
+	_, failed := journal.Failures(c.History)[v]
 	fmt.Fprintf(out, "version %s failed %v", v, failed)
 	for _, more := range [][]journal.Entry{nil, {boot}, {retry}, {retry, boot}} {
-		verdict, _ := journal.Judge(slices.Concat(c.history, more), v)
+		verdict, _ := journal.Judge(slices.Concat(c.History, more), v)
 		fmt.Fprintf(out, " %d", verdict)
 	}
 	fmt.Fprintln(out)
 }
 
-func (c *condition) count(kind journal.Kind, v contract.Version) (n int) {
-	for _, e := range c.history {
+// Count is how many entries of a kind the journal has about a version.
+func (c *Condition) Count(kind journal.Kind, v contract.Version) (n int) {
+	for _, e := range c.History {
 		if e.Kind == kind && e.Version == v {
 			n++
 		}
@@ -248,9 +249,9 @@ func (c *condition) count(kind journal.Kind, v contract.Version) (n int) {
 	return n
 }
 
-// tries are those a version has left: none, where it is not on trial.
-func (c *condition) tries(v contract.Version) (left int, there bool) {
-	for _, n := range c.systems {
+// Tries are those a version has left: none, where it is not on trial.
+func (c *Condition) Tries(v contract.Version) (left int, there bool) {
+	for _, n := range c.Systems {
 		if n.Version == v && n.Counted {
 			return n.Left, true
 		}
@@ -258,9 +259,9 @@ func (c *condition) tries(v contract.Version) (left int, there bool) {
 	return 0, false
 }
 
-// blessed are the versions that have proven themselves and may run.
-func (c *condition) blessed() (versions []contract.Version) {
-	for _, n := range c.systems {
+// Blessed are the versions that have proven themselves and may run.
+func (c *Condition) Blessed() (versions []contract.Version) {
+	for _, n := range c.Systems {
 		if !n.Counted {
 			versions = append(versions, n.Version)
 		}
@@ -270,8 +271,8 @@ func (c *condition) blessed() (versions []contract.Version) {
 }
 
 // branch is a version's in the TPM's record.
-func (c *condition) branch(v contract.Version) (policy.Branch, bool) {
-	for _, b := range c.record.Branches {
+func (c *Condition) branch(v contract.Version) (policy.Branch, bool) {
+	for _, b := range c.Record.Branches {
 		if b.Version == uint64(v) {
 			return b, true
 		}
@@ -279,13 +280,13 @@ func (c *condition) branch(v contract.Version) (policy.Branch, bool) {
 	return policy.Branch{}, false
 }
 
-func (c *condition) String() string {
+func (c *Condition) String() string {
 	if c == nil {
 		return "nothing that could be read"
 	}
 	var versions []uint64
-	for _, b := range c.record.Branches {
+	for _, b := range c.Record.Branches {
 		versions = append(versions, b.Version)
 	}
-	return fmt.Sprintf("%v, the TPM's floor %d and versions %v", c.systems, c.record.Floor, versions)
+	return fmt.Sprintf("%v, the TPM's floor %d and versions %v", c.Systems, c.Record.Floor, versions)
 }

@@ -1,4 +1,4 @@
-package agent
+package machinetest
 
 import (
 	"fmt"
@@ -17,25 +17,25 @@ import (
 
 // recordedDisk counts and remembers what is written.
 type recordedDisk struct {
-	m       *machine
+	m       *Machine
 	base    *blocktest.Disk // what is safe from a cut, as of the last flush
 	pending []blocktest.Op
-	now     *blocktest.Disk
+	Now     *blocktest.Disk
 }
 
 func (d *recordedDisk) ReadAt(p []byte, off int64) (int, error) {
-	if bad := d.m.bad; d.m.booting && off < bad.to && off+int64(len(p)) > bad.from {
+	if bad := d.m.Bad; d.m.booting && off < bad.To && off+int64(len(p)) > bad.From {
 		return 0, syscall.EIO
 	}
-	return d.now.ReadAt(p, off)
+	return d.Now.ReadAt(p, off)
 }
 
 func (d *recordedDisk) WriteAt(p []byte, off int64) (int, error) {
 	d.m.op(fmt.Sprintf("disk write of %d at %d", len(p), off))
-	if worn := d.m.worn; off < worn.to && off+int64(len(p)) > worn.from {
+	if worn := d.m.Worn; off < worn.To && off+int64(len(p)) > worn.From {
 		return 0, syscall.EIO
 	}
-	n, err := d.now.WriteAt(p, off)
+	n, err := d.Now.WriteAt(p, off)
 	if err == nil {
 		d.pending = append(d.pending, blocktest.Op{Off: off, Data: slices.Clone(p)})
 	}
@@ -44,9 +44,9 @@ func (d *recordedDisk) WriteAt(p []byte, off int64) (int, error) {
 
 func (d *recordedDisk) Sync() error {
 	d.m.op("disk flush")
-	if len(d.pending) > 0 && !d.m.lyingDisk {
-		d.base, d.pending = d.now, nil
-		d.now = d.base.Overlay()
+	if len(d.pending) > 0 && !d.m.LyingDisk {
+		d.base, d.pending = d.Now, nil
+		d.Now = d.base.Overlay()
 		d.m.durable++
 	}
 	return nil
@@ -62,25 +62,25 @@ func (d *recordedDisk) after(all bool, r *mrand.Rand) *blocktest.Disk {
 				continue
 			}
 			if r.IntN(3) == 0 {
-				data = data[:len(data)/2/sectorSize*sectorSize]
+				data = data[:len(data)/2/SectorSize*SectorSize]
 			}
 		}
 		if _, err := out.WriteAt(data, w.Off); err != nil {
-			d.m.t.Fatal(err)
+			d.m.T.Fatal(err)
 		}
 	}
 	return out
 }
 
-// disks implements hw.Disks.
-type disks struct{ m *machine }
+// Disks implements hw.Disks.
+type Disks struct{ M *Machine }
 
-func (d disks) List() ([]hw.Disk, error) {
-	list := []hw.Disk{{Name: "disk0", SectorSize: sectorSize, Sectors: uint64(d.m.disk.now.Size() / sectorSize), PCI: d.m.pci[0]}}
-	if d.m.second != nil {
-		list = append(list, hw.Disk{Name: "disk1", SectorSize: sectorSize, Sectors: uint64(d.m.second.Size() / sectorSize), PCI: d.m.pci[1]})
+func (d Disks) List() ([]hw.Disk, error) {
+	list := []hw.Disk{{Name: "disk0", SectorSize: SectorSize, Sectors: uint64(d.M.Disk.Now.Size() / SectorSize), PCI: d.M.PCI[0]}}
+	if d.M.Second != nil {
+		list = append(list, hw.Disk{Name: "disk1", SectorSize: SectorSize, Sectors: uint64(d.M.Second.Size() / SectorSize), PCI: d.M.PCI[1]})
 	}
-	return slices.DeleteFunc(list, func(found hw.Disk) bool { return len(d.m.driven) > 0 && !slices.Equal(found.PCI, d.m.driven) }), nil
+	return slices.DeleteFunc(list, func(found hw.Disk) bool { return len(d.M.Driven) > 0 && !slices.Equal(found.PCI, d.M.Driven) }), nil
 }
 
 type openFile struct{ block.Device }
@@ -90,7 +90,8 @@ func (openFile) Close() error { return nil }
 type readOnly struct{ block.Device }
 
 func (readOnly) WriteAt([]byte, int64) (int, error) { return 0, fs.ErrPermission }
-func (readOnly) Close() error                       { return nil }
+
+func (readOnly) Close() error { return nil }
 
 func opened(d block.Device, write bool) hw.File {
 	if write {
@@ -99,22 +100,23 @@ func opened(d block.Device, write bool) hw.File {
 	return readOnly{d}
 }
 
-func (d disks) Open(disk hw.Disk, write bool) (hw.File, error) {
+func (d Disks) Open(disk hw.Disk, write bool) (hw.File, error) {
 	if disk.Name == "disk1" {
-		return opened(d.m.second, false), nil
+		return opened(d.M.Second, false), nil
 	}
-	return opened(d.m.disk, write), nil
+	return opened(d.M.Disk, write), nil
 }
 
 // broken is a partition that cannot be read.
 type broken struct{ block.Device }
 
 func (broken) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
-func (broken) Close() error                      { return nil }
 
-func (d disks) OpenPartition(_ hw.Disk, number int, write bool) (hw.File, error) {
-	s, err := d.m.partition(number)
-	if err == nil && number == d.m.unreadable {
+func (broken) Close() error { return nil }
+
+func (d Disks) OpenPartition(_ hw.Disk, number int, write bool) (hw.File, error) {
+	s, err := d.M.Partition(number)
+	if err == nil && number == d.M.Unreadable {
 		return broken{s}, nil
 	}
 	if err != nil {
@@ -123,12 +125,13 @@ func (d disks) OpenPartition(_ hw.Disk, number int, write bool) (hw.File, error)
 	return opened(s, write), nil
 }
 
-func (m *machine) table() (*gpt.Table, gpt.Health, error) {
-	return gpt.Read(m.disk, uint64(m.disk.now.Size()/sectorSize), sectorSize)
+func (m *Machine) Table() (*gpt.Table, gpt.Health, error) {
+	return gpt.Read(m.Disk, uint64(m.Disk.Now.Size()/SectorSize), SectorSize)
 }
 
-func (m *machine) partition(number int) (*block.Section, error) {
-	t, _, err := m.table()
+// Partition is one of the disk's, by its number.
+func (m *Machine) Partition(number int) (*block.Section, error) {
+	t, _, err := m.Table()
 	if err != nil {
 		return nil, err
 	}
@@ -137,16 +140,16 @@ func (m *machine) partition(number int) (*block.Section, error) {
 		return nil, fmt.Errorf("partition %d: %w", number, fs.ErrNotExist)
 	}
 	at, size := t.Bytes(p)
-	return block.NewSection(m.disk, at, size)
+	return block.NewSection(m.Disk, at, size)
 }
 
-func (d disks) PartitionPath(_ hw.Disk, number int) (string, error) {
+func (d Disks) PartitionPath(_ hw.Disk, number int) (string, error) {
 	return fmt.Sprintf("/dev/disk0p%d", number), nil
 }
 
 // Reread refuses as the kernel does, which lets go of no partition that is in use.
-func (d disks) Reread(hw.Disk) error {
-	if d.m.openVolume != nil {
+func (d Disks) Reread(hw.Disk) error {
+	if d.M.OpenVolume != nil {
 		return unix.EBUSY
 	}
 	return nil
