@@ -407,11 +407,11 @@ lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive
 check: lint ## the linters, and the unit tests that need no root, network or image
 	@go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb)$$')
 
-# The simulated machine's tests are one program on one core; the others run beside it.
+# The tests of whole boots (initagent/agent) are one program on one core; the others run beside it.
 .PHONY: unit
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
 	@go test -timeout 40m -v ./initagent/agent >$(OUT)/agent.log & agent=$$!; failed=; \
-	HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log || failed=1; \
+	HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test -timeout 40m $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log || failed=1; \
 	wait $$agent || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; failed=1; }; [ -z "$$failed" ]
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log

@@ -6,5 +6,5 @@ import (
 	"halogenos.internal/initagent/command/commandtest"
 )
 
-// What it does is tested where a whole machine is, in initagent/agent.
+// What it does is tested on the simulated machine, in initagent/recovery.
 func TestUse(t *testing.T) { commandtest.UseAtConsole(t, cmd) }

@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/initagent/recovery"
 )
 
-// What it does is tested where a whole machine is, in initagent/agent.
+// What it does is tested on the simulated machine, in initagent/recovery.
 func TestUse(t *testing.T) { commandtest.UseAtConsole(t, cmd) }
 
 // In the running system it leaves a request on the root partition, beside what the note

@@ -18,7 +18,7 @@ import (
 	"halogenos.internal/initagent/recovery"
 )
 
-// What it does is tested where a whole machine is, in initagent/agent.
+// What it does is tested on the simulated machine, in initagent/recovery.
 func TestUse(t *testing.T) {
 	commandtest.UseAtConsole(t, func(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 		return cmd(machine, terminal, untold)

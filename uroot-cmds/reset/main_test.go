@@ -41,7 +41,7 @@ func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload
 
 func terminals() (hw.Console, error) { return nobody{}, nil }
 
-// What it does is tested where a whole machine is, in initagent/agent. In a running system it
+// What it does is tested on the simulated machine, in initagent/recovery. In a running system it
 // leaves a request, and does nothing else.
 func TestUse(t *testing.T) {
 	vars := variables{written: map[string]string{}}

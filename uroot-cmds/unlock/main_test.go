@@ -30,7 +30,7 @@ type nobody struct{ hw.Console }
 
 func (nobody) Close() error { return nil }
 
-// What it does is tested where a whole machine is, in initagent/agent.
+// What it does is tested on the simulated machine, in initagent/recovery.
 func TestUse(t *testing.T) {
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
