@@ -13,266 +13,6 @@ import (
 	"halogenos.internal/boot/layout"
 )
 
-// State is what the machine keeps, read from where it lives: the partition
-// table, the ESP, the LUKS2 header and the TPM. There is no second copy.
-type State struct {
-	Table Table
-	// Booted is the slot whose system partition's UUID spells the root hash of
-	// the running UKI; none when no partition does.
-	Booted layout.Slot
-	// TreeNamed: the booted slot's verity partition spells it as well, so its
-	// tree is complete.
-	TreeNamed bool
-	// Trial: the running UKI's name carries counters.
-	Trial bool
-	// Fallback: another UKI on the ESP is one the boot manager would start.
-	Fallback bool
-	Keys     Keys
-	Root     Root
-	// Floor is the lowest epoch that the TPM releases keys to.
-	Floor uint64
-}
-
-// Table is the condition of the partition table.
-type Table int
-
-// Conditions of the partition table.
-const (
-	TableUnknown   Table = iota // no disk was found
-	TableForeign                // partitions where none should be, or no room
-	TableNew                    // the ESP and the first system partition, as an installation leaves them
-	TableDamaged                // ours, with one copy to be restored
-	TableComplete               // ours, all six partitions
-	TableInstaller              // an installer stick's
-	TableReadOnly               // of a disk that can be read and not written
-)
-
-// Keys is how far this machine's Secure Boot keys have come.
-type Keys int
-
-// Conditions of the Secure Boot keys.
-const (
-	KeysUnneeded Keys = iota // optional, and the firmware is not in Setup Mode
-	KeysMissing              // Setup Mode: nothing is enrolled
-	KeysEnrolled             // the firmware enforces exactly our keys
-	KeysForeign              // the firmware enforces, or could enforce, something else
-	KeysOff                  // our keys are there, and Secure Boot is switched off
-	KeysFinished             // enrolled in this boot: they count from the next one
-)
-
-// Root is the condition of the root partition.
-type Root int
-
-// Conditions of the root partition.
-const (
-	RootAbsent     Root = iota // there is none (or there cannot be one)
-	RootBlank                  // never made
-	RootUnfinished             // begun by a provisioning that was cut
-	RootLocked                 // made, and closed
-	RootOpen                   // opened in this boot
-	RootDamaged                // was made, and its header is gone or not ours
-)
-
-// An Outcome is what came of a step that can fail.
-type Outcome int
-
-// Outcomes.
-const (
-	NotTried Outcome = iota
-	Done
-	Failed
-)
-
-// CannotRead are the words in a Cause where DiskFails. Of a boot before, a Cause is all that
-// is known.
-const CannotRead = "the disk fails to read what is on the root partition"
-
-// Facts is what this boot has seen and done.
-type Facts struct {
-	Epoch      uint64               // of the running UKI
-	SecureBoot contract.Requirement // what the boot contract wants
-	TPM        contract.Requirement
-	TPMPresent bool
-	// TPMFault is why a TPM that is there cannot be used; "" where there is none.
-	TPMFault string
-
-	// Planted is what somebody has stored in the firmware for the kernel to obey, and
-	// PlantedGone that it is deleted, for the first time: the kernel of this boot has
-	// obeyed it, and that of the next one does not.
-	Planted     string
-	PlantedGone bool
-
-	// Problem is why the boot cannot even begin: no disk, two disks, a
-	// contract that does not fit. It is meant for the person at the console.
-	Problem string
-	// ConsoleAsked: somebody at the machine asked for the recovery console.
-	ConsoleAsked bool
-	// Noted is why the boot before this one wants the recovery console to be
-	// opened in this one, before anything is unsealed; "" when it does not.
-	Noted string
-	// Answered: somebody was at the prompt for the recovery key, and wants the console; or
-	// only the PIN is wanting, which is no failure of the system's.
-	Answered bool
-	// Released: a secret of this machine is or was in memory in this boot. The TPM
-	// has released it, somebody has typed it, or it was made. No shell may follow.
-	Released bool
-
-	Install Outcome // on another disk, by the stick that was started
-	Healed  Outcome // the partition table's restoration
-	Enroll  Outcome // the Secure Boot keys
-	Verity  Outcome // dm-verity, the first read through it, and the image's mount
-	Unlock  Outcome // the root partition, by the TPM
-	Key     Outcome // the root partition, by the recovery key
-	Record  Outcome // the TPM's policy, brought up to date
-	Carried Outcome // this system's own copy of what may change, at its first start
-	Mount   Outcome // state.conf's directories
-	// PIN: the TPM asks for one, which somebody has to type. Unlock says what came of it.
-	PIN bool
-	// DiskFails: the disk does not read what the file system of the root partition
-	// needs, which was open.
-	DiskFails bool
-	// Cause is the error of the outcome that failed last.
-	Cause string
-
-	// Replaced: the TPM's record names systems, and the running one is none of
-	// them. It was replaced, and somebody has brought it back.
-	Replaced bool
-
-	// Foreign: something from outside the UKI was added to this boot.
-	Foreign bool
-
-	// RootMade: the root partition was made in this boot.
-	RootMade bool
-
-	// FirstStart: the root partition has nothing of this system's own yet.
-	FirstStart bool
-	// Unsettled: the running system is blessed, and what the root partition says of
-	// whose state counts is older; or a trial in the other slot has state of its own.
-	Unsettled bool
-	Settled   Outcome
-
-	// StateAsked: directories are to go back to what they held before an update, or a boot
-	// was cut while it exchanged them.
-	StateAsked bool
-	Restored   Outcome
-
-	// SecretAsked: the running system has asked for a new machine secret.
-	SecretAsked bool
-	NewSecret   Outcome
-
-	// KeyNoted: the note of the recovery key says that a new one is to be made and shown, or
-	// that a cut has left two.
-	KeyNoted bool
-	NewKey   Outcome
-
-	// ResetAsked: the running system has asked for a factory reset.
-	ResetAsked bool
-	Reset      Outcome // the root partition is wiped; or nobody has confirmed it
-	// ResetBegun: where Reset failed, somebody has confirmed it, and the first write was
-	// tried. What opens the data may be gone.
-	ResetBegun bool
-
-	// KeepHomeAsked: the running system has asked for a reset that keeps /home.
-	KeepHomeAsked bool
-	// KeepHomeBegun: somebody has confirmed one, which is not complete.
-	KeepHomeBegun bool
-	KeepHome      Outcome // all but /home is deleted; or nobody has confirmed it
-
-	// EnrollAgain: the owner, who has opened the root partition with the recovery
-	// key, wants the firmware to get the keys that lie on it.
-	EnrollAgain bool
-
-	// Policy: the TPM's record is not the one that the machine's systems call
-	// for. Record says what came of it.
-	Policy bool
-	// Stage: the fetcher left a release to be staged.
-	Stage  bool
-	Staged Outcome
-	// Verdict is about a system in the other slot whose tries are used up.
-	Verdict Verdict
-	Judged  Outcome
-	// Manager: the running release brought a boot manager that is not in place yet.
-	Manager bool
-	Managed Outcome
-	// Revoke: a boot manager of this machine's own was replaced, and its firmware
-	// would still start it; or the running release names what shall not start.
-	Revoke  bool
-	Revoked Outcome
-	// Updater: the running system's program by which fwupd updates firmware is another
-	// than this machine's key has signed.
-	Updater       bool
-	UpdaterSigned Outcome
-	// ESPDiffers: the ESP and the root partition's copies of it differ.
-	ESPDiffers bool
-	Mended     Outcome
-}
-
-// A Verdict is what is held of a trial that has used up its tries.
-type Verdict int
-
-// Verdicts.
-const (
-	NoTrial     Verdict = iota // none has, or it was judged before
-	Unfit                      // it failed: the version is not taken again
-	Interrupted                // it was cut off, and nothing says that it failed
-)
-
-// Kind is what a step does.
-type Kind int
-
-// The closed set of steps.
-const (
-	Recovery      Kind = iota // open the recovery console
-	Install                   // let a person install the release on another disk
-	Heal                      // restore the damaged copy of the partition table
-	Partition                 // make the partitions that are missing
-	MakeTree                  // generate the first slot's verity tree and name the slot
-	OpenVerity                // verify the system image and mount it
-	Enroll                    // make, sign with and enroll this machine's keys
-	MakeRoot                  // make the root partition and seal its key
-	Unlock                    // open the root partition with the TPM
-	AskPIN                    // open it with the TPM and a PIN that somebody types
-	AskKey                    // open the root partition with a key that somebody types
-	NewSecret                 // make a new machine secret, if somebody types the recovery key
-	NewKey                    // make a new recovery key, if somebody wants to see it
-	Reset                     // wipe the root partition, if somebody types the machine's name
-	KeepHome                  // delete all but /home from the root partition, if somebody types the machine's name
-	RestoreState              // put directories back as they were before an update
-	Remember                  // note that a version failed its trial
-	Retry                     // give a trial that was only interrupted its tries again
-	Mend                      // make the ESP whole from the root partition's copies, or those from it
-	Stage                     // activate a fetched release
-	UpdatePolicy              // write the TPM's policy
-	UpdateManager             // put the blessed release's boot manager in the place of an older one
-	Revoke                    // have the firmware refuse a boot manager that was replaced, or what the release names
-	SignUpdater               // sign the program by which fwupd updates firmware
-	CarryState                // make this system's own /etc from that of the one before
-	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
-	MountState                // mount the root partition's directories
-	Condemn                   // take the slot's tries away
-	Reboot                    // start again
-	SwitchRoot                // hand over to the system
-	RecoverNext               // have the next boot open the recovery console, and start again
-)
-
-var kindNames = [...]string{
-	Recovery: "recovery", Install: "install", Heal: "heal", Partition: "partition", MakeTree: "make-tree", OpenVerity: "open-verity",
-	Enroll: "enroll", MakeRoot: "make-root", Unlock: "unlock", AskPIN: "ask-pin", AskKey: "ask-key", NewSecret: "new-secret", NewKey: "new-key",
-	Reset: "reset", KeepHome: "keep-home", RestoreState: "restore-state", Remember: "remember", Retry: "retry", Mend: "mend", Stage: "stage", UpdatePolicy: "update-policy", UpdateManager: "boot-manager", Revoke: "revoke", SignUpdater: "sign-updater",
-	CarryState: "carry-state", SettleState: "settle-state", MountState: "mount-state", Condemn: "condemn", Reboot: "reboot", SwitchRoot: "switch-root", RecoverNext: "recover-next",
-}
-
-// String returns the step's name as the journal has it.
-func (k Kind) String() string {
-	if k < 0 || int(k) >= len(kindNames) {
-		return fmt.Sprintf("step-%d", int(k))
-	}
-	return kindNames[k]
-}
-
-// MarshalText writes the step's name.
-func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
-
 // A Step is what to do next, and why, in words for the console and the journal.
 type Step struct {
 	Kind   Kind
@@ -307,7 +47,7 @@ func Next(s State, f Facts) Step {
 // anything, the system before it would ask just the same.
 func Stop(s State, f Facts, reason string) Step {
 	switch {
-	case s.Trial && s.Fallback && !f.ConsoleAsked && !f.Answered && (f.Released || f.Key == Failed && f.Unlock == Failed):
+	case s.Trial && s.Fallback && !f.ConsoleAsked && !f.Answered && (f.Released || f.Came(AskKey) == Failed && f.Came(Unlock) == Failed):
 		return Step{Reboot, "the trial cannot go on, and there is a system to fall back to: " + reason}
 	case !f.Released:
 		return Step{Recovery, reason}
@@ -324,9 +64,9 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, f.Planted}, true
 	case f.Problem != "":
 		return Step{Recovery, f.Problem}, true
-	case f.Reset == Done:
+	case f.Came(Reset) == Done:
 		return Step{Recovery, "the root partition is wiped, as was asked for: clear the Secure Boot keys in the firmware's setup, leave Secure Boot enabled, and start again"}, true
-	case f.Reset == Failed && f.ResetBegun:
+	case f.Came(Reset) == Failed && f.ResetBegun:
 		return Step{Recovery, "the factory reset that was asked for failed half-way, and the data may be lost already: " + f.Cause}, true
 	case f.ConsoleAsked:
 		return Step{Recovery, "the recovery console was asked for"}, true
@@ -346,7 +86,7 @@ func table(s State, f Facts) (Step, bool) {
 	case TableUnknown:
 		return Step{Recovery, "the disk that this system was started from was not found"}, true
 	case TableInstaller:
-		switch f.Install {
+		switch f.Came(Install) {
 		case NotTried:
 			return Step{Install, "this is an installer stick"}, true
 		case Done:
@@ -358,7 +98,7 @@ func table(s State, f Facts) (Step, bool) {
 	case TableForeign:
 		return Step{Recovery, "nothing was written to the disk: " + f.Cause}, true
 	case TableDamaged:
-		if f.Healed == NotTried {
+		if f.Came(Heal) == NotTried {
 			return Step{Heal, "one copy of the partition table is damaged; the other is good"}, true
 		}
 		// A table that cannot be written back is no reason not to boot.
@@ -384,11 +124,11 @@ func system(s State, f Facts) (Step, bool) {
 	switch {
 	case f.Epoch < s.Floor:
 		return condemn(s, fmt.Sprintf("this system's epoch is %d and the TPM's floor is %d: it was replaced for good", f.Epoch, s.Floor)), true
-	case f.Verity == Failed:
+	case f.Came(OpenVerity) == Failed:
 		return condemn(s, "the system image is not what the UKI names: "+f.Cause), true
-	case s.Booted.Valid() && s.TreeNamed && f.Verity == NotTried:
+	case s.Booted.Valid() && s.TreeNamed && f.Came(OpenVerity) == NotTried:
 		return Step{OpenVerity, "slot " + s.Booted.String() + " holds the content that the UKI names"}, true
-	case f.Verity == Done:
+	case f.Came(OpenVerity) == Done:
 		return Step{}, false
 	case reinstalled(s):
 		return Step{MakeTree, "the system was installed again: the verity tree of slot a is missing"}, true
@@ -435,11 +175,11 @@ func keys(s State, f Facts) (Step, bool) {
 		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true
 	case KeysMissing:
 		switch {
-		case f.Enroll == Failed && f.EnrollAgain:
+		case f.Came(Enroll) == Failed && f.EnrollAgain:
 			return Step{}, false // the root partition is open, and the firmware starts the system
-		case f.Enroll == Failed && f.SecureBoot == contract.Required:
+		case f.Came(Enroll) == Failed && f.SecureBoot == contract.Required:
 			return Step{Recovery, "this machine's Secure Boot keys were not enrolled: " + f.Cause}, true
-		case f.Enroll == Failed:
+		case f.Came(Enroll) == Failed:
 			return Step{}, false
 		case provisioned(s) && !f.RootMade && !f.EnrollAgain:
 			// The firmware lost its keys, or somebody took them away. Enrolling
@@ -478,16 +218,16 @@ func root(s State, f Facts) (Step, bool) {
 		return Step{Recovery, "the root partition was made on this machine, and what is there now is not it: " + f.Cause}, true
 	case RootLocked:
 		switch {
-		case f.ResetAsked && f.Reset == NotTried && f.Unlock == NotTried:
+		case f.ResetAsked && f.Came(Reset) == NotTried && f.Came(Unlock) == NotTried:
 			// Before anything is unsealed: a console may follow.
 			return Step{Reset, "the running system has asked for a factory reset"}, true
-		case f.Key == Failed:
+		case f.Came(AskKey) == Failed:
 			return Step{Recovery, "the root partition was not opened: " + f.Cause}, true
-		case f.Unlock == Failed && f.Replaced && s.Fallback:
+		case f.Came(Unlock) == Failed && f.Replaced && s.Fallback:
 			return Step{Condemn, "the TPM releases no key to this system, since another one has replaced it"}, true
-		case f.Unlock == Failed && f.DiskFails:
+		case f.Came(Unlock) == Failed && f.DiskFails:
 			return Step{Recovery, "the TPM has opened the root partition, and its file system cannot be read: " + f.Cause}, true
-		case f.Unlock == Failed:
+		case f.Came(Unlock) == Failed:
 			return Step{AskKey, "the TPM did not open the root partition: " + f.Cause}, true
 		case !f.TPMPresent && f.TPMFault != "":
 			return Step{AskKey, "the TPM cannot open the root partition: " + f.TPMFault}, true
@@ -504,21 +244,21 @@ func root(s State, f Facts) (Step, bool) {
 // pending is what a boot does with an open root partition.
 func pending(s State, f Facts) (Step, bool) {
 	switch {
-	case f.Mount == Failed:
+	case f.Came(MountState) == Failed:
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
-	case f.Carried == Failed:
+	case f.Came(CarryState) == Failed:
 		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
-	case f.KeepHomeBegun && f.KeepHome != Done:
+	case f.KeepHomeBegun && f.Came(KeepHome) != Done:
 		// It deletes what would go back, and the request, which may be what is stuck.
 		if step, ok := keepHome(s, f); ok {
 			return step, true
 		}
 	}
 	switch {
-	case f.Restored == Failed:
+	case f.Came(RestoreState) == Failed:
 		return Step{Recovery, "the directories that were to be as before an update are not: " + f.Cause}, true
-	case s.Root == RootOpen && f.StateAsked && f.Restored == NotTried:
+	case s.Root == RootOpen && f.StateAsked && f.Came(RestoreState) == NotTried:
 		// Before a release is staged: that replaces the snapshot.
 		return Step{RestoreState, "directories are to be as they were before an update"}, true
 	}
@@ -530,7 +270,7 @@ func pending(s State, f Facts) (Step, bool) {
 			return step, true
 		}
 		// Where somebody has typed the key there is nothing to be shown.
-		if f.KeyNoted && f.NewKey == NotTried && f.Unlock == Done {
+		if f.KeyNoted && f.Came(NewKey) == NotTried && f.Came(Unlock) == Done {
 			return Step{NewKey, "the recovery key was not confirmed, or the running system has asked for a new one"}, true
 		}
 		if step, ok := upkeep(f); ok {
@@ -540,7 +280,7 @@ func pending(s State, f Facts) (Step, bool) {
 	if step, ok := state(s, f); ok {
 		return step, true
 	}
-	if f.Mount == NotTried {
+	if f.Came(MountState) == NotTried {
 		return Step{MountState, "the system image is open"}, true
 	}
 	return Step{}, false
@@ -552,9 +292,9 @@ func state(s State, f Facts) (Step, bool) {
 	switch {
 	case s.Root != RootOpen:
 		return Step{}, false
-	case f.FirstStart && f.Carried == NotTried:
+	case f.FirstStart && f.Came(CarryState) == NotTried:
 		return Step{CarryState, "this system starts for the first time"}, true
-	case f.Unsettled && f.Settled == NotTried && !s.Trial:
+	case f.Unsettled && f.Came(SettleState) == NotTried && !s.Trial:
 		return Step{SettleState, "this system has proven itself: its state counts"}, true
 	}
 	return Step{}, false
@@ -568,11 +308,11 @@ func keepHome(s State, f Facts) (Step, bool) {
 	switch {
 	case s.Root != RootOpen:
 		return Step{}, false
-	case f.KeepHome == Failed && f.KeepHomeBegun:
+	case f.Came(KeepHome) == Failed && f.KeepHomeBegun:
 		return Step{Recovery, "the reset that keeps /home is not complete: " + f.Cause}, true
-	case f.KeepHome == Done && f.FirstStart && f.Carried == NotTried:
+	case f.Came(KeepHome) == Done && f.FirstStart && f.Came(CarryState) == NotTried:
 		return Step{CarryState, "all but /home is deleted: this system starts as if for the first time"}, true
-	case f.KeepHome != NotTried:
+	case f.Came(KeepHome) != NotTried:
 		return Step{}, false
 	case f.KeepHomeBegun:
 		return Step{KeepHome, "a reset that keeps /home was begun, and goes on"}, true
@@ -587,9 +327,9 @@ func keepHome(s State, f Facts) (Step, bool) {
 // declines gets the system that they have started.
 func newSecret(f Facts) (Step, bool) {
 	switch {
-	case f.NewSecret == Done: // of a forgotten PIN, too, where somebody has typed the key
+	case f.Came(NewSecret) == Done: // of a forgotten PIN, too, where somebody has typed the key
 		return Step{Reboot, "the machine secret was replaced: the next start goes by the new one"}, true
-	case f.SecretAsked && f.Unlock == Done && f.NewSecret == NotTried:
+	case f.SecretAsked && f.Came(Unlock) == Done && f.Came(NewSecret) == NotTried:
 		return Step{NewSecret, "the running system has asked for a new machine secret"}, true
 	}
 	return Step{}, false
@@ -599,25 +339,25 @@ func newSecret(f Facts) (Step, bool) {
 // of it is worth a boot: what fails is reported, and tried again at the next.
 func upkeep(f Facts) (Step, bool) {
 	switch {
-	case f.Verdict == Unfit && f.Judged == NotTried:
+	case f.Verdict == Unfit && f.Came(Remember) == NotTried:
 		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
-	case f.Verdict == Interrupted && f.Judged == NotTried && f.Restored == NotTried:
+	case f.Verdict == Interrupted && f.Came(Remember) == NotTried && f.Came(RestoreState) == NotTried:
 		return Step{Retry, "the trial of the other slot was cut off each time, and nothing says that it failed"}, true
-	case f.ESPDiffers && f.Mended == NotTried:
+	case f.ESPDiffers && f.Came(Mend) == NotTried:
 		return Step{Mend, "the ESP is not as it was left"}, true
-	case f.Policy && f.Record == NotTried:
+	case f.Policy && f.Came(UpdatePolicy) == NotTried:
 		// Only now is it known which systems the ESP has.
 		return Step{UpdatePolicy, "the set of systems that may unlock the root partition has changed"}, true
-	case f.Manager && f.Managed == NotTried:
+	case f.Manager && f.Came(UpdateManager) == NotTried:
 		return Step{UpdateManager, "the release that runs has proven itself, and brought a boot manager"}, true
-	case f.Stage && f.Staged == NotTried && f.Restored == NotTried:
+	case f.Stage && f.Came(Stage) == NotTried && f.Came(RestoreState) == NotTried:
 		// Whoever went back gets a start to look at it, with what was set aside at hand.
 		return Step{Stage, "a fetched release waits to be activated"}, true
-	case f.Staged == Done, f.Verdict == Interrupted && f.Judged == Done:
+	case f.Came(Stage) == Done, f.Verdict == Interrupted && f.Came(Remember) == Done:
 		return Step{Reboot, "the trial of the other slot begins"}, true
-	case f.Updater && f.UpdaterSigned == NotTried:
+	case f.Updater && f.Came(SignUpdater) == NotTried:
 		return Step{SignUpdater, "the program by which fwupd updates firmware is not signed by this machine yet"}, true
-	case f.Revoke && f.Revoked == NotTried:
+	case f.Revoke && f.Came(Revoke) == NotTried:
 		// Last: from here to the restart no other step may write the record.
 		return Step{Revoke, "the firmware would still start what was replaced, or what the release names"}, true
 	}

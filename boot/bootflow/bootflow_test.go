@@ -101,8 +101,8 @@ func parseTrace(t *testing.T, text string) *trace {
 
 func kindNamed(t *testing.T, name string) Kind {
 	t.Helper()
-	for k, n := range kindNames {
-		if n == name {
+	for k, row := range kinds {
+		if row.name == name {
 			return Kind(k)
 		}
 	}
@@ -162,21 +162,14 @@ func (tr *trace) apply(k Kind) {
 		f.Released = f.Released || !failed
 	}
 	f.ConsoleAsked = f.ConsoleAsked || tr.askedAfter == k && k != Recovery
-	outcome := map[Kind]*Outcome{Install: &f.Install, Heal: &f.Healed, OpenVerity: &f.Verity, Unlock: &f.Unlock, AskPIN: &f.Unlock, AskKey: &f.Key, Enroll: &f.Enroll, NewSecret: &f.NewSecret, NewKey: &f.NewKey, Reset: &f.Reset, KeepHome: &f.KeepHome, UpdatePolicy: &f.Record, UpdateManager: &f.Managed,
-		RestoreState: &f.Restored, CarryState: &f.Carried, SettleState: &f.Settled, MountState: &f.Mount,
-		Remember: &f.Judged, Retry: &f.Judged, Mend: &f.Mended, Stage: &f.Staged, Revoke: &f.Revoked, SignUpdater: &f.UpdaterSigned}[k]
 	if cause, fails := tr.fails[k]; fails {
 		f.Cause = cause
-		if outcome != nil {
-			*outcome = Failed
-		} else {
+		if !f.Note(k, Failed) {
 			f.Problem = fmt.Sprintf("%s: %s", k, cause)
 		}
 		return
 	}
-	if outcome != nil {
-		*outcome = Done
-	}
+	f.Note(k, Done)
 	switch k {
 	case Heal, Partition:
 		s.Table = TableComplete
@@ -258,9 +251,9 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Reset == Done, tr.facts.Reset == Failed && f.ResetBegun, tr.facts.Verity != Done, tr.facts.Mount != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Carried != Done, tr.state.Root == RootOpen && f.StateAsked && tr.facts.Restored != Done, f.Epoch < s.Floor, f.Problem != "",
-			tr.state.Root == RootOpen && f.KeepHomeBegun && tr.facts.KeepHome != Done,
-			s.Root == RootLocked && tr.facts.Unlock != Done && tr.facts.Key != Done, s.Root == RootDamaged:
+		case tr.facts.Came(Reset) == Done, tr.facts.Came(Reset) == Failed && f.ResetBegun, tr.facts.Came(OpenVerity) != Done, tr.facts.Came(MountState) != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Came(CarryState) != Done, tr.state.Root == RootOpen && f.StateAsked && tr.facts.Came(RestoreState) != Done, f.Epoch < s.Floor, f.Problem != "",
+			tr.state.Root == RootOpen && f.KeepHomeBegun && tr.facts.Came(KeepHome) != Done,
+			s.Root == RootLocked && tr.facts.Came(Unlock) != Done && tr.facts.Came(AskKey) != Done, s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
 	})
@@ -281,7 +274,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					if bit(4) {
 						s.Floor = 2
 					}
-					f := Facts{Epoch: 1, SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: bit(5), Stage: bit(6), Policy: bit(7)}
+					f := Facts{Epoch: 1, SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: bit(5), Upkeep: Upkeep{Stage: bit(6), Policy: bit(7)}}
 					if bit(8) {
 						f.SecureBoot = contract.Optional
 					}

@@ -16,7 +16,7 @@ type Firmware struct {
 // for nothing, since anybody can write there.
 func JudgeKeys(s State, f Facts, firmware Firmware) Keys {
 	switch {
-	case f.Enroll == Done:
+	case f.Came(Enroll) == Done:
 		return KeysFinished
 	case hasRoot(s) && firmware.Enforces:
 		return KeysEnrolled

@@ -13,8 +13,8 @@ func TestJudgeKeys(t *testing.T) {
 		firmware Firmware
 		want     Keys
 	}{
-		"enrolled in this boot":                    {State{Root: RootLocked}, Facts{Enroll: Done}, Firmware{SetupMode: true}, KeysFinished},
-		"an enrollment that failed is none":        {State{}, Facts{Enroll: Failed}, Firmware{Compared: KeysMissing}, KeysMissing},
+		"enrolled in this boot":                    {State{Root: RootLocked}, Facts{Outcomes: Outcomes{Enroll: Done}}, Firmware{SetupMode: true}, KeysFinished},
+		"an enrollment that failed is none":        {State{}, Facts{Outcomes: Outcomes{Enroll: Failed}}, Firmware{Compared: KeysMissing}, KeysMissing},
 		"in use":                                   {State{Root: RootLocked}, Facts{}, Firmware{Enforces: true, Compared: KeysForeign}, KeysEnrolled},
 		"in use, and its header damaged":           {State{Root: RootDamaged}, Facts{}, Firmware{Enforces: true, Compared: KeysForeign}, KeysEnrolled},
 		"in use, and the firmware was reset":       {State{Root: RootOpen}, Facts{}, Firmware{SetupMode: true, Compared: KeysEnrolled}, KeysMissing},

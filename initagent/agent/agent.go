@@ -192,20 +192,15 @@ func (a *Agent) act(ctx context.Context, step bootflow.Step) {
 	}
 	err := a.run(ctx, step, row)
 	a.facts.Released = a.Released
-	var outcome *bootflow.Outcome
-	if row.outcome != nil {
-		outcome = row.outcome(&a.facts)
-	}
 	switch {
-	case err == nil && outcome != nil:
-		*outcome = bootflow.Done
 	case err == nil:
-	case outcome != nil:
+		a.facts.Note(step.Kind, bootflow.Done)
+	case a.facts.Note(step.Kind, bootflow.Failed):
 		fails, full := a.DiskFails(step.Kind, err)
-		*outcome, a.facts.Cause, a.facts.DiskFails = bootflow.Failed, full.Error(), a.facts.DiskFails || fails
+		a.facts.Cause, a.facts.DiskFails = full.Error(), a.facts.DiskFails || fails
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
 	case errors.Is(err, handover.ErrNoSystem):
-		a.facts.Verity, a.facts.Cause = bootflow.Failed, err.Error()
+		a.facts.Outcomes[bootflow.OpenVerity], a.facts.Cause = bootflow.Failed, err.Error()
 	default:
 		a.facts.Problem = fmt.Sprintf("%s: %v", step.Kind, err)
 	}

@@ -100,7 +100,7 @@ func (a *Agent) lossless() string {
 
 // lost reports whether the owner has had something deleted, in this boot or the one before.
 func (a *Agent) lost() bool {
-	return a.facts.Reset == bootflow.Done || a.facts.ResetBegun || a.facts.KeepHomeBegun || a.stopped().KeepHomeBegun
+	return a.facts.Came(bootflow.Reset) == bootflow.Done || a.facts.ResetBegun || a.facts.KeepHomeBegun || a.stopped().KeepHomeBegun
 }
 
 // failed names the step that ended this boot, for the advice that the next one
@@ -110,11 +110,11 @@ func (a *Agent) failed() string {
 		if k == bootflow.KeepHome && !a.facts.KeepHomeBegun {
 			continue // nobody has confirmed it
 		}
-		if *steps[k].outcome(&a.facts) == bootflow.Failed {
+		if a.facts.Came(k) == bootflow.Failed {
 			return k.String()
 		}
 	}
-	if a.facts.KeepHomeBegun && a.facts.KeepHome != bootflow.Done {
+	if a.facts.KeepHomeBegun && a.facts.Came(bootflow.KeepHome) != bootflow.Done {
 		return bootflow.KeepHome.String() // it has not come so far in this boot
 	}
 	return ""
@@ -131,7 +131,8 @@ func (a *Agent) stopped() bootflow.Facts {
 	facts.KeepHomeBegun = a.request.Failed == bootflow.KeepHome.String()
 	for _, k := range endings() {
 		if k.String() == a.request.Failed {
-			*steps[k].outcome(&facts), facts.Cause = bootflow.Failed, fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
+			facts.Note(k, bootflow.Failed)
+			facts.Cause = fmt.Sprintf("as the boot before this one says: %s", a.request.Reason)
 		}
 	}
 	return facts

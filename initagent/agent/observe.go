@@ -102,7 +102,7 @@ func (a *Agent) observeTable() error {
 		a.State.Table = bootflow.TableNew
 	case !health.OK():
 		a.State.Table = bootflow.TableDamaged
-		if a.facts.Healed == bootflow.NotTried {
+		if a.facts.Came(bootflow.Heal) == bootflow.NotTried {
 			a.Log.Say("partition table of %s: %s", a.Disk.Name, health)
 		}
 	default:

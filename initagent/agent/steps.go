@@ -23,11 +23,10 @@ import (
 	"halogenos.internal/initagent/upkeep"
 )
 
-// A stepRow is all that the loop has to know of a kind of step.
+// A stepRow is all that the loop has to know of a kind of step. What came of it is held under
+// the kind (bootflow.Facts.Note).
 type stepRow struct {
 	do func(a *Agent, ctx context.Context) error
-	// outcome is the fact that says what came of it; nil where a failure ends the boot.
-	outcome func(f *bootflow.Facts) *bootflow.Outcome
 	// secrets: a secret is made, released, typed or used. What the step leaves on stack
 	// and heap is erased: libraries copy what they are given, and nobody could wipe those
 	// copies.
@@ -69,38 +68,38 @@ func (r stepRow) time() time.Duration {
 // steps has a row for each kind of step that goes on with the boot. How one ends that
 // cannot is for Agent.stop.
 var steps = map[bootflow.Kind]stepRow{
-	bootflow.Install:    {do: plain((*Agent).install), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Install }, deaf: true},
-	bootflow.Heal:       {do: plain((*Agent).healTable), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Healed }},
+	bootflow.Install:    {do: plain((*Agent).install), deaf: true},
+	bootflow.Heal:       {do: plain((*Agent).healTable)},
 	bootflow.Partition:  {do: onHost(setup.Partition)},
 	bootflow.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
-	bootflow.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Verity }, ends: true},
-	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Enroll }, secrets: true, ends: true},
+	bootflow.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, ends: true},
+	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, secrets: true, ends: true},
 	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true, limit: renewLimit},
-	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, ends: true},
-	bootflow.AskPIN:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByPIN(&a.Host)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Unlock }, secrets: true, deaf: true, limit: noLimit},
-	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Key }, secrets: true, deaf: true, ends: true, limit: noLimit},
-	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewSecret }, secrets: true, deaf: true, limit: renewLimit},
-	bootflow.NewKey:     {do: onHost(unlock.NewKey), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.NewKey }, secrets: true, deaf: true, limit: keyLimit},
+	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, secrets: true, ends: true},
+	bootflow.AskPIN:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByPIN(&a.Host)) }, secrets: true, deaf: true, limit: noLimit},
+	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, secrets: true, deaf: true, ends: true, limit: noLimit},
+	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, secrets: true, deaf: true, limit: renewLimit},
+	bootflow.NewKey:     {do: onHost(unlock.NewKey), secrets: true, deaf: true, limit: keyLimit},
 	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
-	}, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Reset }, deaf: true, limit: secretLimit},
+	}, deaf: true, limit: secretLimit},
 	bootflow.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.KeepHomeBegun, err = reset.KeepHome(&a.Host, a.facts.KeepHomeBegun)
 		return err
-	}, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.KeepHome }, deaf: true, ends: true, limit: secretLimit},
-	bootflow.RestoreState:  {do: onHost(ownstate.Restore), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Restored }, ends: true},
-	bootflow.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Judged }},
-	bootflow.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Judged }},
-	bootflow.Mend:          {do: onHost(upkeep.Mend), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Mended }},
-	bootflow.Stage:         {do: plain((*Agent).stage), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Staged }, secrets: true},
-	bootflow.UpdatePolicy:  {do: plain((*Agent).updatePolicy), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Record }, secrets: true},
-	bootflow.UpdateManager: {do: onHost(bootmanager.Update), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Managed }, secrets: true},
-	bootflow.Revoke:        {do: onHost(revoke), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Revoked }, secrets: true},
-	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.UpdaterSigned }, secrets: true},
-	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Carried }, ends: true},
-	bootflow.SettleState:   {do: onHost(ownstate.Settle), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Settled }},
-	bootflow.MountState:    {do: onHost(handover.MountState), outcome: func(f *bootflow.Facts) *bootflow.Outcome { return &f.Mount }, ends: true},
+	}, deaf: true, ends: true, limit: secretLimit},
+	bootflow.RestoreState:  {do: onHost(ownstate.Restore), ends: true},
+	bootflow.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }},
+	bootflow.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }},
+	bootflow.Mend:          {do: onHost(upkeep.Mend)},
+	bootflow.Stage:         {do: plain((*Agent).stage), secrets: true},
+	bootflow.UpdatePolicy:  {do: plain((*Agent).updatePolicy), secrets: true},
+	bootflow.UpdateManager: {do: onHost(bootmanager.Update), secrets: true},
+	bootflow.Revoke:        {do: onHost(revoke), secrets: true},
+	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), secrets: true},
+	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, ends: true},
+	bootflow.SettleState:   {do: onHost(ownstate.Settle)},
+	bootflow.MountState:    {do: onHost(handover.MountState), ends: true},
 	bootflow.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
 	bootflow.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
 	bootflow.SwitchRoot:    {do: func(a *Agent, _ context.Context) error { return handover.Start(&a.Host, a.facts) }, deaf: true},
@@ -140,10 +139,10 @@ func (a *Agent) opened(r unlock.Result, err error) error {
 	f := &a.facts
 	f.Replaced, f.Answered, f.EnrollAgain = f.Replaced || r.Replaced, r.Answered, f.EnrollAgain || r.EnrollAgain
 	if r.KeysWritten {
-		f.Enroll = bootflow.Done
+		f.Outcomes[bootflow.Enroll] = bootflow.Done
 	}
 	if r.Renewed {
-		f.NewSecret = bootflow.Done
+		f.Outcomes[bootflow.NewSecret] = bootflow.Done
 	}
 	if r.Foretold != nil {
 		a.foretold = r.Foretold
@@ -163,25 +162,23 @@ func (a *Agent) healTable() error {
 // observeUpkeep looks for what a blessed system has to see to.
 func (a *Agent) observeUpkeep() error {
 	a.found = upkeep.Look(&a.Host, a.facts, a.found)
-	f := &a.facts
-	f.Verdict, f.ESPDiffers, f.Policy = a.found.Verdict, a.found.ESPDiffers, a.found.Policy
-	f.Manager, f.Stage, f.Revoke, f.Updater = a.found.Manager, a.found.Stage, a.found.Revoke, a.found.Updater
+	a.facts.Upkeep = a.found.Upkeep
 	if a.found.PolicyErr != nil {
-		f.Record = bootflow.Failed
+		a.facts.Outcomes[bootflow.UpdatePolicy] = bootflow.Failed
 	}
 	return nil
 }
 
 // observeState looks, once the root partition is open, whose state there is.
 func (a *Agent) observeState() error {
-	if a.State.Root != bootflow.RootOpen || a.facts.Mount != bootflow.NotTried {
+	if a.State.Root != bootflow.RootOpen || a.facts.Came(bootflow.MountState) != bootflow.NotTried {
 		return nil
 	}
 	a.observeKeepHome()
-	if a.facts.NewKey == bootflow.NotTried {
+	if a.facts.Came(bootflow.NewKey) == bootflow.NotTried {
 		a.facts.KeyNoted = unlock.KeyNoted(a.Store)
 	}
-	a.facts.StateAsked = a.facts.Restored == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
+	a.facts.StateAsked = a.facts.Came(bootflow.RestoreState) == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)
 	a.facts.FirstStart = first
 	if err != nil {
@@ -194,9 +191,9 @@ func (a *Agent) observeState() error {
 
 // updatePolicy writes the TPM's record. What it condemns on the ESP loses its copy.
 func (a *Agent) updatePolicy() error {
-	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Revoked)
+	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Came(bootflow.Revoke))
 	if condemned {
-		a.found.Compared, a.facts.Mended = false, bootflow.NotTried
+		a.found.Compared, a.facts.Outcomes[bootflow.Mend] = false, bootflow.NotTried
 	}
 	return err
 }

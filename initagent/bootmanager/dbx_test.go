@@ -18,19 +18,6 @@ import (
 // strangersHash is the hash of a loader that no machine here has.
 var strangersHash = [32]byte(bytes.Repeat([]byte{0x5a}, 32))
 
-// fetchRevoking delivers a release that names what shall not start any more.
-func fetchRevoking(m *machinetest.Machine, r *machinetest.Edition, digests ...[32]byte) {
-	m.T.Helper()
-	m.Releases[r.Contract.Version] = r
-	p := m.Parcel(r)
-	var d secureboot.Database
-	for _, digest := range digests {
-		d = append(d, secureboot.Hash([16]byte{}, digest))
-	}
-	m.Must(p.Release.SetRevocations(d))
-	m.Deliver(p)
-}
-
 // revokesStranger says how a machine has not come to its end: the stranger's hash alone in dbx,
 // the record with the one PCR 7 that the firmware measures, the list in step.
 func revokesStranger(m *machinetest.Machine) error {
@@ -64,7 +51,7 @@ func TestReleaseRevokes(t *testing.T) {
 	if kernel.Kernel != nil {
 		digests = append(digests, *kernel.Kernel)
 	}
-	fetchRevoking(m, next, digests...)
+	m.FetchRevoking(next, digests...)
 	m.Runs(2)
 	if len(m.Vars["dbx"].Data) > 0 {
 		t.Error("dbx was written to in a trial")
@@ -98,7 +85,7 @@ func TestReleaseRevokes(t *testing.T) {
 // signature alone. FAULTS 110
 func TestForgedRevocations(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
 	m.Runs(2)
 	m.Bless()
 	name := ""
@@ -124,7 +111,7 @@ func TestForgedRevocations(t *testing.T) {
 // FAULTS 110
 func TestReleaseRevokesRefused(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
 	m.Runs(2)
 	m.Bless()
 	m.Refuse = syscall.EACCES
@@ -141,7 +128,7 @@ func TestReleaseRevokesRefused(t *testing.T) {
 		t.Errorf("the record is %+v, dbx %x", r, m.Vars["dbx"].Data)
 	}
 	// The next release has the same list, and the one after it a longer one.
-	fetchRevoking(m, machinetest.NewRelease(t, 3, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 3, 5, machinetest.Pinned), strangersHash)
 	m.Runs(3)
 	m.Bless()
 	m.Runs(3, "this firmware has refused them before")
@@ -150,7 +137,7 @@ func TestReleaseRevokesRefused(t *testing.T) {
 		t.Errorf("it was asked again:\n%s", m.Said.String())
 	}
 	m.Refuse = nil
-	fetchRevoking(m, machinetest.NewRelease(t, 4, 5, machinetest.Pinned), strangersHash, [32]byte{1})
+	m.FetchRevoking(machinetest.NewRelease(t, 4, 5, machinetest.Pinned), strangersHash, [32]byte{1})
 	m.Runs(4)
 	m.Bless()
 	m.Runs(4, "dbx has what release 4 names, 2 more entries")
@@ -161,7 +148,7 @@ func TestReleaseRevokesRefused(t *testing.T) {
 // FAULTS 42, 110
 func TestCutReleaseRevokes(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
 	m.Runs(2)
 	m.Bless()
 	var worlds []*machinetest.World
@@ -214,7 +201,7 @@ func TestReleaseRevokesNothingReserved(t *testing.T) {
 	rom := [32]byte(list.Wanted.DB[1].Data)
 	condemned, err := authenticode.Digest(m.Releases[1].UKI)
 	m.Must(err)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, docked), condemned, rom, strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, docked), condemned, rom, strangersHash)
 	m.Runs(2)
 	m.Bless()
 	m.Rename("test_1.efi", "test_1+0-3.efi")
@@ -227,7 +214,7 @@ func TestReleaseRevokesNothingReserved(t *testing.T) {
 // foretold: nothing is written, and it is said at two starts. FAULTS 110
 func TestReleaseRevokesUnforetold(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
 	m.Runs(2)
 	m.Bless()
 	m.HidesDBX = true
@@ -246,7 +233,7 @@ func TestReleaseRevokesUnforetold(t *testing.T) {
 // the recovery key, and no more than one. FAULTS 110
 func TestReleaseRevokesOtherwise(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
-	fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
+	m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), strangersHash)
 	m.Runs(2)
 	m.Bless()
 	ready := m.World(true, nil)

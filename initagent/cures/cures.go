@@ -15,19 +15,19 @@ import (
 // For returns what to do about the state in which a boot stopped, and with these
 // facts, a line each: the first line first. It is never empty.
 func For(s bootflow.State, f bootflow.Facts) []string {
-	if f.Reset == bootflow.Done {
+	if f.Came(bootflow.Reset) == bootflow.Done {
 		return []string{
 			"Open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.",
 			"Another system may be installed instead: nothing on this disk is wanted any more.",
 		}
 	}
-	if f.Reset == bootflow.Failed && f.ResetBegun {
+	if f.Came(bootflow.Reset) == bootflow.Failed && f.ResetBegun {
 		return []string{
 			"The keys to the data are overwritten, at least in part: most likely nothing opens it any more, with no recovery key.",
 			"`reset` does all of it once more, and then the rest. If it fails again, the line above says at what: a disk that cannot be written is to be replaced.",
 		}
 	}
-	if f.KeepHome == bootflow.Failed && f.KeepHomeBegun {
+	if f.Came(bootflow.KeepHome) == bootflow.Failed && f.KeepHomeBegun {
 		return []string{
 			"Each start goes on with it, and begins with what is left. `unlock`, with the recovery key, opens the root partition at /run/state; /home is whole, in bind/home there. If the line above says that the disk fails, copy it before anything else.",
 			"To give it up, after `unlock`: `rm /run/state/halogen/keep-home`. The system then starts with what is not deleted yet.",
@@ -48,7 +48,7 @@ func For(s bootflow.State, f bootflow.Facts) []string {
 
 // ClearsKeys reports whether what is to be done is to clear the firmware's Secure Boot keys.
 func ClearsKeys(s bootflow.State, f bootflow.Facts) bool {
-	return f.Reset == bootflow.Done || f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysForeign || f.Enroll == bootflow.Failed)
+	return f.Came(bootflow.Reset) == bootflow.Done || f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysForeign || f.Came(bootflow.Enroll) == bootflow.Failed)
 }
 
 func disk(s bootflow.State, _ bootflow.Facts) []string {
@@ -89,7 +89,7 @@ func system(s bootflow.State, f bootflow.Facts) []string {
 	switch {
 	case f.Epoch < s.Floor || f.Replaced:
 		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one, if there is one."}
-	case f.Verity != bootflow.Failed:
+	case f.Came(bootflow.OpenVerity) != bootflow.Failed:
 		return nil
 	}
 	return []string{
@@ -111,7 +111,7 @@ func keys(s bootflow.State, f bootflow.Facts) []string {
 		}
 	case s.Root == bootflow.RootLocked && s.Keys == bootflow.KeysOff:
 		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there, start again and type the recovery key: that start asks whether it shall give the firmware this machine's own keys again."}
-	case f.Enroll == bootflow.Failed:
+	case f.Came(bootflow.Enroll) == bootflow.Failed:
 		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
 	}
 	return nil
@@ -127,7 +127,7 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 		}
 	case bootflow.RootLocked:
 		switch {
-		case f.Unlock != bootflow.Failed && f.Key != bootflow.Failed:
+		case f.Came(bootflow.Unlock) != bootflow.Failed && f.Came(bootflow.AskKey) != bootflow.Failed:
 			return nil
 		case f.Epoch < s.Floor || f.Replaced:
 			return nil // no key opens the data for this system
@@ -153,13 +153,13 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 }
 
 func mounts(_ bootflow.State, f bootflow.Facts) []string {
-	if f.Mount != bootflow.Failed && f.Carried != bootflow.Failed && f.Restored != bootflow.Failed {
+	if f.Came(bootflow.MountState) != bootflow.Failed && f.Came(bootflow.CarryState) != bootflow.Failed && f.Came(bootflow.RestoreState) != bootflow.Failed {
 		return nil
 	}
 	if unreadable(f) {
 		return diskFails
 	}
-	if f.Restored == bootflow.Failed {
+	if f.Came(bootflow.RestoreState) == bootflow.Failed {
 		return []string{
 			"Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`.",
 			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back, and `ota rollback --state --forget` deletes the snapshot: what it keeps takes its room even where the file is deleted. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",

@@ -185,9 +185,9 @@ func openedBy(h *host.Host, f bootflow.Facts) string {
 	switch {
 	case h.State.Root != bootflow.RootOpen:
 		return "none"
-	case f.Unlock == bootflow.Done:
+	case f.Came(bootflow.Unlock) == bootflow.Done:
 		return "tpm"
-	case f.Key == bootflow.Done:
+	case f.Came(bootflow.AskKey) == bootflow.Done:
 		return "key"
 	}
 	return "new"

@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/fetched"
@@ -369,4 +370,17 @@ func (m *Machine) Write(e journal.Entry) {
 	text, err := journal.Append(m.RootFiles()[bootjournal.File], e)
 	m.Must(err)
 	m.RootFiles()[bootjournal.File] = text
+}
+
+// FetchRevoking delivers a release that names what shall not start any more.
+func (m *Machine) FetchRevoking(r *Edition, digests ...[32]byte) {
+	m.T.Helper()
+	m.Releases[r.Contract.Version] = r
+	p := m.Parcel(r)
+	var d secureboot.Database
+	for _, digest := range digests {
+		d = append(d, secureboot.Hash([16]byte{}, digest))
+	}
+	m.Must(p.Release.SetRevocations(d))
+	m.Deliver(p)
 }

@@ -44,8 +44,8 @@ func Look(h *host.Host, tried bootflow.Facts) (first, unsettled bool, err error)
 	if err != nil {
 		return true, false, err
 	}
-	first = tried.Carried == bootflow.NotTried && (!found.Has(Own(h)) || leftState(h, found))
-	unsettled = tried.Settled == bootflow.NotTried && h.RunsBlessed() && !first &&
+	first = tried.Came(bootflow.CarryState) == bootflow.NotTried && (!found.Has(Own(h)) || leftState(h, found))
+	unsettled = tried.Came(bootflow.SettleState) == bootflow.NotTried && h.RunsBlessed() && !first &&
 		(found.Current() != Own(h) || found.Noted != "" || len(upper.Stale(found, Own(h))) > 0)
 	return first, unsettled, nil
 }

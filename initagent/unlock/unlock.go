@@ -283,7 +283,7 @@ func (o *opening) byKey() error {
 		return err
 	}
 	timeout := KeyTimeout
-	if o.State.Trial && o.State.Fallback && o.tried.Unlock == bootflow.Failed && !o.tried.Answered {
+	if o.State.Trial && o.State.Fallback && o.tried.Came(bootflow.Unlock) == bootflow.Failed && !o.tried.Answered {
 		timeout = TrialKeyTimeout
 		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
 	}
@@ -349,7 +349,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
-	if !forgotten && o.Chip.Err == nil && !o.EnrollAgain && o.tried.Enroll != bootflow.Done && !o.KeysWritten {
+	if !forgotten && o.Chip.Err == nil && !o.EnrollAgain && o.tried.Came(bootflow.Enroll) != bootflow.Done && !o.KeysWritten {
 		switch err := o.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
 			c.Print(fmt.Sprintf("%v\n", err))

@@ -29,10 +29,10 @@ type renewal struct {
 // outdated reports whether the TPM's record is not the one that the
 // machine's systems call for.
 func outdated(h *host.Host, f Found, tried bootflow.Facts) (bool, error) {
-	if tried.Record != bootflow.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
+	if tried.Came(bootflow.UpdatePolicy) != bootflow.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
 		return false, nil
 	}
-	r, err := renew(h, f, tried.Revoked)
+	r, err := renew(h, f, tried.Came(bootflow.Revoke))
 	if err != nil {
 		return false, err
 	}

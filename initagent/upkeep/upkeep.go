@@ -16,15 +16,10 @@ import (
 
 // Found is what a blessed system has to see to.
 type Found struct {
-	Judgement
-	ESPDiffers bool
-	Compared   bool // the ESP was compared with its copies
-	Policy     bool
-	PolicyErr  error // why the TPM's record is left as it is
-	Manager    bool
-	Stage      bool
-	Revoke     bool
-	Updater    bool
+	bootflow.Upkeep
+	Judgement Judgement
+	Compared  bool  // the ESP was compared with its copies
+	PolicyErr error // why the TPM's record is left as it is
 }
 
 // Look looks, once the root partition is open, for what there is to do. tried is what this
@@ -33,12 +28,13 @@ func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
 	if h.State.Root != bootflow.RootOpen || h.State.Trial {
 		return Found{Compared: last.Compared}
 	}
-	f := Found{Judgement: last.Judgement, ESPDiffers: last.ESPDiffers, Compared: true}
+	f := Found{Judgement: last.Judgement, Upkeep: bootflow.Upkeep{ESPDiffers: last.ESPDiffers}, Compared: true}
 	// First: a trial that gets its tries again keeps its place in the record.
-	if tried.Judged == bootflow.NotTried {
+	if tried.Came(bootflow.Remember) == bootflow.NotTried {
 		f.Judgement = judgeTrial(h)
 	}
-	if tried.Mended == bootflow.NotTried && !last.Compared { // nothing but mend changes it
+	f.Verdict = f.Judgement.Verdict
+	if tried.Came(bootflow.Mend) == bootflow.NotTried && !last.Compared { // nothing but mend changes it
 		f.ESPDiffers = espDiffers(h) // the record waits for it while a boot manager is replaced
 	}
 	if f.Policy, f.PolicyErr = outdated(h, f, tried); f.PolicyErr != nil {
@@ -48,9 +44,9 @@ func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
 	// be on the way. None of these would. While the machine secret is, the list may be
 	// under the other one, and each of these has to write it.
 	settled := (!h.Unsettled || h.List != nil) && !rootpart.KeysUnfinished(h.Store, h.Lock)
-	f.Manager = settled && tried.Managed == bootflow.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
-	f.Stage = settled && tried.Staged == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
-	f.Revoke = settled && tried.Revoked == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
-	f.Updater = settled && tried.UpdaterSigned == bootflow.NotTried && h.RunsBlessed() && fwupd.Waits(h)
+	f.Manager = settled && tried.Came(bootflow.UpdateManager) == bootflow.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
+	f.Stage = settled && tried.Came(bootflow.Stage) == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
+	f.Revoke = settled && tried.Came(bootflow.Revoke) == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
+	f.Updater = settled && tried.Came(bootflow.SignUpdater) == bootflow.NotTried && h.RunsBlessed() && fwupd.Waits(h)
 	return f
 }

@@ -1,4 +1,4 @@
-package agent_test
+package fwupd_test
 
 import (
 	"bytes"
@@ -149,7 +149,7 @@ func TestSignsNoUpdater(t *testing.T) {
 			m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 			digest, err := authenticode.Digest(refused)
 			m.Must(err)
-			fetchRevoking(m, machinetest.NewRelease(t, 2, 5, machinetest.Pinned), digest)
+			m.FetchRevoking(machinetest.NewRelease(t, 2, 5, machinetest.Pinned), digest)
 			m.Runs(2)
 			m.Bless()
 			m.Runs(2)
@@ -225,14 +225,15 @@ func TestCutSignsUpdater(t *testing.T) {
 	t.Logf("%d states after a cut", len(worlds))
 }
 
-// A machine with new keys has the program signed by them. What the list of before allows is
-// allowed still.
+// A machine with new keys has the program signed by them, and the copy of it that fwupd has
+// put on the ESP.
 func TestUpdaterOfNewKeys(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 	program := updaterProgram("fwupd-efi 1.7")
 	bringsUpdater(m, "fwupdx64.efi", program)
 	m.Runs(1)
 	m.Must(hasUpdater(m, program))
+	m.PutESP("EFI/systemd/fwupdx64.efi", m.RootFiles()[signedUpdater]) // as fwupd does
 	m.AsksForSecret(true)
 	m.Typed = nil
 	m.Types(m.RecoveryKey())
@@ -242,6 +243,11 @@ func TestUpdaterOfNewKeys(t *testing.T) {
 	m.Ends("system")
 	m.Ends("system")
 	m.Must(hasUpdater(m, program))
+	_, own, err := machinetest.CertificatesIn(m.Vars)
+	m.Must(err)
+	if err := authenticode.VerifyOwn(m.ESP.Files["EFI/systemd/fwupdx64.efi"].Now.Data, own[0]); err != nil {
+		t.Errorf("the copy on the ESP: %v", err)
+	}
 }
 
 // Nothing that an update of the firmware changes by itself is bound: the machine opens under
