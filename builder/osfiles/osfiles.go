@@ -4,7 +4,7 @@
 // init can use.
 //
 // It refuses to replace a file of the distributor's: what is there already has
-// precedence, and is named.
+// precedence, and is named. fwupd's settings alone get one more line.
 package osfiles
 
 import (
