@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"slices"
 	"testing"
+
+	"halogenos.internal/boot/gpt"
 )
 
 // option puts a load option together: attributes, path length, description.
@@ -41,6 +43,19 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// The name is the one that was written, in whatever script.
+func TestDescribe(t *testing.T) {
+	for _, want := range []string{"", "Windows Boot Manager", "Загрузчик 💾"} {
+		got, err := Describe(Encode(want, 1, 2048, 4096, gpt.GUID{1}, `\EFI\BOOT\BOOTX64.EFI`))
+		if err != nil || got != want {
+			t.Errorf("%q is called %q, %v", want, got, err)
+		}
+	}
+	if _, err := Describe([]byte{1, 0, 0, 0, 4, 0, 'd', 0}); err == nil {
+		t.Error("a name without an end is read")
+	}
+}
+
 func TestParseRefused(t *testing.T) {
 	good := option(root + "010106000003" + end)
 	for name, b := range map[string][]byte{
@@ -67,6 +82,9 @@ func FuzzParse(f *testing.F) {
 		way, err := Parse(b)
 		if err == nil && len(way)*pciSize > len(b) {
 			t.Fatalf("%d functions from %d bytes", len(way), len(b))
+		}
+		if name, derr := Describe(b); (derr == nil) != (err == nil) || 2*len([]rune(name)) > len(b) {
+			t.Fatalf("it is called %q, %v, and Parse says %v", name, derr, err)
 		}
 	})
 }

@@ -29,6 +29,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   changes    what differs from the image in /etc, and what updates conflict with
   boot-report  a report of this boot that the TPM signs, for 'halogen
              verify-report'
+  boot-once  have the firmware start another system at the next restart
   setup      ask for language, keyboard, time zone, name, account and updates
 
 halogenctl COMMAND --help says more. Only root may run them. Updates, and the
@@ -37,12 +38,12 @@ way back from one, are ota's.
 Exit codes: those of the command; 2 wrong usage.
 `
 
-// commands are those that a running system may have; changes, boot-report and setup are
-// for it alone. The others need the root partition closed, or a person at a console whose keys
+// commands are those that a running system may have; changes, boot-report, boot-once
+// and setup are for it alone. The others need the root partition closed, or a person at a console whose keys
 // nobody else can read; reseal, reset, recovery-key and pin only leave a request for the
 // next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "changes", "boot-report", "setup"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "changes", "boot-report", "boot-once", "setup"}
 }
 
 func main() {
