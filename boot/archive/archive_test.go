@@ -90,7 +90,7 @@ func (s *sample) write(t testing.TB, signature []byte, o Options) []byte {
 		s.text = text
 		return signature, nil
 	}
-	if s.release, err = Write(t.Context(), &out, new(memory), s.build, sign, s.open, o); err != nil {
+	if s.release, err = Write(t.Context(), &out, new(memory), Input{s.build, sign, s.open}, o); err != nil {
 		t.Fatal(err)
 	}
 	// Its content is known once it is written.
@@ -243,18 +243,18 @@ func TestWriteRefused(t *testing.T) {
 		if c.open != nil {
 			open = c.open(s)
 		}
-		if _, err := Write(t.Context(), io.Discard, new(memory), s.build, signWith(c.signature), open, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Write(t.Context(), io.Discard, new(memory), Input{s.build, signWith(c.signature), open}, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
 	s := newSample(t, 3<<20)
 	full := writerFunc(func([]byte) (int, error) { return 0, broken })
-	if _, err := Write(t.Context(), full, new(memory), s.build, signWith(nil), s.open, Options{}); !errors.Is(err, broken) {
+	if _, err := Write(t.Context(), full, new(memory), Input{s.build, signWith(nil), s.open}, Options{}); !errors.Is(err, broken) {
 		t.Errorf("a full disk: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Write(ctx, io.Discard, new(memory), s.build, signWith(nil), s.open, Options{}); !errors.Is(err, context.Canceled) {
+	if _, err := Write(ctx, io.Discard, new(memory), Input{s.build, signWith(nil), s.open}, Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -303,7 +303,7 @@ func BenchmarkWrite(b *testing.B) {
 	s := newSample(b, 64<<20)
 	b.SetBytes(64 << 20)
 	for b.Loop() {
-		if _, err := Write(b.Context(), io.Discard, new(memory), s.build, signWith(nil), s.open, Options{}); err != nil {
+		if _, err := Write(b.Context(), io.Discard, new(memory), Input{s.build, signWith(nil), s.open}, Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -247,7 +247,7 @@ func TestBuildRefused(t *testing.T) {
 	if _, err := ReadHead(bytes.NewReader(storedMembers(nil, append(head, first[:]...))), trust); err == nil || !strings.Contains(err.Error(), "describes a build") {
 		t.Errorf("ReadHead: %v", err)
 	}
-	if _, err := Write(t.Context(), io.Discard, new(memory), s.release, signWith(nil), s.open, Options{}); err == nil || !strings.Contains(err.Error(), "packed already") {
+	if _, err := Write(t.Context(), io.Discard, new(memory), Input{s.release, signWith(nil), s.open}, Options{}); err == nil || !strings.Contains(err.Error(), "packed already") {
 		t.Errorf("Write: %v", err)
 	}
 }

@@ -21,14 +21,21 @@ type Spool interface {
 	io.ReaderAt
 }
 
+// Input is what goes into an archive.
+type Input struct {
+	Build *release.Release
+	// Sign returns the signature of release.json, or nothing for a release that is not signed.
+	Sign func(description []byte) ([]byte, error)
+	// Open returns the content of each of the build's files in turn; one that differs from its
+	// description fails the write.
+	Open func(release.File) (io.ReadCloser, error)
+}
+
 // Write packs a build and writes the archive to w. release.json comes first
 // and says how large all that follows is packed, so that the files are packed
-// into the spool before. sign returns the signature of release.json, or
-// nothing for a release that is not signed. open returns the content of each
-// of the build's files in turn; one that differs from its description fails
-// the write. The description that the archive has is returned.
-func Write(ctx context.Context, w io.Writer, spool Spool, build *release.Release, sign func(description []byte) ([]byte, error),
-	open func(release.File) (io.ReadCloser, error), o Options) (*release.Release, error) {
+// into the spool before. The description that the archive has is returned.
+func Write(ctx context.Context, w io.Writer, spool Spool, in Input, o Options) (*release.Release, error) {
+	build := in.Build
 	if err := build.Validate(); err != nil {
 		return nil, err
 	}
@@ -39,7 +46,7 @@ func Write(ctx context.Context, w io.Writer, spool Spool, build *release.Release
 		return nil, fmt.Errorf("source date %d is more than a tar header holds", build.SourceDate)
 	}
 	k := &packing{spool: spool, packed: make([]int64, len(build.Files)), index: blockindex.NewBuilder(o.memberBlocks())}
-	if err := k.pack(ctx, build, open, o); err != nil {
+	if err := k.pack(ctx, build, in.Open, o); err != nil {
 		return nil, fmt.Errorf("write archive: %w", err)
 	}
 	r, index := k.describe(build)
@@ -47,7 +54,7 @@ func Write(ctx context.Context, w io.Writer, spool Spool, build *release.Release
 	if err != nil {
 		return nil, err
 	}
-	signature, err := sign(description)
+	signature, err := in.Sign(description)
 	if err != nil {
 		return nil, err
 	}

@@ -103,6 +103,6 @@ func (b *build) pack(ctx context.Context, w *os.File, sign func([]byte) ([]byte,
 		return errors.Join(err, spool.Close())
 	}
 	open := func(file release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(b.dir, file.Name)) }
-	_, err = archive.Write(ctx, w, spool, b.release, sign, open, archive.Options{})
+	_, err = archive.Write(ctx, w, spool, archive.Input{Build: b.release, Sign: sign, Open: open}, archive.Options{})
 	return errors.Join(err, spool.Close())
 }

@@ -61,31 +61,34 @@ func Check(bmp []byte) error {
 	if compression != 0 && (compression != 3 || !masked) {
 		return errors.New("it is compressed: systemd-stub shows only what is not")
 	}
-	if err := checkPixels(offset, header, at32(46), depth, width, height, size); err != nil || !masked {
+	if err := (pixels{offset, header, at32(46), depth, width, height, size}).check(); err != nil || !masked {
 		return err
 	}
 	return checkMasks(bmp[fileHeader:offset], header, depth)
 }
 
-// checkPixels wants colors and pixels where the headers say.
-func checkPixels(offset, header, colors, depth, width, height, size uint64) error {
-	line := (depth*width + 31) / 32 * 4
-	if offset > size || size-offset < line*height {
-		return fmt.Errorf("it is cut off: its pixels have %d bytes, from %d on, and it ends at %d", line*height, offset, size)
+// pixels is where the headers say that colors and pixels are, in bytes; the depth is in bits.
+type pixels struct{ offset, header, colors, depth, width, height, size uint64 }
+
+// check wants colors and pixels there.
+func (p pixels) check() error {
+	line := (p.depth*p.width + 31) / 32 * 4
+	if p.offset > p.size || p.size-p.offset < line*p.height {
+		return fmt.Errorf("it is cut off: its pixels have %d bytes, from %d on, and it ends at %d", line*p.height, p.offset, p.size)
 	}
-	if offset < fileHeader+header {
-		return fmt.Errorf("its pixels begin at %d, within its headers", offset)
+	if p.offset < fileHeader+p.header {
+		return fmt.Errorf("its pixels begin at %d, within its headers", p.offset)
 	}
-	between := offset - fileHeader - header
+	between := p.offset - fileHeader - p.header
 	// A stub before 258 takes what comes after too short a table for colors.
-	if depth <= 8 && between < 4<<depth {
-		return fmt.Errorf("it has %d colors, and pixels of %d bits want all %d: save it with 24 bits a pixel", between/4, depth, 1<<depth)
+	if p.depth <= 8 && between < 4<<p.depth {
+		return fmt.Errorf("it has %d colors, and pixels of %d bits want all %d: save it with 24 bits a pixel", between/4, p.depth, 1<<p.depth)
 	}
-	if colors == 0 && depth <= 8 {
-		colors = 1 << depth
+	if p.colors == 0 && p.depth <= 8 {
+		p.colors = 1 << p.depth
 	}
-	if between != 0 && between != 4*colors {
-		return fmt.Errorf("between its headers and its pixels are %d bytes, and its %d colors have %d", between, colors, 4*colors)
+	if between != 0 && between != 4*p.colors {
+		return fmt.Errorf("between its headers and its pixels are %d bytes, and its %d colors have %d", between, p.colors, 4*p.colors)
 	}
 	return nil
 }

@@ -210,7 +210,7 @@ func (h *Host) sealAgain(b rootpart.Binding, volumeKey []byte, secret *policy.Se
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.Rebind(h.Random, f, h.Lock, volumeKey, secret, keys, boots[0], record, boots[1:]...), f.Close())
+	return errors.Join(b.Rebind(h.Random, f, h.Lock, rootpart.Rebinding{VolumeKey: volumeKey, Secret: secret, Keys: keys, Record: record, Boots: boots}), f.Close())
 }
 
 // RewriteRecord has the TPM release the secret for how this machine starts now, and for

@@ -82,7 +82,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	}
 	defer fresh.Wipe()
 	r := &rootpart.Replacement{Old: a.open.Secret, Fresh: fresh, Key: key, Keys: keys}
-	noted, changed, err := a.binding.ReplaceSecret(m.Machine, m.Disk, m.Random, a.lock, a.open.VolumeKey, r, a.record, a.boots)
+	noted, changed, err := a.binding.ReplaceSecret(m.volume(a.lock, a.open), r, a.record, a.boots)
 	switch {
 	case err != nil && changed:
 		return errors.Join(fmt.Errorf("%w. Nothing is lost: `unlock` again, which finishes it or takes it back", err), m.Lock())
@@ -94,7 +94,7 @@ func (m *Machine) newSecret(c hw.Console, a *acceptance, keys *rootpart.NewKeys)
 	if err := m.Keeper.Keep(a.open); err != nil {
 		return errors.Join(fmt.Errorf("the new machine secret is in force: `unlock` again: %w", err), m.Lock())
 	}
-	if err := rootpart.FinishSecret(m.Machine, m.Disk, m.Random, a.chip, a.lock, a.open.VolumeKey, fresh); err != nil {
+	if err := rootpart.FinishSecret(m.volume(a.lock, a.open), a.chip, fresh); err != nil {
 		return fmt.Errorf("the new machine secret is in force, and the next start finishes the rest: %w", err)
 	}
 	c.Print("The machine has a new secret. What the old one opened is gone, but for copies of this disk's header, and for the Secure Boot keys, where somebody has read those: `reseal --new-secret --new-keys` replaces them.\n")
@@ -147,8 +147,13 @@ func (m *Machine) finishSecret(lock *rootlock.Lock, open *Opened) error {
 	default:
 		defer chip.Close()
 	}
-	if err := rootpart.FinishSecret(m.Machine, m.Disk, m.Random, chip, lock, open.VolumeKey, open.Secret); err != nil {
+	if err := rootpart.FinishSecret(m.volume(lock, open), chip, open.Secret); err != nil {
 		return fmt.Errorf("the root partition is open; a replacement of the machine secret is still to be finished: %w", err)
 	}
 	return nil
+}
+
+// volume is the root partition, which is open.
+func (m *Machine) volume(lock *rootlock.Lock, open *Opened) rootpart.Volume {
+	return rootpart.Volume{Machine: m.Machine, Disk: m.Disk, Random: m.Random, Lock: lock, Key: open.VolumeKey}
 }

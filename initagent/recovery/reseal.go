@@ -192,7 +192,7 @@ func (m *Machine) rebind(a *acceptance) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.binding.Rebind(m.Random, f, a.lock, a.open.VolumeKey, a.open.Secret, keys, a.boots[0], a.record, a.boots[1:]...), f.Close())
+	return errors.Join(a.binding.Rebind(m.Random, f, a.lock, rootpart.Rebinding{VolumeKey: a.open.VolumeKey, Secret: a.open.Secret, Keys: keys, Record: a.record, Boots: a.boots}), f.Close())
 }
 
 // accountedFor is this boot as it was when the initramfs phase had begun. The

@@ -63,7 +63,7 @@ func (l *Lock) SignAgain(random io.Reader, d block.Device, volumeKey []byte, own
 		return fmt.Errorf("make the owner signature of the root partition by one key: %w", errNoToken)
 	}
 	err := l.Header.Change(random, d, func(c *luks2.Change) error {
-		return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, l.KeptPIN, owner)
+		return l.setTPMToken(c, tpmBinding{keyslot: l.TPMSlot, volumeKey: volumeKey, sealed: l.Sealed, kept: l.KeptPIN, owner: owner})
 	})
 	if err != nil {
 		return fmt.Errorf("make the owner signature of the root partition by one key: %w", err)

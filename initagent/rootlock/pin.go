@@ -58,7 +58,7 @@ func (l *Lock) KeepPIN(random io.Reader, d block.Device, volumeKey []byte, secre
 	kept, err := keptPIN(random, volumeKey, secret, l.Sealed)
 	if err == nil {
 		err = l.Header.Change(random, d, func(c *luks2.Change) error {
-			return l.setTPMToken(c, l.TPMSlot, volumeKey, l.Sealed, kept, nil)
+			return l.setTPMToken(c, tpmBinding{keyslot: l.TPMSlot, volumeKey: volumeKey, sealed: l.Sealed, kept: kept})
 		})
 	}
 	if err != nil {

@@ -89,7 +89,7 @@ func TestPIN(t *testing.T) {
 			t.Fatal(err)
 		}
 		replace := func(d block.Device) error {
-			if err := lock.ReplaceSecret(random, d, m.volumeKey, fresh, &m.old, sealed, nil, nil); err != nil {
+			if err := lock.ReplaceSecret(random, d, m.volumeKey, NewSecret{Secret: fresh, Recovery: &m.old, Sealed: sealed}); err != nil {
 				return err
 			}
 			return lock.RemoveReplaced(random, d)

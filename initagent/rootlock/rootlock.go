@@ -361,7 +361,7 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 				return err
 			}
 		}
-		if err := l.setTPMToken(c, n, volumeKey, sealed, kept, owner); err != nil || other < 0 {
+		if err := l.setTPMToken(c, tpmBinding{keyslot: n, volumeKey: volumeKey, sealed: sealed, kept: kept, owner: owner}); err != nil || other < 0 {
 			return err
 		}
 		_, err := c.AddToken(luks2.Token{Type: replacedToken, Keyslots: []int{other}})
@@ -373,17 +373,23 @@ func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret
 	return l.again()
 }
 
+// tpmBinding is what the TPM's token says.
+type tpmBinding struct {
+	keyslot     int
+	volumeKey   []byte
+	sealed      *policy.Sealed
+	kept        []byte          // the PIN under the volume key; nil without one
+	owner, next *rsa.PrivateKey // sign the volume; nil for those whose signatures stay, and for none
+}
+
 // setTPMToken puts a TPM token in place of the one that is there, or of all.
-func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, sealed *policy.Sealed, kept []byte, owner *rsa.PrivateKey, next ...*rsa.PrivateKey) error {
-	token, err := newTPMToken(keyslot, volumeKey, sealed, kept, owner)
+func (l *Lock) setTPMToken(c *luks2.Change, b tpmBinding) error {
+	token, err := newTPMToken(b.keyslot, b.volumeKey, b.sealed, b.kept, b.owner)
 	if err != nil {
 		return err
 	}
-	for _, key := range next {
-		if key == nil {
-			continue
-		}
-		if err := setNextOwnerSignature(&token, key, volumeKey); err != nil {
+	if b.next != nil {
+		if err := setNextOwnerSignature(&token, b.next, b.volumeKey); err != nil {
 			return err
 		}
 	}
@@ -394,7 +400,7 @@ func (l *Lock) setTPMToken(c *luks2.Change, keyslot int, volumeKey []byte, seale
 		case at < 0:
 			at = number
 			for _, name := range []string{ownerSignatureField, nextOwnerSignatureField} {
-				if signature, there := t.Fields[name]; there && owner == nil {
+				if signature, there := t.Fields[name]; there && b.owner == nil {
 					token.Fields[name] = signature
 				}
 			}

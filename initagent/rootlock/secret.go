@@ -17,6 +17,17 @@ import (
 // has typed.
 var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use `recovery-key` first")
 
+// A NewSecret is what ReplaceSecret puts into a header. All of it stays the caller's.
+type NewSecret struct {
+	Secret *policy.Secret
+	Sealed *policy.Sealed
+	// Recovery is the recovery key that there is, which opens the new secret, too.
+	Recovery *luks2.RecoveryKey
+	// Owner makes the owner signature. Next, where it is not nil, signs the volume as well, by
+	// the same header: it is about to replace Owner in the firmware's db.
+	Owner, Next *rsa.PrivateKey
+}
+
 // ReplaceSecret has the header be for a new machine secret: its keyslot, its sealed
 // object and its escrow under the recovery key, which stays, come with one header.
 // Cut before it, the old secret opens the volume, by the TPM and by the recovery key;
@@ -27,28 +38,25 @@ var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use 
 // index is deleted with it, so that an older copy of the header, which asks for another
 // PIN or for none, opens by the TPM no more. One that is bound to PCRs has none, and such
 // a copy opens as it did: package unlock sets no PIN there.
-//
-// owner makes the owner signature; next, where it is not nil, signs it as well, by the same header:
-// it is about to replace owner in the firmware's db.
-func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, key *luks2.RecoveryKey, sealed *policy.Sealed, owner, next *rsa.PrivateKey) error {
+func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, s NewSecret) error {
 	if len(l.Recoveries) != 1 {
 		return ErrTwoKeys
 	}
-	kept, err := keptPIN(random, volumeKey, secret, sealed)
+	kept, err := keptPIN(random, volumeKey, s.Secret, s.Sealed)
 	if err != nil {
 		return fmt.Errorf("put a new machine secret into the root partition's header: %w", err)
 	}
 	err = l.Header.Change(random, d, func(c *luks2.Change) error {
-		passphrase := secret.LUKSPassphrase()
+		passphrase := s.Secret.LUKSPassphrase()
 		defer luks2.Wipe(passphrase)
 		n, err := c.AddKeyslot(volumeKey, passphrase, luks2.PBKDF2())
 		if err != nil {
 			return err
 		}
-		if err := l.setTPMToken(c, n, volumeKey, sealed, kept, owner, next); err != nil {
+		if err := l.setTPMToken(c, tpmBinding{n, volumeKey, s.Sealed, kept, s.Owner, s.Next}); err != nil {
 			return err
 		}
-		if err := l.setEscrow(random, c, secret, key); err != nil || l.TPMSlot < 0 {
+		if err := l.setEscrow(random, c, s.Secret, s.Recovery); err != nil || l.TPMSlot < 0 {
 			return err
 		}
 		_, err = c.AddToken(luks2.Token{Type: replacedToken, Keyslots: []int{l.TPMSlot}})

@@ -337,8 +337,18 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 	return nil
 }
 
+// A Rebinding is what another TPM is told, or one that was cleared. The secrets stay the caller's.
+type Rebinding struct {
+	VolumeKey []byte
+	Secret    *policy.Secret
+	Keys      *secureboot.KeySet // sign the owner signature; nil where the machine has none
+	Record    *policy.Record
+	// Boots may unlock, and the first of them is the running one.
+	Boots []policy.Boot
+}
+
 // Rebind seals the secret to a TPM that does not know it, and has the header say
-// so. keys sign the owner signature; nil where the machine has none. Cut before the header
+// so. Cut before the header
 // is written, the TPM keeps an index that nothing names.
 //
 // What the TPM has lost it does not vouch for: the owner of a machine that had a record
@@ -351,30 +361,30 @@ func (b Binding) keepFloor(record *policy.Record, tpms uint64) error {
 // the new one and the header. Then it goes first, where the header leads to none, or to
 // one of a TPM that was cleared or exchanged: nothing is lost by it, and a cut after it
 // leaves a TPM with room.
-func (b Binding) Rebind(random io.Reader, d block.Device, lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret, keys *secureboot.KeySet, boot policy.Boot, record *policy.Record, others ...policy.Boot) error {
-	if err := b.keepFloor(record, 0); err != nil {
+func (b Binding) Rebind(random io.Reader, d block.Device, lock *rootlock.Lock, r Rebinding) error {
+	if err := b.keepFloor(r.Record, 0); err != nil {
 		return err
 	}
 	b.Had = b.Had.Forgotten()
-	if err := b.consent(record, secret.PIN() != nil, policy.KindNV); err != nil {
+	if err := b.consent(r.Record, r.Secret.PIN() != nil, policy.KindNV); err != nil {
 		return err
 	}
 	b.Had.unknown = nil // that was agreed to
-	fingerprint := policy.VolumeFingerprint(volumeKey)
-	_, err := b.ownRecord(lock, secret)
+	fingerprint := policy.VolumeFingerprint(r.VolumeKey)
+	_, err := b.ownRecord(lock, r.Secret)
 	if errors.Is(err, tpm.ErrIndexMissing) || errors.Is(err, tpm.ErrIndexForeign) || errors.Is(err, tpm.ErrChanged) {
 		b.room = func() error { return DropIndexes(b.TPM, fingerprint, b.Needed) }
 	}
-	sealed, err := b.Seal(secret, boot, record, others...)
+	sealed, err := b.Seal(r.Secret, r.Boots[0], r.Record, r.Boots[1:]...)
 	if err != nil {
 		return err
 	}
 	var ownerKey *rsa.PrivateKey // while the keys are replaced the owner signatures by both stay
-	if keys != nil && len(lock.NextOwnerSignature) == 0 {
-		ownerKey = keys.DB.Key
+	if r.Keys != nil && len(lock.NextOwnerSignature) == 0 {
+		ownerKey = r.Keys.DB.Key
 	}
 	if err := DropIndexes(b.TPM, fingerprint, sealed); err != nil {
 		return fmt.Errorf("clear what the TPM had of this volume: %w", err)
 	}
-	return lock.Rebind(random, d, volumeKey, secret, sealed, ownerKey)
+	return lock.Rebind(random, d, r.VolumeKey, r.Secret, sealed, ownerKey)
 }

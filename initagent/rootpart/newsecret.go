@@ -132,6 +132,15 @@ func (r *Replacement) list(store hw.Store, random io.Reader, lock *rootlock.Lock
 
 var errBareList = errors.New("the list of what the firmware shall hold was not made yet: `reseal` alone, and start once so that the machine opens by itself")
 
+// A Volume is the machine's root partition, with the key of its volume, which stays the caller's.
+type Volume struct {
+	Machine hw.Machine
+	Disk    hw.Disk
+	Random  io.Reader
+	Lock    *rootlock.Lock
+	Key     []byte
+}
+
 // ReplaceSecret has the TPM and the header be for a new secret, up to where FinishSecret
 // goes on. It returns what the machine has from then on. Where it fails, changed says that
 // the header may be for either secret: it tells which, and nothing may be written by
@@ -141,8 +150,8 @@ var errBareList = errors.New("the list of what the firmware shall hold was not m
 // stands, whole, and FinishSecret deletes the one that the header does not name. What the
 // machine has goes by what the new secret was in fact sealed to, which can be more than
 // the old one was: NextFile is written again then, before the header.
-func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *rootlock.Lock, volumeKey []byte, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
-	owner, next, wipe, err := r.ownerKeys(m.Store, lock)
+func (b Binding) ReplaceSecret(v Volume, r *Replacement, record *policy.Record, boots []policy.Boot) (g Guarantees, changed bool, err error) {
+	owner, next, wipe, err := r.ownerKeys(v.Machine.Store, v.Lock)
 	if err != nil {
 		return g, false, err
 	}
@@ -153,28 +162,28 @@ func (b Binding) ReplaceSecret(m hw.Machine, d hw.Disk, random io.Reader, lock *
 	if r.OtherPIN { // its owner wants it so
 		b.Had.PIN = r.Fresh.PIN() != nil
 	}
-	g = b.Now(record, lock)
+	g = b.Now(record, v.Lock)
 	// From the first on: whatever is under the fresh secret can be found in free space, and
 	// put back.
 	g.PIN = r.Fresh.PIN() != nil
-	if err := r.Prepare(m.Store, random, lock, g); err != nil {
+	if err := r.Prepare(v.Machine.Store, v.Random, v.Lock, g); err != nil {
 		return g, false, err
 	}
 	b.Consent = nil // a TPM without room for a second record keeps the one that it has
 	sealed, err := b.Seal(r.Fresh, boots[0], record, boots[1:]...)
 	if err == nil {
 		if now := b.NowSealed(record, sealed); now != g {
-			g, err = now, r.Prepare(m.Store, random, lock, now)
+			g, err = now, r.Prepare(v.Machine.Store, v.Random, v.Lock, now)
 		}
 	}
 	if err != nil {
-		return g, false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, r.Old))
+		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}
-	f, err := m.Disks.OpenPartition(d, layout.RootNumber, true)
+	f, err := v.Machine.Disks.OpenPartition(v.Disk, layout.RootNumber, true)
 	if err != nil {
-		return g, false, errors.Join(err, FinishSecret(m, d, random, b.TPM, lock, volumeKey, r.Old))
+		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}
-	return g, true, errors.Join(lock.ReplaceSecret(random, f, volumeKey, r.Fresh, r.Key, sealed, owner, next), f.Close())
+	return g, true, errors.Join(v.Lock.ReplaceSecret(v.Random, f, v.Key, rootlock.NewSecret{Secret: r.Fresh, Sealed: sealed, Recovery: r.Key, Owner: owner, Next: next}), f.Close())
 }
 
 // ownerKeys sign the owner signature: that of the keys that are there, nil without, and that of the
@@ -266,28 +275,29 @@ func SecretUnfinished(store hw.Store, lock *rootlock.Lock) bool {
 // undone, or takes it back. secret is the one that is in force: the header has it. chip
 // is nil where there is no TPM: then NextFile stays until there is one. Each step may
 // be made again.
-func FinishSecret(m hw.Machine, d hw.Disk, random io.Reader, chip *tpm.TPM, lock *rootlock.Lock, volumeKey []byte, secret *policy.Secret) error {
-	if !SecretUnfinished(m.Store, lock) {
+func FinishSecret(v Volume, chip *tpm.TPM, secret *policy.Secret) error {
+	store, lock := v.Machine.Store, v.Lock
+	if !SecretUnfinished(store, lock) {
 		return nil
 	}
-	box, err := m.Store.Read(NextFile, maxNext)
+	box, err := store.Read(NextFile, maxNext)
 	switch {
 	case err == nil:
-		err = takeNext(m.Store, secret, box)
+		err = takeNext(store, secret, box)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hw.ErrUnfit): // the running system can put anything there
 		err = nil
 	}
 	if err == nil && lock.Replaced {
-		err = removeReplaced(m.Disks, d, random, lock)
+		err = removeReplaced(v.Machine.Disks, v.Disk, v.Random, lock)
 	}
 	// What a token that is not understood is bound to may be what a later release goes by.
 	if err != nil || chip == nil || lock.Strange != nil {
 		return err
 	}
-	if err := DropIndexes(chip, policy.VolumeFingerprint(volumeKey), lock.Sealed); err != nil {
+	if err := DropIndexes(chip, policy.VolumeFingerprint(v.Key), lock.Sealed); err != nil {
 		return err
 	}
-	return m.Store.Remove(NextFile)
+	return store.Remove(NextFile)
 }
 
 // takeNext puts in place what NextFile holds. One that another secret has written

@@ -369,7 +369,7 @@ func TestNewSecretNotesMore(t *testing.T) {
 		if lock.Sealed.Kind != policy.KindNV {
 			continue
 		}
-		m.Must(rootpart.FinishSecret(m.Agent.Machine, m.Agent.Disk, m.Random, nil, lock, nil, secret))
+		m.Must(rootpart.FinishSecret(rootpart.Volume{Machine: m.Agent.Machine, Disk: m.Agent.Disk, Random: m.Random, Lock: lock}, nil, secret))
 		if g := rootpart.ReadGuarantees(machinetest.Store{M: m}, secret); !g.Record {
 			t.Errorf("%s: guarantees %+v", s.How, g)
 		}

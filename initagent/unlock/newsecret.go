@@ -217,11 +217,12 @@ func (o *renewal) replaceSecret(start *rootpart.Start, key *luks2.RecoveryKey, v
 	}
 	defer r.Fresh.Wipe()
 	r.Fresh.SetPIN(pin)
-	now, replaced, err := b.ReplaceSecret(o.Machine, o.Disk, o.Random, o.Lock, volumeKey, r, record, boots)
+	volume := rootpart.Volume{Machine: o.Machine, Disk: o.Disk, Random: o.Random, Lock: o.Lock, Key: volumeKey}
+	now, replaced, err := b.ReplaceSecret(volume, r, record, boots)
 	if err != nil {
 		return replaced, err
 	}
 	*o.Secret = *r.Fresh
 	o.Record, o.Had = record, now
-	return true, rootpart.FinishSecret(o.Machine, o.Disk, o.Random, o.Chip.TPM, o.Lock, volumeKey, r.Fresh)
+	return true, rootpart.FinishSecret(volume, o.Chip.TPM, r.Fresh)
 }

@@ -170,7 +170,7 @@ func (o *opening) finishSecret(volumeKey []byte, secret *policy.Secret) (settled
 	if o.Chip.Err != nil {
 		chip = nil
 	}
-	if err := rootpart.FinishSecret(o.Machine, o.Disk, o.Random, chip, o.Lock, volumeKey, secret); err != nil {
+	if err := rootpart.FinishSecret(rootpart.Volume{Machine: o.Machine, Disk: o.Disk, Random: o.Random, Lock: o.Lock, Key: volumeKey}, chip, secret); err != nil {
 		o.Log.Say("the replacement of the machine secret was not finished, and the next start goes on with it: %v", err)
 		o.Unsettled = true
 		return false
@@ -442,7 +442,7 @@ func (o *opening) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey 
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	if err := b.Rebind(o.Random, f, o.Lock, volumeKey, secret, keys, boots[0], record, boots[1:]...); err != nil {
+	if err := b.Rebind(o.Random, f, o.Lock, rootpart.Rebinding{VolumeKey: volumeKey, Secret: secret, Keys: keys, Record: record, Boots: boots}); err != nil {
 		return err
 	}
 	c.Print("Bound to this TPM.\n")

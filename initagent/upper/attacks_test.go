@@ -198,7 +198,7 @@ func TestPutBeside(t *testing.T) {
 	e, err := image.Entry("new")
 	must(t, err)
 	step := func(string) error { return nil }
-	must(t, put(all, opened(t, filepath.Join(top, "own"), false), "new", e, image, step, func(string, string) {}))
+	must(t, put(all, opened(t, filepath.Join(top, "own"), false), placing{"new", e, image, step, func(string, string) {}}))
 	if got := shown(t, filepath.Join(top, "own")); !maps.Equal(got, map[string]string{"new": "=image's"}) {
 		t.Errorf("it has %q", got)
 	}

@@ -398,7 +398,7 @@ func (f *fill) oneByOne(tops map[string]bool) error {
 // appear puts one entry into its place. Where its directory is left out, so is it.
 func (f *fill) appear(name string, e etcmerge.Entry) error {
 	leftOut := f.leftOut(f.entryPath)
-	err := put(f.all, f.own, name, e, f.image, f.Step, leftOut)
+	err := put(f.all, f.own, placing{name, e, f.image, f.Step, leftOut})
 	if unfit(err) {
 		leftOut(name, "left out: "+err.Error())
 		return nil
@@ -409,30 +409,39 @@ func (f *fill) appear(name string, e etcmerge.Entry) error {
 	return nil
 }
 
+// placing is an entry that gets its place in a tree.
+type placing struct {
+	name    string
+	entry   etcmerge.Entry
+	from    *tree // has the content of a file
+	step    func(string) error
+	leftOut func(path, why string)
+}
+
 // put makes an entry of a tree, which is complete when it has its name. It is made in a
 // directory of its file system where nobody else can write.
-func put(all *os.File, own *tree, name string, e etcmerge.Entry, from *tree, step func(string) error, leftOut func(path, why string)) error {
-	fd, err := beneath(own.fd, path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+func put(all *os.File, own *tree, p placing) error {
+	fd, err := beneath(own.fd, path.Dir(p.name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	parent := os.NewFile(uintptr(fd), path.Dir(name))
+	parent := os.NewFile(uintptr(fd), path.Dir(p.name))
 	defer parent.Close()
-	err = putBy(all, temporary, parent, name, e, from, step, leftOut)
+	err = putBy(all, temporary, parent, p)
 	if errors.Is(err, unix.EXDEV) {
-		err = putBy(parent, beside, parent, name, e, from, step, leftOut)
+		err = putBy(parent, beside, parent, p)
 	}
 	return err
 }
 
 // putBy makes an entry under a name in a directory, and moves it.
-func putBy(where *os.File, as string, parent *os.File, name string, e etcmerge.Entry, from *tree, step func(string) error, leftOut func(path, why string)) error {
-	if err := remove(where, as, step); err != nil {
+func putBy(where *os.File, as string, parent *os.File, p placing) error {
+	if err := remove(where, as, p.step); err != nil {
 		return err
 	}
 	var content io.Reader
-	if e.Type == etcmerge.Regular {
-		file, err := from.Open(name)
+	if p.entry.Type == etcmerge.Regular {
+		file, err := p.from.Open(p.name)
 		if err != nil {
 			return err
 		}
@@ -440,26 +449,26 @@ func putBy(where *os.File, as string, parent *os.File, name string, e etcmerge.E
 		content = file
 	}
 	fd := int(where.Fd())
-	w := newWriter(fd, step, leftOut)
-	w.path = name
-	err := w.node(fd, as, e, content)
+	w := newWriter(fd, p.step, p.leftOut)
+	w.path = p.name
+	err := w.node(fd, as, p.entry, content)
 	if err == nil {
-		err = w.attributes(fd, as, e)
+		err = w.attributes(fd, as, p.entry)
 	}
-	if err == nil && e.Type == etcmerge.Regular {
+	if err == nil && p.entry.Type == etcmerge.Regular {
 		// The rename may reach the disk before the content does.
-		if err = step("flush " + as); err == nil {
+		if err = p.step("flush " + as); err == nil {
 			err = flush(fd, as)
 		}
 	}
 	if err == nil {
-		err = step("rename " + name)
+		err = p.step("rename " + p.name)
 	}
 	if err == nil {
-		err = unix.Renameat(fd, as, int(parent.Fd()), path.Base(name))
+		err = unix.Renameat(fd, as, int(parent.Fd()), path.Base(p.name))
 	}
 	if err != nil {
-		return errors.Join(err, remove(where, as, step))
+		return errors.Join(err, remove(where, as, p.step))
 	}
 	return nil
 }

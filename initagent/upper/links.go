@@ -210,7 +210,7 @@ func replaceLink(root int, all *os.File, l link, from, to string, step func(stri
 		return ignoreMissing(err)
 	}
 	e.Target = to
-	return put(all, own, string(l.Path), e, nil, step, func(string, string) {})
+	return put(all, own, placing{string(l.Path), e, nil, step, func(string, string) {}})
 }
 
 func ignoreMissing(err error) error {

@@ -121,6 +121,6 @@ func childArchive(ctx context.Context, args []string) (err error) {
 	}
 	unsigned := func([]byte) ([]byte, error) { return nil, nil }
 	open := func(f release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(args[0], f.Name)) }
-	_, err = archive.Write(ctx, f, spool, r, unsigned, open, archive.Options{})
+	_, err = archive.Write(ctx, f, spool, archive.Input{Build: r, Sign: unsigned, Open: open}, archive.Options{})
 	return errors.Join(err, f.Sync(), f.Close())
 }

@@ -161,12 +161,12 @@ func Archive(t testing.TB, build string, sign func(description []byte) []byte) [
 	}
 	defer spool.Close()
 	var out bytes.Buffer
-	_, err = archive.Write(context.Background(), &out, spool, r, func(description []byte) ([]byte, error) {
+	_, err = archive.Write(context.Background(), &out, spool, archive.Input{Build: r, Sign: func(description []byte) ([]byte, error) {
 		if sign == nil {
 			return nil, nil
 		}
 		return sign(description), nil
-	}, func(f release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(build, f.Name)) }, archive.Options{})
+	}, Open: func(f release.File) (io.ReadCloser, error) { return os.Open(filepath.Join(build, f.Name)) }}, archive.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

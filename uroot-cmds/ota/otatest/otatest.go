@@ -137,7 +137,7 @@ func Make(t testing.TB, s Spec) *Release {
 	open := func(f release.File) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(contents[f.Name])), nil
 	}
-	_, err = archive.Write(context.Background(), &packed, new(memory), r, sign, open, archive.Options{})
+	_, err = archive.Write(context.Background(), &packed, new(memory), archive.Input{Build: r, Sign: sign, Open: open}, archive.Options{})
 	must(t, err)
 	out.Archive = packed.Bytes()
 	out.Head, err = archive.ReadHead(bytes.NewReader(out.Archive), func(_, _ []byte) error { return nil })
