@@ -251,9 +251,17 @@ func TestEveryBootEnds(t *testing.T) {
 			return
 		}
 		switch {
-		case tr.facts.Came(Reset) == Done, tr.facts.Came(Reset) == Failed && f.ResetBegun, tr.facts.Came(OpenVerity) != Done, tr.facts.Came(MountState) != Done, tr.state.Root == RootOpen && f.FirstStart && tr.facts.Came(CarryState) != Done, tr.state.Root == RootOpen && f.StateAsked && tr.facts.Came(RestoreState) != Done, f.Epoch < s.Floor, f.Problem != "",
+		case tr.facts.Came(Reset) == Done,
+			tr.facts.Came(Reset) == Failed && f.ResetBegun,
+			tr.facts.Came(OpenVerity) != Done,
+			tr.facts.Came(MountState) != Done,
+			tr.state.Root == RootOpen && f.FirstStart && tr.facts.Came(CarryState) != Done,
+			tr.state.Root == RootOpen && f.StateAsked && tr.facts.Came(RestoreState) != Done,
+			f.Epoch < s.Floor,
+			f.Problem != "",
 			tr.state.Root == RootOpen && f.KeepHomeBegun && tr.facts.Came(KeepHome) != Done,
-			s.Root == RootLocked && tr.facts.Came(Unlock) != Done && tr.facts.Came(AskKey) != Done, s.Root == RootDamaged:
+			s.Root == RootLocked && tr.facts.Came(Unlock) != Done && tr.facts.Came(AskKey) != Done,
+			s.Root == RootDamaged:
 			t.Fatalf("%+v %+v fails %v hands over:\n%s", s, f, fails, out)
 		}
 	})
