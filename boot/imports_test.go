@@ -61,7 +61,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"boot":       {"boot"},
 		"initagent":  {"boot", "initagent"},
 		"uroot-cmds": {"boot", "initagent", "uroot-cmds"},
-		// Servers are read by one reader, whoever reads.
+		// Servers are read by one reader, no matter who reads.
 		"builder":    {"boot", "builder", "uroot-cmds/ota/server"},
 		"qemu-tests": {"boot", "builder", "qemu-tests", "initagent/hw"},
 	}

@@ -120,7 +120,7 @@ func rogue(t *testing.T, volume string, tokens ...string) {
 	luks2.Wipe(volumeKey)
 }
 
-// nullCipher gives the real volume a cipher that encrypts nothing: whoever wrote the
+// nullCipher gives the real volume a cipher that encrypts nothing: anyone who wrote the
 // data then needs no key. The header's checksums fit (LUKS2 On-Disk Format, 2.1).
 func nullCipher(t *testing.T, volume string) {
 	t.Helper()

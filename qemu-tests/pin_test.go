@@ -20,7 +20,7 @@ const asksForPIN = `PIN \(an empty line: it is forgotten, the recovery key opens
 
 // TestPIN: a PIN is set at the start after the running system has asked for it, typed
 // wrong and right at the next one, at the serial line or at a USB keyboard. It is nowhere
-// in the memory of the system that it has started. Whoever has the machine, replays its
+// in the memory of the system that it has started. Anyone who has the machine, replays its
 // boot to its TPM, and does not know the PIN, gets nothing.
 // FAULTS 75, 104, 108
 func TestPIN(t *testing.T) {

@@ -203,7 +203,7 @@ func checkShare(t *testing.T, s *WebServer) {
 	}
 }
 
-// oneShot is the variable by which whoever has the machine in hand makes the boot
+// oneShot is the variable by which anyone who has the machine in hand makes the boot
 // manager start an entry once (systemd's Boot Loader Interface).
 const oneShot = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 

@@ -144,7 +144,7 @@ func TestManual(t *testing.T) {
 	}
 	_, example, _ := strings.Cut(string(page), ".Bd -literal -offset indent\n")
 	example, _, _ = strings.Cut(example, ".Ed\n")
-	// An example's own hash would be a password in every image, to whoever looks for some.
+	// An example's own hash would be a password in every image, to anyone who looks for some.
 	example = strings.Replace(example, "HASH", hash, 1)
 	if a, err := Parse([]byte(example)); err != nil || a.Account == nil || a.AutomaticUpdates == nil {
 		t.Errorf("%v\n%s", err, example)

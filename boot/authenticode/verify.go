@@ -26,7 +26,7 @@ var (
 
 // Verify checks all signatures of an image and returns the certificate of the
 // first whose signer is one of roots, or was issued by one of them directly.
-// Every signature must fit the image, whoever made it. The validity period of
+// Every signature must fit the image, no matter who made it. The validity period of
 // certificates is not looked at.
 func Verify(image []byte, roots []*x509.Certificate) (*x509.Certificate, error) {
 	file, err := parse(image)

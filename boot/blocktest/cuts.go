@@ -133,7 +133,7 @@ func (r *Recorder) cuts(o Options, after string, visit func(Cut) error) (states 
 			c.Disk.below = e.below(durable)
 		}
 		err := visit(c)
-		// Whoever keeps the disk would see it turn into another state.
+		// Anyone who keeps the disk would see it turn into another state.
 		c.Disk.below = func(int64, *page) { panic("blocktest: Cut.Disk used after visit returned") }
 		if err != nil {
 			return fmt.Errorf("%v: %w", c, err)

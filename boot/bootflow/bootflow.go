@@ -183,7 +183,7 @@ func keys(s State, f Facts) (Step, bool) {
 			return Step{}, false
 		case provisioned(s) && !f.RootMade && !f.EnrollAgain:
 			// The firmware lost its keys, or somebody took them away. Enrolling
-			// again by itself would help whoever did it: the TPM decides, or else
+			// again by itself would help the one who did it: the TPM decides, or else
 			// the owner.
 			return Step{}, false
 		case !f.TPMPresent && s.Root != RootOpen:
@@ -303,7 +303,7 @@ func state(s State, f Facts) (Step, bool) {
 // keepHome sees to a reset that keeps /home. It comes before a release is staged, whose
 // trial would start on what is to go; and what takes the place of what is gone follows at
 // once. One that was begun goes on in whatever system starts: no system may run on a part
-// of what it had. A trial begins none: whoever asks for one wants a system that stays.
+// of what it had. A trial begins none: anyone who asks for one wants a system that stays.
 func keepHome(s State, f Facts) (Step, bool) {
 	switch {
 	case s.Root != RootOpen:
@@ -323,7 +323,7 @@ func keepHome(s State, f Facts) (Step, bool) {
 }
 
 // newSecret is for a boot that the TPM has opened, of a system that has proven itself: in
-// any other there is something else to be asked first, and the request is gone. Whoever
+// any other there is something else to be asked first, and the request is gone. Anyone who
 // declines gets the system that they have started.
 func newSecret(f Facts) (Step, bool) {
 	switch {
@@ -351,7 +351,7 @@ func upkeep(f Facts) (Step, bool) {
 	case f.Manager && f.Came(UpdateManager) == NotTried:
 		return Step{UpdateManager, "the release that runs has proven itself, and brought a boot manager"}, true
 	case f.Stage && f.Came(Stage) == NotTried && f.Came(RestoreState) == NotTried:
-		// Whoever went back gets a start to look at it, with what was set aside at hand.
+		// Anyone who went back gets a start to look at it, with what was set aside at hand.
 		return Step{Stage, "a fetched release waits to be activated"}, true
 	case f.Came(Stage) == Done, f.Verdict == Interrupted && f.Came(Remember) == Done:
 		return Step{Reboot, "the trial of the other slot begins"}, true

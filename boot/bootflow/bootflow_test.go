@@ -23,7 +23,7 @@ type trace struct {
 	state State
 	facts Facts
 	fails map[Kind]string
-	// enrollAgain: whoever types the recovery key wants the firmware to get its keys.
+	// enrollAgain: anyone who types the recovery key wants the firmware to get its keys.
 	enrollAgain bool
 	// askedAfter is the step in which somebody asks for the console.
 	askedAfter Kind

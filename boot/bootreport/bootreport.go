@@ -7,7 +7,7 @@
 // fits another release. It never believes what a log merely says.
 //
 // What a report proves ends at the machine's own words: slot, reason and floor are those
-// of whoever is root there.
+// of anyone who is root there.
 package bootreport
 
 import (

@@ -309,7 +309,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// What was quoted for is the same whoever has written it down again.
+		// What was quoted for is the same, no matter who has written it down again.
 		was, werr := r.Statement.Qualifier()
 		is, ierr := again.Statement.Qualifier()
 		if werr != nil || ierr != nil || was != is {

@@ -72,7 +72,7 @@ type Finding struct {
 	Authorities []Key `json:"authorities"`
 	OwnKeys     bool  `json:"own_keys"`
 	// SameOwner: PK is the one that the caller knows. Else OwnKeys is what the keys say of
-	// themselves: whoever puts keys into a firmware names their owner as they like.
+	// themselves: anyone who puts keys into a firmware names their owner as they like.
 	SameOwner bool `json:"same_owner"`
 	// Actions are what else the firmware has measured of its state.
 	Actions []string `json:"actions,omitempty"`
@@ -246,7 +246,7 @@ func (f *Finding) checkKeys(log *pcr.Log, w Want) error {
 }
 
 // unsafe are what firmware measures so that a report is refused (TCG PC Client Platform
-// Firmware Profile): whoever has a cable could do anything.
+// Firmware Profile): anyone who has a cable could do anything.
 var unsafe = []string{"UEFI Debug Mode", "DMA Protection Disabled"}
 
 func (f *Finding) checkState(w Want) error {

@@ -1,5 +1,5 @@
 // Package contract is the boot contract: the facts that a UKI carries in its
-// initramfs about the system it boots. Whoever signs the UKI signs them.
+// initramfs about the system it boots. They are signed with the UKI.
 //
 // It refuses whatever it does not know: an unknown field, a version that is
 // not a plain decimal number, a size that no slot can have. A contract that

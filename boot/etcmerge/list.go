@@ -55,7 +55,7 @@ type Conflict struct {
 	// Since is the release that first brought it.
 	Since contract.Version `json:"since"`
 	// State has a digest of what this machine has. Once that is something else, somebody
-	// has decided. It would let whoever reads it try out what a secret file may hold:
+	// has decided. It would let anyone who reads it try out what a secret file may hold:
 	// the list is for root alone.
 	State string `json:"state"`
 	// LeftOut: the image's entry did not come in, for want of a number. The next merge

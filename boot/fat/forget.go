@@ -13,7 +13,7 @@ import (
 
 // Forget takes a file's name off a volume that nobody has mounted, and leaves its
 // clusters alone. It is for a name whose clusters are another file's too, as a
-// rename that was cut leaves it: whoever removes such a file in the ordinary way
+// rename that was cut leaves it: anyone who removes such a file in the ordinary way
 // frees the other one's content.
 //
 // The entry of the name is one sector's: cut before it is written, the name is

@@ -1,10 +1,10 @@
 // Package keynote is what a machine notes of its recovery key: whether somebody has shown
 // to have written it down, and whether a new one is asked for. The note lies where the
 // running system sees it, on the encrypted root partition, and not in the firmware's
-// variables: whoever has the machine in hand could ask there for a key to be shown to them.
+// variables: anyone who has the machine in hand could ask there for a key to be shown to them.
 //
 // It refuses to have keys shown for ever: a key on the screen of a machine that the TPM
-// opens by itself is there for whoever stands in front of it.
+// opens by itself is there for anyone who stands in front of it.
 package keynote
 
 import (

@@ -29,7 +29,7 @@ func DiskImageIDs(imageID, version string) (disk, esp gpt.GUID) {
 
 // OwnESP is the UUID of its own that an ESP gets for the one of a disk image, by the
 // UUID of its disk. Until the next start the boot manager's variables have the old
-// one, so whoever looks for it must be able to tell that this is the same ESP.
+// one, so anyone who looks for it must be able to tell that this is the same ESP.
 func OwnESP(old, disk gpt.GUID) gpt.GUID {
 	return hashed("halogen own esp\x00" + old.String() + "\x00" + disk.String())
 }

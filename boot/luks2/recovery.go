@@ -27,7 +27,7 @@ const (
 
 // RecoveryKey is a random passphrase for people to write down: 256 bits in keys of
 // earlier releases, 224 and a check for each group since. It prints as a placeholder:
-// only Passphrase shows it. Whoever holds it wipes it.
+// only Passphrase shows it. Its holder wipes it.
 type RecoveryKey struct {
 	key [recoveryBytes]byte
 }

@@ -16,7 +16,7 @@ import (
 const maxReadings = 4
 
 // A Reading is what a text is as a recovery key, complete or not, typed on a keyboard of
-// one layout. Its letters are secret: whoever holds it wipes it.
+// one layout. Its letters are secret: its holder wipes it.
 type Reading struct {
 	Layout string // for people; empty where the letters are what arrived
 	// Letters are those of the key in lower case, and foreignLetter for each character

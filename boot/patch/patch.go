@@ -8,7 +8,7 @@
 //
 // It refuses a table that is of other images than it should, whose extents overlap or lie
 // outside of the images, and a group with another SHA-256 than the table says: nothing that
-// is not signed meets the decompressor. What it makes is not believed for that: whoever
+// is not signed meets the decompressor. What it makes is not believed for that: anyone who
 // writes a block compares it with the block index first, as with one that was fetched.
 package patch
 

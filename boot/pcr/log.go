@@ -106,7 +106,7 @@ func (e Event) Digest(bank Algorithm) ([]byte, bool) {
 }
 
 // Log is a firmware's list of what it measured since the machine was started.
-// Whoever could write to memory could write to it: only what a replay proves
+// Anyone who could write to memory could write to it: only what a replay proves
 // equal to the registers is true, and of an event's data only what its digest
 // covers.
 type Log struct {

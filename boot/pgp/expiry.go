@@ -7,7 +7,7 @@ import (
 )
 
 // soon is how long before a key ends its owner is told: a machine may sleep for as
-// long, and whoever holds the key on paper needs time.
+// long, and anyone who holds the key on paper needs time.
 const soon = 365 * 24 * time.Hour
 
 // A reason is why a key cannot sign, as far as what cures it differs.

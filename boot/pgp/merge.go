@@ -140,7 +140,7 @@ func ownSignature(primary *packet.PublicKey, over, f frame) bool {
 		return false
 	}
 	// Whose it is stands in what nothing signs too, and the library passes over one
-	// that names another: whoever changed that would keep the genuine one out for ever.
+	// that names another: anyone who changed that would keep the genuine one out for ever.
 	if !sig.CheckKeyIdOrFingerprint(primary) || sig.IssuerKeyId == nil || *sig.IssuerKeyId != primary.KeyId {
 		return false
 	}

@@ -193,7 +193,7 @@ func (k *Key) Verify(message io.Reader, detached []byte, now time.Time) error {
 
 // VerifyMade is Verify for a signature that has been published for a while: it is
 // judged at the time it was made. What expired or was revoked since does not
-// matter, and what the key says of itself by now counts. Whoever has stolen a
+// matter, and what the key says of itself by now counts. Anyone who has stolen a
 // key can date a signature back, so it must not decide what is installed.
 func (k *Key) VerifyMade(message io.Reader, detached []byte, now time.Time) error {
 	s, err := parseSignature(detached)

@@ -18,7 +18,7 @@ const (
 )
 
 // The bounds of a stretch. What a header asks for is not authenticated: less than the
-// lower ones would let whoever wrote it guess the PIN from what is computed with it, and
+// lower ones would let anyone who wrote it guess the PIN from what is computed with it, and
 // more than the upper ones, which are those of LUKS2, takes minutes. Memory is in KiB.
 const (
 	MinStretchMemory = 32 << 10
@@ -106,7 +106,7 @@ func LockoutAuth(volumeKey []byte) []byte {
 
 // A PIN is a PIN or passphrase once it was stretched. From it follow the authorisation
 // value that the TPM asks for, and a half of what opens the keyslot. Like a Secret it is
-// never printed, and whoever has it wipes it.
+// never printed, and its holder wipes it.
 type PIN struct {
 	stretch Stretch
 	key     [32]byte
@@ -152,7 +152,7 @@ func (p PIN) MarshalJSON() ([]byte, error) {
 	return nil, errors.New("the PIN is not to be stored in the clear")
 }
 
-// Keep encrypts the stretched PIN under the volume key, for whoever opens the volume
+// Keep encrypts the stretched PIN under the volume key, for anyone who opens the volume
 // otherwise and has to seal again: without it the machine would lose its PIN. Not under
 // the machine secret, which a TPM that was taken apart gives up.
 func (p *PIN) Keep(rand io.Reader, volumeKey []byte) ([]byte, error) {

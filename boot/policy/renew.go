@@ -85,7 +85,7 @@ func (r *Record) Passing() bool {
 // with the branches of the running system, one of which must be there already,
 // since by it the secret was released; with those of the other versions that may
 // still be started; and without all others. The floor rises to the running
-// system's epoch and never falls; what is under it goes, whoever may still be
+// system's epoch and never falls; what is under it goes, no matter who may still be
 // started. Where there is one boot manager left, the boots by the other one go.
 //
 // The record itself is returned when it is that one already.

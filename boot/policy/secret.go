@@ -27,7 +27,7 @@ const (
 )
 
 // Secret is the machine secret: the one thing sealed to the TPM, from which
-// everything else that only this machine may do is derived. Whoever unseals or
+// everything else that only this machine may do is derived. The caller that unseals or
 // makes one owns it and must Wipe it before the root is handed over.
 //
 // On a machine with a PIN it goes along with that: what is sealed or opened by it then

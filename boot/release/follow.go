@@ -11,7 +11,7 @@ import (
 // Follows reports why a machine that runs one system does not take another one after
 // it, as far as their boot contracts say: another image, a lower epoch, other slots,
 // another release key, or less that is asked of the machine. Requirements stay: a
-// release that drops one would let whoever takes the machine's protection away go on.
+// release that drops one would let anyone who takes the machine's protection away go on.
 // The publisher and the machine both decide by this. Versions are not compared, nor
 // what only the machine knows, such as the floor of its epochs.
 func Follows(was, is *contract.Contract) error {

@@ -46,7 +46,7 @@ type Pair struct {
 }
 
 // A KeySet is a machine's hierarchy: PK signs changes of KEK, KEK signs changes
-// of db and dbx, db signs what the machine starts. Whoever made or unwrapped it
+// of db and dbx, db signs what the machine starts. The caller that made or unwrapped it
 // owns the private keys, and calls Wipe.
 type KeySet struct {
 	// Owner is the SignatureOwner of everything this machine enrolls.

@@ -101,13 +101,13 @@ func CheckRevocations(d Database) error {
 	return nil
 }
 
-// Revokes reports whether the database has the entry, whoever owns it: firmware compares
+// Revokes reports whether the database has the entry, no matter who owns it: firmware compares
 // the data alone.
 func (d Database) Revokes(e Entry) bool {
 	return slices.ContainsFunc(d, func(have Entry) bool { return have.Type == e.Type && bytes.Equal(have.Data, e.Data) })
 }
 
-// once returns each entry once, whoever owns it.
+// once returns each entry once, no matter who owns it.
 func (d Database) once() Database {
 	var all Database
 	for _, e := range d {

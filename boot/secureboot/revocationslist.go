@@ -78,7 +78,7 @@ func (l *List) TakeRevocations(version uint64, entries Database) {
 	l.setAsked(a)
 }
 
-// giveUp lets an image go that was this machine's own and that dbx has by now, whoever owns
+// giveUp lets an image go that was this machine's own and that dbx has by now, no matter who owns
 // the entry. That another has replaced it stays known.
 func (l *List) giveUp(e Entry) {
 	if e.Type != TypeSHA256 {

@@ -16,7 +16,7 @@ var (
 )
 
 // An Unmeasured variable is obeyed by what runs later, and neither firmware nor UKI
-// measures it: whoever was root once, or at a console, could store it for good.
+// measures it: anyone who was root once, or at a console, could store it for good.
 type Unmeasured struct {
 	Name   string
 	Vendor gpt.GUID

@@ -3,7 +3,7 @@
 // hardware. It makes the distributor stop a release that fails for others.
 //
 // It refuses to name a machine: there is no identifier in it, no text that a program or a
-// person wrote there, and no time but the day. Nor is it signed: whoever can write to the
+// person wrote there, and no time but the day. Nor is it signed: anyone who can write to the
 // collection can forge reports, and a reader must know that.
 package trialreport
 

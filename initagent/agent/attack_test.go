@@ -103,7 +103,7 @@ func TestRogueVolumeWithoutTPM(t *testing.T) {
 			if c.noTPM == machinetest.ErrDead {
 				return
 			}
-			// Its data can be reached, by whoever knows that it is theirs.
+			// Its data can be reached, by anyone who knows that it is theirs.
 			m.Ends("recovery", c.says)
 			r, console := m.Console()
 			m.Typed = []string{known}

@@ -147,7 +147,7 @@ func TestConsoleTellsLateTPM(t *testing.T) {
 	}
 }
 
-// The console's drivers, of which whoever is there chooses by what they plug in, are
+// The console's drivers, of which anyone who is there chooses by what they plug in, are
 // loaded when a TPM that is there releases nothing any more. FAULTS 97
 func TestConsolesDriversComeLater(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, nil)

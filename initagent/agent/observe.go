@@ -137,7 +137,7 @@ func (a *Agent) observeESP() error {
 }
 
 // listen begins to notice that somebody asks for the recovery console. It waits
-// for nobody: whoever wants it presses the key at any time until the system takes
+// for nobody: anyone who wants it presses the key at any time until the system takes
 // over.
 func (a *Agent) listen() {
 	a.listener = a.Person.Listen()

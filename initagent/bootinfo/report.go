@@ -19,7 +19,7 @@ import (
 const ReportName = "boot.json"
 
 // A Report is what the running system may know of its boot. initagent writes it, and
-// whoever reads it uses this type.
+// anyone who reads it uses this type.
 type Report struct {
 	ImageID string `json:"image_id"`
 	Arch    string `json:"arch"`

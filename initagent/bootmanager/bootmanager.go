@@ -42,7 +42,7 @@ func Waits(h *host.Host) bool {
 // be the one that has started the fallback. The running system could have changed
 // the file by now, so it counts only with the release's signature.
 //
-// The file stays until the exchange has settled and the old one is in dbx: whoever
+// The file stays until the exchange has settled and the old one is in dbx: anyone who
 // puts the old one back on the ESP meanwhile, which this firmware still starts, finds
 // it replaced again at every boot.
 func Update(h *host.Host) error {

@@ -318,7 +318,7 @@ func TestRevocationOrderedOtherwise(t *testing.T) {
 }
 
 // Anything that this machine has signed can be laid in a boot manager's place, while one
-// is exchanged or by whoever puts an old release's files back. Only boot managers end
+// is exchanged or by anyone who puts an old release's files back. Only boot managers end
 // in dbx. FAULTS 110
 func TestRevokesBootManagersOnly(t *testing.T) {
 	m, old := machinetest.Exchanged(t, machinetest.Pinned)

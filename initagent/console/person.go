@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/initagent/hw"
 )
 
-// Person is whoever is at the terminals of this machine.
+// Person stands for the people at the terminals of this machine.
 type Person struct {
 	// ShellPath is the program that the recovery console runs.
 	ShellPath string

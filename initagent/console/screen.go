@@ -9,7 +9,7 @@ import (
 	"halogenos.internal/initagent/hw"
 )
 
-// A terminal on a serial line may be read elsewhere: by whoever holds the other
+// A terminal on a serial line may be read elsewhere: by anyone who holds the other
 // end, a server that records it, a management controller. So what opens the disk is
 // shown on screens, and on lines only where there is no screen.
 

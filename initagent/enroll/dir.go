@@ -98,7 +98,7 @@ func (d MountedDir) List(directory string) ([]FileInfo, error) {
 	return out, nil
 }
 
-// Read implements Dir. Clean pages are dropped first; whoever wants to read
+// Read implements Dir. Clean pages are dropped first; anyone who wants to read
 // back what was just written has synced it.
 func (d MountedDir) Read(name string) ([]byte, error) {
 	path, err := d.path(name)

@@ -53,7 +53,7 @@ func (e EFIVarFS) Read(name string, guid gpt.GUID) (attributes uint32, data []by
 // Asked for by name it is there: a file that is made there reads as the variable, and as
 // nothing where there is none. Then it is taken away again.
 //
-// An error counts as absence: whoever would obey the variable asks the same firmware by the
+// An error counts as absence: anyone who would obey the variable asks the same firmware by the
 // same name. A boot must not end because firmware answers oddly where it has nothing.
 func unlisted(path, name string, open func(string, int) (int, error)) (attributes uint32, data []byte, err error) {
 	fd, err := open(path, unix.O_RDWR|unix.O_CREAT)

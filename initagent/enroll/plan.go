@@ -116,7 +116,7 @@ type Enroller struct {
 }
 
 // laterTimes is for a clock that is behind the one of the last update: firmware takes no
-// update that is not newer than that, whoever has signed it, and tells nobody when that
+// update that is not newer than that, no matter who has signed it, and tells nobody when that
 // was (UEFI 2.10, section 8.2.2). A time in the future is as good to it as any other, and
 // the last of these is later than the last of an earlier change of keys.
 var laterTimes = []int{1, 10, 100}

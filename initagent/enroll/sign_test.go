@@ -368,7 +368,7 @@ func TestReplaceIsCut(t *testing.T) {
 				t.Fatalf("cut at operation %d: neither the old nor the new file is whole", at)
 			}
 			again := restart(always(), state)
-			if state[old].unreadable { // half removed: whoever lists it removes it
+			if state[old].unreadable { // half removed: listing removes it
 				delete(again.files, old)
 			}
 			if err := SignTo(again, old, fresh, s); err != nil {

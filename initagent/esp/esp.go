@@ -68,7 +68,7 @@ func Bless(dir hw.ESPDir, n bls.Name) error { return rename(dir, n, n.Blessed())
 // one. Where there is a file of that name, it is said to have been tried more
 // often.
 //
-// Cut before the rename, the UKI has the tries it had: whoever condemned it will
+// Cut before the rename, the UKI has the tries it had: the one who condemned it will
 // see the same again. Cut after it, it has none.
 func Condemn(dir hw.ESPDir, n bls.Name) error {
 	if n.Bad() {

@@ -331,7 +331,7 @@ func (k *Keeper) sound(files fs.FS, name string, data []byte, old *Copy) error {
 		if len(data) > maxSettings || !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
 			return errors.New("it is no text")
 		}
-		return nil // whoever owns the machine may change it
+		return nil // anyone who owns the machine may change it
 	}
 	if err := k.startable(name, data); err != nil {
 		return err

@@ -81,7 +81,7 @@ func Release(h *host.Host, v contract.Version) (*release.Release, error) {
 }
 
 // releaseKey returns the pinned key with what the fetcher has learned of it: later
-// expiry dates, new subkeys, revocations. Whoever has put the file there, only what
+// expiry dates, new subkeys, revocations. Anyone who has put the file there, only what
 // the pinned primary key itself has signed counts. Without it, or where it is
 // damaged, the pinned key stands alone.
 func releaseKey(h *host.Host, v contract.Version) (*pgp.Key, error) {

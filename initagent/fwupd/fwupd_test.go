@@ -252,7 +252,7 @@ func TestUpdaterOfNewKeys(t *testing.T) {
 
 // Nothing that an update of the firmware changes by itself is bound: the machine opens under
 // another firmware, and without a word of fwupd's before. What it changes of Secure Boot is
-// bound, and a key is asked for, whoever has announced what.
+// bound, and a key is asked for, no matter who has announced what.
 func TestFirmwareIsNotBound(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3, 5, 6} {
 		if slices.Contains(policy.Bound(), n) {

@@ -11,7 +11,7 @@ import (
 )
 
 // The running system learns that a root partition is new, or that nobody's account was
-// kept: that is when it may ask whoever is in front of it. It is told once.
+// kept: that is when it may ask the person in front of it. It is told once.
 func TestFirstStartNoted(t *testing.T) {
 	const note = rootpart.Shared + "/" + bootinfo.FirstStart
 	want := contract.Version(1).String() + "\n"

@@ -32,7 +32,7 @@ func (h *Host) LoadDrivers() error {
 	return err
 }
 
-// LoadAllDrivers is for whoever needs more disks than the machine's own.
+// LoadAllDrivers is for anyone who needs more disks than the machine's own.
 func (h *Host) LoadAllDrivers() {
 	h.Way = nil
 	if _, err := h.Kernel.Coldplug(nil); err != nil {

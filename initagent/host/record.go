@@ -49,7 +49,7 @@ func (h *Host) NoteManager(r *policy.Record) {
 // among them, on a machine whose TPM has no room for a record; nil where it is sealed to
 // all of them. It is sealed once more, and the root partition's header gets that object in
 // place of the old one. The header has two copies, of which a cut leaves one.
-// Whoever keeps a copy of the old header still has an object that the old system
+// Anyone who keeps a copy of the old header still has an object that the old system
 // unseals: there is no floor on such a machine.
 func (h *Host) Resealing(now policy.Boot, systems ...policy.System) ([]policy.Boot, error) {
 	mine, err := h.Lock.Sealed.Allows(now)

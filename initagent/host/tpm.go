@@ -170,7 +170,7 @@ func (h *Host) EnterPhase() error {
 }
 
 // LeavePhase ends the initramfs phase, for the TPM: from here on it releases
-// nothing that is bound to it, whoever asks. It comes before anything but
+// nothing that is bound to it, no matter who asks. It comes before anything but
 // initagent runs, on every path. A TPM that was not there or did not answer
 // when the boot began may be there now, and what runs afterwards could measure
 // and unseal at leisure: so it is asked once more, and only one that is absent

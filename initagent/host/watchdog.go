@@ -61,7 +61,7 @@ func (h *Host) AllowWatchdog(limit time.Duration) {
 	}
 }
 
-// ReleaseWatchdog hands the watchdog to whoever feeds it within that time, or,
+// ReleaseWatchdog hands the watchdog to the program that feeds it within that time, or,
 // with zero, stops it: nobody will.
 func (h *Host) ReleaseWatchdog(within time.Duration) {
 	if h.Watching.feeder == nil {

@@ -2,7 +2,7 @@
 // kernel, its firmware and its power, each behind a small interface, and the
 // Linux side of each. It decides nothing.
 //
-// It refuses to name a device: disks are listed, and whoever asks finds the
+// It refuses to name a device: disks are listed, and anyone who asks finds the
 // right one by what is on it.
 package hw
 
@@ -279,7 +279,7 @@ type TPM interface {
 	EventLog() ([]byte, error)
 }
 
-// Person is whoever is at the machine.
+// Person stands for the people at the machine.
 type Person interface {
 	// Listen begins to notice that somebody asks for the recovery console. Having
 	// no terminal is fine: then nobody does.

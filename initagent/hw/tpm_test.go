@@ -12,7 +12,7 @@ import (
 )
 
 // A TPM is absent only where the firmware knows none: a driver that is missing or
-// has failed can be loaded by whoever gets a shell, and a command line from outside the UKI
+// has failed can be loaded by anyone who gets a shell, and a command line from outside the UKI
 // keeps it away, as the ACPI table and the driver's log with acpi=off. FAULTS 97
 func TestAbsentTPM(t *testing.T) {
 	// As Linux 6.12 says it on OVMF with a TPM, and without.

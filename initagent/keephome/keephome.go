@@ -97,7 +97,7 @@ func Parse(text []byte) (*Note, error) {
 	if err != nil {
 		return nil, fmt.Errorf("note of a reset that keeps /home: %w", err)
 	}
-	// What is shown to a person is what is kept, whoever wrote the note.
+	// What is shown to a person is what is kept, no matter who wrote the note.
 	if len(e.People) > 0 {
 		e.People, _ = etcmerge.PeopleOf(e.People)
 		maps.DeleteFunc(e.People, func(_ string, text []byte) bool { return len(text) == 0 })
@@ -128,7 +128,7 @@ func WhoStays(people []etcmerge.Person) string {
 
 // RequestName is the file by which the running system asks for one, among what it shares
 // with the boot on the encrypted root partition. A variable of the firmware could be written
-// by whoever has the machine in hand and no key: they would get the image's own accounts,
+// by anyone who has the machine in hand and no key: they would get the image's own accounts,
 // and the owner's /home with them.
 const RequestName = "keep-home"
 

@@ -35,7 +35,7 @@ func (m *Machine) AskForPIN(what nextboot.PIN) error {
 func (m *Machine) AskForReset() error { return m.ask(nextboot.Request{Reset: &nextboot.Reset{}}) }
 
 // AskForRecoveryKey asks the next boot for a new recovery key. That is not left in the
-// firmware's variable, which whoever has the machine in hand can write, but on the root
+// firmware's variable, which anyone who has the machine in hand can write, but on the root
 // partition: a key is shown to who stands in front of the machine. One rename, of which a
 // cut leaves the note before or this one.
 func (m *Machine) AskForRecoveryKey() error {

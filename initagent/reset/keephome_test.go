@@ -323,7 +323,7 @@ func TestKeepHomeAfterAnotherSystem(t *testing.T) {
 	m.Ends("recovery", "the note of a reset that keeps /home")
 }
 
-// Whoever was there before this machine's /etc was its own keeps the account, too: where the
+// Anyone who was there before this machine's /etc was its own keeps the account, too: where the
 // other system has run in between, what it has made counts.
 func TestKeepHomeThenOtherSystem(t *testing.T) {
 	m := machinetest.Lived(t)

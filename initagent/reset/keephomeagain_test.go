@@ -13,7 +13,7 @@ import (
 	"halogenos.internal/initagent/upper"
 )
 
-// Where nobody would stay, whoever has confirmed it at the console is asked first: what was
+// Where nobody would stay, anyone who has confirmed it at the console is asked first: what was
 // said there is that accounts stay.
 func TestKeepHomeOfNobody(t *testing.T) {
 	for typed, ends := range map[string]bool{"": false, "test": true} {
@@ -32,7 +32,7 @@ func TestKeepHomeOfNobody(t *testing.T) {
 	}
 }
 
-// Whoever gives up what was begun, or is not there, gets the accounts that are left nowhere
+// Anyone who gives up what was begun, or is not there, gets the accounts that are left nowhere
 // but in the note.
 func TestKeepHomeGivenUpHalfWay(t *testing.T) {
 	for how, typed := range map[string][]string{"nobody": nil, "Enter": {""}} {

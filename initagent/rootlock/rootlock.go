@@ -76,7 +76,7 @@ type Recovery struct {
 	Token   int
 	Keyslot int
 	Escrow  []byte // the machine secret under the key
-	Checks  bool   // each group of it has a check, which only helps whoever types it
+	Checks  bool   // each group of it has a check, which only helps anyone who types it
 }
 
 // ID tells a recovery key from every other that the volume has had: keyslots are used

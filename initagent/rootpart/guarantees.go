@@ -24,14 +24,14 @@ const (
 
 // Guarantees are what a machine has had, so that it does not get less without its
 // owner being asked. They lie on the root partition, in a box that only this
-// machine's initramfs can make: the TPM's index can be deleted by whoever has the
+// machine's initramfs can make: the TPM's index can be deleted by anyone who has the
 // machine in hand, and the header's token can be written by anybody.
 //
 // Every machine has a box: it is written with the root partition, and where an earlier
 // release made that, when the TPM opens it for the first time. That there is none says
 // that somebody has deleted it.
 //
-// A box is not fresh. Whoever is root in the running system can put an older one
+// A box is not fresh. Anyone who is root in the running system can put an older one
 // back, and has the TPM's record to reckon with, which is fresh and no less than the
 // box. Where they have deleted the record as well, only its owner can say what the
 // machine had: see Forgotten.

@@ -28,7 +28,7 @@ import (
 // ListFile has the new keys from the instant on at which the new secret is in force, and
 // NextKeysFile the old ones, as superseded: they sign what the firmware still takes from
 // them, and that is all they are good for. So no file under the new secret makes the old
-// keys count, and whoever finds one of the old secret's in free space has nothing. The
+// keys count, and anyone who finds one of the old secret's in free space has nothing. The
 // same header has the owner signature of both. Then each file that the machine starts is
 // signed by the new key besides the old one, and the firmware's variables get the new
 // keys (enroll.Successor). The next boot that finds all of them enforced settles it: the

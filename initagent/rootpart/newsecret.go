@@ -27,7 +27,7 @@ import (
 // under the new secret; the TPM gets a new index, with the whole record, and the sealed
 // secret; one header (rootlock.Lock.ReplaceSecret) puts the new secret in force, for the
 // TPM and for the recovery key alike. What is left is FinishSecret's, here or at the
-// next boot, whoever opens it: the files go to their places, the old secret's keyslot
+// next boot, no matter who opens it: the files go to their places, the old secret's keyslot
 // and index are removed, and NextFile goes last. Where the Secure Boot keys are replaced as
 // well, NextFile's list has the new ones, and the same header has both sign the volume (see
 // newkeys.go).

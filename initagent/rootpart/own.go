@@ -22,7 +22,7 @@ import (
 // list; KeysFile, of an earlier release, the same keys alone. That one stays: the
 // system in the other slot may be of that release and know no other, and it holds
 // nothing that ListFile does not. Where both are there ListFile counts, unless it
-// is damaged, which is as good as not being there: whoever can damage it can
+// is damaged, which is as good as not being there: anyone who can damage it can
 // remove it.
 func storedKeys(store hw.Store, secret *policy.Secret) ([]byte, error) {
 	wrapped, err := store.Read(ListFile, int64(secureboot.MaxWrappedList))
@@ -123,9 +123,9 @@ func vouched(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, db *x50
 	return nil
 }
 
-// OwnList is InForce for whoever judges by it, and StoredList without a firmware's state.
+// OwnList is InForce for anyone who judges by it, and StoredList without a firmware's state.
 // Where the list is damaged and the keys are good it is a bare one as well, and damaged
-// says why: whoever can damage a list could not have made one, and a bare list wants
+// says why: anyone who can damage a list could not have made one, and a bare list wants
 // nothing of others in the firmware. While keys are replaced that is so in Setup Mode alone,
 // in which the firmware has none of either and gets the new ones.
 func OwnList(store hw.Store, secret *policy.Secret, lock *rootlock.Lock, s *enroll.State) (list *secureboot.List, damaged, err error) {
@@ -254,7 +254,7 @@ func AllowedAnew(list *secureboot.List) enroll.Allowed {
 
 // MayAccept refuses to accept a machine whose firmware starts anything, and one
 // whose firmware holds what this machine does not want there: PCR 7 is then what
-// the program of whoever put it there finds, too. list is nil where no keys are
+// the program of the one who put it there finds, too. list is nil where no keys are
 // stored, which is right only where the machine was made without any.
 func MayAccept(s enroll.State, wanted contract.Requirement, lock *rootlock.Lock, list *secureboot.List) error {
 	if errors.Is(lock.Strange, policy.ErrNewer) {

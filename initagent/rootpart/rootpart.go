@@ -1,5 +1,5 @@
 // Package rootpart is the root partition as the boot and the recovery console's
-// commands open it and bind it to this machine: the same checks, whoever asks.
+// commands open it and bind it to this machine: the same checks, no matter who asks.
 //
 // It refuses to open a volume that this machine did not make, and keeps no
 // secret: each belongs to its caller.

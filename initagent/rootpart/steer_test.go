@@ -400,7 +400,7 @@ func TestMovedDataWouldBeRead(t *testing.T) {
 }
 
 // What encryption without authentication does not stop, and initagent/THREATS.md
-// says: who has copied a sector's ciphertext can put it back into that sector, whoever
+// says: who has copied a sector's ciphertext can put it back into that sector, no matter who
 // has been given the place since.
 func TestOldSectorsCanBePutBack(t *testing.T) {
 	a := newAttacked(t)

@@ -107,7 +107,7 @@ func TestOldHeaderPutBack(t *testing.T) {
 	}
 }
 
-// A list whose db key has made no owner signature of the volume is refused, whoever asks, although
+// A list whose db key has made no owner signature of the volume is refused, no matter who asks, although
 // the machine secret opens it; and the machine starts by the recovery key.
 func TestListNeedsTheOwnerSignature(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, nil)
@@ -266,7 +266,7 @@ func TestNewKeysKeptOtherwise(t *testing.T) {
 	m.Must(m.Replaced(old))
 }
 
-// Whoever does not accept what the machine is now gets no new key either, and their data.
+// Anyone who does not accept what the machine is now gets no new key either, and their data.
 func TestNewKeysDeclined(t *testing.T) {
 	m, old, states := machinetest.BeganKeys(t)
 	for taken := range 3 {

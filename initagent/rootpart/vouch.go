@@ -21,8 +21,8 @@ var ErrOtherSecret = errors.New("the machine secret that the TPM has released do
 	"Somebody who was root may have had the TPM bound to another one; or the keys on the root partition are lost. The recovery key opens your data: type it only into the version that this machine ran before. `unlock` and `reseal` at the recovery console bind the machine to its TPM again")
 
 // CheckSecret refuses a secret that does not open the private key of a certificate in
-// the firmware's db. The owner signature says of the volume alone that this machine made it: whoever
-// has read the volume key can add a secret of their own beside it, and whoever knows an
+// the firmware's db. The owner signature says of the volume alone that this machine made it: anyone who
+// has read the volume key can add a secret of their own beside it, and anyone who knows an
 // earlier secret can put its header back. Neither has a file with that key which their
 // secret opens, unless they have the key itself.
 //

@@ -121,7 +121,7 @@ func takePending(h *host.Host, o *owner) (err error) {
 }
 
 // freshSecret gives the machine another secret than the first boot's, which was
-// sealed to the UKI alone: whoever had the machine between the two boots could
+// sealed to the UKI alone: anyone who had the machine between the two boots could
 // unseal it with any firmware setting.
 //
 // The first boot's index stays until the volume is finished, so that a start that
@@ -328,7 +328,7 @@ func RecordVolume(h *host.Host, secret *policy.Secret, sealed *policy.Sealed, st
 	return record, h.WriteRecord(secret, sealed, record)
 }
 
-// TidyUp removes what the first boot left on the ESP. Whoever finds it in free
+// TidyUp removes what the first boot left on the ESP. Anyone who finds it in free
 // space has nothing: its NV index is gone, or, where the TPM had no room for a second
 // one or for any, its starts are over before long. It is not worth a boot: what stays is
 // removed at the next one.

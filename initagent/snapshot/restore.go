@@ -125,7 +125,7 @@ func Restore(s Store, note string, runs System, now time.Time) (Result, error) {
 }
 
 // withdraw ends what has not been begun. A disk that takes no more says nothing against
-// what was asked for, which stays: whoever asked has given up the other system, so that
+// what was asked for, which stays: the one who asked has given up the other system, so that
 // this one would start on what it wrote.
 //
 // The plan goes before the copies that it is about: without the order, a cut leaves one

@@ -42,7 +42,7 @@ func (t *TPM) counting() (set, right, counted bool, err error) {
 	return c.LockoutAuth, right, c.Lockout.Active || c.Lockout.Failures > 0, nil
 }
 
-// CountPINs has the TPM count wrong PINs, and take no word for it but that of whoever has
+// CountPINs has the TPM count wrong PINs, and take no word for it but that of the one who has
 // this lockout authorisation: with an empty one, which most machines have, anybody who
 // starts a system of their own sets the count back after each try. One that is there
 // already and is another is ErrLockoutAuth.

@@ -33,7 +33,7 @@ type IndexInfo struct {
 
 // Define makes the NV index for the policy record, writable by this key alone,
 // at the first handle that is free. An index that is there already is left
-// alone, whoever made it. It is unwritten, so nothing can be unlocked with it
+// alone, no matter who made it. It is unwritten, so nothing can be unlocked with it
 // until WriteRecord. A power cut right after leaves an index that nobody uses;
 // see Indexes and Undefine.
 func (t *TPM) Define(key *ecdsa.PublicKey) (index policy.Index, err error) {

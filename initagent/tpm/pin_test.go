@@ -82,7 +82,7 @@ func (m *machine) unlockBy(p *policy.PIN) error {
 	return nil
 }
 
-// The TPM gives the secret to whoever knows the PIN, in a boot that is allowed; counts
+// The TPM gives the secret to anyone who knows the PIN, in a boot that is allowed; counts
 // wrong ones, locks out, and says what is left. FAULTS 108
 func TestPIN(t *testing.T) {
 	m := provision(t, "uki 1", "uki 2")
@@ -195,7 +195,7 @@ func TestPINOverPCRs(t *testing.T) {
 	}
 }
 
-// Whoever has the chip in hand resets it apart from the processor, replays what the
+// Anyone who has the chip in hand resets it apart from the processor, replays what the
 // machine measures, and asks for the secret, or has an older boot manager of the
 // machine's own do it: the PCRs agree, and without the PIN nothing comes out. What passes
 // between processor and TPM tells neither secret nor PIN.
@@ -260,7 +260,7 @@ func (m *machine) tellLockout(cc tpm2.TPMCC, parameters ...uint32) error {
 	return c.lockoutCommand(cc, parameters...)
 }
 
-// Whoever can start a system of their own replays a good boot, tries a PIN, and has the TPM
+// Anyone who can start a system of their own replays a good boot, tries a PIN, and has the TPM
 // forget that: it does not, where it was told to count. Counting that somebody has switched
 // off before is switched on; what keeps it so does not pass over the bus. FAULTS 108
 func TestPINCountIsKept(t *testing.T) {

@@ -48,7 +48,7 @@ func (t *TPM) SealPCR(m *policy.Secret, pcrs []int, boots ...policy.Boot) (s *po
 }
 
 // SealPCRFor is SealPCR for this start of the machine and a few more, by the TPM's
-// count of resets. Nobody can set that back: whoever keeps the object has nothing when
+// count of resets. Nobody can set that back: anyone who keeps the object has nothing when
 // these starts are over. A TPM without the command gives ErrUnsupported.
 func (t *TPM) SealPCRFor(starts uint32, m *policy.Secret, pcrs []int, boots ...policy.Boot) (*policy.Sealed, error) {
 	const op = "sealing the machine secret for a few starts"

@@ -51,7 +51,7 @@ func TestSecretAsked(t *testing.T) {
 	}
 }
 
-// Whoever declines, is not there, or does not have the key, gets the system as usual, with
+// Anyone who declines, is not there, or does not have the key, gets the system as usual, with
 // everything as it was; and nobody is asked again. FAULTS 85, 100
 func TestSecretDeclined(t *testing.T) {
 	for _, c := range []struct {

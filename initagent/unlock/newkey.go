@@ -62,7 +62,7 @@ type keyChange struct {
 
 // KeyNoted reports whether NewKey has anything to do. Unasked it offers a key only until
 // somebody has a directory in /home: from then on there is data to be had by a key that
-// is shown to whoever restarts the machine.
+// is shown to anyone who restarts the machine.
 func KeyNoted(store hw.Store) bool {
 	n := recoverykey.Noted(store)
 	return n.Keep != "" || n.Drop != "" || due(store, n)
@@ -157,7 +157,7 @@ func (k *keyChange) offer(c hw.Console) error {
 	return errors.Join(err, serr)
 }
 
-// sayVoid tells whoever has written a key down that it opens nothing.
+// sayVoid tells anyone who has written a key down that it opens nothing.
 func (k *keyChange) sayVoid(c hw.Console) error {
 	k.Log.Say("the recovery key that was shown last was not confirmed, and is gone: the one before is in force")
 	_, err := c.Ask(void, false, SecretTimeout)

@@ -37,8 +37,8 @@ func TestFirstKeyConfirmed(t *testing.T) {
 	}
 }
 
-// Three starts offer another key, for a quarter of a minute; then none does. Whoever wants
-// it and confirms it has the only key; whoever puts it off keeps the one before.
+// Three starts offer another key, for a quarter of a minute; then none does. Anyone who wants
+// it and confirms it has the only key; anyone who puts it off keeps the one before.
 func TestUnconfirmedKey(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, nil)
 	first := m.RecoveryKey()
@@ -84,7 +84,7 @@ func TestUnconfirmedKey(t *testing.T) {
 	m.OpensByItself()
 }
 
-// Whoever declines, or is not there, sees no key, and nothing is changed but that it was
+// Anyone who declines, or is not there, sees no key, and nothing is changed but that it was
 // asked for. Where nobody is there, somebody has lost the key: that is told on.
 func TestNewKeyDeclined(t *testing.T) {
 	for name, typed := range map[string][]string{"nobody": nil, "no": {"n"}, "Enter": {""}} {
@@ -141,7 +141,7 @@ func unplugged(t *testing.T) (m *machinetest.Machine, first, fresh string) {
 	return m, first, m.RecoveryKey()
 }
 
-// Whoever was writing a key down when the power went is told at the next start that it
+// Anyone who was writing a key down when the power went is told at the next start that it
 // opens nothing, and by the running system from then on.
 func TestNewKeyUnplugged(t *testing.T) {
 	m, first, fresh := unplugged(t)

@@ -39,7 +39,7 @@ type renewal struct {
 }
 
 // NewSecret makes a new machine secret, which the running system has asked for, if
-// somebody types the recovery key. Whoever else is root there gains the question: the
+// somebody types the recovery key. Anyone else who is root there gains the question: the
 // request says nothing but what is asked for, it was taken away before, and only a person
 // with the recovery key has it carried out. No shell opens in this boot: it restarts, or
 // the verified system takes over.

@@ -148,7 +148,7 @@ func inUseAs(t *testing.T, change func(*contract.Contract)) *machinetest.Machine
 }
 
 // Firmware in Setup Mode gets this machine's keys from its owner alone, whatever becomes
-// of the TPM: whoever has cleared them may have switched it off, too. FAULTS 63
+// of the TPM: anyone who has cleared them may have switched it off, too. FAULTS 63
 func TestNotEnrolledWithoutAsking(t *testing.T) {
 	for name, noTPM := range map[string]error{"taken out": tpm.ErrAbsent, "dead": machinetest.ErrDead} {
 		for _, lost := range []bool{false, true} {

@@ -21,7 +21,7 @@ import (
 
 // offerKeys lets the owner give the firmware this machine's keys again: after the
 // system was installed again beside a root partition that was kept, or after the
-// firmware was reset. Whoever put the firmware into Setup Mode does not have the
+// firmware was reset. Anyone who put the firmware into Setup Mode does not have the
 // recovery key, which has just opened the root partition.
 //
 // The TPM is told first how the machine will start from then on: with firmware that

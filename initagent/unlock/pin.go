@@ -189,7 +189,7 @@ func (o *opening) keepCounting(volumeKey []byte) {
 	o.Log.Say("WARNING: somebody has changed how the TPM counts wrong PINs; it counts them again as it did")
 }
 
-// keepPIN has the header keep the PIN again, where it was taken out: without it, whoever
+// keepPIN has the header keep the PIN again, where it was taken out: without it, anyone who
 // opens with the recovery key cannot seal with it.
 func (o *opening) keepPIN(volumeKey []byte) {
 	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, true)
@@ -261,7 +261,7 @@ func (o *opening) forgotten() bool {
 	return o.Lock.HasPIN() && o.Chip.Err == nil && o.Chip.TPM.Admits(o.Lock.Sealed) == nil
 }
 
-// offerPIN lets whoever has opened the root partition with the recovery key set a new PIN.
+// offerPIN lets anyone who has opened the root partition with the recovery key set a new PIN.
 // On trial it waits for the next start of a blessed system, as every new secret does.
 func (o *opening) offerPIN(c hw.Console, key *luks2.RecoveryKey, volumeKey []byte) error {
 	if o.State.Trial {

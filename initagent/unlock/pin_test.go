@@ -40,7 +40,7 @@ func keptPIN(m *machinetest.Machine) []byte {
 	return lock.KeptPIN
 }
 
-// A PIN is set by whoever has the recovery key, asked for at each start, counted when it is
+// A PIN is set by anyone who has the recovery key, asked for at each start, counted when it is
 // wrong, replaced when it is forgotten, and removed again; the old header, put back, opens
 // by nothing that it opened by before. FAULTS 108
 func TestPINOfAMachine(t *testing.T) {
@@ -118,7 +118,7 @@ func TestPINOnTrial(t *testing.T) {
 	}
 }
 
-// Whoever takes out of the header what keeps the PIN for who has the recovery key gets no
+// Anyone who takes out of the header what keeps the PIN for who has the recovery key gets no
 // machine without a PIN: the keyslot and the TPM go by it as before, and the next start by
 // it keeps it again. A machine that is accepted meanwhile loses nothing, and nobody is
 // asked to give anything up.

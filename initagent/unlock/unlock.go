@@ -323,7 +323,7 @@ func (o *opening) byKey() error {
 // openTyped goes on with a volume that a recovery key opened. It wipes the secret when it
 // fails. Where only the PIN is forgotten there is nothing of the machine to accept.
 //
-// Whoever puts a volume of their own in place of the real one knows its recovery
+// Anyone who puts a volume of their own in place of the real one knows its recovery
 // key, and could have the system that starts with it ask for the real one: so the volume
 // has to be this machine's here, too.
 func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *policy.Secret, forgotten bool) error {

@@ -89,7 +89,7 @@ func TestRootLowersFloor(t *testing.T) {
 			r, c := m.Asked()
 			m.Types("y", "y")
 			m.Refuses(r.NewSecret(c, false), "nothing was changed")
-			// Whoever has never had a newer one says so, and is bound.
+			// Anyone who has never had a newer one says so, and is bound.
 			m.PowerOn(lowered)
 			m.Rebinds()
 			m.Runs(1)

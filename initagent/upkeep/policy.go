@@ -96,7 +96,7 @@ func epochOf(h *host.Host, n bls.Name) (epoch uint64, known bool) {
 //
 // The floor is noted on the root partition first. Cut after that, the higher one
 // counts wherever the secret is known: the old system is given no root partition, and
-// this is done again at the next boot. In the other order whoever deletes the record
+// this is done again at the next boot. In the other order anyone who deletes the record
 // after a cut would take the floor with it.
 //
 // The record is one NV write. Cut before it, the old record stands: it allows the

@@ -16,7 +16,7 @@ import (
 
 func staysHome(name string) bool { return name == "halogen" || name == "bind/home" }
 
-// All goes but what stays, whatever it is and whoever made it immutable; cut before any change of
+// All goes but what stays, whatever it is and no matter who made it immutable; cut before any change of
 // the file system, the same call once more does the rest.
 func TestClearBut(t *testing.T) {
 	fresh := func() *disk {

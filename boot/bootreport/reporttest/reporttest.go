@@ -195,7 +195,7 @@ func PCRs(t testing.TB, log []byte, stub pcr.Digest, words ...string) []bootrepo
 	return all
 }
 
-// A Signer quotes with a key in software: what it signs is a TPM's quote to whoever does
+// A Signer quotes with a key in software: what it signs is a TPM's quote to anyone who does
 // not know its key.
 type Signer struct{ key *ecdsa.PrivateKey }
 

@@ -1,5 +1,5 @@
 // Command init is the whole user space of the test operating system: PID 1, a
-// report on the console and a prompt that obeys. It refuses to be safe: whoever
+// report on the console and a prompt that obeys. It refuses to be safe: anyone who
 // has the console may do anything, and no image meant for use has it.
 package main
 
