@@ -56,6 +56,8 @@ type Guest struct {
 	VM          vm.Options // for the next PowerOn
 
 	t       testing.TB
+	name    string // in what is said of its cost
+	began   time.Time
 	timeout time.Duration
 	state   vm.State
 	logs    string // directory with one directory for each start
@@ -77,7 +79,7 @@ func newGuest(t testing.TB, o Options) *Guest {
 	t.Helper()
 	Need(t)
 	takeSlot(t)
-	g := &Guest{t: t, VM: o.VM, timeout: o.Timeout, logs: filepath.Join(t.TempDir(), "logs")}
+	g := &Guest{t: t, name: t.Name(), began: time.Now(), VM: o.VM, timeout: o.Timeout, logs: filepath.Join(t.TempDir(), "logs")}
 	if g.timeout == 0 {
 		g.timeout = DefaultTimeout
 	}
@@ -145,10 +147,15 @@ func (g *Guest) finish() {
 	}
 	g.Close()
 	g.account()
-	g.t.Logf("%d starts took %.0f s of processor time", g.starts, g.spent.Seconds())
+	g.sayCost()
 	if g.t.Failed() {
 		g.keepLogs()
 	}
+}
+
+// sayCost says what the machine, which has ended, has cost. CI shows these lines.
+func (g *Guest) sayCost() {
+	g.t.Logf("%s: %d starts in %.0f s took %.0f s of processor time", g.name, g.starts, time.Since(g.began).Seconds(), g.spent.Seconds())
 }
 
 // account adds up what the machine of the last start, which has ended, has cost.

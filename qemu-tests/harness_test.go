@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -140,18 +142,18 @@ func TestSlots(t *testing.T) {
 	var release [2]func()
 	for i := range release {
 		var err error
-		if release[i], err = acquire(t.Context(), dir, 2); err != nil {
+		if release[i], err = acquire(t.Context(), dir, 2, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := acquire(ctx, dir, 2); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := acquire(ctx, dir, 2, 1); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("a third of two slots: %v", err)
 	}
 	got := make(chan error)
 	go func() {
-		again, err := acquire(t.Context(), dir, 2)
+		again, err := acquire(t.Context(), dir, 2, 1)
 		if err == nil {
 			again()
 		}
@@ -162,6 +164,72 @@ func TestSlots(t *testing.T) {
 		t.Error(err)
 	}
 	release[0]()
+}
+
+// TestTurns: of those that wait for a slot the costliest is first, whoever came first.
+func TestTurns(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "slots")
+	release, err := acquire(t.Context(), dir, 1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []int{20, 300, 10, firstOfAll, 40}
+	got := make(chan int, len(tests))
+	var waiting sync.WaitGroup
+	for _, cost := range tests {
+		before := waitingTurns()
+		waiting.Go(func() {
+			free, err := acquire(t.Context(), dir, 1, cost)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got <- cost
+			free()
+		})
+		for waitingTurns() == before {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	release()
+	waiting.Wait()
+	close(got)
+	var order []int
+	for cost := range got {
+		order = append(order, cost)
+	}
+	if want := []int{firstOfAll, 300, 40, 20, 10}; !slices.Equal(order, want) {
+		t.Errorf("they came in the order %d, want %d", order, want)
+	}
+}
+
+func waitingTurns() int {
+	turnsMutex.Lock()
+	defer turnsMutex.Unlock()
+	return len(turns)
+}
+
+// TestExpected: a subtest without a cost of its own has its test's, and each name with a
+// cost is that of a test.
+func TestExpected(t *testing.T) {
+	for name, want := range map[string]int{"TestUpdate": costs["TestUpdate"], "TestUpdate/it": costs["TestUpdate"], "TestNobodyKnows/it": usualCost} {
+		if got := expected(name); got != want {
+			t.Errorf("%s is expected to take %d s, want %d", name, got, want)
+		}
+	}
+	var source []byte
+	files, err := filepath.Glob("*_test.go")
+	must(t, err)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		must(t, err)
+		source = append(source, b...)
+	}
+	for name := range costs {
+		if top, _, _ := strings.Cut(name, "/"); !strings.Contains(string(source), "\nfunc "+top+"(t *testing.T) {") {
+			t.Errorf("there is no test %s", top)
+		}
+	}
 }
 
 // TestFailureIsKept runs a test that fails, in a process of its own, and looks for

@@ -40,8 +40,6 @@ var failures sync.Map // key: name of the test that tried
 func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[string]string) Provisioned {
 	t.Helper()
 	Need(t)
-	// Before the lock: who holds the lock must not wait for one who waits for the lock.
-	defer borrowSlot(t)()
 	key, err := provisionKey(Image(t, o.Image), kind, o)
 	if err != nil {
 		t.Fatal(err)
@@ -56,6 +54,8 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 		t.Fatalf("lock %s: %v", dir, err)
 	}
 	defer lock.Close()
+	// After the lock: those who wait for the machine leave the slots to others. Nobody has a
+	// slot and waits for the lock: a test provisions first, and then starts machines.
 	if p, err := loadProvisioned(dir); err == nil {
 		return p
 	}
@@ -63,9 +63,11 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 		t.Fatalf("%s %s: provisioning it has failed in %s", o.Image, kind, by)
 	}
 	failures.Store(key, t.Name())
+	defer borrowSlot(t, firstOfAll)()
 	began := time.Now()
 	removeStale(base, began)
 	g := Machine(t, o)
+	g.name += ", which made the machine " + o.Image + " " + kind
 	notes := bring(g)
 	g.Close()
 	p, err := saveProvisioned(dir, g.state, notes)
