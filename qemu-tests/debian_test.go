@@ -19,7 +19,10 @@ const shellPrompt = "halogen-ready> "
 // prompt that the console shows next.
 func (g *Guest) login() {
 	g.t.Helper()
-	g.Expect(`halogen login: `)
+	// On a host that is too busy systemd gives the terminal up, and nobody is asked to log in.
+	if i, match := g.ExpectAny(`halogen login: `, `Timed out waiting for device [^\n]*ttyS0[^\n]*`); i != 0 {
+		g.t.Fatalf("there is no login: %s", match[0])
+	}
 	g.typeLine("root")
 	g.Expect(`Password: `)
 	g.typeLine("halogen")

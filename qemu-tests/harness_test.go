@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"halogenos.internal/builder/vm"
@@ -229,6 +230,27 @@ func TestExpected(t *testing.T) {
 		if top, _, _ := strings.Cut(name, "/"); !strings.Contains(string(source), "\nfunc "+top+"(t *testing.T) {") {
 			t.Errorf("there is no test %s", top)
 		}
+	}
+}
+
+// TestPatience: a wait ends at its timeout, but for the time that the machine was starved.
+func TestPatience(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		share float64 // of the time in which others have the processor
+		want  time.Duration
+	}{{"idle host", 0, time.Minute}, {"busy host", 0.75, 4 * time.Minute}} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				starved := func() time.Duration { return time.Hour + time.Duration(tt.share*float64(time.Since(began))) }
+				ctx, cancel := context.WithCancelCause(t.Context())
+				patience(ctx, cancel, time.Minute, starved)
+				if took := time.Since(began); took < tt.want || took > tt.want+time.Second || !strings.Contains(context.Cause(ctx).Error(), "nothing for 1m0s") {
+					t.Errorf("it took %v, want %v; %v", took, tt.want, context.Cause(ctx))
+				}
+			})
+		})
 	}
 }
 

@@ -330,6 +330,19 @@ func (m *Machine) ProcessorTime() (time.Duration, error) {
 	return sum, nil
 }
 
+// Starved is how long the machine's processes, while they run, have waited for a processor
+// that others had: on a busy host so much of a clock's time was none for the guest. It is
+// 0 where the kernel does not count that, and never more than a clock's time.
+func (m *Machine) Starved() time.Duration {
+	var most time.Duration
+	for _, p := range []*process{m.qemu, m.swtpm} {
+		if p != nil {
+			most = max(most, p.starved())
+		}
+	}
+	return most
+}
+
 // Kill cuts the power: QEMU gets SIGKILL, the TPM keeps what it had stored. It
 // returns when the directory is free again.
 func (m *Machine) Kill() {

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,6 +59,40 @@ func (p *process) processorTime() (time.Duration, error) {
 		return 0, err
 	}
 	return time.Duration(t.Nano()), nil
+}
+
+// starved is how long that thread of the child has waited for a processor which has waited
+// longest: the one that emulates the guest's. It is 0 when the child has ended.
+func (p *process) starved() (most time.Duration) {
+	select {
+	case <-p.done: // its number may be somebody else's by now
+		return 0
+	default:
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for _, path := range threads {
+		if text, err := os.ReadFile(path); err == nil { // or the thread has ended
+			most = max(most, runDelay(string(text)))
+		}
+	}
+	return most
+}
+
+// runDelay reads a schedstat file (Linux, Documentation/scheduler/sched-stats.rst): the
+// second number is the time on the run queue, in nanoseconds.
+func runDelay(text string) time.Duration {
+	fields := strings.Fields(text)
+	if len(fields) != 3 {
+		return 0
+	}
+	ns, err := strconv.ParseInt(fields[1], 10, 64)
+	if err != nil || ns < 0 {
+		return 0
+	}
+	return time.Duration(ns)
 }
 
 // signal reaches the child's whole process group.
