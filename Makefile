@@ -380,13 +380,17 @@ $(OUT)/tools13.stamp: Makefile | $(OUT)/tools.stamp
 	@mmdebstrap --quiet --variant=apt --components=main,non-free-firmware --include=systemd-ukify,systemd,systemd-boot-efi,erofs-utils,iucode-tool,intel-microcode,amd64-microcode trixie $(OUT)/tools13 "$$(cat $(OUT)/mirror)"
 	@touch $@
 
-# What is made by one program at a time is made beside the linters, and the containers
-# beside the machines of the boot tests.
+# What is made by one program at a time is made beside the linters. The simulated machine's
+# tests are one program on one core: behind it the images are made, and beside both all is
+# run that no boot test waits for. The containers are made beside the machines of the boot
+# tests.
 .PHONY: test
 test: tools ## everything CI runs: goes on after a failure, and ends with what each part took
-	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log boot.log container.log); failed=; \
+	@rm -f $(addprefix $(OUT)/,parts unit.log agent.log beside.log boot.log container.log); failed=; \
 	part() { began=$$(date +%s); how=passed; $(MAKE) --no-print-directory "$$@" || { how=FAILED; failed=1; }; printf '%6d s  %s  make %s\n' $$(($$(date +%s) - began)) $$how "$$*" >>$(OUT)/parts; }; \
-	part -k --output-sync=target -j2 lint inputs; part unit; part deb-test; part fuzz; \
+	part -k --output-sync=target -j2 lint inputs build; \
+	{ part unit-agent; part test-images; [ -z "$$failed" ]; } >$(OUT)/beside.log 2>&1 & beside=$$!; \
+	part unit-packages; part deb-test; part fuzz; wait $$beside || failed=1; cat $(OUT)/beside.log; \
 	{ part container-test; [ -z "$$failed" ]; } >$(OUT)/container.log 2>&1 & container=$$!; \
 	part boot-test; wait $$container || failed=1; \
 	cat $(OUT)/container.log $(OUT)/parts; [ -z "$$failed" ] || { grep -h -E '^ *--- FAIL' $(addprefix $(OUT)/,unit.log agent.log container.log boot.log); exit 1; }
@@ -407,14 +411,19 @@ lint: | $(OUT)/tools.stamp toolchain ## gofmt, go vet, staticcheck, revive
 check: lint ## the linters, and the unit tests that need no root, network or image
 	@go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb)$$')
 
-# The tests of whole boots (initagent/agent) are one program on one core; the others run beside it.
-.PHONY: unit
-unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain ## the unit tests
-	@go test -timeout 40m -v ./initagent/agent >$(OUT)/agent.log & agent=$$!; failed=; \
-	HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test -timeout 40m $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log || failed=1; \
-	wait $$agent || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; failed=1; }; [ -z "$$failed" ]
+.PHONY: unit unit-agent unit-packages
+unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
+	@$(MAKE) --no-print-directory -k -j2 unit-agent unit-packages
+
+# The tests of whole boots in the simulated machine are one program on one core.
+unit-agent: | toolchain
+	@mkdir -p $(OUT)
+	@go test -timeout 40m -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
+
+unit-packages: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log
 
 # What the search for secrets must be quiet about, and 16 GB of chance.
 SCANNED := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
@@ -445,19 +454,21 @@ container-test: $(OUT)/base.tar $(TOOLS) ## a release in two containers: the sam
 
 # A number of inputs and not a time: at the end of its time go test sometimes
 # reports the interrupted input as a failure. A package's targets are linked once: that
-# takes longer than most of them do.
+# takes longer than most of them do. Each core has a package of its own, as linking and
+# the start of a target need one.
 FUZZTIME ?= 5000x
 .PHONY: fuzz
 fuzz: | toolchain ## each fuzz target for FUZZTIME
-	@cache=$$(go env GOCACHE)/fuzz; module=$$(go list -m); program=$(abspath $(OUT))/fuzz.test; log=$(abspath $(OUT))/fuzz.log; \
-	for pkg in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
-		go test -c -fuzz . -o $$program ./$$pkg; \
-		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | cut -c6-); do \
-			echo "fuzz $$pkg $$target"; \
-			(cd $$pkg && $$program -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x \
-				-test.fuzzcachedir $$cache/$$module/$$pkg -test.timeout 10m -test.paniconexit0) >$$log 2>&1 && grep -q '^fuzz: elapsed' $$log || { cat $$log; exit 1; }; \
-		done; \
-	done
+	@$(MAKE) --no-print-directory -k --output-sync=target -j$$(nproc) $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|fuzz-in/|')
+
+fuzz-in/%: FORCE
+	@mkdir -p $(OUT)/fuzz; cache=$$(go env GOCACHE)/fuzz; module=$$(go list -m); program=$(abspath $(OUT))/fuzz/$(subst /,-,$*).test; log=$$program.log; \
+	go test -c -fuzz . -o $$program ./$*; \
+	for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $*/*_test.go | cut -c6-); do \
+		echo "fuzz $* $$target"; \
+		(cd $* && $$program -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.parallel 1 \
+			-test.fuzzcachedir $$cache/$$module/$* -test.timeout 10m -test.paniconexit0) >$$log 2>&1 && grep -q '^fuzz: elapsed' $$log || { cat $$log; exit 1; }; \
+	done; rm $$program $$log
 
 .PHONY: test-images
 test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-optional-1) $(UPDATES)
