@@ -29,6 +29,9 @@ func TestConsoleAsked(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := provisioned(t)
+			if tt.name == "serial" { // the other starts from power on
+				p = provisionedAtInit(t)
+			}
 			g := Machine(t, Options{State: p.State, VM: tt.o})
 			g.Expect(`halogen: press r for the recovery console`)
 			tt.press(t, g)

@@ -182,32 +182,32 @@ func TestMemory(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	needles := secrets(t, p)
-	refused := func(s vm.State) error { return ownTwice(t, s) }
 	for _, tt := range []struct {
 		name    string
+		from    func(t testing.TB) Provisioned
 		prepare func(s vm.State) error
 		run     func(g *Guest) (open bool)
 	}{
-		{"console asked for early", nil, func(g *Guest) bool {
+		{"console asked for early", provisionedAtInit, nil, func(g *Guest) bool {
 			g.Expect(`halogen: press r for the recovery console`)
 			g.typed("r")
 			g.expectConsole()
 			return false
 		}},
-		{"console asked for after the unlock", nil, func(g *Guest) bool {
+		{"console asked for after the unlock", provisionedAtInit, nil, func(g *Guest) bool {
 			g.Expect(`halogen: unlock \(`)
 			g.typed("r")
 			g.Expect(`The machine restarts into the recovery console`)
 			g.expectConsole()
 			return false
 		}},
-		{"console after a failed unlock", refused, func(g *Guest) bool {
+		{"console after a failed unlock", refusedAtInit, nil, func(g *Guest) bool {
 			g.Expect(asksForKey)
 			g.typeLine("")
 			g.expectConsole()
 			return false
 		}},
-		{"console after a wrong recovery key", refused, func(g *Guest) bool {
+		{"console after a wrong recovery key", refusedAtInit, nil, func(g *Guest) bool {
 			g.Expect(asksForKey)
 			g.typeLine(wrongKey(p.Notes[recoveryKeyNote]))
 			g.Expect(`Nothing is lost: try again`)
@@ -216,15 +216,15 @@ func TestMemory(t *testing.T) {
 			g.expectConsole()
 			return false
 		}},
-		{"console after a failed mount", breakFileSystem(t), func(g *Guest) bool {
+		{"console after a failed mount", provisionedAtInit, breakFileSystem(t), func(g *Guest) bool {
 			g.Expect(asksForKey)
 			g.typeLine("")
 			g.Expect(`The machine restarts into the recovery console`)
 			g.expectConsole()
 			return false
 		}},
-		{"system opened by the TPM", nil, func(g *Guest) bool { g.Boot(); return true }},
-		{"system opened by the recovery key", refused, func(g *Guest) bool {
+		{"system opened by the TPM", provisioned, nil, func(g *Guest) bool { g.Boot(); return true }},
+		{"system opened by the recovery key", refusedAtInit, nil, func(g *Guest) bool {
 			g.Expect(asksForKey)
 			g.typeLine(p.Notes[recoveryKeyNote])
 			g.Expect(`\[y/N\] `)
@@ -235,7 +235,7 @@ func TestMemory(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := Machine(t, Options{State: p.State, Prepare: tt.prepare})
+			g := Machine(t, Options{State: tt.from(t).State, Prepare: tt.prepare})
 			open := tt.run(g)
 			g.wantNoSecrets(tt.name, needles, open)
 		})

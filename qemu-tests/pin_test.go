@@ -38,7 +38,11 @@ func TestPIN(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := provisioned(t)
-			g := Machine(t, Options{State: p.State, VM: tt.o})
+			from := p
+			if len(tt.o.Extra) == 0 { // the other starts from power on
+				from = provisionedAtInit(t)
+			}
+			g := Machine(t, Options{State: from.State, VM: tt.o})
 			g.Boot()
 			if r := g.Run("/usr/sbin/halogenctl", "pin", "set"); r.Exit != 0 {
 				t.Fatalf("halogenctl pin set: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
@@ -105,7 +109,7 @@ func notWithoutPIN(t *testing.T, state vm.State) {
 // was lost; the next start shows it and has it confirmed, and the one before opens nothing.
 func TestNewRecoveryKey(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
+	p := provisionedAtInit(t)
 	g := Machine(t, Options{State: p.State})
 	g.Boot()
 	if r := g.Run("/usr/sbin/halogenctl", "recovery-key", "new"); r.Exit != 0 {

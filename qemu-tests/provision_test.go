@@ -50,6 +50,16 @@ func provisionedAtInit(t testing.TB) Provisioned {
 	return atInit(t, "testos-1", "provisioned-1", provisioned(t))
 }
 
+// refusedAtInit is the same machine in a boot in which its TPM opens nothing: db holds the
+// machine's own certificate twice.
+func refusedAtInit(t testing.TB) Provisioned {
+	t.Helper()
+	p := provisioned(t)
+	const kind = "provisioned-1, own certificate twice"
+	o := Options{Image: "testos-1", State: p.State, Prepare: func(s vm.State) error { return ownTwice(t, s) }}
+	return suspendedAtInit(t, o, kind, p.Notes)
+}
+
 // bringUp lets a new machine provision itself, and gives it a third boot, the first
 // one that the TPM unlocks.
 func bringUp(g *Guest) map[string]string {

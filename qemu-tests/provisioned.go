@@ -85,13 +85,19 @@ func Provision(t testing.TB, o Options, kind string, bring func(g *Guest) map[st
 // variables, nor the TPM; other tests start each kind from power on.
 func atInit(t testing.TB, image, kind string, p Provisioned) Provisioned {
 	t.Helper()
-	return Provision(t, Options{Image: image, State: p.State}, kind+", at init", func(g *Guest) map[string]string {
+	return suspendedAtInit(t, Options{Image: image, State: p.State}, kind, p.Notes)
+}
+
+// suspendedAtInit is atInit of a machine with options of its own.
+func suspendedAtInit(t testing.TB, o Options, kind string, notes map[string]string) Provisioned {
+	t.Helper()
+	return Provision(t, o, kind+", at init", func(g *Guest) map[string]string {
 		g.Expect(`Run /init as init process`)
 		g.suspend()
 		if strings.Contains(g.Console().Text(), "] virtio_blk") {
 			t.Fatal("the kernel has a driver of the disk before it was suspended")
 		}
-		return p.Notes
+		return notes
 	})
 }
 

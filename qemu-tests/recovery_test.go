@@ -16,8 +16,8 @@ import (
 // was accepted the machine starts by itself again.
 func TestAcceptAgain(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error { return ownTwice(t, s) }})
+	p := refusedAtInit(t)
+	g := Machine(t, Options{State: p.State})
 	g.expectRefusal("PCR 7 (Secure Boot)", "nobody vouches for")
 	for _, wrong := range []string{wrongKey(p.Notes[recoveryKeyNote]), "not a recovery key"} {
 		g.typeLine(wrong)

@@ -49,11 +49,11 @@ func (g *Guest) asksNothing(what string) {
 // FAULTS 32, 48, 79
 func TestRescue(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
+	p := refusedAtInit(t)
 	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
 		d := openDisk(t, s.Disk(), os.O_RDWR)
 		d.flip(layout.SlotA.VerityNumber(), 0x100) // the superblock, which no boot reads
-		return ownTwice(t, s)
+		return nil
 	}})
 	g.toConsole()
 	g.command("slots", `\* slot a +version 1 [^\n]*blessed`)
