@@ -423,7 +423,7 @@ unit-agent: | toolchain
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
 
 unit-packages: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain
-	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test -timeout 40m $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log
 
 # What the search for secrets must be quiet about, and 16 GB of chance.
 SCANNED := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
