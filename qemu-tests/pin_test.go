@@ -16,7 +16,7 @@ import (
 )
 
 // asksForPIN matches the question for the PIN.
-const asksForPIN = `PIN \(an empty line: it is forgotten, the recovery key opens\): `
+const asksForPIN = `PIN \(one letter alone: it is forgotten, the recovery key opens\): `
 
 // TestPIN: a PIN is set at the start after the running system has asked for it, typed
 // wrong and right at the next one, at the serial line or at a USB keyboard. It is nowhere

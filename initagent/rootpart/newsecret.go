@@ -176,6 +176,9 @@ func (b Binding) ReplaceSecret(v Volume, r *Replacement, record *policy.Record, 
 			g, err = now, r.Prepare(v.Machine.Store, v.Random, v.Lock, now)
 		}
 	}
+	if errors.Is(err, tpm.ErrNoSpace) {
+		err = fmt.Errorf("this TPM has no room for the record of a new secret beside the one in force: free some of it (tpm2_nvundefine, for what other software has put there and nobody needs), and ask again: %w", err)
+	}
 	if err != nil {
 		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}

@@ -57,8 +57,7 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	defer c.Close()
 	what, command := o.asked()
 	if refused != nil { // who restarted for it is in front of the screen, and not of the log
-		c.Print(fmt.Sprintf("\n%s, which was asked for with `halogenctl %s`: nothing was changed: %v\n", what, command, refused))
-		return refused
+		return refuse(c, fmt.Sprintf("\n%s, which was asked for with `halogenctl %s`: nothing was changed", what, command), refused)
 	}
 	c.Print(fmt.Sprintf(secretAsked, what, command))
 	key, volumeKey, err := o.typedKey(c)
@@ -77,8 +76,7 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	replaced, err := o.replaceSecret(start, key, volumeKey, pin)
 	switch {
 	case err != nil && !replaced:
-		c.Print(fmt.Sprintf("Nothing was changed: %v\n", err))
-		return err
+		return refuse(c, "Nothing was changed", err)
 	case err != nil:
 		o.Log.Say("the next start finishes it or takes it back: %v", err)
 		return nil
@@ -98,6 +96,17 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		}
 	}
 	return nil
+}
+
+// refuse says why what was asked for is not done, and waits until somebody has read it: the
+// system comes next, and takes the screen.
+func refuse(c hw.Console, what string, why error) error {
+	c.Print(fmt.Sprintf("%s: %v\n", what, why))
+	_, err := c.Ask("Press Enter to go on (or wait two minutes). ", false, SecretTimeout)
+	if err != nil && !errors.Is(err, hw.ErrNobody) {
+		return errors.Join(why, err)
+	}
+	return why
 }
 
 // asked is what was asked for, and by which of halogenctl's commands.

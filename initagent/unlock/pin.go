@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
@@ -18,8 +19,12 @@ import (
 	"halogenos.internal/initagent/tpm"
 )
 
-// errNoPIN leads to the recovery key.
-var errNoPIN = errors.New("no PIN was given")
+// errNoPIN leads to the recovery key, and errEmpty to the same question once more: a line
+// that makes noise sends line ends, and nobody has typed anything.
+var (
+	errNoPIN = errors.New("no PIN was given")
+	errEmpty = errors.New("an empty line")
+)
 
 // byPIN asks for the PIN. It waits for ever: a machine with a PIN starts when somebody is
 // there, and a trial that waits has not failed.
@@ -46,6 +51,9 @@ func (o *opening) byPIN() error {
 		c.Print(o.triedBefore())
 		for wrong := 0; ; {
 			secret, record, err := o.tryPIN(c, limit, known)
+			if errors.Is(err, errEmpty) {
+				continue
+			}
 			if !errors.Is(err, tpm.ErrWrongPIN) && !errors.Is(err, policy.ErrPINLength) {
 				return secret, record, err
 			}
@@ -76,14 +84,15 @@ const pinsAtOnce = 3
 // goOn waits for somebody who wants to type on; errNoPIN is for who has none.
 func goOn(c hw.Console) error {
 	for {
-		answer, err := c.Ask("\nThree wrong PINs. Type y to go on, or press Enter to type the recovery key: ", false, 0)
+		answer, err := c.Ask("\nThree wrong PINs. Type y to go on, or another letter alone to type the recovery key: ", false, 0)
+		typed := strings.TrimSpace(string(answer))
 		switch {
 		case err != nil:
 			return err
-		case len(answer) == 0:
-			return errNoPIN
-		case strings.EqualFold(strings.TrimSpace(string(answer)), "y"):
+		case strings.EqualFold(typed, "y"):
 			return nil
+		case utf8.RuneCountInString(typed) == 1:
+			return errNoPIN
 		}
 	}
 }
@@ -91,12 +100,15 @@ func goOn(c hw.Console) error {
 // tryPIN asks once, and has the TPM try what was typed. What is too short for a PIN is not
 // tried.
 func (o *opening) tryPIN(c hw.Console, limit uint64, known []policy.Boot) (*policy.Secret, *policy.Record, error) {
-	typed, err := c.Ask("\nPIN (an empty line: it is forgotten, the recovery key opens): ", true, 0)
+	typed, err := c.Ask("\nPIN (one letter alone: it is forgotten, the recovery key opens): ", true, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer luks2.Wipe(typed)
-	if len(typed) == 0 {
+	switch letters := bytes.TrimSpace(typed); {
+	case len(letters) == 0:
+		return nil, nil, errEmpty
+	case utf8.RuneCount(letters) == 1 && letters[0] > ' ': // whichever key it is on the keyboard's layout
 		return nil, nil, errNoPIN
 	}
 	o.Released = true // a PIN with one wrong digit tells most of the right one

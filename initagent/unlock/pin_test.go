@@ -58,7 +58,7 @@ func TestPINOfAMachine(t *testing.T) {
 	}
 	// Forgotten: the recovery key opens, nothing of the machine is to be accepted, and a new
 	// one is set.
-	m.StartsBy("", m.RecoveryKey(), "y", "correct horse", "correct house", "correct horse", "correct horse", "correct horse")
+	m.StartsBy("", "k", m.RecoveryKey(), "y", "correct horse", "correct house", "correct horse", "correct horse", "correct horse")
 	if text := m.Printed.String(); strings.Contains(text, "Accept this machine") || !strings.Contains(text, "two different ones") {
 		t.Errorf("a forgotten PIN:\n%s", text)
 	}
@@ -130,7 +130,7 @@ func TestPINTakenOut(t *testing.T) {
 		return c.SetToken(n, token)
 	})
 	out := m.World(true, nil)
-	m.StartsBy("", m.RecoveryKey(), "n")
+	m.StartsBy("", "k", m.RecoveryKey(), "n")
 	m.StartsBy("1234")
 	if keptPIN(m) == nil {
 		t.Error("the PIN is not kept again")
@@ -142,9 +142,9 @@ func TestPINTakenOut(t *testing.T) {
 		t.Errorf("accepted without the kept PIN:\n%s", text)
 	}
 	m.StartsBy("1234")
-	m.StartsBy("", m.RecoveryKey(), "y", "5678", "5678", "5678")
+	m.StartsBy("", "k", m.RecoveryKey(), "y", "5678", "5678", "5678")
 	m.StartsBy("1234", "5678")
-	m.StartsBy("", m.RecoveryKey(), "n") // and it is kept again
+	m.StartsBy("", "k", m.RecoveryKey(), "n") // and it is kept again
 	m.StartsBy("5678")
 }
 
@@ -299,7 +299,7 @@ func TestPINCount(t *testing.T) {
 	if !strings.Contains(m.Printed.String(), "has counted 1 wrong PINs") {
 		t.Errorf("of what was typed before it says:\n%s", m.Printed.String())
 	}
-	m.StartsBy("1235", "", m.RecoveryKey(), "n")
+	m.StartsBy("1235", "k", m.RecoveryKey(), "n")
 	if _, left := countsPINs(m); left != 10 {
 		t.Errorf("%d tries are left", left)
 	}
@@ -346,6 +346,20 @@ func TestNoPINWithoutRecord(t *testing.T) {
 	}
 }
 
+// Nor is one set where the TPM has no room for a second record, which the new secret needs
+// until it is in force: that is said, and waits until it was read.
+func TestNoPINWithoutRoom(t *testing.T) {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	m.FillTPM()
+	m.AsksForPIN(nextboot.SetPIN)
+	m.Typed = []string{m.RecoveryKey(), "1234", "1234"}
+	m.Ends("system")
+	if text := m.Printed.String(); hasPIN(m) || len(m.Typed) > 0 || !strings.Contains(text, "no room for the record of a new secret") || !strings.Contains(text, "Press Enter to go on") {
+		t.Errorf("a PIN: %t:\n%s", hasPIN(m), text)
+	}
+	m.OpensByItself()
+}
+
 // A release of a source tree that knows of no PINs takes such a machine's root partition
 // for damaged. It is not staged. FAULTS 108
 func TestStageWithoutPINs(t *testing.T) {
@@ -367,5 +381,5 @@ func TestPINBesideNoise(t *testing.T) {
 	if _, left := countsPINs(m); left != 7 {
 		t.Errorf("%d of 10 tries are left", left)
 	}
-	m.StartsBy("1235", "1236", "1237", "", m.RecoveryKey(), "n")
+	m.StartsBy("1235", "", " ", "1236", "1237", "", "?!", "k", m.RecoveryKey(), "n")
 }

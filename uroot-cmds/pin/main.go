@@ -29,7 +29,7 @@ older copy of the disk's header opens by the TPM; the recovery key stays. A TPM
 without room for the record of what may start could not shut such a copy out:
 there no PIN is set.
 
-Who has forgotten the PIN presses Enter where it is asked for, types the
+Who has forgotten the PIN types one letter alone where it is asked for, then the
 recovery key, and sets another one.
 
 Exit codes: 0 asked for, 1 not, 2 wrong usage.
