@@ -23,6 +23,14 @@ const Version = 1
 // MaxSize bounds the file in bytes.
 const MaxSize = 16 << 10
 
+// OnESP is where an installer leaves the file on the EFI system partition, for the boot that
+// makes the root partition.
+const OnESP = "EFI/halogen/setup.json"
+
+// HandedOver is the file's name in the directory that the boot shares with the running
+// system, once the root partition is made.
+const HandedOver = "setup.json"
+
 // Answers are what the file says. What is missing stays as the image has it.
 type Answers struct {
 	Version int `json:"version"`
@@ -83,6 +91,32 @@ func Parse(text []byte) (*Answers, error) {
 		return nil, err
 	}
 	return a, a.check()
+}
+
+// Summary says what the answers are, a line each; of a password, that there is one.
+func (a *Answers) Summary() string {
+	var b strings.Builder
+	line := func(what, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "  %-10s %s\n", what, value)
+		}
+	}
+	line("language", a.Language)
+	line("keyboard", a.Keyboard)
+	line("time zone", a.TimeZone)
+	line("name", a.HostName)
+	if a.AutomaticUpdates != nil {
+		line("updates", map[bool]string{true: "by themselves", false: "when asked for (ota fetch)"}[*a.AutomaticUpdates])
+	}
+	switch c := a.Account; {
+	case c == nil:
+		line("account", "none")
+	case c.Administers():
+		line("account", strings.TrimSpace(c.Name+"  "+c.FullName)+", who may become root")
+	default:
+		line("account", strings.TrimSpace(c.Name+"  "+c.FullName))
+	}
+	return b.String()
 }
 
 // check refuses what no machine could take.

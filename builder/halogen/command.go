@@ -41,6 +41,7 @@ Commands:
   release   publish a release on a web server, or check one
   reports   say how releases fare, by what machines have told
   install   put a release on a disk
+  setup     check the answers for a machine's first start
   keys      make a distributor's secret keys, and check how they are kept
   inspect   show what is in a UKI, a disk, a system image or a release.json
   diff      say in what two of these differ
@@ -63,6 +64,7 @@ func (c command) commands() map[string]func(context.Context, []string) error {
 		"keys":            c.keys,
 		"diff":            c.diff,
 		"install":         c.install,
+		"setup":           c.setup,
 		"release":         c.release,
 		"reports":         c.reports,
 		"run":             c.machine,

@@ -49,7 +49,8 @@ in Setup Mode, as for a new machine.
 `
 
 type installFlags struct {
-	disk, key, channel, yes               string
+	disk, key, channel, yes, setup        string
+	answers                               []byte // for the first start, of the file that setup names
 	list, dryRun, json, another, no, keep bool
 	reader                                readerFlags
 	note                                  func(string) // why a request is made again; nil: nobody is told
@@ -61,6 +62,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	f.StringVar(&o.disk, "disk", "", "the `DISK` to install to, such as /dev/nvme0n1")
 	f.StringVar(&o.key, "key", "", "`FILE` with the distributor's OpenPGP public key; a release that it has not signed is refused")
 	f.StringVar(&o.channel, "channel", "stable", "which `CHANNEL` of a server to install: stable, beta or alpha")
+	f.StringVar(&o.setup, "setup", "", "`FILE` with answers for the machine's first start, as setup.json(5) has it: nobody is asked then. 'halogen setup --check FILE' tries it")
 	f.StringVar(&o.yes, "yes", "", "do not ask: the disk's `SERIAL` number stands for its owner's consent to lose what is on it")
 	f.BoolVar(&o.list, "list", false, "list the disks and end")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan and write nothing")
@@ -81,6 +83,11 @@ func (c command) install(ctx context.Context, args []string) error {
 		return c.misused(f, "--disk is missing")
 	}
 	o.note = func(text string) { fmt.Fprintln(c.stderr, text) }
+	if o.setup != "" {
+		if o.answers, _, err = readAnswers(o.setup); err != nil {
+			return err
+		}
+	}
 	from, err := c.sourceOr(rest)
 	switch {
 	case err != nil:
@@ -193,8 +200,18 @@ func (o installFlags) choice() install.Choice {
 	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep}
 }
 
-// openSource opens what is installed, and tells by its look what it is.
+// openSource opens what is installed, with the answers for the first start.
 func openSource(ctx context.Context, from string, o installFlags) (*install.Source, func() error, error) {
+	s, done, err := openRelease(ctx, from, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.ESP.Setup = o.answers
+	return s, done, nil
+}
+
+// openRelease tells by its look what it is.
+func openRelease(ctx context.Context, from string, o installFlags) (*install.Source, func() error, error) {
 	key, err := readKey(o.key)
 	if err != nil {
 		return nil, nil, err

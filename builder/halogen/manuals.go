@@ -52,8 +52,9 @@ func manuals() []manual {
 				Text:  "Install the stable release of a server:",
 				Lines: "halogen install --list\nhalogen install --disk /dev/nvme0n1 --key release-key.asc \\\n    https://example.org/os/x86_64/desktop",
 			}},
-			See: []string{"halogen 1", "halogen-build 1", "manifest.env 5"},
+			See: []string{"halogen 1", "halogen-build 1", "halogen-setup 1", "manifest.env 5", "setup.json 5"},
 		}},
+		{command: "setup", Page: manpage.Page{See: []string{"halogen-install 1", "setup.json 5"}}},
 		{command: "keys", Page: manpage.Page{
 			Examples: []manpage.Example{{Text: "Make the keys of a distribution, in memory or on an encrypted disk:", Lines: "halogen keys generate --out keys --name 'Example OS' \\\n    --email os@example.org"}},
 			See:      []string{"gpg 1", "gpg-agent 1", "halogen-build 1", "halogen-release 1", "uki.conf 5"},
@@ -96,7 +97,7 @@ func programManual() manual {
 					"halogen release --build out/7 --server www/os \\\n    --key keys/release-key.secret.asc"},
 			},
 			See: []string{"halogen-build 1", "halogen-certify 1", "halogen-diff 1", "halogen-hardware-report 1", "halogen-inspect 1", "halogen-install 1", "halogen-keys 1",
-				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "halogen-verify-report 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
+				"halogen-release 1", "halogen-reports 1", "halogen-run 1", "halogen-setup 1", "halogen-verify-report 1", "manifest.env 5", "ota.conf 5", "release.json 5", "state.conf 5", "uki.conf 5", "ota 8"},
 		},
 	}
 }

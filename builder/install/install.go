@@ -21,6 +21,7 @@ import (
 	"slices"
 	"time"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/fat"
@@ -115,6 +116,9 @@ type ESP struct {
 	UKI, BootManager []byte
 	// Size is what the partition has in bytes; 0 stands for layout.ESPSize.
 	Size int64
+	// Setup are the answers for the machine's first start (setup.json(5)), or nil. They are
+	// on this machine's ESP alone, and in no release.
+	Setup []byte
 }
 
 func (e ESP) size() int64 { return cmp.Or(e.Size, layout.ESPSize) }
@@ -127,6 +131,9 @@ func (e ESP) files() map[string][]byte {
 	}
 	name := bls.Name{ImageID: e.Release.ImageID, Version: e.Release.Version}.String()
 	files[path.Join(bls.Directory, name)] = e.UKI
+	if e.Setup != nil {
+		files[answers.OnESP] = e.Setup
+	}
 	return files
 }
 

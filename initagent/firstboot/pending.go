@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/strictjson"
@@ -36,8 +37,18 @@ const Purpose = "secure-boot-keys"
 // it is removed, and beside one it only has the console open that shows no key.
 const DeletionMark = Directory + "/deleted"
 
-// Left is what earlier starts have left in Directory.
+// AnswersPurpose is what the key that wraps the installer's answers is derived for.
+const AnswersPurpose = "first-start-answers"
+
+// maxAnswers bounds them in bytes, as the machine secret encrypts them.
+const maxAnswers = answers.MaxSize + 64
+
+// Left is what the installer and earlier starts have left in Directory.
 type Left struct {
+	// Answers are what answers.OnESP has, as anybody may have written it; nil where it cannot
+	// be read.
+	Answers  []byte
+	Handed   bool     // there is that file
 	Pending  *Pending // the newest file that makes sense; or nil
 	Keys     bool     // there are files of that kind
 	Marked   bool     // there is DeletionMark
@@ -54,6 +65,9 @@ type Pending struct {
 	// Wanted is what the firmware shall hold once they are enrolled: what the list
 	// says, for a boot that cannot open it yet.
 	Wanted []byte `json:"wanted"`
+	// Answers are those that the first boot has found (answers.OnESP), under the machine
+	// secret: what is put there afterwards is not taken.
+	Answers []byte `json:"answers,omitempty"`
 	// Enrollments is how often an enrollment came to its end on this machine.
 	Enrollments int `json:"enrolments"`
 }
@@ -91,6 +105,9 @@ func Parse(text []byte) (*Pending, error) {
 	}
 	if len(p.Keys) > secureboot.MaxWrappedList {
 		return nil, fmt.Errorf("pending keys have %d bytes, more than %d", len(p.Keys), secureboot.MaxWrappedList)
+	}
+	if len(p.Answers) > maxAnswers {
+		return nil, fmt.Errorf("pending answers have %d bytes, more than %d", len(p.Answers), maxAnswers)
 	}
 	if _, err := p.SealedSecret(); err != nil {
 		return nil, err

@@ -210,6 +210,9 @@ func keepKeys(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 		return err
 	}
 	p := &firstboot.Pending{Keys: wrapped}
+	if p.Answers, err = boxAnswers(h, secret, handedOver(h)); err != nil {
+		return err
+	}
 	if p.Sealed, err = sealed.Encode(); err != nil {
 		return err
 	}
@@ -371,6 +374,9 @@ func ReadLeft(h *host.Host) error {
 		for _, e := range entries {
 			h.Left.Unlocked = h.Left.Unlocked || lastgood.Is(e.Name())
 			h.Left.Marked = h.Left.Marked || strings.EqualFold(e.Name(), path.Base(firstboot.DeletionMark))
+			if isAnswers(e.Name()) {
+				readAnswers(h, files, e.Name())
+			}
 			n, ok := firstboot.Count(e.Name())
 			if !ok {
 				continue

@@ -51,6 +51,7 @@ type owner struct {
 	wrapped []byte             // the keys and their list under the secret; nil where there are none
 	sealed  *policy.Sealed     // nil without a TPM
 	start   *rootpart.Start    // nil without a TPM
+	answers []byte             // for the first start; nil where there are none
 }
 
 func (o *owner) wipe() {
@@ -82,6 +83,7 @@ func newOwner(h *host.Host) (*owner, error) {
 		err = takePending(h, o)
 	} else {
 		h.Released = true
+		o.answers = unboundAnswers(h)
 		o.secret, err = policy.NewSecret(h.Random)
 	}
 	if err == nil && h.Chip.Err == nil {
@@ -116,6 +118,9 @@ func takePending(h *host.Host, o *owner) (err error) {
 	}
 	if !slices.ContainsFunc(rootpart.Certificates(h.FirmwareKeys), o.keys.DB.Certificate.Equal) {
 		return errPlanted
+	}
+	if o.answers, err = pendingAnswers(h, o.secret); err != nil {
+		h.Log.Say("%v", err)
 	}
 	return freshSecret(h, o)
 }
@@ -182,6 +187,9 @@ func dropFirst(h *host.Host, o *owner, first *policy.Sealed) error {
 		return err
 	}
 	if next.Sealed, err = sealed.Encode(); err != nil {
+		return err
+	}
+	if next.Answers, err = boxAnswers(h, between, o.answers); err != nil {
 		return err
 	}
 	if err := h.WriteESP(func(dir hw.ESPDir) error { return succeedPending(dir, h.Left.Pending, &next) }); err != nil {
@@ -293,9 +301,12 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 }
 
 // keepInRoot notes what this machine has and that it is at its first start, and moves what
-// the first boot left on the ESP to the root partition.
+// the installer and the first boot left on the ESP to the root partition.
 func keepInRoot(h *host.Host, o *owner) error {
 	if err := rootpart.NoteFirstStart(h.Store, h.Contract.Version); err != nil {
+		return err
+	}
+	if err := keepAnswers(h, o.answers); err != nil {
 		return err
 	}
 	g := rootpart.NewGuarantees(o.sealed, h.Contract.Epoch, rootpart.Enforces(h.FirmwareKeys))
@@ -328,19 +339,20 @@ func RecordVolume(h *host.Host, secret *policy.Secret, sealed *policy.Sealed, st
 	return record, h.WriteRecord(secret, sealed, record)
 }
 
-// TidyUp removes what the first boot left on the ESP. Anyone who finds it in free
+// TidyUp removes what the installer and the first boot left on the ESP. Anyone who finds it in free
 // space has nothing: its NV index is gone, or, where the TPM had no room for a second
 // one or for any, its starts are over before long. It is not worth a boot: what stays is
 // removed at the next one.
 func TidyUp(h *host.Host) {
-	if !h.Left.Keys && h.Left.Pending == nil {
+	if !h.Left.Keys && h.Left.Pending == nil && !h.Left.Handed {
 		return
 	}
-	if err := h.WriteESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err != nil {
+	ours := func(name string) bool { return isPending(name) || isAnswers(name) }
+	if err := h.WriteESP(func(dir hw.ESPDir) error { return removeFiles(dir, ours) }); err != nil {
 		h.Log.Say("%s on the ESP was not tidied up: %v", firstboot.Directory, err)
 		return
 	}
-	h.Left.Pending, h.Left.Keys = nil, false
+	h.Left.Pending, h.Left.Keys, h.Left.Answers, h.Left.Handed = nil, false, nil, false
 }
 
 // showRecoveryKey shows the key on the screen, or where there is none on every

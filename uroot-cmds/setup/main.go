@@ -34,8 +34,8 @@ does not ask where the image has no choice.
   --check        say whether this system can take the answers in FILE, and
                  change nothing
   --first-start  for the start of the system: take the answers from
-                 /etc/halogen/setup.json if it is there, or else ask. Does
-                 nothing on a machine that has started before and was not put
+                 /etc/halogen/setup.json if the image has it, or else those that
+                 the installer left, or else ask. Does nothing on a machine that has started before and was not put
                  off, where somebody has an account with a password, while an
                  update is on trial, without a root partition, and where there
                  is no terminal to ask at.
@@ -50,7 +50,7 @@ const answersFile = "/etc/halogen/setup.json"
 
 func main() {
 	console := &ask.Console{In: os.Stdin, Out: os.Stdout}
-	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile}).Main()
+	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile, handed: steps.HandedFile}).Main()
 }
 
 // place is where the command runs.
@@ -59,7 +59,8 @@ type place struct {
 	terminal ask.Terminal
 	person   func() bool // somebody could be asked
 	report   func() (*bootinfo.Report, error)
-	answers  string
+	answers  string // that the image has
+	handed   string // that the installer left
 }
 
 func cmd(p place) command.Command {
@@ -141,7 +142,7 @@ func (r *run) check(file string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(r.call.Stdout, "%s can be taken:\n%s", file, ask.Summary(a))
+	fmt.Fprintf(r.call.Stdout, "%s can be taken:\n%s", file, a.Summary())
 	return nil
 }
 
@@ -161,7 +162,7 @@ func (r *run) first(ctx context.Context, version string) error {
 		return r.leave("this is not the machine's first start")
 	case !r.facts.FirstStart(version):
 		// The machine was installed with a release that asked nothing, and is in use.
-		return r.m.Apply(ctx, []steps.Step{steps.Done()}, r.call.Stdout)
+		return r.m.Apply(ctx, steps.Done(), r.call.Stdout)
 	}
 	if err := r.m.Apply(ctx, steps.Unlock(r.facts), io.Discard); err != nil {
 		return err
@@ -179,6 +180,12 @@ func (r *run) first(ctx context.Context, version string) error {
 			return fmt.Errorf("the answers that came with the image were not taken, and nobody is asked: %w", err)
 		}
 		return nil
+	}
+	if _, err := os.Lstat(r.handed); err == nil {
+		if err = r.from(ctx, r.handed); err == nil || !r.person() {
+			return err
+		}
+		fmt.Fprintf(r.call.Stdout, "the answers of the installation were not taken: %v\n", err)
 	}
 	if !r.person() {
 		return r.leave("there is no terminal to ask at")

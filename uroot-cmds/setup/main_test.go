@@ -94,7 +94,7 @@ func (b *box) cmd() command.Command {
 		},
 		terminal: b, person: func() bool { return !b.nobody },
 		report:  func() (*bootinfo.Report, error) { return b.report, nil },
-		answers: filepath.Join(b.root, "etc/halogen/setup.json"),
+		answers: filepath.Join(b.root, "etc/halogen/setup.json"), handed: filepath.Join(b.root, steps.HandedFile),
 	})
 }
 
@@ -198,12 +198,23 @@ func TestFirstStart(t *testing.T) {
 			b.write("etc/passwd", "alice:x:1000:1000:::\n")
 			b.write("etc/shadow", "alice:$y$x:1::::::\n")
 		}, nil, "", true},
+		{"answers of the installer", func(b *box) { b.write(steps.HandedFile, `{"version":1,"host_name":"box"}`) }, nil, "the machine's name is box\n", true},
+		{"answers of the installer that cannot be taken", func(b *box) { b.write(steps.HandedFile, `{"version":1,"keyboard":"de"}`) }, asked,
+			"the answers of the installation were not taken: HANDED: keyboard: the image has no list of keyboard layouts (Debian: the package xkb-data)\nthe time zone is Etc/UTC\nthe machine's name is box\n", true},
+		{"answers of the installer and of the image", func(b *box) {
+			b.write(steps.HandedFile, `{"version":1,"host_name":"other"}`)
+			b.write("etc/halogen/setup.json", `{"version":1,"host_name":"box"}`)
+		}, nil, "the machine's name is box\n", true},
 		{"answers of the image", func(b *box) { b.write("etc/halogen/setup.json", `{"version":1,"host_name":"box"}`) }, nil, "the machine's name is box\n", true},
 	} {
 		b := newBox(t)
 		c.but(b)
 		b.lines = c.lines
 		code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+		out = strings.ReplaceAll(out, filepath.Join(b.root, steps.HandedFile), "HANDED")
+		if c.done && b.has(steps.HandedFile) && c.out != "" && !strings.HasPrefix(c.out, "nothing") {
+			t.Errorf("%s: the installer's answers are left", c.name)
+		}
 		if code != command.OK || errs != "" || out != c.out && !strings.HasPrefix(out, c.out+"\n") && !(c.out != "" && strings.HasPrefix(out, "the time zone is Etc/UTC\n"+c.out)) || len(b.lines) > 0 || b.has(steps.FirstFile) == c.done {
 			t.Errorf("%s: %d, %q, %q, left %q\n%s", c.name, code, out, errs, b.lines, &b.said)
 		}

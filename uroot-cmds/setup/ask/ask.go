@@ -59,7 +59,7 @@ func (p *Person) Ask() (*answers.Answers, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.Terminal.Say("\n" + Summary(a) + "\n")
+		p.Terminal.Say("\n" + a.Summary() + "\n")
 		yes, err := p.yes("Is this right?", true)
 		if yes && err == nil {
 			return a, nil
@@ -340,30 +340,4 @@ func (p *Person) Password(name string) ([]byte, error) {
 		clear(one)
 		p.Terminal.Say("these are not the same\n")
 	}
-}
-
-// Summary says what the answers are; of a password, that there is one.
-func Summary(a *answers.Answers) string {
-	var b strings.Builder
-	line := func(what, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "  %-10s %s\n", what, value)
-		}
-	}
-	line("language", a.Language)
-	line("keyboard", a.Keyboard)
-	line("time zone", a.TimeZone)
-	line("name", a.HostName)
-	if a.AutomaticUpdates != nil {
-		line("updates", map[bool]string{true: "by themselves", false: "when asked for (ota fetch)"}[*a.AutomaticUpdates])
-	}
-	switch c := a.Account; {
-	case c == nil:
-		line("account", "none")
-	case c.Administers():
-		line("account", strings.TrimSpace(c.Name+"  "+c.FullName)+", who may become root")
-	default:
-		line("account", strings.TrimSpace(c.Name+"  "+c.FullName))
-	}
-	return b.String()
 }

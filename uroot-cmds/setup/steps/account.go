@@ -108,7 +108,7 @@ func Settle(f *Facts) []Step {
 	if f.Begun != "" {
 		all = append(takeBack(f), Step{Kind: Remove, Path: BegunFile})
 	}
-	return append(all, Done())
+	return append(all, Done()...)
 }
 
 // add makes an account. A home directory that is there (`reset --keep-home`, or a run that

@@ -32,6 +32,9 @@ const (
 	// has made the root partition. It lies where all systems of the machine see it, so that
 	// none asks again what another was told.
 	FirstFile = bootinfo.Directory + "/" + bootinfo.FirstStart
+	// HandedFile has the answers that an installer left: the boot puts it there where it has
+	// made the root partition.
+	HandedFile = bootinfo.Directory + "/" + answers.HandedOver
 	// BegunFile names the account that is being made. It is about this system's /etc, and
 	// lies there.
 	BegunFile = "/etc/halogen/setup-begun"
@@ -107,11 +110,15 @@ func Plan(a *answers.Answers, f *Facts) ([]Step, error) {
 	if a.Account != nil {
 		all = append(all, account(a.Account, f)...)
 	}
-	return append(all, Done()), nil
+	return append(all, Done()...), nil
 }
 
-// Done takes the note of the first start away: it was seen to, for all systems.
-func Done() Step { return Step{Kind: Remove, Path: FirstFile} }
+// Done takes the note of the first start away: it was seen to, for all systems. The
+// installer's answers go before it: cut between the two, the next start asks what they have
+// not said, or finds the account that they have made.
+func Done() []Step {
+	return []Step{{Kind: Remove, Path: HandedFile}, {Kind: Remove, Path: FirstFile}}
+}
 
 // asking is what the note of the first start says once a system that asks has seen it.
 const asking = "asking"
