@@ -387,9 +387,14 @@ func (m *Machine) Screendump(ctx context.Context, path string) error {
 
 // SendKeys presses keys one after the other on the machine's PS/2 keyboard, or on
 // the last one in Options.Extra, named as in QEMU's QKeyCode ("a", "ret", "esc", "f1", ...).
+// "ctrl-alt-t" presses three at once.
 func (m *Machine) SendKeys(ctx context.Context, keys ...string) error {
 	for _, key := range keys {
-		arguments := map[string]any{"keys": []any{map[string]any{"type": "qcode", "data": key}}}
+		var together []any
+		for code := range strings.SplitSeq(key, "-") {
+			together = append(together, map[string]any{"type": "qcode", "data": code})
+		}
+		arguments := map[string]any{"keys": together}
 		if err := m.qmp.Do(ctx, "send-key", arguments, nil); err != nil {
 			return err
 		}

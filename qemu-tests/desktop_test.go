@@ -1,0 +1,244 @@
+package qemutests
+
+import (
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"halogenos.internal/builder/vm"
+)
+
+// TestDesktop takes a desktop of the recipe from its first start to a terminal in the
+// session of the account that its first start has asked for: all by the keyboard and the
+// screen, as a person does. What it shows is kept in screens/desktop/ under HALOGEN_OUT. Root
+// at the serial line, which a development image has, tells how far the system is.
+func TestDesktop(t *testing.T) {
+	t.Parallel()
+	g := Machine(t, Options{Image: "desktop-1", Timeout: 30 * time.Minute, VM: vm.Options{Memory: 3072, Screen: vm.HiddenScreen}})
+	g.Expect(`Press Enter when you have written it down`)
+	g.keep("1-recovery-key.png")
+	g.pressText("\n")
+	g.Expect(`Type group \d and group \d of it`)
+	g.pressText("\n") // later
+	for i, q := range []struct{ question, answer string }{
+		{"Language, such as ", "en_us"}, {"Keyboard, such as us or de", "us"}, {"Time zone, such as Europe/Berlin", "europe/berlin"}, {"Name of this machine", ""},
+		{"Your name in full, which may be empty", "Anna Example"}, {"Name of your account, or - for none [anna]", ""}, {"Password of anna (it is not shown)", "secret"}, {"Once more: ", "secret"},
+		{"Is this right? [yes]", ""},
+	} {
+		g.seesAtLeft(q.question, fmt.Sprintf("2-question-%d.png", i+1))
+		g.pressText(q.answer + "\n")
+	}
+	g.login()
+	g.says("getent passwd anna; id -nG anna", `(?s)^anna:x:1000:1000:Anna Example:/home/anna:/bin/bash\nanna .*\bsudo\b`)
+	g.says("test ! -e /var/lib/halogen/first-start && readlink /etc/localtime && cat /etc/locale.conf", `Europe/Berlin\nLANG=en_US\.UTF-8`)
+	g.waitsFor("pgrep -f lightdm-gtk-greeter")
+	before := g.settles(picture{}, "3-login.png")
+	g.pressText("secret\n") // the only account is chosen already
+	g.waitsFor("pgrep -u anna xfce4-panel && pgrep -u anna xfdesktop")
+	before = g.settles(before, "4-session.png")
+	g.press("ctrl-alt-t")
+	g.waitsFor("pgrep -u anna xfce4-terminal && pgrep -u anna bash")
+	before = g.settles(before, "5-terminal.png")
+	g.pressText("findmnt / | tee /tmp/seen\n")
+	g.waitsFor("test -s /tmp/seen")
+	g.settles(before, "6-findmnt.png")
+	g.says("stat -c %U /tmp/seen && cat /tmp/seen", `(?s)^anna\n.*/ +/dev/(mapper/system|dm-\d+) +erofs +ro,`)
+	g.says("dmsetup table system", `^0 \d+ verity 1 `)
+	g.says("systemctl list-units --failed --no-legend --plain --no-pager", `^$`)
+	g.PowerCut()
+}
+
+// A line is read in whatever font.
+func TestBeginsLine(t *testing.T) {
+	for _, seed := range []uint64{1, 2} { // two fonts
+		screen := image.NewRGBA(image.Rect(0, 0, 80*glyphWidth, 5*glyphHeight))
+		for i, r := range "Once more: [yes]" {
+			font := rand.New(rand.NewPCG(seed, uint64(r)))
+			for y := range glyphHeight {
+				for x := range glyphWidth {
+					shade := color.RGBA{A: 255}
+					if r != ' ' && font.IntN(2) == 1 {
+						shade.R = 255
+					}
+					screen.Set(i*glyphWidth+x, 2*glyphHeight+y, shade)
+				}
+			}
+		}
+		for text, want := range map[string]bool{"Once more: ": true, "Once more: [yes]": true, "Ones more: ": false, "Once moree ": false, "Oncex more: ": false, "nce more: ": false} {
+			if (picture{screen}).beginsLine(text) != want {
+				t.Errorf("font %d: %q begins a line: want %v", seed, text, want)
+			}
+		}
+	}
+}
+
+// keys are those that type a character on a keyboard of the United States.
+func keys(r rune) string {
+	switch named, found := map[rune]string{'\n': "ret", ' ': "spc", '-': "minus", '_': "shift-minus", '/': "slash", '.': "dot", '|': "shift-backslash"}[r]; {
+	case found:
+		return named
+	case unicode.IsUpper(r):
+		return "shift-" + string(unicode.ToLower(r))
+	}
+	return string(r)
+}
+
+// pressText types a text on the machine's keyboard.
+func (g *Guest) pressText(text string) {
+	g.t.Helper()
+	var all []string
+	for _, r := range text {
+		all = append(all, keys(r))
+	}
+	g.press(all...)
+}
+
+// press presses keys, slowly enough for an emulated keyboard that a busy machine polls.
+func (g *Guest) press(all ...string) {
+	g.t.Helper()
+	ctx, cancel := g.wait()
+	defer cancel()
+	for _, k := range all {
+		must(g.t, g.SendKeys(ctx, k))
+		time.Sleep(300 * time.Millisecond)
+	}
+}
+
+// waitsFor has root at the serial line wait until a command succeeds.
+func (g *Guest) waitsFor(command string) {
+	g.t.Helper()
+	g.says("until { "+command+"; } >/dev/null 2>&1; do sleep 2; done", `^$`)
+}
+
+// keep keeps a picture of the screen, below screens/desktop.
+func (g *Guest) keep(name string) string {
+	g.t.Helper()
+	at := filepath.Join(OutDir(g.t), "screens", "desktop", name)
+	must(g.t, os.MkdirAll(filepath.Dir(at), 0o755))
+	ctx, cancel := g.wait()
+	defer cancel()
+	must(g.t, g.Screendump(ctx, at))
+	return at
+}
+
+func (g *Guest) picture(name string) picture {
+	g.t.Helper()
+	f, err := os.Open(g.keep(name))
+	must(g.t, err)
+	defer f.Close()
+	decoded, err := png.Decode(f)
+	must(g.t, err)
+	return picture{decoded}
+}
+
+// seesAtLeft waits until a line on Linux's console begins with a text, and keeps the screen.
+func (g *Guest) seesAtLeft(text, name string) {
+	g.t.Helper()
+	for end := time.Now().Add(g.timeout); time.Now().Before(end); time.Sleep(time.Second) {
+		if g.picture(name).beginsLine(text) {
+			return
+		}
+	}
+	g.t.Fatalf("%s: no line begins with %q after %v", name, text, g.timeout)
+}
+
+// The width of a character on Linux's console, in pixels.
+const glyphWidth = 8
+
+// beginsLine reports whether a line begins with a text, in whatever font: the same
+// characters look the same, others do not, and a space is empty.
+func (p picture) beginsLine(text string) bool {
+	b := p.Bounds()
+	for y := b.Min.Y; y+glyphHeight <= b.Max.Y; y += glyphHeight {
+		glyphs, chars, fits := make(map[rune]string), make(map[string]rune), b.Dx() >= len(text)*glyphWidth
+		for i, r := range text {
+			if !fits {
+				break
+			}
+			cell, empty := p.cell(b.Min.X+i*glyphWidth, y)
+			if _, known := glyphs[r]; !known {
+				glyphs[r] = cell
+			}
+			if _, known := chars[cell]; !known {
+				chars[cell] = r
+			}
+			fits = glyphs[r] == cell && chars[cell] == r && empty == (r == ' ')
+		}
+		if fits {
+			return true
+		}
+	}
+	return false
+}
+
+// cell is what stands in the place of a character, and whether that is nothing.
+func (p picture) cell(left, top int) (key string, empty bool) {
+	var b strings.Builder
+	empty = true
+	first := p.At(left, top)
+	for y := top; y < top+glyphHeight; y++ {
+		for x := left; x < left+glyphWidth; x++ {
+			now := p.At(x, y)
+			empty = empty && now == first
+			fmt.Fprint(&b, now, ";")
+		}
+	}
+	return b.String(), empty
+}
+
+// settles waits until the screen shows something else than before, and then the same for
+// five seconds, but for a cursor that blinks. It keeps what it shows then.
+func (g *Guest) settles(before picture, name string) picture {
+	g.t.Helper()
+	now, since := before, time.Time{}
+	for end := time.Now().Add(g.timeout); time.Now().Before(end); time.Sleep(time.Second) {
+		seen := g.picture(name)
+		switch {
+		case seen.like(before):
+			since = time.Time{}
+		case since.IsZero() || !seen.like(now):
+			since = time.Now()
+		case time.Since(since) > 5*time.Second:
+			return seen
+		}
+		now = seen
+	}
+	g.t.Fatalf("%s: the screen has shown nothing new, or has not come to rest, for %v", strings.TrimSuffix(name, ".png"), g.timeout)
+	return now
+}
+
+// like reports whether two pictures differ in no more than a cursor: two cells of a console.
+func (p picture) like(o picture) bool {
+	if o.Image == nil || p.Bounds() != o.Bounds() {
+		return false
+	}
+	cells := 0
+	const w, h = 16, glyphHeight
+	for y := p.Bounds().Min.Y; y < p.Bounds().Max.Y; y += h {
+		for x := p.Bounds().Min.X; x < p.Bounds().Max.X; x += w {
+			if p.differs(o, x, y, w, h) {
+				cells++
+			}
+		}
+	}
+	return cells <= 2
+}
+
+func (p picture) differs(o picture, left, top, w, h int) bool {
+	for y := top; y < min(top+h, p.Bounds().Max.Y); y++ {
+		for x := left; x < min(left+w, p.Bounds().Max.X); x++ {
+			if p.At(x, y) != o.At(x, y) {
+				return true
+			}
+		}
+	}
+	return false
+}
