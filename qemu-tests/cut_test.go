@@ -124,7 +124,7 @@ func checkProvisionedDisk(t *testing.T, p Provisioned) {
 	t.Helper()
 	d := openDisk(t, p.State.Disk(), os.O_RDONLY)
 	d.checkTable()
-	checkLUKS(t, p, d.cut(layout.RootNumber))
+	checkLUKS(t, p, d.cut(layout.Root))
 	checkSignatures(t, p)
 	for _, name := range espFiles(t, p.State, ".json") {
 		t.Errorf("%s was left on the ESP", name)

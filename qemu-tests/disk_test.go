@@ -78,19 +78,19 @@ func openSectors(t testing.TB, path string, sectorSize, flag int) *disk {
 }
 
 // partition is the place of a partition in bytes.
-func (d *disk) partition(number int) (offset, size int64) {
+func (d *disk) partition(r layout.Role) (offset, size int64) {
 	d.t.Helper()
-	p, ok := d.table.ByNumber(number)
-	if !ok {
-		d.t.Fatalf("%s has no partition %d", d.Name(), number)
+	p, err := layout.Find(d.table, r)
+	if err != nil {
+		d.t.Fatalf("%s: %v", d.Name(), err)
 	}
 	return d.table.Bytes(p)
 }
 
 // cut copies a partition into a file of its own, with its holes.
-func (d *disk) cut(number int) string {
+func (d *disk) cut(r layout.Role) string {
 	d.t.Helper()
-	start, size := d.partition(number)
+	start, size := d.partition(r)
 	out, err := os.Create(filepath.Join(d.t.TempDir(), "partition.img"))
 	if err != nil {
 		d.t.Fatal(err)
@@ -113,11 +113,11 @@ func (d *disk) cut(number int) string {
 	return out.Name()
 }
 
-// flip inverts one bit of a partition; number 0 is the whole disk.
-func (d *disk) flip(number int, offset int64) {
+// flip inverts one bit of a partition; no role is the whole disk.
+func (d *disk) flip(r layout.Role, offset int64) {
 	d.t.Helper()
-	if number > 0 {
-		start, _ := d.partition(number)
+	if r != 0 {
+		start, _ := d.partition(r)
 		offset += start
 	}
 	var b [1]byte
@@ -132,14 +132,14 @@ func (d *disk) flip(number int, offset int64) {
 }
 
 // fill writes a file over the start of a partition.
-func (d *disk) fill(number int, path string) {
+func (d *disk) fill(r layout.Role, path string) {
 	d.t.Helper()
 	in, err := os.Open(path)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer in.Close()
-	start, _ := d.partition(number)
+	start, _ := d.partition(r)
 	if _, err := io.Copy(io.NewOffsetWriter(d, start), in); err != nil {
 		d.t.Fatal(err)
 	}
@@ -161,10 +161,10 @@ func (d *disk) putUKI(r *release.Release, image []byte) {
 	if err := os.WriteFile(path, image, 0o644); err != nil {
 		d.t.Fatal(err)
 	}
-	esp := d.cut(layout.ESPNumber)
+	esp := d.cut(layout.ESP)
 	name := bls.Name{ImageID: r.ImageID, Version: r.Version}.String()
 	testkit.Run(d.t, "mcopy", "-o", "-i", esp, path, "::"+bls.Directory+"/"+name)
-	d.fill(layout.ESPNumber, esp)
+	d.fill(layout.ESP, esp)
 }
 
 // checkTable asks sgdisk for problems of the partition table.
@@ -180,7 +180,7 @@ func (d *disk) checkTable() {
 // are none, its name and sums.
 func (d *disk) checkESP() {
 	d.t.Helper()
-	out := testkit.Run(d.t, "fsck.vfat", "-n", d.cut(layout.ESPNumber))
+	out := testkit.Run(d.t, "fsck.vfat", "-n", d.cut(layout.ESP))
 	if strings.Count(strings.TrimSpace(out), "\n") != 1 {
 		d.t.Errorf("fsck.vfat -n says:\n%s", out)
 	}
@@ -189,7 +189,7 @@ func (d *disk) checkESP() {
 // checkTree has veritysetup verify slot A against a root hash.
 func (d *disk) checkTree(root string) {
 	d.t.Helper()
-	testkit.Run(d.t, "veritysetup", "verify", d.cut(layout.SlotA.SystemNumber()), d.cut(layout.SlotA.VerityNumber()), root)
+	testkit.Run(d.t, "veritysetup", "verify", d.cut(layout.SlotA.System()), d.cut(layout.SlotA.Verity()), root)
 }
 
 // ukiWithRoot returns an image's UKI with another root hash in its boot contract and

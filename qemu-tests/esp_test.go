@@ -20,7 +20,7 @@ import (
 // mtools runs one of the mtools on the ESP of a machine that is off.
 func mtools(t testing.TB, s vm.State, tool string, args ...string) string {
 	t.Helper()
-	offset, _ := openDisk(t, s.Disk(), os.O_RDONLY).partition(layout.ESPNumber)
+	offset, _ := openDisk(t, s.Disk(), os.O_RDONLY).partition(layout.ESP)
 	all := append([]string{"-i", fmt.Sprintf("%s@@%d", s.Disk(), offset)}, args...)
 	cmd := exec.Command(testkit.Need(t, tool), all...)
 	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")

@@ -37,7 +37,7 @@ type espCuts struct {
 func openESPCuts(t testing.TB, before, logFile string) *espCuts {
 	t.Helper()
 	d := openDisk(t, before, os.O_RDONLY)
-	start, size := d.partition(layout.ESPNumber)
+	start, size := d.partition(layout.ESP)
 	f, err := os.Open(logFile)
 	must(t, err)
 	t.Cleanup(func() { f.Close() })

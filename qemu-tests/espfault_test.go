@@ -39,7 +39,7 @@ const (
 func openFAT(t testing.TB, s vm.State) *espFAT {
 	t.Helper()
 	f := &espFAT{disk: openDisk(t, s.Disk(), os.O_RDWR), boot: make([]byte, fatSector)}
-	f.start, _ = f.partition(layout.ESPNumber)
+	f.start, _ = f.partition(layout.ESP)
 	_, err := f.ReadAt(f.boot, f.start)
 	must(t, err)
 	le := binary.LittleEndian

@@ -29,7 +29,7 @@ func TestBootManagerExchange(t *testing.T) {
 	device := ""
 	for _, d := range g.Boot().Disks {
 		for i, p := range d.Partitions {
-			if p.Number == layout.ESPNumber && i < len(d.Kernel) {
+			if p.Label == layout.ESPLabel && i < len(d.Kernel) {
 				device = "/dev/" + d.Kernel[i]
 			}
 		}
@@ -67,7 +67,7 @@ func TestBootManagerExchange(t *testing.T) {
 func exchange(t *testing.T, s vm.State, a, b string) {
 	t.Helper()
 	d := openDisk(t, s.Disk(), os.O_RDWR)
-	start, size := d.partition(layout.ESPNumber)
+	start, size := d.partition(layout.ESP)
 	esp, err := block.NewSection(d, start, size)
 	must(t, err)
 	clusters := func(name string) []uint32 {

@@ -82,15 +82,15 @@ func TestFirmwareUpdater(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	d := openDisk(t, p.State.Disk(), os.O_RDONLY)
-	esp, ok := d.table.ByNumber(layout.ESPNumber)
-	if !ok {
-		t.Fatal("the disk has no ESP")
+	esp, err := layout.Find(d.table, layout.ESP)
+	if err != nil {
+		t.Fatal(err)
 	}
 	g := Machine(t, Options{State: p.State})
 	device := ""
 	for _, disk := range g.boots(oldSystem()).Disks {
 		for i, part := range disk.Partitions {
-			if part.Number == layout.ESPNumber && i < len(disk.Kernel) {
+			if part.Label == layout.ESPLabel && i < len(disk.Kernel) {
 				device = "/dev/" + disk.Kernel[i]
 			}
 		}
@@ -100,7 +100,7 @@ func TestFirmwareUpdater(t *testing.T) {
 	}
 
 	option := func(file string) []byte {
-		return bootoption.Encode(updaterName, layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\`+strings.ReplaceAll(file, "/", `\`))
+		return bootoption.Encode(updaterName, esp.Number, esp.First, esp.Last-esp.First+1, esp.UUID, `\`+strings.ReplaceAll(file, "/", `\`))
 	}
 	g.variable("Boot00F0"+globalVendor, option(updaterOnESP))
 	g.startsUpdater(device, updaterProgram)

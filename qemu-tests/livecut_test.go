@@ -117,7 +117,7 @@ func startsNothing(t testing.TB, path string) bool {
 	must(t, err)
 	defer f.Close()
 	if table, _, err := gpt.Read(f, targetSize/512, 512); err == nil {
-		if p, ok := table.ByNumber(layout.ESPNumber); !ok || p.Label != layout.ESPLabel {
+		if _, err := layout.Find(table, layout.ESP); err != nil {
 			t.Errorf("after the cut the disk has partitions %+v, of which some was overwritten", table.Partitions)
 		}
 		return false

@@ -53,10 +53,10 @@ func TestSwappedVolume(t *testing.T) {
 			var before []byte
 			g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
 				d := openDisk(t, s.Disk(), os.O_RDWR)
-				volume := d.cut(layout.RootNumber)
+				volume := d.cut(layout.Root)
 				tt.make(t, volume)
 				must(t, os.Truncate(volume, headerBytes)) // the rest stays, and is not looked at
-				d.fill(layout.RootNumber, volume)
+				d.fill(layout.Root, volume)
 				before = headerDigest(d)
 				return nil
 			}})
@@ -79,7 +79,7 @@ func TestSwappedVolume(t *testing.T) {
 
 func headerDigest(d *disk) []byte {
 	d.t.Helper()
-	offset, _ := d.partition(layout.RootNumber)
+	offset, _ := d.partition(layout.Root)
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(d, offset, headerBytes)); err != nil {
 		d.t.Fatal(err)

@@ -81,8 +81,8 @@ func openRoot(t *testing.T, p Provisioned) *openedRoot {
 	s, err := p.State.Clone(filepath.Join(t.TempDir(), "stolen"))
 	must(t, err)
 	d := openDisk(t, s.Disk(), os.O_RDONLY)
-	_, size := d.partition(layout.RootNumber)
-	volume, err := os.Open(d.cut(layout.RootNumber))
+	_, size := d.partition(layout.Root)
+	volume, err := os.Open(d.cut(layout.Root))
 	must(t, err)
 	t.Cleanup(func() { volume.Close() })
 	sealed, err := theft.Sealed(volume, size)
@@ -285,7 +285,7 @@ func (g *Guest) pressLine(line string) {
 func breakFileSystem(t *testing.T) func(s vm.State) error {
 	return func(s vm.State) error {
 		d := openDisk(t, s.Disk(), os.O_RDWR)
-		start, _ := d.partition(layout.RootNumber)
+		start, _ := d.partition(layout.Root)
 		_, err := d.WriteAt(bytes.Repeat([]byte{0xaa}, 4096), start+luks2.DataOffset)
 		return err
 	}

@@ -222,8 +222,8 @@ func fetched(t testing.TB, v variant) Provisioned {
 		g.PowerCut()
 		n := makeNewer(t, "testos-1", v)
 		d := openDisk(t, g.State().Disk(), os.O_RDWR)
-		d.fill(layout.SlotB.SystemNumber(), n.path(release.ImageFile))
-		d.fill(layout.SlotB.VerityNumber(), n.path(treeFile))
+		d.fill(layout.SlotB.System(), n.path(release.ImageFile))
+		d.fill(layout.SlotB.Verity(), n.path(treeFile))
 		files := filepath.Join(t.TempDir(), "files.img")
 		testkit.Run(t, "mkfs.vfat", "-C", files, "65536")
 		names := []string{release.FileName, release.UKIFile, release.BootManagerFile}

@@ -176,7 +176,7 @@ func (g *Guest) firmwareHolds(v secureboot.Variable) secureboot.Database {
 func (g *newKeysTest) checkNewSecrets(t *testing.T, p Provisioned, old []needle) {
 	t.Helper()
 	now := Provisioned{State: g.State(), Notes: p.Notes}
-	checkLUKS(t, now, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
+	checkLUKS(t, now, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.Root))
 	checkSignatures(t, now)
 	all := secrets(t, now)
 	kept := []string{volumeKeyNeedle, volumeKeyNeedle + ", tweak", "recovery key", "recovery key without dashes", "recovery key's bytes"}
@@ -203,8 +203,8 @@ func (g *newKeysTest) checkNewSecrets(t *testing.T, p Provisioned, old []needle)
 func opens(t testing.TB, s vm.State, passphrase []byte) bool {
 	t.Helper()
 	d := openDisk(t, s.Disk(), os.O_RDONLY)
-	_, size := d.partition(layout.RootNumber)
-	volume, err := os.Open(d.cut(layout.RootNumber))
+	_, size := d.partition(layout.Root)
+	volume, err := os.Open(d.cut(layout.Root))
 	must(t, err)
 	defer volume.Close()
 	header, _, err := luks2.Open(volume, size)

@@ -265,7 +265,7 @@ func TestOthersAgree(t *testing.T) {
 	d := openDisk(t, p.State.Disk(), os.O_RDONLY)
 	d.checkTable()
 	d.checkESP()
-	checkLUKS(t, p, d.cut(layout.RootNumber))
+	checkLUKS(t, p, d.cut(layout.Root))
 	checkSignatures(t, p)
 }
 

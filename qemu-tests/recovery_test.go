@@ -82,7 +82,7 @@ func TestOtherMachine(t *testing.T) {
 	g.expectRefusal("the TPM was cleared, is another one, or something stands in between")
 	g.openAndAccept(p, "Bound to this TPM", "the TPM's list of systems is gone")
 	g.PowerOff()
-	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.RootNumber))
+	checkLUKS(t, p, openDisk(t, g.State().Disk(), os.O_RDONLY).cut(layout.Root))
 }
 
 // lockOut brings the TPM of a machine that is off into dictionary attack lockout.

@@ -52,7 +52,7 @@ func TestRescue(t *testing.T) {
 	p := refusedAtInit(t)
 	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
 		d := openDisk(t, s.Disk(), os.O_RDWR)
-		d.flip(layout.SlotA.VerityNumber(), 0x100) // the superblock, which no boot reads
+		d.flip(layout.SlotA.Verity(), 0x100) // the superblock, which no boot reads
 		return nil
 	}})
 	g.toConsole()

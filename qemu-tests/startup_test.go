@@ -76,7 +76,7 @@ func TestUnmoved(t *testing.T) {
 	espWrite(t, stick, bls.Directory+"/"+newer, signByStranger(t, image))
 	espWrite(t, stick, "loader/credentials/planted.cred", []byte("planted"))
 	d := openDisk(t, stick.Disk(), os.O_RDWR)
-	d.flip(layout.SlotA.SystemNumber(), 4096)
+	d.flip(layout.SlotA.System(), 4096)
 	before := sparseDigest(t, stick.Disk())
 	g := newGuest(t, Options{State: p.State})
 	plantAddon(t, g.State())

@@ -91,10 +91,10 @@ func TestBadDisks(t *testing.T) {
 		// With the primary partition table OVMF starts nothing: it looks at the alternate where
 		// a checksum is wrong (TestTable), and not where a sector cannot be read.
 		{"alternate partition table, the other slot", func(d *disk) []int64 {
-			return []int64{int64(d.table.Sectors)*512 - 512, d.place(layout.SlotB.SystemNumber()), d.place(layout.SlotB.VerityNumber())}
+			return []int64{int64(d.table.Sectors)*512 - 512, d.place(layout.SlotB.System()), d.place(layout.SlotB.Verity())}
 		}, `halogen: unlock \(`},
-		{"system image", func(d *disk) []int64 { return []int64{d.place(layout.SlotA.SystemNumber())} }, stops},
-		{"root partition's header", func(d *disk) []int64 { return []int64{d.place(layout.RootNumber), d.place(layout.RootNumber) + 16<<10} }, stops},
+		{"system image", func(d *disk) []int64 { return []int64{d.place(layout.SlotA.System())} }, stops},
+		{"root partition's header", func(d *disk) []int64 { return []int64{d.place(layout.Root), d.place(layout.Root) + 16<<10} }, stops},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -116,8 +116,8 @@ func TestBadDisks(t *testing.T) {
 }
 
 // place is where a partition begins, in bytes.
-func (d *disk) place(number int) int64 {
-	at, _ := d.partition(number)
+func (d *disk) place(r layout.Role) int64 {
+	at, _ := d.partition(r)
 	return at
 }
 

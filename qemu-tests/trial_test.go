@@ -110,7 +110,7 @@ func (g *Guest) bless(r protocol.Report) {
 	esp := ""
 	for _, d := range r.Disks {
 		for i, p := range d.Partitions {
-			if p.Number == layout.ESPNumber && i < len(d.Kernel) {
+			if p.Label == layout.ESPLabel && i < len(d.Kernel) {
 				esp = "/dev/" + d.Kernel[i]
 			}
 		}
@@ -168,7 +168,7 @@ func TestTrialNeverBlessed(t *testing.T) {
 	t.Parallel()
 	const file = "/usr/sbin/e2fsck"
 	g := onTrial(t, successor(), 1, vm.Options{})
-	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.SystemNumber(), fileOffset(t, "testos-1", file)+100)
+	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.System(), fileOffset(t, "testos-1", file)+100)
 	g.goesBack(1, 1, "it was not blessed in two rounds of tries", func(n int) {
 		g.boots(newSystem())
 		if n == 0 {
@@ -245,7 +245,7 @@ func TestTrialSystemHangs(t *testing.T) {
 func TestTrialCorrupt(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t, Options{State: stagedAtInit(t, successor()).State})
-	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.SystemNumber(), 1234)
+	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.System(), 1234)
 	g.PowerOn()
 	g.Expect(`halogen: halogen_2\+0-1\.efi has no tries left`)
 	g.boots(oldSystem())
@@ -261,7 +261,7 @@ func TestBothBad(t *testing.T) {
 	g := newGuest(t, Options{State: stagedAtInit(t, successor()).State})
 	d := openDisk(t, g.State().Disk(), os.O_RDWR)
 	for _, s := range []layout.Slot{layout.SlotA, layout.SlotB} {
-		d.flip(s.SystemNumber(), 1234)
+		d.flip(s.System(), 1234)
 	}
 	g.PowerOn()
 	g.Expect(`halogen: halogen_2\+0-1\.efi has no tries left`)

@@ -241,11 +241,11 @@ func copySlot(t testing.TB, from vm.State, a layout.Slot, to vm.State, b layout.
 	source, target := openDisk(t, from.Disk(), os.O_RDONLY), openDisk(t, to.Disk(), os.O_RDWR)
 	table := target.table
 	var names [2]gpt.GUID
-	for i, pair := range [][2]int{{a.SystemNumber(), b.SystemNumber()}, {a.VerityNumber(), b.VerityNumber()}} {
+	for i, pair := range [][2]layout.Role{{a.System(), b.System()}, {a.Verity(), b.Verity()}} {
 		target.fill(pair[1], source.cut(pair[0]))
-		p, ok := source.table.ByNumber(pair[0])
-		if !ok {
-			t.Fatalf("no partition %d", pair[0])
+		p, err := layout.Find(source.table, pair[0])
+		if err != nil {
+			t.Fatal(err)
 		}
 		names[i] = p.UUID
 	}

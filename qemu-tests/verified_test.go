@@ -89,7 +89,7 @@ func TestCorrupt(t *testing.T) {
 	if err != nil || len(levels) != 2 {
 		t.Fatalf("the tree has %d levels (%v), the test is about one of 2", len(levels), err)
 	}
-	system, tree := layout.SlotA.SystemNumber(), layout.SlotA.VerityNumber()
+	system, tree := layout.SlotA.System(), layout.SlotA.Verity()
 	const otherUKI = "another root hash" // started from power on
 	stops := func(where string) string {
 		return `RECOVERY: the system image is not what the UKI names: first read through dm-verity: [^\n]+\n +slot a: verity: ` + where + ` is corrupt; and there is no other system`
@@ -141,14 +141,14 @@ func (g *Guest) stopsAt(pattern string) {
 func otherImage(t *testing.T, d *disk) {
 	t.Helper()
 	r := imageRelease(t, "testos-1")
-	start, size := d.partition(layout.SlotA.SystemNumber())
+	start, size := d.partition(layout.SlotA.System())
 	for offset := start; offset < start+min(size, r.ImageSize); offset += 1 << 20 {
 		d.flip(0, offset+77)
 	}
 	tree := filepath.Join(t.TempDir(), "tree")
-	data := d.cut(layout.SlotA.SystemNumber())
+	data := d.cut(layout.SlotA.System())
 	rootOf(t, data, tree, r)
-	d.fill(layout.SlotA.VerityNumber(), tree)
+	d.fill(layout.SlotA.Verity(), tree)
 }
 
 // otherRoot puts a UKI on the ESP whose boot contract has one bit of the root hash
@@ -187,7 +187,7 @@ func TestCorruptInstallation(t *testing.T) {
 		named  verity.Root // by the UKI
 		damage func(t *testing.T, d *disk)
 	}{
-		{"last block of data", root, func(_ *testing.T, d *disk) { d.flip(layout.SlotA.SystemNumber(), r.ImageSize-1) }},
+		{"last block of data", root, func(_ *testing.T, d *disk) { d.flip(layout.SlotA.System(), r.ImageSize-1) }},
 		{"root hash", flipped, func(t *testing.T, d *disk) { d.putUKI(r, ukiWithRoot(t, "testos-1", flipped)) }},
 	}
 	for _, tt := range tests {
@@ -196,13 +196,13 @@ func TestCorruptInstallation(t *testing.T) {
 			g := newGuest(t, Options{Image: "testos-1"})
 			d := openDisk(t, g.State().Disk(), os.O_RDWR)
 			tt.damage(t, d)
-			found := rootOf(t, d.cut(layout.SlotA.SystemNumber()), filepath.Join(t.TempDir(), "tree"), r)
+			found := rootOf(t, d.cut(layout.SlotA.System()), filepath.Join(t.TempDir(), "tree"), r)
 			g.PowerOn()
 			g.stopsAt(`RECOVERY: make-tree: partition system-a does not hold the system image of halogen 1: its root hash is ` + found +
 				`, the UKI names ` + tt.named.String() + `: install the image again`)
 			d = openDisk(t, g.State().Disk(), os.O_RDONLY)
-			if p, ok := d.table.ByNumber(layout.SlotA.VerityNumber()); !ok || p.UUID == layout.VerityUUID(tt.named) || p.UUID == layout.VerityUUID(root) {
-				t.Errorf("partition 3 is %+v; no name may stand over this tree", p)
+			if p, err := layout.Find(d.table, layout.VerityA); err != nil || p.UUID == layout.VerityUUID(tt.named) || p.UUID == layout.VerityUUID(root) {
+				t.Errorf("verity-a is %+v; no name may stand over this tree", p)
 			}
 		})
 	}
@@ -216,7 +216,7 @@ func TestCorruptLater(t *testing.T) {
 	const file = "/usr/sbin/e2fsck"
 	g := newGuest(t, Options{State: provisionedAtInit(t).State})
 	offset := fileOffset(t, "testos-1", file)
-	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotA.SystemNumber(), offset+100)
+	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotA.System(), offset+100)
 	g.PowerOn()
 	g.Boot()
 	if err := g.Try(nil, "sha256", file); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "input/output error") {

@@ -48,7 +48,7 @@ func OwnIDs(t *gpt.Table, imageID, version string, random io.Reader) (own *gpt.T
 		changed = true
 	}
 	for i := range own.Partitions {
-		if p := &own.Partitions[i]; p.Number == ESPNumber && p.UUID == esp {
+		if p := &own.Partitions[i]; p.Type == TypeESP && p.UUID == esp {
 			p.UUID = OwnESP(esp, own.Disk)
 			changed = true
 		}

@@ -74,36 +74,37 @@ func (s Slot) SystemLabel() string { return "system-" + s.String() }
 // VerityLabel is the GPT label of the slot's verity partition.
 func (s Slot) VerityLabel() string { return "verity-" + s.String() }
 
-// SystemNumber is the GPT entry number of the slot's system partition.
-func (s Slot) SystemNumber() int {
-	if s == SlotB {
-		return 4
+// System is the role of the slot's system partition; none for no slot.
+func (s Slot) System() Role {
+	switch s {
+	case SlotA:
+		return SystemA
+	case SlotB:
+		return SystemB
 	}
-	return 2
+	return 0
 }
 
-// VerityNumber is the GPT entry number of the slot's verity partition.
-func (s Slot) VerityNumber() int { return s.SystemNumber() + 1 }
+// Verity is the role of the slot's verity partition; none for no slot.
+func (s Slot) Verity() Role {
+	if !s.Valid() {
+		return 0
+	}
+	return s.System() + 1
+}
 
-// Labels and numbers of the partitions that belong to no slot.
+// Labels of the partitions that belong to no slot.
 const (
-	ESPLabel   = "esp"
-	ESPNumber  = 1
-	RootLabel  = "root"
-	RootNumber = 6
+	ESPLabel       = "esp"
+	RootLabel      = "root"
+	InstallerLabel = "halogen-installer"
 )
 
-// An installer stick has an ESP like an installed disk, and beside it only this
-// partition, with the release and the program that installs it.
-const (
-	InstallerLabel  = "halogen-installer"
-	InstallerNumber = 2
-)
-
-// IsInstaller reports whether a disk is an installer stick.
+// IsInstaller reports whether a disk is an installer stick: it has an ESP and the
+// installer's partition, and no more.
 func IsInstaller(t *gpt.Table) bool {
-	p, ok := t.ByNumber(InstallerNumber)
-	return ok && len(t.Partitions) == 2 && p.Label == InstallerLabel && p.Type == TypeData
+	_, err := Find(t, Installer)
+	return err == nil && len(t.Partitions) == 2
 }
 
 // Partition types: UEFI 2.10 section 5.3.3 for the ESP, the Discoverable

@@ -22,10 +22,8 @@ type Plan struct {
 
 // want is one partition of the layout.
 type want struct {
-	number int
-	label  string
-	kind   gpt.GUID
-	size   int64 // bytes; 0 is the rest of the disk
+	role Role
+	size int64 // bytes; 0 is the rest of the free space
 }
 
 func wanted(slotSize int64) ([]want, error) {
@@ -33,18 +31,11 @@ func wanted(slotSize int64) ([]want, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []want{
-		{ESPNumber, ESPLabel, TypeESP, ESPSize},
-		{SlotA.SystemNumber(), SlotA.SystemLabel(), TypeRoot, slotSize},
-		{SlotA.VerityNumber(), SlotA.VerityLabel(), TypeRootVerity, tree},
-		{SlotB.SystemNumber(), SlotB.SystemLabel(), TypeRoot, slotSize},
-		{SlotB.VerityNumber(), SlotB.VerityLabel(), TypeRootVerity, tree},
-		{RootNumber, RootLabel, TypeLUKS, 0},
-	}, nil
+	return []want{{SystemA, slotSize}, {VerityA, tree}, {SystemB, slotSize}, {VerityB, tree}, {Root, 0}}, nil
 }
 
-// Complete reports whether the table has all six partitions in their places,
-// large enough for the slot size.
+// Complete reports whether the table has all six partitions, large enough for the
+// slot size.
 func Complete(t *gpt.Table, slotSize int64) bool {
 	plan, err := NewPlan(t, slotSize, zeroReader{})
 	return err == nil && len(plan.Changes) == 0
@@ -56,18 +47,23 @@ type zeroReader struct{}
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // NewPlan returns the table that makes a disk complete: the first system
-// partition grown to slotSize bytes where free space follows, and partitions 3
-// to 6 made, with UUIDs from random, which name no content. It is given what an
+// partition grown to slotSize bytes where free space follows, and the others
+// made, with UUIDs from random, which name no content. It is given what an
 // installation leaves (the ESP and the first system partition) or anything
-// between that and a complete table; an error wraps ErrForeign when the disk
-// has something else on it, or too little room.
+// between that and a complete table. Partitions of other systems stay as they are;
+// beside them only free space that follows a partition of ours is used. An error wraps
+// ErrForeign when it is not clear which partitions are ours, or when there is too little room.
 func NewPlan(t *gpt.Table, slotSize int64, random io.Reader) (*Plan, error) {
 	wants, err := wanted(slotSize)
 	if err != nil {
 		return nil, err
 	}
-	if err := onlyOurs(t, wants); err != nil {
-		return nil, err
+	// Which of several is the ESP does not matter here: nothing is done to it.
+	if !slices.ContainsFunc(t.Partitions, ESP.is) {
+		return nil, fmt.Errorf("%w: no partition has the label %q and the type %s, and an installation makes one", ErrForeign, ESP, ESP.Type())
+	}
+	if _, err := Find(t, SystemA); err != nil {
+		return nil, fmt.Errorf("%w: %w; an installation makes one", ErrForeign, err)
 	}
 	p := &Plan{Table: clone(t)}
 	for _, w := range wants {
@@ -81,38 +77,16 @@ func NewPlan(t *gpt.Table, slotSize int64, random io.Reader) (*Plan, error) {
 	return p, nil
 }
 
-// onlyOurs refuses a table with a partition that the layout does not have, or
-// has elsewhere.
-func onlyOurs(t *gpt.Table, wants []want) error {
-	for _, have := range t.Partitions {
-		i := slices.IndexFunc(wants, func(w want) bool { return w.number == have.Number })
-		if i < 0 {
-			return fmt.Errorf("%w: partition %d (%q) should not be there", ErrForeign, have.Number, have.Label)
-		}
-		w := wants[i]
-		if have.Type != w.kind {
-			return fmt.Errorf("%w: partition %d (%q) has type %s, want %s (%s)", ErrForeign, have.Number, have.Label, have.Type, w.kind, w.label)
-		}
-		if have.Label != w.label {
-			return fmt.Errorf("%w: partition %d is labelled %q, want %q", ErrForeign, have.Number, have.Label, w.label)
-		}
-	}
-	for _, number := range []int{ESPNumber, SlotA.SystemNumber()} {
-		if _, ok := t.ByNumber(number); !ok {
-			return fmt.Errorf("%w: partition %d is missing, which an installation makes", ErrForeign, number)
-		}
-	}
-	return nil
-}
-
 // provide makes or grows one partition.
 func (p *Plan) provide(w want, random io.Reader) error {
-	have, ok := p.Table.ByNumber(w.number)
+	have, err := Find(p.Table, w.role)
 	switch {
-	case !ok:
+	case errors.Is(err, ErrMissing):
 		return p.add(w, random)
-	case w.number == ESPNumber || w.size == 0:
-		return nil // its size is the installation's choice
+	case err != nil:
+		return err
+	case w.size == 0:
+		return nil // it has what there was
 	}
 	if _, size := p.Table.Bytes(have); size >= w.size {
 		return nil
@@ -128,19 +102,19 @@ func (p *Plan) grow(have gpt.Partition, w want) error {
 	})
 	if !fits {
 		return fmt.Errorf("%w: partition %d (%s) has %d MiB, the slot size is %d MiB, and there is no free space behind it",
-			ErrForeign, w.number, w.label, size>>20, w.size>>20)
+			ErrForeign, have.Number, w.role, size>>20, w.size>>20)
 	}
 	for i := range p.Table.Partitions {
-		if p.Table.Partitions[i].Number == w.number {
+		if p.Table.Partitions[i].Number == have.Number {
 			p.Table.Partitions[i].Last = last
 		}
 	}
-	p.Changes = append(p.Changes, fmt.Sprintf("grow partition %d (%s) from %d to %d MiB", w.number, w.label, size>>20, w.size>>20))
+	p.Changes = append(p.Changes, fmt.Sprintf("grow partition %d (%s) from %d to %d MiB", have.Number, w.role, size>>20, w.size>>20))
 	return nil
 }
 
-// add makes the partition in the first free run of sectors behind the ESP that
-// has room; the root partition takes the largest one.
+// add makes the partition in the first free run of sectors that has room; the
+// root partition takes the largest one.
 func (p *Plan) add(w want, random io.Reader) error {
 	first, last, err := p.place(w)
 	if err != nil {
@@ -148,14 +122,26 @@ func (p *Plan) add(w want, random io.Reader) error {
 	}
 	uuid, err := gpt.RandomGUID(random)
 	if err != nil {
-		return fmt.Errorf("random UUID for partition %d: %w", w.number, err)
+		return fmt.Errorf("random UUID for the partition %s: %w", w.role, err)
 	}
-	made := gpt.Partition{Number: w.number, Type: w.kind, UUID: uuid, First: first, Last: last, Label: w.label}
-	at, _ := slices.BinarySearchFunc(p.Table.Partitions, w.number, func(q gpt.Partition, n int) int { return q.Number - n })
-	p.Table.Partitions = slices.Insert(p.Table.Partitions, at, made)
+	made := Insert(p.Table, w.role, uuid, first, last)
 	_, size := p.Table.Bytes(made)
-	p.Changes = append(p.Changes, fmt.Sprintf("make partition %d (%s), %d MiB", w.number, w.label, size>>20))
+	p.Changes = append(p.Changes, fmt.Sprintf("make partition %d (%s), %d MiB", made.Number, w.role, size>>20))
 	return nil
+}
+
+// free is the free space that partitions may be made in: all of it on a disk that
+// this system has for itself. Elsewhere it is what follows a partition of ours: other
+// free space is somebody's whom nobody has asked.
+func (p *Plan) free() []gpt.Extent {
+	foreign := func(q gpt.Partition) bool { return RoleOf(q) == 0 }
+	if !slices.ContainsFunc(p.Table.Partitions, foreign) {
+		return p.Table.Free()
+	}
+	return slices.DeleteFunc(p.Table.Free(), func(e gpt.Extent) bool {
+		follows := func(q gpt.Partition) bool { return q.Last+1 == e.First && !foreign(q) }
+		return !slices.ContainsFunc(p.Table.Partitions, follows)
+	})
 }
 
 func (p *Plan) place(w want) (first, last uint64, err error) {
@@ -166,7 +152,7 @@ func (p *Plan) place(w want) (first, last uint64, err error) {
 		need = uint64(w.size) / sector
 	}
 	var best, largest uint64
-	for _, e := range p.Table.Free() {
+	for _, e := range p.free() {
 		start := (e.First + align - 1) / align * align
 		end := (e.Last + 1) / align * align // exclusive
 		if end <= start {
@@ -183,8 +169,8 @@ func (p *Plan) place(w want) (first, last uint64, err error) {
 		first, last, best = start, end-1, room
 	}
 	if best == 0 {
-		return 0, 0, fmt.Errorf("%w: partition %d (%s) needs %d MiB, the largest free space has %d MiB",
-			ErrForeign, w.number, w.label, need*sector>>20, largest*sector>>20)
+		return 0, 0, fmt.Errorf("%w: the partition %s needs %d MiB, and the largest free space that it may have has %d MiB",
+			ErrForeign, w.role, need*sector>>20, largest*sector>>20)
 	}
 	return first, last, nil
 }
@@ -193,9 +179,9 @@ func (p *Plan) place(w want) (first, last uint64, err error) {
 // and whether its verity partition carries the other.
 func FindSlot(t *gpt.Table, system, tree gpt.GUID) (s Slot, treeNamed bool) {
 	for _, slot := range Slots {
-		if have, ok := t.ByNumber(slot.SystemNumber()); ok && have.UUID == system {
-			v, ok := t.ByNumber(slot.VerityNumber())
-			named := ok && v.UUID == tree
+		if have, err := Find(t, slot.System()); err == nil && have.UUID == system {
+			v, err := Find(t, slot.Verity())
+			named := err == nil && v.UUID == tree
 			// Two slots may hold the same release; the one whose tree is
 			// complete is the one to boot.
 			if !s.Valid() || named && !treeNamed {
@@ -207,15 +193,13 @@ func FindSlot(t *gpt.Table, system, tree gpt.GUID) (s Slot, treeNamed bool) {
 }
 
 // Rename returns a copy of the table in which the slot's two partitions carry
-// the given UUIDs.
+// the given UUIDs. A partition that Find does not find stays as it is.
 func Rename(t *gpt.Table, s Slot, system, tree gpt.GUID) *gpt.Table {
 	out := clone(t)
-	for i := range out.Partitions {
-		switch out.Partitions[i].Number {
-		case s.SystemNumber():
-			out.Partitions[i].UUID = system
-		case s.VerityNumber():
-			out.Partitions[i].UUID = tree
+	for role, uuid := range map[Role]gpt.GUID{s.System(): system, s.Verity(): tree} {
+		have, err := Find(t, role)
+		if i := slices.Index(out.Partitions, have); err == nil && i >= 0 {
+			out.Partitions[i].UUID = uuid
 		}
 	}
 	return out

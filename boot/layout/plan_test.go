@@ -97,14 +97,25 @@ func TestPlanRefuses(t *testing.T) {
 		table *gpt.Table
 		want  string
 	}{
-		"small disk":   {installed(2*gib+700<<20, 512, gib), "partition 6 (root) needs 256 MiB"},
-		"smaller disk": {installed(2*gib, 512, gib), "partition 4 (system-b) needs 1024 MiB"},
-		"foreign":      {with(func(t *gpt.Table) { t.Partitions[1].Label = "data" }), `labelled "data"`},
-		"foreign type": {with(func(t *gpt.Table) { t.Partitions[1].Type = TypeLUKS }), "has type"},
-		"no system":    {with(func(t *gpt.Table) { t.Partitions = t.Partitions[:1] }), "partition 2 is missing"},
-		"one too many": {with(func(t *gpt.Table) {
-			t.Partitions = append(t.Partitions, gpt.Partition{Number: 7, First: 6 << 21, Last: 6<<21 + 7})
-		}), "partition 7"},
+		"small disk":   {installed(2*gib+700<<20, 512, gib), "the partition root needs 256 MiB"},
+		"smaller disk": {installed(2*gib, 512, gib), "the partition system-b needs 1024 MiB"},
+		"foreign":      {with(func(t *gpt.Table) { t.Partitions[1].Label = "data" }), `none has the label "system-a"`},
+		"foreign type": {with(func(t *gpt.Table) { t.Partitions[1].Type = TypeLUKS }), `none has the label "system-a"`},
+		"no system":    {with(func(t *gpt.Table) { t.Partitions = t.Partitions[:1] }), `none has the label "system-a"`},
+		"no ESP":       {with(func(t *gpt.Table) { t.Partitions = t.Partitions[1:] }), `no partition has the label "esp"`},
+		"two alike": {with(func(t *gpt.Table) {
+			t.Partitions = append(t.Partitions, gpt.Partition{Number: 7, Type: TypeRoot, UUID: gpt.GUID{7}, First: 6 << 21, Last: 6<<21 + 7, Label: "system-a"})
+		}), "2 and 7 could both be"},
+		"two alike of those it makes": {with(func(t *gpt.Table) {
+			for n := range 2 {
+				at := uint64(6+n) << 21
+				t.Partitions = append(t.Partitions, gpt.Partition{Number: 7 + n, Type: TypeLUKS, UUID: gpt.GUID{7, byte(n)}, First: at, Last: at + 7, Label: "root"})
+			}
+		}), "7 and 8 could both be"},
+		"somebody's partition follows": {with(func(t *gpt.Table) {
+			at := t.Partitions[1].Last + 1
+			t.Partitions = append(t.Partitions, gpt.Partition{Number: 3, Type: TypeData, UUID: gpt.GUID{7}, First: at, Last: at + 7, Label: "mine"})
+		}), "free space that it may have has 0 MiB"},
 		"no room behind": {with(func(t *gpt.Table) {
 			t.Partitions[1].Last = t.Partitions[1].First + 2047
 			next := t.Partitions[1].Last + 1

@@ -420,8 +420,11 @@ func (c command) rate() install.Progress {
 // firmware finds the disk by its removable path. The notes say what of the firmware's
 // was passed over.
 func addBootEntry(l install.Linux, t *gpt.Table) (notes []string, err error) {
-	esp, _ := t.ByNumber(layout.ESPNumber)
-	return l.AddBootEntry(bootoption.Encode("HalogenOS", layout.ESPNumber, esp.First, esp.Last-esp.First+1, esp.UUID, `\`+strings.ReplaceAll(layout.Manager, "/", `\`)))
+	esp, err := layout.Find(t, layout.ESP)
+	if err != nil {
+		return nil, err
+	}
+	return l.AddBootEntry(bootoption.Encode("HalogenOS", esp.Number, esp.First, esp.Last-esp.First+1, esp.UUID, `\`+strings.ReplaceAll(layout.Manager, "/", `\`)))
 }
 
 func (c command) nextSteps(p *install.Plan) {

@@ -138,13 +138,8 @@ func stickTable(r *release.Release, espSize, payloadSize int64) (*gpt.Table, err
 	first := unit + espSize/sectorSize
 	t := &gpt.Table{
 		Disk: derive("installer disk", r.ImageID, r.Version), SectorSize: sectorSize, Sectors: uint64(first + payloadSize/sectorSize + unit),
-		Partitions: []gpt.Partition{{
-			Number: layout.ESPNumber, Type: layout.TypeESP, UUID: derive("installer esp", r.ImageID, r.Version), Label: layout.ESPLabel,
-			First: uint64(unit), Last: uint64(first - 1),
-		}, {
-			Number: layout.InstallerNumber, Type: layout.TypeData, UUID: derive("installer payload", r.ImageID, r.Version), Label: layout.InstallerLabel,
-			First: uint64(first), Last: uint64(first + payloadSize/sectorSize - 1),
-		}},
 	}
+	layout.Insert(t, layout.ESP, derive("installer esp", r.ImageID, r.Version), uint64(unit), uint64(first-1))
+	layout.Insert(t, layout.Installer, derive("installer payload", r.ImageID, r.Version), uint64(first), uint64(first+payloadSize/sectorSize-1))
 	return t, t.Validate()
 }

@@ -97,16 +97,12 @@ func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Tab
 		return nil, fmt.Errorf("%w: %d MiB behind the ESP for a system image of %d MiB", ErrNoRoom, max(room, 0)>>20, r.ImageSize>>20)
 	}
 	unit := uint64(sectorSize)
-	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors, Partitions: []gpt.Partition{{
-		Number: layout.ESPNumber, Type: layout.TypeESP, UUID: ids.ESP, Label: layout.ESPLabel,
-		First: layout.Align / unit, Last: uint64(start)/unit - 1,
-	}, {
-		Number: layout.SlotA.SystemNumber(), Type: layout.TypeRoot, UUID: layout.SystemUUID(verity.Root(r.RootHash)), Label: layout.SlotA.SystemLabel(),
-		First: uint64(start) / unit, Last: uint64(start+size)/unit - 1,
-	}}}
+	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors}
 	if kept != nil {
 		t.Partitions = append(t.Partitions, kept.Partition)
 	}
+	layout.Insert(t, layout.ESP, ids.ESP, layout.Align/unit, uint64(start)/unit-1)
+	layout.Insert(t, layout.SystemA, layout.SystemUUID(verity.Root(r.RootHash)), uint64(start)/unit, uint64(start+size)/unit-1)
 	return t, t.Validate()
 }
 
@@ -193,17 +189,17 @@ type Progress func(what string, done, total int64)
 // one that has the root partition alone (leave).
 func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, progress Progress) error {
 	clear := erase
-	if kept, ok := t.ByNumber(layout.RootNumber); ok {
+	if kept, err := layout.Find(t, layout.Root); err == nil {
 		clear = func(d Target, t *gpt.Table) error { return leave(d, t, kept) }
 	}
 	if err := clear(d, t); err != nil {
 		return err
 	}
-	esp, err := section(d, t, layout.ESPNumber)
+	esp, err := section(d, t, layout.ESP)
 	if err != nil {
 		return err
 	}
-	system, err := section(d, t, layout.SlotA.SystemNumber())
+	system, err := section(d, t, layout.SystemA)
 	if err != nil {
 		return err
 	}
@@ -251,10 +247,10 @@ func writeTable(d Target, t *gpt.Table) error {
 	return nil
 }
 
-func section(d block.Device, t *gpt.Table, number int) (*block.Section, error) {
-	p, ok := t.ByNumber(number)
-	if !ok {
-		return nil, fmt.Errorf("the plan has no partition %d", number)
+func section(d block.Device, t *gpt.Table, r layout.Role) (*block.Section, error) {
+	p, err := layout.Find(t, r)
+	if err != nil {
+		return nil, fmt.Errorf("the plan: %w", err)
 	}
 	off, size := t.Bytes(p)
 	return block.NewSection(d, off, size)

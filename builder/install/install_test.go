@@ -175,14 +175,14 @@ func TestCut(t *testing.T) {
 }
 
 func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {
-	esp, err := section(d, table, layout.ESPNumber)
+	esp, err := section(d, table, layout.ESP)
 	if err != nil {
 		return err
 	}
 	if err := s.ESP.check(esp); err != nil {
 		return err
 	}
-	system, err := section(d, table, layout.SlotA.SystemNumber())
+	system, err := section(d, table, layout.SlotA.System())
 	if err != nil {
 		return err
 	}

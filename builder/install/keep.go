@@ -20,16 +20,16 @@ type Root struct {
 // ErrNoRoot is returned for a disk that no HalogenOS was installed on.
 var ErrNoRoot = errors.New("the disk has no root partition of HalogenOS")
 
-// FindRoot looks for a root partition that can be kept: in the place of the layout,
-// with a whole header that a recovery key opens.
+// FindRoot looks for a root partition that can be kept: with the label and type of the
+// layout, and a whole header that a recovery key opens.
 func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
 	t, _, err := gpt.Read(r, sectors, sectorSize)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoRoot, err)
 	}
-	p, ok := t.ByNumber(layout.RootNumber)
-	if !ok || p.Label != layout.RootLabel || p.Type != layout.TypeLUKS {
-		return nil, ErrNoRoot
+	p, err := layout.Find(t, layout.Root)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoRoot, err)
 	}
 	at, size := t.Bytes(p)
 	volume, err := rootheader.Check(io.NewSectionReader(r, at, size), size)

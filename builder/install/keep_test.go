@@ -44,7 +44,7 @@ func inUse(t testing.TB, label string, tokens ...luks2.Token) (*blocktest.Disk, 
 		t.Fatal(err)
 	}
 	if len(tokens) > 0 {
-		root, err := section(d, plan.Table, layout.RootNumber)
+		root, err := section(d, plan.Table, layout.Root)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestPlanKeeps(t *testing.T) {
 	if err := p.Err(true); err != nil {
 		t.Fatal(err)
 	}
-	if kept, ok := p.Table.ByNumber(layout.RootNumber); !ok || kept != table.Partitions[5] || len(p.Table.Partitions) != 3 {
+	if kept, err := layout.Find(p.Table, layout.Root); err != nil || kept != table.Partitions[5] || len(p.Table.Partitions) != 3 {
 		t.Errorf("table %+v", p.Table)
 	}
 	if !strings.Contains(p.Loss(), "but its root partition") || p.Err(false) == nil {
@@ -262,7 +262,7 @@ func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool) {
 // stays, and is never smaller than it always was.
 func TestKeptRootAndLargeESP(t *testing.T) {
 	s := open(t, newBuild(t, nil))
-	if table, err := Table(s.ESP, randomIDs(t), (4<<30)/512, 512, nil); err != nil || bytesOf(table, layout.ESPNumber) != layout.ESPSize {
+	if table, err := Table(s.ESP, randomIDs(t), (4<<30)/512, 512, nil); err != nil || bytesOf(table, layout.ESP) != layout.ESPSize {
 		t.Errorf("as it always was: %+v, %v", table, err)
 	}
 	s.ESP.Size = 1 << 30
@@ -282,10 +282,10 @@ func TestKeptRootAndLargeESP(t *testing.T) {
 	} {
 		var kept *Root
 		if begin > 0 {
-			kept = &Root{Partition: gpt.Partition{Number: layout.RootNumber, Type: layout.TypeLUKS, UUID: gpt.GUID{7}, Label: layout.RootLabel, First: uint64(begin / 512), Last: (8<<30)/512 - 2048}}
+			kept = &Root{Partition: gpt.Partition{Number: 6, Type: layout.TypeLUKS, UUID: gpt.GUID{7}, Label: layout.RootLabel, First: uint64(begin / 512), Last: (8<<30)/512 - 2048}}
 		}
 		table, err := Table(s.ESP, randomIDs(t), (8<<30)/512, 512, kept)
-		if err != nil || bytesOf(table, layout.ESPNumber) != want {
+		if err != nil || bytesOf(table, layout.ESP) != want {
 			t.Errorf("a root partition from %d on: %+v, %v; want an ESP of %d", begin, table, err, want)
 			continue
 		}
@@ -296,8 +296,8 @@ func TestKeptRootAndLargeESP(t *testing.T) {
 	}
 }
 
-func bytesOf(t *gpt.Table, number int) int64 {
-	p, _ := t.ByNumber(number)
+func bytesOf(t *gpt.Table, r layout.Role) int64 {
+	p, _ := layout.Find(t, r)
 	_, size := t.Bytes(p)
 	return size
 }

@@ -203,7 +203,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	if t != nil {
 		for _, part := range t.Partitions {
 			_, size := t.Bytes(part)
-			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, part.Number == layout.RootNumber})
+			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, layout.RoleOf(part) == layout.Root})
 		}
 	}
 	if len(d.Contents) > 0 {

@@ -139,14 +139,14 @@ func TestKeysLostWithoutTPM(t *testing.T) {
 func TestNeverMadeAgain(t *testing.T) { // FAULTS 43, 66
 	zero := func(n int64) func(m *machinetest.Machine) {
 		return func(m *machinetest.Machine) {
-			s, err := m.Partition(layout.RootNumber)
+			s, err := m.Partition(layout.Root)
 			m.Must(err)
 			_, err = s.WriteAt(make([]byte, n), 0)
 			m.Must(err)
 		}
 	}
 	unfinished := func(m *machinetest.Machine) {
-		s, err := m.Partition(layout.RootNumber)
+		s, err := m.Partition(layout.Root)
 		m.Must(err)
 		header, _, err := luks2.Open(s, s.Size())
 		m.Must(err)
@@ -160,7 +160,7 @@ func TestNeverMadeAgain(t *testing.T) { // FAULTS 43, 66
 		damage func(m *machinetest.Machine)
 	}{{"headers zeroed", zero(32 << 10)}, {"all of the header zeroed", zero(rootlock.HeaderArea)}, {"marked as unfinished", unfinished},
 		{"another file system", func(m *machinetest.Machine) {
-			s, err := m.Partition(layout.RootNumber)
+			s, err := m.Partition(layout.Root)
 			m.Must(err)
 			_, err = s.WriteAt(append(make([]byte, 1080), 0x53, 0xef), 0)
 			m.Must(err)

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/host"
@@ -42,7 +44,7 @@ func TestLeastDisk(t *testing.T) {
 	size += tail - layout.Align
 	m := machinetest.New(t, nil)
 	m.PowerOn(m.Installed(size - machinetest.SectorSize))
-	m.Ends("recovery", "partition 6 (root) needs 256 MiB, the largest free space has 255 MiB")
+	m.Ends("recovery", "the partition root needs 256 MiB, and the largest free space that it may have has 255 MiB")
 	if i := slices.IndexFunc(m.Ops, func(op string) bool { return strings.HasPrefix(op, "disk write") }); i >= 0 {
 		t.Errorf("a disk that is too small: %s", m.Ops[i])
 	}
@@ -80,8 +82,8 @@ func hasRoot(m *machinetest.Machine, want int64) {
 	m.T.Helper()
 	table, health, err := m.Table()
 	m.Must(err)
-	p, ok := table.ByNumber(layout.RootNumber)
-	if _, size := table.Bytes(p); !ok || size != want || !health.OK() {
+	p, err := layout.Find(table, layout.Root)
+	if _, size := table.Bytes(p); err != nil || size != want || !health.OK() {
 		m.T.Errorf("the root partition has %d bytes, want %d; %s", size, want, health)
 	}
 }
@@ -117,5 +119,46 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 				t.Errorf("takes %s after %s", a.Disk.Name, took)
 			}
 		})
+	}
+}
+
+// Beside somebody else's partitions, before ours and after, a machine makes itself in the
+// free space that follows its own. What is not its own stays as it was, byte for byte, but
+// the tables.
+func TestBesideOthers(t *testing.T) {
+	m := machinetest.New(t, nil)
+	table, _, err := m.Table()
+	m.Must(err)
+	end := table.Sectors - 34
+	before := gpt.Partition{Number: 3, Type: layout.TypeData, UUID: gpt.GUID{7}, First: 34, Last: 2047, Label: "a boot sector's"}
+	after := gpt.Partition{Number: 7, Type: layout.TypeESP, UUID: gpt.GUID{8}, First: end - 40000, Last: end - 30000, Label: "EFI system partition"}
+	table.Partitions = append(table.Partitions, before, after)
+	m.Must(table.Write(m.Disk))
+	theirs := []gpt.Partition{before, after, {Number: 9, First: after.Last + 1, Last: end}} // and free space
+	for _, p := range theirs {
+		_, err := m.Disk.WriteAt(bytes.Repeat([]byte{byte(p.Number)}, int(p.Sectors())*machinetest.SectorSize), int64(p.First)*machinetest.SectorSize)
+		m.Must(err)
+	}
+	m.Must(m.Disk.Sync())
+	m.Ends("system")
+	m.Runs(1)
+	now, health, err := m.Table()
+	m.Must(err)
+	if !health.OK() {
+		t.Error(health)
+	}
+	for _, p := range theirs {
+		have := make([]byte, int(p.Sectors())*machinetest.SectorSize)
+		_, err := m.Disk.ReadAt(have, int64(p.First)*machinetest.SectorSize)
+		m.Must(err)
+		if len(bytes.Trim(have, string(rune(p.Number)))) > 0 {
+			t.Errorf("what lay at sectors %d to %d has changed", p.First, p.Last)
+		}
+	}
+	if !slices.Contains(now.Partitions, before) || !slices.Contains(now.Partitions, after) {
+		t.Errorf("the table is %+v", now.Partitions)
+	}
+	if root, err := layout.Find(now, layout.Root); err != nil || root.Last >= after.First {
+		t.Errorf("the root partition is %+v, %v", root, err)
 	}
 }

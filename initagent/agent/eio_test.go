@@ -24,11 +24,9 @@ func TestUnreadable(t *testing.T) {
 	good := m.World(true, nil)
 	table, _, err := m.Table()
 	m.Must(err)
-	in := func(number int, offset int64) int64 {
-		p, ok := table.ByNumber(number)
-		if !ok {
-			t.Fatalf("there is no partition %d", number)
-		}
+	in := func(r layout.Role, offset int64) int64 {
+		p, err := layout.Find(table, r)
+		m.Must(err)
 		start, _ := table.Bytes(p)
 		return start + offset
 	}
@@ -46,15 +44,15 @@ func TestUnreadable(t *testing.T) {
 		{"the alternate table's entries", machinetest.DiskSize - 33*machinetest.SectorSize, machinetest.SectorSize, "system", []string{"alternate"}},
 		{"the alternate table's header", machinetest.DiskSize - machinetest.SectorSize, machinetest.SectorSize, "system", []string{"alternate"}},
 		{"both tables", 0, machinetest.DiskSize, "recovery", []string{inUse}},
-		{"the first block of the system", in(a.SystemNumber(), 0), 4096, "recovery", []string{inUse}},
-		{"the last block of the system", in(a.SystemNumber(), machinetest.ImageSize-4096), 4096, "recovery", []string{inUse}},
-		{"the tree", in(a.VerityNumber(), 4096), 4096, "recovery", []string{inUse}},
-		{"the other slot", in(b.SystemNumber(), 0), machinetest.SlotSize, "system", nil},
-		{"the other slot's tree", in(b.VerityNumber(), 0), 4096, "system", nil},
-		{"the root partition's header", in(layout.RootNumber, 0), luks2.DataOffset, "recovery", []string{inUse}},
-		{"all keyslots of the root partition", in(layout.RootNumber, 32<<10), luks2.DataOffset - 32<<10, "recovery", []string{inUse, "so no key is asked for"}},
-		{"one copy of the header", in(layout.RootNumber, 0), 4096, "system", nil},
-		{"the other copy of the header", in(layout.RootNumber, 16<<10), 4096, "system", nil},
+		{"the first block of the system", in(a.System(), 0), 4096, "recovery", []string{inUse}},
+		{"the last block of the system", in(a.System(), machinetest.ImageSize-4096), 4096, "recovery", []string{inUse}},
+		{"the tree", in(a.Verity(), 4096), 4096, "recovery", []string{inUse}},
+		{"the other slot", in(b.System(), 0), machinetest.SlotSize, "system", nil},
+		{"the other slot's tree", in(b.Verity(), 0), 4096, "system", nil},
+		{"the root partition's header", in(layout.Root, 0), luks2.DataOffset, "recovery", []string{inUse}},
+		{"all keyslots of the root partition", in(layout.Root, 32<<10), luks2.DataOffset - 32<<10, "recovery", []string{inUse, "so no key is asked for"}},
+		{"one copy of the header", in(layout.Root, 0), 4096, "system", nil},
+		{"the other copy of the header", in(layout.Root, 16<<10), 4096, "system", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m.T = t

@@ -72,11 +72,11 @@ func TestTellsFirstStart(t *testing.T) {
 		met("the firmware still has its maker's keys", "Setup Mode", "Custom Secure Boot Options, PK Options, Delete Pk", "recovery", foreign),
 		met("the firmware takes no keys", "Secure Boot keys", "firmware's setup", "reboot", func(m *machinetest.Machine) { m.Refuse = syscall.EACCES }),
 		met("a disk that is too small", "disk", "install the system on it again", "recovery", func(m *machinetest.Machine) { m.PowerOn(m.Installed(700 * machinetest.MiB)) }),
-		met("a partition of somebody else's on the disk", `"photos"`, "install the system on it again", "recovery", func(m *machinetest.Machine) {
+		met("a second partition with the name of one of ours", `could both be "system-a"`, "install the system on it again", "recovery", func(m *machinetest.Machine) {
 			table, _, err := m.Table()
 			m.Must(err)
 			table.Partitions = append(table.Partitions, gpt.Partition{Number: 7, Type: layout.TypeRoot, UUID: gpt.MustGUID("99999999-2222-4333-8444-555555555555"),
-				First: table.Sectors - 10000, Last: table.Sectors - 9000, Label: "photos"})
+				First: table.Sectors - 10000, Last: table.Sectors - 9000, Label: "system-a"})
 			m.Must(table.Write(m.Disk))
 		}),
 		met("the disk and a copy of it", "disk", "detach", "recovery", func(m *machinetest.Machine) {
@@ -87,7 +87,7 @@ func TestTellsFirstStart(t *testing.T) {
 		met("an image that was written badly", "system image of test 1", "install", "recovery", func(m *machinetest.Machine) {
 			table, _, err := m.Table()
 			m.Must(err)
-			system, _ := table.ByNumber(2)
+			system, _ := layout.Find(table, layout.SystemA)
 			_, err = m.Disk.WriteAt([]byte("x"), int64(system.First)*machinetest.SectorSize+5000)
 			m.Must(err)
 		}),
@@ -126,12 +126,12 @@ func TestTellsStart(t *testing.T) {
 		met("a system image with damaged blocks", "system", "`repair`", "recovery", func(m *machinetest.Machine) {
 			table, _, err := m.Table()
 			m.Must(err)
-			system, _ := table.ByNumber(layout.SlotA.SystemNumber())
+			system, _ := layout.Find(table, layout.SlotA.System())
 			_, err = m.Disk.WriteAt([]byte("x"), int64(system.First)*machinetest.SectorSize+5000)
 			m.Must(err)
 		}),
 		met("a root partition that was overwritten", "root partition", "`reset`", "recovery", func(m *machinetest.Machine) {
-			s, err := m.Partition(layout.RootNumber)
+			s, err := m.Partition(layout.Root)
 			m.Must(err)
 			_, err = s.WriteAt(chance(16<<20), 0)
 			m.Must(err)

@@ -31,13 +31,13 @@ func TestDiskRefused(t *testing.T) { // FAULTS 39, 41
 		says string
 	}{
 		{"too small", func(m *machinetest.Machine) { m.PowerOn(m.Installed(700 * machinetest.MiB)) }, "the largest free space"},
-		{"a partition that is not ours", func(m *machinetest.Machine) {
+		{"a second partition of the same name", func(m *machinetest.Machine) {
 			table, _, err := m.Table()
 			m.Must(err)
 			table.Partitions = append(table.Partitions, gpt.Partition{Number: 7, Type: layout.TypeRoot, UUID: gpt.MustGUID("99999999-2222-4333-8444-555555555555"),
-				First: table.Sectors - 10000, Last: table.Sectors - 9000, Label: "photos"})
+				First: table.Sectors - 10000, Last: table.Sectors - 9000, Label: "system-a"})
 			m.Must(table.Write(m.Disk))
-		}, `"photos"`},
+		}, `2 and 7 could both be "system-a"`},
 		{"two that look alike", func(m *machinetest.Machine) { m.Second = m.Disk.Now.Overlay() }, "detach the one"},
 		{"two that look alike, of which the other was not started from", func(m *machinetest.Machine) {
 			m.Second = m.Disk.Now.Overlay()
@@ -84,7 +84,7 @@ func TestWrongImage(t *testing.T) { // FAULTS 38
 	m := machinetest.New(t, nil)
 	table, _, err := m.Table()
 	m.Must(err)
-	system, _ := table.ByNumber(2)
+	system, _ := layout.Find(table, layout.SystemA)
 	_, err = m.Disk.WriteAt([]byte("x"), int64(system.First)*machinetest.SectorSize+5000)
 	m.Must(err)
 	m.Ends("recovery", "does not hold the system image of test 1", "install the image again")

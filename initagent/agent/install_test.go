@@ -28,7 +28,7 @@ func TestInstallerStick(t *testing.T) {
 			}
 			stick := *table
 			stick.Partitions = []gpt.Partition{table.Partitions[0], {
-				Number: layout.InstallerNumber, Type: layout.TypeData, Label: layout.InstallerLabel,
+				Number: 2, Type: layout.TypeData, Label: layout.InstallerLabel,
 				UUID: table.Partitions[1].UUID, First: table.Partitions[1].First, Last: table.Partitions[1].Last,
 			}}
 			if err := stick.Write(m.Disk); err != nil {

@@ -31,7 +31,7 @@ func TestEnrollByOlderHeader(t *testing.T) {
 			header := m.HeaderArea()
 			c.change(m)
 			if c.putBack {
-				part, err := m.Partition(layout.RootNumber)
+				part, err := m.Partition(layout.Root)
 				m.Must(err)
 				_, err = part.WriteAt(header, 0)
 				m.Must(errors.Join(err, part.Sync()))

@@ -95,7 +95,7 @@ func (a *Agent) noConsole(err error) error {
 	if a.Contract != nil && a.Contract.TPM == contract.Optional {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {
-		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens partition %d of this disk with the recovery key. This system itself requires a TPM that works", layout.RootNumber)
+		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens the partition %q of this disk with the recovery key. This system itself requires a TPM that works", layout.Root)
 		a.Log.Say("%s", cures.WithoutTPM)
 	}
 	a.Sleep(time.Minute)
@@ -132,7 +132,7 @@ func (a *Agent) install() error {
 	if err := a.LeavePhase("installer"); err != nil {
 		return err
 	}
-	device, err := a.Disks.PartitionPath(a.Disk, layout.InstallerNumber)
+	device, err := a.Disks.PartitionPath(a.Disk, layout.Installer)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 // emptyHeader makes the root partition look as if it was never used.
 func emptyHeader(m *machinetest.Machine) {
 	m.T.Helper()
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, err = part.WriteAt(make([]byte, rootlock.HeaderArea), 0)
 	m.Must(err)

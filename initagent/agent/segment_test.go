@@ -17,7 +17,7 @@ import (
 // stored a file system at that byte of the volume. It takes no key.
 func moveSegment(m *machinetest.Machine, offset, tweak string) {
 	m.T.Helper()
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	for _, off := range []int64{0, 16 << 10} {
 		b := make([]byte, 16<<10)

@@ -155,7 +155,7 @@ func TestCutUpdate(t *testing.T) {
 // read.
 func spoil(m *machinetest.Machine) {
 	m.T.Helper()
-	data, err := m.Partition(m.RunningSlot().Other().SystemNumber())
+	data, err := m.Partition(m.RunningSlot().Other().System())
 	m.Must(err)
 	_, err = data.WriteAt([]byte{0xff}, 3*verity.BlockSize+7)
 	m.Must(err)

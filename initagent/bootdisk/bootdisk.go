@@ -25,7 +25,8 @@ var (
 
 // Disk returns the disk that holds the ESP the boot manager was started from.
 // The loader names it by partition UUID; where it does not, the disk is the only
-// one with our layout.
+// one with our layout. The ESP is noted in it (hw.Disk.ESP), so that later it is found by
+// that and not by its label.
 func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
 	esp, err := firmware.LoaderString("LoaderDevicePartUUID")
 	if err != nil {
@@ -101,7 +102,12 @@ func candidates(disks hw.Disks, esp string) (found []candidate, unread []error, 
 	if err != nil {
 		return nil, nil, err
 	}
-	old, perr := gpt.ParseGUID(esp)
+	var started gpt.GUID
+	if esp != "" {
+		if started, err = gpt.ParseGUID(esp); err != nil {
+			return nil, nil, fmt.Errorf("%w: the loader names %q: %w", ErrNone, esp, err)
+		}
+	}
 	for _, d := range all {
 		table, _, err := Table(disks, d)
 		if err != nil {
@@ -109,19 +115,24 @@ func candidates(disks hw.Disks, esp string) (found []candidate, unread []error, 
 			unread = append(unread, fmt.Errorf("%s: %w", d.Name, err))
 			continue
 		}
-		first, ok := table.ByNumber(layout.ESPNumber)
-		if !ok || first.Type != layout.TypeESP {
+		switch first, err := layout.FindESP(table, started); {
+		case errors.Is(err, layout.ErrMissing), started.IsZero() && !hasSystem(table):
 			continue
-		}
-		second, ok := table.ByNumber(layout.SlotA.SystemNumber())
-		switch {
-		case esp == "" && ok && second.Label == layout.SlotA.SystemLabel() || first.UUID.String() == esp:
-			found = append(found, candidate{Disk: d})
-		case perr == nil && first.UUID == layout.OwnESP(old, table.Disk):
-			found = append(found, candidate{Disk: d, renamed: true})
+		case err != nil:
+			return nil, nil, fmt.Errorf("%s: %w", d.Name, err)
+		default:
+			d.ESP = first.UUID
+			found = append(found, candidate{Disk: d, renamed: !started.IsZero() && first.UUID != started})
 		}
 	}
 	return found, unread, nil
+}
+
+// hasSystem tells our layout from another system's ESP where the loader names none: an
+// installer stick, which has no system partition, is always named.
+func hasSystem(t *gpt.Table) bool {
+	_, err := layout.Find(t, layout.SystemA)
+	return !errors.Is(err, layout.ErrMissing)
 }
 
 // Table reads a disk's partition table.

@@ -39,10 +39,12 @@ func (m *machine) Open(d hw.Disk, write bool) (hw.File, error) {
 	return open{blocktest.Record(m.disks[i])}, err
 }
 
-func (m *machine) OpenPartition(hw.Disk, int, bool) (hw.File, error) {
+func (m *machine) OpenPartition(hw.Disk, layout.Role, bool) (hw.File, error) {
 	return nil, errors.ErrUnsupported
 }
-func (m *machine) PartitionPath(hw.Disk, int) (string, error) { return "", errors.ErrUnsupported }
+func (m *machine) PartitionPath(hw.Disk, layout.Role) (string, error) {
+	return "", errors.ErrUnsupported
+}
 func (m *machine) Reread(hw.Disk) error                       { return errors.ErrUnsupported }
 func (m *machine) LoaderString(string) (string, error)        { return m.esp, nil }
 func (m *machine) Flag(string) (bool, error)                  { return false, nil }

@@ -94,7 +94,7 @@ func (h *Host) Reseal(boots ...policy.Boot) error {
 	if err != nil {
 		return err
 	}
-	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, true)
+	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, true)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (h *Host) sealAgain(b rootpart.Binding, volumeKey []byte, secret *policy.Se
 	if keys != nil {
 		defer keys.Wipe()
 	}
-	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, true)
+	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, true)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (h *Host) HealHeader() {
 	if h.Lock.Health.Good() {
 		return
 	}
-	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, true)
+	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, true)
 	if err == nil {
 		err = errors.Join(h.Lock.Header.Heal(h.Random, f), f.Close())
 	}

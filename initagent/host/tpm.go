@@ -105,7 +105,7 @@ func (h *Host) OpenByTPM(secret *policy.Secret) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, false)
+	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, false)
 	if err != nil {
 		return nil, err
 	}

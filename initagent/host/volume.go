@@ -102,11 +102,11 @@ func (h *Host) elsewhere(err error) bool {
 // OpenVerity opens and mounts the system image.
 func (h *Host) OpenVerity(ctx context.Context) error {
 	s := h.State.Booted
-	data, err := h.Disks.PartitionPath(h.Disk, s.SystemNumber())
+	data, err := h.Disks.PartitionPath(h.Disk, s.System())
 	if err != nil {
 		return err
 	}
-	hash, err := h.Disks.PartitionPath(h.Disk, s.VerityNumber())
+	hash, err := h.Disks.PartitionPath(h.Disk, s.Verity())
 	if err != nil {
 		return err
 	}
@@ -131,12 +131,12 @@ func (h *Host) OpenVerity(ctx context.Context) error {
 // where. The boot has failed already, so there is time.
 func (h *Host) diagnose(ctx context.Context) error {
 	s := h.State.Booted
-	data, err := h.Disks.OpenPartition(h.Disk, s.SystemNumber(), false)
+	data, err := h.Disks.OpenPartition(h.Disk, s.System(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	tree, err := h.Disks.OpenPartition(h.Disk, s.VerityNumber(), false)
+	tree, err := h.Disks.OpenPartition(h.Disk, s.Verity(), false)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/sysblock"
 )
 
@@ -138,8 +140,8 @@ func (l LinuxDisks) Open(d Disk, write bool) (File, error) {
 }
 
 // OpenPartition implements Disks.
-func (l LinuxDisks) OpenPartition(d Disk, number int, write bool) (File, error) {
-	path, err := l.PartitionPath(d, number)
+func (l LinuxDisks) OpenPartition(d Disk, r layout.Role, write bool) (File, error) {
+	path, err := l.PartitionPath(d, r)
 	if err != nil {
 		return nil, err
 	}
@@ -154,9 +156,32 @@ func openDevice(path string, write bool) (File, error) {
 	return os.OpenFile(path, flag|unix.O_CLOEXEC, 0)
 }
 
-// PartitionPath implements Disks. The kernel spells partitions of vda vda2 and
-// of nvme0n1 nvme0n1p2; sysfs says which.
-func (l LinuxDisks) PartitionPath(d Disk, number int) (string, error) {
+// PartitionPath implements Disks.
+func (l LinuxDisks) PartitionPath(d Disk, r layout.Role) (string, error) {
+	f, err := l.Open(d, false)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	table, _, err := gpt.Read(f, d.Sectors, d.SectorSize)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", d.Name, err)
+	}
+	find := layout.Find
+	if r == layout.ESP {
+		find = func(t *gpt.Table, _ layout.Role) (gpt.Partition, error) { return layout.FindESP(t, d.ESP) }
+	}
+	p, err := find(table, r)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", d.Name, err)
+	}
+	return l.node(d, p)
+}
+
+// node is the device node of a partition, by its number. The kernel spells partitions of
+// vda vda2 and of nvme0n1 nvme0n1p2; sysfs says which. Its place must be the table's: a
+// kernel that has not read a new table yet would open another partition.
+func (l LinuxDisks) node(d Disk, p gpt.Partition) (string, error) {
 	directory := filepath.Join(l.Sys, "block", d.Name)
 	entries, err := os.ReadDir(directory)
 	if err != nil {
@@ -166,11 +191,27 @@ func (l LinuxDisks) PartitionPath(d Disk, number int) (string, error) {
 		if !strings.HasPrefix(e.Name(), d.Name) {
 			continue
 		}
-		if n, err := l.number(d.Name, filepath.Join(e.Name(), "partition")); err == nil && n == uint64(number) {
+		if n, err := l.number(d.Name, filepath.Join(e.Name(), "partition")); err == nil && n == uint64(p.Number) {
+			if err := l.samePlace(d, e.Name(), p); err != nil {
+				return "", err
+			}
 			return filepath.Join(l.Dev, e.Name()), nil
 		}
 	}
-	return "", fmt.Errorf("%s has no partition %d: %w", d.Name, number, fs.ErrNotExist)
+	return "", fmt.Errorf("the kernel does not know partition %d (%s) of %s: %w", p.Number, p.Label, d.Name, fs.ErrNotExist)
+}
+
+// samePlace refuses a partition of the kernel's that lies elsewhere than in the table.
+func (l LinuxDisks) samePlace(d Disk, name string, p gpt.Partition) error {
+	at, err := l.number(d.Name, filepath.Join(name, "start"))
+	if err != nil {
+		return fmt.Errorf("where %s begins: %w", name, err)
+	}
+	if off := int64(p.First) * int64(d.SectorSize); off != int64(at)*sectorUnit {
+		return fmt.Errorf("%s is elsewhere than the partition table of %s has it (%d bytes, %d in the table): the kernel has not read the table that is there now; start again",
+			name, d.Name, int64(at)*sectorUnit, off)
+	}
+	return nil
 }
 
 // Reread implements Disks. The kernel refuses while a partition is in use;

@@ -22,7 +22,7 @@ type LinuxESP struct {
 
 // Read implements ESP.
 func (l LinuxESP) Read(d Disk, read func(files fs.FS) error) error {
-	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, false)
+	f, err := l.Disks.OpenPartition(d, layout.ESP, false)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (l LinuxESP) Read(d Disk, read func(files fs.FS) error) error {
 
 // Write implements ESP.
 func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
-	device, err := l.Disks.PartitionPath(d, layout.ESPNumber)
+	device, err := l.Disks.PartitionPath(d, layout.ESP)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (l LinuxESP) Write(d Disk, write func(dir ESPDir) error) error {
 
 // Repair implements ESP.
 func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
-	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, true)
+	f, err := l.Disks.OpenPartition(d, layout.ESP, true)
 	if err != nil {
 		return 0, err
 	}
@@ -74,7 +74,7 @@ func (l LinuxESP) Repair(d Disk, names []string) (int64, error) {
 
 // Exchange implements ESP.
 func (l LinuxESP) Exchange(d Disk, a, b string) error {
-	f, err := l.Disks.OpenPartition(d, layout.ESPNumber, true)
+	f, err := l.Disks.OpenPartition(d, layout.ESP, true)
 	if err != nil {
 		return err
 	}

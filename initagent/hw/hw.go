@@ -17,6 +17,8 @@ import (
 
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
@@ -71,6 +73,9 @@ type Disk struct {
 	SectorSize int
 	Sectors    uint64
 	ReadOnly   bool // the kernel refuses to write to it
+	// ESP is the UUID of the EFI system partition that this system was started from; set
+	// by bootdisk.Disk, and zero on any other disk.
+	ESP gpt.GUID
 	// PCI is the way to the disk's controller; empty where it hangs elsewhere. Few
 	// disks have several: NVMe can.
 	PCI      Way
@@ -106,10 +111,10 @@ type Disks interface {
 	// Open opens a whole disk, for its partition table alone: the kernel keeps
 	// separate caches for a disk and its partitions.
 	Open(d Disk, write bool) (File, error)
-	// OpenPartition opens a partition by its GPT entry number.
-	OpenPartition(d Disk, number int, write bool) (File, error)
+	// OpenPartition opens the partition that has a role in the disk's table (layout.Find).
+	OpenPartition(d Disk, r layout.Role, write bool) (File, error)
 	// PartitionPath is the partition's device node.
-	PartitionPath(d Disk, number int) (string, error)
+	PartitionPath(d Disk, r layout.Role) (string, error)
 	// Reread makes the kernel read a disk's partition table again.
 	Reread(d Disk) error
 }

@@ -60,12 +60,6 @@ func TestDisks(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("List = %+v, %v", got, err)
 	}
-	if path, err := l.PartitionPath(got[0], 10); err != nil || path != "/dev/nvme0n1p10" {
-		t.Errorf("partition 10 is %q, %v", path, err)
-	}
-	if path, err := l.PartitionPath(got[0], 1); err == nil {
-		t.Errorf("partition 1 is %q", path)
-	}
 	if none, err := (LinuxDisks{Sys: t.TempDir()}).List(); err != nil || none != nil {
 		t.Errorf("without disks: %v, %v", none, err)
 	}

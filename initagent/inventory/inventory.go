@@ -161,10 +161,10 @@ func (inv *Inventory) Verify(ctx context.Context, s System, progress func(done i
 
 // Open opens the two partitions of a slot.
 func (inv *Inventory) Open(s layout.Slot, write bool) (data, tree hw.File, err error) {
-	if data, err = inv.machine.Disks.OpenPartition(inv.disk, s.SystemNumber(), write); err != nil {
+	if data, err = inv.machine.Disks.OpenPartition(inv.disk, s.System(), write); err != nil {
 		return nil, nil, err
 	}
-	if tree, err = inv.machine.Disks.OpenPartition(inv.disk, s.VerityNumber(), write); err != nil {
+	if tree, err = inv.machine.Disks.OpenPartition(inv.disk, s.Verity(), write); err != nil {
 		data.Close()
 		return nil, nil, err
 	}
@@ -174,8 +174,8 @@ func (inv *Inventory) Open(s layout.Slot, write bool) (data, tree hw.File, err e
 // SystemSize is the size of a slot's system partition, in bytes; 0 where the
 // table has none.
 func (inv *Inventory) SystemSize(s layout.Slot) int64 {
-	p, ok := inv.table.ByNumber(s.SystemNumber())
-	if !ok {
+	p, err := layout.Find(inv.table, s.System())
+	if err != nil {
 		return 0
 	}
 	_, size := inv.table.Bytes(p)

@@ -56,7 +56,7 @@ func TestVerify(t *testing.T) {
 	if err := inv.Verify(context.Background(), s, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Partition(layout.SlotA.SystemNumber()).WriteAt([]byte{0xff}, 5*4096); err != nil {
+	if _, err := m.Partition(layout.SlotA.System()).WriteAt([]byte{0xff}, 5*4096); err != nil {
 		t.Fatal(err)
 	}
 	err = inv.Verify(context.Background(), s, nil)

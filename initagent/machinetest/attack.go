@@ -28,7 +28,7 @@ func (m *Machine) Rogue(token bool) string {
 	m.Must(err)
 	sets, err := KeySets()
 	m.Must(err)
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	o := rootlock.Options{UUID: m.Agent.Lock.Header.UUID, Size: s.Size(),
 		Memory: 64 << 10, CPUs: 1, Secret: secret, Recovery: &recovery, Owner: sets[(m.KeysNo+1)%len(sets)].DB.Key}

@@ -188,7 +188,7 @@ func (m *Machine) secretOf(w *World) *policy.Secret {
 	if !ok {
 		table, _, err := gpt.Read(w.Disk, uint64(w.Disk.Size()/SectorSize), SectorSize)
 		m.Must(err)
-		p, _ := table.ByNumber(layout.RootNumber)
+		p, _ := layout.Find(table, layout.Root)
 		at, size := table.Bytes(p)
 		s, err := block.NewSection(w.Disk, at, size)
 		m.Must(err)
@@ -203,8 +203,8 @@ func (m *Machine) secretOf(w *World) *policy.Secret {
 
 // content says what a slot holds and what it is called.
 func (m *Machine) content(w *World, t *gpt.Table, s layout.Slot) (string, error) {
-	system, _ := t.ByNumber(s.SystemNumber())
-	tree, _ := t.ByNumber(s.VerityNumber())
+	system, _ := layout.Find(t, s.System())
+	tree, _ := layout.Find(t, s.Verity())
 	name := "unnamed"
 	for _, v := range slices.Sorted(maps.Keys(m.Releases)) {
 		root := m.Releases[v].Contract.Root()

@@ -111,7 +111,7 @@ func (m *Machine) OpensByItself() {
 
 // Opens reports whether a recovery key opens the root partition.
 func (m *Machine) Opens(key string) bool {
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		m.T.Fatal(err)
 	}

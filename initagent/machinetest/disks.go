@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -114,9 +115,9 @@ func (broken) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
 
 func (broken) Close() error { return nil }
 
-func (d Disks) OpenPartition(_ hw.Disk, number int, write bool) (hw.File, error) {
-	s, err := d.M.Partition(number)
-	if err == nil && number == d.M.Unreadable {
+func (d Disks) OpenPartition(_ hw.Disk, r layout.Role, write bool) (hw.File, error) {
+	s, err := d.M.Partition(r)
+	if err == nil && r == d.M.Unreadable {
 		return broken{s}, nil
 	}
 	if err != nil {
@@ -129,22 +130,22 @@ func (m *Machine) Table() (*gpt.Table, gpt.Health, error) {
 	return gpt.Read(m.Disk, uint64(m.Disk.Now.Size()/SectorSize), SectorSize)
 }
 
-// Partition is one of the disk's, by its number.
-func (m *Machine) Partition(number int) (*block.Section, error) {
+// Partition is one of the disk's.
+func (m *Machine) Partition(r layout.Role) (*block.Section, error) {
 	t, _, err := m.Table()
 	if err != nil {
 		return nil, err
 	}
-	p, ok := t.ByNumber(number)
-	if !ok {
-		return nil, fmt.Errorf("partition %d: %w", number, fs.ErrNotExist)
+	p, err := layout.Find(t, r)
+	if err != nil {
+		return nil, err
 	}
 	at, size := t.Bytes(p)
 	return block.NewSection(m.Disk, at, size)
 }
 
-func (d Disks) PartitionPath(_ hw.Disk, number int) (string, error) {
-	return fmt.Sprintf("/dev/disk0p%d", number), nil
+func (d Disks) PartitionPath(_ hw.Disk, r layout.Role) (string, error) {
+	return "/dev/disk0-" + r.String(), nil
 }
 
 // Reread refuses as the kernel does, which lets go of no partition that is in use.

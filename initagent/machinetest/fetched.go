@@ -178,11 +178,11 @@ func (m *Machine) Deliver(p *Parcel) {
 	}
 	m.Must(layout.Rename(table, p.slot, random(), random()).Write(m.Disk))
 	done("the slot lost its name")
-	system, err := m.Partition(p.slot.SystemNumber())
+	system, err := m.Partition(p.slot.System())
 	m.Must(err)
 	_, err = system.WriteAt(p.Image, 0)
 	m.Must(err)
-	tree, err := m.Partition(p.slot.VerityNumber())
+	tree, err := m.Partition(p.slot.Verity())
 	m.Must(err)
 	_, err = verity.Generate(m.T.Context(), system, p.Params, tree, func(int64) {})
 	m.Must(err)

@@ -66,15 +66,15 @@ func (k Kernel) Messages() ([]byte, error) { return []byte(k.m.Messages), nil }
 type mapper struct{ m *Machine }
 
 func (p mapper) OpenVerity(v hw.Verity) (string, error) {
-	numbers := map[string]int{}
-	for n := 1; n <= 6; n++ {
-		numbers[fmt.Sprintf("/dev/disk0p%d", n)] = n
+	roles := map[string]layout.Role{}
+	for r := layout.ESP; r <= layout.Root; r++ {
+		roles["/dev/disk0-"+r.String()] = r
 	}
-	data, err := p.m.Partition(numbers[v.DataDevice])
+	data, err := p.m.Partition(roles[v.DataDevice])
 	if err != nil {
 		return "", err
 	}
-	tree, err := p.m.Partition(numbers[v.HashDevice])
+	tree, err := p.m.Partition(roles[v.HashDevice])
 	if err != nil {
 		return "", err
 	}
@@ -121,7 +121,7 @@ func (p mapper) Close(name string) error {
 }
 
 func (m *Machine) Header() (*luks2.Header, error) {
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ func (m *Machine) ChangeToken(change func(c *luks2.Change, n int, token luks2.To
 	m.T.Helper()
 	header, err := m.Header()
 	m.Must(err)
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	m.Must(header.Change(m.Random, s, func(c *luks2.Change) error {
 		for n, token := range header.Tokens() {
@@ -62,7 +62,7 @@ func (m *Machine) ClearsToRoomForOne() {
 // HeaderArea is a copy of the root partition's LUKS2 header and keyslots.
 func (m *Machine) HeaderArea() []byte {
 	m.T.Helper()
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	area := make([]byte, rootlock.HeaderArea)
 	_, err = part.ReadAt(area, 0)
@@ -103,14 +103,12 @@ func (m *Machine) Reinstalled(v contract.Version) *World {
 	w := m.World(true, nil)
 	old, _, err := m.Table()
 	m.Must(err)
-	root, ok := old.ByNumber(layout.RootNumber)
-	if !ok {
-		m.T.Fatal("there is no root partition")
-	}
+	root, err := layout.Find(old, layout.Root)
+	m.Must(err)
 	fresh := m.Installed(DiskSize)
-	esp, _ := old.ByNumber(layout.ESPNumber)
+	esp, _ := layout.Find(old, layout.ESP)
 	esp.UUID = gpt.MustGUID("77777777-2222-4333-8444-555555555555")
-	system, _ := old.ByNumber(layout.SlotA.SystemNumber())
+	system, _ := layout.Find(old, layout.SlotA.System())
 	system.UUID = layout.SystemUUID(m.Releases[v].Contract.Root())
 	table := &gpt.Table{Disk: old.Disk, SectorSize: old.SectorSize, Sectors: old.Sectors, Partitions: []gpt.Partition{esp, system, root}}
 	m.Must(table.Write(w.Disk))
@@ -125,7 +123,7 @@ func (m *Machine) Reinstalled(v contract.Version) *World {
 
 // Kept reports what has become of the root partition.
 func (m *Machine) Kept() error {
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		return err
 	}

@@ -222,7 +222,7 @@ func (m *Machine) DamageKeyslot() {
 	lock, volumeKey, secret := m.Unlocked()
 	luks2.Wipe(volumeKey)
 	secret.Wipe()
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	for _, k := range lock.Header.Keyslots() {
 		if k.Number == lock.TPMSlot {

@@ -178,7 +178,7 @@ type Machine struct {
 	WrongLog            bool      // its log is not what it has measured
 	// What cannot be read or written: a partition, a file of the root partition,
 	// the TPM's record.
-	Unreadable     int
+	Unreadable     layout.Role
 	Bad            struct{ From, To int64 } // bytes of the disk
 	Worn           struct{ From, To int64 } // those that cannot be written
 	UnreadableFile string
@@ -286,7 +286,7 @@ func (m *Machine) Installed(size int64) *World {
 	m.T.Helper()
 	d := blocktest.New(size, blocktest.Hostile) // second-hand
 	first := uint64(MiB / SectorSize)
-	esp := gpt.Partition{Number: layout.ESPNumber, Type: layout.TypeESP, UUID: gpt.MustGUID("11111111-2222-4333-8444-555555555555"),
+	esp := gpt.Partition{Number: 1, Type: layout.TypeESP, UUID: gpt.MustGUID("11111111-2222-4333-8444-555555555555"),
 		First: first, Last: first + layout.ESPSize/SectorSize - 1, Label: layout.ESPLabel}
 	system := gpt.Partition{Number: 2, Type: layout.TypeRoot, UUID: layout.SystemUUID(m.Releases[1].Contract.Root()),
 		First: esp.Last + 1, Last: esp.Last + MiB/SectorSize, Label: "system-a"}

@@ -56,11 +56,11 @@ func (m *Machine) checkPartitions() error {
 	if s != layout.SlotA || !named {
 		return fmt.Errorf("slot %s, its tree named %v", s, named)
 	}
-	data, err := m.Partition(s.SystemNumber())
+	data, err := m.Partition(s.System())
 	if err != nil {
 		return err
 	}
-	tree, err := m.Partition(s.VerityNumber())
+	tree, err := m.Partition(s.Verity())
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (m *Machine) CheckKeys() error {
 
 // StoredList is the list on the root partition, opened by the recovery key.
 func (m *Machine) StoredList() (*secureboot.List, error) {
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (m *Machine) StoredList() (*secureboot.List, error) {
 // CheckRoot opens the root partition by the TPM, as a boot would, and by the
 // recovery key that was shown last.
 func (m *Machine) CheckRoot() error {
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func (m *Machine) Unlocked() (*rootlock.Lock, []byte, *policy.Secret) {
 // UnlockedBy opens the root partition by a recovery key. The caller wipes what it gets.
 func (m *Machine) UnlockedBy(recovery string) (*rootlock.Lock, []byte, *policy.Secret) {
 	m.T.Helper()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		m.T.Fatal(err)
 	}
@@ -285,11 +285,11 @@ func NoTPMNeeded(c *contract.Contract) { c.TPM = contract.Optional }
 // Stage puts a release into slot B, as staging would.
 func (m *Machine) Stage(r *Edition, corrupt bool) {
 	m.T.Helper()
-	system, err := m.Partition(layout.SlotB.SystemNumber())
+	system, err := m.Partition(layout.SlotB.System())
 	m.Must(err)
 	_, err = system.WriteAt(r.Image, 0)
 	m.Must(err)
-	tree, err := m.Partition(layout.SlotB.VerityNumber())
+	tree, err := m.Partition(layout.SlotB.Verity())
 	m.Must(err)
 	_, err = verity.Generate(m.T.Context(), system, r.Contract.VerityParams(), tree, func(int64) {})
 	m.Must(err)

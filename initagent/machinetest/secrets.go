@@ -41,7 +41,7 @@ func (m *Machine) OneSecret() error {
 	lock, volumeKey, secret := m.Unlocked()
 	defer luks2.Wipe(volumeKey)
 	defer secret.Wipe()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		return err
 	}

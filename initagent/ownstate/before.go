@@ -68,9 +68,9 @@ func otherSlot(h *host.Host, last *before) upper.Other {
 		return upper.Other{System: last.contract.Root().String(), Starts: true}
 	}
 	s := h.State.Booted.Other()
-	system, ok := h.Table.ByNumber(s.SystemNumber())
-	tree, tok := h.Table.ByNumber(s.VerityNumber())
-	if !ok || !tok {
+	system, err := layout.Find(h.Table, s.System())
+	tree, terr := layout.Find(h.Table, s.Verity())
+	if err != nil || terr != nil {
 		return upper.Other{}
 	}
 	return upper.Other{System: spelled(system.UUID, tree.UUID).String()}
@@ -110,11 +110,11 @@ func openBefore(h *host.Host, from upper.Source, last *before) (string, error) {
 }
 
 func mountBefore(h *host.Host, last *before) (string, error) {
-	data, err := h.Disks.PartitionPath(h.Disk, last.slot.SystemNumber())
+	data, err := h.Disks.PartitionPath(h.Disk, last.slot.System())
 	if err != nil {
 		return "", err
 	}
-	hash, err := h.Disks.PartitionPath(h.Disk, last.slot.VerityNumber())
+	hash, err := h.Disks.PartitionPath(h.Disk, last.slot.Verity())
 	if err != nil {
 		return "", err
 	}

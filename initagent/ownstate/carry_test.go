@@ -266,7 +266,7 @@ func TestStateWithoutTheOtherSlot(t *testing.T) {
 	if end := m.Boot(); end != "reboot" {
 		t.Fatal(end)
 	}
-	old, err := m.Partition(layout.SlotA.SystemNumber())
+	old, err := m.Partition(layout.SlotA.System())
 	m.Must(err)
 	_, err = old.WriteAt([]byte{0xff}, 3*verity.BlockSize+7)
 	m.Must(err)

@@ -143,7 +143,7 @@ func TestConsoleRecoveryKey(t *testing.T) {
 	if !m.Opens(fresh) || m.Opens(m.Shown[0]) || m.Opens(dropped) {
 		t.Error("the new key does not open, or an old one does")
 	}
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestConsoleReset(t *testing.T) {
 // Without its header nothing says which index was the machine's.
 func TestConsoleResetDamaged(t *testing.T) {
 	m := machinetest.InConsole(t, func(m *machinetest.Machine) {
-		s, err := m.Partition(layout.RootNumber)
+		s, err := m.Partition(layout.Root)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,7 +231,7 @@ func TestConsoleResetDamaged(t *testing.T) {
 			t.Errorf("%s is still there", name)
 		}
 	}
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -124,16 +124,16 @@ func (m *Machine) readable() bool {
 }
 
 func (m *Machine) format(files []fat.File) error {
-	partition, ok := m.Table.ByNumber(layout.ESPNumber)
-	if !ok {
-		return fmt.Errorf("%s has no partition %d", m.Disk.Name, layout.ESPNumber)
+	partition, err := layout.FindESP(m.Table, m.Disk.ESP)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.Disk.Name, err)
 	}
 	_, size := m.Table.Bytes(partition)
 	var id [4]byte
 	if _, err := io.ReadFull(m.Random, id[:]); err != nil {
 		return err
 	}
-	f, err := m.Disks.OpenPartition(m.Disk, layout.ESPNumber, true)
+	f, err := m.Disks.OpenPartition(m.Disk, layout.ESP, true)
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func TestRebuildESP(t *testing.T) {
 		"EFI/BOOT/BOOTX64.EFI": "boot manager", "EFI/systemd/systemd-bootx64.efi": "boot manager", "EFI/Linux/os_7.efi": strings.Repeat("uki ", 50_000),
 	}
 	m, disk := espMachine(t, files)
-	part := disk.Partition(layout.ESPNumber)
+	part := disk.Partition(layout.ESP)
 	if _, err := part.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestRebuildESPRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
 		first := make([]byte, 4096)
-		if _, err := disk.Partition(layout.ESPNumber).ReadAt(first, 0); err != nil || !bytes.Equal(first, make([]byte, 4096)) {
+		if _, err := disk.Partition(layout.ESP).ReadAt(first, 0); err != nil || !bytes.Equal(first, make([]byte, 4096)) {
 			t.Errorf("%s: the ESP was written", tt.name)
 		}
 	}

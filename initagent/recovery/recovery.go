@@ -108,7 +108,7 @@ func (m *Machine) lockOf(open *Opened) (*rootlock.Lock, error) {
 
 // root opens the root partition's device for its header.
 func (m *Machine) root() (hw.File, error) {
-	return m.Disks.OpenPartition(m.Disk, layout.RootNumber, true)
+	return m.Disks.OpenPartition(m.Disk, layout.Root, true)
 }
 
 // confirm asks a question, and refuses where the answer is no.

@@ -39,9 +39,9 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	if err := m.find(); err != nil {
 		return err
 	}
-	partition, ok := m.Table.ByNumber(layout.RootNumber)
-	if !ok {
-		return errors.New("this disk has no root partition")
+	partition, err := layout.Find(m.Table, layout.Root)
+	if err != nil {
+		return err
 	}
 	_, size := m.Table.Bytes(partition)
 	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+

@@ -108,7 +108,7 @@ func TestResetFailsHalfWay(t *testing.T) {
 	good := m.World(true, nil)
 	table, _, err := m.Table()
 	m.Must(err)
-	root, _ := table.ByNumber(layout.RootNumber)
+	root, _ := layout.Find(table, layout.Root)
 	start, size := table.Bytes(root)
 	for _, c := range []struct {
 		name     string

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
@@ -36,8 +37,8 @@ func TestAcceptDamagedKeyslot(t *testing.T) {
 // unwritable is a machine's disks when none of them takes a write.
 type unwritable struct{ hw.Disks }
 
-func (d unwritable) OpenPartition(disk hw.Disk, number int, _ bool) (hw.File, error) {
-	return d.Disks.OpenPartition(disk, number, false)
+func (d unwritable) OpenPartition(disk hw.Disk, r layout.Role, _ bool) (hw.File, error) {
+	return d.Disks.OpenPartition(disk, r, false)
 }
 
 // Once the record is written, the keyslot is repaired although the note cannot be written,

@@ -405,7 +405,7 @@ func (k *KeyChange) goBack(c *change) error {
 // Cut anywhere, it is called again.
 func (k *KeyChange) clean(c *change) error {
 	if owned, _ := k.Lock.Signed(c.fresh.DB.Certificate); !owned || len(k.Lock.NextOwnerSignature) > 0 {
-		f, err := k.Disks.OpenPartition(k.Disk, layout.RootNumber, true)
+		f, err := k.Disks.OpenPartition(k.Disk, layout.Root, true)
 		if err != nil {
 			return err
 		}

@@ -260,7 +260,7 @@ func TestTwoOwnerSignatures(t *testing.T) {
 	m.PowerOn(before)
 	lock, volumeKey, secret := m.Unlocked()
 	defer secret.Wipe()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	both := func(lock *rootlock.Lock) {
 		t.Helper()

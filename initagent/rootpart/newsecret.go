@@ -182,7 +182,7 @@ func (b Binding) ReplaceSecret(v Volume, r *Replacement, record *policy.Record, 
 	if err != nil {
 		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}
-	f, err := v.Machine.Disks.OpenPartition(v.Disk, layout.RootNumber, true)
+	f, err := v.Machine.Disks.OpenPartition(v.Disk, layout.Root, true)
 	if err != nil {
 		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}
@@ -318,7 +318,7 @@ func takeNext(store hw.Store, secret *policy.Secret, box []byte) error {
 }
 
 func removeReplaced(disks hw.Disks, d hw.Disk, random io.Reader, lock *rootlock.Lock) error {
-	f, err := disks.OpenPartition(d, layout.RootNumber, true)
+	f, err := disks.OpenPartition(d, layout.Root, true)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func TestNewSecret(t *testing.T) {
 	before, volumeKey, old := m.Unlocked()
 	defer luks2.Wipe(volumeKey)
 	files := maps.Clone(m.RootFiles())
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	header := make([]byte, rootlock.HeaderArea)
 	_, err = s.ReadAt(header, 0)
@@ -263,7 +263,7 @@ func TestNewSecretRefuses(t *testing.T) {
 	lock, volumeKey, secret := m.Unlocked()
 	second, err := luks2.NewRecoveryKey(m.Random)
 	m.Must(err)
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	m.Must(lock.AddRecovery(m.Random, s, volumeKey, secret, &second, luks2.Argon2id(64<<10, 1)))
 	files = maps.Clone(m.RootFiles())
@@ -316,8 +316,8 @@ type weakFile struct {
 	failAt *int
 }
 
-func (d weakDisk) OpenPartition(disk hw.Disk, number int, write bool) (hw.File, error) {
-	f, err := d.Disks.OpenPartition(disk, number, write)
+func (d weakDisk) OpenPartition(disk hw.Disk, r layout.Role, write bool) (hw.File, error) {
+	f, err := d.Disks.OpenPartition(disk, r, write)
 	return weakFile{f, d.failAt}, err
 }
 

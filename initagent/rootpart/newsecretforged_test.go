@@ -63,7 +63,7 @@ func plantReplaced(m *machinetest.Machine) {
 	lock, volumeKey, secret := m.Unlocked()
 	luks2.Wipe(volumeKey)
 	secret.Wipe()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	m.Must(lock.Header.Change(m.Random, s, func(c *luks2.Change) error {
 		for _, slots := range [][]int{{lock.TPMSlot}, {lock.TPMSlot, lock.Recoveries[0].Keyslot}, {}} {

@@ -163,7 +163,7 @@ func TestOldSecretBindsNothing(t *testing.T) {
 	m.Works(r.NewSecret(c, false))
 	m.Works(r.Lock())
 	m.OpensByItself()
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, err = part.WriteAt(area, 0)
 	m.Must(err)

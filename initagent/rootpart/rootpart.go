@@ -69,11 +69,14 @@ func MakeShared(store hw.Store) error {
 // could not be looked at too, with an error. With
 // bootflow.RootDamaged the error says what is wrong.
 func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *rootlock.Lock, error) {
-	partition, ok := table.ByNumber(layout.RootNumber)
-	if !ok {
+	partition, err := layout.Find(table, layout.Root)
+	if errors.Is(err, layout.ErrMissing) {
 		return bootflow.RootAbsent, nil, nil
 	}
-	f, err := disks.OpenPartition(d, layout.RootNumber, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	f, err := disks.OpenPartition(d, layout.Root, false)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -89,7 +92,7 @@ func Attach(m hw.Machine, d hw.Disk, lock *rootlock.Lock, volumeKey []byte) (str
 	if err != nil {
 		return "", err
 	}
-	path, err := m.Disks.PartitionPath(d, layout.RootNumber)
+	path, err := m.Disks.PartitionPath(d, layout.Root)
 	if err != nil {
 		return "", err
 	}

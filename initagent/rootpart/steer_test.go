@@ -82,7 +82,7 @@ func (a *attacked) must(err error) {
 func (a *attacked) writeTable(start, size int64) {
 	a.t.Helper()
 	table := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: sector, Sectors: diskSize / sector, Partitions: []gpt.Partition{{
-		Number: layout.RootNumber, Type: layout.TypeLUKS, UUID: gpt.GUID{2}, Label: layout.RootLabel,
+		Number: 6, Type: layout.TypeLUKS, UUID: gpt.GUID{2}, Label: layout.RootLabel,
 		First: uint64(start / sector), Last: uint64((start+size)/sector - 1),
 	}}}
 	a.must(table.Write(a.disk))
@@ -97,9 +97,9 @@ func (a *attacked) table() *gpt.Table {
 
 func (a *attacked) partition() *block.Section {
 	a.t.Helper()
-	p, ok := a.table().ByNumber(layout.RootNumber)
-	if !ok {
-		a.t.Fatal("no root partition")
+	p, err := layout.Find(a.table(), layout.Root)
+	if err != nil {
+		a.t.Fatal(err)
 	}
 	s, err := block.NewSection(a.disk, int64(p.First)*sector, int64(p.Sectors())*sector)
 	a.must(err)
@@ -220,11 +220,13 @@ type closer struct{ block.Device }
 
 func (closer) Close() error { return nil }
 
-func (o onlyRoot) OpenPartition(hw.Disk, int, bool) (hw.File, error) {
+func (o onlyRoot) OpenPartition(hw.Disk, layout.Role, bool) (hw.File, error) {
 	return closer{o.a.partition()}, nil
 }
 
-func (o onlyRoot) PartitionPath(hw.Disk, int) (string, error) { return "/dev/root-partition", nil }
+func (o onlyRoot) PartitionPath(hw.Disk, layout.Role) (string, error) {
+	return "/dev/root-partition", nil
+}
 
 type anyModule struct{ hw.Kernel }
 

@@ -42,7 +42,7 @@ func Partition(h *host.Host) error {
 	for _, change := range plan.Changes {
 		h.Log.Say("%s: %s", h.Disk.Name, change)
 	}
-	if _, there := h.Table.ByNumber(layout.RootNumber); !there {
+	if _, err := layout.Find(h.Table, layout.Root); errors.Is(err, layout.ErrMissing) {
 		if err := errors.Join(clearDirectory(h), clearRoot(h, plan.Table)); err != nil {
 			return err
 		}
@@ -73,9 +73,9 @@ func clearDirectory(h *host.Host) error {
 }
 
 func clearRoot(h *host.Host, t *gpt.Table) error {
-	root, ok := t.ByNumber(layout.RootNumber)
-	if !ok {
-		return fmt.Errorf("the plan for %s has no root partition", h.Disk.Name)
+	root, err := layout.Find(t, layout.Root)
+	if err != nil {
+		return fmt.Errorf("the plan for %s: %w", h.Disk.Name, err)
 	}
 	at, _ := t.Bytes(root)
 	f, err := h.Disks.Open(h.Disk, true)
@@ -96,12 +96,12 @@ func clearRoot(h *host.Host, t *gpt.Table) error {
 // tree.
 func MakeTree(ctx context.Context, h *host.Host) error {
 	const s = layout.SlotA
-	data, err := h.Disks.OpenPartition(h.Disk, s.SystemNumber(), false)
+	data, err := h.Disks.OpenPartition(h.Disk, s.System(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	tree, err := h.Disks.OpenPartition(h.Disk, s.VerityNumber(), true)
+	tree, err := h.Disks.OpenPartition(h.Disk, s.Verity(), true)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,8 @@ func TestOwnIDs(t *testing.T) {
 	for i, s := range states {
 		next.PowerOn(s.World)
 		table := named(next)
-		_, made := table.ByNumber(layout.RootNumber)
+		_, err := layout.Find(table, layout.Root)
+		made := err == nil
 		switch {
 		case table.Disk == disk && table.Partitions[0].UUID == esp && !made:
 			old++

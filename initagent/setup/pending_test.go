@@ -53,7 +53,7 @@ func TestStrangersPending(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := machinetest.ProvisionedMachine(t, nil)
 			text := strangersPending(m, index)
-			part, err := m.Partition(layout.RootNumber)
+			part, err := m.Partition(layout.Root)
 			m.Must(err)
 			_, err = part.WriteAt(bytes.Repeat([]byte{0}, rootlock.HeaderArea), 0)
 			m.Must(err)

@@ -238,7 +238,7 @@ func MakeRoot(h *host.Host) error {
 		return err
 	}
 	defer recovery.Wipe()
-	f, err := h.Disks.OpenPartition(h.Disk, layout.RootNumber, true)
+	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, true)
 	if err != nil {
 		return err
 	}
@@ -284,7 +284,10 @@ func MakeRoot(h *host.Host) error {
 }
 
 func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) (*rootlock.Lock, []byte, error) {
-	partition, _ := h.Table.ByNumber(layout.RootNumber)
+	partition, err := layout.Find(h.Table, layout.Root)
+	if err != nil {
+		return nil, nil, err
+	}
 	_, size := h.Table.Bytes(partition)
 	uuid, err := gpt.RandomGUID(h.Random)
 	if err != nil {

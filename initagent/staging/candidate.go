@@ -140,19 +140,21 @@ func (s *stager) checkSlot(c *candidate) error {
 	if err != nil {
 		return fetched.Refused(err)
 	}
-	for number, need := range map[int]int64{c.slot.SystemNumber(): c.contract.ImageSize, c.slot.VerityNumber(): tree} {
-		part, ok := s.Table.ByNumber(number)
-		_, have := s.Table.Bytes(part)
-		if !ok || have < need {
-			return fetched.Refuse("partition %d of slot %s has %d bytes, the release needs %d", number, c.slot, have, need)
+	for role, need := range map[layout.Role]int64{c.slot.System(): c.contract.ImageSize, c.slot.Verity(): tree} {
+		part, err := layout.Find(s.Table, role)
+		if err != nil {
+			return fetched.Refused(err)
+		}
+		if _, have := s.Table.Bytes(part); have < need {
+			return fetched.Refuse("the partition %s has %d bytes, the release needs %d", role, have, need)
 		}
 	}
-	data, err := s.Disks.OpenPartition(s.Disk, c.slot.SystemNumber(), false)
+	data, err := s.Disks.OpenPartition(s.Disk, c.slot.System(), false)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
-	hash, err := s.Disks.OpenPartition(s.Disk, c.slot.VerityNumber(), false)
+	hash, err := s.Disks.OpenPartition(s.Disk, c.slot.Verity(), false)
 	if err != nil {
 		return err
 	}

@@ -136,7 +136,7 @@ func TestStageRefusesHere(t *testing.T) {
 			table, _, err := m.Table()
 			m.Must(err)
 			for i, p := range table.Partitions {
-				if p.Number == m.RunningSlot().Other().SystemNumber() {
+				if layout.RoleOf(p) == m.RunningSlot().Other().System() {
 					table.Partitions[i].Last = p.First + 7
 					table.Partitions = append(table.Partitions, gpt.Partition{Number: 7, Type: layout.TypeRoot,
 						UUID: gpt.MustGUID("99999999-2222-4333-8444-555555555555"), First: p.First + 8, Last: p.Last, Label: "photos"})
@@ -178,7 +178,7 @@ func TestStageLater(t *testing.T) {
 		"the ESP is full":             {func() { m.ESP.Taken = 1<<30 - 4096 }, func() { m.ESP.Taken = 0 }, "the ESP is too full"},
 		"the ESP is read-only":        {func() { m.ESP.Fails = syscall.EROFS }, func() { m.ESP.Fails = nil }, "read-only file system"},
 		"the ESP is full all at once": {func() { m.ESP.Full = true }, func() { m.ESP.Full = false }, "no space left on device"},
-		"the slot cannot be read":     {func() { m.Unreadable = layout.SlotB.VerityNumber() }, func() { m.Unreadable = 0 }, "input/output error"},
+		"the slot cannot be read":     {func() { m.Unreadable = layout.SlotB.Verity() }, func() { m.Unreadable = 0 }, "input/output error"},
 		"a file cannot be read": {func() { m.UnreadableFile = path.Join(fetched.Directory, "2", release.UKIFile) },
 			func() { m.UnreadableFile = "" }, "input/output error"},
 		"the note cannot be read":    {func() { m.UnreadableFile = staging.NoteFile }, func() { m.UnreadableFile = "" }, "input/output error"},
@@ -258,7 +258,7 @@ func TestStageClock(t *testing.T) {
 func TestStageReadsNoImage(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
-	part, err := m.Partition(layout.SlotB.SystemNumber())
+	part, err := m.Partition(layout.SlotB.System())
 	m.Must(err)
 	_, err = part.WriteAt(bytes.Repeat([]byte{0xff}, 4096), machinetest.ImageSize/2)
 	m.Must(err)

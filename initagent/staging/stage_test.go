@@ -73,11 +73,11 @@ func TestReplacedWithItsSlot(t *testing.T) {
 		m.Runs(v)
 	}
 	first := m.Releases[1]
-	slotB, err := m.Partition(layout.SlotB.SystemNumber())
+	slotB, err := m.Partition(layout.SlotB.System())
 	m.Must(err)
 	_, err = slotB.WriteAt(first.Image, 0)
 	m.Must(err)
-	tree, err := m.Partition(layout.SlotB.VerityNumber())
+	tree, err := m.Partition(layout.SlotB.Verity())
 	m.Must(err)
 	_, err = verity.Generate(t.Context(), slotB, first.Contract.VerityParams(), tree, func(int64) {})
 	m.Must(err)

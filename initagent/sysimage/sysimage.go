@@ -62,11 +62,11 @@ func open(m hw.Machine, c *contract.Contract, directory string) error {
 	if !slot.Valid() || !named {
 		return errors.New("no slot holds it")
 	}
-	data, err := m.Disks.PartitionPath(d, slot.SystemNumber())
+	data, err := m.Disks.PartitionPath(d, slot.System())
 	if err != nil {
 		return err
 	}
-	hash, err := m.Disks.PartitionPath(d, slot.VerityNumber())
+	hash, err := m.Disks.PartitionPath(d, slot.Verity())
 	if err != nil {
 		return err
 	}

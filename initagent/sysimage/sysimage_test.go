@@ -2,7 +2,6 @@ package sysimage
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,8 +30,8 @@ type console struct {
 	mounts error
 }
 
-func (c *console) PartitionPath(_ hw.Disk, number int) (string, error) {
-	return fmt.Sprint("/dev/vda", number), nil
+func (c *console) PartitionPath(_ hw.Disk, r layout.Role) (string, error) {
+	return "/dev/" + r.String(), nil
 }
 
 func (c *console) Load(names ...string) error {
@@ -78,11 +77,11 @@ func TestOpen(t *testing.T) {
 		opens, mounts error
 		log, want     string
 	}{
-		"slot a":     {one, nil, nil, "load dm_verity erofs, open system /dev/vda2 /dev/vda3, mount /dev/dm-0 /sysroot erofs", ""},
-		"slot b":     {two, nil, nil, "load dm_verity erofs, open system /dev/vda4 /dev/vda5, mount /dev/dm-0 /sysroot erofs", ""},
+		"slot a":     {one, nil, nil, "load dm_verity erofs, open system /dev/system-a /dev/verity-a, mount /dev/dm-0 /sysroot erofs", ""},
+		"slot b":     {two, nil, nil, "load dm_verity erofs, open system /dev/system-b /dev/verity-b, mount /dev/dm-0 /sysroot erofs", ""},
 		"no slot":    {&three, nil, nil, "", "version 2 does not open: no slot holds it"},
-		"corrupt":    {one, fails, nil, "load dm_verity erofs, open system /dev/vda2 /dev/vda3, close system", "it fails"},
-		"no mount":   {one, nil, fails, "load dm_verity erofs, open system /dev/vda2 /dev/vda3, mount /dev/dm-0 /sysroot erofs, close system", "it fails"},
+		"corrupt":    {one, fails, nil, "load dm_verity erofs, open system /dev/system-a /dev/verity-a, close system", "it fails"},
+		"no mount":   {one, nil, fails, "load dm_verity erofs, open system /dev/system-a /dev/verity-a, mount /dev/dm-0 /sysroot erofs, close system", "it fails"},
 		"no console": {nil, nil, nil, "", "this is not the recovery console"},
 	} {
 		t.Run(name, func(t *testing.T) {

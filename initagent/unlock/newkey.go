@@ -89,7 +89,7 @@ func inhabited(store hw.Store) bool {
 // which says so of one that was shown and is gone.
 func NewKey(h *host.Host) (err error) {
 	k := &keyChange{Host: h, note: recoverykey.Noted(h.Store)}
-	if k.f, err = h.Disks.OpenPartition(h.Disk, layout.RootNumber, true); err != nil {
+	if k.f, err = h.Disks.OpenPartition(h.Disk, layout.Root, true); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.f.Close()) }()

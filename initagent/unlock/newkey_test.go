@@ -17,7 +17,7 @@ import (
 // recoveries counts the recovery keys.
 func recoveries(m *machinetest.Machine) int {
 	m.T.Helper()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, lock, err := rootlock.Look(s, s.Size())
 	m.Must(err)
@@ -220,7 +220,7 @@ func addsKey(m *machinetest.Machine) {
 	lock, volumeKey, secret := m.Unlocked()
 	key, err := luks2.NewRecoveryKey(m.Random)
 	m.Must(err)
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	m.Must(lock.AddRecovery(m.Random, s, volumeKey, secret, &key, luks2.Argon2id(64<<10, 1)))
 }

@@ -166,7 +166,7 @@ func (o *renewal) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, false)
+	f, err := o.Disks.OpenPartition(o.Disk, layout.Root, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -204,7 +204,7 @@ func (o *opening) keepCounting(volumeKey []byte) {
 // keepPIN has the header keep the PIN again, where it was taken out: without it, anyone who
 // opens with the recovery key cannot seal with it.
 func (o *opening) keepPIN(volumeKey []byte) {
-	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, true)
+	f, err := o.Disks.OpenPartition(o.Disk, layout.Root, true)
 	if err == nil {
 		err = errors.Join(o.Lock.KeepPIN(o.Random, f, volumeKey, o.Secret), f.Close())
 	}

@@ -23,7 +23,7 @@ import (
 // hasPIN says what the header has.
 func hasPIN(m *machinetest.Machine) bool {
 	m.T.Helper()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, lock, err := rootlock.Look(s, s.Size())
 	m.Must(err)
@@ -33,7 +33,7 @@ func hasPIN(m *machinetest.Machine) bool {
 // keptPIN is the PIN that the header keeps.
 func keptPIN(m *machinetest.Machine) []byte {
 	m.T.Helper()
-	s, err := m.Partition(layout.RootNumber)
+	s, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, lock, err := rootlock.Look(s, s.Size())
 	m.Must(err)

@@ -274,7 +274,7 @@ func (o *opening) byKey() error {
 		return err
 	}
 	defer c.Close()
-	f, err := o.Disks.OpenPartition(o.Disk, layout.RootNumber, true)
+	f, err := o.Disks.OpenPartition(o.Disk, layout.Root, true)
 	if err != nil {
 		return err
 	}

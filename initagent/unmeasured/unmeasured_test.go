@@ -216,7 +216,7 @@ func TestNoRootPartition(t *testing.T) {
 		table, _, err := m.Table()
 		m.Must(err)
 		for i := range table.Partitions {
-			if p := &table.Partitions[i]; p.Number == layout.RootNumber {
+			if p := &table.Partitions[i]; layout.RoleOf(*p) == layout.Root {
 				p.Number, p.Type, p.Label = 7, layout.TypeData, "data"
 			}
 		}

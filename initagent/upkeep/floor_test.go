@@ -189,7 +189,7 @@ func TestOldIndexIsNotKept(t *testing.T) {
 	m.Bless()
 	m.Runs(2)
 	m.Holds(6, 2)
-	part, err := m.Partition(layout.RootNumber)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	_, err = part.WriteAt(before, 0)
 	m.Must(err)

@@ -369,7 +369,10 @@ func formatESP(disk string, date time.Time, files map[string][]byte) error {
 	if err != nil {
 		return err
 	}
-	esp, _ := table.ByNumber(layout.ESPNumber)
+	esp, err := layout.Find(table, layout.ESP)
+	if err != nil {
+		return err
+	}
 	at, size := table.Bytes(esp)
 	var list []fat.File
 	for name, data := range files {

@@ -41,7 +41,7 @@ func TestRepair(t *testing.T) {
 		}
 		return out
 	}
-	spoil := func(partition int, at int64) {
+	spoil := func(partition layout.Role, at int64) {
 		t.Helper()
 		if _, err := m.Partition(partition).WriteAt([]byte{0xff, 0xfe}, at); err != nil {
 			t.Fatal(err)
@@ -57,15 +57,15 @@ func TestRepair(t *testing.T) {
 	}
 	run(1, nil, "an update is at work")
 	release()
-	spoil(layout.SlotA.VerityNumber(), 2*4096)
-	spoil(layout.SlotA.VerityNumber(), 5) // the superblock
+	spoil(layout.SlotA.Verity(), 2*4096)
+	spoil(layout.SlotA.Verity(), 5) // the superblock
 	run(0, []string{"a"}, "slot a: whole again; 0 data blocks and 2 hash blocks written")
 	if n := noted(); len(n) != 1 || n[0].Kind != journal.Repaired || n[0].Version != 7 || n[0].Slot != layout.SlotA {
 		t.Errorf("noted %+v", n)
 	}
 	// The blocks of version 7 are all alike but for where the text is cut.
-	spoil(layout.SlotA.SystemNumber(), 8*4096)
-	spoil(layout.SlotB.SystemNumber(), 9*4096)
+	spoil(layout.SlotA.System(), 8*4096)
+	spoil(layout.SlotB.System(), 9*4096)
 	out := run(0, []string{"--json"})
 	var outcomes []outcome
 	if err := json.Unmarshal([]byte(out), &outcomes); err != nil || len(outcomes) != 2 || !outcomes[0].Whole || outcomes[0].Report.Data != 1 {
@@ -78,7 +78,7 @@ func TestRepair(t *testing.T) {
 func TestRepairLost(t *testing.T) {
 	m := inventorytest.New(t)
 	m.Install(layout.SlotA, "os_7.efi")
-	data, tree := m.Partition(layout.SlotA.SystemNumber()), m.Partition(layout.SlotA.VerityNumber())
+	data, tree := m.Partition(layout.SlotA.System()), m.Partition(layout.SlotA.Verity())
 	for _, at := range []int64{0, 4096, 8192} {
 		if _, err := data.WriteAt([]byte{0xff}, at); err != nil {
 			t.Fatal(err)

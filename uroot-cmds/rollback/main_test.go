@@ -76,7 +76,7 @@ func TestRollback(t *testing.T) {
 	has("os_8.efi", true)
 
 	// A system that would not start is nowhere to go.
-	data := esp.Partition(layout.SlotA.SystemNumber())
+	data := esp.Partition(layout.SlotA.System())
 	good := make([]byte, 4096)
 	if _, err := data.ReadAt(good, 0); err != nil {
 		t.Fatal(err)

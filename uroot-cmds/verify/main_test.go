@@ -33,7 +33,7 @@ func TestVerify(t *testing.T) {
 	check([]string{"b"}, 1, "no UKI names the content of this slot")
 	check([]string{"c"}, 2, "usage: verify")
 	check([]string{"none"}, 2, "usage: verify")
-	if _, err := m.Partition(layout.SlotA.VerityNumber()).WriteAt([]byte{1}, 4096); err != nil {
+	if _, err := m.Partition(layout.SlotA.Verity()).WriteAt([]byte{1}, 4096); err != nil {
 		t.Fatal(err)
 	}
 	check(nil, 1, "slot a (os_7.efi): ")

@@ -72,7 +72,7 @@ func (m *Machine) Install(s layout.Slot, file string) *contract.Contract {
 		Format: contract.Format, ImageID: n.ImageID, Arch: "x86_64", Version: n.Version, Salt: []byte{1}, ImageSize: int64(len(image)), SlotSize: slotSize,
 		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: cmp.Or(m.RootFileSystem, "ext4"), RootHash: make([]byte, 32),
 	}
-	data, tree := m.Partition(s.SystemNumber()), m.Partition(s.VerityNumber())
+	data, tree := m.Partition(s.System()), m.Partition(s.Verity())
 	_, err = data.WriteAt(image, 0)
 	m.must(err)
 	root, err := verity.Generate(context.Background(), data, c.VerityParams(), tree, nil)
@@ -95,11 +95,10 @@ func (m *Machine) table() *gpt.Table {
 }
 
 // Partition is a partition's content.
-func (m *Machine) Partition(number int) block.Device {
-	p, ok := m.table().ByNumber(number)
-	if !ok {
-		m.t.Fatalf("no partition %d", number)
-	}
+func (m *Machine) Partition(r layout.Role) block.Device {
+	m.t.Helper()
+	p, err := layout.Find(m.table(), r)
+	m.must(err)
 	off, length := m.table().Bytes(p)
 	s, err := block.NewSection(m.disk, off, length)
 	m.must(err)
@@ -117,13 +116,13 @@ type file struct{ block.Device }
 
 func (file) Close() error { return nil }
 
-func (d disks) List() ([]hw.Disk, error)                   { return []hw.Disk{d.m.Sys}, nil }
-func (d disks) Open(hw.Disk, bool) (hw.File, error)        { return file{d.m.disk}, nil }
-func (d disks) PartitionPath(hw.Disk, int) (string, error) { return "", errors.ErrUnsupported }
-func (d disks) Reread(hw.Disk) error                       { return errors.ErrUnsupported }
+func (d disks) List() ([]hw.Disk, error)                           { return []hw.Disk{d.m.Sys}, nil }
+func (d disks) Open(hw.Disk, bool) (hw.File, error)                { return file{d.m.disk}, nil }
+func (d disks) PartitionPath(hw.Disk, layout.Role) (string, error) { return "", errors.ErrUnsupported }
+func (d disks) Reread(hw.Disk) error                               { return errors.ErrUnsupported }
 
-func (d disks) OpenPartition(_ hw.Disk, number int, _ bool) (hw.File, error) {
-	return file{d.m.Partition(number)}, nil
+func (d disks) OpenPartition(_ hw.Disk, r layout.Role, _ bool) (hw.File, error) {
+	return file{d.m.Partition(r)}, nil
 }
 
 type firmware struct{}

@@ -96,7 +96,7 @@ func newBox(t testing.TB) *box {
 	must(t, err)
 	b.writeTable(plan.Table)
 	for _, p := range plan.Table.Partitions {
-		f, err := os.Create(b.part(p.Number))
+		f, err := os.Create(b.part(layout.RoleOf(p)))
 		must(t, err)
 		_, size := plan.Table.Bytes(p)
 		must(t, errors.Join(f.Truncate(size), f.Close()))
@@ -130,8 +130,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func (b *box) part(n int) string {
-	return filepath.Join(b.dir, "parts", string(rune('0'+n)))
+func (b *box) part(r layout.Role) string {
+	return filepath.Join(b.dir, "parts", r.String())
 }
 
 func (b *box) path(name string) string { return filepath.Join(b.dir, name) }
@@ -170,10 +170,10 @@ func (b *box) table() *gpt.Table {
 // install puts a release into a slot, and its UKI on the ESP.
 func (b *box) install(s layout.Slot, r *otatest.Release, name string) {
 	b.t.Helper()
-	system, err := os.OpenFile(b.part(s.SystemNumber()), os.O_RDWR, 0)
+	system, err := os.OpenFile(b.part(s.System()), os.O_RDWR, 0)
 	must(b.t, err)
 	defer system.Close()
-	tree, err := os.OpenFile(b.part(s.VerityNumber()), os.O_RDWR, 0)
+	tree, err := os.OpenFile(b.part(s.Verity()), os.O_RDWR, 0)
 	must(b.t, err)
 	defer tree.Close()
 	_, err = system.WriteAt(r.Image, 0)
@@ -237,18 +237,18 @@ func (d disks) Open(_ hw.Disk, write bool) (hw.File, error) {
 	return os.Open(d.b.path("disk"))
 }
 
-func (d disks) OpenPartition(_ hw.Disk, n int, write bool) (hw.File, error) {
+func (d disks) OpenPartition(_ hw.Disk, r layout.Role, write bool) (hw.File, error) {
 	if write {
-		if err := d.b.effect("open partition " + string(rune('0'+n))); err != nil {
+		if err := d.b.effect("open " + r.String()); err != nil {
 			return nil, err
 		}
-		return os.OpenFile(d.b.part(n), os.O_RDWR, 0)
+		return os.OpenFile(d.b.part(r), os.O_RDWR, 0)
 	}
-	return os.Open(d.b.part(n))
+	return os.Open(d.b.part(r))
 }
 
-func (d disks) PartitionPath(_ hw.Disk, n int) (string, error) { return d.b.part(n), nil }
-func (d disks) Reread(hw.Disk) error                           { return errors.ErrUnsupported }
+func (d disks) PartitionPath(_ hw.Disk, r layout.Role) (string, error) { return d.b.part(r), nil }
+func (d disks) Reread(hw.Disk) error                                   { return errors.ErrUnsupported }
 
 type firmware struct{}
 
@@ -347,10 +347,10 @@ func (w *world) fetch() (*Outcome, error) {
 // complete checks that version 3 is in slot B, whole.
 func (w *world) complete() {
 	w.t.Helper()
-	system, err := os.Open(w.part(4))
+	system, err := os.Open(w.part(layout.SystemB))
 	must(w.t, err)
 	defer system.Close()
-	tree, err := os.Open(w.part(5))
+	tree, err := os.Open(w.part(layout.VerityB))
 	must(w.t, err)
 	defer tree.Close()
 	if err := verity.Verify(w.t.Context(), system, tree, w.three.Contract.VerityParams(), w.three.Contract.Root(), nil); err != nil {

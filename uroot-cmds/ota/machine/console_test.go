@@ -49,7 +49,7 @@ func (w *world) unlock() {
 // damage flips a byte of a block of a slot's image.
 func (w *world) damage(s layout.Slot, block int64) {
 	w.t.Helper()
-	f, err := os.OpenFile(w.part(s.SystemNumber()), os.O_RDWR, 0)
+	f, err := os.OpenFile(w.part(s.System()), os.O_RDWR, 0)
 	must(w.t, err)
 	b := make([]byte, 1)
 	_, err = f.ReadAt(b, block*4096)

@@ -69,10 +69,10 @@ type emptied struct {
 // nobody has named them since.
 func (u *update) rename() error {
 	s := u.running.Slot.Other()
-	system, ok := u.table.ByNumber(s.SystemNumber())
-	tree, both := u.table.ByNumber(s.VerityNumber())
-	if !ok || !both {
-		return fmt.Errorf("disk %s has no slot %s", u.disk.Name, s)
+	system, err := layout.Find(u.table, s.System())
+	tree, terr := layout.Find(u.table, s.Verity())
+	if err := errors.Join(err, terr); err != nil {
+		return fmt.Errorf("slot %s of %s: %w", s, u.disk.Name, err)
 	}
 	var before emptied
 	if _, err := decode(u.state(u.running, slotFile), &before); err != nil {

@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -48,7 +49,7 @@ func workers() []int {
 // inPlace reports which blocks of the image slot B has.
 func (w *world) inPlace() []bool {
 	w.t.Helper()
-	f, err := os.Open(w.part(4))
+	f, err := os.Open(w.part(layout.SystemB))
 	must(w.t, err)
 	defer f.Close()
 	out := make([]bool, blocks)
@@ -66,7 +67,7 @@ func (w *world) inPlace() []bool {
 func TestKilled(t *testing.T) {
 	w := newWorld(t)
 	// Nothing can be copied, so that there is much to fetch.
-	f, err := os.OpenFile(w.part(2), os.O_RDWR, 0)
+	f, err := os.OpenFile(w.part(layout.SystemA), os.O_RDWR, 0)
 	must(t, err)
 	_, err = f.WriteAt(make([]byte, len(w.two.Image)), 0)
 	must(t, err)

@@ -160,18 +160,21 @@ func (u *update) files(directory string, write bool) (files worker.Files, closeA
 		return errors.Join(all...)
 	}
 	active, target := u.running.Slot, u.running.Slot.Other()
-	for _, want := range []struct{ file, number int }{
-		{worker.System, target.SystemNumber()}, {worker.Tree, target.VerityNumber()},
-		{worker.ActiveSystem, active.SystemNumber()}, {worker.ActiveTree, active.VerityNumber()}, {worker.ESP, layout.ESPNumber},
+	for _, want := range []struct {
+		file int
+		role layout.Role
+	}{
+		{worker.System, target.System()}, {worker.Tree, target.Verity()},
+		{worker.ActiveSystem, active.System()}, {worker.ActiveTree, active.Verity()}, {worker.ESP, layout.ESP},
 	} {
-		f, err := u.Hardware.Disks.OpenPartition(u.disk, want.number, write && (want.file == worker.System || want.file == worker.Tree))
+		f, err := u.Hardware.Disks.OpenPartition(u.disk, want.role, write && (want.file == worker.System || want.file == worker.Tree))
 		if err != nil {
-			return files, nil, errors.Join(fmt.Errorf("open partition %d: %w", want.number, err), closeAll())
+			return files, nil, errors.Join(fmt.Errorf("open the partition %s: %w", want.role, err), closeAll())
 		}
 		open = append(open, f)
 		plain, ok := f.(*os.File)
 		if !ok {
-			return files, nil, errors.Join(fmt.Errorf("partition %d is no open file", want.number), closeAll())
+			return files, nil, errors.Join(fmt.Errorf("the partition %s is no open file", want.role), closeAll())
 		}
 		files[want.file] = plain
 	}

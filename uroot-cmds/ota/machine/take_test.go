@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/hw"
@@ -42,7 +43,7 @@ func (w *world) whole() (tree *os.File, manager string) {
 	w.t.Helper()
 	_, err := w.fetch()
 	must(w.t, err)
-	f, err := os.Open(w.part(5))
+	f, err := os.Open(w.part(layout.VerityB))
 	must(w.t, err)
 	w.t.Cleanup(func() { _ = f.Close() })
 	return f, w.read(filepath.Join(stateDirectory, fetchDirectory, "3", release.BootManagerFile))
@@ -196,11 +197,11 @@ type filling struct {
 	before func()
 }
 
-func (f filling) OpenPartition(d hw.Disk, n int, write bool) (hw.File, error) {
+func (f filling) OpenPartition(d hw.Disk, r layout.Role, write bool) (hw.File, error) {
 	if write {
 		f.before()
 	}
-	return f.Disks.OpenPartition(d, n, write)
+	return f.Disks.OpenPartition(d, r, write)
 }
 
 // Cut when all is there and nothing says so yet, the next fetch asks the server for its

@@ -158,15 +158,13 @@ func (u *update) setSelf() error {
 		return err
 	}
 	target := u.running.Slot.Other()
-	if p, ok := u.table.ByNumber(target.SystemNumber()); ok {
-		_, u.self.SlotSize = u.table.Bytes(p)
+	system, err := layout.Find(u.table, target.System())
+	tree, terr := layout.Find(u.table, target.Verity())
+	if err := errors.Join(err, terr); err != nil {
+		return fmt.Errorf("slot %s of %s: %w", target, u.disk.Name, err)
 	}
-	if p, ok := u.table.ByNumber(target.VerityNumber()); ok {
-		_, u.self.TreeSize = u.table.Bytes(p)
-	}
-	if u.self.SlotSize == 0 || u.self.TreeSize == 0 {
-		return fmt.Errorf("disk %s has no slot %s", u.disk.Name, target)
-	}
+	_, u.self.SlotSize = u.table.Bytes(system)
+	_, u.self.TreeSize = u.table.Bytes(tree)
 	return nil
 }
 

@@ -1,0 +1,124 @@
+package layout
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"halogenos.internal/boot/gpt"
+)
+
+// A Role is what a partition of this system is for. The zero value is none.
+type Role uint8
+
+// The roles, in the order in which a disk of our own has them: its partitions get the
+// numbers 1 to 6 from that. Nothing finds them by number.
+const (
+	ESP Role = iota + 1
+	SystemA
+	VerityA
+	SystemB
+	VerityB
+	Root
+	// Installer is on an installer stick alone, beside an ESP: the release, and the
+	// program that installs it.
+	Installer
+)
+
+// marks are the GPT label and type by which a partition of each role is known.
+var marks = map[Role]struct {
+	label string
+	kind  gpt.GUID
+}{
+	ESP:       {ESPLabel, TypeESP},
+	SystemA:   {SlotA.SystemLabel(), TypeRoot},
+	VerityA:   {SlotA.VerityLabel(), TypeRootVerity},
+	SystemB:   {SlotB.SystemLabel(), TypeRoot},
+	VerityB:   {SlotB.VerityLabel(), TypeRootVerity},
+	Root:      {RootLabel, TypeLUKS},
+	Installer: {InstallerLabel, TypeData},
+}
+
+// Label is the GPT label of the partition that has the role.
+func (r Role) Label() string { return marks[r].label }
+
+// Type is the GPT type of the partition that has the role.
+func (r Role) Type() gpt.GUID { return marks[r].kind }
+
+// String returns the label.
+func (r Role) String() string {
+	if m, ok := marks[r]; ok {
+		return m.label
+	}
+	return "no partition"
+}
+
+// is reports whether a partition carries the role's marks.
+func (r Role) is(p gpt.Partition) bool { return p.Type == r.Type() && p.Label == r.Label() }
+
+// RoleOf is the role whose marks a partition carries; 0 for a partition of another system.
+// Several partitions may carry the same marks, so it chooses nothing: Find does.
+func RoleOf(p gpt.Partition) Role {
+	for r := range marks {
+		if r.is(p) {
+			return r
+		}
+	}
+	return 0
+}
+
+// ErrMissing says that no partition of a table has a role.
+var ErrMissing = errors.New("the disk lacks a partition")
+
+// ErrAmbiguous says that several partitions of a table could have a role. None of them
+// is chosen: what is written to the wrong one is lost.
+var ErrAmbiguous = fmt.Errorf("%w: two of its partitions look alike", ErrForeign)
+
+// Find returns the one partition that has the role's type and label. Partitions of other
+// systems may lie before it, between, and after it, and whoever adds some chooses nothing
+// by that: with a second one of the same marks there is an error (ErrAmbiguous). What is
+// in it is judged by others: a slot by its root hash, the root partition by its header.
+func Find(t *gpt.Table, r Role) (gpt.Partition, error) {
+	return single(t, r, r.is)
+}
+
+// FindESP is Find for the EFI system partition that the boot manager was started from, by
+// its UUID, which the boot loader interface names. Another system on the disk may have one
+// with the same label. The zero UUID is for a loader that does not say; for OwnESP see there.
+func FindESP(t *gpt.Table, started gpt.GUID) (gpt.Partition, error) {
+	if started.IsZero() {
+		return Find(t, ESP)
+	}
+	own := OwnESP(started, t.Disk)
+	return single(t, ESP, func(p gpt.Partition) bool { return p.Type == TypeESP && (p.UUID == started || p.UUID == own) })
+}
+
+func single(t *gpt.Table, r Role, is func(gpt.Partition) bool) (found gpt.Partition, err error) {
+	for _, p := range t.Partitions {
+		switch {
+		case !is(p):
+		case found.Number != 0:
+			return gpt.Partition{}, fmt.Errorf("%w: %d and %d could both be %q (type %s); give the one that is not this system's another label", ErrAmbiguous, found.Number, p.Number, r, r.Type())
+		default:
+			found = p
+		}
+	}
+	if found.Number == 0 {
+		return gpt.Partition{}, fmt.Errorf("%w: none has the label %q and the type %s", ErrMissing, r, r.Type())
+	}
+	return found, nil
+}
+
+// Insert gives the table a partition with that role and the lowest number that is free.
+func Insert(t *gpt.Table, r Role, uuid gpt.GUID, first, last uint64) gpt.Partition {
+	number := 1
+	for used := true; used; {
+		if _, used = t.ByNumber(number); used {
+			number++
+		}
+	}
+	made := gpt.Partition{Number: number, Type: r.Type(), UUID: uuid, First: first, Last: last, Label: r.Label()}
+	at, _ := slices.BinarySearchFunc(t.Partitions, number, func(p gpt.Partition, n int) int { return p.Number - n })
+	t.Partitions = slices.Insert(t.Partitions, at, made)
+	return made
+}
