@@ -33,6 +33,9 @@ type Abilities struct {
 	NewSecret int `json:"new_secret"`
 	// Revocations: release.json may have entries for dbx.
 	Revocations bool `json:"revocations,omitempty"`
+	// Beside: it makes itself on a disk that has partitions of other systems; one that
+	// does not say so refuses such a disk at its first start.
+	Beside bool `json:"beside,omitempty"`
 
 	// ESPSize is the size in bytes of the EFI system partition that an installation of
 	// the release makes; 0 stands for layout.ESPSize. It is here and not in the contract
@@ -68,7 +71,9 @@ func validESP(size int64) bool { return size == 0 || layout.ValidESP(size) }
 
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
-func Own() Abilities { return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true} }
+func Own() Abilities {
+	return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true, Beside: true}
+}
 
 // before are the abilities of releases that say nothing of them.
 func before() Abilities { return Abilities{PolicyRecord: 1} }

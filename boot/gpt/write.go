@@ -34,11 +34,8 @@ type sectorWrite struct {
 // When the primary on the disk is damaged, the alternate may be the only good
 // copy, and is not touched until the primary has been written and synced.
 func (t *Table) Write(d block.Device) error {
-	if err := t.Validate(); err != nil {
+	if err := t.Replaceable(); err != nil {
 		return fmt.Errorf("write partition table: %w", err)
-	}
-	if t.foreign != "" {
-		return fmt.Errorf("write partition table: not over the one that was read: %s", t.foreign)
 	}
 	mbr, err := t.planMBR(d)
 	if err != nil {
@@ -62,6 +59,17 @@ func (t *Table) Write(d block.Device) error {
 		if err := d.Sync(); err != nil {
 			return fmt.Errorf("write partition table: sync: %w", err)
 		}
+	}
+	return nil
+}
+
+// Replaceable reports why Write would refuse the table, as far as the table itself says.
+func (t *Table) Replaceable() error {
+	if err := t.Validate(); err != nil {
+		return err
+	}
+	if t.foreign != "" {
+		return fmt.Errorf("not over the one that was read: %s", t.foreign)
 	}
 	return nil
 }

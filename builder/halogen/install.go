@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
-	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
@@ -41,6 +40,12 @@ Nothing is written before all checks have passed, and the partition table is
 written last: an installation that was interrupted leaves a disk that does not
 start and can be installed again.
 
+--free-space installs into the largest free space of a disk that has other
+systems: its partitions stay as they are, and the new system gets an EFI system
+partition of its own. An installation that was interrupted leaves the disk as it
+was. What will no longer start once the firmware holds this machine's own keys is
+said before anything is written; have BitLocker's recovery key at hand.
+
 --keep-root keeps the root partition of a HalogenOS that is on the disk, with
 everything that was ever stored there: nothing is written to it, however the
 installation ends. It opens with its recovery key at the first start, which
@@ -52,6 +57,7 @@ type installFlags struct {
 	disk, key, channel, yes, setup        string
 	answers                               []byte // for the first start, of the file that setup names
 	list, dryRun, json, another, no, keep bool
+	free                                  bool
 	reader                                readerFlags
 	note                                  func(string) // why a request is made again; nil: nobody is told
 }
@@ -67,6 +73,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	f.BoolVar(&o.list, "list", false, "list the disks and end")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan and write nothing")
 	f.BoolVar(&o.keep, "keep-root", false, "keep the root partition of the HalogenOS on the disk; its recovery key is asked for at the first start")
+	f.BoolVar(&o.free, "free-space", false, "use the disk's largest free space, and leave its partitions as they are")
 	f.BoolVar(&o.another, "other-machine", false, "the disk is for another machine: leave this one's firmware out of it")
 	f.BoolVar(&o.no, "no-boot-entry", false, "leave the firmware's boot entries alone: the disk is found by its removable path")
 	f.BoolVar(&o.json, "json", false, "print the disks or the plan in JSON on the standard output")
@@ -77,6 +84,8 @@ func (c command) install(ctx context.Context, args []string) error {
 		return err
 	case o.list && len(rest) == 0:
 		return c.listDisks(o.json)
+	case o.free && o.keep:
+		return c.misused(f, "--keep-root erases the rest of the disk, and --free-space nothing: give one of them")
 	case len(rest) > 1:
 		return c.misused(f, "want one SOURCE, have %d", len(rest))
 	case o.disk == "" && (o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin)):
@@ -129,6 +138,9 @@ func (c command) listDisks(asJSON bool) error {
 	}
 	for _, d := range disks {
 		fmt.Fprintf(c.stdout, "%-14s %7.1f GB  %s %s\n", d.Path, float64(d.Size())/1e9, d.Model, d.Serial)
+		if len(d.Systems) > 0 {
+			fmt.Fprintf(c.stdout, "    systems: %s; the largest free space has %d MiB\n", install.Names(d.Systems), d.Free>>20)
+		}
 		for _, line := range append(d.Uses, d.Contents...) {
 			fmt.Fprintf(c.stdout, "    %s\n", line)
 		}
@@ -150,12 +162,16 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 	if err != nil {
 		return err
 	}
-	if !o.keep && disk.Root != nil && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
-		if o.keep, err = c.keepOrErase(disk); err != nil {
+	facts, err := factsWith(machine)
+	if err != nil {
+		return err
+	}
+	if !o.keep && !o.free && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
+		if err := c.whatStays(disk, &o); err != nil {
 			return err
 		}
 	}
-	plan := install.NewPlan(source, disk, machine.Facts(), ids, o.choice())
+	plan := install.NewPlan(source, disk, facts, ids, o.choice())
 	if o.json {
 		if err := c.printJSON(plan); err != nil {
 			return err
@@ -169,11 +185,11 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 	if err := c.consent(plan, o.yes); err != nil {
 		return err
 	}
-	if err := c.write(ctx, plan, source, ids, c.rate()); err != nil {
+	if err := c.write(ctx, plan, source, c.rate()); err != nil {
 		return err
 	}
 	if !o.another && !o.no {
-		notes, err := addBootEntry(machine, plan.Table)
+		notes, err := addBootEntry(machine, plan)
 		for _, note := range notes {
 			fmt.Fprintln(c.stderr, note)
 		}
@@ -187,6 +203,14 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 	return nil
 }
 
+// factsWith are the machine's facts, with the systems that are on its disks.
+func factsWith(machine install.Linux) (install.Facts, error) {
+	facts := machine.Facts()
+	var err error
+	facts.Systems, err = machine.Systems()
+	return facts, err
+}
+
 // target looks at the disk to install to.
 func target(machine install.Linux, path, from string) (install.Disk, error) {
 	d, err := machine.Disk(path)
@@ -197,7 +221,7 @@ func target(machine install.Linux, path, from string) (install.Disk, error) {
 }
 
 func (o installFlags) choice() install.Choice {
-	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep}
+	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep, FreeSpace: o.free}
 }
 
 // openSource opens what is installed, with the answers for the first start.
@@ -333,6 +357,25 @@ func readLine(r io.Reader) (string, error) {
 	return "", errors.New("the line has no end")
 }
 
+// whatStays asks what becomes of the systems that are on the disk.
+func (c command) whatStays(d install.Disk, o *installFlags) (err error) {
+	if d.Root != nil {
+		o.keep, err = c.keepOrErase(d)
+		return err
+	}
+	for len(d.Systems) > 0 && d.Free > 0 {
+		a, err := c.answer("%s has %s on it, and %d MiB of free space. Use the free space, or erase the whole disk? Type free or erase: ", d.Path, install.Names(d.Systems), d.Free>>20)
+		switch {
+		case err != nil:
+			return err
+		case a == "free", a == "erase":
+			o.free = a == "free"
+			return nil
+		}
+	}
+	return nil
+}
+
 // keepOrErase asks what becomes of the root partition that is on the disk.
 func (c command) keepOrErase(d install.Disk) (keep bool, err error) {
 	for {
@@ -373,13 +416,13 @@ func (c command) consent(p *install.Plan, serial string) error {
 	return nil
 }
 
-func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, ids install.IDs, progress install.Progress) (err error) {
+func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, progress install.Progress) (err error) {
 	device, err := install.Running().Open(p.Disk)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
-	if err := install.Install(ctx, device, p.Table, s, ids, progress); err != nil {
+	if err := p.Install(ctx, device, s, progress); err != nil {
 		if ctx.Err() != nil { // that it was interrupted is all that will be said
 			fmt.Fprintf(c.stderr, "%s\n", p.Unfinished())
 		}
@@ -419,8 +462,8 @@ func (c command) rate() install.Progress {
 // addBootEntry names the disk in the firmware's boot order. Without an entry the
 // firmware finds the disk by its removable path. The notes say what of the firmware's
 // was passed over.
-func addBootEntry(l install.Linux, t *gpt.Table) (notes []string, err error) {
-	esp, err := layout.Find(t, layout.ESP)
+func addBootEntry(l install.Linux, p *install.Plan) (notes []string, err error) {
+	esp, err := layout.FindESP(p.Table, p.IDs.ESP)
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func (b *screenBackend) Release() string {
 func (b *screenBackend) Disks() ([]install.Disk, error) { return b.machine.Disks() }
 
 // Plan implements screen.Backend.
-func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
+func (b *screenBackend) Plan(d install.Disk, chosen install.Choice) (*install.Plan, error) {
 	ids, err := install.RandomIDs(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -56,8 +56,13 @@ func (b *screenBackend) Plan(d install.Disk, keep bool) (*install.Plan, error) {
 		return nil, err
 	}
 	choice := b.flags.choice()
-	choice.KeepRoot = choice.KeepRoot || keep
-	return install.NewPlan(b.source, now, b.machine.Facts(), ids, choice), nil
+	choice.KeepRoot = choice.KeepRoot || chosen.KeepRoot
+	choice.FreeSpace = choice.FreeSpace || chosen.FreeSpace
+	facts, err := factsWith(b.machine)
+	if err != nil {
+		return nil, err
+	}
+	return install.NewPlan(b.source, now, facts, ids, choice), nil
 }
 
 // Install implements screen.Backend. Each installation reads the source again.
@@ -67,14 +72,14 @@ func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress i
 		return fmt.Errorf("%s: %w", b.from, err)
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
-	if err := b.write(ctx, p, source, p.IDs, progress); err != nil {
+	if err := b.write(ctx, p, source, progress); err != nil {
 		return err
 	}
 	if b.flags.another || b.flags.no {
 		return nil
 	}
 	progress("boot entry of the firmware", 0, 0)
-	b.notes, b.noEntry = addBootEntry(b.machine, p.Table)
+	b.notes, b.noEntry = addBootEntry(b.machine, p)
 	return nil
 }
 

@@ -195,7 +195,21 @@ func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, pr
 	if err := clear(d, t); err != nil {
 		return err
 	}
-	esp, err := section(d, t, layout.ESP)
+	if err := writeContents(ctx, d, t, s, ids, progress); err != nil {
+		return err
+	}
+	return writeTable(d, t)
+}
+
+// writeContents writes what the ESP and the system partition of a table hold, and reads
+// all of it back from the disk.
+func writeContents(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, progress Progress) error {
+	p, err := layout.FindESP(t, ids.ESP)
+	if err != nil {
+		return fmt.Errorf("the plan: %w", err)
+	}
+	at, size := t.Bytes(p)
+	esp, err := block.NewSection(d, at, size)
 	if err != nil {
 		return err
 	}
@@ -219,10 +233,7 @@ func Install(ctx context.Context, d Target, t *gpt.Table, s *Source, ids IDs, pr
 	if err := s.ESP.check(esp); err != nil {
 		return err
 	}
-	if err := checkImage(ctx, system, s, progress); err != nil {
-		return err
-	}
-	return writeTable(d, t)
+	return checkImage(ctx, system, s, progress)
 }
 
 // writeTable writes a partition table and reads it back. Cut in it, one of its

@@ -81,6 +81,15 @@ func (l Linux) Disks() ([]Disk, error) {
 	return disks, nil
 }
 
+// Systems are the systems that are on any of the machine's disks.
+func (l Linux) Systems() (found []System, err error) {
+	disks, err := l.Disks()
+	for _, d := range disks {
+		found = append(found, d.Systems...)
+	}
+	return found, err
+}
+
 // device is what sysfs says of a block device.
 func (l Linux) device(name string) sysblock.Device {
 	directory := filepath.Join("block", name)
@@ -189,10 +198,19 @@ func look(d *Disk) {
 		return
 	}
 	defer f.Close()
-	d.Contents = Contents(f, d.Sectors, d.SectorSize)
+	*d = LookAt(f, *d)
 	if d.Root, err = FindRoot(f, d.Sectors, d.SectorSize); err != nil && !errors.Is(err, ErrNoRoot) {
 		d.NoRoot = err.Error()
 	}
+}
+
+// LookAt is a disk with what its content says: what is on it, other systems, free space.
+func LookAt(r io.ReaderAt, d Disk) Disk {
+	d.Contents = Contents(r, d.Sectors, d.SectorSize)
+	if d.table, d.health, d.noTable = gpt.Read(r, d.Sectors, d.SectorSize); d.noTable == nil {
+		d.Systems, d.Free = Systems(r, d.table, d.Path), FreeSpace(d.table)
+	}
+	return d
 }
 
 // Contents says what is on a disk, for people; nothing when it looks unused.

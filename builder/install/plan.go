@@ -2,9 +2,11 @@ package install
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"halogenos.internal/boot/contract"
@@ -35,6 +37,14 @@ type Disk struct {
 	// is none, where there may have been one.
 	Root   *Root  `json:"root,omitempty"`
 	NoRoot string `json:"no_root,omitempty"`
+	// Systems are the systems that are on it. Free is its largest free space in bytes,
+	// beside its partitions; 0 where it has no partition table.
+	Systems []System `json:"systems,omitempty"`
+	Free    int64    `json:"free,omitempty"`
+
+	table   *gpt.Table // as it was read, or nil and why not
+	health  gpt.Health
+	noTable error
 }
 
 // Size is the disk's size in bytes.
@@ -58,6 +68,8 @@ type Facts struct {
 	TPM        bool   `json:"tpm"` // a TPM 2.0
 	// Menu is where this machine's firmware clears its Secure Boot keys; empty: not known.
 	Menu string `json:"setup_menu,omitempty"`
+	// Systems are those on the machine's disks.
+	Systems []System `json:"systems,omitempty"`
 }
 
 // String says what was found, for people.
@@ -113,6 +125,8 @@ type Choice struct {
 	OtherMachine bool
 	// KeepRoot: the root partition of an earlier installation stays as it is.
 	KeepRoot bool
+	// FreeSpace: the free space of the disk is used, and what is on it stays.
+	FreeSpace bool
 }
 
 // A Plan is an installation before anything is written.
@@ -144,6 +158,7 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 		p.keepRoot()
 	}
 	p.checkDisk(s, ids)
+	p.checkOthers(s.Contract)
 	if !c.OtherMachine {
 		p.checkMachine(s.Contract)
 	}
@@ -186,7 +201,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	for _, use := range d.Uses {
 		p.refuse("%s is in use: %s; end that first (umount, swapoff), or choose another disk", d.Path, use)
 	}
-	t, err := Table(s.ESP, ids, d.Sectors, d.SectorSize, p.Kept)
+	t, err := p.table(s, ids)
 	if err == nil {
 		// The UUIDs of a plan that is only looked at must differ, and no more.
 		if _, rerr := layout.NewPlan(t, s.Contract.SlotSize, rand.Reader); rerr != nil {
@@ -194,6 +209,8 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 		}
 	}
 	switch {
+	case err != nil && p.Choice.FreeSpace:
+		p.refuse("the free space of %s cannot be taken: %v", d.Path, err)
 	case errors.Is(err, ErrNoRoom):
 		p.refuse("%s", tooSmall(d, s.ESP.size(), s.Contract.SlotSize, p.Kept))
 	case err != nil:
@@ -203,20 +220,47 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	if t != nil {
 		for _, part := range t.Partitions {
 			_, size := t.Bytes(part)
-			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, layout.RoleOf(part) == layout.Root})
+			kept := p.Kept != nil && part == p.Kept.Partition || p.Choice.FreeSpace && slices.Contains(d.table.Partitions, part)
+			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, kept})
 		}
 	}
-	if len(d.Contents) > 0 {
+	p.checkContents()
+}
+
+// table is the one that the disk shall have.
+func (p *Plan) table(s *Source, ids IDs) (*gpt.Table, error) {
+	d := p.Disk
+	if !p.Choice.FreeSpace {
+		return Table(s.ESP, ids, d.Sectors, d.SectorSize, p.Kept)
+	}
+	switch {
+	case p.Choice.KeepRoot:
+		return nil, errors.New("a root partition can be kept (--keep-root) only where the rest of the disk is erased")
+	case d.table == nil:
+		return nil, fmt.Errorf("it has no partition table to add to: %w", cmp.Or(d.noTable, errors.New("it was not looked at")))
+	case !s.Beside:
+		return nil, errors.New("this release starts only on a disk of its own: take one that was built with a newer halogen")
+	}
+	return TableBeside(s.ESP, ids, d.table, d.health)
+}
+
+// checkContents says what becomes of what is on the disk.
+func (p *Plan) checkContents() {
+	d := p.Disk
+	switch {
+	case p.Choice.FreeSpace:
+		p.note("the partitions that are on %s stay as they are: its largest free space (%d MiB) gets an EFI system partition of its own, the system, and its data", d.Path, d.Free>>20)
+	case len(d.Contents) > 0:
 		but := ""
 		if p.Kept != nil {
 			but = fmt.Sprintf(" but partition %d (%s)", p.Kept.Partition.Number, p.Kept.Partition.Label)
 		}
 		p.Findings = append(p.Findings, Finding{Erases: true, Text: fmt.Sprintf("%s holds %s: all of it%s will be lost", d.Path, strings.Join(d.Contents, ", "), but)})
 	}
-	if d.Root != nil && p.Kept == nil {
+	if d.Root != nil && p.Kept == nil && !p.Choice.FreeSpace {
 		p.note("what is on the root partition of the HalogenOS on %s can be kept (--keep-root)", d.Path)
 	}
-	if d.NoRoot != "" && p.Kept == nil {
+	if d.NoRoot != "" && p.Kept == nil && !p.Choice.FreeSpace {
 		p.note("nothing on %s can be kept: %s", d.Path, d.NoRoot)
 	}
 	if d.Removable {
@@ -292,6 +336,9 @@ func tooSmall(d Disk, espSize, slotSize int64, kept *Root) string {
 
 // Loss says what the disk loses.
 func (p *Plan) Loss() string {
+	if p.Choice.FreeSpace {
+		return fmt.Sprintf("Nothing on %s is erased; its free space is used.", p.Disk.Path)
+	}
 	if p.Kept != nil {
 		return fmt.Sprintf("Everything on %s but its root partition will be lost.", p.Disk.Path)
 	}
@@ -300,6 +347,9 @@ func (p *Plan) Loss() string {
 
 // Unfinished says what an installation that failed leaves.
 func (p *Plan) Unfinished() string {
+	if p.Choice.FreeSpace {
+		return fmt.Sprintf("the systems that were on %s are as they were: it can be installed to again", p.Disk.Path)
+	}
 	if p.Kept != nil {
 		return fmt.Sprintf("nothing that starts may be left on %s: its root partition is as it was, so install again with --keep-root", p.Disk.Path)
 	}
@@ -317,4 +367,12 @@ func (p *Plan) Next() []string {
 		return append(steps, "the first start asks for the recovery key and whether to enroll the machine's keys again: say yes; after the restart all is as it was")
 	}
 	return append(steps, "the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
+}
+
+// Install writes what was planned to the disk and reads all of it back.
+func (p *Plan) Install(ctx context.Context, d Target, s *Source, progress Progress) error {
+	if p.Choice.FreeSpace {
+		return InstallBeside(ctx, d, p.Disk.table, p.Table, s, p.IDs, progress)
+	}
+	return Install(ctx, d, p.Table, s, p.IDs, progress)
 }

@@ -26,9 +26,11 @@ type Source struct {
 	ESP      ESP
 	Contract *contract.Contract
 	Signed   bool
-	Image    io.Reader
-	finish   func() error
-	close    func() error
+	// Beside: the release starts on a disk that it shares with other systems.
+	Beside bool
+	Image  io.Reader
+	finish func() error
+	close  func() error
 }
 
 // Finish checks, after the last byte of the image, all that could not be
@@ -185,7 +187,8 @@ func (s *Source) take(f release.File, content []byte) error {
 	if s.Contract, err = contract.FromInitrd(initrd); err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
-	s.ESP.UKI, s.ESP.Size = content, contract.AbilitiesFromInitrd(initrd).ESP()
+	able := contract.AbilitiesFromInitrd(initrd)
+	s.ESP.UKI, s.ESP.Size, s.Beside = content, able.ESP(), able.Beside
 	return s.ESP.Release.Matches(s.Contract)
 }
 

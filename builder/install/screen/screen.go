@@ -26,9 +26,9 @@ type Backend interface {
 	// Release names what is installed.
 	Release() string
 	Disks() ([]install.Disk, error)
-	// Plan looks at one disk, before anything is written. keep says that its root
-	// partition shall stay as it is.
-	Plan(d install.Disk, keep bool) (*install.Plan, error)
+	// Plan looks at one disk, before anything is written. What of it stays, the choice
+	// says, beside what was chosen before.
+	Plan(d install.Disk, c install.Choice) (*install.Plan, error)
 	// Install writes. It returns when all of it was read back.
 	Install(ctx context.Context, p *install.Plan, progress install.Progress) error
 	// Next says what the person does next.
@@ -142,7 +142,7 @@ const fewLines = 11
 // refused says why nothing can be installed to a disk, whatever it holds; empty where
 // it can.
 func (u *ui) refused(d install.Disk) string {
-	p, err := u.backend.Plan(d, false)
+	p, err := u.backend.Plan(d, install.Choice{})
 	if err == nil {
 		err = p.Err(true)
 	}
@@ -150,6 +150,15 @@ func (u *ui) refused(d install.Disk) string {
 		return err.Error()
 	}
 	return ""
+}
+
+// hasRoom reports whether the free space of a disk can be taken.
+func (u *ui) hasRoom(d install.Disk) bool {
+	if len(d.Systems) == 0 || d.Free == 0 {
+		return false
+	}
+	p, err := u.backend.Plan(d, install.Choice{FreeSpace: true})
+	return err == nil && p.Err(true) == nil
 }
 
 // firstChoice is the disk that the list starts on: one that can be taken, and rather
@@ -172,17 +181,30 @@ func firstChoice(disks []install.Disk, refused []string) (best int) {
 	return best
 }
 
-// choose asks what becomes of a root partition that is on the disk.
+// choose asks what becomes of the systems that are on the disk.
 func (u *ui) choose(d install.Disk) {
-	if d.Root == nil {
-		u.check(d, false)
+	var lines []line
+	var choices []install.Choice
+	if d.Root != nil {
+		lines = append(lines, line{fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "its recovery key is asked for at the next start"})
+		choices = append(choices, install.Choice{KeepRoot: true})
+	}
+	if u.hasRoom(d) {
+		lines = append(lines, line{fmt.Sprintf("Use the free space (%d MiB)", d.Free>>20), "its partitions stay as they are"})
+		choices = append(choices, install.Choice{FreeSpace: true})
+	}
+	if len(lines) == 0 {
+		u.check(d, install.Choice{})
 		return
 	}
-	list := u.list([]line{
-		{fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "its recovery key is asked for at the next start"},
-		{"Erase everything", "nothing that was ever stored on it can be had again"},
-	}, 0, func(i int) { u.check(d, i == 0) }, u.back, func(int) {})
-	u.show("root", u.frame(d.Path+" has a HalogenOS on it", "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
+	lines = append(lines, line{"Erase everything", "nothing that was ever stored on it can be had again"})
+	choices = append(choices, install.Choice{})
+	heading := d.Path + " has a HalogenOS on it"
+	if d.Root == nil {
+		heading = d.Path + " has " + install.Names(d.Systems) + " on it"
+	}
+	list := u.list(lines, 0, func(i int) { u.check(d, choices[i]) }, u.back, func(int) {})
+	u.show("root", u.frame(heading, "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
 }
 
 // back shows the disks again.
@@ -193,8 +215,8 @@ func (u *ui) back() {
 }
 
 // check shows the plan for a disk, and asks.
-func (u *ui) check(d install.Disk, keep bool) {
-	p, err := u.backend.Plan(d, keep)
+func (u *ui) check(d install.Disk, choice install.Choice) {
+	p, err := u.backend.Plan(d, choice)
 	if err != nil {
 		u.end(fmt.Errorf("look at %s: %w", d.Path, err), nil)
 		return

@@ -33,12 +33,13 @@ func (f *fake) Disks() ([]install.Disk, error) {
 	return f.disks, nil
 }
 
-func (f *fake) Plan(d install.Disk, keep bool) (*install.Plan, error) {
+func (f *fake) Plan(d install.Disk, c install.Choice) (*install.Plan, error) {
 	p := &install.Plan{Disk: d, Findings: f.findings}
 	if why := f.refuse[d.Path]; why != "" {
 		p.Findings = append(p.Findings, install.Finding{Fatal: true, Text: why})
 	}
-	if keep {
+	p.Choice = c
+	if c.KeepRoot {
 		p.Kept = d.Root
 	}
 	return p, nil
@@ -55,6 +56,9 @@ func (f *fake) Install(ctx context.Context, p *install.Plan, progress install.Pr
 	installed := p.Disk.Path
 	if p.Kept != nil {
 		installed += ", kept"
+	}
+	if p.Choice.FreeSpace {
+		installed += ", beside"
 	}
 	f.installed <- installed
 	return f.fails
@@ -212,6 +216,36 @@ func TestKeeps(t *testing.T) {
 	p.presses(tcell.KeyEnter)
 	p.sees("1. restart the machine")
 	if got := <-f.installed; got != "/dev/nvme0n1, kept" {
+		t.Errorf("installed on %s", got)
+	}
+	p.presses(tcell.KeyEnter)
+	if err := p.ends(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Beside another system, the free space is offered, and the whole disk.
+func TestUsesFreeSpace(t *testing.T) {
+	f := twoDisks()
+	f.disks[1].Systems = []install.System{{Name: "Windows", Disk: "/dev/nvme0n1", Windows: true}}
+	f.disks[1].Free = 30 << 30
+	p := start(t, f)
+	p.sees("which disk?")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("/dev/nvme0n1 has Windows on it")
+	p.sees("Use the free space (30720 MiB)")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("Everything on /dev/nvme0n1 will be lost")
+	p.presses(tcell.KeyEscape)
+	p.sees("which disk?")
+	p.presses(tcell.KeyDown, tcell.KeyEnter)
+	p.sees("its partitions stay as they are")
+	p.presses(tcell.KeyEnter)
+	p.sees("Nothing on /dev/nvme0n1 is erased")
+	p.types("nvme0n1")
+	p.presses(tcell.KeyEnter)
+	p.sees("1. restart the machine")
+	if got := <-f.installed; got != "/dev/nvme0n1, beside" {
 		t.Errorf("installed on %s", got)
 	}
 	p.presses(tcell.KeyEnter)
