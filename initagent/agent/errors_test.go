@@ -126,7 +126,7 @@ func TestTellsStart(t *testing.T) {
 		met("a system image with damaged blocks", "system", "`repair`", "recovery", func(m *machinetest.Machine) {
 			table, _, err := m.Table()
 			m.Must(err)
-			system, _ := layout.Find(table, layout.SlotA.System())
+			system, _ := layout.Find(table, layout.SystemA)
 			_, err = m.Disk.WriteAt([]byte("x"), int64(system.First)*machinetest.SectorSize+5000)
 			m.Must(err)
 		}),

@@ -130,7 +130,7 @@ func (m *Machine) Table() (*gpt.Table, gpt.Health, error) {
 	return gpt.Read(m.Disk, uint64(m.Disk.Now.Size()/SectorSize), SectorSize)
 }
 
-// Partition is one of the disk's.
+// Partition is one of the disk's, by its role.
 func (m *Machine) Partition(r layout.Role) (*block.Section, error) {
 	t, _, err := m.Table()
 	if err != nil {

@@ -104,11 +104,15 @@ func (m *Machine) Reinstalled(v contract.Version) *World {
 	old, _, err := m.Table()
 	m.Must(err)
 	root, err := layout.Find(old, layout.Root)
-	m.Must(err)
+	if err != nil {
+		m.T.Fatal("there is no root partition")
+	}
 	fresh := m.Installed(DiskSize)
-	esp, _ := layout.Find(old, layout.ESP)
+	esp, err := layout.Find(old, layout.ESP)
+	m.Must(err)
 	esp.UUID = gpt.MustGUID("77777777-2222-4333-8444-555555555555")
-	system, _ := layout.Find(old, layout.SlotA.System())
+	system, err := layout.Find(old, layout.SystemA)
+	m.Must(err)
 	system.UUID = layout.SystemUUID(m.Releases[v].Contract.Root())
 	table := &gpt.Table{Disk: old.Disk, SectorSize: old.SectorSize, Sectors: old.Sectors, Partitions: []gpt.Partition{esp, system, root}}
 	m.Must(table.Write(w.Disk))

@@ -108,7 +108,8 @@ func TestResetFailsHalfWay(t *testing.T) {
 	good := m.World(true, nil)
 	table, _, err := m.Table()
 	m.Must(err)
-	root, _ := layout.Find(table, layout.Root)
+	root, err := layout.Find(table, layout.Root)
+	m.Must(err)
 	start, size := table.Bytes(root)
 	for _, c := range []struct {
 		name     string

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/machinetest"
 )
@@ -27,7 +28,7 @@ func TestSecretOfTheFirstBoot(t *testing.T) {
 	if secret.Equal(stolen) {
 		t.Error("the finished machine lives by the secret that was stolen")
 	}
-	part, err := m.Partition(6)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	if _, err := lock.OpenTPM(part, stolen, 1<<20); err == nil {
 		t.Error("the stolen secret opens the root partition")
@@ -63,7 +64,7 @@ func freshOne(m *machinetest.Machine, stolen *policy.Secret) error {
 	lock, volumeKey, secret := m.Unlocked()
 	defer clear(volumeKey)
 	defer secret.Wipe()
-	part, err := m.Partition(6)
+	part, err := m.Partition(layout.Root)
 	m.Must(err)
 	if _, err := lock.OpenTPM(part, stolen, 1<<20); err == nil || secret.Equal(stolen) {
 		return errors.New("the machine lives by the secret that was stolen")
