@@ -12,7 +12,6 @@ import (
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
-	"halogenos.internal/boot/patch"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 )
@@ -132,18 +131,13 @@ type Delta struct {
 	Blocks   int   // of 4 KiB, in all files
 	Changed  int   // of these
 	Requests int   // HTTP ranges
-	Bytes    int64 // that are fetched, head, index and patches included
-	Patches  int64 // of these, bytes of patches
+	Bytes    int64 // that are fetched, head and index included
 	Archive  int64 // bytes of the whole archive
 }
 
 func (d *Delta) String() string {
-	patched := ""
-	if d.Patches > 0 {
-		patched = fmt.Sprintf(", %.1f MB of them patches", float64(d.Patches)/1e6)
-	}
-	return fmt.Sprintf("from version %s: %d of %d blocks changed, %.1f MB to fetch%s (%.1f %% of the archive) in %d requests",
-		d.From, d.Changed, d.Blocks, float64(d.Bytes)/1e6, patched, 100*float64(d.Bytes)/float64(d.Archive), d.Requests)
+	return fmt.Sprintf("from version %s: %d of %d blocks changed, %.1f MB to fetch (%.1f %% of the archive) in %d requests",
+		d.From, d.Changed, d.Blocks, float64(d.Bytes)/1e6, 100*float64(d.Bytes)/float64(d.Archive), d.Requests)
 }
 
 // source is where releases lie, and by what their signatures are checked; a nil
@@ -197,11 +191,7 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 			continue
 		}
 		source, _ := old.File(place.Name)
-		var table *patch.Table
-		if place.Name == release.ImageFile {
-			table = p.patchTable(ctx, from, to)
-		}
-		if err := d.add(f, source, head.Release.Salt, table); err != nil {
+		if err := d.add(f, source, head.Release.Salt); err != nil {
 			return nil, err
 		}
 	}
@@ -209,7 +199,7 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 }
 
 // add plans a file of which the machine has another version, or none.
-func (d *Delta) add(f, source *blockindex.File, salt []byte, table *patch.Table) error {
+func (d *Delta) add(f, source *blockindex.File, salt []byte) error {
 	var part, has blockindex.Part
 	for n := range f.Parts() {
 		if err := part.Load(f, n); err != nil {
@@ -225,11 +215,6 @@ func (d *Delta) add(f, source *blockindex.File, salt []byte, table *patch.Table)
 			for i := start; i < min(end, int(source.Size/blockindex.BlockSize)); i++ {
 				plan.Have(i, has.Hash(i))
 			}
-		}
-		if table != nil {
-			c := table.Choose(plan, blockindex.UsualGap, blockindex.UsualLimit)
-			d.Patches, d.Bytes = d.Patches+c.Bytes, d.Bytes+c.Bytes
-			d.Changed, d.Requests = d.Changed+c.Blocks, d.Requests+len(c.Groups)
 		}
 		cost := plan.Cost(blockindex.UsualGap, blockindex.UsualLimit)
 		d.Blocks += cost.Blocks

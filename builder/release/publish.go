@@ -52,9 +52,7 @@ type Options struct {
 	Notes string
 	// Revocations are entries for dbx that the release brings to machines.
 	Revocations secureboot.Database
-	// PatchFrom are older versions on the server from which machines get patches.
-	PatchFrom []contract.Version
-	Now       time.Time
+	Now         time.Time
 	// Note is told what happens.
 	Note func(format string, args ...any)
 }
@@ -125,7 +123,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 		}
 	}()
 	// Whatever can be refused is refused before anything is written.
-	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.patchable, p.loadSigner, p.hash, p.writeRelease, p.writePatches, p.writeKey, p.writeManifest} {
+	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.loadSigner, p.hash, p.writeRelease, p.writeKey, p.writeManifest} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
