@@ -70,7 +70,7 @@ type inode struct {
 
 func (w *walk) inode(nid uint64) (*inode, error) {
 	if nid > w.blocks*BlockSize/inodeCompact {
-		return nil, fmt.Errorf("inode %d lies behind the image's end", nid)
+		return nil, fmt.Errorf("inode %d lies beyond the image's end", nid)
 	}
 	at := w.meta + int64(nid)*inodeCompact
 	var b [inodeExtended]byte
@@ -81,11 +81,11 @@ func (w *walk) inode(nid uint64) (*inode, error) {
 	format, size := le.Uint16(b[0:]), int64(inodeCompact)
 	i := &inode{mode: le.Uint16(b[4:]), layout: format >> 1 & 7, size: int64(le.Uint32(b[8:])), first: le.Uint32(b[16:])}
 	if format&1 != 0 {
-		if full := le.Uint64(b[8:]); full < maxFileSize {
-			i.size, size = int64(full), inodeExtended
-		} else {
+		full := le.Uint64(b[8:])
+		if full >= maxFileSize {
 			return nil, fmt.Errorf("inode %d has %d bytes", nid, full)
 		}
+		i.size, size = int64(full), inodeExtended
 	}
 	if n := int64(le.Uint16(b[2:])); n > 0 {
 		size += 12 + (n-1)*4 // extended attributes

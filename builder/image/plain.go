@@ -160,8 +160,8 @@ func (u *unpacking) depmod(name string, plain func([]byte) ([]byte, error)) erro
 }
 
 // plainFiles are the files that lie in the image without compression, for mkfs.erofs: modules
-// that were unpacked, and the kernel, of which the UKI has the same blocks. A space in its
-// name, which no pattern can have, leaves it to the compression.
+// that were unpacked, and the kernel, which nothing shortens further. A space in its name,
+// which no pattern can have, leaves it to the compression.
 func (b *build) plainFiles() string {
 	if !b.Config.PlainModules {
 		return ""

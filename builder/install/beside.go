@@ -83,24 +83,28 @@ func unchanged(d Target, before *gpt.Table) error {
 	return err
 }
 
+// Tables are a disk's before an installation beside others, and what TableBeside made of
+// it.
+type Tables struct{ Before, After *gpt.Table }
+
 // InstallBeside writes the release into the free space of a disk, reads it back, and then
-// adds its partitions to the table, which was before: t is what TableBeside made of it.
+// adds its partitions to the table.
 //
 // The order: ESP and system image are written, flushed and read back where no partition
 // leads; the table comes last. Cut anywhere before that, the disk is what it was. While
 // the table is written one of its copies is good, the old one or the new one, each as a
 // whole (gpt.Table.Write), and both have every partition that was there. Cut after it, the
 // installation is whole. Nothing else outside the free space is ever written.
-func InstallBeside(ctx context.Context, d Target, before, t *gpt.Table, s *Source, ids IDs, progress Progress) error {
-	if err := unchanged(d, before); err != nil {
+func InstallBeside(ctx context.Context, d Target, tables Tables, s *Source, ids IDs, progress Progress) error {
+	if err := unchanged(d, tables.Before); err != nil {
 		return err
 	}
-	if err := writeContents(ctx, d, t, s, ids, progress); err != nil {
+	if err := writeContents(ctx, d, tables.After, s, ids, progress); err != nil {
 		return err
 	}
 	// It took minutes, in which another program may have made a partition.
-	if err := unchanged(d, before); err != nil {
+	if err := unchanged(d, tables.Before); err != nil {
 		return err
 	}
-	return writeTable(d, t)
+	return writeTable(d, tables.After)
 }

@@ -372,7 +372,7 @@ func (p *Plan) Next() []string {
 // Install writes what was planned to the disk and reads all of it back.
 func (p *Plan) Install(ctx context.Context, d Target, s *Source, progress Progress) error {
 	if p.Choice.FreeSpace {
-		return InstallBeside(ctx, d, p.Disk.table, p.Table, s, p.IDs, progress)
+		return InstallBeside(ctx, d, Tables{p.Disk.table, p.Table}, s, p.IDs, progress)
 	}
 	return Install(ctx, d, p.Table, s, p.IDs, progress)
 }
