@@ -87,7 +87,7 @@ func TestFindRoot(t *testing.T) {
 		{name: "unfinished", label: rootheader.Label, tokens: append(tokens(), luks2.Token{Type: rootheader.UnfinishedToken, Keyslots: []int{}}), want: "nothing is on it"},
 		{name: "no volume", want: "not a LUKS volume"},
 		{name: "another partition", label: rootheader.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Label = "data" }, want: ErrNoRoot.Error()},
-		{name: "another number", label: rootheader.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Number = 7 }, want: ErrNoRoot.Error()},
+		{name: "another number", label: rootheader.Label, tokens: tokens(), change: func(t *gpt.Table) { t.Partitions[5].Number = 7 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, table := inUse(t, c.label, c.tokens...)
