@@ -9,12 +9,24 @@ const (
 	firstOfAll = 1 << 30
 )
 
-// costs are the seconds of processor time that the longest tests take, each with its
-// subtests one by one, as boot.log says them: they only decide who goes first
+// costs are roughly the seconds of processor time that the longest tests take, each with
+// its subtests one by one; boot.log says what they took. They only decide who goes first
 // (see takeSlot).
 var costs = map[string]int{
-	"TestUpdate": 900,
-	"TestDebian": 250,
+	"TestUpdate":              900,
+	"TestDebian":              250,
+	"TestTrialNeverBlessed":   120,
+	"TestInstallerStick":      120,
+	"TestTrialBlessed":        110,
+	"TestNoTPMOptional":       90,
+	"TestReset":               90,
+	"TestRescue":              90,
+	"TestPIN":                 90,
+	"TestTrialHangs":          80,
+	"TestBuses":               80,
+	"TestAcceptAgain":         70,
+	"TestTrialSystemHangs":    70,
+	"TestConsoleAsked/serial": 60,
 }
 
 // expected is what a test or subtest is expected to take, in seconds.
