@@ -149,6 +149,9 @@ func (m *Machine) RunningSlot() layout.Slot {
 
 // RootFiles are those of the root partition.
 func (m *Machine) RootFiles() map[string][]byte {
+	if m.OpenVolume != nil { // a cut while it was made may have left another
+		return m.Volumes[*m.OpenVolume]
+	}
 	for _, files := range m.Volumes {
 		return files
 	}
