@@ -64,7 +64,7 @@ func TestTrialWithoutPINTyped(t *testing.T) {
 	m := machinetest.WithPIN(t, "1234")
 	m.StartsBy("1234")
 	m.Fetch(machinetest.NewRelease(t, 2, 5, machinetest.Pinned))
-	m.Waits, m.Typed = nil, []string{"1234", ""}
+	m.Waits, m.Typed = nil, []string{"1234", "k"}
 	if end := m.Run(); end != "recovery" || m.Agent.Contract.Version != 2 || m.Waits[len(m.Waits)-1] != unlock.KeyTimeout {
 		t.Fatalf("version %s ends in %s, having waited %v:\n%s", m.Agent.Contract.Version, end, m.Waits, m.Said.String())
 	}

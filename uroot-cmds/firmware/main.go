@@ -21,7 +21,8 @@ const help = `usage: firmware [--json]
 Shows what this machine's firmware is and holds: its version, the state of
 Secure Boot and whose keys it has, how long its list of revoked programs (dbx)
 is, the processor's microcode, the TPM's maker and firmware, whether fwupd can
-update the firmware, and what came of the last updates of firmware. Below it says what is advised. Reads only.
+update the firmware, and what came of the last updates of firmware. Below it
+says what is advised. Reads only.
 
 Keys are named as their certificates name themselves, which proves nothing:
 whether the machine is as it was is what the TPM decides at each start.
