@@ -35,10 +35,10 @@ does not ask where the image has no choice.
                  change nothing
   --first-start  for the start of the system: take the answers from
                  /etc/halogen/setup.json if the image has it, or else those that
-                 the installer left, or else ask. Does nothing on a machine that has started before and was not put
-                 off, where somebody has an account with a password, while an
-                 update is on trial, without a root partition, and where there
-                 is no terminal to ask at.
+                 the installer left, or else ask. Does nothing on a machine that
+                 has started before and was not put off, where somebody has an
+                 account with a password, while an update is on trial, without a
+                 root partition, and where there is no terminal to ask at.
 
 Typing "later" leaves all as it is.
 

@@ -88,8 +88,8 @@ func TestPlan(t *testing.T) {
 		"run useradd --create-home --user-group --comment Alice Example --shell /bin/bash --groups sudo,audio,netdev alice <",
 		"run chpasswd --encrypted < alice:"+hash,
 		"remove /etc/halogen/setup-begun",
-		"remove /var/lib/halogen/first-start")
-	check(t, "nothing but a version", plan(t, &answers.Answers{Version: 1}, debian()), "remove /var/lib/halogen/first-start")
+		"remove /var/lib/halogen/setup.json", "remove /var/lib/halogen/first-start")
+	check(t, "nothing but a version", plan(t, &answers.Answers{Version: 1}, debian()), "remove /var/lib/halogen/setup.json", "remove /var/lib/halogen/first-start")
 }
 
 // Other distributions have the same in other files.
@@ -112,7 +112,7 @@ func TestOthers(t *testing.T) {
 		"write /etc/hostname kitchen\n",
 		"name kitchen",
 		"link "+TimerLink+" /usr/lib/systemd/system/ota-fetch.timer",
-		"remove /var/lib/halogen/first-start")
+		"remove /var/lib/halogen/setup.json", "remove /var/lib/halogen/first-start")
 	for of, want := range map[string]string{"de": "de-latin1", "de(unknown)": "de-latin1", "fr": "fr", "fr(bepo)": "fr-bepo"} {
 		layout, variant := answers.SplitKeyboard(of)
 		if have := keymap(f.Keymaps, layout, variant); have != want {
@@ -177,7 +177,7 @@ func TestCutAccount(t *testing.T) {
 		if new := slices.ContainsFunc(c.want, func(s string) bool { return strings.HasPrefix(s, "run useradd") }); new != (begins >= 0) {
 			t.Errorf("%s: the note of an account that is made: %q", c.name, all)
 		}
-		want := append(slices.Clone(c.want), "run chpasswd < alice:pass:word", "remove /etc/halogen/setup-begun", "remove /var/lib/halogen/first-start")
+		want := append(slices.Clone(c.want), "run chpasswd < alice:pass:word", "remove /etc/halogen/setup-begun", "remove /var/lib/halogen/setup.json", "remove /var/lib/halogen/first-start")
 		have := slices.Clone(all)
 		if begins >= 0 {
 			have = slices.Delete(have, begins, begins+1)
