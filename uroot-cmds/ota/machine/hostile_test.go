@@ -66,13 +66,13 @@ func (w *world) elsewhere() (print string, directory int64) {
 		switch {
 		case strings.HasPrefix(path, ours+"/"):
 			directory += info.Size()
-		case name == "parts/4" || name == "parts/5":
+		case name == "parts/system-b" || name == "parts/verity-b":
 			fmt.Fprintf(&out, "%s has %d bytes\n", name, info.Size())
 		case name == "disk" || strings.HasPrefix(name, "esp/") || name == filepath.Join(stateDirectory, lockFile):
 			// A slot's names and its UKI go before it is filled: TestCutWhileEmptying.
 		case name == aliveFile || name == progressFile:
 			// How far it is, for `ota status`.
-		case name == "parts/6" || name == "parts/1":
+		case name == "parts/root" || name == "parts/esp":
 			// Large and never written to: what would be written takes room.
 			fmt.Fprintf(&out, "%s has %d bytes in %d blocks\n", name, info.Size(), info.Sys().(*syscall.Stat_t).Blocks)
 		default:

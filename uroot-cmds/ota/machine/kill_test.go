@@ -171,7 +171,7 @@ func TestWorkerRights(t *testing.T) {
 	if _, groups, _ := strings.Cut(status, "\nGroups:\t"); strings.TrimSpace(strings.SplitN(groups, "\n", 2)[0]) != "" {
 		t.Errorf("the worker has groups: %.40q", groups)
 	}
-	if want := "/parts/4 /parts/5 /parts/2 /parts/3 /parts/1 /var/lib/halogen/ota.lock"; fds != want {
+	if want := "/parts/system-b /parts/verity-b /parts/system-a /parts/verity-a /parts/esp /var/lib/halogen/ota.lock"; fds != want {
 		t.Errorf("the worker has open %s, want %s", fds, want)
 	}
 	var peak int64
