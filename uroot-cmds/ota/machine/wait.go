@@ -93,10 +93,8 @@ func (m *Machine) fetchWhile(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	go func() {
 		for m.sleep(ctx, lookEvery) == nil {
-			if arrived.Load() {
-				continue
-			}
-			if err := m.fit(ctx, o, true); err != nil {
+			// It may have arrived while that was found out.
+			if err := m.fit(ctx, o, true); err != nil && !arrived.Load() {
 				cancel(err)
 			}
 		}
