@@ -197,7 +197,7 @@ MINE = $(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(@D))
 $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
 	@mkdir -p $(@D)
 	@echo "making a Debian root file system from its packages (a minute)"
-	@DEV=1 EXTRA=fwupd-unsigned builder/recipes/debian/make-rootfs $@
+	@DEV=1 EXTRA=$(if $(findstring Updater,$(RUN)),fwupd-unsigned) builder/recipes/debian/make-rootfs $@
 
 # A desktop. Another one has another stamp, which names what was made last.
 DESKTOP  ?= xfce
@@ -490,7 +490,7 @@ BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(ab
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 test-images $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
+	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test

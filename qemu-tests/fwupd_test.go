@@ -96,7 +96,7 @@ func TestFirmwareUpdater(t *testing.T) {
 		}
 	}
 	if err := g.Try(nil, "sha256", updaterProgram); err != nil {
-		t.Fatalf("the image has no program of fwupd's: %v. It comes from the Debian root file system (package fwupd-unsigned): make that again", err)
+		t.Fatalf("the image has no program of fwupd's: %v. It comes from the Debian root file system (package fwupd-unsigned), which is made with it where RUN names this test: remove out/rootfs/debian.tar", err)
 	}
 
 	option := func(file string) []byte {
