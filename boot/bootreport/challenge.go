@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"slices"
 	"time"
 
@@ -86,17 +85,14 @@ func endorsementKey(certificate *x509.Certificate) (tpm2.TPMTPublic, error) {
 			return public, nil
 		}
 	case *ecdsa.PublicKey:
-		if key.Curve == elliptic.P256() {
+		if point, err := key.Bytes(); err == nil && key.Curve == elliptic.P256() { // 4, and the coordinates (SEC 1, 2.3.3)
+			x, y := tpm2.TPM2BECCParameter{Buffer: point[1:33]}, tpm2.TPM2BECCParameter{Buffer: point[33:]}
 			public := tpm2.ECCEKTemplate
-			public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: coordinate(key.X), Y: coordinate(key.Y)})
+			public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: x, Y: y})
 			return public, nil
 		}
 	}
 	return tpm2.TPMTPublic{}, errors.New("EK certificate: want one of an RSA key of 2048 bits or of P-256; TPMs have several, ask for another")
-}
-
-func coordinate(n *big.Int) tpm2.TPM2BECCParameter {
-	return tpm2.TPM2BECCParameter{Buffer: n.FillBytes(make([]byte, 32))}
 }
 
 func (c *Challenge) validate() error {
