@@ -75,7 +75,7 @@ var ErrMissing = errors.New("the disk lacks a partition")
 var ErrAmbiguous = fmt.Errorf("%w: two of its partitions look alike", ErrForeign)
 
 // Find returns the one partition that has the role's type and label. Partitions of other
-// systems may lie before it, between, and after it, and whoever adds some chooses nothing
+// systems may lie before it, between, and after it, and an attacker who adds some chooses nothing
 // by that: with a second one of the same marks there is an error (ErrAmbiguous). What is
 // in it is judged by others: a slot by its root hash, the root partition by its header.
 func Find(t *gpt.Table, r Role) (gpt.Partition, error) {

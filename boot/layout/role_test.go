@@ -74,7 +74,7 @@ func TestPlanBesideOthers(t *testing.T) {
 	}
 }
 
-// Whoever adds partitions chooses nothing: a slot is found by its root hash, and where two
+// An attacker who adds partitions chooses nothing: a slot is found by its root hash, and where two
 // could be meant neither is.
 func TestAddedPartitions(t *testing.T) {
 	table := shared(t, gib)
