@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +78,30 @@ func TestProvision(t *testing.T) {
 	Provision(t, o, "one", bring)
 	if runs != 3 {
 		t.Errorf("%d runs; want one each for two kinds and two images", runs)
+	}
+}
+
+// TestProvisionTooLate: a machine that was stopped too late is not kept, and the next is a
+// new one.
+func TestProvisionTooLate(t *testing.T) {
+	Need(t)
+	images(t)
+	tries := 0
+	p := provisionOf(t, Options{Image: "empty"}, "late", func(g *Guest) (map[string]string, error) {
+		note := g.State().TPM() + "/note"
+		if _, err := os.Stat(note); err == nil {
+			t.Error("the next machine is the one before")
+		}
+		if err := os.WriteFile(note, []byte("late"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if tries++; tries < 3 {
+			return nil, errTooLate
+		}
+		return map[string]string{"tries": fmt.Sprint(tries)}, nil
+	})
+	if tries != 3 || p.Notes["tries"] != "3" {
+		t.Errorf("%d tries, notes %v", tries, p.Notes)
 	}
 }
 
