@@ -15,7 +15,10 @@ func (p *planner) mergeFile(b, t, o *file) error {
 	if err != nil {
 		return err
 	}
-	merged, clashes := p.metadata(b, t, o)
+	merged, clashes, err := p.metadata(b, t, o)
+	if err != nil {
+		return err
+	}
 	p.noteLost(t, &merged)
 	if len(clashes) > 0 {
 		p.clash(o.path, "", stateTree, strings.Join(clashes, "; "))

@@ -284,6 +284,15 @@ func TestPlan(t *testing.T) {
 			keep d/x (a file, old): added here
 			! d/b: deleted here, changed in the image`},
 
+		{"a directory made in one that was made again here", memory{"d/e/a": text("1")}, memory{"d/e/a": text("1")}, memory{"d": opaque, "d/e": dir()}, `
+			parent d (a directory): holds what was changed here
+			parent d/e (a directory): holds what was changed here
+			keep d/e/a (nothing, whiteout): deleted here`},
+		{"a directory made in one that was made again here, and a link there", memory{"d/e/a": text("1")}, memory{"d": link("/usr/d")}, memory{"d": opaque, "d/e": dir()}, `
+			conflict d (a directory): a directory here, a link in the image
+			keep d/e (a directory): lies in what is kept whole
+			! d: a directory here, a link in the image`},
+
 		{"a directory in a file's place here", memory{"a": text("1")}, memory{"a": text("1")}, memory{"a": dir(), "a/b": text("1")}, `
 			keep a (a directory): a directory here
 			keep a/b (a file, old): lies in what is kept whole`},

@@ -156,24 +156,47 @@ func (p *planner) noteLost(t *file, made *Entry) {
 	}
 }
 
-// before is what the old image had, as this machine had it: by its numbers, or by the
-// image's where those still stand.
-func (f *file) before(ours *Entry) *Entry {
-	if f == nil || f.raw == f.Entry {
-		return f.entry()
+// asHere is this machine's copy of a file of an image's with the owners that the image's has
+// here. The copy may have been made while the image's numbers still stood. Another content
+// is no copy, unless the upper directory was over several images: its owner is the one who
+// has the number here.
+func (r *reader) asHere(image, ours *file) (*Entry, error) {
+	e := *ours.Entry
+	if image == nil || image.raw == image.Entry || image.Type != ours.Type || !image.renumbered(&e) {
+		return ours.Entry, nil
 	}
-	e := *f.Entry
-	if ours.UID == f.raw.UID {
-		e.UID = f.raw.UID
+	same, err := r.sameContent(image, ours)
+	switch {
+	case err != nil:
+		return nil, err
+	case same:
+		return &e, nil
+	case !r.masked || e.UID == 0 && ours.UID != 0 || e.GID == 0 && ours.GID != 0:
+		return ours.Entry, nil
 	}
-	if ours.GID == f.raw.GID {
-		e.GID = f.raw.GID
-	}
-	e.Xattrs = maps.Clone(e.Xattrs)
-	for _, name := range accessLists {
-		if list, has := f.raw.Xattrs[name]; has && ours.Xattrs[name] == list {
-			e.Xattrs[name] = list
+	e.Mode &^= 0o6000
+	return &e, nil
+}
+
+// renumbered replaces the image's own numbers in an entry by those of this machine, and
+// reports whether there were any. What becomes root's is not setuid or setgid any more.
+func (f *file) renumbered(e *Entry) bool {
+	before := *e
+	replace := func(n *uint32, raw, here, bit uint32) {
+		if *n != raw || raw == here {
+			return
+		}
+		if *n = here; here == 0 && e.Type != Directory {
+			e.Mode &^= bit
 		}
 	}
-	return &e
+	replace(&e.UID, f.raw.UID, f.Entry.UID, 0o4000)
+	replace(&e.GID, f.raw.GID, f.Entry.GID, 0o2000)
+	for _, name := range accessLists {
+		if list, has := f.raw.Xattrs[name]; has && e.Xattrs[name] == list {
+			e.Xattrs = maps.Clone(e.Xattrs)
+			e.Xattrs[name] = f.Entry.Xattrs[name]
+		}
+	}
+	return !metadataOf(e).equal(metadataOf(&before))
 }

@@ -132,6 +132,33 @@ func TestFilesOfNobody(t *testing.T) {
 	}
 }
 
+// A file of an account's that has a number of the image's stays that account's: it is not
+// root's at the next update with the setuid bit that its owner gave it, nor the group's
+// that has the number in the image. FAULTS 106
+func TestOwnFilesUnderNumbersOfTheImage(t *testing.T) {
+	image := accountsOf("passwd", rootUser+"svc:x:990:990::/:/x\n", "group", rootGroup+"svc:x:990:\npg:x:980:\n")
+	image["tool"], image["copy"] = text("tool").owner(990, 990).mode(0o6755), text("tool").owner(990, 990).mode(0o6755)
+	theirs := image.clone()
+	theirs["new"], theirs["same"] = text("image's").owner(0, 980), text("image's").owner(0, 980)
+	upper := accountsOf("passwd", rootUser+"eve:x:990:990::/:/x\n", "group", rootGroup+"eve:x:990:\nmel:x:980:\npg:x:979:\n")
+	upper["tool"], upper["copy"] = text("shell").owner(990, 990).mode(0o6755), image["copy"]
+	upper["new"], upper["same"] = text("mel's").owner(0, 980).mode(0o640), text("image's").owner(0, 980)
+	made := upper
+	for range 3 {
+		base := image
+		_, made = planWith(t, Options{}, base, theirs, made)
+		image = theirs
+		shown := over(theirs, made)
+		for p, want := range map[string]node{
+			"tool": upper["tool"], "copy": text("tool").mode(0o755), "new": upper["new"], "same": text("image's").owner(0, 979),
+		} {
+			if n := shown[p]; n.UID != want.UID || n.GID != want.GID || n.Mode != want.Mode || n.content != want.content {
+				t.Errorf("%s is %+v %q", p, n.Entry, n.content)
+			}
+		}
+	}
+}
+
 // A number that the image moves for an account that nobody touched here waits for a
 // decision: programs of the image have it elsewhere, too. FAULTS 106
 func TestMovedNumber(t *testing.T) {

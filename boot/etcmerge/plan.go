@@ -54,14 +54,15 @@ type conflict struct {
 // scope says what the directory that is being merged is on each side.
 type scope struct {
 	base, theirs bool // they have a directory there
-	// hidden: what the upper directory does not have is not there, since it is opaque
-	// or lies over no directory.
+	// hidden: what the upper directory does not have is not there, since it, or one
+	// that it lies in, is opaque or lies over no directory. The kernel marks a directory
+	// that was made in such a one with nothing.
 	hidden bool
 }
 
 func newPlanner(ctx context.Context, base, theirs, upper Tree, options Options) *planner {
 	p := &planner{
-		reader:  reader{ctx: ctx},
+		reader:  reader{ctx: ctx, masked: options.Masked},
 		theirs:  &source{tree: theirs, name: "the new image"},
 		upper:   &source{tree: upper, name: "the upper directory", upper: true},
 		options: options,
@@ -200,8 +201,7 @@ func (p *planner) top() error {
 	if err := p.children(".", scope{base: b != nil, theirs: true, hidden: b == nil || o.Opaque}); err != nil {
 		return err
 	}
-	p.directory(b, t, o, true)
-	return nil
+	return p.directory(b, t, o, true)
 }
 
 // three reads what the sides have at a path: o is the upper directory's, which may be a
@@ -276,13 +276,13 @@ func (p *planner) one(path string, in scope) error {
 	}
 	switch {
 	case o.is(Directory) && (t == nil || t.is(Directory)):
-		return p.mergeDirectory(b, t, o)
+		return p.mergeDirectory(b, t, o, in.hidden)
 	case t == nil:
 		return p.dropped(b, o)
 	case o.Type == t.Type:
 		return p.mergeFile(b, t, o)
 	}
-	return p.otherType(b, t, o)
+	return p.otherType(b, t, o, in.hidden)
 }
 
 // filledIn keeps a machine ID that is this machine's, without a conflict: the image's is
@@ -360,8 +360,8 @@ func (p *planner) dropped(b, o *file) error {
 }
 
 // mergeDirectory merges a directory of this machine's with one of the image's, or with
-// none.
-func (p *planner) mergeDirectory(b, t, o *file) error {
+// none; hidden is that of the directory that it lies in.
+func (p *planner) mergeDirectory(b, t, o *file, hidden bool) error {
 	if o.Opaque && p.base == nil {
 		return p.whole(Keep, nil, o, "made here")
 	}
@@ -369,24 +369,26 @@ func (p *planner) mergeDirectory(b, t, o *file) error {
 		return p.whole(Clash, nil, o, "replaced here by a directory, no longer in the image")
 	}
 	before := p.written
-	if err := p.children(o.path, scope{base: b.is(Directory), theirs: t != nil, hidden: o.Opaque || !b.is(Directory)}); err != nil {
+	if err := p.children(o.path, scope{base: b.is(Directory), theirs: t != nil, hidden: hidden || o.Opaque || !b.is(Directory)}); err != nil {
 		return err
 	}
 	if !b.is(Directory) {
 		b = nil
 	}
-	p.directory(b, t, o, p.written > before)
-	return nil
+	return p.directory(b, t, o, p.written > before)
 }
 
 // directory adds a directory with its own metadata; needed says that something lies in
 // it.
-func (p *planner) directory(b, t, o *file, needed bool) {
+func (p *planner) directory(b, t, o *file, needed bool) error {
 	if t == nil {
+		same, err := p.same(b, o)
 		switch {
+		case err != nil:
+			return err
 		case b == nil:
 			p.keep(Keep, o, "added here")
-		case !metadataOf(b.before(o.Entry)).equal(metadataOf(o.Entry)):
+		case !same:
 			p.keep(Clash, o, "changed here, no longer in the image")
 			p.clash(o.path, "", stateEntry, "permissions changed here, no longer in the image")
 		case needed:
@@ -394,9 +396,12 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 		default:
 			p.take(o.path, "no longer in the image")
 		}
-		return
+		return nil
 	}
-	merged, clashes := p.metadata(b, t, o)
+	merged, clashes, err := p.metadata(b, t, o)
+	if err != nil {
+		return err
+	}
 	merged.Opaque = false
 	p.noteLost(t, &merged)
 	signed(&merged, t.raw)
@@ -407,19 +412,27 @@ func (p *planner) directory(b, t, o *file, needed bool) {
 		p.clash(o.path, "", stateEntry, c.Reason)
 	case asImage && !needed:
 		p.take(o.path, "as in the image")
-		return
+		return nil
 	case asImage:
 		c.Action, c.Reason = Parent, "holds what was changed here"
 	}
 	p.add(c)
+	return nil
 }
 
 // metadata merges. Without the old image nobody can say who changed what, so nothing is a
 // clash.
-func (p *planner) metadata(b, t, o *file) (Entry, []string) {
-	merged, clashes := mergeMetadata(b.before(o.Entry), t.Entry, o.Entry)
+func (p *planner) metadata(b, t, o *file) (Entry, []string, error) {
+	ours, err := p.asHere(b, o)
+	if err == nil && ours == o.Entry {
+		ours, err = p.asHere(t, o)
+	}
+	if err != nil {
+		return Entry{}, nil, err
+	}
+	merged, clashes := mergeMetadata(b.entry(), t.Entry, ours)
 	if p.base == nil {
 		clashes = nil
 	}
-	return merged, clashes
+	return merged, clashes, nil
 }

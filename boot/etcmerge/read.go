@@ -27,6 +27,7 @@ type source struct {
 // A reader reads trees within the bounds.
 type reader struct {
 	ctx     context.Context
+	masked  bool // the upper directory was over several images
 	entries int
 	bytes   int64
 	indexed indexed
@@ -214,11 +215,14 @@ func (r *reader) same(a, b *file) (bool, error) {
 	if a == nil || b == nil {
 		return a == nil && b == nil, nil
 	}
-	was := a.Entry
+	now := b.Entry
 	if b.from.upper {
-		was = a.before(b.Entry)
+		var err error
+		if now, err = r.asHere(a, b); err != nil {
+			return false, err
+		}
 	}
-	if !metadataOf(was).equal(metadataOf(b.Entry)) {
+	if !metadataOf(a.Entry).equal(metadataOf(now)) {
 		return false, nil
 	}
 	return r.sameContent(a, b)

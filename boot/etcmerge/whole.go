@@ -5,13 +5,14 @@ import (
 	"slices"
 )
 
-// otherType is for a path that is something else in the image than it is here.
-func (p *planner) otherType(b, t, o *file) error {
+// otherType is for a path that is something else in the image than it is here; hidden is
+// that of the directory that it lies in.
+func (p *planner) otherType(b, t, o *file, hidden bool) error {
 	if p.base == nil {
 		p.note(o.path, "%s from before hides %s of the image's", kindOf(o.Entry), kindOf(t.Entry))
 		return p.whole(Keep, nil, o, "kept from the version before")
 	}
-	here, err := p.unchangedHere(b, o)
+	here, err := p.unchangedHere(b, o, hidden)
 	if err != nil {
 		return err
 	}
@@ -31,7 +32,7 @@ func (p *planner) otherType(b, t, o *file) error {
 
 // unchangedHere reports whether what this machine has at a path, with all that lies in
 // it, is what the old image had.
-func (p *planner) unchangedHere(b, o *file) (bool, error) {
+func (p *planner) unchangedHere(b, o *file, hidden bool) (bool, error) {
 	same, err := p.same(b, o)
 	if err != nil || !same || !o.is(Directory) {
 		return same, err
@@ -40,7 +41,7 @@ func (p *planner) unchangedHere(b, o *file) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if o.Opaque {
+	if hidden = hidden || o.Opaque; hidden {
 		was, err := p.names(p.base, o.path)
 		if err != nil || !slices.Equal(names, was) {
 			return false, err
@@ -54,7 +55,7 @@ func (p *planner) unchangedHere(b, o *file) (bool, error) {
 		if now.is(Whiteout) {
 			now = nil
 		}
-		if same, err := p.unchangedHere(was, now); err != nil || !same {
+		if same, err := p.unchangedHere(was, now, hidden); err != nil || !same {
 			return false, err
 		}
 	}
