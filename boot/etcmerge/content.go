@@ -15,7 +15,7 @@ func (p *planner) mergeFile(b, t, o *file) error {
 	if err != nil {
 		return err
 	}
-	merged, clashes, err := p.metadata(b, t, o)
+	merged, clashes, err := p.metadata(b, t, o, c.from != FromImage)
 	if err != nil {
 		return err
 	}

@@ -292,6 +292,10 @@ func TestPlan(t *testing.T) {
 			conflict d (a directory): a directory here, a link in the image
 			keep d/e (a directory): lies in what is kept whole
 			! d: a directory here, a link in the image`},
+		{"a directory made in one that was made again here, and a link in its place there", memory{"d/e/a": text("1")}, memory{"d/e": link("/usr/e")}, memory{"d": opaque, "d/e": dir()}, `
+			parent d (a directory): holds what was changed here
+			conflict d/e (a directory): a directory here, a link in the image
+			! d/e: a directory here, a link in the image`},
 
 		{"a directory in a file's place here", memory{"a": text("1")}, memory{"a": text("1")}, memory{"a": dir(), "a/b": text("1")}, `
 			keep a (a directory): a directory here

@@ -40,8 +40,9 @@ func (m metadata) equal(o metadata) bool {
 
 // mergeMetadata merges permissions, owner, group and each attribute by itself. base is
 // nil where there was nothing to compare with. It returns the entry that takes the type
-// and the content's size of ours, and what clashed.
-func mergeMetadata(base, theirs, ours *Entry) (Entry, []string) {
+// and the content's size of ours, and what clashed. changed says that the content is not
+// the image's.
+func mergeMetadata(base, theirs, ours *Entry, changed bool) (Entry, []string) {
 	out := *ours
 	t, o := metadataOf(theirs), metadataOf(ours)
 	var clashes []string
@@ -76,10 +77,22 @@ func mergeMetadata(base, theirs, ours *Entry) (Entry, []string) {
 	out.Xattrs = mergeXattrs(known, b.xattrs, t.xattrs, o.xattrs, func(name string) {
 		clashes = append(clashes, "attribute "+Name(name).String())
 	})
+	if given := out.UID != o.uid || out.GID != o.gid; given && (changed || access != t.mode) && othersMayWrite(o) {
+		out.UID, out.GID, out.Mode, access = o.uid, o.gid, ours.Mode, o.mode
+		clash("owner", fmt.Sprintf("%d:%d", o.uid, o.gid), fmt.Sprintf("%d:%d", t.uid, t.gid))
+	}
 	if len(access) > 4 {
 		out.Xattrs[accessList] = access[4:]
 	}
 	return out, clashes
+}
+
+// othersMayWrite reports whether somebody who is not root may have written what has these
+// owners, or changed its permissions. What the image gives to another owner is then taken
+// as the image has it or not at all: else a service's program would be root's, with the
+// setuid bit that the service has set.
+func othersMayWrite(m metadata) bool {
+	return m.uid != 0 || len(m.mode) > 4 || m.mode != "" && strings.ContainsAny(m.mode[2:], "2367")
 }
 
 // three is the rule for a single value: whether theirs is taken, and, where ours stays,

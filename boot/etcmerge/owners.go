@@ -157,13 +157,19 @@ func (p *planner) noteLost(t *file, made *Entry) {
 }
 
 // asHere is this machine's copy of a file of an image's with the owners that the image's has
-// here. The copy may have been made while the image's numbers still stood. Another content
-// is no copy, unless the upper directory was over several images: its owner is the one who
-// has the number here.
+// here: the copy may have been made while the image's numbers still stood. What differs
+// from the image's is no copy: its owner is the one who has the number here. Where the upper
+// directory was over several images, a file may have another content.
 func (r *reader) asHere(image, ours *file) (*Entry, error) {
-	e := *ours.Entry
-	if image == nil || image.raw == image.Entry || image.Type != ours.Type || !image.renumbered(&e) {
+	if image == nil || image.raw == image.Entry || image.Type != ours.Type || !metadataOf(image.raw).equal(metadataOf(ours.Entry)) {
 		return ours.Entry, nil
+	}
+	e := *ours.Entry
+	e.UID, e.GID, e.Mode, e.Xattrs = image.Entry.UID, image.Entry.GID, image.Entry.Mode, maps.Clone(e.Xattrs)
+	for _, name := range accessLists {
+		if list, has := image.Entry.Xattrs[name]; has {
+			e.Xattrs[name] = list
+		}
 	}
 	same, err := r.sameContent(image, ours)
 	switch {
@@ -176,27 +182,4 @@ func (r *reader) asHere(image, ours *file) (*Entry, error) {
 	}
 	e.Mode &^= 0o6000
 	return &e, nil
-}
-
-// renumbered replaces the image's own numbers in an entry by those of this machine, and
-// reports whether there were any. What becomes root's is not setuid or setgid any more.
-func (f *file) renumbered(e *Entry) bool {
-	before := *e
-	replace := func(n *uint32, raw, here, bit uint32) {
-		if *n != raw || raw == here {
-			return
-		}
-		if *n = here; here == 0 && e.Type != Directory {
-			e.Mode &^= bit
-		}
-	}
-	replace(&e.UID, f.raw.UID, f.Entry.UID, 0o4000)
-	replace(&e.GID, f.raw.GID, f.Entry.GID, 0o2000)
-	for _, name := range accessLists {
-		if list, has := f.raw.Xattrs[name]; has && e.Xattrs[name] == list {
-			e.Xattrs = maps.Clone(e.Xattrs)
-			e.Xattrs[name] = f.Entry.Xattrs[name]
-		}
-	}
-	return !metadataOf(e).equal(metadataOf(&before))
 }

@@ -159,6 +159,62 @@ func TestOwnFilesUnderNumbersOfTheImage(t *testing.T) {
 	}
 }
 
+// Nor is an account's copy that it has changed somebody else's, by its permissions alone.
+// FAULTS 106
+func TestOwnPermissionsUnderNumbersOfTheImage(t *testing.T) {
+	image := accountsOf("passwd", rootUser+"svc:x:990:990::/:/x\n", "group", rootGroup+"svc:x:990:\n")
+	image["d/conf"], image["d"], image["tool"] = text("1"), dir().owner(990, 990), text("tool").owner(990, 990).mode(0o755)
+	upper := accountsOf("passwd", rootUser+"eve:x:990:990::/:/x\nsvc:x:985:985::/:/x\n", "group", rootGroup+"eve:x:990:\nsvc:x:985:\n")
+	upper["d"], upper["d/eve's"] = dir().owner(990, 990).mode(0o700), text("eve's").owner(990, 990)
+	upper["tool"] = text("tool").owner(990, 990).mode(0o6777)
+	theirs := image.clone()
+	theirs["tool"] = text("tool").owner(990, 990).mode(0o750)
+	for name, there := range map[string]memory{"the same": image, "another": theirs} {
+		_, made := planWith(t, Options{}, image, there, upper)
+		for _, p := range []string{"d", "tool"} {
+			if n := over(there, made)[p]; n.UID != 990 || n.GID != 990 || n.Mode != upper[p].Mode {
+				t.Errorf("%s: %s is %+v", name, p, n.Entry)
+			}
+		}
+	}
+}
+
+// What the image gives to another owner comes with the image's permissions and content, or
+// stays its former owner's and is listed. FAULTS 106
+func TestGivenToAnotherOwner(t *testing.T) {
+	was := text("1").owner(7, 7)
+	for _, c := range []struct {
+		name       string
+		was, is    node // in the images
+		here, want node
+		listed     bool
+	}{
+		{"untouched", was, text("1"), was, text("1"), false},
+		{"new content", was, text("2"), was, text("2"), false},
+		{"a program of its owner's", was, text("1"), text("shell").owner(7, 7).mode(0o4755), text("shell").owner(7, 7).mode(0o4755), true},
+		{"permissions of its owner's", was, text("1"), was.mode(0o4755), was.mode(0o4755), true},
+		{"words of its owner's", was.mode(0o755), text("1").mode(0o755), text("mine").owner(7, 7).mode(0o755), text("mine").owner(7, 7).mode(0o755), true},
+		{"another group", was, text("1").owner(7, 8), was.mode(0o2755), was.mode(0o2755), true},
+		{"lines of both", text("1\n2\n3\n").owner(7, 7), text("1\n2\n4\n"), text("0\n1\n2\n3\n").owner(7, 7), text("0\n1\n2\n4\n").owner(7, 7), true},
+		{"root's words", text("1"), text("1").owner(7, 7), text("mine"), text("mine").owner(7, 7), false},
+		{"words of anybody's", text("1").mode(0o666), text("1").mode(0o666).owner(7, 7), text("mine").mode(0o666), text("mine").mode(0o666), true},
+		{"a directory, open", dir().owner(7, 7), dir(), dir().owner(7, 7).mode(0o777), dir().owner(7, 7).mode(0o777), true},
+		{"a link", link("x").owner(7, 7), link("x"), link("y").owner(7, 7), link("y").owner(7, 7), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			theirs := memory{"f": c.is}
+			r, made := planWith(t, Options{}, memory{"f": c.was}, theirs, memory{"f": c.here})
+			n := over(theirs, made)["f"]
+			if n.UID != c.want.UID || n.GID != c.want.GID || n.Mode != c.want.Mode || n.content != c.want.content || n.Target != c.want.Target {
+				t.Errorf("it is %+v %q, want %+v %q", n.Entry, n.content, c.want.Entry, c.want.content)
+			}
+			if conflicts, _ := said(r); strings.Contains(conflicts, "owner ") != c.listed {
+				t.Errorf("conflicts:\n%s", conflicts)
+			}
+		})
+	}
+}
+
 // A number that the image moves for an account that nobody touched here waits for a
 // decision: programs of the image have it elsewhere, too. FAULTS 106
 func TestMovedNumber(t *testing.T) {

@@ -398,7 +398,7 @@ func (p *planner) directory(b, t, o *file, needed bool) error {
 		}
 		return nil
 	}
-	merged, clashes, err := p.metadata(b, t, o)
+	merged, clashes, err := p.metadata(b, t, o, false)
 	if err != nil {
 		return err
 	}
@@ -420,9 +420,9 @@ func (p *planner) directory(b, t, o *file, needed bool) error {
 	return nil
 }
 
-// metadata merges. Without the old image nobody can say who changed what, so nothing is a
-// clash.
-func (p *planner) metadata(b, t, o *file) (Entry, []string, error) {
+// metadata merges; changed says that the content is not the image's. Without the old image
+// nobody can say who changed what, so nothing is a clash.
+func (p *planner) metadata(b, t, o *file, changed bool) (Entry, []string, error) {
 	ours, err := p.asHere(b, o)
 	if err == nil && ours == o.Entry {
 		ours, err = p.asHere(t, o)
@@ -430,7 +430,7 @@ func (p *planner) metadata(b, t, o *file) (Entry, []string, error) {
 	if err != nil {
 		return Entry{}, nil, err
 	}
-	merged, clashes := mergeMetadata(b.entry(), t.Entry, ours)
+	merged, clashes := mergeMetadata(b.entry(), t.Entry, ours, changed)
 	if p.base == nil {
 		clashes = nil
 	}

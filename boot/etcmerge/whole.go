@@ -24,6 +24,9 @@ func (p *planner) otherType(b, t, o *file, hidden bool) error {
 	if err != nil {
 		return err
 	}
+	if hidden {
+		b = nil // nothing of it shows here
+	}
 	if there {
 		return p.whole(Keep, b, o, kindOf(o.Entry)+" here")
 	}
