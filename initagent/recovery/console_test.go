@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
@@ -175,8 +176,12 @@ func TestConsoleReset(t *testing.T) {
 	m.Snapshot = func() { cuts = append(cuts, m.World(false, nil), m.World(true, nil)) }
 	m.Types(old)
 	m.Works(r.Unlock(c))
+	m.SetFile("EFI/halogen/SETUP.JSON", []byte(`{"version":1,"account":{"name":"mallory"}}`))
 	m.Types("test")
 	m.Works(r.Reset(c), "The root partition is wiped", "Setup Mode")
+	if f, err := m.ESP.Get(answers.OnESP); err == nil {
+		t.Errorf("the next first start would take %q", f.Now.Data)
+	}
 	m.Snapshot = nil
 	cuts = append(cuts, m.World(false, nil))
 	if indexes, err := tpm.OpenTransport(m.Emulator).Indexes(); err != nil || len(indexes) > 0 {

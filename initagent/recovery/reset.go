@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 	"time"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/firstboot"
@@ -112,7 +114,8 @@ func (m *Machine) release(lock *rootlock.Lock) error {
 	return err
 }
 
-// clearESP removes what says that this machine was ever in use.
+// clearESP removes what says that this machine was ever in use, and answers for a first
+// start: the next would take those that somebody has put there while the system ran.
 func clearESP(dir hw.ESPDir) error {
 	names, err := dir.List(firstboot.Directory)
 	if err != nil {
@@ -120,7 +123,7 @@ func clearESP(dir hw.ESPDir) error {
 	}
 	for _, n := range names {
 		_, pending := firstboot.Count(n.Name)
-		if n.Directory || !pending && !lastgood.Is(n.Name) {
+		if n.Directory || !pending && !lastgood.Is(n.Name) && !strings.EqualFold(n.Name, path.Base(answers.OnESP)) {
 			continue
 		}
 		if err := dir.Remove(path.Join(firstboot.Directory, n.Name)); err != nil {

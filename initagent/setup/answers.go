@@ -43,30 +43,40 @@ func handedOver(h *host.Host) []byte {
 	if h.Left.Answers == nil {
 		return nil
 	}
-	if _, err := answers.Parse(h.Left.Answers); err != nil {
+	taken, err := answers.Parse(h.Left.Answers)
+	if err != nil {
 		h.Log.Say("%s on the ESP is not taken: %v", answers.OnESP, err)
 		return nil
 	}
+	sayTaken(h, taken)
 	return h.Left.Answers
 }
 
-// boxAnswers puts them under a machine secret; nil stays nil.
+// sayTaken says what the first start will take: it names who may become root.
+func sayTaken(h *host.Host, taken *answers.Answers) {
+	h.Log.Say("the first start takes what the installer left:\n%s", strings.TrimRight(taken.Summary(), "\n"))
+}
+
+// boxAnswers puts them under a machine secret: that there are none, too, so that nobody can
+// take them away.
 func boxAnswers(h *host.Host, secret *policy.Secret, text []byte) ([]byte, error) {
-	if text == nil {
-		return nil, nil
-	}
 	return secret.Box(h.Random, firstboot.AnswersPurpose, text)
 }
 
-// pendingAnswers returns those that the first boot took.
+// pendingAnswers returns those that the first boot took, nil for none.
 func pendingAnswers(h *host.Host, secret *policy.Secret) ([]byte, error) {
-	if h.Left.Pending.Answers == nil {
+	text, err := secret.Unbox(firstboot.AnswersPurpose, h.Left.Pending.Answers)
+	if err != nil {
+		return nil, fmt.Errorf("the answers for the first start were changed or removed after the first boot had taken them: %w. Install the machine again", err)
+	}
+	if len(text) == 0 {
 		return nil, nil
 	}
-	text, err := secret.Unbox(firstboot.AnswersPurpose, h.Left.Pending.Answers)
+	taken, err := answers.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("the answers for the first start: %w", err)
 	}
+	sayTaken(h, taken)
 	return text, nil
 }
 

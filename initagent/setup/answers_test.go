@@ -4,10 +4,12 @@ import (
 	"bytes"
 	mrand "math/rand/v2"
 	"path"
+	"strings"
 	"testing"
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -46,6 +48,9 @@ func TestAnswersHandedOver(t *testing.T) {
 			m.SetFile(answers.OnESP, []byte(goodAnswers))
 			m.Ends("system")
 			answersAre(m, goodAnswers)
+			if m.NoTPM == nil && !m.NoSecureBoot && !strings.Contains(m.Said.String(), "alice, who may become root") {
+				t.Error("it is not said who may become root")
+			}
 			if len(m.Written("write "+answers.OnESP)) == 0 {
 				t.Errorf("the file was not overwritten: %q", m.Ops)
 			}
@@ -79,6 +84,30 @@ func TestAnswersPlanted(t *testing.T) {
 			answersAre(m, installer)
 		})
 	}
+	t.Run("taken away", func(t *testing.T) {
+		m := machinetest.New(t, nil)
+		m.SetFile(answers.OnESP, []byte(goodAnswers))
+		if end := m.Boot(); end != "reboot" {
+			t.Fatalf("the first boot ends in %s:\n%s", end, m.Said.String())
+		}
+		f, err := m.ESP.Get(firstboot.Name(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := firstboot.Parse(f.Now.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Answers = nil
+		text, err := p.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.SetFile(firstboot.Name(1), text)
+		if end := m.Boot(); end == "system" || !strings.Contains(m.Said.String(), "changed or removed") {
+			t.Errorf("ends in %s:\n%s", end, m.Said.String())
+		}
+	})
 	t.Run("in use", func(t *testing.T) {
 		m := machinetest.ProvisionedMachine(t, nil)
 		m.SetFile(answers.OnESP, []byte(theirs))

@@ -120,7 +120,7 @@ func takePending(h *host.Host, o *owner) (err error) {
 		return errPlanted
 	}
 	if o.answers, err = pendingAnswers(h, o.secret); err != nil {
-		h.Log.Say("%v", err)
+		return err
 	}
 	return freshSecret(h, o)
 }
