@@ -30,7 +30,7 @@ func TestBtrfs(t *testing.T) {
 	changed := g.administrates()
 	g.updates(2)
 	g.isBlessed()
-	g.carriedState()
+	g.carriedState(bothChanged...)
 	g.says("ota status", `/var, /root, /srv, /opt, /usr/local can go back to [^\n]*, before version 2 was tried`)
 	g.holds("two")
 	// What root cannot rename goes back all the same: chattr, read-only subvolumes.

@@ -1,6 +1,7 @@
 package qemutests
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -23,13 +24,15 @@ func TestEarlierRelease(t *testing.T) {
 		g.says("echo kept >"+name, "")
 	}
 	g.says("cat /etc/machine-id >/var/lib/id", "")
-	g.says("ls -d /run/state/etc/upper /run/state/systems 2>&1; true", `^/run/state/etc/upper\n`)
+	g.says("ls -d /run/state/overlay/etc/upper /run/state/systems 2>/dev/null; true", `^/run/state/overlay/etc/upper$`)
 	g.askServer(s)
 	changed := g.administrates()
 	g.updates(3)
 	g.isBlessed()
 	g.keptData()
-	g.carriedState()
+	// One upper directory for all systems proves no deletion: the line that the administrator
+	// has changed in another file may be one that the image brought, and is missing.
+	g.carriedState(slices.Concat(bothChanged, []string{`login\.defs`})...)
 	g.says("ls /run/state/systems | wc -l", `^[12]$`)
 	if have := g.ukis(); have != "halogen_1.efi\nhalogen_3.efi" {
 		t.Errorf("UKIs %q; version 3 was to be blessed and version 1 to stay", have)

@@ -128,7 +128,7 @@ func live(t *testing.T, story []string) {
 			t.Errorf("%s did not unlock the root partition by itself", image)
 		}
 		if owned && i == 0 {
-			g.carriedState()
+			g.carriedState(bothChanged...)
 		}
 		t.Logf("%s is blessed after %v", image, time.Since(began).Round(time.Second))
 	}

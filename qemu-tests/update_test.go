@@ -165,7 +165,7 @@ func TestUpdate(t *testing.T) {
 	g.updates(3)
 	g.isBlessed()
 	g.keptData()
-	g.carriedState()
+	g.carriedState(bothChanged...)
 	g.says("cat /usr/share/halogen/news", `^What is new: this file\.$`)
 	if have := g.ukis(); have != "halogen_2.efi\nhalogen_3.efi" {
 		t.Errorf("UKIs %q; version 3 was to be blessed and version 2 to stay", have)
