@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -198,20 +197,17 @@ func (t *teller) end() {
 	}
 }
 
-// live takes the lock. Somebody who follows may have it for a moment.
+// live takes the lock, which nobody else does: those who follow ask who has it.
 func live(path string) *os.File {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil
 	}
-	for range 50 {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-			return f
-		}
-		time.Sleep(10 * time.Millisecond)
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		_ = f.Close()
+		return nil
 	}
-	_ = f.Close()
-	return nil
+	return f
 }
 
 // telling has the update leave how far it is.
@@ -268,10 +264,9 @@ func (m *Machine) busy() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() // which gives the lock back
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return true, nil
-	}
-	return false, err
+	defer f.Close()
+	// It is asked for and not taken: those who follow would keep a fetch from having it.
+	lock := unix.Flock_t{Type: unix.F_RDLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
+	return lock.Type != unix.F_UNLCK, err
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +70,40 @@ func TestTellsLittle(t *testing.T) {
 	told.end()
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the file is still there")
+	}
+}
+
+// Those who follow take no lock that a fetch needs, and see it as long as it is under way.
+func TestFollowersTakeNoLock(t *testing.T) {
+	w := newWorld(t)
+	w.write(aliveFile, nil)
+	if busy, err := w.m.busy(); busy || err != nil {
+		t.Errorf("nobody fetches: %v, %v", busy, err)
+	}
+	const readers = 3
+	for range readers {
+		f, err := os.Open(w.path(aliveFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alive := live(w.path(aliveFile))
+	if alive == nil {
+		t.Fatal("a fetch cannot tell of itself while others have its file open and locked")
+	}
+	if live(w.path(aliveFile)) != nil {
+		t.Error("two fetches tell of themselves")
+	}
+	if busy, err := w.m.busy(); !busy || err != nil {
+		t.Errorf("a fetch is under way: %v, %v", busy, err)
+	}
+	must(t, alive.Close())
+	if busy, err := w.m.busy(); busy || err != nil {
+		t.Errorf("it has ended: %v, %v", busy, err)
 	}
 }
 

@@ -44,6 +44,8 @@ type Bus struct {
 
 	mu   sync.Mutex
 	jobs map[uint64]*service.Job
+	// running is the version that runs, once somebody has asked: anybody may, without end.
+	running string
 	// calls are how many are under way, by user.
 	calls map[uint32]int
 }
@@ -405,11 +407,16 @@ func (*target) GetAppStream() ([]string, *dbus.Error) { return []string{}, nil }
 
 // GetVersion implements org.freedesktop.sysupdate1.Target: the one that runs.
 func (t *target) GetVersion() (string, *dbus.Error) {
-	r, err := t.b.service.Open().Running()
-	if err != nil {
-		return "", failed(err)
+	t.b.mu.Lock()
+	defer t.b.mu.Unlock()
+	if t.b.running == "" {
+		r, err := t.b.service.Open().Running()
+		if err != nil {
+			return "", failed(err)
+		}
+		t.b.running = r.Contract.Version.String()
 	}
-	return r.Contract.Version.String(), nil
+	return t.b.running, nil
 }
 
 // ListFeatures implements org.freedesktop.sysupdate1.Target.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/otad/otadtest"
 	"halogenos.internal/uroot-cmds/otad/service"
@@ -176,10 +178,15 @@ func TestHurry(t *testing.T) {
 func TestGoesAlong(t *testing.T) {
 	w := otadtest.New(t, `cd "$(dirname "$0")"; echo run >>runs; exit 1`)
 	var locks []*os.File
-	for _, name := range []string{"var/lib/halogen/ota.lock", "run/halogen/fetch.lock"} {
+	for name, lock := range map[string]func(*os.File) error{
+		"var/lib/halogen/ota.lock": func(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX) },
+		"run/halogen/fetch.lock": func(f *os.File) error {
+			return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		},
+	} {
 		f, err := os.Create(filepath.Join(w.Dir, name))
 		if err == nil {
-			err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+			err = lock(f)
 		}
 		if err != nil {
 			t.Fatal(err)
