@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/hex"
@@ -23,10 +24,12 @@ import (
 const certifySummary = `usage: halogen certify REPORT --ek-certificate FILE --ca FILE... --challenge FILE
        halogen certify --challenge FILE --answer HEX
 
-Finds out that a machine's attestation key is one of a TPM whose maker has certified it,
-so that verify-report --key can believe it without having seen the machine. The EK
-certificate is what the machine's or the TPM's maker gives, or
-'tpm2_getekcertificate' on the machine; --ca has the maker's certificates.
+Finds out that a machine's attestation key is in the TPM that a certificate is of, and
+that the TPM's maker has given it, so that verify-report --key can believe the key. --ca
+has the maker's certificates. Which machine the TPM is in, only the certificate's origin
+says: the papers that came with the machine, or 'tpm2_getekcertificate' on a machine that
+you have in hand. One that came by the same way as the report may be of another machine,
+whose owner answers. Compare the SHA-256 that is printed with what you have noted.
 
 The first form reads the key from what 'halogenctl boot-report' printed and writes a
 challenge, and beside it FILE.answer, which stays here. On the machine,
@@ -122,7 +125,7 @@ func (c command) challenge(report, ek string, authorities []string, path string)
 	if err != nil {
 		return err
 	}
-	tpm := fmt.Sprintf("number %x of %s", certificates[0].SerialNumber, certificates[0].Issuer)
+	tpm := fmt.Sprintf("number %x of %s, SHA-256 %x", certificates[0].SerialNumber, certificates[0].Issuer, sha256.Sum256(certificates[0].Raw))
 	kept, err := json.Marshal(pendingAnswer{bootreport.ChallengeFormat, asked.Key, hex.EncodeToString(answer), tpm})
 	if err != nil {
 		return err

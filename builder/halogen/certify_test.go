@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func TestCertify(t *testing.T) {
 		t.Error("a challenge was written for it")
 	}
 	code, stdout, stderr := ask("maker.pem")
-	if code != exitOK || !strings.Contains(stdout, "number 2a of CN=maker of TPMs") {
+	if code != exitOK || !strings.Contains(stdout, "number 2a of CN=maker of TPMs") || !regexp.MustCompile(`, SHA-256 [0-9a-f]{64}\n`).MatchString(stdout) {
 		t.Fatalf("%d, %s, %s", code, stdout, stderr)
 	}
 	if code, _, stderr := ask("maker.pem"); code != exitFailure || !strings.Contains(stderr, "is there already") {
