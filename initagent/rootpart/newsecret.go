@@ -329,13 +329,8 @@ func removeReplaced(disks hw.Disks, d hw.Disk, random io.Reader, lock *rootlock.
 // and those that were never written.
 func DropIndexes(chip *tpm.TPM, fingerprint [32]byte, sealed *policy.Sealed) error {
 	left, err := chip.OfVolume(fingerprint)
-	if err != nil {
-		return err
-	}
-	never, err := chip.Abandoned()
-	if err != nil {
-		return err
-	}
+	never, nerr := chip.Abandoned()
+	err = errors.Join(err, nerr)
 	for _, index := range append(left, never...) {
 		if sealed != nil && sealed.Kind == policy.KindNV && sealed.NVIndex == index.Handle {
 			continue

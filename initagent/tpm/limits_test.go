@@ -189,6 +189,38 @@ func TestHandlesTaken(t *testing.T) {
 	}
 }
 
+// An index that looks like ours and has a password keeps none of ours from being found:
+// what an earlier secret was sealed to goes.
+func TestPlantedIndex(t *testing.T) {
+	e := startTPM(t)
+	c := e.open()
+	defer closed(t, c)
+	key := newKey(t)
+	ours, err := c.Define(&newKey(t).PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	planted := policy.Index{Handle: ours.Handle + 1, Key: &key.PublicKey}
+	public, err := planted.Public(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = tpm2.NVDefineSpace{AuthHandle: owner(tpm2.PasswordAuth(nil)), Auth: tpm2.TPM2BAuth{Buffer: []byte("mine")}, PublicInfo: tpm2.New2B(public)}.Execute(e.raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteRecord(planted.Handle, key, &policy.Record{Volume: [32]byte{1}, Branches: []policy.Branch{{Policy: policy.Digest{1}}}}); !isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
+		t.Fatalf("the planted index has a record: %v", err) // it is written before it is read back
+	}
+	list, err := c.Abandoned()
+	if err != nil || len(list) != 1 || list[0].Handle != ours.Handle {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if list, err := c.OfVolume([32]byte{1}); err != nil || len(list) != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
 func TestSealPCR(t *testing.T) {
 	e := startTPM(t)
 	e.boot("uki 1")

@@ -112,7 +112,9 @@ func (t *TPM) OfVolume(fingerprint [32]byte) ([]IndexInfo, error) {
 }
 
 // indexesWith lists the indexes whose record is such a one; nil where there is none
-// that makes sense.
+// that makes sense. One with a password is not ours, though its public area cannot tell:
+// anybody who may define indexes can make it. One that cannot be read keeps none of the
+// others from being listed: the list is of use beside the error.
 func (t *TPM) indexesWith(such func(*policy.Record) bool) (list []IndexInfo, err error) {
 	const op = "looking for NV indexes of ours"
 	defer fence(op, &err)
@@ -123,12 +125,17 @@ func (t *TPM) indexesWith(such func(*policy.Record) bool) (list []IndexInfo, err
 	if err != nil {
 		return nil, err
 	}
+	var failed error
 	for _, index := range all {
 		var record *policy.Record
 		if index.Written {
 			data, err := t.readIndex(index.Handle, index.Name)
+			if isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
+				continue
+			}
 			if err != nil {
-				return nil, wrap(op, err)
+				failed = errors.Join(failed, wrap(op, err))
+				continue
 			}
 			if r, err := policy.DecodeRecord(data); err == nil {
 				record = r
@@ -138,7 +145,7 @@ func (t *TPM) indexesWith(such func(*policy.Record) bool) (list []IndexInfo, err
 			list = append(list, index)
 		}
 	}
-	return list, nil
+	return list, failed
 }
 
 // Undefine deletes an index that has the shape of ours, and no other. Whatever

@@ -177,7 +177,9 @@ func (k *keyChange) settle() (gone bool, err error) {
 	switch {
 	case k.note.Keep != "":
 		n := at(k.note.Keep)
-		if gone = n >= 0 && k.note.Void; n >= 0 && several {
+		// With one key alone nothing is gone, whatever the note says, which root can write:
+		// somebody would throw away the only one.
+		if gone = n >= 0 && several && k.note.Void; n >= 0 && several {
 			if err = k.Lock.RemoveRecoveries(k.Random, k.f, k.Lock.Recoveries[n].Keyslot); err != nil {
 				return false, err
 			}

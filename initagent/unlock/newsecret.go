@@ -79,6 +79,7 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 		return refuse(c, "Nothing was changed", err)
 	case err != nil:
 		o.Log.Say("the next start finishes it or takes it back: %v", err)
+		_ = refuse(c, "It is not finished, and the next start finishes it or takes it back: until then what is to be replaced may still open this machine", err)
 		return nil
 	}
 	c.Print(o.done())

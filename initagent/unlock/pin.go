@@ -246,7 +246,7 @@ func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 		same := bytes.Equal(typed, again)
 		luks2.Wipe(again)
 		var pin *policy.PIN
-		short := len(typed) < least
+		short := utf8.RuneCount(typed) < least
 		if err == nil && same && !short {
 			pin, err = rootlock.NewPIN(o.Random, typed, memory, cpus)
 		}
