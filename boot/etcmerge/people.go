@@ -52,17 +52,37 @@ func PeopleOf(files map[string][]byte) (People, []Person) {
 	out := People{"passwd": passwd.text(), "group": groups.text()}
 	out.add("shadow", firstLines(of("shadow"), here))
 	out.add("gshadow", gshadow)
-	sorted := slices.Sorted(maps.Keys(numbers))
+	taken := map[string][]uint32{"subuid": slices.Sorted(maps.Keys(numbers))}
+	groups.numbers(func(_ string, n uint32) { taken["subgid"] = append(taken["subgid"], n) })
+	taken["subgid"] = slices.Sorted(slices.Values(slices.Concat(taken["subgid"], taken["subuid"])))
 	for _, file := range []string{"subuid", "subgid"} {
 		ranges := of(file)
 		ranges.lines = slices.DeleteFunc(ranges.lines, func(rec record) bool {
 			n, isNumber := number(rec.name) // subuid(5) takes a user's number, too
-			return rec.name == "" || !here(rec.name) && !(isNumber && numbers[n]) || !peoplesRange(rec, sorted)
+			return rec.name == "" || !here(rec.name) && !(isNumber && numbers[n]) || !peoplesRange(rec, taken[file])
 		})
 		out.add(file, ranges)
 	}
 	nameGroups(people, passwd, groups, gshadow)
 	return out, people
+}
+
+// WithoutServices are account files without those people whose name is a system user's of an
+// image, with this passwd: its services would run as them.
+func WithoutServices(files map[string][]byte, imagePasswd []byte) map[string][]byte {
+	if len(files["passwd"]) == 0 {
+		return files
+	}
+	image := parseRecords(imagePasswd, fieldsOf("passwd"))
+	passwd := parseRecords(files["passwd"], fieldsOf("passwd"))
+	passwd.lines = slices.DeleteFunc(passwd.lines, func(rec record) bool {
+		n, has := image.own(rec.name)
+		_, is := person(rec)
+		return is && has && system(n)
+	})
+	files = maps.Clone(files)
+	files["passwd"] = passwd.text()
+	return files
 }
 
 // nameGroups puts down which groups people are in, or administrate, so that they can become
@@ -75,15 +95,17 @@ func nameGroups(people []Person, passwd, groups, gshadow records) {
 			p.Groups = append(p.Groups, Name(group))
 		}
 	}
-	called := groups.byNumber()
+	called := map[uint32][]string{} // several names may have one number, and each counts
+	groups.numbers(func(name string, n uint32) { called[n] = append(called[n], name) })
 	for i, rec := range passwd.lines {
 		at[rec.name] = &people[i]
 		gid, ok := number(rec.fields[groupField])
-		group := called[gid]
-		if group == "" || ok && system(gid) && group == rec.name {
-			group = rec.fields[groupField] // an image may have a group with that number
+		if names := called[gid]; len(names) == 0 || ok && system(gid) && slices.Contains(names, rec.name) {
+			in(&people[i], rec.fields[groupField]) // an image may have a group with that number
 		}
-		in(&people[i], group)
+		for _, group := range called[gid] {
+			in(&people[i], group)
+		}
 	}
 	members := func(of records, field int) {
 		for _, rec := range of.lines {
@@ -98,11 +120,12 @@ func nameGroups(people []Person, passwd, groups, gshadow records) {
 }
 
 // peoplesRange reports whether subordinate numbers may be a person's. With those of the
-// system, or of people, among them they would let one become any of these (newuidmap(1)).
-// A zero in front makes them octal.
+// system, of people or of their groups among them they would let one become any of these
+// (newuidmap(1)), and with those below what ranges are given from, anybody who gets an
+// account later. A zero in front makes them octal.
 func peoplesRange(rec record, people []uint32) bool {
 	s, ok := spanOf(rec)
-	if !ok || s.first <= lastSystem || rec.fields[1][0] == '0' || !isText([]byte(rec.line())) {
+	if !ok || s.first < firstRange || rec.fields[1][0] == '0' || !isText([]byte(rec.line())) {
 		return false
 	}
 	at, _ := slices.BinarySearch(people, uint32(s.first))
@@ -167,6 +190,11 @@ func peoplesGroups(all records, primary map[uint32]bool, here func(name string) 
 func PlanPeople(ctx context.Context, image Tree, people People, options Options) (*Result, error) {
 	options.Masked, options.Other, options.Etc = false, false, nil
 	p := newPlanner(ctx, nil, image, nil, options)
+	services, err := p.services()
+	if err != nil {
+		return nil, err
+	}
+	people, _ = PeopleOf(WithoutServices(people, services))
 	s := seating{planner: p, people: map[string]records{}, image: map[string]records{}, base: map[string][]byte{}, ours: map[string][]byte{}}
 	if err := s.read(people); err != nil {
 		return nil, err
@@ -185,6 +213,19 @@ func PlanPeople(ctx context.Context, image Tree, people People, options Options)
 		}
 	}
 	return r, nil
+}
+
+// services is the image's passwd; nil where it has none that is understood.
+func (p *planner) services() ([]byte, error) {
+	file, err := p.file(p.theirs, "passwd")
+	if err != nil || !file.is(Regular) {
+		return nil, err
+	}
+	text, ok, err := p.accountText(p.theirs, "passwd")
+	if err != nil || !ok {
+		return nil, err
+	}
+	return text, nil
 }
 
 // seating gives people their places among an image's accounts. base is what of the
@@ -237,11 +278,20 @@ func (s *seating) seat() {
 
 // groupsThatStay are the people's groups but for those of the system's that the image does
 // not have: nothing is left that belongs to them.
+//
+// One of the image's own system groups has the image's number: what a program of the image
+// runs as is its own, and no number of a person's. Nothing else is left that belongs to it.
 func (s *seating) groupsThatStay() records {
 	primary := map[uint32]bool{}
 	for _, rec := range s.people["passwd"].lines {
 		if n, ok := number(rec.fields[groupField]); ok {
 			primary[n] = true
+		}
+	}
+	for i, rec := range s.people["group"].lines {
+		if n, has := s.image["group"].own(rec.name); has && system(n) && len(rec.fields) > numberField {
+			s.people["group"].lines[i].fields = slices.Clone(rec.fields)
+			s.people["group"].lines[i].fields[numberField] = decimal(n)
 		}
 	}
 	return firstLines(s.people["group"], func(name string) bool {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,19 +81,19 @@ func TestPeopleOfIntruder(t *testing.T) {
 	kept, people := PeopleOf(map[string][]byte{
 		"passwd":  []byte("root:x:1004:1004::/home/root:/bin/sh\nanna:x:1000:27::/home/anna:/bin/sh\nben:x:1001:10::/home/ben:/bin/sh\neve:x:1002:1002::/home/eve:/bin/sh\nown:x:1003:0::/home/own:/bin/sh\n"),
 		"shadow":  []byte("root:$eves:1::::::\n"),
-		"group":   []byte("sudo:x:27:\neve:x:1002:eve\nadm:x:4:anna,anna\nown:x:0:\n"),
+		"group":   []byte("sudo:x:27:\neve:x:1002:eve\nwheel:x:1002:anna\nadm:x:4:anna,anna\nown:x:0:\nlarge:x:200000:anna\n"),
 		"gshadow": []byte("sudo:!:eve:\nadm:!::anna\n"),
 		"subuid":  []byte("eve:0:65536\neve:999:2\neve:01100:10\neve:1000:1\neve:100000:65536\nanna:1100:65536\nben:-1:5\nroot:100000:65536\n"),
-		"subgid":  []byte("eve:27:1\n1002:100000:65536\n"),
+		"subgid":  []byte("eve:27:1\neve:200000:1\n1002:100000:65536\n"),
 	})
 	said := ""
 	for _, p := range people {
 		said += fmt.Sprintf("%s %v\n", p.Name, p.Groups)
 	}
-	if want := "anna [sudo adm]\nben [10]\neve [sudo]\nown [0]\n"; said != want {
+	if want := "anna [sudo wheel adm large]\nben [10]\neve [wheel sudo]\nown [0]\n"; said != want {
 		t.Errorf("it says\n%s, want\n%s", said, want)
 	}
-	for file, want := range map[string]string{"subuid": "eve:100000:65536\nanna:1100:65536\n", "subgid": "1002:100000:65536\n", "shadow": ""} {
+	for file, want := range map[string]string{"subuid": "eve:100000:65536\n", "subgid": "1002:100000:65536\n", "shadow": ""} {
 		if got := string(kept[file]); got != want {
 			t.Errorf("%s has %q, want %q", file, got, want)
 		}
@@ -129,7 +130,7 @@ func TestPlanPeople(t *testing.T) {
 		"passwd": "root:*:0:0:root:/root:/bin/bash\ndaemon:x:2:2::/:/usr/sbin/nologin\nanna:x:1000:1000:Anna Ä,,,:/home/anna:/bin/bash\n" +
 			"ben:x:1001:100::/home/ben:/bin/bash\nguest:x:1501:1501::/var/guest:/bin/sh\n",
 		"shadow":  "root:*:1:0:99999:7:::\nguest:!:1:0:99999:7:::\nanna:$6$annapw:20000:0:99999:7:::\nben:!:20001:0:99999:7:::\n",
-		"group":   "root:x:0:\nsudo:x:997:daemon,anna\nusers:x:100:\nanna:x:1000:\nfamily:x:1500:anna,ben\nguest:x:1501:\nnew:x:999:\n",
+		"group":   "root:x:0:\nsudo:x:27:daemon,anna\nusers:x:100:\nnew:x:997:\nanna:x:1000:\nfamily:x:1500:anna,ben\nguest:x:1501:\n",
 		"gshadow": "root:*::\nsudo:*:anna:daemon,anna\nusers:*::\nguest:!::\nanna:!::\nfamily:!:anna:anna,ben\n",
 		"subuid":  "anna:100000:65536\n1001:231072:65536\nguest:165536:65536\n",
 		"subgid":  "anna:100000:65536\n",
@@ -194,6 +195,42 @@ func TestPlanPeopleOfTheImage(t *testing.T) {
 	}
 }
 
+// The numbers of the image's own groups are its programs', whatever a group of that name had
+// here, and no account that was kept becomes one of its services.
+func TestPlanPeopleOfIntruder(t *testing.T) {
+	image := memory{
+		"passwd": text("root:x:0:0::/root:/bin/sh\npolkitd:x:990:990::/:/sbin/nologin\n"),
+		"shadow": text("root:*:1::::::\npolkitd:!:1::::::\n"),
+		"group":  text("root:x:0:\nsudo:x:27:\nshadow:x:42:\npolkitd:x:990:\n"),
+	}
+	image["unix_chkpwd"] = text("x").owner(0, 42).mode(0o2755)
+	kept, _ := PeopleOf(map[string][]byte{
+		"passwd": []byte("alice:x:1000:1000::/home/alice:/bin/sh\neve:x:1001:1500::/home/eve:/bin/sh\npolkitd:x:1005:1005::/home/p:/bin/sh\n"),
+		"shadow": []byte("alice:$a:2::::::\neve:$eve:3::::::\npolkitd:$eve:3::::::\n"),
+		"group":  []byte("eve:x:1500:eve\nsudo:x:1500:alice,polkitd\nshadow:x:1500:\npolkitd:x:1005:polkitd\nalice:x:1000:\n"),
+		"subuid": []byte("polkitd:100000:65536\n"),
+	})
+	r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := shownBy(t, image, r)
+	for file, want := range map[string]string{
+		"passwd": "root:x:0:0::/root:/bin/sh\npolkitd:x:990:990::/:/sbin/nologin\nalice:x:1000:1000::/home/alice:/bin/sh\neve:x:1001:1500::/home/eve:/bin/sh\n",
+		"shadow": "root:*:1::::::\npolkitd:!:1::::::\nalice:$a:2::::::\neve:$eve:3::::::\n",
+		"group":  "root:x:0:\nsudo:x:27:alice\nshadow:x:42:\npolkitd:x:990:\nalice:x:1000:\neve:x:1500:eve\n",
+		"subuid": "",
+	} {
+		lines := func(text string) []string { return slices.Sorted(strings.Lines(text)) }
+		if got := shown[file].content; !slices.Equal(lines(got), lines(want)) {
+			t.Errorf("%s is\n%s\nwant\n%s", file, got, want)
+		}
+	}
+	if n := shown["unix_chkpwd"]; n.GID != 42 || len(r.Groups) > 0 {
+		t.Errorf("a program of the image's has group %d; groups %v", n.GID, r.Groups)
+	}
+}
+
 // An image without some of the files, or with none, is no obstacle.
 func TestPlanPeopleBare(t *testing.T) {
 	kept, _ := PeopleOf(machineFiles())
@@ -216,11 +253,12 @@ func FuzzPlanPeople(f *testing.F) {
 	f.Add([]byte("a:x:1000:27::/home/a:/bin/sh"), []byte("sudo:x:1000:a\nnew:x:27:a"), []byte("a:p:::::::"), []byte("a:1:4294967295\n"))
 	f.Add([]byte("guest:x:997:1::/home/a:\nguest:x:1000:1::/home/a:\nx:x: +1000:1::/home//x/:"), []byte("guest:x:27:x\nx:x:0:"), []byte("x:p"), []byte(":::\n"))
 	f.Fuzz(func(t *testing.T, passwd, group, shadow, subuid []byte) {
-		kept, people := PeopleOf(map[string][]byte{"passwd": passwd, "group": group, "shadow": shadow, "subuid": subuid})
+		image := peoplesImage()
+		files := map[string][]byte{"passwd": passwd, "group": group, "shadow": shadow, "subuid": subuid}
+		kept, people := PeopleOf(WithoutServices(files, []byte(image["passwd"].content)))
 		if again, same := PeopleOf(kept); len(same) != len(people) || !bytes.Equal(again["passwd"], kept["passwd"]) || !bytes.Equal(again["shadow"], kept["shadow"]) {
 			t.Errorf("read again it is %q, and was %q", again, kept)
 		}
-		image := peoplesImage()
 		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
 		if err != nil {
 			t.Fatal(err)

@@ -257,10 +257,15 @@ type Store interface {
 	// Discard removes a directory with all that is in it, for good. A cut leaves it
 	// whole, or without its name.
 	Discard(name string) error
-	// ClearBut removes what lies on the root partition and among the shared directories,
-	// but for what keep says yes to, and returns what cannot be removed
-	// (upper.Store.ClearBut). A cut leaves some of it; the same call goes on.
-	ClearBut(keep func(name string) bool) ([]string, error)
+	// ClearBut removes what lies in some directories, but for these and what keep says yes
+	// to, and returns what cannot be removed (upper.Store.ClearBut). A cut leaves some of
+	// it; the same call goes on.
+	ClearBut(in []string, keep func(name string) bool) ([]string, error)
+	// Disarm has no program in a directory run with more rights than those who start it
+	// (upper.Store.Disarm), and returns what it could not change. The same call goes on.
+	Disarm(name string) ([]string, error)
+	// RootsOwn gives a directory to root (upper.Store.RootsOwn).
+	RootsOwn(name string, mode fs.FileMode) error
 	// Accounts are the account files that a system with this state sees over an image
 	// that is mounted (upper.Store.Accounts).
 	Accounts(from upper.Source, image string) (map[string][]byte, error)

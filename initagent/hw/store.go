@@ -185,8 +185,18 @@ func (l LinuxStore) Discard(name string) error {
 }
 
 // ClearBut implements Store.
-func (l LinuxStore) ClearBut(keep func(name string) bool) ([]string, error) {
-	return upper.Store{Root: l.Root}.ClearBut(keep, nil)
+func (l LinuxStore) ClearBut(in []string, keep func(name string) bool) ([]string, error) {
+	return upper.Store{Root: l.Root}.ClearBut(in, keep, nil)
+}
+
+// Disarm implements Store.
+func (l LinuxStore) Disarm(name string) ([]string, error) {
+	return upper.Store{Root: l.Root}.Disarm(name, nil)
+}
+
+// RootsOwn implements Store.
+func (l LinuxStore) RootsOwn(name string, mode fs.FileMode) error {
+	return upper.Store{Root: l.Root}.RootsOwn(name, mode, nil)
 }
 
 // Accounts implements Store.

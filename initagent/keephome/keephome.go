@@ -17,6 +17,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
@@ -118,6 +119,9 @@ func WhoStays(people []etcmerge.Person) string {
 		for i, group := range p.Groups[:min(most, len(p.Groups))] {
 			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
 		}
+		if more := len(p.Groups) - most; more > 0 {
+			fmt.Fprintf(&out, " and %d groups more", more)
+		}
 		out.WriteString("\n")
 	}
 	if more := len(people) - most; more > 0 {
@@ -213,9 +217,24 @@ func LastStart(entries []journal.Entry) string {
 // Home is the name of /home among the directories that all systems share.
 var Home = upper.Name("/home")
 
+// Cleared are the directories of the root partition that lose all but what Stays.
+var Cleared = []string{".", upper.Bind, rootpart.Shared}
+
 // Stays reports whether the root partition keeps what has a name: /home, and what is this
-// machine's own. A state.conf may have a directory in /home for itself.
+// machine's own. A state.conf may have a directory in /home for itself. Of what the boot
+// shares with the running system it keeps what tells of this machine: answers for a first
+// start, what was fetched and what was seen of releases are the running system's words,
+// and perhaps an intruder's.
 func Stays(name string) bool {
+	if own, in := strings.CutPrefix(name, rootpart.Shared+"/"); in {
+		return own == journal.Name || own == keynote.Name
+	}
+	return name == rootpart.OwnDirectory || IsHome(name)
+}
+
+// IsHome reports whether a name is that of /home, or of a directory in it that state.conf has
+// for itself.
+func IsHome(name string) bool {
 	own, shared := strings.CutPrefix(name, upper.Bind+"/")
-	return name == rootpart.OwnDirectory || name == "lost+found" || shared && (own == Home || strings.HasPrefix(own, Home+"-"))
+	return shared && (own == Home || strings.HasPrefix(own, Home+"-"))
 }

@@ -12,7 +12,9 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/initagent/bootinfo"
+	"halogenos.internal/initagent/rootpart"
 )
 
 func TestNote(t *testing.T) {
@@ -42,7 +44,7 @@ func TestNote(t *testing.T) {
 
 func TestStays(t *testing.T) {
 	for name, want := range map[string]bool{
-		"halogen": true, "lost+found": true, "bind/home": true, "bind/home-anna": true,
+		"halogen": true, rootpart.Shared + "/" + journal.Name: true, rootpart.Shared + "/" + keynote.Name: true, rootpart.Shared + "/setup.json": false, rootpart.Shared + "/fetch": false, "lost+found": false, "bind/home": true, "bind/home-anna": true,
 		"bind": false, "bind/var": false, "bind/homes": false, "home": false, "systems": false, "overlay": false, "snapshots": false, "bind/halogen": false, "halogenx": false,
 	} {
 		if Stays(name) != want {

@@ -98,16 +98,19 @@ func (s Store) Discard(name string) error {
 }
 
 // ClearBut takes the names of what goes one after the other.
-func (s Store) ClearBut(keep func(name string) bool) (stays []string, err error) {
+func (s Store) ClearBut(in []string, keep func(name string) bool) (stays []string, err error) {
 	gone := map[string]bool{}
 	for name := range s.files() {
-		top, below, _ := strings.Cut(name, "/")
-		if top == upper.Bind {
-			own, _, _ := strings.Cut(below, "/")
-			top = path.Join(upper.Bind, own)
-		}
-		if !keep(top) {
-			gone[top] = true
+		for _, directory := range in {
+			below, inside := strings.CutPrefix(name, directory+"/")
+			if directory == "." {
+				below, inside = name, true
+			}
+			if own, _, _ := strings.Cut(below, "/"); inside {
+				if at := path.Join(directory, own); !slices.Contains(in, at) && !keep(at) {
+					gone[at] = true
+				}
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(gone)) {
@@ -119,6 +122,18 @@ func (s Store) ClearBut(keep func(name string) bool) (stays []string, err error)
 		s.M.durable++
 	}
 	return s.M.Stays, nil
+}
+
+// Disarm implements hw.Store: the files of a simulated machine are no programs.
+func (s Store) Disarm(name string) ([]string, error) {
+	s.M.op("root disarm " + name)
+	return nil, nil
+}
+
+// RootsOwn implements hw.Store.
+func (s Store) RootsOwn(name string, mode fs.FileMode) error {
+	s.M.op(fmt.Sprintf("root own %s %o", name, mode))
+	return nil
 }
 
 func (s Store) Accounts(from upper.Source, _ string) (map[string][]byte, error) {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -104,7 +106,7 @@ func DeleteAllButHome(h *host.Host) error {
 		return fmt.Errorf("the request to put directories back: %w", err)
 	}
 	h.Log.Say("deleting all but /home: where there are many files this takes minutes")
-	stays, err := h.Store.ClearBut(keephome.Stays)
+	stays, err := h.Store.ClearBut(keephome.Cleared, keephome.Stays)
 	sayLeft := func(text string) { // the owner may be about to give the machine away
 		h.Log.Say("WARNING: a reset that keeps /home %s", text)
 		h.NoteSelf(journal.State, "a reset that keeps /home "+text)
@@ -124,9 +126,32 @@ func DeleteAllButHome(h *host.Host) error {
 		if name != keephome.Home {
 			sayLeft("keeps this, too, which may lie in /home: /run/state/" + upper.Bind + "/" + etcmerge.Name(name).String())
 		}
+		if !keephome.IsHome(path.Join(upper.Bind, name)) {
+			continue
+		}
+		armed, err := h.Store.Disarm(path.Join(upper.Bind, name))
+		if err != nil {
+			return err
+		}
+		for _, s := range armed {
+			sayLeft("could not look whether this makes anybody root: " + s)
+		}
+	}
+	if err := ownHome(h); err != nil {
+		return err
 	}
 	// It names a system whose state is gone, and says nothing any more.
 	return removeNote(h, BlessedNote)
+}
+
+// ownHome gives /home to root again, as the image has it: an account that it belonged to could
+// have another's home be its own.
+func ownHome(h *host.Host) error {
+	mode := fs.FileMode(0o755)
+	if info, err := os.Lstat(h.Path(host.SystemDirectory, "home")); err == nil && info.IsDir() {
+		mode = info.Mode().Perm()
+	}
+	return h.Store.RootsOwn(path.Join(upper.Bind, keephome.Home), mode)
 }
 
 // removeNote removes what the running system has left. Where that has put something in the
@@ -161,7 +186,11 @@ func People(h *host.Host) (etcmerge.People, []etcmerge.Person, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	kept, people := etcmerge.PeopleOf(files)
+	image, err := h.Store.Accounts(upper.Source{}, h.Path(host.SystemDirectory))
+	if err != nil {
+		return nil, nil, err
+	}
+	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, image["passwd"]))
 	return kept, people, nil
 }
 

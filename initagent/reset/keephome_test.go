@@ -5,14 +5,17 @@ import (
 	"maps"
 	mrand "math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -71,6 +74,11 @@ func checkKeptHome(m *machinetest.Machine, when string) {
 			m.T.Errorf("%s: %s stays", when, name)
 		}
 	}
+	for _, theirs := range []string{answers.HandedOver, bootinfo.FirstStart, "fetch/seen.json"} {
+		if name := path.Join(rootpart.Shared, theirs); files[name] != nil {
+			m.T.Errorf("%s: %s stays, which may be an intruder's", when, name)
+		}
+	}
 	if files[keephome.Path] != nil || files[ownstate.BlessedNote] != nil {
 		m.T.Errorf("%s: a note stays", when)
 	}
@@ -112,6 +120,9 @@ func cutAnywhere(m *machinetest.Machine, states []machinetest.CutState, before m
 func TestKeepHomeAsked(t *testing.T) {
 	m := machinetest.Lived(t)
 	secret := m.MachineSecret()
+	for _, theirs := range []string{answers.HandedOver, bootinfo.FirstStart, "fetch/seen.json"} {
+		m.RootFiles()[path.Join(rootpart.Shared, theirs)] = []byte("x")
+	}
 	before := maps.Clone(m.RootFiles())
 	m.AsksToKeepHome()
 	m.Printed.Reset()
@@ -126,6 +137,11 @@ func TestKeepHomeAsked(t *testing.T) {
 		}
 	}
 	checkKeptHome(m, "done")
+	for _, op := range []string{"root disarm bind/home", "root own bind/home 755"} {
+		if len(m.Written(op)) == 0 {
+			t.Errorf("it does not %s", op)
+		}
+	}
 	for _, says := range []string{"was confirmed. These accounts are kept: anna, number 1000, in sudo", "has deleted all else"} {
 		if !m.JournalHas(journal.State, says) {
 			t.Errorf("the journal does not say %q: %s", says, m.RootFiles()[bootjournal.File])
@@ -328,7 +344,7 @@ func TestKeepHomeAfterAnotherSystem(t *testing.T) {
 func TestKeepHomeThenOtherSystem(t *testing.T) {
 	m := machinetest.Lived(t)
 	m.Must(ownstate.WriteKeepHome(&m.Agent.Host, &keephome.Note{Stage: keephome.Deleted, People: m.EtcPeople()}))
-	_, err := machinetest.Store{M: m}.ClearBut(keephome.Stays)
+	_, err := machinetest.Store{M: m}.ClearBut(keephome.Cleared, keephome.Stays)
 	m.Must(err)
 	delete(m.RootFiles(), ownstate.BlessedNote)
 	other := upper.Directory + "/" + strings.Repeat("cd", 32) + "/etc/upper/passwd"

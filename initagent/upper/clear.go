@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +15,14 @@ import (
 	"halogenos.internal/boot/etcmerge"
 )
 
-// ClearBut removes what lies on the root partition, and what lies in [Bind], but for what
-// keep says yes to by its name there ("x", "bind/y"). It returns what a damaged file system
-// does not let go.
+// ClearBut removes what lies in some directories of the root partition, "." among them, but
+// for these directories and what keep says yes to by its name there ("x", "bind/y"). It
+// returns what a damaged file system does not let go.
 //
 // All of it loses its name first, which takes no time, and is on the disk without one
 // before anything goes, which may take minutes. Cut before that, some has its name still,
 // cut after it none has: the same call once more does the rest, each time.
-func (s Store) ClearBut(keep func(name string) bool, step func(string) error) (stays []string, err error) {
+func (s Store) ClearBut(in []string, keep func(name string) bool, step func(string) error) (stays []string, err error) {
 	if step == nil {
 		step = func(string) error { return nil }
 	}
@@ -31,16 +32,16 @@ func (s Store) ClearBut(keep func(name string) bool, step func(string) error) (s
 			d.Close()
 		}
 	}()
-	for _, name := range []string{".", Bind} {
+	for _, name := range in {
 		d, err := s.directory(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // what lies in its place holds nothing
 		}
 		if err != nil {
 			return nil, err
 		}
 		directories = append(directories, d)
-		if err := asideBut(d, func(n string) bool { return name == "." && n == Bind || keep(path.Join(name, n)) }, step); err != nil {
+		if err := asideBut(d, func(n string) bool { return slices.Contains(in, path.Join(name, n)) || keep(path.Join(name, n)) }, step); err != nil {
 			return nil, err
 		}
 	}

@@ -14,7 +14,11 @@ import (
 	"halogenos.internal/boot/testkit"
 )
 
-func staysHome(name string) bool { return name == "halogen" || name == "bind/home" }
+var cleared = []string{".", Bind, "halogen/shared"}
+
+func staysHome(name string) bool {
+	return name == "halogen" || name == "bind/home" || name == "halogen/shared/journal"
+}
 
 // All goes but what stays, whatever it is and no matter who made it immutable; cut before any change of
 // the file system, the same call once more does the rest.
@@ -22,12 +26,12 @@ func TestClearBut(t *testing.T) {
 	fresh := func() *disk {
 		d := newDisk(t, Directory+"/"+hash("a"))
 		lay(t, d.root, map[string]string{
-			"bind/home/anna/letter": "=dear", "bind/home/new.unfinished": "=mine", "overlay/etc/upper/x": "=1", "file": "=1", "link": "->halogen", "halogen/keys": "=1",
+			"bind/home/anna/letter": "=dear", "bind/home/new.unfinished": "=mine", "overlay/etc/upper/x": "=1", "file": "=1", "link": "->halogen", "halogen/keys": "=1", "halogen/shared/journal": "=1", "halogen/shared/setup.json": "=1", "halogen/shared/fetch/x": "=1",
 			"bind/to": "->home", "bind/left" + unfinished + "/x": "=1", "bind/old/" + strings.Repeat("d/", 50) + "x": "=1",
 		})
 		return d
 	}
-	want := map[string]string{"bind": "dir", "bind/home": "dir", "bind/home/anna": "dir", "bind/home/anna/letter": "=dear", "bind/home/new.unfinished": "=mine", "halogen": "dir", "halogen/keys": "=1"}
+	want := map[string]string{"bind": "dir", "bind/home": "dir", "bind/home/anna": "dir", "bind/home/anna/letter": "=dear", "bind/home/new.unfinished": "=mine", "halogen": "dir", "halogen/keys": "=1", "halogen/shared": "dir", "halogen/shared/journal": "=1"}
 	check := func(d *disk, when string) {
 		t.Helper()
 		if got := shown(t, d.root); !maps.Equal(got, want) {
@@ -36,7 +40,7 @@ func TestClearBut(t *testing.T) {
 	}
 	steps := 0
 	d := fresh()
-	stays, err := d.store.ClearBut(staysHome, func(string) error { steps++; return nil })
+	stays, err := d.store.ClearBut(cleared, staysHome, func(string) error { steps++; return nil })
 	must(t, err)
 	check(d, "done")
 	if len(stays) > 0 || steps < 20 {
@@ -45,7 +49,7 @@ func TestClearBut(t *testing.T) {
 	for cut := range steps {
 		d := fresh()
 		at := 0
-		_, err := d.store.ClearBut(staysHome, func(what string) error {
+		_, err := d.store.ClearBut(cleared, staysHome, func(what string) error {
 			if strings.HasPrefix(what, "remove ") {
 				names, err := os.ReadDir(d.root)
 				must(t, err)
@@ -61,7 +65,7 @@ func TestClearBut(t *testing.T) {
 		if !errors.Is(err, errCut) {
 			t.Fatalf("cut %d: %v", cut, err)
 		}
-		_, err = d.store.ClearBut(staysHome, nil)
+		_, err = d.store.ClearBut(cleared, staysHome, nil)
 		must(t, err)
 		check(d, "cut")
 	}
@@ -71,7 +75,7 @@ func TestClearButImmutable(t *testing.T) {
 	d := newDisk(t, Directory+"/"+hash("a"))
 	lay(t, d.root, map[string]string{"bind/home/x": "=1"})
 	chattr(t, "+i", filepath.Join(d.root, "bind/var/kept"), filepath.Join(d.root, "bind/var"))
-	stays, err := d.store.ClearBut(staysHome, nil)
+	stays, err := d.store.ClearBut(cleared, staysHome, nil)
 	must(t, err)
 	if names, err := d.store.Names(Bind); err != nil || len(stays) > 0 || !slices.Equal(names, []string{"home"}) {
 		t.Errorf("there is %q, %v; it leaves %q", names, err, stays)
@@ -89,7 +93,7 @@ func TestClearButObstacles(t *testing.T) {
 	}
 	lay(t, d.root, files)
 	chattr(t, "+i", filepath.Join(d.root, "bind"), d.root)
-	stays, err := d.store.ClearBut(staysHome, nil)
+	stays, err := d.store.ClearBut(cleared, staysHome, nil)
 	must(t, err)
 	names, err := d.store.Names(Bind)
 	top, terr := d.store.Names(".")
