@@ -80,6 +80,25 @@ func TestBeginsLine(t *testing.T) {
 	}
 }
 
+func TestBlank(t *testing.T) {
+	screen := image.NewRGBA(image.Rect(0, 0, 160, 64))
+	if !(picture{screen}).blank() {
+		t.Error("an empty screen shows something")
+	}
+	for x := range 8 {
+		screen.Set(x, 40, color.White) // a cursor
+	}
+	if !(picture{screen}).blank() {
+		t.Error("a cursor is something")
+	}
+	for x := range 160 {
+		screen.Set(x, 20, color.White)
+	}
+	if (picture{screen}).blank() {
+		t.Error("a line is nothing")
+	}
+}
+
 // keys are those that type a character on a keyboard of the United States.
 func keys(r rune) string {
 	switch named, found := map[rune]string{'\n': "ret", ' ': "spc", '-': "minus", '_': "shift-minus", '/': "slash", '.': "dot", '|': "shift-backslash"}[r]; {
@@ -194,15 +213,15 @@ func (p picture) cell(left, top int) (key string, empty bool) {
 	return b.String(), empty
 }
 
-// settles waits until the screen shows something else than before, and then the same for
-// five seconds, but for a cursor that blinks. It keeps what it shows then.
+// settles waits until the screen shows something, and something else than before, and then the
+// same for five seconds, but for a cursor that blinks. It keeps what it shows then.
 func (g *Guest) settles(before picture, name string) picture {
 	g.t.Helper()
 	now, since := before, time.Time{}
 	for end := time.Now().Add(g.timeout); time.Now().Before(end); time.Sleep(time.Second) {
 		seen := g.picture(name)
 		switch {
-		case seen.like(before):
+		case seen.like(before), seen.blank():
 			since = time.Time{}
 		case since.IsZero() || !seen.like(now):
 			since = time.Now()
@@ -213,6 +232,13 @@ func (g *Guest) settles(before picture, name string) picture {
 	}
 	g.t.Fatalf("%s: the screen has shown nothing new, or has not come to rest, for %v", strings.TrimSuffix(name, ".png"), g.timeout)
 	return now
+}
+
+// blank reports whether a picture shows nothing, or no more than a cursor: what a display has
+// between two programs.
+func (p picture) blank() bool {
+	even := image.NewPaletted(p.Bounds(), color.Palette{p.At(p.Bounds().Min.X, p.Bounds().Min.Y)})
+	return p.like(picture{even})
 }
 
 // like reports whether two pictures differ in no more than a cursor: two cells of a console.
