@@ -217,8 +217,11 @@ func (p *Person) language(a *answers.Answers) (err error) {
 	return err
 }
 
-// example is a language that is one.
+// example is a language that is one: of those that many know, or the first.
 func example(all []string) string {
+	if slices.Contains(all, "en_US.UTF-8") {
+		return "en_US"
+	}
 	i := slices.IndexFunc(all, func(l string) bool { return !strings.HasPrefix(l, "C.") })
 	name, _, _ := strings.Cut(all[max(i, 0)], ".")
 	return name
