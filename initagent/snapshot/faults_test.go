@@ -69,6 +69,37 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// A plan whose end could not be written down takes nothing that is made for another request,
+// which may be given up: the directories stay as the first has left them.
+func TestPrepareBesideAPlan(t *testing.T) {
+	d, r := used(t)
+	n := snapshot.Note{System: one, Of: r.Taken, From: 2}
+	ask(t, d, n)
+	done := false
+	d.Fails = func(op string) error {
+		if done && strings.HasPrefix(op, "keep ") {
+			return syscall.ENOSPC
+		}
+		done = done || strings.HasPrefix(op, "rename snapshots/next/")
+		return nil
+	}
+	got, err := snapshot.Restore(d, note, firstSystem, later)
+	if must(t, err); !strings.Contains(got.Warning, "no space") {
+		t.Fatalf("%+v", got)
+	}
+	d.Fails = nil
+	d.Files["bind/var/lib/db"] = []byte("since")
+	if err := snapshot.Prepare(d, n); err == nil {
+		t.Error("it is prepared beside a plan that is there")
+	}
+	_, err = snapshot.Restore(d, note, firstSystem, later)
+	must(t, err)
+	if text := string(d.Files["bind/var/lib/db"]); text != "since" || snapshot.Asked(d, note) {
+		t.Errorf("the machine has %q", text)
+	}
+	must(t, snapshot.Prepare(d, snapshot.Note{System: one, Of: r.Taken, From: 2}))
+}
+
 // Neither chattr +i nor a read-only subvolume keeps a directory in its place, and each has
 // what held it afterwards. Cut anywhere, it comes to the same, but for that.
 func TestRestoreHeld(t *testing.T) {

@@ -214,8 +214,13 @@ func (p *plan) goBack(s Store, n *Note, aside *Aside) error {
 }
 
 // Prepare makes what the next boot puts into place, so that want of room is found while
-// somebody is there who has asked, and has not given anything up yet.
+// somebody is there who has asked, and has not given anything up yet. It refuses while a plan
+// is there whose end a boot could not write down, as on a full disk: the next boot goes on
+// with that plan, and would take what is made here for its own, whatever becomes of n.
 func Prepare(s Store, n Note) error {
+	if _, err := s.Read(planFile, maxFile); !noPlan(err) {
+		return errors.Join(errors.New("what was put back at the last start is not written down yet, for want of room perhaps: make some, restart, and ask again"), err)
+	}
 	if n.Undo {
 		return nil // it is there
 	}
