@@ -38,6 +38,24 @@ func TestCarryLeavesImmutable(t *testing.T) {
 	}
 }
 
+// Nor does a user who owns a shared directory keep a release from starting by making it a
+// read-only subvolume: what is new in it is named, and not there.
+func TestCarryLeavesReadOnly(t *testing.T) {
+	d := newDisk(t, Directory+"/"+hash("a"))
+	c := d.carry(Source{System: hash("a")})
+	c.Step = func(what string) error {
+		if what == "rename lib/fresh" {
+			return syscall.EROFS
+		}
+		return nil
+	}
+	report, err := d.store.Carry(t.Context(), c)
+	must(t, err)
+	if left := strings.Join(report.LeftOut, "\n"); !strings.Contains(left, `"/var/lib/fresh": left out: read-only file system`) {
+		t.Errorf("left out: %s", left)
+	}
+}
+
 func TestGiveBackLeavesImmutable(t *testing.T) {
 	d := newDisk(t, Directory+"/"+hash("a"))
 	_, err := d.store.Carry(t.Context(), d.carry(Source{System: hash("a")}))

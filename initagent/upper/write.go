@@ -76,10 +76,12 @@ func (w *writer) write(r *etcmerge.Result, top etcmerge.Entry, sources map[etcme
 }
 
 // unfit reports whether an error is of what was to be made, and not of the file system
-// or its room: nothing else needs to fail for it.
+// or its room: nothing else needs to fail for it. EROFS is that of a read-only subvolume,
+// which the owner of a shared directory can make in it; where all of the root partition is
+// read-only, nothing of a system's own can be made either, and that fails.
 func unfit(err error) bool {
 	return slices.ContainsFunc([]unix.Errno{
-		unix.EPERM, unix.EACCES, unix.EINVAL, unix.ENAMETOOLONG, unix.ENOTSUP, unix.EFBIG, unix.EOVERFLOW, unix.E2BIG, unix.ERANGE,
+		unix.EPERM, unix.EROFS, unix.EACCES, unix.EINVAL, unix.ENAMETOOLONG, unix.ENOTSUP, unix.EFBIG, unix.EOVERFLOW, unix.E2BIG, unix.ERANGE,
 	}, func(e unix.Errno) bool { return errors.Is(err, e) })
 }
 
