@@ -244,6 +244,9 @@ func root(s State, f Facts) (Step, bool) {
 // pending is what a boot does with an open root partition.
 func pending(s State, f Facts) (Step, bool) {
 	switch {
+	case f.Came(MountState) == Done:
+		// What was mounted is root's. A step that looks into the system would take it for the image.
+		return Step{}, false
 	case f.Came(MountState) == Failed:
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
@@ -280,10 +283,7 @@ func pending(s State, f Facts) (Step, bool) {
 	if step, ok := state(s, f); ok {
 		return step, true
 	}
-	if f.Came(MountState) == NotTried {
-		return Step{MountState, "the system image is open"}, true
-	}
-	return Step{}, false
+	return Step{MountState, "the system image is open"}, true
 }
 
 // state sees to whose state this boot runs on. It comes after upkeep: a boot that

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -266,6 +267,25 @@ func TestEveryBootEnds(t *testing.T) {
 		}
 	})
 	t.Logf("%d boots", cases)
+}
+
+// Nothing is looked for in the system once something lies over its image: whatever is found
+// then, the boot hands over.
+func TestNothingAfterMountState(t *testing.T) {
+	for name, set := range flags {
+		if slices.Contains([]string{"console-asked", "planted-gone", "trial", "fallback", "tree-named", "no-tpm"}, name) {
+			continue // what ends a boot, or is no request
+		}
+		s := State{Table: TableComplete, Keys: KeysEnrolled, Root: RootOpen, Booted: layout.SlotA, TreeNamed: true}
+		f := Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true}
+		for _, kind := range []Kind{OpenVerity, Unlock, MountState} {
+			f.Note(kind, Done)
+		}
+		set(&s, &f)
+		if step := Next(s, f); step.Kind != SwitchRoot {
+			t.Errorf("%s: %s (%s)", name, step.Kind, step.Reason)
+		}
+	}
 }
 
 // each calls visit with every combination of conditions and of one failing step.

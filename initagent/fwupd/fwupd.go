@@ -1,8 +1,8 @@
 // Package fwupd has this machine's own key sign the EFI program by which fwupd gives
 // updates to the firmware, so that it starts under the machine's own Secure Boot keys.
 //
-// It refuses to sign anything but that one file of the system image, read while nothing
-// lies over the image: dm-verity vouches for it, and the distributor's signature for that.
+// It refuses to sign anything but that one file of the system image, read from the image's
+// own file system: dm-verity vouches for it, and the distributor's signature for that.
 package fwupd
 
 import (
@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
@@ -32,8 +33,8 @@ const (
 	// MaxSigned bounds that one in bytes.
 	MaxSigned = 2 * maxProgram
 
-	// Kept is where the root partition has the signed program, and nothing else: the
-	// directory is laid over that of the system.
+	// Kept is where the root partition has the signed program. Root can put other files
+	// beside it, so that nothing but the bytes that Ready returns counts.
 	Kept = rootpart.OwnDirectory + "/fwupd"
 
 	// maxProgram bounds the program in bytes; Debian's has 62 thousand.
@@ -44,7 +45,7 @@ const (
 // machine has signed. No error comes of a program that cannot be read: Sign has it.
 func Waits(h *host.Host) bool {
 	image, err := read(h)
-	return h.OwnEnforced() && (err != nil || image != nil && !isKept(h, image))
+	return h.OwnEnforced() && (err != nil || image != nil && kept(h, image) == nil)
 }
 
 // Sign has the machine's key sign the running system's program, and keeps it. The list
@@ -79,11 +80,15 @@ func Sign(h *host.Host) error {
 	return h.Store.Keep(path.Join(Kept, Signed), own)
 }
 
-// Ready reports whether what the root partition has is the running system's program,
-// signed by this machine's key. It is asked before anything is mounted into the system.
-func Ready(h *host.Host) bool {
+// Ready returns the running system's program as this machine's key has signed it; nil where
+// the root partition does not have it. The bytes are those that were verified: what lies on
+// the root partition is root's, and can be another thing when it is read again.
+func Ready(h *host.Host) []byte {
 	image, err := read(h)
-	return err == nil && image != nil && h.OwnEnforced() && isKept(h, image)
+	if err != nil || image == nil || !h.OwnEnforced() {
+		return nil
+	}
+	return kept(h, image)
 }
 
 // read returns the system image's program; nil where it has none. Where it has the one alone
@@ -95,7 +100,7 @@ func read(h *host.Host) ([]byte, error) {
 	}
 	defer root.Close()
 	for _, name := range []string{program, Signed} {
-		image, err := bounded.File(root.FS(), path.Join(Directory, name), maxProgram)
+		image, err := readImage(root, path.Join(Directory, name))
 		switch {
 		case err == nil:
 			return image, nil
@@ -106,17 +111,43 @@ func read(h *host.Host) ([]byte, error) {
 	return nil, nil
 }
 
-// isKept reports whether the root partition has this very program, as the firmware starts
-// it. The running system could have changed it, and an older one may have a known hole.
-func isKept(h *host.Host, image []byte) bool {
-	kept, err := h.Store.Read(path.Join(Kept, Signed), MaxSigned)
+// readImage reads a file of the file system that root is the root of, which is the verified
+// image's. A path in it leads through whatever is mounted there, so the open file is asked.
+func readImage(root *os.Root, name string) ([]byte, error) {
+	f, err := root.Open(name)
 	if err != nil {
-		return false
+		return nil, err
+	}
+	defer f.Close()
+	at, err := root.Stat(".")
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	own, ok := at.Sys().(*syscall.Stat_t)
+	its, isKnown := info.Sys().(*syscall.Stat_t)
+	if !ok || !isKnown || own.Dev != its.Dev {
+		return nil, errors.New("it is not of the system image: something is mounted over it")
+	}
+	return bounded.Read(f, maxProgram)
+}
+
+// kept returns what the root partition has, where it is this very program as the firmware
+// starts it. The running system could have changed it, and an older one may have a known hole.
+func kept(h *host.Host, image []byte) []byte {
+	have, err := h.Store.Read(path.Join(Kept, Signed), MaxSigned)
+	if err != nil {
+		return nil
 	}
 	want, err := authenticode.Digest(image)
 	if err != nil {
-		return false
+		return nil
 	}
-	have, err := authenticode.Digest(kept)
-	return err == nil && have == want && h.Starts(kept) == nil
+	if digest, err := authenticode.Digest(have); err != nil || digest != want || h.Starts(have) != nil {
+		return nil
+	}
+	return have
 }

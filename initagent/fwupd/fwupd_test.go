@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -11,8 +12,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/fwupd"
@@ -117,6 +121,48 @@ func TestSignsUpdater(t *testing.T) {
 	m.RootFiles()[signedUpdater] = older // soundly signed, and perhaps with a known hole
 	m.Runs(1, "sign-updater")
 	m.Must(hasUpdater(m, second))
+}
+
+// Root puts a program of its own beside the signed one, under the name of the image's. It is
+// neither laid over the image nor signed, in no later start and with no later keys either.
+func TestSignsNothingLaidOverImage(t *testing.T) {
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	program, planted := updaterProgram("fwupd-efi 1.7"), updaterProgram("a shell")
+	bringsUpdater(m, "fwupdx64.efi", program)
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, program))
+	digest, err := authenticode.Digest(planted)
+	m.Must(err)
+	for range 2 {
+		m.RootFiles()[fwupd.Kept+"/fwupdx64.efi"] = planted
+		m.Runs(1)
+		m.Must(hasUpdater(m, program))
+		list, err := m.StoredList()
+		m.Must(err)
+		if list.Allows(digest) {
+			t.Fatalf("the list allows root's program:\n%s", m.Said.String())
+		}
+		if names := slices.Sorted(maps.Keys(m.Laid)); !slices.Equal(names, []string{fwupd.Signed}) || !bytes.Equal(m.Laid[fwupd.Signed], m.RootFiles()[signedUpdater]) {
+			t.Errorf("laid over the image are %q", names)
+		}
+	}
+}
+
+// Nothing that is mounted over the image is read as the image's.
+func TestReadsNothingMounted(t *testing.T) {
+	testkit.Root(t, "mount over a directory")
+	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
+	bringsUpdater(m, "fwupdx64.efi", updaterProgram("fwupd-efi 1.7"))
+	directory := filepath.Join(m.Root, "sysroot", fwupd.Directory)
+	if err := unix.Mount("tmpfs", directory, "tmpfs", 0, ""); err != nil {
+		testkit.Skip(t, fmt.Sprintf("no tmpfs may be mounted here: %v", err))
+	}
+	t.Cleanup(func() { _ = unix.Unmount(directory, unix.MNT_DETACH) })
+	bringsUpdater(m, "fwupdx64.efi", updaterProgram("a shell"))
+	m.Runs(1, "not of the system image")
+	if m.RootFiles()[signedUpdater] != nil || updaterLaid(m) {
+		t.Error("a program that is mounted over the image's is signed")
+	}
 }
 
 // An image with a program that somebody else has signed, and no other, has that one signed.

@@ -45,7 +45,10 @@ func MountState(h *host.Host) error {
 		h.Log.Say("WARNING: there is no root partition: what this system writes is gone when it stops")
 	}
 	ownstate.TidySnapshots(h)
-	updater := h.State.Root == bootflow.RootOpen && fwupd.Ready(h)
+	var updater []byte
+	if h.State.Root == bootflow.RootOpen {
+		updater = fwupd.Ready(h) // before anything lies over the image
+	}
 	entries, err := ownstate.Entries(h)
 	if err != nil {
 		return err
@@ -56,8 +59,10 @@ func MountState(h *host.Host) error {
 		}
 	}
 	mountShared(h)
-	if updater {
-		layUpdater(h)
+	if updater != nil {
+		if err := layUpdater(h, updater); err != nil { // not worth a boot
+			h.Log.Say("fwupd cannot update the firmware: %v", err)
+		}
 	}
 	return nil
 }
@@ -237,19 +242,30 @@ func bindShared(h *host.Host) error {
 	return h.Mount(h.Path(rootpart.Directory, rootpart.Shared), target, "", unix.MS_BIND, "")
 }
 
+// updaterLayer is a directory of the initramfs, which is gone with it.
+const updaterLayer = "/updater"
+
 // layUpdater lays the program by which fwupd updates firmware, as this machine has signed
-// it, over the image's, which others have signed or nobody. It is not worth a boot.
-func layUpdater(h *host.Host) {
+// it, over the image's, which others have signed or nobody. The layer is a file system in
+// memory with these bytes alone: the root partition's directory has whatever root puts there.
+// The overlay holds it when it is mounted nowhere any more.
+func layUpdater(h *host.Host, program []byte) error {
 	target, err := directoryInSystem(h, fwupd.Directory)
-	if err == nil {
-		err = h.Kernel.Load("overlay")
-	}
-	if err == nil {
-		err = h.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("lowerdir=%s:%s", h.Path(rootpart.Directory, fwupd.Kept), target))
-	}
 	if err != nil {
-		h.Log.Say("fwupd cannot update the firmware: %v", err)
+		return err
 	}
+	if err := h.Kernel.Load("overlay"); err != nil {
+		return err
+	}
+	layer := h.Path(updaterLayer)
+	if err := h.Mounts.Mount("tmpfs", layer, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=0755,size=%d", 2*fwupd.MaxSigned)); err != nil {
+		return err
+	}
+	err = os.WriteFile(filepath.Join(layer, fwupd.Signed), program, 0o644)
+	if err == nil {
+		err = h.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("lowerdir=%s:%s", layer, target))
+	}
+	return errors.Join(err, h.Mounts.Unmount(layer))
 }
 
 // directoryInSystem makes a directory of the system where it is missing. What an

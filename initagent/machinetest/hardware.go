@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -136,7 +137,7 @@ func (mounts) Base() error { return nil }
 
 func (o mounts) Firmware() error { return o.m.NoEFI }
 
-func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error {
+func (o mounts) Mount(source, target, fstype string, _ uintptr, data string) error {
 	if source == "/dev/dm-1" && (o.m.OpenVolume == nil || o.m.Volumes[*o.m.OpenVolume] == nil) {
 		return errors.New("there is no file system on it")
 	}
@@ -146,7 +147,13 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, _ string) error 
 	if o.m.BadFiles != "" && strings.Contains(target, o.m.BadFiles) {
 		return syscall.EIO
 	}
+	if fstype == "tmpfs" {
+		o.m.Must(os.MkdirAll(target, 0o755)) // as hw.LinuxMounts does
+	}
 	o.m.Mounted = append(o.m.Mounted, target)
+	if lower, ok := strings.CutSuffix(strings.TrimPrefix(data, "lowerdir="), ":"+target); fstype == "overlay" && ok {
+		o.m.lay(lower, target)
+	}
 	return nil
 }
 

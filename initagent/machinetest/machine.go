@@ -240,6 +240,8 @@ type Machine struct {
 	before      *verity.Root  // of the image that is open beside it
 	Carried     []upper.Carry // what systems have taken over
 	Mounted     []string
+	Laid        map[string][]byte // the last start's, over the image's, by name
+	below       map[string][]byte // what of the image lies below them, by path; nil for nothing
 	ChipState   []byte
 	ChipChanged bool
 
@@ -359,7 +361,7 @@ func (m *Machine) Boot() (end string) {
 		m.T.Fatal(err)
 	}
 	m.ChipChanged = true
-	m.before = nil
+	m.before, m.Laid = nil, nil
 	m.OpenVolume, m.openVerity, m.Mounted, m.Listening, m.collected, m.hidden, m.NoModules = nil, false, nil, false, false, false, false
 	maps.Copy(m.Vars, m.Restores)
 	chosen, counted, err := m.Start()
@@ -378,6 +380,7 @@ func (m *Machine) Boot() (end string) {
 	m.booting = true
 	defer func() {
 		m.booting = false
+		m.takeAway()
 		switch p := recover().(type) {
 		case nil:
 		case Halt:

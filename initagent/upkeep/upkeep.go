@@ -23,9 +23,10 @@ type Found struct {
 }
 
 // Look looks, once the root partition is open, for what there is to do. tried is what this
-// boot has done, and last what it has found before.
+// boot has done, and last what it has found before. There is nothing to do once directories
+// of root's are mounted into the system: what is read there is no longer the image's.
 func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
-	if h.State.Root != bootflow.RootOpen || h.State.Trial {
+	if h.State.Root != bootflow.RootOpen || h.State.Trial || tried.Came(bootflow.MountState) != bootflow.NotTried {
 		return Found{Compared: last.Compared}
 	}
 	f := Found{Judgement: last.Judgement, Upkeep: bootflow.Upkeep{ESPDiffers: last.ESPDiffers}, Compared: true}
