@@ -170,6 +170,11 @@ const setupModeWanted = "Secure Boot is not in Setup Mode: open the firmware's s
 
 // keys sees to Secure Boot.
 func keys(s State, f Facts) (Step, bool) {
+	if s.Root == RootAbsent {
+		// A first boot has made the partition by now, so that this one was lost. New keys
+		// would not bring it back, and would replace what opens it once it is found.
+		return Step{}, false
+	}
 	switch s.Keys {
 	case KeysFinished:
 		return Step{Reboot, "this machine's Secure Boot keys are enrolled: they are enforced from the next start on"}, true

@@ -174,6 +174,9 @@ func (tr *trace) apply(k Kind) {
 	switch k {
 	case Heal, Partition:
 		s.Table = TableComplete
+		if k == Partition && s.Root == RootAbsent {
+			s.Root = RootBlank
+		}
 	case MakeTree:
 		s.Booted, s.TreeNamed = layout.SlotA, true
 	case Enroll:

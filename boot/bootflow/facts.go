@@ -34,7 +34,7 @@ const (
 	TableForeign                // partitions where none should be, or no room
 	TableNew                    // the ESP and the first system partition, as an installation leaves them
 	TableDamaged                // ours, with one copy to be restored
-	TableComplete               // ours, all six partitions
+	TableComplete               // ours, all six partitions, or what is left of them in a machine that was in use
 	TableInstaller              // an installer stick's
 	TableReadOnly               // of a disk that can be read and not written
 )
@@ -57,7 +57,7 @@ type Root int
 
 // Conditions of the root partition.
 const (
-	RootAbsent     Root = iota // there is none (or there cannot be one)
+	RootAbsent     Root = iota // there is none: the entry of the partition table was lost
 	RootBlank                  // never made
 	RootUnfinished             // begun by a provisioning that was cut
 	RootLocked                 // made, and closed

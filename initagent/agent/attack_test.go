@@ -3,10 +3,14 @@ package agent_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"halogenos.internal/boot/bootflow"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
@@ -188,6 +192,55 @@ func TestNeverMadeAgain(t *testing.T) { // FAULTS 43, 66
 				m.Ends("recovery", "the root partition was made on this machine")
 				if len(m.Shown) != 1 || len(m.Ops) > 0 {
 					t.Errorf("%d recovery keys were shown, written: %q", len(m.Shown), m.Ops)
+				}
+			})
+		}
+	}
+}
+
+// A machine in use that has lost entries of its partition table, and the place of its root
+// partition is free: the data is as it was, nothing is written, no keys are asked for or
+// made, and with the table of before the machine goes on. So it is where the owner has
+// cleared the Secure Boot keys, and where none are required. FAULTS 43
+func TestLostEntries(t *testing.T) {
+	optional := func(c *contract.Contract) { c.SecureBoot, c.TPM = contract.Optional, contract.Optional }
+	for _, lost := range [][]layout.Role{{layout.Root}, {layout.VerityB, layout.Root}, {layout.SystemB, layout.VerityB, layout.Root}} {
+		for _, c := range []struct {
+			name    string
+			change  func(*contract.Contract)
+			cleared bool
+			end     string
+		}{{"keys enforced", nil, false, "recovery"}, {"keys cleared", nil, true, "recovery"}, {"optional", optional, false, "system"}, {"optional, keys cleared", optional, true, "system"}} {
+			t.Run(fmt.Sprintf("%v, %s", lost, c.name), func(t *testing.T) {
+				m := machinetest.ProvisionedMachine(t, c.change)
+				whole, _, err := m.Table()
+				m.Must(err)
+				lacks := *whole
+				lacks.Partitions = slices.DeleteFunc(slices.Clone(whole.Partitions), func(p gpt.Partition) bool { return slices.Contains(lost, layout.RoleOf(p)) })
+				m.Must(lacks.Write(m.Disk))
+				keys := maps.Clone(m.Vars)
+				if c.cleared {
+					m.SetupMode()
+				}
+				m.Ops = nil
+				for range 2 {
+					says := []string{"this disk has no root partition"}
+					if c.end == "system" {
+						says = []string{"there is no root partition"}
+					}
+					m.Ends(c.end, says...)
+				}
+				for _, op := range m.Ops {
+					if strings.HasPrefix(op, "disk") || strings.Contains(op, "PK") {
+						t.Errorf("written: %q", m.Ops)
+						break
+					}
+				}
+				m.Vars = keys
+				m.Must(whole.Write(m.Disk))
+				m.Ends("system")
+				if m.OpenVolume == nil {
+					t.Error("the root partition does not open any more")
 				}
 			})
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
@@ -92,10 +93,16 @@ func (a *Agent) observeTable() error {
 	a.State.Booted, a.State.TreeNamed = layout.FindSlot(table, layout.SystemUUID(a.Contract.Root()), layout.VerityUUID(a.Contract.Root()))
 	plan, err := layout.NewPlan(table, a.Contract.SlotSize, a.Random)
 	switch {
-	case err != nil && a.State.TreeNamed:
-		// It was complete once, or the tree would not carry its name. A
-		// partition beside ours is a reason to complain, not to stop.
+	case a.State.TreeNamed && (err != nil || len(plan.Changes) > 0):
+		// It was complete once, or the tree would not carry its name: setup.Partition makes
+		// all that is missing in one table, and setup.MakeTree comes after it. What is missing
+		// now was lost, and its place may hold the data still, or somebody else's; the other
+		// copy of the table may have it. A partition beside ours is a reason to complain, not
+		// to stop.
 		a.State.Table = bootflow.TableComplete
+		if err == nil && a.facts.Came(bootflow.OpenVerity) == bootflow.NotTried {
+			a.Log.Say("partition table of %s: it was complete once, so that this boot does not %s", a.Disk.Name, strings.Join(plan.Changes, ", "))
+		}
 	case err != nil:
 		return err
 	case len(plan.Changes) > 0:

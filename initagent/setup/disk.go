@@ -72,7 +72,11 @@ func clearDirectory(h *host.Host) error {
 	return nil
 }
 
+// clearRoot refuses where a verity tree has its name: that machine had a root partition.
 func clearRoot(h *host.Host, t *gpt.Table) error {
+	if h.State.TreeNamed {
+		return fmt.Errorf("partition table of %s: this machine was in use, and its root partition is missing: write back the table of before", h.Disk.Name)
+	}
 	root, err := layout.Find(t, layout.Root)
 	if err != nil {
 		return fmt.Errorf("the plan for %s: %w", h.Disk.Name, err)
