@@ -39,6 +39,20 @@ func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
 	return &Root{p, volume, size}, nil
 }
 
+// alone refuses a disk with partitions of other systems: to keep the root partition is to
+// take all others off the table, and to write over the start of the disk.
+func alone(t *gpt.Table) error {
+	seen := map[layout.Role]bool{}
+	for _, p := range t.Partitions {
+		role := layout.RoleOf(p)
+		if role == 0 || seen[role] {
+			return fmt.Errorf("its root partition could be kept only without partition %d (%q), which is another system's: save what is on that and remove it first, or take another disk", p.Number, p.Label)
+		}
+		seen[role] = true
+	}
+	return nil
+}
+
 // leave takes everything but the root partition off the partition table.
 //
 // The table is never zeroed: with each write that replaces it one of its copies
@@ -50,6 +64,9 @@ func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
 func leave(d Target, t *gpt.Table, kept gpt.Partition) error {
 	have, err := FindRoot(d, t.Sectors, t.SectorSize)
 	if err != nil {
+		return fmt.Errorf("keep the root partition: %w", err)
+	}
+	if err := alone(t); err != nil {
 		return fmt.Errorf("keep the root partition: %w", err)
 	}
 	if have.Partition != kept {

@@ -301,3 +301,36 @@ func bytesOf(t *gpt.Table, r layout.Role) int64 {
 	_, size := t.Bytes(p)
 	return size
 }
+
+// A disk with the root partition of a HalogenOS and another system's partitions: to keep
+// the one would take the others off the table, so that it is not offered, and who erases
+// the disk is told whose systems go.
+func TestKeepsNoneBesideOthers(t *testing.T) {
+	d, table := inUse(t, rootheader.Label, tokens()...)
+	s := open(t, newBuild(t, nil))
+	shared := *table
+	shared.Partitions = slices.Clone(table.Partitions)
+	root := &shared.Partitions[5]
+	foreign := gpt.Partition{Number: 7, Type: typeReserved, UUID: randomIDs(t).Disk, First: root.Last - 2047, Last: root.Last, Label: "Microsoft reserved partition"}
+	root.Last -= 2048
+	shared.Partitions = append(shared.Partitions, foreign)
+	second := foreign
+	second.Type, second.Label = layout.TypeESP, layout.ESPLabel
+	for name, other := range map[string]gpt.Partition{"of another type": foreign, "with the marks of ours": second} {
+		shared.Partitions[6] = other
+		if err := shared.Write(d); err != nil {
+			t.Fatal(err)
+		}
+		disk := LookAt(d, Disk{Path: "/dev/sda", Serial: "S1", SectorSize: 512, Sectors: diskSize / 512})
+		for _, keep := range []bool{true, false} {
+			p := NewPlan(s, disk, Facts{}, randomIDs(t), Choice{OtherMachine: true, KeepRoot: keep})
+			says := func(f Finding) bool { return strings.Contains(f.Text, "partition 7") && f.Fatal == keep }
+			if !slices.ContainsFunc(p.Findings, says) || disk.Root != nil || keep == (p.Err(true) == nil) {
+				t.Errorf("%s, keep %v: root %v, %+v", name, keep, disk.Root, p.Findings)
+			}
+			if name == "of another type" && !strings.Contains(p.Loss(), "Windows") {
+				t.Errorf("%s: %s", name, p.Loss())
+			}
+		}
+	}
+}

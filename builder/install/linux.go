@@ -199,16 +199,23 @@ func look(d *Disk) {
 	}
 	defer f.Close()
 	*d = LookAt(f, *d)
-	if d.Root, err = FindRoot(f, d.Sectors, d.SectorSize); err != nil && !errors.Is(err, ErrNoRoot) {
-		d.NoRoot = err.Error()
-	}
 }
 
-// LookAt is a disk with what its content says: what is on it, other systems, free space.
+// LookAt is a disk with what its content says: what is on it, other systems, free space,
+// and the root partition that can be kept.
 func LookAt(r io.ReaderAt, d Disk) Disk {
 	d.Contents = Contents(r, d.Sectors, d.SectorSize)
 	if d.table, d.health, d.noTable = gpt.Read(r, d.Sectors, d.SectorSize); d.noTable == nil {
 		d.Systems, d.Free = Systems(r, d.table, d.Path), FreeSpace(d.table)
+	}
+	var err error
+	if d.Root, err = FindRoot(r, d.Sectors, d.SectorSize); err == nil {
+		if err = alone(d.table); err != nil {
+			d.Root = nil
+		}
+	}
+	if err != nil && !errors.Is(err, ErrNoRoot) {
+		d.NoRoot = err.Error()
 	}
 	return d
 }

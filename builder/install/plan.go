@@ -342,6 +342,9 @@ func (p *Plan) Loss() string {
 	if p.Kept != nil {
 		return fmt.Sprintf("Everything on %s but its root partition will be lost.", p.Disk.Path)
 	}
+	if len(p.Disk.Systems) > 0 {
+		return fmt.Sprintf("Everything on %s will be lost, and with it %s.", p.Disk.Path, Names(p.Disk.Systems))
+	}
 	return fmt.Sprintf("Everything on %s will be lost.", p.Disk.Path)
 }
 
