@@ -66,7 +66,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	var o installFlags
 	f := flag.NewFlagSet("install", flag.ContinueOnError)
 	f.StringVar(&o.disk, "disk", "", "the `DISK` to install to, such as /dev/nvme0n1")
-	f.StringVar(&o.key, "key", "", "`FILE` with the distributor's OpenPGP public key; a release that it has not signed is refused")
+	f.StringVar(&o.key, "key", "", "`FILE` with the distributor's OpenPGP public key; a release that it has not signed is refused, and so is a directory without release.json.pgp")
 	f.StringVar(&o.channel, "channel", "stable", "which `CHANNEL` of a server to install: stable, beta or alpha")
 	f.StringVar(&o.setup, "setup", "", "`FILE` with answers for the machine's first start, as setup.json(5) has it: nobody is asked then. 'halogen setup --check FILE' tries it")
 	f.StringVar(&o.yes, "yes", "", "do not ask: the disk's `SERIAL` number stands for its owner's consent to lose what is on it")
@@ -248,17 +248,25 @@ func openRelease(ctx context.Context, from string, o installFlags) (*install.Sou
 		return nil, nil, err
 	}
 	if info.IsDir() {
-		s, err := install.FromDirectory(from)
-		if err != nil {
-			return nil, nil, err
-		}
-		return s, s.Close, nil
+		return openDirectory(from, key)
 	}
 	f, err := os.Open(from)
 	if err != nil {
 		return nil, nil, err
 	}
 	return opened(ctx, f, key)
+}
+
+func openDirectory(dir string, key *pgp.Key) (s *install.Source, done func() error, err error) {
+	if key == nil {
+		s, err = install.FromDirectory(dir)
+	} else {
+		s, err = install.FromSignedDirectory(dir, key, time.Now())
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s.Close, nil
 }
 
 func opened(ctx context.Context, packed io.ReadCloser, key *pgp.Key) (*install.Source, func() error, error) {

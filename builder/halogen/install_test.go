@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -216,8 +217,22 @@ func TestInstallRefusesSignatures(t *testing.T) {
 	pinned, unpinned, stranger := installtest.Build(t, pins(public)), installtest.Build(t, nil), installtest.Build(t, pins(theirs.Public()))
 	good := file("good", installtest.Archive(t, pinned, ours.Sign))
 	flipped := installtest.Archive(t, pinned, func(d []byte) []byte { return ours.Sign(append([]byte(" "), d...)) })
+	unpacked := func(archive string) string { // as tar does it
+		to := t.TempDir()
+		if out, err := exec.Command("tar", "-C", to, "-xzf", archive).CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v: %s", err, out)
+		}
+		return to
+	}
 	for _, c := range []struct{ name, from, key, want string }{
 		{"good", good, key, ""},
+		{"directory of a build, no key named", pinned, "", ""},
+		{"directory of a build", pinned, key, "the release is not signed"},
+		{"directory, good", unpacked(good), key, ""},
+		{"directory, signed by another", unpacked(good), other, "release.json.pgp"},
+		{"directory, the signature of another text", unpacked(file("flipped", flipped)), key, "release.json.pgp"},
+		{"directory, another key is pinned", unpacked(file("stranger", installtest.Archive(t, stranger, ours.Sign))), key, "the UKI has pinned the key"},
+		{"directory, no key is pinned", unpacked(file("unpinned", installtest.Archive(t, unpinned, ours.Sign))), key, "its UKI would take unsigned updates"},
 		{"signed by another", good, other, "release.json.pgp"},
 		{"the signature of another text", file("flipped", flipped), key, "release.json.pgp"},
 		{"signed, and no key named", good, "", "name the key that its distributor publishes"},

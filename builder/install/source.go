@@ -50,6 +50,40 @@ func FromDirectory(dir string) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	return fromDirectory(dir, text)
+}
+
+// FromSignedDirectory reads what an archive has left in a directory, and wants the
+// signature that lies in both: of key, over release.json. It returns ErrUnsigned
+// where there is none.
+func FromSignedDirectory(dir string, key *pgp.Key, now time.Time) (*Source, error) {
+	text, err := files.Read(filepath.Join(dir, release.FileName), release.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := files.Read(filepath.Join(dir, archive.SignatureFile), archive.MaxSignature)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no %s, as a build is signed when it is packed; install the archive of 'halogen release', or its unpacked content, or give no key", ErrUnsigned, dir, archive.SignatureFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := authenticate(key, now)(text, signature); err != nil {
+		return nil, err
+	}
+	s, err := fromDirectory(dir, text)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkKey(key); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.Signed = true
+	return s, nil
+}
+
+// fromDirectory reads the files of a directory that text describes.
+func fromDirectory(dir string, text []byte) (*Source, error) {
 	r, err := release.Parse(text)
 	if err != nil {
 		return nil, err
@@ -80,7 +114,10 @@ func FromDirectory(dir string) (*Source, error) {
 		}
 		return nil
 	}
-	return s, s.complete()
+	if err := s.complete(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return s, nil
 }
 
 // FromArchive reads a release archive front to back. key is the key that must
