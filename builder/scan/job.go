@@ -69,6 +69,7 @@ func (j *job) own(name string, data []byte, depth int, inside kind, isFile bool)
 		return err
 	}
 	if inside == nothing {
+		emptyPasswords(name, data, func(at int) { j.found(name, ruleEmpty, int64(at)) })
 		j.packets(name, data)
 		whole(data, isFile, func(rule string, at int) { j.found(name, rule, int64(at)) })
 	}

@@ -37,6 +37,7 @@ const (
 	ruleLUKS       = "luks-header"
 	ruleKeyFile    = "key-file"
 	ruleShadow     = "password-hash"
+	ruleEmpty      = "empty-password"
 	ruleMachineID  = "machine-id"
 	ruleWireGuard  = "wireguard-key"
 	ruleWiFi       = "network-secret"
@@ -59,6 +60,7 @@ func Rules() []Rule {
 		{ruleLUKS, "LUKS headers, which hold keys of a volume"},
 		{ruleKeyFile, "files of random bytes in the size of a key, or the same as hexadecimal or Base64"},
 		{ruleShadow, "hashes of passwords: crypt, LDAP, GRUB"},
+		{ruleEmpty, "accounts that need no password: an empty one in /etc/shadow, or in /etc/passwd with a shell"},
 		{ruleMachineID, "the ID of one machine"},
 		{ruleWireGuard, "private and preshared WireGuard keys"},
 		{ruleWiFi, "secrets of NetworkManager, wpa_supplicant, iwd, hostapd and IPsec"},

@@ -294,7 +294,7 @@ type SecretsError struct{ Findings []Finding }
 
 func (e *SecretsError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "in the image there are secrets that every machine, and everybody who has a copy, would share (%d):", len(e.Findings))
+	fmt.Fprintf(&b, "in the image there are accounts without a password, or secrets that every machine, and everybody who has a copy, would share (%d):", len(e.Findings))
 	for i, f := range e.Findings {
 		if i == maxListed {
 			fmt.Fprintf(&b, "\n  and %d more", len(e.Findings)-i)
