@@ -38,6 +38,8 @@ type Options struct {
 	// regular expression (POSIX.1-2017, XBD 9.4) that has no space; empty for none. Each lies
 	// in a run of blocks.
 	Plain string
+	// NoXattrs keeps none of the directory's extended attributes, which may be the host's.
+	NoXattrs bool
 }
 
 // packed are names of files that are compressed already, as an extended regular
@@ -72,6 +74,9 @@ func Make(ctx context.Context, file, directory string, o Options) error {
 	}
 	if o.Sparse && o.Compression == "" {
 		args = append(args, fmt.Sprintf("--chunksize=%d", BlockSize))
+	}
+	if o.NoXattrs {
+		args = append(args, "-x-1")
 	}
 	if o.AllRoot {
 		args = append(args, "--all-root")

@@ -79,7 +79,7 @@ func packStick(ctx context.Context, out *outputs, dir, program string, r *releas
 	}
 	file := out.path("stick.erofs")
 	// What it holds is packed already.
-	err := erofs.Make(ctx, file, directory, erofs.Options{UUID: derive("installer", r.ImageID, r.Version), Date: date, AllRoot: true})
+	err := erofs.Make(ctx, file, directory, erofs.Options{UUID: derive("installer", r.ImageID, r.Version), Date: date, AllRoot: true, NoXattrs: true})
 	return file, err
 }
 

@@ -2,13 +2,11 @@ package rootfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -145,22 +143,12 @@ func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscal
 
 // readXattrs returns the extended attributes that go into an image.
 func readXattrs(file string) (map[string]string, error) {
-	n, err := unix.Llistxattr(file, nil)
-	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
-		return nil, nil
-	}
-	buf := make([]byte, 64<<10) // the kernel's limit for a list and for a value
-	if err == nil {
-		n, err = unix.Llistxattr(file, buf)
-	}
+	names, err := listXattrs(file)
 	if err != nil {
-		return nil, fmt.Errorf("list extended attributes of %s: %w", file, err)
-	}
-	if n == 0 { // an overlay says first how many it has with its own
-		return nil, nil
+		return nil, err
 	}
 	var xattrs map[string]string
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+	for _, name := range names {
 		keep, err := keepXattr(name)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
@@ -168,7 +156,7 @@ func readXattrs(file string) (map[string]string, error) {
 		if !keep {
 			continue
 		}
-		value := make([]byte, 64<<10)
+		value := make([]byte, maxXattrs)
 		size, err := unix.Lgetxattr(file, name, value)
 		if err != nil {
 			return nil, fmt.Errorf("read extended attribute %s of %s: %w", name, file, err)

@@ -414,7 +414,8 @@ func (t *Tree) leave() error {
 }
 
 // attributes sets owner, mode, extended attributes and time, in this order:
-// changing the owner takes set-ID bits and capabilities away.
+// changing the owner takes set-ID bits and capabilities away. The host's attributes go
+// after the mode: with an access control list a mode's group bits are the list's mask.
 func (t *Tree) attributes(e Entry) error {
 	dir, err := t.parent(e.Name)
 	if err != nil {
@@ -431,6 +432,9 @@ func (t *Tree) attributes(e Entry) error {
 			return fmt.Errorf("set mode %04o: %w", e.Mode, err)
 		}
 	}
+	if err := t.clearHost(dir, base, e.Xattrs); err != nil {
+		return err
+	}
 	for _, key := range slices.Sorted(maps.Keys(e.Xattrs)) {
 		if err := setXattr(dir, base, key, e.Xattrs[key]); err != nil {
 			return err
@@ -446,11 +450,9 @@ func (t *Tree) attributes(e Entry) error {
 	return nil
 }
 
-// setXattr sets an extended attribute of a file in a directory. There is no
-// setxattrat yet; the descriptor's name in /proc is the directory itself, and
-// the last name is not followed.
+// setXattr sets an extended attribute of a file in a directory.
 func setXattr(dir *parent, base, key, value string) error {
-	err := unix.Lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir.fd(), base), key, []byte(value), 0)
+	err := unix.Lsetxattr(dir.path(base), key, []byte(value), 0)
 	switch {
 	case errors.Is(err, unix.ENOTSUP):
 		return fmt.Errorf("set extended attribute %s: the file system of --out cannot hold it (%w): give a directory on ext4, XFS or btrfs", key, err)
