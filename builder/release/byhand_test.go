@@ -93,6 +93,10 @@ func TestByHand(t *testing.T) {
 			if said, err := exec.Command("tar", "czf", filepath.Join(out, "7.tar.gz"), "-C", build, "uki.efi", "system.erofs").CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, said)
 			}
+			if err := os.Remove(r.Archive + ".pgp"); err != nil {
+				t.Fatal(err)
+			}
+			w.byHand(fpr, r.Archive+".pgp", r.Archive)
 		},
 		"a signature that was forgotten": func() {
 			if err := os.Remove(r.Description + ".pgp"); err != nil {

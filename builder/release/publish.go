@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
@@ -331,13 +330,9 @@ func (p *publisher) writeRelease(ctx context.Context) error {
 func (p *publisher) reuse(ctx context.Context) error {
 	v := p.build.release.Version
 	have, err := readPublished(ctx, Directory(p.dir), v, p.site.key, p.Now)
-	if errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned) || errors.Is(err, fs.ErrNotExist) {
+	if p.site.noneTakes(v, err) || errors.Is(err, fs.ErrNotExist) {
 		p.Note("release %s is on the server already, and is one that no machine takes (%v): replacing it", v, err)
-		old := filepath.Join(p.dir, unfinished+v.String())
-		if err := os.Rename(filepath.Join(p.dir, v.String()), old); err != nil {
-			return err
-		}
-		return errors.Join(p.writeRelease(ctx), os.RemoveAll(old))
+		return p.replace(ctx, v)
 	}
 	if err != nil {
 		return fmt.Errorf("release %s is on the server already: %w: if nobody has it, remove %s", v, err, filepath.Join(p.dir, v.String()))
@@ -361,6 +356,20 @@ func (p *publisher) reuse(ctx context.Context) error {
 	p.result.Size = info.Size()
 	p.Note("release %s is on the server already", v)
 	return p.writeNotes(filepath.Join(p.dir, v.String()))
+}
+
+// replace writes the release in the place of what has its name, which comes back
+// where that fails. A power cut between the two leaves it under a name that the next
+// publisher removes (lock), and nothing in its place: no machine would have taken it.
+func (p *publisher) replace(ctx context.Context, v contract.Version) error {
+	place, old := filepath.Join(p.dir, v.String()), filepath.Join(p.dir, unfinished+v.String())
+	if err := os.Rename(place, old); err != nil {
+		return err
+	}
+	if err := p.writeRelease(ctx); err != nil {
+		return errors.Join(err, os.Rename(old, place))
+	}
+	return os.RemoveAll(old)
 }
 
 // fill writes archive and signature into a directory of their own.

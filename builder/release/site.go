@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -147,15 +148,47 @@ func (s *site) named(ctx context.Context) (map[contract.Version]*published, erro
 		}
 		p, err := readPublished(ctx, Directory(s.dir), v, s.key, s.now)
 		switch {
-		case errors.Is(err, archive.ErrForeign) || errors.Is(err, errUnsigned):
+		case s.noneTakes(v, err):
 			s.note("WARNING: release %s, which is in %s, is one that no machine takes: %v", v, c, err)
 		case err != nil:
-			return nil, fmt.Errorf("release %s, which is in %s: %w. Put it back from a copy, or take it out with 'halogen release withdraw'; --previous DIR names the build that this one follows, where it is gone", v, c, err)
+			return nil, fmt.Errorf("release %s, which is in %s: %w. Put it back from a copy, or take it out with 'halogen release withdraw' (if no machine has it, sign it as it is, by 'gpg --detach-sign'); --previous DIR names the build that this one follows, where it is gone", v, c, err)
 		default:
 			all[v] = p
 		}
 	}
 	return all, nil
+}
+
+// noneTakes reports whether the error with which a release was read says that no machine
+// can ever have taken it: its description has no signature, or what lies there never was
+// a release's archive. Damage to a release that machines have looks like the latter. So
+// what no channel names and nobody has signed is believed, and else only a signature over
+// the archive as it lies there: then its distributor has made it so.
+func (s *site) noneTakes(v contract.Version, err error) bool {
+	if errors.Is(err, errUnsigned) {
+		return true
+	}
+	if !errors.Is(err, archive.ErrForeign) {
+		return false
+	}
+	signature, err := files.Read(filepath.Join(s.dir, manifest.ArchiveSignatureName(v)), pgp.MaxSignature)
+	if errors.Is(err, fs.ErrNotExist) {
+		return !s.names(v)
+	}
+	if err != nil || s.key == nil {
+		return false
+	}
+	f, err := os.Open(filepath.Join(s.dir, manifest.ArchiveName(v)))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return s.key.VerifyMade(f, signature, s.now) == nil
+}
+
+// names reports whether a channel names a release.
+func (s *site) names(v contract.Version) bool {
+	return s.manifest != nil && slices.ContainsFunc(manifest.Channels(), func(c manifest.Channel) bool { return s.manifest.Entry(c).Version == v })
 }
 
 // sign says whether the manifest is to be signed from now on, and refuses to sign
