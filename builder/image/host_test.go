@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -47,5 +49,51 @@ func TestListsOfTheHost(t *testing.T) {
 			}
 		}
 		first = have
+	}
+}
+
+// A build leaves nothing of the one before beside its release.json, and two at a time do not
+// write to one directory.
+func TestImagesOfTheBuildBefore(t *testing.T) {
+	o := options(t, rootfstest.Minimal().Write(t, false))
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte("program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mustBuild(t, o)
+	if err := Stick(t.Context(), o.Out, program); err != nil {
+		t.Fatal(err)
+	}
+	first := listing(t, o.Out)
+	if !slices.Contains(first, DiskFile) || !slices.Contains(first, StickFile) {
+		t.Fatalf("the first build has made %v", first)
+	}
+
+	lock, err := newOutputs(o.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "another build writes to it") || !strings.Contains(err.Error(), o.Out) {
+		t.Errorf("a second build at the same time: error %v", err)
+	}
+	if err := Stick(t.Context(), o.Out, program); err == nil || !strings.Contains(err.Error(), "another build writes to it") {
+		t.Errorf("a stick at the same time: error %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if have := listing(t, o.Out); !slices.Equal(have, first) {
+		t.Errorf("they have left %v", have)
+	}
+
+	o.Version, o.Disk = 8, false
+	mustBuild(t, o)
+	if have := listing(t, o.Out); slices.Contains(have, DiskFile) || slices.Contains(have, StickFile) {
+		t.Errorf("beside the next release lie images of the one before: %v", have)
+	}
+	o.Version, o.Disk = 9, true
+	mustBuild(t, o)
+	if have := listing(t, o.Out); !slices.Contains(have, DiskFile) || slices.Contains(have, StickFile) {
+		t.Errorf("the third build has left %v", have)
 	}
 }

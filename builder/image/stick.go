@@ -26,16 +26,16 @@ const StickFile = "installer.img"
 // installs instead of booting. program is the file of halogen itself. The same
 // build and program give the same bytes.
 func Stick(ctx context.Context, dir, program string) (err error) {
+	out, err := newOutputs(dir) // first: no other build changes the release from here on
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
 	s, err := install.FromDirectory(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	out, err := newOutputs(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
 	payload, err := packStick(ctx, out, dir, program, s.ESP.Release)
 	if err != nil {
 		return err
