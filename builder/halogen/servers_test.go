@@ -351,6 +351,8 @@ func TestInstallOffered(t *testing.T) {
 	open("")
 	list("x86_64/kiosk")
 	open("lists the releases of x86_64/kiosk, and the archive beside it has one of x86_64/test")
+	list("x86_64/test\nROLLOUT_STABLE=0")
+	open("'halogen release withdraw'")
 	list("x86_64/test")
 	f.write(t, filepath.Join(f.directory, manifest.ArchiveName(8)), read(t, filepath.Join(f.directory, manifest.ArchiveName(7))))
 	open("offers release 8, and the archive of that name has release 7")

@@ -75,6 +75,22 @@ func Offered(ctx context.Context, s Server, c manifest.Channel, key *pgp.Key, no
 	if err := errors.Join(v.faults...); err != nil {
 		return Offer{}, err
 	}
-	e, _, err := v.manifest.Resolve(c)
+	e, err := offered(v.manifest, c)
 	return Offer{Version: e.Version, Image: v.manifest.Image, Key: v.Key}, err
+}
+
+// offered is the newest release that a new machine may get: one that a rollout has
+// stopped goes to no machine, since trials of it have failed. Any other share is for
+// machines that have a release to stay with.
+func offered(m *manifest.Manifest, c manifest.Channel) (manifest.Entry, error) {
+	all, err := m.Offers(c)
+	if err != nil {
+		return manifest.Entry{}, err
+	}
+	for _, o := range all {
+		if e := o.Entry; !e.Limited || e.Percent > 0 {
+			return e, nil
+		}
+	}
+	return manifest.Entry{}, fmt.Errorf("release %s is for no machine: its rollout was stopped, and %s names no other for %s. Tell the distributor, who takes it back with 'halogen release withdraw' or publishes the next", all[0].Entry.Version, manifest.FileName, c)
 }
