@@ -23,6 +23,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/s2k"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 	"github.com/youmark/pkcs8"
+	"golang.org/x/sys/unix"
 )
 
 // Names of the files that Generate writes.
@@ -96,7 +97,23 @@ func (h host) generate(w Wanted) (*Made, error) {
 		}
 		made.Files = append(made.Files, path)
 	}
+	// A power cut before this may lose files of a key that nobody has been told of yet; one
+	// after it loses none: their names, and those of the directories above that were
+	// made for them, are on the disk as well.
+	if err := h.sync(w.Dir); err != nil {
+		return nil, fmt.Errorf("generate keys: sync %s: %w: remove the keys there, and make others", w.Dir, err)
+	}
 	return made, nil
+}
+
+// syncDirectory sees the file system of a directory on the disk (syncfs(2)): to open each
+// directory above it may not be allowed.
+func syncDirectory(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 // writeNew writes a file that must not exist, and sees it on the disk.

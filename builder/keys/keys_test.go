@@ -200,7 +200,7 @@ func TestModuleKey(t *testing.T) {
 
 func TestGenerateRefuses(t *testing.T) {
 	dir, _ := generated(t)
-	open := host{sys: t.TempDir(), proc: "/proc", file: fileOf, device: deviceOf, policy: func(string) (bool, error) { return false, nil }}
+	open := host{sys: t.TempDir(), proc: "/proc", file: fileOf, device: deviceOf, sync: syncDirectory, policy: func(string) (bool, error) { return false, nil }}
 	w := Wanted{Name: "x", Password: passwordOf(t, words), Now: time.Now()}
 	weak := passwordOf(t, "Password123!")
 	for _, c := range []struct {
@@ -226,6 +226,25 @@ func TestGenerateRefuses(t *testing.T) {
 	w.Dir, w.UnencryptedStorage = filepath.Join(t.TempDir(), "new"), true
 	if _, err := open.generate(w); err != nil {
 		t.Errorf("on unencrypted storage, as asked for: %v", err)
+	}
+}
+
+// Nobody is told of keys that a power cut may still take away: what says that they are made
+// comes after the names are on the disk, and not at all where they are not.
+func TestGenerateSyncs(t *testing.T) {
+	h, w := encrypted(), Wanted{Dir: filepath.Join(t.TempDir(), "some", "where"), Name: "x", Password: passwordOf(t, words), Now: time.Now()}
+	failed, synced := errors.New("disk is gone"), 0
+	h.sync = func(dir string) error {
+		for _, name := range []string{ReleaseSecret, ReleasePublic, ModuleSecret, ModulePublic} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err != nil || dir != w.Dir {
+				t.Errorf("%s is synced too early: %v", dir, err)
+			}
+		}
+		synced++
+		return errors.Join(syncDirectory(dir), failed)
+	}
+	if made, err := h.generate(w); !errors.Is(err, failed) || made != nil || synced != 1 {
+		t.Errorf("%v, %v, synced %d times", made, err, synced)
 	}
 }
 

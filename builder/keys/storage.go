@@ -27,10 +27,12 @@ type host struct {
 	policy func(path string) (bool, error)
 	// device returns the number of a block device.
 	device func(path string) (uint64, error)
+	// sync writes a directory and those above it to the disk.
+	sync func(dir string) error
 }
 
 func thisHost() host {
-	return host{sys: "/sys", proc: "/proc", file: fileOf, policy: policyOf, device: deviceOf}
+	return host{sys: "/sys", proc: "/proc", file: fileOf, policy: policyOf, device: deviceOf, sync: syncDirectory}
 }
 
 func fileOf(path string) (int64, uint64, uint64, error) {
