@@ -62,7 +62,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
 	f.BoolVar(&b.unencrypted, "allow-unencrypted-storage", false, storageRisk)
 	f.BoolVar(&b.expiringKey, "allow-expiring-key", false, "take a ReleaseKey that has expired or ends within a year, as to build an old release again: its machines take updates only if they learn from the server in time that it was renewed")
-	f.BoolVar(&b.movedAccounts, "allow-moved-accounts", false, "take users and groups that have another number than in the previous build: on machines, what they own in /var and elsewhere outside /etc is somebody else's")
+	f.BoolVar(&b.movedAccounts, "allow-moved-accounts", false, "take users and groups that have another number than in the previous build, or the number of one that is gone: on machines, what they own in /var and elsewhere outside /etc is somebody else's")
 	f.BoolVar(&b.disk, "disk", false, "also make disk.img: ESP and first system partition")
 	f.BoolVar(&b.installer, "installer", false, "also make installer.img, for a stick that installs the release")
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")

@@ -82,8 +82,9 @@ func (b *build) pinnable(context.Context) error {
 	return err
 }
 
-// sameAccounts refuses users and groups that the previous build has under another number.
-// On a machine the files of theirs that the image does not have keep the old one.
+// sameAccounts refuses users and groups that the previous build has under another number,
+// or whose number it gives to another. On a machine the files of theirs that the image does
+// not have keep the old one.
 func (b *build) sameAccounts(context.Context) error {
 	if b.Previous == "" {
 		return nil

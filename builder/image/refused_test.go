@@ -135,11 +135,15 @@ func TestMovedAccounts(t *testing.T) {
 		_, err := Build(t.Context(), next)
 		return said.String(), err
 	}
-	const same, moved = "bus:x:101:7::/:\nnew:x:0:0::/:\n", "root:x:0:0::/root:/bin/sh\nbus:x:102:101::/:/bin/false\n"
+	const same, moved = "root:x:0:0::/root:/bin/sh\nbus:x:101:7::/:\nnew:x:102:0::/:\n", "root:x:0:0::/root:/bin/sh\nbus:x:102:101::/:/bin/false\n"
 	if said, err := build(same, "bus:x:9:\n", func(*Options) {}); err != nil || strings.Contains(said, "numbers") {
 		t.Errorf("%q, %v", said, err)
 	}
-	_, err := build(moved, "", func(*Options) {})
+	_, err := build("root:x:0:0::/root:/bin/sh\nnew:x:101:0::/:\n", "", func(*Options) {})
+	if err == nil || !strings.Contains(err.Error(), `user "new" has 101, which was that of "bus"`) {
+		t.Errorf("the number of one that is gone: error %v", err)
+	}
+	_, err = build(moved, "", func(*Options) {})
 	for _, say := range []string{`user "bus" from 101 to 102`, "/var", "useradd --uid", "ACCT_USER_NAME_ID", "--allow-moved-accounts"} {
 		if err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("error %v, want one that says %q", err, say)

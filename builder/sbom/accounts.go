@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,8 +19,9 @@ type Account struct {
 	Number uint32
 }
 
-// accountFiles have the accounts of an image.
-var accountFiles = []struct{ kind, file string }{{"user", "etc/passwd"}, {"group", "etc/group"}}
+// accountFiles have the accounts of an image: ostree keeps its own below /usr
+// (nss-altfiles).
+var accountFiles = []struct{ kind, file string }{{"user", "etc/passwd"}, {"user", "usr/lib/passwd"}, {"group", "etc/group"}, {"group", "usr/lib/group"}}
 
 // maxAccounts bounds such a file in bytes.
 const maxAccounts = 4 << 20
@@ -91,22 +93,49 @@ func AccountsOf(bill []byte) ([]Account, error) {
 }
 
 // Moved says of each account that both have which number it had and which it has, where
-// those are not the same. Of lines with the same name the first counts, as for programs.
+// those are not the same, and of each number that a new account has whose former account is
+// gone: what that one owned is the new one's. Of lines with the same name the first counts,
+// as for programs.
 func Moved(was, is []Account) (moved []string) {
-	type key struct{ kind, name string }
-	before, seen := map[key]uint32{}, map[key]bool{}
+	before, now := firsts(was), firsts(is)
+	names := make(map[number][]string) // that a number had
 	for _, a := range was {
-		if _, twice := before[key{a.Kind, a.Name}]; !twice {
-			before[key{a.Kind, a.Name}] = a.Number
+		if before[account{a.Kind, a.Name}] == a.Number {
+			names[number{a.Kind, a.Number}] = append(names[number{a.Kind, a.Number}], a.Name)
 		}
 	}
+	said := map[account]bool{}
 	for _, a := range is {
-		k := key{a.Kind, a.Name}
-		n, had := before[k]
-		if had && n != a.Number && !seen[k] {
-			moved = append(moved, fmt.Sprintf("%s %q from %d to %d", a.Kind, a.Name, n, a.Number))
+		who := account{a.Kind, a.Name}
+		if said[who] {
+			continue
 		}
-		seen[k] = true
+		said[who] = true
+		n, had := before[who]
+		switch former := names[number{a.Kind, a.Number}]; {
+		case had && n != a.Number:
+			moved = append(moved, fmt.Sprintf("%s %q from %d to %d", a.Kind, a.Name, n, a.Number))
+		case !had && len(former) > 0 && !slices.ContainsFunc(former, func(name string) bool { _, stays := now[account{a.Kind, name}]; return stays }):
+			moved = append(moved, fmt.Sprintf("%s %q has %d, which was that of %q", a.Kind, a.Name, a.Number, former[0]))
+		}
 	}
 	return moved
+}
+
+type account struct{ kind, name string }
+
+type number struct {
+	kind string
+	n    uint32
+}
+
+// firsts are the accounts' numbers.
+func firsts(all []Account) map[account]uint32 {
+	out := make(map[account]uint32)
+	for _, a := range all {
+		if _, twice := out[account{a.Kind, a.Name}]; !twice {
+			out[account{a.Kind, a.Name}] = a.Number
+		}
+	}
+	return out
 }

@@ -28,7 +28,12 @@ func TestMoved(t *testing.T) {
 		{"", "", ""},
 		{"u:root=0 g:root=0", "u:root=0 g:root=0", ""},
 		{"u:root=0", "u:root=0 u:new=999", ""},
-		{"u:root=0 u:gone=999", "u:root=0 u:other=999", ""},
+		{"u:root=0 u:gone=999", "u:root=0 u:other=999", `user "other" has 999, which was that of "gone"`},
+		{"u:gone=999 g:gone=999", "u:other=998 g:other=999", `group "other" has 999, which was that of "gone"`},
+		{"u:root=0 u:toor=0", "u:root=0 u:admin=0", ""},  // still root's
+		{"u:a=1", "u:a=2 u:b=1", `user "a" from 1 to 2`}, // said once
+		{"u:gone=999", "u:one=999 u:two=999 u:one=999", `user "one" has 999, which was that of "gone"; user "two" has 999, which was that of "gone"`},
+		{"u:gone=999 u:gone=5", "u:other=5", ""}, // never had it
 		{"u:bus=101 g:bus=101", "u:bus=102 g:bus=101", `user "bus" from 101 to 102`},
 		{"u:bus=101 g:bus=101", "u:bus=101 g:bus=103", `group "bus" from 101 to 103`},
 		{"u:a=1 u:b=2", "u:a=2 u:b=1", `user "a" from 1 to 2; user "b" from 2 to 1`},
@@ -47,9 +52,11 @@ func TestAccountsInBill(t *testing.T) {
 	files := memory{
 		"etc/passwd": "# c:x:1\nroot:$6$secret:0:0:Secret Name:/secret:/bin/sh\n+nis\nshort:x\nbad:x:y:0::/:\nlarge:x:4294967296:0::/:\nä b:x:4294967295:0::/:\n",
 		"etc/group":  "root:x:0:\n",
+		// of ostree
+		"usr/lib/passwd": "polkitd:x:999:998::/:/sbin/nologin\n", "usr/lib/group": "polkitd:x:998:\n",
 	}
 	all, err := ReadAccounts(files)
-	want := []Account{{"user", "root", 0}, {"user", "ä b", 4294967295}, {"group", "root", 0}}
+	want := []Account{{"user", "root", 0}, {"user", "ä b", 4294967295}, {"user", "polkitd", 999}, {"group", "root", 0}, {"group", "polkitd", 998}}
 	if err != nil || !slices.Equal(all, want) {
 		t.Errorf("%+v, %v", all, err)
 	}
