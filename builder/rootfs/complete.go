@@ -107,13 +107,36 @@ func (t *Tree) depersonalize(date time.Time) ([]string, error) {
 		return nil, err
 	}
 	id, err := t.resetMachineID(date)
-	return append(append(notes, initrds...), id...), err
+	return slices.Concat(notes, initrds, id), err
 }
 
-// removeInitrds takes the distribution's initramfs out of /boot: it is never
-// booted, it is large, and it is seldom the same twice.
+// initrdPlaces are the directories that an initramfs of the distribution lies in:
+// Debian's, systemd's kernel-install(8) and ostree's, Fedora's and mkosi's. A star is any
+// directory.
+var initrdPlaces = []string{"boot", "boot/*/*", "usr/lib/modules/*", "lib/modules/*"}
+
+// removeInitrds takes the distribution's initramfs out: it is never booted, it is large, and
+// it is seldom the same twice.
 func (t *Tree) removeInitrds() ([]string, error) {
-	names, err := t.List("boot")
+	var notes []string
+	for _, place := range initrdPlaces {
+		dirs, err := t.directories(place)
+		if err != nil {
+			return nil, err
+		}
+		for _, dir := range dirs {
+			gone, err := t.removeInitrdsIn(dir)
+			if err != nil {
+				return nil, err
+			}
+			notes = append(notes, gone...)
+		}
+	}
+	return notes, nil
+}
+
+func (t *Tree) removeInitrdsIn(dir string) ([]string, error) {
+	names, err := t.List(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -122,12 +145,42 @@ func (t *Tree) removeInitrds() ([]string, error) {
 		if !strings.HasPrefix(name, "initrd") && !strings.HasPrefix(name, "initramfs") {
 			continue
 		}
-		if err := t.removeAt(path.Join("boot", name)); err != nil {
+		file := path.Join(dir, name)
+		if info, err := t.Lstat(file); err != nil {
+			return nil, err
+		} else if info.IsDir() {
+			continue
+		}
+		if err := t.removeAt(file); err != nil {
 			return nil, err
 		}
-		notes = append(notes, fmt.Sprintf("left out /boot/%s: the UKI has an initramfs of its own", name))
+		notes = append(notes, fmt.Sprintf("left out /%s: the UKI has an initramfs of its own", file))
 	}
 	return notes, nil
+}
+
+// directories are those that a name with stars stands for.
+func (t *Tree) directories(pattern string) ([]string, error) {
+	all := []string{"."}
+	for part := range strings.SplitSeq(pattern, "/") {
+		var next []string
+		for _, dir := range all {
+			names := []string{part}
+			if part == "*" {
+				var err error
+				if names, err = t.List(dir); err != nil {
+					return nil, err
+				}
+			}
+			for _, name := range names {
+				if info, err := t.Lstat(path.Join(dir, name)); err == nil && (info.IsDir() || part != "*") {
+					next = append(next, path.Join(dir, name))
+				}
+			}
+		}
+		all = next
+	}
+	return all, nil
 }
 
 func (t *Tree) removeAt(name string) error {

@@ -136,6 +136,40 @@ func TestCompleteKeepsWhatTheDistributorSays(t *testing.T) {
 	}
 }
 
+// An initramfs of the distribution's is left out wherever distributions put one, and no
+// other file is.
+func TestInitrdsOfTheDistribution(t *testing.T) {
+	const id = "0123456789abcdef0123456789abcdef"
+	gone := []string{"boot/initrd.img-6", "boot/" + id + "/6.1/initrd", "boot/ostree/fedora-1/initramfs-6.img", "usr/lib/modules/6.1/initramfs.img", "usr/lib/modules/6.1/initrd"}
+	stay := []string{"boot/" + id + "/6.1/linux", "usr/lib/modules/6.1/vmlinuz", "usr/lib/modules/6.1/kernel/initrd.ko", "boot/initrd.d/note", "usr/share/doc/initramfs-tools"}
+	for _, top := range []string{"usr/lib/modules", "lib/modules"} { // /usr merged, and not
+		files := map[string]string{}
+		for _, name := range append(gone, stay...) {
+			files[strings.Replace(name, "usr/lib/modules", top, 1)] = "text"
+		}
+		if top != "lib/modules" {
+			files["lib"] = "-> usr/lib"
+		}
+		tree := treeOf(t, files)
+		notes, err := tree.Complete(nil, date)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := strings.Join(notes, "\n")
+		for _, name := range gone {
+			name = strings.Replace(name, "usr/lib/modules", top, 1)
+			if _, err := tree.Lstat(name); !errors.Is(err, fs.ErrNotExist) || strings.Count(said, "/"+name+":") != 1 {
+				t.Errorf("%s: %v, and the notes are %q", name, err, said)
+			}
+		}
+		for _, name := range stay {
+			if _, err := tree.Lstat(strings.Replace(name, "usr/lib/modules", top, 1)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
 func TestMachineIDWithoutSystemd(t *testing.T) {
 	tree := treeOf(t, map[string]string{"etc/machine-id": "0123\n"})
 	if _, err := tree.Complete(nil, date); err != nil {
