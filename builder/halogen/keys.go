@@ -31,8 +31,8 @@ image's release key can never be replaced.
 
 check says whether a secret key, OpenPGP or PKCS#8, is kept as it must be: with a
 password that cannot be guessed, on storage that is encrypted (dm-crypt, fscrypt,
-eCryptfs) or in memory (tmpfs), readable by its owner alone. It fails when a rule
-is broken.
+eCryptfs) or in memory (tmpfs, where swap space is encrypted or there is none),
+readable by its owner alone. It fails when a rule is broken.
 
 A release key lasts as long as the image. Its primary key is what machines have pinned
 and never changes; the rest does, with FPR for its fingerprint and SUB for a subkey's:

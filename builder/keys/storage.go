@@ -86,6 +86,8 @@ const (
 	magicOverlay  = 0x794c7630
 )
 
+const inMemory = "in memory, which is gone when the machine is off"
+
 const maxLayers = 16 // of block devices and file systems on top of one another
 
 // Storage tells what protects a file where it lies, as the kernel says. An
@@ -101,8 +103,10 @@ func (h host) storage(path string, depth int) (string, error) {
 		return "", err
 	}
 	switch magic {
-	case magicTmpfs, magicRamfs:
-		return "in memory, which is gone when the machine is off", nil
+	case magicTmpfs:
+		return h.swapped(path, mount, depth)
+	case magicRamfs: // is never swapped out
+		return inMemory, nil
 	case magicECryptfs:
 		return "eCryptfs", nil
 	}
@@ -132,6 +136,54 @@ func (h host) storage(path string, depth int) (string, error) {
 		return h.block(dev, depth)
 	}
 	return h.anonymous(path, m, depth)
+}
+
+// swapped tells what protects a file of a tmpfs, which the kernel writes to swap space when
+// memory is short, unless it was mounted with noswap (Linux,
+// Documentation/filesystems/tmpfs.rst).
+func (h host) swapped(path string, mount uint64, depth int) (string, error) {
+	m, err := h.mount(mount)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if slices.Contains(m.options, "noswap") {
+		return inMemory, nil
+	}
+	text, err := os.ReadFile(filepath.Join(h.proc, "swaps"))
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without swap space
+		return inMemory, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	how := inMemory
+	for i, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		fields := strings.Fields(line)
+		if i == 0 || len(fields) < 2 { // names of the columns (proc_swaps(5))
+			continue
+		}
+		swap := octal(fields[0])
+		protects, err := h.swapSpace(swap, fields[1], depth+1)
+		if err != nil {
+			return "", fmt.Errorf("%s lies in memory, which the kernel may write to the swap space %s: %w. End it for as long as the key is there (swapoff %[2]s), encrypt it, or mount a tmpfs for the key with -o noswap (Linux 6.4)", path, swap, err)
+		}
+		if protects != inMemory {
+			how = "in memory, which is gone when the machine is off, and swapped out to " + protects
+		}
+	}
+	return how, nil
+}
+
+// swapSpace tells what protects a swap space, by its name and type in /proc/swaps.
+func (h host) swapSpace(name, kind string, depth int) (string, error) {
+	if kind == "file" {
+		return h.storage(name, depth)
+	}
+	dev, err := h.device(name)
+	if err != nil {
+		return "", fmt.Errorf("whether that is encrypted cannot be told: %w", err)
+	}
+	return h.block(dev, depth)
 }
 
 // anonymous finds the devices of a file system that may have several (btrfs),
@@ -206,7 +258,7 @@ func (h host) block(dev uint64, depth int) (string, error) {
 		return h.storage(strings.TrimSuffix(string(backing), "\n"), depth+1)
 	}
 	if strings.HasPrefix(name, "zram") || strings.HasPrefix(name, "ram") {
-		return "in memory, which is gone when the machine is off", nil
+		return h.compressed(directory, depth)
 	}
 	slaves, err := os.ReadDir(filepath.Join(directory, "slaves"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -226,6 +278,20 @@ func (h host) block(dev uint64, depth int) (string, error) {
 		}
 	}
 	return how, nil
+}
+
+// compressed tells what protects a disk in memory: zram may write what is idle to a device
+// (Linux, Documentation/admin-guide/blockdev/zram.rst, writeback).
+func (h host) compressed(directory string, depth int) (string, error) {
+	text, err := os.ReadFile(filepath.Join(directory, "backing_dev"))
+	backing := strings.TrimSpace(string(text))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && (backing == "none" || backing == ""):
+		return inMemory, nil
+	case err != nil:
+		return "", err
+	}
+	return h.swapSpace(backing, "partition", depth+1)
 }
 
 // deviceDirectory is a block device's directory in sysfs.

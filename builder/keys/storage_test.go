@@ -54,6 +54,8 @@ func newFake(t *testing.T) *fake {
 		"25 1 0:33 / /h rw - overlay overlay rw",
 		"27 1 0:35 / /c rw - overlay overlay rw,upperdir=/var/lib/containers/x",
 		"26 1 0:34 / /u rw - fuse.thing /dev/mapper/crypt rw",
+		"28 1 0:36 / /dev/shm rw - tmpfs tmpfs rw,inode64",
+		"29 1 0:37 / /k rw - tmpfs tmpfs rw,noswap,inode64",
 	}, "\n")+"\n")
 	return f
 }
@@ -120,7 +122,7 @@ func TestStorage(t *testing.T) {
 		file fakeFile
 		want string // starts what it says; empty: it is refused
 	}{
-		{"tmpfs", fakeFile{magic: magicTmpfs}, "in memory"},
+		{"tmpfs", fakeFile{magic: magicTmpfs, mount: 28}, "in memory"},
 		{"ramfs", fakeFile{magic: magicRamfs}, "in memory"},
 		{"eCryptfs", fakeFile{magic: magicECryptfs}, "eCryptfs"},
 		{"fscrypt", fakeFile{magic: ext4, dev: sda2, mount: 21, policy: true}, "fscrypt"},
@@ -158,6 +160,45 @@ func TestStorage(t *testing.T) {
 	}
 }
 
+// A tmpfs is written to swap space when memory is short, so that it is worth what that is.
+func TestStorageThatIsSwapped(t *testing.T) {
+	const ext4 = 0xef53
+	for _, c := range []struct {
+		name  string
+		swaps string // lines of /proc/swaps
+		mount uint64
+		want  string // starts what it says; empty: it is refused
+	}{
+		{"no swap space", "", 28, inMemory},
+		{"a partition", "/dev/sda2 partition 1048572 0 -2\n", 28, ""},
+		{"a partition, noswap", "/dev/sda2 partition 1048572 0 -2\n", 29, inMemory},
+		{"encrypted", "/dev/mapper/crypt partition 1048572 0 -2\n", 28, inMemory + ", and swapped out to dm-crypt"},
+		{"encrypted, and a partition", "/dev/mapper/crypt partition 1048572 0 -2\n/dev/sda2 partition 1 0 -3\n", 28, ""},
+		{"zram", "/dev/zram0 partition 1048572 0 100\n", 28, inMemory},
+		{"zram that writes to a disk", "/dev/zram1 partition 1048572 0 100\n", 28, ""},
+		{"zram that writes to dm-crypt", "/dev/zram2 partition 1048572 0 100\n", 28, inMemory + ", and swapped out to dm-crypt"},
+		{"a file", "/plain\\040swap file 1048572 0 -2\n", 28, ""},
+		{"an encrypted file", "/secret\\040swap file 1048572 0 -2\n", 28, inMemory + ", and swapped out to dm-crypt"},
+		{"a device that cannot be seen", "/dev/hidden partition 1048572 0 -2\n", 28, ""},
+	} {
+		f := newFake(t)
+		f.disk("sda", 0, nil)
+		sda2 := f.disk("sda/sda2", 2, map[string]string{"partition": "2"})
+		crypt := f.disk("dm-0", 10, map[string]string{"dm/uuid": "CRYPT-LUKS2-abc-crypt\n"}, "sda2")
+		f.nodes = map[string]uint64{
+			"/dev/sda2": sda2, "/dev/mapper/crypt": crypt, "/dev/zram0": f.disk("zram0", 17, map[string]string{"backing_dev": "none\n"}),
+			"/dev/zram1": f.disk("zram1", 18, map[string]string{"backing_dev": "/dev/sda2\n"}), "/dev/zram2": f.disk("zram2", 21, map[string]string{"backing_dev": "/dev/mapper/crypt\n"}),
+		}
+		f.files["/plain swap"], f.files["/secret swap"] = fakeFile{magic: ext4, dev: sda2, mount: 21}, fakeFile{magic: ext4, dev: crypt, mount: 21}
+		f.files["/dev/shm/key"] = fakeFile{magic: magicTmpfs, mount: c.mount}
+		f.put("proc/swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"+c.swaps)
+		how, err := f.host.storage("/dev/shm/key", 0)
+		if c.want == "" && (err == nil || !strings.Contains(err.Error(), "swapoff")) || c.want != "" && (err != nil || !strings.HasPrefix(how, c.want)) {
+			t.Errorf("%s: %q, %v; want %q", c.name, how, err, c.want)
+		}
+	}
+}
+
 // TestStorageOfThisMachine asks the real kernel where it can be known what it
 // must say.
 func TestStorageOfThisMachine(t *testing.T) {
@@ -172,8 +213,9 @@ func TestStorageOfThisMachine(t *testing.T) {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	if how, err := Storage(f.Name()); err != nil || !strings.HasPrefix(how, "in memory") {
-		t.Errorf("%s: %q, %v", f.Name(), how, err)
+	swaps, err := os.ReadFile("/proc/swaps")
+	if how, told := Storage(f.Name()); err == nil && strings.Count(string(swaps), "\n") <= 1 && (told != nil || how != inMemory) {
+		t.Errorf("%s: %q, %v", f.Name(), how, told)
 	}
 	// Whether the disk is encrypted, lsblk knows too.
 	dir := t.TempDir()
