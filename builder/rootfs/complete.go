@@ -1,10 +1,12 @@
 package rootfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +38,16 @@ var perMachine = []struct{ name, why string }{
 	// An update would find the image's own, and nothing to do.
 	{"etc/.updated", "each machine notes itself what was brought up to date"},
 	{"var/.updated", "each machine notes itself what was brought up to date"},
+}
+
+// sharedIDs are files with an identity of one machine that tools write once, when they are
+// installed. They stay: machines in use may be known by it, to a storage target or to
+// a pool of ZFS, and an update would change who they are.
+var sharedIDs = []struct{ name, what, cure string }{
+	{"etc/nvme/hostnqn", "the name by which NVMe targets know a machine", "without the file nvme takes one from the firmware's UUID"},
+	{"etc/nvme/hostid", "the number by which NVMe targets know a machine", "without the file nvme takes one from the firmware's UUID"},
+	{"etc/iscsi/initiatorname.iscsi", "the name by which iSCSI targets know a machine", "with the line GenerateName=yes alone Debian's open-iscsi makes one at the start; where iscsi-init.service does, remove the file"},
+	{"etc/hostid", "the number by which ZFS knows a machine", "let each machine make its own (zgenhostid) in a unit of yours"},
 }
 
 // Complete adds what a system image must have beside the root file system:
@@ -102,13 +114,41 @@ func (t *Tree) depersonalize(date time.Time) ([]string, error) {
 		}
 		notes = append(notes, fmt.Sprintf("left out /%s: %s", p.name, p.why))
 	}
+	shared, err := t.sharedIdentities()
+	if err != nil {
+		return nil, err
+	}
 	initrds, err := t.removeInitrds()
 	if err != nil {
 		return nil, err
 	}
 	id, err := t.resetMachineID(date)
-	return slices.Concat(notes, initrds, id), err
+	return slices.Concat(notes, shared, initrds, id), err
 }
+
+// sharedIdentities warns of what would make machines the same to others.
+func (t *Tree) sharedIdentities() ([]string, error) {
+	var notes []string
+	for _, id := range sharedIDs {
+		text, err := t.ReadFile(id.name, 64<<10)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if len(bytes.TrimSpace(text)) == 0 || generated.Match(text) && !named.Match(text) {
+			continue
+		}
+		notes = append(notes, fmt.Sprintf("WARNING: /%s has %s, and all machines of the image would share it: take it out of the root file system (%s)", id.name, id.what, id.cure))
+	}
+	return notes, nil
+}
+
+// What /etc/iscsi/initiatorname.iscsi has before and after a machine has made its name.
+var (
+	generated = regexp.MustCompile(`(?m)^GenerateName=yes`)
+	named     = regexp.MustCompile(`(?m)^InitiatorName=`)
+)
 
 // initrdPlaces are the directories that an initramfs of the distribution lies in:
 // Debian's, systemd's kernel-install(8) and ostree's, Fedora's and mkosi's. A star is any

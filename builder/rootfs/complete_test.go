@@ -170,6 +170,33 @@ func TestInitrdsOfTheDistribution(t *testing.T) {
 	}
 }
 
+// What others know one machine by is said, and stays: machines in use may be known by it.
+func TestIdentitiesThatAreShared(t *testing.T) {
+	for _, c := range []struct{ file, text, say string }{
+		{"etc/nvme/hostnqn", "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef\n", "NVMe"},
+		{"etc/nvme/hostid", "01234567-89ab-cdef-0123-456789abcdef\n", "NVMe"},
+		{"etc/hostid", "\x01\x02\x03\x04", "zgenhostid"},
+		{"etc/iscsi/initiatorname.iscsi", "# text\nInitiatorName=iqn.1993-08.org.debian:01:abc\n", "GenerateName=yes"},
+		{"etc/iscsi/initiatorname.iscsi", "GenerateName=yes\nInitiatorName=iqn.1993-08.org.debian:01:abc\n", "GenerateName=yes"},
+
+		{"etc/iscsi/initiatorname.iscsi", "# text\nGenerateName=yes\n", ""},
+		{"etc/nvme/hostnqn", "\n", ""},
+	} {
+		tree := treeOf(t, map[string]string{c.file: c.text})
+		notes, err := tree.Complete(nil, date)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := strings.Join(notes, "\n")
+		if (c.say == "") == strings.Contains(said, "/"+c.file) || !strings.Contains(said, c.say) {
+			t.Errorf("%s with %q: %q", c.file, c.text, said)
+		}
+		if text, err := tree.ReadFile(c.file, 1000); err != nil || string(text) != c.text {
+			t.Errorf("%s has %q, %v", c.file, text, err)
+		}
+	}
+}
+
 func TestMachineIDWithoutSystemd(t *testing.T) {
 	tree := treeOf(t, map[string]string{"etc/machine-id": "0123\n"})
 	if _, err := tree.Complete(nil, date); err != nil {
