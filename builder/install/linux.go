@@ -190,11 +190,12 @@ func (l Linux) describe(directory string) (Disk, error) {
 	}, nil
 }
 
-// look says what is on a disk. What cannot be read looks unused here, and fails
-// when it is written.
+// look says what is on a disk. One that cannot be read fails when it is written, if not
+// before.
 func look(d *Disk) {
 	f, err := os.Open(d.Path)
 	if err != nil {
+		d.Contents = []string{fmt.Sprintf("what cannot be read (%v)", err)}
 		return
 	}
 	defer f.Close()
@@ -220,10 +221,13 @@ func LookAt(r io.ReaderAt, d Disk) Disk {
 	return d
 }
 
-// Contents says what is on a disk, for people; nothing when it looks unused.
+// Contents says what is on a disk, for people; nothing when it looks unused. What cannot be
+// read is no sign of that.
 func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
+	start, tail, failed := ends(r, int64(sectors)*int64(sectorSize))
+	raid := raidMember(tail, int64(sectors)*int64(sectorSize), sectorSize)
 	if t, _, err := gpt.Read(r, sectors, sectorSize); err == nil {
-		return partitions(t)
+		return append(partitions(t), raid...)
 	}
 	// An adapter may show other sectors than the one that the table was made by.
 	if other := 512 + 4096 - sectorSize; other == 512 || other == 4096 {
@@ -232,28 +236,19 @@ func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
 			return append([]string{made}, partitions(t)...)
 		}
 	}
-	start := make([]byte, 1<<20)
-	n, err := r.ReadAt(start, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil
+	if failed != nil {
+		return []string{fmt.Sprintf("what cannot be read (%v)", failed)}
 	}
-	start = start[:n]
-	for _, known := range []struct {
-		at          int
-		magic, name string
-	}{
-		{0, "LUKS\xba\xbe", "an encrypted volume"}, {1080, "\x53\xef", "an ext file system"}, {0, "XFSB", "an XFS file system"},
-		{0x10040, "_BHRfS_M", "a btrfs file system"}, {536, "LVM2 001", "an LVM volume"}, {0x8001, "CD001", "a CD image"},
-		{1024, "\xe2\xe1\xf5\xe0", "an EROFS file system"}, {0x1000, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"}, {0, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"},
-		{0x1018, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a member of a cache (bcache)"}, {1024, "\x10\x20\xf5\xf2", "an F2FS file system"},
-		{4086, "SWAPSPACE2", "swap space"}, {3, "NTFS    ", "an NTFS file system"}, {3, "-FVE-FS-", "a volume of BitLocker's"}, {82, "FAT32   ", "a FAT file system"},
-		{510, "\x55\xaa", "a boot sector"},
-	} {
-		if end := known.at + len(known.magic); end <= len(start) && string(start[known.at:end]) == known.magic {
-			return []string{known.name}
-		}
+	if what, ok := marked(start, startMarks); ok {
+		return append([]string{what}, raid...)
 	}
-	if len(bytes.Trim(start, "\x00")) > 0 {
+	parts := mbrPartitions(start, sectors, sectorSize)
+	switch {
+	case len(parts)+len(raid) > 0:
+		return append(parts, raid...)
+	case len(start) >= 512 && string(start[510:512]) == "\x55\xaa":
+		return []string{"a boot sector"}
+	case len(bytes.Trim(start, "\x00"))+len(bytes.Trim(tail, "\x00")) > 0:
 		return []string{"unknown data"}
 	}
 	return nil
