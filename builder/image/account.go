@@ -71,6 +71,13 @@ func (b *build) bill() (*sbom.Bill, error) {
 	if err != nil {
 		return nil, err
 	}
+	unread, err := sbom.Unread(b.tree)
+	if err != nil {
+		return nil, err
+	}
+	if len(unread) > 0 {
+		b.Progress.Note("WARNING: %s does not list the packages of %s, whose database is not read: it has %d others", BillFile, strings.Join(unread, " and "), len(packages))
+	}
 	accounts, err := sbom.ReadAccounts(b.tree)
 	if err != nil {
 		return nil, err

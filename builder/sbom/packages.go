@@ -3,6 +3,7 @@ package sbom
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 
 // A Package is one that is in an image.
 type Package struct {
-	Type      string // of its package URL: deb, ebuild, golang
+	Type      string // of its package URL: deb, ebuild, apk, alpm, golang
 	Namespace string // debian, a Gentoo category, or the front of a module's path
 	Name      string
 	Version   string
@@ -67,9 +68,9 @@ type Files interface {
 	List(name string) ([]string, error)
 }
 
-// Read lists the packages that the databases of dpkg and Portage know. A tree
-// without either has none, which is no error: what it is made of, nobody wrote
-// down.
+// Read lists the packages that the databases of dpkg, Portage, apk and pacman know. A tree
+// without any has none, which is no error: what it is made of, nobody wrote down, or
+// in a form that is not read (see Unread).
 func Read(files Files) ([]Package, error) {
 	distro := distroOf(files)
 	debs, err := readDpkg(files, distro)
@@ -80,7 +81,15 @@ func Read(files Files) ([]Package, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sorted(append(debs, ebuilds...)), nil
+	apks, err := readApk(files, distro)
+	if err != nil {
+		return nil, err
+	}
+	arch, err := readPacman(files, distro)
+	if err != nil {
+		return nil, err
+	}
+	return sorted(slices.Concat(debs, ebuilds, apks, arch)), nil
 }
 
 func sorted(all []Package) []Package {
@@ -144,11 +153,11 @@ func readDpkg(files Files, distro string) ([]Package, error) {
 	return all, nil
 }
 
-func vendor(distro string) string {
+func vendor(distro string) string { return cmp.Or(named(distro), "debian") }
+
+// named is a distribution's name without its version.
+func named(distro string) string {
 	name, _, _ := strings.Cut(distro, "-")
-	if name == "" {
-		return "debian"
-	}
 	return name
 }
 

@@ -284,14 +284,28 @@ func TestDebian(t *testing.T) {
 func FuzzDpkg(f *testing.F) {
 	f.Add("Package: a\nStatus: install ok installed\nVersion: 1\n\nPackage: b\n c: d\n")
 	f.Fuzz(func(t *testing.T, status string) {
-		all, err := Read(memory{"var/lib/dpkg/status": status, "etc/os-release": status})
-		if err != nil {
-			return
-		}
-		for _, p := range all {
-			if u := p.URL(); !strings.HasPrefix(u, "pkg:deb/") || strings.ContainsAny(u, " \n") {
-				t.Errorf("URL %q", u)
-			}
-		}
+		inFuzz(t, "pkg:deb/", memory{"var/lib/dpkg/status": status, "etc/os-release": status})
 	})
+}
+
+func inFuzz(t *testing.T, prefix string, files memory) {
+	all, err := Read(files)
+	if err != nil {
+		return
+	}
+	for _, p := range all {
+		if u := p.URL(); !strings.HasPrefix(u, prefix) || strings.ContainsAny(u, " \n") {
+			t.Errorf("URL %q", u)
+		}
+	}
+}
+
+func FuzzApk(f *testing.F) {
+	f.Add("P:a\nV:1-r0\nA:x86_64\nL:MIT\n\nP:b\n")
+	f.Fuzz(func(t *testing.T, text string) { inFuzz(t, "pkg:apk/", memory{"lib/apk/db/installed": text}) })
+}
+
+func FuzzPacman(f *testing.F) {
+	f.Add("%NAME%\na\n\n%VERSION%\n1-1\n\n%LICENSE%\nGPL\nMIT\n")
+	f.Fuzz(func(t *testing.T, text string) { inFuzz(t, "pkg:alpm/", memory{"var/lib/pacman/local/a-1/desc": text}) })
 }
