@@ -25,15 +25,41 @@ func (t *Tree) CopyDirectory(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{tree: t, source: source, device: top.Sys().(*syscall.Stat_t).Dev, links: make(map[uint64]string)}
+	c := &copier{tree: t, source: source, links: make(map[inode]string)}
+	list, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer list.Close()
+	if c.mount, err = mountOf(list, "."); err != nil {
+		return err
+	}
 	return c.copy(ctx, root, ".", top)
 }
 
 type copier struct {
 	tree   *Tree
 	source string
-	device uint64
-	links  map[uint64]string // first name of an inode that has several
+	mount  uint64           // that the source lies on
+	links  map[inode]string // first name of one that has several
+}
+
+// An inode is a file. One mount can have several devices, whose numbers of inodes overlap:
+// an overlay has one for each file system that its layers lie on, btrfs one for each
+// subvolume.
+type inode struct{ device, number uint64 }
+
+// mountOf returns the number of the mount that a file in a directory lies on (statx(2)).
+// Before Linux 5.8 it is that of the device, which other mounts usually do not have.
+func mountOf(dir *os.File, name string) (uint64, error) {
+	var x unix.Statx_t
+	if err := unix.Statx(int(dir.Fd()), name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &x); err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	if x.Mask&unix.STATX_MNT_ID == 0 {
+		return unix.Mkdev(x.Dev_major, x.Dev_minor), nil
+	}
+	return x.Mnt_id, nil
 }
 
 // copy copies the file of that name in the whole, which lies in the directory dir.
@@ -41,11 +67,7 @@ func (c *copier) copy(ctx context.Context, dir *os.Root, name string, info fs.Fi
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	stat := info.Sys().(*syscall.Stat_t)
-	if stat.Dev != c.device {
-		return fmt.Errorf("%s is on another file system: unmount it, or pack the root file system as a tar", filepath.Join(c.source, name))
-	}
-	e, err := c.entry(dir, name, info, stat)
+	e, err := c.entry(dir, name, info, info.Sys().(*syscall.Stat_t))
 	if err != nil {
 		return err
 	}
@@ -80,7 +102,19 @@ func (c *copier) children(ctx context.Context, dir *os.Root, name string) error 
 	if err != nil {
 		return fmt.Errorf("list %s: %w", filepath.Join(c.source, name), err)
 	}
+	opened, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
 	for _, child := range list {
+		mount, err := mountOf(opened, child.Name())
+		if err != nil {
+			return err
+		}
+		if mount != c.mount {
+			return fmt.Errorf("on %s something is mounted: unmount it, or pack the root file system as a tar", filepath.Join(c.source, name, child.Name()))
+		}
 		info, err := dir.Lstat(child.Name())
 		if err != nil {
 			return err
@@ -130,11 +164,12 @@ func (c *copier) entry(dir *os.Root, name string, info fs.FileInfo, stat *syscal
 		}
 	}
 	if e.Kind != Directory && stat.Nlink > 1 {
-		if first, ok := c.links[stat.Ino]; ok {
+		file := inode{stat.Dev, stat.Ino}
+		if first, ok := c.links[file]; ok {
 			e.Kind, e.Target = HardLink, first
 			return e, nil
 		}
-		c.links[stat.Ino] = name
+		c.links[file] = name
 	}
 	xattrs, err := readXattrs(filepath.Join(c.source, name))
 	e.Xattrs = xattrs
