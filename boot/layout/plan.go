@@ -132,14 +132,14 @@ func (p *Plan) add(w want, random io.Reader) error {
 
 // free is the free space that partitions may be made in: all of it on a disk that
 // this system has for itself. Elsewhere it is what follows a partition of ours: other
-// free space is somebody's whom nobody has asked.
+// free space is somebody's whom nobody has asked. An ESP does not count there: another
+// system's may have our label, and behind our own there is the first system partition.
 func (p *Plan) free() []gpt.Extent {
-	foreign := func(q gpt.Partition) bool { return RoleOf(q) == 0 }
-	if !slices.ContainsFunc(p.Table.Partitions, foreign) {
+	if _, err := Find(p.Table, ESP); err == nil && !slices.ContainsFunc(p.Table.Partitions, func(q gpt.Partition) bool { return RoleOf(q) == 0 }) {
 		return p.Table.Free()
 	}
 	return slices.DeleteFunc(p.Table.Free(), func(e gpt.Extent) bool {
-		follows := func(q gpt.Partition) bool { return q.Last+1 == e.First && !foreign(q) }
+		follows := func(q gpt.Partition) bool { return q.Last+1 == e.First && RoleOf(q) > ESP }
 		return !slices.ContainsFunc(p.Table.Partitions, follows)
 	})
 }

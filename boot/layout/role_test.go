@@ -74,6 +74,34 @@ func TestPlanBesideOthers(t *testing.T) {
 	}
 }
 
+// Free space behind another system's ESP is not ours, whatever the label of that is.
+func TestPlanBehindForeignESP(t *testing.T) {
+	table := shared(t, gib)
+	table.Partitions[0].Label = ESPLabel
+	table.Partitions = slices.Delete(table.Partitions, 1, 3) // 9 GiB behind the ESP are free
+	plan, err := NewPlan(table, 3*gib, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := Find(table, SystemA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []Role{VerityA, SystemB, VerityB, Root} {
+		if p, err := Find(plan.Table, r); err != nil || p.First < ours.Last {
+			t.Errorf("%s lies at %d to %d, %v", r, p.First, p.Last, err)
+		}
+	}
+	only := clone(table) // no partition but ESPs and ours
+	only.Partitions = slices.DeleteFunc(only.Partitions, func(p gpt.Partition) bool { return RoleOf(p) == 0 })
+	if plan, err = NewPlan(only, 3*gib, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Find(plan.Table, VerityA); err != nil || p.First < ours.Last {
+		t.Errorf("beside two ESPs it lies at %d to %d, %v", p.First, p.Last, err)
+	}
+}
+
 // An attacker who adds partitions chooses nothing: a slot is found by its root hash, and where two
 // could be meant neither is.
 func TestAddedPartitions(t *testing.T) {
