@@ -102,6 +102,23 @@ func TestPlanBehindForeignESP(t *testing.T) {
 	}
 }
 
+// The ESP that a copy of this system's boot manager was started from is another system's:
+// nothing is written to it. One of ours that has lost its label, on a disk of our own, is
+// taken, as earlier releases did.
+func TestFindESPOfAnother(t *testing.T) {
+	table := shared(t, gib)
+	if p, err := FindESP(table, table.Partitions[0].UUID); !errors.Is(err, ErrForeign) || p.Number != 0 {
+		t.Errorf("Windows's ESP is ours: %+v, %v", p, err)
+	}
+	own := &gpt.Table{Disk: gpt.GUID{9}, SectorSize: 512, Sectors: 32 * gib / 512}
+	Insert(own, ESP, gpt.GUID{50}, 2048, 2048+ESPSize/512-1)
+	Insert(own, SystemA, gpt.GUID{51}, 2048+ESPSize/512, 2048+ESPSize/512+gib/512)
+	own.Partitions[0].Label = "EFI"
+	if p, err := FindESP(own, gpt.GUID{50}); err != nil || p.Number != 1 {
+		t.Errorf("ours without its label: %+v, %v", p, err)
+	}
+}
+
 // An attacker who adds partitions chooses nothing: a slot is found by its root hash, and where two
 // could be meant neither is.
 func TestAddedPartitions(t *testing.T) {

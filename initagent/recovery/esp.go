@@ -40,7 +40,12 @@ func (m *Machine) RebuildESP(c hw.Console) error {
 	for _, f := range files {
 		c.Print(fmt.Sprintf("%s, %d KiB\n", f.Path, (f.Size+1023)>>10))
 	}
-	question := "Make a new EFI system partition of this, and lose whatever else is on it?\n" +
+	partition, err := layout.FindESP(m.Table, m.Disk.ESP)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.Disk.Name, err)
+	}
+	_, size := m.Table.Bytes(partition)
+	question := fmt.Sprintf("Make a new EFI system partition of this, in partition %d of %s (%q, %d MiB), and lose whatever else is on it?\n", partition.Number, m.Disk.Name, partition.Label, size>>20) +
 		"Until it is done the machine has nothing to start from: see that the power stays on."
 	if m.readable() {
 		question = "THE EFI SYSTEM PARTITION CAN BE READ: the next boot puts back by itself what is lost or damaged on it.\n" + question

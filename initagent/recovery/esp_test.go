@@ -112,6 +112,9 @@ func TestRebuildESP(t *testing.T) {
 	if err := m.RebuildESP(c); !errors.Is(err, errRefused) {
 		t.Fatalf("after a no: %v", err)
 	}
+	if shown := c.shown.String(); !strings.Contains(shown, `in partition 1 of `) || !strings.Contains(shown, `("esp", `) {
+		t.Errorf("which partition goes is not said: %s", shown)
+	}
 	before := make([]byte, 1<<20)
 	if _, err := part.ReadAt(before, 0); err != nil || before[0] != 0xaa {
 		t.Errorf("after a no it was written: %v", err)
