@@ -119,7 +119,8 @@ func candidates(disks hw.Disks, esp string) (found []candidate, unread []error, 
 		case errors.Is(err, layout.ErrMissing), started.IsZero() && !hasSystem(table):
 			continue
 		case err != nil:
-			return nil, nil, fmt.Errorf("%s: %w", d.Name, err)
+			// It is not to be written to. Another one may be what the firmware started from.
+			unread = append(unread, fmt.Errorf("%s: %w", d.Name, err))
 		default:
 			d.ESP = first.UUID
 			found = append(found, candidate{Disk: d, renamed: !started.IsZero() && first.UUID != started})

@@ -65,6 +65,20 @@ func disk(t *testing.T, esp gpt.GUID, label string) *blocktest.Disk {
 	return r.Disk()
 }
 
+// twice is a disk of which two partitions have the same UUID, as an ESP.
+func twice(t *testing.T, esp gpt.GUID) *blocktest.Disk {
+	t.Helper()
+	r := blocktest.Record(blocktest.New(size, blocktest.Zero))
+	table := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: 512, Sectors: size / 512, Partitions: []gpt.Partition{
+		{Number: 1, Type: layout.TypeESP, UUID: esp, First: 2048, Last: 4095, Label: "esp"},
+		{Number: 2, Type: layout.TypeESP, UUID: layout.OwnESP(esp, gpt.GUID{1}), First: 4096, Last: 8191, Label: "esp"},
+	}}
+	if err := table.Write(r); err != nil {
+		t.Fatal(err)
+	}
+	return r.Disk()
+}
+
 // FAULTS 39
 func TestDisk(t *testing.T) {
 	ours, other := gpt.GUID{0xaa}, gpt.GUID{0xbb}
@@ -90,14 +104,16 @@ func TestDisk(t *testing.T) {
 			disks: []*blocktest.Disk{disk(t, layout.OwnESP(ours, gpt.GUID{1}), system), disk(t, ours, system)},
 			pci:   [][]bootoption.Function{there, here}, from: here, esp: ours.String(),
 		}, 1, nil},
-		"none yet":                           {machine{esp: ours.String()}, 0, ErrNone},
-		"two":                                {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
-		"two, the first started":             {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
-		"two, the second started":            {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, from: here, esp: ours.String()}, 1, nil},
-		"two, on one controller":             {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, from: here, esp: ours.String()}, 0, ErrTwo},
-		"one, by two ways":                   {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, serial: "5000c5", esp: ours.String()}, 0, nil},
-		"one serial number, two controllers": {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, serial: "5000c5", esp: ours.String()}, 0, ErrTwo},
-		"two, neither started":               {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, there}, from: here, esp: ours.String()}, 0, ErrTwo},
+		"one that is ambiguous, and the one that was started": {machine{disks: []*blocktest.Disk{twice(t, ours), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, from: here, esp: ours.String()}, 1, nil},
+		"one that is ambiguous":                               {machine{disks: []*blocktest.Disk{twice(t, ours)}, esp: ours.String()}, 0, layout.ErrAmbiguous},
+		"none yet":                                            {machine{esp: ours.String()}, 0, ErrNone},
+		"two":                                                 {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, esp: ours.String()}, 0, ErrTwo},
+		"two, the first started":                              {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, there}, from: here, esp: ours.String()}, 0, nil},
+		"two, the second started":                             {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, from: here, esp: ours.String()}, 1, nil},
+		"two, on one controller":                              {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, from: here, esp: ours.String()}, 0, ErrTwo},
+		"one, by two ways":                                    {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{here, here}, serial: "5000c5", esp: ours.String()}, 0, nil},
+		"one serial number, two controllers":                  {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, here}, serial: "5000c5", esp: ours.String()}, 0, ErrTwo},
+		"two, neither started":                                {machine{disks: []*blocktest.Disk{disk(t, ours, system), disk(t, ours, system)}, pci: [][]bootoption.Function{there, there}, from: here, esp: ours.String()}, 0, ErrTwo},
 	} {
 		if c.m.pci == nil {
 			c.m.pci = make([][]bootoption.Function, len(c.m.disks))
