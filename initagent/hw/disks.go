@@ -201,7 +201,8 @@ func (l LinuxDisks) node(d Disk, p gpt.Partition) (string, error) {
 	return "", fmt.Errorf("the kernel does not know partition %d (%s) of %s: %w", p.Number, p.Label, d.Name, fs.ErrNotExist)
 }
 
-// samePlace refuses a partition of the kernel's that lies elsewhere than in the table.
+// samePlace refuses a partition of the kernel's that lies elsewhere than in the table, or has
+// another length.
 func (l LinuxDisks) samePlace(d Disk, name string, p gpt.Partition) error {
 	at, err := l.number(d.Name, filepath.Join(name, "start"))
 	if err != nil {
@@ -210,6 +211,14 @@ func (l LinuxDisks) samePlace(d Disk, name string, p gpt.Partition) error {
 	if off := int64(p.First) * int64(d.SectorSize); off != int64(at)*sectorUnit {
 		return fmt.Errorf("%s is elsewhere than the partition table of %s has it (%d bytes, %d in the table): the kernel has not read the table that is there now; start again",
 			name, d.Name, int64(at)*sectorUnit, off)
+	}
+	size, err := l.number(d.Name, filepath.Join(name, "size"))
+	if err != nil {
+		return fmt.Errorf("how long %s is: %w", name, err)
+	}
+	if want := int64(p.Sectors()) * int64(d.SectorSize); want != int64(size)*sectorUnit {
+		return fmt.Errorf("%s is not as long as the partition table of %s has it (%d bytes, %d in the table): the kernel has not read the table that is there now; start again",
+			name, d.Name, int64(size)*sectorUnit, want)
 	}
 	return nil
 }

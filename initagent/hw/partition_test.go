@@ -25,6 +25,7 @@ func TestPartitionPath(t *testing.T) {
 		{Number: 13, Type: layout.TypeRoot, UUID: gpt.GUID{6}, First: 14336, Last: 16383, Label: "system-a"},
 		{Number: 14, Type: layout.TypeRoot, UUID: gpt.GUID{7}, First: 16384, Last: 18431, Label: "system-b"},
 		{Number: 15, Type: layout.TypeRootVerity, UUID: gpt.GUID{8}, First: 18432, Last: 20479, Label: "verity-b"},
+		{Number: 16, Type: layout.TypeData, UUID: gpt.GUID{9}, First: 20480, Last: 22527, Label: layout.InstallerLabel},
 	}}
 	dev := t.TempDir()
 	f, err := os.Create(filepath.Join(dev, "nvme0n1"))
@@ -35,9 +36,11 @@ func TestPartitionPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	files := map[string]string{}
-	for number, start := range map[string]string{"1": "2048", "3": "4096", "7": "8192", "10": "10240", "12": "12288", "13": "14336", "14": "99999"} {
+	for number, start := range map[string]string{"1": "2048", "3": "4096", "7": "8192", "10": "10240", "12": "12288", "13": "14336", "14": "99999", "16": "20480"} {
 		files["block/nvme0n1/nvme0n1p"+number+"/partition"], files["block/nvme0n1/nvme0n1p"+number+"/start"] = number, start
+		files["block/nvme0n1/nvme0n1p"+number+"/size"] = "2048"
 	}
+	files["block/nvme0n1/nvme0n1p16/size"] = "4096"
 	l := LinuxDisks{Sys: tree(t, files), Dev: dev}
 	disk := Disk{Name: "nvme0n1", SectorSize: 512, Sectors: sectors}
 	started := disk
@@ -56,6 +59,7 @@ func TestPartitionPath(t *testing.T) {
 		{disk, layout.SystemA, "", "12 and 13 could both be", layout.ErrAmbiguous},
 		{disk, layout.VerityA, "", "none has the label", layout.ErrMissing},
 		{disk, layout.SystemB, "", "is elsewhere than", nil},
+		{disk, layout.Installer, "", "is not as long as", nil},
 		{disk, layout.VerityB, "", "the kernel does not know partition 15 (verity-b)", os.ErrNotExist},
 	} {
 		path, err := l.PartitionPath(c.disk, c.role)
