@@ -129,15 +129,50 @@ func parseEntries(array []byte, size uint32) ([]Partition, error) {
 	return found, nil
 }
 
-// encodeEntries returns the array of 128 entries of a valid table.
+// unusual are the entries that encode would write otherwise: text behind a name's end, and
+// code units that are no text.
+func unusual(array []byte, size uint32, partitions []Partition) map[int][entrySize]byte {
+	var raw map[int][entrySize]byte
+	for _, p := range partitions {
+		have := [entrySize]byte(array[(p.Number-1)*int(size):])
+		if e, err := p.encode(); err == nil && e == have {
+			continue
+		}
+		if raw == nil {
+			raw = map[int][entrySize]byte{}
+		}
+		raw[p.Number] = have
+	}
+	return raw
+}
+
+// encode returns a partition's entry.
+func (p Partition) encode() (out [entrySize]byte, err error) {
+	e := entry{Type: p.Type.swapped(), UUID: p.UUID.swapped(), First: p.First, Last: p.Last, Attributes: p.Attributes}
+	copy(e.Name[:], utf16.Encode([]rune(p.Label)))
+	_, err = binary.Encode(out[:], binary.LittleEndian, &e)
+	return out, err
+}
+
+// encodeEntries returns the array of 128 entries of a valid table. An entry that says what
+// the one says that was read stays as it was, byte for byte.
 func (t *Table) encodeEntries() ([]byte, error) {
 	array := make([]byte, MaxPartitions*entrySize)
 	for _, p := range t.Partitions {
-		e := entry{Type: p.Type.swapped(), UUID: p.UUID.swapped(), First: p.First, Last: p.Last, Attributes: p.Attributes}
-		copy(e.Name[:], utf16.Encode([]rune(p.Label)))
-		if _, err := binary.Encode(array[(p.Number-1)*entrySize:], binary.LittleEndian, &e); err != nil {
+		e, err := p.encode()
+		if err != nil {
 			return nil, fmt.Errorf("encode partition %d: %w", p.Number, err)
 		}
+		if raw, ok := t.raw[p.Number]; ok {
+			same, err := parseEntries(raw[:], entrySize)
+			if err == nil && len(same) == 1 {
+				same[0].Number = p.Number
+				if same[0] == p {
+					e = raw
+				}
+			}
+		}
+		copy(array[(p.Number-1)*entrySize:], e[:])
 	}
 	return array, nil
 }

@@ -61,6 +61,11 @@ type Table struct {
 
 	// foreign says why Write must not replace the table that was read.
 	foreign string
+	// first and last are the usable sectors by the header that was read, which may leave
+	// more room for something else than a table needs; zero for those of Usable.
+	first, last uint64
+	// raw has entries as they were read, by number, which would be written otherwise.
+	raw map[int][entrySize]byte
 }
 
 // ByNumber returns the partition with that number.
@@ -98,14 +103,19 @@ func checkDisk(sectors uint64, sectorSize int) error {
 	return nil
 }
 
-// Usable returns the first and the last sector that a partition may have. Both
-// are zero where the disk is too small for a table.
+// Usable returns the first and the last sector that a partition may have: what the tables
+// leave, and of that what the header allows that was read. Both are zero where the disk is
+// too small for a table.
 func (t *Table) Usable() (first, last uint64) {
 	if checkDisk(t.Sectors, t.SectorSize) != nil {
 		return 0, 0
 	}
 	n := entrySectors(t.SectorSize)
-	return entriesLBA + n, t.Sectors - 2 - n
+	first, last = entriesLBA+n, t.Sectors-2-n
+	if t.last != 0 {
+		first, last = max(first, t.first), min(last, t.last)
+	}
+	return first, last
 }
 
 // Free returns the usable sectors that no partition covers, in disk order.

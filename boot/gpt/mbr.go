@@ -49,16 +49,24 @@ func readMBR(r io.ReaderAt) (partitioned bool, err error) {
 	return false, nil
 }
 
-// protectiveMBR returns sector 0 for a disk (UEFI 2.10, table 5-4). Boot code
-// is kept where a protective MBR is there already, and zero elsewhere.
+// protectiveMBR returns sector 0 for a disk (UEFI 2.10, table 5-4). A protective MBR that
+// is there already stays as it is, with its boot code and its active flag, which some
+// firmware wants; but its record's length becomes that of a disk which has grown.
 func (t *Table) protectiveMBR(old []byte, keepCode bool) []byte {
 	sector := make([]byte, t.SectorSize)
+	last := chs(t.Sectors - 1)
 	if keepCode {
 		copy(sector, old)
-		clear(sector[mbrEntries:mbrSize])
+		for at := mbrEntries; at < mbrEntries+4*mbrEntrySize; at += mbrEntrySize {
+			rec := sector[at:]
+			if rec[4] == mbrProtective && uint64(binary.LittleEndian.Uint32(rec[12:])) < min(t.Sectors-1, math.MaxUint32) {
+				copy(rec[5:8], last[:])
+				binary.LittleEndian.PutUint32(rec[12:], uint32(min(t.Sectors-1, math.MaxUint32)))
+			}
+		}
+		return sector
 	}
 	rec := sector[mbrEntries:]
-	last := chs(t.Sectors - 1)
 	copy(rec[1:], []byte{0x00, 0x02, 0x00, mbrProtective, last[0], last[1], last[2]})
 	binary.LittleEndian.PutUint32(rec[8:], headerLBA)
 	binary.LittleEndian.PutUint32(rec[12:], uint32(min(t.Sectors-1, math.MaxUint32)))

@@ -1,6 +1,7 @@
 package gpt
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -40,6 +41,7 @@ func (h Health) String() string {
 type parsed struct {
 	header     header
 	partitions []Partition
+	raw        map[int][entrySize]byte
 }
 
 // Read reads the partition table of a disk of that many sectors of sectorSize
@@ -84,10 +86,37 @@ func Read(r io.ReaderAt, sectors uint64, sectorSize int) (*Table, Health, error)
 	health.MBR = wrap("protective MBR", err)
 
 	t := &Table{Disk: use.header.Disk.swapped(), SectorSize: sectorSize, Sectors: sectors, Partitions: use.partitions}
-	if primary != nil && primary.header.EntriesLBA != entriesLBA {
-		t.foreign = fmt.Sprintf("its entries start at sector %d, so sectors from %d on may hold something else", primary.header.EntriesLBA, entriesLBA)
+	t.raw = use.raw
+	if !health.Moved { // a disk that grew has new room, which its header does not know
+		t.first, t.last = use.header.First, use.header.Last
+	}
+	switch at := entriesOf(r, primary, sectors, sectorSize); {
+	case at != entriesLBA:
+		t.foreign = fmt.Sprintf("its entries start at sector %d, so sectors from %d on may hold something else", at, entriesLBA)
+	case use.header.EntrySize != entrySize:
+		t.foreign = fmt.Sprintf("its entries have %d bytes, and these would have %d", use.header.EntrySize, entrySize)
 	}
 	return t, health, nil
+}
+
+// entriesOf is where the primary's entries start. A damaged primary's header is asked, too,
+// where what it says could be: what lies in the usual place need not be a table's.
+func entriesOf(r io.ReaderAt, primary *parsed, sectors uint64, sectorSize int) uint64 {
+	if primary != nil {
+		return primary.header.EntriesLBA
+	}
+	sector := make([]byte, sectorSize)
+	var h header
+	if readSectors(r, sector, headerLBA) != nil {
+		return entriesLBA
+	}
+	if _, err := binary.Decode(sector, binary.LittleEndian, &h); err != nil || h.Signature != signature || h.MyLBA != headerLBA {
+		return entriesLBA
+	}
+	if n, err := h.arraySectors(sectorSize); err != nil || h.checkPlaces(sectors, n) != nil {
+		return entriesLBA
+	}
+	return h.EntriesLBA
 }
 
 func wrap(what string, err error) error {
@@ -129,7 +158,7 @@ func readCopy(r io.ReaderAt, lba, sectors uint64, sectorSize int) (*parsed, erro
 	if err := checkExtents(partitions, h.First, h.Last); err != nil {
 		return nil, fmt.Errorf("entries at sector %d: %w", h.EntriesLBA, err)
 	}
-	return &parsed{h, partitions}, nil
+	return &parsed{h, partitions, unusual(array, h.EntrySize, partitions)}, nil
 }
 
 func readSectors(r io.ReaderAt, p []byte, lba uint64) error {

@@ -372,3 +372,79 @@ func fixSums(t *testing.T, d *blocktest.Disk, lba, size int64) {
 		t.Fatal(err)
 	}
 }
+
+// The primary is damaged, and its entries lie elsewhere: sector 2 may hold a boot loader, so
+// the table is not replaced either.
+func TestForeignPlaceOfDamagedEntries(t *testing.T) {
+	d := written(t, sample(diskSectors, 512))
+	patch(t, d, 1, 72, le64(100), false)
+	patch(t, d, 1, 40, le64(132), true) // no entries are there
+	got, health := mustRead(t, d, 512)
+	if health.Primary == nil {
+		t.Fatal("the primary is good")
+	}
+	r := blocktest.Record(d)
+	if err := got.Write(r); err == nil || !strings.Contains(err.Error(), "entries start at sector 100") || len(r.Log()) != 0 {
+		t.Errorf("write: %v after %d operations", err, len(r.Log()))
+	}
+}
+
+// What the header keeps out of use stays out of use, when partitions are made and when the
+// table is written.
+func TestUsableByTheHeader(t *testing.T) {
+	table := sample(diskSectors, 512)
+	table.first, table.last = 2048, diskSectors-1000
+	d := written(t, table)
+	got, health := mustRead(t, d, 512)
+	if first, last := got.Usable(); !health.OK() || first != 2048 || last != diskSectors-1000 {
+		t.Fatalf("usable are %d to %d, %v", first, last, health)
+	}
+	for _, e := range got.Free() {
+		if e.First < 2048 || e.Last > diskSectors-1000 {
+			t.Errorf("free are %d to %d", e.First, e.Last)
+		}
+	}
+	if err := got.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := mustRead(t, d, 512); again.first != 2048 || again.last != diskSectors-1000 {
+		t.Errorf("written again, usable are %d to %d", again.first, again.last)
+	}
+}
+
+// A table that was read is written as it was, byte for byte, but for what has changed: the
+// active flag in sector 0, and what other tools have left in entries.
+func TestWritesWhatWasThere(t *testing.T) {
+	table := sample(diskSectors, 512)
+	d := written(t, table)
+	array, err := table.encodeEntries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(array[56+2*5:], "behind")                 // the first one's name, which ends before
+	copy(array[entrySize+56:], []byte{0x00, 0xd8}) // a lone surrogate, in the second one's
+	for _, lba := range []int64{1, diskSectors - 1} {
+		putEntries(t, d, lba, array)
+	}
+	if _, err := d.WriteAt([]byte{0x80}, mbrEntries); err != nil {
+		t.Fatal(err)
+	}
+	before := contents(t, d)
+	got, health := mustRead(t, d, 512)
+	if !health.OK() {
+		t.Fatal(health)
+	}
+	if err := got.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(before, contents(t, d)) {
+		t.Error("the same table gives other bytes")
+	}
+	got.Partitions[1].Label = "changed"
+	if err := got.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := mustRead(t, d, 512); again.Partitions[1].Label != "changed" {
+		t.Errorf("partition 2 is %q", again.Partitions[1].Label)
+	}
+}
