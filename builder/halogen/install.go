@@ -196,6 +196,9 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		if err != nil {
 			fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
 		}
+		if err != nil && o.free {
+			fmt.Fprintln(c.stderr, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
+		}
 	}
 	if !o.json {
 		c.nextSteps(plan)
@@ -468,7 +471,7 @@ func (c command) rate() install.Progress {
 }
 
 // addBootEntry names the disk in the firmware's boot order. Without an entry the
-// firmware finds the disk by its removable path. The notes say what of the firmware's
+// firmware finds the disk by its removable path, on a disk that has no other system. The notes say what of the firmware's
 // was passed over.
 func addBootEntry(l install.Linux, p *install.Plan) (notes []string, err error) {
 	esp, err := layout.FindESP(p.Table, p.IDs.ESP)
