@@ -192,7 +192,7 @@ func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.
 // A list with certificates of others has been made for a machine whose ROMs they let
 // start: of that nothing is known.
 func NewROMs(list *secureboot.List, drivers secureboot.Drivers) (out []secureboot.OptionROM) {
-	vendors := func(e secureboot.Entry) bool { return e.Type == secureboot.TypeX509 && list.Origin(e) != "" }
+	vendors := func(e secureboot.Entry) bool { return secureboot.StartsROMs(e) && list.Origin(e) != "" }
 	if slices.ContainsFunc(list.Wanted.DB, vendors) {
 		return nil
 	}

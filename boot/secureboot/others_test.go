@@ -1,0 +1,157 @@
+package secureboot
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/gpt"
+)
+
+// known makes a certificate one of those that are known by their hash, for a test.
+func known(t *testing.T, e Entry) Entry {
+	t.Helper()
+	before := knownOthers
+	sum := sha256.Sum256(e.Data)
+	knownOthers = append(slices.Clone(before), hex.EncodeToString(sum[:]))
+	t.Cleanup(func() { knownOthers = before })
+	return e
+}
+
+// What the owner lets start is Microsoft's for systems: by name where only the firmware
+// could have written it, and by hash elsewhere.
+func TestLetOthers(t *testing.T) {
+	k, _ := testSets(t)
+	windows := factoryCertificate(t, "Microsoft Corporation", "Microsoft Windows Production PCA 2011")
+	uefiCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Corporation UEFI CA 2011")
+	romCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Option ROM UEFI CA 2023")
+	oem := factoryCertificate(t, "Example Computers", "Example Computers Secure Boot")
+	forged := factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023.")
+	test := factoryCertificate(t, "Microsoft Corporation", "DO NOT TRUST - Test")
+	windows23 := known(t, factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023"))
+	elsewhere := Entry{Type: TypeX509, Owner: gpt.GUID{5}, Data: windows23.Data}
+	revoked := Hash(othersOwner, [32]byte{0xee})
+	full := Factory{DBDefault: Database{windows, uefiCA, romCA, oem, test, revoked}, KEKDefault: Database{oem}, DBXDefault: Database{revoked}}
+	own := k.Wanted(Vendor{})
+	both := k.Wanted(Vendor{DB: Database{{Type: TypeX509, Owner: gpt.GUID{6}, Data: uefiCA.Data}, windows}, DBX: Database{revoked}})
+	for name, c := range map[string]struct {
+		wanted     Wanted
+		factory    Factory
+		live, left Database
+		want       OtherSystems
+		err        error
+	}{
+		"the defaults":            {own, full, nil, nil, OtherSystems{Database{windows, uefiCA}, Database{revoked}}, nil},
+		"a newer one in use":      {own, full, Database{elsewhere, forged, oem}, nil, OtherSystems{Database{windows, uefiCA, windows23}, Database{revoked}}, nil},
+		"a newer one left":        {own, full, nil, Database{elsewhere, elsewhere, forged}, OtherSystems{Database{windows, uefiCA, windows23}, Database{revoked}}, nil},
+		"no defaults":             {own, Factory{}, Database{forged, windows23}, nil, OtherSystems{DB: Database{windows23}}, nil},
+		"none known":              {own, Factory{DBDefault: Database{oem, romCA}}, Database{forged, windows}, Database{uefiCA}, OtherSystems{}, ErrNoOthers},
+		"all wanted already":      {both, full, nil, nil, OtherSystems{}, nil},
+		"some of it is":           {both, full, Database{elsewhere}, nil, OtherSystems{DB: Database{windows23}}, nil},
+		"revocations that others": {own, Factory{DBDefault: Database{oem}, DBXDefault: Database{revoked}}, nil, nil, OtherSystems{}, ErrNoOthers},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, err := LetOthers(c.wanted, c.factory, c.live, c.left)
+			if !errors.Is(err, c.err) || len(o.DB) != len(c.want.DB) || !o.DB.Same(c.want.DB) || len(o.DBX) != len(c.want.DBX) || !o.DBX.Same(c.want.DBX) {
+				t.Errorf("db %s, dbx %s, %v", o.DB, o.DBX, err)
+			}
+		})
+	}
+}
+
+// The list keeps who wanted an entry, is compared with by it, and changes once.
+func TestLetStart(t *testing.T) {
+	k, _ := testSets(t)
+	windows := factoryCertificate(t, "Microsoft Corporation", "Microsoft Windows Production PCA 2011")
+	uefiCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Corporation UEFI CA 2011")
+	revoked := Hash(othersOwner, [32]byte{0xee})
+	l := NewList(k, Vendor{DB: Database{uefiCA}, From: FromFirmware})
+	o := OtherSystems{Database{windows, uefiCA}, Database{revoked}}
+	if !l.LetStart(o) || l.LetStart(o) {
+		t.Error("the list changes at the first time, and at no other")
+	}
+	text, err := l.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err = ParseList(text); err != nil {
+		t.Fatal(err)
+	}
+	if l.Origin(windows) != FromOwner || l.Origin(uefiCA) != FromFirmware || l.Origin(revoked) != FromFirmware || len(l.Wanted.DB) != 3 || len(l.Wanted.KEK) != 1 {
+		t.Errorf("%q, %q, %q; db %s, KEK %s", l.Origin(windows), l.Origin(uefiCA), l.Origin(revoked), l.Wanted.DB, l.Wanted.KEK)
+	}
+	if own, err := l.DBCertificate(); err != nil || !own.Equal(k.DB.Certificate) {
+		t.Errorf("this machine's own is %v, %v", own, err)
+	}
+	if StartsROMs(windows) || !StartsROMs(uefiCA) || StartsROMs(revoked) {
+		t.Error("what starts option ROMs")
+	}
+}
+
+// The question names every certificate, what it costs, and what protects the data.
+func TestOthersQuestion(t *testing.T) {
+	o := OtherSystems{DB: Database{factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023"), factoryCertificate(t, "Microsoft Corporation", "Evil\x1b[2J")}}
+	for tpm, want := range map[bool][]string{true: {OthersSpare}, false: {"This machine has no TPM"}} {
+		text := o.Question(tpm)
+		for _, w := range append(want, "CN=Windows UEFI CA 2023", OthersWeaken, "Say yes only if") {
+			if !strings.Contains(text, w) {
+				t.Errorf("TPM %t: nothing of %q in\n%s", tpm, w, text)
+			}
+		}
+		if strings.Contains(text, "\x1b") || tpm == strings.Contains(text, "no TPM") {
+			t.Errorf("TPM %t: %q", tpm, text)
+		}
+	}
+}
+
+func TestParseOthers(t *testing.T) {
+	e := known(t, factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023"))
+	forged := factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023.")
+	text, err := EncodeOthers(Database{forged, e, e, Hash(othersOwner, [32]byte{1})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := ParseOthers(text); err != nil || len(d) != 1 || !d[0].Equal(e) {
+		t.Errorf("%s, %v", d, err)
+	}
+	planted, err := json.Marshal(othersText{othersVersion, [][]byte{forged.Data, nil}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := ParseOthers(planted); err != nil || len(d) != 0 {
+		t.Errorf("a forged one: %s, %v", d, err)
+	}
+	if none, err := EncodeOthers(nil); err != nil || string(none) != `{"version":1,"certificates":[]}`+"\n" {
+		t.Errorf("%q, %v", none, err)
+	}
+	for name, bad := range map[string]string{
+		"empty": "", "not JSON": "x", "no version": `{"certificates":[]}`, "a newer version": `{"version":2,"certificates":[]}`, "unknown": `{"version":1,"certificates":[],"x":1}`,
+		"two values": `{"version":1} {}`, "too many": `{"version":1,"certificates":["` + strings.Repeat(`","`, maxOthers) + `"]}`, "too long": `{"version":1,"certificates":["` + strings.Repeat("AAAA", MaxOthers/4) + `"]}`,
+	} {
+		if d, err := ParseOthers([]byte(bad)); err == nil {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
+// Whatever lies there, nothing but a known certificate comes of it.
+func FuzzParseOthers(f *testing.F) {
+	f.Add([]byte(`{"version":1,"certificates":[]}`))
+	f.Add([]byte(`{"version":1,"certificates":["MIIB"]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		d, err := ParseOthers(text)
+		if err != nil || len(d) == 0 {
+			return
+		}
+		for _, e := range d {
+			if sum := sha256.Sum256(e.Data); !slices.Contains(knownOthers, hex.EncodeToString(sum[:])) || !bytes.Equal(e.Owner[:], othersOwner[:]) {
+				t.Errorf("%s", e)
+			}
+		}
+	})
+}
