@@ -195,6 +195,9 @@ func keys(s State, f Facts) (Step, bool) {
 			// Without a TPM the keys have no safe place but the root partition.
 			return Step{}, false
 		}
+		if f.Others && f.Came(AskOthers) == NotTried {
+			return Step{AskOthers, "the installer has left the wish that other systems go on starting"}, true
+		}
 		if f.EnrollAgain {
 			return Step{Enroll, "the owner gives the firmware this machine's own Secure Boot keys again"}, true
 		}

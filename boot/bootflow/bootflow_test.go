@@ -55,6 +55,7 @@ var (
 		"answered":        func(s *State, f *Facts) { f.Answered = true },
 		"planted-gone":    func(s *State, f *Facts) { f.PlantedGone = true },
 		"secret-asked":    func(s *State, f *Facts) { f.SecretAsked = true },
+		"others":          func(s *State, f *Facts) { f.Others = true },
 		"first-start":     func(s *State, f *Facts) { f.FirstStart = true },
 		"state-asked":     func(_ *State, f *Facts) { f.StateAsked = true },
 		"unsettled":       func(s *State, f *Facts) { f.Unsettled = true },
@@ -311,7 +312,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					}
 					f.SecretAsked, f.KeyNoted = bit(6) != bit(7), bit(6) != bit(4)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
-					f.ResetAsked = bit(6) != bit(3)
+					f.ResetAsked, f.Others = bit(6) != bit(3), bit(6) != bit(2)
 					f.ResetBegun, f.StateAsked = bit(7), bit(7) != bit(3)
 					f.KeepHomeAsked, f.KeepHomeBegun = bit(4) != bit(6), bit(3) && bit(8)
 					if bit(9) {

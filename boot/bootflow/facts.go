@@ -129,6 +129,10 @@ type Facts struct {
 	// key, wants the firmware to get the keys that lie on it.
 	EnrollAgain bool
 
+	// Others: the installer has left the owner's wish that other systems go on starting, and
+	// this machine has no keys of its own yet.
+	Others bool
+
 	Asked  // of this boot, by the running system or the boot before
 	Upkeep // that a blessed system has to see to
 }

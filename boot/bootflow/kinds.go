@@ -13,6 +13,7 @@ const (
 	Partition                 // make the partitions that are missing
 	MakeTree                  // generate the first slot's verity tree and name the slot
 	OpenVerity                // verify the system image and mount it
+	AskOthers                 // ask whether other systems go on starting, as the installer has left it
 	Enroll                    // make, sign with and enroll this machine's keys
 	MakeRoot                  // make the root partition and seal its key
 	Unlock                    // open the root partition with the TPM
@@ -56,6 +57,7 @@ var kinds = [...]struct {
 	Partition:     {"partition", none},
 	MakeTree:      {"make-tree", none},
 	OpenVerity:    {"open-verity", OpenVerity},
+	AskOthers:     {"ask-others", AskOthers},
 	Enroll:        {"enroll", Enroll},
 	MakeRoot:      {"make-root", none},
 	Unlock:        {"unlock", Unlock},

@@ -36,6 +36,9 @@ type Abilities struct {
 	// Beside: it makes itself on a disk that has partitions of other systems; one that
 	// does not say so refuses such a disk at its first start.
 	Beside bool `json:"beside,omitempty"`
+	// Others: where an installer has left the wish that other systems go on starting with
+	// Secure Boot on, its first start asks for it.
+	Others bool `json:"others,omitempty"`
 
 	// ESPSize is the size in bytes of the EFI system partition that an installation of
 	// the release makes; 0 stands for layout.ESPSize. It is here and not in the contract
@@ -72,7 +75,7 @@ func validESP(size int64) bool { return size == 0 || layout.ValidESP(size) }
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
 func Own() Abilities {
-	return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true, Beside: true}
+	return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true, Beside: true, Others: true}
 }
 
 // before are the abilities of releases that say nothing of them.

@@ -73,6 +73,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.Partition:  {do: onHost(setup.Partition)},
 	bootflow.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},
 	bootflow.OpenVerity: {do: func(a *Agent, ctx context.Context) error { return a.OpenVerity(ctx) }, ends: true},
+	bootflow.AskOthers:  {do: onHost(setup.AskOthers), deaf: true, limit: secretLimit},
 	bootflow.Enroll:     {do: func(a *Agent, _ context.Context) error { return setup.Enroll(&a.Host, a.foretold) }, secrets: true, ends: true},
 	bootflow.MakeRoot:   {do: plain((*Agent).makeRoot), secrets: true, deaf: true, limit: renewLimit},
 	bootflow.Unlock:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByTPM(&a.Host)) }, secrets: true, ends: true},

@@ -53,6 +53,12 @@ type Left struct {
 	Keys     bool     // there are files of that kind
 	Marked   bool     // there is DeletionMark
 	Unlocked bool     // the root partition was opened before
+
+	// Wished: there is secureboot.OthersOnESP. Others are the known certificates in it, and
+	// LetStart is what this boot was told to let start.
+	Wished   bool
+	Others   secureboot.Database
+	LetStart secureboot.OtherSystems
 }
 
 // A Pending is the content of the file.

@@ -203,6 +203,7 @@ type Machine struct {
 	Listening      bool
 	WatchdogReset  bool // its watchdog says that it ended the boot before
 	BootEntry      bool // the firmware knows the boot manager's other path too
+	Foreign        int  // certificates of others that db is to have beside this machine's own
 	Volumes        map[[32]byte]map[string][]byte
 	Shown          []string
 	recordNow      []byte

@@ -81,8 +81,8 @@ func (m *Machine) CheckKeys() error {
 		return fmt.Errorf("the firmware enforces something else: %v", d)
 	}
 	_, certificates, err := CertificatesIn(m.Vars)
-	if err != nil || len(certificates) != 1 {
-		return fmt.Errorf("db has %d certificates (%w)", len(certificates), err)
+	if err != nil || len(certificates) != 1+m.Foreign {
+		return fmt.Errorf("db has %d certificates, want %d (%w)", len(certificates), 1+m.Foreign, err)
 	}
 	signed := 0
 	for name, f := range m.ESP.Files {

@@ -374,8 +374,11 @@ func ReadLeft(h *host.Host) error {
 		for _, e := range entries {
 			h.Left.Unlocked = h.Left.Unlocked || lastgood.Is(e.Name())
 			h.Left.Marked = h.Left.Marked || strings.EqualFold(e.Name(), path.Base(firstboot.DeletionMark))
-			if isAnswers(e.Name()) {
+			switch {
+			case isAnswers(e.Name()):
 				readAnswers(h, files, e.Name())
+			case isOthers(e.Name()):
+				readOthers(h, files, e.Name())
 			}
 			n, ok := firstboot.Count(e.Name())
 			if !ok {

@@ -53,6 +53,9 @@ func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if changed && err == nil {
 		err = rootpart.KeepList(o.Store, o.Random, secret, list)
 	}
+	if err == nil {
+		err = setup.AskOthersAgain(o.Host, c, list)
+	}
 	if err != nil {
 		return err
 	}
@@ -127,7 +130,8 @@ func (o *opening) enrolled(keys *secureboot.KeySet, stored *secureboot.List) (*r
 		return nil, err
 	}
 	wanted := list.Wanted
-	if len(wanted.DB) != 1 {
+	// The keys of others are measured where an option ROM has started by them.
+	if drivers := o.Drivers(); len(wanted.DB) != 1 && (!drivers.Known || len(drivers.ROMs) > 0) {
 		return nil, errors.New("the firmware will measure vendor keys too, and in which order is not known yet")
 	}
 	log, _, err := o.ReadLog()
