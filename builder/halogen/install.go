@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -46,6 +45,12 @@ partition of its own. An installation that was interrupted leaves the disk as it
 was. What will no longer start once the firmware holds this machine's own keys is
 said before anything is written; have BitLocker's recovery key at hand.
 
+--let-others-start lets Windows, and other systems whose loader Microsoft has
+signed, go on starting: the firmware then gets Microsoft's certificates beside this
+machine's own keys. Anybody's program with such a signature starts then, from a
+stick as well; your data stays closed to it. The first start asks for it once more.
+On a terminal the program asks where there are other systems.
+
 --keep-root keeps the root partition of a HalogenOS that is on the disk, with
 everything that was ever stored there: nothing is written to it, however the
 installation ends. It opens with its recovery key at the first start, which
@@ -57,7 +62,7 @@ type installFlags struct {
 	disk, key, channel, yes, setup        string
 	answers                               []byte // for the first start, of the file that setup names
 	list, dryRun, json, another, no, keep bool
-	free                                  bool
+	free, others                          bool
 	reader                                readerFlags
 	note                                  func(string) // why a request is made again; nil: nobody is told
 }
@@ -74,6 +79,7 @@ func (c command) install(ctx context.Context, args []string) error {
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan and write nothing")
 	f.BoolVar(&o.keep, "keep-root", false, "keep the root partition of the HalogenOS on the disk; its recovery key is asked for at the first start")
 	f.BoolVar(&o.free, "free-space", false, "use the disk's largest free space, and leave its partitions as they are")
+	f.BoolVar(&o.others, "let-others-start", false, "let Windows, and other systems that Microsoft has signed, go on starting with Secure Boot on, once the first start has asked for it again")
 	f.BoolVar(&o.another, "other-machine", false, "the disk is for another machine: leave this one's firmware out of it")
 	f.BoolVar(&o.no, "no-boot-entry", false, "leave the firmware's boot entries alone: the disk is found by its removable path")
 	f.BoolVar(&o.json, "json", false, "print the disks or the plan in JSON on the standard output")
@@ -172,6 +178,12 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		}
 	}
 	plan := install.NewPlan(source, disk, facts, ids, o.choice())
+	if plan.AsksOthers && plan.Err(true) == nil && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
+		if o.others, err = c.othersStart(plan.Staying()); err != nil {
+			return err
+		}
+		plan = install.NewPlan(source, disk, facts, ids, o.choice())
+	}
 	if o.json {
 		if err := c.printJSON(plan); err != nil {
 			return err
@@ -224,7 +236,7 @@ func target(machine install.Linux, path, from string) (install.Disk, error) {
 }
 
 func (o installFlags) choice() install.Choice {
-	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep, FreeSpace: o.free}
+	return install.Choice{OtherMachine: o.another, KeepRoot: o.keep, FreeSpace: o.free, LetOthersStart: o.others}
 }
 
 // openSource opens what is installed, with the answers for the first start.
@@ -343,88 +355,6 @@ func (c command) showPlan(p *install.Plan) {
 	for _, f := range p.Findings {
 		fmt.Fprintf(c.stdout, "%s %s\n", f.Word(), f.Text)
 	}
-}
-
-// answer asks a question on the standard error, since the standard output may be
-// read by a program.
-func (c command) answer(format string, args ...any) (string, error) {
-	fmt.Fprintf(c.stderr, format, args...)
-	line, err := readLine(os.Stdin)
-	return strings.TrimSpace(line), err
-}
-
-// readLine reads a line and nothing behind it, which may be the next answer.
-func readLine(r io.Reader) (string, error) {
-	var line []byte
-	for b := make([]byte, 1); len(line) < 4096; {
-		if _, err := io.ReadFull(r, b); err != nil {
-			return "", err
-		}
-		if b[0] == '\n' {
-			return string(line), nil
-		}
-		line = append(line, b[0])
-	}
-	return "", errors.New("the line has no end")
-}
-
-// whatStays asks what becomes of the systems that are on the disk.
-func (c command) whatStays(d install.Disk, o *installFlags) (err error) {
-	if d.Root != nil {
-		o.keep, err = c.keepOrErase(d)
-		return err
-	}
-	for len(d.Systems) > 0 && d.Free > 0 {
-		a, err := c.answer("%s has %s on it, and %d MiB of free space. Use the free space, or erase the whole disk? Type free or erase: ", d.Path, install.Names(d.Systems), d.Free>>20)
-		switch {
-		case err != nil:
-			return err
-		case a == "free", a == "erase":
-			o.free = a == "free"
-			return nil
-		}
-	}
-	return nil
-}
-
-// keepOrErase asks what becomes of the root partition that is on the disk.
-func (c command) keepOrErase(d install.Disk) (keep bool, err error) {
-	for {
-		a, err := c.answer("%s has the root partition of a HalogenOS (%d MiB). Keep it, or erase it? Its recovery key\n"+
-			"is asked for at the next start if it is kept. Type keep or erase: ", d.Path, d.Root.Size>>20)
-		switch {
-		case err != nil:
-			return false, err
-		case a == "keep", a == "erase":
-			return a == "keep", nil
-		}
-	}
-}
-
-// consent has the disk's name typed, or takes its serial number for it.
-func (c command) consent(p *install.Plan, serial string) error {
-	d := p.Disk
-	if serial != "" {
-		if serial != d.Serial {
-			return fmt.Errorf("--yes names the serial number %q, and that of %s is %q: give that of the disk that you mean; nothing was written", serial, d.Path, d.Serial)
-		}
-		return nil
-	}
-	switch {
-	case isTerminal(os.Stdin):
-	case d.Serial == "":
-		return fmt.Errorf("nobody is there to ask, and %s has no serial number for --yes: nothing was written; call halogen on a terminal", d.Path)
-	default:
-		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q); nothing was written", d.Path, d.Serial)
-	}
-	typed, err := c.answer("%s Type its name to go on: ", p.Loss())
-	if err != nil {
-		return err
-	}
-	if typed != d.Path && typed != path.Base(d.Path) {
-		return fmt.Errorf("%q is not %s: nothing was written", typed, d.Path)
-	}
-	return nil
 }
 
 func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, progress install.Progress) (err error) {

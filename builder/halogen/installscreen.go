@@ -58,6 +58,7 @@ func (b *screenBackend) Plan(d install.Disk, chosen install.Choice) (*install.Pl
 	choice := b.flags.choice()
 	choice.KeepRoot = choice.KeepRoot || chosen.KeepRoot
 	choice.FreeSpace = choice.FreeSpace || chosen.FreeSpace
+	choice.LetOthersStart = choice.LetOthersStart || chosen.LetOthersStart
 	facts, err := factsWith(b.machine)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/testkit"
 )
 
@@ -170,10 +171,16 @@ func TestBesideCut(t *testing.T) {
 	s := open(t, newBuild(t, nil))
 	base := blocktest.New(windowsSize, blocktest.Zero)
 	before := fillWindows(t, base)
-	p := NewPlan(s, windowsDisk(t, base), Facts{}, randomIDs(t), Choice{FreeSpace: true, OtherMachine: true})
+	p := NewPlan(s, windowsDisk(t, base), Facts{}, randomIDs(t), Choice{FreeSpace: true, OtherMachine: true, LetOthersStart: true})
 	if err := p.Err(false); err != nil {
 		t.Fatal(err)
 	}
+	wish, err := secureboot.EncodeOthers(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := s.ESP
+	with.Others = wish
 	recorder := blocktest.Record(base)
 	free := gpt.Extent{First: 145 << 11, Last: before.Partitions[3].First - 1}
 	if err := p.Install(t.Context(), fenced{target{recorder}, free}, s, quiet); err != nil {
@@ -199,7 +206,7 @@ func TestBesideCut(t *testing.T) {
 			return err
 		}
 		at, size := have.Bytes(esp)
-		return s.ESP.check(io.NewSectionReader(c.Disk, at, size))
+		return with.check(io.NewSectionReader(c.Disk, at, size))
 	})
 	if err != nil {
 		t.Error(err)
@@ -308,6 +315,9 @@ func TestSystems(t *testing.T) {
 	}{
 		{contract.VendorAuto, Choice{FreeSpace: true}, "/dev/sda", []string{"Windows on /dev/sda will no longer start", "BitLocker is on there", `"debian" on /dev/sda will no longer`}, "will be lost"},
 		{contract.VendorMicrosoft, Choice{FreeSpace: true}, "/dev/sda", []string{"Windows on /dev/sda goes on starting", "BitLocker is on there"}, "Windows on /dev/sda will no longer"},
+		{contract.VendorMicrosoft, Choice{FreeSpace: true}, "/dev/sda", []string{`"debian" on /dev/sda goes on starting where Microsoft has signed`}, "--let-others-start"},
+		{contract.VendorNone, Choice{FreeSpace: true, LetOthersStart: true}, "/dev/sda", []string{"Windows on /dev/sda goes on starting: beside", "PCR 4 and 7", "asks for this once more", "BitLocker is on there", `"debian" on /dev/sda goes on starting where Microsoft has signed`}, "Windows on /dev/sda will no longer"},
+		{contract.VendorAuto, Choice{FreeSpace: true}, "/dev/sda", []string{"--let-others-start lets it start"}, "PCR 4 and 7"},
 		{contract.VendorAuto, Choice{}, "/dev/sda", []string{"will be lost"}, "will no longer start"},
 		{contract.VendorAuto, Choice{}, "/dev/sdb", []string{"Windows on /dev/sdb will no longer start"}, "Windows on /dev/sda will"},
 	} {
@@ -318,8 +328,13 @@ func TestSystems(t *testing.T) {
 			facts.Systems = append(facts.Systems, found)
 		}
 		var all []string
-		for _, f := range NewPlan(s, disk, facts, randomIDs(t), c.choice).Findings {
+		p := NewPlan(s, disk, facts, randomIDs(t), c.choice)
+		for _, f := range p.Findings {
 			all = append(all, f.Text)
+		}
+		stays := c.choice.FreeSpace || c.on != disk.Path
+		if asks := stays && c.vendor != contract.VendorMicrosoft && !c.choice.LetOthersStart; p.AsksOthers != asks || len(p.Staying()) > 0 != stays {
+			t.Errorf("%s, %+v: asks %t, %+v stay", c.vendor, c.choice, p.AsksOthers, p.Staying())
 		}
 		text := strings.Join(all, "\n")
 		for _, say := range c.says {

@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
 )
 
@@ -115,6 +116,8 @@ type ESP struct {
 	// Setup are the answers for the machine's first start (setup.json(5)), or nil. They are
 	// on this machine's ESP alone, and in no release.
 	Setup []byte
+	// Others is the wish that other systems go on starting (secureboot.EncodeOthers), or nil.
+	Others []byte
 }
 
 func (e ESP) size() int64 { return cmp.Or(e.Size, layout.ESPSize) }
@@ -129,6 +132,9 @@ func (e ESP) files() map[string][]byte {
 	files[path.Join(bls.Directory, name)] = e.UKI
 	if e.Setup != nil {
 		files[answers.OnESP] = e.Setup
+	}
+	if e.Others != nil {
+		files[secureboot.OthersOnESP] = e.Others
 	}
 	return files
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/sysblock"
 )
@@ -44,6 +46,15 @@ func (l Linux) Facts() Facts {
 	f := Facts{Arch: arch, UEFI: err == nil, SetupMode: l.flag("SetupMode"), SecureBoot: l.flag("SecureBoot"), TPM: version == "2"}
 	if menu, known := setupmenu.Of(os.DirFS(l.Sys)); known {
 		f.Menu = menu.String()
+	}
+	for _, v := range []secureboot.Variable{secureboot.DB, secureboot.DBDefault} {
+		raw, err := readVariable(filepath.Join(l.Sys, "firmware/efi/efivars", v.Name+"-"+v.GUID.String()))
+		if err != nil {
+			continue // it has none
+		}
+		if d, err := secureboot.ParseDatabase(raw); err == nil {
+			f.Others = secureboot.KnownOthers(slices.Concat(f.Others, d))
+		}
 	}
 	return f
 }

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/secureboot"
 )
 
 // A Disk is a disk that could be installed to.
@@ -70,6 +71,8 @@ type Facts struct {
 	Menu string `json:"setup_menu,omitempty"`
 	// Systems are those on the machine's disks.
 	Systems []System `json:"systems,omitempty"`
+	// Others are the certificates in its firmware by which other systems start.
+	Others secureboot.Database `json:"-"`
 }
 
 // String says what was found, for people.
@@ -127,6 +130,8 @@ type Choice struct {
 	KeepRoot bool
 	// FreeSpace: the free space of the disk is used, and what is on it stays.
 	FreeSpace bool
+	// LetOthersStart: other systems go on starting with Secure Boot on.
+	LetOthersStart bool
 }
 
 // A Plan is an installation before anything is written.
@@ -141,6 +146,9 @@ type Plan struct {
 	Findings []Finding        `json:"findings"`
 	// Partitions are those of the table, for who reads the plan.
 	Partitions []Partition `json:"partitions,omitempty"`
+	// AsksOthers: Choice.LetOthersStart is still to be asked for, since there are systems
+	// that it is about.
+	AsksOthers bool `json:"-"`
 }
 
 // A Partition is one that the disk will have.
@@ -158,7 +166,7 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 		p.keepRoot()
 	}
 	p.checkDisk(s, ids)
-	p.checkOthers(s.Contract)
+	p.checkOthers(s)
 	if !c.OtherMachine {
 		p.checkMachine(s.Contract)
 	}
@@ -366,6 +374,9 @@ func (p *Plan) Next() []string {
 		steps = append(steps, "in the firmware's setup, reset the Secure Boot keys (Setup Mode) and leave Secure Boot enabled"+p.Machine.menu())
 	}
 	steps = append(steps, "set a password in the firmware's setup")
+	if p.Choice.LetOthersStart {
+		steps = append(steps, "the first start asks whether other systems go on starting, and shows the certificates: say yes once more")
+	}
 	if p.Kept != nil {
 		return append(steps, "the first start asks for the recovery key and whether to enroll the machine's keys again: say yes; after the restart all is as it was")
 	}
@@ -374,6 +385,15 @@ func (p *Plan) Next() []string {
 
 // Install writes what was planned to the disk and reads all of it back.
 func (p *Plan) Install(ctx context.Context, d Target, s *Source, progress Progress) error {
+	if p.Choice.LetOthersStart {
+		wish, err := secureboot.EncodeOthers(p.Machine.Others)
+		if err != nil {
+			return err
+		}
+		own := *s
+		own.ESP.Others = wish
+		s = &own
+	}
 	if p.Choice.FreeSpace {
 		return InstallBeside(ctx, d, Tables{p.Disk.table, p.Table}, s, p.IDs, progress)
 	}

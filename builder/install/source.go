@@ -28,6 +28,8 @@ type Source struct {
 	Signed   bool
 	// Beside: the release starts on a disk that it shares with other systems.
 	Beside bool
+	// Others: its first start asks whether other systems go on starting.
+	Others bool
 	Image  io.Reader
 	finish func() error
 	close  func() error
@@ -225,7 +227,7 @@ func (s *Source) take(f release.File, content []byte) error {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
 	able := contract.AbilitiesFromInitrd(initrd)
-	s.ESP.UKI, s.ESP.Size, s.Beside = content, able.ESP(), able.Beside
+	s.ESP.UKI, s.ESP.Size, s.Beside, s.Others = content, able.ESP(), able.Beside, able.Others
 	return s.ESP.Release.Matches(s.Contract)
 }
 

@@ -5,12 +5,14 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/secureboot"
 )
 
 // A System is another system on a disk, as its partitions and EFI files show it.
@@ -126,25 +128,24 @@ func containsProgram(entries []fs.DirEntry) bool {
 	return false
 }
 
+// Staying are the machine's other systems that are not erased.
+func (p *Plan) Staying() []System {
+	if p.Choice.OtherMachine && !p.Choice.FreeSpace {
+		return nil
+	}
+	if p.Choice.OtherMachine {
+		return p.Disk.Systems
+	}
+	return slices.DeleteFunc(slices.Clone(p.Machine.Systems), func(s System) bool { return s.Disk == p.Disk.Path && !p.Choice.FreeSpace })
+}
+
 // checkOthers says what will no longer start, and why. What is on the disk and gets
 // erased is not spoken of here.
-func (p *Plan) checkOthers(c *contract.Contract) {
-	systems := p.Machine.Systems
-	if p.Choice.OtherMachine {
-		systems = p.Disk.Systems
-	}
-	for _, s := range systems {
-		if s.Disk == p.Disk.Path && !p.Choice.FreeSpace {
-			continue
-		}
-		switch {
-		case !s.Windows:
-			p.note("%s on %s will no longer start with Secure Boot on: from the first start on the firmware holds this machine's own keys, and they have not signed it", s.Name, s.Disk)
-		case c.VendorKeys == contract.VendorMicrosoft:
-			p.note("Windows on %s goes on starting where the firmware's default keys have Microsoft's certificate for Windows: this release keeps those keys (VendorKeys=microsoft)", s.Disk)
-		default:
-			p.note("Windows on %s will no longer start with Secure Boot on: Microsoft has signed it, and from the first start on the firmware holds this machine's own keys (VendorKeys=%s)", s.Disk, c.VendorKeys)
-		}
+func (p *Plan) checkOthers(src *Source) {
+	keys := src.Contract.VendorKeys
+	for _, s := range p.Staying() {
+		p.AsksOthers = p.AsksOthers || src.Others && p.Kept == nil && keys != contract.VendorMicrosoft && !p.Choice.LetOthersStart
+		p.note("%s", p.fate(s, keys))
 		if s.Windows {
 			locked := "If BitLocker is on there"
 			if s.BitLocker {
@@ -153,4 +154,34 @@ func (p *Plan) checkOthers(c *contract.Contract) {
 			p.note("%s: have its recovery key at hand before you go on (https://aka.ms/myrecoverykey). It is asked for when the firmware's keys have changed", locked)
 		}
 	}
+	switch {
+	case !p.Choice.LetOthersStart:
+	case !src.Others:
+		p.refuse("the first start of this release does not ask whether other systems go on starting (--let-others-start): take one that was built with a newer halogen")
+	default:
+		p.note("other systems go on starting: %s", OthersCost)
+		p.note("the first start asks for this once more, and shows the certificates that the firmware gets. Where nobody says yes there, no other system starts")
+	}
+}
+
+// OthersCost is what letting other systems start costs, and what it does not, in two lines.
+const OthersCost = secureboot.OthersWeaken + "\n" + secureboot.OthersSpare
+
+// fate says whether another system goes on starting, and why.
+func (p *Plan) fate(s System, keys contract.VendorKeys) string {
+	const own = "from the first start on the firmware holds this machine's own keys"
+	who := s.Name + " on " + s.Disk
+	switch {
+	case p.Kept != nil && !p.Choice.LetOthersStart:
+		return who + " goes on starting with Secure Boot on where the HalogenOS that is kept has let it"
+	case s.Windows && p.Choice.LetOthersStart:
+		return who + " goes on starting: beside this machine's own keys the firmware keeps Microsoft's certificates"
+	case s.Windows && keys == contract.VendorMicrosoft:
+		return who + " goes on starting where the firmware's default keys have Microsoft's certificate for Windows: this release keeps those keys (VendorKeys=microsoft)"
+	case s.Windows:
+		return fmt.Sprintf("%s will no longer start with Secure Boot on: Microsoft has signed it, and %s (VendorKeys=%s; --let-others-start lets it start)", who, own, keys)
+	case p.Choice.LetOthersStart || keys == contract.VendorMicrosoft:
+		return who + " goes on starting where Microsoft has signed what it starts with (shim, as Debian, Fedora, SUSE and Ubuntu have it). With keys of its own it will no longer start with Secure Boot on"
+	}
+	return fmt.Sprintf("%s will no longer start with Secure Boot on: %s, and they have not signed it (--let-others-start lets it start where Microsoft has)", who, own)
 }

@@ -194,7 +194,7 @@ func (u *ui) choose(d install.Disk) {
 		choices = append(choices, install.Choice{FreeSpace: true})
 	}
 	if len(lines) == 0 {
-		u.check(d, install.Choice{})
+		u.others(d, install.Choice{})
 		return
 	}
 	lines = append(lines, line{"Erase everything", "nothing that was ever stored on it can be had again"})
@@ -203,8 +203,25 @@ func (u *ui) choose(d install.Disk) {
 	if d.Root == nil {
 		heading = d.Path + " has " + install.Names(d.Systems) + " on it"
 	}
-	list := u.list(lines, 0, func(i int) { u.check(d, choices[i]) }, u.back, func(int) {})
+	list := u.list(lines, 0, func(i int) { u.others(d, choices[i]) }, u.back, func(int) {})
 	u.show("root", u.frame(heading, "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
+}
+
+// others asks whether other systems go on starting, where there are some that would not.
+func (u *ui) others(d install.Disk, choice install.Choice) {
+	p, err := u.backend.Plan(d, choice)
+	if err != nil || p.Err(true) != nil || !p.AsksOthers {
+		u.check(d, choice)
+		return
+	}
+	yes := choice
+	yes.LetOthersStart = true
+	choices := []install.Choice{choice, yes}
+	lines := []line{{"No", "with Secure Boot on, this system alone starts"}, {"Yes", "Windows starts, and what else Microsoft has signed"}}
+	list := u.list(lines, 0, func(i int) { u.check(d, choices[i]) }, u.back, func(int) {})
+	about := text("%s\n\nThe first start asks for it once more.", install.OthersCost)
+	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, 2*len(lines)+1, 0, true).AddItem(about, 0, 1, false)
+	u.show("others", u.frame("Let other systems go on starting with Secure Boot on?", "Up, Down: choose   Enter: look at it   Esc: back to the disks", page), list)
 }
 
 // back shows the disks again.

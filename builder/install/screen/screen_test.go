@@ -17,13 +17,15 @@ import (
 
 // fake is a machine with these disks.
 type fake struct {
-	plugging  sync.Mutex
-	disks     []install.Disk
-	findings  []install.Finding
-	refuse    map[string]string // why a disk cannot be installed to
-	fails     error
-	installed chan string
-	begun     chan bool // an installation that has no end, or nil
+	plugging sync.Mutex
+	disks    []install.Disk
+	findings []install.Finding
+	refuse   map[string]string // why a disk cannot be installed to
+	fails    error
+	// asksOthers: there are systems that would not go on starting.
+	asksOthers bool
+	installed  chan string
+	begun      chan bool // an installation that has no end, or nil
 }
 
 func (f *fake) Release() string { return "test 7" }
@@ -39,6 +41,7 @@ func (f *fake) Plan(d install.Disk, c install.Choice) (*install.Plan, error) {
 		p.Findings = append(p.Findings, install.Finding{Fatal: true, Text: why})
 	}
 	p.Choice = c
+	p.AsksOthers = f.asksOthers && !c.LetOthersStart
 	if c.KeepRoot {
 		p.Kept = d.Root
 	}
@@ -59,6 +62,9 @@ func (f *fake) Install(ctx context.Context, p *install.Plan, progress install.Pr
 	}
 	if p.Choice.FreeSpace {
 		installed += ", beside"
+	}
+	if p.Choice.LetOthersStart {
+		installed += ", others start"
 	}
 	f.installed <- installed
 	return f.fails
@@ -221,6 +227,48 @@ func TestKeeps(t *testing.T) {
 	p.presses(tcell.KeyEnter)
 	if err := p.ends(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where other systems would no longer start, it is asked whether they shall, with what that
+// costs; no is what the list starts on.
+func TestLetsOthersStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		keys []tcell.Key
+		want string
+	}{"no": {[]tcell.Key{tcell.KeyEnter}, "/dev/nvme0n1, beside"}, "yes": {[]tcell.Key{tcell.KeyDown, tcell.KeyEnter}, "/dev/nvme0n1, beside, others start"}} {
+		t.Run(name, func(t *testing.T) {
+			f := twoDisks()
+			f.asksOthers = true
+			f.disks[1].Systems = []install.System{{Name: "Windows", Disk: "/dev/nvme0n1", Windows: true}}
+			f.disks[1].Free = 30 << 30
+			p := start(t, f)
+			p.sees("which disk?")
+			p.presses(tcell.KeyDown, tcell.KeyEnter)
+			p.sees("Use the free space (30720 MiB)")
+			p.presses(tcell.KeyEnter)
+			p.sees("Let other systems go on starting with Secure Boot on?")
+			p.sees("Any program that Microsoft has signed")
+			p.sees("(PCR 4 and 7)")
+			p.presses(tcell.KeyEscape)
+			p.sees("which disk?")
+			p.presses(tcell.KeyDown, tcell.KeyEnter)
+			p.sees("Use the free space (30720 MiB)")
+			p.presses(tcell.KeyEnter)
+			p.sees("> No")
+			p.presses(c.keys...)
+			p.sees("Nothing on /dev/nvme0n1 is erased")
+			p.types("nvme0n1")
+			p.presses(tcell.KeyEnter)
+			p.sees("1. restart the machine")
+			if got := <-f.installed; got != c.want {
+				t.Errorf("installed on %s", got)
+			}
+			p.presses(tcell.KeyEnter)
+			if err := p.ends(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
