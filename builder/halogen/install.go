@@ -201,21 +201,27 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		return err
 	}
 	if !o.another && !o.no {
-		notes, err := addBootEntry(machine, plan)
-		for _, note := range notes {
-			fmt.Fprintln(c.stderr, note)
-		}
-		if err != nil {
-			fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
-		}
-		if err != nil && o.free {
-			fmt.Fprintln(c.stderr, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
-		}
+		c.bootEntry(machine, plan, o.free)
 	}
 	if !o.json {
 		c.nextSteps(plan)
 	}
 	return nil
+}
+
+// bootEntry has the firmware start what was installed. Where it does not take the entry, the
+// installation is good all the same, and it is said what to do.
+func (c command) bootEntry(machine install.Linux, plan *install.Plan, beside bool) {
+	notes, err := addBootEntry(machine, plan)
+	for _, note := range notes {
+		fmt.Fprintln(c.stderr, note)
+	}
+	if err != nil {
+		fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
+	}
+	if err != nil && beside {
+		fmt.Fprintln(c.stderr, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
+	}
 }
 
 // factsWith are the machine's facts, with the systems that are on its disks.
