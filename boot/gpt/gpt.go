@@ -113,8 +113,9 @@ func (t *Table) Usable() (first, last uint64) {
 	n := entrySectors(t.SectorSize)
 	first, last = entriesLBA+n, t.Sectors-2-n
 	if t.last != 0 {
-		first, last = max(first, t.first), min(last, t.last)
+		last = min(last, t.last)
 	}
+	first = max(first, t.first)
 	return first, last
 }
 

@@ -50,8 +50,10 @@ func readMBR(r io.ReaderAt) (partitioned bool, err error) {
 }
 
 // protectiveMBR returns sector 0 for a disk (UEFI 2.10, table 5-4). A protective MBR that
-// is there already stays as it is, with its boot code and its active flag, which some
-// firmware wants; but its record's length becomes that of a disk which has grown.
+// is there already stays as it is, with its boot code; but its record's length becomes that of
+// a disk which has grown, and its flag and first sector are what UEFI wants: with the flag
+// that parted sets for a start by BIOS (pmbr_boot), EDK II before July 2021 takes the disk
+// for one without a GPT.
 func (t *Table) protectiveMBR(old []byte, keepCode bool) []byte {
 	sector := make([]byte, t.SectorSize)
 	last := chs(t.Sectors - 1)
@@ -59,7 +61,12 @@ func (t *Table) protectiveMBR(old []byte, keepCode bool) []byte {
 		copy(sector, old)
 		for at := mbrEntries; at < mbrEntries+4*mbrEntrySize; at += mbrEntrySize {
 			rec := sector[at:]
-			if rec[4] == mbrProtective && uint64(binary.LittleEndian.Uint32(rec[12:])) < min(t.Sectors-1, math.MaxUint32) {
+			if rec[4] != mbrProtective {
+				continue
+			}
+			rec[0] = 0
+			binary.LittleEndian.PutUint32(rec[8:], headerLBA)
+			if uint64(binary.LittleEndian.Uint32(rec[12:])) < min(t.Sectors-1, math.MaxUint32) {
 				copy(rec[5:8], last[:])
 				binary.LittleEndian.PutUint32(rec[12:], uint32(min(t.Sectors-1, math.MaxUint32)))
 			}

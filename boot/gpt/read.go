@@ -87,8 +87,9 @@ func Read(r io.ReaderAt, sectors uint64, sectorSize int) (*Table, Health, error)
 
 	t := &Table{Disk: use.header.Disk.swapped(), SectorSize: sectorSize, Sectors: sectors, Partitions: use.partitions}
 	t.raw = use.raw
+	t.first = use.header.First
 	if !health.Moved { // a disk that grew has new room, which its header does not know
-		t.first, t.last = use.header.First, use.header.Last
+		t.last = use.header.Last
 	}
 	switch at := entriesOf(r, primary, sectors, sectorSize); {
 	case at != entriesLBA:

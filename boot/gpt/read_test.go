@@ -413,7 +413,8 @@ func TestUsableByTheHeader(t *testing.T) {
 }
 
 // A table that was read is written as it was, byte for byte, but for what has changed: the
-// active flag in sector 0, and what other tools have left in entries.
+// boot code in sector 0, and what other tools have left in entries. The active flag there goes,
+// with which much firmware finds no GPT, and so does another first sector.
 func TestWritesWhatWasThere(t *testing.T) {
 	table := sample(diskSectors, 512)
 	d := written(t, table)
@@ -426,10 +427,15 @@ func TestWritesWhatWasThere(t *testing.T) {
 	for _, lba := range []int64{1, diskSectors - 1} {
 		putEntries(t, d, lba, array)
 	}
-	if _, err := d.WriteAt([]byte{0x80}, mbrEntries); err != nil {
+	if _, err := d.WriteAt([]byte("code"), 0); err != nil {
 		t.Fatal(err)
 	}
 	before := contents(t, d)
+	for at, b := range map[int64]byte{mbrEntries: 0x80, mbrEntries + 8: 2} {
+		if _, err := d.WriteAt([]byte{b}, at); err != nil {
+			t.Fatal(err)
+		}
+	}
 	got, health := mustRead(t, d, 512)
 	if !health.OK() {
 		t.Fatal(health)
