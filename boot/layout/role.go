@@ -86,8 +86,8 @@ func Find(t *gpt.Table, r Role) (gpt.Partition, error) {
 // its UUID, which the boot loader interface names. Another system on the disk may have one
 // with the same label. The zero UUID is for a loader that does not say; for OwnESP see there.
 // One without our label is another system's, which somebody has copied this system's boot
-// manager to: the error wraps ErrForeign, since nothing may be written there. On a disk that
-// has nobody else's partitions it is ours all the same, as it was for earlier releases.
+// manager to, where another one has it: the error wraps ErrForeign, since nothing may be
+// written there. Where none has, it is ours all the same: somebody has labelled it again.
 func FindESP(t *gpt.Table, started gpt.GUID) (gpt.Partition, error) {
 	if started.IsZero() {
 		return Find(t, ESP)
@@ -98,7 +98,7 @@ func FindESP(t *gpt.Table, started gpt.GUID) (gpt.Partition, error) {
 		return found, err
 	}
 	for _, p := range t.Partitions {
-		if role := RoleOf(p); p.Number != found.Number && (role == 0 || role == ESP) {
+		if p.Number != found.Number && RoleOf(p) == ESP {
 			return gpt.Partition{}, fmt.Errorf("%w: the boot manager was started from partition %d (%q), which is another system's EFI system partition: this system's has the label %q. Choose the entry of that in the firmware's boot menu, or give the partition this label",
 				ErrForeign, found.Number, found.Label, ESP)
 		}

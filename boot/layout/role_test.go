@@ -103,12 +103,20 @@ func TestPlanBehindForeignESP(t *testing.T) {
 }
 
 // The ESP that a copy of this system's boot manager was started from is another system's:
-// nothing is written to it. One of ours that has lost its label, on a disk of our own, is
-// taken, as earlier releases did.
+// nothing is written to it. One that has lost its label is taken where no other has it, as
+// earlier releases did: a machine does not stop to start by what another program has labelled.
 func TestFindESPOfAnother(t *testing.T) {
 	table := shared(t, gib)
 	if p, err := FindESP(table, table.Partitions[0].UUID); !errors.Is(err, ErrForeign) || p.Number != 0 {
 		t.Errorf("Windows's ESP is ours: %+v, %v", p, err)
+	}
+	for i := range table.Partitions { // there is none but the one that was started from
+		if ESP.is(table.Partitions[i]) {
+			table.Partitions[i].Label = "EFI"
+		}
+	}
+	if p, err := FindESP(table, table.Partitions[0].UUID); err != nil || p.Number != table.Partitions[0].Number {
+		t.Errorf("the only ESP, labelled by somebody else: %+v, %v", p, err)
 	}
 	own := &gpt.Table{Disk: gpt.GUID{9}, SectorSize: 512, Sectors: 32 * gib / 512}
 	Insert(own, ESP, gpt.GUID{50}, 2048, 2048+ESPSize/512-1)
