@@ -190,9 +190,12 @@ func Enrollable(stored *secureboot.List, keys *secureboot.KeySet, mode contract.
 
 // NewROMs are the option ROMs that were started and that a list does not let start.
 // A list with certificates of others has been made for a machine whose ROMs they let
-// start: of that nothing is known.
+// start: of that nothing is known. What the owner has let in is there for other systems.
 func NewROMs(list *secureboot.List, drivers secureboot.Drivers) (out []secureboot.OptionROM) {
-	vendors := func(e secureboot.Entry) bool { return secureboot.StartsROMs(e) && list.Origin(e) != "" }
+	vendors := func(e secureboot.Entry) bool {
+		from := list.Origin(e)
+		return secureboot.StartsROMs(e) && from != "" && from != secureboot.FromOwner
+	}
 	if slices.ContainsFunc(list.Wanted.DB, vendors) {
 		return nil
 	}
