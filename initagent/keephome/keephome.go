@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keynote"
+	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
@@ -218,7 +219,14 @@ func LastStart(entries []journal.Entry) string {
 var Home = upper.Name("/home")
 
 // Cleared are the directories of the root partition that lose all but what Stays.
-var Cleared = []string{".", upper.Bind, rootpart.Shared}
+var Cleared = []string{".", upper.Bind, rootpart.Shared, fetchDirectory}
+
+// fetchDirectory is what the fetcher shares with the boot, and ReleaseKey in it what it has
+// learned of the release key: of revocations, too.
+const (
+	fetchDirectory = rootpart.Shared + "/fetch"
+	ReleaseKey     = fetchDirectory + "/" + release.KeyFile
+)
 
 // Stays reports whether the root partition keeps what has a name: /home, and what is this
 // machine's own. A state.conf may have a directory in /home for itself. Of what the boot

@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -106,7 +107,10 @@ func DeleteAllButHome(h *host.Host) error {
 		return fmt.Errorf("the request to put directories back: %w", err)
 	}
 	h.Log.Say("deleting all but /home: where there are many files this takes minutes")
-	stays, err := h.Store.ClearBut(keephome.Cleared, keephome.Stays)
+	known := knowsKey(h)
+	stays, err := h.Store.ClearBut(keephome.Cleared, func(name string) bool {
+		return keephome.Stays(name) || known && name == keephome.ReleaseKey
+	})
 	sayLeft := func(text string) { // the owner may be about to give the machine away
 		h.Log.Say("WARNING: a reset that keeps /home %s", text)
 		h.NoteSelf(journal.State, "a reset that keeps /home "+text)
@@ -142,6 +146,25 @@ func DeleteAllButHome(h *host.Host) error {
 	}
 	// It names a system whose state is gone, and says nothing any more.
 	return removeNote(h, BlessedNote)
+}
+
+// knowsKey reports whether what was learned of the release key is fit to be kept: without it
+// a key counts again that was revoked. Only what the pinned key itself has signed counts in
+// it, whoever has put it there; what is damaged would keep the machine from its updates.
+func knowsKey(h *host.Host) bool {
+	text, err := h.Store.Read(keephome.ReleaseKey, pgp.MaxKey)
+	if err != nil {
+		return false
+	}
+	pinned, err := pgp.ParseKey(h.Contract.ReleaseKey)
+	if err != nil {
+		return false
+	}
+	known, err := pgp.ParseKey(text)
+	if err == nil {
+		_, err = pinned.Merge(known)
+	}
+	return err == nil
 }
 
 // ownHome gives /home to root again, as the image has it: an account that it belonged to could

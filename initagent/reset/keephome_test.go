@@ -123,6 +123,7 @@ func TestKeepHomeAsked(t *testing.T) {
 	for _, theirs := range []string{answers.HandedOver, bootinfo.FirstStart, "fetch/seen.json"} {
 		m.RootFiles()[path.Join(rootpart.Shared, theirs)] = []byte("x")
 	}
+	m.RootFiles()[keephome.ReleaseKey] = m.Agent.Contract.ReleaseKey
 	before := maps.Clone(m.RootFiles())
 	m.AsksToKeepHome()
 	m.Printed.Reset()
@@ -137,6 +138,9 @@ func TestKeepHomeAsked(t *testing.T) {
 		}
 	}
 	checkKeptHome(m, "done")
+	if m.RootFiles()[keephome.ReleaseKey] == nil {
+		t.Error("what was learned of the release key is gone: a key that was revoked counts again")
+	}
 	for _, op := range []string{"root disarm bind/home", "root own bind/home 755"} {
 		if len(m.Written(op)) == 0 {
 			t.Errorf("it does not %s", op)
@@ -155,6 +159,7 @@ func TestKeepHomeAsked(t *testing.T) {
 // At the console it is confirmed and noted, and the next start does the same.
 func TestKeepHomeAtConsole(t *testing.T) {
 	m := machinetest.Lived(t)
+	m.RootFiles()[keephome.ReleaseKey] = []byte("no key")
 	before := maps.Clone(m.RootFiles())
 	r, c := openConsole(m)
 	for _, typed := range []string{"", "y", "tests"} {
@@ -174,6 +179,9 @@ func TestKeepHomeAtConsole(t *testing.T) {
 		t.Fatalf("ends in %s, and asks %q:\n%s", end, m.Printed.String(), m.Said.String())
 	}
 	checkKeptHome(m, "done")
+	if m.RootFiles()[keephome.ReleaseKey] != nil {
+		t.Error("a release key that is damaged stays: it would keep the machine from its updates")
+	}
 	cutAnywhere(m, append(states, boot...), before)
 }
 
