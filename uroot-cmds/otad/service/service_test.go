@@ -107,8 +107,10 @@ func TestFetchEndsCheck(t *testing.T) {
 	// The first to run is a check, which ends with its input.
 	w := otadtest.New(t, `cd "$(dirname "$0")"; read request; echo run >>runs; cat >/dev/null`)
 	checked := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	go func() {
-		_, err := w.Check(t.Context())
+		_, err := w.Check(ctx)
 		checked <- err
 	}()
 	runs := func(n int) {
@@ -137,6 +139,8 @@ func TestFetchEndsCheck(t *testing.T) {
 	}
 	j.Cancel()
 	<-j.Done
+	cancel()
+	<-checked // its worker writes as long as it runs
 }
 
 // Somebody who does not want to wait has a fetch go on that waits.
