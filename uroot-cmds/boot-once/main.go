@@ -68,7 +68,7 @@ func cmd(o options) command.Command {
 			return command.ErrUsage
 		}
 		if cancel {
-			return o.cancel()
+			return o.cancel(c)
 		}
 		all, err := o.all()
 		if err != nil {
@@ -81,10 +81,13 @@ func cmd(o options) command.Command {
 		if err != nil {
 			return err
 		}
+		if i := slices.IndexFunc(all, func(other bootEntry) bool { return other.Next && other.Number != e.Number }); i >= 0 {
+			return fmt.Errorf("the next restart starts %q already, as fwupd or somebody else has asked for: boot-once --cancel takes that back", all[i].Name)
+		}
 		if err := o.next(e); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.Stdout, "The next restart starts %q, and the one after it this system.\n", e.Name)
+		fmt.Fprintf(c.Stdout, "The next restart starts %q, and the one after it is as usual.\n", e.Name)
 		return nil
 	}}
 }
@@ -165,7 +168,16 @@ func (o options) next(e bootEntry) error {
 	return enroll.EFIVarFS{Root: o.directory}.WriteAuthenticated(nextVariable, globalVariables, attributes, binary.LittleEndian.AppendUint16(nil, uint16(number)))
 }
 
-func (o options) cancel() error {
+// cancel says what it takes back: it may be fwupd's.
+func (o options) cancel(c *command.Call) error {
+	all, err := o.all()
+	if err == nil {
+		for _, e := range all {
+			if e.Next {
+				fmt.Fprintf(c.Stdout, "The next restart was to start %q, and is as usual now.\n", e.Name)
+			}
+		}
+	}
 	if err := os.Remove(o.path(nextVariable)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("have the next start be as usual: %w", err)
 	}

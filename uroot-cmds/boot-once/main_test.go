@@ -43,6 +43,12 @@ func TestBootOnce(t *testing.T) {
 		if b, err := os.ReadFile(o.path(nextVariable)); err != nil || !bytes.Equal(b, []byte("\x07\x00\x00\x00"+want)) {
 			t.Errorf("%s: BootNext is %x, %v", name, b, err)
 		}
+		if code, _, errs := commandtest.Run(cmd(o), "0001"); name != "windows" && (code != 1 || !strings.Contains(errs, "already, as fwupd or somebody else has asked for")) {
+			t.Errorf("beside %s: exit code %d, %s", name, code, errs)
+		}
+		if _, out, _ := commandtest.Run(cmd(o), "--cancel"); !strings.Contains(out, "was to start") {
+			t.Errorf("%s: %s", name, out)
+		}
 	}
 	if code, out, _ := commandtest.Run(cmd(o), "0001"); code != 0 {
 		t.Error(out)
