@@ -155,3 +155,14 @@ func FuzzParseOthers(f *testing.F) {
 		}
 	})
 }
+
+// What the firmware's defaults revoke comes along, no matter whom they name as its owner.
+func TestForeignWithoutOwner(t *testing.T) {
+	nobodys, ours := Hash(gpt.GUID{}, [32]byte{1}), Hash(gpt.GUID{9}, [32]byte{2})
+	if got := foreign(gpt.GUID{}, Database{nobodys, ours, nobodys}); len(got) != 2 {
+		t.Errorf("without an owner: %v", got)
+	}
+	if got := foreign(gpt.GUID{9}, Database{nobodys, ours}); len(got) != 1 || !got.Contains(nobodys) {
+		t.Errorf("of ours: %v", got)
+	}
+}

@@ -170,10 +170,11 @@ func usable(owner gpt.GUID, leave func([]byte) bool, d Database) Database {
 	})
 }
 
-// foreign returns the entries that are not ours, each once.
+// foreign returns the entries that are not ours, each once; with no owner, all: there are
+// firmwares that name none in their defaults.
 func foreign(owner gpt.GUID, d Database) Database {
 	d = d.Without(nil)
-	return slices.DeleteFunc(d, func(e Entry) bool { return e.Owner == owner })
+	return slices.DeleteFunc(d, func(e Entry) bool { return !owner.IsZero() && e.Owner == owner })
 }
 
 // allowedHashes returns what the firmware allows by hash among the ROMs that
