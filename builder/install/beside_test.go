@@ -306,6 +306,19 @@ func TestSystems(t *testing.T) {
 	if !slices.Equal(disk.Systems, want) {
 		t.Errorf("systems %+v", disk.Systems)
 	}
+	// The stick that installs is no system that would stop starting.
+	table, _, err := gpt.Read(d, windowsSize, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Partitions = slices.DeleteFunc(table.Partitions, func(p gpt.Partition) bool { return p.Type != layout.TypeESP })
+	if found := Systems(d, table, "/dev/sdb"); len(found) == 0 {
+		t.Error("an ESP alone has no systems")
+	}
+	layout.Insert(table, layout.Installer, gpt.GUID{77}, table.Free()[0].First, table.Free()[0].First+2047)
+	if found := Systems(d, table, "/dev/sdb"); len(found) > 0 {
+		t.Errorf("an installer's stick has %+v", found)
+	}
 	for _, c := range []struct {
 		vendor  contract.VendorKeys
 		choice  Choice

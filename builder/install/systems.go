@@ -47,8 +47,12 @@ const windowsManager = "EFI/Microsoft/Boot/bootmgfw.efi"
 const maxSystems = 32
 
 // Systems looks for other systems on a disk: what its EFI system partitions have in EFI,
-// and what Windows's partitions show. An ESP that cannot be read shows nothing.
+// and what Windows's partitions show. An ESP that cannot be read shows nothing. An installer's
+// stick has none: what it starts is the installer.
 func Systems(r io.ReaderAt, t *gpt.Table, disk string) (found []System) {
+	if layout.IsInstaller(t) {
+		return nil
+	}
 	windows, locked, ours := false, false, map[string]bool{}
 	for _, p := range t.Partitions {
 		at, size := t.Bytes(p)
