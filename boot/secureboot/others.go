@@ -92,7 +92,7 @@ func KnownOthers(d Database) (known Database) {
 	return known
 }
 
-// holds reports whether a database has a certificate or hash, whoever its owner is.
+// holds reports whether a database has a certificate or hash, of any owner.
 func holds(d Database, e Entry) bool {
 	return slices.ContainsFunc(d, func(have Entry) bool { return have.Type == e.Type && bytes.Equal(have.Data, e.Data) })
 }

@@ -24,7 +24,7 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	return f.Reader.ReadAt(p, off)
 }
 
-// A disk that cannot be read is none that is unused, and whoever installs is told.
+// A disk that cannot be read does not count as unused, and the person who installs is told.
 func TestContentsThatCannotBeRead(t *testing.T) {
 	disk := make([]byte, 8*mib)
 	for name, at := range map[string][2]int64{"all": {0, 8 * mib}, "the start": {4096, 8192}, "the end": {8*mib - 4096, 8 * mib}} {

@@ -13,7 +13,7 @@ import (
 // The staging directory is a directory of the build host, and its files get attributes
 // that the source does not have: of a default access control list above it (acl(5)),
 // which every new file inherits, and of a security module, which labels every new file
-// (SELinux, Smack, IMA). mkfs.erofs copies what a file has, whoever gave it. So
+// (SELinux, Smack, IMA). mkfs.erofs copies all that a file has. So
 // whatever is not the source's is taken off again, and two hosts give the same bytes.
 
 // clearHost takes off a file's attributes that are not its own.

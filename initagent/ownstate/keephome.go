@@ -150,7 +150,7 @@ func DeleteAllButHome(h *host.Host) error {
 
 // knowsKey reports whether what was learned of the release key is fit to be kept: without it
 // a key counts again that was revoked. Only what the pinned key itself has signed counts in
-// it, whoever has put it there; what is damaged would keep the machine from its updates.
+// it, no matter who has put it there; what is damaged would keep the machine from its updates.
 func knowsKey(h *host.Host) bool {
 	text, err := h.Store.Read(keephome.ReleaseKey, pgp.MaxKey)
 	if err != nil {
