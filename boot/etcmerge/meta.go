@@ -11,6 +11,9 @@ import (
 // permissions: the kernel keeps the mask of the list in the group's bits.
 const accessList = "system.posix_acl_access"
 
+// capability is the attribute by which a program has rights of root's (capabilities(7)).
+const capability = "security.capability"
+
 // ofContent are attributes that sign a file's content or all of its metadata. They are
 // worth something only beside what they were made for.
 var ofContent = []string{"security.ima", "security.evm"}
@@ -81,10 +84,36 @@ func mergeMetadata(base, theirs, ours *Entry, changed bool) (Entry, []string) {
 		out.UID, out.GID, out.Mode, access = o.uid, o.gid, ours.Mode, o.mode
 		clash("owner", fmt.Sprintf("%d:%d", o.uid, o.gid), fmt.Sprintf("%d:%d", t.uid, t.gid))
 	}
+	if changed && ours.Type == Regular && othersMayWrite(o) {
+		if more := given(access, o.mode); more != 0 {
+			out.Mode, access = ours.Mode, o.mode
+			clash("permissions", o.mode[:4], t.mode[:4])
+		}
+		if able := o.xattrs[capability]; able != out.Xattrs[capability] {
+			delete(out.Xattrs, capability)
+			if able != "" {
+				out.Xattrs[capability] = able
+			}
+			clashes = append(clashes, "attribute "+capability)
+		}
+	}
 	if len(access) > 4 {
 		out.Xattrs[accessList] = access[4:]
 	}
 	return out, clashes
+}
+
+// given are the setuid and setgid bits that one mode has and another has not. With a content
+// that others have written they would make these others a program's owner.
+func given(mode, without string) byte {
+	if mode == "" {
+		return 0
+	}
+	have := byte('0')
+	if without != "" {
+		have = without[0]
+	}
+	return (mode[0] - '0') &^ (have - '0') & 6
 }
 
 // othersMayWrite reports whether somebody who is not root may have written what has these

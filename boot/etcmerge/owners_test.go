@@ -215,6 +215,38 @@ func TestGivenToAnotherOwner(t *testing.T) {
 	}
 }
 
+// What an image gives to its own program, setuid and setgid bits and capabilities, is not put
+// on what somebody else may have written in its place. FAULTS 106
+func TestRightsForAnotherContent(t *testing.T) {
+	const able = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	tool, mine := text("1").mode(0o755), text("mine").mode(0o755)
+	for _, c := range []struct {
+		name           string
+		was, is        node // in the images
+		here           node
+		mode           uint32
+		able, conflict bool
+	}{
+		{"capability of its owner's", tool.owner(7, 7), tool.owner(7, 7).attr(capability, able), mine.owner(7, 7), 0o755, false, true},
+		{"capability of root's", tool, tool.attr(capability, able), mine, 0o755, true, false},
+		{"capability, untouched", tool.owner(7, 7), tool.owner(7, 7).attr(capability, able), tool.owner(7, 7), 0o755, true, false},
+		{"setuid of the group's", text("1").owner(0, 7).mode(0o664), text("1").owner(0, 7).mode(0o4775), text("mine").owner(0, 7).mode(0o664), 0o664, false, true},
+		{"setuid, untouched", text("1").owner(0, 7).mode(0o664), text("1").owner(0, 7).mode(0o4775), text("1").owner(0, 7).mode(0o664), 0o4775, false, false},
+		{"setuid that it had", tool.owner(7, 7).mode(0o4755), tool.owner(7, 7).mode(0o4711), mine.owner(7, 7).mode(0o4755), 0o4711, false, false},
+		{"other permissions", tool.owner(7, 7), tool.owner(7, 7).mode(0o700), mine.owner(7, 7), 0o700, false, false},
+	} {
+		theirs := memory{"f": c.is}
+		r, made := planWith(t, Options{}, memory{"f": c.was}, theirs, memory{"f": c.here})
+		n := over(theirs, made)["f"]
+		if has := n.Xattrs[capability] != ""; n.Mode != c.mode || has != c.able || n.content != c.here.content {
+			t.Errorf("%s: it is %+v %q", c.name, n.Entry, n.content)
+		}
+		if conflicts, _ := said(r); (conflicts != "") != c.conflict {
+			t.Errorf("%s: conflicts:\n%s", c.name, conflicts)
+		}
+	}
+}
+
 // A number that the image moves for an account that nobody touched here waits for a
 // decision: programs of the image have it elsewhere, too. FAULTS 106
 func TestMovedNumber(t *testing.T) {

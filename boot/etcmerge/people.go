@@ -280,7 +280,8 @@ func (s *seating) seat() {
 // not have: nothing is left that belongs to them.
 //
 // One of the image's own system groups has the image's number: what a program of the image
-// runs as is its own, and no number of a person's. Nothing else is left that belongs to it.
+// runs as is its own, and no number of a person's. Those whose first group it is follow it:
+// else they were in the group that has its old number in the image.
 func (s *seating) groupsThatStay() records {
 	primary := map[uint32]bool{}
 	for _, rec := range s.people["passwd"].lines {
@@ -288,11 +289,31 @@ func (s *seating) groupsThatStay() records {
 			primary[n] = true
 		}
 	}
+	moved, stayed := map[uint32]record{}, map[uint32]bool{} // by the number here
 	for i, rec := range s.people["group"].lines {
-		if n, has := s.image["group"].own(rec.name); has && system(n) && len(rec.fields) > numberField {
-			s.people["group"].lines[i].fields = slices.Clone(rec.fields)
-			s.people["group"].lines[i].fields[numberField] = decimal(n)
+		was, is := s.people["group"].own(rec.name)
+		n, has := s.image["group"].own(rec.name)
+		if !has || !system(n) || len(rec.fields) <= numberField {
+			stayed[was] = stayed[was] || is
+			continue
 		}
+		rec.fields = slices.Clone(rec.fields)
+		rec.fields[numberField] = decimal(n)
+		s.people["group"].lines[i] = rec
+		if _, before := moved[was]; is && !before {
+			moved[was] = rec
+		}
+	}
+	for i, rec := range s.people["passwd"].lines {
+		was, ok := number(rec.fields[groupField])
+		group, follows := moved[was]
+		if !ok || !follows || stayed[was] || decimal(was) == group.fields[numberField] {
+			continue
+		}
+		rec.fields = slices.Clone(rec.fields)
+		rec.fields[groupField] = group.fields[numberField]
+		s.people["passwd"].lines[i] = rec
+		s.note("passwd", "user %s: the first group is %s still, which has the number %s in the image and had %d here", Name(rec.name), Name(group.name), group.fields[numberField], was)
 	}
 	return firstLines(s.people["group"], func(name string) bool {
 		n, ok := s.people["group"].own(name)

@@ -231,6 +231,40 @@ func TestPlanPeopleOfIntruder(t *testing.T) {
 	}
 }
 
+// Who had a group of the system's as first group is in that of this name afterwards, as the
+// owner was shown, and not in the one that has its former number in the image.
+func TestPlanPeopleFirstGroup(t *testing.T) {
+	image := memory{
+		"passwd": text("root:x:0:0::/root:/bin/sh\n"), "shadow": text("root:*:1::::::\n"),
+		"group": text("root:x:0:\ndisk:x:6:\nusers:x:100:\ndocker:x:990:\n"),
+	}
+	for _, c := range []struct{ name, passwd, group, want string }{
+		{"renumbered", "alice:x:1000:6::/home/alice:/bin/sh\n", "users:x:6:\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
+		{"of root's number", "alice:x:1000:0::/home/alice:/bin/sh\n", "users:x:0:\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
+		{"another has come to it", "alice:x:1000:6::/home/alice:/bin/sh\n", "users:x:6:\ndisk:x:50:alice\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
+		{"another has it still", "alice:x:1000:1500::/home/alice:/bin/sh\n", "family:x:1500:alice\nusers:x:1500:\n", "alice:x:1000:1500::/home/alice:/bin/sh\n"},
+		{"the same number", "alice:x:1000:100::/home/alice:/bin/sh\n", "users:x:100:\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
+	} {
+		kept, people := PeopleOf(map[string][]byte{"passwd": []byte(c.passwd), "group": []byte(c.group)})
+		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := shownBy(t, image, r)
+		if got := shown["passwd"].content; !strings.Contains(got, "\n"+c.want) || len(people) != 1 {
+			t.Errorf("%s: passwd is\n%s\nwant\n%s", c.name, got, c.want)
+		}
+		for _, line := range []string{"disk:x:6:", "users:x:100:"} {
+			if got := shown["group"].content; !strings.Contains(got, line) {
+				t.Errorf("%s: group is\n%s\nwithout %s", c.name, got, line)
+			}
+		}
+		if _, notes := said(r); strings.Contains(notes, "the first group is users still") != !strings.Contains(c.passwd, c.want) {
+			t.Errorf("%s: notes:\n%s", c.name, notes)
+		}
+	}
+}
+
 // An image without some of the files, or with none, is no obstacle.
 func TestPlanPeopleBare(t *testing.T) {
 	kept, _ := PeopleOf(machineFiles())

@@ -43,7 +43,7 @@ func describe(h io.Writer, name string, e *Entry, content []byte) {
 	fmt.Fprintf(h, "%q %d %04o %d %d %q %d %x\n", name, e.Type, mode, e.UID, e.GID, e.Target, e.Rdev, content)
 	var names []string
 	for name := range e.Xattrs {
-		if !strings.HasPrefix(name, "security.") && !strings.HasPrefix(name, "trusted.") || name == "security.capability" {
+		if !strings.HasPrefix(name, "security.") && !strings.HasPrefix(name, "trusted.") || name == capability {
 			names = append(names, name)
 		}
 	}
