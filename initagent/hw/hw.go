@@ -262,8 +262,9 @@ type Store interface {
 	// it; the same call goes on.
 	ClearBut(in []string, keep func(name string) bool) ([]string, error)
 	// Disarm has no program in a directory run with more rights than those who start it
-	// (upper.Store.Disarm), and returns what it could not change. The same call goes on.
-	Disarm(name string) ([]string, error)
+	// (upper.Store.Disarm), and returns what it could not change. more is called now and
+	// then with the number of files that it has looked at. The same call goes on.
+	Disarm(name string, more func(looked int)) ([]string, error)
 	// RootsOwn gives a directory to root (upper.Store.RootsOwn).
 	RootsOwn(name string, mode fs.FileMode) error
 	// Accounts are the account files that a system with this state sees over an image

@@ -190,8 +190,8 @@ func (l LinuxStore) ClearBut(in []string, keep func(name string) bool) ([]string
 }
 
 // Disarm implements Store.
-func (l LinuxStore) Disarm(name string) ([]string, error) {
-	return upper.Store{Root: l.Root}.Disarm(name, nil)
+func (l LinuxStore) Disarm(name string, more func(looked int)) ([]string, error) {
+	return upper.Store{Root: l.Root}.Disarm(name, more, nil)
 }
 
 // RootsOwn implements Store.

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -220,6 +221,10 @@ var Home = upper.Name("/home")
 
 // Cleared are the directories of the root partition that lose all but what Stays.
 var Cleared = []string{".", upper.Bind, rootpart.Shared, fetchDirectory}
+
+// Modes are the permissions of the directories that the root partition keeps, which root owns:
+// anyone else who owned one of them could put in it what the next boot believes.
+var Modes = map[string]fs.FileMode{".": 0o755, upper.Bind: 0o755, rootpart.OwnDirectory: 0o700, rootpart.Shared: 0o755, fetchDirectory: 0o755}
 
 // fetchDirectory is what the fetcher shares with the boot, and ReleaseKey in it what it has
 // learned of the release key: of revocations, too.

@@ -125,7 +125,7 @@ func (s Store) ClearBut(in []string, keep func(name string) bool) (stays []strin
 }
 
 // Disarm implements hw.Store: the files of a simulated machine are no programs.
-func (s Store) Disarm(name string) ([]string, error) {
+func (s Store) Disarm(name string, _ func(int)) ([]string, error) {
 	s.M.op("root disarm " + name)
 	return nil, nil
 }

@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
@@ -16,6 +20,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
+	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/upper"
@@ -111,41 +116,131 @@ func DeleteAllButHome(h *host.Host) error {
 	stays, err := h.Store.ClearBut(keephome.Cleared, func(name string) bool {
 		return keephome.Stays(name) || known && name == keephome.ReleaseKey
 	})
-	sayLeft := func(text string) { // the owner may be about to give the machine away
-		h.Log.Say("WARNING: a reset that keeps /home %s", text)
-		h.NoteSelf(journal.State, "a reset that keeps /home "+text)
-	}
-	for _, s := range stays {
-		sayLeft("could not remove this, and it is not used: " + s)
+	left := leftover{h: h}
+	for _, name := range stays {
+		left.say("could not remove this, and it is not used: " + name)
 	}
 	if err != nil {
 		return err
 	}
-	beside, err := h.Store.Names(upper.Bind)
-	if err != nil {
+	if err := disarmKept(h, &left); err != nil {
 		return err
 	}
-	slices.Sort(beside)
-	for _, name := range beside {
-		if name != keephome.Home {
-			sayLeft("keeps this, too, which may lie in /home: /run/state/" + upper.Bind + "/" + etcmerge.Name(name).String())
-		}
-		if !keephome.IsHome(path.Join(upper.Bind, name)) {
-			continue
-		}
-		armed, err := h.Store.Disarm(path.Join(upper.Bind, name))
-		if err != nil {
-			return err
-		}
-		for _, s := range armed {
-			sayLeft("could not look whether this makes anybody root: " + s)
-		}
-	}
+	left.end()
 	if err := ownHome(h); err != nil {
 		return err
 	}
 	// It names a system whose state is gone, and says nothing any more.
 	return removeNote(h, BlessedNote)
+}
+
+// leftover says what a reset has left: the owner may be about to give the machine away. The
+// boot journal gets one entry, and the console no more lines than a person reads: an intruder
+// can leave any number of things.
+type leftover struct {
+	h     *host.Host
+	first string
+	n     int
+}
+
+const mostLeft = 100
+
+func (l *leftover) say(text string) {
+	if l.n++; l.n == 1 {
+		l.first = text
+	}
+	if l.n <= mostLeft {
+		l.h.Log.Say("WARNING: a reset that keeps /home %s", text)
+	}
+}
+
+func (l *leftover) end() {
+	if l.n == 0 {
+		return
+	}
+	text := "a reset that keeps /home " + l.first
+	if l.n > 1 {
+		text += fmt.Sprintf(" (and %d more such things)", l.n-1)
+		l.h.Log.Say("WARNING: a reset that keeps /home has left %d things", l.n)
+	}
+	l.h.NoteSelf(journal.State, text)
+}
+
+// disarmKept has nothing in what is kept make anybody root: no program there has more rights
+// than those who start it, and nobody else owns a directory that the boot believes. Cut
+// anywhere, the same call does the rest.
+func disarmKept(h *host.Host, left *leftover) error {
+	beside, err := h.Store.Names(upper.Bind)
+	if err != nil {
+		return err
+	}
+	slices.Sort(beside)
+	kept := []string{rootpart.OwnDirectory}
+	for _, name := range beside {
+		if name != keephome.Home {
+			left.say("keeps this, too, which may lie in /home: /run/state/" + upper.Bind + "/" + etcmerge.Name(name).String())
+		}
+		if at := path.Join(upper.Bind, name); keephome.IsHome(at) {
+			kept = append(kept, at)
+		}
+	}
+	for _, name := range kept {
+		armed, err := h.Store.Disarm(name, func(looked int) {
+			h.AllowWatchdog(disarmLimit)
+			if looked%sayEach == 0 {
+				h.Log.Say("looked at %d files in /run/state/%s", looked, etcmerge.Name(name))
+			}
+		})
+		if err = directoryOrGone(h, name, err); err != nil {
+			return err
+		}
+		for _, s := range armed {
+			left.say("could not look whether this makes anybody root: " + s)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(keephome.Modes)) {
+		if err := directoryOrGone(h, name, h.Store.RootsOwn(name, keephome.Modes[name])); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{recoverykey.NoteFile, keephome.ReleaseKey} {
+		if err := keepAgain(h, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepAgain has a file of what the boot shares be root's, no matter whose it was. The boot journal
+// becomes so with each entry.
+func keepAgain(h *host.Host, name string) error {
+	text, err := h.Store.Read(name, pgp.MaxKey)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, hw.ErrUnfit):
+		return removeNote(h, name)
+	case err != nil:
+		return err
+	}
+	return h.Store.Keep(name, text)
+}
+
+const (
+	// disarmLimit is the time for each few thousand files, of a slow disk, and for what comes
+	// after the last.
+	disarmLimit = 4 * host.StepLimit
+	sayEach     = 64 << 12 // files
+)
+
+// directoryOrGone removes what a running system has put in a directory's place. Nothing is
+// lost with it: no system of ours has made a link or a file there.
+func directoryOrGone(h *host.Host, name string, err error) error {
+	if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+		return err
+	}
+	h.Log.Say("/run/state/%s is no directory: it is removed", etcmerge.Name(name))
+	return h.Store.Remove(name)
 }
 
 // knowsKey reports whether what was learned of the release key is fit to be kept: without it
@@ -213,8 +308,27 @@ func People(h *host.Host) (etcmerge.People, []etcmerge.Person, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, image["passwd"]))
+	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, append(image["passwd"], sysusers(h)...)))
 	return kept, people, nil
+}
+
+// sysusers are the users that the image has systemd make at a start (sysusers.d(5)), as lines
+// of passwd with a number of the system's: an account of such a name would be theirs.
+func sysusers(h *host.Host) []byte {
+	files, _ := filepath.Glob(filepath.Join(h.Path(host.SystemDirectory), "usr/lib/sysusers.d/*.conf")) // the pattern is right
+	lines := []byte("\n")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // the image's own link or directory, which systemd does not read either
+		}
+		for line := range strings.Lines(string(text)) {
+			if field := strings.Fields(line); len(field) > 1 && (field[0] == "u" || field[0] == "u!") {
+				lines = fmt.Appendf(lines, "%s:x:1:1:::\n", strings.Trim(field[1], `"`))
+			}
+		}
+	}
+	return lines
 }
 
 // keptPeople are the accounts for an /etc that has nothing to be taken over from. note: the

@@ -7,18 +7,30 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/initagent/subvolume"
 )
 
 // maxDepth is how many directories within one another are looked into: each is held open.
-// A path that programs can use has fewer (PATH_MAX).
+// What lies deeper nobody but root reaches afterwards.
 const maxDepth = 500
+
+// maxLeft is how many places Disarm names, and maxLeftName how much of a name, in bytes: a
+// user can make any number of them.
+const (
+	maxLeft     = 100
+	maxLeftName = 256
+)
 
 // Disarm has no program in a directory run with more rights than those who start it: setuid
 // and setgid bits of files go, and capabilities. It returns what it could not look into or
-// change. Cut anywhere, the same call once more does the rest.
-func (s Store) Disarm(name string, step func(string) error) (left []string, err error) {
+// change, as much as a person would read. What is no directory is refused with ENOTDIR.
+// more, if there is one, is called now and then with the number of files that it has
+// looked at. Cut anywhere, the same call once more does the rest.
+func (s Store) Disarm(name string, more func(looked int), step func(string) error) (left []string, err error) {
 	if step == nil {
 		step = func(string) error { return nil }
 	}
@@ -30,14 +42,15 @@ func (s Store) Disarm(name string, step func(string) error) (left []string, err 
 		return nil, err
 	}
 	defer d.Close()
-	w := disarming{step: step, left: func(name string, why error) { left = append(left, fmt.Sprintf("%s: %v", name, why)) }}
-	if err := w.in(d, 0); err != nil {
-		return left, err
+	w := &disarming{step: step, more: more}
+	if err := w.in(d); err != nil {
+		return w.said(), err
 	}
-	return left, d.Sync()
+	return w.said(), d.Sync()
 }
 
-// RootsOwn gives a directory to root, with these permissions and no access control list.
+// RootsOwn gives a directory to root, with these permissions and no access control list. What
+// is no directory is refused with ENOTDIR.
 func (s Store) RootsOwn(name string, mode fs.FileMode, step func(string) error) error {
 	if step == nil {
 		step = func(string) error { return nil }
@@ -56,25 +69,56 @@ func (s Store) RootsOwn(name string, mode fs.FileMode, step func(string) error) 
 	if err := step("owner of " + name); err != nil {
 		return err
 	}
+	return errors.Join(giveToRoot(d, mode), d.Sync())
+}
+
+func giveToRoot(d *os.File, mode fs.FileMode) error {
 	for _, list := range []string{accessList, "system.posix_acl_default"} {
 		if err := unix.Fremovexattr(int(d.Fd()), list); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
-			return &fs.PathError{Op: "access control list of", Path: name, Err: err}
+			return &fs.PathError{Op: "access control list of", Path: d.Name(), Err: err}
 		}
 	}
-	return errors.Join(d.Chown(0, 0), d.Chmod(mode.Perm()), d.Sync())
+	return errors.Join(d.Chown(0, 0), d.Chmod(mode.Perm()))
 }
 
 // disarming is one Disarm.
 type disarming struct {
-	step func(string) error
-	left func(name string, why error)
+	step   func(string) error
+	more   func(looked int)
+	looked int
+	above  []*os.File // the directories that it is in, outermost first
+	left   []string
+	others int // that are not in left
 }
 
-func (w disarming) in(d *os.File, depth int) error {
+func (w *disarming) leave(name string, why error) {
+	if len(w.left) == maxLeft {
+		w.others++
+		return
+	}
+	if len(name) > maxLeftName {
+		name = name[:maxLeftName/2] + "..." + name[len(name)-maxLeftName/2:]
+	}
+	w.left = append(w.left, fmt.Sprintf("%s: %v", name, why))
+}
+
+func (w *disarming) said() []string {
+	if w.others == 0 {
+		return w.left
+	}
+	return append(w.left, fmt.Sprintf("and %d other places", w.others))
+}
+
+func (w *disarming) in(d *os.File) error {
+	w.above = append(w.above, d)
+	defer func() { w.above = w.above[:len(w.above)-1] }()
 	for {
 		names, err := d.Readdirnames(batch)
 		for _, n := range names {
-			if err := w.entry(d, n, depth); err != nil {
+			if w.looked++; w.more != nil && w.looked%batch == 0 {
+				w.more(w.looked)
+			}
+			if err := w.entry(d, n); err != nil {
 				return err
 			}
 		}
@@ -82,42 +126,53 @@ func (w disarming) in(d *os.File, depth int) error {
 			return nil
 		}
 		if err != nil {
-			w.left(d.Name(), err)
+			w.leave(d.Name(), err)
 			return nil
 		}
 	}
 }
 
-func (w disarming) entry(d *os.File, name string, depth int) error {
+func (w *disarming) entry(d *os.File, name string) error {
 	at := path.Join(d.Name(), name)
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		w.left(at, err)
+		w.leave(at, err)
 		return nil
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		return w.file(d, name, st.Mode)
 	case unix.S_IFDIR:
-		if depth == maxDepth {
-			w.left(at, errors.New("it lies too deep to be looked into"))
-			return nil
-		}
 		fd, err := beneath(int(d.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
-			w.left(at, err)
+			w.leave(at, err)
 			return nil
 		}
 		f := os.NewFile(uintptr(fd), at)
 		defer f.Close()
-		return w.in(f, depth+1)
+		if len(w.above) > maxDepth {
+			return w.shut(f)
+		}
+		return w.in(f)
+	}
+	return nil
+}
+
+// shut gives a directory to root alone: nobody else starts what lies below.
+func (w *disarming) shut(d *os.File) error {
+	if err := w.step("owner of " + d.Name()); err != nil {
+		return err
+	}
+	w.leave(d.Name(), errors.New("it lies too deep to be looked into, and is root's alone now"))
+	if err := w.thawed(func() error { return giveToRoot(d, 0o700) }, func() bool { return thaw(d, w.step) == nil }); err != nil {
+		w.leave(d.Name(), err)
 	}
 	return nil
 }
 
 // file takes them from a regular file. Nothing else of the system runs, so that the name
 // is that file's until then.
-func (w disarming) file(d *os.File, name string, mode uint32) error {
+func (w *disarming) file(d *os.File, name string, mode uint32) error {
 	here := fmt.Sprintf("%s/%s", handle(int(d.Fd())), name)
 	_, err := unix.Lgetxattr(here, capability, nil)
 	armed := !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP)
@@ -127,18 +182,39 @@ func (w disarming) file(d *os.File, name string, mode uint32) error {
 	if err := w.step("rights of " + name); err != nil {
 		return err
 	}
-	disarm := func() error {
+	err = w.thawed(func() error {
 		if err := unix.Lremovexattr(here, capability); err != nil && armed && !errors.Is(err, unix.ENODATA) {
 			return err
 		}
 		return unix.Fchmodat(int(d.Fd()), name, mode&0o1777, 0)
-	}
-	err = disarm()
-	if err != nil && thawIn(d, name, w.step) {
-		err = disarm()
-	}
+	}, func() bool { return thawIn(d, name, w.step) })
 	if err != nil {
-		w.left(path.Join(d.Name(), name), err)
+		w.leave(path.Join(d.Name(), name), err)
 	}
 	return nil
+}
+
+// thawed does something, and where that is refused once more without the flags of what it
+// is done to. A read-only subvolume is known as such by its top directory alone, which is one
+// of those above: it becomes writable for that time.
+func (w *disarming) thawed(do func() error, own func() bool) error {
+	err := do()
+	if err != nil && own() {
+		err = do()
+	}
+	if !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	for _, d := range slices.Backward(w.above) {
+		held := subvolume.Held(int(d.Fd()))
+		if !held.ReadOnly {
+			continue
+		}
+		held.Flags = 0
+		if err := held.Release(int(d.Fd())); err != nil {
+			return err
+		}
+		return errors.Join(do(), held.Restore(int(d.Fd())))
+	}
+	return err
 }

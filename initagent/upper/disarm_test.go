@@ -2,6 +2,7 @@ package upper
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/subvolume"
 )
 
 // No program that was put into what a reset keeps makes anybody root afterwards, no matter how
@@ -43,7 +45,7 @@ func TestDisarm(t *testing.T) {
 	}
 	steps := 0
 	d := fresh()
-	left, err := d.store.Disarm("bind/home", func(string) error { steps++; return nil })
+	left, err := d.store.Disarm("bind/home", nil, func(string) error { steps++; return nil })
 	must(t, err)
 	check(d, "done")
 	if len(left) > 0 || steps < 4 {
@@ -51,7 +53,7 @@ func TestDisarm(t *testing.T) {
 	}
 	for cut := range steps {
 		d, at := fresh(), 0
-		_, err := d.store.Disarm("bind/home", func(string) error {
+		_, err := d.store.Disarm("bind/home", nil, func(string) error {
 			if at++; at > cut {
 				return errCut
 			}
@@ -60,13 +62,73 @@ func TestDisarm(t *testing.T) {
 		if !errors.Is(err, errCut) {
 			t.Fatalf("cut %d: %v", cut, err)
 		}
-		_, err = d.store.Disarm("bind/home", nil)
+		_, err = d.store.Disarm("bind/home", nil, nil)
 		must(t, err)
 		check(d, "cut")
 	}
-	lay(t, d.root, map[string]string{"bind/home/" + strings.Repeat("d/", maxDepth+2) + "x": "=1"})
-	if left, err := d.store.Disarm("bind/home", nil); err != nil || len(left) != 1 || !strings.HasSuffix(left[0], "too deep to be looked into") {
-		t.Errorf("it leaves %q, %v", left, err)
+}
+
+// What lies too deep is root's alone, no matter who made it, and the number of such places keeps
+// nothing from its end.
+func TestDisarmTooDeep(t *testing.T) {
+	testkit.Root(t, "it gives files to root")
+	d := newDisk(t, Directory+"/"+hash("a"))
+	last := "bind/home/" + strings.Repeat("d/", maxDepth)
+	lay(t, d.root, map[string]string{last + "reached/shell": "=1"})
+	must(t, unix.Chmod(filepath.Join(d.root, last, "reached/shell"), 0o4755))
+	for i := range 3 * maxLeft {
+		must(t, os.Mkdir(filepath.Join(d.root, last, fmt.Sprintf("%0200d", i)), 0o777))
+	}
+	looked := 0
+	left, err := d.store.Disarm("bind/home", func(n int) { looked = n }, nil)
+	must(t, err)
+	if len(left) != maxLeft+1 || left[maxLeft] != fmt.Sprintf("and %d other places", 2*maxLeft+1) || len(strings.Join(left, "")) > maxLeft*2*maxLeftName {
+		t.Errorf("it leaves %q", left)
+	}
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(d.root, last, "reached"), &st))
+	if st.Uid != 0 || st.Mode&0o7777 != 0o700 {
+		t.Errorf("what lies too deep is %o of %d", st.Mode, st.Uid)
+	}
+	for i := range batch {
+		must(t, os.WriteFile(filepath.Join(d.root, "bind/home", fmt.Sprint(i)), nil, 0o600))
+	}
+	if _, err := d.store.Disarm("bind/home", func(n int) { looked = n }, nil); err != nil || looked != batch {
+		t.Errorf("after %d files it has said something last, %v", looked, err)
+	}
+}
+
+// In a read-only subvolume no file says that it lies in one. It is read-only afterwards, too:
+// it may be somebody's backup.
+func TestDisarmSnapshot(t *testing.T) {
+	d := newDisk(t, "")
+	d.root = testkit.Btrfs(t)
+	d.store = Store{Root: d.root}
+	lay(t, d.root, map[string]string{"bind/home/eve/a/b/shell": "=1"})
+	must(t, unix.Chmod(filepath.Join(d.root, "bind/home/eve/a/b/shell"), 0o4755))
+	eve, err := os.Open(filepath.Join(d.root, "bind/home/eve"))
+	must(t, err)
+	defer eve.Close()
+	// A snapshot of the whole, as snapper makes them.
+	top, err := os.Open(d.root)
+	must(t, err)
+	defer top.Close()
+	must(t, subvolume.Snapshot(int(top.Fd()), int(eve.Fd()), "before", true))
+	left, err := d.store.Disarm("bind/home", nil, nil)
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("it leaves %q", left)
+	}
+	for _, at := range []string{"bind/home/eve", "bind/home/eve/before/bind/home/eve"} {
+		if info, err := os.Lstat(filepath.Join(d.root, at, "a/b/shell")); err != nil || info.Mode() != 0o755 {
+			t.Errorf("%s: the program is %v, %v", at, info.Mode(), err)
+		}
+	}
+	before, err := os.Open(filepath.Join(eve.Name(), "before"))
+	must(t, err)
+	defer before.Close()
+	if !subvolume.Held(int(before.Fd())).ReadOnly {
+		t.Error("the snapshot can be written to afterwards")
 	}
 }
 
@@ -85,4 +147,12 @@ func TestRootsOwn(t *testing.T) {
 		t.Errorf("it is %o of %d:%d", st.Mode, st.Uid, st.Gid)
 	}
 	must(t, d.store.RootsOwn("bind/nothing", 0o755, nil))
+	// What a running system has put in a directory's place is no directory.
+	lay(t, d.root, map[string]string{"bind/link": "->home", "bind/file": "=1"})
+	for _, name := range []string{"bind/link", "bind/file"} {
+		_, err := d.store.Disarm(name, nil, nil)
+		if own := d.store.RootsOwn(name, 0o755, nil); !errors.Is(own, unix.ENOTDIR) || !errors.Is(err, unix.ENOTDIR) {
+			t.Errorf("%s: %v, %v", name, own, err)
+		}
+	}
 }
