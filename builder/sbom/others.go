@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"syscall"
 )
 
 // readApk reads apk's database (apk-tools, doc/apk.8 and doc/apk-v2.5): one file with a
@@ -50,7 +51,7 @@ func readPacman(files Files, distro string) ([]Package, error) {
 	var all []Package
 	for _, name := range names {
 		text, err := files.ReadFile(path.Join(base, name, "desc"), maxField)
-		if errors.Is(err, fs.ErrNotExist) { // such as ALPM_DB_VERSION
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // such as the file ALPM_DB_VERSION
 			continue
 		}
 		if err != nil {

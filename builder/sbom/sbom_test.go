@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +22,11 @@ import (
 type memory map[string]string
 
 func (m memory) ReadFile(name string, limit int64) ([]byte, error) {
+	for at := path.Dir(name); at != "."; at = path.Dir(at) {
+		if _, file := m[at]; file { // as a tree has it
+			return nil, &fs.PathError{Op: "find", Path: name, Err: syscall.ENOTDIR}
+		}
+	}
 	text, ok := m[name]
 	if !ok {
 		return nil, fs.ErrNotExist

@@ -24,17 +24,18 @@ func emptyPasswords(name string, data []byte, found func(at int)) {
 		if len(field) < fields || field[0] == "" || field[1] != "" || strings.ContainsAny(field[0][:1], "#+-") { // '+', '-': of NIS (nsswitch.conf(5), compat)
 			continue
 		}
-		if fields == passwdFields && !loginShell(field[6]) {
+		if fields == passwdFields && len(field) > shellField && !loginShell(field[shellField]) {
 			continue
 		}
 		found(start)
 	}
 }
 
-// Fields of a line.
+// Fields that a line has at the least: programs read one that has lost the others, too.
 const (
-	passwdFields = 7
-	shadowFields = 2 // programs read a line that has lost the others, too
+	passwdFields = 4
+	shadowFields = 2
+	shellField   = 6 // of passwd, if it is there
 )
 
 // accountFields returns how many fields a line of a file has at the least; 0 for a

@@ -20,6 +20,7 @@ func TestEmptyPasswords(t *testing.T) {
 		{"systemd's factory", "/usr/share/factory/etc/shadow", "root::1::::::\n", []int64{0}},
 		{"of an initramfs", "initramfs!/etc/shadow", "root::1::::::\n", []int64{0}},
 		{"passwd", "/etc/passwd", "root::0:0:root:/root:/bin/bash\nme::1000:1000::/home/me:\n", []int64{0, 31}},
+		{"lines of passwd that have lost their fields", "/etc/passwd", "toor::0:0\nme::1000:1000::/home/me\nno::1\n", []int64{0, 10}},
 		{"nss-altfiles", "/usr/lib/passwd", "me::1000:1000::/home/me:/bin/sh\n", []int64{0}},
 
 		{"locked, or with a password", "/etc/shadow", "a:*:1::::::\nb:!:1::::::\nc:!*:1::::::\nd:x:1::::::\n\n#e::1::::::\n", nil},
