@@ -27,6 +27,11 @@ func FindRoot(r io.ReaderAt, sectors uint64, sectorSize int) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoRoot, err)
 	}
+	return findRoot(r, t)
+}
+
+// findRoot does that in a table that was read.
+func findRoot(r io.ReaderAt, t *gpt.Table) (*Root, error) {
 	p, err := layout.Find(t, layout.Root)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoRoot, err)
@@ -62,11 +67,16 @@ func alone(t *gpt.Table) error {
 // can be installed again, and the root partition kept again. Nothing is ever
 // written between the root partition's first and last sector.
 func leave(d Target, t *gpt.Table, kept gpt.Partition) error {
-	have, err := FindRoot(d, t.Sectors, t.SectorSize)
+	// As the disk has it now: somebody may have made partitions since it was looked at.
+	now, _, err := gpt.Read(d, t.Sectors, t.SectorSize)
+	if err != nil {
+		return fmt.Errorf("keep the root partition: %w: %w", ErrNoRoot, err)
+	}
+	have, err := findRoot(d, now)
 	if err != nil {
 		return fmt.Errorf("keep the root partition: %w", err)
 	}
-	if err := alone(t); err != nil {
+	if err := alone(now); err != nil {
 		return fmt.Errorf("keep the root partition: %w", err)
 	}
 	if have.Partition != kept {

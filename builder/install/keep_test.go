@@ -171,6 +171,27 @@ func TestKeepLooksAgain(t *testing.T) {
 	}
 }
 
+// A partition that somebody has made since the disk was looked at is not written over.
+func TestKeepSeesNewPartitions(t *testing.T) {
+	d, table := inUse(t, rootheader.Label, tokens()...)
+	s := open(t, newBuild(t, nil))
+	p := plan(t, s, d, true)
+	now := *table
+	now.Partitions = slices.Clone(table.Partitions)
+	root := &now.Partitions[5]
+	now.Partitions[4] = gpt.Partition{Number: 5, Type: typeReserved, UUID: randomIDs(t).Disk, First: now.Partitions[4].First, Last: now.Partitions[4].Last, Label: "somebody's"}
+	if err := now.Write(d); err != nil || root.Number != 6 {
+		t.Fatal(root.Number, err)
+	}
+	recorder := blocktest.Record(d)
+	if err := Install(t.Context(), target{recorder}, p.Table, s, p.IDs, quiet); err == nil || !strings.Contains(err.Error(), `without partition 5 ("somebody's")`) {
+		t.Errorf("error %v", err)
+	}
+	if n := len(recorder.Log()); n > 0 {
+		t.Errorf("%d writes and flushes", n)
+	}
+}
+
 // Cut anywhere, the table has the root partition in its place, nothing was written to
 // it, and the disk starts the old system, nothing, or all of the new one. After ten of
 // the cuts the installation is made again. FAULTS 42, 43

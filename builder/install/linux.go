@@ -220,13 +220,17 @@ func LookAt(r io.ReaderAt, d Disk) Disk {
 	if d.table, d.health, d.noTable = gpt.Read(r, d.Sectors, d.SectorSize); d.noTable == nil {
 		d.Systems, d.Free = Systems(r, d.table, d.Path), FreeSpace(d.table)
 	}
-	var err error
-	if d.Root, err = FindRoot(r, d.Sectors, d.SectorSize); err == nil {
-		if err = alone(d.table); err != nil {
-			d.Root = nil
-		}
+	if d.noTable != nil {
+		return d
 	}
-	if err != nil && !errors.Is(err, ErrNoRoot) {
+	root, err := findRoot(r, d.table)
+	if err == nil {
+		err = alone(d.table)
+	}
+	switch {
+	case err == nil:
+		d.Root = root
+	case !errors.Is(err, ErrNoRoot):
 		d.NoRoot = err.Error()
 	}
 	return d
