@@ -139,7 +139,7 @@ func (p *Plan) free() []gpt.Extent {
 		return p.Table.Free()
 	}
 	return slices.DeleteFunc(p.Table.Free(), func(e gpt.Extent) bool {
-		follows := func(q gpt.Partition) bool { return q.Last+1 == e.First && RoleOf(q) > ESP }
+		follows := func(q gpt.Partition) bool { return q.Last+1 == e.First && RoleOf(q) > ESP && RoleOf(q) != Installer }
 		return !slices.ContainsFunc(p.Table.Partitions, follows)
 	})
 }

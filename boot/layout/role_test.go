@@ -92,6 +92,14 @@ func TestPlanBehindForeignESP(t *testing.T) {
 			t.Errorf("%s lies at %d to %d, %v", r, p.First, p.Last, err)
 		}
 	}
+	stick := clone(table)
+	stick.Partitions[0].Type, stick.Partitions[0].Label = TypeData, InstallerLabel
+	if plan, err = NewPlan(stick, 3*gib, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Find(plan.Table, VerityA); err != nil || p.First < ours.Last {
+		t.Errorf("beside an installer's partition it lies at %d to %d, %v", p.First, p.Last, err)
+	}
 	only := clone(table) // no partition but ESPs and ours
 	only.Partitions = slices.DeleteFunc(only.Partitions, func(p gpt.Partition) bool { return RoleOf(p) == 0 })
 	if plan, err = NewPlan(only, 3*gib, rand.Reader); err != nil {

@@ -41,10 +41,12 @@ func Disk(disks hw.Disks, firmware hw.Firmware) (hw.Disk, error) {
 		near = named
 	}
 	near = oncePerDisk(near)
-	switch len(near) {
-	case 0:
+	switch refused := slices.IndexFunc(near, func(c candidate) bool { return c.refused != nil }); {
+	case refused >= 0: // it may be the one, and another would be taken for it
+		return hw.Disk{}, fmt.Errorf("%w (%s): %s: %w", ErrNone, esp, near[refused].Name, near[refused].refused)
+	case len(near) == 0:
 		return hw.Disk{}, errors.Join(append([]error{fmt.Errorf("%w (%s)", ErrNone, esp)}, unread...)...)
-	case 1:
+	case len(near) == 1:
 		return near[0].Disk, nil
 	}
 	return hw.Disk{}, fmt.Errorf("%w (%s and %s): detach the one that does not belong here", ErrTwo, near[0].Name, near[1].Name)
@@ -72,6 +74,7 @@ func oncePerDisk(found []candidate) []candidate {
 type candidate struct {
 	hw.Disk
 	renamed bool
+	refused error // why it is not to be written to, though it has what the loader names
 }
 
 // startedFrom picks, of several disks that carry the same partition, those on
@@ -119,8 +122,7 @@ func candidates(disks hw.Disks, esp string) (found []candidate, unread []error, 
 		case errors.Is(err, layout.ErrMissing), started.IsZero() && !hasSystem(table):
 			continue
 		case err != nil:
-			// It is not to be written to. Another one may be what the firmware started from.
-			unread = append(unread, fmt.Errorf("%s: %w", d.Name, err))
+			found = append(found, candidate{Disk: d, refused: err})
 		default:
 			d.ESP = first.UUID
 			found = append(found, candidate{Disk: d, renamed: !started.IsZero() && first.UUID != started})
