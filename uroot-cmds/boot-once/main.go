@@ -81,8 +81,12 @@ func cmd(o options) command.Command {
 		if err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(all, func(other bootEntry) bool { return other.Next && other.Number != e.Number }); i >= 0 {
-			return fmt.Errorf("the next restart starts %q already, as fwupd or somebody else has asked for: boot-once --cancel takes that back", all[i].Name)
+		if next := o.asked(); next != "" && next != e.Number {
+			name := "the boot option " + next // which may have no name that can be read
+			if i := slices.IndexFunc(all, func(other bootEntry) bool { return other.Number == next }); i >= 0 {
+				name = strconv.Quote(all[i].Name)
+			}
+			return fmt.Errorf("the next restart starts %s already, as fwupd or somebody else has asked for: boot-once --cancel takes that back", name)
 		}
 		if err := o.next(e); err != nil {
 			return err
@@ -110,16 +114,21 @@ func (o options) path(name string) string {
 	return filepath.Join(o.directory, name+"-"+globalVariables.String())
 }
 
+// asked is the number of the boot option that the next restart starts; empty for the usual one.
+func (o options) asked() string {
+	if b, err := enroll.ReadVariable(o.path(nextVariable), 64); err == nil && len(b) == 4+2 {
+		return fmt.Sprintf("%04X", binary.LittleEndian.Uint16(b[4:]))
+	}
+	return ""
+}
+
 // all are the boot options that can be read, by their numbers.
 func (o options) all() ([]bootEntry, error) {
 	paths, err := filepath.Glob(o.path("Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]"))
 	if err != nil {
 		return nil, err
 	}
-	next := ""
-	if b, err := enroll.ReadVariable(o.path(nextVariable), 64); err == nil && len(b) == 4+2 {
-		next = fmt.Sprintf("%04X", binary.LittleEndian.Uint16(b[4:]))
-	}
+	next := o.asked()
 	all := []bootEntry{}
 	for _, path := range paths {
 		b, err := enroll.ReadVariable(path, 4+bootoption.MaxSize)

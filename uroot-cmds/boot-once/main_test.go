@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -55,6 +56,15 @@ func TestBootOnce(t *testing.T) {
 	}
 	if _, out, _ := commandtest.Run(cmd(o)); !strings.Contains(out, "0001  Windows Boot Manager  (at the next restart)\n") || strings.Count(out, "(at the next") != 1 {
 		t.Error(out)
+	}
+	// What the firmware is to start may have no name that can be read, or none any more.
+	for _, number := range []byte{0xff, 0x77} {
+		if err := os.WriteFile(o.path(nextVariable), []byte{7, 0, 0, 0, number, 0}, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, errs := commandtest.Run(cmd(o), "0001"); code != 1 || !strings.Contains(errs, fmt.Sprintf("starts the boot option 00%02X already", number)) {
+			t.Errorf("beside %x: exit code %d, %s", number, code, errs)
+		}
 	}
 	for range 2 {
 		if code, _, errs := commandtest.Run(cmd(o), "--cancel"); code != 0 || errs != "" {
