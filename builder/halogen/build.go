@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -35,10 +36,14 @@ time of a file in SRC, directories not counted; nothing in the image is later,
 and a date that has not come yet is refused.
 `
 
+// buildGarbage is how much memory that is not needed any more a build lets lie about, in
+// percent of what is in use: most of what it takes is unpacked, searched and not needed again.
+const buildGarbage = 50
+
 // buildFlags are the options of build as they are given.
 type buildFlags struct {
-	config, rootfs, version, out, machine, diskSize string
-	disk, installer, json                           bool
+	config, rootfs, version, out, machine, diskSize, cache string
+	disk, installer, json                                  bool
 
 	moduleKey, modulePassword, previous, server string
 	agent, unencrypted, expiringKey             bool
@@ -55,6 +60,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.version, "version", "", "version of the release, a decimal number `N`")
 	f.StringVar(&b.out, "out", "", "`DIR` for the results; made when missing")
 	f.StringVar(&b.machine, "machine", "", "`DIR` with the machine's programs bb, bb.list and ota; by default the one of halogen itself")
+	f.StringVar(&b.cache, "cache", "", "`DIR` for results by content, which make the next build faster and change no byte of it; made when missing, 256 MB at most, and may be deleted at any time. Who can write it can hide a secret from the search: it must be yours alone")
 	f.StringVar(&b.previous, "previous", "", "`DIR` of the build that this one follows: what its machines would refuse is refused here")
 	f.StringVar(&b.server, "server", "", "`ROOT` of the web server's directories, or the image's directory in it: says how many more releases fit machines, by the growth of the last, and refuses what they have no room for")
 	f.StringVar(&b.moduleKey, "module-key", "", "secret `KEY` of ModuleKey, which signs the kernel modules that are not signed")
@@ -101,6 +107,9 @@ func (c command) build(ctx context.Context, args []string) error {
 		}
 		defer wipe()
 		o.ModuleSigner = key
+	}
+	if c.getenv("GOGC") == "" {
+		defer debug.SetGCPercent(debug.SetGCPercent(buildGarbage))
 	}
 	start := time.Now()
 	r, err := image.Build(ctx, o)
@@ -157,7 +166,7 @@ func (c command) stick(ctx context.Context, r *image.Result, o image.Options) er
 // buildOptions checks everything that the command line and the environment
 // say, before anything is read.
 func (c command) buildOptions(f *flag.FlagSet, b buildFlags) (image.Options, error) {
-	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, ExpiringKey: b.expiringKey, MovedAccounts: b.movedAccounts, Progress: image.NewProgress(c.stderr)}
+	o := image.Options{RootFS: b.rootfs, Out: b.out, Machine: b.machine, Disk: b.disk, Previous: b.previous, Cache: b.cache, ExpiringKey: b.expiringKey, MovedAccounts: b.movedAccounts, Progress: image.NewProgress(c.stderr)}
 	for _, given := range []struct{ name, value string }{{"rootfs", b.rootfs}, {"version", b.version}, {"out", b.out}} {
 		if given.value == "" && !(given.name == "rootfs" && b.container.on) {
 			return o, c.misused(f, "--%s is missing", given.name)

@@ -59,7 +59,7 @@ func (n *containerFlags) define(f *flag.FlagSet) {
 // Options of build that belong to one of the two ways only.
 var (
 	containerOnly = []string{"engine", "network", "recipe", "base", "mirror", "profile", "stage3", "set", "release-key", "release-key-password-file"}
-	hostOnly      = []string{"rootfs", "agent", "json", "server"}
+	hostOnly      = []string{"rootfs", "agent", "json", "server", "cache"}
 )
 
 // checkWay refuses options that the way of building does not know.

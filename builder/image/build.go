@@ -30,6 +30,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/cache"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/initramfs"
@@ -72,6 +73,9 @@ type Options struct {
 	// MovedAccounts takes users and groups that have another number than in the previous
 	// build.
 	MovedAccounts bool
+	// Cache is the directory of results by content, which spare work to later builds; empty
+	// for none. What is built is the same.
+	Cache string
 	// Now is by when the release key is judged; the zero time stands for the clock.
 	Now time.Time
 }
@@ -97,7 +101,7 @@ func derive(thing, imageID string, v contract.Version) gpt.GUID {
 
 // Build makes a release.
 func Build(ctx context.Context, o Options) (r *Result, err error) {
-	if err := outside(o.Out, o.RootFS); err != nil {
+	if err := outside("output", o.Out, o.RootFS); err != nil {
 		return nil, err
 	}
 	busybox, commands, err := loadMachine(o.Machine)
@@ -108,8 +112,11 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &build{Options: o, out: out, busybox: busybox, commands: commands}
+	b := &build{Options: o, out: out, busybox: busybox, commands: commands, scanner: scan.New(o.Config.Allow)}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.openCache(); err != nil {
+		return nil, err
+	}
 	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.sameAccounts, b.pack, b.seal, b.judge, b.describe, b.plan, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -122,7 +129,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 }
 
 // outside refuses to write into the root file system that is read.
-func outside(out, source string) error {
+func outside(what, out, source string) error {
 	from, err := filepath.Abs(source)
 	if err != nil {
 		return err
@@ -132,7 +139,7 @@ func outside(out, source string) error {
 		return err
 	}
 	if rel, err := filepath.Rel(from, to); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-		return fmt.Errorf("the output directory %s lies in the root file system", out)
+		return fmt.Errorf("the %s directory %s lies in the root file system", what, out)
 	}
 	return nil
 }
@@ -147,7 +154,9 @@ type build struct {
 	parts     *parts
 	index     *initramfs.Index
 	modules   []string
-	initramfs []byte // without the boot contract
+	initramfs []byte       // without the boot contract
+	cache     *cache.Dir   // nil for none
+	results   *cache.Table // of the search; nil for none
 	scanner   *scan.Scanner
 	kernel    *modules.Kernel
 	checker   *modules.Checker
@@ -161,11 +170,14 @@ type build struct {
 	roomPlan  room.Plan
 }
 
-func (b *build) close() error {
-	if b.tree == nil {
-		return b.out.Close()
+func (b *build) close() (err error) {
+	if b.cache != nil {
+		err = b.cache.Close()
 	}
-	return errors.Join(b.tree.Close(), b.out.Close())
+	if b.tree != nil {
+		err = errors.Join(err, b.tree.Close())
+	}
+	return errors.Join(err, b.out.Close())
 }
 
 // stage copies the root file system, so that the source is never changed.
@@ -303,7 +315,11 @@ func (b *build) pack(ctx context.Context) error {
 
 func (b *build) packInitramfs() error {
 	done := b.Progress.Step("packing the initramfs")
-	packed, err := initramfs.Build(b.busybox, b.index, b.tree, b.modules)
+	plain, err := initramfs.Archive(b.busybox, b.index, b.tree, b.modules)
+	if err != nil {
+		return err
+	}
+	packed, err := b.compress(plain)
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,19 +22,9 @@ import (
 // kernel modules, which it has unpacked for that.
 func (b *build) search(ctx context.Context) error {
 	done := b.Progress.Step("searching the image for secrets, checking its kernel modules")
-	b.scanner = scan.New(b.Config.Allow)
 	var others others
-	b.scanner.Unpacked = func(name string, content []byte) error {
-		// A kernel looks for modules in the directory of its release alone.
-		if b.Config.Linux != "" && others.has(name, b.parts.kernel.release) {
-			return nil
-		}
-		err := b.checker.Check(name, content)
-		if found := modulesOf.FindStringSubmatch(name); err != nil && found != nil && found[1] != b.parts.kernel.release {
-			err = fmt.Errorf("%w; it belongs to another kernel, %s: remove that one, or name the one to start with Linux= in [UKI]", err, found[1])
-		}
-		return err
-	}
+	b.judgeModules(&others)
+	defer b.keepResults()
 	if err := b.scanner.Tree(ctx, b.tree.Dir()); err != nil {
 		return fmt.Errorf("search the image: %w", err)
 	}
@@ -48,7 +40,44 @@ func (b *build) search(ctx context.Context) error {
 	if own > 0 {
 		b.Progress.Note("%d modules are signed with ModuleKey, which is not built into the kernel: it loads them where its keyring holds the certificate", own)
 	}
-	return nil
+	return b.searchInitramfs(ctx, b.initramfs)
+}
+
+// judgeModules has the scanner hand over the kernel modules that it finds.
+func (b *build) judgeModules(others *others) {
+	// A kernel looks for modules in the directory of its release alone.
+	foreign := func(name string) bool { return b.Config.Linux != "" && others.has(name, b.parts.kernel.release) }
+	b.scanner.Unpacked = func(name string, content []byte) ([]byte, error) {
+		if foreign(name) {
+			return nil, nil
+		}
+		good, err := b.checker.Check(name, content)
+		if found := modulesOf.FindStringSubmatch(name); err != nil && found != nil && found[1] != b.parts.kernel.release {
+			err = fmt.Errorf("%w; it belongs to another kernel, %s: remove that one, or name the one to start with Linux= in [UKI]", err, found[1])
+		}
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(good)
+	}
+	b.scanner.Known = func(name string, note []byte) bool {
+		var good modules.Good
+		if foreign(name) {
+			return true
+		}
+		if json.Unmarshal(note, &good) != nil {
+			return false
+		}
+		b.checker.Add(name, good)
+		return true
+	}
+	depends := b.checker.Depends()
+	b.scanner.Depends = func(name string) string {
+		if b.Config.Linux != "" && ofAnother(name, b.parts.kernel.release) {
+			return "another kernel"
+		}
+		return depends
+	}
 }
 
 // others counts the modules of kernels that are in the root file system and were
@@ -60,10 +89,15 @@ type others struct {
 
 var modulesOf = regexp.MustCompile(`^/?(?:usr/)?lib/modules/([^/]+)/`)
 
-// has reports whether a file is a module of a kernel of another release.
-func (o *others) has(name, release string) bool {
+// ofAnother reports whether a file is a module of a kernel of another release.
+func ofAnother(name, release string) bool {
 	found := modulesOf.FindStringSubmatch(name)
-	if found == nil || found[1] == release {
+	return found != nil && found[1] != release
+}
+
+// has reports the same, and counts the module.
+func (o *others) has(name, release string) bool {
+	if !ofAnother(name, release) {
 		return false
 	}
 	o.mu.Lock()
@@ -71,15 +105,20 @@ func (o *others) has(name, release string) bool {
 	if o.counts == nil {
 		o.counts = make(map[string]int)
 	}
-	o.counts[found[1]]++
+	o.counts[modulesOf.FindStringSubmatch(name)[1]]++
 	return true
 }
 
-// judge searches the initramfs too, whose boot contract exists only now, and
-// refuses the image for what was found.
+// judge searches what is before the initramfs, the boot contract, which exists only now,
+// and refuses the image for what was found.
 func (b *build) judge(ctx context.Context) error {
-	if err := b.scanner.Bytes(ctx, scan.Initramfs, b.initrd); err != nil {
-		return fmt.Errorf("search the initramfs for secrets: %w", err)
+	b.scanner.Results = nil // they are saved
+	before, ok := bytes.CutSuffix(b.initrd, b.initramfs)
+	if !ok {
+		return errors.New("search the initramfs for secrets: it is not the one that was packed")
+	}
+	if err := b.searchInitramfs(ctx, before); err != nil {
+		return err
 	}
 	if err := b.scanner.Finish(); err != nil {
 		return err
@@ -90,6 +129,14 @@ func (b *build) judge(ctx context.Context) error {
 		rest := slices.DeleteFunc(slices.Clone(allowed), same)
 		b.Progress.Note("allowed: %s in %s, %d", allowed[0].Rule, allowed[0].File, len(allowed)-len(rest))
 		allowed = rest
+	}
+	return nil
+}
+
+// searchInitramfs searches archives of the initramfs, which is several in a row.
+func (b *build) searchInitramfs(ctx context.Context, archives []byte) error {
+	if err := b.scanner.Bytes(ctx, scan.Initramfs, archives); err != nil {
+		return fmt.Errorf("search the initramfs for secrets: %w", err)
 	}
 	return nil
 }

@@ -103,6 +103,15 @@ var directories = []string{"etc", "proc", "root", "run", "sys", "sysroot", "tmp"
 // Build returns the archive, compressed with zstd. The same input gives the
 // same bytes.
 func Build(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
+	plain, err := Archive(b, x, files, modules)
+	if err != nil {
+		return nil, err
+	}
+	return Compress(plain)
+}
+
+// Archive returns the archive as it is before [Compress].
+func Archive(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
 	if err := b.check(); err != nil {
 		return nil, err
 	}
@@ -131,11 +140,7 @@ func Build(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
 	for _, f := range contents {
 		records = append(records, cpio.StaticFile(f.name, string(f.data), 0o644))
 	}
-	plain, err := archive(records)
-	if err != nil {
-		return nil, err
-	}
-	return compress(plain)
+	return archive(records)
 }
 
 // archive writes records as newc, without times, owners or inode numbers. Each
@@ -162,8 +167,9 @@ func archive(records []cpio.Record) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// compress uses one core: with more, the result would depend on how many.
-func compress(plain []byte) ([]byte, error) {
+// Compress returns an archive as the kernel unpacks it. It uses one core: with more, the
+// result would depend on how many.
+func Compress(plain []byte) ([]byte, error) {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("compress initramfs: %w", err)
@@ -178,4 +184,26 @@ func compress(plain []byte) ([]byte, error) {
 		packed = append(packed, 0)
 	}
 	return packed, nil
+}
+
+// Holds reports whether Compress could have made one of the other: it unpacks to the same
+// bytes, and has no more than the padding after that.
+func Holds(packed, plain []byte) bool {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(len(plain))+1<<20)) // a window is larger than small content
+	if err != nil {
+		return false
+	}
+	defer z.Close()
+	for range 4 {
+		have, err := z.DecodeAll(packed, make([]byte, 0, len(plain)))
+		if err == nil {
+			return bytes.Equal(have, plain)
+		}
+		rest, padded := bytes.CutSuffix(packed, []byte{0})
+		if !padded {
+			return false
+		}
+		packed = rest
+	}
+	return false
 }

@@ -375,3 +375,28 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+// What is taken for the compressed archive is that of this one, and of no other.
+func TestHolds(t *testing.T) {
+	for size := range 40 { // with each length of padding
+		plain := bytes.Repeat([]byte{byte(size), 0}, size+1)
+		packed, err := Compress(plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !Holds(packed, plain) {
+			t.Errorf("%d bytes are not held by what they were compressed to", len(plain))
+		}
+		other := bytes.Clone(plain)
+		other[size] ^= 1
+		for what, not := range map[string]bool{
+			"other bytes": Holds(packed, other), "more bytes": Holds(packed, append(bytes.Clone(plain), 0)), "fewer bytes": Holds(packed, plain[:size]),
+			"cut": Holds(packed[:len(packed)/2], plain), "more after it": Holds(append(bytes.Clone(packed), packed...), plain), "nothing": Holds(nil, plain),
+			"another file": Holds(append(bytes.Clone(packed), "070701"...), plain),
+		} {
+			if not {
+				t.Errorf("%d bytes: %s are taken", len(plain), what)
+			}
+		}
+	}
+}

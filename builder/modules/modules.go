@@ -9,6 +9,7 @@ package modules
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"debug/elf"
 	"errors"
@@ -42,46 +43,74 @@ func NewChecker(kernel *Kernel, own ...*x509.Certificate) *Checker {
 	}
 }
 
-// Check refuses a module that the kernel would. The name is that of its file,
-// of which the last part counts; the content is decompressed.
-func (c *Checker) Check(name string, content []byte) error {
-	if err := c.check(name, content); err != nil {
-		return fmt.Errorf("kernel module %s: %w", name, err)
-	}
-	return nil
+// Good is what a module that the kernel takes has told. It holds for the same content and
+// the same [Checker.Depends].
+type Good struct {
+	Own   bool     `json:"own,omitempty"`   // only the distributor's certificates vouch for it
+	Needs []string `json:"needs,omitempty"` // names of modules
 }
 
-func (c *Checker) check(name string, content []byte) error {
+// Check refuses a module that the kernel would. The name is that of its file,
+// of which the last part counts; the content is decompressed.
+func (c *Checker) Check(name string, content []byte) (Good, error) {
+	good, err := c.check(name, content)
+	if err != nil {
+		return Good{}, fmt.Errorf("kernel module %s: %w", name, err)
+	}
+	c.Add(name, good)
+	return good, nil
+}
+
+func (c *Checker) check(name string, content []byte) (Good, error) {
 	plain, signature, err := split(content)
 	if err != nil {
-		return err
+		return Good{}, err
 	}
 	info, err := modinfo(plain)
 	if err != nil {
-		return err
+		return Good{}, err
 	}
 	if err := c.fits(name, info); err != nil {
-		return err
+		return Good{}, err
 	}
 	if signature == nil {
-		return errors.New("is not signed, and module.sig_enforce=1 would keep it out: give the key of ModuleKey, or build the kernel with CONFIG_MODULE_SIG_ALL")
+		return Good{}, errors.New("is not signed, and module.sig_enforce=1 would keep it out: give the key of ModuleKey, or build the kernel with CONFIG_MODULE_SIG_ALL")
 	}
 	signer, err := verify(plain, signature, c.trust)
 	if err != nil {
-		return err
+		return Good{}, err
 	}
+	good := Good{Own: !slices.ContainsFunc(c.kernel.Certificates, signer.Equal)}
+	for need := range strings.SplitSeq(one(info, "depends"), ",") {
+		if need != "" {
+			good.Needs = append(good.Needs, canonical(need))
+		}
+	}
+	return good, nil
+}
+
+// Add counts a module that Check has found good.
+func (c *Checker) Add(name string, good Good) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.names[moduleName(name)] = true
-	if !slices.ContainsFunc(c.kernel.Certificates, signer.Equal) {
+	if good.Own {
 		c.byOwn++
 	}
-	for _, need := range strings.Split(one(info, "depends"), ",") {
-		if need != "" {
-			c.needs[canonical(need)] = name
-		}
+	for _, need := range good.Needs {
+		c.needs[need] = name
 	}
-	return nil
+}
+
+// Depends is what Check's answer depends on beside a module's name and content: the kernel,
+// and whose signatures count.
+func (c *Checker) Depends() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %d", c.kernel.Release, c.kernel.Vermagic, len(c.kernel.Certificates))
+	for _, cert := range c.trust {
+		fmt.Fprintf(h, " %x", sha256.Sum256(cert.Raw))
+	}
+	return string(h.Sum(nil))
 }
 
 // fits compares a module's .modinfo with the kernel and the module's name.

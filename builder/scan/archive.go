@@ -292,7 +292,8 @@ func (j *job) content(name string, r io.Reader, depth int) error {
 	return j.hold(name, r, func(content []byte) error {
 		if depth == 0 && j.Unpacked != nil && module(name) && path.Ext(name) != ".ko" {
 			j.handed = true
-			if err := j.Unpacked(name, content); err != nil {
+			var err error
+			if j.note, err = j.Unpacked(name, content); err != nil {
 				return err
 			}
 		}

@@ -13,7 +13,9 @@ type job struct {
 	held     int   // bytes that are unpacked in memory now
 	findings []Finding
 	counts   map[counted]int // of findings
+	cut      bool            // there may be more of them
 	handed   bool            // Unpacked has had it
+	note     []byte          // what it returned
 }
 
 // counted is what the bound of findings is for: a rule, and for those that are allowed
@@ -39,10 +41,12 @@ func (j *job) full(file, rule string) bool { return j.counts[j.counter(file, rul
 
 // found keeps a finding.
 func (j *job) found(file, rule string, at int64) {
-	if !j.full(file, rule) {
-		j.counts[j.counter(file, rule)]++
-		j.findings = append(j.findings, Finding{File: file, Offset: at, Rule: rule})
+	if j.full(file, rule) {
+		j.cut = true
+		return
 	}
+	j.counts[j.counter(file, rule)]++
+	j.findings = append(j.findings, Finding{File: file, Offset: at, Rule: rule})
 }
 
 // object searches a file, and what is in it when it is an archive.
@@ -90,7 +94,9 @@ func (j *job) match(name string, data []byte, depth int) error {
 			kind := kindOf(data, at)
 			escaped[kind], err = j.escapes(name, data, at, escaped[kind], depth)
 			return err == nil
-		case !j.full(name, r.name):
+		case j.full(name, r.name):
+			j.cut = true
+		default:
 			if start, ok := r.check(data, at); ok && !published(data[start:]) && !selfTest(data[start:]) {
 				j.found(name, r.name, int64(start))
 			}

@@ -12,6 +12,7 @@ package scan
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,8 +55,14 @@ type Scanner struct {
 	allow   []Allow
 	// Unpacked, if set, gets every file of a tree whose name is that of a
 	// kernel module, with its content as the kernel would load it. It must not
-	// keep the content.
-	Unpacked func(name string, content []byte) error
+	// keep the content. What it returns is kept in Results.
+	Unpacked func(name string, content []byte) (note []byte, err error)
+	// Results, if set, spare the search of what was searched before. Known then gets what
+	// Unpacked had returned, and has the file searched again by false; Depends says what else
+	// than the content that came from.
+	Results Results
+	Known   func(name string, note []byte) bool
+	Depends func(name string) string
 
 	xz sync.Pool // of readers
 
@@ -236,10 +243,7 @@ func (s *Scanner) Bytes(ctx context.Context, name string, content []byte) error 
 // parts searches a file of which all but some parts is holes.
 func (s *Scanner) parts(ctx context.Context, name string, content []byte, parts []part) error {
 	j := s.job(ctx)
-	err := j.parts(name, content, parts)
-	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
-		err = s.Unpacked(name, content) // it is as it is, whatever its name says
-	}
+	err := s.searchOnce(j, name, content, parts)
 	s.keep(j)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,6 +252,27 @@ func (s *Scanner) parts(ctx context.Context, name string, content []byte, parts 
 		s.bytes += p.end - p.start
 	}
 	s.bytes += maxUnpacked - j.budget
+	return err
+}
+
+// searchOnce searches a file, unless the result is known. A file with holes is not read as
+// a whole, and so has no digest.
+func (s *Scanner) searchOnce(j *job, name string, content []byte, parts []part) error {
+	keeps := s.Results != nil && len(parts) == 1 && parts[0] == part{0, int64(len(content))}
+	var key [sha256.Size]byte
+	if keeps {
+		key = s.key(name, content)
+		if s.known(j, key, name) {
+			return nil
+		}
+	}
+	err := j.parts(name, content, parts)
+	if err == nil && s.Unpacked != nil && module(name) && !j.handed {
+		j.note, err = s.Unpacked(name, content) // it is as it is, whatever its name says
+	}
+	if keeps && err == nil {
+		s.remember(j, key, name)
+	}
 	return err
 }
 

@@ -321,9 +321,9 @@ func TestModulesAreHandedOver(t *testing.T) {
 	}
 	have := make(chan string, 9)
 	s := New(nil)
-	s.Unpacked = func(name string, content []byte) error {
+	s.Unpacked = func(name string, content []byte) ([]byte, error) {
 		have <- name + " " + string(content[:min(len(content), 10)])
-		return nil
+		return nil, nil
 	}
 	if err := s.Tree(t.Context(), dir); err != nil {
 		t.Fatal(err)
@@ -337,7 +337,7 @@ func TestModulesAreHandedOver(t *testing.T) {
 	if want := []string{"/a.ko one", "/b.ko.xz two", "/c.ko.zst three", "/f.ko six PK\x03\x04\x14\x00", "/g.ko.xz not packed", "/h.ko " + string(xzOf(t, nil)[:10])}; !slices.Equal(names, want) {
 		t.Errorf("have %q, want %q", names, want)
 	}
-	s.Unpacked = func(string, []byte) error { return errors.New("bad module") }
+	s.Unpacked = func(string, []byte) ([]byte, error) { return nil, errors.New("bad module") }
 	if err := s.Tree(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "bad module") {
 		t.Errorf("error %v", err)
 	}
