@@ -544,11 +544,13 @@ $(OUT)/booster.stamp: | $(OUT)/tools.stamp
 
 # ROWS=1,4 measures only these; RUNS=9 makes the medians better; GROWTH=no leaves out
 # how the costs grow with the image, which takes 59 GB of disk. The results are
-# $(OUT)/bench/bench.json, and as a picture bench.svg.
+# $(OUT)/bench/bench.json, and as a picture bench.svg. What is worse than the ratios of
+# qemu-tests/bench/baseline.json is said; BASELINE=set makes the results the next ones.
 ROWS ?=
 GROWTH ?=
 RUNS ?= 5
-BENCH = $(OUT)/bench/bench -out $(OUT)/bench
+BASELINE ?=
+BENCH = $(OUT)/bench/bench -out $(OUT)/bench -baseline qemu-tests/bench/baseline.json $(if $(filter set,$(BASELINE)),-set-baseline)
 .PHONY: bench
 bench: $(OUT)/rivals.stamp $(OUT)/rivals13.stamp $(OUT)/tools13.stamp $(OUT)/booster.stamp $(OUT)/rootfs/debian.stamp \
 	$(patsubst %,$(OUT)/images/%/disk.img,debian-1 update-1 update-2) ## measure beside what others use: an hour

@@ -60,6 +60,9 @@ type options struct {
 	runs     int
 	markdown bool
 	show     bool
+
+	baseline string // file; empty for none
+	settle   bool   // write it
 }
 
 func (o *options) wants(number int) bool { return len(o.rows) == 0 || o.rows[number] }
@@ -92,7 +95,28 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.markdown {
 		write = report.Markdown
 	}
-	return errors.Join(write(stdout), failed)
+	return errors.Join(write(stdout), compare(report, o, stdout), failed)
+}
+
+// compare says what became worse than the baseline, or makes the report the baseline.
+func compare(report *measure.Report, o *options, stdout io.Writer) error {
+	if o.baseline == "" {
+		return nil
+	}
+	if o.settle {
+		return report.Baseline().Save(o.baseline)
+	}
+	baseline, err := measure.Load(o.baseline)
+	if err != nil {
+		return err
+	}
+	if len(baseline.Rows) == 0 {
+		fmt.Fprintf(stdout, "%s has nothing to compare with: make bench BASELINE=set writes it\n", o.baseline)
+	}
+	for _, row := range report.Worse(baseline) {
+		fmt.Fprintln(stdout, "worse than the baseline:", row)
+	}
+	return nil
 }
 
 func parse(args []string, stderr io.Writer) (*bench, *options, error) {
@@ -120,6 +144,8 @@ func parse(args []string, stderr io.Writer) (*bench, *options, error) {
 	quick := f.Bool("quick", false, "fewer than five runs are enough, for a quick look")
 	f.BoolVar(&o.markdown, "markdown", false, "print a table for a document")
 	f.BoolVar(&o.show, "show", false, "measure nothing: print what was measured")
+	f.StringVar(&o.baseline, "baseline", "", "`FILE` with earlier ratios: say what became worse")
+	f.BoolVar(&o.settle, "set-baseline", false, "write that file, of what is measured now")
 	if err := f.Parse(args); err != nil {
 		return nil, nil, err
 	}
@@ -192,7 +218,7 @@ const growthRoom = 55 << 30
 
 // fits refuses a disk that would be full in the middle of it all.
 func (b *bench) fits(o *options) error {
-	if b.noGrowth || !o.wants(3) && !o.wants(4) && !o.wants(5) {
+	if b.noGrowth || !o.wants(3) && !o.wants(12) && !o.wants(4) && !o.wants(5) {
 		return nil
 	}
 	var s unix.Statfs_t
@@ -216,7 +242,7 @@ func (b *bench) parts() []part {
 	return []part{
 		{[]int{1}, b.verity},
 		{[]int{2}, b.uki},
-		{[]int{3}, b.image},
+		{[]int{3, 12}, b.image},
 		{[]int{4}, b.archive},
 		{[]int{5}, b.fullUpdate},
 		{[]int{6}, b.update},
