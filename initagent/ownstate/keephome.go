@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -112,6 +113,7 @@ func DeleteAllButHome(h *host.Host) error {
 		return fmt.Errorf("the request to put directories back: %w", err)
 	}
 	h.Log.Say("deleting all but /home: where there are many files this takes minutes")
+	h.AllowWatchdog(clearLimit)
 	known := knowsKey(h)
 	stays, err := h.Store.ClearBut(keephome.Cleared, func(name string) bool {
 		return keephome.Stays(name) || known && name == keephome.ReleaseKey
@@ -227,6 +229,8 @@ func keepAgain(h *host.Host, name string) error {
 }
 
 const (
+	// clearLimit is for what all other state holds, however many files those are.
+	clearLimit = time.Hour
 	// disarmLimit is the time for each few thousand files, of a slow disk, and for what comes
 	// after the last.
 	disarmLimit = 4 * host.StepLimit
@@ -323,9 +327,17 @@ func sysusers(h *host.Host) []byte {
 			continue // the image's own link or directory, which systemd does not read either
 		}
 		for line := range strings.Lines(string(text)) {
-			if field := strings.Fields(line); len(field) > 1 && (field[0] == "u" || field[0] == "u!") {
-				lines = fmt.Appendf(lines, "%s:x:1:1:::\n", strings.Trim(field[1], `"`))
+			field := strings.Fields(line)
+			if len(field) < 2 || field[0] != "u" && field[0] != "u!" {
+				continue
 			}
+			number := "1" // one of the system's, where the line gives none
+			if len(field) > 2 {
+				if own, _, _ := strings.Cut(strings.Trim(field[2], `"`), ":"); own != "" && strings.Trim(own, "0123456789") == "" {
+					number = own
+				}
+			}
+			lines = fmt.Appendf(lines, "%s:x:%s:1:::\n", strings.Trim(field[1], `"`), number)
 		}
 	}
 	return lines

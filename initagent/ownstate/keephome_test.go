@@ -126,12 +126,12 @@ func TestSysusers(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "halogen.conf"), []byte("# comment\nu _ota - \"HalogenOS update worker\" /\nu! \"_other\" 990\ng render - -\nu\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "halogen.conf"), []byte("# comment\nu _ota - \"HalogenOS update worker\" /\nu! \"_other\" 990\nu user 1000:1000 - /home/user /bin/bash\ng render - -\nu\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	people := map[string][]byte{"passwd": []byte("_ota:x:1005:1005::/home/x:/bin/sh\n_other:x:1006:1006::/home/y:/bin/sh\nrender:x:1007:1007::/home/z:/bin/sh\n")}
+	people := map[string][]byte{"passwd": []byte("_ota:x:1005:1005::/home/x:/bin/sh\n_other:x:1006:1006::/home/y:/bin/sh\nrender:x:1007:1007::/home/z:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")}
 	_, left := etcmerge.PeopleOf(etcmerge.WithoutServices(people, append([]byte("root:x:0:0::/root:/bin/sh"), sysusers(h)...)))
-	if len(left) != 1 || left[0].Name != "render" {
+	if len(left) != 2 || left[0].Name != "render" || left[1].Name != "user" {
 		t.Errorf("people %+v", left)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -46,7 +45,12 @@ func (s Store) Disarm(name string, more func(looked int), step func(string) erro
 	if err := w.in(d); err != nil {
 		return w.said(), err
 	}
-	return w.said(), d.Sync()
+	// All of it is on the disk when this returns: an fsync of the directory alone would leave
+	// what was changed below it to a power cut.
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return w.said(), fmt.Errorf("flush what was disarmed: %w", err)
+	}
+	return w.said(), nil
 }
 
 // RootsOwn gives a directory to root, with these permissions and no access control list. What
@@ -86,9 +90,31 @@ type disarming struct {
 	step   func(string) error
 	more   func(looked int)
 	looked int
-	above  []*os.File // the directories that it is in, outermost first
+	above  []frame // the directories that it is in, outermost first
 	left   []string
 	others int // that are not in left
+}
+
+// A frame is a directory, and whether it is a subvolume that was read-only until now.
+type frame struct {
+	*os.File
+	released bool
+}
+
+// enter goes into a directory; the function that it returns leaves it, and makes it read-only
+// again if it was: it may be somebody's backup. A cut before that leaves it writable.
+func (w *disarming) enter(d *os.File) (leave func()) {
+	w.above = append(w.above, frame{File: d})
+	return func() {
+		last := w.above[len(w.above)-1]
+		w.above = w.above[:len(w.above)-1]
+		if !last.released {
+			return
+		}
+		if err := (subvolume.Hold{ReadOnly: true}).Restore(int(d.Fd())); err != nil {
+			w.leave(d.Name(), fmt.Errorf("make the subvolume read-only again: %w", err))
+		}
+	}
 }
 
 func (w *disarming) leave(name string, why error) {
@@ -110,8 +136,7 @@ func (w *disarming) said() []string {
 }
 
 func (w *disarming) in(d *os.File) error {
-	w.above = append(w.above, d)
-	defer func() { w.above = w.above[:len(w.above)-1] }()
+	defer w.enter(d)()
 	for {
 		names, err := d.Readdirnames(batch)
 		for _, n := range names {
@@ -164,6 +189,7 @@ func (w *disarming) shut(d *os.File) error {
 		return err
 	}
 	w.leave(d.Name(), errors.New("it lies too deep to be looked into, and is root's alone now"))
+	defer w.enter(d)()
 	if err := w.thawed(func() error { return giveToRoot(d, 0o700) }, func() bool { return thaw(d, w.step) == nil }); err != nil {
 		w.leave(d.Name(), err)
 	}
@@ -194,27 +220,32 @@ func (w *disarming) file(d *os.File, name string, mode uint32) error {
 	return nil
 }
 
-// thawed does something, and where that is refused once more without the flags of what it
-// is done to. A read-only subvolume is known as such by its top directory alone, which is one
-// of those above: it becomes writable for that time.
+// thawed does something, and where that is refused once more without what refuses it: a
+// read-only subvolume, which is known as such by its top directory alone, and then the flags
+// of what it is done to.
 func (w *disarming) thawed(do func() error, own func() bool) error {
 	err := do()
+	if err != nil && w.release() {
+		err = do()
+	}
 	if err != nil && own() {
 		err = do()
 	}
-	if !errors.Is(err, unix.EROFS) {
-		return err
-	}
-	for _, d := range slices.Backward(w.above) {
-		held := subvolume.Held(int(d.Fd()))
-		if !held.ReadOnly {
+	return err
+}
+
+// release makes the innermost read-only subvolume that it is in writable, until that is left.
+func (w *disarming) release() bool {
+	for i := len(w.above) - 1; i >= 0; i-- {
+		fd := int(w.above[i].Fd())
+		if !subvolume.Held(fd).ReadOnly {
 			continue
 		}
-		held.Flags = 0
-		if err := held.Release(int(d.Fd())); err != nil {
-			return err
+		if (subvolume.Hold{ReadOnly: true}).Release(fd) != nil {
+			return false
 		}
-		return errors.Join(do(), held.Restore(int(d.Fd())))
+		w.above[i].released = true
+		return true
 	}
-	return err
+	return false
 }

@@ -104,8 +104,12 @@ func TestDisarmSnapshot(t *testing.T) {
 	d := newDisk(t, "")
 	d.root = testkit.Btrfs(t)
 	d.store = Store{Root: d.root}
-	lay(t, d.root, map[string]string{"bind/home/eve/a/b/shell": "=1"})
-	must(t, unix.Chmod(filepath.Join(d.root, "bind/home/eve/a/b/shell"), 0o4755))
+	programs := []string{"bind/home/eve/a/b/shell", "shell", "bind/home/eve/frozen"}
+	for _, name := range programs {
+		lay(t, d.root, map[string]string{name: "=1"})
+		must(t, unix.Chmod(filepath.Join(d.root, name), 0o4755))
+	}
+	chattr(t, "+i", filepath.Join(d.root, programs[2]))
 	eve, err := os.Open(filepath.Join(d.root, "bind/home/eve"))
 	must(t, err)
 	defer eve.Close()
@@ -119,9 +123,9 @@ func TestDisarmSnapshot(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("it leaves %q", left)
 	}
-	for _, at := range []string{"bind/home/eve", "bind/home/eve/before/bind/home/eve"} {
-		if info, err := os.Lstat(filepath.Join(d.root, at, "a/b/shell")); err != nil || info.Mode() != 0o755 {
-			t.Errorf("%s: the program is %v, %v", at, info.Mode(), err)
+	for _, name := range []string{programs[0], programs[2], "bind/home/eve/before/" + programs[0], "bind/home/eve/before/" + programs[1], "bind/home/eve/before/" + programs[2]} {
+		if info, err := os.Lstat(filepath.Join(d.root, name)); err != nil || info.Mode() != 0o755 {
+			t.Errorf("%s is %v, %v", name, info.Mode(), err)
 		}
 	}
 	before, err := os.Open(filepath.Join(eve.Name(), "before"))
