@@ -89,7 +89,7 @@ func mergeMetadata(base, theirs, ours *Entry, changed bool) (Entry, []string) {
 			out.Mode, access = ours.Mode, o.mode
 			clash("permissions", o.mode[:4], t.mode[:4])
 		}
-		if able := o.xattrs[capability]; able != out.Xattrs[capability] {
+		if able, is := o.xattrs[capability], out.Xattrs[capability]; is != "" && is != able {
 			delete(out.Xattrs, capability)
 			if able != "" {
 				out.Xattrs[capability] = able

@@ -228,6 +228,7 @@ func TestRightsForAnotherContent(t *testing.T) {
 		able, conflict bool
 	}{
 		{"capability of its owner's", tool.owner(7, 7), tool.owner(7, 7).attr(capability, able), mine.owner(7, 7), 0o755, false, true},
+		{"capability that goes", tool.owner(7, 7).attr(capability, able), tool.owner(7, 7), mine.owner(7, 7).attr(capability, able), 0o755, false, false},
 		{"capability of root's", tool, tool.attr(capability, able), mine, 0o755, true, false},
 		{"capability, untouched", tool.owner(7, 7), tool.owner(7, 7).attr(capability, able), tool.owner(7, 7), 0o755, true, false},
 		{"setuid of the group's", text("1").owner(0, 7).mode(0o664), text("1").owner(0, 7).mode(0o4775), text("mine").owner(0, 7).mode(0o664), 0o664, false, true},
