@@ -135,7 +135,7 @@ func (p *Plan) add(w want, random io.Reader) error {
 // free space is somebody's whom nobody has asked. An ESP does not count there: another
 // system's may have our label, and behind our own there is the first system partition.
 func (p *Plan) free() []gpt.Extent {
-	if _, err := Find(p.Table, ESP); err == nil && !slices.ContainsFunc(p.Table.Partitions, func(q gpt.Partition) bool { return RoleOf(q) == 0 }) {
+	if _, err := Find(p.Table, ESP); err == nil && !slices.ContainsFunc(p.Table.Partitions, func(q gpt.Partition) bool { return RoleOf(q) == 0 || RoleOf(q) == Installer }) {
 		return p.Table.Free()
 	}
 	return slices.DeleteFunc(p.Table.Free(), func(e gpt.Extent) bool {

@@ -50,7 +50,7 @@ func alone(t *gpt.Table) error {
 	seen := map[layout.Role]bool{}
 	for _, p := range t.Partitions {
 		role := layout.RoleOf(p)
-		if role == 0 || seen[role] {
+		if role == 0 || role == layout.Installer || seen[role] {
 			return fmt.Errorf("its root partition could be kept only without partition %d (%q), which is another system's: save what is on that and remove it first, or take another disk", p.Number, p.Label)
 		}
 		seen[role] = true

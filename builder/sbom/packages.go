@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // A Package is one that is in an image.
@@ -209,7 +210,7 @@ func readPortage(files Files) ([]Package, error) {
 			p := Package{Type: "ebuild", Namespace: category, Name: name, Version: version}
 			for key, to := range map[string]*string{"LICENSE": &p.License, "CHOST": &p.Arch, "repository": &p.Distro} {
 				text, err := files.ReadFile(path.Join(base, category, full, key), maxField)
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 					return nil, fmt.Errorf("packages of Portage: %w", err)
 				}
 				*to = strings.Join(strings.Fields(string(text)), " ")

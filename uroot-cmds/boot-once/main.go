@@ -81,7 +81,11 @@ func cmd(o options) command.Command {
 		if err != nil {
 			return err
 		}
-		if next := o.asked(); next != "" && next != e.Number {
+		next, err := o.asked()
+		if err != nil {
+			return err
+		}
+		if next != "" && next != e.Number {
 			name := "the boot option " + next // which may have no name that can be read
 			if i := slices.IndexFunc(all, func(other bootEntry) bool { return other.Number == next }); i >= 0 {
 				name = strconv.Quote(all[i].Name)
@@ -115,11 +119,17 @@ func (o options) path(name string) string {
 }
 
 // asked is the number of the boot option that the next restart starts; empty for the usual one.
-func (o options) asked() string {
-	if b, err := enroll.ReadVariable(o.path(nextVariable), 64); err == nil && len(b) == 4+2 {
-		return fmt.Sprintf("%04X", binary.LittleEndian.Uint16(b[4:]))
+func (o options) asked() (string, error) {
+	b, err := enroll.ReadVariable(o.path(nextVariable), 64)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("what the next restart starts: %w", err)
+	case len(b) != 4+2:
+		return "", nil // which the firmware ignores
 	}
-	return ""
+	return fmt.Sprintf("%04X", binary.LittleEndian.Uint16(b[4:])), nil
 }
 
 // all are the boot options that can be read, by their numbers.
@@ -128,7 +138,10 @@ func (o options) all() ([]bootEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := o.asked()
+	next, err := o.asked()
+	if err != nil {
+		return nil, err
+	}
 	all := []bootEntry{}
 	for _, path := range paths {
 		b, err := enroll.ReadVariable(path, 4+bootoption.MaxSize)
@@ -179,13 +192,15 @@ func (o options) next(e bootEntry) error {
 
 // cancel says what it takes back: it may be fwupd's.
 func (o options) cancel(c *command.Call) error {
-	all, err := o.all()
-	if err == nil {
-		for _, e := range all {
-			if e.Next {
-				fmt.Fprintf(c.Stdout, "The next restart was to start %q, and is as usual now.\n", e.Name)
-			}
+	next, _ := o.asked() // what cannot be read goes, too
+	name := "the boot option " + next
+	if all, err := o.all(); err == nil {
+		if i := slices.IndexFunc(all, func(e bootEntry) bool { return e.Next }); i >= 0 {
+			name = strconv.Quote(all[i].Name)
 		}
+	}
+	if next != "" {
+		fmt.Fprintf(c.Stdout, "The next restart was to start %s, and is as usual now.\n", name)
 	}
 	if err := os.Remove(o.path(nextVariable)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("have the next start be as usual: %w", err)
