@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +189,23 @@ func TestPlanAgainstSgdisk(t *testing.T) {
 	for _, label := range []string{"EF00  esp", "8304  system-a", "verity-a", "8304  system-b", "verity-b", "8309  root"} {
 		if !bytes.Contains([]byte(out), []byte(label)) {
 			t.Errorf("sgdisk -p lacks %q:\n%s", label, out)
+		}
+	}
+	// The slots that are made are mounted by nobody because of their type. One that was made
+	// without the bit is taken as it is, and with it, too.
+	for i, want := range []string{"0000000000000000", "0000000000000000", "8000000000000000", "8000000000000000", "8000000000000000", "0000000000000000"} {
+		number := i + 1
+		if out := testkit.Run(t, "sgdisk", "-i", fmt.Sprint(number), path); !strings.Contains(out, "Attribute flags: "+want) {
+			t.Errorf("partition %d has not the attributes %s:\n%s", number, want, out)
+		}
+	}
+	for _, how := range []string{"set", "clear"} {
+		for number := 2; number <= 5; number++ {
+			testkit.Run(t, "sgdisk", "--attributes="+fmt.Sprintf("%d:%s:63", number, how), path)
+		}
+		table, _, err := gpt.Read(f, 8*gib/512, 512)
+		if err != nil || !Complete(table, gib) {
+			t.Errorf("%s bit 63 of the slots: %+v, %v", how, table, err)
 		}
 	}
 }

@@ -25,6 +25,15 @@ const (
 	Installer
 )
 
+// NoAuto is the attribute of a partition that no system mounts because of its type alone
+// (bit 63; Discoverable Partitions Specification, "Partition Attribute Flags"). Our slots
+// have it: else another Linux on the disk, started without root=, takes the first of them
+// for its own. The specification defines the bit for the types of root and verity partitions
+// and not for an ESP, nor for LUKS without a purpose, which nothing mounts by itself; and of
+// these bits only the owner of a type may say what they mean (UEFI 2.10, table 5-8).
+// Partitions of earlier releases lack it, and it is no mark: nothing is found by it.
+const NoAuto = 1 << 63
+
 // marks are the GPT label and type by which a partition of each role is known.
 var marks = map[Role]struct {
 	label string
@@ -51,6 +60,14 @@ func (r Role) String() string {
 		return m.label
 	}
 	return "no partition"
+}
+
+// attributes are those of a partition that is made for the role.
+func (r Role) attributes() uint64 {
+	if kind := r.Type(); kind == TypeRoot || kind == TypeRootVerity {
+		return NoAuto
+	}
+	return 0
 }
 
 // is reports whether a partition carries the role's marks.
@@ -130,7 +147,7 @@ func Insert(t *gpt.Table, r Role, uuid gpt.GUID, first, last uint64) gpt.Partiti
 			number++
 		}
 	}
-	made := gpt.Partition{Number: number, Type: r.Type(), UUID: uuid, First: first, Last: last, Label: r.Label()}
+	made := gpt.Partition{Number: number, Type: r.Type(), UUID: uuid, First: first, Last: last, Attributes: r.attributes(), Label: r.Label()}
 	at, _ := slices.BinarySearchFunc(t.Partitions, number, func(p gpt.Partition, n int) int { return p.Number - n })
 	t.Partitions = slices.Insert(t.Partitions, at, made)
 	return made

@@ -131,8 +131,8 @@ func TestInstallBeside(t *testing.T) {
 	if err := p.Install(t.Context(), fenced{fileTarget{f}, free}, s, quiet); err != nil {
 		t.Fatal(err)
 	}
-	out := run(t, "sgdisk", "--verify", name) + run(t, "sgdisk", "--print", name)
-	for _, want := range []string{"No problems found", "EFI system partition", "Microsoft reserved", "5 ", "EF00  esp", "8304  system-a"} {
+	out := run(t, "sgdisk", "--verify", name) + run(t, "sgdisk", "--print", name) + run(t, "sgdisk", "--info=6", name)
+	for _, want := range []string{"No problems found", "EFI system partition", "Microsoft reserved", "5 ", "EF00  esp", "8304  system-a", "Attribute flags: 8000000000000000"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("sgdisk says nothing of %q:\n%s", want, out)
 		}
