@@ -112,7 +112,7 @@ func freeSpace(t *testing.T, lets bool) {
 		must(t, err)
 		f, err := readFirmwareVars(s.Vars())
 		must(t, err)
-		must(t, f.add(secureboot.DBDefault, defaults))
+		must(t, f.add(secureboot.DBDefault, secureboot.BootServiceAccess|secureboot.RuntimeAccess, defaults))
 		return errors.Join(os.WriteFile(s.Vars(), f.raw, 0o644), os.Rename(path, s.Disk()))
 	}})
 	if lets {

@@ -107,14 +107,15 @@ func (f *firmwareVars) set(v secureboot.Variable, value []byte) error {
 	return nil
 }
 
-// add stores a variable that anybody who is root could store.
-func (f *firmwareVars) add(v secureboot.Variable, value []byte) error {
+// add stores a variable with such attributes: one with NonVolatile anybody who is root could
+// store, one without the firmware alone.
+func (f *firmwareVars) add(v secureboot.Variable, attributes uint32, value []byte) error {
 	le := binary.LittleEndian
 	name := utf16.Encode([]rune(v.Name + "\x00"))
 	_, _, _, free, _ := f.find(v)
 	b := le.AppendUint16(nil, variableStart)
 	b = append(b, variableAdded, 0)
-	b = le.AppendUint32(b, secureboot.NonVolatile|secureboot.BootServiceAccess|secureboot.RuntimeAccess)
+	b = le.AppendUint32(b, attributes)
 	b = append(b, make([]byte, 28)...) // count, time and key of authenticated ones
 	b = le.AppendUint32(le.AppendUint32(b, uint32(2*len(name))), uint32(len(value)))
 	b = append(b, diskGUID(v.GUID)...)
@@ -139,7 +140,7 @@ func plant(path string, e secureboot.Entry) error {
 	value, err := secureboot.Database{e}.Marshal()
 	if err == nil {
 		u := secureboot.UnmeasuredVariables[0]
-		err = f.add(secureboot.Variable{Name: u.Name, GUID: u.Vendor}, value)
+		err = f.add(secureboot.Variable{Name: u.Name, GUID: u.Vendor}, secureboot.NonVolatile|secureboot.BootServiceAccess|secureboot.RuntimeAccess, value)
 	}
 	if err != nil {
 		return fmt.Errorf("plant a certificate: %w", err)

@@ -101,7 +101,7 @@ func holds(d Database, e Entry) bool {
 type OtherSystems struct{ DB, DBX Database }
 
 // ErrNoOthers says that there is no certificate by which other systems could start.
-var ErrNoOthers = errors.New("the firmware keeps no certificate of Microsoft's, neither in dbDefault nor in db, and the installer has left none: update the machine's firmware, and install again")
+var ErrNoOthers = errors.New("the firmware keeps no certificate of Microsoft's that is known to be one, neither in dbDefault nor in db, and the installer has left none: update the machine's firmware, and install again")
 
 // LetOthers decides what the firmware gets for other systems beside what a list wants already:
 // Microsoft's certificates for Windows and for the loaders of others, as the firmware's

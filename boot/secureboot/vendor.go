@@ -29,7 +29,8 @@ type Drivers struct {
 }
 
 // Factory is what the firmware keeps of its vendor's: the contents that "restore
-// factory keys" would put back, which nobody but the firmware can write. The live
+// factory keys" would put back, which nobody but the firmware can write; of a default
+// that others can write, certificates that are known by their hash. The live
 // db is not among them: in Setup Mode anybody can have written it.
 type Factory struct {
 	DBDefault, KEKDefault, DBXDefault Database
@@ -93,8 +94,8 @@ func microsoft(owner gpt.GUID, factory Factory) (Vendor, error) {
 		DBX: foreign(owner, factory.DBXDefault), From: FromContract,
 	}
 	if !slices.ContainsFunc(v.DB, func(e Entry) bool { return bytes.Contains(e.Data, []byte("Microsoft Corporation")) }) {
-		return Vendor{}, errors.New("vendor_keys is microsoft, but the firmware keeps no certificate of Microsoft's in dbDefault, and what its db holds now " +
-			"anybody can have written there: update the machine's firmware, or build with vendor_keys = auto")
+		return Vendor{}, errors.New("vendor_keys is microsoft, but the firmware keeps no certificate of Microsoft's in dbDefault, or has that one with the attribute NV, so that " +
+			"any system can have written it, as what db holds now: update the machine's firmware, or build with vendor_keys = auto")
 	}
 	v.Reason = fmt.Sprintf("vendor_keys is microsoft: db also gets the firmware's %s", v.DB)
 	return v, nil

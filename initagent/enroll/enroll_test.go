@@ -458,6 +458,28 @@ func TestObserveRefuses(t *testing.T) {
 	}
 }
 
+// What others can have written is not the firmware's: a default with the attribute NV has
+// no certificate that is known by its name alone, and its revocations count.
+func TestDefaultsOfOthers(t *testing.T) {
+	k, _ := testSets(t)
+	theirs, err := secureboot.Database{secureboot.Certificate(k.Owner, k.KEK.Certificate)}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoked, err := secureboot.Database{secureboot.Hash(k.Owner, [32]byte{1})}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const volatile = secureboot.BootServiceAccess | secureboot.RuntimeAccess
+	for attributes, want := range map[uint32]int{volatile: 1, volatile | secureboot.NonVolatile: 0, volatile | secureboot.NonVolatile | secureboot.TimeBasedAuthenticated: 0} {
+		n := newNVRAM(always())
+		n.vars["dbDefault"], n.vars["KEKDefault"], n.vars["dbxDefault"] = record{attributes, theirs}, record{attributes, theirs}, record{attributes, revoked}
+		if f := observe(t, n).Factory; len(f.DBDefault) != want || len(f.KEKDefault) != want || len(f.DBXDefault) != 1 {
+			t.Errorf("attributes %#x: %+v, want %d certificates each", attributes, f, want)
+		}
+	}
+}
+
 func TestProblemText(t *testing.T) {
 	p := &Problem{Kind: Refused, What: "it failed", Cure: []string{"do this", "do that"}, Err: fmt.Errorf("write: %w", syscall.EIO)}
 	if got := p.Error(); got != "it failed: write: input/output error; to cure it: do this; or else: do that" {

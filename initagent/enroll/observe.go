@@ -122,11 +122,24 @@ func Observe(vars Variables) (State, error) {
 	_, types, _ := read(vars, secureboot.SignatureSupport) // firmware without it says nothing about hashes
 	s.Factory = secureboot.Factory{
 		Hashes:     secureboot.TakesHashes(types),
-		DBDefault:  readStored(vars, secureboot.DBDefault).Content,
-		KEKDefault: readStored(vars, secureboot.KEKDefault).Content,
-		DBXDefault: readStored(vars, secureboot.DBXDefault).Content,
+		DBDefault:  readDefault(vars, secureboot.DBDefault),
+		KEKDefault: readDefault(vars, secureboot.KEKDefault),
+		DBXDefault: readStored(vars, secureboot.DBXDefault).Content, // it only takes away
 	}
 	return s, nil
+}
+
+// readDefault reads a default that the firmware may be given keys from. The specification
+// has it without NV (UEFI 2.10, table 3-1), and such a variable can be made in no running
+// system: the firmware has made it since the machine was switched on (section 8.2,
+// SetVariable). One with NV any system may have written, also one that ran years ago. Of
+// that only the certificates count that are known by their hash, whoever has put them there.
+func readDefault(vars Variables, v secureboot.Variable) secureboot.Database {
+	s := readStored(vars, v)
+	if s.Attributes&secureboot.NonVolatile != 0 {
+		return secureboot.KnownOthers(s.Content)
+	}
+	return s.Content
 }
 
 // read finds a variable by its name, or by its name in lower case: some
