@@ -174,6 +174,54 @@ func (l *List) LetStart(o OtherSystems) (changed bool) {
 	return changed
 }
 
+// ownRoom is what this machine's certificates in PK, KEK and db take of the firmware's
+// variable store in bytes, with the names of the variables, and the signature that comes with
+// a write.
+const ownRoom = 5 << 10
+
+// Room is how many bytes of variables the firmware must take for what a list wants with what
+// it gets for other systems, where its dbx has this already.
+func (o OtherSystems) Room(wanted Wanted, dbx Database) (int64, error) {
+	all := int64(ownRoom)
+	for _, d := range []Database{slices.Concat(wanted.KEK, wanted.DB, o.DB), slices.Concat(dbx, slices.Concat(wanted.DBX, o.DBX).Without(dbx))} {
+		if len(d) == 0 {
+			continue
+		}
+		text, err := d.Marshal()
+		if err != nil {
+			return 0, fmt.Errorf("what other systems start by: %w", err)
+		}
+		all += int64(len(text))
+	}
+	return all, nil
+}
+
+// LetNoneStart takes back what LetStart has added, and reports whether the list has changed.
+// Revocations stay where the list has certificates of others that its owner has not added.
+func (l *List) LetNoneStart() (changed bool) {
+	owners := func(e Entry) bool { return e.Type == TypeX509 && l.Origin(e) == FromOwner }
+	if !slices.ContainsFunc(l.Wanted.DB, owners) {
+		return false
+	}
+	l.Wanted.DB = l.drop(l.Wanted.DB, owners)
+	if !slices.ContainsFunc(l.Wanted.DB, func(e Entry) bool { return e.Type == TypeX509 && l.Origin(e) != "" }) {
+		l.Wanted.DBX = l.drop(l.Wanted.DBX, func(e Entry) bool { return l.Origin(e) == FromFirmware })
+	}
+	return true
+}
+
+// drop returns the entries that are not gone, and forgets where those came from that are.
+func (l *List) drop(d Database, gone func(Entry) bool) (left Database) {
+	for _, e := range d {
+		if gone(e) {
+			delete(l.origins, entryID(e))
+		} else {
+			left = append(left, e)
+		}
+	}
+	return left
+}
+
 // StartsROMs reports whether option ROMs may start by an entry of db that is a certificate:
 // those that sign Windows alone do not count.
 func StartsROMs(e Entry) bool { return e.Type == TypeX509 && !windowsOnly(e.Data) }

@@ -93,6 +93,58 @@ func TestLetStart(t *testing.T) {
 	}
 }
 
+// What was let start is taken back, and nothing else: not what an option ROM starts by, nor
+// revocations that belong to others' certificates of an image's or a firmware's.
+func TestLetNoneStart(t *testing.T) {
+	k, _ := testSets(t)
+	windows := factoryCertificate(t, "Microsoft Corporation", "Microsoft Windows Production PCA 2011")
+	uefiCA := factoryCertificate(t, "Microsoft Corporation", "Microsoft Corporation UEFI CA 2011")
+	rom, first, later, live := Hash(k.Owner, [32]byte{1}), Hash(othersOwner, [32]byte{2}), Hash(othersOwner, [32]byte{3}), Hash(othersOwner, [32]byte{4})
+	for name, c := range map[string]struct {
+		vendor  Vendor
+		db, dbx Database
+	}{
+		"alone":                 {Vendor{}, Database{rom}, Database{live}},
+		"beside the firmware's": {Vendor{DB: Database{uefiCA}, DBX: Database{first}, From: FromFirmware}, Database{uefiCA, rom}, Database{live, first, later}},
+	} {
+		l := NewList(k, c.vendor)
+		l.Add(DB, rom, FromOwner)
+		l.AdoptRevocations(Database{live})
+		if l.LetNoneStart() {
+			t.Errorf("%s: the list changes, and lets nothing start", name)
+		}
+		l.LetStart(OtherSystems{Database{windows, uefiCA}, Database{first, later}})
+		if !l.LetNoneStart() || l.LetNoneStart() || !l.Wanted.DB[1:].Same(c.db) || !l.Wanted.DBX.Same(c.dbx) || l.Origin(windows) != "" {
+			t.Errorf("%s: db %s, want also %s; dbx %s, want %s", name, l.Wanted.DB, c.db, l.Wanted.DBX, c.dbx)
+		}
+	}
+}
+
+// What is asked of the firmware is at least what it stores, and counts nothing twice.
+func TestOthersRoom(t *testing.T) {
+	k, _ := testSets(t)
+	windows := factoryCertificate(t, "Microsoft Corporation", "Microsoft Windows Production PCA 2011")
+	var revoked Database
+	for n := range byte(200) {
+		revoked = append(revoked, Hash(othersOwner, [32]byte{n}))
+	}
+	o := OtherSystems{Database{windows}, revoked}
+	l := NewList(k, Vendor{})
+	needs, err := o.Room(l.Wanted, revoked[:100])
+	l.LetStart(o)
+	least := int64(0)
+	for _, d := range []Database{l.Wanted.PK, l.Wanted.KEK, l.Wanted.DB, l.Wanted.DBX} {
+		text, merr := d.Marshal()
+		if merr != nil {
+			t.Fatal(merr)
+		}
+		least += int64(len(text))
+	}
+	if err != nil || needs < least || needs > least+ownRoom {
+		t.Errorf("%d bytes, %v; all variables have %d", needs, err, least)
+	}
+}
+
 // The question names every certificate, what it costs, and what protects the data.
 func TestOthersQuestion(t *testing.T) {
 	o := OtherSystems{DB: Database{factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023"), factoryCertificate(t, "Microsoft Corporation", "Evil\x1b[2J")}}

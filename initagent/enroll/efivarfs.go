@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -135,6 +136,17 @@ func (e EFIVarFS) WriteAuthenticated(name string, guid gpt.GUID, attributes uint
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil
+}
+
+// Room implements Variables. Linux tells from 6.6 on what the firmware says of its variable
+// store (QueryVariableInfo; UEFI 2.10, section 8.2), less what the kernel lets nobody have
+// (fs/efivarfs/super.c, efivarfs_statfs). A firmware without that call has a store of no size.
+func (e EFIVarFS) Room() (bytes int64, known bool) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(e.Root, &s); err != nil || s.Type != unix.EFIVARFS_MAGIC || s.Blocks == 0 || s.Bsize != 1 {
+		return 0, false
+	}
+	return int64(min(s.Bavail, math.MaxInt64)), true
 }
 
 func open(path string, flags int) (int, error) {

@@ -102,6 +102,8 @@ func (n *nvram) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, p
 	return nil
 }
 
+func (*nvram) Room() (int64, bool) { return 0, false }
+
 func (n *nvram) store(name string, attributes uint32, content []byte) {
 	if n.open[name] {
 		attributes &^= secureboot.TimeBasedAuthenticated

@@ -26,6 +26,8 @@ type Variables interface {
 	// WriteAuthenticated hands an EFI_VARIABLE_AUTHENTICATION_2 with its content
 	// to the firmware, whole and once.
 	WriteAuthenticated(name string, guid gpt.GUID, attributes uint32, payload []byte) error
+	// Room is how many bytes of variables the firmware still takes, where it is known.
+	Room() (bytes int64, known bool)
 }
 
 // A Flag is a variable of one byte that is 0 or 1.

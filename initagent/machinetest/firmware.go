@@ -50,6 +50,7 @@ type Firmware struct {
 	// keeps is what the firmware makes of a key variable that it is given; or nil.
 	keeps func([]byte) []byte
 	Full  string // a variable that it has no room for
+	room  int64  // that it says it has; 0: it does not say
 }
 
 // NewVariables are those of a firmware in Setup Mode.
@@ -72,6 +73,9 @@ func (f *Firmware) Read(name string, _ gpt.GUID) (uint32, []byte, error) {
 	}
 	return v.Attributes, bytes.Clone(v.Data), nil
 }
+
+// Room is what it says of its variable store.
+func (f *Firmware) Room() (bytes int64, known bool) { return f.room, f.room > 0 }
 
 func (f *Firmware) WriteAuthenticated(name string, _ gpt.GUID, attributes uint32, payload []byte) error {
 	f.op("variable " + name)

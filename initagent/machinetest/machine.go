@@ -192,6 +192,7 @@ type Machine struct {
 	FullRoot       bool          // no file can
 	Room           snapshot.Room // of the root partition, where it is not ample
 	FullFor        string        // the firmware has no room for this variable
+	FirmwareRoom   int64         // in bytes, which the firmware says that it has for variables; 0: it does not say
 	RefuseRecord   bool
 	ByHand         contract.Version // chosen in the boot manager's menu
 	StubSays       string           // StubImageIdentifier, where somebody has written it before
@@ -409,7 +410,7 @@ func (m *Machine) Boot() (end string) {
 			HideMemory: func() error { m.hidden = true; return nil },
 			NoModules:  func() error { m.NoModules = true; return nil },
 		},
-		Variables: &Firmware{m.Vars, m.op, func() { m.durable++ }, m.Refuse, m.AfterDBX, m.RefuseRequest, m.KeepsAll, m.Keeps, m.FullFor}, Random: m.Random, Root: m.Root,
+		Variables: &Firmware{m.Vars, m.op, func() { m.durable++ }, m.Refuse, m.AfterDBX, m.RefuseRequest, m.KeepsAll, m.Keeps, m.FullFor, m.FirmwareRoom}, Random: m.Random, Root: m.Root,
 	}}
 	if err := m.Agent.Boot(context.Background()); err != nil {
 		m.T.Errorf("Boot returned: %v", err)

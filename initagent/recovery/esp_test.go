@@ -36,6 +36,8 @@ func (unset) WriteAuthenticated(string, gpt.GUID, uint32, []byte) error {
 	return errors.ErrUnsupported
 }
 
+func (unset) Room() (int64, bool) { return 0, false }
+
 // typist types the answers in turn, and keeps what is shown.
 type typist struct {
 	answers []string

@@ -74,10 +74,11 @@ func Enroll(h *host.Host, foretold *rootpart.Start) error {
 		}
 		return countEnrollment(h, dir)
 	})
-	if err == nil {
-		foretellAgain(h, foretold, secret, list)
+	if err != nil {
+		return takeBack(h, secret, keys, list, err)
 	}
-	if err == nil && h.State.Root == bootflow.RootOpen {
+	foretellAgain(h, foretold, secret, list)
+	if h.State.Root == bootflow.RootOpen {
 		err = h.Store.Keep(rootpart.EnrolledFile, nil)
 	}
 	return err

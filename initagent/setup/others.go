@@ -6,12 +6,15 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -90,7 +93,49 @@ func offerOthers(h *host.Host, wanted secureboot.Wanted) (secureboot.OtherSystem
 		h.Log.Say("WARNING: other systems will not start with Secure Boot on: %v", err)
 		err = nil
 	}
-	return offered, err
+	if err != nil || len(offered.DB) == 0 {
+		return offered, err
+	}
+	needs, err := offered.Room(wanted, h.FirmwareKeys.DBX.Content)
+	if err != nil {
+		return secureboot.OtherSystems{}, err
+	}
+	has, known := h.Variables.Room()
+	switch {
+	case !known:
+	case has < needs:
+		h.Log.Say("WARNING: other systems will not start with Secure Boot on: their certificates and what was revoked of them take %d bytes of the firmware's variables, and %d are free: "+
+			"delete boot entries and dump variables that are not needed in the firmware's setup, or update the firmware, and start again before you go on", needs, has)
+		return secureboot.OtherSystems{}, nil
+	default:
+		h.Log.Say("letting other systems start takes %d bytes of the firmware's variables, of which %d are free", needs, has)
+	}
+	return offered, nil
+}
+
+// takeBack takes the owner's yes back where the firmware had no room for what it asks for: it
+// cannot be told beforehand on every machine. PK was not written, since it comes last, so that
+// the machine is in Setup Mode still, and the next start asks again. Where the keys lie on the
+// ESP nothing depends on them: the next start makes new ones. On the root partition they stay,
+// with the list that the yes is not in. Cut before either, the next start comes here again.
+func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List, cause error) error {
+	if !errors.Is(cause, syscall.ENOSPC) || !list.LetNoneStart() {
+		return cause
+	}
+	var err error
+	if h.State.Root == bootflow.RootOpen {
+		err = keepKeys(h, secret, keys, list)
+	} else if err = h.WriteESP(func(dir hw.ESPDir) error { return removeFiles(dir, isPending) }); err == nil {
+		h.Left.Pending = nil
+	}
+	if err != nil {
+		return errors.Join(cause, fmt.Errorf("the yes to other systems stays: %w", err))
+	}
+	if p := new(enroll.Problem); errors.As(cause, &p) {
+		cause = fmt.Errorf("%s: %w", p.What, p.Err) // what cures it is another thing here
+	}
+	return &enroll.Problem{Kind: enroll.Refused, What: "the firmware has no room for what other systems start by, so your yes to them is taken back", Err: cause,
+		Cure: []string{"start again, and do not let them start when you are asked again", "delete boot entries and dump variables that are not needed in the firmware's setup before you do"}}
 }
 
 func askOthers(h *host.Host, c hw.Console, offered secureboot.OtherSystems) error {

@@ -296,3 +296,114 @@ func TestCutLetOthersStart(t *testing.T) {
 	}
 	t.Logf("%d states after a cut, of which %d were tried, and %d asked again", len(states), tried, asked)
 }
+
+// A firmware that says how little room it has is not asked to take what others start by, and
+// nobody is asked either.
+func TestOthersWithoutRoom(t *testing.T) {
+	for room, asked := range map[int64]int{5 << 10: 0, 64 << 10: 1} {
+		m := machinetest.New(t, nil)
+		theirs := withDefaults(m)
+		m.SetFile(secureboot.OthersOnESP, []byte(wish))
+		m.FirmwareRoom, m.Typed = room, []string{"y"}
+		m.Ends("system", map[int]string{0: "WARNING: other systems will not start with Secure Boot on: their certificates", 1: "letting other systems start takes "}[asked])
+		if n := strings.Count(m.Printed.String(), asksOthers); n != asked {
+			t.Errorf("with %d bytes it asks %d times, want %d", room, n, asked)
+		}
+		letsStart(m, theirs[:len(theirs)*asked])
+	}
+}
+
+// Where it does not say, the owner's yes is taken back when it has no room: the start stops
+// and says so, and the next one asks again. A no goes on without others, and so does a yes
+// once there is room.
+func TestOthersTakenBack(t *testing.T) {
+	for _, full := range []string{"dbx", "db"} {
+		for _, room := range []bool{false, true} {
+			m := machinetest.New(t, nil)
+			theirs := withDefaults(m)
+			m.SetFile(secureboot.OthersOnESP, []byte(wish))
+			m.FullFor, m.Typed = full, []string{"y"}
+			m.Ends("recovery", "no room for what other systems start by, so your yes to them is taken back", "its variable store is full")
+			m.Typed = []string{"y"}
+			if room {
+				m.FullFor = ""
+			} else if m.Typed[0] = "n"; full == "db" {
+				continue // not even this machine's own key has room
+			}
+			m.Printed.Reset()
+			m.Ends("system")
+			if !strings.Contains(m.Printed.String(), asksOthers) {
+				t.Errorf("no room for %s: nobody is asked again:\n%s", full, m.Printed.String())
+			}
+			if !room {
+				theirs = nil
+			}
+			m.Foreign = len(theirs)
+			m.Must(m.Provisioned())
+			letsStart(m, theirs)
+			m.FullFor = ""
+			m.OpensByItself()
+			letsStart(m, theirs)
+		}
+	}
+}
+
+// The same where the owner gives the firmware this machine's keys again: the data stay, and
+// so do the keys.
+func TestOthersTakenBackAgain(t *testing.T) {
+	m := inUse(t)
+	m.PowerOn(m.Reinstalled(1))
+	withDefaults(m)
+	m.SetFile(secureboot.OthersOnESP, []byte(wish))
+	m.FullFor, m.Owner = "dbx", true
+	m.Ends("system", "no room for what other systems start by, so your yes to them is taken back")
+	list, err := m.StoredList()
+	m.Must(err)
+	if len(list.Wanted.DB) != 1 || len(list.Wanted.DBX) != 0 {
+		t.Errorf("the list wants %s, and %s in dbx", list.Wanted.DB, list.Wanted.DBX)
+	}
+	delete(m.ESP.Files, secureboot.OthersOnESP)
+	m.Ends("system", "gives the firmware this machine's own Secure Boot keys again")
+	letsStart(m, nil)
+	m.Must(m.Kept())
+	m.Owner = false
+	m.OpensByItself()
+}
+
+// The power is cut at every write while the yes is taken back. Each machine ends with what its
+// owner says once there is room. FAULTS 42
+func TestCutTakenBack(t *testing.T) {
+	m := machinetest.New(t, nil)
+	m.PowerOn(m.Installed(machinetest.DiskSize))
+	theirs := withDefaults(m)
+	m.SetFile(secureboot.OthersOnESP, []byte(wish))
+	m.Owner, m.Foreign, m.FullFor = true, len(theirs), "dbx"
+	states, end := m.Record(m.World(true, nil), mrand.New(mrand.NewPCG(73, 74)), "")
+	if end != "recovery" {
+		t.Fatalf("ends in %s:\n%s", end, m.Said.String())
+	}
+	asked, tried := 0, 0
+	for _, s := range states {
+		if !strings.Contains(s.How, "keys-0.json") && !strings.Contains(s.How, "variable db") {
+			continue
+		}
+		tried++
+		m.PowerOn(s.World)
+		m.FullFor = ""
+		m.Said.Reset()
+		m.Printed.Reset()
+		if end := m.Run(); end != "system" {
+			t.Errorf("%s: it ends in %s:\n%s", s.How, end, m.Said.String())
+			continue
+		}
+		asked += strings.Count(m.Printed.String(), asksOthers)
+		if err := m.Provisioned(); err != nil {
+			t.Errorf("%s: %v", s.How, err)
+		}
+		letsStart(m, theirs)
+	}
+	if asked == 0 || asked == tried {
+		t.Errorf("%d of %d cut machines ask: those that have no keys yet, or none any more, and no other", asked, tried)
+	}
+	t.Logf("%d states after a cut, of which %d were tried, and %d asked again", len(states), tried, asked)
+}

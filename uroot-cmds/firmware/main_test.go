@@ -41,6 +41,8 @@ func (variables) WriteAuthenticated(string, gpt.GUID, uint32, []byte) error {
 	return errors.New("a command that only reads has written")
 }
 
+func (variables) Room() (int64, bool) { return 0, false }
+
 func lists(t *testing.T, d ...secureboot.Entry) []byte {
 	t.Helper()
 	b, err := secureboot.Database(d).Marshal()

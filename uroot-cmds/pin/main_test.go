@@ -27,6 +27,8 @@ func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload
 	return nil
 }
 
+func (variables) Room() (int64, bool) { return 0, false }
+
 func nowhere() (*recovery.Machine, error) { return nil, errors.New("not here") }
 
 func TestUse(t *testing.T) { commandtest.Use(t, cmd(nowhere)) }

@@ -37,6 +37,8 @@ func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload
 	return nil
 }
 
+func (variables) Room() (int64, bool) { return 0, false }
+
 type locked struct{ recovery.Keeper }
 
 func (locked) Kept() (*recovery.Opened, error) { return nil, recovery.ErrLocked }

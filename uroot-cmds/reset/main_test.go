@@ -39,6 +39,8 @@ func (v variables) WriteAuthenticated(name string, _ gpt.GUID, _ uint32, payload
 	return v.fails
 }
 
+func (variables) Room() (int64, bool) { return 0, false }
+
 func terminals() (hw.Console, error) { return nobody{}, nil }
 
 // What it does is tested on the simulated machine, in initagent/recovery. In a running system it
