@@ -201,7 +201,7 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		return err
 	}
 	if !o.another && !o.no {
-		c.bootEntry(machine, plan, o.free)
+		c.bootEntry(machine, plan)
 	}
 	if !o.json {
 		c.nextSteps(plan)
@@ -211,17 +211,24 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 
 // bootEntry has the firmware start what was installed. Where it does not take the entry, the
 // installation is good all the same, and it is said what to do.
-func (c command) bootEntry(machine install.Linux, plan *install.Plan, beside bool) {
+func (c command) bootEntry(machine install.Linux, plan *install.Plan) {
 	notes, err := addBootEntry(machine, plan)
-	for _, note := range notes {
+	for _, note := range append(notes, withoutEntry(plan, err)...) {
 		fmt.Fprintln(c.stderr, note)
 	}
-	if err != nil {
-		fmt.Fprintf(c.stderr, "no boot entry was made (%v): choose the disk in the firmware's boot menu\n", err)
+}
+
+// withoutEntry says what to do where the firmware got no boot entry, and why it did not; nothing
+// where it has one.
+func withoutEntry(p *install.Plan, err error) []string {
+	if err == nil {
+		return nil
 	}
-	if err != nil && beside {
-		fmt.Fprintln(c.stderr, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
+	says := []string{fmt.Sprintf("no boot entry was made (%v): choose the disk in the firmware's boot menu", err)}
+	if p.Choice.FreeSpace {
+		says = append(says, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
 	}
+	return says
 }
 
 // factsWith are the machine's facts, with the systems that are on its disks.

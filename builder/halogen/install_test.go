@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/release"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/install/installtest"
 )
@@ -297,5 +298,31 @@ func TestInstallForScripts(t *testing.T) {
 	entries, err := filepath.Glob(filepath.Join(m.system.Sys, "firmware/efi/efivars/Boot*"))
 	if err != nil || len(entries) != 2 { // the entry, and the order
 		t.Errorf("the firmware has %q (%v)", entries, err)
+	}
+}
+
+// Where the firmware takes no boot entry, both faces say what to do; and on a disk that others
+// share, that the firmware may know no other way to it.
+func TestNoBootEntry(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		table := &gpt.Table{Disk: gpt.GUID{1}, SectorSize: 512, Sectors: 4 << 21}
+		ids := install.IDs{ESP: gpt.GUID{2}}
+		layout.Insert(table, layout.ESP, ids.ESP, 2048, 4095)
+		p := &install.Plan{Release: &release.Release{}, Table: table, IDs: ids, Choice: install.Choice{FreeSpace: beside}}
+		var stderr bytes.Buffer
+		c := command{stderr: &stderr}
+		nothing := install.Linux{Sys: t.TempDir()} // no firmware to ask
+		c.bootEntry(nothing, p)
+		_, err := addBootEntry(nothing, p)
+		b := screenBackend{noEntry: err}
+		for face, text := range map[string]string{"commands": stderr.String(), "screen": strings.Join(b.Next(p), "\n")} {
+			shared := strings.Contains(text, "a firmware may start only the other system there: then add an entry for "+layout.Manager)
+			if !strings.Contains(text, "no boot entry was made (") || !strings.Contains(text, "choose the disk in the firmware's boot menu") || shared != beside {
+				t.Errorf("%s, beside another system %v: says %q", face, beside, text)
+			}
+		}
+		if b.noEntry = nil; strings.Contains(strings.Join(b.Next(p), "\n"), "boot entry") {
+			t.Error("speaks of an entry that was made")
+		}
 	}
 }

@@ -86,9 +86,5 @@ func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress i
 
 // Next implements screen.Backend.
 func (b *screenBackend) Next(p *install.Plan) []string {
-	steps := append(p.Next(), b.notes...)
-	if b.noEntry != nil {
-		steps = append(steps, fmt.Sprintf("no boot entry was made (%v): choose the disk in the firmware's boot menu", b.noEntry))
-	}
-	return steps
+	return append(append(p.Next(), b.notes...), withoutEntry(p, b.noEntry)...)
 }
