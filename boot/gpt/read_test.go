@@ -3,6 +3,7 @@ package gpt
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"slices"
 	"strings"
@@ -452,5 +453,41 @@ func TestWritesWhatWasThere(t *testing.T) {
 	}
 	if again, _ := mustRead(t, d, 512); again.Partitions[1].Label != "changed" {
 		t.Errorf("partition 2 is %q", again.Partitions[1].Label)
+	}
+}
+
+// A table whose entries have another size than those that Write makes is read, and never
+// replaced: entries would end up in other places than what the other tool expects.
+func TestLargerEntries(t *testing.T) {
+	for _, size := range []uint32{256, 512} {
+		want := sample(diskSectors, 512)
+		d := written(t, want)
+		array, err := want.encodeEntries()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wide := make([]byte, len(array))
+		for i := range want.Partitions {
+			number := want.Partitions[i].Number
+			copy(wide[(number-1)*int(size):], array[(number-1)*entrySize:][:entrySize])
+		}
+		for _, lba := range []int64{headerLBA, diskSectors - 1} {
+			patch(t, d, lba, 80, append(le32(uint32(len(array))/size), le32(size)...), true)
+			putEntries(t, d, lba, wide)
+		}
+		before := contents(t, d)
+		got, health := mustRead(t, d, 512)
+		if !health.OK() || !equal(got, want) {
+			t.Errorf("entries of %d bytes: %v, %+v", size, health, got)
+		}
+		says := fmt.Sprintf("its entries have %d bytes, and these would have 128", size)
+		for _, err := range []error{got.Replaceable(), got.Write(d)} {
+			if err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("entries of %d bytes are replaced: %v, want %q", size, err, says)
+			}
+		}
+		if !bytes.Equal(before, contents(t, d)) {
+			t.Errorf("entries of %d bytes: something was written", size)
+		}
 	}
 }

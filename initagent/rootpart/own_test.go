@@ -2,14 +2,17 @@ package rootpart_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	mrand "math/rand/v2"
 	"path"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
@@ -336,5 +339,46 @@ func TestNewOptionROM(t *testing.T) {
 				t.Errorf("the list has %s", list.Wanted.DB)
 			}
 		})
+	}
+}
+
+// What the owner has let in for other systems says nothing of option ROMs: each that its hash
+// does not let start is asked about, as where the list has nobody else's certificate. One
+// that the firmware or the image has brought may be what they start by.
+func TestNewROMs(t *testing.T) {
+	k, err := secureboot.Generate(rand.Reader, time.Unix(1.7e9, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := secureboot.Entry{Type: secureboot.TypeX509, Owner: gpt.GUID{7}, Data: []byte("Microsoft Corporation UEFI CA 2011")}
+	windows := secureboot.Entry{Type: secureboot.TypeX509, Owner: gpt.GUID{7}, Data: []byte("Microsoft Windows Production PCA 2011")}
+	drivers := secureboot.Drivers{Known: true, ROMs: []secureboot.OptionROM{{Digest: [32]byte{1}, Path: "known"}, {Digest: [32]byte{2}, Path: "new"}, {Path: "without a hash"}}}
+	for name, c := range map[string]struct {
+		vendor secureboot.Vendor
+		others secureboot.Database
+		want   int
+	}{
+		"none":                            {secureboot.Vendor{}, nil, 1},
+		"the owner's":                     {secureboot.Vendor{}, secureboot.Database{theirs, windows}, 1},
+		"the firmware's":                  {secureboot.Vendor{DB: secureboot.Database{theirs}, From: secureboot.FromFirmware}, nil, 0},
+		"the image's":                     {secureboot.Vendor{DB: secureboot.Database{theirs}, From: secureboot.FromContract}, secureboot.Database{windows}, 0},
+		"the firmware's, for Windows":     {secureboot.Vendor{DB: secureboot.Database{windows}, From: secureboot.FromFirmware}, nil, 1},
+		"the firmware's, and the owner's": {secureboot.Vendor{DB: secureboot.Database{windows}, From: secureboot.FromFirmware}, secureboot.Database{theirs}, 1},
+	} {
+		list := secureboot.NewList(k, c.vendor)
+		list.LetStart(secureboot.OtherSystems{DB: c.others})
+		list.Add(secureboot.DB, secureboot.Hash(list.Owner, [32]byte{1}), secureboot.FromOwner)
+		got := rootpart.NewROMs(list, drivers)
+		if len(got) != c.want || c.want == 1 && got[0].Path != "new" {
+			t.Errorf("certificates of others: %s: new are %+v, want %d", name, got, c.want)
+		}
+		asked := 0
+		changed, err := rootpart.AskROMs(list, drivers, func(question string) (bool, error) {
+			asked++
+			return strings.Contains(question, "The option ROM of new"), nil
+		})
+		if err != nil || asked != c.want || changed != (c.want == 1) || len(rootpart.NewROMs(list, drivers)) != 0 {
+			t.Errorf("certificates of others: %s: asks %d times, changed %v, %v", name, asked, changed, err)
+		}
 	}
 }
