@@ -14,6 +14,7 @@ const (
 // (see takeSlot).
 var costs = map[string]int{
 	"TestUpdate":              900,
+	"TestFreeSpace":           650,
 	"TestDebian":              250,
 	"TestTrialNeverBlessed":   120,
 	"TestInstallerStick":      120,
