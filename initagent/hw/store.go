@@ -84,6 +84,22 @@ func (l LinuxStore) open(name string, flags uint64) (int, error) {
 	return fd, nil
 }
 
+// noLink refuses a directory whose name leads through a link, or through what is no directory,
+// as far as it is there: process 1 would write where root of the running system wants it to,
+// in the initramfs too. Nothing else runs that could change it until then.
+func (l LinuxStore) noLink(name string) error {
+	for {
+		fd, err := l.open(name, unix.O_PATH|unix.O_DIRECTORY)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, fs.ErrNotExist) || name == "." {
+			return err
+		}
+		name = filepath.Dir(name)
+	}
+}
+
 // Read implements Store. It opens a pipe without waiting for its other end.
 func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 	fd, err := l.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
@@ -109,6 +125,9 @@ func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 // Keep implements Store by [KeepFile]. A directory that the running system has put where
 // the file has its name, or the file that is to take its place, goes.
 func (l LinuxStore) Keep(name string, content []byte) error {
+	if err := l.noLink(filepath.Dir(name)); err != nil {
+		return err
+	}
 	keep := func() error { return KeepFile(filepath.Join(l.Root, name), content, 0o600) }
 	err := keep()
 	if err != nil && l.discardDirectories(name, name+newEnding) {
@@ -167,6 +186,9 @@ func (l LinuxStore) Remove(name string) error {
 
 // MakeDirectory implements Store.
 func (l LinuxStore) MakeDirectory(name string, mode fs.FileMode) error {
+	if err := l.noLink(name); err != nil {
+		return err
+	}
 	path := filepath.Join(l.Root, name)
 	if err := os.MkdirAll(path, mode); err != nil {
 		return err

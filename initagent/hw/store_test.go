@@ -76,6 +76,37 @@ func TestStoreRemove(t *testing.T) {
 }
 
 // Want of room says of what, and what to do.
+// What is written to the root partition does not leave it by a link that the running system
+// has left on the way.
+func TestStoreWritesThroughNoLink(t *testing.T) {
+	outside, root := t.TempDir(), t.TempDir()
+	l := LinuxStore{Root: root}
+	for name, to := range map[string]string{"absolute": outside, "relative": "../" + filepath.Base(outside), "inside": "real", "nowhere": "/nowhere"} {
+		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.MakeDirectory("real/below", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Keep("real/below/file", []byte("x")); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"absolute", "relative", "inside", "nowhere", "real/below/file"} {
+		if err := l.Keep(name+"/file", []byte("x")); !errors.Is(err, ErrUnfit) {
+			t.Errorf("Keep through %s: %v", name, err)
+		}
+		for _, below := range []string{name, name + "/a/b"} {
+			if err := l.MakeDirectory(below, 0o700); !errors.Is(err, ErrUnfit) {
+				t.Errorf("MakeDirectory %s: %v", below, err)
+			}
+		}
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		t.Errorf("outside there is %v, %v", left, err)
+	}
+}
+
 func TestFull(t *testing.T) {
 	for err, full := range map[error]bool{unix.ENOSPC: true, unix.EDQUOT: true, unix.EIO: false} {
 		if got := Full(&fs.PathError{Op: "write", Path: "x", Err: err}); strings.Contains(got.Error(), "the root partition is full") != full || !errors.Is(got, err) {
