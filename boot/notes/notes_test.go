@@ -107,16 +107,45 @@ func TestEncode(t *testing.T) {
 	if u, security := Summary(n.Since(0, 3)); u != "high" || !security {
 		t.Errorf("all are %s, %v", u, security)
 	}
-	// What reads AppStream metadata reads it, where there is something that does.
+	t.Logf("%s", appstreamcli(text))
+}
+
+// appstreamcli is what AppStream's own tool says of metadata, where it is installed.
+func appstreamcli(text []byte) []byte {
 	tool, err := exec.LookPath("appstreamcli")
 	if err != nil {
-		t.Log("appstreamcli is not installed, and does not judge this")
-		return
+		return []byte("appstreamcli is not installed, and does not judge this")
 	}
 	c := exec.Command(tool, "validate", "--no-net", "-")
 	c.Stdin = bytes.NewReader(text)
 	out, _ := c.CombinedOutput()
-	t.Logf("%s", out)
+	return out
+}
+
+// What programs that show software read has the same, and a name.
+func TestMetainfo(t *testing.T) {
+	n := sample(t)
+	signed, err := n.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := n.Metainfo("An <OS>", "Operating system")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", appstreamcli(text))
+	head, rest, found := bytes.Cut(text, []byte("  <releases>"))
+	if _, same, _ := bytes.Cut(signed, []byte("  <releases>")); !found || !bytes.Equal(rest, same) || !bytes.Contains(head, []byte("<name>An &lt;OS&gt;</name>")) || !bytes.Contains(head, []byte("<summary>Operating system</summary>")) {
+		t.Errorf("%s", text)
+	}
+	if text, err := (&Notes{ImageID: n.ImageID}).Metainfo("x", "y"); err != nil || bytes.Contains(text, []byte("<release ")) {
+		t.Errorf("without a release: %s, %v", text, err)
+	}
+	for _, bad := range []*Notes{{ImageID: "<"}, {ImageID: n.ImageID, Releases: []Release{{}}}} {
+		if text, err := bad.Metainfo("x", "y"); err == nil {
+			t.Errorf("%+v is taken: %s", bad, text)
+		}
+	}
 }
 
 // A file as distributors have them already.

@@ -360,9 +360,27 @@ func (n *Notes) Encode() ([]byte, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
+	return n.encode("")
+}
+
+// Metainfo is Encode for programs that show software: with a name and a line about the system,
+// the licence of these data, and that systemd-sysupdate's target of the host is meant
+// (AppStream 1.0 section 2.1, https://systemd.io/APPSTREAM_BUNDLE). There may be no release.
+func (n *Notes) Metainfo(name, summary string) ([]byte, error) {
+	if err := n.Validate(); err != nil && len(n.Releases) > 0 {
+		return nil, err
+	}
+	if !contract.ValidID(n.ImageID) {
+		return nil, fmt.Errorf("image ID %.60q is not valid", n.ImageID)
+	}
+	return n.encode(fmt.Sprintf("  <name>%s</name>\n  <summary>%s</summary>\n  <metadata_license>CC0-1.0</metadata_license>\n  <bundle type=\"sysupdate\">host</bundle>\n", escape(name), escape(summary)))
+}
+
+// encode writes it, with more about the component after its ID.
+func (n *Notes) encode(more string) ([]byte, error) {
 	var b strings.Builder
 	b.WriteString(`<component type="operating-system">` + "\n")
-	fmt.Fprintf(&b, "  <id>%s</id>\n  <releases>\n", escape(n.ImageID))
+	fmt.Fprintf(&b, "  <id>%s</id>\n%s  <releases>\n", escape(n.ImageID), more)
 	var secure []string
 	for _, r := range n.Releases {
 		if r.Security {

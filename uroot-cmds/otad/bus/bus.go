@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -43,7 +44,7 @@ type Bus struct {
 	forget  func() // no more jobs
 
 	mu   sync.Mutex
-	jobs map[uint64]*service.Job
+	jobs map[uint64]job
 	// running is the version that runs, once somebody has asked: anybody may, without end.
 	running string
 	// calls are how many are under way, by user.
@@ -54,7 +55,7 @@ type Bus struct {
 // ends. All objects are made before anybody can call: the library reads its list of them
 // for a caller while another is added to it.
 func Offer(conn *dbus.Conn, s *service.Service, guard face.Guard) (*Bus, error) {
-	b := &Bus{conn: conn, service: s, guard: guard, jobs: map[uint64]*service.Job{}, calls: map[uint32]int{}}
+	b := &Bus{conn: conn, service: s, guard: guard, jobs: map[uint64]job{}, calls: map[uint32]int{}}
 	if err := b.exportJobs(); err != nil {
 		return nil, err
 	}
@@ -63,6 +64,10 @@ func Offer(conn *dbus.Conn, s *service.Service, guard face.Guard) (*Bus, error) 
 	}}
 	exported, err := prop.Export(conn, hostPath, props)
 	if err != nil {
+		return nil, err
+	}
+	// The manager has no properties, and says so to who asks for all of them.
+	if _, err := prop.Export(conn, root, prop.Map{managerFace: {}}); err != nil {
 		return nil, err
 	}
 	m, t := &manager{b}, &target{b}
@@ -230,14 +235,10 @@ func (m *manager) ListJobs() ([]listedJob, *dbus.Error) {
 	defer m.b.mu.Unlock()
 	out := []listedJob{}
 	for id, j := range m.b.jobs {
-		out = append(out, listedJob{id, "update", percent(j.Progress()), jobPath(id)})
+		out = append(out, listedJob{id, j.kind, j.progress(), jobPath(id)})
 	}
 	return out, nil
 }
-
-// ListAppStream implements org.freedesktop.sysupdate1.Manager. Notes are signed, and are
-// given by those who check that.
-func (*manager) ListAppStream() ([]string, *dbus.Error) { return []string{}, nil }
 
 // A target is the host.
 type target struct{ b *Bus }
@@ -286,36 +287,45 @@ func (t *target) versions(flags uint64) ([]described, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []described
+	var o *machine.Outcome
 	if flags&flagOffline == 0 {
-		o, err := t.b.service.Check(t.b.conn.Context())
-		if err != nil {
+		if o, err = t.b.service.Check(t.b.conn.Context()); err != nil {
 			return nil, err
 		}
-		if o.Verdict == offer.Take {
-			d := described{Version: o.Version.String(), Newest: true, Available: true, Partial: s.Fetching == o.Version, Changes: []string{}, Contents: []map[string]any{}, Offer: o}
-			for _, n := range o.Notes {
-				if n.URL != "" {
-					d.Changes = append(d.Changes, n.URL)
-				}
+	}
+	return versions(s, o), nil
+}
+
+// versions are each once: what is offered, what waits for a restart, what is in the slots.
+// o is nil where no server was asked.
+func versions(s *machine.Status, o *machine.Outcome) []described {
+	var out []described
+	if o != nil && o.Verdict == offer.Take {
+		d := described{Version: o.Version.String(), Newest: true, Available: true, Partial: s.Fetching == o.Version, Changes: []string{}, Contents: []map[string]any{}, Offer: o}
+		for _, n := range o.Notes {
+			if n.URL != "" {
+				d.Changes = append(d.Changes, n.URL)
 			}
-			out = append(out, d)
 		}
-	}
-	if s.Staged != nil {
-		out = append(out, installed(s.Staged.Version, len(out) == 0))
-		out[len(out)-1].Pending = true
-	}
-	for _, have := range s.Systems {
-		v, err := contract.ParseVersion(have.Version)
-		if err != nil || !have.Slot.Valid() {
-			continue
-		}
-		d := installed(v, len(out) == 0)
-		d.Protected, d.Pending = v == s.Version, v > s.Version
 		out = append(out, d)
 	}
-	return out, nil
+	add := func(v contract.Version, pending bool) {
+		if slices.ContainsFunc(out, func(d described) bool { return d.Version == v.String() }) {
+			return
+		}
+		d := installed(v, len(out) == 0)
+		d.Pending, d.Protected = pending, v == s.Version
+		out = append(out, d)
+	}
+	if s.Staged != nil {
+		add(s.Staged.Version, true)
+	}
+	for _, have := range s.Systems {
+		if v, err := contract.ParseVersion(have.Version); err == nil && have.Slot.Valid() {
+			add(v, v > s.Version)
+		}
+	}
+	return out
 }
 
 func installed(v contract.Version, newest bool) described {
@@ -359,39 +369,6 @@ func (t *target) CheckNew(msg dbus.Message) (string, *dbus.Error) {
 	return o.Version.String(), nil
 }
 
-// wish is what was asked for and allowed, and nothing newer. The owner's rules of when hold
-// where nobody waits, as when a desktop fetches by itself.
-func wish(msg dbus.Message, v contract.Version) service.Wish {
-	return service.Wish{Version: v, Now: msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0, Once: true}
-}
-
-// Update implements org.freedesktop.sysupdate1.Target: it begins a job.
-func (t *target) Update(msg dbus.Message, version string, flags uint64) (string, uint64, dbus.ObjectPath, *dbus.Error) {
-	fail := func(err *dbus.Error) (string, uint64, dbus.ObjectPath, *dbus.Error) { return "", 0, "/", err }
-	if flags != 0 {
-		return fail(dbus.NewError("org.freedesktop.DBus.Error.InvalidArgs", []any{"no flags are known here"}))
-	}
-	done, denied := t.b.enter(msg, polkit.Fetch)
-	if denied != nil {
-		return fail(denied)
-	}
-	defer done()
-	o, err := t.b.service.Check(t.b.conn.Context())
-	switch {
-	case err != nil:
-		return fail(failed(err))
-	case o.Verdict != offer.Take:
-		return fail(dbus.NewError(Name+".NoCandidate", []any{o.Reason}))
-	case version != "" && version != o.Version.String():
-		return fail(dbus.NewError(Name+".NoCandidate", []any{fmt.Sprintf("version %s is offered, and not %.40q", o.Version, version)}))
-	}
-	j, err := t.b.service.Fetch(wish(msg, o.Version))
-	if err != nil {
-		return fail(failed(err))
-	}
-	return o.Version.String(), j.ID, jobPath(j.ID), nil
-}
-
 // Vacuum implements org.freedesktop.sysupdate1.Target. There are two slots, and both are
 // needed.
 func (t *target) Vacuum(msg dbus.Message) (instances, disabled uint32, _ *dbus.Error) {
@@ -401,9 +378,6 @@ func (t *target) Vacuum(msg dbus.Message) (instances, disabled uint32, _ *dbus.E
 	}
 	return 0, 0, denied
 }
-
-// GetAppStream implements org.freedesktop.sysupdate1.Target.
-func (*target) GetAppStream() ([]string, *dbus.Error) { return []string{}, nil }
 
 // GetVersion implements org.freedesktop.sysupdate1.Target: the one that runs.
 func (t *target) GetVersion() (string, *dbus.Error) {

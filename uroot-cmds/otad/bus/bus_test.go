@@ -36,8 +36,15 @@ func offeredOn(t *testing.T, work string) (w *otadtest.World, mine, client *dbus
 
 func onBus(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn, *dbus.Conn) {
 	t.Helper()
+	w := otadtest.New(t, work)
+	address, mine, client := putOnBus(t, w)
+	return w, address, mine, client
+}
+
+func putOnBus(t *testing.T, w *otadtest.World) (address string, mine, client *dbus.Conn) {
+	t.Helper()
 	program := testkit.Need(t, "dbus-daemon")
-	address := "unix:path=" + filepath.Join(t.TempDir(), "bus")
+	address = "unix:path=" + filepath.Join(t.TempDir(), "bus")
 	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address="+address)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
@@ -58,11 +65,10 @@ func onBus(t *testing.T, work string) (*otadtest.World, string, *dbus.Conn, *dbu
 	if len(conns) != 2 {
 		t.Fatal("the bus does not come up")
 	}
-	w := otadtest.New(t, work)
 	if _, err := Offer(conns[0], w.Service, w); err != nil {
 		t.Fatal(err)
 	}
-	return w, address, conns[0], conns[1]
+	return address, conns[0], conns[1]
 }
 
 const slow = "read request; cat >/dev/null"
@@ -167,8 +173,11 @@ func TestJob(t *testing.T) {
 	}
 }
 
+// halfwayThere says that half of what is to be fetched is there.
+const halfwayThere = `echo '{"measured":{"bytes":100}}'; echo '{"progress":{"phase":"fetching","done":1,"total":2,"fetched":50}}'`
+
 // halfway is a worker that has fetched half of what it will, and fails.
-const halfway = `echo '{"measured":{"bytes":100}}'; echo '{"progress":{"phase":"fetching","done":1,"total":2,"fetched":50}}'; [ ! -e "$(dirname "$0")/slowly" ] || sleep 1; exit 1`
+const halfway = halfwayThere + `; [ ! -e "$(dirname "$0")/slowly" ] || sleep 1; exit 1`
 
 // A fetch goes on when the bus ends, and one that begins then is none the worse; and
 // whoever looks at the objects while jobs come and go ends nothing.

@@ -15,6 +15,28 @@ import (
 	"halogenos.internal/uroot-cmds/otad/service"
 )
 
+// A job is one on the bus.
+type job struct {
+	kind     string
+	progress func() uint32 // in percent
+	cancel   func()
+}
+
+// begin puts a job on the bus.
+func (b *Bus) begin(id uint64, j job) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.jobs[id] = j
+}
+
+// finish takes a job off the bus, and says how it has ended.
+func (b *Bus) finish(id uint64, status int32) {
+	b.mu.Lock()
+	delete(b.jobs, id)
+	b.mu.Unlock()
+	_ = b.conn.Emit(root, managerFace+".JobRemoved", id, jobPath(id), status)
+}
+
 // jobsPath is above all jobs.
 const jobsPath = root + "/job"
 
@@ -44,16 +66,16 @@ func (b *Bus) exportJobs() error {
 const propertiesFace = "org.freedesktop.DBus.Properties"
 
 // find is the job that a message is for.
-func (j jobs) find(msg dbus.Message) (*service.Job, *dbus.Error) {
+func (j jobs) find(msg dbus.Message) (id uint64, _ job, _ *dbus.Error) {
 	path, _ := msg.Headers[dbus.FieldPath].Value().(dbus.ObjectPath)
 	j.b.mu.Lock()
 	defer j.b.mu.Unlock()
 	for id, found := range j.b.jobs {
 		if jobPath(id) == path {
-			return found, nil
+			return id, found, nil
 		}
 	}
-	return nil, dbus.NewError("org.freedesktop.DBus.Error.UnknownObject", []any{"there is no such job"})
+	return 0, job{}, dbus.NewError("org.freedesktop.DBus.Error.UnknownObject", []any{"there is no such job"})
 }
 
 // jobCalls are the methods of a job.
@@ -61,7 +83,7 @@ type jobCalls struct{ jobs }
 
 // Cancel implements org.freedesktop.sysupdate1.Job.
 func (j *jobCalls) Cancel(msg dbus.Message) *dbus.Error {
-	found, err := j.find(msg)
+	_, found, err := j.find(msg)
 	if err != nil {
 		return err
 	}
@@ -70,15 +92,15 @@ func (j *jobCalls) Cancel(msg dbus.Message) *dbus.Error {
 		return denied
 	}
 	defer done()
-	found.Cancel()
+	found.cancel()
 	return nil
 }
 
 // properties are those of a job, as they are now.
-func properties(j *service.Job) map[string]dbus.Variant {
+func properties(id uint64, j job) map[string]dbus.Variant {
 	return map[string]dbus.Variant{
-		"Id": dbus.MakeVariant(j.ID), "Type": dbus.MakeVariant("update"),
-		"Offline": dbus.MakeVariant(false), "Progress": dbus.MakeVariant(percent(j.Progress())),
+		"Id": dbus.MakeVariant(id), "Type": dbus.MakeVariant(j.kind),
+		"Offline": dbus.MakeVariant(false), "Progress": dbus.MakeVariant(j.progress()),
 	}
 }
 
@@ -97,14 +119,14 @@ func (j *jobProperties) Get(msg dbus.Message, face, name string) (dbus.Variant, 
 
 // GetAll implements org.freedesktop.DBus.Properties.
 func (j *jobProperties) GetAll(msg dbus.Message, face string) (map[string]dbus.Variant, *dbus.Error) {
-	found, err := j.find(msg)
+	id, found, err := j.find(msg)
 	if err != nil {
 		return nil, err
 	}
 	if face != jobFace {
 		return nil, prop.ErrIfaceNotFound
 	}
-	return properties(found), nil
+	return properties(id, found), nil
 }
 
 // Set implements org.freedesktop.DBus.Properties.
@@ -119,7 +141,7 @@ func (j *jobText) Introspect(msg dbus.Message) (string, *dbus.Error) {
 			node.Children = append(node.Children, introspect.Node{Name: fmt.Sprintf("_%d", id)})
 		}
 		j.b.mu.Unlock()
-	} else if _, err := j.find(msg); err != nil {
+	} else if _, _, err := j.find(msg); err != nil {
 		return "", err
 	} else {
 		read := func(name, kind, emits string) introspect.Property {
@@ -160,9 +182,7 @@ const (
 // follow puts a job on the bus until it has ended. A bus that is gone has no listeners.
 func (b *Bus) follow(j *service.Job) {
 	path := jobPath(j.ID)
-	b.mu.Lock()
-	b.jobs[j.ID] = j
-	b.mu.Unlock()
+	b.begin(j.ID, job{kind: "update", progress: func() uint32 { return percent(j.Progress()) }, cancel: j.Cancel})
 	go func() {
 		last := uint32(0)
 		_ = j.Follow(context.Background(), func(p machine.Progress) error { // it ends with the job
@@ -172,10 +192,7 @@ func (b *Bus) follow(j *service.Job) {
 			}
 			return nil
 		})
-		b.mu.Lock()
-		delete(b.jobs, j.ID)
-		b.mu.Unlock()
-		_ = b.conn.Emit(root, managerFace+".JobRemoved", j.ID, path, status(j))
+		b.finish(j.ID, status(j))
 	}()
 }
 

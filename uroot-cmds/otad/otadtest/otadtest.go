@@ -12,10 +12,15 @@ import (
 	"time"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/notes"
+	"halogenos.internal/boot/release"
 	"halogenos.internal/initagent/changes"
 	"halogenos.internal/initagent/inventory/inventorytest"
+	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/health"
 	"halogenos.internal/uroot-cmds/ota/machine"
+	"halogenos.internal/uroot-cmds/ota/otatest"
 	"halogenos.internal/uroot-cmds/ota/when"
 	"halogenos.internal/uroot-cmds/ota/worker"
 	"halogenos.internal/uroot-cmds/otad/polkit"
@@ -69,6 +74,43 @@ func New(t testing.TB, work string) *World {
 	}
 	w.Service = service.New(open)
 	return w
+}
+
+// Offering is a machine whose server offers version 8, with notes. fetching is the text of a
+// shell script that is run in the place of all that a worker does while the file "fetching" is
+// there.
+func Offering(t testing.TB, fetching string) *World {
+	t.Helper()
+	const slot = 8 << 20 // that the machine has
+	r := otatest.Make(t, otatest.Spec{ImageID: "os", Version: 8, Image: otatest.Image(50, 1, 0, 0), Change: func(r *release.Release) { r.SlotSize = slot }})
+	said := &notes.Notes{ImageID: "os", Releases: []notes.Release{{Version: 8, Urgency: "high", URL: "https://example.org/8", Text: []notes.Part{{Paragraph: "It is faster."}}}}}
+	text, err := said.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := (&manifest.Manifest{Stable: manifest.Entry{Version: 8}}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := json.Marshal(worker.Event{Found: &fetch.Found{Manifest: list, Archive: manifest.ArchiveName(8), Head: r.Archive, Notes: text}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := New(t, `cd "$(dirname "$0")"; read request; if [ -e fetching ]; then `+fetching+`; fi; cat found`)
+	for name, content := range map[string]string{"found": string(found) + "\n", "etc/os-release": "NAME=os\nPRETTY_NAME=\"An OS & more\"\n"} {
+		if err := os.WriteFile(filepath.Join(w.Dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+// Begin has what the worker does be a fetch from now on.
+func (w *World) Begin(t testing.TB) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(w.Dir, "fetching"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *World) reboot(_ context.Context, o when.Order) error {

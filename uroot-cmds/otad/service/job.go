@@ -80,6 +80,14 @@ func (s *Service) Fetch(w Wish) (*Job, error) {
 	return j, nil
 }
 
+// NextID is the ID of a job that is no fetch.
+func (s *Service) NextID() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ids++
+	return s.ids
+}
+
 // Job returns the fetch that is under way; nil is none.
 func (s *Service) Job() *Job {
 	s.mu.Lock()

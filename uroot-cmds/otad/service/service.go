@@ -148,6 +148,8 @@ func (s *Service) check(ctx context.Context) (_ *machine.Outcome, again bool, _ 
 	last = checked{out, err, time.Now().Add(freshFor)}
 	if err != nil {
 		last.until = time.Now().Add(failedFor)
+	} else {
+		_ = s.Open().LeaveMetainfo(out) // without it less is shown
 	}
 	s.mu.Lock()
 	s.checked = last
