@@ -305,7 +305,18 @@ $(OUT)/images/earlier-1/disk.img: $(OUT)/rootfs/debian-before.tar $(KEY)/uki.con
 	@mkdir -p $(@D) && $(AS_ROOT) cp -a --sparse=always $(OUT)/earlier/out/images/update-1/. $(@D) && $(AS_ROOT) rm -rf $(OUT)/earlier
 	@touch $@
 
-DESKTOPS := $(OUT)/images/desktop-1/disk.img
+# A desktop with the release key of the update tests, and its next release, which has one more
+# package.
+DESKTOPS := $(OUT)/images/desktop-update-1/disk.img $(OUT)/images/desktop-update-2/disk.img
+$(OUT)/rootfs/desktop-more.tar: $(OUT)/rootfs/desktop.tar $(shell find qemu-tests/update/package -type f) qemu-tests/update/add-package
+	@$(AS_ROOT) qemu-tests/update/add-package qemu-tests/update/package $(abspath $<) $(abspath $@)
+$(KEY)/desktop.conf: $(KEY)/uki.conf builder/recipes/desktop/config
+	@builder/recipes/desktop/config $< >$@
+$(OUT)/images/desktop-update-1/disk.img: $(OUT)/rootfs/desktop.tar
+$(OUT)/images/desktop-update-2/disk.img: $(OUT)/rootfs/desktop-more.tar
+$(DESKTOPS): $(KEY)/desktop.conf $(TOOLS)
+	@$(AS_ROOT) bin/halogen build --config $(KEY)/desktop.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --disk-size 32G --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
+	$(MINE)
 
 # The same with another file system on the root partition.
 BTRFS := $(OUT)/images/btrfs-1/disk.img $(OUT)/images/btrfs-2/disk.img
@@ -484,7 +495,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -parallel 64 -v ./qemu-tests
 

@@ -22,7 +22,40 @@ import (
 // at the serial line, which a development image has, tells how far the system is.
 func TestDesktop(t *testing.T) {
 	t.Parallel()
-	g := Machine(t, Options{Image: "desktop-1", Timeout: 30 * time.Minute, VM: vm.Options{Memory: 3072, Screen: vm.HiddenScreen}})
+	desktop(t)
+}
+
+// desktopTimeout bounds one wait of a desktop that an emulated processor starts.
+const desktopTimeout = 30 * time.Minute
+
+// desktop is a machine on which TestDesktop has passed.
+func desktop(t *testing.T) Provisioned {
+	t.Helper()
+	o := Options{Image: "desktop-update-1", Timeout: desktopTimeout, VM: vm.Options{Memory: 3072, Screen: vm.HiddenScreen}}
+	return Provision(t, o, "desktop", func(g *Guest) map[string]string {
+		g.answersFirstStart()
+		g.login()
+		g.says("getent passwd anna; id -nG anna", `(?s)^anna:x:1000:1000:Anna Example:/home/anna:/bin/bash\nanna .*\bsudo\b`)
+		g.says("test ! -e /var/lib/halogen/first-start && readlink /etc/localtime && cat /etc/locale.conf", `Europe/Berlin\nLANG=en_US\.UTF-8`)
+		session := g.entersSession(picture{}, "3-login.png", "4-session.png")
+		before := g.opensTerminal(session, "5-terminal.png")
+		g.pressText("findmnt / | tee /tmp/seen\n")
+		g.waitsFor("test -s /tmp/seen")
+		g.settles(before, "6-findmnt.png")
+		g.says("stat -c %U /tmp/seen && cat /tmp/seen", `(?s)^anna\n.*/ +/dev/(mapper/system|dm-\d+) +erofs +ro,`)
+		g.says("dmsetup table system", `^0 \d+ verity 1 `)
+		g.says("systemctl list-units --failed --no-legend --plain --no-pager", `^$`)
+		g.leave("systemctl poweroff")
+		if reason := g.ExpectOff(); reason != "guest-shutdown" {
+			t.Fatalf("the machine went off by %s", reason)
+		}
+		return nil
+	})
+}
+
+// answersFirstStart writes nothing of the recovery key down, and answers the questions.
+func (g *Guest) answersFirstStart() {
+	g.t.Helper()
 	g.Expect(`Press Enter when you have written it down`)
 	g.keep("1-recovery-key.png")
 	g.pressText("\n")
@@ -36,24 +69,25 @@ func TestDesktop(t *testing.T) {
 		g.seesAtLeft(q.question, fmt.Sprintf("2-question-%d.png", i+1))
 		g.pressText(q.answer + "\n")
 	}
-	g.login()
-	g.says("getent passwd anna; id -nG anna", `(?s)^anna:x:1000:1000:Anna Example:/home/anna:/bin/bash\nanna .*\bsudo\b`)
-	g.says("test ! -e /var/lib/halogen/first-start && readlink /etc/localtime && cat /etc/locale.conf", `Europe/Berlin\nLANG=en_US\.UTF-8`)
+}
+
+// entersSession logs anna in at the screen, which has shown something else before. It keeps
+// how the login and the session look.
+func (g *Guest) entersSession(before picture, login, session string) picture {
+	g.t.Helper()
 	g.waitsFor("pgrep -f lightdm-gtk-greeter")
-	before := g.settles(picture{}, "3-login.png")
+	before = g.settles(before, login)
 	g.pressText("secret\n") // the only account is chosen already
 	g.waitsFor("pgrep -u anna xfce4-panel && pgrep -u anna xfdesktop")
-	before = g.settles(before, "4-session.png")
+	return g.settles(before, session)
+}
+
+// opensTerminal opens one in the session.
+func (g *Guest) opensTerminal(before picture, name string) picture {
+	g.t.Helper()
 	g.press("ctrl-alt-t")
 	g.waitsFor("pgrep -u anna xfce4-terminal && pgrep -u anna bash")
-	before = g.settles(before, "5-terminal.png")
-	g.pressText("findmnt / | tee /tmp/seen\n")
-	g.waitsFor("test -s /tmp/seen")
-	g.settles(before, "6-findmnt.png")
-	g.says("stat -c %U /tmp/seen && cat /tmp/seen", `(?s)^anna\n.*/ +/dev/(mapper/system|dm-\d+) +erofs +ro,`)
-	g.says("dmsetup table system", `^0 \d+ verity 1 `)
-	g.says("systemctl list-units --failed --no-legend --plain --no-pager", `^$`)
-	g.PowerCut()
+	return g.settles(before, name)
 }
 
 // A line is read in whatever font.

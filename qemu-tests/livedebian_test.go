@@ -108,7 +108,7 @@ func startLive(t *testing.T, disk4, disk5 string) *liveGuest {
 	must(t, err)
 	d := &liveGuest{before: filepath.Join(dir, "before.img"), log: filepath.Join(dir, "writes.log"), signed: makeNewer(t, "testos-1", variant{Key: string(pinned.Bytes())})}
 	s := Serve(t)
-	publishBuild(t, s.Root, d.signed.dir, builder.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true})
+	publishBuild(t, s.Root, d.signed.dir, keyOf(key))
 	d.server = s.URL + "/x86_64/halogen"
 	for _, path := range []string{disk4, disk5, d.before} {
 		must(t, errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, targetSize)))

@@ -49,8 +49,12 @@ func (g *Guest) onESP(line string) string {
 // the key that gpg made.
 func publish(t *testing.T, s *WebServer, image string) {
 	t.Helper()
-	key := updateKey(t)
-	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), release.KeyFile{Path: filepath.Join(key, "secret.asc"), Password: filepath.Join(key, "password"), UnencryptedStorage: true})
+	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), keyOf(updateKey(t)))
+}
+
+// keyOf is the release key in a directory.
+func keyOf(directory string) release.KeyFile {
+	return release.KeyFile{Path: filepath.Join(directory, "secret.asc"), Password: filepath.Join(directory, "password"), UnencryptedStorage: true}
 }
 
 // updateKey is the directory with the release key that gpg made.
