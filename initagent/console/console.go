@@ -29,6 +29,7 @@ func Terminals() []string { return hw.Terminals("/sys") }
 // A Console is all terminals at once.
 type Console struct {
 	terminals []*hw.Terminal
+	secret    []bool // what opens something, or tells this machine, was shown on a terminal
 	closed    func() // called by Close; may be nil
 }
 
@@ -68,7 +69,10 @@ var ErrInterrupted = errors.New("interrupted")
 // Close closes the terminals.
 func (c *Console) Close() error {
 	var errs []error
-	for _, t := range c.terminals {
+	for i, t := range c.terminals {
+		if i < len(c.secret) && c.secret[i] {
+			drown(t)
+		}
 		errs = append(errs, t.Close())
 	}
 	if c.closed != nil {

@@ -67,20 +67,21 @@ func forSecrets(terminals []string, screen bool) []bool {
 
 // PrintSecret shows text that opens something on the terminals that are for it, and
 // says on the others where it is.
-func (c *Console) PrintSecret(text string) {
-	c.printSecret(text, hasScreen(os.DirFS("/sys")))
+func (c *Console) PrintSecret(text, elsewhere string) {
+	c.printSecret(text, elsewhere, hasScreen(os.DirFS("/sys")))
 }
 
-func (c *Console) printSecret(text string, screen bool) {
+func (c *Console) printSecret(text, elsewhere string, screen bool) {
 	names := make([]string, len(c.terminals))
 	for i, t := range c.terminals {
 		names[i] = t.Path
 	}
+	c.secret = make([]bool, len(c.terminals))
 	for i, here := range forSecrets(names, screen) {
+		c.secret[i] = here
 		shown := text
 		if !here {
-			shown = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
-				"record. The command recovery-key of the recovery console makes and shows another one.\n"
+			shown = elsewhere
 		}
 		show(c.terminals[i], shown)
 	}

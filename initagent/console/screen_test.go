@@ -90,7 +90,7 @@ func TestPrintSecret(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.printSecret("the key\n", screen)
+		c.printSecret("the key\n", "elsewhere\n", screen)
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -324,8 +324,8 @@ type Listener interface {
 type Console interface {
 	Print(text string)
 	// PrintSecret shows text that opens something: where there is a screen, on it
-	// alone and not on serial lines, which say where it is instead.
-	PrintSecret(text string)
+	// alone and not on serial lines, which say elsewhere instead.
+	PrintSecret(text, elsewhere string)
 	// Ask shows a prompt and returns the line that is typed first, without its
 	// end. With hidden, what is typed is not shown. The caller wipes an answer
 	// that is secret. When nobody answers in time the error is ErrNobody.

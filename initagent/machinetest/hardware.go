@@ -321,7 +321,7 @@ func (p person) Print(text string) {
 }
 
 // PrintSecret implements hw.Console.
-func (p person) PrintSecret(text string) { p.Print(text) }
+func (p person) PrintSecret(text, _ string) { p.Print(text) }
 
 // AskKey implements hw.Console.
 func (p person) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {

@@ -48,7 +48,7 @@ func (t *typist) Print(text string) { t.shown.WriteString(text) }
 func (t *typist) Close() error      { return nil }
 
 // PrintSecret implements hw.Console.
-func (t *typist) PrintSecret(text string) { t.Print(text) }
+func (t *typist) PrintSecret(text, _ string) { t.Print(text) }
 
 // AskKey implements hw.Console.
 func (t *typist) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {

@@ -73,6 +73,10 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 // what it has scrolled away (ECMA-48, and the kernel's own console for the last).
 const page = "\033[H\033[2J\033[3J"
 
+// elsewhere is for the lines that it is not shown on.
+const elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
+	"record. The command recovery-key of the recovery console makes and shows another one.\n"
+
 // show shows the key on a page of its own, on the screen, or where there is none on every
 // console.
 func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
@@ -86,7 +90,7 @@ func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
 	if text.About != "" {
 		about = "\n" + text.About
 	}
-	c.PrintSecret(page + wrong + "\n" + drawn + "\nThis machine's " + text.Title + ":\n\n    " + string(letters) + "\n" + about)
+	c.PrintSecret(page+wrong+"\n"+drawn+"\nThis machine's "+text.Title+":\n\n    "+string(letters)+"\n"+about, elsewhere)
 	return nil
 }
 

@@ -29,7 +29,7 @@ func (o *owner) Print(text string) {
 	o.screen += text
 }
 
-func (o *owner) PrintSecret(text string) {
+func (o *owner) PrintSecret(text, _ string) {
 	if !strings.Contains(text, "    "+o.key+"\n") || !strings.Contains(text, "█") {
 		o.t.Errorf("shows %q", text)
 	}
