@@ -77,15 +77,26 @@ func (s *Sealed) Allows(b Boot) (bool, error) {
 
 // Policy returns the policy digest that the object must be under.
 func (s *Sealed) Policy() (Digest, error) {
-	d, err := s.boots()
+	d, err := s.Boots()
 	if err == nil && s.PIN != nil {
 		d = AuthValue(d)
 	}
 	return d, err
 }
 
-// boots is the policy without what it asks of a person.
-func (s *Sealed) boots() (Digest, error) {
+// LikeBoots reports whether two objects are sealed by the same TPM to the same boots, whatever
+// they ask of a person.
+func (s *Sealed) LikeBoots(o *Sealed) bool {
+	one, err := s.Boots()
+	if err != nil || s.Kind != o.Kind || s.SRKName != o.SRKName || s.NVIndex != o.NVIndex {
+		return false
+	}
+	other, err := o.Boots()
+	return err == nil && one == other
+}
+
+// Boots is the policy without what it asks of a person.
+func (s *Sealed) Boots() (Digest, error) {
 	switch s.Kind {
 	case KindNV:
 		if s.NVName == nil {

@@ -22,6 +22,7 @@ const (
 	TPMToken        = "halogen-tpm2"
 	UnfinishedToken = "halogen-unfinished"
 	ReplacedToken   = "halogen-replaced" // of a keyslot that is being removed
+	PhraseToken     = "halogen-phrase"   // of no keyslot
 	EscrowField     = "halogen-escrow"
 	ChecksField     = "halogen-checks" // true: each group of the key has a check
 )

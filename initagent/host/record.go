@@ -98,6 +98,7 @@ func (h *Host) Reseal(boots ...policy.Boot) error {
 	if err != nil {
 		return err
 	}
+	h.Binding().CarryPhrase(h.Random, h.Lock, h.Secret, h.Secret, sealed)
 	err = h.Lock.Rebind(h.Random, f, volumeKey, h.Secret, sealed, ownerKey(keys))
 	return errors.Join(err, f.Close())
 }

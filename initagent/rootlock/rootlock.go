@@ -32,12 +32,14 @@ const (
 	tpmToken                = rootheader.TPMToken
 	unfinishedToken         = rootheader.UnfinishedToken
 	replacedToken           = rootheader.ReplacedToken
+	phraseToken             = rootheader.PhraseToken
 	escrowField             = rootheader.EscrowField
 	checksField             = rootheader.ChecksField
 	sealedField             = "sealed"
 	ownerSignatureField     = "deed"
 	nextOwnerSignatureField = "next_deed"
-	pinField                = "pin" // the stretched PIN under the volume key
+	pinField                = "pin"  // the stretched PIN under the volume key
+	keptField               = "kept" // the phrase's key under the machine secret
 )
 
 // HeaderArea is how much of a partition, in bytes, must be zero for it to count
@@ -63,8 +65,12 @@ type Lock struct {
 	NextOwnerSignature []byte         // the same by the key that is about to replace the first; or nil
 	KeptPIN            []byte         // the PIN under the volume key; nil without one
 	Recoveries         []Recovery     // by token: one, and two while the key is being replaced
+	Phrase             *Phrase        // nil: none was made, or it is not understood
+	StrangePhrase      error          // why what the header says of the phrase is not understood, or nil
 	Unfinished         bool           // provisioning was cut
 	Replaced           bool           // the keyslot of an earlier machine secret is still to be removed
+
+	carried *Phrase // goes into the header with the next TPM token; nil leaves what is there
 
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 	typed  string    // the ID of the recovery key that has opened it; "" until then
@@ -140,6 +146,10 @@ func read(header *luks2.Header) (*Lock, error) {
 			l.Unfinished = true
 		case replacedToken:
 			l.Replaced = true
+		case phraseToken:
+			if l.Phrase == nil && l.StrangePhrase == nil {
+				l.Phrase, l.StrangePhrase = readPhrase(t)
+			}
 		case tpmToken:
 			if bound++; bound == 1 {
 				broken = append(broken, l.readTPM(t))
@@ -209,6 +219,7 @@ type Options struct {
 	Secret   *policy.Secret     // stays the caller's
 	Recovery *luks2.RecoveryKey // stays the caller's
 	Sealed   *policy.Sealed     // nil: no TPM
+	Phrase   *Phrase            // nil: none yet
 	Owner    *rsa.PrivateKey    // makes the owner signature; nil without Secure Boot keys
 }
 
@@ -223,6 +234,9 @@ func Make(random io.Reader, d block.Device, o Options) (*Lock, []byte, error) {
 			return err
 		}
 		if err := addRecovery(random, c, volumeKey, o.Secret, o.Recovery, luks2.Argon2id(o.Memory, o.CPUs)); err != nil {
+			return err
+		}
+		if err := setPhrase(c, nil, o.Phrase); err != nil {
 			return err
 		}
 		_, err := c.AddToken(luks2.Token{Type: unfinishedToken, Keyslots: []int{}})
@@ -394,6 +408,9 @@ func (l *Lock) setTPMToken(c *luks2.Change, b tpmBinding) error {
 		}
 	}
 	tokens, at := l.Header.Tokens(), -1
+	if err := setPhrase(c, tokens, l.carried); err != nil {
+		return err
+	}
 	for _, number := range slices.Sorted(maps.Keys(tokens)) {
 		switch t := tokens[number]; {
 		case t.Type != tpmToken:

@@ -386,5 +386,6 @@ func (b Binding) Rebind(random io.Reader, d block.Device, lock *rootlock.Lock, r
 	if err := DropIndexes(b.TPM, fingerprint, sealed); err != nil {
 		return fmt.Errorf("clear what the TPM had of this volume: %w", err)
 	}
+	b.CarryPhrase(random, lock, r.Secret, r.Secret, sealed)
 	return lock.Rebind(random, d, r.VolumeKey, r.Secret, sealed, ownerKey)
 }

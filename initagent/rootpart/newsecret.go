@@ -186,6 +186,7 @@ func (b Binding) ReplaceSecret(v Volume, r *Replacement, record *policy.Record, 
 	if err != nil {
 		return g, false, errors.Join(err, FinishSecret(v, b.TPM, r.Old))
 	}
+	b.CarryPhrase(v.Random, v.Lock, r.Old, r.Fresh, sealed)
 	return g, true, errors.Join(v.Lock.ReplaceSecret(v.Random, f, v.Key, rootlock.NewSecret{Secret: r.Fresh, Sealed: sealed, Recovery: r.Key, Owner: owner, Next: next}), f.Close())
 }
 

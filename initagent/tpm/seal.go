@@ -104,6 +104,33 @@ func (t *TPM) sealPCR(m *policy.Secret, resets uint32, pcrs []int, boots []polic
 	return s, nil
 }
 
+// SealLike seals a secret that goes along with no PIN to whatever boots another object is
+// released to, but for that one's PIN. It refuses as Seal does.
+func (t *TPM) SealLike(m *policy.Secret, like *policy.Sealed) (s *policy.Sealed, err error) {
+	const op = "sealing to the boots of the machine secret"
+	defer fence(op, &err)
+	pcrs := like.PCRs
+	if like.Kind == policy.KindNV {
+		pcrs = policy.Bound()
+	}
+	if err := t.measured(pcrs); err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	digest, err := like.Boots()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	if s, err = t.create(m, like.Kind, digest); err != nil {
+		return nil, wrap(op, err)
+	}
+	s.NVIndex, s.NVName = like.NVIndex, like.NVName
+	s.PCRs, s.Branches, s.Resets = slices.Clone(like.PCRs), slices.Clone(like.Branches), like.Resets
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", op, ErrMalformed, err)
+	}
+	return s, nil
+}
+
 // measured refuses a TPM whose PCRs say nothing about what was booted.
 func (t *TPM) measured(pcrs []int) error {
 	banks, err := t.Banks()

@@ -1,0 +1,74 @@
+package rootlock
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/policy"
+)
+
+// A Phrase is what the header has of the words that the machine shows before it asks
+// somebody. It has a token of its own, which earlier releases leave alone.
+type Phrase struct {
+	Sealed *policy.Sealed // its key, which the TPM releases to the boots of the machine secret, without a PIN
+	Kept   []byte         // its key under the machine secret, so that it can be sealed again
+}
+
+func readPhrase(t luks2.Token) (*Phrase, error) {
+	p := new(Phrase)
+	var err error
+	if p.Sealed, err = policy.ParseSealed(t.Fields[sealedField]); err == nil {
+		err = field(t, keptField, &p.Kept)
+	}
+	if err == nil && p.Sealed.PIN != nil {
+		err = fmt.Errorf("%w: it asks for a PIN", policy.ErrSealed)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("LUKS2 token %s: %w", phraseToken, err)
+	}
+	return p, nil
+}
+
+// setPhrase puts a phrase in place of those that there are; nil leaves them.
+func setPhrase(c *luks2.Change, tokens map[int]luks2.Token, p *Phrase) error {
+	if p == nil {
+		return nil
+	}
+	sealed, err := p.Sealed.Encode()
+	if err != nil {
+		return err
+	}
+	kept, err := json.Marshal(p.Kept)
+	if err != nil {
+		return err
+	}
+	for _, number := range slices.Sorted(maps.Keys(tokens)) {
+		if tokens[number].Type == phraseToken {
+			if err := c.RemoveToken(number); err != nil {
+				return err
+			}
+		}
+	}
+	_, err = c.AddToken(luks2.Token{Type: phraseToken, Keyslots: []int{}, Fields: map[string]json.RawMessage{sealedField: sealed, keptField: kept}})
+	return err
+}
+
+// KeepPhrase writes a phrase into the header, in place of the one that is there. Cut before
+// the header is whole, the one before is there, or none.
+func (l *Lock) KeepPhrase(random io.Reader, d block.Device, p *Phrase) error {
+	err := l.Header.Change(random, d, func(c *luks2.Change) error { return setPhrase(c, l.Header.Tokens(), p) })
+	l.carried = nil
+	if err != nil {
+		return fmt.Errorf("keep the phrase in the root partition's header: %w", err)
+	}
+	return l.again()
+}
+
+// CarryPhrase has the phrase come with the next header that says what the TPM opens by: what
+// it was sealed to before is then of no use.
+func (l *Lock) CarryPhrase(p *Phrase) { l.carried = p }
