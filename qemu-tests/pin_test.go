@@ -15,6 +15,13 @@ import (
 	"halogenos.internal/qemu-tests/testos/theft"
 )
 
+// showsPhrase matches the phrase where there is no screen, and onScreen what a line says where
+// there is one.
+const (
+	showsPhrase = `This machine's phrase:  ((?:[a-z]+ ){3}[a-z]+)\n`
+	onScreen    = `This machine's phrase is on its (screen)`
+)
+
 // asksForPIN matches the question for the PIN.
 const asksForPIN = `PIN \(one letter alone: it is forgotten, the recovery key opens\): `
 
@@ -22,7 +29,8 @@ const asksForPIN = `PIN \(one letter alone: it is forgotten, the recovery key op
 // wrong and right at the next one, at the serial line or at a USB keyboard. It is nowhere
 // in the memory of the system that it has started. Anyone who has the machine, replays its
 // boot to its TPM, and does not know the PIN, gets nothing.
-// FAULTS 75, 104, 108
+// The phrase is shown before each question, the same one, and is nowhere in memory afterwards.
+// FAULTS 75, 104, 108, 109
 func TestPIN(t *testing.T) {
 	t.Parallel()
 	const pin = "correcthorsebattery"
@@ -31,9 +39,10 @@ func TestPIN(t *testing.T) {
 		name  string
 		o     vm.Options
 		types func(g *Guest, line string)
+		shows string
 	}{
-		{"serial", vm.Options{}, (*Guest).typeLine},
-		{"keyboard", keyboard, (*Guest).pressLine},
+		{"serial", vm.Options{}, (*Guest).typeLine, showsPhrase},
+		{"keyboard", keyboard, (*Guest).pressLine, onScreen},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -48,6 +57,7 @@ func TestPIN(t *testing.T) {
 				t.Fatalf("halogenctl pin set: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
 			}
 			g.Do(nil, "reboot")
+			words := g.Expect(tt.shows)[1]
 			g.Expect(`A NEW PIN: this was asked for from the running system`)
 			g.Expect(`Recovery key for the new secret \(an empty line changes nothing\): `)
 			tt.types(g, p.Notes[recoveryKeyNote])
@@ -56,13 +66,20 @@ func TestPIN(t *testing.T) {
 			g.Expect(`Once more: `)
 			tt.types(g, pin)
 			g.Expect(`The PIN is set`)
+			if again := g.Expect(tt.shows)[1]; again != words {
+				t.Errorf("the machine shows the phrase %q, and then %q", words, again)
+			}
 			g.Expect(asksForPIN)
 			tt.types(g, pin+"x")
 			g.Expect(`This is not the PIN\. `)
 			g.Expect(asksForPIN)
 			tt.types(g, pin)
 			checkSecured(t, "opened by the PIN", g.Boot())
-			g.wantNoSecrets("PIN typed", append(secrets(t, p), needle{name: "PIN", bytes: []byte(pin)}), true)
+			needles := append(secrets(t, p), needle{name: "PIN", bytes: []byte(pin)})
+			if tt.shows == showsPhrase {
+				needles = append(needles, needle{name: "phrase", bytes: []byte(words)})
+			}
+			g.wantNoSecrets("PIN typed", needles, true)
 			g.PowerOff()
 			notWithoutPIN(t, g.State())
 		})
@@ -107,6 +124,8 @@ func notWithoutPIN(t *testing.T, state vm.State) {
 
 // TestNewRecoveryKey: the running system asks for a new recovery key, without the one that
 // was lost; the next start shows it and has it confirmed, and the one before opens nothing.
+// It asks for another phrase as well, which the start after that shows.
+// FAULTS 109
 func TestNewRecoveryKey(t *testing.T) {
 	t.Parallel()
 	p := provisionedAtInit(t)
@@ -115,6 +134,9 @@ func TestNewRecoveryKey(t *testing.T) {
 	if r := g.Run("/usr/sbin/halogenctl", "recovery-key", "new"); r.Exit != 0 {
 		t.Fatalf("halogenctl recovery-key new: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
 	}
+	if r := g.Run("/usr/sbin/halogenctl", "phrase", "new"); r.Exit != 0 {
+		t.Fatalf("halogenctl phrase new: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	}
 	g.Do(nil, "reboot")
 	g.Expect(`A NEW RECOVERY KEY: this was asked for from the running system`)
 	g.Expect(`Make a new one, and show it here\? \[y/N\] `)
@@ -122,7 +144,27 @@ func TestNewRecoveryKey(t *testing.T) {
 	fresh := g.Expect(shownKey)[1]
 	g.typeGroups(fresh)
 	g.Expect(`The new recovery key is confirmed`)
+	before := g.Expect(showsPhrase)[1]
+	g.Expect(`Make a new one, and show it here\? \[y/N\] `)
+	g.typeLine("y")
+	words := g.Expect(`NEW PHRASE:\s+((?:[a-z]+ ){3}[a-z]+)\s`)[1]
+	g.Expect(`leaves the phrase as it was\. \[y/N\] `)
+	g.typeLine("y")
+	g.Expect(`The new phrase counts from now on`)
+	if words == before {
+		t.Errorf("the new phrase is the one before, %q", words)
+	}
 	checkSecured(t, "after a new recovery key", g.Boot())
+	if r := g.Run("/usr/sbin/halogenctl", "phrase", "new"); r.Exit != 0 {
+		t.Fatalf("halogenctl phrase new: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	}
+	g.Do(nil, "reboot")
+	if again := g.Expect(showsPhrase)[1]; again != words {
+		t.Errorf("the machine shows the phrase %q, want %q", again, words)
+	}
+	g.Expect(`Make a new one, and show it here\? \[y/N\] `)
+	g.typeLine("")
+	g.Boot()
 	g.PowerOff()
 	d := openDisk(t, g.State().Disk(), os.O_RDONLY)
 	_, size := d.partition(layout.Root)

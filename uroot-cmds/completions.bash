@@ -24,6 +24,10 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "new --help" -- "$current")
 		return
 		;;
+	"halogenctl phrase phrase")
+		mapfile -t COMPREPLY < <(compgen -W "new --help" -- "$current")
+		return
+		;;
 	"halogenctl pin pin")
 		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
 		return

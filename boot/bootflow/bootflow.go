@@ -284,6 +284,10 @@ func pending(s State, f Facts) (Step, bool) {
 		if f.KeyNoted && f.Came(NewKey) == NotTried && f.Came(Unlock) == Done {
 			return Step{NewKey, "the recovery key was not confirmed, or the running system has asked for a new one"}, true
 		}
+		// One opened by the recovery key need not be one that the TPM gives the phrase to.
+		if f.PhraseAsked && f.Came(NewPhrase) == NotTried && f.Came(Unlock) == Done {
+			return Step{NewPhrase, "the running system has asked for a new phrase"}, true
+		}
 		if step, ok := upkeep(f); ok {
 			return step, true
 		}

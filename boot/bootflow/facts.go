@@ -150,6 +150,9 @@ type Asked struct {
 	// that a cut has left two.
 	KeyNoted bool
 
+	// PhraseAsked: the running system has asked for another phrase.
+	PhraseAsked bool
+
 	// ResetAsked: the running system has asked for a factory reset.
 	ResetAsked bool
 	// ResetBegun: where Reset failed, somebody has confirmed it, and the first write was

@@ -21,6 +21,7 @@ const (
 	AskKey                    // open the root partition with a key that somebody types
 	NewSecret                 // make a new machine secret, if somebody types the recovery key
 	NewKey                    // make a new recovery key, if somebody wants to see it
+	NewPhrase                 // make a new phrase, if somebody wants it
 	Reset                     // wipe the root partition, if somebody types the machine's name
 	KeepHome                  // delete all but /home from the root partition, if somebody types the machine's name
 	RestoreState              // put directories back as they were before an update
@@ -65,6 +66,7 @@ var kinds = [...]struct {
 	AskKey:        {"ask-key", AskKey},
 	NewSecret:     {"new-secret", NewSecret},
 	NewKey:        {"new-key", NewKey},
+	NewPhrase:     {"new-phrase", NewPhrase},
 	Reset:         {"reset", Reset},
 	KeepHome:      {"keep-home", KeepHome},
 	RestoreState:  {"restore-state", RestoreState},

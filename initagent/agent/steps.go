@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/reset"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
@@ -81,14 +82,15 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.AskKey:     {do: func(a *Agent, _ context.Context) error { return a.opened(unlock.ByKey(&a.Host, a.facts)) }, secrets: true, deaf: true, ends: true, limit: noLimit},
 	bootflow.NewSecret:  {do: func(a *Agent, _ context.Context) error { return unlock.NewSecret(&a.Host, a.wish) }, secrets: true, deaf: true, limit: renewLimit},
 	bootflow.NewKey:     {do: onHost(unlock.NewKey), secrets: true, deaf: true, limit: keyLimit},
+	bootflow.NewPhrase:  {do: onHost(prompt.New), secrets: true, deaf: true, limit: secretLimit},
 	bootflow.Reset: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
-	}, deaf: true, limit: secretLimit},
+	}, secrets: true, deaf: true, limit: secretLimit},
 	bootflow.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
 		a.facts.KeepHomeBegun, err = reset.KeepHome(&a.Host, a.facts.KeepHomeBegun)
 		return err
-	}, deaf: true, ends: true, limit: secretLimit},
+	}, secrets: true, deaf: true, ends: true, limit: secretLimit},
 	bootflow.RestoreState:  {do: onHost(ownstate.Restore), ends: true},
 	bootflow.Remember:      {do: func(a *Agent, _ context.Context) error { return upkeep.Remember(&a.Host, a.found.Judgement) }},
 	bootflow.Retry:         {do: func(a *Agent, _ context.Context) error { return upkeep.Retry(&a.Host, a.found.Judgement) }},
@@ -178,6 +180,9 @@ func (a *Agent) observeState() error {
 	a.observeKeepHome()
 	if a.facts.Came(bootflow.NewKey) == bootflow.NotTried {
 		a.facts.KeyNoted = unlock.KeyNoted(a.Store)
+	}
+	if a.facts.Came(bootflow.NewPhrase) == bootflow.NotTried {
+		a.facts.PhraseAsked = prompt.Wished(a.Store)
 	}
 	a.facts.StateAsked = a.facts.Came(bootflow.RestoreState) == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)

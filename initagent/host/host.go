@@ -70,6 +70,12 @@ type Opened struct {
 	Record *policy.Record      // that let the TPM release the secret; or nil
 	List   *secureboot.List    // of this machine's own; or nil
 	Had    rootpart.Guarantees // what this machine has had
+	// Phrase is the key of the phrase, from when it is first shown, or the machine secret has
+	// come, to the end of the boot, which wipes it; or nil. Somebody who was shown it may get a
+	// shell in the same boot: it opens nothing.
+	Phrase *policy.Secret
+	// PhraseRefused is why the TPM did not give it when it was asked, which it is once a boot.
+	PhraseRefused error
 	// Released: a secret of this machine is or was in memory in this boot. See bootflow.Facts.
 	Released bool
 	// Unsettled: the replacement of the machine secret is not finished.
@@ -111,7 +117,12 @@ func (h *Host) Forget() {
 		h.Secret.Wipe()
 		h.Secret = nil
 	}
-	if h.Released {
+	known := h.Phrase != nil
+	if known {
+		h.Phrase.Wipe()
+		h.Phrase = nil
+	}
+	if h.Released || known {
 		h.Collect()
 	}
 }

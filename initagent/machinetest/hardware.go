@@ -175,6 +175,9 @@ func (o mounts) SwitchRoot(string, []string) error {
 	if o.m.before != nil {
 		o.m.T.Error("the system gets the image of the one before it, still open")
 	}
+	if o.m.Agent.Phrase != nil {
+		o.m.T.Error("the system could read the phrase")
+	}
 	o.m.NothingUnseals("the system")
 	panic(Halt{"system"})
 }
@@ -188,6 +191,9 @@ func (m *Machine) NothingUnseals(who string) {
 	var sealed []*policy.Sealed
 	if m.Agent.Lock != nil && m.Agent.Lock.Sealed != nil {
 		sealed = append(sealed, m.Agent.Lock.Sealed)
+	}
+	if m.Agent.Lock != nil && m.Agent.Lock.Phrase != nil {
+		sealed = append(sealed, m.Agent.Lock.Phrase.Sealed)
 	}
 	if m.Agent.Left.Pending != nil {
 		if s, err := m.Agent.Left.Pending.SealedSecret(); err == nil {
@@ -399,6 +405,9 @@ func (p person) Shell() error {
 	}
 	if p.m.OpenVolume != nil {
 		p.m.T.Error("the recovery console opens beside an open root partition")
+	}
+	if p.m.Agent.Phrase != nil {
+		p.m.T.Error("the recovery console could read the phrase")
 	}
 	if p.m.Agent.Released || p.m.Agent.Secret != nil {
 		p.m.T.Error("the recovery console opens in a boot that has had a secret in memory")

@@ -48,7 +48,7 @@ func (m *Machine) OneSecret() error {
 	if _, err := lock.OpenTPM(s, secret, 1<<20); err != nil {
 		return err
 	}
-	if lock.Replaced || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 2 {
+	if lock.Replaced || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 3 {
 		return fmt.Errorf("%d keyslots, %d tokens", len(lock.Header.Keyslots()), len(lock.Header.Tokens()))
 	}
 	keys, err := rootpart.StoredKeys(Store{m}, secret, lock)
@@ -115,17 +115,23 @@ func (m *Machine) AsksForPIN(what nextboot.PIN) {
 func WithPIN(t *testing.T, pin string) *Machine {
 	t.Helper()
 	m := ProvisionedMachine(t, Pinned)
+	m.SetsPIN(pin)
+	return m
+}
+
+// SetsPIN has the running system ask for a PIN, and the owner type it at the next start.
+func (m *Machine) SetsPIN(pin string) {
+	m.T.Helper()
 	m.AsksForPIN(nextboot.SetPIN)
 	m.orderly = true
 	m.Printed.Reset()
 	m.Typed = []string{m.RecoveryKey(), pin, pin}
 	if end := m.Boot(); end != "reboot" {
-		t.Fatalf("setting the PIN ends in %s:\n%s\n%s", end, m.Said.String(), m.Printed.String())
+		m.T.Fatalf("setting the PIN ends in %s:\n%s\n%s", end, m.Said.String(), m.Printed.String())
 	}
 	if !strings.Contains(m.Printed.String(), "A NEW PIN: this was asked for from the running system") || !strings.Contains(m.Printed.String(), "The PIN is set") {
-		t.Errorf("it says:\n%s", m.Printed.String())
+		m.T.Errorf("it says:\n%s", m.Printed.String())
 	}
-	return m
 }
 
 // StartsBy starts the machine with what is typed.

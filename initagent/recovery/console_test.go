@@ -149,7 +149,7 @@ func TestConsoleRecoveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, lock, err := rootlock.Look(s, s.Size())
-	if err != nil || len(lock.Recoveries) != 1 || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 2 {
+	if err != nil || len(lock.Recoveries) != 1 || len(lock.Header.Keyslots()) != 2 || len(lock.Header.Tokens()) != 3 {
 		t.Errorf("%d recoveries, %d keyslots, %d tokens, %v", len(lock.Recoveries), len(lock.Header.Keyslots()), len(lock.Header.Tokens()), err)
 	}
 	// The new key opens what the old one did.

@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/phrase"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
 )
@@ -53,6 +54,15 @@ func (m *Machine) AskForRecoveryKey() error {
 		err = hw.KeepFile(name, text, 0o600)
 	}
 	if err != nil {
+		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
+	}
+	return nil
+}
+
+// AskForPhrase asks the next boot for another phrase, likewise: no one who has the machine in
+// hand is to have the phrase exchanged that its owner knows.
+func (m *Machine) AskForPhrase() error {
+	if err := hw.KeepFile(m.Path(filepath.Join(bootinfo.Directory, phrase.Wish)), nil, 0o600); err != nil {
 		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
 	}
 	return nil

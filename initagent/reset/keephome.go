@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/unlock"
@@ -141,7 +142,7 @@ func askKeepHome(h *host.Host, left *keephome.Note, says string, begun bool) (*k
 		note = &keephome.Note{Stage: keephome.Confirmed}
 	}
 	begun = begun && note.Stage != keephome.Confirmed // or nothing is deleted yet
-	c, err := h.Person.Open()
+	c, err := prompt.Open(h)
 	if err != nil {
 		return nil, begun, err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/unlock"
 )
@@ -30,7 +31,7 @@ root there. Then nothing is changed, and the machine starts as usual.
 // the rest. Cut after the first write, nothing opens the root partition any more, and the
 // next boot ends there.
 func Asked(h *host.Host) (begun bool, err error) {
-	c, err := h.Person.Open()
+	c, err := prompt.Open(h)
 	if err != nil {
 		return false, err
 	}

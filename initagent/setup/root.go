@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
@@ -299,7 +300,7 @@ func formatRoot(h *host.Host, f hw.File, o *owner, recovery *luks2.RecoveryKey) 
 	}
 	return rootlock.Make(h.Random, f, rootlock.Options{
 		UUID: uuid.String(), Size: size, Memory: rootpart.KeyMemory(memory, runtime.NumCPU()), CPUs: runtime.NumCPU(),
-		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Owner: o.ownerKey(),
+		Secret: o.secret, Recovery: recovery, Sealed: o.sealed, Phrase: prompt.Make(h, o.secret, o.sealed), Owner: o.ownerKey(),
 	})
 }
 
@@ -367,7 +368,11 @@ func showRecoveryKey(h *host.Host, key *luks2.RecoveryKey) error {
 		return fmt.Errorf("the recovery key cannot be shown: %w", err)
 	}
 	defer c.Close()
-	confirmed, err := recoverykey.Confirm(c, h.Random, key, recoverykey.Text{Title: "RECOVERY KEY", About: keepKey, Later: "later"}, time.Minute)
+	about := keepKey
+	if h.Phrase != nil {
+		about += prompt.Text(h.Phrase)
+	}
+	confirmed, err := recoverykey.Confirm(c, h.Random, key, recoverykey.Text{Title: "RECOVERY KEY", About: about, Later: "later"}, time.Minute)
 	if err != nil || confirmed {
 		return err
 	}

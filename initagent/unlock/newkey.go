@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
@@ -101,7 +102,7 @@ func NewKey(h *host.Host) (err error) {
 	if !gone && !due {
 		return nil
 	}
-	c, err := h.Person.Open()
+	c, err := prompt.Open(h)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -50,7 +51,7 @@ type renewal struct {
 func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	o := &renewal{opening{Host: h}, wish}
 	start, refused := o.mayRenew()
-	c, err := o.Person.Open()
+	c, err := prompt.Open(h)
 	if err != nil {
 		return errors.Join(refused, err)
 	}

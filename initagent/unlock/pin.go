@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/tpm"
@@ -43,7 +44,7 @@ func (o *opening) byPIN() error {
 			return nil, nil, err
 		}
 		admitted = true
-		c, err := o.Person.Open()
+		c, err := prompt.Open(o.Host)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
+	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/setup"
@@ -151,6 +152,7 @@ func (o *opening) released(unseal func(known []policy.Boot) (*policy.Secret, *po
 	o.State.Root, o.Record, o.Secret = bootflow.RootOpen, record, secret
 	o.HealHeader()
 	o.keepPIN(volumeKey)
+	prompt.Settle(o.Host, secret)
 	o.keepCounting(volumeKey)
 	o.lookForList(secret)
 	if settled {
@@ -235,6 +237,7 @@ func (o *opening) observeReplaced(err error) {
 
 // explain says why the TPM refused, for the person at the machine.
 func (o *opening) explain(err error, last *lastgood.Log) error {
+	prompt.Refused(o.Host, err)
 	if _, mismatch := errors.AsType[*tpm.MismatchError](err); !mismatch {
 		return err
 	}
@@ -269,7 +272,7 @@ func (o *opening) byKey() error {
 	if err != nil {
 		return err
 	}
-	c, err := o.Person.Open()
+	c, err := prompt.Open(o.Host)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,153 @@
+// Package prompt opens the console for a question to the person at the machine, and shows the
+// machine's phrase before it: the words that the TPM gives to this machine's own systems
+// alone.
+//
+// It refuses to leave the phrase on the screen, where the running system would find it.
+package prompt
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"halogenos.internal/boot/phrase"
+	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/tpm"
+)
+
+// What is said of the phrase before a question. The line below the words says what they mean.
+const (
+	words = `
+This machine's phrase:  %s
+Other words, or none: it is not this machine's system that asks. Type nothing.
+`
+	first = `
+This machine's phrase:  %s
+It shows that before it asks for a secret. Other words, or none, mean that
+something else asks: then type nothing.
+`
+	onScreen = "\nThis machine's phrase is on its screen, and not on this line, which others may record.\n"
+	noWords  = `
+This machine cannot show its phrase: %s.
+Type nothing, unless you know what has changed (firmware, keys, disk).
+`
+	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
+)
+
+// page takes what was there off a screen, and out of what it has scrolled away.
+const page = "\033[H\033[2J\033[3J"
+
+// Open opens the console, and shows the phrase on it. Closing takes it off the screen again.
+func Open(h *host.Host) (hw.Console, error) {
+	c, err := h.Person.Open()
+	if err != nil {
+		return nil, err
+	}
+	a := &asking{Console: c}
+	switch err := unseal(h); {
+	case err == nil:
+		a.PrintSecret(fmt.Sprintf(words, phrase.Of(h.Phrase)), onScreen)
+	case never(h):
+		c.Print(noTPM)
+	default:
+		c.Print(fmt.Sprintf(noWords, why(err)))
+	}
+	return a, nil
+}
+
+// never reports whether there is no TPM, nor ever was one of this volume's: its owner is not
+// to be told at each start that something may be wrong.
+func never(h *host.Host) bool {
+	return errors.Is(h.Chip.Err, tpm.ErrAbsent) && h.Lock != nil && h.Lock.Sealed == nil && h.Lock.Strange == nil && h.Lock.Phrase == nil
+}
+
+// Text is what a machine says of its phrase when it has just been made.
+func Text(key *policy.Secret) string { return fmt.Sprintf(first, phrase.Of(key)) }
+
+// An asking is a console that the phrase was shown on.
+type asking struct {
+	hw.Console
+	shown bool
+	since strings.Builder // what was printed after the last answer
+}
+
+// PrintSecret implements hw.Console.
+func (a *asking) PrintSecret(text, elsewhere string) {
+	a.shown = true
+	a.Console.PrintSecret(text, elsewhere)
+}
+
+// Print implements hw.Console.
+func (a *asking) Print(text string) {
+	_, _ = a.since.WriteString(text)
+	a.Console.Print(text)
+}
+
+// Ask implements hw.Console.
+func (a *asking) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
+	a.since.Reset()
+	return a.Console.Ask(prompt, hidden, timeout)
+}
+
+// AskKey implements hw.Console.
+func (a *asking) AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error) {
+	a.since.Reset()
+	return a.Console.AskKey(prompt, checks, timeout)
+}
+
+// Close takes what was shown off the screen, but for what was said after the last answer.
+func (a *asking) Close() error {
+	if a.shown {
+		a.Console.PrintSecret(page+a.since.String(), "")
+	}
+	return a.Console.Close()
+}
+
+// errNone is why a machine has no phrase to show.
+var errNone = errors.New("it has none")
+
+// unseal takes the phrase's key, where this boot does not know it, from the TPM. That
+// releases it to the boots that get the machine secret, without a PIN, and to nobody once a
+// volume was opened.
+func unseal(h *host.Host) error {
+	switch {
+	case h.Phrase != nil:
+		return nil
+	case h.Chip.Err != nil:
+		return h.Chip.Err
+	case h.Lock == nil || h.Lock.Phrase == nil:
+		return errNone
+	case h.PhraseRefused != nil:
+		return h.PhraseRefused
+	}
+	key, _, err := h.Chip.TPM.Unseal(h.Lock.Phrase.Sealed)
+	h.Phrase, h.PhraseRefused = key, err
+	return err
+}
+
+// Refused notes why the TPM has not released the machine secret to this boot: the phrase is
+// under the same policy. A TPM that does not answer is not waited for a second time. Where the
+// object of the secret is at fault, that of the phrase need not be.
+func Refused(h *host.Host, err error) {
+	if h.Phrase == nil && !errors.Is(err, policy.ErrSealed) {
+		h.PhraseRefused = err
+	}
+}
+
+// why says in few words why the phrase cannot be shown: what is wrong with the TPM, or has
+// changed since, is said elsewhere.
+func why(err error) string {
+	_, mismatch := errors.AsType[*tpm.MismatchError](err)
+	switch {
+	case errors.Is(err, tpm.ErrAbsent):
+		return "its TPM is gone"
+	case errors.Is(err, errNone):
+		return "the TPM was given none yet, or the disk has lost it"
+	case mismatch:
+		return "the TPM does not give it to what was started"
+	}
+	return "the TPM does not give it"
+}
