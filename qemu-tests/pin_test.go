@@ -22,6 +22,9 @@ const (
 	onScreen    = `This machine's phrase is on its (screen)`
 )
 
+// usbKeyboard is one at an xHCI, and no other.
+var usbKeyboard = []string{"-machine", "i8042=off", "-device", "qemu-xhci,id=keyboards", "-device", "usb-kbd,bus=keyboards.0"}
+
 // asksForPIN matches the question for the PIN.
 const asksForPIN = `PIN \(one letter alone: it is forgotten, the recovery key opens\): `
 
@@ -34,7 +37,7 @@ const asksForPIN = `PIN \(one letter alone: it is forgotten, the recovery key op
 func TestPIN(t *testing.T) {
 	t.Parallel()
 	const pin = "correcthorsebattery"
-	keyboard := vm.Options{Display: true, Extra: []string{"-machine", "i8042=off", "-device", "qemu-xhci,id=keyboards", "-device", "usb-kbd,bus=keyboards.0"}}
+	keyboard := vm.Options{Display: true, Extra: usbKeyboard}
 	for _, tt := range []struct {
 		name  string
 		o     vm.Options
@@ -180,4 +183,38 @@ func TestNewRecoveryKey(t *testing.T) {
 			t.Errorf("the new key %t: %v", opens, err)
 		}
 	}
+}
+
+// TestKeymap: what somebody has said of the keyboard at the recovery console counts there and
+// at the next start, where a PIN is typed at keys that a German keyboard has elsewhere. A name
+// that there is no keymap of is refused, with those that there are.
+// FAULTS 108
+func TestKeymap(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	const pin, pressed = "zyklopenzange", "yzklopenyange" // at the keys of a US keyboard
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Display: true, Extra: usbKeyboard}})
+	g.Boot()
+	if r := g.Run("/usr/sbin/halogenctl", "pin", "set"); r.Exit != 0 {
+		t.Fatalf("halogenctl pin set: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	}
+	g.Do(nil, "reboot")
+	g.Expect(`Recovery key for the new secret \(an empty line changes nothing\): `)
+	g.typeLine(p.Notes[recoveryKeyNote])
+	g.Expect(`New PIN or passphrase, [^\n]*: `)
+	g.typeLine(pin)
+	g.Expect(`Once more: `)
+	g.typeLine(pin)
+	g.Expect(`The PIN is set`)
+	g.Expect(`halogen: press r for the recovery console`)
+	g.typed("r")
+	g.expectConsole()
+	g.command("keymap klingon", `there is no keymap "klingon": .*\bde\b`)
+	g.command("keymap de; echo it ends in $?", `it ends in 0`)
+	g.typeLine("exit")
+	g.Expect(`The keyboard is taken for: de\.`)
+	g.Expect(asksForPIN)
+	g.pressLine(pressed)
+	checkSecured(t, "opened by a PIN typed by a keymap", g.Boot())
+	g.PowerOff()
 }

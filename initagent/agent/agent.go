@@ -10,11 +10,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
@@ -112,7 +114,32 @@ func (a *Agent) begin() {
 
 func (a *Agent) openFirmware() error {
 	_ = a.Kernel.Load("efivarfs") // it may be built in; the mount tells
-	return a.Mounts.Firmware()
+	if err := a.Mounts.Firmware(); err != nil {
+		return err
+	}
+	a.takeKeymap()
+	return nil
+}
+
+// takeKeymap has the keyboard type what somebody at the recovery console has said that is
+// printed on it. Anybody can write that variable, and it opens nothing: it is not worth a boot.
+func (a *Agent) takeKeymap() {
+	_, text, err := a.Variables.Read(keyboard.Variable, nextboot.Vendor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var k keyboard.Keymap
+	if err == nil {
+		k, err = keyboard.ParseRemembered(text)
+	}
+	if err != nil {
+		a.Log.Say("the keyboard is taken for a US one: %v", err)
+		return
+	}
+	if err := a.Person.Keymap(k); err != nil {
+		a.Log.Say("keymap %s: %v", k.Name, err)
+	}
+	a.Keymap = k.Name
 }
 
 // errNotOpened is why there is no TPM before the boot has come to it.

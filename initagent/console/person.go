@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -27,6 +28,9 @@ type Person struct {
 
 // Listen implements hw.Person.
 func (Person) Listen() hw.Listener { return Listen() }
+
+// Keymap implements hw.Person.
+func (Person) Keymap(k keyboard.Keymap) error { return hw.SetKeymap(hw.Screen, k.Entries()) }
 
 // Quiet implements hw.Person.
 func (p Person) Quiet() (restore func()) {

@@ -50,6 +50,7 @@ type Host struct {
 	Chip         Chip
 	Lock         *rootlock.Lock // of the root partition; or nil
 	Watching     Watching
+	Keymap       string // of the keyboard of a screen; "" for a US one
 	Found
 	Opened
 }

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/verity"
@@ -298,6 +299,8 @@ type Person interface {
 	// Quiet keeps the kernel's messages, but for errors, off the terminals, until
 	// restore is called.
 	Quiet() (restore func())
+	// Keymap has the keys of a screen's keyboard type what a keymap says.
+	Keymap(k keyboard.Keymap) error
 	// Open opens the terminals, and is quiet until they are closed. Having none is an
 	// error.
 	Open() (Console, error)

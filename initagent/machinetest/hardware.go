@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
@@ -391,6 +392,12 @@ func (p person) Program(path string, args ...string) error {
 	p.plugsIn("the installer")
 	p.m.Program = append([]string{path}, args...)
 	return p.m.ProgramEnds
+}
+
+// Keymap implements hw.Person.
+func (p person) Keymap(k keyboard.Keymap) error {
+	p.m.Keymap = k.Name
+	return nil
 }
 
 // Quiet implements hw.Person.

@@ -228,6 +228,7 @@ type Machine struct {
 	orderly        bool   // the kernel tells the TPM before it restarts: a PIN that was tried counts as wrong otherwise
 	Said           bytes.Buffer
 	Printed        bytes.Buffer
+	Keymap         string // what the keyboard types; "" for a US one
 	Clock          time.Time
 	Random         io.Reader
 	KeysNo         int

@@ -37,6 +37,10 @@ Type nothing, unless you know what has changed (firmware, keys, disk).
 	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
 )
 
+// keymap is said of a keyboard that somebody has named, since what it types cannot be seen where
+// it is hidden.
+const keymap = "\nThe keyboard is taken for: %s. (`keymap` at the recovery console names another one.)\n"
+
 // page takes what was there off a screen, and out of what it has scrolled away.
 const page = "\033[H\033[2J\033[3J"
 
@@ -47,6 +51,9 @@ func Open(h *host.Host) (hw.Console, error) {
 		return nil, err
 	}
 	a := &asking{Console: c}
+	if h.Keymap != "" {
+		c.Print(fmt.Sprintf(keymap, h.Keymap))
+	}
 	switch err := unseal(h); {
 	case err == nil:
 		a.PrintSecret(fmt.Sprintf(words, phrase.Of(h.Phrase)), onScreen)

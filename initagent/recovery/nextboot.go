@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/phrase"
@@ -64,6 +65,15 @@ func (m *Machine) AskForRecoveryKey() error {
 func (m *Machine) AskForPhrase() error {
 	if err := hw.KeepFile(m.Path(filepath.Join(bootinfo.Directory, phrase.Wish)), nil, 0o600); err != nil {
 		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
+	}
+	return nil
+}
+
+// RememberKeymap has the starts to come use a keymap. One write of a variable, of which a cut
+// leaves the keymap before or this one.
+func (m *Machine) RememberKeymap(k keyboard.Keymap) error {
+	if err := m.Variables.WriteAuthenticated(keyboard.Variable, nextboot.Vendor, nextboot.Attributes, k.Remember()); err != nil {
+		return fmt.Errorf("the keymap counts here, and the starts to come will not know it: %w", err)
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
   firmware   Secure Boot, keys, microcode, TPM, and what is advised
   network    an address by DHCP. By hand: ip addr add, ip link set, ip route add
   lock       close the root partition again
+  keymap     what is printed on the keyboard: keymap de, fr, dvorak and others
   dmesg      what the kernel and initagent said
   ls /bin    all commands
   exit       close everything and start again
