@@ -24,6 +24,8 @@ const (
 	ccPolicySigned      = 0x00000160
 	ccPolicyCounter     = 0x0000016D // TPM2_PolicyCounterTimer
 	ccPolicyAuthValue   = 0x0000016B
+	ccPolicyCommandCode = 0x0000016C
+	ccUnseal            = 0x0000015E
 	ccPolicyOR          = 0x00000171
 	ccPolicyPCR         = 0x0000017F
 	ccPolicyAuthorizeNV = 0x00000192
@@ -162,6 +164,12 @@ func AuthorizeNV(index Name) Digest {
 // AuthValue continues a digest by TPM2_PolicyAuthValue (Part 3, 23.17): the object's
 // authorisation value is asked for as well.
 func AuthValue(old Digest) Digest { return extend(old, ccPolicyAuthValue) }
+
+// UnsealAlone returns the digest of a session that holds old after TPM2_PolicyCommandCode for
+// TPM2_Unseal (Part 3, 23.11).
+func UnsealAlone(old Digest) Digest {
+	return extend(old, ccPolicyCommandCode, binary.BigEndian.AppendUint32(nil, ccUnseal))
+}
 
 // ResetLimit is what TPM2_PolicyCounterTimer is given, behind its session: that the
 // TPM's count of resets, which grows with every start of the machine and is never set

@@ -67,6 +67,9 @@ func TestDigestsAgreeWithGoTPM(t *testing.T) {
 	if got, want := AuthorizeNV(name), calculate(t, boot, or, tpm2.PolicyAuthorizeNV{NVIndex: nv}); got != want {
 		t.Errorf("PolicyAuthorizeNV %s, go-tpm has %s", got, want)
 	}
+	if got, want := UnsealAlone(AuthorizeNV(name)), calculate(t, tpm2.PolicyAuthorizeNV{NVIndex: nv}, tpm2.PolicyCommandCode{Code: tpm2.TPMCCUnseal}); got != want {
+		t.Errorf("PolicyCommandCode %s, go-tpm has %s", got, want)
+	}
 	if got, want := Signed(name), calculate(t, tpm2.PolicySigned{AuthObject: nv}); got != want {
 		t.Errorf("PolicySigned %s, go-tpm has %s", got, want)
 	}

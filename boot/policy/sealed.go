@@ -63,6 +63,11 @@ type Sealed struct {
 	// version 2, which no release before knows: such a one takes the root partition for
 	// damaged, and must not be started.
 	PIN *Stretch `json:"pin,omitempty"`
+
+	// Phrase: it holds the key of the phrase, and not the machine secret. This is not stored:
+	// the place that the object was read from says it, and the TPM does, since its policy is
+	// another one ([Sealed.Policy]).
+	Phrase bool `json:"-"`
 }
 
 // Guard notes that the object asks for a PIN.
@@ -75,9 +80,15 @@ func (s *Sealed) Allows(b Boot) (bool, error) {
 	return err == nil && slices.Contains(s.Branches, d), err
 }
 
-// Policy returns the policy digest that the object must be under.
+// Policy returns the policy digest that the object must be under. That of a phrase says that
+// the object is for TPM2_Unseal, which changes nothing about it but its Name: neither object can
+// be put in place of the other. What the boot does with a machine secret it would not do with
+// what it takes for a phrase.
 func (s *Sealed) Policy() (Digest, error) {
 	d, err := s.Boots()
+	if err == nil && s.Phrase {
+		d = UnsealAlone(d)
+	}
 	if err == nil && s.PIN != nil {
 		d = AuthValue(d)
 	}
@@ -126,6 +137,9 @@ func Fixed(branches []Digest) (Digest, error) {
 // damaged or altered token is told from a TPM that refuses.
 func (s *Sealed) Validate() error {
 	version := sealedVersion1
+	if s.PIN != nil && s.Phrase {
+		return fmt.Errorf("%w: a phrase that asks for a PIN", ErrSealed)
+	}
 	if s.PIN != nil {
 		version = sealedVersion2
 		if err := s.PIN.Validate(); err != nil {
@@ -214,9 +228,15 @@ func (s *Sealed) Encode() ([]byte, error) {
 	return json.Marshal(s)
 }
 
-// ParseSealed reads what Encode returned. It takes at most 8 KiB, and no field
-// that it does not know.
-func ParseSealed(b []byte) (*Sealed, error) {
+// ParseSealed reads what Encode returned of a machine secret's object. It takes at most 8 KiB,
+// and no field that it does not know.
+func ParseSealed(b []byte) (*Sealed, error) { return parseSealed(b, false) }
+
+// ParseSealedPhrase reads what Encode returned of a phrase's object, likewise. Each of the two
+// refuses what the other one takes.
+func ParseSealedPhrase(b []byte) (*Sealed, error) { return parseSealed(b, true) }
+
+func parseSealed(b []byte, phrase bool) (*Sealed, error) {
 	if len(b) > maxSealedJSON {
 		return nil, fmt.Errorf("%w: %d bytes, want at most %d", ErrSealed, len(b), maxSealedJSON)
 	}
@@ -230,6 +250,7 @@ func ParseSealed(b []byte) (*Sealed, error) {
 	if err := strictjson.Decode(b, s); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSealed, err)
 	}
+	s.Phrase = phrase
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}

@@ -51,6 +51,49 @@ func TestSealedRoundTrip(t *testing.T) {
 	}
 }
 
+// A phrase's object is not taken for a machine secret's, nor the other way round, whatever boots
+// they are released to; and it asks for no PIN.
+func TestSealedPhrase(t *testing.T) {
+	for name, secret := range map[string]*Sealed{"nv": sealedNV(), "one boot": sealedPCR(t, 1), "eight": sealedPCR(t, 8)} {
+		phrase := *secret
+		phrase.Phrase = true
+		d, err := phrase.Policy()
+		if err != nil {
+			t.Fatal(err)
+		}
+		phrase.Public = public(d)
+		if !phrase.LikeBoots(secret) || !secret.LikeBoots(&phrase) {
+			t.Errorf("%s: they are of other boots", name)
+		}
+		of, err := secret.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := phrase.Encode()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if back, err := ParseSealedPhrase(text); err != nil || !reflect.DeepEqual(&phrase, back) {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+		if s, err := ParseSealed(text); !errors.Is(err, ErrSealed) {
+			t.Errorf("%s: a phrase is taken for a secret: %+v, %v", name, s, err)
+		}
+		if s, err := ParseSealedPhrase(of); !errors.Is(err, ErrSealed) {
+			t.Errorf("%s: a secret is taken for a phrase: %+v, %v", name, s, err)
+		}
+		for what, field := range map[string]string{"Phrase": `"Phrase":true`, "phrase": `"phrase":true`} {
+			if s, err := ParseSealed([]byte("{" + field + "," + string(text[1:]))); !errors.Is(err, ErrSealed) {
+				t.Errorf("%s: an object says that it is a %s: %+v, %v", name, what, s, err)
+			}
+		}
+		phrase.Version, phrase.PIN = 2, &Stretch{}
+		if err := phrase.Validate(); !errors.Is(err, ErrSealed) {
+			t.Errorf("%s with a PIN: %v", name, err)
+		}
+	}
+}
+
 func TestSealedRefuses(t *testing.T) {
 	for name, s := range map[string]func() *Sealed{
 		"version":              func() *Sealed { s := sealedNV(); s.Version = 2; return s },
@@ -109,6 +152,9 @@ func FuzzParseSealed(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := ParseSealed(b)
+		if p, perr := ParseSealedPhrase(b); err == nil && perr == nil {
+			t.Fatalf("%s is %+v and %+v", b, s, p)
+		}
 		if err != nil {
 			return
 		}

@@ -231,7 +231,7 @@ func TestPhraseTorn(t *testing.T) {
 	m.StartsBy("1234")
 	words := phrases(m)
 	changesPhrase(m, func(c *luks2.Change, n int, token luks2.Token) error {
-		sealed, err := policy.ParseSealed(token.Fields["sealed"])
+		sealed, err := policy.ParseSealedPhrase(token.Fields["sealed"])
 		if err != nil {
 			return err
 		}

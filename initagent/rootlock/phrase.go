@@ -22,11 +22,8 @@ type Phrase struct {
 func readPhrase(t luks2.Token) (*Phrase, error) {
 	p := new(Phrase)
 	var err error
-	if p.Sealed, err = policy.ParseSealed(t.Fields[sealedField]); err == nil {
+	if p.Sealed, err = policy.ParseSealedPhrase(t.Fields[sealedField]); err == nil {
 		err = field(t, keptField, &p.Kept)
-	}
-	if err == nil && p.Sealed.PIN != nil {
-		err = fmt.Errorf("%w: it asks for a PIN", policy.ErrSealed)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("LUKS2 token %s: %w", phraseToken, err)

@@ -32,7 +32,7 @@ func KeptPhrase(lock *rootlock.Lock, secret *policy.Secret) (*policy.Secret, err
 // SealPhrase seals a phrase's key to the boots that an object is released to, and puts it
 // under the machine secret. All of it stays the caller's.
 func SealPhrase(chip *tpm.TPM, random io.Reader, key, secret *policy.Secret, like *policy.Sealed) (*rootlock.Phrase, error) {
-	sealed, err := chip.SealLike(key, like)
+	sealed, err := chip.SealPhrase(key, like)
 	if err != nil {
 		return nil, err
 	}

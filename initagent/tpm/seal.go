@@ -104,11 +104,19 @@ func (t *TPM) sealPCR(m *policy.Secret, resets uint32, pcrs []int, boots []polic
 	return s, nil
 }
 
-// SealLike seals a secret that goes along with no PIN to whatever boots another object is
-// released to, but for that one's PIN. It refuses as Seal does.
-func (t *TPM) SealLike(m *policy.Secret, like *policy.Sealed) (s *policy.Sealed, err error) {
-	const op = "sealing to the boots of the machine secret"
+// SealPhrase seals the key of a phrase, which goes along with no PIN, to whatever boots the
+// machine secret's object is released to, but for that one's PIN. It refuses as Seal does, and a
+// TPM without the command of a phrase's policy, with ErrUnsupported.
+func (t *TPM) SealPhrase(key *policy.Secret, like *policy.Sealed) (s *policy.Sealed, err error) {
+	const op = "sealing the phrase"
 	defer fence(op, &err)
+	able, err := t.implements(tpm2.TPMCCPolicyCommandCode)
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	if !able {
+		return nil, fmt.Errorf("%s: %w: TPM2_PolicyCommandCode", op, ErrUnsupported)
+	}
 	pcrs := like.PCRs
 	if like.Kind == policy.KindNV {
 		pcrs = policy.Bound()
@@ -116,14 +124,16 @@ func (t *TPM) SealLike(m *policy.Secret, like *policy.Sealed) (s *policy.Sealed,
 	if err := t.measured(pcrs); err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	digest, err := like.Boots()
+	phrase := *like
+	phrase.Phrase, phrase.PIN = true, nil
+	digest, err := phrase.Policy()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	if s, err = t.create(m, like.Kind, digest); err != nil {
+	if s, err = t.create(key, like.Kind, digest); err != nil {
 		return nil, wrap(op, err)
 	}
-	s.NVIndex, s.NVName = like.NVIndex, like.NVName
+	s.Phrase, s.NVIndex, s.NVName = true, like.NVIndex, like.NVName
 	s.PCRs, s.Branches, s.Resets = slices.Clone(like.PCRs), slices.Clone(like.Branches), like.Resets
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", op, ErrMalformed, err)

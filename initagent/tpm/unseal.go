@@ -182,8 +182,16 @@ var errMismatch = errors.New("the PCRs satisfy no branch")
 
 // assert brings the session to the sealed object's policy.
 func (t *TPM) assert(s *policy.Sealed, session tpm2.Session, pcrs []int, branches []policy.Digest) error {
-	if err := t.assertBoot(s, session, pcrs, branches); err != nil || s.PIN == nil {
+	if err := t.assertBoot(s, session, pcrs, branches); err != nil {
 		return err
+	}
+	if s.Phrase {
+		if _, err := (tpm2.PolicyCommandCode{PolicySession: session.Handle(), Code: tpm2.TPMCCUnseal}).Execute(t.t); err != nil {
+			return fmt.Errorf("asserting what the phrase is for: %w", err)
+		}
+	}
+	if s.PIN == nil {
+		return nil
 	}
 	if _, err := (tpm2.PolicyAuthValue{PolicySession: session.Handle()}).Execute(t.t); err != nil {
 		return fmt.Errorf("asserting that the PIN is known: %w", err)
