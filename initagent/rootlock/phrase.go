@@ -2,6 +2,7 @@ package rootlock
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -29,6 +30,18 @@ func readPhrase(t luks2.Token) (*Phrase, error) {
 		return nil, fmt.Errorf("LUKS2 token %s: %w", phraseToken, err)
 	}
 	return p, nil
+}
+
+// takePhrase takes what a token says of the phrase: of several the first that is understood.
+// Where none is, one of a later release counts before one that is damaged.
+func (l *Lock) takePhrase(p *Phrase, err error) {
+	switch {
+	case l.Phrase != nil:
+	case err == nil:
+		l.Phrase, l.StrangePhrase = p, nil
+	case l.StrangePhrase == nil || errors.Is(err, policy.ErrNewer):
+		l.StrangePhrase = err
+	}
 }
 
 // setPhrase puts a phrase in place of those that there are; nil leaves them.

@@ -66,7 +66,7 @@ type Lock struct {
 	KeptPIN            []byte         // the PIN under the volume key; nil without one
 	Recoveries         []Recovery     // by token: one, and two while the key is being replaced
 	Phrase             *Phrase        // nil: none was made, or it is not understood
-	StrangePhrase      error          // why what the header says of the phrase is not understood, or nil
+	StrangePhrase      error          // why what the header says of the phrase is not understood, or nil: Phrase is nil then
 	Unfinished         bool           // provisioning was cut
 	Replaced           bool           // the keyslot of an earlier machine secret is still to be removed
 
@@ -147,9 +147,7 @@ func read(header *luks2.Header) (*Lock, error) {
 		case replacedToken:
 			l.Replaced = true
 		case phraseToken:
-			if l.Phrase == nil && l.StrangePhrase == nil {
-				l.Phrase, l.StrangePhrase = readPhrase(t)
-			}
+			l.takePhrase(readPhrase(t))
 		case tpmToken:
 			if bound++; bound == 1 {
 				broken = append(broken, l.readTPM(t))
