@@ -285,8 +285,8 @@ func pending(s State, f Facts) (Step, bool) {
 			return Step{NewKey, "the recovery key was not confirmed, or the running system has asked for a new one"}, true
 		}
 		// One opened by the recovery key need not be one that the TPM gives the phrase to.
-		if f.PhraseAsked && f.Came(NewPhrase) == NotTried && f.Came(Unlock) == Done {
-			return Step{NewPhrase, "the running system has asked for a new phrase"}, true
+		if f.PhraseNoted && f.Came(NewPhrase) == NotTried && f.Came(Unlock) == Done {
+			return Step{NewPhrase, "the running system has asked for a new phrase, or nobody has seen the one that there is"}, true
 		}
 		if step, ok := upkeep(f); ok {
 			return step, true

@@ -43,7 +43,7 @@ var (
 		"fallback":        func(s *State, f *Facts) { s.Fallback = true },
 		"console-asked":   func(s *State, f *Facts) { f.ConsoleAsked = true },
 		"key-noted":       func(s *State, f *Facts) { f.KeyNoted = true },
-		"phrase-asked":    func(s *State, f *Facts) { f.PhraseAsked = true },
+		"phrase-noted":    func(s *State, f *Facts) { f.PhraseNoted = true },
 		"pin":             func(s *State, f *Facts) { f.PIN = true },
 		"no-tpm":          func(s *State, f *Facts) { f.TPMPresent = false },
 		"replaced":        func(s *State, f *Facts) { f.Replaced = true },
@@ -311,7 +311,7 @@ func each(visit func(State, Facts, map[Kind]string)) {
 					if bit(8) {
 						f.SecureBoot = contract.Optional
 					}
-					f.SecretAsked, f.KeyNoted, f.PhraseAsked = bit(6) != bit(7), bit(6) != bit(4), bit(4) != bit(7)
+					f.SecretAsked, f.KeyNoted, f.PhraseNoted = bit(6) != bit(7), bit(6) != bit(4), bit(4) != bit(7)
 					f.FirstStart, f.Unsettled = bit(6) == bit(7), bit(6)
 					f.ResetAsked, f.Others = bit(6) != bit(3), bit(6) != bit(2)
 					f.ResetBegun, f.StateAsked = bit(7), bit(7) != bit(3)

@@ -150,8 +150,9 @@ type Asked struct {
 	// that a cut has left two.
 	KeyNoted bool
 
-	// PhraseAsked: the running system has asked for another phrase.
-	PhraseAsked bool
+	// PhraseNoted: the running system has asked for another phrase, or the machine has one that
+	// nobody has seen yet.
+	PhraseNoted bool
 
 	// ResetAsked: the running system has asked for a factory reset.
 	ResetAsked bool

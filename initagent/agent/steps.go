@@ -182,7 +182,7 @@ func (a *Agent) observeState() error {
 		a.facts.KeyNoted = unlock.KeyNoted(a.Store)
 	}
 	if a.facts.Came(bootflow.NewPhrase) == bootflow.NotTried {
-		a.facts.PhraseAsked = prompt.Wished(a.Store)
+		a.facts.PhraseNoted = prompt.Noted(a.Store)
 	}
 	a.facts.StateAsked = a.facts.Came(bootflow.RestoreState) == bootflow.NotTried && ownstate.RestoreAsked(&a.Host)
 	first, unsettled, err := ownstate.Look(&a.Host, a.facts)

@@ -344,6 +344,9 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	if p.m.Pulled != "" && strings.HasPrefix(prompt, p.m.Pulled) {
 		panic(Halt{"death"})
 	}
+	if p.m.Absent && strings.HasPrefix(prompt, "Press Enter") {
+		return nil, hw.ErrNobody
+	}
 	if strings.HasPrefix(prompt, "Press Enter") || strings.HasPrefix(prompt, "\nTHE RECOVERY KEY THAT WAS SHOWN LAST") {
 		return nil, nil
 	}

@@ -17,8 +17,12 @@ import (
 // wishFile is where the root partition has the running system's wish for another phrase.
 const wishFile = rootpart.Shared + "/" + phrase.Wish
 
-// timeout is how long somebody has to answer.
-const timeout = 2 * time.Minute
+// timeout is how long somebody has to answer who has asked, or has just typed a PIN, and presence
+// how long a start waits for somebody who may be there.
+const (
+	timeout  = 2 * time.Minute
+	presence = 15 * time.Second
+)
 
 const (
 	wanted = `
@@ -35,6 +39,15 @@ This machine's NEW PHRASE:
 It is shown before the machine asks for a secret. Other words, or none, mean that
 something else asks.
 `
+	firstOne = `
+This machine has a phrase now. If it has shown you one before, somebody has taken that
+away, and has had this machine, or its disk, in hand.
+`
+	lost = `
+THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that knows no
+phrases has made a new machine secret, or somebody has changed the disk. If no such
+release has run, somebody has had this machine, or its disk, in hand.
+`
 	elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may record.\n"
 
 	counts = "Do you know it by heart? Anything but y leaves the phrase as it was."
@@ -50,7 +63,7 @@ func Make(h *host.Host, secret *policy.Secret, sealed *policy.Sealed) *rootlock.
 	key, err := policy.NewSecret(h.Random)
 	var p *rootlock.Phrase
 	if err == nil {
-		p, err = rootpart.SealPhrase(h.Chip.TPM, h.Random, key, secret, sealed)
+		p, err = rootpart.SealPhrase(h.Chip.TPM, h.Random, &rootpart.Phrase{Key: key, Number: 1}, secret, sealed)
 	}
 	if err != nil {
 		h.Log.Say("no phrase was made: %v", err)
@@ -60,51 +73,93 @@ func Make(h *host.Host, secret *policy.Secret, sealed *policy.Sealed) *rootlock.
 	return p
 }
 
-// Settle has the header keep a phrase that the TPM gives to the boots that get the machine
-// secret, in a boot that got it, and takes its key. A machine of an earlier release gets
-// its first one, and one whose secret was sealed to other boots since keeps its own. It is
-// one header: cut before, the next boot does it. A system on trial leaves it to one that
-// stays. None of it is worth a boot. One that the TPM has just refused, in a boot that it gave
-// the secret to, is sealed again.
+// Settle has the header keep the phrase that the machine secret vouches for, as an object that
+// the TPM releases to the boots that get that secret, in a boot that got it, and takes its key. A
+// machine of an earlier release gets its first one, and one whose secret was sealed to other boots
+// since keeps its own. What the TPM alone has given is not this machine's for that: anyone can
+// have it seal words of theirs.
+//
+// It is one header, and after it the copy on the root partition: cut before, the next boot does
+// it. A system on trial leaves it to one that stays. None of it is worth a boot. A phrase that the
+// TPM has just refused, in a boot that it gave the secret to, is sealed again.
 func Settle(h *host.Host, secret *policy.Secret) {
-	kept, err := rootpart.KeptPhrase(h.Lock, secret)
-	known := err == nil
-	if known && h.Phrase == nil {
-		h.Phrase = kept
-	} else if known {
-		kept.Wipe()
+	kept, err := rootpart.Phrases(h.Store, h.Lock, secret)
+	if err == nil {
+		err = kept.Newer // left as it is
+	}
+	if err != nil {
+		h.Log.Say("the phrase was left as it is: %v", err)
+		return
+	}
+	defer kept.Wipe()
+	best := kept.Best()
+	refused := h.PhraseRefused != nil
+	takeKey(h, best)
+	altered := best != nil && h.Lock.Phrase != nil && (kept.Header == nil || kept.Header.Object != h.Lock.Phrase.Sealed.Name() || kept.Header.Number != best.Number)
+	if altered {
+		h.Log.Say("WARNING: what the disk's header had of the phrase is not what this machine has put there last: it was exchanged, put back, or damaged")
 	}
 	switch {
 	case h.Chip.Err != nil || h.Lock.Sealed == nil || h.State.Trial:
 		return
-	case h.Lock.StrangePhrase != nil: // it may be a later release's
-		h.Log.Say("the phrase is not understood: %v", h.Lock.StrangePhrase)
-		return
-	case known && h.PhraseRefused == nil && h.Lock.Phrase.Sealed.LikeBoots(h.Lock.Sealed):
-		return
-	}
-	key, says := h.Phrase, "the phrase is sealed again"
-	if key == nil {
-		says = "this machine has a phrase now, which it shows before it asks for a PIN or the recovery key"
-		if key, err = policy.NewSecret(h.Random); err != nil {
-			h.Log.Say("no phrase was made: %v", err)
-			return
+	case best == nil:
+		err = another(h, secret, kept.Had)
+	case altered, refused, h.Lock.Phrase == nil, !h.Lock.Phrase.Sealed.LikeBoots(h.Lock.Sealed):
+		if err = keep(h, best, secret); err == nil {
+			h.Log.Say("the phrase is sealed again")
 		}
+	case kept.Copy == nil || kept.Copy.Number != best.Number || !kept.Copy.Key.Equal(best.Key):
+		keepCopy(h)
 	}
-	if err := keep(h, key, secret); err != nil {
+	if err != nil {
 		h.Log.Say("the phrase was not kept: %v", err)
-		if key != h.Phrase {
-			key.Wipe()
+	}
+}
+
+// takeKey has this boot show the phrase that the machine secret vouches for, and no other.
+func takeKey(h *host.Host, kept *rootpart.Phrase) {
+	if h.Phrase != nil && (kept == nil || !kept.Key.Equal(h.Phrase)) {
+		h.Log.Say("WARNING: the phrase that was shown in this start is not this machine's: somebody has put it into the disk's header")
+		h.Phrase.Wipe()
+		h.Phrase = nil
+	}
+	switch {
+	case kept == nil:
+		h.PhraseRefused = errNone
+	case h.Phrase == nil:
+		key := *kept.Key
+		h.Phrase = &key
+	}
+}
+
+// another makes a phrase for a machine that has none that its secret vouches for. Somebody has to
+// see it who is asked for a PIN at each start, or has known the one before.
+func another(h *host.Host, secret *policy.Secret, had bool) error {
+	why, says := rootpart.FirstPhrase, "this machine has a phrase now, which it shows before it asks for a PIN or the recovery key"
+	if had {
+		why, says = rootpart.LostPhrase, "WARNING: this machine's phrase is lost, and it has another one now: an earlier release has made a new machine secret, or somebody has changed the disk"
+	}
+	if had || h.Lock.HasPIN() {
+		if err := rootpart.NoteUnseen(h.Store, why); err != nil {
+			return err
 		}
-		return
+	}
+	key, err := policy.NewSecret(h.Random)
+	if err != nil {
+		return err
+	}
+	if err := keep(h, &rootpart.Phrase{Key: key, Number: 1}, secret); err != nil {
+		key.Wipe()
+		return err
 	}
 	h.Phrase = key
 	h.Log.Say("%s", says)
+	return nil
 }
 
-// keep seals a phrase and writes it into the header.
-func keep(h *host.Host, key, secret *policy.Secret) error {
-	p, err := rootpart.SealPhrase(h.Chip.TPM, h.Random, key, secret, h.Lock.Sealed)
+// keep seals a phrase and writes it into the header, and then the copy.
+func keep(h *host.Host, phrase *rootpart.Phrase, secret *policy.Secret) error {
+	p, err := rootpart.SealPhrase(h.Chip.TPM, h.Random, phrase, secret, h.Lock.Sealed)
 	if err != nil {
 		return err
 	}
@@ -112,19 +167,69 @@ func keep(h *host.Host, key, secret *policy.Secret) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(h.Lock.KeepPhrase(h.Random, f, p), f.Close())
+	if err := errors.Join(h.Lock.KeepPhrase(h.Random, f, p), f.Close()); err != nil {
+		return err
+	}
+	keepCopy(h)
+	return nil
 }
 
-// Wished reports whether the running system has asked for another phrase.
-func Wished(store hw.Store) bool {
+// keepCopy has the root partition keep what the header does: the next start tries again.
+func keepCopy(h *host.Host) {
+	if err := rootpart.KeepPhraseCopy(h.Store, h.Lock.Phrase); err != nil {
+		h.Log.Say("the copy of the phrase was not kept: %v", err)
+	}
+}
+
+// Noted reports whether New has anything to do.
+func Noted(store hw.Store) bool { return wished(store) || rootpart.UnseenPhrase(store) != "" }
+
+func wished(store hw.Store) bool {
 	_, err := store.Read(wishFile, 1<<10)
 	return err == nil
 }
 
-// New makes another phrase, as the running system has asked, where somebody wants it and says
-// that they know it. The wish goes first, so that it is asked once; the phrase before counts
-// until the header has the new one. Root of the running system gains the question.
+// New shows the phrase where nobody has seen it yet, and makes another one, where the running
+// system has asked for that.
 func New(h *host.Host) error {
+	err := showUnseen(h, rootpart.UnseenPhrase(h.Store))
+	if wished(h.Store) {
+		err = errors.Join(err, exchange(h))
+	}
+	return err
+}
+
+// showUnseen shows a phrase that was made without anybody's asking, once somebody is there to
+// see it.
+func showUnseen(h *host.Host, why rootpart.Unseen) error {
+	if why == "" || h.Phrase == nil {
+		return nil
+	}
+	c, err := h.Person.Open()
+	if err != nil {
+		return err
+	}
+	a := &asking{Console: c}
+	defer a.Close()
+	reason, wait, patience := firstOne, presence, "15 seconds"
+	if why == rootpart.LostPhrase {
+		reason = lost
+	}
+	if h.Lock.HasPIN() { // somebody has just typed it
+		wait, patience = timeout, "two minutes"
+	}
+	a.PrintSecret(reason+fmt.Sprintf(fresh, phrase.Of(h.Phrase)), reason+elsewhere)
+	_, err = a.Ask("Press Enter when you have seen it (or wait "+patience+"). ", false, wait)
+	if errors.Is(err, hw.ErrNobody) {
+		return nil // the next start shows it again
+	}
+	return errors.Join(err, h.Store.Remove(rootpart.UnseenFile))
+}
+
+// exchange makes another phrase, where somebody wants it and says that they know it. The wish
+// goes first, so that it is asked once; the phrase before counts until the header has the new one.
+// Root of the running system gains the question.
+func exchange(h *host.Host) error {
 	if err := h.Store.Remove(wishFile); err != nil {
 		return err
 	}
@@ -159,7 +264,7 @@ func replace(h *host.Host, c hw.Console) error {
 		c.Print("The phrase stays as it is.\n")
 	}
 	if err == nil && yes {
-		err = keep(h, key, h.Secret)
+		err = succeed(h, key)
 	}
 	if err != nil || !yes {
 		key.Wipe()
@@ -172,4 +277,18 @@ func replace(h *host.Host, c hw.Console) error {
 	h.Log.Say("the phrase is a new one, which somebody at the machine has confirmed")
 	c.Print("The new phrase counts from now on.\n")
 	return nil
+}
+
+// succeed has a key be that of the phrase from now on.
+func succeed(h *host.Host, key *policy.Secret) error {
+	kept, err := rootpart.Phrases(h.Store, h.Lock, h.Secret)
+	if err != nil {
+		return err
+	}
+	defer kept.Wipe()
+	next := rootpart.Phrase{Key: key, Number: 1}
+	if best := kept.Best(); best != nil {
+		next.Number = best.Number + 1
+	}
+	return keep(h, &next, h.Secret)
 }

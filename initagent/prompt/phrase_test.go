@@ -115,12 +115,12 @@ func TestPhrase(t *testing.T) {
 
 	dropsPhrase(m)
 	m.StartsBy("1234")
-	if text := m.Printed.String(); !strings.Contains(text, "cannot show its phrase: the TPM was given none yet, or the disk has lost it") {
+	if text := m.Printed.String(); !strings.Contains(text, "This machine has no phrase yet.") || !strings.Contains(text, "If it has shown you one before: type nothing.") || len(phrases(m)) > 0 {
 		t.Errorf("a header without one:\n%s", text)
 	}
 	m.StartsBy("1234")
-	if shown := phrases(m); len(shown) != 1 || shown[0] == words {
-		t.Errorf("a header that has lost it shows %q", shown)
+	if !all(phrases(m), words) {
+		t.Error("other words once the header has lost it")
 	}
 	part, err := m.Partition(layout.Root) // an older header, with the phrase of its time
 	m.Must(err)
@@ -203,22 +203,42 @@ func TestNewPhraseCut(t *testing.T) {
 	}
 }
 
-// What the header says of the phrase and is not understood is left as it is, since a later
-// release may have written it, costs no start, and gives way to a phrase that somebody asks
-// for.
+// What the header says of the phrase and a later release has written is left as it is, costs no
+// start, and gives way to a phrase that somebody asks for. What is damaged is written again, with
+// the words that it had.
 func TestPhraseNotUnderstood(t *testing.T) {
-	for name, sealed := range map[string]string{"of a later release": `{"version":9}`, "damaged": `[]`} {
-		m := machinetest.ProvisionedMachine(t, nil)
-		changesPhrase(m, func(c *luks2.Change, n int, token luks2.Token) error {
-			token.Fields["sealed"] = []byte(sealed)
-			return c.SetToken(n, token)
+	for name, c := range map[string]struct {
+		sealed, why string
+		stays       bool
+	}{
+		"of a later release": {`{"version":9}`, "it is of a later release", true},
+		"damaged":            {`[]`, "what the disk has of it is damaged", false},
+		"of an unknown kind": {`{"version":1,"kind":"other"}`, "what the disk has of it is damaged", false},
+	} {
+		m := machinetest.WithPIN(t, "1234")
+		m.StartsBy("1234")
+		words := phrases(m)[0]
+		changesPhrase(m, func(ch *luks2.Change, n int, token luks2.Token) error {
+			token.Fields["sealed"] = []byte(c.sealed)
+			return ch.SetToken(n, token)
 		})
-		m.Ends("system", "the phrase is not understood")
-		m.Printed.Reset()
-		if shown := asksForPhrase(m, "y", "y"); len(shown) != 1 {
-			t.Errorf("%s: it shows %q", name, shown)
-		} else if again := asksForPhrase(m, ""); !all(again, shown[0]) {
-			t.Errorf("%s: it shows %q, want %q", name, again, shown)
+		m.StartsBy("1234")
+		if text := m.Printed.String(); !strings.Contains(text, "cannot show its phrase: "+c.why) || len(phrases(m)) > 0 {
+			t.Errorf("%s: it says:\n%s", name, text)
+		}
+		if left := strings.Contains(m.Said.String(), "the phrase was left as it is"); left != c.stays {
+			t.Errorf("%s: it is left as it is: %t:\n%s", name, left, m.Said.String())
+		}
+		m.StartsBy("1234")
+		if shown := phrases(m); all(shown, words) == c.stays {
+			t.Errorf("%s: it shows %q, and has shown %q", name, shown, words)
+		}
+		wishesPhrase(m)
+		m.StartsBy("1234", "y", "y")
+		shown := phrases(m)
+		m.StartsBy("1234")
+		if again := phrases(m); len(shown) == 0 || shown[len(shown)-1] == words || !all(again, shown[len(shown)-1]) {
+			t.Errorf("%s: it shows %q, and then %q", name, shown, again)
 		}
 	}
 }

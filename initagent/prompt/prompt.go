@@ -34,6 +34,10 @@ something else asks: then type nothing.
 This machine cannot show its phrase: %s.
 Type nothing, unless you know what has changed (firmware, keys, disk).
 `
+	none = `
+This machine has no phrase yet. It makes one as soon as a system that is not on trial
+has opened the disk, and shows it then. If it has shown you one before: type nothing.
+`
 	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
 )
 
@@ -59,8 +63,10 @@ func Open(h *host.Host) (hw.Console, error) {
 		a.PrintSecret(fmt.Sprintf(words, phrase.Of(h.Phrase)), onScreen)
 	case never(h):
 		c.Print(noTPM)
+	case errors.Is(err, errNone):
+		c.Print(none)
 	default:
-		c.Print(fmt.Sprintf(noWords, why(err)))
+		c.Print(fmt.Sprintf(noWords, why(h, err)))
 	}
 	return a, nil
 }
@@ -125,7 +131,11 @@ func unseal(h *host.Host) error {
 		return nil
 	case h.Chip.Err != nil:
 		return h.Chip.Err
-	case h.Lock == nil || h.Lock.Phrase == nil:
+	case h.Lock == nil:
+		return errNone
+	case h.Lock.StrangePhrase != nil:
+		return h.Lock.StrangePhrase
+	case h.Lock.Phrase == nil:
 		return errNone
 	case h.PhraseRefused != nil:
 		return h.PhraseRefused
@@ -146,13 +156,15 @@ func Refused(h *host.Host, err error) {
 
 // why says in few words why the phrase cannot be shown: what is wrong with the TPM, or has
 // changed since, is said elsewhere.
-func why(err error) string {
+func why(h *host.Host, err error) string {
 	_, mismatch := errors.AsType[*tpm.MismatchError](err)
 	switch {
 	case errors.Is(err, tpm.ErrAbsent):
 		return "its TPM is gone"
-	case errors.Is(err, errNone):
-		return "the TPM was given none yet, or the disk has lost it"
+	case errors.Is(err, policy.ErrNewer):
+		return "it is of a later release"
+	case h.Lock.StrangePhrase != nil:
+		return "what the disk has of it is damaged"
 	case mismatch:
 		return "the TPM does not give it to what was started"
 	}

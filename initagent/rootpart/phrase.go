@@ -1,48 +1,148 @@
 package rootpart
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
 )
 
-// phrasePurpose is of the box in which the header keeps the phrase's key.
+// phrasePurpose is of the box in which the header keeps the phrase, and PhraseFile has it again.
 const phrasePurpose = "phrase"
 
-// errNoPhrase says that there is none yet.
-var errNoPhrase = errors.New("this machine has no phrase yet")
+// What such a box holds: a byte of its form, the phrase's number (8 bytes, the higher byte first),
+// the TPM Name of the object that the key was sealed in, and the key.
+const (
+	phraseForm = 1
+	phraseSize = 1 + 8 + len(policy.Name{}) + 32
+)
 
-// KeptPhrase returns the key of the phrase that the header keeps under the machine secret.
-// The caller wipes it.
-func KeptPhrase(lock *rootlock.Lock, secret *policy.Secret) (*policy.Secret, error) {
-	if lock.Phrase == nil {
-		return nil, errors.Join(errNoPhrase, lock.StrangePhrase)
-	}
-	key, err := secret.Unbox(phrasePurpose, lock.Phrase.Kept)
-	if err != nil {
-		return nil, err
-	}
-	return policy.SecretFrom(key)
+// maxPhrase bounds PhraseFile, in bytes.
+const maxPhrase = 1 << 10
+
+// A Phrase is what the machine secret vouches for of the words that the machine shows.
+type Phrase struct {
+	Key    *policy.Secret
+	Number uint64      // of the machine's phrases, from 1 on: an older one that is put back does not count
+	Object policy.Name // the sealed object that this machine has made of it
 }
 
-// SealPhrase seals a phrase's key to the boots that an object is released to, and puts it
-// under the machine secret. All of it stays the caller's.
-func SealPhrase(chip *tpm.TPM, random io.Reader, key, secret *policy.Secret, like *policy.Sealed) (*rootlock.Phrase, error) {
-	sealed, err := chip.SealPhrase(key, like)
+// Wipe overwrites the key.
+func (p *Phrase) Wipe() {
+	if p != nil {
+		p.Key.Wipe()
+	}
+}
+
+func (p *Phrase) box(random io.Reader, secret *policy.Secret) ([]byte, error) {
+	plain := make([]byte, 0, phraseSize)
+	plain = binary.BigEndian.AppendUint64(append(plain, phraseForm), p.Number)
+	plain = append(plain, p.Object[:]...)
+	key := p.Key.Bytes()
+	defer clear(key)
+	plain = append(plain, key...)
+	defer clear(plain)
+	return secret.Box(random, phrasePurpose, plain)
+}
+
+// openPhrase opens what box has made. One of a later release is policy.ErrNewer.
+func openPhrase(secret *policy.Secret, box []byte) (*Phrase, error) {
+	plain, err := secret.Unbox(phrasePurpose, box)
 	if err != nil {
 		return nil, err
 	}
-	plain := key.Bytes()
 	defer clear(plain)
-	kept, err := secret.Box(random, phrasePurpose, plain)
+	if len(plain) > 0 && plain[0] > phraseForm {
+		return nil, fmt.Errorf("phrase of form %d: %w", plain[0], policy.ErrNewer)
+	}
+	if len(plain) != phraseSize || plain[0] != phraseForm {
+		return nil, fmt.Errorf("phrase of %d bytes, want %d of form %d", len(plain), phraseSize, phraseForm)
+	}
+	p := &Phrase{Number: binary.BigEndian.Uint64(plain[1:])}
+	copy(p.Object[:], plain[9:])
+	if p.Key, err = policy.SecretFrom(plain[phraseSize-32:]); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// KeptPhrases are the phrases that a machine keeps under its secret. One that is nil is not
+// there, or does not open.
+type KeptPhrases struct {
+	Header, Copy *Phrase
+	Newer        error // why one of them is a later release's, or nil
+	Had          bool  // there is something of a phrase, whether or not it opens
+}
+
+// Phrases reads what the header and the root partition keep of the phrase. A file that cannot be
+// read now is the error. The caller wipes them.
+func Phrases(store hw.Store, lock *rootlock.Lock, secret *policy.Secret) (k KeptPhrases, err error) {
+	text, err := store.Read(PhraseFile, maxPhrase)
+	unfit := errors.Is(err, hw.ErrUnfit) // the running system can put anything there
+	if err != nil && !unfit && !errors.Is(err, fs.ErrNotExist) {
+		return k, fmt.Errorf("read %s: %w", PhraseFile, err)
+	}
+	k.Had = err == nil || unfit || lock.Phrase != nil || lock.StrangePhrase != nil
+	if errors.Is(lock.StrangePhrase, policy.ErrNewer) {
+		k.Newer = lock.StrangePhrase
+	}
+	open := func(box []byte) *Phrase {
+		p, err := openPhrase(secret, box)
+		if errors.Is(err, policy.ErrNewer) {
+			k.Newer = err
+		}
+		return p
+	}
+	if lock.Phrase != nil {
+		k.Header = open(lock.Phrase.Kept)
+	}
+	k.Copy = open(text)
+	return k, nil
+}
+
+// Best is the one that counts: the one with the higher number, of two the header's. It is nil
+// where there is none.
+func (k *KeptPhrases) Best() *Phrase {
+	if k.Header == nil || k.Copy != nil && k.Copy.Number > k.Header.Number {
+		return k.Copy
+	}
+	return k.Header
+}
+
+// Wipe overwrites their keys.
+func (k *KeptPhrases) Wipe() {
+	k.Header.Wipe()
+	k.Copy.Wipe()
+}
+
+// SealPhrase seals a phrase to the boots that the machine secret's object is released to, notes
+// which object that is, and puts it under the machine secret. All of it stays the caller's.
+func SealPhrase(chip *tpm.TPM, random io.Reader, p *Phrase, secret *policy.Secret, like *policy.Sealed) (*rootlock.Phrase, error) {
+	sealed, err := chip.SealPhrase(p.Key, like)
+	if err != nil {
+		return nil, err
+	}
+	p.Object = sealed.Name()
+	kept, err := p.box(random, secret)
 	if err != nil {
 		return nil, err
 	}
 	return &rootlock.Phrase{Sealed: sealed, Kept: kept}, nil
+}
+
+// KeepPhraseCopy has the root partition keep what the header keeps of the phrase. Cut before it,
+// the copy before is there, or none: the header counts, since its number is as high at least.
+func KeepPhraseCopy(store hw.Store, p *rootlock.Phrase) error {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
+		return err
+	}
+	return store.Keep(PhraseFile, p.Kept)
 }
 
 // CarryPhrase has the phrase come with the header that is about to say that the TPM opens by
@@ -52,15 +152,46 @@ func (b Binding) CarryPhrase(random io.Reader, lock *rootlock.Lock, before, now 
 	if lock.Phrase == nil {
 		return
 	}
-	key, err := KeptPhrase(lock, before)
+	p, err := openPhrase(before, lock.Phrase.Kept)
 	if err == nil {
-		var p *rootlock.Phrase
-		if p, err = SealPhrase(b.TPM, random, key, now, sealed); err == nil {
-			lock.CarryPhrase(p)
+		var next *rootlock.Phrase
+		if next, err = SealPhrase(b.TPM, random, p, now, sealed); err == nil {
+			lock.CarryPhrase(next)
 		}
-		key.Wipe()
+		p.Wipe()
 	}
 	if err != nil {
 		b.Say("%v", fmt.Errorf("the phrase was not sealed again: %w", err))
 	}
+}
+
+// Unseen is why a machine has a phrase that nobody has seen yet. It stands in UnseenFile, which
+// goes when somebody has seen it: root of the running system can write it, and has a page shown.
+type Unseen string
+
+// The reasons.
+const (
+	FirstPhrase Unseen = "first" // it has not had one, as far as it knows
+	LostPhrase  Unseen = "lost"  // the one before is lost
+)
+
+// UnseenPhrase returns why the phrase was not seen yet, or "" where it was.
+func UnseenPhrase(store hw.Store) Unseen {
+	text, err := store.Read(UnseenFile, 1<<10)
+	switch why := Unseen(text); {
+	case err != nil && !errors.Is(err, hw.ErrUnfit):
+		return ""
+	case why == FirstPhrase:
+		return why
+	}
+	return LostPhrase
+}
+
+// NoteUnseen notes why a phrase is about to be made that nobody has seen. Cut after it, the next
+// boot makes the phrase, or shows the one that there is.
+func NoteUnseen(store hw.Store, why Unseen) error {
+	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
+		return err
+	}
+	return store.Keep(UnseenFile, []byte(why))
 }

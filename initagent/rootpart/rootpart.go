@@ -42,6 +42,8 @@ const (
 	NextFile     = OwnDirectory + "/next-secret"          // what a new machine secret needs, until it is in force
 	NextKeysFile = OwnDirectory + "/next-keys"            // the Secure Boot keys that new ones replace, until the firmware enforces those
 	EnrolledFile = OwnDirectory + "/secure-boot-enrolled" // the enrollment came to its end; only without a TPM
+	PhraseFile   = OwnDirectory + "/phrase"               // the second copy of the phrase; that it is there says that the machine has had one
+	UnseenFile   = OwnDirectory + "/phrase-unseen"        // why the machine has a phrase that nobody has seen yet; a word of [Unseen]
 	Copies       = OwnDirectory + "/esp"                  // of the ESP's files
 	Shared       = OwnDirectory + "/shared"               // what the running system shares with the boot: it sees this as /var/lib/halogen
 )
