@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/keyboard"
 )
 
 // typedOn is what arrives for each letter of a recovery key where the keyboard of a
@@ -56,6 +58,61 @@ func TestAnyKeyboard(t *testing.T) {
 			r := ReadTyped([]byte(typed))
 			if string(r.Letters) != strings.ReplaceAll(string(k.Passphrase()), "-", "") || r.Layout == "" && layout != "German" {
 				t.Errorf("%s is shown as %s, on %q", layout, r.Letters, r.Layout)
+			}
+		}
+	}
+}
+
+// tables are what the keys of a screen's keyboard type alone, and with shift, in the kernel's tables.
+type tables map[[2]uint8]rune
+
+func (k tables) set(t *testing.T, name string) {
+	t.Helper()
+	m, err := keyboard.FindKeymap(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range m.Entries() {
+		switch {
+		case e.Table > 1: // with AltGr, Ctrl or Alt
+		case e.Value>>8 > 0x0b: // KT_LETTER is the last type of a character (linux/keyboard.h)
+			k[[2]uint8{e.Table, e.Key}] = rune(e.Value ^ 0xf000)
+		default:
+			k[[2]uint8{e.Table, e.Key}] = rune(e.Value & 0xff)
+		}
+	}
+}
+
+// While a recovery key is asked for the keyboard is taken for a US one, so that the key can be typed
+// as it is printed, whatever keymap was in force, the right one or one that somebody has put into
+// the firmware's variable, and whichever keyboard it is.
+func TestAnyKeymap(t *testing.T) {
+	k, err := NewRecoveryKey(rand.NewChaCha8([32]byte{3}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(k.Passphrase()), "-", "")
+	for _, physical := range keyboard.Keymaps() {
+		printed := tables{}
+		printed.set(t, physical)
+		for _, inForce := range keyboard.Keymaps() {
+			kernel := tables{}
+			kernel.set(t, inForce)
+			kernel.set(t, "us") // hw.Console.Positions
+			for table, key := range []string{text, strings.ToUpper(text)} {
+				typed := strings.Map(func(want rune) rune {
+					for at, letter := range printed {
+						if letter == want && at[0] == uint8(table) {
+							return kernel[at]
+						}
+					}
+					t.Fatalf("%s has no %c", physical, want)
+					return 0
+				}, key)
+				keys, err := ParseRecoveryKeys([]byte(typed))
+				if err != nil || !slices.Contains(keys, k) {
+					t.Errorf("a %s keyboard, taken for %s: %q is another key: %v", physical, inForce, typed, err)
+				}
 			}
 		}
 	}

@@ -138,6 +138,15 @@ func (a *Agent) takeKeymap() {
 	}
 	if err := a.Person.Keymap(k); err != nil {
 		a.Log.Say("keymap %s: %v", k.Name, err)
+		// Not half of one and half of another: what is said before a PIN has to be so.
+		us, err := keyboard.FindKeymap("us")
+		if err == nil {
+			err = a.Person.Keymap(us)
+		}
+		if err != nil {
+			a.Log.Say("keymap us: %v", err)
+		}
+		return
 	}
 	a.Keymap = k.Name
 }

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -31,6 +32,8 @@ type Console struct {
 	terminals []*hw.Terminal
 	secret    []bool // what opens something, or tells this machine, was shown on a terminal
 	closed    func() // called by Close; may be nil
+	// swap sets keys of a screen's keyboard; nil is for hw.SwapKeymap.
+	swap func(entries []keyboard.Entry) (restore func() error, err error)
 }
 
 // Open opens the terminals that can be opened. Having none is an error.

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
 )
@@ -22,7 +24,26 @@ const maxLonger = 3
 // AskKey implements hw.Console. Where secrets are not shown on a terminal (PrintSecret),
 // the letters that are typed there are not shown either, but their groups are.
 func (c *Console) AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error) {
+	defer c.Positions()()
 	return c.askKey(prompt, checks, timeout, hasScreen(os.DirFS("/sys")))
+}
+
+// Positions implements hw.Console. A kernel that says nothing of its keys leaves them as they are:
+// the key can be typed with the keymap's own letters then.
+func (c *Console) Positions() (restore func()) {
+	us, err := keyboard.FindKeymap("us")
+	if err != nil {
+		return func() {}
+	}
+	swap := c.swap
+	if swap == nil {
+		swap = func(entries []keyboard.Entry) (func() error, error) { return hw.SwapKeymap(hw.Screen, entries) }
+	}
+	undo, err := swap(us.Entries())
+	if undo == nil || err != nil && !errors.Is(err, unix.EINVAL) {
+		return func() {}
+	}
+	return func() { _ = undo() } // the next start sets the keymap again
 }
 
 func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, screen bool) ([]byte, error) {

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	boardkeys "halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
 )
@@ -183,6 +185,18 @@ func TestAskKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	var swaps []string
+	us, err := boardkeys.FindKeymap("us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.swap = func(entries []boardkeys.Entry) (func() error, error) {
+		if !slices.Equal(entries, us.Entries()) {
+			t.Error("the keys are set to something else than a US keyboard's")
+		}
+		swaps = append(swaps, "positions")
+		return func() error { swaps = append(swaps, "as before"); return nil }, nil
+	}
 	type answer struct {
 		text []byte
 		err  error
@@ -193,6 +207,9 @@ func TestAskKey(t *testing.T) {
 		answers <- answer{got, err}
 	}()
 	read(t, keyboard, "0 of 64")
+	if !slices.Equal(swaps, []string{"positions"}) {
+		t.Errorf("while the key is asked for the keys were %q", swaps)
+	}
 	for i := range 3 {
 		if _, err := keyboard.WriteString(key[9*i : 9*i+9]); err != nil {
 			t.Fatal(err)
@@ -204,6 +221,9 @@ func TestAskKey(t *testing.T) {
 	}
 	if got := <-answers; got.err != nil || string(got.text) != key {
 		t.Fatalf("%q, %v", got.text, got.err)
+	}
+	if !slices.Equal(swaps, []string{"positions", "as before"}) {
+		t.Errorf("after the answer the keys were %q", swaps)
 	}
 	if shown := read(t, other, "answered on"); strings.Contains(shown, key[:8]) {
 		t.Errorf("the other terminal shows %q", shown)

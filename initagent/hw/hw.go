@@ -333,6 +333,10 @@ type Console interface {
 	// end. With hidden, what is typed is not shown. The caller wipes an answer
 	// that is secret. When nobody answers in time the error is ErrNobody.
 	Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error)
+	// Positions has the keys of a screen's keyboard type what a US keyboard has there, whatever
+	// keymap is in force, until restore is called: a recovery key is read by where its letters
+	// are on the keyboard of each layout. AskKey does it by itself.
+	Positions() (restore func())
 	// AskKey shows a prompt and returns the recovery key that is typed first, as it
 	// was typed. It is shown in its groups, and the wrong ones are pointed at; with
 	// checks also those whose check does not hold. Otherwise it is as Ask, but that

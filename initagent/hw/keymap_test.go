@@ -32,4 +32,11 @@ func TestSetKeymap(t *testing.T) {
 	if err := SetKeymap(file, k.Entries()); !errors.Is(err, unix.ENOTTY) {
 		t.Errorf("of a file: %v", err)
 	}
+	restore, err := SwapKeymap(filepath.Join(t.TempDir(), "tty0"), k.Entries())
+	if err != nil || restore() != nil {
+		t.Errorf("without a screen: %v", err)
+	}
+	if _, err := SwapKeymap(file, k.Entries()); !errors.Is(err, unix.ENOTTY) {
+		t.Errorf("of a file: %v", err)
+	}
 }

@@ -330,6 +330,13 @@ func (p person) Print(text string) {
 // PrintSecret implements hw.Console.
 func (p person) PrintSecret(text, _ string) { p.Print(text) }
 
+// Positions implements hw.Console.
+func (p person) Positions() (restore func()) {
+	was := p.m.Keymap
+	p.m.Keymap = ""
+	return func() { p.m.Keymap = was }
+}
+
 // AskKey implements hw.Console.
 func (p person) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
 	return p.Ask(prompt, false, timeout)
@@ -400,6 +407,9 @@ func (p person) Program(path string, args ...string) error {
 // Keymap implements hw.Person.
 func (p person) Keymap(k keyboard.Keymap) error {
 	p.m.Keymap = k.Name
+	if p.m.RefusesKeymap && k.Name != "us" {
+		return unix.EINVAL
+	}
 	return nil
 }
 

@@ -40,13 +40,13 @@ It is shown before the machine asks for a secret. Other words, or none, mean tha
 something else asks.
 `
 	firstOne = `
-This machine has a phrase now. If it has shown you one before, somebody has taken that
-away, and has had this machine, or its disk, in hand.
+This machine has a phrase now. If it has shown you one before, somebody has
+taken that away, and has had this machine, or its disk, in hand.
 `
 	lost = `
-THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that knows no
-phrases has made a new machine secret, or somebody has changed the disk. If no such
-release has run, somebody has had this machine, or its disk, in hand.
+THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that
+knows no phrases has made a new machine secret, or somebody has changed the
+disk. If no such release has run, somebody has had this machine in hand.
 `
 	elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may record.\n"
 

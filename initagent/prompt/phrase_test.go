@@ -84,6 +84,11 @@ func all(shown []string, want string) bool {
 func TestPhrase(t *testing.T) {
 	m := machinetest.New(t, machinetest.Pinned)
 	m.Ends("system")
+	for _, shown := range strings.Split(m.Printed.String(), "\033[3J") {
+		if n := strings.Count(shown, "\n"); n >= 25 { // the recovery key, and its question with the phrase
+			t.Errorf("a page of %d lines:\n%s", n+1, shown)
+		}
+	}
 	first := phrases(m)
 	if len(first) != 1 {
 		t.Fatalf("the first boot shows %q", first)
@@ -115,7 +120,7 @@ func TestPhrase(t *testing.T) {
 
 	dropsPhrase(m)
 	m.StartsBy("1234")
-	if text := m.Printed.String(); !strings.Contains(text, "This machine has no phrase yet.") || !strings.Contains(text, "If it has shown you one before: type nothing.") || len(phrases(m)) > 0 {
+	if text := m.Printed.String(); !strings.Contains(text, "This machine has no phrase yet.") || !strings.Contains(text, "If it has shown you one before:\ntype nothing.") || len(phrases(m)) > 0 {
 		t.Errorf("a header without one:\n%s", text)
 	}
 	m.StartsBy("1234")

@@ -35,15 +35,43 @@ This machine cannot show its phrase: %s.
 Type nothing, unless you know what has changed (firmware, keys, disk).
 `
 	none = `
-This machine has no phrase yet. It makes one as soon as a system that is not on trial
-has opened the disk, and shows it then. If it has shown you one before: type nothing.
+This machine has no phrase yet. It makes one as soon as a system that is not on
+trial has opened the disk, and shows it then. If it has shown you one before:
+type nothing.
 `
 	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
 )
 
-// keymap is said of a keyboard that somebody has named, since what it types cannot be seen where
-// it is hidden.
+// keymap is said of a keyboard that somebody has named, and before a PIN of every one, since what it
+// types cannot be seen where it is hidden.
 const keymap = "\nThe keyboard is taken for: %s. (`keymap` at the recovery console names another one.)\n"
+
+// us is the keymap of a machine that was told nothing, and of releases that know none.
+const us = "us"
+
+// otherKeys is said before a new PIN where another keymap is in force.
+const otherKeys = `The PIN is what these keys type now. A release that knows no keymaps, such as
+one that this machine may go back to, takes them for those of a US keyboard: use
+characters that both have on the same keys, or name another keymap first.
+`
+
+// Keys says, before a PIN is typed, what the keyboard is taken for, where Open has not said it.
+func Keys(h *host.Host) string {
+	if named(h) {
+		return ""
+	}
+	return fmt.Sprintf(keymap, us)
+}
+
+// NewKeys says the same before a new PIN, and what another keymap means for it.
+func NewKeys(h *host.Host) string {
+	if named(h) {
+		return "\n" + otherKeys
+	}
+	return Keys(h)
+}
+
+func named(h *host.Host) bool { return h.Keymap != "" && h.Keymap != us }
 
 // page takes what was there off a screen, and out of what it has scrolled away.
 const page = "\033[H\033[2J\033[3J"
@@ -55,7 +83,7 @@ func Open(h *host.Host) (hw.Console, error) {
 		return nil, err
 	}
 	a := &asking{Console: c}
-	if h.Keymap != "" {
+	if named(h) {
 		c.Print(fmt.Sprintf(keymap, h.Keymap))
 	}
 	switch err := unseal(h); {

@@ -50,6 +50,9 @@ func (t *typist) Close() error      { return nil }
 // PrintSecret implements hw.Console.
 func (t *typist) PrintSecret(text, _ string) { t.Print(text) }
 
+// Positions implements hw.Console.
+func (t *typist) Positions() (restore func()) { return func() {} }
+
 // AskKey implements hw.Console.
 func (t *typist) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {
 	return t.Ask(prompt, false, timeout)

@@ -49,7 +49,7 @@ func (o *opening) byPIN() error {
 			return nil, nil, err
 		}
 		defer c.Close()
-		c.Print(o.triedBefore())
+		c.Print(prompt.Keys(o.Host) + o.triedBefore())
 		for wrong := 0; ; {
 			secret, record, err := o.tryPIN(c, limit, known)
 			if errors.Is(err, errEmpty) {
@@ -235,6 +235,7 @@ func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 	}
 	cpus := runtime.NumCPU()
 	memory = rootpart.KeyMemory(memory, cpus)
+	c.Print(prompt.NewKeys(o.Host))
 	for range newPINTries {
 		typed, err := c.Ask(fmt.Sprintf("New PIN or passphrase, %d characters at least (an empty line changes nothing): ", least), true, SecretTimeout)
 		if err != nil {
