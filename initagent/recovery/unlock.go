@@ -16,6 +16,13 @@ import (
 	"halogenos.internal/initagent/rootpart"
 )
 
+// noPhrase is said in place of the phrase, which the TPM does not give to the recovery console.
+const noPhrase = `
+No phrase is shown here: the TPM gives nothing to the recovery console, nor to a
+program that looks like it. Type the key only where nobody else can have put a
+system of theirs into this machine.
+`
+
 // Unlock opens the root partition with the recovery key and mounts it where the
 // boot does. The checks are those of a boot that is opened by a typed key: a
 // volume that this machine did not make is not opened, or its system could ask
@@ -41,6 +48,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 		return err
 	}
 	defer f.Close()
+	c.Print(noPhrase)
 	for {
 		typed, err := c.AskKey("Recovery key (an empty line gives up): ", lock.Checks(), 0)
 		if err != nil {

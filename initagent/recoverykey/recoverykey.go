@@ -22,7 +22,7 @@ const tries = 5
 // Text is what is said around the key.
 type Text struct {
 	Title string // "RECOVERY KEY"
-	About string // below the key; ends with a line end, or is empty
+	About string // above the question for its groups; ends with a line end, or is empty
 	Later string // what an empty line instead of the groups does
 }
 
@@ -51,7 +51,12 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		if err != nil {
 			return false, err
 		}
+		if text.About != "" {
+			c.PrintSecret("\n"+text.About+"\n", "")
+		}
+		restore := c.Positions()
 		typed, err := c.Ask(fmt.Sprintf("Type group %d and group %d of it, from what you have written down\n(an empty line: %s): ", groups[0], groups[1], text.Later), false, timeout)
+		restore()
 		if err != nil {
 			return false, unless(err, hw.ErrNobody)
 		}
@@ -77,7 +82,8 @@ const page = "\033[H\033[2J\033[3J"
 const elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
 	"record. The command recovery-key of the recovery console makes and shows another one.\n"
 
-// show shows the key on a page of its own, on the screen, or where there is none on every
+// show shows the key on a page of its own, which a screen of 80 by 25 holds with the question below
+// it: a QR code whose top has scrolled away cannot be scanned. It is shown on the screen, or where there is none on every
 // console.
 func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
 	letters := key.Passphrase()
@@ -86,11 +92,10 @@ func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
 	if err != nil {
 		return err
 	}
-	about := ""
-	if text.About != "" {
-		about = "\n" + text.About
+	if wrong == "" {
+		wrong = "\n"
 	}
-	c.PrintSecret(page+wrong+"\n"+drawn+"\nThis machine's "+text.Title+":\n\n    "+string(letters)+"\n"+about, elsewhere)
+	c.PrintSecret(page+wrong+drawn+"\nThis machine's "+text.Title+":\n\n    "+string(letters)+"\n", elsewhere)
 	return nil
 }
 

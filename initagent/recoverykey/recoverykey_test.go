@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
@@ -20,6 +21,26 @@ type owner struct {
 	answers []string // to the question for groups: "right", or what is typed; none is nobody
 	screen  string   // what can be seen
 	shown   int
+	us      bool // the keys are those of a US keyboard
+}
+
+func (o *owner) Positions() (restore func()) {
+	o.us = true
+	return func() { o.us = false }
+}
+
+// fits checks that a screen of 80 by 25 holds what is shown, with the cursor.
+func (o *owner) fits() {
+	o.t.Helper()
+	rows := strings.Split(strings.TrimPrefix(o.screen, page), "\n")
+	if len(rows) > 25 {
+		o.t.Errorf("%d lines, of which the first scroll away:\n%s", len(rows), o.screen)
+	}
+	for _, row := range rows {
+		if n := utf8.RuneCountInString(row); n > 79 {
+			o.t.Errorf("a line of %d characters: %s", n, row)
+		}
+	}
 }
 
 func (o *owner) Print(text string) {
@@ -30,6 +51,10 @@ func (o *owner) Print(text string) {
 }
 
 func (o *owner) PrintSecret(text, _ string) {
+	if strings.HasPrefix(text, "\nabout") {
+		o.Print(text)
+		return
+	}
 	if !strings.Contains(text, "    "+o.key+"\n") || !strings.Contains(text, "█") {
 		o.t.Errorf("shows %q", text)
 	}
@@ -39,6 +64,10 @@ func (o *owner) PrintSecret(text, _ string) {
 
 func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
 	o.screen += prompt
+	o.fits()
+	if o.us == strings.HasPrefix(prompt, "Press Enter") {
+		o.t.Errorf("at %q the keys are those of a US keyboard: %t", prompt, o.us)
+	}
 	if strings.HasPrefix(prompt, "Press Enter") {
 		if o.answers == nil {
 			return nil, hw.ErrNobody
@@ -47,6 +76,9 @@ func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, 
 	}
 	if strings.Contains(o.screen, o.key[:8]) {
 		o.t.Error("the key can be read off the screen")
+	}
+	if !strings.Contains(o.screen, about) {
+		o.t.Errorf("it says nothing about the key:\n%s", o.screen)
 	}
 	var a, b int
 	if _, err := fmt.Sscanf(prompt, "Type group %d and group %d of it", &a, &b); err != nil {
@@ -66,6 +98,8 @@ func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, 
 	}
 	return []byte(answer), nil
 }
+
+const about = "about the key\n"
 
 func TestConfirm(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{1})
@@ -90,7 +124,7 @@ func TestConfirm(t *testing.T) {
 				t.Fatal(err)
 			}
 			o := &owner{t: t, key: string(key.Passphrase()), answers: tt.answers}
-			got, err := Confirm(o, random, &key, Text{Title: "RECOVERY KEY", Later: "later"}, time.Minute)
+			got, err := Confirm(o, random, &key, Text{Title: "NEW RECOVERY KEY", About: about, Later: "later"}, time.Minute)
 			if got != tt.want || (err != nil) != tt.fails || o.shown != tt.shown {
 				t.Errorf("%t, %v, shown %d times", got, err, o.shown)
 			}
