@@ -187,7 +187,8 @@ func TestNewRecoveryKey(t *testing.T) {
 
 // TestKeymap: what somebody has said of the keyboard at the recovery console counts there and
 // at the next start, where a PIN is typed at keys that a German keyboard has elsewhere. A name
-// that there is no keymap of is refused, with those that there are.
+// that there is no keymap of is refused, with those that there are. The recovery key is typed as it
+// is printed under a keymap that has its letters elsewhere, which is in force again afterwards.
 // FAULTS 108
 func TestKeymap(t *testing.T) {
 	t.Parallel()
@@ -216,5 +217,20 @@ func TestKeymap(t *testing.T) {
 	g.Expect(asksForPIN)
 	g.pressLine(pressed)
 	checkSecured(t, "opened by a PIN typed by a keymap", g.Boot())
+
+	g.Do(nil, "reboot")
+	g.Expect(`halogen: press r for the recovery console`)
+	g.typed("r")
+	g.expectConsole()
+	g.command("keymap dvorak; echo it ends in $?", `it ends in 0`)
+	g.typeLine("exit")
+	g.Expect(`The keyboard is taken for: dvorak\.`)
+	g.Expect(asksForPIN)
+	g.pressLine("k") // any letter alone
+	g.Expect(`Recovery key \(an empty line opens the recovery console\): `)
+	g.pressLine(p.Notes[recoveryKeyNote])
+	g.Expect(`Set a new PIN\?`)
+	g.pressLine("y") // which types an f again
+	g.Boot()
 	g.PowerOff()
 }
