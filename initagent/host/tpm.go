@@ -91,7 +91,7 @@ func (h *Host) CapVolume(volumeKey []byte) error {
 
 // Binding is the TPM for what is sealed in this phase.
 func (h *Host) Binding() rootpart.Binding {
-	return rootpart.Binding{TPM: h.Chip.TPM, Say: h.Log.Say, Proves: true}
+	return rootpart.Binding{TPM: h.Chip.TPM, Store: h.Store, Say: h.Log.Say, Proves: true}
 }
 
 // WriteRecord is rootpart.Binding.WriteRecord of this machine's TPM.

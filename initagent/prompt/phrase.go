@@ -48,6 +48,11 @@ THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that
 knows no phrases has made a new machine secret, or somebody has changed the
 disk. If no such release has run, somebody has had this machine in hand.
 `
+	typedExchanged = `
+THE DISK'S HEADER HAD A PHRASE THAT IS NOT THIS MACHINE'S, OR NOT ITS LAST ONE:
+it was exchanged, put back, or damaged. The machine keeps the phrase that it had.
+If you do not know why, somebody has had this machine, or its disk, in hand.
+`
 	elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may record.\n"
 
 	counts = "Do you know it by heart? Anything but y leaves the phrase as it was."
@@ -83,22 +88,15 @@ func Make(h *host.Host, secret *policy.Secret, sealed *policy.Sealed) *rootlock.
 // it. A system on trial leaves it to one that stays. None of it is worth a boot. A phrase that the
 // TPM has just refused, in a boot that it gave the secret to, is sealed again.
 func Settle(h *host.Host, secret *policy.Secret) {
-	kept, err := rootpart.Phrases(h.Store, h.Lock, secret)
-	if err == nil {
-		err = kept.Newer // left as it is
-	}
-	if err != nil {
-		h.Log.Say("the phrase was left as it is: %v", err)
+	kept, altered, ok := read(h, secret)
+	if !ok {
 		return
 	}
 	defer kept.Wipe()
 	best := kept.Best()
 	refused := h.PhraseRefused != nil
 	takeKey(h, best)
-	altered := best != nil && h.Lock.Phrase != nil && (kept.Header == nil || kept.Header.Object != h.Lock.Phrase.Sealed.Name() || kept.Header.Number != best.Number)
-	if altered {
-		h.Log.Say("WARNING: what the disk's header had of the phrase is not what this machine has put there last: it was exchanged, put back, or damaged")
-	}
+	var err error
 	switch {
 	case h.Chip.Err != nil || h.Lock.Sealed == nil || h.State.Trial:
 		return
@@ -116,9 +114,48 @@ func Settle(h *host.Host, secret *policy.Secret) {
 	}
 }
 
-// takeKey has this boot show the phrase that the machine secret vouches for, and no other.
-func takeKey(h *host.Host, kept *rootpart.Phrase) {
-	if h.Phrase != nil && (kept == nil || !kept.Key.Equal(h.Phrase)) {
+// Typed compares the phrase that this start has shown with what the machine secret vouches for,
+// where a recovery key has opened the root partition: Settle does not run in such a boot, and a
+// new PIN is about to be typed in it. It returns what the person at the machine is to be told, or
+// "". A boot that has shown no phrase is given none.
+func Typed(h *host.Host, secret *policy.Secret) string {
+	kept, altered, ok := read(h, secret)
+	if !ok {
+		return ""
+	}
+	defer kept.Wipe()
+	if h.Phrase != nil && takeKey(h, kept.Best()) || altered {
+		return typedExchanged
+	}
+	return ""
+}
+
+// read reads the phrases that are kept. altered says that the header has another one than this
+// machine has put there last. Where they cannot be read, or are a later release's, ok is false, and
+// they are left as they are.
+func read(h *host.Host, secret *policy.Secret) (kept rootpart.KeptPhrases, altered, ok bool) {
+	kept, err := rootpart.Phrases(h.Store, h.Lock, secret)
+	if err == nil {
+		err = kept.Newer
+	}
+	if err != nil {
+		kept.Wipe()
+		h.Log.Say("the phrase was left as it is: %v", err)
+		return kept, false, false
+	}
+	best := kept.Best()
+	altered = best != nil && h.Lock.Phrase != nil && (kept.Header == nil || kept.Header.Object != h.Lock.Phrase.Sealed.Name() || kept.Header.Number != best.Number)
+	if altered {
+		h.Log.Say("WARNING: what the disk's header had of the phrase is not what this machine has put there last: it was exchanged, put back, or damaged")
+	}
+	return kept, altered, true
+}
+
+// takeKey has this boot show the phrase that the machine secret vouches for, and no other. It
+// reports whether it has shown another one.
+func takeKey(h *host.Host, kept *rootpart.Phrase) (other bool) {
+	other = h.Phrase != nil && (kept == nil || !kept.Key.Equal(h.Phrase))
+	if other {
 		h.Log.Say("WARNING: the phrase that was shown in this start is not this machine's: somebody has put it into the disk's header")
 		h.Phrase.Wipe()
 		h.Phrase = nil
@@ -130,6 +167,7 @@ func takeKey(h *host.Host, kept *rootpart.Phrase) {
 		key := *kept.Key
 		h.Phrase = &key
 	}
+	return other
 }
 
 // another makes a phrase for a machine that has none that its secret vouches for. Somebody has to

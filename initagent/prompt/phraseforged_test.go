@@ -23,6 +23,8 @@ const (
 	newWords = "This machine's NEW PHRASE:"
 	notOurs  = "WARNING: the phrase that was shown in this start is not this machine's"
 	altered  = "WARNING: what the disk's header had of the phrase is not what this machine has put there last"
+
+	typedAltered = "THE DISK'S HEADER HAD A PHRASE THAT IS NOT THIS MACHINE'S, OR NOT ITS LAST ONE"
 )
 
 // neverHad makes a machine one of an earlier release, which has nothing of a phrase.
@@ -165,7 +167,6 @@ func TestOldPhrasePutBack(t *testing.T) {
 	old := phrases(m)[0]
 	var fields map[string]json.RawMessage
 	changesPhrase(m, func(_ *luks2.Change, _ int, token luks2.Token) error { fields = token.Fields; return nil })
-	copied := slices.Clone(m.RootFiles()[rootpart.PhraseFile])
 	wishesPhrase(m)
 	m.StartsBy("1234", "y", "y")
 	words := phrases(m)
@@ -179,6 +180,33 @@ func TestOldPhrasePutBack(t *testing.T) {
 	if _, again := shows(m); !all(again, words[len(words)-1]) {
 		t.Errorf("it shows %q, want %q", again, words)
 	}
+	// Where the PIN is forgotten the recovery key opens, and a new PIN comes with a new machine
+	// secret: what was put back is not the machine's own under that one either.
+	changesPhrase(m, func(c *luks2.Change, n int, token luks2.Token) error {
+		token.Fields = fields
+		return c.SetToken(n, token)
+	})
+	m.StartsBy("k", m.RecoveryKey(), "y", "1234", "1234", "1234")
+	if text := m.Printed.String(); !strings.Contains(text, typedAltered) || !strings.Contains(text, "The PIN is set") {
+		t.Errorf("the old one in place, the recovery key typed, it says:\n%s", text)
+	}
+	for range 2 {
+		if _, again := shows(m); !all(again, words[len(words)-1]) {
+			t.Errorf("after a new PIN it shows %q, want %q", again, words)
+		}
+	}
+	theirs := plants(m, genuine)
+	m.StartsBy("k", m.RecoveryKey(), "y", "1234", "1234", "1234")
+	if text, shown := m.Printed.String(), phrases(m); shown[0] != theirs || !strings.Contains(text, typedAltered) {
+		t.Errorf("another one in place, the recovery key typed, it shows %q:\n%s", shown, text)
+	}
+	if _, again := shows(m); !all(again, words[len(words)-1]) {
+		t.Errorf("after a new PIN it shows %q, want %q", again, words)
+	}
+	copied := slices.Clone(m.RootFiles()[rootpart.PhraseFile])
+	wishesPhrase(m)
+	m.StartsBy("1234", "y", "y")
+	words = phrases(m)
 	m.RootFiles()[rootpart.PhraseFile] = copied // by root: the header has the newer one
 	for range 2 {
 		if _, again := shows(m); !all(again, words[len(words)-1]) {

@@ -80,5 +80,6 @@ func (l *Lock) KeepPhrase(random io.Reader, d block.Device, p *Phrase) error {
 }
 
 // CarryPhrase has the phrase come with the next header that says what the TPM opens by: what
-// it was sealed to before is then of no use.
+// it was sealed to before is then of no use. It is forgotten with that header, even where the
+// writing of it fails; nil forgets it now.
 func (l *Lock) CarryPhrase(p *Phrase) { l.carried = p }

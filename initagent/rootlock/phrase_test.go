@@ -3,6 +3,7 @@ package rootlock
 import (
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -19,15 +20,7 @@ func TestPhraseTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	of := sealedFor(t, new(policy.Secret))
-	of.Phrase = true
-	d, err := of.Policy()
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := tpm2.Marshal(policy.SealedTemplate(d))
-	of.Public = slices.Concat(template[:len(template)-2], of.Public[len(template)-2:])
-	good, err := of.Encode()
+	good, err := sealedPhrase(t).Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +43,54 @@ func TestPhraseTokens(t *testing.T) {
 		}
 		if (l.Phrase != nil) != tt.good || (l.StrangePhrase != nil) != tt.bad || errors.Is(l.StrangePhrase, policy.ErrNewer) != tt.newer {
 			t.Errorf("%s: %v, %v", name, l.Phrase, l.StrangePhrase)
+		}
+	}
+}
+
+// sealedPhrase is an object of a phrase's form.
+func sealedPhrase(t *testing.T) *policy.Sealed {
+	t.Helper()
+	of := sealedFor(t, new(policy.Secret))
+	of.Phrase = true
+	d, err := of.Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := tpm2.Marshal(policy.SealedTemplate(d))
+	of.Public = slices.Concat(template[:len(template)-2], of.Public[len(template)-2:])
+	return of
+}
+
+// What was sealed for a header that was not written does not come with a later one.
+func TestCarriedPhrase(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{2})
+	phrase := &Phrase{Sealed: sealedPhrase(t), Kept: []byte("kept")}
+	for name, change := range map[string]func(m *made, l *Lock, sealed *policy.Sealed) error{
+		"bind": func(m *made, l *Lock, sealed *policy.Sealed) error {
+			return l.Rebind(random, m.disk, m.volumeKey, m.secret, sealed, nil)
+		},
+		"new secret": func(m *made, l *Lock, sealed *policy.Sealed) error {
+			return l.ReplaceSecret(random, m.disk, m.volumeKey, NewSecret{Secret: m.secret, Sealed: sealed, Recovery: &m.old})
+		},
+	} {
+		for _, fails := range []bool{true, false} {
+			m := bound(t, random)
+			l, err := look(m.disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.CarryPhrase(phrase)
+			if fails {
+				if err := change(m, l, new(policy.Sealed)); err == nil {
+					t.Fatalf("%s: it takes an object that is none", name)
+				}
+			}
+			if err := change(m, l, l.Sealed); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if l.Phrase != nil == fails {
+				t.Errorf("%s: after a failure: %t, the header has %v", name, fails, l.Phrase)
+			}
 		}
 	}
 }

@@ -351,6 +351,7 @@ func (l *Lock) Finish(random io.Reader, d block.Device) error {
 // A keyslot that this secret does not open is another's, or damaged: the secret gets one of
 // its own by the same header, and that one is left to RemoveReplaced.
 func (l *Lock) Rebind(random io.Reader, d block.Device, volumeKey []byte, secret *policy.Secret, sealed *policy.Sealed, owner *rsa.PrivateKey) error {
+	defer l.CarryPhrase(nil) // what was sealed for this header is not for another one
 	passphrase := secret.LUKSPassphrase()
 	defer luks2.Wipe(passphrase)
 	opened, n, err := l.Header.Unlock(d, passphrase, 0) // its own has PBKDF2, which takes no memory

@@ -39,6 +39,7 @@ type NewSecret struct {
 // PIN or for none, opens by the TPM no more. One that is bound to PCRs has none, and such
 // a copy opens as it did: package unlock sets no PIN there.
 func (l *Lock) ReplaceSecret(random io.Reader, d block.Device, volumeKey []byte, s NewSecret) error {
+	defer l.CarryPhrase(nil) // what was sealed for this header is not for another one
 	if len(l.Recoveries) != 1 {
 		return ErrTwoKeys
 	}

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
 )
@@ -34,8 +35,9 @@ func Logged(log *pcr.Log) (policy.Boot, error) {
 
 // A Binding is a TPM that the machine secret is bound to.
 type Binding struct {
-	TPM *tpm.TPM
-	Say func(format string, args ...any)
+	TPM   *tpm.TPM
+	Store hw.Store // the root partition's, once it is open: a copy of the phrase lies there
+	Say   func(format string, args ...any)
 	// Proves: this phase of the boot is one that may unseal, so that what was
 	// sealed is unsealed once before anything depends on it. The recovery
 	// console's is not.

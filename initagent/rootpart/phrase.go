@@ -146,19 +146,21 @@ func KeepPhraseCopy(store hw.Store, p *rootlock.Phrase) error {
 }
 
 // CarryPhrase has the phrase come with the header that is about to say that the TPM opens by
-// sealed, and that the machine secret is now. It is not worth that header: where it fails, the
-// next boot that the TPM opens seals it, or makes another one.
+// sealed, and that the machine secret is now: the phrase that counts, and not one that somebody has
+// put into the header, which would be the machine's own under a fresh secret. It is not worth that
+// header: where it fails, the next boot that the TPM opens seals it, or makes another one.
 func (b Binding) CarryPhrase(random io.Reader, lock *rootlock.Lock, before, now *policy.Secret, sealed *policy.Sealed) {
-	if lock.Phrase == nil {
-		return
-	}
-	p, err := openPhrase(before, lock.Phrase.Kept)
+	lock.CarryPhrase(nil)
+	kept, err := Phrases(b.Store, lock, before)
 	if err == nil {
+		err = kept.Newer
+	}
+	defer kept.Wipe()
+	if best := kept.Best(); err == nil && best != nil {
 		var next *rootlock.Phrase
-		if next, err = SealPhrase(b.TPM, random, p, now, sealed); err == nil {
+		if next, err = SealPhrase(b.TPM, random, best, now, sealed); err == nil {
 			lock.CarryPhrase(next)
 		}
-		p.Wipe()
 	}
 	if err != nil {
 		b.Say("%v", fmt.Errorf("the phrase was not sealed again: %w", err))

@@ -349,6 +349,7 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 		return errors.Join(err, o.CloseRoot())
 	}
 	o.restoreList(secret)
+	c.Print(prompt.Typed(o.Host, secret))
 	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
 		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
 	}
