@@ -57,6 +57,7 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		restore := c.Positions()
 		typed, err := c.Ask(fmt.Sprintf("Type group %d and group %d of it, from what you have written down\n(an empty line: %s): ", groups[0], groups[1], text.Later), false, timeout)
 		restore()
+		c.Print(page) // whatever was answered: what is said about the key can be the phrase
 		if err != nil {
 			return false, unless(err, hw.ErrNobody)
 		}
@@ -65,7 +66,6 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		}
 		right := key.Confirms(typed, groups)
 		luks2.Wipe(typed)
-		c.Print(page)
 		if right {
 			return true, nil
 		}

@@ -131,6 +131,9 @@ func TestConfirm(t *testing.T) {
 			if strings.Contains(o.screen, o.key[:8]) {
 				t.Error("the key stays on the screen")
 			}
+			if strings.Contains(o.screen, about) { // the phrase, at the second boot
+				t.Errorf("what is said about the key stays on the screen:\n%s", o.screen)
+			}
 		})
 	}
 }
