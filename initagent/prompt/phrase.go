@@ -144,7 +144,13 @@ func read(h *host.Host, secret *policy.Secret) (kept rootpart.KeptPhrases, alter
 		return kept, false, false
 	}
 	best := kept.Best()
-	altered = best != nil && h.Lock.Phrase != nil && (kept.Header == nil || kept.Header.Object != h.Lock.Phrase.Sealed.Name() || kept.Header.Number != best.Number)
+	switch of := h.Lock.Phrase; {
+	case best == nil:
+	case of != nil:
+		altered = kept.Header == nil || kept.Header.Object != of.Sealed.Name() || kept.Header.Number != best.Number
+	default:
+		altered = errors.Is(h.Lock.StrangePhrase, policy.ErrNewer) // it says so, and is not
+	}
 	if altered {
 		h.Log.Say("WARNING: what the disk's header had of the phrase is not what this machine has put there last: it was exchanged, put back, or damaged")
 	}

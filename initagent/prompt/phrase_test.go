@@ -1,6 +1,7 @@
 package prompt_test
 
 import (
+	"encoding/json"
 	"errors"
 	mrand "math/rand/v2"
 	"regexp"
@@ -208,23 +209,46 @@ func TestNewPhraseCut(t *testing.T) {
 	}
 }
 
-// What the header says of the phrase and a later release has written is left as it is, costs no
-// start, and gives way to a phrase that somebody asks for. What is damaged is written again, with
-// the words that it had.
+// laterForm has a later release keep the phrase on the root partition, and returns what its header
+// keeps.
+func laterForm(m *machinetest.Machine) json.RawMessage {
+	m.T.Helper()
+	_, volumeKey, secret := m.Unlocked()
+	luks2.Wipe(volumeKey)
+	defer secret.Wipe()
+	box, err := secret.Box(m.Random, "phrase", []byte{2})
+	m.Must(err)
+	m.RootFiles()[rootpart.PhraseFile] = box
+	kept, err := json.Marshal(box)
+	m.Must(err)
+	return kept
+}
+
+// What a later release has written of the phrase is left as it is, costs no start, and gives way to
+// a phrase that somebody asks for. What is damaged, or calls itself a later release's where anybody
+// can write, is written again, with the words that it had.
 func TestPhraseNotUnderstood(t *testing.T) {
 	for name, c := range map[string]struct {
 		sealed, why string
-		stays       bool
+		stays, told bool
 	}{
-		"of a later release": {`{"version":9}`, "it is of a later release", true},
-		"damaged":            {`[]`, "what the disk has of it is damaged", false},
-		"of an unknown kind": {`{"version":1,"kind":"other"}`, "what the disk has of it is damaged", false},
+		"of a later release":            {`{"version":9}`, "it is of a later release", true, false},
+		"called one of a later release": {`{"version":9}`, "it is of a later release", false, true},
+		"damaged":                       {`[]`, "what the disk has of it is damaged", false, false},
+		"of an unknown kind":            {`{"version":1,"kind":"other"}`, "what the disk has of it is damaged", false, false},
 	} {
 		m := machinetest.WithPIN(t, "1234")
 		m.StartsBy("1234")
 		words := phrases(m)[0]
+		var kept json.RawMessage
+		if c.stays {
+			kept = laterForm(m)
+		}
 		changesPhrase(m, func(ch *luks2.Change, n int, token luks2.Token) error {
 			token.Fields["sealed"] = []byte(c.sealed)
+			if kept != nil {
+				token.Fields["kept"] = kept
+			}
 			return ch.SetToken(n, token)
 		})
 		m.StartsBy("1234")
@@ -233,6 +257,9 @@ func TestPhraseNotUnderstood(t *testing.T) {
 		}
 		if left := strings.Contains(m.Said.String(), "the phrase was left as it is"); left != c.stays {
 			t.Errorf("%s: it is left as it is: %t:\n%s", name, left, m.Said.String())
+		}
+		if told := strings.Contains(m.Said.String(), altered); told != c.told {
+			t.Errorf("%s: it warns: %t:\n%s", name, told, m.Said.String())
 		}
 		m.StartsBy("1234")
 		if shown := phrases(m); all(shown, words) == c.stays {

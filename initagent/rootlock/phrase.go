@@ -20,27 +20,29 @@ type Phrase struct {
 	Kept   []byte         // its key under the machine secret, so that it can be sealed again
 }
 
+// readPhrase reads a token. Of one that it refuses it returns what is kept.
 func readPhrase(t luks2.Token) (*Phrase, error) {
-	p := new(Phrase)
-	var err error
-	if p.Sealed, err = policy.ParseSealedPhrase(t.Fields[sealedField]); err == nil {
-		err = field(t, keptField, &p.Kept)
+	sealed, err := policy.ParseSealedPhrase(t.Fields[sealedField])
+	p := &Phrase{Sealed: sealed}
+	if kerr := field(t, keptField, &p.Kept); err == nil {
+		err = kerr
 	}
 	if err != nil {
-		return nil, fmt.Errorf("LUKS2 token %s: %w", phraseToken, err)
+		return p, fmt.Errorf("LUKS2 token %s: %w", phraseToken, err)
 	}
 	return p, nil
 }
 
 // takePhrase takes what a token says of the phrase: of several the first that is understood.
-// Where none is, one of a later release counts before one that is damaged.
+// Where none is, one that calls itself a later release's counts before one that is damaged. Anybody
+// with the disk can have it say so: what is kept says whether it is so.
 func (l *Lock) takePhrase(p *Phrase, err error) {
 	switch {
 	case l.Phrase != nil:
 	case err == nil:
-		l.Phrase, l.StrangePhrase = p, nil
+		l.Phrase, l.StrangePhrase, l.StrangeKept = p, nil, nil
 	case l.StrangePhrase == nil || errors.Is(err, policy.ErrNewer):
-		l.StrangePhrase = err
+		l.StrangePhrase, l.StrangeKept = err, p.Kept
 	}
 }
 

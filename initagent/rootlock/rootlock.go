@@ -67,6 +67,7 @@ type Lock struct {
 	Recoveries         []Recovery     // by token: one, and two while the key is being replaced
 	Phrase             *Phrase        // nil: none was made, or it is not understood
 	StrangePhrase      error          // why what the header says of the phrase is not understood, or nil: Phrase is nil then
+	StrangeKept        []byte         // what the header keeps of such a phrase under the machine secret; or nil
 	Unfinished         bool           // provisioning was cut
 	Replaced           bool           // the keyslot of an earlier machine secret is still to be removed
 

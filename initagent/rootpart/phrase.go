@@ -17,7 +17,8 @@ import (
 const phrasePurpose = "phrase"
 
 // What such a box holds: a byte of its form, the phrase's number (8 bytes, the higher byte first),
-// the TPM Name of the object that the key was sealed in, and the key.
+// the TPM Name of the object that the key was sealed in, and the key. A release with another version
+// of the object has another form of the box, too: earlier ones go by that alone.
 const (
 	phraseForm = 1
 	phraseSize = 1 + 8 + len(policy.Name{}) + 32
@@ -76,11 +77,12 @@ func openPhrase(secret *policy.Secret, box []byte) (*Phrase, error) {
 // there, or does not open.
 type KeptPhrases struct {
 	Header, Copy *Phrase
-	Newer        error // why one of them is a later release's, or nil
+	Newer        error // why what counts is a later release's, or nil
 	Had          bool  // there is something of a phrase, whether or not it opens
 }
 
-// Phrases reads what the header and the root partition keep of the phrase. A file that cannot be
+// Phrases reads what the header and the root partition keep of the phrase. Neither is a later
+// release's because it says so where anybody can write: the box says it. A file that cannot be
 // read now is the error. The caller wipes them.
 func Phrases(store hw.Store, lock *rootlock.Lock, secret *policy.Secret) (k KeptPhrases, err error) {
 	text, err := store.Read(PhraseFile, maxPhrase)
@@ -89,20 +91,23 @@ func Phrases(store hw.Store, lock *rootlock.Lock, secret *policy.Secret) (k Kept
 		return k, fmt.Errorf("read %s: %w", PhraseFile, err)
 	}
 	k.Had = err == nil || unfit || lock.Phrase != nil || lock.StrangePhrase != nil
-	if errors.Is(lock.StrangePhrase, policy.ErrNewer) {
-		k.Newer = lock.StrangePhrase
+	kept := lock.StrangeKept
+	if lock.Phrase != nil {
+		kept = lock.Phrase.Kept
 	}
-	open := func(box []byte) *Phrase {
+	open := func(box []byte) (p *Phrase, newer error) {
 		p, err := openPhrase(secret, box)
 		if errors.Is(err, policy.ErrNewer) {
-			k.Newer = err
+			newer = err
 		}
-		return p
+		return p, newer
 	}
-	if lock.Phrase != nil {
-		k.Header = open(lock.Phrase.Kept)
+	var newer error
+	k.Header, newer = open(kept)
+	k.Copy, k.Newer = open(text)
+	if k.Copy == nil && k.Newer == nil { // a copy that opens counts: an old header can be put back
+		k.Newer = newer
 	}
-	k.Copy = open(text)
 	return k, nil
 }
 

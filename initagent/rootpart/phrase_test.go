@@ -3,9 +3,13 @@ package rootpart
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"io/fs"
 	"testing"
 
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/rootlock"
 )
 
 // What the machine secret vouches for comes out as it was; another secret, another size and a
@@ -39,6 +43,52 @@ func TestPhraseBox(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
+}
+
+// Of a later release is what only that can have made: its box, where no copy of this release's opens.
+func TestNewerPhrase(t *testing.T) {
+	secret := aSecret(t)
+	later, err := secret.Box(rand.Reader, phrasePurpose, []byte{2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := (&Phrase{Key: aSecret(t), Number: 1}).box(rand.Reader, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := fmt.Errorf("version 9: %w", policy.ErrNewer)
+	for name, c := range map[string]struct {
+		lock  rootlock.Lock
+		file  []byte
+		newer bool
+		best  bool
+	}{
+		"the token says so alone":              {rootlock.Lock{StrangePhrase: token, StrangeKept: []byte("junk")}, ours, false, true},
+		"the token, over this release's box":   {rootlock.Lock{StrangePhrase: token, StrangeKept: ours}, nil, false, true},
+		"the token, with nothing to vouch":     {rootlock.Lock{StrangePhrase: token}, nil, false, false},
+		"the header's box":                     {rootlock.Lock{StrangePhrase: token, StrangeKept: later}, nil, true, false},
+		"the header's box, beside another one": {rootlock.Lock{StrangePhrase: token, StrangeKept: later}, ours, false, true},
+		"the copy":                             {rootlock.Lock{StrangePhrase: token}, later, true, false},
+		"the box of a token that is known":     {rootlock.Lock{Phrase: &rootlock.Phrase{Kept: later}}, nil, true, false},
+	} {
+		k, err := Phrases(stored{file: c.file}, &c.lock, secret)
+		if err != nil || (k.Newer != nil) != c.newer || (k.Best() != nil) != c.best || !k.Had {
+			t.Errorf("%s: %+v, %v", name, k, err)
+		}
+	}
+}
+
+// stored is a root partition with one file; nil is for none.
+type stored struct {
+	hw.Store
+	file []byte
+}
+
+func (s stored) Read(string, int64) ([]byte, error) {
+	if s.file == nil {
+		return nil, fs.ErrNotExist
+	}
+	return s.file, nil
 }
 
 // The one with the higher number counts, and of two alike the header's.
