@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/phrase"
 	"halogenos.internal/boot/policy"
@@ -47,6 +48,15 @@ taken that away, and has had this machine, or its disk, in hand.
 THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that
 knows no phrases has made a new machine secret, or somebody has changed the
 disk. If no such release has run, somebody has had this machine in hand.
+`
+	exchanged = `
+THIS DISK'S HEADER HAD ANOTHER PHRASE. It was exchanged, put back, or damaged: a
+prompt of this start, or of one before, may have shown that one, or none. If you
+do not know why, somebody has had this machine, or its disk, in hand.
+`
+	stays = `
+This machine's phrase:  %s
+It is what it was.
 `
 	typedExchanged = `
 THE DISK'S HEADER HAD A PHRASE THAT IS NOT THIS MACHINE'S, OR NOT ITS LAST ONE:
@@ -95,7 +105,9 @@ func Settle(h *host.Host, secret *policy.Secret) {
 	defer kept.Wipe()
 	best := kept.Best()
 	refused := h.PhraseRefused != nil
-	takeKey(h, best)
+	if other := takeKey(h, best); best != nil && (other || altered) {
+		noteExchanged(h)
+	}
 	var err error
 	switch {
 	case h.Chip.Err != nil || h.Lock.Sealed == nil || h.State.Trial:
@@ -124,10 +136,21 @@ func Typed(h *host.Host, secret *policy.Secret) string {
 		return ""
 	}
 	defer kept.Wipe()
-	if h.Phrase != nil && takeKey(h, kept.Best()) || altered {
-		return typedExchanged
+	if (h.Phrase == nil || !takeKey(h, kept.Best())) && !altered {
+		return ""
 	}
-	return ""
+	if kept.Best() != nil {
+		noteExchanged(h)
+	}
+	return typedExchanged
+}
+
+// noteExchanged has the phrase shown, and why: the log of a start that goes on to the system is gone
+// before anybody has read it. The next start shows it where this one does not.
+func noteExchanged(h *host.Host) {
+	if err := rootpart.NoteUnseen(h.Store, rootpart.ExchangedPhrase); err != nil {
+		h.Log.Say("that the phrase was exchanged will not be shown: %v", err)
+	}
 }
 
 // read reads the phrases that are kept. altered says that the header has another one than this
@@ -183,16 +206,18 @@ func another(h *host.Host, secret *policy.Secret, had bool) error {
 	if had {
 		why, says = rootpart.LostPhrase, "WARNING: this machine's phrase is lost, and it has another one now: an earlier release has made a new machine secret, or somebody has changed the disk"
 	}
-	if had || h.Lock.HasPIN() {
-		if err := rootpart.NoteUnseen(h.Store, why); err != nil {
-			return err
-		}
-	}
 	key, err := policy.NewSecret(h.Random)
 	if err != nil {
 		return err
 	}
-	if err := keep(h, &rootpart.Phrase{Key: key, Number: 1}, secret); err != nil {
+	p, err := rootpart.SealPhrase(h.Chip.TPM, h.Random, &rootpart.Phrase{Key: key, Number: 1}, secret, h.Lock.Sealed)
+	if err == nil && (had || h.Lock.HasPIN()) { // what cannot be made is not announced
+		err = rootpart.NoteUnseen(h.Store, why)
+	}
+	if err == nil {
+		err = write(h, p)
+	}
+	if err != nil {
 		key.Wipe()
 		return err
 	}
@@ -207,6 +232,10 @@ func keep(h *host.Host, phrase *rootpart.Phrase, secret *policy.Secret) error {
 	if err != nil {
 		return err
 	}
+	return write(h, p)
+}
+
+func write(h *host.Host, p *rootlock.Phrase) error {
 	f, err := h.Disks.OpenPartition(h.Disk, layout.Root, true)
 	if err != nil {
 		return err
@@ -243,11 +272,16 @@ func New(h *host.Host) error {
 	return err
 }
 
-// showUnseen shows a phrase that was made without anybody's asking, once somebody is there to
-// see it.
+// showUnseen shows a phrase that was made without anybody's asking, or that somebody has put another
+// one in place of, once somebody is there to see it. A machine that nobody is at is kept waiting for
+// it at a few starts alone.
 func showUnseen(h *host.Host, why rootpart.Unseen) error {
 	if why == "" || h.Phrase == nil {
 		return nil
+	}
+	last, err := rootpart.ShowUnseen(h.Store) // before: a cut does not have it shown for ever
+	if err != nil {
+		return err
 	}
 	c, err := h.Person.Open()
 	if err != nil {
@@ -255,16 +289,23 @@ func showUnseen(h *host.Host, why rootpart.Unseen) error {
 	}
 	a := &asking{Console: c}
 	defer a.Close()
-	reason, wait, patience := firstOne, presence, "15 seconds"
-	if why == rootpart.LostPhrase {
+	reason, words, wait, patience := firstOne, fresh, presence, "15 seconds"
+	switch why {
+	case rootpart.LostPhrase:
 		reason = lost
+	case rootpart.ExchangedPhrase:
+		reason, words = exchanged, stays
 	}
 	if h.Lock.HasPIN() { // somebody has just typed it
 		wait, patience = timeout, "two minutes"
 	}
-	a.PrintSecret(reason+fmt.Sprintf(fresh, phrase.Of(h.Phrase)), reason+elsewhere)
+	a.PrintSecret(reason+fmt.Sprintf(words, phrase.Of(h.Phrase)), reason+elsewhere)
 	_, err = a.Ask("Press Enter when you have seen it (or wait "+patience+"). ", false, wait)
 	if errors.Is(err, hw.ErrNobody) {
+		if last {
+			h.Log.Say("the phrase was shown at %d starts, and nobody has pressed Enter: it is not shown by itself any more", keynote.MaxShown)
+			return h.Store.Remove(rootpart.UnseenFile)
+		}
 		return nil // the next start shows it again
 	}
 	return errors.Join(err, h.Store.Remove(rootpart.UnseenFile))

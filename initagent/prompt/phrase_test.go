@@ -252,7 +252,7 @@ func TestPhraseNotUnderstood(t *testing.T) {
 			return ch.SetToken(n, token)
 		})
 		m.StartsBy("1234")
-		if text := m.Printed.String(); !strings.Contains(text, "cannot show its phrase: "+c.why) || len(phrases(m)) > 0 {
+		if text := m.Printed.String(); !strings.Contains(text, "cannot show its phrase: "+c.why) || strings.Contains(text, hadOther) != c.told || len(phrases(m)) > 0 != c.told {
 			t.Errorf("%s: it says:\n%s", name, text)
 		}
 		if left := strings.Contains(m.Said.String(), "the phrase was left as it is"); left != c.stays {

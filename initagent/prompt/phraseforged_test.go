@@ -19,6 +19,7 @@ import (
 const (
 	noneYet  = "This machine has no phrase yet."
 	hasOne   = "This machine has a phrase now."
+	hadOther = "THIS DISK'S HEADER HAD ANOTHER PHRASE."
 	lostOne  = "THE PHRASE OF BEFORE IS LOST"
 	newWords = "This machine's NEW PHRASE:"
 	notOurs  = "WARNING: the phrase that was shown in this start is not this machine's"
@@ -139,11 +140,11 @@ func TestPhrasePlanted(t *testing.T) {
 	for name, kept := range map[string]func(json.RawMessage) json.RawMessage{"beside the genuine box": genuine, "beside junk": junk} {
 		theirs := plants(m, kept)
 		text, shown := shows(m)
-		if !all(shown, theirs) || !strings.Contains(m.Said.String(), notOurs) || !strings.Contains(m.Said.String(), altered) {
+		if !slices.Equal(shown, []string{theirs, words[0]}) || !strings.Contains(text, hadOther) || !strings.Contains(m.Said.String(), notOurs) || !strings.Contains(m.Said.String(), altered) {
 			t.Errorf("%s: it shows %q, theirs are %q:\n%s\n%s", name, shown, theirs, text, m.Said.String())
 		}
-		if _, again := shows(m); !all(again, words[0]) || strings.Contains(m.Said.String(), "WARNING: what") {
-			t.Errorf("%s: it shows %q, want %q:\n%s", name, again, words, m.Said.String())
+		if text, again := shows(m); !all(again, words[0]) || strings.Contains(text, hadOther) || strings.Contains(m.Said.String(), "WARNING: what") {
+			t.Errorf("%s: it shows %q, want %q:\n%s\n%s", name, again, words, text, m.Said.String())
 		}
 	}
 
@@ -174,8 +175,13 @@ func TestOldPhrasePutBack(t *testing.T) {
 		token.Fields = fields
 		return c.SetToken(n, token)
 	})
-	if _, shown := shows(m); !all(shown, old) || !strings.Contains(m.Said.String(), altered) {
-		t.Errorf("the old one in place, it shows %q:\n%s", shown, m.Said.String())
+	m.Absent = true
+	if text, shown := shows(m); !slices.Equal(shown, []string{old, words[len(words)-1]}) || !strings.Contains(text, hadOther) || !strings.Contains(m.Said.String(), altered) {
+		t.Errorf("the old one in place, it shows %q:\n%s\n%s", shown, text, m.Said.String())
+	}
+	m.Absent = false
+	if text, again := shows(m); !all(again, words[len(words)-1]) || !strings.Contains(text, hadOther) {
+		t.Errorf("nobody has seen that, and it says:\n%s", text)
 	}
 	if _, again := shows(m); !all(again, words[len(words)-1]) {
 		t.Errorf("it shows %q, want %q", again, words)
@@ -187,7 +193,7 @@ func TestOldPhrasePutBack(t *testing.T) {
 		return c.SetToken(n, token)
 	})
 	m.StartsBy("k", m.RecoveryKey(), "y", "1234", "1234", "1234")
-	if text := m.Printed.String(); !strings.Contains(text, typedAltered) || !strings.Contains(text, "The PIN is set") {
+	if text := m.Printed.String(); !strings.Contains(text, typedAltered) || !strings.Contains(text, "The PIN is set") || !strings.Contains(text, hadOther) {
 		t.Errorf("the old one in place, the recovery key typed, it says:\n%s", text)
 	}
 	for range 2 {
@@ -259,6 +265,20 @@ func TestLostPhrase(t *testing.T) {
 	if m.Ends("system"); !all(phrases(m), shown[0]) {
 		t.Error("a forged note shows other words, or none")
 	}
+	// A machine that nobody is at does not wait for somebody at every start.
+	m.RootFiles()[rootpart.UnseenFile] = []byte(rootpart.LostPhrase)
+	m.Absent = true
+	for n := range 3 {
+		if m.Ends("system"); !all(phrases(m), shown[0]) {
+			t.Errorf("start %d shows other words, or none", n+1)
+		}
+	}
+	m.OpensByItself()
+	if _, left := m.RootFiles()[rootpart.UnseenFile]; left {
+		t.Error("the note stays, although the phrase was shown often enough")
+	}
+	m.RootFiles()[rootpart.UnseenFile] = make([]byte, 1<<12) // as a directory is
+	m.OpensByItself()
 }
 
 // The sealed machine secret, put in the phrase's place, is not unsealed there: where the TPM is not

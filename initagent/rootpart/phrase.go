@@ -1,12 +1,15 @@
 package rootpart
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 
+	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
@@ -172,33 +175,68 @@ func (b Binding) CarryPhrase(random io.Reader, lock *rootlock.Lock, before, now 
 	}
 }
 
-// Unseen is why a machine has a phrase that nobody has seen yet. It stands in UnseenFile, which
-// goes when somebody has seen it: root of the running system can write it, and has a page shown.
+// Unseen is why the phrase is to be shown on a page of its own. It stands in UnseenFile, which goes
+// when somebody has seen it: root of the running system can write it, and has a page shown.
 type Unseen string
 
 // The reasons.
 const (
-	FirstPhrase Unseen = "first" // it has not had one, as far as it knows
-	LostPhrase  Unseen = "lost"  // the one before is lost
+	FirstPhrase     Unseen = "first"     // the machine has not had one, as far as it knows
+	LostPhrase      Unseen = "lost"      // the one before is lost, and nobody has seen this one yet
+	ExchangedPhrase Unseen = "exchanged" // somebody has put another one into the header; the phrase is what it was
 )
 
-// UnseenPhrase returns why the phrase was not seen yet, or "" where it was.
-func UnseenPhrase(store hw.Store) Unseen {
-	text, err := store.Read(UnseenFile, 1<<10)
-	switch why := Unseen(text); {
-	case err != nil && !errors.Is(err, hw.ErrUnfit):
-		return ""
-	case why == FirstPhrase:
-		return why
+// maxShown is at how many starts it is shown to nobody.
+const maxShown = keynote.MaxShown
+
+// unseen reads UnseenFile: a reason, and a dot for each start that has shown it.
+func unseen(text []byte) (why Unseen, shown int) {
+	why = Unseen(bytes.TrimRight(text, "."))
+	if shown = len(text) - len(why); shown >= maxShown {
+		return "", 0
 	}
-	return LostPhrase
+	if why != FirstPhrase && why != ExchangedPhrase {
+		why = LostPhrase
+	}
+	return why, shown
 }
 
-// NoteUnseen notes why a phrase is about to be made that nobody has seen. Cut after it, the next
-// boot makes the phrase, or shows the one that there is.
+// UnseenPhrase returns why the phrase is to be shown, or "" where it was seen, or shown often enough.
+// What is no file is none.
+func UnseenPhrase(store hw.Store) Unseen {
+	text, err := store.Read(UnseenFile, maxUnseen)
+	if err != nil {
+		return ""
+	}
+	why, _ := unseen(text)
+	return why
+}
+
+// maxUnseen bounds UnseenFile, in bytes.
+const maxUnseen = 64
+
+// NoteUnseen notes why a phrase is to be shown. What it says already is not written again; that the
+// header had another phrase does not take the place of a phrase that nobody has seen. Cut after it,
+// the next boot makes the phrase, or shows the one that there is.
 func NoteUnseen(store hw.Store, why Unseen) error {
+	had := UnseenPhrase(store)
+	if had == why || had != "" && why == ExchangedPhrase {
+		return nil
+	}
 	if err := store.MakeDirectory(OwnDirectory, 0o700); err != nil {
 		return err
 	}
 	return store.Keep(UnseenFile, []byte(why))
+}
+
+// ShowUnseen counts a start that is about to show the phrase. last says that no other one will,
+// unless somebody has it shown.
+func ShowUnseen(store hw.Store) (last bool, err error) {
+	text, err := store.Read(UnseenFile, maxUnseen)
+	if err != nil {
+		return false, err
+	}
+	why, shown := unseen(text)
+	shown++
+	return shown >= maxShown, store.Keep(UnseenFile, []byte(string(why)+strings.Repeat(".", shown)))
 }

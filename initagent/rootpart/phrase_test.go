@@ -78,6 +78,22 @@ func TestNewerPhrase(t *testing.T) {
 	}
 }
 
+// What says why the phrase is to be shown counts the starts that have shown it, and ends.
+func TestUnseenPhrase(t *testing.T) {
+	for _, c := range []struct {
+		text  string
+		why   Unseen
+		shown int
+	}{
+		{"first", FirstPhrase, 0}, {"lost..", LostPhrase, 2}, {"exchanged.", ExchangedPhrase, 1}, {"", LostPhrase, 0}, {"anything", LostPhrase, 0}, {"a.b.", LostPhrase, 1},
+		{"lost...", "", 0}, {"first................", "", 0}, {"...", "", 0},
+	} {
+		if why, shown := unseen([]byte(c.text)); why != c.why || shown != c.shown {
+			t.Errorf("%q: %q, %d; want %q, %d", c.text, why, shown, c.why, c.shown)
+		}
+	}
+}
+
 // stored is a root partition with one file; nil is for none.
 type stored struct {
 	hw.Store
