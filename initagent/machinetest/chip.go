@@ -162,6 +162,9 @@ func (w wire) Send(command []byte) ([]byte, error) {
 	if w.m.Deaf && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCPCREvent {
 		return nil, syscall.EIO
 	}
+	if w.m.NoPhrases && asksFor(command, tpm2.TPMCCPolicyCommandCode) {
+		binary.BigEndian.PutUint32(command[14:], uint32(tpm2.TPMCCPolicyCommandCode)+1) // the answer has the next one
+	}
 	if name, ok := lasting[tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))]; ok {
 		w.m.op(name)
 		w.m.ChipChanged = true
@@ -176,6 +179,12 @@ func (w wire) Send(command []byte) ([]byte, error) {
 		w.m.recordNow = bytes.Clone(command[at:][:policy.RecordSize])
 	}
 	return answer, err
+}
+
+// asksFor reports whether a TPM2_GetCapability asks for a command.
+func asksFor(command []byte, cc tpm2.TPMCC) bool {
+	return len(command) >= 18 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCGetCapability &&
+		tpm2.TPMCap(binary.BigEndian.Uint32(command[10:])) == tpm2.TPMCapCommands && tpm2.TPMCC(binary.BigEndian.Uint32(command[14:])) == cc
 }
 
 // policyDigestSize is what a record begins with, before its mark.

@@ -121,7 +121,7 @@ func TestPhrase(t *testing.T) {
 
 	dropsPhrase(m)
 	m.StartsBy("1234")
-	if text := m.Printed.String(); !strings.Contains(text, "This machine has no phrase yet.") || !strings.Contains(text, "If it has shown you one before:\ntype nothing.") || len(phrases(m)) > 0 {
+	if text := m.Printed.String(); !strings.Contains(text, "This machine has no phrase yet.") || !strings.Contains(text, "If it has shown you one before: type nothing.") || len(phrases(m)) > 0 {
 		t.Errorf("a header without one:\n%s", text)
 	}
 	m.StartsBy("1234")
@@ -345,5 +345,29 @@ func TestFirstPhraseCut(t *testing.T) {
 		if shown := asksForPhrase(m, ""); len(shown) != 1 {
 			t.Errorf("%s: it shows %q", s.How, shown)
 		}
+	}
+}
+
+// A TPM that cannot keep a phrase costs no start, says so at the prompt, and leaves no note.
+func TestPhraseOfSmallTPM(t *testing.T) {
+	m := machinetest.WithPIN(t, "1234")
+	neverHad(m)
+	m.NoPhrases = true
+	m.Ops = nil
+	for range 2 {
+		text, words := shows(m)
+		if !strings.Contains(text, "This machine's TPM cannot keep a phrase") || strings.Contains(text, noneYet) || len(words) > 0 {
+			t.Errorf("it says:\n%s", text)
+		}
+		if !strings.Contains(m.Said.String(), "the phrase was not kept: sealing the phrase: the TPM lacks what is needed: TPM2_PolicyCommandCode") {
+			t.Errorf("the log has:\n%s", m.Said.String())
+		}
+	}
+	if written := m.Written(rootpart.UnseenFile); len(written) > 0 {
+		t.Errorf("it writes %q", written)
+	}
+	m.NoPhrases = false // as after an update of its firmware
+	if text, words := shows(m); !strings.Contains(text, noneYet) || !strings.Contains(text, hasOne) || len(words) != 1 {
+		t.Errorf("it shows %q:\n%s", words, text)
 	}
 }

@@ -36,8 +36,12 @@ Type nothing, unless you know what has changed (firmware, keys, disk).
 `
 	none = `
 This machine has no phrase yet. It makes one as soon as a system that is not on
-trial has opened the disk, and shows it then. If it has shown you one before:
-type nothing.
+trial has opened the disk, and shows it then, if the disk's header has room for
+it. If it has shown you one before: type nothing.
+`
+	unable = `
+This machine's TPM cannot keep a phrase: it lacks the command PolicyCommandCode.
+If it has shown you one before: type nothing.
 `
 	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
 )
@@ -91,6 +95,8 @@ func Open(h *host.Host) (hw.Console, error) {
 		a.PrintSecret(fmt.Sprintf(words, phrase.Of(h.Phrase)), onScreen)
 	case never(h):
 		c.Print(noTPM)
+	case errors.Is(err, errUnable):
+		c.Print(unable)
 	case errors.Is(err, errNone):
 		c.Print(none)
 	default:
@@ -147,8 +153,11 @@ func (a *asking) Close() error {
 	return a.Console.Close()
 }
 
-// errNone is why a machine has no phrase to show.
-var errNone = errors.New("it has none")
+// Why a machine has no phrase to show: it has none, and will have none.
+var (
+	errNone   = errors.New("it has none")
+	errUnable = fmt.Errorf("%w, and its TPM cannot keep one", errNone)
+)
 
 // unseal takes the phrase's key, where this boot does not know it, from the TPM. That
 // releases it to the boots that get the machine secret, without a PIN, and to nobody once a
@@ -164,13 +173,24 @@ func unseal(h *host.Host) error {
 	case h.Lock.StrangePhrase != nil:
 		return h.Lock.StrangePhrase
 	case h.Lock.Phrase == nil:
-		return errNone
+		return without(h)
 	case h.PhraseRefused != nil:
 		return h.PhraseRefused
 	}
 	key, _, err := h.Chip.TPM.Unseal(h.Lock.Phrase.Sealed)
 	h.Phrase, h.PhraseRefused = key, err
 	return err
+}
+
+// without says why the header has no phrase. A TPM that has not answered is not asked again.
+func without(h *host.Host) error {
+	if h.PhraseRefused != nil {
+		return errNone
+	}
+	if able, err := h.Chip.TPM.KeepsPhrases(); err != nil || able {
+		return errNone
+	}
+	return errUnable
 }
 
 // Refused notes why the TPM has not released the machine secret to this boot: the phrase is

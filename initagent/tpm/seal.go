@@ -104,6 +104,14 @@ func (t *TPM) sealPCR(m *policy.Secret, resets uint32, pcrs []int, boots []polic
 	return s, nil
 }
 
+// KeepsPhrases reports whether the TPM has the command of a phrase's policy.
+func (t *TPM) KeepsPhrases() (able bool, err error) {
+	const op = "asking for what a phrase needs"
+	defer fence(op, &err)
+	able, err = t.implements(tpm2.TPMCCPolicyCommandCode)
+	return able, wrap(op, err)
+}
+
 // SealPhrase seals the key of a phrase, which goes along with no PIN, to whatever boots the
 // machine secret's object is released to, but for that one's PIN. It refuses as Seal does, and a
 // TPM without the command of a phrase's policy, with ErrUnsupported.
