@@ -145,6 +145,7 @@ func (a *Agent) takeKeymap() {
 		}
 		if err != nil {
 			a.Log.Say("keymap us: %v", err)
+			a.Keymap = fmt.Sprintf("partly %s, partly us", k.Name)
 		}
 		return
 	}

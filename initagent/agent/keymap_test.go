@@ -45,7 +45,12 @@ func TestKeymap(t *testing.T) {
 	if m.Keymap != "us" || !strings.Contains(m.Printed.String(), "The keyboard is taken for: us.") || !strings.Contains(m.Said.String(), "keymap de: ") {
 		t.Errorf("refused, the keyboard is taken for %q:\n%s\n%s", m.Keymap, m.Printed.String(), m.Said.String())
 	}
-	m.RefusesKeymap = false
+	m.RefusesKeymaps = true // nor can it be undone
+	m.StartsBy("1234")
+	if !strings.Contains(m.Printed.String(), "The keyboard is taken for: partly de, partly us.") || !strings.Contains(m.Said.String(), "keymap us: ") {
+		t.Errorf("refused twice, it says:\n%s\n%s", m.Printed.String(), m.Said.String())
+	}
+	m.RefusesKeymap, m.RefusesKeymaps = false, false
 	m.Keymap = ""
 	m.Vars[keyboard.Variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: []byte("keymap 1 klingon")}
 	m.Typed = []string{"1234"}

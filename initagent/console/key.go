@@ -28,8 +28,8 @@ func (c *Console) AskKey(prompt string, checks bool, timeout time.Duration) ([]b
 	return c.askKey(prompt, checks, timeout, hasScreen(os.DirFS("/sys")))
 }
 
-// Positions implements hw.Console. A kernel that says nothing of its keys leaves them as they are:
-// the key can be typed with the keymap's own letters then.
+// Positions implements hw.Console. A kernel that says nothing of its keys, or fails while they are
+// set, has them as they were: the key can be typed with the keymap's own letters then.
 func (c *Console) Positions() (restore func()) {
 	us, err := keyboard.FindKeymap("us")
 	if err != nil {
@@ -40,10 +40,15 @@ func (c *Console) Positions() (restore func()) {
 		swap = func(entries []keyboard.Entry) (func() error, error) { return hw.SwapKeymap(hw.Screen, entries) }
 	}
 	undo, err := swap(us.Entries())
-	if undo == nil || err != nil && !errors.Is(err, unix.EINVAL) {
+	if undo == nil {
 		return func() {}
 	}
-	return func() { _ = undo() } // the next start sets the keymap again
+	restore = func() { _ = undo() } // the next start sets the keymap again
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		restore() // half of one keymap and half of another is none
+		return func() {}
+	}
+	return restore
 }
 
 func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, screen bool) ([]byte, error) {

@@ -241,3 +241,25 @@ func TestAskKeyNobody(t *testing.T) {
 		t.Errorf("nobody answers: %v", err)
 	}
 }
+
+// A keymap that is set in half is taken back at once; one that lacks a character is as good as set.
+func TestPositions(t *testing.T) {
+	for _, tt := range []struct {
+		err      error
+		at, last int // how often it is undone at once, and after the answer
+	}{{nil, 0, 1}, {unix.EINVAL, 0, 1}, {unix.EIO, 1, 1}} {
+		undone := 0
+		c := &Console{swap: func([]boardkeys.Entry) (func() error, error) {
+			return func() error { undone++; return nil }, tt.err
+		}}
+		restore := c.Positions()
+		if undone != tt.at {
+			t.Errorf("%v: undone %d times while the key is asked for, want %d", tt.err, undone, tt.at)
+		}
+		if restore(); undone != tt.last {
+			t.Errorf("%v: undone %d times, want %d", tt.err, undone, tt.last)
+		}
+	}
+	c := &Console{swap: func([]boardkeys.Entry) (func() error, error) { return nil, unix.ENOTTY }}
+	c.Positions()()
+}

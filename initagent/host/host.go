@@ -50,7 +50,7 @@ type Host struct {
 	Chip         Chip
 	Lock         *rootlock.Lock // of the root partition; or nil
 	Watching     Watching
-	Keymap       string // of the keyboard of a screen; "" for a US one
+	Keymap       string // of the keyboard of a screen, as it is said before a question; "" for a US one
 	Found
 	Opened
 }

@@ -407,7 +407,7 @@ func (p person) Program(path string, args ...string) error {
 // Keymap implements hw.Person.
 func (p person) Keymap(k keyboard.Keymap) error {
 	p.m.Keymap = k.Name
-	if p.m.RefusesKeymap && k.Name != "us" {
+	if p.m.RefusesKeymaps || p.m.RefusesKeymap && k.Name != "us" {
 		return unix.EINVAL
 	}
 	return nil

@@ -230,6 +230,7 @@ type Machine struct {
 	Printed        bytes.Buffer
 	Keymap         string // what the keyboard types; "" for a US one
 	NoPhrases      bool   // the TPM lacks TPM2_PolicyCommandCode
+	RefusesKeymaps bool   // nor that one
 	RefusesKeymap  bool   // the kernel does not take a keymap other than us as a whole
 	Absent         bool   // nobody presses Enter when a page was shown
 	Clock          time.Time

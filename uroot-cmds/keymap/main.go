@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -24,9 +25,12 @@ accent. A keyboard at the other end of a serial line is that machine's matter.
 Recovery console only. Exit codes: 0 done, 1 failed, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, hw.SetKeymap).Main() }
+func main() { cmd(recovery.Linux, hw.SwapKeymap).Main() }
 
-func cmd(machine func() (*recovery.Machine, error), set func(string, []keyboard.Entry) error) command.Command {
+// swap is hw.SwapKeymap.
+type swap func(screen string, entries []keyboard.Entry) (restore func() error, err error)
+
+func cmd(machine func() (*recovery.Machine, error), set swap) command.Command {
 	return command.Command{Name: "keymap", Help: help, MaxArgs: 1, Run: func(_ context.Context, c *command.Call) error {
 		if len(c.Args) == 0 {
 			_, err := fmt.Fprintln(c.Stdout, strings.Join(keyboard.Keymaps(), " "))
@@ -40,7 +44,9 @@ func cmd(machine func() (*recovery.Machine, error), set func(string, []keyboard.
 		if err != nil {
 			return err
 		}
-		if err := set(hw.Screen, k.Entries()); err != nil {
+		if restore, err := set(hw.Screen, k.Entries()); err != nil && restore != nil {
+			return errors.Join(err, restore()) // not half of one keymap and half of another
+		} else if err != nil {
 			return err
 		}
 		return m.RememberKeymap(k)
