@@ -80,8 +80,9 @@ func all(shown []string, want string) bool {
 }
 
 // The phrase is shown with the recovery key, and before each prompt of a boot that the TPM
-// knows. Another firmware does not get it, nor does a disk in the place of this one's give
-// it; accepted, and with another secret, the machine has the phrase that it had. FAULTS 109
+// knows. Another firmware does not get it, nor is there one where the header has lost it; an older
+// header shows it, as that header does on any disk. Accepted, and with another secret, the machine
+// has the phrase that it had. FAULTS 109
 func TestPhrase(t *testing.T) {
 	m := machinetest.New(t, machinetest.Pinned)
 	m.Ends("system")

@@ -14,8 +14,8 @@ const help = `usage: phrase new
 
 Four words that this machine shows before it asks for a PIN, the recovery key
 or a confirmation at its start. The TPM gives them to this machine's own systems
-alone: other words, or none, mean that something else asks, or that firmware,
-Secure Boot keys or disk are not what they were.
+alone: other words, or none, mean that something else asks, or that firmware or
+Secure Boot keys are not what they were. It says nothing of the disk.
 
   new  leave a request: the next start that the TPM opens makes another phrase,
        shows it, and asks whether it counts. Until then the one before does.
