@@ -24,11 +24,12 @@ const (
 	fromNowhere       // zeros
 	inPlace
 	fromSource
+	fromPatch
 )
 
 // A Plan says where each block of a part of a file comes from: it is in place,
-// all zeros, in a source that the machine has, such as its active slot, or in the
-// archive. A fresh plan takes all from the archive. It takes a byte a block,
+// all zeros, in a source that the machine has, such as its active slot, made by a patch,
+// or in the archive. A fresh plan takes all from the archive. It takes a byte a block,
 // and with a source 8 more and 256 KiB. It belongs to one goroutine.
 //
 // What it is told and what it tells is counted from the file's start; its own
@@ -263,8 +264,33 @@ func readFull(r io.ReaderAt, b []byte, at int64) error {
 // not what it was said to be: it comes from the archive.
 func (p *Plan) Refuse(block int) { p.from[block-p.start] = fromArchive }
 
+// Written says that a block was written, as it should be: it is in place.
+func (p *Plan) Written(block int) { p.from[block-p.start] = inPlace }
+
 // InItsPlace reports whether the destination holds a block already.
 func (p *Plan) InItsPlace(block int) bool { return p.from[block-p.start] == inPlace }
+
+// Patch says that a patch makes some of the file's blocks, of which those count that would
+// come from the archive, or with on false that it does not. It returns how many these are.
+func (p *Plan) Patch(first, blocks int, on bool) int {
+	was, is := fromArchive, fromPatch
+	if !on {
+		was, is = is, was
+	}
+	count := 0
+	for i := max(first-p.start, 0); i < min(first+blocks-p.start, len(p.from)); i++ {
+		if p.from[i] == was {
+			p.from[i] = is
+			count++
+		}
+	}
+	return count
+}
+
+// Patched reports whether a patch makes a block. One that is not of the part is not.
+func (p *Plan) Patched(block int) bool {
+	return block >= p.start && block-p.start < len(p.from) && p.from[block-p.start] == fromPatch
+}
 
 // A Copy is a run of blocks that come from the source. Each is to be hashed
 // and compared with the index.
