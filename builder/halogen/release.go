@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/builder/image"
@@ -30,6 +31,7 @@ Publishes what 'halogen build' made in a static web server's directory:
   ROOT/<arch>/<image-id>/<n>/<n>.cdx.json        its bill of materials, likewise
   ROOT/<arch>/<image-id>/<n>/<n>.intoto.json     how it was made, likewise
   ROOT/<arch>/<image-id>/<n>/<n>.metainfo.xml    its --notes, likewise
+  ROOT/<arch>/<image-id>/<n>/<n>.from-<m>.patch  --patch-from, and .patches what is in it
   ROOT/<arch>/<image-id>/stable, beta, alpha     links to the releases
 
 Every file changes in one step and the manifest last. What machines would not
@@ -43,6 +45,11 @@ first login after the update show: AppStream metadata (.xml, <releases> or
 low|medium|high|critical", "Kind: security|feature", "Date: 2026-11-29", "URL: ..."
 and "CVE: CVE-2026-1234, ...", and an empty line. Publishing the same release again
 replaces its notes.
+
+--patch-from names an older version on the server: its machines then fetch what has
+changed within files instead of whole blocks, where that is less. It is about files
+that lie in both images without compression, as kernel modules do with Modules=plain
+in uki.conf, and may be given several times, also when the release is there already.
 
 With --verify it checks a server as a machine would: a directory ROOT, or the URL
 of one image, <base>/<arch>/<image-id>. --pinned is the key as installed machines
@@ -134,6 +141,14 @@ func (c command) release(ctx context.Context, args []string) error {
 	c.keyOptions(f, &o.Key, &r.agent)
 	f.StringVar(&o.Previous, "previous", "", "`DIR` of the build that this one follows, for a ROOT that starts empty")
 	f.StringVar(&o.Notes, "notes", "", "`FILE` that says what the release brings: AppStream metadata (.xml) or Markdown (.md)")
+	f.Func("patch-from", "an older `VERSION` whose machines get patches; may be given several times", func(text string) error {
+		v, err := contract.ParseVersion(text)
+		if err == nil && slices.Contains(o.PatchFrom, v) {
+			err = errors.New("it is named twice")
+		}
+		o.PatchFrom = append(o.PatchFrom, v)
+		return err
+	})
 	f.StringVar(&r.dbx, "dbx", "", dbxUsage)
 	f.IntVar(&r.rollout, "rollout", 100, "`PERCENT` of the machines that take the release")
 	f.BoolVar(&o.SignManifest, "sign-manifest", false, "sign the manifest too, and number it, from now on")

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/patch"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 )
@@ -131,13 +132,18 @@ type Delta struct {
 	Blocks   int   // of 4 KiB, in all files
 	Changed  int   // of these
 	Requests int   // HTTP ranges
-	Bytes    int64 // that are fetched, head and index included
+	Bytes    int64 // that are fetched, head, index and patches included
+	Patches  int64 // of these, bytes of patches
 	Archive  int64 // bytes of the whole archive
 }
 
 func (d *Delta) String() string {
-	return fmt.Sprintf("from version %s: %d of %d blocks changed, %.1f MB to fetch (%.1f %% of the archive) in %d requests",
-		d.From, d.Changed, d.Blocks, float64(d.Bytes)/1e6, 100*float64(d.Bytes)/float64(d.Archive), d.Requests)
+	patched := ""
+	if d.Patches > 0 {
+		patched = fmt.Sprintf(", %.1f MB of them patches", float64(d.Patches)/1e6)
+	}
+	return fmt.Sprintf("from version %s: %d of %d blocks changed, %.1f MB to fetch%s (%.1f %% of the archive) in %d requests",
+		d.From, d.Changed, d.Blocks, float64(d.Bytes)/1e6, patched, 100*float64(d.Bytes)/float64(d.Archive), d.Requests)
 }
 
 // source is where releases lie, and by what their signatures are checked; a nil
@@ -175,7 +181,7 @@ func noteDelta(ctx context.Context, p source, v contract.Version, note func(stri
 
 // delta plans as a machine would.
 func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, error) {
-	_, old, err := p.index(ctx, from)
+	was, old, err := p.index(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("release %s: %w", from, err)
 	}
@@ -191,7 +197,15 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 			continue
 		}
 		source, _ := old.File(place.Name)
-		if err := d.add(f, source, head.Release.Salt); err != nil {
+		var table *patch.Table
+		if place.Name == release.ImageFile {
+			var size int
+			if table, size, err = p.patchTable(ctx, was.Release, head.Release); err != nil {
+				table = nil // machines do without, and --verify says why
+			}
+			d.Bytes, d.Patches = d.Bytes+int64(size), d.Patches+int64(size)
+		}
+		if err := d.add(f, source, head.Release.Salt, table); err != nil {
 			return nil, err
 		}
 	}
@@ -199,7 +213,7 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 }
 
 // add plans a file of which the machine has another version, or none.
-func (d *Delta) add(f, source *blockindex.File, salt []byte) error {
+func (d *Delta) add(f, source *blockindex.File, salt []byte, table *patch.Table) error {
 	var part, has blockindex.Part
 	for n := range f.Parts() {
 		if err := part.Load(f, n); err != nil {
@@ -215,6 +229,11 @@ func (d *Delta) add(f, source *blockindex.File, salt []byte) error {
 			for i := start; i < min(end, int(source.Size/blockindex.BlockSize)); i++ {
 				plan.Have(i, has.Hash(i))
 			}
+		}
+		if table != nil {
+			c := table.Choose(plan, blockindex.UsualGap, blockindex.UsualLimit)
+			d.Patches, d.Bytes = d.Patches+c.Bytes, d.Bytes+c.Bytes
+			d.Changed, d.Requests = d.Changed+c.Blocks, d.Requests+len(c.Groups)
 		}
 		cost := plan.Cost(blockindex.UsualGap, blockindex.UsualLimit)
 		d.Blocks += cost.Blocks

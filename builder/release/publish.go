@@ -51,7 +51,9 @@ type Options struct {
 	Notes string
 	// Revocations are entries for dbx that the release brings to machines.
 	Revocations secureboot.Database
-	Now         time.Time
+	// PatchFrom are older versions on the server from which machines get patches.
+	PatchFrom []contract.Version
+	Now       time.Time
 	// Note is told what happens.
 	Note func(format string, args ...any)
 }
@@ -122,7 +124,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 		}
 	}()
 	// Whatever can be refused is refused before anything is written.
-	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.loadSigner, p.hash, p.writeRelease, p.writeKey, p.writeManifest} {
+	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.patchable, p.loadSigner, p.hash, p.writeRelease, p.writePatches, p.writeKey, p.writeManifest} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -236,7 +238,7 @@ func (p *publisher) compare(context.Context) error {
 	}
 	for _, c := range manifest.Channels() {
 		e := m.Entry(c)
-		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && (p.widens(e) || p.notes != nil)) {
+		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && (p.widens(e) || p.notes != nil || len(p.PatchFrom) > 0)) {
 			return fmt.Errorf("version %s is not newer than %s, which is in %s: build it with a greater --version", v, e.Version, c)
 		}
 		if c == p.Channel {

@@ -79,6 +79,7 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 			v.fault(fmt.Errorf("release %s, in %s: %w", version, c, err))
 		} else {
 			v.Note("release %s, in %s, is good", version, c)
+			v.checkPatches(ctx, version)
 			noteDelta(ctx, source{v.server, v.Key, v.Now}, version, v.Note)
 		}
 		if ctx.Err() != nil {

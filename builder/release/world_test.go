@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,8 @@ type world struct {
 	t    testing.TB
 	dir  string
 	home string // of gpg
+	// more is what the root file system has beside what it needs.
+	more rootfstest.Files
 }
 
 const password = "plinth oversee cobalt drizzle yearbook"
@@ -47,7 +50,7 @@ func newWorld(t testing.TB) *world {
 	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("s2k-count 65536\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t, t.TempDir(), home}
+	w := &world{t: t, dir: t.TempDir(), home: home}
 	w.write("password", password+"\n")
 	return w
 }
@@ -138,8 +141,10 @@ func (w *world) build(version contract.Version, key, fingerprint string, more ..
 		w.t.Fatal(err)
 	}
 	out := filepath.Join(w.t.TempDir(), "build")
+	tree := rootfstest.Minimal()
+	maps.Copy(tree, w.more)
 	_, err = image.Build(w.t.Context(), image.Options{
-		Config: c, RootFS: rootfstest.Minimal().Write(w.t, false), Version: version, Out: out,
+		Config: c, RootFS: tree.Write(w.t, false), Version: version, Out: out,
 		Machine: rootfstest.Machine(w.t), Progress: image.NewProgress(io.Discard), Now: w.buildsAt(key), ExpiringKey: true,
 	})
 	if err != nil {

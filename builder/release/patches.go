@@ -1,0 +1,225 @@
+package release
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"halogenos.internal/boot/archive"
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/patch"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/patches"
+)
+
+// patchable refuses versions that there can be no patches from.
+func (p *publisher) patchable(context.Context) error {
+	for _, v := range p.PatchFrom {
+		if v >= p.build.release.Version {
+			return fmt.Errorf("patches from version %s to %s: machines take nothing older", v, p.build.release.Version)
+		}
+		if _, err := os.Stat(filepath.Join(p.dir, manifest.ArchiveName(v))); err != nil {
+			return fmt.Errorf("patches from version %s: its archive must be on the server: %w", v, err)
+		}
+	}
+	return nil
+}
+
+// writePatches makes the patches from older versions and puts them beside the archive. They
+// may come later than that: machines take those whose signature fits, and do without
+// meanwhile. The table comes after what it lists, and its signature first: cut in between,
+// machines pass over what does not fit.
+func (p *publisher) writePatches(ctx context.Context) error {
+	for _, v := range p.PatchFrom {
+		if err := p.patchFrom(ctx, v); err != nil {
+			return fmt.Errorf("patches from version %s: %w", v, err)
+		}
+	}
+	return nil
+}
+
+func (p *publisher) patchFrom(ctx context.Context, v contract.Version) (err error) {
+	start := time.Now()
+	file, err := os.CreateTemp(p.dir, unfinished)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close(), os.Remove(file.Name())) }()
+	source := source{Directory(p.dir), p.site.key, p.Now}
+	was, err := source.image(ctx, v, file)
+	if err != nil {
+		return err
+	}
+	fresh, err := os.Open(filepath.Join(p.Build, release.ImageFile))
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	table, packed, err := patches.Make(ctx, patches.Image{Image: imageOf(was), Content: file}, patches.Image{Image: imageOf(p.build.release), Content: fresh})
+	if err != nil {
+		return err
+	}
+	if len(table.Groups) == 0 {
+		p.Note("patches from version %s would spare nothing: the two images have no files in common that lie without compression (Modules=plain)", v)
+		return nil
+	}
+	if err := p.putPatches(v, table, packed); err != nil {
+		return err
+	}
+	p.Note("patches from version %s: %.1f MB, in %.1f s", v, float64(len(packed))/1e6, time.Since(start).Seconds())
+	return nil
+}
+
+func imageOf(r *release.Release) patch.Image {
+	return patch.Image{Root: verity.Root(r.RootHash), Blocks: int(r.ImageSize / verity.BlockSize)}
+}
+
+// putPatches writes the files.
+func (p *publisher) putPatches(from contract.Version, table *patch.Table, packed []byte) error {
+	text, err := table.Encode()
+	if err != nil {
+		return err
+	}
+	to := p.build.release.Version
+	if err := writeFile(p.dir, patch.FileName(to, from), packed); err != nil {
+		return err
+	}
+	if p.signer != nil {
+		signature, err := p.signer.Sign(bytes.NewReader(text), p.Now)
+		if err != nil {
+			return fmt.Errorf("sign %s: %w", patch.TableName(to, from), err)
+		}
+		if err := writeFile(p.dir, patch.SignatureName(to, from), signature); err != nil {
+			return err
+		}
+	}
+	return writeFile(p.dir, patch.TableName(to, from), text)
+}
+
+// image unpacks a release's system image, and compares it with the description.
+func (p source) image(ctx context.Context, v contract.Version, to io.Writer) (r *release.Release, err error) {
+	f, err := p.server.Open(ctx, manifest.ArchiveName(v))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	a, err := archive.Open(ctx, f, madeBy(p.key, p.now), archive.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	arch, imageID := p.server.Place()
+	if err := belongs(a.Release(), arch, imageID, v); err != nil {
+		return nil, err
+	}
+	for {
+		file, content, err := a.Next()
+		if err != nil {
+			return nil, err // the image comes last, and is always there
+		}
+		if file.Name != release.ImageFile {
+			if _, err := io.Copy(io.Discard, content); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		_, err = io.Copy(to, content)
+		return a.Release(), err
+	}
+}
+
+// patchTable reads the table of patches from one image to another, and how many bytes it has.
+// The error is fs.ErrNotExist where there is none, and another where machines refuse it.
+func (p source) patchTable(ctx context.Context, old, fresh *release.Release) (*patch.Table, int, error) {
+	name := patch.TableName(fresh.Version, old.Version)
+	text, err := p.server.Get(ctx, name, patch.MaxTable)
+	if err != nil {
+		return nil, 0, err
+	}
+	signature, err := p.server.Get(ctx, patch.SignatureName(fresh.Version, old.Version), archive.MaxSignature)
+	if err != nil && p.key != nil {
+		return nil, 0, fmt.Errorf("%s has no signature that can be read: %v", name, err)
+	}
+	if err := madeBy(p.key, p.now)(text, signature); err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", name, err)
+	}
+	t, err := patch.ParseTable(text)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := t.Fits(imageOf(old), imageOf(fresh)); err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return t, len(text), nil
+}
+
+// checkPatches reads the patches from all older versions on the server. Machines update
+// without those that are wrong, and fetch more than they need.
+func (v *verifier) checkPatches(ctx context.Context, to contract.Version) {
+	s := source{v.server, v.Key, v.Now}
+	all, err := s.server.Versions(ctx)
+	if err != nil {
+		return // what a server offers is told elsewhere
+	}
+	for _, from := range all {
+		if from >= to {
+			continue
+		}
+		blocks, err := s.checkPatches(ctx, from, to)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			v.fault(fmt.Errorf("patches from version %s to %s: %w: make them again with 'halogen release --patch-from %s'", from, to, err, from))
+		default:
+			v.Note("patches from version %s to %s are good, for %d blocks", from, to, blocks)
+		}
+	}
+}
+
+// checkPatches compares the file of patches with its table, and returns how many blocks they
+// make. The error is fs.ErrNotExist where there is no table, or nothing to compare it with.
+func (p source) checkPatches(ctx context.Context, from, to contract.Version) (blocks int, err error) {
+	if _, err := p.server.Get(ctx, patch.TableName(to, from), patch.MaxTable); err != nil {
+		return 0, err
+	}
+	old, _, err := p.index(ctx, from)
+	if err != nil {
+		return 0, fs.ErrNotExist
+	}
+	fresh, _, err := p.index(ctx, to)
+	if err != nil {
+		return 0, err
+	}
+	t, _, err := p.patchTable(ctx, old.Release, fresh.Release)
+	if err != nil {
+		return 0, err
+	}
+	name := patch.FileName(to, from)
+	f, err := p.server.Open(ctx, name)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %v", name, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for _, g := range t.Groups {
+		sum := sha256.New()
+		if _, err := io.CopyN(sum, f, g.Size); err != nil {
+			return 0, fmt.Errorf("%s, %d bytes at byte %d: %v", name, g.Size, g.Offset, err)
+		}
+		if !bytes.Equal(sum.Sum(nil), g.SHA256[:]) {
+			return 0, fmt.Errorf("%s, %d bytes at byte %d: %w", name, g.Size, g.Offset, patch.ErrDamaged)
+		}
+		for _, e := range g.Extents {
+			blocks += e.NewBlocks
+		}
+	}
+	return blocks, nil
+}

@@ -1,0 +1,125 @@
+package release
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/patch"
+)
+
+func noteTo(w io.Writer) func(string, ...any) {
+	return func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
+}
+
+func rewrite(t *testing.T, file string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// programs are files of which a byte here and there is another from version to version.
+func programs(version byte) map[string][]byte {
+	all := make(map[string][]byte)
+	for i, name := range []string{"usr/bin/one", "usr/bin/two", "usr/lib/three"} {
+		b := make([]byte, 300_000+i*10_000)
+		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(b)
+		for at := 100; at < len(b); at += 3000 {
+			b[at] = version
+		}
+		all[name] = b
+	}
+	return all
+}
+
+// patchedBuild makes a build of programs that lie in the image without compression.
+func (w *world) patchedBuild(version contract.Version, key, fingerprint string) string {
+	w.more = programs(byte(version))
+	return w.build(version, key, fingerprint, "SlotSize=16M", "SlotSize=16M\nCompression=none")
+}
+
+// Patches from older versions lie beside the archive, signed and the same each time, spare
+// most of what machines would fetch, and are judged by --verify.
+func TestPatchFrom(t *testing.T) {
+	w := newWorld(t)
+	fingerprint := w.key("release", "ed25519", strings.TrimSpace(password))
+	w.publish(w.options(w.patchedBuild(1, "release", fingerprint), "release"))
+	w.publish(w.options(w.patchedBuild(2, "release", fingerprint), "release"))
+	third := w.options(w.patchedBuild(3, "release", fingerprint), "release")
+	for _, c := range []struct {
+		from contract.Version
+		want string
+	}{{3, "machines take nothing older"}, {4, "machines take nothing older"}, {0, "must be on the server"}} {
+		third.PatchFrom = []contract.Version{2, c.from}
+		w.refused("patches from "+c.from.String(), third, c.want)
+	}
+	third.PatchFrom = nil
+	without := w.publish(third).Delta
+	third.PatchFrom = []contract.Version{1, 2}
+	r := w.publish(third) // the release is there already
+	if d := r.Delta; d.From != 2 || d.Patches == 0 || d.Patches >= d.Bytes || d.Blocks != without.Blocks || d.Bytes > without.Bytes-700_000 || !strings.Contains(d.String(), "of them patches") {
+		t.Errorf("%+v with patches, %+v without", d, without)
+	}
+	before := snapshot(t, r.Directory)
+	w.publish(third)
+	if after := snapshot(t, r.Directory); after != before {
+		t.Errorf("published again, the server changed from\n%s\nto\n%s", before, after)
+	}
+	verify := func() (string, error) {
+		var said bytes.Buffer
+		err := Verify(t.Context(), Directory(r.Directory), VerifyOptions{Now: now, Note: noteTo(&said)})
+		return said.String(), err
+	}
+	said, err := verify()
+	for _, want := range []string{"patches from version 1 to 3 are good", "patches from version 2 to 3 are good", "of them patches"} {
+		if err != nil || !strings.Contains(said, want) {
+			t.Errorf("%v, said %q, want %q", err, said, want)
+		}
+	}
+	for name, want := range map[string]string{
+		patch.FileName(3, 1):      "another SHA-256",
+		patch.TableName(3, 2):     "signature",
+		patch.SignatureName(3, 1): "signature",
+	} {
+		file := filepath.Join(r.Directory, filepath.FromSlash(name))
+		good := mustRead(t, file)
+		damaged := bytes.Clone(good)
+		damaged[len(damaged)/2] ^= 1
+		for _, content := range [][]byte{damaged, good[:len(good)-1]} {
+			rewrite(t, file, content)
+			if said, err := verify(); err == nil || !strings.Contains(err.Error(), "patches from version") || !strings.Contains(err.Error(), "--patch-from") {
+				t.Errorf("%s of %d bytes: %v, want %q; said %q", name, len(content), err, want, said)
+			}
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verify(); (err == nil) != (name == patch.TableName(3, 2)) {
+			t.Errorf("without %s: %v", name, err)
+		}
+		rewrite(t, file, good)
+	}
+}
+
+// Two images that have nothing in common that lies without compression have no patches.
+func TestPatchFromCompressed(t *testing.T) {
+	w := newWorld(t)
+	w.more = map[string][]byte{"usr/bin/tool": bytes.Repeat([]byte("the first one "), 9999)}
+	w.publish(w.options(w.build(1, "", ""), ""))
+	w.more = map[string][]byte{"usr/bin/tool": bytes.Repeat([]byte("another one "), 9999)}
+	second := w.options(w.build(2, "", ""), "")
+	second.PatchFrom = []contract.Version{1}
+	var said bytes.Buffer
+	second.Note = noteTo(&said)
+	r := w.publish(second)
+	if _, err := os.Stat(filepath.Join(r.Directory, patch.TableName(2, 1))); err == nil || !strings.Contains(said.String(), "would spare nothing") {
+		t.Errorf("%v, said %q", err, said.String())
+	}
+}
