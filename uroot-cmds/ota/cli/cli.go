@@ -332,7 +332,11 @@ func fetchRelease(ctx context.Context, c *call) (any, error) {
 		fmt.Fprintln(c.out, plain(out.Reason))
 	}
 	if err == nil && out.Result != nil {
-		fmt.Fprintf(c.out, "%s fetched of an archive of %s, %s copied from the running system\n", size(out.Result.Fetched), size(out.Size), size(out.Result.Copied))
+		fmt.Fprintf(c.out, "%s fetched of an archive of %s, %s copied from the running system", size(out.Result.Fetched), size(out.Size), size(out.Result.Copied))
+		if out.Result.Patched > 0 {
+			fmt.Fprintf(c.out, ", %s made of it by patches", size(out.Result.Patched))
+		}
+		fmt.Fprintln(c.out)
 	}
 	return out, err
 }

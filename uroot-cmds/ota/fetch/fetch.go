@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/blockindex"
+	"halogenos.internal/boot/patch"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/server"
@@ -45,6 +46,7 @@ type Phase string
 const (
 	Checking  Phase = "checking"  // what is there already
 	Copying   Phase = "copying"   // from the running system's slot
+	Patching  Phase = "patching"  // what the running system's slot has
 	Fetching  Phase = "fetching"  // from the server
 	Verifying Phase = "verifying" // building the verity tree
 )
@@ -61,9 +63,10 @@ type Progress struct {
 
 // A Result says where the release came from, in bytes.
 type Result struct {
-	Fetched int64 `json:"fetched"` // from the server
-	Copied  int64 `json:"copied"`  // from the running system
-	Kept    int64 `json:"kept"`    // were in place
+	Fetched int64 `json:"fetched"`           // from the server
+	Copied  int64 `json:"copied"`            // from the running system
+	Patched int64 `json:"patched,omitempty"` // made of what the running system has
+	Kept    int64 `json:"kept"`              // were in place
 }
 
 // A Source is what the machine has of the release before: the content of its
@@ -95,7 +98,8 @@ type Job struct {
 
 	head   *archive.Head
 	index  *blockindex.Index
-	opened *os.File // that the index is read from
+	table  *patch.Table // of patches from the running system; nil where there are none
+	opened *os.File     // that the index is read from
 	meter  meter
 	result Result
 }
@@ -111,6 +115,7 @@ func (j *Job) Run(ctx context.Context) (Result, error) {
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return Result{}, err
 	}
+	j.readPatches()
 	// What is left of another release must not be taken for this one's.
 	if err := j.tidy(); err != nil {
 		return Result{}, err

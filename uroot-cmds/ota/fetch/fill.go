@@ -100,6 +100,11 @@ func (j *Job) fillPart(ctx context.Context, part *blockindex.Part, to block.Devi
 	if err := j.zeros(plan, to); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if online && from != nil {
+		if err := j.patch(ctx, part, plan, to, from); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
 	cost := plan.Cost(maxGap, maxRange)
 	switch {
 	case cost.Wanted > 0 && !online:

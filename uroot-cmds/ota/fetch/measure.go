@@ -33,6 +33,7 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return m, err
 	}
+	j.readPatches()
 	if err := j.tidy(); err != nil {
 		return m, err
 	}
@@ -108,6 +109,9 @@ func (j *Job) measure(ctx context.Context, name string, to io.ReaderAt, from *so
 				}
 				j.note("%s: not all is copied that the running system has: %v", &part, err)
 			}
+		}
+		if from != nil {
+			total += j.choosePatches(name, plan).Bytes
 		}
 		total += plan.Cost(maxGap, maxRange).Fetched
 	}
