@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/zstdframe"
 )
 
 // apart compares what two files that differ consist of. It finds nothing where
@@ -137,24 +138,29 @@ func members(data []byte) (map[string]member, bool) {
 		return tarMembers(data)
 	case bytes.HasPrefix(data, []byte("070701")):
 		all := make(map[string]member)
+		var after []byte // what follows a part that is compressed
 		for part := 0; ; part++ {
 			rest, err := cpioMembers(data, all)
 			if err != nil {
 				return nil, false
 			}
 			if rest = bytes.TrimLeft(rest, "\x00"); len(rest) == 0 {
+				rest, after = bytes.TrimLeft(after, "\x00"), nil
+			}
+			if len(rest) == 0 {
 				return all, true
 			}
 			if bytes.HasPrefix(rest, []byte("070701")) {
 				data = rest
 				continue
 			}
-			plain, ok := decompress(rest)
+			end := zstdframe.End(rest)
+			plain, ok := decompress(rest[:end])
 			if !ok || !bytes.HasPrefix(plain, []byte("070701")) {
 				all[fmt.Sprintf("(part %d)", part+2)] = member{data: rest}
 				return all, true
 			}
-			data = plain
+			data, after = plain, rest[end:]
 		}
 	}
 	return nil, false

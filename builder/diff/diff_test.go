@@ -61,6 +61,7 @@ func TestBuilds(t *testing.T) {
 	said := compare(t, first, build(t, func(f rootfstest.Files, o *image.Options) {
 		f["usr/bin/hello"] = []byte("#!/bin/sh\necho hullo\n")
 		f["usr/bin/new"] = []byte("new")
+		f["usr/lib/modules/"+rootfstest.Release+"/modules.alias"] = []byte("alias fs-one two_parts\n")
 		program, err := os.ReadFile(filepath.Join(o.Machine, "bb"))
 		if err == nil {
 			err = os.WriteFile(filepath.Join(o.Machine, "bb"), append(program, 1), 0o755)
@@ -73,6 +74,7 @@ func TestBuilds(t *testing.T) {
 		`system.erofs!/usr/bin/hello: line 2 is "echo hello" and "echo hullo"`,
 		"system.erofs!/usr/bin/new: only the second has it",
 		"uki.efi!/.initrd!/bin/bb: has 243 bytes and 244",
+		"uki.efi!/.initrd!/lib/modules/" + rootfstest.Release + "/modules.alias: ",
 		"uki.efi!/.initrd!/halogen/contract.json.root_hash: ",
 		"release.json.root_hash: ",
 		"disk.img!/2-system-a!/usr/bin/hello: line 2",

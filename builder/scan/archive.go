@@ -17,6 +17,8 @@ import (
 	"github.com/pierrec/lz4/v4"
 	"github.com/therootcompany/xz"
 	"github.com/ulikunitz/xz/lzma"
+
+	"halogenos.internal/builder/zstdframe"
 )
 
 // kind says what a file holds beside its own bytes.
@@ -180,7 +182,14 @@ func (j *job) archive(name string, data []byte, depth int) (kind, error) {
 			if j.deep(name, depth) {
 				return packed, nil
 			}
-			return j.compressed(name, data, depth, d.open)
+			found, err := j.compressed(name, data, depth, d.open)
+			// Zeros and another archive follow in an initramfs.
+			if end := zstdframe.End(data); err == nil && end < len(data) && data[end] == 0 {
+				if rest := bytes.TrimLeft(data[end:], "\x00"); len(rest) > 0 {
+					_, err = j.archive(name, rest, depth+1)
+				}
+			}
+			return found, err
 		}
 	}
 	switch {

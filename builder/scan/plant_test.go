@@ -21,6 +21,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -337,6 +338,7 @@ func archivePlants(t testing.TB) []plant {
 		{name: "tar in gzip", rule: ruleMachineID, data: gzipOf(t, tarOf(t, "inner", id)), in: "!/inner"},
 		{name: "tar in xz in tar in zstd", rule: ruleAge, data: zstdOf(t, tarOf(t, "a", xzOf(t, tarOf(t, "b", key)))), in: "!/a!/b"},
 		{name: "cpio", rule: ruleMachineID, data: cpioOf(t, "inner", id), in: "!/inner"},
+		{name: "three cpio archives in a row, two in zstd with zeros between them", rule: ruleMachineID, data: slices.Concat(cpioOf(t, "nothing", []byte("x")), zstdOf(t, cpioOf(t, "nor", []byte("y"))), make([]byte, 99), zstdOf(t, cpioOf(t, "inner", id))), in: "!/inner"},
 		{name: "two cpio archives in a row, the second in zstd", rule: ruleMachineID, data: append(cpioOf(t, "nothing", []byte("x")), zstdOf(t, cpioOf(t, "inner", id))...), in: "!/inner"},
 		{name: "zip", rule: ruleAge, data: zipOf(t, "inner", key), in: "!/inner"},
 		{name: "zip behind a program", rule: ruleAge, data: append([]byte("#!/bin/sh\nexit\n"), zipOf(t, "inner", key)...), in: "!/inner"},
