@@ -31,7 +31,16 @@ const (
 // gives the same bytes, a multiple of the file alignment (512 bytes in all
 // known stubs). Memory needed is that of the result.
 func Build(stub []byte, sections []Section) ([]byte, error) {
-	plan, file, err := prepare(stub, sections)
+	return BuildAligned(stub, sections, 1)
+}
+
+// BuildAligned is Build, but for where sections lie in the file: each ends at a multiple of
+// block, a power of two, and so all but the first begin at one. They have zeros behind them for
+// that, in the file alone (SizeOfRawData, which may be more than VirtualSize), since what lies
+// between sections is not signed. So blocks of a file that has a section's content are blocks
+// of the image, too.
+func BuildAligned(stub []byte, sections []Section, block int64) ([]byte, error) {
+	plan, file, err := prepare(stub, sections, block)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +52,7 @@ func Build(stub []byte, sections []Section) ([]byte, error) {
 // Write writes what Build returns. Memory needed is that of the stub, beside the
 // sections.
 func Write(w io.Writer, stub []byte, sections []Section) error {
-	plan, file, err := prepare(stub, sections)
+	plan, file, err := prepare(stub, sections, 1)
 	if err != nil {
 		return err
 	}
@@ -54,7 +63,7 @@ func Write(w io.Writer, stub []byte, sections []Section) error {
 }
 
 // prepare checks stub and sections and decides where everything goes.
-func prepare(stub []byte, sections []Section) (*layout, *pe.File, error) {
+func prepare(stub []byte, sections []Section, block int64) (*layout, *pe.File, error) {
 	file, err := pe.Parse(stub)
 	if err != nil {
 		return nil, nil, fmt.Errorf("parse stub: %w", err)
@@ -65,7 +74,7 @@ func prepare(stub []byte, sections []Section) (*layout, *pe.File, error) {
 	if err := checkNames(file, sections); err != nil {
 		return nil, nil, err
 	}
-	plan, err := lay(file, sections)
+	plan, err := lay(file, sections, uint64(block))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -156,7 +165,7 @@ type layout struct {
 	fresh   int          // how many of places are new
 }
 
-func lay(file *pe.File, sections []Section) (*layout, error) {
+func lay(file *pe.File, sections []Section, block uint64) (*layout, error) {
 	align := uint64(file.FileAlignment)
 	if align > maxFileAlignment {
 		return nil, fmt.Errorf("stub: file alignment of %d bytes, want at most %d", align, maxFileAlignment)
@@ -183,7 +192,7 @@ func lay(file *pe.File, sections []Section) (*layout, error) {
 			continue
 		}
 		address = alignUp(address, uint64(file.SectionAlignment))
-		stored := alignUp(uint64(len(s.Data)), align)
+		stored := alignUp(offset+uint64(len(s.Data)), max(align, block)) - offset
 		if offset+stored > math.MaxUint32 || address+uint64(len(s.Data)) > math.MaxUint32-uint64(file.SectionAlignment) {
 			return nil, fmt.Errorf("section %s of %d bytes does not fit: a PE image ends at 4 GiB", s.Name, len(s.Data))
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -81,6 +82,42 @@ func TestBuildRoundTrip(t *testing.T) {
 	}
 	if _, err := pe.NewFile(bytes.NewReader(image)); err != nil {
 		t.Errorf("debug/pe: %v", err)
+	}
+}
+
+// Aligned, each section lies at a block of the file, nothing lies between two, and what is
+// loaded is the same.
+func TestBuildAligned(t *testing.T) {
+	const block = 4096
+	sections := payload().Sections()
+	image, err := uki.BuildAligned(ukitest.Stub("257.1"), sections, block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := uki.Parse(build(t, ukitest.Stub("257.1"), sections...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := uki.Parse(image)
+	if err != nil || !reflect.DeepEqual(parsed.Sections(), plain.Sections()) {
+		t.Errorf("other sections are loaded, %v", err)
+	}
+	file, err := pe.NewFile(bytes.NewReader(image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := uint32(0)
+	for i, s := range file.Sections {
+		if end != 0 && s.Offset != end {
+			t.Errorf("section %s begins at byte %d, the one before ends at %d", s.Name, s.Offset, end)
+		}
+		if i > len(file.Sections)-len(sections) && s.Offset%block != 0 {
+			t.Errorf("section %s begins at byte %d", s.Name, s.Offset)
+		}
+		end = s.Offset + s.Size
+	}
+	if int(end) != len(image) {
+		t.Errorf("the last section ends at byte %d of %d", end, len(image))
 	}
 }
 

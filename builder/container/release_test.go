@@ -344,12 +344,25 @@ func (b *builder) open(t *testing.T) {
 		t.Fatal(err)
 	}
 	initrd, ok := image.Section(".initrd")
-	packed := bytes.Index(initrd, []byte{0x28, 0xb5, 0x2f, 0xfd})
-	if !ok || packed < 0 {
-		t.Fatal("the UKI has no compressed initramfs")
+	// Its archives begin at blocks, with zeros before them.
+	const block = 4096
+	var pieces []string
+	for at, start := 0, -1; ok && at < len(initrd); {
+		end := min(at+block, len(initrd))
+		if bytes.HasPrefix(initrd[at:], []byte{0x28, 0xb5, 0x2f, 0xfd}) {
+			start = at
+		}
+		if at = end; start >= 0 && (end == len(initrd) || bytes.HasPrefix(initrd[end:], []byte{0x28, 0xb5, 0x2f, 0xfd})) {
+			pieces = append(pieces, string(bytes.TrimRight(initrd[start:end], "\x00")))
+		}
 	}
-	if err := os.WriteFile(filepath.Join(b.dir, "initramfs"), initrd[packed:], 0o644); err != nil {
-		t.Fatal(err)
+	if len(pieces) < 2 {
+		t.Fatalf("the UKI has %d compressed archives in its initramfs", len(pieces))
+	}
+	for i, piece := range pieces {
+		if err := os.WriteFile(filepath.Join(b.dir, fmt.Sprint("initramfs-", i)), []byte(piece), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -315,11 +315,11 @@ func (b *build) pack(ctx context.Context) error {
 
 func (b *build) packInitramfs() error {
 	done := b.Progress.Step("packing the initramfs")
-	plain, err := initramfs.Archive(b.busybox, b.index, b.tree, b.modules)
+	plain, err := initramfs.Archives(b.busybox, b.index, b.tree, b.modules)
 	if err != nil {
 		return err
 	}
-	packed, err := b.compress(plain)
+	packed, err := initramfs.Join(plain, b.compress)
 	if err != nil {
 		return err
 	}
@@ -395,10 +395,10 @@ func (b *build) seal(ctx context.Context) error {
 		return err
 	}
 	b.initrd = initrd
-	b.uki, err = uki.Build(b.parts.stub, uki.Payload{
+	b.uki, err = uki.BuildAligned(b.parts.stub, uki.Payload{
 		OSRelease: b.parts.osRelease, Cmdline: []byte(b.Config.Cmdline), Uname: []byte(b.parts.kernel.release),
 		Splash: b.Config.Splash, Linux: b.parts.kernel.image, Initrd: initrd, Microcode: ucode,
-	}.Sections())
+	}.Sections(), verity.BlockSize)
 	if err != nil {
 		return fmt.Errorf("make UKI: %w", err)
 	}

@@ -32,7 +32,7 @@ func (b *build) keepResults() {
 	}
 }
 
-// compress packs the initramfs, or takes what an earlier build has made of the same. That is
+// compress packs an archive of the initramfs, or takes what an earlier build has made of the same. That is
 // unpacked and compared.
 func (b *build) compress(plain []byte) ([]byte, error) {
 	if b.cache == nil {

@@ -56,7 +56,7 @@ func TestCacheChangesNothing(t *testing.T) {
 			}
 		}
 	}
-	if have := listing(t, kept); len(have) != 2 {
+	if have := listing(t, kept); len(have) != 3 {
 		t.Errorf("the cache has %q", have)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/verity"
 	"halogenos.internal/builder/rootfs"
 )
 
@@ -222,8 +223,11 @@ func (b *build) placeMicrocode(contracts []byte) (initrd, section []byte, err er
 	if err != nil {
 		return nil, nil, fmt.Errorf("UKI stub: %w", err)
 	}
+	// What follows begins at a block, as the sections do: it is often the running UKI's, too.
+	fill := func(n int) []byte { return make([]byte, -n&(verity.BlockSize-1)) }
 	if stub.Major < uki.MicrocodeStub {
-		return slices.Concat(contracts, b.ucode, b.initramfs), nil, nil
+		n := len(contracts) + len(b.ucode)
+		return slices.Concat(contracts, b.ucode, fill(n), b.initramfs), nil, nil
 	}
-	return slices.Concat(contracts, b.initramfs), b.ucode, nil
+	return slices.Concat(contracts, fill(len(contracts)), b.initramfs), b.ucode, nil
 }

@@ -19,6 +19,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"halogenos.internal/boot/verity"
 )
 
 // Init is the command of the busybox that runs as PID 1.
@@ -100,18 +102,37 @@ func erasesSecrets(program []byte) error {
 // directories of the initramfs beside those of its files.
 var directories = []string{"etc", "proc", "root", "run", "sys", "sysroot", "tmp"}
 
-// Build returns the archive, compressed with zstd. The same input gives the
-// same bytes.
+// pieceAlign is what each archive of the initramfs but the last is filled up to with zeros,
+// in bytes: where that one has not changed, a machine has its blocks already.
+const pieceAlign = verity.BlockSize
+
+// Build returns two archives, one after the other, each compressed with zstd. The same input
+// gives the same bytes.
 func Build(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
-	plain, err := Archive(b, x, files, modules)
+	plain, err := Archives(b, x, files, modules)
 	if err != nil {
 		return nil, err
 	}
-	return Compress(plain)
+	return Join(plain, Compress)
 }
 
-// Archive returns the archive as it is before [Compress].
-func Archive(b Busybox, x *Index, files Files, modules []string) ([]byte, error) {
+// Join packs archives, and puts them one after the other.
+func Join(plain [][]byte, compress func([]byte) ([]byte, error)) ([]byte, error) {
+	var out []byte
+	for _, p := range plain {
+		packed, err := compress(p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, make([]byte, -len(out)&(pieceAlign-1))...)
+		out = append(out, packed...)
+	}
+	return out, nil
+}
+
+// Archives returns the archives as they are before [Join]: the programs, and what is of the
+// kernel, which changes more often.
+func Archives(b Busybox, x *Index, files Files, modules []string) ([][]byte, error) {
 	if err := b.check(); err != nil {
 		return nil, err
 	}
@@ -137,10 +158,19 @@ func Archive(b Busybox, x *Index, files Files, modules []string) ([]byte, error)
 		// Where the kernel looks for it when it wants a module itself.
 		records = append(records, cpio.Symlink("sbin/modprobe", "../bin/bb"))
 	}
+	var ofKernel []cpio.Record
 	for _, f := range contents {
-		records = append(records, cpio.StaticFile(f.name, string(f.data), 0o644))
+		ofKernel = append(ofKernel, cpio.StaticFile(f.name, string(f.data), 0o644))
 	}
-	return archive(records)
+	var out [][]byte
+	for _, piece := range [][]cpio.Record{records, ofKernel} {
+		plain, err := archive(piece)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, plain)
+	}
+	return out, nil
 }
 
 // archive writes records as newc, without times, owners or inode numbers. Each

@@ -193,22 +193,48 @@ func TestBuild(t *testing.T) {
 	if len(packed)%4 != 0 {
 		t.Errorf("%d bytes are not whole words", len(packed))
 	}
-	z, err := zstd.NewReader(bytes.NewReader(packed), zstd.IgnoreChecksum(false))
-	if err != nil {
-		t.Fatal(err)
+	all := pieces(t, packed)
+	if len(all) != 2 {
+		t.Fatalf("%d archives", len(all))
 	}
-	defer z.Close()
-	plain, err := io.ReadAll(z)
-	// The padding is no zstd; the kernel skips zero bytes.
-	if err != nil && len(plain) == 0 {
-		t.Fatal(err)
+	// What is of the kernel changes nothing in the first.
+	softdep := "usr/lib/modules/" + rootfstest.Release + "/modules.softdep"
+	m[softdep] = bytes.ReplaceAll(m[softdep], []byte("post: nothing"), []byte("post: other"))
+	other, err := Build(busybox(), load(t, m), m, names)
+	if err != nil || len(other) == 0 || !bytes.Equal(pieces(t, other)[0], all[0]) || bytes.Equal(pieces(t, other)[1], all[1]) {
+		t.Errorf("another kernel changes the archive of the programs, %v", err)
 	}
-	checkArchive(t, plain)
+	checkArchive(t, all)
 }
 
-// checkArchive compares an archive with what it must hold: the type and mode
+// pieces are the archives of an initramfs, each from a block on, unpacked.
+func pieces(t *testing.T, packed []byte) [][]byte {
+	t.Helper()
+	const block = 4096
+	var all [][]byte
+	for from := 0; from < len(packed); {
+		to := from + block
+		for to < len(packed) && !bytes.HasPrefix(packed[to:], []byte{0x28, 0xb5, 0x2f, 0xfd}) {
+			to += block
+		}
+		z, err := zstd.NewReader(bytes.NewReader(bytes.TrimRight(packed[from:min(to, len(packed))], "\x00")), zstd.IgnoreChecksum(false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, err := io.ReadAll(z)
+		z.Close()
+		// A zero may be the last byte of the checksum.
+		if err != nil && len(plain) == 0 {
+			t.Fatal(err)
+		}
+		all, from = append(all, plain), to
+	}
+	return all
+}
+
+// checkArchive compares archives with what it must hold: the type and mode
 // of everything, directories before what is in them.
-func checkArchive(t *testing.T, plain []byte) {
+func checkArchive(t *testing.T, all [][]byte) {
 	t.Helper()
 	base := "lib/modules/" + rootfstest.Release
 	want := map[string]uint64{
@@ -221,9 +247,13 @@ func checkArchive(t *testing.T, plain []byte) {
 	}
 	have := map[string]uint64{}
 	content := map[string]string{}
-	records, err := cpio.ReadAllRecords(cpio.EOFReader{RecordReader: cpio.Newc.Reader(bytes.NewReader(plain))})
-	if err != nil {
-		t.Fatal(err)
+	var records []cpio.Record
+	for _, plain := range all {
+		more, err := cpio.ReadAllRecords(cpio.EOFReader{RecordReader: cpio.Newc.Reader(bytes.NewReader(plain))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, more...)
 	}
 	for _, r := range records {
 		if i := strings.LastIndexByte(r.Name, '/'); i >= 0 && have[r.Name[:i]] != cpio.S_IFDIR|0o755 {
