@@ -139,6 +139,23 @@ func (p *Plan) Have(source int, h Hash) {
 	p.set(h, uint32(source))
 }
 
+// HaveFile takes the digests of a source that is a file of a release with the same salt from
+// its block index. Its blocks are counted from first on.
+func (p *Plan) HaveFile(f *File, first int) error {
+	var part Part
+	for n := range f.Parts() {
+		if err := part.Load(f, n); err != nil {
+			return err
+		}
+		start, end := part.BlockSpan()
+		// A part of a block at a file's end is no source.
+		for i := start; i < min(end, int(f.Size/BlockSize)); i++ {
+			p.Have(first+i, part.Hash(i))
+		}
+	}
+	return nil
+}
+
 // readAhead is how much of a source is read at once.
 const readAhead = 16 * BlockSize
 
@@ -291,6 +308,9 @@ func (p *Plan) Patch(first, blocks int, on bool) int {
 func (p *Plan) Patched(block int) bool {
 	return block >= p.start && block-p.start < len(p.from) && p.from[block-p.start] == fromPatch
 }
+
+// Wanted reports whether one of the part's blocks comes from the archive.
+func (p *Plan) Wanted(block int) bool { return p.from[block-p.start] == fromArchive }
 
 // A Copy is a run of blocks that come from the source. Each is to be hashed
 // and compared with the index.

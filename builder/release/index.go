@@ -196,7 +196,10 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 			d.Bytes += place.Packed
 			continue
 		}
-		source, _ := old.File(place.Name)
+		var sources []*blockindex.File
+		if source, ok := old.File(place.Name); ok {
+			sources = append(sources, source)
+		}
 		var table *patch.Table
 		if place.Name == release.ImageFile {
 			var size int
@@ -204,30 +207,28 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 				table = nil // machines do without, and --verify says why
 			}
 			d.Bytes, d.Patches = d.Bytes+int64(size), d.Patches+int64(size)
+			if kernel, ok := index.File(release.UKIFile); ok { // it is there by then
+				sources = append(sources, kernel)
+			}
 		}
-		if err := d.add(f, source, head.Release.Salt, table); err != nil {
+		if err := d.add(f, sources, head.Release.Salt, table); err != nil {
 			return nil, err
 		}
 	}
 	return d, nil
 }
 
-// add plans a file of which the machine has another version, or none.
-func (d *Delta) add(f, source *blockindex.File, salt []byte, table *patch.Table) error {
-	var part, has blockindex.Part
+// add plans a file for which the machine has others to copy from.
+func (d *Delta) add(f *blockindex.File, sources []*blockindex.File, salt []byte, table *patch.Table) error {
+	var part blockindex.Part
 	for n := range f.Parts() {
 		if err := part.Load(f, n); err != nil {
 			return err
 		}
 		plan := blockindex.NewPlan(&part, salt)
-		for m := 0; source != nil && m < source.Parts(); m++ {
-			if err := has.Load(source, m); err != nil {
+		for _, source := range sources {
+			if err := plan.HaveFile(source, 0); err != nil {
 				return err
-			}
-			start, end := has.BlockSpan()
-			// A part of a block at a file's end is no source.
-			for i := start; i < min(end, int(source.Size/blockindex.BlockSize)); i++ {
-				plan.Have(i, has.Hash(i))
 			}
 		}
 		if table != nil {
@@ -251,25 +252,34 @@ func (p source) index(ctx context.Context, v contract.Version) (head *archive.He
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if head, err = archive.ReadHead(f, madeBy(p.key, p.now)); err != nil {
+	if head, index, err = readIndex(f, madeBy(p.key, p.now)); err != nil {
 		return nil, nil, err
 	}
 	arch, imageID := p.server.Place()
 	if err := belongs(head.Release, arch, imageID, v); err != nil {
 		return nil, nil, err
 	}
+	return head, index, err
+}
+
+// readIndex reads head and index from the start of an archive.
+func readIndex(r io.Reader, authenticate archive.Authenticate) (*archive.Head, *blockindex.Index, error) {
+	head, err := archive.ReadHead(r, authenticate)
+	if err != nil {
+		return nil, nil, err
+	}
 	at, _ := head.Place(release.IndexFile)
-	if _, err := io.CopyN(io.Discard, f, at.Offset-head.Size); err != nil {
+	if _, err := io.CopyN(io.Discard, r, at.Offset-head.Size); err != nil {
 		return nil, nil, err
 	}
-	content, err := head.Content(f, release.IndexFile)
+	content, err := head.Content(r, release.IndexFile)
 	if err != nil {
 		return nil, nil, err
 	}
-	raw, err := io.ReadAll(content) // as long as the signed description says
+	raw, err := io.ReadAll(content) // as long as the description says
 	if err != nil {
 		return nil, nil, err
 	}
-	index, err = openIndex(head, raw)
+	index, err := openIndex(head, raw)
 	return head, index, err
 }

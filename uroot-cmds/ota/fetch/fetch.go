@@ -147,6 +147,11 @@ func (j *Job) byRanges(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	uki, err := j.Directory.Open(small[0].at)
+	if err != nil {
+		return err
+	}
+	defer uki.Close() // it was only read
 	// Their digests take one core for a while, in which the image arrives.
 	filling, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -158,7 +163,7 @@ func (j *Job) byRanges(ctx context.Context) error {
 		}
 		compared <- err
 	}()
-	err = j.fill(filling, release.ImageFile, j.System, j.imageSource(), true)
+	err = j.fill(filling, release.ImageFile, j.System, j.imageSource(uki), true)
 	if compareErr := <-compared; compareErr != nil {
 		return compareErr
 	}
@@ -179,13 +184,51 @@ func (j *Job) checkUKI(name string) error {
 	return j.Self.UKI(j.head.Release, f)
 }
 
-// imageSource is what the image's blocks can be copied from.
-func (j *Job) imageSource() *source {
+// imageSource is what the image's blocks can be copied from: the running system, and the new
+// UKI, which has the kernel that the image has as a file. uki is nil where nothing is copied
+// yet.
+func (j *Job) imageSource(uki io.ReaderAt) *source {
+	r := &joined{second: uki}
 	s := j.Source
-	if s == nil || s.System == nil || s.Tree == nil || string(s.Salt) != string(j.head.Release.Salt) {
-		return nil
+	copies := s != nil && s.System != nil && s.Tree != nil && string(s.Salt) == string(j.head.Release.Salt)
+	if copies {
+		r.first, r.blocks = s.System, int(s.Blocks)
 	}
-	return &source{r: s.System, have: func(ctx context.Context, p *blockindex.Plan) error { return p.HaveTree(ctx, s.Tree, s.Blocks) }}
+	return &source{r: r, have: func(ctx context.Context, p *blockindex.Plan) error {
+		var err error
+		if copies {
+			err = p.HaveTree(ctx, s.Tree, s.Blocks)
+		}
+		return errors.Join(err, j.haveUKI(p, r.blocks))
+	}}
+}
+
+// haveUKI tells a plan of the new UKI's blocks, which are counted from first on.
+func (j *Job) haveUKI(p *blockindex.Plan, first int) error {
+	file, ok := j.index.File(release.UKIFile)
+	if !ok {
+		return fmt.Errorf("block index has no file %s", release.UKIFile)
+	}
+	return p.HaveFile(file, first)
+}
+
+// joined is two sources, one after the other.
+type joined struct {
+	first  io.ReaderAt
+	blocks int // of it
+	second io.ReaderAt
+}
+
+// ReadAt implements io.ReaderAt. It does not go on from one source to the other.
+func (s *joined) ReadAt(p []byte, off int64) (int, error) {
+	end := int64(s.blocks) * blockindex.BlockSize
+	if off < end {
+		return s.first.ReadAt(p[:min(int64(len(p)), end-off)], off)
+	}
+	if s.second == nil {
+		return 0, io.EOF
+	}
+	return s.second.ReadAt(p, off-end)
 }
 
 // ErrOther says that the server has another archive than a moment ago.

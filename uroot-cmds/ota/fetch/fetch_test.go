@@ -15,6 +15,7 @@ import (
 
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/block"
+	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -281,4 +282,37 @@ func TestLyingSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.has(w.new)
+}
+
+// The kernel is in the UKI and in the image: its blocks are fetched once, by a machine
+// with a running system and by one without.
+func TestKernelOnce(t *testing.T) {
+	t.Parallel()
+	const at, blocks = 100, 15
+	w := newWorld(t)
+	image := bytes.Clone(w.new.Image)
+	first := len(w.new.UKI)/blockindex.BlockSize - 20
+	kernel := w.new.UKI[first*blockindex.BlockSize:][:blocks*blockindex.BlockSize]
+	copy(image[at*blockindex.BlockSize:], kernel)
+	w.new = otatest.Make(t, otatest.Spec{Version: 2, Key: w.key, Image: image})
+	if !bytes.Equal(w.new.UKI[first*blockindex.BlockSize:][:len(kernel)], kernel) {
+		t.Fatal("the UKI has another kernel")
+	}
+	w.site.Publish(w.new, nil)
+	s := serve(t, w.site, true)
+	for _, source := range []bool{true, false} {
+		m := newMachine(t, w.old)
+		if !source {
+			m.source = nil
+		}
+		said := m.measure(s.URL)
+		r, err := m.fetch(t.Context(), s.URL)
+		if err != nil || r.Fetched != said.Bytes || !source && r.Copied != int64(len(kernel)) || source && r.Copied <= int64(len(kernel)) {
+			t.Errorf("%+v, said %+v, %v", r, said, err)
+		}
+		m.has(w.new)
+		if left := m.measure(s.URL); left != (Measured{}) {
+			t.Errorf("when all is there: %+v", left)
+		}
+	}
 }

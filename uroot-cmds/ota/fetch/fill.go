@@ -101,7 +101,7 @@ func (j *Job) fillPart(ctx context.Context, part *blockindex.Part, to block.Devi
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if online && from != nil {
-		if err := j.patch(ctx, part, plan, to, from); err != nil {
+		if err := j.patch(ctx, part, plan, to); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}

@@ -54,7 +54,7 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 		}
 		m.Bytes += n
 	}
-	n, err := j.measure(ctx, release.ImageFile, j.System, j.imageSource())
+	n, err := j.measure(ctx, release.ImageFile, j.System, j.imageSource(nil))
 	m.Bytes += n
 	if !j.Found.Ranges && m.Bytes > 0 {
 		m.Bytes = j.head.ArchiveSize()

@@ -81,7 +81,7 @@ func (j *Job) choosePatches(name string, plan *blockindex.Plan) patch.Choice {
 //
 // Cut at any point, blocks that were written are in place the next time, by their digests,
 // and of the others only the groups that make them are fetched again.
-func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex.Plan, to io.WriterAt, from *source) error {
+func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex.Plan, to io.WriterAt) error {
 	c := j.choosePatches(part.File.Name, plan)
 	if len(c.Groups) == 0 {
 		return nil
@@ -89,7 +89,7 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 	s := j.step(Patching, part.String(), int64(c.Blocks)*blockindex.BlockSize)
 	p := &patching{job: j, part: part, plan: plan, to: to, step: s, hasher: blockindex.NewHasher(j.head.Release.Salt)}
 	for _, g := range c.Groups {
-		err := p.group(ctx, g, from.r)
+		err := p.group(ctx, g, j.Source.System)
 		if left := g.Mark(plan, false); left > 0 && err == nil {
 			err = fmt.Errorf("%d blocks are not what was signed", left)
 		}

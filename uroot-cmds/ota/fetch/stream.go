@@ -46,7 +46,12 @@ func (j *Job) isHere(ctx context.Context) (bool, error) {
 	if err := j.checkUKI(release.UKIFile); err != nil {
 		return false, err
 	}
-	err := j.fill(ctx, release.ImageFile, j.System, j.imageSource(), false)
+	uki, err := j.Directory.Open(release.UKIFile)
+	if err != nil {
+		return false, err
+	}
+	defer uki.Close() // it was only read
+	err = j.fill(ctx, release.ImageFile, j.System, j.imageSource(uki), false)
 	if errors.Is(err, errLacking) {
 		return false, nil
 	}
