@@ -27,6 +27,10 @@ func TestDiff(t *testing.T) {
 		{[]string{out, out, "--json"}, exitOK, "[]\n", ""},
 		{[]string{filepath.Join(out, "release.json"), changed}, exitFailure, "release.json.epoch: 0 and 5\n", "differ in 1 places"},
 		{[]string{filepath.Join(out, "release.json"), changed, "--json"}, exitFailure, `"what": "0 and 5"`, "differ in 1 places"},
+		{[]string{"--update", out, out}, exitOK, "MB to fetch, ", ""},
+		{[]string{"--update", "--patches", "--json", out, out}, exitOK, `"directories": []`, ""},
+		{[]string{"--update", out, filepath.Join(out, "none")}, exitFailure, "", "no such file"},
+		{[]string{"--patches", out, out}, exitUsage, "", "belongs to --update"},
 		{[]string{out}, exitUsage, "", "want two"},
 		{[]string{out, filepath.Join(out, "none")}, exitFailure, "", "no such file"},
 	} {

@@ -69,8 +69,9 @@ func manuals() []manual {
 			See: []string{"halogen 1", "halogen-release 1", "halogen-release-list 1", "ota.conf 5", "uki.conf 5", "ota 8"},
 		}},
 		{command: "diff", Page: manpage.Page{
-			Examples: []manpage.Example{{Text: "In what do two builds differ?", Lines: "halogen diff out/1 out/2"}},
-			See:      []string{"halogen-build 1", "halogen-inspect 1"},
+			Examples: []manpage.Example{{Text: "In what do two builds differ?", Lines: "halogen diff out/1 out/2"},
+				{Text: "What will machines with the first fetch?", Lines: "halogen diff --update --patches out/1 out/2"}},
+			See: []string{"halogen-build 1", "halogen-inspect 1"},
 		}},
 		verifyReportManual(),
 		certifyManual(),

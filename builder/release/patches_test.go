@@ -123,3 +123,57 @@ func TestPatchFromCompressed(t *testing.T) {
 		t.Errorf("%v, said %q", err, said.String())
 	}
 }
+
+// What is said of two builds is what machines fetch once they are published, and the shares
+// of the files add up to it.
+func TestCostOf(t *testing.T) {
+	w := newWorld(t)
+	first := w.options(w.patchedBuild(1, "", ""), "")
+	second := w.options(w.patchedBuild(2, "", ""), "")
+	w.publish(first)
+	without := w.publish(second).Delta
+	second.PatchFrom = []contract.Version{1}
+	with := w.publish(second).Delta
+	for _, patched := range []bool{false, true} {
+		c, err := CostOf(t.Context(), first.Build, second.Build, patched)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := without
+		if patched {
+			// The table of patches, too, is read.
+			table := len(mustRead(t, filepath.Join(w.dir, "server", "x86_64", "test-os", filepath.FromSlash(patch.TableName(2, 1)))))
+			want = with
+			want.Bytes, want.Patches = want.Bytes-int64(table), want.Patches-int64(table)
+		}
+		if c.Bytes != want.Bytes || c.Patches != want.Patches || c.Archive != want.Archive || c.Blocks != want.Blocks || c.Changed != want.Changed || c.Requests != want.Requests {
+			t.Errorf("patches %v: %+v, want %+v", patched, c, want)
+		}
+		all, blocks := int64(0), 0
+		names := make(map[string]Share)
+		for _, s := range c.Files {
+			all, blocks = all+s.Bytes, blocks+s.Blocks
+			names[s.Name] = s
+		}
+		// Head and index are of no file, and a group's bytes are divided by its blocks.
+		if blocks != c.Changed || all > c.Bytes || all < c.Bytes-20_000 {
+			t.Errorf("patches %v: files of %d bytes and %d blocks, of %d and %d", patched, all, blocks, c.Bytes, c.Changed)
+		}
+		two := names["system.erofs!/usr/bin/two"]
+		if two.Blocks < 70 || two.Blocks > 80 || (two.Bytes > 200_000) == patched {
+			t.Errorf("patches %v: %+v", patched, two)
+		}
+		for _, s := range c.Directories {
+			if s.Name == "system.erofs!/usr/bin" && s.Blocks != two.Blocks+names["system.erofs!/usr/bin/one"].Blocks+names["system.erofs!/usr/bin/hello"].Blocks {
+				t.Errorf("%+v, and %+v", s, c.Files)
+			}
+		}
+	}
+	other := w.build(3, "", "", "ImageID=test-os", "ImageID=other-os")
+	if _, err := CostOf(t.Context(), first.Build, other, false); err == nil || !strings.Contains(err.Error(), "do not update") {
+		t.Errorf("another image: %v", err)
+	}
+	if _, err := CostOf(t.Context(), t.TempDir(), other, false); err == nil {
+		t.Error("an empty directory was taken for a build")
+	}
+}
