@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -268,4 +269,53 @@ func FuzzApply(f *testing.F) {
 			t.Errorf("%d blocks", count)
 		}
 	})
+}
+
+// nothing is an old image of zeros.
+type nothing struct{}
+
+func (nothing) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// The group that takes the most memory takes less than 48 MB, all that is allocated on the
+// way included.
+func TestMemory(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{4})
+	var b Builder
+	for i := range 2 {
+		const each = 500_000
+		steps := make([]Copy, each)
+		for n := range steps {
+			steps[n] = Copy{Add: 95, New: 7, Seek: -95}
+		}
+		size := each * 102
+		left := -size & (BlockSize - 1)
+		steps[each-1].New += left
+		fresh := make([]byte, each*7+left)
+		_, _ = random.Read(fresh)
+		blocks := (size + left) / BlockSize
+		b.Add(Extent{New: i * MaxExtent, NewBlocks: blocks, Old: 0, OldBlocks: 1}, steps, make([]byte, each*95), fresh)
+	}
+	g, packed, err := b.Encode()
+	if err != nil || len(packed) < MaxGroup*3/4 {
+		t.Fatalf("%d bytes, %v", len(packed), err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	blocks := 0
+	if err := g.Apply(packed, nothing{}, func(int, []byte) error { blocks++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc + uint64(len(packed)); used > 48<<20 || blocks < 20_000 {
+		t.Errorf("%d bytes for %d blocks", used, blocks)
+	} else {
+		t.Logf("%.1f MB for %d blocks of patches of %.1f MB", float64(used)/1e6, blocks, float64(len(packed))/1e6)
+	}
+	b.Add(Extent{NewBlocks: 1}, make([]Copy, maxSteps/3), nil, nil)
+	if _, _, err := b.Encode(); !errors.Is(err, ErrLarge) {
+		t.Errorf("more steps than a machine takes: %v", err)
+	}
 }
