@@ -99,6 +99,8 @@ type Job struct {
 	head   *archive.Head
 	index  *blockindex.Index
 	table  *patch.Table // of patches from the running system; nil where there are none
+	asked  bool         // for the table
+	tables int64        // bytes of it and its signature
 	opened *os.File     // that the index is read from
 	meter  meter
 	result Result
@@ -115,7 +117,6 @@ func (j *Job) Run(ctx context.Context) (Result, error) {
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return Result{}, err
 	}
-	j.readPatches()
 	// What is left of another release must not be taken for this one's.
 	if err := j.tidy(); err != nil {
 		return Result{}, err

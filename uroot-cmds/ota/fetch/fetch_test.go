@@ -170,6 +170,8 @@ type served struct {
 	requests []*http.Request
 	// onArchive, if not nil, is asked before the archive is sent.
 	onArchive func(w http.ResponseWriter, r *http.Request) bool
+	// onPatch, if not nil, is asked before a file of patches is sent.
+	onPatch func(w http.ResponseWriter, r *http.Request) bool
 }
 
 func serve(t testing.TB, site *otatest.Site, ranges bool) *served {
@@ -185,6 +187,9 @@ func serve(t testing.TB, site *otatest.Site, ranges bool) *served {
 		}
 		c := &counting{ResponseWriter: w, s: s}
 		if strings.HasSuffix(r.URL.Path, ".tar.gz") && hook != nil && hook(c, r) {
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, ".patch") && s.onPatch != nil && s.onPatch(c, r) {
 			return
 		}
 		files.ServeHTTP(c, r)
@@ -213,6 +218,18 @@ func (s *served) bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.sent
+}
+
+// asked counts the requests for files whose names end so.
+func (s *served) asked(end string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.requests {
+		if strings.HasSuffix(r.URL.Path, end) {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *served) hook(h func(w http.ResponseWriter, r *http.Request) bool) {

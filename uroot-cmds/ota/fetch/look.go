@@ -34,10 +34,6 @@ type Found struct {
 	// Notes say what the release brings; empty where there are none.
 	Notes          []byte `json:"notes,omitempty"`
 	NotesSignature []byte `json:"notes_signature,omitempty"`
-	// Patches are the table of patches from the running release to this one; empty where
-	// there are none.
-	Patches          []byte `json:"patches,omitempty"`
-	PatchesSignature []byte `json:"patches_signature,omitempty"`
 
 	step contract.Version // the archive's, where it is one on the way to what is offered; or 0
 }
@@ -128,10 +124,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 	if err := f.readHead(ctx, t, self); err != nil {
 		return f, err
 	}
-	if err := f.readNotes(ctx, t, directory, d.Version); err != nil {
-		return f, err
-	}
-	return f, f.readPatches(ctx, t, directory, d.Version, self)
+	return f, f.readNotes(ctx, t, directory, d.Version)
 }
 
 // readNotes reads what there is to say about the release. No update waits for it.

@@ -33,7 +33,6 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 	if j.head, err = j.Found.head(j.Self); err != nil {
 		return m, err
 	}
-	j.readPatches()
 	if err := j.tidy(); err != nil {
 		return m, err
 	}
@@ -55,7 +54,7 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 		m.Bytes += n
 	}
 	n, err := j.measure(ctx, release.ImageFile, j.System, j.imageSource(nil))
-	m.Bytes += n
+	m.Bytes += n + j.tables // which Run asks for again
 	if !j.Found.Ranges && m.Bytes > 0 {
 		m.Bytes = j.head.ArchiveSize()
 	}
@@ -111,7 +110,7 @@ func (j *Job) measure(ctx context.Context, name string, to io.ReaderAt, from *so
 			}
 		}
 		if from != nil {
-			total += j.choosePatches(name, plan).Bytes
+			total += j.choosePatches(ctx, name, plan).Bytes
 		}
 		total += plan.Cost(maxGap, maxRange).Fetched
 	}

@@ -9,53 +9,43 @@ import (
 	"path"
 
 	"halogenos.internal/boot/blockindex"
-	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/patch"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
-	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
-// readPatches reads what patches there are from the running release. An update does without
-// them; a server that sends whole files alone has no use for them either.
-func (f *Found) readPatches(ctx context.Context, t server.Transport, directory string, v contract.Version, self *offer.Self) error {
-	if !f.Ranges {
-		return nil
-	}
-	table, err := t.Get(ctx, path.Join(directory, patch.TableName(v, self.Running.Version)), patch.MaxTable)
-	if err != nil {
-		return context.Cause(ctx)
-	}
-	signature, err := t.Get(ctx, path.Join(directory, patch.SignatureName(v, self.Running.Version)), pgp.MaxSignature)
-	if err != nil && !errors.Is(err, server.ErrNotFound) {
-		return context.Cause(ctx)
-	}
-	f.Patches, f.PatchesSignature = table, signature
-	return nil
-}
-
-// readPatches opens the table of patches, where it is signed and of the two images at hand.
-// One that is not is said, and done without.
-func (j *Job) readPatches() {
-	j.table = nil
-	if len(j.Found.Patches) == 0 || j.Source == nil || j.Source.System == nil {
+// readPatches asks for the table of patches from the running release, once, and when the
+// image turns out to lack blocks: the table's name tells the server which release runs here.
+// It is opened where it is signed and of the two images at hand. One that is not is said,
+// and done without; so is one that does not come.
+func (j *Job) readPatches(ctx context.Context) {
+	if j.asked || !j.Found.Ranges || len(j.Found.Manifest) == 0 || j.Source == nil || j.Source.System == nil {
 		return
 	}
-	t, err := j.patches()
-	if err != nil {
+	j.asked = true
+	t, err := j.patches(ctx)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, server.ErrNotFound) {
 		j.note("the patches for this update are not used: %v", err)
-		return
 	}
 	j.table = t
 }
 
-func (j *Job) patches() (*patch.Table, error) {
-	if err := j.Self.Authenticate(j.Found.Patches, j.Found.PatchesSignature); err != nil {
+func (j *Job) patches(ctx context.Context) (*patch.Table, error) {
+	is, was := j.head.Release.Version, j.Self.Running.Version
+	table, err := j.beside(ctx, patch.TableName(is, was), patch.MaxTable)
+	if err != nil {
 		return nil, err
 	}
-	t, err := patch.ParseTable(j.Found.Patches)
+	signature, err := j.beside(ctx, patch.SignatureName(is, was), pgp.MaxSignature)
+	if err != nil && !errors.Is(err, server.ErrNotFound) {
+		return nil, err
+	}
+	if err := j.Self.Authenticate(table, signature); err != nil {
+		return nil, err
+	}
+	t, err := patch.ParseTable(table)
 	if err != nil {
 		return nil, err
 	}
@@ -67,28 +57,42 @@ func (j *Job) patches() (*patch.Table, error) {
 	return t, nil
 }
 
+// beside reads a small file beside the archive's directory, one that can be done without.
+func (j *Job) beside(ctx context.Context, name string, limit int64) ([]byte, error) {
+	b, err := server.Optional(j.Server).Get(ctx, j.besides(name), limit)
+	j.meter.fetched.Add(int64(len(b)))
+	j.tables += int64(len(b))
+	return b, err
+}
+
+func (j *Job) besides(name string) string { return path.Join(path.Dir(path.Dir(j.Archive)), name) }
+
 // choosePatches finds the groups that spare more bytes than they have, and notes in the plan
 // which blocks they make.
-func (j *Job) choosePatches(name string, plan *blockindex.Plan) patch.Choice {
-	if j.table == nil || name != release.ImageFile {
+func (j *Job) choosePatches(ctx context.Context, name string, plan *blockindex.Plan) patch.Choice {
+	if name != release.ImageFile || plan.Cost(maxGap, maxRange).Wanted == 0 {
+		return patch.Choice{}
+	}
+	if j.readPatches(ctx); j.table == nil {
 		return patch.Choice{}
 	}
 	return j.table.Choose(plan, maxGap, maxRange)
 }
 
 // patch makes blocks of what the running system has, by the patches that are worth it. What
-// goes wrong with one is said, and its blocks come from the archive.
+// goes wrong with one is said, and its blocks come from the archive. Where the server does
+// not give one, no other is asked for: each would take as long to fail.
 //
 // Cut at any point, blocks that were written are in place the next time, by their digests,
 // and of the others only the groups that make them are fetched again.
 func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex.Plan, to io.WriterAt) error {
-	c := j.choosePatches(part.File.Name, plan)
+	c := j.choosePatches(ctx, part.File.Name, plan)
 	if len(c.Groups) == 0 {
 		return nil
 	}
 	s := j.step(Patching, part.String(), int64(c.Blocks)*blockindex.BlockSize)
-	p := &patching{job: j, part: part, plan: plan, to: to, step: s, hasher: blockindex.NewHasher(j.head.Release.Salt)}
-	for _, g := range c.Groups {
+	p := &patching{job: j, part: part, plan: plan, to: to, step: s, server: server.Optional(j.Server), hasher: blockindex.NewHasher(j.head.Release.Salt)}
+	for i, g := range c.Groups {
 		err := p.group(ctx, g, j.Source.System)
 		if left := g.Mark(plan, false); left > 0 && err == nil {
 			err = fmt.Errorf("%d blocks are not what was signed", left)
@@ -98,6 +102,13 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 			return context.Cause(ctx)
 		case errors.Is(err, errWriting):
 			return err
+		case errors.Is(err, errNotGiven):
+			for _, g := range c.Groups[i:] {
+				g.Mark(plan, false)
+			}
+			j.table = nil
+			j.note("no more patches are used for this update: %v", err)
+			return nil
 		case err != nil:
 			j.note("%s: a patch is of no use, and its blocks are fetched: %v", part, err)
 		}
@@ -112,21 +123,26 @@ type patching struct {
 	plan   *blockindex.Plan
 	to     io.WriterAt
 	step   *step
+	server server.Transport
 	hasher *blockindex.Hasher
 }
 
-// errWriting is wrapped where the slot cannot be written to: the archive would not help.
-var errWriting = errors.New("write")
+var (
+	// errWriting is wrapped where the slot cannot be written to: the archive would not help.
+	errWriting = errors.New("write")
+	// errNotGiven is wrapped where the server does not give what the table lists.
+	errNotGiven = errors.New("the server does not give the file of patches")
+)
 
 // group fetches a group and applies it.
 func (p *patching) group(ctx context.Context, g *patch.Group, old io.ReaderAt) error {
 	j := p.job
 	var packed bytes.Buffer
 	packed.Grow(int(g.Size))
-	name := path.Join(path.Dir(path.Dir(j.Archive)), patch.FileName(j.head.Release.Version, j.Self.Running.Version))
-	got, _, err := j.Server.Range(ctx, name, &metered{&packed, j}, g.Offset, g.Size)
+	name := j.besides(patch.FileName(j.head.Release.Version, j.Self.Running.Version))
+	got, _, err := p.server.Range(ctx, name, &metered{&packed, j}, g.Offset, g.Size)
 	if err != nil {
-		return fmt.Errorf("%s, %d bytes at %d, of which %d arrived: %w", name, g.Size, g.Offset, got, err)
+		return fmt.Errorf("%w: %s, %d bytes at %d, of which %d arrived: %w", errNotGiven, name, g.Size, g.Offset, got, err)
 	}
 	return g.Apply(packed.Bytes(), old, func(block int, content []byte) error {
 		if ctx.Err() != nil {

@@ -3,6 +3,9 @@ package fetch
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -99,8 +102,8 @@ func TestPatchesRefused(t *testing.T) {
 		used   bool   // some patches are
 	}{
 		"a damaged group": {func(p *patched) { p.file[10] ^= 1 }, "another SHA-256", true},
-		"a cut file":      {func(p *patched) { p.file = p.file[:len(p.file)-5] }, "of no use", true},
-		"no file":         {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.FileName(2, 1)) }, "of no use", false},
+		"a cut file":      {func(p *patched) { p.file = p.file[:len(p.file)-5] }, "no more patches are used", true},
+		"no file":         {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.FileName(2, 1)) }, "no more patches are used", false},
 		"no signature":    {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.SignatureName(2, 1)) }, "are not used", false},
 		"another's signature": {func(p *patched) {
 			p.site.Put(otatest.Directory+patch.SignatureName(2, 1), stranger.Sign(p.site.Files[otatest.Directory+patch.TableName(2, 1)].Data))
@@ -137,6 +140,90 @@ func TestPatchesRefused(t *testing.T) {
 				t.Errorf("said %q, want %q", said, c.say)
 			}
 		})
+	}
+}
+
+// A server that does not give the file of patches is asked for one group, twice at most, and
+// for no other; then the archive's blocks come.
+func TestPatchesNotGiven(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(p *patched)
+		answer func(w http.ResponseWriter, r *http.Request) bool
+		most   int // requests
+	}{
+		"hangs before the answer": {nil, func(_ http.ResponseWriter, r *http.Request) bool {
+			<-r.Context().Done()
+			return true
+		}, 2},
+		"hangs in the answer": {nil, func(w http.ResponseWriter, r *http.Request) bool {
+			var from, to int
+			if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
+				return false
+			}
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, 1<<20))
+			w.Header().Set("Content-Length", fmt.Sprint(to+1-from))
+			w.WriteHeader(http.StatusPartialContent)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return true
+		}, 2},
+		"is overloaded": {nil, func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}, 2},
+		"sends whole files": {nil, func(w http.ResponseWriter, _ *http.Request) bool {
+			_, err := w.Write(make([]byte, 100))
+			return err == nil
+		}, 1},
+		"has an empty file": {func(p *patched) { p.site.Put(otatest.Directory+patch.FileName(2, 1), nil) }, nil, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatched(t)
+			if c.change != nil {
+				c.change(p)
+			}
+			m := newMachine(t, p.old)
+			s := serve(t, p.site, true)
+			s.onPatch = c.answer
+			r, err := m.fetch(t.Context(), s.URL)
+			if err != nil || r.Patched > 0 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			m.has(p.new)
+			if n := s.asked(".patch"); n < 1 || n > c.most {
+				t.Errorf("asked for patches %d times, at most %d are right", n, c.most)
+			}
+			if said := m.notes.String(); strings.Count(said, "no more patches are used") != 1 || strings.Contains(said, "of no use") {
+				t.Errorf("said %q", said)
+			}
+		})
+	}
+}
+
+// Which release runs is told to the server, by the table's name, when something of the image
+// is to be fetched or measured, and not by a look, nor where the image is there already.
+func TestPatchesAskedLate(t *testing.T) {
+	p := newPatched(t)
+	m := newMachine(t, p.old)
+	s := serve(t, p.site, true)
+	for range 2 {
+		f, _, err := m.look(t.Context(), s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := json.Marshal(f); err != nil || bytes.Contains(text, []byte("patch")) {
+			t.Errorf("found %.200s, %v", text, err)
+		}
+	}
+	if n := s.asked(".patches"); n > 0 {
+		t.Errorf("a look asked for the table %d times", n)
+	}
+	if _, err := m.fetch(t.Context(), s.URL); err != nil || s.asked(".patches") != 1 || s.asked(".patches.pgp") != 1 {
+		t.Errorf("asked for the table %d times, for its signature %d times, %v", s.asked(".patches"), s.asked(".patches.pgp"), err)
+	}
+	if _, err := m.fetch(t.Context(), s.URL); err != nil || s.asked(".patches") != 1 {
+		t.Errorf("with all in place: asked for the table %d times, %v", s.asked(".patches"), err)
 	}
 }
 

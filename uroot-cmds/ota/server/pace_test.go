@@ -140,3 +140,31 @@ func TestSlowButGettingOn(t *testing.T) {
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A file that can be done without uses up no patience with the others.
+func TestOptional(t *testing.T) {
+	all, err := newWeb("https://example.org", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Optional(all).(*web)
+	if o.Attempts != optionalAttempts || all.Attempts <= optionalAttempts {
+		t.Errorf("%d attempts, of otherwise %d", o.Attempts, all.Attempts)
+	}
+	o.progress.waited = progressWindow
+	o.progress.wait()
+	if err := o.progress.got(0); !errors.Is(err, ErrSlow) {
+		t.Errorf("after the window: %v", err)
+	}
+	all.progress.wait()
+	if err := all.progress.got(0); err != nil {
+		t.Errorf("the others: %v", err)
+	}
+	if once, err := newWeb("https://example.org", Options{Attempts: 1}); err != nil || Optional(once).(*web).Attempts != 1 {
+		t.Errorf("more attempts than otherwise, %v", err)
+	}
+	d, err := OpenDirectory(t.TempDir())
+	if err != nil || Optional(d) != Transport(d) {
+		t.Errorf("of a directory: %v", err)
+	}
+}

@@ -107,6 +107,21 @@ func New(address string, o Options) (Transport, error) {
 	return newWeb(address, o)
 }
 
+// optionalAttempts is how often a file is asked for that can be done without.
+const optionalAttempts = 2
+
+// Optional returns what reads, from the same place, files that can be done without: they are
+// soon given up, and what they take is not held against the other files (progress).
+func Optional(t Transport) Transport {
+	w, ok := t.(*web)
+	if !ok {
+		return t
+	}
+	o := *w
+	o.Attempts, o.progress = min(w.Attempts, optionalAttempts), newProgress(w.String(), w.RateLimit)
+	return &o
+}
+
 // valid refuses names that would lead elsewhere.
 func valid(name string) error {
 	if !filepath.IsLocal(name) || name == "." {
