@@ -44,7 +44,7 @@ first login after the update show: AppStream metadata (.xml, <releases> or
 <component>), or Markdown (.md), before whose text there may be lines "Urgency:
 low|medium|high|critical", "Kind: security|feature", "Date: 2026-11-29", "URL: ..."
 and "CVE: CVE-2026-1234, ...", and an empty line. Publishing the same release again
-replaces its notes.
+replaces its notes. Without --rollout it stays with the machines that it is for.
 
 --patch-from names an older version on the server: its machines then fetch what has
 changed within files instead of whole blocks, where that is less. It is about files
@@ -200,7 +200,7 @@ func (c command) publish(ctx context.Context, f *flag.FlagSet, r releaseFlags, p
 	if r.expires < 0 {
 		return c.misused(f, "--expires %s lies in the past", r.expires)
 	}
-	if r.shared && r.rollout < 100 {
+	if o.KeepRollout = !r.shared; r.shared && r.rollout < 100 {
 		o.Rollout = release.Rollout{Limited: true, Percent: r.rollout}
 	}
 	if o.Lifetime = r.expires; r.expiresSet && r.expires == 0 {

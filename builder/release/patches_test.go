@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/patch"
 )
 
@@ -105,6 +106,41 @@ func TestPatchFrom(t *testing.T) {
 			t.Errorf("without %s: %v", name, err)
 		}
 		rewrite(t, file, good)
+	}
+}
+
+// Notes and patches that are published later leave a release with the machines that it is
+// for, also where its rollout was stopped, unless a share is given.
+func TestKeepRollout(t *testing.T) {
+	for _, share := range []Rollout{{Limited: true, Percent: 10}, {Limited: true, Percent: 0}} {
+		w := newWorld(t)
+		w.publish(w.options(w.patchedBuild(1, "", ""), ""))
+		second := w.options(w.patchedBuild(2, "", ""), "")
+		second.Rollout = share
+		directory := w.publish(second).Directory
+		entry := func() Rollout {
+			m, err := manifest.Parse(mustRead(t, filepath.Join(directory, manifest.FileName)))
+			if err != nil || m.Stable.Version != 2 {
+				t.Fatalf("%+v, %v", m, err)
+			}
+			return Rollout{Limited: m.Stable.Limited, Percent: m.Stable.Percent}
+		}
+		second.Rollout, second.KeepRollout = Rollout{}, true
+		for name, o := range map[string]func() Options{
+			"patches": func() Options { o := second; o.PatchFrom = []contract.Version{1}; return o },
+			"notes":   func() Options { o := second; o.Notes = w.write("notes.md", "It is better.\n"); return o },
+		} {
+			if w.publish(o()); entry() != share {
+				t.Errorf("%s: %+v, want %+v", name, entry(), share)
+			}
+		}
+		if share.Percent > 0 {
+			w.refused("nothing else", second, "with --rollout")
+		}
+		second.KeepRollout, second.Rollout = false, Rollout{Limited: true, Percent: 30}
+		if w.publish(second); entry() != second.Rollout {
+			t.Errorf("%+v, want %+v", entry(), second.Rollout)
+		}
 	}
 }
 

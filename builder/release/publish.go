@@ -38,6 +38,9 @@ type Options struct {
 	Key KeyFile
 	// Percent of the machines take the release; the zero Rollout is all.
 	Rollout Rollout
+	// KeepRollout keeps the share that the release has, where the channel names it already:
+	// its notes or its patches are published, and it goes to no more machines for that.
+	KeepRollout bool
 	// SignManifest signs the manifest too and numbers it. It stays so for
 	// later releases.
 	SignManifest bool
@@ -236,9 +239,15 @@ func (p *publisher) compare(context.Context) error {
 		}
 		return nil
 	}
+	if e := m.Entry(p.Channel); p.KeepRollout && e.Version == v {
+		p.Rollout = Rollout{Limited: e.Limited, Percent: e.Percent}
+	}
 	for _, c := range manifest.Channels() {
 		e := m.Entry(c)
 		if _, taken := p.before[e.Version]; e.Version >= v && taken && !(c == p.Channel && e.Version == v && (p.widens(e) || p.notes != nil || len(p.PatchFrom) > 0)) {
+			if c == p.Channel && e.Version == v {
+				return fmt.Errorf("version %s is not newer than %[1]s, which is in %s: build it with a greater --version, or change its share, with --rollout", v, c)
+			}
 			return fmt.Errorf("version %s is not newer than %s, which is in %s: build it with a greater --version", v, e.Version, c)
 		}
 		if c == p.Channel {
