@@ -31,7 +31,7 @@ const streams = 3
 const window = 4 << 20
 
 // maxSteps bounds the steps of a group in bytes, unpacked.
-const maxSteps = 4 << 20
+const maxSteps = 2 << 20
 
 // A Builder makes a group.
 type Builder struct {
@@ -63,8 +63,8 @@ func (b *Builder) Blocks() int {
 	return n
 }
 
-// ErrLarge says that a group is more than a machine takes.
-var ErrLarge = errors.New("a group of patches is too large")
+// ErrLarge says that a group, or a table, is more than a machine takes.
+var ErrLarge = errors.New("too large for the machines that take patches")
 
 // Encode returns the group and what the file has of it. Its offset is for the caller to set.
 func (b *Builder) Encode() (Group, []byte, error) {

@@ -30,7 +30,7 @@ const (
 	// MaxTable bounds the table in bytes.
 	MaxTable = 2 << 20
 	// MaxGroup bounds a group in bytes, as it lies in the file.
-	MaxGroup = 8 << 20
+	MaxGroup = 4 << 20
 	// MaxExtent bounds the blocks of an extent, in either image: 64 MiB.
 	MaxExtent = 16 << 10
 	// MaxGroupBlocks bounds the blocks that a group makes.
@@ -133,7 +133,8 @@ func (t *Table) validate() error {
 	return nil
 }
 
-// Encode returns the table. Numbers are in little endian; those of extents are
+// Encode returns the table. The error is ErrLarge where it would be more than a machine takes.
+// Numbers are in little endian; those of extents are
 // varints (of encoding/binary), each what it is more than where the one before ended.
 func (t *Table) Encode() ([]byte, error) {
 	if err := t.validate(); err != nil {
@@ -157,7 +158,7 @@ func (t *Table) Encode() ([]byte, error) {
 		}
 	}
 	if len(out) > MaxTable {
-		return nil, fmt.Errorf("the table of patches has %d bytes, more than %d", len(out), MaxTable)
+		return nil, fmt.Errorf("%w: the table has %d bytes, more than %d", ErrLarge, len(out), MaxTable)
 	}
 	return out, nil
 }

@@ -35,7 +35,11 @@ const (
 	groupBlocks = 4 << 10
 )
 
-// Make makes the patches from one image to another, on all cores, and what the file of
+// maxWorkers bounds how many groups are made at once: each takes some 250 MB, and what more
+// cores would spare is little beside the rest of a release.
+const maxWorkers = 8
+
+// Make makes the patches from one image to another, on several cores, and what the file of
 // patches has. The same images give the same bytes. A table without groups says that there
 // is nothing that a patch would spare.
 func Make(ctx context.Context, old, fresh Image) (*patch.Table, []byte, error) {
@@ -44,29 +48,59 @@ func Make(ctx context.Context, old, fresh Image) (*patch.Table, []byte, error) {
 		return nil, nil, err
 	}
 	sets := split(all)
-	groups, packed := make([]patch.Group, len(sets)), make([][]byte, len(sets))
+	made := make([][]group, len(sets))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(min(runtime.GOMAXPROCS(0), maxWorkers))
+	m := &maker{old.Content, fresh.Content, (*patch.Builder).Encode}
 	for i, set := range sets {
 		g.Go(func() error {
 			var err error
-			groups[i], packed[i], err = makeGroup(ctx, old.Content, fresh.Content, set)
+			made[i], err = m.groups(ctx, set)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	t := &patch.Table{From: old.Image, To: fresh.Image}
-	var file []byte
-	for i, group := range groups {
-		if len(group.Extents) == 0 {
-			continue
+	return fit(&patch.Table{From: old.Image, To: fresh.Image}, slices.Concat(made...))
+}
+
+// fit puts groups into a table, and returns the file of them. Where it would have more than
+// it may, those are left out that spare the least.
+func fit(t *patch.Table, groups []group) (*patch.Table, []byte, error) {
+	for {
+		var file []byte
+		t.Groups = nil
+		for _, g := range groups {
+			g.Offset = t.Size()
+			t.Groups, file = append(t.Groups, g.Group), append(file, g.packed...)
 		}
-		group.Offset = t.Size()
-		t.Groups, file = append(t.Groups, group), append(file, packed[i]...)
+		_, err := t.Encode()
+		if !errors.Is(err, patch.ErrLarge) || len(groups) == 0 {
+			return t, file, err
+		}
+		// A few at a time, so that little is left out in vain, and it ends soon.
+		order := slices.Clone(groups)
+		slices.SortStableFunc(order, func(a, b group) int { return cmp.Compare(a.spared(), b.spared()) })
+		for _, g := range order[:(len(order)+63)/64] {
+			groups = slices.DeleteFunc(groups, func(o group) bool { return o.Extents[0] == g.Extents[0] })
+		}
 	}
-	return t, file, nil
+}
+
+// group is a group with what the file has of it.
+type group struct {
+	patch.Group
+	packed []byte
+}
+
+// spared is how many bytes of blocks it spares for each that its part of the table has, about.
+func (g group) spared() float64 {
+	blocks := 0
+	for _, e := range g.Extents {
+		blocks += e.NewBlocks
+	}
+	return float64(int64(blocks)*patch.BlockSize-g.Size) / float64(40+8*len(g.Extents))
 }
 
 // split divides extents into groups. None has extents of two of the parts that a machine deals
@@ -85,40 +119,120 @@ func split(all []patch.Extent) [][]patch.Extent {
 	return sets
 }
 
-// makeGroup compares some extents.
-func makeGroup(ctx context.Context, old, fresh io.ReaderAt, set []patch.Extent) (patch.Group, []byte, error) {
+// maker makes groups from two images.
+type maker struct {
+	old, fresh io.ReaderAt
+	encode     func(*patch.Builder) (patch.Group, []byte, error)
+}
+
+// groups makes one group of some extents, or several where that would be too large.
+func (m *maker) groups(ctx context.Context, set []patch.Extent) ([]group, error) {
+	g, err := m.group(ctx, set)
+	if !errors.Is(err, patch.ErrLarge) {
+		if err != nil || len(g.Extents) == 0 {
+			return nil, err
+		}
+		return []group{g}, nil
+	}
+	first, second := halves(set)
+	if second == nil { // a block that is more than a machine takes is fetched
+		return nil, nil
+	}
+	all, err := m.groups(ctx, first)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := m.groups(ctx, second)
+	return append(all, rest...), err
+}
+
+// halves divides extents; a single one into two that are made of the same. The second is nil
+// where nothing can be divided.
+func halves(set []patch.Extent) (first, second []patch.Extent) {
+	if len(set) > 1 {
+		return set[:len(set)/2], set[len(set)/2:]
+	}
+	e, rest := set[0], set[0]
+	if e.NewBlocks == 1 {
+		return set, nil
+	}
+	e.NewBlocks /= 2
+	rest.New, rest.NewBlocks = e.New+e.NewBlocks, rest.NewBlocks-e.NewBlocks
+	return []patch.Extent{e}, []patch.Extent{rest}
+}
+
+// group compares some extents. It has none where nothing is spared, or where the patches do
+// not make the new image, which a machine would find out after it has fetched them.
+func (m *maker) group(ctx context.Context, set []patch.Extent) (group, error) {
 	var b patch.Builder
 	for _, e := range set {
 		if err := ctx.Err(); err != nil {
-			return patch.Group{}, nil, err
+			return group{}, err
 		}
-		was, err := read(old, e.Old, e.OldBlocks)
+		was, err := read(m.old, e.Old, e.OldBlocks)
 		if err != nil {
-			return patch.Group{}, nil, fmt.Errorf("old image: %w", err)
+			return group{}, fmt.Errorf("old image: %w", err)
 		}
-		is, err := read(fresh, e.New, e.NewBlocks)
+		is, err := read(m.fresh, e.New, e.NewBlocks)
 		if err != nil {
-			return patch.Group{}, nil, fmt.Errorf("new image: %w", err)
+			return group{}, fmt.Errorf("new image: %w", err)
 		}
 		if bytes.Equal(was, is) {
 			continue // its blocks are copied
 		}
 		steps, added, created, err := Diff(was, is)
 		if err != nil {
-			return patch.Group{}, nil, err
+			return group{}, err
 		}
 		if spares(added, created) {
 			b.Add(e, steps, added, created)
 		}
 	}
 	if b.Blocks() == 0 {
-		return patch.Group{}, nil, nil
+		return group{}, nil
 	}
-	g, packed, err := b.Encode()
-	if errors.Is(err, patch.ErrLarge) { // it would spare little: its blocks are fetched
-		return patch.Group{}, nil, nil
+	g, packed, err := m.encode(&b)
+	if err != nil {
+		return group{}, err
 	}
-	return g, packed, err
+	switch err := m.proves(&g, packed); {
+	case errors.Is(err, errImage):
+		return group{}, err
+	case err != nil:
+		return group{}, nil
+	}
+	return group{g, packed}, nil
+}
+
+var (
+	errImage = errors.New("new image")
+	errWrong = errors.New("the patches make other blocks")
+)
+
+// proves applies a group. An error that is not errImage says that it does not make the new
+// image's blocks.
+func (m *maker) proves(g *patch.Group, packed []byte) error {
+	next := 0
+	want := make([]byte, patch.BlockSize)
+	err := g.Apply(packed, m.old, func(block int, content []byte) error {
+		if n, err := m.fresh.ReadAt(want, int64(block)*patch.BlockSize); n < len(want) {
+			return fmt.Errorf("%w: read block %d: %w", errImage, block, err)
+		}
+		next++
+		if !bytes.Equal(want, content) {
+			return errWrong
+		}
+		return nil
+	})
+	if blocks := 0; err == nil {
+		for _, e := range g.Extents {
+			blocks += e.NewBlocks
+		}
+		if next != blocks {
+			err = errWrong
+		}
+	}
+	return err
 }
 
 // spares reports whether most bytes are the old one's. What is compressed, such as a

@@ -3,6 +3,7 @@ package patches
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -171,6 +172,118 @@ func TestMake(t *testing.T) {
 	none, file, err := Make(t.Context(), fresh, fresh)
 	if err != nil || len(none.Groups) > 0 || len(file) > 0 {
 		t.Errorf("from an image to itself: %d groups, %v", len(none.Groups), err)
+	}
+}
+
+// Of groups whose table would be larger than machines take, those stay that spare the most,
+// and the rest makes the same as before.
+func TestFit(t *testing.T) {
+	image := patch.Image{Blocks: 1 << 22}
+	var all []group
+	const each, many = 1000, 320
+	for i := range many {
+		g := group{packed: []byte{byte(i), byte(i >> 8)}}
+		g.Size = 2
+		for n := range each {
+			// Far from the one before in the old image, so that its numbers are long.
+			blocks := 1 + i%3
+			g.Extents = append(g.Extents, patch.Extent{New: (i*each + n) * 4, NewBlocks: blocks, Old: 1<<20 + n%2<<21, OldBlocks: blocks + 200})
+		}
+		all = append(all, g)
+	}
+	table, file, err := fit(&patch.Table{From: image, To: image}, slices.Clone(all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := table.Encode()
+	if err != nil || len(text) > patch.MaxTable || len(text) < patch.MaxTable*9/10 {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	least := 0
+	for _, g := range table.Groups {
+		n := int(file[g.Offset]) | int(file[g.Offset+1])<<8
+		if g.Extents[0] != all[n].Extents[0] {
+			t.Errorf("group %d has another's bytes", n)
+		}
+		if n%3 == 0 {
+			least++
+		}
+	}
+	if left := many - len(table.Groups); left == 0 || int64(len(file)) != table.Size() || least != (many+2)/3-left {
+		t.Errorf("%d groups left out, %d that spare least stay", left, least)
+	}
+	few, _, err := fit(&patch.Table{From: image, To: image}, slices.Clone(all[:3]))
+	if err != nil || len(few.Groups) != 3 {
+		t.Errorf("of three: %v", err)
+	}
+}
+
+// changing is an image that has other bytes at the second reading.
+type changing struct {
+	*bytes.Reader
+	reads int
+}
+
+func (c *changing) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.Reader.ReadAt(p, off)
+	if c.reads++; c.reads > 1 {
+		p[100]++
+	}
+	return n, err
+}
+
+// A group that does not make the new image is left out.
+func TestProves(t *testing.T) {
+	old := random(1, 8*patch.BlockSize)
+	fresh := bytes.Clone(old)
+	fresh[5000]++
+	set := []patch.Extent{{NewBlocks: 8, OldBlocks: 8}}
+	for name, c := range map[string]struct {
+		old  io.ReaderAt
+		want int
+	}{"good": {bytes.NewReader(old), 1}, "wrong": {&changing{Reader: bytes.NewReader(old)}, 0}} {
+		made, err := (&maker{c.old, bytes.NewReader(fresh), (*patch.Builder).Encode}).groups(t.Context(), set)
+		if err != nil || len(made) != c.want {
+			t.Errorf("%s: %d groups, %v", name, len(made), err)
+		}
+	}
+	if _, err := (&maker{bytes.NewReader(old), bytes.NewReader(fresh[:9000]), (*patch.Builder).Encode}).groups(t.Context(), set); err == nil {
+		t.Error("an image that cannot be read is none to complain about")
+	}
+}
+
+// What is more than a group may have becomes several, whose extents are all that was asked
+// for; a block that is too large by itself is left out.
+func TestLargeGroups(t *testing.T) {
+	const blocks, each = 30, 10
+	old := random(1, blocks*patch.BlockSize)
+	fresh := bytes.Clone(old)
+	for at := 0; at < len(fresh); at += 1000 {
+		fresh[at]++
+	}
+	var set []patch.Extent
+	for first := 0; first < blocks; first += each {
+		set = append(set, patch.Extent{New: first, NewBlocks: each, Old: first, OldBlocks: each})
+	}
+	for most, want := range map[int]int{0: 0, 1: blocks, 3: 12, each: 3, blocks: 1} {
+		made, err := (&maker{bytes.NewReader(old), bytes.NewReader(fresh), func(b *patch.Builder) (patch.Group, []byte, error) {
+			if b.Blocks() > most {
+				return patch.Group{}, nil, patch.ErrLarge
+			}
+			return b.Encode()
+		}}).groups(t.Context(), set)
+		next := 0
+		for _, g := range made {
+			for _, e := range g.Extents {
+				if e.New != next || e.OldBlocks != each {
+					t.Errorf("%d blocks at most: %+v where block %d is next", most, e, next)
+				}
+				next = e.New + e.NewBlocks
+			}
+		}
+		if err != nil || len(made) != want || most > 0 && next != blocks {
+			t.Errorf("%d blocks at most: %d groups, up to block %d, %v", most, len(made), next, err)
+		}
 	}
 }
 

@@ -34,11 +34,15 @@ func (p *publisher) patchable(context.Context) error {
 	return nil
 }
 
-// writePatches makes the patches from older versions and puts them beside the archive. They
-// may come later than that: machines take those whose signature fits, and do without
-// meanwhile. The table comes after what it lists, and its signature first: cut in between,
-// machines pass over what does not fit.
-func (p *publisher) writePatches(ctx context.Context) error {
+// patched is the files of patches from an older version, as they will be on the server.
+type patched struct {
+	from                     contract.Version
+	table, signature, packed []byte
+}
+
+// makePatches makes the patches from older versions, before anything of the release is
+// written: an old image may turn out to be one that there are none from.
+func (p *publisher) makePatches(ctx context.Context) error {
 	for _, v := range p.PatchFrom {
 		if err := p.patchFrom(ctx, v); err != nil {
 			return fmt.Errorf("patches from version %s: %w", v, err)
@@ -72,9 +76,16 @@ func (p *publisher) patchFrom(ctx context.Context, v contract.Version) (err erro
 		p.Note("patches from version %s would spare nothing: the two images have no files in common that lie without compression (Modules=plain)", v)
 		return nil
 	}
-	if err := p.putPatches(v, table, packed); err != nil {
+	made := patched{from: v, packed: packed}
+	if made.table, err = table.Encode(); err != nil {
 		return err
 	}
+	if p.signer != nil {
+		if made.signature, err = p.signer.Sign(bytes.NewReader(made.table), p.Now); err != nil {
+			return fmt.Errorf("sign %s: %w", patch.TableName(p.build.release.Version, v), err)
+		}
+	}
+	p.patches = append(p.patches, made)
 	p.Note("patches from version %s: %.1f MB, in %.1f s", v, float64(len(packed))/1e6, time.Since(start).Seconds())
 	return nil
 }
@@ -83,26 +94,25 @@ func imageOf(r *release.Release) patch.Image {
 	return patch.Image{Root: verity.Root(r.RootHash), Blocks: int(r.ImageSize / verity.BlockSize)}
 }
 
-// putPatches writes the files.
-func (p *publisher) putPatches(from contract.Version, table *patch.Table, packed []byte) error {
-	text, err := table.Encode()
-	if err != nil {
-		return err
-	}
+// putPatches puts the patches beside the archive. They may come later than that: machines
+// take those whose signature fits, and do without meanwhile. The table comes after what it
+// lists, and its signature first: cut in between, machines pass over what does not fit.
+func (p *publisher) putPatches(context.Context) error {
 	to := p.build.release.Version
-	if err := writeFile(p.dir, patch.FileName(to, from), packed); err != nil {
-		return err
-	}
-	if p.signer != nil {
-		signature, err := p.signer.Sign(bytes.NewReader(text), p.Now)
-		if err != nil {
-			return fmt.Errorf("sign %s: %w", patch.TableName(to, from), err)
+	for _, made := range p.patches {
+		if err := writeFile(p.dir, patch.FileName(to, made.from), made.packed); err != nil {
+			return err
 		}
-		if err := writeFile(p.dir, patch.SignatureName(to, from), signature); err != nil {
+		if p.signer != nil {
+			if err := writeFile(p.dir, patch.SignatureName(to, made.from), made.signature); err != nil {
+				return err
+			}
+		}
+		if err := writeFile(p.dir, patch.TableName(to, made.from), made.table); err != nil {
 			return err
 		}
 	}
-	return writeFile(p.dir, patch.TableName(to, from), text)
+	return nil
 }
 
 // image unpacks a release's system image, and compares it with the description.

@@ -144,6 +144,22 @@ func TestKeepRollout(t *testing.T) {
 	}
 }
 
+// An old image of which no patches can be made leaves nothing of the release on the server.
+func TestPatchFromRefused(t *testing.T) {
+	w := newWorld(t)
+	w.publish(w.options(w.patchedBuild(1, "", ""), ""))
+	second := w.options(w.patchedBuild(2, "", ""), "")
+	second.PatchFrom = []contract.Version{1}
+	archive := filepath.Join(w.dir, "server", "x86_64", "test-os", filepath.FromSlash(manifest.ArchiveName(1)))
+	good := mustRead(t, archive)
+	rewrite(t, archive, good[:len(good)/2]) // its image ends early
+	w.refused("half an old archive", second, "patches from version 1")
+	rewrite(t, archive, good)
+	if d := w.publish(second).Delta; d == nil || d.Patches == 0 {
+		t.Errorf("%+v", d)
+	}
+}
+
 // Two images that have nothing in common that lies without compression have no patches.
 func TestPatchFromCompressed(t *testing.T) {
 	w := newWorld(t)

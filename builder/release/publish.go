@@ -91,6 +91,8 @@ type publisher struct {
 	sign   bool // the manifest
 	notes  []byte
 	result *Result
+	// patches are made before anything is written.
+	patches []patched
 }
 
 // Publish writes a release to the server's directory and makes a channel name it.
@@ -127,7 +129,7 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 		}
 	}()
 	// Whatever can be refused is refused before anything is written.
-	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.patchable, p.loadSigner, p.hash, p.writeRelease, p.writePatches, p.writeKey, p.writeManifest} {
+	for _, step := range []func(context.Context) error{p.readPrevious, p.readServer, p.compare, p.patchable, p.loadSigner, p.hash, p.makePatches, p.writeRelease, p.putPatches, p.writeKey, p.writeManifest} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
