@@ -37,8 +37,10 @@ func Build(stub []byte, sections []Section) ([]byte, error) {
 // BuildAligned is Build, but for where sections lie in the file: each ends at a multiple of
 // block, a power of two, and so all but the first begin at one. They have zeros behind them for
 // that, in the file alone (SizeOfRawData, which may be more than VirtualSize), since what lies
-// between sections is not signed. So blocks of a file that has a section's content are blocks
-// of the image, too.
+// between sections is not signed. A section has no more of them than fit before the next one in
+// memory: where one has no room, the next may end at a multiple, and one of no more bytes than
+// the file alignment does. So blocks of a file that
+// has a section's content are blocks of the image, too.
 func BuildAligned(stub []byte, sections []Section, block int64) ([]byte, error) {
 	plan, file, err := prepare(stub, sections, block)
 	if err != nil {
@@ -193,6 +195,9 @@ func lay(file *pe.File, sections []Section, block uint64) (*layout, error) {
 		}
 		address = alignUp(address, uint64(file.SectionAlignment))
 		stored := alignUp(offset+uint64(len(s.Data)), max(align, block)) - offset
+		if room := alignUp(uint64(len(s.Data)), uint64(file.SectionAlignment)); stored > room {
+			stored = alignUp(uint64(len(s.Data)), align) // the next one begins right behind that in memory
+		}
 		if offset+stored > math.MaxUint32 || address+uint64(len(s.Data)) > math.MaxUint32-uint64(file.SectionAlignment) {
 			return nil, fmt.Errorf("section %s of %d bytes does not fit: a PE image ends at 4 GiB", s.Name, len(s.Data))
 		}

@@ -121,6 +121,46 @@ func TestBuildAligned(t *testing.T) {
 	}
 }
 
+// Wherever the stub ends, no section has more bytes in the file than lie before the next one in
+// memory. Behind a short one, which always has room, they lie at blocks.
+func TestBuildAlignedRoom(t *testing.T) {
+	const block = 4096
+	moved := 0
+	for text := 512; text <= 2*block; text += 512 {
+		stub := ukitest.Image(ukitest.Section{Name: ".text", Data: bytes.Repeat([]byte{0xf4}, text)}, ukitest.Section{Name: ".sbat", Data: []byte("sbat,1")})
+		for _, first := range []int{1, 512, 513, 600, block - 512, block - 1, block, block + 1, 3*block - 511} {
+			sections := []uki.Section{{Name: ".osrel", Data: make([]byte, first)}, {Name: ".cmdline", Data: make([]byte, 700)}, {Name: ".uname", Data: make([]byte, 300)}, {Name: ".linux", Data: make([]byte, 5000)}}
+			image, err := uki.BuildAligned(stub, sections, block)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := pe.NewFile(bytes.NewReader(image))
+			if err != nil {
+				t.Fatal(err)
+			}
+			align := file.OptionalHeader.(*pe.OptionalHeader64).SectionAlignment
+			for i, s := range file.Sections {
+				room := (s.VirtualSize + align - 1) &^ (align - 1)
+				if i+1 < len(file.Sections) {
+					room = file.Sections[i+1].VirtualAddress - s.VirtualAddress
+				}
+				if s.Size > room || s.Size < s.VirtualSize {
+					t.Errorf("text of %d bytes, first of %d: section %s has %d bytes, in memory there are %d", text, first, s.Name, s.Size, room)
+				}
+			}
+			if s := file.Sections[len(file.Sections)-3]; s.Offset%block != 0 {
+				moved++
+			}
+			if s := file.Sections[len(file.Sections)-1]; s.Offset%block != 0 {
+				t.Errorf("text of %d bytes, first of %d: %s lies at %d", text, first, s.Name, s.Offset)
+			}
+		}
+	}
+	if moved == 0 {
+		t.Error("no first section lacked room")
+	}
+}
+
 // The judge of the layout: the same input through Debian 13's ukify must give
 // the same bytes.
 func TestBuildEqualsUkify(t *testing.T) {
