@@ -183,8 +183,8 @@ func (j *job) archive(name string, data []byte, depth int) (kind, error) {
 				return packed, nil
 			}
 			found, err := j.compressed(name, data, depth, d.open)
-			// Zeros and another archive follow in an initramfs.
-			if end := zstdframe.End(data); err == nil && end < len(data) && data[end] == 0 {
+			// Another archive follows in an initramfs, with zeros before it or without.
+			if end := zstdframe.End(data); err == nil && end < len(data) {
 				if rest := bytes.TrimLeft(data[end:], "\x00"); len(rest) > 0 {
 					_, err = j.archive(name, rest, depth+1)
 				}

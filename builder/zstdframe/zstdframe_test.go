@@ -23,6 +23,13 @@ func TestEnd(t *testing.T) {
 					t.Errorf("%s, checksum %v, before %d bytes: ends at %d, want %d", name, sum, len(after), end, len(frame))
 				}
 			}
+			skip := append([]byte("\x53\x2a\x4d\x18\x05\x00\x00\x00"), "\x28\xb5\x2f\xfd!"...)
+			several := bytes.Join([][]byte{frame, frame, skip, frame}, nil)
+			for _, after := range []string{"", "\x00", "07070100", "\x28\xb5\x2f"} {
+				if end := End(append(bytes.Clone(several), after...)); end != len(several) {
+					t.Errorf("%s, checksum %v, several before %q: they end at %d, want %d", name, sum, after, end, len(several))
+				}
+			}
 			for n := range min(len(frame), 100) {
 				if end := End(frame[:n]); end != n {
 					t.Errorf("%s cut after %d bytes ends at %d", name, n, end)
