@@ -203,7 +203,7 @@ func (p source) delta(ctx context.Context, from, to contract.Version) (*Delta, e
 		var table *patch.Table
 		if place.Name == release.ImageFile {
 			var size int
-			if table, size, err = p.patchTable(ctx, was.Release, head.Release); err != nil {
+			if table, size, err = p.patchTable(ctx, was.Release, head.Release, p.made); err != nil {
 				table = nil // machines do without, and --verify says why
 			}
 			d.Bytes, d.Patches = d.Bytes+int64(size), d.Patches+int64(size)

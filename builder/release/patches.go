@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"halogenos.internal/boot/archive"
@@ -148,8 +149,9 @@ func (p source) image(ctx context.Context, v contract.Version, to io.Writer) (r 
 }
 
 // patchTable reads the table of patches from one image to another, and how many bytes it has.
-// The error is fs.ErrNotExist where there is none, and another where machines refuse it.
-func (p source) patchTable(ctx context.Context, old, fresh *release.Release) (*patch.Table, int, error) {
+// The error is fs.ErrNotExist where there is none, and another where it is refused. check is
+// given the name of the signature, the table and the signature.
+func (p source) patchTable(ctx context.Context, old, fresh *release.Release, check func(name string, text, signature []byte) error) (*patch.Table, int, error) {
 	name := patch.TableName(fresh.Version, old.Version)
 	text, err := p.server.Get(ctx, name, patch.MaxTable)
 	if err != nil {
@@ -159,8 +161,8 @@ func (p source) patchTable(ctx context.Context, old, fresh *release.Release) (*p
 	if err != nil && p.key != nil {
 		return nil, 0, fmt.Errorf("%s has no signature that can be read: %v", name, err)
 	}
-	if err := madeBy(p.key, p.now)(text, signature); err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", name, err)
+	if err := check(patch.SignatureName(fresh.Version, old.Version), text, signature); err != nil {
+		return nil, 0, err
 	}
 	t, err := patch.ParseTable(text)
 	if err != nil {
@@ -172,44 +174,80 @@ func (p source) patchTable(ctx context.Context, old, fresh *release.Release) (*p
 	return t, len(text), nil
 }
 
-// checkPatches reads the patches from all older versions on the server. Machines update
+// made checks a table's signature as one of before.
+func (p source) made(name string, text, signature []byte) error {
+	if err := madeBy(p.key, p.now)(text, signature); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// signed checks a table's signature as the release's own: each key of the machines that may
+// take it must accept it now, and for ever.
+func (v *verifier) signed(name string, text, signature []byte) error {
+	if len(signature) > 0 {
+		if err := v.lasts(name, signature); err != nil {
+			return err
+		}
+	}
+	if err := authenticateWith(v.must, v.Now)(text, signature); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// checkPatches reads the patches from all older versions that are known of. Machines update
 // without those that are wrong, and fetch more than they need.
 func (v *verifier) checkPatches(ctx context.Context, to contract.Version) {
-	s := source{v.server, v.Key, v.Now}
-	all, err := s.server.Versions(ctx)
+	all, err := v.server.Versions(ctx)
 	if err != nil {
 		return // what a server offers is told elsewhere
 	}
-	for _, from := range all {
+	all = append(all, v.manifest.Steps...)
+	for _, w := range v.manifest.Withdrawn {
+		all = append(all, w.Version)
+	}
+	slices.Sort(all)
+	for _, from := range slices.Compact(all) {
 		if from >= to {
 			continue
 		}
-		blocks, err := s.checkPatches(ctx, from, to)
+		blocks, err := v.checkPatchesFrom(ctx, from, to)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, errUnchecked):
+			v.Note("WARNING: patches from version %s to %s are %v", from, to, err)
 		case err != nil:
 			v.fault(fmt.Errorf("patches from version %s to %s: %w: make them again with 'halogen release --patch-from %s'", from, to, err, from))
 		default:
 			v.Note("patches from version %s to %s are good, for %d blocks", from, to, blocks)
 		}
 	}
+	if _, listed := v.server.(Directory); !listed {
+		v.Note("patches to version %s from versions that %s does not name are not looked for over HTTP, which lists no files", to, manifest.FileName)
+	}
 }
 
-// checkPatches compares the file of patches with its table, and returns how many blocks they
-// make. The error is fs.ErrNotExist where there is no table, or nothing to compare it with.
-func (p source) checkPatches(ctx context.Context, from, to contract.Version) (blocks int, err error) {
+// errUnchecked says that there is nothing to compare patches with.
+var errUnchecked = errors.New("not checked")
+
+// checkPatchesFrom compares the file of patches with its table, and returns how many blocks
+// they make. The error is fs.ErrNotExist where there is no table, and errUnchecked where the
+// old version's archive is missing or cannot be read.
+func (v *verifier) checkPatchesFrom(ctx context.Context, from, to contract.Version) (blocks int, err error) {
+	p := source{v.server, v.Key, v.Now}
 	if _, err := p.server.Get(ctx, patch.TableName(to, from), patch.MaxTable); err != nil {
 		return 0, err
 	}
 	old, _, err := p.index(ctx, from)
 	if err != nil {
-		return 0, fs.ErrNotExist
+		return 0, fmt.Errorf("%w: the archive of version %s is missing or cannot be read: %v", errUnchecked, from, err)
 	}
 	fresh, _, err := p.index(ctx, to)
 	if err != nil {
 		return 0, err
 	}
-	t, _, err := p.patchTable(ctx, old.Release, fresh.Release)
+	t, _, err := p.patchTable(ctx, old.Release, fresh.Release, v.signed)
 	if err != nil {
 		return 0, err
 	}

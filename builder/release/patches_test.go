@@ -2,9 +2,12 @@ package release
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/patch"
+	"halogenos.internal/uroot-cmds/ota/server"
 )
 
 func noteTo(w io.Writer) func(string, ...any) {
@@ -106,6 +110,58 @@ func TestPatchFrom(t *testing.T) {
 			t.Errorf("without %s: %v", name, err)
 		}
 		rewrite(t, file, good)
+	}
+}
+
+// Patches whose signature ends, or whose old archive is not there, are not passed over in
+// silence; over HTTP those of a step are looked for, too.
+func TestVerifyPatches(t *testing.T) {
+	w := newWorld(t)
+	fingerprint := w.key("release", "ed25519", strings.TrimSpace(password))
+	first := w.options(w.patchedBuild(1, "release", fingerprint), "release")
+	w.publish(first)
+	second := w.options(w.patchedBuild(2, "release", fingerprint), "release")
+	second.PatchFrom = []contract.Version{1}
+	dir := w.publish(second).Directory
+	m := Manage{Directory: Directory(dir), Key: first.Key, Now: now, Note: t.Logf}
+	if err := SetStep(t.Context(), m, 1, true); err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(http.FileServer(http.Dir(second.Server)))
+	defer web.Close()
+	overHTTP, err := NewWeb(web.URL+"/x86_64/test-os", server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify := func(s Server) string {
+		var said bytes.Buffer
+		err := Verify(t.Context(), s, VerifyOptions{Now: now, Note: noteTo(&said)})
+		return fmt.Sprint(said.String(), err)
+	}
+	both := func(name, want string) {
+		t.Helper()
+		for _, s := range []Server{Directory(dir), overHTTP} {
+			if said := verify(s); !strings.Contains(said, want) {
+				t.Errorf("%s, of %s: %s", name, s, said)
+			}
+		}
+	}
+	both("as it is", "patches from version 1 to 2 are good")
+	if said := verify(overHTTP); !strings.Contains(said, "does not name are not looked for over HTTP") {
+		t.Error(said)
+	}
+	table, signature := filepath.Join(dir, patch.TableName(2, 1)), filepath.Join(dir, patch.SignatureName(2, 1))
+	good := mustRead(t, signature)
+	conf := filepath.Join(w.home, "gpg.conf")
+	rewrite(t, conf, []byte("default-sig-expire 30d\n"))
+	w.byHand(fingerprint, signature, table)
+	both("a signature that ends", "signature ends on 2027-02-14")
+	rewrite(t, signature, good)
+	if err := errors.Join(SetStep(t.Context(), m, 1, false), os.Remove(filepath.Join(dir, manifest.ArchiveName(1)))); err != nil {
+		t.Fatal(err)
+	}
+	if said := verify(Directory(dir)); !strings.Contains(said, "patches from version 1 to 2 are not checked: the archive of version 1 is missing or cannot be read") {
+		t.Errorf("without the old archive: %s", said)
 	}
 }
 
