@@ -2,6 +2,7 @@ package qemutests
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/builder/erofs"
 	"halogenos.internal/builder/vm"
 	"halogenos.internal/qemu-tests/testos/protocol"
 )
@@ -39,19 +41,23 @@ type variant struct {
 	// Revoker: it is signed by this key, which the system before it pins as well, and names
 	// the loader of namedLoader for dbx.
 	Revoker *revoker
+	// Changed: in each block of a file that lies in the system image without compression a
+	// byte differs, and another one for another version.
+	Changed bool
+	Version contract.Version // 0: 2
 	// Microcode that it has, and where: "initrd", or "ucode" with the stub of systemd 257.
 	Microcode string
 }
 
 const treeFile = "tree"
 
-// makeNewer makes version 2 of an image of version 1.
+// makeNewer makes version 2, or another, of an image of version 1.
 func makeNewer(t testing.TB, image string, v variant) newer {
 	t.Helper()
 	n := newer{Release: imageRelease(t, image), dir: t.TempDir()}
-	n.Version, n.Epoch = 2, v.Epoch
+	n.Version, n.Epoch = cmp.Or(v.Version, 2), v.Epoch
 	n.revokes(t, &v)
-	n.system(t, image)
+	n.system(t, image, v)
 	n.uki(t, image, v)
 	n.manager(t, image, v)
 	text, err := n.Encode()
@@ -84,10 +90,13 @@ func (n *newer) describe(t testing.TB, name string) {
 }
 
 // system makes the system image and its tree.
-func (n *newer) system(t testing.TB, image string) {
+func (n *newer) system(t testing.TB, image string, v variant) {
 	t.Helper()
 	system, err := os.ReadFile(imageFile(t, image, release.ImageFile))
 	must(t, err)
+	if v.Changed {
+		n.changeFile(t, system)
+	}
 	system = append(system, bytes.Repeat([]byte("2"), verity.BlockSize)...)
 	must(t, os.WriteFile(n.path(release.ImageFile), system, 0o644))
 	n.ImageSize = int64(len(system))
@@ -98,6 +107,27 @@ func (n *newer) system(t testing.TB, image string) {
 	root, err := verity.Generate(t.Context(), bytes.NewReader(system), verityParams(n.Release), tree, func(int64) {})
 	must(t, err)
 	n.RootHash = root[:]
+}
+
+// changeFile changes the largest kernel module that lies in the image as it is; nothing that
+// the test system loads is as large.
+func (n *newer) changeFile(t testing.TB, system []byte) {
+	t.Helper()
+	var largest erofs.File
+	err := erofs.Walk(bytes.NewReader(system), func(f erofs.File) error {
+		if f.Plain && f.Size > largest.Size && strings.Contains(f.Name, "/kernel/") {
+			largest = f
+		}
+		return nil
+	})
+	must(t, err)
+	if largest.Blocks() < 16 {
+		t.Fatalf("%q has %d blocks: too few to be worth a patch", largest.Name, largest.Blocks())
+	}
+	for i := range largest.Blocks() - 1 {
+		system[(int(largest.First)+i)*erofs.BlockSize+100] ^= byte(n.Version)
+	}
+	t.Logf("%d blocks of %s differ in version %s", largest.Blocks()-1, largest.Name, n.Version)
 }
 
 // uki makes the UKI.
