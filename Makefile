@@ -35,7 +35,7 @@ PACKAGES := qemu-system-x86 systemd-boot-efi qemu-utils ovmf swtpm swtpm-tools m
 PACKAGES += apache2-bin lighttpd caddy $(if $(wildcard /bin/busybox /usr/bin/busybox),,busybox)
 # Of what is installed, these would be services too: none is started, now or at the next boot.
 SERVICES := nginx lighttpd caddy
-# A docker that is there is kept, whoever made it: Debian's conflicts with docker-ce.
+# A docker that is there is kept, no matter who made it: Debian's conflicts with docker-ce.
 # In Debian 12, docker.io has the client.
 DOCKER  := docker.io $(shell grep -qs '^VERSION_CODENAME=bookworm$$' /etc/os-release || echo docker-cli)
 PACKAGES += $(if $(shell PATH=$$PATH:/usr/sbin; command -v dockerd >/dev/null && command -v docker),,$(DOCKER))

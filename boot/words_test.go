@@ -16,6 +16,7 @@ import (
 var gone = map[string]string{
 	`folders?`:                   "directory",
 	`anew`:                       "again",
+	`whoever`:                    "anyone who, the one who, no matter who",
 	`he|him|his|himself|she|her`: "they, the owner, the attacker",
 	`enrol|enrols|enrolment`:     "enroll, enrollment",
 	`makes? no sense`:            "what failed, and on what",
@@ -28,7 +29,7 @@ var gone = map[string]string{
 
 // goneFromCode are those that the code does without, too. The key "enrolments" of a file
 // that machines have stays.
-var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|enrol|enrols|he|him|his|himself)\b|makes? no sense`)
+var goneFromCode = regexp.MustCompile(`(?i)folder|\b(anew|whoever|enrol|enrols|he|him|his|himself)\b|makes? no sense`)
 
 // gonePackages are those that have another name now.
 var gonePackages = map[string]string{

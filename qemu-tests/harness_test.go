@@ -192,7 +192,7 @@ func TestSlots(t *testing.T) {
 	release[0]()
 }
 
-// TestTurns: of those that wait for a slot the costliest is first, whoever came first.
+// TestTurns: of those that wait for a slot the costliest is first, no matter who came first.
 func TestTurns(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "slots")
 	release, err := acquire(t.Context(), dir, 1, 1)

@@ -187,7 +187,7 @@ func (f *Finding) checkUKI(values map[int]pcr.Digest, w Want) error {
 	for n := range len(phases) + 1 {
 		words := append([]string{pcr.EnterInitrd, pcr.Recovery}, phases[:n]...)
 		if have == pcr.Phases(stub, words...) {
-			return errors.New("PCR 11: the recovery console was open in this boot, and whoever was there could do anything: restart the machine, and ask again")
+			return errors.New("PCR 11: the recovery console was open in this boot, and anyone who was there could do anything: restart the machine, and ask again")
 		}
 	}
 	return fmt.Errorf("PCR 11 is %s, which the UKI of release %s does not leave: another UKI was started, or something has extended it since", have, w.Release.Version)

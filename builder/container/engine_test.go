@@ -203,7 +203,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// What docker's daemon makes belongs to whoever called it, who is not asked to
+// What docker's daemon makes belongs to its caller, who is not asked to
 // show it keys that it could not read.
 func TestDockerOwner(t *testing.T) {
 	uid := os.Geteuid()

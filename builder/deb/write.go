@@ -92,7 +92,7 @@ func pack(root linkFS, date time.Time) (data, sums []byte, kib int64, err error)
 	return data, list.Bytes(), kib, err
 }
 
-// mode is that of a program or that of a file: what the umask of whoever installed it
+// mode is that of a program or that of a file: what the umask of the one who installed it
 // has taken away comes back, and special bits are not carried on.
 func mode(info fs.FileInfo) int64 {
 	if info.Mode()&0o111 != 0 {

@@ -30,7 +30,7 @@ type Options struct {
 	UUID        gpt.GUID
 	Date        time.Time // of the image; later times in it become this one
 	Compression string    // as -z takes it; empty for none
-	AllRoot     bool      // every file is root's, whoever owns it in the directory
+	AllRoot     bool      // every file is root's, no matter who owns it in the directory
 	// Sparse keeps the holes of files. Without compression that takes a list of
 	// the blocks of every file; with it, zeros take next to nothing anyway.
 	Sparse bool

@@ -61,7 +61,7 @@ from the terminal.
 `
 
 // storageRisk says what the option of that name endangers.
-const storageRisk = "take a key that lies on storage which is not encrypted: whoever gets the disk, a copy or a backup of it, " +
+const storageRisk = "take a key that lies on storage which is not encrypted: anyone who gets the disk, a copy or a backup of it, " +
 	"now or when it is thrown away, has only to guess the password to sign what every machine obeys; for CI, whose disks last as long as a job"
 
 // keyFlags are the options of keys as they are given.

@@ -131,7 +131,7 @@ func (c command) manage(ctx context.Context, do string, args []string) error {
 func (c command) keyOptions(f *flag.FlagSet, k *release.KeyFile, agent *bool) {
 	f.StringVar(&k.Path, "key", "", "secret release `KEY`; without one nothing is signed")
 	f.StringVar(&k.Password, "password-file", "", "`FILE` whose first line is the key's password")
-	f.BoolVar(&k.Unprotected, "allow-unprotected-key", false, "take a key without a password: whoever reads its file can then sign what every machine installs")
+	f.BoolVar(&k.Unprotected, "allow-unprotected-key", false, "take a key without a password: anyone who reads its file can then sign what every machine installs")
 	f.BoolVar(&k.UnencryptedStorage, "allow-unencrypted-storage", false, storageRisk)
 	f.BoolVar(&k.GPG, "gpg", false, "sign with gpg, whose agent, smart card or PKCS#11 token holds the pinned key's secret, instead of --key")
 	f.BoolVar(agent, "agent", false, "get the key's password from gpg-agent")

@@ -30,7 +30,7 @@ and, where this QEMU can, a clipboard that it shares with you:
   window  in a window; by VNC where there is no display server, or none that this
           QEMU has a window for
   vnc     by VNC at a port of 127.0.0.1, which is said. Without a password:
-          whoever has an account on this machine can look and type, too
+          anyone who has an account on this machine can look and type, too
   none    not shown; with --screenshot it has a screen all the same
 `
 
@@ -201,7 +201,7 @@ func (c command) takePictures(ctx context.Context, m *vm.Machine, path string) (
 	}
 }
 
-// takePicture writes what the screen shows. Whoever reads the file meanwhile reads the
+// takePicture writes what the screen shows. Anyone who reads the file meanwhile reads the
 // picture before.
 func takePicture(ctx context.Context, m *vm.Machine, path string) error {
 	part := path + ".new"

@@ -38,14 +38,14 @@ that this command shows, and --pk the hash of the firmware's PK, without which i
 only that the firmware's keys call themselves the machine's own. With --save-key the
 first good report is believed, and its key's name and PK's hash are put into FILE, which
 from then on must be the ones. A key proves that a TPM
-holds it to nobody who has not seen the machine: whoever could answer in its place on
+holds it to nobody who has not seen the machine: anyone who could answer in its place on
 the first day is that machine from then on.
 
 What the TPM proves: the boot manager, the UKI, and so the whole system image, the EFI
 drivers and option ROMs, what was added to the command line, and the state and keys of
 Secure Boot. The firmware itself is believed: PCR 0 is shown, and is another when the
 firmware is, be it by an update. The slot, the floor
-and the time are the word of whoever is root there, and what has happened since the
+and the time are the word of root there, and what has happened since the
 start is in no report. Root can measure more into PCR 7: another entry of the db that
 was measured as what let something start.
 `

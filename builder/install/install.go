@@ -33,7 +33,7 @@ import (
 )
 
 // LoaderConf starts the newest UKI at once. It names no default entry, since a
-// default would switch the counting of tries off. The editor would let whoever
+// default would switch the counting of tries off. The editor would let anyone who
 // sits there change a command line, where Secure Boot is off.
 const LoaderConf = `timeout 0
 editor no

@@ -174,10 +174,10 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 	case s.ESP.Setup != nil && c.KeepRoot:
 		p.refuse("a root partition that is kept has its accounts and settings: leave the answers for a first start (--setup) out")
 	case s.ESP.Setup != nil:
-		p.note("the answers for the first start, a password's hash among them, lie on the EFI system partition until the second start, where whoever has the disk can read them; an image that does not ask (FirstStart=none) does not take them")
+		p.note("the answers for the first start, a password's hash among them, lie on the EFI system partition until the second start, where anyone who has the disk can read them; an image that does not ask (FirstStart=none) does not take them")
 	}
 	if !s.Signed {
-		p.note("nobody has signed this release: whoever gave it to you vouches for it")
+		p.note("nobody has signed this release: the one who gave it to you vouches for it")
 	}
 	return p
 }

@@ -46,7 +46,7 @@ func (s *Source) Close() error { return s.close() }
 var ErrUnsigned = errors.New("the release is not signed")
 
 // FromDirectory reads what halogen build left in a directory. Such a release is not
-// signed yet: whoever has the directory vouches for it.
+// signed yet: the one who has the directory vouches for it.
 func FromDirectory(dir string) (*Source, error) {
 	text, err := files.Read(filepath.Join(dir, release.FileName), release.MaxSize)
 	if err != nil {

@@ -230,7 +230,7 @@ func subkeys(e *openpgp.Entity) []*packet.PrivateKey {
 func locked(secret []*packet.PrivateKey, password *Password) error {
 	for _, k := range secret {
 		if !k.Encrypted {
-			return fmt.Errorf("%X has no password: whoever reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)", k.Fingerprint)
+			return fmt.Errorf("%X has no password: anyone who reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)", k.Fingerprint)
 		}
 		if password == nil {
 			continue
@@ -296,7 +296,7 @@ func (r *Report) checkPKCS8(text []byte, password *Password) error {
 	r.Kind = block.Type
 	if block.Type != "ENCRYPTED PRIVATE KEY" {
 		old := strings.Contains(string(text), "ENCRYPTED")
-		err := errors.New("it has no password: whoever reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)")
+		err := errors.New("it has no password: anyone who reads the file has the key: give it one (gpg --change-passphrase, openssl pkcs8 -topk8)")
 		if old {
 			err = errors.New("it is encrypted in the old way of OpenSSL, whose passwords are guessed fast: convert it with `openssl pkcs8 -topk8`")
 		}
@@ -364,7 +364,7 @@ func (p *Password) verdict() string {
 }
 
 // LoadModuleKey reads the key for kernel modules: PKCS#8 in PEM, encrypted.
-// Whoever got it calls its wipe.
+// The one who got it calls its wipe.
 func LoadModuleKey(path string, password *Password) (key crypto.Signer, wiped func(), err error) {
 	s, err := using(func() (*secretSigner, error) { return loadModuleKey(path, password) })
 	if err != nil {

@@ -42,7 +42,7 @@ type Wanted struct {
 	Password *Password
 	Now      time.Time
 	// UnencryptedStorage takes a directory that nothing encrypts: nothing but the
-	// password then protects the key from whoever gets hold of the disk.
+	// password then protects the key from anyone who gets hold of the disk.
 	UnencryptedStorage bool
 }
 

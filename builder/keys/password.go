@@ -22,7 +22,7 @@ import (
 
 const maxPassword = 4000 // bytes
 
-// A Password lies in memory that is never swapped or dumped. Whoever got it
+// A Password lies in memory that is never swapped or dumped. The one who got it
 // calls Wipe.
 type Password struct {
 	page []byte
@@ -204,7 +204,7 @@ func unescape(data []byte) []byte {
 }
 
 // leastGuesses is how many guesses a password must withstand, a power of
-// ten. Whoever steals a key file guesses as fast as machines can: at a million
+// ten. Anyone who steals a key file guesses as fast as machines can: at a million
 // guesses a second, which the derivation of the keys made here leaves a dozen
 // graphics cards, 10^14 take three years.
 const leastGuesses = 1e14

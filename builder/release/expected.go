@@ -65,7 +65,7 @@ func ExpectPublished(ctx context.Context, s Server, o ExpectOptions) (bootreport
 	v.fault(v.checkManifestSignature(ctx, nil))
 	v.fault(belongsHere(v.manifest, s))
 	if v.manifest.Sequence == 0 && o.Key != nil && o.Version == 0 {
-		v.fault(fmt.Errorf("%s is not signed, so that whoever controls the server says which release is today's, and may name an old one: name one (--version), or sign it ('halogen release --sign-manifest')", manifest.FileName))
+		v.fault(fmt.Errorf("%s is not signed, so that anyone who controls the server says which release is today's, and may name an old one: name one (--version), or sign it ('halogen release --sign-manifest')", manifest.FileName))
 	}
 	if err := errors.Join(v.faults...); err != nil {
 		return bootreport.Want{}, err

@@ -59,7 +59,7 @@ func makeDirectories(dir string) error {
 	return errors.Join(readable(os.Chmod(dir, 0o755)), syncDirectory(parent))
 }
 
-// writeFile puts a file under its name in one step: whoever reads it sees all
+// writeFile puts a file under its name in one step: anyone who reads it sees all
 // of the old or all of the new content.
 func writeFile(dir, name string, content []byte) error {
 	f, err := os.CreateTemp(dir, unfinished)

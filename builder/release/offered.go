@@ -43,7 +43,7 @@ type Offer struct {
 }
 
 // Is refuses a release that is not the one offered. Its archive bears the name that the
-// server gives it, and whoever serves it can give that name to an older one.
+// server gives it, and anyone who serves it can give that name to an older one.
 func (o Offer) Is(r *description.Release) error {
 	switch {
 	case r.Version != o.Version:

@@ -227,7 +227,7 @@ func TestGPGSigns(t *testing.T) {
 	if err := pinned.Verify(strings.NewReader("a release"), signature, time.Now()); err != nil {
 		t.Error(err)
 	}
-	// Without the secret of the pinned key nobody signs, whoever else could.
+	// Without the secret of the pinned key nobody signs, no matter who else could.
 	gpg("--yes", "--delete-secret-keys", pinned.Fingerprint().String())
 	if _, err := s.Sign(strings.NewReader("a release"), time.Now()); err == nil || !strings.Contains(err.Error(), "sign with gpg") {
 		t.Errorf("without its secret: %v", err)

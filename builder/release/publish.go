@@ -153,7 +153,7 @@ func (p *publisher) readPinned() error {
 	case len(pinned) == 0 && p.Key.named():
 		return errors.New("the image has pinned no release key (ReleaseKey=none), so that no machine would check a signature: build it with the key")
 	case len(pinned) == 0:
-		p.Note("WARNING: %s is published unsigned: whoever can write to the server can replace it", p.build.release.ImageID)
+		p.Note("WARNING: %s is published unsigned: anyone who can write to the server can replace it", p.build.release.ImageID)
 		return nil
 	case !p.Key.named():
 		return errors.New("the image has pinned a release key, so that machines take only what it signed: name the key")

@@ -32,11 +32,11 @@ type KeyFile struct {
 	Password string
 	// Ask gets the password where no file has it; nil for nobody to ask.
 	Ask func() (*keys.Password, error)
-	// Unprotected takes a key without a password: whoever reads the file can
+	// Unprotected takes a key without a password: anyone who reads the file can
 	// then sign what every machine takes.
 	Unprotected bool
 	// UnencryptedStorage takes a key that lies where nothing encrypts it:
-	// nothing but the password protects it from whoever gets the disk.
+	// nothing but the password protects it from anyone who gets the disk.
 	UnencryptedStorage bool
 	// GPG has gpg sign, with the secret part of the pinned key that its agent
 	// or a smart card holds. The other fields are not used then.
@@ -203,7 +203,7 @@ func unlock(ring []*packet.PrivateKey, file KeyFile) (err error) {
 		return errors.New("holds no secret: it lies on a card or was exported without")
 	}
 	if open := slices.ContainsFunc(ring, func(k *packet.PrivateKey) bool { return secret(k) && !k.Encrypted }); open && !file.Unprotected {
-		return errors.New("has no password: whoever reads the file can sign what every machine takes")
+		return errors.New("has no password: anyone who reads the file can sign what every machine takes")
 	}
 	locked := slices.DeleteFunc(slices.Clone(ring), func(k *packet.PrivateKey) bool { return !secret(k) || !k.Encrypted })
 	if len(locked) == 0 {

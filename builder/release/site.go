@@ -198,10 +198,10 @@ func (s *site) sign(wanted bool) (bool, error) {
 		return s.signed, nil
 	}
 	if s.manifest != nil && len(s.manifest.Unknown) > 0 {
-		return false, fmt.Errorf("%s was not signed so far, and has a variable that is not known, %s: whoever can write to the server may have put it there. Take it out, or sign it yourself", manifest.FileName, s.manifest.Unknown[0].Name)
+		return false, fmt.Errorf("%s was not signed so far, and has a variable that is not known, %s: anyone who can write to the server may have put it there. Take it out, or sign it yourself", manifest.FileName, s.manifest.Unknown[0].Name)
 	}
 	if s.manifest != nil && len(s.manifest.Steps)+len(s.manifest.Withdrawn) > 0 {
-		return false, fmt.Errorf("%s was not signed so far, and has STEPS= or WITHDRAWN_...=, which would bind machines and what is published next: whoever can write to the server may have put them there. Take the lines out; 'halogen release step' and 'withdraw' write them again", manifest.FileName)
+		return false, fmt.Errorf("%s was not signed so far, and has STEPS= or WITHDRAWN_...=, which would bind machines and what is published next: anyone who can write to the server may have put them there. Take the lines out; 'halogen release step' and 'withdraw' write them again", manifest.FileName)
 	}
 	return true, nil
 }

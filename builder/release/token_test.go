@@ -49,7 +49,7 @@ const pin = "493817"
 type token struct {
 	*world
 	grip     string // of the key, as gpg names it
-	terminal string // where whoever releases sits
+	terminal string // where the one who releases sits
 }
 
 func newToken(t *testing.T) *token {

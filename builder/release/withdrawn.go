@@ -34,7 +34,7 @@ func (s *site) recordWithdrawn(ctx context.Context, m *manifest.Manifest, v cont
 	return nil
 }
 
-// offerAgain takes a release off the list of those that were withdrawn: whoever
+// offerAgain takes a release off the list of those that were withdrawn: anyone who
 // publishes has asked for it by its version.
 func offerAgain(m *manifest.Manifest, v contract.Version, note func(string, ...any)) {
 	rest := slices.DeleteFunc(slices.Clone(m.Withdrawn), func(w manifest.Withdrawal) bool { return w.Version == v })

@@ -352,7 +352,7 @@ func TestMachineThatSlept(t *testing.T) {
 	y.machine(3, when, "take 4")
 	y.machine(5, when, "take 6")
 
-	// One that is gone is missed by whoever needs it, and by nobody else.
+	// One that is gone is missed by anyone who needs it, and by nobody else.
 	aside := filepath.Join(t.TempDir(), "4")
 	if err := os.Rename(filepath.Join(string(y.directory()), "4"), aside); err != nil {
 		t.Fatal(err)

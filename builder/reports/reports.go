@@ -1,7 +1,7 @@
 // Package reports reads what machines have told of their updates (boot/trialreport): a
 // directory of files that a web server has taken.
 //
-// Whoever can reach that server can write there, so nothing in a report is believed but as
+// Anyone who can reach that server can write there, so nothing in a report is believed but as
 // one machine's word: what is malformed is passed over and counted, and no text of a report
 // leads anywhere.
 package reports
@@ -87,7 +87,7 @@ type Collection struct {
 }
 
 // Read reads a directory, and those in it. What cannot be read, or is too much, it says in
-// Missing: whoever fills the collection must not keep a release from being stopped.
+// Missing: anyone who fills the collection must not keep a release from being stopped.
 func Read(ctx context.Context, directory string) (*Collection, error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {

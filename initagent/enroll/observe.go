@@ -135,7 +135,7 @@ func Observe(vars Variables) (State, error) {
 // has it without NV (UEFI 2.10, table 3-1), and such a variable can be made in no running
 // system: the firmware has made it since the machine was switched on (section 8.2,
 // SetVariable). One with NV any system may have written, also one that ran years ago. Of
-// that only the certificates count that are known by their hash, whoever has put them there.
+// that only the certificates count that are known by their hash, no matter who has put them there.
 func readDefault(vars Variables, v secureboot.Variable) secureboot.Database {
 	s := readStored(vars, v)
 	if s.Attributes&secureboot.NonVolatile != 0 {

@@ -138,7 +138,7 @@ func Explain(last *Log, now *pcr.Log) string {
 	if last.Authentic {
 		fmt.Fprintf(&out, "Compared with the event log that this machine has kept of a good boot on %s:\n", last.Kept.UTC().Format(time.DateOnly))
 	} else {
-		out.WriteString("Compared with an event log that nobody vouches for: whoever had the disk can have written it, so that it may hide what changed:\n")
+		out.WriteString("Compared with an event log that nobody vouches for: anyone who had the disk can have written it, so that it may hide what changed:\n")
 	}
 	differences := Differences(last.Log, now)
 	if len(differences) == 0 {

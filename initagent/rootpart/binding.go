@@ -156,7 +156,7 @@ func (b Binding) sealForNow(secret *policy.Secret, pcrs []int, boots []policy.Bo
 	if err == nil {
 		return sealed, nil
 	}
-	b.Say("WARNING: this TPM does not count its starts (%v): whoever keeps a copy of what lies on the ESP until the next start can learn this machine's Secure Boot keys from it, for ever", err)
+	b.Say("WARNING: this TPM does not count its starts (%v): anyone who keeps a copy of what lies on the ESP until the next start can learn this machine's Secure Boot keys from it, for ever", err)
 	return b.TPM.SealPCR(secret, pcrs, boots...)
 }
 

@@ -152,7 +152,7 @@ func (g Guarantees) Lost(now Guarantees) (lost []string) {
 		lost = append(lost, "The TPM checked which boot manager starts this machine (PCR 4), and would not any more.\n  An old boot manager with known holes could be put back.")
 	}
 	if g.PIN && !now.PIN {
-		lost = append(lost, "The TPM asked for a PIN, and would not any more: what the header keeps of it was removed or altered.\n  Whoever has this machine in hand could have it open your data.")
+		lost = append(lost, "The TPM asked for a PIN, and would not any more: what the header keeps of it was removed or altered.\n  Anyone who has this machine in hand could have it open your data.")
 	}
 	// An older box may be from before it was on. A machine that is being made has read none.
 	if (g.SecureBoot || g.Format > 0) && !now.SecureBoot {
@@ -198,7 +198,7 @@ func BeforeKey(c hw.Console, fault error) {
 // does not work, which could therefore not be told that the initramfs phase is over.
 func AskWithoutTPM(c hw.Console, fault error, timeout time.Duration) error {
 	c.Print(fmt.Sprintf("\nWARNING: this machine's TPM cannot be used: %v.\n\n", fault) +
-		"- It cannot be told that the start is over. If it works after all, whoever is root of the running system\n" +
+		"- It cannot be told that the start is over. If it works after all, root of the running system\n" +
 		"  can have it release this machine's secret, and keep that for ever.\n" +
 		"- It does not check which system has asked you for the recovery key, and with which settings.\n\n")
 	typed, err := askWord(c, "Somebody who had this machine in hand may want exactly that. If the TPM has worked so far and you do not\n"+

@@ -273,7 +273,7 @@ func MayAccept(s enroll.State, wanted contract.Requirement, lock *rootlock.Lock,
 		return nil
 	}
 	if foreign := enroll.Foreign(s, list); foreign != "" {
-		return fmt.Errorf("the firmware's keys are not those that this machine wants: %s. Whoever put them there could open the root partition from then on. "+
+		return fmt.Errorf("the firmware's keys are not those that this machine wants: %s. Anyone who put them there could open the root partition from then on. "+
 			"If that was not you, do not trust this machine. The way out: clear the Secure Boot keys in the firmware's setup (Setup Mode), start again, type the recovery key, and give the firmware this machine's own keys again", foreign)
 	}
 	return nil

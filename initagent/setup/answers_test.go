@@ -66,7 +66,7 @@ func TestAnswersRefused(t *testing.T) {
 	answersAre(m, "")
 }
 
-// Whoever can write to the ESP after the first boot adds nobody: what the second boot takes
+// Anyone who can write to the ESP after the first boot adds nobody: what the second boot takes
 // is what the first has found, and a machine with a root partition takes nothing.
 func TestAnswersPlanted(t *testing.T) {
 	const theirs = `{"version":1,"account":{"name":"mallory","password_hash":"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"}}` + "\n"

@@ -196,7 +196,7 @@ func TestNewKeyCut(t *testing.T) {
 			t.Fatalf("%s: no recovery key opens", s.How)
 		}
 		if m.Note().Void && !m.Opens(fresh) {
-			t.Errorf("%s: whoever has written nothing down is told to throw it away: %+v", s.How, m.Note())
+			t.Errorf("%s: a person who has written nothing down is told to throw it away: %+v", s.How, m.Note())
 		}
 		m.Ends("system")
 		old := m.Opens(first)

@@ -27,10 +27,10 @@ whose TPM opened the root partition, and after it the firmware's event log, in
 words. Shown are the registers that the root partition is bound to (7, 11, 12,
 13 and 15), those that are named, or all of them with --all. Reads only.
 
-Whoever could write to the machine's memory could write to the log: what it says
-explains, and proves nothing by itself. The log of the earlier boot lies on the
-ESP, where whoever had the disk could write. Only the boot, with the recovery
-key, and reseal can tell whether this machine has kept it.
+Anyone who could write to the machine's memory could write to the log: what it
+says explains, and proves nothing by itself. The log of the earlier boot lies on
+the ESP, where anyone who had the disk could write. Only the boot, with the
+recovery key, and reseal can tell whether this machine has kept it.
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `

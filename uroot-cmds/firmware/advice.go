@@ -18,7 +18,7 @@ func (f *facts) advise() []string {
 		}
 	}
 	add(f.SecureBoot == "off", "Secure Boot is off, so that any system starts on this machine: switch it on in the firmware's setup (restart with `systemctl reboot --firmware-setup`), and set a password there.")
-	add(f.SecureBoot == "setup mode", "The firmware has no Platform Key, so that whoever starts a system can give it keys: restart the machine, which enrolls its own, or look at what it says then.")
+	add(f.SecureBoot == "setup mode", "The firmware has no Platform Key, so that anyone who starts a system can give it keys: restart the machine, which enrolls its own, or look at what it says then.")
 	add(f.SecureBoot == "absent", "The firmware has no Secure Boot: only the TPM tells another system from this one.")
 	add(f.SecureBoot == "unknown", "The firmware's variables cannot be read: is efivarfs mounted (mount -t efivarfs efivarfs /sys/firmware/efi/efivars)?")
 	add(f.test, "One of the keys is a test key whose secret half was published: with it anybody can sign for this machine. Update the firmware, clear its Secure Boot keys in the setup, and start again: the machine makes its own.")

@@ -131,7 +131,7 @@ func (o options) wait(ctx context.Context, s *service.Service) {
 		case <-time.After(min(max(o.idle/4, 10*time.Millisecond), time.Second)):
 		}
 		if o.idle > 0 && s.Idle() > o.idle && s.End() {
-			// systemd starts it again for whoever asks from now on.
+			// systemd starts it again for anyone who asks from now on.
 			notify("STOPPING=1")
 			return
 		}

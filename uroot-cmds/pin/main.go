@@ -23,7 +23,7 @@ the TPM takes none for a while.
   remove  likewise: the next start asks for the PIN and for the recovery key,
           and the machine then starts by itself again
 
-Restart the machine while you are in front of it. Whoever presses Enter there
+Restart the machine while you are in front of it. Anyone who presses Enter there
 declines, and nothing is changed. Each makes a new machine secret, so that no
 older copy of the disk's header opens by the TPM; the recovery key stays. A TPM
 without room for the record of what may start could not shut such a copy out:

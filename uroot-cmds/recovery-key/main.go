@@ -24,7 +24,7 @@ The old key opens nothing afterwards, but a copy of the root partition's first
 secret: reseal --new-secret makes another.
 
 In the running system (halogenctl recovery-key new) it only leaves a request:
-the next start, opened by the TPM, does this for whoever is in front of it and
+the next start, opened by the TPM, does this for the person in front of it who
 answers y. The old key is not needed for that, and stays until the new one is
 confirmed: one that is not opens nothing. At the recovery console it needs
 unlock.

@@ -25,8 +25,8 @@ has changed since the last boot that opened by itself, and asks. What cannot be
 explained from the firmware's event log is refused, and so is a machine whose
 firmware does not enforce Secure Boot.
 
-Say yes only if you know what changed: whoever changed it can from then on start
-this machine and have it open its data.
+Say yes only if you know what changed: anyone who changed it can from then on
+start this machine and have it open its data.
 
 With --new-secret it also makes a new machine secret, for when the old one may
 have been read, and asks for the recovery key once more. What the old one opened
@@ -38,8 +38,8 @@ machine starts, and gives them to the firmware in place of the old ones. After a
 power cut the next start goes on with that, and so does the same command.
 
 Needs unlock. In the running system (halogenctl reseal --new-secret) it only
-leaves a request: the next start asks for the recovery key, and whoever presses
-Enter there declines.
+leaves a request: the next start asks for the recovery key, and pressing Enter
+there declines.
 
 Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `

@@ -30,8 +30,8 @@ the machine makes itself new, and shows a new recovery key.
                console, after "unlock", the next start does it.
 
 In the running system (halogenctl reset) it only leaves a request: the next
-start shows this and asks, once, for two minutes. Whoever presses Enter there,
-or is not there, declines: nothing is deleted, and the machine starts as usual.
+start shows this and asks, once, for two minutes. Pressing Enter there, or
+nothing, declines: nothing is deleted, and the machine starts as usual.
 
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `

@@ -174,7 +174,7 @@ func (r *run) first(ctx context.Context, version string) error {
 		return err
 	}
 	if _, err := os.Lstat(r.answers); err == nil {
-		// Who becomes root here is for whoever built the image to say, and not for whoever
+		// Who becomes root here is for the one who built the image to say, and not for the one who
 		// stands in front of the machine.
 		if err := r.from(ctx, r.answers); err != nil {
 			return fmt.Errorf("the answers that came with the image were not taken, and nobody is asked: %w", err)

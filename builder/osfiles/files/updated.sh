@@ -9,7 +9,7 @@ set -u
 scripts=/usr/lib/halogen/updated.d
 failed=/run/halogen/updated # the names of what failed; empty where all went well
 
-# Once a start, whoever calls it.
+# Once a start, no matter who calls it.
 if [ -e "$failed" ]; then
 	[ ! -s "$failed" ]
 	exit

@@ -174,7 +174,7 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 	return on.report(s, args[0], result, wayOut(ctx, args[0], err))
 }
 
-// wayOut says what to do about an error that nobody else explains: one of whoever ended
+// wayOut says what to do about an error that nobody else explains: one of the person who ended
 // the command, or is not root.
 func wayOut(ctx context.Context, name string, err error) error {
 	switch {

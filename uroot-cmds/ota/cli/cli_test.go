@@ -148,7 +148,7 @@ func TestStatusOfHealth(t *testing.T) {
 	for name, c := range map[string]struct{ file, want string }{
 		"counts": {`"failed":["a.service","new.service"],"replaced":"6","counted":["new.service"],"failed_before":["a.service"]`,
 			"WARNING: this system is not healthy: failed, and did not fail in version 6 before the update: new.service (`journalctl -u new.service` says why; what may fail is named in /etc/halogen/health-ignore)\nfailed at this start: a.service\n"},
-		"does not":  {`"failed":["a.service"]`, "no server (set Server= in /etc/halogen/ota.conf)\nWARNING: this image takes unsigned updates (ReleaseKey=none): whoever can write to its server or stands in between owns this machine\nfailed at this start: a.service\n"},
+		"does not":  {`"failed":["a.service"]`, "no server (set Server= in /etc/halogen/ota.conf)\nWARNING: this image takes unsigned updates (ReleaseKey=none): anyone who can write to its server or stands in between owns this machine\nfailed at this start: a.service\n"},
 		"malformed": {`"warnings":["line 3 is none"]`, "\nWARNING: line 3 is none\n"},
 	} {
 		text := `{"version":"7","trial":true,"manager":"systemd",` + c.file + `}`

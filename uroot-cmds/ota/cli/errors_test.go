@@ -32,7 +32,7 @@ func box(t *testing.T, work string) (m *inventorytest.Machine, worksBy, dir stri
 	return m, worksBy, dir
 }
 
-// FAULTS 112: whoever ends a command, as by Ctrl-C, is told what comes of it
+// FAULTS 112: anyone who ends a command, as by Ctrl-C, is told what comes of it
 func TestTellsInterrupted(t *testing.T) {
 	for name, cure := range map[string]string{"fetch": "goes on where it was. The system that runs is as before", "check": "run it again"} {
 		m, worksBy, dir := box(t, "kill -INT $PPID; cat >/dev/null\n")

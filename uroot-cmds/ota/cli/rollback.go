@@ -61,7 +61,7 @@ func rollback(_ context.Context, c *call) (any, error) {
 func (c *call) showRollback(r *machine.Rollback) {
 	fmt.Fprintf(c.out, "version %s is given up\n", r.Given)
 	if r.Restart {
-		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there: users and passwords are those of then; whoever was added since has no account, and their files in /home stay\n", r.Next)
+		fmt.Fprintf(c.out, "restart to go back to version %s, with /etc as it was there: users and passwords are those of then; a user who was added since has no account, and their files in /home stay\n", r.Next)
 		until := "at that start"
 		if !r.Trial {
 			until = "when a release is installed in its place"
@@ -97,7 +97,7 @@ func (c *call) forgetState() (any, error) {
 	return struct{}{}, nil
 }
 
-// errDeclined is what whoever asks for it gets who does not want it then.
+// errDeclined is what a person gets who asks for it and does not want it then.
 var errDeclined = errors.New("nothing was changed")
 
 func (c *call) rollbackState(reason string) (any, error) {

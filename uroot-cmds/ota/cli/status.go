@@ -22,7 +22,7 @@ Says what runs and whether it is on trial, what is in both slots and starts next
 what was fetched, which versions failed and why, whether files wait for a
 decision (halogenctl changes), and the boot journal's end.
 
-  --follow  shows how far a fetch is that is under way, whoever has begun it, as a
+  --follow  shows how far a fetch is that is under way, no matter who has begun it, as a
             timer or a desktop, until it has ended; with --json a line each time
 `
 

@@ -416,7 +416,7 @@ func TestDirectoryTricks(t *testing.T) {
 	m.has(w.new)
 }
 
-// FuzzJudge gives what a server sends to whoever has the privileges.
+// FuzzJudge gives what a server sends to the one who has the privileges.
 func FuzzJudge(f *testing.F) {
 	key := otatest.NewKey(f)
 	one := otatest.Make(f, otatest.Spec{Version: 1, Key: key, Image: otatest.Image(4, 1, 0, 0)})

@@ -20,7 +20,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/server"
 )
 
-// Found is what a server offers, as it was read. Whoever has it can judge it
+// Found is what a server offers, as it was read. Anyone who has it can judge it
 // again.
 type Found struct {
 	Manifest  []byte `json:"manifest,omitempty"` // empty: there is only an archive
@@ -38,7 +38,7 @@ type Found struct {
 	step contract.Version // the archive's, where it is one on the way to what is offered; or 0
 }
 
-// head reads the archive's head, for whoever Self says it is.
+// head reads the archive's head, for the machine that Self says it is.
 func (f *Found) head(self *offer.Self) (*archive.Head, error) {
 	return archive.ReadHead(bytes.NewReader(f.Head), self.Authenticate)
 }
@@ -52,7 +52,7 @@ func (f *Found) Learned(self *offer.Self) (*offer.Self, error) {
 }
 
 // Judge decides over what was found: from the bytes alone, so that nothing has
-// to be believed of whoever found it. The release is nil where the manifest
+// to be believed of the one who found it. The release is nil where the manifest
 // alone decides.
 func (f *Found) Judge(self *offer.Self) (offer.Decision, *archive.Head, offer.Seen, error) {
 	offered, seen := manifest.Offer{Channel: self.Channel}, self.Seen
@@ -259,7 +259,7 @@ func (f *Found) asStep(channel manifest.Channel, v contract.Version) contract.Ve
 func (f *Found) missing(err error) error {
 	if errors.Is(err, server.ErrNotFound) && f.step != 0 {
 		return fmt.Errorf("the server does not have version %s (%s), which this machine needs before anything newer (STEPS in %s): tell its distributor, who puts the archive back (`halogen release --verify` names what is missing), or takes version %s out of STEPS. "+
-			"Whoever still has the archive takes it with `ota fetch --from`, by its address or its path (%w)", f.step, f.Archive, manifest.FileName, f.step, err)
+			"Anyone who still has the archive takes it with `ota fetch --from`, by its address or its path (%w)", f.step, f.Archive, manifest.FileName, f.step, err)
 	}
 	if errors.Is(err, server.ErrNotFound) {
 		return fmt.Errorf("the server offers %s and does not have it: it may be publishing; run this again later (%w)", f.Archive, err)

@@ -20,7 +20,7 @@ func block(names, load, active, file string) string {
 	return fmt.Sprintf("Names=%s\nLoadState=%s\nActiveState=%s\nUnitFileState=%s\nConditionResult=yes\nConditionTimestampMonotonic=9\n", names, load, active, file)
 }
 
-// socket listens, and says something to whoever says hello first; with an empty hello it
+// socket listens, and says something to anyone who says hello first; with an empty hello it
 // never does.
 func socket(t *testing.T, root, name, hello string) {
 	t.Helper()

@@ -213,7 +213,7 @@ func (m *Machine) GiveUp(reason string) (*Rollback, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Directories were to go back on an occasion that is over, or by whoever wants them to
+	// Directories were to go back on an occasion that is over, or by anyone who wants them to
 	// stay now. First: the next boot may be the one that the request is for.
 	stay, err := m.withdrawState(r)
 	if err != nil {

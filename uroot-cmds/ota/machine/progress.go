@@ -17,7 +17,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
-// progressFile says how far a fetch is, to whoever wants to follow it. It is in memory.
+// progressFile says how far a fetch is, to anyone who wants to follow it. It is in memory.
 const (
 	progressFile = "run/halogen/fetch.json"
 	// aliveFile is locked as long as the fetch is under way that tells of itself: a process
@@ -181,7 +181,7 @@ func (t *teller) write(now time.Time) {
 	if err != nil {
 		return
 	}
-	// Whoever reads sees one or the other. A cut leaves nothing of it: it is in memory.
+	// Anyone who reads sees one or the other. A cut leaves nothing of it: it is in memory.
 	if err := os.WriteFile(t.path+".new", append(text, '\n'), 0o644); err == nil {
 		_ = os.Rename(t.path+".new", t.path)
 	}
@@ -225,7 +225,7 @@ func (u *update) telling() (end func()) {
 // ErrIdle says that no fetch is under way.
 var ErrIdle = errors.New("no fetch is under way")
 
-// Follow tells how far the fetch is that is under way, whoever began it, when that has
+// Follow tells how far the fetch is that is under way, no matter who began it, when that has
 // changed, and returns when it has ended. ErrIdle: there was none.
 func (m *Machine) Follow(ctx context.Context, tell func(Progress)) error {
 	var last []byte

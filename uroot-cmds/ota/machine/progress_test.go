@@ -107,7 +107,7 @@ func TestFollowersTakeNoLock(t *testing.T) {
 	}
 }
 
-// Whoever has begun a fetch, it can be followed.
+// No matter who has begun a fetch, it can be followed.
 func TestFollow(t *testing.T) {
 	w := newWorld(t)
 	if err := w.m.Follow(t.Context(), func(Progress) {}); !errors.Is(err, ErrIdle) {

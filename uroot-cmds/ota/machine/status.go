@@ -93,7 +93,7 @@ func (m *Machine) Status(ctx context.Context) (*Status, error) {
 		}
 	}
 	if !s.Signed {
-		s.Warnings = append(s.Warnings, "this image takes unsigned updates (ReleaseKey=none): whoever can write to its server or stands in between owns this machine")
+		s.Warnings = append(s.Warnings, "this image takes unsigned updates (ReleaseKey=none): anyone who can write to its server or stands in between owns this machine")
 	}
 	inv, err := inventory.Take(m.Hardware)
 	warn("what is in the slots: ", err)

@@ -117,7 +117,7 @@ func (u *update) directory(v contract.Version, gone func(directory string) bool)
 }
 
 // own gives a directory and what is in it to a user. The directory goes first, so that
-// whoever had it cannot change it meanwhile. What is no file, or has another
+// anyone who had it cannot change it meanwhile. What is no file, or has another
 // name elsewhere, is removed: it would give away something that is not ours.
 func own(directory string, uid, gid int) error {
 	if err := os.Lchown(directory, os.Getuid(), os.Getgid()); err != nil {

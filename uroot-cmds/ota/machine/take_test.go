@@ -119,7 +119,7 @@ func TestTopRefused(t *testing.T) {
 	}
 }
 
-// Whoever has left the worker's process group, and its output open, has ended with it
+// Anyone who has left the worker's process group, and its output open, has ended with it
 // before anything is checked.
 func TestLeftBehind(t *testing.T) {
 	testkit.Root(t, "start something with other rights")

@@ -141,7 +141,7 @@ func (m *Machine) begin(r *Running, o Options) (*update, error) {
 	return u, u.setRequest()
 }
 
-// setSelf says what this machine is to whoever judges an offer.
+// setSelf says what this machine is to the one who judges an offer.
 func (u *update) setSelf() error {
 	entries, err := bootinfo.ReadJournal(u.state(u.running))
 	if err != nil {

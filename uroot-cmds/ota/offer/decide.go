@@ -29,7 +29,7 @@ type Decision struct {
 	Reason  string           `json:"reason"`
 }
 
-// Refused is a Decision that is an error to whoever wanted the release.
+// Refused is a Decision that is an error to the one who wanted the release.
 type Refused struct{ Decision }
 
 // Error implements error.

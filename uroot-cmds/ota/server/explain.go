@@ -89,7 +89,7 @@ func plainError(err error) error {
 		return fmt.Errorf("%w: use the name that the server's certificate has", err)
 	}
 	if wrong, ok := errors.AsType[x509.CertificateInvalidError](err); ok && wrong.Reason == x509.Expired {
-		return fmt.Errorf("%w: if this machine's clock is wrong, set it (date); if not, whoever runs the server must renew its certificate", err)
+		return fmt.Errorf("%w: if this machine's clock is wrong, set it (date); if not, the one who runs the server must renew its certificate", err)
 	}
 	return err
 }

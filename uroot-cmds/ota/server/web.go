@@ -277,7 +277,7 @@ func (w *web) request(ctx context.Context, name string, header map[string]string
 	}
 	w.progress.wait()
 	answer, err := w.client.Do(r)
-	_ = w.progress.got(0) // whoever reads the body is told
+	_ = w.progress.got(0) // the reader of the body is told
 	if err != nil {
 		cancel(nil)
 		return nil, noEOF(w.refusedPort(plainError(err))) // a connection that was closed is no end of a file
@@ -414,7 +414,7 @@ func (w *web) Range(ctx context.Context, name string, to io.Writer, off, n int64
 		return got, fmt.Errorf("%d of %d bytes from byte %d on arrived", s.n, n, off)
 	})
 	if s.err != nil {
-		err = s.err // as it was, for whoever has it
+		err = s.err // as it was, for anyone who has it
 	}
 	return s.n, info, err
 }
@@ -425,7 +425,7 @@ var errSink = errors.New("what arrived is not taken")
 // ask sends one request for a part, and returns the answer that gives it with how
 // much that is and how large the file is. Whether it is still the file of a moment
 // ago is not asked: mirrors behind one name differ in what they say of it, and
-// whoever reads compares all of it with what was signed.
+// anyone who reads compares all of it with what was signed.
 func (w *web) ask(ctx context.Context, name string, off, n int64) (answer *http.Response, length Info, err error) {
 	answer, err = w.request(ctx, name, map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, off+n-1)})
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package systembus connects to D-Bus.
 //
 // It refuses to take descriptors from others on the bus, and passes over messages that the
-// library cannot decode: whoever is on the bus may send them.
+// library cannot decode: anyone who is on the bus may send them.
 package systembus
 
 import (

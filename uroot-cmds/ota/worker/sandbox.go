@@ -77,7 +77,7 @@ func needsOf(r *Request, getenv func(string) string) (needs, error) {
 }
 
 // confineTo leaves the process what a request needs and nothing else, before
-// the first byte of a server's is read: whoever takes the worker over reaches
+// the first byte of a server's is read: anyone who takes the worker over reaches
 // the open files, its directory and the ports of servers. It tells what the kernel
 // lacks for it.
 func confineTo(n needs, note func(string)) error {

@@ -241,7 +241,7 @@ func listening(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// Whoever takes the worker over can use its directory and the server's port, and
+// Anyone who takes the worker over can use its directory and the server's port, and
 // nothing else, not even as root. FAULTS 101
 func TestConfined(t *testing.T) {
 	needKernel(t)

@@ -4,7 +4,7 @@
 // The worker refuses to run as root. It has the rights of a user that owns one
 // directory, and the open files that it was given: the slot's two partitions, and
 // to read the running system's. It gets one request and answers with events;
-// whoever asked judges again what it brings.
+// the one who asked judges again what it brings.
 //
 // When it has read the request, and before it talks to anybody, it gives up what
 // that one does not take: with Landlock all other files and ports, with seccomp
@@ -72,7 +72,7 @@ const (
 	ESP
 	Archive // an archive, instead of a server
 	// Lock is held as long as either process has it: a worker that outlives
-	// whoever started it keeps others from its slot.
+	// the one who started it keeps others from its slot.
 	Lock
 	// Directory is the worker's own, for small files. It may lie where the worker's
 	// rights do not lead: at the recovery console it does.
@@ -152,7 +152,7 @@ func serve(stdin io.Reader, events *events) error {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	go func() {
-		_, _ = io.Copy(io.Discard, in) // ends when whoever asked has ended
+		_, _ = io.Copy(io.Discard, in) // ends when the one who asked has ended
 		cancel(errors.New("interrupted"))
 	}()
 	var files Files
@@ -301,5 +301,5 @@ func (e *events) send(event Event) {
 	if err != nil {
 		text = []byte(`{"error":"an event cannot be encoded"}`)
 	}
-	_, _ = e.w.Write(append(text, '\n')) // whoever listened is gone: stdin ends too
+	_, _ = e.w.Write(append(text, '\n')) // the listener is gone: stdin ends too
 }

@@ -37,7 +37,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// Whatever a worker says, whoever listens ends with an error or an event.
+// Whatever a worker says, the listener ends with an error or an event.
 func FuzzListen(f *testing.F) {
 	for _, e := range []Event{{Note: "x"}, {Error: "no"}, {Progress: &fetch.Progress{Phase: fetch.Copying}}, {Result: &fetch.Result{Fetched: 1}}} {
 		text, err := json.Marshal(e)

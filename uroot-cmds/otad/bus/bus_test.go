@@ -180,7 +180,7 @@ const halfwayThere = `echo '{"measured":{"bytes":100}}'; echo '{"progress":{"pha
 const halfway = halfwayThere + `; [ ! -e "$(dirname "$0")/slowly" ] || sleep 1; exit 1`
 
 // A fetch goes on when the bus ends, and one that begins then is none the worse; and
-// whoever looks at the objects while jobs come and go ends nothing.
+// anyone who looks at the objects while jobs come and go ends nothing.
 func TestBusEnds(t *testing.T) {
 	w, mine, c := offeredOn(t, halfway)
 	looking := make(chan bool)

@@ -85,7 +85,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			return fmt.Errorf("wait for callers: %w", err)
 		}
 		caller, err := polkit.Peer(conn)
-		if err != nil { // whoever it is gets no answer
+		if err != nil { // the caller gets no answer
 			s.unknown.Do(func() { fmt.Fprintf(os.Stderr, "a caller is turned away: %v\n", err) })
 			_ = conn.Close()
 			continue

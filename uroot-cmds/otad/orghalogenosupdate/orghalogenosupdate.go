@@ -2,7 +2,7 @@
 
 // Updates of this system. An object is what a command of ota(8) prints with --json:
 // state that of status, offer that of check and fetch, rollback, history and news those
-// of rollback, history and notes. Whoever is not root needs polkit's leave, and is asked
+// of rollback, history and notes. Anyone who is not root needs polkit's leave, and is asked
 // for a password only where allowInteractiveAuthentication says that somebody waits.
 package orghalogenosupdate
 
@@ -355,7 +355,7 @@ func (m Fetch_methods) Upgrade(ctx context.Context, c *varlink.Connection, now_i
 	}, nil
 }
 
-// Tells of the progress of a fetch that is under way, whoever began it, until it has ended.
+// Tells of the progress of a fetch that is under way, no matter who began it, until it has ended.
 type Follow_methods struct{}
 
 func Follow() Follow_methods { return Follow_methods{} }
@@ -1149,7 +1149,7 @@ func (s *VarlinkInterface) Fetch(ctx context.Context, c VarlinkCall, now_ *bool,
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Fetch")
 }
 
-// Tells of the progress of a fetch that is under way, whoever began it, until it has ended.
+// Tells of the progress of a fetch that is under way, no matter who began it, until it has ended.
 func (s *VarlinkInterface) Follow(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error {
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Follow")
 }
@@ -1359,7 +1359,7 @@ func (s *VarlinkInterface) VarlinkGetName() string {
 func (s *VarlinkInterface) VarlinkGetDescription() string {
 	return `# Updates of this system. An object is what a command of ota(8) prints with --json:
 # state that of status, offer that of check and fetch, rollback, history and news those
-# of rollback, history and notes. Whoever is not root needs polkit's leave, and is asked
+# of rollback, history and notes. Anyone who is not root needs polkit's leave, and is asked
 # for a password only where allowInteractiveAuthentication says that somebody waits.
 interface org.halogenos.Update
 
@@ -1378,7 +1378,7 @@ method Check(allowInteractiveAuthentication: ?bool) -> (offer: object)
 # over the share of machines that a release goes to first; a fetch that waits goes on by it.
 method Fetch(now: ?bool, allowInteractiveAuthentication: ?bool) -> (progress: ?Progress, offer: ?object)
 
-# Tells of the progress of a fetch that is under way, whoever began it, until it has ended.
+# Tells of the progress of a fetch that is under way, no matter who began it, until it has ended.
 method Follow(allowInteractiveAuthentication: ?bool) -> (progress: ?Progress, offer: ?object)
 
 # Ends the fetch that is under way. What has arrived is kept.

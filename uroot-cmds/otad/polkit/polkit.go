@@ -33,7 +33,7 @@ const (
 	Restart   Action = "org.halogenos.update.restart"
 )
 
-// Those of systemd-logind's that it asks about whoever restarts a machine, and not about
+// Those of systemd-logind's that it asks about anyone who restarts a machine, and not about
 // root, who does so here for somebody else (org.freedesktop.login1(5)).
 const (
 	Reboot          Action = "org.freedesktop.login1.reboot"
@@ -44,7 +44,7 @@ const (
 // Actions returns all of ours.
 func Actions() []Action { return []Action{Status, Check, Fetch, Rollback, Configure, Restart} }
 
-// A Caller is whoever wants something. UID alone says who is root.
+// A Caller is who wants something. UID alone says who is root.
 type Caller struct {
 	UID uint32
 	// PID and Start are those of a process that is connected to a socket.

@@ -223,7 +223,7 @@ func TestPeer(t *testing.T) {
 	}
 }
 
-// A process that has ended is not the caller, whoever has its number then.
+// A process that has ended is not the caller, no matter who has its number then.
 func TestPeerHasGone(t *testing.T) {
 	ended := exec.Command("true")
 	if err := ended.Start(); err != nil {

@@ -74,7 +74,7 @@ func command(ctx context.Context, args []string, input []byte) (string, error) {
 	c.Env = []string{"PATH=" + path, "LC_ALL=C.UTF-8", "HOME=/root", "TERM=linux"}
 	c.Stdin = bytes.NewReader(input)
 	c.WaitDelay = time.Second
-	// Ctrl-C is for whoever is asked, and ends nothing in the middle of a write.
+	// Ctrl-C is for anyone who is asked, and ends nothing in the middle of a write.
 	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	words := new(said)
 	c.Stdout, c.Stderr = words, words
