@@ -95,7 +95,7 @@ func TestPatches(t *testing.T) {
 	g.command("ota fetch --from "+s.URL, `a patch is of no use, and its blocks are fetched: (?s:.*)another SHA-256(?s:.*)version 2 is in slot b: restart to try it`)
 	whole := Sent(s.Requests())
 
-	dir = publish(makeNewer(t, "testos-1", variant{Changed: true, Version: 3}).dir, 1)
+	publish(makeNewer(t, "testos-1", variant{Changed: true, Version: 3}).dir, 1)
 	g.command("ota check --from "+s.URL, `version 3 is newer than 1`)
 	g.typeLine("ota fetch --from " + s.URL)
 	g.Expect(`checking system`)
