@@ -109,7 +109,11 @@ func init() {
 		return lzma.Reader2Config{DictCap: int(max(two(p), lzma.MinDictCap))}.NewReader2(r)
 	}))
 	// PPMd also takes what it is told to; nobody's default has it.
-	sevenzip.RegisterDecompressor([]byte{3, 4, 1}, func([]byte, uint64, []io.ReadCloser) (io.ReadCloser, error) { return nil, errUnknown })
+	unknown := func([]byte, uint64, []io.ReadCloser) (io.ReadCloser, error) { return nil, errUnknown }
+	sevenzip.RegisterDecompressor([]byte{3, 4, 1}, unknown)
+	// What is encrypted would be read by the empty password, and what comes of that can be a
+	// whole stream of LZMA2 that holds nothing: one in 256 begins with the byte of its end.
+	sevenzip.RegisterDecompressor([]byte{6, 0xf1, 7, 1}, unknown)
 }
 
 // sevenZip searches the members of a 7z archive. What the library cannot read
