@@ -159,7 +159,7 @@ func (o OtherSystems) Question(tpm bool) string {
 // What letting others start costs, and what it does not.
 const (
 	OthersWeaken = "Any program that Microsoft has signed then starts on this machine before this system does, from a stick as well."
-	OthersSpare  = "Your data stays closed to it where a TPM tells what was started (PCR 4 and 7): it opens the data for this machine's own boot manager and system alone."
+	OthersSpare  = "Where a TPM tells what was started (PCR 4 and 7), your data stays closed to it: it is opened for this machine's own boot manager and system alone."
 )
 
 // LetStart wants what other systems start by, since the owner has said so, and reports

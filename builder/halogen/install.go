@@ -48,7 +48,8 @@ said before anything is written; have BitLocker's recovery key at hand.
 --let-others-start lets Windows, and other systems whose loader Microsoft has
 signed, go on starting: the firmware then gets Microsoft's certificates beside this
 machine's own keys. Anybody's program with such a signature starts then, from a
-stick as well; your data stays closed to it. The first start asks for it once more.
+stick as well; where a TPM tells what was started, your data stays closed to
+it. The first start asks for it once more.
 On a terminal the program asks where there are other systems.
 
 --keep-root keeps the root partition of a HalogenOS that is on the disk, with
