@@ -56,10 +56,13 @@ func makeNewer(t testing.TB, image string, v variant) newer {
 	t.Helper()
 	n := newer{Release: imageRelease(t, image), dir: t.TempDir()}
 	n.Version, n.Epoch = cmp.Or(v.Version, 2), v.Epoch
-	n.revokes(t, &v)
+	if v.Revoker != nil {
+		v.Key = string(v.Revoker.key.Bytes())
+	}
 	n.system(t, image, v)
 	n.uki(t, image, v)
 	n.manager(t, image, v)
+	n.revokes(t, v)
 	text, err := n.Encode()
 	must(t, err)
 	must(t, os.WriteFile(n.path(release.FileName), text, 0o644))

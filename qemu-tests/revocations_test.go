@@ -8,12 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
-	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
 	"halogenos.internal/boot/pgp"
@@ -60,15 +60,21 @@ func (r *revoker) String() string {
 	return fmt.Sprintf("%x", r.key.Fingerprint())
 }
 
-// revokes names the loader, where the variant does.
-func (n *newer) revokes(t testing.TB, v *variant) {
+// revokes names, where the variant does, the loader, and all that this machine needs: the
+// release's own UKI and boot manager, which no publisher is let name, and the fallback.
+func (n *newer) revokes(t testing.TB, v variant) {
 	t.Helper()
 	if v.Revoker == nil {
 		return
 	}
-	v.Key = string(v.Revoker.key.Bytes())
 	_, digest := namedLoader(t)
-	must(t, n.SetRevocations(secureboot.Database{secureboot.Hash(gpt.GUID{}, digest)}))
+	named := release.Revocations{Type: "sha256", Entries: []contract.Hex{digest[:]}}
+	for _, f := range append(imageRelease(t, "testos-1").Files, n.Files...) {
+		if f.Authenticode != nil {
+			named.Entries = append(named.Entries, f.Authenticode)
+		}
+	}
+	n.Revocations = []release.Revocations{named}
 }
 
 // provisioned is a machine whose system pins the revoker's key; the image's own without one.
@@ -97,7 +103,8 @@ func (r *revoker) provisioned(t testing.TB) Provisioned {
 
 // TestLoaderRevoked: version 2 names a loader for dbx that this machine's key has signed, so
 // that the firmware starts it. Once version 2 was blessed it is there, and the firmware does
-// not. At every start the TPM opens by itself, that of the fallback included.
+// not. The running UKI, the fallback and the boot manager, which version 2 names as well, are
+// not there. At every start the TPM opens by itself, that of the fallback included.
 // FAULTS 110
 func TestLoaderRevoked(t *testing.T) {
 	t.Parallel()
@@ -123,6 +130,11 @@ func TestLoaderRevoked(t *testing.T) {
 	g.PowerOn()
 	g.bless(g.boots(newSystem()))
 	g.restartsUntil("dbx has what release 2 names, 1 more entries")
+	for _, name := range []string{"the UKI halogen_1.efi", "the UKI halogen_2.efi", "the boot manager"} {
+		if want := " that release 2 names: it would stop " + name + ", which this machine starts"; !strings.Contains(g.Console().Text(), want) {
+			t.Errorf("nothing has said %q", want)
+		}
+	}
 	for range 2 {
 		g.Do(nil, "reboot")
 		g.boots(blessed())

@@ -47,7 +47,9 @@ func TestReleaseRevokes(t *testing.T) {
 	m.Must(err)
 	kernel, err := m.Agent.RunningImage()
 	m.Must(err)
-	digests := [][32]byte{fallback, strangersHash}
+	own, err := authenticode.Digest(next.UKI)
+	m.Must(err)
+	digests := [][32]byte{fallback, own, manager, strangersHash}
 	if kernel.Kernel != nil {
 		digests = append(digests, *kernel.Kernel)
 	}
@@ -57,7 +59,7 @@ func TestReleaseRevokes(t *testing.T) {
 		t.Error("dbx was written to in a trial")
 	}
 	m.Bless()
-	m.Runs(2, "it would stop the UKI test_1.efi, which this machine starts", "dbx has what release 2 names, 1 more entries")
+	m.Runs(2, "it would stop the UKI test_1.efi, which this machine starts", "it would stop the UKI test_2.efi, which", "it would stop the boot manager, which", "dbx has what release 2 names, 1 more entries")
 	if r := m.PolicyRecord(); !r.Passing() {
 		t.Errorf("between the write and the restart the record is %+v", r)
 	}

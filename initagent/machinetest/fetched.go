@@ -24,7 +24,6 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/release"
-	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/fetched"
@@ -375,15 +374,16 @@ func (m *Machine) Write(e journal.Entry) {
 	m.RootFiles()[bootjournal.File] = text
 }
 
-// FetchRevoking delivers a release that names what shall not start any more.
+// FetchRevoking delivers a release that names what shall not start any more: also what no
+// publisher is let name, the release's own programs.
 func (m *Machine) FetchRevoking(r *Edition, digests ...[32]byte) {
 	m.T.Helper()
 	m.Releases[r.Contract.Version] = r
 	p := m.Parcel(r)
-	var d secureboot.Database
+	named := release.Revocations{Type: "sha256"}
 	for _, digest := range digests {
-		d = append(d, secureboot.Hash([16]byte{}, digest))
+		named.Entries = append(named.Entries, digest[:])
 	}
-	m.Must(p.Release.SetRevocations(d))
+	p.Release.Revocations = []release.Revocations{named}
 	m.Deliver(p)
 }
