@@ -1,8 +1,6 @@
 package release
 
 import (
-	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -61,59 +59,6 @@ func TestNext(t *testing.T) {
 		if p.Check() == nil {
 			t.Errorf("%+v was taken", p)
 		}
-	}
-}
-
-// A thousand machines that ask in turn: a good release reaches all of them, a bad one is
-// stopped before a twentieth of them has it.
-func TestThousandMachines(t *testing.T) {
-	for name, tt := range map[string]struct {
-		fails      float64
-		reports    float64 // share of the machines that report
-		least      int
-		atLeast    int
-		noMoreThan int
-	}{
-		"good":                  {0, 1, 10, 1000, 1000},
-		"good, few report":      {0, 0.5, 3, 1000, 1000},
-		"good, nobody reports":  {0, 0, 10, 5, 20},
-		"fails everywhere":      {1, 1, 10, 1, 49},
-		"fails on every fourth": {0.25, 1, 10, 1, 100},
-	} {
-		t.Run(name, func(t *testing.T) {
-			random := rand.New(rand.NewPCG(1, 2))
-			e, p := manifest.Entry{Version: 7, Limited: true, Percent: 1}, usualPlan
-			p.Least = tt.least
-			has, kept, failed := map[int]bool{}, 0, 0 // in this wave
-			for range 40 {                            // days
-				for machine := range 1000 {
-					if has[machine] || !e.Includes(fmt.Appendf(nil, "machine %d", machine)) {
-						continue
-					}
-					has[machine] = true
-					if random.Float64() >= tt.reports {
-						continue
-					}
-					if random.Float64() < tt.fails {
-						failed++
-					} else {
-						kept++
-					}
-				}
-				percent := e.Percent
-				if !e.Limited {
-					percent = 100
-				}
-				next, _ := p.Next(percent, kept, failed)
-				if next != percent {
-					kept, failed = 0, 0
-				}
-				e.Limited, e.Percent = next != 100, next%100
-			}
-			if len(has) < tt.atLeast || len(has) > tt.noMoreThan {
-				t.Errorf("%d of 1000 machines have taken it (%d kept, %d failed)", len(has), kept, failed)
-			}
-		})
 	}
 }
 
