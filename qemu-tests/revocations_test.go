@@ -68,8 +68,10 @@ func (n *newer) revokes(t testing.TB, v variant) {
 		return
 	}
 	_, digest := namedLoader(t)
-	named := release.Revocations{Type: "sha256", Entries: []contract.Hex{digest[:]}}
-	for _, f := range append(imageRelease(t, "testos-1").Files, n.Files...) {
+	fallback, err := authenticode.Digest(espContent(t, v.Revoker.provisioned(t).State, bls.Directory+"/halogen_1.efi"))
+	must(t, err)
+	named := release.Revocations{Type: "sha256", Entries: []contract.Hex{digest[:], fallback[:]}}
+	for _, f := range n.Files {
 		if f.Authenticode != nil {
 			named.Entries = append(named.Entries, f.Authenticode)
 		}
