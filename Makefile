@@ -191,7 +191,9 @@ deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER=
 RECIPE := $(shell find builder/recipes/debian builder/recipes/desktop builder/recipes/entries builder/recipes/finish-system -type f)
 # Only root can keep owners other than root.
 AS_ROOT = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH))
-HALOGEN_BUILD = $(AS_ROOT) bin/halogen build --version $(VERSION) --disk
+# These images have most files in common: what was found in them is kept by their content.
+BUILD_CACHE := --cache $(OUT)/build-cache
+HALOGEN_BUILD = $(AS_ROOT) bin/halogen build $(BUILD_CACHE) --version $(VERSION) --disk
 MINE = $(if $(SUDO),@$(SUDO) chown -R $(shell id -u):$(shell id -g) $(@D))
 
 $(OUT)/rootfs/debian.tar: $(RECIPE) | $(OUT)/tools.stamp
@@ -284,10 +286,11 @@ $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
 $(OUT)/images/openrc-1/disk.img $(OUT)/images/openrc-4/disk.img: $(OUT)/rootfs/openrc.tar
 $(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
 $(OUT)/images/busybox-3/disk.img: $(OUT)/rootfs/busybox.tar
-UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-bad-2 update-3)
+UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-3)
+BAD     := $(OUT)/images/update-bad-2/disk.img
 LAYOUTS := $(patsubst %,$(OUT)/images/%/disk.img,openrc-1 openrc-4 sysvinit-2 busybox-3)
-$(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
-	@$(AS_ROOT) bin/halogen build --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
+$(UPDATES) $(BAD) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
+	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
 # A machine that runs an earlier release updates to this one. This commit is the last whose
@@ -315,7 +318,7 @@ $(KEY)/desktop.conf: $(KEY)/uki.conf builder/recipes/desktop/config
 $(OUT)/images/desktop-update-1/disk.img: $(OUT)/rootfs/desktop.tar
 $(OUT)/images/desktop-update-2/disk.img: $(OUT)/rootfs/desktop-more.tar
 $(DESKTOPS): $(KEY)/desktop.conf $(TOOLS)
-	@$(AS_ROOT) bin/halogen build --config $(KEY)/desktop.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --disk-size 32G --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
+	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/desktop.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --disk-size 32G --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
 # The same with another file system on the root partition.
@@ -325,7 +328,7 @@ $(KEY)/btrfs.conf: $(KEY)/uki.conf
 $(OUT)/images/btrfs-1/disk.img: $(OUT)/rootfs/debian-btrfs.tar
 $(OUT)/images/btrfs-2/disk.img: $(OUT)/rootfs/debian-btrfs-small.tar
 $(BTRFS): $(KEY)/btrfs.conf $(TOOLS)
-	@$(AS_ROOT) bin/halogen build --config $(KEY)/btrfs.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
+	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/btrfs.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
 # What the build container is made of: any image with Debian 13, or an archive of
@@ -501,12 +504,12 @@ BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(ab
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
+	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images $(BAD) $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring BadUpdate,$(RUN)),$(BAD)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
