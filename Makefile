@@ -286,10 +286,9 @@ $(OUT)/images/update-3/disk.img: $(OUT)/rootfs/debian-small.tar
 $(OUT)/images/openrc-1/disk.img $(OUT)/images/openrc-4/disk.img: $(OUT)/rootfs/openrc.tar
 $(OUT)/images/sysvinit-2/disk.img: $(OUT)/rootfs/sysvinit.tar
 $(OUT)/images/busybox-3/disk.img: $(OUT)/rootfs/busybox.tar
-UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-3)
-BAD     := $(OUT)/images/update-bad-2/disk.img
+UPDATES := $(patsubst %,$(OUT)/images/%/disk.img,update-1 update-2 update-3 update-bad-2)
 LAYOUTS := $(patsubst %,$(OUT)/images/%/disk.img,openrc-1 openrc-4 sysvinit-2 busybox-3)
-$(UPDATES) $(BAD) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
+$(UPDATES) $(LAYOUTS): $(KEY)/uki.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/uki.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
@@ -487,7 +486,11 @@ fuzz-in/%: FORCE
 	done; rm $$program $$log
 
 .PHONY: test-images
-test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 testos-optional-1) $(UPDATES)
+test-images: $(patsubst %,$(OUT)/images/%/disk.img,debian-1 testos-1 update-1 update-2)
+
+# Those that no test of `make test` has.
+.PHONY: more-test-images
+more-test-images: $(OUT)/images/testos-optional-1/disk.img $(UPDATES)
 
 # What the search of a machine's memory must find out: the machine's commands,
 # built so that nothing is erased.
@@ -498,18 +501,18 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestPatches|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestNextUpdate|TestPatches|TestNoTPMOptional|TestOptionalOutsideSetupMode|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestBuses|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestManagerRevoked|TestLoaderRevoked|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -parallel 64 -v ./qemu-tests
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images $(BAD) $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
+	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images more-test-images $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring BadUpdate,$(RUN)),$(BAD)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(RUN),more-test-images) $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }

@@ -13,7 +13,8 @@ const (
 // its subtests one by one; boot.log says what they took. They only decide who goes first
 // (see takeSlot).
 var costs = map[string]int{
-	"TestUpdate":              900,
+	"TestUpdate":              500,
+	"TestNextUpdate":          450,
 	"TestFreeSpace":           650,
 	"TestDebian":              250,
 	"TestTrialNeverBlessed":   120,
