@@ -162,8 +162,9 @@ func TestTellsNotRoot(t *testing.T) {
 // FAULTS 112: a run that was interrupted says what it has left, and that is so
 func TestTellsInterrupted(t *testing.T) {
 	testkit.Need(t, "mkfs.erofs")
-	// The program that it runs at the time is what Ctrl-C reaches, too.
-	const interrupt = "kill -INT $PPID; exec sleep 60\n"
+	// The program that it runs at the time is what Ctrl-C reaches, too: gpg ends by it, a
+	// moment later, and is waited for.
+	const interrupt = "kill -INT $PPID; sleep 2; kill -INT $$; exec sleep 60\n"
 	t.Run("build", func(t *testing.T) {
 		b := &desk{t, t.TempDir()}
 		b.program("mkfs.erofs", interrupt)
