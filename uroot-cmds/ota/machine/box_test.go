@@ -3,8 +3,10 @@ package machine
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 	"halogenos.internal/boot/archive"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bootoption"
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
@@ -38,7 +41,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == worker.Argument {
 		os.Exit(worker.Main(os.Stdin, os.Stdout))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if line.key != nil && line.sum() != line.was {
+		fmt.Fprintln(os.Stderr, "a test has changed the bytes of a release that other tests have, too")
+		code = 1
+	}
+	os.Exit(code)
 }
 
 const diskSize = 4 << 30
@@ -305,12 +313,52 @@ type world struct {
 
 const blocks = 2000
 
+// line has the key and the releases that each world begins with. They are made once, since
+// packing them takes longer than most tests.
+var line releaseLine
+
+type releaseLine struct {
+	sync.Mutex
+	key  *otatest.Key
+	made [3]*otatest.Release
+	was  [sha256.Size]byte // the sum of their bytes, when they were made
+}
+
+// of returns them to a test, which may change what the contracts say.
+func (l *releaseLine) of(t testing.TB) (key *otatest.Key, one, two, three *otatest.Release) {
+	t.Helper()
+	l.Lock()
+	defer l.Unlock()
+	if l.key == nil {
+		key := otatest.NewKey(t)
+		for i, image := range [][]byte{otatest.Image(50, 9, 0, 0), otatest.Image(blocks, 1, 0, 0), otatest.Image(blocks, 1, 12, 2)} {
+			l.made[i] = otatest.Make(t, otatest.Spec{Version: contract.Version(i + 1), Key: key, Image: image})
+		}
+		l.key, l.was = key, l.sum()
+	}
+	own := func(r *otatest.Release) *otatest.Release {
+		out, c := *r, *r.Contract
+		out.Contract = &c
+		return &out
+	}
+	return l.key.For(t), own(l.made[0]), own(l.made[1]), own(l.made[2])
+}
+
+func (l *releaseLine) sum() (out [sha256.Size]byte) {
+	h := sha256.New()
+	for _, r := range l.made {
+		for _, part := range [][]byte{r.UKI, r.Image, r.Archive, r.Text, r.Head.Signature, r.Contract.RootHash, r.Contract.ReleaseKey} {
+			h.Write(part)
+		}
+	}
+	h.Sum(out[:0])
+	return out
+}
+
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{box: newBox(t), key: otatest.NewKey(t)}
-	w.one = otatest.Make(t, otatest.Spec{Version: 1, Key: w.key, Image: otatest.Image(50, 9, 0, 0)})
-	w.two = otatest.Make(t, otatest.Spec{Version: 2, Key: w.key, Image: otatest.Image(blocks, 1, 0, 0)})
-	w.three = otatest.Make(t, otatest.Spec{Version: 3, Key: w.key, Image: otatest.Image(blocks, 1, 12, 2)})
+	w := &world{box: newBox(t)}
+	w.key, w.one, w.two, w.three = line.of(t)
 	w.install(layout.SlotA, w.two, "test-os_2.efi")
 	w.install(layout.SlotB, w.one, "test-os_1.efi")
 	w.boot(layout.SlotA, w.two)

@@ -75,6 +75,7 @@ func TestLearnsTheKey(t *testing.T) {
 	} {
 		for _, signed := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
+				t.Parallel() // some wait until a publisher may have ended
 				w := asleep(t, c.life, c.later)
 				signer, shown := c.change(w.key)
 				w.offers(signer, shown, signed)

@@ -37,6 +37,13 @@ func config(at time.Time, life time.Duration) *packet.Config {
 	return &packet.Config{Time: func() time.Time { return at }, Algorithm: packet.PubKeyAlgoEdDSA, DefaultHash: crypto.SHA256, KeyLifetimeSecs: uint32(life / time.Second)}
 }
 
+// For returns the key for another test's use.
+func (k *Key) For(t testing.TB) *Key {
+	out := *k
+	out.t = t
+	return &out
+}
+
 func (k *Key) export() {
 	k.t.Helper()
 	var public bytes.Buffer
