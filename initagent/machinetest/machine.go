@@ -269,6 +269,14 @@ func (m *Machine) op(name string) {
 // the disk held before.
 func New(t testing.TB, change func(*contract.Contract)) *Machine {
 	t.Helper()
+	m := newMachine(t, change)
+	m.PowerOn(m.Installed(DiskSize))
+	return m
+}
+
+// newMachine is a machine without a disk, and off.
+func newMachine(t testing.TB, change func(*contract.Contract)) *Machine {
+	t.Helper()
 	if _, err := KeySets(); err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +285,6 @@ func New(t testing.TB, change func(*contract.Contract)) *Machine {
 		hotplug: make(chan struct{}), Releases: map[contract.Version]*Edition{1: NewRelease(t, 1, 5, change)}, Root: t.TempDir(), Random: mrand.NewChaCha8([32]byte{1}), Clock: BuildDate.AddDate(0, 1, 0),
 	}
 	m.installRoot()
-	m.PowerOn(m.Installed(DiskSize))
 	return m
 }
 

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	mrand "math/rand/v2"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
@@ -208,16 +211,73 @@ func (m *Machine) CheckEveryDay() error {
 }
 
 // ProvisionedMachine is one that has been through its first two boots and an
-// ordinary one.
+// ordinary one. The first boots of a release are made once in a test binary, and each
+// machine starts from a copy of what they left.
 func ProvisionedMachine(t testing.TB, change func(*contract.Contract)) *Machine {
 	t.Helper()
-	m := New(t, change)
-	m.Ends("system")
+	m := newMachine(t, change)
+	m.takeOver(m.firstBoots())
 	m.Ends("system")
 	m.Ops = nil
 	m.Said.Reset()
 	m.Printed.Reset()
 	return m
+}
+
+// A beginning is a machine after its first boots, without power.
+type beginning struct {
+	w       *World
+	random  mrand.ChaCha8
+	clock   time.Time
+	waits   []time.Duration
+	keysNo  int
+	espUUID string
+}
+
+// beginnings are those that were made, by the UKI: the contract is in it.
+var beginnings struct {
+	sync.Mutex
+	of map[string]*beginning
+}
+
+// firstBoots returns what the first boots of this machine's release leave.
+func (m *Machine) firstBoots() *beginning {
+	m.T.Helper()
+	beginnings.Lock()
+	defer beginnings.Unlock()
+	release := string(m.Releases[1].UKI)
+	if b := beginnings.of[release]; b != nil {
+		return b
+	}
+	m.PowerOn(m.Installed(DiskSize))
+	m.Ends("system")
+	b := &beginning{m.World(true, nil), *m.Random.(*mrand.ChaCha8), m.Clock, m.Waits, m.KeysNo, m.EspUUID}
+	if beginnings.of == nil {
+		beginnings.of = map[string]*beginning{}
+	}
+	beginnings.of[release] = b
+	return b
+}
+
+// takeOver has the machine go on from there. Tests change the bytes of files in place, so
+// it gets its own.
+func (m *Machine) takeOver(b *beginning) {
+	w := *b.w
+	w.ESP, w.Volumes = map[string]Remains{}, map[[32]byte]map[string][]byte{}
+	for name, r := range b.w.ESP {
+		r.Data = bytes.Clone(r.Data)
+		w.ESP[name] = r
+	}
+	for id, files := range b.w.Volumes {
+		w.Volumes[id] = map[string][]byte{}
+		for name, text := range files {
+			w.Volumes[id][name] = bytes.Clone(text)
+		}
+	}
+	w.Chip, w.Record = bytes.Clone(b.w.Chip), bytes.Clone(b.w.Record)
+	random := b.random
+	m.Random, m.Clock, m.Waits, m.KeysNo, m.EspUUID = &random, b.clock, slices.Clone(b.waits), b.keysNo, b.espUUID
+	m.PowerOn(&w)
 }
 
 // Ends runs the machine and wants it to end so, having said all of this.
