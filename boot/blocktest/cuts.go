@@ -130,11 +130,11 @@ func (r *Recorder) cuts(o Options, after string, visit func(Cut) error) (states 
 		states++
 		c := Cut{Disk: durable.Overlay(), epoch: e, after: after}
 		if e != nil {
-			c.Disk.below = e.below(durable)
+			c.Disk.lower, c.Disk.below = nil, e.below(durable)
 		}
 		err := visit(c)
 		// Anyone who keeps the disk would see it turn into another state.
-		c.Disk.below = func(int64, *page) { panic("blocktest: Cut.Disk used after visit returned") }
+		c.Disk.lower, c.Disk.below = nil, func(int64, *page) { panic("blocktest: Cut.Disk used after visit returned") }
 		if err != nil {
 			return fmt.Errorf("%v: %w", c, err)
 		}
@@ -183,7 +183,7 @@ func split(log []Op) []*epoch {
 // below returns the reader of pages in the state that e.landed describes.
 func (e *epoch) below(durable *Disk) func(int64, *page) {
 	return func(index int64, p *page) {
-		durable.load(index, p)
+		durable.copyPage(index, 0, p[:])
 		start := index * pageSize
 		for _, i := range e.byPage[index] {
 			w, s := e.writes[i], e.landed[i]

@@ -34,7 +34,9 @@ type Disk struct {
 	mu    sync.RWMutex
 	size  int64
 	pages map[int64]*page
-	// below fills p with what lies under a page that was not written here.
+	// lower is the disk that lies under a page that was not written here; where there is
+	// none, below fills p with what does.
+	lower *Disk
 	below func(index int64, p *page)
 }
 
@@ -49,7 +51,7 @@ func New(size int64, fill Fill) *Disk {
 // to itself. It costs no memory until then. d must not change while the
 // overlay is in use.
 func (d *Disk) Overlay() *Disk {
-	return &Disk{size: d.size, pages: map[int64]*page{}, below: d.load}
+	return &Disk{size: d.size, pages: map[int64]*page{}, lower: d}
 }
 
 // Clone returns an overlay over what d is over, with its own copy of what was
@@ -62,22 +64,31 @@ func (d *Disk) Clone() *Disk {
 		c := *p
 		pages[i] = &c
 	}
-	return &Disk{size: d.size, pages: pages, below: d.below}
+	return &Disk{size: d.size, pages: pages, lower: d.lower, below: d.below}
 }
 
 // Size returns the disk's size in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// load copies page index into p.
-func (d *Disk) load(index int64, p *page) {
-	d.mu.RLock()
-	have := d.pages[index]
-	if have != nil {
-		*p = *have
-	}
-	d.mu.RUnlock()
-	if have == nil {
-		d.below(index, p)
+// copyPage copies what page index holds from a byte of it on, until b is full.
+func (d *Disk) copyPage(index, from int64, b []byte) {
+	for {
+		d.mu.RLock()
+		have := d.pages[index]
+		if have != nil {
+			copy(b, have[from:])
+		}
+		d.mu.RUnlock()
+		if have != nil {
+			return
+		}
+		if d.lower == nil {
+			var p page
+			d.below(index, &p)
+			copy(b, p[from:])
+			return
+		}
+		d = d.lower
 	}
 }
 
@@ -87,11 +98,10 @@ func (d *Disk) ReadAt(b []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("read of %d bytes at byte %d", len(b), off)
 	}
 	n := 0
-	var p page
 	for n < len(b) && off < d.size {
-		d.load(off/pageSize, &p)
 		inPage := off % pageSize
-		c := copy(b[n:], p[inPage:min(pageSize, inPage+d.size-off)])
+		c := int(min(int64(len(b)-n), pageSize-inPage, d.size-off))
+		d.copyPage(off/pageSize, inPage, b[n:n+c])
 		n, off = n+c, off+int64(c)
 	}
 	if n < len(b) {
@@ -113,7 +123,13 @@ func (d *Disk) WriteAt(b []byte, off int64) (int, error) {
 		p := d.pages[index]
 		if p == nil {
 			p = new(page)
-			d.below(index, p)
+			switch whole := inPage == 0 && len(b)-n >= pageSize; {
+			case whole: // of what lies below nothing is left
+			case d.lower != nil:
+				d.lower.copyPage(index, 0, p[:])
+			default:
+				d.below(index, p)
+			}
 			d.pages[index] = p
 		}
 		n += copy(p[inPage:], b[n:])
