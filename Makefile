@@ -430,15 +430,16 @@ check: lint ## the linters, and the unit tests that need no root, network or ima
 unit: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp ## the unit tests
 	@$(MAKE) --no-print-directory -k -j2 unit-agent unit-packages
 
+# lint has all of go vet, so go test need not run a part of it again.
 # The tests of whole boots in the simulated machine are one program on one core.
 unit-agent: | toolchain
 	@mkdir -p $(OUT)
-	@go test -timeout 40m -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
+	@go test -vet=off -timeout 40m -v ./initagent/agent >$(OUT)/agent.log || { grep -vE '^ *(=== |--- PASS)' $(OUT)/agent.log; exit 1; }
 	@echo "power cuts over trials, rollbacks, blesses and floor raises:"
 	@grep -E 'explore_test.go|^ok' $(OUT)/agent.log
 
 unit-packages: $(OUT)/tools13.stamp $(OUT)/rootfs/debian.stamp | toolchain
-	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test -timeout 40m $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log
+	@HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) go test -vet=off -timeout 40m $$(go list ./... | grep -vE '/(qemu-tests|builder/container|builder/deb|initagent/agent)$$') | tee $(OUT)/unit.log
 
 # What the search for secrets must be quiet about, and 16 GB of chance.
 SCANNED := xfce4,gnupg,openssh-server,python3,python3-pip,postgresql,nginx,samba,firefox-esr
