@@ -40,6 +40,7 @@ func TestLayoutsOfDistributions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := t.TempDir() // what is found in the kernel
 	for _, d := range distributions {
 		t.Run(d.name, func(t *testing.T) {
 			source := t.TempDir()
@@ -89,7 +90,7 @@ func TestLayoutsOfDistributions(t *testing.T) {
 				}
 			}
 			o := options(t, rootfstest.Age(t, source))
-			o.Disk, o.Config = false, c
+			o.Disk, o.Config, o.Cache = false, c, kept
 			mustBuild(t, o)
 			if d.name != "Arch" {
 				return
