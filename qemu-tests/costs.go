@@ -24,7 +24,7 @@ var costs = map[string]int{
 	"TestReset":               90,
 	"TestRescue":              90,
 	"TestPIN":                 90,
-	"TestTrialHangs":          80,
+	"TestTrialHangs":          60,
 	"TestBuses":               80,
 	"TestAcceptAgain":         70,
 	"TestTrialSystemHangs":    70,

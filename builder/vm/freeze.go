@@ -3,6 +3,7 @@ package vm
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,18 +15,20 @@ import (
 )
 
 // Registers as QEMU's debugger interface lists them for x86-64 (its file
-// i386-64bit.xml): sixteen of 8 bytes, RIP, and EFLAGS in 4.
+// i386-64bit.xml): sixteen of 8 bytes, RIP, and EFLAGS and CS in 4 each.
 const (
 	ripAt          = 16 * 8
 	flagsAt        = ripAt + 8
+	segmentAt      = flagsAt + 4
+	userMode       = 3      // of CS
 	interruptFlag  = 1 << 9 // of EFLAGS
 	debuggerWait   = 10 * time.Second
 	maxDebugAnswer = 64 << 10 // bytes
 )
 
 // Freeze hangs the guest as a kernel hangs that has disabled interrupts and waits for
-// what never comes: its processor turns in place, deaf. Devices go on, a hardware
-// watchdog among them, and a reset ends it. The machine must have one CPU.
+// what never comes: its processor halts, deaf, which costs the host nothing. Devices go
+// on, a hardware watchdog among them, and a reset ends it. The machine must have one CPU.
 func (m *Machine) Freeze(ctx context.Context) error {
 	if m.options.CPUs != 1 {
 		return fmt.Errorf("freeze a machine of %d CPUs: only one can be", m.options.CPUs)
@@ -39,8 +42,22 @@ func (m *Machine) Freeze(ctx context.Context) error {
 	if err := m.monitor(ctx, "gdbserver unix:"+path+",server=on,wait=off"); err != nil {
 		return fmt.Errorf("freeze: %w", err)
 	}
-	err = freeze(ctx, path)
-	return errors.Join(err, m.monitor(ctx, "gdbserver none"))
+	return errors.Join(freezeKernel(ctx, path), m.monitor(ctx, "gdbserver none"))
+}
+
+// maxFreezes bounds the moments that are tried. The pause before each is a millisecond
+// longer than the one before.
+const maxFreezes = 200
+
+// freezeKernel tries one moment after the other until the guest's kernel is at work.
+func freezeKernel(ctx context.Context, path string) error {
+	for try := range maxFreezes {
+		time.Sleep(time.Duration(try) * time.Millisecond)
+		if done, err := freeze(ctx, path); done || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("freeze: the kernel was at work at none of %d moments", maxFreezes)
 }
 
 // monitor executes a command of QEMU's monitor that has no other form. What it says
@@ -49,33 +66,42 @@ func (m *Machine) monitor(ctx context.Context, command string) error {
 	return m.qmp.Do(ctx, "human-monitor-command", map[string]any{"command-line": command}, nil)
 }
 
-// freeze has QEMU's debugger write a jump to itself in the place of the next
-// instruction, and clear the interrupt flag. The guest stands still while the debugger
-// is there.
-func freeze(ctx context.Context, path string) error {
+// haltForEver is HLT, and a jump back to it for what wakes the processor all the same: a
+// non-maskable or a system management interrupt (Intel SDM volume 2, HLT).
+const haltForEver = "f4ebfd"
+
+// freeze has QEMU's debugger write that in the place of the next instruction, and clear
+// the interrupt flag. The guest stands still while the debugger is there. A program may
+// not halt the processor: where one is at work, nothing is done.
+func freeze(ctx context.Context, path string) (done bool, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
-		return fmt.Errorf("freeze: debugger: %w", err)
+		return false, fmt.Errorf("freeze: debugger: %w", err)
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(debuggerWait)); err != nil {
-		return fmt.Errorf("freeze: debugger: %w", err)
+		return false, fmt.Errorf("freeze: debugger: %w", err)
 	}
 	d := &debugger{conn: conn, in: bufio.NewReader(conn)}
 	answer, err := d.do("g")
 	if err != nil {
-		return err
+		return false, err
 	}
 	registers, err := hex.DecodeString(answer)
-	if err != nil || len(registers) < flagsAt+4 {
-		return fmt.Errorf("freeze: the debugger's registers are %.80q", answer)
+	if err != nil || len(registers) < segmentAt+4 {
+		return false, fmt.Errorf("freeze: the debugger's registers are %.80q", answer)
 	}
-	rip := uint64(0)
-	for i := range 8 {
-		rip |= uint64(registers[ripAt+i]) << (8 * i)
+	if registers[segmentAt]&userMode != 0 {
+		return false, d.commands("D")
 	}
+	rip := binary.LittleEndian.Uint64(registers[ripAt:])
 	registers[flagsAt+1] &^= interruptFlag >> 8
-	for _, command := range []string{fmt.Sprintf("M%x,2:ebfe", rip), "G" + hex.EncodeToString(registers), "D"} {
+	return true, d.commands(fmt.Sprintf("M%x,%x:%s", rip, len(haltForEver)/2, haltForEver), "G"+hex.EncodeToString(registers), "D")
+}
+
+// commands sends commands that are answered by OK.
+func (d *debugger) commands(commands ...string) error {
+	for _, command := range commands {
 		if answer, err := d.do(command); err != nil || answer != "OK" {
 			return errors.Join(fmt.Errorf("freeze: the debugger's answer to %.20s is %q", command, answer), err)
 		}
