@@ -113,16 +113,6 @@ func leastDisk(t testing.TB, s vm.State) error {
 	return errors.Join(d.Truncate(size), d.table.Write(d))
 }
 
-// TestWatchdog: a system that hangs is reset by the chipset's watchdog. The other kind
-// has TestTrialSystemHangs.
-func TestWatchdog(t *testing.T) {
-	t.Parallel()
-	g := Machine(t, Options{State: provisioned(t).State, VM: vm.Options{Watchdog: vm.ITCO}})
-	checkWatchdog(t, g.Boot(), vm.ITCO, 180)
-	g.systemHangs()
-	g.Boot()
-}
-
 // checkWatchdog expects that initagent handed a watchdog over running, to wait for so
 // many seconds.
 func checkWatchdog(t testing.TB, r protocol.Report, kind vm.Watchdog, seconds int) {

@@ -15,14 +15,16 @@ import (
 
 // TestTestOS boots the test system and has it obey every command that leaves a trace
 // a test can see; reboot and poweroff are what provisioning ends with. What opens the
-// root partition, and wraps the Secure Boot keys, is unsealed by nobody on it.
+// root partition, and wraps the Secure Boot keys, is unsealed by nobody on it. When it
+// hangs, the chipset's watchdog resets it; the other kind has TestTrialSystemHangs.
 // FAULTS 79
 func TestTestOS(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
 	began := time.Now()
-	g := Machine(t, Options{State: p.State, VM: vm.Options{Watchdog: vm.I6300ESB}})
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Watchdog: vm.ITCO}})
 	r := g.Boot()
+	checkWatchdog(t, r, vm.ITCO, 180)
 	t.Logf("boot: %v from power on to the report, kernel up for %.1f s", time.Since(began).Round(100*time.Millisecond), r.Uptime)
 	if r.OSRelease["ID"] != "testos" || r.Kernel == "" || !strings.Contains(r.Cmdline, "ttyS0") {
 		t.Errorf("report of %q, kernel %q, command line %q", r.OSRelease["ID"], r.Kernel, r.Cmdline)
@@ -46,7 +48,8 @@ func TestTestOS(t *testing.T) {
 	g.Expect(`Kernel panic - not syncing: sysrq triggered crash`)
 	g.Boot() // panic= in the command line restarts it
 	checkStealing(g)
-	g.PowerCut()
+	g.systemHangs()
+	g.Boot()
 }
 
 func checkFiles(g *Guest) {
