@@ -122,10 +122,8 @@ func TestEnrollAgain(t *testing.T) {
 // machine makes itself new.
 func TestReset(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
-	g := Machine(t, Options{State: p.State, Prepare: func(s vm.State) error {
-		return addToDB(s.Vars(), strangersEntry(t, s))
-	}})
+	p := refusedAtInit(t)
+	g := Machine(t, Options{State: p.State})
 	g.toConsole()
 	g.command("reset", `Type the machine's name, (\S+), to do it: `)
 	g.command("something else", `reset: nothing was changed`)

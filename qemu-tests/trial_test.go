@@ -64,10 +64,26 @@ const againTried = `halogen: halogen_2\+3\.efi gets its tries again: it reached 
 func onTrial(t testing.TB, v variant, left int, o vm.Options) *Guest {
 	t.Helper()
 	g := newGuest(t, Options{State: staged(t, v).State, VM: o})
-	if left < tries {
-		mtools(t, g.State(), "mren", fmt.Sprintf("::%s/halogen_2+%d.efi", bls.Directory, tries), fmt.Sprintf("::%s/halogen_2+%d-%d.efi", bls.Directory, left, tries-left))
-	}
+	leaveTries(t, g.State(), left)
 	return g
+}
+
+// leaveTries leaves version 2 so many tries.
+func leaveTries(t testing.TB, s vm.State, left int) {
+	t.Helper()
+	if left < tries {
+		mtools(t, s, "mren", fmt.Sprintf("::%s/halogen_2+%d.efi", bls.Directory, tries), fmt.Sprintf("::%s/halogen_2+%d-%d.efi", bls.Directory, left, tries-left))
+	}
+}
+
+// lastTryAtInit is a machine in the last try of version 2 (see atInit).
+func lastTryAtInit(t testing.TB) Provisioned {
+	t.Helper()
+	o := Options{Image: "testos-1", State: staged(t, successor()).State, Prepare: func(s vm.State) error {
+		leaveTries(t, s, 1)
+		return nil
+	}}
+	return suspendedAtInit(t, o, fmt.Sprintf("staged-2 %+v, one try left", successor()), nil)
 }
 
 // goesBack switches the machine on, has version 2 fail the tries that it has left, and
@@ -134,7 +150,7 @@ func (g *Guest) bless(r protocol.Report) {
 // FAULTS 49, 51
 func TestTrialBlessed(t *testing.T) {
 	t.Parallel()
-	g := onTrial(t, successor(), 1, vm.Options{})
+	g := newGuest(t, Options{State: lastTryAtInit(t).State})
 	g.PowerOn()
 	g.Expect(`halogen: handing over`)
 	time.Sleep(time.Second)
@@ -167,7 +183,7 @@ func TestTrialBlessed(t *testing.T) {
 func TestTrialNeverBlessed(t *testing.T) {
 	t.Parallel()
 	const file = "/usr/sbin/e2fsck"
-	g := onTrial(t, successor(), 1, vm.Options{})
+	g := newGuest(t, Options{State: lastTryAtInit(t).State})
 	openDisk(t, g.State().Disk(), os.O_RDWR).flip(layout.SlotB.System(), fileOffset(t, "testos-1", file)+100)
 	g.goesBack(1, 1, "it was not blessed in two rounds of tries", func(n int) {
 		g.boots(newSystem())
