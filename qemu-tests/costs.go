@@ -25,6 +25,7 @@ var costs = map[string]int{
 	"TestRescue":              90,
 	"TestPIN":                 90,
 	"TestTrialHangs":          60,
+	"TestTestOS":              60,
 	"TestBuses":               80,
 	"TestAcceptAgain":         70,
 	"TestTrialSystemHangs":    70,

@@ -35,9 +35,18 @@ const DefaultTimeout = 5 * time.Minute
 // Memory of a machine, in MiB. The kernel erases all of it at each start (init_on_free),
 // which takes the emulator 5 s for a GiB.
 const (
-	memoryMiB       = 512
+	memoryMiB       = 320
 	debianMemoryMiB = 1024
 )
+
+// withDefaults are the options with the memory of a machine of the test system where a
+// test names none.
+func withDefaults(o vm.Options) vm.Options {
+	if o.Memory == 0 {
+		o.Memory = memoryMiB
+	}
+	return o
+}
 
 // Options describe the machine of a test.
 type Options struct {
@@ -79,12 +88,9 @@ func newGuest(t testing.TB, o Options) *Guest {
 	t.Helper()
 	Need(t)
 	takeSlot(t)
-	g := &Guest{t: t, name: t.Name(), began: time.Now(), VM: o.VM, timeout: o.Timeout, logs: filepath.Join(t.TempDir(), "logs")}
+	g := &Guest{t: t, name: t.Name(), began: time.Now(), VM: withDefaults(o.VM), timeout: o.Timeout, logs: filepath.Join(t.TempDir(), "logs")}
 	if g.timeout == 0 {
 		g.timeout = DefaultTimeout
-	}
-	if g.VM.Memory == 0 {
-		g.VM.Memory = memoryMiB
 	}
 	dir := filepath.Join(t.TempDir(), "machine")
 	var err error

@@ -193,7 +193,7 @@ func provisionKey(image, kind string, options Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	o := options.VM
+	o := withDefaults(options.VM)
 	o.State, o.Firmware, o.WriteLog, o.Disks = vm.State{Dir: "/machine"}, fw, "", nil
 	of, err := vm.Make(o)
 	if err != nil {
