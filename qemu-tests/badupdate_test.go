@@ -17,7 +17,7 @@ func TestBadUpdate(t *testing.T) {
 	s := Serve(t)
 	publish(t, s, "update-bad-2")
 	g := Machine(t, Options{State: first.State, Timeout: 15 * time.Minute, VM: debianMachine()})
-	g.login()
+	g.goesOn()
 	g.askServer(s)
 	changed := g.administrates()
 	g.says("systemctl start ota-fetch.service", "")
