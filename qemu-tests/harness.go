@@ -35,8 +35,9 @@ const DefaultTimeout = 5 * time.Minute
 // Memory of a machine, in MiB. The kernel erases all of it at each start (init_on_free),
 // which takes the emulator 5 s for a GiB.
 const (
-	memoryMiB       = 320
-	debianMemoryMiB = 1024
+	memoryMiB          = 320
+	installerMemoryMiB = 512
+	debianMemoryMiB    = 1024
 )
 
 // withDefaults are the options with the memory of a machine of the test system where a

@@ -40,7 +40,7 @@ func TestInstallerStick(t *testing.T) {
 		name, disk string
 		o          vm.Options
 	}{
-		{"nvme, 4096, tis", "nvme0n1", vm.Options{Bus: vm.NVMe, SectorSize: 4096, TPM: vm.TPMTIS}},
+		{"nvme, 4096, tis", "nvme0n1", vm.Options{Bus: vm.NVMe, SectorSize: 4096, TPM: vm.TPMTIS, Memory: installerMemoryMiB}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ func TestReinstall(t *testing.T) {
 	if err := vm.CopySparse(plugged.Path, stick(t, "testos-1")); err != nil {
 		t.Fatal(err)
 	}
-	g := Machine(t, Options{State: p.State, VM: vm.Options{Disks: []vm.Disk{plugged}}, Prepare: vm.State.ResetVars})
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Memory: installerMemoryMiB, Disks: []vm.Disk{plugged}}, Prepare: vm.State.ResetVars})
 	before := keptRoot(t, g.State())
 
 	g.reinstall()

@@ -25,7 +25,7 @@ func TestScreens(t *testing.T) {
 		t.Parallel()
 		plugged := vm.Disk{Path: filepath.Join(t.TempDir(), "stick.img"), Bus: vm.USB, BootIndex: 1}
 		must(t, vm.CopySparse(plugged.Path, stick(t, "testos-1")))
-		g := Machine(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: vm.Options{Display: true, Disks: []vm.Disk{plugged}}})
+		g := Machine(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: vm.Options{Memory: installerMemoryMiB, Display: true, Disks: []vm.Disk{plugged}}})
 		g.sees("which disk?")
 		g.sees("vda")
 		page := g.screen("installer.png")
