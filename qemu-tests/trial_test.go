@@ -206,7 +206,7 @@ func TestTrialPanics(t *testing.T) {
 	g.Expect(`only initagent may be process 1, and this is \["/bin/sh"\]`)
 	g.Expect(`Kernel panic - not syncing: Attempted to kill init!`)
 	g.endsAtRestart()
-	g.VM = vm.Options{}
+	g.VM = withDefaults(vm.Options{})
 	g.goesBack(0, 0, "it never reached the system", nil)
 }
 
