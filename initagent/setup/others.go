@@ -114,12 +114,15 @@ func offerOthers(h *host.Host, wanted secureboot.Wanted) (secureboot.OtherSystem
 }
 
 // takeBack takes the owner's yes back where the firmware had no room for what it asks for: it
-// cannot be told beforehand on every machine. PK was not written, since it comes last, so that
-// the machine is in Setup Mode still, and the next start asks again. Where the keys lie on the
+// cannot be told beforehand on every machine. An ESP without room is another thing: there PK may
+// have been written, and the keys that go with it are on that ESP. Where the firmware has refused a
+// variable PK was not written, since it comes last, so that the machine is in Setup Mode still,
+// and the next start asks again. Where the keys lie on the
 // ESP nothing depends on them: the next start makes new ones. On the root partition they stay,
 // with the list that the yes is not in. Cut before either, the next start comes here again.
 func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List, cause error) error {
-	if !errors.Is(cause, syscall.ENOSPC) || !list.LetNoneStart() {
+	p := new(enroll.Problem)
+	if !errors.As(cause, &p) || p.Kind != enroll.Refused || !errors.Is(p.Err, syscall.ENOSPC) || !list.LetNoneStart() {
 		return cause
 	}
 	var err error
@@ -131,10 +134,7 @@ func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 	if err != nil {
 		return errors.Join(cause, fmt.Errorf("the yes to other systems stays: %w", err))
 	}
-	if p := new(enroll.Problem); errors.As(cause, &p) {
-		cause = fmt.Errorf("%s: %w", p.What, p.Err) // what cures it is another thing here
-	}
-	return &enroll.Problem{Kind: enroll.Refused, What: "the firmware has no room for what other systems start by, so your yes to them is taken back", Err: cause,
+	return &enroll.Problem{Kind: enroll.Refused, What: "the firmware has no room for what other systems start by, so your yes to them is taken back", Err: fmt.Errorf("%s: %w", p.What, p.Err),
 		Cure: []string{"start again, and do not let them start when you are asked again", "delete boot entries and dump variables that are not needed in the firmware's setup before you do"}}
 }
 

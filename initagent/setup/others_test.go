@@ -348,6 +348,25 @@ func TestOthersTakenBack(t *testing.T) {
 	}
 }
 
+// An ESP without room takes nothing back: what the firmware has by then has its keys there alone.
+func TestYesOutlivesFullESP(t *testing.T) {
+	m := machinetest.New(t, nil)
+	theirs := withDefaults(m)
+	m.SetFile(secureboot.OthersOnESP, []byte(wish))
+	m.Typed = []string{"y"}
+	m.Keeps = func(content []byte) []byte { m.ESP.Full = true; return content }
+	m.Ends("recovery", "no space left on device")
+	if strings.Contains(m.Said.String(), "taken back") {
+		t.Errorf("the yes is taken back:\n%s", m.Said.String())
+	}
+	m.ESP.Full, m.Keeps = false, nil
+	m.Ends("system")
+	m.Foreign = len(theirs)
+	m.Must(m.Provisioned())
+	letsStart(m, theirs)
+	m.OpensByItself()
+}
+
 // The same where the owner gives the firmware this machine's keys again: the data stay, and
 // so do the keys.
 func TestOthersTakenBackAgain(t *testing.T) {
