@@ -115,7 +115,7 @@ var ErrNoOthers = errors.New("the firmware keeps no certificate of Microsoft's t
 // Nothing and no error means that the list lets them start as it is.
 func LetOthers(wanted Wanted, factory Factory, live, left Database) (o OtherSystems, err error) {
 	var all Database
-	for _, e := range slices.Concat(usable(gpt.GUID{}, notForSystems, factory.DBDefault), KnownOthers(slices.Concat(live, left))) {
+	for _, e := range slices.Concat(usable(gpt.GUID{}, notForSystems, factory.DBDefault), KnownOthers(slices.Concat(factory.Others, live, left))) {
 		if !holds(all, e) {
 			all = append(all, e)
 		}

@@ -50,6 +50,7 @@ func TestLetOthers(t *testing.T) {
 		"a newer one in use":      {own, full, Database{elsewhere, forged, oem}, nil, OtherSystems{Database{windows, uefiCA, windows23}, Database{revoked}}, nil},
 		"a newer one left":        {own, full, nil, Database{elsewhere, elsewhere, forged}, OtherSystems{Database{windows, uefiCA, windows23}, Database{revoked}}, nil},
 		"no defaults":             {own, Factory{}, Database{forged, windows23}, nil, OtherSystems{DB: Database{windows23}}, nil},
+		"defaults of others":      {own, Factory{Others: Database{forged, windows23}}, nil, nil, OtherSystems{DB: Database{windows23}}, nil},
 		"none known":              {own, Factory{DBDefault: Database{oem, romCA}}, Database{forged, windows}, Database{uefiCA}, OtherSystems{}, ErrNoOthers},
 		"all wanted already":      {both, full, nil, nil, OtherSystems{}, nil},
 		"some of it is":           {both, full, Database{elsewhere}, nil, OtherSystems{DB: Database{windows23}}, nil},

@@ -29,11 +29,13 @@ type Drivers struct {
 }
 
 // Factory is what the firmware keeps of its vendor's: the contents that "restore
-// factory keys" would put back, which nobody but the firmware can write; of a default
-// that others can write, certificates that are known by their hash. The live
+// factory keys" would put back, which nobody but the firmware can write. The live
 // db is not among them: in Setup Mode anybody can have written it.
 type Factory struct {
 	DBDefault, KEKDefault, DBXDefault Database
+	// Others are the certificates that are known by their hash (KnownOthers) in a dbDefault
+	// that others can write. What starts this machine's option ROMs may be missing.
+	Others Database
 	// Hashes: the firmware says that it takes SHA-256 hashes in db (the variable
 	// SignatureSupport; UEFI 2.10, section 3.3).
 	Hashes bool
@@ -81,16 +83,16 @@ func VendorCertificates(mode contract.VendorKeys, owner gpt.GUID, drivers Driver
 	case contract.VendorNone:
 		return Vendor{Reason: "vendor_keys is none: db holds this machine's key alone"}, nil
 	case contract.VendorMicrosoft:
-		return microsoft(owner, factory)
+		return microsoft(owner, drivers, factory)
 	case contract.VendorAuto:
 		return auto(owner, drivers, factory)
 	}
 	return Vendor{}, fmt.Errorf("vendor_keys is %q, want auto, none or microsoft", mode)
 }
 
-func microsoft(owner gpt.GUID, factory Factory) (Vendor, error) {
+func microsoft(owner gpt.GUID, drivers Drivers, factory Factory) (Vendor, error) {
 	v := Vendor{
-		KEK: usable(owner, nil, factory.KEKDefault), DB: usable(owner, nil, factory.DBDefault),
+		KEK: usable(owner, nil, factory.KEKDefault), DB: usable(owner, nil, slices.Concat(factory.DBDefault, factory.Others)),
 		DBX: foreign(owner, factory.DBXDefault), From: FromContract,
 	}
 	if !slices.ContainsFunc(v.DB, func(e Entry) bool { return bytes.Contains(e.Data, []byte("Microsoft Corporation")) }) {
@@ -98,6 +100,13 @@ func microsoft(owner gpt.GUID, factory Factory) (Vendor, error) {
 			"any system can have written it, as what db holds now: update the machine's firmware, or build with vendor_keys = auto")
 	}
 	v.Reason = fmt.Sprintf("vendor_keys is microsoft: db also gets the firmware's %s", v.DB)
+	if len(factory.Others) > 0 && len(drivers.ROMs) > 0 {
+		roms, err := byHash(owner, drivers.ROMs, "and others can write the firmware's dbDefault")
+		if err != nil {
+			return Vendor{}, err
+		}
+		v.DB, v.Reason = append(v.DB, roms.DB...), v.Reason+"; "+roms.Reason
+	}
 	return v, nil
 }
 
@@ -132,7 +141,7 @@ func byHash(owner gpt.GUID, roms []OptionROM, why string) (Vendor, error) {
 	v := Vendor{From: FromOptionROM}
 	for _, rom := range roms {
 		if rom.Digest == [32]byte{} {
-			return Vendor{}, fmt.Errorf("%w: the firmware keeps no vendor's certificates, and the event log has no SHA-256 hash of %s; "+
+			return Vendor{}, fmt.Errorf("%w: the firmware keeps no vendor's certificates that it alone can have written, and the event log has no SHA-256 hash of %s; "+
 				"restore the factory keys in the firmware's setup and clear the Platform Key alone, or build with vendor_keys = none if the machine starts without this ROM", ErrOptionROMs, printable(rom.Path))
 		}
 		if e := Hash(owner, rom.Digest); !v.DB.Contains(e) {

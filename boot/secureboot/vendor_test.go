@@ -83,6 +83,11 @@ func TestVendorCertificates(t *testing.T) {
 		{"auto, no hash", contract.VendorAuto, unhashed, Factory{}, Vendor{}, "no SHA-256 hash of PciRoot(0x0)?[1m", true},
 		{"microsoft", contract.VendorMicrosoft, none, full, Vendor{KEK: Database{kek}, DB: Database{uefiCA, windows, romCA, windows23, oem}, DBX: Database{revoked}}, "Windows UEFI CA 2023", false},
 		{"microsoft, none there", contract.VendorMicrosoft, none, Factory{DBDefault: Database{oem}}, Vendor{}, "keeps no certificate of Microsoft's in dbDefault", true},
+		{"auto, others write the defaults", contract.VendorAuto, one, Factory{Others: Database{uefiCA}, DBXDefault: Database{revoked}}, Vendor{DB: Database{Hash(k.Owner, [32]byte{1})}}, "keeps no vendor's certificates", false},
+		{"auto, others write them, and no hash", contract.VendorAuto, unhashed, Factory{Others: Database{uefiCA}}, Vendor{}, "no SHA-256 hash of", true},
+		{"auto, others write them, and no event log", contract.VendorAuto, Drivers{}, Factory{Others: Database{uefiCA}}, Vendor{}, "no event log", false},
+		{"microsoft, others write the defaults", contract.VendorMicrosoft, one, Factory{Others: Database{uefiCA}, DBXDefault: Database{revoked}}, Vendor{DB: Database{uefiCA, Hash(k.Owner, [32]byte{1})}, DBX: Database{revoked}}, "others can write", false},
+		{"microsoft, others write them, and no hash", contract.VendorMicrosoft, unhashed, Factory{Others: Database{uefiCA}}, Vendor{}, "no SHA-256 hash of", true},
 		{"unset", "", none, full, Vendor{}, "vendor_keys", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

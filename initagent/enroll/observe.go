@@ -121,27 +121,25 @@ func Observe(vars Variables) (State, error) {
 	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
 		*s.of(v) = readStored(vars, v)
 	}
-	_, types, _ := read(vars, secureboot.SignatureSupport) // firmware without it says nothing about hashes
-	s.Factory = secureboot.Factory{
-		Hashes:     secureboot.TakesHashes(types),
-		DBDefault:  readDefault(vars, secureboot.DBDefault),
-		KEKDefault: readDefault(vars, secureboot.KEKDefault),
-		DBXDefault: readStored(vars, secureboot.DBXDefault).Content, // it only takes away
-	}
+	_, types, _ := read(vars, secureboot.SignatureSupport)                                                                             // firmware without it says nothing about hashes
+	s.Factory = secureboot.Factory{Hashes: secureboot.TakesHashes(types), DBXDefault: readStored(vars, secureboot.DBXDefault).Content} // which only takes away
+	var others secureboot.Database
+	s.Factory.DBDefault, others = readDefault(vars, secureboot.DBDefault)
+	s.Factory.KEKDefault, _ = readDefault(vars, secureboot.KEKDefault)
+	s.Factory.Others = secureboot.KnownOthers(others)
 	return s, nil
 }
 
 // readDefault reads a default that the firmware may be given keys from. The specification
 // has it without NV (UEFI 2.10, table 3-1), and such a variable can be made in no running
 // system: the firmware has made it since the machine was switched on (section 8.2,
-// SetVariable). One with NV any system may have written, also one that ran years ago. Of
-// that only the certificates count that are known by their hash, no matter who has put them there.
-func readDefault(vars Variables, v secureboot.Variable) secureboot.Database {
+// SetVariable). One with NV any system may have written, also one that ran years ago.
+func readDefault(vars Variables, v secureboot.Variable) (own, others secureboot.Database) {
 	s := readStored(vars, v)
 	if s.Attributes&secureboot.NonVolatile != 0 {
-		return secureboot.KnownOthers(s.Content)
+		return nil, s.Content
 	}
-	return s.Content
+	return s.Content, nil
 }
 
 // read finds a variable by its name, or by its name in lower case: some
