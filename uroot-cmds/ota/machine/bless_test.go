@@ -268,6 +268,11 @@ func TestChannel(t *testing.T) {
 	if got := w.read("etc/halogen/ota.conf"); got != "# mine\nServer=/srv\nOther=1\nChannel=alpha\n" {
 		t.Errorf("ota.conf is %q", got)
 	}
+	must(t, os.Chmod(w.path("etc/halogen/ota.conf"), 0o600))
+	must(t, w.m.SetChannel("beta"))
+	if info, err := os.Stat(w.path("etc/halogen/ota.conf")); err != nil || info.Mode() != 0o600 {
+		t.Errorf("ota.conf, which root alone could read, is %v now: %v", info, err)
+	}
 	must(t, os.RemoveAll(w.path("etc/halogen")))
 	must(t, w.m.SetChannel("beta"))
 	if s, err := w.m.Settings(); err != nil || s.Channel != "beta" {

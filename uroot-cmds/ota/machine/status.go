@@ -200,7 +200,12 @@ func (m *Machine) changeOwner(change func(old []byte) ([]byte, error)) error {
 	if err != nil {
 		return err
 	}
-	return hw.KeepFile(path, text, 0o644)
+	// A proxy's password may stand there: who may not read it now may not read it afterwards.
+	mode := os.FileMode(0o644)
+	if info, err := os.Stat(path); err == nil {
+		mode &= info.Mode()
+	}
+	return hw.KeepFile(path, text, mode)
 }
 
 // keyWarning says what is to be done about the recovery key; "" for nothing. A note that
