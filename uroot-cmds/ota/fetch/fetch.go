@@ -96,14 +96,15 @@ type Job struct {
 	Progress func(Progress)
 	Note     func(text string)
 
-	head   *archive.Head
-	index  *blockindex.Index
-	table  *patch.Table // of patches from the running system; nil where there are none
-	asked  bool         // for the table
-	tables int64        // bytes of it and its signature
-	opened *os.File     // that the index is read from
-	meter  meter
-	result Result
+	head    *archive.Head
+	index   *blockindex.Index
+	table   *patch.Table // of patches from the running system; nil where there are none
+	asked   bool         // for the table
+	damaged []int64      // groups of it that are not what was signed, by their places
+	tables  int64        // bytes of it and its signature
+	opened  *os.File     // that the index is read from
+	meter   meter
+	result  Result
 }
 
 // Run brings the release into the slot. When it has returned without error, all

@@ -129,6 +129,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 
 // readNotes reads what there is to say about the release. No update waits for it.
 func (f *Found) readNotes(ctx context.Context, t server.Transport, directory string, v contract.Version) error {
+	t = server.Optional(t)
 	text, err := t.Get(ctx, path.Join(directory, notes.FileName(v)), notes.MaxSize)
 	if err != nil {
 		return context.Cause(ctx)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
+	"time"
 
 	"halogenos.internal/boot/blockindex"
 	"halogenos.internal/boot/patch"
@@ -14,6 +16,15 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/uroot-cmds/ota/server"
+)
+
+const (
+	// longestTable is how long the table of patches may take, which drips from a server
+	// that does not want this machine to get on.
+	longestTable = time.Minute
+	// maxDamaged is how many groups may be others than were signed: the file is of another
+	// table then.
+	maxDamaged = 2
 )
 
 // readPatches asks for the table of patches from the running release, once, and when the
@@ -25,7 +36,9 @@ func (j *Job) readPatches(ctx context.Context) {
 		return
 	}
 	j.asked = true
-	t, err := j.patches(ctx)
+	within, cancel := context.WithTimeoutCause(ctx, longestTable, fmt.Errorf("the table of patches has not come within %s", longestTable))
+	defer cancel()
+	t, err := j.patches(within)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, server.ErrNotFound) {
 		j.note("the patches for this update are not used: %v", err)
 	}
@@ -81,7 +94,8 @@ func (j *Job) choosePatches(ctx context.Context, name string, plan *blockindex.P
 
 // patch makes blocks of what the running system has, by the patches that are worth it. What
 // goes wrong with one is said, and its blocks come from the archive. Where the server does
-// not give one, no other is asked for: each would take as long to fail.
+// not give one, or a second one that is not what was signed, no other is asked for: each would take as long
+// to fail, and as many bytes.
 //
 // Cut at any point, blocks that were written are in place the next time, by their digests,
 // and of the others only the groups that make them are fetched again.
@@ -93,6 +107,10 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 	s := j.step(Patching, part.String(), int64(c.Blocks)*blockindex.BlockSize)
 	p := &patching{job: j, part: part, plan: plan, to: to, step: s, server: server.Optional(j.Server), hasher: blockindex.NewHasher(j.head.Release.Salt)}
 	for i, g := range c.Groups {
+		if slices.Contains(j.damaged, g.Offset) { // as another part has seen
+			g.Mark(plan, false)
+			continue
+		}
 		err := p.group(ctx, g, j.Source.System)
 		if left := g.Mark(plan, false); left > 0 && err == nil {
 			err = fmt.Errorf("%d blocks are not what was signed", left)
@@ -102,14 +120,18 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 			return context.Cause(ctx)
 		case errors.Is(err, errWriting):
 			return err
-		case errors.Is(err, errNotGiven):
+		case errors.Is(err, patch.ErrDamaged):
+			j.damaged = append(j.damaged, g.Offset)
+		}
+		if errors.Is(err, errNotGiven) || len(j.damaged) == maxDamaged {
 			for _, g := range c.Groups[i:] {
 				g.Mark(plan, false)
 			}
 			j.table = nil
 			j.note("no more patches are used for this update: %v", err)
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			j.note("%s: a patch is of no use, and its blocks are fetched: %v", part, err)
 		}
 	}

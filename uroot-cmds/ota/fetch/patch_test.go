@@ -102,9 +102,14 @@ func TestPatchesRefused(t *testing.T) {
 		used   bool   // some patches are
 	}{
 		"a damaged group": {func(p *patched) { p.file[10] ^= 1 }, "another SHA-256", true},
-		"a cut file":      {func(p *patched) { p.file = p.file[:len(p.file)-5] }, "no more patches are used", true},
-		"no file":         {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.FileName(2, 1)) }, "no more patches are used", false},
-		"no signature":    {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.SignatureName(2, 1)) }, "are not used", false},
+		"another file": {func(p *patched) {
+			for i := range p.file {
+				p.file[i] ^= 1
+			}
+		}, "no more patches are used for this update: patches have another SHA-256", false},
+		"a cut file":   {func(p *patched) { p.file = p.file[:len(p.file)-5] }, "no more patches are used", true},
+		"no file":      {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.FileName(2, 1)) }, "no more patches are used", false},
+		"no signature": {func(p *patched) { delete(p.site.Files, otatest.Directory+patch.SignatureName(2, 1)) }, "are not used", false},
 		"another's signature": {func(p *patched) {
 			p.site.Put(otatest.Directory+patch.SignatureName(2, 1), stranger.Sign(p.site.Files[otatest.Directory+patch.TableName(2, 1)].Data))
 		}, "are not used", false},
