@@ -37,7 +37,8 @@ func lock(dir string) (unlock func() error, err error) {
 			}
 		}
 	}
-	return f.Close, nil // which unlocks
+	// A program that another goroutine is starting has the file, too, until it is executed.
+	return func() error { return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close()) }, nil
 }
 
 // makeDirectories makes a directory and those above it so that they survive a power
