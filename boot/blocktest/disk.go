@@ -83,6 +83,10 @@ func (d *Disk) copyPage(index, from int64, b []byte) {
 			return
 		}
 		if d.lower == nil {
+			if from == 0 && len(b) == pageSize {
+				d.below(index, (*page)(b))
+				return
+			}
 			var p page
 			d.below(index, &p)
 			copy(b, p[from:])
