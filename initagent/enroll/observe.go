@@ -121,8 +121,9 @@ func Observe(vars Variables) (State, error) {
 	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
 		*s.of(v) = readStored(vars, v)
 	}
-	_, types, _ := read(vars, secureboot.SignatureSupport)                                                                             // firmware without it says nothing about hashes
-	s.Factory = secureboot.Factory{Hashes: secureboot.TakesHashes(types), DBXDefault: readStored(vars, secureboot.DBXDefault).Content} // which only takes away
+	_, types, _ := read(vars, secureboot.SignatureSupport) // firmware without it says nothing about hashes
+	s.Factory.Hashes = secureboot.TakesHashes(types)
+	s.Factory.DBXDefault = readStored(vars, secureboot.DBXDefault).Content // it only takes away
 	var others secureboot.Database
 	s.Factory.DBDefault, others = readDefault(vars, secureboot.DBDefault)
 	s.Factory.KEKDefault, _ = readDefault(vars, secureboot.KEKDefault)

@@ -40,7 +40,7 @@ func (h *Host) OpenRoot(lock *rootlock.Lock, volumeKey []byte, fresh bool) error
 			return err
 		}
 	}
-	return h.Mount(device, h.Path(rootpart.Directory), h.Contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, "")
+	return h.Mount(device, h.Path(rootpart.Directory), h.Contract.RootFileSystem, unix.MS_NODEV|unix.MS_NOATIME, rootpart.MountOptions(h.Contract.RootFileSystem))
 }
 
 // Mount mounts what must be gone before the root partition can be closed.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/initagent/hw"
 )
 
 func TestKeyring(t *testing.T) {
@@ -43,5 +44,19 @@ func TestKeyring(t *testing.T) {
 	}
 	if _, err := k.Kept(); !errors.Is(err, ErrLocked) {
 		t.Errorf("after Forget: %v", err)
+	}
+}
+
+// The top of a btrfs is mounted, also read-only, no matter which subvolume is its default.
+func TestMounting(t *testing.T) {
+	for _, c := range []struct {
+		fileSystem string
+		readOnly   bool
+		want       string
+	}{{"ext4", false, ""}, {"ext4", true, "norecovery"}, {"btrfs", false, "subvolid=5"}, {"btrfs", true, "subvolid=5,norecovery"}} {
+		flags, options := mounting(hw.Disk{ReadOnly: c.readOnly}, c.fileSystem)
+		if options != c.want || (flags&unix.MS_RDONLY != 0) != c.readOnly {
+			t.Errorf("%+v: options %q, flags %#x", c, options, flags)
+		}
 	}
 }

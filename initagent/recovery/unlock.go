@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -119,7 +120,7 @@ func (m *Machine) open(open *Opened, attach func() (string, error)) error {
 // so before: then what it holds can still be read.
 func (m *Machine) mount(device string) error {
 	try := func() error {
-		flags, options := mounting(m.Disk)
+		flags, options := mounting(m.Disk, m.Contract.RootFileSystem)
 		return m.Mounts.Mount(device, m.Path(rootpart.Directory), m.Contract.RootFileSystem, flags, options)
 	}
 	err := try()
@@ -136,12 +137,12 @@ func (m *Machine) mount(device string) error {
 // mounting returns how the root partition is mounted. On a disk that cannot be
 // written no file system can replay its log: ext4(5) and btrfs(5) both call that
 // norecovery.
-func mounting(d hw.Disk) (flags uintptr, options string) {
-	flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME
+func mounting(d hw.Disk, fileSystem string) (flags uintptr, options string) {
+	flags, options = unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, rootpart.MountOptions(fileSystem)
 	if d.ReadOnly {
-		return flags | unix.MS_RDONLY, "norecovery"
+		return flags | unix.MS_RDONLY, strings.TrimPrefix(options+",norecovery", ",")
 	}
-	return flags, ""
+	return flags, options
 }
 
 // Lock closes the root partition again, and forgets its keys. One that is not

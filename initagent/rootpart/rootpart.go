@@ -34,6 +34,16 @@ const Device = "root"
 // Directory is where its file system is while the initramfs is the root.
 const Directory = "/run/state"
 
+// MountOptions are those by which its file system is mounted. Of btrfs it is the tree at the
+// top, which has what the boot keeps, and not the default subvolume (btrfs-subvolume(8)),
+// that tools for snapshots set: all data would seem to be gone.
+func MountOptions(fileSystem string) string {
+	if fileSystem == "btrfs" {
+		return "subvolid=5" // BTRFS_FS_TREE_OBJECTID
+	}
+	return ""
+}
+
 // Where the root partition has what is initagent's own.
 const (
 	OwnDirectory = "halogen"
