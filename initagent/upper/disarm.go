@@ -17,6 +17,10 @@ import (
 // What lies deeper nobody but root reaches afterwards.
 const maxDepth = 500
 
+// disarmBatch is how many names of each of them are in memory: any user can make directories of
+// millions within one another. What it goes through changes no names, so that it can be few.
+const disarmBatch = 64
+
 // maxLeft is how many places Disarm names, and maxLeftName how much of a name, in bytes: a
 // user can make any number of them.
 const (
@@ -138,7 +142,7 @@ func (w *disarming) said() []string {
 func (w *disarming) in(d *os.File) error {
 	defer w.enter(d)()
 	for {
-		names, err := d.Readdirnames(batch)
+		names, err := d.Readdirnames(disarmBatch)
 		for _, n := range names {
 			if w.looked++; w.more != nil && w.looked%batch == 0 {
 				w.more(w.looked)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -158,5 +159,38 @@ func TestRootsOwn(t *testing.T) {
 		if own := d.store.RootsOwn(name, 0o755, nil); !errors.Is(own, unix.ENOTDIR) || !errors.Is(err, unix.ENOTDIR) {
 			t.Errorf("%s: %v, %v", name, own, err)
 		}
+	}
+}
+
+// Directories within one another are not in memory with all of their names.
+func TestDisarmFewNames(t *testing.T) {
+	testkit.Root(t, "it gives files to root")
+	d := newDisk(t, "")
+	const levels, many = 10, 1000
+	at := filepath.Join(d.root, "bind/home")
+	for range levels {
+		at = filepath.Join(at, "d")
+		must(t, os.MkdirAll(at, 0o755))
+		for i := range many {
+			must(t, unix.Mknod(filepath.Join(at, fmt.Sprintf("%0254d", i)), unix.S_IFREG|0o600, 0))
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(at, "shell"), nil, 0o700))
+	must(t, os.Chmod(filepath.Join(at, "shell"), 0o700|os.ModeSetuid))
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, within := heap(), uint64(0)
+	_, err := d.store.Disarm("bind/home", nil, func(what string) error {
+		within = heap()
+		return nil
+	})
+	must(t, err)
+	if within == 0 || within > before+levels*many*255/4 {
+		t.Errorf("%d bytes of memory at the program, %d before", within, before)
 	}
 }
