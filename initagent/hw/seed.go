@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/initagent/subvolume"
+	"halogenos.internal/initagent/upper"
 )
 
 // Seed implements Store. The copy has owners, modes, times, links and extended
@@ -21,45 +22,47 @@ func (l LinuxStore) Seed(from, name string, asSubvolume bool) error {
 	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+	if err := l.MakeDirectory(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	unfinished := to + ".new"
-	if err := os.RemoveAll(unfinished); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(to))
+	dir, err := l.parent(name)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if asSubvolume {
-		if err := makeSubvolume(dir, filepath.Base(unfinished)); err != nil {
-			return err
-		}
+	unfinished := name + newEnding
+	if err := (upper.Store{Root: l.Root}).Erase(unfinished); err != nil {
+		return err
 	}
-	if err := copyTree(from, unfinished); err != nil {
+	if err := l.unfrozen(func() error { return makeTop(dir, filepath.Base(unfinished), asSubvolume) }, unfinished); err != nil {
+		return err
+	}
+	if err := copyTree(from, filepath.Join(l.Root, unfinished)); err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("flush the copy of %s: %w", from, err)
 	}
-	if err := os.Rename(unfinished, to); err != nil {
+	if err := l.unfrozen(func() error { return os.Rename(filepath.Join(l.Root, unfinished), to) }, unfinished); err != nil {
 		return err
 	}
 	return dir.Sync()
 }
 
-// makeSubvolume makes an empty one, where the file system has them.
-func makeSubvolume(parent *os.File, name string) error {
+// makeTop makes an empty directory; a subvolume, where that is wanted and the file system has
+// them.
+func makeTop(parent *os.File, name string, asSubvolume bool) error {
 	btrfs, err := subvolume.Supported(int(parent.Fd()))
-	if err != nil || !btrfs {
+	if err != nil {
 		return err
 	}
-	return subvolume.Create(int(parent.Fd()), name)
+	if asSubvolume && btrfs {
+		return subvolume.Create(int(parent.Fd()), name)
+	}
+	return unix.Mkdirat(int(parent.Fd()), name, 0o700)
 }
 
-// copyTree copies a directory; the copy of its top may be there, empty.
+// copyTree copies a directory; the copy of its top is there, empty.
 func copyTree(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -70,8 +73,10 @@ func copyTree(from, to string) error {
 			return err
 		}
 		target := filepath.Join(to, rel)
-		if err := copyNode(path, target, d); err != nil && (rel != "." || !errors.Is(err, fs.ErrExist)) {
-			return err
+		if rel != "." {
+			if err := copyNode(path, target, d); err != nil {
+				return err
+			}
 		}
 		return copyAttributes(path, target)
 	})

@@ -122,13 +122,22 @@ func (l LinuxStore) Read(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
+// unfrozen does something to names, whatever keeps root from it (upper.Store.Unfrozen).
+func (l LinuxStore) unfrozen(do func() error, names ...string) error {
+	return upper.Store{Root: l.Root}.Unfrozen(do, names...)
+}
+
 // Keep implements Store by [KeepFile]. A directory that the running system has put where
-// the file has its name, or the file that is to take its place, goes.
+// the file has its name, or the file that is to take its place, goes, and so do flags and a
+// read-only subvolume that keep the file from its name: until the rename the old file is
+// there, protected or not.
 func (l LinuxStore) Keep(name string, content []byte) error {
 	if err := l.noLink(filepath.Dir(name)); err != nil {
 		return err
 	}
-	keep := func() error { return KeepFile(filepath.Join(l.Root, name), content, 0o600) }
+	keep := func() error {
+		return l.unfrozen(func() error { return KeepFile(filepath.Join(l.Root, name), content, 0o600) }, name, name+newEnding)
+	}
 	err := keep()
 	if err != nil && l.discardDirectories(name, name+newEnding) {
 		err = keep()
@@ -161,7 +170,7 @@ func Full(err error) error {
 
 // Remove implements Store.
 //
-// The running system can make a directory of the name, or protect the file (chattr +i).
+// The running system can make a directory of the name, or protect the file (upper.Store.Unfrozen).
 func (l LinuxStore) Remove(name string) error {
 	directory, err := l.open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -176,7 +185,7 @@ func (l LinuxStore) Remove(name string) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil
-	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM):
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS):
 		return l.Discard(name)
 	case err != nil:
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
@@ -190,7 +199,7 @@ func (l LinuxStore) MakeDirectory(name string, mode fs.FileMode) error {
 		return err
 	}
 	path := filepath.Join(l.Root, name)
-	if err := os.MkdirAll(path, mode); err != nil {
+	if err := l.unfrozen(func() error { return os.MkdirAll(path, mode) }, name); err != nil {
 		return err
 	}
 	return SyncDirectory(filepath.Dir(path))

@@ -81,7 +81,7 @@ func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error 
 	if err != nil {
 		return err
 	}
-	all, err := makeDirectory(m.root, Bind, 0o755, m.Step)
+	all, err := bootsOwn(m.root, Bind, 0o755, m.Step)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"halogenos.internal/initagent/subvolume"
 )
 
 // Names lists a directory of the root partition. One that is not there has none.
@@ -57,6 +55,17 @@ func (s Store) Discard(name string, step func(string) error) error {
 	return sweep(parent, step, func(string, error) {})
 }
 
+// Erase removes what has a name, and all that is in it, from where it is: cut within, a part of
+// it is left, and the same call removes that.
+func (s Store) Erase(name string) error {
+	parent, err := s.directory(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	return remove(parent, path.Base(name), func(string) error { return nil })
+}
+
 // aside gives an entry a name that is not looked for, beside what has such a name already.
 func aside(parent *os.File, name string, step func(string) error) (string, error) {
 	fd := int(parent.Fd())
@@ -65,11 +74,7 @@ func aside(parent *os.File, name string, step func(string) error) (string, error
 		if err := step("rename " + name); err != nil {
 			return "", err
 		}
-		move := func() error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) }
-		err := move()
-		if errors.Is(err, unix.EPERM) && thawIn(parent, name, step) {
-			err = move()
-		}
+		err := unfrozen(parent, name, step, func() error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) })
 		if !errors.Is(err, unix.EEXIST) || n == 1000 {
 			return to, err
 		}
@@ -173,10 +178,7 @@ func (r *removal) entry(parent *os.File, name string, depth int) error {
 	if err := r.step("remove " + name); err != nil {
 		return err
 	}
-	err = unix.Unlinkat(fd, name, flags)
-	if errors.Is(err, unix.EPERM) && thawIn(parent, name, r.step) {
-		err = unix.Unlinkat(fd, name, flags)
-	}
+	err = unfrozen(parent, name, r.step, func() error { return unix.Unlinkat(fd, name, flags) })
 	if err != nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
@@ -193,7 +195,9 @@ func (r *removal) moveUp(parent *os.File, name string) error {
 		}
 		r.moved++
 		to := fmt.Sprintf("%d%s", r.moved, unfinished)
-		err := unix.Renameat2(int(parent.Fd()), name, int(r.top.Fd()), to, unix.RENAME_NOREPLACE)
+		err := unfrozen(parent, name, r.step, func() error {
+			return unix.Renameat2(int(parent.Fd()), name, int(r.top.Fd()), to, unix.RENAME_NOREPLACE)
+		})
 		if !errors.Is(err, unix.EEXIST) {
 			return err
 		}
@@ -250,46 +254,4 @@ func (r *removal) each(f *os.File, depth int) (read int, err error) {
 			return read, err
 		}
 	}
-}
-
-// thaw takes away what keeps even root from changing or removing an open file or directory:
-// flags, and that it is a read-only subvolume.
-func thaw(f *os.File, step func(string) error) error {
-	held := subvolume.Held(int(f.Fd()))
-	if held == (subvolume.Hold{}) {
-		return nil
-	}
-	if err := step("flags of " + f.Name()); err != nil {
-		return err
-	}
-	return held.Release(int(f.Fd()))
-}
-
-// thawIn does that with what has a name and with the directory that it is in, and reports
-// whether it is worth another attempt.
-func thawIn(parent *os.File, name string, step func(string) error) bool {
-	own := thawName(parent, name, step)
-	return thaw(parent, step) == nil || own == nil
-}
-
-// thawName does that with a file or directory that has a name.
-func thawName(parent *os.File, name string, step func(string) error) error {
-	fd, err := beneath(int(parent.Fd()), name, unix.O_PATH)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
-		return unix.EPERM // it has none, and opening a device or a pipe does something
-	}
-	f, err := os.Open(handle(fd))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return thaw(f, step)
 }

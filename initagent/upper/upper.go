@@ -111,7 +111,7 @@ func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
 		return nil, fmt.Errorf("open %s: %w", s.Root, err)
 	}
 	defer unix.Close(root)
-	all, err := makeDirectory(root, Directory, 0o700, c.Step)
+	all, err := bootsOwn(root, Directory, 0o700, c.Step)
 	if err != nil {
 		return nil, err
 	}
@@ -164,6 +164,26 @@ func makeDirectory(parent int, name string, mode uint32, step func(string) error
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// bootsOwn is makeDirectory for one at the top of the root partition, in which a boot alone
+// makes anything: nothing keeps it from that.
+func bootsOwn(root int, name string, mode uint32, step func(string) error) (made *os.File, err error) {
+	fd, err := beneath(root, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	top := os.NewFile(uintptr(fd), ".")
+	defer top.Close()
+	err = unfrozen(top, name, step, func() (err error) {
+		made, err = makeDirectory(fd, name, mode, step)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	thawIn(made, ".", step) // or else what follows fails, and says why
+	return made, nil
 }
 
 // maker is one Carry.

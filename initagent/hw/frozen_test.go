@@ -1,0 +1,95 @@
+package hw
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/subvolume"
+)
+
+// written does with a store what a boot does: it has new content, and makes and removes what
+// it has to.
+func written(t *testing.T, l LinuxStore, image, when string) {
+	t.Helper()
+	for what, err := range map[string]error{
+		"keep": l.Keep("halogen/esp/kept", []byte("new")), "keep at the top": l.Keep("halogen/phrase", []byte("new")), "remove": l.Remove("halogen/esp/removed"),
+		"make": l.MakeDirectory("halogen/a/b", 0o700), "discard": l.Discard("halogen/old"), "seed": l.Seed(image, "bind/var", true), "seed elsewhere": l.Seed(image, "made/home", false),
+	} {
+		if err != nil {
+			t.Errorf("%s: %s: %v", when, what, err)
+		}
+	}
+	for _, name := range []string{"halogen/esp/kept", "halogen/phrase"} {
+		if text, err := l.Read(name, 100); err != nil || string(text) != "new" {
+			t.Errorf("%s: %s has %q, %v", when, name, text, err)
+		}
+	}
+	for name, there := range map[string]bool{"halogen/a/b": true, "bind/var/file": true, "made/home/file": true, "halogen/esp/removed": false, "halogen/old": false, "halogen/esp/kept.new": false, "bind/var.new": false} {
+		if _, err := os.Lstat(filepath.Join(l.Root, name)); (err == nil) != there {
+			t.Errorf("%s: %s: %v", when, name, err)
+		}
+	}
+}
+
+var writable = map[string]string{
+	"halogen/esp/kept": "old", "halogen/esp/kept.new": "cut", "halogen/esp/removed": "old", "halogen/phrase": "old", "halogen/old/x": "old", "bind/var.new/left": "cut", "bind/home/x": "old",
+}
+
+// Root of the running system can protect whatever it likes of what a boot writes. FAULTS 115
+func TestStoreThaws(t *testing.T) {
+	testkit.Root(t, "set flags of files")
+	image := tree(t, map[string]string{"file": "content"})
+	for _, flag := range []string{"i", "a"} {
+		for _, frozen := range [][]string{
+			{"halogen/esp/kept"}, {"halogen/esp/kept.new"}, {"halogen/esp/removed"}, {"halogen/old/x"}, {"bind/var.new/left"}, {"halogen/esp"}, {"halogen"}, {"bind"}, {"."},
+			{"halogen/esp/kept", "halogen/esp/kept.new", "halogen/phrase", "halogen/esp", "halogen/old", "bind/var.new", "bind", "halogen", "."},
+		} {
+			l := LinuxStore{Root: tree(t, writable)}
+			t.Cleanup(func() { _ = exec.Command("chattr", "-R", "-ia", l.Root).Run() })
+			for _, name := range frozen {
+				testkit.Run(t, "chattr", "+"+flag, filepath.Join(l.Root, name))
+			}
+			written(t, l, image, "+"+flag+" "+strings.Join(frozen, " "))
+		}
+	}
+}
+
+// On btrfs they can make a read-only subvolume of each directory, which only its top says. FAULTS 115
+func TestStoreThawsSubvolumes(t *testing.T) {
+	image := tree(t, map[string]string{"file": "content"})
+	l := LinuxStore{Root: testkit.Btrfs(t)}
+	open := func(name string) *os.File {
+		f, err := os.Open(filepath.Join(l.Root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	for _, name := range []string{"halogen", "halogen/esp", "bind", "bind/home"} {
+		if err := subvolume.Create(int(open(filepath.Dir(name)).Fd()), filepath.Base(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range writable {
+		at := filepath.Join(l.Root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testkit.Run(t, "chattr", "+i", filepath.Join(l.Root, "halogen/esp/kept"))
+	for _, name := range []string{"halogen/esp", "halogen", "bind/home", "bind", "."} {
+		if err := (subvolume.Hold{ReadOnly: true}).Restore(int(open(name).Fd())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	written(t, l, image, "read-only subvolumes")
+	if !subvolume.Held(int(open("bind/home").Fd())).ReadOnly {
+		t.Error("a subvolume that nothing was written to can be written to afterwards")
+	}
+}
