@@ -93,3 +93,20 @@ func TestStoreThawsSubvolumes(t *testing.T) {
 		t.Error("a subvolume that nothing was written to can be written to afterwards")
 	}
 }
+
+// No link leads what is seeded, or mounted afterwards, out of the root partition. FAULTS 115
+func TestSeedThroughNoLink(t *testing.T) {
+	image, outside := tree(t, map[string]string{"file": "content"}), tree(t, map[string]string{"home.new/x": "stays"})
+	l := LinuxStore{Root: tree(t, map[string]string{"linked": "->" + outside, "bind/home": "->" + outside, "bind/nowhere": "->/nowhere", "bind/file": "1"})}
+	for _, name := range []string{"linked/home", "bind/home", "bind/nowhere", "bind/file", "bind/file/home"} {
+		if err := l.Seed(image, name, false); !errors.Is(err, ErrUnfit) || !strings.Contains(err.Error(), name+" has to be a directory") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(outside, "home.new/x")); err != nil || string(text) != "stays" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if names, err := os.ReadDir(outside); err != nil || len(names) != 1 {
+		t.Errorf("outside there is %v, %v", names, err)
+	}
+}

@@ -252,7 +252,8 @@ type Store interface {
 	MakeDirectory(name string, mode fs.FileMode) error
 	// Seed makes a directory as a copy of one of the system image, unless it is
 	// there. A cut leaves the whole copy or none. With subvolume it is one, where the
-	// file system has them.
+	// file system has them. A name with a link in it, or of a link, is refused with
+	// ErrUnfit.
 	Seed(from, name string, subvolume bool) error
 	// Names lists a directory; one that is not there has none.
 	Names(name string) ([]string, error)

@@ -17,7 +17,12 @@ import (
 // Seed implements Store. The copy has owners, modes, times, links and extended
 // attributes. It is complete and flushed before it gets its name: cut before
 // the rename, it is made again; cut after it, it is there.
+//
+// Who mounts it follows its name, so that no link may be in that, either.
 func (l LinuxStore) Seed(from, name string, asSubvolume bool) error {
+	if err := l.noLink(name); err != nil {
+		return fmt.Errorf("%s has to be a directory of the root partition, and neither a link nor in one (move what it leads to into its place): %w", name, err)
+	}
 	to := filepath.Join(l.Root, name)
 	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 		return err
