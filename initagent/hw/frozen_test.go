@@ -59,6 +59,44 @@ func TestStoreThaws(t *testing.T) {
 	}
 }
 
+// Snapshots are made, moved and removed where a whole root partition is read-only. FAULTS 115
+func TestSubvolumesThaw(t *testing.T) {
+	l := LinuxStore{Root: testkit.Btrfs(t)}
+	top, err := os.Open(l.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.Close()
+	for _, name := range []string{"bind", "snapshots/before"} {
+		if err := os.MkdirAll(filepath.Join(l.Root, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Seed(t.TempDir(), "bind/var", true); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"snapshot", func() error { return l.Snapshot("bind/var", "snapshots/before/var", true) }},
+		{"rename", func() error { return l.Rename("bind/var", "snapshots/var") }},
+		{"remove", func() error { return l.RemoveSubvolume("snapshots/before/var") }},
+	} {
+		if err := (subvolume.Hold{ReadOnly: true}).Restore(int(top.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		if err := step.do(); err != nil {
+			t.Errorf("%s: %v", step.what, err)
+		}
+	}
+	for name, want := range map[string]subvolume.Kind{"bind/var": subvolume.Absent, "snapshots/var": subvolume.Subvolume, "snapshots/before/var": subvolume.Absent} {
+		if kind, err := l.Look(name); err != nil || kind != want {
+			t.Errorf("%s is of kind %d, %v", name, kind, err)
+		}
+	}
+}
+
 // On btrfs they can make a read-only subvolume of each directory, which only its top says. FAULTS 115
 func TestStoreThawsSubvolumes(t *testing.T) {
 	image := tree(t, map[string]string{"file": "content"})

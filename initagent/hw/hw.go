@@ -242,8 +242,9 @@ type Store interface {
 	Read(name string, limit int64) ([]byte, error)
 	// Keep puts a file there, readable by root alone, in place of what has its
 	// name. A cut leaves the old file or the new one; once Keep has returned,
-	// the new one. No flag (chattr) and no read-only subvolume keeps Keep, Remove,
-	// MakeDirectory, Seed, Discard or ClearBut from what they do.
+	// the new one. No flag (chattr) and no read-only subvolume keeps it, or what else
+	// this interface writes and removes, from that; but those that Carry finds in
+	// shared directories stay.
 	Keep(name string, content []byte) error
 	// Remove takes a file away for good, or what else has its name; one that is not
 	// there is fine.

@@ -48,7 +48,9 @@ func (l LinuxStore) Snapshot(from, to string, readOnly bool) error {
 		return err
 	}
 	defer f.Close()
-	return Full(subvolume.Snapshot(source, int(f.Fd()), filepath.Base(to), readOnly))
+	return Full(l.unfrozen(func() error {
+		return subvolume.Snapshot(source, int(f.Fd()), filepath.Base(to), readOnly)
+	}, filepath.Dir(to)))
 }
 
 // RemoveSubvolume implements snapshot.Subvolumes.
@@ -58,13 +60,14 @@ func (l LinuxStore) RemoveSubvolume(name string) error {
 		return err
 	}
 	defer f.Close()
-	if err := subvolume.Remove(int(f.Fd()), filepath.Base(name)); err != nil {
+	if err := l.unfrozen(func() error { return subvolume.Remove(int(f.Fd()), filepath.Base(name)) }, name); err != nil {
 		return err
 	}
 	return unix.Syncfs(int(f.Fd())) // its name may come back otherwise
 }
 
-// Rename implements snapshot.Subvolumes.
+// Rename implements snapshot.Subvolumes. What has the name keeps what protects it: package
+// snapshot takes that away, and puts it back.
 func (l LinuxStore) Rename(from, to string) error {
 	old, err := l.parent(from)
 	if err != nil {
@@ -76,7 +79,9 @@ func (l LinuxStore) Rename(from, to string) error {
 		return err
 	}
 	defer fresh.Close()
-	err = unix.Renameat2(int(old.Fd()), filepath.Base(from), int(fresh.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE)
+	err = l.unfrozen(func() error {
+		return unix.Renameat2(int(old.Fd()), filepath.Base(from), int(fresh.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE)
+	}, filepath.Dir(from), filepath.Dir(to))
 	if err != nil {
 		return fmt.Errorf("rename %s to %s: %w", from, to, Full(err))
 	}
