@@ -20,7 +20,8 @@ type People map[string][]byte
 type Person struct {
 	Name   Name
 	Number uint32
-	// Groups are those that they are in, or administrate, but for one of their own name.
+	// Groups are those that they are in, or administrate, but for one of their own: with their
+	// name, and an ordinary number.
 	Groups []Name
 }
 
@@ -67,30 +68,66 @@ func PeopleOf(files map[string][]byte) (People, []Person) {
 	return out, people
 }
 
-// WithoutServices are account files without those people whose name is a system user's of an
-// image, with this passwd: its services would run as them.
-func WithoutServices(files map[string][]byte, imagePasswd []byte) map[string][]byte {
+// WithoutServices are account files in which nobody is, by a name, what the system of an image
+// is; image has its passwd and its group. People whose name is a system user's of the image's
+// go: its services would run as them. A group that somebody has of their own, under the name
+// of a system group of the image's, gets another name: with the old one they were in the
+// image's group, and have what the image gives to that.
+func WithoutServices(files, image map[string][]byte) map[string][]byte {
 	if len(files["passwd"]) == 0 {
 		return files
 	}
-	image := parseRecords(imagePasswd, fieldsOf("passwd"))
-	passwd := parseRecords(files["passwd"], fieldsOf("passwd"))
+	of := func(from map[string][]byte, file string) records { return parseRecords(from[file], fieldsOf(file)) }
+	theirs := map[string]records{"passwd": of(image, "passwd"), "group": of(image, "group")}
+	systems := func(file, name string) bool { n, has := theirs[file].own(name); return has && system(n) }
+	passwd, group, gshadow := of(files, "passwd"), of(files, "group"), of(files, "gshadow")
+	renamed := map[string]string{}
 	passwd.lines = slices.DeleteFunc(passwd.lines, func(rec record) bool {
-		n, has := image.own(rec.name)
 		_, is := person(rec)
-		return is && has && system(n)
+		if is && systems("passwd", rec.name) {
+			return true
+		}
+		n, has := group.own(rec.name)
+		if is && has && !system(n) && systems("group", rec.name) {
+			renamed[rec.name] = freeName(rec.name+"-"+decimal(n), group, gshadow, theirs["group"])
+		}
+		return false
 	})
 	files = maps.Clone(files)
 	files["passwd"] = passwd.text()
+	if len(renamed) > 0 {
+		files["group"], files["gshadow"] = group.rename(renamed).text(), gshadow.rename(renamed).text()
+	}
 	return files
 }
 
+// freeName is a name that none of these have.
+func freeName(name string, among ...records) string {
+	for slices.ContainsFunc(among, func(r records) bool { _, has := r.first[name]; return has }) {
+		name += "_"
+	}
+	return name
+}
+
+// rename gives lines other names, by the ones that they have.
+func (r records) rename(names map[string]string) records {
+	lines := slices.Clone(r.lines)
+	for i, rec := range lines {
+		if name, is := names[rec.name]; is && rec.name != "" {
+			lines[i] = record{name, slices.Concat([]string{name}, rec.fields[1:])}
+		}
+	}
+	return index(lines)
+}
+
 // nameGroups puts down which groups people are in, or administrate, so that they can become
-// members.
+// members. One of their own name is left out where its number is ordinary, which makes it
+// their own (see [WithoutServices]).
 func nameGroups(people []Person, passwd, groups, gshadow records) {
 	at, named := map[string]*Person{}, map[[2]string]bool{}
+	own := func(name string) bool { n, is := groups.own(name); return is && !system(n) }
 	in := func(p *Person, group string) {
-		if pair := [2]string{string(p.Name), group}; pair[0] != pair[1] && !named[pair] {
+		if pair := [2]string{string(p.Name), group}; !named[pair] && (pair[0] != pair[1] || !own(group)) {
 			named[pair] = true
 			p.Groups = append(p.Groups, Name(group))
 		}
@@ -99,8 +136,8 @@ func nameGroups(people []Person, passwd, groups, gshadow records) {
 	groups.numbers(func(name string, n uint32) { called[n] = append(called[n], name) })
 	for i, rec := range passwd.lines {
 		at[rec.name] = &people[i]
-		gid, ok := number(rec.fields[groupField])
-		if names := called[gid]; len(names) == 0 || ok && system(gid) && slices.Contains(names, rec.name) {
+		gid, _ := number(rec.fields[groupField])
+		if len(called[gid]) == 0 {
 			in(&people[i], rec.fields[groupField]) // an image may have a group with that number
 		}
 		for _, group := range called[gid] {
@@ -215,17 +252,26 @@ func PlanPeople(ctx context.Context, image Tree, people People, options Options)
 	return r, nil
 }
 
-// services is the image's passwd; nil where it has none that is understood.
-func (p *planner) services() ([]byte, error) {
-	file, err := p.file(p.theirs, "passwd")
-	if err != nil || !file.is(Regular) {
-		return nil, err
+// services are the image's passwd and group, as far as it has them and they are understood.
+func (p *planner) services() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, name := range []string{"passwd", "group"} {
+		file, err := p.file(p.theirs, name)
+		if err != nil {
+			return nil, err
+		}
+		if !file.is(Regular) {
+			continue
+		}
+		text, ok, err := p.accountText(p.theirs, name)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out[name] = text
+		}
 	}
-	text, ok, err := p.accountText(p.theirs, "passwd")
-	if err != nil || !ok {
-		return nil, err
-	}
-	return text, nil
+	return out, nil
 }
 
 // seating gives people their places among an image's accounts. base is what of the

@@ -90,7 +90,7 @@ func TestPeopleOfIntruder(t *testing.T) {
 	for _, p := range people {
 		said += fmt.Sprintf("%s %v\n", p.Name, p.Groups)
 	}
-	if want := "anna [sudo wheel adm large]\nben [10]\neve [wheel sudo]\nown [0]\n"; said != want {
+	if want := "anna [sudo wheel adm large]\nben [10]\neve [wheel sudo]\nown [own]\n"; said != want {
 		t.Errorf("it says\n%s, want\n%s", said, want)
 	}
 	for file, want := range map[string]string{"subuid": "eve:100000:65536\n", "subgid": "1002:100000:65536\n", "shadow": ""} {
@@ -265,6 +265,64 @@ func TestPlanPeopleFirstGroup(t *testing.T) {
 	}
 }
 
+// Nobody is in a system group of the image's because it has their name: a group of their own
+// has another name then, and what somebody had of the image's is shown.
+func TestPeopleNamedAsGroups(t *testing.T) {
+	image := memory{
+		"passwd": text("root:x:0:0::/root:/bin/sh\n"), "shadow": text("root:*:1::::::\n"), "gshadow": text("root:*::\nwheel:!::\n"),
+		"group": text("root:x:0:\nwheel:x:10:\nstaff:x:50:\nwheel-1501:x:70:\n"),
+	}
+	theirs := map[string][]byte{"passwd": []byte(image["passwd"].content), "group": []byte(image["group"].content)}
+	const me, wheel = "wheel:x:1500:1500::/home/wheel:/bin/sh\n", "root:x:0:\nwheel:x:10:\nstaff:x:50:\nwheel-1501:x:70:\n"
+	for _, c := range []struct{ name, passwd, group, gshadow, says, wantPasswd, wantGroup string }{
+		{"a group of one's own", me, "wheel:x:1500:\n", "", "wheel [wheel-1500]\n", me, wheel + "wheel-1500:x:1500:\n"},
+		{"with members", me + "ben:x:1001:1001::/home/ben:/bin/sh\n", "wheel:x:1500:wheel,ben\nben:x:1001:\n", "wheel:!:ben:wheel\n", "wheel [wheel-1500]\nben [wheel-1500]\n", me + "ben:x:1001:1001::/home/ben:/bin/sh\n", wheel + "wheel-1500:x:1500:wheel,ben\nben:x:1001:\n"},
+		{"whose other name the image has", "wheel:x:1501:1501::/home/wheel:/bin/sh\n", "wheel:x:1501:\n", "", "wheel [wheel-1501_]\n", "wheel:x:1501:1501::/home/wheel:/bin/sh\n", wheel + "wheel-1501_:x:1501:\n"},
+		{"a member alone", "wheel:x:1500:1700::/home/wheel:/bin/sh\n", "mine:x:1700:\nwheel:x:1500:wheel\n", "", "wheel [mine wheel-1500]\n", "wheel:x:1500:1700::/home/wheel:/bin/sh\n", wheel + "mine:x:1700:\nwheel-1500:x:1500:wheel\n"},
+		{"the image's as first group", "staff:x:1500:50::/home/staff:/bin/sh\n", "staff:x:50:\n", "", "staff [staff]\n", "staff:x:1500:50::/home/staff:/bin/sh\n", wheel},
+		{"a member of the image's", me, "wheel:x:10:wheel\nmine:x:1500:\n", "", "wheel [mine wheel]\n", me, strings.Replace(wheel, "10:", "10:wheel", 1) + "mine:x:1500:\n"},
+		{"as no group of the image's", "anna:x:1500:1500::/home/anna:/bin/sh\n", "anna:x:1500:\n", "", "anna []\n", "anna:x:1500:1500::/home/anna:/bin/sh\n", wheel + "anna:x:1500:\n"},
+	} {
+		kept, people := PeopleOf(WithoutServices(map[string][]byte{"passwd": []byte(c.passwd), "group": []byte(c.group), "gshadow": []byte(c.gshadow)}, theirs))
+		says := ""
+		for _, p := range people {
+			says += fmt.Sprintf("%s %v\n", p.Name, p.Groups)
+		}
+		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := shownBy(t, image, r)
+		if got := shown["passwd"].content; says != c.says || got != image["passwd"].content+c.wantPasswd || shown["group"].content != c.wantGroup {
+			t.Errorf("%s: it says\n%s and /etc has\n%s\n%s\nwant\n%s\n%s\n%s", c.name, says, got, shown["group"].content, c.says, c.wantPasswd, c.wantGroup)
+		}
+		if strings.Contains(shown["gshadow"].content, "wheel:!:ben") || len(r.Groups) > 0 {
+			t.Errorf("%s: gshadow is\n%s and groups move: %v", c.name, shown["gshadow"].content, r.Groups)
+		}
+	}
+}
+
+// checkShown checks that whom a result has in a system group of the image's, that was shown,
+// and that these groups have their numbers.
+func checkShown(t *testing.T, people []Person, image, passwd, group records) {
+	t.Helper()
+	for name := range image.first {
+		n, is := image.own(name)
+		if !is || !system(n) {
+			continue
+		}
+		rec, _ := group.get(name)
+		for _, p := range people {
+			line, _ := passwd.get(string(p.Name))
+			first, _ := number(line.fields[groupField])
+			in := first == n || slices.Contains(splitList(rec.fields[3]), string(p.Name))
+			if in && !slices.Contains(p.Groups, Name(name)) && !slices.ContainsFunc(p.Groups, func(g Name) bool { bare, is := number(string(g)); return is && bare == n }) {
+				t.Errorf("%q is in %s, and was shown in %q", p.Name, name, p.Groups)
+			}
+		}
+	}
+}
+
 // An image without some of the files, or with none, is no obstacle.
 func TestPlanPeopleBare(t *testing.T) {
 	kept, _ := PeopleOf(machineFiles())
@@ -289,7 +347,8 @@ func FuzzPlanPeople(f *testing.F) {
 	f.Fuzz(func(t *testing.T, passwd, group, shadow, subuid []byte) {
 		image := peoplesImage()
 		files := map[string][]byte{"passwd": passwd, "group": group, "shadow": shadow, "subuid": subuid}
-		kept, people := PeopleOf(WithoutServices(files, []byte(image["passwd"].content)))
+		theirs := map[string][]byte{"passwd": []byte(image["passwd"].content), "group": []byte(image["group"].content)}
+		kept, people := PeopleOf(WithoutServices(files, theirs))
 		if again, same := PeopleOf(kept); len(same) != len(people) || !bytes.Equal(again["passwd"], kept["passwd"]) || !bytes.Equal(again["shadow"], kept["shadow"]) {
 			t.Errorf("read again it is %q, and was %q", again, kept)
 		}
@@ -310,6 +369,7 @@ func FuzzPlanPeople(f *testing.F) {
 				t.Errorf("the password %q becomes %q", mine.line(), now.line())
 			}
 		}
+		checkShown(t, people, parseRecords(theirs["group"], 4), have, parseRecords([]byte(shown["group"].content), 4))
 		holders := map[uint32]string{}
 		own := parseRecords(kept["passwd"], 7)
 		for name := range have.first {

@@ -312,15 +312,20 @@ func People(h *host.Host) (etcmerge.People, []etcmerge.Person, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, append(image["passwd"], sysusers(h)...)))
+	addSysusers(h, image)
+	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, image))
 	return kept, people, nil
 }
 
-// sysusers are the users that the image has systemd make at a start (sysusers.d(5)), as lines
-// of passwd with a number of the system's: an account of such a name would be theirs.
-func sysusers(h *host.Host) []byte {
+// addSysusers adds the users and groups that the image has systemd make at a start
+// (sysusers.d(5)), as lines of its passwd and group with a number of the system's: an account
+// of such a user's name would be theirs, and one with a group of such a name in it. The
+// image's own lines come first, and count.
+func addSysusers(h *host.Host, image map[string][]byte) {
+	add := func(file, name, number, rest string) {
+		image[file] = fmt.Appendf(image[file], "\n%s:x:%s:%s\n", strings.Trim(name, `"`), number, rest)
+	}
 	files, _ := filepath.Glob(filepath.Join(h.Path(host.SystemDirectory), "usr/lib/sysusers.d/*.conf")) // the pattern is right
-	lines := []byte("\n")
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -328,7 +333,7 @@ func sysusers(h *host.Host) []byte {
 		}
 		for line := range strings.Lines(string(text)) {
 			field := strings.Fields(line)
-			if len(field) < 2 || field[0] != "u" && field[0] != "u!" {
+			if len(field) < 2 {
 				continue
 			}
 			number := "1" // one of the system's, where the line gives none
@@ -337,10 +342,19 @@ func sysusers(h *host.Host) []byte {
 					number = own
 				}
 			}
-			lines = fmt.Appendf(lines, "%s:x:%s:1:::\n", strings.Trim(field[1], `"`), number)
+			switch field[0] {
+			case "u", "u!":
+				add("passwd", field[1], number, "1:::")
+				add("group", field[1], number, "")
+			case "g":
+				add("group", field[1], number, "")
+			case "m": // it makes the group, too
+				if len(field) > 2 {
+					add("group", field[2], "1", "")
+				}
+			}
 		}
 	}
-	return lines
 }
 
 // keptPeople are the accounts for an /etc that has nothing to be taken over from. note: the

@@ -118,7 +118,7 @@ func TestDeleteAllButHomeLeavesNothingArmed(t *testing.T) {
 	}
 }
 
-// A user whom the image's systemd makes at a start counts as one of the image's.
+// A user or a group that the image's systemd makes at a start counts as one of the image's.
 func TestSysusers(t *testing.T) {
 	h, root := new(host.Host), t.TempDir()
 	h.Root = root
@@ -126,12 +126,17 @@ func TestSysusers(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "halogen.conf"), []byte("# comment\nu _ota - \"HalogenOS update worker\" /\nu! \"_other\" 990\nu user 1000:1000 - /home/user /bin/bash\ng render - -\nu\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "halogen.conf"), []byte("# comment\nu _ota - \"HalogenOS update worker\" /\nu! \"_other\" 990\nu user 1000:1000 - /home/user /bin/bash\ng render - -\nu\nm user \"dialout\"\nm user\ng users 1100\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	people := map[string][]byte{"passwd": []byte("_ota:x:1005:1005::/home/x:/bin/sh\n_other:x:1006:1006::/home/y:/bin/sh\nrender:x:1007:1007::/home/z:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")}
-	_, left := etcmerge.PeopleOf(etcmerge.WithoutServices(people, append([]byte("root:x:0:0::/root:/bin/sh"), sysusers(h)...)))
-	if len(left) != 2 || left[0].Name != "render" || left[1].Name != "user" {
-		t.Errorf("people %+v", left)
+	people := map[string][]byte{
+		"group":  []byte("render:x:1007:\nuser:x:1000:\ndialout:x:1008:\nusers:x:1009:\n"),
+		"passwd": []byte("dialout:x:1008:1008::/home/d:/bin/sh\nusers:x:1009:1009::/home/u:/bin/sh\n_ota:x:1005:1005::/home/x:/bin/sh\n_other:x:1006:1006::/home/y:/bin/sh\nrender:x:1007:1007::/home/z:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"),
+	}
+	image := map[string][]byte{"passwd": []byte("root:x:0:0::/root:/bin/sh")}
+	addSysusers(h, image)
+	_, left := etcmerge.PeopleOf(etcmerge.WithoutServices(people, image))
+	if got := fmt.Sprint(left); got != "[{dialout 1008 [dialout-1008]} {users 1009 []} {render 1007 [render-1007]} {user 1000 []}]" {
+		t.Errorf("people %s", got)
 	}
 }
