@@ -244,6 +244,7 @@ func TestPlanPeopleFirstGroup(t *testing.T) {
 		{"another has come to it", "alice:x:1000:6::/home/alice:/bin/sh\n", "users:x:6:\ndisk:x:50:alice\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
 		{"another has it still", "alice:x:1000:1500::/home/alice:/bin/sh\n", "family:x:1500:alice\nusers:x:1500:\n", "alice:x:1000:1500::/home/alice:/bin/sh\n"},
 		{"the same number", "alice:x:1000:100::/home/alice:/bin/sh\n", "users:x:100:\n", "alice:x:1000:100::/home/alice:/bin/sh\n"},
+		{"of another group's", "alice:x:1000:6::/home/alice:/bin/sh\n", "other:x:1200:alice\nfamily:x:6:\n", "alice:x:1000:1201::/home/alice:/bin/sh\n"},
 	} {
 		kept, people := PeopleOf(map[string][]byte{"passwd": []byte(c.passwd), "group": []byte(c.group)})
 		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
@@ -259,8 +260,47 @@ func TestPlanPeopleFirstGroup(t *testing.T) {
 				t.Errorf("%s: group is\n%s\nwithout %s", c.name, got, line)
 			}
 		}
-		if _, notes := said(r); strings.Contains(notes, "the first group is users still") != !strings.Contains(c.passwd, c.want) {
+		if len(r.Groups) > 0 {
+			t.Errorf("%s: groups of the image's move: %v", c.name, r.Groups)
+		}
+		if _, notes := said(r); strings.Contains(notes, "the first group is ") != !strings.Contains(c.passwd, c.want) {
 			t.Errorf("%s: notes:\n%s", c.name, notes)
+		}
+	}
+}
+
+// A group keeps no system number that the image gives to another name, by which programs of
+// the image run as that: it gets an ordinary one that nobody has, and its people with it.
+func TestPlanPeopleNumbersOfTheImage(t *testing.T) {
+	image := memory{
+		"passwd": text("root:x:0:0::/root:/bin/sh\nguest:x:1003:1003::/var/guest:/bin/sh\n"), "shadow": text("root:*:1::::::\n"),
+		"group": text("root:x:0:\nshadow:x:42:\nguest:x:1003:\nnogroup:x:65534:\n"),
+	}
+	const anna, ben, theirs = "anna:x:1000:42::/home/anna:/bin/sh\n", "ben:x:1001:1700::/home/ben:/bin/sh\n", "root:x:0:\nshadow:x:42:\nguest:x:1003:\nnogroup:x:65534:\n"
+	var all strings.Builder
+	for n := lastSystem + 1; n <= lastOrdinary; n++ {
+		fmt.Fprintf(&all, "g%d:x:%d:anna\n", n, n)
+	}
+	at := func(number string) string { return strings.Replace(anna, ":42:", ":"+number+":", 1) }
+	for _, c := range []struct{ name, passwd, group, wantPasswd, wantGroup string }{
+		{"a first group", anna, "family:x:42:\n", at("1004"), theirs + "family:x:1004:\n"},
+		{"beside a number without a group", anna + ben, "family:x:42:ben\n", at("1701") + ben, theirs + "family:x:1701:ben\n"},
+		{"two names", anna, "family:x:42:\nclan:x:42:anna\n", at("1004"), theirs + "family:x:1004:\nclan:x:1004:anna\n"},
+		{"of an ordinary group of the image's", at("1000"), "anna:x:1000:\nguest:x:42:anna\n", at("1000"), "root:x:0:\nshadow:x:42:\nguest:x:1004:anna\nnogroup:x:65534:\nanna:x:1000:\n"},
+		{"nobody's", strings.Replace(anna, ":42:", ":65534:", 1), "nobody:x:65534:\n", at("1004"), theirs + "nobody:x:1004:\n"},
+		{"of none of the image's", at("300"), "family:x:300:\n", at("300"), theirs + "family:x:300:\n"},
+		{"a number alone", anna, "", anna, theirs},
+		{"none is free", anna, all.String() + "family:x:42:\n", at("65534"), ""},
+	} {
+		kept, _ := PeopleOf(map[string][]byte{"passwd": []byte(c.passwd), "group": []byte(c.group)})
+		r, err := PlanPeople(t.Context(), image, kept, Options{To: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := shownBy(t, image, r)
+		passwd, group := shown["passwd"].content, shown["group"].content
+		if !strings.Contains(passwd, c.wantPasswd) || c.wantGroup != "" && group != c.wantGroup || !strings.Contains(group, "shadow:x:42:\n") || strings.Contains(group, "family:x:65534:") {
+			t.Errorf("%s: /etc has\n%s\n%.500s\nwant\n%s\n%s", c.name, passwd, group, c.wantPasswd, c.wantGroup)
 		}
 	}
 }
@@ -367,6 +407,11 @@ func FuzzPlanPeople(f *testing.F) {
 			mine, _ := parseRecords(shadow, 9).get(string(p.Name))
 			if now, _ := parseRecords([]byte(shown["shadow"].content), 9).get(string(p.Name)); isText([]byte(mine.line())) && mine.name != "" && now.line() != mine.line() {
 				t.Errorf("the password %q becomes %q", mine.line(), now.line())
+			}
+		}
+		for from, to := range r.Groups {
+			if system(from) && from != to {
+				t.Errorf("the image's group %d has the number %d", from, to)
 			}
 		}
 		checkShown(t, people, parseRecords(theirs["group"], 4), have, parseRecords([]byte(shown["group"].content), 4))
