@@ -1,6 +1,7 @@
 package etcmerge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ type Person struct {
 	Name   Name
 	Number uint32
 	// Groups are those that they are in, or administrate, but for one of their own: with their
-	// name, and an ordinary number.
+	// name, and an ordinary number. They are in the order of the file.
 	Groups []Name
 }
 
@@ -72,7 +73,8 @@ func PeopleOf(files map[string][]byte) (People, []Person) {
 // is; image has its passwd and its group. People whose name is a system user's of the image's
 // go: its services would run as them. A group that somebody has of their own, under the name
 // of a system group of the image's, gets another name: with the old one they were in the
-// image's group, and have what the image gives to that.
+// image's group, and have what the image gives to that. The groups that the image has come
+// first, so that people are shown with these before all others.
 func WithoutServices(files, image map[string][]byte) map[string][]byte {
 	if len(files["passwd"]) == 0 {
 		return files
@@ -93,11 +95,18 @@ func WithoutServices(files, image map[string][]byte) map[string][]byte {
 		}
 		return false
 	})
-	files = maps.Clone(files)
-	files["passwd"] = passwd.text()
-	if len(renamed) > 0 {
-		files["group"], files["gshadow"] = group.rename(renamed).text(), gshadow.rename(renamed).text()
+	group = group.rename(renamed)
+	known := func(rec record) int { // 1 for a group that the image has
+		if _, has := theirs["group"].get(rec.name); has && rec.name != "" {
+			return 1
+		}
+		return 0
 	}
+	slices.SortStableFunc(group.lines, func(a, b record) int {
+		return cmp.Compare(known(b), known(a))
+	})
+	files = maps.Clone(files)
+	files["passwd"], files["group"], files["gshadow"] = passwd.text(), group.text(), gshadow.rename(renamed).text()
 	return files
 }
 
@@ -154,6 +163,15 @@ func nameGroups(people []Person, passwd, groups, gshadow records) {
 	members(groups, 3)
 	members(gshadow, 2)
 	members(gshadow, 3)
+	place := func(group Name) int {
+		if i, is := groups.first[string(group)]; is {
+			return i
+		}
+		return -1 // a number alone
+	}
+	for _, p := range people {
+		slices.SortStableFunc(p.Groups, func(a, b Name) int { return cmp.Compare(place(a), place(b)) })
+	}
 }
 
 // peoplesRange reports whether subordinate numbers may be a person's. With those of the

@@ -90,7 +90,7 @@ func TestPeopleOfIntruder(t *testing.T) {
 	for _, p := range people {
 		said += fmt.Sprintf("%s %v\n", p.Name, p.Groups)
 	}
-	if want := "anna [sudo wheel adm large]\nben [10]\neve [wheel sudo]\nown [own]\n"; said != want {
+	if want := "anna [sudo wheel adm large]\nben [10]\neve [sudo wheel]\nown [own]\n"; said != want {
 		t.Errorf("it says\n%s, want\n%s", said, want)
 	}
 	for file, want := range map[string]string{"subuid": "eve:100000:65536\n", "subgid": "1002:100000:65536\n", "shadow": ""} {
@@ -320,7 +320,8 @@ func TestPeopleNamedAsGroups(t *testing.T) {
 		{"whose other name the image has", "wheel:x:1501:1501::/home/wheel:/bin/sh\n", "wheel:x:1501:\n", "", "wheel [wheel-1501_]\n", "wheel:x:1501:1501::/home/wheel:/bin/sh\n", wheel + "wheel-1501_:x:1501:\n"},
 		{"a member alone", "wheel:x:1500:1700::/home/wheel:/bin/sh\n", "mine:x:1700:\nwheel:x:1500:wheel\n", "", "wheel [mine wheel-1500]\n", "wheel:x:1500:1700::/home/wheel:/bin/sh\n", wheel + "mine:x:1700:\nwheel-1500:x:1500:wheel\n"},
 		{"the image's as first group", "staff:x:1500:50::/home/staff:/bin/sh\n", "staff:x:50:\n", "", "staff [staff]\n", "staff:x:1500:50::/home/staff:/bin/sh\n", wheel},
-		{"a member of the image's", me, "wheel:x:10:wheel\nmine:x:1500:\n", "", "wheel [mine wheel]\n", me, strings.Replace(wheel, "10:", "10:wheel", 1) + "mine:x:1500:\n"},
+		{"a member of the image's", me, "wheel:x:10:wheel\nmine:x:1500:\n", "", "wheel [wheel mine]\n", me, strings.Replace(wheel, "10:", "10:wheel", 1) + "mine:x:1500:\n"},
+		{"the image's groups first", me, "mine:x:1500:\nother:x:1700:wheel\nstaff:x:1500:wheel\n", "", "wheel [staff mine other]\n", me, strings.Replace(wheel, "50:", "50:wheel", 1) + "mine:x:1500:\nother:x:1700:wheel\n"},
 		{"as no group of the image's", "anna:x:1500:1500::/home/anna:/bin/sh\n", "anna:x:1500:\n", "", "anna []\n", "anna:x:1500:1500::/home/anna:/bin/sh\n", wheel + "anna:x:1500:\n"},
 	} {
 		kept, people := PeopleOf(WithoutServices(map[string][]byte{"passwd": []byte(c.passwd), "group": []byte(c.group), "gshadow": []byte(c.gshadow)}, theirs))

@@ -108,28 +108,80 @@ func Parse(text []byte) (*Note, error) {
 	return &e.Note, nil
 }
 
-// WhoStays says which accounts are kept.
+// WhoStays says which accounts are kept, a line for each, and leaves out none, and no group:
+// many that somebody has made hide nothing. [Pages] has it for a screen.
 func WhoStays(people []etcmerge.Person) string {
 	if len(people) == 0 {
 		return "No account is kept: none has a home under /home.\n"
 	}
-	const most = 20
 	var out strings.Builder
 	out.WriteString("These accounts are kept:\n")
-	for _, p := range people[:min(most, len(people))] {
+	for _, p := range people {
 		fmt.Fprintf(&out, "  %.64s, number %d", p.Name, p.Number)
-		for i, group := range p.Groups[:min(most, len(p.Groups))] {
+		for i, group := range p.Groups {
 			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
-		}
-		if more := len(p.Groups) - most; more > 0 {
-			fmt.Fprintf(&out, " and %d groups more", more)
 		}
 		out.WriteString("\n")
 	}
-	if more := len(people) - most; more > 0 {
-		fmt.Fprintf(&out, "  and %d more\n", more)
-	}
 	return out.String()
+}
+
+// A page has pageLines lines of pageWidth bytes, but for words that are longer: a screen has
+// room for it below what is said before, and an entry of the journal.
+const pageLines, pageWidth = 10, 78
+
+// goesOn is what the further lines of one begin with.
+const goesOn = "      "
+
+// Pages are a text in parts for a screen, its lines broken where they are too long.
+func Pages(text string) (pages []string) {
+	var page strings.Builder
+	used := 0
+	put := func(line string) {
+		page.WriteString(line + "\n")
+		if used++; used == pageLines {
+			pages, used = append(pages, page.String()), 0
+			page.Reset()
+		}
+	}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		for len(line) > pageWidth {
+			// A space within the indentation is no place to break at.
+			at := strings.LastIndex(line[:pageWidth+1], " ")
+			if at <= len(goesOn) {
+				at = len(goesOn) + strings.Index(line[len(goesOn):]+" ", " ")
+			}
+			if at == len(line) {
+				break
+			}
+			put(line[:at])
+			line = goesOn + line[at+1:]
+		}
+		put(line)
+	}
+	if used > 0 {
+		pages = append(pages, page.String())
+	}
+	return pages
+}
+
+// mostEntries bounds what the journal gets of a list of accounts: it has 256 KiB for all.
+const mostEntries = 64
+
+// Entries are who stays for the journal, a reason for each entry.
+func Entries(people []etcmerge.Person) []string {
+	pages := Pages(WhoStays(people))
+	more := len(pages) - mostEntries
+	pages = pages[:min(mostEntries, len(pages))]
+	for i, page := range pages {
+		page = strings.NewReplacer(":\n  ", ": ", "\n"+goesOn, " ", "\n  ", "; ", "\n", "").Replace(strings.TrimSpace(page))
+		pages[i] = map[bool]string{true: "a reset that keeps /home was confirmed. ", false: "it keeps, too: "}[i == 0] + page
+	}
+	if more > 0 {
+		pages = append(pages, fmt.Sprintf("it keeps more accounts, or groups of them: %d times as much as an entry has were shown", more))
+	}
+	return pages
 }
 
 // RequestName is the file by which the running system asks for one, among what it shares

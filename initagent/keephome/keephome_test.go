@@ -3,9 +3,11 @@ package keephome
 import (
 	"bytes"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +106,54 @@ func TestNoteOfAStranger(t *testing.T) {
 	note, err := Parse([]byte(`{"format":1,"stage":"deleting","people":{"passwd":"` + base64.StdEncoding.EncodeToString([]byte("root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/home/toor:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")) + `"}}`))
 	if err != nil || string(note.People["passwd"]) != "anna:x:1000:1000::/home/anna:/bin/sh\n" {
 		t.Errorf("%s, %v", note.People["passwd"], err)
+	}
+}
+
+// However many accounts and groups somebody has made, all are shown, on pages that a screen
+// has room for, and are in the journal.
+func TestWhoStays(t *testing.T) {
+	var people []etcmerge.Person
+	want := "These accounts are kept:"
+	for i := range uint32(30) {
+		p := etcmerge.Person{Name: etcmerge.Name(fmt.Sprintf("person%d", i)), Number: 1000 + i}
+		want += fmt.Sprintf(" %s, number %d", p.Name, p.Number)
+		for j := range int(i) {
+			group := fmt.Sprintf("group%d", j)
+			if i == 20 && j == 10 {
+				group = strings.Repeat("x", 64)
+			}
+			want += map[bool]string{true: ", in ", false: " "}[j == 0] + group
+			p.Groups = append(p.Groups, etcmerge.Name(group))
+		}
+		people = append(people, p)
+	}
+	pages := Pages(WhoStays(people))
+	if got := strings.Join(strings.Fields(strings.Join(pages, "")), " "); got != want {
+		t.Errorf("shown is %q, want %q", got, want)
+	}
+	for _, page := range pages {
+		if strings.Count(page, "\n") > pageLines || slices.ContainsFunc(slices.Collect(strings.Lines(page)), func(line string) bool { return len(line) > pageWidth+1 }) {
+			t.Errorf("a page is\n%s", page)
+		}
+	}
+	entries := Entries(people)
+	noted := strings.ReplaceAll(strings.TrimPrefix(strings.Join(entries, " "), "a reset that keeps /home was confirmed. "), "it keeps, too: ", "")
+	if got := strings.ReplaceAll(noted, ";", ""); got != want {
+		t.Errorf("noted is %q, want %q", got, want)
+	}
+	if len(pages) < 5 || len(entries) != len(pages) || !strings.Contains(entries[0], "kept: person0, number 1000; person1, number 1001, in group0; person2") {
+		t.Errorf("%d pages, %d entries: %q", len(pages), len(entries), entries)
+	}
+	for len(people) < 1000 {
+		people = append(people, people[20:]...)
+	}
+	if entries := Entries(people); len(entries) != mostEntries+1 || !strings.Contains(entries[mostEntries], "keeps more") {
+		t.Errorf("%d entries: %q", len(entries), entries[len(entries)-1])
+	}
+	for text, want := range map[string]int{"": 0, "x": 1, strings.Repeat("y", 500) + "\n": 1, strings.Repeat("a b\n", pageLines): 1} {
+		if got := Pages(text); len(got) != want {
+			t.Errorf("%q has %d pages", text, len(got))
+		}
 	}
 }
 

@@ -357,6 +357,9 @@ func addSysusers(h *host.Host, image map[string][]byte) {
 	}
 }
 
+// mostPages bounds what the log has of a list of accounts.
+const mostPages = 3
+
 // keptPeople are the accounts for an /etc that has nothing to be taken over from. note: the
 // note of the reset that has kept them is there, and goes once the /etc is.
 func keptPeople(h *host.Host, from upper.Source) (people etcmerge.People, note bool, err error) {
@@ -369,6 +372,10 @@ func keptPeople(h *host.Host, from upper.Source) (people etcmerge.People, note b
 		return nil, true, nil
 	}
 	_, who := etcmerge.PeopleOf(n.People)
-	h.Log.Say("%s", strings.TrimSuffix(keephome.WhoStays(who), "\n"))
+	pages := keephome.Pages(keephome.WhoStays(who)) // all were shown before they were confirmed
+	h.Log.Say("%s", strings.TrimSuffix(strings.Join(pages[:min(mostPages, len(pages))], ""), "\n"))
+	if more := len(pages) - mostPages; more > 0 {
+		h.Log.Say("and %d pages more", more)
+	}
 	return n.People, true, nil
 }

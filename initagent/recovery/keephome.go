@@ -86,7 +86,8 @@ func (m *Machine) read(name string, limit int64) ([]byte, error) {
 }
 
 // ConfirmKeepHome has a person at the machine type its name, and says before what goes and
-// what stays; who says which accounts. It waits as long as limit, or for ever with 0.
+// what stays; who says which accounts, page by page. It waits as long as limit, or for ever
+// with 0.
 func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration) error {
 	shared, err := m.Store.Names(upper.Bind)
 	if err != nil {
@@ -100,7 +101,16 @@ func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration)
 	}
 	c.Print("This deletes all that was changed on this machine but /home: settings, what programs keep in /var, and what was installed\n" +
 		"beside the system. Nothing brings it back. Accounts whose home lies under /home stay, with their passwords and with the groups\n" +
-		"that the system itself has; root's password is the system's own again. This machine's keys stay.\n" + who)
+		"that the system itself has; root's password is the system's own again. This machine's keys stay.\n")
+	pages := keephome.Pages(who)
+	for i, page := range pages {
+		if i > 0 {
+			if _, err := c.Ask(fmt.Sprintf("Page %d of %d: Enter shows the next. ", i, len(pages)), false, limit); err != nil {
+				return err
+			}
+		}
+		c.Print(page)
+	}
 	return m.confirmByName(c, limit)
 }
 

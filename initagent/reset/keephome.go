@@ -3,7 +3,6 @@ package reset
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
@@ -130,7 +129,9 @@ func beginKeepHome(h *host.Host, note *keephome.Note) error {
 		return err
 	}
 	// It may be the only place that tells of an account of a stranger's.
-	h.NoteSelf(journal.State, "a reset that keeps /home was confirmed. "+strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "").Replace(keephome.WhoStays(people)))
+	for _, entry := range keephome.Entries(people) {
+		h.NoteSelf(journal.State, entry)
+	}
 	return nil
 }
 

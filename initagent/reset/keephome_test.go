@@ -2,6 +2,7 @@ package reset_test
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	mrand "math/rand/v2"
 	"os"
@@ -271,6 +272,30 @@ func TestKeepHomeDeclined(t *testing.T) {
 	m.Runs(2, "while a version is on trial")
 	if m.RootFiles()[keephome.Requested] != nil || string(m.RootFiles()["bind/srv/y"]) != "x" {
 		t.Error("a trial deletes, or keeps the request")
+	}
+}
+
+// All accounts are shown, and all groups, before the name is asked for: the image's first.
+func TestKeepHomeShowsAll(t *testing.T) {
+	m := machinetest.Lived(t)
+	passwd, group := machinetest.ImagePasswd+machinetest.AnnasPasswd, "root:x:0:\n"
+	for i := range 30 {
+		passwd += fmt.Sprintf("p%d:x:%d:1000::/home/p:/bin/sh\n", i, 2000+i)
+		group += fmt.Sprintf("g%d:x:%d:anna\n", i, 2000+i)
+	}
+	m.Edits(1, "passwd", passwd)
+	m.Edits(1, "group", group+"anna:x:1000:\nsudo:x:1600:anna,p29\n")
+	m.AsksToKeepHome()
+	m.Printed.Reset()
+	m.Typed = []string{"", "", "", "test"}
+	m.Ends("system")
+	for _, want := range []string{"anna, number 1000, in sudo g0", " g29\n", "Page 1 of 4: Enter shows the next.", "p29, number 2029, in sudo anna\n"} {
+		if !strings.Contains(m.Printed.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, m.Printed.String())
+		}
+	}
+	if !m.JournalHas(journal.State, "p29, number 2029, in sudo anna") || m.RootFiles()["bind/srv/y"] != nil {
+		t.Errorf("the journal is %s", m.RootFiles()[bootjournal.File])
 	}
 }
 
