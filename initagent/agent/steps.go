@@ -87,8 +87,8 @@ var steps = map[bootflow.Kind]stepRow{
 		a.facts.ResetBegun, err = reset.Asked(&a.Host)
 		return err
 	}, secrets: true, deaf: true, limit: secretLimit},
-	bootflow.KeepHome: {do: func(a *Agent, _ context.Context) (err error) {
-		a.facts.KeepHomeBegun, err = reset.KeepHome(&a.Host, a.facts.KeepHomeBegun)
+	bootflow.KeepHome: {do: func(a *Agent, ctx context.Context) (err error) {
+		a.facts.KeepHomeBegun, err = reset.KeepHome(ctx, &a.Host, a.facts.KeepHomeBegun)
 		return err
 	}, secrets: true, deaf: true, ends: true, limit: secretLimit},
 	bootflow.RestoreState:  {do: onHost(ownstate.Restore), ends: true},

@@ -274,6 +274,9 @@ type Store interface {
 	// Accounts are the account files that a system with this state sees over an image
 	// that is mounted (upper.Store.Accounts).
 	Accounts(from upper.Source, image string) (map[string][]byte, error)
+	// TryPeople finds out whether Carry can give an image an /etc with the accounts of
+	// people, and writes nothing (upper.Store.TryPeople).
+	TryPeople(ctx context.Context, c upper.Carry) error
 	// GiveBack puts the links back that a system has set in shared directories
 	// (upper.Store.GiveBack); image is where the running system's image is mounted.
 	GiveBack(system, image string) error

@@ -240,6 +240,11 @@ func (l LinuxStore) GiveBack(system, image string) error {
 	return upper.Store{Root: l.Root}.GiveBack(system, image)
 }
 
+// TryPeople implements Store.
+func (l LinuxStore) TryPeople(ctx context.Context, c upper.Carry) error {
+	return upper.Store{Root: l.Root}.TryPeople(ctx, c)
+}
+
 // Carry implements Store.
 func (l LinuxStore) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
 	return upper.Store{Root: l.Root}.Carry(ctx, c)

@@ -182,10 +182,11 @@ type Machine struct {
 	Bad            struct{ From, To int64 } // bytes of the disk
 	Worn           struct{ From, To int64 } // those that cannot be written
 	UnreadableFile string
-	StuckFile      string // it cannot be removed
-	BadFiles       string // mounting or making what contains it fails: the disk cannot be read
-	Messages       string // the kernel's log
-	Plugging       func() // is called when drivers are loaded
+	StuckFile      string            // it cannot be removed
+	Programs       map[string]uint32 // of the image, which run as the user with a number
+	BadFiles       string            // mounting or making what contains it fails: the disk cannot be read
+	Messages       string            // the kernel's log
+	Plugging       func()            // is called when drivers are loaded
 	hotplug        chan struct{}
 	NoTerminal     error         // there is none for questions
 	FullFile       string        // it cannot be written: the file system is full

@@ -159,6 +159,27 @@ func (s Store) GiveBack(system, _ string) error {
 	return nil
 }
 
+// TryPeople implements hw.Store.
+func (s Store) TryPeople(ctx context.Context, c upper.Carry) error {
+	_, err := s.planPeople(ctx, c)
+	return err
+}
+
+// planPeople refuses what the real store does: that a program of the image runs as somebody
+// else.
+func (s Store) planPeople(ctx context.Context, c upper.Carry) (*etcmerge.Result, error) {
+	plan, err := etcmerge.PlanPeople(ctx, memTree(s.M.Releases[s.M.Agent.Contract.Version].Etc), c.People, c.Options)
+	if err != nil {
+		return nil, err
+	}
+	for program, number := range s.M.Programs {
+		if to, moves := plan.Users[number]; moves && to != number {
+			return nil, fmt.Errorf("%s runs as its user, which is somebody else here", program)
+		}
+	}
+	return plan, nil
+}
+
 // Carry keeps what the real merge plans.
 func (s Store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) {
 	s.M.op("root carry")
@@ -185,7 +206,7 @@ func (s Store) Carry(ctx context.Context, c upper.Carry) (*upper.Report, error) 
 	}
 	if c.From.System == "" && !c.From.Unnamed && len(c.People) > 0 {
 		var err error
-		if plan, err = etcmerge.PlanPeople(ctx, image, c.People, c.Options); err != nil {
+		if plan, err = s.planPeople(ctx, c); err != nil {
 			return nil, err
 		}
 	}

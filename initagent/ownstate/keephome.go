@@ -1,6 +1,7 @@
 package ownstate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -315,6 +316,22 @@ func People(h *host.Host) (etcmerge.People, []etcmerge.Person, error) {
 	addSysusers(h, image)
 	kept, people := etcmerge.PeopleOf(etcmerge.WithoutServices(files, image))
 	return kept, people, nil
+}
+
+// TryPeople finds out whether this system can have an /etc with these accounts, before all
+// else is deleted: a program of the image may give rights to a user or a group whose number
+// one of them has.
+func TryPeople(ctx context.Context, h *host.Host, people etcmerge.People) error {
+	if len(people) == 0 {
+		return nil
+	}
+	entries, err := Entries(h)
+	if err != nil {
+		return err
+	}
+	return h.Store.TryPeople(ctx, upper.Carry{
+		Image: h.Path(host.SystemDirectory), Entries: entries, People: people, Options: etcmerge.Options{To: h.Contract.Version},
+	})
 }
 
 // addSysusers adds the users and groups that the image has systemd make at a start

@@ -1,6 +1,7 @@
 package reset
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -44,10 +45,12 @@ account of this machine's. An empty line gives it up, and nothing is changed.
 // any more, and ownstate.Carry is done as for any first start that was cut. Where another system
 // has run in between, of a release that does not know the note, a person is asked again.
 //
+// Before the note the accounts are tried with the image (ownstate.TryPeople), since after
+// it an account that stands in the way of one of its programs could not be changed any more.
 // An error before the note is there means that nothing was changed, and the machine starts
 // as usual. After it, the reset has begun, and no system starts on what is left. begun is
 // whether it had before, and what is returned whether it has now.
-func KeepHome(h *host.Host, begun bool) (bool, error) {
+func KeepHome(ctx context.Context, h *host.Host, begun bool) (bool, error) {
 	note, err := ownstate.KeepHomeNote(h)
 	if err != nil {
 		return begun, err
@@ -58,7 +61,7 @@ func KeepHome(h *host.Host, begun bool) (bool, error) {
 		}
 	}
 	if note.Stage == keephome.Confirmed {
-		if err := beginKeepHome(h, note); err != nil {
+		if err := beginKeepHome(ctx, h, note); err != nil {
 			// No start is to end at the console for what changes nothing.
 			return false, errors.Join(fmt.Errorf("nothing is deleted: %w", err), h.Store.Remove(keephome.Path))
 		}
@@ -115,11 +118,14 @@ func question(h *host.Host, note *keephome.Note) string {
 }
 
 // beginKeepHome writes the accounts down that are kept. After it something may be deleted.
-func beginKeepHome(h *host.Host, note *keephome.Note) error {
+func beginKeepHome(ctx context.Context, h *host.Host, note *keephome.Note) error {
 	err := ownstate.MayKeepHome(h)
 	var people []etcmerge.Person
 	if err == nil {
 		note.People, people, err = ownstate.People(h)
+	}
+	if err == nil {
+		err = ownstate.TryPeople(ctx, h, note.People)
 	}
 	if err != nil {
 		return err

@@ -275,6 +275,26 @@ func TestKeepHomeDeclined(t *testing.T) {
 	}
 }
 
+// An account in the way of a program of the image's is found before anything is deleted.
+func TestKeepHomeTriesAccounts(t *testing.T) {
+	m := machinetest.Lived(t)
+	m.Releases[1].Etc["passwd"] += "guest:x:1000:1000::/var/guest:/bin/sh\n"
+	m.Programs = map[string]uint32{"/usr/bin/game": 1000}
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.Ends("system", "nothing is deleted", "/usr/bin/game runs as its user")
+	if m.RootFiles()["bind/srv/y"] == nil || m.RootFiles()[keephome.Path] != nil {
+		t.Error("something is deleted, or noted")
+	}
+	m.Programs = nil
+	m.AsksToKeepHome()
+	m.Typed = []string{"test"}
+	m.Ends("system")
+	if m.RootFiles()["bind/srv/y"] != nil || !strings.Contains(m.UpperOf(1)["passwd"], machinetest.AnnasPasswd) {
+		t.Errorf("/etc is %q", m.UpperOf(1))
+	}
+}
+
 // All accounts are shown, and all groups, before the name is asked for: the image's first.
 func TestKeepHomeShowsAll(t *testing.T) {
 	m := machinetest.Lived(t)

@@ -36,10 +36,26 @@ func (m *maker) checkOwners(ctx context.Context, fresh int) error {
 	return o.directory(ctx, f, "/", 0)
 }
 
+// TryPeople finds out, without writing, whether [Store.Carry] can give an image an /etc with
+// the accounts of people and nothing else. Of c it needs People, Image, Entries and Options.
+func (s Store) TryPeople(ctx context.Context, c Carry) error {
+	image, err := openIn(c.Image, "the image's /etc", Name(etc))
+	if err != nil || image == nil {
+		return err
+	}
+	defer closeTrees(image)
+	plan, err := etcmerge.PlanPeople(ctx, image, c.People, c.Options)
+	if err != nil {
+		return err
+	}
+	m := &maker{Carry: c, report: new(Report), users: plan.Users, groups: plan.Groups}
+	return m.checkOwners(ctx, -1)
+}
+
 // owners is one look for them.
 type owners struct {
 	*maker
-	etc int // holds the new upper directories
+	etc int // holds the new upper directories; -1 where People alone are known
 	// Who has which number, by account file; nil until somebody asks.
 	inImage, onMachine map[string]map[uint32]string
 }
@@ -158,6 +174,10 @@ func (o *owners) name(file string, number uint32) (image, here string) {
 		if t, err := openTree(o.etc, "etc", path.Join(Name(etc), "upper"), false); err == nil {
 			o.onMachine["passwd"], o.onMachine["group"] = namesIn(t, "passwd"), namesIn(t, "group")
 			closeTrees(t)
+		} else if o.etc < 0 {
+			for file, text := range o.People {
+				o.onMachine[file] = firstNames(string(text))
+			}
 		}
 	}
 	return o.inImage[file][number], o.onMachine[file][number]
@@ -171,8 +191,13 @@ func namesIn(t *tree, file string) map[uint32]string {
 	}
 	defer f.Close()
 	text, _ := io.ReadAll(io.LimitReader(f, etcmerge.MaxAccounts))
+	return firstNames(string(text))
+}
+
+// firstNames has them of the text of one.
+func firstNames(text string) map[uint32]string {
 	names := map[uint32]string{}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		field := strings.Split(line, ":")
 		if len(field) < 3 {
 			continue

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/testkit"
 )
 
@@ -53,6 +54,34 @@ func TestCarryRefusesRightsOfAnothersGroup(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		case err == nil && (len(report.LeftOut) == 1) == (c.gid+c.uid == 0):
 			t.Errorf("%s: listed are %q", name, report.LeftOut)
+		}
+	}
+}
+
+// An account in the way of a program of the image's is found without a write.
+func TestTryPeople(t *testing.T) {
+	testkit.Root(t, "give files to others")
+	d := newDisk(t, "")
+	lay(t, d.image, map[string]string{
+		"etc/group": "=root:x:0:\nguest:x:1000:\n", "etc/passwd": "=root:x:0:0::/root:/bin/sh\nguest:x:1000:1000::/var/guest:/bin/sh\n", "usr/bin/game": "=x",
+	})
+	game := filepath.Join(d.image, "usr/bin/game")
+	must(t, os.Chown(game, 1000, 0))
+	for _, c := range []struct {
+		mode   uint32
+		number string
+		says   string
+	}{
+		{0o4755, "1000", `/usr/bin/game runs as its user: it belongs to the image's user "guest", number 1000, which is "anna" on this machine. Rename or renumber "anna" here`},
+		{0o755, "1000", ""}, {0o4755, "1001", ""},
+	} {
+		must(t, unix.Chmod(game, c.mode))
+		carry := d.carry(Source{})
+		carry.People, _ = etcmerge.PeopleOf(map[string][]byte{"passwd": []byte("anna:x:" + c.number + ":100::/home/anna:/bin/sh\n")})
+		carry.Step = func(what string) error { t.Errorf("it does %s", what); return nil }
+		err := d.store.TryPeople(t.Context(), carry)
+		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%o, %s: %v", c.mode, c.number, err)
 		}
 	}
 }
