@@ -368,7 +368,7 @@ func (u *users) members(group string, base *record, theirs, ours record, i int) 
 		return ours.fields[i]
 	}
 	if came := without(there, here); base == nil && len(came) > 0 {
-		u.note(u.group.path, "members %s of group %s come in, which was made here and is new in the image, too", Name(strings.Join(came, ",")), Name(group))
+		u.note("group", "members %s of group %s come in, which was made here and is new in the image, too", Name(strings.Join(came, ",")), Name(group))
 	}
 	if slices.Equal(there, was) {
 		return ours.fields[i]
@@ -397,7 +397,7 @@ func without(names, others []string) []string {
 // noteMembers says who does not come into a group that is here.
 func (u *users) noteMembers(group string, names []string) {
 	if len(names) > 0 {
-		u.note(u.group.path, "members %s of group %s in the image do not come in: without the old image nobody can say who was removed here", Name(strings.Join(names, ",")), Name(group))
+		u.note("group", "members %s of group %s in the image do not come in: without the old image nobody can say who was removed here", Name(strings.Join(names, ",")), Name(group))
 	}
 }
 

@@ -293,6 +293,7 @@ func FuzzAccounts(f *testing.F) {
 	long := strings.Repeat("D", maxReason)
 	f.Add("root:x:0:\np"+long+":x:110:\n", "root:x:0:\n", "root:x:0:\np"+long+":x:110:me\n", uint8(0))
 	f.Add("", "root:x:0:0:::\ndaemon:x:1:1:::\n", "+nis:x:1:0:::\n", uint8(1))
+	f.Add("0", "root:x:w:", "root:x:0:\n", uint8(2)) // gshadow, and no group
 	f.Fuzz(func(t *testing.T, base, theirs, ours string, which uint8) {
 		path := accountFiles[int(which)%len(accountFiles)].path
 		b, th, o := accountsOf(path, base), accountsOf(path, theirs), accountsOf(path, ours)
