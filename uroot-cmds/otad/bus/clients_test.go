@@ -252,6 +252,8 @@ func TestInstall(t *testing.T) {
 	var version string
 	var id uint64
 	var path dbus.ObjectPath
+	// The password that Acquire wanted is not wanted once more.
+	w.Deny(polkit.Fetch)
 	d.ok(hostPath, targetFace+".Install", []any{"", uint64(0)}, []any{&version, &id, &path})
 	if got := d.properties(path, jobFace); version != "8" || got["Progress"].Value() != uint32(100) || got["Type"].Value() != "install" {
 		t.Errorf("version %s, the job is %v", version, got)
@@ -266,6 +268,10 @@ func TestInstall(t *testing.T) {
 		if name := d.call(hostPath, targetFace+".Install", args, []any{&version, &id, &path}); name == "" {
 			t.Errorf("Install of %v is answered", args)
 		}
+	}
+	w.Deny(polkit.Status)
+	if name := d.call(hostPath, targetFace+".Install", []any{"", uint64(0)}, []any{&version, &id, &path}); name == "" {
+		t.Error("Install is answered to one who may not see what is fetched")
 	}
 }
 
