@@ -178,7 +178,21 @@ func TestRestart(t *testing.T) {
 		}
 		w.Asked()
 	}
+	// Somebody logs in while the password for another question is typed.
+	w.Stage(t, when.Obstacles{Inhibited: true})
+	w.Meanwhile(polkit.RebootInhibited, when.Obstacles{Others: true})
+	w.Deny(polkit.RebootOthers)
 	before := len(w.Restarts())
+	if err := update.Restart().Call(ctx, c, nil, nil); err == nil || len(w.Restarts()) != before {
+		t.Errorf("over others who have logged in meanwhile: %v", err)
+	}
+	w.Allow(polkit.RebootOthers)
+	w.Meanwhile(polkit.RebootInhibited, when.Obstacles{})
+	w.Stage(t, when.Obstacles{Inhibited: true})
+	if err := update.Restart().Call(ctx, c, nil, nil); err != nil || !w.Restarts()[before].Careful {
+		t.Errorf("the obstacle is gone by the time it is allowed: %v", err)
+	}
+	before = len(w.Restarts())
 	w.Stage(t, when.Obstacles{Scheduled: true})
 	if err := update.Restart().Call(ctx, c, &at, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "scheduled already") {
 		t.Errorf("in place of another: %v", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"halogenos.internal/uroot-cmds/ota/machine"
@@ -283,22 +284,44 @@ func (c *call) Restart(ctx context.Context, r reply, at *int64, asking *bool) er
 	if ok, err := c.allowed(ctx, &r, polkit.Restart, asking); !ok {
 		return err
 	}
-	o, err := c.Obstacles(ctx, c.caller.UID)
-	if err == nil && at != nil && o.Scheduled {
-		err = errScheduled
-	}
-	if err != nil {
-		return failed(ctx, &r, err)
-	}
-	for _, action := range needs(o) {
-		if ok, err := c.allowed(ctx, &r, action, asking); !ok {
-			return err
-		}
+	o, ok, err := c.overcomes(ctx, &r, at != nil, asking)
+	if !ok {
+		return err
 	}
 	if err := c.Service.Restart(ctx, when.Order{At: moment, Careful: !o.Inhibited}); err != nil {
 		return failed(ctx, &r, err)
 	}
 	return r.ReplyRestart(ctx)
+}
+
+// overcomes has the caller allowed to go over what stands against a restart, and returns that.
+// Somebody may take minutes to type a password, in which others log in: what has come up
+// meanwhile is asked about, too.
+func (c *call) overcomes(ctx context.Context, r *reply, later bool, asking *bool) (o when.Obstacles, ok bool, err error) {
+	var allowed []polkit.Action
+	for {
+		o, err = c.Obstacles(ctx, c.caller.UID)
+		if err == nil && later && o.Scheduled {
+			err = errScheduled
+		}
+		if err != nil {
+			return o, false, failed(ctx, r, err)
+		}
+		more := false
+		for _, action := range needs(o) {
+			// Each of the others says that the machine may be restarted.
+			if slices.Contains(allowed, action) || action == polkit.Reboot && len(allowed) > 0 {
+				continue
+			}
+			if ok, err = c.allowed(ctx, r, action, asking); !ok {
+				return o, false, err
+			}
+			allowed, more = append(allowed, action), true
+		}
+		if !more {
+			return o, true, nil
+		}
+	}
 }
 
 // errScheduled says that a restart would take the place of one, or of a shutdown.

@@ -36,6 +36,7 @@ type World struct {
 	asked     []string
 	deny      map[polkit.Action]bool
 	obstacles when.Obstacles
+	meanwhile map[polkit.Action]when.Obstacles
 	metered   bool
 	restarts  []when.Order
 }
@@ -175,10 +176,20 @@ func (w *World) Allowed(_ context.Context, _ polkit.Caller, a polkit.Action, ask
 		said += ", asking"
 	}
 	w.asked = append(w.asked, said)
+	if o, ok := w.meanwhile[a]; ok {
+		w.obstacles = o
+	}
 	if w.deny[a] {
 		return polkit.ErrDenied
 	}
 	return nil
+}
+
+// Meanwhile has other obstacles be there once the guard was asked about an action.
+func (w *World) Meanwhile(a polkit.Action, o when.Obstacles) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.meanwhile = map[polkit.Action]when.Obstacles{a: o}
 }
 
 // Asked returns what the guard was asked since the last time.

@@ -20,6 +20,8 @@ type Job struct {
 	wish   Wish
 	// hurry is closed when the job is to go over the owner's rules from then on.
 	hurry chan struct{}
+	// entered is closed when checks no longer come before it.
+	entered chan struct{}
 
 	mu   sync.Mutex
 	last machine.Progress
@@ -63,7 +65,7 @@ func (s *Service) Fetch(w Wish) (*Job, error) {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s.ids++
-	j := &Job{ID: s.ids, Done: make(chan struct{}), cancel: cancel, wish: w, hurry: make(chan struct{})}
+	j := &Job{ID: s.ids, Done: make(chan struct{}), cancel: cancel, wish: w, hurry: make(chan struct{}), entered: make(chan struct{})}
 	s.job = j
 	for _, tell := range s.onJobs {
 		tell(j)
@@ -127,8 +129,10 @@ func (s *Service) run(ctx context.Context, j *Job, w Wish) {
 	var err error
 	select {
 	case <-ctx.Done():
+		close(j.entered)
 		err = context.Cause(ctx)
 	case s.checking <- struct{}{}:
+		close(j.entered)
 		free := sync.OnceFunc(func() { <-s.checking })
 		defer time.AfterFunc(firstWord, free).Stop()
 		out, err = j.attempt(ctx, s.Open(), w, free)
@@ -190,9 +194,11 @@ func (j *Job) set(p machine.Progress) {
 	j.last = p
 }
 
-func (j *Job) ended() bool {
+func (j *Job) ended() bool { return closed(j.Done) }
+
+func closed(c <-chan struct{}) bool {
 	select {
-	case <-j.Done:
+	case <-c:
 		return true
 	default:
 		return false

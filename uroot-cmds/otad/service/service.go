@@ -124,6 +124,12 @@ func (s *Service) Check(ctx context.Context) (*machine.Outcome, error) {
 
 // check is Check until a fetch ends it. Then again one is made beside the fetch.
 func (s *Service) check(ctx context.Context) (_ *machine.Outcome, again bool, _ error) {
+	if j := s.Job(); j != nil {
+		select {
+		case <-ctx.Done():
+		case <-j.entered:
+		}
+	}
 	select {
 	case <-ctx.Done():
 		return nil, false, context.Cause(ctx)
@@ -135,9 +141,13 @@ func (s *Service) check(ctx context.Context) (_ *machine.Outcome, again bool, _ 
 	s.mu.Lock()
 	last := s.checked
 	s.stopCheck = stop
+	before := s.job != nil && !closed(s.job.entered) // it began when there was nothing to stop yet
 	s.mu.Unlock()
 	if time.Now().Before(last.until) {
 		return last.out, false, last.err
+	}
+	if before {
+		return nil, true, nil
 	}
 	limited, cancel := context.WithTimeout(within, checkFor)
 	defer cancel()
