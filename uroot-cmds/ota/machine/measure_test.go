@@ -1,10 +1,12 @@
 package machine
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"halogenos.internal/boot/release"
@@ -39,6 +41,53 @@ func TestCheckSaysSize(t *testing.T) {
 	if out, err = w.m.Check(t.Context(), Options{}); err != nil || out.Verdict != offer.Current || !out.Staged || out.Fetch != nil {
 		t.Errorf("when it is fetched: %+v, %v", out, err)
 	}
+}
+
+// Of ten pairs of images as well: what the server sends of the archive is what was said.
+func TestCheckSaysSizeOfPairs(t *testing.T) {
+	same := otatest.Image(blocks, 1, 0, 0)
+	moved := slices.Concat(same[len(same)/2:], same[:len(same)/2])
+	for name, image := range map[string][]byte{
+		"the same as an hour before": same, "moved": moved, "nothing alike": otatest.Image(blocks, 9, 0, 0),
+		"every second block": otatest.Image(blocks, 1, 2, 9), "every third": otatest.Image(blocks, 1, 3, 9),
+		"every seventh": otatest.Image(blocks, 1, 7, 9), "every hundredth": otatest.Image(blocks, 1, 100, 9),
+		"shorter": same[:len(same)*3/4], "longer": otatest.Image(blocks*5/4, 1, 50, 9),
+		"zeros": make([]byte, len(same)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.site.Publish(otatest.Make(t, otatest.Spec{Version: 4, Key: w.key, Image: image}), nil)
+			var sent atomic.Int64
+			w.onArchive = func(out http.ResponseWriter, _ *http.Request) http.ResponseWriter { return counting{out, &sent} }
+			said, err := w.m.Check(t.Context(), Options{})
+			if err != nil || said.Verdict != offer.Take || said.Version != 4 || said.Fetch == nil {
+				t.Fatalf("%+v, %v", said, err)
+			}
+			before := sent.Load()
+			fetched, err := w.fetch()
+			if err != nil || fetched.Result.Fetched != *said.Fetch {
+				t.Errorf("said %d bytes, %+v, %v", *said.Fetch, fetched.Result, err)
+			}
+			// The first of it, by which a fetch sees that the archive is the same, is beside that.
+			if got := sent.Load() - before; got < *said.Fetch || got > *said.Fetch+16<<10 {
+				t.Errorf("said %d bytes, and the server has sent %d", *said.Fetch, got)
+			}
+			t.Logf("%d of %d bytes", *said.Fetch, said.Size)
+		})
+	}
+}
+
+// counting counts the bytes of an answer.
+type counting struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (c counting) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.sent.Add(int64(n))
+	return n, err
 }
 
 // What checks have left of versions that were never fetched goes; what a fetch has begun
