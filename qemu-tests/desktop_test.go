@@ -87,7 +87,18 @@ func (g *Guest) opensTerminal(before picture, name string) picture {
 	g.t.Helper()
 	g.press("ctrl-alt-t")
 	g.waitsFor("pgrep -u anna xfce4-terminal && pgrep -u anna bash")
-	return g.settles(before, name)
+	opened := g.settles(before, name)
+	// A window that takes long to come gets no focus: xfwm4 holds it back from somebody who
+	// may be typing elsewhere by then.
+	for range 10 {
+		g.pressText("echo typed | tee /tmp/typed\n")
+		if g.says("sleep 5; cat /tmp/typed 2>/dev/null; rm -f /tmp/typed", "") == "typed" {
+			return g.settles(opened, name)
+		}
+		g.press("alt-tab")
+	}
+	g.t.Fatal("the terminal takes no keys")
+	return opened
 }
 
 // A line is read in whatever font.
