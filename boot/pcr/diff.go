@@ -190,9 +190,18 @@ func describeDatabaseChange(was, is Event) string {
 		parts = append(parts, "gained "+describeEntries(added))
 	}
 	if len(parts) == 0 {
-		return after.name + " holds the same in another form"
+		return fmt.Sprintf("%s holds the same signatures, but not in the same way: %s, now %s (their order, or one that is there twice)",
+			after.name, howMany(len(old)), howMany(len(new)))
 	}
 	return after.name + " " + strings.Join(parts, " and ")
+}
+
+// howMany is a number of entries of a signature database.
+func howMany(n int) string {
+	if n == 1 {
+		return "1 entry"
+	}
+	return fmt.Sprintf("%d entries", n)
 }
 
 // String tells a person what the register is about, and what changed, a line

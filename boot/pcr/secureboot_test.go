@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/secureboot"
 )
 
 func enforcedVariables(t testing.TB) pcr.SecureBootVariables {
@@ -153,6 +154,34 @@ func TestDiff(t *testing.T) {
 	}
 	if want := string(readFile(t, "ovmf-diff.txt")); text.String() != want {
 		t.Errorf("the difference reads\n%s\nwant\n%s", text.String(), want)
+	}
+}
+
+// Firmware keeps db in an order of its own, or with an entry twice. PCR 7 differs, though the
+// same is allowed.
+func TestDiffOfTheSameEntries(t *testing.T) {
+	db := func(hashes ...byte) *builder {
+		var d secureboot.Database
+		for _, h := range hashes {
+			d = append(d, secureboot.Entry{Type: secureboot.TypeSHA256, Data: bytes.Repeat([]byte{h}, 32)})
+		}
+		text, err := d.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return newLog(pcr.SHA256).firmware(1, nil, nil, text, nil)
+	}
+	for _, c := range []struct {
+		was, is *builder
+		want    string
+	}{
+		{db(1), db(1, 1), "db holds the same signatures, but not in the same way: 1 entry, now 2 entries (their order, or one that is there twice)"},
+		{db(1, 2), db(2, 1), "db holds the same signatures, but not in the same way: 2 entries, now 2 entries (their order, or one that is there twice)"},
+	} {
+		got := pcr.Diff(parse(t, c.was), parse(t, c.is))
+		if len(got) != 1 || len(got[0].Changes) != 1 || got[0].Changes[0].String() != c.want {
+			t.Errorf("%v, want %s", got, c.want)
+		}
 	}
 }
 
