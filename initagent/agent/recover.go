@@ -49,7 +49,7 @@ func (a *Agent) recover(reason string) error {
 	}
 	a.ReleaseWatchdog(0) // a person takes the time that it takes
 	if a.Contract != nil {
-		if err := handover.WriteReport(&a.Host, a.facts, reason); err != nil {
+		if err := handover.WriteReport(&a.Host, a.facts, reason, true); err != nil {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}

@@ -30,9 +30,12 @@ type Report struct {
 	Floor uint64      `json:"floor"`
 	Slot  layout.Slot `json:"slot"`
 	Trial bool        `json:"trial"`
-	// Reason says why this system was started and not the other.
+	// Reason says why this system was started and not the other; where the boot has stopped,
+	// why it has.
 	Reason string `json:"slot_reason"`
-	Signed bool   `json:"signed_updates"`
+	// Stopped: the boot has ended at the recovery console.
+	Stopped bool `json:"stopped,omitempty"`
+	Signed  bool `json:"signed_updates"`
 	// ReleaseKey is the fingerprint of the OpenPGP key that signs updates.
 	ReleaseKey string `json:"release_key,omitempty"`
 	// Bound are the PCRs that a boot must match for the TPM to release a key; none

@@ -127,16 +127,16 @@ func mountBind(h *host.Host, lower, name string, subvolume bool) error {
 	return h.Mount(h.Path(rootpart.Directory, name), lower, "", unix.MS_BIND, "")
 }
 
-// WriteReport leaves what the running system may know of this boot. f is what the boot has
-// seen, and reason why it has come here.
-func WriteReport(h *host.Host, f bootflow.Facts, reason string) error {
+// WriteReport leaves what the running system, or where the boot has stopped the recovery
+// console, may know of this boot. f is what the boot has seen, and reason why it has come here.
+func WriteReport(h *host.Host, f bootflow.Facts, reason string, stopped bool) error {
 	directory := h.Path(RunDirectory)
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
 	r := bootinfo.Report{
 		ImageID: h.Contract.ImageID, Arch: h.Contract.Arch, Version: h.Contract.Version.String(), Epoch: h.Contract.Epoch, Floor: h.State.Floor,
-		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Signed: len(h.Contract.ReleaseKey) > 0,
+		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Stopped: stopped, Signed: len(h.Contract.ReleaseKey) > 0,
 		Root: openedBy(h, f), WatchdogReset: h.Watching.Reset, Steps: h.Log.Entries(), Total: h.Log.Total(), Contract: h.Contract,
 	}
 	if text, err := os.ReadFile(h.Path(microcode.CPUInfo)); err == nil {
@@ -211,7 +211,7 @@ func Start(h *host.Host, f bootflow.Facts) error {
 	if err := h.LeavePhase(pcr.LeaveInitrd); err != nil {
 		return err
 	}
-	if err := WriteReport(h, f, entry.Reason); err != nil {
+	if err := WriteReport(h, f, entry.Reason, false); err != nil {
 		h.Log.Say("the report of this boot was not written: %v", err)
 	}
 	h.Log.Say("handing over %s after initagent started", h.Log.Age())

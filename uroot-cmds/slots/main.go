@@ -109,7 +109,10 @@ func showBoot(w io.Writer, boot *bootinfo.Report) {
 		trial = ", on trial"
 	}
 	fmt.Fprintf(w, "\nthis boot: version %s from slot %s%s\n", boot.Version, boot.Slot, trial)
-	if boot.Reason != "" {
+	switch {
+	case boot.Stopped:
+		fmt.Fprintf(w, "  stopped: %s\n", boot.Reason)
+	case boot.Reason != "":
 		fmt.Fprintf(w, "  because %s\n", boot.Reason)
 	}
 	if boot.Processor != nil {

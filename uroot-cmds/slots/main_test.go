@@ -64,6 +64,16 @@ func TestSlots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	stopped, err := json.Marshal(bootinfo.Report{Version: "7", Slot: layout.SlotA, Stopped: true, Reason: "no recovery key was given"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := bootinfo.Place{Directories: place.Directories, Report: filepath.Join(dir, "stopped.json")}
+	if err := os.WriteFile(elsewhere.Report, stopped, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, atConsole, _ := commandtest.Run(cmd(take, elsewhere))
+	has(atConsole, "this boot: version 7 from slot a\n  stopped: no recovery key was given\n")
 	out := run()
 	has(out, "this boot: version 7 from slot a, on trial", "because it is the newest", "on GenuineIntel 06-9e-0a, microcode 0xf8", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
 	if strings.Contains(out, "as entry c") || !strings.Contains(run("--all"), "as entry a") {
