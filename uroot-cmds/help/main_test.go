@@ -36,12 +36,37 @@ func TestHelp(t *testing.T) {
 			continue
 		}
 		if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
-			t.Errorf("%s is not named", name)
+			t.Errorf("the text in uroot-cmds/help/main.go does not name %s", name)
 		}
 	}
 	for line := range strings.Lines(text) {
 		if len(line) > 81 {
 			t.Errorf("a line of %d characters: %q", len(line)-1, line)
+		}
+	}
+}
+
+// The chapter has a row for every command.
+func TestChapter(t *testing.T) {
+	chapter, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for line := range strings.Lines(string(chapter)) {
+		if first, _, found := strings.Cut(strings.TrimPrefix(line, "| "), " | "); found && first != line {
+			for _, name := range regexp.MustCompile("`([a-z-]+)`").FindAllStringSubmatch(first, -1) {
+				named[name[1]] = true
+			}
+		}
+	}
+	mains, err := filepath.Glob("../*/main.go")
+	if err != nil || len(mains) < 10 {
+		t.Fatalf("%q, %v", mains, err)
+	}
+	for _, m := range mains {
+		if name := filepath.Base(filepath.Dir(m)); name != "otad" && !named[name] {
+			t.Errorf("uroot-cmds/README.md has no row for %s", name)
 		}
 	}
 }
