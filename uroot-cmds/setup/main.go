@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/uroot-cmds/setup/ask"
 	"halogenos.internal/uroot-cmds/setup/machine"
 	"halogenos.internal/uroot-cmds/setup/steps"
+	"halogenos.internal/uroot-cmds/setup/wifi"
 )
 
 const help = `usage: setup
@@ -28,7 +29,8 @@ const help = `usage: setup
 
 Asks for this machine's language, keyboard, time zone and name, whether releases
 are fetched by themselves, and an account with its password; and sets them. It
-does not ask where the image has no choice.
+does not ask where the image has no choice. At the end it asks for a wireless
+network, where there is NetworkManager, a wireless device and no connection.
 
   --from         take the answers from FILE; setup.json(5) has the format
   --check        say whether this system can take the answers in FILE, and
@@ -50,7 +52,8 @@ const answersFile = "/etc/halogen/setup.json"
 
 func main() {
 	console := &ask.Console{In: os.Stdin, Out: os.Stdout}
-	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile, handed: steps.HandedFile}).Main()
+	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile, handed: steps.HandedFile,
+		radio: func(ctx context.Context) (*wifi.Radio, error) { return wifi.Connect(ctx, "", wifi.Usual()) }}).Main()
 }
 
 // place is where the command runs.
@@ -61,6 +64,7 @@ type place struct {
 	report   func() (*bootinfo.Report, error)
 	answers  string // that the image has
 	handed   string // that the installer left
+	radio    func(context.Context) (*wifi.Radio, error)
 }
 
 func cmd(p place) command.Command {
@@ -236,6 +240,10 @@ func (r *run) ask(ctx context.Context) error {
 		stop()
 		err := r.do(ctx, a)
 		failed := new(machine.CommandError)
+		if err == nil {
+			r.wireless(ctx, p)
+			return nil
+		}
 		if a.Account == nil || !errors.As(err, &failed) || failed.Program != "chpasswd" {
 			return err
 		}
@@ -247,6 +255,46 @@ func (r *run) ask(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// wireless asks for a wireless network, where the machine has nothing else. All other answers
+// are in place by then, and what becomes of this fails nothing: the desktop can ask for it, too.
+func (r *run) wireless(ctx context.Context, p *ask.Person) {
+	if !r.facts.AsksWireless() {
+		return
+	}
+	p.Terminal.Say("\nLooking whether there is a network ...\n")
+	radio, err := r.radio(ctx)
+	if err == nil {
+		defer radio.Close()
+		p.Terminal = &guarded{p.Terminal, func() func() { return r.untilInterrupted(ctx) }}
+		err = p.Wireless(ctx, radio)
+	}
+	switch {
+	case errors.Is(err, ask.ErrLater):
+		p.Terminal.Say("Later, then: the desktop's network settings, or nmtui(1), have it.\n")
+	case err != nil && !errors.Is(err, wifi.ErrNotAsked):
+		p.Terminal.Say(fmt.Sprintf("no wireless network was set up: %v\n", err))
+	}
+}
+
+// guarded is a terminal at which Ctrl-C ends the program while somebody is asked, and not
+// while something is done.
+type guarded struct {
+	ask.Terminal
+	begin func() (stop func())
+}
+
+// Line implements ask.Terminal.
+func (g *guarded) Line(prompt string) (string, error) {
+	defer g.begin()()
+	return g.Terminal.Line(prompt)
+}
+
+// Secret implements ask.Terminal.
+func (g *guarded) Secret(prompt string) ([]byte, error) {
+	defer g.begin()()
+	return g.Terminal.Secret(prompt)
 }
 
 // do does what follows from the answers, by what the machine is now.

@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/bootinfo"
@@ -15,6 +17,8 @@ import (
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/uroot-cmds/setup/machine"
 	"halogenos.internal/uroot-cmds/setup/steps"
+	"halogenos.internal/uroot-cmds/setup/wifi"
+	"halogenos.internal/uroot-cmds/setup/wifi/wifitest"
 )
 
 const hash = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
@@ -29,6 +33,7 @@ type box struct {
 	report  *bootinfo.Report
 	refuses string // what chpasswd refuses, and says
 	ran     []string
+	bus     string // of its NetworkManager; "" for none
 }
 
 func newBox(t *testing.T) *box {
@@ -95,6 +100,11 @@ func (b *box) cmd() command.Command {
 		terminal: b, person: func() bool { return !b.nobody },
 		report:  func() (*bootinfo.Report, error) { return b.report, nil },
 		answers: filepath.Join(b.root, "etc/halogen/setup.json"), handed: filepath.Join(b.root, steps.HandedFile),
+		radio: func(ctx context.Context) (*wifi.Radio, error) {
+			w := wifi.Usual()
+			w.Look = 5 * time.Millisecond
+			return wifi.Connect(ctx, b.bus, w)
+		},
 	})
 }
 
@@ -132,6 +142,58 @@ func TestAsk(t *testing.T) {
 	}
 	if all := b.said.String() + out + errs; strings.Contains(all, "strong") {
 		t.Errorf("a password is shown:\n%s", all)
+	}
+}
+
+// A machine with a wireless device and no connection asks for a network, last of all; and
+// nothing of that fails the first start.
+func TestWireless(t *testing.T) {
+	m := wifitest.New(t)
+	m.See(wifitest.Point{"Ssid": []byte("Home"), "Flags": uint32(1), "WpaFlags": uint32(0), "RsnFlags": uint32(0x188), "Strength": byte(70)})
+	m.Outcome = func(p wifitest.Profile) uint32 {
+		if p.Secret() == "correct horse" {
+			return wifitest.Connects
+		}
+		return 7
+	}
+	asked := []string{"", "box", "", "-", "yes"}
+	for _, c := range []struct {
+		name  string
+		but   func(*box)
+		lines []string
+		said  string
+	}{
+		{"a network", func(*box) {}, []string{"1", "wrong horse", "correct horse"}, "Home: wrong password, or the signal is too weak to tell\nPassword of Home (it is not shown; Enter alone goes back): Connecting to Home ...\n"},
+		{"later", func(*box) {}, []string{"later"}, "Later, then: the desktop's network settings"},
+		{"the terminal ends", func(*box) {}, nil, "no wireless network was set up: unexpected EOF\n"},
+		{"no bus", func(b *box) { b.bus = filepath.Join(b.root, "none") }, nil, "Looking whether there is a network ...\n"},
+		{"no device", func(b *box) { os.RemoveAll(filepath.Join(b.root, "sys")) }, nil, ""},
+	} {
+		b := newBox(t)
+		b.bus = m.Path
+		b.write("sys/class/net/wlan0/phy80211/index", "0\n")
+		c.but(b)
+		b.lines = append(slices.Clone(asked), c.lines...)
+		code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+		said := b.said.String()
+		if code != command.OK || errs != "" || len(b.lines) > 0 || b.has(steps.FirstFile) || !strings.Contains(said, c.said) || strings.Contains(said+out, "correct horse") {
+			t.Errorf("%s: %d, %q, %q, left %q\n%s", c.name, code, out, errs, b.lines, said)
+		}
+		if (c.said == "") == strings.Contains(said, "whether there is a network") {
+			t.Errorf("%s:\n%s", c.name, said)
+		}
+	}
+	all := m.Profiles()
+	if len(all) != 2 || !all[0].Deleted || all[1].Deleted || !all[1].OnDisk || all[1].SSID() != "Home" {
+		t.Errorf("%+v", all)
+	}
+	// What is answered by a file asks nobody.
+	b := newBox(t)
+	b.bus = m.Path
+	b.write("sys/class/net/wlan0/phy80211/index", "0\n")
+	b.write(steps.HandedFile, `{"version":1,"host_name":"box"}`)
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.said.Len() > 0 {
+		t.Errorf("%d, %q, %q\n%s", code, out, errs, &b.said)
 	}
 }
 

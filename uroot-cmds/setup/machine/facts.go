@@ -44,6 +44,7 @@ func (m *Machine) Facts(ctx context.Context) (*steps.Facts, error) {
 	f.Systemd = m.exists("/run/systemd/system")
 	f.Updates = m.updates()
 	f.Homes = m.homes()
+	f.Wireless = m.wireless()
 	return f, m.accounts(f)
 }
 
@@ -176,6 +177,14 @@ func (m *Machine) updates() steps.Updates {
 		return steps.On
 	}
 	return steps.Off
+}
+
+// wireless reports whether there is a wireless device (Linux,
+// Documentation/ABI/testing/sysfs-class-net): it belongs to a phy.
+func (m *Machine) wireless() bool {
+	const class = "/sys/class/net"
+	entries, _ := os.ReadDir(m.path(class))
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return m.exists(filepath.Join(class, e.Name(), "phy80211")) })
 }
 
 // homes are the owners of the directories in /home.

@@ -93,6 +93,15 @@ func TestFacts(t *testing.T) {
 	if want := []steps.Zone{{Name: "Europe/Berlin"}, {Name: "Europe/Busingen"}, {Name: "Europe/Vienna", Country: "AT"}}; !slices.Equal(f.Zones, want) {
 		t.Errorf("zones %q", f.Zones)
 	}
+	if f.AsksWireless() {
+		t.Error("a wireless network is asked for without a device")
+	}
+	if err := os.MkdirAll(filepath.Join(root, "sys/class/net/wlp1s0/phy80211"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if f := facts(t, m); !f.AsksWireless() {
+		t.Error("no wireless network is asked for")
+	}
 	if f.Updates != steps.On || f.First != "1" || f.Begun != "" || f.Systemd || f.Links["/etc/vconsole.conf"] != "default/keyboard" || f.Files["/etc/hostname"] != "halogen\n" || f.LivedIn() || !f.Accounts() {
 		t.Errorf("%+v", f)
 	}

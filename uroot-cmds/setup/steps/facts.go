@@ -39,6 +39,8 @@ type Facts struct {
 	First string
 	// Systemd: systemd runs here.
 	Systemd bool
+	// Wireless: the kernel has a wireless device.
+	Wireless bool
 }
 
 // A Layout is one of a keyboard.
@@ -106,6 +108,10 @@ func (f *Facts) user(name string) (User, bool) {
 func (f *Facts) Accounts() bool {
 	return f.Tools["useradd"] && f.Tools["usermod"] && f.Tools["userdel"] && f.Tools["groupdel"] && f.Tools["chpasswd"]
 }
+
+// AsksWireless reports whether somebody may be asked for a wireless network: there is a device,
+// and NetworkManager, which is to keep the password.
+func (f *Facts) AsksWireless() bool { return f.Wireless && f.Tools["NetworkManager"] }
 
 // HasLayout reports whether the image knows a keyboard layout.
 func (f *Facts) HasLayout(name string) bool {

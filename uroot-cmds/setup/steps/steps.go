@@ -50,7 +50,7 @@ func LookedDirectories() []string { return []string{"/etc/default", "/etc/X11"} 
 
 // LookedTools are the programs that Facts knows of.
 func LookedTools() []string {
-	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "udevadm", "bash"}
+	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "udevadm", "bash", "NetworkManager"}
 }
 
 // A Kind is what a step does. The zero value is none.

@@ -1,0 +1,190 @@
+package ask
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"halogenos.internal/uroot-cmds/setup/wifi"
+)
+
+// A Radio is a machine's wireless device, such as [wifi.Radio].
+type Radio interface {
+	// IsOff reports whether it is switched off, and whether by a switch or a key of the machine.
+	IsOff(ctx context.Context) (off, bySwitch bool, err error)
+	SwitchOn(ctx context.Context) error
+	// Networks looks for networks, the strongest first.
+	Networks(ctx context.Context) ([]wifi.Network, error)
+	// Connect connects to one, and tells how far it is.
+	Connect(ctx context.Context, n wifi.Network, password []byte, tell func(string)) error
+}
+
+// few is how many networks are shown at once: a screen has 25 lines.
+const few = 15
+
+// Wireless asks for a wireless network until the machine is in one. It returns ErrLater where
+// somebody does not want to be.
+func (p *Person) Wireless(ctx context.Context, r Radio) error {
+	if err := p.switchOn(ctx, r); err != nil {
+		return err
+	}
+	for {
+		p.Terminal.Say("Looking for wireless networks ...\n")
+		all, err := r.Networks(ctx)
+		if err != nil {
+			return err
+		}
+		if joined, err := p.oneOf(ctx, r, all); joined || err != nil {
+			return err
+		}
+	}
+}
+
+// oneOf asks for one of these networks until the machine is in one. joined is false where
+// somebody wants to look again.
+func (p *Person) oneOf(ctx context.Context, r Radio, all []wifi.Network) (joined bool, err error) {
+	for {
+		n, err := p.network(all)
+		if n == nil || err != nil {
+			return false, err
+		}
+		if joined, err := p.join(ctx, r, *n); joined || err != nil {
+			return joined, err
+		}
+	}
+}
+
+// switchOn asks whether Wi-Fi shall be switched on, where it is off.
+func (p *Person) switchOn(ctx context.Context, r Radio) error {
+	for {
+		off, bySwitch, err := r.IsOff(ctx)
+		switch {
+		case err != nil || !off:
+			return err
+		case bySwitch:
+			p.Terminal.Say("Wi-Fi is switched off by a switch or a key of this machine, or in its firmware's setup.\n")
+		}
+		yes, err := p.yes(map[bool]string{true: "Is it on now?", false: "Wi-Fi is switched off. Switch it on?"}[bySwitch], true)
+		switch {
+		case err != nil:
+			return err
+		case !yes:
+			return ErrLater
+		case !bySwitch:
+			return r.SwitchOn(ctx)
+		}
+	}
+}
+
+// network asks which one it shall be; nil is to look again.
+func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
+	var choices []choice
+	for i, n := range all {
+		choices = append(choices, choice{strconv.Itoa(i + 1), fmt.Sprintf("%-4s  %-16s  %s", strings.Repeat("#", 1+n.Strength*4/101), n.Security, wifi.Name(n.SSID))})
+	}
+	var b strings.Builder
+	for _, c := range choices[:min(len(choices), few)] {
+		fmt.Fprintf(&b, "  %3s  %s\n", c.name, c.text)
+	}
+	switch {
+	case len(all) == 0:
+		b.WriteString("None is seen.\n")
+	case len(all) > few:
+		fmt.Fprintf(&b, "  and %d more: ? lists them, and ?word those that have the word in them\n", len(all)-few)
+	}
+	p.Terminal.Say(b.String())
+	const hidden, again = "h", "r"
+	line, err := p.ask(question{text: "Number of a network, h for one that hides its name, r to look again, or later", byEnter: later, choices: choices, take: func(line string) (string, error) {
+		i, err := strconv.Atoi(line)
+		switch {
+		case line == hidden || line == again || line == later:
+			return line, nil
+		case err != nil || i < 1 || i > len(all):
+			return "", fmt.Errorf("%.20q is not the number of a network that is seen", line)
+		}
+		return line, nil
+	}})
+	switch {
+	case err != nil:
+		return nil, err
+	case line == later:
+		return nil, ErrLater
+	case line == again:
+		return nil, nil
+	case line == hidden:
+		return p.hidden()
+	}
+	i, err := strconv.Atoi(line)
+	if err != nil {
+		return nil, err
+	}
+	return &all[i-1], nil
+}
+
+// hidden asks for the name of a network that sends none.
+func (p *Person) hidden() (*wifi.Network, error) {
+	name, err := p.ask(question{text: "Its name", take: func(line string) (string, error) {
+		_, err := wifi.NewHidden(line, true)
+		return line, err
+	}})
+	if err != nil {
+		return nil, err
+	}
+	password, err := p.yes("Has it a password?", true)
+	if err != nil {
+		return nil, err
+	}
+	n, err := wifi.NewHidden(name, password)
+	return &n, err
+}
+
+// join connects to a network, with its password where it has one. joined is false where
+// somebody wants another one, or this one cannot be had.
+func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool, err error) {
+	if err := n.Security.Refused(); err != nil {
+		p.Terminal.Say(fmt.Sprintf("%s cannot be set up here: %v\n", wifi.Name(n.SSID), err))
+		return false, nil
+	}
+	for {
+		password, err := p.networkPassword(n)
+		if err != nil || n.Security.HasPassword() && len(password) == 0 {
+			return false, err
+		}
+		p.Terminal.Say("Connecting to " + wifi.Name(n.SSID) + " ...\n")
+		err = r.Connect(ctx, n, password, func(text string) { p.Terminal.Say("  " + text + "\n") })
+		clear(password)
+		switch {
+		case err == nil:
+			p.Terminal.Say("The machine is in the network " + wifi.Name(n.SSID) + ".\n")
+			return true, nil
+		case ctx.Err() != nil:
+			return false, err
+		}
+		p.Terminal.Say(fmt.Sprintf("%s: %v\n", wifi.Name(n.SSID), err))
+		if !errors.Is(err, wifi.ErrPassword) {
+			return false, nil
+		}
+	}
+}
+
+// networkPassword asks for a network's password; empty is to choose another network, or of one that has
+// none. The caller clears it.
+func (p *Person) networkPassword(n wifi.Network) ([]byte, error) {
+	for n.Security.HasPassword() {
+		password, err := p.Terminal.Secret("Password of " + wifi.Name(n.SSID) + " (it is not shown; Enter alone goes back): ")
+		switch {
+		case err != nil || len(password) == 0:
+			return nil, err
+		case string(password) == later:
+			return nil, ErrLater
+		}
+		if err = n.CheckPassword(password); err == nil {
+			return password, nil
+		}
+		clear(password)
+		p.Terminal.Say(err.Error() + "\n")
+	}
+	return nil, nil
+}
