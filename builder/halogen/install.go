@@ -430,4 +430,8 @@ func (c command) nextSteps(p *install.Plan) {
 	for i, s := range p.Next() {
 		fmt.Fprintf(c.stdout, "  %d. %s\n", i+1, s)
 	}
+	fmt.Fprintln(c.stdout, "Keep:")
+	for _, s := range p.Keep() {
+		fmt.Fprintf(c.stdout, "  - %s\n", s)
+	}
 }

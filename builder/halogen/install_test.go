@@ -321,6 +321,13 @@ func TestNoBootEntry(t *testing.T) {
 				t.Errorf("%s, beside another system %v: says %q", face, beside, text)
 			}
 		}
+		var stdout bytes.Buffer
+		command{stdout: &stdout}.nextSteps(p)
+		for _, thing := range p.Keep() {
+			if !strings.Contains(stdout.String(), "  - "+thing+"\n") {
+				t.Errorf("nothing says to keep %q:\n%s", thing, &stdout)
+			}
+		}
 		if b.noEntry = nil; strings.Contains(strings.Join(b.Next(p), "\n"), "boot entry") {
 			t.Error("speaks of an entry that was made")
 		}

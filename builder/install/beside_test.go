@@ -346,6 +346,10 @@ func TestSystems(t *testing.T) {
 			all = append(all, f.Text)
 		}
 		stays := c.choice.FreeSpace || c.on != disk.Path
+		// What is erased needs no key any more.
+		if keep := strings.Join(p.Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key") != stays || !strings.Contains(keep, "the recovery key that the second start shows") {
+			t.Errorf("%s, %+v: to keep: %s", c.on, c.choice, keep)
+		}
 		if asks := stays && c.vendor != contract.VendorMicrosoft && !c.choice.LetOthersStart; p.AsksOthers != asks || len(p.Staying()) > 0 != stays {
 			t.Errorf("%s, %+v: asks %t, %+v stay", c.vendor, c.choice, p.AsksOthers, p.Staying())
 		}

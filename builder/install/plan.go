@@ -383,6 +383,23 @@ func (p *Plan) Next() []string {
 	return append(steps, "the first start makes the machine's keys and restarts; the second shows the recovery key: write it down")
 }
 
+// Keep says what a person keeps after the installation, and what each is for.
+func (p *Plan) Keep() []string {
+	key := "the recovery key that the second start shows, on paper and away from the machine: it alone opens your data after a change of the firmware or the mainboard"
+	if p.Kept != nil {
+		key = "the recovery key that you have: it stays the same"
+	}
+	all := []string{
+		key,
+		"the password of the firmware's setup: it keeps you out, too",
+		"the medium that you installed from: it installs again, and can keep your data",
+	}
+	if slices.ContainsFunc(p.Staying(), func(s System) bool { return s.BitLocker }) {
+		all = append(all, "BitLocker's recovery key: Windows may ask for it, now that the firmware gets other keys")
+	}
+	return all
+}
+
 // Install writes what was planned to the disk and reads all of it back.
 func (p *Plan) Install(ctx context.Context, d Target, s *Source, progress Progress) error {
 	if p.Choice.LetOthersStart {

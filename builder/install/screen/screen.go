@@ -298,6 +298,10 @@ func (u *ui) end(err error, p *install.Plan) {
 		for i, step := range u.backend.Next(p) {
 			fmt.Fprintf(&lines, "%d. %s\n", i+1, step)
 		}
+		lines.WriteString("\nKeep:\n")
+		for _, thing := range p.Keep() {
+			fmt.Fprintf(&lines, "- %s\n", thing)
+		}
 	}
 	view := text("%s", lines.String()).SetDoneFunc(func(tcell.Key) { u.app.Stop() })
 	u.show("end", u.frame(heading, "Enter: leave", view), view)

@@ -192,6 +192,8 @@ func TestInstalls(t *testing.T) {
 	p.types("nvme0n1")
 	p.presses(tcell.KeyEnter)
 	p.sees("1. restart the machine")
+	p.sees("- the recovery key that the second start shows")
+	p.sees("- the medium that you installed from")
 	if got := <-f.installed; got != "/dev/nvme0n1" {
 		t.Errorf("installed on %s", got)
 	}
@@ -221,6 +223,7 @@ func TestKeeps(t *testing.T) {
 	p.types("nvme0n1")
 	p.presses(tcell.KeyEnter)
 	p.sees("1. restart the machine")
+	p.sees("- the recovery key that you have: it stays the same")
 	if got := <-f.installed; got != "/dev/nvme0n1, kept" {
 		t.Errorf("installed on %s", got)
 	}
