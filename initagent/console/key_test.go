@@ -107,6 +107,7 @@ func TestKeyEditor(t *testing.T) {
 		{"cleared", slip + "\x15" + key[:4], true, key[:4], "4 of 64 letters; Tab hides them"},
 		{"another alphabet, taken back", "ψβδ\b", true, "cb", "2 of 64 letters; Greek keyboard; Tab hides them"},
 		{"arrows and a pasted piece", "\x1b[200~" + key[:9] + "\x1b[201~\x1b[D\x1bOC", true, key[:8], "8 of 64 letters; Tab hides them"},
+		{"F1 to F5 of Linux's console", key[:4] + "\x1b[[A\x1b[[B\x1b[[C\x1b[[D\x1b[[E", true, key[:4], "4 of 64 letters; Tab hides them"},
 		{"hidden", key[:12] + "\t", true, "********-***", "11 of 64 letters; Tab shows them"},
 		{"on two lines", key[:9] + "\r\n" + key[9:12], true, key[:12], "11 of 64 letters; Tab hides them"},
 	} {

@@ -89,6 +89,7 @@ const (
 	escaped            // after ESC
 	shifted            // after ESC N or ESC O: one character
 	control            // in a control sequence, after ESC [
+	function           // after ESC [ [, which Linux's console sends for F1 to F5: one character
 	text               // in a string: after ESC ] P X ^ or _
 	textEnded          // after ESC in a string
 )
@@ -120,10 +121,12 @@ func (s *sequence) outside(b byte) bool {
 		case b >= 0x30:
 			*s = none
 		}
-	case shifted:
+	case shifted, function:
 		*s = none
 	case control:
-		if b >= 0x40 && b <= 0x7e {
+		if b == '[' {
+			*s = function
+		} else if b >= 0x40 && b <= 0x7e {
 			*s = none
 		}
 	case text:
