@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
@@ -183,6 +185,59 @@ func TestNewRecoveryKey(t *testing.T) {
 			t.Errorf("the new key %t: %v", opens, err)
 		}
 	}
+}
+
+// TestPad: a group of the recovery key is chosen on the pad on the screen, half of it by the volume
+// and power keys, and half by arrow keys and Enter; the rest is typed on the keyboard, which takes
+// the pad away.
+func TestPad(t *testing.T) {
+	t.Parallel()
+	p := provisioned(t)
+	g := Machine(t, Options{State: p.State, VM: vm.Options{Display: true}})
+	g.Boot()
+	if r := g.Run("/usr/sbin/halogenctl", "pin", "set"); r.Exit != 0 {
+		t.Fatalf("halogenctl pin set: %d, %s%s", r.Exit, r.Stdout, r.Stderr)
+	}
+	g.Do(nil, "reboot")
+	g.Expect(`Recovery key for the new secret \(an empty line changes nothing\): `)
+	const letters, group = "cbdefghijklnrtuv", 8
+	key := p.Notes[recoveryKeyNote]
+	keys, at := []string{"volumedown"}, 0 // which only shows the pad
+	for i, letter := range key[:group] {
+		want := strings.IndexRune(letters, letter)
+		for at != want {
+			switch buttons := i < group/2; {
+			case buttons && at < want:
+				keys, at = append(keys, "volumedown"), at+1
+			case buttons:
+				keys, at = append(keys, "volumeup"), at-1
+			case at/8 < want/8:
+				keys, at = append(keys, "down"), at+8
+			case at/8 > want/8:
+				keys, at = append(keys, "up"), at-8
+			case at < want:
+				keys, at = append(keys, "right"), at+1
+			default:
+				keys, at = append(keys, "left"), at-1
+			}
+		}
+		if i < group/2 {
+			keys = append(keys, "power")
+		} else {
+			keys = append(keys, "left", "right", "ret") // Enter chooses after an arrow key
+		}
+	}
+	time.Sleep(time.Second) // as in pressLine
+	ctx, cancel := g.wait()
+	defer cancel()
+	must(t, g.SendKeys(ctx, keys...))
+	time.Sleep(time.Duration(len(keys)) * 200 * time.Millisecond) // each is held for a tenth of a second
+	g.screen("pad.png")
+	g.pressLine(key[group:])
+	g.Expect(`New PIN or passphrase, [^\n]*: `)
+	g.pressLine("") // changes nothing
+	g.Boot()
+	g.PowerOff()
 }
 
 // TestKeymap: what somebody has said of the keyboard at the recovery console counts there and

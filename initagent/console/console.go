@@ -34,6 +34,8 @@ type Console struct {
 	closed    func() // called by Close; may be nil
 	// swap sets keys of a screen's keyboard; nil is for hw.SwapKeymap.
 	swap func(entries []keyboard.Entry) (restore func() error, err error)
+	// inputs opens the buttons of a machine; nil is for those of this one.
+	inputs func() *hw.Inputs
 }
 
 // Open opens the terminals that can be opened. Having none is an error.
@@ -106,7 +108,7 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 		restore := mode(t.Fd(), func(now *unix.Termios) { lines(now, hidden) })
 		defer restore()
 	}
-	answer, from, err := await(fds, func() time.Duration { return timeout }, func(_ int, line []byte) bool { return true })
+	answer, from, err := await(fds, func() time.Duration { return timeout }, func(_ int, line []byte) bool { return true }, nil)
 	answer = bytes.TrimRight(answer, "\r\n")
 	for i, t := range c.terminals {
 		switch {
@@ -128,8 +130,9 @@ func (c *Console) answered(i, from int) {
 const slice = 100 * time.Millisecond
 
 // await hands on what is typed, until that is an answer, and returns the last of it and
-// which terminal it is from. patience is how long it waits in all; 0 is for ever.
-func await(fds []unix.PollFd, patience func() time.Duration, answers func(from int, typed []byte) bool) (typed []byte, from int, err error) {
+// which terminal it is from. patience is how long it waits in all; 0 is for ever. Ten times a
+// second at least it calls more, if that is not nil, which may answer for a terminal in another way.
+func await(fds []unix.PollFd, patience func() time.Duration, answers func(from int, typed []byte) bool, more func() (from int, done bool)) (typed []byte, from int, err error) {
 	// A signal that was caught would not end the waiting.
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)
@@ -144,6 +147,11 @@ func await(fds []unix.PollFd, patience func() time.Duration, answers func(from i
 			typed, from, err = readReady(fds)
 			if err == nil && answers(from, typed) || err != nil && !errors.Is(err, errNothing) {
 				return typed, from, err
+			}
+		}
+		if more != nil {
+			if from, done := more(); done {
+				return nil, from, nil
 			}
 		}
 		if timeout := patience(); timeout > 0 && time.Since(start) > timeout {

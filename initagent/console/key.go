@@ -13,6 +13,7 @@ import (
 
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/pad"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -63,9 +64,13 @@ func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, scre
 	}
 	editors := make([]keyEditor, len(c.terminals))
 	for i, here := range forSecrets(names, screen) {
-		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here}
+		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here, lines: padLines(c.terminals[i])}
 		defer luks2.Wipe(editors[i].text[:maxLine])
-		show(c.terminals[i], editors[i].draw())
+	}
+	buttons, closeButtons := c.buttons(editors)
+	defer closeButtons()
+	for i, t := range c.terminals {
+		show(t, editors[i].draw())
 	}
 	start, last := time.Now(), time.Now()
 	patience := func() time.Duration {
@@ -83,6 +88,15 @@ func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, scre
 			show(c.terminals[from], e.draw())
 		}
 		return done
+	}, func() (from int, done bool) {
+		from, moved, done := buttons()
+		if moved {
+			last = time.Now()
+		}
+		if moved && !done {
+			show(c.terminals[from], editors[from].draw())
+		}
+		return from, done
 	})
 	for i, t := range c.terminals {
 		show(t, editors[i].end())
@@ -125,6 +139,9 @@ type keyEditor struct {
 	hidden   bool
 	shown    bool // letters were
 	sequence sequence
+	pad      pad.Pad
+	lines    int  // of a screen that has room for the pad; 0 elsewhere
+	padded   bool // the pad was drawn
 }
 
 // The keys that do something.
@@ -137,32 +154,58 @@ const (
 )
 
 // feed takes what was typed, and reports whether the key was sent off, which a line end
-// within what was pasted does not do.
+// within what was pasted does not do. Arrow keys move the pad on a screen, and then Enter
+// chooses; anything else that is typed there takes it away.
 func (e *keyEditor) feed(typed []byte) (done bool) {
 	for i, b := range typed {
+		if move := e.sequence.arrow(b); move != pad.None && e.lines > 0 {
+			e.pad.Arrow(move)
+		}
 		if !e.sequence.outside(b) {
 			continue
 		}
-		switch b {
-		case '\r', '\n':
-			if len(bytes.TrimSpace(typed[i+1:])) == 0 {
-				return true
+		if b == '\r' || b == '\n' {
+			if chosen := e.pad.Enter(); chosen != 0 {
+				if e.press(chosen) {
+					return true
+				}
+				continue
 			}
-		case keyEnd:
-			if len(e.text) == 0 {
-				return true
+			if len(bytes.TrimSpace(typed[i+1:])) > 0 {
+				continue
 			}
-		case keyBackspace, keyDelete:
-			_, size := utf8.DecodeLastRune(e.text)
-			e.text = e.text[:len(e.text)-size]
-		case keyClear:
-			e.text = e.text[:0]
-		case keyTab:
-			e.hidden = !e.hidden
-		default:
-			if b >= ' ' && len(e.text) < cap(e.text) {
-				e.text = append(e.text, b)
-			}
+		}
+		e.pad.Hide()
+		if e.press(b) {
+			return true
+		}
+	}
+	return false
+}
+
+// move does what a button asks of the pad, and reports whether the key was sent off.
+func (e *keyEditor) move(m pad.Move) (done bool) {
+	key := e.pad.Do(m)
+	return key != 0 && e.press(key)
+}
+
+// press does what a key does, and reports whether that sends the recovery key off.
+func (e *keyEditor) press(b byte) (done bool) {
+	switch b {
+	case '\r', '\n':
+		return true
+	case keyEnd:
+		return len(e.text) == 0
+	case keyBackspace, keyDelete:
+		_, size := utf8.DecodeLastRune(e.text)
+		e.text = e.text[:len(e.text)-size]
+	case keyClear:
+		e.text = e.text[:0]
+	case keyTab:
+		e.hidden = !e.hidden
+	default:
+		if b >= ' ' && len(e.text) < cap(e.text) {
+			e.text = append(e.text, b)
 		}
 	}
 	return false
@@ -199,7 +242,26 @@ func (e *keyEditor) draw() string {
 		line.WriteString(text)
 		column += len(letters)
 	}
-	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K\033[A\r\033[%dC", margin, line.String(), margin, e.remark(&r), column)
+	below, rows := e.below()
+	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, e.remark(&r), below, rows+1, column)
+}
+
+// below draws the pad below what is said of the key, or takes it away where it was, and
+// returns how many rows further down the cursor is then.
+func (e *keyEditor) below() (drawn string, rows int) {
+	switch {
+	case e.pad.Shown():
+		e.padded = true
+		e.shown = true // by where the pad stands
+		lines := e.pad.Draw(e.lines)
+		for _, line := range lines {
+			drawn += "\r\n" + margin + line + "\033[K"
+		}
+		return drawn, len(lines)
+	case e.padded:
+		return "\033[J", 0
+	}
+	return "", 0
 }
 
 const (
@@ -234,5 +296,8 @@ func (e *keyEditor) end() string {
 	e.hidden = true
 	drawn := e.draw()
 	drawn, _, _ = strings.Cut(drawn, "\r\n")
+	if e.padded {
+		return drawn + "\r\n\033[J"
+	}
 	return drawn + "\r\n\033[K"
 }

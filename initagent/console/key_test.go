@@ -37,7 +37,7 @@ func (d *display) write(text string) {
 		case r == '\n':
 			d.y++
 		case r == 0x1b && rest[0] == '[':
-			end := strings.IndexAny(string(rest), "ACKm")
+			end := strings.IndexAny(string(rest), "ACJKm")
 			n := 0
 			for _, c := range rest[1:end] {
 				n = 10*n + int(c-'0')
@@ -47,6 +47,9 @@ func (d *display) write(text string) {
 				d.y -= max(n, 1)
 			case 'C':
 				d.x += max(n, 1)
+			case 'J':
+				d.rows = d.rows[:d.y+1]
+				fallthrough
 			case 'K':
 				d.rows[d.y] = d.rows[d.y][:min(d.x, len(d.rows[d.y]))]
 			case 'm':

@@ -2,6 +2,8 @@ package console
 
 import (
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/pad"
 )
 
 // Key is what somebody presses during the boot who wants the recovery console.
@@ -100,6 +102,14 @@ func (t *listened) heard(input []byte) (key bool) {
 		key = t.sequence.outside(b) && b|0x20 == Key || key
 	}
 	return key
+}
+
+// arrow returns what an arrow key asks of the pad, of which a byte is the last.
+func (s sequence) arrow(b byte) pad.Move {
+	if (s == control || s == shifted) && 'A' <= b && b <= 'D' {
+		return pad.Up + pad.Move(b-'A')
+	}
+	return pad.None
 }
 
 // outside goes on by one byte, and reports whether it is part of no escape sequence.
