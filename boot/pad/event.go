@@ -21,6 +21,7 @@ type Event struct {
 const (
 	typeSync = 0x00
 	typeKey  = 0x01
+	typeAxis = 0x03
 
 	syncReport  = 0
 	syncDropped = 3
@@ -28,6 +29,9 @@ const (
 	keyVolumeDown = 114
 	keyVolumeUp   = 115
 	keyPower      = 116
+
+	axisX = 0
+	axisY = 1
 )
 
 // Decode returns the events that were read from a device. Bytes that are none stay unread.
@@ -43,29 +47,53 @@ func Decode(read []byte) []Event {
 	return events
 }
 
-// A Reader reads the events of one device.
-type Reader struct {
-	lost bool // events; what follows up to the next report is not whole
+// An Input is what somebody asks of the pad.
+type Input struct {
+	Move Move
+	At   Point // where the panel was touched, of Touched
 }
 
-// Move returns what an event asks of the pad. Keys that are held move it on, but choose once: so
+// A Reader reads the events of one device.
+type Reader struct {
+	lost  bool // events; what follows up to the next report is not whole
+	axes  [2]Axis
+	fresh [2]bool // nothing was lost of what the axis has reported
+	down  bool    // a finger, whose place is whole with the next report
+}
+
+// NewReader returns the reader of a device with these axes, which have no length where it is not
+// touched.
+func NewReader(x, y Axis) Reader {
+	return Reader{axes: [2]Axis{x, y}, fresh: [2]bool{x.known(), y.known()}}
+}
+
+// Read returns what an event asks of the pad. Keys that are held move it on, but choose once: so
 // a power key that is held to switch the machine off types one letter at most.
-func (r *Reader) Move(e Event) Move {
+func (r *Reader) Read(e Event) Input {
 	const released, pressed = 0, 1
 	switch {
 	case e.Type == typeSync && e.Code == syncDropped:
-		r.lost = true
+		r.lost, r.down, r.fresh = true, false, [2]bool{}
 	case e.Type == typeSync && e.Code == syncReport:
-		r.lost = false
-	case r.lost || e.Type != typeKey || e.Value == released:
+		touched := r.down && r.fresh == [2]bool{true, true}
+		r.lost, r.down = false, false
+		if touched {
+			return Input{Touched, Point{r.axes[axisX].at(r.axes[axisX].Value), r.axes[axisY].at(r.axes[axisY].Value)}}
+		}
+	case r.lost:
+	case e.Type == typeAxis && e.Code <= axisY:
+		r.axes[e.Code].Value, r.fresh[e.Code] = e.Value, r.axes[e.Code].known()
+	case e.Type != typeKey || e.Value == released:
 	case e.Code == keyVolumeUp:
-		return Back
+		return Input{Move: Back}
 	case e.Code == keyVolumeDown:
-		return Forward
+		return Input{Move: Forward}
 	case e.Code == keyPower && e.Value == pressed:
-		return Choose
+		return Input{Move: Choose}
+	case e.Code == codeTouch && e.Value == pressed:
+		r.down = true
 	}
-	return None
+	return Input{}
 }
 
 // maxCodes bounds a set of codes: KEY_CNT (linux/input-event-codes.h).

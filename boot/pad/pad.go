@@ -20,6 +20,7 @@ const (
 	Back
 	Forward
 	Choose
+	Touched // see Pad.Touch
 )
 
 // A cell is one of the pad's: what it bears, and what a keyboard types for it.
@@ -62,7 +63,7 @@ func (p *Pad) Hide() { p.shown, p.arrows = false, false }
 func (p *Pad) Do(m Move) (key byte) {
 	p.arrows = false
 	switch {
-	case m == None:
+	case m == None || m == Touched:
 	case !p.shown:
 		p.shown = m != Choose
 	case m == Choose:
@@ -138,7 +139,7 @@ const (
 )
 
 // help is said below the pad.
-const help = "Arrow or volume keys move, Enter or the power key chooses."
+const help = "Arrow or volume keys move, Enter or power chooses; or touch it."
 
 // Draw draws the pad for a screen of so many lines, a line each. The cell that Choose takes is
 // marked, in reverse and by an arrow.

@@ -142,12 +142,13 @@ func TestReader(t *testing.T) {
 		{"power", []pad.Event{key(116, 1), report, key(116, 2), key(116, 2), key(116, 0)}, []pad.Move{pad.Choose}},
 		{"a keyboard", []pad.Event{key(103, 1), key(28, 1), key(46, 1)}, nil}, // the kernel's console has them
 		{"lost", []pad.Event{key(114, 1), dropped, key(116, 1), report, key(115, 1)}, []pad.Move{pad.Forward, pad.Back}},
+		{"touched without a place", []pad.Event{{3, 0, 5}, {3, 1, 5}, key(0x14a, 1), report}, nil},
 		{"noise", []pad.Event{{9, 114, 1}, {0xffff, 0xffff, -1}, key(0xffff, 1), {3, 116, 1}}, nil},
 	} {
 		var r pad.Reader
 		var got []pad.Move
 		for _, e := range pad.Decode(append(encode(tt.events...), 1, 2, 3)) {
-			if m := r.Move(e); m != pad.None {
+			if m := r.Read(e).Move; m != pad.None {
 				got = append(got, m)
 			}
 		}
@@ -198,12 +199,16 @@ func FuzzDecode(f *testing.F) {
 		if len(events) != len(raw)/pad.EventSize {
 			t.Fatalf("%d events in %d bytes", len(events), len(raw))
 		}
-		var r pad.Reader
+		r := pad.NewReader(pad.Axis{Min: -5, Max: 1 << 30}, pad.Axis{Max: 9})
 		var p pad.Pad
 		for _, e := range events {
-			m := r.Move(e)
-			if m != pad.None && (e.Type != 1 || e.Value == 0) {
+			asked := r.Read(e)
+			m, at := asked.Move, asked.At
+			if m != pad.None && m != pad.Touched && (e.Type != 1 || e.Value == 0) {
 				t.Errorf("%+v does something", e)
+			}
+			if at.X < 0 || at.X >= pad.Whole || at.Y < 0 || at.Y >= pad.Whole {
+				t.Errorf("touched at %v", at)
 			}
 			if key := p.Do(m); key != 0 && m != pad.Choose {
 				t.Errorf("%v types %q", m, key)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -36,6 +37,8 @@ type Console struct {
 	swap func(entries []keyboard.Entry) (restore func() error, err error)
 	// inputs opens the buttons of a machine; nil is for those of this one.
 	inputs func() *hw.Inputs
+	// sys is sysfs, by which the screen may be turned; nil is for that of this machine.
+	sys fs.FS
 }
 
 // Open opens the terminals that can be opened. Having none is an error.

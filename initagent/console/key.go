@@ -64,7 +64,8 @@ func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, scre
 	}
 	editors := make([]keyEditor, len(c.terminals))
 	for i, here := range forSecrets(names, screen) {
-		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here, lines: padLines(c.terminals[i])}
+		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here}
+		editors[i].lines, editors[i].columns = padSize(c.terminals[i])
 		defer luks2.Wipe(editors[i].text[:maxLine])
 	}
 	buttons, closeButtons := c.buttons(editors)
@@ -141,6 +142,7 @@ type keyEditor struct {
 	sequence sequence
 	pad      pad.Pad
 	lines    int  // of a screen that has room for the pad; 0 elsewhere
+	columns  int  // of the same
 	padded   bool // the pad was drawn
 }
 

@@ -52,7 +52,7 @@ func TestKeyEditorPad(t *testing.T) {
 			if d.y != 0 || d.x != len(margin)+len(tt.line) || len(d.rows) != rows {
 				t.Errorf("%d rows, want %d; the cursor is at %d, %d", len(d.rows), rows, d.x, d.y)
 			}
-			if tt.shown != strings.Contains(d.row(rows-1), "power key chooses") {
+			if tt.shown != strings.Contains(d.row(rows-1), "or touch it.") {
 				t.Errorf("the last row is %q", d.row(rows-1))
 			}
 			d.write(e.end())
@@ -82,7 +82,7 @@ func buttons(t *testing.T, keys string) (open func() *hw.Inputs, press func(code
 	}
 	t.Cleanup(func() { end.Close() })
 	sys := fstest.MapFS{"class/input/event0/device/capabilities/key": &fstest.MapFile{Data: []byte(keys)}}
-	return func() *hw.Inputs { return hw.OpenInputs(sys, dir) }, func(code uint16) {
+	return func() *hw.Inputs { return hw.OpenInputs(sys, dir, hw.InputAxis) }, func(code uint16) {
 		raw := make([]byte, 2*pad.EventSize)
 		binary.NativeEndian.PutUint16(raw[16:], 1)
 		binary.NativeEndian.PutUint16(raw[18:], code)
@@ -137,7 +137,7 @@ func TestAskKeyByButtons(t *testing.T) {
 		got, err := c.askKey("the key? ", true, time.Minute, true)
 		answers <- answer{got, err}
 	}()
-	read(t, keyboard, "power key chooses")
+	read(t, keyboard, "or touch it.")
 	at := 0
 	choose := func(want byte) {
 		cells := "cbdefghijklnrtuv\x7f\x15\t\r"
@@ -162,7 +162,7 @@ func TestAskKeyByButtons(t *testing.T) {
 	if got := <-answers; got.err != nil || string(got.text) != key {
 		t.Fatalf("%q, %v", got.text, got.err)
 	}
-	if shown := read(t, other, "answered on tty1"); strings.Contains(shown, "power key") {
+	if shown := read(t, other, "answered on tty1"); strings.Contains(shown, "touch it") {
 		t.Errorf("the line shows a pad: %q", shown)
 	}
 }
@@ -187,7 +187,7 @@ func TestButtonsBesideKeyboard(t *testing.T) {
 	shown := read(t, keyboard, "0 of 64")
 	press(power)
 	press(volumeDown)
-	shown += read(t, keyboard, "power key chooses")
+	shown += read(t, keyboard, "or touch it.")
 	if n := strings.Count(shown, "of 64"); strings.Contains(shown, "1 of 64") || n < 2 {
 		t.Errorf("it shows %q", shown)
 	}
@@ -209,7 +209,7 @@ func TestButtonsBesideKeyboard(t *testing.T) {
 }
 
 // A screen that is too narrow for the pad, or a line, has none.
-func TestPadLines(t *testing.T) {
+func TestPadSize(t *testing.T) {
 	keyboard, tty := screen(t)
 	c, err := open([]string{tty})
 	if err != nil {
@@ -217,11 +217,18 @@ func TestPadLines(t *testing.T) {
 	}
 	defer c.Close()
 	var got []int
+	size := func(c *Console) int {
+		lines, columns := padSize(c.terminals[0])
+		if (lines == 0) != (columns == 0) {
+			t.Errorf("%d lines, %d columns", lines, columns)
+		}
+		return lines
+	}
 	for _, columns := range []uint16{80, 66, 65, 0} {
 		if err := unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: columns}); err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, padLines(c.terminals[0]))
+		got = append(got, size(c))
 	}
 	_, line := terminal(t)
 	other, err := open([]string{line})
@@ -229,7 +236,87 @@ func TestPadLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if got = append(got, padLines(other.terminals[0])); !slices.Equal(got, []int{50, 50, 0, 0, 0}) {
+	if got = append(got, size(other)); !slices.Equal(got, []int{50, 50, 0, 0, 0}) {
 		t.Errorf("lines for the pad: %v", got)
+	}
+}
+
+// A finger chooses what stands where it touches, by where the cursor is, also on a panel that is
+// turned; where the kernel does not say that, it shows the pad.
+func TestTouch(t *testing.T) {
+	keyboard, tty := screen(t)
+	if err := unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: 160}); err != nil {
+		t.Fatal(err)
+	}
+	const cursor = 10
+	vcs := filepath.Join(filepath.Dir(tty), "vcsa1")
+	if err := os.WriteFile(vcs, []byte{50, 160, 2, cursor}, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := open([]string{tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	dir := t.TempDir()
+	device := filepath.Join(dir, "event0")
+	if err := unix.Mkfifo(device, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.Close()
+	sys := fstest.MapFS{
+		"class/input/event0/device/capabilities/key": &fstest.MapFile{Data: []byte("400 0 0 0 0 0\n")},
+		"class/input/event0/device/properties":       &fstest.MapFile{Data: []byte("2\n")},
+		"class/graphics/fbcon/rotate":                &fstest.MapFile{Data: []byte("1\n")},
+	}
+	c.sys = sys
+	c.inputs = func() *hw.Inputs {
+		return hw.OpenInputs(sys, dir, func(int, int) (pad.Axis, error) { return pad.Axis{Max: 1<<16 - 1}, nil })
+	}
+	// touch touches a row and a column of the screen: turned clockwise, its rows are the columns
+	// of the panel, from the right.
+	touch := func(row, column int) {
+		x, y := pad.Whole-1-(2*row+1)*pad.Whole/100, (2*column+1)*pad.Whole/320
+		var raw []byte
+		for _, e := range [][3]int{{1, 0x14a, 1}, {3, 0, x}, {3, 1, y}, {}, {1, 0x14a, 0}, {}} {
+			raw = append(raw, make([]byte, 16)...)
+			raw = binary.NativeEndian.AppendUint16(raw, uint16(e[0]))
+			raw = binary.NativeEndian.AppendUint16(raw, uint16(e[1]))
+			raw = binary.NativeEndian.AppendUint32(raw, uint32(e[2]))
+		}
+		if _, err := end.Write(raw); err != nil {
+			t.Error(err)
+		}
+	}
+	answers := make(chan string, 1)
+	go func() {
+		got, err := c.askKey("the key? ", true, time.Minute, true)
+		if err != nil {
+			t.Error(err)
+		}
+		answers <- string(got)
+	}()
+	read(t, keyboard, "or touch it.")
+	const first, left = cursor + 2, len(margin)
+	touch(first+1, left+8*2+3) // d
+	touch(first-1, left)       // what is said of the key
+	touch(first+3, left)       // j
+	touch(first+5, left+63)    // v
+	touch(first+8, left+1)     // erase
+	read(t, keyboard, "2 of 64")
+	touch(first+6, left+60) // done
+	if got := <-answers; got != "dj" {
+		t.Errorf("typed %q", got)
+	}
+	if err := os.Remove(vcs); err != nil {
+		t.Fatal(err)
+	}
+	e := keyEditor{text: make([]byte, 0, maxLine), lines: 50, columns: 160}
+	if e.touch(c.terminals[0], pad.Point{X: 2000, Y: 40000}) || len(e.text) != 0 || !e.pad.Shown() {
+		t.Errorf("typed %q where nobody knows what is touched", e.text)
 	}
 }

@@ -1,10 +1,12 @@
 package hw
 
 import (
+	"fmt"
 	"io/fs"
 	"path"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,9 +20,9 @@ const (
 	maxEvents = 256
 )
 
-// Inputs are the buttons of the machine that move the pad (evdev).
+// Inputs are the buttons of the machine, and what can be touched of it, that move the pad (evdev).
 type Inputs struct {
-	// Letters says that there is a keyboard, and Moves that there are keys that move the pad.
+	// Letters says that there is a keyboard, and Moves that there is what moves the pad.
 	Letters, Moves bool
 	devices        []input
 }
@@ -31,43 +33,77 @@ type input struct {
 }
 
 // OpenInputs looks in sysfs for the input devices of the machine, and opens those that are of
-// use to the pad in a directory such as /dev/input. One that cannot be read or opened is left out:
-// no question may depend on a device.
-func OpenInputs(sys fs.FS, dir string) *Inputs {
+// use to the pad in a directory such as /dev/input; axis is InputAxis. One that cannot be read or
+// opened is left out: no question may depend on a device.
+func OpenInputs(sys fs.FS, dir string, axis func(fd, number int) (pad.Axis, error)) *Inputs {
 	in := new(Inputs)
 	names, _ := fs.Glob(sys, "class/input/event*") // the pattern is a good one
 	for _, name := range names {
-		codes, err := keysOf(sys, name)
+		keys, err := codesOf(sys, name, "capabilities/key")
 		if err != nil {
 			continue
 		}
-		in.Letters = in.Letters || codes.Letters()
-		if !codes.Moves() && !codes.Chooses() || len(in.devices) == maxInputs {
+		properties, _ := codesOf(sys, name, "properties") // none, where they cannot be read
+		touches := pad.Touches(&keys, &properties)
+		in.Letters = in.Letters || keys.Letters()
+		if !keys.Moves() && !keys.Chooses() && !touches || len(in.devices) == maxInputs {
 			continue
 		}
 		fd, err := unix.Open(filepath.Join(dir, path.Base(name)), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue
 		}
-		in.Moves = in.Moves || codes.Moves()
-		in.devices = append(in.devices, input{fd: fd})
+		var x, y pad.Axis
+		if touches {
+			x, y, touches = axes(fd, axis)
+		}
+		in.Moves = in.Moves || keys.Moves() || touches
+		in.devices = append(in.devices, input{fd: fd, reader: pad.NewReader(x, y)})
 	}
 	return in
 }
 
-// keysOf are the keys of an input device of sysfs.
-func keysOf(sys fs.FS, name string) (pad.Codes, error) {
-	text, err := fs.ReadFile(sys, path.Join(name, "device/capabilities/key"))
+// codesOf are the codes of an input device that sysfs has in an attribute.
+func codesOf(sys fs.FS, name, attribute string) (pad.Codes, error) {
+	text, err := fs.ReadFile(sys, path.Join(name, "device", attribute))
 	if err != nil {
 		return pad.Codes{}, err
 	}
 	return pad.ParseCodes(strings.TrimSpace(string(text)))
 }
 
-// Read takes what has happened at the devices since, and calls move with what it asks of the pad.
+// axes asks a device for the axes by which it says where it is touched.
+func axes(fd int, axis func(fd, number int) (pad.Axis, error)) (x, y pad.Axis, ok bool) {
+	x, err := axis(fd, 0)
+	if err != nil {
+		return pad.Axis{}, pad.Axis{}, false
+	}
+	if y, err = axis(fd, 1); err != nil {
+		return pad.Axis{}, pad.Axis{}, false
+	}
+	return x, y, true
+}
+
+// inputAxis is EVIOCGABS(0) (linux/input.h); those of the other axes follow.
+const inputAxis = 0x80184540
+
+// InputAxis asks an open input device for one of its axes.
+func InputAxis(fd, number int) (pad.Axis, error) {
+	var info struct {
+		pad.Axis
+		fuzz, flat, resolution int32
+	}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), inputAxis+uintptr(number), uintptr(unsafe.Pointer(&info)))
+	if errno != 0 {
+		return pad.Axis{}, fmt.Errorf("axis %d of an input device: %w", number, errno)
+	}
+	return info.Axis, nil
+}
+
+// Read takes what has happened at the devices since, and calls do with what it asks of the pad.
 // It does not wait, and takes no more than a read of each device: one that never falls silent
 // keeps nobody waiting. One that is gone is read no longer.
-func (in *Inputs) Read(move func(pad.Move)) {
+func (in *Inputs) Read(do func(pad.Input)) {
 	buf := make([]byte, maxEvents*pad.EventSize)
 	left := in.devices[:0]
 	for _, d := range in.devices {
@@ -77,8 +113,8 @@ func (in *Inputs) Read(move func(pad.Move)) {
 			continue
 		}
 		for _, e := range pad.Decode(buf[:max(n, 0)]) {
-			if m := d.reader.Move(e); m != pad.None {
-				move(m)
+			if asked := d.reader.Read(e); asked.Move != pad.None {
+				do(asked)
 			}
 		}
 		left = append(left, d)

@@ -53,13 +53,17 @@ const (
 
 func TestInputs(t *testing.T) {
 	sys, dir, ends := inputs(t, volumeKeys, "1f0000 0 0 0 0", powerKey, "no keys", strings.Repeat("f", 1<<20))
-	in := OpenInputs(sys, dir)
+	in := OpenInputs(sys, dir, InputAxis)
 	defer in.Close()
 	if in.Letters || !in.Moves || len(in.devices) != 2 {
 		t.Fatalf("letters %t, moves %t, %d devices", in.Letters, in.Moves, len(in.devices))
 	}
 	var got []pad.Move
-	read := func() []pad.Move { got = nil; in.Read(func(m pad.Move) { got = append(got, m) }); return got }
+	read := func() []pad.Move {
+		got = nil
+		in.Read(func(asked pad.Input) { got = append(got, asked.Move) })
+		return got
+	}
 	if moves := read(); moves != nil {
 		t.Errorf("before anything was pressed: %v", moves)
 	}
@@ -93,12 +97,12 @@ func TestInputs(t *testing.T) {
 // devices there is nothing to read.
 func TestInputsOfOthers(t *testing.T) {
 	sys, dir, _ := inputs(t, atKeyboard)
-	in := OpenInputs(sys, dir)
+	in := OpenInputs(sys, dir, InputAxis)
 	if !in.Letters {
 		t.Error("a keyboard is none")
 	}
 	in.Close()
-	in.Read(func(pad.Move) { t.Error("something was pressed") })
+	in.Read(func(pad.Input) { t.Error("something was pressed") })
 	many := fstest.MapFS{}
 	for range 2 * maxInputs {
 		name := "event" + strings.Repeat("1", len(many)+1)
@@ -107,17 +111,72 @@ func TestInputsOfOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	in = OpenInputs(many, dir)
+	in = OpenInputs(many, dir, InputAxis)
 	if len(in.devices) != maxInputs {
 		t.Errorf("%d devices are open", len(in.devices))
 	}
 	in.Close()
 	for _, sys := range []fstest.MapFS{{}, {"class/input/event0/device/capabilities/key": &fstest.MapFile{Data: []byte(volumeKeys)}}} {
-		in = OpenInputs(sys, t.TempDir())
+		in = OpenInputs(sys, t.TempDir(), InputAxis)
 		if in.Letters || in.Moves {
 			t.Errorf("of nothing: %+v", in)
 		}
-		in.Read(func(pad.Move) { t.Error("something was pressed") })
+		in.Read(func(pad.Input) { t.Error("something was pressed") })
 		in.Close()
+	}
+}
+
+// A touchscreen is read by what it says of its axes; one that does not say it is none.
+func TestInputsTouched(t *testing.T) {
+	sys, dir, ends := inputs(t, "400 0 0 0 0 0")
+	sys["class/input/event0/device/properties"] = &fstest.MapFile{Data: []byte("2\n")}
+	in := OpenInputs(sys, dir, func(fd, number int) (pad.Axis, error) { return pad.Axis{Max: int32(10*number + 9)}, nil })
+	defer in.Close()
+	raw := slices.Concat(event(1, 0x14a, 1), event(3, 0, 5), event(3, 1, 5), event(0, 0, 0))
+	if _, err := ends[0].Write(raw); err != nil {
+		t.Fatal(err)
+	}
+	var got []pad.Input
+	in.Read(func(asked pad.Input) { got = append(got, asked) })
+	want := []pad.Input{{Move: pad.Touched, At: pad.Point{X: pad.Whole / 2, Y: pad.Whole / 4}}}
+	if !in.Moves || !slices.Equal(got, want) {
+		t.Errorf("moves %t: %v, want %v", in.Moves, got, want)
+	}
+	silent := OpenInputs(sys, dir, InputAxis) // no pipe has axes
+	defer silent.Close()
+	if silent.Moves {
+		t.Error("what says nothing of its axes is touched")
+	}
+	if _, err := ends[0].Write(raw); err != nil {
+		t.Fatal(err)
+	}
+	silent.Read(func(asked pad.Input) { t.Errorf("it was touched: %v", asked) })
+}
+
+// The request is the one that C's macro makes, and takes what the kernel's structure has.
+func TestInputAxis(t *testing.T) {
+	const read, size = 2, 6 * 4
+	if inputAxis != read<<30|size<<16|'E'<<8|0x40 {
+		t.Errorf("EVIOCGABS(0) is %#x", inputAxis)
+	}
+	if _, err := InputAxis(-1, 0); err == nil {
+		t.Error("what is not open has an axis")
+	}
+}
+
+func TestCursor(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"vcsa1": "\x32\xa0\x05\x11 \x07", "vcsa2": "\x32"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rows, row, err := (&Terminal{Path: filepath.Join(dir, "tty1")}).Cursor(); rows != 50 || row != 17 || err != nil {
+		t.Errorf("%d rows, the cursor in %d, %v", rows, row, err)
+	}
+	for _, name := range []string{"tty2", "tty3", "ttyS1"} {
+		if _, _, err := (&Terminal{Path: filepath.Join(dir, name)}).Cursor(); err == nil {
+			t.Errorf("%s has a cursor", name)
+		}
 	}
 }

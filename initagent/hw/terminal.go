@@ -40,6 +40,25 @@ func IsScreen(path string) bool {
 	return virtual && digits != "" && strings.Trim(digits, "0123456789") == ""
 }
 
+// Cursor says how many rows a screen has, and in which of them, counted from 0, the cursor is
+// (vcs(4)).
+func (t *Terminal) Cursor() (rows, row int, err error) {
+	if !IsScreen(t.Path) {
+		return 0, 0, fmt.Errorf("the cursor of %s: it is no screen", t.Path)
+	}
+	dir, name := filepath.Split(t.Path)
+	f, err := os.Open(filepath.Join(dir, "vcsa"+strings.TrimPrefix(name, "tty")))
+	if err != nil {
+		return 0, 0, fmt.Errorf("the cursor of %s: %w", t.Path, err)
+	}
+	defer f.Close()
+	var header [4]byte // rows, columns, column and row of the cursor
+	if _, err := io.ReadFull(f, header[:]); err != nil {
+		return 0, 0, fmt.Errorf("the cursor of %s: %w", t.Path, err)
+	}
+	return int(header[0]), int(header[3]), nil
+}
+
 // patience is how long a terminal may take for one text.
 const patience = time.Second
 

@@ -1,0 +1,76 @@
+package pad
+
+// Whole is the width and the height of a screen, as Point measures them.
+const Whole = 1 << 16
+
+// A Point is a place on a screen, from its upper left corner, from 0 up to and without Whole.
+type Point struct{ X, Y int }
+
+// An Axis is what a device says of one of its axes: the least and the greatest value that it
+// reports, and the last (struct input_absinfo, linux/input.h).
+type Axis struct{ Value, Min, Max int32 }
+
+// known reports whether an axis has a length.
+func (a Axis) known() bool { return a.Max > a.Min }
+
+// at is where a value lies on the axis.
+func (a Axis) at(value int32) int {
+	if !a.known() {
+		return 0
+	}
+	low, high := int64(a.Min), int64(a.Max)
+	return int((min(max(int64(value), low), high) - low) * Whole / (high - low + 1))
+}
+
+// Turned returns the place on what Linux's console shows of a place on a panel, which is held
+// otherwise than it was made: by how many quarters of a turn, clockwise, the console is turned on
+// it (fbcon's rotate; Documentation/fb/fbcon.rst).
+func (p Point) Turned(quarters int) Point {
+	switch quarters {
+	case 1:
+		return Point{p.Y, Whole - 1 - p.X}
+	case 2:
+		return Point{Whole - 1 - p.X, Whole - 1 - p.Y}
+	case 3:
+		return Point{Whole - 1 - p.Y, p.X}
+	}
+	return p
+}
+
+// Touch does what a finger asks that touches the screen, at a row and a column from the upper left
+// corner of the pad, as it is drawn on a screen of so many lines. It returns the key that this
+// types; 0 is none. The first touch of a pad that was not shown shows it.
+func (p *Pad) Touch(row, column, screen int) (key byte) {
+	p.arrows = false
+	if !p.shown {
+		p.shown = true
+		return 0
+	}
+	row = floor(row, height(screen))
+	column = floor(column, cellWidth)
+	if row < 0 || row > 2 || column < 0 || column >= columns {
+		return 0
+	}
+	p.at = index(row, column)
+	return cells[p.at].key
+}
+
+// floor divides, and takes all that is negative for -1.
+func floor(n, by int) int {
+	if n < 0 {
+		return -1
+	}
+	return n / by
+}
+
+const (
+	codeTouch     = 0x14a // BTN_TOUCH
+	propertyTouch = 1     // INPUT_PROP_DIRECT: the device lies over a screen
+)
+
+// Touches reports whether a device with these keys and properties is touched where a screen is.
+// Drivers of such with several fingers report the first one as those with one do
+// (input_mt_report_pointer_emulation).
+func Touches(keys, properties *Codes) bool {
+	return keys.has(codeTouch) && properties.has(propertyTouch)
+}
