@@ -1,6 +1,6 @@
-// Package pad is the pad of letters on the screen by which a recovery key is typed at a
-// machine without a keyboard: what moves it, what it types, how it is drawn, and how the events
-// of the kernel's input devices (evdev) are read for it.
+// Package pad is the pad of letters on the screen by which a machine without a keyboard is
+// answered: what moves it, what it types, how it is drawn, and how the events of the kernel's
+// input devices (evdev) are read for it.
 //
 // It refuses to know what was typed: it says which key of a keyboard was meant.
 package pad
@@ -29,25 +29,60 @@ type cell struct {
 	key   byte
 }
 
-// columns is how many letters a row has. The last row has cells of two columns each.
+// columns is how many letters a row has. The cells of a row that has less are as much wider.
 const columns = 8
 
-// cells are the letters of recovery keys (luks2), and what a keyboard has besides: Backspace,
-// Ctrl-U, Tab, which hides the letters, and Enter.
-var cells = [...]cell{
-	{"c", 'c'}, {"b", 'b'}, {"d", 'd'}, {"e", 'e'}, {"f", 'f'}, {"g", 'g'}, {"h", 'h'}, {"i", 'i'},
-	{"j", 'j'}, {"k", 'k'}, {"l", 'l'}, {"n", 'n'}, {"r", 'r'}, {"t", 't'}, {"u", 'u'}, {"v", 'v'},
-	{"erase", 0x7f}, {"clear", 0x15}, {"hide/show", '\t'}, {"done", '\r'},
+// forKey is the pad for a recovery key: its letters (luks2), and what a keyboard has besides:
+// Backspace, Ctrl-U, Tab, which hides the letters, and Enter.
+var forKey = [][]cell{
+	letters("cbdefghi"),
+	letters("jklnrtuv"),
+	{{"erase", 0x7f}, {"clear", 0x15}, {"hide/show", '\t'}, {"done", '\r'}},
 }
 
-const letters = 2 * columns
+// forLine is the pad for any other answer.
+var forLine = [][]cell{
+	letters("abcdefgh"),
+	letters("ijklmnop"),
+	letters("qrstuvwx"),
+	letters("yz012345"),
+	letters("6789-._ "),
+	{{"erase", 0x7f}, {"clear", 0x15}, {"hide/show", '\t'}, {"done", '\r'}},
+}
 
-// A Pad is the pad at one screen. The zero Pad is not shown.
+// letters are cells that bear what they type.
+func letters(of string) (row []cell) {
+	for _, c := range []byte(of) {
+		label := string(c)
+		if c == ' ' {
+			label = "space"
+		}
+		row = append(row, cell{label, c})
+	}
+	return row
+}
+
+// A Pad is the pad at one screen. The zero Pad is for a recovery key, and is not shown.
 type Pad struct {
-	at     int // the cell that Choose takes
-	shown  bool
-	arrows bool // moved by the arrows of a keyboard, whose Enter chooses then
+	line        bool
+	row, number int // the cell that Choose takes: which of which row
+	shown       bool
+	arrows      bool // moved by the arrows of a keyboard, whose Enter chooses then
 }
+
+// ForLine returns the pad for answers that are no recovery key. It is not shown.
+func ForLine() Pad { return Pad{line: true} }
+
+// rows are the pad's cells.
+func (p *Pad) rows() [][]cell {
+	if p.line {
+		return forLine
+	}
+	return forKey
+}
+
+// chosen is the key of the cell that Choose takes.
+func (p *Pad) chosen() byte { return p.rows()[p.row][p.number].key }
 
 // Shown reports whether the pad is to be drawn.
 func (p *Pad) Shown() bool { return p.shown }
@@ -67,9 +102,9 @@ func (p *Pad) Do(m Move) (key byte) {
 	case !p.shown:
 		p.shown = m != Choose
 	case m == Choose:
-		return cells[p.at].key
+		return p.chosen()
 	default:
-		p.at = next(p.at, m)
+		p.move(m)
 	}
 	return 0
 }
@@ -85,47 +120,38 @@ func (p *Pad) Enter() (key byte) {
 	if !p.arrows {
 		return 0
 	}
-	return cells[p.at].key
+	return p.chosen()
 }
 
-// next is the cell that a move leads to from a cell. All ways go round.
-func next(at int, m Move) int {
-	row, column := at/columns, at%columns
-	if at >= letters {
-		row, column = 2, (at-letters)*2
-	}
+// move goes to another cell. All ways go round.
+func (p *Pad) move(m Move) {
+	rows := p.rows()
+	cells, column := len(rows[p.row]), p.number*wide(rows[p.row])
 	switch m {
-	case Back:
-		return (at + len(cells) - 1) % len(cells)
-	case Forward:
-		return (at + 1) % len(cells)
-	case Up:
-		row = (row + 2) % 3
-	case Down:
-		row = (row + 1) % 3
 	case Left:
-		column = (column + columns - step(row)) % columns
+		p.number = (p.number + cells - 1) % cells
 	case Right:
-		column = (column + step(row)) % columns
+		p.number = (p.number + 1) % cells
+	case Up:
+		p.row = (p.row + len(rows) - 1) % len(rows)
+		p.number = column / wide(rows[p.row])
+	case Down:
+		p.row = (p.row + 1) % len(rows)
+		p.number = column / wide(rows[p.row])
+	case Back:
+		if p.number--; p.number < 0 {
+			p.row = (p.row + len(rows) - 1) % len(rows)
+			p.number = len(rows[p.row]) - 1
+		}
+	case Forward:
+		if p.number++; p.number == cells {
+			p.row, p.number = (p.row+1)%len(rows), 0
+		}
 	}
-	return index(row, column)
 }
 
-// step is how many columns a cell of a row has.
-func step(row int) int {
-	if row == 2 {
-		return 2
-	}
-	return 1
-}
-
-// index is the cell of a row and a column.
-func index(row, column int) int {
-	if row == 2 {
-		return letters + column/2
-	}
-	return row*columns + column
-}
+// wide is how many columns a cell of a row takes.
+func wide(row []cell) int { return columns / len(row) }
 
 // The pad's measures in characters.
 const (
@@ -141,22 +167,31 @@ const (
 // help is said below the pad.
 const help = "Arrow or volume keys move, Enter or power chooses; or touch it."
 
+// helpLine is said below one that arrow keys do not move.
+const helpLine = "Volume keys move, power chooses; or touch it."
+
+// Lines is how many lines the pad takes on a screen of so many.
+func (p *Pad) Lines(screen int) int { return len(p.rows())*height(screen) + 1 }
+
 // Draw draws the pad for a screen of so many lines, a line each. The cell that Choose takes is
 // marked, in reverse and by an arrow.
 func (p *Pad) Draw(screen int) (lines []string) {
-	for row := range 3 {
-		for line := range height(screen) {
+	for row, cells := range p.rows() {
+		for at := range height(screen) {
 			var b strings.Builder
-			for column := 0; column < columns; column += step(row) {
-				at := index(row, column)
-				text := draw(cells[at].label, step(row)*cellWidth-1, line, height(screen), at == p.at)
-				if at == p.at && strings.TrimSpace(text) != "" {
+			for number, c := range cells {
+				marked := row == p.row && number == p.number
+				text := draw(c.label, wide(cells)*cellWidth-1, at, height(screen), marked)
+				if marked && strings.TrimSpace(text) != "" {
 					text = "\033[7m" + text + "\033[0m"
 				}
 				b.WriteString(text + " ")
 			}
 			lines = append(lines, strings.TrimRight(b.String(), " "))
 		}
+	}
+	if p.line {
+		return append(lines, helpLine)
 	}
 	return append(lines, help)
 }

@@ -20,7 +20,7 @@ func walk(t *testing.T, p *pad.Pad, text string) (typed []byte) {
 			if try.Do(pad.Choose) == want {
 				break
 			}
-			if moves == 20 {
+			if moves == 44 {
 				t.Fatalf("%q is nowhere on the pad", want)
 			}
 			if key := p.Do(pad.Forward); key != 0 {
@@ -52,6 +52,24 @@ func TestKeyByButtons(t *testing.T) {
 	}
 	if got := walk(t, &p, "\x7f\x15\t\r"); string(got) != "\x7f\x15\t\r" {
 		t.Errorf("the last row types %q", got)
+	}
+}
+
+// Every answer to a question can be typed: words, numbers, names of machines.
+func TestLineByButtons(t *testing.T) {
+	p := pad.ForLine()
+	p.Do(pad.Back)
+	const answer = "y\rmy-machine_2.1\x7f\x15\tabcdefghijklmnopqrstuvwxyz 0123456789\r"
+	if got := walk(t, &p, answer); string(got) != answer {
+		t.Errorf("it types %q", got)
+	}
+	p = pad.ForLine()
+	p.Show()
+	if p.Do(pad.Back); p.Do(pad.Choose) != '\r' {
+		t.Error("the last cell is not a button before the first")
+	}
+	if got := p.Touch(3*3+1, 3, 50); got != 'y' {
+		t.Errorf("a touch types %q", got)
 	}
 }
 
@@ -95,13 +113,19 @@ func TestArrows(t *testing.T) {
 
 // The pad fits a screen of 80 by 25 below the key, and marks one cell.
 func TestDraw(t *testing.T) {
-	for screen, high := range map[int]int{25: 2, pad.Roomy: 3, 67: 3} {
-		var p pad.Pad
+	for _, tt := range []struct {
+		pad                 pad.Pad
+		screen, rows, lines int
+	}{
+		{pad.Pad{}, 25, 3, 7}, {pad.Pad{}, pad.Roomy, 3, 10}, {pad.Pad{}, 67, 3, 10},
+		{pad.ForLine(), 25, 6, 13}, {pad.ForLine(), 50, 6, 19},
+	} {
+		p := tt.pad
 		p.Show()
-		for range 20 {
-			lines := p.Draw(screen)
-			if len(lines) != 3*high+1 {
-				t.Errorf("%d lines on a screen of %d", len(lines), screen)
+		for range tt.rows * 8 {
+			lines := p.Draw(tt.screen)
+			if len(lines) != tt.lines || p.Lines(tt.screen) != tt.lines {
+				t.Errorf("%d lines on a screen of %d, want %d", len(lines), tt.screen, tt.lines)
 			}
 			marked := 0
 			for _, line := range lines {

@@ -48,11 +48,11 @@ func (p *Pad) Touch(row, column, screen int) (key byte) {
 	}
 	row = floor(row, height(screen))
 	column = floor(column, cellWidth)
-	if row < 0 || row > 2 || column < 0 || column >= columns {
+	if row < 0 || row >= len(p.rows()) || column < 0 || column >= columns {
 		return 0
 	}
-	p.at = index(row, column)
-	return cells[p.at].key
+	p.row, p.number = row, column/wide(p.rows()[row])
+	return p.chosen()
 }
 
 // floor divides, and takes all that is negative for -1.

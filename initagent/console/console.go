@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/keyboard"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -106,20 +107,42 @@ func show(t *hw.Terminal, text string) {
 func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
 	c.Print(prompt)
 	fds := make([]unix.PollFd, len(c.terminals))
+	editors, boards := make([]lineEditor, len(c.terminals)), make([]*board, len(c.terminals))
 	for i, t := range c.terminals {
 		fds[i] = unix.PollFd{Fd: int32(t.Fd()), Events: unix.POLLIN}
 		restore := mode(t.Fd(), func(now *unix.Termios) { lines(now, hidden) })
 		defer restore()
+		editors[i] = newLineEditor(t, hidden)
+		boards[i] = &editors[i].board
+		defer luks2.Wipe(editors[i].text[:maxLine])
 	}
-	answer, from, err := await(fds, func() time.Duration { return timeout }, func(_ int, line []byte) bool { return true }, nil)
+	buttons, closeButtons := c.buttons(boards, func(at int, key byte) (done bool) { return editors[at].press(key) })
+	defer closeButtons()
+	byPad := false
+	for i, t := range c.terminals {
+		show(t, editors[i].draw())
+	}
+	answer, from, err := await(fds, func() time.Duration { return timeout }, func(_ int, line []byte) bool { return true }, func() (from int, done bool) {
+		from, moved, done := buttons()
+		if moved {
+			show(c.terminals[from], editors[from].draw())
+		}
+		byPad = done
+		return from, done
+	})
 	answer = bytes.TrimRight(answer, "\r\n")
+	if byPad {
+		answer = append([]byte(nil), editors[from].text...)
+		show(c.terminals[from], editors[from].shows()+"\n")
+	}
 	for i, t := range c.terminals {
 		switch {
 		case err == nil && i != from:
 			c.answered(i, from)
-		case hidden:
+		case hidden && !byPad:
 			show(t, "\n")
 		}
+		show(t, editors[i].end())
 	}
 	return answer, err
 }

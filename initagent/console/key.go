@@ -64,11 +64,14 @@ func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, scre
 	}
 	editors := make([]keyEditor, len(c.terminals))
 	for i, here := range forSecrets(names, screen) {
-		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here}
-		editors[i].lines, editors[i].columns = padSize(c.terminals[i])
+		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here, board: newBoard(c.terminals[i])}
 		defer luks2.Wipe(editors[i].text[:maxLine])
 	}
-	buttons, closeButtons := c.buttons(editors)
+	boards := make([]*board, len(editors))
+	for i := range editors {
+		boards[i] = &editors[i].board
+	}
+	buttons, closeButtons := c.buttons(boards, func(at int, key byte) (done bool) { return editors[at].press(key) })
 	defer closeButtons()
 	for i, t := range c.terminals {
 		show(t, editors[i].draw())
@@ -140,10 +143,8 @@ type keyEditor struct {
 	hidden   bool
 	shown    bool // letters were
 	sequence sequence
-	pad      pad.Pad
-	lines    int  // of a screen that has room for the pad; 0 elsewhere
-	columns  int  // of the same
 	padded   bool // the pad was drawn
+	board
 }
 
 // The keys that do something.
@@ -183,12 +184,6 @@ func (e *keyEditor) feed(typed []byte) (done bool) {
 		}
 	}
 	return false
-}
-
-// move does what a button asks of the pad, and reports whether the key was sent off.
-func (e *keyEditor) move(m pad.Move) (done bool) {
-	key := e.pad.Do(m)
-	return key != 0 && e.press(key)
 }
 
 // press does what a key does, and reports whether that sends the recovery key off.

@@ -1,9 +1,11 @@
 package console
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -11,26 +13,34 @@ import (
 	"halogenos.internal/initagent/hw"
 )
 
-// padSize is how many lines and columns a terminal has, if it is a screen that has room for the
-// pad; 0 where it is none. At the other end of a line there is a keyboard.
-func padSize(t *hw.Terminal) (lines, columns int) {
+// A board is the pad at one terminal.
+type board struct {
+	pad            pad.Pad
+	lines, columns int // of a screen that has room for the pad; 0 elsewhere
+	unasked        int // how many lines the screen has to have for the pad to be shown unasked
+}
+
+// newBoard is the pad of a terminal for a recovery key. At the other end of a line there is a
+// keyboard, and so no pad.
+func newBoard(t *hw.Terminal) board {
 	if !hw.IsScreen(t.Path) {
-		return 0, 0
+		return board{}
 	}
 	size, err := unix.IoctlGetWinsize(t.Fd(), unix.TIOCGWINSZ)
 	if err != nil || int(size.Col) < len(margin)+pad.Width {
-		return 0, 0
+		return board{}
 	}
-	return int(size.Row), int(size.Col)
+	return board{lines: int(size.Row), columns: int(size.Col)}
 }
 
 // buttons opens the machine's buttons for the pad of its first screen, and shows the pad where
 // there is no keyboard. What it returns takes what was pressed or touched since, and reports which
-// terminal that is for, whether anything was, and whether the key was sent off.
-func (c *Console) buttons(editors []keyEditor) (pressed func() (from int, moved, done bool), closed func()) {
+// terminal that is for, whether anything was, and whether press has said of a key that the answer
+// is done.
+func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bool)) (pressed func() (from int, moved, done bool), closed func()) {
 	at := -1
-	for i := range editors {
-		if editors[i].lines > 0 {
+	for i := range boards {
+		if boards[i].lines > 0 {
 			at = i
 			break
 		}
@@ -45,21 +55,39 @@ func (c *Console) buttons(editors []keyEditor) (pressed func() (from int, moved,
 	if sys == nil {
 		sys = os.DirFS("/sys")
 	}
-	in, e := open(), &editors[at]
-	if in.Moves && !in.Letters {
-		e.pad.Show()
+	in, b := open(), boards[at]
+	if in.Moves && !in.Letters && b.lines >= b.unasked {
+		b.pad.Show()
 	}
 	return func() (from int, moved, done bool) {
 		in.Read(func(asked pad.Input) {
+			if done {
+				return
+			}
 			moved = true
-			if asked.Move == pad.Touched {
-				done = done || e.touch(c.terminals[at], asked.At.Turned(turned(sys)))
-			} else {
-				done = done || e.move(asked.Move)
+			if key := b.asked(c.terminals[at], sys, asked); key != 0 {
+				done = press(at, key)
 			}
 		})
 		return at, moved, done
 	}, in.Close
+}
+
+// asked does what somebody asks of the pad at a terminal, and returns the key that this types; 0 is
+// none. Where the cursor's row is not known, and so the pad's, a finger shows it.
+func (b *board) asked(t *hw.Terminal, sys fs.FS, in pad.Input) (key byte) {
+	if in.Move != pad.Touched {
+		return b.pad.Do(in.Move)
+	}
+	rows, cursor, err := t.Cursor()
+	if err != nil {
+		b.pad.Show()
+		return 0
+	}
+	at := in.At.Turned(turned(sys))
+	row := at.Y*rows/pad.Whole - (cursor + 2) // the pad is below the answer and one line more
+	column := at.X*b.columns/pad.Whole - len(margin)
+	return b.pad.Touch(row, column, b.lines)
 }
 
 // turned is by how many quarters the console is turned on its panel.
@@ -68,16 +96,58 @@ func turned(sys fs.FS) int {
 	return quarters
 }
 
-// touch does what a finger asks of the pad at a place of the screen, and reports whether the key
-// was sent off. Where the cursor's row is not known, and so the pad's, the finger shows it.
-func (e *keyEditor) touch(t *hw.Terminal, at pad.Point) (done bool) {
-	rows, cursor, err := t.Cursor()
-	if err != nil {
-		e.pad.Show()
-		return false
+// leastLines is how many lines a page has at most that is drawn for a screen.
+const leastLines = 25
+
+// A lineEditor is an answer that is typed by the pad at one terminal, beside the line that the
+// kernel edits there.
+type lineEditor struct {
+	keyEditor
+	drawn bool
+}
+
+// newLineEditor returns the editor of a terminal. Its pad is shown unasked where that takes nothing
+// of a page off the screen, such as the upper part of a QR code.
+func newLineEditor(t *hw.Terminal, hidden bool) lineEditor {
+	e := lineEditor{keyEditor: keyEditor{text: make([]byte, 0, maxLine), hidden: hidden, board: newBoard(t)}}
+	e.pad = pad.ForLine()
+	e.unasked = leastLines + e.rows()
+	return e
+}
+
+// rows is how many lines below the question are drawn.
+func (e *lineEditor) rows() int { return 1 + e.pad.Lines(e.lines) }
+
+// draw draws the answer below the question, and the pad below that. The cursor stays where it is, as
+// somebody may type there; the first time room is made below it.
+func (e *lineEditor) draw() string {
+	if !e.pad.Shown() {
+		return ""
 	}
-	row := at.Y*rows/pad.Whole - (cursor + 2) // the pad is below the key and what is said of it
-	column := at.X*e.columns/pad.Whole - len(margin)
-	key := e.pad.Touch(row, column, e.lines)
-	return key != 0 && e.press(key)
+	var b strings.Builder
+	if !e.drawn {
+		e.drawn = true
+		b.WriteString(strings.Repeat("\033D", e.rows()) + fmt.Sprintf("\033[%dA", e.rows()))
+	}
+	b.WriteString("\0337\r\n" + margin + e.shows() + "\033[K")
+	for _, line := range e.pad.Draw(e.lines) {
+		b.WriteString("\r\n" + margin + line + "\033[K")
+	}
+	return b.String() + "\0338"
+}
+
+// shows is what may be seen of the answer.
+func (e *lineEditor) shows() string {
+	if e.hidden {
+		return strings.Repeat("*", len(e.text))
+	}
+	return string(e.text)
+}
+
+// end takes the pad away, once the cursor is below the question or behind it.
+func (e *lineEditor) end() string {
+	if !e.drawn {
+		return ""
+	}
+	return "\033[J"
 }

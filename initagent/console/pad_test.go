@@ -33,7 +33,7 @@ func TestKeyEditorPad(t *testing.T) {
 		{"a line", down + right + "c", "c", 0, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e := keyEditor{text: make([]byte, 0, maxLine), lines: tt.lines}
+			e := keyEditor{text: make([]byte, 0, maxLine), board: board{lines: tt.lines}}
 			d := display{t: t}
 			d.write(e.draw())
 			for _, b := range []byte(tt.typed) {
@@ -61,7 +61,7 @@ func TestKeyEditorPad(t *testing.T) {
 			}
 		})
 	}
-	e := keyEditor{text: make([]byte, 0, maxLine), lines: 25}
+	e := keyEditor{text: make([]byte, 0, maxLine), board: board{lines: 25}}
 	if !e.feed([]byte(down + "c\r")) {
 		t.Error("Enter after a letter does not send the key off")
 	}
@@ -209,7 +209,7 @@ func TestButtonsBesideKeyboard(t *testing.T) {
 }
 
 // A screen that is too narrow for the pad, or a line, has none.
-func TestPadSize(t *testing.T) {
+func TestNewBoard(t *testing.T) {
 	keyboard, tty := screen(t)
 	c, err := open([]string{tty})
 	if err != nil {
@@ -218,11 +218,11 @@ func TestPadSize(t *testing.T) {
 	defer c.Close()
 	var got []int
 	size := func(c *Console) int {
-		lines, columns := padSize(c.terminals[0])
-		if (lines == 0) != (columns == 0) {
-			t.Errorf("%d lines, %d columns", lines, columns)
+		b := newBoard(c.terminals[0])
+		if (b.lines == 0) != (b.columns == 0) {
+			t.Errorf("%d lines, %d columns", b.lines, b.columns)
 		}
-		return lines
+		return b.lines
 	}
 	for _, columns := range []uint16{80, 66, 65, 0} {
 		if err := unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: columns}); err != nil {
@@ -315,8 +315,83 @@ func TestTouch(t *testing.T) {
 	if err := os.Remove(vcs); err != nil {
 		t.Fatal(err)
 	}
-	e := keyEditor{text: make([]byte, 0, maxLine), lines: 50, columns: 160}
-	if e.touch(c.terminals[0], pad.Point{X: 2000, Y: 40000}) || len(e.text) != 0 || !e.pad.Shown() {
-		t.Errorf("typed %q where nobody knows what is touched", e.text)
+	b := board{lines: 50, columns: 160}
+	for range 2 {
+		key := b.asked(c.terminals[0], sys, pad.Input{Move: pad.Touched, At: pad.Point{X: 63000, Y: 2000}})
+		if key != 0 || !b.pad.Shown() {
+			t.Errorf("typed %q where nobody knows what is touched", key)
+		}
+	}
+}
+
+// A question is answered by buttons on a machine without a keyboard, shown or hidden; the pad
+// leaves the screen with it. A keyboard answers it as well.
+func TestAskByButtons(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		rows   uint16
+		hidden bool
+		typed  string
+		shown  string // below the question
+		seen   string // behind it, once it is answered
+	}{
+		{"yes", 50, false, "", "  y", "y"},
+		{"a PIN", 50, true, "", "  *", "*"},
+		{"a small screen", 25, false, "", "  y", "y"},
+		{"a keyboard", 50, false, "y\r", "", "y"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			keyboard, tty := screen(t)
+			if err := unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: tt.rows, Col: 80}); err != nil {
+				t.Fatal(err)
+			}
+			c, err := open([]string{tty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var press func(uint16)
+			c.inputs, press = buttons(t, tabletKeys)
+			answers := make(chan string, 1)
+			go func() {
+				got, err := c.Ask("sure? ", tt.hidden, time.Minute)
+				if err != nil {
+					got = []byte(err.Error())
+				}
+				c.Print("\nafterwards")
+				answers <- string(got)
+			}()
+			shown := ""
+			if tt.rows == 25 {
+				shown = read(t, keyboard, "sure? ")
+				press(volumeDown)
+			}
+			shown += read(t, keyboard, "or touch it.\x1b[K\x1b8")
+			if tt.typed != "" {
+				if _, err := keyboard.WriteString(tt.typed); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				for range 24 { // a to y
+					press(volumeDown)
+				}
+				press(power)
+				shown += read(t, keyboard, "\n"+tt.shown+"\x1b[K")
+				for range 19 { // to "done"
+					press(volumeDown)
+				}
+				press(power)
+			}
+			if got := <-answers; got != "y" {
+				t.Errorf("the answer is %q", got)
+			}
+			rest := strings.ReplaceAll(read(t, keyboard, "afterwards"), "\r", "")
+			if !strings.Contains(rest, tt.seen+"\n\x1b[J") {
+				t.Errorf("at the end it shows %q", rest)
+			}
+			if tt.hidden && strings.Contains(shown+rest, "\n  y\x1b[K") {
+				t.Errorf("the answer is shown: %q", shown)
+			}
+		})
 	}
 }
