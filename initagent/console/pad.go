@@ -56,7 +56,7 @@ func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bo
 		sys = os.DirFS("/sys")
 	}
 	in, b := open(), boards[at]
-	if in.Moves && !in.Letters && b.lines >= b.unasked {
+	if in.Types && !in.Letters && b.lines >= b.unasked {
 		b.pad.Show()
 	}
 	return func() (from int, moved, done bool) {

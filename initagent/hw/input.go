@@ -22,8 +22,9 @@ const (
 
 // Inputs are the buttons of the machine, and what can be touched of it, that move the pad (evdev).
 type Inputs struct {
-	// Letters says that there is a keyboard, and Moves that there is what moves the pad.
-	Letters, Moves bool
+	// Letters says that there is a keyboard, and Types that the pad types with what there is: keys
+	// that move it and one that chooses, or something to touch.
+	Letters, Types bool
 	devices        []input
 }
 
@@ -37,6 +38,7 @@ type input struct {
 // opened is left out: no question may depend on a device.
 func OpenInputs(sys fs.FS, dir string, axis func(fd, number int) (pad.Axis, error)) *Inputs {
 	in := new(Inputs)
+	moves, chooses := false, false                 // a headset has volume keys alone
 	names, _ := fs.Glob(sys, "class/input/event*") // the pattern is a good one
 	for _, name := range names {
 		keys, err := codesOf(sys, name, "capabilities/key")
@@ -57,9 +59,11 @@ func OpenInputs(sys fs.FS, dir string, axis func(fd, number int) (pad.Axis, erro
 		if touches {
 			x, y, touches = axes(fd, axis)
 		}
-		in.Moves = in.Moves || keys.Moves() || touches
+		moves, chooses = moves || keys.Moves(), chooses || keys.Chooses()
+		in.Types = in.Types || touches
 		in.devices = append(in.devices, input{fd: fd, reader: pad.NewReader(x, y)})
 	}
+	in.Types = in.Types || moves && chooses
 	return in
 }
 

@@ -55,8 +55,8 @@ func TestInputs(t *testing.T) {
 	sys, dir, ends := inputs(t, volumeKeys, "1f0000 0 0 0 0", powerKey, "no keys", strings.Repeat("f", 1<<20))
 	in := OpenInputs(sys, dir, InputAxis)
 	defer in.Close()
-	if in.Letters || !in.Moves || len(in.devices) != 2 {
-		t.Fatalf("letters %t, moves %t, %d devices", in.Letters, in.Moves, len(in.devices))
+	if in.Letters || !in.Types || len(in.devices) != 2 {
+		t.Fatalf("letters %t, types %t, %d devices", in.Letters, in.Types, len(in.devices))
 	}
 	var got []pad.Move
 	read := func() []pad.Move {
@@ -112,13 +112,13 @@ func TestInputsOfOthers(t *testing.T) {
 		}
 	}
 	in = OpenInputs(many, dir, InputAxis)
-	if len(in.devices) != maxInputs {
-		t.Errorf("%d devices are open", len(in.devices))
+	if len(in.devices) != maxInputs || in.Types {
+		t.Errorf("%d devices are open; headsets type: %t", len(in.devices), in.Types)
 	}
 	in.Close()
 	for _, sys := range []fstest.MapFS{{}, {"class/input/event0/device/capabilities/key": &fstest.MapFile{Data: []byte(volumeKeys)}}} {
 		in = OpenInputs(sys, t.TempDir(), InputAxis)
-		if in.Letters || in.Moves {
+		if in.Letters || in.Types {
 			t.Errorf("of nothing: %+v", in)
 		}
 		in.Read(func(pad.Input) { t.Error("something was pressed") })
@@ -139,12 +139,12 @@ func TestInputsTouched(t *testing.T) {
 	var got []pad.Input
 	in.Read(func(asked pad.Input) { got = append(got, asked) })
 	want := []pad.Input{{Move: pad.Touched, At: pad.Point{X: pad.Whole / 2, Y: pad.Whole / 4}}}
-	if !in.Moves || !slices.Equal(got, want) {
-		t.Errorf("moves %t: %v, want %v", in.Moves, got, want)
+	if !in.Types || !slices.Equal(got, want) {
+		t.Errorf("types %t: %v, want %v", in.Types, got, want)
 	}
 	silent := OpenInputs(sys, dir, InputAxis) // no pipe has axes
 	defer silent.Close()
-	if silent.Moves {
+	if silent.Types {
 		t.Error("what says nothing of its axes is touched")
 	}
 	if _, err := ends[0].Write(raw); err != nil {
