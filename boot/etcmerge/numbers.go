@@ -23,20 +23,32 @@ const (
 // decimal writes a number.
 func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
-// number reads a number as the GNU C library does in passwd and group (strtoul(3)): space
-// and zeros in front do not matter, and one that is too large is the largest. One with a
-// minus in front, which becomes large, is not understood.
+// number reads a number as the GNU C library does in passwd and group (strtoul(3), and no more
+// than 32 bits of it): space and zeros in front do not matter, and one that is too large is the
+// largest. One with a minus in front is counted down from 2^64, which makes most too large, and
+// "-18446744073709551589" 27.
 func number(s string) (uint32, bool) {
-	s = strings.TrimPrefix(strings.TrimLeft(s, " \t\n\v\f\r"), "+")
-	if s == "" || strings.Trim(s, "0123456789") != "" {
+	s = strings.TrimLeft(s, spaces)
+	digits, negative := strings.CutPrefix(s, "-")
+	if !negative {
+		digits = strings.TrimPrefix(s, "+")
+	}
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		return math.MaxUint32, true
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if negative && err == nil {
+		n = -n
 	}
-	return uint32(n), true
+	return uint32(min(n, math.MaxUint32)), true // n is the largest where there is an error
 }
+
+// spaces are those that the GNU C library passes over in front of a line and of a number.
+const spaces = " \t\n\v\f\r"
+
+// passedOver reports whether a name begins with what programs do not take for a part of it: " root"
+// is root to them.
+func passedOver(name string) bool { return strings.TrimLeft(name, spaces) != name }
 
 // numbers are those of all lines, with the names: of lines that come second for a name, or
 // have more fields or fewer, too, since programs read them as well.

@@ -145,7 +145,7 @@ func nameGroups(people []Person, passwd, groups, gshadow records) {
 	groups.numbers(func(name string, n uint32) { called[n] = append(called[n], name) })
 	for i, rec := range passwd.lines {
 		at[rec.name] = &people[i]
-		gid, _ := number(rec.fields[groupField])
+		gid, _ := number(rec.fields[groupField]) // it is one ([person])
 		if len(called[gid]) == 0 {
 			in(&people[i], rec.fields[groupField]) // an image may have a group with that number
 		}
@@ -195,8 +195,11 @@ func (p People) add(file string, r records) {
 
 // person reports whether a line of passwd is a person's, with whose number.
 func person(rec record) (uint32, bool) {
-	if rec.name == "" || rec.name == "root" || strings.ContainsAny(rec.name[:1], "+-") || !isText([]byte(rec.line())) {
+	if rec.name == "" || rec.name == "root" || strings.ContainsAny(rec.name[:1], "+-"+spaces) || !isText([]byte(rec.line())) {
 		return 0, false
+	}
+	if _, ok := number(rec.fields[groupField]); !ok {
+		return 0, false // programs pass over the line
 	}
 	n, ok := number(rec.fields[numberField])
 	home := rec.fields[5]
@@ -209,19 +212,25 @@ const peoplesHomes = "/home"
 func firstLines(all records, wanted func(name string) bool) records {
 	var out []record
 	for i, rec := range all.lines {
-		if rec.name != "" && all.first[rec.name] == i && wanted(rec.name) && isText([]byte(rec.line())) {
+		if rec.name != "" && all.first[rec.name] == i && wanted(rec.name) && !passedOver(rec.name) && isText([]byte(rec.line())) {
 			out = append(out, rec)
 		}
 	}
 	return index(out)
 }
 
-// withMembers leaves those names in lists that are wanted.
+// withMembers leaves those names in lists that are wanted. Programs pass over space in front of one.
 func withMembers(r records, wanted func(name string) bool, fields ...int) records {
 	for i, rec := range r.lines {
 		rec.fields = slices.Clone(rec.fields)
 		for _, at := range fields {
-			rec.fields[at] = strings.Join(slices.DeleteFunc(splitList(rec.fields[at]), func(name string) bool { return !wanted(name) }), ",")
+			var names []string
+			for _, name := range splitList(rec.fields[at]) {
+				if name = strings.TrimLeft(name, spaces); wanted(name) {
+					names = append(names, name)
+				}
+			}
+			rec.fields[at] = strings.Join(names, ",")
 		}
 		r.lines[i] = rec
 	}

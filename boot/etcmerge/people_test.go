@@ -343,6 +343,29 @@ func TestPeopleNamedAsGroups(t *testing.T) {
 	}
 }
 
+// Programs pass over space in front of a name, and count a number with a minus down: nobody is
+// in a group of the image's by that, and not shown in it.
+func TestPeopleAsProgramsRead(t *testing.T) {
+	image := map[string][]byte{"passwd": []byte("root:x:0:0::/root:/bin/sh\n"), "group": []byte("root:x:0:\nsudo:x:27:\n")}
+	kept, people := PeopleOf(WithoutServices(map[string][]byte{
+		"passwd": []byte(" sudo:x:1500:1500::/home/a:/bin/sh\n\troot:x:1501:1501::/home/b:/bin/sh\neve:x:1502:-18446744073709551589::/home/eve:/bin/sh\n" +
+			"zero:x:1503:-0::/home/zero:/bin/sh\nnone:x:1504:::/home/none:/bin/sh\nanna:x:1505:1505::/home/anna:/bin/sh\n"),
+		"shadow": []byte(" sudo:p:::::::\n\troot:p:::::::\nanna:p:::::::\n"),
+		"group":  []byte(" sudo:x:1500:anna\nfriends:x:0:\nsudo:x:27:eve, anna\nanna:x:1505:\n\vother:x:1600:anna\n"),
+	}, image))
+	if got := fmt.Sprint(people); got != "[{eve 1502 [sudo]} {zero 1503 [friends]} {anna 1505 [sudo]}]" {
+		t.Errorf("people are %s", got)
+	}
+	for file, want := range map[string]string{
+		"passwd": "eve:x:1502:-18446744073709551589::/home/eve:/bin/sh\nzero:x:1503:-0::/home/zero:/bin/sh\nanna:x:1505:1505::/home/anna:/bin/sh\n",
+		"group":  "sudo:x:27:eve,anna\nfriends:x:0:\nanna:x:1505:\n", "shadow": "anna:p:::::::\n",
+	} {
+		if got := string(kept[file]); got != want {
+			t.Errorf("%s has %q, want %q", file, got, want)
+		}
+	}
+}
+
 // checkShown checks that whom a result has in a system group of the image's, that was shown,
 // and that these groups have their numbers.
 func checkShown(t *testing.T, people []Person, image, passwd, group records) {
