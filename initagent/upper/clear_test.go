@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -100,6 +101,30 @@ func TestClearButObstacles(t *testing.T) {
 	slices.Sort(top)
 	if err != nil || terr != nil || len(stays) > 0 || !slices.Equal(names, []string{"home"}) || !slices.Equal(top, []string{"bind", "halogen"}) {
 		t.Errorf("there is %q and %q, %v, %v; it leaves %q", top, names, err, terr, stays)
+	}
+}
+
+// However many of the names are taken that something gets before it goes, it goes, and they do.
+func TestNamesAsideTaken(t *testing.T) {
+	taken := func(dir string) *disk {
+		d := newDisk(t, "")
+		files := map[string]string{"bind/home/x": "=1", path.Join(dir, "gone/x"): "=1"}
+		for n := range uint64(1200) {
+			files[path.Join(dir, asideName("gone", n+1))] = "=1"
+		}
+		lay(t, d.root, files)
+		return d
+	}
+	d := taken("bind")
+	stays, err := d.store.ClearBut(cleared, staysHome, nil)
+	must(t, err)
+	if names, err := d.store.Names(Bind); err != nil || len(stays) > 0 || !slices.Equal(names, []string{"home"}) {
+		t.Errorf("there are %d names in it, %v; it leaves %q", len(names), err, stays)
+	}
+	d = taken("halogen/own")
+	must(t, d.store.Discard("halogen/own/gone", nil))
+	if names, err := d.store.Names("halogen/own"); err != nil || len(names) > 0 {
+		t.Errorf("there are %d names, %v", len(names), err)
 	}
 }
 

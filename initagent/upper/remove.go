@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path"
 	"strings"
@@ -66,11 +67,18 @@ func (s Store) Erase(name string) error {
 	return remove(parent, path.Base(name), func(string) error { return nil })
 }
 
+// plainAsides is how many names [aside] tries in their order. Root of the running system can have
+// taken any number of those, and nothing would lose its name any more: the next ones are random.
+const plainAsides = 8
+
 // aside gives an entry a name that is not looked for, beside what has such a name already.
 func aside(parent *os.File, name string, step func(string) error) (string, error) {
 	fd := int(parent.Fd())
 	for n := 1; ; n++ {
-		to := asideName(name, n)
+		to := asideName(name, uint64(n))
+		if n > plainAsides {
+			to = asideName(name, rand.Uint64())
+		}
 		if err := step("rename " + name); err != nil {
 			return "", err
 		}
@@ -82,7 +90,7 @@ func aside(parent *os.File, name string, step func(string) error) (string, error
 }
 
 // asideName is the n-th name for it, with as much of its own as a name takes.
-func asideName(name string, n int) string {
+func asideName(name string, n uint64) string {
 	ending := unfinished
 	if n > 1 {
 		ending = fmt.Sprintf(".%d%s", n, unfinished)
