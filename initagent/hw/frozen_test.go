@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"halogenos.internal/boot/testkit"
@@ -129,6 +130,36 @@ func TestStoreThawsSubvolumes(t *testing.T) {
 	written(t, l, image, "read-only subvolumes")
 	if !subvolume.Held(int(open("bind/home").Fd())).ReadOnly {
 		t.Error("a subvolume that nothing was written to can be written to afterwards")
+	}
+}
+
+// A limit on btrfs, which holds for root, keeps nothing from being written, made or removed, also
+// where flags do, which cannot be changed under it. FAULTS 115
+func TestStoreUnlimited(t *testing.T) {
+	image := tree(t, map[string]string{"file": "content"})
+	btrfs := testkit.Need(t, "btrfs")
+	for _, frozen := range []string{"", "halogen/esp/kept"} {
+		l := LinuxStore{Root: testkit.Btrfs(t)}
+		for name, content := range writable {
+			at := filepath.Join(l.Root, name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if frozen != "" {
+			testkit.Run(t, "chattr", "+i", filepath.Join(l.Root, frozen))
+		}
+		// The group of a group's limit counts, too.
+		testkit.Run(t, btrfs, "quota", "enable", l.Root)
+		testkit.Run(t, btrfs, "qgroup", "create", "1/7", l.Root)
+		testkit.Run(t, btrfs, "qgroup", "assign", "0/5", "1/7", l.Root)
+		testkit.Run(t, btrfs, "quota", "rescan", "-w", l.Root)
+		testkit.Run(t, btrfs, "qgroup", "limit", "16K", "1/7", l.Root)
+		testkit.Run(t, "sync", "-f", l.Root)
+		if err := os.Mkdir(filepath.Join(l.Root, "more"), 0o755); !errors.Is(err, syscall.EDQUOT) {
+			t.Fatalf("the limit refuses nothing: %v", err)
+		}
+		written(t, l, image, "a limit and "+frozen)
 	}
 }
 

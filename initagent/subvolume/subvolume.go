@@ -34,6 +34,8 @@ const (
 	iocGetFlags      = 0x80089419 // BTRFS_IOC_SUBVOL_GETFLAGS, _IOR(0x94, 25, __u64)
 	iocSetFlags      = 0x4008941a // BTRFS_IOC_SUBVOL_SETFLAGS, _IOW(0x94, 26, __u64)
 	iocSync          = 0x9408     // BTRFS_IOC_SYNC, _IO(0x94, 8)
+	iocQuotaCtl      = 0xc0109428 // BTRFS_IOC_QUOTA_CTL, _IOWR(0x94, 40, struct btrfs_ioctl_quota_ctl_args)
+	quotaDisable     = 2          // BTRFS_QUOTA_CTL_DISABLE
 	subvolReadOnly   = 1 << 1     // BTRFS_SUBVOL_RDONLY
 	firstFreeObject  = 256        // BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top
 	maxName          = 255        // BTRFS_VOL_NAME_MAX
@@ -206,6 +208,18 @@ func setFrozen(fd, to int) error {
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags&^frozen)|to); err != nil {
 		return fmt.Errorf("set flags: %w", err)
+	}
+	return nil
+}
+
+// quotaArgs is struct btrfs_ioctl_quota_ctl_args.
+type quotaArgs struct{ cmd, status uint64 }
+
+// Unlimit takes away what limits how much the subvolumes of a file system hold, root's writes, too
+// (btrfs-quota(8)): of all of them, since a limit may be that of any group that a subvolume is in.
+func Unlimit(fd int) error {
+	if err := ioctl(fd, iocQuotaCtl, unsafe.Pointer(&quotaArgs{cmd: quotaDisable})); err != nil {
+		return fmt.Errorf("take limits of subvolumes away: %w", err)
 	}
 	return nil
 }

@@ -77,7 +77,7 @@ func (s Store) RootsOwn(name string, mode fs.FileMode, step func(string) error) 
 	if err := step("owner of " + name); err != nil {
 		return err
 	}
-	return errors.Join(giveToRoot(d, mode), d.Sync())
+	return errors.Join(unlimited(int(d.Fd()), func() error { return giveToRoot(d, mode) }), d.Sync())
 }
 
 func giveToRoot(d *os.File, mode fs.FileMode) error {
@@ -224,10 +224,11 @@ func (w *disarming) file(d *os.File, name string, mode uint32) error {
 	return nil
 }
 
-// thawed does something, and where that is refused once more without what refuses it: a
+// thawed does something, and where that is refused once more without what refuses it: limits, a
 // read-only subvolume, which is known as such by its top directory alone, and then the flags
 // of what it is done to.
-func (w *disarming) thawed(do func() error, own func() bool) error {
+func (w *disarming) thawed(change func() error, own func() bool) error {
+	do := func() error { return unlimited(int(w.above[0].Fd()), change) }
 	err := do()
 	if err != nil && w.release() {
 		err = do()
@@ -245,7 +246,7 @@ func (w *disarming) release() bool {
 		if !subvolume.Held(fd).ReadOnly {
 			continue
 		}
-		if (subvolume.Hold{ReadOnly: true}).Release(fd) != nil {
+		if unlimited(fd, func() error { return subvolume.Hold{ReadOnly: true}.Release(fd) }) != nil {
 			return false
 		}
 		w.above[i].released = true

@@ -14,20 +14,40 @@ import (
 // Root of the running system can keep even root from changing something: by a flag (chattr +i
 // and +a), which is EPERM, and by a read-only subvolume, which is EROFS. In the directories
 // that systems share that is the owner's word, and stays ([maker.bind]). In what the boot alone
-// writes, and in what is to go, it would undo each cure at each start, and gives way.
+// writes, and in what is to go, it would undo each cure at each start, and gives way. So does a
+// limit of btrfs (a quota), which is EDQUOT for root, too, for as good as any change.
 
 // Unfrozen does something to names of the root partition, whether or not they are there yet.
-// Where a flag or a read-only subvolume refuses it, these go, and it is done once more: do is
-// what can be done twice. Cut in between, nothing but them is gone, and the same call goes on.
+// Where a flag, a read-only subvolume or a limit refuses it, these go, and it is done once more: do
+// is what can be done twice. Cut in between, nothing but them is gone, and the same call goes on.
 func (s Store) Unfrozen(do func() error, names ...string) error {
-	err := do()
+	err := s.unlimited(do)
 	if !refused(err) {
 		return err
 	}
 	for _, name := range names {
 		s.thaw(name)
 	}
-	return do()
+	return s.unlimited(do)
+}
+
+// unlimited is the function of that name, for a file system that is not open.
+func (s Store) unlimited(do func() error) error {
+	top, err := s.directory(".")
+	if err != nil {
+		return do()
+	}
+	defer top.Close()
+	return unlimited(int(top.Fd()), do)
+}
+
+// unlimited does something, and where a limit refuses it once more without any.
+func unlimited(fd int, do func() error) error {
+	err := do()
+	if errors.Is(err, unix.EDQUOT) && subvolume.Unlimit(fd) == nil {
+		err = do()
+	}
+	return err
 }
 
 // thaw does [thawIn] with a name, or with the last directory on the way to it that is there.
@@ -49,9 +69,9 @@ func (s Store) thaw(name string) {
 
 // unfrozen is [Store.Unfrozen] for one name in an open directory.
 func unfrozen(parent *os.File, name string, step func(string) error, do func() error) error {
-	err := do()
+	err := unlimited(int(parent.Fd()), do)
 	if refused(err) && thawIn(parent, name, step) {
-		err = do()
+		err = unlimited(int(parent.Fd()), do)
 	}
 	return err
 }
@@ -71,7 +91,7 @@ func release(fd int, held subvolume.Hold, name string, step func(string) error) 
 	if err := step("flags of " + name); err != nil {
 		return err
 	}
-	return held.Release(fd)
+	return unlimited(fd, func() error { return held.Release(fd) })
 }
 
 // thawIn does that with the subvolume around a directory, with the directory, and with what has

@@ -103,6 +103,42 @@ func TestDisarmInReadOnly(t *testing.T) {
 	}
 }
 
+// Nor does a limit, which holds for root, too, nor does it keep a release from starting.
+func TestUnlimited(t *testing.T) {
+	btrfs := testkit.Need(t, "btrfs")
+	limited := func(root string) {
+		testkit.Run(t, btrfs, "quota", "enable", root)
+		testkit.Run(t, btrfs, "quota", "rescan", "-w", root)
+		testkit.Run(t, btrfs, "qgroup", "limit", "16K", "0/5", root)
+		testkit.Run(t, "sync", "-f", root)
+		if err := os.Mkdir(filepath.Join(root, "more"), 0o755); !errors.Is(err, unix.EDQUOT) {
+			t.Fatalf("the limit refuses nothing: %v", err)
+		}
+	}
+	s := Store{Root: testkit.Btrfs(t)}
+	lay(t, s.Root, map[string]string{"bind/home/eve/shell": "=1"})
+	shell := filepath.Join(s.Root, "bind/home/eve/shell")
+	must(t, os.Chmod(shell, 0o755|os.ModeSetuid))
+	limited(s.Root)
+	left, err := s.Disarm("bind/home", nil, nil)
+	must(t, err)
+	if info, err := os.Lstat(shell); err != nil || len(left) > 0 || info.Mode() != 0o755 {
+		t.Errorf("it is %v, %v; it leaves %q", info.Mode(), err, left)
+	}
+	limited(s.Root)
+	must(t, s.RootsOwn("bind/home", 0o711, nil))
+	limited(s.Root)
+	d := newDisk(t, "")
+	d.root, d.store = s.Root, s
+	c := d.carry(Source{})
+	c.Base = ""
+	_, err = s.Carry(t.Context(), c)
+	must(t, err)
+	if found := d.states(); len(found) != 1 {
+		t.Errorf("there is %q", found)
+	}
+}
+
 // What a boot alone writes to gives way: a release starts, and its links go back, whatever
 // root of the system before has frozen there. FAULTS 115
 func TestCarryThaws(t *testing.T) {

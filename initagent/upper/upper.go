@@ -98,8 +98,16 @@ func Overlay(system, entry string) (upper, work string) {
 // before that, the system has no directory still, and all of it is made again: what is
 // left of the first attempt goes first. Cut after it, the system has its own. The
 // source is only read. What the shared directories get is complete when it has its name
-// (see fill), and is found there by the second attempt.
-func (s Store) Carry(ctx context.Context, c Carry) (*Report, error) {
+// (see fill), and is found there by the second attempt. A limit of btrfs gives way, as a flag does.
+func (s Store) Carry(ctx context.Context, c Carry) (report *Report, err error) {
+	err = s.unlimited(func() (err error) {
+		report, err = s.carry(ctx, c)
+		return err
+	})
+	return report, err
+}
+
+func (s Store) carry(ctx context.Context, c Carry) (*Report, error) {
 	if c.Step == nil {
 		c.Step = func(string) error { return nil }
 	}
