@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/subvolume"
 )
@@ -270,6 +271,38 @@ func TestCarrySeedsSubvolume(t *testing.T) {
 		bind.Close()
 		must(t, os.RemoveAll(filepath.Join(d.root, Directory, hash("b"))))
 		must(t, os.Rename(filepath.Join(d.root, Bind, "srv"), filepath.Join(d.root, Directory, seeding)))
+	}
+}
+
+// Nor is anything in the way where one of the directories that it is moved between is a subvolume
+// of its own, as root can make one of each.
+func TestCarrySeedsAcrossSubvolumes(t *testing.T) {
+	for _, apart := range []string{Bind, Directory} {
+		d := newDisk(t, "")
+		d.root = testkit.Btrfs(t)
+		d.store = Store{Root: d.root}
+		subvolumes(t, d.root, apart)
+		lay(t, filepath.Join(d.root, Directory, hash("a"), "etc", "upper"), map[string]string{"passwd": baseFiles["etc/passwd"] + "other:x:999:1000::/:/bin/sh\n"})
+		lay(t, d.image, map[string]string{"srv/d/x": "=2", "home/d/x": "=2"})
+		for _, name := range []string{"srv/d", "home/d"} {
+			must(t, os.Chown(filepath.Join(d.image, name), 999, 0))
+		}
+		lay(t, filepath.Join(d.root, Bind), map[string]string{seeding + "/cut": "=1"})
+		c := d.carry(Source{System: hash("a")})
+		c.Entries = append(slices.Clone(conf), stateconf.Entry{Mode: stateconf.Bind, Path: "/home"})
+		_, err := d.store.Carry(t.Context(), c)
+		if err != nil {
+			t.Errorf("%s is a subvolume: %v", apart, err)
+			continue
+		}
+		for name, want := range map[string]string{"srv/d/x": "2", "home/d/x": "2"} {
+			if text, err := os.ReadFile(filepath.Join(d.root, Bind, name)); err != nil || string(text) != want {
+				t.Errorf("%s is a subvolume: /%s is %q, %v", apart, name, text, err)
+			}
+		}
+		if _, err := os.Lstat(filepath.Join(d.root, Bind, seeding)); !os.IsNotExist(err) {
+			t.Errorf("%s is a subvolume: what was cut is left: %v", apart, err)
+		}
 	}
 }
 

@@ -86,15 +86,19 @@ func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error 
 		return err
 	}
 	defer all.Close()
-	if err := remove(m.all, seeding, m.Step); err != nil {
+	in, err := m.besides(all)
+	if err != nil {
+		return err
+	}
+	if err := remove(in, seeding, m.Step); err != nil {
 		return err
 	}
 	if e.GoesBack() {
-		if err := m.makeSubvolume(seeding); err != nil {
+		if err := m.makeSubvolume(in, seeding); err != nil {
 			return err
 		}
 	}
-	fresh, err := makeDirectory(int(m.all.Fd()), seeding, 0o700, m.Step)
+	fresh, err := makeDirectory(int(in.Fd()), seeding, 0o700, m.Step)
 	if err != nil {
 		return err
 	}
@@ -117,12 +121,26 @@ func (m *maker) seed(ctx context.Context, e stateconf.Entry, image *tree) error 
 	if err := m.Step("rename " + seeding); err != nil {
 		return err
 	}
-	return unix.Renameat(int(m.all.Fd()), seeding, int(all.Fd()), Name(e.Path))
+	return unix.Renameat(int(in.Fd()), seeding, int(all.Fd()), Name(e.Path))
 }
 
-// makeSubvolume makes an empty one in [Directory], where the file system has them.
-func (m *maker) makeSubvolume(name string) error {
-	all := int(m.all.Fd())
+// besides is where something is made that is to be moved to a directory: in [Directory], which
+// each attempt clears, or there, where one of both is a subvolume of its own, and nothing can be
+// moved from one to the other.
+func (m *maker) besides(to *os.File) (*os.File, error) {
+	var here, there unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(m.all.Fd()), &here), unix.Fstat(int(to.Fd()), &there)); err != nil {
+		return nil, err
+	}
+	if here.Dev == there.Dev {
+		return m.all, nil
+	}
+	return to, nil
+}
+
+// makeSubvolume makes an empty one, where the file system has them.
+func (m *maker) makeSubvolume(in *os.File, name string) error {
+	all := int(in.Fd())
 	btrfs, err := subvolume.Supported(all)
 	if err != nil || !btrfs {
 		return err
