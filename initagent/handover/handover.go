@@ -114,6 +114,11 @@ func mountOverlay(h *host.Host, lower, name string, info fs.FileInfo) error {
 			}
 		}
 	}
+	for _, directory := range []string{top, work} {
+		if _, err := h.Store.Names(directory); err != nil { // it opens no link, which the mount follows
+			return fmt.Errorf("%s has to be a directory of the root partition, and neither a link nor behind one: %w", h.Path(rootpart.Directory, directory), err)
+		}
+	}
 	return h.Mount("overlay", lower, "overlay", unix.MS_NOSUID|unix.MS_NODEV,
 		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", lower, h.Path(rootpart.Directory, top), h.Path(rootpart.Directory, work)))
 }
