@@ -125,6 +125,9 @@ func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 	if !errors.As(cause, &p) || p.Kind != enroll.Refused || !errors.Is(p.Err, syscall.ENOSPC) || !list.LetNoneStart() {
 		return cause
 	}
+	if s, err := enroll.Observe(h.Variables); err != nil || s.SetupMode != enroll.On {
+		return errors.Join(cause, err)
+	}
 	var err error
 	if h.State.Root == bootflow.RootOpen {
 		err = keepKeys(h, secret, keys, list)

@@ -367,6 +367,36 @@ func TestYesOutlivesFullESP(t *testing.T) {
 	m.OpensByItself()
 }
 
+// Nor does a firmware that says it has no room for PK, and enforces it all the same.
+func TestYesOutlivesPKThatWasTaken(t *testing.T) {
+	m := machinetest.New(t, nil)
+	theirs := withDefaults(m)
+	m.SetFile(secureboot.OthersOnESP, []byte(wish))
+	m.FullFor, m.Typed = "PK", []string{"y"}
+	m.Snapshot = func() {
+		if len(m.Ops) > 0 && m.Ops[len(m.Ops)-1] == "variable PK" {
+			m.Vars["PK"] = machinetest.EFIVariable{Attributes: secureboot.KeyAttributes, Data: []byte("half of it")}
+			machinetest.SetFlag(m.Vars, "SetupMode", 0)
+		}
+	}
+	m.Ends("recovery", "the firmware did not take PK")
+	if strings.Contains(m.Said.String(), "taken back") {
+		t.Errorf("the yes is taken back:\n%s", m.Said.String())
+	}
+	// The owner clears the keys in the firmware's setup: those on the ESP are used, and nobody is asked.
+	m.FullFor, m.Snapshot = "", nil
+	delete(m.Vars, "PK")
+	machinetest.SetFlag(m.Vars, "SetupMode", 1)
+	m.Printed.Reset()
+	m.Ends("system")
+	if strings.Contains(m.Printed.String(), asksOthers) {
+		t.Errorf("it asks again:\n%s", m.Printed.String())
+	}
+	m.Foreign = len(theirs)
+	m.Must(m.Provisioned())
+	letsStart(m, theirs)
+}
+
 // The same where the owner gives the firmware this machine's keys again: the data stay, and
 // so do the keys.
 func TestOthersTakenBackAgain(t *testing.T) {
