@@ -21,6 +21,8 @@ package luks2
 import (
 	"errors"
 	"runtime"
+
+	"halogenos.internal/boot/words"
 )
 
 const (
@@ -47,7 +49,7 @@ var (
 	ErrUnsupported = errors.New("LUKS header refused")
 	// ErrPassphrase: the passphrase opens none of the keyslots tried. A
 	// keyslot whose key material is damaged looks the same.
-	ErrPassphrase = errors.New("wrong passphrase")
+	ErrPassphrase = words.Errorf(words.WrongPassphrase)
 	// ErrMemory: a keyslot wants more memory than it may take.
 	ErrMemory = errors.New("keyslot takes too much memory")
 	// ErrVolumeKey: the volume key is not this volume's.

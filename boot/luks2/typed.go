@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/keyboard"
+	"halogenos.internal/boot/words"
 )
 
 // maxReadings bounds how many keys one text is tried as: each costs a key derivation.
@@ -113,9 +114,9 @@ func (r *Reading) key() (RecoveryKey, error) {
 	var k RecoveryKey
 	switch {
 	case r.foreign > 0:
-		return k, fmt.Errorf("letter %d is none that a recovery key has (%s)", 1+bytes.IndexByte(r.Letters, foreignLetter), modhex)
+		return k, words.Errorf(words.ForeignLetter, 1+bytes.IndexByte(r.Letters, foreignLetter), modhex)
 	case len(r.Letters) != RecoveryLetters:
-		return k, fmt.Errorf("the recovery key has %d letters, and %d were typed", RecoveryLetters, len(r.Letters))
+		return k, words.Errorf(words.LetterCount, RecoveryLetters, len(r.Letters))
 	}
 	for i, c := range r.Letters {
 		k.key[i/2] = k.key[i/2]<<4 | byte(bytes.IndexByte([]byte(modhex), c))

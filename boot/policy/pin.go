@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"golang.org/x/crypto/argon2"
+
+	"halogenos.internal/boot/words"
 )
 
 // Labels of what is derived from a PIN. Part of the format, as those of the secret.
@@ -81,7 +83,7 @@ func (s Stretch) Validate() error {
 func (s Stretch) Bytes() uint64 { return uint64(s.Memory) << 10 }
 
 // ErrPINLength refuses a PIN that is too short or too long.
-var ErrPINLength = fmt.Errorf("a PIN or passphrase has %d to %d characters", MinPIN, MaxPIN)
+var ErrPINLength = words.Errorf(words.PINLength, MinPIN, MaxPIN)
 
 // PIN stretches what somebody typed, which stays the caller's. The caller wipes the PIN.
 func (s Stretch) PIN(typed []byte) (*PIN, error) {

@@ -11,6 +11,7 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/boot/words"
 )
 
 // OthersOnESP is where an installer leaves the owner's wish that other systems go on
@@ -141,26 +142,20 @@ func notForSystems(der []byte) bool {
 }
 
 // Question asks the owner about it, for a machine with a TPM or without.
-func (o OtherSystems) Question(tpm bool) string {
+func (o OtherSystems) Question(l words.Language, tpm bool) string {
 	var b bytes.Buffer
-	b.WriteString("\nShall other systems, such as Windows, go on starting on this machine with Secure Boot on?\nThen the firmware's db also gets:\n")
+	b.WriteString(l.Text(words.OthersAsk))
 	for _, e := range o.DB {
 		fmt.Fprintf(&b, "  %s\n", e)
 	}
-	b.WriteString(OthersWeaken + "\n")
+	b.WriteString(l.Text(words.OthersWeaken) + "\n")
 	if tpm {
-		b.WriteString(OthersSpare + "\n")
+		b.WriteString(l.Text(words.OthersSpare) + "\n")
 	} else {
-		b.WriteString("This machine has no TPM: such a program can look like this system, and ask for the recovery key.\n")
+		b.WriteString(l.Text(words.OthersNoTPM) + "\n")
 	}
-	return b.String() + "Say yes only if you have chosen this when you installed the system."
+	return b.String() + l.Text(words.OthersChosen)
 }
-
-// What letting others start costs, and what it does not.
-const (
-	OthersWeaken = "Any program that Microsoft has signed then starts on this machine before this system does, from a stick as well."
-	OthersSpare  = "Where a TPM tells what was started (PCR 4 and 7), your data stays closed to it: it is opened for this machine's own boot manager and system alone."
-)
 
 // LetStart wants what other systems start by, since the owner has said so, and reports
 // whether the list has changed.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/words"
 )
 
 // known makes a certificate one of those that are known by their hash, for a test.
@@ -149,9 +150,9 @@ func TestOthersRoom(t *testing.T) {
 // The question names every certificate, what it costs, and what protects the data.
 func TestOthersQuestion(t *testing.T) {
 	o := OtherSystems{DB: Database{factoryCertificate(t, "Microsoft Corporation", "Windows UEFI CA 2023"), factoryCertificate(t, "Microsoft Corporation", "Evil\x1b[2J")}}
-	for tpm, want := range map[bool][]string{true: {OthersSpare}, false: {"This machine has no TPM"}} {
-		text := o.Question(tpm)
-		for _, w := range append(want, "CN=Windows UEFI CA 2023", OthersWeaken, "Say yes only if") {
+	for tpm, want := range map[bool][]string{true: {words.OthersSpare}, false: {"This machine has no TPM"}} {
+		text := o.Question(words.English, tpm)
+		for _, w := range append(want, "CN=Windows UEFI CA 2023", words.OthersWeaken, "Say yes only if") {
 			if !strings.Contains(text, w) {
 				t.Errorf("TPM %t: nothing of %q in\n%s", tpm, w, text)
 			}

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 )
 
 // A System is another system on a disk, as its partitions and EFI files show it.
@@ -169,7 +169,7 @@ func (p *Plan) checkOthers(src *Source) {
 }
 
 // OthersCost is what letting other systems start costs, and what it does not, in two lines.
-const OthersCost = secureboot.OthersWeaken + "\n" + secureboot.OthersSpare
+const OthersCost = words.OthersWeaken + "\n" + words.OthersSpare
 
 // fate says whether another system goes on starting, and why.
 func (p *Plan) fate(s System, keys contract.VendorKeys) string {

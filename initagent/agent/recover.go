@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/cures"
 	"halogenos.internal/initagent/handover"
 )
@@ -53,17 +54,7 @@ func (a *Agent) recover(reason string) error {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}
-	lost := ", and nothing was lost"
-	if a.lost() {
-		lost = ""
-	}
-	a.Log.Say("the boot has stopped%s. `help` lists the commands; `exit` restarts the machine.", lost)
-	for _, line := range cures.For(a.State, a.stopped()) {
-		a.Log.Say("%s", line)
-	}
-	if menu, known := a.SetupMenu(); known && cures.ClearsKeys(a.State, a.stopped()) {
-		a.Log.Say("On this machine, %s.", menu)
-	}
+	a.sayCures()
 	if err := a.LeavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}
@@ -71,6 +62,36 @@ func (a *Agent) recover(reason string) error {
 		a.Log.Say("%v", err)
 	}
 	return a.restart()
+}
+
+// sayCures says that the boot has stopped, and what to do about it: in the log, and to somebody
+// who reads another language in that one.
+func (a *Agent) sayCures() {
+	lines := []words.Line{words.Fixed(words.Stopped)}
+	if a.lost() {
+		lines = []words.Line{words.Fixed(words.StoppedLost)}
+	}
+	for _, line := range cures.For(a.State, a.stopped()) {
+		lines = append(lines, words.Fixed(line))
+	}
+	if menu, known := a.SetupMenu(); known && cures.ClearsKeys(a.State, a.stopped()) {
+		lines = append(lines, words.Linef(words.OnThisMachine, menu))
+	}
+	for _, line := range lines {
+		a.Log.Say("%s", line)
+	}
+	if a.Language == words.English {
+		return
+	}
+	c, err := a.Person.Open(a.Language)
+	if err != nil {
+		a.Log.Say("%v", err)
+		return
+	}
+	defer c.Close()
+	for _, line := range lines {
+		c.Print("\n" + a.Language.Line(line) + "\n")
+	}
 }
 
 // noModules keeps the kernel from loading further modules, once it has those of the
@@ -96,7 +117,7 @@ func (a *Agent) noConsole(err error) error {
 		a.Log.Say("or let the machine start again, type the recovery key when it asks for it, and read what it says: this system starts without a TPM, too")
 	} else {
 		a.Log.Say("or read the data on another machine: `cryptsetup open` of any Linux opens the partition %q of this disk with the recovery key. This system itself requires a TPM that works", layout.Root)
-		a.Log.Say("%s", cures.WithoutTPM)
+		a.Log.Say("%s", words.CureTPMDead)
 	}
 	a.Sleep(time.Minute)
 	return errors.Join(err, a.restart())

@@ -20,6 +20,7 @@ import (
 
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -34,6 +35,7 @@ type Console struct {
 	terminals []*hw.Terminal
 	secret    []bool // what opens something, or tells this machine, was shown on a terminal
 	closed    func() // called by Close; may be nil
+	language  words.Language
 	// swap sets keys of a screen's keyboard; nil is for hw.SwapKeymap.
 	swap func(entries []keyboard.Entry) (restore func() error, err error)
 	// inputs opens the buttons of a machine; nil is for those of this one.
@@ -74,6 +76,9 @@ func Here() (*Console, error) {
 
 // ErrInterrupted is returned when Ctrl-C answers a question.
 var ErrInterrupted = errors.New("interrupted")
+
+// Language implements hw.Console.
+func (c *Console) Language() words.Language { return c.language }
 
 // Close closes the terminals.
 func (c *Console) Close() error {
@@ -149,7 +154,7 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 
 // answered says on a terminal that the answer has come from another one.
 func (c *Console) answered(i, from int) {
-	show(c.terminals[i], fmt.Sprintf("(answered on %s)\n", filepath.Base(c.terminals[from].Path)))
+	show(c.terminals[i], c.language.Say(words.AnsweredOn, filepath.Base(c.terminals[from].Path)))
 }
 
 // slice is how often an interruption is looked for.

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pad"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -64,7 +65,7 @@ func (c *Console) askKey(prompt string, checks bool, timeout time.Duration, scre
 	}
 	editors := make([]keyEditor, len(c.terminals))
 	for i, here := range forSecrets(names, screen) {
-		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here, board: newBoard(c.terminals[i])}
+		editors[i] = keyEditor{text: make([]byte, 0, maxLine), checks: checks, hidden: !here, board: newBoard(c.terminals[i]), language: c.language}
 		defer luks2.Wipe(editors[i].text[:maxLine])
 	}
 	boards := make([]*board, len(editors))
@@ -142,6 +143,7 @@ type keyEditor struct {
 	checks   bool
 	hidden   bool
 	shown    bool // letters were
+	language words.Language
 	sequence sequence
 	padded   bool // the pad was drawn
 	board
@@ -270,20 +272,20 @@ const (
 func (e *keyEditor) remark(r *luks2.Reading) string {
 	var says []string
 	if wrong := r.Wrong(e.checks); len(wrong) > 0 {
-		says = append(says, "WRONG: group "+strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]"))
+		says = append(says, e.language.Say(words.WrongGroup, strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]")))
 	}
 	if n := len(r.Letters); n > luks2.RecoveryLetters {
-		says = append(says, fmt.Sprintf("%d letters too many", n-luks2.RecoveryLetters))
+		says = append(says, e.language.Say(words.LettersTooMany, n-luks2.RecoveryLetters))
 	} else {
-		says = append(says, fmt.Sprintf("%d of %d letters", n, luks2.RecoveryLetters))
+		says = append(says, e.language.Say(words.LettersTyped, n, luks2.RecoveryLetters))
 	}
 	if r.Layout != "" {
-		says = append(says, r.Layout+" keyboard")
+		says = append(says, e.language.Say(words.OfKeyboard, r.Layout))
 	}
 	if e.hidden {
-		says = append(says, "Tab shows them")
+		says = append(says, e.language.Text(words.TabShows))
 	} else {
-		says = append(says, "Tab hides them")
+		says = append(says, e.language.Text(words.TabHides))
 	}
 	return strings.Join(says, "; ")
 }

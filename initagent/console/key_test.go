@@ -13,6 +13,7 @@ import (
 
 	boardkeys "halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -157,6 +158,25 @@ func TestKeyEditor(t *testing.T) {
 	e.feed([]byte(strings.Repeat("c", 3*maxLine)))
 	if len(e.text) != maxLine {
 		t.Errorf("%d bytes were kept", len(e.text))
+	}
+}
+
+// What is said of a key fits the line below it in each language.
+func TestRemarkInEachLanguage(t *testing.T) {
+	for _, code := range words.Codes() {
+		l, err := words.Find(code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := keyEditor{text: make([]byte, 0, maxLine), checks: true, language: l}
+		e.feed([]byte(strings.Repeat("cccccccb", 8) + "c"))
+		d := display{t: t} // which complains about what is too long
+		d.write(e.draw())
+		e.hidden = true
+		d.write(e.draw())
+		if want := l.Say(words.LettersTooMany, 1); !strings.Contains(d.row(1), want) || !strings.Contains(d.row(1), l.Text(words.TabShows)) {
+			t.Errorf("%s: it says %q, want %q", code, d.row(1), want)
+		}
 	}
 }
 

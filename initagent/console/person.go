@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/keyboard"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -41,12 +42,12 @@ func (p Person) Quiet() (restore func()) {
 }
 
 // Open implements hw.Person.
-func (p Person) Open() (hw.Console, error) {
+func (p Person) Open(l words.Language) (hw.Console, error) {
 	c, err := Open()
 	if err != nil {
 		return nil, err
 	}
-	c.closed = p.Quiet()
+	c.closed, c.language = p.Quiet(), l
 	return c, nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/words"
 )
 
 // For returns what to do about the state in which a boot stopped, and with these
@@ -17,20 +18,20 @@ import (
 func For(s bootflow.State, f bootflow.Facts) []string {
 	if f.Came(bootflow.Reset) == bootflow.Done {
 		return []string{
-			"Open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.",
-			"Another system may be installed instead: nothing on this disk is wanted any more.",
+			words.CureResetKeys,
+			words.CureResetOther,
 		}
 	}
 	if f.Came(bootflow.Reset) == bootflow.Failed && f.ResetBegun {
 		return []string{
-			"The keys to the data are overwritten, at least in part: most likely nothing opens it any more, with no recovery key.",
-			"`reset` does all of it once more, and then the rest. If it fails again, the line above says at what: a disk that cannot be written is to be replaced.",
+			words.CureResetHalf,
+			words.CureResetAgain,
 		}
 	}
 	if f.Came(bootflow.KeepHome) == bootflow.Failed && f.KeepHomeBegun {
 		return []string{
-			"Each start goes on with it, and begins with what is left. `unlock`, with the recovery key, opens the root partition at /run/state; /home is whole, in bind/home there. If the line above says that the disk fails, copy it before anything else.",
-			"To give it up, after `unlock`: `rm /run/state/halogen/keep-home`. The system then starts with what is not deleted yet.",
+			words.CureKeepHome,
+			words.CureKeepHomeGiveUp,
 		}
 	}
 	var out []string
@@ -38,10 +39,10 @@ func For(s bootflow.State, f bootflow.Facts) []string {
 		out = append(out, about(s, f)...)
 	}
 	if f.ConsoleAsked {
-		out = append(out, "`slots` shows the two systems, and `rollback` starts the other one from now on.")
+		out = append(out, words.CureAsked)
 	}
 	if len(out) == 0 {
-		out = append(out, "`slots` shows the two systems, and `dmesg` what was said so far; `exit` starts again.")
+		out = append(out, words.CureUnknown)
 	}
 	return out
 }
@@ -55,16 +56,16 @@ func disk(s bootflow.State, _ bootflow.Facts) []string {
 	switch s.Table {
 	case bootflow.TableUnknown:
 		return []string{
-			"Look whether the disk is attached and the firmware's setup lists it; detach a copy of it, or a stick with the same partitions. Then `exit`.",
-			"`blkid` and `dmesg` show what the kernel has found.",
+			words.CureNoDisk,
+			words.CureDevices,
 		}
 	case bootflow.TableReadOnly:
 		return []string{
-			"Nothing was written. Switch the disk's write protection off, if it has one. Many a worn-out SSD can only be read: then copy your data before anything else.",
-			"`unlock`, with the recovery key, opens the data to be read, at /run/state.",
+			words.CureReadOnly,
+			words.CureReadOnlyUnlock,
 		}
 	case bootflow.TableForeign:
-		return []string{"Nothing was written to the disk. If it is the right one, install the system on it again."}
+		return []string{words.CureForeignDisk}
 	}
 	return nil
 }
@@ -74,29 +75,24 @@ func chip(s bootflow.State, f bootflow.Facts) []string {
 		return nil
 	}
 	return []string{
-		"Switch the TPM on in the firmware's setup, or switch the machine off and on when it was on. Then `exit`.",
-		"Without it the data can still be reached here: `unlock`, with the recovery key.",
-		WithoutTPM,
+		words.CureTPMOff,
+		words.CureTPMUnlock,
+		words.CureTPMDead,
 	}
 }
-
-// WithoutTPM is how the owner of a machine goes on whose system requires a TPM, when that
-// has died. An update never makes it do without one.
-const WithoutTPM = "If the TPM has died there are two ways to go on with your data. Either put in a TPM that works (which may mean another mainboard): started with it, this system asks for the recovery key, and binds itself to the new TPM. " +
-	"Or install an image that its maker has built with TPM=optional, and keep the root partition (`halogen install --keep-root`): it starts by the recovery key, without a TPM."
 
 func system(s bootflow.State, f bootflow.Facts) []string {
 	switch {
 	case f.Epoch < s.Floor || f.Replaced:
-		return []string{"This system was replaced by a newer one for good. `slots` shows the two systems, and `rollback` starts the other one, if there is one."}
+		return []string{words.CureReplaced}
 	case f.Came(bootflow.OpenVerity) != bootflow.Failed:
 		return nil
 	}
 	return []string{
-		"`verify` says which slot is damaged, and where first.",
-		"`repair` writes its bad blocks again, from the other slot as far as that holds the same; then `exit`.",
-		"`rollback` starts the other system from now on, if it is whole.",
-		"If none of it helps, write the system image into its slot from the installation medium: the data is not touched.",
+		words.CureVerify,
+		words.CureRepair,
+		words.CureRollback,
+		words.CureImage,
 	}
 }
 
@@ -106,13 +102,13 @@ func keys(s bootflow.State, f bootflow.Facts) []string {
 		return nil
 	case s.Root == bootflow.RootLocked && s.Keys == bootflow.KeysMissing:
 		return []string{
-			"The firmware has lost its Secure Boot keys. If it was you who reset it: `exit`, and type the recovery key when the next start asks for it. That start then asks whether it shall give the firmware this machine's own keys again.",
-			"If it was not, somebody else had the machine in hand: do not type the recovery key before you know who.",
+			words.CureKeysGone,
+			words.CureKeysStranger,
 		}
 	case s.Root == bootflow.RootLocked && s.Keys == bootflow.KeysOff:
-		return []string{"Switch Secure Boot on in the firmware's setup, with this machine's own keys, and start again. If the keys are gone, choose Setup Mode there, start again and type the recovery key: that start asks whether it shall give the firmware this machine's own keys again."}
+		return []string{words.CureKeysOff}
 	case f.Came(bootflow.Enroll) == bootflow.Failed:
-		return []string{"The line above says what stands in the way, and what to do in the firmware's setup. Then `exit`: the enrollment goes on where it stopped."}
+		return []string{words.CureEnroll}
 	}
 	return nil
 }
@@ -121,9 +117,9 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 	switch s.Root {
 	case bootflow.RootDamaged:
 		return []string{
-			"Leave the disk as it is until you know what happened to it. A copy of the root partition's first 16 MiB, if there is one, puts it right.",
-			"What this system makes nothing of, the recovery key may still open: on another machine, with `cryptsetup open` of any Linux. Try that before anything that gives the data up.",
-			"If its data is lost or not wanted: `reset` makes the machine new, and keeps the system.",
+			words.CureHeader,
+			words.CureHeaderElsewhere,
+			words.CureHeaderReset,
 		}
 	case bootflow.RootLocked:
 		switch {
@@ -132,22 +128,21 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 		case f.Epoch < s.Floor || f.Replaced:
 			return nil // no key opens the data for this system
 		case f.Foreign:
-			return []string{"Remove what was added: a command line that was typed at the boot manager is gone at the next start; files lie on the EFI system partition, " +
-				"in loader/credentials, loader/addons and EFI/Linux/*.extra.d. Then `exit`."}
+			return []string{words.CureForeign}
 		}
 		if unreadable(f) {
 			return diskFails
 		}
-		out := []string{"`eventlog` says what differs from the last boot that the TPM opened."}
+		out := []string{words.CureEventLog}
 		if f.PIN {
-			out = append(out, "If the PIN is forgotten, or the TPM takes none for now: `exit`, press Enter where the PIN is asked for, and type the recovery key. That start lets you set another PIN.")
+			out = append(out, words.CurePIN)
 		}
 		if f.SecureBoot == contract.Required && (s.Keys == bootflow.KeysMissing || s.Keys == bootflow.KeysOff) {
 			return out // what to do comes with the keys
 		}
 		return append(out,
-			"If you know what changed (a firmware update, new hardware): `unlock` with the recovery key, then `reseal`, then `exit`.",
-			"Without the recovery key nothing opens the data. `reset` gives it up, and makes the machine new.")
+			words.CureReseal,
+			words.CureGiveUp)
 	}
 	return nil
 }
@@ -161,13 +156,13 @@ func mounts(_ bootflow.State, f bootflow.Facts) []string {
 	}
 	if f.Came(bootflow.RestoreState) == bootflow.Failed {
 		return []string{
-			"Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`.",
-			"Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back, and `ota rollback --state --forget` deletes the snapshot: what it keeps takes its room even where the file is deleted. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place.",
+			words.CureRestore,
+			words.CureRestoreCancel,
 		}
 	}
 	return []string{
-		"`unlock` opens the root partition at /run/state: what the line above names is there, and so are your files.",
-		"`rollback` starts the other system from now on, if it is this one's settings that do not fit.",
+		words.CureMounts,
+		words.CureMountsOther,
 	}
 }
 
@@ -179,6 +174,6 @@ func unreadable(f bootflow.Facts) bool {
 
 // diskFails is what to do first while there is something to be read.
 var diskFails = []string{
-	"The disk fails to read. Copy your files before anything else: `unlock`, with the recovery key, opens what can be read at /run/state. `dmesg` says which sectors are bad.",
-	"Then replace the disk: install the system on the new one, and put your files back. A file system that only lost a few blocks can be repaired from another system, once there is a copy.",
+	words.CureDiskFails,
+	words.CureDiskReplace,
 }

@@ -20,6 +20,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
@@ -50,7 +51,8 @@ type Host struct {
 	Chip         Chip
 	Lock         *rootlock.Lock // of the root partition; or nil
 	Watching     Watching
-	Keymap       string // of the keyboard of a screen, as it is said before a question; "" for a US one
+	Language     words.Language // of what a person is asked and told
+	Keymap       string         // of the keyboard of a screen, as it is said before a question; "" for a US one
 	Found
 	Opened
 }

@@ -12,7 +12,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strings"
 	"time"
 
 	"halogenos.internal/boot/block"
@@ -22,6 +21,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/snapshot"
 	"halogenos.internal/initagent/tpm"
@@ -307,9 +307,9 @@ type Person interface {
 	Quiet() (restore func())
 	// Keymap has the keys of a screen's keyboard type what a keymap says.
 	Keymap(k keyboard.Keymap) error
-	// Open opens the terminals, and is quiet until they are closed. Having none is an
-	// error.
-	Open() (Console, error)
+	// Open opens the terminals for somebody who reads a language, and is quiet until they
+	// are closed. Having none is an error.
+	Open(words.Language) (Console, error)
 	// Shell opens the recovery console on every terminal, and returns when one
 	// of them is left.
 	Shell() error
@@ -331,6 +331,8 @@ type Listener interface {
 
 // Console is all terminals at once. What is shown or typed is nowhere else.
 type Console interface {
+	// Language is what the person there reads.
+	Language() words.Language
 	Print(text string)
 	// PrintSecret shows text that opens something: where there is a screen, on it
 	// alone and not on serial lines, which say elsewhere instead.
@@ -351,10 +353,11 @@ type Console interface {
 	Close() error
 }
 
-// AskYes asks a question that "y" answers with yes, and anything else with no.
+// AskYes asks a question that "y", or the language's key for it, answers with yes, and
+// anything else with no.
 func AskYes(c Console, question string, timeout time.Duration) (bool, error) {
-	answer, err := c.Ask(question+" [y/N] ", false, timeout)
-	return err == nil && strings.EqualFold(strings.TrimSpace(string(answer)), "y"), err
+	answer, err := c.Ask(question+c.Language().Text(words.YesOrNo), false, timeout)
+	return err == nil && c.Language().Yes(string(answer)), err
 }
 
 // ErrNobody is returned when nobody answers in time.

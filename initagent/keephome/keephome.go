@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootpart"
@@ -110,16 +111,16 @@ func Parse(text []byte) (*Note, error) {
 
 // WhoStays says which accounts are kept, a line for each, and leaves out none, and no group:
 // many that somebody has made hide nothing. [Pages] has it for a screen.
-func WhoStays(people []etcmerge.Person) string {
+func WhoStays(l words.Language, people []etcmerge.Person) string {
 	if len(people) == 0 {
-		return "No account is kept: none has a home under /home.\n"
+		return l.Text(words.NobodyStays)
 	}
 	var out strings.Builder
-	out.WriteString("These accounts are kept:\n")
+	out.WriteString(l.Text(words.TheyStay))
 	for _, p := range people {
-		fmt.Fprintf(&out, "  %.64s, number %d", p.Name, p.Number)
+		out.WriteString(l.Say(words.OneStays, p.Name, p.Number))
 		for i, group := range p.Groups {
-			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: ", in ", false: " "}[i == 0], group)
+			fmt.Fprintf(&out, "%s%.64s", map[bool]string{true: l.Text(words.InGroups), false: " "}[i == 0], group)
 		}
 		out.WriteString("\n")
 	}
@@ -171,7 +172,7 @@ const mostEntries = 64
 
 // Entries are who stays for the journal, a reason for each entry.
 func Entries(people []etcmerge.Person) []string {
-	pages := Pages(WhoStays(people))
+	pages := Pages(WhoStays(words.English, people))
 	more := len(pages) - mostEntries
 	pages = pages[:min(mostEntries, len(pages))]
 	for i, page := range pages {

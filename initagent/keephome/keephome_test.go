@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keynote"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -127,7 +128,7 @@ func TestWhoStays(t *testing.T) {
 		}
 		people = append(people, p)
 	}
-	pages := Pages(WhoStays(people))
+	pages := Pages(WhoStays(words.English, people))
 	if got := strings.Join(strings.Fields(strings.Join(pages, "")), " "); got != want {
 		t.Errorf("shown is %q, want %q", got, want)
 	}

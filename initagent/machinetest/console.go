@@ -47,7 +47,7 @@ func (m *Machine) Console() (*recovery.Machine, hw.Console) {
 			_, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), off)
 			return err
 		},
-	}, person{m}
+	}, person{m: m}
 }
 
 // InConsole makes a machine in use and starts it into the recovery console.

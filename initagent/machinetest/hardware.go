@@ -25,6 +25,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/ownstate"
@@ -312,9 +313,17 @@ func (c chipSeam) EventLog() ([]byte, error) {
 }
 
 // person writes down every recovery key and types what the test says.
-type person struct{ m *Machine }
+type person struct {
+	m        *Machine
+	language words.Language
+}
 
-func (p person) Open() (hw.Console, error) { return p, p.m.NoTerminal }
+func (p person) Open(l words.Language) (hw.Console, error) {
+	return person{p.m, l}, p.m.NoTerminal
+}
+
+// Language implements hw.Console.
+func (p person) Language() words.Language { return p.language }
 
 func (person) Close() error { return nil }
 
@@ -449,7 +458,7 @@ func (p person) Listen() hw.Listener {
 		p.m.T.Error("two listen at once")
 	}
 	p.m.Listening = true
-	return listener(p)
+	return listener{p.m}
 }
 
 func (l listener) Asked() bool {

@@ -414,7 +414,7 @@ func (m *Machine) Boot() (end string) {
 		NewKeys: m.newKeys,
 		Machine: hw.Machine{
 			Disks: Disks{m}, Firmware: m, Kernel: Kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
-			ESP: m.ESP, Store: Store{m}, TPM: chipSeam{m}, Person: person{m}, Log: hw.NewLog(&m.Said, io.Discard),
+			ESP: m.ESP, Store: Store{m}, TPM: chipSeam{m}, Person: person{m: m}, Log: hw.NewLog(&m.Said, io.Discard),
 			SetupMenu: func() (setupmenu.Menu, bool) { return setupmenu.For("QEMU", "") },
 			Now:       func() time.Time { return m.Clock }, Sleep: func(d time.Duration) { m.Clock = m.Clock.Add(d) },
 			Memory:   func() (uint64, error) { return max(m.memory, 128<<10), nil },

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
@@ -389,7 +390,7 @@ func keptPeople(h *host.Host, from upper.Source) (people etcmerge.People, note b
 		return nil, true, nil
 	}
 	_, who := etcmerge.PeopleOf(n.People)
-	pages := keephome.Pages(keephome.WhoStays(who)) // all were shown before they were confirmed
+	pages := keephome.Pages(keephome.WhoStays(words.English, who)) // all were shown before they were confirmed
 	h.Log.Say("%s", strings.TrimSuffix(strings.Join(pages[:min(mostPages, len(pages))], ""), "\n"))
 	if more := len(pages) - mostPages; more > 0 {
 		h.Log.Say("and %d pages more", more)

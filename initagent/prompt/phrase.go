@@ -2,13 +2,13 @@ package prompt
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/phrase"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
@@ -23,49 +23,6 @@ const wishFile = rootpart.Shared + "/" + phrase.Wish
 const (
 	timeout  = 2 * time.Minute
 	presence = 15 * time.Second
-)
-
-const (
-	wanted = `
-A NEW PHRASE: this was asked for from the running system, with ` + "`halogenctl phrase new`" + `.
-If it was not you who asked, press Enter: somebody else may be root there. Anything but
-y, and two minutes without an answer, leaves the phrase as it is.
-Make a new one, and show it here?`
-
-	fresh = `
-This machine's NEW PHRASE:
-
-    %s
-
-It is shown before the machine asks for a secret. Other words, or none, mean that
-something else asks.
-`
-	firstOne = `
-This machine has a phrase now. If it has shown you one before, somebody has
-taken that away, and has had this machine, or its disk, in hand.
-`
-	lost = `
-THE PHRASE OF BEFORE IS LOST, AND THIS MACHINE HAS ANOTHER ONE. A release that
-knows no phrases has made a new machine secret, or somebody has changed the
-disk. If no such release has run, somebody has had this machine in hand.
-`
-	exchanged = `
-THIS DISK'S HEADER HAD ANOTHER PHRASE. It was exchanged, put back, or damaged: a
-prompt of this start, or of one before, may have shown that one, or none. If you
-do not know why, somebody has had this machine, or its disk, in hand.
-`
-	stays = `
-This machine's phrase:  %s
-It is what it was.
-`
-	typedExchanged = `
-THE DISK'S HEADER HAD A PHRASE THAT IS NOT THIS MACHINE'S, OR NOT ITS LAST ONE:
-it was exchanged, put back, or damaged. The machine keeps the phrase that it had.
-If you do not know why, somebody has had this machine, or its disk, in hand.
-`
-	elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may record.\n"
-
-	counts = "Do you know it by heart? Anything but y leaves the phrase as it was."
 )
 
 // Make makes the first phrase of a machine whose root partition is about to be made, and
@@ -142,7 +99,7 @@ func Typed(h *host.Host, secret *policy.Secret) string {
 	if kept.Best() != nil {
 		noteExchanged(h)
 	}
-	return typedExchanged
+	return h.Language.Text(words.PhraseNotThis)
 }
 
 // noteExchanged has the phrase shown, and why: the log of a start that goes on to the system is gone
@@ -283,24 +240,25 @@ func showUnseen(h *host.Host, why rootpart.Unseen) error {
 	if err != nil {
 		return err
 	}
-	c, err := h.Person.Open()
+	c, err := h.Person.Open(h.Language)
 	if err != nil {
 		return err
 	}
-	a := &asking{Console: c}
+	a, l := &asking{Console: c}, h.Language
 	defer a.Close()
-	reason, words, wait, patience := firstOne, fresh, presence, "15 seconds"
+	reason, shown := l.Text(words.PhraseFirstOne), l.Say(words.PhraseFresh, phrase.Of(h.Phrase))
 	switch why {
 	case rootpart.LostPhrase:
-		reason = lost
+		reason = l.Text(words.PhraseLost)
 	case rootpart.ExchangedPhrase:
-		reason, words = exchanged, stays
+		reason, shown = l.Text(words.PhraseExchanged), l.Say(words.PhraseStays, phrase.Of(h.Phrase))
 	}
+	wait, question := presence, words.PhraseSeen
 	if h.Lock.HasPIN() { // somebody has just typed it
-		wait, patience = timeout, "two minutes"
+		wait, question = timeout, words.PhraseSeenPIN
 	}
-	a.PrintSecret(reason+fmt.Sprintf(words, phrase.Of(h.Phrase)), reason+elsewhere)
-	_, err = a.Ask("Press Enter when you have seen it (or wait "+patience+"). ", false, wait)
+	a.PrintSecret(reason+shown, reason+l.Text(words.PhraseElsewhere))
+	_, err = a.Ask(l.Text(question), false, wait)
 	if errors.Is(err, hw.ErrNobody) {
 		if last {
 			h.Log.Say("the phrase was shown at %d starts, and nobody has pressed Enter: it is not shown by itself any more", keynote.MaxShown)
@@ -323,17 +281,17 @@ func exchange(h *host.Host) error {
 		return err
 	}
 	defer c.Close()
-	yes, err := hw.AskYes(c, wanted, timeout)
+	yes, err := hw.AskYes(c, h.Language.Text(words.PhraseWanted), timeout)
 	if err == nil && yes {
 		err = replace(h, c)
 	} else if err == nil {
-		c.Print("The phrase stays as it is.\n")
+		c.Print(h.Language.Text(words.PhraseKept))
 	}
 	if errors.Is(err, hw.ErrNobody) {
 		return nil
 	}
 	if err != nil {
-		c.Print(fmt.Sprintf("the phrase stays as it is: %v\n", err))
+		c.Print(h.Language.Say(words.PhraseKeptFor, err))
 	}
 	return err
 }
@@ -343,10 +301,10 @@ func replace(h *host.Host, c hw.Console) error {
 	if err != nil {
 		return err
 	}
-	c.PrintSecret(fmt.Sprintf(fresh, phrase.Of(key)), elsewhere)
-	yes, err := hw.AskYes(c, counts, timeout)
+	c.PrintSecret(h.Language.Say(words.PhraseFresh, phrase.Of(key)), h.Language.Text(words.PhraseElsewhere))
+	yes, err := hw.AskYes(c, h.Language.Text(words.PhraseKnown), timeout)
 	if err == nil && !yes {
-		c.Print("The phrase stays as it is.\n")
+		c.Print(h.Language.Text(words.PhraseKept))
 	}
 	if err == nil && yes {
 		err = succeed(h, key)
@@ -360,7 +318,7 @@ func replace(h *host.Host, c hw.Console) error {
 	}
 	h.Phrase = key
 	h.Log.Say("the phrase is a new one, which somebody at the machine has confirmed")
-	c.Print("The new phrase counts from now on.\n")
+	c.Print(h.Language.Text(words.PhraseCounts))
 	return nil
 }
 

@@ -13,64 +13,27 @@ import (
 
 	"halogenos.internal/boot/phrase"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/tpm"
 )
 
-// What is said of the phrase before a question. The line below the words says what they mean.
-const (
-	words = `
-This machine's phrase:  %s
-Other words, or none: it is not this machine's system that asks. Type nothing.
-`
-	first = `
-This machine's phrase:  %s
-It shows that before it asks for a secret. Other words, or none, mean that
-something else asks: then type nothing.
-`
-	onScreen = "\nThis machine's phrase is on its screen, and not on this line, which others may record.\n"
-	noWords  = `
-This machine cannot show its phrase: %s.
-Type nothing, unless you know what has changed (firmware, keys, disk).
-`
-	none = `
-This machine has no phrase yet. It makes one as soon as a system that is not on
-trial has opened the disk, and shows it then, if the disk's header has room for
-it. If it has shown you one before: type nothing.
-`
-	unable = `
-This machine's TPM cannot keep a phrase: it lacks the command PolicyCommandCode.
-If it has shown you one before: type nothing.
-`
-	noTPM = "\nThis machine has no TPM, and so no phrase to show.\n"
-)
-
-// keymap is said of a keyboard that somebody has named, and before a PIN of every one, since what it
-// types cannot be seen where it is hidden.
-const keymap = "\nThe keyboard is taken for: %s. (`keymap` at the recovery console names another one.)\n"
-
 // us is the keymap of a machine that was told nothing, and of releases that know none.
 const us = "us"
-
-// otherKeys is said before a new PIN where another keymap is in force.
-const otherKeys = `The PIN is what these keys type now. A release that knows no keymaps, such as
-one that this machine may go back to, takes them for those of a US keyboard: use
-characters that both have on the same keys, or name another keymap first.
-`
 
 // Keys says, before a PIN is typed, what the keyboard is taken for, where Open has not said it.
 func Keys(h *host.Host) string {
 	if named(h) {
 		return ""
 	}
-	return fmt.Sprintf(keymap, us)
+	return h.Language.Say(words.Keymap, us)
 }
 
 // NewKeys says the same before a new PIN, and what another keymap means for it.
 func NewKeys(h *host.Host) string {
 	if named(h) {
-		return "\n" + otherKeys
+		return "\n" + h.Language.Text(words.OtherKeys)
 	}
 	return Keys(h)
 }
@@ -82,25 +45,25 @@ const page = "\033[H\033[2J\033[3J"
 
 // Open opens the console, and shows the phrase on it. Closing takes it off the screen again.
 func Open(h *host.Host) (hw.Console, error) {
-	c, err := h.Person.Open()
+	c, err := h.Person.Open(h.Language)
 	if err != nil {
 		return nil, err
 	}
-	a := &asking{Console: c}
+	a, l := &asking{Console: c}, h.Language
 	if named(h) {
-		c.Print(fmt.Sprintf(keymap, h.Keymap))
+		c.Print(l.Say(words.Keymap, h.Keymap))
 	}
 	switch err := unseal(h); {
 	case err == nil:
-		a.PrintSecret(fmt.Sprintf(words, phrase.Of(h.Phrase)), onScreen)
+		a.PrintSecret(l.Say(words.PhraseIs, phrase.Of(h.Phrase)), l.Text(words.PhraseOnScreen))
 	case never(h):
-		c.Print(noTPM)
+		c.Print(l.Text(words.PhraseNoTPM))
 	case errors.Is(err, errUnable):
-		c.Print(unable)
+		c.Print(l.Text(words.PhraseUnable))
 	case errors.Is(err, errNone):
-		c.Print(none)
+		c.Print(l.Text(words.PhraseNone))
 	default:
-		c.Print(fmt.Sprintf(noWords, why(h, err)))
+		c.Print(l.Say(words.PhraseNotShown, l.Text(why(h, err))))
 	}
 	return a, nil
 }
@@ -112,7 +75,9 @@ func never(h *host.Host) bool {
 }
 
 // Text is what a machine says of its phrase when it has just been made.
-func Text(key *policy.Secret) string { return fmt.Sprintf(first, phrase.Of(key)) }
+func Text(l words.Language, key *policy.Secret) string {
+	return l.Say(words.PhraseFirst, phrase.Of(key))
+}
 
 // An asking is a console that the phrase was shown on.
 type asking struct {
@@ -208,13 +173,13 @@ func why(h *host.Host, err error) string {
 	_, mismatch := errors.AsType[*tpm.MismatchError](err)
 	switch {
 	case errors.Is(err, tpm.ErrAbsent):
-		return "its TPM is gone"
+		return words.PhraseTPMGone
 	case errors.Is(err, policy.ErrNewer):
-		return "it is of a later release"
+		return words.PhraseNewer
 	case h.Lock.StrangePhrase != nil:
-		return "what the disk has of it is damaged"
+		return words.PhraseDamaged
 	case mismatch:
-		return "the TPM does not give it to what was started"
+		return words.PhraseOther
 	}
-	return "the TPM does not give it"
+	return words.PhraseRefused
 }

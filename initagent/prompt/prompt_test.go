@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
@@ -20,6 +21,8 @@ type screen struct {
 	shows  string
 	closed bool
 }
+
+func (*screen) Language() words.Language { return words.English }
 
 func (s *screen) Print(text string) {
 	if i := strings.LastIndex(text, page); i >= 0 {

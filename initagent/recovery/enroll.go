@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
@@ -135,7 +136,7 @@ func (m *Machine) ownKeys(c hw.Console, open *Opened, state enroll.State) (*secu
 }
 
 func (m *Machine) askROMs(c hw.Console, open *Opened, list *secureboot.List) error {
-	changed, err := rootpart.AskROMs(list, m.drivers(), func(question string) (bool, error) {
+	changed, err := rootpart.AskROMs(words.English, list, m.drivers(), func(question string) (bool, error) {
 		err := confirm(c, question)
 		if errors.Is(err, errRefused) {
 			return false, nil

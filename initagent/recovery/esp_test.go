@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/esp"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -49,6 +50,9 @@ func (t *typist) Close() error      { return nil }
 
 // PrintSecret implements hw.Console.
 func (t *typist) PrintSecret(text, _ string) { t.Print(text) }
+
+// Language implements hw.Console.
+func (*typist) Language() words.Language { return words.English }
 
 // Positions implements hw.Console.
 func (t *typist) Positions() (restore func()) { return func() {} }

@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
@@ -38,7 +39,7 @@ func (m *Machine) ResetKeepingHome(c hw.Console) error {
 	who := ""
 	if note.Stage == keephome.Deleting {
 		_, people := etcmerge.PeopleOf(note.People)
-		who = keephome.WhoStays(people)
+		who = keephome.WhoStays(words.English, people)
 	}
 	if err := m.ConfirmKeepHome(c, who, 0); err != nil {
 		return err
@@ -99,13 +100,11 @@ func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration)
 	if err := m.find(); err != nil {
 		return err
 	}
-	c.Print("This deletes all that was changed on this machine but /home: settings, what programs keep in /var, and what was installed\n" +
-		"beside the system. Nothing brings it back. Accounts whose home lies under /home stay, with their passwords and with the groups\n" +
-		"that the system itself has; root's password is the system's own again. This machine's keys stay.\n")
+	c.Print(c.Language().Text(words.KeepHomeDeletes))
 	pages := keephome.Pages(who)
 	for i, page := range pages {
 		if i > 0 {
-			if _, err := c.Ask(fmt.Sprintf("Page %d of %d: Enter shows the next. ", i, len(pages)), false, limit); err != nil {
+			if _, err := c.Ask(c.Language().Say(words.PageOf, i, len(pages)), false, limit); err != nil {
 				return err
 			}
 		}
@@ -116,7 +115,7 @@ func (m *Machine) ConfirmKeepHome(c hw.Console, who string, limit time.Duration)
 
 // confirmByName asks for the machine's name to be typed; anything else is a refusal.
 func (m *Machine) confirmByName(c hw.Console, limit time.Duration) error {
-	answer, err := c.Ask(fmt.Sprintf("Type the machine's name, %s, to do it: ", m.Contract.ImageID), false, limit)
+	answer, err := c.Ask(c.Language().Say(words.ResetName, m.Contract.ImageID), false, limit)
 	if err != nil {
 		return err
 	}

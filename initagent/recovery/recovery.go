@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -62,7 +63,7 @@ type Keeper interface {
 var ErrLocked = errors.New("the root partition is not open: type `unlock` first")
 
 // errRefused is what a person answers who does not want it after all.
-var errRefused = errors.New("nothing was changed")
+var errRefused = words.Errorf(words.ResetRefused)
 
 // find reads the running system's boot contract, and finds the disk.
 func (m *Machine) find() error {

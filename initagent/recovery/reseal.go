@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -106,7 +107,7 @@ func (m *Machine) acceptable(c hw.Console, replacing bool) (_ *acceptance, err e
 	a := &acceptance{open: open, lock: lock, chip: chip, state: state, log: log, noted: rootpart.ReadGuarantees(m.Store, open.Secret)}
 	b := rootpart.Binding{TPM: chip, Store: m.Store, Say: func(format string, args ...any) { c.Print(fmt.Sprintf(format+"\n", args...)) }}
 	b.Had, b.Enforces, b.Older = rootpart.Had(a.noted, lock, open.Secret), rootpart.Enforces(state), start.Older(list, m.LastGoodLog(open.Secret))
-	b.Consent = func(lost []string) error { return rootpart.AskWeaker(c, lost, 0) }
+	b.Consent = func(lost []words.Line) error { return rootpart.AskWeaker(c, lost, 0) }
 	a.query = rootpart.Fallbacks{Table: m.Table, Running: m.Contract, Start: start, Firmware: state, List: list, Had: b.Had, Say: b.Say}
 	a.binding = b
 	return a, nil

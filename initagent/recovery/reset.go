@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
@@ -46,8 +47,7 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 		return err
 	}
 	_, size := m.Table.Bytes(partition)
-	c.Print(fmt.Sprintf("This wipes the root partition of %s (%s %s, %d MiB): everything that was ever stored on this machine,\n"+
-		"its Secure Boot keys, and what the TPM knows of them. There is no way back, with no recovery key.\n", m.Disk.Name, m.Disk.Model, m.Disk.Serial, size>>20))
+	c.Print(c.Language().Say(words.ResetWipes, m.Disk.Name, m.Disk.Model, m.Disk.Serial, size>>20))
 	if err := m.confirmByName(c, limit); err != nil {
 		return err
 	}
@@ -64,8 +64,7 @@ func (m *Machine) ResetWithin(c hw.Console, limit time.Duration) error {
 	if err := m.wipe(c, f, lock, size); err != nil {
 		return fmt.Errorf("%w: %w", ErrBegun, err)
 	}
-	c.Print("The root partition is wiped. Now open the firmware's setup, clear its Secure Boot keys (Setup Mode), leave\n" +
-		"Secure Boot enabled, and start again: the machine makes itself new, and shows a new recovery key.\n")
+	c.Print(c.Language().Text(words.ResetDone))
 	return nil
 }
 
@@ -74,15 +73,15 @@ func (m *Machine) wipe(c hw.Console, f hw.File, lock *rootlock.Lock, size int64)
 	if err := rootlock.EraseKeys(m.Random, f); err != nil {
 		return err
 	}
-	c.Print("The keys are gone, and nothing opens the root partition any more.\n")
+	c.Print(c.Language().Text(words.ResetKeysGone))
 	if err := m.release(lock); err != nil {
-		c.Print(fmt.Sprintf("The TPM keeps a record that nothing needs any more: %v\n", err))
+		c.Print(c.Language().Say(words.ResetRecord, err))
 	}
 	if err := rootlock.EraseHeader(f); err != nil {
 		return err
 	}
 	if err := m.Discard(f, rootlock.HeaderArea, size-rootlock.HeaderArea); err != nil {
-		c.Print(fmt.Sprintf("The medium was not told to forget (%v); what is on it is noise without the keys.\n", err))
+		c.Print(c.Language().Say(words.ResetNoDiscard, err))
 	}
 	if err := m.WriteESP(clearESP); err != nil {
 		return fmt.Errorf("the root partition is wiped; the ESP still knows of it, so `reset` again once it can be written (or after `esp-rebuild`): %w", err)

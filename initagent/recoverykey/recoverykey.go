@@ -6,11 +6,11 @@ package recoverykey
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 )
@@ -30,7 +30,7 @@ type Text struct {
 // is not confirmed where somebody puts it off, or nobody answers in time; 0 waits for
 // ever. The key stays the caller's.
 func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, timeout time.Duration) (confirmed bool, err error) {
-	wrong := ""
+	wrong, l := "", c.Language()
 	for range tries {
 		if err := show(c, key, wrong, text); err != nil {
 			return false, err
@@ -38,11 +38,11 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		wait := ""
 		switch {
 		case timeout == time.Minute:
-			wait = " (or wait a minute)"
+			wait = l.Text(words.KeyWaitMinute)
 		case timeout > 0:
-			wait = fmt.Sprintf(" (or wait %d minutes)", timeout/time.Minute)
+			wait = l.Say(words.KeyWaitMinutes, timeout/time.Minute)
 		}
-		_, err := c.Ask("Press Enter when you have written it down"+wait+". ", false, timeout)
+		_, err := c.Ask(l.Say(words.KeyWritten, wait), false, timeout)
 		c.Print(page)
 		if err != nil {
 			return false, unless(err, hw.ErrNobody)
@@ -55,7 +55,7 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 			c.PrintSecret("\n"+text.About+"\n", "")
 		}
 		restore := c.Positions()
-		typed, err := c.Ask(fmt.Sprintf("Type group %d and group %d of it, from what you have written down\n(an empty line: %s): ", groups[0], groups[1], text.Later), false, timeout)
+		typed, err := c.Ask(l.Say(words.KeyGroups, groups[0], groups[1], text.Later), false, timeout)
 		restore()
 		c.Print(page) // whatever was answered: what is said about the key can be the phrase
 		if err != nil {
@@ -69,7 +69,7 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 		if right {
 			return true, nil
 		}
-		wrong = fmt.Sprintf("That is not what the key has in groups %d and %d. Here it is again:\n", groups[0], groups[1])
+		wrong = l.Say(words.KeyGroupsWrong, groups[0], groups[1])
 	}
 	return false, nil
 }
@@ -77,10 +77,6 @@ func Confirm(c hw.Console, random io.Reader, key *luks2.RecoveryKey, text Text, 
 // page begins a page: it takes what was there, the key above all, off a screen and out of
 // what it has scrolled away (ECMA-48, and the kernel's own console for the last).
 const page = "\033[H\033[2J\033[3J"
-
-// elsewhere is for the lines that it is not shown on.
-const elsewhere = "\nIt is shown on the screen of this machine, and not on this line, which others may\n" +
-	"record. The command recovery-key of the recovery console makes and shows another one.\n"
 
 // show shows the key on a page of its own, which a screen of 80 by 25 holds with the question below
 // it: a QR code whose top has scrolled away cannot be scanned. It is shown on the screen, or where there is none on every
@@ -95,7 +91,9 @@ func show(c hw.Console, key *luks2.RecoveryKey, wrong string, text Text) error {
 	if wrong == "" {
 		wrong = "\n"
 	}
-	c.PrintSecret(page+wrong+drawn+"\nThis machine's "+text.Title+":\n\n    "+string(letters)+"\n", elsewhere)
+	l := c.Language()
+	// The key is not formatted: what package fmt keeps is not erased.
+	c.PrintSecret(page+wrong+drawn+l.Say(words.KeyTitle, text.Title)+string(letters)+"\n", l.Text(words.KeyElsewhere))
 	return nil
 }
 

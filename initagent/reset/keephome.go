@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/etcmerge"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/ownstate"
@@ -14,24 +15,6 @@ import (
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/unlock"
-)
-
-// keepHomeAsked and keepHomeAgain say to the person in front of the screen what this is.
-const (
-	keepHomeAsked = `
-A RESET THAT KEEPS /home: this was asked for from the running system,
-with ` + "`halogenctl reset --keep-home`" + `. If it was not you who did, press Enter: somebody
-else may be root there. Then nothing is changed, and the machine starts as usual.
-`
-	keepHomeAgain = `
-A RESET THAT KEEPS /home was begun on this machine and not completed, and a system
-has run since. Going on deletes what was made meanwhile, too. An empty line gives it up:
-what is deleted already is gone, and the machine starts with the rest.
-`
-	keepHomeNobody = `
-A RESET THAT KEEPS /home was confirmed at the recovery console: but it would keep no
-account of this machine's. An empty line gives it up, and nothing is changed.
-`
 )
 
 // KeepHome deletes all but /home, and what is the machine's own, once somebody has typed the
@@ -105,13 +88,13 @@ func noteNobody(h *host.Host, note *keephome.Note) {
 func question(h *host.Host, note *keephome.Note) string {
 	switch {
 	case note == nil:
-		return keepHomeAsked
+		return words.KeepHomeAsked
 	case note.Stage != keephome.Deleted && note.After != keephome.LastStart(h.Journal.Written()):
-		return keepHomeAgain
+		return words.KeepHomeAgain
 	case note.Stage == keephome.Confirmed && ownstate.MayKeepHome(h) == nil:
 		// The console cannot know who stays.
 		if _, people, err := ownstate.People(h); err == nil && len(people) == 0 {
-			return keepHomeNobody
+			return words.KeepHomeNobody
 		}
 	}
 	return ""
@@ -165,9 +148,9 @@ func askKeepHome(h *host.Host, left *keephome.Note, says string, begun bool) (*k
 	if note.Stage == keephome.Deleting {
 		_, people = etcmerge.PeopleOf(note.People)
 	}
-	c.Print(says)
+	c.Print(h.Language.Text(says))
 	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Root: h.Root}}
-	if err := m.ConfirmKeepHome(c, keephome.WhoStays(people), unlock.SecretTimeout); err != nil {
+	if err := m.ConfirmKeepHome(c, keephome.WhoStays(h.Language, people), unlock.SecretTimeout); err != nil {
 		if left != nil {
 			if gone := giveUpKeepHome(h, left); gone != nil {
 				return nil, begun, errors.Join(err, gone)
@@ -175,7 +158,7 @@ func askKeepHome(h *host.Host, left *keephome.Note, says string, begun bool) (*k
 			begun = false
 		}
 		h.NoteSelf(journal.State, fmt.Sprintf("a reset that keeps /home was asked for, and not confirmed: %v", err))
-		c.Print(fmt.Sprintf("%v\n", err))
+		c.Print(h.Language.Error(err) + "\n")
 		return nil, begun, err
 	}
 	note.After = keephome.LastStart(h.Journal.Written())

@@ -6,20 +6,13 @@ package reset
 
 import (
 	"errors"
-	"fmt"
 
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/unlock"
 )
-
-// resetAsked says to the person in front of the screen what was asked for, and by whom.
-const resetAsked = `
-A FACTORY RESET: this was asked for from the running system,
-with ` + "`halogenctl reset`" + `. If it was not you who did, press Enter: somebody else may be
-root there. Then nothing is changed, and the machine starts as usual.
-`
 
 // Asked does what the recovery console's reset does, which the running system has asked
 // for, if somebody types the machine's name. An attacker who is root there gains the question
@@ -36,10 +29,10 @@ func Asked(h *host.Host) (begun bool, err error) {
 		return false, err
 	}
 	defer c.Close()
-	c.Print(resetAsked)
+	c.Print(h.Language.Text(words.ResetAsked))
 	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Variables: h.Variables, Random: h.Random, Root: h.Root}, Keeper: nothingKept{}, Discard: recovery.Discard}
 	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
-		c.Print(fmt.Sprintf("%v\n", err))
+		c.Print(h.Language.Error(err) + "\n")
 		return errors.Is(err, recovery.ErrBegun), err
 	}
 	return false, nil

@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 )
 
 // ReadRecovery reports that no recovery key opens the volume, whatever is typed: the disk
@@ -63,7 +64,7 @@ func (l *Lock) OpenRecoveryKey(r io.ReaderAt, typed []byte, memory uint64) (*luk
 			return &key, volumeKey, secret, nil
 		}
 	}
-	return nil, nil, nil, fmt.Errorf("this is not the recovery key of this machine's root partition, or a letter is wrong%s (%w)", l.pointAt(typed), luks2.ErrPassphrase)
+	return nil, nil, nil, words.Errorf(words.NotTheKey, l.pointAt(typed), luks2.ErrPassphrase)
 }
 
 func (l *Lock) openRecovery(r io.ReaderAt, key *luks2.RecoveryKey, memory uint64) ([]byte, *policy.Secret, error) {
@@ -115,16 +116,16 @@ func (l *Lock) Checks() bool {
 }
 
 // pointAt names the groups that cannot have been typed as they are written.
-func (l *Lock) pointAt(typed []byte) string {
+func (l *Lock) pointAt(typed []byte) words.Line {
 	r := luks2.ReadTyped(typed)
 	defer r.Wipe()
 	switch wrong := r.Wrong(l.Checks()); len(wrong) {
 	case 0:
-		return ""
+		return words.Fixed("")
 	case 1:
-		return fmt.Sprintf(": look at group %d", wrong[0])
+		return words.Linef(words.LookAtGroup, wrong[0])
 	default:
-		return ": look at groups " + strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]")
+		return words.Linef(words.LookAtGroups, strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]"))
 	}
 }
 

@@ -3,7 +3,6 @@ package rootlock
 import (
 	"crypto/rsa"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,11 +10,12 @@ import (
 	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 )
 
 // ErrTwoKeys refuses to leave the old machine secret under a recovery key that nobody
 // has typed.
-var ErrTwoKeys = errors.New("this machine has not exactly one recovery key: use `recovery-key` first")
+var ErrTwoKeys = words.Errorf(words.TwoKeys)
 
 // A NewSecret is what ReplaceSecret puts into a header. All of it stays the caller's.
 type NewSecret struct {

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/tpm"
@@ -48,10 +49,10 @@ type Binding struct {
 	// Had is what the machine has had, and Consent asks its owner whether it may
 	// have less; an error is a no.
 	Had      Guarantees
-	Consent  func(lost []string) error
+	Consent  func(lost []words.Line) error
 	Enforces bool // the firmware starts signed images alone
 	// Older is what would be given up besides, in words for the owner; see Start.Older.
-	Older []string
+	Older []words.Line
 	// room makes some in a TPM that has none for the index; or nil.
 	room func() error
 	// Seen reports whether a record has a boot by the boot manager that has started this
@@ -60,7 +61,7 @@ type Binding struct {
 }
 
 // ErrWeaker refuses what would protect the machine less than before.
-var ErrWeaker = errors.New("nothing was changed: this machine would be protected less than it was")
+var ErrWeaker = words.Errorf(words.Weaker)
 
 // Had is what a machine has had, by its own note and by what its header says of the
 // TPM: a machine of an earlier release has no note. Of a PIN the secret itself says it,
@@ -269,7 +270,7 @@ func (b Binding) succeed(lock *rootlock.Lock, secret *policy.Secret, record *pol
 		record.Manager = max(record.Manager, old.Manager)
 		b.Had = b.Had.Raise(Of(old, b.Had.SecureBoot)) // the note can be gone, or an older one
 		if old.Programs && b.Seen != nil && !b.Seen(old) {
-			b.Older = append(slices.Clone(b.Older), unseenManager)
+			b.Older = append(slices.Clone(b.Older), words.Fixed(words.LostUnseen))
 		}
 		return b, true, nil
 	case !errors.Is(err, policy.ErrRecord): // anything but a write that was torn

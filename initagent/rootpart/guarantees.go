@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -141,39 +142,38 @@ func Of(r *policy.Record, enforces bool) Guarantees {
 
 // Lost says what a machine had and would have no more, in words for its owner. A
 // floor is never among it: that one is not given up.
-func (g Guarantees) Lost(now Guarantees) (lost []string) {
+func (g Guarantees) Lost(now Guarantees) (lost []words.Line) {
 	if g.unknown != nil {
-		lost = append(lost, fmt.Sprintf("Which old systems were replaced for good is not known any more (%v).\n  Old systems with known holes may open your data again. If you have had a newer system than this one, do not go on.", g.unknown))
+		lost = append(lost, words.Linef(words.LostSystems, g.unknown))
 	}
 	if g.Record && !now.Record {
-		lost = append(lost, "The TPM kept the list of systems that may open your data, and cannot hold it now.\n  Every system that it opens your data for once can do so for ever, also after an update has closed its holes.")
+		lost = append(lost, words.Fixed(words.LostRecord))
 	}
 	if g.Programs && !now.Programs {
-		lost = append(lost, "The TPM checked which boot manager starts this machine (PCR 4), and would not any more.\n  An old boot manager with known holes could be put back.")
+		lost = append(lost, words.Fixed(words.LostPrograms))
 	}
 	if g.PIN && !now.PIN {
-		lost = append(lost, "The TPM asked for a PIN, and would not any more: what the header keeps of it was removed or altered.\n  Anyone who has this machine in hand could have it open your data.")
+		lost = append(lost, words.Fixed(words.LostPIN))
 	}
 	// An older box may be from before it was on. A machine that is being made has read none.
 	if (g.SecureBoot || g.Format > 0) && !now.SecureBoot {
-		lost = append(lost, "Secure Boot is off.\n  Whatever the firmware starts could open your data.")
+		lost = append(lost, words.Fixed(words.LostSecureBoot))
 	}
 	return lost
 }
 
-// weakerWord is what an owner types to have less. It is no "y", which they type for
+// weakerWord is what an owner types to have less, in every language. It is no "y", which they type for
 // what is asked every time.
 const weakerWord = "weaker"
 
 // AskWeaker tells the owner what the machine would lose, and asks for the word.
-func AskWeaker(c hw.Console, lost []string, timeout time.Duration) error {
-	c.Print("\nWARNING: from now on this machine would be protected less than it was.\n\n")
-	for _, l := range lost {
-		c.Print("- " + l + "\n")
+func AskWeaker(c hw.Console, lost []words.Line, timeout time.Duration) error {
+	l := c.Language()
+	c.Print(l.Text(words.WeakerWarning))
+	for _, one := range lost {
+		c.Print("- " + l.Line(one) + "\n")
 	}
-	typed, err := askWord(c, "\nSomebody who had this machine in hand may want exactly that. If you do not know why,\n"+
-		"press Enter: the recovery key keeps opening your data, and nothing is given up.\n"+
-		"Type the word \""+weakerWord+"\" to give it up: ", timeout)
+	typed, err := askWord(c, l.Say(words.WeakerAsk, weakerWord), timeout)
 	if err == nil && !typed {
 		err = ErrWeaker
 	}
@@ -188,22 +188,14 @@ func askWord(c hw.Console, question string, timeout time.Duration) (bool, error)
 // BeforeKey tells the owner of a machine whose TPM does not work what to do before they
 // type the recovery key, which they cannot take back.
 func BeforeKey(c hw.Console, fault error) {
-	c.Print(fmt.Sprintf("\nThis machine's TPM cannot be used: %v.\n", fault) +
-		"If it has worked so far, switch the machine off and on before you type the recovery key. Where the firmware's setup\n" +
-		"can switch the TPM off (it may be called PTT, fTPM or Security Device), do that instead: nobody can have it release\n" +
-		"anything then, and the recovery key opens your data without a further question.\n")
+	c.Print(c.Language().Say(words.BeforeKey, fault))
 }
 
 // AskWithoutTPM asks the owner whether the system shall be started beside a TPM that
 // does not work, which could therefore not be told that the initramfs phase is over.
 func AskWithoutTPM(c hw.Console, fault error, timeout time.Duration) error {
-	c.Print(fmt.Sprintf("\nWARNING: this machine's TPM cannot be used: %v.\n\n", fault) +
-		"- It cannot be told that the start is over. If it works after all, root of the running system\n" +
-		"  can have it release this machine's secret, and keep that for ever.\n" +
-		"- It does not check which system has asked you for the recovery key, and with which settings.\n\n")
-	typed, err := askWord(c, "Somebody who had this machine in hand may want exactly that. If the TPM has worked so far and you do not\n"+
-		"know why it does not now, press Enter, and switch the machine off and on.\n"+
-		"Type the word \""+weakerWord+"\" to start all the same: ", timeout)
+	c.Print(c.Language().Say(words.WithoutTPM, fault))
+	typed, err := askWord(c, c.Language().Say(words.WithoutTPMAsk, weakerWord), timeout)
 	if err == nil && !typed {
 		err = fmt.Errorf("the TPM cannot be used, and the system was not to be started without it: %w", fault)
 	}

@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/hw"
@@ -210,13 +211,12 @@ func NewROMs(list *secureboot.List, drivers secureboot.Drivers) (out []secureboo
 // AskROMs has the owner decide about each option ROM that a stored list does not
 // let start, such as that of a new graphics card, and reports whether the list has
 // changed.
-func AskROMs(list *secureboot.List, drivers secureboot.Drivers, ask func(question string) (bool, error)) (changed bool, err error) {
+func AskROMs(l words.Language, list *secureboot.List, drivers secureboot.Drivers, ask func(question string) (bool, error)) (changed bool, err error) {
 	if list.Bare {
 		return false, nil // the list is made now, with the ROMs that are there
 	}
 	for _, rom := range NewROMs(list, drivers) {
-		yes, err := ask(fmt.Sprintf("The option ROM of %s (hash %x) is not among those that this machine lets start. Let it start from now on?\n"+
-			"Say yes only if you have put in this card, or updated its firmware.", secureboot.Printable(rom.Path), rom.Digest))
+		yes, err := ask(l.Say(words.LetROM, secureboot.Printable(rom.Path), rom.Digest))
 		if err != nil {
 			return changed, err
 		}

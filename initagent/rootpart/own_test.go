@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/firstboot"
@@ -373,7 +374,7 @@ func TestNewROMs(t *testing.T) {
 			t.Errorf("certificates of others: %s: new are %+v, want %d", name, got, c.want)
 		}
 		asked := 0
-		changed, err := rootpart.AskROMs(list, drivers, func(question string) (bool, error) {
+		changed, err := rootpart.AskROMs(words.English, list, drivers, func(question string) (bool, error) {
 			asked++
 			return strings.Contains(question, "The option ROM of new"), nil
 		})

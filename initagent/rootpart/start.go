@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 )
 
@@ -238,27 +239,17 @@ func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, err
 // Older says what an owner would give up by accepting this start: a boot manager that
 // another has replaced may have been put back for a hole that it has, and a program that was
 // not there in the last good boot, by its log or nil, may have started this one.
-func (s *Start) Older(l *secureboot.List, last *pcr.Log) (lost []string) {
+func (s *Start) Older(l *secureboot.List, last *pcr.Log) (lost []words.Line) {
 	old := func(m Manager) bool { return l != nil && l.Replaced(m.Signed) }
 	if s.programs != nil && slices.ContainsFunc(s.Current(), old) {
-		lost = append(lost, "The boot manager that has started this machine is an old one, which a newer one had replaced.\n  Its holes may be known. Somebody has put it back.")
+		lost = append(lost, words.Fixed(words.LostManager))
 	}
 	known := func(d pcr.Digest) bool { return last != nil && slices.Contains(last.BootPrograms(), d) }
 	for _, d := range slices.DeleteFunc(slices.Clone(s.others), known) {
-		lost = append(lost, fmt.Sprintf(otherProgram, d))
+		lost = append(lost, words.Linef(words.LostProgram, d))
 	}
 	return lost
 }
-
-// otherProgram is what an owner is told of a program in PCR 4. The firmware's vendor may have
-// signed it, as any distribution's loader is signed, and the boot manager that it starts
-// looks like one that the firmware has started.
-const otherProgram = "A program which is not this machine's own (SHA-256 %s) has run before this system, and did not in the last good start.\n" +
-	"  A loader that a vendor has signed starts anything, and what it starts could open your data. Take out sticks and disks that are not yours, and start again."
-
-// unseenManager is what an owner is told who accepts a boot manager that the TPM does not
-// know. The list that knows which ones were replaced can be an older one, put back.
-const unseenManager = "The TPM does not know the boot manager that has started this machine.\n  An old one with known holes may have been put back."
 
 // Seen reports whether a record over PCR 4 has a boot of this system by the boot manager
 // that has started it, with what PCR 7 is now, or was in the last good boot; last is that

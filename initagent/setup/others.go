@@ -65,7 +65,7 @@ func AskOthers(h *host.Host) error {
 	if err != nil || len(offered.DB) == 0 {
 		return err
 	}
-	c, err := h.Person.Open()
+	c, err := h.Person.Open(h.Language)
 	if err != nil {
 		return fmt.Errorf("nobody can be asked whether other systems start with Secure Boot on: %w", err)
 	}
@@ -142,7 +142,7 @@ func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 }
 
 func askOthers(h *host.Host, c hw.Console, offered secureboot.OtherSystems) error {
-	yes, err := hw.AskYes(c, offered.Question(h.Chip.Err == nil), othersTimeout)
+	yes, err := hw.AskYes(c, offered.Question(h.Language, h.Chip.Err == nil), othersTimeout)
 	switch {
 	case err != nil && !errors.Is(err, hw.ErrNobody):
 		return err

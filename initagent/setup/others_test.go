@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/tpm"
@@ -108,7 +109,7 @@ func TestLetOthersStart(t *testing.T) {
 			m.Typed = c.typed
 			m.Ends("system", "the installer has left the wish")
 			text := m.Printed.String()
-			if strings.Count(text, asksOthers) != 1 || !strings.Contains(text, "Microsoft Windows Production PCA 2011") || !strings.Contains(text, secureboot.OthersSpare) {
+			if strings.Count(text, asksOthers) != 1 || !strings.Contains(text, "Microsoft Windows Production PCA 2011") || !strings.Contains(text, words.OthersSpare) {
 				t.Errorf("asks:\n%s", text)
 			}
 			if !c.yes {

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -363,27 +364,18 @@ func TidyUp(h *host.Host) {
 // console, and nowhere else. Where nobody types two groups of it back that is noted, for
 // the starts to come: before the volume counts as finished, so that a cut loses no note.
 func showRecoveryKey(h *host.Host, key *luks2.RecoveryKey) error {
-	c, err := h.Person.Open()
+	c, err := h.Person.Open(h.Language)
 	if err != nil {
 		return fmt.Errorf("the recovery key cannot be shown: %w", err)
 	}
 	defer c.Close()
-	about := keepKey
+	about := h.Language.Text(words.KeyKeep)
 	if h.Phrase != nil {
-		about += prompt.Text(h.Phrase)
+		about += prompt.Text(h.Language, h.Phrase)
 	}
-	confirmed, err := recoverykey.Confirm(c, h.Random, key, recoverykey.Text{Title: "RECOVERY KEY", About: about, Later: "later"}, time.Minute)
+	confirmed, err := recoverykey.Confirm(c, h.Random, key, recoverykey.Text{Title: h.Language.Text(words.KeyName), About: about, Later: h.Language.Text(words.KeyLater)}, time.Minute)
 	if err != nil || confirmed {
 		return err
 	}
 	return recoverykey.Note(h.Store, keynote.Note{Unconfirmed: true, Shown: 1})
 }
-
-// keepKey is what the machine cannot do for its owner.
-const keepKey = `Write it down and keep it away from this machine. It is shown this once. It opens
-your data when the TPM does not: after a firmware update, with a new mainboard.
-Set a password in the firmware's setup. Without one, somebody with the machine
-in hand can switch Secure Boot off. That opens nothing, since the TPM then keeps
-the key; but a system could start that looks like yours and asks for what you
-type.
-`

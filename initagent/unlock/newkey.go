@@ -2,7 +2,6 @@ package unlock
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"runtime"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
@@ -31,25 +31,6 @@ const (
 	// WriteTimeout is how long a new recovery key stays on the screen to be written down,
 	// and how long its groups are waited for.
 	WriteTimeout = 10 * time.Minute
-
-	offered = `
-NOBODY HAS SHOWN TO HAVE WRITTEN THIS MACHINE'S RECOVERY KEY DOWN. Without it all data
-is lost when the TPM does not open the machine: after a firmware update, with a new
-mainboard. Anything but y, and 15 seconds without an answer, leaves it as it is.
-Make a new one, and show it here?`
-
-	wanted = `
-A NEW RECOVERY KEY: this was asked for from the running system, with
-` + "`halogenctl recovery-key new`" + `. The one that you have opens until the new one is confirmed.
-If it was not you who asked, press Enter: somebody else may be root there. Anything but
-y, and two minutes without an answer, leaves the key as it is.
-Make a new one, and show it here?`
-
-	void = `
-THE RECOVERY KEY THAT WAS SHOWN LAST IS NOT IN FORCE: it was not confirmed, and opens
-nothing. Throw away what you have written down of it. The one before opens, as it did.
-If nobody has that one, ask again: ` + "`halogenctl recovery-key new`" + `, and restart.
-Press Enter to go on (or wait two minutes). `
 )
 
 // A keyChange makes a new recovery key on a machine that the TPM has opened.
@@ -119,9 +100,9 @@ func NewKey(h *host.Host) (err error) {
 // offer makes a new key, where somebody wants one, and puts it in force, where they
 // confirm it.
 func (k *keyChange) offer(c hw.Console) error {
-	question, timeout := offered, presence
+	question, timeout := words.KeyOffered, presence
 	if k.note.Wanted { // somebody has lost the key, or says so, and is not asked again
-		question, timeout = wanted, SecretTimeout
+		question, timeout = words.KeyWanted, SecretTimeout
 		k.note.Wanted, k.note.Unconfirmed, k.note.Shown = false, true, keynote.MaxShown
 	} else {
 		k.note.Shown++
@@ -132,16 +113,16 @@ func (k *keyChange) offer(c hw.Console) error {
 		return err
 	}
 	if n := len(k.Lock.Recoveries); n > 1 {
-		c.Print(fmt.Sprintf("\nThis machine has %d recovery keys: each opens it, until a new one is confirmed, which is then the only one.\n", n))
+		c.Print(k.Language.Say(words.KeysSeveral, n))
 	}
-	yes, err := hw.AskYes(c, question, timeout)
+	yes, err := hw.AskYes(c, k.Language.Text(question), timeout)
 	switch {
 	case errors.Is(err, hw.ErrNobody):
 		return nil
 	case err != nil:
 		return err
 	case !yes:
-		c.Print("The recovery key stays as it is.\n")
+		c.Print(k.Language.Text(words.KeyUnchanged))
 		if before.Wanted { // by somebody else than who is here
 			before.Wanted = false
 			return recoverykey.Note(k.Store, before)
@@ -149,7 +130,7 @@ func (k *keyChange) offer(c hw.Console) error {
 		return nil
 	}
 	if err = k.replace(c); err != nil {
-		c.Print(fmt.Sprintf("%v\n", err))
+		c.Print(k.Language.Error(err) + "\n")
 	}
 	gone, serr := k.settle()
 	if serr == nil && gone && k.shown {
@@ -161,7 +142,7 @@ func (k *keyChange) offer(c hw.Console) error {
 // sayVoid tells anyone who has written a key down that it opens nothing.
 func (k *keyChange) sayVoid(c hw.Console) error {
 	k.Log.Say("the recovery key that was shown last was not confirmed, and is gone: the one before is in force")
-	_, err := c.Ask(void, false, SecretTimeout)
+	_, err := c.Ask(k.Language.Text(words.KeyVoid), false, SecretTimeout)
 	if errors.Is(err, hw.ErrNobody) {
 		return nil
 	}
@@ -236,7 +217,7 @@ func (k *keyChange) replace(c hw.Console) error {
 	}
 	k.shown = true
 	k.NoteSelf(journal.NewKey, "somebody at the machine has had a new recovery key shown, without the one before")
-	confirmed, err := recoverykey.Confirm(c, k.Random, &fresh, recoverykey.Text{Title: "NEW RECOVERY KEY", Later: "the one before stays"}, WriteTimeout)
+	confirmed, err := recoverykey.Confirm(c, k.Random, &fresh, recoverykey.Text{Title: k.Language.Text(words.KeyNameNew), Later: k.Language.Text(words.KeyBeforeStays)}, WriteTimeout)
 	if err != nil || !confirmed {
 		return err
 	}
@@ -248,9 +229,9 @@ func (k *keyChange) replace(c hw.Console) error {
 	k.note = keynote.Note{Keep: id, Replaced: keynote.Day(k.Now())}
 	if err := recoverykey.Note(k.Store, k.note); err != nil {
 		k.note = before // it is in force
-		return fmt.Errorf("the new recovery key was confirmed and cannot be put in force: the one before stays: %w", err)
+		return words.Errorf(words.KeyNotInForce, err)
 	}
 	k.NoteSelf(journal.NewKey, "the new recovery key was confirmed: the one before opens nothing any more")
-	c.Print("The new recovery key is confirmed. The one before opens nothing any more.\n")
+	c.Print(k.Language.Text(words.KeyConfirmed))
 	return nil
 }

@@ -2,7 +2,6 @@ package unlock
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/prompt"
@@ -24,14 +24,6 @@ const (
 	SecretTimeout = 2 * time.Minute
 	secretTries   = 3
 )
-
-// secretAsked says to the person in front of the screen what was asked for, and by whom.
-const secretAsked = `
-%s: this was asked for from the running system,
-with ` + "`halogenctl %s`" + `. If it was not you who did, press Enter: somebody
-else may be root there. Then nothing is changed, and the machine starts as usual.
-If it was you, type the recovery key. It stays the same, and keeps the new secret, too.
-`
 
 // A renewal replaces the machine secret, as was asked for.
 type renewal struct {
@@ -58,9 +50,9 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	defer c.Close()
 	what, command := o.asked()
 	if refused != nil { // who restarted for it is in front of the screen, and not of the log
-		return refuse(c, fmt.Sprintf("\n%s, which was asked for with `halogenctl %s`: nothing was changed", what, command), refused)
+		return refuse(c, o.Language.Say(words.WishRefused, what, command), refused)
 	}
-	c.Print(fmt.Sprintf(secretAsked, what, command))
+	c.Print(o.Language.Say(words.SecretAsked, what, command))
 	key, volumeKey, err := o.typedKey(c)
 	if err != nil {
 		return err
@@ -77,10 +69,10 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 	replaced, err := o.replaceSecret(start, key, volumeKey, pin)
 	switch {
 	case err != nil && !replaced:
-		return refuse(c, "Nothing was changed", err)
+		return refuse(c, o.Language.Text(words.NothingChanged), err)
 	case err != nil:
 		o.Log.Say("the next start finishes it or takes it back: %v", err)
-		_ = refuse(c, "It is not finished, and the next start finishes it or takes it back: until then what is to be replaced may still open this machine", err)
+		_ = refuse(c, o.Language.Text(words.SecretGoesOn), err)
 		return nil
 	}
 	c.Print(o.done())
@@ -103,8 +95,8 @@ func NewSecret(h *host.Host, wish *nextboot.NewSecret) error {
 // refuse says why what was asked for is not done, and waits until somebody has read it: the
 // system comes next, and takes the screen.
 func refuse(c hw.Console, what string, why error) error {
-	c.Print(fmt.Sprintf("%s: %v\n", what, why))
-	_, err := c.Ask("Press Enter to go on (or wait two minutes). ", false, SecretTimeout)
+	c.Print(c.Language().Say(words.Because, what, why))
+	_, err := c.Ask(c.Language().Text(words.PressEnter), false, SecretTimeout)
 	if err != nil && !errors.Is(err, hw.ErrNobody) {
 		return errors.Join(why, err)
 	}
@@ -115,23 +107,23 @@ func refuse(c hw.Console, what string, why error) error {
 func (o *renewal) asked() (what, command string) {
 	switch {
 	case o.wish.PIN == nextboot.SetPIN:
-		return "A NEW PIN", "pin set"
+		return o.Language.Text(words.WishPIN), "pin set"
 	case o.wish.PIN == nextboot.RemovePIN:
-		return "NO PIN ANY MORE", "pin remove"
+		return o.Language.Text(words.WishNoPIN), "pin remove"
 	case o.wish.Keys:
-		return "A NEW MACHINE SECRET AND NEW SECURE BOOT KEYS", "reseal --new-secret"
+		return o.Language.Text(words.WishKeys), "reseal --new-secret"
 	}
-	return "A NEW MACHINE SECRET", "reseal --new-secret"
+	return o.Language.Text(words.WishSecret), "reseal --new-secret"
 }
 
 func (o *renewal) done() string {
 	switch o.wish.PIN {
 	case nextboot.SetPIN:
-		return "The PIN is set: this machine asks for it from now on.\n"
+		return o.Language.Text(words.PINSet)
 	case nextboot.RemovePIN:
-		return "The PIN is removed: this machine starts by itself from now on.\n"
+		return o.Language.Text(words.PINRemoved)
 	}
-	return "The machine has a new secret.\n"
+	return o.Language.Text(words.SecretMade)
 }
 
 // mayRenew is all that can be known before somebody is asked.
@@ -140,18 +132,18 @@ func (o *renewal) mayRenew() (*rootpart.Start, error) {
 		return nil, rootlock.ErrTwoKeys
 	}
 	if rootpart.KeysUnfinished(o.Store, o.Lock) {
-		return nil, errors.New("the Secure Boot keys are being replaced")
+		return nil, words.Errorf(words.KeysUnfinished)
 	}
 	if o.wish.Keys && (o.List == nil || !o.OwnEnforced()) {
-		return nil, errors.New("this machine has no Secure Boot keys of its own that its firmware enforces")
+		return nil, words.Errorf(words.NoOwnKeys)
 	}
 	switch {
 	case o.wish.PIN == nextboot.RemovePIN && !o.Lock.HasPIN():
-		return nil, errors.New("this machine has no PIN")
+		return nil, words.Errorf(words.HasNoPIN)
 	case o.wish.PIN != "" && o.Lock.Sealed == nil:
-		return nil, errors.New("a PIN needs a TPM, and this machine's data is bound to none")
+		return nil, words.Errorf(words.PINNeedsTPM)
 	case o.wish.PIN == nextboot.SetPIN && o.Lock.Sealed.Kind == policy.KindPCR:
-		return nil, errors.New("this machine's TPM has no room for the list of systems that may open its data, so that a copy of this disk's header from before would open without the PIN")
+		return nil, words.Errorf(words.PINNeedsRoom)
 	}
 	change := rootpart.Change{Keys: o.wish.Keys, PIN: o.wish.PIN == nextboot.SetPIN}
 	check := func(files fs.FS) error { return rootpart.CheckSystems(files, o.Contract, o.Table, change) }
@@ -174,7 +166,7 @@ func (o *renewal) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 	}
 	defer f.Close()
 	for range secretTries {
-		typed, err := c.AskKey("\nRecovery key for the new secret (an empty line changes nothing): ", o.Lock.Checks(), SecretTimeout)
+		typed, err := c.AskKey(o.Language.Text(words.AskKeySecret), o.Lock.Checks(), SecretTimeout)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -184,7 +176,7 @@ func (o *renewal) typedKey(c hw.Console) (*luks2.RecoveryKey, []byte, error) {
 		key, volumeKey, secret, err := o.Lock.OpenRecoveryKey(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
-			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			c.Print(o.Language.Say(words.TryAgain, err))
 			continue
 		}
 		same := secret.Equal(o.Secret)

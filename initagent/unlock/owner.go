@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -44,12 +45,11 @@ func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	if err != nil {
 		return err
 	}
-	yes, err := hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode. Give it this machine's own again?\n"+
-		"Say yes only if you have installed this system again, or cleared the keys yourself"+o.orCut()+".", KeyTimeout)
+	yes, err := hw.AskYes(c, o.Language.Say(words.GiveKeys, o.orCut()), KeyTimeout)
 	if err != nil || !yes {
 		return err
 	}
-	changed, err := rootpart.AskROMs(list, o.Drivers(), func(question string) (bool, error) { return hw.AskYes(c, question, KeyTimeout) })
+	changed, err := rootpart.AskROMs(o.Language, list, o.Drivers(), func(question string) (bool, error) { return hw.AskYes(c, question, KeyTimeout) })
 	if changed && err == nil {
 		err = rootpart.KeepList(o.Store, o.Random, secret, list)
 	}
@@ -65,7 +65,7 @@ func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	}
 	if o.startedByRefused(list) {
 		// What the TPM has is of the one that takes its place.
-		c.Print("The boot manager that has started this machine is in dbx: a newer one takes its place. If the TPM does not know how that starts, the recovery key is asked for once more.\n")
+		c.Print(o.Language.Text(words.ManagerRefused))
 		return nil
 	}
 	start, err := o.enrolled(keys, list)
@@ -84,7 +84,7 @@ func (o *opening) offerKeys(c hw.Console, f hw.File, volumeKey []byte, secret *p
 		return err
 	}
 	if err != nil {
-		c.Print(fmt.Sprintf("The recovery key will be asked for once more at the next start: %v.\n", err))
+		c.Print(o.Language.Say(words.KeyOnceMore, err))
 	}
 	return nil
 }
@@ -105,8 +105,7 @@ func (o *opening) offerFirstKeys(c hw.Console) (err error) {
 	if o.Chip.Err == nil || len(o.Lock.OwnerSignature) > 0 || o.Lock.Sealed != nil || o.Lock.Strange != nil {
 		return nil
 	}
-	o.EnrollAgain, err = hw.AskYes(c, "The firmware has no Secure Boot keys: it is in Setup Mode, and this machine has none of its own. Make them, and give them to the firmware?\n"+
-		"Say yes only if you have cleared the firmware's keys yourself"+o.orCut()+".", KeyTimeout)
+	o.EnrollAgain, err = hw.AskYes(c, o.Language.Say(words.MakeKeys, o.orCut()), KeyTimeout)
 	return err
 }
 
@@ -116,7 +115,7 @@ func (o *opening) orCut() string {
 	if o.Chip.Err == nil || !o.unenrolled() {
 		return ""
 	}
-	return ", or if the power was cut while this machine was set up"
+	return o.Language.Text(words.OrPowerCut)
 }
 
 // enrolled is how the running system starts once the keys are enrolled.
@@ -319,6 +318,6 @@ func (o *opening) goOnUntold(c hw.Console) error {
 }
 
 // weaker asks the owner whether the machine may have less than it had.
-func (o *opening) weaker(c hw.Console) func([]string) error {
-	return func(lost []string) error { return rootpart.AskWeaker(c, lost, KeyTimeout) }
+func (o *opening) weaker(c hw.Console) func([]words.Line) error {
+	return func(lost []words.Line) error { return rootpart.AskWeaker(c, lost, KeyTimeout) }
 }

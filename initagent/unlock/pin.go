@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/rootlock"
@@ -58,7 +59,7 @@ func (o *opening) byPIN() error {
 			if !errors.Is(err, tpm.ErrWrongPIN) && !errors.Is(err, policy.ErrPINLength) {
 				return secret, record, err
 			}
-			c.Print(fmt.Sprintf("This is not the PIN.%s\n", o.triesLeft()))
+			c.Print(o.Language.Say(words.WrongPIN, o.triesLeft(o.Language)))
 			if errors.Is(err, tpm.ErrWrongPIN) {
 				wrong++
 			}
@@ -85,12 +86,12 @@ const pinsAtOnce = 3
 // goOn waits for somebody who wants to type on; errNoPIN is for who has none.
 func goOn(c hw.Console) error {
 	for {
-		answer, err := c.Ask("\nThree wrong PINs. Type y to go on, or another letter alone to type the recovery key: ", false, 0)
+		answer, err := c.Ask(c.Language().Text(words.ThreeWrong), false, 0)
 		typed := strings.TrimSpace(string(answer))
 		switch {
 		case err != nil:
 			return err
-		case strings.EqualFold(typed, "y"):
+		case c.Language().Yes(typed):
 			return nil
 		case utf8.RuneCountInString(typed) == 1:
 			return errNoPIN
@@ -101,7 +102,7 @@ func goOn(c hw.Console) error {
 // tryPIN asks once, and has the TPM try what was typed. What is too short for a PIN is not
 // tried.
 func (o *opening) tryPIN(c hw.Console, limit uint64, known []policy.Boot) (*policy.Secret, *policy.Record, error) {
-	typed, err := c.Ask("\nPIN (one letter alone: it is forgotten, the recovery key opens): ", true, 0)
+	typed, err := c.Ask(o.Language.Text(words.AskPIN), true, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -120,7 +121,7 @@ func (o *opening) tryPIN(c hw.Console, limit uint64, known []policy.Boot) (*poli
 	defer pin.Wipe()
 	secret, record, err := o.Chip.TPM.UnsealBy(o.Lock.Sealed, pin, known...)
 	if errors.Is(err, tpm.ErrLockout) {
-		err = fmt.Errorf("%w.%s", err, o.triesLeft())
+		err = fmt.Errorf("%w.%s", err, o.triesLeft(words.English))
 	}
 	return secret, record, err
 }
@@ -133,32 +134,32 @@ func (o *opening) triedBefore() string {
 	case err != nil || tries.Failed == 0:
 		return ""
 	case tries.Left == 0:
-		return "\nWrong PINs were typed before, or the power was cut." + o.triesLeft() + ".\n"
+		return o.Language.Say(words.TriedBefore, o.triesLeft(o.Language))
 	}
-	return fmt.Sprintf("\nThe TPM has counted %d wrong PINs, power cuts among them, since the last ones were forgotten.\n", tries.Failed)
+	return o.Language.Say(words.TriedCount, tries.Failed)
 }
 
 // triesLeft says how many wrong PINs the TPM still takes, and how long it wants to wait.
-func (o *opening) triesLeft() string {
+func (o *opening) triesLeft(l words.Language) string {
 	tries, err := o.Chip.TPM.PINTries()
 	if err != nil {
 		return ""
 	}
-	wait := "a while"
+	wait := l.Text(words.AWhile)
 	if tries.Wait > 0 {
-		wait = inMinutes(tries.Wait)
+		wait = inMinutes(l, tries.Wait)
 	}
 	if tries.Left == 0 {
-		return fmt.Sprintf(" The TPM takes none for now, not even the right one: leave the machine switched on for %s, and start it again then, or type the recovery key", wait)
+		return l.Say(words.TriesNone, wait)
 	}
-	return fmt.Sprintf(" %d more wrong ones, and the TPM takes none for %s.", tries.Left, wait)
+	return l.Say(words.TriesLeft, tries.Left, wait)
 }
 
-func inMinutes(d time.Duration) string {
+func inMinutes(l words.Language, d time.Duration) string {
 	if d < 2*time.Minute {
-		return fmt.Sprintf("%d seconds", int(d.Seconds()))
+		return l.Say(words.InSeconds, int(d.Seconds()))
 	}
-	return fmt.Sprintf("%d minutes", int((d+time.Minute-1)/time.Minute))
+	return l.Say(words.InMinutes, int((d+time.Minute-1)/time.Minute))
 }
 
 // newPINTries is how often two different PINs may be typed.
@@ -174,7 +175,7 @@ func (o *opening) shortestPIN(c hw.Console, volumeKey []byte) int {
 	auth := policy.LockoutAuth(volumeKey)
 	defer clear(auth)
 	if err := o.Chip.TPM.CountPINs(auth); err != nil {
-		c.Print(fmt.Sprintf("%v.\nWithout that the PIN has to be longer: somebody else may let them be tried without end.\n", err))
+		c.Print(o.Language.Say(words.PINUncounted, err))
 		return uncountedPIN
 	}
 	return policy.MinPIN
@@ -237,14 +238,14 @@ func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 	memory = rootpart.KeyMemory(memory, cpus)
 	c.Print(prompt.NewKeys(o.Host))
 	for range newPINTries {
-		typed, err := c.Ask(fmt.Sprintf("New PIN or passphrase, %d characters at least (an empty line changes nothing): ", least), true, SecretTimeout)
+		typed, err := c.Ask(o.Language.Say(words.AskNewPIN, least), true, SecretTimeout)
 		if err != nil {
 			return nil, err
 		}
 		if len(typed) == 0 {
 			break
 		}
-		again, err := c.Ask("Once more: ", true, SecretTimeout)
+		again, err := c.Ask(o.Language.Text(words.OnceMore), true, SecretTimeout)
 		same := bytes.Equal(typed, again)
 		luks2.Wipe(again)
 		var pin *policy.PIN
@@ -255,13 +256,13 @@ func (o *opening) newPIN(c hw.Console, least int) (*policy.PIN, error) {
 		luks2.Wipe(typed)
 		switch {
 		case err == nil && same && short:
-			c.Print(fmt.Sprintf("That is too short: %d characters at least. Nothing is changed yet: try again.\n", least))
+			c.Print(o.Language.Say(words.PINShort, least))
 		case err == nil && same:
 			return pin, nil
 		case err == nil:
-			c.Print("These are two different ones. Nothing is changed yet: try again.\n")
+			c.Print(o.Language.Text(words.PINsDiffer))
 		case errors.Is(err, policy.ErrPINLength):
-			c.Print(fmt.Sprintf("%v. Nothing is changed yet: try again.\n", err))
+			c.Print(o.Language.Say(words.PINTryAgain, err))
 		default:
 			return nil, err
 		}
@@ -281,7 +282,7 @@ func (o *opening) offerPIN(c hw.Console, key *luks2.RecoveryKey, volumeKey []byt
 	if o.State.Trial {
 		return nil
 	}
-	yes, err := hw.AskYes(c, "Set a new PIN?", KeyTimeout)
+	yes, err := hw.AskYes(c, o.Language.Text(words.OfferPIN), KeyTimeout)
 	if err != nil || !yes {
 		return err
 	}
@@ -299,7 +300,7 @@ func (o *opening) offerPIN(c hw.Console, key *luks2.RecoveryKey, volumeKey []byt
 	if err == nil {
 		c.Print(r.done())
 	} else if o.Renewed {
-		c.Print(fmt.Sprintf("The next start finishes the new PIN or takes it back: %v\n", err))
+		c.Print(o.Language.Say(words.PINGoesOn, err))
 		return nil
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/lastgood"
@@ -288,13 +289,13 @@ func (o *opening) byKey() error {
 	timeout := KeyTimeout
 	if o.State.Trial && o.State.Fallback && o.tried.Came(bootflow.Unlock) == bootflow.Failed && !o.tried.Answered {
 		timeout = TrialKeyTimeout
-		c.Print(fmt.Sprintf("\nThis system is on trial. If nobody answers within %d minutes the machine restarts, and goes back to the system before it once the tries are used up.\n", timeout/time.Minute))
+		c.Print(o.Language.Say(words.OnTrial, timeout/time.Minute))
 	}
 	if o.Chip.Err != nil && !errors.Is(o.Chip.Err, tpm.ErrAbsent) {
 		rootpart.BeforeKey(c, o.Chip.Err)
 	}
 	for {
-		typed, err := c.AskKey("\nRecovery key (an empty line opens the recovery console): ", o.Lock.Checks(), timeout)
+		typed, err := c.AskKey(o.Language.Text(words.AskKey), o.Lock.Checks(), timeout)
 		if err != nil {
 			return err
 		}
@@ -306,7 +307,7 @@ func (o *opening) byKey() error {
 		key, volumeKey, secret, err := o.Lock.OpenRecoveryKey(f, typed, limit)
 		luks2.Wipe(typed)
 		if err != nil {
-			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			c.Print(o.Language.Say(words.TryAgain, err))
 			continue
 		}
 		defer key.Wipe()
@@ -317,7 +318,7 @@ func (o *opening) byKey() error {
 			return err
 		}
 		if err := o.offerPIN(c, key, volumeKey); err != nil {
-			c.Print(fmt.Sprintf("the PIN was left as it is: %v\n", err))
+			c.Print(o.Language.Say(words.PINUnchanged, err))
 		}
 		return nil
 	}
@@ -351,14 +352,14 @@ func (o *opening) openTyped(c hw.Console, f hw.File, volumeKey []byte, secret *p
 	o.restoreList(secret)
 	c.Print(prompt.Typed(o.Host, secret))
 	if err := o.offerKeys(c, f, volumeKey, secret); err != nil {
-		c.Print(fmt.Sprintf("the firmware's keys were left as they are: %v\n", err))
+		c.Print(o.Language.Say(words.FirmwareUnchanged, err))
 	}
 	if !forgotten && o.Chip.Err == nil && !o.EnrollAgain && o.tried.Came(bootflow.Enroll) != bootflow.Done && !o.KeysWritten {
 		switch err := o.offerAccept(c, f, volumeKey, secret); {
 		case errors.Is(err, errAccepted):
-			c.Print(fmt.Sprintf("%v\n", err))
+			c.Print(o.Language.Error(err) + "\n")
 		case err != nil:
-			c.Print(fmt.Sprintf("the TPM was left as it is: %v\n", err))
+			c.Print(o.Language.Say(words.TPMUnchanged, err))
 		}
 	}
 	if settled && !o.EnrollAgain {
@@ -396,8 +397,7 @@ func (o *opening) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret 
 	if now, _, err := o.ReadLog(); err == nil {
 		c.Print(lastgood.Explain(o.LastGood(secret), now))
 	}
-	yes, err := hw.AskYes(c, "Accept this machine as it is now, so that it opens by itself from the next start on?\n"+
-		"Say yes only if you know what changed it (a firmware update, new hardware).", KeyTimeout)
+	yes, err := hw.AskYes(c, o.Language.Text(words.AskAccept), KeyTimeout)
 	if err != nil || !yes {
 		return err
 	}
@@ -411,7 +411,7 @@ func (o *opening) offerAccept(c hw.Console, f hw.File, volumeKey []byte, secret 
 }
 
 // errAccepted is what failed once the TPM had been told.
-var errAccepted = errors.New("the TPM has accepted this machine, but not all that goes with it was written (the next start may ask for the recovery key again)")
+var errAccepted = words.Errorf(words.AcceptedInPart)
 
 // accept lets the TPM open the root partition for boots that start so.
 //
@@ -434,9 +434,9 @@ func (o *opening) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey 
 		o.NoteSelf(journal.Accepted, "somebody with the recovery key accepted the machine as it is")
 		err := errors.Join(o.Guarantee(b.Now(record, o.Lock), secret), rootpart.OpensByTPM(o.Random, f, o.Lock, volumeKey, secret))
 		if err != nil {
-			return fmt.Errorf("%w: %w", errAccepted, err)
+			return words.Errorf("%w: %w", errAccepted, err) // the first is shown in the language
 		}
-		c.Print("Accepted.\n")
+		c.Print(o.Language.Text(words.Accepted))
 		return nil
 	}
 	keys, err := o.StoredKeys(secret)
@@ -449,10 +449,10 @@ func (o *opening) accept(c hw.Console, f hw.File, b rootpart.Binding, volumeKey 
 	if err := b.Rebind(o.Random, f, o.Lock, rootpart.Rebinding{VolumeKey: volumeKey, Secret: secret, Keys: keys, Record: record, Boots: boots}); err != nil {
 		return err
 	}
-	c.Print("Bound to this TPM.\n")
+	c.Print(o.Language.Text(words.Bound))
 	o.NoteSelf(journal.Accepted, "somebody with the recovery key bound the machine to this TPM")
 	if err := o.Guarantee(b.Now(record, o.Lock), secret); err != nil {
-		return fmt.Errorf("%w: %w", errAccepted, err)
+		return words.Errorf("%w: %w", errAccepted, err) // the first is shown in the language
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/command/commandtest"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -30,6 +31,9 @@ func (t typist) Ask(prompt string, _ bool, _ time.Duration) ([]byte, error) {
 	*t.asked += prompt
 	return []byte(t.answer), nil
 }
+
+// Language implements hw.Console.
+func (typist) Language() words.Language { return words.English }
 
 func (typist) Close() error { return nil }
 
