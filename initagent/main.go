@@ -13,6 +13,7 @@ import (
 	"halogenos.internal/boot/secretmem"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/version"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/enroll"
@@ -47,7 +48,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := hw.OpenLog()
-	if quiet() {
+	line := cmdline()
+	if quiet(line) {
 		log.Hold(longestQuiet)
 	}
 	log.Say("initagent %s", version.String())
@@ -63,7 +65,7 @@ func run(ctx context.Context) error {
 	m.HideMemory, m.NoModules = hw.HideMemory, hw.NoModules
 	a := &agent.Agent{Host: host.Host{
 		NewKeys: secureboot.Generate,
-		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/",
+		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/", Language: words.OfCmdline(line),
 	}}
 	return a.Boot(ctx)
 }
@@ -73,9 +75,12 @@ const longestQuiet = 3 * time.Second
 
 // quiet reports whether the kernel's command line, which is signed, asks for a boot that
 // shows nothing while it goes well, as it asks the kernel and systemd.
-func quiet() bool {
-	line, err := os.ReadFile("/proc/cmdline")
-	return err == nil && slices.Contains(strings.Fields(string(line)), "quiet")
+func quiet(line string) bool { return slices.Contains(strings.Fields(line), "quiet") }
+
+// cmdline is the kernel's command line. No boot fails for want of it.
+func cmdline() string {
+	line, _ := os.ReadFile("/proc/cmdline") // empty names nothing
+	return string(line)
 }
 
 // lock closes what `unlock` has opened.

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/microcode"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/scan"
 	"halogenos.internal/builder/splash"
 )
@@ -154,6 +155,7 @@ type reader struct {
 	config               Config
 	cmdline              string
 	quiet                bool
+	language             words.Language
 	fingerprint, keyFile string
 }
 
@@ -187,6 +189,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"RootPartitionFormat": r.oneOf(&r.config.RootPartitionFormat, "ext4", "btrfs"),
 			"Watchdog":            r.watchdog,
 			"Quiet":               r.yes(&r.quiet),
+			"Language":            r.languageOfScreens,
 			"Swap":                r.swap,
 			"FirstStart":          r.oneOf(&r.config.FirstStart, AskAtFirstStart, NoneAtFirstStart),
 		},
@@ -263,6 +266,12 @@ func (r *reader) yes(set *bool) func(string) error {
 	}
 }
 
+// languageOfScreens takes that of what is asked and told before the system runs.
+func (r *reader) languageOfScreens(value string) (err error) {
+	r.language, err = words.Find(value)
+	return err
+}
+
 // plainModules takes how the kernel's modules lie in the image.
 func (r *reader) plainModules(value string) error {
 	if r.config.PlainModules = value == "plain"; !r.config.PlainModules && value != "unchanged" {
@@ -314,6 +323,9 @@ func (r *reader) finish() error {
 	line := r.cmdline
 	if r.quiet && !slices.Contains(strings.Fields(line), "quiet") {
 		line += " quiet"
+	}
+	if r.language != words.English {
+		line += " " + words.Argument + r.language.Code()
 	}
 	cmdline, err := completeCmdline(line)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/splash"
 )
 
@@ -106,7 +107,8 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 	if c, err := Parse(least+"[UKI]\nSplash=plain\n", dir); err != nil || !bytes.Equal(c.Splash, splash.Plain()) {
 		t.Errorf("the plain picture: %v", err)
 	}
-	for text, want := range map[string]string{"a\n[Image]\nQuiet=yes": "a quiet", "a\n[Image]\nQuiet=no": "a", "quiet b\n[Image]\nQuiet=yes": "quiet b"} {
+	for text, want := range map[string]string{"a\n[Image]\nQuiet=yes": "a quiet", "a\n[Image]\nQuiet=no": "a", "quiet b\n[Image]\nQuiet=yes": "quiet b",
+		"a\n[Image]\nLanguage=en": "a", "a\n[Image]\nLanguage=de": "a halogen.language=de", "a\n[Image]\nQuiet=yes\nLanguage=de": "a quiet halogen.language=de"} {
 		if c, err := Parse(least+"[UKI]\nCmdline="+text+"\n", dir); err != nil || c.Cmdline != want+" lockdown=integrity "+ending {
 			t.Errorf("%s: %v, %+v", text, err, c)
 		}
@@ -132,6 +134,9 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 		if err != nil || (c.Microcode == nil) != (value == "auto") || c.MicrocodeFile != want || want != "" && !bytes.Equal(c.Microcode.File(microcode.Intel), intel) {
 			t.Errorf("Microcode=%s: %+v, %v", value, c, err)
 		}
+	}
+	if _, err := Parse(least+"[Image]\nLanguage=klingon\n", dir); err == nil || !strings.Contains(err.Error(), "there are "+strings.Join(words.Codes(), ", ")) {
+		t.Errorf("a language that there is not: %v", err)
 	}
 	for _, text := range []string{"[Image]\nQuiet=1", "Microcode=", "Microcode=no", "Microcode=damaged.img", "Microcode=logo.bmp", "Splash=logo.png", "Splash=cut.bmp", "Splash=none.bmp", "Cmdline=@none", "Cmdline=@."} {
 		if _, err := Parse(least+"[UKI]\n"+text+"\n", dir); err == nil {

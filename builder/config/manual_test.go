@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/scan"
 )
 
@@ -29,6 +30,21 @@ func TestManual(t *testing.T) {
 		want = append(want, r.Name)
 	}
 	testkit.Explains(t, "uki.conf.5", want)
+}
+
+// It names each language that there is.
+func TestManualLanguages(t *testing.T) {
+	page, err := os.ReadFile("uki.conf.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), ".It Ic Language\n")
+	section, _, _ = strings.Cut(section, ".It ")
+	for _, code := range words.Codes() {
+		if !strings.Contains(section, "\n.Li "+code+" ") {
+			t.Errorf("uki.conf(5) does not say that Language can be %s", code)
+		}
+	}
 }
 
 // Its shortest example is complete.
