@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -118,7 +119,27 @@ func (a *Agent) openFirmware() error {
 		return err
 	}
 	a.takeKeymap()
+	a.takeLanguage()
 	return nil
+}
+
+// takeLanguage takes the language that was chosen when the machine was installed, in the place of
+// the image's. Anybody can write that variable, and each language says the same: it is not worth
+// a boot.
+func (a *Agent) takeLanguage() {
+	_, text, err := a.Variables.Read(words.Variable, nextboot.Vendor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var l words.Language
+	if err == nil {
+		l, err = words.ParseRemembered(text)
+	}
+	if err != nil {
+		a.Log.Say("the language stays what the image has: %v", err)
+		return
+	}
+	a.Language = l
 }
 
 // takeKeymap has the keyboard type what somebody at the recovery console has said that is

@@ -327,7 +327,7 @@ func (p person) Language() words.Language { return p.language }
 
 func (person) Close() error { return nil }
 
-var keyPattern = regexp.MustCompile(`RECOVERY KEY:\s+(\S+)\s`)
+var keyPattern = regexp.MustCompile(`(?:RECOVERY KEY|SCHLÜSSEL dieses Rechners):\s+(\S+)\s`)
 
 func (p person) Print(text string) {
 	p.m.Printed.WriteString(text)
@@ -360,15 +360,16 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	if p.m.Pulled != "" && strings.HasPrefix(prompt, p.m.Pulled) {
 		panic(Halt{"death"})
 	}
-	if p.m.Absent && strings.HasPrefix(prompt, "Press Enter") {
+	enter := strings.HasPrefix(prompt, "Press Enter") || p.asks(prompt, words.KeyWritten)
+	if p.m.Absent && enter {
 		return nil, hw.ErrNobody
 	}
-	if strings.HasPrefix(prompt, "Press Enter") || strings.HasPrefix(prompt, "\nTHE RECOVERY KEY THAT WAS SHOWN LAST") {
+	if enter || strings.HasPrefix(prompt, "\nTHE RECOVERY KEY THAT WAS SHOWN LAST") {
 		return nil, nil
 	}
-	first := strings.Contains(prompt, "(an empty line: later)")
-	if strings.HasPrefix(prompt, "Type group") && (p.m.Echo || first && !p.m.Later) {
-		return []byte(groups(prompt, p.m.Shown[len(p.m.Shown)-1])), nil
+	first := strings.HasSuffix(prompt, p.language.Text(words.KeyLater)+"): ")
+	if p.asks(prompt, words.KeyGroups) && (p.m.Echo || first && !p.m.Later) {
+		return []byte(p.groups(prompt, p.m.Shown[len(p.m.Shown)-1])), nil
 	}
 	switch {
 	case p.m.Owner && strings.HasPrefix(prompt, "\nRecovery key"):
@@ -384,10 +385,17 @@ func (p person) Ask(prompt string, _ bool, timeout time.Duration) ([]byte, error
 	return []byte(answer), nil
 }
 
+// asks reports whether a question is one of the catalogue's, in the person's language.
+func (p person) asks(question, text string) bool {
+	begins, _, _ := strings.Cut(p.language.Text(text), "%")
+	return strings.HasPrefix(question, begins)
+}
+
 // groups are those of a recovery key that a question asks for.
-func groups(question, key string) string {
+func (p person) groups(question, key string) string {
 	var a, b int
-	if _, err := fmt.Sscanf(question, "Type group %d and group %d", &a, &b); err != nil {
+	format, _, _ := strings.Cut(p.language.Text(words.KeyGroups), "\n")
+	if _, err := fmt.Sscanf(question, format, &a, &b); err != nil {
 		return err.Error()
 	}
 	parts := strings.Split(key, "-")

@@ -9,7 +9,9 @@ import (
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bounded"
+	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
@@ -52,8 +54,24 @@ func handedOver(h *host.Host) []byte {
 	return h.Left.Answers
 }
 
+// takeLanguage has this boot and those to come ask and tell in the language that was chosen when
+// the machine was installed, where the catalogue has it. It is one write of a variable: cut before
+// it, the next start, which takes the same answers, writes it; a machine whose firmware does not
+// take it speaks the image's language later, which is worth no boot.
+func takeLanguage(h *host.Host, taken *answers.Answers) {
+	l, known := words.OfLocale(taken.Language)
+	if !known || l == h.Language {
+		return
+	}
+	h.Language = l
+	if err := h.Variables.WriteAuthenticated(words.Variable, nextboot.Vendor, nextboot.Attributes, l.Remember()); err != nil {
+		h.Log.Say("the starts to come will not know the language: %v", err)
+	}
+}
+
 // sayTaken says what the first start will take: it names who may become root.
 func sayTaken(h *host.Host, taken *answers.Answers) {
+	takeLanguage(h, taken)
 	h.Log.Say("the first start takes what the installer left:\n%s", strings.TrimRight(taken.Summary(), "\n"))
 }
 

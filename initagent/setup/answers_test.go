@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/rootpart"
@@ -16,6 +17,11 @@ import (
 )
 
 const goodAnswers = `{"version":1,"host_name":"box","account":{"name":"alice","password_hash":"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"}}` + "\n"
+
+// answersIn are goodAnswers with a language.
+func answersIn(locale string) string {
+	return strings.Replace(goodAnswers, `"host_name"`, `"language":"`+locale+`","host_name"`, 1)
+}
 
 // answersAre says what the running system is handed, and wants nothing left on the ESP.
 func answersAre(m *machinetest.Machine, want string) {
@@ -25,6 +31,28 @@ func answersAre(m *machinetest.Machine, want string) {
 	}
 	if f, err := m.ESP.Get(answers.OnESP); err == nil {
 		m.T.Errorf("%s is left on the ESP: %q", answers.OnESP, f.Now.Data)
+	}
+}
+
+// The language that was chosen when the machine was installed is that of the screens from then on,
+// where the catalogue has it; a firmware is written to for another one than the image's alone.
+func TestAnswersLanguage(t *testing.T) {
+	for locale, want := range map[string]string{"de_DE.UTF-8": "language 1 de", "en_GB.UTF-8": "", "fr_FR.UTF-8": ""} {
+		t.Run(locale, func(t *testing.T) {
+			l, _ := words.OfLocale(locale)
+			m := machinetest.New(t, nil)
+			m.SetFile(answers.OnESP, []byte(answersIn(locale)))
+			m.Ends("system")
+			if have := string(m.Vars[words.Variable].Data); have != want {
+				t.Errorf("the firmware remembers %q, want %q", have, want)
+			}
+			if !strings.Contains(m.Printed.String(), l.Say(words.KeyTitle, l.Text(words.KeyName))) {
+				t.Errorf("the recovery key is shown with:\n%s", m.Printed.String())
+			}
+			if !strings.Contains(m.Said.String(), "the first start takes what the installer left:") {
+				t.Errorf("the log is not English:\n%s", m.Said.String())
+			}
+		})
 	}
 }
 
@@ -117,12 +145,13 @@ func TestAnswersPlanted(t *testing.T) {
 }
 
 // Cut anywhere, the next starts hand over all of it or, where the first boot had to begin
-// again, all of it again; and the ESP has nothing of it in the end. FAULTS 42
+// again, all of it again; and the ESP has nothing of it in the end. The firmware
+// remembers the language then. FAULTS 42
 func TestCutAnswers(t *testing.T) {
-	m := machinetest.New(t, nil)
+	m, german := machinetest.New(t, nil), answersIn("de_DE.UTF-8")
 	w := m.Installed(machinetest.DiskSize)
 	m.PowerOn(w)
-	m.SetFile(answers.OnESP, []byte(goodAnswers))
+	m.SetFile(answers.OnESP, []byte(german))
 	states, end := m.Record(m.World(true, nil), mrand.New(mrand.NewPCG(7, 8)), "")
 	if end != "system" {
 		t.Fatalf("ends in %s:\n%s", end, m.Said.String())
@@ -132,8 +161,11 @@ func TestCutAnswers(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		if have := m.RootFiles()[path.Join(rootpart.Shared, answers.HandedOver)]; !bytes.Equal(have, []byte(goodAnswers)) {
+		if have := m.RootFiles()[path.Join(rootpart.Shared, answers.HandedOver)]; !bytes.Equal(have, []byte(german)) {
 			t.Errorf("%s: the running system is handed %q", states[i].How, have)
+		}
+		if have := string(m.Vars[words.Variable].Data); have != "language 1 de" {
+			t.Errorf("%s: the firmware remembers %q", states[i].How, have)
 		}
 	}
 }
