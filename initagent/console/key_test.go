@@ -112,6 +112,7 @@ func TestKeyEditor(t *testing.T) {
 		{"another alphabet, taken back", "ψβδ\b", true, "cb", "2 of 64 letters; Greek keyboard; Tab hides them"},
 		{"arrows and a pasted piece", "\x1b[200~" + key[:9] + "\x1b[201~\x1b[D\x1bOC", true, key[:8], "8 of 64 letters; Tab hides them"},
 		{"F1 to F5 of Linux's console", key[:4] + "\x1b[[A\x1b[[B\x1b[[C\x1b[[D\x1b[[E", true, key[:4], "4 of 64 letters; Tab hides them"},
+		{"after Esc", key[:4] + "\x1b\x7fcc\x1b\b\x1bP" + key + "\b\x1b]c\x15" + key[:4], true, key[:4], "4 of 64 letters; Tab hides them"},
 		{"hidden", key[:12] + "\t", true, "********-***", "11 of 64 letters; Tab shows them"},
 		{"on two lines", key[:9] + "\r\n" + key[9:12], true, key[:12], "11 of 64 letters; Tab hides them"},
 	} {
@@ -186,11 +187,14 @@ func read(t *testing.T, terminal *os.File, text string) string {
 	shown, buf := "", make([]byte, 4096)
 	for !strings.Contains(shown, text) {
 		fds := []unix.PollFd{{Fd: int32(terminal.Fd()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, 5000); n != 1 || err != nil {
+		n, err := unix.Poll(fds, 5000)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n != 1 || err != nil {
 			t.Fatalf("it shows %q, %v; want %q", shown, err, text)
 		}
-		n, err := terminal.Read(buf)
-		if err != nil {
+		if n, err = terminal.Read(buf); err != nil {
 			t.Fatal(err)
 		}
 		shown += string(buf[:n])

@@ -112,8 +112,14 @@ func (s sequence) arrow(b byte) pad.Move {
 	return pad.None
 }
 
-// outside goes on by one byte, and reports whether it is part of no escape sequence.
+// outside goes on by one byte, and reports whether it is part of no escape sequence. A control character
+// ends one, and is none of it: else Enter would do nothing after Esc, and nothing at all after Esc and P.
 func (s *sequence) outside(b byte) bool {
+	const escape, bell = 0x1b, 0x07 // which end a string
+	if b < ' ' && b != escape && b != bell {
+		*s = none
+		return true
+	}
 	switch *s {
 	case none:
 		if b == 0x1b {

@@ -45,6 +45,8 @@ func TestListen(t *testing.T) {
 		{"a colour in pieces", []string{"\x1b", "]11;r", "gb:0000", "\x1b", "\\"}, false},
 		{"function keys", []string{"\x1bOR\x1b[17~"}, false}, // F3 and F6
 		{"after a colour", []string{"\x1b]11;rgb:0000/0000/0000\x1b\\r"}, true},
+		{"after Esc and Enter", []string{"\x1b\r", "r"}, true},
+		{"after what begins a string and Enter", []string{"\x1bP\r", "r"}, true},
 		{"noise", []string{"\x00\xff\xfe\x80\n"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
