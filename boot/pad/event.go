@@ -3,6 +3,7 @@ package pad
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 )
@@ -34,17 +35,25 @@ const (
 	axisY = 1
 )
 
-// Decode returns the events that were read from a device. Bytes that are none stay unread.
-func Decode(read []byte) []Event {
-	events := make([]Event, 0, len(read)/EventSize)
-	for ; len(read) >= EventSize; read = read[EventSize:] {
-		events = append(events, Event{
-			Type:  binary.NativeEndian.Uint16(read[16:]),
-			Code:  binary.NativeEndian.Uint16(read[18:]),
-			Value: int32(binary.NativeEndian.Uint32(read[20:])),
-		})
+// Buttons lists the keys of keyboards and of a machine's sides that move the pad or choose on it
+// (linux/input-event-codes.h).
+func Buttons() []uint8 { return []uint8{keyVolumeDown, keyVolumeUp, keyPower} }
+
+// Decode goes through the events that were read from a device. Bytes that are none stay unread. It
+// keeps none of them: a keyboard that has volume keys reports the letters of a secret as well.
+func Decode(read []byte) iter.Seq[Event] {
+	return func(yield func(Event) bool) {
+		for ; len(read) >= EventSize; read = read[EventSize:] {
+			e := Event{
+				Type:  binary.NativeEndian.Uint16(read[16:]),
+				Code:  binary.NativeEndian.Uint16(read[18:]),
+				Value: int32(binary.NativeEndian.Uint32(read[20:])),
+			}
+			if !yield(e) {
+				return
+			}
+		}
 	}
-	return events
 }
 
 // An Input is what somebody asks of the pad.

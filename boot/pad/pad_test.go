@@ -3,6 +3,7 @@ package pad_test
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -171,7 +172,7 @@ func TestReader(t *testing.T) {
 	} {
 		var r pad.Reader
 		var got []pad.Move
-		for _, e := range pad.Decode(append(encode(tt.events...), 1, 2, 3)) {
+		for e := range pad.Decode(append(encode(tt.events...), 1, 2, 3)) {
 			if m := r.Read(e).Move; m != pad.None {
 				got = append(got, m)
 			}
@@ -219,7 +220,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encode(pad.Event{Type: 1, Code: 114, Value: 1}, pad.Event{}, pad.Event{Type: 1, Code: 116, Value: 1}))
 	f.Add([]byte(strings.Repeat("\xff", 3*pad.EventSize+5)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		events := pad.Decode(raw)
+		events := slices.Collect(pad.Decode(raw))
 		if len(events) != len(raw)/pad.EventSize {
 			t.Fatalf("%d events in %d bytes", len(events), len(raw))
 		}

@@ -3,9 +3,12 @@ package hw
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +21,11 @@ const (
 	maxInputs = 32
 	// maxEvents is how many events of a device are taken at once.
 	maxEvents = 256
+	// lookEvery is how often Read looks for devices that have come.
+	lookEvery = time.Second
+	// maxLooking is how long it takes for that before the others have to wait for the next time: a
+	// device may keep its opening for the seconds that it takes to answer.
+	maxLooking = time.Second
 )
 
 // Inputs are the buttons of the machine, and what can be touched of it, that move the pad (evdev).
@@ -25,46 +33,77 @@ type Inputs struct {
 	// Letters says that there is a keyboard, and Types that the pad types with what there is: keys
 	// that move it and one that chooses, or something to touch.
 	Letters, Types bool
+
+	moves, chooses bool // something does; a headset has volume keys alone
+	sys            fs.FS
+	dir            string
+	axis           func(fd, number int) (pad.Axis, error)
+	known          map[string]bool // names in sysfs of devices that are open, or of no use
 	devices        []input
+	events         []byte // as they were read; zeros in between
+	looked         time.Time
 }
 
 type input struct {
+	name   string // in sysfs
 	fd     int
-	reader pad.Reader
+	reader *pad.Reader
 }
 
 // OpenInputs looks in sysfs for the input devices of the machine, and opens those that are of
 // use to the pad in a directory such as /dev/input; axis is InputAxis. One that cannot be read or
 // opened is left out: no question may depend on a device.
 func OpenInputs(sys fs.FS, dir string, axis func(fd, number int) (pad.Axis, error)) *Inputs {
-	in := new(Inputs)
-	moves, chooses := false, false                 // a headset has volume keys alone
-	names, _ := fs.Glob(sys, "class/input/event*") // the pattern is a good one
-	for _, name := range names {
-		keys, err := codesOf(sys, name, "capabilities/key")
-		if err != nil {
-			continue
-		}
-		properties, _ := codesOf(sys, name, "properties") // none, where they cannot be read
-		touches := pad.Touches(&keys, &properties)
-		in.Letters = in.Letters || keys.Letters()
-		if !keys.Moves() && !keys.Chooses() && !touches || len(in.devices) == maxInputs {
-			continue
-		}
-		fd, err := unix.Open(filepath.Join(dir, path.Base(name)), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue
-		}
-		var x, y pad.Axis
-		if touches {
-			x, y, touches = axes(fd, axis)
-		}
-		moves, chooses = moves || keys.Moves(), chooses || keys.Chooses()
-		in.Types = in.Types || touches
-		in.devices = append(in.devices, input{fd: fd, reader: pad.NewReader(x, y)})
-	}
-	in.Types = in.Types || moves && chooses
+	in := &Inputs{sys: sys, dir: dir, axis: axis, known: map[string]bool{}, events: make([]byte, maxEvents*pad.EventSize)}
+	in.look()
 	return in
+}
+
+// look opens the devices that have come. A touchscreen may get its driver after the question, and
+// a keyboard is plugged in when somebody sees it.
+func (in *Inputs) look() {
+	in.looked = time.Now()
+	names, _ := fs.Glob(in.sys, "class/input/event*") // the pattern is a good one
+	maps.DeleteFunc(in.known, func(name string, _ bool) bool { return !slices.Contains(names, name) })
+	for _, name := range names {
+		if time.Since(in.looked) > maxLooking {
+			return
+		}
+		if !in.known[name] {
+			in.known[name] = in.open(name)
+		}
+	}
+}
+
+// open opens a device of sysfs if it is of use, and reports whether it is known then. One that has just
+// come may have no node yet, and one that is going none any more.
+func (in *Inputs) open(name string) (known bool) {
+	keys, err := codesOf(in.sys, name, "capabilities/key")
+	if err != nil {
+		return false
+	}
+	properties, _ := codesOf(in.sys, name, "properties") // none, where they cannot be read
+	touches := pad.Touches(&keys, &properties)
+	in.Letters = in.Letters || keys.Letters()
+	if !keys.Moves() && !keys.Chooses() && !touches {
+		return true
+	}
+	if len(in.devices) == maxInputs {
+		return false
+	}
+	fd, err := unix.Open(filepath.Join(in.dir, path.Base(name)), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err != unix.ENOENT && err != unix.ENODEV && err != unix.ENXIO
+	}
+	var x, y pad.Axis
+	if touches {
+		x, y, touches = axes(fd, in.axis)
+	}
+	in.moves, in.chooses = in.moves || keys.Moves(), in.chooses || keys.Chooses()
+	in.Types = in.Types || touches || in.moves && in.chooses
+	reader := pad.NewReader(x, y)
+	in.devices = append(in.devices, input{name, fd, &reader})
+	return true
 }
 
 // codesOf are the codes of an input device that sysfs has in an attribute.
@@ -106,24 +145,35 @@ func InputAxis(fd, number int) (pad.Axis, error) {
 
 // Read takes what has happened at the devices since, and calls do with what it asks of the pad.
 // It does not wait, and takes no more than a read of each device: one that never falls silent
-// keeps nobody waiting. One that is gone is read no longer.
+// keeps nobody waiting. One that is gone is read no longer; one that has come since is, after a
+// second at most.
 func (in *Inputs) Read(do func(pad.Input)) {
-	buf := make([]byte, maxEvents*pad.EventSize)
-	left := in.devices[:0]
-	for _, d := range in.devices {
-		n, err := unix.Read(d.fd, buf)
-		if err != nil && err != unix.EAGAIN && err != unix.EINTR || err == nil && n == 0 {
-			_ = unix.Close(d.fd) // nothing was written
-			continue
-		}
-		for _, e := range pad.Decode(buf[:max(n, 0)]) {
-			if asked := d.reader.Read(e); asked.Move != pad.None {
-				do(asked)
-			}
-		}
-		left = append(left, d)
+	if in.sys != nil && time.Since(in.looked) > lookEvery {
+		in.look()
 	}
-	in.devices = left
+	in.devices = slices.DeleteFunc(in.devices, func(d input) (gone bool) {
+		if gone = !d.read(in.events, do); gone {
+			_ = unix.Close(d.fd)     // nothing was written
+			delete(in.known, d.name) // it may come back
+		}
+		return gone
+	})
+}
+
+// read reads a device once, and reports whether it is still there. A keyboard with volume keys has
+// reported the letters of a secret, too: the buffer is wiped.
+func (d *input) read(buf []byte, do func(pad.Input)) (there bool) {
+	defer clear(buf)
+	n, err := unix.Read(d.fd, buf)
+	if err != nil && err != unix.EAGAIN && err != unix.EINTR || err == nil && n == 0 {
+		return false
+	}
+	for e := range pad.Decode(buf[:max(n, 0)]) {
+		if asked := d.reader.Read(e); asked.Move != pad.None {
+			do(asked)
+		}
+	}
+	return true
 }
 
 // Close closes the devices.
@@ -131,5 +181,5 @@ func (in *Inputs) Close() {
 	for _, d := range in.devices {
 		_ = unix.Close(d.fd) // nothing was written
 	}
-	in.devices = nil
+	in.devices, in.sys = nil, nil // and none is looked for
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,6 +76,9 @@ func TestInputs(t *testing.T) {
 	if moves := read(); !slices.Equal(moves, []pad.Move{pad.Forward, pad.Choose}) {
 		t.Errorf("pressed: %v", moves)
 	}
+	if slices.ContainsFunc(in.events, func(b byte) bool { return b != 0 }) {
+		t.Error("what was typed stays in memory")
+	}
 	// One that never falls silent is read once, and the others are heard.
 	noise := slices.Repeat(event(1, 114, 1), 2*maxEvents)
 	if _, err := ends[0].Write(noise); err != nil {
@@ -123,6 +127,66 @@ func TestInputsOfOthers(t *testing.T) {
 		}
 		in.Read(func(pad.Input) { t.Error("something was pressed") })
 		in.Close()
+	}
+}
+
+// A device that comes after the question is read, as is one that was gone and comes back; one whose
+// opening takes long does not have all others waited for.
+func TestInputsThatCome(t *testing.T) {
+	t.Parallel()
+	all, dir, ends := inputs(t, volumeKeys, powerKey, atKeyboard)
+	sys := fstest.MapFS{}
+	in := OpenInputs(sys, dir, InputAxis)
+	defer in.Close()
+	plug := func(names ...string) {
+		for _, name := range names {
+			file := "class/input/" + name + "/device/capabilities/key"
+			sys[file] = all[file]
+		}
+	}
+	// pressed presses a key of a device until it is heard, or for two looks.
+	pressed := func(end *os.File, code uint16) (heard bool) {
+		for start := time.Now(); !heard && time.Since(start) < 2*lookEvery+lookEvery/2; time.Sleep(lookEvery / 20) {
+			_, _ = end.Write(event(1, code, 1))
+			in.Read(func(pad.Input) { heard = true })
+		}
+		return heard
+	}
+	if in.Types {
+		t.Fatal("there is something before it is plugged in")
+	}
+	plug("event0", "event1")
+	if !pressed(ends[0], 114) || !in.Types || in.Letters {
+		t.Errorf("the volume keys are not heard; types %t, letters %t", in.Types, in.Letters)
+	}
+	delete(sys, "class/input/event0/device/capabilities/key")
+	path := ends[0].Name()
+	ends[0].Close()
+	in.Read(func(pad.Input) {})
+	in.Read(func(pad.Input) {})
+	if len(in.devices) != 1 {
+		t.Fatalf("%d devices after one was unplugged", len(in.devices))
+	}
+	end, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.Close()
+	plug("event0", "event2")
+	if !pressed(end, 114) || !in.Letters {
+		t.Errorf("the volume keys are not heard when they are back; letters %t", in.Letters)
+	}
+	touched, dir, _ := inputs(t, "400 0 0 0 0 0", "400 0 0 0 0 0", "400 0 0 0 0 0", "400 0 0 0 0 0", "400 0 0 0 0 0")
+	for i := range 5 {
+		touched["class/input/event"+string(rune('0'+i))+"/device/properties"] = &fstest.MapFile{Data: []byte("2\n")}
+	}
+	slow := OpenInputs(touched, dir, func(fd, number int) (pad.Axis, error) {
+		time.Sleep(maxLooking / 2)
+		return pad.Axis{Max: 9}, nil
+	})
+	defer slow.Close()
+	if n := len(slow.devices); n == 0 || n > 2 {
+		t.Errorf("%d slow devices are waited for", n)
 	}
 }
 
