@@ -138,6 +138,7 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 	answer = bytes.TrimRight(answer, "\r\n")
 	if byPad {
 		answer = append([]byte(nil), editors[from].text...)
+		editors[from].hidden = editors[from].hidden || hidden
 		show(c.terminals[from], editors[from].shows()+"\n")
 	}
 	for i, t := range c.terminals {
@@ -148,6 +149,9 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 			show(t, "\n")
 		}
 		show(t, editors[i].end())
+		if hidden && editors[i].drawn { // by where the pad stood
+			drown(t)
+		}
 	}
 	return answer, err
 }

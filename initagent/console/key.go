@@ -37,11 +37,17 @@ func (c *Console) Positions() (restore func()) {
 	if err != nil {
 		return func() {}
 	}
+	return c.swapKeys(us.Entries())
+}
+
+// swapKeys has keys of a screen's keyboard type something else until restore is called. Where the
+// kernel does not take that they are as they were.
+func (c *Console) swapKeys(entries []keyboard.Entry) (restore func()) {
 	swap := c.swap
 	if swap == nil {
 		swap = func(entries []keyboard.Entry) (func() error, error) { return hw.SwapKeymap(hw.Screen, entries) }
 	}
-	undo, err := swap(us.Entries())
+	undo, err := swap(entries)
 	if undo == nil {
 		return func() {}
 	}

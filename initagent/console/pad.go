@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/pad"
 	"halogenos.internal/initagent/hw"
 )
@@ -33,8 +34,8 @@ func newBoard(t *hw.Terminal) board {
 	return board{lines: int(size.Row), columns: int(size.Col)}
 }
 
-// buttons opens the machine's buttons for the pad of its first screen, and shows the pad where
-// there is no keyboard. What it returns takes what was pressed or touched since, and reports which
+// buttons opens the machine's buttons for the pad of its first screen, and shows the pad once there are
+// such and no keyboard. What it returns takes what was pressed or touched since, and reports which
 // terminal that is for, whether anything was, and whether press has said of a key that the answer
 // is done.
 func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bool)) (pressed func() (from int, moved, done bool), closed func()) {
@@ -55,11 +56,10 @@ func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bo
 	if sys == nil {
 		sys = os.DirFS("/sys")
 	}
+	restore := c.swapKeys(silent())
 	in, b := open(), boards[at]
-	if in.Types && !in.Letters && b.lines >= b.unasked {
-		b.pad.Show()
-	}
-	return func() (from int, moved, done bool) {
+	offered := b.offer(in)
+	pressed = func() (from int, moved, done bool) {
 		in.Read(func(asked pad.Input) {
 			if done {
 				return
@@ -69,8 +69,33 @@ func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bo
 				done = press(at, key)
 			}
 		})
+		if !offered && b.offer(in) {
+			offered, moved = true, true
+		}
 		return at, moved, done
-	}, in.Close
+	}
+	return pressed, func() {
+		in.Close()
+		restore()
+	}
+}
+
+// offer shows the pad where it is the only way to answer, and reports whether it does.
+func (b *board) offer(in *hw.Inputs) bool {
+	offers := in.Types && !in.Letters && b.lines >= b.unasked
+	if offers {
+		b.pad.Show()
+	}
+	return offers
+}
+
+// silent has the pad's buttons type nothing: Linux's console has the sequence of F14 for the volume
+// key of a keyboard, which would stand in the line that the kernel edits, and on the screen.
+func silent() (entries []keyboard.Entry) {
+	for _, key := range pad.Buttons() {
+		entries = append(entries, keyboard.Entry{Key: key, Value: hw.NoKey})
+	}
+	return entries
 }
 
 // asked does what somebody asks of the pad at a terminal, and returns the key that this types; 0 is

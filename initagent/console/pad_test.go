@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/pad"
 	"halogenos.internal/initagent/hw"
 )
@@ -107,6 +108,24 @@ func screen(t *testing.T) (keyboard *os.File, path string) {
 	return keyboard, path
 }
 
+// silences has a console's buttons type nothing on a keyboard that says, of each, whether it types
+// something: while it is asked, and afterwards.
+func silences(t *testing.T, c *Console) (types *string) {
+	types = new(string)
+	c.swap = func(entries []keyboard.Entry) (func() error, error) {
+		want := []keyboard.Entry{{Key: volumeDown, Value: hw.NoKey}, {Key: volumeDown + 1, Value: hw.NoKey}, {Key: power, Value: hw.NoKey}}
+		if !slices.Equal(entries, want) {
+			t.Errorf("the keyboard types %v", entries)
+		}
+		*types += "no"
+		return func() error {
+			*types += " yes"
+			return nil
+		}, nil
+	}
+	return types
+}
+
 const (
 	volumeDown = 114
 	power      = 116
@@ -126,6 +145,7 @@ func TestAskKeyByButtons(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	silences(t, c)
 	var press func(uint16)
 	c.inputs, press = buttons(t, tabletKeys)
 	type answer struct {
@@ -176,6 +196,7 @@ func TestButtonsBesideKeyboard(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	silences(t, c)
 	var press func(uint16)
 	c.inputs, press = buttons(t, "402000000 3803078f800d001 feffffdfffefffff fffffffffffffffe")
 	const wait = 3 * time.Second
@@ -205,6 +226,47 @@ func TestButtonsBesideKeyboard(t *testing.T) {
 		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(keyboard.Fd()), Events: unix.POLLIN}}, 1); n > 0 {
 			_, _ = keyboard.Read(buf)
 		}
+	}
+}
+
+// Where a tablet's buttons get their driver after the question, it has its pad from then on.
+func TestButtonsThatCome(t *testing.T) {
+	keyboard, tty := screen(t)
+	c, err := open([]string{tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	silences(t, c)
+	sys, dir := t.TempDir(), t.TempDir()
+	c.inputs = func() *hw.Inputs { return hw.OpenInputs(os.DirFS(sys), dir, hw.InputAxis) }
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.askKey("the key? ", true, time.Minute, true)
+		ended <- err
+	}()
+	if shown := read(t, keyboard, "Tab hides them"); strings.Contains(shown, "touch it") {
+		t.Errorf("without buttons it shows %q", shown)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "event3"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keys := filepath.Join(sys, "class/input/event3/device/capabilities/key")
+	if err := os.MkdirAll(filepath.Dir(keys), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(keys+".new", []byte(tabletKeys), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(keys+".new", keys); err != nil {
+		t.Fatal(err)
+	}
+	read(t, keyboard, "or touch it.")
+	if _, err := keyboard.WriteString("\r"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -273,6 +335,7 @@ func TestTouch(t *testing.T) {
 		"class/input/event0/device/properties":       &fstest.MapFile{Data: []byte("2\n")},
 		"class/graphics/fbcon/rotate":                &fstest.MapFile{Data: []byte("1\n")},
 	}
+	silences(t, c)
 	c.sys = sys
 	c.inputs = func() *hw.Inputs {
 		return hw.OpenInputs(sys, dir, func(int, int) (pad.Axis, error) { return pad.Axis{Max: 1<<16 - 1}, nil })
@@ -331,14 +394,16 @@ func TestAskByButtons(t *testing.T) {
 		name   string
 		rows   uint16
 		hidden bool
+		looked bool // at what is typed
 		typed  string
 		shown  string // below the question
 		seen   string // behind it, once it is answered
 	}{
-		{"yes", 50, false, "", "  y", "y"},
-		{"a PIN", 50, true, "", "  *", "*"},
-		{"a small screen", 25, false, "", "  y", "y"},
-		{"a keyboard", 50, false, "y\r", "", "y"},
+		{"yes", 50, false, false, "", "  y", "y"},
+		{"a PIN", 50, true, false, "", "  *", "*"},
+		{"a PIN that was looked at", 50, true, true, "", "  *", "*"},
+		{"a small screen", 25, false, false, "", "  y", "y"},
+		{"a keyboard", 50, false, false, "y\r", "", "y"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			keyboard, tty := screen(t)
@@ -350,6 +415,7 @@ func TestAskByButtons(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			silenced := silences(t, c)
 			var press func(uint16)
 			c.inputs, press = buttons(t, tabletKeys)
 			answers := make(chan string, 1)
@@ -377,19 +443,35 @@ func TestAskByButtons(t *testing.T) {
 				}
 				press(power)
 				shown += read(t, keyboard, "\n"+tt.shown+"\x1b[K")
-				for range 19 { // to "done"
+				more := 19 // to "done"
+				if tt.looked {
+					for range 18 { // to "hide/show"
+						press(volumeDown)
+					}
+					press(power)
+					more = 1
+					shown = read(t, keyboard, "\n  y\x1b[K")
+				}
+				for range more {
 					press(volumeDown)
 				}
 				press(power)
 			}
+			rest := read(t, keyboard, "afterwards")
+			if drowned := strings.Contains(rest, strings.Repeat("\r", 4<<10)); drowned != tt.hidden {
+				t.Errorf("the kernel's buffers are drowned: %t, want %t", drowned, tt.hidden)
+			}
 			if got := <-answers; got != "y" {
 				t.Errorf("the answer is %q", got)
 			}
-			rest := strings.ReplaceAll(read(t, keyboard, "afterwards"), "\r", "")
+			if *silenced != "no yes" {
+				t.Errorf("the buttons type something: %q", *silenced)
+			}
+			rest = strings.ReplaceAll(rest, "\r", "")
 			if !strings.Contains(rest, tt.seen+"\n\x1b[J") {
 				t.Errorf("at the end it shows %q", rest)
 			}
-			if tt.hidden && strings.Contains(shown+rest, "\n  y\x1b[K") {
+			if tt.hidden && !tt.looked && strings.Contains(shown+rest, "\n  y\x1b[K") {
 				t.Errorf("the answer is shown: %q", shown)
 			}
 		})

@@ -24,7 +24,8 @@ const (
 // and of a key that does nothing (linux/keyboard.h, K_NOSUCHMAP and K_HOLE).
 const (
 	noSuchTable = 2<<8 | 127
-	noKey       = 2 << 8
+	// NoKey is the value of a key that types nothing.
+	NoKey = 2 << 8
 )
 
 // SetKeymap tells the kernel what the keys of its keyboards type, on all of its screens. A
@@ -62,7 +63,7 @@ func SwapKeymap(screen string, entries []keyboard.Entry) (restore func() error, 
 			return nil, fmt.Errorf("read key %d of the keymap: %w", before[i].Key, errno)
 		}
 		if before[i].Value == noSuchTable {
-			before[i].Value = noKey
+			before[i].Value = NoKey
 		}
 	}
 	if err := unix.Close(fd); err != nil {
