@@ -231,7 +231,7 @@ func (e *keyEditor) draw() string {
 		if i == maxGroups {
 			break
 		}
-		if i > 0 {
+		if i > 0 && !e.narrow() {
 			line.WriteByte('-')
 			column++
 		}
@@ -247,9 +247,17 @@ func (e *keyEditor) draw() string {
 		line.WriteString(text)
 		column += len(letters)
 	}
+	remark := []rune(e.remark(&r))
+	if room := e.columns - len(margin) - 1; e.columns > 0 {
+		remark = remark[:min(len(remark), room)]
+	}
 	below, rows := e.below()
-	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, e.remark(&r), below, rows+1, column)
+	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, string(remark), below, rows+1, column)
 }
+
+// narrow reports whether a screen with room for the pad has none for the dashes between groups: a line
+// that goes on in the next one would move all that is below it at each key.
+func (e *keyEditor) narrow() bool { return e.columns > 0 && e.columns < len(margin)+maxGroups*9 }
 
 // below draws the pad below what is said of the key, or takes it away where it was, and
 // returns how many rows further down the cursor is then.

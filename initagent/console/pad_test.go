@@ -68,6 +68,22 @@ func TestKeyEditorPad(t *testing.T) {
 	}
 }
 
+// On the narrowest screen that has room for the pad a whole key takes a line, and so does what is said
+// of it: a touch would mean another row.
+func TestKeyEditorNarrow(t *testing.T) {
+	const columns = 66
+	e := keyEditor{text: make([]byte, 0, maxLine), checks: true, board: board{lines: 25, columns: columns}}
+	e.feed([]byte(strings.Repeat("cccccccb", 8)))
+	d := display{t: t}
+	d.write(e.draw())
+	if d.row(0) != margin+strings.Repeat("cccccccb", 8) || d.y != 0 || d.x != columns {
+		t.Errorf("shows %q, the cursor is at %d, %d", d.row(0), d.x, d.y)
+	}
+	if says := d.row(1); len(says) >= columns || !strings.HasPrefix(says, margin+"WRONG: group 1, ") {
+		t.Errorf("says %q", says)
+	}
+}
+
 // buttons makes a machine with the keys of one input device, which may have letters, and returns
 // what presses one.
 func buttons(t *testing.T, keys string) (open func() *hw.Inputs, press func(code uint16)) {
