@@ -172,17 +172,20 @@ const (
 // supplicant are still starting.
 func (r *Radio) device(ctx context.Context) (found dbus.ObjectPath, err error) {
 	seen := false
-	r.until(ctx, r.waits.Device, func() bool {
+	// A round asks twice for each device.
+	limited, stop := context.WithTimeout(ctx, r.waits.Device+r.waits.Call)
+	defer stop()
+	r.until(limited, r.waits.Device, func() bool {
 		var all []dbus.ObjectPath
-		if err = r.call(ctx, managerPath, manager+".GetDevices", nil, &all); err != nil {
+		if err = r.call(limited, managerPath, manager+".GetDevices", nil, &all); err != nil {
 			return true
 		}
 		for _, at := range all[:min(len(all), maxDevices)] {
-			kind, err := get[uint32](ctx, r, at, device, "DeviceType")
+			kind, err := get[uint32](limited, r, at, device, "DeviceType")
 			if err != nil || kind != typeWifi {
 				continue
 			}
-			state, err := get[uint32](ctx, r, at, device, "State")
+			state, err := get[uint32](limited, r, at, device, "State")
 			seen = seen || err == nil && state != deviceUnmanaged
 			if err == nil && state >= deviceDisconnected {
 				found = at
@@ -197,7 +200,9 @@ func (r *Radio) device(ctx context.Context) (found dbus.ObjectPath, err error) {
 	case found != "":
 		return found, nil
 	case seen:
-		return "", errors.New("NetworkManager cannot use the wireless device: its firmware or wpa_supplicant may be missing (`journalctl -b -u NetworkManager -k` says more)")
+		return "", errors.New("NetworkManager cannot use the wireless device: its firmware or wpa_supplicant may be missing (`journalctl -b -u NetworkManager` and `journalctl -b -k` say more)")
+	case limited.Err() != nil && ctx.Err() == nil:
+		return "", errors.New("NetworkManager takes too long to say which devices there are")
 	}
 	return "", fmt.Errorf("%w: NetworkManager has no wireless device", ErrNotAsked)
 }

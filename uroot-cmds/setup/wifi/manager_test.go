@@ -57,7 +57,7 @@ func TestNotAsked(t *testing.T) {
 		t.Errorf("a device that is somebody else's: %v", err)
 	}
 	m.SetRadio(wifitest.Properties{"State": uint32(20)})
-	if _, err := r.Networks(t.Context()); errors.Is(err, ErrNotAsked) || err == nil || !strings.Contains(err.Error(), "firmware or wpa_supplicant may be missing") {
+	if _, err := r.Networks(t.Context()); errors.Is(err, ErrNotAsked) || err == nil || !strings.Contains(err.Error(), "firmware or wpa_supplicant may be missing") || strings.Contains(err.Error(), "-u NetworkManager -k") {
 		t.Errorf("a device without its firmware: %v", err)
 	}
 	m.Remove(wifitest.Radio)
@@ -227,6 +227,23 @@ func TestConnectFails(t *testing.T) {
 		if !p.Deleted || p.OnDisk {
 			t.Errorf("attempt %d is left: %+v", i, p)
 		}
+	}
+}
+
+// One that takes its time for each of many devices does not add up.
+func TestSlow(t *testing.T) {
+	m := wifitest.New(t)
+	short := quick()
+	short.Device, short.Call = 50*time.Millisecond, 500*time.Millisecond
+	r := radio(t, m, short)
+	m.SetRadio(wifitest.Properties{"State": uint32(20)})
+	m.Slow(100*time.Millisecond, 60)
+	begun := time.Now()
+	if _, err := r.Networks(t.Context()); err == nil || errors.Is(err, ErrNotAsked) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begun); took > 4*time.Second {
+		t.Errorf("it takes %v", took)
 	}
 }
 

@@ -2,7 +2,7 @@
 //
 // Anybody nearby says what networks there are: it bounds how many it takes, and has of each a
 // name that a terminal can show ([Name]). It sets up open networks and those with one password
-// for all (WPA2 and WPA3 personal), and refuses WEP, which protects nothing. A password goes to
+// for all (WPA, WPA2 and WPA3 personal), and refuses WEP, which protects nothing. A password goes to
 // NetworkManager alone, in a message that no other process reads.
 package wifi
 
@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -27,7 +28,7 @@ type Security int
 const (
 	Open       Security = iota + 1
 	Enhanced            // open and encrypted (OWE, RFC 8110)
-	Personal            // one password for all: WPA2, or WPA2 and WPA3
+	Personal            // one password for all: WPA2, WPA2 and WPA3, or WPA alone
 	Personal3           // one password for all: WPA3 alone
 	Enterprise          // a name and a password, or a certificate, for each person
 	Weak                // WEP, or what is not known
@@ -158,6 +159,8 @@ func NewHidden(name string, password bool) (Network, error) {
 		return Network{}, errors.New("the name is empty")
 	case len(name) > maxSSID:
 		return Network{}, fmt.Errorf("the name has %d bytes, and a network's has %d at most", len(name), maxSSID)
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return Network{}, errors.New("the name has a control character, as an arrow key or Tab types it")
 	}
 	n := Network{SSID: []byte(name), Security: Open, Hidden: true}
 	if password {
@@ -182,6 +185,8 @@ func (n Network) CheckPassword(p []byte) error {
 		}
 	}
 	switch {
+	case !utf8.Valid(p):
+		return errors.New("the password is not UTF-8, which NetworkManager takes alone: this terminal sends its letters in another form; a password of ASCII characters is the same in both")
 	case n.Security == Personal3 && len(p) > maxSAE:
 		return fmt.Errorf("the password has %d bytes, more than %d", len(p), maxSAE)
 	case n.Security == Personal3 && len(p) > 0, len(p) >= minPassphrase && len(p) <= maxPassphrase:

@@ -102,6 +102,7 @@ func TestPassword(t *testing.T) {
 		{Personal, "12345678", ""}, {Personal, strings.Repeat("x", 63), ""}, {Personal, hexadecimal, ""}, {Personal3, "x", ""}, {Personal3, strings.Repeat("x", 128), ""},
 		{Personal, "1234567", "has 8 to 63 characters, and this has 7"}, {Personal, strings.Repeat("x", 64), "this has 64"}, {Personal, strings.Repeat("x", 65), "this has 65"},
 		{Personal, "", "this has 0"}, {Personal3, "", "this has 0"}, {Personal3, strings.Repeat("x", 129), "more than 128"}, {Personal, "1234567\t", "control character"}, {Personal3, "\x1b[A", "control character"},
+		{Personal, "Stra\xdfe 12", "is not UTF-8"}, {Personal3, "\xff", "is not UTF-8"}, {Personal, "Straße 12", ""},
 	} {
 		err := Network{Security: c.security}.CheckPassword([]byte(c.password))
 		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || c.password != "" && len(c.password) > 2 && strings.Contains(err.Error(), c.password)) {
@@ -111,7 +112,7 @@ func TestPassword(t *testing.T) {
 }
 
 func TestHidden(t *testing.T) {
-	for _, name := range []string{"", strings.Repeat("ä", 17)} {
+	for _, name := range []string{"", strings.Repeat("ä", 17), "Attic\x1b[D", "Attic\x7f", "At\ttic"} {
 		if _, err := NewHidden(name, true); err == nil {
 			t.Errorf("%q is taken", name)
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -75,6 +76,8 @@ type Manager struct {
 	profiles []*Profile
 	scans    int
 	noScan   bool
+	slow     time.Duration
+	more     int
 }
 
 // Bus starts a bus, and returns its socket.
@@ -180,6 +183,13 @@ func (m *Manager) NoScan() {
 	m.noScan = true
 }
 
+// Slow has it take its time for each property, and have more devices that are no wireless ones.
+func (m *Manager) Slow(each time.Duration, more int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.slow, m.more = each, more
+}
+
 // Scans is how often it has looked for networks.
 func (m *Manager) Scans() int {
 	m.mu.Lock()
@@ -207,6 +217,7 @@ func path(msg dbus.Message) dbus.ObjectPath {
 func (m *Manager) get(msg dbus.Message, of, property string) (dbus.Variant, *dbus.Error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	time.Sleep(m.slow)
 	v, has := m.objects[path(msg)][of][property]
 	if !has {
 		return dbus.Variant{}, dbus.NewError("org.freedesktop.DBus.Error.UnknownMethod", []any{"Object does not exist"})
@@ -236,7 +247,7 @@ func (m *Manager) set(msg dbus.Message, of, property string, v dbus.Variant) *db
 func (m *Manager) devices() ([]dbus.ObjectPath, *dbus.Error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := []dbus.ObjectPath{}
+	all := slices.Repeat([]dbus.ObjectPath{Cable}, m.more)
 	for _, at := range []dbus.ObjectPath{Cable, Radio} {
 		if m.objects[at] != nil {
 			all = append(all, at)
