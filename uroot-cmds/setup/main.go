@@ -53,7 +53,7 @@ const answersFile = "/etc/halogen/setup.json"
 func main() {
 	console := &ask.Console{In: os.Stdin, Out: os.Stdout}
 	cmd(place{machine: machine.Linux, terminal: console, person: console.IsTerminal, report: bootinfo.Linux().Boot, answers: answersFile, handed: steps.HandedFile,
-		radio: func(ctx context.Context) (*wifi.Radio, error) { return wifi.Connect(ctx, "", wifi.Usual()) }}).Main()
+		radio: func(ctx context.Context) (*wifi.Radio, error) { return wifi.Connect(ctx, "", wifi.Usual()) }, exit: os.Exit}).Main()
 }
 
 // place is where the command runs.
@@ -65,6 +65,7 @@ type place struct {
 	answers  string // that the image has
 	handed   string // that the installer left
 	radio    func(context.Context) (*wifi.Radio, error)
+	exit     func(code int) // ends the process
 }
 
 func cmd(p place) command.Command {
@@ -224,7 +225,7 @@ func (r *run) ask(ctx context.Context) error {
 	p := &ask.Person{Terminal: r.terminal, Facts: r.facts, Keyboard: func(layout string) error {
 		return r.m.Apply(ctx, steps.Keyboard(layout, r.facts), io.Discard)
 	}}
-	stop := r.untilInterrupted(ctx)
+	stop := r.untilInterrupted(ctx, command.Failed, "interrupted")
 	a, err := p.Ask()
 	if errors.Is(err, ask.ErrLater) {
 		stop()
@@ -249,7 +250,7 @@ func (r *run) ask(ctx context.Context) error {
 		}
 		r.terminal.Say(fmt.Sprintf("the password was not taken: %s\n", failed.Said))
 		clear(a.Account.Typed)
-		stop = r.untilInterrupted(ctx)
+		stop = r.untilInterrupted(ctx, command.Failed, "interrupted")
 		if a.Account.Typed, err = p.Password(a.Account.Name); err != nil {
 			stop()
 			return err
@@ -260,14 +261,17 @@ func (r *run) ask(ctx context.Context) error {
 // wireless asks for a wireless network, where the machine has nothing else. All other answers
 // are in place by then, and what becomes of this fails nothing: the desktop can ask for it, too.
 func (r *run) wireless(ctx context.Context, p *ask.Person) {
-	if !r.facts.AsksWireless() {
+	// By what the machine is now: a driver that has to load firmware can be behind the first question.
+	if now, err := r.m.Facts(ctx); err != nil || !now.AsksWireless() {
 		return
 	}
 	p.Terminal.Say("\nLooking whether there is a network ...\n")
 	radio, err := r.radio(ctx)
 	if err == nil {
 		defer radio.Close()
-		p.Terminal = &guarded{p.Terminal, func() func() { return r.untilInterrupted(ctx) }}
+		p.Terminal = &guarded{p.Terminal, func() func() {
+			return r.untilInterrupted(ctx, command.OK, "no wireless network was set up, and all else is in place")
+		}}
 		err = p.Wireless(ctx, radio)
 	}
 	switch {
@@ -318,16 +322,16 @@ func (r *run) do(ctx context.Context, a *answers.Answers) error {
 	return r.m.Apply(context.WithoutCancel(ctx), all, r.call.Stdout)
 }
 
-// untilInterrupted has Ctrl-C end the program while somebody is asked, with the terminal as
-// it was; until the function that it returns is called.
-func (r *run) untilInterrupted(ctx context.Context) (stop func()) {
+// untilInterrupted has Ctrl-C end the program with an exit code while somebody is asked, with
+// the terminal as it was; until the function that it returns is called.
+func (r *run) untilInterrupted(ctx context.Context, code int, said string) (stop func()) {
 	state, err := term.GetState(int(os.Stdin.Fd()))
 	undo := context.AfterFunc(ctx, func() {
 		if err == nil {
 			_ = term.Restore(int(os.Stdin.Fd()), state) // the program ends
 		}
-		fmt.Fprintln(r.call.Stderr, "\nsetup: interrupted")
-		os.Exit(command.Failed)
+		fmt.Fprintf(r.call.Stderr, "\nsetup: %s\n", said)
+		r.exit(code)
 	})
 	return func() { undo() }
 }

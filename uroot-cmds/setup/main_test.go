@@ -33,12 +33,14 @@ type box struct {
 	report  *bootinfo.Report
 	refuses string // what chpasswd refuses, and says
 	ran     []string
-	bus     string // of its NetworkManager; "" for none
+	bus     string              // of its NetworkManager; "" for none
+	asked   func(prompt string) // called before a line is typed; may be nil
+	exits   chan int            // the codes of the process that Ctrl-C ends
 }
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{t: t, root: t.TempDir(), report: &bootinfo.Report{Version: "7", Root: "new"}}
+	b := &box{t: t, root: t.TempDir(), report: &bootinfo.Report{Version: "7", Root: "new"}, exits: make(chan int, 9)}
 	b.write(steps.FirstFile, "7\n")
 	b.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	b.write("etc/group", "root:x:0:\nsudo:x:27:\n")
@@ -69,6 +71,9 @@ func (b *box) Say(text string) { b.said.WriteString(text) }
 
 func (b *box) Line(prompt string) (string, error) {
 	b.Say(prompt)
+	if b.asked != nil {
+		b.asked(prompt)
+	}
 	if len(b.lines) == 0 {
 		return "", io.ErrUnexpectedEOF
 	}
@@ -105,6 +110,7 @@ func (b *box) cmd() command.Command {
 			w.Look = 5 * time.Millisecond
 			return wifi.Connect(ctx, b.bus, w)
 		},
+		exit: func(code int) { b.exits <- code },
 	})
 }
 
@@ -194,6 +200,52 @@ func TestWireless(t *testing.T) {
 	b.write(steps.HandedFile, `{"version":1,"host_name":"box"}`)
 	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.said.Len() > 0 {
 		t.Errorf("%d, %q, %q\n%s", code, out, errs, &b.said)
+	}
+}
+
+// A device whose driver takes long to come, or that is plugged in while somebody answers, is
+// asked for.
+func TestWirelessComesLate(t *testing.T) {
+	m := wifitest.New(t)
+	b := newBox(t)
+	b.bus = m.Path
+	b.asked = func(prompt string) {
+		if strings.HasPrefix(prompt, "Is this right?") {
+			b.write("sys/class/net/wlan0/phy80211/index", "0\n")
+		}
+	}
+	b.lines = []string{"", "box", "", "-", "yes", "later"}
+	code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+	if code != command.OK || len(b.lines) > 0 || !strings.Contains(b.said.String(), "None is seen.") {
+		t.Errorf("%d, %s%s, left %q\n%s", code, out, errs, b.lines, &b.said)
+	}
+}
+
+// Ctrl-C at a question ends the process. All is in place when a network is asked for, and that
+// is no failure.
+func TestInterrupted(t *testing.T) {
+	m := wifitest.New(t)
+	for at, want := range map[string]int{"Name of this machine": command.Failed, "Number of a network": command.OK} {
+		ctx, interrupt := context.WithCancel(t.Context())
+		defer interrupt()
+		b := newBox(t)
+		b.bus = m.Path
+		b.write("sys/class/net/wlan0/phy80211/index", "0\n")
+		b.asked = func(prompt string) {
+			if strings.HasPrefix(prompt, at) {
+				interrupt()
+				code := <-b.exits
+				if code != want || b.has(steps.FirstFile) != (want == command.Failed) {
+					t.Errorf("%s: exit code %d, want %d; the next start asks: %v", at, code, want, b.has(steps.FirstFile))
+				}
+				b.lines = nil // the process has ended
+			}
+		}
+		b.lines = []string{"", "box", "", "-", "yes", "later"}
+		b.cmd().Exec(ctx, []string{"--first-start"}, io.Discard, io.Discard, 0)
+		if ctx.Err() == nil {
+			t.Errorf("%s is not asked:\n%s", at, &b.said)
+		}
 	}
 }
 
