@@ -169,7 +169,7 @@ func TestWireless(t *testing.T) {
 		lines []string
 		said  string
 	}{
-		{"a network", func(*box) {}, []string{"1", "wrong horse", "correct horse"}, "Home: wrong password, or the signal is too weak to tell\nPassword of Home (it is not shown; Enter alone goes back): Connecting to Home ...\n"},
+		{"a network", func(*box) {}, []string{"1", "wrong horse", "correct horse"}, "Home: wrong password, or the signal is too weak to tell\nPassword of Home (not shown; Enter goes back): Connecting to Home ...\n"},
 		{"later", func(*box) {}, []string{"later"}, "Later, then: the desktop's network settings"},
 		{"the terminal ends", func(*box) {}, nil, "no wireless network was set up: unexpected EOF\n"},
 		{"no bus", func(b *box) { b.bus = filepath.Join(b.root, "none") }, nil, "Looking whether there is a network ...\n"},

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/uroot-cmds/setup/steps"
@@ -32,13 +33,14 @@ var ErrLater = errors.New("later")
 // later is what is typed for that.
 const later = "later"
 
-// shown is how many choices are listed at once.
-const shown = 60
+// A page of choices: a console has 25 lines of 80 columns, and what has left it at the top is gone.
+const rows, columns = 20, 79
 
 const welcome = `
-Some questions about this machine. Enter takes what stands in [brackets]; ? lists what
-there is, and ?word what has the word in it. Nothing is changed before the end, but for
-the keyboard. Type later to leave all as it is; at a first start the next one asks again.
+Some questions about this machine. Enter takes what stands in [brackets];
+? lists what there is, and ?word what has the word in it. Nothing is changed
+before the end, but for the keyboard. Type later to leave all as it is; at a
+first start the next one asks again.
 
 `
 
@@ -108,6 +110,7 @@ func (p *Person) ask(q question) (string, error) {
 	if q.byEnter != "" {
 		prompt = fmt.Sprintf("%s [%s]: ", q.text, q.byEnter)
 	}
+	listed, next := "", 0 // the word that was last listed, and where its next page begins
 	for {
 		line, err := p.Terminal.Line(prompt)
 		if err != nil {
@@ -119,7 +122,10 @@ func (p *Person) ask(q question) (string, error) {
 		case line == later:
 			return "", ErrLater
 		case list && len(q.choices) > 0:
-			p.list(q.choices, strings.TrimSpace(word))
+			if word != listed {
+				listed, next = word, 0
+			}
+			next = p.list(q.choices, strings.TrimSpace(word), next)
 			continue
 		case line == "":
 			line = q.byEnter
@@ -132,26 +138,44 @@ func (p *Person) ask(q question) (string, error) {
 	}
 }
 
-// list shows the choices that have a word in them, in columns where they have no text.
-func (p *Person) list(all []choice, word string) {
-	count := 0
-	var b strings.Builder
+// list shows a page of the choices that have a word in them, in columns where they have no
+// text, and returns where the next page begins.
+func (p *Person) list(all []choice, word string, from int) (next int) {
+	var found []choice
+	wide, each := 0, columns // of a name, and of a choice
 	for _, c := range all {
-		if !strings.Contains(strings.ToLower(c.name+" "+c.text), strings.ToLower(word)) {
-			continue
+		if strings.Contains(strings.ToLower(c.name+" "+c.text), strings.ToLower(word)) {
+			found = append(found, c)
+			wide = max(wide, utf8.RuneCountInString(c.name))
 		}
-		if count++; count <= shown {
+	}
+	if !slices.ContainsFunc(found, func(c choice) bool { return c.text != "" }) {
+		each = min(wide+2, columns)
+	}
+	var b strings.Builder
+	page := found[from:min(from+rows*(columns/each), len(found))]
+	for i, c := range page {
+		switch last := (i+1)%(columns/each) == 0 || i == len(page)-1; {
+		case c.text != "":
 			fmt.Fprintf(&b, "  %-20s %s\n", c.name, c.text)
+		case last:
+			fmt.Fprintf(&b, "  %s\n", c.name)
+		default:
+			fmt.Fprintf(&b, "  %-*s", wide, c.name)
 		}
 	}
 	text := plain(b.String())
-	switch {
-	case count == 0:
+	next = from + len(page)
+	switch more := len(found) - next; {
+	case len(found) == 0:
 		text = fmt.Sprintf("nothing there has %q in it\n", word)
-	case count > shown:
-		text += fmt.Sprintf("  and %d more: ?word lists those that have the word in them\n", count-shown)
+	case more > 0:
+		text += fmt.Sprintf("  and %d more: the same again lists the next, ?word those with the word\n", more)
+	default:
+		next = 0
 	}
 	p.Terminal.Say(text)
+	return next
 }
 
 // plain is a text of the image without what a terminal might obey.

@@ -2,6 +2,7 @@ package ask
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"reflect"
@@ -131,6 +132,55 @@ func TestNotAsked(t *testing.T) {
 	a, who, layouts, err := ask(t, &steps.Facts{Locales: []string{"C.UTF-8"}}, "box", "")
 	if err != nil || !reflect.DeepEqual(a, &answers.Answers{Version: 1, HostName: "box"}) || layouts != nil {
 		t.Errorf("%+v, %v\n%s", a, err, &who.said)
+	}
+}
+
+// A console has 80 columns, 25 lines, and nothing that goes back: what there is comes a page at a
+// time, and all of it.
+func TestPages(t *testing.T) {
+	f := facts()
+	f.Zones, f.Layouts = nil, nil
+	for i := range 150 {
+		f.Zones = append(f.Zones, steps.Zone{Name: fmt.Sprintf("America/Argentina/ComodRivadav%02d", i)})
+		f.Layouts = append(f.Layouts, steps.Layout{Name: fmt.Sprintf("l%d", i), Text: "Layout"})
+	}
+	lines := []string{""}
+	for range 9 { // eight pages, and the first again
+		lines = append(lines, "?")
+	}
+	lines = append(lines, "?l14", "l14")
+	for range 5 {
+		lines = append(lines, "?")
+	}
+	_, who, _, err := ask(t, f, append(lines, "later")...)
+	if !errors.Is(err, ErrLater) {
+		t.Errorf("%v", err)
+	}
+	said := who.said.String()
+	for line := range strings.Lines(said) {
+		if len(line) > 80 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+	for i, screen := range strings.Split(said, "such as") {
+		if n := strings.Count(screen, "\n"); n > 23 {
+			t.Errorf("screen %d has %d lines:\n%s", i, n, screen)
+		}
+	}
+	for i := range 150 {
+		want := 1
+		if i < 20 { // of the first page
+			want = 2
+		}
+		if i == 14 || i >= 140 { // of those with the word
+			want++
+		}
+		if have := strings.Count(said, fmt.Sprintf("  l%d ", i)); have != want {
+			t.Errorf("layout %d is listed %d times, want %d", i, have, want)
+		}
+		if zone := f.Zones[i].Name; !strings.Contains(said, zone) {
+			t.Errorf("%s is not listed", zone)
+		}
 	}
 }
 

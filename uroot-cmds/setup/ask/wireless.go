@@ -24,6 +24,17 @@ type Radio interface {
 // few is how many networks are shown at once: a screen has 25 lines.
 const few = 15
 
+// shown is a network's name, of at most 32 characters: one that is quoted has up to four for a
+// byte, and a few of those would push all others off the screen. Their numbers tell them apart.
+func shown(n wifi.Network) string {
+	const most, cut = 32, "..."
+	name := []rune(wifi.Name(n.SSID))
+	if len(name) > most {
+		return string(name[:most-len(cut)]) + cut
+	}
+	return string(name)
+}
+
 // Wireless asks for a wireless network until the machine is in one. It returns ErrLater where
 // somebody does not want to be.
 func (p *Person) Wireless(ctx context.Context, r Radio) error {
@@ -82,7 +93,7 @@ func (p *Person) switchOn(ctx context.Context, r Radio) error {
 func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 	var choices []choice
 	for i, n := range all {
-		choices = append(choices, choice{strconv.Itoa(i + 1), fmt.Sprintf("%-4s  %-16s  %s", strings.Repeat("#", 1+n.Strength*4/101), n.Security, wifi.Name(n.SSID))})
+		choices = append(choices, choice{strconv.Itoa(i + 1), fmt.Sprintf("%-4s  %-16s  %s", strings.Repeat("#", 1+n.Strength*4/101), n.Security, shown(n))})
 	}
 	var b strings.Builder
 	for _, c := range choices[:min(len(choices), few)] {
@@ -96,7 +107,7 @@ func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 	}
 	p.Terminal.Say(b.String())
 	const hidden, again = "h", "r"
-	line, err := p.ask(question{text: "Number of a network, h for one that hides its name, r to look again, or later", byEnter: later, choices: choices, take: func(line string) (string, error) {
+	line, err := p.ask(question{text: "Number of a network, h for a hidden one, r to look again, or later", byEnter: later, choices: choices, take: func(line string) (string, error) {
 		i, err := strconv.Atoi(line)
 		switch {
 		case line == hidden || line == again || line == later:
@@ -144,7 +155,7 @@ func (p *Person) hidden() (*wifi.Network, error) {
 // somebody wants another one, or this one cannot be had.
 func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool, err error) {
 	if err := n.Security.Refused(); err != nil {
-		p.Terminal.Say(fmt.Sprintf("%s cannot be set up here: %v\n", wifi.Name(n.SSID), err))
+		p.Terminal.Say(fmt.Sprintf("%s cannot be set up here: %v\n", shown(n), err))
 		return false, nil
 	}
 	for {
@@ -152,17 +163,17 @@ func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool
 		if err != nil || n.Security.HasPassword() && len(password) == 0 {
 			return false, err
 		}
-		p.Terminal.Say("Connecting to " + wifi.Name(n.SSID) + " ...\n")
+		p.Terminal.Say("Connecting to " + shown(n) + " ...\n")
 		err = r.Connect(ctx, n, password, func(text string) { p.Terminal.Say("  " + text + "\n") })
 		clear(password)
 		switch {
 		case err == nil:
-			p.Terminal.Say("The machine is in the network " + wifi.Name(n.SSID) + ".\n")
+			p.Terminal.Say("The machine is in the network " + shown(n) + ".\n")
 			return true, nil
 		case ctx.Err() != nil:
 			return false, err
 		}
-		p.Terminal.Say(fmt.Sprintf("%s: %v\n", wifi.Name(n.SSID), err))
+		p.Terminal.Say(fmt.Sprintf("%s: %v\n", shown(n), err))
 		if !errors.Is(err, wifi.ErrPassword) {
 			return false, nil
 		}
@@ -173,7 +184,7 @@ func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool
 // none. The caller clears it.
 func (p *Person) networkPassword(n wifi.Network) ([]byte, error) {
 	for n.Security.HasPassword() {
-		password, err := p.Terminal.Secret("Password of " + wifi.Name(n.SSID) + " (it is not shown; Enter alone goes back): ")
+		password, err := p.Terminal.Secret("Password of " + shown(n) + " (not shown; Enter goes back): ")
 		switch {
 		case err != nil || len(password) == 0:
 			return nil, err

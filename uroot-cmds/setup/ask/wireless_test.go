@@ -165,6 +165,32 @@ func TestWirelessOff(t *testing.T) {
 	}
 }
 
+// No name that somebody nearby chooses takes the room of the others, and nothing is lost above
+// the first line of a screen.
+func TestWirelessLong(t *testing.T) {
+	var all []wifi.Network
+	for i := range 40 {
+		all = append(all, wifi.Network{SSID: append([]byte(strings.Repeat("\x1b", 31)), byte(i)), Security: wifi.Personal3, Strength: 99})
+	}
+	all = append(all, wifi.Network{SSID: []byte(strings.Repeat("n", 32)), Security: wifi.Personal3})
+	d := &device{found: all}
+	said, err := wireless(t, d, "?", "?", "?", "41", "long horse")
+	if err != nil || len(d.tried) != 1 {
+		t.Errorf("%v, %q", err, d.tried)
+	}
+	for line := range strings.Lines(said) {
+		if len(line) > 80 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+	for i, screen := range strings.Split(said, "Number of a network") {
+		if n := strings.Count(screen, "\n"); n > 23 {
+			t.Errorf("screen %d has %d lines:\n%s", i, n, screen)
+		}
+	}
+	has(t, said, strings.Repeat("n", 32)+"\n", "  41 ", "  and 21 more: ", "  and 1 more: ")
+}
+
 // Thousands of networks fill no more than a screen until somebody asks for more.
 func TestWirelessMany(t *testing.T) {
 	var all []wifi.Network
