@@ -190,7 +190,7 @@ func describeDatabaseChange(was, is Event) string {
 		parts = append(parts, "gained "+describeEntries(added))
 	}
 	if len(parts) == 0 {
-		return fmt.Sprintf("%s holds the same signatures, but not in the same way: %s, now %s (their order, or one that is there twice)",
+		return fmt.Sprintf("%s holds the same signatures, but not in the same way: %s, now %s (their order, one that is there twice, or how they are grouped)",
 			after.name, howMany(len(old)), howMany(len(new)))
 	}
 	return after.name + " " + strings.Join(parts, " and ")

@@ -171,12 +171,22 @@ func TestDiffOfTheSameEntries(t *testing.T) {
 		}
 		return newLog(pcr.SHA256).firmware(1, nil, nil, text, nil)
 	}
+	one := func(h byte) []byte {
+		text, err := secureboot.Database{{Type: secureboot.TypeSHA256, Data: bytes.Repeat([]byte{h}, 32)}}.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	lists := newLog(pcr.SHA256).firmware(1, nil, nil, append(one(1), one(2)...), nil) // and not one of both
+	const how = " (their order, one that is there twice, or how they are grouped)"
 	for _, c := range []struct {
 		was, is *builder
 		want    string
 	}{
-		{db(1), db(1, 1), "db holds the same signatures, but not in the same way: 1 entry, now 2 entries (their order, or one that is there twice)"},
-		{db(1, 2), db(2, 1), "db holds the same signatures, but not in the same way: 2 entries, now 2 entries (their order, or one that is there twice)"},
+		{db(1), db(1, 1), "db holds the same signatures, but not in the same way: 1 entry, now 2 entries" + how},
+		{db(1, 2), db(2, 1), "db holds the same signatures, but not in the same way: 2 entries, now 2 entries" + how},
+		{db(1, 2), lists, "db holds the same signatures, but not in the same way: 2 entries, now 2 entries" + how},
 	} {
 		got := pcr.Diff(parse(t, c.was), parse(t, c.is))
 		if len(got) != 1 || len(got[0].Changes) != 1 || got[0].Changes[0].String() != c.want {
