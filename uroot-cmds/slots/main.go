@@ -111,7 +111,7 @@ func showBoot(w io.Writer, boot *bootinfo.Report) {
 	fmt.Fprintf(w, "\nthis boot: version %s from slot %s%s\n", boot.Version, boot.Slot, trial)
 	switch {
 	case boot.Stopped:
-		fmt.Fprintf(w, "  stopped: %s\n", boot.Reason)
+		fmt.Fprintf(w, "  stopped: %s\n", strings.ReplaceAll(boot.Reason, "\n", "\n    "))
 	case boot.Reason != "":
 		fmt.Fprintf(w, "  because %s\n", boot.Reason)
 	}

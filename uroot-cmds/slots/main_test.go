@@ -64,7 +64,7 @@ func TestSlots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stopped, err := json.Marshal(bootinfo.Report{Version: "7", Slot: layout.SlotA, Stopped: true, Reason: "no recovery key was given"})
+	stopped, err := json.Marshal(bootinfo.Report{Version: "7", Slot: layout.SlotA, Stopped: true, Reason: "no recovery key was given:\nPCR 7 differs"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestSlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, atConsole, _ := commandtest.Run(cmd(take, elsewhere))
-	has(atConsole, "this boot: version 7 from slot a\n  stopped: no recovery key was given\n")
+	has(atConsole, "this boot: version 7 from slot a\n  stopped: no recovery key was given:\n    PCR 7 differs\n")
 	out := run()
 	has(out, "this boot: version 7 from slot a, on trial", "because it is the newest", "on GenuineIntel 06-9e-0a, microcode 0xf8", "slot a holds it", "FAILED: PCR 7\n    differs", "boot journal:", "3 older ones", "as entry o")
 	if strings.Contains(out, "as entry c") || !strings.Contains(run("--all"), "as entry a") {
