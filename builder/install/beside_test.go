@@ -350,6 +350,13 @@ func TestSystems(t *testing.T) {
 		if keep := strings.Join(p.Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key") != stays || !strings.Contains(keep, "the recovery key that the second start shows") {
 			t.Errorf("%s, %+v: to keep: %s", c.on, c.choice, keep)
 		}
+		// Windows may have it on another disk.
+		for i := range facts.Systems {
+			facts.Systems[i].BitLocker = false
+		}
+		if keep := strings.Join(NewPlan(s, disk, facts, randomIDs(t), c.choice).Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key, if Windows uses it") != stays {
+			t.Errorf("%s, %+v, where BitLocker is not seen: to keep: %s", c.on, c.choice, keep)
+		}
 		if asks := stays && c.vendor != contract.VendorMicrosoft && !c.choice.LetOthersStart; p.AsksOthers != asks || len(p.Staying()) > 0 != stays {
 			t.Errorf("%s, %+v: asks %t, %+v stay", c.vendor, c.choice, p.AsksOthers, p.Staying())
 		}

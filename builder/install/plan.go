@@ -394,8 +394,11 @@ func (p *Plan) Keep() []string {
 		"the password of the firmware's setup: it keeps you out, too",
 		"the medium that you installed from: it installs again, and can keep your data",
 	}
-	if slices.ContainsFunc(p.Staying(), func(s System) bool { return s.BitLocker }) {
+	switch stay := p.Staying(); {
+	case slices.ContainsFunc(stay, func(s System) bool { return s.BitLocker }):
 		all = append(all, "BitLocker's recovery key: Windows may ask for it, now that the firmware gets other keys")
+	case slices.ContainsFunc(stay, func(s System) bool { return s.Windows }): // which may have it on another disk
+		all = append(all, "BitLocker's recovery key, if Windows uses it: the key may be asked for, now that the firmware gets other keys")
 	}
 	return all
 }
