@@ -63,20 +63,25 @@ func (t *target) Install(msg dbus.Message, version string, flags uint64) (string
 	if denied != nil {
 		return fail(denied)
 	}
-	defer done()
 	s, err := t.b.service.Status(t.b.conn.Context())
+	var refused *dbus.Error
 	switch {
 	case err != nil:
-		return fail(failed(err))
+		refused = failed(err)
 	case s.Staged == nil:
-		return fail(dbus.NewError(Name+".NoCandidate", []any{"no release was fetched that waits for a restart"}))
+		refused = dbus.NewError(Name+".NoCandidate", []any{"no release was fetched that waits for a restart"})
 	case version != "" && version != s.Staged.Version.String():
-		return fail(dbus.NewError(Name+".NoCandidate", []any{fmt.Sprintf("version %s waits for a restart, and not %.40q", s.Staged.Version, version)}))
+		refused = dbus.NewError(Name+".NoCandidate", []any{fmt.Sprintf("version %s waits for a restart, and not %.40q", s.Staged.Version, version)})
+	}
+	if refused != nil {
+		done()
+		return fail(refused)
 	}
 	id := t.b.service.NextID()
 	t.b.begin(id, job{kind: "install", progress: func() uint32 { return 100 }, cancel: func() {}})
-	leave := t.b.service.Enter() // which keeps the service up until then
-	time.AfterFunc(shown, func() { t.b.finish(id, 0); leave() })
+	// The call lasts until the job has ended: the service stays up for it, and nobody makes jobs
+	// faster than they go.
+	time.AfterFunc(shown, func() { t.b.finish(id, 0); done() })
 	return s.Staged.Version.String(), id, jobPath(id), nil
 }
 
