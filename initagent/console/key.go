@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -247,12 +248,8 @@ func (e *keyEditor) draw() string {
 		line.WriteString(text)
 		column += len(letters)
 	}
-	remark := []rune(e.remark(&r))
-	if room := e.columns - len(margin) - 1; e.columns > 0 {
-		remark = remark[:min(len(remark), room)]
-	}
 	below, rows := e.below()
-	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, string(remark), below, rows+1, column)
+	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, e.remark(&r), below, rows+1, column)
 }
 
 // narrow reports whether a screen with room for the pad has none for the dashes between groups: a line
@@ -280,12 +277,16 @@ func (e *keyEditor) below() (drawn string, rows int) {
 const (
 	margin    = "  "
 	maxGroups = 8
+	// usualColumns is what a terminal has that does not say so.
+	usualColumns = 80
 )
 
-// remark is what is said of a key that is being typed, in one line.
+// remark is what is said of a key that is being typed, in one line: what comes last is left out
+// where it has no room, since the rows are counted to draw over them.
 func (e *keyEditor) remark(r *luks2.Reading) string {
 	var says []string
 	if wrong := r.Wrong(e.checks); len(wrong) > 0 {
+		wrong = wrong[:min(len(wrong), maxGroups)]
 		says = append(says, e.language.Say(words.WrongGroup, strings.Trim(strings.ReplaceAll(fmt.Sprint(wrong), " ", ", "), "[]")))
 	}
 	if n := len(r.Letters); n > luks2.RecoveryLetters {
@@ -301,7 +302,14 @@ func (e *keyEditor) remark(r *luks2.Reading) string {
 	} else {
 		says = append(says, e.language.Text(words.TabHides))
 	}
-	return strings.Join(says, "; ")
+	// In the last column the cursor may be in the next line.
+	room := cmp.Or(e.columns, usualColumns) - 1 - len(margin)
+	line := []rune(strings.Join(says, "; "))
+	for len(says) > 1 && len(line) > room {
+		says = says[:len(says)-1]
+		line = []rune(strings.Join(says, "; "))
+	}
+	return string(line[:min(len(line), room)])
 }
 
 // end draws the key without its letters, and leaves the cursor below.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -177,6 +178,33 @@ func TestRemarkInEachLanguage(t *testing.T) {
 		d.write(e.draw())
 		if want := l.Say(words.LettersTooMany, 1); !strings.Contains(d.row(1), want) || !strings.Contains(d.row(1), l.Text(words.TabShows)) {
 			t.Errorf("%s: it says %q, want %q", code, d.row(1), want)
+		}
+	}
+}
+
+// The same with the keyboard that has the longest name, however many groups are wrong: what can be
+// seen elsewhere is not said there.
+func TestRemarkOfEachKeyboard(t *testing.T) {
+	for _, code := range words.Codes() {
+		l, err := words.Find(code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := keyEditor{text: make([]byte, 0, maxLine), checks: true, language: l}
+		e.feed([]byte(strings.Repeat("0", 200))) // a pasted text that is something else
+		d := display{t: t}
+		d.write(e.draw())
+		for _, layout := range boardkeys.Layouts() {
+			for n := range maxGroups + 1 {
+				r := luks2.Reading{Letters: []byte(strings.Repeat("cccccccb", n) + "c"), Layout: layout.Name}
+				said := e.remark(&r)
+				if wide := utf8.RuneCountInString(margin + said); wide > 79 {
+					t.Errorf("%s, %s: %d columns: %s", code, layout.Name, wide, said)
+				}
+				if n := len(r.Wrong(true)); n > 0 && !strings.HasPrefix(said, l.Say(words.WrongGroup, "1")) {
+					t.Errorf("%s: %d groups are wrong, and it says %q", code, n, said)
+				}
+			}
 		}
 	}
 }
