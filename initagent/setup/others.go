@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/gpt"
@@ -55,8 +56,13 @@ func OthersWished(h *host.Host) bool {
 	return h.Left.Wished && h.Left.Pending == nil && (h.State.Root != bootflow.RootOpen || !rootpart.HasKeys(h.Store))
 }
 
-// AskOthers asks, before this machine's keys are made, whether other systems go on starting.
+// AskOthers asks, before this machine's keys are made, whether other systems go on starting. That
+// comes before the answers of the installer are taken, and is in their language all the same: a
+// yes is worth what was understood.
 func AskOthers(h *host.Host) error {
+	if taken, err := answers.Parse(h.Left.Answers); err == nil && h.State.Root != bootflow.RootOpen {
+		takeLanguage(h, taken)
+	}
 	vendor, err := secureboot.VendorCertificates(h.Contract.VendorKeys, gpt.GUID{}, h.Drivers(), h.FirmwareKeys.Factory)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/secureboot"
@@ -137,6 +138,24 @@ func TestLetOthersStartWithoutTPM(t *testing.T) {
 		t.Errorf("asks:\n%s", text)
 	}
 	letsStart(m, theirs)
+}
+
+// The question is in the language that was chosen when the machine was installed, though it
+// comes before anything else of the installer's is taken.
+func TestOthersAskedInTheLanguage(t *testing.T) {
+	m := machinetest.New(t, nil)
+	theirs := withDefaults(m)
+	m.SetFile(secureboot.OthersOnESP, []byte(wish))
+	m.SetFile(answers.OnESP, []byte(answersIn("de_DE.UTF-8")))
+	m.Typed = []string{"j"}
+	m.Ends("system")
+	if text := m.Printed.String(); strings.Contains(text, asksOthers) || !strings.Contains(text, words.Language("de").Text(words.OthersSpare)) {
+		t.Errorf("asks:\n%s", text)
+	}
+	m.Foreign = len(theirs)
+	m.Must(m.Provisioned())
+	letsStart(m, theirs)
+	answersAre(m, answersIn("de_DE.UTF-8"))
 }
 
 // Nobody is asked where nothing was left, where the image lets others start anyway, or where
