@@ -57,4 +57,9 @@ func TestLanguageOfTheConsole(t *testing.T) {
 			t.Errorf("the screen has not %q alone:\n%s", german.Text(text), m.Printed.String())
 		}
 	}
+	// What it says of the line RECOVERY is right below that line.
+	reason, _, _ := strings.Cut(german.Text(words.Stopped), "\n")
+	if _, shown, _ := strings.Cut(m.Printed.String(), "RECOVERY: "); strings.Count(strings.SplitAfter(shown, reason)[0], "\n") != 1 {
+		t.Errorf("the screen has not the reason above:\n%s", m.Printed.String())
+	}
 }

@@ -54,7 +54,7 @@ func (a *Agent) recover(reason string) error {
 			a.Log.Say("the report of this boot was not written: %v", err)
 		}
 	}
-	a.sayCures()
+	a.sayCures(reason)
 	if err := a.LeavePhase(pcr.Recovery); err != nil {
 		return a.noConsole(err)
 	}
@@ -65,8 +65,9 @@ func (a *Agent) recover(reason string) error {
 }
 
 // sayCures says that the boot has stopped, and what to do about it: in the log, and to somebody
-// who reads another language in that one.
-func (a *Agent) sayCures() {
+// who reads another language in that one, below the reason once more: with all this twice, a screen
+// of 25 lines has it no longer, and the cures name it.
+func (a *Agent) sayCures(reason string) {
 	lines := []words.Line{words.Fixed(words.Stopped)}
 	if a.lost() {
 		lines = []words.Line{words.Fixed(words.StoppedLost)}
@@ -89,8 +90,9 @@ func (a *Agent) sayCures() {
 		return
 	}
 	defer c.Close()
+	c.Print("\nRECOVERY: " + reason + "\n")
 	for _, line := range lines {
-		c.Print("\n" + a.Language.Line(line) + "\n")
+		c.Print(a.Language.Line(line) + "\n")
 	}
 }
 
